@@ -1,0 +1,71 @@
+# Two commands on a fresh machine: `make run` and `make test`. The rest is for those who change the code.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := umask 022; $(BIN)/python -m pip install -qq --disable-pip-version-check --root-user-action=ignore --only-binary :all:
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --only-binary :all: \
+	--custom-compile-command "make lock" pyproject.toml
+RECENT := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
+define ENVIRONMENT
+@$(PYTHON) $(RECENT) || { echo "NexMDM needs Python 3.11 or later. Name one: make PYTHON=python3.12 …" >&2; exit 1; }
+@$(BIN)/python $(RECENT) 2>/dev/null || { umask 022; $(PYTHON) -m venv --clear $(VENV); }
+endef
+# The tests keep their own data folder, as tests/environment.py says it.
+TEST_DATA_DIR := $(or $(NEXMDM_TEST_DATA_DIR),$(CURDIR)/.nexmdm-test)
+TEST_MANAGE := env -u DATABASE_URL NEXMDM_DATA_DIR="$(TEST_DATA_DIR)" $(BIN)/python manage.py
+
+.PHONY: help run test checks lint format lock clean
+
+help:
+	@echo "make run     start everything (Ctrl-C stops it)"
+	@echo "make test    lint, types, migrations, tests"
+	@echo "make lint    ruff and mypy only"
+	@echo "make format  ruff's fixes and format"
+	@echo "make lock    pin the newest dependencies that pyproject.toml allows"
+	@echo "make clean   remove the virtual environment and caches; data folders stay"
+
+run: $(VENV)/runtime.stamp
+	@exec $(BIN)/python manage.py serve --end-with-parent
+
+# The checks share one PostgreSQL, which goes whatever their outcome.
+test: $(VENV)/dev.stamp
+	@$(MAKE) --no-print-directory checks; outcome=$$?; $(TEST_MANAGE) postgres stop >/dev/null; exit $$outcome
+
+checks: lint
+	$(TEST_MANAGE) makemigrations --check --dry-run
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy .
+
+format: $(VENV)/dev.stamp
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+lock: $(BIN)/uv
+	$(COMPILE) --upgrade --output-file requirements.lock
+	$(COMPILE) --upgrade --extra dev --constraint requirements.lock --output-file requirements-dev.lock
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The development lock holds the runtime's versions too, so that one environment serves both.
+$(VENV)/runtime.stamp: requirements.lock
+	$(ENVIRONMENT)
+	@echo "Installing the dependencies into $(VENV) …"
+	@$(PIP) --requirement requirements.lock
+	@touch $@
+
+$(VENV)/dev.stamp: requirements-dev.lock requirements.lock
+	$(ENVIRONMENT)
+	@echo "Installing the dependencies and development tools into $(VENV) …"
+	@$(PIP) --requirement requirements-dev.lock
+	@touch $(VENV)/runtime.stamp $@
+
+$(BIN)/uv:
+	$(ENVIRONMENT)
+	@$(PIP) uv

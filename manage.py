@@ -1,0 +1,45 @@
+#!/usr/bin/env python
+"""Run a management command; on the embedded default, start PostgreSQL first for those that need it."""
+
+import os
+import sys
+from typing import Final
+
+import django
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management import execute_from_command_line, get_commands
+
+from nexmdm import embedded
+
+WITHOUT_DATABASE: Final = {
+    "check", "collectstatic", "compilemessages", "diffsettings", "findstatic", "fleet", "makemessages",
+    "optimizemigration", "postgres", "sendtestemail", "serve", "startapp", "startproject",
+}  # fmt: skip
+
+
+def main() -> None:
+    """Run the command line; configuration that cannot work ends it with one line."""
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "nexmdm.settings")
+    try:
+        _prepare(sys.argv[1:])
+        execute_from_command_line(sys.argv)
+    except (ImproperlyConfigured, embedded.EmbeddedError) as error:
+        sys.exit(str(error))
+
+
+def _prepare(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("help", "version") or {"-h", "--help", "--version"} & set(arguments):
+        return
+    django.setup()
+    if settings.EMBEDDED and arguments[0] in get_commands() and arguments[0] not in WITHOUT_DATABASE:
+        _start_database()
+
+
+def _start_database() -> None:
+    if embedded.start(settings.DATA_DIR):
+        sys.stderr.write("Started the embedded PostgreSQL; `manage.py postgres stop` stops it.\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Who is in charge of a data folder: one `serve`; and, where that was killed, the keeper that clears up behind it.
+
+`python -m nexmdm.keeper <data folder>` is started by serve. Serve and its children hold the other end of its standard
+input; when the last of them has gone, it stops the embedded PostgreSQL, unless a new serve has taken charge by then.
+"""
+
+import fcntl
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from nexmdm import embedded
+
+RUNNING: Final = "running"
+STOPPING: Final = "stopping"
+ENDED: Final = ""
+
+# A little more than a stop takes at most: 25 s for the children, then PostgreSQL.
+_WAIT_SECONDS: Final = 35
+# How long a serve may still look alive after it was killed.
+_DYING_SECONDS: Final = 2
+
+
+class InChargeError(RuntimeError):
+    """Another serve is in charge of the data folder."""
+
+
+class Charge:
+    """The exclusive right to run NexMDM on one data folder, until it is given back or this process ends."""
+
+    def __init__(self, descriptor: int) -> None:
+        """Take over the locked file."""
+        self._descriptor = descriptor
+        self.after_a_crash = os.pread(descriptor, 64, 0).decode() != ENDED
+        self.note(RUNNING)
+
+    def note(self, state: str) -> None:
+        """Let others see how far it is."""
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, state.encode(), 0)
+
+    def __enter__(self) -> Self:
+        """Hold it."""
+        return self
+
+    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
+        """Give it back."""
+        self.note(ENDED)
+        os.close(self._descriptor)
+
+
+def take(data_dir: Path) -> Charge | None:
+    """Take charge of the folder, or return None where somebody else has it."""
+    data_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+    descriptor = os.open(data_dir / "serve.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    with suppress(BlockingIOError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return Charge(descriptor)
+    os.close(descriptor)
+    return None
+
+
+def take_when_free(data_dir: Path, say: Callable[[str], object]) -> Charge:
+    """Take charge of the folder, waiting for one that is stopping. InChargeError where one simply runs."""
+    began, said = time.monotonic(), False
+    while (charge := take(data_dir)) is None:
+        waited = time.monotonic() - began
+        running = (data_dir / "serve.lock").read_text() == RUNNING
+        if waited > (_DYING_SECONDS if running else _WAIT_SECONDS):
+            raise InChargeError(f"Another serve runs on {data_dir}. Stop it, or set NEXMDM_DATA_DIR to another folder.")
+        if not (said or running):
+            say(f"Waiting for the previous serve on {data_dir} to end …")
+            said = True
+        time.sleep(0.1)
+    return charge
+
+
+def main() -> None:
+    """Wait for the end of serve and its children, then stop the PostgreSQL that they left."""
+    data_dir = Path(sys.argv[1])
+    sys.stdin.buffer.read()
+    charge = take(data_dir)
+    if charge is not None:
+        charge.note(STOPPING)
+        embedded.stop(data_dir)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""manage.py dispatch: push what is due through FCM, and sweep what is over. Any number may run at once."""
+
+import asyncio
+import signal
+from argparse import ArgumentParser
+from contextlib import AsyncExitStack
+from typing import Any
+
+import structlog
+import uvloop
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError
+from prometheus_client import start_http_server
+
+from commands import fcm, queue
+from commands.dispatcher import SLOTS, Chore, Dispatcher
+from devices import credentials
+from devices.database import unit
+from nexmdm import counters, dispatchers, idempotency, lifeline
+
+log = structlog.get_logger()
+
+SWEEP_BATCH = 5000
+
+
+class Command(BaseCommand):
+    """Run one dispatcher until SIGTERM or SIGINT; what is under way is then sent and recorded."""
+
+    help = "Push due commands through Firebase Cloud Messaging, and sweep what has expired."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Declare the options."""
+        parser.add_argument("--metrics-port", type=int, help="serve Prometheus metrics on this port of 127.0.0.1")
+
+        parser.add_argument("--once", action="store_true", help="push what is due now, sweep once, and exit")
+
+    def handle(self, *_: object, metrics_port: int | None, once: bool, **__: Any) -> None:
+        """Run the dispatcher."""
+        if metrics_port is not None:
+            start_http_server(metrics_port, addr="127.0.0.1")
+        uvloop.run(_run(once=once))
+
+
+async def _run(*, once: bool) -> None:
+    async with AsyncExitStack() as stack:
+        sender = None
+        if settings.FIREBASE_SERVICE_ACCOUNT is not None:
+            sender = await stack.enter_async_context(_sender(settings.FIREBASE_SERVICE_ACCOUNT))
+        chores: list[Chore] = []
+        dispatcher = Dispatcher(sender, per_second=settings.FCM_MAX_PER_SECOND, chores=chores)
+        chores += _chores(dispatcher)
+        if once:
+            await dispatcher.run_once()
+            return
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, dispatcher.stop)
+        lifeline.watch()
+        log.info("dispatch.started", name=dispatchers.NAME, push="ok" if sender else "unconfigured")
+        await dispatcher.run()
+        await unit(dispatchers.leave)
+    log.info("dispatch.stopped", name=dispatchers.NAME)
+
+
+def _sender(account: dict[str, str]) -> fcm.Sender:
+    try:
+        return fcm.Sender(account, settings.FCM_BASE_URL, connections=SLOTS)
+    except ValueError as error:
+        # The library's own message would quote the key.
+        raise CommandError("The Firebase service account cannot be used: its private_key is not a key.") from error
+
+
+def _chores(dispatcher: Dispatcher) -> list[Chore]:
+    def seen() -> None:
+        others = dispatchers.note_seen(dispatcher.circuit)
+        dispatcher.pace.per_second = settings.FCM_MAX_PER_SECOND / others
+
+    return [
+        Chore("seen", dispatchers.SEEN_EVERY_SECONDS, seen),
+        Chore("expire", 1, lambda: queue.expire(SWEEP_BATCH)),
+        Chore("unused credentials", 60, credentials.forget_unused_next),
+        Chore("stored answers", 60, idempotency.forget_old_answers),
+        Chore("counters", 60, counters.forget_expired),
+    ]

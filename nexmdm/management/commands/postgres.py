@@ -1,0 +1,43 @@
+"""manage.py postgres: the embedded PostgreSQL by hand, for whoever runs the parts one by one."""
+
+from argparse import ArgumentParser
+from typing import Any
+
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError
+
+from nexmdm import embedded, keeper
+
+
+class Command(BaseCommand):
+    """Start it, stop it, or print its address."""
+
+    help = 'The embedded PostgreSQL: start, stop, or url (as in: psql "$(manage.py postgres url)").'
+    requires_system_checks = ()
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Declare the verb."""
+        parser.add_argument("verb", choices=["start", "stop", "url"])
+
+    def handle(self, *_: object, verb: str, **__: Any) -> None:
+        """Do it."""
+        if not settings.EMBEDDED:
+            raise CommandError("DATABASE_URL is set, so that there is no embedded PostgreSQL.")
+        self.stdout.write({"start": _start, "stop": _stop, "url": _url}[verb]())
+
+
+def _start() -> str:
+    started = embedded.start(settings.DATA_DIR)
+    return "PostgreSQL started." if started else "PostgreSQL runs already."
+
+
+def _stop() -> str:
+    charge = keeper.take(settings.DATA_DIR)
+    if charge is None:
+        raise CommandError("serve uses this PostgreSQL: stop serve, and both end.")
+    with charge:
+        return "PostgreSQL stopped." if embedded.stop(settings.DATA_DIR) else "PostgreSQL did not run."
+
+
+def _url() -> str:
+    return embedded.url(settings.DATA_DIR)

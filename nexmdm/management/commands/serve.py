@@ -1,0 +1,205 @@
+"""manage.py serve: everything with one command: PostgreSQL where none is given, migrations, web, dispatcher."""
+
+import http.client
+import os
+import shlex
+import shutil
+import socket
+import sys
+import time
+from argparse import ArgumentParser
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+from django.conf import settings
+from django.core.management import call_command
+from django.core.management.base import BaseCommand, CommandError
+from django.db import connections
+
+from nexmdm import embedded, keeper, supervisor, web
+from nexmdm.supervisor import Child, Postgres, StopRequest, Team
+
+log = structlog.get_logger()
+
+_PORT_WAIT_SECONDS: Final = 25
+_READY_SECONDS: Final = 90
+_PAUSE_SECONDS: Final = 0.1
+_LOOPBACK: Final = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}  # noqa: S104
+_NAMED_IN_COMMANDS: Final = ("NEXMDM_DATA_DIR", "HOST", "PORT")
+
+
+class Command(BaseCommand):
+    """Run until SIGINT or SIGTERM; then stop the web and the dispatcher first, the embedded PostgreSQL last."""
+
+    help = "Run everything: the embedded PostgreSQL where there is no DATABASE_URL, migrations, web and dispatcher."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Declare the options."""
+        parser.add_argument("--end-with-parent", action="store_true", help="stop when the parent process has ended")
+
+    def handle(self, *_: object, end_with_parent: bool, **__: Any) -> None:
+        """Run it all."""
+        stop = StopRequest(with_parent=end_with_parent)
+        try:
+            with ExitStack() as stack:
+                self._run(stack, stop)
+        except (embedded.EmbeddedError, keeper.InChargeError) as error:
+            raise CommandError(str(error)) from error
+
+    def _run(self, stack: ExitStack, stop: StopRequest) -> None:
+        charge = stack.enter_context(keeper.take_when_free(settings.DATA_DIR, self._say))
+        listener = stack.enter_context(self._listen(patiently=charge.after_a_crash))
+        postgres = Postgres(settings.DATA_DIR) if settings.EMBEDDED else None
+        held = [stack.enter_context(postgres.running(supervisor.environment(settings.BASE_DIR)))] if postgres else []
+        _migrate()
+        team = _start_team(stack, listener, held)
+        stack.callback(charge.note, keeper.STOPPING)
+        stack.callback(log.info, "serve.stopping")
+        if self._becomes_ready(team, listener, stop):
+            self._say(_welcome(listener))
+        while not stop:
+            team.tend()
+            if postgres is not None:
+                postgres.tend()
+            time.sleep(_PAUSE_SECONDS)
+
+    def _listen(self, *, patiently: bool) -> socket.socket:
+        """Open the listening socket. `patiently`: the children of a killed serve may hold the port a moment longer."""
+        try:
+            return _bound()
+        except OSError as error:
+            if not patiently:
+                where = f"HOST {settings.HOST}, PORT {settings.PORT}"
+                raise CommandError(f"Cannot listen on {where}: {error.strerror}. Set another one.") from error
+        self._say(f"Waiting for port {settings.PORT}, which the previous serve may still hold …")
+        _wait_until_bindable(time.monotonic() + _PORT_WAIT_SECONDS)
+        return self._listen(patiently=False)
+
+    def _becomes_ready(self, team: Team, listener: socket.socket, stop: StopRequest) -> bool:
+        """Wait until /readyz answers 200; CommandError where it never does. False when stopped before."""
+        deadline = time.monotonic() + _READY_SECONDS
+        while not stop:
+            if (answer := _readiness(listener)) == "200":
+                return True
+            team.tend()
+            if team.lost:
+                raise CommandError(f"{team.lost[0]} ended before the server was ready; what it said is above.")
+            if time.monotonic() > deadline:
+                raise CommandError(f"Not ready after {_READY_SECONDS} seconds; /readyz says: {answer}.")
+            time.sleep(_PAUSE_SECONDS)
+        return False
+
+    def _say(self, text: str) -> None:
+        self.stdout.write(text)
+        self.stdout.flush()
+
+
+def _wait_until_bindable(deadline: float) -> None:
+    while time.monotonic() < deadline:
+        with suppress(OSError):
+            _bound().close()
+            return
+        time.sleep(_PAUSE_SECONDS)
+
+
+def _bound() -> socket.socket:
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        settings.HOST, settings.PORT, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(web.BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _migrate() -> None:
+    call_command("migrate", verbosity=0, interactive=False, skip_checks=False)
+    connections.close_all()
+    connections["default"].close_pool()  # type: ignore[attr-defined]
+
+
+def _start_team(stack: ExitStack, listener: socket.socket, held: list[int]) -> Team:
+    lifeline = stack.enter_context(supervisor.lifeline_pipe())
+    metrics_dir = _fresh(settings.DATA_DIR / "metrics")
+    shared = supervisor.environment(settings.BASE_DIR, PROMETHEUS_MULTIPROC_DIR=str(metrics_dir))
+    shared = supervisor.with_lifeline(shared, lifeline)
+    team = Team(list(_children(listener, shared, [lifeline, *held])), metrics_dir)
+    stack.callback(team.stop)
+    team.start()
+    return team
+
+
+def _children(listener: socket.socket, shared: dict[str, str], descriptors: list[int]) -> Iterator[Child]:
+    serving = {**shared, web.VARIABLE: str(listener.fileno())}
+    for number in range(1, settings.WEB_WORKERS + 1):
+        argv = [sys.executable, "-m", "nexmdm.web"]
+        yield Child(f"web-{number}", argv, serving, [listener.fileno(), *descriptors])
+    yield Child("dispatch", [sys.executable, str(settings.BASE_DIR / "manage.py"), "dispatch"], shared, descriptors)
+
+
+def _fresh(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
+def _readiness(listener: socket.socket) -> str:
+    """Return the status of /readyz, or why there is none."""
+    host, port = listener.getsockname()[:2]
+    connection = http.client.HTTPConnection(_LOOPBACK.get(host, host), port, timeout=5)
+    try:
+        connection.request("GET", "/readyz", headers={"Host": f"{_accepted_host()}:{port}"})
+        return str(connection.getresponse().status)
+    except (OSError, http.client.HTTPException) as error:
+        return str(error)
+    finally:
+        connection.close()
+
+
+def _accepted_host() -> str:
+    first = settings.ALLOWED_HOSTS[0] if settings.ALLOWED_HOSTS else "localhost"
+    return "localhost" if first == "*" else first.removeprefix(".")
+
+
+def _welcome(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    host = _LOOPBACK.get(host, host)
+    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    command = _command_line(port)
+    lines = [f"NexMDM is ready: {address}", *_facts(address, command), "", "Ctrl-C stops everything."]
+    return "\n".join(["", *lines, ""])
+
+
+def _facts(address: str, command: str) -> Iterator[str]:
+    if settings.API_DOCS:
+        yield f"  API          {address}/docs"
+    yield f"  Admin site   {address}/django-admin/   (a first user: {command} createsuperuser)"
+    if settings.EMBEDDED:
+        yield f"  Secrets      {settings.SECRETS_FILE}"
+    if settings.FIREBASE_SERVICE_ACCOUNT is None:
+        yield "  Push         Firebase is not configured: commands travel by heartbeat"
+    else:
+        yield f"  Push         Firebase project {settings.FIREBASE_SERVICE_ACCOUNT['project_id']}"
+    yield "  First command, in another terminal" + ("" if settings.EMBEDDED else " with the same environment")
+    yield f"    {command} fleet enroll-token"
+
+
+def _command_line(port: int) -> str:
+    """Return how to call manage.py from the same folder, so that it finds this server and its secrets."""
+    values = {name: str(port) if name == "PORT" else os.environ.get(name, "") for name in _NAMED_IN_COMMANDS}
+    variables = [f"{name}={shlex.quote(values[name])}" for name in _NAMED_IN_COMMANDS if os.environ.get(name)]
+    programs = [_shortest(Path(sys.executable)), _shortest(settings.BASE_DIR / "manage.py")]
+    return " ".join([*variables, *map(shlex.quote, programs)])
+
+
+def _shortest(path: Path) -> str:
+    relative = os.path.relpath(path)
+    return relative if len(relative) < len(str(path)) else str(path)

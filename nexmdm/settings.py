@@ -1,0 +1,134 @@
+"""All settings, from the environment alone. Names and defaults: README, "Settings"."""
+
+from pathlib import Path
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+
+from nexmdm import embedded, environment, local_secrets, logs
+from nexmdm.environment import env
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+DATA_DIR = Path(env.str("NEXMDM_DATA_DIR", default=str(BASE_DIR / ".nexmdm"))).expanduser().resolve()
+SECRETS_FILE = DATA_DIR / "secrets.env"
+
+_DATABASE_URL = env.str("DATABASE_URL", default="")
+EMBEDDED = not _DATABASE_URL
+_GENERATED = local_secrets.load_or_create(SECRETS_FILE) if EMBEDDED else None
+
+DEBUG = False
+SECRET_KEY = environment.secret("SECRET_KEY", _GENERATED)
+SECRET_KEY_FALLBACKS = environment.previous_secrets("SECRET_KEY_FALLBACKS")
+# The first is current, the others are on their way out.
+ADMIN_KEYS = [environment.secret("ADMIN_KEY", _GENERATED), *environment.previous_secrets("ADMIN_KEY_PREVIOUS")]
+HMAC_SECRETS = [environment.secret("HMAC_SECRET", _GENERATED), *environment.previous_secrets("HMAC_SECRET_PREVIOUS")]
+COMMAND_SIGNING_KEYS = [
+    environment.secret("COMMAND_SIGNING_KEY", _GENERATED),
+    *environment.previous_secrets("COMMAND_SIGNING_KEY_PREVIOUS"),
+]
+if set(ADMIN_KEYS) & set(HMAC_SECRETS):
+    raise ImproperlyConfigured("ADMIN_KEY and HMAC_SECRET must differ: the key travels with each request.")
+
+FIREBASE_SERVICE_ACCOUNT = environment.firebase_service_account()
+FCM_BASE_URL = env.str("FCM_BASE_URL", default="https://fcm.googleapis.com").rstrip("/")
+FCM_MAX_PER_SECOND = environment.whole("FCM_MAX_PER_SECOND", 5000, minimum=1, maximum=1_000_000)
+
+HOST = env.str("HOST", default="127.0.0.1")
+PORT = environment.whole("PORT", 8000, minimum=0, maximum=65535)
+WEB_WORKERS = environment.whole("WEB_WORKERS", 1, minimum=1, maximum=64)
+ALLOWED_HOSTS = environment.names("ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"])
+TRUSTED_PROXIES = environment.networks("TRUSTED_PROXIES")
+
+HEARTBEAT_INTERVAL_SECONDS = environment.whole("HEARTBEAT_INTERVAL_SECONDS", 120, minimum=5, maximum=86_400)
+ADMIN_RATE_LIMIT = environment.rate("ADMIN_RATE_LIMIT", "120/m")
+ADMIN_READ_RATE_LIMIT = environment.rate("ADMIN_READ_RATE_LIMIT", "1200/m")
+AUTH_FAILURE_RATE_LIMIT = environment.rate("AUTH_FAILURE_RATE_LIMIT", "60/m")
+RETENTION_DAYS = environment.whole("RETENTION_DAYS", 90, minimum=1, maximum=3650)
+BCRYPT_ROUNDS = environment.whole("BCRYPT_ROUNDS", 10, minimum=4, maximum=16)
+API_DOCS = environment.flag("API_DOCS", default=EMBEDDED)
+METRICS_TOKEN = env.str("METRICS_TOKEN", default="")
+LOG_LEVEL = environment.choice("LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR"))
+LOG_FORMAT = environment.choice("LOG_FORMAT", "json", ("json", "console"))
+
+# One web worker's connections; the connection budget is workers × this, plus the dispatchers' and a few to spare.
+DATABASE_POOL_SIZE = environment.whole("DATABASE_POOL_SIZE", 8, minimum=2, maximum=200)
+STATEMENT_TIMEOUT_SECONDS = environment.whole("STATEMENT_TIMEOUT_SECONDS", 30, minimum=1, maximum=3600)
+LOCK_TIMEOUT_SECONDS = environment.whole("LOCK_TIMEOUT_SECONDS", 10, minimum=1, maximum=3600)
+
+_database: dict[str, Any] = embedded.database(DATA_DIR) if EMBEDDED else environment.database(_DATABASE_URL)
+DATABASES = {
+    "default": {
+        "ENGINE": "django_prometheus.db.backends.postgresql",
+        **_database,
+        "CONN_MAX_AGE": 0,
+        "CONN_HEALTH_CHECKS": True,
+        "OPTIONS": {
+            "application_name": "nexmdm",
+            "connect_timeout": 5,
+            "options": f"-c statement_timeout={STATEMENT_TIMEOUT_SECONDS}s -c lock_timeout={LOCK_TIMEOUT_SECONDS}s",
+            **_database.get("OPTIONS", {}),
+            "pool": {"min_size": 1, "max_size": DATABASE_POOL_SIZE, "timeout": 5},
+        },
+    }
+}
+CACHES = {"default": {"BACKEND": "nexmdm.counters.CounterCache"}}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+USE_TZ = True
+TIME_ZONE = "UTC"
+USE_I18N = False
+
+INSTALLED_APPS = [
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "nexmdm.apps.NexmdmConfig",
+    "commands",
+    "devices",
+    "django.contrib.admin.apps.SimpleAdminConfig",
+    "ninja",
+]
+ROOT_URLCONF = "nexmdm.urls"
+ASGI_APPLICATION = "nexmdm.asgi.application"
+
+# These run for /django-admin/ and /static/ only; the API's own stack is nexmdm/asgi.py.
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+        },
+    }
+]
+STATIC_URL = "/static/"
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 12}},
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+]
+LOGIN_URL = "nexmdm-admin:login"
+SESSION_COOKIE_AGE = 12 * 3600
+SESSION_COOKIE_HTTPONLY = True
+# On the embedded default the site is http on loopback, where a Secure cookie would never come back.
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = not EMBEDDED
+SECURE_PROXY_SSL_HEADER = None
+SECURE_REFERRER_POLICY = "same-origin"
+X_FRAME_OPTIONS = "DENY"
+
+LOGGING_CONFIG = None
+logs.configure(level=LOG_LEVEL, style=LOG_FORMAT)

@@ -1,0 +1,105 @@
+"""Run programs that refuse to be root: who runs them instead, and what that account must be let into."""
+
+import os
+import pwd
+import stat
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+_CANDIDATES: Final = ("postgres", "nobody")
+
+
+class CannotDelegateError(RuntimeError):
+    """The work cannot be handed to an unprivileged account; the message says what to do instead."""
+
+
+@dataclass(frozen=True)
+class Account:
+    """An account that is not root."""
+
+    name: str
+    uid: int
+    gid: int
+
+
+def account_for(folder: Path) -> Account | None:
+    """Return who must run a program that works in `folder`, or None where we are not root and run it ourselves.
+
+    The folder's owner keeps it, so that a folder once used by an ordinary user stays usable for that user.
+    """
+    if os.geteuid() != 0:
+        return None
+    owner = folder.stat().st_uid if folder.exists() else 0
+    if owner:
+        return _owner(folder)
+    for name in _CANDIDATES:
+        if entry := _lookup(name):
+            return Account(name, entry.pw_uid, entry.pw_gid)
+    raise CannotDelegateError(
+        "PostgreSQL refuses to run as root, and there is no other account here. Add one: useradd postgres."
+    )
+
+
+def give(folder: Path, account: Account | None) -> None:
+    """Make `folder` with all that it holds this account's own, closed to everybody else."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if account is None or folder.stat().st_uid == account.uid:
+        return
+    try:
+        for path in [folder, *folder.rglob("*")]:
+            os.chown(path, account.uid, account.gid, follow_symlinks=False)
+    except OSError as error:
+        raise CannotDelegateError(f"{folder} cannot be given to {account.name}: {error.strerror}.") from error
+
+
+def admit(account: Account | None, path: Path) -> None:
+    """Let the account reach `path`: give passage (not sight) through root's folders above it, and say so.
+
+    Folders of other owners are left alone: where one bars the way, CannotDelegateError names it.
+    """
+    if account is None:
+        return
+    for folder in reversed(path.resolve().parents):
+        if not _passable(folder.stat(), account):
+            _open(folder, account)
+
+
+def _lookup(name: str) -> pwd.struct_passwd | None:
+    try:
+        return pwd.getpwnam(name)
+    except KeyError:
+        return None
+
+
+def _owner(folder: Path) -> Account:
+    status = folder.stat()
+    try:
+        name = pwd.getpwuid(status.st_uid).pw_name
+    except KeyError:
+        name = str(status.st_uid)
+    return Account(name, status.st_uid, status.st_gid)
+
+
+def _passable(status: os.stat_result, account: Account) -> bool:
+    if status.st_uid == account.uid:
+        return bool(status.st_mode & stat.S_IXUSR)
+    if status.st_gid == account.gid:
+        return bool(status.st_mode & stat.S_IXGRP)
+    return bool(status.st_mode & stat.S_IXOTH)
+
+
+def _open(folder: Path, account: Account) -> None:
+    status = folder.stat()
+    bit = stat.S_IXGRP if status.st_gid == account.gid else stat.S_IXOTH
+    if status.st_uid != 0:
+        raise CannotDelegateError(
+            f"{folder} is closed to {account.name}, who must run PostgreSQL in root's place. Run this as the folder's "
+            f"owner, or move the checkout and NEXMDM_DATA_DIR to a folder open to others."
+        )
+    try:
+        folder.chmod(stat.S_IMODE(status.st_mode) | bit)
+    except OSError as error:
+        raise CannotDelegateError(f"{folder} is closed to {account.name}: {error.strerror}.") from error
+    sys.stderr.write(f"Opened {folder} for passage (execute bit): {account.name} runs PostgreSQL in root's place.\n")

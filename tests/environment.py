@@ -1,0 +1,20 @@
+"""Settings of the test run, in place before Django reads any (a pytest plugin, loaded with -p)."""
+
+import os
+from pathlib import Path
+
+_ROOT = Path(__file__).resolve().parent.parent
+
+os.environ.update(
+    NEXMDM_DATA_DIR=os.environ.get("NEXMDM_TEST_DATA_DIR", str(_ROOT / ".nexmdm-test")),
+    BCRYPT_ROUNDS="4",
+    LOG_LEVEL="INFO",
+    LOG_FORMAT="json",
+)
+for _name in (
+    "DATABASE_URL", "SECRET_KEY", "SECRET_KEY_FALLBACKS", "ADMIN_KEY", "ADMIN_KEY_PREVIOUS", "HMAC_SECRET",
+    "HMAC_SECRET_PREVIOUS", "COMMAND_SIGNING_KEY", "COMMAND_SIGNING_KEY_PREVIOUS", "FIREBASE_SERVICE_ACCOUNT_JSON",
+    "GOOGLE_APPLICATION_CREDENTIALS", "METRICS_TOKEN", "FCM_BASE_URL", "ALLOWED_HOSTS", "TRUSTED_PROXIES", "API_DOCS",
+    "PROMETHEUS_MULTIPROC_DIR", "HEARTBEAT_INTERVAL_SECONDS",
+):  # fmt: skip
+    os.environ.pop(_name, None)
