@@ -1,0 +1,107 @@
+"""A read-only window on the fleet. Of credentials and push tokens it shows that there are some, never what they are."""
+
+from typing import Any, ClassVar, Final
+from uuid import UUID
+
+from django.contrib import admin
+from django.db.models import Case, CharField, Q, QuerySet, Value, When
+from django.db.models.functions import Now
+from django.http import HttpRequest
+from django.utils import timezone
+
+from devices.browsing import Column, KnownChoices, ReadOnlyAdmin, pretty
+from devices.models import Device, online_window
+
+SECRETS: Final = ("push_token", "token_hash", "token_digest", "next_hash", "next_digest")
+"""The columns of a device that this site does not even read."""
+
+DEAD: Final = Q(push_token_dead_at__isnull=False)
+LIVE: Final = Q(push_token__isnull=False, push_token_dead_at=None)
+
+
+def presence() -> dict[str, Q]:
+    """Return the presences by name, each with what it means at this moment."""
+    active, seen_at = Q(revoked_at=None), "presence__last_seen_at"
+    return {
+        "online": active & Q(**{f"{seen_at}__gt": Now() - online_window()}),
+        "offline": active & Q(**{f"{seen_at}__lte": Now() - online_window()}),
+        "never": active & Q(**{seen_at: None}),
+        "revoked": ~active,
+    }
+
+
+class PresenceFilter(KnownChoices):
+    """By when the device was last heard."""
+
+    title = "presence"
+    parameter_name = "presence"
+
+    def conditions(self) -> dict[str, Q]:
+        """Return the presences."""
+        return presence()
+
+
+class PushFilter(KnownChoices):
+    """By what is known of the push token."""
+
+    title = "push token"
+    parameter_name = "push"
+
+    def conditions(self) -> dict[str, Q]:
+        """Return what can be known of a push token."""
+        return {"live": LIVE, "dead": DEAD, "none": Q(push_token=None)}
+
+
+class DeviceAdmin(ReadOnlyAdmin):
+    """The devices, and what each last said."""
+
+    list_display = (
+        "id", "alias", "hardware_id", "model", "tag_list", "presence_now", "last_seen_at", "push",
+        "agent_version",
+    )  # fmt: skip
+    list_display_links = ("id", "alias")
+    list_filter = (PresenceFilter, PushFilter)
+    search_fields = ("alias", "hardware_id", "id")
+    search_help_text = "A whole device id, or the start of an alias or a hardware id."
+    fieldsets: ClassVar = [
+        (None, {"fields": ["id", "hardware_id", "alias", "tag_list", "manufacturer", "model", "os_version"]}),
+        ("Presence", {"fields": ["presence_now", "last_seen_at", "agent_version", "last_status"]}),
+        ("Push", {"fields": ["push"]}),
+        ("Enrollment", {"fields": ["enrolled_with", "enrolled_at", "revoked_at"]}),
+    ]
+
+    presence_now = Column("presence_named", "presence")
+    last_seen_at = Column("presence.last_seen_at")
+    agent_version = Column("presence.agent_version")
+    tag_list = Column("tags")
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        """Return the devices with their presence, and without their secrets."""
+        named = [When(condition, then=Value(name)) for name, condition in presence().items()]
+        token = [When(DEAD, then=Value("dead")), When(LIVE, then=Value("live"))]
+        devices = super().get_queryset(request).select_related("presence", "enrolled_with").defer(*SECRETS)
+        described: QuerySet[Any] = devices.annotate(
+            presence_named=Case(*named, output_field=CharField()),
+            push_named=Case(*token, default=Value("none"), output_field=CharField()),
+        )
+        return described
+
+    def named(self, text: str) -> Q:
+        """Return the condition for the start of an alias or a hardware id."""
+        return Q(alias__startswith=text) | Q(hardware_id__startswith=text)
+
+    def identified(self, key: UUID) -> Q:
+        """Return the condition for a device id."""
+        return Q(pk=key)
+
+    @admin.display(description="push token")
+    def push(self, device: Any) -> str:
+        """Return live, none, or since when the push token is dead."""
+        if device.push_named != "dead":
+            return str(device.push_named)
+        return f"dead since {timezone.localtime(device.push_token_dead_at):%Y-%m-%d %H:%M:%S %Z}"
+
+    @admin.display(description="last status")
+    def last_status(self, device: Device) -> str:
+        """Return what the phone last said about itself."""
+        return pretty(device.presence.last_status)

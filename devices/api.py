@@ -1,0 +1,110 @@
+"""Devices and enrollment tokens over HTTP, for admins. (What phones call needs both apps: see nexmdm/device_api.py.)"""
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from django.http import HttpRequest, HttpResponse
+from django.urls import register_converter
+from django.urls.converters import StringConverter
+from ninja import Query, Router
+
+from devices import audience, enrollment, fleet
+from devices.callers import Done, caller_of
+from devices.database import unit
+from devices.schemas import (
+    DeviceChange,
+    DevicePage,
+    DeviceQuery,
+    DeviceRow,
+    EnrollmentTokenMade,
+    EnrollmentTokenPage,
+    EnrollmentTokenRow,
+    ListQuery,
+    NewEnrollmentToken,
+    Retag,
+    Retagged,
+)
+from devices.wire import Nothing, respond
+
+
+class TagConverter(StringConverter):
+    """A tag in a path."""
+
+    regex = "[A-Za-z0-9._:-]{1,64}"
+
+
+register_converter(TagConverter, "tag")
+
+admin_router = Router(tags=["devices"])
+
+
+@admin_router.get("/devices", response=DevicePage, url_name="devices")
+async def list_devices(request: HttpRequest, query: Query[DeviceQuery]) -> HttpResponse:
+    """List devices, newest first."""
+    return respond(await unit(fleet.devices, query))
+
+
+@admin_router.get("/devices/{uuid:device_id}", response=DeviceRow, url_name="device")
+async def read_device(request: HttpRequest, device_id: UUID) -> HttpResponse:
+    """Read one device."""
+    return respond(await unit(fleet.device, device_id))
+
+
+@admin_router.patch("/devices/{uuid:device_id}", response=DeviceRow, url_name="device")
+async def change_device(request: HttpRequest, device_id: UUID, body: DeviceChange) -> HttpResponse:
+    """Change a device's alias (null clears it), or replace its tags."""
+
+    def work() -> Done:
+        fleet.change(device_id, body.model_dump(exclude_unset=True))
+        return Done(fleet.device(device_id))
+
+    return await caller_of(request).run(work)
+
+
+@admin_router.post("/tags/{tag:tag}", response=Retagged, url_name="tag")
+async def change_tag(request: HttpRequest, tag: str, body: Retag) -> HttpResponse:
+    """Put a tag on some devices, and take it off others."""
+
+    def work() -> Done:
+        added, removed = audience.retag(tag, body.add, body.remove)
+        return Done(Retagged(tag=tag, added=added, removed=removed))
+
+    return await caller_of(request).run(work)
+
+
+@admin_router.post("/enrollment-tokens", response=EnrollmentTokenMade, url_name="enrollment-tokens")
+async def create_enrollment_token(request: HttpRequest, body: NewEnrollmentToken) -> HttpResponse:
+    """Make an enrollment token. Its text is in this answer (and in a replay of it), and nowhere else."""
+
+    def work() -> Done:
+        row, text = enrollment.create_token(
+            label=body.label,
+            max_uses=body.max_uses,
+            lives=timedelta(seconds=body.expires_in_seconds),
+            tags=body.tags,
+            re_enroll=body.re_enroll,
+        )
+        return Done(EnrollmentTokenRow.of(row), secrets={"enrollment_token": text})
+
+    return await caller_of(request).run(work, reveal=_reveal)
+
+
+def _reveal(answer: dict[str, Any]) -> Mapping[str, str]:
+    text = enrollment.text_of(UUID(answer["id"]))
+    return {} if text is None else {"enrollment_token": text}
+
+
+@admin_router.get("/enrollment-tokens", response=EnrollmentTokenPage, url_name="enrollment-tokens")
+async def list_enrollment_tokens(request: HttpRequest, query: Query[ListQuery]) -> HttpResponse:
+    """List enrollment tokens, newest first, without their texts."""
+    return respond(await unit(fleet.enrollment_tokens, query))
+
+
+@admin_router.post(
+    "/enrollment-tokens/{uuid:token_id}/revoke", response=EnrollmentTokenRow, url_name="revoke-enrollment-token"
+)
+async def revoke_enrollment_token(request: HttpRequest, token_id: UUID, body: Nothing | None = None) -> HttpResponse:
+    """Revoke an enrollment token; the devices it has enrolled stay."""
+    return await caller_of(request).run(lambda: Done(EnrollmentTokenRow.of(enrollment.revoke_token(token_id))))

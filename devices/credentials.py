@@ -1,0 +1,236 @@
+"""Device credentials: one comparison in the statement that does the work, and bcrypt kept off the hot path.
+
+A row holds two verifiers of one secret: `token_hash` (bcrypt, the credential of record) and `token_digest` (an HMAC
+under a key from SECRET_KEY). `VERDICT` compares digests inside SQL. Where a row's digest is missing, was made under
+another key, or a rotated credential waits for its first use, the verdict is `unsettled`: then `settle()` looks more
+closely, rewrites the row, and the work is tried again.
+"""
+
+import hmac
+import secrets
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+from hashlib import sha256
+from typing import Any, Final
+from uuid import UUID
+
+import bcrypt
+from django.conf import settings
+from django.db import transaction
+from django.db.models import F, Q
+from django.db.models.functions import Now
+
+from devices import database, tokens
+from devices.models import Device
+
+NEXT_LIVES: Final = timedelta(hours=24)
+"""How long a rotated credential waits for its first use before it is dropped again."""
+
+
+class InvalidToken(Exception):
+    """The device token is not valid. Register again if it was lost."""
+
+
+class DeviceRevoked(Exception):
+    """This device has been revoked by an admin."""
+
+
+class Unsettled(Exception):
+    """The digest cannot decide: call settle() and try again."""
+
+
+class Verdict(StrEnum):
+    """What the digest of a bearer token says about its sender."""
+
+    GOOD = "good"
+    REVOKED = "revoked"
+    UNSETTLED = "unsettled"
+    WRONG = "wrong"
+
+
+# `device` is the (left-joined) device row, `asked.digest` the digest under the key named %(digest_key)s.
+VERDICT: Final = """
+    CASE
+        WHEN device.token_digest = asked.digest AND device.token_digest_key = %(digest_key)s
+            THEN CASE WHEN device.revoked_at IS NULL THEN 'good' ELSE 'revoked' END
+        WHEN device.token_digest IS NULL OR device.token_digest_key <> %(digest_key)s OR device.next_hash <> ''
+            THEN 'unsettled'
+        ELSE 'wrong'
+    END"""
+
+_AUTHENTICATE: Final = f"""
+    SELECT {VERDICT}, device.token_used_at IS NULL
+    FROM (SELECT %(digest)s::bytea AS digest) asked
+    JOIN devices_device device ON device.id = %(device_id)s
+"""  # noqa: S608  (a constant of this module; values are parameters)
+
+
+@dataclass(frozen=True, slots=True)
+class NewSecret:
+    """The secret of a credential in the making, and its bcrypt hash."""
+
+    value: bytes
+    hash: str
+
+    def token_for(self, device_id: UUID) -> tokens.Token:
+        """Return the device token to hand out, once."""
+        return tokens.make(tokens.DEVICE_PREFIX, device_id, self.value)
+
+
+def new_secret() -> NewSecret:
+    """Make a secret. Costs one bcrypt hash: never call it on an event loop, nor inside a transaction."""
+    value = secrets.token_bytes(32)
+    hashed = bcrypt.hashpw(tokens.secret_text(value).encode(), bcrypt.gensalt(settings.BCRYPT_ROUNDS))
+    return NewSecret(value, hashed.decode())
+
+
+def authenticate(token: tokens.Token) -> UUID:
+    """Return the id of the device whose token this is, and note its first use. Costs one statement.
+
+    Raises InvalidToken, DeviceRevoked, or Unsettled. Unknown devices and wrong secrets are answered alike.
+    """
+    key = tokens.digest_keys()[0]
+    asked = {"device_id": token.id, "digest": tokens.digest(token.text, key.value), "digest_key": key.id}
+    found = database.rows(_AUTHENTICATE, asked)
+    verdict, first_use = found[0] if found else (Verdict.WRONG, False)
+    check(verdict)
+    if first_use:
+        Device.objects.filter(id=token.id, token_used_at=None).update(token_used_at=Now())
+    return token.id
+
+
+def check(verdict: str) -> None:
+    """Raise what a verdict other than `good` means."""
+    if verdict == Verdict.REVOKED:
+        raise DeviceRevoked
+    if verdict == Verdict.UNSETTLED:
+        raise Unsettled
+    if verdict != Verdict.GOOD:
+        raise InvalidToken
+
+
+@dataclass(frozen=True, slots=True)
+class Verifier:
+    """One of a device's (at most two) live credentials, as a row keeps it."""
+
+    hash: str
+    digest: bytes | None
+    digest_key: str
+    is_next: bool
+
+    def matches(self, token: tokens.Token) -> bool:
+        """Tell whether `token` is this credential: by its digest if its key is still ours, else by bcrypt.
+
+        A digest under one of our keys that differs is a wrong token: no bcrypt, so guessing costs the guesser more.
+        """
+        for key in tokens.digest_keys():
+            if key.id == self.digest_key and self.digest is not None:
+                return hmac.compare_digest(tokens.digest(token.text, key.value), bytes(self.digest))
+        return bcrypt.checkpw(token.secret.encode(), self.hash.encode())
+
+
+def verifiers(device_id: UUID) -> list[Verifier]:
+    """Return the live credentials of a device; none if it is unknown."""
+    fields = ("token_hash", "token_digest", "token_digest_key", "next_hash", "next_digest", "next_digest_key")
+    row = (
+        Device.objects.filter(id=device_id)
+        .annotate(next_live=Q(next_expires_at__gt=Now()))
+        .values(*fields, "next_live")
+        .first()
+    )
+    if row is None:
+        return []
+    found = [Verifier(row["token_hash"], row["token_digest"], row["token_digest_key"], is_next=False)]
+    if row["next_live"]:
+        found.append(Verifier(row["next_hash"], row["next_digest"], row["next_digest_key"], is_next=True))
+    return found
+
+
+def settle(token: tokens.Token, matched: Verifier) -> None:
+    """Write the digest of a token that matched under the current key; promote it if it was the rotated one.
+
+    Does nothing if the row's credential has changed meanwhile: the next try then decides.
+    """
+    key = tokens.digest_keys()[0]
+    written = {"token_digest": tokens.digest(token.text, key.value), "token_digest_key": key.id}
+    if not matched.is_next:
+        Device.objects.filter(id=token.id, token_hash=matched.hash).update(**written)
+        return
+    Device.objects.filter(id=token.id, next_hash=matched.hash).update(
+        **written,
+        token_hash=F("next_hash"),
+        command_key_id=F("next_command_key_id"),
+        generation=F("next_generation"),
+        token_used_at=Now(),
+        **NO_NEXT,
+    )
+
+
+NO_NEXT: Final = {
+    "next_hash": "",
+    "next_digest": None,
+    "next_digest_key": "",
+    "next_command_key_id": "",
+    "next_expires_at": None,
+}
+"""The fields of a device that has no rotated credential (`next_generation` stays: no number is used twice)."""
+
+
+@transaction.atomic
+def rotate(token: tokens.Token, secret: NewSecret) -> tuple[str, str]:
+    """Put a new credential beside the one in `token`; return its device token and command key.
+
+    The old pair works until the new one is first used. Raises what authenticate() raises.
+    """
+    device = Device.objects.select_for_update().only("generation", "next_generation").filter(id=token.id).first()
+    if device is None:
+        raise InvalidToken
+    authenticate(token)
+    new, key = secret.token_for(token.id), tokens.digest_keys()[0]
+    generation = max(device.generation, device.next_generation) + 1
+    Device.objects.filter(id=token.id).update(
+        next_hash=secret.hash,
+        next_digest=tokens.digest(new.text, key.value),
+        next_digest_key=key.id,
+        next_generation=generation,
+        next_command_key_id=command_key_ids()[0],
+        next_expires_at=Now() + NEXT_LIVES,
+    )
+    return new.text, command_key(token.id, generation, command_key_ids()[0])
+
+
+def replaced_by(secret: NewSecret, device_id: UUID, generation: int) -> dict[str, Any]:
+    """Return the fields of a device whose credential becomes `secret`, whatever it had before."""
+    key = tokens.digest_keys()[0]
+    return {
+        "token_hash": secret.hash,
+        "token_digest": tokens.digest(secret.token_for(device_id).text, key.value),
+        "token_digest_key": key.id,
+        "token_used_at": None,
+        "generation": generation,
+        "command_key_id": command_key_ids()[0],
+        **NO_NEXT,
+    }
+
+
+def forget_unused_next() -> int:
+    """Drop rotated credentials that were not used in time; return how many."""
+    return Device.objects.filter(next_expires_at__lte=Now()).update(**NO_NEXT)
+
+
+def command_key_ids() -> list[str]:
+    """Return the short names of the command signing keys, the current one first."""
+    return [
+        sha256(b"nexmdm command signing key:" + key.encode()).hexdigest()[:8] for key in settings.COMMAND_SIGNING_KEYS
+    ]
+
+
+def command_key(device_id: UUID, generation: int, key_id: str) -> str:
+    """Return the key with which commands for a device are signed (contract §2): lower-case hex, shown once.
+
+    A device whose signing key is no longer configured gets the current one's signature, which it refuses.
+    """
+    ids = command_key_ids()
+    master = settings.COMMAND_SIGNING_KEYS[ids.index(key_id) if key_id in ids else 0]
+    return hmac.digest(master.encode(), f"NXK1\n{device_id}\n{generation}".encode(), "sha256").hex()

@@ -1,0 +1,96 @@
+"""The one way from async code to the database."""
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Final, ParamSpec, TypeVar, cast
+from weakref import WeakKeyDictionary
+
+from asgiref.sync import sync_to_async
+from django.conf import settings
+from django.db import OperationalError, connection, connections
+from psycopg.errors import DeadlockDetected, SerializationFailure
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+RESERVED_CONNECTIONS: Final = 1
+"""Kept back from requests, for the heartbeats' flush."""
+
+_gates: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
+
+
+async def unit(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Run one plain function on the database in a thread, and return its connection to the pool on the way out.
+
+    No more of them run at once than the pool has connections to spare; the others wait their turn.
+    """
+    loop = asyncio.get_running_loop()
+    gate = _gates.get(loop)
+    if gate is None:
+        gate = _gates[loop] = asyncio.Semaphore(max(1, settings.DATABASE_POOL_SIZE - RESERVED_CONNECTIONS))
+    async with gate:
+        return await reserved_unit(work, *args, **kwargs)
+
+
+async def reserved_unit(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Do as unit() does, without waiting for a turn: for what each process does one at a time."""
+    return await sync_to_async(_and_release)(work, *args, **kwargs)
+
+
+def _and_release(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    try:
+        return work(*args, **kwargs)
+    finally:
+        release()
+
+
+def release() -> None:
+    """Return this thread's connections to the pool; one inside an atomic block (a test's) stays."""
+    for used in connections.all(initialized_only=True):
+        if not used.in_atomic_block:
+            used.close()
+
+
+def rows(statement: str, parameters: Any = None) -> list[Any]:
+    """Run a statement on the current connection and return its rows."""
+    with connection.cursor() as cursor:
+        cursor.execute(statement, parameters)
+        return list(cursor.fetchall())
+
+
+def execute(statement: str, parameters: Any = None) -> int:
+    """Run a statement on the current connection and return how many rows it changed."""
+    with connection.cursor() as cursor:
+        cursor.execute(statement, parameters)
+        return int(cursor.rowcount)
+
+
+def row(statement: str, parameters: Any = None) -> Any:
+    """Run a statement that yields one row, and return it."""
+    (only,) = rows(statement, parameters)
+    return only
+
+
+def now() -> datetime:
+    """Return the database's time, the one by which everything here is judged."""
+    (moment,) = row("SELECT now()")
+    return cast("datetime", moment)
+
+
+def retrying(work: Callable[[], R]) -> R:
+    """Run a whole transaction; once more if PostgreSQL chose it as the victim of a deadlock."""
+    try:
+        return work()
+    except OperationalError as error:
+        if not isinstance(error.__cause__, DeadlockDetected | SerializationFailure):
+            raise
+        return work()
+
+
+def parameters() -> dict[str, Any]:
+    """Return what psycopg.connect() wants for a connection of one's own, outside the pool (LISTEN)."""
+    database = settings.DATABASES["default"]
+    names = {"dbname": "NAME", "user": "USER", "password": "PASSWORD", "host": "HOST", "port": "PORT"}
+    given = {key: database[name] for key, name in names.items() if database.get(name)}
+    return given | {key: value for key, value in database["OPTIONS"].items() if key != "pool"}

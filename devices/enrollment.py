@@ -1,0 +1,282 @@
+"""Enrollment: tokens that let phones in, registration, revocation, and who owns a push token."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from hashlib import sha256
+from uuid import UUID
+
+from django.db import transaction
+from django.db.models import F
+from django.db.models.functions import Coalesce, Now
+from uuid_utils.compat import uuid7
+
+from devices import credentials, database, tokens
+from devices.credentials import DeviceRevoked
+from devices.models import Device, EnrollmentToken, Presence
+
+
+class InvalidEnrollmentToken(Exception):
+    """The enrollment token is not valid. Ask an admin for a new one."""
+
+
+class EnrollmentTokenExpired(Exception):
+    """The enrollment token has expired. Ask an admin for a new one."""
+
+
+class EnrollmentTokenExhausted(Exception):
+    """The enrollment token has no uses left. Ask an admin for a new one."""
+
+
+class EnrollmentTokenRevoked(Exception):
+    """The enrollment token has been revoked. Ask an admin for a new one."""
+
+
+class HardwareKnown(Exception):
+    """This hardware_id is enrolled already. Use an enrollment token made with re_enroll to enrol it again."""
+
+
+class AliasTaken(Exception):
+    """Another device has this alias. Choose another one."""
+
+
+class UnknownEnrollmentToken(Exception):
+    """There is no enrollment token with this id."""
+
+
+class UnknownDevice(Exception):
+    """There is no device with this id."""
+
+
+# ── enrollment tokens ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def create_token(
+    *, label: str, max_uses: int, lives: timedelta, tags: Sequence[str], re_enroll: bool
+) -> tuple[EnrollmentToken, str]:
+    """Create an enrollment token; return its row and its text, which is not stored."""
+    token_id = uuid7()
+    token = _derived(token_id, tokens.enrollment_keys()[0])
+    row = EnrollmentToken.objects.create(
+        id=token_id,
+        token_sha256=_sha256(token),
+        label=label,
+        max_uses=max_uses,
+        expires_at=Now() + lives,
+        tags=unique(tags),
+        re_enroll=re_enroll,
+    )
+    row.refresh_from_db()
+    return row, token.text
+
+
+def text_of(token_id: UUID) -> str | None:
+    """Return the text of an enrollment token again, or None if its SECRET_KEY is no longer configured."""
+    kept = EnrollmentToken.objects.filter(id=token_id).values_list("token_sha256", flat=True).first()
+    for key in tokens.enrollment_keys():
+        token = _derived(token_id, key)
+        if kept is not None and bytes(kept) == _sha256(token):
+            return token.text
+    return None
+
+
+def revoke_token(token_id: UUID) -> EnrollmentToken:
+    """Revoke an enrollment token, once and for all; what it has enrolled stays. Raises UnknownEnrollmentToken."""
+    EnrollmentToken.objects.filter(id=token_id, revoked_at=None).update(revoked_at=Now())
+    row = EnrollmentToken.objects.filter(id=token_id).first()
+    if row is None:
+        raise UnknownEnrollmentToken
+    return row
+
+
+def _derived(token_id: UUID, key: tokens.Key) -> tokens.Token:
+    return tokens.make(tokens.ENROLLMENT_PREFIX, token_id, tokens.digest(str(token_id), key.value))
+
+
+def _sha256(token: tokens.Token) -> bytes:
+    return sha256(token.text.encode()).digest()
+
+
+def unique(tags: Iterable[str]) -> list[str]:
+    """Return tags in their order, each once."""
+    return list(dict.fromkeys(tags))
+
+
+# ── registration ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What a phone says when it registers. `details` are manufacturer, model and os_version, as far as sent."""
+
+    hardware_id: str
+    alias: str | None = None
+    push_token: str | None = None
+    agent_version: str | None = None
+    details: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolled:
+    """The outcome of a registration: token and command key are shown this once."""
+
+    device_id: UUID
+    device_token: str
+    command_key: str
+    re_enrolled: bool
+
+
+def check_token(presented: tokens.Token) -> None:
+    """Raise InvalidEnrollmentToken for a stranger's token, before anything costly is done for it."""
+    kept = EnrollmentToken.objects.filter(id=presented.id).values_list("token_sha256", flat=True).first()
+    if kept is None or bytes(kept) != _sha256(presented):
+        raise InvalidEnrollmentToken
+
+
+@transaction.atomic
+def register(presented: tokens.Token, said: Registration, secret: credentials.NewSecret) -> Enrolled:
+    """Enrol a phone, or enrol it again, with a new secret.
+
+    A push token that was sent is the caller's to write, in the same transaction, with own_push_token().
+    The refusals come in the contract's order, and none consumes a use. Registrations by one enrollment token take turns
+    on its row; those of one hardware id by different tokens, on an advisory lock.
+    """
+    token = _locked_token(presented)
+    _take_turns("hardware", said.hardware_id)
+    device = Device.objects.select_for_update().filter(hardware_id=said.hardware_id).first()
+    lost_answer = _is_lost_answer(token, device)
+    re_enrolled = device is not None and not lost_answer
+    _refuse(token, device, said, lost_answer=lost_answer)
+    if not lost_answer:
+        EnrollmentToken.objects.filter(id=token.id).update(uses=F("uses") + 1)
+    if device is None:
+        device = _enrol(token, said, secret)
+    else:
+        _enrol_again(device, token, said, secret, lost_answer=lost_answer)
+    return Enrolled(
+        device_id=device.id,
+        device_token=secret.token_for(device.id).text,
+        command_key=credentials.command_key(device.id, device.generation, device.command_key_id),
+        re_enrolled=re_enrolled,
+    )
+
+
+def _locked_token(presented: tokens.Token) -> EnrollmentToken:
+    token = EnrollmentToken.objects.select_for_update().filter(id=presented.id).first()
+    if token is None or bytes(token.token_sha256) != _sha256(presented):
+        raise InvalidEnrollmentToken
+    return token
+
+
+def _take_turns(purpose: str, name: str) -> None:
+    database.rows("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"{purpose}:{name}"])
+
+
+def _is_lost_answer(token: EnrollmentToken, device: Device | None) -> bool:
+    return (
+        device is not None
+        and device.enrolled_with_id == token.id
+        and device.token_used_at is None
+        and device.revoked_at is None
+    )
+
+
+def _refuse(token: EnrollmentToken, device: Device | None, said: Registration, *, lost_answer: bool) -> None:
+    if EnrollmentToken.objects.filter(id=token.id, expires_at__lte=Now()).exists():
+        raise EnrollmentTokenExpired
+    if token.uses >= token.max_uses and not lost_answer:
+        raise EnrollmentTokenExhausted
+    if token.revoked_at is not None:
+        raise EnrollmentTokenRevoked
+    if device is not None and device.revoked_at is not None:
+        raise DeviceRevoked
+    if device is not None and not lost_answer and not token.re_enroll:
+        raise HardwareKnown
+    if said.alias is not None:
+        claim_alias(said.alias, device.id if device else None)
+
+
+def _enrol(token: EnrollmentToken, said: Registration, secret: credentials.NewSecret) -> Device:
+    device_id = uuid7()
+    device = Device.objects.create(
+        id=device_id,
+        hardware_id=said.hardware_id,
+        alias=said.alias,
+        tags=token.tags,
+        enrolled_with=token,
+        **said.details,
+        **credentials.replaced_by(secret, device_id, generation=1),
+    )
+    Presence.objects.create(device=device, agent_version=said.agent_version or "")
+    return device
+
+
+def _enrol_again(
+    device: Device, token: EnrollmentToken, said: Registration, secret: credentials.NewSecret, *, lost_answer: bool
+) -> None:
+    changes = said.details | credentials.replaced_by(
+        secret, device.id, generation=max(device.generation, device.next_generation) + 1
+    )
+    if said.alias is not None:
+        changes["alias"] = said.alias
+    if not lost_answer:
+        changes |= {"enrolled_with_id": token.id, "enrolled_at": Now(), "tags": unique([*device.tags, *token.tags])}
+    if said.push_token is None and not lost_answer:
+        changes |= {"push_token": None, "push_token_dead_at": None}
+    Device.objects.filter(id=device.id).update(**changes)
+    if said.agent_version is not None:
+        Presence.objects.filter(device=device).update(agent_version=said.agent_version)
+    device.generation, device.command_key_id = changes["generation"], changes["command_key_id"]
+
+
+def claim_alias(alias: str, device_id: UUID | None) -> None:
+    """Make sure, to the end of the transaction, that no other device has this alias. Raises AliasTaken."""
+    _take_turns("alias", alias)
+    owner = Device.objects.filter(alias=alias).values_list("id", flat=True).first()
+    if owner is not None and owner != device_id:
+        raise AliasTaken
+
+
+# ── revocation ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def revoke(device_id: UUID) -> None:
+    """Shut a device out from its next request on. Raises UnknownDevice.
+
+    The row stays locked to the end of the transaction, so that no command is issued to it before its open work is
+    cancelled.
+    """
+    if not Device.objects.select_for_update().filter(id=device_id).exists():
+        raise UnknownDevice
+    Device.objects.filter(id=device_id, revoked_at=None).update(revoked_at=Now())
+
+
+def reinstate(device_id: UUID) -> None:
+    """Let a revoked device in again, with the same token. Raises UnknownDevice."""
+    if not Device.objects.filter(id=device_id).update(revoked_at=None):
+        raise UnknownDevice
+
+
+# ── push tokens ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def own_push_token(device_id: UUID, push_token: str | None) -> list[UUID]:
+    """Give a device another push token, or none; return the devices it was taken from. Runs in a transaction.
+
+    A push token has one owner. One that FCM called dead stays dead on whatever device it turns up again.
+    """
+    _take_turns("push token", push_token or "")
+    others = Device.objects.filter(push_token=push_token).exclude(id=device_id) if push_token else Device.objects.none()
+    taken_from = list(others.select_for_update().values_list("id", "push_token_dead_at"))
+    Device.objects.filter(id__in=[owner for owner, _ in taken_from]).update(push_token=None, push_token_dead_at=None)
+    dead_at = next((died for _, died in taken_from if died is not None), None)
+    Device.objects.filter(id=device_id).exclude(push_token=push_token).update(
+        push_token=push_token, push_token_dead_at=dead_at
+    )
+    return [owner for owner, _ in taken_from]
+
+
+def forget_push_token(device_id: UUID, push_token: str) -> bool:
+    """Note that FCM called this push token dead. False if the device has another one by now, which is not touched."""
+    mine = Device.objects.filter(id=device_id, push_token=push_token)
+    return bool(mine.update(push_token_dead_at=Coalesce("push_token_dead_at", Now())))

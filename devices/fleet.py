@@ -1,0 +1,74 @@
+"""The fleet as an admin reads and edits it."""
+
+from typing import Any
+from uuid import UUID
+
+from django.db.models import Q, QuerySet
+
+from devices import database, enrollment, paging
+from devices.enrollment import UnknownDevice
+from devices.models import Device, DeviceQuerySet, EnrollmentToken, online_window
+from devices.schemas import DevicePage, DeviceQuery, DeviceRow, EnrollmentTokenPage, EnrollmentTokenRow, ListQuery
+
+
+def devices(query: DeviceQuery) -> DevicePage:
+    """Return a page of devices, newest first."""
+    rows = _of_presence(Device.objects.select_related("presence"), query.status)
+    if query.tag is not None:
+        rows = rows.filter(tags__contains=[query.tag])
+    if query.push is not None:
+        rows = rows.filter(_PUSH[query.push])
+    if query.q is not None:
+        rows = rows.filter(_named(query.q))
+    found, next_cursor = paging.take(rows, query, UUID)
+    online_since = database.now() - online_window()
+    return DevicePage(items=[DeviceRow.of(device, online_since) for device in found], next_cursor=next_cursor)
+
+
+def device(device_id: UUID) -> DeviceRow:
+    """Return one device. Raises UnknownDevice."""
+    found = Device.objects.select_related("presence").filter(id=device_id).first()
+    if found is None:
+        raise UnknownDevice
+    return DeviceRow.of(found, database.now() - online_window())
+
+
+def change(device_id: UUID, changes: dict[str, Any]) -> None:
+    """Set a device's alias or tags. Runs in a transaction. Raises UnknownDevice, AliasTaken."""
+    if not Device.objects.select_for_update(no_key=True).filter(id=device_id).exists():
+        raise UnknownDevice
+    if changes.get("alias") is not None:
+        enrollment.claim_alias(changes["alias"], device_id)
+    if "tags" in changes:
+        changes = changes | {"tags": enrollment.unique(changes["tags"] or [])}
+    if changes:
+        Device.objects.filter(id=device_id).update(**changes)
+
+
+def enrollment_tokens(query: ListQuery) -> EnrollmentTokenPage:
+    """Return a page of enrollment tokens, newest first."""
+    found, next_cursor = paging.take(EnrollmentToken.objects.all(), query, UUID)
+    return EnrollmentTokenPage(items=[EnrollmentTokenRow.of(token) for token in found], next_cursor=next_cursor)
+
+
+_PUSH = {
+    "ok": Q(push_token__isnull=False, push_token_dead_at=None),
+    "dead": Q(push_token_dead_at__isnull=False),
+    "none": Q(push_token=None),
+}
+
+
+def _of_presence(rows: DeviceQuerySet, status: str | None) -> QuerySet[Device]:
+    if status == "online":
+        return rows.online()
+    if status == "offline":
+        return rows.offline()
+    return rows.never_seen() if status == "never" else rows
+
+
+def _named(text: str) -> Q:
+    starts = Q(alias__startswith=text) | Q(hardware_id__startswith=text)
+    try:
+        return starts | Q(id=UUID(text))
+    except ValueError:
+        return starts

@@ -1,0 +1,24 @@
+"""Let a heartbeat's update stay on its page (room for it, and an eager vacuum), without touching an index."""
+
+from django.db import migrations
+
+
+class Migration(migrations.Migration):
+    dependencies = [("devices", "0001_initial")]
+
+    operations = [
+        migrations.RunSQL(
+            sql="""
+                ALTER TABLE devices_presence SET (
+                    fillfactor = 50,
+                    autovacuum_vacuum_scale_factor = 0.05,
+                    autovacuum_vacuum_cost_delay = 0
+                )
+            """,
+            reverse_sql="""
+                ALTER TABLE devices_presence RESET (
+                    fillfactor, autovacuum_vacuum_scale_factor, autovacuum_vacuum_cost_delay
+                )
+            """,
+        )
+    ]

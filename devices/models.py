@@ -1,0 +1,156 @@
+"""The fleet: who is enrolled, and what it last said."""
+
+from datetime import timedelta
+from typing import ClassVar, Self
+
+from django.conf import settings
+from django.contrib.postgres.fields import ArrayField
+from django.contrib.postgres.indexes import GinIndex
+from django.db import models
+from django.db.models import F, Q
+from django.db.models.functions import MD5, Now
+from uuid_utils.compat import uuid7
+
+ONLINE_INTERVALS = 2.5
+"""A device is online while its last heartbeat is younger than this many heartbeat intervals."""
+
+
+def online_window() -> timedelta:
+    """Return how long a heartbeat keeps a device online."""
+    return timedelta(seconds=ONLINE_INTERVALS * settings.HEARTBEAT_INTERVAL_SECONDS)
+
+
+class EnrollmentToken(models.Model):
+    """The right to register some devices for some time. Its secret is derived, never stored."""
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    token_sha256 = models.BinaryField(max_length=32)
+    label = models.CharField(max_length=200, blank=True)
+    tags = ArrayField(models.CharField(max_length=64), default=list, blank=True)
+    re_enroll = models.BooleanField(default=False)
+    max_uses = models.PositiveIntegerField(default=1)
+    uses = models.PositiveIntegerField(default=0)
+    expires_at = models.DateTimeField()
+    revoked_at = models.DateTimeField(null=True, blank=True)
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        ordering: ClassVar = ["-id"]
+        constraints: ClassVar = [
+            models.CheckConstraint(name="enrollment_token_uses_bounded", condition=Q(uses__lte=F("max_uses"))),
+            models.CheckConstraint(name="enrollment_token_has_a_use", condition=Q(max_uses__gte=1)),
+        ]
+
+    def __str__(self) -> str:
+        return self.label or str(self.id)
+
+
+class DeviceQuerySet(models.QuerySet["Device"]):
+    """Devices by what they may do and when they were last heard."""
+
+    def active(self) -> Self:
+        """Keep the devices that are not revoked."""
+        return self.filter(revoked_at=None)
+
+    def online(self) -> Self:
+        """Keep active devices heard within the online window."""
+        return self.active().filter(presence__last_seen_at__gt=Now() - online_window())
+
+    def offline(self) -> Self:
+        """Keep active devices that were heard once, but not within the online window."""
+        return self.active().filter(presence__last_seen_at__lte=Now() - online_window())
+
+    def never_seen(self) -> Self:
+        """Keep active devices that have not sent a heartbeat yet."""
+        return self.active().filter(presence__last_seen_at=None)
+
+    def reachable_by_push(self) -> Self:
+        """Keep the devices whose push token is not known to be dead."""
+        return self.filter(push_token__isnull=False, push_token_dead_at=None)
+
+
+class Device(models.Model):
+    """A phone's record: its identity and its credentials (hashes only).
+
+    The credential of record is `token_hash` (bcrypt); `token_digest` is a keyed index of the same token, which may be
+    dropped at any time. The `next_…` fields hold a rotated credential until its first use. `generation` counts the
+    credentials, and with `command_key_id` (which signing key) gives the device's command key.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    hardware_id = models.CharField(max_length=128)
+    alias = models.CharField(max_length=128, null=True, blank=True)  # noqa: DJ001  (unique, so absent is NULL)
+    tags = ArrayField(models.CharField(max_length=64), default=list, blank=True)
+    manufacturer = models.CharField(max_length=128, blank=True)
+    model = models.CharField(max_length=128, blank=True)
+    os_version = models.CharField(max_length=128, blank=True)
+
+    push_token = models.CharField(max_length=4096, null=True, blank=True)  # noqa: DJ001  (unique, so absent is NULL)
+    push_token_dead_at = models.DateTimeField(null=True, blank=True)
+
+    token_hash = models.CharField(max_length=60)
+    token_digest = models.BinaryField(max_length=32, null=True)
+    token_digest_key = models.CharField(max_length=8, blank=True)
+    token_used_at = models.DateTimeField(null=True, blank=True)
+    command_key_id = models.CharField(max_length=8)
+    generation = models.PositiveIntegerField(default=1)
+
+    next_hash = models.CharField(max_length=60, blank=True)
+    next_digest = models.BinaryField(max_length=32, null=True)
+    next_digest_key = models.CharField(max_length=8, blank=True)
+    next_command_key_id = models.CharField(max_length=8, blank=True)
+    next_generation = models.PositiveIntegerField(default=1)
+    next_expires_at = models.DateTimeField(null=True, blank=True)
+
+    enrolled_with = models.ForeignKey(EnrollmentToken, on_delete=models.PROTECT, related_name="devices")
+    enrolled_at = models.DateTimeField(db_default=Now())
+    revoked_at = models.DateTimeField(null=True, blank=True)
+
+    objects = DeviceQuerySet.as_manager()
+
+    class Meta:
+        ordering: ClassVar = ["-id"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(name="device_hardware_id", fields=["hardware_id"]),
+            models.UniqueConstraint(name="device_alias", fields=["alias"]),
+            # By digest: a push token may be longer than an index entry.
+            models.UniqueConstraint(MD5("push_token"), name="device_push_token_has_one_owner"),
+            models.CheckConstraint(
+                name="device_dead_push_token_is_known",
+                condition=Q(push_token_dead_at=None) | Q(push_token__isnull=False),
+            ),
+            models.CheckConstraint(
+                name="device_next_credential_expires",
+                condition=Q(next_hash="", next_expires_at=None) | (~Q(next_hash="") & Q(next_expires_at__isnull=False)),
+            ),
+        ]
+        indexes: ClassVar = [
+            # Audiences and lists by tag.
+            GinIndex(name="device_by_tag", fields=["tags"]),
+            # The start of an alias or a hardware id, typed into a search box.
+            models.Index(name="device_alias_starts", fields=["alias"], opclasses=["varchar_pattern_ops"]),
+            models.Index(name="device_hardware_id_starts", fields=["hardware_id"], opclasses=["varchar_pattern_ops"]),
+            # The sweep of rotated credentials that were never used.
+            models.Index(name="device_next_expiry", fields=["next_expires_at"], condition=~Q(next_expires_at=None)),
+        ]
+
+    def __str__(self) -> str:
+        return self.alias or str(self.id)
+
+
+class Presence(models.Model):
+    """What a device last said. Written by every heartbeat, so kept narrow, and free of indexes but its key.
+
+    (An index on a column that a heartbeat writes would make each update touch it; without one updates stay in place.)
+    """
+
+    device = models.OneToOneField(Device, on_delete=models.CASCADE, primary_key=True)
+    last_seen_at = models.DateTimeField(null=True, blank=True)
+    last_status = models.JSONField(null=True, blank=True)
+    agent_version = models.CharField(max_length=128, blank=True)
+
+    class Meta:
+        verbose_name_plural = "presence"
+
+    def __str__(self) -> str:
+        return str(self.device_id)

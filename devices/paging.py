@@ -1,0 +1,58 @@
+"""Lists by keyset: newest first, a page at a time, stable while rows come and go."""
+
+import base64
+import binascii
+from typing import Annotated, Any, TypeVar
+from uuid import UUID
+
+from django.db.models import Model, QuerySet
+from pydantic import AfterValidator, BaseModel, Field
+
+M = TypeVar("M", bound=Model)
+
+
+def _cursor(value: str) -> str:
+    decode(value)
+    return value
+
+
+class Page(BaseModel):
+    """The query of every list."""
+
+    limit: Annotated[int, Field(ge=1, le=500)] = 100
+    cursor: Annotated[str, Field(max_length=100), AfterValidator(_cursor)] | None = None
+
+
+def encode(key: UUID | int) -> str:
+    """Return the cursor that continues after the row with this key."""
+    return base64.urlsafe_b64encode(str(key).encode()).decode().rstrip("=")
+
+
+def decode(cursor: str) -> UUID | int:
+    """Return the key in a cursor; ValueError if it is not one of ours."""
+    try:
+        text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii")
+        if text.isdigit() and len(text) < 19:
+            return int(text)
+        return UUID(text)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError("is not a cursor of this list: pass the next_cursor of an earlier answer") from error
+
+
+class ForeignCursor(Exception):
+    """The cursor belongs to another list. Pass the next_cursor of an earlier answer of this one."""
+
+
+def take(rows: QuerySet[M], page: Page, key_type: type[Any]) -> tuple[list[M], str | None]:
+    """Return one page of rows by falling primary key, and the cursor of the next page (None: this was the last).
+
+    Raises ForeignCursor.
+    """
+    if page.cursor is not None:
+        after = decode(page.cursor)
+        if not isinstance(after, key_type):
+            raise ForeignCursor
+        rows = rows.filter(pk__lt=after)
+    found = list(rows.order_by("-pk")[: page.limit + 1])
+    shown = found[: page.limit]
+    return shown, encode(shown[-1].pk) if len(found) > page.limit else None

@@ -1,0 +1,236 @@
+"""What is said about devices: bodies, queries and answers."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import BeforeValidator, Field, StrictBool, StrictInt
+
+from devices.models import Device, EnrollmentToken
+from devices.paging import Page
+from devices.wire import (
+    Answer,
+    Body,
+    Detail,
+    DeviceBody,
+    Identifier,
+    Name,
+    PushToken,
+    Sized,
+    Tag,
+    Text,
+    Time,
+    check_json,
+)
+
+Presence = Literal["online", "offline", "never"]
+PushHealth = Literal["ok", "dead", "none"]
+
+_STATUS_LIMIT = 8 * 1024
+
+
+class Register(DeviceBody):
+    """A phone introduces itself."""
+
+    hardware_id: Name
+    alias: Name | None = None
+    push_token: PushToken | None = None
+    manufacturer: Detail | None = None
+    model: Detail | None = None
+    os_version: Detail | None = None
+    agent_version: Detail | None = None
+
+
+class Registered(Answer):
+    """A phone's identity and credentials, shown this once."""
+
+    device_id: UUID
+    device_token: str
+    command_key: str
+    heartbeat_interval_seconds: int
+    server_time: Time
+    re_enrolled: bool
+
+
+class Status(DeviceBody, extra="allow"):
+    """What a phone says of itself; other keys are kept as they come."""
+
+    battery_pct: Annotated[StrictInt, Field(ge=0, le=100)] | None = None
+    charging: StrictBool | None = None
+    network: Literal["wifi", "cellular", "ethernet", "none"] | None = None
+    uptime_seconds: Annotated[StrictInt, Field(ge=0, le=2**63 - 1)] | None = None
+    free_storage_mb: Annotated[StrictInt, Field(ge=0, le=2**63 - 1)] | None = None
+    foreground_app: Annotated[Text, Field(max_length=256)] | None = None
+
+
+_sized = Sized(_STATUS_LIMIT)
+
+
+def _storable(value: object) -> object:
+    if isinstance(value, dict):
+        check_json(value)
+        _sized(value)
+    return value
+
+
+StatusObject = Annotated[Status, BeforeValidator(_storable)]
+
+
+class Heartbeat(DeviceBody):
+    """A phone is alive. A field not sent keeps its earlier value; a null push_token forgets it."""
+
+    status: StatusObject | None = None
+    push_token: PushToken | None = None
+    agent_version: Detail | None = None
+
+
+class HeartbeatAnswer(Answer):
+    """When to send the next heartbeat, and what there is to do."""
+
+    server_time: Time
+    next_heartbeat_seconds: int
+    commands: list["Envelope"]
+    has_more: bool
+
+
+class Envelope(Answer):
+    """A signed command; all values are strings."""
+
+    request_id: str
+    action: str
+    params: str
+    issued_at: str
+    expires_at: str
+    signature: str
+
+
+class Rotated(Answer):
+    """A new pair of credentials; the old pair lives until the new token is first used."""
+
+    device_token: str
+    command_key: str
+
+
+class DeviceRow(Answer):
+    """A device as an admin sees it."""
+
+    device_id: UUID
+    hardware_id: str
+    alias: str | None
+    tags: list[str]
+    manufacturer: str
+    model: str
+    os_version: str
+    agent_version: str
+    presence: Presence
+    last_seen_at: Time | None
+    last_status: dict[str, Any] | None
+    push: PushHealth
+    enrolled_at: Time
+    revoked_at: Time | None
+
+    @classmethod
+    def of(cls, device: Device, online_since: datetime) -> "DeviceRow":
+        """Describe a device (its presence joined); `online_since` is the database's time less the online window."""
+        presence = device.presence
+        seen = presence.last_seen_at
+        return cls(
+            device_id=device.id,
+            hardware_id=device.hardware_id,
+            alias=device.alias,
+            tags=device.tags,
+            manufacturer=device.manufacturer,
+            model=device.model,
+            os_version=device.os_version,
+            agent_version=presence.agent_version,
+            presence="never" if seen is None else "online" if seen > online_since else "offline",
+            last_seen_at=seen,
+            last_status=presence.last_status,
+            push="none" if device.push_token is None else "dead" if device.push_token_dead_at else "ok",
+            enrolled_at=device.enrolled_at,
+            revoked_at=device.revoked_at,
+        )
+
+
+class DevicePage(Answer):
+    """One page of devices."""
+
+    items: list[DeviceRow]
+    next_cursor: str | None
+
+
+class DeviceQuery(Page, extra="forbid"):
+    """Which devices to list. `q` is the start of an alias or a hardware id, or a whole device id."""
+
+    status: Presence | None = None
+    tag: Tag | None = None
+    push: PushHealth | None = None
+    q: Annotated[Text, Field(min_length=1, max_length=128)] | None = None
+
+
+class DeviceChange(Body):
+    """What an admin may change of a device: its alias (null clears it), and all of its tags."""
+
+    alias: Name | None = None
+    tags: Annotated[list[Tag], Field(max_length=64)] | None = None
+
+
+class Retag(Body):
+    """Which devices get a tag, and which lose it."""
+
+    add: Annotated[list[Identifier], Field(max_length=25_000)] = []
+    remove: Annotated[list[Identifier], Field(max_length=25_000)] = []
+
+
+class Retagged(Answer):
+    """How many devices got the tag, and how many lost it."""
+
+    tag: str
+    added: int
+    removed: int
+
+
+class NewEnrollmentToken(Body):
+    """What an enrollment token lets in, and for how long."""
+
+    label: Annotated[Text, Field(max_length=200)] = ""
+    max_uses: Annotated[StrictInt, Field(ge=1, le=2**31 - 1)] = 1
+    expires_in_seconds: Annotated[StrictInt, Field(ge=1, le=10 * 365 * 86_400)] = 86_400
+    tags: Annotated[list[Tag], Field(max_length=64)] = []
+    re_enroll: StrictBool = False
+
+
+class EnrollmentTokenRow(Answer):
+    """An enrollment token as an admin sees it."""
+
+    id: UUID
+    label: str
+    max_uses: int
+    uses: int
+    tags: list[str]
+    re_enroll: bool
+    expires_at: Time
+    revoked_at: Time | None
+    created_at: Time
+
+    @classmethod
+    def of(cls, token: EnrollmentToken) -> "EnrollmentTokenRow":
+        """Describe an enrollment token."""
+        return cls(**{name: getattr(token, name) for name in EnrollmentTokenRow.model_fields})
+
+
+class EnrollmentTokenMade(EnrollmentTokenRow):
+    """A new enrollment token with its text, shown in the answer to its making only."""
+
+    enrollment_token: str = ""
+
+
+class EnrollmentTokenPage(Answer):
+    """One page of enrollment tokens."""
+
+    items: list[EnrollmentTokenRow]
+    next_cursor: str | None
+
+
+class ListQuery(Page, extra="forbid"):
+    """A list without filters."""

@@ -1,0 +1,109 @@
+"""The token formats of the contract (§1): make, parse, digest. No input or output.
+
+A token is `prefix + 22 base62 (128-bit id) + "_" + 43 base62 (256-bit secret) + 6 base62 (CRC32 of all before it)`.
+The check sum is no secret: it only lets a mistyped token be refused before any database work.
+"""
+
+import hmac
+import re
+import zlib
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import sha256
+from typing import Final
+from uuid import UUID
+
+from django.conf import settings
+
+ENROLLMENT_PREFIX: Final = "nxe_"
+DEVICE_PREFIX: Final = "nxd_"
+
+_ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_DIGITS: Final = {character: value for value, character in enumerate(_ALPHABET)}
+_ID_LENGTH: Final = 22
+_SECRET_LENGTH: Final = 43
+_CRC_LENGTH: Final = 6
+_PREFIX_LENGTH: Final = 4
+_ID_END: Final = _PREFIX_LENGTH + _ID_LENGTH
+_SECRET_END: Final = _ID_END + 1 + _SECRET_LENGTH
+_FORM: Final = re.compile(f"[0-9A-Za-z]{{{_ID_LENGTH}}}_[0-9A-Za-z]{{{_SECRET_LENGTH + _CRC_LENGTH}}}")
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A well-formed token: whose it claims to be, and the whole of its text."""
+
+    id: UUID
+    text: str
+
+    @property
+    def secret(self) -> str:
+        """The 43 characters that nobody else knows (bcrypt takes no more than 72 bytes)."""
+        return self.text[_ID_END + 1 : _SECRET_END]
+
+    def __repr__(self) -> str:
+        return f"Token({self.id}, …)"
+
+
+def make(prefix: str, owner: UUID, secret: bytes) -> Token:
+    """Return the token of `owner` with a secret of 32 bytes."""
+    head = f"{prefix}{_base62(owner.int, _ID_LENGTH)}_{secret_text(secret)}"
+    return Token(owner, head + _checksum(head))
+
+
+def secret_text(secret: bytes) -> str:
+    """Return the 43 characters that stand for a secret of 32 bytes."""
+    return _base62(int.from_bytes(secret), _SECRET_LENGTH)
+
+
+def parse(prefix: str, text: str) -> Token | None:
+    """Return the token in `text`, or None if its prefix, length, alphabet or check sum is wrong."""
+    if not text.startswith(prefix) or not _FORM.fullmatch(text, _PREFIX_LENGTH):
+        return None
+    if _checksum(text[:_SECRET_END]) != text[_SECRET_END:]:
+        return None
+    number = 0
+    for character in text[_PREFIX_LENGTH:_ID_END]:
+        number = number * 62 + _DIGITS[character]
+    return Token(UUID(int=number), text) if number < 2**128 else None
+
+
+def digest(text: str, key: bytes) -> bytes:
+    """Return the keyed digest under which a token is looked up."""
+    return hmac.digest(key, text.encode(), "sha256")
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A derived key and the short name under which rows remember it."""
+
+    id: str
+    value: bytes
+
+
+def digest_keys() -> tuple[Key, ...]:
+    """Return the keys for token digests, the current one first: one per SECRET_KEY and fallback."""
+    return _derive("token digest", (settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS))
+
+
+def enrollment_keys() -> tuple[Key, ...]:
+    """Return the keys from which enrollment secrets are derived, the current one first."""
+    return _derive("enrollment secret", (settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS))
+
+
+@lru_cache(maxsize=16)
+def _derive(purpose: str, masters: tuple[str, ...]) -> tuple[Key, ...]:
+    values = (hmac.digest(master.encode(), f"nexmdm {purpose}".encode(), "sha256") for master in masters)
+    return tuple(Key(sha256(b"id:" + value).hexdigest()[:8], value) for value in values)
+
+
+def _base62(number: int, length: int) -> str:
+    digits = []
+    while number:
+        number, digit = divmod(number, 62)
+        digits.append(_ALPHABET[digit])
+    return "".join(reversed(digits)).rjust(length, "0")
+
+
+def _checksum(head: str) -> str:
+    return _base62(zlib.crc32(head.encode("ascii")), _CRC_LENGTH)

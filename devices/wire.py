@@ -1,0 +1,146 @@
+"""The types of which requests and answers are made, each refusing what PostgreSQL or the contract (§0) would refuse."""
+
+import json
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final
+from uuid import UUID
+
+import orjson
+from django.http import HttpResponse
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+
+MAX_DEPTH: Final = 16
+MAX_INTEGER: Final = 2**63 - 1
+MIN_INTEGER: Final = -(2**63)
+_UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+
+
+class Body(BaseModel):
+    """A body from an admin: unknown fields are refused, so that a typo cannot pass."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class DeviceBody(BaseModel):
+    """A body from a phone: unknown fields are ignored, so that a newer agent can talk to an older server."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class Answer(BaseModel):
+    """The body of an answer."""
+
+
+def _text(value: str) -> str:
+    if "\x00" in value:
+        raise ValueError("must not contain the NUL character")
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError("must not contain lone surrogates")
+    return value
+
+
+Text = Annotated[str, AfterValidator(_text)]
+Name = Annotated[Text, Field(min_length=1, max_length=128)]
+Detail = Annotated[Text, Field(max_length=128)]
+PushToken = Annotated[Text, Field(min_length=1, max_length=4096)]
+Tag = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,64}$")]
+
+
+def _identifier(value: object) -> UUID:
+    if isinstance(value, UUID):
+        return value
+    if not isinstance(value, str) or not _UUID.fullmatch(value):
+        raise ValueError("must be a UUID in lower case with hyphens")
+    return UUID(value)
+
+
+Identifier = Annotated[UUID, BeforeValidator(_identifier)]
+
+
+def _moment(value: object) -> object:
+    if not isinstance(value, str | datetime):
+        raise ValueError("must be a time such as 2026-01-01T00:00:00Z")  # noqa: TRY004  (pydantic wants ValueError)
+    return value
+
+
+def _utc(value: datetime) -> datetime:
+    if value.tzinfo is None or not 1970 <= value.year < 9999:
+        raise ValueError("must be a time with its zone, such as 2026-01-01T00:00:00Z, from the year 1970 on")
+    return value.astimezone(UTC)
+
+
+def rfc3339(value: datetime) -> str:
+    """Return a time as the contract writes it: UTC, with Z, fractions only where there are some."""
+    return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+Time = Annotated[
+    datetime,
+    BeforeValidator(_moment),
+    AfterValidator(_utc),
+    PlainSerializer(rfc3339, return_type=str),
+    WithJsonSchema({"type": "string", "format": "date-time", "example": "2026-01-01T00:00:00Z"}),
+]
+
+
+_LONG_NUMBER: Final = re.compile(rb"[0-9]{19}")
+
+
+def parse_json(raw: bytes) -> Any:
+    """Parse a body; ValueError for what is not JSON (NaN, infinity, lone surrogates, invalid UTF-8, absurd depth).
+
+    orjson makes floats of integers beyond 64 bit. Bodies that may hold one go to the standard library, which keeps them
+    whole, so that they can be refused for what they are.
+    """
+    if _LONG_NUMBER.search(raw) is None:
+        return orjson.loads(raw)
+    orjson.loads(raw)
+    return json.loads(raw)
+
+
+def check_json(value: object, depth: int = 1) -> None:
+    """Raise ValueError for JSON that is nested too deep, or has integers or text that cannot be stored."""
+    if depth > MAX_DEPTH and isinstance(value, dict | list):
+        raise ValueError(f"must not be nested deeper than {MAX_DEPTH}")
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _text(key)
+            check_json(inner, depth + 1)
+    elif isinstance(value, list):
+        for inner in value:
+            check_json(inner, depth + 1)
+    elif isinstance(value, str):
+        _text(value)
+    elif isinstance(value, int) and not MIN_INTEGER <= value <= MAX_INTEGER:
+        raise ValueError("must not contain integers beyond signed 64 bit")
+
+
+def _free(value: dict[str, Any]) -> dict[str, Any]:
+    check_json(value)
+    return value
+
+
+FreeObject = Annotated[dict[str, Any], AfterValidator(_free)]
+
+
+class Sized:
+    """A validator: the value's JSON text may take this many bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+
+    def __call__(self, value: dict[str, Any]) -> dict[str, Any]:
+        """Return the value, or raise ValueError."""
+        if len(orjson.dumps(value)) > self.limit:
+            raise ValueError(f"must not take more than {self.limit} bytes as JSON")
+        return value
+
+
+class Nothing(Body):
+    """The body of a POST that says everything by its path: none, or `{}`."""
+
+
+def respond(answer: BaseModel) -> HttpResponse:
+    """Return an answer as JSON, status 200."""
+    return HttpResponse(answer.model_dump_json(), content_type="application/json")
