@@ -1,0 +1,87 @@
+"""The catalogue of actions: one small class each, its parameters checked by pydantic.
+
+To add one, write a class: its name in `name`, its parameters as fields. The API and its document follow.
+"""
+
+from typing import Annotated, Any, ClassVar
+
+import orjson
+from pydantic import Field, StrictInt
+
+from devices.wire import Body, FreeObject, Text
+
+
+class Action(Body):
+    """What a phone can be told to do. Unknown parameters are refused."""
+
+    name: ClassVar[str]
+    destructive: ClassVar[bool] = False
+    """Destructive actions want their devices named one by one, and counted when there are several."""
+
+
+Package = Annotated[Text, Field(min_length=1)]
+
+
+class Ping(Action):
+    """Answer, to show that the loop closes."""
+
+    name = "ping"
+
+
+class LaunchApp(Action):
+    """Bring an app to the foreground."""
+
+    name = "launch_app"
+    package: Package
+    activity: Package | None = None
+    extras: FreeObject | None = None
+
+
+class StopApp(Action):
+    """Stop an app."""
+
+    name = "stop_app"
+    package: Package
+
+
+class Ring(Action):
+    """Ring, so that the phone can be found."""
+
+    name = "ring"
+    duration_seconds: Annotated[StrictInt, Field(ge=5, le=120)]
+
+
+class Message(Action):
+    """Show a message to whoever holds the phone."""
+
+    name = "message"
+    title: Text
+    body: Text
+
+
+class Lock(Action):
+    """Lock the screen."""
+
+    name = "lock"
+
+
+class Reboot(Action):
+    """Restart the phone."""
+
+    name = "reboot"
+
+
+class Wipe(Action):
+    """Erase the phone."""
+
+    name = "wipe"
+    destructive = True
+
+
+CATALOGUE: dict[str, type[Action]] = {action.name: action for action in Action.__subclasses__()}
+
+
+def text_of(params: Action) -> str:
+    """Return the JSON text of an action's parameters as it is signed and sent: what was given, and no more."""
+    given: dict[str, Any] = params.model_dump(exclude_unset=True)
+    return orjson.dumps(given).decode()

@@ -1,0 +1,209 @@
+"""Commands over HTTP: what a phone may call, then what an admin may call."""
+
+import asyncio
+import time
+from typing import Any, Final
+from uuid import UUID
+
+import structlog
+from django.db import transaction
+from django.http import HttpRequest, HttpResponse
+from ninja import Query, Router
+from prometheus_client import Counter
+from pydantic import ValidationError
+
+from commands import actions, queue, story
+from commands.queue import Order, Said
+from commands.schemas import (
+    ActionResult,
+    ActionResultTaken,
+    CommandCancelled,
+    CommandDetail,
+    CommandIssued,
+    CommandPage,
+    CommandQuery,
+    DeliveryDetail,
+    DeliveryPage,
+    DeliveryQuery,
+    NewCommand,
+    PushPlan,
+    WaitQuery,
+)
+from devices import credentials, tokens
+from devices.callers import Done, caller_of
+from devices.database import unit
+from devices.settling import settled
+from devices.wire import Nothing, respond
+
+log = structlog.get_logger()
+
+device_router = Router(tags=["device"])
+admin_router = Router(tags=["commands"])
+
+WAIT_POLL_SECONDS: Final = 0.2
+RESULTS = Counter("nexmdm_action_results", "Reports of phones, by what they say.", ["status"])
+ISSUED = Counter("nexmdm_commands_issued", "Commands queued, by action.", ["action"])
+
+
+class InvalidParams(Exception):
+    """The parameters do not fit the action."""
+
+    def __init__(self, errors: list[dict[str, Any]]) -> None:
+        super().__init__("The parameters do not fit the action. Nothing was queued.")
+        self.errors = errors
+
+
+# ── for phones ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@device_router.post("/action-result", response=ActionResultTaken, url_name="action-result")
+async def action_result(request: HttpRequest, body: ActionResult) -> HttpResponse:
+    """Report on a command: received, running, deferred, or its final word. Sending it again changes nothing twice."""
+    token: tokens.Token = request.auth  # type: ignore[attr-defined]
+    said = Said(body.status, body.message or "", body.output, body.finished_at, body.via)
+    taken = await settled(token, lambda: unit(_take_report, token, body.request_id, said))
+    RESULTS.labels(body.status.value).inc()
+    log.info(
+        "action_result.ingested",
+        device_id=str(token.id),
+        request_id=str(body.request_id),
+        status=body.status.value,
+        state=taken.state.value,
+        duplicate=taken.duplicate,
+        late=taken.late,
+    )
+    return respond(
+        ActionResultTaken(request_id=body.request_id, state=taken.state, duplicate=taken.duplicate, late=taken.late)
+    )
+
+
+@transaction.atomic
+def _take_report(token: tokens.Token, request_id: UUID, said: Said) -> queue.Taken:
+    return queue.report(credentials.authenticate(token), request_id, said)
+
+
+# ── for admins ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@admin_router.post("/command", response=CommandIssued, url_name="command")
+async def issue_command(request: HttpRequest, body: NewCommand) -> HttpResponse:
+    """Queue a command for its audience, frozen here. The push leaves at once, but never inside this request."""
+    caller = caller_of(request)
+    order = _order(body, caller.principal)
+
+    def work() -> Done:
+        issued = queue.issue(order, dry_run=body.dry_run)
+        if not body.dry_run:
+            transaction.on_commit(lambda: _tell(issued))
+        return Done(
+            _issued_answer(issued, dry_run=body.dry_run),
+            request_id=None if body.dry_run else issued.content.request_id,
+            kept=not body.dry_run,
+        )
+
+    return await caller.run(work)
+
+
+def _order(body: NewCommand, issued_by: str) -> Order:
+    action = actions.CATALOGUE.get(body.action)
+    if action is None:
+        raise InvalidParams([{"loc": ["body", "action"], "msg": f"must be one of {', '.join(actions.CATALOGUE)}"}])
+    if action.destructive and (trouble := _too_broad(body)):
+        raise InvalidParams([trouble])
+    try:
+        params = action.model_validate(body.params)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=False, include_input=False)
+        raise InvalidParams([{"loc": ["body", "params", *one["loc"]], "msg": one["msg"]} for one in found]) from error
+    return Order(
+        action=action.name,
+        params=actions.text_of(params),
+        target=body.target.meant(),
+        target_as_given=body.target.model_dump(mode="json", exclude_none=True),
+        issued_by=issued_by,
+        expires_in_seconds=body.expires_in_seconds,
+        priority=body.priority,
+        note=body.note,
+        expect_count=body.expect_count,
+        supersede=body.supersede,
+    )
+
+
+def _too_broad(body: NewCommand) -> dict[str, Any] | None:
+    device_ids = body.target.meant().device_ids
+    if not device_ids:
+        return {"loc": ["body", "target"], "msg": f"{body.action} wants its devices named by device_ids"}
+    if len(device_ids) > 1 and body.expect_count is None:
+        return {"loc": ["body", "expect_count"], "msg": f"{body.action} of several devices wants their expect_count"}
+    return None
+
+
+def _tell(issued: queue.Issued) -> None:
+    ISSUED.labels(issued.content.action).inc()
+    log.info(
+        "command.issued",
+        request_id=str(issued.content.request_id),
+        action=issued.content.action,
+        device_count=issued.device_count,
+        pushable=issued.pushable,
+    )
+
+
+def _issued_answer(issued: queue.Issued, *, dry_run: bool) -> CommandIssued:
+    content = issued.content
+    return CommandIssued(
+        request_id=None if dry_run else content.request_id,
+        action=content.action,
+        state="open",
+        issued_at=content.issued_at,
+        expires_at=content.expires_at,
+        device_count=issued.device_count,
+        push=PushPlan(queued=issued.pushable, no_push_token=issued.device_count - issued.pushable),
+        dry_run=dry_run,
+    )
+
+
+@admin_router.get("/commands", response=CommandPage, url_name="commands")
+async def list_commands(request: HttpRequest, query: Query[CommandQuery]) -> HttpResponse:
+    """List commands, newest first."""
+    return respond(await unit(story.commands, query))
+
+
+@admin_router.get("/commands/{uuid:request_id}", response=CommandDetail, url_name="command-detail")
+async def read_command(request: HttpRequest, request_id: UUID, query: Query[WaitQuery]) -> HttpResponse:
+    """Read a command with its counts; with `wait_seconds`, when nothing is open any more or the time is over."""
+    until = time.monotonic() + query.wait_seconds
+    while time.monotonic() < until and await unit(story.is_open, request_id):  # noqa: ASYNC110  (the news is in a row)
+        await asyncio.sleep(min(WAIT_POLL_SECONDS, max(0.0, until - time.monotonic())))
+    return respond(await unit(story.command, request_id))
+
+
+@admin_router.get("/commands/{uuid:request_id}/deliveries", response=DeliveryPage, url_name="deliveries")
+async def list_deliveries(request: HttpRequest, request_id: UUID, query: Query[DeliveryQuery]) -> HttpResponse:
+    """List a command's deliveries, one per device."""
+    return respond(await unit(story.deliveries, request_id, query))
+
+
+@admin_router.get(
+    "/commands/{uuid:request_id}/deliveries/{uuid:device_id}", response=DeliveryDetail, url_name="delivery"
+)
+async def read_delivery(request: HttpRequest, request_id: UUID, device_id: UUID) -> HttpResponse:
+    """Read one delivery with its timeline: issue, each attempt, each report, settlement."""
+    return respond(await unit(story.delivery, request_id, device_id))
+
+
+@admin_router.post("/commands/{uuid:request_id}/cancel", response=CommandCancelled, url_name="cancel")
+async def cancel_command(request: HttpRequest, request_id: UUID, body: Nothing | None = None) -> HttpResponse:
+    """Withdraw what is still open. FCM recalls no push: `may_still_run` counts what a phone may have got already."""
+
+    def work() -> Done:
+        cancelled = queue.cancel(request_id)
+        answer = CommandCancelled(
+            request_id=request_id,
+            cancelled=cancelled.withdrawn,
+            already_settled=cancelled.already_settled,
+            may_still_run=cancelled.may_still_run,
+        )
+        return Done(answer, request_id=request_id)
+
+    return await caller_of(request).run(work)

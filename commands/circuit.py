@@ -1,0 +1,88 @@
+"""When to stop pushing for a while: the circuit breaker, and one dispatcher's pace. Pure state, no clock of its own."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from commands.models import Outcome
+
+FAILURES_TO_OPEN: Final = 20
+PROBE_INTERVAL_SECONDS: Final = 30.0
+
+CLOSED: Final = "closed"
+OPEN: Final = "open"
+
+
+@dataclass(slots=True)
+class Circuit:
+    """Closed: pushes go out. Open: one probe each 30 s; the first one FCM takes closes it again.
+
+    It opens at once when our own side is at fault (configuration, OAuth), and after 20 failures in a row otherwise.
+    """
+
+    state: str = CLOSED
+    reason: str = ""
+    failures: int = 0
+    next_probe_at: float = 0.0
+
+    def permits(self, now: float) -> int | None:
+        """Return how many pushes may leave now; None means any number."""
+        if self.state == CLOSED:
+            return None
+        return 1 if now >= self.next_probe_at else 0
+
+    def probing(self, now: float) -> None:
+        """Note that a probe has left; the next one waits its interval."""
+        if self.state == OPEN:
+            self.next_probe_at = now + PROBE_INTERVAL_SECONDS
+
+    def note(self, outcome: Outcome, reason: str, now: float) -> bool:
+        """Take an outcome into account; return True if the circuit has opened or closed by it."""
+        if outcome in (Outcome.ACCEPTED, Outcome.TOKEN_DEAD, Outcome.REJECTED):
+            return self._close()
+        self.failures += 1
+        if outcome == Outcome.BLOCKED or self.failures >= FAILURES_TO_OPEN:
+            return self._open(reason, now)
+        return False
+
+    def _close(self) -> bool:
+        changed = self.state == OPEN
+        self.state, self.reason, self.failures = CLOSED, "", 0
+        return changed
+
+    def _open(self, reason: str, now: float) -> bool:
+        changed = self.state == CLOSED
+        if changed:
+            self.next_probe_at = now + PROBE_INTERVAL_SECONDS
+        self.state, self.reason = OPEN, reason[:200]
+        return changed
+
+
+@dataclass(slots=True)
+class Pace:
+    """A token bucket of `per_second` pushes: halved by each second with a 429 in it, won back by a tenth a second."""
+
+    per_second: float
+    factor: float = 1.0
+    available: float = 0.0
+    updated_at: float = 0.0
+    slowed_at: float = float("-inf")
+
+    def permits(self, now: float) -> int:
+        """Return how many pushes may leave now."""
+        elapsed = max(0.0, now - self.updated_at)
+        self.updated_at = now
+        if now - self.slowed_at >= 1:
+            self.factor = min(1.0, self.factor + 0.1 * min(elapsed, 10.0))
+        allowed = max(1.0, self.per_second * self.factor)
+        self.available = min(allowed, self.available + elapsed * allowed)
+        return int(self.available)
+
+    def spend(self, count: int) -> None:
+        """Note that `count` pushes have left."""
+        self.available -= count
+
+    def slow_down(self, now: float) -> None:
+        """Halve the pace: FCM said 429. Once a second at most, for one overload brings many of them."""
+        if now - self.slowed_at >= 1:
+            self.factor = max(0.01, self.factor / 2)
+            self.slowed_at = now

@@ -1,0 +1,246 @@
+"""The dispatcher: claim what is due, send it, record what FCM said. Stops politely."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import psycopg
+import structlog
+from django.db import DatabaseError, InterfaceError
+from prometheus_client import Counter, Histogram
+from psycopg import sql
+
+from commands import envelope, fcm, outbox, queue, retry
+from commands.circuit import Circuit, Pace
+from commands.models import Outcome
+from commands.outbox import Claimed, Sent
+from devices import database
+
+log = structlog.get_logger()
+
+SLOTS: Final = 500
+"""Sends under way at once, and FCM connections: at 150 ms an answer they carry 3,300 pushes a second."""
+
+BATCH: Final = 500
+POLL_SECONDS: Final = 1.0
+"""How long a lost notification can delay a push."""
+
+RECONNECT_SECONDS: Final = 1.0
+LEASE_MARGIN_SECONDS: Final = outbox.LEASE.total_seconds() - fcm.TIMEOUT_SECONDS - 5
+
+PUSHES = Counter("nexmdm_pushes", "FCM sends by outcome and code.", ["outcome", "http_status", "fcm_error"])
+PUSH_SECONDS = Histogram(
+    "nexmdm_push_seconds",
+    "Time from a claimed push to FCM's answer.",
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10),
+)
+
+
+class Sends(Protocol):
+    """What the dispatcher needs of FCM."""
+
+    async def send(self, push: fcm.Push) -> fcm.Answer:
+        """Send one message; never raise for what FCM or the network does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chore:
+    """Something to be done again and again beside the pushing."""
+
+    name: str
+    every_seconds: float
+    work: Callable[[], object]
+
+
+class Dispatcher:
+    """One dispatcher; any number may run on any number of machines (row locks keep them apart)."""
+
+    def __init__(self, sender: Sends | None, *, per_second: float, chores: Sequence[Chore] = ()) -> None:
+        """Push through `sender` (None: push is not configured, only the chores run)."""
+        self.circuit = Circuit()
+        self.pace = Pace(per_second)
+        self._sender = sender
+        self._chores = chores
+        self._stopping = asyncio.Event()
+        self._awake = asyncio.Event()
+        self._sends: set[asyncio.Task[None]] = set()
+        self._answered: list[Sent] = []
+        self._unrecorded = asyncio.Event()
+
+    def stop(self) -> None:
+        """Claim nothing more; run() returns when what is under way is sent and recorded."""
+        self._stopping.set()
+        self._awake.set()
+
+    async def run(self) -> None:
+        """Dispatch until stop()."""
+        side_tasks = [asyncio.create_task(self._repeat(chore), name=chore.name) for chore in self._chores]
+        if self._sender is None:
+            await self._stopping.wait()
+        else:
+            side_tasks.append(asyncio.create_task(self._listen(), name="listen"))
+            await self._dispatch_and_record()
+        for task in side_tasks:
+            task.cancel()
+        await asyncio.gather(*side_tasks, return_exceptions=True)
+
+    async def run_once(self) -> None:
+        """Do each chore once, push what is due now, and return when all of it is recorded."""
+        for chore in self._chores:
+            await database.unit(chore.work)
+        if self._sender is not None:
+            await self._dispatch_and_record(once=True)
+
+    async def _dispatch_and_record(self, *, once: bool = False) -> None:
+        recorder = asyncio.create_task(self._record_as_answers_arrive(), name="record")
+        await self._dispatch(once=once)
+        self.stop()
+        if self._sends:
+            await asyncio.wait(self._sends)
+        self._unrecorded.set()
+        await recorder
+
+    async def dispatch_once(self) -> int:
+        """Claim what is due and may leave now, and start sending it; return how many."""
+        now = time.monotonic()
+        permitted = self.circuit.permits(now)
+        free = min(SLOTS - len(self._sends), BATCH, self.pace.permits(now), BATCH if permitted is None else permitted)
+        if free <= 0:
+            return 0
+        claimed = await database.unit(outbox.claim_due, free)
+        if claimed:
+            self.circuit.probing(now)
+            self.pace.spend(len(claimed))
+        for one in claimed:
+            task = asyncio.create_task(self._send(one, now))
+            self._sends.add(task)
+            task.add_done_callback(self._sent)
+        return len(claimed)
+
+    async def _dispatch(self, *, once: bool) -> None:
+        while not self._stopping.is_set():
+            self._awake.clear()
+            try:
+                started = await self.dispatch_once()
+            except Exception as error:  # noqa: BLE001  (the loop's edge: whatever happens, dispatching goes on)
+                log.error("dispatch.failed", error=type(error).__name__, detail=str(error)[:200])
+                started = 0
+                await self._pause(RECONNECT_SECONDS)
+            if not started and once and not self._sends:
+                return
+            if not started:
+                await self._sleep_until_woken(POLL_SECONDS)
+
+    async def _send(self, claimed: Claimed, claimed_at: float) -> None:
+        assert self._sender is not None
+        waited = time.monotonic() - claimed_at
+        seconds_left = claimed.seconds_left - waited
+        if waited > LEASE_MARGIN_SECONDS:
+            return  # The lease is as good as over: it is somebody else's soon.
+        if seconds_left <= 0:
+            self._answer(Sent(claimed, Outcome.BLOCKED, detail="not sent: the command had expired"))
+            return
+        data = envelope.seal(claimed.content, claimed.recipient)
+        answer = await self._sender.send(fcm.Push(claimed.push_token, data, claimed.priority, int(seconds_left)))
+        self._answer(self._ruled(claimed, answer))
+
+    def _ruled(self, claimed: Claimed, answer: fcm.Answer) -> Sent:
+        ruling = retry.rule(answer, claimed.failures)
+        now = time.monotonic()
+        reason = answer.fault or f"FCM answered {answer.http_status} {answer.fcm_error}".strip()
+        if self.circuit.note(ruling.outcome, reason, now):
+            log.warning("push.circuit", state=self.circuit.state, reason=self.circuit.reason)
+        if answer.http_status == 429:
+            self.pace.slow_down(now)
+        return Sent(
+            claimed,
+            ruling.outcome,
+            answer.http_status,
+            answer.fcm_error,
+            answer.message_id,
+            answer.latency_ms,
+            answer.fault,
+            ruling.retry_in_seconds,
+        )
+
+    def _answer(self, sent: Sent) -> None:
+        _log(sent)
+        self._answered.append(sent)
+        self._unrecorded.set()
+
+    def _sent(self, task: asyncio.Task[None]) -> None:
+        self._sends.discard(task)
+        self._awake.set()
+        if not task.cancelled() and (error := task.exception()):
+            log.error("dispatch.send_failed", error=type(error).__name__, detail=str(error)[:200])
+
+    async def _record_as_answers_arrive(self) -> None:
+        while self._answered or self._sends or not self._stopping.is_set():
+            await self._unrecorded.wait()
+            self._unrecorded.clear()
+            while self._answered:
+                await self._record(self._answered[:BATCH])
+
+    async def _record(self, batch: list[Sent]) -> None:
+        try:
+            await database.unit(outbox.record_attempts, batch)
+        except (DatabaseError, InterfaceError) as error:
+            log.error("dispatch.record_failed", error=type(error).__name__, detail=str(error)[:200])
+            await asyncio.sleep(RECONNECT_SECONDS)
+            return
+        del self._answered[: len(batch)]
+
+    async def _listen(self) -> None:
+        """Wake the loop when a transaction that queued something commits; after a lost connection, poll at once."""
+        while True:
+            with suppress(psycopg.Error, OSError):
+                await self._listen_on_one_connection()
+            await asyncio.sleep(RECONNECT_SECONDS)
+
+    async def _listen_on_one_connection(self) -> None:
+        async with await psycopg.AsyncConnection.connect(**database.parameters(), autocommit=True) as connection:
+            await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(queue.CHANNEL)))
+            self._awake.set()
+            async for _ in connection.notifies():
+                self._awake.set()
+
+    async def _repeat(self, chore: Chore) -> None:
+        while True:
+            try:
+                await database.unit(chore.work)
+            except (DatabaseError, InterfaceError) as error:
+                log.warning("chore.failed", chore=chore.name, error=type(error).__name__, detail=str(error)[:200])
+            await asyncio.sleep(chore.every_seconds)
+
+    async def _sleep_until_woken(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._awake.wait()
+
+    async def _pause(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+
+
+def _log(sent: Sent) -> None:
+    labels = (sent.outcome.value, str(sent.http_status or ""), sent.fcm_error)
+    PUSHES.labels(*labels).inc()
+    if sent.latency_ms is not None:
+        PUSH_SECONDS.observe(sent.latency_ms / 1000)
+    level: Callable[..., Any] = log.error if sent.outcome in (Outcome.REJECTED, Outcome.BLOCKED) else log.info
+    level(
+        "command.sent",
+        request_id=str(sent.claimed.content.request_id),
+        device_id=str(sent.claimed.recipient.device_id),
+        attempt=sent.claimed.number,
+        outcome=sent.outcome.value,
+        http_status=sent.http_status,
+        fcm_error=sent.fcm_error or None,
+        message_id=sent.message_id or None,
+        latency_ms=sent.latency_ms,
+        detail=sent.detail or None,
+    )

@@ -1,0 +1,63 @@
+"""The signed command as it travels, the same in a push and in a heartbeat (contract §2)."""
+
+import hmac
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+from uuid import UUID
+
+from devices import credentials
+
+FCM_PAYLOAD_LIMIT: Final = 4096
+"""Bytes of an FCM message's data, keys and values (Firebase: "About FCM messages")."""
+
+_SIGNATURE_LENGTH: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What is said to a phone, the same to each: a command without its signature."""
+
+    request_id: UUID
+    action: str
+    params: str
+    issued_at: datetime
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Recipient:
+    """To whom it is said, and under which of their credentials it is signed."""
+
+    device_id: UUID
+    generation: int
+    command_key_id: str
+
+
+def seal(content: Content, to: Recipient) -> dict[str, str]:
+    """Return the envelope: six strings, the last one the signature over the others and the device id."""
+    fields = _fields(content)
+    key = credentials.command_key(to.device_id, to.generation, to.command_key_id)
+    message = "\n".join(("NXC1", str(to.device_id), *fields.values()))
+    return fields | {"signature": hmac.digest(key.encode(), message.encode(), "sha256").hex()}
+
+
+def size(content: Content) -> int:
+    """Return how many of FCM's bytes the envelope takes: its keys and values in UTF-8."""
+    fields = _fields(content) | {"signature": "0" * _SIGNATURE_LENGTH}
+    return sum(len(key) + len(value.encode()) for key, value in fields.items())
+
+
+def whole_seconds(moment: datetime) -> str:
+    """Return a time as an envelope writes it."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _fields(content: Content) -> dict[str, str]:
+    return {
+        "request_id": str(content.request_id),
+        "action": content.action,
+        "params": content.params,
+        "issued_at": whole_seconds(content.issued_at),
+        "expires_at": whole_seconds(content.expires_at),
+    }

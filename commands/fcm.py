@@ -1,0 +1,190 @@
+"""Speak Firebase Cloud Messaging's HTTP v1 API: send one message, return FCM's answer. Touches no database.
+
+Sources: Google's pages "FCM: Send messages with HTTP v1", "ErrorCode", "Scale FCM", "Throttling and quotas".
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from functools import partial
+from types import TracebackType
+from typing import Any, Final, Self
+
+import aiohttp
+import orjson
+from firebase_admin import credentials, messaging
+from google.auth.exceptions import GoogleAuthError
+from google.auth.transport.requests import Request
+
+TIMEOUT_SECONDS: Final = 10
+TOKEN_REFRESH_AHEAD: Final = timedelta(minutes=5)
+MAX_TTL_SECONDS: Final = 2_419_200
+_FCM_ERROR: Final = "google.firebase.fcm.v1.FcmError"
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """What goes to FCM for one phone: strings only, data only."""
+
+    token: str
+    data: Mapping[str, str]
+    priority: str
+    ttl_seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of one send. `http_status` None: no answer came, and `fault` says why ("timeout", "oauth: …")."""
+
+    http_status: int | None
+    fcm_error: str = ""
+    message_id: str = ""
+    retry_after_seconds: float | None = None
+    latency_ms: int = 0
+    fault: str = ""
+    oauth_failed: bool = False
+
+
+class AccessToken:
+    """The OAuth access token of a service account, refreshed in a thread ahead of its expiry."""
+
+    def __init__(self, service_account: Mapping[str, str]) -> None:
+        certificate = credentials.Certificate(dict(service_account))
+        self.project_id: str = certificate.project_id
+        self._credential: Any = certificate.get_credential()
+        self._refreshing: asyncio.Task[None] | None = None
+
+    async def get(self) -> str:
+        """Return a live token; wait for a refresh only if there is none. Raises GoogleAuthError."""
+        remaining = self._remaining()
+        if remaining < TOKEN_REFRESH_AHEAD:
+            refreshing = self._refresh()
+            if remaining <= timedelta(seconds=10):
+                await asyncio.shield(refreshing)
+        return str(self._credential.token)
+
+    async def renew(self, refused: str) -> None:
+        """Refresh a token that FCM has refused, unless that has happened meanwhile. Raises GoogleAuthError."""
+        if self._credential.token == refused:
+            await asyncio.shield(self._refresh())
+
+    def _remaining(self) -> timedelta:
+        if self._credential.token is None or self._credential.expiry is None:
+            return timedelta(0)
+        # google-auth keeps its expiry as naive UTC.
+        remaining: timedelta = self._credential.expiry - datetime.now(UTC).replace(tzinfo=None)
+        return remaining
+
+    def _refresh(self) -> asyncio.Task[None]:
+        if self._refreshing is None or self._refreshing.done():
+            request = partial(Request(), timeout=TIMEOUT_SECONDS)
+            self._refreshing = asyncio.ensure_future(asyncio.to_thread(self._credential.refresh, request))
+            # Its failure is told to those who wait; when nobody does, the next send asks again.
+            self._refreshing.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return self._refreshing
+
+
+class Sender:
+    """One session to FCM: bounded connections, a 10 s time-out, no retry of its own but one after a refused token."""
+
+    def __init__(self, service_account: Mapping[str, str], base_url: str, *, connections: int) -> None:
+        self._access = AccessToken(service_account)
+        self._url = f"{base_url}/v1/projects/{self._access.project_id}/messages:send"
+        self._connections = connections
+        self._session: aiohttp.ClientSession
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=self._connections, keepalive_timeout=60),
+            timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS),
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._session.close()
+
+    async def send(self, push: Push) -> Answer:
+        """Send one message and return FCM's answer. Never raises for what the network or FCM does."""
+        started = time.monotonic()
+        try:
+            answer = await self._send_with_token(encode(push))
+        except GoogleAuthError as error:
+            answer = Answer(None, fault=f"oauth: {type(error).__name__}", oauth_failed=True)
+        except TimeoutError:
+            answer = Answer(None, fault="timeout")
+        except aiohttp.ClientError as error:
+            answer = Answer(None, fault=f"connection: {type(error).__name__}")
+        return _with_latency(answer, started)
+
+    async def _send_with_token(self, body: bytes) -> Answer:
+        token = await self._access.get()
+        answer = await self._post(body, token)
+        if answer.http_status != 401:
+            return answer
+        await self._access.renew(token)
+        return await self._post(body, await self._access.get())
+
+    async def _post(self, body: bytes, token: str) -> Answer:
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        async with self._session.post(self._url, data=body, headers=headers, allow_redirects=False) as response:
+            return parse(response.status, response.headers, await response.read())
+
+
+def encode(push: Push) -> bytes:
+    """Return the body of the HTTP v1 request."""
+    android = messaging.AndroidConfig(priority=push.priority, ttl=min(push.ttl_seconds, MAX_TTL_SECONDS))
+    message = messaging.Message(data=dict(push.data), android=android)
+    # Set afterwards: the constructor warns of the successor of `token`, a Firebase installation id, which nobody sends.
+    message.token = push.token
+    return f'{{"message":{message}}}'.encode()
+
+
+def parse(status: int, headers: Mapping[str, str], body: bytes) -> Answer:
+    """Read FCM's answer: the error code stands in `error.details[]`, not in the HTTP status alone."""
+    try:
+        said = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        said = None
+    said = said if isinstance(said, dict) else {}
+    retry_after = _retry_after(headers.get("Retry-After", ""))
+    if status == 200:
+        return Answer(status, message_id=str(said.get("name", ""))[:255], retry_after_seconds=retry_after)
+    return Answer(status, fcm_error=_error_code(said), retry_after_seconds=retry_after)
+
+
+def _error_code(said: dict[str, Any]) -> str:
+    error = said.get("error")
+    details = error.get("details") if isinstance(error, dict) else None
+    for detail in details if isinstance(details, list) else []:
+        if isinstance(detail, dict) and str(detail.get("@type", "")).endswith(_FCM_ERROR):
+            return str(detail.get("errorCode", ""))[:64]
+    return ""
+
+
+def _retry_after(text: str) -> float | None:
+    """Read a Retry-After header: seconds, or an HTTP date (RFC 9110, section 10.2.3)."""
+    if text.strip().isdigit():
+        return min(float(text), 86_400.0)
+    try:
+        return max(0.0, (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds())
+    except (TypeError, ValueError):
+        return None
+
+
+def _with_latency(answer: Answer, started: float) -> Answer:
+    latency = round((time.monotonic() - started) * 1000)
+    return Answer(
+        answer.http_status,
+        answer.fcm_error,
+        answer.message_id,
+        answer.retry_after_seconds,
+        latency,
+        answer.fault,
+        answer.oauth_failed,
+    )

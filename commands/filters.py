@@ -1,0 +1,169 @@
+"""By what the lists of the admin site can be narrowed: choices that are known beforehand, so that none is looked up."""
+
+from typing import ClassVar, Final
+
+from django.db.models import Exists, OuterRef, Q
+from django.db.models.functions import Now
+
+from commands.actions import CATALOGUE
+from commands.models import OPEN, Attempt, Delivery, Outcome, Push, ReportStatus, State
+from devices.browsing import Age, KnownChoices
+
+HTTP_STATUSES: Final = (200, 400, 401, 403, 404, 429, 500, 502, 503, 504)
+FCM_ERRORS: Final = (
+    "UNREGISTERED", "SENDER_ID_MISMATCH", "INVALID_ARGUMENT", "QUOTA_EXCEEDED", "UNAVAILABLE", "INTERNAL",
+    "THIRD_PARTY_AUTH_ERROR", "UNSPECIFIED_ERROR",
+)  # fmt: skip
+"""Google's page "ErrorCode"."""
+
+OVERDUE: Final = Q(state__in=OPEN, open_until__lte=Now())
+"""Open, but past its time: expired for everybody who asks."""
+
+
+class ActionFilter(KnownChoices):
+    """By the command's action."""
+
+    title = "action"
+    parameter_name = "action"
+    column: ClassVar = "action"
+
+    def conditions(self) -> dict[str, Q]:
+        """Return the actions of the catalogue."""
+        return {name: Q(**{self.column: name}) for name in CATALOGUE}
+
+
+class DeliveryActionFilter(ActionFilter):
+    """By the action of the delivery's command."""
+
+    column = "command__action"
+
+
+class AttemptActionFilter(ActionFilter):
+    """By the action of the attempt's command."""
+
+    column = "delivery__command__action"
+
+
+class CommandStateFilter(KnownChoices):
+    """By whether anything is still open."""
+
+    title = "state"
+    parameter_name = "state"
+
+    def conditions(self) -> dict[str, Q]:
+        """Return the states that a command derives from its deliveries."""
+        still_open = Q(Exists(Delivery.objects.open().filter(command=OuterRef("pk"))))
+        return {
+            "open": still_open,
+            "completed": ~still_open & Q(cancelled_at=None),
+            "cancelled": ~still_open & Q(cancelled_at__isnull=False),
+        }
+
+
+class StateFilter(KnownChoices):
+    """By the state as of now."""
+
+    title = "state"
+    parameter_name = "state"
+
+    def conditions(self) -> dict[str, Q]:
+        """Return the states of a delivery."""
+        settled = {state: Q(state=state) for state in State.values if state not in OPEN}
+        still_open = {state.value: Q(state=state, open_until__gt=Now()) for state in OPEN}
+        return {**still_open, **settled, State.EXPIRED.value: Q(state=State.EXPIRED) | OVERDUE}
+
+
+class PushFilter(KnownChoices):
+    """By how the push stands."""
+
+    title = "push"
+    parameter_name = "push"
+
+    def conditions(self) -> dict[str, Q]:
+        """Return the states of a push."""
+        return {state: Q(push_state=state) for state in Push.values}
+
+
+class OutcomeFilter(KnownChoices):
+    """By how the send ended."""
+
+    title = "outcome"
+    parameter_name = "outcome"
+
+    def conditions(self) -> dict[str, Q]:
+        """Return the outcomes of an attempt."""
+        return {outcome: Q(outcome=outcome) for outcome in Outcome.values}
+
+
+class HttpStatusFilter(KnownChoices):
+    """By FCM's HTTP status; `none` is a send that got no answer (yet)."""
+
+    title = "HTTP status"
+    parameter_name = "http_status"
+
+    def conditions(self) -> dict[str, Q]:
+        """Return the statuses that FCM is known to answer with."""
+        known = {str(status): Q(http_status=status) for status in HTTP_STATUSES}
+        other = Q(http_status__isnull=False) & ~Q(http_status__in=HTTP_STATUSES)
+        return {**known, "other": other, "none": Q(http_status=None)}
+
+
+class FcmErrorFilter(KnownChoices):
+    """By FCM's error code; `none` is an answer without one, and no answer at all."""
+
+    title = "FCM code"
+    parameter_name = "fcm_error"
+
+    def conditions(self) -> dict[str, Q]:
+        """Return the codes that FCM is known to answer with."""
+        known = {code: Q(fcm_error=code) for code in FCM_ERRORS}
+        return {**known, "other": ~Q(fcm_error__in=["", *FCM_ERRORS]), "none": Q(fcm_error="")}
+
+
+class DeliveryHttpStatusFilter(HttpStatusFilter):
+    """By the HTTP status of any of its attempts."""
+
+    def conditions(self) -> dict[str, Q]:
+        """Return the statuses, asked of the attempts."""
+        return {name: _any_attempt(condition) for name, condition in super().conditions().items()}
+
+
+class DeliveryFcmErrorFilter(FcmErrorFilter):
+    """By the FCM code of any of its attempts."""
+
+    def conditions(self) -> dict[str, Q]:
+        """Return the codes, asked of the attempts."""
+        return {name: _any_attempt(condition) for name, condition in super().conditions().items()}
+
+
+def _any_attempt(condition: Q) -> Q:
+    return Q(pk__in=Attempt.objects.filter(condition).order_by().values("delivery"))
+
+
+class CommandAge(Age):
+    """By how long ago the command was issued."""
+
+    column = "issued_at"
+
+
+class AttemptAge(Age):
+    """By how long ago the send began."""
+
+    column = "started_at"
+
+
+class ReportAge(Age):
+    """By how long ago the report came."""
+
+    column = "reported_at"
+
+
+class ReportStatusFilter(KnownChoices):
+    """By what the phone said."""
+
+    title = "status"
+    parameter_name = "status"
+
+    def conditions(self) -> dict[str, Q]:
+        """Return what a phone can say."""
+        return {status: Q(status=status) for status in ReportStatus.values}

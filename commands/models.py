@@ -1,0 +1,260 @@
+"""The work: what was asked, of whom, how often it was pushed, and what came back."""
+
+from typing import ClassVar, Self
+
+from django.db import models
+from django.db.models import Q
+from django.db.models.functions import Now
+from uuid_utils.compat import uuid7
+
+from devices.models import Device
+
+
+class Priority(models.TextChoices):
+    """How urgently FCM is asked to wake the phone."""
+
+    HIGH = "high"
+    NORMAL = "normal"
+
+
+class State(models.TextChoices):
+    """The life of a delivery: open (the first two), then settled in exactly one way."""
+
+    PENDING = "pending"
+    RECEIVED = "received"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+
+
+OPEN = (State.PENDING, State.RECEIVED)
+
+
+class Push(models.TextChoices):
+    """How the push of a delivery stands. `accepted` is FCM's word, never the phone's."""
+
+    WAITING = "waiting"
+    ACCEPTED = "accepted"
+    RETRYING = "retrying"
+    UNDELIVERABLE = "undeliverable"
+    NO_PUSH_TOKEN = "no_push_token"  # noqa: S105
+
+
+class Outcome(models.TextChoices):
+    """How one FCM send ended (`in_flight`: not yet known)."""
+
+    IN_FLIGHT = "in_flight"
+    ACCEPTED = "accepted"
+    RETRY_LATER = "retry_later"
+    REJECTED = "rejected"
+    TOKEN_DEAD = "token_dead"  # noqa: S105
+    UNKNOWN = "unknown"
+    BLOCKED = "blocked"
+
+
+class ReportStatus(models.TextChoices):
+    """What a phone can say about a command; the last two are final."""
+
+    RECEIVED = "received"
+    RUNNING = "running"
+    DEFERRED = "deferred"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+
+FINAL = (ReportStatus.SUCCEEDED, ReportStatus.FAILED)
+
+
+class Channel(models.TextChoices):
+    """The way a command came to the phone."""
+
+    PUSH = "push"
+    HEARTBEAT = "heartbeat"
+
+
+def _one_of(
+    field: str, choices: type[models.TextChoices], *, name: str, or_null: bool = False
+) -> models.CheckConstraint:
+    known = Q(**{f"{field}__in": choices.values})
+    return models.CheckConstraint(name=name, condition=known | Q(**{field: None}) if or_null else known)
+
+
+class Command(models.Model):
+    """What an admin asked, once, of an audience frozen at that moment. Never changes, but for a cancellation's time.
+
+    `params` is the JSON text that is signed and sent. The times are whole seconds, as they travel.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    action = models.CharField(max_length=64)
+    params = models.TextField()
+    priority = models.CharField(max_length=8, choices=Priority, default=Priority.HIGH)
+    target = models.JSONField()
+    note = models.CharField(max_length=200, blank=True)
+    issued_by = models.CharField(max_length=64)
+    issued_at = models.DateTimeField()
+    expires_at = models.DateTimeField()
+    device_count = models.PositiveIntegerField()
+    cancelled_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering: ClassVar = ["-id"]
+        constraints: ClassVar = [
+            _one_of("priority", Priority, name="command_priority_known"),
+            models.CheckConstraint(name="command_expires_later", condition=Q(expires_at__gt=models.F("issued_at"))),
+            models.CheckConstraint(name="command_has_an_audience", condition=Q(device_count__gte=1)),
+        ]
+        indexes: ClassVar = [
+            # Lists filtered by action, newest first.
+            models.Index(name="command_by_action", fields=["action", "-id"]),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.action} {self.id}"
+
+
+class DeliveryQuerySet(models.QuerySet["Delivery"]):
+    """Deliveries by how they stand now, swept or not."""
+
+    def open(self) -> Self:
+        """Keep what is still waiting for its final report and within its time."""
+        return self.filter(state__in=OPEN, open_until__gt=Now())
+
+    def overdue(self) -> Self:
+        """Keep what has run out of time but has not been marked so yet."""
+        return self.filter(state__in=OPEN, open_until__lte=Now())
+
+
+class Delivery(models.Model):
+    """One command for one device.
+
+    `open_until` is the command's `expires_at`, or an hour more once the phone has said it received or runs it.
+    `next_attempt_at` is when the next push is due; NULL means none is. A claimed push moves it past a lease.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    command = models.ForeignKey(Command, on_delete=models.CASCADE, related_name="deliveries", db_index=False)
+    device = models.ForeignKey(Device, on_delete=models.CASCADE, related_name="deliveries", db_index=False)
+    state = models.CharField(max_length=16, choices=State, default=State.PENDING)
+    open_until = models.DateTimeField()
+    received_at = models.DateTimeField(null=True, blank=True)
+    reported_at = models.DateTimeField(null=True, blank=True)
+    settled_at = models.DateTimeField(null=True, blank=True)
+    delivered_via = models.CharField(max_length=16, choices=Channel, null=True, blank=True)  # noqa: DJ001
+
+    push_state = models.CharField(max_length=16, choices=Push)
+    attempt_count = models.PositiveIntegerField(default=0)
+    failure_count = models.PositiveIntegerField(default=0)
+    next_attempt_at = models.DateTimeField(null=True, blank=True)
+
+    objects = DeliveryQuerySet.as_manager()
+
+    class Meta:
+        ordering: ClassVar = ["-id"]
+        verbose_name_plural = "deliveries"
+        constraints: ClassVar = [
+            models.UniqueConstraint(name="delivery_once_per_device", fields=["command", "device"]),
+            _one_of("state", State, name="delivery_state_known"),
+            _one_of("push_state", Push, name="delivery_push_state_known"),
+            _one_of("delivered_via", Channel, name="delivery_channel_known", or_null=True),
+            models.CheckConstraint(
+                name="delivery_settled_has_a_time",
+                condition=Q(state__in=OPEN, settled_at=None) | (~Q(state__in=OPEN) & Q(settled_at__isnull=False)),
+            ),
+            models.CheckConstraint(
+                name="delivery_settled_is_not_pushed",
+                condition=Q(next_attempt_at=None) | Q(state=State.PENDING),
+            ),
+        ]
+        indexes: ClassVar = [
+            # A heartbeat's offer: this device's open deliveries.
+            models.Index(name="delivery_open_by_device", fields=["device", "id"], condition=Q(state__in=OPEN)),
+            # The dispatcher's claim: what is due, oldest first.
+            models.Index(name="delivery_push_due", fields=["next_attempt_at"], condition=~Q(next_attempt_at=None)),
+            # The sweep of what has run out of time.
+            models.Index(name="delivery_open_until", fields=["open_until"], condition=Q(state__in=OPEN)),
+            # Retention: what settled long ago.
+            models.Index(name="delivery_settled", fields=["settled_at"], condition=~Q(settled_at=None)),
+            # One device's history, newest first.
+            models.Index(name="delivery_of_device", fields=["device", "-id"]),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.command_id} for {self.device_id}"
+
+
+class Attempt(models.Model):
+    """One FCM send of a delivery: written before it leaves, closed when the answer is in."""
+
+    id = models.BigAutoField(primary_key=True)
+    delivery = models.ForeignKey(Delivery, on_delete=models.CASCADE, related_name="attempts", db_index=False)
+    number = models.PositiveIntegerField()
+    outcome = models.CharField(max_length=16, choices=Outcome, default=Outcome.IN_FLIGHT)
+    http_status = models.PositiveSmallIntegerField(null=True, blank=True)
+    fcm_error = models.CharField(max_length=64, blank=True)
+    message_id = models.CharField(max_length=255, blank=True)
+    latency_ms = models.PositiveIntegerField(null=True, blank=True)
+    detail = models.CharField(max_length=200, blank=True)
+    started_at = models.DateTimeField(db_default=Now())
+    finished_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering: ClassVar = ["-id"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(name="attempt_number_per_delivery", fields=["delivery", "number"]),
+            _one_of("outcome", Outcome, name="attempt_outcome_known"),
+            models.CheckConstraint(
+                name="attempt_closed_has_a_time",
+                condition=Q(outcome=Outcome.IN_FLIGHT, finished_at=None)
+                | (~Q(outcome=Outcome.IN_FLIGHT) & Q(finished_at__isnull=False)),
+            ),
+        ]
+        indexes: ClassVar = [
+            # The last hour's pushes by FCM code.
+            models.Index(name="attempt_finished", fields=["finished_at"], condition=~Q(finished_at=None)),
+            # The browser's filters, newest first.
+            models.Index(name="attempt_by_fcm_error", fields=["fcm_error", "-id"]),
+            models.Index(name="attempt_by_http_status", fields=["http_status", "-id"]),
+        ]
+
+    def __str__(self) -> str:
+        return f"attempt {self.number}: {self.outcome}"
+
+
+class Report(models.Model):
+    """One thing a phone said about a delivery; append-only.
+
+    The first final report of a delivery is its result, or, when it came after expiry or cancellation (`late`), its
+    late result. Whatever comes after a final report is a `duplicate`.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    delivery = models.ForeignKey(Delivery, on_delete=models.CASCADE, related_name="reports", db_index=False)
+    status = models.CharField(max_length=16, choices=ReportStatus)
+    message = models.CharField(max_length=1000, blank=True)
+    output = models.JSONField(null=True, blank=True)
+    via = models.CharField(max_length=16, choices=Channel, null=True, blank=True)  # noqa: DJ001
+    device_finished_at = models.DateTimeField(null=True, blank=True)
+    reported_at = models.DateTimeField(db_default=Now())
+    late = models.BooleanField(default=False)
+    duplicate = models.BooleanField(default=False)
+
+    class Meta:
+        ordering: ClassVar = ["-id"]
+        constraints: ClassVar = [
+            _one_of("status", ReportStatus, name="report_status_known"),
+            _one_of("via", Channel, name="report_channel_known", or_null=True),
+            # Two final reports at once: the second one fails here, however it got so far.
+            models.UniqueConstraint(
+                name="report_one_final_per_delivery",
+                fields=["delivery"],
+                condition=Q(status__in=FINAL, duplicate=False),
+            ),
+        ]
+        indexes: ClassVar = [
+            models.Index(name="report_of_delivery", fields=["delivery", "id"]),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.status} ({self.reported_at:%Y-%m-%d %H:%M:%S})"

@@ -1,0 +1,191 @@
+"""The transactional outbox: which pushes are due, who sends them, and what FCM said.
+
+Each function is one short transaction. A push is claimed (a row says that it is about to leave), sent with no
+transaction open, and recorded. A claim is a lease: what a crashed dispatcher held comes due again by itself.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+from uuid import UUID
+
+from django.db import transaction
+from django.db.models import Q
+from django.db.models.functions import Now
+
+from commands import envelope, queue
+from commands.models import Delivery, Outcome, Push, State
+from devices import database, enrollment
+from devices.models import Device
+
+LEASE: Final = timedelta(seconds=45)
+"""How long a claimed push belongs to its dispatcher: more than three times the 10 s that one send may take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A push that this dispatcher may send now, and nobody else before the lease runs out."""
+
+    delivery_id: int
+    number: int
+    failures: int
+    push_token: str
+    priority: str
+    content: envelope.Content
+    recipient: envelope.Recipient
+    seconds_left: float
+    """Until the command's `expires_at`, counted from the claim."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """How a claimed push ended. `retry_in_seconds` None: no further push is due (by this answer)."""
+
+    claimed: Claimed
+    outcome: Outcome
+    http_status: int | None = None
+    fcm_error: str = ""
+    message_id: str = ""
+    latency_ms: int | None = None
+    detail: str = ""
+    retry_in_seconds: float | None = None
+
+
+# The due rows come from delivery_push_due. An attempt that is still in flight when its delivery comes due again
+# belonged to a dispatcher that died: it is closed as unknown, for nobody will ever know.
+_CLAIM: Final = """
+    WITH due AS (
+        SELECT delivery.id, delivery.attempt_count + 1 AS number, delivery.failure_count, device.push_token,
+            command.priority, command.id AS command_id, command.action, command.params, command.issued_at,
+            command.expires_at, device.id AS device_id, device.generation, device.command_key_id
+        FROM commands_delivery delivery
+        JOIN devices_device device ON device.id = delivery.device_id
+        JOIN commands_command command ON command.id = delivery.command_id
+        WHERE delivery.next_attempt_at <= now() AND delivery.state = 'pending' AND command.expires_at > now()
+            AND device.revoked_at IS NULL AND device.push_token IS NOT NULL AND device.push_token_dead_at IS NULL
+        ORDER BY delivery.next_attempt_at, delivery.id
+        LIMIT %(limit)s
+        FOR NO KEY UPDATE OF delivery SKIP LOCKED
+    ), orphaned AS (
+        UPDATE commands_attempt attempt
+        SET outcome = 'unknown', finished_at = now(), detail = 'the dispatcher did not record an answer'
+        FROM due WHERE attempt.delivery_id = due.id AND attempt.outcome = 'in_flight'
+    ), leased AS (
+        UPDATE commands_delivery delivery
+        SET next_attempt_at = now() + %(lease)s, attempt_count = due.number
+        FROM due WHERE delivery.id = due.id
+    ), opened AS (
+        INSERT INTO commands_attempt (delivery_id, number, outcome, fcm_error, message_id, detail, started_at)
+        SELECT id, number, 'in_flight', '', '', '', now() FROM due
+    )
+    SELECT id, number, failure_count, push_token, priority, extract(epoch FROM expires_at - now())::float8,
+        device_id, generation, command_key_id, command_id, action, params, issued_at, expires_at
+    FROM due
+"""
+
+
+@transaction.atomic
+def claim_due(limit: int) -> list[Claimed]:
+    """Take up to `limit` due pushes, each with an open attempt that says so. Never two dispatchers the same one."""
+    rows = database.rows(_CLAIM, {"limit": limit, "lease": LEASE})
+    return [
+        Claimed(
+            delivery_id, number, failures, push_token, priority,
+            envelope.Content(*content), envelope.Recipient(device_id, generation, key_id), seconds_left,
+        )
+        for delivery_id, number, failures, push_token, priority, seconds_left,
+            device_id, generation, key_id, *content in rows
+    ]  # fmt: skip
+
+
+# Fenced on the attempt's number and on its being open: an answer after the lease has run out changes nothing.
+_RECORD: Final = """
+    WITH sent AS (
+        SELECT * FROM unnest(
+            %(delivery_ids)s::bigint[], %(numbers)s::int[], %(outcomes)s::text[], %(http_statuses)s::smallint[],
+            %(fcm_errors)s::text[], %(message_ids)s::text[], %(latencies)s::int[], %(details)s::text[],
+            %(retries)s::float8[]
+        ) AS sent (delivery_id, number, outcome, http_status, fcm_error, message_id, latency_ms, detail, retry_in)
+    ), mine AS (
+        SELECT delivery.id FROM commands_delivery delivery JOIN sent ON sent.delivery_id = delivery.id
+        WHERE delivery.attempt_count = sent.number
+        ORDER BY delivery.id FOR NO KEY UPDATE OF delivery
+    ), closed AS (
+        UPDATE commands_attempt attempt
+        SET outcome = sent.outcome, http_status = sent.http_status, fcm_error = sent.fcm_error,
+            message_id = sent.message_id, latency_ms = sent.latency_ms, detail = sent.detail, finished_at = now()
+        FROM sent
+        WHERE attempt.delivery_id = sent.delivery_id AND attempt.number = sent.number AND attempt.outcome = 'in_flight'
+        RETURNING attempt.delivery_id
+    )
+    UPDATE commands_delivery delivery
+    SET failure_count = failure_count + CASE WHEN sent.outcome IN ('retry_later', 'unknown') THEN 1 ELSE 0 END,
+        push_state = CASE
+            WHEN sent.outcome = 'accepted' THEN 'accepted'
+            WHEN sent.retry_in IS NULL OR now() + sent.retry_in * interval '1 second' >= command.expires_at
+                THEN 'undeliverable'
+            ELSE 'retrying' END,
+        next_attempt_at = CASE
+            WHEN delivery.state = 'pending' AND now() + sent.retry_in * interval '1 second' < command.expires_at
+                THEN now() + sent.retry_in * interval '1 second' END
+    FROM sent, mine, closed, commands_command command
+    WHERE mine.id = sent.delivery_id AND closed.delivery_id = sent.delivery_id
+        AND delivery.id = sent.delivery_id AND command.id = delivery.command_id
+"""
+
+
+@transaction.atomic
+def record_attempts(sent: Sequence[Sent]) -> None:
+    """Close the attempts of these pushes and say what comes next for each: done, a further push, or none."""
+    dead = sorted(
+        (one for one in sent if one.outcome == Outcome.TOKEN_DEAD), key=lambda one: one.claimed.recipient.device_id
+    )
+    # Devices before deliveries: every transaction that locks both takes them in this order.
+    replaced = [
+        one for one in dead if not enrollment.forget_push_token(one.claimed.recipient.device_id, one.claimed.push_token)
+    ]
+    columns = {
+        "delivery_ids": [one.claimed.delivery_id for one in sent],
+        "numbers": [one.claimed.number for one in sent],
+        "outcomes": [one.outcome for one in sent],
+        "http_statuses": [one.http_status for one in sent],
+        "fcm_errors": [one.fcm_error for one in sent],
+        "message_ids": [one.message_id for one in sent],
+        "latencies": [one.latency_ms for one in sent],
+        "details": [one.detail for one in sent],
+        "retries": [one.retry_in_seconds for one in sent],
+    }
+    database.execute(_RECORD, columns)
+    still_dead = {one.claimed.recipient.device_id for one in dead} - {
+        one.claimed.recipient.device_id for one in replaced
+    }
+    stop_pushing(sorted(still_dead))
+    for one in replaced:
+        resume_pushing(one.claimed.recipient.device_id)
+
+
+def stop_pushing(device_ids: Sequence[UUID]) -> None:
+    """Make no push due for these devices: they have no live push token any more. Heartbeats carry on."""
+    waiting = Delivery.objects.filter(device_id__in=device_ids, next_attempt_at__isnull=False)
+    waiting.filter(attempt_count=0).update(push_state=Push.NO_PUSH_TOKEN, next_attempt_at=None)
+    waiting.filter(attempt_count__gt=0).update(push_state=Push.UNDELIVERABLE, next_attempt_at=None)
+
+
+def resume_pushing(device_id: UUID) -> int:
+    """Make what is open for a device due again: it has another push token. Return how many."""
+    stuck = Q(push_state__in=(Push.NO_PUSH_TOKEN, Push.UNDELIVERABLE, Push.RETRYING))
+    waiting = Delivery.objects.open().filter(stuck, device_id=device_id, state=State.PENDING)
+    resumed = waiting.update(push_state=Push.WAITING, next_attempt_at=Now(), failure_count=0)
+    if resumed:
+        queue.wake()
+    return resumed
+
+
+def own_push_token(device_id: UUID, push_token: str | None) -> None:
+    """Give a device another push token, or none, and let that decide which pushes are due. Runs in a transaction."""
+    stop_pushing(enrollment.own_push_token(device_id, push_token))
+    if Device.objects.reachable_by_push().filter(id=device_id).exists():
+        resume_pushing(device_id)
+    else:
+        stop_pushing([device_id])

@@ -1,0 +1,363 @@
+"""The queue: issue a command, offer it, take the phone's word, cancel, expire.
+
+Each function runs inside its caller's transaction unless it says otherwise. All times are the database's.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+from uuid import UUID
+
+import orjson
+from django.db import transaction
+from django.db.models import F, OuterRef, Q, Subquery
+from django.db.models.functions import Coalesce, Greatest, Now
+from uuid_utils.compat import uuid7
+
+from commands import envelope
+from commands.models import FINAL, OPEN, Channel, Command, Delivery, Priority, Report, ReportStatus, State
+from devices import audience, database
+from devices.audience import EmptyAudience, Target
+
+CHANNEL: Final = "nexmdm_dispatch"
+"""The NOTIFY channel that tells dispatchers of new work."""
+
+OFFER_LIMIT: Final = 20
+EXTRA_TIME: Final = timedelta(hours=1)
+"""What a phone that has a command gets, beyond its expiry, for its final word."""
+
+
+class AudienceChanged(Exception):
+    """The audience has another size than expect_count says. Nothing was queued."""
+
+
+class PushPayloadTooLarge(Exception):
+    """The command is larger than the 4096 bytes that a push can carry. Shorten its parameters."""
+
+
+class UnknownRequest(Exception):
+    """This device has no delivery of that request."""
+
+
+class UnknownCommand(Exception):
+    """There is no command with this request_id, or none for this device."""
+
+
+# ── issue ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What an admin asks: an action of the catalogue with its checked parameters, and of whom."""
+
+    action: str
+    params: str
+    target: Target
+    target_as_given: dict[str, Any]
+    issued_by: str
+    expires_in_seconds: int = 600
+    priority: Priority = Priority.HIGH
+    note: str = ""
+    expect_count: int | None = None
+    supersede: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """What was queued (or, in a dry run, would be): for how many, and how many of them can be pushed to."""
+
+    content: envelope.Content
+    device_count: int
+    pushable: int
+
+
+_TIMES: Final = """
+    SELECT date_trunc('second', now()), to_timestamp(ceil(extract(epoch FROM now()) + %s))
+"""
+
+# One statement, so that the audience is one and the same for the count, the older work and the new. FOR SHARE makes a
+# revocation wait (it then cancels what was issued here) and a revoked device fall out. Foreign keys are checked at
+# commit.
+_ISSUE: Final = """
+    WITH audience AS (
+        SELECT id, push_token IS NOT NULL AND push_token_dead_at IS NULL AS pushable
+        FROM devices_device WHERE {audience} FOR SHARE
+    ), issued AS (
+        INSERT INTO commands_command
+            (id, action, params, priority, target, note, issued_by, issued_at, expires_at, device_count)
+        SELECT %(request_id)s, %(action)s, %(params)s, %(priority)s, %(target)s::jsonb, %(note)s, %(issued_by)s,
+            %(issued_at)s, %(expires_at)s, count(*)
+        FROM audience HAVING count(*) > 0
+    ), superseded AS (
+        UPDATE commands_delivery delivery
+        SET state = 'cancelled', settled_at = now(), next_attempt_at = NULL
+        FROM audience, commands_command command
+        WHERE %(supersede)s AND delivery.device_id = audience.id AND delivery.state IN ('pending', 'received')
+            AND delivery.open_until > now() AND command.id = delivery.command_id AND command.action = %(action)s
+    ), queued AS (
+        INSERT INTO commands_delivery
+            (command_id, device_id, state, open_until, push_state, attempt_count, failure_count, next_attempt_at)
+        SELECT %(request_id)s, id, 'pending', %(expires_at)s,
+            CASE WHEN pushable THEN 'waiting' ELSE 'no_push_token' END, 0, 0, CASE WHEN pushable THEN now() END
+        FROM audience ORDER BY id
+    )
+    SELECT count(*), count(*) FILTER (WHERE pushable) FROM audience
+"""
+_COUNT: Final = """
+    SELECT count(*), count(*) FILTER (WHERE push_token IS NOT NULL AND push_token_dead_at IS NULL)
+    FROM devices_device WHERE {audience}
+"""
+
+
+def issue(order: Order, *, dry_run: bool = False) -> Issued:
+    """Queue a command for its audience, frozen here, and wake the dispatchers at commit; or only count it.
+
+    Raises PushPayloadTooLarge, UnknownDevices, EmptyAudience, AudienceChanged; nothing is queued then.
+    """
+    content = _content(order)
+    if envelope.size(content) > envelope.FCM_PAYLOAD_LIMIT:
+        raise PushPayloadTooLarge
+    audience.lock_named(order.target)
+    device_count, pushable = _count(order) if dry_run else _write(order, content)
+    if device_count == 0:
+        raise EmptyAudience
+    if order.expect_count is not None and order.expect_count != device_count:
+        raise AudienceChanged(f"The audience is {device_count} devices, not {order.expect_count}. Nothing was queued.")
+    return Issued(content, device_count, pushable)
+
+
+def _content(order: Order) -> envelope.Content:
+    issued_at, expires_at = database.row(_TIMES, [order.expires_in_seconds])
+    return envelope.Content(uuid7(), order.action, order.params, issued_at, expires_at)
+
+
+def _count(order: Order) -> tuple[int, int]:
+    where, parameters = order.target.where()
+    device_count, pushable = database.row(_COUNT.format(audience=where), parameters)
+    return device_count, pushable
+
+
+def _write(order: Order, content: envelope.Content) -> tuple[int, int]:
+    where, parameters = order.target.where()
+    values = parameters | {
+        "request_id": content.request_id,
+        "action": order.action,
+        "params": order.params,
+        "priority": order.priority,
+        "target": orjson.dumps(order.target_as_given).decode(),
+        "note": order.note,
+        "issued_by": order.issued_by,
+        "issued_at": content.issued_at,
+        "expires_at": content.expires_at,
+        "supersede": order.supersede,
+    }
+    device_count, pushable = database.row(_ISSUE.format(audience=where), values)
+    wake()
+    return device_count, pushable
+
+
+def wake() -> None:
+    """Tell the dispatchers, at commit, that there is work."""
+    database.execute(f"NOTIFY {CHANNEL}")
+
+
+# ── offer ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A device's open commands, as a heartbeat's answer carries them."""
+
+    commands: list[dict[str, str]]
+    has_more: bool
+
+
+NOTHING: Final = Offer([], has_more=False)
+
+# One more row than is offered, to know whether there are more. Pending ones first, oldest first; then those the device
+# has reported on, longest silent first. The device's few open rows come from delivery_open_by_device.
+_OFFER: Final = """
+    SELECT delivery.device_id, device.generation, device.command_key_id, delivery.state,
+        command.id, command.action, command.params, command.issued_at, command.expires_at
+    FROM unnest(%(device_ids)s::uuid[]) AS asked (device_id)
+    CROSS JOIN LATERAL (
+        SELECT device_id, command_id, state, reported_at, id
+        FROM commands_delivery
+        WHERE device_id = asked.device_id AND state IN ('pending', 'received') AND open_until > now()
+        ORDER BY state <> 'pending', CASE WHEN state <> 'pending' THEN reported_at END, id
+        LIMIT %(limit)s
+    ) delivery
+    JOIN commands_command command ON command.id = delivery.command_id
+    JOIN devices_device device ON device.id = delivery.device_id
+    ORDER BY delivery.device_id, delivery.state <> 'pending',
+        CASE WHEN delivery.state <> 'pending' THEN delivery.reported_at END, delivery.id
+"""
+
+
+def pending_for(device_ids: Sequence[UUID]) -> dict[UUID, Offer]:
+    """Return what each of these devices has open, sealed; devices with nothing open are left out. One statement."""
+    rows = database.rows(_OFFER, {"device_ids": list(device_ids), "limit": OFFER_LIMIT + 1})
+    offers: dict[UUID, Offer] = {}
+    for device_id, generation, key_id, state, *content in rows:
+        offer = offers.setdefault(device_id, Offer([], has_more=False))
+        if len(offer.commands) < OFFER_LIMIT:
+            to = envelope.Recipient(device_id, generation, key_id)
+            offer.commands.append(envelope.seal(envelope.Content(*content), to))
+        elif state == State.PENDING:
+            offers[device_id] = Offer(offer.commands, has_more=True)
+    return offers
+
+
+# ── report ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One report of a phone."""
+
+    status: ReportStatus
+    message: str = ""
+    output: dict[str, Any] | None = None
+    finished_at: datetime | None = None
+    via: Channel | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """How a report was taken: the delivery's state after it, and whether the report came again or too late."""
+
+    state: State
+    duplicate: bool
+    late: bool
+
+
+def report(device_id: UUID, request_id: UUID, said: Said) -> Taken:
+    """Keep a phone's report; settle the delivery with the first final one. Raises UnknownRequest.
+
+    Any report after a final one is a duplicate and changes nothing. A final one after expiry or cancellation leaves the
+    state and is late.
+    """
+    # The lock comes first, in a statement of its own: what follows must see what the holder before us wrote.
+    locked = Delivery.objects.select_for_update(no_key=True).annotate(overdue=Q(open_until__lte=Now()))
+    delivery = locked.filter(command_id=request_id, device_id=device_id).first()
+    if delivery is None:
+        raise UnknownRequest
+    changes: dict[str, Any] = {}
+    if delivery.state in OPEN and getattr(delivery, "overdue"):  # noqa: B009  (annotated above)
+        delivery.state = State.EXPIRED
+        changes |= {"state": State.EXPIRED, "settled_at": F("open_until"), "next_attempt_at": None}
+    duplicate = _has_final(delivery)
+    late = said.status in FINAL and delivery.state in (State.EXPIRED, State.CANCELLED)
+    _keep(delivery, said, late=late, duplicate=duplicate)
+    if delivery.state in OPEN:
+        changes |= _word_taken(said)
+    if said.via is not None and delivery.delivered_via is None:
+        changes["delivered_via"] = said.via
+    if changes:
+        Delivery.objects.filter(id=delivery.id).update(**changes)
+    return Taken(State(changes.get("state", delivery.state)), duplicate, late)
+
+
+def _has_final(delivery: Delivery) -> bool:
+    if delivery.state in (State.EXPIRED, State.CANCELLED):
+        return Report.objects.filter(delivery=delivery, status__in=FINAL).exists()
+    return delivery.state not in OPEN
+
+
+def _keep(delivery: Delivery, said: Said, *, late: bool, duplicate: bool) -> None:
+    Report.objects.create(
+        delivery=delivery,
+        status=said.status,
+        message=said.message,
+        output=said.output,
+        device_finished_at=said.finished_at,
+        via=said.via,
+        late=late,
+        duplicate=duplicate,
+    )
+
+
+def _word_taken(said: Said) -> dict[str, Any]:
+    changes: dict[str, Any] = {
+        "received_at": Coalesce("received_at", Now()),
+        "reported_at": Now(),
+        "next_attempt_at": None,
+        "state": State.RECEIVED,
+    }
+    if said.status in FINAL:
+        changes |= {"state": State(said.status.value), "settled_at": Now()}
+    elif said.status != ReportStatus.DEFERRED:
+        changes["open_until"] = _longer
+    return changes
+
+
+_longer = Greatest(
+    "open_until",
+    Subquery(Command.objects.filter(id=OuterRef("command_id")).values(until=F("expires_at") + EXTRA_TIME)),
+)
+
+
+# ── cancel and expire ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """What a cancellation withdrew, what was settled before it, and what may run all the same."""
+
+    withdrawn: int
+    already_settled: int
+    may_still_run: int
+
+
+# What may still run: FCM recalls no push, and a phone that spoke or sent a heartbeat since the issue has the command.
+_CANCEL: Final = """
+    WITH open AS (
+        SELECT id, device_id, received_at FROM commands_delivery
+        WHERE command_id = %(command_id)s AND state IN ('pending', 'received') AND open_until > now()
+        ORDER BY id FOR NO KEY UPDATE
+    ), withdrawn AS (
+        UPDATE commands_delivery delivery
+        SET state = 'cancelled', settled_at = now(), next_attempt_at = NULL
+        FROM open WHERE delivery.id = open.id
+    )
+    SELECT count(*), count(*) FILTER (
+        WHERE received_at IS NOT NULL
+            OR EXISTS (
+                SELECT FROM commands_attempt attempt
+                WHERE attempt.delivery_id = open.id AND attempt.outcome IN ('accepted', 'unknown', 'in_flight')
+            )
+            OR EXISTS (
+                SELECT FROM devices_presence presence
+                WHERE presence.device_id = open.device_id AND presence.last_seen_at >= %(issued_at)s
+            )
+    )
+    FROM open
+"""
+
+
+def cancel(command_id: UUID) -> Cancelled:
+    """Withdraw what is still open of a command. Raises UnknownCommand."""
+    command = Command.objects.filter(id=command_id).first()
+    if command is None:
+        raise UnknownCommand
+    withdrawn, may_still_run = database.row(_CANCEL, {"command_id": command_id, "issued_at": command.issued_at})
+    if withdrawn:
+        Command.objects.filter(id=command_id, cancelled_at=None).update(cancelled_at=Now())
+    return Cancelled(withdrawn, command.device_count - withdrawn, may_still_run)
+
+
+def cancel_all_of(device_id: UUID) -> int:
+    """Withdraw a device's open deliveries (it was revoked, or enrolled again); return how many."""
+    withdrawn = Delivery.objects.open().filter(device_id=device_id)
+    return withdrawn.update(state=State.CANCELLED, settled_at=Now(), next_attempt_at=None)
+
+
+@transaction.atomic
+def expire(limit: int) -> int:
+    """Mark deliveries whose time is over; return how many. Their `settled_at` is the moment it was over."""
+    overdue = Delivery.objects.overdue().order_by("open_until").select_for_update(skip_locked=True, no_key=True)
+    ids = list(overdue.values_list("id", flat=True)[:limit])
+    return Delivery.objects.filter(id__in=ids).update(
+        state=State.EXPIRED, settled_at=F("open_until"), next_attempt_at=None
+    )

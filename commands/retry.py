@@ -1,0 +1,63 @@
+"""What follows from FCM's answer: the table of answers, and when to try again. Pure decisions."""
+
+import random
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final
+
+from commands.fcm import Answer
+from commands.models import Outcome
+
+FIRST_RETRY_SECONDS: Final = 10
+"""FCM asks for no retry before 10 s ("Scale FCM")."""
+
+LONGEST_RETRY_SECONDS: Final = 900
+QUOTA_RETRY_SECONDS: Final = 60
+"""The least wait after a 429 without Retry-After ("Throttling and quotas")."""
+
+PROBE_SECONDS: Final = 30
+"""How soon a push that our own side could not send (OAuth, configuration) is due again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """An attempt's outcome, and the seconds to the next one (None: no further push by this answer)."""
+
+    outcome: Outcome
+    retry_in_seconds: float | None = None
+
+
+def rule(answer: Answer, failures: int) -> Ruling:
+    """Return what an answer means for its attempt, after `failures` that count against this delivery.
+
+    | answer                                     | outcome       | then                                     |
+    | 200                                        | accepted      | done                                     |
+    | 404 UNREGISTERED, 403 SENDER_ID_MISMATCH   | token_dead    | no push until another token comes        |
+    | 404 or 403 without those codes, 401, OAuth | blocked       | again when the circuit lets through      |
+    | 400 and other 4xx                          | rejected      | no further push                          |
+    | 429                                        | retry_later   | Retry-After, else 60 s or more           |
+    | 5xx                                        | retry_later   | the larger of Retry-After and the backoff|
+    | time-out, connection error                 | unknown       | as 5xx                                   |
+    """
+    status = answer.http_status
+    if answer.oauth_failed:
+        return Ruling(Outcome.BLOCKED, PROBE_SECONDS)
+    if status is None:
+        return Ruling(Outcome.UNKNOWN, backoff(failures))
+    if status == HTTPStatus.OK:
+        return Ruling(Outcome.ACCEPTED)
+    if answer.fcm_error in ("UNREGISTERED", "SENDER_ID_MISMATCH"):
+        return Ruling(Outcome.TOKEN_DEAD)
+    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND):
+        return Ruling(Outcome.BLOCKED, PROBE_SECONDS)
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        return Ruling(Outcome.RETRY_LATER, answer.retry_after_seconds or max(QUOTA_RETRY_SECONDS, backoff(failures)))
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return Ruling(Outcome.RETRY_LATER, max(answer.retry_after_seconds or 0, backoff(failures)))
+    return Ruling(Outcome.REJECTED)
+
+
+def backoff(failures: int) -> float:
+    """Return 10 s and a random part of 10 s × 2ⁿ, 15 min at most, for the n-th failure (from 0)."""
+    spread = FIRST_RETRY_SECONDS * 2.0 ** min(failures, 10)
+    return min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS + random.uniform(0, spread))

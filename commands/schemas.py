@@ -1,0 +1,252 @@
+"""What is said about commands: bodies, queries and answers."""
+
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import AfterValidator, Field, StrictBool, StrictInt, model_validator
+
+from commands.models import Channel, Priority, Push, ReportStatus, State
+from devices.audience import Target
+from devices.paging import Page
+from devices.wire import Answer, Body, DeviceBody, FreeObject, Identifier, Name, Sized, Tag, Text, Time
+
+MAX_EXPIRY_SECONDS = 2_419_200
+_OUTPUT_LIMIT = 16 * 1024
+
+CommandState = Literal["open", "completed", "cancelled"]
+
+
+class TargetBody(Body):
+    """Whom a command is for: exactly one of the four. Tags mean devices that have any of them."""
+
+    device_ids: Annotated[list[Identifier], Field(min_length=1)] | None = None
+    aliases: Annotated[list[Name], Field(min_length=1)] | None = None
+    tags: Annotated[list[Tag], Field(min_length=1)] | None = None
+    all: Literal[True] | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> "TargetBody":
+        given = [name for name in ("device_ids", "aliases", "tags", "all") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError("must name exactly one of device_ids, aliases, tags, all")
+        return self
+
+    def meant(self) -> Target:
+        """Return the target, each entry once."""
+        return Target(
+            device_ids=list(dict.fromkeys(self.device_ids or [])),
+            aliases=list(dict.fromkeys(self.aliases or [])),
+            tags=list(dict.fromkeys(self.tags or [])),
+            everyone=bool(self.all),
+        )
+
+
+class NewCommand(Body):
+    """A command for one phone or many. Its parameters are those of the action."""
+
+    action: Annotated[str, Field(max_length=64)]
+    params: FreeObject = {}
+    target: TargetBody
+    expires_in_seconds: Annotated[StrictInt, Field(ge=1, le=MAX_EXPIRY_SECONDS)] = 600
+    priority: Priority = Priority.HIGH
+    dry_run: StrictBool = False
+    expect_count: Annotated[StrictInt, Field(ge=0, le=2**31 - 1)] | None = None
+    supersede: StrictBool = False
+    note: Annotated[Text, Field(max_length=200)] = ""
+
+
+class PushPlan(Answer):
+    """How many of the audience are pushed to; the others hear of it in their heartbeat."""
+
+    queued: int
+    no_push_token: int
+
+
+class CommandIssued(Answer):
+    """What was queued; in a dry run, what would be."""
+
+    request_id: UUID | None
+    action: str
+    state: CommandState
+    issued_at: Time
+    expires_at: Time
+    device_count: int
+    push: PushPlan
+    dry_run: bool
+
+
+class CommandQuery(Page, extra="forbid"):
+    """Which commands to list."""
+
+    action: Annotated[Text, Field(max_length=64)] | None = None
+    state: CommandState | None = None
+    device_id: Identifier | None = None
+    since: Time | None = None
+    until: Time | None = None
+
+
+class CommandRow(Answer):
+    """A command in a list."""
+
+    request_id: UUID
+    action: str
+    params: dict[str, Any]
+    target: dict[str, Any]
+    priority: Priority
+    note: str
+    issued_by: str
+    state: CommandState
+    issued_at: Time
+    expires_at: Time
+    device_count: int
+
+
+class CommandPage(Answer):
+    """One page of commands."""
+
+    items: list[CommandRow]
+    next_cursor: str | None
+
+
+class Counts(Answer):
+    """The deliveries of a command by state; `late` counts those with a result that came too late."""
+
+    pending: int
+    received: int
+    succeeded: int
+    failed: int
+    expired: int
+    cancelled: int
+    late: int
+
+
+class PushCounts(Answer):
+    """The deliveries of a command by how their push stands. `accepted` is FCM's word, not the phone's."""
+
+    waiting: int
+    accepted: int
+    retrying: int
+    undeliverable: int
+    no_push_token: int
+
+
+class CommandDetail(CommandRow):
+    """A command with what became of it."""
+
+    completed_at: Time | None
+    cancelled_at: Time | None
+    counts: Counts
+    push: PushCounts
+
+
+class WaitQuery(Body):
+    """How long to wait for a command to have nothing open any more."""
+
+    wait_seconds: Annotated[float, Field(ge=0, le=30)] = 0
+
+
+class PushSummary(Answer):
+    """The push of one delivery."""
+
+    state: Push
+    attempts: int
+    last_http_status: int | None
+    last_fcm_error: str | None
+    message_id: str | None
+    next_attempt_at: Time | None
+
+
+class Result(Answer):
+    """A phone's final word."""
+
+    status: ReportStatus
+    message: str | None
+    output: dict[str, Any] | None
+    finished_at: Time | None
+    reported_at: Time
+
+
+class DeliveryRow(Answer):
+    """One command for one device, and what became of it."""
+
+    request_id: UUID
+    device_id: UUID
+    alias: str | None
+    state: State
+    delivered_via: Channel | None
+    push: PushSummary
+    issued_at: Time
+    expires_at: Time
+    received_at: Time | None
+    settled_at: Time | None
+    result: Result | None
+    late_result: Result | None
+    why_open: str | None
+
+
+class TimelineEvent(Answer):
+    """One thing that happened to a delivery: its issue, an attempt, a report, or its settlement."""
+
+    at: Time
+    event: Literal["issued", "attempt", "report", "settled"]
+    attempt: int | None = None
+    outcome: str | None = None
+    http_status: int | None = None
+    fcm_error: str | None = None
+    message_id: str | None = None
+    latency_ms: int | None = None
+    status: str | None = None
+    message: str | None = None
+    via: Channel | None = None
+    late: bool | None = None
+    duplicate: bool | None = None
+    state: State | None = None
+    detail: str | None = None
+
+
+class DeliveryDetail(DeliveryRow):
+    """A delivery with its whole story, oldest first."""
+
+    timeline: list[TimelineEvent]
+
+
+class DeliveryQuery(Page, extra="forbid"):
+    """Which deliveries of a command to list."""
+
+    state: State | None = None
+
+
+class DeliveryPage(Answer):
+    """One page of deliveries."""
+
+    items: list[DeliveryRow]
+    next_cursor: str | None
+
+
+class CommandCancelled(Answer):
+    """What a cancellation withdrew. `may_still_run` counts those that a phone may have got already."""
+
+    request_id: UUID
+    cancelled: int
+    already_settled: int
+    may_still_run: int
+
+
+class ActionResult(DeviceBody):
+    """A phone reports on a command."""
+
+    request_id: Identifier
+    status: ReportStatus
+    message: Annotated[Text, Field(max_length=1000)] | None = None
+    output: Annotated[FreeObject, AfterValidator(Sized(_OUTPUT_LIMIT))] | None = None
+    finished_at: Time | None = None
+    via: Channel | None = None
+
+
+class ActionResultTaken(Answer):
+    """How the report was taken."""
+
+    request_id: UUID
+    state: State
+    duplicate: bool
+    late: bool

@@ -1,0 +1,297 @@
+"""What became of a command: read from the rows, derived, never stored. Whatever is past its time counts as expired."""
+
+import json
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final
+from uuid import UUID
+
+from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.db.models.functions import Now
+
+from commands.models import FINAL, OPEN, Attempt, Channel, Command, Delivery, Push, Report, ReportStatus, State
+from commands.queue import UnknownCommand
+from commands.schemas import (
+    CommandDetail,
+    CommandPage,
+    CommandQuery,
+    CommandRow,
+    CommandState,
+    Counts,
+    DeliveryDetail,
+    DeliveryPage,
+    DeliveryQuery,
+    DeliveryRow,
+    PushCounts,
+    PushSummary,
+    Result,
+    TimelineEvent,
+)
+from devices import database, paging
+
+SILENT_AFTER: Final = timedelta(minutes=10)
+
+# `current` is the state as of now, swept or not.
+_SUMMARY: Final = """
+    SELECT
+        count(*) FILTER (WHERE current = 'pending'), count(*) FILTER (WHERE current = 'received'),
+        count(*) FILTER (WHERE current = 'succeeded'), count(*) FILTER (WHERE current = 'failed'),
+        count(*) FILTER (WHERE current = 'expired'), count(*) FILTER (WHERE current = 'cancelled'),
+        count(*) FILTER (WHERE current IN ('expired', 'cancelled') AND EXISTS (
+            SELECT FROM commands_report report
+            WHERE report.delivery_id = delivery.id AND report.late AND NOT report.duplicate
+        )),
+        count(*) FILTER (WHERE push_state = 'waiting'), count(*) FILTER (WHERE push_state = 'accepted'),
+        count(*) FILTER (WHERE push_state = 'retrying'), count(*) FILTER (WHERE push_state = 'undeliverable'),
+        count(*) FILTER (WHERE push_state = 'no_push_token'),
+        max(COALESCE(settled_at, open_until))
+    FROM (
+        SELECT *,
+            CASE WHEN state IN ('pending', 'received') AND open_until <= now() THEN 'expired' ELSE state END AS current
+        FROM commands_delivery WHERE command_id = %s
+    ) delivery
+"""
+
+
+def is_open(request_id: UUID) -> bool:
+    """Tell whether a command waits for anything. Raises UnknownCommand."""
+    if not Command.objects.filter(id=request_id).exists():
+        raise UnknownCommand
+    return Delivery.objects.open().filter(command_id=request_id).exists()
+
+
+def command(request_id: UUID) -> CommandDetail:
+    """Return a command with its counts. Raises UnknownCommand."""
+    row = _commands().filter(id=request_id).first()
+    if row is None:
+        raise UnknownCommand
+    *numbers, last_settled = database.row(_SUMMARY, [request_id])
+    counts = Counts(**dict(zip(Counts.model_fields, numbers[:7], strict=True)))
+    state = _state(row, is_open=bool(counts.pending or counts.received))
+    return CommandDetail(
+        **_command_fields(row, state),
+        completed_at=None if state == "open" else last_settled,
+        cancelled_at=row.cancelled_at,
+        counts=counts,
+        push=PushCounts(**dict(zip(PushCounts.model_fields, numbers[7:], strict=True))),
+    )
+
+
+def commands(query: CommandQuery) -> CommandPage:
+    """Return a page of commands, newest first."""
+    rows = _commands()
+    if query.action is not None:
+        rows = rows.filter(action=query.action)
+    if query.device_id is not None:
+        rows = rows.filter(Exists(Delivery.objects.filter(command_id=OuterRef("id"), device_id=query.device_id)))
+    if query.since is not None:
+        rows = rows.filter(issued_at__gte=query.since)
+    if query.until is not None:
+        rows = rows.filter(issued_at__lt=query.until)
+    if query.state is not None:
+        rows = rows.filter(has_open=query.state == "open")
+    if query.state in ("completed", "cancelled"):
+        rows = rows.filter(cancelled_at__isnull=query.state == "completed")
+    found, next_cursor = paging.take(rows, query, UUID)
+    items = [CommandRow(**_command_fields(row, _state(row, is_open=row.has_open))) for row in found]
+    return CommandPage(items=items, next_cursor=next_cursor)
+
+
+def _commands() -> QuerySet[Any]:
+    return Command.objects.annotate(has_open=Exists(Delivery.objects.open().filter(command_id=OuterRef("id"))))
+
+
+def _state(row: Command, *, is_open: bool) -> CommandState:
+    if is_open:
+        return "open"
+    return "completed" if row.cancelled_at is None else "cancelled"
+
+
+def _command_fields(row: Command, state: CommandState) -> dict[str, Any]:
+    same = ("action", "target", "priority", "note", "issued_by", "issued_at", "expires_at", "device_count")
+    fields = {name: getattr(row, name) for name in same}
+    return fields | {"request_id": row.id, "params": json.loads(row.params), "state": state}
+
+
+# ── deliveries ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def deliveries(request_id: UUID, query: DeliveryQuery) -> DeliveryPage:
+    """Return a page of a command's deliveries, newest first. Raises UnknownCommand."""
+    if not Command.objects.filter(id=request_id).exists():
+        raise UnknownCommand
+    rows = _in_state(_deliveries().filter(command_id=request_id), query.state)
+    found, next_cursor = paging.take(rows, query, int)
+    return DeliveryPage(items=_describe(found), next_cursor=next_cursor)
+
+
+def delivery(request_id: UUID, device_id: UUID) -> DeliveryDetail:
+    """Return one delivery with its timeline. Raises UnknownCommand."""
+    row = _deliveries().filter(command_id=request_id, device_id=device_id).first()
+    if row is None:
+        raise UnknownCommand
+    (described,) = _describe([row])
+    return DeliveryDetail(**described.model_dump(), timeline=timeline(row))
+
+
+def timeline(row: Delivery) -> list[TimelineEvent]:
+    """Return all that happened to a delivery, oldest first."""
+    events = [TimelineEvent(at=row.command.issued_at, event="issued")]
+    events += [_attempt_event(attempt) for attempt in row.attempts.all()]
+    events += [_report_event(report) for report in row.reports.all()]
+    settled = _settled_at(row)
+    if settled is not None:
+        events.append(TimelineEvent(at=settled, event="settled", state=current_state(row)))
+    return sorted(events, key=lambda event: (event.event != "issued", event.at))
+
+
+def current_state(row: Delivery) -> State:
+    """Return the state as of the database's time at the read of this row (annotated `overdue`)."""
+    overdue = getattr(row, "overdue", False)
+    return State.EXPIRED if overdue and row.state in OPEN else State(row.state)
+
+
+def _settled_at(row: Delivery) -> datetime | None:
+    return row.open_until if row.state in OPEN and current_state(row) == State.EXPIRED else row.settled_at
+
+
+def _deliveries() -> QuerySet[Any]:
+    from_now = Delivery.objects.annotate(overdue=Q(open_until__lte=Now()), now=Now())
+    return from_now.select_related("command", "device", "device__presence").prefetch_related("attempts", "reports")
+
+
+def _in_state(rows: QuerySet[Any], state: State | None) -> QuerySet[Any]:
+    if state is None:
+        return rows
+    if state == State.EXPIRED:
+        return rows.filter(Q(state=state) | Q(state__in=OPEN, open_until__lte=Now()))
+    if state in OPEN:
+        return rows.filter(state=state, open_until__gt=Now())
+    return rows.filter(state=state)
+
+
+def _describe(rows: Sequence[Any]) -> list[DeliveryRow]:
+    return [_delivery_row(row) for row in rows]
+
+
+def _delivery_row(row: Any) -> DeliveryRow:
+    return DeliveryRow(
+        request_id=row.command_id,
+        device_id=row.device_id,
+        alias=row.device.alias,
+        state=current_state(row),
+        delivered_via=row.delivered_via,
+        push=_push_summary(row),
+        issued_at=row.command.issued_at,
+        expires_at=row.command.expires_at,
+        received_at=row.received_at,
+        settled_at=_settled_at(row),
+        result=_final_word(row, late=False),
+        late_result=_final_word(row, late=True),
+        why_open=why_open(row, row.now),
+    )
+
+
+def _push_summary(row: Delivery) -> PushSummary:
+    last: Attempt | None = max(row.attempts.all(), key=lambda attempt: attempt.number, default=None)
+    return PushSummary(
+        state=Push(row.push_state),
+        attempts=row.attempt_count,
+        last_http_status=last.http_status if last else None,
+        last_fcm_error=(last.fcm_error or None) if last else None,
+        message_id=(last.message_id or None) if last else None,
+        next_attempt_at=row.next_attempt_at,
+    )
+
+
+def _final_word(row: Delivery, *, late: bool) -> Result | None:
+    finals = (report for report in row.reports.all() if report.status in FINAL and not report.duplicate)
+    report = next((report for report in finals if report.late == late), None)
+    if report is None:
+        return None
+    return Result(
+        status=ReportStatus(report.status),
+        message=report.message or None,
+        output=report.output,
+        finished_at=report.device_finished_at,
+        reported_at=report.reported_at,
+    )
+
+
+def _attempt_event(attempt: Attempt) -> TimelineEvent:
+    return TimelineEvent(
+        at=attempt.started_at,
+        event="attempt",
+        attempt=attempt.number,
+        outcome=attempt.outcome,
+        http_status=attempt.http_status,
+        fcm_error=attempt.fcm_error or None,
+        message_id=attempt.message_id or None,
+        latency_ms=attempt.latency_ms,
+        detail=attempt.detail or None,
+    )
+
+
+def _report_event(report: Report) -> TimelineEvent:
+    return TimelineEvent(
+        at=report.reported_at,
+        event="report",
+        status=report.status,
+        message=report.message or None,
+        via=Channel(report.via) if report.via else None,
+        late=report.late,
+        duplicate=report.duplicate,
+    )
+
+
+# ── why a delivery is still open ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def why_open(row: Delivery, now: datetime) -> str | None:
+    """Return one plain sentence on what an open delivery waits for; None when it is settled."""
+    if current_state(row) not in OPEN:
+        return None
+    reasons = [*_what_the_phone_said(row), *_silence(row, now), *_push_trouble(row)]
+    sentence = "; ".join(reasons) or "waiting for the phone to answer"
+    return f"{sentence[0].upper()}{sentence[1:]}."
+
+
+def _what_the_phone_said(row: Delivery) -> list[str]:
+    reports = list(row.reports.all())
+    if not reports:
+        return []
+    last = max(reports, key=lambda report: report.id)
+    if last.status != ReportStatus.DEFERRED:
+        return [f"the phone says {last.status}"]
+    return [f"deferred {_times(sum(report.status == ReportStatus.DEFERRED for report in reports))}"]
+
+
+def _silence(row: Delivery, now: datetime) -> list[str]:
+    seen = row.device.presence.last_seen_at
+    if seen is None:
+        return ["the device has never sent a heartbeat"]
+    return [f"silent for {_span(now - seen)}"] if now - seen >= SILENT_AFTER else []
+
+
+def _push_trouble(row: Delivery) -> list[str]:
+    if row.device.push_token is None:
+        return ["no push token"]
+    if row.device.push_token_dead_at is not None:
+        return ["push token dead"]
+    if row.push_state == Push.UNDELIVERABLE:
+        return ["FCM refused the push"]
+    if row.push_state == Push.RETRYING:
+        return [f"push failed {_times(row.attempt_count)}, it is tried again"]
+    return []
+
+
+def _times(count: int) -> str:
+    return {1: "once", 2: "twice"}.get(count, f"{count} times")
+
+
+def _span(length: timedelta) -> str:
+    minutes = int(length.total_seconds() // 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours = minutes // 60
+    return f"{hours} h" if hours < 48 else f"{hours // 24} days"
