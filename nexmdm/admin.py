@@ -1,0 +1,66 @@
+"""A read-only window on the audit and on the dispatchers."""
+
+from typing import ClassVar
+from uuid import UUID
+
+from django.db.models import Q
+
+from devices.browsing import Age, KnownChoices, ReadOnlyAdmin
+
+
+class AuditAge(Age):
+    """By how long ago the request came."""
+
+    column = "at"
+
+
+class MethodFilter(KnownChoices):
+    """By the request's method."""
+
+    title = "method"
+    parameter_name = "method"
+
+    def conditions(self) -> dict[str, Q]:
+        """Return the methods that write."""
+        return {method: Q(method=method) for method in ("POST", "PATCH", "PUT", "DELETE")}
+
+
+class EndingFilter(KnownChoices):
+    """By whether the request was carried out."""
+
+    title = "ending"
+    parameter_name = "ending"
+
+    def conditions(self) -> dict[str, Q]:
+        """Return the two endings."""
+        return {"carried out": Q(status__lt=400), "refused": Q(status__gte=400)}
+
+
+class AuditEntryAdmin(ReadOnlyAdmin):
+    """Who asked for what, and how it ended."""
+
+    list_display = ("at", "principal", "address", "method", "path", "status", "code", "request_id")
+    list_filter = (EndingFilter, MethodFilter, AuditAge)
+    search_fields = ("request_id", "path")
+    search_help_text = "A whole request id, or the start of a path."
+    fields: ClassVar = [
+        "at", "principal", "address", "method", "path", "status", "code", "request_id", "correlation_id",
+    ]  # fmt: skip
+
+    def identified(self, key: UUID) -> Q:
+        """Return the condition for the request id of a command."""
+        return Q(request_id=key)
+
+    def named(self, text: str) -> Q:
+        """Return the condition for the start of a path."""
+        return Q(path__startswith=text)
+
+
+class DispatcherSeenAdmin(ReadOnlyAdmin):
+    """Which dispatchers are alive, and whether they can push."""
+
+    list_display = ("name", "started_at", "last_seen_at", "circuit", "circuit_reason")
+    fields: ClassVar = ["name", "started_at", "last_seen_at", "circuit", "circuit_reason"]
+    # They are forgotten after a day, so one page holds them all.
+    ordering: ClassVar = ["-last_seen_at"]
+    list_per_page = 1000

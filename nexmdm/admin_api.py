@@ -1,0 +1,58 @@
+"""What an admin calls that needs both apps: revoke, reinstate, summary, audit."""
+
+from uuid import UUID
+
+import structlog
+from django.db import transaction
+from django.http import HttpRequest, HttpResponse
+from ninja import Query, Router
+
+from commands import queue
+from devices import enrollment, fleet
+from devices.callers import Done, caller_of
+from devices.database import unit
+from devices.schemas import DeviceRow
+from devices.wire import Nothing, respond
+from nexmdm import overview
+from nexmdm.overview import AuditPage, AuditQuery, Summary
+
+log = structlog.get_logger()
+
+router = Router(tags=["fleet"])
+
+
+@router.post("/devices/{uuid:device_id}/revoke", response=DeviceRow, url_name="revoke")
+async def revoke(request: HttpRequest, device_id: UUID, body: Nothing | None = None) -> HttpResponse:
+    """Shut a device out at once, in every process; its open commands are cancelled, and no push leaves any more."""
+
+    def work() -> Done:
+        enrollment.revoke(device_id)
+        queue.cancel_all_of(device_id)
+        transaction.on_commit(lambda: log.info("device.revoked", device_id=str(device_id)))
+        return Done(fleet.device(device_id))
+
+    return await caller_of(request).run(work)
+
+
+@router.post("/devices/{uuid:device_id}/reinstate", response=DeviceRow, url_name="reinstate")
+async def reinstate(request: HttpRequest, device_id: UUID, body: Nothing | None = None) -> HttpResponse:
+    """Let a revoked device in again: the same token works."""
+
+    def work() -> Done:
+        enrollment.reinstate(device_id)
+        transaction.on_commit(lambda: log.info("device.reinstated", device_id=str(device_id)))
+        return Done(fleet.device(device_id))
+
+    return await caller_of(request).run(work)
+
+
+@router.get("/summary", response=Summary, url_name="summary")
+async def summary(request: HttpRequest) -> HttpResponse:
+    """Count the fleet: devices by presence, open deliveries, and the last hour's pushes by FCM code."""
+    return respond(await unit(overview.summary))
+
+
+@router.get("/audit", response=AuditPage, url_name="audit")
+async def list_audit(request: HttpRequest, query: Query[AuditQuery]) -> HttpResponse:
+    """List the signed writes that were carried out or refused, newest first."""
+    return respond(await unit(overview.audit, query))

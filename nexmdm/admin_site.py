@@ -1,0 +1,63 @@
+"""The admin site: staff look at devices, commands, deliveries and attempts. Nothing can be changed here.
+
+A site of our own, with our models only: on Django's default one a superuser could still write accounts.
+"""
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from asgiref.sync import async_to_sync
+from django.contrib.admin import AdminSite
+from django.http import HttpRequest, HttpResponse
+from django.views.decorators.http import require_safe
+
+from commands.admin import AttemptAdmin, BusyDeviceAdmin, CommandAdmin, DeliveryAdmin, ReportAdmin
+from commands.models import Attempt, Command, Delivery, Report
+from devices.models import Device
+from nexmdm import limits
+from nexmdm.admin import AuditEntryAdmin, DispatcherSeenAdmin
+from nexmdm.models import AuditEntry, DispatcherSeen
+
+if TYPE_CHECKING:
+    from django.contrib.admin.sites import _ViewType
+
+
+class NexmdmAdminSite(AdminSite):
+    """Read-only, whatever a model's own page would allow: only login, logout and the change of one's password write."""
+
+    site_title = site_header = "NexMDM"
+    index_title = "Browse"
+    site_url = None
+    index_template = "nexmdm/index.html"
+
+    def admin_view(self, view: "_ViewType", cacheable: bool = False) -> "_ViewType":
+        """Guard a view; all but two answer 405 to anything but GET and HEAD. (The login is not wrapped by this.)"""
+        guarded = super().admin_view(view, cacheable)
+        return guarded if view in (self.logout, self.password_change) else require_safe(guarded)
+
+    def login(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        """Let staff in. A failure beyond the limit of its address is 429; a good password always passes."""
+        response = super().login(request, extra_context)
+        if request.method != "POST" or response.status_code != HTTPStatus.OK:
+            return response
+        seconds = async_to_sync(limits.count_failure)(request.META["REMOTE_ADDR"])
+        return response if seconds is None else _too_many(seconds)
+
+
+def _too_many(seconds: int) -> HttpResponse:
+    return HttpResponse(
+        f"Too many failed logins. Try again in {seconds} s.\n",
+        content_type="text/plain",
+        status=HTTPStatus.TOO_MANY_REQUESTS,
+        headers={"Retry-After": str(seconds)},
+    )
+
+
+site = NexmdmAdminSite(name="nexmdm-admin")
+site.register(Device, BusyDeviceAdmin)
+site.register(Command, CommandAdmin)
+site.register(Delivery, DeliveryAdmin)
+site.register(Attempt, AttemptAdmin)
+site.register(Report, ReportAdmin)
+site.register(AuditEntry, AuditEntryAdmin)
+site.register(DispatcherSeen, DispatcherSeenAdmin)

@@ -1,0 +1,223 @@
+"""The API: the apps' routers with their auth, and the one table from domain error to problem."""
+
+from collections.abc import Awaitable, Callable
+from functools import wraps
+from http import HTTPStatus
+from typing import Any, Final
+
+import orjson
+import structlog
+from django.conf import settings
+from django.db import InterfaceError, OperationalError
+from django.http import Http404, HttpRequest, HttpResponse
+from django.http.response import HttpResponseBase
+from ninja import NinjaAPI
+from ninja.errors import HttpError, ValidationError
+from ninja.operation import Operation
+from ninja.parser import Parser
+
+import commands.api
+import devices.api
+from commands import queue
+from devices import audience, credentials, enrollment, paging, settling
+from devices.database import unit
+from devices.wire import parse_json
+from nexmdm import admin_api, audit, auth, caller, checkin, device_api, limits, operations, problems
+from nexmdm.auth import DEVICE, SIGNED
+from nexmdm.caller import SignedCaller
+from nexmdm.limits import RateLimited
+from nexmdm.problems import Problem
+
+log = structlog.get_logger()
+
+_BEARER: Final = {"WWW-Authenticate": "Bearer"}
+_NXD1: Final = {"WWW-Authenticate": "NXD1"}
+
+
+class UnknownQuery(Exception):
+    """The operation does not know these query parameters."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__("The query has parameters that are not known here.")
+        self.errors = [{"loc": ["query", name], "msg": "is not a parameter of this operation"} for name in names]
+
+
+# The one table of errors: what each means to the caller. The sentence for people is the error's own text.
+ERRORS: Final[dict[type[Exception], tuple[int, str, dict[str, str]]]] = {
+    auth.InvalidSignature: (401, "invalid_signature", _NXD1),
+    auth.IdempotencyKeyRequired: (400, "idempotency_key_required", {}),
+    caller.IdempotencyInFlight: (409, "idempotency_in_flight", {}),
+    caller.IdempotencyKeyReused: (422, "idempotency_key_reused", {}),
+    credentials.InvalidToken: (401, "invalid_token", _BEARER),
+    credentials.DeviceRevoked: (403, "device_revoked", {}),
+    enrollment.InvalidEnrollmentToken: (401, "invalid_enrollment_token", _BEARER),
+    enrollment.EnrollmentTokenExpired: (401, "enrollment_token_expired", _BEARER),
+    enrollment.EnrollmentTokenExhausted: (401, "enrollment_token_exhausted", _BEARER),
+    enrollment.EnrollmentTokenRevoked: (401, "enrollment_token_revoked", _BEARER),
+    enrollment.HardwareKnown: (409, "hardware_known", {}),
+    enrollment.AliasTaken: (409, "alias_taken", {}),
+    enrollment.UnknownDevice: (404, "not_found", {}),
+    enrollment.UnknownEnrollmentToken: (404, "not_found", {}),
+    audience.EmptyAudience: (422, "empty_audience", {}),
+    queue.AudienceChanged: (409, "audience_changed", {}),
+    queue.PushPayloadTooLarge: (422, "push_payload_too_large", {}),
+    queue.UnknownRequest: (404, "unknown_request", {}),
+    queue.UnknownCommand: (404, "not_found", {}),
+    paging.ForeignCursor: (422, "invalid_request", {}),
+    UnknownQuery: (422, "invalid_request", {}),
+    commands.api.InvalidParams: (422, "invalid_request", {}),
+    checkin.Overloaded: (503, "overloaded", {}),
+    checkin.Draining: (503, "overloaded", {}),
+    settling.BcryptBusy: (503, "overloaded", {}),
+}
+
+
+class OrjsonParser(Parser):
+    """Bodies by orjson; those with very long numbers by the standard library, which keeps them whole for the checks."""
+
+    def parse_body(self, request: HttpRequest) -> Any:
+        """Return the JSON of a body."""
+        return parse_json(request.body)
+
+
+api = NinjaAPI(
+    title="NexMDM",
+    version="1",
+    description="The control loop of an Android fleet: phones register, beat and report; admins send commands.",
+    parser=OrjsonParser(),
+    openapi_url="/openapi.json" if settings.API_DOCS else None,
+    docs_url="/docs" if settings.API_DOCS else None,
+    urls_namespace="api",
+)
+
+# ── errors ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _domain_error(request: HttpRequest, error: Exception) -> HttpResponse:
+    status, code, headers = ERRORS[type(error)]
+    return Problem(status, code, _sentence(error), getattr(error, "errors", None), headers).response()
+
+
+def _unknown_devices(request: HttpRequest, error: audience.UnknownDevices) -> HttpResponse:
+    errors = [{"loc": ["body"], "msg": f"{name} is not enrolled, or revoked"} for name in error.unknown[:100]]
+    return Problem(422, "unknown_devices", _sentence(error), errors).response()
+
+
+def _invalid_request(request: HttpRequest, error: ValidationError) -> HttpResponse:
+    errors = [{"loc": _location(one["loc"]), "msg": one["msg"].removeprefix("Value error, ")} for one in error.errors]
+    return Problem(422, "invalid_request", "The request does not fit its schema; see errors.", errors).response()
+
+
+def _location(loc: tuple[str | int, ...]) -> list[str | int]:
+    """Drop the level that Ninja adds for the parameter's own name: (body, body, target) means body, target."""
+    source, *rest = loc
+    return [source, *rest[1:]] if len(rest) > 1 or rest in (["body"], ["query"]) else [source, *rest]
+
+
+def _rate_limited(request: HttpRequest, error: RateLimited) -> HttpResponse:
+    headers = {"Retry-After": str(error.retry_after_seconds)}
+    return Problem(429, "rate_limited", _sentence(error), headers=headers).response()
+
+
+def _http_error(request: HttpRequest, error: HttpError) -> HttpResponse:
+    if error.status_code == 400:
+        detail = "The body is not JSON in UTF-8 (NaN, infinity and lone surrogates are not JSON)."
+        return Problem(400, "invalid_json", detail).response()
+    return problems.general(error.status_code, error.message).response()
+
+
+def _not_found(request: HttpRequest, error: Http404) -> HttpResponse:
+    return problems.NOT_FOUND.response()
+
+
+def _database_unavailable(request: HttpRequest, error: Exception) -> HttpResponse:
+    log.error("database.unavailable", error=type(error).__name__, detail=str(error)[:200])
+    return problems.DATABASE_UNAVAILABLE.response()
+
+
+def _internal(request: HttpRequest, error: Exception) -> HttpResponse:
+    log.error("request.failed", error=type(error).__name__, exc_info=error)
+    return problems.INTERNAL.response()
+
+
+def _sentence(error: Exception) -> str:
+    return str(error) or (type(error).__doc__ or "").strip()
+
+
+_HANDLERS: Final[dict[type[Exception], Callable[..., HttpResponse]]] = {
+    **dict.fromkeys(ERRORS, _domain_error),
+    audience.UnknownDevices: _unknown_devices,
+    RateLimited: _rate_limited,
+    ValidationError: _invalid_request,
+    HttpError: _http_error,
+    Http404: _not_found,
+    OperationalError: _database_unavailable,
+    InterfaceError: _database_unavailable,
+    Exception: _internal,
+}
+for _error, _handler in _HANDLERS.items():
+    api.add_exception_handler(_error, _handler)
+
+
+# ── what surrounds every operation ───────────────────────────────────────────────────────────────────────────────────
+
+View = Callable[..., Awaitable[HttpResponseBase]]
+
+
+def _failures_limited(run: View) -> View:
+    """Answer 429 instead of 401 when an address has failed too often; a good credential always passes."""
+
+    @wraps(run)
+    async def limited(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        response = await run(request, *args, **kwargs)
+        if response.status_code != HTTPStatus.UNAUTHORIZED:
+            return response
+        seconds = await limits.count_failure(request.META["REMOTE_ADDR"])
+        return response if seconds is None else _rate_limited(request, RateLimited(seconds))
+
+    return limited
+
+
+def _audited(run: View) -> View:
+    """Write an audit entry for a signed write that was refused (one that was done wrote its own, with the work)."""
+
+    @wraps(run)
+    async def audited(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        response = await run(request, *args, **kwargs)
+        signed = getattr(request, "auth", None)
+        if (
+            isinstance(signed, SignedCaller)
+            and request.method != "GET"
+            and 400 <= response.status_code < 500
+            and response.status_code != 429
+        ):
+            code = orjson.loads(response.content)["code"] if isinstance(response, HttpResponse) else ""
+            await unit(audit.record, signed, status=response.status_code, code=code)
+        return response
+
+    return audited
+
+
+def _known_query_only(view: View) -> View:
+    """Refuse query parameters that the operation does not know."""
+    operation: Operation = view._ninja_operation  # type: ignore[attr-defined]  # noqa: SLF001  (Ninja's own back-reference)
+    queries = [model for model in operation.models if model.__ninja_param_source__ == "query"]
+    known = {name for model in queries for name in model.__ninja_flatten_map__}
+
+    @wraps(view)
+    async def checked(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        if request.META["QUERY_STRING"] and (unknown := sorted(set(request.GET) - known)):
+            raise UnknownQuery(unknown)
+        return await view(request, *args, **kwargs)
+
+    return checked
+
+
+api.add_decorator(_known_query_only)
+api.add_decorator(_failures_limited, mode="view")
+for _router in (commands.api.admin_router, devices.api.admin_router, admin_api.router):
+    _router.add_decorator(_audited, mode="view")
+    api.add_router("/admin", _router, auth=SIGNED)
+api.add_router("/v1", device_api.router)
+api.add_router("/v1", commands.api.device_router, auth=DEVICE)
+api.add_router("", operations.router)

@@ -1,0 +1,38 @@
+"""The audit: one entry for each signed write, carried out or refused."""
+
+from typing import Protocol
+from uuid import UUID
+
+from nexmdm.models import AuditEntry
+
+
+class Audited(Protocol):
+    """What an entry says of a caller."""
+
+    @property
+    def principal(self) -> str: ...
+    @property
+    def address(self) -> str | None: ...
+    @property
+    def method(self) -> str: ...
+    @property
+    def target(self) -> str: ...
+    @property
+    def body_sha256(self) -> str: ...
+    @property
+    def correlation_id(self) -> str: ...
+
+
+def record(caller: Audited, *, status: int, code: str = "", request_id: UUID | None = None) -> None:
+    """Write an entry: with the work, in its transaction; or for a refusal, in one of its own."""
+    AuditEntry.objects.create(
+        principal=caller.principal,
+        address=caller.address,
+        method=caller.method,
+        path=caller.target,
+        body_sha256=caller.body_sha256,
+        status=status,
+        code=code,
+        request_id=request_id,
+        correlation_id=caller.correlation_id,
+    )

@@ -1,0 +1,149 @@
+"""Who calls: a phone by its bearer token, an admin by a signed request. Nothing here touches the database."""
+
+import hmac
+import re
+import time
+from hashlib import sha256
+from typing import Any, ClassVar, Final
+
+import structlog
+from django.conf import settings
+from django.http import HttpRequest
+from ninja.security import HttpBearer
+from ninja.security.base import AuthBase
+from prometheus_client import Counter
+
+from devices import tokens
+from devices.credentials import InvalidToken
+from devices.enrollment import InvalidEnrollmentToken
+from nexmdm import limits, signing
+from nexmdm.caller import SignedCaller
+
+log = structlog.get_logger()
+
+DENIED = Counter("nexmdm_admin_denied", "Admin requests whose signature was not good, by the reason.", ["reason"])
+
+PRINCIPAL: Final = "admin"
+_TIMESTAMP: Final = re.compile(r"[0-9]{1,12}")
+_SIGNATURE: Final = re.compile(r"v1=[0-9a-f]{64}")
+_IDEMPOTENCY_KEY: Final = re.compile(r"[A-Za-z0-9_-]{16,64}")
+
+
+class InvalidSignature(Exception):
+    """The request is not signed as it should be. See the signing recipe in the documentation."""
+
+
+class IdempotencyKeyRequired(Exception):
+    """Send an Idempotency-Key of 16 to 64 characters (letters, digits, _ and -), and sign it."""
+
+
+class Bearer(HttpBearer):
+    """A bearer token of one kind, well formed. Whose it is, the statement that does the work decides."""
+
+    def __init__(self, prefix: str, error: type[Exception], scheme: str) -> None:
+        self._prefix = prefix
+        self._error = error
+        self.openapi_bearerFormat = scheme  # Ninja's name for it
+        super().__init__()
+
+    async def __call__(self, request: HttpRequest) -> tokens.Token:
+        """Return the token; raise the error of its kind if it is missing or malformed."""
+        scheme, _, text = request.headers.get("Authorization", "").partition(" ")
+        token = tokens.parse(self._prefix, text.strip()) if scheme.lower() == "bearer" else None
+        if token is None:
+            raise self._error
+        return token
+
+    async def authenticate(self, request: HttpRequest, token: str) -> Any:  # pragma: no cover
+        """Be called by nobody: __call__ does it all."""
+        raise NotImplementedError
+
+
+class DeviceBearer(Bearer):
+    """A phone's device token (`nxd_…`)."""
+
+
+class EnrollmentBearer(Bearer):
+    """An enrollment token (`nxe_…`)."""
+
+
+DEVICE: Final = DeviceBearer(tokens.DEVICE_PREFIX, InvalidToken, "nxd_…")
+ENROLLMENT: Final = EnrollmentBearer(tokens.ENROLLMENT_PREFIX, InvalidEnrollmentToken, "nxe_…")
+
+
+class SignedRequest(AuthBase):
+    """An admin request signed by NXD1 (contract §3), verified on the raw bytes before anything else."""
+
+    openapi_type: ClassVar = "apiKey"
+    openapi_in: ClassVar = "header"
+    openapi_name: ClassVar = "X-Signature"
+
+    async def __call__(self, request: HttpRequest) -> SignedCaller:
+        """Return the caller. Raises InvalidSignature (why goes to the log only), then IdempotencyKeyRequired."""
+        try:
+            caller = verify(request)
+        except _Denied as denied:
+            DENIED.labels(denied.reason).inc()
+            log.warning(
+                "admin.denied", reason=denied.reason, method=request.method, address=request.META["REMOTE_ADDR"]
+            )
+            raise InvalidSignature from None
+        await limits.count_call(caller.principal, writes=request.method != "GET")
+        if request.method != "GET" and not _IDEMPOTENCY_KEY.fullmatch(caller.idempotency_key):
+            request.auth = caller  # type: ignore[attr-defined]
+            raise IdempotencyKeyRequired
+        return caller
+
+
+SIGNED: Final = SignedRequest()
+
+
+class _Denied(Exception):
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
+def verify(request: HttpRequest) -> SignedCaller:
+    """Return the caller whose key and signature are good, or raise _Denied with the reason."""
+    scope: dict[str, Any] = request.scope  # type: ignore[attr-defined]
+    key = _single(scope, b"x-admin")
+    if not _any_equal(key, settings.ADMIN_KEYS):
+        raise _Denied("key")
+    timestamp = _single(scope, b"x-timestamp")
+    if not _TIMESTAMP.fullmatch(timestamp) or abs(time.time() - int(timestamp)) > signing.WINDOW_SECONDS:
+        raise _Denied("timestamp")
+    idempotency_key = "" if request.method == "GET" else _single(scope, b"idempotency-key", required=False)
+    signature = _single(scope, b"x-signature")
+    if not _SIGNATURE.fullmatch(signature):
+        raise _Denied("signature_form")
+    target = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
+    message = signing.string_to_sign(timestamp, idempotency_key, request.method or "", target, request.body)
+    good = [signing.SIGNATURE_PREFIX + signing.sign(secret, message) for secret in settings.HMAC_SECRETS]
+    if not _any_equal(signature, good):
+        raise _Denied("signature")
+    return SignedCaller(
+        principal=PRINCIPAL,
+        idempotency_key=idempotency_key,
+        address=request.META["REMOTE_ADDR"] or None,
+        method=request.method or "",
+        target=target.decode("latin-1"),
+        body_sha256=sha256(request.body).hexdigest(),
+        correlation_id=scope["nexmdm.correlation_id"],
+    )
+
+
+def _single(scope: dict[str, Any], name: bytes, *, required: bool = True) -> str:
+    values = [value for header, value in scope["headers"] if header == name]
+    if len(values) > 1 or (required and not values):
+        raise _Denied("header_repeated" if values else "header_missing")
+    if not values:
+        return ""
+    if not values[0].isascii():
+        raise _Denied("header_not_ascii")
+    text: str = values[0].decode("ascii")
+    return text
+
+
+def _any_equal(given: str, known: list[str]) -> bool:
+    """Compare with each in constant time; with all of them, so that the time does not tell which one it was."""
+    return any([hmac.compare_digest(given.encode(), one.encode()) for one in known])  # noqa: C419

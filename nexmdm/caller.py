@@ -1,0 +1,92 @@
+"""The signed caller of an admin request: each write once, in one transaction with its audit entry and stored answer."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import orjson
+from django.db import transaction
+from django.http import HttpResponse
+
+from devices import database
+from devices.callers import Done
+from devices.database import unit
+from nexmdm import audit
+from nexmdm.models import StoredAnswer
+
+Reveal = Callable[[dict[str, Any]], Mapping[str, str]]
+
+
+class IdempotencyInFlight(Exception):
+    """A request with this Idempotency-Key is still running. Send it again shortly to get its answer."""
+
+
+class IdempotencyKeyReused(Exception):
+    """This Idempotency-Key belongs to another request. Use a new one for each new request."""
+
+
+@dataclass(frozen=True, slots=True)
+class SignedCaller:
+    """Who called, from where, and what the signature covered. `target` is the path with its query."""
+
+    principal: str
+    idempotency_key: str
+    address: str | None
+    method: str
+    target: str
+    body_sha256: str
+    correlation_id: str
+
+    @property
+    def fingerprint(self) -> bytes:
+        """What makes two requests the same: SHA-256 of method, target and body hash."""
+        return hashlib.sha256(f"{self.method}\n{self.target}\n{self.body_sha256}".encode()).digest()
+
+    async def run(self, work: Callable[[], Done], *, reveal: Reveal | None = None) -> HttpResponse:
+        """Do the work once and answer; a repeat of the request gets the stored answer, `Idempotent-Replayed: true`.
+
+        Work, audit entry and stored answer commit together, or nothing does. Raises IdempotencyInFlight,
+        IdempotencyKeyReused, and what the work raises.
+        """
+        body, replayed = await unit(database.retrying, partial(self._run, work, reveal))
+        response = HttpResponse(body, content_type="application/json")
+        if replayed:
+            response["Idempotent-Replayed"] = "true"
+        return response
+
+    def _run(self, work: Callable[[], Done], reveal: Reveal | None) -> tuple[bytes, bool]:
+        with transaction.atomic():
+            self._lock()
+            stored = StoredAnswer.objects.filter(principal=self.principal, key=self.idempotency_key).first()
+            if stored is not None:
+                return self._replay(stored, reveal), True
+            done = work()
+            audit.record(self, status=200, request_id=done.request_id)
+            answer = done.answer.model_dump(mode="json")
+            if done.kept:
+                self._store(answer)
+        return orjson.dumps(answer | dict(done.secrets)), False
+
+    def _lock(self) -> None:
+        # Its own statement: what follows must see what the holder of this key committed before us.
+        name = f"idempotency:{self.principal}:{self.idempotency_key}"
+        (locked,) = database.row("SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 0))", [name])
+        if not locked:
+            raise IdempotencyInFlight
+
+    def _replay(self, stored: StoredAnswer, reveal: Reveal | None) -> bytes:
+        if bytes(stored.fingerprint) != self.fingerprint:
+            raise IdempotencyKeyReused
+        answer: dict[str, Any] = orjson.loads(stored.body)
+        return orjson.dumps(answer | dict(reveal(answer))) if reveal else stored.body.encode()
+
+    def _store(self, answer: dict[str, Any]) -> None:
+        StoredAnswer.objects.create(
+            principal=self.principal,
+            key=self.idempotency_key,
+            fingerprint=self.fingerprint,
+            status=200,
+            body=orjson.dumps(answer).decode(),
+        )

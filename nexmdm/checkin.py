@@ -1,0 +1,183 @@
+"""Check-in: the heartbeats' group commit.
+
+A heartbeat joins the batch now filling. A batch is flushed as soon as the flush before it is done: an idle server
+flushes at once, a busy one fills batches meanwhile, and no timer is needed. One flush is one transaction, and every
+answer leaves after its commit.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from contextvars import Context
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+from weakref import WeakKeyDictionary
+
+import structlog
+from django.db import DataError, IntegrityError, transaction
+from prometheus_client import Counter, Histogram
+
+from commands import queue
+from commands.queue import NOTHING, Offer
+from devices import credentials, database, heartbeats
+from devices.credentials import InvalidToken
+from devices.heartbeats import Beat
+
+log = structlog.get_logger()
+
+BATCH: Final = 500
+WAITING_LIMIT: Final = 5000
+
+HEARTBEATS = Counter("nexmdm_heartbeats", "Heartbeats flushed, by the verdict on their token.", ["verdict"])
+FLUSH_SIZE = Histogram(
+    "nexmdm_flush_heartbeats", "Heartbeats in one flush.", buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500)
+)
+FLUSH_SECONDS = Histogram(
+    "nexmdm_flush_seconds", "Time of one flush.", buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5)
+)
+
+
+class Overloaded(Exception):
+    """Too many heartbeats wait to be recorded. Try again shortly."""
+
+
+class Draining(Exception):
+    """This process is stopping. Try again: another one answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedIn:
+    """What a good heartbeat gets: its offer, and the database's time; whether its push token must still be written."""
+
+    offer: Offer
+    at: datetime
+    push_token_changed: bool
+
+
+def flush(beats: Sequence[Beat]) -> list[CheckedIn | Exception]:
+    """Record a batch of heartbeats and hand each known device what is open for it, in one transaction.
+
+    The beats are sorted by device, no two with one token. A beat whose token is not good gets the error to raise.
+    """
+    with transaction.atomic():
+        heard = heartbeats.record(beats)
+        good = [beat.token.id for beat, one in zip(beats, heard, strict=True) if one and one.verdict == "good"]
+        offers = queue.pending_for(good) if good else {}
+    return [_outcome(one, offers.get(beat.token.id, NOTHING)) for beat, one in zip(beats, heard, strict=True)]
+
+
+def _outcome(heard: heartbeats.Heard | None, offer: Offer) -> CheckedIn | Exception:
+    if heard is None:
+        return InvalidToken()
+    try:
+        credentials.check(heard.verdict)
+    except Exception as error:  # noqa: BLE001  (an outcome among others: it is raised where its heartbeat waits)
+        return error
+    return CheckedIn(offer, heard.at, heard.push_token_changed)
+
+
+def flush_safely(beats: Sequence[Beat]) -> list[CheckedIn | Exception]:
+    """Flush a batch; where its data does not fit the database, row by row, so that one bad row fails alone."""
+    try:
+        return database.retrying(lambda: flush(beats))
+    except (DataError, IntegrityError):
+        if len(beats) == 1:
+            raise
+    return [_flush_one(beat) for beat in beats]
+
+
+def _flush_one(beat: Beat) -> CheckedIn | Exception:
+    try:
+        return flush([beat])[0]
+    except (DataError, IntegrityError) as error:
+        log.error("heartbeat.unrecordable", device_id=str(beat.token.id), error=type(error).__name__)
+        return error
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """One row of the batch now filling, and the requests that wait for it (several, if a phone repeats itself)."""
+
+    beat: Beat
+    futures: list[asyncio.Future[CheckedIn]]
+
+
+class Batcher:
+    """The batch now filling of one event loop, and the task that flushes it."""
+
+    def __init__(self) -> None:
+        self._filling: dict[str, _Waiting] = {}
+        self._waiting = 0
+        self._flusher: asyncio.Task[None] | None = None
+        self._draining = False
+
+    async def submit(self, beat: Beat) -> CheckedIn:
+        """Record a heartbeat; return when it is committed. Raises Overloaded, Draining, or what its token deserves."""
+        if self._draining:
+            raise Draining
+        if self._waiting >= WAITING_LIMIT:
+            raise Overloaded
+        future: asyncio.Future[CheckedIn] = asyncio.get_running_loop().create_future()
+        waiting = self._filling.get(beat.token.text)
+        if waiting is None:
+            self._filling[beat.token.text] = _Waiting(beat, [future])
+        else:
+            waiting.beat.merge(beat)
+            waiting.futures.append(future)
+        self._waiting += 1
+        if self._flusher is None:
+            # A context of its own: the first request's must not outlive it in the flusher.
+            self._flusher = asyncio.get_running_loop().create_task(self._flush_until_empty(), context=Context())
+        return await future
+
+    async def drain(self) -> None:
+        """Take no more heartbeats; return when those taken are answered."""
+        self._draining = True
+        if self._flusher is not None:
+            await self._flusher
+
+    async def _flush_until_empty(self) -> None:
+        try:
+            while self._filling:
+                await self._flush(self._take())
+        finally:
+            self._flusher = None
+
+    def _take(self) -> list[_Waiting]:
+        taken = [self._filling.pop(key) for key in list(self._filling)[:BATCH]]
+        taken.sort(key=lambda waiting: waiting.beat.token.id)
+        return taken
+
+    async def _flush(self, batch: list[_Waiting]) -> None:
+        outcomes: Sequence[CheckedIn | Exception]
+        try:
+            with FLUSH_SECONDS.time():
+                outcomes = await database.reserved_unit(flush_safely, [waiting.beat for waiting in batch])
+        except Exception as error:  # noqa: BLE001  (nobody may wait for ever: all of the batch are told)
+            outcomes = [error] * len(batch)
+        FLUSH_SIZE.observe(len(batch))
+        for waiting, outcome in zip(batch, outcomes, strict=True):
+            self._answer(waiting, outcome)
+
+    def _answer(self, waiting: _Waiting, outcome: CheckedIn | Exception) -> None:
+        self._waiting -= len(waiting.futures)
+        HEARTBEATS.labels("good" if isinstance(outcome, CheckedIn) else type(outcome).__name__).inc()
+        for future in waiting.futures:
+            if future.done():
+                continue
+            if isinstance(outcome, CheckedIn):
+                future.set_result(outcome)
+            else:
+                future.set_exception(outcome)
+
+
+_batchers: WeakKeyDictionary[asyncio.AbstractEventLoop, Batcher] = WeakKeyDictionary()
+
+
+def batcher() -> Batcher:
+    """Return the running loop's batcher."""
+    loop = asyncio.get_running_loop()
+    found = _batchers.get(loop)
+    if found is None:
+        found = _batchers[loop] = Batcher()
+    return found

@@ -1,0 +1,51 @@
+"""A Django cache that only counts: for django-ratelimit, exact across processes and machines.
+
+One UNLOGGED table: a crash of PostgreSQL forgets the counts, and counting costs no WAL. (Django's own DatabaseCache
+reads and then writes, so that parallel callers are not counted.)
+"""
+
+from typing import Any, Final
+
+from django.core.cache.backends.base import DEFAULT_TIMEOUT, BaseCache
+
+from devices import database
+
+_ADD: Final = """
+    INSERT INTO nexmdm_counter AS counter (key, value, expires_at)
+    VALUES (%(key)s, %(value)s, now() + %(seconds)s * interval '1 second')
+    ON CONFLICT (key) DO UPDATE SET value = excluded.value, expires_at = excluded.expires_at
+    WHERE counter.expires_at <= now()
+"""
+_INCREMENT: Final = "UPDATE nexmdm_counter SET value = value + %(delta)s WHERE key = %(key)s RETURNING value"
+_READ: Final = "SELECT value FROM nexmdm_counter WHERE key = %(key)s AND expires_at > now()"
+_FORGET: Final = "DELETE FROM nexmdm_counter WHERE expires_at <= now()"
+
+
+class CounterCache(BaseCache):
+    """Counters that expire: add(), incr() and get() are all that it can do."""
+
+    def __init__(self, _: str, params: dict[str, Any]) -> None:
+        super().__init__(params)
+
+    def add(self, key: str, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
+        """Start a counter; False if it is counting already."""
+        seconds = self.default_timeout if timeout is DEFAULT_TIMEOUT else timeout
+        given = {"key": self.make_key(key, version), "value": value, "seconds": seconds}
+        return database.execute(_ADD, given) == 1
+
+    def incr(self, key: str, delta: int = 1, version: int | None = None) -> int:
+        """Count on; return the new value. ValueError if there is no such counter."""
+        found = database.rows(_INCREMENT, {"key": self.make_key(key, version), "delta": delta})
+        if not found:
+            raise ValueError("There is no such counter.")
+        return int(found[0][0])
+
+    def get(self, key: str, default: Any = None, version: int | None = None) -> Any:
+        """Return a counter's value, or the default."""
+        found = database.rows(_READ, {"key": self.make_key(key, version)})
+        return found[0][0] if found else default
+
+
+def forget_expired() -> int:
+    """Delete the counters whose time is over; return how many."""
+    return database.execute(_FORGET)

@@ -1,0 +1,127 @@
+"""What a phone calls that needs both apps: register, heartbeat, rotate."""
+
+import random
+from typing import Any
+from uuid import UUID
+
+import orjson
+import structlog
+from django.conf import settings
+from django.db import transaction
+from django.http import HttpRequest, HttpResponse
+from ninja import Router
+from prometheus_client import Counter
+
+from commands import outbox, queue
+from devices import credentials, database, enrollment, settling, tokens
+from devices.database import unit
+from devices.enrollment import Enrolled, Registration
+from devices.heartbeats import Beat
+from devices.schemas import Heartbeat, HeartbeatAnswer, Register, Registered, Rotated
+from devices.wire import Nothing, respond, rfc3339
+from nexmdm import checkin
+from nexmdm.auth import DEVICE, ENROLLMENT
+from nexmdm.checkin import CheckedIn
+
+log = structlog.get_logger()
+
+router = Router(tags=["device"])
+
+INTERVAL_SPREAD = 0.1
+REGISTERED = Counter("nexmdm_devices_registered", "Registrations, by whether the hardware was known.", ["re_enrolled"])
+
+
+@router.post("/register", auth=ENROLLMENT, response=Registered, url_name="register")
+async def register(request: HttpRequest, body: Register) -> HttpResponse:
+    """Enrol this phone. Its device token and command key are shown this once.
+
+    If the answer is lost, register again with the same enrollment token before the device token is used.
+    """
+    presented: tokens.Token = request.auth  # type: ignore[attr-defined]
+    await unit(enrollment.check_token, presented)
+    secret = await settling.new_secret()
+    enrolled = await unit(database.retrying, lambda: _register(presented, _registration(body), secret))
+    REGISTERED.labels(str(enrolled.re_enrolled).lower()).inc()
+    log.info("device.registered", device_id=str(enrolled.device_id), re_enrolled=enrolled.re_enrolled)
+    return respond(
+        Registered(
+            device_id=enrolled.device_id,
+            device_token=enrolled.device_token,
+            command_key=enrolled.command_key,
+            heartbeat_interval_seconds=settings.HEARTBEAT_INTERVAL_SECONDS,
+            server_time=await unit(database.now),
+            re_enrolled=enrolled.re_enrolled,
+        )
+    )
+
+
+def _registration(body: Register) -> Registration:
+    details = {name: getattr(body, name) for name in ("manufacturer", "model", "os_version")}
+    return Registration(
+        hardware_id=body.hardware_id,
+        alias=body.alias,
+        push_token=body.push_token,
+        agent_version=body.agent_version,
+        details={name: value for name, value in details.items() if value is not None},
+    )
+
+
+@transaction.atomic
+def _register(presented: tokens.Token, said: Registration, secret: credentials.NewSecret) -> Enrolled:
+    enrolled = enrollment.register(presented, said, secret)
+    if enrolled.re_enrolled:
+        queue.cancel_all_of(enrolled.device_id)
+    if said.push_token is not None:
+        outbox.own_push_token(enrolled.device_id, said.push_token)
+    return enrolled
+
+
+@router.post("/heartbeat", auth=DEVICE, response=HeartbeatAnswer, url_name="heartbeat")
+async def heartbeat(request: HttpRequest, body: Heartbeat) -> HttpResponse:
+    """Say that this phone is alive; get what there is to do. The answer leaves after the commit."""
+    token: tokens.Token = request.auth  # type: ignore[attr-defined]
+    beat = _beat(token, body)
+    checked_in = await settling.settled(token, lambda: checkin.batcher().submit(beat))
+    if checked_in.push_token_changed:
+        await unit(database.retrying, lambda: _change_push_token(token.id, beat.push_token))
+    log.info("heartbeat.upsert", device_id=str(token.id), commands=len(checked_in.offer.commands))
+    return HttpResponse(_answer(checked_in), content_type="application/json")
+
+
+def _beat(token: tokens.Token, body: Heartbeat) -> Beat:
+    status: Any = body.status
+    return Beat(
+        token,
+        status=None if status is None else orjson.dumps(status.model_dump(exclude_unset=True)).decode(),
+        agent_version=body.agent_version,
+        push_token_sent="push_token" in body.model_fields_set,
+        push_token=body.push_token,
+    )
+
+
+@transaction.atomic
+def _change_push_token(device_id: UUID, push_token: str | None) -> None:
+    outbox.own_push_token(device_id, push_token)
+
+
+def _answer(checked_in: CheckedIn) -> bytes:
+    interval = settings.HEARTBEAT_INTERVAL_SECONDS
+    return orjson.dumps(
+        {
+            "server_time": rfc3339(checked_in.at),
+            "next_heartbeat_seconds": round(interval * random.uniform(1 - INTERVAL_SPREAD, 1 + INTERVAL_SPREAD)),
+            "commands": checked_in.offer.commands,
+            "has_more": checked_in.offer.has_more,
+        }
+    )
+
+
+@router.post("/token/rotate", auth=DEVICE, response=Rotated, url_name="rotate")
+async def rotate(request: HttpRequest, body: Nothing | None = None) -> HttpResponse:
+    """Get a new device token and command key. The old pair works until the new token is first used."""
+    token: tokens.Token = request.auth  # type: ignore[attr-defined]
+    await settling.settled(token, lambda: unit(credentials.authenticate, token))
+    secret = await settling.new_secret()
+    device_token, command_key = await settling.settled(token, lambda: unit(credentials.rotate, token, secret))
+    log.info("device.rotated", device_id=str(token.id))
+    return respond(Rotated(device_token=device_token, command_key=command_key))

@@ -1,0 +1,50 @@
+"""Which dispatchers are alive, and whether they can push: each keeps a row of its own fresh."""
+
+import os
+import socket
+from datetime import timedelta
+from typing import Final
+
+from django.conf import settings
+from django.db.models.functions import Now
+
+from commands import circuit
+from commands.circuit import Circuit
+from devices.wire import rfc3339
+from nexmdm.models import DispatcherSeen
+
+NAME: Final = f"{socket.gethostname()[:100]}:{os.getpid()}"
+SEEN_EVERY_SECONDS: Final = 3
+ALIVE: Final = timedelta(seconds=15)
+FORGOTTEN: Final = timedelta(days=1)
+
+
+def note_seen(state: Circuit) -> int:
+    """Say that this dispatcher is alive, and how its circuit stands; return how many are alive with it."""
+    said = {"last_seen_at": Now(), "circuit": state.state, "circuit_reason": state.reason}
+    DispatcherSeen.objects.update_or_create(name=NAME, defaults=said)
+    DispatcherSeen.objects.filter(last_seen_at__lt=Now() - FORGOTTEN).delete()
+    return max(1, DispatcherSeen.objects.filter(last_seen_at__gt=Now() - ALIVE).count())
+
+
+def leave() -> None:
+    """Say that this dispatcher has stopped."""
+    DispatcherSeen.objects.filter(name=NAME).delete()
+
+
+def dispatcher_state() -> str:
+    """Return `ok`, or when a dispatcher was last seen."""
+    last = DispatcherSeen.objects.order_by("-last_seen_at").first()
+    if last is None:
+        return "never seen"
+    if DispatcherSeen.objects.filter(last_seen_at__gt=Now() - ALIVE).exists():
+        return "ok"
+    return f"last seen {rfc3339(last.last_seen_at)}"
+
+
+def push_state() -> str:
+    """Return `unconfigured`, `circuit_open` (no live dispatcher can push), or `ok`."""
+    if settings.FIREBASE_SERVICE_ACCOUNT is None:
+        return "unconfigured"
+    states = set(DispatcherSeen.objects.filter(last_seen_at__gt=Now() - ALIVE).values_list("circuit", flat=True))
+    return "circuit_open" if states == {circuit.OPEN} else "ok"

@@ -1,0 +1,251 @@
+"""The outermost layer: who calls, how large and how slow a request may be, and that no HTML error leaves the API.
+
+It refuses before any other code runs: bad Host (400), oversized headers (431) and bodies (413), slow bodies (408),
+bodies that are not JSON (415). What it lets through arrives with its body read, and the caller's address and scheme
+set.
+"""
+
+import asyncio
+import re
+import time
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Any, Final
+
+import structlog
+from django.conf import settings
+from django.http.request import split_domain_port, validate_host
+from uuid_utils.compat import uuid7
+
+from nexmdm import problems
+from nexmdm.problems import Problem
+
+log = structlog.get_logger()
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+HEADERS_LIMIT: Final = 16 * 1024
+BODY_LIMITS: Final = (("/v1/", 64 * 1024), ("/admin/", 1024 * 1024), ("/django-admin/", 1024 * 1024))
+OTHER_BODY_LIMIT: Final = 64 * 1024
+BODY_SECONDS: Final = 10
+DRAIN_LIMIT: Final = 4 * 1024 * 1024
+"""How much of a refused body is read and thrown away, so that an honest client gets to read the answer."""
+
+DRAIN_SECONDS: Final = 2
+_CORRELATION_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_FORMS: Final = "/django-admin/"
+
+
+class _Refused(Exception):
+    """The guard refuses the request with a problem; `drain` if some of its body is still to come."""
+
+    def __init__(self, problem: Problem, *, drain: bool = False) -> None:
+        self.problem = problem
+        self.drain = drain
+
+
+class _ClientGone(Exception):
+    """The client left before its request was complete; nobody waits for an answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Headers:
+    """The request's headers that the guard looks at, by lower-case name."""
+
+    values: dict[bytes, list[bytes]]
+    size: int
+
+    @classmethod
+    def of(cls, scope: Scope) -> "Headers":
+        """Read a scope's headers."""
+        values: dict[bytes, list[bytes]] = {}
+        size = 0
+        for name, value in scope["headers"]:
+            values.setdefault(name, []).append(value)
+            size += len(name) + len(value) + 4
+        return cls(values, size)
+
+    def last(self, name: bytes) -> bytes:
+        """Return the last value of a header, or nothing."""
+        found = self.values.get(name)
+        return found[-1] if found else b""
+
+
+class Guard:
+    """An ASGI application around the others."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or the server's lifespan."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers.of(scope)
+        answer = _Answer(send, _correlation_id(headers))
+        scope["nexmdm.correlation_id"] = answer.correlation_id
+        structlog.contextvars.bind_contextvars(correlation_id=answer.correlation_id)
+        try:
+            _admit(scope, headers)
+            body = await _read(scope, headers, receive)
+            await self._app(scope, _replay(body, receive), answer.send)
+        except _ClientGone:
+            return
+        except _Refused as refused:
+            await answer.refuse(scope, refused.problem, receive if refused.drain else None)
+        except Exception as error:
+            log.exception("request.failed", error=type(error).__name__)
+            if not answer.started:
+                await answer.refuse(scope, problems.INTERNAL, None)
+
+
+class _Answer:
+    """The way out: adds the correlation id, and knows whether an answer has begun."""
+
+    def __init__(self, send: Send, correlation_id: str) -> None:
+        self._send = send
+        self.correlation_id = correlation_id
+        self.started = False
+
+    async def send(self, message: Message) -> None:
+        """Send a part of the answer."""
+        if message["type"] == "http.response.start":
+            self.started = True
+            headers = [*message.get("headers", ()), (b"x-correlation-id", self.correlation_id.encode())]
+            message = {**message, "headers": headers}
+        await self._send(message)
+
+    async def refuse(self, scope: Scope, problem: Problem, receive: Receive | None) -> None:
+        """Answer with a problem; first with all of it, then throw away what still comes, then close."""
+        scope["nexmdm.refused"] = problem.status
+        body = problem.body()
+        headers = problem.all_headers() | {"Content-Length": str(len(body))}
+        if receive is not None:
+            headers["Connection"] = "close"
+        encoded = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        await self.send({"type": "http.response.start", "status": problem.status, "headers": encoded})
+        shown = b"" if scope["method"] == "HEAD" else body
+        await self.send({"type": "http.response.body", "body": shown, "more_body": receive is not None})
+        if receive is not None:
+            await _drain(receive)
+            await self.send({"type": "http.response.body", "body": b""})
+
+
+def _correlation_id(headers: Headers) -> str:
+    given = headers.last(b"x-correlation-id")
+    return given.decode() if _CORRELATION_ID.fullmatch(given) else uuid7().hex
+
+
+def _admit(scope: Scope, headers: Headers) -> None:
+    if headers.size > HEADERS_LIMIT:
+        raise _Refused(problems.general(431, f"The headers take more than {HEADERS_LIMIT} bytes."), drain=True)
+    _set_caller(scope, headers)
+    host = headers.last(b"host").decode("latin-1")
+    domain, _ = split_domain_port(host)
+    if not domain or not validate_host(domain, settings.ALLOWED_HOSTS):
+        raise _Refused(
+            Problem(400, "invalid_host", "This host name is not served here. Set ALLOWED_HOSTS to allow it.")
+        )
+
+
+def _set_caller(scope: Scope, headers: Headers) -> None:
+    """Take address and scheme from a trusted proxy's headers, and from nobody else's."""
+    peer = scope["client"][0] if scope.get("client") else ""
+    if not settings.TRUSTED_PROXIES or not _trusted(peer):
+        return
+    forwarded = b",".join(headers.values.get(b"x-forwarded-for", [])).decode("latin-1").split(",")
+    scope["client"] = (_first_untrusted(reversed(forwarded), peer), 0)
+    if headers.last(b"x-forwarded-proto").strip().lower() == b"https":
+        scope["scheme"] = "https"
+
+
+def _first_untrusted(addresses: Iterable[str], peer: str) -> str:
+    nearest = peer
+    for address in (address.strip() for address in addresses):
+        try:
+            ip_address(address)
+        except ValueError:
+            return nearest
+        nearest = address
+        if not _trusted(address):
+            return nearest
+    return nearest
+
+
+def _trusted(address: str) -> bool:
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return False
+    return any(parsed in network for network in settings.TRUSTED_PROXIES)
+
+
+async def _read(scope: Scope, headers: Headers, receive: Receive) -> bytes:
+    """Return the whole body, within its limits of size and time."""
+    limit = next((limit for start, limit in BODY_LIMITS if scope["path"].startswith(start)), OTHER_BODY_LIMIT)
+    declared = headers.last(b"content-length")
+    if declared and (not declared.isdigit() or int(declared) > limit):
+        raise _Refused(_too_large(limit), drain=True)
+    if not declared and b"transfer-encoding" not in headers.values:
+        return await _collect(receive, limit)
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            body = await _collect(receive, limit)
+    except TimeoutError:
+        detail = f"The body did not arrive within {BODY_SECONDS} s."
+        raise _Refused(problems.general(408, detail, Connection="close")) from None
+    if body and not scope["path"].startswith(_FORMS) and not _is_json(headers):
+        raise _Refused(problems.general(415, "Send the body as Content-Type: application/json."))
+    return body
+
+
+async def _collect(receive: Receive, limit: int) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _ClientGone
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > limit:
+            raise _Refused(_too_large(limit), drain=True)
+        if not message.get("more_body", False):
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _too_large(limit: int) -> Problem:
+    return problems.general(413, f"The body may take {limit} bytes at most here.")
+
+
+def _is_json(headers: Headers) -> bool:
+    return headers.last(b"content-type").partition(b";")[0].strip().lower() == b"application/json"
+
+
+async def _drain(receive: Receive) -> None:
+    size, until = 0, time.monotonic() + DRAIN_SECONDS
+    while size < DRAIN_LIMIT:
+        try:
+            async with asyncio.timeout(max(0.0, until - time.monotonic())):
+                message = await receive()
+        except TimeoutError:
+            return
+        if message["type"] == "http.disconnect" or not message.get("more_body", False):
+            return
+        size += len(message.get("body", b""))
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Return a receive() that first gives the body that was read, then what the server has to say (a disconnect)."""
+    waiting = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replayed() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return replayed

@@ -1,0 +1,61 @@
+"""How often somebody may call: django-ratelimit's counting behind our own async door, over counters in PostgreSQL.
+
+(Its decorator does not work on Ninja's operations: above one it limits nothing, below one it is a 500.)
+"""
+
+import time
+from typing import Any, Final
+
+from django.conf import settings
+from django_ratelimit.core import get_usage
+
+from devices.database import unit
+
+REMEMBERED: Final = 10_000
+"""How many addresses over the limit a process remembers at most."""
+
+_over_until: dict[str, float] = {}
+
+
+class RateLimited(Exception):
+    """Too many requests. Wait as long as Retry-After says."""
+
+    def __init__(self, retry_after_seconds: int) -> None:
+        super().__init__(f"Too many requests. Try again in {retry_after_seconds} s.")
+        self.retry_after_seconds = retry_after_seconds
+
+
+async def count_call(principal: str, *, writes: bool) -> None:
+    """Count a signed call of a principal. Raises RateLimited beyond its limit."""
+    rate = settings.ADMIN_RATE_LIMIT if writes else settings.ADMIN_READ_RATE_LIMIT
+    usage = await unit(_count, "write" if writes else "read", principal, rate)
+    if usage["should_limit"]:
+        raise RateLimited(max(1, usage["time_left"]))
+
+
+async def count_failure(address: str) -> int | None:
+    """Count a failed authentication from an address; return the seconds to wait if there were too many, else None.
+
+    An address over its limit is remembered to the end of the window: a flood of failures costs one look-up here.
+    """
+    left = _over_until.get(address, 0.0) - time.monotonic()
+    if left > 0:
+        return max(1, round(left))
+    usage = await unit(_count, "failure", address, settings.AUTH_FAILURE_RATE_LIMIT)
+    if not usage["should_limit"]:
+        return None
+    if len(_over_until) >= REMEMBERED:
+        _over_until.clear()
+    seconds = max(1, int(usage["time_left"]))
+    _over_until[address] = time.monotonic() + seconds
+    return seconds
+
+
+def forget_floods() -> None:
+    """Forget which addresses are over their limit in this process."""
+    _over_until.clear()
+
+
+def _count(group: str, key: str, rate: str) -> dict[str, Any]:
+    usage: dict[str, Any] = get_usage(None, group=group, key=lambda *_: key, rate=rate, increment=True)
+    return usage

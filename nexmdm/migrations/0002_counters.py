@@ -1,0 +1,20 @@
+"""The counters of the rate limits: unlogged, for they need not outlive a crash."""
+
+from django.db import migrations
+
+
+class Migration(migrations.Migration):
+    dependencies = [("nexmdm", "0001_initial")]
+
+    operations = [
+        migrations.RunSQL(
+            sql="""
+                CREATE UNLOGGED TABLE nexmdm_counter (
+                    key varchar(250) PRIMARY KEY,
+                    value bigint NOT NULL,
+                    expires_at timestamptz NOT NULL
+                ) WITH (fillfactor = 50)
+            """,
+            reverse_sql="DROP TABLE nexmdm_counter",
+        )
+    ]

@@ -1,0 +1,376 @@
+"""The OpenAPI document: Ninja's, and with it what each operation may refuse and which headers travel.
+
+The refusals follow from the table of errors, the operation's credentials, its path and its body. Only what one
+operation alone can raise is named here, by operation id.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from http import HTTPStatus
+from typing import Any, Final, NamedTuple
+
+import orjson
+from ninja import NinjaAPI
+from ninja.openapi.schema import OpenAPISchema
+from ninja.operation import Operation
+
+from commands import actions, queue
+from commands.schemas import NewCommand
+from devices import audience, credentials, enrollment
+from nexmdm import auth, caller, operations, problems
+from nexmdm.limits import RateLimited
+from nexmdm.problems import Problem
+
+Json = dict[str, Any]
+ErrorTable = Mapping[type[Exception], tuple[int, str, dict[str, str]]]
+
+# ── what may be refused ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Refusal(NamedTuple):
+    """One error answer: its status, its code, and a sentence that people may get to read with it."""
+
+    status: int
+    code: str
+    detail: str
+
+
+def _general(status: int, detail: str) -> Refusal:
+    return Refusal(status, problems.GENERAL[status], detail)
+
+
+def _like(problem: Problem) -> Refusal:
+    return Refusal(problem.status, problem.code, problem.detail)
+
+
+_ANYWHERE: Final = (
+    Refusal(400, "invalid_host", "This host name is not served here."),
+    _general(408, "The body did not arrive in time."),
+    _general(413, "The body is larger than this path takes."),
+    _general(415, "The body is not sent as Content-Type: application/json."),
+    _general(422, "The request does not fit its schema, or its query has unknown parameters; see errors."),
+    _general(431, "The headers are too large."),
+    _like(problems.INTERNAL),
+)
+_NOT_JSON: Final = Refusal(400, "invalid_json", "The body is not JSON in UTF-8.")
+_NOT_FOUND: Final = _like(problems.NOT_FOUND)
+_RATE_LIMITED: Final = _general(429, (RateLimited.__doc__ or "").strip())
+_DATABASE_UNAVAILABLE: Final = _like(problems.DATABASE_UNAVAILABLE)
+_WITH_A_CREDENTIAL: Final = (
+    _RATE_LIMITED,
+    _general(503, "Too much is waiting to be done. Try again shortly."),
+    _DATABASE_UNAVAILABLE,
+)
+
+_BY_SCHEME: Final[Mapping[str, tuple[type[Exception], ...]]] = {
+    "DeviceBearer": (credentials.InvalidToken, credentials.DeviceRevoked),
+    "EnrollmentBearer": (
+        enrollment.InvalidEnrollmentToken,
+        enrollment.EnrollmentTokenExpired,
+        enrollment.EnrollmentTokenExhausted,
+        enrollment.EnrollmentTokenRevoked,
+    ),
+    "SignedRequest": (auth.InvalidSignature,),
+}
+_SIGNED_WRITE: Final = (auth.IdempotencyKeyRequired, caller.IdempotencyInFlight, caller.IdempotencyKeyReused)
+_BY_ID_IN_PATH: Final[Mapping[str, type[Exception]]] = {
+    "device_id": enrollment.UnknownDevice,
+    "request_id": queue.UnknownCommand,
+    "token_id": enrollment.UnknownEnrollmentToken,
+}
+_BY_OPERATION: Final[Mapping[str, tuple[type[Exception], ...]]] = {
+    "register": (credentials.DeviceRevoked, enrollment.HardwareKnown, enrollment.AliasTaken),
+    "actionResult": (queue.UnknownRequest,),
+    "issueCommand": (
+        audience.UnknownDevices,
+        audience.EmptyAudience,
+        queue.AudienceChanged,
+        queue.PushPayloadTooLarge,
+    ),
+    "changeDevice": (enrollment.AliasTaken,),
+    "changeTag": (audience.UnknownDevices,),
+}
+_METRICS: Final = (
+    Refusal(401, "invalid_token", "Send METRICS_TOKEN as the bearer token."),
+    _NOT_FOUND,
+    _RATE_LIMITED,
+    _DATABASE_UNAVAILABLE,
+)
+# This one names devices in its errors, so that it is no row of the table.
+_BESIDE_THE_TABLE: Final[ErrorTable] = {audience.UnknownDevices: (422, "unknown_devices", {})}
+
+# ── components ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+_PROBLEM: Final[Json] = {
+    "title": "ProblemDetails",
+    "type": "object",
+    "description": "An error (RFC 9457). Programs decide by `code`, which is stable; `detail` is for people.",
+    "required": ["type", "title", "status", "code", "detail"],
+    "properties": {
+        "type": {"type": "string", "const": "about:blank"},
+        "title": {"type": "string", "description": "The name of the status."},
+        "status": {"type": "integer", "minimum": 400, "maximum": 599},
+        "code": {"type": "string", "pattern": "^[a-z_]+$"},
+        "detail": {"type": "string"},
+        "errors": {
+            "type": "array",
+            "description": "With status 422 only: what is wrong, and where.",
+            "items": {
+                "type": "object",
+                "required": ["loc", "msg"],
+                "properties": {
+                    "loc": {"type": "array", "items": {"type": ["string", "integer"]}, "examples": [["body", "target"]]},
+                    "msg": {"type": "string"},
+                },
+            },
+        },
+    },
+}
+_HEADERS: Final[Json] = {
+    "X-Correlation-ID": {
+        "description": "Names this request in the log. The caller's own X-Correlation-ID, if it is 1 to 64 letters, "
+        "digits, dots, hyphens and underscores; else a new one.",
+        "required": True,
+        "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"},
+    },
+    "Retry-After": {
+        "description": "How many seconds to wait before trying again.",
+        "required": True,
+        "schema": {"type": "integer", "minimum": 1},
+    },
+    "WWW-Authenticate": {
+        "description": "The kind of credential that is wanted: Bearer, or NXD1 for a signed request.",
+        "required": True,
+        "schema": {"type": "string"},
+    },
+    "Idempotent-Replayed": {
+        "description": "Present when this is the answer to an earlier request with the same Idempotency-Key.",
+        "schema": {"type": "string", "const": "true"},
+    },
+}
+_PARAMETERS: Final[Json] = {
+    "X-Admin": {
+        "description": "The admin key.",
+        "schema": {"type": "string"},
+    },
+    "X-Timestamp": {
+        "description": "Now, in whole seconds since 1970; at most 300 away from the server's clock.",
+        "schema": {"type": "string", "pattern": "^[0-9]{1,12}$"},
+    },
+    "X-Signature": {
+        "description": "`v1=` and the signature; see the security scheme SignedRequest.",
+        "schema": {"type": "string", "pattern": "^v1=[0-9a-f]{64}$"},
+    },
+    "Idempotency-Key": {
+        "description": "A new one for each new request. Repeating a request with its key repeats the answer, not the "
+        "work, for 24 hours.",
+        "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]{16,64}$"},
+    },
+}
+_SECURITY: Final[Mapping[str, Json]] = {
+    "DeviceBearer": {"description": "A phone's device token, from its registration or its latest rotation."},
+    "EnrollmentBearer": {"description": "An enrollment token, made by an admin."},
+    "SignedRequest": {
+        "description": "Sign every request with the HMAC secret, and send X-Admin, X-Timestamp, X-Signature, and with "
+        "every method but GET an Idempotency-Key.\n\nThe text to sign has six lines, without a line feed after the "
+        "last: `NXD1`; the X-Timestamp; the Idempotency-Key (an empty line for GET); the method; the path as it is "
+        "sent, with `?` and the query if there is one; the SHA-256 of the body as lower-case hex. X-Signature is "
+        "`v1=` and the HMAC-SHA256 of that text, as lower-case hex. `manage.py fleet sign` prints these headers."
+    },
+    "MetricsBearer": {"type": "http", "scheme": "bearer", "description": "METRICS_TOKEN, where it is set."},
+}
+_CONVENTIONS: Final = """
+
+Times are RFC 3339 in UTC. Unknown query parameters are refused; so are unknown fields in bodies under `/admin`, while
+those under `/v1` are ignored. A path that does not take a method answers 405 `method_not_allowed` with `Allow`, an
+unknown path 404 `not_found`. Every error is a ProblemDetails."""
+
+
+def _action_params() -> Json:
+    """Return the components of the catalogue: each action's parameters, under the name of its class."""
+    found: Json = {}
+    for action in actions.CATALOGUE.values():
+        schema = action.model_json_schema(ref_template="#/components/schemas/{model}")
+        found |= schema.pop("$defs", {})
+        found[_params_name(action)] = schema
+    return found
+
+
+def _params_name(action: type[actions.Action]) -> str:
+    return f"{action.__name__}Params"
+
+
+def _new_command(schema: Json) -> Json:
+    """Return the body of a command with the catalogue in it."""
+    told = [f"`{action.name}`: {_params_name(action)}" for action in actions.CATALOGUE.values()]
+    refs = [{"$ref": f"#/components/schemas/{_params_name(action)}"} for action in actions.CATALOGUE.values()]
+    described = {
+        "action": {"title": "Action", "type": "string", "enum": list(actions.CATALOGUE)},
+        "params": {
+            "title": "Params",
+            "anyOf": refs,
+            "default": {},
+            "description": f"The parameters of the action. {'; '.join(told)}.",
+        },
+    }
+    return schema | {"properties": schema["properties"] | described}
+
+
+# ── the document ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class DescribedAPI(NinjaAPI):
+    """A NinjaAPI whose document tells of its errors and headers; `errors` is the table by which they are answered."""
+
+    def __init__(self, *, errors: ErrorTable, **options: Any) -> None:
+        super().__init__(**options)
+        self._errors = errors
+
+    def get_openapi_operation_id(self, operation: Operation) -> str:
+        """Return the function's name as issueCommand."""
+        first, *others = operation.view_func.__name__.split("_")
+        return first + "".join(map(str.capitalize, others))
+
+    def get_openapi_schema(self, *, path_prefix: str | None = None, path_params: Json | None = None) -> OpenAPISchema:
+        """Return the whole document."""
+        document = super().get_openapi_schema(path_prefix=path_prefix, path_params=path_params)
+        _Completion(document, self._errors).apply()
+        return document
+
+
+class _Completion:
+    """Completes one document in place."""
+
+    def __init__(self, document: Json, errors: ErrorTable) -> None:
+        self._document = document
+        self._errors = {**errors, **_BESIDE_THE_TABLE}
+        self._answers: Json = {}
+
+    def apply(self) -> None:
+        paths = self._document["paths"] | {"/metrics": {"get": _metrics()}}
+        self._document["paths"] = {
+            path: {method: self._operation(method, path, found) for method, found in methods.items()}
+            for path, methods in paths.items()
+        }
+        components = self._document["components"]
+        schemas = components["schemas"] | _action_params() | {"ProblemDetails": _PROBLEM}
+        schemas[NewCommand.__name__] = _new_command(schemas[NewCommand.__name__])
+        schemes = components["securitySchemes"]
+        components |= {
+            "schemas": schemas,
+            "responses": self._answers,
+            "headers": _HEADERS,
+            "parameters": {
+                name: {"name": name, "in": "header", "required": True, **rest} for name, rest in _PARAMETERS.items()
+            },
+            "securitySchemes": {name: schemes.get(name, {}) | more for name, more in _SECURITY.items()},
+        }
+        self._document["info"]["description"] += _CONVENTIONS
+
+    def _operation(self, method: str, path: str, found: Json) -> Json:
+        summary, rest = _split(found["description"])
+        described = {key: value for key, value in found.items() if key != "description"}
+        described |= {"summary": summary} | ({"description": rest} if rest else {})
+        if method == "head":
+            described["operationId"] = f"head{found['operationId'].capitalize()}"
+        if _is_signed(found):
+            described["parameters"] = _signing_parameters(method) + found["parameters"]
+        return described | {"responses": self._responses(method, path, found)}
+
+    def _responses(self, method: str, path: str, found: Json) -> Json:
+        by_status: dict[int, list[Refusal]] = {}
+        for refusal in dict.fromkeys(self._refusals(method, path, found)):
+            by_status.setdefault(refusal.status, []).append(refusal)
+        refused = {str(status): self._refused(status, refusals) for status, refusals in by_status.items()}
+        replayable = ["Idempotent-Replayed"] if _is_signed_write(method, found) else []
+        own = {
+            str(status): answer | {"headers": _headers(status, *(replayable if status == 200 else []))}
+            for status, answer in found["responses"].items()
+        }
+        return dict(sorted((refused | own).items()))
+
+    def _refusals(self, method: str, path: str, found: Json) -> Iterable[Refusal]:
+        """Yield whatever may be refused, the guard's refusals first; some of it more than once."""
+        yield from _ANYWHERE
+        if "requestBody" in found:
+            yield _NOT_JSON
+        for scheme in _schemes(found):
+            yield from self._of(_BY_SCHEME.get(scheme, ()))
+        if _is_signed_write(method, found):
+            yield from self._of(_SIGNED_WRITE)
+        yield from self._of(_BY_OPERATION.get(found["operationId"], ()))
+        if names := re.findall(r"{(\w+)}", path):
+            yield _NOT_FOUND
+            yield from self._of(_BY_ID_IN_PATH[name] for name in names if name in _BY_ID_IN_PATH)
+        if path == "/metrics":
+            yield from _METRICS
+        elif "security" in found:
+            yield from _WITH_A_CREDENTIAL
+
+    def _of(self, errors: Iterable[type[Exception]]) -> Iterable[Refusal]:
+        for error in errors:
+            status, code, _ = self._errors[error]
+            yield Refusal(status, code, (error.__doc__ or "").strip())
+
+    def _refused(self, status: int, refusals: list[Refusal]) -> Json:
+        """Return a reference to the answer with these refusals, which operations share."""
+        codes = list(dict.fromkeys(refusal.code for refusal in refusals))
+        name = "Or".join("".join(map(str.capitalize, code.split("_"))) for code in codes)
+        self._answers[name] = {
+            "description": "\n".join([f"{HTTPStatus(status).phrase}:", "", *map(_line, refusals)]),
+            "headers": _headers(status),
+            "content": {
+                problems.MEDIA_TYPE: {
+                    "schema": {"$ref": "#/components/schemas/ProblemDetails"},
+                    "examples": {refusal.code: {"value": _example(refusal)} for refusal in refusals},
+                }
+            },
+        }
+        return {"$ref": f"#/components/responses/{name}"}
+
+
+def _metrics() -> Json:
+    return {
+        "operationId": "readMetrics",
+        "description": operations.read_metrics.__doc__ or "",
+        "tags": ["operations"],
+        "parameters": [],
+        "responses": {200: {"description": "OK", "content": {"text/plain": {"schema": {"type": "string"}}}}},
+        "security": [{"MetricsBearer": []}, {}],
+    }
+
+
+def _split(text: str) -> tuple[str, str]:
+    """Return a docstring's first sentence without its full stop, and what follows."""
+    first, *rest = re.split(r"\.(?:\s+|$)", " ".join(text.split()), maxsplit=1)
+    return first, "".join(rest)
+
+
+def _schemes(found: Json) -> set[str]:
+    return {name for alternative in found.get("security", []) for name in alternative}
+
+
+def _is_signed(found: Json) -> bool:
+    return "SignedRequest" in _schemes(found)
+
+
+def _is_signed_write(method: str, found: Json) -> bool:
+    return _is_signed(found) and method != "get"
+
+
+def _signing_parameters(method: str) -> list[Json]:
+    names = [name for name in _PARAMETERS if method != "get" or name != "Idempotency-Key"]
+    return [{"$ref": f"#/components/parameters/{name}"} for name in names]
+
+
+def _headers(status: int, *more: str) -> Json:
+    demanded = {401: ["WWW-Authenticate"], 429: ["Retry-After"], 503: ["Retry-After"]}.get(status, [])
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in ["X-Correlation-ID", *demanded, *more]}
+
+
+def _line(refusal: Refusal) -> str:
+    return f"- `{refusal.code}`: {refusal.detail}"
+
+
+def _example(refusal: Refusal) -> Any:
+    return orjson.loads(Problem(refusal.status, refusal.code, refusal.detail).body())

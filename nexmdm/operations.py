@@ -1,0 +1,104 @@
+"""What operations ask: does the process serve, is it ready, and what do the counters say."""
+
+import hmac
+from functools import cache
+from typing import Any
+
+from django.conf import settings
+from django.db import DatabaseError, InterfaceError, connection
+from django.db.migrations.loader import MigrationLoader
+from django.db.migrations.recorder import MigrationRecorder
+from django.http import HttpRequest, HttpResponse
+from ninja import Router
+
+from devices.database import unit
+from devices.wire import Answer, respond
+from nexmdm import dispatchers, metrics, problems
+from nexmdm.problems import Problem
+
+router = Router(tags=["operations"])
+
+
+class Health(Answer):
+    """The process serves."""
+
+    status: str
+
+
+class Readiness(Answer):
+    """Whether requests can be served, and (never making it 503) how dispatching and pushing stand."""
+
+    status: str
+    database: str
+    migrations: str
+    dispatcher: str
+    push: str
+
+
+@router.api_operation(["GET", "HEAD"], "/healthz", response=Health, url_name="healthz")
+async def healthz(request: HttpRequest) -> HttpResponse:
+    """Answer while the process serves."""
+    return respond(Health(status="ok"))
+
+
+@router.api_operation(["GET", "HEAD"], "/readyz", response={200: Readiness, 503: Readiness}, url_name="readyz")
+async def readyz(request: HttpRequest) -> HttpResponse:
+    """Tell whether the database and its migrations are there; and whether a dispatcher runs and can push."""
+    try:
+        ready = await unit(_readiness)
+    except (DatabaseError, InterfaceError):
+        push = "unconfigured" if settings.FIREBASE_SERVICE_ACCOUNT is None else "unknown"
+        ready = Readiness(
+            status="unavailable", database="unavailable", migrations="unknown", dispatcher="unknown", push=push
+        )
+    response = respond(ready)
+    if ready.status != "ok":
+        response.status_code = 503
+        response["Retry-After"] = str(problems.RETRY_AFTER_SECONDS)
+    return response
+
+
+def _readiness() -> Readiness:
+    missing = _missing_migrations()
+    if missing:
+        return Readiness(
+            status="unavailable", database="ok", migrations=f"{missing} missing", dispatcher="unknown", push="unknown"
+        )
+    return Readiness(
+        status="ok",
+        database="ok",
+        migrations="ok",
+        dispatcher=dispatchers.dispatcher_state(),
+        push=dispatchers.push_state(),
+    )
+
+
+def _missing_migrations() -> int:
+    return len(_migrations() - set(MigrationRecorder(connection).applied_migrations()))
+
+
+@cache
+def _migrations() -> frozenset[tuple[str, str]]:
+    """Return the migrations that this code wants, read from disk once."""
+    return frozenset(MigrationLoader(None).disk_migrations)
+
+
+@router.get("/metrics", include_in_schema=False, url_name="metrics")
+async def read_metrics(request: HttpRequest) -> HttpResponse:
+    """Return the metrics for Prometheus: with METRICS_TOKEN to its bearer, else to loopback clients only."""
+    if refusal := _refuse_metrics(request):
+        return refusal.response()
+    text: Any = await unit(metrics.exposition)
+    return HttpResponse(text, content_type=metrics.CONTENT_TYPE)
+
+
+def _refuse_metrics(request: HttpRequest) -> Problem | None:
+    if settings.METRICS_TOKEN:
+        given = request.headers.get("Authorization", "").encode()
+        if hmac.compare_digest(given, f"Bearer {settings.METRICS_TOKEN}".encode()):
+            return None
+        return Problem(
+            401, "invalid_token", "Send METRICS_TOKEN as the bearer token.", headers={"WWW-Authenticate": "Bearer"}
+        )
+    local = request.META["REMOTE_ADDR"] in ("127.0.0.1", "::1") and settings.EMBEDDED
+    return None if local else problems.NOT_FOUND

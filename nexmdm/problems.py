@@ -1,0 +1,74 @@
+"""Problem details (RFC 9457): the one shape of every error that leaves the API."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any, Final
+
+import orjson
+from django.http import HttpResponse
+
+MEDIA_TYPE: Final = "application/problem+json"
+RETRY_AFTER_SECONDS: Final = 1
+
+# The code of an error that nothing more particular is known about.
+GENERAL: Final[Mapping[int, str]] = {
+    400: "invalid_request",
+    401: "invalid_token",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "request_timeout",
+    413: "payload_too_large",
+    415: "unsupported_media_type",
+    422: "invalid_request",
+    429: "rate_limited",
+    431: "headers_too_large",
+    500: "internal",
+    503: "overloaded",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What went wrong: a stable code for programs, a sentence for people."""
+
+    status: int
+    code: str
+    detail: str
+    errors: Sequence[Mapping[str, Any]] | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def body(self) -> bytes:
+        """Return the JSON of it."""
+        said: dict[str, Any] = {
+            "type": "about:blank",
+            "title": HTTPStatus(self.status).phrase,
+            "status": self.status,
+            "code": self.code,
+            "detail": self.detail,
+        }
+        if self.errors is not None:
+            said["errors"] = self.errors
+        return orjson.dumps(said)
+
+    def all_headers(self) -> dict[str, str]:
+        """Return its headers, those included that its status demands."""
+        demanded = {"Content-Type": MEDIA_TYPE, "Cache-Control": "no-store"}
+        if self.status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
+            demanded["Retry-After"] = str(RETRY_AFTER_SECONDS)
+        return demanded | dict(self.headers)
+
+    def response(self) -> HttpResponse:
+        """Return it as Django's response."""
+        return HttpResponse(self.body(), status=self.status, headers=self.all_headers())
+
+
+def general(status: int, detail: str, **headers: str) -> Problem:
+    """Return a problem that is known by its status alone."""
+    return Problem(status, GENERAL.get(status, "error"), detail, headers=headers)
+
+
+NOT_FOUND: Final = general(404, "There is nothing at this path.")
+INTERNAL: Final = general(500, "Something went wrong here. The log names it under this answer's X-Correlation-ID.")
+DATABASE_UNAVAILABLE: Final = Problem(503, "database_unavailable", "The database cannot be reached. Try again shortly.")
