@@ -1,0 +1,1 @@
+"""What plays the outside world: phones, and Firebase Cloud Messaging."""

@@ -1,0 +1,496 @@
+"""A stand-in for Firebase Cloud Messaging and its OAuth endpoint, over real HTTP on the loopback interface.
+
+The beginning of a push token chooses the answer: one word of `WORDS`, for some of them a number, and a hyphen.
+Any other push token is good.
+
+| begins with                        | answer                                                                         |
+| unregistered- mismatch- invalid-   | 404 UNREGISTERED, 403 SENDER_ID_MISMATCH, 400 INVALID_ARGUMENT                 |
+| forbidden- missing-                | 403 and 404 without an FcmError, as for a wrong role or a wrong project        |
+| quota- quota7-                     | 429 QUOTA_EXCEEDED, the second with Retry-After: 7                             |
+| unavailable- unavailable7-         | 503 UNAVAILABLE, likewise                                                      |
+| internal- unauthenticated-         | 500 INTERNAL, 401                                                              |
+| slow250- flaky2-                   | 200 after 250 ms; 503 to the first two sends of that very token, then 200      |
+| hang- reset- garbage-              | no answer until closed; the connection cut by RST; 200 with HTML in it         |
+
+Sources: Google's pages "FCM ErrorCode", "Using OAuth 2.0 for server to server applications".
+"""
+
+import argparse
+import asyncio
+import re
+import secrets
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from http import HTTPStatus
+from math import inf
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import jwt
+import orjson
+from aiohttp import web
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+FCM_ERROR: Final = "type.googleapis.com/google.firebase.fcm.v1.FcmError"
+GRANT_TYPE: Final = "urn:ietf:params:oauth:grant-type:jwt-bearer"
+GOOGLE_AUDIENCE: Final = "https://oauth2.googleapis.com/token"
+"""What google-auth writes as the audience of its assertions, whatever the account's `token_uri`."""
+
+_PREFIX: Final = re.compile(r"([a-z]+)(\d*)-")
+_TTL: Final = re.compile(r"(\d{1,7})(\.\d{1,9})?s")
+_MAX_TTL_SECONDS: Final = 2_419_200
+_PAYLOAD_LIMIT: Final = 4096
+_RESERVED_KEYS: Final = re.compile(r"from$|message_type$|google|gcm")
+_CUT_AT_ONCE: Final = struct.pack("ii", 1, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What is said to one send. `status` None: nothing; the connection hangs or is cut."""
+
+    answer: str
+    status: int | None = HTTPStatus.OK
+    body: bytes = b""
+    message_id: str = ""
+    retry_after: str = ""
+    delay_seconds: float = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """One send as it arrived, and the answer chosen for it: a word of `WORDS`."""
+
+    at: float
+    monotonic: float
+    push_token: str
+    request_id: str
+    message: dict[str, Any]
+    answer: str
+    status: int | None
+    message_id: str
+
+
+def _refusal(answer: str, status: HTTPStatus, name: str, code: str = "", text: str = "") -> Reply:
+    error: dict[str, Any] = {"code": status, "message": text or status.phrase, "status": name}
+    if code:
+        error["details"] = [{"@type": FCM_ERROR, "errorCode": code}]
+    return Reply(answer, status, orjson.dumps({"error": error}))
+
+
+def _invalid(text: str = "") -> Reply:
+    return _refusal("invalid", HTTPStatus.BAD_REQUEST, "INVALID_ARGUMENT", "INVALID_ARGUMENT", text)
+
+
+REFUSALS: Final = {
+    refusal.answer: refusal
+    for refusal in (
+        _refusal("unregistered", HTTPStatus.NOT_FOUND, "NOT_FOUND", "UNREGISTERED"),
+        _refusal("mismatch", HTTPStatus.FORBIDDEN, "PERMISSION_DENIED", "SENDER_ID_MISMATCH"),
+        _refusal("forbidden", HTTPStatus.FORBIDDEN, "PERMISSION_DENIED"),
+        _refusal("missing", HTTPStatus.NOT_FOUND, "NOT_FOUND"),
+        _refusal("quota", HTTPStatus.TOO_MANY_REQUESTS, "RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED"),
+        _refusal("unavailable", HTTPStatus.SERVICE_UNAVAILABLE, "UNAVAILABLE", "UNAVAILABLE"),
+        _refusal("internal", HTTPStatus.INTERNAL_SERVER_ERROR, "INTERNAL", "INTERNAL"),
+        _refusal("unauthenticated", HTTPStatus.UNAUTHORIZED, "UNAUTHENTICATED"),
+        _invalid(),
+    )
+}
+WORDS: Final = frozenset({*REFUSALS, "ok", "slow", "flaky", "hang", "reset", "garbage"})
+
+
+def script_of(text: str) -> tuple[str, int | None]:
+    """Return the word that a push token begins with and its number: `("quota", 7)` for `quota7-…`."""
+    match = _PREFIX.match(text)
+    if match is None or match[1] not in WORDS:
+        return "ok", None
+    return match[1], int(match[2]) if match[2] else None
+
+
+def violation_in(message: Mapping[str, Any]) -> str:
+    """Return the field that is not as FCM wants it, or an empty string.
+
+    Stricter than FCM in one way: `android.priority` and `android.ttl` have to be there.
+    """
+    android = message.get("android")
+    android = android if isinstance(android, dict) else {}
+    fields = {
+        "message.token": isinstance(message.get("token"), str) and message["token"] != "",
+        "message.data": _is_data(message.get("data")),
+        "message.android.priority": str(android.get("priority")).lower() in ("high", "normal"),
+        "message.android.ttl": _is_ttl(android.get("ttl")),
+    }
+    return next((name for name, good in fields.items() if not good), "")
+
+
+def _is_data(data: object) -> bool:
+    if not isinstance(data, dict) or not all(isinstance(value, str) for value in data.values()):
+        return False
+    size = sum(len(key.encode()) + len(value.encode()) for key, value in data.items())
+    return size <= _PAYLOAD_LIMIT and not any(map(_RESERVED_KEYS.match, data))
+
+
+def _is_ttl(ttl: object) -> bool:
+    return isinstance(ttl, str) and _TTL.fullmatch(ttl) is not None and float(ttl[:-1]) <= _MAX_TTL_SECONDS
+
+
+class Journal:
+    """Every send request in the order of arrival, readable from any thread, and kept in a file if one is named."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._sends: list[Send] = []
+        self._changed = threading.Condition()
+        self._file = path.open("ab", buffering=0) if path else None
+
+    def __len__(self) -> int:
+        return len(self._sends)
+
+    def sends(self, since: int = 0) -> list[Send]:
+        """Return what has arrived, without the first `since`."""
+        with self._changed:
+            return self._sends[since:]
+
+    def wait_for(
+        self, count: int, timeout: float = 10, *, matching: Callable[[Send], bool] = lambda _: True
+    ) -> list[Send]:
+        """Block until so many sends have arrived, and return all that have. Raises TimeoutError.
+
+        A send counts from its arrival on, which may be before its answer has left.
+        """
+        found: list[Send] = []
+        read = 0
+
+        def enough() -> bool:
+            nonlocal read
+            found.extend(filter(matching, self._sends[read:]))
+            read = len(self._sends)
+            return len(found) >= count
+
+        with self._changed:
+            if not self._changed.wait_for(enough, timeout):
+                raise TimeoutError(f"{len(found)} of {count} sends came within {timeout} s")
+        return found
+
+    def add(self, send: Send) -> None:
+        """Append a send and wake who waits for it."""
+        with self._changed:
+            self._sends.append(send)
+            self._changed.notify_all()
+        if self._file:
+            self._file.write(orjson.dumps(send, option=orjson.OPT_APPEND_NEWLINE))
+
+    def clear(self) -> None:
+        """Forget all sends. The file keeps them."""
+        with self._changed:
+            self._sends.clear()
+
+    def close(self) -> None:
+        """Close the file. The sends stay readable."""
+        if self._file:
+            self._file.close()
+
+
+@cache
+def _private_key() -> rsa.RSAPrivateKey:
+    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+
+
+class AccessTokens:
+    """The OAuth side: access tokens in exchange for assertions signed with the service account's key."""
+
+    def __init__(self, client_email: str, audience: str) -> None:
+        self._client_email = client_email
+        self._audiences = [audience, GOOGLE_AUDIENCE]
+        self._expiries: dict[str, float] = {}
+        self.issued = 0
+
+    def exchange(self, assertion: str, expires_in_seconds: int) -> str:
+        """Return a new access token. Raises jwt.InvalidTokenError for an assertion that is not good."""
+        jwt.decode(
+            assertion,
+            _private_key().public_key(),
+            algorithms=["RS256"],
+            audience=self._audiences,
+            issuer=self._client_email,
+            options={"require": ["exp", "iat"]},
+        )
+        token = f"ya29.{secrets.token_urlsafe(48)}"
+        self._expiries[token] = time.monotonic() + expires_in_seconds
+        self.issued += 1
+        return token
+
+    def accepts(self, authorization: str) -> bool:
+        """Tell whether the header carries a token that was issued, is not revoked, and has not expired."""
+        expires_at = self._expiries.get(authorization.removeprefix("Bearer "))
+        return authorization.startswith("Bearer ") and expires_at is not None and time.monotonic() < expires_at
+
+    def revoke_all(self) -> None:
+        """Forget every token: the next send with one of them is answered 401."""
+        self._expiries.clear()
+
+
+_ORDERS: Final[Mapping[str, type]] = {
+    "override": str,
+    "oauth_down": bool,
+    "delay_ms": int,
+    "expires_in_seconds": int,
+    "revoke_access_tokens": bool,
+    "clear_journal": bool,
+}
+
+
+class FcmStandin:
+    """A Firebase project of its own: a server in a thread, from `start` to `close`.
+
+    Steer it by its attributes, from any thread: `override` answers every send alike, `delay_ms` slows every answer,
+    `oauth_down` fails the OAuth endpoint, `expires_in_seconds` is the life of access tokens issued from now on.
+    """
+
+    def __init__(
+        self, *, port: int = 0, project_id: str = "nexmdm-standin", delay_ms: int = 0, journal_file: Path | None = None
+    ) -> None:
+        self._socket = socket.create_server(("127.0.0.1", port), backlog=1024)
+        self.base_url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        self.project_id = project_id
+        self.client_email = f"standin@{project_id}.iam.gserviceaccount.com"
+        self.journal = Journal(journal_file)
+        self.access_tokens = AccessTokens(self.client_email, self.token_uri)
+        self.delay_ms = delay_ms
+        self.oauth_down = False
+        self.expires_in_seconds = 3600
+        self._override: str | None = None
+        self._flaky: Counter[str] = Counter()
+        self._accepted = 0
+        self._run_id = secrets.token_hex(8)
+        self._loop = asyncio.new_event_loop()
+        self._closing = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, name="fcm-standin", daemon=True)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def token_uri(self) -> str:
+        """The OAuth endpoint."""
+        return f"{self.base_url}/token"
+
+    @property
+    def override(self) -> str | None:
+        """What every send is answered, whatever its push token and credential: `unavailable7`, `hang`, … or None."""
+        return self._override
+
+    @override.setter
+    def override(self, text: str | None) -> None:
+        match = _PREFIX.fullmatch(f"{text}-")
+        if text is not None and (match is None or match[1] not in WORDS):
+            raise ValueError(f"override cannot be {text!r}: it is one of {', '.join(sorted(WORDS))}")
+        self._override = text
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop answering; connections that hang are cut. The journal stays readable. A second call does nothing."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._closing.set)
+        self._thread.join()
+        self.journal.close()
+
+    def service_account(self) -> dict[str, str]:
+        """Return the service account as a Google key file has it; its `token_uri` is the stand-in's."""
+        pem = _private_key().private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        return {
+            "type": "service_account",
+            "project_id": self.project_id,
+            "private_key_id": self._run_id,
+            "private_key": pem.decode(),
+            "client_email": self.client_email,
+            "client_id": "1",
+            "token_uri": self.token_uri,
+        }
+
+    def revoke_access_tokens(self) -> None:
+        """Answer 401 to every access token issued so far."""
+        self.access_tokens.revoke_all()
+
+    def obey(self, orders: Mapping[str, Any]) -> None:
+        """Carry out what `POST /control` says. Raises ValueError, and does nothing, for an order it does not know."""
+        for name, value in orders.items():
+            withdrawn = name == "override" and value is None
+            if not withdrawn and type(value) is not _ORDERS.get(name):
+                raise ValueError(f"{name} cannot be {value!r}")
+        self.override = orders.get("override", self.override)
+        for name in {"oauth_down", "delay_ms", "expires_in_seconds"} & orders.keys():
+            setattr(self, name, orders[name])
+        if orders.get("revoke_access_tokens"):
+            self.revoke_access_tokens()
+        if orders.get("clear_journal"):
+            self.journal.clear()
+
+    def _run(self) -> None:
+        try:
+            self._loop.run_until_complete(self._serve())
+        finally:
+            self._loop.close()
+
+    async def _serve(self) -> None:
+        app = web.Application()
+        app.router.add_post("/v1/projects/{project}/messages:send", self._send)
+        app.router.add_post("/token", self._token)
+        app.router.add_post("/control", self._control)
+        app.router.add_get("/journal", self._show_journal)
+        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0)
+        await runner.setup()
+        await web.SockSite(runner, self._socket, backlog=1024).start()
+        await self._closing.wait()
+        await runner.cleanup()
+
+    async def _send(self, request: web.Request) -> web.StreamResponse:
+        at, monotonic = time.time(), time.monotonic()
+        message = _message_in(await request.read())
+        reply = self._decide(request, message)
+        self._note(at, monotonic, message, reply)
+        delay_seconds = reply.delay_seconds + self.delay_ms / 1000
+        closed = delay_seconds > 0 and await self._closes_within(delay_seconds)
+        if closed or reply.status is None:
+            _cut(request)
+        headers = {"Content-Type": "application/json"}
+        if reply.retry_after:
+            headers["Retry-After"] = reply.retry_after
+        return web.Response(status=reply.status or HTTPStatus.OK, body=reply.body, headers=headers)
+
+    def _note(self, at: float, monotonic: float, message: dict[str, Any], reply: Reply) -> None:
+        data = message.get("data")
+        request_id = str(data.get("request_id", "")) if isinstance(data, dict) else ""
+        push_token = str(message.get("token", ""))
+        said = (reply.answer, reply.status, reply.message_id)
+        self.journal.add(Send(at, monotonic, push_token, request_id, message, *said))
+
+    def _decide(self, request: web.Request, message: dict[str, Any]) -> Reply:
+        push_token = str(message.get("token", ""))
+        if self._override:
+            return self._scripted(f"{self._override}-", push_token)
+        if not self.access_tokens.accepts(request.headers.get("Authorization", "")):
+            return REFUSALS["unauthenticated"]
+        if request.match_info["project"] != self.project_id:
+            return REFUSALS["missing"]
+        if violation := violation_in(message):
+            return _invalid(f"Invalid value at '{violation}'")
+        return self._scripted(push_token, push_token)
+
+    def _scripted(self, script: str, push_token: str) -> Reply:
+        word, number = script_of(script)
+        if word == "flaky":
+            word, number = self._flaked(push_token, number or 1), None
+        if word in ("quota", "unavailable") and number is not None:
+            return replace(REFUSALS[word], retry_after=str(number))
+        if word in ("hang", "reset"):
+            return Reply(word, status=None, delay_seconds=inf if word == "hang" else 0)
+        if word == "garbage":
+            return Reply(word, body=b"<!DOCTYPE html><title>200</title>")
+        return REFUSALS.get(word) or self._accept(word, (number or 0) / 1000 if word == "slow" else 0)
+
+    def _flaked(self, push_token: str, times: int) -> str:
+        self._flaky[push_token] += 1
+        return "unavailable" if self._flaky[push_token] <= times else "ok"
+
+    def _accept(self, word: str, delay_seconds: float) -> Reply:
+        self._accepted += 1
+        message_id = f"projects/{self.project_id}/messages/0:{self._accepted}%{self._run_id}"
+        body = b'{"name":"%s"}' % message_id.encode()
+        return Reply(word, body=body, message_id=message_id, delay_seconds=delay_seconds)
+
+    async def _closes_within(self, seconds: float) -> bool:
+        try:
+            await asyncio.wait_for(self._closing.wait(), None if seconds == inf else seconds)
+        except TimeoutError:
+            return False
+        return True
+
+    async def _token(self, request: web.Request) -> web.Response:
+        if self.oauth_down:
+            # google-auth tries a 500, 503 or 504 again for seconds before it fails; a 502 fails at once.
+            return web.json_response({"error": "bad_gateway"}, status=HTTPStatus.BAD_GATEWAY)
+        form = await request.post()
+        if form.get("grant_type") != GRANT_TYPE:
+            return web.json_response({"error": "unsupported_grant_type"}, status=HTTPStatus.BAD_REQUEST)
+        try:
+            token = self.access_tokens.exchange(str(form.get("assertion", "")), self.expires_in_seconds)
+        except jwt.InvalidTokenError as error:
+            refusal = {"error": "invalid_grant", "error_description": str(error)}
+            return web.json_response(refusal, status=HTTPStatus.BAD_REQUEST)
+        return web.json_response({"access_token": token, "expires_in": self.expires_in_seconds, "token_type": "Bearer"})
+
+    async def _control(self, request: web.Request) -> web.Response:
+        try:
+            self.obey(orjson.loads(await request.read()))
+        except (ValueError, AttributeError) as error:
+            return web.json_response({"error": str(error)}, status=HTTPStatus.BAD_REQUEST)
+        state = {name: getattr(self, name) for name in ("override", "oauth_down", "delay_ms", "expires_in_seconds")}
+        return web.json_response(state)
+
+    async def _show_journal(self, request: web.Request) -> web.Response:
+        since = request.query.get("since", "0")
+        sends = self.journal.sends(int(since) if since.isdecimal() else 0)
+        shown = {"total": len(self.journal), "access_tokens_issued": self.access_tokens.issued, "sends": sends}
+        return web.Response(body=orjson.dumps(shown), content_type="application/json")
+
+
+def _message_in(body: bytes) -> dict[str, Any]:
+    try:
+        said = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return {}
+    message = said.get("message") if isinstance(said, dict) else None
+    return message if isinstance(message, dict) else {}
+
+
+def _cut(request: web.Request) -> None:
+    if request.transport is not None:
+        request.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _CUT_AT_ONCE)
+        request.transport.abort()
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m loadtest.fcm_standin", description="A stand-in for FCM.")
+    parser.add_argument("--port", type=int, default=0, help="0: any free one")
+    parser.add_argument("--credentials", type=Path, required=True, help="where to write the service account")
+    parser.add_argument("--delay-ms", type=int, default=0, help="how long each answer takes")
+    parser.add_argument("--journal", type=Path, help="a file to append each send to, as one line of JSON")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Write the service account, print the base URL, and answer until SIGTERM or SIGINT."""
+    arguments = _arguments()
+    stopped = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
+    with FcmStandin(port=arguments.port, delay_ms=arguments.delay_ms, journal_file=arguments.journal) as standin:
+        arguments.credentials.touch(mode=0o600)
+        arguments.credentials.write_bytes(orjson.dumps(standin.service_account()))
+        sys.stdout.write(f"{standin.base_url}\n")
+        sys.stdout.flush()
+        stopped.wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,234 @@
+"""Simulated phones: the agent's rules as a pure class, and a phone that carries them over real HTTP (contract §2)."""
+
+import hmac
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Any, Final, Literal
+
+import aiohttp
+import orjson
+
+Status = Literal["received", "running", "deferred", "succeeded", "failed"]
+Channel = Literal["push", "heartbeat"]
+Envelope = Mapping[str, str]
+
+ACTIONS: Final = frozenset({"ping", "launch_app", "stop_app", "ring", "message", "lock", "reboot", "wipe"})
+_SIGNED_FIELDS: Final = ("request_id", "action", "params", "issued_at", "expires_at")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of an action."""
+
+    status: Status = "succeeded"
+    message: str = ""
+    output: Mapping[str, Any] | None = None
+
+
+Perform = Callable[[str, dict[str, Any]], Outcome]
+
+
+def succeed(action: str, params: dict[str, Any]) -> Outcome:
+    """Do nothing, successfully."""
+    del action, params
+    return Outcome()
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a phone says about a command."""
+
+    request_id: str
+    status: Status
+    message: str = ""
+    output: Mapping[str, Any] | None = None
+    via: Channel | None = None
+    finished_at: str | None = None
+
+    def body(self) -> dict[str, Any]:
+        """Return the body of `/v1/action-result`: what is known, and no more."""
+        fields = {name: getattr(self, name) for name in self.__slots__}
+        return {name: value for name, value in fields.items() if value}
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """A device token and the command key that came with it."""
+
+    device_token: str
+    command_key: str
+
+
+def sign(command_key: str, device_id: str, envelope: Envelope) -> str:
+    """Return the signature that an envelope to this device has to carry."""
+    message = "\n".join(("NXC1", device_id, *(envelope[name] for name in _SIGNED_FIELDS)))
+    return hmac.digest(command_key.encode(), message.encode(), "sha256").hex()
+
+
+@dataclass(slots=True)
+class Agent:
+    """A phone's rules without its network: which envelopes to trust, what to carry out, what to report.
+
+    Tells server time by its own clock and what the server said last.
+    """
+
+    device_id: str
+    current: Credentials
+    perform: Perform = succeed
+    clock: Callable[[], float] = time.time
+    next: Credentials | None = None
+    executed: list[str] = field(default_factory=list)
+    refused: int = 0
+    _ahead_seconds: float = 0
+    _last: dict[str, Report] = field(default_factory=dict)
+
+    @property
+    def device_token(self) -> str:
+        """The token to send: a new one as soon as there is one."""
+        return (self.next or self.current).device_token
+
+    def set_server_time(self, server_time: str) -> None:
+        """Go by the server's time from now on."""
+        self._ahead_seconds = datetime.fromisoformat(server_time).timestamp() - self.clock()
+
+    def rotated(self, credentials: Credentials) -> None:
+        """Take a new pair. The old one stays good until the new one is used; an unused new one is replaced."""
+        self.next = credentials
+
+    def used(self, device_token: str) -> None:
+        """Learn that the server has accepted a token: the first use of a new one ends the old pair."""
+        if self.next and device_token == self.next.device_token:
+            self.current, self.next = self.next, None
+
+    def trusts(self, envelope: Envelope) -> bool:
+        """Tell whether an envelope is whole and signed for this device under a live command key."""
+        fields = [envelope.get(name) for name in (*_SIGNED_FIELDS, "signature")]
+        if not all(isinstance(value, str) for value in fields):
+            return False
+        pairs = (self.current, self.next) if self.next else (self.current,)
+        signatures = [sign(pair.command_key, self.device_id, envelope).encode() for pair in pairs]
+        return any(hmac.compare_digest(signature, envelope["signature"].encode()) for signature in signatures)
+
+    def receive(self, envelope: Envelope, via: Channel) -> Report | None:
+        """Carry out a command, once, and return what to report; for a repeat, the last report again.
+
+        A deferred one has not been carried out: it gets another chance when it is offered again. None: a bad
+        envelope, which is refused and counted, and of which the server is told nothing.
+        """
+        if not self.trusts(envelope):
+            self.refused += 1
+            return None
+        request_id = envelope["request_id"]
+        last = self._last.get(request_id)
+        if last is None or last.status == "deferred":
+            outcome = self._outcome(envelope)
+            last = Report(request_id, outcome.status, outcome.message, outcome.output, via)
+            self.remember(last)
+        return last
+
+    def remember(self, report: Report) -> None:
+        """Keep a report as the last one on its command."""
+        self._last[report.request_id] = report
+
+    def _outcome(self, envelope: Envelope) -> Outcome:
+        if envelope["action"] not in ACTIONS:
+            return Outcome("failed", "unknown action")
+        if self._server_time() >= datetime.fromisoformat(envelope["expires_at"]):
+            return Outcome("failed", "expired")
+        outcome = self.perform(envelope["action"], orjson.loads(envelope["params"]))
+        if outcome.status != "deferred":
+            self.executed.append(envelope["request_id"])
+        return outcome
+
+    def _server_time(self) -> datetime:
+        return datetime.fromtimestamp(self.clock() + self._ahead_seconds, UTC)
+
+
+class Refusal(Exception):
+    """The server answered with a problem."""
+
+    def __init__(self, status: int, problem: Mapping[str, Any], retry_after: str | None) -> None:
+        self.status = status
+        self.code = str(problem.get("code", ""))
+        self.retry_after_seconds = int(retry_after) if retry_after else None
+        super().__init__(f"{status} {self.code}: {problem.get('detail', '')}")
+
+
+class Phone:
+    """A simulated phone. It shares its session with others and has no task of its own: its caller awaits it."""
+
+    agent: Agent
+    """Its rules and credentials, from registration on."""
+
+    def __init__(self, session: aiohttp.ClientSession, base_url: str, *, perform: Perform = succeed) -> None:
+        self._session = session
+        self._base_url = base_url
+        self._perform = perform
+
+    async def register(self, enrollment_token: str, hardware_id: str, **fields: Any) -> dict[str, Any]:
+        """Register, or register anew with the memory of a reset phone. Raises Refusal."""
+        answer = await self._post("/v1/register", {"hardware_id": hardware_id, **fields}, enrollment_token)
+        self.agent = Agent(answer["device_id"], _credentials_in(answer), self._perform)
+        self.agent.set_server_time(answer["server_time"])
+        return answer
+
+    async def heartbeat(self, **fields: Any) -> dict[str, Any]:
+        """Send a heartbeat and return the answer; its commands are not carried out. Raises Refusal."""
+        answer = await self._say("/v1/heartbeat", fields)
+        self.agent.set_server_time(answer["server_time"])
+        return answer
+
+    async def check_in(self, **fields: Any) -> int:
+        """Send a heartbeat and carry out its commands, again while there are more. Return how many were reported on."""
+        answer = await self.heartbeat(**fields)
+        reported = total = await self.carry_out(answer["commands"])
+        while answer["has_more"] and reported:
+            answer = await self.heartbeat()
+            reported = await self.carry_out(answer["commands"])
+            total += reported
+        return total
+
+    async def carry_out(self, commands: Iterable[Envelope]) -> int:
+        """Receive a heartbeat's commands and report on them, in order. Return how many were not refused."""
+        reports = [self.agent.receive(envelope, "heartbeat") for envelope in commands]
+        good = [report for report in reports if report]
+        for report in good:
+            await self._say("/v1/action-result", report.body())
+        return len(good)
+
+    async def receive_push(self, envelope: Envelope) -> dict[str, Any] | None:
+        """Receive the data of a push and report on it. Return the server's answer; None if it was refused."""
+        report = self.agent.receive(envelope, "push")
+        return await self._say("/v1/action-result", report.body()) if report else None
+
+    async def report(self, request_id: str, status: Status, **fields: Any) -> dict[str, Any]:
+        """Report on a command, by the fields of `Report`; a repeat of it is answered so from now on. Raises Refusal."""
+        report = Report(request_id, status, **fields)
+        self.agent.remember(report)
+        return await self._say("/v1/action-result", report.body())
+
+    async def rotate(self) -> None:
+        """Ask for a new pair, by the token in use, not by a new one that is still unused. Raises Refusal."""
+        answer = await self._post("/v1/token/rotate", {}, self.agent.current.device_token)
+        self.agent.rotated(_credentials_in(answer))
+
+    async def _say(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        token = self.agent.device_token
+        answer = await self._post(path, body, token)
+        self.agent.used(token)
+        return answer
+
+    async def _post(self, path: str, body: Mapping[str, Any], bearer: str) -> dict[str, Any]:
+        headers = {"Authorization": f"Bearer {bearer}", "Content-Type": "application/json"}
+        async with self._session.post(self._base_url + path, data=orjson.dumps(body), headers=headers) as response:
+            answer: dict[str, Any] = orjson.loads(await response.read())
+            if response.status != HTTPStatus.OK:
+                raise Refusal(response.status, answer, response.headers.get("Retry-After"))
+            return answer
+
+
+def _credentials_in(answer: Mapping[str, str]) -> Credentials:
+    return Credentials(answer["device_token"], answer["command_key"])
