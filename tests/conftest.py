@@ -1,0 +1,60 @@
+"""The real stack for every test: the ASGI application, PostgreSQL, and phones and admins that speak the protocol."""
+
+from collections.abc import Iterator
+
+import pytest
+from django.conf import settings as django_settings
+from pytest_django import Settings
+
+from loadtest.fcm_standin import FcmStandin
+from nexmdm import embedded, limits
+from tests.actors import Admin, Client, Phone
+
+
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings() -> Iterator[None]:
+    """Run PostgreSQL for as long as the tests do."""
+    started = embedded.start(django_settings.DATA_DIR)
+    yield
+    if started:
+        embedded.stop(django_settings.DATA_DIR)
+
+
+@pytest.fixture(autouse=True)
+def forget_floods() -> None:
+    """Let no test start over the limit of failures because of another one."""
+    limits.forget_floods()
+
+
+@pytest.fixture
+def client() -> Client:
+    """A caller of the real ASGI application."""
+    return Client()
+
+
+@pytest.fixture
+def admin(client: Client, db: None) -> Admin:
+    """An admin with the key and the secret of this installation."""
+    return Admin(client, django_settings.ADMIN_KEYS[0], django_settings.HMAC_SECRETS[0])
+
+
+@pytest.fixture(scope="session")
+def _standin() -> Iterator[FcmStandin]:
+    with FcmStandin() as standin:
+        yield standin
+
+
+@pytest.fixture
+def fcm(_standin: FcmStandin, settings: Settings) -> Iterator[FcmStandin]:
+    """A stand-in for FCM over a real socket, with this installation configured for it."""
+    settings.FIREBASE_SERVICE_ACCOUNT = _standin.service_account()
+    settings.FCM_BASE_URL = _standin.base_url
+    _standin.journal.clear()
+    yield _standin
+    _standin.override, _standin.oauth_down, _standin.delay_ms = None, False, 0
+
+
+@pytest.fixture
+def phone(admin: Admin) -> Phone:
+    """A phone that is registered."""
+    return admin.enrol("phone-1")

@@ -1,0 +1,527 @@
+"""The admin site: staff see everything but secrets, find it quickly, and can change nothing."""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+from django.conf import settings
+from django.contrib.auth.models import User
+from django.db.models import Model
+from django.test import Client
+from django.urls import reverse
+from django.utils import timezone
+
+from commands.models import Attempt, Command, Delivery, Report
+from devices.models import Device, EnrollmentToken, Presence
+from nexmdm.admin_site import site
+from nexmdm.models import AuditEntry, DispatcherSeen
+
+MaxQueries = Callable[[int], AbstractContextManager[Any]]
+
+PASSWORD = "correct horse battery"
+SECRETS = {
+    "push_token": "secret-push-token",
+    "token_hash": "secret-token-hash",
+    "token_digest": b"secret-token-digest",
+    "next_hash": "secret-next-hash",
+    "next_digest": b"secret-next-digest",
+}
+MODELS = list(site._registry)
+
+
+@pytest.fixture
+def superuser(db: None) -> User:
+    return User.objects.create_superuser("root", password=PASSWORD)
+
+
+@pytest.fixture
+def browser(superuser: User) -> Client:
+    """Somebody who may do everything, where anything can be done."""
+    browser = Client()
+    browser.force_login(superuser)
+    return browser
+
+
+@dataclass(slots=True)
+class World:
+    """A small fleet with some work done: each command is for both devices."""
+
+    enrollment: EnrollmentToken
+    now: datetime
+
+    def device(self, alias: str, **fields: Any) -> Device:
+        fields = {"token_hash": "hash", "command_key_id": "key", "hardware_id": f"hw-{alias}", **fields}
+        device = Device.objects.create(alias=alias, enrolled_with=self.enrollment, **fields)
+        Presence.objects.create(device=device, last_seen_at=self.now, last_status={"battery_pct": 83})
+        return device
+
+    def command(self, action: str, **fields: Any) -> Command:
+        times = {"issued_at": self.now, "expires_at": self.now + timedelta(minutes=10)}
+        given = {"params": '{"package":"com.example"}', "target": {"all": True}, "issued_by": "admin", "device_count": 1}
+        return Command.objects.create(action=action, **{**given, **times, **fields})
+
+    def delivery(self, command: Command, device: Device, state: str = "pending", **fields: Any) -> Delivery:
+        is_open = state in ("pending", "received")
+        settled = None if is_open else self.now
+        given = {"open_until": command.expires_at, "settled_at": settled, "push_state": "accepted"}
+        return Delivery.objects.create(command=command, device=device, state=state, **{**given, **fields})
+
+    def attempt(self, delivery: Delivery, outcome: str, http_status: int | None, fcm_error: str = "") -> Attempt:
+        return Attempt.objects.create(
+            delivery=delivery,
+            number=delivery.attempts.count() + 1,
+            outcome=outcome,
+            http_status=http_status,
+            fcm_error=fcm_error,
+            message_id=f"projects/p/messages/{outcome}-{delivery.pk}",
+            latency_ms=41,
+            finished_at=self.now,
+        )
+
+
+@pytest.fixture
+def world(db: None) -> World:
+    now = timezone.now()
+    token = EnrollmentToken.objects.create(token_sha256=b"secret-enrollment", expires_at=now + timedelta(days=1))
+    return World(token, now)
+
+
+@pytest.fixture
+def worked(world: World) -> World:
+    """Two devices, two commands, every kind of row."""
+    lobby = world.device("lobby", next_expires_at=world.now, **SECRETS)
+    yard = world.device("yard", push_token="yard-token", push_token_dead_at=world.now)
+    launch, ping = world.command("launch_app"), world.command("ping")
+    done = world.delivery(launch, lobby, "succeeded")
+    world.attempt(done, "retry_later", 503, "UNAVAILABLE")
+    world.attempt(done, "accepted", 200)
+    Report.objects.create(delivery=done, status="succeeded", message="it runs", output={"pid": 4711}, via="push")
+    world.attempt(world.delivery(launch, yard), "token_dead", 404, "UNREGISTERED")
+    world.attempt(world.delivery(ping, lobby, "failed"), "unknown", None)
+    AuditEntry.objects.create(
+        principal="admin", method="POST", path="/admin/command", body_sha256="secret-body-sha256", status=200
+    )
+    DispatcherSeen.objects.create(name="host:1", circuit="closed")
+    return world
+
+
+def page_of(model: type[Model], page: str = "changelist", *key: object) -> str:
+    """Return the address of a model's page."""
+    return reverse(f"nexmdm-admin:{model._meta.label_lower.replace('.', '_')}_{page}", args=key)
+
+
+def listed(browser: Client, model: type[Model], **query: object) -> list[Any]:
+    """Return the keys of a list's rows, in their order."""
+    answer = browser.get(page_of(model), query)
+    assert answer.status_code == 200, answer.get("Location")
+    return [row.pk for row in answer.context["cl"].result_list]
+
+
+def text_of(browser: Client, row: Model) -> str:
+    """Return a row's own page without its mark-up."""
+    answer = browser.get(page_of(type(row), "change", row.pk))
+    assert answer.status_code == 200
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", answer.content.decode()))
+
+
+# ── who may look ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_stranger_is_sent_to_the_login(db: None, model: type[Model]) -> None:
+    answer = Client().get(page_of(model))
+    assert (answer.status_code, answer["Location"]) == (302, f"/django-admin/login/?next={page_of(model)}")
+
+
+def test_somebody_who_is_no_staff_is_refused(db: None) -> None:
+    User.objects.create_user("guest", password=PASSWORD)
+    browser = Client()
+    answer = browser.post("/django-admin/login/", {"username": "guest", "password": PASSWORD})
+    assert "for a staff account" in answer.content.decode()
+    assert browser.get("/django-admin/").status_code == 302
+
+
+def test_staff_without_any_permission_sees_every_list(worked: World) -> None:
+    User.objects.create_user("viewer", password=PASSWORD, is_staff=True)
+    browser = Client()
+    answer = browser.post("/django-admin/login/?next=/django-admin/", {"username": "viewer", "password": PASSWORD})
+    assert (answer.status_code, answer["Location"]) == (302, "/django-admin/")
+    assert "Deliveries" in browser.get("/django-admin/").content.decode()
+    for model in MODELS:
+        assert listed(browser, model), model
+
+
+def test_staff_who_was_deactivated_sees_nothing(browser: Client, superuser: User) -> None:
+    User.objects.filter(pk=superuser.pk).update(is_active=False)
+    assert browser.get(page_of(Device)).status_code == 302
+
+
+def test_failed_logins_beyond_the_limit_are_429_and_the_right_password_still_passes(superuser: User) -> None:
+    browser = Client()
+    limit = int(settings.AUTH_FAILURE_RATE_LIMIT.partition("/")[0])
+    wrong = {"username": "root", "password": "wrong"}
+    answers = [browser.post("/django-admin/login/", wrong) for _ in range(limit + 1)]
+    assert [answer.status_code for answer in answers[-2:]] == [200, 429]
+    assert int(answers[-1]["Retry-After"]) >= 1
+    assert browser.post("/django-admin/login/", wrong | {"password": PASSWORD}).status_code == 302
+
+
+def test_logout_and_the_change_of_ones_password_work(browser: Client, superuser: User) -> None:
+    words = {"old_password": PASSWORD, "new_password1": "another long one", "new_password2": "another long one"}
+    assert browser.post("/django-admin/password_change/", words).status_code == 302
+    superuser.refresh_from_db()
+    assert superuser.check_password("another long one")
+    assert browser.post("/django-admin/logout/").status_code == 200
+    assert browser.get("/django-admin/").status_code == 302
+
+
+# ── nothing can be changed ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def everything() -> dict[type[Model], list[Any]]:
+    return {model: list(model._default_manager.order_by("pk").values()) for model in MODELS}
+
+
+@pytest.mark.parametrize("enforce_csrf", [False, True])
+@pytest.mark.parametrize("model", MODELS)
+def test_a_forged_post_is_refused_and_changes_nothing(
+    worked: World, superuser: User, model: type[Model], enforce_csrf: bool
+) -> None:
+    browser = Client(enforce_csrf_checks=enforce_csrf)
+    browser.force_login(superuser)
+    before = everything()
+    row = model._default_manager.first()
+    assert row is not None
+    fields = {field.name: "1" for field in model._meta.fields}
+    action = {"action": "delete_selected", "_selected_action": [row.pk], "post": "yes", "index": 0}
+    addresses = [page_of(model), page_of(model, "add")]
+    addresses += [page_of(model, page, row.pk) for page in ("change", "delete", "history")]
+    for address in addresses:
+        for body in (fields, {"post": "yes"}, action, fields | {"_save": "Save", "_saveasnew": "1"}):
+            assert browser.post(address, body).status_code == (403 if enforce_csrf else 405), address
+    assert everything() == before
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE"])
+def test_no_other_method_is_taken(worked: World, browser: Client, method: str) -> None:
+    device = Device.objects.all()[0]
+    assert browser.generic(method, page_of(Device, "change", device.pk)).status_code == 405
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_pages_to_add_and_to_delete_do_not_open(worked: World, browser: Client, model: type[Model]) -> None:
+    row = model._default_manager.first()
+    assert row is not None
+    assert browser.get(page_of(model, "add")).status_code == 403
+    assert browser.get(page_of(model, "delete", row.pk)).status_code == 403
+
+
+def test_accounts_are_not_on_the_site(browser: Client) -> None:
+    assert browser.get("/django-admin/auth/user/").status_code == 404
+
+
+# ── nothing secret is shown ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def pages(browser: Client) -> Iterator[tuple[str, str]]:
+    """Walk every page that can be reached by links, and every row's own page and history."""
+    rows = [(model, row.pk) for model in MODELS for row in model._default_manager.all()]
+    todo = {page_of(model, page, pk) for model, pk in rows for page in ("change", "history")} | {"/django-admin/"}
+    seen: set[str] = set()
+    while todo - seen:
+        address = (todo - seen).pop()
+        seen.add(address)
+        answer = browser.get(address)
+        assert answer.status_code == 200, address
+        text = answer.content.decode()
+        yield address, text
+        links = re.findall(r'href="(/django-admin/[^"]*|\?[^"]*)"', text)
+        found = {(address.partition("?")[0] + link if link[0] == "?" else link) for link in links}
+        todo |= {link.replace("&amp;", "&") for link in found if link.count("=") <= 1}
+
+
+def test_no_secret_is_on_any_page(worked: World, browser: Client) -> None:
+    walked = 0
+    for address, text in pages(browser):
+        walked += 1
+        assert "secret-" not in text, address
+        assert "yard-token" not in text, address
+        assert b"secret-".hex() not in text, address
+    assert walked > 50
+
+
+@pytest.mark.parametrize("column", [*SECRETS, "enrolled_with__token_sha256", "token_digest_key"])
+def test_a_secret_cannot_be_guessed_by_asking_for_its_beginning(worked: World, browser: Client, column: str) -> None:
+    for lookup in ("", "__startswith", "__gt", "__isnull"):
+        assert browser.get(page_of(Device), {column + lookup: "s"}).status_code == 400
+        assert browser.get(page_of(Delivery), {f"device__{column}{lookup}": "s"}).status_code == 400
+
+
+@pytest.mark.parametrize("secret", [value for value in SECRETS.values() if isinstance(value, str)])
+def test_a_secret_finds_nothing(worked: World, browser: Client, secret: str) -> None:
+    for model in (Device, Delivery, Attempt, Command):
+        assert listed(browser, model, q=secret) == []
+
+
+def test_a_device_shows_whether_its_push_token_lives(worked: World, browser: Client) -> None:
+    mute = worked.device("mute")
+    assert "Push token: live" in text_of(browser, Device.objects.get(alias="lobby"))
+    assert re.search(r"Push token: dead since \d{4}-\d\d-\d\d", text_of(browser, Device.objects.get(alias="yard")))
+    assert "Push token: none" in text_of(browser, mute)
+
+
+# ── finding ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("model", [Device, Command, Delivery, Attempt, AuditEntry])
+def test_lists_are_newest_first_whatever_order_is_asked_for(
+    worked: World, browser: Client, model: type[Model]
+) -> None:
+    newest_first = list(model._default_manager.order_by("-pk").values_list("pk", flat=True))
+    assert listed(browser, model) == newest_first
+    assert listed(browser, model, o="1.2") == newest_first
+
+
+def test_deliveries_are_filtered_by_action(worked: World, browser: Client) -> None:
+    (ping,) = Delivery.objects.filter(command__action="ping")
+    assert listed(browser, Delivery, action="ping") == [ping.pk]
+    assert listed(browser, Delivery, action="wipe") == []
+
+
+def test_deliveries_are_filtered_by_state(worked: World, browser: Client) -> None:
+    for state in ("pending", "succeeded", "failed"):
+        (delivery,) = Delivery.objects.filter(state=state)
+        assert listed(browser, Delivery, state=state) == [delivery.pk]
+
+
+def test_deliveries_are_filtered_by_what_fcm_answered(worked: World, browser: Client) -> None:
+    (dead,) = Delivery.objects.filter(attempts__http_status=404)
+    (retried,) = Delivery.objects.filter(attempts__fcm_error="UNAVAILABLE")
+    assert listed(browser, Delivery, http_status=404) == [dead.pk]
+    assert listed(browser, Delivery, fcm_error="UNAVAILABLE") == [retried.pk]
+
+
+@pytest.mark.parametrize(
+    ("query", "condition"),
+    [
+        ({"fcm_error": "UNREGISTERED"}, {"fcm_error": "UNREGISTERED"}),
+        ({"fcm_error": "none"}, {"fcm_error": ""}),
+        ({"http_status": "404"}, {"http_status": 404}),
+        ({"http_status": "none"}, {"http_status": None}),
+        ({"outcome": "accepted"}, {"outcome": "accepted"}),
+        ({"action": "ping"}, {"delivery__command__action": "ping"}),
+        ({"action": "launch_app", "http_status": "503"}, {"http_status": 503}),
+        ({"age": "1 hour"}, {}),
+    ],
+)
+def test_attempts_are_filtered(
+    worked: World, browser: Client, query: dict[str, str], condition: dict[str, Any]
+) -> None:
+    expected = list(Attempt.objects.filter(**condition).values_list("pk", flat=True))
+    assert expected
+    assert listed(browser, Attempt, **query) == expected
+
+
+def test_an_answer_that_fcm_does_not_document_is_found_as_other(worked: World, browser: Client) -> None:
+    odd = worked.attempt(Delivery.objects.all()[0], "rejected", 418, "TEAPOT")
+    assert listed(browser, Attempt, http_status="other") == [odd.pk]
+    assert listed(browser, Attempt, fcm_error="other") == [odd.pk]
+
+
+def test_attempts_are_filtered_by_date(worked: World, browser: Client) -> None:
+    Attempt.objects.filter(http_status=503).update(started_at=worked.now - timedelta(days=3))
+    recent = list(Attempt.objects.exclude(http_status=503).values_list("pk", flat=True))
+    recent += list(Attempt.objects.filter(http_status=None).values_list("pk", flat=True))
+    assert set(listed(browser, Attempt, age="1 day")) == set(recent)
+    assert len(listed(browser, Attempt, age="7 days")) == 4
+
+
+def test_commands_are_filtered_by_action_and_by_what_is_open(worked: World, browser: Client) -> None:
+    launch, ping = Command.objects.get(action="launch_app"), Command.objects.get(action="ping")
+    assert listed(browser, Command, action="ping") == [ping.pk]
+    assert listed(browser, Command, state="open") == [launch.pk]
+    assert listed(browser, Command, state="completed") == [ping.pk]
+    Command.objects.update(cancelled_at=worked.now)
+    assert listed(browser, Command, state="cancelled") == [ping.pk]
+
+
+def test_devices_are_filtered_by_presence_and_push(worked: World, browser: Client) -> None:
+    lobby, yard = Device.objects.get(alias="lobby"), Device.objects.get(alias="yard")
+    Presence.objects.filter(device=yard).update(last_seen_at=worked.now - timedelta(hours=3))
+    assert listed(browser, Device, presence="online") == [lobby.pk]
+    assert listed(browser, Device, presence="offline") == [yard.pk]
+    assert listed(browser, Device, push="dead") == [yard.pk]
+    Device.objects.update(revoked_at=worked.now)
+    assert listed(browser, Device, presence="revoked") == [yard.pk, lobby.pk]
+    assert listed(browser, Device, presence="offline") == []
+
+
+def test_a_request_id_finds_its_command_deliveries_and_attempts(worked: World, browser: Client) -> None:
+    command = Command.objects.get(action="launch_app")
+    mine = {"delivery__command": command}
+    for typed in (str(command.pk), f" {str(command.pk).upper()} ", command.pk.hex):
+        assert listed(browser, Command, q=typed) == [command.pk]
+        assert listed(browser, Delivery, q=typed) == list(command.deliveries.values_list("pk", flat=True))
+        assert listed(browser, Attempt, q=typed) == list(Attempt.objects.filter(**mine).values_list("pk", flat=True))
+
+
+@pytest.mark.parametrize("typed", ["id", "alias", "start of the alias"])
+def test_a_device_id_or_the_start_of_an_alias_finds_the_device_and_its_work(
+    worked: World, browser: Client, typed: str
+) -> None:
+    lobby = Device.objects.get(alias="lobby")
+    text = {"id": str(lobby.pk), "alias": "lobby", "start of the alias": "lob"}[typed]
+    mine = Attempt.objects.filter(delivery__device=lobby).values_list("pk", flat=True)
+    assert listed(browser, Device, q=text) == [lobby.pk]
+    assert listed(browser, Command, q=text) == list(Command.objects.values_list("pk", flat=True))
+    assert listed(browser, Delivery, q=text) == list(lobby.deliveries.values_list("pk", flat=True))
+    assert listed(browser, Attempt, q=text) == list(mine)
+
+
+def test_a_search_for_what_is_not_there_finds_nothing(worked: World, browser: Client) -> None:
+    for text in ("nobody", "%", str(UUID(int=7))):
+        assert listed(browser, Delivery, q=text) == []
+
+
+@pytest.mark.parametrize(
+    "query", ["q=%00", "before=x", "before=" + "9" * 30, "command__id__exact=x", "state=x", "p=0", "p=" + "9" * 30, "all="]
+)
+@pytest.mark.parametrize("model", [Device, Delivery])
+def test_an_odd_query_is_no_error_of_ours(worked: World, browser: Client, model: type[Model], query: str) -> None:
+    assert browser.get(f"{page_of(model)}?{query}").status_code in (200, 302, 400)
+
+
+@pytest.mark.parametrize("key", ["x", "_00", "9" * 30, str(UUID(int=7))])
+@pytest.mark.parametrize("model", MODELS)
+def test_a_row_that_is_not_there_leads_back_to_the_index(
+    worked: World, browser: Client, model: type[Model], key: str
+) -> None:
+    answer = browser.get(page_of(model, "change", key))
+    assert (answer.status_code, answer["Location"]) == (302, "/django-admin/")
+
+
+def test_what_does_not_fit_on_a_page_is_one_link_away(worked: World, browser: Client) -> None:
+    (delivery,) = Delivery.objects.filter(state="failed")
+    Attempt.objects.all().delete()
+    for _ in range(130):
+        worked.attempt(delivery, "retry_later", 503, "UNAVAILABLE")
+    keys = list(Attempt.objects.order_by("-pk").values_list("pk", flat=True))
+    first = browser.get(page_of(Attempt), {"http_status": 503}).context["cl"]
+    assert [row.pk for row in first.result_list] == keys[:100]
+    second = browser.get(page_of(Attempt) + first.older).context["cl"]
+    assert [row.pk for row in second.result_list] == keys[100:]
+    assert second.older == ""
+
+
+# ── what the pages say ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_delivery_shows_its_attempts_and_its_result(worked: World, browser: Client) -> None:
+    (done,) = Delivery.objects.filter(state="succeeded")
+    text = text_of(browser, done)
+    assert re.search(r"State: succeeded", text)
+    assert re.search(r"Result: succeeded it runs \{ &quot;pid&quot;: 4711 \}", text)
+    assert re.search(r"2 accepted 200 - projects/p/messages/accepted-\d+ 41", text)
+    assert text.index("messages/accepted") < text.index("UNAVAILABLE"), "newest first"
+
+
+def test_a_late_result_is_shown_as_such(worked: World, browser: Client) -> None:
+    (delivery,) = Delivery.objects.filter(state="pending")
+    Delivery.objects.filter(pk=delivery.pk).update(state="expired", settled_at=worked.now)
+    Report.objects.create(delivery=delivery, status="succeeded", message="at last", late=True)
+    Report.objects.create(delivery=delivery, status="failed", message="again", late=True, duplicate=True)
+    text = text_of(browser, delivery)
+    assert "State: expired" in text
+    assert "Result: succeeded, late: the delivery was settled before at last" in text
+
+
+def test_what_is_past_its_time_is_expired_everywhere_swept_or_not(worked: World, browser: Client) -> None:
+    (overdue,) = Delivery.objects.filter(state="pending")
+    Delivery.objects.filter(pk=overdue.pk).update(open_until=worked.now - timedelta(minutes=1))
+    assert listed(browser, Delivery, state="pending") == []
+    assert listed(browser, Delivery, state="expired") == [overdue.pk]
+    assert listed(browser, Command, state="open") == []
+    assert browser.get(page_of(Delivery), {"state": "expired"}).content.decode().count(">expired</td>") == 1
+    for row in (overdue, overdue.device):
+        assert "expired" in text_of(browser, row)
+        assert "pending" not in text_of(browser, row)
+    assert "By state: 1 succeeded, 1 expired" in text_of(browser, overdue.command)
+
+
+def test_a_command_links_to_its_deliveries_by_state(worked: World, browser: Client) -> None:
+    command = Command.objects.get(action="launch_app")
+    answer = browser.get(page_of(Command, "change", command.pk)).content.decode()
+    assert "&quot;package&quot;: &quot;com.example&quot;" in answer
+    address = f"{page_of(Delivery)}?command__id__exact={command.pk}&amp;state=pending"
+    assert f'<a href="{address}">1 pending</a>' in answer
+    assert len(listed(browser, Delivery, command__id__exact=command.pk)) == 2
+    assert len(listed(browser, Delivery, command__id__exact=command.pk, state="pending")) == 1
+
+
+def test_a_device_shows_its_status_and_links_to_its_deliveries(worked: World, browser: Client) -> None:
+    lobby = Device.objects.get(alias="lobby")
+    text = text_of(browser, lobby)
+    assert "Presence: online" in text
+    assert "&quot;battery_pct&quot;: 83" in text
+    newest = lobby.deliveries.all()[0]
+    assert page_of(Delivery, "change", newest.pk) in browser.get(page_of(Device, "change", lobby.pk)).content.decode()
+    assert len(listed(browser, Delivery, device__id__exact=lobby.pk)) == 2
+
+
+def test_what_a_phone_says_is_shown_as_text(worked: World, browser: Client) -> None:
+    lobby = Device.objects.get(alias="lobby")
+    Presence.objects.filter(device=lobby).update(last_status={"foreground_app": "<script>alert(1)</script>"})
+    Device.objects.filter(pk=lobby.pk).update(alias="<b>lobby</b>")
+    for address in (page_of(Device), page_of(Device, "change", lobby.pk), page_of(Delivery)):
+        answer = browser.get(address).content.decode()
+        assert "<script>alert" not in answer
+        assert "<b>lobby" not in answer
+
+
+# ── what a page costs ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_list_costs_three_queries_however_long_it_is(
+    worked: World, browser: Client, model: type[Model], django_assert_max_num_queries: MaxQueries
+) -> None:
+    command = worked.command("reboot")
+    for number in range(20):
+        delivery = worked.delivery(command, worked.device(f"device-{number}"))
+        worked.attempt(delivery, "accepted", 200)
+        Report.objects.create(delivery=delivery, status="received")
+    with django_assert_max_num_queries(3):
+        assert listed(browser, model)
+
+
+def test_a_search_costs_one_query_more(
+    worked: World, browser: Client, django_assert_max_num_queries: MaxQueries
+) -> None:
+    command = Command.objects.get(action="launch_app")
+    with django_assert_max_num_queries(4):
+        assert len(listed(browser, Delivery, q=command.pk)) == 2
+
+
+def test_a_delivery_costs_six_queries_however_often_it_was_sent(
+    worked: World, browser: Client, django_assert_max_num_queries: MaxQueries
+) -> None:
+    (done,) = Delivery.objects.filter(state="succeeded")
+    for _ in range(20):
+        worked.attempt(done, "accepted", 200)
+        Report.objects.create(delivery=done, status="running")
+    with django_assert_max_num_queries(6):
+        text_of(browser, done)
+
+
+def test_a_delivery_shows_the_newest_hundred_of_its_reports(worked: World, browser: Client) -> None:
+    (done,) = Delivery.objects.filter(state="succeeded")
+    Report.objects.bulk_create(Report(delivery=done, status="running", message=f"said {n}.") for n in range(150))
+    text = text_of(browser, done)
+    assert text.count(" said ") == 100
+    assert " said 149. " in text
+    assert len(listed(browser, Report, delivery__id__exact=done.pk)) == 100

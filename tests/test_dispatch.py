@@ -1,0 +1,225 @@
+"""Pushing: from the outbox through the real sender and a real socket, and FCM's answer into the rows."""
+
+import pytest
+from django.core.management import call_command
+from django.db.models.functions import Now
+from pytest_django import Settings
+
+from commands.models import Attempt, Command, Delivery, Outcome
+from commands.outbox import LEASE, Claimed, Sent, claim_due, record_attempts
+from devices.models import Device
+from loadtest.fcm_standin import FcmStandin
+from loadtest.fleet import Agent, Credentials
+from tests.actors import Admin
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def dispatch() -> None:
+    call_command("dispatch", once=True)
+
+
+def answered(claimed: Claimed, outcome: Outcome) -> Sent:
+    return Sent(claimed, outcome, http_status=200 if outcome == Outcome.ACCEPTED else 404)
+
+
+def test_a_command_is_pushed_and_the_answer_of_fcm_is_logged(admin: Admin, fcm: FcmStandin) -> None:
+    phone = admin.enrol("phone-1", push_token="ok-1")
+    issued = admin.command("launch_app", to=phone, params={"package": "com.example.kiosk"}).json
+    assert issued["push"] == {"queued": 1, "no_push_token": 0}
+
+    dispatch()
+
+    (send,) = fcm.journal.sends()
+    attempt = Attempt.objects.get()
+    assert (send.push_token, send.request_id) == ("ok-1", issued["request_id"])
+    assert (attempt.outcome, attempt.http_status, attempt.message_id) == ("accepted", 200, send.message_id)
+    assert attempt.latency_ms is not None
+    assert Delivery.objects.get().push_state == "accepted"
+    assert admin.get(f"/admin/commands/{issued['request_id']}").json["push"]["accepted"] == 1
+
+
+def test_a_push_is_data_only_of_high_priority_and_lives_no_longer_than_its_command(
+    admin: Admin, fcm: FcmStandin
+) -> None:
+    phone = admin.enrol("phone-1", push_token="ok-1")
+    admin.command("ping", to=phone, expires_in_seconds=90)
+
+    dispatch()
+
+    message = fcm.journal.sends()[0].message
+    assert set(message) == {"token", "data", "android"}
+    assert message["android"]["priority"] == "high"
+    assert 85 <= int(message["android"]["ttl"].removesuffix("s")) <= 91
+    assert all(isinstance(value, str) for value in message["data"].values())
+
+
+def test_the_push_and_the_heartbeat_carry_the_same_envelope(admin: Admin, fcm: FcmStandin) -> None:
+    phone = admin.enrol("phone-1", push_token="ok-1")
+    admin.command("message", to=phone, params={"title": "Café ✓", "body": "…"})
+
+    dispatch()
+
+    assert fcm.journal.sends()[0].message["data"] == phone.heartbeat().json["commands"][0]
+
+
+def test_an_accepted_push_is_not_called_delivered(admin: Admin, fcm: FcmStandin) -> None:
+    phone = admin.enrol("phone-1", push_token="ok-1")
+    request_id = admin.command("ping", to=phone).json["request_id"]
+
+    dispatch()
+
+    delivery = admin.get(f"/admin/commands/{request_id}/deliveries").json["items"][0]
+    assert (delivery["state"], delivery["delivered_via"], delivery["push"]["state"]) == ("pending", None, "accepted")
+
+
+def test_a_command_is_pushed_once(admin: Admin, fcm: FcmStandin) -> None:
+    admin.command("ping", to=admin.enrol("phone-1", push_token="ok-1"))
+
+    dispatch()
+    dispatch()
+
+    assert len(fcm.journal) == 1
+
+
+def test_a_dead_push_token_is_not_pushed_to_again_until_another_one_comes(admin: Admin, fcm: FcmStandin) -> None:
+    phone = admin.enrol("phone-1", push_token="unregistered-1")
+    admin.command("ping", to=phone)
+    dispatch()
+    assert admin.command("ping", to=phone).json["push"] == {"queued": 0, "no_push_token": 1}
+
+    assert phone.heartbeat(push_token="unregistered-1").status == 200
+    dispatch()
+    assert [send.answer for send in fcm.journal.sends()] == ["unregistered"]
+
+    assert phone.heartbeat(push_token="ok-1").status == 200
+    dispatch()
+    assert [send.answer for send in fcm.journal.sends()] == ["unregistered", "ok", "ok"]
+
+
+def test_the_other_open_pushes_of_a_dead_token_are_not_sent_either(admin: Admin, fcm: FcmStandin) -> None:
+    phone = admin.enrol("phone-1", push_token="unregistered-1")
+    admin.command("ping", to=phone)
+    admin.command("lock", to=phone, expires_in_seconds=1200)
+    Delivery.objects.filter(command__action="lock").update(next_attempt_at=Now() + LEASE)
+
+    dispatch()
+
+    assert list(Delivery.objects.order_by("id").values_list("push_state", "next_attempt_at")) == [
+        ("undeliverable", None),
+        ("no_push_token", None),
+    ]
+
+
+def test_what_a_killed_dispatcher_held_is_closed_as_unknown_and_sent_again(admin: Admin, fcm: FcmStandin) -> None:
+    admin.command("ping", to=admin.enrol("phone-1", push_token="ok-1"))
+    assert len(claim_due(10)) == 1
+    dispatch()
+    assert len(fcm.journal) == 0, "its lease has not run out"
+
+    Delivery.objects.update(next_attempt_at=Now())
+    dispatch()
+
+    assert len(fcm.journal) == 1
+    assert list(Attempt.objects.order_by("number").values_list("number", "outcome")) == [
+        (1, "unknown"),
+        (2, "accepted"),
+    ]
+
+
+def test_an_answer_that_comes_after_the_lease_changes_nothing(admin: Admin, fcm: FcmStandin) -> None:
+    admin.command("ping", to=admin.enrol("phone-1", push_token="ok-1"))
+    (late,) = claim_due(10)
+    Delivery.objects.update(next_attempt_at=Now())
+    (current,) = claim_due(10)
+
+    record_attempts([answered(late, Outcome.ACCEPTED)])
+    assert Delivery.objects.get().push_state == "waiting"
+    record_attempts([answered(current, Outcome.ACCEPTED)])
+
+    assert Delivery.objects.get().push_state == "accepted"
+    assert list(Attempt.objects.order_by("number").values_list("outcome", flat=True)) == ["unknown", "accepted"]
+
+
+def test_nothing_is_pushed_that_is_expired_cancelled_or_answered(admin: Admin, fcm: FcmStandin) -> None:
+    phone = admin.enrol("phone-1", push_token="ok-1")
+    expired, cancelled, done = (admin.command("ping", to=phone).json["request_id"] for _ in range(3))
+    Delivery.objects.filter(command=expired).update(open_until=Now())
+    Command.objects.filter(id=expired).update(issued_at=Now() - LEASE, expires_at=Now())
+    admin.post(f"/admin/commands/{cancelled}/cancel")
+    phone.report(done, "succeeded")
+
+    dispatch()
+
+    assert len(fcm.journal) == 0
+    assert not Delivery.objects.filter(next_attempt_at__isnull=False).exists()
+
+
+def test_a_revoked_device_gets_no_push(admin: Admin, fcm: FcmStandin) -> None:
+    phone = admin.enrol("phone-1", push_token="ok-1")
+    admin.command("ping", to=phone)
+    admin.post(f"/admin/devices/{phone.device_id}/revoke")
+
+    dispatch()
+
+    assert len(fcm.journal) == 0
+
+
+def test_a_push_is_signed_for_the_phone_that_gets_it(admin: Admin, fcm: FcmStandin) -> None:
+    phone = admin.enrol("phone-1", push_token="ok-1")
+    admin.command("ping", to=phone)
+
+    dispatch()
+
+    agent = Agent(phone.device_id, Credentials(phone.device_token, phone.command_key))
+    envelope = fcm.journal.sends()[0].message["data"]
+    assert agent.trusts(envelope)
+    assert not agent.trusts(envelope | {"action": "wipe"})
+
+
+def test_without_firebase_nothing_is_sent_and_the_loop_closes_by_heartbeat(admin: Admin, settings: Settings) -> None:
+    settings.FIREBASE_SERVICE_ACCOUNT = None
+    phone = admin.enrol("phone-1", push_token="ok-1")
+    request_id = admin.command("ping", to=phone).json["request_id"]
+
+    dispatch()
+
+    assert not Attempt.objects.exists()
+    assert admin.client.request("GET", "/readyz").json["push"] == "unconfigured"
+    assert phone.heartbeat().json["commands"][0]["request_id"] == request_id
+    assert phone.report(request_id, "succeeded", via="heartbeat").json["state"] == "succeeded"
+
+
+def test_a_fan_out_reaches_every_phone_once(admin: Admin, fcm: FcmStandin) -> None:
+    phones = [admin.enrol(f"phone-{number}", push_token=f"ok-{number}") for number in range(30)]
+    admin.command("ping", to={"all": True})
+
+    dispatch()
+
+    assert sorted(send.push_token for send in fcm.journal.sends()) == sorted(f"ok-{n}" for n in range(len(phones)))
+    assert Attempt.objects.filter(outcome="accepted").count() == len(phones)
+
+
+def test_the_dispatcher_marks_what_has_expired(admin: Admin, fcm: FcmStandin) -> None:
+    phone = admin.enrol("phone-1")
+    admin.command("ping", to=phone)
+    Delivery.objects.update(open_until=Now())
+
+    dispatch()
+
+    delivery = Delivery.objects.get()
+    assert (delivery.state, delivery.settled_at) == ("expired", delivery.open_until)
+
+
+def test_a_push_token_that_moved_while_its_push_was_under_way_is_not_called_dead_on_the_new_one(
+    admin: Admin, fcm: FcmStandin
+) -> None:
+    phone = admin.enrol("phone-1", push_token="unregistered-1")
+    admin.command("ping", to=phone)
+    (claimed,) = claim_due(1)
+    phone.heartbeat(push_token="ok-2")
+
+    record_attempts([answered(claimed, Outcome.TOKEN_DEAD)])
+
+    assert Device.objects.get().push_token_dead_at is None
+    assert Delivery.objects.get().push_state == "waiting"

@@ -1,0 +1,195 @@
+"""The table of FCM's answers, row by row, through the real sender and a real socket; then what follows from many."""
+
+import pytest
+from django.core.management import call_command
+from django.db.models.functions import Now
+
+from commands import circuit, retry
+from commands.circuit import Circuit, Pace
+from commands.fcm import parse
+from commands.models import Attempt, Delivery, Outcome
+from devices.models import Device
+from loadtest.fcm_standin import FcmStandin
+from tests.actors import Admin
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def push_to(admin: Admin, push_token: str) -> tuple[Attempt, Delivery]:
+    """Send one ping to a phone with this push token, dispatch once, and return what the rows say."""
+    admin.command("ping", to=admin.enrol("phone-1", push_token=push_token), expires_in_seconds=86_400)
+    call_command("dispatch", once=True)
+    return Attempt.objects.get(), Delivery.objects.get()
+
+
+def seconds_to_next(delivery: Delivery) -> float:
+    """Return how long after its last attempt a delivery is due again."""
+    finished_at = Attempt.objects.get().finished_at
+    assert delivery.next_attempt_at is not None
+    assert finished_at is not None
+    return (delivery.next_attempt_at - finished_at).total_seconds()
+
+
+def push_token_is_live() -> bool:
+    return Device.objects.reachable_by_push().exists()
+
+
+def test_200_is_accepted_with_its_message_id_and_never_called_delivered(admin: Admin, fcm: FcmStandin) -> None:
+    attempt, delivery = push_to(admin, "ok-1")
+    assert (attempt.outcome, attempt.http_status, attempt.fcm_error) == ("accepted", 200, "")
+    assert attempt.message_id == fcm.journal.sends()[0].message_id
+    assert (delivery.state, delivery.push_state, delivery.next_attempt_at) == ("pending", "accepted", None)
+
+
+@pytest.mark.parametrize(
+    ("push_token", "status", "code"),
+    [("unregistered-1", 404, "UNREGISTERED"), ("mismatch-1", 403, "SENDER_ID_MISMATCH")],
+)
+def test_unregistered_and_sender_id_mismatch_kill_the_push_token_and_leave_the_delivery_open(
+    admin: Admin, fcm: FcmStandin, push_token: str, status: int, code: str
+) -> None:
+    attempt, delivery = push_to(admin, push_token)
+    assert (attempt.outcome, attempt.http_status, attempt.fcm_error) == ("token_dead", status, code)
+    assert (delivery.state, delivery.push_state, delivery.next_attempt_at) == ("pending", "undeliverable", None)
+    assert not push_token_is_live()
+
+
+@pytest.mark.parametrize(
+    ("push_token", "status"), [("missing-1", 404), ("forbidden-1", 403), ("unauthenticated-1", 401)]
+)
+def test_a_fault_of_our_own_blocks_the_attempt_and_spares_the_push_token(
+    admin: Admin, fcm: FcmStandin, push_token: str, status: int
+) -> None:
+    attempt, delivery = push_to(admin, push_token)
+    assert (attempt.outcome, attempt.http_status, attempt.fcm_error) == ("blocked", status, "")
+    assert (delivery.push_state, delivery.failure_count) == ("retrying", 0)
+    assert push_token_is_live()
+
+
+def test_a_refused_access_token_is_renewed_once_before_the_attempt_counts(admin: Admin, fcm: FcmStandin) -> None:
+    push_to(admin, "unauthenticated-1")
+    assert [send.status for send in fcm.journal.sends()] == [401, 401]
+
+
+def test_400_rejects_the_message_and_spares_the_push_token(admin: Admin, fcm: FcmStandin) -> None:
+    attempt, delivery = push_to(admin, "invalid-1")
+    assert (attempt.outcome, attempt.http_status, attempt.fcm_error) == ("rejected", 400, "INVALID_ARGUMENT")
+    assert (delivery.state, delivery.push_state, delivery.next_attempt_at) == ("pending", "undeliverable", None)
+    assert push_token_is_live()
+
+
+@pytest.mark.parametrize(("push_token", "least", "most"), [("quota-1", 60, 61), ("quota7-1", 7, 7.5)])
+def test_429_waits_for_retry_after_else_for_a_minute(
+    admin: Admin, fcm: FcmStandin, push_token: str, least: float, most: float
+) -> None:
+    attempt, delivery = push_to(admin, push_token)
+    assert (attempt.outcome, attempt.http_status, attempt.fcm_error) == ("retry_later", 429, "QUOTA_EXCEEDED")
+    assert least <= seconds_to_next(delivery) <= most
+    assert (delivery.push_state, delivery.failure_count) == ("retrying", 1)
+
+
+@pytest.mark.parametrize(
+    ("push_token", "status", "least", "most"),
+    [("unavailable-1", 503, 10, 20), ("internal-1", 500, 10, 20), ("unavailable90-1", 503, 90, 90.5)],
+)
+def test_500_and_503_wait_for_the_larger_of_retry_after_and_the_backoff(
+    admin: Admin, fcm: FcmStandin, push_token: str, status: int, least: float, most: float
+) -> None:
+    attempt, delivery = push_to(admin, push_token)
+    assert (attempt.outcome, attempt.http_status) == ("retry_later", status)
+    assert least <= seconds_to_next(delivery) <= most + 0.5
+    assert push_token_is_live()
+
+
+def test_a_connection_that_is_cut_is_unknown_and_tried_again(admin: Admin, fcm: FcmStandin) -> None:
+    attempt, delivery = push_to(admin, "reset-1")
+    assert (attempt.outcome, attempt.http_status) == ("unknown", None)
+    assert attempt.detail.startswith("connection")
+    assert 10 <= seconds_to_next(delivery) <= 20.5
+
+
+def test_no_answer_in_time_is_unknown_and_tried_again(
+    admin: Admin, fcm: FcmStandin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("commands.fcm.TIMEOUT_SECONDS", 0.2)
+    attempt, delivery = push_to(admin, "hang-1")
+    assert (attempt.outcome, attempt.http_status, attempt.detail) == ("unknown", None, "timeout")
+    assert 10 <= seconds_to_next(delivery) <= 20.5
+
+
+def test_a_failing_oauth_endpoint_blocks_the_attempt_and_nothing_is_sent(admin: Admin, fcm: FcmStandin) -> None:
+    fcm.oauth_down = True
+    attempt, delivery = push_to(admin, "ok-1")
+    assert (attempt.outcome, attempt.http_status) == ("blocked", None)
+    assert attempt.detail.startswith("oauth")
+    assert (len(fcm.journal), delivery.failure_count) == (0, 0)
+
+
+def test_a_retry_never_goes_past_the_expiry_of_its_command(admin: Admin, fcm: FcmStandin) -> None:
+    phone = admin.enrol("phone-1", push_token="unavailable90-1")
+    admin.command("ping", to=phone, expires_in_seconds=60)
+    call_command("dispatch", once=True)
+    delivery = Delivery.objects.get()
+    assert (delivery.push_state, delivery.next_attempt_at) == ("undeliverable", None)
+
+
+def test_a_push_that_failed_goes_again_under_the_same_request_id(admin: Admin, fcm: FcmStandin) -> None:
+    push_to(admin, "flaky1-1")
+    Delivery.objects.update(next_attempt_at=Now())
+    call_command("dispatch", once=True)
+    assert len({send.request_id for send in fcm.journal.sends()}) == 1
+    assert list(Attempt.objects.order_by("number").values_list("outcome", flat=True)) == ["retry_later", "accepted"]
+
+
+# ── what follows from many answers: pure decisions ───────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("failures", range(12))
+def test_the_backoff_is_ten_seconds_and_a_random_part_that_doubles_up_to_a_quarter_of_an_hour(failures: int) -> None:
+    waits = [retry.backoff(failures) for _ in range(200)]
+    assert min(waits) >= 10
+    assert max(waits) <= min(900, 10 + 10 * 2**failures)
+    assert len(set(waits)) > 1
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"), [("7", 7), ("0", 0), ("", None), ("soon", None), ("Wed, 21 Oct 2015 07:28:00 GMT", 0)]
+)
+def test_retry_after_may_be_seconds_or_a_date(header: str, seconds: float | None) -> None:
+    assert parse(503, {"Retry-After": header}, b"").retry_after_seconds == seconds
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"error":1}', b'{"error":{"details":[1,{"@type":2}]}}'])
+def test_an_error_that_is_not_fcms_has_no_code(body: bytes) -> None:
+    assert parse(404, {}, body).fcm_error == ""
+
+
+def test_the_circuit_opens_after_twenty_failures_in_a_row_and_then_lets_one_probe_through_each_half_minute() -> None:
+    breaker = Circuit()
+    for _ in range(19):
+        assert not breaker.note(Outcome.RETRY_LATER, "503", now=0)
+    assert breaker.permits(0) is None
+    assert breaker.note(Outcome.UNKNOWN, "timeout", now=0)
+    assert (breaker.state, breaker.reason, breaker.permits(29)) == (circuit.OPEN, "timeout", 0)
+    assert breaker.permits(30) == 1
+    breaker.probing(30)
+    assert (breaker.permits(31), breaker.permits(60)) == (0, 1)
+
+
+@pytest.mark.parametrize("outcome", [Outcome.ACCEPTED, Outcome.TOKEN_DEAD, Outcome.REJECTED])
+def test_any_answer_about_the_message_itself_closes_the_circuit(outcome: Outcome) -> None:
+    breaker = Circuit()
+    breaker.note(Outcome.BLOCKED, "oauth", now=0)
+    assert breaker.note(outcome, "", now=30)
+    assert (breaker.state, breaker.failures, breaker.permits(30)) == (circuit.CLOSED, 0, None)
+
+
+def test_a_429_slows_the_dispatcher_as_a_whole_and_the_pace_comes_back() -> None:
+    pace = Pace(per_second=100)
+    assert pace.permits(now=1) == 100
+    pace.slow_down(now=1)
+    pace.spend(100)
+    assert pace.permits(now=1.5) == 25
+    for now in range(3, 12):
+        pace.permits(now)
+    assert pace.permits(now=12) == 100
