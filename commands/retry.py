@@ -37,7 +37,7 @@ def rule(answer: Answer, failures: int) -> Ruling:
     | 400 and other 4xx                          | rejected      | no further push                          |
     | 429                                        | retry_later   | Retry-After, else 60 s or more           |
     | 5xx                                        | retry_later   | the larger of Retry-After and the backoff|
-    | time-out, connection error                 | unknown       | as 5xx                                   |
+    | time-out, connection error, 200 without id | unknown       | as 5xx                                   |
     """
     status = answer.http_status
     if answer.oauth_failed:
@@ -45,7 +45,7 @@ def rule(answer: Answer, failures: int) -> Ruling:
     if status is None:
         return Ruling(Outcome.UNKNOWN, backoff(failures))
     if status == HTTPStatus.OK:
-        return Ruling(Outcome.ACCEPTED)
+        return Ruling(Outcome.ACCEPTED) if answer.message_id else Ruling(Outcome.UNKNOWN, backoff(failures))
     if answer.fcm_error in ("UNREGISTERED", "SENDER_ID_MISMATCH"):
         return Ruling(Outcome.TOKEN_DEAD)
     if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND):

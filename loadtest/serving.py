@@ -1,0 +1,93 @@
+"""A server of one's own: `manage.py serve` as a process on a free port, with a data folder that nobody else uses."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+READY: Final = "Ctrl-C stops everything."
+WAIT_SECONDS: Final = 60
+MANAGE: Final = str(Path(__file__).resolve().parent.parent / "manage.py")
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    """Return when the condition holds. Raises TimeoutError after a minute."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not condition():
+        if time.monotonic() >= deadline:
+            raise TimeoutError("it did not happen")
+        time.sleep(0.05)
+
+
+class Serving:
+    """A `manage.py serve` on a free port of 127.0.0.1; `settings` are environment variables for it."""
+
+    def __init__(self, data_dir: Path, **settings: str) -> None:
+        """Start it; its output goes to a file beside the data folder."""
+        self.data_dir = data_dir
+        self._output = data_dir.parent / "output"
+        self.environment = {
+            **os.environ, "NEXMDM_DATA_DIR": str(data_dir), "HOST": "127.0.0.1", "PORT": "0", **settings
+        }  # fmt: skip
+        with self._output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, MANAGE, "serve"],
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def said(self) -> str:
+        """What it has printed so far."""
+        return self._output.read_text()
+
+    @property
+    def url(self) -> str:
+        """Its address, once it is ready."""
+        return str(re.findall(r"ready: (\S+)", self.said)[-1])
+
+    @property
+    def secrets(self) -> dict[str, str]:
+        """The secrets that it generated."""
+        lines = (self.data_dir / "secrets.env").read_text().splitlines()
+        return dict(line.split("=", 1) for line in lines)
+
+    def until_it_says(self, text: str) -> "Serving":
+        """Return when it has printed this. Raises RuntimeError with its output if it ends before."""
+        wait_for(lambda: text in self.said or self.process.poll() is not None)
+        if text not in self.said:
+            raise RuntimeError(f"serve ended and never said {text!r}:\n{self.said}")
+        return self
+
+    def start(self, *command: str) -> subprocess.Popen[bytes]:
+        """Start another management command beside it, with the same environment."""
+        return subprocess.Popen(
+            [sys.executable, MANAGE, *command],
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.STDOUT,
+        )
+
+    def interrupt(self) -> int:
+        """Do what Ctrl-C does, signal the whole process group, and return the exit status."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGINT)
+        return self.process.wait(WAIT_SECONDS)
+
+    def kill(self) -> None:
+        """Kill it, and it alone."""
+        self.process.kill()
+        self.process.wait()
+
+    def child(self, name: str) -> int:
+        """Return the process id of its part of this name."""
+        return int(re.findall(rf'"name":"{name}","pid":(\d+)', self.said)[-1])
