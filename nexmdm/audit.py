@@ -1,7 +1,10 @@
 """The audit: one entry for each signed write, carried out or refused."""
 
+from datetime import timedelta
 from typing import Protocol
 from uuid import UUID
+
+from django.db.models.functions import Now
 
 from nexmdm.models import AuditEntry
 
@@ -36,3 +39,10 @@ def record(caller: Audited, *, status: int, code: str = "", request_id: UUID | N
         request_id=request_id,
         correlation_id=caller.correlation_id,
     )
+
+
+def prune(kept: timedelta, limit: int) -> int:
+    """Delete up to `limit` entries that are older than `kept`; return how many."""
+    old = AuditEntry.objects.filter(at__lt=Now() - kept).order_by("at").values_list("id", flat=True)
+    deleted, _ = AuditEntry.objects.filter(id__in=list(old[:limit])).delete()
+    return deleted

@@ -4,6 +4,7 @@ import asyncio
 import signal
 from argparse import ArgumentParser
 from contextlib import AsyncExitStack
+from datetime import timedelta
 from typing import Any
 
 import structlog
@@ -12,15 +13,16 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 from prometheus_client import start_http_server
 
-from commands import fcm, queue
+from commands import fcm, queue, retention
 from commands.dispatcher import SLOTS, Chore, Dispatcher
 from devices import credentials
 from devices.database import unit
-from nexmdm import counters, dispatchers, idempotency, lifeline
+from nexmdm import audit, counters, dispatchers, idempotency, lifeline
 
 log = structlog.get_logger()
 
 SWEEP_BATCH = 5000
+RETENTION_BATCH = 2000
 
 
 class Command(BaseCommand):
@@ -71,6 +73,8 @@ def _sender(account: dict[str, str]) -> fcm.Sender:
 
 
 def _chores(dispatcher: Dispatcher) -> list[Chore]:
+    kept = timedelta(days=settings.RETENTION_DAYS)
+
     def seen() -> None:
         others = dispatchers.note_seen(dispatcher.circuit)
         dispatcher.pace.per_second = settings.FCM_MAX_PER_SECOND / others
@@ -81,4 +85,6 @@ def _chores(dispatcher: Dispatcher) -> list[Chore]:
         Chore("unused credentials", 60, credentials.forget_unused_next),
         Chore("stored answers", 60, idempotency.forget_old_answers),
         Chore("counters", 60, counters.forget_expired),
+        Chore("retention of deliveries", 10, lambda: retention.prune(kept, RETENTION_BATCH)),
+        Chore("retention of the audit", 10, lambda: audit.prune(kept, RETENTION_BATCH)),
     ]

@@ -1,0 +1,40 @@
+"""manage.py prune: delete what settled before the retention time, without waiting for the dispatcher's sweep."""
+
+from argparse import ArgumentParser
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, Final
+
+from django.conf import settings
+from django.core.management.base import BaseCommand
+
+from commands import retention
+from nexmdm import audit
+
+BATCH: Final = 2000
+
+
+class Command(BaseCommand):
+    """Delete old deliveries (with attempts, reports, and commands left empty) and old audit entries, batch by batch."""
+
+    help = "Delete settled deliveries and audit entries older than RETENTION_DAYS."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Declare the options."""
+        parser.add_argument(
+            "--days", type=int, default=settings.RETENTION_DAYS, help="keep this many days (%(default)s)"
+        )
+
+    def handle(self, *_: object, days: int, **__: Any) -> None:
+        """Prune until nothing old is left."""
+        kept = timedelta(days=days)
+        deliveries = _all_batches(lambda: retention.prune(kept, BATCH))
+        entries = _all_batches(lambda: audit.prune(kept, BATCH))
+        self.stdout.write(f"Deleted {deliveries} deliveries and {entries} audit entries older than {days} days.")
+
+
+def _all_batches(batch: Callable[[], int]) -> int:
+    total = 0
+    while deleted := batch():
+        total += deleted
+    return total
