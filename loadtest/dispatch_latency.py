@@ -45,10 +45,10 @@ def _measure(folder: Path, pings: int) -> list[float]:
         serving = Serving(folder / "data", FCM_BASE_URL=standin.base_url, FIREBASE_SERVICE_ACCOUNT_JSON=account)
         try:
             serving.until_it_says(READY)
-            admin = FleetClient(serving.url, key=serving.secrets["ADMIN_KEY"], secret=serving.secrets["HMAC_SECRET"])
-            device_id = _enrol(admin)
-            _ping(admin, standin, device_id)  # The first one also fetches an access token.
-            return [_ping(admin, standin, device_id) for _ in range(pings)]
+            with serving.admin() as admin:
+                device_id = _enrol(admin)
+                _ping(admin, standin, device_id)  # The first one also fetches an access token.
+                return [_ping(admin, standin, device_id) for _ in range(pings)]
         finally:
             serving.interrupt()
 

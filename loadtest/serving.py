@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from nexmdm.fleet_client import FleetClient
+
 READY: Final = "Ctrl-C stops everything."
 WAIT_SECONDS: Final = 60
 MANAGE: Final = str(Path(__file__).resolve().parent.parent / "manage.py")
@@ -60,6 +62,10 @@ class Serving:
         lines = (self.data_dir / "secrets.env").read_text().splitlines()
         return dict(line.split("=", 1) for line in lines)
 
+    def admin(self) -> FleetClient:
+        """Return an admin of it, to be closed after use."""
+        return FleetClient(self.url, key=self.secrets["ADMIN_KEY"], secret=self.secrets["HMAC_SECRET"])
+
     def until_it_says(self, text: str) -> "Serving":
         """Return when it has printed this. Raises RuntimeError with its output if it ends before."""
         wait_for(lambda: text in self.said or self.process.poll() is not None)
@@ -67,15 +73,19 @@ class Serving:
             raise RuntimeError(f"serve ended and never said {text!r}:\n{self.said}")
         return self
 
-    def start(self, *command: str) -> subprocess.Popen[bytes]:
-        """Start another management command beside it, with the same environment."""
-        return subprocess.Popen(
-            [sys.executable, MANAGE, *command],
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.STDOUT,
-        )
+    def start(self, command: str, *, until_it_says: str) -> subprocess.Popen[bytes]:
+        """Start another management command beside it, with the same environment; return when it has printed this."""
+        path = self.data_dir.parent / f"output-{command}"
+        with path.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, MANAGE, command],
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        wait_for(lambda: until_it_says in path.read_text())
+        return process
 
     def interrupt(self) -> int:
         """Do what Ctrl-C does, signal the whole process group, and return the exit status."""

@@ -36,14 +36,13 @@ def serving(standin: FcmStandin) -> Iterator[Serving]:
 
 
 def test_each_command_is_pushed_to_each_phone_exactly_once(serving: Serving, standin: FcmStandin) -> None:
-    second = serving.start("dispatch")
-    admin = FleetClient(serving.url, key=serving.secrets["ADMIN_KEY"], secret=serving.secrets["HMAC_SECRET"])
-    enroll(admin)
-
-    ping = {"action": "ping", "target": {"all": True}}
-    issued = [admin.post("/admin/command", ping)["request_id"] for _ in range(COMMANDS)]
-    standin.journal.wait_for(DEVICES * COMMANDS, timeout=30)
-    wait_for(lambda: all(admin.command(request_id)["push"]["accepted"] == DEVICES for request_id in issued))
+    second = serving.start("dispatch", until_it_says="dispatch.started")
+    with serving.admin() as admin:
+        enroll(admin)
+        ping = {"action": "ping", "target": {"all": True}}
+        issued = [admin.post("/admin/command", ping)["request_id"] for _ in range(COMMANDS)]
+        standin.journal.wait_for(DEVICES * COMMANDS, timeout=30)
+        wait_for(lambda: all(admin.command(request_id)["push"]["accepted"] == DEVICES for request_id in issued))
     second.terminate()
     assert second.wait(30) == 0
 

@@ -1,0 +1,176 @@
+"""An admin's HTTP client: it signs each request by itself, and a refusal keeps the words of the server's problem."""
+
+import json
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from types import TracebackType
+from typing import Any, Final, Self
+
+import httpx
+
+from nexmdm import signing
+
+# A line for each request, and with the others on standard output, would spoil what a script reads.
+logging.getLogger("httpx").setLevel(logging.WARNING)
+
+Json = dict[str, Any]
+
+ANSWER_SECONDS: Final = 30
+LONGEST_WAIT_SECONDS: Final = 30
+"""How long one request asks the server to wait for a command."""
+
+PAGE: Final = 500
+_LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
+_SHOWN_OF_A_STRANGER: Final = 200
+
+
+class Refused(Exception):
+    """The server answered, but not with 200. `code` is empty where the answer is none of NexMDM's."""
+
+    def __init__(
+        self, status: int, code: str, detail: str, errors: list[Json], retry_after_seconds: int | None
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.code = code
+        self.errors = errors
+        self.retry_after_seconds = retry_after_seconds
+
+
+class Unreachable(Exception):
+    """The server gave no answer; `perhaps_done` if the request may have reached it all the same."""
+
+    def __init__(self, reason: str, *, perhaps_done: bool) -> None:
+        super().__init__(reason)
+        self.perhaps_done = perhaps_done
+
+
+class FleetClient:
+    """Speaks to one server as an admin. Every method raises Refused and Unreachable."""
+
+    def __init__(
+        self, url: str, *, key: str, secret: str, host: str | None = None, transport: httpx.BaseTransport | None = None
+    ) -> None:
+        """Remember where and who. `host` is the Host header where the URL's own name is not the server's."""
+        self.url = url.rstrip("/")
+        self._key = key
+        self._secret = secret
+        self._http = httpx.Client(
+            transport=transport,
+            headers={"Host": host} if host else {},
+            timeout=httpx.Timeout(LONGEST_WAIT_SECONDS + ANSWER_SECONDS, connect=10),
+            # A proxy of the environment cannot see this machine's loopback.
+            trust_env=httpx.URL(url).host not in _LOOPBACK,
+        )
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def get(self, path: str, **query: Any) -> Json:
+        """Read a resource; queries that are None are left out."""
+        given = {name: value for name, value in query.items() if value is not None}
+        return self._call("GET", path, query=given)
+
+    def post(self, path: str, body: Json | None = None) -> Json:
+        """Carry out a write, under a new Idempotency-Key."""
+        return self._call("POST", path, content=b"" if body is None else json.dumps(body).encode())
+
+    def items(self, path: str, limit: int, **query: Any) -> tuple[list[Json], bool]:
+        """Return the first `limit` rows of a list, over as many pages as it takes; and whether there are more."""
+        rows = list(islice(self._rows(path, min(limit + 1, PAGE), query), limit + 1))
+        return rows[:limit], len(rows) > limit
+
+    def _rows(self, path: str, page: int, query: Json) -> Iterator[Json]:
+        cursor = None
+        while True:
+            answer = self.get(path, limit=page, cursor=cursor, **query)
+            yield from answer["items"]
+            cursor = answer["next_cursor"]
+            if cursor is None:
+                return
+
+    def command(self, request_id: str) -> Json:
+        """Read a command."""
+        return self.get(f"/admin/commands/{request_id}")
+
+    def wait(self, request_id: str, seconds: float, *, step: float, watch: Callable[[Json], None]) -> Json:
+        """Return the command when nothing of it is open any more; or after `seconds`, with what there is.
+
+        `watch` is told how the command stands, every `step` seconds at least. A server that is busy is asked again.
+        """
+        until = time.monotonic() + seconds
+        while True:
+            left = max(0.0, until - time.monotonic())
+            try:
+                command = self.get(f"/admin/commands/{request_id}", wait_seconds=f"{min(step, left):.1f}")
+            except Refused as refused:
+                if refused.retry_after_seconds is None or not left:
+                    raise
+                time.sleep(min(refused.retry_after_seconds, left))
+                continue
+            watch(command)
+            if command["state"] != "open" or not left:
+                return command
+
+    def sign(self, method: str, target: str, body: bytes) -> dict[str, str]:
+        """Return the headers that sign a request: a target as it is sent, and a new Idempotency-Key for a write."""
+        return signing.headers(
+            key=self._key,
+            secret=self._secret,
+            timestamp=int(time.time()),
+            idempotency_key="" if method == "GET" else secrets.token_hex(16),
+            method=method,
+            target=target,
+            body=body,
+        )
+
+    def _call(self, method: str, path: str, *, query: Json | None = None, content: bytes = b"") -> Json:
+        kind = {"Content-Type": "application/json"} if content else {}
+        request = self._http.build_request(method, self.url + path, params=query or None, content=content, headers=kind)
+        # What is signed is what is sent: the target as httpx has written it.
+        request.headers.update(self.sign(method, request.url.raw_path.decode("ascii"), content))
+        try:
+            response = self._http.send(request)
+        except httpx.ConnectError as error:
+            raise Unreachable(str(error), perhaps_done=False) from error
+        except httpx.TransportError as error:
+            raise Unreachable(str(error) or type(error).__name__, perhaps_done=method != "GET") from error
+        return _answer(response)
+
+
+def _answer(response: httpx.Response) -> Json:
+    said = _json(response)
+    if response.status_code == 200 and said:
+        return said
+    if "code" in said and "detail" in said:
+        wait = response.headers.get("Retry-After", "")
+        raise Refused(
+            response.status_code,
+            said["code"],
+            said["detail"],
+            said.get("errors", []),
+            int(wait) if wait.isdigit() else None,
+        )
+    shown = response.text[:_SHOWN_OF_A_STRANGER]
+    raise Refused(response.status_code, "", f"This does not look like NexMDM; it answered: {shown}", [], None)
+
+
+def _json(response: httpx.Response) -> Json:
+    """Return an answer's object, or an empty one where there is none."""
+    try:
+        said = response.json()
+    except ValueError:
+        return {}
+    return said if isinstance(said, dict) else {}

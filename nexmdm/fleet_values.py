@@ -1,0 +1,106 @@
+"""What an admin's client takes on its command line: each a type for argparse, which says what is wrong with a value."""
+
+import json
+import re
+import sys
+from argparse import ArgumentTypeError
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+
+from nexmdm.fleet_client import Json
+
+TARGET: Final = "a device id, an alias, tag:NAME, or all; several of a kind with commas between them"
+_IDENTIFIER: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE)
+_UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+def url(text: str) -> str:
+    """Return a server's address."""
+    try:
+        parsed = httpx.URL(text)
+    except httpx.InvalidURL as error:
+        raise ArgumentTypeError(str(error)) from error
+    if parsed.scheme not in ("http", "https") or not parsed.host or parsed.query or parsed.fragment:
+        raise ArgumentTypeError("must look like https://mdm.example.com")
+    return text
+
+
+def identifier(text: str) -> str:
+    """Return the id of a device or a command."""
+    if not _IDENTIFIER.fullmatch(text):
+        raise ArgumentTypeError(f"{text!r} is no id")
+    return text.lower()
+
+
+def target(text: str) -> Json:
+    """Return whom a command is for, as the API wants it."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    kinds = {_kind(name) for name in names}
+    if len(kinds) != 1:
+        raise ArgumentTypeError(f"must be {TARGET}")
+    kind = kinds.pop()
+    if kind == "all":
+        return {"all": True}
+    return {kind: [name.lower() if kind == "device_ids" else name.removeprefix("tag:") for name in names]}
+
+
+def _kind(name: str) -> str:
+    if name == "all":
+        return "all"
+    if name.startswith("tag:"):
+        return "tags"
+    return "device_ids" if _IDENTIFIER.fullmatch(name) else "aliases"
+
+
+def param(text: str) -> tuple[str, Any]:
+    """Return a parameter's name and its value: JSON if it is JSON, else text."""
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise ArgumentTypeError("must look like name=value")
+    try:
+        return name, json.loads(value, parse_constant=_not_json)
+    except ValueError:
+        return name, value
+
+
+def _not_json(text: str) -> Any:
+    raise ValueError(text)
+
+
+def seconds(text: str) -> int:
+    """Return a length of time."""
+    found = re.fullmatch(r"([0-9]{1,9})([smhd]?)", text)
+    if found is None:
+        raise ArgumentTypeError("must look like 600, 10m, 12h or 7d")
+    return int(found[1]) * _UNITS[found[2]]
+
+
+def positive(text: str) -> int:
+    """Return a whole number from 1 on."""
+    if not re.fullmatch(r"[1-9][0-9]{0,8}", text):
+        raise ArgumentTypeError("must be a whole number from 1 on")
+    return int(text)
+
+
+def method(text: str) -> str:
+    """Return an HTTP method."""
+    if not re.fullmatch(r"[A-Za-z]+", text):
+        raise ArgumentTypeError("must be GET, POST or PATCH")
+    return text.upper()
+
+
+def path(text: str) -> str:
+    """Return a request target as it is signed."""
+    if not re.fullmatch(r"/[!-\"$-~]*", text):
+        raise ArgumentTypeError("must begin with / and be percent-encoded")
+    return text.removesuffix("?")
+
+
+def content(name: str) -> bytes:
+    """Return the bytes of a file."""
+    try:
+        return sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    except OSError as error:
+        raise ArgumentTypeError(str(error)) from error

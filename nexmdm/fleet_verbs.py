@@ -1,0 +1,219 @@
+"""What an admin's client does: a function for each sub-command, which prints the answer and returns the exit status."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from nexmdm import fleet_terminal
+from nexmdm.fleet_client import FleetClient, Json, Refused, Unreachable
+from nexmdm.fleet_terminal import Terminal
+
+DONE: Final = 0
+FAILED: Final = 1
+UNREACHABLE: Final = 3
+INTERRUPTED: Final = 130
+
+SHOWN_DELIVERIES: Final = 100
+_WORST_FIRST: Final = ("failed", "expired", "cancelled", "received", "pending", "succeeded")
+_DEVICE_COLUMNS: Final = ("device_id", "alias", "hardware_id", "presence", "push", "last_seen_at", "tags")
+_COMMAND_COLUMNS: Final = ("request_id", "action", "state", "device_count", "issued_at", "expires_at", "note")
+_DELIVERY_COLUMNS: Final = ("device_id", "alias", "state", "delivered_via", "said")
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What a sub-command works with."""
+
+    client: FleetClient
+    terminal: Terminal
+    options: dict[str, Any]
+
+
+def outcome(session: Session) -> int:
+    """Run the sub-command of a session and return the exit status; say what went wrong."""
+    run: Callable[[Session], int] = session.options["run"]
+    try:
+        return run(session)
+    except Refused as refused:
+        session.terminal.complain(_refusal(refused))
+        return FAILED
+    except Unreachable as unreachable:
+        session.terminal.complain(_silence(session.client.url, unreachable))
+        return UNREACHABLE
+    except KeyboardInterrupt:
+        session.terminal.hint("Interrupted; what the server was asked to do goes on.")
+        return INTERRUPTED
+
+
+def _refusal(refused: Refused) -> str:
+    lines = [f"Refused ({refused.status} {refused.code}".rstrip() + f"): {refused}"]
+    lines += [f"  {'.'.join(map(str, error['loc']))}: {error['msg']}" for error in refused.errors]
+    if refused.code == "invalid_signature":
+        lines.append("Are ADMIN_KEY and HMAC_SECRET those of this server, and is the clock right?")
+    return "\n".join(lines)
+
+
+def _silence(url: str, unreachable: Unreachable) -> str:
+    lines = [
+        f"No answer from {url}: {unreachable}",
+        "Is the server running? Start it with `make run`, or name another one with --url.",
+    ]
+    if unreachable.perhaps_done:
+        lines.append("It may have done all the same what it was asked to do: look before you ask again.")
+    return "\n".join(lines)
+
+
+# ── the sub-commands ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def enroll_token(session: Session) -> int:
+    """Make an enrollment token and print it alone, so that a shell can capture it."""
+    options, terminal = session.options, session.terminal
+    body = {"label": options["label"], "max_uses": options["max_uses"], "expires_in_seconds": options["expires_in"]}
+    body |= {"tags": options["tag"], "re_enroll": options["re_enroll"]}
+    made = session.client.post("/admin/enrollment-tokens", _given(body))
+    if terminal.as_json:
+        terminal.json(made)
+        return DONE
+    terminal.line(made["enrollment_token"])
+    phones = "1 phone registers" if made["max_uses"] == 1 else f"{made['max_uses']} phones register"
+    until = fleet_terminal.shown("expires_at", made["expires_at"])
+    terminal.hint(f"With this token {phones} until {until}: POST {session.client.url}/v1/register")
+    return DONE
+
+
+def devices(session: Session) -> int:
+    """List devices."""
+    query = {name: session.options[name] for name in ("status", "tag", "q")}
+    return _list(session, "/admin/devices", _DEVICE_COLUMNS, query)
+
+
+def commands(session: Session) -> int:
+    """List commands."""
+    query = {name: session.options[name] for name in ("action", "state")}
+    return _list(session, "/admin/commands", _COMMAND_COLUMNS, query)
+
+
+def _list(session: Session, path: str, columns: tuple[str, ...], query: Json) -> int:
+    rows, more = session.client.items(path, session.options["limit"], **query)
+    if session.terminal.as_json:
+        session.terminal.json(rows)
+    else:
+        session.terminal.table(columns, rows)
+    if more:
+        session.terminal.hint(f"There are more than these {len(rows)}; --limit shows them.")
+    return DONE
+
+
+def device(session: Session) -> int:
+    """Show a device."""
+    return _show(session.terminal, session.client.get(f"/admin/devices/{session.options['device_id']}"))
+
+
+def summary(session: Session) -> int:
+    """Count the fleet."""
+    return _show(session.terminal, session.client.get("/admin/summary"))
+
+
+def cancel(session: Session) -> int:
+    """Withdraw what is still open of a command."""
+    return _show(session.terminal, session.client.post(f"/admin/commands/{session.options['request_id']}/cancel"))
+
+
+def _show(terminal: Terminal, row: Json) -> int:
+    if terminal.as_json:
+        terminal.json(row)
+    else:
+        terminal.fields(row)
+    return DONE
+
+
+def send(session: Session) -> int:
+    """Send a command; wait for its results if that is asked."""
+    options = session.options
+    body = {"action": options["action"], "params": dict(options["param"]), "target": options["target"]}
+    body |= {"expires_in_seconds": options["expires_in"], "priority": options["priority"]}
+    body |= {"dry_run": options["dry_run"], "expect_count": options["expect_count"]}
+    issued = session.client.post("/admin/command", _given(body))
+    if issued["dry_run"] or not _waits(options):
+        return _show(session.terminal, issued)
+    session.terminal.hint(f"Waiting for command {issued['request_id']} (devices: {issued['device_count']}) …")
+    return _follow(session, issued, _moment(issued["issued_at"]))
+
+
+def command(session: Session) -> int:
+    """Show a command with its deliveries; wait for its results if that is asked."""
+    found = session.client.command(session.options["request_id"])
+    if _waits(session.options):
+        return _follow(session, found, datetime.now(UTC))
+    _tell(session, found)
+    return DONE
+
+
+def _follow(session: Session, command: Json, now: datetime) -> int:
+    """Wait until nothing of a command is open, show what became of it, and judge it."""
+    seconds = session.options["timeout"]
+    if seconds is None:
+        left = (_moment(command["expires_at"]) - now).total_seconds()
+        # A little more, so that the last look finds it expired.
+        seconds = max(0.0, left + 1)
+    with fleet_terminal.progress(command["device_count"]) as (step, watch):
+        command = session.client.wait(command["request_id"], seconds, step=step, watch=watch)
+    _tell(session, command)
+    if still_open := fleet_terminal.open_deliveries(command):
+        session.terminal.complain(f"Waited {seconds:.0f} s; {still_open} of {command['device_count']} are still open.")
+    return DONE if command["counts"]["succeeded"] == command["device_count"] else FAILED
+
+
+def _moment(text: str) -> datetime:
+    return datetime.fromisoformat(text)
+
+
+def _tell(session: Session, command: Json) -> None:
+    deliveries = _deliveries(session.client, command)
+    if session.terminal.as_json:
+        session.terminal.json(command | {"deliveries": deliveries})
+        return
+    session.terminal.fields(command)
+    session.terminal.line("")
+    session.terminal.table(_DELIVERY_COLUMNS, [_delivery(row) for row in deliveries])
+    if command["device_count"] > len(deliveries):
+        session.terminal.hint(f"These are {len(deliveries)} of {command['device_count']}, the worst first.")
+
+
+def _deliveries(client: FleetClient, command: Json) -> list[Json]:
+    """Return a command's deliveries; of very many, those that went worst."""
+    path = f"/admin/commands/{command['request_id']}/deliveries"
+    if command["device_count"] <= SHOWN_DELIVERIES:
+        return client.items(path, SHOWN_DELIVERIES)[0]
+    rows: list[Json] = []
+    for state in _WORST_FIRST:
+        if command["counts"][state] and len(rows) < SHOWN_DELIVERIES:
+            rows += client.items(path, SHOWN_DELIVERIES - len(rows), state=state)[0]
+    return rows
+
+
+def _delivery(row: Json) -> Json:
+    word = row["result"] or row["late_result"]
+    said = row["why_open"] if word is None else word["message"] or word["status"]
+    return row | {"said": said}
+
+
+def sign(session: Session) -> int:
+    """Print the headers that sign a request."""
+    options = session.options
+    headers = session.client.sign(options["method"], options["target"], options["body"])
+    if options["body"]:
+        headers["Content-Type"] = "application/json"
+    for name, value in headers.items():
+        session.terminal.line(f"{name}: {value}")
+    return DONE
+
+
+def _waits(options: dict[str, Any]) -> bool:
+    return options["wait"] or options["timeout"] is not None
+
+
+def _given(body: Json) -> Json:
+    return {name: value for name, value in body.items() if value is not None}

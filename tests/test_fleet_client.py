@@ -1,0 +1,368 @@
+"""manage.py fleet, from its command line to the database: only the socket between is not there."""
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from django.core.management import call_command
+from django.core.management.base import CommandError, OutputWrapper
+from pytest_django import Settings
+
+from commands.models import Command
+from devices.models import EnrollmentToken
+from nexmdm.fleet_terminal import Terminal
+from nexmdm.limits import RateLimited
+from tests.actors import Admin, Answer, Client, Phone
+
+UNKNOWN = "0192f0c1-b000-7abc-8def-0123456789ab"
+
+
+@dataclass(slots=True)
+class InProcess(httpx.BaseTransport):
+    """Takes a request to the real ASGI application instead of a socket; `after` sees each answer before the client."""
+
+    client: Client
+    after: Callable[[httpx.Request, Answer], None] | None = None
+    seen: list[httpx.Request] = field(default_factory=list)
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Answer a request."""
+        self.seen.append(request)
+        target, headers = request.url.raw_path.decode(), request.headers.multi_items()
+        answer = self.client.request(request.method, target, request.read() or None, headers)
+        if self.after is not None:
+            self.after(request, answer)
+        return httpx.Response(answer.status, headers=answer.headers, content=answer.body)
+
+
+def failing(error: type[httpx.TransportError]) -> httpx.BaseTransport:
+    """Return a network on which nothing is heard."""
+
+    def fail(request: httpx.Request) -> httpx.Response:
+        raise error("Connection refused", request=request)
+
+    return httpx.MockTransport(fail)
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """How a run of the command ended."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The output as JSON."""
+        return json.loads(self.out)
+
+
+def run(*arguments: str, transport: httpx.BaseTransport) -> Ran:
+    """Run `manage.py fleet …`."""
+    out, err = io.StringIO(), io.StringIO()
+    status = 0
+    try:
+        call_command("fleet", *arguments, transport=transport, stdout=out, stderr=err)
+    except SystemExit as end:
+        status = int(str(end.code))
+    return Ran(status, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture
+def network(client: Client, admin: Admin) -> InProcess:
+    """The way to a server with an empty database."""
+    return InProcess(client)
+
+
+def reporting(phones: list[Phone], status: str) -> Callable[[httpx.Request, Answer], None]:
+    """Let phones report on a command as soon as it is issued."""
+
+    def report(request: httpx.Request, answer: Answer) -> None:
+        if request.url.path == "/admin/command" and answer.status == 200:
+            for phone in phones:
+                phone.report(answer.json["request_id"], status, message=f"said {status}", via="heartbeat")
+
+    return report
+
+
+# ── enroll-token ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_enroll_token_prints_the_token_alone_and_a_phone_registers_with_it(network: InProcess) -> None:
+    ran = run("enroll-token", "--label", "first phones", "--tag", "lobby", "--tag", "ground", transport=network)
+    phone = Phone(network.client, "phone-1")
+    assert phone.register(ran.out.removesuffix("\n")).status == 200
+    assert "/v1/register" in ran.err
+    token = EnrollmentToken.objects.get()
+    assert (token.label, token.uses, token.tags, token.re_enroll) == ("first phones", 1, ["lobby", "ground"], False)
+
+
+def test_enroll_token_takes_uses_life_and_the_right_to_enrol_again(network: InProcess) -> None:
+    made = run(
+        "enroll-token", "--max-uses", "20", "--expires-in", "2h", "--re-enroll", "--json", transport=network
+    ).json
+    token = EnrollmentToken.objects.get()
+    assert (token.max_uses, token.re_enroll) == (20, True)
+    assert (token.expires_at - token.created_at).total_seconds() == pytest.approx(7200, abs=5)
+    assert made["enrollment_token"].startswith("nxe_")
+
+
+# ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_devices_are_columns_of_plain_text_in_a_pipe_and_json_on_request(network: InProcess, admin: Admin) -> None:
+    phones = [admin.enrol(f"phone-{number}", alias=f"desk {number}") for number in range(3)]
+    lines = run("devices", transport=network).out.splitlines()
+    assert lines[0].split() == ["device_id", "alias", "hardware_id", "presence", "push", "last_seen_at", "tags"]
+    assert [line.split()[0] for line in lines[1:]] == [phone.device_id for phone in reversed(phones)]
+    assert "\x1b" not in "".join(lines)
+    few = run("devices", "--q", "desk", "--limit", "2", "--json", transport=network)
+    assert [row["alias"] for row in few.json] == ["desk 2", "desk 1"]
+    assert "more" in few.err
+
+
+def test_a_list_goes_over_as_many_pages_as_it_takes(
+    network: InProcess, admin: Admin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nexmdm.fleet_client.PAGE", 2)
+    for number in range(5):
+        admin.enrol(f"phone-{number}")
+    ran = run("devices", "--json", transport=network)
+    assert [row["hardware_id"] for row in ran.json] == [f"phone-{number}" for number in (4, 3, 2, 1, 0)]
+    assert len(network.seen) == 3
+
+
+def test_a_device_and_the_summary_are_shown_field_by_field(network: InProcess, phone: Phone) -> None:
+    phone.heartbeat(status={"battery_pct": 83})
+    shown = run("device", phone.device_id, transport=network).out
+    assert "battery_pct=83" in shown
+    assert "presence" in shown
+    assert run("summary", "--json", transport=network).json["devices"]["online"] == 1
+
+
+def test_what_a_phone_says_of_itself_cannot_steer_the_terminal(network: InProcess, admin: Admin) -> None:
+    admin.enrol("phone\x1b]0;owned\x07", alias="[red]\u202e")
+    ran = run("devices", transport=network)
+    assert "\x1b" not in ran.out
+    assert "\u202e" not in ran.out
+    assert "[red]\ufffd" in ran.out
+
+
+# ── sending and waiting ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_ping_waits_until_the_phones_have_answered(network: InProcess, admin: Admin) -> None:
+    phones = [admin.enrol("phone-1"), admin.enrol("phone-2")]
+    network.after = reporting(phones, "succeeded")
+    ran = run("ping", "all", "--wait", transport=network)
+    assert ran.status == 0
+    assert ran.out.count("said succeeded") == 2
+    assert Command.objects.get().action == "ping"
+
+
+def test_a_failure_on_a_phone_is_exit_status_1(network: InProcess, phone: Phone) -> None:
+    network.after = reporting([phone], "failed")
+    ran = run("send", "reboot", phone.device_id, "--wait", "--json", transport=network)
+    assert ran.status == 1
+    assert (ran.json["state"], ran.json["counts"]["failed"]) == ("completed", 1)
+    assert ran.json["deliveries"][0]["result"]["message"] == "said failed"
+
+
+def test_what_is_still_open_after_the_timeout_is_exit_status_1(network: InProcess, phone: Phone) -> None:
+    ran = run("ping", phone.device_id, "--timeout", "0", transport=network)
+    assert ran.status == 1
+    assert "1 of 1 are still open" in ran.err
+
+
+def test_waiting_outlasts_a_server_that_is_busy(
+    network: InProcess, phone: Phone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("nexmdm.fleet_client.time.sleep", slept.append)
+    monkeypatch.setattr("nexmdm.auth.limits.count_call", _busy_once(network))
+    network.after = reporting([phone], "succeeded")
+    assert run("ping", "all", "--wait", transport=network).status == 0
+    assert slept == [7]
+
+
+def _busy_once(network: InProcess) -> Callable[..., Any]:
+    async def count_call(principal: str, *, writes: bool) -> None:
+        if len(network.seen) == 2:
+            raise RateLimited(7)
+
+    return count_call
+
+
+def test_a_command_is_sent_with_its_parameters_and_options(network: InProcess, phone: Phone) -> None:
+    ran = run(
+        "send", "launch_app", phone.device_id.upper(), "--param", "package=com.example.app", "--param",
+        'extras={"floor": 2}', "--expires-in", "1h", "--priority", "normal", "--expect-count", "1", "--json",
+        transport=network,
+    )  # fmt: skip
+    assert ran.status == 0
+    command = Command.objects.get()
+    assert json.loads(command.params) == {"package": "com.example.app", "extras": {"floor": 2}}
+    assert (str(command.pk), command.priority) == (ran.json["request_id"], "normal")
+    assert (command.expires_at - command.issued_at).total_seconds() == pytest.approx(3600, abs=1)
+
+
+def test_a_dry_run_sends_nothing(network: InProcess, phone: Phone) -> None:
+    ran = run("send", "lock", "all", "--dry-run", "--wait", "--json", transport=network)
+    assert (ran.status, ran.json["device_count"], ran.json["request_id"]) == (0, 1, None)
+    assert not Command.objects.exists()
+
+
+@pytest.mark.parametrize("target", ["front-desk", "tag:lobby", "tag:lobby, tag:other", "all", "front-desk,back-desk"])
+def test_a_target_is_an_id_an_alias_a_tag_or_all(network: InProcess, admin: Admin, target: str) -> None:
+    for alias in ("front-desk", "back-desk"):
+        phone = Phone(network.client, alias)
+        phone.register(admin.enrollment_token(tags=["lobby"]), alias=alias)
+    ran = run("send", "ping", target, "--json", transport=network)
+    assert ran.json["device_count"] == (1 if target == "front-desk" else 2)
+
+
+def test_commands_are_listed_shown_and_cancelled(network: InProcess, phone: Phone) -> None:
+    request_id = run("ping", "all", "--json", transport=network).json["request_id"]
+    assert request_id in run("commands", "--action", "ping", "--state", "open", transport=network).out
+    assert phone.device_id in run("command", request_id, transport=network).out
+    assert run("cancel", request_id, "--json", transport=network).json["cancelled"] == 1
+    ended = run("command", request_id, "--wait", transport=network)
+    assert ended.status == 1
+    assert "cancelled" in ended.out
+
+
+def test_of_a_large_command_the_worst_deliveries_are_shown(
+    network: InProcess, admin: Admin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nexmdm.fleet_verbs.SHOWN_DELIVERIES", 2)
+    phones = [admin.enrol(f"phone-{number}") for number in range(4)]
+    request_id = admin.command("ping").json["request_id"]
+    for phone, status in zip(phones, ("succeeded", "failed", "running", "succeeded"), strict=True):
+        phone.report(request_id, status)
+    ran = run("command", request_id, "--json", transport=network)
+    assert [row["state"] for row in ran.json["deliveries"]] == ["failed", "received"]
+
+
+# ── what goes wrong ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_refusal_shows_the_problem_and_is_exit_status_1(network: InProcess) -> None:
+    ran = run("ping", UNKNOWN, transport=network)
+    assert (ran.status, ran.out) == (1, "")
+    assert "422 unknown_devices" in ran.err
+    assert f"body: {UNKNOWN} is not enrolled" in ran.err
+
+
+def test_a_bad_signature_says_what_to_look_at(network: InProcess, settings: Settings) -> None:
+    def spoil(request: httpx.Request) -> httpx.Response:
+        request.headers["X-Timestamp"] = "1767225600"
+        return network.handle_request(request)
+
+    ran = run("summary", transport=httpx.MockTransport(spoil))
+    assert ran.status == 1
+    assert "HMAC_SECRET" in ran.err
+    assert settings.HMAC_SECRETS[0] not in ran.err + ran.out
+
+
+def test_a_server_out_of_reach_is_exit_status_3() -> None:
+    ran = run("devices", "--url", "http://127.0.0.1:9", transport=failing(httpx.ConnectError))
+    assert (ran.status, ran.out) == (3, "")
+    assert "http://127.0.0.1:9" in ran.err
+    assert "make run" in ran.err
+    assert "all the same" not in ran.err
+
+
+def test_a_lost_answer_to_a_write_says_that_it_may_be_done() -> None:
+    ran = run("enroll-token", transport=failing(httpx.ReadTimeout))
+    assert ran.status == 3
+    assert "all the same" in ran.err
+
+
+def test_a_stranger_at_the_address_is_exit_status_1() -> None:
+    stranger = httpx.MockTransport(lambda _: httpx.Response(200, text="<html>\x1b[2J"))
+    ran = run("summary", transport=stranger)
+    assert ran.status == 1
+    assert "does not look like NexMDM" in ran.err
+    assert "\x1b" not in ran.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("ping",),
+        ("ping", ""),
+        ("ping", "all,front-desk"),
+        ("send", "ring", "all", "--param", "duration_seconds"),
+        ("device", "front-desk"),
+        ("devices", "--limit", "0"),
+        ("devices", "--url", "mdm.example.com"),
+        ("enroll-token", "--expires-in", "soon"),
+        ("sign", "GET", "admin/devices"),
+        ("sign", "POST", "/admin/command", "--body", "/nowhere/body.json"),
+    ],
+)
+def test_wrong_usage_is_refused_before_anything_is_sent(arguments: tuple[str, ...]) -> None:
+    with pytest.raises(CommandError):
+        run(*arguments, transport=failing(httpx.ConnectError))
+
+
+# ── signing, the address, the terminal ───────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("target", ["/admin/devices", "/admin/devices?limit=5&q=caf%C3%A9", "/admin/devices?"])
+def test_the_server_accepts_the_headers_that_sign_prints(network: InProcess, target: str) -> None:
+    headers = _headers(run("sign", "get", target, transport=network).out)
+    assert network.client.request("GET", target, None, headers).status == 200
+    assert network.seen == []
+
+
+def test_sign_covers_a_body_and_gives_an_idempotency_key(network: InProcess, tmp_path: Path) -> None:
+    body = b'{"label": "Caf\xc3\xa9"}'
+    file = tmp_path / "body.json"
+    file.write_bytes(body)
+    ran = run("sign", "POST", "/admin/enrollment-tokens", "--body", str(file), transport=network)
+    headers = _headers(ran.out)
+    assert list(headers) == ["X-Admin", "X-Timestamp", "X-Signature", "Idempotency-Key", "Content-Type"]
+    assert network.client.request("POST", "/admin/enrollment-tokens", body, headers).status == 200
+    assert EnrollmentToken.objects.get().label == "Café"
+
+
+def _headers(out: str) -> dict[str, str]:
+    return dict(line.split(": ", 1) for line in out.splitlines())
+
+
+def test_the_address_is_that_of_the_settings(network: InProcess, settings: Settings) -> None:
+    settings.HOST, settings.PORT, settings.ALLOWED_HOSTS = "0.0.0.0", 8123, ["mdm.example.com"]  # noqa: S104
+    assert run("summary", transport=network).status == 0
+    (request,) = network.seen
+    assert (str(request.url), request.headers["Host"]) == ("http://127.0.0.1:8123/admin/summary", "mdm.example.com")
+
+
+class Screen(io.StringIO):
+    """A terminal."""
+
+    def isatty(self) -> bool:
+        """Say that it is one."""
+        return True
+
+
+def test_rows_are_framed_on_a_terminal() -> None:
+    out = Screen()
+    terminal = Terminal(OutputWrapper(out), OutputWrapper(out), as_json=False)
+    row = {
+        "device_id": UNKNOWN,
+        "alias": "[bold]x",
+        "last_seen_at": "2026-01-01T00:00:00.123456Z",
+        "said": "word " * 40,
+    }
+    terminal.table(list(row), [row])
+    assert UNKNOWN in out.getvalue()
+    assert "[bold]x" in out.getvalue()
+    assert "2026-01-01T00:00:00Z" in out.getvalue()
+    assert "─" in out.getvalue()
