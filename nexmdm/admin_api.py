@@ -22,7 +22,7 @@ router = Router(tags=["fleet"])
 
 
 @router.post("/devices/{uuid:device_id}/revoke", response=DeviceRow, url_name="revoke")
-async def revoke(request: HttpRequest, device_id: UUID, body: Nothing | None = None) -> HttpResponse:
+async def revoke_device(request: HttpRequest, device_id: UUID, body: Nothing | None = None) -> HttpResponse:
     """Shut a device out at once, in every process; its open commands are cancelled, and no push leaves any more."""
 
     def work() -> Done:
@@ -35,7 +35,7 @@ async def revoke(request: HttpRequest, device_id: UUID, body: Nothing | None = N
 
 
 @router.post("/devices/{uuid:device_id}/reinstate", response=DeviceRow, url_name="reinstate")
-async def reinstate(request: HttpRequest, device_id: UUID, body: Nothing | None = None) -> HttpResponse:
+async def reinstate_device(request: HttpRequest, device_id: UUID, body: Nothing | None = None) -> HttpResponse:
     """Let a revoked device in again: the same token works."""
 
     def work() -> Done:

@@ -8,10 +8,10 @@ from typing import Any, Final
 import orjson
 import structlog
 from django.conf import settings
+from django.core.exceptions import SuspiciousOperation
 from django.db import InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
-from ninja import NinjaAPI
 from ninja.errors import HttpError, ValidationError
 from ninja.operation import Operation
 from ninja.parser import Parser
@@ -26,6 +26,7 @@ from nexmdm import admin_api, audit, auth, caller, checkin, device_api, limits, 
 from nexmdm.auth import DEVICE, SIGNED
 from nexmdm.caller import SignedCaller
 from nexmdm.limits import RateLimited
+from nexmdm.openapi import DescribedAPI
 from nexmdm.problems import Problem
 
 log = structlog.get_logger()
@@ -80,7 +81,18 @@ class OrjsonParser(Parser):
         return parse_json(request.body)
 
 
-api = NinjaAPI(
+class LeanAPI(DescribedAPI):
+    """Ninja, without the response that it prepares for each call: every operation here answers with one of its own."""
+
+    _unused: Final = HttpResponse()
+
+    def create_temporal_response(self, request: HttpRequest) -> HttpResponse:  # noqa: ARG002
+        """Return what nobody looks at."""
+        return self._unused
+
+
+api = LeanAPI(
+    errors=ERRORS,
     title="NexMDM",
     version="1",
     description="The control loop of an Android fleet: phones register, beat and report; admins send commands.",
@@ -130,6 +142,10 @@ def _not_found(request: HttpRequest, error: Http404) -> HttpResponse:
     return problems.NOT_FOUND.response()
 
 
+def _suspicious(request: HttpRequest, error: SuspiciousOperation) -> HttpResponse:
+    return Problem(422, "invalid_request", "The query has more parameters than any operation takes.", []).response()
+
+
 def _database_unavailable(request: HttpRequest, error: Exception) -> HttpResponse:
     log.error("database.unavailable", error=type(error).__name__, detail=str(error)[:200])
     return problems.DATABASE_UNAVAILABLE.response()
@@ -151,6 +167,7 @@ _HANDLERS: Final[dict[type[Exception], Callable[..., HttpResponse]]] = {
     ValidationError: _invalid_request,
     HttpError: _http_error,
     Http404: _not_found,
+    SuspiciousOperation: _suspicious,
     OperationalError: _database_unavailable,
     InterfaceError: _database_unavailable,
     Exception: _internal,
@@ -215,9 +232,9 @@ def _known_query_only(view: View) -> View:
 
 api.add_decorator(_known_query_only)
 api.add_decorator(_failures_limited, mode="view")
+api.add_router("/v1", device_api.router)
+api.add_router("/v1", commands.api.device_router, auth=DEVICE)
 for _router in (commands.api.admin_router, devices.api.admin_router, admin_api.router):
     _router.add_decorator(_audited, mode="view")
     api.add_router("/admin", _router, auth=SIGNED)
-api.add_router("/v1", device_api.router)
-api.add_router("/v1", commands.api.device_router, auth=DEVICE)
 api.add_router("", operations.router)

@@ -14,14 +14,14 @@ from ninja import NinjaAPI
 from ninja.openapi.schema import OpenAPISchema
 from ninja.operation import Operation
 
-from commands import actions, queue
+from commands import queue
 from commands.schemas import NewCommand
 from devices import audience, credentials, enrollment
-from nexmdm import auth, caller, operations, problems
+from nexmdm import auth, caller, openapi_components, operations, problems
 from nexmdm.limits import RateLimited
+from nexmdm.openapi_components import Json
 from nexmdm.problems import Problem
 
-Json = dict[str, Any]
 ErrorTable = Mapping[type[Exception], tuple[int, str, dict[str, str]]]
 
 # ── what may be refused ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -53,7 +53,7 @@ _ANYWHERE: Final = (
     _like(problems.INTERNAL),
 )
 _NOT_JSON: Final = Refusal(400, "invalid_json", "The body is not JSON in UTF-8.")
-_NOT_FOUND: Final = _like(problems.NOT_FOUND)
+_NOT_FOUND: Final = _general(404, "There is nothing at this path, or nothing has this id.")
 _RATE_LIMITED: Final = _general(429, (RateLimited.__doc__ or "").strip())
 _DATABASE_UNAVAILABLE: Final = _like(problems.DATABASE_UNAVAILABLE)
 _WITH_A_CREDENTIAL: Final = (
@@ -73,11 +73,6 @@ _BY_SCHEME: Final[Mapping[str, tuple[type[Exception], ...]]] = {
     "SignedRequest": (auth.InvalidSignature,),
 }
 _SIGNED_WRITE: Final = (auth.IdempotencyKeyRequired, caller.IdempotencyInFlight, caller.IdempotencyKeyReused)
-_BY_ID_IN_PATH: Final[Mapping[str, type[Exception]]] = {
-    "device_id": enrollment.UnknownDevice,
-    "request_id": queue.UnknownCommand,
-    "token_id": enrollment.UnknownEnrollmentToken,
-}
 _BY_OPERATION: Final[Mapping[str, tuple[type[Exception], ...]]] = {
     "register": (credentials.DeviceRevoked, enrollment.HardwareKnown, enrollment.AliasTaken),
     "actionResult": (queue.UnknownRequest,),
@@ -90,131 +85,10 @@ _BY_OPERATION: Final[Mapping[str, tuple[type[Exception], ...]]] = {
     "changeDevice": (enrollment.AliasTaken,),
     "changeTag": (audience.UnknownDevices,),
 }
-_METRICS: Final = (
-    Refusal(401, "invalid_token", "Send METRICS_TOKEN as the bearer token."),
-    _NOT_FOUND,
-    _RATE_LIMITED,
-    _DATABASE_UNAVAILABLE,
-)
+_METRICS: Final = (_NOT_FOUND, _RATE_LIMITED, _DATABASE_UNAVAILABLE)
+_NO_METRICS_TOKEN: Final = Refusal(401, "invalid_token", "Send METRICS_TOKEN as the bearer token.")
 # This one names devices in its errors, so that it is no row of the table.
 _BESIDE_THE_TABLE: Final[ErrorTable] = {audience.UnknownDevices: (422, "unknown_devices", {})}
-
-# ── components ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-_PROBLEM: Final[Json] = {
-    "title": "ProblemDetails",
-    "type": "object",
-    "description": "An error (RFC 9457). Programs decide by `code`, which is stable; `detail` is for people.",
-    "required": ["type", "title", "status", "code", "detail"],
-    "properties": {
-        "type": {"type": "string", "const": "about:blank"},
-        "title": {"type": "string", "description": "The name of the status."},
-        "status": {"type": "integer", "minimum": 400, "maximum": 599},
-        "code": {"type": "string", "pattern": "^[a-z_]+$"},
-        "detail": {"type": "string"},
-        "errors": {
-            "type": "array",
-            "description": "With status 422 only: what is wrong, and where.",
-            "items": {
-                "type": "object",
-                "required": ["loc", "msg"],
-                "properties": {
-                    "loc": {"type": "array", "items": {"type": ["string", "integer"]}, "examples": [["body", "target"]]},
-                    "msg": {"type": "string"},
-                },
-            },
-        },
-    },
-}
-_HEADERS: Final[Json] = {
-    "X-Correlation-ID": {
-        "description": "Names this request in the log. The caller's own X-Correlation-ID, if it is 1 to 64 letters, "
-        "digits, dots, hyphens and underscores; else a new one.",
-        "required": True,
-        "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"},
-    },
-    "Retry-After": {
-        "description": "How many seconds to wait before trying again.",
-        "required": True,
-        "schema": {"type": "integer", "minimum": 1},
-    },
-    "WWW-Authenticate": {
-        "description": "The kind of credential that is wanted: Bearer, or NXD1 for a signed request.",
-        "required": True,
-        "schema": {"type": "string"},
-    },
-    "Idempotent-Replayed": {
-        "description": "Present when this is the answer to an earlier request with the same Idempotency-Key.",
-        "schema": {"type": "string", "const": "true"},
-    },
-}
-_PARAMETERS: Final[Json] = {
-    "X-Admin": {
-        "description": "The admin key.",
-        "schema": {"type": "string"},
-    },
-    "X-Timestamp": {
-        "description": "Now, in whole seconds since 1970; at most 300 away from the server's clock.",
-        "schema": {"type": "string", "pattern": "^[0-9]{1,12}$"},
-    },
-    "X-Signature": {
-        "description": "`v1=` and the signature; see the security scheme SignedRequest.",
-        "schema": {"type": "string", "pattern": "^v1=[0-9a-f]{64}$"},
-    },
-    "Idempotency-Key": {
-        "description": "A new one for each new request. Repeating a request with its key repeats the answer, not the "
-        "work, for 24 hours.",
-        "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]{16,64}$"},
-    },
-}
-_SECURITY: Final[Mapping[str, Json]] = {
-    "DeviceBearer": {"description": "A phone's device token, from its registration or its latest rotation."},
-    "EnrollmentBearer": {"description": "An enrollment token, made by an admin."},
-    "SignedRequest": {
-        "description": "Sign every request with the HMAC secret, and send X-Admin, X-Timestamp, X-Signature, and with "
-        "every method but GET an Idempotency-Key.\n\nThe text to sign has six lines, without a line feed after the "
-        "last: `NXD1`; the X-Timestamp; the Idempotency-Key (an empty line for GET); the method; the path as it is "
-        "sent, with `?` and the query if there is one; the SHA-256 of the body as lower-case hex. X-Signature is "
-        "`v1=` and the HMAC-SHA256 of that text, as lower-case hex. `manage.py fleet sign` prints these headers."
-    },
-    "MetricsBearer": {"type": "http", "scheme": "bearer", "description": "METRICS_TOKEN, where it is set."},
-}
-_CONVENTIONS: Final = """
-
-Times are RFC 3339 in UTC. Unknown query parameters are refused; so are unknown fields in bodies under `/admin`, while
-those under `/v1` are ignored. A path that does not take a method answers 405 `method_not_allowed` with `Allow`, an
-unknown path 404 `not_found`. Every error is a ProblemDetails."""
-
-
-def _action_params() -> Json:
-    """Return the components of the catalogue: each action's parameters, under the name of its class."""
-    found: Json = {}
-    for action in actions.CATALOGUE.values():
-        schema = action.model_json_schema(ref_template="#/components/schemas/{model}")
-        found |= schema.pop("$defs", {})
-        found[_params_name(action)] = schema
-    return found
-
-
-def _params_name(action: type[actions.Action]) -> str:
-    return f"{action.__name__}Params"
-
-
-def _new_command(schema: Json) -> Json:
-    """Return the body of a command with the catalogue in it."""
-    told = [f"`{action.name}`: {_params_name(action)}" for action in actions.CATALOGUE.values()]
-    refs = [{"$ref": f"#/components/schemas/{_params_name(action)}"} for action in actions.CATALOGUE.values()]
-    described = {
-        "action": {"title": "Action", "type": "string", "enum": list(actions.CATALOGUE)},
-        "params": {
-            "title": "Params",
-            "anyOf": refs,
-            "default": {},
-            "description": f"The parameters of the action. {'; '.join(told)}.",
-        },
-    }
-    return schema | {"properties": schema["properties"] | described}
-
 
 # ── the document ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -253,19 +127,24 @@ class _Completion:
             for path, methods in paths.items()
         }
         components = self._document["components"]
-        schemas = components["schemas"] | _action_params() | {"ProblemDetails": _PROBLEM}
-        schemas[NewCommand.__name__] = _new_command(schemas[NewCommand.__name__])
+        schemas = (
+            components["schemas"] | openapi_components.action_params() | {"ProblemDetails": openapi_components.PROBLEM}
+        )
+        schemas[NewCommand.__name__] = openapi_components.new_command(schemas[NewCommand.__name__])
         schemes = components["securitySchemes"]
         components |= {
             "schemas": schemas,
             "responses": self._answers,
-            "headers": _HEADERS,
+            "headers": openapi_components.HEADERS,
             "parameters": {
-                name: {"name": name, "in": "header", "required": True, **rest} for name, rest in _PARAMETERS.items()
+                name: {"name": name, "in": "header", "required": True, **rest}
+                for name, rest in openapi_components.PARAMETERS.items()
             },
-            "securitySchemes": {name: schemes.get(name, {}) | more for name, more in _SECURITY.items()},
+            "securitySchemes": {
+                name: schemes.get(name, {}) | more for name, more in openapi_components.SECURITY.items()
+            },
         }
-        self._document["info"]["description"] += _CONVENTIONS
+        self._document["info"]["description"] += openapi_components.CONVENTIONS
 
     def _operation(self, method: str, path: str, found: Json) -> Json:
         summary, rest = _split(found["description"])
@@ -299,9 +178,8 @@ class _Completion:
         if _is_signed_write(method, found):
             yield from self._of(_SIGNED_WRITE)
         yield from self._of(_BY_OPERATION.get(found["operationId"], ()))
-        if names := re.findall(r"{(\w+)}", path):
+        if "{" in path:
             yield _NOT_FOUND
-            yield from self._of(_BY_ID_IN_PATH[name] for name in names if name in _BY_ID_IN_PATH)
         if path == "/metrics":
             yield from _METRICS
         elif "security" in found:
@@ -313,19 +191,9 @@ class _Completion:
             yield Refusal(status, code, (error.__doc__ or "").strip())
 
     def _refused(self, status: int, refusals: list[Refusal]) -> Json:
-        """Return a reference to the answer with these refusals, which operations share."""
-        codes = list(dict.fromkeys(refusal.code for refusal in refusals))
-        name = "Or".join("".join(map(str.capitalize, code.split("_"))) for code in codes)
-        self._answers[name] = {
-            "description": "\n".join([f"{HTTPStatus(status).phrase}:", "", *map(_line, refusals)]),
-            "headers": _headers(status),
-            "content": {
-                problems.MEDIA_TYPE: {
-                    "schema": {"$ref": "#/components/schemas/ProblemDetails"},
-                    "examples": {refusal.code: {"value": _example(refusal)} for refusal in refusals},
-                }
-            },
-        }
+        """Return a reference to the answer with these refusals; operations that refuse the same share it."""
+        name = "Or".join("".join(map(str.capitalize, refusal.code.split("_"))) for refusal in refusals)
+        self._answers[name] = _problem_answer(refusals) | {"headers": _headers(status)}
         return {"$ref": f"#/components/responses/{name}"}
 
 
@@ -335,7 +203,10 @@ def _metrics() -> Json:
         "description": operations.read_metrics.__doc__ or "",
         "tags": ["operations"],
         "parameters": [],
-        "responses": {200: {"description": "OK", "content": {"text/plain": {"schema": {"type": "string"}}}}},
+        "responses": {
+            200: {"description": "OK", "content": {"text/plain": {"schema": {"type": "string"}}}},
+            401: _problem_answer([_NO_METRICS_TOKEN]),
+        },
         "security": [{"MetricsBearer": []}, {}],
     }
 
@@ -359,13 +230,25 @@ def _is_signed_write(method: str, found: Json) -> bool:
 
 
 def _signing_parameters(method: str) -> list[Json]:
-    names = [name for name in _PARAMETERS if method != "get" or name != "Idempotency-Key"]
+    names = [name for name in openapi_components.PARAMETERS if method != "get" or name != "Idempotency-Key"]
     return [{"$ref": f"#/components/parameters/{name}"} for name in names]
 
 
 def _headers(status: int, *more: str) -> Json:
     demanded = {401: ["WWW-Authenticate"], 429: ["Retry-After"], 503: ["Retry-After"]}.get(status, [])
     return {name: {"$ref": f"#/components/headers/{name}"} for name in ["X-Correlation-ID", *demanded, *more]}
+
+
+def _problem_answer(refusals: list[Refusal]) -> Json:
+    content = {
+        "schema": {"$ref": "#/components/schemas/ProblemDetails"},
+        "examples": {refusal.code: {"value": _example(refusal)} for refusal in refusals},
+    }
+    title = HTTPStatus(refusals[0].status).phrase
+    return {
+        "description": "\n".join([f"{title}:", "", *map(_line, refusals)]),
+        "content": {problems.MEDIA_TYPE: content},
+    }
 
 
 def _line(refusal: Refusal) -> str:

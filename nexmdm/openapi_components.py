@@ -1,0 +1,126 @@
+"""What the OpenAPI document says once for all operations: errors, headers, credentials, the catalogue of actions."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from commands import actions
+
+Json = dict[str, Any]
+
+PROBLEM: Final[Json] = {
+    "title": "ProblemDetails",
+    "type": "object",
+    "description": "An error (RFC 9457). Programs decide by `code`, which is stable; `detail` is for people.",
+    "required": ["type", "title", "status", "code", "detail"],
+    "properties": {
+        "type": {"type": "string", "const": "about:blank"},
+        "title": {"type": "string", "description": "The name of the status."},
+        "status": {"type": "integer", "minimum": 400, "maximum": 599},
+        "code": {"type": "string", "pattern": "^[a-z_]+$"},
+        "detail": {"type": "string"},
+        "errors": {
+            "type": "array",
+            "description": "With status 422 only: what is wrong, and where.",
+            "items": {
+                "type": "object",
+                "required": ["loc", "msg"],
+                "properties": {
+                    "loc": {
+                        "type": "array",
+                        "items": {"type": ["string", "integer"]},
+                        "examples": [["body", "target"]],
+                    },
+                    "msg": {"type": "string"},
+                },
+            },
+        },
+    },
+}
+HEADERS: Final[Json] = {
+    "X-Correlation-ID": {
+        "description": "Names this request in the log. The caller's own X-Correlation-ID, if it is 1 to 64 letters, "
+        "digits, dots, hyphens and underscores; else a new one.",
+        "required": True,
+        "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"},
+    },
+    "Retry-After": {
+        "description": "How many seconds to wait before trying again.",
+        "required": True,
+        "schema": {"type": "integer", "minimum": 1},
+    },
+    "WWW-Authenticate": {
+        "description": "The kind of credential that is wanted: Bearer, or NXD1 for a signed request.",
+        "required": True,
+        "schema": {"type": "string"},
+    },
+    "Idempotent-Replayed": {
+        "description": "Present when this is the answer to an earlier request with the same Idempotency-Key.",
+        "schema": {"type": "string", "const": "true"},
+    },
+}
+PARAMETERS: Final[Json] = {
+    "X-Admin": {
+        "description": "The admin key.",
+        "schema": {"type": "string"},
+    },
+    "X-Timestamp": {
+        "description": "Now, in whole seconds since 1970; at most 300 away from the server's clock.",
+        "schema": {"type": "string", "pattern": "^[0-9]{1,12}$"},
+    },
+    "X-Signature": {
+        "description": "`v1=` and the signature; see the security scheme SignedRequest.",
+        "schema": {"type": "string", "pattern": "^v1=[0-9a-f]{64}$"},
+    },
+    "Idempotency-Key": {
+        "description": "A new one for each new request. Repeating a request with its key repeats the answer, not the "
+        "work, for 24 hours.",
+        "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]{16,64}$"},
+    },
+}
+SECURITY: Final[Mapping[str, Json]] = {
+    "DeviceBearer": {"description": "A phone's device token, from its registration or its latest rotation."},
+    "EnrollmentBearer": {"description": "An enrollment token, made by an admin."},
+    "SignedRequest": {
+        "description": "Sign every request with the HMAC secret, and send X-Admin, X-Timestamp, X-Signature, and with "
+        "every method but GET an Idempotency-Key.\n\nThe text to sign has six lines, without a line feed after the "
+        "last: `NXD1`; the X-Timestamp; the Idempotency-Key (an empty line for GET); the method; the path as it is "
+        "sent, with `?` and the query if there is one; the SHA-256 of the body as lower-case hex. X-Signature is "
+        "`v1=` and the HMAC-SHA256 of that text, as lower-case hex. `manage.py fleet sign` prints these headers."
+    },
+    "MetricsBearer": {"type": "http", "scheme": "bearer", "description": "METRICS_TOKEN, where it is set."},
+}
+CONVENTIONS: Final = """
+
+Times are RFC 3339 in UTC. Unknown query parameters are refused; so are unknown fields in bodies under `/admin`, while
+those under `/v1` are ignored. A path that does not take a method answers 405 `method_not_allowed` with `Allow`, an
+unknown path 404 `not_found`. Every error is a ProblemDetails."""
+
+
+def action_params() -> Json:
+    """Return the components of the catalogue: each action's parameters, under the name of its class."""
+    found: Json = {}
+    for action in actions.CATALOGUE.values():
+        schema = action.model_json_schema(ref_template="#/components/schemas/{model}")
+        found |= schema.pop("$defs", {})
+        found[_params_name(action)] = schema
+    return found
+
+
+def _params_name(action: type[actions.Action]) -> str:
+    return f"{action.__name__}Params"
+
+
+def new_command(schema: Json) -> Json:
+    """Return the body of a command with the catalogue in it."""
+    told = [f"`{action.name}`: {_params_name(action)}" for action in actions.CATALOGUE.values()]
+    refs = [{"$ref": f"#/components/schemas/{_params_name(action)}"} for action in actions.CATALOGUE.values()]
+    described = {
+        "action": {"title": "Action", "type": "string", "enum": list(actions.CATALOGUE)},
+        "params": {
+            "title": "Params",
+            "anyOf": refs,
+            "default": {},
+            "description": f"The parameters of the action. {'; '.join(told)}.",
+        },
+    }
+    return schema | {"properties": schema["properties"] | described}
