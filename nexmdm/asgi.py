@@ -18,9 +18,10 @@ from asgiref.sync import ThreadSensitiveContext, sync_to_async  # noqa: E402
 from django.contrib.staticfiles.handlers import ASGIStaticFilesHandler  # noqa: E402
 from django.core.exceptions import PermissionDenied, SuspiciousOperation  # noqa: E402
 from django.core.handlers.asgi import ASGIHandler, ASGIRequest  # noqa: E402
-from django.db import connections  # noqa: E402
-from django.http import Http404, HttpResponse  # noqa: E402
+from django.db import InterfaceError, OperationalError, connections  # noqa: E402
+from django.http import Http404, HttpRequest, HttpResponse  # noqa: E402
 from django.http.response import HttpResponseBase  # noqa: E402
+from django.urls import ResolverMatch  # noqa: E402
 
 from nexmdm import checkin, problems  # noqa: E402
 from nexmdm.guard import App, Guard, Receive, Scope, Send  # noqa: E402
@@ -41,6 +42,10 @@ class LeanRequest(ASGIRequest):
 
 class LeanHandler(ASGIHandler):
     """Django's resolver and views, and nothing between them and the server."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._static_routes: dict[str, ResolverMatch] = {}
 
     def load_middleware(self, is_async: bool = False) -> None:  # noqa: ARG002
         """Load none: the API has its own layers."""
@@ -64,10 +69,23 @@ class LeanHandler(ASGIHandler):
             return problems.NOT_FOUND.response()
         except (SuspiciousOperation, PermissionDenied):
             return problems.general(400, "The request cannot be served as it was sent.").response()
+        except (OperationalError, InterfaceError) as error:  # from around an operation, where Ninja has no handlers
+            log.error("database.unavailable", error=type(error).__name__, detail=str(error)[:200])
+            return problems.DATABASE_UNAVAILABLE.response()
         except Exception as error:
             log.exception("request.failed", error=type(error).__name__)
             return problems.INTERNAL.response()
         return _as_problem(response)
+
+    def resolve_request(self, request: HttpRequest) -> ResolverMatch:
+        """Find the view; a path without parameters in it is looked up once."""
+        match = self._static_routes.get(request.path_info)
+        if match is None:
+            match = super().resolve_request(request)
+            if not match.kwargs:
+                self._static_routes[request.path_info] = match
+        request.resolver_match = match
+        return match
 
     async def _send(self, response: HttpResponse, send: Send) -> None:
         body = response.content

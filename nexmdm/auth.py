@@ -48,7 +48,7 @@ class Bearer(HttpBearer):
 
     async def __call__(self, request: HttpRequest) -> tokens.Token:
         """Return the token; raise the error of its kind if it is missing or malformed."""
-        scheme, _, text = request.headers.get("Authorization", "").partition(" ")
+        scheme, _, text = request.META.get("HTTP_AUTHORIZATION", "").partition(" ")
         token = tokens.parse(self._prefix, text.strip()) if scheme.lower() == "bearer" else None
         if token is None:
             raise self._error

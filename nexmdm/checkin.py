@@ -47,11 +47,15 @@ class Draining(Exception):
 
 @dataclass(frozen=True, slots=True)
 class CheckedIn:
-    """What a good heartbeat gets: its offer, and the database's time; whether its push token must still be written."""
+    """What a good heartbeat gets: its offer, and the database's time; whether a push token must still be written.
+
+    The push token is the one of the heartbeats that were merged, so that all of them write the same.
+    """
 
     offer: Offer
     at: datetime
     push_token_changed: bool
+    push_token: str | None
 
 
 def flush(beats: Sequence[Beat]) -> list[CheckedIn | Exception]:
@@ -63,17 +67,17 @@ def flush(beats: Sequence[Beat]) -> list[CheckedIn | Exception]:
         heard = heartbeats.record(beats)
         good = [beat.token.id for beat, one in zip(beats, heard, strict=True) if one and one.verdict == "good"]
         offers = queue.pending_for(good) if good else {}
-    return [_outcome(one, offers.get(beat.token.id, NOTHING)) for beat, one in zip(beats, heard, strict=True)]
+    return [_outcome(beat, one, offers.get(beat.token.id, NOTHING)) for beat, one in zip(beats, heard, strict=True)]
 
 
-def _outcome(heard: heartbeats.Heard | None, offer: Offer) -> CheckedIn | Exception:
+def _outcome(beat: Beat, heard: heartbeats.Heard | None, offer: Offer) -> CheckedIn | Exception:
     if heard is None:
         return InvalidToken()
     try:
         credentials.check(heard.verdict)
     except Exception as error:  # noqa: BLE001  (an outcome among others: it is raised where its heartbeat waits)
         return error
-    return CheckedIn(offer, heard.at, heard.push_token_changed)
+    return CheckedIn(offer, heard.at, heard.push_token_changed, beat.push_token)
 
 
 def flush_safely(beats: Sequence[Beat]) -> list[CheckedIn | Exception]:

@@ -146,8 +146,8 @@ def _admit(scope: Scope, headers: Headers) -> None:
     if headers.size > HEADERS_LIMIT:
         raise _Refused(problems.general(431, f"The headers take more than {HEADERS_LIMIT} bytes."), drain=True)
     _set_caller(scope, headers)
-    host = headers.last(b"host").decode("latin-1")
-    domain, _ = split_domain_port(host)
+    hosts = headers.values.get(b"host", [])
+    domain, _ = split_domain_port(hosts[0].decode("latin-1")) if len(hosts) == 1 else ("", "")
     if not domain or not validate_host(domain, settings.ALLOWED_HOSTS):
         raise _Refused(
             Problem(400, "invalid_host", "This host name is not served here. Set ALLOWED_HOSTS to allow it.")

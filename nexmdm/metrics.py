@@ -6,6 +6,7 @@ No label carries an id or free text.
 import os
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -54,7 +55,12 @@ class Timed:
         finally:
             method = scope["method"] if scope["method"] in METHODS else "other"
             route = scope.get("nexmdm.route", "unmatched")
-            REQUEST_SECONDS.labels(route, method, str(status)).observe(time.perf_counter() - started)
+            _child(route, method, status).observe(time.perf_counter() - started)
+
+
+@cache
+def _child(route: str, method: str, status: int) -> Histogram:
+    return REQUEST_SECONDS.labels(route, method, str(status))
 
 
 _GAUGES: Final = """

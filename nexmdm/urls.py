@@ -1,4 +1,4 @@
-"""Every path there is."""
+"""Every path there is. They are tried in order, so what phones call comes first."""
 
 from django.http import HttpRequest, HttpResponse
 from django.urls import path
@@ -9,8 +9,8 @@ from nexmdm.admin_site import site
 from nexmdm.api import api
 
 urlpatterns = [
-    path("django-admin/", site.urls),
     path("", api.urls),
+    path("django-admin/", site.urls),
 ]
 
 
