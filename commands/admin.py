@@ -1,6 +1,7 @@
 """A read-only window on the work: commands, deliveries, attempts, reports. What is past its time shows as expired."""
 
 import json
+from operator import attrgetter
 from typing import Any, ClassVar, Final
 from uuid import UUID
 
@@ -13,7 +14,18 @@ from django.utils.safestring import SafeString
 from commands import filters
 from commands.models import FINAL, Attempt, Command, Delivery, Report, State
 from devices.admin import SECRETS, DeviceAdmin
-from devices.browsing import NOTHING, Column, Link, NewestRows, ReadOnlyAdmin, ReadOnlyInline, link_to_list, pretty
+from devices.browsing import (
+    NOTHING,
+    Column,
+    Link,
+    NewestRows,
+    ReadOnlyAdmin,
+    ReadOnlyInline,
+    all_of,
+    link,
+    link_to_list,
+    pretty,
+)
 from devices.models import Device
 
 NOW: Final = {
@@ -28,18 +40,26 @@ NOW: Final = {
 BULKY: Final = ("params", "target")
 
 
+_key: Final = attrgetter("pk")
+
+
 class CommandAdmin(ReadOnlyAdmin):
     """What was asked; the deliveries are a link away."""
 
-    list_display = ("id", "action", "device_count", "issued_by", "note", "priority", "issued_at", "expires_at")
+    list_display = ("id", "action", "device_count", "issued_by", "note", "urgency", "issued", "expires")
     list_filter = (filters.ActionFilter, filters.CommandStateFilter, filters.CommandAge)
     search_fields = ("id", "deliveries__device__alias")
     search_help_text = "A whole request id or device id, or the start of a device's alias."
     fieldsets: ClassVar = [
-        (None, {"fields": ["id", "action", "pretty_params", "priority", "pretty_target", "note", "issued_by"]}),
-        ("Times", {"fields": ["issued_at", "expires_at", "cancelled_at"]}),
+        (None, {"fields": ["id", "action", "pretty_params", "urgency", "pretty_target", "note", "issued_by"]}),
+        ("Times", {"fields": ["issued", "expires", "cancelled"]}),
         ("Deliveries", {"fields": ["device_count", "counts", "all_deliveries"]}),
     ]
+
+    urgency = Column("priority")
+    issued = Column("issued_at")
+    expires = Column("expires_at")
+    cancelled = Column("cancelled_at")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         """Return the commands without their bulky columns; a command's own page reads those by itself."""
@@ -98,46 +118,59 @@ class _OfCommandAndDevice(ReadOnlyAdmin):
 
     def identified(self, key: UUID) -> Q:
         """Return the condition for a request id or a device id, whichever it is: each has an index of its own."""
-        column = "command" if Command.objects.filter(pk=key).exists() else "device"
-        return Q(**{f"{self.to_delivery}{column}": key})
+        return Q(command=key) if Command.objects.filter(pk=key).exists() else Q(device=key)
 
     def named(self, text: str) -> Q:
         """Return the condition for the start of a device's alias."""
         return Q(**{f"{self.to_delivery}device__alias__startswith": text})
 
 
-class AttemptInline(ReadOnlyInline):
+class _Sent:
+    """What became of a send, in the contract's own words."""
+
+    nth = Column("number", "no.")
+    ended = Column("outcome")
+    http = Column("http_status", "HTTP")
+    fcm_code = Column("fcm_error", "FCM code")
+    latency = Column("latency_ms", "ms")
+    started = Column("started_at")
+    finished = Column("finished_at")
+
+
+class AttemptInline(_Sent, ReadOnlyInline):
     """The sends of a delivery."""
 
     model = Attempt
-    fields: ClassVar = [
-        "number", "outcome", "http_status", "fcm_error", "message_id", "latency_ms", "detail", "started_at",
-        "finished_at",
-    ]  # fmt: skip
+    fields: ClassVar = ["nth", "ended", "http", "fcm_code", "message_id", "latency", "detail", "started", "finished"]
 
 
-class _Output:
+class _Said:
+    """What a report says, in the contract's own words."""
+
+    said = Column("status")
+    channel = Column("via")
+    done = Column("device_finished_at")
+    heard = Column("reported_at")
+
     @admin.display(description="output")
     def pretty_output(self, report: Report) -> str:
         """Return what the phone sent along, laid out for people."""
         return pretty(report.output)
 
 
-class ReportInline(_Output, ReadOnlyInline):
+class ReportInline(_Said, ReadOnlyInline):
     """What the phone said about a delivery."""
 
     model = Report
-    fields: ClassVar = [
-        "status", "message", "pretty_output", "via", "late", "duplicate", "device_finished_at", "reported_at",
-    ]  # fmt: skip
+    fields: ClassVar = ["said", "message", "pretty_output", "channel", "late", "duplicate", "done", "heard"]
 
 
 class DeliveryAdmin(_OfCommandAndDevice):
     """One command for one device, with its result, its attempts, and all that the phone said."""
 
     list_display = (
-        "id", "to_command", "to_device", "state_now", "push_state", "attempt_count", "delivered_via", "issued_at",
-        "settled_now",
+        "id", "action", "request_id", "to_device", "state_now", "push", "attempts", "channel", "issued",
+        "settled",
     )  # fmt: skip
     list_filter = (
         filters.DeliveryActionFilter,
@@ -150,17 +183,25 @@ class DeliveryAdmin(_OfCommandAndDevice):
     linked_by = ("command__id__exact", "device__id__exact")
     inlines: ClassVar = [AttemptInline, ReportInline]
     fieldsets: ClassVar = [
-        (None, {"fields": ["to_command", "to_device", "state_now", "delivered_via"]}),
+        (None, {"fields": ["action", "request_id", "to_device", "state_now", "channel"]}),
         ("Result", {"fields": ["result"]}),
-        ("Times", {"fields": ["issued_at", "open_until", "received_at", "reported_at", "settled_now"]}),
-        ("Push", {"fields": ["push_state", "attempt_count", "failure_count", "next_attempt_at", "everything"]}),
+        ("Times", {"fields": ["issued", "until", "received", "reported", "settled"]}),
+        ("Push", {"fields": ["push", "attempts", "failure_count", "next_push", "everything"]}),
     ]
 
-    to_command = Link("command")
+    action = Column("command.action")
+    request_id = Link("command", "request id", _key)
     to_device = Link("device")
-    issued_at = Column("command.issued_at")
     state_now = Column("state_now", "state")
-    settled_now = Column("settled_now", "settled at")
+    issued = Column("command.issued_at")
+    until = Column("open_until")
+    received = Column("received_at")
+    reported = Column("reported_at")
+    settled = Column("settled_now", "settled at")
+    push = Column("push_state", "push")
+    attempts = Column("attempt_count", "attempts")
+    channel = Column("delivered_via", "via")
+    next_push = Column("next_attempt_at")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         """Return the deliveries as they stand now."""
@@ -192,17 +233,24 @@ class _OfDelivery(_OfCommandAndDevice):
     search_fields = ("delivery__command__id", "delivery__device__id", "delivery__device__alias")
     linked_by = ("delivery__id__exact",)
 
-    to_command = Link("delivery.command")
+    action = Column("delivery.command.action")
+    request_id = Link("delivery.command", "request id", _key)
     to_device = Link("delivery.device")
-    of_delivery = Link("delivery", text=lambda delivery: delivery.pk)
+    of_delivery = Link("delivery", text=_key)
+
+    def identified(self, key: UUID) -> Q:
+        """Return the condition for a request id, whose deliveries may all be old, or for a device id."""
+        if Command.objects.filter(pk=key).exists():
+            return Q(delivery__in=all_of(Delivery.objects.filter(command=key)))
+        return Q(delivery__device=key)
 
 
-class AttemptAdmin(_OfDelivery):
+class AttemptAdmin(_Sent, _OfDelivery):
     """One FCM send, with FCM's answer."""
 
     list_display = (
-        "id", "to_command", "to_device", "of_delivery", "number", "outcome", "http_status", "fcm_error", "latency_ms",
-        "started_at",
+        "id", "action", "request_id", "to_device", "of_delivery", "nth", "ended", "http", "fcm_code", "latency",
+        "started",
     )  # fmt: skip
     list_filter = (
         filters.FcmErrorFilter,
@@ -212,21 +260,22 @@ class AttemptAdmin(_OfDelivery):
         filters.AttemptAge,
     )
     fields: ClassVar = [
-        "to_command", "to_device", "of_delivery", "number", "outcome", "http_status", "fcm_error", "message_id",
-        "latency_ms", "detail", "started_at", "finished_at",
+        "action", "request_id", "to_device", "of_delivery", "nth", "ended", "http", "fcm_code", "message_id",
+        "latency", "detail", "started", "finished",
     ]  # fmt: skip
 
 
-class ReportAdmin(_Output, _OfDelivery):
+class ReportAdmin(_Said, _OfDelivery):
     """One thing a phone said about a delivery."""
 
     list_display = (
-        "id", "to_command", "to_device", "of_delivery", "status", "message", "via", "late", "duplicate", "reported_at",
+        "id", "action", "request_id", "to_device", "of_delivery", "said", "message", "channel", "late", "duplicate",
+        "heard",
     )  # fmt: skip
     list_filter = (filters.ReportStatusFilter, filters.ReportAge)
     fields: ClassVar = [
-        "to_command", "to_device", "of_delivery", "status", "message", "pretty_output", "via", "late", "duplicate",
-        "device_finished_at", "reported_at",
+        "action", "request_id", "to_device", "of_delivery", "said", "message", "pretty_output", "channel", "late",
+        "duplicate", "done", "heard",
     ]  # fmt: skip
 
 
@@ -242,13 +291,15 @@ class DeliveryInline(ReadOnlyInline):
     model = Delivery
     formset = LatestDeliveries
     verbose_name_plural = "latest deliveries"
-    show_change_link = True
-    fields: ClassVar = ["to_command", "state_now", "push_state", "attempt_count", "issued_at", "settled_now"]
+    fields: ClassVar = ["itself", "action", "request_id", "state_now", "push", "attempts", "issued", "settled"]
 
-    to_command = DeliveryAdmin.to_command
-    issued_at = DeliveryAdmin.issued_at
+    action = DeliveryAdmin.action
+    request_id = DeliveryAdmin.request_id
     state_now = DeliveryAdmin.state_now
-    settled_now = DeliveryAdmin.settled_now
+    issued = DeliveryAdmin.issued
+    settled = DeliveryAdmin.settled
+    push = DeliveryAdmin.push
+    attempts = DeliveryAdmin.attempts
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         """Return the deliveries as they stand now."""
@@ -256,6 +307,11 @@ class DeliveryInline(ReadOnlyInline):
         deliveries = super().get_queryset(request).select_related("command").defer(*bulky)
         described: QuerySet[Any] = deliveries.annotate(**NOW)
         return described
+
+    @admin.display(description="delivery")
+    def itself(self, delivery: Delivery) -> SafeString:
+        """Return a link to the delivery's own page."""
+        return link(delivery, delivery.pk)
 
 
 class BusyDeviceAdmin(DeviceAdmin):

@@ -1,13 +1,14 @@
 """By what the lists of the admin site can be narrowed: choices that are known beforehand, so that none is looked up."""
 
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
-from django.db.models import Exists, OuterRef, Q
+from django.db.models import Exists, OuterRef, Q, QuerySet, Sum
 from django.db.models.functions import Now
+from django.http import HttpRequest
 
 from commands.actions import CATALOGUE
-from commands.models import OPEN, Attempt, Delivery, Outcome, Push, ReportStatus, State
-from devices.browsing import Age, KnownChoices
+from commands.models import OPEN, Attempt, Command, Delivery, Outcome, Push, ReportStatus, State
+from devices.browsing import Age, KnownChoices, all_of
 
 HTTP_STATUSES: Final = (200, 400, 401, 403, 404, 429, 500, 502, 503, 504)
 FCM_ERRORS: Final = (
@@ -15,6 +16,9 @@ FCM_ERRORS: Final = (
     "THIRD_PARTY_AUTH_ERROR", "UNSPECIFIED_ERROR",
 )  # fmt: skip
 """Google's page "ErrorCode"."""
+
+LATEST: Final = 1000
+"""How many commands are looked at to tell whether an action is common."""
 
 OVERDUE: Final = Q(state__in=OPEN, open_until__lte=Now())
 """Open, but past its time: expired for everybody who asks."""
@@ -37,11 +41,35 @@ class DeliveryActionFilter(ActionFilter):
 
     column = "command__action"
 
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        """Keep the rows of commands with this action, found by the way that suits how common it is."""
+        action = self.value()
+        if action not in CATALOGUE or _is_common(action):
+            return super().queryset(request, queryset)
+        return queryset.filter(self.among_few(action))
 
-class AttemptActionFilter(ActionFilter):
+    def among_few(self, action: str) -> Q:
+        """Return the condition for an action that is rare, or was."""
+        return Q(command__in=all_of(Command.objects.filter(action=action)))
+
+
+class AttemptActionFilter(DeliveryActionFilter):
     """By the action of the attempt's command."""
 
     column = "delivery__command__action"
+
+    def among_few(self, action: str) -> Q:
+        """Return the condition for an action that is rare, or was."""
+        return Q(delivery__in=all_of(Delivery.objects.filter(command__action=action)))
+
+
+def _is_common(action: str) -> bool:
+    """Tell whether most of the latest work is of this action, so that a walk from the newest row soon fills a page."""
+    latest = Command.objects.order_by("-pk")[:LATEST]
+    counted = latest.aggregate(
+        all=Sum("device_count", default=0), mine=Sum("device_count", default=0, filter=Q(action=action))
+    )
+    return bool(counted["mine"] * 2 > counted["all"])
 
 
 class CommandStateFilter(KnownChoices):

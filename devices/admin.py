@@ -7,9 +7,9 @@ from django.contrib import admin
 from django.db.models import Case, CharField, Q, QuerySet, Value, When
 from django.db.models.functions import Now
 from django.http import HttpRequest
-from django.utils import timezone
+from django.utils.html import format_html
 
-from devices.browsing import Column, KnownChoices, ReadOnlyAdmin, pretty
+from devices.browsing import Column, KnownChoices, ReadOnlyAdmin, moment, pretty
 from devices.models import Device, online_window
 
 SECRETS: Final = ("push_token", "token_hash", "token_digest", "next_hash", "next_digest")
@@ -67,13 +67,15 @@ class DeviceAdmin(ReadOnlyAdmin):
         (None, {"fields": ["id", "hardware_id", "alias", "tag_list", "manufacturer", "model", "os_version"]}),
         ("Presence", {"fields": ["presence_now", "last_seen_at", "agent_version", "last_status"]}),
         ("Push", {"fields": ["push"]}),
-        ("Enrollment", {"fields": ["enrolled_with", "enrolled_at", "revoked_at"]}),
+        ("Enrollment", {"fields": ["enrolled_with", "enrolled", "revoked"]}),
     ]
 
     presence_now = Column("presence_named", "presence")
     last_seen_at = Column("presence.last_seen_at")
     agent_version = Column("presence.agent_version")
     tag_list = Column("tags")
+    enrolled = Column("enrolled_at")
+    revoked = Column("revoked_at")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         """Return the devices with their presence, and without their secrets."""
@@ -99,7 +101,7 @@ class DeviceAdmin(ReadOnlyAdmin):
         """Return live, none, or since when the push token is dead."""
         if device.push_named != "dead":
             return str(device.push_named)
-        return f"dead since {timezone.localtime(device.push_token_dead_at):%Y-%m-%d %H:%M:%S %Z}"
+        return format_html("dead since {}", moment(device.push_token_dead_at))
 
     @admin.display(description="last status")
     def last_status(self, device: Device) -> str:

@@ -5,7 +5,7 @@ from uuid import UUID
 
 from django.db.models import Q
 
-from devices.browsing import Age, KnownChoices, ReadOnlyAdmin
+from devices.browsing import Age, Column, KnownChoices, ReadOnlyAdmin
 
 
 class AuditAge(Age):
@@ -39,13 +39,15 @@ class EndingFilter(KnownChoices):
 class AuditEntryAdmin(ReadOnlyAdmin):
     """Who asked for what, and how it ended."""
 
-    list_display = ("at", "principal", "address", "method", "path", "status", "code", "request_id")
+    list_display = ("when", "principal", "address", "method", "path", "status", "code", "request_id")
     list_filter = (EndingFilter, MethodFilter, AuditAge)
     search_fields = ("request_id", "path")
     search_help_text = "A whole request id, or the start of a path."
     fields: ClassVar = [
-        "at", "principal", "address", "method", "path", "status", "code", "request_id", "correlation_id",
+        "when", "principal", "address", "method", "path", "status", "code", "request_id", "correlation_id",
     ]  # fmt: skip
+
+    when = Column("at")
 
     def identified(self, key: UUID) -> Q:
         """Return the condition for the request id of a command."""
@@ -59,8 +61,11 @@ class AuditEntryAdmin(ReadOnlyAdmin):
 class DispatcherSeenAdmin(ReadOnlyAdmin):
     """Which dispatchers are alive, and whether they can push."""
 
-    list_display = ("name", "started_at", "last_seen_at", "circuit", "circuit_reason")
-    fields: ClassVar = ["name", "started_at", "last_seen_at", "circuit", "circuit_reason"]
+    list_display = ("name", "started", "last_seen", "circuit", "circuit_reason")
+    fields: ClassVar = ["name", "started", "last_seen", "circuit", "circuit_reason"]
     # They are forgotten after a day, so one page holds them all.
     ordering: ClassVar = ["-last_seen_at"]
     list_per_page = 1000
+
+    started = Column("started_at")
+    last_seen = Column("last_seen_at")

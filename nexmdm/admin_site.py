@@ -28,6 +28,7 @@ class NexmdmAdminSite(AdminSite):
     site_title = site_header = "NexMDM"
     index_title = "Browse"
     site_url = None
+    enable_nav_sidebar = False
     index_template = "nexmdm/index.html"
 
     def admin_view(self, view: "_ViewType", cacheable: bool = False) -> "_ViewType":

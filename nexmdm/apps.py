@@ -7,3 +7,4 @@ class NexmdmConfig(AppConfig):
     """Owns what knows both `devices` and `commands`."""
 
     name = "nexmdm"
+    verbose_name = "NexMDM"
