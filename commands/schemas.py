@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import AfterValidator, Field, StrictBool, StrictInt, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictInt, model_validator
 
 from commands.models import Channel, Priority, Push, ReportStatus, State
 from devices.audience import Target
@@ -16,13 +16,19 @@ _OUTPUT_LIMIT = 16 * 1024
 CommandState = Literal["open", "completed", "cancelled"]
 
 
+def _true(value: object) -> object:
+    if value is not True:  # to pydantic, 1 is as good
+        raise ValueError("must be true")
+    return value
+
+
 class TargetBody(Body):
     """Whom a command is for: exactly one of the four. Tags mean devices that have any of them."""
 
     device_ids: Annotated[list[Identifier], Field(min_length=1)] | None = None
     aliases: Annotated[list[Name], Field(min_length=1)] | None = None
     tags: Annotated[list[Tag], Field(min_length=1)] | None = None
-    all: Literal[True] | None = None
+    all: Annotated[Literal[True], BeforeValidator(_true)] | None = None
 
     @model_validator(mode="after")
     def _exactly_one(self) -> "TargetBody":

@@ -200,7 +200,7 @@ def _push_summary(row: Delivery) -> PushSummary:
         last_http_status=last.http_status if last else None,
         last_fcm_error=(last.fcm_error or None) if last else None,
         message_id=(last.message_id or None) if last else None,
-        next_attempt_at=row.next_attempt_at,
+        next_attempt_at=row.next_attempt_at if current_state(row) in OPEN else None,
     )
 
 

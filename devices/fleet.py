@@ -40,7 +40,7 @@ def change(device_id: UUID, changes: dict[str, Any]) -> None:
     if changes.get("alias") is not None:
         enrollment.claim_alias(changes["alias"], device_id)
     if "tags" in changes:
-        changes = changes | {"tags": enrollment.unique(changes["tags"] or [])}
+        changes = changes | {"tags": enrollment.unique(changes["tags"])}
     if changes:
         Device.objects.filter(id=device_id).update(**changes)
 

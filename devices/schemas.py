@@ -172,7 +172,7 @@ class DeviceChange(Body):
     """What an admin may change of a device: its alias (null clears it), and all of its tags."""
 
     alias: Name | None = None
-    tags: Annotated[list[Tag], Field(max_length=64)] | None = None
+    tags: Annotated[list[Tag], Field(max_length=64)] = []
 
 
 class Retag(Body):

@@ -58,9 +58,13 @@ def _identifier(value: object) -> UUID:
 Identifier = Annotated[UUID, BeforeValidator(_identifier)]
 
 
+_DATE_AND_TIME: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ]")
+
+
 def _moment(value: object) -> object:
-    if not isinstance(value, str | datetime):
-        raise ValueError("must be a time such as 2026-01-01T00:00:00Z")  # noqa: TRY004  (pydantic wants ValueError)
+    # pydantic would take "1767225600", too.
+    if not isinstance(value, datetime) and not (isinstance(value, str) and _DATE_AND_TIME.match(value)):
+        raise ValueError("must be a time such as 2026-01-01T00:00:00Z")
     return value
 
 
@@ -112,7 +116,8 @@ def check_json(value: object, depth: int = 1) -> None:
             check_json(inner, depth + 1)
     elif isinstance(value, str):
         _text(value)
-    elif isinstance(value, int) and not MIN_INTEGER <= value <= MAX_INTEGER:
+    elif isinstance(value, int | float) and not MIN_INTEGER <= value <= MAX_INTEGER:
+        # 1e300 as well: jsonb keeps it as an integer of 301 digits, which orjson cannot render.
         raise ValueError("must not contain integers beyond signed 64 bit")
 
 

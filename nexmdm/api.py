@@ -12,6 +12,7 @@ from django.core.exceptions import SuspiciousOperation
 from django.db import InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
+from django.views.decorators.http import require_safe
 from ninja.errors import HttpError, ValidationError
 from ninja.operation import Operation
 from ninja.parser import Parser
@@ -99,6 +100,7 @@ api = LeanAPI(
     parser=OrjsonParser(),
     openapi_url="/openapi.json" if settings.API_DOCS else None,
     docs_url="/docs" if settings.API_DOCS else None,
+    docs_decorator=require_safe,
     urls_namespace="api",
 )
 

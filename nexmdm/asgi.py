@@ -16,10 +16,10 @@ django.setup(set_prefix=False)
 import structlog  # noqa: E402
 from asgiref.sync import ThreadSensitiveContext, sync_to_async  # noqa: E402
 from django.contrib.staticfiles.handlers import ASGIStaticFilesHandler  # noqa: E402
-from django.core.exceptions import PermissionDenied, SuspiciousOperation  # noqa: E402
+from django.core.exceptions import PermissionDenied, SuspiciousFileOperation, SuspiciousOperation  # noqa: E402
 from django.core.handlers.asgi import ASGIHandler, ASGIRequest  # noqa: E402
 from django.db import InterfaceError, OperationalError, connections  # noqa: E402
-from django.http import Http404, HttpRequest, HttpResponse  # noqa: E402
+from django.http import FileResponse, Http404, HttpRequest, HttpResponse  # noqa: E402
 from django.http.response import HttpResponseBase  # noqa: E402
 from django.urls import ResolverMatch  # noqa: E402
 
@@ -113,12 +113,23 @@ def _as_problem(response: HttpResponseBase) -> HttpResponse:
 _DETAILS: Final = {405: "This path does not take this method; Allow lists those it takes."}
 
 
+class StaticFiles(ASGIStaticFilesHandler):
+    """Django's static files; what would climb out of their folder is not found, like any other."""
+
+    def serve(self, request: HttpRequest) -> HttpResponse | FileResponse:
+        """Serve a file, or raise Http404."""
+        try:
+            return super().serve(request)
+        except SuspiciousFileOperation as error:
+            raise Http404 from error
+
+
 class Application:
     """Chooses the handler by path, and takes part in the server's start and stop."""
 
     def __init__(self) -> None:
         self._lean: App = LeanHandler()
-        self._classic: Any = ASGIStaticFilesHandler(ASGIHandler())
+        self._classic: Any = StaticFiles(ASGIHandler())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request, or the lifespan."""

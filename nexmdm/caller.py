@@ -64,10 +64,10 @@ class SignedCaller:
                 return self._replay(stored, reveal), True
             done = work()
             audit.record(self, status=200, request_id=done.request_id)
-            answer = done.answer.model_dump(mode="json")
+            answer = done.answer.model_dump_json()
             if done.kept:
                 self._store(answer)
-        return orjson.dumps(answer | dict(done.secrets)), False
+        return _with_secrets(answer, done.secrets), False
 
     def _lock(self) -> None:
         # Its own statement: what follows must see what the holder of this key committed before us.
@@ -79,14 +79,18 @@ class SignedCaller:
     def _replay(self, stored: StoredAnswer, reveal: Reveal | None) -> bytes:
         if bytes(stored.fingerprint) != self.fingerprint:
             raise IdempotencyKeyReused
-        answer: dict[str, Any] = orjson.loads(stored.body)
-        return orjson.dumps(answer | dict(reveal(answer))) if reveal else stored.body.encode()
+        secrets = reveal(orjson.loads(stored.body)) if reveal else {}
+        return _with_secrets(stored.body, secrets)
 
-    def _store(self, answer: dict[str, Any]) -> None:
+    def _store(self, answer: str) -> None:
         StoredAnswer.objects.create(
             principal=self.principal,
             key=self.idempotency_key,
             fingerprint=self.fingerprint,
             status=200,
-            body=orjson.dumps(answer).decode(),
+            body=answer,
         )
+
+
+def _with_secrets(answer: str, secrets: Mapping[str, str]) -> bytes:
+    return orjson.dumps(orjson.loads(answer) | dict(secrets)) if secrets else answer.encode()

@@ -22,7 +22,7 @@ _FORGET: Final = "DELETE FROM nexmdm_counter WHERE expires_at <= now()"
 
 
 class CounterCache(BaseCache):
-    """Counters that expire: add(), incr() and get() are all that it can do."""
+    """Counters that expire: add(), incr(), get() and clear() are all that it can do."""
 
     def __init__(self, _: str, params: dict[str, Any]) -> None:
         super().__init__(params)
@@ -44,6 +44,10 @@ class CounterCache(BaseCache):
         """Return a counter's value, or the default."""
         found = database.rows(_READ, {"key": self.make_key(key, version)})
         return found[0][0] if found else default
+
+    def clear(self) -> None:
+        """Forget every counter."""
+        database.execute("DELETE FROM nexmdm_counter")
 
 
 def forget_expired() -> int:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 from django.conf import settings as django_settings
+from django.core.cache import cache
 from pytest_django import Settings
 
 from loadtest.fcm_standin import FcmStandin
@@ -34,7 +35,8 @@ def client() -> Client:
 
 @pytest.fixture
 def admin(client: Client, db: None) -> Admin:
-    """An admin with the key and the secret of this installation."""
+    """An admin with the key and the secret of this installation, who has not called yet."""
+    cache.clear()
     return Admin(client, django_settings.ADMIN_KEYS[0], django_settings.HMAC_SECRETS[0])
 
 

@@ -1,0 +1,61 @@
+"""Time in tests, where nobody waits: much at the same moment, or all of it some time ago."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+
+from asgiref.sync import async_to_sync
+from django.apps import apps
+from django.db import connection, transaction
+from django.db.models import DateTimeField, F
+
+from tests.actors import Answer, Client
+
+
+def in_one_batch(*calls: tuple[str, dict[str, Any]]) -> list[Answer]:
+    """Send heartbeats (device token, body) from one running loop, so that one flush takes them all."""
+
+    async def gathered() -> list[Answer]:
+        return await asyncio.gather(*(_heartbeat(token, body) for token, body in calls))
+
+    return async_to_sync(gathered)()
+
+
+async def _heartbeat(token: str, body: dict[str, Any]) -> Answer:
+    return await Client().arequest("POST", "/v1/heartbeat", body, {"Authorization": f"Bearer {token}"})
+
+
+def in_parallel(calls: Sequence[Callable[[], Answer]], *, all_wait_for: str) -> list[Answer]:
+    """Make calls from as many threads, each with a connection of its own; return their answers in order.
+
+    Nobody may write to the table `all_wait_for` before every call waits, for that or for another of them: so each has
+    read what it will decide by, unless something keeps it from reading too early.
+    """
+    with ThreadPoolExecutor(len(calls)) as threads:
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute(f'LOCK TABLE "{all_wait_for}" IN SHARE MODE')
+            answers = [threads.submit(call) for call in calls]
+            deadline = time.monotonic() + 5
+            while _waiting() < len(calls):
+                assert time.monotonic() < deadline, f"{_waiting()} of {len(calls)} calls wait"
+        return [answer.result() for answer in answers]
+
+
+def _waiting() -> int:
+    with connection.cursor() as cursor:
+        # Not pg_stat_activity: a transaction sees that as it was at the first look.
+        cursor.execute("SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted")
+        (count,) = cursor.fetchone()
+    return int(count)
+
+
+def let_pass(**length: float) -> None:
+    """Let time pass (`hours=1`): move all times of devices and commands in the database so far into the past."""
+    for app in ("devices", "commands"):
+        for model in apps.get_app_config(app).get_models():
+            times = [field.name for field in model._meta.fields if isinstance(field, DateTimeField)]
+            if times:
+                model._default_manager.update(**{name: F(name) - timedelta(**length) for name in times})

@@ -1,0 +1,425 @@
+"""The fleet as an admin reads and edits it; and the audit that says who did."""
+
+from datetime import datetime, timedelta
+from hashlib import sha256
+from typing import Any, Final
+from uuid import uuid4
+
+import pytest
+from django.conf import settings as django_settings
+from django.db.models.functions import Now
+from pytest_django import Settings
+
+from commands.models import Attempt, Delivery, Outcome
+from devices.models import Device, EnrollmentToken, Presence
+from nexmdm.models import AuditEntry
+from tests.actors import Admin, Answer, Client, Phone, encode
+from tests.moments import let_pass
+
+DEVICE_KEYS: Final = {
+    "device_id", "hardware_id", "alias", "tags", "manufacturer", "model", "os_version", "agent_version", "presence",
+    "last_seen_at", "last_status", "push", "enrolled_at", "revoked_at",
+}  # fmt: skip
+TOKEN_KEYS: Final = {
+    "id", "label", "max_uses", "uses", "tags", "re_enroll", "expires_at", "revoked_at", "created_at",
+}  # fmt: skip
+
+
+def found(admin: Admin, query: str) -> list[str]:
+    """The hardware ids of the devices that a list shows."""
+    answer = admin.get(f"/admin/devices?{query}")
+    assert answer.status == 200, answer.body
+    return [item["hardware_id"] for item in answer.json["items"]]
+
+
+def device(admin: Admin, phone: Phone) -> dict[str, Any]:
+    answer: dict[str, Any] = admin.get(f"/admin/devices/{phone.device_id}").json
+    return answer
+
+
+# ── reading devices ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_device_is_shown_with_what_it_said_of_itself_and_without_secrets(admin: Admin) -> None:
+    details = {"manufacturer": "Acme", "model": "One", "os_version": "15", "agent_version": "1.2"}
+    phone = admin.enrol("phone-1", alias="lobby", push_token="token-1", **details)
+    phone.heartbeat(status={"battery_pct": 83, "custom": [1]})
+    shown = device(admin, phone)
+    assert set(shown) == DEVICE_KEYS
+    assert details.items() <= shown.items()
+    assert (shown["alias"], shown["presence"], shown["push"]) == ("lobby", "online", "ok")
+    assert shown["last_status"] == {"battery_pct": 83, "custom": [1]}
+    assert shown["revoked_at"] is None
+    assert admin.get("/admin/devices").json == {"items": [shown], "next_cursor": None}
+
+
+@pytest.mark.parametrize("device_id", [str(uuid4()), "phone-1", uuid4().hex, str(uuid4()).upper(), "%00"])
+def test_an_unknown_device_is_not_found(admin: Admin, device_id: str) -> None:
+    for method, suffix in (("GET", ""), ("PATCH", ""), ("POST", "/revoke"), ("POST", "/reinstate")):
+        answer = admin.call(method, f"/admin/devices/{device_id}{suffix}", {} if method == "PATCH" else None)
+        assert (answer.status, answer.code) == (404, "not_found")
+
+
+def test_devices_are_listed_by_presence(admin: Admin) -> None:
+    online, offline, _, revoked = [admin.enrol(name) for name in ("online", "offline", "never", "revoked")]
+    offline.heartbeat()
+    revoked.heartbeat()
+    let_pass(seconds=django_settings.HEARTBEAT_INTERVAL_SECONDS * 2.5 + 1)
+    online.heartbeat()
+    admin.post(f"/admin/devices/{revoked.device_id}/revoke")
+    assert [found(admin, f"status={presence}") for presence in ("online", "offline", "never")] == [
+        ["online"], ["offline"], ["never"],
+    ]  # fmt: skip
+    assert [device(admin, phone)["presence"] for phone in (online, offline)] == ["online", "offline"]
+
+
+def test_a_device_is_online_while_its_heartbeat_is_younger_than_two_and_a_half_intervals(
+    admin: Admin, phone: Phone
+) -> None:
+    phone.heartbeat()
+    let_pass(seconds=django_settings.HEARTBEAT_INTERVAL_SECONDS * 2.5 - 5)
+    assert (device(admin, phone)["presence"], found(admin, "status=online")) == ("online", ["phone-1"])
+    let_pass(seconds=5)
+    assert (device(admin, phone)["presence"], found(admin, "status=offline")) == ("offline", ["phone-1"])
+
+
+def test_devices_are_listed_by_tag_and_by_push(admin: Admin) -> None:
+    tagged, dead, none = admin.enrol("tagged", push_token="a"), admin.enrol("dead", push_token="b"), admin.enrol("none")
+    Device.objects.filter(push_token="b").update(push_token_dead_at=Now())
+    admin.post("/admin/tags/floor-2", {"add": [tagged.device_id, none.device_id]})
+    assert found(admin, "tag=floor-2") == ["none", "tagged"]
+    assert found(admin, "tag=floor") == []
+    assert [found(admin, f"push={push}") for push in ("ok", "dead", "none")] == [["tagged"], ["dead"], ["none"]]
+    assert found(admin, "tag=floor-2&push=ok") == ["tagged"]
+    assert device(admin, dead)["push"] == "dead"
+
+
+def test_devices_are_found_by_the_start_of_alias_or_hardware_id_or_by_the_whole_id(admin: Admin) -> None:
+    one, _ = admin.enrol("SN-100", alias="front_desk"), admin.enrol("SN-200", alias="front-gate")
+    assert found(admin, "q=front") == ["SN-200", "SN-100"]
+    assert found(admin, "q=front_") == ["SN-100"]
+    assert found(admin, "q=SN-2") == ["SN-200"]
+    assert found(admin, f"q={one.device_id}") == ["SN-100"]
+    for nothing in ("desk", "%25", one.device_id[:-1], "N-100", "sn-1"):
+        assert found(admin, f"q={nothing}") == []
+
+
+def test_devices_come_in_stable_pages(admin: Admin) -> None:
+    for number in range(3):
+        admin.enrol(f"phone-{number}")
+    first = admin.get("/admin/devices?limit=2").json
+    admin.enrol("phone-3")
+    second = admin.get(f"/admin/devices?limit=2&cursor={first['next_cursor']}").json
+    names = [item["hardware_id"] for page in (first, second) for item in page["items"]]
+    assert (names, second["next_cursor"]) == (["phone-2", "phone-1", "phone-0"], None)
+
+
+@pytest.mark.parametrize(
+    "query", ["status=lost", "push=yes", "tag=a%20b", "q=", "q=%00", f"q={'x' * 129}", "limit=501", "sort=alias"]
+)
+def test_a_device_list_refuses_what_it_does_not_know(admin: Admin, query: str) -> None:
+    answer = admin.get(f"/admin/devices?{query}")
+    assert (answer.status, answer.code) == (422, "invalid_request")
+
+
+# ── editing devices ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def change(admin: Admin, phone: Phone, body: Any) -> Answer:
+    return admin.call("PATCH", f"/admin/devices/{phone.device_id}", body)
+
+
+def test_an_alias_is_set_and_null_clears_it(admin: Admin, phone: Phone) -> None:
+    assert change(admin, phone, {"alias": "lobby"}).json["alias"] == "lobby"
+    assert change(admin, phone, {"tags": []}).json["alias"] == "lobby"
+    answer = change(admin, phone, {"alias": None})
+    assert (answer.json, answer.json["alias"]) == (device(admin, phone), None)
+    assert Device.objects.get().alias is None
+
+
+def test_tags_are_replaced_each_kept_once(admin: Admin, phone: Phone) -> None:
+    change(admin, phone, {"tags": ["b", "a", "b"]})
+    assert Device.objects.get().tags == ["b", "a"]
+    change(admin, phone, {"alias": "lobby"})
+    assert Device.objects.get().tags == ["b", "a"]
+    assert change(admin, phone, {"tags": []}).json["tags"] == []
+
+
+def test_an_alias_belongs_to_one_device(admin: Admin, phone: Phone) -> None:
+    admin.enrol("phone-2", alias="lobby")
+    answer = change(admin, phone, {"alias": "lobby", "tags": ["new"]})
+    assert (answer.status, answer.code) == (409, "alias_taken")
+    assert (device(admin, phone)["alias"], device(admin, phone)["tags"]) == (None, [])
+
+
+def test_a_device_may_be_given_the_alias_it_has(admin: Admin) -> None:
+    assert change(admin, admin.enrol("phone-1", alias="lobby"), {"alias": "lobby"}).status == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"alias": ""}, {"alias": "x" * 129}, {"alias": 1}, {"alias": "a\x00b"}, {"tags": "lobby"}, {"tags": [""]},
+        {"tags": None}, {"tags": ["a b"]}, {"tags": ["x" * 65]}, {"tags": ["lobby\n"]}, {"tags": ["é"]},
+        {"hardware_id": "x"}, {"push_token": None}, [], "lobby",
+    ],
+)  # fmt: skip
+def test_a_change_that_makes_no_sense_is_refused(admin: Admin, phone: Phone, body: Any) -> None:
+    before = device(admin, phone)
+    answer = change(admin, phone, body)
+    assert (answer.status, answer.code) == (422, "invalid_request")
+    assert device(admin, phone) == before
+
+
+# ── tags ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_tag_is_put_on_and_taken_off_many_and_the_changes_are_counted(admin: Admin) -> None:
+    one, two, three = (admin.enrol(f"phone-{number}").device_id for number in (1, 2, 3))
+    first = admin.post("/admin/tags/a.B_c:1-2", {"add": [one, two, one]})
+    assert first.json == {"tag": "a.B_c:1-2", "added": 2, "removed": 0}
+    second = admin.post("/admin/tags/a.B_c:1-2", {"add": [two, three], "remove": [one]})
+    assert second.json == {"tag": "a.B_c:1-2", "added": 1, "removed": 1}
+    tags = {str(device.id): device.tags for device in Device.objects.all()}
+    assert tags == {one: [], two: ["a.B_c:1-2"], three: ["a.B_c:1-2"]}
+
+
+def test_a_tag_leaves_other_tags_alone(admin: Admin, phone: Phone) -> None:
+    change(admin, phone, {"tags": ["x", "y"]})
+    admin.post("/admin/tags/z", {"add": [phone.device_id]})
+    admin.post("/admin/tags/x", {"remove": [phone.device_id]})
+    assert Device.objects.get().tags == ["y", "z"]
+
+
+@pytest.mark.parametrize("list_name", ["add", "remove"])
+def test_tagging_unknown_devices_changes_nothing(admin: Admin, phone: Phone, list_name: str) -> None:
+    stranger = str(uuid4())
+    answer = admin.post("/admin/tags/floor-2", {"add": [phone.device_id], list_name: [phone.device_id, stranger]})
+    assert (answer.status, answer.code) == (422, "unknown_devices")
+    assert [stranger in error["msg"] for error in answer.json["errors"]] == [True]
+    assert Device.objects.get().tags == []
+
+
+@pytest.mark.parametrize("tag", ["a%20b", "a%2Fb", "x" * 65, "%C3%A9", "a%0A", ""])
+def test_a_malformed_tag_in_the_path_is_not_found(admin: Admin, phone: Phone, tag: str) -> None:
+    answer = admin.post(f"/admin/tags/{tag}", {"add": [phone.device_id]})
+    assert (answer.status, answer.code) == (404, "not_found")
+
+
+@pytest.mark.parametrize("body", [{"add": ["x"]}, {"add": None}, {"set": []}, {"add": "x"}, []])
+def test_a_retagging_that_makes_no_sense_is_refused(admin: Admin, body: Any) -> None:
+    assert admin.post("/admin/tags/floor-2", body).code == "invalid_request"
+
+
+# ── revoke and reinstate ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_revoked_device_is_shut_out_at_its_next_request(admin: Admin, phone: Phone) -> None:
+    request_id = admin.command(to=phone).json["request_id"]
+    answer = admin.post(f"/admin/devices/{phone.device_id}/revoke")
+    assert answer.json == device(admin, phone)
+    assert answer.json["revoked_at"] is not None
+    for refused in (phone.heartbeat(), phone.report(request_id, "succeeded"), phone.rotate()):
+        assert (refused.status, refused.code) == (403, "device_revoked")
+    assert Presence.objects.get().last_seen_at is None
+
+
+def test_revoking_cancels_what_is_open_and_no_push_leaves_any_more(admin: Admin) -> None:
+    phone = admin.enrol("phone-1", push_token="token-1")
+    done, waiting = (admin.command(to=phone).json["request_id"] for _ in range(2))
+    phone.report(done, "succeeded")
+    admin.post(f"/admin/devices/{phone.device_id}/revoke")
+    states = {str(delivery.command_id): delivery.state for delivery in Delivery.objects.all()}
+    assert states == {done: "succeeded", waiting: "cancelled"}
+    assert not Delivery.objects.exclude(next_attempt_at=None).exists()
+
+
+def test_revoking_again_keeps_the_first_time(admin: Admin, phone: Phone) -> None:
+    first = admin.post(f"/admin/devices/{phone.device_id}/revoke").json
+    assert admin.post(f"/admin/devices/{phone.device_id}/revoke").json == first
+
+
+def test_a_reinstated_device_is_let_in_with_the_same_token(admin: Admin, phone: Phone) -> None:
+    admin.command(to=phone)
+    admin.post(f"/admin/devices/{phone.device_id}/revoke")
+    answer = admin.post(f"/admin/devices/{phone.device_id}/reinstate")
+    assert (answer.status, answer.json["revoked_at"]) == (200, None)
+    heartbeat = phone.heartbeat()
+    assert (heartbeat.status, heartbeat.json["commands"]) == (200, [])
+    assert admin.command(to=phone).status == 200
+
+
+# ── enrollment tokens ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_new_enrollment_token_says_what_it_lets_in(admin: Admin) -> None:
+    asked = {"label": "stock", "max_uses": 5, "tags": ["new", "new"], "re_enroll": True, "expires_in_seconds": 3600}
+    made = admin.post("/admin/enrollment-tokens", asked).json
+    assert set(made) == TOKEN_KEYS | {"enrollment_token"}
+    assert (made["label"], made["max_uses"], made["uses"], made["tags"]) == ("stock", 5, 0, ["new"])
+    assert (made["re_enroll"], made["revoked_at"]) == (True, None)
+    lives = datetime.fromisoformat(made["expires_at"]) - datetime.fromisoformat(made["created_at"])
+    assert abs(lives - timedelta(hours=1)) < timedelta(seconds=1)
+    assert (made["enrollment_token"][:4], len(made["enrollment_token"])) == ("nxe_", 76)
+
+
+def test_an_enrollment_token_lets_one_device_in_for_a_day_unless_it_says_otherwise(admin: Admin) -> None:
+    made = admin.post("/admin/enrollment-tokens", {}).json
+    assert (made["label"], made["max_uses"], made["tags"], made["re_enroll"]) == ("", 1, [], False)
+    lives = datetime.fromisoformat(made["expires_at"]) - datetime.fromisoformat(made["created_at"])
+    assert abs(lives - timedelta(days=1)) < timedelta(seconds=1)
+
+
+def test_enrollment_tokens_are_listed_newest_first_without_their_texts(admin: Admin) -> None:
+    text = admin.enrollment_token(label="first")
+    admin.enrollment_token(label="second")
+    Phone(admin.client, "phone-1").register(text)
+    first_page = admin.get("/admin/enrollment-tokens?limit=1").json
+    second_page = admin.get(f"/admin/enrollment-tokens?cursor={first_page['next_cursor']}").json
+    (second,), (first,) = first_page["items"], second_page["items"]
+    assert (second["label"], first["label"], first["uses"]) == ("second", "first", 1)
+    assert set(first) == TOKEN_KEYS
+
+
+def test_a_revoked_enrollment_token_lets_nobody_in_and_its_devices_stay(admin: Admin) -> None:
+    made = admin.post("/admin/enrollment-tokens", {"max_uses": 2}).json
+    phone = Phone(admin.client, "phone-1")
+    phone.register(made["enrollment_token"])
+    revoked = admin.post(f"/admin/enrollment-tokens/{made['id']}/revoke").json
+    assert set(revoked) == TOKEN_KEYS
+    assert revoked["revoked_at"] is not None
+    answer = Phone(admin.client, "phone-2").register(made["enrollment_token"])
+    assert (answer.status, answer.code) == (401, "enrollment_token_revoked")
+    assert phone.heartbeat().status == 200
+
+
+@pytest.mark.parametrize("token_id", [str(uuid4()), "nonsense"])
+def test_an_unknown_enrollment_token_cannot_be_revoked(admin: Admin, token_id: str) -> None:
+    answer = admin.post(f"/admin/enrollment-tokens/{token_id}/revoke")
+    assert (answer.status, answer.code) == (404, "not_found")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"max_uses": 0}, {"max_uses": 2**31}, {"max_uses": "1"}, {"max_uses": True}, {"expires_in_seconds": 0},
+        {"expires_in_seconds": 10**12}, {"tags": ["a b"]}, {"label": "a\x00b"}, {"label": 1}, {"re_enroll": "yes"},
+        {"reenroll": True}, [],
+    ],
+)  # fmt: skip
+def test_an_enrollment_token_that_makes_no_sense_is_refused(admin: Admin, body: Any) -> None:
+    answer = admin.post("/admin/enrollment-tokens", body)
+    assert (answer.status, answer.code) == (422, "invalid_request")
+    assert not EnrollmentToken.objects.exists()
+
+
+# ── summary ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_summary_counts_devices_open_deliveries_and_pushes(admin: Admin) -> None:
+    online, offline, never, revoked = [admin.enrol(name) for name in ("online", "offline", "never", "revoked")]
+    offline.heartbeat()
+    admin.command(to=never, expires_in_seconds=60)
+    let_pass(hours=1)
+    online.heartbeat()
+    admin.command(to=[online, offline])
+    admin.post(f"/admin/devices/{revoked.device_id}/revoke")
+    summary = admin.get("/admin/summary").json
+    assert summary == {
+        "devices": {"online": 1, "offline": 1, "never": 1, "revoked": 1},
+        "open_deliveries": 2,
+        "pushes_last_hour": {},
+    }
+
+
+def test_the_summary_counts_the_last_hours_pushes_by_fcm_code(admin: Admin, phone: Phone) -> None:
+    admin.command(to=phone)
+    delivery = Delivery.objects.get()
+    pushes: list[tuple[Outcome, int | None, str]] = [
+        (Outcome.ACCEPTED, 200, ""), (Outcome.ACCEPTED, 200, ""), (Outcome.TOKEN_DEAD, 404, "UNREGISTERED"),
+        (Outcome.RETRY_LATER, 503, ""),
+    ]  # fmt: skip
+    for number, (outcome, status, error) in enumerate(pushes):
+        fields = {"outcome": outcome, "http_status": status, "fcm_error": error, "finished_at": Now()}
+        Attempt.objects.create(delivery=delivery, number=number, **fields)
+    assert admin.get("/admin/summary").json["pushes_last_hour"] == {"OK": 2, "UNREGISTERED": 1, "503": 1}
+    let_pass(minutes=61)
+    assert admin.get("/admin/summary").json["pushes_last_hour"] == {}
+
+
+# ── audit ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_write_that_was_carried_out_is_audited(admin: Admin, phone: Phone) -> None:
+    body = {"action": "ping", "target": {"all": True}}
+    answer = admin.post("/admin/command", body)
+    entry = admin.get("/admin/audit?limit=1").json["items"][0]
+    datetime.fromisoformat(entry.pop("at"))
+    assert entry == {
+        "principal": "admin",
+        "address": "127.0.0.1",
+        "method": "POST",
+        "path": "/admin/command",
+        "body_sha256": sha256(encode(body)).hexdigest(),
+        "status": 200,
+        "code": None,
+        "request_id": answer.json["request_id"],
+        "correlation_id": answer.headers["x-correlation-id"],
+    }
+
+
+def test_a_write_that_was_refused_is_audited_with_its_code(admin: Admin, phone: Phone) -> None:
+    refused = [
+        admin.command("dance", to=phone),
+        admin.post("/admin/command", b"no json"),
+        admin.post(f"/admin/devices/{uuid4()}/revoke"),
+        admin.command(to=phone, expect_count=7),
+    ]
+    items = admin.get("/admin/audit?limit=4").json["items"][::-1]
+    assert [item["code"] for item in items] == ["invalid_request", "invalid_json", "not_found", "audience_changed"]
+    assert [item["status"] for item in items] == [answer.status for answer in refused] == [422, 400, 404, 409]
+    assert [item["correlation_id"] for item in items] == [answer.headers["x-correlation-id"] for answer in refused]
+    assert [item["request_id"] for item in items] == [None] * 4
+
+
+def test_reads_replays_and_unsigned_writes_are_not_audited(admin: Admin, client: Client, phone: Phone) -> None:
+    key = "the-same-key-twice"
+    admin.post("/admin/command", {"action": "ping", "target": {"all": True}}, idempotency_key=key)
+    before = AuditEntry.objects.count()
+    admin.post("/admin/command", {"action": "ping", "target": {"all": True}}, idempotency_key=key)
+    admin.get("/admin/devices")
+    admin.get("/admin/nothing")
+    client.request("POST", "/admin/command", {})
+    assert AuditEntry.objects.count() == before
+
+
+def test_a_write_beyond_the_rate_limit_is_refused_and_not_audited(
+    admin: Admin, phone: Phone, settings: Settings
+) -> None:
+    settings.ADMIN_RATE_LIMIT = "1/h"
+    before = AuditEntry.objects.count()
+    assert admin.command(to=phone).status == 200
+    answer = admin.command(to=phone)
+    assert (answer.status, answer.code) == (429, "rate_limited")
+    assert int(answer.headers["retry-after"]) >= 1
+    assert AuditEntry.objects.count() == before + 1
+
+
+def test_the_audit_is_listed_newest_first_in_pages_and_by_time(admin: Admin) -> None:
+    for _ in range(3):
+        admin.enrollment_token()
+    oldest, middle, newest = AuditEntry.objects.order_by("id")
+    AuditEntry.objects.filter(id=oldest.id).update(at="2026-01-01T00:00:00Z")
+    AuditEntry.objects.filter(id=middle.id).update(at="2026-01-02T00:00:00Z")
+    page = admin.get("/admin/audit?limit=2").json
+    rest = admin.get(f"/admin/audit?limit=2&cursor={page['next_cursor']}").json
+    shown = [item["correlation_id"] for item in page["items"] + rest["items"]]
+    assert shown == [entry.correlation_id for entry in (newest, middle, oldest)]
+
+    def between(query: str) -> list[str]:
+        return [item["correlation_id"] for item in admin.get(f"/admin/audit?{query}").json["items"]]
+
+    assert between("since=2026-01-02T00:00:00Z") == [newest.correlation_id, middle.correlation_id]
+    assert between("until=2026-01-02T00:00:00Z") == [oldest.correlation_id]
+    assert between("since=2026-01-01T00:00:01Z&until=2026-01-03T00:00:00Z") == [middle.correlation_id]
+    assert admin.get("/admin/audit?since=today").code == "invalid_request"

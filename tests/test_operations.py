@@ -1,0 +1,197 @@
+"""What operations see: health, readiness, metrics, and the API's own document."""
+
+import re
+from datetime import datetime, timedelta
+from typing import Final
+
+import pytest
+from django.db import OperationalError
+from django.db.migrations.recorder import MigrationRecorder
+from django.db.models.functions import Now
+from pytest_django import Settings
+
+from commands import circuit
+from nexmdm.models import DispatcherSeen
+from tests.actors import Admin, Client, Phone
+
+TOKEN: Final = "a-metrics-token-of-thirty-two-characters"
+
+
+@pytest.fixture
+def no_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut the way to PostgreSQL."""
+
+    def refuse() -> None:
+        raise OperationalError("connection refused")
+
+    monkeypatch.setattr("django.db.connection.ensure_connection", refuse)
+
+
+@pytest.fixture
+def fresh_gauges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the next scrape read the gauges anew."""
+    monkeypatch.setattr("nexmdm.metrics._gauges._read_at", float("-inf"))
+
+
+# ── health and readiness ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_health_is_answered_while_the_process_serves_whatever_became_of_the_database(
+    client: Client, no_database: None, method: str
+) -> None:
+    assert client.request(method, "/healthz").status == 200
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_server_with_its_database_and_migrations_is_ready(client: Client, db: None, method: str) -> None:
+    assert client.request(method, "/readyz").status == 200
+    assert client.request("GET", "/readyz").json == {
+        "status": "ok",
+        "database": "ok",
+        "migrations": "ok",
+        "dispatcher": "never seen",
+        "push": "unconfigured",
+    }
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_server_without_its_database_is_not_ready(client: Client, no_database: None, method: str) -> None:
+    answer = client.request(method, "/readyz")
+    assert (answer.status, int(answer.headers["retry-after"]) >= 1) == (503, True)
+    if method == "GET":
+        assert (answer.json["status"], answer.json["database"]) == ("unavailable", "unavailable")
+
+
+def test_a_server_whose_database_lacks_a_migration_is_not_ready(client: Client, db: None) -> None:
+    MigrationRecorder.Migration.objects.filter(app="commands").latest("id").delete()
+    answer = client.request("GET", "/readyz")
+    assert (answer.status, answer.json["database"], answer.json["migrations"]) == (503, "ok", "1 missing")
+    assert "retry-after" in answer.headers
+
+
+def test_readiness_says_when_a_dispatcher_was_last_seen(client: Client, db: None) -> None:
+    seen = DispatcherSeen.objects.create(name="host:1", circuit=circuit.CLOSED)
+    assert client.request("GET", "/readyz").json["dispatcher"] == "ok"
+
+    DispatcherSeen.objects.update(last_seen_at=Now() - timedelta(minutes=5))
+    seen.refresh_from_db()
+    answer = client.request("GET", "/readyz")
+    word, _, moment = answer.json["dispatcher"].rpartition(" ")
+    assert (answer.status, word) == (200, "last seen")
+    assert datetime.fromisoformat(moment) == seen.last_seen_at
+
+
+def test_readiness_says_how_pushing_stands(client: Client, db: None, settings: Settings) -> None:
+    settings.FIREBASE_SERVICE_ACCOUNT = {"project_id": "p"}
+    assert client.request("GET", "/readyz").json["push"] == "ok"
+
+    DispatcherSeen.objects.create(name="host:1", circuit=circuit.OPEN)
+    answer = client.request("GET", "/readyz")
+    assert (answer.status, answer.json["push"]) == (200, "circuit_open")
+
+    DispatcherSeen.objects.create(name="host:2", circuit=circuit.CLOSED)
+    assert client.request("GET", "/readyz").json["push"] == "ok"
+
+
+# ── metrics ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("address", "status"), [("127.0.0.1", 200), ("::1", 200), ("192.0.2.1", 404), ("", 404)])
+def test_metrics_without_a_token_are_for_loopback_clients(db: None, address: str, status: int) -> None:
+    answer = Client(address).request("GET", "/metrics")
+    assert answer.status == status
+    assert (answer.code == "not_found") == (status == 404)
+
+
+def test_metrics_without_a_token_are_for_nobody_on_a_database_of_its_own(client: Client, settings: Settings) -> None:
+    settings.EMBEDDED = False
+    assert client.request("GET", "/metrics").code == "not_found"
+
+
+@pytest.mark.parametrize("embedded", [True, False])
+def test_metrics_with_a_token_are_for_its_bearer_wherever_it_comes_from(
+    db: None, settings: Settings, embedded: bool
+) -> None:
+    settings.METRICS_TOKEN, settings.EMBEDDED = TOKEN, embedded
+    assert Client("192.0.2.1").request("GET", "/metrics", None, {"Authorization": f"Bearer {TOKEN}"}).status == 200
+
+
+@pytest.mark.parametrize("given", [None, "", TOKEN, f"Basic {TOKEN}", "Bearer ", f"Bearer {TOKEN}x", "Bearer é"])
+def test_metrics_with_a_token_refuse_everybody_else(
+    client: Client, db: None, settings: Settings, given: str | None
+) -> None:
+    settings.METRICS_TOKEN = TOKEN
+    answer = client.request("GET", "/metrics", None, {} if given is None else {"Authorization": given})
+    assert (answer.status, answer.code) == (401, "invalid_token")
+    assert answer.headers["www-authenticate"] == "Bearer"
+
+
+def samples(text: str) -> list[str]:
+    return [line for line in text.splitlines() if not line.startswith("#")]
+
+
+def test_no_label_carries_an_id_or_free_text(admin: Admin, fresh_gauges: None) -> None:
+    phone = admin.enrol("hardware-4711", alias="front-desk", push_token="push-token-1")
+    request_id = admin.command("message", to=phone, params={"title": "hi", "body": "there"}).json["request_id"]
+    phone.heartbeat(status={"foreground_app": "com.example.app"})
+    phone.report(request_id, "succeeded", message="all is well")
+    for target in (f"/admin/commands/{request_id}", f"/admin/devices/{phone.device_id}", "/admin/devices?q=front"):
+        admin.get(target)
+    admin.post("/admin/tags/floor-2", {"add": [phone.device_id]})
+    for target in ("/surprise", "/admin/devices/surprise"):
+        admin.client.request("GET", target)
+    admin.client.request("SURPRISE", "/healthz")
+
+    text = "\n".join(re.findall(r"\{.*\}", admin.client.request("GET", "/metrics").body.decode()))
+    assert 'route="/v1/heartbeat"' in text
+    assert not re.search(r"[0-9a-f]{8}-[0-9a-f]{4}|[0-9a-f]{20}|nx[de]_", text)
+    said = ("4711", "front", "push-token", "com.example", "well", "floor-2", "surprise", "SURPRISE", admin.key)
+    assert [word for word in said if word in text] == []
+
+
+def test_gauges_count_open_deliveries_and_devices_online(admin: Admin, phone: Phone, fresh_gauges: None) -> None:
+    admin.command(to=[phone, admin.enrol("phone-2")])
+    phone.heartbeat()
+    lines = samples(admin.client.request("GET", "/metrics").body.decode())
+    assert "nexmdm_open_deliveries 2.0" in lines
+    assert "nexmdm_devices_online 1.0" in lines
+    assert "nexmdm_oldest_due_push_seconds 0.0" in lines
+
+
+@pytest.mark.django_db
+def test_requests_are_counted_by_route_method_and_status(client: Client) -> None:
+    def counted() -> float:
+        name = 'nexmdm_request_seconds_count{method="GET",route="/healthz",status="200"} '
+        found = [line for line in samples(client.request("GET", "/metrics").body.decode()) if line.startswith(name)]
+        return sum(float(line.removeprefix(name)) for line in found)
+
+    client.request("GET", "/healthz")
+    before = counted()
+    client.request("GET", "/healthz")
+    assert counted() == before + 1
+
+
+# ── documents ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_document_of_the_api_is_served_here(client: Client) -> None:
+    answer = client.request("GET", "/openapi.json")
+    assert (answer.status, answer.headers["content-type"].partition(";")[0]) == (200, "application/json")
+    assert "/admin/command" in answer.json["paths"]
+    assert {"/healthz", "/readyz", "/v1/heartbeat"} <= set(answer.json["paths"])
+
+
+def test_a_page_to_read_the_document_is_served_here(client: Client) -> None:
+    answer = client.request("GET", "/docs")
+    assert (answer.status, answer.headers["content-type"].partition(";")[0]) == (200, "text/html")
+    assert b"/openapi.json" in answer.body
+    assert not re.search(rb'(src|href)="https?://', answer.body)
+
+
+@pytest.mark.parametrize("path", ["/openapi.json", "/docs"])
+def test_the_documents_are_only_read(client: Client, path: str) -> None:
+    answer = client.request("POST", path, {})
+    assert (answer.status, answer.code) == (405, "method_not_allowed")
+    assert answer.headers["allow"] == "GET, HEAD"
+    assert client.request("HEAD", path).status == 200

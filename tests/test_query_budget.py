@@ -1,0 +1,142 @@
+"""What the hot paths may ask of the database: their statements, pinned."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from uuid import UUID
+
+import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+
+from commands.models import Report
+from devices import tokens
+from devices.models import Device, Presence
+from tests.actors import Admin, Phone
+from tests.moments import in_one_batch, let_pass
+
+# A test is one transaction, so that ours show as savepoints.
+FLUSH = ["SAVEPOINT", "WITH", "SELECT", "RELEASE"]
+FLUSH_OF_STRANGERS = ["SAVEPOINT", "WITH", "RELEASE"]
+REPORT = ["SAVEPOINT", "SELECT", "SELECT", "INSERT", "UPDATE", "RELEASE"]
+
+
+@contextmanager
+def statements() -> Iterator[list[str]]:
+    """Collect the first word of each statement."""
+    words: list[str] = []
+    with CaptureQueriesContext(connection) as queries:
+        yield words
+    words += [query["sql"].split()[0] for query in queries]
+
+
+@pytest.fixture
+def fleet(admin: Admin) -> list[Phone]:
+    """Thirty phones, two of which have been heard."""
+    text = admin.enrollment_token(max_uses=30)
+    phones = [Phone(admin.client, f"phone-{number}") for number in range(30)]
+    for phone in phones:
+        phone.register(text)
+    for phone in phones[:2]:
+        phone.heartbeat()
+    return phones
+
+
+def test_one_heartbeat_costs_two_statements_in_one_transaction(phone: Phone) -> None:
+    with statements() as made:
+        phone.heartbeat(status={"battery_pct": 83}, agent_version="2")
+    assert made == FLUSH
+
+
+def test_the_first_use_of_a_token_costs_no_statement_of_its_own(phone: Phone) -> None:
+    with statements() as first:
+        phone.heartbeat()
+    with statements() as second:
+        phone.heartbeat()
+    assert Device.objects.get().token_used_at is not None
+    assert first == second == FLUSH
+
+
+def test_a_push_token_that_has_not_changed_costs_nothing(phone: Phone) -> None:
+    phone.heartbeat(push_token="fcm-1")
+    with statements() as made:
+        phone.heartbeat(push_token="fcm-1")
+    assert made == FLUSH
+
+
+def test_the_heartbeats_of_a_batch_cost_as_much_as_one(fleet: list[Phone]) -> None:
+    with statements() as made:
+        answers = in_one_batch(*((phone.device_token, {"status": {"a": 1}}) for phone in fleet))
+    assert [answer.status for answer in answers] == [200] * 30
+    assert Presence.objects.filter(last_status={"a": 1}).count() == 30
+    assert made == FLUSH
+
+
+def test_open_commands_cost_no_further_statement(admin: Admin, fleet: list[Phone]) -> None:
+    for _ in range(3):
+        admin.command()
+    with statements() as made:
+        answers = in_one_batch(*((phone.device_token, {}) for phone in fleet))
+    assert {len(answer.json["commands"]) for answer in answers} == {3}
+    assert made == FLUSH
+
+
+def test_bad_tokens_in_a_batch_cost_the_flush_nothing(fleet: list[Phone]) -> None:
+    wrong = [tokens.make(tokens.DEVICE_PREFIX, UUID(phone.device_id), bytes(32)).text for phone in fleet[:5]]
+    with statements() as made:
+        answers = in_one_batch(*((text, {}) for text in (*wrong, *(phone.device_token for phone in fleet))))
+    assert sorted(answer.status for answer in answers) == [200] * 30 + [401] * 5
+    # What comes after the flush counts the failures of this address.
+    assert (made[:4], set(made[4:])) == (FLUSH, {"INSERT", "UPDATE"})
+
+
+def test_a_flush_without_a_good_token_looks_for_no_commands(phone: Phone) -> None:
+    wrong = tokens.make(tokens.DEVICE_PREFIX, UUID(phone.device_id), bytes(32)).text
+    with statements() as made:
+        phone.send("/v1/heartbeat", {}, wrong)
+    assert made[:3] == FLUSH_OF_STRANGERS
+
+
+@pytest.mark.parametrize("status", ["received", "running", "deferred", "succeeded", "failed"])
+def test_a_report_costs_four_statements_in_one_transaction(admin: Admin, phone: Phone, status: str) -> None:
+    request_id = admin.command(to=phone).json["request_id"]
+    phone.heartbeat()
+    with statements() as made:
+        phone.report(request_id, status, via="push", output={"a": 1})
+    assert made == REPORT
+
+
+def test_the_first_use_of_a_token_by_a_report_costs_one_more(admin: Admin, phone: Phone) -> None:
+    request_id = admin.command(to=phone).json["request_id"]
+    with statements() as made:
+        phone.report(request_id, "received")
+    assert made == [*REPORT[:2], "UPDATE", *REPORT[2:]]
+
+
+def test_a_repeated_result_costs_no_update(admin: Admin, phone: Phone) -> None:
+    request_id = admin.command(to=phone).json["request_id"]
+    phone.report(request_id, "succeeded", via="push")
+    with statements() as made:
+        phone.report(request_id, "succeeded", via="push")
+    assert made == [word for word in REPORT if word != "UPDATE"]
+    assert Report.objects.count() == 2
+
+
+def test_a_late_result_costs_one_look_more(admin: Admin, phone: Phone) -> None:
+    request_id = admin.command(to=phone).json["request_id"]
+    phone.heartbeat()
+    let_pass(hours=2)
+    with statements() as made:
+        phone.report(request_id, "succeeded")
+    assert made == [*REPORT[:3], "SELECT", *REPORT[3:]]
+
+
+@pytest.mark.parametrize("target", ["/v1/heartbeat", "/v1/action-result", "/v1/token/rotate", "/v1/register"])
+def test_a_malformed_token_is_refused_before_any_work_for_it(phone: Phone, target: str) -> None:
+    bodies = {
+        "/v1/action-result": {"request_id": phone.device_id, "status": "received"},
+        "/v1/register": {"hardware_id": "imei-1"},
+    }
+    mistyped = phone.device_token[:-1] + ("0" if phone.device_token[-1] != "0" else "1")
+    with CaptureQueriesContext(connection) as queries:
+        assert phone.send(target, bodies.get(target, {}), mistyped).status == 401
+    assert [query["sql"] for query in queries if "devices_" in query["sql"]] == []

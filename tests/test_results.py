@@ -1,0 +1,371 @@
+"""Action results: a phone's reports, of which each is kept and the first final one counts."""
+
+from functools import partial
+from typing import Any
+
+import pytest
+
+from commands import queue
+from commands.models import Delivery, Report
+from tests.actors import Admin, Client, Phone
+from tests.moments import in_parallel, let_pass
+
+ABSENT = "0192f0c1-b000-7abc-8def-0123456789ab"
+
+
+@pytest.fixture
+def request_id(admin: Admin, phone: Phone) -> str:
+    """A command that is open for the phone."""
+    return str(admin.command("reboot", to=phone).json["request_id"])
+
+
+def delivery_as_told(admin: Admin, phone: Phone, request_id: str) -> Any:
+    return admin.get(f"/admin/commands/{request_id}/deliveries/{phone.device_id}").json
+
+
+# ── one report ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("status", "state"),
+    [
+        ("received", "received"),
+        ("running", "received"),
+        ("deferred", "received"),
+        ("succeeded", "succeeded"),
+        ("failed", "failed"),
+    ],
+)
+def test_each_status_leads_to_its_state(phone: Phone, request_id: str, status: str, state: str) -> None:
+    answer = phone.report(request_id, status)
+    assert (answer.status, answer.json) == (
+        200,
+        {"request_id": request_id, "state": state, "duplicate": False, "late": False},
+    )
+    delivery = Delivery.objects.get()
+    assert (delivery.state, delivery.settled_at is None) == (state, state == "received")
+    assert delivery.received_at is not None
+    assert delivery.reported_at is not None
+
+
+def test_a_result_is_kept_as_the_phone_told_it(admin: Admin, phone: Phone, request_id: str) -> None:
+    said: dict[str, Any] = {
+        "message": "done ✓",
+        "output": {"exit": 0, "lines": ["a", "b"]},
+        "finished_at": "2026-01-01T02:00:00.5+02:00",
+        "via": "push",
+    }
+    phone.report(request_id, "succeeded", **said)
+    told = delivery_as_told(admin, phone, request_id)
+    result = told["result"]
+    assert (result["status"], result["message"], result["output"]) == ("succeeded", said["message"], said["output"])
+    assert (result["finished_at"], told["delivered_via"]) == ("2026-01-01T00:00:00.500000Z", "push")
+    assert told["late_result"] is None
+
+
+def test_every_report_is_kept(phone: Phone, request_id: str) -> None:
+    told = ["received", "deferred", "running", "running", "succeeded", "succeeded", "failed", "running"]
+    for status in told:
+        assert phone.report(request_id, status).status == 200
+    kept = Report.objects.order_by("id").values_list("status", "duplicate", "late")
+    assert list(kept) == [(status, at > 4, False) for at, status in enumerate(told)]
+
+
+def test_the_times_of_a_delivery_are_those_of_its_first_and_its_last_word(phone: Phone, request_id: str) -> None:
+    phone.report(request_id, "received")
+    let_pass(minutes=5)
+    before = Delivery.objects.get()
+    phone.report(request_id, "running")
+    after = Delivery.objects.get()
+    assert after.received_at == before.received_at
+    assert before.reported_at is not None
+    assert after.reported_at is not None
+    assert (after.reported_at - before.reported_at).total_seconds() >= 300
+
+
+def test_a_phone_that_has_spoken_is_not_pushed_to_any_more(admin: Admin, phone: Phone) -> None:
+    phone.heartbeat(push_token="fcm-1")
+    request_id = admin.command(to=phone).json["request_id"]
+    assert Delivery.objects.get().next_attempt_at is not None
+    phone.report(request_id, "deferred")
+    assert Delivery.objects.get().next_attempt_at is None
+
+
+def test_a_field_that_a_newer_agent_sends_is_ignored(phone: Phone, request_id: str) -> None:
+    assert phone.report(request_id, "running", progress=0.5, state="succeeded").json["state"] == "received"
+
+
+# ── again ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("again", ["received", "running", "deferred", "succeeded", "failed"])
+@pytest.mark.parametrize("first", ["succeeded", "failed"])
+def test_the_first_final_status_wins(phone: Phone, request_id: str, first: str, again: str) -> None:
+    phone.report(request_id, first, message="first")
+    before = Delivery.objects.values().get()
+    answer = phone.report(request_id, again, message="again")
+    assert (answer.status, answer.json) == (
+        200,
+        {"request_id": request_id, "state": first, "duplicate": True, "late": False},
+    )
+    assert Delivery.objects.values().get() == before
+
+
+@pytest.mark.parametrize("status", ["received", "running", "deferred"])
+def test_a_repeat_before_the_final_status_is_no_duplicate(phone: Phone, request_id: str, status: str) -> None:
+    phone.report(request_id, status)
+    assert phone.report(request_id, status).json["duplicate"] is False
+    assert phone.report(request_id, "succeeded").json["duplicate"] is False
+
+
+def test_the_result_shown_is_the_first_one(admin: Admin, phone: Phone, request_id: str) -> None:
+    phone.report(request_id, "failed", message="no root")
+    phone.report(request_id, "succeeded", message="after all")
+    told = delivery_as_told(admin, phone, request_id)
+    assert (told["state"], told["result"]["status"], told["result"]["message"]) == ("failed", "failed", "no root")
+    assert [event.get("duplicate") for event in told["timeline"] if event["event"] == "report"] == [False, True]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_of_final_reports_at_the_same_moment_one_wins(admin: Admin) -> None:
+    phone = admin.enrol("phone-1")
+    phone.heartbeat()
+    request_id = admin.command(to=phone).json["request_id"]
+    phones = [Phone(Client(), "phone-1", device_token=phone.device_token) for _ in range(6)]
+    words = ["succeeded", "failed"] * 3
+    calls = [partial(one.report, request_id, word) for one, word in zip(phones, words, strict=True)]
+    answers = in_parallel(calls, all_wait_for="commands_report")
+    assert sorted(answer.json["duplicate"] for answer in answers) == [False] + [True] * 5
+    assert {answer.json["state"] for answer in answers} == {Delivery.objects.get().state}
+    winner = Report.objects.get(duplicate=False)
+    assert (winner.status, Report.objects.count()) == (Delivery.objects.get().state, 6)
+
+
+# ── by which way ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_first_way_that_is_given_stands(phone: Phone, request_id: str) -> None:
+    phone.report(request_id, "received")
+    assert Delivery.objects.get().delivered_via is None
+    phone.report(request_id, "running", via="heartbeat")
+    phone.report(request_id, "succeeded", via="push")
+    assert Delivery.objects.get().delivered_via == "heartbeat"
+    assert list(Report.objects.order_by("id").values_list("via", flat=True)) == [None, "heartbeat", "push"]
+
+
+def test_a_way_that_is_told_after_the_result_still_counts(phone: Phone, request_id: str) -> None:
+    phone.report(request_id, "succeeded")
+    phone.report(request_id, "succeeded", via="push")
+    assert (Delivery.objects.get().delivered_via, Delivery.objects.get().state) == ("push", "succeeded")
+
+
+# ── late ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("swept", [False, True])
+@pytest.mark.parametrize("status", ["succeeded", "failed"])
+def test_a_result_after_expiry_is_late_and_shown_as_such(
+    admin: Admin, phone: Phone, request_id: str, status: str, swept: bool
+) -> None:
+    let_pass(seconds=602)
+    if swept:
+        queue.expire(100)
+    answer = phone.report(request_id, status, message="slow")
+    assert answer.json == {"request_id": request_id, "state": "expired", "duplicate": False, "late": True}
+    told = delivery_as_told(admin, phone, request_id)
+    assert (told["state"], told["result"]) == ("expired", None)
+    assert (told["late_result"]["status"], told["late_result"]["message"]) == (status, "slow")
+    assert told["settled_at"] == told["expires_at"]
+    counts = admin.get(f"/admin/commands/{request_id}").json["counts"]
+    assert (counts["expired"], counts["late"], counts["succeeded"], counts["failed"]) == (1, 1, 0, 0)
+
+
+def test_a_result_after_cancellation_is_late_and_shown_as_such(admin: Admin, phone: Phone, request_id: str) -> None:
+    phone.report(request_id, "running")
+    admin.post(f"/admin/commands/{request_id}/cancel")
+    answer = phone.report(request_id, "succeeded")
+    assert answer.json == {"request_id": request_id, "state": "cancelled", "duplicate": False, "late": True}
+    told = delivery_as_told(admin, phone, request_id)
+    assert (told["state"], told["result"], told["late_result"]["status"]) == ("cancelled", None, "succeeded")
+
+
+def test_the_first_late_result_is_the_one_shown(admin: Admin, phone: Phone, request_id: str) -> None:
+    admin.post(f"/admin/commands/{request_id}/cancel")
+    phone.report(request_id, "failed", message="first")
+    again = phone.report(request_id, "succeeded").json
+    assert (again["state"], again["duplicate"]) == ("cancelled", True)
+    assert delivery_as_told(admin, phone, request_id)["late_result"]["message"] == "first"
+    assert admin.get(f"/admin/commands/{request_id}").json["counts"]["late"] == 1
+
+
+@pytest.mark.parametrize("status", ["received", "running", "deferred"])
+def test_only_a_final_report_is_late(admin: Admin, phone: Phone, request_id: str, status: str) -> None:
+    let_pass(seconds=602)
+    answer = phone.report(request_id, status)
+    assert answer.json == {"request_id": request_id, "state": "expired", "duplicate": False, "late": False}
+    assert delivery_as_told(admin, phone, request_id)["late_result"] is None
+    assert Report.objects.count() == 1
+
+
+def test_a_result_before_a_cancellation_stands(admin: Admin, phone: Phone, request_id: str) -> None:
+    phone.report(request_id, "succeeded")
+    cancelled = admin.post(f"/admin/commands/{request_id}/cancel").json
+    assert (cancelled["cancelled"], cancelled["already_settled"]) == (0, 1)
+    assert Delivery.objects.get().state == "succeeded"
+
+
+# ── an hour more ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("status", ["received", "running"])
+def test_who_has_received_or_runs_a_command_has_an_hour_more_for_the_final_word(
+    phone: Phone, request_id: str, status: str
+) -> None:
+    phone.report(request_id, status)
+    let_pass(minutes=69)
+    assert queue.expire(100) == 0
+    answer = phone.report(request_id, "succeeded")
+    assert (answer.json["state"], answer.json["late"]) == ("succeeded", False)
+
+
+def test_the_hour_ends(phone: Phone, request_id: str) -> None:
+    phone.report(request_id, "running")
+    let_pass(minutes=69)
+    phone.report(request_id, "running")
+    let_pass(minutes=2)
+    answer = phone.report(request_id, "succeeded")
+    assert (answer.json["state"], answer.json["late"]) == ("expired", True)
+
+
+def test_who_only_defers_has_no_hour_more(phone: Phone, request_id: str) -> None:
+    phone.report(request_id, "deferred")
+    let_pass(seconds=602)
+    answer = phone.report(request_id, "succeeded")
+    assert (answer.json["state"], answer.json["late"]) == ("expired", True)
+
+
+def test_who_defers_after_having_received_keeps_the_hour(phone: Phone, request_id: str) -> None:
+    phone.report(request_id, "received")
+    phone.report(request_id, "deferred")
+    let_pass(minutes=69)
+    assert phone.report(request_id, "succeeded").json["state"] == "succeeded"
+
+
+def test_the_sweep_settles_what_ran_out_of_time_at_the_moment_it_did(phone: Phone, request_id: str) -> None:
+    let_pass(hours=2)
+    assert queue.expire(100) == 1
+    delivery = Delivery.objects.select_related("command").get()
+    assert (delivery.state, delivery.settled_at) == ("expired", delivery.command.expires_at)
+    assert queue.expire(100) == 0
+
+
+# ── whose command ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_request_that_nobody_made_is_unknown(phone: Phone) -> None:
+    answer = phone.report(ABSENT, "succeeded")
+    assert (answer.status, answer.code, Report.objects.count()) == (404, "unknown_request", 0)
+
+
+def test_a_device_cannot_report_for_another(admin: Admin, phone: Phone, request_id: str) -> None:
+    other = admin.enrol("phone-2")
+    foreign, absent = other.report(request_id, "succeeded"), other.report(ABSENT, "succeeded")
+    assert (foreign.status, foreign.code) == (404, "unknown_request")
+    assert foreign.body == absent.body
+    assert (Delivery.objects.get().state, Report.objects.count()) == ("pending", 0)
+
+
+def test_a_device_reports_for_itself_alone(admin: Admin, phone: Phone) -> None:
+    other = admin.enrol("phone-2")
+    request_id = admin.command(to=[phone, other]).json["request_id"]
+    other.report(request_id, "failed")
+    states = dict(Delivery.objects.values_list("device__hardware_id", "state"))
+    assert states == {"phone-1": "pending", "phone-2": "failed"}
+
+
+def test_a_result_outlives_an_enrolment_anew(admin: Admin, phone: Phone, request_id: str) -> None:
+    phone.register(admin.enrollment_token(re_enroll=True))
+    answer = phone.report(request_id, "succeeded")
+    assert (answer.status, answer.json["state"], answer.json["late"]) == (200, "cancelled", True)
+
+
+# ── limits ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def output_of(size: int) -> dict[str, str]:
+    return {"a": "x" * (size - len('{"a":""}'))}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"message": "é" * 1000},
+        {"message": None, "output": None, "finished_at": None, "via": None},
+        {"output": output_of(16 * 1024)},
+        {"output": {}},
+        {"finished_at": "2026-01-01T00:00:00Z"},
+        {"finished_at": "2026-01-01T00:00:00.123456-11:00"},
+    ],
+)
+def test_a_report_within_the_limits_is_kept(phone: Phone, request_id: str, fields: dict[str, Any]) -> None:
+    assert phone.report(request_id, "succeeded", **fields).status == 200
+    report = Report.objects.get()
+    assert (report.message, report.output) == (fields.get("message") or "", fields.get("output"))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("request_id", "x"),
+        ("request_id", ABSENT.upper()),
+        ("request_id", ABSENT.replace("-", "")),
+        ("request_id", None),
+        ("request_id", 7),
+        ("status", "expired"),
+        ("status", "SUCCEEDED"),
+        ("status", None),
+        ("message", "m" * 1001),
+        ("message", "\x00"),
+        ("message", 5),
+        ("output", output_of(16 * 1024 + 1)),
+        ("output", ["a"]),
+        ("output", "a"),
+        ("output", {"a": "\x00"}),
+        ("output", {"a": 2**63}),
+        ("output", {"a": 1e19}),
+        ("finished_at", "yesterday"),
+        ("finished_at", "2026-01-01"),
+        ("finished_at", "2026-01-01T00:00:00"),
+        ("finished_at", "2026-02-30T00:00:00Z"),
+        ("finished_at", "0001-01-01T00:00:00+14:00"),
+        ("finished_at", "9999-12-31T23:59:59-14:00"),
+        ("finished_at", "1767225600"),
+        ("finished_at", 1767225600),
+        ("finished_at", True),
+        ("via", "sms"),
+        ("via", 1),
+    ],
+)
+def test_a_report_beyond_the_limits_is_422_and_changes_nothing(
+    phone: Phone, request_id: str, field: str, value: object
+) -> None:
+    body = {"request_id": request_id, "status": "succeeded", field: value}
+    answer = phone.send("/v1/action-result", body)
+    assert (answer.status, answer.code) == (422, "invalid_request")
+    assert answer.json["errors"][0]["loc"] == ["body", field]
+    assert (Delivery.objects.get().state, Report.objects.count()) == ("pending", 0)
+
+
+@pytest.mark.parametrize("missing", ["request_id", "status"])
+def test_a_report_says_on_what_and_what(phone: Phone, request_id: str, missing: str) -> None:
+    body = {"request_id": request_id, "status": "succeeded"}
+    del body[missing]
+    answer = phone.send("/v1/action-result", body)
+    assert (answer.status, answer.json["errors"][0]["loc"]) == (422, ["body", missing])
+
+
+def test_a_report_is_counted_where_the_command_is_read(admin: Admin, phone: Phone, request_id: str) -> None:
+    phone.report(request_id, "succeeded")
+    command = admin.get(f"/admin/commands/{request_id}").json
+    assert (command["state"], command["counts"]["succeeded"]) == ("completed", 1)
+    assert command["completed_at"] == delivery_as_told(admin, phone, request_id)["settled_at"]
