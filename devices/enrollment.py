@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from hashlib import sha256
 from uuid import UUID
 
@@ -13,7 +13,7 @@ from uuid_utils.compat import uuid7
 
 from devices import credentials, database, tokens
 from devices.credentials import DeviceRevoked
-from devices.models import Device, EnrollmentToken, Presence
+from devices.models import DeadPushToken, Device, EnrollmentToken, Presence
 
 
 class InvalidEnrollmentToken(Exception):
@@ -267,16 +267,33 @@ def own_push_token(device_id: UUID, push_token: str | None) -> list[UUID]:
     """
     _take_turns("push token", push_token or "")
     others = Device.objects.filter(push_token=push_token).exclude(id=device_id) if push_token else Device.objects.none()
-    taken_from = list(others.select_for_update().values_list("id", "push_token_dead_at"))
-    Device.objects.filter(id__in=[owner for owner, _ in taken_from]).update(push_token=None, push_token_dead_at=None)
-    dead_at = next((died for _, died in taken_from if died is not None), None)
+    taken_from = list(others.select_for_update().values_list("id", flat=True))
+    Device.objects.filter(id__in=taken_from).update(push_token=None, push_token_dead_at=None)
     Device.objects.filter(id=device_id).exclude(push_token=push_token).update(
-        push_token=push_token, push_token_dead_at=dead_at
+        push_token=push_token, push_token_dead_at=_died_at(push_token)
     )
-    return [owner for owner, _ in taken_from]
+    return taken_from
+
+
+def _died_at(push_token: str | None) -> datetime | None:
+    if push_token is None:
+        return None
+    return DeadPushToken.objects.filter(sha256=_digest(push_token)).values_list("died_at", flat=True).first()
+
+
+def _digest(push_token: str) -> bytes:
+    return sha256(push_token.encode()).digest()
 
 
 def forget_push_token(device_id: UUID, push_token: str) -> bool:
     """Note that FCM called this push token dead. False if the device has another one by now, which is not touched."""
+    DeadPushToken.objects.bulk_create([DeadPushToken(sha256=_digest(push_token))], ignore_conflicts=True)
     mine = Device.objects.filter(id=device_id, push_token=push_token)
     return bool(mine.update(push_token_dead_at=Coalesce("push_token_dead_at", Now())))
+
+
+def prune_dead_push_tokens(kept: timedelta, limit: int) -> int:
+    """Forget up to `limit` push tokens that died before `kept` ago; return how many."""
+    old = DeadPushToken.objects.filter(died_at__lt=Now() - kept).order_by("died_at").values_list("sha256", flat=True)
+    deleted, _ = DeadPushToken.objects.filter(sha256__in=list(old[:limit])).delete()
+    return deleted

@@ -138,6 +138,22 @@ class Device(models.Model):
         return self.alias or str(self.id)
 
 
+class DeadPushToken(models.Model):
+    """A push token that FCM called dead, by its SHA-256: it stays dead wherever and whenever it is sent again."""
+
+    sha256 = models.BinaryField(max_length=32, primary_key=True)
+    died_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        indexes: ClassVar = [
+            # Retention.
+            models.Index(name="dead_push_token_age", fields=["died_at"]),
+        ]
+
+    def __str__(self) -> str:
+        return f"dead since {self.died_at}"
+
+
 class Presence(models.Model):
     """What a device last said. Written by every heartbeat, so kept narrow, and free of indexes but its key.
 

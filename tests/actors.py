@@ -9,8 +9,10 @@ from urllib.parse import unquote
 
 from asgiref.sync import async_to_sync
 
+from devices import enrollment
+from devices.models import Device
 from nexmdm import signing
-from nexmdm.asgi import application
+from nexmdm.asgi import application  # first: it sets Django up
 
 
 @dataclass(slots=True)
@@ -193,3 +195,8 @@ class Phone:
         """POST with a bearer token, by default this phone's."""
         headers = {"Authorization": f"Bearer {token or self.device_token}"}
         return self.client.request("POST", target, body, headers)
+
+
+def fcm_calls_dead(push_token: str) -> None:
+    """Do what the dispatcher does when FCM calls a push token dead."""
+    enrollment.forget_push_token(Device.objects.get(push_token=push_token).id, push_token)

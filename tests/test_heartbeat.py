@@ -17,7 +17,7 @@ from commands import envelope
 from commands.models import Delivery, Report
 from devices import credentials, tokens
 from devices.models import Device, Presence
-from tests.actors import Admin, Answer, Client, Phone
+from tests.actors import Admin, Answer, Client, Phone, fcm_calls_dead
 from tests.moments import in_one_batch, in_parallel, let_pass
 
 
@@ -338,7 +338,7 @@ def test_a_null_push_token_forgets_it(admin: Admin, phone: Phone) -> None:
 
 def test_a_dead_push_token_stays_dead_when_it_is_sent_again(admin: Admin, phone: Phone) -> None:
     phone.heartbeat(push_token="fcm-1")
-    Device.objects.update(push_token_dead_at=timezone.now())
+    fcm_calls_dead("fcm-1")
     died = Device.objects.get().push_token_dead_at
     assert phone.heartbeat(push_token="fcm-1").status == 200
     assert (Device.objects.get().push_token, Device.objects.get().push_token_dead_at) == ("fcm-1", died)
@@ -348,15 +348,25 @@ def test_a_dead_push_token_stays_dead_when_it_is_sent_again(admin: Admin, phone:
 
 def test_a_dead_push_token_stays_dead_on_another_device(admin: Admin, phone: Phone) -> None:
     admin.enrol("phone-2", push_token="fcm-1")
-    Device.objects.filter(hardware_id="phone-2").update(push_token_dead_at=timezone.now())
+    fcm_calls_dead("fcm-1")
     phone.heartbeat(push_token="fcm-1")
     device = Device.objects.get(hardware_id="phone-1")
     assert (device.push_token, device.push_token_dead_at is None) == ("fcm-1", False)
 
 
+@pytest.mark.parametrize("meanwhile", [None, "fcm-2"])
+def test_a_dead_push_token_stays_dead_when_it_comes_back(admin: Admin, phone: Phone, meanwhile: str | None) -> None:
+    phone.heartbeat(push_token="fcm-1")
+    fcm_calls_dead("fcm-1")
+    phone.heartbeat(push_token=meanwhile)
+    phone.heartbeat(push_token="fcm-1")
+    assert Device.objects.get().push_token_dead_at is not None
+    assert admin.command(to=phone).json["push"] == {"queued": 0, "no_push_token": 1}
+
+
 def test_a_different_push_token_revives_pushing(admin: Admin, phone: Phone) -> None:
     phone.heartbeat(push_token="fcm-1")
-    Device.objects.update(push_token_dead_at=timezone.now())
+    fcm_calls_dead("fcm-1")
     phone.heartbeat(push_token="fcm-2")
     assert (Device.objects.get().push_token, Device.objects.get().push_token_dead_at) == ("fcm-2", None)
     assert admin.command(to=phone).json["push"] == {"queued": 1, "no_push_token": 0}

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from commands.models import Delivery
 from devices import tokens
 from devices.models import Device, EnrollmentToken, Presence
-from tests.actors import Admin, Client, Phone
+from tests.actors import Admin, Client, Phone, fcm_calls_dead
 from tests.moments import in_parallel
 
 
@@ -268,7 +268,7 @@ def test_enrolling_anew_takes_what_is_sent(admin: Admin, client: Client) -> None
 
 def test_enrolling_anew_with_a_dead_push_token_leaves_it_dead(admin: Admin, client: Client) -> None:
     phone = admin.enrol("imei-1", push_token="fcm-1")
-    Device.objects.update(push_token_dead_at=timezone.now())
+    fcm_calls_dead("fcm-1")
     phone.register(admin.enrollment_token(re_enroll=True), push_token="fcm-1")
     device = Device.objects.get()
     assert (device.push_token, device.push_token_dead_at is None) == ("fcm-1", False)
@@ -290,7 +290,7 @@ def test_a_push_token_is_taken_from_the_device_that_had_it(admin: Admin) -> None
 
 def test_a_dead_push_token_stays_dead_on_the_device_that_brings_it_again(admin: Admin) -> None:
     admin.enrol("imei-1", push_token="fcm-1")
-    Device.objects.update(push_token_dead_at=timezone.now())
+    fcm_calls_dead("fcm-1")
     admin.enrol("imei-2", push_token="fcm-1")
     dead = dict(Device.objects.values_list("hardware_id", "push_token_dead_at"))
     assert dead["imei-1"] is None

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from argparse import ArgumentParser
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -17,7 +18,7 @@ from django.core.management.base import BaseCommand, CommandError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from loadtest import enrolling, report, roster, targets, view
+from loadtest import enrolling, machine, report, roster, targets, view
 from loadtest.conductor import GeneratorEnded, Load, Run, conduct
 from loadtest.fleet import Refusal
 from loadtest.serving import READY, Serving
@@ -43,12 +44,20 @@ _UNSET: Final = dict.fromkeys(
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """Where a run takes place: the server, its admin, the environment of its settings, the stand-in's journal."""
+    """Where a run takes place: the server's admin and its heartbeat interval; the rest where the server is our own."""
 
     admin: FleetClient
-    environment: dict[str, str] | None
-    journal: Path | None
     interval_seconds: int
+    serving: Serving | None = None
+    journal: Path | None = None
+
+    @property
+    def described(self) -> str:
+        """Return the server in words."""
+        if self.serving is None:
+            return self.admin.url
+        workers = settings.WEB_WORKERS
+        return f"started for this run on the same machine: {workers} web worker(s), dispatcher, embedded PostgreSQL"
 
 
 class Command(BaseCommand):
@@ -99,13 +108,27 @@ class Command(BaseCommand):
             _gather(console, ground, options["devices"], fleet)
             run = Run(_load(options, ground, fleet))
             watch = stack.enter_context(view.shown(console, run))
-            asyncio.run(conduct(run, ground.admin, watch))
+            with _server_time(run, ground):
+                asyncio.run(conduct(run, ground.admin, watch))
             return run
+
+
+@contextmanager
+def _server_time(run: Run, ground: Ground) -> Iterator[None]:
+    """Note how much of a core a server of our own takes."""
+    if ground.serving is None:
+        yield
+        return
+    before, began_at = machine.cpu_seconds(ground.serving.data_dir), time.monotonic()
+    yield
+    seconds = machine.cpu_seconds(ground.serving.data_dir) - before
+    run.server_cores = seconds / (time.monotonic() - began_at)
 
 
 def _load(options: dict[str, Any], ground: Ground, fleet: Path) -> Load:
     interval = options["interval"] or ground.interval_seconds
     return Load(
+        server=ground.described,
         url=ground.admin.url,
         devices=options["devices"],
         interval_seconds=interval,
@@ -123,7 +146,7 @@ def _ground(console: Console, options: dict[str, Any], folder: Path) -> Iterator
     if options["url"]:
         key, secret = settings.ADMIN_KEYS[0], settings.HMAC_SECRETS[0]
         with closing(FleetClient(options["url"], key=key, secret=secret)) as admin:
-            yield Ground(admin, None, None, settings.HEARTBEAT_INTERVAL_SECONDS)
+            yield Ground(admin, settings.HEARTBEAT_INTERVAL_SECONDS)
         return
     kept = options["keep"] or folder
     kept.mkdir(parents=True, exist_ok=True)
@@ -132,7 +155,7 @@ def _ground(console: Console, options: dict[str, Any], folder: Path) -> Iterator
     with _standin(folder) as fcm, _serving(kept.resolve() / "data", fcm, interval, options) as serving:
         secrets = serving.secrets
         with closing(FleetClient(serving.url, key=secrets["ADMIN_KEY"], secret=secrets["HMAC_SECRET"])) as admin:
-            yield Ground(admin, serving.environment, folder / "journal", interval)
+            yield Ground(admin, interval, serving, folder / "journal")
 
 
 @contextmanager
@@ -185,7 +208,8 @@ def _gather(console: Console, ground: Ground, count: int, fleet: Path) -> None:
 def _seed(ground: Ground, count: int, fleet: Path) -> None:
     pushed = ["--push-tokens"] if ground.journal else []
     seeding = [sys.executable, "-m", "loadtest.seeding", "--devices", str(count), "--roster", str(fleet), *pushed]
-    if subprocess.run(seeding, cwd=settings.BASE_DIR, env=ground.environment, check=False).returncode:
+    environment = ground.serving.environment if ground.serving else None
+    if subprocess.run(seeding, cwd=settings.BASE_DIR, env=environment, check=False).returncode:
         raise CommandError(
             "A large fleet is seeded into the server's database: run this with the server's own settings."
         )
