@@ -37,6 +37,7 @@ DRAIN_LIMIT: Final = 4 * 1024 * 1024
 """How much of a refused body is read and thrown away, so that an honest client gets to read the answer."""
 
 DRAIN_SECONDS: Final = 2
+_DIGITS: Final = 12
 _CORRELATION_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _FORMS: Final = "/django-admin/"
 
@@ -156,7 +157,9 @@ def _admit(scope: Scope, headers: Headers) -> None:
 
 def _set_caller(scope: Scope, headers: Headers) -> None:
     """Take address and scheme from a trusted proxy's headers, and from nobody else's."""
-    peer = scope["client"][0] if scope.get("client") else ""
+    # A Unix socket has no address, nor has a client that is already gone.
+    scope["client"] = scope.get("client") or ("", 0)
+    peer = scope["client"][0]
     if not settings.TRUSTED_PROXIES or not _trusted(peer):
         return
     forwarded = b",".join(headers.values.get(b"x-forwarded-for", [])).decode("latin-1").split(",")
@@ -190,7 +193,7 @@ async def _read(scope: Scope, headers: Headers, receive: Receive) -> bytes:
     """Return the whole body, within its limits of size and time."""
     limit = next((limit for start, limit in BODY_LIMITS if scope["path"].startswith(start)), OTHER_BODY_LIMIT)
     declared = headers.last(b"content-length")
-    if declared and (not declared.isdigit() or int(declared) > limit):
+    if declared and (not declared.isdigit() or len(declared) > _DIGITS or int(declared) > limit):
         raise _Refused(_too_large(limit), drain=True)
     if not declared and b"transfer-encoding" not in headers.values:
         return await _collect(receive, limit)

@@ -1,5 +1,6 @@
 """Those who take part in a test: a client of the real ASGI application, an admin, a phone."""
 
+import asyncio
 import json
 import secrets
 import time
@@ -89,7 +90,9 @@ class Client:
         sent: list[Any] = []
 
         async def receive() -> Any:
-            return incoming.pop() if incoming else {"type": "http.disconnect"}
+            if not incoming:
+                await asyncio.Event().wait()
+            return incoming.pop()
 
         async def send(message: Any) -> None:
             sent.append(message)
