@@ -22,6 +22,8 @@ help:
 	@echo "make test    lint, types, migrations, tests"
 	@echo "make lint    ruff and mypy only"
 	@echo "make format  ruff's fixes and format"
+	@echo "make loadtest        100 devices for 5 minutes, judged; report in reports/"
+	@echo "make loadtest-large  100,000 devices for 5 minutes"
 	@echo "make lock    pin the newest dependencies that pyproject.toml allows"
 	@echo "make clean   remove the virtual environment and caches; data folders stay"
 
@@ -44,6 +46,16 @@ lint: $(VENV)/dev.stamp
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+.PHONY: loadtest loadtest-large
+
+loadtest: $(VENV)/runtime.stamp
+	@$(BIN)/python manage.py loadtest --devices 100 --interval 120 --duration 5m --commands-per-minute 60 \
+		--report reports/loadtest.html
+
+loadtest-large: $(VENV)/runtime.stamp
+	@$(BIN)/python manage.py loadtest --devices 100000 --interval 120 --duration 5m --ramp 30 --commands-per-minute 60 \
+		--report reports/loadtest-large.html
 
 lock: $(BIN)/uv
 	$(COMPILE) --upgrade --output-file requirements.lock

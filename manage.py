@@ -13,7 +13,7 @@ from django.core.management import execute_from_command_line, get_commands
 from nexmdm import embedded
 
 WITHOUT_DATABASE: Final = {
-    "check", "collectstatic", "compilemessages", "diffsettings", "findstatic", "fleet", "makemessages",
+    "check", "collectstatic", "compilemessages", "diffsettings", "findstatic", "fleet", "loadtest", "makemessages",
     "optimizemigration", "postgres", "sendtestemail", "serve", "startapp", "startproject",
 }  # fmt: skip
 

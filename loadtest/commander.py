@@ -1,0 +1,131 @@
+"""The admin of a load test: issues commands at due times of its own, and keeps account of what became of them."""
+
+import asyncio
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final
+
+import orjson
+
+from loadtest.connections import Pool, Server, understood, with_body
+from loadtest.figures import Figures, Histogram
+from nexmdm.fleet_client import FleetClient
+
+TARGET: Final = "/admin/command"
+CONNECTIONS: Final = 16
+_ACTIONS: Final[tuple[dict[str, Any], ...]] = (
+    {"action": "ping"},
+    {"action": "launch_app", "params": {"package": "com.example.kiosk"}},
+)
+
+
+@dataclass(slots=True)
+class Life:
+    """When a command was posted, when its push arrived at FCM, when its result was taken; None: not yet."""
+
+    posted_at: float | None = None
+    pushed_at: float | None = None
+    settled_at: float | None = None
+
+
+@dataclass(slots=True)
+class Ledger:
+    """The commands by request id. What is said of one may come in any order, and counts once."""
+
+    lives: dict[str, Life] = field(default_factory=dict)
+
+    def posted(self, request_id: str, at: float) -> None:
+        """Note that a command was accepted, and when its request was begun."""
+        self._life(request_id).posted_at = at
+
+    def pushed(self, request_id: str, at: float) -> None:
+        """Note the arrival of a push."""
+        life = self._life(request_id)
+        life.pushed_at = at if life.pushed_at is None else min(life.pushed_at, at)
+
+    def settled(self, request_id: str, at: float) -> None:
+        """Note that a phone's result was taken."""
+        life = self._life(request_id)
+        life.settled_at = at if life.settled_at is None else min(life.settled_at, at)
+
+    @property
+    def done(self) -> int:
+        """How many commands have their result."""
+        return sum(life.settled_at is not None for life in self._since(0))
+
+    @property
+    def open(self) -> int:
+        """How many commands wait for their result."""
+        return sum(life.settled_at is None for life in self._since(0))
+
+    def unanswered(self) -> list[float]:
+        """Return when the commands that wait for their result were posted."""
+        return [life.posted_at for life in self._since(0) if life.settled_at is None and life.posted_at is not None]
+
+    def dispatch(self, since: float) -> Histogram:
+        """Return the time from the POST to the push, of the commands posted since then."""
+        return _histogram((life.posted_at, life.pushed_at) for life in self._since(since))
+
+    def round_trip(self, since: float) -> Histogram:
+        """Return the time from the POST to the result, of the commands posted since then."""
+        return _histogram((life.posted_at, life.settled_at) for life in self._since(since))
+
+    def _since(self, since: float) -> Iterator[Life]:
+        return (life for life in self.lives.values() if life.posted_at is not None and life.posted_at >= since)
+
+    def _life(self, request_id: str) -> Life:
+        return self.lives.setdefault(request_id, Life())
+
+
+def _histogram(spans: Iterator[tuple[float | None, float | None]]) -> Histogram:
+    histogram = Histogram()
+    for begin, end in spans:
+        if begin is not None and end is not None:
+            histogram.add(end - begin)
+    return histogram
+
+
+class Commander:
+    """Issues commands to random phones, so many a minute, whatever became of those before."""
+
+    def __init__(
+        self, admin: FleetClient, device_ids: Sequence[str], *, per_minute: float, figures: Figures, ledger: Ledger
+    ) -> None:
+        self._server = Server.of(admin.url)
+        self._admin = admin
+        self._device_ids = device_ids
+        self._gap_seconds = 60 / per_minute
+        self._figures = figures
+        self._ledger = ledger
+        self._pool = Pool(self._server, CONNECTIONS)
+        self._starts_at = 0.0
+
+    async def run(self, starts_at: float, ends_at: float) -> None:
+        """Issue commands between two times of the monotonic clock."""
+        self._starts_at = starts_at
+        due = starts_at + random.random() * self._gap_seconds
+        while due < ends_at:
+            await asyncio.sleep(due - time.monotonic())
+            self._pool.sweep()
+            self._post(due)
+            due += random.uniform(0.5, 1.5) * self._gap_seconds
+
+    def close(self) -> None:
+        """Cut the connections."""
+        self._pool.close()
+
+    def _post(self, due: float) -> None:
+        body = orjson.dumps({**random.choice(_ACTIONS), "target": {"device_ids": [random.choice(self._device_ids)]}})
+        begun_at = time.monotonic()
+        head = self._server.head("POST", TARGET, self._admin.sign("POST", TARGET, body))
+        self._pool.send(head + with_body(body), partial(self._answered, due, begun_at))
+
+    def _answered(self, due: float, begun_at: float, status: int, body: bytes) -> None:
+        error, answer = understood(status, body)
+        latency = time.monotonic() - due
+        self._figures.ended("command", due - self._starts_at, latency, error and f"command: {error}")
+        if answer:
+            self._ledger.posted(answer["request_id"], begun_at)

@@ -1,0 +1,223 @@
+"""Conducts a run: starts the generators, plays the admin, adds up what they see, and says when it is over."""
+
+import asyncio
+import math
+import os
+import sys
+import time
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Callable
+from contextlib import AsyncExitStack, closing
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import orjson
+
+from loadtest import machine, roster
+from loadtest.commander import Commander, Ledger
+from loadtest.figures import Figures
+from loadtest.generator import Plan
+from loadtest.journal import JournalTail
+from nexmdm.fleet_client import FleetClient
+
+HEARTBEATS_PER_PROCESS: Final = 5000
+"""What a generator is asked for at most: it could do twice that, but then shares its core with nobody."""
+
+CONNECTIONS: Final = 256
+GRACE_SECONDS: Final = 10
+"""How long the last commands may take once the heartbeats have ended."""
+
+_WATCH_SECONDS: Final = 0.25
+_LINE_LIMIT: Final = 2**26
+_ROOT: Final = Path(__file__).resolve().parent.parent
+
+
+class GeneratorEnded(Exception):
+    """A generator ended before its time; what it said is above."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a run is to do, and against which server, in words.
+
+    `scale` takes the server's interval to ours; without a journal phones hear of no push.
+    """
+
+    server: str
+    url: str
+    devices: int
+    interval_seconds: float
+    ramp_seconds: float
+    duration_seconds: float
+    commands_per_minute: float
+    scale: float
+    roster: Path
+    journal: Path | None
+
+    @property
+    def seconds(self) -> float:
+        """How long it sends heartbeats."""
+        return self.ramp_seconds + self.duration_seconds
+
+    @property
+    def heartbeats_per_second(self) -> float:
+        """What it comes to after the ramp."""
+        return self.devices / self.interval_seconds
+
+    @property
+    def processes(self) -> int:
+        """How many generators it takes, of those that have a core."""
+        return min(os.cpu_count() or 1, math.ceil(self.heartbeats_per_second / HEARTBEATS_PER_PROCESS))
+
+    def plan(self, part: int) -> Plan:
+        """Return one generator's share."""
+        return Plan(
+            url=self.url,
+            roster=str(self.roster),
+            part=part,
+            parts=self.processes,
+            ramp_seconds=self.ramp_seconds,
+            duration_seconds=self.duration_seconds,
+            interval_seconds=self.interval_seconds,
+            scale=self.scale,
+            connections=max(1, CONNECTIONS // self.processes),
+            journal=str(self.journal or ""),
+        )
+
+
+@dataclass(slots=True)
+class Run:
+    """A run while it goes on, and what is known of it afterwards."""
+
+    load: Load
+    figures: Figures = field(default_factory=Figures)
+    ledger: Ledger = field(default_factory=Ledger)
+    begun: datetime = field(default_factory=lambda: datetime.now(UTC))
+    starts_at: float = 0.0
+    cpu_seconds: dict[int, float] = field(default_factory=dict)
+    server_cores: dict[str, float] = field(default_factory=dict)
+    load_average: float = field(default_factory=machine.load_average)
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """How long it has sent heartbeats."""
+        return min(self.load.seconds, max(0.0, time.monotonic() - self.starts_at)) if self.starts_at else 0.0
+
+    @property
+    def measured_since(self) -> float:
+        """The second from which on the figures count."""
+        return math.ceil(self.load.ramp_seconds)
+
+    def take(self, part: int, line: bytes) -> None:
+        """Add what a generator has seen."""
+        said = orjson.loads(line)
+        self.figures.merge(Figures.of(said["figures"]))
+        self.cpu_seconds[part] = said["cpu_seconds"]
+        for request_id, at, _ in said["results"]:
+            self.ledger.settled(request_id, at)
+
+
+async def conduct(run: Run, admin: FleetClient, watch: Callable[[], None]) -> None:
+    """Carry out a run to its end; `watch` is called four times a second. Raises GeneratorEnded."""
+    async with AsyncExitStack() as stack:
+        generators = [await _start(run.load.plan(part)) for part in range(run.load.processes)]
+        for generator in generators:
+            stack.push_async_callback(_stop, generator)
+        await _begin(run, generators)
+        hearing = [asyncio.create_task(_hear(run, part, one)) for part, one in enumerate(generators)]
+        commanding = asyncio.create_task(_command(run, admin))
+        stack.callback(commanding.cancel)
+        await _watch(run, watch, [*hearing, commanding])
+        for generator in generators:
+            _end_input(generator)
+        await asyncio.gather(*hearing)
+        _note_unanswered(run)
+        watch()
+
+
+async def _start(plan: Plan) -> Process:
+    generator = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "loadtest.generator", stdin=PIPE, stdout=PIPE, cwd=_ROOT, limit=_LINE_LIMIT
+    )
+    _tell(generator, plan.as_line())
+    return generator
+
+
+async def _stop(generator: Process) -> None:
+    _end_input(generator)
+    if generator.returncode is None:
+        generator.kill()
+    await generator.wait()
+
+
+def _tell(generator: Process, line: bytes) -> None:
+    assert generator.stdin is not None
+    generator.stdin.write(line)
+
+
+def _end_input(generator: Process) -> None:
+    assert generator.stdin is not None
+    generator.stdin.close()
+
+
+async def _begin(run: Run, generators: list[Process]) -> None:
+    """Wait until all generators have read who their phones are, and start them together."""
+    for generator in generators:
+        assert generator.stdout is not None
+        if not await generator.stdout.readline():
+            raise GeneratorEnded
+    run.starts_at = time.monotonic() + _WATCH_SECONDS
+    run.begun = datetime.now(UTC)
+    for generator in generators:
+        _tell(generator, b"%.6f\n" % run.starts_at)
+
+
+async def _hear(run: Run, part: int, generator: Process) -> None:
+    assert generator.stdout is not None
+    async for line in generator.stdout:
+        run.take(part, line)
+    if await generator.wait():
+        raise GeneratorEnded
+
+
+async def _command(run: Run, admin: FleetClient) -> None:
+    """Issue commands to the end of the run."""
+    load = run.load
+    if not load.commands_per_minute:
+        return
+    device_ids = [member.device_id for member in roster.read(load.roster)]
+    commander = Commander(
+        admin, device_ids, per_minute=load.commands_per_minute, figures=run.figures, ledger=run.ledger
+    )
+    try:
+        await commander.run(run.starts_at, run.starts_at + load.seconds)
+        await asyncio.sleep(GRACE_SECONDS)
+    finally:
+        commander.close()
+
+
+async def _watch(run: Run, watch: Callable[[], None], workers: list[asyncio.Task[None]]) -> None:
+    """Return when the heartbeats have ended and the commands have their results, or have had time enough."""
+    ends_at = run.starts_at + run.load.seconds
+    patience = GRACE_SECONDS if run.load.journal else 0
+    with closing(JournalTail(run.load.journal or Path(os.devnull))) as journal:
+        while (now := time.monotonic()) < ends_at + patience and (now < ends_at or run.ledger.open):
+            for send in journal.sends():
+                run.ledger.pushed(send["request_id"], send["monotonic"])
+            for worker in workers:
+                if worker.done():
+                    worker.result()
+            watch()
+            await asyncio.sleep(_WATCH_SECONDS)
+
+
+def _note_unanswered(run: Run) -> None:
+    """Count as an error each command without a result that had time for one: a push, or an interval and a bit."""
+    load = run.load
+    needed = 0 if load.journal else 1.2 * load.interval_seconds
+    for posted_at in run.ledger.unanswered():
+        second = posted_at - run.starts_at
+        if second <= load.seconds - needed:
+            run.figures.error(second, "command: no result")

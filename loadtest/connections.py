@@ -1,0 +1,249 @@
+"""A minimal HTTP/1.1 client: requests as ready-made bytes over a bounded pool of kept connections.
+
+A client library costs 150 to 250 µs a request, most of a generator's time. This one writes bytes that the caller has
+encoded, lets httptools find the end of the answer, and calls back: about a fifth of that. It never waits for a slot
+before it takes a request: one that finds all connections busy queues here, and its caller's clock runs on.
+"""
+
+import asyncio
+import ssl
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Final, cast
+from urllib.parse import urlsplit
+
+import httptools
+import orjson
+
+ANSWER_SECONDS: Final = 10
+"""How long a request may take, its time in the queue included."""
+
+NO_ANSWER: Final = 0
+"""The status of a request that got none; the body then says why."""
+
+Done = Callable[[int, bytes], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Where requests go."""
+
+    host: str
+    port: int
+    tls: bool
+    authority: str
+
+    @classmethod
+    def of(cls, url: str) -> "Server":
+        """Return the server of a URL, of which the path is not looked at."""
+        parts = urlsplit(url)
+        tls = parts.scheme == "https"
+        return cls(parts.hostname or "", parts.port or (443 if tls else 80), tls, parts.netloc)
+
+    def head(self, method: str, target: str, headers: Mapping[str, str]) -> bytes:
+        """Return the head of a request up to its Content-Length, which with_body() adds."""
+        fields = {"Host": self.authority, "Content-Type": "application/json", **headers}
+        lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
+        return "\r\n".join([*lines, ""]).encode()
+
+
+def with_body(body: bytes) -> bytes:
+    """Return the end of a request's head, and its body."""
+    return b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+
+
+def understood(status: int, body: bytes) -> tuple[str, dict[str, Any]]:
+    """Return what went wrong (empty: nothing) and the answer (empty: none that can be used)."""
+    if status == NO_ANSWER:
+        return body.decode(), {}
+    try:
+        answer = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return f"{status}, not JSON", {}
+    if status != HTTPStatus.OK:
+        return f"{status} {answer.get('code', '')}".strip(), {}
+    return "", answer
+
+
+@dataclass(slots=True)
+class _Exchange:
+    """One request and whom to tell of its end. `again` if it was already sent over a connection that had gone stale."""
+
+    request: bytes
+    done: Done
+    begun_at: float
+    again: bool = False
+
+
+class _Connection(asyncio.Protocol):
+    """One connection: one exchange at a time."""
+
+    def __init__(self, pool: "Pool") -> None:
+        self._pool = pool
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._body: list[bytes] = []
+        self._heard = False
+        self._used = False
+        self.exchange: _Exchange | None = None
+
+    def begin(self, exchange: _Exchange) -> None:
+        """Send a request; this connection has to be free."""
+        self.exchange = exchange
+        self._heard = False
+        assert self._transport is not None
+        self._transport.write(exchange.request)
+
+    def abort(self) -> None:
+        """Cut the connection."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin with a first exchange."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's are none by birth.
+        self._pool.opened(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Read on in the answer."""
+        self._heard = True
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.finish(NO_ANSWER, b"the answer is not HTTP")
+            self.abort()
+
+    def on_body(self, body: bytes) -> None:
+        """Keep a part of the answer's body."""
+        self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        """Hand the answer over, and be free again unless the server is about to close."""
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        self._body.clear()
+        self._used = True
+        done = self.exchange.done if self.exchange else _nobody
+        self.exchange = None
+        if self._parser.should_keep_alive():
+            self._pool.freed(self)
+        else:
+            self.abort()
+        done(self._parser.get_status_code(), body)
+
+    def finish(self, status: int, body: bytes) -> None:
+        """End the exchange under way, if there is one."""
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.done(status, body)
+
+    def connection_lost(self, _: Exception | None) -> None:
+        """Try the exchange once more if the server had closed an idle connection just before; else it has failed."""
+        exchange = self.exchange
+        if exchange is not None and self._used and not self._heard and not exchange.again:
+            self.exchange, exchange.again = None, True
+            self._pool.queue_first(exchange)
+        self.finish(NO_ANSWER, b"connection lost")
+        self._pool.lost(self)
+
+
+def _nobody(status: int, body: bytes) -> None:
+    """Be told of an answer to no request."""
+
+
+class Pool:
+    """At most `limit` connections to one server, opened when wanted; those used last are used first."""
+
+    def __init__(self, server: Server, limit: int) -> None:
+        self._server = server
+        self._limit = limit
+        self._tls = ssl.create_default_context() if server.tls else None
+        self._connections: set[_Connection] = set()
+        self._idle: list[_Connection] = []
+        self._queue: deque[_Exchange] = deque()
+        self._opening: set[asyncio.Task[None]] = set()
+
+    def send(self, request: bytes, done: Done) -> None:
+        """Send a request as soon as a connection is free; `done` is called once, with status and body."""
+        exchange = _Exchange(request, done, time.monotonic())
+        if self._idle:
+            self._idle.pop().begin(exchange)
+            return
+        self._queue.append(exchange)
+        self._open_what_is_wanted()
+
+    async def call(self, request: bytes) -> tuple[int, bytes]:
+        """Send a request and return its status and body."""
+        answer: asyncio.Future[tuple[int, bytes]] = asyncio.get_running_loop().create_future()
+
+        def done(status: int, body: bytes) -> None:
+            if not answer.done():
+                answer.set_result((status, body))
+
+        self.send(request, done)
+        return await answer
+
+    def sweep(self) -> None:
+        """Fail what has taken too long. To be called every second or so."""
+        oldest = time.monotonic() - ANSWER_SECONDS
+        while self._queue and self._queue[0].begun_at < oldest:
+            self._queue.popleft().done(NO_ANSWER, b"time-out")
+        for connection in list(self._connections):
+            if connection.exchange is not None and connection.exchange.begun_at < oldest:
+                connection.finish(NO_ANSWER, b"time-out")
+                connection.abort()
+
+    def close(self) -> None:
+        """Cut all connections; what is under way fails."""
+        for task in self._opening:
+            task.cancel()
+        for connection in list(self._connections):
+            connection.abort()
+
+    def opened(self, connection: _Connection) -> None:
+        """Take up a new connection."""
+        self._connections.add(connection)
+        self.freed(connection)
+
+    def freed(self, connection: _Connection) -> None:
+        """Give a free connection its next request."""
+        if self._queue:
+            connection.begin(self._queue.popleft())
+        else:
+            self._idle.append(connection)
+
+    def lost(self, connection: _Connection) -> None:
+        """Forget a connection."""
+        self._connections.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+        self._open_what_is_wanted()
+
+    def queue_first(self, exchange: _Exchange) -> None:
+        """Send a request again, before all others."""
+        self._queue.appendleft(exchange)
+
+    def _open_what_is_wanted(self) -> None:
+        room = self._limit - len(self._connections) - len(self._opening)
+        for _ in range(min(room, len(self._queue) - len(self._opening))):
+            task = asyncio.get_running_loop().create_task(self._open())
+            self._opening.add(task)
+            task.add_done_callback(self._tried)
+
+    async def _open(self) -> None:
+        loop = asyncio.get_running_loop()
+        host, port = self._server.host, self._server.port
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await loop.create_connection(lambda: _Connection(self), host, port, ssl=self._tls)
+        except (OSError, TimeoutError) as error:
+            if self._queue:
+                self._queue.popleft().done(NO_ANSWER, f"cannot connect: {type(error).__name__}".encode())
+
+    def _tried(self, task: asyncio.Task[None]) -> None:
+        self._opening.discard(task)
+        if not task.cancelled():
+            task.result()
+            self._open_what_is_wanted()

@@ -1,0 +1,60 @@
+"""Enrol a small fleet as phones do: an enrollment token, and a registration each."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+import aiohttp
+
+from loadtest.fleet import Phone, Refusal
+from loadtest.roster import Member
+from nexmdm.fleet_client import FleetClient
+
+AT_ONCE: Final = 8
+_LIVES_SECONDS: Final = 3600
+
+
+class NotEnrolled(Exception):
+    """A phone could not register."""
+
+
+def enrol(
+    admin: FleetClient, count: int, *, with_push_tokens: bool, watch: Callable[[], None]
+) -> tuple[list[Member], int]:
+    """Register so many phones; return them, and the server's heartbeat interval. `watch` is told of each.
+
+    Their hardware ids are the same at every call, and the enrollment token may enrol again: no fleet piles up. Raises
+    NotEnrolled, and what FleetClient raises.
+    """
+    body = {"label": "load test", "max_uses": count, "expires_in_seconds": _LIVES_SECONDS, "re_enroll": True}
+    token = admin.post("/admin/enrollment-tokens", body)
+    try:
+        return asyncio.run(_enrol(admin.url, token["enrollment_token"], count, with_push_tokens, watch))
+    finally:
+        admin.post(f"/admin/enrollment-tokens/{token['id']}/revoke")
+
+
+async def _enrol(
+    url: str, token: str, count: int, with_push_tokens: bool, watch: Callable[[], None]
+) -> tuple[list[Member], int]:
+    gate = asyncio.Semaphore(AT_ONCE)
+    async with aiohttp.ClientSession() as session:
+
+        async def one(number: int) -> tuple[Member, int]:
+            push = {"push_token": f"ok-load-test-{number}"} if with_push_tokens else {}
+            phone = Phone(session, url)
+            async with gate:
+                answer = await phone.register(token, f"load-test-{number}", model="Simulated", **push)
+            watch()
+            return _member(phone, push.get("push_token", "")), answer["heartbeat_interval_seconds"]
+
+        try:
+            enrolled = await asyncio.gather(*(one(number) for number in range(count)))
+        except (Refusal, aiohttp.ClientError) as error:
+            raise NotEnrolled(f"A phone could not register: {error}") from error
+    return [member for member, _ in enrolled], enrolled[0][1]
+
+
+def _member(phone: Phone, push_token: str) -> Member:
+    agent = phone.agent
+    return Member(agent.device_id, agent.current.device_token, agent.current.command_key, push_token)

@@ -1,0 +1,287 @@
+"""An open-loop generator: the part of a fleet that one process drives (`python -m loadtest.generator`).
+
+Each phone has due times of its own, whatever became of its heartbeats before; latency counts from the due time, so that
+a server that stalls is charged for all that should have happened meanwhile. A phone is a few fields and an entry in a
+heap; only one that has a command in hand gets a task.
+
+The process reads a plan from standard input, says that it is ready, reads when to start, and works until standard input
+ends. Twice a second it writes what it has seen since the last time to standard output, as a line of JSON.
+"""
+
+import asyncio
+import gc
+import random
+import signal
+import sys
+import time
+from collections.abc import Coroutine, Iterable
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from functools import partial
+from heapq import heappop, heappush
+from http import HTTPStatus
+from itertools import cycle
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+import uvloop
+
+from loadtest import roster
+from loadtest.connections import ANSWER_SECONDS, Pool, Server, understood, with_body
+from loadtest.figures import Figures, Kind
+from loadtest.fleet import Agent, Channel, Credentials, Envelope
+from loadtest.journal import JournalTail
+from loadtest.roster import Member
+
+SAYS_EVERY_SECONDS: Final = 0.5
+_TICK_SECONDS: Final = 0.001
+"""The event loop's timers are not finer."""
+
+_IDLE_TICK_SECONDS: Final = 0.05
+_JOURNAL_SECONDS: Final = 0.02
+_SWEEP_SECONDS: Final = 1
+_BODIES: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one generator has to do.
+
+    `scale` takes the server's `next_heartbeat_seconds` to the interval of this run. `journal` is the stand-in's file,
+    from which phones get their pushes; empty: they get none.
+    """
+
+    url: str
+    roster: str
+    part: int
+    parts: int
+    ramp_seconds: float
+    duration_seconds: float
+    interval_seconds: float
+    scale: float
+    connections: int
+    journal: str
+
+    def as_line(self) -> bytes:
+        """Return it as from_line() reads it."""
+        return orjson.dumps(asdict(self), option=orjson.OPT_APPEND_NEWLINE)
+
+    @classmethod
+    def from_line(cls, line: bytes) -> "Plan":
+        """Return the plan in a line."""
+        return cls(**orjson.loads(line))
+
+
+def first_dues(count: int, *, ramp_seconds: float, interval_seconds: float, chance: random.Random) -> list[float]:
+    """Return when each phone's first heartbeat is due.
+
+    Phones join evenly over the ramp, each at a random point of its interval: the load grows as a straight line to where
+    it stays, without a wave that comes back every interval.
+    """
+    return [ramp_seconds * number / count + chance.uniform(0, interval_seconds) for number in range(count)]
+
+
+def heartbeat_bodies(chance: random.Random) -> list[bytes]:
+    """Return some bodies of heartbeats, the end of the head included, as phones would send them."""
+    statuses = (
+        {
+            "battery_pct": chance.randint(5, 100),
+            "charging": chance.random() < 0.3,
+            "network": chance.choice(["wifi", "cellular"]),
+            "uptime_seconds": chance.randint(60, 10**6),
+            "free_storage_mb": chance.randint(500, 60_000),
+            "foreground_app": "com.example.kiosk",
+        }
+        for _ in range(_BODIES)
+    )
+    return [with_body(orjson.dumps({"status": status, "agent_version": "1.0.0"})) for status in statuses]
+
+
+class Generator:
+    """The phones of one process, on one event loop. `figures` and `results` are the caller's to take away."""
+
+    def __init__(self, plan: Plan, members: Iterable[Member]) -> None:
+        self._plan = plan
+        self._members = list(members)
+        self._chance = random.Random()
+        server = Server.of(plan.url)
+        self._heartbeat = server.head("POST", "/v1/heartbeat", {})
+        self._result = server.head("POST", "/v1/action-result", {})
+        self._bodies = cycle(heartbeat_bodies(self._chance))
+        self._bearers = [f"Authorization: Bearer {member.device_token}\r\n".encode() for member in self._members]
+        self._agents: dict[int, Agent] = {}
+        self._dues: list[tuple[float, int]] = []
+        self._starts_at = self._ends_at = 0.0
+        self._pool = Pool(server, plan.connections)
+        self._chores: list[asyncio.Task[None]] = []
+        self._at_work: set[asyncio.Task[None]] = set()
+        self._under_way = 0
+        self.figures = Figures()
+        self.results: list[tuple[str, float, Channel]] = []
+        """Commands that were answered: their request id, when, and by which channel they had come."""
+
+    def start(self, starts_at: float) -> None:
+        """Begin at a time of the monotonic clock; the heartbeats then send themselves."""
+        plan = self._plan
+        self._starts_at, self._ends_at = starts_at, starts_at + plan.ramp_seconds + plan.duration_seconds
+        dues = first_dues(
+            len(self._members),
+            ramp_seconds=plan.ramp_seconds,
+            interval_seconds=plan.interval_seconds,
+            chance=self._chance,
+        )
+        for number, due in enumerate(dues):
+            self._schedule(starts_at + due, number)
+        self._tick()
+        self._chores.append(asyncio.create_task(self._sweep()))
+        if plan.journal:
+            self._chores.append(asyncio.create_task(self._hear_pushes(Path(plan.journal))))
+
+    async def finish(self) -> None:
+        """Return when nothing is under way any more, or has taken too long."""
+        self._dues.clear()
+        deadline = time.monotonic() + ANSWER_SECONDS + _SWEEP_SECONDS
+        while (self._under_way or self._at_work) and time.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(_JOURNAL_SECONDS)
+        for task in (*self._chores, *self._at_work):
+            task.cancel()
+        self._pool.close()
+
+    def _schedule(self, due: float, number: int) -> None:
+        if due < self._ends_at:
+            heappush(self._dues, (due, number))
+
+    def _tick(self) -> None:
+        """Begin every heartbeat that is due; come again when the next one is."""
+        dues, now = self._dues, time.monotonic()
+        while dues and dues[0][0] <= now:
+            due, number = heappop(dues)
+            self.figures.due(due - self._starts_at, now - due)
+            self._beat(number, due, regular=True)
+        wait = min(_IDLE_TICK_SECONDS, max(_TICK_SECONDS, dues[0][0] - now)) if dues else _IDLE_TICK_SECONDS
+        asyncio.get_running_loop().call_later(wait, self._tick)
+
+    def _beat(self, number: int, due: float, *, regular: bool) -> None:
+        self._under_way += 1
+        request = self._heartbeat + self._bearers[number] + next(self._bodies)
+        self._pool.send(request, partial(self._beaten, number, due, regular))
+
+    def _beaten(self, number: int, due: float, regular: bool, status: int, body: bytes) -> None:
+        error, answer = understood(status, body)
+        self._note("heartbeat", due, error)
+        if regular:
+            self._schedule(due + self._wait(answer), number)
+        if answer.get("commands"):
+            self._work(self._carry_out(number, answer))
+
+    def _wait(self, answer: dict[str, Any]) -> float:
+        """Return the seconds from one due time to the next: the server's word, else the phone's own interval."""
+        said: int | None = answer.get("next_heartbeat_seconds")
+        if said is not None:
+            return said * self._plan.scale
+        return self._chance.uniform(0.9, 1.1) * self._plan.interval_seconds
+
+    async def _carry_out(self, number: int, answer: dict[str, Any]) -> None:
+        """Report on a heartbeat's commands in their order; if there are more, send a heartbeat at once."""
+        self._agent(number).set_server_time(answer["server_time"])
+        reported = [await self._receive(number, envelope, "heartbeat") for envelope in answer["commands"]]
+        if answer["has_more"] and any(reported):
+            self._beat(number, time.monotonic(), regular=False)
+
+    async def _hear_pushes(self, path: Path) -> None:
+        """Wake the phones of this process for which the stand-in has taken a push."""
+        owners = {member.push_token: number for number, member in enumerate(self._members)}
+        with closing(JournalTail(path)) as journal:
+            while True:
+                for send in journal.sends():
+                    number = owners.get(send["push_token"])
+                    if number is not None and send["status"] == HTTPStatus.OK:
+                        self._work(self._receive(number, send["message"]["data"], "push"))
+                await asyncio.sleep(_JOURNAL_SECONDS)
+
+    async def _receive(self, number: int, envelope: Envelope, via: Channel) -> bool:
+        """Have a phone carry out a command and report on it; False if it refuses the envelope."""
+        due = time.monotonic()
+        report = self._agent(number).receive(envelope, via)
+        if report is None:
+            self.figures.error(due - self._starts_at, "command: bad signature")
+            return False
+        self._under_way += 1
+        request = self._result + self._bearers[number] + with_body(orjson.dumps(report.body()))
+        error, _ = understood(*await self._pool.call(request))
+        self._note("result", due, error)
+        if not error:
+            self.results.append((report.request_id, time.monotonic(), via))
+        return True
+
+    def _agent(self, number: int) -> Agent:
+        agent = self._agents.get(number)
+        if agent is None:
+            member = self._members[number]
+            agent = Agent(member.device_id, Credentials(member.device_token, member.command_key))
+            self._agents[number] = agent
+        return agent
+
+    def _note(self, kind: Kind, due: float, error: str) -> None:
+        self._under_way -= 1
+        self.figures.ended(kind, due - self._starts_at, time.monotonic() - due, error and f"{kind}: {error}")
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            self._pool.sweep()
+
+    def _work(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.create_task(coroutine)
+        self._at_work.add(task)
+        task.add_done_callback(self._worked)
+
+    def _worked(self, task: asyncio.Task[None]) -> None:
+        self._at_work.discard(task)
+        if not task.cancelled():
+            task.result()
+
+
+def main() -> None:
+    """Drive phones as the plan on standard input says."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that ends standard input.
+    plan = Plan.from_line(sys.stdin.buffer.readline())
+    generator = Generator(plan, roster.read(Path(plan.roster), plan.part, plan.parts))
+    # Else each full collection walks over all phones, and everything due meanwhile is late.
+    gc.collect()
+    gc.freeze()
+    _say({"ready": True})
+    starts_at = float(sys.stdin.buffer.readline())
+    uvloop.run(_drive(generator, starts_at))
+
+
+async def _drive(generator: Generator, starts_at: float) -> None:
+    generator.start(starts_at)
+    end_of_input = asyncio.create_task(_end_of_input())
+    while not end_of_input.done():
+        await asyncio.wait([end_of_input], timeout=SAYS_EVERY_SECONDS)
+        _say(_seen(generator))
+    await generator.finish()
+    _say(_seen(generator))
+
+
+def _seen(generator: Generator) -> dict[str, Any]:
+    figures, generator.figures = generator.figures, Figures()
+    results, generator.results = generator.results, []
+    return {"figures": figures.as_json(), "results": results, "cpu_seconds": time.process_time()}
+
+
+def _say(words: dict[str, Any]) -> None:
+    sys.stdout.buffer.write(orjson.dumps(words, option=orjson.OPT_APPEND_NEWLINE))
+    sys.stdout.buffer.flush()
+
+
+async def _end_of_input() -> None:
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    await reader.read()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Where a run takes place: a server that runs already, or one of its own with a stand-in for FCM; and its fleet."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from loadtest import enrolling, roster
+from loadtest.serving import READY, Serving
+from nexmdm.fleet_client import FleetClient
+
+MOST_REGISTERED: Final = 1000
+"""A larger fleet is seeded into the database: registrations cost a bcrypt hash each."""
+
+SHORTEST_INTERVAL_SECONDS: Final = 5
+"""What a server takes as HEARTBEAT_INTERVAL_SECONDS; phones that are to be quicker are so by themselves."""
+
+_ROOT: Final = Path(__file__).resolve().parent.parent
+_UNSET: Final = (
+    "DATABASE_URL", "SECRET_KEY", "SECRET_KEY_FALLBACKS", "ADMIN_KEY", "ADMIN_KEY_PREVIOUS", "HMAC_SECRET",
+    "HMAC_SECRET_PREVIOUS", "COMMAND_SIGNING_KEY", "COMMAND_SIGNING_KEY_PREVIOUS", "METRICS_TOKEN", "TRUSTED_PROXIES",
+)  # fmt: skip
+"""What a server of our own does not take from the environment: no load for a database that is somebody's."""
+
+
+class NotSeeded(Exception):
+    """The fleet was not seeded: a large one goes into the server's database, by the server's own settings."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """A server: its admin, the interval that it tells phones, and what is ours: itself, the journal of its FCM."""
+
+    admin: FleetClient
+    interval_seconds: int
+    described: str
+    serving: Serving | None = None
+    journal: Path | None = None
+
+
+@contextmanager
+def of_its_own(folder: Path, data_dir: Path, *, interval_seconds: int, commands_per_minute: int) -> Iterator[Ground]:
+    """Start a server with this data folder, and what it needs in `folder`; both end with the block."""
+    interval = max(SHORTEST_INTERVAL_SECONDS, interval_seconds)
+    with _standin(folder) as fcm:
+        serving = Serving(
+            data_dir,
+            **dict.fromkeys(_UNSET, ""),
+            **fcm,
+            ALLOWED_HOSTS="127.0.0.1",
+            ADMIN_RATE_LIMIT=f"{max(120, 2 * commands_per_minute)}/m",
+            HEARTBEAT_INTERVAL_SECONDS=str(interval),
+        )
+        try:
+            serving.until_it_says(READY)
+            keys = serving.secrets
+            with closing(FleetClient(serving.url, key=keys["ADMIN_KEY"], secret=keys["HMAC_SECRET"])) as admin:
+                yield Ground(admin, interval, _described(), serving, folder / "journal")
+        finally:
+            serving.interrupt()
+
+
+def _described() -> str:
+    workers = int(os.environ.get("WEB_WORKERS", "1"))
+    web = f"{workers} web workers" if workers > 1 else "a web worker"
+    return f"started for this run on the same machine: {web}, a dispatcher, embedded PostgreSQL"
+
+
+@contextmanager
+def _standin(folder: Path) -> Iterator[dict[str, str]]:
+    """Run the stand-in for FCM; gives the settings by which a server finds it."""
+    journal, account = folder / "journal", folder / "account.json"
+    journal.touch()
+    program = [sys.executable, "-m", "loadtest.fcm_standin", "--journal", str(journal), "--credentials", str(account)]
+    with subprocess.Popen(program, cwd=_ROOT, start_new_session=True, text=True, stdout=subprocess.PIPE) as standin:
+        assert standin.stdout is not None
+        try:
+            url = standin.stdout.readline().strip()
+            yield {"FCM_BASE_URL": url, "FIREBASE_SERVICE_ACCOUNT_JSON": account.read_text()}
+        finally:
+            standin.terminate()
+
+
+def gather(ground: Ground, count: int, path: Path, watch: Callable[[], None]) -> int:
+    """Have so many phones that the server knows, write the roster, and return the interval that they are told.
+
+    `watch` is told of each that registers. Raises NotSeeded, and what enrol() raises.
+    """
+    if count > MOST_REGISTERED:
+        _seed(ground, count, path)
+        return ground.interval_seconds
+    members, interval_seconds = enrolling.enrol(
+        ground.admin, count, with_push_tokens=ground.journal is not None, watch=watch
+    )
+    roster.write(path, members)
+    return interval_seconds
+
+
+def _seed(ground: Ground, count: int, path: Path) -> None:
+    pushed = ["--push-tokens"] if ground.journal else []
+    seeding = [sys.executable, "-m", "loadtest.seeding", "--devices", str(count), "--roster", str(path), *pushed]
+    environment = ground.serving.environment if ground.serving else None
+    if subprocess.run(seeding, cwd=_ROOT, env=environment, check=False).returncode:
+        raise NotSeeded

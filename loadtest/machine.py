@@ -1,0 +1,71 @@
+"""What a run takes place on, and what processor time a server takes there."""
+
+import os
+import platform
+from collections import defaultdict
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
+_FIRST_TIME: Final = 11
+"""Where utime, stime, cutime and cstime begin, among what follows the name in /proc/PID/stat."""
+
+
+def described() -> str:
+    """Return processor, memory, system and Python in one line."""
+    gibibytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    cores = f"{os.cpu_count()} cores"
+    return ", ".join(
+        (
+            _processor(),
+            cores,
+            f"{gibibytes:.0f} GiB",
+            platform.platform(terse=True),
+            f"Python {platform.python_version()}",
+        )
+    )
+
+
+def load_average() -> float:
+    """Return how many processes wanted a core in the last minute."""
+    return os.getloadavg()[0]
+
+
+def cpu_seconds(data_dir: Path) -> dict[str, float]:
+    """Return the processor time of the server of a data folder, and of its PostgreSQL; nothing where /proc is not."""
+    seconds: defaultdict[str, float] = defaultdict(float)
+    for process in Path("/proc").glob("[0-9]*"):
+        if _works_for(process, data_dir):
+            seconds[_part(process)] += _cpu_seconds(process)
+    return seconds
+
+
+def _part(process: Path) -> str:
+    with suppress(OSError):
+        return "PostgreSQL" if (process / "comm").read_text() == "postgres\n" else "web and dispatcher"
+    return "web and dispatcher"
+
+
+def _works_for(process: Path, data_dir: Path) -> bool:
+    with suppress(OSError):
+        traces = (process / "environ").read_bytes() + b"\0" + bytes((process / "cwd").readlink())
+        return bytes(data_dir) in traces
+    return False
+
+
+def _cpu_seconds(process: Path) -> float:
+    """Return a process's own time and that of its children that have ended."""
+    with suppress(OSError):
+        fields = (process / "stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, fields[_FIRST_TIME : _FIRST_TIME + 4])) / _TICKS
+    return 0.0
+
+
+def _processor() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.machine()

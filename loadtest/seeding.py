@@ -1,0 +1,133 @@
+"""Seed a large fleet straight into the database, with credentials that work: `python -m loadtest.seeding`.
+
+Registration costs a bcrypt hash, 62 ms of a core: a hundred thousand take close to two hours. Here COPY writes the
+rows, with the digest of a real token and as if it had been used. The tokens are derived from SECRET_KEY, so that a
+fleet that is there already is used again. To be run with the settings of the server whose database it is.
+"""
+
+import argparse
+import hmac
+import os
+import sys
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+from uuid import UUID
+
+import django
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "nexmdm.settings")
+django.setup(set_prefix=False)
+
+from django.conf import settings  # noqa: E402
+from django.db import Error, connection, transaction  # noqa: E402
+from uuid_utils.compat import uuid7  # noqa: E402
+
+from devices import credentials, database, enrollment, tokens  # noqa: E402
+from loadtest import roster  # noqa: E402
+from loadtest.roster import Member  # noqa: E402
+
+_COLUMNS: Final = (
+    "id", "hardware_id", "tags", "manufacturer", "model", "os_version", "push_token", "token_hash", "token_digest",
+    "token_digest_key", "token_used_at", "command_key_id", "generation", "next_hash", "next_digest_key",
+    "next_command_key_id", "next_generation", "enrolled_with_id", "enrolled_at",
+)  # fmt: skip
+_COPY: Final = f"COPY devices_device ({', '.join(_COLUMNS)}) FROM STDIN"
+_PRESENCE: Final = """
+    INSERT INTO devices_presence (device_id, agent_version)
+    SELECT id, '' FROM devices_device WHERE enrolled_with_id = %s
+"""
+_KNOWN: Final = """
+    SELECT id, push_token, command_key_id FROM devices_device
+    WHERE hardware_id LIKE %s AND revoked_at IS NULL AND generation = 1 AND next_hash = ''
+    ORDER BY id LIMIT %s
+"""
+
+
+def seed(count: int, *, with_push_tokens: bool) -> list[Member]:
+    """Return so many phones that the server knows: those of an earlier seeding, and new ones for what they lack."""
+    known = [_member(*row) for row in _known(count, with_push_tokens)]
+    missing = count - len(known)
+    if not missing:
+        return known
+    device_ids = [uuid7() for _ in range(missing)]
+    _insert(device_ids, with_push_tokens)
+    key_id = credentials.command_key_ids()[0]
+    return known + [_member(one, _push_token(one, with_push_tokens), key_id) for one in device_ids]
+
+
+def _known(count: int, with_push_tokens: bool) -> list[Any]:
+    return database.rows(_KNOWN, [f"{_prefix(with_push_tokens)}%", count])
+
+
+def _prefix(with_push_tokens: bool) -> str:
+    """Return what the hardware ids of such a fleet begin with: tokens of another SECRET_KEY cannot be derived again."""
+    return f"seeded-{tokens.digest_keys()[0].id}-{'push' if with_push_tokens else 'poll'}-"
+
+
+def _push_token(device_id: UUID, with_push_tokens: bool) -> str | None:
+    return f"ok-{device_id}" if with_push_tokens else None
+
+
+def _token(device_id: UUID) -> tokens.Token:
+    secret = hmac.digest(settings.SECRET_KEY.encode(), b"nexmdm seeded device\n" + device_id.bytes, "sha256")
+    return tokens.make(tokens.DEVICE_PREFIX, device_id, secret)
+
+
+def _member(device_id: UUID, push_token: str | None, command_key_id: str) -> Member:
+    command_key = credentials.command_key(device_id, 1, command_key_id)
+    return Member(str(device_id), _token(device_id).text, command_key, push_token or "")
+
+
+@transaction.atomic
+def _insert(device_ids: list[UUID], with_push_tokens: bool) -> None:
+    database.execute("SET LOCAL statement_timeout = 0")
+    enrolled_with, _ = enrollment.create_token(
+        label="load test, seeded", max_uses=len(device_ids), lives=timedelta(days=1), tags=[], re_enroll=False
+    )
+    enrollment.revoke_token(enrolled_with.id)
+    with connection.cursor() as cursor, cursor.copy(_COPY) as copy:
+        for row in _rows(device_ids, (enrolled_with.id, enrolled_with.created_at), with_push_tokens):
+            copy.write_row(row)
+    database.execute(_PRESENCE, [enrolled_with.id])
+
+
+def _rows(device_ids: list[UUID], enrolled: tuple[UUID, datetime], with_push_tokens: bool) -> Iterable[tuple[Any, ...]]:
+    key, command_key_id = tokens.digest_keys()[0], credentials.command_key_ids()[0]
+    prefix = _prefix(with_push_tokens)
+    # A valid hash of nobody's secret: a token whose digest was dropped is refused, not an error.
+    unused_hash = credentials.new_secret().hash
+    for one in device_ids:
+        yield (
+            one, f"{prefix}{one}", "{}", "Example", "Simulated", "14", _push_token(one, with_push_tokens), unused_hash,
+            tokens.digest(_token(one).text, key.value), key.id, enrolled[1], command_key_id, 1, "", "",
+            "", 1, *enrolled,
+        )  # fmt: skip
+
+
+def _settle() -> None:
+    """Have PostgreSQL know what it holds now, as it would after a day."""
+    database.execute("SET statement_timeout = 0")
+    for table in ("devices_device", "devices_presence"):
+        database.execute(f"VACUUM ANALYZE {table}")
+
+
+def main() -> int:
+    """Seed as the command line says, and write the roster."""
+    parser = argparse.ArgumentParser(prog="python -m loadtest.seeding", description=__doc__)
+    parser.add_argument("--devices", type=int, required=True)
+    parser.add_argument("--roster", type=Path, required=True, help="where to write who they are, with mode 0600")
+    parser.add_argument("--push-tokens", action="store_true", help="give them push tokens that the stand-in takes")
+    arguments = parser.parse_args()
+    try:
+        roster.write(arguments.roster, seed(arguments.devices, with_push_tokens=arguments.push_tokens))
+        _settle()
+    except Error as error:
+        sys.stderr.write(f"Seeding failed: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""manage.py loadtest: a simulated fleet over real HTTP, against a running server or one of its own."""
+
+import asyncio
+import signal
+import sys
+import tempfile
+import time
+from argparse import ArgumentParser, ArgumentTypeError
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import IO, Any, Final, cast
+
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError
+from rich.console import Console
+
+from loadtest import ground, machine, report, targets, view
+from loadtest.conductor import GeneratorEnded, Load, Run, conduct
+from loadtest.enrolling import NotEnrolled
+from loadtest.ground import Ground, NotSeeded
+from nexmdm import fleet_values
+from nexmdm.fleet_client import FleetClient, Refused, Unreachable
+
+_INTERRUPTED: Final = 130
+
+
+class Command(BaseCommand):
+    """Exit status: 0 if every target was held, else 1."""
+
+    help = "Put a server under the load of a simulated fleet, and judge it. Without --url it starts one of its own."
+    requires_system_checks = ()
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Declare the options."""
+        long, seconds, add = _some_seconds, fleet_values.seconds, parser.add_argument
+        add("--devices", type=fleet_values.positive, default=100, metavar="N", help="how many phones; default 100")
+        add("--interval", type=long, metavar="TIME", help="between a phone's heartbeats; default: what the server says")
+        add("--duration", type=long, default=300, metavar="TIME", help="how long to measure, as 300 or 5m; default 5m")
+        add("--ramp", type=seconds, default=10, metavar="TIME", help="how long phones join before; default 10")
+        add("--commands-per-minute", type=_none_or_more, default=60, metavar="N", help="to random phones; default 60")
+        add("--url", type=fleet_values.url, help="a running server with these settings' secrets; phones get no push")
+        add("--keep", type=Path, metavar="FOLDER", help="where its own server keeps its data, for a next time")
+        add("--report", type=Path, metavar="FILE", help="write the figures as one HTML file")
+
+    def handle(self, *_: object, **options: Any) -> None:
+        """Run, judge, report."""
+        console = Console(file=cast("IO[str]", self.stdout))
+        try:
+            with _sigterm_like_ctrl_c():
+                run = _run(console, options)
+        except (Refused, Unreachable, NotEnrolled, NotSeeded, GeneratorEnded, RuntimeError) as error:
+            raise CommandError(str(error) or str(error.__doc__)) from error
+        except KeyboardInterrupt as interrupt:
+            raise CommandError("Interrupted: nothing was judged.", returncode=_INTERRUPTED) from interrupt
+        if not _judge(console, run, options["report"]):
+            sys.exit(1)
+
+
+def _some_seconds(text: str) -> int:
+    length = fleet_values.seconds(text)
+    if not length:
+        raise ArgumentTypeError("must be a second or more")
+    return length
+
+
+def _none_or_more(text: str) -> int:
+    return 0 if text == "0" else fleet_values.positive(text)
+
+
+@contextmanager
+def _sigterm_like_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM, too, stop the processes that were started."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run(console: Console, options: dict[str, Any]) -> Run:
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nexmdm-")))
+        place = stack.enter_context(_ground(console, options, folder))
+        with view.gathering(console, options["devices"]) as watch:
+            interval = ground.gather(place, options["devices"], folder / "roster", watch)
+        run = Run(_load(options, place, folder / "roster", interval))
+        with view.shown(console, run) as watch, _server_time(run, place):
+            asyncio.run(conduct(run, place.admin, watch))
+        return run
+
+
+@contextmanager
+def _ground(console: Console, options: dict[str, Any], folder: Path) -> Iterator[Ground]:
+    if url := options["url"]:
+        key, secret = settings.ADMIN_KEYS[0], settings.HMAC_SECRETS[0]
+        with closing(FleetClient(url, key=key, secret=secret)) as admin:
+            yield Ground(admin, settings.HEARTBEAT_INTERVAL_SECONDS, url)
+        return
+    console.print("Starting a server and a stand-in for FCM …", highlight=False)
+    kept = (options["keep"] or folder).resolve()
+    kept.mkdir(parents=True, exist_ok=True)
+    interval = options["interval"] or settings.HEARTBEAT_INTERVAL_SECONDS
+    commands = options["commands_per_minute"]
+    with ground.of_its_own(folder, kept / "data", interval_seconds=interval, commands_per_minute=commands) as own:
+        yield own
+
+
+def _load(options: dict[str, Any], place: Ground, fleet: Path, server_interval: int) -> Load:
+    interval = options["interval"] or server_interval
+    return Load(
+        server=place.described,
+        url=place.admin.url,
+        devices=options["devices"],
+        interval_seconds=interval,
+        ramp_seconds=options["ramp"],
+        duration_seconds=options["duration"],
+        commands_per_minute=options["commands_per_minute"],
+        scale=interval / server_interval,
+        roster=fleet,
+        journal=place.journal,
+    )
+
+
+@contextmanager
+def _server_time(run: Run, place: Ground) -> Iterator[None]:
+    """Note how much of a core each part of a server of our own takes."""
+    if place.serving is None:
+        yield
+        return
+    before, began_at = machine.cpu_seconds(place.serving.data_dir), time.monotonic()
+    yield
+    after, elapsed = machine.cpu_seconds(place.serving.data_dir), time.monotonic() - began_at
+    run.server_cores = {part: (seconds - before.get(part, 0)) / elapsed for part, seconds in after.items()}
+
+
+def _judge(console: Console, run: Run, path: Path | None) -> bool:
+    """Print the verdict, write the report if one is wanted, and return whether all targets were held."""
+    judged = targets.judged(run)
+    view.print_verdict(console, run, judged)
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(report.page(run, judged), encoding="utf-8")
+        console.print(f"Report: {path}", highlight=False)
+    return all(target.held for target in judged)
