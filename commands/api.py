@@ -29,7 +29,7 @@ from commands.schemas import (
     PushPlan,
     WaitQuery,
 )
-from devices import credentials, tokens
+from devices import credentials, stopping, tokens
 from devices.callers import Done, caller_of
 from devices.database import unit
 from devices.settling import settled
@@ -171,9 +171,13 @@ async def list_commands(request: HttpRequest, query: Query[CommandQuery]) -> Htt
 
 @admin_router.get("/commands/{uuid:request_id}", response=CommandDetail, url_name="command-detail")
 async def read_command(request: HttpRequest, request_id: UUID, query: Query[WaitQuery]) -> HttpResponse:
-    """Read a command with its counts; with `wait_seconds`, when nothing is open any more or the time is over."""
+    """Read a command with its counts; with `wait_seconds`, when nothing is open any more or the time is over.
+
+    A process that is stopping answers at once, with what there is.
+    """
     until = time.monotonic() + query.wait_seconds
-    while time.monotonic() < until and await unit(story.is_open, request_id):  # noqa: ASYNC110  (the news is in a row)
+    # The news is in a row, so it is looked for rather than waited for.
+    while time.monotonic() < until and not stopping.is_asked() and await unit(story.is_open, request_id):  # noqa: ASYNC110
         await asyncio.sleep(min(WAIT_POLL_SECONDS, max(0.0, until - time.monotonic())))
     return respond(await unit(story.command, request_id))
 

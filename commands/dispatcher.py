@@ -9,13 +9,13 @@ from typing import Any, Final, Protocol
 
 import psycopg
 import structlog
-from django.db import DatabaseError, InterfaceError
+from django.db import DatabaseError, InterfaceError, OperationalError
 from prometheus_client import Counter, Histogram
 from psycopg import sql
 
 from commands import envelope, fcm, outbox, queue, retry
 from commands.circuit import Circuit, Pace
-from commands.models import Outcome
+from commands.models import FCM_ERRORS, Outcome
 from commands.outbox import Claimed, Sent
 from devices import database
 
@@ -29,6 +29,7 @@ POLL_SECONDS: Final = 1.0
 """How long a lost notification can delay a push."""
 
 RECONNECT_SECONDS: Final = 1.0
+RECORD_TRIES: Final = 30
 LEASE_MARGIN_SECONDS: Final = outbox.LEASE.total_seconds() - fcm.TIMEOUT_SECONDS - 5
 
 PUSHES = Counter("nexmdm_pushes", "FCM sends by outcome and code.", ["outcome", "http_status", "fcm_error"])
@@ -185,12 +186,20 @@ class Dispatcher:
                 await self._record(self._answered[:BATCH])
 
     async def _record(self, batch: list[Sent]) -> None:
-        try:
-            await database.unit(outbox.record_attempts, batch)
-        except (DatabaseError, InterfaceError) as error:
-            log.error("dispatch.record_failed", error=type(error).__name__, detail=str(error)[:200])
-            await asyncio.sleep(RECONNECT_SECONDS)
-            return
+        """Record a batch; while the database is away, try again for as long as the leases last.
+
+        What cannot be recorded is let go: its lease runs out, and the push goes again.
+        """
+        for _ in range(RECORD_TRIES):
+            try:
+                await database.unit(outbox.record_attempts, batch)
+                break
+            except (OperationalError, InterfaceError) as error:
+                log.error("dispatch.record_failed", error=type(error).__name__, detail=str(error)[:200])
+                await asyncio.sleep(RECONNECT_SECONDS)
+            except Exception as error:
+                log.exception("dispatch.unrecordable", error=type(error).__name__)
+                break
         del self._answered[: len(batch)]
 
     async def _listen(self) -> None:
@@ -227,8 +236,8 @@ class Dispatcher:
 
 
 def _log(sent: Sent) -> None:
-    labels = (sent.outcome.value, str(sent.http_status or ""), sent.fcm_error)
-    PUSHES.labels(*labels).inc()
+    code = sent.fcm_error if not sent.fcm_error or sent.fcm_error in FCM_ERRORS else "other"
+    PUSHES.labels(sent.outcome.value, str(sent.http_status or ""), code).inc()
     if sent.latency_ms is not None:
         PUSH_SECONDS.observe(sent.latency_ms / 1000)
     level: Callable[..., Any] = log.error if sent.outcome in (Outcome.REJECTED, Outcome.BLOCKED) else log.info

@@ -154,7 +154,7 @@ def parse(status: int, headers: Mapping[str, str], body: bytes) -> Answer:
     said = said if isinstance(said, dict) else {}
     retry_after = _retry_after(headers.get("Retry-After", ""))
     if status == 200:
-        return Answer(status, message_id=str(said.get("name", ""))[:255], retry_after_seconds=retry_after)
+        return Answer(status, message_id=_storable(said.get("name", ""), 255), retry_after_seconds=retry_after)
     return Answer(status, fcm_error=_error_code(said), retry_after_seconds=retry_after)
 
 
@@ -163,8 +163,13 @@ def _error_code(said: dict[str, Any]) -> str:
     details = error.get("details") if isinstance(error, dict) else None
     for detail in details if isinstance(details, list) else []:
         if isinstance(detail, dict) and str(detail.get("@type", "")).endswith(_FCM_ERROR):
-            return str(detail.get("errorCode", ""))[:64]
+            return _storable(detail.get("errorCode", ""), 64)
     return ""
+
+
+def _storable(text: object, length: int) -> str:
+    """Return a text as a column can hold it."""
+    return str(text).replace("\x00", "")[:length]
 
 
 def _retry_after(text: str) -> float | None:

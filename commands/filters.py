@@ -7,15 +7,10 @@ from django.db.models.functions import Now
 from django.http import HttpRequest
 
 from commands.actions import CATALOGUE
-from commands.models import OPEN, Attempt, Command, Delivery, Outcome, Push, ReportStatus, State
+from commands.models import FCM_ERRORS, OPEN, Attempt, Command, Delivery, Outcome, Push, ReportStatus, State
 from devices.browsing import Age, KnownChoices, all_of
 
 HTTP_STATUSES: Final = (200, 400, 401, 403, 404, 429, 500, 502, 503, 504)
-FCM_ERRORS: Final = (
-    "UNREGISTERED", "SENDER_ID_MISMATCH", "INVALID_ARGUMENT", "QUOTA_EXCEEDED", "UNAVAILABLE", "INTERNAL",
-    "THIRD_PARTY_AUTH_ERROR", "UNSPECIFIED_ERROR",
-)  # fmt: skip
-"""Google's page "ErrorCode"."""
 
 LATEST: Final = 1000
 """How many commands are looked at to tell whether an action is common."""

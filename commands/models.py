@@ -1,6 +1,6 @@
 """The work: what was asked, of whom, how often it was pushed, and what came back."""
 
-from typing import ClassVar, Self
+from typing import ClassVar, Final, Self
 
 from django.db import models
 from django.db.models import Q
@@ -51,6 +51,13 @@ class Outcome(models.TextChoices):
     TOKEN_DEAD = "token_dead"  # noqa: S105
     UNKNOWN = "unknown"
     BLOCKED = "blocked"
+
+
+FCM_ERRORS: Final = (
+    "UNREGISTERED", "SENDER_ID_MISMATCH", "INVALID_ARGUMENT", "QUOTA_EXCEEDED", "UNAVAILABLE", "INTERNAL",
+    "THIRD_PARTY_AUTH_ERROR", "UNSPECIFIED_ERROR",
+)  # fmt: skip
+"""FCM's error codes (Google's page "ErrorCode")."""
 
 
 class ReportStatus(models.TextChoices):
@@ -213,6 +220,8 @@ class Attempt(models.Model):
         indexes: ClassVar = [
             # The last hour's pushes by FCM code.
             models.Index(name="attempt_finished", fields=["finished_at"], condition=~Q(finished_at=None)),
+            # The sweep of attempts that nobody closed.
+            models.Index(name="attempt_in_flight", fields=["started_at"], condition=Q(outcome=Outcome.IN_FLIGHT)),
             # The browser's filters, newest first.
             models.Index(name="attempt_by_fcm_error", fields=["fcm_error", "-id"]),
             models.Index(name="attempt_by_http_status", fields=["http_status", "-id"]),

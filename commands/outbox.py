@@ -5,22 +5,24 @@ transaction open, and recorded. A claim is a lease: what a crashed dispatcher he
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Final
 from uuid import UUID
 
-from django.db import transaction
+from django.db import DataError, IntegrityError, transaction
 from django.db.models import Q
 from django.db.models.functions import Now
 
 from commands import envelope, queue
-from commands.models import Delivery, Outcome, Push, State
+from commands.models import Attempt, Delivery, Outcome, Push, State
 from devices import database, enrollment
 from devices.models import Device
 
 LEASE: Final = timedelta(seconds=45)
 """How long a claimed push belongs to its dispatcher: more than three times the 10 s that one send may take."""
+
+ORPHANED: Final = "the dispatcher did not record an answer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ _CLAIM: Final = """
         FOR NO KEY UPDATE OF delivery SKIP LOCKED
     ), orphaned AS (
         UPDATE commands_attempt attempt
-        SET outcome = 'unknown', finished_at = now(), detail = 'the dispatcher did not record an answer'
+        SET outcome = 'unknown', finished_at = now(), detail = %(orphaned)s
         FROM due WHERE attempt.delivery_id = due.id AND attempt.outcome = 'in_flight'
     ), leased AS (
         UPDATE commands_delivery delivery
@@ -88,7 +90,7 @@ _CLAIM: Final = """
 @transaction.atomic
 def claim_due(limit: int) -> list[Claimed]:
     """Take up to `limit` due pushes, each with an open attempt that says so. Never two dispatchers the same one."""
-    rows = database.rows(_CLAIM, {"limit": limit, "lease": LEASE})
+    rows = database.rows(_CLAIM, {"limit": limit, "lease": LEASE, "orphaned": ORPHANED})
     return [
         Claimed(
             delivery_id, number, failures, push_token, priority,
@@ -124,20 +126,41 @@ _RECORD: Final = """
         push_state = CASE
             WHEN sent.outcome = 'accepted' THEN 'accepted'
             WHEN sent.retry_in IS NULL OR now() + sent.retry_in * interval '1 second' >= command.expires_at
+                OR device.push_token IS NULL OR device.push_token_dead_at IS NOT NULL
                 THEN 'undeliverable'
             ELSE 'retrying' END,
         next_attempt_at = CASE
             WHEN delivery.state = 'pending' AND now() + sent.retry_in * interval '1 second' < command.expires_at
+                AND device.push_token IS NOT NULL AND device.push_token_dead_at IS NULL
                 THEN now() + sent.retry_in * interval '1 second' END
-    FROM sent, mine, closed, commands_command command
-    WHERE mine.id = sent.delivery_id AND closed.delivery_id = sent.delivery_id
+    FROM sent, mine, closed, commands_command command, devices_device device
+    WHERE device.id = delivery.device_id AND mine.id = sent.delivery_id AND closed.delivery_id = sent.delivery_id
         AND delivery.id = sent.delivery_id AND command.id = delivery.command_id
 """
 
 
-@transaction.atomic
 def record_attempts(sent: Sequence[Sent]) -> None:
-    """Close the attempts of these pushes and say what comes next for each: done, a further push, or none."""
+    """Close the attempts of these pushes and say what comes next for each: done, a further push, or none.
+
+    An answer that the database refuses must not keep the others from being recorded: then each is recorded alone, and
+    one that still fails, without its texts.
+    """
+    try:
+        _record(sent)
+    except (DataError, IntegrityError):
+        for one in sent:
+            _record_alone(one)
+
+
+def _record_alone(one: Sent) -> None:
+    try:
+        _record([one])
+    except (DataError, IntegrityError):
+        _record([replace(one, outcome=Outcome.UNKNOWN, fcm_error="", message_id="", detail="unrecordable answer")])
+
+
+@transaction.atomic
+def _record(sent: Sequence[Sent]) -> None:
     dead = sorted(
         (one for one in sent if one.outcome == Outcome.TOKEN_DEAD), key=lambda one: one.claimed.recipient.device_id
     )
@@ -154,7 +177,7 @@ def record_attempts(sent: Sequence[Sent]) -> None:
         "message_ids": [one.message_id for one in sent],
         "latencies": [one.latency_ms for one in sent],
         "details": [one.detail for one in sent],
-        "retries": [one.retry_in_seconds for one in sent],
+        "retries": [None if one.retry_in_seconds is None else float(one.retry_in_seconds) for one in sent],
     }
     database.execute(_RECORD, columns)
     still_dead = {one.claimed.recipient.device_id for one in dead} - {
@@ -189,3 +212,14 @@ def own_push_token(device_id: UUID, push_token: str | None) -> None:
         resume_pushing(device_id)
     else:
         stop_pushing([device_id])
+
+
+def close_abandoned(limit: int) -> int:
+    """Close as `unknown` up to `limit` attempts whose lease is over; return how many. Nobody will record them any more.
+
+    (A delivery that comes due again closes its own; one that was settled meanwhile does not come due.)
+    """
+    in_flight = Attempt.objects.filter(outcome=Outcome.IN_FLIGHT)
+    old = in_flight.filter(started_at__lt=Now() - LEASE).order_by("id").values_list("id", flat=True)
+    closed = {"outcome": Outcome.UNKNOWN, "finished_at": Now(), "detail": ORPHANED}
+    return in_flight.filter(id__in=list(old[:limit])).update(**closed)

@@ -82,19 +82,25 @@ _TIMES: Final = """
 _ISSUE: Final = """
     WITH audience AS (
         SELECT id, push_token IS NOT NULL AND push_token_dead_at IS NULL AS pushable
-        FROM devices_device WHERE {audience} FOR SHARE
+        FROM devices_device WHERE {audience} ORDER BY id FOR SHARE
     ), issued AS (
         INSERT INTO commands_command
             (id, action, params, priority, target, note, issued_by, issued_at, expires_at, device_count)
         SELECT %(request_id)s, %(action)s, %(params)s, %(priority)s, %(target)s::jsonb, %(note)s, %(issued_by)s,
             %(issued_at)s, %(expires_at)s, count(*)
         FROM audience HAVING count(*) > 0
+    ), older AS (
+        SELECT delivery.id
+        FROM commands_delivery delivery
+        JOIN audience ON audience.id = delivery.device_id
+        JOIN commands_command command ON command.id = delivery.command_id
+        WHERE %(supersede)s AND delivery.state IN ('pending', 'received') AND delivery.open_until > now()
+            AND command.action = %(action)s
+        ORDER BY delivery.id FOR NO KEY UPDATE OF delivery
     ), superseded AS (
         UPDATE commands_delivery delivery
         SET state = 'cancelled', settled_at = now(), next_attempt_at = NULL
-        FROM audience, commands_command command
-        WHERE %(supersede)s AND delivery.device_id = audience.id AND delivery.state IN ('pending', 'received')
-            AND delivery.open_until > now() AND command.id = delivery.command_id AND command.action = %(action)s
+        FROM older WHERE delivery.id = older.id
     ), queued AS (
         INSERT INTO commands_delivery
             (command_id, device_id, state, open_until, push_state, attempt_count, failure_count, next_attempt_at)

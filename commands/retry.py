@@ -8,14 +8,14 @@ from typing import Final
 from commands.fcm import Answer
 from commands.models import Outcome
 
-FIRST_RETRY_SECONDS: Final = 10
+FIRST_RETRY_SECONDS: Final = 10.0
 """FCM asks for no retry before 10 s ("Scale FCM")."""
 
-LONGEST_RETRY_SECONDS: Final = 900
-QUOTA_RETRY_SECONDS: Final = 60
+LONGEST_RETRY_SECONDS: Final = 900.0
+QUOTA_RETRY_SECONDS: Final = 60.0
 """The least wait after a 429 without Retry-After ("Throttling and quotas")."""
 
-PROBE_SECONDS: Final = 30
+PROBE_SECONDS: Final = 30.0
 """How soon a push that our own side could not send (OAuth, configuration) is due again."""
 
 
@@ -53,7 +53,7 @@ def rule(answer: Answer, failures: int) -> Ruling:
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         return Ruling(Outcome.RETRY_LATER, answer.retry_after_seconds or max(QUOTA_RETRY_SECONDS, backoff(failures)))
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return Ruling(Outcome.RETRY_LATER, max(answer.retry_after_seconds or 0, backoff(failures)))
+        return Ruling(Outcome.RETRY_LATER, max(answer.retry_after_seconds or 0.0, backoff(failures)))
     return Ruling(Outcome.REJECTED)
 
 

@@ -1,7 +1,6 @@
 """What became of a command: read from the rows, derived, never stored. Whatever is past its time counts as expired."""
 
 import json
-from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
@@ -122,7 +121,7 @@ def deliveries(request_id: UUID, query: DeliveryQuery) -> DeliveryPage:
         raise UnknownCommand
     rows = _in_state(_deliveries().filter(command_id=request_id), query.state)
     found, next_cursor = paging.take(rows, query, int)
-    return DeliveryPage(items=_describe(found), next_cursor=next_cursor)
+    return DeliveryPage(items=[_delivery_row(row) for row in found], next_cursor=next_cursor)
 
 
 def delivery(request_id: UUID, device_id: UUID) -> DeliveryDetail:
@@ -130,8 +129,7 @@ def delivery(request_id: UUID, device_id: UUID) -> DeliveryDetail:
     row = _deliveries().filter(command_id=request_id, device_id=device_id).first()
     if row is None:
         raise UnknownCommand
-    (described,) = _describe([row])
-    return DeliveryDetail(**described.model_dump(), timeline=timeline(row))
+    return DeliveryDetail(**_delivery_row(row).model_dump(), timeline=timeline(row))
 
 
 def timeline(row: Delivery) -> list[TimelineEvent]:
@@ -168,10 +166,6 @@ def _in_state(rows: QuerySet[Any], state: State | None) -> QuerySet[Any]:
     if state in OPEN:
         return rows.filter(state=state, open_until__gt=Now())
     return rows.filter(state=state)
-
-
-def _describe(rows: Sequence[Any]) -> list[DeliveryRow]:
-    return [_delivery_row(row) for row in rows]
 
 
 def _delivery_row(row: Any) -> DeliveryRow:

@@ -96,7 +96,7 @@ def authenticate(token: tokens.Token) -> UUID:
     verdict, first_use = found[0] if found else (Verdict.WRONG, False)
     check(verdict)
     if first_use:
-        Device.objects.filter(id=token.id, token_used_at=None).update(token_used_at=Now())
+        Device.objects.filter(id=token.id, token_digest=asked["digest"], token_used_at=None).update(token_used_at=Now())
     return token.id
 
 

@@ -1,6 +1,8 @@
 """The one way from async code to the database."""
 
 import asyncio
+import random
+import time
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Final, ParamSpec, TypeVar, cast
@@ -16,6 +18,8 @@ R = TypeVar("R")
 
 RESERVED_CONNECTIONS: Final = 1
 """Kept back from requests, for the heartbeats' flush."""
+
+DEADLOCK_TRIES: Final = 5
 
 _gates: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
 
@@ -78,14 +82,23 @@ def now() -> datetime:
     return cast("datetime", moment)
 
 
+class Contended(Exception):
+    """Too much happened to the same rows at once. Try again shortly."""
+
+
 def retrying(work: Callable[[], R]) -> R:
-    """Run a whole transaction; once more if PostgreSQL chose it as the victim of a deadlock."""
-    try:
-        return work()
-    except OperationalError as error:
-        if not isinstance(error.__cause__, DeadlockDetected | SerializationFailure):
-            raise
-        return work()
+    """Run a whole transaction; again, a few times, if PostgreSQL chose it as the victim of a deadlock.
+
+    Raises Contended when it was chosen each time.
+    """
+    for attempt in range(DEADLOCK_TRIES):
+        try:
+            return work()
+        except OperationalError as error:
+            if not isinstance(error.__cause__, DeadlockDetected | SerializationFailure):
+                raise
+        time.sleep(random.uniform(0, 0.02 * 2**attempt))
+    raise Contended
 
 
 def parameters() -> dict[str, Any]:

@@ -7,7 +7,7 @@ from hashlib import sha256
 from uuid import UUID
 
 from django.db import transaction
-from django.db.models import F
+from django.db.models import F, Q
 from django.db.models.functions import Coalesce, Now
 from uuid_utils.compat import uuid7
 
@@ -266,8 +266,10 @@ def own_push_token(device_id: UUID, push_token: str | None) -> list[UUID]:
     A push token has one owner. One that FCM called dead stays dead on whatever device it turns up again.
     """
     _take_turns("push token", push_token or "")
-    others = Device.objects.filter(push_token=push_token).exclude(id=device_id) if push_token else Device.objects.none()
-    taken_from = list(others.select_for_update().values_list("id", flat=True))
+    involved = Q(id=device_id) | (Q(push_token=push_token) if push_token else Q(pk__in=[]))
+    # One statement, by id: two phones that swap their push tokens wait for each other, rather than for ever.
+    locked = Device.objects.filter(involved).order_by("id").select_for_update().values_list("id", flat=True)
+    taken_from = [owner for owner in locked if owner != device_id]
     Device.objects.filter(id__in=taken_from).update(push_token=None, push_token_dead_at=None)
     Device.objects.filter(id=device_id).exclude(push_token=push_token).update(
         push_token=push_token, push_token_dead_at=_died_at(push_token)

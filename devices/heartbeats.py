@@ -49,7 +49,7 @@ _RECORD: Final = f"""
         ) AS asked (position, device_id, digest, status, agent_version, push_token_sent, push_token)
     ), judged AS (
         SELECT
-            asked.position, asked.device_id, asked.status, asked.agent_version, {VERDICT} AS verdict,
+            asked.position, asked.device_id, asked.digest, asked.status, asked.agent_version, {VERDICT} AS verdict,
             device.token_used_at IS NULL AS first_use,
             asked.push_token_sent AND asked.push_token IS DISTINCT FROM device.push_token AS push_token_changed
         FROM asked JOIN devices_device device ON device.id = asked.device_id
@@ -65,6 +65,7 @@ _RECORD: Final = f"""
         SET token_used_at = now()
         FROM judged
         WHERE judged.verdict = 'good' AND judged.first_use AND device.id = judged.device_id
+            AND device.token_digest = judged.digest
     )
     SELECT position, verdict, push_token_changed, now() FROM judged
 """  # noqa: S608  (constants of our modules; values are parameters)

@@ -41,9 +41,9 @@ def _text(value: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_text)]
-Name = Annotated[Text, Field(min_length=1, max_length=128)]
-Detail = Annotated[Text, Field(max_length=128)]
-PushToken = Annotated[Text, Field(min_length=1, max_length=4096)]
+Name = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_text)]
+Detail = Annotated[str, Field(max_length=128), AfterValidator(_text)]
+PushToken = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_text)]
 Tag = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,64}$")]
 
 

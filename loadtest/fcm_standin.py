@@ -387,16 +387,17 @@ class FcmStandin:
     def _decide(self, request: web.Request, message: dict[str, Any]) -> Reply:
         push_token = str(message.get("token", ""))
         if self._override:
-            return self._scripted(f"{self._override}-", push_token)
+            return self.scripted(f"{self._override}-", push_token)
         if not self.access_tokens.accepts(request.headers.get("Authorization", "")):
             return REFUSALS["unauthenticated"]
         if request.match_info["project"] != self.project_id:
             return REFUSALS["missing"]
         if violation := violation_in(message):
             return _invalid(f"Invalid value at '{violation}'")
-        return self._scripted(push_token, push_token)
+        return self.scripted(push_token, push_token)
 
-    def _scripted(self, script: str, push_token: str) -> Reply:
+    def scripted(self, script: str, push_token: str = "") -> Reply:
+        """Return the answer that the beginning of a push token (or an override) stands for."""
         word, number = script_of(script)
         if word == "flaky":
             word, number = self._flaked(push_token, number or 1), None

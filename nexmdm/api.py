@@ -9,7 +9,7 @@ import orjson
 import structlog
 from django.conf import settings
 from django.core.exceptions import SuspiciousOperation
-from django.db import InterfaceError, OperationalError
+from django.db import DatabaseError, InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.views.decorators.http import require_safe
@@ -20,7 +20,7 @@ from ninja.parser import Parser
 import commands.api
 import devices.api
 from commands import queue
-from devices import audience, credentials, enrollment, paging, settling
+from devices import audience, credentials, database, enrollment, paging, settling
 from devices.database import unit
 from devices.wire import parse_json
 from nexmdm import admin_api, audit, auth, caller, checkin, device_api, limits, operations, problems
@@ -71,6 +71,7 @@ ERRORS: Final[dict[type[Exception], tuple[int, str, dict[str, str]]]] = {
     checkin.Overloaded: (503, "overloaded", {}),
     checkin.Draining: (503, "overloaded", {}),
     settling.BcryptBusy: (503, "overloaded", {}),
+    database.Contended: (503, "overloaded", {}),
 }
 
 
@@ -191,7 +192,10 @@ def _failures_limited(run: View) -> View:
         response = await run(request, *args, **kwargs)
         if response.status_code != HTTPStatus.UNAUTHORIZED:
             return response
-        seconds = await limits.count_failure(request.META["REMOTE_ADDR"])
+        try:
+            seconds = await limits.count_failure(request.META["REMOTE_ADDR"])
+        except (DatabaseError, InterfaceError):
+            return response  # A bad credential is one whether or not it can be counted.
         return response if seconds is None else _rate_limited(request, RateLimited(seconds))
 
     return limited

@@ -23,6 +23,7 @@ from django.http import FileResponse, Http404, HttpRequest, HttpResponse  # noqa
 from django.http.response import HttpResponseBase  # noqa: E402
 from django.urls import ResolverMatch  # noqa: E402
 
+from devices import stopping  # noqa: E402
 from nexmdm import checkin, problems  # noqa: E402
 from nexmdm.guard import App, Guard, Receive, Scope, Send  # noqa: E402
 from nexmdm.metrics import Timed  # noqa: E402
@@ -145,6 +146,7 @@ class Application:
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
+        stopping.watch()
         log.info("web.started", pid=os.getpid())
         await send({"type": "lifespan.startup.complete"})
         await receive()

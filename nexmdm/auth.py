@@ -112,7 +112,8 @@ def verify(request: HttpRequest) -> SignedCaller:
     timestamp = _single(scope, b"x-timestamp")
     if not _TIMESTAMP.fullmatch(timestamp) or abs(time.time() - int(timestamp)) > signing.WINDOW_SECONDS:
         raise _Denied("timestamp")
-    idempotency_key = "" if request.method == "GET" else _single(scope, b"idempotency-key", required=False)
+    given_key = _single(scope, b"idempotency-key", required=False)
+    idempotency_key = "" if request.method == "GET" else given_key
     signature = _single(scope, b"x-signature")
     if not _SIGNATURE.fullmatch(signature):
         raise _Denied("signature_form")

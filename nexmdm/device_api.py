@@ -1,8 +1,8 @@
 """What a phone calls that needs both apps: heartbeat (the hottest path, so its route comes first), register, rotate."""
 
 import random
+from functools import partial
 from typing import Any, Final
-from uuid import UUID
 
 import orjson
 import structlog
@@ -40,7 +40,8 @@ async def heartbeat(request: HttpRequest, body: Heartbeat) -> HttpResponse:
     beat = _beat(token, body)
     checked_in = await settling.settled(token, lambda: checkin.batcher().submit(beat))
     if checked_in.push_token_changed:
-        await unit(database.retrying, lambda: _change_push_token(token.id, checked_in.push_token))
+        change = partial(_change_push_token, token, checked_in.push_token)
+        await settling.settled(token, lambda: unit(database.retrying, change))
     log.info("heartbeat.upsert", device_id=str(token.id), commands=len(checked_in.offer.commands))
     return HttpResponse(_answer(checked_in), content_type="application/json")
 
@@ -57,8 +58,10 @@ def _beat(token: tokens.Token, body: Heartbeat) -> Beat:
 
 
 @transaction.atomic
-def _change_push_token(device_id: UUID, push_token: str | None) -> None:
-    outbox.own_push_token(device_id, push_token)
+def _change_push_token(token: tokens.Token, push_token: str | None) -> None:
+    outbox.own_push_token(token.id, push_token)
+    # The row is ours now: had the phone been revoked or enrolled again since its heartbeat, this undoes the change.
+    credentials.authenticate(token)
 
 
 def _answer(checked_in: CheckedIn) -> bytes:

@@ -14,8 +14,8 @@ from devices.wire import rfc3339
 from nexmdm.models import DispatcherSeen
 
 NAME: Final = f"{socket.gethostname()[:100]}:{os.getpid()}"
-SEEN_EVERY_SECONDS: Final = 3
-ALIVE: Final = timedelta(seconds=15)
+SEEN_EVERY_SECONDS: Final = 2
+ALIVE: Final = timedelta(seconds=8)
 FORGOTTEN: Final = timedelta(days=1)
 
 

@@ -4,32 +4,37 @@ import base64
 import binascii
 import ipaddress
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any, Final
 
-import environ
 from django.core.exceptions import ImproperlyConfigured
 from psycopg.conninfo import conninfo_to_dict
 
-env: Final = environ.Env()
-
 MINIMUM_SECRET_LENGTH: Final = 32
+_YES: Final = {"true", "on", "yes", "1"}
+_NO: Final = {"false", "off", "no", "0"}
 _RATE: Final = re.compile(r"[1-9][0-9]*/[1-9]?[0-9]*[smhd]")
 _SERVICE_ACCOUNT_FIELDS: Final = ("project_id", "client_email", "private_key", "token_uri")
 
 
+def text(name: str, default: str = "") -> str:
+    """Return a variable letter by letter, or the default if it is unset or empty."""
+    return os.environ.get(name) or default
+
+
 def whole(name: str, default: int, *, minimum: int, maximum: int) -> int:
     """Return the integer `name`, within its bounds (inclusive)."""
-    text = env.str(name, default=str(default))
-    if not re.fullmatch(r"[0-9]{1,12}", text) or not minimum <= int(text) <= maximum:
-        raise ImproperlyConfigured(f"{name} must be a whole number from {minimum} to {maximum}, not {text!r}.")
-    return int(text)
+    given = text(name, str(default))
+    if not re.fullmatch(r"[0-9]{1,12}", given) or not minimum <= int(given) <= maximum:
+        raise ImproperlyConfigured(f"{name} must be a whole number from {minimum} to {maximum}, not {given!r}.")
+    return int(given)
 
 
 def choice(name: str, default: str, allowed: tuple[str, ...]) -> str:
     """Return `name`, one of the words in `allowed`."""
-    value: str = env.str(name, default=default)
+    value = text(name, default)
     if value not in allowed:
         raise ImproperlyConfigured(f"{name} must be one of {', '.join(allowed)}, not {value!r}.")
     return value
@@ -37,23 +42,31 @@ def choice(name: str, default: str, allowed: tuple[str, ...]) -> str:
 
 def flag(name: str, *, default: bool) -> bool:
     """Return a yes or no: true, on, yes, 1 or false, off, no, 0."""
-    text = env.str(name, default="").lower()
-    if text and text not in (*environ.Env.BOOLEAN_TRUE_STRINGS, "false", "off", "no", "n", "0"):
-        raise ImproperlyConfigured(f"{name} must be true or false, not {text!r}.")
-    return bool(env.bool(name, default=default)) if text else default
+    given = text(name).lower()
+    if given and given not in _YES | _NO:
+        raise ImproperlyConfigured(f"{name} must be true or false, not {given!r}.")
+    return given in _YES if given else default
 
 
 def rate(name: str, default: str) -> str:
     """Return a rate as django-ratelimit writes it: `120/m`."""
-    text: str = env.str(name, default=default)
-    if not _RATE.fullmatch(text):
-        raise ImproperlyConfigured(f"{name} must look like 120/m (a number, a slash, s, m, h or d), not {text!r}.")
-    return text
+    given = text(name, default)
+    if not _RATE.fullmatch(given):
+        raise ImproperlyConfigured(f"{name} must look like 120/m (a number, a slash, s, m, h or d), not {given!r}.")
+    return given
+
+
+def origin(name: str, default: str) -> str:
+    """Return a scheme and host, as `https://fcm.googleapis.com`."""
+    given = text(name, default).rstrip("/")
+    if not re.fullmatch(r"https?://[A-Za-z0-9.:\[\]-]+", given):
+        raise ImproperlyConfigured(f"{name} must be a scheme and a host such as {default}, not {given!r}.")
+    return given
 
 
 def names(name: str, default: list[str]) -> list[str]:
     """Return a comma-separated list without blanks."""
-    return [part.strip() for part in env.str(name, default=",".join(default)).split(",") if part.strip()]
+    return [part.strip() for part in text(name, ",".join(default)).split(",") if part.strip()]
 
 
 def networks(name: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
@@ -69,7 +82,7 @@ def secret(name: str, generated: dict[str, str] | None) -> str:
 
     With `generated` None (a DATABASE_URL is set) a missing secret stops the start. The value never enters a message.
     """
-    value: str = env.str(name, default="")
+    value = text(name)
     if not value and generated is not None:
         value = generated.get(name, "")
     if not value:
@@ -110,14 +123,14 @@ def firebase_service_account() -> dict[str, str] | None:
 
     FIREBASE_SERVICE_ACCOUNT_JSON holds the JSON or base64 of it; GOOGLE_APPLICATION_CREDENTIALS names a file.
     """
-    text = env.str("FIREBASE_SERVICE_ACCOUNT_JSON", default="").strip()
     name = "FIREBASE_SERVICE_ACCOUNT_JSON"
-    if not text and (path := env.str("GOOGLE_APPLICATION_CREDENTIALS", default="")):
+    given = text(name).strip()
+    if not given and (path := text("GOOGLE_APPLICATION_CREDENTIALS")):
         name = "GOOGLE_APPLICATION_CREDENTIALS"
-        text = _read(name, Path(path))
-    if not text:
+        given = _read(name, Path(path)).strip()
+    if not given:
         return None
-    account = _parse_account(name, text)
+    account = _parse_account(name, given)
     if missing := [field for field in _SERVICE_ACCOUNT_FIELDS if not isinstance(account.get(field), str)]:
         raise ImproperlyConfigured(f"{name} is not a service account: it lacks {', '.join(missing)}.")
     return account
@@ -130,9 +143,9 @@ def _read(name: str, path: Path) -> str:
         raise ImproperlyConfigured(f"{name} names a file that cannot be read: {path}.") from error
 
 
-def _parse_account(name: str, text: str) -> dict[str, str]:
+def _parse_account(name: str, given: str) -> dict[str, str]:
     try:
-        decoded = text if text.startswith("{") else base64.b64decode(text, validate=True).decode()
+        decoded = given if given.startswith("{") else base64.b64decode(given, validate=True).decode()
         account = json.loads(decoded)
     except (binascii.Error, ValueError):
         account = None

@@ -100,6 +100,10 @@ class Guard:
             return
         except _Refused as refused:
             await answer.refuse(scope, refused.problem, receive if refused.drain else None)
+        except asyncio.CancelledError:
+            # The server has waited long enough for its requests, and is going.
+            if not answer.started:
+                await answer.refuse(scope, problems.STOPPING, None)
         except Exception as error:
             log.exception("request.failed", error=type(error).__name__)
             if not answer.started:

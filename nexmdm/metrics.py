@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+from django.conf import settings
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Histogram, generate_latest, multiprocess
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
@@ -67,8 +68,9 @@ _GAUGES: Final = """
     SELECT
         (SELECT count(*) FROM commands_delivery WHERE state IN ('pending', 'received') AND open_until > now()),
         (SELECT COALESCE(GREATEST(extract(epoch FROM now() - min(next_attempt_at)), 0), 0) FROM commands_delivery
-            WHERE next_attempt_at IS NOT NULL),
-        (SELECT count(*) FROM devices_presence WHERE last_seen_at > now() - %s)
+            WHERE next_attempt_at IS NOT NULL AND %s),
+        (SELECT count(*) FROM devices_presence presence JOIN devices_device device ON device.id = presence.device_id
+            WHERE presence.last_seen_at > now() - %s AND device.revoked_at IS NULL)
 """
 
 
@@ -82,7 +84,7 @@ class Gauges(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Yield the gauges."""
         if time.monotonic() - self._read_at > GAUGES_LIVE_SECONDS:
-            self._values = database.row(_GAUGES, [online_window()])
+            self._values = database.row(_GAUGES, [settings.FIREBASE_SERVICE_ACCOUNT is not None, online_window()])
             self._read_at = time.monotonic()
         open_deliveries, oldest_due, online = self._values
         yield GaugeMetricFamily("nexmdm_open_deliveries", "Deliveries that wait for their result.", open_deliveries)

@@ -94,8 +94,8 @@ async def read_metrics(request: HttpRequest) -> HttpResponse:
 
 def _refuse_metrics(request: HttpRequest) -> Problem | None:
     if settings.METRICS_TOKEN:
-        given = request.headers.get("Authorization", "").encode()
-        if hmac.compare_digest(given, f"Bearer {settings.METRICS_TOKEN}".encode()):
+        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), settings.METRICS_TOKEN.encode()):
             return None
         return Problem(
             401, "invalid_token", "Send METRICS_TOKEN as the bearer token.", headers={"WWW-Authenticate": "Bearer"}

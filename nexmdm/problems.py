@@ -72,3 +72,4 @@ def general(status: int, detail: str, **headers: str) -> Problem:
 NOT_FOUND: Final = general(404, "There is nothing at this path.")
 INTERNAL: Final = general(500, "Something went wrong here. The log names it under this answer's X-Correlation-ID.")
 DATABASE_UNAVAILABLE: Final = Problem(503, "database_unavailable", "The database cannot be reached. Try again shortly.")
+STOPPING: Final = Problem(503, "overloaded", "This process is stopping. Send the request again: another one answers.")

@@ -6,13 +6,12 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 
 from nexmdm import embedded, environment, local_secrets, logs
-from nexmdm.environment import env
 
 BASE_DIR = Path(__file__).resolve().parent.parent
-DATA_DIR = Path(env.str("NEXMDM_DATA_DIR", default=str(BASE_DIR / ".nexmdm"))).expanduser().resolve()
+DATA_DIR = Path(environment.text("NEXMDM_DATA_DIR", str(BASE_DIR / ".nexmdm"))).expanduser().resolve()
 SECRETS_FILE = DATA_DIR / "secrets.env"
 
-_DATABASE_URL = env.str("DATABASE_URL", default="")
+_DATABASE_URL = environment.text("DATABASE_URL")
 EMBEDDED = not _DATABASE_URL
 _GENERATED = local_secrets.load_or_create(SECRETS_FILE) if EMBEDDED else None
 
@@ -30,10 +29,10 @@ if set(ADMIN_KEYS) & set(HMAC_SECRETS):
     raise ImproperlyConfigured("ADMIN_KEY and HMAC_SECRET must differ: the key travels with each request.")
 
 FIREBASE_SERVICE_ACCOUNT = environment.firebase_service_account()
-FCM_BASE_URL = env.str("FCM_BASE_URL", default="https://fcm.googleapis.com").rstrip("/")
+FCM_BASE_URL = environment.origin("FCM_BASE_URL", "https://fcm.googleapis.com")
 FCM_MAX_PER_SECOND = environment.whole("FCM_MAX_PER_SECOND", 5000, minimum=1, maximum=1_000_000)
 
-HOST = env.str("HOST", default="127.0.0.1")
+HOST = environment.text("HOST", "127.0.0.1")
 PORT = environment.whole("PORT", 8000, minimum=0, maximum=65535)
 WEB_WORKERS = environment.whole("WEB_WORKERS", 1, minimum=1, maximum=64)
 ALLOWED_HOSTS = environment.names("ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"])
@@ -46,12 +45,14 @@ AUTH_FAILURE_RATE_LIMIT = environment.rate("AUTH_FAILURE_RATE_LIMIT", "60/m")
 RETENTION_DAYS = environment.whole("RETENTION_DAYS", 90, minimum=1, maximum=3650)
 BCRYPT_ROUNDS = environment.whole("BCRYPT_ROUNDS", 10, minimum=4, maximum=16)
 API_DOCS = environment.flag("API_DOCS", default=EMBEDDED)
-METRICS_TOKEN = env.str("METRICS_TOKEN", default="")
+METRICS_TOKEN = environment.text("METRICS_TOKEN")
 LOG_LEVEL = environment.choice("LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR"))
 LOG_FORMAT = environment.choice("LOG_FORMAT", "json", ("json", "console"))
 
 # One web worker's connections; the connection budget is workers × this, plus the dispatchers' and a few to spare.
 DATABASE_POOL_SIZE = environment.whole("DATABASE_POOL_SIZE", 8, minimum=2, maximum=200)
+# How long a request waits for a connection before it is told that the database is away.
+POOL_TIMEOUT_SECONDS = 2
 STATEMENT_TIMEOUT_SECONDS = environment.whole("STATEMENT_TIMEOUT_SECONDS", 30, minimum=1, maximum=3600)
 LOCK_TIMEOUT_SECONDS = environment.whole("LOCK_TIMEOUT_SECONDS", 10, minimum=1, maximum=3600)
 
@@ -67,7 +68,7 @@ DATABASES = {
             "connect_timeout": 5,
             "options": f"-c statement_timeout={STATEMENT_TIMEOUT_SECONDS}s -c lock_timeout={LOCK_TIMEOUT_SECONDS}s",
             **_database.get("OPTIONS", {}),
-            "pool": {"min_size": 1, "max_size": DATABASE_POOL_SIZE, "timeout": 5},
+            "pool": {"min_size": 1, "max_size": DATABASE_POOL_SIZE, "timeout": POOL_TIMEOUT_SECONDS},
         },
     }
 }

@@ -1,10 +1,14 @@
 """Pushing: from the outbox through the real sender and a real socket, and FCM's answer into the rows."""
 
+from dataclasses import replace
+
 import pytest
 from django.core.management import call_command
 from django.db.models.functions import Now
 from pytest_django import Settings
 
+from commands import retry
+from commands.fcm import parse
 from commands.models import Attempt, Command, Delivery, Outcome
 from commands.outbox import LEASE, Claimed, Sent, claim_due, record_attempts
 from devices.models import Device
@@ -21,6 +25,14 @@ def dispatch() -> None:
 
 def answered(claimed: Claimed, outcome: Outcome) -> Sent:
     return Sent(claimed, outcome, http_status=200 if outcome == Outcome.ACCEPTED else 404)
+
+
+def ruled(claimed: Claimed, fcm: FcmStandin) -> Sent:
+    """Return what follows from the stand-in's answer to this push, as the dispatcher would record it."""
+    reply = fcm.scripted(claimed.push_token)
+    answer = parse(reply.status or 0, {"Retry-After": reply.retry_after}, reply.body)
+    ruling = retry.rule(answer, claimed.failures)
+    return Sent(claimed, ruling.outcome, answer.http_status, answer.fcm_error, retry_in_seconds=ruling.retry_in_seconds)
 
 
 def test_a_command_is_pushed_and_the_answer_of_fcm_is_logged(admin: Admin, fcm: FcmStandin) -> None:
@@ -223,3 +235,56 @@ def test_a_push_token_that_moved_while_its_push_was_under_way_is_not_called_dead
 
     assert Device.objects.get().push_token_dead_at is None
     assert Delivery.objects.get().push_state == "waiting"
+
+
+def test_answers_of_every_kind_are_recorded_in_one_batch(admin: Admin, fcm: FcmStandin) -> None:
+    kinds = ["ok", "forbidden", "unavailable", "unavailable7", "quota", "quota7", "invalid", "unregistered", "garbage"]
+    for kind in kinds:
+        admin.enrol(kind, push_token=f"{kind}-1")
+    admin.command("ping", to={"all": True}, expires_in_seconds=86_400)
+
+    record_attempts([ruled(claimed, fcm) for claimed in claim_due(100)])
+
+    assert Attempt.objects.exclude(outcome="in_flight").count() == len(kinds)
+    waits = Delivery.objects.filter(next_attempt_at__isnull=False).count()
+    assert waits == len(["forbidden", "unavailable", "unavailable7", "quota", "quota7", "garbage"])
+
+
+def test_an_answer_that_cannot_be_stored_keeps_no_other_from_being_recorded(admin: Admin, fcm: FcmStandin) -> None:
+    admin.enrol("phone-1", push_token="ok-1")
+    admin.enrol("phone-2", push_token="ok-2")
+    admin.command("ping", to={"all": True})
+    bad, good = claim_due(2)
+
+    record_attempts([replace(answered(bad, Outcome.ACCEPTED), message_id="x\x00"), answered(good, Outcome.ACCEPTED)])
+
+    outcomes = dict(Attempt.objects.values_list("delivery_id", "outcome"))
+    assert outcomes == {bad.delivery_id: "unknown", good.delivery_id: "accepted"}
+
+
+def test_an_attempt_that_nobody_closed_is_closed_as_unknown_though_its_delivery_is_settled(
+    admin: Admin, fcm: FcmStandin
+) -> None:
+    phone = admin.enrol("phone-1", push_token="ok-1")
+    request_id = admin.command("ping", to=phone).json["request_id"]
+    claim_due(1)
+    phone.report(request_id, "succeeded")
+    dispatch()
+    assert Attempt.objects.get().outcome == "in_flight", "its lease has not run out"
+
+    Attempt.objects.update(started_at=Now() - LEASE)
+    dispatch()
+
+    assert Attempt.objects.get().outcome == "unknown"
+    assert Attempt.objects.get().finished_at is not None
+
+
+def test_no_push_is_due_again_for_a_phone_that_lost_its_push_token_meanwhile(admin: Admin, fcm: FcmStandin) -> None:
+    phone = admin.enrol("phone-1", push_token="ok-1")
+    admin.command("ping", to=phone)
+    (claimed,) = claim_due(1)
+    phone.heartbeat(push_token=None)
+
+    record_attempts([Sent(claimed, Outcome.RETRY_LATER, http_status=503, retry_in_seconds=10)])
+
+    assert (Delivery.objects.get().push_state, Delivery.objects.get().next_attempt_at) == ("undeliverable", None)

@@ -5,11 +5,15 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
 from loadtest.serving import MANAGE, READY, WAIT_SECONDS, Serving, wait_for
@@ -95,3 +99,26 @@ def test_a_part_that_dies_is_started_again(serve: Serving, name: str) -> None:
     os.kill(serve.child(name), signal.SIGKILL)
     serve.until_it_says('"event":"process.restarted"')
     wait_for(lambda: get(serve, "/healthz") == 200)
+
+
+def test_a_client_that_waits_for_a_command_is_answered_when_the_server_stops(serve: Serving) -> None:
+    with serve.admin() as admin, ThreadPoolExecutor(1) as threads:
+        token = admin.post("/admin/enrollment-tokens", {})["enrollment_token"]
+        headers = {"Authorization": f"Bearer {token}"}
+        phone = httpx.post(f"{admin.url}/v1/register", json={"hardware_id": token[:20]}, headers=headers).json()
+        ping = {"action": "ping", "target": {"device_ids": [phone["device_id"]]}}
+        request_id = admin.post("/admin/command", ping)["request_id"]
+        admin.command(request_id)
+
+        waiting = threads.submit(admin.get, f"/admin/commands/{request_id}", wait_seconds=30)
+        assert not is_done(waiting, seconds=0.5)
+        started = time.monotonic()
+        assert serve.interrupt() == 0
+
+        assert waiting.result()["state"] == "open"
+        assert time.monotonic() - started < 10
+
+
+def is_done(future: Future[Any], seconds: float) -> bool:
+    """Tell whether it is done within this time."""
+    return bool(wait([future], timeout=seconds).done)

@@ -13,7 +13,7 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 from prometheus_client import start_http_server
 
-from commands import fcm, queue, retention
+from commands import fcm, outbox, queue, retention
 from commands.dispatcher import SLOTS, Chore, Dispatcher
 from devices import credentials, enrollment
 from devices.database import unit
@@ -82,6 +82,7 @@ def _chores(dispatcher: Dispatcher) -> list[Chore]:
     return [
         Chore("seen", dispatchers.SEEN_EVERY_SECONDS, seen),
         Chore("expire", 1, lambda: queue.expire(SWEEP_BATCH)),
+        Chore("abandoned attempts", 10, lambda: outbox.close_abandoned(SWEEP_BATCH)),
         Chore("unused credentials", 60, credentials.forget_unused_next),
         Chore("stored answers", 60, idempotency.forget_old_answers),
         Chore("counters", 60, counters.forget_expired),

@@ -1,0 +1,28 @@
+"""Whether this process has been asked to stop: for what would otherwise keep a client waiting."""
+
+import signal
+import threading
+from functools import partial
+from types import FrameType
+from typing import Any, Final
+
+_asked: Final = threading.Event()
+
+
+def watch() -> None:
+    """Note SIGTERM and SIGINT, and pass them on to whoever handles them so far. Does nothing but in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, partial(_note, signal.getsignal(number)))
+
+
+def is_asked() -> bool:
+    """Tell whether this process is to stop."""
+    return _asked.is_set()
+
+
+def _note(before: Any, number: int, frame: FrameType | None) -> None:
+    _asked.set()
+    if callable(before):
+        before(number, frame)
