@@ -15,7 +15,7 @@ class UnknownDevices(Exception):
     """Some of the devices named are not enrolled, or revoked."""
 
     def __init__(self, unknown: Sequence[str]) -> None:
-        super().__init__(f"{len(unknown)} of the devices named are not enrolled, or revoked. Nothing was done.")
+        super().__init__(f"{len(unknown)} of the devices named are not known (or revoked). Nothing was done.")
         self.unknown = unknown
 
 

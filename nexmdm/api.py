@@ -83,6 +83,13 @@ class OrjsonParser(Parser):
         return parse_json(request.body)
 
 
+DESCRIPTION: Final = """The control loop of an Android fleet: phones register, beat and report; admins send commands.
+
+Errors are problem details (RFC 9457) with a stable `code`. Bodies are JSON in UTF-8, 64 KiB at most under `/v1` and
+1 MiB under `/admin`; headers 16 KiB. Numbers in free JSON stay within signed 64 bit, nesting within 16 levels.
+"""
+
+
 class LeanAPI(DescribedAPI):
     """Ninja, without the response that it prepares for each call: every operation here answers with one of its own."""
 
@@ -97,7 +104,7 @@ api = LeanAPI(
     errors=ERRORS,
     title="NexMDM",
     version="1",
-    description="The control loop of an Android fleet: phones register, beat and report; admins send commands.",
+    description=DESCRIPTION,
     parser=OrjsonParser(),
     openapi_url="/openapi.json" if settings.API_DOCS else None,
     docs_url="/docs" if settings.API_DOCS else None,
@@ -114,7 +121,7 @@ def _domain_error(request: HttpRequest, error: Exception) -> HttpResponse:
 
 
 def _unknown_devices(request: HttpRequest, error: audience.UnknownDevices) -> HttpResponse:
-    errors = [{"loc": ["body"], "msg": f"{name} is not enrolled, or revoked"} for name in error.unknown[:100]]
+    errors = [{"loc": ["body"], "msg": f"{name} is not known (or revoked)"} for name in error.unknown[:100]]
     return Problem(422, "unknown_devices", _sentence(error), errors).response()
 
 

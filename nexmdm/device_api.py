@@ -35,7 +35,10 @@ REGISTERED = Counter("nexmdm_devices_registered", "Registrations, by whether the
 
 @router.post("/heartbeat", auth=DEVICE, response=HeartbeatAnswer, url_name="heartbeat")
 async def heartbeat(request: HttpRequest, body: Heartbeat) -> HttpResponse:
-    """Say that this phone is alive; get what there is to do. The answer leaves after the commit."""
+    """Say that this phone is alive; get what there is to do. The answer leaves after the commit.
+
+    A field that is not sent, or null, keeps its earlier value; only a null `push_token` forgets the one there was.
+    """
     token: tokens.Token = request.auth  # type: ignore[attr-defined]
     beat = _beat(token, body)
     checked_in = await settling.settled(token, lambda: checkin.batcher().submit(beat))
@@ -124,7 +127,11 @@ def _register(presented: tokens.Token, said: Registration, secret: credentials.N
 
 @router.post("/token/rotate", auth=DEVICE, response=Rotated, url_name="rotate")
 async def rotate(request: HttpRequest, body: Nothing | None = None) -> HttpResponse:
-    """Get a new device token and command key. The old pair works until the new token is first used."""
+    """Get a new device token and command key. The old pair works until the new token is first used.
+
+    A new pair that is not used within 24 h is dropped, and the old one stays. Rotating again before the first use
+    replaces the new pair.
+    """
     token: tokens.Token = request.auth  # type: ignore[attr-defined]
     await settling.settled(token, lambda: unit(credentials.authenticate, token))
     secret = await settling.new_secret()

@@ -256,7 +256,7 @@ def test_a_refusal_shows_the_problem_and_is_exit_status_1(network: InProcess) ->
     ran = run("ping", UNKNOWN, transport=network)
     assert (ran.status, ran.out) == (1, "")
     assert "422 unknown_devices" in ran.err
-    assert f"body: {UNKNOWN} is not enrolled" in ran.err
+    assert f"body: {UNKNOWN} is not known" in ran.err
 
 
 def test_a_bad_signature_says_what_to_look_at(network: InProcess, settings: Settings) -> None:
