@@ -12,8 +12,9 @@ from ninja import Query, Router
 from prometheus_client import Counter
 from pydantic import ValidationError
 
-from commands import actions, queue, story
-from commands.queue import Order, Said
+from commands import actions, queue, reports, story
+from commands.queue import Order
+from commands.reports import Said
 from commands.schemas import (
     ActionResult,
     ActionResultTaken,
@@ -53,9 +54,6 @@ class InvalidParams(Exception):
         self.errors = errors
 
 
-# ── for phones ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 @device_router.post("/action-result", response=ActionResultTaken, url_name="action-result")
 async def action_result(request: HttpRequest, body: ActionResult) -> HttpResponse:
     """Report on a command: received, running, deferred, or its final word. Sending it again changes nothing twice."""
@@ -78,11 +76,8 @@ async def action_result(request: HttpRequest, body: ActionResult) -> HttpRespons
 
 
 @transaction.atomic
-def _take_report(token: tokens.Token, request_id: UUID, said: Said) -> queue.Taken:
-    return queue.report(credentials.authenticate(token), request_id, said)
-
-
-# ── for admins ───────────────────────────────────────────────────────────────────────────────────────────────────────
+def _take_report(token: tokens.Token, request_id: UUID, said: Said) -> reports.Taken:
+    return reports.take(credentials.authenticate(token), request_id, said)
 
 
 @admin_router.post("/command", response=CommandIssued, url_name="command")

@@ -16,7 +16,7 @@ from django.db.models.functions import Now
 
 from commands import envelope, queue
 from commands.models import Attempt, Delivery, Outcome, Push, State
-from devices import database, enrollment
+from devices import database, push_tokens
 from devices.models import Device
 
 LEASE: Final = timedelta(seconds=45)
@@ -166,7 +166,7 @@ def _record(sent: Sequence[Sent]) -> None:
     )
     # Devices before deliveries: every transaction that locks both takes them in this order.
     replaced = [
-        one for one in dead if not enrollment.forget_push_token(one.claimed.recipient.device_id, one.claimed.push_token)
+        one for one in dead if not push_tokens.call_dead(one.claimed.recipient.device_id, one.claimed.push_token)
     ]
     columns = {
         "delivery_ids": [one.claimed.delivery_id for one in sent],
@@ -207,7 +207,7 @@ def resume_pushing(device_id: UUID) -> int:
 
 def own_push_token(device_id: UUID, push_token: str | None) -> None:
     """Give a device another push token, or none, and let that decide which pushes are due. Runs in a transaction."""
-    stop_pushing(enrollment.own_push_token(device_id, push_token))
+    stop_pushing(push_tokens.give(device_id, push_token))
     if Device.objects.reachable_by_push().filter(id=device_id).exists():
         resume_pushing(device_id)
     else:

@@ -1,7 +1,7 @@
 """What became of a command: read from the rows, derived, never stored. Whatever is past its time counts as expired."""
 
 import json
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
@@ -9,6 +9,7 @@ from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.db.models.functions import Now
 
 from commands.models import FINAL, OPEN, Attempt, Channel, Command, Delivery, Push, Report, ReportStatus, State
+from commands.open_reasons import current_state, why_open
 from commands.queue import UnknownCommand
 from commands.schemas import (
     CommandDetail,
@@ -27,8 +28,6 @@ from commands.schemas import (
     TimelineEvent,
 )
 from devices import database, paging
-
-SILENT_AFTER: Final = timedelta(minutes=10)
 
 # `current` is the state as of now, swept or not.
 _SUMMARY: Final = """
@@ -112,9 +111,6 @@ def _command_fields(row: Command, state: CommandState) -> dict[str, Any]:
     return fields | {"request_id": row.id, "params": json.loads(row.params), "state": state}
 
 
-# ── deliveries ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def deliveries(request_id: UUID, query: DeliveryQuery) -> DeliveryPage:
     """Return a page of a command's deliveries, newest first. Raises UnknownCommand."""
     if not Command.objects.filter(id=request_id).exists():
@@ -141,12 +137,6 @@ def timeline(row: Delivery) -> list[TimelineEvent]:
     if settled is not None:
         events.append(TimelineEvent(at=settled, event="settled", state=current_state(row)))
     return sorted(events, key=lambda event: (event.event != "issued", event.at))
-
-
-def current_state(row: Delivery) -> State:
-    """Return the state as of the database's time at the read of this row (annotated `overdue`)."""
-    overdue = getattr(row, "overdue", False)
-    return State.EXPIRED if overdue and row.state in OPEN else State(row.state)
 
 
 def _settled_at(row: Delivery) -> datetime | None:
@@ -236,56 +226,3 @@ def _report_event(report: Report) -> TimelineEvent:
         late=report.late,
         duplicate=report.duplicate,
     )
-
-
-# ── why a delivery is still open ─────────────────────────────────────────────────────────────────────────────────────
-
-
-def why_open(row: Delivery, now: datetime) -> str | None:
-    """Return one plain sentence on what an open delivery waits for; None when it is settled."""
-    if current_state(row) not in OPEN:
-        return None
-    reasons = [*_what_the_phone_said(row), *_silence(row, now), *_push_trouble(row)]
-    sentence = "; ".join(reasons) or "waiting for the phone to answer"
-    return f"{sentence[0].upper()}{sentence[1:]}."
-
-
-def _what_the_phone_said(row: Delivery) -> list[str]:
-    reports = list(row.reports.all())
-    if not reports:
-        return []
-    last = max(reports, key=lambda report: report.id)
-    if last.status != ReportStatus.DEFERRED:
-        return [f"the phone says {last.status}"]
-    return [f"deferred {_times(sum(report.status == ReportStatus.DEFERRED for report in reports))}"]
-
-
-def _silence(row: Delivery, now: datetime) -> list[str]:
-    seen = row.device.presence.last_seen_at
-    if seen is None:
-        return ["the device has never sent a heartbeat"]
-    return [f"silent for {_span(now - seen)}"] if now - seen >= SILENT_AFTER else []
-
-
-def _push_trouble(row: Delivery) -> list[str]:
-    if row.device.push_token is None:
-        return ["no push token"]
-    if row.device.push_token_dead_at is not None:
-        return ["push token dead"]
-    if row.push_state == Push.UNDELIVERABLE:
-        return ["FCM refused the push"]
-    if row.push_state == Push.RETRYING:
-        return [f"push failed {_times(row.attempt_count)}, it is tried again"]
-    return []
-
-
-def _times(count: int) -> str:
-    return {1: "once", 2: "twice"}.get(count, f"{count} times")
-
-
-def _span(length: timedelta) -> str:
-    minutes = int(length.total_seconds() // 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours = minutes // 60
-    return f"{hours} h" if hours < 48 else f"{hours // 24} days"

@@ -76,6 +76,11 @@ def row(statement: str, parameters: Any = None) -> Any:
     return only
 
 
+def take_turns(purpose: str, name: str) -> None:
+    """Wait, to the end of the transaction, for whoever does the same to the same name."""
+    rows("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"{purpose}:{name}"])
+
+
 def now() -> datetime:
     """Return the database's time, the one by which everything here is judged."""
     (moment,) = row("SELECT now()")

@@ -1,19 +1,19 @@
-"""Enrollment: tokens that let phones in, registration, revocation, and who owns a push token."""
+"""Enrollment: tokens that let phones in, registration, revocation."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from hashlib import sha256
 from uuid import UUID
 
 from django.db import transaction
-from django.db.models import F, Q
-from django.db.models.functions import Coalesce, Now
+from django.db.models import F
+from django.db.models.functions import Now
 from uuid_utils.compat import uuid7
 
 from devices import credentials, database, tokens
 from devices.credentials import DeviceRevoked
-from devices.models import DeadPushToken, Device, EnrollmentToken, Presence
+from devices.models import Device, EnrollmentToken, Presence
 
 
 class InvalidEnrollmentToken(Exception):
@@ -46,9 +46,6 @@ class UnknownEnrollmentToken(Exception):
 
 class UnknownDevice(Exception):
     """There is no device with this id."""
-
-
-# ── enrollment tokens ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def create_token(
@@ -102,9 +99,6 @@ def unique(tags: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(tags))
 
 
-# ── registration ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 @dataclass(frozen=True, slots=True)
 class Registration:
     """What a phone says when it registers. `details` are manufacturer, model and os_version, as far as sent."""
@@ -137,12 +131,12 @@ def check_token(presented: tokens.Token) -> None:
 def register(presented: tokens.Token, said: Registration, secret: credentials.NewSecret) -> Enrolled:
     """Enrol a phone, or enrol it again, with a new secret.
 
-    A push token that was sent is the caller's to write, in the same transaction, with own_push_token().
+    A push token that was sent is the caller's to write, in the same transaction, by push_tokens.give().
     The refusals come in the contract's order, and none consumes a use. Registrations by one enrollment token take turns
     on its row; those of one hardware id by different tokens, on an advisory lock.
     """
     token = _locked_token(presented)
-    _take_turns("hardware", said.hardware_id)
+    database.take_turns("hardware", said.hardware_id)
     device = Device.objects.select_for_update().filter(hardware_id=said.hardware_id).first()
     lost_answer = _is_lost_answer(token, device)
     re_enrolled = device is not None and not lost_answer
@@ -166,10 +160,6 @@ def _locked_token(presented: tokens.Token) -> EnrollmentToken:
     if token is None or bytes(token.token_sha256) != _sha256(presented):
         raise InvalidEnrollmentToken
     return token
-
-
-def _take_turns(purpose: str, name: str) -> None:
-    database.rows("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"{purpose}:{name}"])
 
 
 def _is_lost_answer(token: EnrollmentToken, device: Device | None) -> bool:
@@ -231,13 +221,10 @@ def _enrol_again(
 
 def claim_alias(alias: str, device_id: UUID | None) -> None:
     """Make sure, to the end of the transaction, that no other device has this alias. Raises AliasTaken."""
-    _take_turns("alias", alias)
+    database.take_turns("alias", alias)
     owner = Device.objects.filter(alias=alias).values_list("id", flat=True).first()
     if owner is not None and owner != device_id:
         raise AliasTaken
-
-
-# ── revocation ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def revoke(device_id: UUID) -> None:
@@ -255,47 +242,3 @@ def reinstate(device_id: UUID) -> None:
     """Let a revoked device in again, with the same token. Raises UnknownDevice."""
     if not Device.objects.filter(id=device_id).update(revoked_at=None):
         raise UnknownDevice
-
-
-# ── push tokens ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def own_push_token(device_id: UUID, push_token: str | None) -> list[UUID]:
-    """Give a device another push token, or none; return the devices it was taken from. Runs in a transaction.
-
-    A push token has one owner. One that FCM called dead stays dead on whatever device it turns up again.
-    """
-    _take_turns("push token", push_token or "")
-    involved = Q(id=device_id) | (Q(push_token=push_token) if push_token else Q(pk__in=[]))
-    # One statement, by id: two phones that swap their push tokens wait for each other, rather than for ever.
-    locked = Device.objects.filter(involved).order_by("id").select_for_update().values_list("id", flat=True)
-    taken_from = [owner for owner in locked if owner != device_id]
-    Device.objects.filter(id__in=taken_from).update(push_token=None, push_token_dead_at=None)
-    Device.objects.filter(id=device_id).exclude(push_token=push_token).update(
-        push_token=push_token, push_token_dead_at=_died_at(push_token)
-    )
-    return taken_from
-
-
-def _died_at(push_token: str | None) -> datetime | None:
-    if push_token is None:
-        return None
-    return DeadPushToken.objects.filter(sha256=_digest(push_token)).values_list("died_at", flat=True).first()
-
-
-def _digest(push_token: str) -> bytes:
-    return sha256(push_token.encode()).digest()
-
-
-def forget_push_token(device_id: UUID, push_token: str) -> bool:
-    """Note that FCM called this push token dead. False if the device has another one by now, which is not touched."""
-    DeadPushToken.objects.bulk_create([DeadPushToken(sha256=_digest(push_token))], ignore_conflicts=True)
-    mine = Device.objects.filter(id=device_id, push_token=push_token)
-    return bool(mine.update(push_token_dead_at=Coalesce("push_token_dead_at", Now())))
-
-
-def prune_dead_push_tokens(kept: timedelta, limit: int) -> int:
-    """Forget up to `limit` push tokens that died before `kept` ago; return how many."""
-    old = DeadPushToken.objects.filter(died_at__lt=Now() - kept).order_by("died_at").values_list("sha256", flat=True)
-    deleted, _ = DeadPushToken.objects.filter(sha256__in=list(old[:limit])).delete()
-    return deleted

@@ -19,7 +19,7 @@ from ninja.parser import Parser
 
 import commands.api
 import devices.api
-from commands import queue
+from commands import queue, reports
 from devices import audience, credentials, database, enrollment, paging, settling
 from devices.database import unit
 from devices.wire import parse_json
@@ -63,7 +63,7 @@ ERRORS: Final[dict[type[Exception], tuple[int, str, dict[str, str]]]] = {
     audience.EmptyAudience: (422, "empty_audience", {}),
     queue.AudienceChanged: (409, "audience_changed", {}),
     queue.PushPayloadTooLarge: (422, "push_payload_too_large", {}),
-    queue.UnknownRequest: (404, "unknown_request", {}),
+    reports.UnknownRequest: (404, "unknown_request", {}),
     queue.UnknownCommand: (404, "not_found", {}),
     paging.ForeignCursor: (422, "invalid_request", {}),
     UnknownQuery: (422, "invalid_request", {}),
@@ -111,8 +111,6 @@ api = LeanAPI(
     docs_decorator=require_safe,
     urls_namespace="api",
 )
-
-# ── errors ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _domain_error(request: HttpRequest, error: Exception) -> HttpResponse:
@@ -185,8 +183,6 @@ _HANDLERS: Final[dict[type[Exception], Callable[..., HttpResponse]]] = {
 for _error, _handler in _HANDLERS.items():
     api.add_exception_handler(_error, _handler)
 
-
-# ── what surrounds every operation ───────────────────────────────────────────────────────────────────────────────────
 
 View = Callable[..., Awaitable[HttpResponseBase]]
 

@@ -64,9 +64,6 @@ def _silence(url: str, unreachable: Unreachable) -> str:
     return "\n".join(lines)
 
 
-# ── the sub-commands ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def enroll_token(session: Session) -> int:
     """Make an enrollment token and print it alone, so that a shell can capture it."""
     options, terminal = session.options, session.terminal

@@ -14,7 +14,7 @@ from ninja import NinjaAPI
 from ninja.openapi.schema import OpenAPISchema
 from ninja.operation import Operation
 
-from commands import queue
+from commands import queue, reports
 from commands.schemas import NewCommand
 from devices import audience, credentials, enrollment
 from nexmdm import auth, caller, openapi_components, operations, problems
@@ -23,8 +23,6 @@ from nexmdm.openapi_components import Json
 from nexmdm.problems import Problem
 
 ErrorTable = Mapping[type[Exception], tuple[int, str, dict[str, str]]]
-
-# ── what may be refused ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class Refusal(NamedTuple):
@@ -75,7 +73,7 @@ _BY_SCHEME: Final[Mapping[str, tuple[type[Exception], ...]]] = {
 _SIGNED_WRITE: Final = (auth.IdempotencyKeyRequired, caller.IdempotencyInFlight, caller.IdempotencyKeyReused)
 _BY_OPERATION: Final[Mapping[str, tuple[type[Exception], ...]]] = {
     "register": (credentials.DeviceRevoked, enrollment.HardwareKnown, enrollment.AliasTaken),
-    "actionResult": (queue.UnknownRequest,),
+    "actionResult": (reports.UnknownRequest,),
     "issueCommand": (
         audience.UnknownDevices,
         audience.EmptyAudience,
@@ -89,8 +87,6 @@ _METRICS: Final = (_NOT_FOUND, _RATE_LIMITED, _DATABASE_UNAVAILABLE)
 _NO_METRICS_TOKEN: Final = Refusal(401, "invalid_token", "Send METRICS_TOKEN as the bearer token.")
 # This one names devices in its errors, so that it is no row of the table.
 _BESIDE_THE_TABLE: Final[ErrorTable] = {audience.UnknownDevices: (422, "unknown_devices", {})}
-
-# ── the document ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class DescribedAPI(NinjaAPI):

@@ -134,9 +134,6 @@ def text_of(browser: Client, row: Model) -> str:
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", answer.content.decode()))
 
 
-# ── who may look ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 @pytest.mark.parametrize("model", MODELS)
 def test_a_stranger_is_sent_to_the_login(db: None, model: type[Model]) -> None:
     answer = Client().get(page_of(model))
@@ -187,9 +184,6 @@ def test_logout_and_the_change_of_ones_password_work(browser: Client, superuser:
     assert browser.get("/django-admin/").status_code == 302
 
 
-# ── nothing can be changed ───────────────────────────────────────────────────────────────────────────────────────────
-
-
 def everything() -> dict[type[Model], list[Any]]:
     return {model: list(model._default_manager.order_by("pk").values()) for model in MODELS}
 
@@ -230,9 +224,6 @@ def test_the_pages_to_add_and_to_delete_do_not_open(worked: World, browser: Clie
 
 def test_accounts_are_not_on_the_site(browser: Client) -> None:
     assert browser.get("/django-admin/auth/user/").status_code == 404
-
-
-# ── nothing secret is shown ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 def pages(browser: Client) -> Iterator[tuple[str, str]]:
@@ -282,9 +273,6 @@ def test_a_device_shows_whether_its_push_token_lives(worked: World, browser: Cli
         r"Push token: dead since \d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ", text_of(browser, Device.objects.get(alias="yard"))
     )
     assert "Push token: none" in text_of(browser, mute)
-
-
-# ── finding ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("model", [Device, Command, Delivery, Attempt, AuditEntry])
@@ -437,9 +425,6 @@ def test_what_does_not_fit_on_a_page_is_one_link_away(worked: World, browser: Cl
     assert second.older == ""
 
 
-# ── what the pages say ───────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def test_a_delivery_shows_its_attempts_and_its_result(worked: World, browser: Client) -> None:
     (done,) = Delivery.objects.filter(state="succeeded")
     text = text_of(browser, done)
@@ -500,9 +485,6 @@ def test_what_a_phone_says_is_shown_as_text(worked: World, browser: Client) -> N
         answer = browser.get(address).content.decode()
         assert "<script>alert" not in answer
         assert "<b>lobby" not in answer
-
-
-# ── what a page costs ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -43,9 +43,6 @@ def assert_nothing_queued(answer: Answer, status: int, code: str) -> None:
     assert (Command.objects.count(), Delivery.objects.count()) == (0, 0)
 
 
-# ── the answer, and the rows ─────────────────────────────────────────────────────────────────────────────────────────
-
-
 def test_the_answer_says_what_was_queued_and_for_how_many(admin: Admin, phone: Phone) -> None:
     answer = admin.command("launch_app", to=phone, params={"package": "com.example.kiosk"}, note="after the update")
     assert set(answer.json) == ANSWER_KEYS
@@ -96,9 +93,6 @@ def test_what_is_queued_for_push_and_what_has_no_token_add_up_to_all(admin: Admi
 def test_the_priority_is_kept(admin: Admin, phone: Phone) -> None:
     admin.command(to=phone, priority="normal")
     assert Command.objects.get().priority == "normal"
-
-
-# ── whom it reaches ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_command_reaches_the_devices_named_by_id_each_once(admin: Admin, fleet: list[Phone]) -> None:
@@ -193,9 +187,6 @@ def test_a_target_is_exactly_one_kind_and_well_formed(admin: Admin, phone: Phone
     answer = admin.post("/admin/command", {"action": "ping", "target": target})
     assert_nothing_queued(answer, 422, "invalid_request")
     assert answer.json["errors"][0]["loc"][:2] == ["body", "target"]
-
-
-# ── what it may say ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 GOOD: Final[dict[str, list[dict[str, Any]]]] = {
@@ -306,9 +297,6 @@ def test_a_refused_command_is_audited_but_not_queued(admin: Admin, phone: Phone)
     assert (entry.path, entry.status, entry.code, entry.request_id) == ("/admin/command", 422, "invalid_request", None)
 
 
-# ── wipe ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 @pytest.mark.parametrize("target", [EVERYONE, {"tags": ["lobby"]}, {"aliases": ["desk-1"]}])
 def test_wipe_wants_its_devices_named_by_id(admin: Admin, fleet: list[Phone], target: dict[str, Any]) -> None:
     assert_nothing_queued(admin.command("wipe", to=target, expect_count=1), 422, "invalid_request")
@@ -323,9 +311,6 @@ def test_wipe_of_several_devices_wants_their_count(admin: Admin, fleet: list[Pho
 
 def test_wipe_of_one_device_wants_no_count_even_if_its_id_is_repeated(admin: Admin, phone: Phone) -> None:
     assert admin.command("wipe", to=[phone, phone]).json["device_count"] == 1
-
-
-# ── the size of a push ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def body_of_size(bytes_wanted: int) -> str:
@@ -347,9 +332,6 @@ def test_a_command_of_4097_bytes_is_refused(admin: Admin, phone: Phone, dry_run:
     params = {"title": "t", "body": body_of_size(4097)}
     answer = admin.command("message", to=phone, params=params, dry_run=dry_run)
     assert_nothing_queued(answer, 422, "push_payload_too_large")
-
-
-# ── supersede, dry run ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def states() -> dict[str, str]:

@@ -37,9 +37,6 @@ def device(admin: Admin, phone: Phone) -> dict[str, Any]:
     return answer
 
 
-# ── reading devices ──────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def test_a_device_is_shown_with_what_it_said_of_itself_and_without_secrets(admin: Admin) -> None:
     details = {"manufacturer": "Acme", "model": "One", "os_version": "15", "agent_version": "1.2"}
     phone = admin.enrol("phone-1", alias="lobby", push_token="token-1", **details)
@@ -122,9 +119,6 @@ def test_a_device_list_refuses_what_it_does_not_know(admin: Admin, query: str) -
     assert (answer.status, answer.code) == (422, "invalid_request")
 
 
-# ── editing devices ──────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def change(admin: Admin, phone: Phone, body: Any) -> Answer:
     return admin.call("PATCH", f"/admin/devices/{phone.device_id}", body)
 
@@ -171,9 +165,6 @@ def test_a_change_that_makes_no_sense_is_refused(admin: Admin, phone: Phone, bod
     assert device(admin, phone) == before
 
 
-# ── tags ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def test_a_tag_is_put_on_and_taken_off_many_and_the_changes_are_counted(admin: Admin) -> None:
     one, two, three = (admin.enrol(f"phone-{number}").device_id for number in (1, 2, 3))
     first = admin.post("/admin/tags/a.B_c:1-2", {"add": [one, two, one]})
@@ -211,9 +202,6 @@ def test_a_retagging_that_makes_no_sense_is_refused(admin: Admin, body: Any) -> 
     assert admin.post("/admin/tags/floor-2", body).code == "invalid_request"
 
 
-# ── revoke and reinstate ─────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def test_a_revoked_device_is_shut_out_at_its_next_request(admin: Admin, phone: Phone) -> None:
     request_id = admin.command(to=phone).json["request_id"]
     answer = admin.post(f"/admin/devices/{phone.device_id}/revoke")
@@ -247,9 +235,6 @@ def test_a_reinstated_device_is_let_in_with_the_same_token(admin: Admin, phone: 
     heartbeat = phone.heartbeat()
     assert (heartbeat.status, heartbeat.json["commands"]) == (200, [])
     assert admin.command(to=phone).status == 200
-
-
-# ── enrollment tokens ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_new_enrollment_token_says_what_it_lets_in(admin: Admin) -> None:
@@ -313,9 +298,6 @@ def test_an_enrollment_token_that_makes_no_sense_is_refused(admin: Admin, body: 
     assert not EnrollmentToken.objects.exists()
 
 
-# ── summary ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def test_the_summary_counts_devices_open_deliveries_and_pushes(admin: Admin) -> None:
     online, offline, never, revoked = [admin.enrol(name) for name in ("online", "offline", "never", "revoked")]
     offline.heartbeat()
@@ -345,9 +327,6 @@ def test_the_summary_counts_the_last_hours_pushes_by_fcm_code(admin: Admin, phon
     assert admin.get("/admin/summary").json["pushes_last_hour"] == {"OK": 2, "UNREGISTERED": 1, "503": 1}
     let_pass(minutes=61)
     assert admin.get("/admin/summary").json["pushes_last_hour"] == {}
-
-
-# ── audit ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_write_that_was_carried_out_is_audited(admin: Admin, phone: Phone) -> None:

@@ -146,9 +146,6 @@ def test_a_push_that_failed_goes_again_under_the_same_request_id(admin: Admin, f
     assert list(Attempt.objects.order_by("number").values_list("outcome", flat=True)) == ["retry_later", "accepted"]
 
 
-# ── what follows from many answers: pure decisions ───────────────────────────────────────────────────────────────────
-
-
 @pytest.mark.parametrize("failures", range(12))
 def test_the_backoff_is_ten_seconds_and_a_random_part_that_doubles_up_to_a_quarter_of_an_hour(failures: int) -> None:
     waits = [retry.backoff(failures) for _ in range(200)]

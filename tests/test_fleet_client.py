@@ -91,9 +91,6 @@ def reporting(phones: list[Phone], status: str) -> Callable[[httpx.Request, Answ
     return report
 
 
-# ── enroll-token ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def test_enroll_token_prints_the_token_alone_and_a_phone_registers_with_it(network: InProcess) -> None:
     ran = run("enroll-token", "--label", "first phones", "--tag", "lobby", "--tag", "ground", transport=network)
     phone = Phone(network.client, "phone-1")
@@ -111,9 +108,6 @@ def test_enroll_token_takes_uses_life_and_the_right_to_enrol_again(network: InPr
     assert (token.max_uses, token.re_enroll) == (20, True)
     assert (token.expires_at - token.created_at).total_seconds() == pytest.approx(7200, abs=5)
     assert made["enrollment_token"].startswith("nxe_")
-
-
-# ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_devices_are_columns_of_plain_text_in_a_pipe_and_json_on_request(network: InProcess, admin: Admin) -> None:
@@ -152,9 +146,6 @@ def test_what_a_phone_says_of_itself_cannot_steer_the_terminal(network: InProces
     assert "\x1b" not in ran.out
     assert "\u202e" not in ran.out
     assert "[red]\ufffd" in ran.out
-
-
-# ── sending and waiting ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_ping_waits_until_the_phones_have_answered(network: InProcess, admin: Admin) -> None:
@@ -249,9 +240,6 @@ def test_of_a_large_command_the_worst_deliveries_are_shown(
     assert [row["state"] for row in ran.json["deliveries"]] == ["failed", "received"]
 
 
-# ── what goes wrong ──────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def test_a_refusal_shows_the_problem_and_is_exit_status_1(network: InProcess) -> None:
     ran = run("ping", UNKNOWN, transport=network)
     assert (ran.status, ran.out) == (1, "")
@@ -310,9 +298,6 @@ def test_a_stranger_at_the_address_is_exit_status_1() -> None:
 def test_wrong_usage_is_refused_before_anything_is_sent(arguments: tuple[str, ...]) -> None:
     with pytest.raises(CommandError):
         run(*arguments, transport=failing(httpx.ConnectError))
-
-
-# ── signing, the address, the terminal ───────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("target", ["/admin/devices", "/admin/devices?limit=5&q=caf%C3%A9", "/admin/devices?"])

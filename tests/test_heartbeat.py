@@ -33,9 +33,6 @@ def issue(admin: Admin, phone: Phone, count: int = 1) -> list[str]:
     return [str(admin.command(to=phone).json["request_id"]) for _ in range(count)]
 
 
-# ── what is kept ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def test_an_empty_object_is_a_heartbeat(phone: Phone) -> None:
     answer = phone.heartbeat()
     assert (answer.status, set(answer.json)) == (
@@ -160,9 +157,6 @@ def test_a_field_that_a_newer_agent_sends_is_ignored(phone: Phone) -> None:
     assert presence_of(phone).last_seen_at is not None
 
 
-# ── hostile values ───────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def nested(depth: int, core: str = "1") -> bytes:
     """A status whose innermost object is at this depth (the status itself is at 1)."""
     return ('{"status":' + '{"a":' * depth + core + "}" * depth + "}").encode()
@@ -260,8 +254,6 @@ def test_of_a_key_that_is_sent_twice_the_last_one_counts(phone: Phone) -> None:
     assert presence_of(phone).last_status == {"a": 3}
 
 
-# ── credentials ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
 ROUTES = {
     "/v1/heartbeat": {},
     "/v1/action-result": {"request_id": "0192f0c1-b000-7abc-8def-0123456789ab", "status": "received"},
@@ -313,9 +305,6 @@ def test_the_first_use_of_a_token_is_noted_once(phone: Phone) -> None:
     again = Device.objects.get().token_used_at
     assert used is not None
     assert again == used - timedelta(hours=1)
-
-
-# ── push tokens ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_push_token_has_one_owner(admin: Admin, phone: Phone) -> None:
@@ -401,9 +390,6 @@ def test_two_phones_that_swap_their_push_tokens_at_once_leave_each_with_one_owne
     assert len(owned) == len(set(owned))
 
 
-# ── the interval ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 @pytest.mark.parametrize(
     ("interval", "least", "most"), [(120, 108, 132), (7, 7, 7), (16, 15, 17), (86_400, 77_760, 95_040)]
 )
@@ -415,9 +401,6 @@ def test_the_next_heartbeat_is_due_within_a_tenth_of_the_interval(
     assert {type(seconds) for seconds in due} == {int}
     assert (min(due) >= least, max(due) <= most) == (True, True)
     assert len(set(due)) > 1 or least == most
-
-
-# ── commands ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_an_envelope_has_six_strings(admin: Admin, phone: Phone) -> None:
@@ -539,9 +522,6 @@ def test_more_reported_ones_than_fit_are_no_reason_to_come_back_at_once(admin: A
         phone.report(request_id, "received")
     answer = phone.heartbeat()
     assert (offered(answer), answer.json["has_more"]) == (ids[:20], False)
-
-
-# ── many at once ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_heartbeats_that_share_a_flush_each_get_their_own_answer(admin: Admin) -> None:

@@ -42,9 +42,6 @@ def histogram_of(values: list[float]) -> Histogram:
     return histogram
 
 
-# ── figures ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 @given(LATENCIES, st.sampled_from([50, 90, 95, 99, 99.9, 100]))
 def test_a_percentile_is_that_of_the_sorted_latencies_or_up_to_two_per_cent_more(
     values: list[float], percent: float
@@ -102,9 +99,6 @@ def test_the_ledger_takes_news_in_any_order_and_counts_the_first() -> None:
     assert (ledger.open, ledger.done, ledger.unanswered()) == (1, 1, [10.0])
     assert ledger.dispatch(0).longest == pytest.approx(0.02)
     assert ledger.round_trip(10.5).longest == pytest.approx(0.5)
-
-
-# ── the load ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_without_a_ramp_phones_are_spread_over_the_whole_interval() -> None:
@@ -234,9 +228,6 @@ def test_nobody_at_the_address_is_an_answer_too() -> None:
     asyncio.run(play())
 
 
-# ── seeding ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def test_seeded_phones_are_let_in_trust_their_commands_and_are_found_again(client: Client, admin: Admin) -> None:
     members = seeding.seed(3, with_push_tokens=True)
     admin.command(to={"device_ids": [members[1].device_id]})
@@ -251,9 +242,6 @@ def test_seeded_phones_are_let_in_trust_their_commands_and_are_found_again(clien
 def test_phones_without_a_push_token_are_another_fleet(db: None) -> None:
     seeding.seed(2, with_push_tokens=True)
     assert [member.push_token for member in seeding.seed(2, with_push_tokens=False)] == ["", ""]
-
-
-# ── the verdict and the report ───────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture
@@ -333,9 +321,6 @@ def test_the_report_of_a_run_without_a_single_answer_is_a_report(run: Run) -> No
 )
 def test_a_logarithmic_axis_has_round_steps(low: float, high: float, steps: list[float]) -> None:
     assert charts.logarithmic(low, high)[2] == pytest.approx(steps)
-
-
-# ── from end to end ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_small_fleet_holds_its_targets_against_a_server_of_its_own(

@@ -33,9 +33,6 @@ def fresh_gauges(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nexmdm.metrics._gauges._read_at", float("-inf"))
 
 
-# ── health and readiness ─────────────────────────────────────────────────────────────────────────────────────────────
-
-
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_health_is_answered_while_the_process_serves_whatever_became_of_the_database(
     client: Client, no_database: None, method: str
@@ -92,9 +89,6 @@ def test_readiness_says_how_pushing_stands(client: Client, db: None, settings: S
 
     DispatcherSeen.objects.create(name="host:2", circuit=circuit.CLOSED)
     assert client.request("GET", "/readyz").json["push"] == "ok"
-
-
-# ── metrics ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(("address", "status"), [("127.0.0.1", 200), ("::1", 200), ("192.0.2.1", 404), ("", 404)])
@@ -170,9 +164,6 @@ def test_requests_are_counted_by_route_method_and_status(client: Client) -> None
     before = counted()
     client.request("GET", "/healthz")
     assert counted() == before + 1
-
-
-# ── documents ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_document_of_the_api_is_served_here(client: Client) -> None:

@@ -77,9 +77,6 @@ def assert_problem(answer: Answer, status: int, code: str) -> None:
     assert b"Traceback" not in answer.body
 
 
-# ── paths, methods, hosts ────────────────────────────────────────────────────────────────────────────────────────────
-
-
 UNKNOWN_PATHS: Final = (
     "/", "//", "/admin", "/admin/", "/admin/nothing", "/admin/command/", "/v1", "/v1/", "/v2/heartbeat", "/favicon.ico",
     "/%00", "/%ff%fe", "/admin/%2e%2e/healthz", "/admin/devices/%0a", "/<script>", "/ADMIN/devices", "/%C3%A9",
@@ -137,9 +134,6 @@ def test_a_method_that_a_path_does_not_take_is_refused_with_those_it_takes(
     for answer in (admin.call(method, target), admin.client.request(method, target)):
         assert_problem(answer, 405, "method_not_allowed")
         assert ", ".join(sorted(answer.headers["allow"].split(", "))) == allowed
-
-
-# ── bodies ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(("path", "limit"), [("/v1/heartbeat", 64 * 1024), ("/admin/command", 1024 * 1024)])
@@ -241,9 +235,6 @@ def test_the_guard_refuses_before_anybody_asks_for_credentials(client: Client) -
     assert_problem(client.request("POST", "/v1/register", b"{}", text), 415, "unsupported_media_type")
 
 
-# ── correlation ids ──────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 @pytest.mark.parametrize("given", ["a", "Az09._-", "x" * 64])
 def test_a_correlation_id_is_echoed(client: Client, given: str) -> None:
     for path in ("/healthz", "/nothing"):
@@ -284,9 +275,6 @@ def test_the_log_lines_of_a_request_carry_its_correlation_id(
     assert (line["event"], line["correlation_id"]) == ("heartbeat.upsert", "order-4711")
 
 
-# ── proxies ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def audited_address(admin: Admin, headers: list[tuple[str, str]], *, peer: str) -> str:
     """The address from which a signed write came, as the audit has it."""
     signed = admin.headers("POST", "/admin/enrollment-tokens", b"{}")
@@ -324,9 +312,6 @@ def test_a_trusted_proxy_names_the_nearest_address_that_is_not_one(
 def test_others_than_trusted_proxies_name_nobody_else(admin: Admin, settings: Settings) -> None:
     settings.TRUSTED_PROXIES = [ipaddress.ip_network("10.0.0.0/8")]
     assert audited_address(admin, [("X-Forwarded-For", "203.0.113.7")], peer="192.0.2.1") == "192.0.2.1"
-
-
-# ── when something is broken ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_an_error_in_a_view_is_a_problem_without_a_trace(admin: Admin, monkeypatch: pytest.MonkeyPatch) -> None:

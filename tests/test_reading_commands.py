@@ -57,9 +57,6 @@ def pages(admin: Admin, target: str) -> Iterator[list[dict[str, Any]]]:
         cursor = f"&cursor={page['next_cursor']}"
 
 
-# ── the list of commands ─────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def test_commands_are_listed_newest_first_with_what_was_asked(admin: Admin, phone: Phone) -> None:
     first = issue(admin, phone)
     second = issue(admin, {"all": True}, "ring", params={"duration_seconds": 5}, note="lost", priority="normal")
@@ -148,9 +145,6 @@ def test_unknown_query_parameters_are_refused_everywhere(admin: Admin, phone: Ph
     assert [admin.get(f"{target}?verbose=1").code for target in reads] == ["invalid_request"] * len(reads)
     assert admin.post(f"{one}/cancel?force=1").code == "invalid_request"
     assert Delivery.objects.get().state == "pending"
-
-
-# ── one command ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_command_counts_its_deliveries_and_pushes(admin: Admin) -> None:
@@ -245,9 +239,6 @@ def test_a_delivery_to_a_device_that_was_not_meant_is_not_found(admin: Admin, ph
         assert (answer.status, answer.code) == (404, "not_found")
 
 
-# ── waiting ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def test_waiting_for_a_command_with_nothing_open_answers_at_once(admin: Admin, phone: Phone) -> None:
     request_id = issue(admin, phone)
     phone.report(request_id, "succeeded")
@@ -289,9 +280,6 @@ def test_one_waits_from_0_to_30_seconds(admin: Admin, phone: Phone, seconds: str
 
 def test_waiting_for_an_unknown_command_is_not_found_at_once(admin: Admin) -> None:
     assert admin.get(f"/admin/commands/{uuid4()}?wait_seconds=30").code == "not_found"
-
-
-# ── deliveries ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_delivery_shows_the_result_as_the_phone_gave_it(admin: Admin) -> None:
@@ -404,9 +392,6 @@ def test_the_timeline_tells_issue_attempts_reports_and_settlement_in_order(admin
     assert [report["status"] for report in reports] == ["received", "running", "succeeded", "succeeded"]
     assert [report["duplicate"] for report in reports] == [False, False, False, True]
     assert (settled["state"], settled["at"]) == ("succeeded", delivery["settled_at"])
-
-
-# ── cancelling ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def cancel(admin: Admin, request_id: str) -> dict[str, Any]:

@@ -34,9 +34,6 @@ def uses() -> list[int]:
     return list(EnrollmentToken.objects.order_by("id").values_list("uses", flat=True))
 
 
-# ── the answer ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def test_a_phone_gets_its_identity_and_its_credentials(admin: Admin, client: Client) -> None:
     answer = Phone(client, "imei-1").register(admin.enrollment_token())
     device = Device.objects.get()
@@ -148,9 +145,6 @@ def test_a_registration_without_a_hardware_id_is_422(admin: Admin, client: Clien
     assert (answer.status, answer.json["errors"][0]["loc"]) == (422, ["body", "hardware_id"])
 
 
-# ── a lost answer ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def test_a_lost_answer_is_asked_for_again_and_consumes_no_use(admin: Admin, client: Client) -> None:
     enrollment_token, phone = admin.enrollment_token(), Phone(client, "imei-1")
     lost = phone.register(enrollment_token).json
@@ -205,9 +199,6 @@ def test_the_answer_to_an_enrolment_anew_can_be_lost_too(admin: Admin, client: C
     assert phone.register(again).json["re_enrolled"] is False
     assert phone.heartbeat().status == 200
     assert (Device.objects.get().generation, uses()) == (3, [1, 1])
-
-
-# ── the same hardware, enrolled anew ─────────────────────────────────────────────────────────────────────────────────
 
 
 def test_known_hardware_stays_what_it_is_without_the_right_to_enrol_anew(admin: Admin, client: Client) -> None:
@@ -279,9 +270,6 @@ def test_an_alias_of_ones_own_is_not_taken(admin: Admin, client: Client) -> None
     assert phone.register(admin.enrollment_token(re_enroll=True), alias="till 4").status == 200
 
 
-# ── push tokens ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def test_a_push_token_is_taken_from_the_device_that_had_it(admin: Admin) -> None:
     before, after = admin.enrol("imei-1", push_token="fcm-1"), admin.enrol("imei-2", push_token="fcm-1")
     owners = dict(Device.objects.values_list("hardware_id", "push_token"))
@@ -303,9 +291,6 @@ def test_the_pushes_of_a_device_that_lost_its_push_token_are_not_due_any_more(ad
     admin.enrol("imei-2", push_token="fcm-1")
     delivery = Delivery.objects.get()
     assert (delivery.state, delivery.push_state, delivery.next_attempt_at) == ("pending", "no_push_token", None)
-
-
-# ── refusals ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_refusals_come_in_their_order_and_consume_no_use(admin: Admin, client: Client) -> None:
@@ -383,9 +368,6 @@ def test_a_token_enrols_as_many_devices_as_it_has_uses(admin: Admin, client: Cli
     answers = [Phone(client, f"imei-{number}").register(text) for number in range(3)]
     assert [answer.code for answer in answers] == [None, None, "enrollment_token_exhausted"]
     assert (Device.objects.count(), uses()) == (2, [2])
-
-
-# ── at the same moment ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.django_db(transaction=True)

@@ -23,9 +23,6 @@ def delivery_as_told(admin: Admin, phone: Phone, request_id: str) -> Any:
     return admin.get(f"/admin/commands/{request_id}/deliveries/{phone.device_id}").json
 
 
-# ── one report ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 @pytest.mark.parametrize(
     ("status", "state"),
     [
@@ -95,9 +92,6 @@ def test_a_field_that_a_newer_agent_sends_is_ignored(phone: Phone, request_id: s
     assert phone.report(request_id, "running", progress=0.5, state="succeeded").json["state"] == "received"
 
 
-# ── again ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 @pytest.mark.parametrize("again", ["received", "running", "deferred", "succeeded", "failed"])
 @pytest.mark.parametrize("first", ["succeeded", "failed"])
 def test_the_first_final_status_wins(phone: Phone, request_id: str, first: str, again: str) -> None:
@@ -141,9 +135,6 @@ def test_of_final_reports_at_the_same_moment_one_wins(admin: Admin) -> None:
     assert (winner.status, Report.objects.count()) == (Delivery.objects.get().state, 6)
 
 
-# ── by which way ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def test_the_first_way_that_is_given_stands(phone: Phone, request_id: str) -> None:
     phone.report(request_id, "received")
     assert Delivery.objects.get().delivered_via is None
@@ -157,9 +148,6 @@ def test_a_way_that_is_told_after_the_result_still_counts(phone: Phone, request_
     phone.report(request_id, "succeeded")
     phone.report(request_id, "succeeded", via="push")
     assert (Delivery.objects.get().delivered_via, Delivery.objects.get().state) == ("push", "succeeded")
-
-
-# ── late ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("swept", [False, True])
@@ -214,9 +202,6 @@ def test_a_result_before_a_cancellation_stands(admin: Admin, phone: Phone, reque
     assert Delivery.objects.get().state == "succeeded"
 
 
-# ── an hour more ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 @pytest.mark.parametrize("status", ["received", "running"])
 def test_who_has_received_or_runs_a_command_has_an_hour_more_for_the_final_word(
     phone: Phone, request_id: str, status: str
@@ -259,9 +244,6 @@ def test_the_sweep_settles_what_ran_out_of_time_at_the_moment_it_did(phone: Phon
     assert queue.expire(100) == 0
 
 
-# ── whose command ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def test_a_request_that_nobody_made_is_unknown(phone: Phone) -> None:
     answer = phone.report(ABSENT, "succeeded")
     assert (answer.status, answer.code, Report.objects.count()) == (404, "unknown_request", 0)
@@ -287,9 +269,6 @@ def test_a_result_outlives_an_enrolment_anew(admin: Admin, phone: Phone, request
     phone.register(admin.enrollment_token(re_enroll=True))
     answer = phone.report(request_id, "succeeded")
     assert (answer.status, answer.json["state"], answer.json["late"]) == (200, "cancelled", True)
-
-
-# ── limits ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def output_of(size: int) -> dict[str, str]:

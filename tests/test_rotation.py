@@ -29,9 +29,6 @@ def verified_with(answer: Answer, phone: Phone, command_key: str) -> bool:
     return bool(command["signature"] == mine)
 
 
-# ── the pair of a device ─────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def test_a_rotation_gives_a_new_pair_for_the_same_device(phone: Phone) -> None:
     answer = phone.rotate()
     assert (answer.status, set(answer.json)) == (200, {"device_token", "command_key"})
@@ -150,9 +147,6 @@ def test_the_first_use_of_a_new_pair_at_the_same_moment_is_good_everywhere(admin
     assert beat(phone, phone.device_token) == 401
 
 
-# ── command keys ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def test_commands_are_signed_with_the_key_of_the_pair_in_use(admin: Admin, phone: Phone) -> None:
     admin.command(to=phone)
     new = phone.rotate().json
@@ -193,9 +187,6 @@ def test_a_device_whose_signing_key_is_gone_refuses_commands_until_its_next_pair
     new = phone.rotate().json
     assert verified_with(phone.send("/v1/heartbeat", {}, new["device_token"]), phone, new["command_key"])
     assert Delivery.objects.get().state == "pending"
-
-
-# ── SECRET_KEY ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("fallbacks", ["kept", "gone"])

@@ -15,7 +15,7 @@ from prometheus_client import start_http_server
 
 from commands import fcm, outbox, queue, retention
 from commands.dispatcher import SLOTS, Chore, Dispatcher
-from devices import credentials, enrollment
+from devices import credentials, push_tokens
 from devices.database import unit
 from nexmdm import audit, counters, dispatchers, idempotency, lifeline
 
@@ -87,6 +87,6 @@ def _chores(dispatcher: Dispatcher) -> list[Chore]:
         Chore("stored answers", 60, idempotency.forget_old_answers),
         Chore("counters", 60, counters.forget_expired),
         Chore("retention of deliveries", 10, lambda: retention.prune(kept, RETENTION_BATCH)),
-        Chore("retention of dead push tokens", 60, lambda: enrollment.prune_dead_push_tokens(kept, RETENTION_BATCH)),
+        Chore("retention of dead push tokens", 60, lambda: push_tokens.prune(kept, RETENTION_BATCH)),
         Chore("retention of the audit", 10, lambda: audit.prune(kept, RETENTION_BATCH)),
     ]

@@ -9,7 +9,7 @@ from django.conf import settings
 from django.core.management.base import BaseCommand
 
 from commands import retention
-from devices import enrollment
+from devices import push_tokens
 from nexmdm import audit
 
 BATCH: Final = 2000
@@ -30,7 +30,7 @@ class Command(BaseCommand):
         """Prune until nothing old is left."""
         kept = timedelta(days=days)
         deliveries = _all_batches(lambda: retention.prune(kept, BATCH))
-        _all_batches(lambda: enrollment.prune_dead_push_tokens(kept, BATCH))
+        _all_batches(lambda: push_tokens.prune(kept, BATCH))
         entries = _all_batches(lambda: audit.prune(kept, BATCH))
         self.stdout.write(f"Deleted {deliveries} deliveries and {entries} audit entries older than {days} days.")
 
