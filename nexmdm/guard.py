@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import Any, Final
 
@@ -152,11 +153,16 @@ def _admit(scope: Scope, headers: Headers) -> None:
         raise _Refused(problems.general(431, f"The headers take more than {HEADERS_LIMIT} bytes."), drain=True)
     _set_caller(scope, headers)
     hosts = headers.values.get(b"host", [])
-    domain, _ = split_domain_port(hosts[0].decode("latin-1")) if len(hosts) == 1 else ("", "")
-    if not domain or not validate_host(domain, settings.ALLOWED_HOSTS):
+    if len(hosts) != 1 or not _is_served(hosts[0], tuple(settings.ALLOWED_HOSTS)):
         raise _Refused(
             Problem(400, "invalid_host", "This host name is not served here. Set ALLOWED_HOSTS to allow it.")
         )
+
+
+@lru_cache(maxsize=256)
+def _is_served(host: bytes, allowed: tuple[str, ...]) -> bool:
+    domain, _ = split_domain_port(host.decode("latin-1"))
+    return bool(domain) and validate_host(domain, allowed)
 
 
 def _set_caller(scope: Scope, headers: Headers) -> None:
