@@ -1,4 +1,4 @@
-"""The signed command as it travels, the same in a push and in a heartbeat (contract §2)."""
+"""The signed command as it travels, the same in a push and in a heartbeat."""
 
 import hmac
 from dataclasses import dataclass
@@ -35,7 +35,11 @@ class Recipient:
 
 
 def seal(content: Content, to: Recipient) -> dict[str, str]:
-    """Return the envelope: six strings, the last one the signature over the others and the device id."""
+    """Return the envelope: six strings, the last one the signature over the others and the device id.
+
+    That is the lower-case hex HMAC-SHA256, under the text of the device's command key, of `NXC1`, device id, request_id,
+    action, params, issued_at and expires_at, joined by LF.
+    """
     fields = _fields(content)
     key = credentials.command_key(to.device_id, to.generation, to.command_key_id)
     message = "\n".join(("NXC1", str(to.device_id), *fields.values()))

@@ -227,7 +227,9 @@ def command_key_ids() -> list[str]:
 
 
 def command_key(device_id: UUID, generation: int, key_id: str) -> str:
-    """Return the key with which commands for a device are signed (contract §2): lower-case hex, shown once.
+    """Return the key with which commands for a device are signed: lower-case hex, shown once.
+
+    That is the HMAC-SHA256, under the signing key, of `NXK1`, device id and generation, joined by LF.
 
     A device whose signing key is no longer configured gets the current one's signature, which it refuses.
     """

@@ -1,4 +1,4 @@
-"""The token formats of the contract (§1): make, parse, digest. No input or output.
+"""The token formats: make, parse, digest. No input or output.
 
 A token is `prefix + 22 base62 (128-bit id) + "_" + 43 base62 (256-bit secret) + 6 base62 (CRC32 of all before it)`.
 The check sum is no secret: it only lets a mistyped token be refused before any database work.

@@ -1,4 +1,4 @@
-"""Simulated phones: the agent's rules as a pure class, and a phone that carries them over real HTTP (contract §2)."""
+"""Simulated phones: the agent's rules as a pure class, and a phone that carries them over real HTTP."""
 
 import hmac
 import time

@@ -72,7 +72,7 @@ ENROLLMENT: Final = EnrollmentBearer(tokens.ENROLLMENT_PREFIX, InvalidEnrollment
 
 
 class SignedRequest(AuthBase):
-    """An admin request signed by NXD1 (contract §3), verified on the raw bytes before anything else."""
+    """An admin request signed by NXD1 (see nexmdm/signing.py), verified on the raw bytes before anything else."""
 
     openapi_type: ClassVar = "apiKey"
     openapi_in: ClassVar = "header"

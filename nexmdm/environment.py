@@ -1,4 +1,4 @@
-"""Read the environment (contract: configuration) into typed values, and refuse what cannot be right."""
+"""Read the environment into typed values, and refuse what cannot be right."""
 
 import base64
 import binascii

@@ -51,11 +51,6 @@ async def count_failure(address: str) -> int | None:
     return seconds
 
 
-def forget_floods() -> None:
-    """Forget which addresses are over their limit in this process."""
-    _over_until.clear()
-
-
 def _count(group: str, key: str, rate: str) -> dict[str, Any]:
     usage: dict[str, Any] = get_usage(None, group=group, key=lambda *_: key, rate=rate, increment=True)
     return usage

@@ -1,4 +1,4 @@
-"""NXD1: how an admin request is signed (contract §3). Pure functions, for the server and its clients alike."""
+"""NXD1: how an admin request is signed. Pure functions, for the server and its clients alike."""
 
 import hmac
 from hashlib import sha256

@@ -24,7 +24,7 @@ def django_db_modify_db_settings() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def forget_floods() -> None:
     """Let no test start over the limit of failures because of another one."""
-    limits.forget_floods()
+    limits._over_until.clear()
 
 
 @pytest.fixture
