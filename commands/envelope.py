@@ -37,8 +37,8 @@ class Recipient:
 def seal(content: Content, to: Recipient) -> dict[str, str]:
     """Return the envelope: six strings, the last one the signature over the others and the device id.
 
-    That is the lower-case hex HMAC-SHA256, under the text of the device's command key, of `NXC1`, device id, request_id,
-    action, params, issued_at and expires_at, joined by LF.
+    That is the lower-case hex HMAC-SHA256, under the text of the device's command key, of `NXC1`, device id,
+    request_id, action, params, issued_at and expires_at, joined by LF.
     """
     fields = _fields(content)
     key = credentials.command_key(to.device_id, to.generation, to.command_key_id)

@@ -1,4 +1,4 @@
-"""The types of which requests and answers are made, each refusing what PostgreSQL or the API's conventions would refuse."""
+"""The types of which requests and answers are made, each refusing what PostgreSQL or the API would refuse."""
 
 import json
 import re

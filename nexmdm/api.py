@@ -8,7 +8,7 @@ from typing import Any, Final
 import orjson
 import structlog
 from django.conf import settings
-from django.core.exceptions import SuspiciousOperation
+from django.core.exceptions import SuspiciousOperation, TooManyFieldsSent
 from django.db import DatabaseError, InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
@@ -151,6 +151,10 @@ def _not_found(request: HttpRequest, error: Http404) -> HttpResponse:
 
 
 def _suspicious(request: HttpRequest, error: SuspiciousOperation) -> HttpResponse:
+    return problems.general(400, "The request cannot be served as it was sent.").response()
+
+
+def _too_many_parameters(request: HttpRequest, error: TooManyFieldsSent) -> HttpResponse:
     return Problem(422, "invalid_request", "The query has more parameters than any operation takes.", []).response()
 
 
@@ -175,6 +179,7 @@ _HANDLERS: Final[dict[type[Exception], Callable[..., HttpResponse]]] = {
     ValidationError: _invalid_request,
     HttpError: _http_error,
     Http404: _not_found,
+    TooManyFieldsSent: _too_many_parameters,
     SuspiciousOperation: _suspicious,
     OperationalError: _database_unavailable,
     InterfaceError: _database_unavailable,

@@ -16,15 +16,16 @@ django.setup(set_prefix=False)
 import structlog  # noqa: E402
 from asgiref.sync import ThreadSensitiveContext, sync_to_async  # noqa: E402
 from django.contrib.staticfiles.handlers import ASGIStaticFilesHandler  # noqa: E402
-from django.core.exceptions import PermissionDenied, SuspiciousFileOperation, SuspiciousOperation  # noqa: E402
+from django.core.exceptions import SuspiciousFileOperation  # noqa: E402
 from django.core.handlers.asgi import ASGIHandler, ASGIRequest  # noqa: E402
-from django.db import InterfaceError, OperationalError, connections  # noqa: E402
+from django.db import connections  # noqa: E402
 from django.http import FileResponse, Http404, HttpRequest, HttpResponse  # noqa: E402
 from django.http.response import HttpResponseBase  # noqa: E402
 from django.urls import ResolverMatch  # noqa: E402
 
 from devices import stopping  # noqa: E402
 from nexmdm import checkin, problems  # noqa: E402
+from nexmdm.api import api  # noqa: E402
 from nexmdm.guard import App, Guard, Receive, Scope, Send  # noqa: E402
 from nexmdm.metrics import Timed  # noqa: E402
 
@@ -66,16 +67,8 @@ class LeanHandler(ASGIHandler):
     async def _respond(self, request: LeanRequest) -> HttpResponse:
         try:
             response = await self._get_response_async(request)  # type: ignore[attr-defined]
-        except Http404:
-            return problems.NOT_FOUND.response()
-        except (SuspiciousOperation, PermissionDenied):
-            return problems.general(400, "The request cannot be served as it was sent.").response()
-        except (OperationalError, InterfaceError) as error:  # from around an operation, where Ninja has no handlers
-            log.error("database.unavailable", error=type(error).__name__, detail=str(error)[:200])
-            return problems.DATABASE_UNAVAILABLE.response()
-        except Exception as error:
-            log.exception("request.failed", error=type(error).__name__)
-            return problems.INTERNAL.response()
+        except Exception as error:  # noqa: BLE001  (the API's one table of errors says what it means)
+            return api.on_exception(request, error)
         return _as_problem(response)
 
     def resolve_request(self, request: HttpRequest) -> ResolverMatch:
