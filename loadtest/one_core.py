@@ -1,0 +1,190 @@
+"""How many heartbeats a second one web worker takes on one core: `python -m loadtest.one_core`.
+
+The worker has core 0 to itself; PostgreSQL, the dispatcher and wrk (a Debian package) share core 1. A hundredth of the
+fleet has one open delivery. Log lines and metrics are on, as `serve` has them. In turn with it, in the same rounds,
+runs the ceiling (loadtest/bare_asgi.py) and, with --against, whatever else listens for the same request.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Final
+
+from rich.console import Console
+from rich.table import Table
+
+from loadtest import bare_asgi, ground, roster
+from loadtest.ground import Ground
+from loadtest.serving import MANAGE, Serving
+
+WRK: Final = shutil.which("wrk")
+CONNECTIONS: Final = 64
+WARM_UP_SECONDS: Final = 3
+WORKER_CORE: Final = 0
+OTHER_CORE: Final = 1
+OPEN_PART: Final = 100
+"""One phone of so many has an open delivery."""
+
+_SCRIPT: Final = Path(__file__).parent / "heartbeat.lua"
+_ROOT: Final = Path(__file__).resolve().parent.parent
+_RATE: Final = re.compile(r"Requests/sec:\s+([0-9.]+)")
+_P99: Final = re.compile(r"99%\s+([0-9.]+)(us|ms|s)\b")
+_FAILED: Final = re.compile(r"Non-2xx or 3xx responses: (\d+)")
+_MILLISECONDS: Final = {"us": 0.001, "ms": 1.0, "s": 1000.0}
+
+
+class Failed(Exception):
+    """wrk could not do its work, or not every answer was a 200."""
+
+
+@dataclass(slots=True)
+class Contestant:
+    """A server under the load, by name; its rates and 99th percentiles (ms), one of each a round."""
+
+    name: str
+    url: str
+    tokens: Path
+    rates: list[float] = field(default_factory=list)
+    p99_ms: list[float] = field(default_factory=list)
+
+    def run(self, seconds: int) -> None:
+        """Warm it up, load it, note the figures. Raises Failed."""
+        self._wrk(WARM_UP_SECONDS)
+        said = self._wrk(seconds)
+        rate, p99, failed = _RATE.search(said), _P99.search(said), _FAILED.search(said)
+        if rate is None or p99 is None or failed:
+            raise Failed(f"{self.name}: {said}")
+        self.rates.append(float(rate[1]))
+        self.p99_ms.append(float(p99[1]) * _MILLISECONDS[p99[2]])
+
+    def _wrk(self, seconds: int) -> str:
+        options = ["-t1", f"-c{CONNECTIONS}", f"-d{seconds}", "--latency", "-s", str(_SCRIPT)]
+        done = subprocess.run(
+            [str(WRK), *options, self.url],
+            env={**os.environ, "TOKENS": str(self.tokens)},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise Failed(f"{self.name}: {done.stdout}{done.stderr}")
+        return done.stdout
+
+
+def main() -> int:
+    """Measure in rounds, print a table; 0 if every answer was a 200."""
+    arguments = _arguments()
+    if WRK is None:
+        sys.stderr.write("This needs wrk: apt-get install wrk\n")
+        return 1
+    os.sched_setaffinity(0, {OTHER_CORE})
+    try:
+        with ExitStack() as stack:
+            contestants = _contestants(stack, arguments)
+            for number in range(arguments.rounds):
+                for one in contestants:
+                    one.run(arguments.seconds)
+                    sys.stderr.write(f"round {number + 1}: {one.name}: {one.rates[-1]:,.0f}/s\n")
+    except Failed as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    _print(contestants)
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m loadtest.one_core", description=__doc__)
+    add = parser.add_argument
+    add("--devices", type=int, default=100_000, help="how many phones (100,000)")
+    add("--rounds", type=int, default=3, help="how often each is measured, in turn (3)")
+    add("--seconds", type=int, default=8, help="how long each time (8), after a warm-up of 3")
+    add("--keep", type=Path, metavar="FOLDER", help="where the server keeps its data, for a next time")
+    add(
+        "--against", nargs=3, action="append", default=[], metavar=("NAME", "URL", "TOKENS"),
+        help="another server that takes POST /v1/heartbeat, pinned to core 0 by you, and a file of its tokens",
+    )  # fmt: skip
+    return parser.parse_args()
+
+
+def _contestants(stack: ExitStack, arguments: argparse.Namespace) -> list[Contestant]:
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nexmdm-")))
+    data_dir = (arguments.keep or folder).resolve() / "data"
+    data_dir.parent.mkdir(parents=True, exist_ok=True)
+    place = stack.enter_context(ground.of_its_own(folder, data_dir, interval_seconds=120, commands_per_minute=0))
+    assert place.serving is not None
+    _pin(place.serving.child("web-1"), WORKER_CORE)
+    ground.gather(place, arguments.devices, folder / "roster", lambda: None)
+    members = roster.read(folder / "roster")
+    tokens = folder / "tokens"
+    tokens.touch(mode=0o600)
+    tokens.write_text("".join(f"{member.device_token}\n" for member in members))
+    _leave_open(place, [member.device_id for member in members[::OPEN_PART]])
+    dsn = _database_of(place.serving)
+    bare_asgi.prepare(dsn, members)
+    bare = stack.enter_context(_bare(dsn))
+    return [
+        Contestant("one web worker", f"{place.admin.url}/v1/heartbeat", tokens),
+        Contestant("bare ASGI + group commit", f"{bare}/v1/heartbeat", tokens),
+        *(Contestant(name, url, Path(path)) for name, url, path in arguments.against),
+    ]
+
+
+def _leave_open(place: Ground, device_ids: list[str]) -> None:
+    target = {"device_ids": device_ids}
+    place.admin.post(
+        "/admin/command", {"action": "ping", "target": target, "expires_in_seconds": 86_400, "supersede": True}
+    )
+
+
+def _database_of(serving: Serving) -> str:
+    program = [sys.executable, MANAGE, "postgres", "url"]
+    return subprocess.run(program, env=serving.environment, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _pin(process: int, core: int) -> None:
+    """Have all threads of a process, and those that they will start, run on one core."""
+    for thread in Path(f"/proc/{process}/task").iterdir():
+        os.sched_setaffinity(int(thread.name), {core})
+
+
+@contextmanager
+def _bare(dsn: str) -> Iterator[str]:
+    """Run the ceiling beside the server, on its core and its PostgreSQL; gives its address."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        descriptor = listener.fileno()
+        program = ["taskset", "-c", str(WORKER_CORE), sys.executable, "-m", "loadtest.bare_asgi", str(descriptor)]
+        environment = {**os.environ, bare_asgi.DSN_VARIABLE: dsn}
+        with subprocess.Popen(program, cwd=_ROOT, env=environment, pass_fds=[descriptor]) as process:
+            try:
+                yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+            finally:
+                process.terminate()
+
+
+def _print(contestants: list[Contestant]) -> None:
+    """Print medians with their spread, and each one's ratio to ours, round by round."""
+    ours = contestants[0]
+    table = Table(title=f"POST /v1/heartbeat, {CONNECTIONS} connections, {len(ours.rates)} rounds: median (spread)")
+    for heading in ("", "requests/s", "p99", "ours is"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for one in contestants:
+        ratios = [mine / other for mine, other in zip(ours.rates, one.rates, strict=True)]
+        rate, p99 = _spread(one.rates, ",.0f"), _spread(one.p99_ms, ".1f")
+        table.add_row(one.name, rate, f"{p99} ms", "" if one is ours else f"{_spread(ratios, '.2f')} ×")
+    Console().print(table)
+
+
+def _spread(values: list[float], form: str) -> str:
+    return f"{median(values):{form}} ({min(values):{form}}–{max(values):{form}})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
