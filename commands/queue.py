@@ -3,7 +3,7 @@
 Each function runs inside its caller's transaction unless it says otherwise. All times are the database's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
@@ -170,7 +170,7 @@ NOTHING: Final = Offer([], has_more=False)
 
 # One more row than is offered, to know whether there are more. Pending ones first, oldest first; then those the device
 # has reported on, longest silent first. The device's few open rows come from delivery_open_by_device.
-_OFFER: Final = """
+OFFER: Final = """
     SELECT delivery.device_id, device.generation, device.command_key_id, delivery.state,
         command.id, command.action, command.params, command.issued_at, command.expires_at
     FROM unnest(%(device_ids)s::uuid[]) AS asked (device_id)
@@ -188,18 +188,22 @@ _OFFER: Final = """
 """
 
 
-def pending_for(device_ids: Sequence[UUID]) -> dict[UUID, Offer]:
-    """Return what each of these devices has open, sealed; devices with nothing open are left out. One statement."""
-    rows = database.rows(_OFFER, {"device_ids": list(device_ids), "limit": OFFER_LIMIT + 1})
-    offers: dict[UUID, Offer] = {}
+def asked_for(device_ids: Iterable[UUID]) -> dict[str, Any]:
+    """Return the parameters of OFFER for these devices."""
+    return {"device_ids": f"{{{','.join(map(str, device_ids))}}}", "limit": OFFER_LIMIT + 1}
+
+
+def offers(rows: Iterable[Any]) -> dict[UUID, Offer]:
+    """Return what each device has open, sealed, from OFFER's rows; devices with nothing open are left out."""
+    found: dict[UUID, Offer] = {}
     for device_id, generation, key_id, state, *content in rows:
-        offer = offers.setdefault(device_id, Offer([], has_more=False))
+        offer = found.setdefault(device_id, Offer([], has_more=False))
         if len(offer.commands) < OFFER_LIMIT:
             to = envelope.Recipient(device_id, generation, key_id)
             offer.commands.append(envelope.seal(envelope.Content(*content), to))
         elif state == State.PENDING:
-            offers[device_id] = Offer(offer.commands, has_more=True)
-    return offers
+            found[device_id] = Offer(offer.commands, has_more=True)
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,12 +34,15 @@ async def unit(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     if gate is None:
         gate = _gates[loop] = asyncio.Semaphore(max(1, settings.DATABASE_POOL_SIZE - RESERVED_CONNECTIONS))
     async with gate:
-        return await reserved_unit(work, *args, **kwargs)
+        return await sync_to_async(_and_release)(work, *args, **kwargs)
 
 
-async def reserved_unit(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Do as unit() does, without waiting for a turn: for what each process does one at a time."""
-    return await sync_to_async(_and_release)(work, *args, **kwargs)
+async def reserved(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Run a function in a thread without waiting for a turn: for what each process does one at a time.
+
+    The function itself has to call release(), sooner or later: so it may keep its connection for the next call.
+    """
+    return await sync_to_async(work)(*args, **kwargs)
 
 
 def _and_release(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -68,6 +71,20 @@ def execute(statement: str, parameters: Any = None) -> int:
     with connection.cursor() as cursor:
         cursor.execute(statement, parameters)
         return int(cursor.rowcount)
+
+
+def together(*statements: str, parameters: Any) -> list[list[Any]]:
+    """Run statements by one round trip, as one transaction unless one is open; return the rows of each.
+
+    PostgreSQL takes a simple query of several statements as a whole, and commits all of it or nothing ("Multiple
+    Statements in a Simple Query" in the protocol's documentation).
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(";".join(statements), parameters)
+        found = [list(cursor.fetchall())]
+        while cursor.nextset():
+            found.append(list(cursor.fetchall()))
+    return found
 
 
 def row(statement: str, parameters: Any = None) -> Any:

@@ -1,11 +1,12 @@
 """Heartbeats: many phones' news in one statement, which also decides whose token is good."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, Final
 
-from devices import database, tokens
+import orjson
+
+from devices import tokens
 from devices.credentials import VERDICT
 
 
@@ -13,11 +14,11 @@ from devices.credentials import VERDICT
 class Beat:
     """One heartbeat: who claims to send it, and what it says. None means "not sent: keep the earlier value".
 
-    `status` is JSON text. `push_token` is only compared here; `push_token_sent` tells an explicit null from silence.
+    `status` is JSON. `push_token` is only compared here; `push_token_sent` tells an explicit null from silence.
     """
 
     token: tokens.Token
-    status: str | None = None
+    status: Mapping[str, Any] | None = None
     agent_version: str | None = None
     push_token_sent: bool = False
     push_token: str | None = None
@@ -32,27 +33,29 @@ class Beat:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """What became of one heartbeat: the verdict on its token, whether its push token is new, and when it came."""
+    """What became of one heartbeat: the verdict on its token, and whether its push token is new."""
 
     verdict: str
     push_token_changed: bool
-    at: datetime
 
 
-# `judged` is read four times, so PostgreSQL computes it once. `token_used_at` is written at a token's first use only.
-# A JOIN on the key keeps an unknown device out without telling it from a wrong token.
-_RECORD: Final = f"""
-    WITH asked AS (
-        SELECT * FROM unnest(
-            %(positions)s::int[], %(device_ids)s::uuid[], %(digests)s::bytea[], %(statuses)s::jsonb[],
-            %(agent_versions)s::text[], %(push_tokens_sent)s::boolean[], %(push_tokens)s::text[]
-        ) AS asked (position, device_id, digest, status, agent_version, push_token_sent, push_token)
-    ), judged AS (
+PLAIN: Final = Heard("good", push_token_changed=False)
+
+# One JSON text carries the batch: psycopg would quote seven arrays value by value, in Python. `judged` is read three
+# times, so PostgreSQL computes it once. `token_used_at` is written at a token's first use only. Only what is not plain
+# comes back, so that reading the answer costs nothing for the many. Unknown devices are judged like wrong tokens.
+RECORD: Final = f"""
+    WITH judged AS (
         SELECT
-            asked.position, asked.device_id, asked.digest, asked.status, asked.agent_version, {VERDICT} AS verdict,
+            asked.position, asked.device_id, asked.digest, asked.status, asked.agent_version,
+            CASE WHEN device.id IS NULL THEN 'wrong' ELSE {VERDICT} END AS verdict,
             device.token_used_at IS NULL AS first_use,
             asked.push_token_sent AND asked.push_token IS DISTINCT FROM device.push_token AS push_token_changed
-        FROM asked JOIN devices_device device ON device.id = asked.device_id
+        FROM jsonb_to_recordset(%(beats)s::jsonb) AS asked (
+            position int, device_id uuid, digest bytea, status jsonb,
+            agent_version text, push_token_sent boolean, push_token text
+        )
+        LEFT JOIN devices_device device ON device.id = asked.device_id
     ), seen AS (
         UPDATE devices_presence presence
         SET last_seen_at = GREATEST(presence.last_seen_at, now()),
@@ -67,31 +70,37 @@ _RECORD: Final = f"""
         WHERE judged.verdict = 'good' AND judged.first_use AND device.id = judged.device_id
             AND device.token_digest = judged.digest
     )
-    SELECT position, verdict, push_token_changed, CASE WHEN row_number() OVER () = 1 THEN now() END FROM judged
+    SELECT now(), json_agg(json_build_array(position, verdict, push_token_changed))
+        FILTER (WHERE verdict <> 'good' OR push_token_changed)::text
+    FROM judged
 """  # noqa: S608  (constants of our modules; values are parameters)
 
 
-def record(beats: Sequence[Beat]) -> list[Heard | None]:
-    """Record heartbeats and judge their tokens; return a row for each, None for an unknown device.
+def asked(beats: Sequence[Beat]) -> dict[str, str]:
+    """Return the parameters of RECORD for these heartbeats.
 
     Give them sorted by device id, so that batches running side by side lock rows in one order, and no two with the
     same token. `last_seen_at` is the database's time and never moves back.
     """
     key = tokens.digest_keys()[0]
-    columns: dict[str, object] = {
-        "digest_key": key.id,
-        "positions": list(range(len(beats))),
-        "device_ids": [beat.token.id for beat in beats],
-        "digests": [tokens.digest(beat.token.text, key.value) for beat in beats],
-        "statuses": [beat.status for beat in beats],
-        "agent_versions": [beat.agent_version for beat in beats],
-        "push_tokens_sent": [beat.push_token_sent for beat in beats],
-        "push_tokens": [beat.push_token for beat in beats],
-    }
-    heard: list[Heard | None] = [None] * len(beats)
-    rows = database.rows(_RECORD, columns)
-    # The first row alone carries the time, which is one and the same: to read one for each is a twentieth of a flush.
-    at: Any = rows[0][3] if rows else None
-    for position, verdict, push_token_changed, _ in rows:
-        heard[position] = Heard(verdict, push_token_changed, at)
-    return heard
+    rows = [
+        {
+            "position": position,
+            "device_id": beat.token.id,
+            "digest": "\\x" + tokens.digest(beat.token.text, key.value).hex(),
+            "status": beat.status,
+            "agent_version": beat.agent_version,
+            "push_token_sent": beat.push_token_sent,
+            "push_token": beat.push_token,
+        }
+        for position, beat in enumerate(beats)
+    ]
+    return {"digest_key": key.id, "beats": orjson.dumps(rows).decode()}
+
+
+def heard(count: int, exceptions: str | None) -> list[Heard]:
+    """Return what became of each of so many heartbeats, from RECORD's answer, which names the exceptions."""
+    outcomes = [PLAIN] * count
+    for position, verdict, push_token_changed in orjson.loads(exceptions or "[]"):
+        outcomes[position] = Heard(verdict, push_token_changed)
+    return outcomes

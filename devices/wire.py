@@ -100,7 +100,10 @@ def parse_json(raw: bytes) -> Any:
     if _LONG_NUMBER.search(raw) is None:
         return orjson.loads(raw)
     orjson.loads(raw)
-    return json.loads(raw)
+    try:
+        return json.loads(raw)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
 
 
 def check_json(value: object, depth: int = 1) -> None:

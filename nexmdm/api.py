@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 from functools import wraps
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import orjson
 import structlog
@@ -190,6 +190,7 @@ for _error, _handler in _HANDLERS.items():
 
 
 View = Callable[..., Awaitable[HttpResponseBase]]
+R = TypeVar("R", bound=HttpResponseBase)
 
 
 def _failures_limited(run: View) -> View:
@@ -197,16 +198,24 @@ def _failures_limited(run: View) -> View:
 
     @wraps(run)
     async def limited(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-        response = await run(request, *args, **kwargs)
-        if response.status_code != HTTPStatus.UNAUTHORIZED:
-            return response
-        try:
-            seconds = await limits.count_failure(request.META["REMOTE_ADDR"])
-        except (DatabaseError, InterfaceError):
-            return response  # A bad credential is one whether or not it can be counted.
-        return response if seconds is None else _rate_limited(request, RateLimited(seconds))
+        return await _limit_failures(request, await run(request, *args, **kwargs))
 
     return limited
+
+
+async def _limit_failures(request: HttpRequest, response: R) -> R | HttpResponse:
+    if response.status_code != HTTPStatus.UNAUTHORIZED:
+        return response
+    try:
+        seconds = await limits.count_failure(request.META["REMOTE_ADDR"])
+    except (DatabaseError, InterfaceError):
+        return response  # A bad credential is one whether or not it can be counted.
+    return response if seconds is None else _rate_limited(request, RateLimited(seconds))
+
+
+async def refusal(request: HttpRequest, error: Exception) -> HttpResponse:
+    """Return the answer to an error that was raised outside of Ninja's operations; a failure is counted as theirs."""
+    return await _limit_failures(request, api.on_exception(request, error))
 
 
 def _audited(run: View) -> View:

@@ -6,29 +6,31 @@ answer leaves after its commit.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from contextvars import Context
 from dataclasses import dataclass
-from datetime import datetime
+from itertools import islice
 from typing import Final
 from weakref import WeakKeyDictionary
 
 import structlog
-from django.db import DataError, IntegrityError, transaction
-from prometheus_client import Counter, Histogram
+from django.db import DataError, IntegrityError
+from prometheus_client import Counter as CounterMetric
+from prometheus_client import Histogram
 
 from commands import queue
 from commands.queue import NOTHING, Offer
 from devices import credentials, database, heartbeats
-from devices.credentials import InvalidToken
-from devices.heartbeats import Beat
+from devices.heartbeats import Beat, Heard
+from devices.wire import rfc3339
 
 log = structlog.get_logger()
 
 BATCH: Final = 500
 WAITING_LIMIT: Final = 5000
 
-HEARTBEATS = Counter("nexmdm_heartbeats", "Heartbeats flushed, by the verdict on their token.", ["verdict"])
+HEARTBEATS = CounterMetric("nexmdm_heartbeats", "Heartbeats flushed, by the verdict on their token.", ["verdict"])
 FLUSH_SIZE = Histogram(
     "nexmdm_flush_heartbeats", "Heartbeats in one flush.", buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500)
 )
@@ -53,7 +55,7 @@ class CheckedIn:
     """
 
     offer: Offer
-    at: datetime
+    server_time: str
     push_token_changed: bool
     push_token: str | None
 
@@ -63,21 +65,21 @@ def flush(beats: Sequence[Beat]) -> list[CheckedIn | Exception]:
 
     The beats are sorted by device, no two with one token. A beat whose token is not good gets the error to raise.
     """
-    with transaction.atomic():
-        heard = heartbeats.record(beats)
-        good = [beat.token.id for beat, one in zip(beats, heard, strict=True) if one and one.verdict == "good"]
-        offers = queue.pending_for(good) if good else {}
-    return [_outcome(beat, one, offers.get(beat.token.id, NOTHING)) for beat, one in zip(beats, heard, strict=True)]
+    asked = heartbeats.asked(beats) | queue.asked_for(beat.token.id for beat in beats)
+    ((at, exceptions),), open_rows = database.together(heartbeats.RECORD, queue.OFFER, parameters=asked)
+    server_time, offers = rfc3339(at), queue.offers(open_rows)
+    return [
+        _outcome(beat, one, offers.get(beat.token.id, NOTHING), server_time)
+        for beat, one in zip(beats, heartbeats.heard(len(beats), exceptions), strict=True)
+    ]
 
 
-def _outcome(beat: Beat, heard: heartbeats.Heard | None, offer: Offer) -> CheckedIn | Exception:
-    if heard is None:
-        return InvalidToken()
+def _outcome(beat: Beat, heard: Heard, offer: Offer, server_time: str) -> CheckedIn | Exception:
     try:
         credentials.check(heard.verdict)
     except Exception as error:  # noqa: BLE001  (an outcome among others: it is raised where its heartbeat waits)
         return error
-    return CheckedIn(offer, heard.at, heard.push_token_changed, beat.push_token)
+    return CheckedIn(offer, server_time, heard.push_token_changed, beat.push_token)
 
 
 def flush_safely(beats: Sequence[Beat]) -> list[CheckedIn | Exception]:
@@ -121,7 +123,8 @@ class Batcher:
             raise Draining
         if self._waiting >= WAITING_LIMIT:
             raise Overloaded
-        future: asyncio.Future[CheckedIn] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[CheckedIn] = loop.create_future()
         waiting = self._filling.get(beat.token.text)
         if waiting is None:
             self._filling[beat.token.text] = _Waiting(beat, [future])
@@ -131,7 +134,7 @@ class Batcher:
         self._waiting += 1
         if self._flusher is None:
             # A context of its own: the first request's must not outlive it in the flusher.
-            self._flusher = asyncio.get_running_loop().create_task(self._flush_until_empty(), context=Context())
+            self._flusher = loop.create_task(self._flush_until_empty(), context=Context())
         return await future
 
     async def drain(self) -> None:
@@ -148,24 +151,36 @@ class Batcher:
             self._flusher = None
 
     def _take(self) -> list[_Waiting]:
-        taken = [self._filling.pop(key) for key in list(self._filling)[:BATCH]]
-        taken.sort(key=lambda waiting: waiting.beat.token.id)
-        return taken
+        # By token is by device: the ids are of one length, in an alphabet that sorts as its digits do.
+        return [self._filling.pop(key) for key in sorted(islice(self._filling, BATCH))]
 
     async def _flush(self, batch: list[_Waiting]) -> None:
         outcomes: Sequence[CheckedIn | Exception]
         try:
             with FLUSH_SECONDS.time():
-                outcomes = await database.reserved_unit(flush_safely, [waiting.beat for waiting in batch])
+                outcomes = await database.reserved(self._work, [waiting.beat for waiting in batch])
         except Exception as error:  # noqa: BLE001  (nobody may wait for ever: all of the batch are told)
             outcomes = [error] * len(batch)
-        FLUSH_SIZE.observe(len(batch))
         for waiting, outcome in zip(batch, outcomes, strict=True):
             self._answer(waiting, outcome)
+        FLUSH_SIZE.observe(len(batch))
+        verdicts = Counter("good" if isinstance(one, CheckedIn) else type(one).__name__ for one in outcomes)
+        for verdict, count in verdicts.items():
+            HEARTBEATS.labels(verdict).inc(count)
+
+    def _work(self, beats: Sequence[Beat]) -> list[CheckedIn | Exception]:
+        """Flush in a thread; keep its connection for the next flush if one follows at once."""
+        try:
+            outcomes = flush_safely(beats)
+        except BaseException:
+            database.release()
+            raise
+        if not self._filling:
+            database.release()
+        return outcomes
 
     def _answer(self, waiting: _Waiting, outcome: CheckedIn | Exception) -> None:
         self._waiting -= len(waiting.futures)
-        HEARTBEATS.labels("good" if isinstance(outcome, CheckedIn) else type(outcome).__name__).inc()
         for future in waiting.futures:
             if future.done():
                 continue

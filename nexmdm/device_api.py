@@ -18,7 +18,7 @@ from devices.database import unit
 from devices.enrollment import Enrolled, Registration
 from devices.heartbeats import Beat
 from devices.schemas import Heartbeat, HeartbeatAnswer, Register, Registered, Rotated
-from devices.wire import Nothing, respond, rfc3339
+from devices.wire import Nothing, respond
 from nexmdm import checkin
 from nexmdm.auth import DEVICE, ENROLLMENT
 from nexmdm.checkin import CheckedIn
@@ -40,20 +40,20 @@ async def heartbeat(request: HttpRequest, body: Heartbeat) -> HttpResponse:
     A field that is not sent, or null, keeps its earlier value; only a null `push_token` forgets the one there was.
     """
     token: tokens.Token = request.auth  # type: ignore[attr-defined]
-    beat = _beat(token, body)
-    checked_in = await settling.settled(token, lambda: checkin.batcher().submit(beat))
+    said = beat(token, body)
+    checked_in = await settling.settled(token, lambda: checkin.batcher().submit(said))
     if checked_in.push_token_changed:
         change = partial(_change_push_token, token, checked_in.push_token)
         await settling.settled(token, lambda: unit(database.retrying, change))
-    log.info("heartbeat.upsert", device_id=str(token.id), commands=len(checked_in.offer.commands))
-    return HttpResponse(_answer(checked_in), content_type="application/json")
+    return HttpResponse(answer(token, checked_in), content_type="application/json")
 
 
-def _beat(token: tokens.Token, body: Heartbeat) -> Beat:
+def beat(token: tokens.Token, body: Heartbeat) -> Beat:
+    """Return what is to be recorded of a heartbeat."""
     status: Any = body.status
     return Beat(
         token,
-        status=None if status is None else orjson.dumps(status.model_dump(exclude_unset=True)).decode(),
+        status=None if status is None else status.model_dump(exclude_unset=True),
         agent_version=body.agent_version,
         push_token_sent="push_token" in body.model_fields_set,
         push_token=body.push_token,
@@ -67,12 +67,14 @@ def _change_push_token(token: tokens.Token, push_token: str | None) -> None:
     credentials.authenticate(token)
 
 
-def _answer(checked_in: CheckedIn) -> bytes:
+def answer(token: tokens.Token, checked_in: CheckedIn) -> bytes:
+    """Log a heartbeat that was recorded, and return its answer."""
+    log.info("heartbeat.upsert", device_id=str(token.id), commands=len(checked_in.offer.commands))
     interval: int = settings.HEARTBEAT_INTERVAL_SECONDS
     spread = interval // INTERVAL_SPREAD
     return orjson.dumps(
         {
-            "server_time": rfc3339(checked_in.at),
+            "server_time": checked_in.server_time,
             "next_heartbeat_seconds": random.randint(interval - spread, interval + spread),
             "commands": checked_in.offer.commands,
             "has_more": checked_in.offer.has_more,

@@ -8,7 +8,7 @@ set.
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import ip_address
@@ -17,7 +17,7 @@ from typing import Any, Final
 import structlog
 from django.conf import settings
 from django.http.request import split_domain_port, validate_host
-from uuid_utils.compat import uuid7
+from uuid_utils import uuid7
 
 from nexmdm import problems
 from nexmdm.problems import Problem
@@ -90,8 +90,9 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = Headers.of(scope)
-        answer = _Answer(send, _correlation_id(headers))
+        answer = _Answer(scope, send, _correlation_id(headers))
         scope["nexmdm.correlation_id"] = answer.correlation_id
+        scope["nexmdm.headers"] = headers
         structlog.contextvars.bind_contextvars(correlation_id=answer.correlation_id)
         try:
             _admit(scope, headers)
@@ -100,43 +101,46 @@ class Guard:
         except _ClientGone:
             return
         except _Refused as refused:
-            await answer.refuse(scope, refused.problem, receive if refused.drain else None)
+            await answer.refuse(refused.problem, receive if refused.drain else None)
         except asyncio.CancelledError:
             # The server has waited long enough for its requests, and is going.
             if not answer.started:
-                await answer.refuse(scope, problems.STOPPING, None)
+                await answer.refuse(problems.STOPPING, None)
         except Exception as error:
             log.exception("request.failed", error=type(error).__name__)
             if not answer.started:
-                await answer.refuse(scope, problems.INTERNAL, None)
+                await answer.refuse(problems.INTERNAL, None)
 
 
 class _Answer:
-    """The way out: adds the correlation id, and knows whether an answer has begun."""
+    """The way out: adds the correlation id, and notes in the scope with which status an answer has begun."""
 
-    def __init__(self, send: Send, correlation_id: str) -> None:
+    def __init__(self, scope: Scope, send: Send, correlation_id: str) -> None:
+        self._scope = scope
         self._send = send
         self.correlation_id = correlation_id
-        self.started = False
+
+    @property
+    def started(self) -> bool:
+        """Whether an answer has begun."""
+        return "nexmdm.status" in self._scope
 
     async def send(self, message: Message) -> None:
         """Send a part of the answer."""
         if message["type"] == "http.response.start":
-            self.started = True
-            headers = [*message.get("headers", ()), (b"x-correlation-id", self.correlation_id.encode())]
-            message = {**message, "headers": headers}
+            self._scope["nexmdm.status"] = message["status"]
+            message["headers"] = [*message.get("headers", ()), (b"x-correlation-id", self.correlation_id.encode())]
         await self._send(message)
 
-    async def refuse(self, scope: Scope, problem: Problem, receive: Receive | None) -> None:
+    async def refuse(self, problem: Problem, receive: Receive | None) -> None:
         """Answer with a problem; first with all of it, then throw away what still comes, then close."""
-        scope["nexmdm.refused"] = problem.status
         body = problem.body()
         headers = problem.all_headers() | {"Content-Length": str(len(body))}
         if receive is not None:
             headers["Connection"] = "close"
         encoded = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
         await self.send({"type": "http.response.start", "status": problem.status, "headers": encoded})
-        shown = b"" if scope["method"] == "HEAD" else body
+        shown = b"" if self._scope["method"] == "HEAD" else body
         await self.send({"type": "http.response.body", "body": shown, "more_body": receive is not None})
         if receive is not None:
             await _drain(receive)
@@ -208,14 +212,34 @@ async def _read(scope: Scope, headers: Headers, receive: Receive) -> bytes:
     if not declared and b"transfer-encoding" not in headers.values:
         return await _collect(receive, limit)
     try:
-        async with asyncio.timeout(BODY_SECONDS):
-            body = await _collect(receive, limit)
+        body = await _in_time(_collect(receive, limit))
     except TimeoutError:
         detail = f"The body did not arrive within {BODY_SECONDS} s."
         raise _Refused(problems.general(408, detail, Connection="close")) from None
     if body and not scope["path"].startswith(_FORMS) and not _is_json(headers):
         raise _Refused(problems.general(415, "Send the body as Content-Type: application/json."))
     return body
+
+
+async def _in_time(collecting: Coroutine[Any, Any, bytes]) -> bytes:
+    """Do what asyncio.timeout does, at a quarter of its cost: nearly every body is there already."""
+    task, expired = asyncio.current_task(), False
+    assert task is not None
+
+    def expire() -> None:
+        nonlocal expired
+        expired = True
+        task.cancel()
+
+    timer = asyncio.get_running_loop().call_later(BODY_SECONDS, expire)
+    try:
+        return await collecting
+    except asyncio.CancelledError:
+        if expired and task.uncancel() == 0:
+            raise TimeoutError from None
+        raise
+    finally:
+        timer.cancel()
 
 
 async def _collect(receive: Receive, limit: int) -> bytes:

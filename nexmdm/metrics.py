@@ -3,12 +3,13 @@
 No label carries an id or free text.
 """
 
+import asyncio
 import os
 import time
+from bisect import bisect_left
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from django.conf import settings
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Histogram, generate_latest, multiprocess
@@ -17,22 +18,25 @@ from prometheus_client.registry import Collector
 
 from devices import database
 from devices.models import online_window
-from nexmdm.guard import App, Message, Receive, Scope, Send
+from nexmdm.guard import App, Receive, Scope, Send
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 GAUGES_LIVE_SECONDS: Final = 15
 METHODS: Final = frozenset(("GET", "HEAD", "POST", "PATCH", "PUT", "DELETE", "OPTIONS"))
 
+BUCKETS: Final = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.3, 0.5, 1, 2, 5, 30)
+HAND_OVER_SECONDS: Final = 0.25
+
 REQUEST_SECONDS = Histogram(
     "nexmdm_request_seconds",
     "Time to the end of the answer, by route.",
     ["route", "method", "status"],
-    buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.3, 0.5, 1, 2, 5, 30),
+    buckets=BUCKETS,
 )
 
 
 class Timed:
-    """An ASGI application that measures another one."""
+    """An ASGI application that measures another one, which notes the status of its answer in the scope."""
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -43,25 +47,76 @@ class Timed:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        status = 0
-
-        async def watched(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
         try:
-            await self._app(scope, receive, watched)
+            await self._app(scope, receive, send)
         finally:
             method = scope["method"] if scope["method"] in METHODS else "other"
-            route = scope.get("nexmdm.route", "unmatched")
-            _child(route, method, status).observe(time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            _tally(scope.get("nexmdm.route", "unmatched"), method, scope.get("nexmdm.status", 0)).add(seconds)
 
 
-@cache
-def _child(route: str, method: str, status: int) -> Histogram:
-    return REQUEST_SECONDS.labels(route, method, str(status))
+class Tally:
+    """Observations of one series of REQUEST_SECONDS, added up here and handed over a few times a second.
+
+    Across processes a histogram lives in a shared file, and each observation writes to it twice, under a lock: for a
+    heartbeat, that is dearer than its log line.
+    """
+
+    def __init__(self, route: str, method: str, status: int) -> None:
+        self._child: Any = REQUEST_SECONDS.labels(route, method, str(status))
+        self._counts = [0] * len(self._child._buckets)  # noqa: SLF001  (it has no public way to add several)
+        self._seconds = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Add an observation."""
+        self._counts[bisect_left(BUCKETS, seconds)] += 1
+        self._seconds += seconds
+        _HANDING_OVER.wanted()
+
+    def hand_over(self) -> None:
+        """Move what was added up to the histogram."""
+        counts, self._counts = self._counts, [0] * len(self._counts)
+        seconds, self._seconds = self._seconds, 0.0
+        for bucket, count in zip(self._child._buckets, counts, strict=True):  # noqa: SLF001
+            if count:
+                bucket.inc(count)
+        if seconds:
+            self._child._sum.inc(seconds)  # noqa: SLF001
+
+
+class _HandingOver:
+    """The running loop's timer by which tallies are handed over, if one is set."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def wanted(self) -> None:
+        """See to it that the tallies are handed over soon."""
+        if self._loop is None or self._loop.is_closed():
+            self._loop = asyncio.get_running_loop()
+            self._loop.call_later(HAND_OVER_SECONDS, self.now)
+
+    def now(self) -> None:
+        """Hand them over."""
+        self._loop = None
+        for tally in list(_tallies.values()):
+            tally.hand_over()
+
+
+_HANDING_OVER: Final = _HandingOver()
+_tallies: Final[dict[tuple[str, str, int], Tally]] = {}
+
+
+def _tally(route: str, method: str, status: int) -> Tally:
+    found = _tallies.get((route, method, status))
+    if found is None:
+        found = _tallies[route, method, status] = Tally(route, method, status)
+    return found
+
+
+def hand_over() -> None:
+    """Move what was observed lately to the histograms: before they are read, and before the process ends."""
+    _HANDING_OVER.now()
 
 
 _GAUGES: Final = """
@@ -99,6 +154,7 @@ _gauges: Final = Gauges()
 
 def exposition() -> bytes:
     """Return all metrics: of every process that shares PROMETHEUS_MULTIPROC_DIR, else of this one."""
+    hand_over()
     registry = CollectorRegistry()
     if folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
         multiprocess.MultiProcessCollector(registry, path=str(Path(folder)))  # type: ignore[no-untyped-call]

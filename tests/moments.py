@@ -2,10 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from asyncio.base_events import BaseEventLoop
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
+from unittest.mock import patch
 
 from asgiref.sync import async_to_sync
 from django.apps import apps
@@ -26,6 +29,20 @@ def in_one_batch(*calls: tuple[str, dict[str, Any]]) -> list[Answer]:
 
 async def _heartbeat(token: str, body: dict[str, Any]) -> Answer:
     return await Client().arequest("POST", "/v1/heartbeat", body, {"Authorization": f"Bearer {token}"})
+
+
+@contextmanager
+def thread_hops() -> Iterator[list[str]]:
+    """Collect what event loops hand to threads meanwhile."""
+    hops: list[str] = []
+    handed = BaseEventLoop.run_in_executor
+
+    def counted(loop: Any, executor: Any, work: Any, *args: Any) -> Any:
+        hops.append(repr(work))
+        return handed(loop, executor, work, *args)
+
+    with patch.object(BaseEventLoop, "run_in_executor", counted):
+        yield hops
 
 
 def in_parallel(calls: Sequence[Callable[[], Answer]], *, all_wait_for: str) -> list[Answer]:

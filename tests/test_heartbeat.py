@@ -2,7 +2,7 @@
 
 import hmac
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -587,6 +587,31 @@ def test_the_heartbeats_of_several_processes_do_not_hinder_each_other(admin: Adm
     worst = in_parallel(calls, all_wait_for="devices_presence")
     assert [answer.status for answer in worst] == [200, 200, 200]
     assert (Presence.objects.filter(last_status={"battery_pct": 7}).count(), Presence.objects.count()) == (6, 6)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_heartbeat_that_the_database_refuses_fails_alone(admin: Admin, poisoned_presence: None) -> None:
+    phones = [admin.enrol(f"phone-{number}") for number in range(3)]
+    said = [{"agent_version": "1"}, {"agent_version": "poison"}, {"agent_version": "1"}]
+    answers = in_one_batch(*((phone.device_token, body) for phone, body in zip(phones, said, strict=True)))
+    assert [answer.status for answer in answers] == [200, 500, 200]
+    assert [presence_of(phone).agent_version for phone in phones] == ["1", "", "1"]
+
+
+@pytest.fixture
+def poisoned_presence(transactional_db: None) -> Iterator[None]:
+    """Have PostgreSQL take one agent version for bad data, as it may for something that nobody has thought of."""
+    with connection.cursor() as cursor:
+        cursor.execute("""
+            CREATE FUNCTION refuse_poison() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                IF NEW.agent_version = 'poison' THEN RAISE 'bad data' USING ERRCODE = 'data_exception'; END IF;
+                RETURN NEW;
+            END $$;
+            CREATE TRIGGER poison BEFORE UPDATE ON devices_presence FOR EACH ROW EXECUTE FUNCTION refuse_poison();
+        """)
+    yield
+    with connection.cursor() as cursor:
+        cursor.execute("DROP FUNCTION refuse_poison CASCADE")
 
 
 def test_nothing_a_heartbeat_does_adds_a_row(admin: Admin, phone: Phone) -> None:

@@ -12,21 +12,21 @@ from commands.models import Report
 from devices import tokens
 from devices.models import Device, Presence
 from tests.actors import Admin, Phone
-from tests.moments import in_one_batch, let_pass
+from tests.moments import in_one_batch, let_pass, thread_hops
 
+# The two statements travel together, and PostgreSQL takes them as one transaction.
+FLUSH = ["WITH + SELECT"]
 # A test is one transaction, so that ours show as savepoints.
-FLUSH = ["SAVEPOINT", "WITH", "SELECT", "RELEASE"]
-FLUSH_OF_STRANGERS = ["SAVEPOINT", "WITH", "RELEASE"]
 REPORT = ["SAVEPOINT", "SELECT", "SELECT", "INSERT", "UPDATE", "RELEASE"]
 
 
 @contextmanager
 def statements() -> Iterator[list[str]]:
-    """Collect the first word of each statement."""
+    """Collect the first word of each statement; with a + between those of one round trip."""
     words: list[str] = []
     with CaptureQueriesContext(connection) as queries:
         yield words
-    words += [query["sql"].split()[0] for query in queries]
+    words += [" + ".join(one.split()[0] for one in query["sql"].split(";")) for query in queries]
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def fleet(admin: Admin) -> list[Phone]:
     return phones
 
 
-def test_one_heartbeat_costs_two_statements_in_one_transaction(phone: Phone) -> None:
+def test_one_heartbeat_costs_two_statements_in_one_round_trip(phone: Phone) -> None:
     with statements() as made:
         phone.heartbeat(status={"battery_pct": 83}, agent_version="2")
     assert made == FLUSH
@@ -86,14 +86,20 @@ def test_bad_tokens_in_a_batch_cost_the_flush_nothing(fleet: list[Phone]) -> Non
         answers = in_one_batch(*((text, {}) for text in (*wrong, *(phone.device_token for phone in fleet))))
     assert sorted(answer.status for answer in answers) == [200] * 30 + [401] * 5
     # What comes after the flush counts the failures of this address.
-    assert (made[:4], set(made[4:])) == (FLUSH, {"INSERT", "UPDATE"})
+    assert (made[:1], set(made[1:])) == (FLUSH, {"INSERT", "UPDATE"})
 
 
-def test_a_flush_without_a_good_token_looks_for_no_commands(phone: Phone) -> None:
-    wrong = tokens.make(tokens.DEVICE_PREFIX, UUID(phone.device_id), bytes(32)).text
-    with statements() as made:
-        phone.send("/v1/heartbeat", {}, wrong)
-    assert made[:3] == FLUSH_OF_STRANGERS
+def test_a_heartbeat_changes_threads_once(phone: Phone) -> None:
+    with thread_hops() as hops:
+        assert phone.heartbeat(status={"battery_pct": 83}).status == 200
+    assert len(hops) == 1
+
+
+def test_the_heartbeats_of_a_batch_change_threads_once_together(fleet: list[Phone]) -> None:
+    with thread_hops() as hops:
+        answers = in_one_batch(*((phone.device_token, {}) for phone in fleet))
+    assert [answer.status for answer in answers] == [200] * 30
+    assert len(hops) == 1
 
 
 @pytest.mark.parametrize("status", ["received", "running", "deferred", "succeeded", "failed"])

@@ -1,0 +1,70 @@
+"""The heartbeat's express lane: what is plainly a good heartbeat passes here, anything else takes the ordinary way.
+
+Django's request, its resolver and Ninja's parameters cost a heartbeat more than all of its own work
+(docs/performance.md has the figures). What this lane does not take, it hands over untouched: the operation `heartbeat`
+in nexmdm/device_api.py is the one that is published, and the one that says what is wrong with a body.
+"""
+
+from typing import Final
+
+from devices import tokens
+from devices.credentials import Unsettled
+from devices.schemas import Heartbeat
+from devices.wire import parse_json
+from nexmdm import checkin, device_api
+from nexmdm.guard import Receive, Scope, Send
+from nexmdm.lean import LeanHandler
+
+PATH: Final = "/v1/heartbeat"
+_BEARER: Final = b"Bearer "
+_JSON: Final = (b"content-type", b"application/json")
+
+
+class Express:
+    """An ASGI application for one path, around the handler of all paths."""
+
+    def __init__(self, ordinary: LeanHandler) -> None:
+        self._ordinary = ordinary
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Record a heartbeat and answer it; or have the ordinary way answer it."""
+        message = await receive()
+        body = message["body"]
+        token, said = _token(scope), _heartbeat(body)
+        if token is None or said is None or scope["method"] != "POST" or scope["query_string"]:
+            await self._ordinary.serve(scope, body, send)
+            return
+        scope["nexmdm.route"] = PATH
+        try:
+            checked_in = await checkin.batcher().submit(device_api.beat(token, said))
+        except Unsettled:
+            await self._ordinary.serve(scope, body, send)
+        except Exception as error:  # noqa: BLE001  (the API's one table of errors says what it means)
+            await self._ordinary.refuse(scope, body, error, send)
+        else:
+            if checked_in.push_token_changed:
+                await self._ordinary.serve(scope, body, send)
+            else:
+                await _answer(device_api.answer(token, checked_in), send)
+
+
+def _token(scope: Scope) -> tokens.Token | None:
+    """Return the device token, if there is one header with one in the usual form."""
+    found = scope["nexmdm.headers"].values.get(b"authorization", ())
+    if len(found) != 1 or not found[0].startswith(_BEARER):
+        return None
+    return tokens.parse(tokens.DEVICE_PREFIX, found[0][len(_BEARER) :].decode("latin-1"))
+
+
+def _heartbeat(body: bytes) -> Heartbeat | None:
+    """Return what the phone says, if it is a heartbeat by the letter."""
+    try:
+        return Heartbeat.model_validate(parse_json(body))
+    except ValueError:  # no JSON, or pydantic's ValidationError
+        return None
+
+
+async def _answer(body: bytes, send: Send) -> None:
+    headers = [_JSON, (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

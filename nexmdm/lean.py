@@ -1,0 +1,101 @@
+"""The lean handler: Django's resolver and views for the API, and nothing between them and the server.
+
+Stock Django spools each body, runs its signals' receivers and `response.close` in threads, and cancels a view whose
+client has left. This does none of that (docs/decisions/0002-lean-asgi-stack.md has the figures).
+"""
+
+from io import BytesIO
+from typing import Any, Final
+
+from asgiref.sync import ThreadSensitiveContext
+from django.core.handlers.asgi import ASGIHandler, ASGIRequest
+from django.http import HttpRequest, HttpResponse
+from django.http.response import HttpResponseBase
+from django.urls import ResolverMatch
+
+from nexmdm import problems
+from nexmdm.api import api, refusal
+from nexmdm.guard import Receive, Scope, Send
+
+
+class LeanRequest(ASGIRequest):
+    """Django's request with its body already read."""
+
+    def __init__(self, scope: Scope, body: bytes) -> None:
+        super().__init__(scope, BytesIO(body))
+        self._body = body
+
+
+class LeanHandler(ASGIHandler):
+    """Django's resolver and views, and nothing between them and the server."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._static_routes: dict[str, ResolverMatch] = {}
+
+    def load_middleware(self, is_async: bool = False) -> None:  # noqa: ARG002
+        """Load none: the API has its own layers."""
+        self._view_middleware: list[Any] = []
+        self._template_response_middleware: list[Any] = []
+        self._exception_middleware: list[Any] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # type: ignore[override]
+        """Serve one request to its end, whether or not its client stays."""
+        message = await receive()
+        await self.serve(scope, message["body"], send)
+
+    async def serve(self, scope: Scope, body: bytes, send: Send) -> None:
+        """Serve a request whose body was read."""
+        async with ThreadSensitiveContext():
+            request = LeanRequest(scope, body)
+            response = await self._respond(request)
+        scope["nexmdm.route"] = _route(request)
+        await self._send(response, send)
+
+    async def refuse(self, scope: Scope, body: bytes, error: Exception, send: Send) -> None:
+        """Answer an error that was raised beside the resolver's views as if one of them had raised it."""
+        async with ThreadSensitiveContext():
+            response = await refusal(LeanRequest(scope, body), error)
+        await self._send(response, send)
+
+    async def _respond(self, request: LeanRequest) -> HttpResponse:
+        try:
+            response = await self._get_response_async(request)  # type: ignore[attr-defined]
+        except Exception as error:  # noqa: BLE001  (the API's one table of errors says what it means)
+            return api.on_exception(request, error)
+        return _as_problem(response)
+
+    def resolve_request(self, request: HttpRequest) -> ResolverMatch:
+        """Find the view; a path without parameters in it is looked up once."""
+        match = self._static_routes.get(request.path_info)
+        if match is None:
+            match = super().resolve_request(request)
+            if not match.kwargs:
+                self._static_routes[request.path_info] = match
+        request.resolver_match = match
+        return match
+
+    async def _send(self, response: HttpResponse, send: Send) -> None:
+        body = response.content
+        headers = [(name.lower().encode("ascii"), value.encode("latin-1")) for name, value in response.items()]
+        headers.append((b"content-length", str(len(body)).encode()))
+        await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+def _route(request: LeanRequest) -> str:
+    match = request.resolver_match
+    return f"/{match.route}" if match is not None else "unmatched"
+
+
+def _as_problem(response: HttpResponseBase) -> HttpResponse:
+    """Turn an error that is no problem yet (Ninja's 405, say) into one; keep its Allow."""
+    assert isinstance(response, HttpResponse)
+    status = response.status_code
+    if status < 400 or response["Content-Type"].startswith(("application/json", problems.MEDIA_TYPE)):
+        return response
+    kept = {"Allow": response["Allow"]} if "Allow" in response else {}
+    return problems.general(status, _DETAILS.get(status, response.reason_phrase), **kept).response()
+
+
+_DETAILS: Final = {405: "This path does not take this method; Allow lists those it takes."}
