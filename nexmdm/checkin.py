@@ -15,7 +15,7 @@ from typing import Final
 from weakref import WeakKeyDictionary
 
 import structlog
-from django.db import DataError, IntegrityError
+from django.db import DataError, IntegrityError, InterfaceError, OperationalError, connection
 from prometheus_client import Counter as CounterMetric
 from prometheus_client import Histogram
 
@@ -75,10 +75,11 @@ def flush(beats: Sequence[Beat]) -> list[CheckedIn | Exception]:
 
 
 def _outcome(beat: Beat, heard: Heard, offer: Offer, server_time: str) -> CheckedIn | Exception:
-    try:
-        credentials.check(heard.verdict)
-    except Exception as error:  # noqa: BLE001  (an outcome among others: it is raised where its heartbeat waits)
-        return error
+    if heard is not heartbeats.PLAIN:
+        try:
+            credentials.check(heard.verdict)
+        except Exception as error:  # noqa: BLE001  (an outcome among others: it is raised where its heartbeat waits)
+            return error
     return CheckedIn(offer, server_time, heard.push_token_changed, beat.push_token)
 
 
@@ -142,6 +143,7 @@ class Batcher:
         self._draining = True
         if self._flusher is not None:
             await self._flusher
+        await database.reserved(database.release)
 
     async def _flush_until_empty(self) -> None:
         try:
@@ -164,19 +166,27 @@ class Batcher:
         for waiting, outcome in zip(batch, outcomes, strict=True):
             self._answer(waiting, outcome)
         FLUSH_SIZE.observe(len(batch))
-        verdicts = Counter("good" if isinstance(one, CheckedIn) else type(one).__name__ for one in outcomes)
-        for verdict, count in verdicts.items():
-            HEARTBEATS.labels(verdict).inc(count)
+        for kind, count in Counter(map(type, outcomes)).items():
+            HEARTBEATS.labels("good" if kind is CheckedIn else kind.__name__).inc(count)
 
     def _work(self, beats: Sequence[Beat]) -> list[CheckedIn | Exception]:
-        """Flush in a thread; keep its connection for the next flush if one follows at once."""
+        """Flush in a thread. A busy server keeps the connection for the next flush: to fetch one and check it is dear.
+
+        Where a kept one is gone, a fresh one tells whether PostgreSQL is. Nothing is lost by recording twice.
+        """
+        kept = connection.connection is not None and not connection.in_atomic_block
+        busy = False
         try:
             outcomes = flush_safely(beats)
-        except BaseException:
+            busy = len(beats) > 1 or bool(self._filling)
+        except (OperationalError, InterfaceError):
+            if not kept:
+                raise
             database.release()
-            raise
-        if not self._filling:
-            database.release()
+            outcomes = flush_safely(beats)
+        finally:
+            if not busy:
+                database.release()
         return outcomes
 
     def _answer(self, waiting: _Waiting, outcome: CheckedIn | Exception) -> None:

@@ -205,7 +205,7 @@ def _trusted(address: str) -> bool:
 
 async def _read(scope: Scope, headers: Headers, receive: Receive) -> bytes:
     """Return the whole body, within its limits of size and time."""
-    limit = next((limit for start, limit in BODY_LIMITS if scope["path"].startswith(start)), OTHER_BODY_LIMIT)
+    limit = _body_limit(scope["path"])
     declared = headers.last(b"content-length")
     if declared and (not declared.isdigit() or len(declared) > _DIGITS or int(declared) > limit):
         raise _Refused(_too_large(limit), drain=True)
@@ -219,6 +219,13 @@ async def _read(scope: Scope, headers: Headers, receive: Receive) -> bytes:
     if body and not scope["path"].startswith(_FORMS) and not _is_json(headers):
         raise _Refused(problems.general(415, "Send the body as Content-Type: application/json."))
     return body
+
+
+def _body_limit(path: str) -> int:
+    for start, limit in BODY_LIMITS:
+        if path.startswith(start):
+            return limit
+    return OTHER_BODY_LIMIT
 
 
 async def _in_time(collecting: Coroutine[Any, Any, bytes]) -> bytes:

@@ -15,7 +15,7 @@ from pytest_django import Settings
 
 from commands import envelope
 from commands.models import Delivery, Report
-from devices import credentials, tokens
+from devices import credentials, database, tokens
 from devices.models import Device, Presence
 from tests.actors import Admin, Answer, Client, Phone, fcm_calls_dead
 from tests.moments import in_one_batch, in_parallel, let_pass
@@ -581,7 +581,13 @@ def test_the_heartbeats_of_several_processes_do_not_hinder_each_other(admin: Adm
     said = [(phone.device_token, {"status": {"battery_pct": 7}}) for phone in phones]
 
     def process(calls: list[tuple[str, dict[str, Any]]]) -> Callable[[], Answer]:
-        return lambda: max(in_one_batch(*calls), key=lambda answer: answer.status)
+        def beat() -> Answer:
+            try:
+                return max(in_one_batch(*calls), key=lambda answer: answer.status)
+            finally:
+                database.release()  # The batcher keeps its connection, and this thread is about to end.
+
+        return beat
 
     calls = [process(said), process(said[::-1]), process(said[3:] + said[:3])]
     worst = in_parallel(calls, all_wait_for="devices_presence")
