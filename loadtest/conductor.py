@@ -15,17 +15,20 @@ from typing import Final
 
 import orjson
 
-from loadtest import machine, roster
+from loadtest import halfway, machine, roster
 from loadtest.commander import Commander, Ledger
 from loadtest.figures import Figures
 from loadtest.generator import Plan
+from loadtest.halfway import Trial
 from loadtest.journal import JournalTail
+from loadtest.serving import Serving
 from nexmdm.fleet_client import FleetClient
 
 HEARTBEATS_PER_PROCESS: Final = 5000
 """What a generator is asked for at most: it could do twice that, but then shares its core with nobody."""
 
 CONNECTIONS: Final = 256
+WEIGH_SECONDS: Final = 10
 GRACE_SECONDS: Final = 10
 """How long the last commands may take once the heartbeats have ended."""
 
@@ -42,7 +45,8 @@ class GeneratorEnded(Exception):
 class Load:
     """What a run is to do, and against which server, in words.
 
-    `scale` takes the server's interval to ours; without a journal phones hear of no push.
+    `scale` takes the server's interval to ours; without a journal phones hear of no push. The last three are what it
+    is judged by: no more than so many requests in a hundred may fail (0: none), and heartbeats have to be quicker.
     """
 
     server: str
@@ -55,6 +59,9 @@ class Load:
     scale: float
     roster: Path
     journal: Path | None
+    most_errors_percent: float = 1
+    p95_ms: float = 150
+    p99_ms: float = 300
 
     @property
     def seconds(self) -> float:
@@ -92,12 +99,17 @@ class Run:
     """A run while it goes on, and what is known of it afterwards."""
 
     load: Load
+    serving: Serving | None = None
+    trial: Trial | None = None
     figures: Figures = field(default_factory=Figures)
     ledger: Ledger = field(default_factory=Ledger)
     begun: datetime = field(default_factory=lambda: datetime.now(UTC))
     starts_at: float = 0.0
     cpu_seconds: dict[int, float] = field(default_factory=dict)
     server_cores: dict[str, float] = field(default_factory=dict)
+    memory: list[tuple[float, float]] = field(default_factory=list)
+    """When (seconds) a web worker took how many MiB of memory."""
+
     load_average: float = field(default_factory=machine.load_average)
 
     @property
@@ -109,6 +121,11 @@ class Run:
     def measured_since(self) -> float:
         """The second from which on the figures count."""
         return math.ceil(self.load.ramp_seconds)
+
+    @property
+    def half(self) -> float:
+        """The second in which the second half of what is measured begins."""
+        return self.measured_since + self.load.duration_seconds / 2
 
     def take(self, part: int, line: bytes) -> None:
         """Add what a generator has seen."""
@@ -127,9 +144,10 @@ async def conduct(run: Run, admin: FleetClient, watch: Callable[[], None]) -> No
             stack.push_async_callback(_stop, generator)
         await _begin(run, generators)
         hearing = [asyncio.create_task(_hear(run, part, one)) for part, one in enumerate(generators)]
-        commanding = asyncio.create_task(_command(run, admin))
-        stack.callback(commanding.cancel)
-        await _watch(run, watch, [*hearing, commanding])
+        besides = [asyncio.create_task(work) for work in (_command(run, admin), _bear(run), _weigh(run))]
+        for task in besides:
+            stack.callback(task.cancel)
+        await _watch(run, watch, [*hearing, *besides])
         for generator in generators:
             _end_input(generator)
         await asyncio.gather(*hearing)
@@ -196,6 +214,25 @@ async def _command(run: Run, admin: FleetClient) -> None:
         await asyncio.sleep(GRACE_SECONDS)
     finally:
         commander.close()
+
+
+async def _bear(run: Run) -> None:
+    """Put the run to its trial, if it has one."""
+    if run.trial is None:
+        return
+    members = roster.read(run.load.roster)
+    span = (run.starts_at + run.half, run.starts_at + run.load.seconds)
+    await halfway.bear(run.trial, run.serving, run.load.url, members, span)
+
+
+async def _weigh(run: Run) -> None:
+    """Note the memory of a web worker of our own every few seconds."""
+    if run.serving is None or (run.trial and run.trial.kind == "restart"):
+        return
+    process = run.serving.child("web-1")
+    while True:
+        run.memory.append((time.monotonic() - run.starts_at, machine.resident_mebibytes(process)))
+        await asyncio.sleep(WEIGH_SECONDS)
 
 
 async def _watch(run: Run, watch: Callable[[], None], workers: list[asyncio.Task[None]]) -> None:

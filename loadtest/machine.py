@@ -4,6 +4,7 @@ import os
 import platform
 from collections import defaultdict
 from contextlib import suppress
+from math import nan
 from pathlib import Path
 from typing import Final
 
@@ -30,6 +31,19 @@ def described() -> str:
 def load_average() -> float:
     """Return how many processes wanted a core in the last minute."""
     return os.getloadavg()[0]
+
+
+def resident_mebibytes(process: int) -> float:
+    """Return the memory that a process has in RAM, what it shares with others included; NaN where /proc is not."""
+    with suppress(OSError):
+        pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+    return nan
+
+
+def lives(process: int) -> bool:
+    """Tell whether there is such a process."""
+    return Path(f"/proc/{process}").exists()
 
 
 def cpu_seconds(data_dir: Path) -> dict[str, float]:

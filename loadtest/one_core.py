@@ -25,7 +25,6 @@ from rich.table import Table
 
 from loadtest import bare_asgi, ground, roster
 from loadtest.ground import Ground
-from loadtest.serving import MANAGE, Serving
 
 WRK: Final = shutil.which("wrk")
 CONNECTIONS: Final = 64
@@ -127,7 +126,7 @@ def _contestants(stack: ExitStack, arguments: argparse.Namespace) -> list[Contes
     tokens.touch(mode=0o600)
     tokens.write_text("".join(f"{member.device_token}\n" for member in members))
     _leave_open(place, [member.device_id for member in members[::OPEN_PART]])
-    dsn = _database_of(place.serving)
+    dsn = place.serving.database_url()
     bare_asgi.prepare(dsn, members)
     bare = stack.enter_context(_bare(dsn))
     return [
@@ -142,11 +141,6 @@ def _leave_open(place: Ground, device_ids: list[str]) -> None:
     place.admin.post(
         "/admin/command", {"action": "ping", "target": target, "expires_in_seconds": 86_400, "supersede": True}
     )
-
-
-def _database_of(serving: Serving) -> str:
-    program = [sys.executable, MANAGE, "postgres", "url"]
-    return subprocess.run(program, env=serving.environment, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _pin(process: int, core: int) -> None:

@@ -123,7 +123,7 @@ def _latency_over_time(run: Run) -> str:
         f"Heartbeats, from the due time of each to the end of its answer; a point covers {width} s. "
         "Dashed: the targets for p95 and p99."
     )
-    limits = (Limit(targets.HEARTBEAT_P95_MS, "second"), Limit(targets.HEARTBEAT_P99_MS, "third"))
+    limits = (Limit(run.load.p95_ms, "second"), Limit(run.load.p99_ms, "third"))
     y = _log_axis([value for line in lines for _, value in line.points] + [limit.value for limit in limits])
     picture = charts.chart(
         "latency over time", charts.clock(run.load.seconds), y, lines, limits=limits, shade=run.load.ramp_seconds

@@ -62,6 +62,11 @@ class Serving:
         lines = (self.data_dir / "secrets.env").read_text().splitlines()
         return dict(line.split("=", 1) for line in lines)
 
+    def database_url(self) -> str:
+        """Return the address of its embedded PostgreSQL."""
+        program = [sys.executable, MANAGE, "postgres", "url"]
+        return subprocess.run(program, env=self.environment, capture_output=True, text=True, check=True).stdout.strip()
+
     def admin(self) -> FleetClient:
         """Return an admin of it, to be closed after use."""
         return FleetClient(self.url, key=self.secrets["ADMIN_KEY"], secret=self.secrets["HMAC_SECRET"])

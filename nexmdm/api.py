@@ -135,8 +135,7 @@ def _location(loc: tuple[str | int, ...]) -> list[str | int]:
 
 
 def _rate_limited(request: HttpRequest, error: RateLimited) -> HttpResponse:
-    headers = {"Retry-After": str(error.retry_after_seconds)}
-    return Problem(429, "rate_limited", _sentence(error), headers=headers).response()
+    return error.problem.response()
 
 
 def _http_error(request: HttpRequest, error: HttpError) -> HttpResponse:

@@ -8,12 +8,13 @@ in nexmdm/device_api.py is the one that is published, and the one that says what
 from typing import Final
 
 from devices import tokens
-from devices.credentials import Unsettled
+from devices.credentials import InvalidToken, Unsettled
 from devices.schemas import Heartbeat
 from devices.wire import parse_json
-from nexmdm import checkin, device_api
+from nexmdm import checkin, device_api, limits
 from nexmdm.guard import Receive, Scope, Send
 from nexmdm.lean import LeanHandler
+from nexmdm.limits import RateLimited
 
 PATH: Final = "/v1/heartbeat"
 _BEARER: Final = b"Bearer "
@@ -39,13 +40,25 @@ class Express:
             checked_in = await checkin.batcher().submit(device_api.beat(token, said))
         except Unsettled:
             await self._ordinary.serve(scope, body, send)
+        except InvalidToken as error:
+            await self._refuse(scope, body, error, send)
         except Exception as error:  # noqa: BLE001  (the API's one table of errors says what it means)
             await self._ordinary.refuse(scope, body, error, send)
         else:
             if checked_in.push_token_changed:
                 await self._ordinary.serve(scope, body, send)
             else:
-                await _answer(device_api.answer(token, checked_in), send)
+                await _answer(200, [_JSON], device_api.answer(token, checked_in), send)
+
+    async def _refuse(self, scope: Scope, body: bytes, error: InvalidToken, send: Send) -> None:
+        """Answer a wrong token; in a flood of them, from an address that is over its limit, at the least cost."""
+        seconds = limits.seconds_over(scope["client"][0])
+        if seconds is None:
+            await self._ordinary.refuse(scope, body, error, send)
+            return
+        problem = RateLimited(seconds).problem
+        headers = [(name.lower().encode(), value.encode()) for name, value in problem.all_headers().items()]
+        await _answer(problem.status, headers, problem.body(), send)
 
 
 def _token(scope: Scope) -> tokens.Token | None:
@@ -64,7 +77,7 @@ def _heartbeat(body: bytes) -> Heartbeat | None:
         return None
 
 
-async def _answer(body: bytes, send: Send) -> None:
-    headers = [_JSON, (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
+async def _answer(status: int, headers: list[tuple[bytes, bytes]], body: bytes, send: Send) -> None:
+    length = (b"content-length", b"%d" % len(body))
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
     await send({"type": "http.response.body", "body": body})

@@ -10,6 +10,7 @@ from django.conf import settings
 from django_ratelimit.core import get_usage
 
 from devices.database import unit
+from nexmdm.problems import Problem
 
 REMEMBERED: Final = 10_000
 """How many addresses over the limit a process remembers at most."""
@@ -24,6 +25,11 @@ class RateLimited(Exception):
         super().__init__(f"Too many requests. Try again in {retry_after_seconds} s.")
         self.retry_after_seconds = retry_after_seconds
 
+    @property
+    def problem(self) -> Problem:
+        """What the caller is told."""
+        return Problem(429, "rate_limited", str(self), headers={"Retry-After": str(self.retry_after_seconds)})
+
 
 async def count_call(principal: str, *, writes: bool) -> None:
     """Count a signed call of a principal. Raises RateLimited beyond its limit."""
@@ -33,14 +39,19 @@ async def count_call(principal: str, *, writes: bool) -> None:
         raise RateLimited(max(1, usage["time_left"]))
 
 
+def seconds_over(address: str) -> int | None:
+    """Return how long an address that is known to be over its limit of failures has to wait, else None."""
+    left = _over_until.get(address, 0.0) - time.monotonic()
+    return max(1, round(left)) if left > 0 else None
+
+
 async def count_failure(address: str) -> int | None:
     """Count a failed authentication from an address; return the seconds to wait if there were too many, else None.
 
     An address over its limit is remembered to the end of the window: a flood of failures costs one look-up here.
     """
-    left = _over_until.get(address, 0.0) - time.monotonic()
-    if left > 0:
-        return max(1, round(left))
+    if (left := seconds_over(address)) is not None:
+        return left
     usage = await unit(_count, "failure", address, settings.AUTH_FAILURE_RATE_LIMIT)
     if not usage["should_limit"]:
         return None

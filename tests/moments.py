@@ -18,7 +18,7 @@ from django.db.models import DateTimeField, F
 from tests.actors import Answer, Client
 
 
-def in_one_batch(*calls: tuple[str, dict[str, Any]]) -> list[Answer]:
+def in_one_batch(*calls: tuple[str, Any]) -> list[Answer]:
     """Send heartbeats (device token, body) from one running loop, so that one flush takes them all."""
 
     async def gathered() -> list[Answer]:
@@ -27,7 +27,7 @@ def in_one_batch(*calls: tuple[str, dict[str, Any]]) -> list[Answer]:
     return async_to_sync(gathered)()
 
 
-async def _heartbeat(token: str, body: dict[str, Any]) -> Answer:
+async def _heartbeat(token: str, body: Any) -> Answer:
     return await Client().arequest("POST", "/v1/heartbeat", body, {"Authorization": f"Bearer {token}"})
 
 

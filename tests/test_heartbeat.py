@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import pytest
 from django.db import connection
 from django.utils import timezone
@@ -602,6 +603,18 @@ def test_a_heartbeat_that_the_database_refuses_fails_alone(admin: Admin, poisone
     answers = in_one_batch(*((phone.device_token, body) for phone, body in zip(phones, said, strict=True)))
     assert [answer.status for answer in answers] == [200, 500, 200]
     assert [presence_of(phone).agent_version for phone in phones] == ["1", "", "1"]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_connection_that_was_cut_while_it_was_kept_costs_no_heartbeat(admin: Admin) -> None:
+    phones = [admin.enrol(f"phone-{number}") for number in range(3)]
+    beats: list[tuple[str, Any]] = [(phone.device_token, {}) for phone in phones]
+    in_one_batch(*beats)
+    kept = connection.connection
+    assert kept is not None, "after several heartbeats at once, more are expected"
+    with psycopg.connect(**database.parameters(), autocommit=True) as other:
+        other.execute("SELECT pg_terminate_backend(%s)", [kept.info.backend_pid])
+    assert [answer.status for answer in in_one_batch(*beats)] == [200, 200, 200]
 
 
 @pytest.fixture

@@ -5,9 +5,11 @@ import random
 import re
 import stat
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import StringIO
+from itertools import islice
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -20,17 +22,20 @@ from django.core.management import call_command
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devices.models import Device
-from loadtest import charts, conductor, report, roster, seeding, targets
+from devices import tokens
+from devices.models import Device, Presence
+from loadtest import charts, conductor, halfway, report, roster, seeding, targets
 from loadtest.commander import Ledger
 from loadtest.conductor import Load, Run
 from loadtest.connections import NO_ANSWER, Pool, Server, with_body
 from loadtest.figures import GROWTH, Figures, Histogram, merged
 from loadtest.fleet import Agent, Credentials
 from loadtest.generator import Generator, Plan, first_dues
+from loadtest.halfway import Trial
 from loadtest.journal import JournalTail
 from loadtest.roster import Member
 from tests.actors import Admin, Client
+from tests.moments import in_one_batch
 
 LATENCIES = st.lists(st.floats(min_value=1e-4, max_value=100), min_size=1, max_size=300)
 
@@ -244,6 +249,27 @@ def test_phones_without_a_push_token_are_another_fleet(db: None) -> None:
     assert [member.push_token for member in seeding.seed(2, with_push_tokens=False)] == ["", ""]
 
 
+def test_the_strangers_of_a_trial_have_tokens_that_only_the_database_can_refuse(client: Client, admin: Admin) -> None:
+    members = seeding.seed(2, with_push_tokens=False)
+    for token, _ in islice(halfway._strangers(members), 20):
+        stranger = tokens.parse(tokens.DEVICE_PREFIX, token)
+        assert stranger is not None
+        assert str(stranger.id) in {member.device_id for member in members}
+        answer = client.request("POST", "/v1/heartbeat", {}, {"Authorization": f"Bearer {token}"})
+        assert (answer.status, answer.code) == (401, "invalid_token")
+
+
+def test_rubbish_is_refused_and_the_good_heartbeats_beside_it_are_recorded(admin: Admin) -> None:
+    members = seeding.seed(10, with_push_tokens=False)
+    good: list[tuple[str, Any]] = [(member.device_token, {"status": {"battery_pct": 7}}) for member in members]
+    bad = [(members[number % 10].device_token, body) for number, body in enumerate(halfway._RUBBISH)]
+    answers = in_one_batch(*bad[:6], *good, *bad[6:])
+    statuses = [answer.status for answer in answers]
+    assert statuses[6:16] == [200] * 10
+    assert set(statuses[:6] + statuses[16:]) == {400, 422}
+    assert Presence.objects.filter(last_status={"battery_pct": 7}).count() == 10
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     """A run of a minute with a hundred heartbeats a second, all within 20 ms, and its commands."""
@@ -281,6 +307,35 @@ def test_each_target_is_missed_on_its_own(run: Run) -> None:
     for number in range(70):
         run.figures.error(20 + number / 10, "command: no result")
     assert missed(run) == ["error rate", "heartbeat p99"]
+
+
+def test_the_second_half_is_judged_by_the_first(run: Run) -> None:
+    run.trial = Trial("strangers", Counter({401: 60, 429: 5000}))
+    assert missed(run) == []
+    run.trial.statuses[200] += 1
+    assert missed(run) == ["strangers get 401 or 429"]
+    for number in range(200):
+        run.figures.ended("heartbeat", 40 + number / 20, 0.06, "")
+    assert missed(run)[1:] == ["p95, a minute with and without", "p99, a minute with and without"]
+
+
+def test_a_restart_may_cost_what_was_in_flight_and_no_more(run: Run) -> None:
+    run.trial = Trial("restart", back_at=1000 + run.half + 1.5)
+    for number in range(256):
+        run.figures.ended("heartbeat", run.half + number / 300, 1.5, "heartbeat: connection lost")
+    held = {target.name: target for target in targets.judged(run)}
+    assert held["web away"].figure == "1.5 s"
+    assert held["failed at the restart"].held
+    assert held["heartbeat p99"].held, "nobody can be quick where nobody is"
+    run.figures.error(run.half + 20, "heartbeat: 503 overloaded")
+    assert "failed at the restart" in missed(run)
+
+
+def test_memory_is_judged_from_the_second_minute_on(run: Run) -> None:
+    run.memory = [(10.0, 60.0), (120.0, 100.0), (130.0, 104.0)]
+    assert missed(run) == []
+    run.memory.append((140.0, 106.0))
+    assert missed(run) == ["memory from minute 2 on"]
 
 
 def test_what_happens_in_the_ramp_does_not_count(run: Run) -> None:

@@ -15,10 +15,11 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 from rich.console import Console
 
-from loadtest import ground, machine, report, targets, view
+from loadtest import ground, halfway, machine, report, targets, view
 from loadtest.conductor import GeneratorEnded, Load, Run, conduct
 from loadtest.enrolling import NotEnrolled
 from loadtest.ground import Ground, NotSeeded
+from loadtest.halfway import Trial
 from nexmdm import fleet_values
 from nexmdm.fleet_client import FleetClient, Refused, Unreachable
 
@@ -41,11 +42,17 @@ class Command(BaseCommand):
         add("--commands-per-minute", type=_none_or_more, default=60, metavar="N", help="to random phones; default 60")
         add("--url", type=fleet_values.url, help="a running server with these settings' secrets; phones get no push")
         add("--keep", type=Path, metavar="FOLDER", help="where its own server keeps its data, for a next time")
+        add("--errors", type=float, default=1, metavar="PERCENT", help="of all requests; default: less than 1; 0: none")
+        add("--p95", type=float, default=150, metavar="MS", help="what the heartbeats' p95 has to stay under; 150")
+        add("--p99", type=float, default=300, metavar="MS", help="and their p99; default 300")
+        add("--halfway", choices=halfway.KINDS, help="what the second half has to bear, judged by the first")
         add("--report", type=Path, metavar="FILE", help="write the figures as one HTML file")
 
     def handle(self, *_: object, **options: Any) -> None:
         """Run, judge, report."""
         console = Console(file=cast("IO[str]", self.stdout))
+        if options["halfway"] == "restart" and options["url"]:
+            raise CommandError("--halfway restart is for a server of its own: leave --url away.")
         try:
             with _sigterm_like_ctrl_c():
                 run = _run(console, options)
@@ -84,7 +91,8 @@ def _run(console: Console, options: dict[str, Any]) -> Run:
         place = stack.enter_context(_ground(console, options, folder))
         with view.gathering(console, options["devices"]) as watch:
             interval = ground.gather(place, options["devices"], folder / "roster", watch)
-        run = Run(_load(options, place, folder / "roster", interval))
+        trial = Trial(options["halfway"]) if options["halfway"] else None
+        run = Run(_load(options, place, folder / "roster", interval), place.serving, trial)
         with view.shown(console, run) as watch, _server_time(run, place):
             asyncio.run(conduct(run, place.admin, watch))
         return run
@@ -119,6 +127,9 @@ def _load(options: dict[str, Any], place: Ground, fleet: Path, server_interval: 
         scale=interval / server_interval,
         roster=fleet,
         journal=place.journal,
+        most_errors_percent=options["errors"],
+        p95_ms=options["p95"],
+        p99_ms=options["p99"],
     )
 
 

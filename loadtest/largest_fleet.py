@@ -1,0 +1,95 @@
+"""The largest fleet that one web worker holds on this machine: `python -m loadtest.largest_fleet`.
+
+Doubles the fleet as long as every request is answered and the heartbeats' 99th percentile stays within its limit, then
+halves the step between what was held and what was not. Server, PostgreSQL, stand-in and generator share the machine.
+"""
+
+import argparse
+import asyncio
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+
+from loadtest import ground
+from loadtest.conductor import Load, Run, conduct
+from loadtest.ground import Ground
+from loadtest.targets import milliseconds
+from loadtest.view import shown
+
+INTERVAL_SECONDS: Final = 120
+P99_LIMIT_SECONDS: Final = 0.150
+COMMANDS_PER_MINUTE: Final = 60
+
+
+def main() -> int:
+    """Search, print each step and the largest; 0 if there is one."""
+    arguments = _arguments()
+    console = Console()
+    with tempfile.TemporaryDirectory(prefix="nexmdm-") as folder:
+        data = (arguments.keep or Path(folder)).resolve()
+        data.mkdir(parents=True, exist_ok=True)
+        with ground.of_its_own(
+            Path(folder), data / "data", interval_seconds=INTERVAL_SECONDS, commands_per_minute=COMMANDS_PER_MINUTE
+        ) as place:
+            largest = _search(console, place, Path(folder), arguments)
+    console.print(f"The largest fleet that was held: {largest:,} devices at {INTERVAL_SECONDS} s.", highlight=False)
+    return 0 if largest else 1
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m loadtest.largest_fleet", description=__doc__)
+    add = parser.add_argument
+    add("--first", type=int, default=200_000, metavar="N", help="the fleet to begin with (200,000)")
+    add("--step", type=int, default=50_000, metavar="N", help="how exact the answer is to be (50,000)")
+    add("--seconds", type=int, default=30, help="how long each fleet is measured (30), after a ramp of half of that")
+    add("--keep", type=Path, metavar="FOLDER", help="where the server keeps its data, for a next time")
+    return parser.parse_args()
+
+
+def _search(console: Console, place: Ground, folder: Path, arguments: argparse.Namespace) -> int:
+    """Return the largest fleet that was held; 0 if not even the first was."""
+    held, missed, devices = 0, 0, arguments.first
+    while not missed or missed - held > arguments.step:
+        if _is_held(console, place, folder, devices, arguments.seconds):
+            held = devices
+        else:
+            missed = devices
+        devices = (held + missed) // 2 if missed else 2 * held
+    return held
+
+
+def _is_held(console: Console, place: Ground, folder: Path, devices: int, seconds: int) -> bool:
+    ground.gather(place, devices, folder / "roster", lambda: None)
+    run = Run(_load(place, folder, devices, seconds), place.serving)
+    with shown(console, run) as watch:
+        asyncio.run(conduct(run, place.admin, watch))
+    p99 = run.figures.latencies("heartbeat", since=run.measured_since).percentile(99)
+    errors = run.figures.errors(since=run.measured_since).total()
+    rate = run.figures.answered(run.measured_since, run.load.seconds) / run.load.duration_seconds
+    held = p99 is not None and p99 < P99_LIMIT_SECONDS and not errors
+    word = "held" if held else "missed"
+    words = f"{devices:>9,} devices: {rate:,.0f} heartbeats/s, p99 {milliseconds(p99)}, {errors:,} errors: {word}"
+    console.print(words, highlight=False)
+    return held
+
+
+def _load(place: Ground, folder: Path, devices: int, seconds: int) -> Load:
+    return Load(
+        server=place.described,
+        url=place.admin.url,
+        devices=devices,
+        interval_seconds=INTERVAL_SECONDS,
+        ramp_seconds=seconds / 2,
+        duration_seconds=seconds,
+        commands_per_minute=COMMANDS_PER_MINUTE,
+        scale=1,
+        roster=folder / "roster",
+        journal=place.journal,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
