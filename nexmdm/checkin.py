@@ -6,6 +6,7 @@ answer leaves after its commit.
 """
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Sequence
 from contextvars import Context
@@ -29,6 +30,8 @@ log = structlog.get_logger()
 
 BATCH: Final = 500
 WAITING_LIMIT: Final = 5000
+BUSY_SECONDS: Final = 1
+"""Where one flush follows another within this time, more will follow."""
 
 HEARTBEATS = CounterMetric("nexmdm_heartbeats", "Heartbeats flushed, by the verdict on their token.", ["verdict"])
 FLUSH_SIZE = Histogram(
@@ -117,6 +120,7 @@ class Batcher:
         self._waiting = 0
         self._flusher: asyncio.Task[None] | None = None
         self._draining = False
+        self._flushed_at = float("-inf")
 
     async def submit(self, beat: Beat) -> CheckedIn:
         """Record a heartbeat; return when it is committed. Raises Overloaded, Draining, or what its token deserves."""
@@ -178,13 +182,14 @@ class Batcher:
         busy = False
         try:
             outcomes = flush_safely(beats)
-            busy = len(beats) > 1 or bool(self._filling)
+            busy = time.monotonic() - self._flushed_at < BUSY_SECONDS
         except (OperationalError, InterfaceError):
             if not kept:
                 raise
             database.release()
             outcomes = flush_safely(beats)
         finally:
+            self._flushed_at = time.monotonic()
             if not busy:
                 database.release()
         return outcomes

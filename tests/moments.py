@@ -10,11 +10,12 @@ from datetime import timedelta
 from typing import Any
 from unittest.mock import patch
 
-from asgiref.sync import async_to_sync
+from asgiref.sync import async_to_sync, sync_to_async
 from django.apps import apps
 from django.db import connection, transaction
 from django.db.models import DateTimeField, F
 
+from devices import database
 from tests.actors import Answer, Client
 
 
@@ -25,6 +26,22 @@ def in_one_batch(*calls: tuple[str, Any]) -> list[Answer]:
         return await asyncio.gather(*(_heartbeat(token, body) for token, body in calls))
 
     return async_to_sync(gathered)()
+
+
+def in_batches(
+    batches: Sequence[Sequence[tuple[str, Any]]], *, before_the_last: Callable[[], None]
+) -> list[list[Answer]]:
+    """Send batches of heartbeats one after the other from one running loop; do something before the last one."""
+
+    async def one_by_one() -> list[list[Answer]]:
+        answers = []
+        for number, calls in enumerate(batches, start=1):
+            if number == len(batches):
+                await sync_to_async(before_the_last)()
+            answers.append(await asyncio.gather(*(_heartbeat(token, body) for token, body in calls)))
+        return answers
+
+    return async_to_sync(one_by_one)()
 
 
 async def _heartbeat(token: str, body: Any) -> Answer:
@@ -54,11 +71,19 @@ def in_parallel(calls: Sequence[Callable[[], Answer]], *, all_wait_for: str) -> 
     with ThreadPoolExecutor(len(calls)) as threads:
         with transaction.atomic(), connection.cursor() as cursor:
             cursor.execute(f'LOCK TABLE "{all_wait_for}" IN SHARE MODE')
-            answers = [threads.submit(call) for call in calls]
+            answers = [threads.submit(_and_release, call) for call in calls]
             deadline = time.monotonic() + 5
             while _waiting() < len(calls):
                 assert time.monotonic() < deadline, f"{_waiting()} of {len(calls)} calls wait"
         return [answer.result() for answer in answers]
+
+
+def _and_release(call: Callable[[], Answer]) -> Answer:
+    """Call, and leave no connection behind in a thread that ends: a batcher keeps its own while it is busy."""
+    try:
+        return call()
+    finally:
+        database.release()
 
 
 def _waiting() -> int:

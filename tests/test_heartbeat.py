@@ -19,7 +19,7 @@ from commands.models import Delivery, Report
 from devices import credentials, database, tokens
 from devices.models import Device, Presence
 from tests.actors import Admin, Answer, Client, Phone, fcm_calls_dead
-from tests.moments import in_one_batch, in_parallel, let_pass
+from tests.moments import in_batches, in_one_batch, in_parallel, let_pass
 
 
 def presence_of(phone: Phone) -> Presence:
@@ -582,13 +582,7 @@ def test_the_heartbeats_of_several_processes_do_not_hinder_each_other(admin: Adm
     said = [(phone.device_token, {"status": {"battery_pct": 7}}) for phone in phones]
 
     def process(calls: list[tuple[str, dict[str, Any]]]) -> Callable[[], Answer]:
-        def beat() -> Answer:
-            try:
-                return max(in_one_batch(*calls), key=lambda answer: answer.status)
-            finally:
-                database.release()  # The batcher keeps its connection, and this thread is about to end.
-
-        return beat
+        return lambda: max(in_one_batch(*calls), key=lambda answer: answer.status)
 
     calls = [process(said), process(said[::-1]), process(said[3:] + said[:3])]
     worst = in_parallel(calls, all_wait_for="devices_presence")
@@ -609,12 +603,15 @@ def test_a_heartbeat_that_the_database_refuses_fails_alone(admin: Admin, poisone
 def test_a_connection_that_was_cut_while_it_was_kept_costs_no_heartbeat(admin: Admin) -> None:
     phones = [admin.enrol(f"phone-{number}") for number in range(3)]
     beats: list[tuple[str, Any]] = [(phone.device_token, {}) for phone in phones]
-    in_one_batch(*beats)
-    kept = connection.connection
-    assert kept is not None, "after several heartbeats at once, more are expected"
     with psycopg.connect(**database.parameters(), autocommit=True) as other:
-        other.execute("SELECT pg_terminate_backend(%s)", [kept.info.backend_pid])
-    assert [answer.status for answer in in_one_batch(*beats)] == [200, 200, 200]
+
+        def cut() -> None:
+            kept = connection.connection
+            assert kept is not None, "where one batch follows another, more are expected"
+            other.execute("SELECT pg_terminate_backend(%s)", [kept.info.backend_pid])
+
+        batches = in_batches([beats, beats, beats], before_the_last=cut)
+    assert [answer.status for answer in batches[-1]] == [200, 200, 200]
 
 
 @pytest.fixture
