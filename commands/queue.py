@@ -190,7 +190,8 @@ OFFER: Final = """
 
 def asked_for(device_ids: Iterable[UUID]) -> dict[str, Any]:
     """Return the parameters of OFFER for these devices."""
-    return {"device_ids": f"{{{','.join(map(str, device_ids))}}}", "limit": OFFER_LIMIT + 1}
+    # Each once: a device that is asked for twice would be offered everything twice.
+    return {"device_ids": f"{{{','.join(map(str, dict.fromkeys(device_ids)))}}}", "limit": OFFER_LIMIT + 1}
 
 
 def offers(rows: Iterable[Any]) -> dict[UUID, Offer]:

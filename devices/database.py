@@ -59,6 +59,11 @@ def release() -> None:
             used.close()
 
 
+def answers() -> bool:
+    """Tell whether this thread has a connection that was not cut: an error on it was then about the work."""
+    return connection.connection is not None and not connection.connection.closed
+
+
 def rows(statement: str, parameters: Any = None) -> list[Any]:
     """Run a statement on the current connection and return its rows."""
     with connection.cursor() as cursor:

@@ -31,6 +31,7 @@ STRANGERS_PER_SECOND: Final = 500
 RUBBISH_PER_SECOND: Final = 100
 CONNECTIONS: Final = 64
 PREPARED: Final = 5000
+LAST_ANSWERS_SECONDS: Final = 1
 _TICK_SECONDS: Final = 0.002
 _POLL_SECONDS: Final = 0.05
 _ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -57,8 +58,14 @@ class Trial:
     """What is to be borne, and what became of it: the statuses that nuisances got, when the web was back."""
 
     kind: Kind
+    sent: int = 0
     statuses: Counter[int] = field(default_factory=Counter)
     back_at: float | None = None
+
+    @property
+    def per_second(self) -> int:
+        """How many nuisances there are to be."""
+        return STRANGERS_PER_SECOND if self.kind == "strangers" else RUBBISH_PER_SECOND
 
     @property
     def expected(self) -> set[int]:
@@ -76,8 +83,7 @@ async def bear(trial: Trial, serving: Serving | None, url: str, members: Sequenc
         assert serving is not None
         await _restart(trial, serving)
     else:
-        rate = STRANGERS_PER_SECOND if trial.kind == "strangers" else RUBBISH_PER_SECOND
-        await _pester(trial, server, cycle(requests), rate, ends_at)
+        await _pester(trial, server, cycle(requests), ends_at - LAST_ANSWERS_SECONDS)
 
 
 def _nuisances(trial: Trial, members: Sequence[Member]) -> Iterator[tuple[str, bytes]]:
@@ -99,17 +105,18 @@ async def _restart(trial: Trial, serving: Serving) -> None:
     trial.back_at = time.monotonic()
 
 
-async def _pester(trial: Trial, server: Server, requests: Iterator[bytes], rate: int, until: float) -> None:
+async def _pester(trial: Trial, server: Server, requests: Iterator[bytes], until: float) -> None:
     """Send requests at an even rate, whatever is answered, and count the answers."""
     pool = Pool(server, CONNECTIONS)
-    sent, begun_at = 0, time.monotonic()
+    begun_at = time.monotonic()
     try:
         while (now := time.monotonic()) < until:
-            for _ in range(int((now - begun_at) * rate) - sent):
-                sent += 1
+            for _ in range(int((now - begun_at) * trial.per_second) - trial.sent):
+                trial.sent += 1
                 pool.send(next(requests), partial(_count, trial))
             pool.sweep()
             await asyncio.sleep(_TICK_SECONDS)
+        await asyncio.sleep(LAST_ANSWERS_SECONDS)
     finally:
         pool.close()
 

@@ -6,6 +6,7 @@ halves the step between what was held and what was not. Server, PostgreSQL, stan
 
 import argparse
 import asyncio
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Final
 
 from rich.console import Console
 
-from loadtest import ground
+from loadtest import ground, targets
 from loadtest.conductor import Load, Run, conduct
 from loadtest.ground import Ground
 from loadtest.targets import milliseconds
@@ -22,11 +23,13 @@ from loadtest.view import shown
 INTERVAL_SECONDS: Final = 120
 P99_LIMIT_SECONDS: Final = 0.150
 COMMANDS_PER_MINUTE: Final = 60
+SETTINGS: Final = {"WEB_WORKERS": "1", "LOG_LEVEL": "INFO"}
 
 
 def main() -> int:
     """Search, print each step and the largest; 0 if there is one."""
     arguments = _arguments()
+    os.environ.update(SETTINGS)
     console = Console()
     with tempfile.TemporaryDirectory(prefix="nexmdm-") as folder:
         data = (arguments.keep or Path(folder)).resolve()
@@ -72,7 +75,7 @@ def _is_held(console: Console, place: Ground, folder: Path, devices: int, second
     held = p99 is not None and p99 < P99_LIMIT_SECONDS and not errors
     word = "held" if held else "missed"
     words = f"{devices:>9,} devices: {rate:,.0f} heartbeats/s, p99 {milliseconds(p99)}, {errors:,} errors: {word}"
-    console.print(words, highlight=False)
+    console.print(words, targets.lateness(run), highlight=False)
     return held
 
 

@@ -1,7 +1,7 @@
 """How long the pages and lists of a large fleet take: `python -m loadtest.page_times`.
 
-Starts a server of its own, seeds the fleet, lets half of it be heard, and asks for each page so many times, one after
-the other: signed for the API, logged in for the admin site.
+Starts a server of its own, seeds the fleet, has a third of it online and a third offline, and asks for each page so
+many times, one after the other: signed for the API, logged in for the admin site.
 """
 
 import argparse

@@ -23,6 +23,7 @@ from prometheus_client import Histogram
 from commands import queue
 from commands.queue import NOTHING, Offer
 from devices import credentials, database, heartbeats
+from devices.credentials import Verdict
 from devices.heartbeats import Beat, Heard
 from devices.wire import rfc3339
 
@@ -70,11 +71,12 @@ def flush(beats: Sequence[Beat]) -> list[CheckedIn | Exception]:
     """
     asked = heartbeats.asked(beats) | queue.asked_for(beat.token.id for beat in beats)
     ((at, exceptions),), open_rows = database.together(heartbeats.RECORD, queue.OFFER, parameters=asked)
+    judged = list(zip(beats, heartbeats.heard(len(beats), exceptions), strict=True))
+    if open_rows and exceptions:
+        good = {beat.token.id for beat, one in judged if one.verdict == Verdict.GOOD}
+        open_rows = [row for row in open_rows if row[0] in good]
     server_time, offers = rfc3339(at), queue.offers(open_rows)
-    return [
-        _outcome(beat, one, offers.get(beat.token.id, NOTHING), server_time)
-        for beat, one in zip(beats, heartbeats.heard(len(beats), exceptions), strict=True)
-    ]
+    return [_outcome(beat, one, offers.get(beat.token.id, NOTHING), server_time) for beat, one in judged]
 
 
 def _outcome(beat: Beat, heard: Heard, offer: Offer, server_time: str) -> CheckedIn | Exception:
@@ -178,13 +180,13 @@ class Batcher:
 
         Where a kept one is gone, a fresh one tells whether PostgreSQL is. Nothing is lost by recording twice.
         """
-        kept = connection.connection is not None and not connection.in_atomic_block
+        kept = connection.connection is not None
         busy = False
         try:
             outcomes = flush_safely(beats)
             busy = time.monotonic() - self._flushed_at < BUSY_SECONDS
         except (OperationalError, InterfaceError):
-            if not kept:
+            if not kept or database.answers():
                 raise
             database.release()
             outcomes = flush_safely(beats)

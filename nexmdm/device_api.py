@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import orjson
 import structlog
+from asgiref.sync import ThreadSensitiveContext
 from django.conf import settings
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse
@@ -42,10 +43,7 @@ async def heartbeat(request: HttpRequest, body: Heartbeat) -> HttpResponse:
     token: tokens.Token = request.auth  # type: ignore[attr-defined]
     said = beat(token, body)
     checked_in = await settling.settled(token, lambda: checkin.batcher().submit(said))
-    if checked_in.push_token_changed:
-        change = partial(_change_push_token, token, checked_in.push_token)
-        await settling.settled(token, lambda: unit(database.retrying, change))
-    return HttpResponse(answer(token, checked_in), content_type="application/json")
+    return HttpResponse(await answer(token, checked_in), content_type="application/json")
 
 
 def beat(token: tokens.Token, body: Heartbeat) -> Beat:
@@ -67,8 +65,12 @@ def _change_push_token(token: tokens.Token, push_token: str | None) -> None:
     credentials.authenticate(token)
 
 
-def answer(token: tokens.Token, checked_in: CheckedIn) -> bytes:
-    """Log a heartbeat that was recorded, and return its answer."""
+async def answer(token: tokens.Token, checked_in: CheckedIn) -> bytes:
+    """Finish a heartbeat that was recorded: write its push token if that is new, log it, and return its answer."""
+    if checked_in.push_token_changed:
+        change = partial(_change_push_token, token, checked_in.push_token)
+        async with ThreadSensitiveContext():
+            await settling.settled(token, lambda: unit(database.retrying, change))
     log.info("heartbeat.upsert", device_id=str(token.id), commands=len(checked_in.offer.commands))
     interval: int = settings.HEARTBEAT_INTERVAL_SECONDS
     spread = interval // INTERVAL_SPREAD

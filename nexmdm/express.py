@@ -38,6 +38,7 @@ class Express:
         scope["nexmdm.route"] = PATH
         try:
             checked_in = await checkin.batcher().submit(device_api.beat(token, said))
+            answer = await device_api.answer(token, checked_in)
         except Unsettled:
             await self._ordinary.serve(scope, body, send)
         except InvalidToken as error:
@@ -45,10 +46,7 @@ class Express:
         except Exception as error:  # noqa: BLE001  (the API's one table of errors says what it means)
             await self._ordinary.refuse(scope, body, error, send)
         else:
-            if checked_in.push_token_changed:
-                await self._ordinary.serve(scope, body, send)
-            else:
-                await _answer(200, [_JSON], device_api.answer(token, checked_in), send)
+            await _answer(200, [_JSON], answer, send)
 
     async def _refuse(self, scope: Scope, body: bytes, error: InvalidToken, send: Send) -> None:
         """Answer a wrong token; in a flood of them, from an address that is over its limit, at the least cost."""

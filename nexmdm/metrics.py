@@ -85,20 +85,23 @@ class Tally:
 
 
 class _HandingOver:
-    """The running loop's timer by which tallies are handed over, if one is set."""
+    """The running loop's one timer by which tallies are handed over, if it is set."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     def wanted(self) -> None:
         """See to it that the tallies are handed over soon."""
-        if self._loop is None or self._loop.is_closed():
-            self._loop = asyncio.get_running_loop()
-            self._loop.call_later(HAND_OVER_SECONDS, self.now)
+        loop = asyncio.get_running_loop()
+        if self._timer is None or self._loop is not loop:
+            self._loop, self._timer = loop, loop.call_later(HAND_OVER_SECONDS, self.now)
 
     def now(self) -> None:
         """Hand them over."""
-        self._loop = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         for tally in list(_tallies.values()):
             tally.hand_over()
 
@@ -115,7 +118,10 @@ def _tally(route: str, method: str, status: int) -> Tally:
 
 
 def hand_over() -> None:
-    """Move what was observed lately to the histograms: before they are read, and before the process ends."""
+    """Move what was observed lately to the histograms: before they are read, and before the process ends.
+
+    To be called on the event loop, as all of a tally is.
+    """
     _HANDING_OVER.now()
 
 
@@ -154,7 +160,6 @@ _gauges: Final = Gauges()
 
 def exposition() -> bytes:
     """Return all metrics: of every process that shares PROMETHEUS_MULTIPROC_DIR, else of this one."""
-    hand_over()
     registry = CollectorRegistry()
     if folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
         multiprocess.MultiProcessCollector(registry, path=str(Path(folder)))  # type: ignore[no-untyped-call]

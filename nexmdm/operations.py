@@ -88,6 +88,7 @@ async def read_metrics(request: HttpRequest) -> HttpResponse:
     """Return the metrics for Prometheus: with METRICS_TOKEN to its bearer, else to loopback clients only."""
     if refusal := _refuse_metrics(request):
         return refusal.response()
+    metrics.hand_over()
     text: Any = await unit(metrics.exposition)
     return HttpResponse(text, content_type=metrics.CONTENT_TYPE)
 

@@ -18,6 +18,9 @@ from django.db.models import DateTimeField, F
 from devices import database
 from tests.actors import Answer, Client
 
+STEPS_INTO_A_FLUSH = 5
+"""After so many turns of the event loop a heartbeat's flush has begun."""
+
 
 def in_one_batch(*calls: tuple[str, Any]) -> list[Answer]:
     """Send heartbeats (device token, body) from one running loop, so that one flush takes them all."""
@@ -42,6 +45,20 @@ def in_batches(
         return answers
 
     return async_to_sync(one_by_one)()
+
+
+def one_after_the_other(*calls: tuple[str, Any]) -> list[Answer]:
+    """Send heartbeats from one running loop, each when the one before is under way: each is in a flush of its own."""
+
+    async def begun() -> list[Answer]:
+        tasks = []
+        for token, body in calls:
+            tasks.append(asyncio.create_task(_heartbeat(token, body)))
+            for _ in range(STEPS_INTO_A_FLUSH):
+                await asyncio.sleep(0)
+        return await asyncio.gather(*tasks)
+
+    return async_to_sync(begun)()
 
 
 async def _heartbeat(token: str, body: Any) -> Answer:

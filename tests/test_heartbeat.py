@@ -19,7 +19,7 @@ from commands.models import Delivery, Report
 from devices import credentials, database, tokens
 from devices.models import Device, Presence
 from tests.actors import Admin, Answer, Client, Phone, fcm_calls_dead
-from tests.moments import in_batches, in_one_batch, in_parallel, let_pass
+from tests.moments import in_batches, in_one_batch, in_parallel, let_pass, one_after_the_other
 
 
 def presence_of(phone: Phone) -> Presence:
@@ -568,6 +568,14 @@ def test_a_bad_token_in_a_flush_does_not_disturb_the_good_ones(admin: Admin, pho
     assert presence_of(revoked).last_seen_at is None
 
 
+def test_wrong_tokens_for_a_device_in_a_flush_do_not_change_what_it_is_offered(admin: Admin, phone: Phone) -> None:
+    ids = issue(admin, phone, 11)
+    wrong = [tokens.make(tokens.DEVICE_PREFIX, UUID(phone.device_id), bytes([number] * 32)).text for number in range(3)]
+    answers = in_one_batch(*((text, {}) for text in (*wrong, phone.device_token)))
+    assert [answer.status for answer in answers] == [401, 401, 401, 200]
+    assert (offered(answers[-1]), answers[-1].json["has_more"]) == (ids, False)
+
+
 def test_a_rotated_token_in_a_flush_does_not_disturb_the_others(admin: Admin, phone: Phone) -> None:
     other = admin.enrol("phone-2")
     rotated = phone.rotate().json["device_token"]
@@ -597,6 +605,15 @@ def test_a_heartbeat_that_the_database_refuses_fails_alone(admin: Admin, poisone
     answers = in_one_batch(*((phone.device_token, body) for phone, body in zip(phones, said, strict=True)))
     assert [answer.status for answer in answers] == [200, 500, 200]
     assert [presence_of(phone).agent_version for phone in phones] == ["1", "", "1"]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_heartbeat_with_a_new_push_token_does_not_undo_a_later_one(phone: Phone) -> None:
+    first = (phone.device_token, {"push_token": "fcm-1", "agent_version": "1"})
+    second = (phone.device_token, {"agent_version": "2"})
+    answers = one_after_the_other(first, second)
+    assert [answer.status for answer in answers] == [200, 200]
+    assert (presence_of(phone).agent_version, Device.objects.get().push_token) == ("2", "fcm-1")
 
 
 @pytest.mark.django_db(transaction=True)
