@@ -102,12 +102,15 @@ def authenticate(token: tokens.Token) -> UUID:
 
 def check(verdict: str) -> None:
     """Raise what a verdict other than `good` means."""
-    if verdict == Verdict.REVOKED:
-        raise DeviceRevoked
-    if verdict == Verdict.UNSETTLED:
-        raise Unsettled
-    if verdict != Verdict.GOOD:
-        raise InvalidToken
+    if (error := error_of(verdict)) is not None:
+        raise error
+
+
+def error_of(verdict: str) -> Exception | None:
+    """Return what a verdict means to its sender: an error unless it is `good`."""
+    if verdict == Verdict.GOOD:
+        return None
+    return {Verdict.REVOKED: DeviceRevoked, Verdict.UNSETTLED: Unsettled}.get(Verdict(verdict), InvalidToken)()
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,7 @@ PLAIN: Final = Heard("good", push_token_changed=False)
 # One JSON text carries the batch: psycopg would quote seven arrays value by value, in Python. `judged` is read three
 # times, so PostgreSQL computes it once. `token_used_at` is written at a token's first use only. Only what is not plain
 # comes back, so that reading the answer costs nothing for the many. Unknown devices are judged like wrong tokens.
+# `last_seen_at` is the database's time, and never moves back.
 RECORD: Final = f"""
     WITH judged AS (
         SELECT
@@ -80,7 +81,7 @@ def asked(beats: Sequence[Beat]) -> dict[str, str]:
     """Return the parameters of RECORD for these heartbeats.
 
     Give them sorted by device id, so that batches running side by side lock rows in one order, and no two with the
-    same token. `last_seen_at` is the database's time and never moves back.
+    same token.
     """
     key = tokens.digest_keys()[0]
     rows = [

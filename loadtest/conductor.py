@@ -8,7 +8,7 @@ import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable
 from contextlib import AsyncExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -93,6 +93,10 @@ class Load:
             journal=str(self.journal or ""),
         )
 
+    def nuisances(self) -> Path:
+        """Return where the nuisances of a trial are written, beside the roster."""
+        return self.roster.with_name("nuisances")
+
 
 @dataclass(slots=True)
 class Run:
@@ -127,9 +131,25 @@ class Run:
         """The second in which the second half of what is measured begins."""
         return self.measured_since + self.load.duration_seconds / 2
 
+    def plan(self, part: int) -> Plan:
+        """Return one generator's share, of a trial's nuisances too."""
+        plan = self.load.plan(part)
+        if self.trial is None or not self.trial.pesters:
+            return plan
+        return replace(
+            plan,
+            nuisances=str(self.load.nuisances()),
+            nuisances_per_second=self.trial.per_second / self.load.processes,
+            nuisances_from=self.half,
+            nuisances_until=self.load.seconds - halfway.LAST_ANSWERS_SECONDS,
+        )
+
     def take(self, part: int, line: bytes) -> None:
         """Add what a generator has seen."""
         said = orjson.loads(line)
+        if self.trial is not None:
+            self.trial.sent += said["nuisances_sent"]
+            self.trial.statuses.update({int(status): count for status, count in said["nuisances"].items()})
         self.figures.merge(Figures.of(said["figures"]))
         self.cpu_seconds[part] = said["cpu_seconds"]
         for request_id, at, _ in said["results"]:
@@ -139,12 +159,14 @@ class Run:
 async def conduct(run: Run, admin: FleetClient, watch: Callable[[], None]) -> None:
     """Carry out a run to its end; `watch` is called four times a second. Raises GeneratorEnded."""
     async with AsyncExitStack() as stack:
-        generators = [await _start(run.load.plan(part)) for part in range(run.load.processes)]
+        if run.trial is not None and run.trial.pesters:
+            halfway.write_nuisances(run.load.nuisances(), run.trial, roster.read(run.load.roster))
+        generators = [await _start(run.plan(part)) for part in range(run.load.processes)]
         for generator in generators:
             stack.push_async_callback(_stop, generator)
         await _begin(run, generators)
         hearing = [asyncio.create_task(_hear(run, part, one)) for part, one in enumerate(generators)]
-        besides = [asyncio.create_task(work) for work in (_command(run, admin), _bear(run), _weigh(run))]
+        besides = [asyncio.create_task(work) for work in (_command(run, admin), _restart(run), _weigh(run))]
         for task in besides:
             stack.callback(task.cancel)
         await _watch(run, watch, [*hearing, *besides])
@@ -216,18 +238,18 @@ async def _command(run: Run, admin: FleetClient) -> None:
         commander.close()
 
 
-async def _bear(run: Run) -> None:
-    """Put the run to its trial, if it has one."""
-    if run.trial is None:
+async def _restart(run: Run) -> None:
+    """Restart the web halfway, if that is the trial."""
+    if run.trial is None or run.trial.pesters:
         return
-    members = roster.read(run.load.roster)
-    span = (run.starts_at + run.half, run.starts_at + run.load.seconds)
-    await halfway.bear(run.trial, run.serving, run.load.url, members, span)
+    assert run.serving is not None
+    await asyncio.sleep(run.starts_at + run.half - time.monotonic())
+    await halfway.restart(run.trial, run.serving)
 
 
 async def _weigh(run: Run) -> None:
     """Note the memory of a web worker of our own every few seconds."""
-    if run.serving is None or (run.trial and run.trial.kind == "restart"):
+    if run.serving is None or (run.trial and not run.trial.pesters):
         return
     process = run.serving.child("web-1")
     while True:

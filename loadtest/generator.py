@@ -14,7 +14,8 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Coroutine, Iterable
+from collections import Counter
+from collections.abc import Coroutine, Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -31,10 +32,14 @@ from loadtest import roster
 from loadtest.connections import ANSWER_SECONDS, Pool, Server, understood, with_body
 from loadtest.figures import Figures, Kind
 from loadtest.fleet import Agent, Channel, Credentials, Envelope
+from loadtest.halfway import read_nuisances
 from loadtest.journal import JournalTail
 from loadtest.roster import Member
 
 SAYS_EVERY_SECONDS: Final = 0.5
+NUISANCE: Final = -1
+"""The number, among those of phones, of what is sent besides."""
+
 _TICK_SECONDS: Final = 0.001
 """The event loop's timers are not finer."""
 
@@ -49,7 +54,8 @@ class Plan:
     """What one generator has to do.
 
     `scale` takes the server's `next_heartbeat_seconds` to the interval of this run. `journal` is the stand-in's file,
-    from which phones get their pushes; empty: they get none.
+    from which phones get their pushes; empty: they get none. `nuisances` is the file of what is sent besides, at an
+    even rate between two seconds of the run; empty: nothing.
     """
 
     url: str
@@ -62,6 +68,10 @@ class Plan:
     scale: float
     connections: int
     journal: str
+    nuisances: str = ""
+    nuisances_per_second: float = 0
+    nuisances_from: float = 0
+    nuisances_until: float = 0
 
     def as_line(self) -> bytes:
         """Return it as from_line() reads it."""
@@ -117,9 +127,19 @@ class Generator:
         self._chores: list[asyncio.Task[None]] = []
         self._at_work: set[asyncio.Task[None]] = set()
         self._under_way = 0
+        self._nuisances = self._read_nuisances(server)
+        self.nuisances_sent = 0
+        self.nuisance_statuses: Counter[int] = Counter()
         self.figures = Figures()
         self.results: list[tuple[str, float, Channel]] = []
         """Commands that were answered: their request id, when, and by which channel they had come."""
+
+    def _read_nuisances(self, server: Server) -> Iterator[bytes]:
+        if not self._plan.nuisances:
+            return iter(())
+        pairs = read_nuisances(Path(self._plan.nuisances))
+        heads = (server.head("POST", "/v1/heartbeat", {"Authorization": f"Bearer {bearer}"}) for bearer, _ in pairs)
+        return cycle([head + with_body(body) for head, (_, body) in zip(heads, pairs, strict=True)])
 
     def start(self, starts_at: float) -> None:
         """Begin at a time of the monotonic clock; the heartbeats then send themselves."""
@@ -133,6 +153,8 @@ class Generator:
         )
         for number, due in enumerate(dues):
             self._schedule(starts_at + due, number)
+        if plan.nuisances:
+            heappush(self._dues, (starts_at + plan.nuisances_from, NUISANCE))
         self._tick()
         self._chores.append(asyncio.create_task(self._sweep()))
         if plan.journal:
@@ -157,6 +179,9 @@ class Generator:
         dues, now = self._dues, time.monotonic()
         while dues and dues[0][0] <= now:
             due, number = heappop(dues)
+            if number == NUISANCE:
+                self._pester(due)
+                continue
             self.figures.due(due - self._starts_at, now - due)
             self._beat(number, due, regular=True)
         wait = min(_IDLE_TICK_SECONDS, max(_TICK_SECONDS, dues[0][0] - now)) if dues else _IDLE_TICK_SECONDS
@@ -166,6 +191,19 @@ class Generator:
         self._under_way += 1
         request = self._heartbeat + self._bearers[number] + next(self._bodies)
         self._pool.send(request, partial(self._beaten, number, due, regular))
+
+    def _pester(self, due: float) -> None:
+        """Send a nuisance, and have the next one due."""
+        self._under_way += 1
+        self.nuisances_sent += 1
+        self._pool.send(next(self._nuisances), self._pestered)
+        following = due + 1 / self._plan.nuisances_per_second
+        if following < self._starts_at + self._plan.nuisances_until:
+            heappush(self._dues, (following, NUISANCE))
+
+    def _pestered(self, status: int, _: bytes) -> None:
+        self._under_way -= 1
+        self.nuisance_statuses[status] += 1
 
     def _beaten(self, number: int, due: float, regular: bool, status: int, body: bytes) -> None:
         error, answer = understood(status, body)
@@ -269,7 +307,15 @@ async def _drive(generator: Generator, starts_at: float) -> None:
 def _seen(generator: Generator) -> dict[str, Any]:
     figures, generator.figures = generator.figures, Figures()
     results, generator.results = generator.results, []
-    return {"figures": figures.as_json(), "results": results, "cpu_seconds": time.process_time()}
+    sent, generator.nuisances_sent = generator.nuisances_sent, 0
+    statuses, generator.nuisance_statuses = generator.nuisance_statuses, Counter()
+    return {
+        "figures": figures.as_json(),
+        "results": results,
+        "cpu_seconds": time.process_time(),
+        "nuisances_sent": sent,
+        "nuisances": {str(status): count for status, count in statuses.items()},
+    }
 
 
 def _say(words: dict[str, Any]) -> None:

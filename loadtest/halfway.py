@@ -12,27 +12,24 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import cycle, islice
+from itertools import islice
+from pathlib import Path
 from typing import Final, Literal, get_args
 
 import httpx
+import orjson
 
 from loadtest import machine
-from loadtest.connections import NO_ANSWER, Pool, Server, with_body
 from loadtest.roster import Member
 from loadtest.serving import Serving
 
-Span = tuple[float, float]
 Kind = Literal["restart", "strangers", "rubbish"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 
 STRANGERS_PER_SECOND: Final = 500
 RUBBISH_PER_SECOND: Final = 100
-CONNECTIONS: Final = 64
 PREPARED: Final = 5000
 LAST_ANSWERS_SECONDS: Final = 1
-_TICK_SECONDS: Final = 0.002
 _POLL_SECONDS: Final = 0.05
 _ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _SECRET: Final = slice(27, 70)
@@ -63,6 +60,11 @@ class Trial:
     back_at: float | None = None
 
     @property
+    def pesters(self) -> bool:
+        """Whether it consists of nuisances."""
+        return self.kind != "restart"
+
+    @property
     def per_second(self) -> int:
         """How many nuisances there are to be."""
         return STRANGERS_PER_SECOND if self.kind == "strangers" else RUBBISH_PER_SECOND
@@ -73,29 +75,22 @@ class Trial:
         return {401, 429} if self.kind == "strangers" else {400, 422}
 
 
-async def bear(trial: Trial, serving: Serving | None, url: str, members: Sequence[Member], span: Span) -> None:
-    """Do it in this span of the monotonic clock. What it takes is prepared before."""
-    begins_at, ends_at = span
-    server = Server.of(url)
-    requests = [_request(server, *one) for one in islice(_nuisances(trial, members), PREPARED)]
-    await asyncio.sleep(begins_at - time.monotonic())
-    if trial.kind == "restart":
-        assert serving is not None
-        await _restart(trial, serving)
-    else:
-        await _pester(trial, server, cycle(requests), ends_at - LAST_ANSWERS_SECONDS)
+def write_nuisances(path: Path, trial: Trial, members: Sequence[Member]) -> None:
+    """Write what the generators are to send besides: a line each, with mode 0600."""
+    nuisances = _strangers(members) if trial.kind == "strangers" else _rubbish(members)
+    path.touch(mode=0o600)
+    lines = (orjson.dumps([bearer, body.decode("latin-1")]) for bearer, body in islice(nuisances, PREPARED))
+    path.write_bytes(b"\n".join(lines))
 
 
-def _nuisances(trial: Trial, members: Sequence[Member]) -> Iterator[tuple[str, bytes]]:
-    return _strangers(members) if trial.kind == "strangers" else _rubbish(members)
+def read_nuisances(path: Path) -> list[tuple[str, bytes]]:
+    """Return the bearers and bodies of the nuisances in a file."""
+    pairs = map(orjson.loads, path.read_bytes().splitlines())
+    return [(bearer, body.encode("latin-1")) for bearer, body in pairs]
 
 
-def _request(server: Server, bearer: str, body: bytes) -> bytes:
-    return server.head("POST", "/v1/heartbeat", {"Authorization": f"Bearer {bearer}"}) + with_body(body)
-
-
-async def _restart(trial: Trial, serving: Serving) -> None:
-    """Have the web worker stop as for an upgrade; its parent starts it again."""
+async def restart(trial: Trial, serving: Serving) -> None:
+    """Have the web worker stop as for an upgrade; its parent starts it again. Return when it serves."""
     process = serving.child("web-1")
     os.kill(process, signal.SIGTERM)
     while machine.lives(process):  # noqa: ASYNC110
@@ -103,26 +98,6 @@ async def _restart(trial: Trial, serving: Serving) -> None:
     async with httpx.AsyncClient(timeout=30) as client:
         (await client.get(f"{serving.url}/healthz")).raise_for_status()
     trial.back_at = time.monotonic()
-
-
-async def _pester(trial: Trial, server: Server, requests: Iterator[bytes], until: float) -> None:
-    """Send requests at an even rate, whatever is answered, and count the answers."""
-    pool = Pool(server, CONNECTIONS)
-    begun_at = time.monotonic()
-    try:
-        while (now := time.monotonic()) < until:
-            for _ in range(int((now - begun_at) * trial.per_second) - trial.sent):
-                trial.sent += 1
-                pool.send(next(requests), partial(_count, trial))
-            pool.sweep()
-            await asyncio.sleep(_TICK_SECONDS)
-        await asyncio.sleep(LAST_ANSWERS_SECONDS)
-    finally:
-        pool.close()
-
-
-def _count(trial: Trial, status: int, _: bytes) -> None:
-    trial.statuses[status or NO_ANSWER] += 1
 
 
 def _strangers(members: Sequence[Member]) -> Iterator[tuple[str, bytes]]:

@@ -110,12 +110,11 @@ def _trial(run: Run) -> Iterator[Target]:
         words = " or ".join(map(str, sorted(trial.expected)))
         figure = f"{refused:,} of {trial.sent:,}"
         yield Target(f"{trial.kind} get {words}", "all", figure, enough and refused == trial.sent)
+    half, back = int(run.half), ceil(after)
+    without = run.figures.latencies("heartbeat", since=max(run.measured_since, half - 60), until=half)
+    with_it = run.figures.latencies("heartbeat", since=back, until=back + 60)
     for percent in (95, 99):
-        before_it = run.figures.latencies(
-            "heartbeat", since=max(run.measured_since, run.half - 60), until=int(run.half)
-        )
-        after_it = run.figures.latencies("heartbeat", since=ceil(after), until=ceil(after) + 60)
-        yield _ratio(f"p{percent}, a minute with and without", before_it, after_it, percent)
+        yield _ratio(f"p{percent}, a minute without and with", without, with_it, percent)
 
 
 def _failed_with_the_worker(run: Run, back: float) -> Target:

@@ -64,7 +64,17 @@ class CheckedIn:
     push_token: str | None
 
 
-def flush(beats: Sequence[Beat]) -> list[CheckedIn | Exception]:
+Outcome = CheckedIn | Exception
+
+
+def good(outcome: Outcome) -> CheckedIn:
+    """Return what a good heartbeat gets, or raise the error."""
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+def flush(beats: Sequence[Beat]) -> list[Outcome]:
     """Record a batch of heartbeats and hand each known device what is open for it, in one transaction.
 
     The beats are sorted by device, no two with one token. A beat whose token is not good gets the error to raise.
@@ -79,16 +89,13 @@ def flush(beats: Sequence[Beat]) -> list[CheckedIn | Exception]:
     return [_outcome(beat, one, offers.get(beat.token.id, NOTHING), server_time) for beat, one in judged]
 
 
-def _outcome(beat: Beat, heard: Heard, offer: Offer, server_time: str) -> CheckedIn | Exception:
-    if heard is not heartbeats.PLAIN:
-        try:
-            credentials.check(heard.verdict)
-        except Exception as error:  # noqa: BLE001  (an outcome among others: it is raised where its heartbeat waits)
-            return error
-    return CheckedIn(offer, server_time, heard.push_token_changed, beat.push_token)
+def _outcome(beat: Beat, heard: Heard, offer: Offer, server_time: str) -> Outcome:
+    # Not raised here: a trace would tie the error to the frame that holds it, and leave both to the garbage collector.
+    error = None if heard is heartbeats.PLAIN else credentials.error_of(heard.verdict)
+    return error or CheckedIn(offer, server_time, heard.push_token_changed, beat.push_token)
 
 
-def flush_safely(beats: Sequence[Beat]) -> list[CheckedIn | Exception]:
+def flush_safely(beats: Sequence[Beat]) -> list[Outcome]:
     """Flush a batch; where its data does not fit the database, row by row, so that one bad row fails alone."""
     try:
         return database.retrying(lambda: flush(beats))
@@ -98,7 +105,7 @@ def flush_safely(beats: Sequence[Beat]) -> list[CheckedIn | Exception]:
     return [_flush_one(beat) for beat in beats]
 
 
-def _flush_one(beat: Beat) -> CheckedIn | Exception:
+def _flush_one(beat: Beat) -> Outcome:
     try:
         return flush([beat])[0]
     except (DataError, IntegrityError) as error:
@@ -111,7 +118,7 @@ class _Waiting:
     """One row of the batch now filling, and the requests that wait for it (several, if a phone repeats itself)."""
 
     beat: Beat
-    futures: list[asyncio.Future[CheckedIn]]
+    futures: list[asyncio.Future[Outcome]]
 
 
 class Batcher:
@@ -124,14 +131,18 @@ class Batcher:
         self._draining = False
         self._flushed_at = float("-inf")
 
-    async def submit(self, beat: Beat) -> CheckedIn:
-        """Record a heartbeat; return when it is committed. Raises Overloaded, Draining, or what its token deserves."""
+    async def submit(self, beat: Beat) -> Outcome:
+        """Record a heartbeat; return when it is committed, what it gets, or the error that it deserves.
+
+        Raises Overloaded, Draining. What good() does with the error is for the few: in a flood of wrong tokens, raising
+        each costs pauses for the garbage collector.
+        """
         if self._draining:
             raise Draining
         if self._waiting >= WAITING_LIMIT:
             raise Overloaded
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[CheckedIn] = loop.create_future()
+        future: asyncio.Future[Outcome] = loop.create_future()
         waiting = self._filling.get(beat.token.text)
         if waiting is None:
             self._filling[beat.token.text] = _Waiting(beat, [future])
@@ -163,7 +174,7 @@ class Batcher:
         return [self._filling.pop(key) for key in sorted(islice(self._filling, BATCH))]
 
     async def _flush(self, batch: list[_Waiting]) -> None:
-        outcomes: Sequence[CheckedIn | Exception]
+        outcomes: Sequence[Outcome]
         try:
             with FLUSH_SECONDS.time():
                 outcomes = await database.reserved(self._work, [waiting.beat for waiting in batch])
@@ -175,7 +186,7 @@ class Batcher:
         for kind, count in Counter(map(type, outcomes)).items():
             HEARTBEATS.labels("good" if kind is CheckedIn else kind.__name__).inc(count)
 
-    def _work(self, beats: Sequence[Beat]) -> list[CheckedIn | Exception]:
+    def _work(self, beats: Sequence[Beat]) -> list[Outcome]:
         """Flush in a thread. A busy server keeps the connection for the next flush: to fetch one and check it is dear.
 
         Where a kept one is gone, a fresh one tells whether PostgreSQL is. Nothing is lost by recording twice.
@@ -196,15 +207,11 @@ class Batcher:
                 database.release()
         return outcomes
 
-    def _answer(self, waiting: _Waiting, outcome: CheckedIn | Exception) -> None:
+    def _answer(self, waiting: _Waiting, outcome: Outcome) -> None:
         self._waiting -= len(waiting.futures)
         for future in waiting.futures:
-            if future.done():
-                continue
-            if isinstance(outcome, CheckedIn):
+            if not future.done():
                 future.set_result(outcome)
-            else:
-                future.set_exception(outcome)
 
 
 _batchers: WeakKeyDictionary[asyncio.AbstractEventLoop, Batcher] = WeakKeyDictionary()

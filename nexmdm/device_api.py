@@ -42,8 +42,12 @@ async def heartbeat(request: HttpRequest, body: Heartbeat) -> HttpResponse:
     """
     token: tokens.Token = request.auth  # type: ignore[attr-defined]
     said = beat(token, body)
-    checked_in = await settling.settled(token, lambda: checkin.batcher().submit(said))
+    checked_in = await settling.settled(token, lambda: _checked_in(said))
     return HttpResponse(await answer(token, checked_in), content_type="application/json")
+
+
+async def _checked_in(said: Beat) -> CheckedIn:
+    return checkin.good(await checkin.batcher().submit(said))
 
 
 def beat(token: tokens.Token, body: Heartbeat) -> Beat:

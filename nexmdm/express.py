@@ -37,12 +37,13 @@ class Express:
             return
         scope["nexmdm.route"] = PATH
         try:
-            checked_in = await checkin.batcher().submit(device_api.beat(token, said))
-            answer = await device_api.answer(token, checked_in)
+            outcome = await checkin.batcher().submit(device_api.beat(token, said))
+            if isinstance(outcome, InvalidToken):
+                await self._refuse(scope, body, outcome, send)
+                return
+            answer = await device_api.answer(token, checkin.good(outcome))
         except Unsettled:
             await self._ordinary.serve(scope, body, send)
-        except InvalidToken as error:
-            await self._refuse(scope, body, error, send)
         except Exception as error:  # noqa: BLE001  (the API's one table of errors says what it means)
             await self._ordinary.refuse(scope, body, error, send)
         else:

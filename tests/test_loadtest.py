@@ -316,7 +316,7 @@ def test_the_second_half_is_judged_by_the_first(run: Run) -> None:
     assert missed(run) == ["strangers get 401 or 429"], "one got something else, or nothing"
     for number in range(200):
         run.figures.ended("heartbeat", 40 + number / 20, 0.06, "")
-    assert missed(run)[1:] == ["p95, a minute with and without", "p99, a minute with and without"]
+    assert missed(run)[1:] == ["p95, a minute without and with", "p99, a minute without and with"]
 
 
 def test_a_restart_may_cost_what_was_in_flight_and_no_more(run: Run) -> None:
