@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from statistics import median
 from typing import Final
@@ -69,7 +70,7 @@ def _measure(folder: Path, devices: int, count: int) -> dict[str, list[float]]:
             connection.execute(_HEARD)
             connection.execute("VACUUM ANALYZE devices_presence")
         times = {path: _times(_signed(place.admin, path), count) for path in API}
-        with _logged_in(place.serving) as browser:
+        with closing(_logged_in(place.serving)) as browser:
             times |= {path: _times(_page(browser, path), count) for path in SITE}
     return times
 
