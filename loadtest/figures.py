@@ -4,9 +4,10 @@ Seconds count from the start of the run. A latency belongs to the second in whic
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil, log
+from statistics import median
 from typing import Any, Final, Literal, get_args
 
 Kind = Literal["heartbeat", "result", "command"]
@@ -175,3 +176,8 @@ class Figures:
         figures.late = Histogram.of(said["late"])
         figures.seconds.update((second, Second.of(row)) for second, row in said["seconds"])
         return figures
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """Return the median of some rounds, and in brackets their least and greatest, each in this format."""
+    return f"{median(values):{form}} ({min(values):{form}}–{max(values):{form}})"

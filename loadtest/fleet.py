@@ -199,9 +199,9 @@ class Phone:
             await self._say("/v1/action-result", report.body())
         return len(good)
 
-    async def receive_push(self, envelope: Envelope) -> dict[str, Any] | None:
-        """Receive the data of a push and report on it. Return the server's answer; None if it was refused."""
-        report = self.agent.receive(envelope, "push")
+    async def receive(self, envelope: Envelope, via: Channel) -> dict[str, Any] | None:
+        """Receive a command and report on it. Return the server's answer; None if it was refused."""
+        report = self.agent.receive(envelope, via)
         return await self._say("/v1/action-result", report.body()) if report else None
 
     async def report(self, request_id: str, status: Status, **fields: Any) -> dict[str, Any]:

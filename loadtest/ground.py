@@ -43,10 +43,15 @@ class Ground:
 
 
 @contextmanager
-def of_its_own(folder: Path, data_dir: Path, *, interval_seconds: int, commands_per_minute: int) -> Iterator[Ground]:
-    """Start a server with this data folder, and what it needs in `folder`; both end with the block."""
+def of_its_own(
+    folder: Path, data_dir: Path, *, interval_seconds: int, commands_per_minute: int, answer_ms: int = 0
+) -> Iterator[Ground]:
+    """Start a server with this data folder, and what it needs in `folder`; both end with the block.
+
+    `answer_ms` is what the stand-in for FCM takes for each answer.
+    """
     interval = max(SHORTEST_INTERVAL_SECONDS, interval_seconds)
-    with _standin(folder) as fcm:
+    with _standin(folder, answer_ms) as fcm:
         serving = Serving(
             data_dir,
             **dict.fromkeys(_UNSET, ""),
@@ -71,11 +76,12 @@ def _described() -> str:
 
 
 @contextmanager
-def _standin(folder: Path) -> Iterator[dict[str, str]]:
+def _standin(folder: Path, answer_ms: int) -> Iterator[dict[str, str]]:
     """Run the stand-in for FCM; gives the settings by which a server finds it."""
     journal, account = folder / "journal", folder / "account.json"
     journal.touch()
-    program = [sys.executable, "-m", "loadtest.fcm_standin", "--journal", str(journal), "--credentials", str(account)]
+    files = ["--journal", str(journal), "--credentials", str(account)]
+    program = [sys.executable, "-m", "loadtest.fcm_standin", "--delay-ms", str(answer_ms), *files]
     with subprocess.Popen(program, cwd=_ROOT, start_new_session=True, text=True, stdout=subprocess.PIPE) as standin:
         assert standin.stdout is not None
         try:

@@ -8,6 +8,12 @@ from math import nan
 from pathlib import Path
 from typing import Final
 
+MEASURED_CORE: Final = 0
+"""The core that one process has to itself where a figure is said of one core."""
+
+OTHER_CORE: Final = 1
+"""Where all else runs meanwhile."""
+
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _FIRST_TIME: Final = 11
 """Where utime, stime, cutime and cstime begin, among what follows the name in /proc/PID/stat."""
@@ -46,6 +52,12 @@ def lives(process: int) -> bool:
     return Path(f"/proc/{process}").exists()
 
 
+def pin(process: int, core: int) -> None:
+    """Have all threads of a process, and those that they will start, run on one core."""
+    for thread in Path(f"/proc/{process}/task").iterdir():
+        os.sched_setaffinity(int(thread.name), {core})
+
+
 def cpu_seconds(data_dir: Path) -> dict[str, float]:
     """Return the processor time of the server of a data folder, and of its PostgreSQL; nothing where /proc is not."""
     seconds: defaultdict[str, float] = defaultdict(float)
@@ -53,6 +65,11 @@ def cpu_seconds(data_dir: Path) -> dict[str, float]:
         if _works_for(process, data_dir):
             seconds[_part(process)] += _cpu_seconds(process)
     return seconds
+
+
+def cpu_seconds_of(process: int) -> float:
+    """Return the processor time of one process; 0 where /proc is not."""
+    return _cpu_seconds(Path(f"/proc/{process}"))
 
 
 def _part(process: Path) -> str:

@@ -17,21 +17,20 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Final
 
 from rich.console import Console
 from rich.table import Table
 
 from loadtest import bare_asgi, ground, roster
+from loadtest.figures import spread
 from loadtest.ground import Ground
+from loadtest.machine import MEASURED_CORE, OTHER_CORE, pin
 
 WRK: Final = shutil.which("wrk")
 CONNECTIONS: Final = 64
 WARM_UP_SECONDS: Final = 3
 SETTINGS: Final = {"WEB_WORKERS": "1", "LOG_LEVEL": "INFO", "LOG_FORMAT": "json"}
-WORKER_CORE: Final = 0
-OTHER_CORE: Final = 1
 OPEN_PART: Final = 100
 """One phone of so many has an open delivery."""
 
@@ -121,7 +120,7 @@ def _contestants(stack: ExitStack, arguments: argparse.Namespace) -> list[Contes
     data_dir.parent.mkdir(parents=True, exist_ok=True)
     place = stack.enter_context(ground.of_its_own(folder, data_dir, interval_seconds=120, commands_per_minute=0))
     assert place.serving is not None
-    _pin(place.serving.child("web-1"), WORKER_CORE)
+    pin(place.serving.child("web-1"), MEASURED_CORE)
     ground.gather(place, arguments.devices, folder / "roster", lambda: None)
     members = roster.read(folder / "roster")
     tokens = folder / "tokens"
@@ -145,18 +144,12 @@ def _leave_open(place: Ground, device_ids: list[str]) -> None:
     )
 
 
-def _pin(process: int, core: int) -> None:
-    """Have all threads of a process, and those that they will start, run on one core."""
-    for thread in Path(f"/proc/{process}/task").iterdir():
-        os.sched_setaffinity(int(thread.name), {core})
-
-
 @contextmanager
 def _bare(dsn: str) -> Iterator[str]:
     """Run the ceiling beside the server, on its core and its PostgreSQL; gives its address."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         descriptor = listener.fileno()
-        program = ["taskset", "-c", str(WORKER_CORE), sys.executable, "-m", "loadtest.bare_asgi", str(descriptor)]
+        program = ["taskset", "-c", str(MEASURED_CORE), sys.executable, "-m", "loadtest.bare_asgi", str(descriptor)]
         environment = {**os.environ, bare_asgi.DSN_VARIABLE: dsn}
         with subprocess.Popen(program, cwd=_ROOT, env=environment, pass_fds=[descriptor]) as process:
             try:
@@ -173,13 +166,9 @@ def _print(contestants: list[Contestant]) -> None:
         table.add_column(heading, justify="right" if heading else "left")
     for one in contestants:
         ratios = [mine / other for mine, other in zip(ours.rates, one.rates, strict=True)]
-        rate, p99 = _spread(one.rates, ",.0f"), _spread(one.p99_ms, ".1f")
-        table.add_row(one.name, rate, f"{p99} ms", "" if one is ours else f"{_spread(ratios, '.2f')} ×")
+        rate, p99 = spread(one.rates, ",.0f"), spread(one.p99_ms, ".1f")
+        table.add_row(one.name, rate, f"{p99} ms", "" if one is ours else f"{spread(ratios, '.2f')} ×")
     Console().print(table)
-
-
-def _spread(values: list[float], form: str) -> str:
-    return f"{median(values):{form}} ({min(values):{form}}–{max(values):{form}})"
 
 
 if __name__ == "__main__":

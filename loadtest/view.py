@@ -1,7 +1,7 @@
 """A run in a terminal: the live view while it goes on, the verdict at its end."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -122,13 +122,7 @@ def _clock(seconds: float) -> str:
 
 def print_verdict(console: Console, run: Run, judged: list[Target]) -> None:
     """Print each target with its figure, errors by kind, and whether the generator itself was late."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("target", "limit", "figure", ""):
-        table.add_column(name, justify="left" if name == "target" else "right")
-    for one in judged:
-        word = Text("pass", style="green") if one.held else Text("miss", style="bold red")
-        table.add_row(one.name, one.limit, one.figure, word)
-    console.print(table)
+    print_targets(console, judged)
     console.print(_summary(run), highlight=False)
     for error, count in run.figures.errors().most_common():
         console.print(f"  {count:,} × {error}", highlight=False, markup=False)
@@ -136,6 +130,17 @@ def print_verdict(console: Console, run: Run, judged: list[Target]) -> None:
         console.print("Dispatch was not measured: the pushes of a server that runs already go elsewhere.", style="dim")
     if late := targets.lateness(run):
         console.print(Text(late, style="yellow"))
+
+
+def print_targets(console: Console, judged: Iterable[Target]) -> None:
+    """Print each target with its limit, its figure, and whether it was held."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("target", "limit", "figure", ""):
+        table.add_column(name, justify="left" if name == "target" else "right")
+    for one in judged:
+        word = Text("pass", style="green") if one.held else Text("miss", style="bold red")
+        table.add_row(one.name, one.limit, one.figure, word)
+    console.print(table)
 
 
 def _summary(run: Run) -> str:

@@ -53,6 +53,9 @@ LOG_FORMAT = environment.choice("LOG_FORMAT", "json", ("json", "console"))
 DATABASE_POOL_SIZE = environment.whole("DATABASE_POOL_SIZE", 8, minimum=2, maximum=200)
 # How long a request waits for a connection before it is told that the database is away.
 POOL_TIMEOUT_SECONDS = 2
+# After so long the pool gives a connection up that it cannot make, and the next request has it try anew. By default it
+# tries for five minutes at doubling pauses, and would sleep on when PostgreSQL is long back.
+POOL_RECONNECT_SECONDS = 1
 STATEMENT_TIMEOUT_SECONDS = environment.whole("STATEMENT_TIMEOUT_SECONDS", 30, minimum=1, maximum=3600)
 LOCK_TIMEOUT_SECONDS = environment.whole("LOCK_TIMEOUT_SECONDS", 10, minimum=1, maximum=3600)
 
@@ -68,7 +71,12 @@ DATABASES = {
             "connect_timeout": 5,
             "options": f"-c statement_timeout={STATEMENT_TIMEOUT_SECONDS}s -c lock_timeout={LOCK_TIMEOUT_SECONDS}s",
             **_database.get("OPTIONS", {}),
-            "pool": {"min_size": 1, "max_size": DATABASE_POOL_SIZE, "timeout": POOL_TIMEOUT_SECONDS},
+            "pool": {
+                "min_size": 1,
+                "max_size": DATABASE_POOL_SIZE,
+                "timeout": POOL_TIMEOUT_SECONDS,
+                "reconnect_timeout": POOL_RECONNECT_SECONDS,
+            },
         },
     }
 }

@@ -202,8 +202,8 @@ def test_a_pushed_command_is_reported_on_once_trusted() -> None:
     server = Server(**{"action-result": {"duplicate": False}})
 
     async def play(phone: Phone) -> None:
-        assert await phone.receive_push(ENVELOPE) == {"duplicate": False}
-        assert await phone.receive_push(ENVELOPE | {"action": "wipe"}) is None
+        assert await phone.receive(ENVELOPE, "push") == {"duplicate": False}
+        assert await phone.receive(ENVELOPE | {"action": "wipe"}, "push") is None
 
     server.run(play)
     assert [body["via"] for _, _, body in server.calls] == ["push"]

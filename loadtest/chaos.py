@@ -1,0 +1,106 @@
+"""Break a server of our own under load, and see that nothing is lost: `python -m loadtest.chaos kills|database|fcm`.
+
+A fleet of simulated phones and an admin go on through it, and three ledgers are compared at the end: what the clients
+were told, what the database has, what reached FCM (the stand-in's journal).
+"""
+
+import argparse
+import asyncio
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+
+from loadtest import ground, ledgers, roster, view
+from loadtest.crowd import COMMANDS_PER_SECOND, Crowd
+from loadtest.faults import DatabaseStops, Fault, FcmOutages, Kills, Outage, SecondDispatcher
+from loadtest.ground import Ground
+from loadtest.targets import Target
+
+DEVICES: Final = 2000
+INTERVAL_SECONDS: Final = 60
+ANSWER_MS: Final = 20
+PATIENCE_SECONDS: Final = 180
+"""How long everything may take to settle: a lease of 45 s, a heartbeat, a retry."""
+
+SETTINGS: Final = {"WEB_WORKERS": "2", "LOG_LEVEL": "INFO", "LOG_FORMAT": "json"}
+OUTAGES: Final = (
+    Outage("503 to everything", {"override": "unavailable"}, 180),
+    Outage("no answers", {"override": "hang"}, 40),
+    Outage("connections reset", {"override": "reset"}, 40),
+    Outage("OAuth down", {"oauth_down": True, "revoke_access_tokens": True}, 40),
+)
+
+
+def main() -> int:
+    """Break it in the way that was asked for, print each promise with its figure; 0 if all were held."""
+    arguments = _arguments()
+    os.environ.update(SETTINGS)
+    console = Console()
+    with tempfile.TemporaryDirectory(prefix="nexmdm-") as folder, _started(Path(folder), arguments.devices) as place:
+        judged = _break(console, place, Path(folder), arguments)
+    view.print_targets(console, judged)
+    return 0 if all(one.held for one in judged) else 1
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m loadtest.chaos", description=__doc__)
+    parser.add_argument("fault", choices=("kills", "database", "fcm"))
+    parser.add_argument("--seconds", type=float, default=300, help="how long processes are killed (300)")
+    parser.add_argument("--times", type=int, default=5, help="how often PostgreSQL is stopped (5)")
+    parser.add_argument("--devices", type=int, default=DEVICES, help="how many phones, more than 1,000 (2,000)")
+    return parser.parse_args()
+
+
+@contextmanager
+def _started(folder: Path, devices: int) -> Iterator[Ground]:
+    with ground.of_its_own(
+        folder,
+        folder / "data",
+        interval_seconds=INTERVAL_SECONDS,
+        commands_per_minute=COMMANDS_PER_SECOND * 120,
+        answer_ms=ANSWER_MS,
+    ) as place:
+        ground.gather(place, devices, folder / "roster", lambda: None)
+        yield place
+
+
+def _break(console: Console, place: Ground, folder: Path, arguments: argparse.Namespace) -> list[Target]:
+    assert place.serving is not None
+    assert place.journal is not None
+    members = roster.read(folder / "roster")
+    database_url = place.serving.database_url()
+    crowd = Crowd(place.admin, members, place.journal, interval_seconds=INTERVAL_SECONDS)
+    with ExitStack() as stack:
+        fault = _fault(console, place, stack, arguments)
+        asyncio.run(crowd.run(fault.run(crowd), partial(ledgers.is_settled, database_url), PATIENCE_SECONDS))
+        book, sends = ledgers.read(database_url), ledgers.read_journal(place.journal)
+    account = crowd.account
+    return [*fault.judged(account.exchanges, book, sends), *ledgers.compare(account, book, sends, members)]
+
+
+def _fault(console: Console, place: Ground, stack: ExitStack, arguments: argparse.Namespace) -> Fault:
+    serving, begun_at = place.serving, time.monotonic()
+    assert serving is not None
+
+    def say(text: str) -> None:
+        console.print(f"{time.monotonic() - begun_at:6.1f} s  {text}", highlight=False)
+
+    second = SecondDispatcher(serving)
+    stack.callback(second.stop)
+    if arguments.fault == "kills":
+        return Kills(serving, second, arguments.seconds, say)
+    if arguments.fault == "database":
+        return DatabaseStops(serving, serving.database_url(), arguments.times, say)
+    return FcmOutages(serving.environment["FCM_BASE_URL"], OUTAGES, say)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

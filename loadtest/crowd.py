@@ -1,0 +1,203 @@
+"""A fleet and its admin that go on through faults, and keep account of everything they were told.
+
+Phones answer each command once it reaches them, by push or by heartbeat. A command whose POST got no answer, or a 503,
+is sent again as it was, under its Idempotency-Key, until the server says what became of it.
+"""
+
+import asyncio
+import itertools
+import random
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar
+
+import aiohttp
+import orjson
+
+from loadtest.fleet import Agent, Channel, Credentials, Envelope, Phone, Refusal
+from loadtest.journal import JournalTail
+from loadtest.roster import Member
+from nexmdm.fleet_client import FleetClient
+
+T = TypeVar("T")
+Kind = Literal["heartbeat", "result", "command"]
+
+COMMANDS_PER_SECOND: Final = 20
+LARGEST_AUDIENCE: Final = 7
+LIVES_SECONDS: Final = (15, 60, 600)
+"""What commands get as their time, at random: some are over before a fault is."""
+
+ANSWER_SECONDS: Final = 15
+GIVE_UP_SECONDS: Final = 90
+PAUSE_SECONDS: Final = 0.25
+TARGET: Final = "/admin/command"
+_LOOK_SECONDS: Final = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One request: when it was sent and when it ended (monotonic), and its status; 0: no answer, `code` says why."""
+
+    kind: Kind
+    begun_at: float
+    ended_at: float
+    status: int
+    code: str = ""
+
+
+@dataclass(slots=True)
+class Account:
+    """What the clients know: what they asked, and what they were told with a 200."""
+
+    sent: set[str] = field(default_factory=set)
+    """The notes of all commands that were posted, each with a note of its own."""
+
+    accepted: dict[str, frozenset[str]] = field(default_factory=dict)
+    """The devices of each command whose POST was answered, by request_id."""
+
+    unanswered: int = 0
+    """How many POSTs were given up."""
+
+    results: set[tuple[str, str]] = field(default_factory=set)
+    """(request_id, device_id) of each final result that was taken."""
+
+    heard: dict[str, str] = field(default_factory=dict)
+    """The server's time in the last answer to a heartbeat, by device."""
+
+    exchanges: list[Exchange] = field(default_factory=list)
+
+
+class Crowd:
+    """The phones of a roster and an admin, on one event loop."""
+
+    def __init__(
+        self, admin: FleetClient, members: Sequence[Member], journal: Path, *, interval_seconds: float
+    ) -> None:
+        """Do nothing yet. `journal` is where the pushes that reach FCM are found."""
+        self.account = Account()
+        self._admin = admin
+        self._members = members
+        self._journal = journal
+        self._interval_seconds = interval_seconds
+        self._phones: dict[str, Phone] = {}
+        self._numbers = itertools.count(1)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._commanding = asyncio.Event()
+
+    async def run(self, trial: Awaitable[None], settled: Callable[[], Awaitable[bool]], patience: float) -> None:
+        """Keep the fleet going and commands coming until the trial is over; then only the fleet, until all is settled.
+
+        `settled` is asked once a second, for no longer than `patience` seconds.
+        """
+        timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS)
+        connector = aiohttp.TCPConnector(limit=200)
+        async with aiohttp.ClientSession(timeout=timeout, connector=connector) as self._session:
+            for member in self._members:
+                self._phones[member.push_token] = self._phone(member)
+            going = [self._beat(phone) for phone in self._phones.values()]
+            tasks = [asyncio.create_task(one) for one in (*going, self._hear_pushes(), self._command())]
+            try:
+                self._commanding.set()
+                await trial
+                self._commanding.clear()
+                await self._settle(settled, patience)
+            finally:
+                for task in (*tasks, *self._tasks):
+                    task.cancel()
+                await asyncio.gather(*tasks, *self._tasks, return_exceptions=True)
+
+    def post_to_all(self) -> None:
+        """Issue one command to the whole fleet, besides the others."""
+        self._work(self._post({"all": True}, [member.device_id for member in self._members], max(LIVES_SECONDS)))
+
+    def _phone(self, member: Member) -> Phone:
+        phone = Phone(self._session, self._admin.url)
+        phone.agent = Agent(member.device_id, Credentials(member.device_token, member.command_key))
+        return phone
+
+    async def _beat(self, phone: Phone) -> None:
+        """Send one phone's heartbeats, and carry out what they bring."""
+        await asyncio.sleep(random.uniform(0, self._interval_seconds))
+        while True:
+            answer = await self._noted("heartbeat", phone.heartbeat(status={"battery_pct": random.randint(1, 100)}))
+            if answer is not None:
+                self.account.heard[phone.agent.device_id] = answer["server_time"]
+                for envelope in answer["commands"]:
+                    await self._receive(phone, envelope, "heartbeat")
+            await asyncio.sleep(random.uniform(0.8, 1.2) * self._interval_seconds)
+
+    async def _hear_pushes(self) -> None:
+        with closing(JournalTail(self._journal)) as journal:
+            while True:
+                for send in journal.sends():
+                    if send["status"] == HTTPStatus.OK:
+                        phone = self._phones[send["push_token"]]
+                        self._work(self._receive(phone, send["message"]["data"], "push"))
+                await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _receive(self, phone: Phone, envelope: Envelope, via: Channel) -> None:
+        if await self._noted("result", phone.receive(envelope, via)) is not None:
+            self.account.results.add((envelope["request_id"], phone.agent.device_id))
+
+    async def _command(self) -> None:
+        """Issue commands to a few random phones each, while the trial lasts."""
+        while True:
+            await self._commanding.wait()
+            devices = [one.device_id for one in random.sample(self._members, random.randint(1, LARGEST_AUDIENCE))]
+            self._work(self._post({"device_ids": devices}, devices, random.choice(LIVES_SECONDS)))
+            await asyncio.sleep(random.uniform(0.5, 1.5) / COMMANDS_PER_SECOND)
+
+    async def _post(self, target: Mapping[str, Any], devices: list[str], lives_seconds: int) -> None:
+        """Post one command until the server says what became of it."""
+        note = f"chaos {next(self._numbers)}"
+        command = {"action": "ping", "target": target, "note": note, "expires_in_seconds": lives_seconds}
+        body = orjson.dumps(command)
+        headers = {**self._admin.sign("POST", TARGET, body), "Content-Type": "application/json"}
+        self.account.sent.add(note)
+        give_up_at = time.monotonic() + GIVE_UP_SECONDS
+        while time.monotonic() < give_up_at:
+            answer = await self._noted("command", self._answer(body, headers))
+            if answer is not None:
+                self.account.accepted[answer["request_id"]] = frozenset(devices)
+                return
+            await asyncio.sleep(PAUSE_SECONDS)
+        self.account.unanswered += 1
+
+    async def _answer(self, body: bytes, headers: Mapping[str, str]) -> dict[str, Any]:
+        async with self._session.post(self._admin.url + TARGET, data=body, headers=headers) as response:
+            answer: dict[str, Any] = orjson.loads(await response.read())
+            if response.status != HTTPStatus.OK:
+                raise Refusal(response.status, answer, response.headers.get("Retry-After"))
+            return answer
+
+    async def _noted(self, kind: Kind, exchange: Awaitable[T]) -> T | None:
+        """Await an exchange and keep account of it; None unless it was answered with a 200."""
+        begun_at = time.monotonic()
+        status, code, answer = int(HTTPStatus.OK), "", None
+        try:
+            answer = await exchange
+        except Refusal as refusal:
+            status, code = refusal.status, refusal.code
+        except (aiohttp.ClientError, TimeoutError) as error:
+            status, code = 0, type(error).__name__
+        except orjson.JSONDecodeError:
+            status, code = 0, "not JSON"
+        self.account.exchanges.append(Exchange(kind, begun_at, time.monotonic(), status, code))
+        return answer
+
+    async def _settle(self, settled: Callable[[], Awaitable[bool]], patience: float) -> None:
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline:
+            posting = any(not task.done() for task in self._tasks)
+            if not posting and await settled():
+                return
+            await asyncio.sleep(1)
+
+    def _work(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

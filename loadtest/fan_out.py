@@ -1,0 +1,136 @@
+"""How long one command takes to reach a whole fleet through FCM: `python -m loadtest.fan_out`.
+
+One dispatcher has core 0 to itself; the web worker, PostgreSQL and the stand-in for FCM, which takes 20 ms for an
+answer, share core 1. A push is handed over when FCM has its request; the clock starts when the POST is about to be
+written.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Final
+
+from rich.console import Console
+from rich.table import Table
+
+from loadtest import ground, machine
+from loadtest.figures import spread
+from loadtest.ground import Ground
+from loadtest.journal import JournalTail
+
+ANSWER_MS: Final = 20
+COMMAND: Final = {
+    "action": "launch_app",
+    "params": {"package": "com.example.kiosk"},
+    "target": {"all": True},
+    "expires_in_seconds": 3600,
+}
+LIMITS: Final = {10_000: (1.0, 3.0), 100_000: (3.0, 30.0)}
+"""Seconds to the answer of the POST, and to the last push, for fleets of these sizes."""
+
+GIVE_UP_SECONDS: Final = 300
+_POLL_SECONDS: Final = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class FanOut:
+    """One command to a fleet: seconds to the answer of its POST, to the last push, to the last answer recorded."""
+
+    posted: float
+    handed_over: float
+    recorded: float
+    cores: float
+    """How much of its core the dispatcher took until then."""
+
+
+def main() -> int:
+    """Measure each fleet, print a table; 0 if every median is within its limits."""
+    arguments = _arguments()
+    os.sched_setaffinity(0, {machine.OTHER_CORE})
+    os.environ.update(WEB_WORKERS="1", LOG_LEVEL="INFO", LOG_FORMAT="json")
+    measured = {devices: _measure(devices, arguments.rounds) for devices in arguments.devices}
+    return 0 if _print(measured) else 1
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m loadtest.fan_out", description=__doc__)
+    sizes, rounds = list(LIMITS), 3
+    parser.add_argument("--devices", type=int, nargs="+", default=sizes, metavar="N", help="fleets (10000 100000)")
+    parser.add_argument("--rounds", type=int, default=rounds, metavar="N", help="how often each is measured (3)")
+    return parser.parse_args()
+
+
+def _measure(devices: int, rounds: int) -> list[FanOut]:
+    with tempfile.TemporaryDirectory(prefix="nexmdm-") as name:
+        folder = Path(name)
+        with ground.of_its_own(
+            folder, folder / "data", interval_seconds=120, commands_per_minute=0, answer_ms=ANSWER_MS
+        ) as place:
+            assert place.serving is not None
+            machine.pin(place.serving.child("dispatch"), machine.MEASURED_CORE)
+            ground.gather(place, devices, folder / "roster", lambda: None)
+            return [_fan_out(place, devices, number + 1) for number in range(rounds)]
+
+
+def _fan_out(place: Ground, devices: int, number: int) -> FanOut:
+    assert place.serving is not None
+    assert place.journal is not None
+    dispatcher = place.serving.child("dispatch")
+    with closing(JournalTail(place.journal)) as journal:
+        used, begun_at = machine.cpu_seconds_of(dispatcher), time.monotonic()
+        request_id = place.admin.post("/admin/command", COMMAND)["request_id"]
+        posted_at = time.monotonic()
+        _await_answers(place, request_id, devices)
+        ended_at = time.monotonic()
+        sends = [send for send in journal.sends() if send["request_id"] == request_id]
+    if (reached := len({send["push_token"] for send in sends})) != devices or len(sends) != devices:
+        raise RuntimeError(f"{len(sends)} pushes for {reached} of {devices} devices")
+    place.admin.post(f"/admin/commands/{request_id}/cancel")
+    handed_over = max(send["monotonic"] for send in sends) - begun_at
+    cores = (machine.cpu_seconds_of(dispatcher) - used) / (ended_at - begun_at)
+    sys.stderr.write(f"{devices:,} devices, round {number}: {handed_over:.2f} s, {devices / handed_over:,.0f}/s\n")
+    return FanOut(posted_at - begun_at, handed_over, ended_at - begun_at, cores)
+
+
+def _await_answers(place: Ground, request_id: str, devices: int) -> None:
+    """Return when FCM's answer to each push is recorded. Raises TimeoutError."""
+    deadline = time.monotonic() + GIVE_UP_SECONDS
+    while place.admin.command(request_id)["push"]["accepted"] < devices:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not all of {devices} pushes were accepted within {GIVE_UP_SECONDS} s")
+        time.sleep(_POLL_SECONDS * devices / min(LIMITS))
+
+
+def _print(measured: dict[int, list[FanOut]]) -> bool:
+    """Print medians with their spread; return whether those that have limits are within them."""
+    table = Table(title=f"One command to a fleet, FCM answers after {ANSWER_MS} ms: median (spread)")
+    for heading in ("devices", "POST", "all handed over", "pushes/s", "all recorded", "of its core", ""):
+        table.add_column(heading, justify="right")
+    held = {devices: _is_held(devices, rounds) for devices, rounds in measured.items()}
+    for devices, rounds in measured.items():
+        table.add_row(
+            f"{devices:,}",
+            f"{spread([one.posted for one in rounds], '.2f')} s",
+            f"{spread([one.handed_over for one in rounds], '.2f')} s",
+            spread([devices / one.handed_over for one in rounds], ",.0f"),
+            f"{spread([one.recorded for one in rounds], '.2f')} s",
+            f"{median(one.cores for one in rounds):.0%}",
+            "held" if held[devices] else "missed",
+        )
+    Console().print(table)
+    return all(held.values())
+
+
+def _is_held(devices: int, rounds: list[FanOut]) -> bool:
+    post, handed_over = LIMITS.get(devices, (float("inf"), float("inf")))
+    return median(one.posted for one in rounds) < post and median(one.handed_over for one in rounds) < handed_over
+
+
+if __name__ == "__main__":
+    sys.exit(main())
