@@ -54,36 +54,43 @@ class Sent:
     retry_in_seconds: float | None = None
 
 
-# The due rows come from delivery_push_due. An attempt that is still in flight when its delivery comes due again
-# belonged to a dispatcher that died: it is closed as unknown, for nobody will ever know.
+# Just after a command to a hundred thousand devices the planner knows nothing of them, so the statement leaves it no
+# choice: the rows are picked from delivery_push_due alone, in its order and no further than the limit, and attempts are
+# found by their delivery (`finished_at IS NULL` rather than `in_flight`, which has an index of its own). What was picked
+# but may not leave waits out the lease, so that it is in nobody's way. An attempt that is still open when its delivery
+# comes due again belonged to a dispatcher that died: it is closed as unknown, for nobody will ever know.
 _CLAIM: Final = """
-    WITH due AS (
-        SELECT delivery.id, delivery.attempt_count + 1 AS number, delivery.failure_count, device.push_token,
-            command.priority, command.id AS command_id, command.action, command.params, command.issued_at,
-            command.expires_at, device.id AS device_id, device.generation, device.command_key_id
-        FROM commands_delivery delivery
-        JOIN devices_device device ON device.id = delivery.device_id
-        JOIN commands_command command ON command.id = delivery.command_id
-        WHERE delivery.next_attempt_at <= now() AND delivery.state = 'pending' AND command.expires_at > now()
-            AND device.revoked_at IS NULL AND device.push_token IS NOT NULL AND device.push_token_dead_at IS NULL
-        ORDER BY delivery.next_attempt_at, delivery.id
+    WITH picked AS (
+        SELECT id, command_id, device_id, attempt_count + 1 AS number, failure_count
+        FROM commands_delivery
+        WHERE next_attempt_at <= now() AND state = 'pending' AND open_until - now() > interval '0'
+        ORDER BY next_attempt_at
         LIMIT %(limit)s
-        FOR NO KEY UPDATE OF delivery SKIP LOCKED
+        FOR NO KEY UPDATE SKIP LOCKED
+    ), due AS (
+        SELECT picked.id, picked.number, picked.failure_count, device.push_token, command.priority,
+            command.id AS command_id, command.action, command.params, command.issued_at, command.expires_at,
+            device.id AS device_id, device.generation, device.command_key_id,
+            command.expires_at > now() AND device.revoked_at IS NULL
+                AND device.push_token IS NOT NULL AND device.push_token_dead_at IS NULL AS may_leave
+        FROM picked
+        JOIN devices_device device ON device.id = picked.device_id
+        JOIN commands_command command ON command.id = picked.command_id
     ), orphaned AS (
         UPDATE commands_attempt attempt
         SET outcome = 'unknown', finished_at = now(), detail = %(orphaned)s
-        FROM due WHERE attempt.delivery_id = due.id AND attempt.outcome = 'in_flight'
+        FROM due WHERE attempt.delivery_id = due.id AND attempt.finished_at IS NULL
     ), leased AS (
         UPDATE commands_delivery delivery
-        SET next_attempt_at = now() + %(lease)s, attempt_count = due.number
+        SET next_attempt_at = now() + %(lease)s, attempt_count = attempt_count + due.may_leave::int
         FROM due WHERE delivery.id = due.id
     ), opened AS (
         INSERT INTO commands_attempt (delivery_id, number, outcome, fcm_error, message_id, detail, started_at)
-        SELECT id, number, 'in_flight', '', '', '', now() FROM due
+        SELECT id, number, 'in_flight', '', '', '', now() FROM due WHERE may_leave
     )
     SELECT id, number, failure_count, push_token, priority, extract(epoch FROM expires_at - now())::float8,
         device_id, generation, command_key_id, command_id, action, params, issued_at, expires_at
-    FROM due
+    FROM due WHERE may_leave
 """
 
 
@@ -101,7 +108,8 @@ def claim_due(limit: int) -> list[Claimed]:
     ]  # fmt: skip
 
 
-# Fenced on the attempt's number and on its being open: an answer after the lease has run out changes nothing.
+# Fenced on the attempt's number and on its being open: an answer after the lease has run out changes nothing. Each step
+# carries on what the next one needs, so that no two lists of the batch are joined: row by row, as the planner guesses.
 _RECORD: Final = """
     WITH sent AS (
         SELECT * FROM unnest(
@@ -110,32 +118,31 @@ _RECORD: Final = """
             %(retries)s::float8[]
         ) AS sent (delivery_id, number, outcome, http_status, fcm_error, message_id, latency_ms, detail, retry_in)
     ), mine AS (
-        SELECT delivery.id FROM commands_delivery delivery JOIN sent ON sent.delivery_id = delivery.id
+        SELECT sent.* FROM commands_delivery delivery JOIN sent ON sent.delivery_id = delivery.id
         WHERE delivery.attempt_count = sent.number
         ORDER BY delivery.id FOR NO KEY UPDATE OF delivery
     ), closed AS (
         UPDATE commands_attempt attempt
-        SET outcome = sent.outcome, http_status = sent.http_status, fcm_error = sent.fcm_error,
-            message_id = sent.message_id, latency_ms = sent.latency_ms, detail = sent.detail, finished_at = now()
-        FROM sent
-        WHERE attempt.delivery_id = sent.delivery_id AND attempt.number = sent.number AND attempt.outcome = 'in_flight'
-        RETURNING attempt.delivery_id
+        SET outcome = mine.outcome, http_status = mine.http_status, fcm_error = mine.fcm_error,
+            message_id = mine.message_id, latency_ms = mine.latency_ms, detail = mine.detail, finished_at = now()
+        FROM mine
+        WHERE attempt.delivery_id = mine.delivery_id AND attempt.number = mine.number AND attempt.finished_at IS NULL
+        RETURNING mine.delivery_id, mine.outcome, now() + mine.retry_in * interval '1 second' AS retry_at
     )
     UPDATE commands_delivery delivery
-    SET failure_count = failure_count + CASE WHEN sent.outcome IN ('retry_later', 'unknown') THEN 1 ELSE 0 END,
+    SET failure_count = failure_count + CASE WHEN closed.outcome IN ('retry_later', 'unknown') THEN 1 ELSE 0 END,
         push_state = CASE
-            WHEN sent.outcome = 'accepted' THEN 'accepted'
-            WHEN sent.retry_in IS NULL OR now() + sent.retry_in * interval '1 second' >= command.expires_at
+            WHEN closed.outcome = 'accepted' THEN 'accepted'
+            WHEN closed.retry_at IS NULL OR closed.retry_at >= command.expires_at
                 OR device.push_token IS NULL OR device.push_token_dead_at IS NOT NULL
                 THEN 'undeliverable'
             ELSE 'retrying' END,
         next_attempt_at = CASE
-            WHEN delivery.state = 'pending' AND now() + sent.retry_in * interval '1 second' < command.expires_at
+            WHEN delivery.state = 'pending' AND closed.retry_at < command.expires_at
                 AND device.push_token IS NOT NULL AND device.push_token_dead_at IS NULL
-                THEN now() + sent.retry_in * interval '1 second' END
-    FROM sent, mine, closed, commands_command command, devices_device device
-    WHERE device.id = delivery.device_id AND mine.id = sent.delivery_id AND closed.delivery_id = sent.delivery_id
-        AND delivery.id = sent.delivery_id AND command.id = delivery.command_id
+                THEN closed.retry_at END
+    FROM closed, commands_command command, devices_device device
+    WHERE delivery.id = closed.delivery_id AND device.id = delivery.device_id AND command.id = delivery.command_id
 """
 
 

@@ -32,6 +32,9 @@ LIVES_SECONDS: Final = (15, 60, 600)
 """What commands get as their time, at random: some are over before a fault is."""
 
 ANSWER_SECONDS: Final = 15
+KEPT_SECONDS: Final = 3
+"""How long an idle connection is kept: less than the 5 s after which a web worker closes it."""
+
 GIVE_UP_SECONDS: Final = 90
 PAUSE_SECONDS: Final = 0.25
 TARGET: Final = "/admin/command"
@@ -94,7 +97,7 @@ class Crowd:
         `settled` is asked once a second, for no longer than `patience` seconds.
         """
         timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS)
-        connector = aiohttp.TCPConnector(limit=200)
+        connector = aiohttp.TCPConnector(limit=200, keepalive_timeout=KEPT_SECONDS)
         async with aiohttp.ClientSession(timeout=timeout, connector=connector) as self._session:
             for member in self._members:
                 self._phones[member.push_token] = self._phone(member)

@@ -164,7 +164,10 @@ class DatabaseStops:
         failed = [one for one in exchanges if one.status != 200]
         inside = sum(any(gap.stopped_at - 1 <= one.ended_at <= gap.back_at for gap in self.gaps) for one in failed)
         tails = [
-            max((one.begun_at - gap.back_at for one in failed if gap.stopped_at < one.begun_at < until), default=0.0)
+            max(
+                (one.begun_at - gap.back_at for one in failed if one.begun_at > gap.stopped_at and one.ended_at < until),
+                default=0.0,
+            )
             for gap, until in zip(self.gaps, [*(gap.stopped_at for gap in self.gaps[1:]), float("inf")], strict=True)
         ]
         longest = max(max(tails, default=0.0), 0.0)
