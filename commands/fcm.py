@@ -15,7 +15,7 @@ from typing import Any, Final, Self
 
 import aiohttp
 import orjson
-from firebase_admin import credentials, messaging
+from firebase_admin import credentials
 from google.auth.exceptions import GoogleAuthError
 from google.auth.transport.requests import Request
 
@@ -30,7 +30,7 @@ class Push:
     """What goes to FCM for one phone: strings only, data only."""
 
     token: str
-    data: Mapping[str, str]
+    data: dict[str, str]
     priority: str
     ttl_seconds: int
 
@@ -137,12 +137,9 @@ class Sender:
 
 
 def encode(push: Push) -> bytes:
-    """Return the body of the HTTP v1 request."""
-    android = messaging.AndroidConfig(priority=push.priority, ttl=min(push.ttl_seconds, MAX_TTL_SECONDS))
-    message = messaging.Message(data=dict(push.data), android=android)
-    # Set afterwards: the constructor warns of the successor of `token`, a Firebase installation id, which nobody sends.
-    message.token = push.token
-    return f'{{"message":{message}}}'.encode()
+    """Return the body of the HTTP v1 request: what firebase_admin.messaging makes of such a message, in less time."""
+    android = {"priority": push.priority, "ttl": f"{min(push.ttl_seconds, MAX_TTL_SECONDS)}s"}
+    return orjson.dumps({"message": {"token": push.token, "data": push.data, "android": android}})
 
 
 def parse(status: int, headers: Mapping[str, str], body: bytes) -> Answer:

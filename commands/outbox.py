@@ -56,9 +56,9 @@ class Sent:
 
 # Just after a command to a hundred thousand devices the planner knows nothing of them, so the statement leaves it no
 # choice: the rows are picked from delivery_push_due alone, in its order and no further than the limit, and attempts are
-# found by their delivery (`finished_at IS NULL` rather than `in_flight`, which has an index of its own). What was picked
-# but may not leave waits out the lease, so that it is in nobody's way. An attempt that is still open when its delivery
-# comes due again belonged to a dispatcher that died: it is closed as unknown, for nobody will ever know.
+# found by their delivery (`finished_at IS NULL` rather than `in_flight`, which has an index of its own). What was
+# picked but may not leave waits out the lease, so that it is in nobody's way. An attempt that is still open when its
+# delivery comes due again belonged to a dispatcher that died: it is closed as unknown, for nobody will ever know.
 _CLAIM: Final = """
     WITH picked AS (
         SELECT id, command_id, device_id, attempt_count + 1 AS number, failure_count

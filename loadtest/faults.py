@@ -163,13 +163,7 @@ class DatabaseStops:
         del book, sends
         failed = [one for one in exchanges if one.status != 200]
         inside = sum(any(gap.stopped_at - 1 <= one.ended_at <= gap.back_at for gap in self.gaps) for one in failed)
-        tails = [
-            max(
-                (one.begun_at - gap.back_at for one in failed if one.begun_at > gap.stopped_at and one.ended_at < until),
-                default=0.0,
-            )
-            for gap, until in zip(self.gaps, [*(gap.stopped_at for gap in self.gaps[1:]), float("inf")], strict=True)
-        ]
+        tails = [self._tail(number, failed) for number in range(len(self.gaps))]
         longest = max(max(tails, default=0.0), 0.0)
         away = ", ".join(f"{gap.back_at - gap.stopped_at:.1f}" for gap in self.gaps)
         return [
@@ -180,6 +174,13 @@ class DatabaseStops:
                 "last failure after it was back", f"< {NORMAL_SECONDS} s", f"{longest:.1f} s", longest < NORMAL_SECONDS
             ),
         ]
+
+    def _tail(self, number: int, failed: Sequence[Exchange]) -> float:
+        """Return how long after it was back the last request began that failed before the next stop."""
+        gap = self.gaps[number]
+        until = self.gaps[number + 1].stopped_at if number + 1 < len(self.gaps) else float("inf")
+        begun = (one.begun_at for one in failed if one.begun_at > gap.stopped_at and one.ended_at < until)
+        return max((at - gap.back_at for at in begun), default=0.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,7 @@ from typing import Any, Final, Self
 
 import jwt
 import orjson
+import uvloop
 from aiohttp import web
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -271,7 +272,7 @@ class FcmStandin:
         self._flaky: Counter[str] = Counter()
         self._accepted = 0
         self._run_id = secrets.token_hex(8)
-        self._loop = asyncio.new_event_loop()
+        self._loop = uvloop.new_event_loop()
         self._closing = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="fcm-standin", daemon=True)
 
@@ -420,11 +421,11 @@ class FcmStandin:
         return Reply(word, body=body, message_id=message_id, delay_seconds=delay_seconds)
 
     async def _closes_within(self, seconds: float) -> bool:
-        try:
-            await asyncio.wait_for(self._closing.wait(), None if seconds == inf else seconds)
-        except TimeoutError:
-            return False
-        return True
+        if seconds == inf:
+            await self._closing.wait()
+        else:
+            await asyncio.sleep(seconds)
+        return self._closing.is_set()
 
     async def _token(self, request: web.Request) -> web.Response:
         if self.oauth_down:

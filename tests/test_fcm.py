@@ -1,12 +1,15 @@
 """The table of FCM's answers, row by row, through the real sender and a real socket; then what follows from many."""
 
+import json
+
 import pytest
 from django.core.management import call_command
 from django.db.models.functions import Now
+from firebase_admin import messaging
 
 from commands import circuit, retry
 from commands.circuit import Circuit, Pace
-from commands.fcm import parse
+from commands.fcm import MAX_TTL_SECONDS, Push, encode, parse
 from commands.models import Attempt, Delivery, Outcome
 from devices.models import Device
 from loadtest.fcm_standin import FcmStandin
@@ -144,6 +147,17 @@ def test_a_push_that_failed_goes_again_under_the_same_request_id(admin: Admin, f
     call_command("dispatch", once=True)
     assert len({send.request_id for send in fcm.journal.sends()}) == 1
     assert list(Attempt.objects.order_by("number").values_list("outcome", flat=True)) == ["retry_later", "accepted"]
+
+
+@pytest.mark.parametrize("priority", ["high", "normal"])
+@pytest.mark.parametrize("ttl_seconds", [0, 90, MAX_TTL_SECONDS, MAX_TTL_SECONDS + 1])
+def test_a_message_is_what_googles_own_library_makes_of_it(priority: str, ttl_seconds: int) -> None:
+    data = {"action": "message", "params": '{"title":"Café ✓"}'}
+    android = messaging.AndroidConfig(priority=priority, ttl=min(ttl_seconds, MAX_TTL_SECONDS))
+    expected = messaging.Message(data=data, android=android)
+    expected.token = "ok-1"  # The constructor warns of a successor to `token` that nobody sends.
+    body = json.loads(encode(Push("ok-1", data, priority, ttl_seconds)))
+    assert body == {"message": json.loads(str(expected))}
 
 
 @pytest.mark.parametrize("failures", range(12))
