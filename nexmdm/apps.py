@@ -1,6 +1,9 @@
 """The composing app: idempotent answers, audit, dispatchers seen, and the management commands."""
 
 from django.apps import AppConfig
+from django.core.checks import register
+
+from nexmdm import checks
 
 
 class NexmdmConfig(AppConfig):
@@ -8,3 +11,9 @@ class NexmdmConfig(AppConfig):
 
     name = "nexmdm"
     verbose_name = "NexMDM"
+
+    def ready(self) -> None:
+        """Have Django run our checks: the first before every command, all of them by `check --deploy`."""
+        register(checks.settings_in_force, checks.TAG)
+        register(checks.metrics_folder, checks.TAG, deploy=True)
+        register(checks.connections, checks.TAG, deploy=True)

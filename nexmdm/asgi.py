@@ -14,13 +14,14 @@ django.setup(set_prefix=False)
 import structlog  # noqa: E402
 from asgiref.sync import sync_to_async  # noqa: E402
 from django.contrib.staticfiles.handlers import ASGIStaticFilesHandler  # noqa: E402
-from django.core.exceptions import SuspiciousFileOperation  # noqa: E402
+from django.core.exceptions import ImproperlyConfigured, SuspiciousFileOperation  # noqa: E402
 from django.core.handlers.asgi import ASGIHandler  # noqa: E402
 from django.db import connections  # noqa: E402
 from django.http import FileResponse, Http404, HttpRequest, HttpResponse  # noqa: E402
 
 from devices import stopping  # noqa: E402
-from nexmdm import checkin, express, metrics  # noqa: E402
+from devices.database import unit  # noqa: E402
+from nexmdm import checkin, checks, express, metrics  # noqa: E402
 from nexmdm.express import Express  # noqa: E402
 from nexmdm.guard import App, Guard, Receive, Scope, Send  # noqa: E402
 from nexmdm.lean import LeanHandler  # noqa: E402
@@ -70,6 +71,11 @@ class Application:
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
+        try:
+            checks.refuse(await unit(checks.connections))
+        except ImproperlyConfigured as error:
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
         stopping.watch()
         _settle_memory()
         log.info("web.started", pid=os.getpid())
@@ -95,4 +101,5 @@ def _close_pools() -> None:
         connection.close_pool()
 
 
+checks.refuse([*checks.settings_in_force(), *checks.metrics_folder()])
 application: App = Timed(Guard(Application()))

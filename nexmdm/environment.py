@@ -6,9 +6,14 @@ import ipaddress
 import json
 import os
 import re
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from django.core.checks import Error
 from django.core.exceptions import ImproperlyConfigured
 from psycopg.conninfo import conninfo_to_dict
 
@@ -17,6 +22,32 @@ _YES: Final = {"true", "on", "yes", "1"}
 _NO: Final = {"false", "off", "no", "0"}
 _RATE: Final = re.compile(r"[1-9][0-9]*/[1-9]?[0-9]*[smhd]")
 _SERVICE_ACCOUNT_FIELDS: Final = ("project_id", "client_email", "private_key", "token_uri")
+_PLACEHOLDERS: Final = ("change", "insecure", "nxs_test_", "nxk_test_")
+_MAKE_ONE: Final = 'Make one with: python3 -c "import secrets; print(secrets.token_urlsafe(48))"'
+_TAKE_THE_FILE: Final = "Take the service account's JSON file from the Firebase console as it is, or base64 of it."
+
+
+class Fault(StrEnum):
+    """What keeps NexMDM from starting, by the id that the message begins with."""
+
+    DEBUG = "nexmdm.E001"
+    MISSING = "nexmdm.E002"
+    SHORT = "nexmdm.E003"
+    PLACEHOLDER = "nexmdm.E004"
+    SHARED = "nexmdm.E005"
+    MALFORMED = "nexmdm.E006"
+    FIREBASE = "nexmdm.E007"
+    CACHE = "nexmdm.E008"
+    CONNECTIONS = "nexmdm.E009"
+    METRICS_FOLDER = "nexmdm.E010"
+
+
+class Misconfigured(ImproperlyConfigured):
+    """A variable cannot be right. The text says which, why, and what to do; it never shows a secret."""
+
+    def __init__(self, fault: Fault, said: str, hint: str = 'README.md, "Settings", says what it may hold.') -> None:
+        super().__init__(f"({fault}) {said} {hint}")
+        self.check = Error(said, hint=hint, id=fault)
 
 
 def text(name: str, default: str = "") -> str:
@@ -28,7 +59,9 @@ def whole(name: str, default: int, *, minimum: int, maximum: int) -> int:
     """Return the integer `name`, within its bounds (inclusive)."""
     given = text(name, str(default))
     if not re.fullmatch(r"[0-9]{1,12}", given) or not minimum <= int(given) <= maximum:
-        raise ImproperlyConfigured(f"{name} must be a whole number from {minimum} to {maximum}, not {given!r}.")
+        raise Misconfigured(
+            Fault.MALFORMED, f"{name} must be a whole number from {minimum} to {maximum}, not {given!r}."
+        )
     return int(given)
 
 
@@ -36,7 +69,7 @@ def choice(name: str, default: str, allowed: tuple[str, ...]) -> str:
     """Return `name`, one of the words in `allowed`."""
     value = text(name, default)
     if value not in allowed:
-        raise ImproperlyConfigured(f"{name} must be one of {', '.join(allowed)}, not {value!r}.")
+        raise Misconfigured(Fault.MALFORMED, f"{name} must be one of {', '.join(allowed)}, not {value!r}.")
     return value
 
 
@@ -44,7 +77,7 @@ def flag(name: str, *, default: bool) -> bool:
     """Return a yes or no: true, on, yes, 1 or false, off, no, 0."""
     given = text(name).lower()
     if given and given not in _YES | _NO:
-        raise ImproperlyConfigured(f"{name} must be true or false, not {given!r}.")
+        raise Misconfigured(Fault.MALFORMED, f"{name} must be true or false, not {given!r}.")
     return given in _YES if given else default
 
 
@@ -52,7 +85,8 @@ def rate(name: str, default: str) -> str:
     """Return a rate as django-ratelimit writes it: `120/m`."""
     given = text(name, default)
     if not _RATE.fullmatch(given):
-        raise ImproperlyConfigured(f"{name} must look like 120/m (a number, a slash, s, m, h or d), not {given!r}.")
+        said = f"{name} must look like 120/m (a number, a slash, s, m, h or d), not {given!r}."
+        raise Misconfigured(Fault.MALFORMED, said)
     return given
 
 
@@ -60,7 +94,7 @@ def origin(name: str, default: str) -> str:
     """Return a scheme and host, as `https://fcm.googleapis.com`."""
     given = text(name, default).rstrip("/")
     if not re.fullmatch(r"https?://[A-Za-z0-9.:\[\]-]+", given):
-        raise ImproperlyConfigured(f"{name} must be a scheme and a host such as {default}, not {given!r}.")
+        raise Misconfigured(Fault.MALFORMED, f"{name} must be a scheme and a host such as {default}, not {given!r}.")
     return given
 
 
@@ -74,7 +108,17 @@ def networks(name: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
     try:
         return [ipaddress.ip_network(part) for part in names(name, [])]
     except ValueError as error:
-        raise ImproperlyConfigured(f"{name} must list addresses or networks such as 10.0.0.0/8: {error}.") from error
+        said = f"{name} must list addresses or networks such as 10.0.0.0/8: {error}."
+        raise Misconfigured(Fault.MALFORMED, said) from error
+
+
+def folder(name: str) -> str:
+    """Return the path of a folder that exists and can be written to, or nothing if it is not set."""
+    path = text(name)
+    if path and not (Path(path).is_dir() and os.access(path, os.W_OK | os.X_OK)):
+        said = f"{name} names no folder that this process can write to: {path}."
+        raise Misconfigured(Fault.METRICS_FOLDER, said, "Make it, empty, before the start.")
+    return path
 
 
 def secret(name: str, generated: dict[str, str] | None) -> str:
@@ -86,21 +130,29 @@ def secret(name: str, generated: dict[str, str] | None) -> str:
     if not value and generated is not None:
         value = generated.get(name, "")
     if not value:
-        raise ImproperlyConfigured(f"{name} is not set. With DATABASE_URL every secret comes from the environment.")
-    return _checked(name, value)
+        said = f"{name} is not set. With DATABASE_URL every secret comes from the environment."
+        raise Misconfigured(Fault.MISSING, said, _MAKE_ONE)
+    return sound_secret(name, value)
+
+
+def optional_secret(name: str) -> str:
+    """Return a secret of at least 32 characters, or nothing if it is not set."""
+    value = text(name)
+    return value and sound_secret(name, value)
 
 
 def previous_secrets(name: str) -> list[str]:
     """Return the secrets that are on their way out (comma-separated), oldest last."""
-    return [_checked(name, value) for value in names(name, [])]
+    return [sound_secret(name, value) for value in names(name, [])]
 
 
-def _checked(name: str, value: str) -> str:
+def sound_secret(name: str, value: str) -> str:
+    """Return a secret that is long enough and no placeholder. Raises Misconfigured."""
     if len(value) < MINIMUM_SECRET_LENGTH:
-        hint = 'Make one with: python3 -c "import secrets; print(secrets.token_urlsafe(48))"'
-        raise ImproperlyConfigured(f"{name} is shorter than {MINIMUM_SECRET_LENGTH} characters. {hint}")
-    if len(set(value)) < 8 or "change" in value.lower() or "insecure" in value.lower():
-        raise ImproperlyConfigured(f"{name} looks like a placeholder. Set it to a random value of your own.")
+        said = f"{name} is shorter than {MINIMUM_SECRET_LENGTH} characters."
+        raise Misconfigured(Fault.SHORT, said, _MAKE_ONE)
+    if len(set(value)) < 8 or any(word in value.lower() for word in _PLACEHOLDERS):
+        raise Misconfigured(Fault.PLACEHOLDER, f"{name} looks like a placeholder or an example.", _MAKE_ONE)
     return value
 
 
@@ -108,13 +160,14 @@ def database(url: str) -> dict[str, Any]:
     """Return Django's settings for a libpq URL (`postgresql://user:password@host:port/name?sslmode=require`)."""
     try:
         parts = conninfo_to_dict(url)
-    except Exception as error:
-        raise ImproperlyConfigured("DATABASE_URL is not a URL like postgresql://user:password@host/name.") from error
+    except Exception:  # noqa: BLE001  (whatever psycopg says of it, it may quote the password)
+        said = "DATABASE_URL is not a URL like postgresql://user:password@host/name."
+        raise Misconfigured(Fault.MALFORMED, said) from None
     known = {"dbname": "NAME", "user": "USER", "password": "PASSWORD", "host": "HOST", "port": "PORT"}
     settings: dict[str, Any] = {known[key]: str(value) for key, value in parts.items() if key in known}
     settings["OPTIONS"] = {key: value for key, value in parts.items() if key not in known}
     if not settings.get("NAME"):
-        raise ImproperlyConfigured("DATABASE_URL names no database: add /name after the host.")
+        raise Misconfigured(Fault.MALFORMED, "DATABASE_URL names no database.", "Add /name after the host.")
     return settings
 
 
@@ -132,15 +185,20 @@ def firebase_service_account() -> dict[str, str] | None:
         return None
     account = _parse_account(name, given)
     if missing := [field for field in _SERVICE_ACCOUNT_FIELDS if not isinstance(account.get(field), str)]:
-        raise ImproperlyConfigured(f"{name} is not a service account: it lacks {', '.join(missing)}.")
+        raise Misconfigured(Fault.FIREBASE, f"{name} lacks {', '.join(missing)}.", _TAKE_THE_FILE)
+    if account.get("type") != "service_account":
+        raise Misconfigured(Fault.FIREBASE, f'{name} is not of the type "service_account".', _TAKE_THE_FILE)
+    if not _is_private_key(account["private_key"]):
+        raise Misconfigured(Fault.FIREBASE, f"The private_key in {name} is not a whole RSA key.", _TAKE_THE_FILE)
     return account
 
 
 def _read(name: str, path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ImproperlyConfigured(f"{name} names a file that cannot be read: {path}.") from error
+    except (OSError, UnicodeDecodeError):
+        said = f"{name} names a file that cannot be read: {path}."
+        raise Misconfigured(Fault.FIREBASE, said, "Let the account that runs NexMDM read it.") from None
 
 
 def _parse_account(name: str, given: str) -> dict[str, str]:
@@ -150,5 +208,12 @@ def _parse_account(name: str, given: str) -> dict[str, str]:
     except (binascii.Error, ValueError):
         account = None
     if not isinstance(account, dict):
-        raise ImproperlyConfigured(f"{name} is neither JSON nor base64 of JSON.")
+        raise Misconfigured(Fault.FIREBASE, f"{name} is neither JSON nor base64 of JSON.", _TAKE_THE_FILE)
     return account
+
+
+def _is_private_key(pem: str) -> bool:
+    try:
+        return isinstance(load_pem_private_key(pem.encode(), password=None), RSAPrivateKey)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return False

@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from django.core.exceptions import ImproperlyConfigured
-
 from nexmdm import embedded, environment, local_secrets, logs
+from nexmdm.environment import Fault, Misconfigured
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 DATA_DIR = Path(environment.text("NEXMDM_DATA_DIR", str(BASE_DIR / ".nexmdm"))).expanduser().resolve()
@@ -26,7 +25,8 @@ COMMAND_SIGNING_KEYS = [
     *environment.previous_secrets("COMMAND_SIGNING_KEY_PREVIOUS"),
 ]
 if set(ADMIN_KEYS) & set(HMAC_SECRETS):
-    raise ImproperlyConfigured("ADMIN_KEY and HMAC_SECRET must differ: the key travels with each request.")
+    said = "ADMIN_KEY and HMAC_SECRET are the same, and the key travels with each request."
+    raise Misconfigured(Fault.SHARED, said, "Give them different values.")
 
 FIREBASE_SERVICE_ACCOUNT = environment.firebase_service_account()
 FCM_BASE_URL = environment.origin("FCM_BASE_URL", "https://fcm.googleapis.com")
@@ -45,7 +45,9 @@ AUTH_FAILURE_RATE_LIMIT = environment.rate("AUTH_FAILURE_RATE_LIMIT", "60/m")
 RETENTION_DAYS = environment.whole("RETENTION_DAYS", 90, minimum=1, maximum=3650)
 BCRYPT_ROUNDS = environment.whole("BCRYPT_ROUNDS", 10, minimum=4, maximum=16)
 API_DOCS = environment.flag("API_DOCS", default=EMBEDDED)
-METRICS_TOKEN = environment.text("METRICS_TOKEN")
+METRICS_TOKEN = environment.optional_secret("METRICS_TOKEN")
+# Read by prometheus_client itself: where the processes of one machine add up their metrics.
+PROMETHEUS_MULTIPROC_DIR = environment.folder("PROMETHEUS_MULTIPROC_DIR")
 LOG_LEVEL = environment.choice("LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR"))
 LOG_FORMAT = environment.choice("LOG_FORMAT", "json", ("json", "console"))
 
@@ -133,6 +135,8 @@ AUTH_PASSWORD_VALIDATORS = [
 SESSION_COOKIE_AGE = 12 * 3600
 # On the embedded default the site is http on loopback, where a Secure cookie would never come back.
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = not EMBEDDED
+# HSTS and the redirect to https are the proxy's, which holds the certificate (docs/operations/proxy.md).
+SILENCED_SYSTEM_CHECKS = ["security.W004", "security.W008"]
 
 LOGGING_CONFIG = None
 logs.configure(level=LOG_LEVEL, style=LOG_FORMAT)

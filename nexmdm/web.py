@@ -1,4 +1,7 @@
-"""One web worker on a listening socket that its parent opened: `python -m nexmdm.web`, NEXMDM_LISTEN_FD its number."""
+"""One web worker: `python -m nexmdm.web`, on HOST and PORT, or on a socket that its parent opened and listens on.
+
+NEXMDM_LISTEN_FD is the number of that socket, which workers may share: serve passes it on, and so can systemd.
+"""
 
 import os
 import socket
@@ -6,6 +9,8 @@ import sys
 from typing import Final
 
 import uvicorn
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
 
 from nexmdm import lifeline
 
@@ -13,14 +18,46 @@ VARIABLE: Final = "NEXMDM_LISTEN_FD"
 BACKLOG: Final = 2048
 
 
+class CannotListen(RuntimeError):
+    """HOST and PORT cannot be listened on; the text says why."""
+
+
 def main() -> None:
-    """Serve until SIGTERM; requests in flight are then answered."""
-    listener = socket.socket(fileno=int(os.environ.pop(VARIABLE)))
-    server = uvicorn.Server(_config())
-    lifeline.watch()
-    server.run(sockets=[listener])
+    """Serve until SIGTERM; requests in flight are then answered. What keeps it from starting is one line."""
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "nexmdm.settings")
+    try:
+        descriptor = os.environ.pop(VARIABLE, "")
+        listener = socket.socket(fileno=int(descriptor)) if descriptor else listen()
+        server = uvicorn.Server(_config())
+        lifeline.watch()
+        server.run(sockets=[listener])
+    except (ImproperlyConfigured, CannotListen) as error:
+        sys.exit(str(error))
     if not server.started:
         sys.exit(1)
+
+
+def listen() -> socket.socket:
+    """Open a socket that listens on HOST and PORT. Raises CannotListen."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.HOST, settings.PORT, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise CannotListen(_why(error)) from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise CannotListen(_why(error)) from error
+    return listener
+
+
+def _why(error: OSError) -> str:
+    return f"Cannot listen on HOST {settings.HOST}, PORT {settings.PORT}: {error.strerror}. Set another one."
 
 
 def _config() -> uvicorn.Config:

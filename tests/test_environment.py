@@ -2,14 +2,21 @@
 
 import base64
 import json
+import traceback
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 
+from loadtest.fcm_standin import FcmStandin
 from nexmdm import environment
+from nexmdm.environment import Fault, Misconfigured
 
 GOOD = "a-Secret-of-more-than-32-characters-0123"
-ACCOUNT = {"project_id": "p", "client_email": "e", "private_key": "k", "token_uri": "u"}
+ACCOUNT = {
+    "type": "service_account", "project_id": "p", "client_email": "e", "private_key": "do-not-show", "token_uri": "u"
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("value", [GOOD, "$" + GOOD, f"{GOOD}=", f'"{GOOD}"', f"${{{GOOD}}}"])
@@ -18,32 +25,86 @@ def test_a_secret_is_taken_letter_by_letter(monkeypatch: pytest.MonkeyPatch, val
     assert environment.secret("ADMIN_KEY", {"ADMIN_KEY": "the generated one"}) == value
 
 
-@pytest.mark.parametrize("value", ["", "Zx9-too-small", "x" * 40, "please-change-me-please-change-me-please"])
+@pytest.mark.parametrize(
+    ("value", "fault"),
+    [
+        ("", Fault.MISSING),
+        ("Zx9-too-small", Fault.SHORT),
+        ("x" * 40, Fault.PLACEHOLDER),
+        ("please-change-me-please-change-me-please", Fault.PLACEHOLDER),
+        ("nxs_test_Zm9vYmFyYmF6cXV4MDEyMzQ1Njc4OWFiY2RlZg", Fault.PLACEHOLDER),
+    ],
+)
 def test_a_missing_short_or_placeholder_secret_stops_the_start_without_being_shown(
-    monkeypatch: pytest.MonkeyPatch, value: str
+    monkeypatch: pytest.MonkeyPatch, value: str, fault: Fault
 ) -> None:
     monkeypatch.setenv("ADMIN_KEY", value)
-    with pytest.raises(ImproperlyConfigured) as refused:
+    with pytest.raises(Misconfigured, match=rf"^\({fault}\) ADMIN_KEY .* Make one with: ") as refused:
         environment.secret("ADMIN_KEY", None)
-    assert "ADMIN_KEY" in str(refused.value)
     assert not value or value not in str(refused.value)
 
 
+@pytest.mark.parametrize("name", ["ADMIN_KEY_PREVIOUS", "SECRET_KEY_FALLBACKS"])
+def test_a_secret_on_its_way_out_is_as_long_as_any(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, f"{GOOD}, {GOOD[::-1]}")
+    assert environment.previous_secrets(name) == [GOOD, GOOD[::-1]]
+    monkeypatch.setenv(name, f"{GOOD},short")
+    with pytest.raises(Misconfigured, match=Fault.SHORT):
+        environment.previous_secrets(name)
+
+
+def test_the_token_of_the_metrics_may_be_missing_but_not_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("METRICS_TOKEN", raising=False)
+    assert environment.optional_secret("METRICS_TOKEN") == ""
+    monkeypatch.setenv("METRICS_TOKEN", GOOD)
+    assert environment.optional_secret("METRICS_TOKEN") == GOOD
+    monkeypatch.setenv("METRICS_TOKEN", "short")
+    with pytest.raises(Misconfigured, match=Fault.SHORT):
+        environment.optional_secret("METRICS_TOKEN")
+
+
 @pytest.mark.parametrize("encode", [str, lambda text: base64.b64encode(text.encode()).decode()])
-def test_a_service_account_is_json_or_base64_of_it(monkeypatch: pytest.MonkeyPatch, encode: object) -> None:
-    assert callable(encode)
-    monkeypatch.setenv("FIREBASE_SERVICE_ACCOUNT_JSON", encode(json.dumps(ACCOUNT)))
-    assert environment.firebase_service_account() == ACCOUNT
+def test_a_service_account_is_json_or_base64_of_it(
+    monkeypatch: pytest.MonkeyPatch, fcm: FcmStandin, encode: Callable[[str], str]
+) -> None:
+    account = fcm.service_account()
+    monkeypatch.setenv("FIREBASE_SERVICE_ACCOUNT_JSON", encode(json.dumps(account)))
+    assert environment.firebase_service_account() == account
 
 
-@pytest.mark.parametrize("value", ["{", "[]", "%%%", json.dumps({"private_key": "do-not-show"})])
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("{", "neither JSON nor base64"),
+        ("[]", "neither JSON nor base64"),
+        ("%%%", "neither JSON nor base64"),
+        (json.dumps({"private_key": "do-not-show"}), "lacks project_id, client_email, token_uri"),
+        (json.dumps(ACCOUNT | {"type": "authorized_user"}), "not of the type"),
+        (json.dumps(ACCOUNT), "private_key .* is not a whole RSA key"),
+    ],
+)
 def test_a_malformed_service_account_is_refused_without_being_shown(
-    monkeypatch: pytest.MonkeyPatch, value: str
+    monkeypatch: pytest.MonkeyPatch, value: str, reason: str
 ) -> None:
     monkeypatch.setenv("FIREBASE_SERVICE_ACCOUNT_JSON", value)
-    with pytest.raises(ImproperlyConfigured, match="FIREBASE_SERVICE_ACCOUNT_JSON") as refused:
+    with pytest.raises(Misconfigured, match=rf"^\({Fault.FIREBASE}\) .*{reason}") as refused:
         environment.firebase_service_account()
-    assert "do-not-show" not in str(refused.value)
+    assert "FIREBASE_SERVICE_ACCOUNT_JSON" in str(refused.value)
+    assert "do-not-show" not in "".join(traceback.format_exception(refused.value))
+
+
+@pytest.mark.parametrize("broken", [lambda key: key[:-80], lambda key: key.replace("\n", "\\n")])
+def test_a_key_that_suffered_on_its_way_is_refused_without_being_shown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fcm: FcmStandin, broken: Callable[[str], str]
+) -> None:
+    account = fcm.service_account()
+    account["private_key"] = broken(account["private_key"])
+    file = tmp_path / "account.json"
+    file.write_text(json.dumps(account))
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(file))
+    with pytest.raises(Misconfigured, match=Fault.FIREBASE) as refused:
+        environment.firebase_service_account()
+    assert account["private_key"][60:90] not in "".join(traceback.format_exception(refused.value))
 
 
 @pytest.mark.parametrize(
@@ -75,3 +136,20 @@ def test_a_database_url_is_read_as_libpq_does() -> None:
     }
     with pytest.raises(ImproperlyConfigured, match="names no database"):
         environment.database("postgresql://nex@db.example")
+
+
+def test_a_database_url_that_is_none_is_not_shown() -> None:
+    url = "postgres:/nex:p4ss" + "word@db.example/fleet"
+    with pytest.raises(Misconfigured, match=Fault.MALFORMED) as refused:
+        environment.database(url)
+    assert "p4ssword" not in "".join(traceback.format_exception(refused.value))
+
+
+def test_the_folder_of_the_metrics_is_there_or_the_start_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    assert environment.folder("PROMETHEUS_MULTIPROC_DIR") == str(tmp_path)
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path / "missing"))
+    with pytest.raises(Misconfigured, match=Fault.METRICS_FOLDER):
+        environment.folder("PROMETHEUS_MULTIPROC_DIR")

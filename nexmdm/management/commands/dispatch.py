@@ -10,14 +10,14 @@ from typing import Any
 import structlog
 import uvloop
 from django.conf import settings
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import BaseCommand
 from prometheus_client import start_http_server
 
 from commands import fcm, outbox, queue, retention
 from commands.dispatcher import SLOTS, Chore, Dispatcher
 from devices import credentials, push_tokens
 from devices.database import unit
-from nexmdm import audit, counters, dispatchers, idempotency, lifeline
+from nexmdm import audit, checks, counters, dispatchers, idempotency, lifeline
 
 log = structlog.get_logger()
 
@@ -38,6 +38,7 @@ class Command(BaseCommand):
 
     def handle(self, *_: object, metrics_port: int | None, once: bool, **__: Any) -> None:
         """Run the dispatcher."""
+        checks.refuse(checks.connections())
         if metrics_port is not None:
             start_http_server(metrics_port, addr="127.0.0.1")
         uvloop.run(_run(once=once))
@@ -47,7 +48,9 @@ async def _run(*, once: bool) -> None:
     async with AsyncExitStack() as stack:
         sender = None
         if settings.FIREBASE_SERVICE_ACCOUNT is not None:
-            sender = await stack.enter_async_context(_sender(settings.FIREBASE_SERVICE_ACCOUNT))
+            sender = await stack.enter_async_context(
+                fcm.Sender(settings.FIREBASE_SERVICE_ACCOUNT, settings.FCM_BASE_URL, connections=SLOTS)
+            )
         chores: list[Chore] = []
         dispatcher = Dispatcher(sender, per_second=settings.FCM_MAX_PER_SECOND, chores=chores)
         chores += _chores(dispatcher)
@@ -62,14 +65,6 @@ async def _run(*, once: bool) -> None:
         await dispatcher.run()
         await unit(dispatchers.leave)
     log.info("dispatch.stopped", name=dispatchers.NAME)
-
-
-def _sender(account: dict[str, str]) -> fcm.Sender:
-    try:
-        return fcm.Sender(account, settings.FCM_BASE_URL, connections=SLOTS)
-    except ValueError as error:
-        # The library's own message would quote the key.
-        raise CommandError("The Firebase service account cannot be used: its private_key is not a key.") from error
 
 
 def _chores(dispatcher: Dispatcher) -> list[Chore]:

@@ -1,6 +1,5 @@
 """manage.py serve: everything with one command: PostgreSQL where none is given, migrations, web, dispatcher."""
 
-import http.client
 import os
 import shlex
 import shutil
@@ -19,15 +18,15 @@ from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError
 from django.db import connections
 
-from nexmdm import embedded, keeper, supervisor, web
+from nexmdm import checks, embedded, keeper, probe, supervisor, web
 from nexmdm.supervisor import Child, Postgres, StopRequest, Team
+from nexmdm.web import CannotListen
 
 log = structlog.get_logger()
 
 _PORT_WAIT_SECONDS: Final = 25
 _READY_SECONDS: Final = 90
 _PAUSE_SECONDS: Final = 0.1
-_LOOPBACK: Final = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}  # noqa: S104
 _NAMED_IN_COMMANDS: Final = ("NEXMDM_DATA_DIR", "HOST", "PORT")
 
 
@@ -69,11 +68,10 @@ class Command(BaseCommand):
     def _listen(self, *, patiently: bool) -> socket.socket:
         """Open the listening socket. `patiently`: the children of a killed serve may hold the port a moment longer."""
         try:
-            return _bound()
-        except OSError as error:
+            return web.listen()
+        except CannotListen as error:
             if not patiently:
-                where = f"HOST {settings.HOST}, PORT {settings.PORT}"
-                raise CommandError(f"Cannot listen on {where}: {error.strerror}. Set another one.") from error
+                raise CommandError(str(error)) from error
         self._say(f"Waiting for port {settings.PORT}, which the previous serve may still hold …")
         _wait_until_bindable(time.monotonic() + _PORT_WAIT_SECONDS)
         return self._listen(patiently=False)
@@ -81,8 +79,9 @@ class Command(BaseCommand):
     def _becomes_ready(self, team: Team, listener: socket.socket, stop: StopRequest) -> bool:
         """Wait until /readyz answers 200; CommandError where it never does. False when stopped before."""
         deadline = time.monotonic() + _READY_SECONDS
+        host, port = listener.getsockname()[:2]
         while not stop:
-            if (answer := _readiness(listener)) == "200":
+            if (answer := probe.status(host, port, "/readyz")) == "200":
                 return True
             team.tend()
             if team.lost:
@@ -99,29 +98,15 @@ class Command(BaseCommand):
 
 def _wait_until_bindable(deadline: float) -> None:
     while time.monotonic() < deadline:
-        with suppress(OSError):
-            _bound().close()
+        with suppress(CannotListen):
+            web.listen().close()
             return
         time.sleep(_PAUSE_SECONDS)
 
 
-def _bound() -> socket.socket:
-    family, kind, protocol, _, address = socket.getaddrinfo(
-        settings.HOST, settings.PORT, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(web.BACKLOG)
-    except OSError:
-        listener.close()
-        raise
-    return listener
-
-
 def _migrate() -> None:
     call_command("migrate", verbosity=0, interactive=False, skip_checks=False)
+    checks.refuse(checks.connections())
     connections.close_all()
     connections["default"].close_pool()  # type: ignore[attr-defined]
 
@@ -151,27 +136,9 @@ def _fresh(folder: Path) -> Path:
     return folder
 
 
-def _readiness(listener: socket.socket) -> str:
-    """Return the status of /readyz, or why there is none."""
-    host, port = listener.getsockname()[:2]
-    connection = http.client.HTTPConnection(_LOOPBACK.get(host, host), port, timeout=5)
-    try:
-        connection.request("GET", "/readyz", headers={"Host": f"{_accepted_host()}:{port}"})
-        return str(connection.getresponse().status)
-    except (OSError, http.client.HTTPException) as error:
-        return str(error)
-    finally:
-        connection.close()
-
-
-def _accepted_host() -> str:
-    first = settings.ALLOWED_HOSTS[0] if settings.ALLOWED_HOSTS else "localhost"
-    return "localhost" if first == "*" else first.removeprefix(".")
-
-
 def _welcome(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
-    host = _LOOPBACK.get(host, host)
+    host = probe.LOOPBACK.get(host, host)
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     command = _command_line(port)
     lines = [f"NexMDM is ready: {address}", *_facts(address, command), "", "Ctrl-C stops everything."]

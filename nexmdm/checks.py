@@ -1,0 +1,123 @@
+"""What must be right before anything is served: the settings in force, and room for our connections in PostgreSQL.
+
+(What a variable alone cannot hold is refused earlier, when the settings are read: nexmdm/environment.py.)
+"""
+
+import multiprocessing
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+import structlog
+from django.conf import settings
+from django.core.cache import caches
+from django.core.cache.backends.db import DatabaseCache
+from django.core.cache.backends.dummy import DummyCache
+from django.core.cache.backends.filebased import FileBasedCache
+from django.core.cache.backends.locmem import LocMemCache
+from django.core.checks import ERROR, CheckMessage, Error, Warning  # noqa: A004
+from django.core.exceptions import ImproperlyConfigured
+from django.db import InterfaceError, OperationalError
+
+from devices import database
+from nexmdm.environment import Fault, Misconfigured, sound_secret
+
+log = structlog.get_logger()
+
+TAG: Final = "nexmdm"
+UNCHECKED_CONNECTIONS: Final = "nexmdm.W001"
+
+COMMAND_CONNECTIONS: Final = 3
+"""Kept for management commands, a backup, and a person with psql."""
+
+_ALLOWED_CONNECTIONS: Final = """
+    SELECT least(
+        current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+            - coalesce(current_setting('reserved_connections', true)::int, 0),
+        (SELECT nullif(rolconnlimit, -1) FROM pg_roles WHERE rolname = current_user),
+        (SELECT nullif(datconnlimit, -1) FROM pg_database WHERE datname = current_database())
+    )
+"""
+
+
+def settings_in_force(**_: Any) -> list[CheckMessage]:
+    """Check DEBUG, the secrets, and the cache, which settings of one's own may have set without our environment."""
+    return [*_debug(), *_secrets(), *_cache()]
+
+
+def metrics_folder(**_: Any) -> list[CheckMessage]:
+    """Check that several web processes have a folder in which their metrics add up."""
+    several = settings.WEB_WORKERS > 1 or multiprocessing.parent_process() is not None
+    if settings.PROMETHEUS_MULTIPROC_DIR or not several:
+        return []
+    return [
+        Error(
+            "There is more than one web worker, and no PROMETHEUS_MULTIPROC_DIR: /metrics would show one of them.",
+            hint="Set it to an empty folder that the workers share. (`manage.py serve` makes one of its own.)",
+            id=Fault.METRICS_FOLDER,
+        )
+    ]
+
+
+def connections(**_: Any) -> list[CheckMessage]:
+    """Check that PostgreSQL has room for every pool of this machine, filled. Costs one statement."""
+    try:
+        (allowed,) = database.row(_ALLOWED_CONNECTIONS)
+    except (OperationalError, InterfaceError):
+        said = "The database cannot be reached, so that its max_connections was not compared with our pools."
+        return [Warning(said, hint="Start it, then check again.", id=UNCHECKED_CONNECTIONS)]
+    finally:
+        database.release()
+    pool, workers = settings.DATABASE_POOL_SIZE, settings.WEB_WORKERS
+    # The admin site takes its connections from the pool of the worker that serves it.
+    needed = workers * pool + pool + 1 + COMMAND_CONNECTIONS
+    if needed <= allowed:
+        return []
+    return [
+        Error(
+            f"PostgreSQL allows us {allowed} connections, and we may want {needed}: {workers} web workers × {pool}, "
+            f"{pool} of a dispatcher and one on which it listens, {COMMAND_CONNECTIONS} for commands.",
+            hint="Lower WEB_WORKERS or DATABASE_POOL_SIZE, or raise max_connections (or our role's limit).",
+            id=Fault.CONNECTIONS,
+        )
+    ]
+
+
+def refuse(found: Iterable[CheckMessage]) -> None:
+    """Raise ImproperlyConfigured, with a line for each error that was found; log what is only a warning."""
+    found = list(found)
+    for message in found:
+        if message.level < ERROR:
+            log.warning("start.unchecked", id=message.id, detail=message.msg)
+    if wrong := [f"({message.id}) {message.msg} {message.hint}" for message in found if message.level >= ERROR]:
+        raise ImproperlyConfigured("\n".join(wrong))
+
+
+def _debug() -> Iterator[CheckMessage]:
+    if settings.DEBUG:
+        hint = "Set it to False: it shows settings and source to whoever provokes an error."
+        yield Error("DEBUG is on.", hint=hint, id=Fault.DEBUG)
+
+
+def _secrets() -> Iterator[CheckMessage]:
+    secrets = {
+        "SECRET_KEY": [settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS],
+        "ADMIN_KEY": settings.ADMIN_KEYS,
+        "HMAC_SECRET": settings.HMAC_SECRETS,
+        "COMMAND_SIGNING_KEY": settings.COMMAND_SIGNING_KEYS,
+    }
+    for name, values in secrets.items():
+        for value in values:
+            try:
+                sound_secret(name, value)
+            except Misconfigured as error:
+                yield error.check
+
+
+def _cache() -> Iterator[CheckMessage]:
+    if isinstance(caches["default"], LocMemCache | DummyCache | FileBasedCache | DatabaseCache):
+        kind = type(caches["default"]).__name__
+        yield Error(
+            f"The default cache is a {kind}, which does not count exactly across processes: no rate limit would hold.",
+            hint="Leave CACHES as nexmdm/settings.py has it.",
+            id=Fault.CACHE,
+        )

@@ -1,0 +1,45 @@
+"""Ask the web process of this machine how it is: `python -m nexmdm.probe /healthz`, for a container's health check.
+
+The exit status is 0 if the answer is 200. The Host header is one that ALLOWED_HOSTS lets in.
+"""
+
+import http.client
+import os
+import sys
+from typing import Final
+
+from django.conf import settings
+
+LOOPBACK: Final = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}  # noqa: S104
+"""Where a server that listens on every address is reached from this machine."""
+
+_SECONDS: Final = 5
+
+
+def main() -> None:
+    """Ask for the path that the command line names, and exit with what came of it."""
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "nexmdm.settings")
+    answer = status(settings.HOST, settings.PORT, *sys.argv[1:2])
+    if answer != "200":
+        sys.exit(answer)
+
+
+def status(host: str, port: int, path: str = "/healthz") -> str:
+    """Return the status of the answer, or why there is none."""
+    connection = http.client.HTTPConnection(LOOPBACK.get(host, host), port, timeout=_SECONDS)
+    try:
+        connection.request("GET", path, headers={"Host": f"{_accepted_host()}:{port}"})
+        return str(connection.getresponse().status)
+    except (OSError, http.client.HTTPException) as error:
+        return str(error)
+    finally:
+        connection.close()
+
+
+def _accepted_host() -> str:
+    first = settings.ALLOWED_HOSTS[0] if settings.ALLOWED_HOSTS else "localhost"
+    return "localhost" if first == "*" else first.removeprefix(".")
+
+
+if __name__ == "__main__":
+    main()

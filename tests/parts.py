@@ -1,0 +1,54 @@
+"""Parts of NexMDM as processes of their own, the way production starts them."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from nexmdm import web
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+STOP_SECONDS: Final = 30
+
+
+def run(*argv: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a Python program of ours to its end, with these variables added to the environment."""
+    return subprocess.run(
+        [sys.executable, *argv],
+        env={**os.environ, **variables},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@contextmanager
+def web_worker(listener: socket.socket, variables: Mapping[str, str]) -> Iterator[None]:
+    """Run a web worker on a socket that listens already: who connects before it is ready waits."""
+    descriptor = listener.fileno()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nexmdm.web"],
+        env={**os.environ, **variables, web.VARIABLE: str(descriptor)},
+        cwd=ROOT,
+        pass_fds=[descriptor],
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGTERM)
+        # uvicorn lets go of everything first, then ends by the signal itself.
+        assert process.wait(STOP_SECONDS) == -signal.SIGTERM
+
+
+def address(listener: socket.socket) -> str:
+    """Return the URL of a socket that listens."""
+    host, port = listener.getsockname()
+    return f"http://{host}:{port}"

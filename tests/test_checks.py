@@ -1,0 +1,165 @@
+"""What would be wrong to run is refused, with an id and a hint, by `check --deploy` and by every way to start."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from django.conf import settings as django_settings
+from django.core.checks import CheckMessage
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management import call_command
+from django.db import OperationalError, connection
+from pytest_django import Settings
+
+from loadtest.serving import MANAGE
+from nexmdm import checks, embedded
+from nexmdm.environment import Fault
+from tests import parts
+
+SECRET: Final = "a-Secret-of-more-than-32-characters-0123"
+BACKENDS: Final = "django.core.cache.backends"
+
+UNFIT: Final = f"""
+from nexmdm.settings import *
+DEBUG = True
+SECRET_KEY = "django-insecure-{SECRET}"
+HMAC_SECRETS = ["short"]
+CACHES = {{"default": {{"BACKEND": "{BACKENDS}.locmem.LocMemCache"}}}}
+"""
+
+
+def ids(found: list[CheckMessage]) -> list[str | None]:
+    assert all(message.hint for message in found)
+    return [message.id for message in found]
+
+
+def run_in_production(*argv: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a Python program with the tests' PostgreSQL as its DATABASE_URL."""
+    production = {
+        "DATABASE_URL": embedded.url(django_settings.DATA_DIR),
+        "SECRET_KEY": SECRET + "-a-longer-one",
+        "ADMIN_KEY": SECRET + "A",
+        "HMAC_SECRET": SECRET + "B",
+        "COMMAND_SIGNING_KEY": SECRET + "C",
+        "PORT": "0",
+    }
+    return parts.run(*argv, **production | variables)
+
+
+@pytest.fixture
+def unfit(tmp_path: Path) -> dict[str, str]:
+    """Settings of one's own, in which much is wrong."""
+    (tmp_path / "unfit.py").write_text(UNFIT)
+    return {"PYTHONPATH": f"{tmp_path}{os.pathsep}{parts.ROOT}", "DJANGO_SETTINGS_MODULE": "unfit"}
+
+
+def test_the_settings_as_they_come_are_fit() -> None:
+    assert checks.settings_in_force() == []
+    assert checks.metrics_folder() == []
+
+
+def test_debug_is_refused(settings: Settings) -> None:
+    settings.DEBUG = True
+    assert ids(checks.settings_in_force()) == [Fault.DEBUG]
+
+
+@pytest.mark.parametrize("name", ["ADMIN_KEYS", "HMAC_SECRETS", "COMMAND_SIGNING_KEYS", "SECRET_KEY_FALLBACKS"])
+def test_a_weak_secret_among_the_live_ones_is_refused(settings: Settings, name: str) -> None:
+    setattr(settings, name, [SECRET, "too-short-for-a-secret"])
+    (found,) = checks.settings_in_force()
+    assert (found.id, "too-short-for" in str(found)) == (Fault.SHORT, False)
+
+
+@pytest.mark.parametrize(
+    "backend", ["locmem.LocMemCache", "dummy.DummyCache", "filebased.FileBasedCache", "db.DatabaseCache"]
+)
+def test_a_cache_that_cannot_count_for_the_limits_is_refused(settings: Settings, backend: str) -> None:
+    settings.CACHES = {"default": {"BACKEND": f"{BACKENDS}.{backend}", "LOCATION": "somewhere"}}
+    assert ids(checks.settings_in_force()) == [Fault.CACHE]
+
+
+@pytest.mark.parametrize(
+    ("workers", "folder", "found"), [(1, "", []), (2, "", [Fault.METRICS_FOLDER]), (2, "/tmp", [])]
+)
+def test_several_workers_need_a_folder_for_their_metrics(
+    settings: Settings, workers: int, folder: str, found: list[str]
+) -> None:
+    settings.WEB_WORKERS, settings.PROMETHEUS_MULTIPROC_DIR = workers, folder
+    assert ids(checks.metrics_folder()) == found
+
+
+def test_pools_that_fit_into_postgresql_are_accepted_to_the_last_connection(db: None, settings: Settings) -> None:
+    def found(workers: int, pool: int) -> list[str | None]:
+        settings.WEB_WORKERS, settings.DATABASE_POOL_SIZE = workers, pool
+        return ids(checks.connections())
+
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT current_setting('max_connections'), current_setting('superuser_reserved_connections')")
+        assert cursor.fetchone() == ("100", "3")
+    # 97 are ours: the workers' pools, the dispatcher's, one to listen on, three for commands.
+    assert found(workers=30, pool=3) == []
+    assert found(workers=31, pool=3) == [Fault.CONNECTIONS]
+
+
+def test_the_limit_of_the_role_counts_too(transactional_db: None, settings: Settings) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER ROLE postgres CONNECTION LIMIT 19")
+    try:
+        assert ids(checks.connections()) == [Fault.CONNECTIONS]
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("ALTER ROLE postgres CONNECTION LIMIT -1")
+
+
+def test_a_database_out_of_reach_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OperationalError("connection refused")
+
+    monkeypatch.setattr("nexmdm.checks.database.row", refuse)
+    found = checks.connections()
+    assert ids(found) == [checks.UNCHECKED_CONNECTIONS]
+    checks.refuse(found)
+
+
+def test_check_deploy_finds_nothing_in_production(db: None) -> None:
+    done = run_in_production(MANAGE, "check", "--deploy", "--fail-level", "WARNING")
+    assert (done.returncode, "no issues" in done.stdout) == (0, True), done.stderr
+
+
+def test_check_deploy_names_all_that_is_unfit_and_shows_no_secret(db: None, unfit: dict[str, str]) -> None:
+    done = run_in_production(MANAGE, "check", "--deploy", WEB_WORKERS="64", **unfit)
+    named = {Fault.DEBUG, Fault.PLACEHOLDER, Fault.SHORT, Fault.CACHE, Fault.CONNECTIONS, Fault.METRICS_FOLDER}
+    assert done.returncode == 1
+    assert set(re.findall(r"\((nexmdm\.\w+)\)", done.stderr)) == named
+    assert SECRET not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "argv", [(MANAGE, "serve"), (MANAGE, "dispatch"), ("-m", "uvicorn", "nexmdm.asgi:application", "--port", "0")]
+)
+def test_unfit_settings_stop_every_way_to_start(db: None, unfit: dict[str, str], argv: tuple[str, ...]) -> None:
+    done = run_in_production(*argv, **unfit)
+    assert done.returncode != 0
+    assert {Fault.DEBUG, Fault.PLACEHOLDER, Fault.SHORT, Fault.CACHE} <= set(
+        re.findall(r"\((nexmdm\.\w+)\)", done.stderr)
+    )
+
+
+def test_too_many_connections_stop_a_web_worker(db: None, tmp_path: Path) -> None:
+    done = run_in_production("-m", "nexmdm.web", WEB_WORKERS="64", PROMETHEUS_MULTIPROC_DIR=str(tmp_path))
+    assert done.returncode != 0
+    assert Fault.CONNECTIONS in done.stdout
+
+
+def test_too_many_connections_stop_a_dispatcher(db: None, settings: Settings) -> None:
+    settings.WEB_WORKERS = 64
+    with pytest.raises(ImproperlyConfigured, match=rf"^\({Fault.CONNECTIONS}\) PostgreSQL allows us 97 .* Lower"):
+        call_command("dispatch", once=True)
+
+
+def test_too_many_connections_stop_serve(tmp_path: Path) -> None:
+    done = parts.run(MANAGE, "serve", NEXMDM_DATA_DIR=str(tmp_path / "data"), PORT="0", WEB_WORKERS="64")
+    assert (done.returncode, done.stderr.splitlines()[-1].startswith(f"({Fault.CONNECTIONS}) ")) == (1, True)

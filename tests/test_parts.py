@@ -1,0 +1,63 @@
+"""The parts one by one: a web worker on a socket of its own or one that it is given, and the probe of a container."""
+
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+from django.conf import settings as django_settings
+
+from nexmdm import embedded
+from tests.parts import address, run, web_worker
+
+HOST = "mdm.example.com"
+
+
+@pytest.fixture
+def variables(db: None) -> dict[str, str]:
+    """The environment of a production on the tests' PostgreSQL."""
+    names = ("SECRET_KEY", "ADMIN_KEY", "HMAC_SECRET", "COMMAND_SIGNING_KEY")
+    secrets = {name: f"a-Secret-of-this-test-and-no-other-{name}" for name in names}
+    return {**secrets, "DATABASE_URL": embedded.url(django_settings.DATA_DIR), "ALLOWED_HOSTS": HOST}
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener
+
+
+def status(listener: socket.socket) -> int:
+    return httpx.get(f"{address(listener)}/healthz", headers={"Host": HOST}, timeout=30).status_code
+
+
+def test_nobody_is_refused_while_the_workers_on_a_socket_restart(
+    variables: dict[str, str], listener: socket.socket
+) -> None:
+    with web_worker(listener, variables):
+        assert status(listener) == 200
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(status, listener)
+        with web_worker(listener, variables):
+            assert waiting.result() == 200
+
+
+def test_a_worker_whose_port_is_taken_says_so(variables: dict[str, str], listener: socket.socket) -> None:
+    port = str(listener.getsockname()[1])
+    done = run("-m", "nexmdm.web", HOST="127.0.0.1", PORT=port, **variables)
+    assert done.returncode == 1
+    assert done.stderr == f"Cannot listen on HOST 127.0.0.1, PORT {port}: Address already in use. Set another one.\n"
+
+
+def test_the_probe_tells_by_its_exit_status_whether_the_worker_is_well(
+    variables: dict[str, str], listener: socket.socket
+) -> None:
+    at = {"HOST": "127.0.0.1", "PORT": str(listener.getsockname()[1]), **variables}
+    with web_worker(listener, variables):
+        assert run("-m", "nexmdm.probe", "/healthz", **at).returncode == 0
+        missing = run("-m", "nexmdm.probe", "/nothing-here", **at)
+        assert (missing.returncode, missing.stderr) == (1, "404\n")
+    listener.close()
+    gone = run("-m", "nexmdm.probe", "/healthz", **at)
+    assert (gone.returncode, "refused" in gone.stderr) == (1, True)
