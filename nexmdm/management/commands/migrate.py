@@ -1,15 +1,28 @@
-"""manage.py migrate: Django's own, without time limits on its statements, and one at a time on a database."""
+"""manage.py migrate: Django's own, one at a time on a database, and never at the cost of those who use it.
 
+A migration that wants a table to itself queues behind whoever uses it, and everybody else queues behind the migration:
+so it gives up soon, and tries again.
+"""
+
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
 import psycopg
+from django.contrib.postgres.operations import NotInTransactionMixin
 from django.core.management.base import CommandError
 from django.core.management.commands import migrate
-from django.db import connections
+from django.db import OperationalError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.utils import CursorWrapper
+from django.db.migrations import Migration
+from psycopg.errors import LockNotAvailable
 
+LOCK_SECONDS: Final = 3
+TRIES: Final = 20
+PAUSE_SECONDS: Final = 2
+_TURN_SECONDS: Final = 0.2
 _LOCK: Final = 0x4E58_4D44
 
 
@@ -18,21 +31,52 @@ class Command(migrate.Command):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Migrate; a database out of reach is one line, with the reason that the pool would hide."""
-        connection = connections[options["database"]]
+        self._connection = connections[options["database"]]
         try:
-            psycopg.connect(**connection.get_connection_params()).close()
+            psycopg.connect(**self._connection.get_connection_params()).close()
         except psycopg.OperationalError as error:
             raise CommandError(f"The database cannot be reached: {error}") from error
-        with _alone_and_unhurried(connection):
+        with _alone(self._connection):
+            for tries_left in reversed(range(TRIES)):
+                if self._migrated(tries_left, *args, **options):
+                    return
+
+    def migration_progress_callback(self, action: str, migration: Migration | None = None, fake: bool = False) -> None:
+        """Say how far it is; before each migration set how long it may wait for a lock.
+
+        CREATE INDEX CONCURRENTLY and its like wait as long as it takes: nobody queues behind them.
+        """
+        if migration is not None and action in ("apply_start", "unapply_start"):
+            patient = any(isinstance(operation, NotInTransactionMixin) for operation in migration.operations)
+            seconds = 0 if patient else LOCK_SECONDS
+            with self._connection.cursor() as cursor:
+                cursor.execute("SELECT set_config('lock_timeout', %s, false)", [f"{seconds}s"])
+        super().migration_progress_callback(action, migration, fake)
+
+    def _migrated(self, tries_left: int, *args: Any, **options: Any) -> bool:
+        """Do it, from wherever an earlier try has come to; False where a table was busy for too long."""
+        try:
             super().handle(*args, **options)
+        except OperationalError as error:
+            if not isinstance(error.__cause__, LockNotAvailable):
+                raise
+            if not tries_left:
+                said = "A table was in use all the time. Nothing is half done: end the long transaction that uses it"
+                raise CommandError(f"{said} (see pg_stat_activity), and migrate again.") from error
+            self.stdout.write(f"\n  A table is in use; trying again in {PAUSE_SECONDS} s …")
+            time.sleep(PAUSE_SECONDS)
+            return False
+        return True
 
 
 @contextmanager
-def _alone_and_unhurried(connection: BaseDatabaseWrapper) -> Iterator[None]:
+def _alone(connection: BaseDatabaseWrapper) -> Iterator[None]:
     with connection.cursor() as cursor:
         cursor.execute("SET statement_timeout = 0")
         cursor.execute("SET lock_timeout = 0")
-        cursor.execute("SELECT pg_advisory_lock(%s)", [_LOCK])
+        # Not pg_advisory_lock: who waits inside a statement has a snapshot, and CREATE INDEX CONCURRENTLY waits for it.
+        while not _takes(cursor, _LOCK):
+            time.sleep(_TURN_SECONDS)
     try:
         yield
     finally:
@@ -40,3 +84,8 @@ def _alone_and_unhurried(connection: BaseDatabaseWrapper) -> Iterator[None]:
             cursor.execute("SELECT pg_advisory_unlock(%s)", [_LOCK])
             cursor.execute("RESET statement_timeout")
             cursor.execute("RESET lock_timeout")
+
+
+def _takes(cursor: CursorWrapper, lock: int) -> bool:
+    cursor.execute("SELECT pg_try_advisory_lock(%s)", [lock])
+    return bool(cursor.fetchone()[0])

@@ -1,0 +1,186 @@
+"""Migrations start from nothing or from a database in use, hold up nobody, and leave the version before working."""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import psycopg
+import pytest
+from django.core.management import call_command
+from django.core.management.base import CommandError
+from django.db import connection, connections
+from django.db.migrations.loader import MigrationLoader
+from psycopg import sql
+from pytest_django import DjangoDbBlocker
+
+from devices import database
+from nexmdm.management.commands import migrate
+from tests import migration_rules
+
+APPS: Final = ("devices", "commands", "nexmdm")
+ROWS: Final = (Path(__file__).parent / "rows_of_0_1_0.sql").read_text()
+TABLES: Final = re.findall(r"INSERT INTO (\w+)", ROWS)
+
+Migrate = Callable[..., None]
+
+
+@pytest.fixture
+def scratch(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Iterator[psycopg.Connection]:
+    """An empty database, known to Django under the name "scratch", and a connection to it."""
+    parameters = database.parameters()
+    name = sql.Identifier("scratch")
+    with psycopg.connect(**parameters | {"dbname": "postgres"}, autocommit=True) as server:
+        server.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(name))
+        server.execute(sql.SQL("CREATE DATABASE {}").format(name))
+        connections.settings["scratch"] = {**connections.settings["default"], "NAME": "scratch"}
+        try:
+            with django_db_blocker.unblock(), psycopg.connect(**parameters | {"dbname": "scratch"}) as scratch:
+                yield scratch
+        finally:
+            used: Any = connections["scratch"]
+            used.close()
+            used.close_pool()
+            del connections["scratch"], connections.settings["scratch"]
+            server.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
+
+
+def migrated(*target: str) -> None:
+    call_command("migrate", *target, database="scratch", verbosity=0)
+
+
+def insert_rows(scratch: psycopg.Connection, number: int) -> None:
+    """Do what version 0.1.0 does, whatever has become of the tables since."""
+    scratch.execute(ROWS.replace("{n}", str(number)).encode())
+    scratch.commit()
+
+
+def counts(scratch: psycopg.Connection) -> dict[str, int]:
+    counting = sql.SQL("SELECT count(*) FROM {}")
+    found = {table: scratch.execute(counting.format(sql.Identifier(table))).fetchone() for table in TABLES}
+    scratch.commit()
+    return {table: row[0] for table, row in found.items() if row}
+
+
+def initial(app: str) -> str:
+    return str(MigrationLoader(None).graph.root_nodes(app)[0][1])
+
+
+def previous(app: str) -> str:
+    graph = MigrationLoader(None).graph
+    (newest,) = graph.leaf_nodes(app)
+    before = [parent.key for parent in graph.node_map[newest].parents if parent.key[0] == app]
+    return str(before[0][1] if before else newest[1])
+
+
+def test_an_empty_database_gets_all_of_it(scratch: psycopg.Connection) -> None:
+    migrated()
+    assert counts(scratch) == dict.fromkeys(TABLES, 0)
+    migrated("--check")
+
+
+@pytest.mark.parametrize("start", [initial, previous])
+def test_a_database_in_use_keeps_its_rows_and_takes_those_of_the_version_before(
+    scratch: psycopg.Connection, start: Callable[[str], str]
+) -> None:
+    for app in APPS:
+        migrated(app, start(app))
+    insert_rows(scratch, 1)
+    for app in APPS:
+        migrated(app)
+    assert counts(scratch) == dict.fromkeys(TABLES, 1)
+    insert_rows(scratch, 2)
+    assert counts(scratch) == dict.fromkeys(TABLES, 2)
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("app", APPS)
+def test_no_migration_locks_for_long_or_breaks_the_version_before(app: str) -> None:
+    loader = MigrationLoader(connection, replace_migrations=False)
+    wrong = {}
+    for key, migration in loader.disk_migrations.items():
+        if key[0] == app:
+            statements = "\n".join(loader.collect_sql([(migration, False)]))
+            wrong[key] = migration_rules.faults(migration.name, statements, atomic=migration.atomic)
+    assert len(wrong) >= 1
+    assert {key: found for key, found in wrong.items() if found} == {}
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        'CREATE INDEX "a" ON "t" ("c")',
+        'CREATE UNIQUE INDEX "a" ON "t" ("c")',
+        'DROP INDEX IF EXISTS "a"',
+        "REINDEX TABLE t",
+        'ALTER TABLE "t" ADD COLUMN "c" integer NOT NULL',
+        'ALTER TABLE "t" ADD COLUMN "c" uuid DEFAULT gen_random_uuid() NOT NULL',
+        'ALTER TABLE "t" ADD COLUMN "c" bigint NULL CONSTRAINT "fk" REFERENCES "other"("id")',
+        'ALTER TABLE "t" ALTER COLUMN "c" DROP DEFAULT',
+        'ALTER TABLE "t" ALTER COLUMN "c" TYPE bigint USING "c"::bigint',
+        'ALTER TABLE "t" ALTER COLUMN "c" SET NOT NULL',
+        'ALTER TABLE "t" ADD CONSTRAINT "k" CHECK ("c" > 0)',
+        'ALTER TABLE "t" ADD CONSTRAINT "k" FOREIGN KEY ("c") REFERENCES "other" ("id") DEFERRABLE',
+        'ALTER TABLE "t" ADD CONSTRAINT "k" UNIQUE ("c")',
+        'ALTER TABLE "t" RENAME COLUMN "c" TO "d"',
+        'ALTER TABLE "t" RENAME TO "u"',
+        'ALTER TABLE "t" DROP COLUMN "c" CASCADE',
+        'DROP TABLE "t" CASCADE',
+        'ALTER TABLE "t" ADD COLUMN "c" integer NULL; UPDATE "t" SET "c" = 1',
+        'ALTER TABLE "t" ADD COLUMN "c" integer NULL;\n-- THIS OPERATION CANNOT BE WRITTEN AS SQL\n',
+    ],
+)
+def test_what_would_lock_for_long_or_break_the_version_before_is_found(statement: str) -> None:
+    assert len(migration_rules.faults("0002_change", statement, atomic=True)) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "statement", "atomic"),
+    [
+        ("0002_change", 'CREATE TABLE "t" ("c" integer NOT NULL); CREATE INDEX "a" ON "t" ("c")', True),
+        ("0002_change", 'CREATE INDEX CONCURRENTLY "a" ON "t" ("c")', False),
+        ("0002_change", 'ALTER TABLE "t" ADD COLUMN "c" varchar(8) DEFAULT \'\' NOT NULL', True),
+        ("0002_change", 'ALTER TABLE "t" ADD COLUMN "c" integer NULL', True),
+        ("0002_change", 'ALTER TABLE "t" ADD CONSTRAINT "k" CHECK ("c" > 0) NOT VALID', True),
+        ("0002_change", 'ALTER TABLE "t" VALIDATE CONSTRAINT "k"', True),
+        ("0002_change", 'ALTER TABLE "t" ADD CONSTRAINT "k" UNIQUE USING INDEX "a"', True),
+        (
+            "0002_change",
+            "CREATE FUNCTION f() RETURNS void AS $$ DROP TABLE t; UPDATE t SET c = 1 $$",
+            True,
+        ),
+        ("0002_fill", 'UPDATE "t" SET "c" = 1', True),
+        ("0003_contract_t", 'ALTER TABLE "t" DROP COLUMN "c"', True),
+    ],
+)
+def test_what_holds_up_nobody_is_let_through(name: str, statement: str, atomic: bool) -> None:
+    assert migration_rules.faults(name, statement, atomic=atomic) == []
+
+
+@pytest.fixture
+def busy(scratch: psycopg.Connection) -> psycopg.Connection:
+    """A transaction in the way of the next migration of "devices"; the command waits for it for a moment only."""
+    migrated("devices", "0001")
+    scratch.execute("LOCK TABLE devices_presence IN SHARE UPDATE EXCLUSIVE MODE")
+    return scratch
+
+
+def test_a_migration_gives_way_to_those_who_use_the_table_and_tries_again(
+    busy: psycopg.Connection, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(migrate, "LOCK_SECONDS", 0.05)
+    monkeypatch.setattr("nexmdm.management.commands.migrate.time.sleep", lambda _: busy.rollback())
+    migrated("devices")
+    assert "A table is in use" in capsys.readouterr().out
+    busy.execute("UPDATE devices_presence SET agent_version = ''")
+    migrated("devices", "--check")
+
+
+def test_a_migration_that_never_gets_its_turn_says_so(
+    busy: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrate, "LOCK_SECONDS", 0.05)
+    monkeypatch.setattr(migrate, "TRIES", 2)
+    monkeypatch.setattr("nexmdm.management.commands.migrate.time.sleep", lambda _: None)
+    with pytest.raises(CommandError, match="A table was in use all the time"):
+        migrated("devices")
