@@ -17,6 +17,8 @@ from django.core.checks import Error
 from django.core.exceptions import ImproperlyConfigured
 from psycopg.conninfo import conninfo_to_dict
 
+from nexmdm import local_secrets
+
 MINIMUM_SECRET_LENGTH: Final = 32
 _YES: Final = {"true", "on", "yes", "1"}
 _NO: Final = {"false", "off", "no", "0"}
@@ -40,6 +42,7 @@ class Fault(StrEnum):
     CACHE = "nexmdm.E008"
     CONNECTIONS = "nexmdm.E009"
     METRICS_FOLDER = "nexmdm.E010"
+    DATA_FOLDER = "nexmdm.E011"
 
 
 class Misconfigured(ImproperlyConfigured):
@@ -133,6 +136,16 @@ def secret(name: str, generated: dict[str, str] | None) -> str:
         said = f"{name} is not set. With DATABASE_URL every secret comes from the environment."
         raise Misconfigured(Fault.MISSING, said, _MAKE_ONE)
     return sound_secret(name, value)
+
+
+def generated_secrets(path: Path) -> dict[str, str]:
+    """Return the secrets that are kept in the data folder, made at the first call."""
+    try:
+        return local_secrets.load_or_create(path)
+    except OSError as error:
+        said = f"The secrets cannot be kept in {path}: {error.strerror}."
+        hint = "Set NEXMDM_DATA_DIR to a folder that can be written to; or, for a PostgreSQL of your own, DATABASE_URL."
+        raise Misconfigured(Fault.DATA_FOLDER, said, hint) from error
 
 
 def optional_secret(name: str) -> str:

@@ -27,7 +27,7 @@ _DYING_SECONDS: Final = 2
 
 
 class InChargeError(RuntimeError):
-    """Another serve is in charge of the data folder."""
+    """Nobody can take charge of the data folder now: another serve has it, or it cannot be used."""
 
 
 class Charge:
@@ -55,9 +55,12 @@ class Charge:
 
 
 def take(data_dir: Path) -> Charge | None:
-    """Take charge of the folder, or return None where somebody else has it."""
-    data_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
-    descriptor = os.open(data_dir / "serve.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    """Take charge of the folder, or return None where somebody else has it. InChargeError where it cannot be used."""
+    try:
+        data_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+        descriptor = os.open(data_dir / "serve.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise InChargeError(f"{data_dir} cannot be used: {error.strerror}. Set NEXMDM_DATA_DIR.") from error
     with suppress(BlockingIOError):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return Charge(descriptor)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from nexmdm import embedded, environment, local_secrets, logs
+from nexmdm import embedded, environment, logs
 from nexmdm.environment import Fault, Misconfigured
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -12,7 +12,7 @@ SECRETS_FILE = DATA_DIR / "secrets.env"
 
 _DATABASE_URL = environment.text("DATABASE_URL")
 EMBEDDED = not _DATABASE_URL
-_GENERATED = local_secrets.load_or_create(SECRETS_FILE) if EMBEDDED else None
+_GENERATED = environment.generated_secrets(SECRETS_FILE) if EMBEDDED else None
 
 DEBUG = False
 SECRET_KEY = environment.secret("SECRET_KEY", _GENERATED)

@@ -153,3 +153,9 @@ def test_the_folder_of_the_metrics_is_there_or_the_start_is_refused(
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path / "missing"))
     with pytest.raises(Misconfigured, match=Fault.METRICS_FOLDER):
         environment.folder("PROMETHEUS_MULTIPROC_DIR")
+
+
+def test_a_data_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(Misconfigured, match=rf"^\({Fault.DATA_FOLDER}\) .*{tmp_path}/file.* Set NEXMDM_DATA_DIR"):
+        environment.generated_secrets(tmp_path / "file" / "secrets.env")
