@@ -15,20 +15,25 @@ endef
 TEST_DATA_DIR := $(or $(NEXMDM_TEST_DATA_DIR),$(CURDIR)/.nexmdm-test)
 TEST_MANAGE := env -u DATABASE_URL NEXMDM_DATA_DIR="$(TEST_DATA_DIR)" $(BIN)/python manage.py
 
-.PHONY: help run test checks lint format lock clean
+.PHONY: help run install test checks lint format lock licenses audit clean
 
 help:
 	@echo "make run     start everything (Ctrl-C stops it)"
+	@echo "make install the environment alone, for those who start the parts by themselves"
 	@echo "make test    lint, types, migrations, tests"
 	@echo "make lint    ruff and mypy only"
 	@echo "make format  ruff's fixes and format"
 	@echo "make loadtest        100 devices for 5 minutes, judged; report in reports/"
 	@echo "make loadtest-large  100,000 devices for 5 minutes"
 	@echo "make lock    pin the newest dependencies that pyproject.toml allows"
+	@echo "make licenses  what is installed, with versions and licences"
+	@echo "make audit     known vulnerabilities of what is pinned; needs the internet"
 	@echo "make clean   remove the virtual environment and caches; data folders stay"
 
 run: $(VENV)/runtime.stamp
 	@exec $(BIN)/python manage.py serve --end-with-parent
+
+install: $(VENV)/runtime.stamp
 
 # The checks share one PostgreSQL, which goes whatever their outcome.
 test: $(VENV)/dev.stamp
@@ -61,6 +66,12 @@ lock: $(BIN)/uv
 	$(COMPILE) --upgrade --output-file requirements.lock
 	$(COMPILE) --upgrade --extra dev --constraint requirements.lock --output-file requirements-dev.lock
 
+licenses: $(VENV)/runtime.stamp
+	@$(BIN)/python manage.py licenses
+
+audit: $(BIN)/pip-audit
+	$(BIN)/pip-audit --strict --disable-pip --require-hashes --requirement requirements-dev.lock
+
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -78,6 +89,6 @@ $(VENV)/dev.stamp: requirements-dev.lock requirements.lock
 	@$(PIP) --requirement requirements-dev.lock
 	@touch $(VENV)/runtime.stamp $@
 
-$(BIN)/uv:
+$(BIN)/uv $(BIN)/pip-audit:
 	$(ENVIRONMENT)
-	@$(PIP) uv
+	@$(PIP) $(@F)

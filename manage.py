@@ -13,8 +13,8 @@ from django.core.management import execute_from_command_line, get_commands
 from nexmdm import embedded
 
 WITHOUT_DATABASE: Final = {
-    "check", "collectstatic", "compilemessages", "diffsettings", "findstatic", "fleet", "loadtest", "makemessages",
-    "optimizemigration", "postgres", "sendtestemail", "serve", "startapp", "startproject",
+    "check", "collectstatic", "compilemessages", "diffsettings", "findstatic", "fleet", "licenses", "loadtest",
+    "makemessages", "optimizemigration", "postgres", "sendtestemail", "serve", "startapp", "startproject",
 }  # fmt: skip
 
 

@@ -1,0 +1,40 @@
+"""manage.py licenses: what is installed here, in which version, under which licence."""
+
+from importlib.metadata import Distribution, PackageMetadata, distributions
+from typing import Any, Final
+
+from django.core.management.base import BaseCommand
+
+_CLASSIFIER: Final = "License :: "
+_LONGEST: Final = 60
+"""What is longer is the licence's text, where its name should be."""
+
+
+class Command(BaseCommand):
+    """Print a line for each package, by name."""
+
+    help = "List the installed packages with their versions and licences, from their own metadata."
+    requires_system_checks = ()
+
+    def handle(self, *_: object, **__: Any) -> None:
+        """List them."""
+        found = sorted({(one.name.lower(), one.version, _licence(one)) for one in distributions()})
+        name_width, version_width = (max(len(row[column]) for row in found) for column in (0, 1))
+        for name, version, licence in found:
+            self.stdout.write(f"{name:<{name_width}}  {version:<{version_width}}  {licence}")
+
+
+def _licence(package: Distribution) -> str:
+    """Return an SPDX expression where there is one, else what the package says in older ways."""
+    said = package.metadata
+    if expression := _first(said, "License-Expression"):
+        return expression
+    classified = [line.split(" :: ")[-1] for line in said.get_all("Classifier", []) if line.startswith(_CLASSIFIER)]
+    if classified:
+        return ", ".join(classified)
+    text = _first(said, "License")
+    return text if text and len(text) <= _LONGEST and "\n" not in text else "not said"
+
+
+def _first(said: PackageMetadata, field: str) -> str:
+    return next(iter(said.get_all(field, [])), "")
