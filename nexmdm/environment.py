@@ -148,12 +148,6 @@ def generated_secrets(path: Path) -> dict[str, str]:
         raise Misconfigured(Fault.DATA_FOLDER, said, hint) from error
 
 
-def optional_secret(name: str) -> str:
-    """Return a secret of at least 32 characters, or nothing if it is not set."""
-    value = text(name)
-    return value and sound_secret(name, value)
-
-
 def previous_secrets(name: str) -> list[str]:
     """Return the secrets that are on their way out (comma-separated), oldest last."""
     return [sound_secret(name, value) for value in names(name, [])]

@@ -45,7 +45,7 @@ AUTH_FAILURE_RATE_LIMIT = environment.rate("AUTH_FAILURE_RATE_LIMIT", "60/m")
 RETENTION_DAYS = environment.whole("RETENTION_DAYS", 90, minimum=1, maximum=3650)
 BCRYPT_ROUNDS = environment.whole("BCRYPT_ROUNDS", 10, minimum=4, maximum=16)
 API_DOCS = environment.flag("API_DOCS", default=EMBEDDED)
-METRICS_TOKEN = environment.optional_secret("METRICS_TOKEN")
+METRICS_TOKEN = environment.text("METRICS_TOKEN")
 # Read by prometheus_client itself: where the processes of one machine add up their metrics.
 PROMETHEUS_MULTIPROC_DIR = environment.folder("PROMETHEUS_MULTIPROC_DIR")
 LOG_LEVEL = environment.choice("LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR"))

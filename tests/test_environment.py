@@ -53,16 +53,6 @@ def test_a_secret_on_its_way_out_is_as_long_as_any(monkeypatch: pytest.MonkeyPat
         environment.previous_secrets(name)
 
 
-def test_the_token_of_the_metrics_may_be_missing_but_not_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("METRICS_TOKEN", raising=False)
-    assert environment.optional_secret("METRICS_TOKEN") == ""
-    monkeypatch.setenv("METRICS_TOKEN", GOOD)
-    assert environment.optional_secret("METRICS_TOKEN") == GOOD
-    monkeypatch.setenv("METRICS_TOKEN", "short")
-    with pytest.raises(Misconfigured, match=Fault.SHORT):
-        environment.optional_secret("METRICS_TOKEN")
-
-
 @pytest.mark.parametrize("encode", [str, lambda text: base64.b64encode(text.encode()).decode()])
 def test_a_service_account_is_json_or_base64_of_it(
     monkeypatch: pytest.MonkeyPatch, fcm: FcmStandin, encode: Callable[[str], str]
