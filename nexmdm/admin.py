@@ -44,7 +44,8 @@ class AuditEntryAdmin(ReadOnlyAdmin):
     search_fields = ("request_id", "path")
     search_help_text = "A whole request id, or the start of a path."
     fields: ClassVar = [
-        "when", "principal", "address", "method", "path", "status", "code", "request_id", "correlation_id",
+        "when", "principal", "admin_key_id", "address", "method", "path", "body_sha256", "idempotency_key", "status",
+        "code", "request_id", "correlation_id", "previous", "hash",
     ]  # fmt: skip
 
     when = Column("at")

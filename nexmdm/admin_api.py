@@ -54,5 +54,5 @@ async def summary(request: HttpRequest) -> HttpResponse:
 
 @router.get("/audit", response=AuditPage, url_name="audit")
 async def list_audit(request: HttpRequest, query: Query[AuditQuery]) -> HttpResponse:
-    """List the signed writes that were carried out or refused, newest first."""
+    """List the signed writes, newest first: carried out, refused or failed. (Repeats and 429 leave no entry.)"""
     return respond(await unit(overview.audit, query))

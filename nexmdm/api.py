@@ -218,23 +218,38 @@ async def refusal(request: HttpRequest, error: Exception) -> HttpResponse:
 
 
 def _audited(run: View) -> View:
-    """Write an audit entry for a signed write that was refused (one that was done wrote its own, with the work)."""
+    """Write an audit entry for a signed write that was not done (one that was done wrote its own, with the work)."""
 
     @wraps(run)
     async def audited(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
         response = await run(request, *args, **kwargs)
         signed = getattr(request, "auth", None)
-        if (
-            isinstance(signed, SignedCaller)
-            and request.method != "GET"
-            and 400 <= response.status_code < 500
-            and response.status_code != 429
-        ):
-            code = orjson.loads(response.content)["code"] if isinstance(response, HttpResponse) else ""
-            await unit(audit.record, signed, status=response.status_code, code=code)
+        if isinstance(signed, SignedCaller) and request.method != "GET" and isinstance(response, HttpResponse):
+            await _record_refusal(signed, response)
         return response
 
     return audited
+
+
+async def _record_refusal(signed: SignedCaller, response: HttpResponse) -> None:
+    """Record what was refused or failed. A refusal that cannot be recorded is none: the database is unavailable."""
+    status = response.status_code
+    if status < HTTPStatus.BAD_REQUEST or status == HTTPStatus.TOO_MANY_REQUESTS:
+        return
+    try:
+        await unit(audit.record, signed, status=status, code=orjson.loads(response.content)["code"])
+    except (DatabaseError, InterfaceError) as error:
+        if status < HTTPStatus.INTERNAL_SERVER_ERROR:
+            raise
+        # It has failed, mostly for the same reason, and its answer says so; the log has to do for the audit.
+        log.error(
+            "audit.unwritten",
+            error=type(error).__name__,
+            principal=signed.principal,
+            method=signed.method,
+            path=signed.target,
+            status=status,
+        )
 
 
 def _known_query_only(view: View) -> View:

@@ -1,12 +1,27 @@
 """The audit: one entry for each signed write, carried out or refused."""
 
 from datetime import timedelta
-from typing import Protocol
+from typing import Final, Protocol
 from uuid import UUID
 
-from django.db.models.functions import Now
+from django.db import transaction
 
-from nexmdm.models import AuditEntry
+from devices import database
+from nexmdm.models import AuditEntry, AuditMark
+
+# Of the oldest entries those that are old, up to the first one that is not: what is left is one chain without a gap.
+# Two that prune at once take turns on the mark, and the second one finds it moved.
+_MOVE_MARK: Final = """
+    INSERT INTO nexmdm_auditmark AS mark (name, entry_id, hash)
+    SELECT %(pruned)s, id, hash FROM (
+        SELECT id, hash, bool_and(at < now() - %(kept)s) OVER (ORDER BY id) AS old
+        FROM (SELECT id, hash, at FROM nexmdm_auditentry ORDER BY id LIMIT %(limit)s) oldest
+    ) judged
+    WHERE old ORDER BY id DESC LIMIT 1
+    ON CONFLICT (name) DO UPDATE SET entry_id = excluded.entry_id, hash = excluded.hash
+    WHERE mark.entry_id < excluded.entry_id
+    RETURNING entry_id
+"""
 
 
 class Audited(Protocol):
@@ -14,6 +29,10 @@ class Audited(Protocol):
 
     @property
     def principal(self) -> str: ...
+    @property
+    def admin_key_id(self) -> str: ...
+    @property
+    def idempotency_key(self) -> str: ...
     @property
     def address(self) -> str | None: ...
     @property
@@ -27,9 +46,15 @@ class Audited(Protocol):
 
 
 def record(caller: Audited, *, status: int, code: str = "", request_id: UUID | None = None) -> None:
-    """Write an entry: with the work, in its transaction; or for a refusal, in one of its own."""
+    """Write an entry: with the work, in its transaction; or for a refusal, in one of its own.
+
+    Waits for whoever writes one at the same time, to the end of that one's transaction: so let it be the last thing
+    that a transaction does.
+    """
     AuditEntry.objects.create(
         principal=caller.principal,
+        admin_key_id=caller.admin_key_id,
+        idempotency_key=caller.idempotency_key,
         address=caller.address,
         method=caller.method,
         path=caller.target,
@@ -41,8 +66,14 @@ def record(caller: Audited, *, status: int, code: str = "", request_id: UUID | N
     )
 
 
+@transaction.atomic
 def prune(kept: timedelta, limit: int) -> int:
-    """Delete up to `limit` entries that are older than `kept`; return how many."""
-    old = AuditEntry.objects.filter(at__lt=Now() - kept).order_by("at").values_list("id", flat=True)
-    deleted, _ = AuditEntry.objects.filter(id__in=list(old[:limit])).delete()
+    """Delete up to `limit` entries that are older than `kept`, the oldest first; return how many.
+
+    The last one deleted is remembered, so that the chain of those that stay still has a beginning.
+    """
+    moved = database.rows(_MOVE_MARK, {"pruned": AuditMark.PRUNED, "kept": kept, "limit": limit})
+    if not moved:
+        return 0
+    deleted, _ = AuditEntry.objects.filter(id__lte=moved[0][0]).delete()
     return deleted

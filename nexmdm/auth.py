@@ -3,6 +3,7 @@
 import hmac
 import re
 import time
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any, ClassVar, Final
 
@@ -90,7 +91,7 @@ class SignedRequest(AuthBase):
             raise InvalidSignature from None
         await limits.count_call(caller.principal, writes=request.method != "GET")
         if request.method != "GET" and not _IDEMPOTENCY_KEY.fullmatch(caller.idempotency_key):
-            request.auth = caller  # type: ignore[attr-defined]
+            request.auth = replace(caller, idempotency_key="")  # type: ignore[attr-defined]
             raise IdempotencyKeyRequired
         return caller
 
@@ -124,6 +125,7 @@ def verify(request: HttpRequest) -> SignedCaller:
         raise _Denied("signature")
     return SignedCaller(
         principal=PRINCIPAL,
+        admin_key_id=sha256(b"id:" + key.encode()).hexdigest()[:8],
         idempotency_key=idempotency_key,
         address=request.META["REMOTE_ADDR"] or None,
         method=request.method or "",

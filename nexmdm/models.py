@@ -32,11 +32,18 @@ class StoredAnswer(models.Model):
 
 
 class AuditEntry(models.Model):
-    """One signed write, carried out or refused: who, from where, what, and how it ended. Append-only."""
+    """One signed write, carried out or refused: who, from where, what, and how it ended. Append-only.
+
+    `id`, `at`, `previous` and `hash` are the database's to write: a trigger numbers the entries without a gap, in the
+    order of their commits, and chains each to the one before (docs/decisions/0008-audit-chain.md).
+    """
 
     id = models.BigAutoField(primary_key=True)
     at = models.DateTimeField(db_default=Now())
     principal = models.CharField(max_length=64)
+    # Which of the live admin keys: the first eight digits of a SHA-256.
+    admin_key_id = models.CharField(max_length=8, blank=True, db_default="")
+    idempotency_key = models.CharField(max_length=64, blank=True, db_default="")
     address = models.GenericIPAddressField(null=True, blank=True)
     method = models.CharField(max_length=16)
     path = models.TextField()
@@ -45,6 +52,8 @@ class AuditEntry(models.Model):
     code = models.CharField(max_length=64, blank=True)
     request_id = models.UUIDField(null=True, blank=True)
     correlation_id = models.CharField(max_length=64)
+    previous = models.CharField(max_length=64, db_default="")
+    hash = models.CharField(max_length=64, db_default="")
 
     class Meta:
         ordering: ClassVar = ["-id"]
@@ -56,6 +65,20 @@ class AuditEntry(models.Model):
 
     def __str__(self) -> str:
         return f"{self.method} {self.path} {self.status}"
+
+
+class AuditMark(models.Model):
+    """An end of the audit's chain: `newest`, the last entry written; `pruned`, the last one that retention deleted."""
+
+    NEWEST: ClassVar = "newest"
+    PRUNED: ClassVar = "pruned"
+
+    name = models.CharField(max_length=16, primary_key=True)
+    entry_id = models.BigIntegerField()
+    hash = models.CharField(max_length=64)
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.entry_id}"
 
 
 class DispatcherSeen(models.Model):

@@ -109,7 +109,12 @@ def worked(world: World) -> World:
     world.attempt(world.delivery(launch, yard), "token_dead", 404, "UNREGISTERED")
     world.attempt(world.delivery(ping, lobby, "failed"), "unknown", None)
     AuditEntry.objects.create(
-        principal="admin", method="POST", path="/admin/command", body_sha256="secret-body-sha256", status=200
+        principal="admin",
+        admin_key_id="0a1b2c3d",
+        method="POST",
+        path="/admin/command",
+        body_sha256="ab" * 32,
+        status=200,
     )
     DispatcherSeen.objects.create(name="host:1", circuit="closed")
     return world
@@ -432,6 +437,16 @@ def test_a_delivery_shows_its_attempts_and_its_result(worked: World, browser: Cl
     assert re.search(r"Result: succeeded it runs \{ &quot;pid&quot;: 4711 \}", text)
     assert re.search(r"2 accepted 200 - projects/p/messages/accepted-\d+ 41", text)
     assert text.index("messages/accepted") < text.index("UNAVAILABLE"), "newest first"
+
+
+def test_an_audit_entry_shows_all_of_its_fields(worked: World, browser: Client) -> None:
+    entry = AuditEntry.objects.get()
+    text = text_of(browser, entry)
+    shown = {"Principal": "admin", "Admin key id": "0a1b2c3d", "Body sha256": "ab" * 32, "Hash": entry.hash}
+    for label, value in (shown | {"Previous": "0" * 64, "Path": "/admin/command", "Status": "200"}).items():
+        assert f"{label}: {value}" in text
+    labels = [field.verbose_name.capitalize() for field in AuditEntry._meta.fields if field.name != "id"]
+    assert [label for label in labels if f"{label}:" not in text] == []
 
 
 def test_a_late_result_is_shown_as_such(worked: World, browser: Client) -> None:

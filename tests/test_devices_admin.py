@@ -13,6 +13,7 @@ from pytest_django import Settings
 from commands.models import Attempt, Delivery, Outcome
 from devices.models import Device, EnrollmentToken, Presence
 from nexmdm.models import AuditEntry
+from tests import tampering
 from tests.actors import Admin, Answer, Client, Phone, encode
 from tests.moments import let_pass
 
@@ -388,8 +389,8 @@ def test_the_audit_is_listed_newest_first_in_pages_and_by_time(admin: Admin) -> 
     for _ in range(3):
         admin.enrollment_token()
     oldest, middle, newest = AuditEntry.objects.order_by("id")
-    AuditEntry.objects.filter(id=oldest.id).update(at="2026-01-01T00:00:00Z")
-    AuditEntry.objects.filter(id=middle.id).update(at="2026-01-02T00:00:00Z")
+    tampering.change(oldest.id, at="2026-01-01T00:00:00Z")
+    tampering.change(middle.id, at="2026-01-02T00:00:00Z")
     page = admin.get("/admin/audit?limit=2").json
     rest = admin.get(f"/admin/audit?limit=2&cursor={page['next_cursor']}").json
     shown = [item["correlation_id"] for item in page["items"] + rest["items"]]

@@ -5,9 +5,11 @@ from io import StringIO
 
 from django.core.management import call_command
 from django.db.models.functions import Now
+from django.utils import timezone
 
 from commands.models import Attempt, Command, Delivery, Report
 from nexmdm.models import AuditEntry
+from tests import tampering
 from tests.actors import Admin, Phone
 
 
@@ -57,7 +59,7 @@ def test_a_command_stays_as_long_as_one_of_its_deliveries(admin: Admin, phone: P
 
 
 def test_the_audit_leaves_after_the_same_time(admin: Admin, phone: Phone) -> None:
-    AuditEntry.objects.update(at=Now() - timedelta(days=8))
+    tampering.grow_old(AuditEntry.objects.get().id, at=timezone.now() - timedelta(days=8))
     admin.command("ping", to=phone)
 
     assert "1 audit entries older than 7 days" in prune("--days", "7")

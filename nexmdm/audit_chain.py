@@ -1,0 +1,160 @@
+"""The audit's chain: each entry carries a SHA-256 of its own fields and of the entry before it.
+
+The database writes them (nexmdm/migrations/0003_audit_chain.py); here they are verified by other code than that.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC
+from hashlib import sha256
+from typing import Final, Self
+
+from django.db import transaction
+
+from devices import database
+from nexmdm.models import AuditEntry, AuditMark
+
+FORMAT: Final = "nexmdm audit 1"
+CHUNK: Final = 2000
+"""How many entries are in memory at once."""
+
+_PLACE: Final = re.compile(r"([0-9]{1,18}):([0-9a-f]{64})")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A place in the chain: an entry's number, and its hash."""
+
+    entry_id: int
+    hash: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the place written as `17:4f3a…`; ValueError if it is none."""
+        found = _PLACE.fullmatch(text.strip())
+        if found is None:
+            raise ValueError("A place in the audit is an entry's number, a colon, and the 64 digits of its hash.")
+        return cls(int(found[1]), found[2])
+
+    def __str__(self) -> str:
+        return f"{self.entry_id}:{self.hash}"
+
+
+BEGINNING: Final = Place(0, "0" * 64)
+"""What the first entry of all comes after."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """A chain without a broken link: how many entries it has, what the oldest comes after, and the newest."""
+
+    entries: int
+    after: Place
+    newest: Place
+
+
+class BrokenLink(Exception):
+    """The audit was changed other than by NexMDM: at which entry first, and how."""
+
+    def __init__(self, first: int, what: str, *, last: int | None = None) -> None:
+        several = last is not None and last > first
+        super().__init__(f"Entries {first} to {last} were {what}" if several else f"Entry {first} was {what}")
+        self.entry_id = first
+
+
+class WitnessGone(Exception):
+    """The witness is too old to prove anything."""
+
+
+def digest(entry: AuditEntry) -> str:
+    """Return the hash that an entry must carry: of a JSON array of all its fields, times to the microsecond."""
+    fields = [
+        FORMAT,
+        entry.previous,
+        entry.id,
+        entry.at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        entry.principal,
+        entry.admin_key_id,
+        entry.idempotency_key,
+        entry.address,
+        entry.method,
+        entry.path,
+        entry.body_sha256,
+        entry.status,
+        entry.code,
+        None if entry.request_id is None else str(entry.request_id),
+        entry.correlation_id,
+    ]
+    return sha256(json.dumps(fields, ensure_ascii=False).encode()).hexdigest()
+
+
+def verify(witness: Place | None = None) -> Verified:
+    """Walk the chain from the oldest entry to the newest, as it stands at one moment, in bounded memory.
+
+    `witness` is a place that was seen before and kept elsewhere: it must still be there. Raises BrokenLink, and
+    WitnessGone.
+    """
+    with transaction.atomic():
+        database.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        marks = {mark.name: Place(mark.entry_id, mark.hash) for mark in AuditMark.objects.all()}
+        after = marks.get(AuditMark.PRUNED, BEGINNING)
+        newest = marks.get(AuditMark.NEWEST, BEGINNING)
+        entries, place, seen = 0, after, witness in (None, after)
+        for place in _walk(after, newest):
+            entries += 1
+            seen = seen or place == witness
+        _check_end(place, newest)
+    if witness is not None and not seen:
+        raise _contradicted(witness, after, newest)
+    return Verified(entries, after, newest)
+
+
+def _walk(place: Place, newest: Place) -> Iterator[Place]:
+    """Yield the place of each entry, after it was checked against the one before."""
+    for entry in AuditEntry.objects.order_by("id").iterator(chunk_size=CHUNK):
+        _check(entry, place, newest)
+        place = Place(entry.id, entry.hash)
+        yield place
+
+
+def _check(entry: AuditEntry, before: Place, newest: Place) -> None:
+    if not before.entry_id < entry.id <= newest.entry_id:
+        what = f"inserted: the chain has what comes after entry {before.entry_id}, up to {newest.entry_id}."
+        raise BrokenLink(entry.id, what)
+    if digest(entry) != entry.hash:
+        raise BrokenLink(entry.id, "changed: its hash is not that of its fields.")
+    if entry.previous != before.hash:
+        raise _gap(entry, before)
+
+
+def _gap(entry: AuditEntry, before: Place) -> BrokenLink:
+    """Return what lies between an entry and the one that it was written after."""
+    written_after = AuditEntry.objects.filter(hash=entry.previous, id__lt=before.entry_id).first()
+    if written_after is not None:
+        first = AuditEntry.objects.filter(id__gt=written_after.id).earliest("id")
+        what = f"inserted: entry {entry.id} was written right after entry {written_after.id}."
+        return BrokenLink(first.id, what, last=before.entry_id)
+    if entry.id == before.entry_id + 1:
+        what = f"rewritten: entry {entry.id} was written after one with another hash."
+        return BrokenLink(before.entry_id, what)
+    what = f"deleted: entry {entry.id} was not written right after entry {before.entry_id}."
+    return BrokenLink(before.entry_id + 1, what, last=entry.id - 1)
+
+
+def _check_end(last: Place, newest: Place) -> None:
+    """Compare the last entry that is there with the newest one that was written."""
+    if last.entry_id < newest.entry_id:
+        raise BrokenLink(last.entry_id + 1, "deleted: nothing is left after them.", last=newest.entry_id)
+    if last != newest:
+        raise BrokenLink(last.entry_id, "rewritten: it was written with another hash.")
+
+
+def _contradicted(witness: Place, after: Place, newest: Place) -> Exception:
+    """Return what it means that a chain without a broken link lacks a place that it had."""
+    if witness.entry_id < after.entry_id:
+        return WitnessGone(f"Retention has deleted entry {witness.entry_id}. Keep a newer place as a witness.")
+    if witness.entry_id > newest.entry_id:
+        return BrokenLink(newest.entry_id + 1, "deleted, and the chain ended anew.", last=witness.entry_id)
+    return BrokenLink(witness.entry_id, "rewritten, or one before it: it had another hash.")

@@ -1,0 +1,43 @@
+"""manage.py verify_audit: walk the audit's chain, and name the first broken link."""
+
+from argparse import ArgumentParser, ArgumentTypeError
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+
+from nexmdm import audit_chain
+from nexmdm.audit_chain import Place
+
+
+class Command(BaseCommand):
+    """Exit status 0 if the chain holds; 1, with the first broken link, if it does not."""
+
+    help = "Verify that no audit entry was changed, deleted or inserted other than by NexMDM."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Declare the option."""
+        parser.add_argument(
+            "--witness", type=_place, metavar="ENTRY:HASH",
+            help="what an earlier run printed as the newest entry: it must still be there",
+        )  # fmt: skip
+
+    def handle(self, *_: object, witness: Place | None = None, **__: Any) -> None:
+        """Verify, and print what to keep."""
+        try:
+            verified = audit_chain.verify(witness)
+        except audit_chain.BrokenLink as broken:
+            raise CommandError(f"The audit is broken. {broken}") from broken
+        except audit_chain.WitnessGone as gone:
+            raise CommandError(str(gone)) from gone
+        self.stdout.write(f"Verified {verified.entries:,} entries, from {verified.after.entry_id + 1} on.")
+        self.stdout.write(f"The newest is {verified.newest}")
+        self.stdout.write(
+            "Keep that elsewhere: given as --witness, it proves later that nothing up to there has changed."
+        )
+
+
+def _place(text: str) -> Place:
+    try:
+        return Place.parse(text)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from error

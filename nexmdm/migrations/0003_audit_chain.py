@@ -1,0 +1,88 @@
+"""Make room for the audit's chain, and let nothing be deleted from it but by retention.
+
+Nothing here reads or rewrites the table; code that does not know the new columns goes on writing entries.
+"""
+
+from typing import Final
+
+from django.db import migrations, models
+
+# What the hash of an entry covers, and how: nexmdm/audit_chain.py says the same in Python, and verifies by it.
+_HASH: Final = """
+    CREATE FUNCTION nexmdm_audit_hash(entry nexmdm_auditentry) RETURNS text LANGUAGE sql STABLE AS $$
+        SELECT encode(sha256(convert_to(json_build_array(
+            'nexmdm audit 1'::text, entry.previous, entry.id,
+            to_char(entry.at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), entry.principal, entry.admin_key_id,
+            entry.idempotency_key, host(entry.address), entry.method, entry.path, entry.body_sha256, entry.status,
+            entry.code, entry.request_id, entry.correlation_id
+        )::text, 'UTF8')), 'hex')
+    $$
+"""
+# Appends take turns on the mark's row, from here to their commit.
+_APPEND: Final = """
+    CREATE FUNCTION nexmdm_audit_append() RETURNS trigger LANGUAGE plpgsql AS $$
+    DECLARE
+        newest nexmdm_auditmark;
+    BEGIN
+        INSERT INTO nexmdm_auditmark (name, entry_id, hash) VALUES ('newest', 0, repeat('0', 64))
+            ON CONFLICT DO NOTHING;
+        SELECT * INTO newest FROM nexmdm_auditmark WHERE name = 'newest' FOR UPDATE;
+        NEW.id := newest.entry_id + 1;
+        NEW.at := clock_timestamp();
+        NEW.previous := newest.hash;
+        NEW.hash := nexmdm_audit_hash(NEW);
+        UPDATE nexmdm_auditmark SET entry_id = NEW.id, hash = NEW.hash WHERE name = 'newest';
+        RETURN NEW;
+    END $$
+"""
+# Retention moves its mark first, and may then delete up to there.
+_REFUSE: Final = """
+    CREATE FUNCTION nexmdm_audit_refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        IF TG_OP = 'DELETE' THEN
+            IF OLD.id <= (SELECT entry_id FROM nexmdm_auditmark WHERE name = 'pruned') THEN
+                RETURN OLD;
+            END IF;
+        END IF;
+        RAISE EXCEPTION 'The audit is append-only: % is refused.', TG_OP
+            USING ERRCODE = 'insufficient_privilege', HINT = 'Only retention deletes, from the oldest entry on.';
+    END $$
+"""
+_GUARD: Final = """
+    CREATE TRIGGER audit_not_deleted BEFORE DELETE ON nexmdm_auditentry
+        FOR EACH ROW EXECUTE FUNCTION nexmdm_audit_refuse();
+    CREATE TRIGGER audit_not_truncated BEFORE TRUNCATE ON nexmdm_auditentry
+        FOR EACH STATEMENT EXECUTE FUNCTION nexmdm_audit_refuse()
+"""
+_UNGUARD: Final = """
+    DROP TRIGGER audit_not_truncated ON nexmdm_auditentry;
+    DROP TRIGGER audit_not_deleted ON nexmdm_auditentry
+"""
+
+
+class Migration(migrations.Migration):
+    dependencies = [("nexmdm", "0002_counters")]
+
+    operations = [
+        migrations.CreateModel(
+            name="AuditMark",
+            fields=[
+                ("name", models.CharField(max_length=16, primary_key=True, serialize=False)),
+                ("entry_id", models.BigIntegerField()),
+                ("hash", models.CharField(max_length=64)),
+            ],
+        ),
+        *(
+            migrations.AddField("auditentry", name, models.CharField(blank=blank, db_default="", max_length=length))
+            for name, length, blank in (
+                ("admin_key_id", 8, True),
+                ("idempotency_key", 64, True),
+                ("previous", 64, False),
+                ("hash", 64, False),
+            )
+        ),
+        migrations.RunSQL(_HASH, "DROP FUNCTION nexmdm_audit_hash(nexmdm_auditentry)"),
+        migrations.RunSQL(_APPEND, "DROP FUNCTION nexmdm_audit_append()"),
+        migrations.RunSQL(_REFUSE, "DROP FUNCTION nexmdm_audit_refuse()"),
+        migrations.RunSQL(_GUARD, _UNGUARD),
+    ]

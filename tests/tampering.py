@@ -1,0 +1,73 @@
+"""What the owner of the database can do to the audit behind the server's back."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+from django.db import transaction
+
+from devices import database
+from nexmdm import audit_chain
+from nexmdm.models import AuditEntry, AuditMark
+
+# All but the one against TRUNCATE, which is off as long as the tests run (see conftest).
+GUARDS = ("audit_appended", "audit_not_changed", "audit_not_deleted")
+
+
+@contextmanager
+def unguarded() -> Iterator[None]:
+    """Switch the audit's triggers off, for one transaction."""
+    with transaction.atomic():
+        _switch("DISABLE")
+        yield
+        _switch("ENABLE")
+
+
+def _switch(how: str) -> None:
+    for trigger in GUARDS:
+        database.execute(f"ALTER TABLE nexmdm_auditentry {how} TRIGGER {trigger}")
+
+
+def change(entry_id: int, **values: Any) -> None:
+    """Change an entry."""
+    with unguarded():
+        AuditEntry.objects.filter(id=entry_id).update(**values)
+
+
+def delete(*entry_ids: int) -> None:
+    """Delete entries."""
+    with unguarded():
+        AuditEntry.objects.filter(id__in=entry_ids).delete()
+
+
+def forge(entry_id: int, *, previous: str, **values: Any) -> AuditEntry:
+    """Insert an entry that carries the right hash of itself."""
+    fields = {"principal": "admin", "method": "POST", "path": "/admin/forged", "status": 200, "previous": previous}
+    with unguarded():
+        AuditEntry.objects.create(id=entry_id, **fields, **values)
+    seal(entry_id)
+    return AuditEntry.objects.get(id=entry_id)
+
+
+def seal(entry_id: int) -> str:
+    """Give an entry the right hash of what it now says; return it."""
+    right = audit_chain.digest(AuditEntry.objects.get(id=entry_id))
+    change(entry_id, hash=right)
+    return right
+
+
+def rewrite() -> None:
+    """Chain all entries anew as they stand, and move the mark: what an expert does who covers up everything."""
+    previous = audit_chain.BEGINNING.hash
+    for entry_id in AuditEntry.objects.order_by("id").values_list("id", flat=True):
+        change(entry_id, previous=previous)
+        previous = seal(entry_id)
+        AuditMark.objects.filter(name=AuditMark.NEWEST).update(entry_id=entry_id, hash=previous)
+
+
+def grow_old(*entry_ids: int, at: datetime) -> None:
+    """Let entries have been written at another time."""
+    with unguarded():
+        AuditEntry.objects.filter(id__in=entry_ids).update(at=at)
+    rewrite()

@@ -1,0 +1,424 @@
+"""The audit: each signed write leaves an entry, nobody changes it afterwards, and who did so all the same is found."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from hashlib import sha256
+from io import StringIO
+from typing import Any, Final
+from uuid import uuid4
+
+import pytest
+import structlog
+from django.core.management import CommandError, call_command
+from django.db import OperationalError, ProgrammingError, connection, transaction
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+from pytest_django import Settings
+
+from devices import database
+from devices.models import Device
+from nexmdm import audit, audit_chain
+from nexmdm.models import AuditEntry, AuditMark
+from tests import tampering
+from tests.actors import Admin, Client, Phone
+from tests.moments import in_parallel
+
+OLD_KEY: Final = "the-admin-key-that-was-in-use-until-yesterday"
+
+commits = pytest.mark.django_db(transaction=True)
+"""The chain is walked in a transaction of its own, and so sees only what was committed."""
+
+
+def verify(*options: str) -> str:
+    """Return what `manage.py verify_audit` prints."""
+    said = StringIO()
+    call_command("verify_audit", *options, stdout=said)
+    return said.getvalue()
+
+
+def broken(*options: str) -> str:
+    """Return what it complains of."""
+    with pytest.raises(CommandError) as complaint:
+        verify(*options)
+    assert complaint.value.returncode == 1
+    return str(complaint.value)
+
+
+def newest() -> str:
+    """Return the newest place, as the command prints it to be kept."""
+    return verify().partition("The newest is ")[2].split()[0]
+
+
+@pytest.fixture
+def written(admin: Admin) -> list[int]:
+    """Five entries."""
+    for _ in range(5):
+        admin.enrollment_token()
+    return list(AuditEntry.objects.order_by("id").values_list("id", flat=True))
+
+
+def key_id(key: str) -> str:
+    return sha256(b"id:" + key.encode()).hexdigest()[:8]
+
+
+def test_an_entry_says_which_admin_key_and_which_idempotency_key_were_used(
+    admin: Admin, client: Client, settings: Settings
+) -> None:
+    settings.ADMIN_KEYS = [admin.key, OLD_KEY]
+    for key in settings.ADMIN_KEYS:
+        caller = Admin(client, key, admin.secret)
+        caller.post("/admin/enrollment-tokens", {}, idempotency_key=f"sent-with-{key_id(key)}")
+    found = AuditEntry.objects.order_by("id").values_list("principal", "admin_key_id", "idempotency_key")
+    ids = [key_id(key) for key in settings.ADMIN_KEYS]
+    assert list(found) == [("admin", one, f"sent-with-{one}") for one in ids]
+    assert ids[0] != ids[1]
+
+
+def test_an_idempotency_key_that_is_none_is_not_kept(admin: Admin) -> None:
+    admin.post("/admin/enrollment-tokens", {}, idempotency_key="x" * 5000)
+    entry = AuditEntry.objects.get()
+    assert (entry.code, entry.idempotency_key) == ("idempotency_key_required", "")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [(RuntimeError("a fault of ours"), 500, "internal"), (database.Contended(), 503, "overloaded")],
+)
+def test_a_write_that_failed_is_audited_too(
+    admin: Admin, phone: Phone, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int, code: str
+) -> None:
+    fail_to_revoke(monkeypatch, error)
+    assert admin.post(f"/admin/devices/{phone.device_id}/revoke").status == status
+    entry = AuditEntry.objects.latest("id")
+    assert (entry.path, entry.status, entry.code) == (f"/admin/devices/{phone.device_id}/revoke", status, code)
+
+
+def fail_to_revoke(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("devices.enrollment.revoke", fail)
+
+
+def unwritable(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OperationalError("the connection is closed")
+
+    monkeypatch.setattr("nexmdm.audit.record", refuse)
+
+
+def test_a_write_whose_entry_cannot_be_written_is_not_done(
+    admin: Admin, phone: Phone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unwritable(monkeypatch)
+    assert admin.post(f"/admin/devices/{phone.device_id}/revoke").code == "database_unavailable"
+    assert Device.objects.get().revoked_at is None
+
+
+def test_a_refusal_that_cannot_be_recorded_is_not_given(admin: Admin, monkeypatch: pytest.MonkeyPatch) -> None:
+    unwritable(monkeypatch)
+    assert admin.post(f"/admin/devices/{uuid4()}/revoke").code == "database_unavailable"
+
+
+def test_a_failure_that_cannot_be_recorded_is_logged(
+    admin: Admin, phone: Phone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_to_revoke(monkeypatch, RuntimeError("a fault of ours"))
+    unwritable(monkeypatch)
+    with structlog.testing.capture_logs() as lines:
+        assert admin.post(f"/admin/devices/{phone.device_id}/revoke").code == "internal"
+    (line,) = [line for line in lines if line["event"] == "audit.unwritten"]
+    assert (line["principal"], line["path"]) == ("admin", f"/admin/devices/{phone.device_id}/revoke")
+
+
+def test_a_write_takes_its_turn_when_all_else_is_done_and_checked(admin: Admin, phone: Phone) -> None:
+    with CaptureQueriesContext(connection) as queries:
+        admin.command(to=phone)
+    said = [query["sql"] for query in queries]
+    assert said[-3] == "SET CONSTRAINTS ALL IMMEDIATE"
+    assert said[-2].startswith('INSERT INTO "nexmdm_auditentry"')
+    assert said[-1].startswith("RELEASE SAVEPOINT"), "a test is one transaction, so that a commit shows as this"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE nexmdm_auditentry SET principal = 'somebody else'",
+        "UPDATE nexmdm_auditentry SET hash = hash",
+        "DELETE FROM nexmdm_auditentry",
+        "DELETE FROM nexmdm_auditentry WHERE id = (SELECT max(id) FROM nexmdm_auditentry)",
+        "TRUNCATE nexmdm_auditentry",
+    ],
+)
+def test_the_database_refuses_to_change_or_delete_an_entry(written: list[int], statement: str) -> None:
+    database.execute("ALTER TABLE nexmdm_auditentry ENABLE TRIGGER audit_not_truncated")
+    before = list(AuditEntry.objects.values())
+    refused = f"The audit is append-only: {statement.partition(' ')[0]} is refused"
+    with pytest.raises(ProgrammingError, match=refused), transaction.atomic():
+        database.execute(statement)
+    assert list(AuditEntry.objects.values()) == before
+
+
+def test_whatever_is_inserted_is_numbered_dated_and_chained_by_the_database(written: list[int]) -> None:
+    last = AuditEntry.objects.get(id=written[-1])
+    began_at = timezone.now() - timedelta(minutes=1)
+    # As code from before the chain does it, which knows of no other columns.
+    database.execute(
+        """
+        INSERT INTO nexmdm_auditentry
+            (id, at, principal, address, method, path, body_sha256, status, code, request_id, correlation_id)
+        VALUES (1, '2020-01-01', 'admin', NULL, 'POST', '/admin/command', '', 200, '', NULL, 'by-hand')
+        """
+    )
+    entry = AuditEntry.objects.get(correlation_id="by-hand")
+    assert (entry.id, entry.previous) == (last.id + 1, last.hash)
+    assert entry.at > began_at
+
+
+@pytest.mark.parametrize("address", [None, "192.0.2.1", "2001:db8::1", "::ffff:192.0.2.1", "::"])
+@pytest.mark.parametrize("text", ["", "Café ✓ 📱", '"\\/\b\f\n\r\t', "\x01\x1f\x7f\x80\u2028\ufeff", "', NULL, '"])
+def test_what_the_database_hashes_is_what_is_verified(db: None, address: str | None, text: str) -> None:
+    entry = AuditEntry.objects.create(
+        principal=text, address=address, method="POST", path=text, body_sha256="", status=200, request_id=uuid4()
+    )
+    entry.refresh_from_db()
+    assert entry.hash == audit_chain.digest(entry)
+
+
+@commits
+def test_the_audit_of_a_new_installation_holds(db: None) -> None:
+    assert verify().startswith("Verified 0 entries")
+
+
+@commits
+def test_the_command_says_how_many_entries_it_verified_and_what_to_keep(written: list[int]) -> None:
+    last = AuditEntry.objects.latest("id")
+    assert verify().splitlines()[:2] == ["Verified 5 entries, from 1 on.", f"The newest is {last.id}:{last.hash}"]
+
+
+@commits
+def test_writes_at_the_same_time_make_one_chain(admin: Admin) -> None:
+    refused = [lambda: admin.post(f"/admin/devices/{uuid4()}/revoke")] * 3
+    done = [lambda: admin.post("/admin/enrollment-tokens", {})] * 3
+    answers = in_parallel(refused + done, all_wait_for="nexmdm_auditmark")
+    assert [answer.status for answer in answers] == [404] * 3 + [200] * 3
+    assert verify().startswith("Verified 6 entries")
+    assert list(AuditEntry.objects.order_by("id").values_list("id", flat=True)) == list(range(1, 7))
+
+
+@commits
+def test_writes_to_the_same_device_at_the_same_time_do_not_lock_each_other_out(admin: Admin, phone: Phone) -> None:
+    device = f"/admin/devices/{phone.device_id}"
+    calls: list[Callable[[], Any]] = [
+        lambda: admin.post(f"{device}/revoke"),
+        lambda: admin.command(to={"all": True}),
+        lambda: admin.call("PATCH", device, {"alias": "lobby"}),
+        lambda: admin.post("/admin/tags/lobby", {"add": [phone.device_id]}),
+    ]
+    answers = in_parallel(calls, all_wait_for="nexmdm_auditmark")
+    # Whether the command or the revocation comes first is left to them.
+    assert {answer.code for answer in answers} <= {None, "empty_audience"}
+    assert verify().startswith("Verified 5 entries")
+
+
+@commits
+def test_work_that_is_rolled_back_leaves_no_gap(admin: Admin, written: list[int]) -> None:
+    with transaction.atomic():
+        admin.enrollment_token()
+        transaction.set_rollback(True)
+    admin.enrollment_token()
+    assert AuditEntry.objects.latest("id").id == written[-1] + 1
+    assert verify().startswith("Verified 6 entries")
+
+
+CHANGES: Final[dict[str, Any]] = {
+    "principal": "somebody", "admin_key_id": "00000000", "idempotency_key": "another-one-0000", "address": "192.0.2.7",
+    "method": "PATCH", "path": "/admin/tags/lobby", "body_sha256": "0" * 64, "status": 403, "code": "forbidden",
+    "request_id": uuid4(), "correlation_id": "another", "previous": "1" * 64, "hash": "2" * 64,
+}  # fmt: skip
+
+
+@commits
+def test_a_change_of_any_field_is_found(written: list[int]) -> None:
+    third = AuditEntry.objects.get(id=written[2])
+    changes = CHANGES | {"at": third.at + timedelta(microseconds=1)}
+    assert set(changes) == {field.name for field in AuditEntry._meta.fields} - {"id"}
+    for name, value in changes.items():
+        tampering.change(third.id, **{name: value})
+        assert broken().startswith(f"The audit is broken. Entry {third.id} was changed"), name
+        tampering.change(third.id, **{name: getattr(third, name)})
+    assert verify().startswith("Verified 5 entries")
+
+
+@commits
+def test_a_changed_entry_with_a_new_hash_of_itself_is_found(written: list[int]) -> None:
+    tampering.change(written[2], principal="somebody")
+    tampering.seal(written[2])
+    assert f"Entry {written[2]} was rewritten" in broken()
+
+
+@commits
+def test_the_newest_entry_with_a_new_hash_of_itself_is_found(written: list[int]) -> None:
+    tampering.change(written[-1], principal="somebody")
+    tampering.seal(written[-1])
+    assert f"Entry {written[-1]} was rewritten" in broken()
+
+
+@commits
+@pytest.mark.parametrize(
+    ("gone", "what"),
+    [
+        ([2], "Entry 3 was deleted"),
+        ([1, 2, 3], "Entries 2 to 4 were deleted"),
+        ([0], "Entry 1 was deleted"),
+        ([4], "Entry 5 was deleted"),
+        ([0, 1, 2, 3, 4], "Entries 1 to 5 were deleted"),
+    ],
+)
+def test_a_deleted_entry_is_found(written: list[int], gone: list[int], what: str) -> None:
+    tampering.delete(*(written[number] for number in gone))
+    assert what in broken()
+
+
+@commits
+def test_an_inserted_entry_is_found(written: list[int]) -> None:
+    # Before the first, in between (where there is room only by taking a number away), and after the last.
+    tampering.forge(-1, previous=audit_chain.BEGINNING.hash)
+    assert "Entry -1 was inserted" in broken()
+    tampering.delete(-1)
+
+    tampering.forge(6, previous=AuditEntry.objects.get(id=5).hash)
+    assert "Entry 6 was inserted" in broken()
+    tampering.delete(6)
+
+    assert verify().startswith("Verified 5 entries")
+
+
+@commits
+def test_an_entry_that_fills_a_gap_is_found(admin: Admin, written: list[int]) -> None:
+    # Numbers from before the chain may have gaps.
+    with tampering.unguarded():
+        AuditEntry.objects.filter(id=5).update(id=8)
+    tampering.rewrite()
+    admin.enrollment_token()
+    assert verify().startswith("Verified 6 entries, from 1 on.")
+
+    forged = tampering.forge(5, previous=AuditEntry.objects.get(id=4).hash)
+    tampering.forge(6, previous=forged.hash)
+    assert "Entries 5 to 6 were inserted: entry 8 was written right after entry 4." in broken()
+
+
+@commits
+def test_an_audit_that_was_written_anew_as_a_whole_is_found_by_a_witness(written: list[int]) -> None:
+    witness = newest()
+    assert verify("--witness", witness) == verify()
+
+    tampering.change(written[2], principal="somebody")
+    tampering.rewrite()
+    assert verify().startswith("Verified 5 entries")
+    assert "Entry 5 was rewritten, or one before it" in broken("--witness", witness)
+
+
+@commits
+def test_an_end_that_was_cut_off_with_its_mark_is_found_by_a_witness(written: list[int]) -> None:
+    witness = newest()
+    tampering.delete(written[-1], written[-2])
+    tampering.rewrite()
+    assert verify().startswith("Verified 3 entries")
+    assert "Entries 4 to 5 were deleted" in broken("--witness", witness)
+
+
+@commits
+def test_a_witness_stays_one_while_the_chain_grows(admin: Admin, written: list[int]) -> None:
+    witness = newest()
+    admin.enrollment_token()
+    assert verify("--witness", witness).startswith("Verified 6 entries")
+
+
+@pytest.mark.parametrize("text", ["", "5", "5:abc", "five:" + "0" * 64, "5:" + "g" * 64])
+def test_a_witness_that_is_none_is_refused(db: None, text: str) -> None:
+    with pytest.raises(CommandError, match="an entry's number, a colon, and the 64 digits of its hash"):
+        verify("--witness", text)
+
+
+def grow_old(*entry_ids: int) -> None:
+    tampering.grow_old(*entry_ids, at=timezone.now() - timedelta(days=91))
+
+
+def prune() -> str:
+    said = StringIO()
+    call_command("prune", stdout=said)
+    return said.getvalue()
+
+
+@commits
+def test_after_retention_the_chain_begins_with_the_oldest_entry_that_stays(admin: Admin, written: list[int]) -> None:
+    grow_old(*written[:3])
+    witness = newest()
+    assert "3 audit entries" in prune()
+    assert verify("--witness", witness).startswith("Verified 2 entries, from 4 on.")
+
+    tampering.delete(4)
+    assert "Entry 4 was deleted" in broken()
+
+
+@commits
+def test_retention_deletes_nothing_that_is_old_behind_an_entry_that_is_not(written: list[int]) -> None:
+    grow_old(written[0], written[2])
+    assert "1 audit entries" in prune()
+    assert list(AuditEntry.objects.order_by("id").values_list("id", flat=True)) == written[1:]
+    assert verify().startswith("Verified 4 entries")
+
+
+@commits
+def test_the_chain_goes_on_after_retention_has_deleted_everything(admin: Admin, written: list[int]) -> None:
+    grow_old(*written)
+    witness = newest()
+    assert [audit.prune(timedelta(days=90), 3) for _ in range(3)] == [3, 2, 0]
+    assert verify("--witness", witness).startswith("Verified 0 entries")
+
+    admin.enrollment_token()
+    assert verify("--witness", witness).startswith("Verified 1 entries, from 6 on.")
+
+
+@commits
+def test_a_witness_that_retention_has_deleted_proves_nothing_and_says_so(admin: Admin, written: list[int]) -> None:
+    grow_old(*written[:3])
+    third = AuditEntry.objects.get(id=written[2])
+    prune()
+    # The last one that was deleted is remembered.
+    assert verify("--witness", f"{third.id}:{third.hash}").startswith("Verified 2 entries")
+    assert "Retention has deleted entry 2. Keep a newer place" in broken("--witness", f"2:{third.previous}")
+
+
+@commits
+def test_the_mark_of_retention_does_not_excuse_a_deleted_entry(written: list[int]) -> None:
+    grow_old(*written[:2])
+    prune()
+    with pytest.raises(ProgrammingError, match="DELETE is refused"), transaction.atomic():
+        AuditEntry.objects.filter(id=written[2]).delete()
+    assert AuditMark.objects.get(name=AuditMark.PRUNED).entry_id == 2
+
+
+def test_entries_from_before_the_chain_are_carried_over_in_their_order(admin: Admin) -> None:
+    call_command("migrate", "nexmdm", "0002", verbosity=0)
+    for entry_id in (3, 7, 8):
+        database.execute(
+            """
+            INSERT INTO nexmdm_auditentry
+                (id, at, principal, address, method, path, body_sha256, status, code, request_id, correlation_id)
+            VALUES (%s, '2026-01-01T00:00:00.000001Z', 'admin', '192.0.2.1', 'POST', '/admin/command', 'ab', 200, '',
+                gen_random_uuid(), 'before')
+            """,
+            [entry_id],
+        )
+    call_command("migrate", "nexmdm", verbosity=0)
+    admin.enrollment_token()
+
+    place = audit_chain.BEGINNING
+    for entry in AuditEntry.objects.order_by("id"):
+        assert (entry.previous, entry.hash) == (place.hash, audit_chain.digest(entry))
+        place = audit_chain.Place(entry.id, entry.hash)
+    assert list(AuditEntry.objects.order_by("id").values_list("id", flat=True)) == [3, 7, 8, 9]
+    mark = AuditMark.objects.get(name=AuditMark.NEWEST)
+    assert (mark.entry_id, mark.hash) == (place.entry_id, place.hash)
