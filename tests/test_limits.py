@@ -1,15 +1,102 @@
-"""How often one may call, and fail."""
+"""How often one may call, and fail; and that no route for admins goes without."""
 
+import re
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+from uuid import UUID
 
 import pytest
 from django.core.cache import cache
 from django.db import connection, connections
+from django.urls import URLPattern, URLResolver, get_resolver, resolve
 from pytest_django import Settings
 
 from commands.models import Command
 from nexmdm import counters
-from tests.actors import Admin, Client, Phone
+from nexmdm.api import api
+from nexmdm.models import AuditEntry, StoredAnswer
+from tests.actors import Admin, Answer, Client, Phone
+
+METHODS: Final = ("GET", "POST", "PATCH", "PUT", "DELETE")
+EXAMPLES: Final = {"uuidstr": str(UUID(int=7)), "tag": "lobby"}
+"""What the converters of our routes take."""
+
+
+def routes(resolver: Any, before: str = "") -> Iterator[str]:
+    """Every route of the URL configuration."""
+    for entry in resolver.url_patterns:
+        route = before + str(entry.pattern)
+        if isinstance(entry, URLResolver):
+            yield from routes(entry, route)
+        else:
+            assert isinstance(entry, URLPattern)
+            yield route
+
+
+def concrete(route: str) -> str:
+    """A path that takes this route."""
+    path = "/" + re.sub(r"<(\w+):\w+>", lambda found: EXAMPLES[found[1]], route)
+    assert resolve(path).route == route
+    return path
+
+
+# A route that takes two methods stands there twice.
+ADMIN_PATHS: Final = sorted({concrete(route) for route in routes(get_resolver()) if route.startswith("admin/")})
+
+
+def every_method(client: Client, path: str) -> list[str]:
+    """The methods that a path takes; the others are 405, and name these."""
+    answers = {method: client.request(method, path) for method in METHODS}
+    taken = [method for method, answer in answers.items() if answer.status != 405]
+    allowed = [set(answer.headers["allow"].split(", ")) for answer in answers.values() if answer.status == 405]
+    assert taken
+    assert allowed == [set(taken)] * len(allowed)
+    return taken
+
+
+def assert_unsigned(answer: Answer) -> None:
+    assert (answer.status, answer.code) == (401, "invalid_signature")
+    assert answer.headers["www-authenticate"] == "NXD1"
+
+
+def test_the_paths_walked_here_are_those_of_the_api_document() -> None:
+    published = [path for path in api.get_openapi_schema()["paths"] if path.startswith("/admin/")]
+    assert len(ADMIN_PATHS) == len(published) > 10
+
+
+@pytest.mark.parametrize("path", ADMIN_PATHS)
+def test_every_admin_route_wants_a_good_signature(admin: Admin, settings: Settings, path: str) -> None:
+    settings.AUTH_FAILURE_RATE_LIMIT = "1000/m"
+    stranger = Admin(admin.client, admin.key, "not-the-secret-but-just-as-long-as-it-is")
+    for method in every_method(admin.client, path):
+        assert_unsigned(admin.client.request(method, path))
+        assert_unsigned(stranger.call(method, path))
+    assert not AuditEntry.objects.exists()
+
+
+@pytest.mark.parametrize("path", ADMIN_PATHS)
+def test_every_admin_route_is_limited(admin: Admin, settings: Settings, path: str) -> None:
+    settings.AUTH_FAILURE_RATE_LIMIT = "1000/m"
+    settings.ADMIN_RATE_LIMIT = settings.ADMIN_READ_RATE_LIMIT = "1/d"
+    admin.get("/admin/summary")
+    admin.enrollment_token()
+    for method in every_method(admin.client, path):
+        answer = admin.call(method, path)
+        assert (answer.status, answer.code) == (429, "rate_limited")
+        assert 1 <= int(answer.headers["retry-after"]) <= 86_400
+    assert (AuditEntry.objects.count(), StoredAnswer.objects.count()) == (1, 1)
+
+
+@pytest.mark.parametrize("path", ADMIN_PATHS)
+def test_every_signed_write_leaves_an_audit_entry_whatever_becomes_of_it(
+    admin: Admin, settings: Settings, path: str
+) -> None:
+    settings.AUTH_FAILURE_RATE_LIMIT = "1000/m"
+    writes = [method for method in every_method(admin.client, path) if method != "GET"]
+    answers = [admin.call(method, path, {}) for method in writes]
+    found = AuditEntry.objects.order_by("id").values_list("method", "path", "status")
+    assert list(found) == [(method, path, answer.status) for method, answer in zip(writes, answers, strict=True)]
 
 
 def test_beyond_the_limit_a_failure_is_429_and_says_when_to_come_back(db: None, settings: Settings) -> None:

@@ -1,19 +1,30 @@
-"""Two web workers and two dispatchers on one database: no command is sent twice, none is missed."""
+"""Two web workers and two dispatchers on one database: nothing is sent twice or missed, and limits are shared."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from itertools import repeat, takewhile
 from pathlib import Path
 
 import httpx
+import psycopg
 import pytest
 
 from loadtest.fcm_standin import FcmStandin
-from loadtest.serving import READY, Serving, wait_for
-from nexmdm.fleet_client import FleetClient
+from loadtest.serving import MANAGE, READY, Serving, wait_for
+from nexmdm.fleet_client import FleetClient, Refused
 
 DEVICES, COMMANDS = 20, 25
+LIMIT, CLIENTS = 60, 8
+ENOUGH_SECONDS = 15
+"""Far longer than it takes to use the limit up."""
 
 
 @pytest.fixture
@@ -57,3 +68,71 @@ def enroll(admin: FleetClient) -> None:
         body = {"hardware_id": f"phone-{number}", "push_token": f"ok-{number}"}
         answer = httpx.post(f"{admin.url}/v1/register", json=body, headers={"Authorization": f"Bearer {token}"})
         assert answer.status_code == 200, answer.text
+
+
+@pytest.fixture
+def limited() -> Iterator[Serving]:
+    """Two workers that share a limit for writes; that for reads shows, whenever asked, when the minute ends."""
+    with tempfile.TemporaryDirectory(prefix="nexmdm-") as folder:
+        limits = {"ADMIN_RATE_LIMIT": f"{LIMIT}/m", "ADMIN_READ_RATE_LIMIT": "1/m"}
+        serving = Serving(Path(folder) / "data", WEB_WORKERS="2", **limits)
+        yield serving.until_it_says(READY)
+        assert serving.interrupt() == 0
+
+
+def test_parallel_clients_of_two_workers_share_one_limit_exactly(limited: Serving) -> None:
+    with ExitStack() as stack:
+        clients = [*connected_to("web-1", limited, stack), *connected_to("web-2", limited, stack)]
+        wait_for(lambda: seconds_left(clients[0]) >= ENOUGH_SECONDS)
+        left = seconds_left(clients[0])
+        with ThreadPoolExecutor(CLIENTS) as threads:
+            admitted = list(threads.map(write_until_refused, clients))
+        assert seconds_left(clients[0]) <= left, "another minute began meanwhile"
+
+    by_worker = sum(admitted[: CLIENTS // 2]), sum(admitted[CLIENTS // 2 :])
+    assert min(by_worker) > 0
+    with psycopg.connect(limited.database_url()) as connection:
+        done = connection.execute("SELECT count(*) FROM devices_enrollmenttoken").fetchone()
+    assert (sum(admitted), done) == (LIMIT, (LIMIT,))
+    assert f"Verified {LIMIT} entries" in verify_audit(limited)
+
+
+def connected_to(worker: str, serving: Serving, stack: ExitStack) -> list[FleetClient]:
+    """Half of the clients, their connections kept by one worker: the other one sleeps while they are opened."""
+    (other,) = {"web-1", "web-2"} - {worker}
+    os.kill(serving.child(other), signal.SIGSTOP)
+    clients = [stack.enter_context(serving.admin()) for _ in range(CLIENTS // 2)]
+    for client in clients:
+        client.get("/healthz")
+    os.kill(serving.child(other), signal.SIGCONT)
+    return clients
+
+
+def seconds_left(client: FleetClient) -> int:
+    """How long the minute of the limits still lasts, as a refused read says; 0 if this one was the first in it."""
+    try:
+        client.get("/admin/summary")
+    except Refused as refused:
+        return refused.retry_after_seconds or 0
+    return 0
+
+
+def write_until_refused(client: FleetClient) -> int:
+    """Make enrollment tokens until the limit says no; return how many."""
+    return len(list(takewhile(writes, repeat(client, LIMIT + 1))))
+
+
+def writes(client: FleetClient) -> bool:
+    """Make an enrollment token; tell whether the limit let it."""
+    try:
+        client.post("/admin/enrollment-tokens", {})
+    except Refused as refused:
+        if refused.code != "rate_limited":
+            raise
+        return False
+    return True
+
+
+def verify_audit(serving: Serving) -> str:
+    program = [sys.executable, MANAGE, "verify_audit"]
+    return subprocess.run(program, env=serving.environment, capture_output=True, text=True, check=True).stdout
