@@ -1,0 +1,116 @@
+"""How many signed writes a second a server takes: `python -m loadtest.admin_writes`.
+
+Starts a server of its own. So many clients, each with a connection that it keeps, make enrollment tokens one after the
+other: about the least that a signed write can do, so that what it shares with all others weighs the most (the turn
+that each takes at the audit). Server, PostgreSQL and clients share the machine.
+"""
+
+import argparse
+import asyncio
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import uvloop
+from rich.console import Console
+from rich.table import Table
+
+from loadtest.connections import Pool, Server, understood, with_body
+from loadtest.serving import READY, Serving
+from nexmdm.fleet_client import FleetClient
+
+TARGET = "/admin/enrollment-tokens"
+BODY = b"{}"
+WARM_UP_SECONDS = 2
+
+
+class Failed(Exception):
+    """A write was not answered with 200."""
+
+
+def main() -> int:
+    """Measure in rounds and print a table; 0 if every answer was a 200."""
+    arguments = _arguments()
+    with tempfile.TemporaryDirectory(prefix="nexmdm-") as folder:
+        serving = Serving(
+            Path(folder) / "data", WEB_WORKERS=str(arguments.workers), ADMIN_RATE_LIMIT="1000000000/m", LOG_LEVEL="INFO"
+        )
+        try:
+            serving.until_it_says(READY)
+            with serving.admin() as admin:
+                rounds = _measure(admin, arguments)
+        except Failed as error:
+            sys.stderr.write(f"{error}\n")
+            return 1
+        finally:
+            serving.interrupt()
+    _print(rounds, arguments)
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m loadtest.admin_writes", description=__doc__)
+    add = parser.add_argument
+    add("--clients", type=int, default=8, help="how many write at once (8)")
+    add("--workers", type=int, default=2, help="how many web workers (2)")
+    add("--rounds", type=int, default=3, help="how often it is measured (3)")
+    add("--seconds", type=int, default=8, help="how long each time (8), after a warm-up of 2")
+    return parser.parse_args()
+
+
+def _measure(admin: FleetClient, arguments: argparse.Namespace) -> list[list[float]]:
+    """Return the milliseconds of each write, in the order of their end, round by round."""
+    uvloop.run(_load(admin, arguments.clients, WARM_UP_SECONDS))
+    rounds = []
+    for number in range(1, arguments.rounds + 1):
+        rounds.append(uvloop.run(_load(admin, arguments.clients, arguments.seconds)))
+        sys.stderr.write(f"round {number}: {len(rounds[-1]) / arguments.seconds:,.0f}/s\n")
+    return rounds
+
+
+async def _load(admin: FleetClient, clients: int, seconds: float) -> list[float]:
+    server = Server.of(admin.url)
+    pool = Pool(server, clients)
+    took: list[float] = []
+    until = time.perf_counter() + seconds
+
+    async def write_on() -> None:
+        while (began_at := time.perf_counter()) < until:
+            head = server.head("POST", TARGET, admin.sign("POST", TARGET, BODY))
+            failure, _ = understood(*await pool.call(head + with_body(BODY)))
+            if failure:
+                raise Failed(f"POST {TARGET}: {failure}")
+            took.append((time.perf_counter() - began_at) * 1000)
+
+    try:
+        await asyncio.gather(*(write_on() for _ in range(clients)))
+    finally:
+        pool.close()
+    return took
+
+
+def _print(rounds: list[list[float]], arguments: argparse.Namespace) -> None:
+    title = f"POST {TARGET}: {arguments.clients} clients, {arguments.workers} web workers, {len(rounds)} rounds"
+    table = Table(title=title)
+    for heading in ("", "median", "least", "most"):
+        table.add_column(heading, justify="right" if heading else "left")
+    figures = {
+        "writes/s": [len(one) / arguments.seconds for one in rounds],
+        "p50, ms": [_percentile(one, 50) for one in rounds],
+        "p99, ms": [_percentile(one, 99) for one in rounds],
+    }
+    for name, values in figures.items():
+        form = ",.0f" if name == "writes/s" else ".1f"
+        table.add_row(name, f"{median(values):{form}}", f"{min(values):{form}}", f"{max(values):{form}}")
+    Console().print(table)
+
+
+def _percentile(values: list[float], percent: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, round(percent / 100 * len(ordered)))]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
