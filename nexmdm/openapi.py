@@ -17,7 +17,7 @@ from ninja.operation import Operation
 from commands import queue, reports
 from commands.schemas import NewCommand
 from devices import audience, credentials, enrollment
-from nexmdm import auth, caller, openapi_components, operations, problems
+from nexmdm import auth, caller, openapi_components, openapi_examples, operations, problems
 from nexmdm.limits import RateLimited
 from nexmdm.openapi_components import Json
 from nexmdm.problems import Problem
@@ -140,7 +140,7 @@ class _Completion:
                 name: schemes.get(name, {}) | more for name, more in openapi_components.SECURITY.items()
             },
         }
-        self._document["info"]["description"] += openapi_components.CONVENTIONS
+        self._document["tags"] = list(openapi_components.TAGS)
 
     def _operation(self, method: str, path: str, found: Json) -> Json:
         summary, rest = _split(found["description"])
@@ -148,9 +148,12 @@ class _Completion:
         described |= {"summary": summary} | ({"description": rest} if rest else {})
         if method == "head":
             described["operationId"] = f"head{found['operationId'].capitalize()}"
+        described["parameters"] = [_with_example(parameter) for parameter in found["parameters"]]
         if _is_signed(found):
-            described["parameters"] = _signing_parameters(method) + found["parameters"]
-        return described | {"responses": self._responses(method, path, found)}
+            described["parameters"] = _signing_parameters(method) + described["parameters"]
+        described["responses"] = self._responses(method, path, found)
+        _add_examples(described)
+        return described
 
     def _responses(self, method: str, path: str, found: Json) -> Json:
         by_status: dict[int, list[Refusal]] = {}
@@ -191,6 +194,18 @@ class _Completion:
         name = "Or".join("".join(map(str.capitalize, refusal.code.split("_"))) for refusal in refusals)
         self._answers[name] = _problem_answer(refusals) | {"headers": _headers(status)}
         return {"$ref": f"#/components/responses/{name}"}
+
+
+def _with_example(parameter: Json) -> Json:
+    example = openapi_examples.PATH.get(parameter["name"]) if parameter["in"] == "path" else None
+    return parameter | ({"example": example} if example else {})
+
+
+def _add_examples(described: Json) -> None:
+    places = {"body": described.get("requestBody", {}), "answer": described["responses"]["200"]}
+    for part, place in places.items():
+        if examples := openapi_examples.shown(described["operationId"], part):
+            place["content"]["application/json"]["examples"] = examples
 
 
 def _metrics() -> Json:
@@ -252,4 +267,6 @@ def _line(refusal: Refusal) -> str:
 
 
 def _example(refusal: Refusal) -> Any:
-    return orjson.loads(Problem(refusal.status, refusal.code, refusal.detail).body())
+    """Return the problem as it was really answered (that of METRICS_TOKEN, which shares its code, as it is told)."""
+    told = orjson.loads(Problem(refusal.status, refusal.code, refusal.detail).body())
+    return told if refusal is _NO_METRICS_TOKEN else openapi_examples.PROBLEMS.get(refusal.code, told)

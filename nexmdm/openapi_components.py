@@ -82,18 +82,17 @@ SECURITY: Final[Mapping[str, Json]] = {
     "EnrollmentBearer": {"description": "An enrollment token, made by an admin."},
     "SignedRequest": {
         "description": "Sign every request with the HMAC secret, and send X-Admin, X-Timestamp, X-Signature, and with "
-        "every method but GET an Idempotency-Key.\n\nThe text to sign has six lines, without a line feed after the "
-        "last: `NXD1`; the X-Timestamp; the Idempotency-Key (an empty line for GET); the method; the path as it is "
-        "sent, with `?` and the query if there is one; the SHA-256 of the body as lower-case hex. X-Signature is "
-        "`v1=` and the HMAC-SHA256 of that text, as lower-case hex. `manage.py fleet sign` prints these headers."
+        "every method but GET an Idempotency-Key: see Signing, above. `manage.py fleet sign` prints these headers."
     },
     "MetricsBearer": {"type": "http", "scheme": "bearer", "description": "METRICS_TOKEN, where it is set."},
 }
-CONVENTIONS: Final = """
-
-Times are RFC 3339 in UTC. Unknown query parameters are refused; so are unknown fields in bodies under `/admin`, while
-those under `/v1` are ignored. A path that does not take a method answers 405 `method_not_allowed` with `Allow`, an
-unknown path 404 `not_found`. Every error is a ProblemDetails."""
+TAGS: Final = (
+    {"name": "device", "description": "What a phone calls, with its token as the bearer."},
+    {"name": "commands", "description": "What an admin asks of phones, and what became of it."},
+    {"name": "devices", "description": "Who is enrolled, and who may enrol."},
+    {"name": "fleet", "description": "Shutting phones out, the whole at a glance, and who did what."},
+    {"name": "operations", "description": "What a monitor asks."},
+)
 
 
 def action_params() -> Json:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
 
+import openapi_spec_validator
 import pytest
 
 from commands.actions import CATALOGUE
@@ -73,6 +74,10 @@ def codes(document: Json, found: Json, status: str) -> set[str]:
 def parameters(document: Json, found: Json, source: str) -> dict[str, Json]:
     every = [resolved(document, one) for one in found["parameters"]]
     return {one["name"]: one for one in every if one["in"] == source}
+
+
+def test_the_document_is_valid_openapi(document: Json) -> None:
+    openapi_spec_validator.validate(document)
 
 
 def test_the_document_has_the_parts_of_openapi_3_1(document: Json) -> None:
