@@ -5,6 +5,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from email.utils import parsedate_to_datetime
 from itertools import islice
 from types import TracebackType
 from typing import Any, Final, Self
@@ -28,16 +29,26 @@ _SHOWN_OF_A_STRANGER: Final = 200
 
 
 class Refused(Exception):
-    """The server answered, but not with 200. `code` is empty where the answer is none of NexMDM's."""
+    """The server answered, but not with 200. `code` is empty where the answer is none of NexMDM's.
+
+    `clock_ahead_seconds` is how far the server's clock is ahead of ours, where its answer tells.
+    """
 
     def __init__(
-        self, status: int, code: str, detail: str, errors: list[Json], retry_after_seconds: int | None
+        self,
+        status: int,
+        code: str,
+        detail: str,
+        errors: list[Json] | None = None,
+        retry_after_seconds: int | None = None,
+        clock_ahead_seconds: float | None = None,
     ) -> None:
         super().__init__(detail)
         self.status = status
         self.code = code
-        self.errors = errors
+        self.errors = errors or []
         self.retry_after_seconds = retry_after_seconds
+        self.clock_ahead_seconds = clock_ahead_seconds
 
 
 class Unreachable(Exception):
@@ -81,11 +92,11 @@ class FleetClient:
     def get(self, path: str, **query: Any) -> Json:
         """Read a resource; queries that are None are left out."""
         given = {name: value for name, value in query.items() if value is not None}
-        return self._call("GET", path, query=given)
+        return self.call("GET", path, query=given)
 
     def post(self, path: str, body: Json | None = None) -> Json:
         """Carry out a write, under a new Idempotency-Key."""
-        return self._call("POST", path, content=b"" if body is None else json.dumps(body).encode())
+        return self.call("POST", path, content=b"" if body is None else json.dumps(body).encode())
 
     def items(self, path: str, limit: int, **query: Any) -> tuple[list[Json], bool]:
         """Return the first `limit` rows of a list, over as many pages as it takes; and whether there are more."""
@@ -136,7 +147,8 @@ class FleetClient:
             body=body,
         )
 
-    def _call(self, method: str, path: str, *, query: Json | None = None, content: bytes = b"") -> Json:
+    def call(self, method: str, path: str, *, query: Json | None = None, content: bytes = b"") -> Json:
+        """Send any request; `path` may have a query of its own, and `content` is JSON."""
         kind = {"Content-Type": "application/json"} if content else {}
         request = self._http.build_request(method, self.url + path, params=query or None, content=content, headers=kind)
         # What is signed is what is sent: the target as httpx has written it.
@@ -160,11 +172,19 @@ def _answer(response: httpx.Response) -> Json:
             response.status_code,
             said["code"],
             said["detail"],
-            said.get("errors", []),
+            said.get("errors"),
             int(wait) if wait.isdigit() else None,
+            _clock_ahead(response),
         )
     shown = response.text[:_SHOWN_OF_A_STRANGER]
-    raise Refused(response.status_code, "", f"This does not look like NexMDM; it answered: {shown}", [], None)
+    raise Refused(response.status_code, "", f"This does not look like NexMDM; it answered: {shown}")
+
+
+def _clock_ahead(response: httpx.Response) -> float | None:
+    try:
+        return parsedate_to_datetime(response.headers["Date"]).timestamp() - time.time()
+    except (KeyError, ValueError):
+        return None
 
 
 def _json(response: httpx.Response) -> Json:

@@ -2,13 +2,15 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import IO, Any, Final, cast
 
 from django.core.management.base import OutputWrapper
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -17,9 +19,22 @@ from rich.text import Text
 Json = dict[str, Any]
 
 NOTHING: Final = "-"
-FREE_TEXT: Final = ("note", "said", "tags")
+FREE_TEXT: Final = ("note", "said", "tags", "path")
+"""Columns that may be folded; an id or a name that is cut in two cannot be copied."""
+
+NARROWEST_FREE_TEXT: Final = 20
+_GAP: Final = 2
+_COLOURED: Final = ("state", "presence", "push", "status", "code")
+_COLOURS: Final[Mapping[str, str]] = {
+    **dict.fromkeys(("succeeded", "completed", "online", "ok", "200"), "green"),
+    **dict.fromkeys(("pending", "received", "open", "offline"), "yellow"),
+    **dict.fromkeys(("failed", "expired", "dead"), "red"),
+    **dict.fromkeys(("cancelled", "never", "none", NOTHING), "dim"),
+}
+"""What the words in a coloured field look like; an HTTP status or a code that is not here is an error's."""
+
 _FRACTION: Final = re.compile(r"\.\d+Z$")
-_VERY_WIDE: Final = 400
+_TOLD_WHILE_WAITING: Final = ("received", "succeeded", "failed", "expired", "cancelled")
 _IN_STEP: Final = 2.0
 _AT_LENGTH: Final = 30.0
 
@@ -51,8 +66,10 @@ class Terminal:
     def fields(self, row: Json) -> None:
         """Print one row, a line for each field."""
         width = max(map(len, row), default=0)
+        console = self._console()
         for name, value in row.items():
-            self.out.write(f"{name.ljust(width)}  {shown(name, value)}".rstrip())
+            line = Text.assemble((name.ljust(width), "bold"), "  ", _painted(name, shown(name, value)))
+            console.print(line, soft_wrap=True)
 
     def table(self, names: Sequence[str], rows: Sequence[Json]) -> None:
         """Print rows under these headings: framed on a terminal, else in columns of plain text."""
@@ -65,32 +82,56 @@ class Terminal:
             self.out.write("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
     def _framed(self, names: Sequence[str], cells: list[list[str]]) -> None:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for name in names:
+        console = self._console()
+        ends = accumulate(_least_width(*column) + _GAP for column in zip(names, *cells, strict=True))
+        fitting = [name for name, end in zip(names, ends, strict=True) if end - _GAP <= console.width] or names[:1]
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, _GAP, 0, 0))
+        for name in fitting:
             table.add_column(name, no_wrap=name not in FREE_TEXT, overflow="fold")
         for row in cells:
-            table.add_row(*map(Text, row))
-        console = Console(file=cast("IO[str]", self.out))
-        # An id or a name that is cut in two cannot be copied: rather a line that is longer than the terminal.
-        whole_words = console.measure(table, options=console.options.update(max_width=_VERY_WIDE)).minimum
-        console.width = max(console.width, min(whole_words, _VERY_WIDE))
+            table.add_row(*map(_painted, fitting, row))
         console.print(table)
+        if left_out := names[len(fitting) :]:
+            self.hint(f"Not shown, for want of width: {', '.join(left_out)}. --json has everything.")
+
+    def _console(self) -> Console:
+        return Console(file=cast("IO[str]", self.out), highlight=False)
+
+
+def _least_width(name: str, *cells: str) -> int:
+    widest = max(map(cell_len, (name, *cells)))
+    return min(widest, NARROWEST_FREE_TEXT) if name in FREE_TEXT else widest
+
+
+def _painted(name: str, text: str) -> Text:
+    if name not in _COLOURED:
+        return Text(text)
+    return Text(text, _COLOURS.get(text, "red" if name in ("status", "code") else ""))
 
 
 @contextmanager
 def progress(device_count: int) -> Iterator[tuple[float, Callable[[Json], None]]]:
-    """Show how a command comes along, if it went to several devices and somebody watches.
+    """Show how a command comes along, if somebody watches.
 
     Gives how often to look, in seconds, and whom to tell what was seen.
     """
     console = Console(stderr=True)
-    if device_count < 2 or not console.is_terminal:
+    if not console.is_terminal:
         yield _AT_LENGTH, _nobody
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("settled", total=device_count)
-        yield _IN_STEP, lambda command: bar.update(task, completed=device_count - open_deliveries(command))
+        task = bar.add_task("", total=device_count)
+
+        def watch(command: Json) -> None:
+            done = device_count - open_deliveries(command)
+            bar.update(task, completed=done, description=_so_far(command["counts"]))
+
+        yield _IN_STEP, watch
+
+
+def _so_far(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{counts[state]} {state}" for state in _TOLD_WHILE_WAITING if counts[state])
 
 
 def _nobody(command: Json) -> None:

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from argparse import ArgumentTypeError
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -75,6 +76,15 @@ def seconds(text: str) -> int:
     if found is None:
         raise ArgumentTypeError("must look like 600, 10m, 12h or 7d")
     return int(found[1]) * _UNITS[found[2]]
+
+
+def moment(text: str) -> str:
+    """Return a time as the API wants it, from one that is written out (the server judges it) or from so long ago."""
+    if re.match(r"[0-9]{4}-", text):
+        return text
+    if not re.fullmatch(r"[0-9]{1,6}[smhd]", text):
+        raise ArgumentTypeError("must look like 2h, for two hours ago, or like 2026-01-01T00:00:00Z")
+    return (datetime.now(UTC) - timedelta(seconds=seconds(text))).isoformat().replace("+00:00", "Z")
 
 
 def positive(text: str) -> int:

@@ -1,11 +1,11 @@
 """What an admin's client does: a function for each sub-command, which prints the answer and returns the exit status."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from nexmdm import fleet_terminal
+from nexmdm import fleet_terminal, signing
 from nexmdm.fleet_client import FleetClient, Json, Refused, Unreachable
 from nexmdm.fleet_terminal import Terminal
 
@@ -16,9 +16,21 @@ INTERRUPTED: Final = 130
 
 SHOWN_DELIVERIES: Final = 100
 _WORST_FIRST: Final = ("failed", "expired", "cancelled", "received", "pending", "succeeded")
-_DEVICE_COLUMNS: Final = ("device_id", "alias", "hardware_id", "presence", "push", "last_seen_at", "tags")
+# The columns, those first that a narrow terminal has to show.
+_DEVICE_COLUMNS: Final = ("device_id", "alias", "presence", "last_seen_at", "push", "hardware_id", "tags")
 _COMMAND_COLUMNS: Final = ("request_id", "action", "state", "device_count", "issued_at", "expires_at", "note")
-_DELIVERY_COLUMNS: Final = ("device_id", "alias", "state", "delivered_via", "said")
+_DELIVERY_COLUMNS: Final = ("device_id", "alias", "state", "said", "delivered_via")
+_AUDIT_COLUMNS: Final = ("at", "status", "method", "path", "code", "address", "principal", "correlation_id")
+
+_ARE_THE_SECRETS_RIGHT: Final = "are ADMIN_KEY and HMAC_SECRET those of this server?"
+_ADVICE: Final[Mapping[str, str]] = {
+    "invalid_signature": f"Look: {_ARE_THE_SECRETS_RIGHT} Its log says why it refused (admin.denied).",
+    "rate_limited": f"Refused signatures count, too: {_ARE_THE_SECRETS_RIGHT}",
+    "unknown_devices": "`manage.py fleet devices` lists those that are enrolled.",
+    "empty_audience": "`manage.py fleet devices` lists those that are enrolled, with their tags.",
+    "not_found": "`manage.py fleet devices` and `manage.py fleet commands` list what there is.",
+}
+"""What to do about a refusal, where its own words do not say it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +61,16 @@ def outcome(session: Session) -> int:
 def _refusal(refused: Refused) -> str:
     lines = [f"Refused ({refused.status} {refused.code}".rstrip() + f"): {refused}"]
     lines += [f"  {'.'.join(map(str, error['loc']))}: {error['msg']}" for error in refused.errors]
-    if refused.code == "invalid_signature":
-        lines.append("Are ADMIN_KEY and HMAC_SECRET those of this server, and is the clock right?")
+    ahead = refused.clock_ahead_seconds or 0
+    if refused.code == "invalid_signature" and abs(ahead) > signing.WINDOW_SECONDS:
+        lines.append(f"This machine's clock is {_apart(ahead)} the server's: set the one that is wrong.")
+    elif advice := _ADVICE.get(refused.code):
+        lines.append(advice)
     return "\n".join(lines)
+
+
+def _apart(ahead: float) -> str:
+    return f"{round(abs(ahead) / 60)} minutes {'behind' if ahead > 0 else 'ahead of'}"
 
 
 def _silence(url: str, unreachable: Unreachable) -> str:
@@ -82,14 +101,20 @@ def enroll_token(session: Session) -> int:
 
 def devices(session: Session) -> int:
     """List devices."""
-    query = {name: session.options[name] for name in ("status", "tag", "q")}
+    query = {name: session.options[name] for name in ("status", "push", "tag", "q")}
     return _list(session, "/admin/devices", _DEVICE_COLUMNS, query)
 
 
 def commands(session: Session) -> int:
     """List commands."""
-    query = {name: session.options[name] for name in ("action", "state")}
+    query = {name: session.options[name] for name in ("action", "state", "device_id", "since", "until")}
     return _list(session, "/admin/commands", _COMMAND_COLUMNS, query)
+
+
+def audit(session: Session) -> int:
+    """List the signed writes, carried out or refused."""
+    query = {name: session.options[name] for name in ("since", "until")}
+    return _list(session, "/admin/audit", _AUDIT_COLUMNS, query)
 
 
 def _list(session: Session, path: str, columns: tuple[str, ...], query: Json) -> int:
@@ -118,6 +143,23 @@ def cancel(session: Session) -> int:
     return _show(session.terminal, session.client.post(f"/admin/commands/{session.options['request_id']}/cancel"))
 
 
+def revoke(session: Session) -> int:
+    """Shut a device out."""
+    return _show(session.terminal, session.client.post(f"/admin/devices/{session.options['device_id']}/revoke"))
+
+
+def reinstate(session: Session) -> int:
+    """Let a device in again."""
+    return _show(session.terminal, session.client.post(f"/admin/devices/{session.options['device_id']}/reinstate"))
+
+
+def call(session: Session) -> int:
+    """Send any request, and print its answer as JSON."""
+    options = session.options
+    session.terminal.json(session.client.call(options["method"], options["target"], content=options["body"]))
+    return DONE
+
+
 def _show(terminal: Terminal, row: Json) -> int:
     if terminal.as_json:
         terminal.json(row)
@@ -131,7 +173,7 @@ def send(session: Session) -> int:
     options = session.options
     body = {"action": options["action"], "params": dict(options["param"]), "target": options["target"]}
     body |= {"expires_in_seconds": options["expires_in"], "priority": options["priority"]}
-    body |= {"dry_run": options["dry_run"], "expect_count": options["expect_count"]}
+    body |= {name: options[name] for name in ("dry_run", "expect_count", "supersede", "note")}
     issued = session.client.post("/admin/command", _given(body))
     if issued["dry_run"] or not _waits(options):
         return _show(session.terminal, issued)

@@ -2,10 +2,13 @@
 
 import io
 import json
+import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import httpx
 import pytest
@@ -113,7 +116,7 @@ def test_enroll_token_takes_uses_life_and_the_right_to_enrol_again(network: InPr
 def test_devices_are_columns_of_plain_text_in_a_pipe_and_json_on_request(network: InProcess, admin: Admin) -> None:
     phones = [admin.enrol(f"phone-{number}", alias=f"desk {number}") for number in range(3)]
     lines = run("devices", transport=network).out.splitlines()
-    assert lines[0].split() == ["device_id", "alias", "hardware_id", "presence", "push", "last_seen_at", "tags"]
+    assert lines[0].split() == ["device_id", "alias", "presence", "last_seen_at", "push", "hardware_id", "tags"]
     assert [line.split()[0] for line in lines[1:]] == [phone.device_id for phone in reversed(phones)]
     assert "\x1b" not in "".join(lines)
     few = run("devices", "--q", "desk", "--limit", "2", "--json", transport=network)
@@ -240,22 +243,95 @@ def test_of_a_large_command_the_worst_deliveries_are_shown(
     assert [row["state"] for row in ran.json["deliveries"]] == ["failed", "received"]
 
 
+def test_commands_are_found_by_device_and_by_time(network: InProcess, admin: Admin, phone: Phone) -> None:
+    request_id = run("ping", phone.device_id, "--json", transport=network).json["request_id"]
+    run("ping", admin.enrol("phone-2").device_id, transport=network)
+
+    def found(*arguments: str) -> list[str]:
+        return [row["request_id"] for row in run("commands", "--json", *arguments, transport=network).json]
+
+    assert found("--device", phone.device_id) == [request_id]
+    assert len(found("--since", "1h")) == 2
+    assert found("--until", "1h") == found("--since", "2100-01-01T00:00:00Z") == []
+
+
+def test_the_audit_tells_who_did_what_and_what_was_refused(network: InProcess, phone: Phone) -> None:
+    run("send", "ping", "all", "--note", "a look", "--supersede", transport=network)
+    run("ping", UNKNOWN, transport=network)
+    refused, done, *_ = run("audit", "--since", "1h", "--json", transport=network).json
+    assert (refused["status"], refused["code"], done["status"], done["path"]) == (
+        422, "unknown_devices", 200, "/admin/command",
+    )  # fmt: skip
+    header, first, *_ = run("audit", "--limit", "1", transport=network).out.splitlines()
+    assert header.split() == ["at", "status", "method", "path", "code", "address", "principal", "correlation_id"]
+    assert first.split()[1:6] == ["422", "POST", "/admin/command", "unknown_devices", "127.0.0.1"]
+    assert run("audit", "--until", "1h", "--json", transport=network).json == []
+
+
+def test_a_device_is_revoked_and_reinstated(network: InProcess, phone: Phone) -> None:
+    assert run("revoke", phone.device_id, "--json", transport=network).json["revoked_at"] is not None
+    assert phone.heartbeat().code == "device_revoked"
+    assert run("reinstate", phone.device_id, transport=network).status == 0
+    assert phone.heartbeat().status == 200
+
+
+def test_any_request_is_signed_and_sent(network: InProcess, phone: Phone, tmp_path: Path) -> None:
+    body = tmp_path / "body.json"
+    body.write_text('{"alias": "Café"}')
+    ran = run("call", "patch", f"/admin/devices/{phone.device_id}", "--body", str(body), transport=network)
+    assert (ran.status, ran.json["alias"]) == (0, "Café")
+    (found,) = run("call", "GET", "/admin/devices?q=Caf%C3%A9&limit=1", transport=network).json["items"]
+    assert found["device_id"] == phone.device_id
+    assert run("call", "GET", "/admin/nothing", transport=network).status == 1
+
+
 def test_a_refusal_shows_the_problem_and_is_exit_status_1(network: InProcess) -> None:
     ran = run("ping", UNKNOWN, transport=network)
     assert (ran.status, ran.out) == (1, "")
     assert "422 unknown_devices" in ran.err
     assert f"body: {UNKNOWN} is not known" in ran.err
+    assert "fleet devices" in ran.err
 
 
-def test_a_bad_signature_says_what_to_look_at(network: InProcess, settings: Settings) -> None:
+def test_a_device_that_is_not_there_says_where_to_look(network: InProcess) -> None:
+    ran = run("device", UNKNOWN, transport=network)
+    assert (ran.status, ran.out) == (1, "")
+    assert "fleet devices" in ran.err
+
+
+def wrongly_signed(network: InProcess, *, at: str) -> httpx.BaseTransport:
+    """Return a way to a server whose clock, by its Date, shows this time, and to which each timestamp is wrong."""
+
     def spoil(request: httpx.Request) -> httpx.Response:
         request.headers["X-Timestamp"] = "1767225600"
-        return network.handle_request(request)
+        response = network.handle_request(request)
+        response.headers["Date"] = at
+        return response
 
-    ran = run("summary", transport=httpx.MockTransport(spoil))
+    return httpx.MockTransport(spoil)
+
+
+@pytest.mark.parametrize("at", [formatdate(usegmt=True), "some day"])
+def test_a_bad_signature_says_what_to_look_at(network: InProcess, settings: Settings, at: str) -> None:
+    ran = run("summary", transport=wrongly_signed(network, at=at))
     assert ran.status == 1
     assert "HMAC_SECRET" in ran.err
     assert settings.HMAC_SECRETS[0] not in ran.err + ran.out
+
+
+@pytest.mark.parametrize(("seconds", "how"), [(3600, "60 minutes behind"), (-7200, "120 minutes ahead of")])
+def test_a_clock_that_is_wrong_is_named(network: InProcess, seconds: int, how: str) -> None:
+    ran = run("summary", transport=wrongly_signed(network, at=formatdate(time.time() + seconds, usegmt=True)))
+    assert ran.status == 1
+    assert f"clock is {how} the server's" in ran.err
+
+
+def test_too_many_requests_say_how_long_to_wait(network: InProcess, settings: Settings) -> None:
+    settings.ADMIN_READ_RATE_LIMIT = "1/h"
+    run("summary", transport=network)
+    ran = run("summary", transport=network)
+    assert ran.status == 1
+    assert re.search(r"429 rate_limited\): .* Try again in \d+ s\.", ran.err)
 
 
 def test_a_server_out_of_reach_is_exit_status_3() -> None:
@@ -289,6 +365,7 @@ def test_a_stranger_at_the_address_is_exit_status_1() -> None:
         ("send", "ring", "all", "--param", "duration_seconds"),
         ("device", "front-desk"),
         ("devices", "--limit", "0"),
+        ("audit", "--since", "yesterday"),
         ("devices", "--url", "mdm.example.com"),
         ("enroll-token", "--expires-in", "soon"),
         ("sign", "GET", "admin/devices"),
@@ -337,17 +414,40 @@ class Screen(io.StringIO):
         return True
 
 
-def test_rows_are_framed_on_a_terminal() -> None:
+ROW: Final = {
+    "device_id": UNKNOWN,
+    "state": "failed",
+    "alias": "[bold]x",
+    "last_seen_at": "2026-01-01T00:00:00.123456Z",
+    "said": "word " * 40,
+}
+
+
+def on_a_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return what a row looks like on a terminal of this width."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
     out = Screen()
-    terminal = Terminal(OutputWrapper(out), OutputWrapper(out), as_json=False)
-    row = {
-        "device_id": UNKNOWN,
-        "alias": "[bold]x",
-        "last_seen_at": "2026-01-01T00:00:00.123456Z",
-        "said": "word " * 40,
-    }
-    terminal.table(list(row), [row])
-    assert UNKNOWN in out.getvalue()
-    assert "[bold]x" in out.getvalue()
-    assert "2026-01-01T00:00:00Z" in out.getvalue()
-    assert "─" in out.getvalue()
+    Terminal(OutputWrapper(out), OutputWrapper(out), as_json=False).table(list(ROW), [ROW])
+    return out.getvalue()
+
+
+def test_rows_are_framed_and_coloured_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = on_a_terminal(120, monkeypatch)
+    assert UNKNOWN in shown
+    assert "\x1b[31mfailed" in shown
+    assert "[bold]x" in shown
+    assert "2026-01-01T00:00:00Z" in shown
+    assert "─" in shown
+
+
+@pytest.mark.parametrize(("width", "left_out"), [(120, None), (80, "said"), (50, "alias, last_seen_at, said")])
+def test_a_narrow_terminal_shows_the_first_columns_whole_and_names_the_others(
+    monkeypatch: pytest.MonkeyPatch, width: int, left_out: str | None
+) -> None:
+    shown = re.sub(r"\x1b\[[\d;]*m", "", on_a_terminal(width, monkeypatch))
+    table, _, hint = shown.partition("Not shown, for want of width: ")
+    assert all(len(line) <= width for line in table.splitlines())
+    assert UNKNOWN in table
+    assert hint.partition(". ")[0] == (left_out or "")

@@ -9,14 +9,13 @@ from typing import Any, Final
 import httpx
 from django.conf import settings
 from django.core.management.base import BaseCommand
-from django.http.request import validate_host
 
-from nexmdm import fleet_values, fleet_verbs
+from nexmdm import address, fleet_values, fleet_verbs
 from nexmdm.fleet_client import FleetClient
 from nexmdm.fleet_terminal import Terminal
 from nexmdm.fleet_verbs import Session
 
-_LOOPBACK: Final = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}  # noqa: S104
+_ONLY_OF_SEND: Final = ("priority", "dry_run", "expect_count", "expires_in", "supersede", "note")
 _EXIT_STATUS: Final = """Exit status: 0 done, and with --wait every device succeeded; 1 refused, or with --wait some
 device did not succeed in time; 2 wrong usage; 3 the server gave no answer."""
 
@@ -48,21 +47,8 @@ class Command(BaseCommand):
 
 def _client(url: str | None, transport: httpx.BaseTransport | None) -> FleetClient:
     key, secret = settings.ADMIN_KEYS[0], settings.HMAC_SECRETS[0]
-    if url is not None:
-        return FleetClient(url, key=key, secret=secret, transport=transport)
-    name = _LOOPBACK.get(settings.HOST, settings.HOST)
-    name = f"[{name}]" if ":" in name else name
-    return FleetClient(
-        f"http://{name}:{settings.PORT}", key=key, secret=secret, host=_host_header(name), transport=transport
-    )
-
-
-def _host_header(name: str) -> str | None:
-    """Return a name that the server of these settings accepts, if its address is none."""
-    if not settings.ALLOWED_HOSTS or validate_host(name, settings.ALLOWED_HOSTS):
-        return None
-    accepted: str = settings.ALLOWED_HOSTS[0]
-    return accepted.removeprefix(".")
+    url, host = (url, None) if url is not None else address.of_settings()
+    return FleetClient(url, key=key, secret=secret, host=host, transport=transport)
 
 
 class _Arguments:
@@ -87,9 +73,11 @@ class _Arguments:
     def declare(self) -> None:
         """Declare them all."""
         self._enrollment()
-        self._reading()
+        self._devices()
+        self._commands()
         self._sending()
-        self._signing()
+        self._whole()
+        self._any_request()
 
     def _verb(self, name: str, run: Callable[[Session], int], text: str, *, waits: bool = False) -> ArgumentParser:
         parents = [self._reach, self._waiting] if waits else [self._reach]
@@ -111,28 +99,41 @@ class _Arguments:
             "--re-enroll", action="store_true", default=None, help="let phones in that are enrolled already"
         )
 
-    def _reading(self) -> None:
+    def _devices(self) -> None:
         devices = self._verb("devices", fleet_verbs.devices, "List devices, newest first.")
         devices.add_argument("--status", choices=["online", "offline", "never"])
+        devices.add_argument("--push", choices=["ok", "dead", "none"])
         devices.add_argument("--tag")
         devices.add_argument("--q", metavar="TEXT", help="the start of an alias or a hardware id, or a device id")
         _limit(devices)
-        self._verb("device", fleet_verbs.device, "Show one device.").add_argument(
-            "device_id", type=fleet_values.identifier, metavar="ID"
-        )
+        for name, run, text in (
+            ("device", fleet_verbs.device, "Show one device."),
+            ("revoke", fleet_verbs.revoke, "Shut a device out at once; its open commands are cancelled."),
+            ("reinstate", fleet_verbs.reinstate, "Let a revoked device in again, with the same token."),
+        ):
+            self._verb(name, run, text).add_argument("device_id", type=fleet_values.identifier, metavar="ID")
+
+    def _commands(self) -> None:
         commands = self._verb("commands", fleet_verbs.commands, "List commands, newest first.")
         commands.add_argument("--action")
         commands.add_argument("--state", choices=["open", "completed", "cancelled"])
+        commands.add_argument("--device", type=fleet_values.identifier, metavar="ID", dest="device_id")
+        _between(commands)
         _limit(commands)
         command = self._verb("command", fleet_verbs.command, "Show one command with its deliveries.", waits=True)
         command.add_argument("request_id", type=fleet_values.identifier, metavar="ID")
         cancel = self._verb("cancel", fleet_verbs.cancel, "Withdraw what is still open of a command.")
         cancel.add_argument("request_id", type=fleet_values.identifier, metavar="ID")
+
+    def _whole(self) -> None:
         self._verb("summary", fleet_verbs.summary, "Count the fleet.")
+        audit = self._verb("audit", fleet_verbs.audit, "List the signed writes, carried out or refused, newest first.")
+        _between(audit)
+        _limit(audit)
 
     def _sending(self) -> None:
         ping = self._verb("ping", fleet_verbs.send, "Have devices answer, to show that the loop closes.", waits=True)
-        ping.set_defaults(action="ping", param=[], priority=None, dry_run=None, expect_count=None, expires_in=None)
+        ping.set_defaults(action="ping", param=[], **dict.fromkeys(_ONLY_OF_SEND))
         ping.add_argument("target", type=fleet_values.target, metavar="TARGET", help=fleet_values.TARGET)
         send = self._verb("send", fleet_verbs.send, "Send a command.", waits=True)
         send.add_argument("action", metavar="ACTION", help="ping, launch_app, message, …")
@@ -147,17 +148,32 @@ class _Arguments:
         send.add_argument("--priority", choices=["high", "normal"])
         send.add_argument("--dry-run", action="store_true", default=None, help="check it all, and send nothing")
         send.add_argument("--expect-count", type=int, metavar="N", help="refuse unless it is for N devices")
+        send.add_argument(
+            "--supersede", action="store_true", default=None, help="cancel what is open of the same action there"
+        )
+        send.add_argument("--note", metavar="TEXT", help="what it is for; kept with it")
 
-    def _signing(self) -> None:
+    def _any_request(self) -> None:
+        call = self._verb("call", fleet_verbs.call, "Sign and send any request, and print its answer as JSON.")
+        _request(call)
         text = "Print the headers that sign a request, the admin key among them, one a line: for curl -H @FILE."
         sign: ArgumentParser = self._verbs.add_parser("sign", help=text, description=text)
         sign.set_defaults(run=fleet_verbs.sign)
-        sign.add_argument("method", type=fleet_values.method, metavar="METHOD")
-        sign.add_argument(
-            "target", type=fleet_values.path, metavar="TARGET", help="path and query exactly as they will be sent"
-        )
-        sign.add_argument(
-            "--body", type=fleet_values.content, default=b"", metavar="FILE", help="the body; - is standard input"
+        _request(sign)
+
+
+def _request(parser: ArgumentParser) -> None:
+    parser.add_argument("method", type=fleet_values.method, metavar="METHOD")
+    parser.add_argument("target", type=fleet_values.path, metavar="TARGET", help="path and query exactly as sent")
+    parser.add_argument(
+        "--body", type=fleet_values.content, default=b"", metavar="FILE", help="the body, JSON; - is standard input"
+    )
+
+
+def _between(parser: ArgumentParser) -> None:
+    for name, text in (("--since", "from then on"), ("--until", "before then")):
+        parser.add_argument(
+            name, type=fleet_values.moment, metavar="TIME", help=f"{text}: 2h (ago), or 2026-01-01T00:00:00Z"
         )
 
 
