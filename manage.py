@@ -14,7 +14,7 @@ from nexmdm import embedded
 
 WITHOUT_DATABASE: Final = {
     "check", "collectstatic", "compilemessages", "diffsettings", "findstatic", "fleet", "licenses", "loadtest",
-    "makemessages", "optimizemigration", "postgres", "sendtestemail", "serve", "startapp", "startproject",
+    "makemessages", "optimizemigration", "postgres", "sendtestemail", "serve", "simulate", "startapp", "startproject",
 }  # fmt: skip
 
 

@@ -10,8 +10,7 @@ from typing import Final
 
 from django.conf import settings
 
-LOOPBACK: Final = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}  # noqa: S104
-"""Where a server that listens on every address is reached from this machine."""
+from nexmdm import address
 
 _SECONDS: Final = 5
 
@@ -26,7 +25,7 @@ def main() -> None:
 
 def status(host: str, port: int, path: str = "/healthz") -> str:
     """Return the status of the answer, or why there is none."""
-    connection = http.client.HTTPConnection(LOOPBACK.get(host, host), port, timeout=_SECONDS)
+    connection = http.client.HTTPConnection(address.LOOPBACK.get(host, host), port, timeout=_SECONDS)
     try:
         connection.request("GET", path, headers={"Host": f"{_accepted_host()}:{port}"})
         return str(connection.getresponse().status)

@@ -1,25 +1,31 @@
-"""The README's quick start, pasted as it stands, against a server that was just started."""
+"""The commands of the README and the recipes of the documentation, as they stand, against a server just started."""
 
 import re
+import shlex
 import shutil
+import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
-from loadtest.serving import READY, Serving
+from loadtest.serving import READY, WAIT_SECONDS, Serving
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_URL = "http://127.0.0.1:8000"
+PYTHON = ".venv/bin/python"
 
 needs_tools = pytest.mark.skipif(
-    not all(map(shutil.which, ("bash", "curl", "openssl"))), reason="the quick start wants bash, curl and openssl"
+    not all(map(shutil.which, ("bash", "curl", "openssl"))), reason="the recipes want bash, curl and openssl"
 )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def serving() -> Iterator[Serving]:
     with tempfile.TemporaryDirectory(prefix="nexmdm-") as folder:
         serving = Serving(Path(folder) / ".nexmdm").until_it_says(READY)
@@ -27,28 +33,102 @@ def serving() -> Iterator[Serving]:
         assert serving.interrupt() == 0
 
 
-def blocks_under(heading: str) -> str:
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def under(heading: str) -> str:
     """Return the shell blocks of one section of the README."""
-    section = README.read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
-    return "\n".join(re.findall(r"```sh\n(.*?)```", section, re.DOTALL))
+    section = (ROOT / "README.md").read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    return "\n".join(blocks(section, "sh"))
+
+
+def recipes(serving: Serving, language: str) -> list[str]:
+    """Return the code of the documentation that is served, with this server's address in it."""
+    description = httpx.get(f"{serving.url}/openapi.json").json()["info"]["description"]
+    return [block.replace(DEFAULT_URL, serving.url) for block in blocks(description, language)]
+
+
+def ran(serving: Serving, *program: str) -> str:
+    """Run a program beside the data folder and return what it printed; it has to succeed, and complain of nothing."""
+    folder = serving.data_dir.parent
+    done = subprocess.run(program, cwd=folder, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def in_bash(serving: Serving, script: str) -> str:
+    return ran(serving, "/usr/bin/env", "bash", "-eu", "-o", "pipefail", "-c", script)
+
+
+@contextmanager
+def started(serving: Serving, command: str) -> Iterator["subprocess.Popen[str]"]:
+    """Start a command of the README in the repository, with the environment of the server."""
+    port = serving.url.rpartition(":")[2]
+    words = command.replace(PYTHON, shlex.quote(sys.executable))
+    with subprocess.Popen(
+        ["/usr/bin/env", "bash", "-c", f"exec {words}"],
+        cwd=ROOT,
+        env=serving.environment | {"PORT": port},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def done(serving: Serving, command: str) -> str:
+    """Run a command of the README to its end and return what it printed."""
+    with started(serving, command) as process:
+        out, err = process.communicate(timeout=WAIT_SECONDS)
+        assert process.returncode == 0, (command, out, err)
+        return out
+
+
+@needs_tools
+def test_a_new_user_pings_a_simulated_phone_in_three_commands(serving: Serving) -> None:
+    *_, serve, simulate, ping = filter(None, under("Run it").splitlines())
+    assert serve == "make run"
+    with started(serving, simulate) as phone:
+        assert phone.stdout is not None
+        assert "Registered as" in phone.stdout.readline()
+        assert "succeeded" in done(serving, ping)
+        for command in under("The client").splitlines():
+            assert done(serving, command)
+        phone.send_signal(signal.SIGINT)
+        out, _ = phone.communicate(timeout=WAIT_SECONDS)
+        assert phone.returncode == 0
+    assert [line.partition("  ")[2] for line in out.splitlines()] == [
+        "ping {}: done",
+        'message {"title":"Hello","body":"Back at ten."}: done',
+        "Switched off.",
+    ]
 
 
 @needs_tools
 def test_the_quick_start_goes_from_an_enrollment_token_to_a_completed_ping(serving: Serving) -> None:
-    script = blocks_under("Quick start with curl and openssl")
+    script = under("Quick start with curl and openssl")
     assert DEFAULT_URL in script
-
-    done = subprocess.run(
-        ["/usr/bin/env", "bash", "-eu", "-o", "pipefail", "-c", script.replace(DEFAULT_URL, serving.url)],
-        cwd=serving.data_dir.parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-    assert done.returncode == 0, done.stderr
-    offered, taken, command = done.stdout.splitlines()
+    offered, taken, command = in_bash(serving, script.replace(DEFAULT_URL, serving.url)).splitlines()
     assert '"action":"ping"' in offered
     assert '"state":"succeeded"' in taken
     assert '"state":"completed"' in command
-    assert done.stderr == ""
+
+
+@needs_tools
+def test_the_signing_recipe_for_a_shell_works(serving: Serving) -> None:
+    (recipe,) = recipes(serving, "sh")
+    devices, token = in_bash(serving, recipe).splitlines()
+    assert devices.startswith('{"items":[')
+    assert '"enrollment_token":"nxe_' in token
+
+
+def test_the_recipes_in_python_work(serving: Serving) -> None:
+    signing, verifying = recipes(serving, "python")
+    devices, token = ran(serving, sys.executable, "-c", signing).splitlines()
+    assert devices.startswith("{'items': [")
+    assert "'enrollment_token': 'nxe_" in token
+    assert ran(serving, sys.executable, "-c", verifying) == ""

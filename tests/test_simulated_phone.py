@@ -11,6 +11,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from loadtest.fleet import Agent, Credentials, Outcome, Phone, Refusal, Report, sign
+from loadtest.handset import Handset
 
 DEVICE_ID = "0192f0c1-a2b3-7d4e-8f90-a1b2c3d4e5f6"
 COMMAND_KEY = "dc9436fa48f9627fb9b60096bf7e5807aba27f180d7cb012361ece39a553f8f9"
@@ -155,6 +156,8 @@ def test_rotating_again_replaces_an_unused_pair(agent: Agent) -> None:
 class Server:
     """A server of canned answers that remembers who asked what."""
 
+    retry_after: str | None = "3"
+
     def __init__(self, **answers: Any) -> None:
         self.answers = answers
         self.calls: list[tuple[str, str, Any]] = []
@@ -177,7 +180,8 @@ class Server:
         self.calls.append((path, request.headers["Authorization"], await request.json()))
         answer = self.answers[path]
         answer = answer.pop(0) if isinstance(answer, list) else answer
-        return web.json_response(answer, status=answer.get("status", 200), headers={"Retry-After": "3"})
+        headers = {"Retry-After": self.retry_after} if self.retry_after else {}
+        return web.json_response(answer, status=answer.get("status", 200), headers=headers)
 
 
 def heartbeat_answer(*commands: dict[str, str], has_more: bool = False) -> dict[str, Any]:
@@ -246,3 +250,30 @@ def test_a_refusal_carries_the_servers_code() -> None:
         assert (caught.value.code, caught.value.retry_after_seconds) == ("rate_limited", 3)
 
     server.run(play)
+
+
+def test_a_handset_shows_what_it_does_and_outlives_a_server_in_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loadtest.handset.RETRY_SECONDS", 0)
+    given = {"device_id": DEVICE_ID, "device_token": "nxd_1", "command_key": COMMAND_KEY}
+    in_time = signed(expires_at="2100-01-01T00:00:00Z")
+    revoked = {"status": 403, "code": "device_revoked", "detail": "revoked"}
+    beats = [heartbeat_answer(in_time), {"status": 503, "code": "overloaded", "detail": "busy"}, revoked]
+    server = Server(register=given | {"server_time": "2026-01-01T00:00:00Z"}, heartbeat=beats, **{"action-result": {}})
+    shown: list[str] = []
+
+    async def play(phone: Phone) -> None:
+        handset = Handset(phone._base_url, "localhost", "serial-1", "lobby", 0, shown.append)
+        with pytest.raises(Refusal, match="403 device_revoked"):
+            await handset.live("nxe_1")
+
+    server.retry_after = None
+    server.run(play)
+    assert server.calls[0] == (
+        "register", "Bearer nxe_1", {"hardware_id": "serial-1", "model": "Simulated", "alias": "lobby"},
+    )  # fmt: skip
+    assert [path for path, _, _ in server.calls[1:]] == ["heartbeat", "action-result", "heartbeat", "heartbeat"]
+    assert shown == [
+        f"Registered as {DEVICE_ID}; a heartbeat every 0 s.",
+        'launch_app {"package":"com.example.app"}: done',
+        "Refused (503 overloaded: busy); trying again.",
+    ]

@@ -18,7 +18,7 @@ from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError
 from django.db import connections
 
-from nexmdm import checks, embedded, keeper, probe, supervisor, web
+from nexmdm import address, checks, embedded, keeper, probe, supervisor, web
 from nexmdm.supervisor import Child, Postgres, StopRequest, Team
 from nexmdm.web import CannotListen
 
@@ -138,25 +138,27 @@ def _fresh(folder: Path) -> Path:
 
 def _welcome(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
-    host = probe.LOOPBACK.get(host, host)
-    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    host = address.LOOPBACK.get(host, host)
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     command = _command_line(port)
-    lines = [f"NexMDM is ready: {address}", *_facts(address, command), "", "Ctrl-C stops everything."]
+    lines = [f"NexMDM is ready: {url}", *_facts(url, command), "", "Ctrl-C stops everything."]
     return "\n".join(["", *lines, ""])
 
 
-def _facts(address: str, command: str) -> Iterator[str]:
+def _facts(url: str, command: str) -> Iterator[str]:
     if settings.API_DOCS:
-        yield f"  API          {address}/docs"
-    yield f"  Admin site   {address}/django-admin/   (a first user: {command} createsuperuser)"
+        yield f"  API          {url}/docs"
+    yield f"  Admin site   {url}/django-admin/   (a first user: {command} createsuperuser)"
     if settings.EMBEDDED:
         yield f"  Secrets      {settings.SECRETS_FILE}"
     if settings.FIREBASE_SERVICE_ACCOUNT is None:
         yield "  Push         Firebase is not configured: commands travel by heartbeat"
     else:
         yield f"  Push         Firebase project {settings.FIREBASE_SERVICE_ACCOUNT['project_id']}"
-    yield "  First command, in another terminal" + ("" if settings.EMBEDDED else " with the same environment")
-    yield f"    {command} fleet enroll-token"
+    yield "  A simulated phone, in another terminal" + ("" if settings.EMBEDDED else " with the same environment")
+    yield f'    {command} simulate "$({command} fleet enroll-token)"'
+    yield "  and a first command for it, in a third one"
+    yield f"    {command} fleet ping all --wait"
 
 
 def _command_line(port: int) -> str:

@@ -1,0 +1,53 @@
+"""manage.py simulate: a phone on this terminal, for trying things out. It speaks HTTP only, and needs no database."""
+
+import asyncio
+import secrets
+from argparse import ArgumentParser
+from datetime import datetime
+from typing import Any
+
+import aiohttp
+from django.core.management.base import BaseCommand, CommandError
+
+from loadtest.fleet import Refusal
+from loadtest.handset import Handset
+from nexmdm import address, fleet_values
+from nexmdm.fleet_terminal import printable
+
+
+class Command(BaseCommand):
+    """Be a phone until Ctrl-C."""
+
+    help = "Be a phone: register with an enrollment token, send heartbeats, and carry out commands (by showing them)."
+    requires_system_checks = ()
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Declare the options."""
+        add, whole = parser.add_argument, fleet_values.positive
+        add("enrollment_token", metavar="TOKEN", help="an enrollment token, as manage.py fleet enroll-token prints it")
+        add("--url", type=fleet_values.url, help="the server; default: HOST and PORT of the settings")
+        add("--alias", metavar="NAME", help="the name that admins call it by")
+        add("--hardware-id", metavar="ID", help="who it is; default: a phone that nobody has seen yet")
+        add("--interval", type=whole, default=5, metavar="S", help="seconds between heartbeats; default 5")
+
+    def handle(self, *_: object, enrollment_token: str, **options: Any) -> None:
+        """Live, and say how it ended if that was not Ctrl-C."""
+        handset = self._handset(options)
+        try:
+            asyncio.run(handset.live(enrollment_token))
+        except Refusal as refusal:
+            raise CommandError(f"Not let in: {refusal}") from refusal
+        except (aiohttp.ClientError, TimeoutError) as error:
+            hint = "Is the server running? Start it with `make run`, or name another one with --url."
+            raise CommandError(f"No answer from {handset.url}: {error or type(error).__name__}\n{hint}") from error
+        except KeyboardInterrupt:
+            self._tell("Switched off.")
+
+    def _handset(self, options: dict[str, Any]) -> Handset:
+        url, host = (options["url"].rstrip("/"), None) if options["url"] else address.of_settings()
+        hardware_id = options["hardware_id"] or f"simulated-{secrets.token_hex(4)}"
+        return Handset(url, host, hardware_id, options["alias"], options["interval"], self._tell)
+
+    def _tell(self, text: str) -> None:
+        self.stdout.write(f"{datetime.now().astimezone():%H:%M:%S}  {printable(text)}")
+        self.stdout.flush()
