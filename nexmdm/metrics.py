@@ -7,17 +7,27 @@ import asyncio
 import os
 import time
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from django.conf import settings
-from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Histogram, generate_latest, multiprocess
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    REGISTRY,
+    CollectorRegistry,
+    Gauge,
+    Histogram,
+    generate_latest,
+    multiprocess,
+)
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from commands import circuit
 from devices import database
 from devices.models import online_window
+from nexmdm import dispatchers
 from nexmdm.guard import App, Receive, Scope, Send
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
@@ -33,6 +43,13 @@ REQUEST_SECONDS = Histogram(
     ["route", "method", "status"],
     buckets=BUCKETS,
 )
+MEMORY_BYTES = Gauge(
+    "nexmdm_memory_bytes",
+    "Resident memory of a process: of the largest, where a part has several.",
+    ["part"],
+    multiprocess_mode="livemax",
+)
+_MEMORY: Final = Path("/proc/self/statm")
 
 
 class Timed:
@@ -104,6 +121,7 @@ class _HandingOver:
             self._timer = None
         for tally in list(_tallies.values()):
             tally.hand_over()
+        note_memory("web")
 
 
 _HANDING_OVER: Final = _HandingOver()
@@ -125,13 +143,47 @@ def hand_over() -> None:
     _HANDING_OVER.now()
 
 
+def note_memory(part: str) -> None:
+    """Note how much memory this process has, which is a `part` of the whole (where the system tells)."""
+    if _MEMORY.exists():
+        MEMORY_BYTES.labels(part).set(int(_MEMORY.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+
+
+_FAMILIES: Final = (
+    ("nexmdm_open_deliveries", "Deliveries that wait for their result.", None, (None,)),
+    ("nexmdm_oldest_due_push_seconds", "How long the oldest due push has waited.", None, (None,)),
+    ("nexmdm_devices", "Devices by presence; the revoked ones apart.", "presence",
+        ("online", "offline", "never", "revoked")),
+    ("nexmdm_dispatchers", "Dispatchers that are alive, by their circuit to FCM.", "circuit",
+        (circuit.CLOSED, circuit.OPEN)),
+    ("nexmdm_database_connections", "Connections of all processes to the database.", "state",
+        ("active", "idle", "other")),
+    ("nexmdm_database_connections_limit", "How many connections the database takes.", None, (None,)),
+)  # fmt: skip
+"""Name, help, label and its values: one gauge for each column of _GAUGES, in its order."""
+
 _GAUGES: Final = """
     SELECT
         (SELECT count(*) FROM commands_delivery WHERE state IN ('pending', 'received') AND open_until > now()),
         (SELECT COALESCE(GREATEST(extract(epoch FROM now() - min(next_attempt_at)), 0), 0) FROM commands_delivery
-            WHERE next_attempt_at IS NOT NULL AND %s),
-        (SELECT count(*) FROM devices_presence presence JOIN devices_device device ON device.id = presence.device_id
-            WHERE presence.last_seen_at > now() - %s AND device.revoked_at IS NULL)
+            WHERE next_attempt_at IS NOT NULL AND %(pushes)s),
+        device.*, dispatcher.*, backend.*, current_setting('max_connections')::int
+    FROM (
+        SELECT count(*) FILTER (WHERE active AND last_seen_at > now() - %(online)s),
+            count(*) FILTER (WHERE active AND last_seen_at <= now() - %(online)s),
+            count(*) FILTER (WHERE active AND last_seen_at IS NULL), count(*) FILTER (WHERE NOT active)
+        FROM (
+            SELECT device.revoked_at IS NULL AS active, presence.last_seen_at
+            FROM devices_presence presence JOIN devices_device device ON device.id = presence.device_id
+        ) fleet
+    ) device, (
+        SELECT count(*) FILTER (WHERE circuit <> %(open)s), count(*) FILTER (WHERE circuit = %(open)s)
+        FROM nexmdm_dispatcherseen WHERE last_seen_at > now() - %(alive)s
+    ) dispatcher, (
+        SELECT count(*) FILTER (WHERE state = 'active'), count(*) FILTER (WHERE state = 'idle'),
+            count(*) FILTER (WHERE state NOT IN ('active', 'idle'))
+        FROM pg_stat_activity WHERE datname = current_database() AND usename = current_user
+    ) backend
 """
 
 
@@ -140,19 +192,28 @@ class Gauges(Collector):
 
     def __init__(self) -> None:
         self._read_at = float("-inf")
-        self._values: tuple[float, float, float] = (0, 0, 0)
+        self._values: Sequence[float] = ()
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Yield the gauges."""
         if time.monotonic() - self._read_at > GAUGES_LIVE_SECONDS:
-            self._values = database.row(_GAUGES, [settings.FIREBASE_SERVICE_ACCOUNT is not None, online_window()])
+            self._values = database.row(_GAUGES, _asked())
             self._read_at = time.monotonic()
-        open_deliveries, oldest_due, online = self._values
-        yield GaugeMetricFamily("nexmdm_open_deliveries", "Deliveries that wait for their result.", open_deliveries)
-        yield GaugeMetricFamily(
-            "nexmdm_oldest_due_push_seconds", "How long the oldest due push has waited.", oldest_due
-        )
-        yield GaugeMetricFamily("nexmdm_devices_online", "Devices heard within 2.5 heartbeat intervals.", online)
+        values = iter(self._values)
+        for name, told, label, words in _FAMILIES:
+            family = GaugeMetricFamily(name, told, labels=[label] if label else [])
+            for word in words:
+                family.add_metric([word] if word else [], next(values))
+            yield family
+
+
+def _asked() -> dict[str, Any]:
+    return {
+        "pushes": settings.FIREBASE_SERVICE_ACCOUNT is not None,
+        "online": online_window(),
+        "open": circuit.OPEN,
+        "alive": dispatchers.ALIVE,
+    }
 
 
 _gauges: Final = Gauges()

@@ -1,7 +1,11 @@
 """What operations see: health, readiness, metrics, and the API's own document."""
 
+import os
 import re
+import subprocess
+import sys
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -11,6 +15,7 @@ from django.db.models.functions import Now
 from pytest_django import Settings
 
 from commands import circuit
+from nexmdm import local_secrets
 from nexmdm.models import DispatcherSeen
 from tests.actors import Admin, Client, Phone
 
@@ -149,7 +154,8 @@ def test_gauges_count_open_deliveries_and_devices_online(admin: Admin, phone: Ph
     phone.heartbeat()
     lines = samples(admin.client.request("GET", "/metrics").body.decode())
     assert "nexmdm_open_deliveries 2.0" in lines
-    assert "nexmdm_devices_online 1.0" in lines
+    assert 'nexmdm_devices{presence="online"} 1.0' in lines
+    assert 'nexmdm_devices{presence="never"} 1.0' in lines
     assert "nexmdm_oldest_due_push_seconds 0.0" in lines
 
 
@@ -173,11 +179,46 @@ def test_the_document_of_the_api_is_served_here(client: Client) -> None:
     assert {"/healthz", "/readyz", "/v1/heartbeat"} <= set(answer.json["paths"])
 
 
-def test_a_page_to_read_the_document_is_served_here(client: Client) -> None:
+@pytest.mark.django_db(transaction=True)
+def test_a_page_to_read_the_document_is_served_here_with_all_that_it_loads(client: Client) -> None:
     answer = client.request("GET", "/docs")
     assert (answer.status, answer.headers["content-type"].partition(";")[0]) == (200, "text/html")
     assert b"/openapi.json" in answer.body
-    assert not re.search(rb'(src|href)="https?://', answer.body)
+    loaded = re.findall(r'(?:src|href)="([^"]+)"', answer.body.decode())
+    assert len(loaded) > 3
+    for path in loaded:
+        assert path.startswith("/static/"), path
+        assert client.request("GET", path).status == 200, path
+
+
+def test_the_page_may_not_load_anything_from_elsewhere(client: Client) -> None:
+    policy = client.request("GET", "/docs").headers["content-security-policy"]
+    sources = {source for directive in policy.split("; ") for source in directive.split(" ")[1:]}
+    assert policy.startswith("default-src 'none'; ")
+    assert sources <= {"'none'", "'self'", "'unsafe-inline'", "data:"}
+    assert "script-src 'self';" in policy
+
+
+ON_A_DATABASE_OF_ITS_OWN: Final = {
+    "DATABASE_URL": "postgresql://nobody@127.0.0.1:1/nothing",
+    **{name: f"{name}-of-more-than-thirty-two-characters" for name in local_secrets.NAMES},
+}
+
+
+@pytest.mark.parametrize(
+    ("environment", "status"),
+    [
+        ({"API_DOCS": "off"}, 404),
+        (ON_A_DATABASE_OF_ITS_OWN, 404),
+        (ON_A_DATABASE_OF_ITS_OWN | {"API_DOCS": "on"}, 200),
+    ],
+)
+def test_the_documents_are_served_where_they_are_wanted(environment: dict[str, str], status: int) -> None:
+    asked = "print([Client().request('GET', path).status for path in ('/docs', '/openapi.json')])"
+    program = [sys.executable, "-c", f"import nexmdm.asgi; from tests.actors import Client; {asked}"]
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run(program, cwd=root, env=os.environ | environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == str([status] * 2)
 
 
 @pytest.mark.parametrize("path", ["/openapi.json", "/docs"])

@@ -17,7 +17,7 @@ from commands import fcm, outbox, queue, retention
 from commands.dispatcher import SLOTS, Chore, Dispatcher
 from devices import credentials, push_tokens
 from devices.database import unit
-from nexmdm import audit, checks, counters, dispatchers, idempotency, lifeline
+from nexmdm import audit, checks, counters, dispatchers, idempotency, lifeline, metrics
 
 log = structlog.get_logger()
 
@@ -73,6 +73,7 @@ def _chores(dispatcher: Dispatcher) -> list[Chore]:
     def seen() -> None:
         others = dispatchers.note_seen(dispatcher.circuit)
         dispatcher.pace.per_second = settings.FCM_MAX_PER_SECOND / others
+        metrics.note_memory("dispatch")
 
     return [
         Chore("seen", dispatchers.SEEN_EVERY_SECONDS, seen),
