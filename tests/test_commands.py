@@ -1,11 +1,13 @@
 """Issuing a command: whom it reaches, what it may say, and that a refusal queues nothing."""
 
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from uuid import uuid4
 
 import pytest
+from django.db import connection
 from django.db.models.functions import Now
 
 from commands import actions
@@ -387,3 +389,22 @@ def test_a_dry_run_is_refused_like_the_command_itself(admin: Admin, phone: Phone
     assert_nothing_queued(admin.command(to=stranger, dry_run=True), 422, "unknown_devices")
     assert_nothing_queued(admin.command(to=phone, dry_run=True, expect_count=2), 409, "audience_changed")
     assert_nothing_queued(admin.command("ring", to=phone, dry_run=True), 422, "invalid_request")
+
+
+@pytest.fixture
+def a_commit_that_fails(transactional_db: None) -> Iterator[None]:
+    with connection.cursor() as cursor:
+        cursor.execute("""
+            CREATE FUNCTION refuse_at_commit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                RAISE 'not today' USING ERRCODE = 'data_exception';
+            END $$;
+            CREATE CONSTRAINT TRIGGER at_commit AFTER INSERT ON commands_command DEFERRABLE INITIALLY DEFERRED
+                FOR EACH ROW EXECUTE FUNCTION refuse_at_commit();
+        """)
+    yield
+    with connection.cursor() as cursor:
+        cursor.execute("DROP FUNCTION refuse_at_commit CASCADE")
+
+
+def test_the_200_leaves_after_the_commit(a_commit_that_fails: None, admin: Admin, phone: Phone) -> None:
+    assert_nothing_queued(admin.command(to=phone), 500, "internal")

@@ -403,3 +403,11 @@ def test_the_audit_is_listed_newest_first_in_pages_and_by_time(admin: Admin) -> 
     assert between("until=2026-01-02T00:00:00Z") == [oldest.correlation_id]
     assert between("since=2026-01-01T00:00:01Z&until=2026-01-03T00:00:00Z") == [middle.correlation_id]
     assert admin.get("/admin/audit?since=today").code == "invalid_request"
+
+
+def test_a_post_that_says_all_by_its_path_takes_no_body_or_an_empty_one(admin: Admin, phone: Phone) -> None:
+    token_id = admin.post("/admin/enrollment-tokens", {}).json["id"]
+    one = f"/admin/devices/{phone.device_id}"
+    for target in (f"{one}/revoke", f"{one}/reinstate", f"/admin/enrollment-tokens/{token_id}/revoke"):
+        assert admin.post(target, {"reason": "lost"}).code == "invalid_request"
+        assert (admin.post(target).status, admin.post(target, {}).status) == (200, 200)

@@ -39,6 +39,7 @@ def test_a_command_is_pushed_and_the_answer_of_fcm_is_logged(admin: Admin, fcm: 
     phone = admin.enrol("phone-1", push_token="ok-1")
     issued = admin.command("launch_app", to=phone, params={"package": "com.example.kiosk"}).json
     assert issued["push"] == {"queued": 1, "no_push_token": 0}
+    assert fcm.journal.sends() == []
 
     dispatch()
 

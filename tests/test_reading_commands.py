@@ -10,6 +10,7 @@ from uuid import uuid4
 import pytest
 from asgiref.sync import async_to_sync
 from django.db.models.functions import Now
+from uuid_utils.compat import uuid7
 
 from commands import queue
 from commands.models import Attempt, Command, Delivery, Outcome, Push
@@ -105,6 +106,28 @@ def test_pages_are_stable_while_new_commands_arrive(admin: Admin, phone: Phone) 
         sizes.append(len(page))
         issue(admin, phone)
     assert (seen, sizes) == (expected, [2, 2, 1])
+
+
+def test_a_page_has_a_hundred_rows_unless_it_is_asked_for_another_number(admin: Admin, phone: Phone) -> None:
+    issue(admin, phone)
+    issued = Command.objects.values().get()
+    Command.objects.bulk_create(Command(**issued | {"id": uuid7()}) for _ in range(100))
+    sizes = [len(admin.get(f"/admin/commands{query}").json["items"]) for query in ("", "?limit=99", "?limit=500")]
+    assert sizes == [100, 99, 101]
+
+
+def test_every_list_goes_newest_first_page_by_page(admin: Admin) -> None:
+    phones = [admin.enrol(f"phone-{number}") for number in range(3)]
+    request_id = issue(admin, phones)
+    for _ in range(2):
+        issue(admin, phones)
+    names = {"commands": "request_id", f"commands/{request_id}/deliveries": "device_id", "devices": "device_id",
+        "enrollment-tokens": "id", "audit": "correlation_id"}  # fmt: skip
+    for name, key in names.items():
+        whole = [item[key] for item in admin.get(f"/admin/{name}").json["items"]]
+        paged = [item[key] for page in pages(admin, f"/admin/{name}?limit=2") for item in page]
+        assert len(set(whole)) >= 3, name
+        assert paged == whole == sorted(whole, reverse=True), name
 
 
 def test_a_full_last_page_has_no_next_cursor(admin: Admin, phone: Phone) -> None:
