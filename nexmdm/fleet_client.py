@@ -176,7 +176,7 @@ def _answer(response: httpx.Response) -> Json:
             int(wait) if wait.isdigit() else None,
             _clock_ahead(response),
         )
-    shown = response.text[:_SHOWN_OF_A_STRANGER]
+    shown = " ".join(response.text.split())[:_SHOWN_OF_A_STRANGER]
     raise Refused(response.status_code, "", f"This does not look like NexMDM; it answered: {shown}")
 
 

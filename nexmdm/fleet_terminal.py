@@ -28,7 +28,7 @@ _COLOURED: Final = ("state", "presence", "push", "status", "code")
 _COLOURS: Final[Mapping[str, str]] = {
     **dict.fromkeys(("succeeded", "completed", "online", "ok", "200"), "green"),
     **dict.fromkeys(("pending", "received", "open", "offline"), "yellow"),
-    **dict.fromkeys(("failed", "expired", "dead"), "red"),
+    **dict.fromkeys(("failed", "expired", "dead", "revoked"), "red"),
     **dict.fromkeys(("cancelled", "never", "none", NOTHING), "dim"),
 }
 """What the words in a coloured field look like; an HTTP status or a code that is not here is an error's."""
@@ -83,9 +83,12 @@ class Terminal:
 
     def _framed(self, names: Sequence[str], cells: list[list[str]]) -> None:
         console = self._console()
-        ends = accumulate(_least_width(*column) + _GAP for column in zip(names, *cells, strict=True))
-        fitting = [name for name, end in zip(names, ends, strict=True) if end - _GAP <= console.width] or names[:1]
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, _GAP, 0, 0))
+        widths = [_least_width(*column) for column in zip(names, *cells, strict=True)]
+        # Rather one line that is longer than the terminal than an id that is cut.
+        console.width = max(console.width, widths[0])
+        ends = accumulate(widths, lambda end, width: end + _GAP + width)
+        fitting = [name for name, end in zip(names, ends, strict=True) if end <= console.width]
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0))
         for name in fitting:
             table.add_column(name, no_wrap=name not in FREE_TEXT, overflow="fold")
         for row in cells:
@@ -149,9 +152,9 @@ def printable(text: str) -> str:
 
 
 def shown(name: str, value: Any) -> str:
-    """Return a field's value as people read it; times, whose names end in _at, to the second."""
+    """Return a field's value as people read it; times, whose names are at or end in _at, to the second."""
     text = _text(value)
-    return printable(_FRACTION.sub("Z", text) if name.endswith("_at") else text) or NOTHING
+    return printable(_FRACTION.sub("Z", text) if re.search(r"(^|_)at$", name) else text) or NOTHING
 
 
 def _text(value: Any) -> str:

@@ -22,10 +22,10 @@ _COMMAND_COLUMNS: Final = ("request_id", "action", "state", "device_count", "iss
 _DELIVERY_COLUMNS: Final = ("device_id", "alias", "state", "said", "delivered_via")
 _AUDIT_COLUMNS: Final = ("at", "status", "method", "path", "code", "address", "principal", "correlation_id")
 
-_ARE_THE_SECRETS_RIGHT: Final = "are ADMIN_KEY and HMAC_SECRET those of this server?"
+_ARE_THE_SECRETS_RIGHT: Final = "Are ADMIN_KEY and HMAC_SECRET those of this server?"
 _ADVICE: Final[Mapping[str, str]] = {
-    "invalid_signature": f"Look: {_ARE_THE_SECRETS_RIGHT} Its log says why it refused (admin.denied).",
-    "rate_limited": f"Refused signatures count, too: {_ARE_THE_SECRETS_RIGHT}",
+    "invalid_signature": f"{_ARE_THE_SECRETS_RIGHT} Its log says why it refused (admin.denied).",
+    "rate_limited": f"Refused signatures count, too. {_ARE_THE_SECRETS_RIGHT}",
     "unknown_devices": "`manage.py fleet devices` lists those that are enrolled.",
     "empty_audience": "`manage.py fleet devices` lists those that are enrolled, with their tags.",
     "not_found": "`manage.py fleet devices` and `manage.py fleet commands` list what there is.",
@@ -102,7 +102,11 @@ def enroll_token(session: Session) -> int:
 def devices(session: Session) -> int:
     """List devices."""
     query = {name: session.options[name] for name in ("status", "push", "tag", "q")}
-    return _list(session, "/admin/devices", _DEVICE_COLUMNS, query)
+    return _list(session, "/admin/devices", _DEVICE_COLUMNS, query, told=_device)
+
+
+def _device(row: Json) -> Json:
+    return row | {"presence": "revoked"} if row["revoked_at"] else row
 
 
 def commands(session: Session) -> int:
@@ -117,12 +121,18 @@ def audit(session: Session) -> int:
     return _list(session, "/admin/audit", _AUDIT_COLUMNS, query)
 
 
-def _list(session: Session, path: str, columns: tuple[str, ...], query: Json) -> int:
+def _as_it_is(row: Json) -> Json:
+    return row
+
+
+def _list(
+    session: Session, path: str, columns: tuple[str, ...], query: Json, *, told: Callable[[Json], Json] = _as_it_is
+) -> int:
     rows, more = session.client.items(path, session.options["limit"], **query)
     if session.terminal.as_json:
         session.terminal.json(rows)
     else:
-        session.terminal.table(columns, rows)
+        session.terminal.table(columns, list(map(told, rows)))
     if more:
         session.terminal.hint(f"There are more than these {len(rows)}; --limit shows them.")
     return DONE
