@@ -56,7 +56,11 @@ class InvalidParams(Exception):
 
 @device_router.post("/action-result", response=ActionResultTaken, url_name="action-result")
 async def action_result(request: HttpRequest, body: ActionResult) -> HttpResponse:
-    """Report on a command: received, running, deferred, or its final word. Sending it again changes nothing twice."""
+    """Report on a command: received, running, deferred, or its final word. Sending it again changes nothing twice.
+
+    The first `succeeded` or `failed` wins; whatever comes after it is kept, and is a `duplicate`. A final word after
+    the expiry or a cancellation is kept as `late`, and leaves the state. `via` is how the command had come.
+    """
     token: tokens.Token = request.auth  # type: ignore[attr-defined]
     said = Said(body.status, body.message or "", body.output, body.finished_at, body.via)
     taken = await settled(token, lambda: unit(_take_report, token, body.request_id, said))
@@ -82,7 +86,14 @@ def _take_report(token: tokens.Token, request_id: UUID, said: Said) -> reports.T
 
 @admin_router.post("/command", response=CommandIssued, url_name="command")
 async def issue_command(request: HttpRequest, body: NewCommand) -> HttpResponse:
-    """Queue a command for its audience, frozen here. The push leaves at once, but never inside this request."""
+    """Queue a command for its audience, frozen here. The push leaves at once, but never inside this request.
+
+    Devices named by id or alias must all be enrolled and not revoked; `tags` (any of them) and `all` leave revoked ones
+    out. `expires_in_seconds` bounds the start: a phone that has said `received` or `running` by then has one hour more
+    for its final word. `expect_count` refuses an audience of another size; `supersede` cancels what is still open of
+    the same action on these devices; `dry_run` checks and counts, and queues nothing. `wipe` wants `device_ids`, and
+    `expect_count` where they are several.
+    """
     caller = caller_of(request)
     order = _order(body, caller.principal)
 
@@ -168,7 +179,9 @@ async def list_commands(request: HttpRequest, query: Query[CommandQuery]) -> Htt
 async def read_command(request: HttpRequest, request_id: UUID, query: Query[WaitQuery]) -> HttpResponse:
     """Read a command with its counts; with `wait_seconds`, when nothing is open any more or the time is over.
 
-    A process that is stopping answers at once, with what there is.
+    It is `completed` when nothing is open any more, or `cancelled` if a cancellation withdrew something of it. What
+    `push` says is FCM's word; `counts` go by the phones' own. A server that is stopping answers at once, with what
+    there is.
     """
     until = time.monotonic() + query.wait_seconds
     # The news is in a row, so it is looked for rather than waited for.

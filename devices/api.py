@@ -42,7 +42,11 @@ admin_router = Router(tags=["devices"])
 
 @admin_router.get("/devices", response=DevicePage, url_name="devices")
 async def list_devices(request: HttpRequest, query: Query[DeviceQuery]) -> HttpResponse:
-    """List devices, newest first."""
+    """List devices, newest first.
+
+    A device is `online` while its last heartbeat is younger than 2.5 intervals, and `never` before its first; the
+    filters by `status` leave revoked ones out. `q` is the start of an alias or a hardware id, or a whole device id.
+    """
     return respond(await unit(fleet.devices, query))
 
 
@@ -65,7 +69,7 @@ async def change_device(request: HttpRequest, device_id: UUID, body: DeviceChang
 
 @admin_router.post("/tags/{tag:tag}", response=Retagged, url_name="tag")
 async def change_tag(request: HttpRequest, tag: str, body: Retag) -> HttpResponse:
-    """Put a tag on some devices, and take it off others."""
+    """Put a tag on some devices, and take it off others. The answer counts those that changed."""
 
     def work() -> Done:
         added, removed = audience.retag(tag, body.add, body.remove)

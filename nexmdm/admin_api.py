@@ -23,7 +23,10 @@ router = Router(tags=["fleet"])
 
 @router.post("/devices/{uuid:device_id}/revoke", response=DeviceRow, url_name="revoke")
 async def revoke_device(request: HttpRequest, device_id: UUID, body: Nothing | None = None) -> HttpResponse:
-    """Shut a device out at once, in every process; its open commands are cancelled, and no push leaves any more."""
+    """Shut a device out at once, in every process; its open commands are cancelled, and no push leaves any more.
+
+    To wipe a phone and revoke it: wipe, wait for the result, then revoke.
+    """
 
     def work() -> Done:
         enrollment.revoke(device_id)

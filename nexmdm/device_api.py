@@ -39,6 +39,8 @@ async def heartbeat(request: HttpRequest, body: Heartbeat) -> HttpResponse:
     """Say that this phone is alive; get what there is to do. The answer leaves after the commit.
 
     A field that is not sent, or null, keeps its earlier value; only a null `push_token` forgets the one there was.
+    `commands` are at most 20: those that the phone has not spoken of first, oldest first; each is offered until its
+    final report. With `has_more`, report on these and send a heartbeat at once.
     """
     token: tokens.Token = request.auth  # type: ignore[attr-defined]
     said = beat(token, body)
@@ -92,7 +94,9 @@ async def answer(token: tokens.Token, checked_in: CheckedIn) -> bytes:
 async def register(request: HttpRequest, body: Register) -> HttpResponse:
     """Enrol this phone. Its device token and command key are shown this once.
 
-    If the answer is lost, register again with the same enrollment token before the device token is used.
+    If the answer is lost, register again with the same enrollment token before the device token is used. A phone that
+    is known already is let in by a token made with `re_enroll` only: it keeps its `device_id`, its old token stops at
+    once, and its open commands are cancelled.
     """
     presented: tokens.Token = request.auth  # type: ignore[attr-defined]
     await unit(enrollment.check_token, presented)
