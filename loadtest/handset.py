@@ -53,8 +53,8 @@ class Handset:
                 raise
             self.tell(f"Refused ({refusal}); trying again.")
             await asyncio.sleep(refusal.retry_after_seconds or RETRY_SECONDS)
-        except (aiohttp.ClientError, TimeoutError) as error:
-            self.tell(f"No answer ({error or type(error).__name__}); trying again.")
+        except (aiohttp.ClientError, TimeoutError):
+            self.tell(f"No answer from {self.url}; trying again.")
             await asyncio.sleep(RETRY_SECONDS)
 
     def _perform(self, action: str, params: dict[str, Any]) -> Outcome:

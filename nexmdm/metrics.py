@@ -163,19 +163,17 @@ _FAMILIES: Final = (
 """Name, help, label and its values: one gauge for each column of _GAUGES, in its order."""
 
 _GAUGES: Final = """
+    WITH revoked AS (SELECT id FROM devices_device WHERE revoked_at IS NOT NULL)
     SELECT
         (SELECT count(*) FROM commands_delivery WHERE state IN ('pending', 'received') AND open_until > now()),
         (SELECT COALESCE(GREATEST(extract(epoch FROM now() - min(next_attempt_at)), 0), 0) FROM commands_delivery
             WHERE next_attempt_at IS NOT NULL AND %(pushes)s),
         device.*, dispatcher.*, backend.*, current_setting('max_connections')::int
     FROM (
-        SELECT count(*) FILTER (WHERE active AND last_seen_at > now() - %(online)s),
-            count(*) FILTER (WHERE active AND last_seen_at <= now() - %(online)s),
-            count(*) FILTER (WHERE active AND last_seen_at IS NULL), count(*) FILTER (WHERE NOT active)
-        FROM (
-            SELECT device.revoked_at IS NULL AS active, presence.last_seen_at
-            FROM devices_presence presence JOIN devices_device device ON device.id = presence.device_id
-        ) fleet
+        SELECT count(*) FILTER (WHERE last_seen_at > now() - %(online)s),
+            count(*) FILTER (WHERE last_seen_at <= now() - %(online)s),
+            count(*) FILTER (WHERE last_seen_at IS NULL), (SELECT count(*) FROM revoked)
+        FROM devices_presence WHERE NOT EXISTS (SELECT FROM revoked WHERE id = device_id)
     ) device, (
         SELECT count(*) FILTER (WHERE circuit <> %(open)s), count(*) FILTER (WHERE circuit = %(open)s)
         FROM nexmdm_dispatcherseen WHERE last_seen_at > now() - %(alive)s

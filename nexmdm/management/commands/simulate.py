@@ -28,7 +28,7 @@ class Command(BaseCommand):
         add("--url", type=fleet_values.url, help="the server; default: HOST and PORT of the settings")
         add("--alias", metavar="NAME", help="the name that admins call it by")
         add("--hardware-id", metavar="ID", help="who it is; default: a phone that nobody has seen yet")
-        add("--interval", type=whole, default=5, metavar="S", help="seconds between heartbeats; default 5")
+        add("--interval", type=whole, default=2, metavar="S", help="seconds between heartbeats; default 2")
 
     def handle(self, *_: object, enrollment_token: str, **options: Any) -> None:
         """Live, and say how it ended if that was not Ctrl-C."""
