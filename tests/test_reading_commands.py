@@ -167,6 +167,9 @@ def test_unknown_query_parameters_are_refused_everywhere(admin: Admin, phone: Ph
     reads += [f"/admin/devices/{phone.device_id}", "/admin/enrollment-tokens", "/admin/audit"]
     assert [admin.get(f"{target}?verbose=1").code for target in reads] == ["invalid_request"] * len(reads)
     assert admin.post(f"{one}/cancel?force=1").code == "invalid_request"
+    assert phone.send("/v1/heartbeat?verbose=1", {}).code == "invalid_request"
+    for target in ("/healthz", "/readyz", "/metrics"):
+        assert admin.client.request("GET", f"{target}?verbose=1").code == "invalid_request", target
     assert Delivery.objects.get().state == "pending"
 
 
