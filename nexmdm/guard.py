@@ -158,9 +158,8 @@ def _admit(scope: Scope, headers: Headers) -> None:
     _set_caller(scope, headers)
     hosts = headers.values.get(b"host", [])
     if len(hosts) != 1 or not _is_served(hosts[0], tuple(settings.ALLOWED_HOSTS)):
-        raise _Refused(
-            Problem(400, "invalid_host", "This host name is not served here. Set ALLOWED_HOSTS to allow it.")
-        )
+        detail = "This host name is not served here. Set ALLOWED_HOSTS to allow it."
+        raise _Refused(Problem(400, "invalid_host", detail), drain=True)
 
 
 @lru_cache(maxsize=256)

@@ -39,11 +39,16 @@ class Problem:
     errors: Sequence[Mapping[str, Any]] | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def title(self) -> str:
+        """The name of its status."""
+        return HTTPStatus(self.status).phrase
+
     def body(self) -> bytes:
         """Return the JSON of it."""
         said: dict[str, Any] = {
             "type": "about:blank",
-            "title": HTTPStatus(self.status).phrase,
+            "title": self.title,
             "status": self.status,
             "code": self.code,
             "detail": self.detail,

@@ -4,6 +4,7 @@ NEXMDM_LISTEN_FD is the number of that socket, which workers may share: serve pa
 """
 
 import os
+import resource
 import socket
 import sys
 from typing import Final
@@ -16,6 +17,8 @@ from nexmdm import lifeline
 
 VARIABLE: Final = "NEXMDM_LISTEN_FD"
 BACKLOG: Final = 2048
+DESCRIPTORS: Final = 65_536
+"""How many files and connections a worker wants to be able to hold; the usual 1,024 are soon taken by strangers."""
 
 
 class CannotListen(RuntimeError):
@@ -25,6 +28,7 @@ class CannotListen(RuntimeError):
 def main() -> None:
     """Serve until SIGTERM; requests in flight are then answered. What keeps it from starting is one line."""
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "nexmdm.settings")
+    _raise_descriptor_limit()
     try:
         descriptor = os.environ.pop(VARIABLE, "")
         listener = socket.socket(fileno=int(descriptor)) if descriptor else listen()
@@ -60,11 +64,19 @@ def _why(error: OSError) -> str:
     return f"Cannot listen on HOST {settings.HOST}, PORT {settings.PORT}: {error.strerror}. Set another one."
 
 
+def _raise_descriptor_limit() -> None:
+    """Have as many descriptors as we want, or as the system's hard limit lets us have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def _config() -> uvicorn.Config:
     return uvicorn.Config(
         "nexmdm.asgi:application",
         loop="uvloop",
-        http="httptools",
+        http="nexmdm.protocol:Protocol",
         ws="none",
         lifespan="on",
         access_log=False,

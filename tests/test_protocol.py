@@ -1,0 +1,299 @@
+"""HTTP/1.1 over a socket: what says nothing, too much, or takes nothing is ended; what is no HTTP gets a problem."""
+
+import asyncio
+import json
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, TypeVar, cast
+
+import pytest
+import uvicorn
+from asgiref.sync import async_to_sync
+from uvicorn.server import ServerState
+
+from commands.models import Command
+from nexmdm import guard, protocol
+from nexmdm.asgi import application
+from nexmdm.protocol import Protocol
+from tests.actors import Admin, Answer, Phone
+
+T = TypeVar("T")
+
+SOON: Final = 0.1
+BUFFER: Final = 4096
+HEALTH: Final = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
+HEARTBEAT: Final = b"POST /v1/heartbeat HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+
+
+@dataclass(slots=True)
+class Line:
+    """A client's end of a connection."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    state: ServerState
+
+    async def say(self, *pieces: bytes) -> None:
+        """Send pieces, each by itself; whether they are taken is another question."""
+        with suppress(ConnectionError):
+            for piece in pieces:
+                self.writer.write(piece)
+                await self.writer.drain()
+                await asyncio.sleep(0)
+
+    async def answer(self) -> Answer:
+        """Read one answer."""
+        head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").splitlines()
+        headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
+        body = await self.reader.readexactly(int(headers["content-length"]))
+        return Answer(int(head[0].split()[1]), headers, body)
+
+    @property
+    def reading(self) -> asyncio.Transport:
+        """The side of the connection from which answers are read."""
+        return cast("asyncio.Transport", self.writer.transport)
+
+    async def begins(self) -> asyncio.Task[None]:
+        """Wait until the server has begun to serve a request."""
+        while not self.state.tasks:  # noqa: ASYNC110  (uvicorn tells nobody)
+            await asyncio.sleep(0)
+        (task,) = self.state.tasks
+        return task
+
+    async def ends(self) -> bool:
+        """Wait for the end of the connection; whether nothing came before it."""
+        with suppress(ConnectionError):
+            return await self.reader.read() == b""
+        return True
+
+
+def over_a_socket(talk: Callable[[Line], Awaitable[T]]) -> T:
+    """Have a client talk to the application over a real connection; none may take longer than 10 s."""
+
+    async def served() -> T:
+        config = uvicorn.Config(application, http=Protocol, ws="none", log_config=None)
+        config.load()
+        listener = socket.create_server(("127.0.0.1", 0))
+        for side in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            listener.setsockopt(socket.SOL_SOCKET, side, BUFFER)
+        loop = asyncio.get_running_loop()
+        state = ServerState()
+        server = await loop.create_server(lambda: Protocol(config, state, {}), sock=listener)
+        async with server, asyncio.timeout(10):
+            with socket.socket() as connection:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
+                connection.connect(listener.getsockname())
+                reader, writer = await asyncio.open_connection(sock=connection)
+                try:
+                    return await talk(Line(reader, writer, state))
+                finally:
+                    writer.transport.abort()
+
+    return async_to_sync(served)()
+
+
+def assert_last_problem(answer: Answer, status: int, code: str) -> None:
+    assert (answer.status, answer.code) == (status, code)
+    assert answer.headers["connection"] == "close"
+    assert len(answer.headers["x-correlation-id"]) == 32
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the server wait for nothing longer than a moment."""
+    for module, name in (
+        (protocol, "HEAD_SECONDS"), (protocol, "TAKEN_SECONDS"), (protocol, "LAST_SECONDS"),
+        (guard, "DRAIN_SECONDS"), (guard, "BODY_SECONDS"),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, SOON)
+
+
+def test_a_request_may_come_byte_by_byte() -> None:
+    async def talk(line: Line) -> Answer:
+        request = HEALTH + b"\r\n"
+        await line.say(*(request[place : place + 1] for place in range(len(request))))
+        return await line.answer()
+
+    assert over_a_socket(talk).json == {"status": "ok"}
+
+
+def test_requests_sent_ahead_are_answered_in_their_order() -> None:
+    async def talk(line: Line) -> list[int]:
+        await line.say(HEALTH + b"\r\n" + HEALTH.replace(b"healthz", b"nothing") + b"\r\n" + HEALTH + b"\r\n")
+        return [(await line.answer()).status for _ in range(3)]
+
+    assert over_a_socket(talk) == [200, 404, 200]
+
+
+@pytest.mark.parametrize("separator", [b"", b"\r\nX-Padding: "])
+def test_a_head_without_end_is_431_and_not_kept(impatient: None, separator: bytes) -> None:
+    async def talk(line: Line) -> tuple[Answer, bool]:
+        await line.say(HEALTH + b"X-Padding: ")
+        saying = asyncio.create_task(line.say(*([separator + b"x" * 10_000] * 2000)))
+        answer = await line.answer()
+        await saying
+        return answer, await line.ends()
+
+    answer, ended = over_a_socket(talk)
+    assert_last_problem(answer, 431, "headers_too_large")
+    assert ended
+
+
+def test_a_head_that_does_not_go_on_is_408(impatient: None) -> None:
+    async def talk(line: Line) -> tuple[Answer, bool]:
+        await line.say(HEALTH)
+        return await line.answer(), await line.ends()
+
+    answer, ended = over_a_socket(talk)
+    assert_last_problem(answer, 408, "request_timeout")
+    assert ended
+
+
+@pytest.mark.parametrize("said", [b"", b"\r\n", b"\r\n\r\n"])
+def test_a_connection_without_a_request_is_closed(impatient: None, said: bytes) -> None:
+    async def talk(line: Line) -> bool:
+        await line.say(said)
+        return await line.ends()
+
+    assert over_a_socket(talk)
+
+
+@pytest.mark.parametrize("said", [b"\r\n", b"G", HEALTH])
+def test_an_answered_connection_is_not_kept_by_a_few_bytes(impatient: None, said: bytes) -> None:
+    async def talk(line: Line) -> tuple[int, bool]:
+        await line.say(HEALTH + b"\r\n")
+        first = await line.answer()
+        await line.say(said)
+        with suppress(asyncio.IncompleteReadError):
+            await line.answer()
+        return first.status, await line.ends()
+
+    assert over_a_socket(talk) == (200, True)
+
+
+def test_a_body_is_waited_for_by_the_guard_not_by_the_protocol(
+    impatient: None, db: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "BODY_SECONDS", 10)
+
+    async def talk(line: Line) -> Answer:
+        await line.say(HEARTBEAT + b"Content-Length: 2\r\n\r\n{")
+        await asyncio.sleep(3 * SOON)
+        await line.say(b"]")
+        return await line.answer()
+
+    assert over_a_socket(talk).status == 401
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"\0" * 100,
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"get / HTTP/1.1\r\n\r\n",
+        b"CONNECT localhost HTTP/1.1\r\n\r\n",
+        HEALTH.replace(b"/healthz", b"/\xff") + b"\r\n",
+        HEALTH + b"Bad Header: x\r\n\r\n",
+        HEARTBEAT + b"Content-Length: -1\r\n\r\n",
+        HEARTBEAT + b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+    ],
+)
+def test_what_is_no_http_gets_a_problem(said: bytes) -> None:
+    async def talk(line: Line) -> tuple[Answer, bool]:
+        await line.say(said)
+        return await line.answer(), await line.ends()
+
+    answer, ended = over_a_socket(talk)
+    assert_last_problem(answer, 400, "invalid_request")
+    assert ended
+
+
+@pytest.mark.parametrize("stopping", [False, True])
+def test_an_answer_that_nobody_takes_is_dropped_with_its_connection(
+    impatient: None, monkeypatch: pytest.MonkeyPatch, stopping: bool
+) -> None:
+    monkeypatch.setattr(protocol, "TAKEN_SECONDS" if stopping else "LAST_SECONDS", 60)
+
+    async def talk(line: Line) -> bytes:
+        line.reading.pause_reading()
+        await line.say(*([HEALTH.replace(b"healthz", b"openapi.json") + b"\r\n"] * 5))
+        (connection,) = line.state.connections
+        if stopping:
+            connection.shutdown()
+        while connection in line.state.connections:  # noqa: ASYNC110  (uvicorn tells nobody)
+            await asyncio.sleep(0)
+        line.reading.resume_reading()
+        taken = b""
+        with suppress(ConnectionError):
+            while piece := await line.reader.read(65_536):
+                taken += piece
+        return taken
+
+    taken = over_a_socket(talk)
+    assert 0 < len(taken) < 100_000
+    assert not taken.endswith(b"}")
+
+
+def test_a_client_that_expects_to_go_on_is_refused_without_being_asked_to(impatient: None) -> None:
+    async def talk(line: Line) -> Answer:
+        await line.say(HEARTBEAT + b"Expect: 100-continue\r\nContent-Length: 99999999\r\n\r\n")
+        return await line.answer()
+
+    assert_last_problem(over_a_socket(talk), 413, "payload_too_large")
+
+
+def test_a_body_without_end_for_a_host_that_is_not_served_is_not_read_on(impatient: None) -> None:
+    async def talk(line: Line) -> tuple[Answer, bool]:
+        await line.say(HEARTBEAT.replace(b"localhost", b"evil.example") + b"Transfer-Encoding: chunked\r\n\r\n")
+        saying = asyncio.create_task(line.say(*([b"2710\r\n" + b"x" * 10_000 + b"\r\n"] * 2000)))
+        answer = await line.answer()
+        await saying
+        return answer, await line.ends()
+
+    answer, ended = over_a_socket(talk)
+    assert_last_problem(answer, 400, "invalid_host")
+    assert ended
+
+
+@pytest.mark.parametrize("wanted", [b"websocket", b"h2c"])
+def test_who_wants_another_protocol_gets_this_one_but_for_a_body_that_would_be_lost(
+    impatient: None, wanted: bytes
+) -> None:
+    upgrade = b"Connection: Upgrade\r\nUpgrade: " + wanted + b"\r\n"
+
+    async def talk(line: Line) -> tuple[int, Answer, bool]:
+        await line.say(HEALTH + upgrade + b"\r\n")
+        read = await line.answer()
+        await line.say(HEARTBEAT + upgrade + b"Content-Length: 2\r\n\r\n{}")
+        return read.status, await line.answer(), await line.ends()
+
+    status, answer, ended = over_a_socket(talk)
+    assert (status, ended) == (200, True)
+    assert_last_problem(answer, 400, "invalid_request")
+    assert "Upgrade" in answer.json["detail"]
+
+
+def test_a_client_gone_at_any_byte_leaves_nothing_or_a_whole_command(admin: Admin, phone: Phone) -> None:
+    body = json.dumps({"action": "ping", "target": {"all": True}}).encode()
+    lines = "".join(f"{name}: {value}\r\n" for name, value in admin.headers("POST", "/admin/command", body).items())
+    lines += f"Content-Length: {len(body)}\r\n\r\n"
+    head = HEARTBEAT.replace(b"/v1/heartbeat", b"/admin/command") + lines.encode()
+    request = head + body
+
+    async def gone_after(line: Line, size: int) -> None:
+        await line.say(request[:size])
+        serving = await line.begins() if size >= len(head) else None
+        line.writer.transport.abort()
+        if serving is not None:
+            await serving
+
+    for size in (1, len(head) - 1, len(head), len(request) - 1):
+        over_a_socket(partial(gone_after, size=size))
+        assert not Command.objects.exists()
+    over_a_socket(partial(gone_after, size=len(request)))
+    (command,) = Command.objects.all()
+    assert [delivery.state for delivery in command.deliveries.all()] == ["pending"]
