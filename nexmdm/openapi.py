@@ -95,6 +95,7 @@ class DescribedAPI(NinjaAPI):
     def __init__(self, *, errors: ErrorTable, **options: Any) -> None:
         super().__init__(**options)
         self._errors = errors
+        self._document: OpenAPISchema | None = None
 
     def get_openapi_operation_id(self, operation: Operation) -> str:
         """Return the function's name as issueCommand."""
@@ -102,10 +103,12 @@ class DescribedAPI(NinjaAPI):
         return first + "".join(map(str.capitalize, others))
 
     def get_openapi_schema(self, *, path_prefix: str | None = None, path_params: Json | None = None) -> OpenAPISchema:
-        """Return the whole document."""
-        document = super().get_openapi_schema(path_prefix=path_prefix, path_params=path_params)
-        _Completion(document, self._errors).apply()
-        return document
+        """Return the whole document. It is made once: that takes 35 ms, and anybody may ask for it."""
+        if self._document is None:
+            document = super().get_openapi_schema(path_prefix=path_prefix, path_params=path_params)
+            _Completion(document, self._errors).apply()
+            self._document = document
+        return self._document
 
 
 class _Completion:
