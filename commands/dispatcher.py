@@ -127,7 +127,7 @@ class Dispatcher:
             try:
                 started = await self.dispatch_once()
             except Exception as error:  # noqa: BLE001  (the loop's edge: whatever happens, dispatching goes on)
-                log.error("dispatch.failed", error=type(error).__name__, detail=str(error)[:200])
+                log.error("dispatch.failed", error=type(error).__name__, detail=database.told(error)[:200])
                 started = 0
                 await self._pause(RECONNECT_SECONDS)
             if not started and once and not self._sends:
@@ -176,7 +176,7 @@ class Dispatcher:
         self._sends.discard(task)
         self._awake.set()
         if not task.cancelled() and (error := task.exception()):
-            log.error("dispatch.send_failed", error=type(error).__name__, detail=str(error)[:200])
+            log.error("dispatch.send_failed", error=type(error).__name__, detail=database.told(error)[:200])
 
     async def _record_as_answers_arrive(self) -> None:
         while self._answered or self._sends or not self._stopping.is_set():
@@ -195,7 +195,7 @@ class Dispatcher:
                 await database.unit(outbox.record_attempts, batch)
                 break
             except (OperationalError, InterfaceError) as error:
-                log.error("dispatch.record_failed", error=type(error).__name__, detail=str(error)[:200])
+                log.error("dispatch.record_failed", error=type(error).__name__, detail=database.told(error)[:200])
                 await asyncio.sleep(RECONNECT_SECONDS)
             except Exception as error:
                 log.exception("dispatch.unrecordable", error=type(error).__name__)
@@ -221,7 +221,9 @@ class Dispatcher:
             try:
                 await database.unit(chore.work)
             except (DatabaseError, InterfaceError) as error:
-                log.warning("chore.failed", chore=chore.name, error=type(error).__name__, detail=str(error)[:200])
+                log.warning(
+                    "chore.failed", chore=chore.name, error=type(error).__name__, detail=database.told(error)[:200]
+                )
             await asyncio.sleep(chore.every_seconds)
 
     async def _sleep_until_woken(self, seconds: float) -> None:

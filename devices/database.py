@@ -8,9 +8,10 @@ from datetime import datetime
 from typing import Any, Final, ParamSpec, TypeVar, cast
 from weakref import WeakKeyDictionary
 
+import psycopg
 from asgiref.sync import sync_to_async
 from django.conf import settings
-from django.db import OperationalError, connection, connections
+from django.db import Error, OperationalError, connection, connections
 from psycopg.errors import DeadlockDetected, SerializationFailure
 
 P = ParamSpec("P")
@@ -20,6 +21,9 @@ RESERVED_CONNECTIONS: Final = 1
 """Kept back from requests, for the heartbeats' flush."""
 
 DEADLOCK_TRIES: Final = 5
+
+_ABOUT_DATA: Final = ("22", "23")
+"""The classes of SQLSTATE of which PostgreSQL's messages may show values: data exceptions and broken constraints."""
 
 _gates: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
 
@@ -107,6 +111,20 @@ def now() -> datetime:
     """Return the database's time, the one by which everything here is judged."""
     (moment,) = row("SELECT now()")
     return cast("datetime", moment)
+
+
+def told(error: BaseException) -> str:
+    """Say what an error is about. Of what PostgreSQL refuses for its data, that is the rule and not the row: no secret.
+
+    (PostgreSQL's own text goes on to say "Failing row contains …".)
+    """
+    cause = error if isinstance(error, psycopg.Error) else error.__cause__
+    if not isinstance(error, Error | psycopg.Error) or not isinstance(cause, psycopg.Error):
+        return str(error)
+    if (cause.sqlstate or "")[:2] not in _ABOUT_DATA:
+        return str(error).partition("\n")[0]
+    rule = [cause.diag.table_name, cause.diag.column_name, cause.diag.constraint_name]
+    return " ".join([f"SQLSTATE {cause.sqlstate}", *filter(None, rule)])
 
 
 class Contended(Exception):

@@ -173,7 +173,7 @@ def _too_many_parameters(request: HttpRequest, error: TooManyFieldsSent) -> Http
 
 
 def _database_unavailable(request: HttpRequest, error: Exception) -> HttpResponse:
-    log.error("database.unavailable", error=type(error).__name__, detail=str(error)[:200])
+    log.error("database.unavailable", error=type(error).__name__, detail=database.told(error)[:200])
     return problems.DATABASE_UNAVAILABLE.response()
 
 

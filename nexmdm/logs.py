@@ -1,16 +1,20 @@
 """Structured logs: one line an event, to standard output, JSON unless LOG_FORMAT is console.
 
-No line carries a token, key, signature or push token: what is logged is named at the call, never a whole request.
+No line carries a token, key, signature or push token: what is logged is named at the call, never a whole request; of
+what PostgreSQL refused, the rule and not the row.
 """
 
 import logging
 import logging.config
 import sys
-from typing import Any
+import traceback
+from typing import Any, Final
 
 import orjson
 import structlog
-from structlog.typing import EventDict, Processor
+from structlog.typing import EventDict, ExcInfo, Processor
+
+from devices import database
 
 
 def configure(*, level: str, style: str) -> None:
@@ -22,12 +26,26 @@ def configure(*, level: str, style: str) -> None:
     ]
     console = style == "console"
     structlog.configure(
-        processors=[*shared, structlog.processors.format_exc_info, _renderer(console=console)],
+        processors=[*shared, _TRACES, _renderer(console=console)],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level)),
         logger_factory=structlog.PrintLoggerFactory() if console else structlog.BytesLoggerFactory(),
         cache_logger_on_first_use=True,
     )
     logging.config.dictConfig(_standard_library(level, shared, console=console))
+
+
+def _trace(exc_info: ExcInfo) -> str:
+    """Return an error's trace with those of its causes, as Python prints it; but of each only what may be told."""
+    error: BaseException | None = exc_info[1]
+    parts: list[str] = []
+    while error is not None:
+        frames = "".join(traceback.format_tb(error.__traceback__))
+        parts.append(f"Traceback (most recent call last):\n{frames}{type(error).__qualname__}: {database.told(error)}")
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return "\n\nThen:\n\n".join(reversed(parts))
+
+
+_TRACES: Final = structlog.processors.ExceptionRenderer(_trace)
 
 
 def _renderer(*, console: bool) -> Processor:
@@ -55,7 +73,7 @@ def _standard_library(level: str, shared: list[Processor], *, console: bool) -> 
                 "foreign_pre_chain": [structlog.stdlib.add_logger_name, *shared],
                 "processors": [
                     structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                    structlog.processors.format_exc_info,
+                    _TRACES,
                     renderer,
                 ],
             }

@@ -1,0 +1,66 @@
+"""What is logged of an error: its name, its place, the rule that was broken; nothing of the row that it was about."""
+
+import json
+from io import BytesIO
+from typing import Any
+
+import psycopg
+import pytest
+import structlog
+from django.db import DataError, OperationalError, connection
+
+from devices import database
+from tests.actors import Admin, Phone
+
+PUSH_TOKEN = "unstorable-push-token-that-is-nobodys-business"
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> BytesIO:
+    """What the API writes to its log."""
+    written = BytesIO()
+    monkeypatch.setattr("nexmdm.api.log", structlog.wrap_logger(structlog.BytesLogger(written)))
+    return written
+
+
+def forbid_push_tokens() -> None:
+    """Have PostgreSQL refuse this push token; its message shows the whole row."""
+    with connection.cursor() as cursor:
+        cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
+        cursor.execute("ALTER TABLE devices_device ADD CONSTRAINT trial CHECK (push_token NOT LIKE 'unstorable%')")
+
+
+def test_a_row_that_postgresql_refuses_is_not_in_the_log(phone: Phone, written: BytesIO) -> None:
+    forbid_push_tokens()
+    answer = phone.heartbeat(push_token=PUSH_TOKEN)
+    assert (answer.status, answer.code) == (500, "internal")
+    line: dict[str, Any] = json.loads(written.getvalue())
+    assert (line["event"], line["error"]) == ("request.failed", "IntegrityError")
+    assert "SQLSTATE 23514 devices_device trial" in line["exception"]
+    assert "push_tokens.py" in line["exception"]
+    for secret in (PUSH_TOKEN, "Failing row", phone.hardware_id):
+        assert secret not in written.getvalue().decode()
+
+
+def test_a_registration_that_postgresql_refuses_is_not_in_the_log(admin: Admin, written: BytesIO) -> None:
+    forbid_push_tokens()
+    answer = Phone(admin.client, "imei-of-nobody").register(admin.enrollment_token(), push_token=PUSH_TOKEN)
+    assert answer.code == "internal"
+    assert b"trial" in written.getvalue()
+    for secret in (PUSH_TOKEN, "imei-of-nobody", "$2b$"):
+        assert secret not in written.getvalue().decode()
+
+
+def test_a_value_that_does_not_fit_is_not_told(db: None) -> None:
+    with pytest.raises(DataError) as raised:
+        database.rows("SELECT %s::uuid", ["secret"])
+    assert "secret" in str(raised.value)
+    assert database.told(raised.value) == "SQLSTATE 22P02"
+
+
+def test_what_is_wrong_with_the_database_itself_is_told() -> None:
+    with pytest.raises(psycopg.OperationalError) as raised:
+        psycopg.connect("host=/nowhere connect_timeout=1")
+    assert "/nowhere" in database.told(raised.value)
+    assert database.told(OperationalError("the pool is empty")) == "the pool is empty"
+    assert database.told(ValueError("two\nlines")) == "two\nlines"
