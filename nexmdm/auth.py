@@ -119,7 +119,8 @@ def verify(request: HttpRequest) -> SignedCaller:
     if not _SIGNATURE.fullmatch(signature):
         raise _Denied("signature_form")
     target = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
-    message = signing.string_to_sign(timestamp, idempotency_key, request.method or "", target, request.body)
+    # Not request.method: Django writes that in capitals, whatever was sent.
+    message = signing.string_to_sign(timestamp, idempotency_key, scope["method"], target, request.body)
     good = [signing.SIGNATURE_PREFIX + signing.sign(secret, message) for secret in settings.HMAC_SECRETS]
     if not _any_equal(signature, good):
         raise _Denied("signature")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 from django.conf import settings as django_settings
 from django.core.cache import cache
@@ -11,6 +12,8 @@ from devices import database
 from loadtest.fcm_standin import FcmStandin
 from nexmdm import embedded, limits
 from tests.actors import Admin, Client, Phone
+
+hypothesis.settings.register_profile("trust", max_examples=2000, deadline=None)
 
 
 @pytest.fixture(scope="session")

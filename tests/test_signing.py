@@ -1,6 +1,8 @@
 """Signed admin requests: what a good signature covers, and that everything else gets one and the same refusal."""
 
+import hmac
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Final
 from uuid import uuid4
 
@@ -181,6 +183,24 @@ def test_a_timestamp_further_off_is_refused(
 ) -> None:
     monkeypatch.setattr("nexmdm.auth.time.time", lambda: float(NOW - offset))
     assert_refused(client.request("POST", "/admin/command", BODY, signed(admin)))
+
+
+def test_keys_and_signatures_are_compared_in_constant_time_with_each_that_is_valid(
+    admin: Admin, client: Client, clock: None, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.ADMIN_KEYS, settings.HMAC_SECRETS = [admin.key, "old-key"], [admin.secret, "old-secret"]
+    compared: list[tuple[bytes, bytes]] = []
+
+    def compare(one: bytes, other: bytes) -> bool:
+        compared.append((one, other))
+        return hmac.compare_digest(one, other)
+
+    monkeypatch.setattr("nexmdm.auth.hmac", SimpleNamespace(compare_digest=compare))
+    headers = signed(admin, "GET", "/admin/summary", b"")
+    assert client.request("GET", "/admin/summary", None, headers).status == 200
+    key, signature = headers["X-Admin"].encode(), headers["X-Signature"].encode()
+    assert [one for one, _ in compared] == [key, key, signature, signature]
+    assert [other for _, other in compared][:2] == [admin.key.encode(), b"old-key"]
 
 
 def test_two_keys_and_two_secrets_live_side_by_side_as_one_principal(
