@@ -90,6 +90,26 @@ def test_imports_stand_at_the_top_of_their_module() -> None:
     assert wrong == []
 
 
+def test_only_a_few_modules_look_at_the_applications_clock() -> None:
+    """All other times are the database's: processes whose clocks differ agree on everything but a signature's age."""
+    reading = {
+        "time.time",
+        "time.time_ns",
+        "datetime.now",
+        "datetime.utcnow",
+        "datetime.today",
+        "timezone.now",
+        "date.today",
+    }
+    found = {
+        str(path.relative_to(ROOT))
+        for path in sources("nexmdm", "commands", "devices")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in reading
+    }
+    assert found == {"nexmdm/auth.py", "nexmdm/fleet_client.py", "nexmdm/fleet_verbs.py", "commands/fcm.py"}
+
+
 def test_no_function_is_longer_than_a_screen() -> None:
     wrong = [
         f"{place(path, function.lineno)} {function.name}"
