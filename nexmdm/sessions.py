@@ -1,0 +1,47 @@
+"""Sessions of the admin site, kept so that nobody can read a cookie out of the database: by its SHA-256.
+
+Only what runs in threads is here; the admin site has no asynchronous views.
+"""
+
+from hashlib import sha256
+from typing import Any
+
+from django.contrib.sessions.backends import db
+from django.contrib.sessions.base_session import AbstractBaseSession
+from django.contrib.sessions.models import Session
+from django.db.models.functions import Now
+
+_LENGTH = 40
+"""What Django's column holds: 160 bits of the digest."""
+
+
+class SessionStore(db.SessionStore):
+    """Django's sessions in the database, under another name than the cookie's."""
+
+    def load(self) -> dict[str, Any]:
+        """Return what the session holds; nothing if it is over, or was never there."""
+        kept = Session.objects.filter(session_key=_kept(self.session_key or ""), expire_date__gt=Now()).first()
+        if kept is None:
+            self._session_key = None
+            return {}
+        return self.decode(kept.session_data)
+
+    def exists(self, session_key: str) -> bool:
+        """Tell whether there is such a session."""
+        return super().exists(_kept(session_key))
+
+    def create_model_instance(self, data: dict[str, Any]) -> AbstractBaseSession:
+        """Return the row to be written."""
+        row = super().create_model_instance(data)
+        row.session_key = _kept(row.session_key)
+        return row
+
+    def delete(self, session_key: str | None = None) -> None:
+        """End a session, by default this one."""
+        ended = session_key or self.session_key
+        if ended is not None:
+            super().delete(_kept(ended))
+
+
+def _kept(session_key: str) -> str:
+    return sha256(session_key.encode()).hexdigest()[:_LENGTH]
