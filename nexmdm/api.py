@@ -1,5 +1,6 @@
 """The API: the apps' routers with their auth, and the one table from domain error to problem."""
 
+import re
 from collections.abc import Awaitable, Callable
 from functools import wraps
 from http import HTTPStatus
@@ -38,12 +39,16 @@ _BEARER: Final = {"WWW-Authenticate": "Bearer"}
 _NXD1: Final = {"WWW-Authenticate": "NXD1"}
 
 
+_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,31}")
+"""No secret is as short as that (nexmdm/environment.py)."""
+
+
 class UnknownQuery(Exception):
     """The operation does not know these query parameters."""
 
     def __init__(self, names: list[str]) -> None:
         super().__init__("The query has parameters that are not known here.")
-        self.errors = [{"loc": ["query", name], "msg": "is not a parameter of this operation"} for name in names]
+        self.errors = [{"loc": ["query", _name(name)], "msg": "is not a parameter of this operation"} for name in names]
 
 
 # The one table of errors: what each means to the caller. The sentence for people is the error's own text.
@@ -146,7 +151,13 @@ def _invalid_request(request: HttpRequest, error: ValidationError) -> HttpRespon
 def _location(loc: tuple[str | int, ...]) -> list[str | int]:
     """Drop the level that Ninja adds for the parameter's own name: (body, body, target) means body, target."""
     source, *rest = loc
-    return [source, *rest[1:]] if len(rest) > 1 or rest in (["body"], ["query"]) else [source, *rest]
+    kept = rest[1:] if len(rest) > 1 or rest in (["body"], ["query"]) else rest
+    return [source, *map(_name, kept)]
+
+
+def _name(given: str | int) -> str | int:
+    """Return a name that a caller made up, if it could be one; not, say, a secret that got into the wrong place."""
+    return given if isinstance(given, int) or _NAME.fullmatch(given) else "…"
 
 
 def _rate_limited(request: HttpRequest, error: RateLimited) -> HttpResponse:

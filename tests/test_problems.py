@@ -229,6 +229,17 @@ def test_an_error_does_not_repeat_what_was_sent(admin: Admin) -> None:
     assert b"secret" not in answer.body
 
 
+def test_a_name_that_could_be_a_secret_is_not_repeated_either(admin: Admin) -> None:
+    secret = admin.enrollment_token()
+    query = admin.get(f"/admin/devices?limitt=1&{secret}=1")
+    assert [error["loc"] for error in query.json["errors"]] == [["query", "limitt"], ["query", "…"]]
+    body = admin.post("/admin/command", {"action": "ping", "target": {"all": True, secret: 1, "al": 1}, secret: 1})
+    assert [error["loc"] for error in body.json["errors"]] == [
+        ["body", "target", "…"], ["body", "target", "al"], ["body", "…"],
+    ]  # fmt: skip
+    assert secret.encode() not in query.body + body.body
+
+
 def test_the_guard_refuses_before_anybody_asks_for_credentials(client: Client) -> None:
     text = {"Content-Type": "text/plain"}
     assert_problem(client.request("POST", "/admin/command", b"{}", text), 415, "unsupported_media_type")
