@@ -25,6 +25,7 @@ help:
 	@echo "make format  ruff's fixes and format"
 	@echo "make loadtest        100 devices for 5 minutes, judged; report in reports/"
 	@echo "make loadtest-large  100,000 devices for 5 minutes"
+	@echo "make trust   what is promised, put to the test; a table of it"
 	@echo "make lock    pin the newest dependencies that pyproject.toml allows"
 	@echo "make licenses  what is installed, with versions and licences"
 	@echo "make audit     known vulnerabilities of what is pinned; needs the internet"
@@ -52,7 +53,7 @@ format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-.PHONY: loadtest loadtest-large
+.PHONY: loadtest loadtest-large trust
 
 loadtest: $(VENV)/runtime.stamp
 	@$(BIN)/python manage.py loadtest --devices 100 --interval 120 --duration 5m --commands-per-minute 60 \
@@ -61,6 +62,10 @@ loadtest: $(VENV)/runtime.stamp
 loadtest-large: $(VENV)/runtime.stamp
 	@$(BIN)/python manage.py loadtest --devices 100000 --interval 120 --duration 5m --ramp 30 --commands-per-minute 60 \
 		--errors 0 --p95 15 --p99 40 --report reports/loadtest-large.html
+
+# It runs tests, too, so that it shares their PostgreSQL.
+trust: $(VENV)/dev.stamp
+	@$(BIN)/python -m loadtest.trust; outcome=$$?; $(TEST_MANAGE) postgres stop >/dev/null; exit $$outcome
 
 lock: $(BIN)/uv
 	$(COMPILE) --upgrade --output-file requirements.lock

@@ -234,6 +234,10 @@ class AccessTokens:
         expires_at = self._expiries.get(authorization.removeprefix("Bearer "))
         return authorization.startswith("Bearer ") and expires_at is not None and time.monotonic() < expires_at
 
+    def live(self) -> list[str]:
+        """Return the tokens that are not revoked."""
+        return list(self._expiries)
+
     def revoke_all(self) -> None:
         """Forget every token: the next send with one of them is answered 401."""
         self._expiries.clear()

@@ -51,22 +51,26 @@ def of_its_own(
     `answer_ms` is what the stand-in for FCM takes for each answer.
     """
     interval = max(SHORTEST_INTERVAL_SECONDS, interval_seconds)
-    with _standin(folder, answer_ms) as fcm:
-        serving = Serving(
-            data_dir,
-            **dict.fromkeys(_UNSET, ""),
-            **fcm,
-            ALLOWED_HOSTS="127.0.0.1",
-            ADMIN_RATE_LIMIT=f"{max(120, 2 * commands_per_minute)}/m",
-            HEARTBEAT_INTERVAL_SECONDS=str(interval),
-        )
-        try:
-            serving.until_it_says(READY)
-            keys = serving.secrets
-            with closing(FleetClient(serving.url, key=keys["ADMIN_KEY"], secret=keys["HMAC_SECRET"])) as admin:
-                yield Ground(admin, interval, _described(), serving, folder / "journal")
-        finally:
-            serving.interrupt()
+    limits = {
+        "ADMIN_RATE_LIMIT": f"{max(120, 2 * commands_per_minute)}/m",
+        "HEARTBEAT_INTERVAL_SECONDS": str(interval),
+    }
+    with (
+        standin(folder, answer_ms) as fcm,
+        served(data_dir, **fcm, **limits) as serving,
+        closing(serving.admin()) as admin,
+    ):
+        yield Ground(admin, interval, _described(), serving, folder / "journal")
+
+
+@contextmanager
+def served(data_dir: Path, **settings: str) -> Iterator[Serving]:
+    """Run a server with these settings, ready; it ends with the block."""
+    serving = Serving(data_dir, **dict.fromkeys(_UNSET, "") | {"ALLOWED_HOSTS": "127.0.0.1"} | settings)
+    try:
+        yield serving.until_it_says(READY)
+    finally:
+        serving.interrupt()
 
 
 def _described() -> str:
@@ -76,19 +80,19 @@ def _described() -> str:
 
 
 @contextmanager
-def _standin(folder: Path, answer_ms: int) -> Iterator[dict[str, str]]:
+def standin(folder: Path, answer_ms: int = 0) -> Iterator[dict[str, str]]:
     """Run the stand-in for FCM; gives the settings by which a server finds it."""
     journal, account = folder / "journal", folder / "account.json"
     journal.touch()
     files = ["--journal", str(journal), "--credentials", str(account)]
     program = [sys.executable, "-m", "loadtest.fcm_standin", "--delay-ms", str(answer_ms), *files]
-    with subprocess.Popen(program, cwd=_ROOT, start_new_session=True, text=True, stdout=subprocess.PIPE) as standin:
-        assert standin.stdout is not None
+    with subprocess.Popen(program, cwd=_ROOT, start_new_session=True, text=True, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
         try:
-            url = standin.stdout.readline().strip()
+            url = process.stdout.readline().strip()
             yield {"FCM_BASE_URL": url, "FIREBASE_SERVICE_ACCOUNT_JSON": account.read_text()}
         finally:
-            standin.terminate()
+            process.terminate()
 
 
 def gather(ground: Ground, count: int, path: Path, watch: Callable[[], None]) -> int:

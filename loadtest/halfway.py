@@ -77,7 +77,7 @@ class Trial:
 
 def write_nuisances(path: Path, trial: Trial, members: Sequence[Member]) -> None:
     """Write what the generators are to send besides: a line each, with mode 0600."""
-    nuisances = _strangers(members) if trial.kind == "strangers" else _rubbish(members)
+    nuisances = strangers(members) if trial.kind == "strangers" else _rubbish(members)
     path.touch(mode=0o600)
     lines = (orjson.dumps([bearer, body.decode("latin-1")]) for bearer, body in islice(nuisances, PREPARED))
     path.write_bytes(b"\n".join(lines))
@@ -100,7 +100,7 @@ async def restart(trial: Trial, serving: Serving) -> None:
     trial.back_at = time.monotonic()
 
 
-def _strangers(members: Sequence[Member]) -> Iterator[tuple[str, bytes]]:
+def strangers(members: Sequence[Member]) -> Iterator[tuple[str, bytes]]:
     """Yield tokens of known phones with a secret that is not theirs, well-formed to the check sum."""
     while True:
         token = random.choice(members).device_token

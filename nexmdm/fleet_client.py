@@ -63,12 +63,20 @@ class FleetClient:
     """Speaks to one server as an admin. Every method raises Refused and Unreachable."""
 
     def __init__(
-        self, url: str, *, key: str, secret: str, host: str | None = None, transport: httpx.BaseTransport | None = None
+        self,
+        url: str,
+        *,
+        key: str,
+        secret: str,
+        host: str | None = None,
+        transport: httpx.BaseTransport | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         """Remember where and who. `host` is the Host header where the URL's own name is not the server's."""
         self.url = url.rstrip("/")
         self._key = key
         self._secret = secret
+        self._clock = clock
         self._http = httpx.Client(
             transport=transport,
             headers={"Host": host} if host else {},
@@ -140,7 +148,7 @@ class FleetClient:
         return signing.headers(
             key=self._key,
             secret=self._secret,
-            timestamp=int(time.time()),
+            timestamp=int(self._clock()),
             idempotency_key="" if method == "GET" else secrets.token_hex(16),
             method=method,
             target=target,

@@ -251,7 +251,7 @@ def test_phones_without_a_push_token_are_another_fleet(db: None) -> None:
 
 def test_the_strangers_of_a_trial_have_tokens_that_only_the_database_can_refuse(client: Client, admin: Admin) -> None:
     members = seeding.seed(2, with_push_tokens=False)
-    for token, _ in islice(halfway._strangers(members), 20):
+    for token, _ in islice(halfway.strangers(members), 20):
         stranger = tokens.parse(tokens.DEVICE_PREFIX, token)
         assert stranger is not None
         assert str(stranger.id) in {member.device_id for member in members}

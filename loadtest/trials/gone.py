@@ -1,0 +1,100 @@
+"""Clients that are gone at any moment of a POST /admin/command: what is left is nothing, or a whole command."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from loadtest import enrolling, ground
+from loadtest.connections import Server, with_body
+from loadtest.serving import wait_for
+from loadtest.trials import sockets
+from loadtest.trials.finding import Finding
+from nexmdm.fleet_client import FleetClient
+
+PHONES: Final = 3
+TARGET: Final = "/admin/command"
+READ_OF_THE_ANSWER: Final = (0, 0, 1, 20, 200)
+"""How much a client reads of the answer before it is gone, once its request is complete."""
+
+SETTINGS: Final = {"BCRYPT_ROUNDS": "4", "ADMIN_RATE_LIMIT": "100000/m", "ADMIN_READ_RATE_LIMIT": "100000/m"}
+
+
+def trial(folder: Path) -> Iterator[Finding]:
+    """Cut connections after each byte of a command, and while it is answered."""
+    with (
+        ground.standin(folder) as fcm,
+        ground.served(folder / "data", **fcm, **SETTINGS) as serving,
+        serving.admin() as admin,
+    ):
+        enrolling.enrol(admin, PHONES, with_push_tokens=True, watch=lambda: None)
+        incomplete, complete = _cut(admin)
+        commands = _settled(admin)
+        yield Finding(
+            "a POST that was cut short leaves nothing",
+            f"{incomplete:,} clients gone after each byte of it, by FIN and by RST",
+            f"{sum(note.startswith('incomplete') for note in commands)} commands",
+            not any(note.startswith("incomplete") for note in commands),
+        )
+        whole = [_is_whole(command) for notes in commands.values() for command in notes]
+        yield Finding(
+            "a whole one leaves nothing, or a whole command that reaches every phone",
+            f"{len(complete):,} clients gone while it was carried out or answered",
+            f"{len(whole)} commands, {whole.count(True)} whole and pushed to all",
+            all(whole) and bool(whole),
+        )
+        statuses = Counter(sockets.replay(admin.url, request) for request in complete)
+        counts = Counter(len(notes) for note, notes in _settled(admin).items())
+        yield Finding(
+            "sent again, it is carried out once",
+            f"the {len(complete):,} whole requests once more, byte by byte the same",
+            f"{statuses[200]:,} × 200, {counts.total():,} commands, {counts.total() - counts[1]} of them twice",
+            statuses.total() == statuses[200] == counts[1] == counts.total(),
+        )
+
+
+def _cut(admin: FleetClient) -> tuple[int, list[bytes]]:
+    """Be gone after each byte, then while the answer comes; return how many were cut short, and the whole requests."""
+    length = len(_request(admin, "incomplete 0000"))
+    moments = [(size, politely) for size in range(length) for politely in (True, False)]
+    for number, (size, politely) in enumerate(moments):
+        request = _request(admin, f"incomplete {number:04}")
+        sockets.cut_after(admin.url, request[:size], politely=politely)
+    complete = []
+    for number in range(length):
+        request = _request(admin, f"complete {number:04}")
+        complete.append(request)
+        read = READ_OF_THE_ANSWER[number % len(READ_OF_THE_ANSWER)]
+        with suppress(ConnectionError):
+            sockets.cut_after(admin.url, request, politely=number % 2 == 0, read=read)
+    return len(moments), complete
+
+
+def _request(admin: FleetClient, note: str) -> bytes:
+    body = orjson.dumps({"action": "ping", "target": {"all": True}, "note": note})
+    return Server.of(admin.url).head("POST", TARGET, admin.sign("POST", TARGET, body)) + with_body(body)
+
+
+def _settled(admin: FleetClient) -> dict[str, list[dict[str, Any]]]:
+    """Return the commands by note, once every push has left."""
+    found: dict[str, list[dict[str, Any]]] = {}
+
+    def pushed() -> bool:
+        found.clear()
+        rows, _ = admin.items("/admin/commands", 10_000)
+        for row in rows:
+            found.setdefault(row["note"], []).append(admin.command(row["request_id"]))
+        return all(command["push"]["waiting"] == 0 for notes in found.values() for command in notes)
+
+    with suppress(TimeoutError):
+        wait_for(pushed)
+    return found
+
+
+def _is_whole(command: dict[str, Any]) -> bool:
+    states = ("pending", "received", "succeeded", "failed", "expired", "cancelled")
+    deliveries = sum(command["counts"][state] for state in states)
+    return bool(command["device_count"] == deliveries == command["push"]["accepted"] == PHONES)

@@ -1,0 +1,78 @@
+"""The pulse of a small fleet: heartbeats at an even rate, while something else is tried on the server."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from typing import Final
+
+import orjson
+
+from loadtest.connections import Pool, Server, understood, with_body
+from loadtest.figures import Histogram
+from loadtest.roster import Member
+
+_TICK_SECONDS: Final = 0.001
+_CONNECTIONS: Final = 64
+
+
+class Pulse:
+    """Heartbeats in an open loop: latency counts from the due time, and a slow server gets no fewer of them.
+
+    Each carries a number in its status that only grows; `acknowledged` has each phone's last one that was answered 200.
+    """
+
+    def __init__(self, url: str, members: Sequence[Member], *, per_second: float) -> None:
+        server = Server.of(url)
+        self._pool = Pool(server, _CONNECTIONS)
+        self._head = server.head("POST", "/v1/heartbeat", {})
+        self._members = members
+        self._per_second = per_second
+        self._number = 0
+        self._under_way = 0
+        self.failures: Counter[str] = Counter()
+        self.acknowledged: dict[str, int] = {}
+        self.latencies = Histogram()
+
+    async def beat(self, seconds: float) -> Histogram:
+        """Send heartbeats for so long, await their answers, and return their latencies."""
+        self.latencies = Histogram()
+        began = time.monotonic()
+        first = self._number
+        while (now := time.monotonic()) < began + seconds:
+            while (due := began + (self._number - first) / self._per_second) <= now:
+                self._send(due)
+            self._pool.sweep()
+            await asyncio.sleep(_TICK_SECONDS)
+        while self._under_way:
+            self._pool.sweep()
+            await asyncio.sleep(_TICK_SECONDS)
+        return self.latencies
+
+    @property
+    def sent(self) -> int:
+        """How many there were."""
+        return self._number
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._pool.close()
+
+    def _send(self, due: float) -> None:
+        self._number += 1
+        self._under_way += 1
+        member = self._members[self._number % len(self._members)]
+        bearer = f"Authorization: Bearer {member.device_token}\r\n".encode()
+        body = orjson.dumps({"status": {"number": self._number}})
+        ended = partial(self._ended, member.device_id, self._number, due)
+        self._pool.send(self._head + bearer + with_body(body), ended)
+
+    def _ended(self, device_id: str, number: int, due: float, status: int, body: bytes) -> None:
+        self._under_way -= 1
+        error, _ = understood(status, body)
+        if error:
+            self.failures[error] += 1
+        else:
+            self.latencies.add(time.monotonic() - due)
+            self.acknowledged[device_id] = max(number, self.acknowledged.get(device_id, 0))

@@ -1,0 +1,94 @@
+"""Clients below HTTP: they send what bytes they like, when they like, and see what becomes of their connection."""
+
+import asyncio
+import socket
+import struct
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+CHUNK: Final = b"x" * 65_536
+_PATIENCE_SECONDS: Final = 30
+_CUT_AT_ONCE: Final = struct.pack("ii", 1, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What a client heard: the status of the answer (0: none), and after how many seconds it came, or the end."""
+
+    status: int
+    seconds: float
+
+
+def head(target: str, *headers: str, method: str = "POST") -> bytes:
+    """Return the head of a request but for the empty line that ends it."""
+    return "\r\n".join([f"{method} {target} HTTP/1.1", "Host: 127.0.0.1", *headers, ""]).encode()
+
+
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """Open a connection to the server of a URL; it is cut at the end."""
+    parts = urlsplit(url)
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    try:
+        yield reader, writer
+    finally:
+        writer.transport.abort()
+
+
+def say(url: str, *pieces: bytes) -> Heard:
+    """Send these pieces, whatever is answered, and return what was heard."""
+    return flood(url, iter(pieces))
+
+
+def flood(url: str, pieces: Iterator[bytes]) -> Heard:
+    """Send pieces until there are no more or the server takes none: a hostile client does not stop at an answer."""
+    began = time.monotonic()
+    with _open(url) as connection:
+        sending = threading.Thread(target=_send, args=[connection, pieces], daemon=True)
+        sending.start()
+        heard = _hear(connection)
+        seconds = time.monotonic() - began
+        sending.join(_PATIENCE_SECONDS)
+    return Heard(heard, seconds)
+
+
+def _open(url: str) -> socket.socket:
+    parts = urlsplit(url)
+    assert parts.hostname is not None
+    return socket.create_connection((parts.hostname, parts.port or 80), timeout=_PATIENCE_SECONDS)
+
+
+def _send(connection: socket.socket, pieces: Iterator[bytes]) -> None:
+    with suppress(OSError):
+        for piece in pieces:
+            connection.sendall(piece)
+
+
+def _hear(connection: socket.socket) -> int:
+    """Return the status of an answer; 0 if the connection ends without one."""
+    with suppress(ConnectionError):
+        words = connection.recv(64).split()
+        return int(words[1]) if len(words) > 1 else 0
+    return 0
+
+
+def cut_after(url: str, sent: bytes, *, politely: bool, read: int = 0) -> None:
+    """Send these bytes, read so many of the answer, and be gone: with a FIN, or with an RST."""
+    with _open(url) as connection:
+        if not politely:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _CUT_AT_ONCE)
+        connection.sendall(sent)
+        if read:
+            connection.recv(read)
+
+
+def replay(url: str, request: bytes) -> int:
+    """Send a whole request over a connection of its own, and return the status of the answer; 0: there was none."""
+    with _open(url) as connection:
+        connection.sendall(request)
+        return _hear(connection)

@@ -1,0 +1,86 @@
+"""Tests that hold a promise, run with more examples than `make test` gives them."""
+
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+from xml.etree import ElementTree as ET
+
+from loadtest.trials.finding import Finding
+
+PROFILE: Final = "trust"
+"""The hypothesis profile of tests/conftest.py with many examples."""
+
+_ROOT: Final = Path(__file__).resolve().parent.parent.parent
+_LAST_LINES: Final = 40
+_SHOWN: Final = 3
+
+
+class TestsEnded(Exception):
+    """The tests could not be run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A test that ran: what is wrong (empty: it passed), and what it counted by pytest's `record_property`."""
+
+    trouble: str = ""
+    counted: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldByTests:
+    """A promise, and the tests that hold it: files, or single ones as pytest names them."""
+
+    promise: str
+    tried: str
+    tests: tuple[str, ...]
+
+    def finding(self, cases: Mapping[str, Case]) -> Finding:
+        """Return what came of its tests. It is held if there are some, and all of them have passed."""
+        mine = {name: case for name, case in cases.items() if any(_belongs(name, test) for test in self.tests)}
+        counted: Counter[str] = Counter()
+        for case in mine.values():
+            counted.update(case.counted)
+        troubles = [f"{name}: {case.trouble}" for name, case in mine.items() if case.trouble]
+        figures = [f"{number:,} {what}" for what, number in counted.items()]
+        figure = ", ".join([*figures, f"{len(mine)} tests", *troubles[:_SHOWN]])
+        return Finding(self.promise, self.tried, figure, bool(mine) and not troubles)
+
+
+def run(promises: Iterable[HeldByTests], folder: Path) -> dict[str, Case]:
+    """Run the tests of these promises, each once, and return them by name. Raises TestsEnded."""
+    tests = dict.fromkeys(test for promise in promises for test in promise.tests)
+    report, output = folder / "tests.xml", folder / "tests.txt"
+    with output.open("wb") as file:
+        subprocess.run(
+            [
+                *(sys.executable, "-m", "pytest", "-q", f"--hypothesis-profile={PROFILE}"),
+                *("-o", "junit_family=xunit1", f"--junitxml={report}", *tests),
+            ],
+            cwd=_ROOT,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    if not report.exists():
+        raise TestsEnded("\n".join(output.read_text(errors="replace").splitlines()[-_LAST_LINES:]))
+    return dict(map(_case, ET.parse(report).iter("testcase")))  # noqa: S314  (pytest has just written it)
+
+
+def _belongs(name: str, test: str) -> bool:
+    return name == test or name.startswith((f"{test}[", f"{test}::"))
+
+
+def _case(element: ET.Element) -> tuple[str, Case]:
+    file = element.get("classname", "").replace(".", "/")
+    trouble = next((f"{one.tag}: {one.get('message', '')[:200]}" for one in element if one.tag in _TROUBLES), "")
+    properties = element.iterfind("properties/property")
+    counted = Counter({one.get("name", ""): int(one.get("value", "0")) for one in properties})
+    return f"{file}.py::{element.get('name')}", Case(trouble, counted)
+
+
+_TROUBLES: Final = ("failure", "error", "skipped")

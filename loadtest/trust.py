@@ -1,0 +1,218 @@
+"""What NexMDM promises, put to the test: `python -m loadtest.trust`, or `make trust`.
+
+Prints a table: each promise, what was tried against it, the figure that came of it, and whether it was held. Some are
+held by tests, which run here with many more examples; the others by trials against real servers of their own. The exit
+status is 0 only if all were held.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from loadtest.trials import clock, gone, guard, intruders, leaks, rotation, testrun
+from loadtest.trials.finding import Finding, Trial
+from loadtest.trials.testrun import Case, HeldByTests
+
+NOT_HELD: Final = "NOT HELD"
+_SIGNING: Final = "tests/test_signing.py"
+_CREDENTIALS: Final = "tests/test_credentials.py"
+
+
+@dataclass(frozen=True, slots=True)
+class Chapter:
+    """Promises of one kind: those that tests hold, and those that trials hold."""
+
+    name: str
+    tested: Sequence[HeldByTests] = ()
+    trials: Sequence[Trial] = ()
+
+
+CHAPTERS: Final = (
+    Chapter(
+        "input",
+        tested=(
+            HeldByTests(
+                "whatever is sent, no answer is 500 or above, and each is as the OpenAPI document says",
+                "Schemathesis on each operation, and NUL, lone surrogates, big integers, NaN, depth, duplicate keys",
+                ("tests/test_hostile_input.py",),
+            ),
+        ),
+    ),
+    Chapter(
+        "guard",
+        tested=(
+            HeldByTests(
+                "a connection that says nothing, too much, or takes nothing, is ended; what is no HTTP gets a problem",
+                "over sockets, with short time-outs",
+                ("tests/test_protocol.py",),
+            ),
+        ),
+        trials=(guard.trial,),
+    ),
+    Chapter(
+        "signing",
+        tested=(
+            HeldByTests(
+                "one changed bit in anything that is signed is 401",
+                "bits of headers, method, target and body, of requests of all kinds",
+                ("tests/test_signed_bits.py",),
+            ),
+            HeldByTests(
+                "±299 s pass, ±301 s do not; a header repeated or not ASCII is 401",
+                "frozen clock; each of the four headers",
+                (
+                    f"{_SIGNING}::test_a_timestamp_within_300_seconds_passes",
+                    f"{_SIGNING}::test_a_timestamp_further_off_is_refused",
+                    f"{_SIGNING}::test_a_header_missing_wrong_or_repeated_is_refused",
+                ),
+            ),
+            HeldByTests(
+                "keys and signatures are compared as bytes, in constant time, with all that are valid",
+                "compare_digest watched while requests are verified",
+                (f"{_SIGNING}::test_keys_and_signatures_are_compared_in_constant_time_with_each_that_is_valid",),
+            ),
+        ),
+        trials=(rotation.trial,),
+    ),
+    Chapter(
+        "credentials",
+        tested=(
+            HeldByTests(
+                "a credential of the wrong kind is 401 on every route",
+                "each kind, and none, on each operation of the document",
+                (f"{_CREDENTIALS}::test_a_credential_of_the_wrong_kind_is_401_on_every_route",),
+            ),
+            HeldByTests(
+                "nobody takes over an enrolled device without the right to re-enrol",
+                "its hardware id with other tokens, at once and after its first use",
+                (
+                    "tests/test_register.py::test_known_hardware_stays_what_it_is_without_the_right_to_enrol_anew",
+                    "tests/test_register.py::test_an_answer_is_lost_only_to_the_token_that_was_shown_it",
+                    "tests/test_register.py::test_two_tokens_that_bring_the_same_hardware_at_once_make_one_device",
+                ),
+            ),
+            HeldByTests(
+                "a device reads and answers nothing of another one",
+                "its commands, reports, rotation; tokens put together from both",
+                (f"{_CREDENTIALS}::test_a_device_reads_and_answers_nothing_of_another_one",
+                 f"{_CREDENTIALS}::test_a_token_put_together_from_two_devices_is_nobodys"),
+            ),
+            HeldByTests(
+                "X-Forwarded-For and X-Forwarded-Proto change nothing unless the peer is trusted",
+                "from peers that are and are not",
+                (
+                    "tests/test_problems.py::test_without_trusted_proxies_the_address_is_the_peers",
+                    "tests/test_problems.py::test_others_than_trusted_proxies_name_nobody_else",
+                    "tests/test_problems.py::test_a_trusted_proxy_names_the_nearest_address_that_is_not_one",
+                    f"{_CREDENTIALS}::test_only_a_trusted_proxy_says_that_a_request_came_by_https",
+                ),
+            ),
+        ),
+        trials=(intruders.trial,),
+    ),
+    Chapter(
+        "secrets",
+        tested=(
+            HeldByTests(
+                "an error's log line names the error, and none of the row that it was about",
+                "rows refused by PostgreSQL, with push tokens in them",
+                ("tests/test_logs.py",),
+            ),
+        ),
+        trials=(leaks.trial,),
+    ),
+    Chapter("gone", trials=(gone.trial,)),
+    Chapter(
+        "clock",
+        tested=(
+            HeldByTests(
+                "no module but those that must look at the application's clock does",
+                "every module, read",
+                ("tests/test_architecture.py::test_only_a_few_modules_look_at_the_applications_clock",),
+            ),
+        ),
+        trials=(clock.trial,),
+    ),
+)  # fmt: skip
+
+
+def main() -> int:
+    """Try what was asked for, print the table, and return 0 if all was held."""
+    chapters = _chosen()
+    console, began_at = Console(), time.monotonic()
+    table = Table(box=box.HORIZONTALS, show_lines=True, expand=True)
+    for name in ("promise", "tried", "figure"):
+        table.add_column(name, ratio=1)
+    table.add_column("", min_width=len(NOT_HELD))
+    findings: list[Finding] = []
+    with tempfile.TemporaryDirectory(prefix="nexmdm-") as folder:
+        for name, found in _findings(chapters, Path(folder), console):
+            findings.append(found)
+            _say(console, name, found)
+    for one in findings:
+        table.add_row(one.promise, one.tried, one.figure, _word(one))
+    console.print(table)
+    missed = sum(not one.held for one in findings)
+    minutes = (time.monotonic() - began_at) / 60
+    verdict = f"{missed} not held" if missed else "all held"
+    console.print(f"{len(findings)} promises in {minutes:.1f} minutes: {verdict}.", highlight=False)
+    return 1 if missed or not findings else 0
+
+
+def _chosen() -> Sequence[Chapter]:
+    parser = argparse.ArgumentParser(prog="python -m loadtest.trust", description=__doc__)
+    names = [chapter.name for chapter in CHAPTERS]
+    parser.add_argument(
+        "chapters", nargs="*", metavar="CHAPTER", help=f"of {', '.join(names)}; all of them unless named"
+    )
+    asked = parser.parse_args().chapters or names
+    if unknown := set(asked) - set(names):
+        parser.error(f"there is no chapter {', '.join(sorted(unknown))}")
+    return [chapter for chapter in CHAPTERS if chapter.name in asked]
+
+
+def _findings(chapters: Sequence[Chapter], folder: Path, console: Console) -> Iterator[tuple[str, Finding]]:
+    tested = [promise for chapter in chapters for promise in chapter.tested]
+    cases: dict[str, Case] = {}
+    if tested:
+        console.print(f"Running the tests of {len(tested)} promises …", highlight=False)
+        cases = testrun.run(tested, folder)
+    for chapter in chapters:
+        for promise in chapter.tested:
+            yield chapter.name, promise.finding(cases)
+        for number, trial in enumerate(chapter.trials):
+            place = folder / f"{chapter.name}-{number}"
+            place.mkdir()
+            for finding in tried(trial, place):
+                yield chapter.name, finding
+
+
+def tried(trial: Trial, folder: Path) -> Iterator[Finding]:
+    """Yield what a trial finds; that it broke off is a finding, too."""
+    try:
+        yield from trial(folder)
+    except Exception as error:  # noqa: BLE001  (the other trials are still to come)
+        promise = (sys.modules[trial.__module__].__doc__ or "").partition("\n")[0]
+        yield Finding(promise, "broke off", f"{type(error).__name__}: {error}", held=False)
+
+
+def _say(console: Console, name: str, found: Finding) -> None:
+    console.print(Text.assemble((f"{name}: ", "dim"), found.promise, " · ", found.figure, " · ", _word(found)))
+
+
+def _word(found: Finding) -> Text:
+    return Text("held", style="green") if found.held else Text(NOT_HELD, style="bold red")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
