@@ -11,8 +11,8 @@ from typing import Final
 from uuid import UUID
 
 from django.db import DataError, IntegrityError, transaction
-from django.db.models import Q
-from django.db.models.functions import Now
+from django.db.models import F, OuterRef, Q, Subquery
+from django.db.models.functions import Greatest, Now
 
 from commands import envelope, queue
 from commands.models import Attempt, Delivery, Outcome, Push, State
@@ -108,6 +108,14 @@ def claim_due(limit: int) -> list[Claimed]:
     ]  # fmt: skip
 
 
+# The locks come first, in a statement of their own: what follows must see what the holders before us wrote, of the
+# devices too.
+_HOLD: Final = """
+    SELECT count(*) FROM (
+        SELECT FROM commands_delivery WHERE id = ANY(%(delivery_ids)s) ORDER BY id FOR NO KEY UPDATE
+    ) held
+"""
+
 # Fenced on the attempt's number and on its being open: an answer after the lease has run out changes nothing. Each step
 # carries on what the next one needs, so that no two lists of the batch are joined: row by row, as the planner guesses.
 _RECORD: Final = """
@@ -117,32 +125,31 @@ _RECORD: Final = """
             %(fcm_errors)s::text[], %(message_ids)s::text[], %(latencies)s::int[], %(details)s::text[],
             %(retries)s::float8[]
         ) AS sent (delivery_id, number, outcome, http_status, fcm_error, message_id, latency_ms, detail, retry_in)
-    ), mine AS (
-        SELECT sent.* FROM commands_delivery delivery JOIN sent ON sent.delivery_id = delivery.id
-        WHERE delivery.attempt_count = sent.number
-        ORDER BY delivery.id FOR NO KEY UPDATE OF delivery
     ), closed AS (
         UPDATE commands_attempt attempt
-        SET outcome = mine.outcome, http_status = mine.http_status, fcm_error = mine.fcm_error,
-            message_id = mine.message_id, latency_ms = mine.latency_ms, detail = mine.detail, finished_at = now()
-        FROM mine
-        WHERE attempt.delivery_id = mine.delivery_id AND attempt.number = mine.number AND attempt.finished_at IS NULL
-        RETURNING mine.delivery_id, mine.outcome, now() + mine.retry_in * interval '1 second' AS retry_at
-    )
-    UPDATE commands_delivery delivery
-    SET failure_count = failure_count + CASE WHEN closed.outcome IN ('retry_later', 'unknown') THEN 1 ELSE 0 END,
-        push_state = CASE
-            WHEN closed.outcome = 'accepted' THEN 'accepted'
-            WHEN closed.retry_at IS NULL OR closed.retry_at >= command.expires_at
-                OR device.push_token IS NULL OR device.push_token_dead_at IS NOT NULL
-                THEN 'undeliverable'
-            ELSE 'retrying' END,
-        next_attempt_at = CASE
+        SET outcome = sent.outcome, http_status = sent.http_status, fcm_error = sent.fcm_error,
+            message_id = sent.message_id, latency_ms = sent.latency_ms, detail = sent.detail, finished_at = now()
+        FROM sent
+        WHERE attempt.delivery_id = sent.delivery_id AND attempt.number = sent.number AND attempt.finished_at IS NULL
+        RETURNING sent.delivery_id, sent.number, sent.outcome, now() + sent.retry_in * interval '1 second' AS retry_at
+    ), ruled AS (
+        SELECT delivery.id, closed.outcome, CASE
             WHEN delivery.state = 'pending' AND closed.retry_at < command.expires_at
                 AND device.push_token IS NOT NULL AND device.push_token_dead_at IS NULL
-                THEN closed.retry_at END
-    FROM closed, commands_command command, devices_device device
-    WHERE delivery.id = closed.delivery_id AND device.id = delivery.device_id AND command.id = delivery.command_id
+                THEN closed.retry_at END AS again_at
+        FROM closed
+        JOIN commands_delivery delivery ON delivery.id = closed.delivery_id AND delivery.attempt_count = closed.number
+        JOIN commands_command command ON command.id = delivery.command_id
+        JOIN devices_device device ON device.id = delivery.device_id
+    )
+    UPDATE commands_delivery delivery
+    SET failure_count = failure_count + CASE WHEN ruled.outcome IN ('retry_later', 'unknown') THEN 1 ELSE 0 END,
+        push_state = CASE
+            WHEN ruled.outcome = 'accepted' THEN 'accepted'
+            WHEN ruled.again_at IS NULL THEN 'undeliverable'
+            ELSE 'retrying' END,
+        next_attempt_at = ruled.again_at
+    FROM ruled WHERE delivery.id = ruled.id
 """
 
 
@@ -168,13 +175,8 @@ def _record_alone(one: Sent) -> None:
 
 @transaction.atomic
 def _record(sent: Sequence[Sent]) -> None:
-    dead = sorted(
-        (one for one in sent if one.outcome == Outcome.TOKEN_DEAD), key=lambda one: one.claimed.recipient.device_id
-    )
     # Devices before deliveries: every transaction that locks both takes them in this order.
-    replaced = [
-        one for one in dead if not push_tokens.call_dead(one.claimed.recipient.device_id, one.claimed.push_token)
-    ]
+    unreachable = push_tokens.call_dead({one.claimed.push_token for one in sent if one.outcome == Outcome.TOKEN_DEAD})
     columns = {
         "delivery_ids": [one.claimed.delivery_id for one in sent],
         "numbers": [one.claimed.number for one in sent],
@@ -184,15 +186,16 @@ def _record(sent: Sequence[Sent]) -> None:
         "message_ids": [one.message_id for one in sent],
         "latencies": [one.latency_ms for one in sent],
         "details": [one.detail for one in sent],
-        "retries": [None if one.retry_in_seconds is None else float(one.retry_in_seconds) for one in sent],
+        "retries": [_retry_in_seconds(one) for one in sent],
     }
+    database.row(_HOLD, columns)
     database.execute(_RECORD, columns)
-    still_dead = {one.claimed.recipient.device_id for one in dead} - {
-        one.claimed.recipient.device_id for one in replaced
-    }
-    stop_pushing(sorted(still_dead))
-    for one in replaced:
-        resume_pushing(one.claimed.recipient.device_id)
+    stop_pushing(unreachable)
+
+
+def _retry_in_seconds(one: Sent) -> float | None:
+    # A dead push token is no reason to wait, if the device has been given another one meanwhile.
+    return 0.0 if one.outcome == Outcome.TOKEN_DEAD else one.retry_in_seconds
 
 
 def stop_pushing(device_ids: Sequence[UUID]) -> None:
@@ -203,10 +206,15 @@ def stop_pushing(device_ids: Sequence[UUID]) -> None:
 
 
 def resume_pushing(device_id: UUID) -> int:
-    """Make what is open for a device due again: it has another push token. Return how many."""
+    """Make what is open for a device due again: it has another push token. Return how many.
+
+    A push that is under way keeps its lease.
+    """
     stuck = Q(push_state__in=(Push.NO_PUSH_TOKEN, Push.UNDELIVERABLE, Push.RETRYING))
     waiting = Delivery.objects.open().filter(stuck, device_id=device_id, state=State.PENDING)
-    resumed = waiting.update(push_state=Push.WAITING, next_attempt_at=Now(), failure_count=0)
+    under_way = Attempt.objects.filter(delivery_id=OuterRef("id"), outcome=Outcome.IN_FLIGHT)
+    lease = Subquery(under_way.values(until=F("started_at") + LEASE))
+    resumed = waiting.update(push_state=Push.WAITING, next_attempt_at=Greatest(Now(), lease), failure_count=0)
     if resumed:
         queue.wake()
     return resumed

@@ -216,12 +216,20 @@ class Cancelled:
     may_still_run: int
 
 
+# In a statement of its own: what follows must see the attempts that the holders before us began.
+_HOLD_OPEN: Final = """
+    SELECT count(*) FROM (
+        SELECT FROM commands_delivery
+        WHERE command_id = %(command_id)s AND state IN ('pending', 'received') AND open_until > now()
+        ORDER BY id FOR NO KEY UPDATE
+    ) held
+"""
+
 # What may still run: FCM recalls no push, and a phone that spoke or sent a heartbeat since the issue has the command.
 _CANCEL: Final = """
     WITH open AS (
         SELECT id, device_id, received_at FROM commands_delivery
         WHERE command_id = %(command_id)s AND state IN ('pending', 'received') AND open_until > now()
-        ORDER BY id FOR NO KEY UPDATE
     ), withdrawn AS (
         UPDATE commands_delivery delivery
         SET state = 'cancelled', settled_at = now(), next_attempt_at = NULL
@@ -247,7 +255,9 @@ def cancel(command_id: UUID) -> Cancelled:
     command = Command.objects.filter(id=command_id).first()
     if command is None:
         raise UnknownCommand
-    withdrawn, may_still_run = database.row(_CANCEL, {"command_id": command_id, "issued_at": command.issued_at})
+    parameters = {"command_id": command_id, "issued_at": command.issued_at}
+    database.row(_HOLD_OPEN, parameters)
+    withdrawn, may_still_run = database.row(_CANCEL, parameters)
     if withdrawn:
         Command.objects.filter(id=command_id, cancelled_at=None).update(cancelled_at=Now())
     return Cancelled(withdrawn, command.device_count - withdrawn, may_still_run)

@@ -30,8 +30,10 @@ _PRUNE: Final = """
 def prune(kept: timedelta, limit: int) -> int:
     """Delete up to `limit` deliveries that settled before `kept` ago, with their attempts and reports; return how many.
 
-    A command goes with its last delivery.
+    A command goes with its last delivery. Who prunes takes turns: two that each delete a part of a command's
+    deliveries would each see the other's part still there, and leave the command for ever.
     """
+    database.take_turns("retention", "deliveries")
     emptied = [command_id for (command_id,) in database.rows(_PRUNE, {"kept": kept, "limit": limit})]
     with_deliveries = Exists(Delivery.objects.filter(command_id=OuterRef("id")))
     Command.objects.filter(~with_deliveries, id__in=set(emptied)).delete()

@@ -1,11 +1,12 @@
 """Push tokens: who owns one, and which ones FCM has called dead."""
 
+from collections.abc import Collection, Iterable
 from datetime import datetime, timedelta
 from hashlib import md5, sha256
 from uuid import UUID
 
-from django.db.models import Q, QuerySet
-from django.db.models.functions import MD5, Coalesce, Now
+from django.db.models import QuerySet
+from django.db.models.functions import MD5, Now
 
 from devices import database
 from devices.models import DeadPushToken, Device
@@ -18,7 +19,8 @@ def give(device_id: UUID, push_token: str | None) -> list[UUID]:
     """
     database.take_turns("push token", push_token or "")
     # One statement, by id: two phones that swap their push tokens wait for each other, rather than for ever.
-    locked = _involved(device_id, push_token).order_by("id").select_for_update(no_key=True)
+    owners = _owners_of([] if push_token is None else [push_token])
+    locked = (owners | Device.objects.filter(id=device_id)).order_by("id").select_for_update(no_key=True)
     taken_from = [owner for owner in locked.values_list("id", flat=True) if owner != device_id]
     Device.objects.filter(id__in=taken_from).update(push_token=None, push_token_dead_at=None)
     Device.objects.filter(id=device_id).exclude(push_token=push_token).update(
@@ -27,11 +29,16 @@ def give(device_id: UUID, push_token: str | None) -> list[UUID]:
     return taken_from
 
 
-def call_dead(device_id: UUID, push_token: str) -> bool:
-    """Note that FCM called this push token dead. False if the device has another one by now, which is not touched."""
-    DeadPushToken.objects.bulk_create([DeadPushToken(sha256=_digest(push_token))], ignore_conflicts=True)
-    mine = Device.objects.filter(id=device_id, push_token=push_token)
-    return bool(mine.update(push_token_dead_at=Coalesce("push_token_dead_at", Now())))
+def call_dead(push_tokens: Collection[str]) -> list[UUID]:
+    """Note that FCM called these push tokens dead; return the devices that have them now. Runs in a transaction."""
+    for push_token in sorted(push_tokens):
+        database.take_turns("push token", push_token)
+    died = [DeadPushToken(sha256=_digest(push_token)) for push_token in push_tokens]
+    DeadPushToken.objects.bulk_create(died, ignore_conflicts=True)
+    locked = _owners_of(push_tokens).order_by("id").select_for_update(no_key=True)
+    owners = list(locked.values_list("id", flat=True))
+    Device.objects.filter(id__in=owners, push_token_dead_at=None).update(push_token_dead_at=Now())
+    return owners
 
 
 def prune(kept: timedelta, limit: int) -> int:
@@ -41,12 +48,10 @@ def prune(kept: timedelta, limit: int) -> int:
     return deleted
 
 
-def _involved(device_id: UUID, push_token: str | None) -> QuerySet[Device]:
-    if push_token is None:
-        return Device.objects.filter(id=device_id)
+def _owners_of(push_tokens: Iterable[str]) -> QuerySet[Device]:
     # By MD5, which is what the unique index holds.
-    digest = md5(push_token.encode(), usedforsecurity=False).hexdigest()
-    return Device.objects.alias(digest=MD5("push_token")).filter(Q(id=device_id) | Q(digest=digest))
+    digests = [md5(push_token.encode(), usedforsecurity=False).hexdigest() for push_token in push_tokens]
+    return Device.objects.alias(digest=MD5("push_token")).filter(digest__in=digests)
 
 
 def _died_at(push_token: str | None) -> datetime | None:

@@ -11,7 +11,6 @@ from urllib.parse import unquote
 from asgiref.sync import async_to_sync
 
 from devices import push_tokens
-from devices.models import Device
 from nexmdm import signing
 from nexmdm.asgi import application  # first: it sets Django up
 
@@ -202,4 +201,4 @@ class Phone:
 
 def fcm_calls_dead(push_token: str) -> None:
     """Do what the dispatcher does when FCM calls a push token dead."""
-    push_tokens.call_dead(Device.objects.get(push_token=push_token).id, push_token)
+    push_tokens.call_dead([push_token])

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 from unittest.mock import patch
 
 from asgiref.sync import async_to_sync, sync_to_async
@@ -17,6 +17,8 @@ from django.db.models import DateTimeField, F
 
 from devices import database
 from tests.actors import Answer, Client
+
+R = TypeVar("R")
 
 STEPS_INTO_A_FLUSH = 5
 """After so many turns of the event loop a heartbeat's flush has begun."""
@@ -88,14 +90,29 @@ def in_parallel(calls: Sequence[Callable[[], Answer]], *, all_wait_for: str) -> 
     with ThreadPoolExecutor(len(calls)) as threads:
         with transaction.atomic(), connection.cursor() as cursor:
             cursor.execute(f'LOCK TABLE "{all_wait_for}" IN SHARE MODE')
-            answers = [threads.submit(_and_release, call) for call in calls]
+            answers = [threads.submit(and_release, call) for call in calls]
             deadline = time.monotonic() + 5
             while _waiting() < len(calls):
                 assert time.monotonic() < deadline, f"{_waiting()} of {len(calls)} calls wait"
         return [answer.result() for answer in answers]
 
 
-def _and_release(call: Callable[[], Answer]) -> Answer:
+def overtaken(first: Callable[[], object], then: Callable[[], R]) -> R:
+    """Do one thing, and before its transaction has committed another one, in a thread with a connection of its own.
+
+    The commit comes when the other one waits for it, or is done without. Return what the other one returned.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        with transaction.atomic():
+            first()
+            overtaking = thread.submit(and_release, then)
+            deadline = time.monotonic() + 5
+            while not overtaking.done() and not _waiting():
+                assert time.monotonic() < deadline, "it neither waits nor ends"
+        return overtaking.result()
+
+
+def and_release(call: Callable[[], R]) -> R:
     """Call, and leave no connection behind in a thread that ends: a batcher keeps its own while it is busy."""
     try:
         return call()

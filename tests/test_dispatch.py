@@ -235,7 +235,46 @@ def test_a_push_token_that_moved_while_its_push_was_under_way_is_not_called_dead
     record_attempts([answered(claimed, Outcome.TOKEN_DEAD)])
 
     assert Device.objects.get().push_token_dead_at is None
-    assert Delivery.objects.get().push_state == "waiting"
+    dispatch()
+    assert [send.push_token for send in fcm.journal.sends()] == ["ok-2"]
+
+
+def test_a_push_token_that_another_phone_has_by_now_is_dead_there_too(admin: Admin, fcm: FcmStandin) -> None:
+    phone, other = admin.enrol("phone-1", push_token="unregistered-1"), admin.enrol("phone-2")
+    admin.command("ping", to=[phone, other])
+    (claimed,) = claim_due(1)
+    other.heartbeat(push_token="unregistered-1")
+
+    record_attempts([answered(claimed, Outcome.TOKEN_DEAD)])
+    dispatch()
+
+    assert len(fcm.journal) == 0
+    assert Device.objects.get(push_token="unregistered-1").push_token_dead_at is not None
+
+
+def test_a_push_under_way_keeps_its_lease_when_its_phone_gets_another_push_token(admin: Admin, fcm: FcmStandin) -> None:
+    phone = admin.enrol("phone-1", push_token="unavailable-1")
+    admin.command("ping", to=phone)
+    record_attempts([ruled(claim_due(1)[0], fcm)])
+    Delivery.objects.update(next_attempt_at=Now())
+    (under_way,) = claim_due(1)
+
+    phone.heartbeat(push_token="ok-2")
+    assert claim_due(1) == []
+    record_attempts([ruled(under_way, fcm)])
+
+    assert Attempt.objects.filter(outcome="retry_later").count() == 2
+
+
+def test_a_batch_with_answers_before_and_after_a_lease_takes_the_one_after(admin: Admin, fcm: FcmStandin) -> None:
+    admin.command("ping", to=admin.enrol("phone-1", push_token="ok-1"))
+    (before,) = claim_due(1)
+    Delivery.objects.update(next_attempt_at=Now())
+    (after,) = claim_due(1)
+
+    record_attempts([answered(before, Outcome.REJECTED), answered(after, Outcome.ACCEPTED)])
+
+    assert Delivery.objects.get().push_state == "accepted"
 
 
 def test_answers_of_every_kind_are_recorded_in_one_batch(admin: Admin, fcm: FcmStandin) -> None:

@@ -1,0 +1,146 @@
+"""Several at once: dispatchers that claim, and what comes between them and the rows they decide by."""
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from functools import partial
+from threading import Barrier
+from uuid import UUID
+
+import pytest
+from django.db import transaction
+from django.db.models.functions import Now
+
+from commands import outbox, queue, retention
+from commands.models import Attempt, Command, Delivery, Outcome
+from commands.outbox import Claimed, Sent
+from commands.queue import Order
+from devices import enrollment
+from devices.audience import Target
+from devices.models import Device
+from tests.actors import Admin, Answer, Phone
+from tests.moments import and_release, overtaken
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+PHONES = 30
+ROUNDS = 40
+
+
+@pytest.fixture
+def fleet(admin: Admin) -> list[Phone]:
+    """Thirty phones that can be pushed to, with a command that is due for each."""
+    text = admin.enrollment_token(max_uses=PHONES)
+    phones = [Phone(admin.client, f"phone-{number}") for number in range(PHONES)]
+    for number, phone in enumerate(phones):
+        assert phone.register(text, push_token=f"ok-{number}").status == 200
+    admin.command("ping", to={"all": True})
+    return phones
+
+
+def test_dispatchers_that_claim_at_the_same_moment_share_what_is_due(fleet: list[Phone]) -> None:
+    ready = Barrier(2)
+
+    def claim() -> list[Claimed]:
+        ready.wait()
+        return outbox.claim_due(PHONES)
+
+    with ThreadPoolExecutor(2) as dispatchers:
+        for number in range(1, ROUNDS + 1):
+            claims = [dispatchers.submit(and_release, claim) for _ in range(2)]
+            claimed = sorted((one.delivery_id, one.number) for both in claims for one in both.result())
+            assert claimed == [(delivery.id, number) for delivery in Delivery.objects.order_by("id")]
+            assert Attempt.objects.filter(outcome=Outcome.IN_FLIGHT, number=number).count() == PHONES
+            Delivery.objects.update(next_attempt_at=Now())
+
+    assert Attempt.objects.count() == PHONES * ROUNDS
+
+
+def test_a_dispatcher_does_not_wait_for_what_another_one_is_claiming(fleet: list[Phone]) -> None:
+    with ThreadPoolExecutor(1) as other, transaction.atomic():
+        mine = outbox.claim_due(PHONES // 2)
+        theirs = other.submit(and_release, partial(outbox.claim_due, PHONES)).result(timeout=5)
+    assert len(mine) == len(theirs) == PHONES // 2
+    assert not {one.delivery_id for one in mine} & {one.delivery_id for one in theirs}
+
+
+def test_a_push_that_is_claimed_at_the_moment_of_its_cancellation_may_still_run(admin: Admin) -> None:
+    phone = admin.enrol("phone-1", push_token="ok-1")
+    request_id = admin.command("ping", to=phone).json["request_id"]
+    answer = overtaken(lambda: outbox.claim_due(1), lambda: admin.post(f"/admin/commands/{request_id}/cancel"))
+    assert (answer.json["cancelled"], answer.json["may_still_run"]) == (1, 1)
+
+
+def test_no_push_is_due_again_for_a_phone_that_loses_its_push_token_while_the_answer_is_recorded(admin: Admin) -> None:
+    phone = admin.enrol("phone-1", push_token="ok-1")
+    admin.command("ping", to=phone)
+    (claimed,) = outbox.claim_due(1)
+    answer = Sent(claimed, Outcome.RETRY_LATER, http_status=503, retry_in_seconds=10)
+
+    overtaken(lambda: phone.heartbeat(push_token=None), lambda: outbox.record_attempts([answer]))
+
+    assert Attempt.objects.get().outcome == "retry_later"
+    assert (Delivery.objects.get().push_state, Delivery.objects.get().next_attempt_at) == ("undeliverable", None)
+
+
+def test_a_push_token_that_dies_at_the_moment_another_phone_brings_it_is_dead_there(admin: Admin) -> None:
+    phone, other = admin.enrol("phone-1", push_token="token-1"), admin.enrol("phone-2")
+    admin.command("ping", to=phone)
+    (claimed,) = outbox.claim_due(1)
+    phone.heartbeat(push_token=None)
+    dead = Sent(claimed, Outcome.TOKEN_DEAD, http_status=404)
+
+    overtaken(lambda: outbox.record_attempts([dead]), lambda: other.heartbeat(push_token="token-1"))
+
+    assert Device.objects.get(push_token="token-1").push_token_dead_at is not None
+
+
+@pytest.mark.parametrize("sweep", ["prune", "expire"])
+def test_a_sweep_waits_for_nobody(fleet: list[Phone], sweep: str) -> None:
+    kept = timedelta(days=90)
+    if sweep == "prune":
+        Delivery.objects.update(state="cancelled", next_attempt_at=None, settled_at=Now() - kept)
+        work = partial(retention.prune, kept, PHONES)
+    else:
+        Delivery.objects.update(open_until=Now())
+        work = partial(queue.expire, PHONES)
+    with ThreadPoolExecutor(1) as other, transaction.atomic():
+        Delivery.objects.select_for_update().order_by("id")[0]
+        assert other.submit(and_release, work).result(timeout=5) == PHONES - 1
+
+
+def test_a_command_goes_with_its_last_delivery_whoever_prunes_it(fleet: list[Phone]) -> None:
+    kept = timedelta(days=90)
+    Delivery.objects.update(state="cancelled", next_attempt_at=None, settled_at=Now() - kept)
+    overtaken(lambda: retention.prune(kept, PHONES // 2), lambda: retention.prune(kept, PHONES))
+    assert (Delivery.objects.count(), Command.objects.count()) == (0, 0)
+
+
+def issue_a_ping(phone: Phone) -> None:
+    target = Target(device_ids=[UUID(phone.device_id)])
+    queue.issue(Order("ping", "{}", target, target_as_given={}, issued_by="admin"))
+
+
+@pytest.mark.parametrize("ending", ["revoked", "enrolled anew"])
+def test_what_is_issued_while_its_device_is_revoked_or_enrolled_anew_is_cancelled(admin: Admin, ending: str) -> None:
+    phone = admin.enrol("phone-1")
+    text = admin.enrollment_token(re_enroll=True)
+
+    def end() -> Answer:
+        if ending == "revoked":
+            return admin.post(f"/admin/devices/{phone.device_id}/revoke")
+        return Phone(admin.client, "phone-1").register(text)
+
+    answer = overtaken(lambda: issue_a_ping(phone), end)
+    assert answer.status == 200
+    assert Delivery.objects.get().state == "cancelled"
+
+
+def test_what_is_issued_while_its_device_is_being_revoked_finds_it_revoked(admin: Admin) -> None:
+    phone = admin.enrol("phone-1")
+
+    def revoke() -> None:
+        enrollment.revoke(UUID(phone.device_id))
+        queue.cancel_all_of(UUID(phone.device_id))
+
+    answer = overtaken(revoke, lambda: admin.command("ping", to=phone))
+    assert (answer.code, Delivery.objects.count()) == ("unknown_devices", 0)
