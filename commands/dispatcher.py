@@ -13,7 +13,7 @@ from django.db import DatabaseError, InterfaceError, OperationalError
 from prometheus_client import Counter, Histogram
 from psycopg import sql
 
-from commands import envelope, fcm, outbox, queue, retry
+from commands import circuit, envelope, fcm, outbox, queue, retry
 from commands.circuit import Circuit, Pace
 from commands.models import FCM_ERRORS, Outcome
 from commands.outbox import Claimed, Sent
@@ -89,7 +89,7 @@ class Dispatcher:
         await asyncio.gather(*side_tasks, return_exceptions=True)
 
     async def run_once(self) -> None:
-        """Do each chore once, push what is due now, and return when all of it is recorded."""
+        """Do each chore once, push what is due and may leave now, and return when all of it is recorded."""
         for chore in self._chores:
             await database.unit(chore.work)
         if self._sender is not None:
@@ -137,23 +137,25 @@ class Dispatcher:
 
     async def _send(self, claimed: Claimed, claimed_at: float) -> None:
         assert self._sender is not None
-        waited = time.monotonic() - claimed_at
-        seconds_left = claimed.seconds_left - waited
-        if waited > LEASE_MARGIN_SECONDS:
+        if time.monotonic() - claimed_at > LEASE_MARGIN_SECONDS:
             return  # The lease is as good as over: it is somebody else's soon.
-        if seconds_left <= 0:
-            self._answer(Sent(claimed, Outcome.BLOCKED, detail="not sent: the command had expired"))
-            return
         data = envelope.seal(claimed.content, claimed.recipient)
-        answer = await self._sender.send(fcm.Push(claimed.push_token, data, claimed.priority, int(seconds_left)))
-        self._answer(self._ruled(claimed, answer))
+        push = fcm.Push(claimed.push_token, data, claimed.priority, claimed_at + claimed.seconds_left)
+        try:
+            answer = await self._sender.send(push)
+        except fcm.Expired:
+            self._answer(Sent(claimed, Outcome.BLOCKED, detail="not sent: the command had expired"))
+        else:
+            self._answer(self._ruled(claimed, answer))
 
     def _ruled(self, claimed: Claimed, answer: fcm.Answer) -> Sent:
         ruling = retry.rule(answer, claimed.failures)
         now = time.monotonic()
-        reason = answer.fault or f"FCM answered {answer.http_status} {answer.fcm_error}".strip()
-        if self.circuit.note(ruling.outcome, reason, now):
-            log.warning("push.circuit", state=self.circuit.state, reason=self.circuit.reason)
+        detail = "; ".join(filter(None, (answer.fault, ruling.advice)))
+        said = f"FCM answered {answer.http_status} {answer.fcm_error}".strip() if answer.http_status else ""
+        if self.circuit.note(ruling.outcome, ": ".join(filter(None, (said, detail))), now):
+            level = log.error if self.circuit.state == circuit.OPEN else log.info
+            level("push.circuit", state=self.circuit.state, reason=self.circuit.reason)
         if answer.http_status == 429:
             self.pace.slow_down(now)
         return Sent(
@@ -163,7 +165,7 @@ class Dispatcher:
             answer.fcm_error,
             answer.message_id,
             answer.latency_ms,
-            answer.fault,
+            detail,
             ruling.retry_in_seconds,
         )
 

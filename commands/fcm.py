@@ -25,14 +25,18 @@ MAX_TTL_SECONDS: Final = 2_419_200
 _FCM_ERROR: Final = "google.firebase.fcm.v1.FcmError"
 
 
+class Expired(Exception):
+    """The command's time was over before the push could leave."""
+
+
 @dataclass(frozen=True, slots=True)
 class Push:
-    """What goes to FCM for one phone: strings only, data only."""
+    """What goes to FCM for one phone: strings only, data only. Not after `leaves_before`, by time.monotonic()."""
 
     token: str
     data: dict[str, str]
     priority: str
-    ttl_seconds: int
+    leaves_before: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +114,13 @@ class Sender:
         await self._session.close()
 
     async def send(self, push: Push) -> Answer:
-        """Send one message and return FCM's answer. Never raises for what the network or FCM does."""
+        """Send one message and return FCM's answer. Never raises for what the network or FCM does.
+
+        Raises Expired if the push could not leave in time: then FCM has not got it, or has refused it before.
+        """
         started = time.monotonic()
         try:
-            answer = await self._send_with_token(encode(push))
+            answer = await self._send_with_token(push)
         except GoogleAuthError as error:
             answer = Answer(None, fault=f"oauth: {type(error).__name__}", oauth_failed=True)
         except TimeoutError:
@@ -122,23 +129,31 @@ class Sender:
             answer = Answer(None, fault=f"connection: {type(error).__name__}")
         return _with_latency(answer, started)
 
-    async def _send_with_token(self, body: bytes) -> Answer:
+    async def _send_with_token(self, push: Push) -> Answer:
         token = await self._access.get()
-        answer = await self._post(body, token)
+        answer = await self._post(push, token)
         if answer.http_status != 401:
             return answer
         await self._access.renew(token)
-        return await self._post(body, await self._access.get())
+        return await self._post(push, await self._access.get())
 
-    async def _post(self, body: bytes, token: str) -> Answer:
+    async def _post(self, push: Push, token: str) -> Answer:
+        # Encoded only now: whatever was waited for counts against the message's time to live.
+        body = encode(push)
         headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
         async with self._session.post(self._url, data=body, headers=headers, allow_redirects=False) as response:
             return parse(response.status, response.headers, await response.read())
 
 
 def encode(push: Push) -> bytes:
-    """Return the body of the HTTP v1 request: what firebase_admin.messaging makes of such a message, in less time."""
-    android = {"priority": push.priority, "ttl": f"{min(push.ttl_seconds, MAX_TTL_SECONDS)}s"}
+    """Return the body of the HTTP v1 request as it may leave now. Raises Expired.
+
+    It is what firebase_admin.messaging makes of such a message, in a third of the time.
+    """
+    seconds_left = push.leaves_before - time.monotonic()
+    if seconds_left <= 0:
+        raise Expired
+    android = {"priority": push.priority, "ttl": f"{min(int(seconds_left), MAX_TTL_SECONDS)}s"}
     return orjson.dumps({"message": {"token": push.token, "data": push.data, "android": android}})
 
 
@@ -171,7 +186,7 @@ def _storable(text: object, length: int) -> str:
 
 def _retry_after(text: str) -> float | None:
     """Read a Retry-After header: seconds, or an HTTP date (RFC 9110, section 10.2.3)."""
-    if text.strip().isdigit():
+    if text.strip().isdecimal():
         return min(float(text), 86_400.0)
     try:
         return max(0.0, (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds())

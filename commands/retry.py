@@ -21,10 +21,23 @@ PROBE_SECONDS: Final = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Ruling:
-    """An attempt's outcome, and the seconds to the next one (None: no further push by this answer)."""
+    """An attempt's outcome, and the seconds to the next one (None: no further push by this answer).
+
+    `advice` tells an operator what to do about a fault of our own side.
+    """
 
     outcome: Outcome
     retry_in_seconds: float | None = None
+    advice: str = ""
+
+
+_ADVICE: Final[dict[int, str]] = {
+    HTTPStatus.UNAUTHORIZED: "FCM refuses our access token. Check the service account's key, and this machine's clock.",
+    HTTPStatus.FORBIDDEN: "The service account may not send. Give it the right to, and enable the FCM API.",
+    HTTPStatus.NOT_FOUND: "FCM knows no such project. Check the service account's project_id, and FCM_BASE_URL.",
+}
+_NOT_FCM: Final = "Something else than FCM answered. Check FCM_BASE_URL."
+_NO_ACCESS: Final = "There is no access token. Check the service account, this machine's clock, and its way to Google."
 
 
 def rule(answer: Answer, failures: int) -> Ruling:
@@ -34,6 +47,7 @@ def rule(answer: Answer, failures: int) -> Ruling:
     | 200                                        | accepted      | done                                     |
     | 404 UNREGISTERED, 403 SENDER_ID_MISMATCH   | token_dead    | no push until another token comes        |
     | 404 or 403 without those codes, 401, OAuth | blocked       | again when the circuit lets through      |
+    | less than 400, but not 200                 | blocked       | as above: it is not FCM that answers     |
     | 400 and other 4xx                          | rejected      | no further push                          |
     | 429                                        | retry_later   | Retry-After, else 60 s or more           |
     | 5xx                                        | retry_later   | the larger of Retry-After and the backoff|
@@ -41,15 +55,15 @@ def rule(answer: Answer, failures: int) -> Ruling:
     """
     status = answer.http_status
     if answer.oauth_failed:
-        return Ruling(Outcome.BLOCKED, PROBE_SECONDS)
+        return Ruling(Outcome.BLOCKED, PROBE_SECONDS, _NO_ACCESS)
     if status is None:
         return Ruling(Outcome.UNKNOWN, backoff(failures))
     if status == HTTPStatus.OK:
         return Ruling(Outcome.ACCEPTED) if answer.message_id else Ruling(Outcome.UNKNOWN, backoff(failures))
     if answer.fcm_error in ("UNREGISTERED", "SENDER_ID_MISMATCH"):
         return Ruling(Outcome.TOKEN_DEAD)
-    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND):
-        return Ruling(Outcome.BLOCKED, PROBE_SECONDS)
+    if status in _ADVICE or status < HTTPStatus.BAD_REQUEST:
+        return Ruling(Outcome.BLOCKED, PROBE_SECONDS, _ADVICE.get(status, _NOT_FCM))
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         return Ruling(Outcome.RETRY_LATER, answer.retry_after_seconds or max(QUOTA_RETRY_SECONDS, backoff(failures)))
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:

@@ -65,7 +65,7 @@ def fcm(_standin: FcmStandin, settings: Settings) -> Iterator[FcmStandin]:
     settings.FCM_BASE_URL = _standin.base_url
     _standin.journal.clear()
     yield _standin
-    _standin.override, _standin.oauth_down, _standin.delay_ms = None, False, 0
+    _standin.override, _standin.oauth_down, _standin.delay_ms, _standin.expires_in_seconds = None, False, 0, 3600
 
 
 @pytest.fixture

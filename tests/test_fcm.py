@@ -1,21 +1,33 @@
 """The table of FCM's answers, row by row, through the real sender and a real socket; then what follows from many."""
 
+import asyncio
 import json
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 import pytest
+from asgiref.sync import async_to_sync
 from django.core.management import call_command
 from django.db.models.functions import Now
 from firebase_admin import messaging
+from pytest_django import Settings
+from structlog.testing import capture_logs
 
 from commands import circuit, retry
 from commands.circuit import Circuit, Pace
-from commands.fcm import MAX_TTL_SECONDS, Push, encode, parse
+from commands.dispatcher import Dispatcher
+from commands.fcm import MAX_TTL_SECONDS, Answer, Expired, Push, Sender, encode, parse
 from commands.models import Attempt, Delivery, Outcome
 from devices.models import Device
 from loadtest.fcm_standin import FcmStandin
-from tests.actors import Admin
+from nexmdm.models import DispatcherSeen
+from tests.actors import Admin, Phone
+from tests.moments import thread_hops
 
 pytestmark = pytest.mark.django_db(transaction=True)
+
+R = TypeVar("R")
 
 
 def push_to(admin: Admin, push_token: str) -> tuple[Attempt, Delivery]:
@@ -23,6 +35,40 @@ def push_to(admin: Admin, push_token: str) -> tuple[Attempt, Delivery]:
     admin.command("ping", to=admin.enrol("phone-1", push_token=push_token), expires_in_seconds=86_400)
     call_command("dispatch", once=True)
     return Attempt.objects.get(), Delivery.objects.get()
+
+
+def fleet(admin: Admin, push_token: str, size: int) -> None:
+    """Enrol so many phones whose push tokens begin with this, and send them a ping."""
+    text = admin.enrollment_token(max_uses=size)
+    for number in range(size):
+        Phone(admin.client, f"phone-{number}").register(text, push_token=f"{push_token}{number}")
+    admin.command("ping", to={"all": True}, expires_in_seconds=86_400)
+
+
+def with_sender(fcm: FcmStandin, work: Callable[[Sender], Awaitable[R]]) -> R:
+    """Do something with a real sender to the stand-in."""
+
+    async def working() -> R:
+        async with Sender(fcm.service_account(), fcm.base_url, connections=100) as sender:
+            return await work(sender)
+
+    return async_to_sync(working)()
+
+
+def dispatched(fcm: FcmStandin) -> Dispatcher:
+    """Push what is due through the real sender, and return the dispatcher as it is then."""
+
+    async def dispatch(sender: Sender) -> Dispatcher:
+        dispatcher = Dispatcher(sender, per_second=5000)
+        await dispatcher.run_once()
+        return dispatcher
+
+    return with_sender(fcm, dispatch)
+
+
+def ping(push_token: str, *, seconds_left: float = 60) -> Push:
+    """Return a push that may leave for so long."""
+    return Push(push_token, {"action": "ping"}, "high", time.monotonic() + seconds_left)
 
 
 def seconds_to_next(delivery: Delivery) -> float:
@@ -69,9 +115,45 @@ def test_a_fault_of_our_own_blocks_the_attempt_and_spares_the_push_token(
     assert push_token_is_live()
 
 
-def test_a_refused_access_token_is_renewed_once_before_the_attempt_counts(admin: Admin, fcm: FcmStandin) -> None:
+@pytest.mark.parametrize(
+    ("push_token", "advice"),
+    [
+        ("missing-", "Check the service account's project_id, and FCM_BASE_URL"),
+        ("forbidden-", "The service account may not send"),
+        ("unauthenticated-", "Check the service account's key"),
+    ],
+)
+def test_a_fault_of_our_own_opens_the_circuit_at_once_and_the_log_says_what_to_mend(
+    admin: Admin, fcm: FcmStandin, push_token: str, advice: str
+) -> None:
+    fleet(admin, push_token, 3)
+    with capture_logs() as lines:
+        dispatcher = dispatched(fcm)
+    (alarm,) = [line for line in lines if line["event"] == "push.circuit"]
+    assert (alarm["log_level"], alarm["state"]) == ("error", "open")
+    assert advice in alarm["reason"]
+    assert advice in Attempt.objects.latest("id").detail
+
+    Delivery.objects.update(next_attempt_at=Now())
+    assert async_to_sync(dispatcher.dispatch_once)() == 0, "the probe is not due yet"
+
+
+def test_401_has_the_access_token_refreshed_once_before_the_attempt_counts(admin: Admin, fcm: FcmStandin) -> None:
     push_to(admin, "unauthenticated-1")
     assert [send.status for send in fcm.journal.sends()] == [401, 401]
+
+
+def test_an_access_token_that_fcm_refuses_is_refreshed_once_for_all_pushes_under_way(fcm: FcmStandin) -> None:
+    issued = fcm.access_tokens.issued
+
+    async def sends(sender: Sender) -> list[Answer]:
+        await sender.send(ping("ok-1"))
+        fcm.revoke_access_tokens()
+        return await asyncio.gather(*(sender.send(ping(f"ok-{number}")) for number in range(20)))
+
+    answers = with_sender(fcm, sends)
+    assert {answer.http_status for answer in answers} == {200}
+    assert fcm.access_tokens.issued == issued + 2
 
 
 def test_400_rejects_the_message_and_spares_the_push_token(admin: Admin, fcm: FcmStandin) -> None:
@@ -104,6 +186,17 @@ def test_500_and_503_wait_for_the_larger_of_retry_after_and_the_backoff(
     assert push_token_is_live()
 
 
+def test_429_slows_the_dispatcher_as_a_whole(admin: Admin, fcm: FcmStandin) -> None:
+    fleet(admin, "quota-", 3)
+    assert dispatched(fcm).pace.factor == 0.5
+
+
+@pytest.mark.parametrize(("failures", "state"), [(19, circuit.CLOSED), (20, circuit.OPEN)])
+def test_twenty_failures_in_a_row_open_the_circuit(admin: Admin, fcm: FcmStandin, failures: int, state: str) -> None:
+    fleet(admin, "unavailable-", failures)
+    assert dispatched(fcm).circuit.state == state
+
+
 def test_a_connection_that_is_cut_is_unknown_and_tried_again(admin: Admin, fcm: FcmStandin) -> None:
     attempt, delivery = push_to(admin, "reset-1")
     assert (attempt.outcome, attempt.http_status) == ("unknown", None)
@@ -133,6 +226,97 @@ def test_a_failing_oauth_endpoint_blocks_the_attempt_and_nothing_is_sent(admin: 
     assert (len(fcm.journal), delivery.failure_count) == (0, 0)
 
 
+def test_a_failing_oauth_endpoint_opens_the_circuit_and_the_log_says_what_to_mend(
+    admin: Admin, fcm: FcmStandin
+) -> None:
+    fcm.oauth_down = True
+    fleet(admin, "ok-", 3)
+    with capture_logs() as lines:
+        assert dispatched(fcm).circuit.state == circuit.OPEN
+    (alarm,) = [line for line in lines if line["event"] == "push.circuit"]
+    assert "There is no access token" in alarm["reason"]
+
+
+def test_an_access_token_is_refreshed_in_a_thread_ahead_of_its_expiry_and_no_push_waits_for_that(
+    fcm: FcmStandin,
+) -> None:
+    fcm.expires_in_seconds = 120
+    issued = fcm.access_tokens.issued
+
+    async def sends(sender: Sender) -> None:
+        assert (await sender.send(ping("ok-1"))).http_status == 200
+        fcm.oauth_down = True
+        for _ in range(5):
+            assert (await sender.send(ping("ok-1"))).http_status == 200
+        fcm.oauth_down = False
+        deadline = time.monotonic() + 5
+        while fcm.access_tokens.issued == issued + 1:
+            assert time.monotonic() < deadline, "it is not refreshed"
+            assert (await sender.send(ping("ok-1"))).http_status == 200
+
+    with thread_hops() as hops:
+        with_sender(fcm, sends)
+    assert len([hop for hop in hops if "refresh" in hop]) >= 2
+
+
+def test_the_largest_command_there_may_be_is_taken_by_fcm(admin: Admin, fcm: FcmStandin) -> None:
+    phone = admin.enrol("phone-1", push_token="ok-1")
+    admin.command("message", to=phone, params={"title": "t", "body": ""})
+    (envelope,) = phone.heartbeat().json["commands"]
+    room = 4096 - sum(len(key) + len(value) for key, value in envelope.items())
+    too_large = admin.command("message", to=phone, params={"title": "t", "body": "x" * (room + 1)})
+    assert too_large.code == "push_payload_too_large"
+    admin.command("message", to=phone, params={"title": "t", "body": "x" * room}, supersede=True)
+
+    call_command("dispatch", once=True)
+
+    assert [send.status for send in fcm.journal.sends()] == [200]
+
+
+def test_a_push_lives_no_longer_than_its_command_whatever_it_waited_for(fcm: FcmStandin) -> None:
+    async def sends(sender: Sender) -> list[Any]:
+        await sender.send(ping("ok-1"))
+        fcm.journal.clear()
+        fcm.override, fcm.delay_ms = "unauthenticated", 500
+        pushes = [ping("ok-1", seconds_left=left) for left in (-1, 0.4, 2.2)]
+        return await asyncio.gather(*(sender.send(push) for push in pushes), return_exceptions=True)
+
+    gone, expired_meanwhile, refused = with_sender(fcm, sends)
+    assert (type(gone), type(expired_meanwhile), refused.http_status) == (Expired, Expired, 401)
+    ttls = [send.message["android"]["ttl"] for send in fcm.journal.sends()]
+    assert sorted(ttls) == ["0s", "1s", "2s"]
+
+
+@pytest.mark.parametrize(("others", "share"), [(0, 10), (1, 5), (4, 2)])
+def test_dispatchers_share_the_limit_of_pushes_a_second(
+    admin: Admin, fcm: FcmStandin, settings: Settings, others: int, share: int
+) -> None:
+    settings.FCM_MAX_PER_SECOND = 10
+    for number in range(others):
+        DispatcherSeen.objects.create(name=f"elsewhere:{number}", circuit=circuit.CLOSED)
+    fleet(admin, "ok-", 20)
+
+    call_command("dispatch", once=True)
+
+    sends = fcm.journal.sends()
+    seconds = sends[-1].monotonic - sends[0].monotonic
+    assert share <= len(sends) <= share + 1 + share * seconds
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome"),
+    [
+        (204, Outcome.BLOCKED),
+        (302, Outcome.BLOCKED),
+        (405, Outcome.REJECTED),
+        (413, Outcome.REJECTED),
+        (502, Outcome.RETRY_LATER),
+    ],
+)
+def test_an_answer_that_fcm_does_not_document_has_an_outcome_too(status: int, outcome: Outcome) -> None:
+    assert retry.rule(parse(status, {}, b""), failures=0).outcome == outcome
+
+
 def test_a_retry_never_goes_past_the_expiry_of_its_command(admin: Admin, fcm: FcmStandin) -> None:
     phone = admin.enrol("phone-1", push_token="unavailable90-1")
     admin.command("ping", to=phone, expires_in_seconds=60)
@@ -156,7 +340,7 @@ def test_a_message_is_what_googles_own_library_makes_of_it(priority: str, ttl_se
     android = messaging.AndroidConfig(priority=priority, ttl=min(ttl_seconds, MAX_TTL_SECONDS))
     expected = messaging.Message(data=data, android=android)
     expected.token = "ok-1"  # The constructor warns of a successor to `token` that nobody sends.
-    body = json.loads(encode(Push("ok-1", data, priority, ttl_seconds)))
+    body = json.loads(encode(Push("ok-1", data, priority, time.monotonic() + ttl_seconds + 0.9)))
     assert body == {"message": json.loads(str(expected))}
 
 
@@ -169,7 +353,8 @@ def test_the_backoff_is_ten_seconds_and_a_random_part_that_doubles_up_to_a_quart
 
 
 @pytest.mark.parametrize(
-    ("header", "seconds"), [("7", 7), ("0", 0), ("", None), ("soon", None), ("Wed, 21 Oct 2015 07:28:00 GMT", 0)]
+    ("header", "seconds"),
+    [("7", 7), ("0", 0), ("", None), ("soon", None), ("²", None), ("Wed, 21 Oct 2015 07:28:00 GMT", 0)],
 )
 def test_retry_after_may_be_seconds_or_a_date(header: str, seconds: float | None) -> None:
     assert parse(503, {"Retry-After": header}, b"").retry_after_seconds == seconds
