@@ -132,7 +132,7 @@ class Sender:
     async def _send_with_token(self, push: Push) -> Answer:
         token = await self._access.get()
         answer = await self._post(push, token)
-        if answer.http_status != 401:
+        if answer.http_status not in (401, 403) or answer.fcm_error:
             return answer
         await self._access.renew(token)
         return await self._post(push, await self._access.get())

@@ -138,9 +138,17 @@ def test_a_fault_of_our_own_opens_the_circuit_at_once_and_the_log_says_what_to_m
     assert async_to_sync(dispatcher.dispatch_once)() == 0, "the probe is not due yet"
 
 
-def test_401_has_the_access_token_refreshed_once_before_the_attempt_counts(admin: Admin, fcm: FcmStandin) -> None:
-    push_to(admin, "unauthenticated-1")
-    assert [send.status for send in fcm.journal.sends()] == [401, 401]
+@pytest.mark.parametrize(
+    ("push_token", "statuses"),
+    [("unauthenticated-1", [401, 401]), ("forbidden-1", [403, 403]), ("mismatch-1", [403]), ("missing-1", [404])],
+)
+def test_401_and_other_403_have_the_access_token_refreshed_once_before_the_attempt_counts(
+    admin: Admin, fcm: FcmStandin, push_token: str, statuses: list[int]
+) -> None:
+    issued = fcm.access_tokens.issued
+    push_to(admin, push_token)
+    assert [send.status for send in fcm.journal.sends()] == statuses
+    assert fcm.access_tokens.issued == issued + len(statuses)
 
 
 def test_an_access_token_that_fcm_refuses_is_refreshed_once_for_all_pushes_under_way(fcm: FcmStandin) -> None:
@@ -156,8 +164,10 @@ def test_an_access_token_that_fcm_refuses_is_refreshed_once_for_all_pushes_under
     assert fcm.access_tokens.issued == issued + 2
 
 
-def test_400_rejects_the_message_and_spares_the_push_token(admin: Admin, fcm: FcmStandin) -> None:
-    attempt, delivery = push_to(admin, "invalid-1")
+def test_400_rejects_the_message_spares_the_push_token_and_is_logged_as_an_error(admin: Admin, fcm: FcmStandin) -> None:
+    with capture_logs() as lines:
+        attempt, delivery = push_to(admin, "invalid-1")
+    assert [line["log_level"] for line in lines if line["event"] == "command.sent"] == ["error"]
     assert (attempt.outcome, attempt.http_status, attempt.fcm_error) == ("rejected", 400, "INVALID_ARGUMENT")
     assert (delivery.state, delivery.push_state, delivery.next_attempt_at) == ("pending", "undeliverable", None)
     assert push_token_is_live()
@@ -270,6 +280,12 @@ def test_the_largest_command_there_may_be_is_taken_by_fcm(admin: Admin, fcm: Fcm
 
     call_command("dispatch", once=True)
 
+    assert [send.status for send in fcm.journal.sends()] == [200]
+
+
+def test_the_longest_command_there_may_be_is_taken_by_fcm(admin: Admin, fcm: FcmStandin) -> None:
+    admin.command("ping", to=admin.enrol("phone-1", push_token="ok-1"), expires_in_seconds=2_419_200)
+    call_command("dispatch", once=True)
     assert [send.status for send in fcm.journal.sends()] == [200]
 
 
