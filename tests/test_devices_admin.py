@@ -3,6 +3,7 @@
 from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Any, Final
+from unittest.mock import Mock
 from uuid import uuid4
 
 import pytest
@@ -221,6 +222,16 @@ def test_revoking_cancels_what_is_open_and_no_push_leaves_any_more(admin: Admin)
     states = {str(delivery.command_id): delivery.state for delivery in Delivery.objects.all()}
     assert states == {done: "succeeded", waiting: "cancelled"}
     assert not Delivery.objects.exclude(next_attempt_at=None).exists()
+
+
+def test_a_device_is_revoked_and_its_commands_are_cancelled_or_neither(
+    admin: Admin, phone: Phone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admin.command(to=phone)
+    monkeypatch.setattr("commands.queue.cancel_all_of", Mock(side_effect=RuntimeError))
+    assert admin.post(f"/admin/devices/{phone.device_id}/revoke").status == 500
+    assert Device.objects.get().revoked_at is None
+    assert len(phone.heartbeat().json["commands"]) == 1
 
 
 def test_revoking_again_keeps_the_first_time(admin: Admin, phone: Phone) -> None:

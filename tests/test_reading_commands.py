@@ -222,6 +222,18 @@ def test_what_is_past_its_time_counts_as_expired_swept_or_not(admin: Admin, phon
     assert swept == unswept
 
 
+def test_what_is_past_its_time_is_not_offered_nor_counted_as_open_nor_superseded_nor_cancelled(
+    admin: Admin, phone: Phone
+) -> None:
+    request_id = issue(admin, phone)
+    let_pass(hours=2)
+    assert phone.heartbeat().json["commands"] == []
+    assert admin.get("/admin/summary").json["open_deliveries"] == 0
+    issue(admin, phone, supersede=True)
+    assert cancel(admin, request_id) == {"cancelled": 0, "already_settled": 1, "may_still_run": 0}
+    assert admin.get(f"/admin/commands/{request_id}").json["counts"] == COUNTS | {"expired": 1}
+
+
 def test_a_phone_that_reported_running_has_an_hour_more(admin: Admin, phone: Phone) -> None:
     request_id = issue(admin, phone)
     phone.report(request_id, "running")
@@ -290,6 +302,27 @@ def test_waiting_ends_when_the_last_delivery_settles(admin: Admin, phone: Phone)
     waited, _ = async_to_sync(both)()
     assert waited.json["counts"] == COUNTS | {"succeeded": 1}
     assert time.monotonic() - started < 5
+
+
+def test_who_waits_is_answered_by_the_first_look_after_the_last_result_and_looks_are_no_fifth_of_a_second_apart(
+    admin: Admin, phone: Phone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request_id = issue(admin, phone)
+    naps: list[float] = []
+    turn = asyncio.sleep
+
+    async def nap(seconds: float) -> None:
+        naps.append(seconds)
+        if len(naps) == 3:
+            report = {"request_id": request_id, "status": "succeeded"}
+            bearer = {"Authorization": f"Bearer {phone.device_token}"}
+            assert (await admin.client.arequest("POST", "/v1/action-result", report, bearer)).status == 200
+        await turn(0)
+
+    monkeypatch.setattr("commands.api.asyncio.sleep", nap)
+    answer = admin.get(f"/admin/commands/{request_id}?wait_seconds=30")
+    assert (answer.json["state"], len(naps)) == ("completed", 3)
+    assert max(naps) < 0.2
 
 
 def test_waiting_in_vain_answers_with_what_there_is(admin: Admin, phone: Phone) -> None:

@@ -4,6 +4,7 @@ import hmac
 from datetime import timedelta
 from functools import partial
 from typing import Any
+from unittest.mock import Mock
 from uuid import UUID
 
 import pytest
@@ -236,6 +237,20 @@ def test_enrolling_anew_cancels_what_was_open(admin: Admin, client: Client) -> N
     assert (mine.state, mine.next_attempt_at, mine.settled_at is None) == ("cancelled", None, False)
     assert others.state == "pending"
     assert phone.heartbeat().json["commands"] == []
+
+
+def test_a_phone_is_enrolled_anew_and_its_commands_are_cancelled_or_neither(
+    admin: Admin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phone = admin.enrol("imei-1")
+    phone.heartbeat()
+    admin.command("ping", to=phone)
+    token = admin.enrollment_token(re_enroll=True)
+    with monkeypatch.context() as failing:
+        failing.setattr("commands.queue.cancel_all_of", Mock(side_effect=RuntimeError))
+        assert phone.register(token).status == 500
+    assert len(phone.heartbeat().json["commands"]) == 1
+    assert phone.register(token).json["re_enrolled"] is True
 
 
 def test_enrolling_anew_keeps_the_alias_adds_tags_and_forgets_the_push_token(admin: Admin, client: Client) -> None:
