@@ -1,5 +1,6 @@
 """Several at once: dispatchers that claim, and what comes between them and the rows they decide by."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
@@ -10,10 +11,11 @@ import pytest
 from django.db import transaction
 from django.db.models.functions import Now
 
-from commands import outbox, queue, retention
-from commands.models import Attempt, Command, Delivery, Outcome
+from commands import outbox, queue, reports, retention
+from commands.models import Attempt, Command, Delivery, Outcome, ReportStatus
 from commands.outbox import Claimed, Sent
 from commands.queue import Order
+from commands.reports import Said
 from devices import enrollment
 from devices.audience import Target
 from devices.models import Device
@@ -68,6 +70,27 @@ def test_a_push_that_is_claimed_at_the_moment_of_its_cancellation_may_still_run(
     request_id = admin.command("ping", to=phone).json["request_id"]
     answer = overtaken(lambda: outbox.claim_due(1), lambda: admin.post(f"/admin/commands/{request_id}/cancel"))
     assert (answer.json["cancelled"], answer.json["may_still_run"]) == (1, 1)
+
+
+@pytest.mark.parametrize("ending", ["cancelled", "expired"])
+def test_a_result_that_comes_while_its_delivery_ends_is_late(admin: Admin, ending: str) -> None:
+    phone = admin.enrol("phone-1")
+    request_id = admin.command("ping", to=phone).json["request_id"]
+    end: Callable[[], object] = partial(queue.cancel, UUID(request_id))
+    if ending == "expired":
+        Delivery.objects.update(open_until=Now())
+        end = partial(queue.expire, 1)
+    answer = overtaken(end, lambda: phone.report(request_id, "succeeded"))
+    assert (answer.json["state"], answer.json["late"]) == (ending, True)
+
+
+def test_a_result_that_is_being_taken_is_not_withdrawn(admin: Admin) -> None:
+    phone = admin.enrol("phone-1")
+    request_id = admin.command("ping", to=phone).json["request_id"]
+    take = partial(reports.take, UUID(phone.device_id), UUID(request_id), Said(ReportStatus.SUCCEEDED))
+    answer = overtaken(take, lambda: admin.post(f"/admin/commands/{request_id}/cancel"))
+    assert (answer.json["cancelled"], answer.json["already_settled"]) == (0, 1)
+    assert Delivery.objects.get().state == "succeeded"
 
 
 def test_no_push_is_due_again_for_a_phone_that_loses_its_push_token_while_the_answer_is_recorded(admin: Admin) -> None:
