@@ -1,0 +1,138 @@
+"""What is expected of deliveries: their rules once more, in plain Python and for one caller at a time."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Final
+
+from commands.models import FINAL, OPEN, Outcome, Push, ReportStatus, State
+from commands.outbox import LEASE, Sent
+from commands.reports import EXTRA_TIME
+from tests.actors import Phone
+
+MAY_GO_AGAIN: Final = (Outcome.UNKNOWN, Outcome.RETRY_LATER, Outcome.BLOCKED, Outcome.TOKEN_DEAD)
+"""After these a push goes again (after the last one, to another push token); after others, only if it was resumed."""
+
+MAY_HAVE_ARRIVED: Final = (Outcome.ACCEPTED, Outcome.UNKNOWN, Outcome.IN_FLIGHT)
+STUCK: Final = (Push.NO_PUSH_TOKEN, Push.UNDELIVERABLE, Push.RETRYING)
+
+
+@dataclass(slots=True, eq=False)
+class Owner:
+    """A phone, and what the server should know of it."""
+
+    phone: Phone
+    push_token: str | None
+    enrolled_by: str
+    token_used: bool = False
+    revoked: bool = False
+    seen_at: datetime | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Life:
+    """One delivery. `due` is when its next push is, `outcomes` are those of its attempts, in their order."""
+
+    owner: Owner
+    request_id: str
+    action: str
+    issued_at: datetime
+    expires_at: datetime
+    push: Push
+    due: datetime | None
+    open_until: datetime = field(init=False)
+    lease_until: datetime = field(init=False)
+    state: State = State.PENDING
+    reported_at: datetime | None = None
+    has_final_report: bool = False
+    outcomes: list[Outcome] = field(default_factory=list)
+    resumed_after: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        """Begin as a delivery that was just issued."""
+        self.open_until, self.lease_until = self.expires_at, self.issued_at
+
+    @property
+    def is_in_flight(self) -> bool:
+        """Tell whether its last push has not been recorded."""
+        return self.outcomes[-1:] == [Outcome.IN_FLIGHT]
+
+    def is_open(self, now: datetime) -> bool:
+        """Tell whether it waits for a final report, and is within its time."""
+        return self.state in OPEN and now < self.open_until
+
+    def is_overdue(self, now: datetime) -> bool:
+        """Tell whether the next sweep marks it as expired."""
+        return self.state in OPEN and now >= self.open_until
+
+    def is_due(self, now: datetime) -> bool:
+        """Tell whether it may be pushed now, as far as its phone can be pushed to."""
+        return self.state == State.PENDING and self.due is not None and self.due <= now < self.expires_at
+
+    def may_still_run(self) -> bool:
+        """Tell whether the phone may have got it."""
+        beat_since = self.owner.seen_at is not None and self.owner.seen_at >= self.issued_at
+        return self.reported_at is not None or beat_since or any(one in MAY_HAVE_ARRIVED for one in self.outcomes)
+
+    def settle(self, state: State) -> None:
+        """Reach the final state."""
+        self.state, self.due = state, None
+
+    def claim(self, now: datetime) -> None:
+        """Begin an attempt; the one before it, if nobody recorded it, is closed."""
+        self.abandon()
+        last = self.outcomes[-1:]
+        assert not last or last[0] in MAY_GO_AGAIN or len(self.outcomes) in self.resumed_after
+        self.outcomes.append(Outcome.IN_FLIGHT)
+        self.due = self.lease_until = now + LEASE
+
+    def abandon(self) -> None:
+        """Give up hope for the answer to the push that is under way."""
+        if self.is_in_flight:
+            self.outcomes[-1] = Outcome.UNKNOWN
+
+    def record(self, sent: Sent, now: datetime, *, pushable: bool) -> None:
+        """Close an attempt, if it is the one under way, and decide on the next one."""
+        if sent.claimed.number != len(self.outcomes) or not self.is_in_flight:
+            return
+        self.outcomes[-1] = sent.outcome
+        if sent.outcome == Outcome.ACCEPTED:
+            self.push, self.due = Push.ACCEPTED, None
+            return
+        wait = 0.0 if sent.outcome == Outcome.TOKEN_DEAD else sent.retry_in_seconds
+        again = self.expires_at if wait is None else now + timedelta(seconds=wait)
+        goes_again = again < self.expires_at and pushable and self.state == State.PENDING
+        self.push, self.due = (Push.RETRYING, again) if goes_again else (Push.UNDELIVERABLE, None)
+
+    def stop_pushing(self) -> None:
+        """Its phone has no live push token any more."""
+        if self.due is not None:
+            self.push, self.due = Push.UNDELIVERABLE if self.outcomes else Push.NO_PUSH_TOKEN, None
+
+    def resume_pushing(self, now: datetime) -> None:
+        """Its phone was given a live push token: it goes at once, or when the push under way has had its time."""
+        if self.state == State.PENDING and self.is_open(now) and self.push in STUCK:
+            self.push, self.due = Push.WAITING, max(now, self.lease_until) if self.is_in_flight else now
+            self.resumed_after.add(len(self.outcomes))
+
+    def report(self, status: ReportStatus, now: datetime) -> tuple[State, bool, bool]:
+        """Take the phone's word; return the state after it, and whether it is a duplicate, and late."""
+        if self.is_overdue(now):
+            self.settle(State.EXPIRED)
+        duplicate = self.has_final_report
+        late = status in FINAL and self.state in (State.EXPIRED, State.CANCELLED)
+        self.has_final_report |= status in FINAL
+        if self.state in OPEN:
+            self.reported_at = now
+            self.settle(State(status.value) if status in FINAL else State.RECEIVED)
+            if status in (ReportStatus.RECEIVED, ReportStatus.RUNNING):
+                self.open_until = self.expires_at + EXTRA_TIME
+        return self.state, duplicate, late
+
+
+def offered(lives: Iterable[Life], now: datetime) -> list[str]:
+    """Return the request ids that a heartbeat offers of a phone's deliveries, which are given oldest first."""
+    waiting = [life for life in lives if life.is_open(now)]
+    pending = [life for life in waiting if life.state == State.PENDING]
+    reported = sorted((life for life in waiting if life.reported_at), key=lambda life: life.reported_at or now)
+    return [life.request_id for life in (*pending, *reported)]

@@ -1,0 +1,450 @@
+"""The life of deliveries, played at random: two dispatchers, two phones, an admin, and time that passes.
+
+Each example is one transaction, which is rolled back. The time stands still in it: it passes by moving all stored times
+into the past. NEXMDM_MACHINE_EXAMPLES=2000 plays so many examples, other ones each time; by default it is always the
+same few.
+"""
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+import orjson
+import pytest
+from asgiref.sync import async_to_sync
+from django.db import transaction
+from django.db.models import Func, Prefetch, QuerySet
+from django.db.models.functions import Now
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from pytest_django import Settings
+
+from commands import fcm, outbox, queue
+from commands.dispatcher import LEASE_MARGIN_SECONDS, Dispatcher
+from commands.models import FINAL, OPEN, Attempt, Channel, Delivery, Outcome, Push, ReportStatus, State
+from commands.outbox import Claimed
+from devices import database
+from loadtest.fcm_standin import FcmStandin
+from tests.actors import Admin, Phone
+from tests.expected import Life, Owner, offered
+from tests.moments import let_pass
+
+EXAMPLES: Final = int(os.environ.get("NEXMDM_MACHINE_EXAMPLES", "0"))
+STEPS: Final = 40
+ALL: Final = 1000
+SCRIPTS: Final = (
+    "ok", "ok", "ok", "unregistered", "mismatch", "invalid", "forbidden", "missing", "quota", "quota7", "unavailable",
+    "unavailable90", "internal", "unauthenticated", "reset", "garbage",
+)  # fmt: skip
+PUSH_TOKENS: Final = st.sampled_from([*(f"{script}-{number}" for script in SCRIPTS for number in (1, 2)), None])
+AFTER_SECONDS: Final = st.sampled_from([0, 31, 46, 46, 91])
+CALM: Final = 8
+"""After so many steps without one, work may be withdrawn again: sooner, and hardly anything would ever be pushed."""
+PHONES: Final = st.integers(0, 1)
+DISPATCHERS: Final = st.integers(0, 1)
+
+
+@dataclass(slots=True)
+class Line:
+    """FCM as the stand-in's script has it, without a socket; keeps what has left."""
+
+    standin: FcmStandin
+    left: list[dict[str, Any]] = field(default_factory=list)
+
+    async def send(self, push: fcm.Push) -> fcm.Answer:
+        """Answer as a sender would."""
+        self.left.append(orjson.loads(fcm.encode(push))["message"])
+        reply = self.standin.scripted(push.token)
+        if reply.status is None:
+            return fcm.Answer(None, fault="timeout")
+        return fcm.parse(reply.status, {"Retry-After": reply.retry_after}, reply.body)
+
+
+class Desk:
+    """One dispatcher's own knowledge, which a crash takes away."""
+
+    def __init__(self, line: Line) -> None:
+        self.line = line
+        self.crash()
+
+    def crash(self) -> None:
+        """Forget what was claimed and what was answered."""
+        self.dispatcher = Dispatcher(self.line, per_second=ALL)
+        self.claimed: list[tuple[Claimed, datetime]] = []
+
+    def send(self, claimed: Claimed, waited: timedelta) -> Mapping[str, Any] | None:
+        """Send a push that was claimed so long ago; return the message if one has left."""
+        before = len(self.line.left)
+        async_to_sync(self.dispatcher._send)(claimed, time.monotonic() - waited.total_seconds())
+        return self.line.left[-1] if len(self.line.left) > before else None
+
+    def answered(self) -> list[outbox.Sent]:
+        """Return what has been answered and is not recorded, and forget it."""
+        answered, self.dispatcher._answered = self.dispatcher._answered, []
+        return answered
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What stands before each example: two phones, and two enrollment tokens that let them in again and again."""
+
+    admin: Admin
+    standin: FcmStandin
+    enrollment_tokens: Sequence[str]
+    owners: Sequence[Owner]
+
+
+class Deliveries(RuleBasedStateMachine):
+    """What admins, phones, dispatchers and time may do, in any order; after each step the rows are as expected."""
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__()
+        self.scene, self.admin = scene, scene.admin
+        self.owners = [replace(owner, phone=replace(owner.phone)) for owner in scene.owners]
+        self.desks = [Desk(Line(scene.standin)) for _ in range(2)]
+        self.lives: dict[tuple[str, str], Life] = {}
+        self.dead: set[str] = set()
+        self.settled: dict[tuple[str, str], str] = {}
+        self.passed = timedelta()
+        self.calm = 0
+        self.example = transaction.atomic()
+        self.example.__enter__()
+        self.began = database.now()
+
+    def teardown(self) -> None:
+        transaction.set_rollback(True)
+        self.example.__exit__(None, None, None)
+
+    @property
+    def now(self) -> datetime:
+        return self.began + self.passed
+
+    @initialize(push_tokens=st.tuples(PUSH_TOKENS, PUSH_TOKENS))
+    def begin(self, push_tokens: tuple[str | None, str | None]) -> None:
+        for number, push_token in enumerate(push_tokens):
+            self.new_push_token(number, push_token)
+        self.issue({0, 1}, "ping", 86_400, supersede=False)
+
+    @rule(
+        phones=st.sets(PHONES, min_size=1),
+        action=st.sampled_from(["ping", "lock"]),
+        seconds=st.sampled_from([1, 60, 600, 7200]),
+        supersede=st.sampled_from([False, False, False, True]),
+    )
+    def issue(self, phones: set[int], action: str, seconds: int, supersede: bool) -> None:
+        owners = [self.owners[number] for number in sorted(phones)]
+        fields: dict[str, Any] = {"expires_in_seconds": seconds, "supersede": supersede}
+        answer = self.admin.command(action, to=[owner.phone for owner in owners], **fields)
+        if any(owner.revoked for owner in owners):
+            assert answer.code == "unknown_devices"
+            return
+        assert answer.json["push"]["queued"] == sum(map(self.can_be_pushed_to, owners))
+        for life in self.open_lives():
+            if supersede and life.owner in owners and life.action == action:
+                life.settle(State.CANCELLED)
+        for owner in owners:
+            pushable = self.can_be_pushed_to(owner)
+            self.lives[answer.json["request_id"], owner.phone.device_id] = Life(
+                owner,
+                answer.json["request_id"],
+                action,
+                issued_at=self.now.replace(microsecond=0),
+                expires_at=rounded_up(self.now + timedelta(seconds=seconds)),
+                push=Push.WAITING if pushable else Push.NO_PUSH_TOKEN,
+                due=self.now if pushable else None,
+            )
+
+    @rule(number=DISPATCHERS, after_seconds=AFTER_SECONDS, limit=st.sampled_from([1, ALL]))
+    def claim(self, number: int, after_seconds: int, limit: int) -> None:
+        self.time_passes(after_seconds)
+        due = [life for life in self.lives.values() if life.is_due(self.now) and self.can_be_pushed_to(life.owner)]
+        claimed = outbox.claim_due(limit)
+        assert len({one.delivery_id for one in claimed}) == len(claimed) == min(limit, len(due))
+        for one in claimed:
+            life = self.life_of(one)
+            assert life in due
+            life.claim(self.now)
+            assert (one.number, one.push_token) == (len(life.outcomes), life.owner.push_token)
+            self.desks[number].claimed.append((one, self.now))
+
+    @precondition(lambda self: any(desk.claimed for desk in self.desks))
+    @rule(number=DISPATCHERS)
+    def send(self, number: int) -> None:
+        """Nothing leaves after its time, after its lease, or without an open attempt that says so."""
+        desk = self.one_of(number, lambda desk: bool(desk.claimed))
+        for claimed, claimed_at in desk.claimed:
+            life, waited = self.life_of(claimed), self.now - claimed_at
+            message = desk.send(claimed, waited)
+            in_time = self.now < life.expires_at
+            if message is not None:
+                assert in_time
+                assert waited < outbox.LEASE
+                assert float(message["android"]["ttl"][:-1]) <= (life.expires_at - self.now).total_seconds()
+                assert message["data"]["request_id"] == life.request_id
+                attempt = Attempt.objects.get(delivery_id=claimed.delivery_id, number=claimed.number)
+                assert attempt.outcome == Outcome.IN_FLIGHT
+            elif in_time:
+                assert waited.total_seconds() >= LEASE_MARGIN_SECONDS
+        desk.claimed.clear()
+
+    @precondition(lambda self: any(desk.dispatcher._answered for desk in self.desks))
+    @rule(number=DISPATCHERS)
+    def record(self, number: int) -> None:
+        answered = self.one_of(number, lambda desk: bool(desk.dispatcher._answered)).answered()
+        outbox.record_attempts(answered)
+        self.dead |= {sent.claimed.push_token for sent in answered if sent.outcome == Outcome.TOKEN_DEAD}
+        for sent in answered:
+            life = self.life_of(sent.claimed)
+            life.record(sent, self.now, pushable=self.can_be_pushed_to(life.owner))
+        for owner in self.owners:
+            if owner.push_token in self.dead:
+                self.stop_pushing_to(owner)
+
+    @rule(number=DISPATCHERS, after_seconds=AFTER_SECONDS)
+    def claim_and_send(self, number: int, after_seconds: int) -> None:
+        self.claim(number, after_seconds, ALL)
+        if self.desks[number].claimed:
+            self.send(number)
+
+    @rule(number=DISPATCHERS, after_seconds=AFTER_SECONDS)
+    def dispatch(self, number: int, after_seconds: int) -> None:
+        self.claim_and_send(number, after_seconds)
+        if self.desks[number].dispatcher._answered:
+            self.record(number)
+
+    @precondition(lambda self: any(desk.claimed or desk.dispatcher._answered for desk in self.desks))
+    @rule(number=DISPATCHERS)
+    def crash(self, number: int) -> None:
+        self.desks[number].crash()
+
+    @precondition(lambda self: self.lives)
+    @rule(choice=st.data(), status=st.sampled_from(ReportStatus.values), via=st.sampled_from([*Channel.values, None]))
+    def report(self, choice: st.DataObject, status: str, via: str | None) -> None:
+        life = choice.draw(st.sampled_from(list(self.lives.values())))
+        answer = life.owner.phone.report(life.request_id, status, via=via)
+        if life.owner.revoked:
+            assert answer.code == "device_revoked"
+            return
+        life.owner.token_used = True
+        state, duplicate, late = life.report(ReportStatus(status), self.now)
+        expected = {"request_id": life.request_id, "state": state.value, "duplicate": duplicate, "late": late}
+        assert answer.json == expected
+
+    @precondition(lambda self: self.calm >= CALM)
+    @rule(choice=st.data())
+    def cancel(self, choice: st.DataObject) -> None:
+        self.calm = 0
+        request_id = choice.draw(st.sampled_from(list(dict.fromkeys(request_id for request_id, _ in self.lives))))
+        meant = [life for life in self.lives.values() if life.request_id == request_id]
+        withdrawn = [life for life in meant if life.is_open(self.now)]
+        assert self.admin.post(f"/admin/commands/{request_id}/cancel").json == {
+            "request_id": request_id,
+            "cancelled": len(withdrawn),
+            "already_settled": len(meant) - len(withdrawn),
+            "may_still_run": sum(life.may_still_run() for life in withdrawn),
+        }
+        for life in withdrawn:
+            life.settle(State.CANCELLED)
+
+    @rule()
+    def sweep(self) -> None:
+        overdue = [life for life in self.lives.values() if life.is_overdue(self.now)]
+        assert queue.expire(ALL) == len(overdue)
+        outbox.close_abandoned(ALL)
+        for life in overdue:
+            life.settle(State.EXPIRED)
+        for life in self.lives.values():
+            if life.lease_until < self.now:
+                life.abandon()
+
+    @rule(number=PHONES)
+    def heartbeat(self, number: int) -> None:
+        owner = self.owners[number]
+        answer = owner.phone.heartbeat()
+        if self.beats(owner, answer.code):
+            offers = [command["request_id"] for command in answer.json["commands"]]
+            assert offers == offered(self.lives_of(owner), self.now)[: queue.OFFER_LIMIT]
+
+    @rule(number=PHONES, push_token=PUSH_TOKENS)
+    def new_push_token(self, number: int, push_token: str | None) -> None:
+        owner = self.owners[number]
+        answer = owner.phone.heartbeat(push_token=push_token)
+        if self.beats(owner, answer.code) and push_token != owner.push_token:
+            self.give_push_token(owner, push_token)
+
+    @precondition(lambda self: self.calm >= CALM)
+    @rule(number=PHONES, token=st.integers(0, 1), push_token=PUSH_TOKENS)
+    def enrol_again(self, number: int, token: int, push_token: str | None) -> None:
+        self.calm = 0
+        owner, enrollment_token = self.owners[number], self.scene.enrollment_tokens[token]
+        said = {} if push_token is None else {"push_token": push_token}
+        answer = owner.phone.register(enrollment_token, **said)
+        if owner.revoked:
+            assert answer.code == "device_revoked"
+            return
+        answer_was_lost = owner.enrolled_by == enrollment_token and not owner.token_used
+        assert answer.json["re_enrolled"] is not answer_was_lost
+        owner.enrolled_by, owner.token_used = enrollment_token, False
+        if not answer_was_lost:
+            self.cancel_all_of(owner)
+            owner.push_token = None
+        if push_token is not None:
+            self.give_push_token(owner, push_token)
+
+    @precondition(lambda self: self.calm >= CALM)
+    @rule(number=PHONES, for_good=st.booleans())
+    def revoke(self, number: int, for_good: bool) -> None:
+        self.calm = 0
+        owner = self.owners[number]
+        assert self.admin.post(f"/admin/devices/{owner.phone.device_id}/revoke").status == 200
+        owner.revoked = True
+        self.cancel_all_of(owner)
+        if not for_good:
+            self.reinstate()
+
+    @precondition(lambda self: any(owner.revoked for owner in self.owners))
+    @rule()
+    def reinstate(self) -> None:
+        for owner in self.owners:
+            assert self.admin.post(f"/admin/devices/{owner.phone.device_id}/reinstate").status == 200
+            owner.revoked = False
+
+    @rule(seconds=st.sampled_from([1, 31, 91, 600, 3600]))
+    def time_passes(self, seconds: int) -> None:
+        if seconds:
+            let_pass(seconds=seconds)
+            self.passed += timedelta(seconds=seconds)
+
+    @invariant()
+    def rows_are_as_expected(self) -> None:
+        self.calm += 1
+        rows = {(str(row.command_id), str(row.device_id)): row for row in deliveries()}
+        assert rows.keys() == self.lives.keys()
+        for key, row in rows.items():
+            attempts = list(row.attempts.all())
+            life = self.lives[key]
+            assert (row.state, row.push_state) == (life.state, life.push)
+            assert self.is_at(row.next_attempt_at, life.due)
+            assert [attempt.outcome for attempt in attempts] == life.outcomes
+            assert [attempt.number for attempt in attempts] == list(range(1, row.attempt_count + 1))
+            finals = [report for report in row.reports.all() if report.status in FINAL and not report.duplicate]
+            assert len(finals) == life.has_final_report
+            self.assert_it_is_not_lost_nor_settled_twice(key, row)
+
+    def assert_it_is_not_lost_nor_settled_twice(self, key: tuple[str, str], row: Any) -> None:
+        if row.state not in OPEN:
+            assert self.settled.setdefault(key, row.state) == row.state
+        else:
+            assert key not in self.settled
+        if row.state == State.PENDING and row.push_state in (Push.WAITING, Push.RETRYING):
+            assert row.next_attempt_at is not None, "nothing would ever push it again"
+
+    def one_of(self, number: int, fit: Callable[[Desk], bool]) -> Desk:
+        """Return this dispatcher's desk if it fits, else the other one."""
+        return next(desk for desk in (self.desks[number], self.desks[1 - number]) if fit(desk))
+
+    def beats(self, owner: Owner, refused: str | None) -> bool:
+        """Tell whether a heartbeat of this phone counts, and note it."""
+        assert refused == ("device_revoked" if owner.revoked else None)
+        if not owner.revoked:
+            owner.token_used, owner.seen_at = True, self.now
+        return not owner.revoked
+
+    def can_be_pushed_to(self, owner: Owner) -> bool:
+        return owner.push_token is not None and owner.push_token not in self.dead and not owner.revoked
+
+    def give_push_token(self, owner: Owner, push_token: str | None) -> None:
+        for other in self.owners:
+            if other is not owner and push_token is not None and other.push_token == push_token:
+                other.push_token = None
+                self.stop_pushing_to(other)
+        owner.push_token = push_token
+        if not self.can_be_pushed_to(owner):
+            self.stop_pushing_to(owner)
+            return
+        for life in self.lives_of(owner):
+            life.resume_pushing(self.now)
+
+    def stop_pushing_to(self, owner: Owner) -> None:
+        for life in self.lives_of(owner):
+            life.stop_pushing()
+
+    def cancel_all_of(self, owner: Owner) -> None:
+        for life in self.open_lives():
+            if life.owner is owner:
+                life.settle(State.CANCELLED)
+
+    def lives_of(self, owner: Owner) -> list[Life]:
+        return [life for life in self.lives.values() if life.owner is owner]
+
+    def open_lives(self) -> list[Life]:
+        return [life for life in self.lives.values() if life.is_open(self.now)]
+
+    def life_of(self, claimed: Claimed) -> Life:
+        return self.lives[str(claimed.content.request_id), str(claimed.recipient.device_id)]
+
+    def is_at(self, stored: datetime | None, expected: datetime | None) -> bool:
+        """Compare a stored time with one of ours; the two sides round their microseconds differently."""
+        if stored is None or expected is None:
+            return stored is expected
+        return abs(stored + self.passed - expected) < timedelta(milliseconds=1)
+
+
+def deliveries() -> QuerySet[Any]:
+    by_number = Prefetch("attempts", Attempt.objects.order_by("number"))
+    return Delivery.objects.order_by("id").prefetch_related(by_number, "reports")
+
+
+def rounded_up(moment: datetime) -> datetime:
+    """Return the next whole second."""
+    whole = moment.replace(microsecond=0)
+    return whole if whole == moment else whole + timedelta(seconds=1)
+
+
+@pytest.fixture
+def time_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Django's Now(), like now() in SQL, be the time at which the transaction began."""
+    monkeypatch.setattr(Now, "as_postgresql", Func.as_sql)
+
+
+@pytest.fixture
+def scene(admin: Admin, fcm: FcmStandin, settings: Settings) -> Scene:
+    settings.ADMIN_RATE_LIMIT = "1000000/m"
+    for_ever = {"max_uses": 1000, "expires_in_seconds": 10 * 365 * 86_400, "re_enroll": True}
+    texts = [admin.enrollment_token(**for_ever) for _ in range(2)]
+    owners = []
+    for number in range(2):
+        phone = Phone(admin.client, f"phone-{number}")
+        phone.register(texts[0], push_token=f"ok-phone-{number}")
+        owners.append(Owner(phone, f"ok-phone-{number}", enrolled_by=texts[0]))
+    return Scene(admin, fcm, texts, owners)
+
+
+def test_no_delivery_is_lost_settled_twice_or_sent_too_late_whatever_happens_in_whatever_order(
+    scene: Scene, time_stands_still: None
+) -> None:
+    play = hypothesis_settings(
+        max_examples=EXAMPLES or 40,
+        stateful_step_count=STEPS,
+        derandomize=not EXAMPLES,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+
+    class OnThisScene(Deliveries):
+        def __init__(self) -> None:
+            super().__init__(scene)
+
+    run_state_machine_as_test(OnThisScene, settings=play)
