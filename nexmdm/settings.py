@@ -35,7 +35,8 @@ FCM_MAX_PER_SECOND = environment.whole("FCM_MAX_PER_SECOND", 5000, minimum=1, ma
 HOST = environment.text("HOST", "127.0.0.1")
 PORT = environment.whole("PORT", 8000, minimum=0, maximum=65535)
 WEB_WORKERS = environment.whole("WEB_WORKERS", 1, minimum=1, maximum=64)
-ALLOWED_HOSTS = environment.names("ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"])
+LOOPBACK_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
+ALLOWED_HOSTS = environment.names("ALLOWED_HOSTS", LOOPBACK_HOSTS)
 TRUSTED_PROXIES = environment.networks("TRUSTED_PROXIES")
 
 HEARTBEAT_INTERVAL_SECONDS = environment.whole("HEARTBEAT_INTERVAL_SECONDS", 120, minimum=5, maximum=86_400)
@@ -135,7 +136,9 @@ AUTH_PASSWORD_VALIDATORS = [
 SESSION_ENGINE = "nexmdm.sessions"
 SESSION_COOKIE_AGE = 12 * 3600
 # On the embedded default the site is http on loopback, where a Secure cookie would never come back.
-SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = not EMBEDDED
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = not (
+    EMBEDDED and not TRUSTED_PROXIES and set(ALLOWED_HOSTS) <= set(LOOPBACK_HOSTS)
+)
 # HSTS and the redirect to https are the proxy's, which holds the certificate (docs/operations/proxy.md).
 SILENCED_SYSTEM_CHECKS = ["security.W004", "security.W008"]
 
