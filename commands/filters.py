@@ -8,12 +8,16 @@ from django.http import HttpRequest
 
 from commands.actions import CATALOGUE
 from commands.models import FCM_ERRORS, OPEN, Attempt, Command, Delivery, Outcome, Push, ReportStatus, State
-from devices.browsing import Age, KnownChoices, all_of
+from devices.browsing import ROWS_PER_PAGE
+from devices.narrowing import Age, Between, KnownChoices, all_of
 
 HTTP_STATUSES: Final = (200, 400, 401, 403, 404, 429, 500, 502, 503, 504)
 
-LATEST: Final = 1000
+LATEST: Final = 10_000
 """How many commands are looked at to tell whether an action is common."""
+
+COMMON: Final = 1000
+"""An action is common if it has one in so many of the latest deliveries, and enough of them to fill a page."""
 
 OVERDUE: Final = Q(state__in=OPEN, open_until__lte=Now())
 """Open, but past its time: expired for everybody who asks."""
@@ -35,36 +39,30 @@ class DeliveryActionFilter(ActionFilter):
     """By the action of the delivery's command."""
 
     column = "command__action"
+    delivery: ClassVar = "pk"
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         """Keep the rows of commands with this action, found by the way that suits how common it is."""
         action = self.value()
         if action not in CATALOGUE or _is_common(action):
             return super().queryset(request, queryset)
-        return queryset.filter(self.among_few(action))
-
-    def among_few(self, action: str) -> Q:
-        """Return the condition for an action that is rare, or was."""
-        return Q(command__in=all_of(Command.objects.filter(action=action)))
+        return queryset.filter(**{f"{self.delivery}__in": all_of(Delivery.objects.filter(command__action=action))})
 
 
 class AttemptActionFilter(DeliveryActionFilter):
     """By the action of the attempt's command."""
 
     column = "delivery__command__action"
-
-    def among_few(self, action: str) -> Q:
-        """Return the condition for an action that is rare, or was."""
-        return Q(delivery__in=all_of(Delivery.objects.filter(command__action=action)))
+    delivery = "delivery"
 
 
 def _is_common(action: str) -> bool:
-    """Tell whether most of the latest work is of this action, so that a walk from the newest row soon fills a page."""
+    """Tell whether a walk from the newest row soon fills a page with this action."""
     latest = Command.objects.order_by("-pk")[:LATEST]
     counted = latest.aggregate(
         all=Sum("device_count", default=0), mine=Sum("device_count", default=0, filter=Q(action=action))
     )
-    return bool(counted["mine"] * 2 > counted["all"])
+    return bool(counted["mine"] > ROWS_PER_PAGE and counted["mine"] * COMMON > counted["all"])
 
 
 class CommandStateFilter(KnownChoices):
@@ -169,14 +167,44 @@ class CommandAge(Age):
     column = "issued_at"
 
 
+class CommandTime(Between):
+    """By when the command was issued."""
+
+    column = "issued_at"
+
+
+class DeliveryAge(Age):
+    """By how long ago the delivery's command was issued."""
+
+    column = "command__issued_at"
+
+
+class DeliveryTime(Between):
+    """By when the delivery's command was issued."""
+
+    column = "command__issued_at"
+
+
 class AttemptAge(Age):
     """By how long ago the send began."""
 
     column = "started_at"
 
 
+class AttemptTime(Between):
+    """By when the send began."""
+
+    column = "started_at"
+
+
 class ReportAge(Age):
     """By how long ago the report came."""
+
+    column = "reported_at"
+
+
+class ReportTime(Between):
+    """By when the report came."""
 
     column = "reported_at"
 

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.db.models import Exists, OuterRef, Prefetch, Q, QuerySet
 from django.db.models.functions import Now
 
 from commands.models import FINAL, OPEN, Attempt, Channel, Command, Delivery, Push, Report, ReportStatus, State
@@ -125,6 +125,23 @@ def delivery(request_id: UUID, device_id: UUID) -> DeliveryDetail:
     row = _deliveries().filter(command_id=request_id, device_id=device_id).first()
     if row is None:
         raise UnknownCommand
+    return _detail(row)
+
+
+def newest_of(delivery_id: int, most: int) -> DeliveryDetail:
+    """Return a delivery as delivery() does, with no more than so many of its newest attempts and reports."""
+    attempts = Attempt.objects.filter(delivery=delivery_id).order_by("-id").values("id")[:most]
+    reports = Report.objects.filter(delivery=delivery_id).order_by("-id").values("id")[:most]
+    row = (
+        _deliveries()
+        .prefetch_related(None)
+        .prefetch_related(Prefetch("attempts", Attempt.objects.filter(id__in=attempts)))
+        .prefetch_related(Prefetch("reports", Report.objects.filter(id__in=reports)))
+    )
+    return _detail(row.get(id=delivery_id))
+
+
+def _detail(row: Delivery) -> DeliveryDetail:
     return DeliveryDetail(**_delivery_row(row).model_dump(), timeline=timeline(row))
 
 

@@ -5,29 +5,18 @@ from uuid import UUID
 
 from django.contrib import admin
 from django.db.models import Case, CharField, Q, QuerySet, Value, When
-from django.db.models.functions import Now
 from django.http import HttpRequest
 from django.utils.html import format_html
 
-from devices.browsing import Column, KnownChoices, ReadOnlyAdmin, moment, pretty
-from devices.models import Device, online_window
+from devices.browsing import Column, ReadOnlyAdmin, moment, pretty
+from devices.models import Device, presences
+from devices.narrowing import KnownChoices
 
 SECRETS: Final = ("push_token", "token_hash", "token_digest", "next_hash", "next_digest")
-"""The columns of a device that this site does not even read."""
+"""The columns of a device that no list of this site reads."""
 
 DEAD: Final = Q(push_token_dead_at__isnull=False)
 LIVE: Final = Q(push_token__isnull=False, push_token_dead_at=None)
-
-
-def presence() -> dict[str, Q]:
-    """Return the presences by name, each with what it means at this moment."""
-    active, seen_at = Q(revoked_at=None), "presence__last_seen_at"
-    return {
-        "online": active & Q(**{f"{seen_at}__gt": Now() - online_window()}),
-        "offline": active & Q(**{f"{seen_at}__lte": Now() - online_window()}),
-        "never": active & Q(**{seen_at: None}),
-        "revoked": ~active,
-    }
 
 
 class PresenceFilter(KnownChoices):
@@ -38,7 +27,7 @@ class PresenceFilter(KnownChoices):
 
     def conditions(self) -> dict[str, Q]:
         """Return the presences."""
-        return presence()
+        return presences()
 
 
 class PushFilter(KnownChoices):
@@ -69,6 +58,13 @@ class DeviceAdmin(ReadOnlyAdmin):
         ("Push", {"fields": ["push"]}),
         ("Enrollment", {"fields": ["enrolled_with", "enrolled", "revoked"]}),
     ]
+    exported: ClassVar = {
+        "device_id": "id", "hardware_id": "hardware_id", "alias": "alias", "tags": "tags",
+        "manufacturer": "manufacturer", "model": "model", "os_version": "os_version",
+        "agent_version": "presence__agent_version", "presence": "presence_named",
+        "last_seen_at": "presence__last_seen_at", "last_status": "presence__last_status", "push": "push_named",
+        "enrolled_at": "enrolled_at", "revoked_at": "revoked_at",
+    }  # fmt: skip
 
     presence_now = Column("presence_named", "presence")
     last_seen_at = Column("presence.last_seen_at")
@@ -79,7 +75,7 @@ class DeviceAdmin(ReadOnlyAdmin):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         """Return the devices with their presence, and without their secrets."""
-        named = [When(condition, then=Value(name)) for name, condition in presence().items()]
+        named = [When(condition, then=Value(name)) for name, condition in presences().items()]
         token = [When(DEAD, then=Value("dead")), When(LIVE, then=Value("live"))]
         devices = super().get_queryset(request).select_related("presence", "enrolled_with").defer(*SECRETS)
         described: QuerySet[Any] = devices.annotate(

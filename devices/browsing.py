@@ -1,11 +1,12 @@
 """How the admin site shows rows: read-only, newest first, and just as fast when there are a million of them.
 
 Nothing is counted and no page has an OFFSET: a list reads one page by falling key, and the next one continues below it.
+How many rows there are in all is PostgreSQL's own estimate.
 """
 
 import json
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 from urllib.parse import urlencode
@@ -17,12 +18,17 @@ from django.contrib.admin.utils import display_for_value, flatten_fieldsets
 from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import ValidationError
 from django.db.models import Model, Q, QuerySet
-from django.db.models.functions import Now
 from django.forms import BaseInlineFormSet
-from django.http import HttpRequest
-from django.urls import reverse
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http.response import HttpResponseBase
+from django.urls import URLPattern, path, reverse
+from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from django.utils.text import capfirst
+
+from devices import database, export
+from devices.narrowing import all_of
 
 if TYPE_CHECKING:
     ModelAdmin = admin.ModelAdmin[Any]
@@ -34,7 +40,7 @@ else:
 BEFORE: Final = "before"
 """The query parameter that continues a list below a key."""
 
-EVERY: Final = 2**62
+ROWS_PER_PAGE: Final = 100
 LONGEST_TEXT: Final = 64_000
 NOTHING: Final = "-"
 
@@ -44,6 +50,12 @@ class NewestFirst(ChangeList):
 
     older: str = ""
     continued: bool = False
+    estimate: int = 0
+
+    @property
+    def estimate_shown(self) -> str:
+        """The estimate as people read it."""
+        return f"{self.estimate:,}"
 
     def get_queryset(self, request: HttpRequest, exclude_parameters: list[str | None] | None = None) -> QuerySet[Any]:
         """Return the filtered rows; links to a filter or a search begin at the top again."""
@@ -58,23 +70,37 @@ class NewestFirst(ChangeList):
 
     def get_results(self, request: HttpRequest) -> None:
         """Read one page, and one row more to know whether there are older ones."""
-        # The keys first: sorting them must not carry, nor join, the columns of all the rows that match.
-        keys = self._below(request.GET.get(BEFORE)).values("pk")[: self.list_per_page + 1]
-        rows = list(self.root_queryset.filter(pk__in=keys).order_by(*self.queryset.query.order_by))
+        rows = list(self.page(request.GET.get(BEFORE), self.list_per_page + 1))
         self.result_list = rows[: self.list_per_page]
         self.result_count = self.full_result_count = len(self.result_list)
         if len(rows) > self.list_per_page:
             self.older = self.get_query_string({BEFORE: self.result_list[-1].pk})
+        if self.older and not self.query and not self.filter_params:
+            self.estimate = _estimated(self.model)
         self.multi_page = self.can_show_all = self.show_full_result_count = self.show_admin_actions = False
 
-    def _below(self, key: str | None) -> QuerySet[Any]:
+    def page(self, below: Any, most: int) -> QuerySet[Any]:
+        """Return so many of the rows below a key; None: from the newest."""
+        # The keys first: sorting them must not carry, nor join, the columns of all the rows that match.
+        keys = self._below(below).values("pk")[:most]
+        rows: QuerySet[Any] = self.root_queryset.filter(pk__in=keys).order_by(*self.queryset.query.order_by)
+        return rows
+
+    def _below(self, key: Any) -> QuerySet[Any]:
         rows: QuerySet[Any] = self.queryset
-        if "\0" in (key or ""):
+        if isinstance(key, str) and "\0" in key:
             raise IncorrectLookupParameters
         try:
             return rows if key is None else rows.filter(pk__lt=key)
         except (ValueError, ValidationError) as error:
             raise IncorrectLookupParameters(error) from error
+
+
+def _estimated(model: type[Model]) -> int:
+    """Return about how many rows a table has, by PostgreSQL's statistics; 0 while it has none."""
+    table = model._meta.db_table  # noqa: SLF001
+    (estimate,) = database.row("SELECT reltuples::bigint FROM pg_class WHERE oid = %s::regclass", [table])
+    return max(0, int(estimate))
 
 
 class _ReadOnly:
@@ -110,10 +136,12 @@ class ReadOnlyAdmin(_ReadOnly, ModelAdmin):
     """
 
     linked_by: ClassVar[Sequence[str]] = ()
+    exported: ClassVar[Mapping[str, str]] = {}
+    """The columns of a list as CSV: the name that the API has for each, and where it is read."""
 
     actions = None
     sortable_by: ClassVar = ()
-    list_per_page = 100
+    list_per_page = ROWS_PER_PAGE
     show_full_result_count = False
     show_facets = admin.ShowFacets.NEVER
     view_on_site = False
@@ -124,10 +152,36 @@ class ReadOnlyAdmin(_ReadOnly, ModelAdmin):
         """Return the list that counts nothing."""
         return NewestFirst
 
+    def get_urls(self) -> list[URLPattern]:
+        """Return the pages of a model, and its list as CSV."""
+        if not self.exported:
+            return super().get_urls()
+        name = f"{self.opts.app_label}_{self.opts.model_name}_export"
+        return [path("export/", self.admin_site.admin_view(self.export_view), name=name), *super().get_urls()]
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        """Return the list under its own name."""
+        title = capfirst(self.opts.verbose_name_plural)
+        return super().changelist_view(request, {"title": title, "exported": self.exported} | (extra_context or {}))
+
+    def export_view(self, request: HttpRequest) -> HttpResponseBase:
+        """Answer with the whole list, as it is narrowed, as CSV."""
+        try:
+            changes: Any = self.get_changelist_instance(request)
+        except IncorrectLookupParameters:
+            return HttpResponseRedirect("../?e=1")
+
+        def read(below: Any, most: int) -> Sequence[tuple[Any, ...]]:
+            return list(changes.page(below, most).values_list("pk", *self.exported.values()))
+
+        name = f"{self.opts.verbose_name_plural}-{timezone.now():%Y%m%dT%H%M%SZ}".replace(" ", "-")
+        return export.response(name, self.exported, read, with_body=request.method == "GET")
+
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:  # noqa: ARG002
         """Tell whether a query parameter may narrow the list."""
-        filters = (getattr(one, "parameter_name", None) for one in self.get_list_filter(request))
-        return lookup in self.linked_by or lookup in filters
+        filters: Any = self.get_list_filter(request)
+        known = (name for one in filters for name in getattr(one, "parameters", None) or [one.parameter_name])
+        return lookup in self.linked_by or lookup in known
 
     def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
         """Return the row with this key, or None, also for keys that PostgreSQL would refuse."""
@@ -161,12 +215,14 @@ class ReadOnlyAdmin(_ReadOnly, ModelAdmin):
 class NewestRows(InlineFormSet):
     """The newest rows of an inline, and no more of them than a page can take."""
 
-    most = 100
+    most = 20
 
     def get_queryset(self) -> QuerySet[Any]:
         """Return the newest rows, read once."""
         if not hasattr(self, "_newest"):
-            self._newest = super().get_queryset().order_by("-pk")[: self.most]
+            rows: Any = self.queryset
+            newest: QuerySet[Any] = rows.filter(pk__in=all_of(super().get_queryset())).order_by("-pk")
+            self._newest = newest[: self.most]
         return self._newest
 
 
@@ -180,51 +236,6 @@ class ReadOnlyInline(_ReadOnly, TabularInline):
     can_delete = False
 
 
-class KnownChoices(admin.SimpleListFilter):
-    """A filter whose choices are known beforehand: nothing is read to offer them. An unknown choice narrows nothing."""
-
-    def conditions(self) -> dict[str, Q]:
-        """Return the choices, each with what it stands for."""
-        raise NotImplementedError
-
-    def lookups(self, request: HttpRequest, model_admin: ModelAdmin) -> list[tuple[str, str]]:  # noqa: ARG002
-        """Return the choices; each is its own label."""
-        return [(choice, choice) for choice in self.conditions()]
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:  # noqa: ARG002
-        """Keep the rows that the choice stands for."""
-        condition = self.conditions().get(self.value() or "")
-        return queryset if condition is None else queryset.filter(condition)
-
-
-class Age(KnownChoices):
-    """A filter by how long ago something happened at most."""
-
-    title = "age, up to"
-    parameter_name = "age"
-    column: ClassVar[str]
-
-    spans: ClassVar = {
-        "1 hour": timedelta(hours=1),
-        "1 day": timedelta(days=1),
-        "7 days": timedelta(days=7),
-        "30 days": timedelta(days=30),
-    }
-
-    def conditions(self) -> dict[str, Q]:
-        """Return the spans."""
-        return {name: Q(**{f"{self.column}__gte": Now() - span}) for name, span in self.spans.items()}
-
-
-def all_of(rows: QuerySet[Any]) -> QuerySet[Any]:
-    """Return the same keys, found for themselves: PostgreSQL flattens no subquery that has a LIMIT.
-
-    For a filter whose matches may all be old. Left to itself the planner spreads them evenly, and so walks the list
-    from its newest row, joining each, until it has met a hundred: that may mean all of them.
-    """
-    return rows.order_by().values("pk")[:EVERY]
-
-
 class Column:
     """A column of a list or a page: what a path of attributes leads to. (Under a field's own name, the field wins.)"""
 
@@ -235,6 +246,8 @@ class Column:
     def __call__(self, row: Model) -> str:
         """Return what to show of a row."""
         value = self.follow(row)
+        if isinstance(value, bool):
+            return "yes" if value else "no"
         return moment(value) if isinstance(value, datetime) else str(display_for_value(value, NOTHING))
 
 
@@ -253,18 +266,18 @@ class Link(Column):
 
 def link(row: Model, text: object) -> SafeString:
     """Return a link to a row's own page."""
-    address = _address(type(row), "change", row.pk)
-    return format_html('<a class="nowrap" href="{}">{}</a>', address, text)
+    return format_html('<a class="nowrap" href="{}">{}</a>', address_of(type(row), "change", row.pk), text)
 
 
 def link_to_list(model: type[Model], text: str, **narrowed_by: object) -> SafeString:
     """Return a link to a list, narrowed by these query parameters."""
-    return format_html('<a href="{}?{}">{}</a>', _address(model, "changelist"), urlencode(narrowed_by), text)
+    return format_html('<a href="{}">{}</a>', address_of(model, "changelist", **narrowed_by), text)
 
 
-def _address(model: type[Model], page: str, *key: object) -> str:
+def address_of(model: type[Model], page: str, *key: object, **query: object) -> str:
+    """Return the address of a model's page: `changelist`, or `change` of the row with this key."""
     label = model._meta.label_lower.replace(".", "_")  # noqa: SLF001
-    return reverse(f"admin:{label}_{page}", args=key)
+    return reverse(f"admin:{label}_{page}", args=key) + (f"?{urlencode(query)}" if query else "")
 
 
 def moment(value: datetime) -> SafeString:

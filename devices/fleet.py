@@ -3,17 +3,19 @@
 from typing import Any
 from uuid import UUID
 
-from django.db.models import Q, QuerySet
+from django.db.models import Q
 
 from devices import database, enrollment, paging
 from devices.enrollment import UnknownDevice
-from devices.models import Device, DeviceQuerySet, EnrollmentToken, online_window
+from devices.models import Device, EnrollmentToken, online_window, presences
 from devices.schemas import DevicePage, DeviceQuery, DeviceRow, EnrollmentTokenPage, EnrollmentTokenRow, ListQuery
 
 
 def devices(query: DeviceQuery) -> DevicePage:
     """Return a page of devices, newest first."""
-    rows = _of_presence(Device.objects.select_related("presence"), query.status)
+    rows = Device.objects.select_related("presence")
+    if query.status is not None:
+        rows = rows.filter(presences()[query.status])
     if query.tag is not None:
         rows = rows.filter(tags__contains=[query.tag])
     if query.push is not None:
@@ -56,14 +58,6 @@ _PUSH = {
     "dead": Q(push_token_dead_at__isnull=False),
     "none": Q(push_token=None),
 }
-
-
-def _of_presence(rows: DeviceQuerySet, status: str | None) -> QuerySet[Device]:
-    if status == "online":
-        return rows.online()
-    if status == "offline":
-        return rows.offline()
-    return rows.never_seen() if status == "never" else rows
 
 
 def _named(text: str) -> Q:

@@ -45,24 +45,23 @@ class EnrollmentToken(models.Model):
         return self.label or str(self.id)
 
 
+def presences() -> dict[str, Q]:
+    """Return the presences by name, each with what it means at this moment."""
+    active, seen_at = Q(revoked_at=None), "presence__last_seen_at"
+    return {
+        "online": active & Q(**{f"{seen_at}__gt": Now() - online_window()}),
+        "offline": active & Q(**{f"{seen_at}__lte": Now() - online_window()}),
+        "never": active & Q(**{seen_at: None}),
+        "revoked": ~active,
+    }
+
+
 class DeviceQuerySet(models.QuerySet["Device"]):
-    """Devices by what they may do and when they were last heard."""
+    """Devices by what they may do."""
 
     def active(self) -> Self:
         """Keep the devices that are not revoked."""
         return self.filter(revoked_at=None)
-
-    def online(self) -> Self:
-        """Keep active devices heard within the online window."""
-        return self.active().filter(presence__last_seen_at__gt=Now() - online_window())
-
-    def offline(self) -> Self:
-        """Keep active devices that were heard once, but not within the online window."""
-        return self.active().filter(presence__last_seen_at__lte=Now() - online_window())
-
-    def never_seen(self) -> Self:
-        """Keep active devices that have not sent a heartbeat yet."""
-        return self.active().filter(presence__last_seen_at=None)
 
     def reachable_by_push(self) -> Self:
         """Keep the devices whose push token is not known to be dead."""

@@ -5,11 +5,18 @@ from uuid import UUID
 
 from django.db.models import Q
 
-from devices.browsing import Age, Column, KnownChoices, ReadOnlyAdmin
+from devices.browsing import Column, ReadOnlyAdmin
+from devices.narrowing import Age, Between, KnownChoices
 
 
 class AuditAge(Age):
     """By how long ago the request came."""
+
+    column = "at"
+
+
+class AuditTime(Between):
+    """By when the request came."""
 
     column = "at"
 
@@ -40,13 +47,19 @@ class AuditEntryAdmin(ReadOnlyAdmin):
     """Who asked for what, and how it ended."""
 
     list_display = ("when", "principal", "address", "method", "path", "status", "code", "request_id")
-    list_filter = (EndingFilter, MethodFilter, AuditAge)
+    list_filter = (EndingFilter, MethodFilter, AuditAge, AuditTime)
     search_fields = ("request_id", "path")
     search_help_text = "A whole request id, or the start of a path."
     fields: ClassVar = [
         "when", "principal", "admin_key_id", "address", "method", "path", "body_sha256", "idempotency_key", "status",
         "code", "request_id", "correlation_id", "previous", "hash",
     ]  # fmt: skip
+
+    exported: ClassVar = {
+        "at": "at", "principal": "principal", "address": "address", "method": "method", "path": "path",
+        "body_sha256": "body_sha256", "status": "status", "code": "code", "request_id": "request_id",
+        "correlation_id": "correlation_id",
+    }  # fmt: skip
 
     when = Column("at")
 

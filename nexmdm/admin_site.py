@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 from asgiref.sync import async_to_sync
 from django.contrib.admin import AdminSite
 from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
 from django.views.decorators.http import require_safe
 
-from commands.admin import AttemptAdmin, BusyDeviceAdmin, CommandAdmin, DeliveryAdmin, ReportAdmin
+from commands.admin import BusyDeviceAdmin, CommandAdmin
+from commands.delivery_admin import AttemptAdmin, DeliveryAdmin, ReportAdmin
 from commands.models import Attempt, Command, Delivery, Report
 from devices.models import Device
-from nexmdm import limits
+from nexmdm import glance, limits
 from nexmdm.admin import AuditEntryAdmin, DispatcherSeenAdmin
 from nexmdm.models import AuditEntry, DispatcherSeen
 
@@ -26,7 +28,7 @@ class NexmdmAdminSite(AdminSite):
     """Read-only, whatever a model's own page would allow: only login, logout and the change of one's password write."""
 
     site_title = site_header = "NexMDM"
-    index_title = "Browse"
+    index_title = "The fleet at a glance"
     site_url = None
     enable_nav_sidebar = False
     index_template = "nexmdm/index.html"
@@ -35,6 +37,10 @@ class NexmdmAdminSite(AdminSite):
         """Guard a view; all but two answer 405 to anything but GET and HEAD. (The login is not wrapped by this.)"""
         guarded = super().admin_view(view, cacheable)
         return guarded if view in (self.logout, self.password_change) else require_safe(guarded)
+
+    def index(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> TemplateResponse:
+        """Return the first page: the charts, and the lists to browse."""
+        return super().index(request, {"charts": glance.charts()} | (extra_context or {}))
 
     def login(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         """Let staff in. A failure beyond the limit of its address is 429; a good password always passes."""

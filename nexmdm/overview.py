@@ -1,20 +1,30 @@
 """The whole at a glance: the fleet counted, and the audit listed."""
 
-from datetime import timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
 from django.db.models import Count
-from django.db.models.functions import Now
 
-from commands.models import Attempt, Delivery, Outcome
-from devices import paging
-from devices.models import Device
+from commands.models import Delivery, Outcome
+from devices import database, paging
+from devices.models import Device, presences
 from devices.paging import Page
 from devices.wire import Answer, Time
 from nexmdm.models import AuditEntry
 
 LAST_HOUR: Final = timedelta(hours=1)
+
+
+_PUSHES: Final = """
+    SELECT fcm_error, http_status, outcome, count(*), min(finished_at)
+    FROM (
+        SELECT fcm_error, http_status, outcome, finished_at FROM commands_attempt
+        WHERE finished_at > now() - %s ORDER BY finished_at DESC LIMIT %s
+    ) newest
+    GROUP BY fcm_error, http_status, outcome
+"""
 
 
 class DevicesByPresence(Answer):
@@ -65,30 +75,36 @@ class AuditPage(Answer):
 
 def summary() -> Summary:
     """Count the fleet."""
-    active = Device.objects.active()
-    never, online = active.never_seen().count(), active.online().count()
-    total = active.count()
     return Summary(
-        devices=DevicesByPresence(
-            online=online,
-            offline=total - never - online,
-            never=never,
-            revoked=Device.objects.filter(revoked_at__isnull=False).count(),
-        ),
+        devices=devices_by_presence(),
         open_deliveries=Delivery.objects.open().count(),
-        pushes_last_hour=_pushes_last_hour(),
+        pushes_last_hour={pushes.code: pushes.count for pushes in pushes_of(LAST_HOUR)},
     )
 
 
-def _pushes_last_hour() -> dict[str, int]:
-    ended = Attempt.objects.filter(finished_at__gt=Now() - LAST_HOUR).order_by()
-    counted: dict[str, int] = {}
-    for fcm_error, http_status, outcome, count in ended.values_list("fcm_error", "http_status", "outcome").annotate(
-        count=Count("id")
-    ):
+def devices_by_presence() -> DevicesByPresence:
+    """Count the devices, in one walk."""
+    counted = {name: Count("pk", filter=condition) for name, condition in presences().items()}
+    return DevicesByPresence(**Device.objects.aggregate(**counted))
+
+
+@dataclass(frozen=True, slots=True)
+class Pushes:
+    """How many pushes ended with one code: FCM's error code, else the HTTP status, else the outcome."""
+
+    code: str
+    count: int
+    oldest_at: datetime
+
+
+def pushes_of(span: timedelta, most: int | None = None) -> list[Pushes]:
+    """Count the pushes that ended in the last `span`, or the newest `most` of them; the most frequent code first."""
+    counted: dict[str, Pushes] = {}
+    for fcm_error, http_status, outcome, count, oldest_at in database.rows(_PUSHES, [span, most]):
         code = fcm_error or ("OK" if outcome == Outcome.ACCEPTED else str(http_status or outcome.upper()))
-        counted[code] = counted.get(code, 0) + count
-    return counted
+        same = counted.get(code, Pushes(code, 0, oldest_at))
+        counted[code] = Pushes(code, same.count + count, min(same.oldest_at, oldest_at))
+    return sorted(counted.values(), key=lambda pushes: -pushes.count)
 
 
 def audit(query: AuditQuery) -> AuditPage:

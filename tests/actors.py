@@ -9,6 +9,8 @@ from typing import Any
 from urllib.parse import unquote
 
 from asgiref.sync import async_to_sync
+from django.core.signals import request_finished, request_started
+from django.db import close_old_connections
 
 from devices import push_tokens
 from nexmdm import signing
@@ -100,6 +102,25 @@ class Client:
         start = sent[0]
         answered = {name.decode().lower(): value.decode("latin-1") for name, value in start["headers"]}
         return Answer(start["status"], answered, b"".join(message.get("body", b"") for message in sent[1:]))
+
+
+class Visitor(Client):
+    """A caller of the admin site, where Django's full handler answers; with a session if somebody has logged in."""
+
+    def __init__(self, address: str = "127.0.0.1", *, session: str = "") -> None:
+        super().__init__(address)
+        self._headers = {"Cookie": f"sessionid={session}"} if session else {}
+
+    def request(self, method: str, target: str, body: Any = None, headers: Any = None) -> Answer:
+        """Send one request and return the answer."""
+        # Django's own test client does the same: these would close the connection in which the test's rows are.
+        for signal in (request_started, request_finished):
+            signal.disconnect(close_old_connections)
+        try:
+            return super().request(method, target, body, {**self._headers, **(headers or {})})
+        finally:
+            for signal in (request_started, request_finished):
+                signal.connect(close_old_connections)
 
 
 @dataclass(slots=True)

@@ -1,11 +1,15 @@
 """The admin site: staff see everything but secrets, find it quickly, and can change nothing."""
 
+import csv
+import io
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_network
 from typing import Any
+from urllib.parse import urlencode
 from uuid import UUID
 
 import pytest
@@ -17,9 +21,12 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from commands.models import Attempt, Command, Delivery, Report
+from devices import database
 from devices.models import Device, EnrollmentToken, Presence
+from devices.wire import rfc3339
 from nexmdm.admin_site import site
 from nexmdm.models import AuditEntry, DispatcherSeen
+from tests.actors import Answer, Visitor
 
 MaxQueries = Callable[[int], AbstractContextManager[Any]]
 
@@ -132,11 +139,21 @@ def listed(browser: Client, model: type[Model], **query: str | int | UUID) -> li
     return [row.pk for row in answer.context["cl"].result_list]
 
 
-def text_of(browser: Client, row: Model) -> str:
-    """Return a row's own page without its mark-up."""
+def page_text(browser: Client, row: Model) -> str:
+    """Return a row's own page."""
     answer = browser.get(page_of(type(row), "change", row.pk))
     assert answer.status_code == 200
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", answer.content.decode()))
+    return answer.content.decode()
+
+
+def plain(page: str) -> str:
+    """Return a page without its mark-up."""
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page)).strip()
+
+
+def text_of(browser: Client, row: Model) -> str:
+    """Return a row's own page without its mark-up."""
+    return plain(page_text(browser, row))
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -256,6 +273,13 @@ def test_no_secret_is_on_any_page(worked: World, browser: Client) -> None:
         assert "yard-token" not in text, address
         assert b"secret-".hex() not in text, address
     assert walked > 50
+
+
+def test_no_page_has_a_form_that_is_posted_but_to_log_out(worked: World, browser: Client) -> None:
+    for address, text in pages(browser):
+        posted = re.findall(r'<form[^>]* method="post"[^>]*>', text)
+        if not address.startswith("/django-admin/password_change/"):
+            assert posted == ['<form id="logout-form" method="post" action="/django-admin/logout/">'], address
 
 
 @pytest.mark.parametrize("column", [*SECRETS, "enrolled_with__token_sha256", "token_digest_key"])
@@ -430,13 +454,39 @@ def test_what_does_not_fit_on_a_page_is_one_link_away(worked: World, browser: Cl
     assert second.older == ""
 
 
-def test_a_delivery_shows_its_attempts_and_its_result(worked: World, browser: Client) -> None:
+def test_a_delivery_tells_its_story_from_the_issue_to_its_settlement(worked: World, browser: Client) -> None:
     (done,) = Delivery.objects.filter(state="succeeded")
+    Command.objects.filter(pk=done.command_id).update(issued_at=worked.now - timedelta(seconds=90))
+    first, second = done.attempts.order_by("number")
+    Attempt.objects.filter(pk=first.pk).update(started_at=worked.now - timedelta(seconds=89.5))
+    Attempt.objects.filter(pk=second.pk).update(started_at=worked.now - timedelta(seconds=1))
+    Report.objects.filter(delivery=done).update(reported_at=worked.now)
+    story = re.findall(r'<li class="(\w+)">(.*?)</li>', page_text(browser, done), re.DOTALL)
+    told = [(event, plain(text)) for event, text in story]
+    moment = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}Z"
+    for (event, text), (expected, pattern) in zip(
+        told,
+        [
+            ("issued", rf"{moment} Issued by admin"),
+            ("attempt", rf"{moment} \+0\.5 s Push 1: retry_later HTTP 503 UNAVAILABLE in 41 ms projects/p/\S+"),
+            ("attempt", rf"{moment} \+1\.5 min Push 2: accepted HTTP 200 in 41 ms projects/p/messages/accepted-\d+"),
+            ("report", rf"{moment} \+1\.5 min Report: succeeded \(came by push\) it runs"),
+            ("settled", rf"{moment} \+1\.5 min Settled: succeeded"),
+        ],
+        strict=True,
+    ):
+        assert event == expected
+        assert re.fullmatch(pattern, text), text
     text = text_of(browser, done)
-    assert re.search(r"State: succeeded", text)
+    assert "State: succeeded" in text
     assert re.search(r"Result: succeeded it runs \{ &quot;pid&quot;: 4711 \}", text)
-    assert re.search(r"2 accepted 200 - projects/p/messages/accepted-\d+ 41", text)
-    assert text.index("messages/accepted") < text.index("UNAVAILABLE"), "newest first"
+
+
+def test_an_open_delivery_says_what_it_waits_for(worked: World, browser: Client) -> None:
+    (waiting,) = Delivery.objects.filter(state="pending")
+    assert "Why open: Push token dead." in text_of(browser, waiting)
+    Delivery.objects.filter(pk=waiting.pk).update(state="cancelled", settled_at=worked.now)
+    assert "Why open: -" in text_of(browser, waiting)
 
 
 def test_an_audit_entry_shows_all_of_its_fields(worked: World, browser: Client) -> None:
@@ -523,21 +573,288 @@ def test_a_search_costs_one_query_more(
         assert len(listed(browser, Delivery, q=command.pk)) == 2
 
 
-def test_a_delivery_costs_six_queries_however_often_it_was_sent(
-    worked: World, browser: Client, django_assert_max_num_queries: MaxQueries
+@pytest.mark.parametrize(("model", "queries"), [(Delivery, 7), (Command, 6), (Device, 4)])
+def test_a_page_costs_a_few_queries_however_much_there_is_on_it(
+    worked: World, browser: Client, model: type[Model], queries: int, django_assert_max_num_queries: MaxQueries
 ) -> None:
     (done,) = Delivery.objects.filter(state="succeeded")
-    for _ in range(20):
+    for number in range(20):
         worked.attempt(done, "accepted", 200)
         Report.objects.create(delivery=done, status="running")
-    with django_assert_max_num_queries(6):
-        text_of(browser, done)
+        worked.delivery(done.command, worked.device(f"device-{number}"))
+        worked.delivery(worked.command("reboot"), done.device)
+    row = {Delivery: done, Command: done.command, Device: done.device}[model]
+    with django_assert_max_num_queries(queries):
+        text_of(browser, row)
 
 
-def test_a_delivery_shows_the_newest_hundred_of_its_reports(worked: World, browser: Client) -> None:
+def test_a_delivery_tells_the_newest_hundred_of_its_reports(worked: World, browser: Client) -> None:
     (done,) = Delivery.objects.filter(state="succeeded")
-    Report.objects.bulk_create(Report(delivery=done, status="running", message=f"said {n}.") for n in range(150))
+    Report.objects.bulk_create(
+        Report(delivery=done, status="running", message=f"said {n}.", reported_at=worked.now + timedelta(seconds=n))
+        for n in range(150)
+    )
     text = text_of(browser, done)
     assert text.count(" said ") == 100
-    assert " said 149. " in text
+    assert text.index(" said 148.") < text.index(" said 149.")
+    assert "Result: succeeded it runs" in text
     assert len(listed(browser, Report, delivery__id__exact=done.pk)) == 100
+
+
+def test_a_command_shows_its_counts_and_the_newest_of_its_deliveries(worked: World, browser: Client) -> None:
+    command = Command.objects.get(action="launch_app")
+    for number in range(25):
+        worked.delivery(command, worked.device(f"device-{number}"), "failed")
+    page = page_text(browser, command)
+    assert "State: open" in plain(page)
+    assert "By state: 1 pending , 1 succeeded , 25 failed " in plain(page)
+    assert "By push: 27 accepted" in plain(page)
+    newest = list(command.deliveries.values_list("pk", flat=True)[:20])
+    assert [int(key) for key in re.findall(r'href="/django-admin/commands/delivery/(\d+)/change/"', page)] == newest
+
+
+def test_the_first_page_counts_the_fleet_its_open_work_and_its_pushes(worked: World, browser: Client) -> None:
+    worked.device("revoked", revoked_at=worked.now)
+    Presence.objects.filter(device=worked.device("silent")).update(last_seen_at=None)
+    Presence.objects.filter(device=worked.device("away")).update(last_seen_at=worked.now - timedelta(hours=1))
+    worked.attempt(Delivery.objects.all()[0], "blocked", 418)
+    Attempt.objects.filter(fcm_error="UNREGISTERED").update(finished_at=worked.now - timedelta(days=2))
+    page = browser.get("/django-admin/").content.decode()
+    bars = re.findall(
+        r'<th scope="row"><a href="([^"]+)">(\w+)</a></th>.*?<td class="number">([\d,]+)</td>', page, re.DOTALL
+    )
+    counted = {label: int(number) for _, label, number in bars}
+    assert counted == {
+        "online": 2, "offline": 1, "never": 1, "revoked": 1,
+        "pending": 1, "received": 0,
+        "OK": 1, "UNAVAILABLE": 1, "UNKNOWN": 1, "418": 1,
+    }  # fmt: skip
+    for address, label, _ in bars:
+        rows = browser.get(address.replace("&amp;", "&")).context["cl"].result_list
+        assert len(rows) == counted[label], label
+
+
+def test_the_first_page_says_so_when_there_is_more_than_it_counts(
+    worked: World, browser: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nexmdm.glance.MOST", 1)
+    page = plain(browser.get("/django-admin/").content.decode())
+    assert "Counted up to 1; there are more." in page
+    assert re.search(r"The newest 1, since \d{4}-\d\d-\d\d \d\d:\d\dZ\.", page)
+
+
+def test_a_long_list_says_about_how_many_rows_there_are(worked: World, browser: Client) -> None:
+    (delivery,) = Delivery.objects.filter(state="failed")
+    for _ in range(150):
+        worked.attempt(delivery, "retry_later", 503, "UNAVAILABLE")
+    database.execute("ANALYZE commands_attempt")
+    assert "100 attempts on this page, newest first; about 154 in all." in plain(
+        browser.get(page_of(Attempt)).content.decode()
+    )
+    narrowed = browser.get(page_of(Attempt), {"fcm_error": "UNAVAILABLE"})
+    assert "100 attempts on this page, newest first." in plain(narrowed.content.decode())
+
+
+def a_day_apart(world: World) -> list[Attempt]:
+    """Give five attempts of one delivery, each a day younger than the one before."""
+    (delivery,) = Delivery.objects.filter(state="failed")
+    Attempt.objects.all().delete()
+    attempts = [world.attempt(delivery, "accepted", 200) for _ in range(5)]
+    for age, attempt in enumerate(reversed(attempts)):
+        Attempt.objects.filter(pk=attempt.pk).update(started_at=datetime(2026, 3, 20 - age, 12, 0, tzinfo=UTC))
+    return attempts
+
+
+@pytest.mark.parametrize(
+    ("since", "until", "found"),
+    [
+        ("2026-03-18T12:00", "", [4, 3, 2]),
+        ("", "2026-03-18T12:00", [1, 0]),
+        ("2026-03-17T00:00", "2026-03-19", [2, 1]),
+        ("2026-03-18T12:01", "2026-03-19T11:59", []),
+        ("2027-01-01T00:00", "", []),
+        ("", "1999-01-01T00:00", []),
+        ("never", "0001-01-01T00:00", [4, 3, 2, 1, 0]),
+    ],
+)
+def test_attempts_are_filtered_by_time(
+    worked: World, browser: Client, since: str, until: str, found: list[int]
+) -> None:
+    attempts = a_day_apart(worked)
+    assert listed(browser, Attempt, since=since, until=until) == [attempts[place].pk for place in found]
+
+
+@pytest.mark.parametrize("model", [Command, Delivery, Report, AuditEntry])
+def test_other_lists_are_filtered_by_time_too(worked: World, browser: Client, model: type[Model]) -> None:
+    everything = listed(browser, model)
+    assert everything
+    today = f"{worked.now - timedelta(hours=1):%Y-%m-%dT%H:%M}"
+    assert listed(browser, model, since=today) == listed(browser, model, age="1 day") == everything
+    assert listed(browser, model, until=today) == []
+
+
+def test_a_span_of_time_of_an_empty_list_is_empty(browser: Client) -> None:
+    assert listed(browser, Attempt, age="1 hour", until="2026-03-18T12:00") == []
+
+
+def test_the_form_that_asks_for_a_time_keeps_the_other_filters(worked: World, browser: Client) -> None:
+    page = browser.get(page_of(Attempt), {"fcm_error": "UNAVAILABLE", "q": "lobby", "since": "2026-03-18T12:00"})
+    form = re.search(r"<form method=\"get\">.*?</form>", page.content.decode(), re.DOTALL)
+    assert form is not None
+    assert re.findall(r'type="hidden" name="(\w+)" value="(\w+)"', form[0]) == [
+        ("fcm_error", "UNAVAILABLE"),
+        ("q", "lobby"),
+    ]
+    assert 'name="since" value="2026-03-18T12:00"' in form[0]
+
+
+@pytest.fixture
+def staff(browser: Client) -> Visitor:
+    """Somebody who has logged in, on the real ASGI stack."""
+    return Visitor(session=browser.cookies["sessionid"].value)
+
+
+def exported(staff: Visitor, model: type[Model], query: str = "") -> list[dict[str, str]]:
+    """Return the rows of a list as CSV."""
+    answer = staff.request("GET", page_of(model, "export") + query)
+    assert (answer.status, answer.headers["content-type"]) == (200, "text/csv; charset=utf-8")
+    return list(csv.DictReader(io.StringIO(answer.body.decode(), newline="")))
+
+
+EXPORTED = [model for model in MODELS if model is not DispatcherSeen]
+
+
+@pytest.mark.parametrize("model", EXPORTED)
+def test_a_list_is_exported_as_csv_newest_first(worked: World, staff: Visitor, model: type[Model]) -> None:
+    rows = exported(staff, model)
+    keys = [str(key) for key in model._default_manager.order_by("-pk").values_list("pk", flat=True)]
+    assert len(rows) == len(keys)
+    if model is not AuditEntry:
+        assert [next(iter(row.values())) for row in rows] == keys
+
+
+def test_a_filtered_list_is_exported_as_it_is_filtered(worked: World, staff: Visitor) -> None:
+    (row,) = exported(staff, Attempt, "?fcm_error=UNREGISTERED&before=0")
+    (attempt,) = Attempt.objects.filter(fcm_error="UNREGISTERED")
+    delivery = attempt.delivery
+    assert row == {
+        "attempt_id": str(attempt.pk), "delivery_id": str(delivery.pk), "request_id": str(delivery.command_id),
+        "action": "launch_app", "device_id": str(delivery.device_id), "alias": "yard", "attempt": "1",
+        "outcome": "token_dead", "http_status": "404", "fcm_error": "UNREGISTERED",
+        "message_id": attempt.message_id, "latency_ms": "41", "detail": "",
+        "started_at": rfc3339(attempt.started_at), "finished_at": rfc3339(worked.now),
+    }  # fmt: skip
+    found = exported(staff, Device, "?presence=online&push=live")
+    assert [row["alias"] for row in found] == ["lobby"]
+    assert (found[0]["presence"], found[0]["last_status"]) == ("online", '{"battery_pct": 83}')
+
+
+def test_the_link_to_the_csv_carries_the_filters_and_begins_at_the_top(worked: World, browser: Client) -> None:
+    page = browser.get(page_of(Attempt), {"fcm_error": "UNREGISTERED", "before": str(10**9)}).content.decode()
+    assert '<a href="export/?fcm_error=UNREGISTERED">Export CSV</a>' in page
+    assert "Export" not in browser.get(page_of(DispatcherSeen)).content.decode()
+
+
+def test_an_export_holds_one_chunk_at_a_time_and_misses_no_row(
+    worked: World, staff: Visitor, monkeypatch: pytest.MonkeyPatch, django_assert_max_num_queries: MaxQueries
+) -> None:
+    monkeypatch.setattr("devices.export.CHUNK", 10)
+    (delivery,) = Delivery.objects.filter(state="failed")
+    for _ in range(55):
+        worked.attempt(delivery, "retry_later", 503, "UNAVAILABLE")
+    page, chunks = 3, 7
+    with django_assert_max_num_queries(page + chunks):
+        rows = exported(staff, Attempt, "?fcm_error=UNAVAILABLE")
+    keys = Attempt.objects.filter(fcm_error="UNAVAILABLE").values_list("pk", flat=True)
+    assert [int(row["attempt_id"]) for row in rows] == list(keys)
+
+
+@pytest.mark.parametrize(
+    "text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "＝1+1", '=cmd|" /C calc"!A0']
+)
+def test_no_spreadsheet_takes_a_cell_for_a_formula(worked: World, staff: Visitor, text: str) -> None:
+    Report.objects.update(message=text)
+    Device.objects.filter(alias="lobby").update(alias=text)
+    (report,) = exported(staff, Report)
+    assert (report["message"], report["alias"]) == (f"'{text}", f"'{text}")
+
+
+def test_a_cell_may_hold_anything_else(worked: World, staff: Visitor) -> None:
+    said = 'a "quoted" word, a comma,\r\na line, and é = ✓'
+    Report.objects.update(message=said)
+    (report,) = exported(staff, Report)
+    assert report["message"] == said
+
+
+@pytest.mark.parametrize("model", EXPORTED)
+def test_no_secret_is_in_any_csv(worked: World, staff: Visitor, model: type[Model]) -> None:
+    body = staff.request("GET", page_of(model, "export")).body.replace(b"secret-body-sha256", b"")
+    assert b"secret-" not in body
+    assert b"yard-token" not in body
+    assert b"secret-".hex().encode() not in body
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
+def test_an_export_is_only_read(worked: World, browser: Client, method: str) -> None:
+    assert browser.generic(method, page_of(Attempt, "export")).status_code == 405
+
+
+def test_a_look_at_an_exports_headers_reads_no_rows(worked: World, staff: Visitor) -> None:
+    answer = staff.request("HEAD", page_of(Attempt, "export"))
+    assert (answer.status, answer.body) == (200, b"")
+    assert re.fullmatch(r'attachment; filename="attempts-\d{8}T\d{6}Z\.csv"', answer.headers["content-disposition"])
+
+
+@pytest.mark.parametrize(("query", "status"), [("?token_hash__startswith=s", 400), ("?delivery__id__exact=x", 302)])
+def test_an_export_refuses_what_its_list_refuses(worked: World, staff: Visitor, query: str, status: int) -> None:
+    for page in ("changelist", "export"):
+        assert staff.request("GET", page_of(Attempt, page) + query).status == status
+
+
+def test_a_stranger_gets_no_csv(worked: World) -> None:
+    answer = Visitor().request("GET", page_of(Device, "export"))
+    assert (answer.status, answer.body) == (302, b"")
+
+
+def log_in(client: Visitor, password: str, **headers: str) -> Answer:
+    """Fill in the form as a browser does, and return the answer."""
+    form = client.request("GET", "/django-admin/login/", None, {"Host": "mdm.example.com", **headers})
+    token = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', form.body.decode())
+    assert token is not None
+    sent = {
+        "Host": "mdm.example.com",
+        "Origin": "https://mdm.example.com",
+        "Cookie": form.headers["set-cookie"].partition(";")[0],
+        "Content-Type": "application/x-www-form-urlencoded",
+        **headers,
+    }
+    body = urlencode({"username": "root", "password": password, "csrfmiddlewaretoken": token[1]}).encode()
+    return client.request("POST", "/django-admin/login/?next=/django-admin/", body, sent)
+
+
+@pytest.fixture
+def proxied(superuser: User, settings: Settings) -> Visitor:
+    """A proxy that is trusted, in front of a server that is not on loopback."""
+    settings.ALLOWED_HOSTS = ["mdm.example.com"]
+    settings.TRUSTED_PROXIES = [ip_network("10.0.0.0/8")]
+    settings.SESSION_COOKIE_SECURE = settings.CSRF_COOKIE_SECURE = True
+    return Visitor("10.0.0.1")
+
+
+def test_staff_logs_in_through_a_proxy_that_ends_tls(proxied: Visitor) -> None:
+    answer = log_in(proxied, PASSWORD, **{"X-Forwarded-Proto": "https", "X-Forwarded-For": "192.0.2.7"})
+    assert (answer.status, answer.headers["location"]) == (302, "/django-admin/")
+    assert re.search(r"sessionid=\w+;.* HttpOnly;.* SameSite=Lax; Secure$", answer.headers["set-cookie"])
+
+
+def test_a_proxy_that_is_not_trusted_makes_no_https_of_a_request(proxied: Visitor) -> None:
+    stranger = Visitor("192.0.2.9")
+    assert log_in(stranger, PASSWORD, **{"X-Forwarded-Proto": "https"}).status == 403
+
+
+def test_failed_logins_through_a_proxy_are_counted_by_the_clients_address(proxied: Visitor, settings: Settings) -> None:
+    settings.AUTH_FAILURE_RATE_LIMIT = "2/m"
+    headers = {"X-Forwarded-Proto": "https"}
+    answers = [log_in(proxied, "wrong", **headers, **{"X-Forwarded-For": "192.0.2.7"}) for _ in range(3)]
+    assert [answer.status for answer in answers] == [200, 200, 429]
+    assert log_in(proxied, "wrong", **headers, **{"X-Forwarded-For": "192.0.2.8"}).status == 200

@@ -1,0 +1,238 @@
+"""A read-only window on each device's part of the work: deliveries, attempts, reports.
+
+What is past its time shows as expired.
+"""
+
+from operator import attrgetter
+from typing import Any, ClassVar, Final
+from uuid import UUID
+
+from django.contrib import admin
+from django.db.models import Case, CharField, DateTimeField, F, Q, QuerySet, Value, When
+from django.http import HttpRequest
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+
+from commands import filters, story, timeline
+from commands.models import FINAL, Attempt, Command, Delivery, Report, State
+from devices.admin import SECRETS
+from devices.browsing import NOTHING, Column, Link, ReadOnlyAdmin, link_to_list, pretty
+from devices.narrowing import all_of
+
+NOW: Final = {
+    "state_now": Case(When(filters.OVERDUE, then=Value(State.EXPIRED)), default=F("state"), output_field=CharField()),
+    "settled_now": Case(
+        When(filters.OVERDUE, then=F("open_until")), default=F("settled_at"), output_field=DateTimeField()
+    ),
+}
+"""How a delivery stands at this moment, swept or not."""
+
+# A command may name thousands of devices in its target: no list reads that a hundred times.
+BULKY: Final = ("params", "target")
+
+MOST_TOLD: Final = 100
+"""How many attempts, and how many reports, the timeline of a delivery tells at most; the newest ones."""
+
+_key: Final = attrgetter("pk")
+
+
+class _OfCommandAndDevice(ReadOnlyAdmin):
+    """What belongs to one command for one device: found by request id, device id, or alias."""
+
+    to_delivery: ClassVar = ""
+
+    search_help_text = "A whole request id or device id, or the start of a device's alias."
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        """Return the rows with their command and device, but for what is bulky or secret."""
+        command, device = f"{self.to_delivery}command", f"{self.to_delivery}device"
+        unread = [f"{command}__{name}" for name in BULKY] + [f"{device}__{name}" for name in SECRETS]
+        return super().get_queryset(request).select_related(command, device).defer(*unread)
+
+    def identified(self, key: UUID) -> Q:
+        """Return the condition for a request id or a device id, whichever it is: each has an index of its own."""
+        return Q(command=key) if Command.objects.filter(pk=key).exists() else Q(device=key)
+
+    def named(self, text: str) -> Q:
+        """Return the condition for the start of a device's alias."""
+        return Q(**{f"{self.to_delivery}device__alias__startswith": text})
+
+
+class _Sent:
+    """What became of a send, in the contract's own words."""
+
+    nth = Column("number", "no.")
+    ended = Column("outcome")
+    http = Column("http_status", "HTTP")
+    fcm_code = Column("fcm_error", "FCM code")
+    latency = Column("latency_ms", "ms")
+    started = Column("started_at")
+    finished = Column("finished_at")
+
+
+class _Said:
+    """What a report says, in the contract's own words."""
+
+    said = Column("status")
+    channel = Column("via")
+    done = Column("device_finished_at")
+    heard = Column("reported_at")
+    too_late = Column("late")
+    again = Column("duplicate")
+
+    @admin.display(description="output")
+    def pretty_output(self, report: Report) -> str:
+        """Return what the phone sent along, laid out for people."""
+        return pretty(report.output)
+
+
+class DeliveryAdmin(_OfCommandAndDevice):
+    """One command for one device, with its result, and its story from the issue to its settlement."""
+
+    change_form_template = "commands/delivery.html"
+
+    list_display = (
+        "id", "action", "to_device", "state_now", "push", "attempts", "channel", "issued", "settled", "request_id",
+    )  # fmt: skip
+    list_filter = (
+        filters.DeliveryActionFilter,
+        filters.StateFilter,
+        filters.DeliveryHttpStatusFilter,
+        filters.DeliveryFcmErrorFilter,
+        filters.PushFilter,
+        filters.DeliveryAge,
+        filters.DeliveryTime,
+    )
+    search_fields = ("command__id", "device__id", "device__alias")
+    linked_by = ("command__id__exact", "device__id__exact")
+    fieldsets: ClassVar = [
+        (None, {"fields": ["action", "request_id", "to_device", "state_now", "why_open", "channel"]}),
+        ("Result", {"fields": ["result"]}),
+        ("Times", {"fields": ["issued", "until", "received", "reported", "settled"]}),
+        ("Push", {"fields": ["push", "attempts", "failure_count", "next_push", "everything"]}),
+    ]
+    exported: ClassVar = {
+        "delivery_id": "id", "request_id": "command_id", "action": "command__action", "device_id": "device_id",
+        "alias": "device__alias", "state": "state_now", "delivered_via": "delivered_via", "push": "push_state",
+        "attempts": "attempt_count", "issued_at": "command__issued_at", "expires_at": "command__expires_at",
+        "received_at": "received_at", "settled_at": "settled_now",
+    }  # fmt: skip
+
+    action = Column("command.action")
+    request_id = Link("command", "request id", _key)
+    to_device = Link("device")
+    state_now = Column("state_now", "state")
+    issued = Column("command.issued_at")
+    until = Column("open_until")
+    received = Column("received_at")
+    reported = Column("reported_at")
+    settled = Column("settled_now", "settled at")
+    push = Column("push_state", "push")
+    attempts = Column("attempt_count", "attempts")
+    channel = Column("delivered_via", "via")
+    next_push = Column("next_attempt_at")
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        """Return the deliveries as they stand now."""
+        deliveries: QuerySet[Any] = super().get_queryset(request).annotate(**NOW)
+        return deliveries
+
+    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
+        """Return the delivery with its story, or None."""
+        delivery = super().get_object(request, object_id, from_field)
+        if delivery is not None:
+            told = story.newest_of(delivery.pk, MOST_TOLD)
+            delivery.waits_for, delivery.steps = told.why_open, list(timeline.steps(told.timeline))
+        return delivery
+
+    @admin.display(description="why open")
+    def why_open(self, delivery: Any) -> str:
+        """Return what an open delivery waits for."""
+        return delivery.waits_for or NOTHING
+
+    @admin.display(description="result")
+    def result(self, delivery: Delivery) -> str:
+        """Return the phone's final word, late or not."""
+        final = Report.objects.filter(delivery=delivery, status__in=FINAL, duplicate=False).first()
+        if final is None:
+            return NOTHING
+        word = f"{final.status}, late: the delivery was settled before" if final.late else final.status
+        output = "" if final.output is None else pretty(final.output)
+        return format_html("<strong>{}</strong> {} {}", word, final.message, output)
+
+    @admin.display(description="whole lists")
+    def everything(self, delivery: Delivery) -> SafeString:
+        """Return links to all attempts and reports, since the timeline tells the newest only."""
+        attempts = link_to_list(Attempt, "attempts", delivery__id__exact=delivery.pk)
+        reports = link_to_list(Report, "reports", delivery__id__exact=delivery.pk)
+        return format_html("{}, {}", attempts, reports)
+
+
+OF_DELIVERY: Final = {
+    "delivery_id": "delivery_id", "request_id": "delivery__command_id", "action": "delivery__command__action",
+    "device_id": "delivery__device_id", "alias": "delivery__device__alias",
+}  # fmt: skip
+"""How the CSV of what belongs to a delivery names it."""
+
+
+class _OfDelivery(_OfCommandAndDevice):
+    """What belongs to a delivery, with the delivery's command and device beside it."""
+
+    to_delivery = "delivery__"
+    search_fields = ("delivery__command__id", "delivery__device__id", "delivery__device__alias")
+    linked_by = ("delivery__id__exact",)
+
+    action = Column("delivery.command.action")
+    request_id = Link("delivery.command", "request id", _key)
+    to_device = Link("delivery.device")
+    of_delivery = Link("delivery", text=_key)
+
+    def identified(self, key: UUID) -> Q:
+        """Return the condition for a request id, whose deliveries may all be old, or for a device id."""
+        if Command.objects.filter(pk=key).exists():
+            return Q(delivery__in=all_of(Delivery.objects.filter(command=key)))
+        return Q(delivery__device=key)
+
+
+class AttemptAdmin(_Sent, _OfDelivery):
+    """One FCM send, with FCM's answer."""
+
+    list_display = (
+        "id", "action", "to_device", "nth", "ended", "http", "fcm_code", "latency", "started", "of_delivery",
+        "request_id",
+    )  # fmt: skip
+    list_filter = (
+        filters.FcmErrorFilter,
+        filters.HttpStatusFilter,
+        filters.OutcomeFilter,
+        filters.AttemptActionFilter,
+        filters.AttemptAge,
+        filters.AttemptTime,
+    )
+    fields: ClassVar = [
+        "action", "request_id", "to_device", "of_delivery", "nth", "ended", "http", "fcm_code", "message_id",
+        "latency", "detail", "started", "finished",
+    ]  # fmt: skip
+    exported: ClassVar = {
+        "attempt_id": "id", **OF_DELIVERY, "attempt": "number", "outcome": "outcome", "http_status": "http_status",
+        "fcm_error": "fcm_error", "message_id": "message_id", "latency_ms": "latency_ms", "detail": "detail",
+        "started_at": "started_at", "finished_at": "finished_at",
+    }  # fmt: skip
+
+
+class ReportAdmin(_Said, _OfDelivery):
+    """One thing a phone said about a delivery."""
+
+    list_display = (
+        "id", "action", "to_device", "said", "message", "channel", "too_late", "again", "heard", "of_delivery",
+        "request_id",
+    )  # fmt: skip
+    list_filter = (filters.ReportStatusFilter, filters.ReportAge, filters.ReportTime)
+    fields: ClassVar = [
+        "action", "request_id", "to_device", "of_delivery", "said", "message", "pretty_output", "channel",
+        "too_late", "again", "done", "heard",
+    ]  # fmt: skip
+    exported: ClassVar = {
+        "report_id": "id", **OF_DELIVERY, "status": "status", "message": "message", "output": "output", "via": "via",
+        "late": "late", "duplicate": "duplicate", "finished_at": "device_finished_at", "reported_at": "reported_at",
+    }  # fmt: skip

@@ -1,0 +1,31 @@
+"""The timeline of a delivery as people read it: each event with its time to the millisecond, and how long it took."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+from commands.schemas import TimelineEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """An event, when it was, and how long after the issue."""
+
+    event: TimelineEvent
+    at: str
+    after: str
+
+
+def steps(events: list[TimelineEvent]) -> Iterator[Step]:
+    """Return the steps of a timeline, whose first event is the issue."""
+    issued_at = events[0].at
+    for event in events:
+        at = f"{event.at:%Y-%m-%d %H:%M:%S}.{event.at.microsecond // 1000:03}Z"
+        yield Step(event, at, "" if event is events[0] else f"+{_span(event.at - issued_at)}")
+
+
+def _span(length: timedelta) -> str:
+    seconds = length.total_seconds()
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,146 @@
+"""By what the lists of the admin site are narrowed: choices known beforehand, and spans of time. Nothing is counted."""
+
+from bisect import bisect_left
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from django.contrib import admin
+from django.contrib.admin.views.main import ChangeList
+from django.db.models import BigAutoField, Model, Q, QuerySet
+from django.http import HttpRequest
+
+from devices import database
+
+if TYPE_CHECKING:
+    ModelAdmin = admin.ModelAdmin[Any]
+else:
+    ModelAdmin = admin.ModelAdmin
+
+EVERY: Final = 2**62
+
+DISORDER: Final = timedelta(minutes=5)
+"""How far keys and times may be apart: a row's time is its transaction's beginning, its key is drawn later."""
+
+
+class KnownChoices(admin.SimpleListFilter):
+    """A filter whose choices are known beforehand: nothing is read to offer them. An unknown choice narrows nothing."""
+
+    def conditions(self) -> dict[str, Q]:
+        """Return the choices, each with what it stands for."""
+        raise NotImplementedError
+
+    def lookups(self, request: HttpRequest, model_admin: ModelAdmin) -> list[tuple[str, str]]:  # noqa: ARG002
+        """Return the choices; each is its own label."""
+        return [(choice, choice) for choice in self.conditions()]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:  # noqa: ARG002
+        """Keep the rows that the choice stands for."""
+        condition = self.conditions().get(self.value() or "")
+        return queryset if condition is None else queryset.filter(condition)
+
+
+class Age(admin.SimpleListFilter):
+    """A filter by how long ago something happened at most."""
+
+    title = "age, up to"
+    parameter_name = "age"
+    column: ClassVar[str]
+
+    spans: ClassVar = {
+        "1 hour": timedelta(hours=1),
+        "1 day": timedelta(days=1),
+        "7 days": timedelta(days=7),
+        "30 days": timedelta(days=30),
+    }
+
+    def lookups(self, request: HttpRequest, model_admin: ModelAdmin) -> list[tuple[str, str]]:  # noqa: ARG002
+        """Return the spans; each is its own label."""
+        return [(name, name) for name in self.spans]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:  # noqa: ARG002
+        """Keep the rows that are no older."""
+        span = self.spans.get(self.value() or "")
+        return queryset if span is None else between(queryset, self.column, database.now() - span, None)
+
+
+class Between(admin.ListFilter):
+    """A filter by two minutes in UTC, either of which may be left out. What is no time narrows nothing."""
+
+    title = "time (UTC)"
+    template = "browsing/between.html"
+    parameters: ClassVar = ("since", "until")
+    column: ClassVar[str]
+
+    def __init__(
+        self, request: HttpRequest, params: dict[str, list[str]], model: type[Model], model_admin: ModelAdmin
+    ) -> None:
+        super().__init__(request, params, model, model_admin)
+        self.used_parameters = {name: params.pop(name)[-1] for name in self.parameters if name in params}
+
+    def expected_parameters(self) -> list[str | None]:
+        """Return the query parameters."""
+        return list(self.parameters)
+
+    def has_output(self) -> bool:
+        """Tell that there is something to show."""
+        return True
+
+    def choices(self, changelist: ChangeList) -> Iterator[Any]:
+        """Return the other parameters of the query, which the form has to send along."""
+        for name, values in changelist.filter_params.items():
+            if name not in self.parameters:
+                yield from ({"name": name, "value": value} for value in values)
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:  # noqa: ARG002
+        """Keep the rows from the first minute on, and before the second."""
+        since, until = (_moment(self.used_parameters.get(name, "")) for name in self.parameters)
+        return between(queryset, self.column, since, until)
+
+
+def _moment(text: Any) -> datetime | None:
+    """Return the time that a form's field holds, in UTC; None if it is empty or no time of ours."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    if not 1970 <= moment.year < 9999:
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def between(rows: QuerySet[Any], column: str, since: datetime | None, until: datetime | None) -> QuerySet[Any]:
+    """Keep what happened in a span of time.
+
+    Keys that are numbers grow with time, so the span is a range of keys: a list by falling key reads that and nothing
+    else, and times need no index.
+    """
+    numbered = isinstance(rows.model._meta.pk, BigAutoField)  # noqa: SLF001
+    if since is not None:
+        rows = rows.filter(**{f"{column}__gte": since})
+        rows = rows.filter(pk__gte=_first_key(rows.model, column, since - DISORDER)) if numbered else rows
+    if until is not None:
+        rows = rows.filter(**{f"{column}__lt": until})
+        rows = rows.filter(pk__lt=_first_key(rows.model, column, until + DISORDER)) if numbered else rows
+    return rows
+
+
+def _first_key(model: type[Model], column: str, moment: datetime) -> int:
+    """Return the key from which on all is of this moment or later, by some twenty look-ups in the key's index."""
+    rows: QuerySet[Any] = model._default_manager.order_by("pk")  # noqa: SLF001
+
+    def time_at(key: int) -> datetime:
+        found: datetime = rows.filter(pk__gte=key).values_list(column, flat=True)[:1].get()
+        return found
+
+    newest = rows.values_list("pk", flat=True).last()
+    return 0 if newest is None else bisect_left(range(newest + 1), moment, key=time_at)
+
+
+def all_of(rows: QuerySet[Any]) -> QuerySet[Any]:
+    """Return the same keys, found for themselves: PostgreSQL flattens no subquery that has a LIMIT.
+
+    For a filter whose matches may all be old. Left to itself the planner spreads them evenly, and so walks the list
+    from its newest row, joining each, until it has met a hundred: that may mean all of them.
+    """
+    return rows.order_by().values("pk")[:EVERY]

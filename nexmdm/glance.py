@@ -1,0 +1,108 @@
+"""The fleet at a glance, as the charts on the admin site's first page: who is there, what is open, how pushes went."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, timedelta
+from typing import Final
+
+from django.db.models import Model
+
+from commands.filters import HTTP_STATUSES
+from commands.models import FCM_ERRORS, OPEN, Attempt, Delivery, Outcome
+from devices import database
+from devices.browsing import address_of
+from devices.models import Device
+from nexmdm import overview
+from nexmdm.overview import Pushes
+
+DAY: Final = timedelta(days=1)
+
+MOST: Final = 200_000
+"""How many open deliveries, and how many pushes of a day, are counted at most: the page stays quick, and says so."""
+
+_OPEN: Final = """
+    SELECT state, count(*)
+    FROM (
+        SELECT state FROM commands_delivery
+        WHERE state IN ('pending', 'received') AND open_until > now() LIMIT %s
+    ) counted
+    GROUP BY state
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A number, its length as a percentage of the longest, its look (good, bad or quiet), and where it is listed."""
+
+    label: str
+    count: int
+    percent: str
+    look: str
+    address: str
+
+    @property
+    def shown(self) -> str:
+        """The number as people read it."""
+        return f"{self.count:,}"
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A few bars under a heading; `note` says what they leave out."""
+
+    name: str
+    heading: str
+    bars: list[Bar]
+    note: str = ""
+
+
+def charts() -> list[Chart]:
+    """Count, and return the charts."""
+    return [_fleet(), _open_deliveries(), _pushes()]
+
+
+def _fleet() -> Chart:
+    counted = overview.devices_by_presence()
+    looks = {"online": "good", "offline": "bad", "never": "quiet", "revoked": "quiet"}
+    counts = [(name, getattr(counted, name), look) for name, look in looks.items()]
+    return Chart("fleet", "Devices", _bars((name, n, look, _to(Device, presence=name)) for name, n, look in counts))
+
+
+def _open_deliveries() -> Chart:
+    counted = dict(database.rows(_OPEN, [MOST]))
+    counts = [(state.value, counted.get(state, 0)) for state in OPEN]
+    note = f"Counted up to {MOST:,}; there are more." if sum(counted.values()) == MOST else ""
+    bars = _bars((state, count, "good", _to(Delivery, state=state)) for state, count in counts)
+    return Chart("open", "Open deliveries", bars, note)
+
+
+def _pushes() -> Chart:
+    counted = overview.pushes_of(DAY, MOST)
+    note = "" if counted else "None."
+    if sum(pushes.count for pushes in counted) == MOST:
+        since = min(pushes.oldest_at for pushes in counted).astimezone(UTC)
+        note = f"The newest {MOST:,}, since {since:%Y-%m-%d %H:%M}Z."
+    bars = _bars((one.code, one.count, "good" if one.code == "OK" else "bad", _to_pushes(one)) for one in counted)
+    return Chart("pushes", "Pushes of the last 24 hours, by FCM code", bars, note)
+
+
+def _to_pushes(pushes: Pushes) -> str:
+    """Return the address of the attempts with this code."""
+    if pushes.code == "OK":
+        return _to(Attempt, age="1 day", outcome=Outcome.ACCEPTED.value)
+    if pushes.code.lower() in Outcome.values:
+        return _to(Attempt, age="1 day", outcome=pushes.code.lower())
+    if pushes.code.isdigit():
+        known = int(pushes.code) in HTTP_STATUSES
+        return _to(Attempt, age="1 day", fcm_error="none", http_status=pushes.code if known else "other")
+    return _to(Attempt, age="1 day", fcm_error=pushes.code if pushes.code in FCM_ERRORS else "other")
+
+
+def _to(model: type[Model], **narrowed_by: str) -> str:
+    return address_of(model, "changelist", **narrowed_by)
+
+
+def _bars(counts: Iterable[tuple[str, int, str, str]]) -> list[Bar]:
+    counts = list(counts)
+    longest = max((count for _, count, _, _ in counts), default=0) or 1
+    return [Bar(label, n, f"{100 * n / longest:.1f}", look, address) for label, n, look, address in counts]
