@@ -1,8 +1,9 @@
-"""Seed a large fleet straight into the database, with credentials that work: `python -m loadtest.seeding`.
+"""Seed a large fleet, and a month of its work, straight into the database: `python -m loadtest.seeding`.
 
 Registration costs a bcrypt hash, 62 ms of a core: a hundred thousand take close to two hours. Here COPY writes the
 rows, with the digest of a real token and as if it had been used. The tokens are derived from SECRET_KEY, so that a
-fleet that is there already is used again. To be run with the settings of the server whose database it is.
+fleet that is there already is used again. The work (history.sql) is past, or open without a push that is due: nothing
+is sent. To be run with the settings of the server whose database it is.
 """
 
 import argparse
@@ -38,6 +39,7 @@ _PRESENCE: Final = """
     INSERT INTO devices_presence (device_id, agent_version)
     SELECT id, '' FROM devices_device WHERE enrolled_with_id = %s
 """
+_HISTORY: Final = Path(__file__).with_name("history.sql")
 _KNOWN: Final = """
     SELECT id, push_token, command_key_id FROM devices_device
     WHERE hardware_id LIKE %s AND revoked_at IS NULL AND generation = 1 AND next_hash = ''
@@ -106,22 +108,32 @@ def _rows(device_ids: list[UUID], enrolled: tuple[UUID, datetime], with_push_tok
         )  # fmt: skip
 
 
+@transaction.atomic
+def seed_history(deliveries: int) -> None:
+    """Give the devices that are there a month of commands, with so many deliveries, their attempts and reports."""
+    database.execute(_HISTORY.read_text(encoding="utf-8"), {"deliveries": deliveries})
+
+
 def _settle() -> None:
     """Have PostgreSQL know what it holds now, as it would after a day."""
     database.execute("SET statement_timeout = 0")
-    for table in ("devices_device", "devices_presence"):
-        database.execute(f"VACUUM ANALYZE {table}")
+    database.execute("VACUUM ANALYZE")
 
 
 def main() -> int:
     """Seed as the command line says, and write the roster."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.seeding", description=__doc__)
-    parser.add_argument("--devices", type=int, required=True)
-    parser.add_argument("--roster", type=Path, required=True, help="where to write who they are, with mode 0600")
+    parser.add_argument("--devices", type=int, default=1000, help="how many devices there are to be (1,000)")
+    parser.add_argument("--roster", type=Path, help="where to write who they are, with mode 0600")
     parser.add_argument("--push-tokens", action="store_true", help="give them push tokens that the stand-in takes")
+    parser.add_argument("--deliveries", type=int, default=0, help="how many deliveries they are to have got (none)")
     arguments = parser.parse_args()
     try:
-        roster.write(arguments.roster, seed(arguments.devices, with_push_tokens=arguments.push_tokens))
+        members = seed(arguments.devices, with_push_tokens=arguments.push_tokens)
+        if arguments.roster:
+            roster.write(arguments.roster, members)
+        if arguments.deliveries:
+            seed_history(arguments.deliveries)
         _settle()
     except Error as error:
         sys.stderr.write(f"Seeding failed: {error}\n")

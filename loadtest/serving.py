@@ -92,6 +92,11 @@ class Serving:
         wait_for(lambda: until_it_says in path.read_text())
         return process
 
+    def manage(self, *command: str, **settings: str) -> None:
+        """Run another management command to its end, with the same environment and more. Raises CalledProcessError."""
+        environment = {**self.environment, **settings}
+        subprocess.run([sys.executable, MANAGE, *command], env=environment, check=True, capture_output=True)
+
     def interrupt(self) -> int:
         """Do what Ctrl-C does, signal the whole process group, and return the exit status."""
         if self.process.poll() is None:

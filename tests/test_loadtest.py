@@ -19,9 +19,11 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from django.core.management import call_command
+from django.db.models import Count, F, Sum
 from hypothesis import given
 from hypothesis import strategies as st
 
+from commands.models import Attempt, Command, Delivery, Report
 from devices import tokens
 from devices.models import Device, Presence
 from loadtest import charts, conductor, halfway, report, roster, seeding, targets
@@ -34,6 +36,7 @@ from loadtest.generator import Generator, Plan, first_dues
 from loadtest.halfway import Trial
 from loadtest.journal import JournalTail
 from loadtest.roster import Member
+from nexmdm.models import AuditEntry
 from tests.actors import Admin, Client
 from tests.moments import in_one_batch
 
@@ -247,6 +250,21 @@ def test_seeded_phones_are_let_in_trust_their_commands_and_are_found_again(clien
 def test_phones_without_a_push_token_are_another_fleet(db: None) -> None:
     seeding.seed(2, with_push_tokens=True)
     assert [member.push_token for member in seeding.seed(2, with_push_tokens=False)] == ["", ""]
+
+
+def test_a_seeded_history_is_whole_in_the_order_of_time_and_has_nothing_to_push(db: None) -> None:
+    seeding.seed(20, with_push_tokens=True)
+    seeding.seed_history(500)
+    assert Command.objects.aggregate(Sum("device_count"))["device_count__sum"] == Delivery.objects.count() == 500
+    counted = Delivery.objects.annotate(sent=Count("attempts"))
+    assert not counted.exclude(sent=F("attempt_count")).exists()
+    assert not Delivery.objects.exclude(next_attempt_at=None).exists()
+    finals = Delivery.objects.filter(state__in=("received", "succeeded", "failed"))
+    assert Report.objects.count() == finals.count() > 100
+    assert AuditEntry.objects.count() == Command.objects.count()
+    for model, column in ((Command, "issued_at"), (Attempt, "started_at"), (Report, "reported_at")):
+        times = list(model._default_manager.order_by("pk").values_list(column, flat=True))
+        assert times == sorted(times)
 
 
 def test_the_strangers_of_a_trial_have_tokens_that_only_the_database_can_refuse(client: Client, admin: Admin) -> None:
