@@ -1,0 +1,247 @@
+"""The admin site in a real browser, against a real server whose pushes went to a stand-in for FCM."""
+
+import csv
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.wait import WebDriverWait
+
+from loadtest import ground
+from loadtest.ground import Ground
+from loadtest.serving import wait_for
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+PASSWORD: Final = secrets.token_urlsafe(24)
+FLAGS: Final = (
+    "--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+PHONE: Final = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+
+pytestmark = pytest.mark.skipif(
+    not CHROMIUM or not DRIVER,
+    reason="these tests want a browser: apt-get install chromium chromium-driver (Debian)",
+)
+
+
+@dataclass(slots=True)
+class Browser:
+    """Chromium, on one server's admin site."""
+
+    driver: webdriver.Chrome
+    url: str
+    downloads: Path
+
+    def open(self, path: str) -> None:
+        self.driver.get(f"{self.url}/django-admin/{path}")
+
+    def click(self, text: str, *, within: str = "body") -> None:
+        """Follow a link, and return when its page is there."""
+        part = self.driver.find_element(By.CSS_SELECTOR, within)
+        part.find_element(By.XPATH, f".//a[normalize-space()='{text}']").click()
+
+    def fill(self, **fields: str) -> None:
+        for name, value in fields.items():
+            self.driver.find_element(By.NAME, name).send_keys(value)
+
+    @property
+    def text(self) -> str:
+        return self.driver.find_element(By.TAG_NAME, "body").text
+
+    def rows(self) -> list[str]:
+        return [row.text for row in self.driver.find_elements(By.CSS_SELECTOR, "#result_list tbody tr")]
+
+    def steps(self) -> list[str]:
+        """Return the timeline of a delivery."""
+        return [step.text for step in self.driver.find_elements(By.CSS_SELECTOR, ".timeline li")]
+
+    def run(self, script: str) -> Any:
+        """Return the value of an expression."""
+        return self.driver.execute_script(f"return {script}")
+
+    def complaints(self) -> list[Any]:
+        """Return what the browser's console has got since the last call."""
+        return list(self.driver.get_log("browser"))  # type: ignore[no-untyped-call]
+
+    def emulate(self, command: str, **settings: Any) -> None:
+        self.driver.execute_cdp_cmd(f"Emulation.{command}", settings)
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Ground]:
+    """A server whose fleet has two phones; a ping for both went to one, and found the other's push token dead."""
+    with (
+        tempfile.TemporaryDirectory(prefix="nexmdm-") as name,
+        ground.of_its_own(Path(name), Path(name) / "data", interval_seconds=120, commands_per_minute=60) as place,
+    ):
+        assert place.serving is not None
+        lobby, _ = enrol(place, "lobby", "ok-1"), enrol(place, "yard", "unregistered-1")
+        request_id = place.admin.post("/admin/command", {"action": "ping", "target": {"all": True}})["request_id"]
+        wait_for(lambda: not place.admin.command(request_id)["push"]["waiting"])
+        result = {"request_id": request_id, "status": "succeeded", "message": "=all is well", "via": "push"}
+        httpx.post(f"{place.serving.url}/v1/action-result", json=result, headers=lobby).raise_for_status()
+        account = ("--username", "staff", "--email", "staff@example.com")
+        place.serving.manage("createsuperuser", "--noinput", *account, DJANGO_SUPERUSER_PASSWORD=PASSWORD)
+        yield place
+
+
+def enrol(place: Ground, alias: str, push_token: str) -> dict[str, str]:
+    """Register a phone, and return its credential as headers."""
+    token = place.admin.post("/admin/enrollment-tokens", {})["enrollment_token"]
+    body = {"hardware_id": alias, "alias": alias, "push_token": push_token}
+    headers = {"Authorization": f"Bearer {token}"}
+    phone = httpx.post(f"{place.admin.url}/v1/register", json=body, headers=headers).raise_for_status().json()
+    return {"Authorization": f"Bearer {phone['device_token']}"}
+
+
+@pytest.fixture(scope="module")
+def browser(place: Ground) -> Iterator[Browser]:
+    """A browser in which staff has logged in."""
+    with tempfile.TemporaryDirectory(prefix="nexmdm-") as folder:
+        options = webdriver.ChromeOptions()
+        assert CHROMIUM is not None
+        options.binary_location = CHROMIUM
+        for flag in (*FLAGS, f"--user-data-dir={folder}/profile"):
+            options.add_argument(flag)
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+        driver = webdriver.Chrome(options, Service(DRIVER))
+        try:
+            downloads = Path(folder) / "downloads"
+            driver.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(downloads)})
+            browser = Browser(driver, place.admin.url, downloads)
+            browser.open("commands/attempt/")
+            browser.fill(username="staff", password=PASSWORD)
+            driver.find_element(By.CSS_SELECTOR, "input[type=submit]").click()
+            yield browser
+        finally:
+            driver.quit()
+
+
+def test_whoever_logs_in_is_where_they_wanted_to_go(browser: Browser) -> None:
+    WebDriverWait(browser.driver, 10).until(lambda driver: driver.title.startswith("Attempts"))
+    assert browser.driver.current_url == f"{browser.url}/django-admin/commands/attempt/"
+    assert "STAFF" in browser.text.upper()
+
+
+def test_the_first_page_shows_the_fleet_and_leads_to_what_it_counts(browser: Browser) -> None:
+    browser.open("")
+    for text in ("Devices", "Open deliveries", "Pushes of the last 24 hours, by FCM code"):
+        assert text.upper() in browser.text.upper()
+    bars = "[...document.querySelectorAll('#pushes + table tr')].map(bar => bar.innerText.split(/\\s+/))"
+    assert browser.run(bars) == [["OK", "1"], ["UNREGISTERED", "1"]]
+    browser.click("UNREGISTERED")
+    assert len(browser.rows()) == 1
+
+
+def test_attempts_are_filtered_by_fcm_code_and_one_of_them_leads_to_its_delivery(browser: Browser) -> None:
+    browser.open("commands/attempt/")
+    assert len(browser.rows()) == 2
+    browser.click("UNREGISTERED", within="#changelist-filter")
+    (row,) = browser.rows()
+    assert "token_dead 404 UNREGISTERED" in row
+
+    browser.driver.find_element(By.CSS_SELECTOR, "td.field-of_delivery a").click()
+    issued, pushed = browser.steps()
+    assert "Issued by admin" in issued
+    assert "Push 1: token_dead HTTP 404 UNREGISTERED in" in pushed
+    assert "never sent a heartbeat; push token dead." in browser.text
+
+
+def test_the_timeline_of_a_settled_delivery_ends_with_its_settlement(browser: Browser) -> None:
+    browser.open("commands/delivery/?state=succeeded")
+    browser.driver.find_element(By.CSS_SELECTOR, "#result_list th a").click()
+    issued, pushed, reported, settled = browser.steps()
+    assert "Issued by admin" in issued
+    assert "Push 1: accepted HTTP 200 in" in pushed
+    assert "Report: succeeded (came by push)" in reported
+    assert "Settled: succeeded" in settled
+
+
+def test_a_filtered_list_is_saved_as_csv(browser: Browser) -> None:
+    browser.open("commands/attempt/?fcm_error=UNREGISTERED")
+    browser.click("Export CSV")
+    wait_for(lambda: list(browser.downloads.glob("*.csv")))
+    (path,) = browser.downloads.glob("attempts-*.csv")
+    with path.open(encoding="utf-8", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["alias"], row["action"], row["outcome"], row["http_status"]) == ("yard", "ping", "token_dead", "404")
+
+
+LISTS: Final = (
+    "devices/device/", "commands/command/", "commands/delivery/", "commands/attempt/", "commands/report/",
+    "nexmdm/auditentry/", "nexmdm/dispatcherseen/",
+)  # fmt: skip
+
+
+def pages(browser: Browser) -> Iterator[str]:
+    """Open the first page, each list, and a row of each."""
+    browser.open("")
+    yield browser.driver.current_url
+    for path in LISTS:
+        browser.open(path)
+        yield browser.driver.current_url
+        browser.driver.find_element(By.CSS_SELECTOR, "#result_list th a").click()
+        yield browser.driver.current_url
+
+
+CONTROLS: Final = """
+    [...document.querySelectorAll("input, select, textarea, button, [contenteditable]")]
+        .filter(one => !one.closest("form[method=get], #logout-form, .theme-toggle"))
+        .map(one => one.outerHTML)
+"""
+
+
+def test_no_page_has_a_form_control_that_writes(browser: Browser) -> None:
+    seen = 0
+    for page in pages(browser):
+        seen += 1
+        posted = browser.run("[...document.querySelectorAll('form[method=post]')].map(form => form.id)")
+        assert posted == ["logout-form"], page
+        assert browser.run(CONTROLS.strip()) == [], page
+    assert seen == 1 + 2 * len(LISTS)
+
+
+def test_no_page_asks_for_anything_from_outside_or_fails_to_find_it(browser: Browser) -> None:
+    browser.complaints()
+    for page in pages(browser):
+        asked: list[str] = browser.run("performance.getEntriesByType('resource').map(one => one.name)")
+        assert asked
+        assert [name for name in asked if not name.startswith(browser.url)] == [], page
+        assert browser.complaints() == [], page
+
+
+def test_every_page_fits_on_a_phone(browser: Browser) -> None:
+    browser.emulate("setDeviceMetricsOverride", **PHONE)
+    try:
+        wide = {
+            page: width
+            for page in pages(browser)
+            if (width := browser.run("document.documentElement.scrollWidth")) > 390
+        }
+    finally:
+        browser.emulate("clearDeviceMetricsOverride")
+    assert wide == {}
+
+
+def test_the_charts_follow_the_theme(browser: Browser) -> None:
+    looks = {}
+    for theme in ("light", "dark"):
+        browser.emulate("setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": theme}])
+        browser.open("")
+        page = browser.run("getComputedStyle(document.body).backgroundColor")
+        bar = browser.run("getComputedStyle(document.querySelector('.chart rect')).fill")
+        looks[theme] = (page, bar)
+    browser.emulate("setEmulatedMedia", features=[])
+    assert looks["light"][0] == "rgb(255, 255, 255)"
+    assert looks["dark"][0] == "rgb(18, 18, 18)"
+    assert looks["light"][1] != looks["dark"][1]
