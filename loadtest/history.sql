@@ -1,6 +1,6 @@
 -- A month of work for the fleet that is there: %(deliveries)s deliveries, half of them of commands for a single device,
--- half of commands for a thousand; with their attempts, reports and audit entries, all in the order in which they would
--- have come. Chance is a hash, so that two seedings of one fleet are alike.
+-- half of commands for a thousand; with their attempts and reports, all in the order in which they would have come.
+-- Chance is a hash, so that two seedings of one fleet are alike.
 
 SET LOCAL statement_timeout = 0;
 
@@ -121,11 +121,3 @@ INSERT INTO commands_report (delivery_id, status, message, output, via, device_f
     JOIN commands_delivery AS delivery ON delivery.command_id = work.command AND delivery.device_id = work.device
     WHERE delivery.state IN ('received', 'succeeded', 'failed')
     ORDER BY delivery.reported_at;
-
-INSERT INTO nexmdm_auditentry (
-    at, principal, address, method, path, body_sha256, status, code, request_id, correlation_id
-)
-    SELECT
-        at, 'admin', '127.0.0.1', 'POST', '/admin/command', encode(sha256(number::text::bytea), 'hex'), 200, '', id,
-        'seeded-' || number
-    FROM plan ORDER BY number;

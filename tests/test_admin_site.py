@@ -2,7 +2,10 @@
 
 import csv
 import io
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -858,3 +861,21 @@ def test_failed_logins_through_a_proxy_are_counted_by_the_clients_address(proxie
     answers = [log_in(proxied, "wrong", **headers, **{"X-Forwarded-For": "192.0.2.7"}) for _ in range(3)]
     assert [answer.status for answer in answers] == [200, 200, 429]
     assert log_in(proxied, "wrong", **headers, **{"X-Forwarded-For": "192.0.2.8"}).status == 200
+
+
+@pytest.mark.parametrize(
+    ("given", "secure"),
+    [
+        ({}, False),
+        ({"ALLOWED_HOSTS": "localhost,127.0.0.1"}, False),
+        ({"ALLOWED_HOSTS": "localhost,mdm.example.com"}, True),
+        ({"TRUSTED_PROXIES": "127.0.0.1"}, True),
+    ],
+)
+def test_the_cookies_of_the_admin_site_are_secure_wherever_it_is_not_on_loopback_alone(
+    given: dict[str, str], secure: bool
+) -> None:
+    program = "from django.conf import settings as s; print(s.SESSION_COOKIE_SECURE, s.CSRF_COOKIE_SECURE)"
+    environ = {**os.environ, **given, "DJANGO_SETTINGS_MODULE": "nexmdm.settings"}
+    said = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=True)
+    assert said.stdout.split() == [str(secure)] * 2
