@@ -8,7 +8,9 @@ import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
-from commands.models import Report
+from commands import outbox
+from commands.models import Delivery, Outcome, Report
+from commands.outbox import Sent
 from devices import tokens
 from devices.models import Device, Presence
 from tests.actors import Admin, Phone
@@ -134,6 +136,17 @@ def test_a_late_result_costs_one_look_more(admin: Admin, phone: Phone) -> None:
     with statements() as made:
         phone.report(request_id, "succeeded")
     assert made == [*REPORT[:3], "SELECT", *REPORT[3:]]
+
+
+def test_a_batch_of_pushes_is_claimed_by_one_statement_and_recorded_by_two(admin: Admin, fleet: list[Phone]) -> None:
+    for number, phone in enumerate(fleet):
+        phone.heartbeat(push_token=f"ok-{number}")
+    admin.command()
+    with statements() as made:
+        claimed = outbox.claim_due(100)
+        outbox.record_attempts([Sent(one, Outcome.ACCEPTED, http_status=200) for one in claimed])
+    assert made == ["SAVEPOINT", "WITH", "RELEASE", "SAVEPOINT", "SELECT", "WITH", "RELEASE"]
+    assert Delivery.objects.filter(push_state="accepted").count() == len(fleet)
 
 
 @pytest.mark.parametrize("target", ["/v1/heartbeat", "/v1/action-result", "/v1/token/rotate", "/v1/register"])
