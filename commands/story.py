@@ -29,6 +29,9 @@ from commands.schemas import (
 )
 from devices import database, paging
 
+# Each may be large, and none is told of a delivery.
+_UNTOLD: Final = ("command__params", "command__target", "device__presence__last_status", "device__tags")
+
 # `current` is the state as of now, swept or not.
 _SUMMARY: Final = """
     SELECT
@@ -162,7 +165,8 @@ def _settled_at(row: Delivery) -> datetime | None:
 
 def _deliveries() -> QuerySet[Any]:
     from_now = Delivery.objects.annotate(overdue=Q(open_until__lte=Now()), now=Now())
-    return from_now.select_related("command", "device", "device__presence").prefetch_related("attempts", "reports")
+    rows = from_now.select_related("command", "device", "device__presence").defer(*_UNTOLD)
+    return rows.prefetch_related("attempts", "reports")
 
 
 def _in_state(rows: QuerySet[Any], state: State | None) -> QuerySet[Any]:
