@@ -24,6 +24,9 @@ from loadtest.trials.finding import Finding, Trial
 from loadtest.trials.testrun import Case, HeldByTests
 
 NOT_HELD: Final = "NOT HELD"
+PLAIN_WIDTH: Final = 160
+"""How wide the table is where nobody watches."""
+
 _SIGNING: Final = "tests/test_signing.py"
 _CREDENTIALS: Final = "tests/test_credentials.py"
 
@@ -149,7 +152,7 @@ CHAPTERS: Final = (
 def main() -> int:
     """Try what was asked for, print the table, and return 0 if all was held."""
     chapters = _chosen()
-    console, began_at = Console(), time.monotonic()
+    console, began_at = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH), time.monotonic()
     table = Table(box=box.HORIZONTALS, show_lines=True, expand=True)
     for name in ("promise", "tried", "figure"):
         table.add_column(name, ratio=1)

@@ -22,6 +22,9 @@ HEAD_SECONDS: Final = 10
 HEAD_LIMIT: Final = 64 * 1024
 """How many bytes of an unfinished head are kept; what is whole by then, the guard judges by its own limit."""
 
+WIRE_LIMIT: Final = 8 * 1024 * 1024
+"""How many bytes may come after a head, framing and trailers included; what is left as a body, the guard counts."""
+
 TAKEN_SECONDS: Final = 30
 """How long an answer may wait for a client that takes nothing of it."""
 
@@ -69,6 +72,7 @@ class Protocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._in_head = False
         self._head_bytes = 0
+        self._wire_bytes = 0
         self._head_timer = _Timer(self.loop, self._give_head_up)
         self._taken_timer = _Timer(self.loop, self._give_answer_up)
         self._taken_seconds: float = TAKEN_SECONDS
@@ -102,6 +106,12 @@ class Protocol(HttpToolsProtocol):
             if self._head_bytes > HEAD_LIMIT:
                 self._refuse("head too large", _TOO_LARGE)
                 return
+        if self.cycle is not None and self.cycle.more_body:
+            self._wire_bytes += len(data)
+            if self._wire_bytes > WIRE_LIMIT:
+                CUT.labels("body without end").inc()
+                self.transport.abort()
+                return
         if not self._head_timer.runs and (self._in_head or self._is_idle()):
             self._head_timer.start(HEAD_SECONDS)
 
@@ -110,9 +120,15 @@ class Protocol(HttpToolsProtocol):
         super().on_message_begin()
         self._in_head = True
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header; but no trailer, which would join them when they have been judged already."""
+        if self._in_head:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """End a head, and begin to serve its request."""
         self._in_head = False
+        self._wire_bytes = 0
         self._head_timer.stop()
         if self.parser.should_upgrade() and _announces_body(self.headers):
             # httptools takes it for another protocol's bytes, and it would be lost.

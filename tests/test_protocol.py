@@ -259,6 +259,27 @@ def test_a_body_without_end_for_a_host_that_is_not_served_is_not_read_on(impatie
     assert ended
 
 
+def test_a_trailer_is_no_header(phone: Phone) -> None:
+    async def talk(line: Line) -> Answer:
+        bearer = f"Authorization: Bearer {phone.device_token}\r\n".encode()
+        await line.say(HEARTBEAT + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n" + bearer + b"\r\n")
+        return await line.answer()
+
+    assert over_a_socket(talk).code == "invalid_token"
+
+
+@pytest.mark.parametrize("separator", [b"", b"\r\nX-Padding: "])
+def test_trailers_without_end_are_cut(monkeypatch: pytest.MonkeyPatch, separator: bytes) -> None:
+    monkeypatch.setattr(protocol, "WIRE_LIMIT", 100_000)
+
+    async def talk(line: Line) -> bool:
+        await line.say(HEARTBEAT + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nX-Padding: ")
+        await line.say(*([separator + b"x" * 10_000] * 200))
+        return await line.ends()
+
+    assert over_a_socket(talk)
+
+
 @pytest.mark.parametrize("wanted", [b"websocket", b"h2c"])
 def test_who_wants_another_protocol_gets_this_one_but_for_a_body_that_would_be_lost(
     impatient: None, wanted: bytes

@@ -46,8 +46,8 @@ class HeldByTests:
         for case in mine.values():
             counted.update(case.counted)
         troubles = [f"{name}: {case.trouble}" for name, case in mine.items() if case.trouble]
-        figures = [f"{number:,} {what}" for what, number in counted.items()]
-        figure = ", ".join([*figures, f"{len(mine)} tests", *troubles[:_SHOWN]])
+        figures = [f"{number:,} {what}" for what, number in (counted or {"tests": len(mine)}).items()]
+        figure = ", ".join([*figures, *troubles[:_SHOWN]])
         return Finding(self.promise, self.tried, figure, bool(mine) and not troubles)
 
 
