@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMap
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import ip_address
-from typing import Any, Final
+from typing import Any, ClassVar, Final, Self
 
 import structlog
 from django.conf import settings
@@ -33,6 +33,10 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 HEADERS_LIMIT: Final = 16 * 1024
 BODY_LIMITS: Final = (("/v1/", 64 * 1024), ("/admin/", 1024 * 1024), ("/django-admin/", 1024 * 1024))
 OTHER_BODY_LIMIT: Final = 64 * 1024
+LARGE: Final = 64 * 1024
+LARGE_TOGETHER: Final = 64 * 1024 * 1024
+"""What bodies above LARGE may take together while they come in: a stranger may send them as well as an admin."""
+
 BODY_SECONDS: Final = 10
 DRAIN_LIMIT: Final = 4 * 1024 * 1024
 """How much of a refused body is read and thrown away, so that an honest client gets to read the answer."""
@@ -251,16 +255,42 @@ async def _in_time(collecting: Coroutine[Any, Any, bytes]) -> bytes:
 async def _collect(receive: Receive, limit: int) -> bytes:
     parts: list[bytes] = []
     size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise _ClientGone
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if size > limit:
-            raise _Refused(_too_large(limit), drain=True)
-        if not message.get("more_body", False):
-            return parts[0] if len(parts) == 1 else b"".join(parts)
+    with _Room() as room:
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise _ClientGone
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > limit:
+                raise _Refused(_too_large(limit), drain=True)
+            if size > LARGE:
+                room.take(size)
+            if not message.get("more_body", False):
+                return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+class _Room:
+    """The room that one large body takes, of what there is for all of them, while it comes in."""
+
+    taken: ClassVar = 0
+    __slots__ = ("_mine",)
+
+    def __init__(self) -> None:
+        self._mine = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _Room.taken -= self._mine
+
+    def take(self, size: int) -> None:
+        """Take this much in all."""
+        if _Room.taken - self._mine + size > LARGE_TOGETHER:
+            raise _Refused(problems.general(503, "Too many large bodies are coming in. Try again shortly."), drain=True)
+        _Room.taken += size - self._mine
+        self._mine = size
 
 
 def _too_large(limit: int) -> Problem:

@@ -149,6 +149,32 @@ def test_a_body_that_grows_over_its_limit_in_chunks_is_refused(client: Client, p
     assert_problem(answer_of(answered), 413, "payload_too_large")
 
 
+def test_large_bodies_get_so_much_room_together_and_small_ones_always(
+    client: Client, db: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nexmdm.guard.LARGE_TOGETHER", 300_000)
+    answers: list[tuple[int, str | None]] = []
+
+    async def another_one() -> Message:
+        for size in (100_000, 200_000, 70_000):
+            body = b" " * size
+            answer = await client.arequest("POST", "/admin/command", body, {"Content-Type": "application/json"})
+            answers.append((answer.status, answer.code))
+        small = await client.arequest("POST", "/v1/heartbeat", b" " * 60_000 + b"{}")
+        answers.append((small.status, small.code))
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    first = answer_of(send_in_parts("/admin/command", b" " * 200_000, headers=[JSON, CHUNKED], then=another_one))
+    assert first.status == 401
+    assert answers == [
+        (401, "invalid_signature"),
+        (503, "overloaded"),
+        (401, "invalid_signature"),
+        (401, "invalid_token"),
+    ]
+    assert client.request("POST", "/admin/command", b" " * 300_000).status == 401
+
+
 def test_a_body_in_chunks_within_its_limit_is_read_whole(admin: Admin, phone: Phone) -> None:
     body = json.dumps({"action": "ping", "target": {"all": True}}).encode()
     signed = admin.headers("POST", "/admin/command", body)

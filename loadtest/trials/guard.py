@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -13,7 +14,7 @@ from typing import Any, Final, cast
 
 import uvloop
 
-from loadtest import enrolling, ground
+from loadtest import enrolling, ground, machine
 from loadtest.roster import Member
 from loadtest.serving import Serving
 from loadtest.targets import milliseconds
@@ -27,6 +28,9 @@ HUNDRED_MB: Final = 100_000_000
 MOST_READ: Final = 5 * 1024 * 1024
 """The 4 MiB that are thrown away so that an honest client gets to read its answer, and what was under way by then."""
 
+MEGABYTE: Final = 1_000_000
+LARGE: Final = 300
+MOST_GROWN_MEBIBYTES: Final = 150
 BODY_SECONDS: Final = 10
 STOP_SECONDS: Final = 25
 PHONES: Final = 300
@@ -49,6 +53,7 @@ def trial(folder: Path) -> Iterator[Finding]:
         members, _ = enrolling.enrol(admin, PHONES, with_push_tokens=False, watch=lambda: None)
         yield from _sizes(serving)
         yield from _times(serving.url)
+        yield _memory(serving)
         yield uvloop.run(_squatters(serving.url, members))
         ended, acknowledged, accepted = uvloop.run(_stop(serving, admin, members))
     with ground.served(data_dir, **SETTINGS) as again, again.admin() as admin:
@@ -103,6 +108,27 @@ def _in_time(promise: str, tried: str, heard: Heard, status: int) -> Finding:
     word = str(heard.status) if heard.status else "closed"
     held = heard.status == status and BODY_SECONDS - 0.5 < heard.seconds < BODY_SECONDS + 2
     return Finding(promise, tried, f"{word} after {heard.seconds:.1f} s", held)
+
+
+def _memory(serving: Serving) -> Finding:
+    """Have strangers hold as many large bodies as they can, and weigh the worker."""
+    worker = serving.child("web-1")
+    before = machine.resident_mebibytes(worker)
+    unfinished = head("/admin/command", _JSON, f"Content-Length: {MEGABYTE}") + b"\r\n" + b" " * (MEGABYTE - 1)
+    with ThreadPoolExecutor(LARGE) as threads:
+        heard = [threads.submit(sockets.say, serving.url, unfinished) for _ in range(LARGE)]
+        grown = 0.0
+        while not all(one.done() for one in heard):
+            grown = max(grown, machine.resident_mebibytes(worker) - before)
+            time.sleep(0.1)
+    statuses = Counter(one.result().status for one in heard)
+    told = ", ".join(f"{count} × {status}" for status, count in sorted(statuses.items()))
+    return Finding(
+        f"large bodies that do not finish take {MOST_GROWN_MEBIBYTES} MiB of a worker at most",
+        f"{LARGE} strangers, each with 999,999 of 1,000,000 bytes",
+        f"{grown:.0f} MiB; {told}",
+        grown <= MOST_GROWN_MEBIBYTES and set(statuses) == {408, 503},
+    )
 
 
 async def _squatters(url: str, members: list[Member]) -> Finding:
