@@ -22,7 +22,6 @@ from django.forms import BaseInlineFormSet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.http.response import HttpResponseBase
 from django.urls import URLPattern, path, reverse
-from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.text import capfirst
@@ -174,7 +173,7 @@ class ReadOnlyAdmin(_ReadOnly, ModelAdmin):
         def read(below: Any, most: int) -> Sequence[tuple[Any, ...]]:
             return list(changes.page(below, most).values_list("pk", *self.exported.values()))
 
-        name = f"{self.opts.verbose_name_plural}-{timezone.now():%Y%m%dT%H%M%SZ}".replace(" ", "-")
+        name = f"{self.opts.verbose_name_plural}-{database.now():%Y%m%dT%H%M%SZ}".replace(" ", "-")
         return export.response(name, self.exported, read, with_body=request.method == "GET")
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:  # noqa: ARG002
