@@ -25,6 +25,12 @@ SLOTS: Final = 500
 """Sends under way at once, and FCM connections: at 150 ms an answer they carry 3,300 pushes a second."""
 
 BATCH: Final = 500
+OUTSTANDING: Final = SLOTS + BATCH
+"""Pushes claimed and not yet answered: a batch more than there are slots, so that no slot waits for a claim."""
+
+GATHER_SECONDS: Final = 0.02
+"""How long a dispatcher with more to send lets room come free, so that it claims a hundred at once and not ten."""
+
 POLL_SECONDS: Final = 1.0
 """How long a lost notification can delay a push."""
 
@@ -67,6 +73,7 @@ class Dispatcher:
         self._chores = chores
         self._stopping = asyncio.Event()
         self._awake = asyncio.Event()
+        self._slots = asyncio.Semaphore(SLOTS)
         self._sends: set[asyncio.Task[None]] = set()
         self._answered: list[Sent] = []
         self._unrecorded = asyncio.Event()
@@ -108,10 +115,11 @@ class Dispatcher:
         """Claim what is due and may leave now, and start sending it; return how many."""
         now = time.monotonic()
         permitted = self.circuit.permits(now)
-        free = min(SLOTS - len(self._sends), BATCH, self.pace.permits(now), BATCH if permitted is None else permitted)
-        if free <= 0:
+        room = min(OUTSTANDING - len(self._sends), BATCH, self.pace.permits(now))
+        room = room if permitted is None else min(room, permitted)
+        if room <= 0:
             return 0
-        claimed = await database.unit(outbox.claim_due, free)
+        claimed = await database.unit(outbox.claim_due, room)
         if claimed:
             self.circuit.probing(now)
             self.pace.spend(len(claimed))
@@ -132,10 +140,16 @@ class Dispatcher:
                 await self._pause(RECONNECT_SECONDS)
             if not started and once and not self._sends:
                 return
-            if not started:
+            if started:
+                await asyncio.sleep(GATHER_SECONDS)
+            else:
                 await self._sleep_until_woken(POLL_SECONDS)
 
     async def _send(self, claimed: Claimed, claimed_at: float) -> None:
+        async with self._slots:
+            await self._send_now(claimed, claimed_at)
+
+    async def _send_now(self, claimed: Claimed, claimed_at: float) -> None:
         assert self._sender is not None
         if time.monotonic() - claimed_at > LEASE_MARGIN_SECONDS:
             return  # The lease is as good as over: it is somebody else's soon.

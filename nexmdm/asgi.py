@@ -2,7 +2,6 @@
 Django's full handler for the admin site.
 """
 
-import gc
 import os
 from typing import Any, Final
 
@@ -21,7 +20,7 @@ from django.http import FileResponse, Http404, HttpRequest, HttpResponse  # noqa
 
 from devices import stopping  # noqa: E402
 from devices.database import unit  # noqa: E402
-from nexmdm import checkin, checks, express, metrics  # noqa: E402
+from nexmdm import checkin, checks, express, memory, metrics  # noqa: E402
 from nexmdm.express import Express  # noqa: E402
 from nexmdm.guard import App, Guard, Receive, Scope, Send  # noqa: E402
 from nexmdm.lean import LeanHandler  # noqa: E402
@@ -30,10 +29,6 @@ from nexmdm.metrics import Timed  # noqa: E402
 log = structlog.get_logger()
 
 CLASSIC_PATHS: Final = ("/django-admin/", "/static/")
-
-
-COLLECT_AFTER: Final = 20_000
-"""How many new objects there may be before the collector looks at them; by its default of 700 it looks all the time."""
 
 
 class StaticFiles(ASGIStaticFilesHandler):
@@ -77,7 +72,7 @@ class Application:
             await send({"type": "lifespan.startup.failed", "message": str(error)})
             return
         stopping.watch()
-        _settle_memory()
+        memory.settle()
         log.info("web.started", pid=os.getpid())
         await send({"type": "lifespan.startup.complete"})
         await receive()
@@ -86,13 +81,6 @@ class Application:
         await sync_to_async(_close_pools)()
         log.info("web.stopped", pid=os.getpid())
         await send({"type": "lifespan.shutdown.complete"})
-
-
-def _settle_memory() -> None:
-    """Spare the garbage collector what is here to stay: to walk over all of it stops every request for 50 ms."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(COLLECT_AFTER)
 
 
 def _close_pools() -> None:

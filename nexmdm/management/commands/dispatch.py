@@ -17,7 +17,7 @@ from commands import fcm, outbox, queue, retention
 from commands.dispatcher import SLOTS, Chore, Dispatcher
 from devices import credentials, push_tokens
 from devices.database import unit
-from nexmdm import audit, checks, counters, dispatchers, idempotency, lifeline, metrics
+from nexmdm import audit, checks, counters, dispatchers, idempotency, lifeline, memory, metrics
 
 log = structlog.get_logger()
 
@@ -61,6 +61,7 @@ async def _run(*, once: bool) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, dispatcher.stop)
         lifeline.watch()
+        memory.settle()
         log.info("dispatch.started", name=dispatchers.NAME, push="ok" if sender else "unconfigured")
         await dispatcher.run()
         await unit(dispatchers.leave)
