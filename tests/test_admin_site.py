@@ -765,7 +765,7 @@ def test_an_export_holds_one_chunk_at_a_time_and_misses_no_row(
     (delivery,) = Delivery.objects.filter(state="failed")
     for _ in range(55):
         worked.attempt(delivery, "retry_later", 503, "UNAVAILABLE")
-    page, chunks = 3, 7
+    page, chunks = 4, 7
     with django_assert_max_num_queries(page + chunks):
         rows = exported(staff, Attempt, "?fcm_error=UNAVAILABLE")
     keys = Attempt.objects.filter(fcm_error="UNAVAILABLE").values_list("pk", flat=True)
