@@ -146,6 +146,41 @@ CHAPTERS: Final = (
         ),
         trials=(clock.trial,),
     ),
+    Chapter(
+        "start",
+        tested=(
+            HeldByTests(
+                "a start that cannot be right is refused, with an id and what to do",
+                "DEBUG; secrets missing, short, placeholders; caches that cannot count; too many connections; malformed Firebase",
+                ("tests/test_checks.py", "tests/test_environment.py"),
+            ),
+        ),
+    ),
+    Chapter(
+        "upgrade",
+        tested=(
+            HeldByTests(
+                "migrations come from nothing and from before with data, take no long lock, and let old code write on",
+                "each migration, its SQL read, and rows as the version before writes them",
+                ("tests/test_migrations.py",),
+            ),
+        ),
+    ),
+    Chapter(
+        "operations",
+        tested=(
+            HeldByTests(
+                "a back-up can be restored, and the restored server serves",
+                "the commands of backup.md as printed; rows counted; a heartbeat",
+                ("tests/test_backup.py",),
+            ),
+            HeldByTests(
+                "each command, setting and make target in the documents exists, and each setting is documented",
+                "every page read",
+                ("tests/test_documents.py",),
+            ),
+        ),
+    ),
 )  # fmt: skip
 
 
