@@ -154,15 +154,12 @@ class Protocol(HttpToolsProtocol):
         """Finish what is under way; but not for a client that takes nothing of its answer."""
         super().shutdown()
         self._taken_seconds = LAST_SECONDS
-        if self.transport.get_write_buffer_size():
-            self._taken_timer.start(self._taken_seconds)
+        self._taken_timer.start(self._taken_seconds)
 
     def timeout_keep_alive_handler(self) -> None:
         """Close an idle connection; one whose client has not taken its answer, without waiting for that."""
-        if self.transport.get_write_buffer_size():
-            self._give_answer_up()
-        else:
-            super().timeout_keep_alive_handler()
+        self._give_answer_up()
+        super().timeout_keep_alive_handler()
 
     def pause_writing(self) -> None:
         """Wait for the client to take what was written, but only so long."""
@@ -191,8 +188,9 @@ class Protocol(HttpToolsProtocol):
             self.transport.close()
 
     def _give_answer_up(self) -> None:
-        CUT.labels("answer not taken").inc()
-        self.transport.abort()
+        if self.transport.get_write_buffer_size():
+            CUT.labels("answer not taken").inc()
+            self.transport.abort()
 
     def _refuse(self, reason: str, problem: Problem) -> None:
         """Answer, and close a little later: at once, unread bytes would take the answer away from its client."""

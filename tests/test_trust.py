@@ -59,7 +59,7 @@ def test_tests_are_run_and_told_apart_by_pytests_own_names(tmp_path: Path) -> No
     )
     promises = [HeldByTests("promise", "tried", (f"tests/test_trust.py::{name}",)) for name in names]
     cases = testrun.run(promises, tmp_path)
-    assert [promise.finding(cases).figure for promise in promises] == ["1 tests", "3 tests"]
+    assert [promise.finding(cases).figure for promise in promises] == ["1 test", "3 tests"]
 
 
 def test_a_trial_that_breaks_off_is_a_promise_that_is_not_held(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from itertools import chain, repeat
 from pathlib import Path
 from statistics import median
@@ -55,9 +56,9 @@ def trial(folder: Path) -> Iterator[Finding]:
         yield from _times(serving.url)
         yield _memory(serving)
         yield uvloop.run(_squatters(serving.url, members))
-        ended, acknowledged, accepted = uvloop.run(_stop(serving, admin, members))
+        stopped = uvloop.run(_stop(serving, admin, members))
     with ground.served(data_dir, **SETTINGS) as again, again.admin() as admin:
-        yield _what_is_left(admin, ended, acknowledged, accepted)
+        yield _what_is_left(admin, stopped)
 
 
 def _sizes(serving: Serving) -> Iterator[Finding]:
@@ -200,11 +201,18 @@ async def _no_reading(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     await asyncio.sleep(STOP_SECONDS)
 
 
-async def _stop(serving: Serving, admin: FleetClient, members: list[Member]) -> tuple[float, dict[str, int], list[str]]:
-    """Stop the server under load, hostile clients among it.
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """How a stop went: its length, what was answered 200 (each phone's last number, commands), traces in the log."""
 
-    Return how many seconds it took, and what was answered 200: each phone's last number, the commands.
-    """
+    seconds: float
+    acknowledged: dict[str, int]
+    accepted: list[str]
+    traces: int
+
+
+async def _stop(serving: Serving, admin: FleetClient, members: list[Member]) -> Stopped:
+    """Stop the server under load, hostile clients among it."""
     pulse = Pulse(serving.url, members, per_second=PER_SECOND)
     accepted: list[str] = []
     async with squatting(serving.url):
@@ -220,7 +228,7 @@ async def _stop(serving: Serving, admin: FleetClient, members: list[Member]) -> 
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
     pulse.close()
-    return took, pulse.acknowledged, accepted
+    return Stopped(took, pulse.acknowledged, accepted, serving.said.count("Traceback"))
 
 
 def _command(admin: FleetClient, accepted: list[str]) -> None:
@@ -230,16 +238,17 @@ def _command(admin: FleetClient, accepted: list[str]) -> None:
             accepted.append(admin.post("/admin/command", {"action": "ping", "target": {"all": True}})["request_id"])
 
 
-def _what_is_left(admin: FleetClient, took: float, acknowledged: dict[str, int], accepted: list[str]) -> Finding:
+def _what_is_left(admin: FleetClient, stopped: Stopped) -> Finding:
     devices, _ = admin.items("/admin/devices", PHONES)
     recorded = {device["device_id"]: device["last_status"]["number"] for device in devices}
-    lost = sum(recorded[device_id] < number for device_id, number in acknowledged.items())
+    phones, accepted = stopped.acknowledged, stopped.accepted
+    lost = sum(recorded[device_id] < number for device_id, number in phones.items())
     commands, _ = admin.items("/admin/commands", len(accepted) + 1)
     lost += len(set(accepted) - {command["request_id"] for command in commands})
-    figure = f"{took:.1f} s; {len(acknowledged)} phones' last heartbeats and {len(accepted)} commands: {lost} lost"
+    said = f"{len(phones)} phones' last heartbeats and {len(accepted)} commands: {lost} lost"
     return Finding(
         f"SIGTERM ends within {STOP_SECONDS} s, and loses nothing that was answered 200",
         "the same squatters, 20 who take no answer, heartbeats and commands",
-        figure,
-        took < STOP_SECONDS and not lost and bool(acknowledged) and bool(accepted),
+        f"{stopped.seconds:.1f} s; {said}; {stopped.traces} traces in the log",
+        stopped.seconds < STOP_SECONDS and not lost and not stopped.traces and bool(phones) and bool(accepted),
     )

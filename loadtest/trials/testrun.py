@@ -46,7 +46,7 @@ class HeldByTests:
         for case in mine.values():
             counted.update(case.counted)
         troubles = [f"{name}: {case.trouble}" for name, case in mine.items() if case.trouble]
-        figures = [f"{number:,} {what}" for what, number in (counted or {"tests": len(mine)}).items()]
+        figures = [f"{number:,} {what}" for what, number in (counted or {_tests(mine): len(mine)}).items()]
         figure = ", ".join([*figures, *troubles[:_SHOWN]])
         return Finding(self.promise, self.tried, figure, bool(mine) and not troubles)
 
@@ -69,6 +69,10 @@ def run(promises: Iterable[HeldByTests], folder: Path) -> dict[str, Case]:
     if not report.exists():
         raise TestsEnded("\n".join(output.read_text(errors="replace").splitlines()[-_LAST_LINES:]))
     return dict(map(_case, ET.parse(report).iter("testcase")))  # noqa: S314  (pytest has just written it)
+
+
+def _tests(cases: Mapping[str, Case]) -> str:
+    return "test" if len(cases) == 1 else "tests"
 
 
 def _belongs(name: str, test: str) -> bool:
