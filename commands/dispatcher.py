@@ -35,6 +35,7 @@ POLL_SECONDS: Final = 1.0
 """How long a lost notification can delay a push."""
 
 RECONNECT_SECONDS: Final = 1.0
+NOT_SENT: Final = "not sent: the circuit opened while it waited for its turn"
 RECORD_TRIES: Final = 30
 LEASE_MARGIN_SECONDS: Final = outbox.LEASE.total_seconds() - fcm.TIMEOUT_SECONDS - 5
 
@@ -124,7 +125,7 @@ class Dispatcher:
             self.circuit.probing(now)
             self.pace.spend(len(claimed))
         for one in claimed:
-            task = asyncio.create_task(self._send(one, now))
+            task = asyncio.create_task(self._send(one, now, is_probe=permitted is not None))
             self._sends.add(task)
             task.add_done_callback(self._sent)
         return len(claimed)
@@ -145,9 +146,13 @@ class Dispatcher:
             else:
                 await self._sleep_until_woken(POLL_SECONDS)
 
-    async def _send(self, claimed: Claimed, claimed_at: float) -> None:
+    async def _send(self, claimed: Claimed, claimed_at: float, *, is_probe: bool) -> None:
+        """Send a push once there is a slot; if the circuit has opened meanwhile, give it back unsent."""
         async with self._slots:
-            await self._send_now(claimed, claimed_at)
+            if self.circuit.state == circuit.OPEN and not is_probe:
+                self._answer(Sent(claimed, Outcome.BLOCKED, detail=NOT_SENT, retry_in_seconds=retry.PROBE_SECONDS))
+            else:
+                await self._send_now(claimed, claimed_at)
 
     async def _send_now(self, claimed: Claimed, claimed_at: float) -> None:
         assert self._sender is not None

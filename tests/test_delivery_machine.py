@@ -87,7 +87,7 @@ class Desk:
     def send(self, claimed: Claimed, waited: timedelta) -> Mapping[str, Any] | None:
         """Send a push that was claimed so long ago; return the message if one has left."""
         before = len(self.line.left)
-        async_to_sync(self.dispatcher._send)(claimed, time.monotonic() - waited.total_seconds())
+        async_to_sync(self.dispatcher._send)(claimed, time.monotonic() - waited.total_seconds(), is_probe=True)
         return self.line.left[-1] if len(self.line.left) > before else None
 
     def answered(self) -> list[outbox.Sent]:

@@ -207,6 +207,18 @@ def test_twenty_failures_in_a_row_open_the_circuit(admin: Admin, fcm: FcmStandin
     assert dispatched(fcm).circuit.state == state
 
 
+def test_what_waits_for_a_slot_when_the_circuit_opens_is_given_back_unsent(
+    admin: Admin, fcm: FcmStandin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("commands.dispatcher.SLOTS", 1)
+    fleet(admin, "unavailable-", 25)
+    assert dispatched(fcm).circuit.state == circuit.OPEN
+    assert len(fcm.journal) == 20
+    given_back = Attempt.objects.filter(outcome="blocked", http_status=None)
+    assert {attempt.detail.partition(":")[0] for attempt in given_back} == {"not sent"}
+    assert Delivery.objects.filter(attempts__in=given_back, failure_count=0, next_attempt_at__gt=Now()).count() == 5
+
+
 def test_a_connection_that_is_cut_is_unknown_and_tried_again(admin: Admin, fcm: FcmStandin) -> None:
     attempt, delivery = push_to(admin, "reset-1")
     assert (attempt.outcome, attempt.http_status) == ("unknown", None)
