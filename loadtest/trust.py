@@ -151,7 +151,7 @@ CHAPTERS: Final = (
         tested=(
             HeldByTests(
                 "a start that cannot be right is refused, with an id and what to do",
-                "DEBUG; secrets missing, short, placeholders; caches that cannot count; too many connections; a bad account",
+                "DEBUG; secrets missing, short, placeholders; caches that cannot count; connections; a bad account",
                 ("tests/test_checks.py", "tests/test_environment.py"),
             ),
         ),
