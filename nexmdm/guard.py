@@ -253,21 +253,32 @@ async def _in_time(collecting: Coroutine[Any, Any, bytes]) -> bytes:
 
 
 async def _collect(receive: Receive, limit: int) -> bytes:
-    parts: list[bytes] = []
-    size = 0
+    """Return a body; nearly every one is small, and comes in one piece."""
+    piece, more = _piece(await receive(), 0, limit)
+    return await _collect_on(receive, limit, piece, more) if more or len(piece) > LARGE else piece
+
+
+async def _collect_on(receive: Receive, limit: int, piece: bytes, more: bool) -> bytes:
+    pieces, size = [piece], len(piece)
     with _Room() as room:
         while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise _ClientGone
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > limit:
-                raise _Refused(_too_large(limit), drain=True)
             if size > LARGE:
                 room.take(size)
-            if not message.get("more_body", False):
-                return parts[0] if len(parts) == 1 else b"".join(parts)
+            if not more:
+                return b"".join(pieces)
+            piece, more = _piece(await receive(), size, limit)
+            pieces.append(piece)
+            size += len(piece)
+
+
+def _piece(message: Message, before: int, limit: int) -> tuple[bytes, bool]:
+    """Return what came of a body, of which so many bytes came before, and whether there is more."""
+    if message["type"] == "http.disconnect":
+        raise _ClientGone
+    piece: bytes = message.get("body", b"")
+    if before + len(piece) > limit:
+        raise _Refused(_too_large(limit), drain=True)
+    return piece, message.get("more_body", False)
 
 
 class _Room:
