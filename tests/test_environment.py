@@ -2,9 +2,6 @@
 
 import base64
 import json
-import os
-import subprocess
-import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -152,21 +149,3 @@ def test_a_data_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(Misconfigured, match=rf"^\({Fault.DATA_FOLDER}\) .*{tmp_path}/file.* Set NEXMDM_DATA_DIR"):
         environment.generated_secrets(tmp_path / "file" / "secrets.env")
-
-
-@pytest.mark.parametrize(
-    ("given", "secure"),
-    [
-        ({}, False),
-        ({"ALLOWED_HOSTS": "localhost,127.0.0.1"}, False),
-        ({"ALLOWED_HOSTS": "localhost,mdm.example.com"}, True),
-        ({"TRUSTED_PROXIES": "127.0.0.1"}, True),
-    ],
-)
-def test_the_cookies_of_the_admin_site_are_secure_wherever_it_is_not_on_loopback_alone(
-    given: dict[str, str], secure: bool
-) -> None:
-    program = "from django.conf import settings as s; print(s.SESSION_COOKIE_SECURE, s.CSRF_COOKIE_SECURE)"
-    environ = {**os.environ, **given, "DJANGO_SETTINGS_MODULE": "nexmdm.settings"}
-    said = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=True)
-    assert said.stdout.split() == [str(secure)] * 2
