@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from loadtest.connections import Pool, Server, understood, with_body
+from loadtest.figures import percentile
 from loadtest.serving import READY, Serving
 from nexmdm.fleet_client import FleetClient
 
@@ -98,18 +99,13 @@ def _print(rounds: list[list[float]], arguments: argparse.Namespace) -> None:
         table.add_column(heading, justify="right" if heading else "left")
     figures = {
         "writes/s": [len(one) / arguments.seconds for one in rounds],
-        "p50, ms": [_percentile(one, 50) for one in rounds],
-        "p99, ms": [_percentile(one, 99) for one in rounds],
+        "p50, ms": [percentile(one, 50) for one in rounds],
+        "p99, ms": [percentile(one, 99) for one in rounds],
     }
     for name, values in figures.items():
         form = ",.0f" if name == "writes/s" else ".1f"
         table.add_row(name, f"{median(values):{form}}", f"{min(values):{form}}", f"{max(values):{form}}")
     Console().print(table)
-
-
-def _percentile(values: list[float], percent: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, round(percent / 100 * len(ordered)))]
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from loadtest.fcm_standin import FcmStandin
+from loadtest.figures import percentile
 from loadtest.serving import READY, Serving
 from nexmdm.fleet_client import FleetClient
 
@@ -29,7 +30,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="nexmdm-") as folder:
         latencies = sorted(_measure(Path(folder), arguments.pings))
     _print(latencies)
-    return 0 if _percentile(latencies, 95) < P95_LIMIT_MS else 1
+    return 0 if percentile(latencies, 95) < P95_LIMIT_MS else 1
 
 
 def _arguments() -> argparse.Namespace:
@@ -68,16 +69,12 @@ def _ping(admin: FleetClient, standin: FcmStandin, device_id: str) -> float:
     return (send.monotonic - started) * 1000
 
 
-def _percentile(ordered: list[float], percent: float) -> float:
-    return ordered[min(len(ordered) - 1, round(percent / 100 * len(ordered)))]
-
-
 def _print(ordered: list[float]) -> None:
     table = Table(title=f"POST /admin/command to the push arriving at FCM, {len(ordered)} pings")
     for heading in ("p50", "p95", "p99", "longest", f"p95 < {P95_LIMIT_MS:.0f} ms"):
         table.add_column(heading, justify="right")
-    p95 = _percentile(ordered, 95)
-    figures = [_percentile(ordered, 50), p95, _percentile(ordered, 99), ordered[-1]]
+    p95 = percentile(ordered, 95)
+    figures = [percentile(ordered, 50), p95, percentile(ordered, 99), ordered[-1]]
     table.add_row(*(f"{figure:.1f} ms" for figure in figures), "held" if p95 < P95_LIMIT_MS else "missed")
     Console().print(table)
 

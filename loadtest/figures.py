@@ -178,6 +178,12 @@ class Figures:
         return figures
 
 
+def percentile(values: Iterable[float], percent: float) -> float:
+    """Return a percentile of a few values as they are, the nearest of them. (Many go into a Histogram.)"""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, round(percent / 100 * len(ordered)))]
+
+
 def spread(values: Sequence[float], form: str) -> str:
     """Return the median of some rounds, and in brackets their least and greatest, each in this format."""
     return f"{median(values):{form}} ({min(values):{form}}–{max(values):{form}})"
