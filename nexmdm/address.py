@@ -13,10 +13,11 @@ def of_settings() -> tuple[str, str | None]:
     """Return its URL; and a Host header that it accepts, if the address in the URL is none."""
     name = LOOPBACK.get(settings.HOST, settings.HOST)
     name = f"[{name}]" if ":" in name else name
-    return f"http://{name}:{settings.PORT}", _accepted_instead_of(name)
+    return f"http://{name}:{settings.PORT}", host_instead_of(name)
 
 
-def _accepted_instead_of(name: str) -> str | None:
+def host_instead_of(name: str) -> str | None:
+    """Return a Host header that the server accepts, where this name is none; else None."""
     if not settings.ALLOWED_HOSTS or validate_host(name, settings.ALLOWED_HOSTS):
         return None
     accepted: str = settings.ALLOWED_HOSTS[0]

@@ -25,19 +25,15 @@ def main() -> None:
 
 def status(host: str, port: int, path: str = "/healthz") -> str:
     """Return the status of the answer, or why there is none."""
+    name = address.host_instead_of("localhost") or "localhost"
     connection = http.client.HTTPConnection(address.LOOPBACK.get(host, host), port, timeout=_SECONDS)
     try:
-        connection.request("GET", path, headers={"Host": f"{_accepted_host()}:{port}"})
+        connection.request("GET", path, headers={"Host": f"{name}:{port}"})
         return str(connection.getresponse().status)
     except (OSError, http.client.HTTPException) as error:
         return str(error)
     finally:
         connection.close()
-
-
-def _accepted_host() -> str:
-    first = settings.ALLOWED_HOSTS[0] if settings.ALLOWED_HOSTS else "localhost"
-    return "localhost" if first == "*" else first.removeprefix(".")
 
 
 if __name__ == "__main__":
