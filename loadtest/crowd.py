@@ -18,7 +18,7 @@ from typing import Any, Final, Literal, TypeVar
 import aiohttp
 import orjson
 
-from loadtest.fleet import Agent, Channel, Credentials, Envelope, Phone, Refusal
+from loadtest.fleet import Agent, Channel, Credentials, Envelope, Phone, Refusal, answer_in
 from loadtest.journal import JournalTail
 from loadtest.roster import Member
 from nexmdm.fleet_client import FleetClient
@@ -172,10 +172,7 @@ class Crowd:
 
     async def _answer(self, body: bytes, headers: Mapping[str, str]) -> dict[str, Any]:
         async with self._session.post(self._admin.url + TARGET, data=body, headers=headers) as response:
-            answer: dict[str, Any] = orjson.loads(await response.read())
-            if response.status != HTTPStatus.OK:
-                raise Refusal(response.status, answer, response.headers.get("Retry-After"))
-            return answer
+            return await answer_in(response)
 
     async def _noted(self, kind: Kind, exchange: Awaitable[T]) -> T | None:
         """Await an exchange and keep account of it; None unless it was answered with a 200."""

@@ -224,10 +224,15 @@ class Phone:
     async def _post(self, path: str, body: Mapping[str, Any], bearer: str) -> dict[str, Any]:
         headers = {"Authorization": f"Bearer {bearer}", "Content-Type": "application/json"}
         async with self._session.post(self._base_url + path, data=orjson.dumps(body), headers=headers) as response:
-            answer: dict[str, Any] = orjson.loads(await response.read())
-            if response.status != HTTPStatus.OK:
-                raise Refusal(response.status, answer, response.headers.get("Retry-After"))
-            return answer
+            return await answer_in(response)
+
+
+async def answer_in(response: aiohttp.ClientResponse) -> dict[str, Any]:
+    """Return the JSON of a 200. Raises Refusal for another status, and JSONDecodeError for what is no JSON."""
+    answer: dict[str, Any] = orjson.loads(await response.read())
+    if response.status != HTTPStatus.OK:
+        raise Refusal(response.status, answer, response.headers.get("Retry-After"))
+    return answer
 
 
 def _credentials_in(answer: Mapping[str, str]) -> Credentials:
