@@ -14,16 +14,14 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from commands import filters, story, timeline
-from commands.models import FINAL, Attempt, Command, Delivery, Report, State
+from commands.models import FINAL, OVERDUE, Attempt, Command, Delivery, Report, State
 from devices.admin import SECRETS
 from devices.browsing import NOTHING, Column, Link, ReadOnlyAdmin, link_to_list, pretty
 from devices.narrowing import all_of
 
 NOW: Final = {
-    "state_now": Case(When(filters.OVERDUE, then=Value(State.EXPIRED)), default=F("state"), output_field=CharField()),
-    "settled_now": Case(
-        When(filters.OVERDUE, then=F("open_until")), default=F("settled_at"), output_field=DateTimeField()
-    ),
+    "state_now": Case(When(OVERDUE, then=Value(State.EXPIRED)), default=F("state"), output_field=CharField()),
+    "settled_now": Case(When(OVERDUE, then=F("open_until")), default=F("settled_at"), output_field=DateTimeField()),
 }
 """How a delivery stands at this moment, swept or not."""
 

@@ -7,7 +7,7 @@ from django.db.models.functions import Now
 from django.http import HttpRequest
 
 from commands.actions import CATALOGUE
-from commands.models import FCM_ERRORS, OPEN, Attempt, Command, Delivery, Outcome, Push, ReportStatus, State
+from commands.models import FCM_ERRORS, OPEN, OVERDUE, Attempt, Command, Delivery, Outcome, Push, ReportStatus, State
 from devices.browsing import ROWS_PER_PAGE
 from devices.narrowing import Age, Between, KnownChoices, all_of
 
@@ -18,9 +18,6 @@ LATEST: Final = 10_000
 
 COMMON: Final = 1000
 """An action is common if it has one in so many of the latest deliveries, and enough of them to fill a page."""
-
-OVERDUE: Final = Q(state__in=OPEN, open_until__lte=Now())
-"""Open, but past its time: expired for everybody who asks."""
 
 
 class ActionFilter(KnownChoices):

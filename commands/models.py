@@ -29,6 +29,8 @@ class State(models.TextChoices):
 
 
 OPEN = (State.PENDING, State.RECEIVED)
+OVERDUE = Q(state__in=OPEN, open_until__lte=Now())
+"""Open, but past its time: expired for everybody who asks, though not marked so yet."""
 
 
 class Push(models.TextChoices):
@@ -130,7 +132,7 @@ class DeliveryQuerySet(models.QuerySet["Delivery"]):
 
     def overdue(self) -> Self:
         """Keep what has run out of time but has not been marked so yet."""
-        return self.filter(state__in=OPEN, open_until__lte=Now())
+        return self.filter(OVERDUE)
 
 
 class Delivery(models.Model):

@@ -8,7 +8,7 @@ from uuid import UUID
 from django.db.models import Exists, OuterRef, Prefetch, Q, QuerySet
 from django.db.models.functions import Now
 
-from commands.models import FINAL, OPEN, Attempt, Channel, Command, Delivery, Push, Report, ReportStatus, State
+from commands.models import FINAL, OPEN, OVERDUE, Attempt, Channel, Command, Delivery, Push, Report, ReportStatus, State
 from commands.open_reasons import current_state, why_open
 from commands.queue import UnknownCommand
 from commands.schemas import (
@@ -173,7 +173,7 @@ def _in_state(rows: QuerySet[Any], state: State | None) -> QuerySet[Any]:
     if state is None:
         return rows
     if state == State.EXPIRED:
-        return rows.filter(Q(state=state) | Q(state__in=OPEN, open_until__lte=Now()))
+        return rows.filter(Q(state=state) | OVERDUE)
     if state in OPEN:
         return rows.filter(state=state, open_until__gt=Now())
     return rows.filter(state=state)
