@@ -56,9 +56,10 @@ class AuditEntryAdmin(ReadOnlyAdmin):
     ]  # fmt: skip
 
     exported: ClassVar = {
-        "at": "at", "principal": "principal", "address": "address", "method": "method", "path": "path",
+        "id": "id", "at": "at", "principal": "principal", "admin_key_id": "admin_key_id",
+        "idempotency_key": "idempotency_key", "address": "address", "method": "method", "path": "path",
         "body_sha256": "body_sha256", "status": "status", "code": "code", "request_id": "request_id",
-        "correlation_id": "correlation_id",
+        "correlation_id": "correlation_id", "previous": "previous", "hash": "hash",
     }  # fmt: skip
 
     when = Column("at")

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import os
 import re
 import subprocess
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from ipaddress import ip_network
 from typing import Any
 from urllib.parse import urlencode
@@ -795,6 +797,18 @@ def test_no_secret_is_in_any_csv(worked: World, staff: Visitor, model: type[Mode
     assert b"secret-" not in body
     assert b"yard-token" not in body
     assert b"secret-".hex().encode() not in body
+
+
+def test_the_csv_of_the_audit_is_enough_to_verify_it(worked: World, staff: Visitor) -> None:
+    rows = exported(staff, AuditEntry)
+    assert [row["previous"] for row in rows[:-1]] == [row["hash"] for row in rows[1:]]
+    for row in rows:
+        covered = [
+            "nexmdm audit 1", row["previous"], int(row["id"]), row["at"], row["principal"], row["admin_key_id"],
+            row["idempotency_key"], row["address"] or None, row["method"], row["path"], row["body_sha256"],
+            int(row["status"]), row["code"], row["request_id"] or None, row["correlation_id"],
+        ]  # fmt: skip
+        assert sha256(json.dumps(covered, ensure_ascii=False).encode()).hexdigest() == row["hash"]
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
