@@ -20,7 +20,7 @@ log = structlog.get_logger()
 
 _STOP_SECONDS: Final = 25
 _STEADY_SECONDS: Final = 10
-"""A child that lived so long did not fail to start: whatever ended it, the next one comes at once."""
+"""A child that lived so long did not fail to start: whatever ended it, the next one comes after the shortest pause."""
 
 _LONGEST_PAUSE_SECONDS: Final = 30.0
 _POSTGRES_CHECK_SECONDS: Final = 5
