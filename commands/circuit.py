@@ -7,6 +7,7 @@ from commands.models import Outcome
 
 FAILURES_TO_OPEN: Final = 20
 PROBE_INTERVAL_SECONDS: Final = 30.0
+FIRST_SHARE_SECONDS: Final = 0.1
 
 CLOSED: Final = "closed"
 OPEN: Final = "open"
@@ -59,23 +60,33 @@ class Circuit:
 
 @dataclass(slots=True)
 class Pace:
-    """A token bucket of `per_second` pushes: halved by each second with a 429 in it, won back by a tenth a second."""
+    """A token bucket of `per_second` pushes: halved by each second with a 429 in it, won back by a tenth a second.
+
+    It begins with a tenth of a second's pushes, so that dispatchers that are started again and again exceed it little.
+    """
 
     per_second: float
     factor: float = 1.0
     available: float = 0.0
-    updated_at: float = 0.0
+    updated_at: float | None = None
     slowed_at: float = float("-inf")
 
     def permits(self, now: float) -> int:
         """Return how many pushes may leave now."""
-        elapsed = max(0.0, now - self.updated_at)
+        elapsed = FIRST_SHARE_SECONDS if self.updated_at is None else max(0.0, now - self.updated_at)
         self.updated_at = now
         if now - self.slowed_at >= 1:
             self.factor = min(1.0, self.factor + 0.1 * min(elapsed, 10.0))
-        allowed = max(1.0, self.per_second * self.factor)
-        self.available = min(allowed, self.available + elapsed * allowed)
+        self.available = min(self._allowed, self.available + elapsed * self._allowed)
         return int(self.available)
+
+    def seconds_to_next(self) -> float:
+        """Return how long after the last look the next push may leave; 0.0 if it might have then."""
+        return max(0.0, 1.0 - self.available) / self._allowed
+
+    @property
+    def _allowed(self) -> float:
+        return max(1.0, self.per_second * self.factor)
 
     def spend(self, count: int) -> None:
         """Note that `count` pushes have left."""

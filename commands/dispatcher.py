@@ -9,11 +9,13 @@ from typing import Any, Final, Protocol
 
 import psycopg
 import structlog
-from django.db import DatabaseError, InterfaceError, OperationalError
+from asgiref.sync import ThreadSensitiveContext
+from django.db import Error, InterfaceError, OperationalError
 from prometheus_client import Counter, Histogram
 from psycopg import sql
 
 from commands import circuit, envelope, fcm, outbox, queue, retry
+from commands.batch import Batch
 from commands.circuit import Circuit, Pace
 from commands.models import FCM_ERRORS, Outcome
 from commands.outbox import Claimed, Sent
@@ -35,9 +37,10 @@ POLL_SECONDS: Final = 1.0
 """How long a lost notification can delay a push."""
 
 RECONNECT_SECONDS: Final = 1.0
-NOT_SENT: Final = "not sent: the circuit opened while it waited for its turn"
 RECORD_TRIES: Final = 30
-LEASE_MARGIN_SECONDS: Final = outbox.LEASE.total_seconds() - fcm.TIMEOUT_SECONDS - 5
+
+LEAVES_WITHIN_SECONDS: Final = outbox.LEASE.total_seconds() - fcm.TIMEOUT_SECONDS - 5
+"""How long after its claim a push may leave: the answer then has its time, and 5 s to be recorded, within the lease."""
 
 PUSHES = Counter("nexmdm_pushes", "FCM sends by outcome and code.", ["outcome", "http_status", "fcm_error"])
 PUSH_SECONDS = Histogram(
@@ -56,11 +59,12 @@ class Sends(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Chore:
-    """Something to be done again and again beside the pushing."""
+    """Something to be done again and again beside the pushing: ten times as often while there is a full batch of it."""
 
     name: str
     every_seconds: float
-    work: Callable[[], object]
+    work: Callable[[], int | None]
+    batch: int | None = None
 
 
 class Dispatcher:
@@ -97,7 +101,7 @@ class Dispatcher:
         await asyncio.gather(*side_tasks, return_exceptions=True)
 
     async def run_once(self) -> None:
-        """Do each chore once, push what is due and may leave now, and return when all of it is recorded."""
+        """Do each chore once, push what is due as the pace and the circuit allow, and return when it is recorded."""
         for chore in self._chores:
             await database.unit(chore.work)
         if self._sender is not None:
@@ -120,12 +124,13 @@ class Dispatcher:
         room = room if permitted is None else min(room, permitted)
         if room <= 0:
             return 0
-        claimed = await database.unit(outbox.claim_due, room)
+        claimed = await database.reserved(database.and_release, outbox.claim_due, room)
         if claimed:
             self.circuit.probing(now)
             self.pace.spend(len(claimed))
+        batch = Batch(claimed, now, is_probe=permitted is not None)
         for one in claimed:
-            task = asyncio.create_task(self._send(one, now, is_probe=permitted is not None))
+            task = asyncio.create_task(self._send(one, batch))
             self._sends.add(task)
             task.add_done_callback(self._sent)
         return len(claimed)
@@ -139,33 +144,54 @@ class Dispatcher:
                 log.error("dispatch.failed", error=type(error).__name__, detail=database.told(error)[:200])
                 started = 0
                 await self._pause(RECONNECT_SECONDS)
-            if not started and once and not self._sends:
-                return
             if started:
                 await asyncio.sleep(GATHER_SECONDS)
+            elif self.circuit.state == circuit.CLOSED and (wait := self.pace.seconds_to_next()):
+                await self._pause(min(wait, POLL_SECONDS))
+            elif once and not self._sends and not self._answered:
+                return
             else:
                 await self._sleep_until_woken(POLL_SECONDS)
 
-    async def _send(self, claimed: Claimed, claimed_at: float, *, is_probe: bool) -> None:
-        """Send a push once there is a slot; if the circuit has opened meanwhile, give it back unsent."""
+    async def _send(self, claimed: Claimed, batch: Batch) -> None:
+        """Send a push once there is a slot, or give it back unsent if it should not leave any more."""
         async with self._slots:
-            if self.circuit.state == circuit.OPEN and not is_probe:
-                self._answer(Sent(claimed, Outcome.BLOCKED, detail=NOT_SENT, retry_in_seconds=retry.PROBE_SECONDS))
+            if self.circuit.state == circuit.OPEN and not batch.is_probe:
+                self._give_back(claimed, "the circuit opened while it waited for its turn", retry.PROBE_SECONDS)
+            elif self._stopping.is_set() and not batch.is_fresh:
+                self._give_back(claimed, "the dispatcher stopped while it waited for its turn")
+            elif not await self._is_wanted(claimed, batch):
+                self._give_back(claimed, "it was withdrawn while it waited for its turn")
             else:
-                await self._send_now(claimed, claimed_at)
+                await self._send_now(claimed, batch.claimed_at)
+
+    async def _is_wanted(self, claimed: Claimed, batch: Batch) -> bool:
+        try:
+            return await batch.take(claimed)
+        except Error as error:
+            log.error("dispatch.failed", error=type(error).__name__, detail=database.told(error)[:200])
+            return False
 
     async def _send_now(self, claimed: Claimed, claimed_at: float) -> None:
         assert self._sender is not None
-        if time.monotonic() - claimed_at > LEASE_MARGIN_SECONDS:
-            return  # The lease is as good as over: it is somebody else's soon.
         data = envelope.seal(claimed.content, claimed.recipient)
-        push = fcm.Push(claimed.push_token, data, claimed.priority, claimed_at + claimed.seconds_left)
+        expires_at, leaves_before = claimed_at + claimed.seconds_left, claimed_at + LEAVES_WITHIN_SECONDS
+        push = fcm.Push(claimed.push_token, data, claimed.priority, expires_at, leaves_before)
         try:
             answer = await self._sender.send(push)
-        except fcm.Expired:
-            self._answer(Sent(claimed, Outcome.BLOCKED, detail="not sent: the command had expired"))
+        except fcm.NotSent as reason:
+            self._give_back(claimed, str(reason))
         else:
-            self._answer(self._ruled(claimed, answer))
+            sent = self._ruled(claimed, answer)
+            _log(sent)
+            self._answer(sent)
+
+    def _give_back(self, claimed: Claimed, reason: str, retry_in_seconds: float = 0.0) -> None:
+        """Close an attempt that has not left; the push is due again if it still is wanted. No failure of anybody's."""
+        request_id, device_id = str(claimed.content.request_id), str(claimed.recipient.device_id)
+        log.info("command.not_sent", request_id=request_id, device_id=device_id, attempt=claimed.number, detail=reason)
+        detail = f"not sent: {reason}"
+        self._answer(Sent(claimed, Outcome.BLOCKED, detail=detail, retry_in_seconds=retry_in_seconds))
 
     def _ruled(self, claimed: Claimed, answer: fcm.Answer) -> Sent:
         ruling = retry.rule(answer, claimed.failures)
@@ -189,7 +215,6 @@ class Dispatcher:
         )
 
     def _answer(self, sent: Sent) -> None:
-        _log(sent)
         self._answered.append(sent)
         self._unrecorded.set()
 
@@ -213,7 +238,7 @@ class Dispatcher:
         """
         for _ in range(RECORD_TRIES):
             try:
-                await database.unit(outbox.record_attempts, batch)
+                await database.reserved(database.and_release, outbox.record_attempts, batch)
                 break
             except (OperationalError, InterfaceError) as error:
                 log.error("dispatch.record_failed", error=type(error).__name__, detail=database.told(error)[:200])
@@ -222,6 +247,7 @@ class Dispatcher:
                 log.exception("dispatch.unrecordable", error=type(error).__name__)
                 break
         del self._answered[: len(batch)]
+        self._awake.set()
 
     async def _listen(self) -> None:
         """Wake the loop when a transaction that queued something commits; after a lost connection, poll at once."""
@@ -238,14 +264,19 @@ class Dispatcher:
                 self._awake.set()
 
     async def _repeat(self, chore: Chore) -> None:
-        while True:
-            try:
-                await database.unit(chore.work)
-            except (DatabaseError, InterfaceError) as error:
-                log.warning(
-                    "chore.failed", chore=chore.name, error=type(error).__name__, detail=database.told(error)[:200]
-                )
-            await asyncio.sleep(chore.every_seconds)
+        # A thread of its own: neither the pushing nor another chore waits for one that waits for a lock.
+        async with ThreadSensitiveContext():
+            while True:
+                done = await self._do(chore)
+                is_full = chore.batch is not None and done >= chore.batch
+                await asyncio.sleep(chore.every_seconds / 10 if is_full else chore.every_seconds)
+
+    async def _do(self, chore: Chore) -> int:
+        try:
+            return await database.unit(chore.work) or 0
+        except Exception as error:  # noqa: BLE001  (the loop's edge: the chore is done again)
+            log.warning("chore.failed", chore=chore.name, error=type(error).__name__, detail=database.told(error)[:200])
+            return 0
 
     async def _sleep_until_woken(self, seconds: float) -> None:
         with suppress(TimeoutError):

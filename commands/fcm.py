@@ -4,6 +4,7 @@ Sources: Google's pages "FCM: Send messages with HTTP v1", "ErrorCode", "Scale F
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ from typing import Any, Final, Self
 
 import aiohttp
 import orjson
+from aiohttp.abc import AbstractStreamWriter
 from firebase_admin import credentials
-from google.auth.exceptions import GoogleAuthError
 from google.auth.transport.requests import Request
 
 TIMEOUT_SECONDS: Final = 10
@@ -25,18 +26,27 @@ MAX_TTL_SECONDS: Final = 2_419_200
 _FCM_ERROR: Final = "google.firebase.fcm.v1.FcmError"
 
 
-class Expired(Exception):
-    """The command's time was over before the push could leave."""
+class NotSent(Exception):
+    """The push could not leave in time; its text says which time was over. FCM has not got it, or has refused it."""
+
+
+class NoAccessToken(Exception):
+    """There is no access token to be had; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Push:
-    """What goes to FCM for one phone: strings only, data only. Not after `leaves_before`, by time.monotonic()."""
+    """What goes to FCM for one phone: strings only, data only.
+
+    It leaves before its command expires and before `leaves_before` (whose push it is, is known until then), or not at
+    all. Both are times of time.monotonic().
+    """
 
     token: str
     data: dict[str, str]
     priority: str
-    leaves_before: float
+    expires_at: float
+    leaves_before: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,18 +72,18 @@ class AccessToken:
         self._refreshing: asyncio.Task[None] | None = None
 
     async def get(self) -> str:
-        """Return a live token; wait for a refresh only if there is none. Raises GoogleAuthError."""
+        """Return a live token; wait for a refresh only if there is none. Raises NoAccessToken."""
         remaining = self._remaining()
-        if remaining < TOKEN_REFRESH_AHEAD:
-            refreshing = self._refresh()
-            if remaining <= timedelta(seconds=10):
-                await asyncio.shield(refreshing)
+        if remaining <= timedelta(seconds=10):
+            await self._refreshed()
+        elif remaining < TOKEN_REFRESH_AHEAD:
+            self._refresh()
         return str(self._credential.token)
 
     async def renew(self, refused: str) -> None:
-        """Refresh a token that FCM has refused, unless that has happened meanwhile. Raises GoogleAuthError."""
+        """Refresh a token that FCM has refused, unless that has happened meanwhile. Raises NoAccessToken."""
         if self._credential.token == refused:
-            await asyncio.shield(self._refresh())
+            await self._refreshed()
 
     def _remaining(self) -> timedelta:
         if self._credential.token is None or self._credential.expiry is None:
@@ -81,6 +91,13 @@ class AccessToken:
         # google-auth keeps its expiry as naive UTC.
         remaining: timedelta = self._credential.expiry - datetime.now(UTC).replace(tzinfo=None)
         return remaining
+
+    async def _refreshed(self) -> None:
+        try:
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                await asyncio.shield(self._refresh())
+        except Exception as error:  # google-auth trips over some answers that are no OAuth endpoint's
+            raise NoAccessToken(type(error).__name__) from error
 
     def _refresh(self) -> asyncio.Task[None]:
         if self._refreshing is None or self._refreshing.done():
@@ -116,17 +133,22 @@ class Sender:
     async def send(self, push: Push) -> Answer:
         """Send one message and return FCM's answer. Never raises for what the network or FCM does.
 
-        Raises Expired if the push could not leave in time: then FCM has not got it, or has refused it before.
+        Raises NotSent if the push could not leave in time.
         """
         started = time.monotonic()
         try:
             answer = await self._send_with_token(push)
-        except GoogleAuthError as error:
-            answer = Answer(None, fault=f"oauth: {type(error).__name__}", oauth_failed=True)
+        except NotSent:
+            raise
+        except NoAccessToken as error:
+            answer = Answer(None, fault=f"oauth: {error}", oauth_failed=True)
         except TimeoutError:
             answer = Answer(None, fault="timeout")
-        except aiohttp.ClientError as error:
-            answer = Answer(None, fault=f"connection: {type(error).__name__}")
+        except Exception as error:  # noqa: BLE001  (the network's edge: whatever comes of a strange answer)
+            if isinstance(error.__cause__, NotSent):
+                raise error.__cause__ from None
+            kind = "connection" if isinstance(error, aiohttp.ClientError | OSError) else "unexpected"
+            answer = Answer(None, fault=f"{kind}: {type(error).__name__}")
         return _with_latency(answer, started)
 
     async def _send_with_token(self, push: Push) -> Answer:
@@ -138,21 +160,46 @@ class Sender:
         return await self._post(push, await self._access.get())
 
     async def _post(self, push: Push, token: str) -> Answer:
-        # Encoded only now: whatever was waited for counts against the message's time to live.
-        body = encode(push)
-        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
-        async with self._session.post(self._url, data=body, headers=headers, allow_redirects=False) as response:
+        headers = {"Authorization": f"Bearer {token}"}
+        async with self._session.post(
+            self._url, data=_Leaving(push), headers=headers, allow_redirects=False
+        ) as response:
             return parse(response.status, response.headers, await response.read())
 
 
+class _Leaving(aiohttp.Payload):
+    """A push as a request's body. It is encoded once more when there is a connection to write it to.
+
+    So what it waited for, a connection too, counts against the message's time to live.
+    """
+
+    def __init__(self, push: Push) -> None:
+        """Raises NotSent."""
+        super().__init__(push, content_type="application/json")
+        self._push = push
+        self._size: int = len(encode(push))
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """Return the body as text."""
+        return encode(self._push).decode(encoding, errors)
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        """Write the body as it may leave now. Raises NotSent: the request is then broken off."""
+        # Time takes digits away and never adds one; blanks after a JSON text mean nothing.
+        await writer.write(encode(self._push).ljust(self._size))
+
+
 def encode(push: Push) -> bytes:
-    """Return the body of the HTTP v1 request as it may leave now. Raises Expired.
+    """Return the body of the HTTP v1 request as it may leave now. Raises NotSent.
 
     It is what firebase_admin.messaging makes of such a message, in a third of the time.
     """
-    seconds_left = push.leaves_before - time.monotonic()
+    now = time.monotonic()
+    seconds_left = push.expires_at - now
     if seconds_left <= 0:
-        raise Expired
+        raise NotSent("the command had expired")
+    if now >= push.leaves_before:
+        raise NotSent("it had waited for too long")
     android = {"priority": push.priority, "ttl": f"{min(int(seconds_left), MAX_TTL_SECONDS)}s"}
     return orjson.dumps({"message": {"token": push.token, "data": push.data, "android": android}})
 

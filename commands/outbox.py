@@ -108,6 +108,29 @@ def claim_due(limit: int) -> list[Claimed]:
     ]  # fmt: skip
 
 
+# As the claim judges it, for pushes that were claimed a while ago.
+_WANTED: Final = """
+    SELECT delivery.id
+    FROM unnest(%(delivery_ids)s::bigint[], %(numbers)s::int[], %(push_tokens)s::text[])
+        AS claimed (delivery_id, number, push_token)
+    JOIN commands_delivery delivery ON delivery.id = claimed.delivery_id AND delivery.attempt_count = claimed.number
+    JOIN commands_command command ON command.id = delivery.command_id
+    JOIN devices_device device ON device.id = delivery.device_id AND device.push_token = claimed.push_token
+    WHERE delivery.state = 'pending' AND command.expires_at > now()
+        AND device.revoked_at IS NULL AND device.push_token_dead_at IS NULL
+"""
+
+
+def wanted(claimed: Sequence[Claimed]) -> set[int]:
+    """Return the `delivery_id` of those that may still be sent as they were claimed."""
+    columns = {
+        "delivery_ids": [one.delivery_id for one in claimed],
+        "numbers": [one.number for one in claimed],
+        "push_tokens": [one.push_token for one in claimed],
+    }
+    return {delivery_id for (delivery_id,) in database.rows(_WANTED, columns)}
+
+
 # The locks come first, in a statement of their own: what follows must see what the holders before us wrote, of the
 # devices too.
 _HOLD: Final = """

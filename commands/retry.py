@@ -49,7 +49,7 @@ def rule(answer: Answer, failures: int) -> Ruling:
     | 404 or 403 without those codes, 401, OAuth | blocked       | again when the circuit lets through      |
     | less than 400, but not 200                 | blocked       | as above: it is not FCM that answers     |
     | 400 and other 4xx                          | rejected      | no further push                          |
-    | 429                                        | retry_later   | Retry-After, else 60 s or more           |
+    | 429                                        | retry_later   | Retry-After, else 60 s, or a bit more    |
     | 5xx                                        | retry_later   | the larger of Retry-After and the backoff|
     | time-out, connection error, 200 without id | unknown       | as 5xx                                   |
     """
@@ -65,13 +65,21 @@ def rule(answer: Answer, failures: int) -> Ruling:
     if status in _ADVICE or status < HTTPStatus.BAD_REQUEST:
         return Ruling(Outcome.BLOCKED, PROBE_SECONDS, _ADVICE.get(status, _NOT_FCM))
     if status == HTTPStatus.TOO_MANY_REQUESTS:
-        return Ruling(Outcome.RETRY_LATER, answer.retry_after_seconds or max(QUOTA_RETRY_SECONDS, backoff(failures)))
+        asked = answer.retry_after_seconds or 0.0
+        return Ruling(
+            Outcome.RETRY_LATER, _spread(asked) if asked else max(_spread(QUOTA_RETRY_SECONDS), backoff(failures))
+        )
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return Ruling(Outcome.RETRY_LATER, max(answer.retry_after_seconds or 0.0, backoff(failures)))
+        return Ruling(Outcome.RETRY_LATER, max(_spread(answer.retry_after_seconds or 0.0), backoff(failures)))
     return Ruling(Outcome.REJECTED)
 
 
 def backoff(failures: int) -> float:
     """Return 10 s and a random part of 10 s × 2ⁿ, 15 min at most, for the n-th failure (from 0)."""
     spread = FIRST_RETRY_SECONDS * 2.0 ** min(failures, 10)
-    return min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS + random.uniform(0, spread))
+    return FIRST_RETRY_SECONDS + random.uniform(0, min(spread, LONGEST_RETRY_SECONDS - FIRST_RETRY_SECONDS))
+
+
+def _spread(seconds: float) -> float:
+    """Return a wait that is a tenth longer at most: what was told to wait equally long must not come back as one."""
+    return seconds * random.uniform(1, 1.1)

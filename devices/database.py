@@ -18,7 +18,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 RESERVED_CONNECTIONS: Final = 1
-"""Kept back from requests, for the heartbeats' flush."""
+"""Kept back from units, for what a process does one at a time: the heartbeats' flush, a dispatcher's pushing."""
 
 DEADLOCK_TRIES: Final = 5
 
@@ -38,18 +38,20 @@ async def unit(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     if gate is None:
         gate = _gates[loop] = asyncio.Semaphore(max(1, settings.DATABASE_POOL_SIZE - RESERVED_CONNECTIONS))
     async with gate:
-        return await sync_to_async(_and_release)(work, *args, **kwargs)
+        return await sync_to_async(and_release)(work, *args, **kwargs)
 
 
 async def reserved(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Run a function in a thread without waiting for a turn: for what each process does one at a time.
 
     The function itself has to call release(), sooner or later: so it may keep its connection for the next call.
+    (Or hand and_release over, with the function to follow.)
     """
     return await sync_to_async(work)(*args, **kwargs)
 
 
-def _and_release(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+def and_release(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Run a function, and return this thread's connections to the pool on the way out."""
     try:
         return work(*args, **kwargs)
     finally:

@@ -258,7 +258,8 @@ class FcmStandin:
     """A Firebase project of its own: a server in a thread, from `start` to `close`.
 
     Steer it by its attributes, from any thread: `override` answers every send alike, `delay_ms` slows every answer,
-    `oauth_down` fails the OAuth endpoint, `expires_in_seconds` is the life of access tokens issued from now on.
+    `oauth_down` fails the OAuth endpoint, `oauth_says` is what it answers with 200 instead of a token, and
+    `expires_in_seconds` is the life of access tokens issued from now on.
     """
 
     def __init__(
@@ -273,6 +274,7 @@ class FcmStandin:
         self.access_tokens = AccessTokens(self.client_email, self.token_uri)
         self.delay_ms = delay_ms
         self.oauth_down = False
+        self.oauth_says = ""
         self.expires_in_seconds = 3600
         self._override: str | None = None
         self._flaky: Counter[str] = Counter()
@@ -445,6 +447,8 @@ class FcmStandin:
         if self.oauth_down:
             # google-auth tries a 500, 503 or 504 again for seconds before it fails; a 502 fails at once.
             return web.json_response({"error": "bad_gateway"}, status=HTTPStatus.BAD_GATEWAY)
+        if self.oauth_says:
+            return web.Response(text=self.oauth_says)
         form = await request.post()
         if form.get("grant_type") != GRANT_TYPE:
             return web.json_response({"error": "unsupported_grant_type"}, status=HTTPStatus.BAD_REQUEST)

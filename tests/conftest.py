@@ -66,6 +66,7 @@ def fcm(_standin: FcmStandin, settings: Settings) -> Iterator[FcmStandin]:
     _standin.journal.clear()
     yield _standin
     _standin.override, _standin.oauth_down, _standin.delay_ms, _standin.expires_in_seconds = None, False, 0, 3600
+    _standin.oauth_says = ""
 
 
 @pytest.fixture

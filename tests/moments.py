@@ -15,7 +15,7 @@ from django.apps import apps
 from django.db import connection, transaction
 from django.db.models import DateTimeField, F
 
-from devices import database
+from devices.database import and_release
 from tests.actors import Answer, Client
 
 R = TypeVar("R")
@@ -92,8 +92,8 @@ def in_parallel(calls: Sequence[Callable[[], Answer]], *, all_wait_for: str) -> 
             cursor.execute(f'LOCK TABLE "{all_wait_for}" IN SHARE MODE')
             answers = [threads.submit(and_release, call) for call in calls]
             deadline = time.monotonic() + 5
-            while _waiting() < len(calls):
-                assert time.monotonic() < deadline, f"{_waiting()} of {len(calls)} calls wait"
+            while waiting() < len(calls):
+                assert time.monotonic() < deadline, f"{waiting()} of {len(calls)} calls wait"
         return [answer.result() for answer in answers]
 
 
@@ -107,20 +107,13 @@ def overtaken(first: Callable[[], object], then: Callable[[], R]) -> R:
             first()
             overtaking = thread.submit(and_release, then)
             deadline = time.monotonic() + 5
-            while not overtaking.done() and not _waiting():
+            while not overtaking.done() and not waiting():
                 assert time.monotonic() < deadline, "it neither waits nor ends"
         return overtaking.result()
 
 
-def and_release(call: Callable[[], R]) -> R:
-    """Call, and leave no connection behind in a thread that ends: a batcher keeps its own while it is busy."""
-    try:
-        return call()
-    finally:
-        database.release()
-
-
-def _waiting() -> int:
+def waiting() -> int:
+    """Return how many connections wait for a lock."""
     with connection.cursor() as cursor:
         # Not pg_stat_activity: a transaction sees that as it was at the first look.
         cursor.execute("SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted")

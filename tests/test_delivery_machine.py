@@ -32,7 +32,8 @@ from hypothesis.stateful import (
 from pytest_django import Settings
 
 from commands import fcm, outbox, queue
-from commands.dispatcher import LEASE_MARGIN_SECONDS, Dispatcher
+from commands.batch import FRESH_SECONDS, Batch
+from commands.dispatcher import LEAVES_WITHIN_SECONDS, Dispatcher
 from commands.models import FINAL, OPEN, Attempt, Channel, Delivery, Outcome, Push, ReportStatus, State
 from commands.outbox import Claimed
 from devices import database
@@ -87,7 +88,8 @@ class Desk:
     def send(self, claimed: Claimed, waited: timedelta) -> Mapping[str, Any] | None:
         """Send a push that was claimed so long ago; return the message if one has left."""
         before = len(self.line.left)
-        async_to_sync(self.dispatcher._send)(claimed, time.monotonic() - waited.total_seconds(), is_probe=True)
+        batch = Batch([claimed], time.monotonic() - waited.total_seconds(), is_probe=True)
+        async_to_sync(self.dispatcher._send)(claimed, batch)
         return self.line.left[-1] if len(self.line.left) > before else None
 
     def answered(self) -> list[outbox.Sent]:
@@ -182,21 +184,23 @@ class Deliveries(RuleBasedStateMachine):
     @precondition(lambda self: any(desk.claimed for desk in self.desks))
     @rule(number=DISPATCHERS)
     def send(self, number: int) -> None:
-        """Nothing leaves after its time, after its lease, or without an open attempt that says so."""
+        """Nothing leaves after its time or its lease, without an open attempt, or when it was withdrawn long ago."""
         desk = self.one_of(number, lambda desk: bool(desk.claimed))
         for claimed, claimed_at in desk.claimed:
             life, waited = self.life_of(claimed), self.now - claimed_at
             message = desk.send(claimed, waited)
-            in_time = self.now < life.expires_at
+            in_time = self.now < life.expires_at and waited.total_seconds() < LEAVES_WITHIN_SECONDS
+            is_wanted = life.state == State.PENDING and self.can_be_pushed_to(life.owner)
+            is_wanted &= life.owner.push_token == claimed.push_token and claimed.number == len(life.outcomes)
             if message is not None:
                 assert in_time
-                assert waited < outbox.LEASE
+                assert is_wanted or waited.total_seconds() <= FRESH_SECONDS
                 assert float(message["android"]["ttl"][:-1]) <= (life.expires_at - self.now).total_seconds()
                 assert message["data"]["request_id"] == life.request_id
                 attempt = Attempt.objects.get(delivery_id=claimed.delivery_id, number=claimed.number)
                 assert attempt.outcome == Outcome.IN_FLIGHT
-            elif in_time:
-                assert waited.total_seconds() >= LEASE_MARGIN_SECONDS
+            else:
+                assert not in_time or not is_wanted
         desk.claimed.clear()
 
     @precondition(lambda self: any(desk.dispatcher._answered for desk in self.desks))

@@ -18,9 +18,10 @@ from commands.queue import Order
 from commands.reports import Said
 from devices import enrollment
 from devices.audience import Target
+from devices.database import and_release
 from devices.models import Device
 from tests.actors import Admin, Answer, Phone
-from tests.moments import and_release, overtaken
+from tests.moments import overtaken
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

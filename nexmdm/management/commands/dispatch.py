@@ -78,12 +78,12 @@ def _chores(dispatcher: Dispatcher) -> list[Chore]:
 
     return [
         Chore("seen", dispatchers.SEEN_EVERY_SECONDS, seen),
-        Chore("expire", 1, lambda: queue.expire(SWEEP_BATCH)),
-        Chore("abandoned attempts", 10, lambda: outbox.close_abandoned(SWEEP_BATCH)),
+        Chore("expire", 1, lambda: queue.expire(SWEEP_BATCH), SWEEP_BATCH),
+        Chore("abandoned attempts", 10, lambda: outbox.close_abandoned(SWEEP_BATCH), SWEEP_BATCH),
         Chore("unused credentials", 60, credentials.forget_unused_next),
         Chore("stored answers", 60, idempotency.forget_old_answers),
         Chore("counters", 60, counters.forget_expired),
-        Chore("retention of deliveries", 10, lambda: retention.prune(kept, RETENTION_BATCH)),
-        Chore("retention of dead push tokens", 60, lambda: push_tokens.prune(kept, RETENTION_BATCH)),
-        Chore("retention of the audit", 10, lambda: audit.prune(kept, RETENTION_BATCH)),
+        Chore("retention of deliveries", 10, lambda: retention.prune(kept, RETENTION_BATCH), RETENTION_BATCH),
+        Chore("retention of dead push tokens", 60, lambda: push_tokens.prune(kept, RETENTION_BATCH), RETENTION_BATCH),
+        Chore("retention of the audit", 10, lambda: audit.prune(kept, RETENTION_BATCH), RETENTION_BATCH),
     ]

@@ -1,0 +1,43 @@
+"""What was claimed at once, while it waits for its turn to be sent."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from commands import outbox
+from commands.outbox import Claimed
+from devices import database
+
+FRESH_SECONDS: Final = 1.0
+"""How long it may be taken for granted that a claimed push is still wanted; longer, and the database is asked again."""
+
+
+class Batch:
+    """Pushes of one claim, and whether each is still wanted. `claimed_at` is a time of time.monotonic()."""
+
+    def __init__(self, claimed: Sequence[Claimed], claimed_at: float, *, is_probe: bool = False) -> None:
+        """Take them for wanted, as of the claim."""
+        self.claimed_at = claimed_at
+        self.is_probe = is_probe
+        self._waiting = {one.delivery_id: one for one in claimed}
+        self._asked_at = claimed_at
+        self._asking = asyncio.Lock()
+
+    @property
+    def is_fresh(self) -> bool:
+        """Tell whether nobody needs to ask."""
+        return time.monotonic() - self._asked_at <= FRESH_SECONDS
+
+    async def take(self, claimed: Claimed) -> bool:
+        """Take a push out; tell whether it may leave. One question serves all that wait. Raises what the database does.
+
+        It may not if meanwhile it was settled or has expired, or its device was revoked or has another push token.
+        """
+        async with self._asking:
+            if not self.is_fresh:
+                asked_at = time.monotonic()
+                wanted = await database.reserved(database.and_release, outbox.wanted, list(self._waiting.values()))
+                self._waiting = {number: one for number, one in self._waiting.items() if number in wanted}
+                self._asked_at = asked_at
+        return self._waiting.pop(claimed.delivery_id, None) is not None

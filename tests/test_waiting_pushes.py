@@ -1,0 +1,203 @@
+"""What becomes of pushes that are claimed and wait for their turn, and of a dispatcher that has other work to do."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+
+import psycopg
+import pytest
+from django.db.models.functions import Now
+
+from commands import fcm, queue, retention
+from commands.dispatcher import Chore, Dispatcher
+from commands.fcm import Sender
+from commands.models import Attempt, Delivery
+from devices import database
+from loadtest.fcm_standin import FcmStandin
+from tests.actors import Admin, Phone
+from tests.moments import waiting
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+PHONES = 4
+
+
+@pytest.fixture
+def phones(admin: Admin, fcm: FcmStandin) -> list[Phone]:
+    """Phones that can be pushed to, with a ping that is due for each."""
+    text = admin.enrollment_token(max_uses=PHONES)
+    phones = [Phone(admin.client, f"phone-{number}") for number in range(PHONES)]
+    for number, phone in enumerate(phones):
+        assert phone.register(text, push_token=f"ok-{number}").status == 200
+    admin.command("ping", to={"all": True})
+    return phones
+
+
+@pytest.fixture
+def one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a dispatcher have one slot, and ask of each push whether it is still wanted."""
+    monkeypatch.setattr("commands.dispatcher.SLOTS", 1)
+    monkeypatch.setattr("commands.batch.FRESH_SECONDS", -1)
+
+
+class Interrupted:
+    """A sender, and something that happens when its first push has been answered."""
+
+    def __init__(self, sender: Sender, happening: Callable[[], object]) -> None:
+        self.sender = sender
+        self.happenings = [happening]
+
+    async def send(self, push: fcm.Push) -> fcm.Answer:
+        """Send a push; let happen what shall happen after the first one."""
+        answer = await self.sender.send(push)
+        if self.happenings:
+            await asyncio.to_thread(database.and_release, self.happenings.pop())
+        return answer
+
+
+def with_sender(standin: FcmStandin, work: Callable[[Sender], Awaitable[None]]) -> None:
+    """Do something with a real sender to the stand-in, on a loop of its own as a dispatcher has it."""
+
+    async def working() -> None:
+        async with Sender(standin.service_account(), standin.base_url, connections=10) as sender:
+            await work(sender)
+
+    asyncio.run(working())
+
+
+def dispatch(standin: FcmStandin, *, after_the_first: Callable[[], object]) -> None:
+    """Dispatch once; let something happen when the first push has been answered."""
+
+    async def dispatched(sender: Sender) -> None:
+        await Dispatcher(Interrupted(sender, after_the_first), per_second=5000).run_once()
+
+    with_sender(standin, dispatched)
+
+
+def pushed_to(standin: FcmStandin) -> list[str]:
+    return [str(send.message["token"]) for send in standin.journal.sends()]
+
+
+def test_what_is_cancelled_while_it_waits_for_its_turn_does_not_leave(
+    admin: Admin, fcm: FcmStandin, phones: list[Phone], one_at_a_time: None
+) -> None:
+    request_id = Delivery.objects.values_list("command_id", flat=True)[0]
+    dispatch(fcm, after_the_first=lambda: admin.post(f"/admin/commands/{request_id}/cancel"))
+    assert len(fcm.journal) == 1
+    stayed = Attempt.objects.filter(outcome="blocked", http_status=None)
+    assert {attempt.detail for attempt in stayed} == {"not sent: it was withdrawn while it waited for its turn"}
+    assert Delivery.objects.filter(state="cancelled", next_attempt_at=None, failure_count=0).count() == PHONES
+
+
+def test_what_is_due_to_a_phone_that_is_revoked_meanwhile_does_not_leave(
+    admin: Admin, fcm: FcmStandin, phones: list[Phone], one_at_a_time: None
+) -> None:
+    def revoke_all() -> None:
+        for phone in phones:
+            admin.post(f"/admin/devices/{phone.device_id}/revoke")
+
+    dispatch(fcm, after_the_first=revoke_all)
+    assert len(fcm.journal) == 1
+
+
+def test_a_phone_with_a_new_push_token_meanwhile_is_pushed_to_by_that_one_alone(
+    fcm: FcmStandin, phones: list[Phone], one_at_a_time: None
+) -> None:
+    def renew_all() -> None:
+        for number, phone in enumerate(phones):
+            phone.heartbeat(push_token=f"ok-new-{number}")
+
+    dispatch(fcm, after_the_first=renew_all)
+    first, *others = pushed_to(fcm)
+    assert set(others) == {f"ok-new-{number}" for number in range(PHONES)} - {first.replace("-", "-new-")}
+    assert not Delivery.objects.exclude(push_state="accepted").exists()
+
+
+def test_what_is_answered_by_heartbeat_while_it_waits_for_its_turn_does_not_leave(
+    fcm: FcmStandin, phones: list[Phone], one_at_a_time: None
+) -> None:
+    def answer_all() -> None:
+        for phone in phones:
+            (command,) = phone.heartbeat().json["commands"]
+            assert phone.report(command["request_id"], "succeeded", via="heartbeat").status == 200
+
+    dispatch(fcm, after_the_first=answer_all)
+    assert len(fcm.journal) == 1
+
+
+def test_a_dispatcher_that_is_stopped_gives_back_what_waits_for_its_turn(
+    fcm: FcmStandin, phones: list[Phone], one_at_a_time: None
+) -> None:
+    async def stopped(sender: Sender) -> None:
+        loop = asyncio.get_running_loop()
+        interrupted = Interrupted(sender, lambda: loop.call_soon_threadsafe(dispatcher.stop))
+        dispatcher = Dispatcher(interrupted, per_second=5000)
+        await dispatcher.run()
+
+    with_sender(fcm, stopped)
+    assert len(fcm.journal) == 1
+    given_back = Delivery.objects.filter(push_state="retrying", next_attempt_at__lte=Now(), failure_count=0)
+    assert given_back.count() == PHONES - 1
+    stayed = Attempt.objects.filter(outcome="blocked", delivery__in=given_back)
+    assert {attempt.detail for attempt in stayed} == {"not sent: the dispatcher stopped while it waited for its turn"}
+
+
+def test_what_has_waited_until_its_lease_is_nearly_over_is_given_back_and_claimed_anew(
+    fcm: FcmStandin, phones: list[Phone], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("commands.dispatcher.SLOTS", 1)
+    monkeypatch.setattr("commands.dispatcher.LEAVES_WITHIN_SECONDS", 0.3)
+    fcm.delay_ms = 200
+    dispatch(fcm, after_the_first=lambda: None)
+    assert sorted(pushed_to(fcm)) == [f"ok-{number}" for number in range(PHONES)]
+    stayed = Attempt.objects.filter(outcome="blocked")
+    assert {attempt.detail for attempt in stayed} == {"not sent: it had waited for too long"}
+    assert not Delivery.objects.exclude(push_state="accepted").exists()
+
+
+def test_pushes_leave_though_a_chore_waits_for_a_lock(admin: Admin, fcm: FcmStandin, phones: list[Phone]) -> None:
+    chore = Chore("retention", 3600, lambda: retention.prune(timedelta(days=90), 10))
+
+    def wait_and_issue() -> None:
+        deadline = time.monotonic() + 5
+        while not waiting():
+            assert time.monotonic() < deadline, "the chore does not wait"
+        admin.command("lock", to={"all": True})
+
+    async def dispatched(sender: Sender) -> None:
+        dispatcher = Dispatcher(sender, per_second=5000, chores=[chore])
+        running = asyncio.create_task(dispatcher.run())
+        await asyncio.to_thread(database.and_release, wait_and_issue)
+        await asyncio.to_thread(fcm.journal.wait_for, 2 * PHONES)
+        other.rollback()
+        dispatcher.stop()
+        await running
+
+    with psycopg.connect(**database.parameters()) as other:
+        other.execute("SELECT pg_advisory_xact_lock(hashtextextended('retention:deliveries', 0))")
+        with_sender(fcm, dispatched)
+    assert Delivery.objects.filter(push_state="accepted").count() == 2 * PHONES
+
+
+def test_a_sweep_goes_on_while_there_is_a_full_batch_of_it(fcm: FcmStandin, phones: list[Phone]) -> None:
+    Delivery.objects.update(open_until=Now())
+    done = 0
+
+    def expire() -> int:
+        nonlocal done
+        expired = queue.expire(1)
+        done += expired
+        return expired
+
+    async def swept(sender: Sender) -> None:
+        dispatcher = Dispatcher(sender, per_second=5000, chores=[Chore("expire", 2, expire, 1)])
+        running, deadline = asyncio.create_task(dispatcher.run()), time.monotonic() + 5
+        while done < PHONES:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.01)
+        dispatcher.stop()
+        await running
+
+    with_sender(fcm, swept)
+    assert Delivery.objects.filter(state="expired").count() == PHONES
