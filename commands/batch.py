@@ -34,10 +34,15 @@ class Batch:
 
         It may not if meanwhile it was settled or has expired, or its device was revoked or has another push token.
         """
-        async with self._asking:
-            if not self.is_fresh:
-                asked_at = time.monotonic()
-                wanted = await database.reserved(database.and_release, outbox.wanted, list(self._waiting.values()))
-                self._waiting = {number: one for number, one in self._waiting.items() if number in wanted}
-                self._asked_at = asked_at
+        if not self.is_fresh:
+            async with self._asking:
+                await self._ask()
         return self._waiting.pop(claimed.delivery_id, None) is not None
+
+    async def _ask(self) -> None:
+        if self.is_fresh:
+            return  # Another one has asked while this one waited to.
+        asked_at = time.monotonic()
+        wanted = await database.reserved(database.and_release, outbox.wanted, list(self._waiting.values()))
+        self._waiting = {number: one for number, one in self._waiting.items() if number in wanted}
+        self._asked_at = asked_at

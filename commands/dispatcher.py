@@ -27,8 +27,11 @@ SLOTS: Final = 500
 """Sends under way at once, and FCM connections: at 150 ms an answer they carry 3,300 pushes a second."""
 
 BATCH: Final = 500
-OUTSTANDING: Final = SLOTS + BATCH
-"""Pushes claimed and not yet answered: a batch more than there are slots, so that no slot waits for a claim."""
+OUTSTANDING: Final = SLOTS + 2 * BATCH
+"""Pushes claimed and not yet answered: two batches more than there are slots, so that no slot waits for a claim."""
+
+LEAST_ROOM: Final = BATCH // 2
+"""For fewer pushes than these nothing is claimed while others wait: a claim costs the same time for one as for many."""
 
 GATHER_SECONDS: Final = 0.02
 """How long a dispatcher with more to send lets room come free, so that it claims a hundred at once and not ten."""
@@ -120,7 +123,8 @@ class Dispatcher:
         """Claim what is due and may leave now, and start sending it; return how many."""
         now = time.monotonic()
         permitted = self.circuit.permits(now)
-        room = min(OUTSTANDING - len(self._sends), BATCH, self.pace.permits(now))
+        room = OUTSTANDING - len(self._sends)
+        room = min(room, BATCH, self.pace.permits(now)) if room >= LEAST_ROOM else 0
         room = room if permitted is None else min(room, permitted)
         if room <= 0:
             return 0
@@ -138,6 +142,7 @@ class Dispatcher:
     async def _dispatch(self, *, once: bool) -> None:
         while not self._stopping.is_set():
             self._awake.clear()
+            all_recorded = not self._sends and not self._answered
             try:
                 started = await self.dispatch_once()
             except Exception as error:  # noqa: BLE001  (the loop's edge: whatever happens, dispatching goes on)
@@ -148,7 +153,7 @@ class Dispatcher:
                 await asyncio.sleep(GATHER_SECONDS)
             elif self.circuit.state == circuit.CLOSED and (wait := self.pace.seconds_to_next()):
                 await self._pause(min(wait, POLL_SECONDS))
-            elif once and not self._sends and not self._answered:
+            elif once and all_recorded:
                 return
             else:
                 await self._sleep_until_woken(POLL_SECONDS)
@@ -225,11 +230,12 @@ class Dispatcher:
             log.error("dispatch.send_failed", error=type(error).__name__, detail=database.told(error)[:200])
 
     async def _record_as_answers_arrive(self) -> None:
-        while self._answered or self._sends or not self._stopping.is_set():
-            await self._unrecorded.wait()
-            self._unrecorded.clear()
-            while self._answered:
-                await self._record(self._answered[:BATCH])
+        async with ThreadSensitiveContext():  # A thread of its own: what is recorded waits for no claim.
+            while self._answered or self._sends or not self._stopping.is_set():
+                await self._unrecorded.wait()
+                self._unrecorded.clear()
+                while self._answered:
+                    await self._record(self._answered[:BATCH])
 
     async def _record(self, batch: list[Sent]) -> None:
         """Record a batch; while the database is away, try again for as long as the leases last.

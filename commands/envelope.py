@@ -3,6 +3,7 @@
 import hmac
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Final
 from uuid import UUID
 
@@ -52,6 +53,7 @@ def size(content: Content) -> int:
     return sum(len(key) + len(value.encode()) for key, value in fields.items())
 
 
+@lru_cache(maxsize=1024)
 def whole_seconds(moment: datetime) -> str:
     """Return a time as an envelope writes it."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
 from types import TracebackType
@@ -21,7 +21,8 @@ from firebase_admin import credentials
 from google.auth.transport.requests import Request
 
 TIMEOUT_SECONDS: Final = 10
-TOKEN_REFRESH_AHEAD: Final = timedelta(minutes=5)
+REFRESH_AHEAD_SECONDS: Final = 300
+REFRESH_LATEST_SECONDS: Final = 10
 MAX_TTL_SECONDS: Final = 2_419_200
 _FCM_ERROR: Final = "google.firebase.fcm.v1.FcmError"
 
@@ -69,14 +70,15 @@ class AccessToken:
         certificate = credentials.Certificate(dict(service_account))
         self.project_id: str = certificate.project_id
         self._credential: Any = certificate.get_credential()
+        self._expires_at = -math.inf
         self._refreshing: asyncio.Task[None] | None = None
 
     async def get(self) -> str:
         """Return a live token; wait for a refresh only if there is none. Raises NoAccessToken."""
-        remaining = self._remaining()
-        if remaining <= timedelta(seconds=10):
+        seconds_left = self._expires_at - time.monotonic()
+        if seconds_left <= REFRESH_LATEST_SECONDS:
             await self._refreshed()
-        elif remaining < TOKEN_REFRESH_AHEAD:
+        elif seconds_left < REFRESH_AHEAD_SECONDS:
             self._refresh()
         return str(self._credential.token)
 
@@ -84,13 +86,6 @@ class AccessToken:
         """Refresh a token that FCM has refused, unless that has happened meanwhile. Raises NoAccessToken."""
         if self._credential.token == refused:
             await self._refreshed()
-
-    def _remaining(self) -> timedelta:
-        if self._credential.token is None or self._credential.expiry is None:
-            return timedelta(0)
-        # google-auth keeps its expiry as naive UTC.
-        remaining: timedelta = self._credential.expiry - datetime.now(UTC).replace(tzinfo=None)
-        return remaining
 
     async def _refreshed(self) -> None:
         try:
@@ -101,11 +96,17 @@ class AccessToken:
 
     def _refresh(self) -> asyncio.Task[None]:
         if self._refreshing is None or self._refreshing.done():
-            request = partial(Request(), timeout=TIMEOUT_SECONDS)
-            self._refreshing = asyncio.ensure_future(asyncio.to_thread(self._credential.refresh, request))
+            self._refreshing = asyncio.ensure_future(asyncio.to_thread(self._refresh_now))
             # Its failure is told to those who wait; when nobody does, the next send asks again.
             self._refreshing.add_done_callback(lambda task: task.cancelled() or task.exception())
         return self._refreshing
+
+    def _refresh_now(self) -> None:
+        self._credential.refresh(partial(Request(), timeout=TIMEOUT_SECONDS))
+        # google-auth keeps its expiry as naive UTC, and none if it was not told: then FCM says when the token is over.
+        expiry: datetime | None = self._credential.expiry
+        seconds_left = math.inf if expiry is None else (expiry.replace(tzinfo=UTC) - datetime.now(UTC)).total_seconds()
+        self._expires_at = time.monotonic() + seconds_left
 
 
 class Sender:

@@ -11,6 +11,7 @@ import secrets
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
+from functools import cache
 from hashlib import sha256
 from typing import Any, Final
 from uuid import UUID
@@ -224,9 +225,12 @@ def forget_unused_next() -> int:
 
 def command_key_ids() -> list[str]:
     """Return the short names of the command signing keys, the current one first."""
-    return [
-        sha256(b"nexmdm command signing key:" + key.encode()).hexdigest()[:8] for key in settings.COMMAND_SIGNING_KEYS
-    ]
+    return [_key_id(key) for key in settings.COMMAND_SIGNING_KEYS]
+
+
+@cache
+def _key_id(key: str) -> str:
+    return sha256(b"nexmdm command signing key:" + key.encode()).hexdigest()[:8]
 
 
 def command_key(device_id: UUID, generation: int, key_id: str) -> str:

@@ -18,7 +18,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 RESERVED_CONNECTIONS: Final = 1
-"""Kept back from units, for what a process does one at a time: the heartbeats' flush, a dispatcher's pushing."""
+"""Kept back from units, for what a process does one at a time: the heartbeats' flush, a dispatcher's claims."""
 
 DEADLOCK_TRIES: Final = 5
 
@@ -92,10 +92,14 @@ def together(*statements: str, parameters: Any) -> list[list[Any]]:
     """
     with connection.cursor() as cursor:
         cursor.execute(";".join(statements), parameters)
-        found = [list(cursor.fetchall())]
+        found = [_found(cursor)]
         while cursor.nextset():
-            found.append(list(cursor.fetchall()))
+            found.append(_found(cursor))
     return found
+
+
+def _found(cursor: Any) -> list[Any]:
+    return list(cursor.fetchall()) if cursor.description else []
 
 
 def row(statement: str, parameters: Any = None) -> Any:

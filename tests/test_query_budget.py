@@ -6,12 +6,13 @@ from uuid import UUID
 
 import pytest
 from django.db import connection
+from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
 
 from commands import outbox
 from commands.models import Delivery, Outcome, Report
 from commands.outbox import Sent
-from devices import tokens
+from devices import database, tokens
 from devices.models import Device, Presence
 from tests.actors import Admin, Phone
 from tests.moments import in_one_batch, let_pass, thread_hops
@@ -138,15 +139,43 @@ def test_a_late_result_costs_one_look_more(admin: Admin, phone: Phone) -> None:
     assert made == [*REPORT[:3], "SELECT", *REPORT[3:]]
 
 
-def test_a_batch_of_pushes_is_claimed_by_one_statement_and_recorded_by_two(admin: Admin, fleet: list[Phone]) -> None:
+def test_a_batch_of_pushes_is_claimed_by_one_round_trip_and_recorded_by_two_statements(
+    admin: Admin, fleet: list[Phone]
+) -> None:
     for number, phone in enumerate(fleet):
         phone.heartbeat(push_token=f"ok-{number}")
     admin.command()
     with statements() as made:
         claimed = outbox.claim_due(100)
         outbox.record_attempts([Sent(one, Outcome.ACCEPTED, http_status=200) for one in claimed])
-    assert made == ["SAVEPOINT", "WITH", "RELEASE", "SAVEPOINT", "SELECT", "WITH", "RELEASE"]
+    assert made == ["SET + SET + WITH", "SAVEPOINT", "SELECT", "WITH", "RELEASE"]
     assert Delivery.objects.filter(push_state="accepted").count() == len(fleet)
+
+
+def test_a_claim_reads_no_more_than_it_takes_whatever_the_planner_expects(admin: Admin) -> None:
+    phone = admin.enrol("phone-1", push_token="ok-1")
+    database.execute(_PINGS)
+    database.execute(_DELIVERIES, {"device_id": phone.device_id})
+    database.execute("ANALYZE commands_delivery")
+    Delivery.objects.update(state="pending", settled_at=None, next_attempt_at=Now())
+    let_pass(minutes=1)
+    read = database.row(_READ)
+    assert len(outbox.claim_due(10)) == 10
+    assert database.row(_READ)[0] - read[0] < 100
+
+
+_PINGS = """
+    INSERT INTO commands_command
+        (id, action, params, priority, target, note, issued_by, issued_at, expires_at, device_count)
+    SELECT gen_random_uuid(), 'ping', '{}', 'high', '{}', '', 'admin', now(), now() + interval '1 hour', 1
+    FROM generate_series(1, 3000)
+"""
+_DELIVERIES = """
+    INSERT INTO commands_delivery (command_id, device_id, state, open_until, push_state, attempt_count, failure_count,
+        settled_at)
+    SELECT id, %(device_id)s, 'succeeded', expires_at, 'waiting', 0, 0, now() FROM commands_command
+"""
+_READ = "SELECT idx_tup_fetch + seq_tup_read FROM pg_stat_xact_user_tables WHERE relname = 'commands_delivery'"
 
 
 @pytest.mark.parametrize("target", ["/v1/heartbeat", "/v1/action-result", "/v1/token/rotate", "/v1/register"])
