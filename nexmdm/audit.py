@@ -24,6 +24,10 @@ _MOVE_MARK: Final = """
 """
 
 
+# Between the two steps the mark is where entries still are, whatever an outer transaction has said of constraints.
+_MARK_FIRST: Final = "SET CONSTRAINTS audit_mark_takes_all DEFERRED"
+
+
 class Audited(Protocol):
     """What an entry says of a caller."""
 
@@ -70,8 +74,10 @@ def record(caller: Audited, *, status: int, code: str = "", request_id: UUID | N
 def prune(kept: timedelta, limit: int) -> int:
     """Delete up to `limit` entries that are older than `kept`, the oldest first; return how many.
 
-    The last one deleted is remembered, so that the chain of those that stay still has a beginning.
+    The last one deleted is remembered, so that the chain of those that stay still has a beginning. The database refuses
+    where `kept` is less than a day.
     """
+    database.execute(_MARK_FIRST)
     moved = database.rows(_MOVE_MARK, {"pruned": AuditMark.PRUNED, "kept": kept, "limit": limit})
     if not moved:
         return 0

@@ -7,11 +7,12 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC
+from datetime import UTC, timedelta
 from hashlib import sha256
 from typing import Final, Self
 
 from django.db import transaction
+from django.db.models.functions import Now
 
 from devices import database
 from nexmdm.models import AuditEntry, AuditMark
@@ -68,6 +69,10 @@ class WitnessGone(Exception):
     """The witness is too old to prove anything."""
 
 
+class DeletedTooSoon(Exception):
+    """Entries left that were younger than what retention keeps."""
+
+
 def digest(entry: AuditEntry) -> str:
     """Return the hash that an entry must carry: of a JSON array of all its fields, times to the microsecond."""
     fields = [
@@ -90,11 +95,11 @@ def digest(entry: AuditEntry) -> str:
     return sha256(json.dumps(fields, ensure_ascii=False).encode()).hexdigest()
 
 
-def verify(witness: Place | None = None) -> Verified:
+def verify(kept: timedelta, witness: Place | None = None) -> Verified:
     """Walk the chain from the oldest entry to the newest, as it stands at one moment, in bounded memory.
 
-    `witness` is a place that was seen before and kept elsewhere: it must still be there. Raises BrokenLink, and
-    WitnessGone.
+    `kept` is how old retention lets entries become. `witness` is a place that was seen before and kept elsewhere: it
+    must still be there. Raises BrokenLink, DeletedTooSoon, and WitnessGone.
     """
     with transaction.atomic():
         database.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
@@ -106,6 +111,7 @@ def verify(witness: Place | None = None) -> Verified:
             entries += 1
             seen = seen or place == witness
         _check_end(place, newest)
+        _check_beginning(kept)
     if witness is not None and not seen:
         raise _contradicted(witness, after, newest)
     return Verified(entries, after, newest)
@@ -149,6 +155,13 @@ def _check_end(last: Place, newest: Place) -> None:
         raise BrokenLink(last.entry_id + 1, "deleted: nothing is left after them.", last=newest.entry_id)
     if last != newest:
         raise BrokenLink(last.entry_id, "rewritten: it was written with another hash.")
+
+
+def _check_beginning(kept: timedelta) -> None:
+    """Compare the age of the last entry that was deleted (where the mark knows it) with what is kept."""
+    mark = AuditMark.objects.filter(name=AuditMark.PRUNED, at__gt=Now() - kept).first()
+    if mark is not None:
+        raise DeletedTooSoon(f"Entries up to {mark.entry_id} were deleted, of {mark.at:%Y-%m-%dT%H:%M:%SZ} and before.")
 
 
 def _contradicted(witness: Place, after: Place, newest: Place) -> Exception:

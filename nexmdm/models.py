@@ -68,7 +68,10 @@ class AuditEntry(models.Model):
 
 
 class AuditMark(models.Model):
-    """An end of the audit's chain: `newest`, the last entry written; `pruned`, the last one that retention deleted."""
+    """An end of the audit's chain: `newest`, the last entry written; `pruned`, the last one that retention deleted.
+
+    Triggers let a mark move only along the entries that are there, and write `at`: when the pruned one was written.
+    """
 
     NEWEST: ClassVar = "newest"
     PRUNED: ClassVar = "pruned"
@@ -76,6 +79,7 @@ class AuditMark(models.Model):
     name = models.CharField(max_length=16, primary_key=True)
     entry_id = models.BigIntegerField()
     hash = models.CharField(max_length=64)
+    at = models.DateTimeField(null=True)
 
     def __str__(self) -> str:
         return f"{self.name} {self.entry_id}"

@@ -1,6 +1,6 @@
 """The audit: each signed write leaves an entry, nobody changes it afterwards, and who did so all the same is found."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from hashlib import sha256
 from io import StringIO
@@ -398,6 +398,109 @@ def test_the_mark_of_retention_does_not_excuse_a_deleted_entry(written: list[int
     with pytest.raises(ProgrammingError, match="DELETE is refused"), transaction.atomic():
         AuditEntry.objects.filter(id=written[2]).delete()
     assert AuditMark.objects.get(name=AuditMark.PRUNED).entry_id == 2
+
+
+@commits
+def test_entries_that_left_before_their_time_are_found(written: list[int]) -> None:
+    tampering.grow_old(*written[:2], at=timezone.now() - timedelta(days=30))
+    call_command("prune", "--days", "7", stdout=StringIO())
+    assert "Entries up to 2 were deleted, of 2" in broken()
+    assert "name those with --days" in broken("--days", "31")
+    assert verify("--days", "29").startswith("Verified 3 entries, from 3 on.")
+
+
+def an_entry() -> AuditEntry:
+    return AuditEntry(principal="admin", method="POST", path="/admin/command", body_sha256="", status=200)
+
+
+@pytest.fixture
+def stranger(written: list[int]) -> Iterator[None]:
+    """Work as a role that may do with rows what it likes, and owns nothing. The first two entries are old."""
+    grow_old(*written[:2])
+    with transaction.atomic():
+        for trigger in ("entry ENABLE TRIGGER audit_not_truncated", "mark ENABLE TRIGGER audit_mark_not_truncated"):
+            database.execute(f"ALTER TABLE nexmdm_audit{trigger}")
+        database.execute("CREATE ROLE stranger")
+        database.execute("GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA public TO stranger")
+        database.execute("SET LOCAL ROLE stranger")
+        yield
+        transaction.set_rollback(True)
+
+
+MOVE: Final = """
+    SET CONSTRAINTS ALL DEFERRED;
+    INSERT INTO nexmdm_auditmark (name, entry_id, hash)
+    SELECT 'pruned', id, hash FROM nexmdm_auditentry WHERE id = {};
+"""
+COMMIT: Final = "SET CONSTRAINTS ALL IMMEDIATE"
+OWN_MARK: Final = """
+    CREATE TEMPORARY TABLE nexmdm_auditmark (name text, entry_id bigint, hash text);
+    INSERT INTO pg_temp.nexmdm_auditmark VALUES ('pruned', 1000, ''), ('newest', 1000, repeat('f', 64));
+"""
+
+
+@transaction.atomic
+def execute_all(statements: tuple[str, ...]) -> None:
+    for statement in statements:
+        database.execute(statement)
+
+
+@pytest.mark.parametrize(
+    ("statements", "refused"),
+    [
+        ((MOVE.format(3),), "marks follow its entries: INSERT"),
+        ((MOVE.format(2), "UPDATE nexmdm_auditmark SET entry_id = 4 WHERE name = 'pruned'"), "entries: UPDATE"),
+        ((MOVE.format(2), COMMIT), "entries up to 2 are still there"),
+        ((MOVE.format(2), "DELETE FROM nexmdm_auditentry WHERE id = 2", COMMIT), "entries up to 2 are still there"),
+        ((MOVE.format(2), "DELETE FROM nexmdm_auditentry"), "append-only: DELETE"),
+        ((OWN_MARK, "DELETE FROM nexmdm_auditentry WHERE id = 1"), "append-only: DELETE"),
+        (("DELETE FROM nexmdm_auditentry WHERE id = 1",), "append-only: DELETE"),
+        (("INSERT INTO nexmdm_auditmark VALUES ('pruned', 2, repeat('f', 64))",), "marks follow its entries: INSERT"),
+        (("INSERT INTO nexmdm_auditmark VALUES ('other', 0, '')",), "marks follow its entries: INSERT"),
+        (("UPDATE nexmdm_auditmark SET entry_id = 4",), "marks follow its entries: UPDATE"),
+        (("UPDATE nexmdm_auditmark SET entry_id = 6",), "marks follow its entries: UPDATE"),
+        (("UPDATE nexmdm_auditmark SET hash = repeat('f', 64)",), "marks follow its entries: UPDATE"),
+        (("UPDATE nexmdm_auditmark SET name = 'pruned'",), "marks follow its entries: UPDATE"),
+        (("DELETE FROM nexmdm_auditmark",), "marks follow its entries: DELETE"),
+        (("TRUNCATE nexmdm_auditmark",), "append-only: TRUNCATE"),
+    ],
+)
+def test_a_role_that_owns_nothing_cannot_delete_what_is_young_nor_lie_about_the_ends(
+    stranger: None, statements: tuple[str, ...], refused: str
+) -> None:
+    before = list(AuditEntry.objects.values()), list(AuditMark.objects.values())
+    with pytest.raises(ProgrammingError, match=refused):
+        execute_all(statements)
+    assert (list(AuditEntry.objects.values()), list(AuditMark.objects.values())) == before
+
+
+def test_a_role_that_owns_nothing_cannot_bring_a_mark_of_its_own(stranger: None) -> None:
+    last = AuditEntry.objects.latest("id")
+    database.execute(OWN_MARK)
+    entry = an_entry()
+    entry.save()
+    entry.refresh_from_db()
+    assert (entry.id, entry.previous) == (last.id + 1, last.hash)
+
+
+def test_a_role_that_owns_nothing_is_enough_to_write_entries_and_for_retention(stranger: None, admin: Admin) -> None:
+    admin.enrollment_token()
+    assert AuditEntry.objects.latest("id").id == 6
+    assert [audit.prune(timedelta(days=90), 100) for _ in range(2)] == [2, 0]
+    database.execute("SET CONSTRAINTS ALL IMMEDIATE")
+    mark = AuditMark.objects.get(name=AuditMark.PRUNED)
+    assert (mark.entry_id, mark.hash) == (2, AuditEntry.objects.earliest("id").previous)
+    assert mark.at is not None
+    assert mark.at < timezone.now() - timedelta(days=90)
+
+
+def test_several_entries_of_one_statement_make_one_chain(db: None) -> None:
+    AuditEntry.objects.bulk_create(an_entry() for _ in range(3))
+    place = audit_chain.BEGINNING
+    for found in AuditEntry.objects.order_by("id"):
+        assert (found.previous, found.hash) == (place.hash, audit_chain.digest(found))
+        place = audit_chain.Place(found.id, found.hash)
+    assert AuditMark.objects.values_list("entry_id", "hash").get() == (3, place.hash)
 
 
 def test_entries_from_before_the_chain_are_carried_over_in_their_order(admin: Admin) -> None:

@@ -3,7 +3,8 @@
 from datetime import timedelta
 from io import StringIO
 
-from django.core.management import call_command
+import pytest
+from django.core.management import CommandError, call_command
 from django.db.models.functions import Now
 from django.utils import timezone
 
@@ -65,3 +66,10 @@ def test_the_audit_leaves_after_the_same_time(admin: Admin, phone: Phone) -> Non
     assert "1 audit entries older than 7 days" in prune("--days", "7")
 
     assert list(AuditEntry.objects.values_list("path", flat=True)) == ["/admin/command"]
+
+
+@pytest.mark.parametrize("days", ["0", "-1", "1.5", "all"])
+def test_what_is_younger_than_a_day_cannot_be_pruned(admin: Admin, phone: Phone, days: str) -> None:
+    with pytest.raises(CommandError, match="a whole number of days, at least 1"):
+        prune("--days", days)
+    assert AuditEntry.objects.count() == 1

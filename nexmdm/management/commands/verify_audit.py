@@ -1,8 +1,10 @@
 """manage.py verify_audit: walk the audit's chain, and name the first broken link."""
 
 from argparse import ArgumentParser, ArgumentTypeError
+from datetime import timedelta
 from typing import Any
 
+from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
 from nexmdm import audit_chain
@@ -15,18 +17,27 @@ class Command(BaseCommand):
     help = "Verify that no audit entry was changed, deleted or inserted other than by NexMDM."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """Declare the option."""
+        """Declare the options."""
         parser.add_argument(
             "--witness", type=_place, metavar="ENTRY:HASH",
             help="what an earlier run printed as the newest entry: it must still be there",
         )  # fmt: skip
+        parser.add_argument(
+            "--days", type=int, default=settings.RETENTION_DAYS,
+            help="fewer, if retention kept entries for fewer days lately than RETENTION_DAYS now says (%(default)s)",
+        )  # fmt: skip
 
-    def handle(self, *_: object, witness: Place | None = None, **__: Any) -> None:
+    def handle(self, *_: object, days: int, witness: Place | None = None, **__: Any) -> None:
         """Verify, and print what to keep."""
         try:
-            verified = audit_chain.verify(witness)
+            verified = audit_chain.verify(timedelta(days=days), witness)
         except audit_chain.BrokenLink as broken:
             raise CommandError(f"The audit is broken. {broken}") from broken
+        except audit_chain.DeletedTooSoon as early:
+            said = (
+                f"{early} Retention keeps {days} days: if it kept fewer when it deleted them, name those with --days."
+            )
+            raise CommandError(said) from early
         except audit_chain.WitnessGone as gone:
             raise CommandError(str(gone)) from gone
         self.stdout.write(f"Verified {verified.entries:,} entries, from {verified.after.entry_id + 1} on.")

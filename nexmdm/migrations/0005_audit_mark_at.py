@@ -1,0 +1,9 @@
+"""Make room for when the entry was written that a mark is about."""
+
+from django.db import migrations, models
+
+
+class Migration(migrations.Migration):
+    dependencies = [("nexmdm", "0004_seal_the_audit")]
+
+    operations = [migrations.AddField("auditmark", "at", models.DateTimeField(null=True))]

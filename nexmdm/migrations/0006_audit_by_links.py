@@ -1,0 +1,90 @@
+"""Let the mark of the newest entry follow each entry, rather than go ahead of it; let nothing young be deleted.
+
+A mark that follows can be held to what is there, which the next migration does. Only the entries' table is locked,
+for a moment: who appends has it, and then wants the mark; so both locks in one migration could be a deadlock.
+"""
+
+from importlib import import_module
+from typing import Final
+
+from django.db import migrations
+
+_BEFORE: Final = vars(import_module("nexmdm.migrations.0003_audit_chain"))
+
+# Appends take turns on the mark's row, from here to their commit. An entry comes after the one before it in the same
+# statement, which the mark does not know yet.
+_APPEND: Final = """
+    CREATE OR REPLACE FUNCTION nexmdm_audit_append() RETURNS trigger LANGUAGE plpgsql AS $$
+    DECLARE
+        newest nexmdm_auditmark;
+        last nexmdm_auditentry;
+    BEGIN
+        SELECT * INTO newest FROM nexmdm_auditmark WHERE name::text = 'newest' FOR UPDATE;
+        IF NOT FOUND THEN
+            INSERT INTO nexmdm_auditmark (name, entry_id, hash) VALUES ('newest', 0, repeat('0', 64))
+                ON CONFLICT DO NOTHING;
+            SELECT * INTO newest FROM nexmdm_auditmark WHERE name::text = 'newest' FOR UPDATE;
+        END IF;
+        SELECT * INTO last FROM nexmdm_auditentry WHERE id > newest.entry_id ORDER BY id DESC LIMIT 1;
+        NEW.id := coalesce(last.id, newest.entry_id) + 1;
+        NEW.at := clock_timestamp();
+        NEW.previous := coalesce(last.hash, newest.hash);
+        NEW.hash := nexmdm_audit_hash(NEW);
+        RETURN NEW;
+    END $$
+"""
+_FOLLOW: Final = """
+    CREATE FUNCTION nexmdm_audit_follow() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        UPDATE nexmdm_auditmark SET entry_id = NEW.id, hash = NEW.hash WHERE name::text = 'newest';
+        RETURN NULL;
+    END $$
+"""
+# Retention moves its mark first, and may then delete up to there.
+_REFUSE: Final = """
+    CREATE OR REPLACE FUNCTION nexmdm_audit_refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        IF TG_OP = 'DELETE' THEN
+            IF OLD.at < clock_timestamp() - interval '1 day'
+                AND OLD.id <= (SELECT entry_id FROM nexmdm_auditmark WHERE name::text = 'pruned')
+            THEN
+                RETURN OLD;
+            END IF;
+        END IF;
+        RAISE EXCEPTION 'The audit is append-only: % is refused.', TG_OP
+            USING ERRCODE = 'insufficient_privilege',
+                HINT = 'Only retention deletes, from the oldest entry on, and none that is younger than a day.';
+    END $$
+"""
+_TRIGGER: Final = """
+    CREATE TRIGGER audit_followed AFTER INSERT ON nexmdm_auditentry
+        FOR EACH ROW EXECUTE FUNCTION nexmdm_audit_follow()
+"""
+# Who calls cannot bring tables and functions of their own: a temporary table would come before all others.
+_PATHS: Final = """
+    DO $do$ DECLARE
+        ours text := (SELECT relnamespace::regnamespace FROM pg_class WHERE oid = 'nexmdm_auditentry'::regclass);
+        name text;
+    BEGIN
+        FOREACH name IN ARRAY ARRAY['append()', 'follow()', 'refuse()', 'hash(nexmdm_auditentry)'] LOOP
+            EXECUTE format('ALTER FUNCTION nexmdm_audit_%s SET search_path = pg_catalog, %s, pg_temp', name, ours);
+        END LOOP;
+    END $do$
+"""
+
+
+def _again(function: str) -> str:
+    return function.replace("CREATE FUNCTION", "CREATE OR REPLACE FUNCTION")
+
+
+class Migration(migrations.Migration):
+    dependencies = [("nexmdm", "0005_audit_mark_at")]
+
+    operations = [
+        migrations.RunSQL(_FOLLOW, "DROP FUNCTION nexmdm_audit_follow()"),
+        # The trigger first: its lock waits for those who have appended in the old way.
+        migrations.RunSQL(_TRIGGER, "DROP TRIGGER audit_followed ON nexmdm_auditentry"),
+        migrations.RunSQL(_APPEND, _again(_BEFORE["_APPEND"])),
+        migrations.RunSQL(_REFUSE, _again(_BEFORE["_REFUSE"])),
+        migrations.RunSQL(_PATHS, _again(_BEFORE["_HASH"])),
+    ]

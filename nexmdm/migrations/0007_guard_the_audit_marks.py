@@ -1,0 +1,86 @@
+"""Hold the audit's marks to what is there: each moves on only along the chain, and retention's takes all up to it."""
+
+from typing import Final
+
+from django.db import migrations
+
+# What is inserted under a name that is taken fails, does nothing, or goes on as an UPDATE.
+_GUARD: Final = """
+    CREATE FUNCTION nexmdm_audit_guard() RETURNS trigger LANGUAGE plpgsql AS $$
+    DECLARE
+        entry nexmdm_auditentry;
+    BEGIN
+        SELECT * INTO entry FROM nexmdm_auditentry WHERE id = NEW.entry_id AND hash::text = NEW.hash::text;
+        IF TG_OP = 'INSERT' AND (
+            EXISTS (SELECT FROM nexmdm_auditmark WHERE name::text = NEW.name::text)
+            OR NEW.name::text = 'newest' AND NEW.entry_id = 0 AND NEW.hash::text = repeat('0', 64)
+                AND NOT EXISTS (SELECT FROM nexmdm_auditentry)
+        ) THEN
+            RETURN NEW;
+        END IF;
+        IF TG_OP = 'UPDATE' AND OLD.name::text = 'newest' AND NEW.name::text = 'newest'
+            AND entry.id = OLD.entry_id + 1 AND entry.previous::text = OLD.hash::text
+        THEN
+            RETURN NEW;
+        END IF;
+        IF NEW.name::text = 'pruned' AND entry.id = NEW.entry_id
+            AND (TG_OP = 'INSERT' OR OLD.name::text = 'pruned' AND OLD.entry_id < entry.id)
+            AND NOT EXISTS (
+                SELECT FROM nexmdm_auditentry WHERE id <= entry.id AND at >= clock_timestamp() - interval '1 day'
+            )
+        THEN
+            NEW.at := entry.at;
+            RETURN NEW;
+        END IF;
+        RAISE EXCEPTION 'The audit''s marks follow its entries: % is refused.', TG_OP
+            USING ERRCODE = 'insufficient_privilege',
+                HINT = 'Only retention moves its mark, along entries that are older than a day.';
+    END $$
+"""
+_PREFIX: Final = """
+    CREATE FUNCTION nexmdm_audit_prefix() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        IF EXISTS (SELECT FROM nexmdm_auditentry WHERE id <= NEW.entry_id) THEN
+            RAISE EXCEPTION 'The audit''s marks follow its entries: entries up to % are still there.', NEW.entry_id
+                USING ERRCODE = 'insufficient_privilege',
+                    HINT = 'Retention deletes all entries up to its mark in the transaction that moves it.';
+        END IF;
+        RETURN NULL;
+    END $$
+"""
+_TRIGGERS: Final = """
+    CREATE TRIGGER audit_mark_guarded BEFORE INSERT OR UPDATE OR DELETE ON nexmdm_auditmark
+        FOR EACH ROW EXECUTE FUNCTION nexmdm_audit_guard();
+    CREATE TRIGGER audit_mark_not_truncated BEFORE TRUNCATE ON nexmdm_auditmark
+        FOR EACH STATEMENT EXECUTE FUNCTION nexmdm_audit_refuse();
+    CREATE CONSTRAINT TRIGGER audit_mark_takes_all AFTER INSERT OR UPDATE ON nexmdm_auditmark
+        DEFERRABLE INITIALLY DEFERRED FOR EACH ROW WHEN (NEW.name = 'pruned')
+        EXECUTE FUNCTION nexmdm_audit_prefix()
+"""
+_NO_TRIGGERS: Final = """
+    DROP TRIGGER audit_mark_takes_all ON nexmdm_auditmark;
+    DROP TRIGGER audit_mark_not_truncated ON nexmdm_auditmark;
+    DROP TRIGGER audit_mark_guarded ON nexmdm_auditmark
+"""
+# Who calls cannot bring tables and functions of their own: a temporary table would come before all others.
+_PATHS: Final = """
+    DO $do$ DECLARE
+        ours text := (SELECT relnamespace::regnamespace FROM pg_class WHERE oid = 'nexmdm_auditmark'::regclass);
+        name text;
+    BEGIN
+        FOREACH name IN ARRAY ARRAY['guard()', 'prefix()'] LOOP
+            EXECUTE format('ALTER FUNCTION nexmdm_audit_%s SET search_path = pg_catalog, %s, pg_temp', name, ours);
+        END LOOP;
+    END $do$
+"""
+
+
+class Migration(migrations.Migration):
+    dependencies = [("nexmdm", "0006_audit_by_links")]
+
+    operations = [
+        migrations.RunSQL(_GUARD, "DROP FUNCTION nexmdm_audit_guard()"),
+        migrations.RunSQL(_PREFIX, "DROP FUNCTION nexmdm_audit_prefix()"),
+        migrations.RunSQL(_PATHS, migrations.RunSQL.noop),
+        migrations.RunSQL(_TRIGGERS, _NO_TRIGGERS),
+    ]
