@@ -20,7 +20,9 @@ _WORST_FIRST: Final = ("failed", "expired", "cancelled", "received", "pending", 
 _DEVICE_COLUMNS: Final = ("device_id", "alias", "presence", "last_seen_at", "push", "hardware_id", "tags")
 _COMMAND_COLUMNS: Final = ("request_id", "action", "state", "device_count", "issued_at", "expires_at", "note")
 _DELIVERY_COLUMNS: Final = ("device_id", "alias", "state", "said", "delivered_via")
-_AUDIT_COLUMNS: Final = ("at", "status", "method", "path", "code", "address", "principal", "correlation_id")
+_AUDIT_COLUMNS: Final = (
+    "at", "status", "method", "path", "code", "request_id", "address", "principal", "correlation_id",
+)  # fmt: skip
 
 _ARE_THE_SECRETS_RIGHT: Final = "Are ADMIN_KEY and HMAC_SECRET those of this server?"
 _ADVICE: Final[Mapping[str, str]] = {

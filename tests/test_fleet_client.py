@@ -263,8 +263,11 @@ def test_the_audit_tells_who_did_what_and_what_was_refused(network: InProcess, p
         422, "unknown_devices", 200, "/admin/command",
     )  # fmt: skip
     header, first, *_ = run("audit", "--limit", "1", transport=network).out.splitlines()
-    assert header.split() == ["at", "status", "method", "path", "code", "address", "principal", "correlation_id"]
-    assert first.split()[1:6] == ["422", "POST", "/admin/command", "unknown_devices", "127.0.0.1"]
+    assert header.split() == [
+        "at", "status", "method", "path", "code", "request_id", "address", "principal", "correlation_id",
+    ]  # fmt: skip
+    assert first.split()[1:7] == ["422", "POST", "/admin/command", "unknown_devices", "-", "127.0.0.1"]
+    assert done["request_id"] in run("audit", transport=network).out.splitlines()[2]
     assert run("audit", "--until", "1h", "--json", transport=network).json == []
 
 
