@@ -151,8 +151,13 @@ def summary(session: Session) -> int:
 
 
 def cancel(session: Session) -> int:
-    """Withdraw what is still open of a command."""
-    return _show(session.terminal, session.client.post(f"/admin/commands/{session.options['request_id']}/cancel"))
+    """Withdraw what is still open of a command; it is a failure if nothing was."""
+    cancelled = session.client.post(f"/admin/commands/{session.options['request_id']}/cancel")
+    _show(session.terminal, cancelled)
+    if cancelled["cancelled"]:
+        return DONE
+    session.terminal.complain("Nothing was withdrawn, for nothing of it was open any more.")
+    return FAILED
 
 
 def revoke(session: Session) -> int:

@@ -231,6 +231,14 @@ def test_commands_are_listed_shown_and_cancelled(network: InProcess, phone: Phon
     assert "cancelled" in ended.out
 
 
+def test_a_cancellation_that_withdraws_nothing_is_exit_status_1(network: InProcess, phone: Phone) -> None:
+    request_id = run("ping", "all", "--json", transport=network).json["request_id"]
+    phone.report(request_id, "succeeded")
+    ran = run("cancel", request_id, "--json", transport=network)
+    assert (ran.status, ran.json["cancelled"], ran.json["already_settled"]) == (1, 0, 1)
+    assert "Nothing was withdrawn" in ran.err
+
+
 def test_of_a_large_command_the_worst_deliveries_are_shown(
     network: InProcess, admin: Admin, monkeypatch: pytest.MonkeyPatch
 ) -> None:

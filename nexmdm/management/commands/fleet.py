@@ -16,8 +16,8 @@ from nexmdm.fleet_terminal import Terminal
 from nexmdm.fleet_verbs import Session
 
 _ONLY_OF_SEND: Final = ("priority", "dry_run", "expect_count", "expires_in", "supersede", "note")
-_EXIT_STATUS: Final = """Exit status: 0 done, and with --wait every device succeeded; 1 refused, or with --wait some
-device did not succeed in time; 2 wrong usage; 3 the server gave no answer."""
+_EXIT_STATUS: Final = """Exit status: 0 done, and with --wait every device succeeded; 1 refused, nothing was left to
+cancel, or with --wait some device did not succeed in time; 2 wrong usage; 3 the server gave no answer."""
 
 
 class Command(BaseCommand):
