@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -24,8 +25,13 @@ LONGEST_WAIT_SECONDS: Final = 30
 """How long one request asks the server to wait for a command."""
 
 PAGE: Final = 500
-_LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
+_LOOPBACK: Final = re.compile(r"localhost|127(\.[0-9]{1,3}){3}|::1")
 _SHOWN_OF_A_STRANGER: Final = 200
+
+
+def on_loopback(url: str) -> bool:
+    """Say whether what is sent to this address stays on this machine."""
+    return _LOOPBACK.fullmatch(httpx.URL(url).host) is not None
 
 
 class Refused(Exception):
@@ -82,7 +88,7 @@ class FleetClient:
             headers={"Host": host} if host else {},
             timeout=httpx.Timeout(LONGEST_WAIT_SECONDS + ANSWER_SECONDS, connect=10),
             # A proxy of the environment cannot see this machine's loopback.
-            trust_env=httpx.URL(url).host not in _LOOPBACK,
+            trust_env=not on_loopback(url),
         )
 
     def close(self) -> None:

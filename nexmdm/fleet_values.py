@@ -6,7 +6,7 @@ import sys
 from argparse import ArgumentTypeError
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import httpx
 
@@ -108,9 +108,19 @@ def path(text: str) -> str:
     return text.removesuffix("?")
 
 
-def content(name: str) -> bytes:
-    """Return the bytes of a file."""
+class Content(NamedTuple):
+    """The body of a request, and the file that it is from."""
+
+    name: str
+    body: bytes
+
+
+NO_BODY: Final = Content("", b"")
+
+
+def content(name: str) -> Content:
+    """Return what a file holds."""
     try:
-        return sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        return Content(name, sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes())
     except OSError as error:
         raise ArgumentTypeError(str(error)) from error

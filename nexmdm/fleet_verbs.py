@@ -1,5 +1,6 @@
 """What an admin's client does: a function for each sub-command, which prints the answer and returns the exit status."""
 
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -8,6 +9,7 @@ from typing import Any, Final
 from nexmdm import fleet_terminal, signing
 from nexmdm.fleet_client import FleetClient, Json, Refused, Unreachable
 from nexmdm.fleet_terminal import Terminal
+from nexmdm.fleet_values import Content
 
 DONE: Final = 0
 FAILED: Final = 1
@@ -173,7 +175,7 @@ def reinstate(session: Session) -> int:
 def call(session: Session) -> int:
     """Send any request, and print its answer as JSON."""
     options = session.options
-    session.terminal.json(session.client.call(options["method"], options["target"], content=options["body"]))
+    session.terminal.json(session.client.call(options["method"], options["target"], content=options["body"].body))
     return DONE
 
 
@@ -257,14 +259,30 @@ def _delivery(row: Json) -> Json:
 
 
 def sign(session: Session) -> int:
-    """Print the headers that sign a request."""
+    """Print the headers that sign a request, or the whole of it for a shell."""
     options = session.options
-    headers = session.client.sign(options["method"], options["target"], options["body"])
-    if options["body"]:
+    content: Content = options["body"]
+    headers = session.client.sign(options["method"], options["target"], content.body)
+    if content.body:
         headers["Content-Type"] = "application/json"
-    for name, value in headers.items():
-        session.terminal.line(f"{name}: {value}")
+    if session.terminal.as_json:
+        session.terminal.json(headers)
+    elif options["url"] is not None:
+        session.terminal.line(_curl(options["method"], session.client.url + options["target"], headers, content))
+    else:
+        for name, value in headers.items():
+            session.terminal.line(f"{name}: {value}")
     return DONE
+
+
+def _curl(method: str, url: str, headers: Mapping[str, str], content: Content) -> str:
+    """Return a curl command that sends exactly what was signed."""
+    words = ["curl", "--globoff", "--path-as-is", "--request", method, url]
+    for name, value in headers.items():
+        words += ["--header", f"{name}: {value}"]
+    if content.body:
+        words += ["--data-binary", f"@{content.name}"]
+    return shlex.join(words)
 
 
 def _waits(options: dict[str, Any]) -> bool:

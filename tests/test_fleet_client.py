@@ -3,10 +3,12 @@
 import io
 import json
 import re
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from email.utils import formatdate
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -408,6 +410,77 @@ def test_sign_covers_a_body_and_gives_an_idempotency_key(network: InProcess, tmp
 
 def _headers(out: str) -> dict[str, str]:
     return dict(line.split(": ", 1) for line in out.splitlines())
+
+
+def test_sign_prints_headers_as_json(network: InProcess) -> None:
+    headers = run("sign", "GET", "/admin/devices", "--json", transport=network).json
+    assert network.client.request("GET", "/admin/devices", None, headers).status == 200
+
+
+def test_sign_prints_a_whole_curl_command_for_an_address(network: InProcess, tmp_path: Path) -> None:
+    file = tmp_path / "it's a body.json"
+    file.write_bytes(b"{}")
+    arguments = ("post", "/admin/enrollment-tokens", "--body", str(file), "--url", "http://127.0.0.1:8000/")
+    program, *words = shlex.split(run("sign", *arguments, transport=network).out)
+    assert (program, words[:2]) == ("curl", ["--globoff", "--path-as-is"])
+    assert words[2:5] == ["--request", "POST", "http://127.0.0.1:8000/admin/enrollment-tokens"]
+    headers = _headers("\n".join(value for option, value in pairwise(words) if option == "--header"))
+    assert words[-2:] == ["--data-binary", f"@{file}"]
+    assert network.client.request("POST", "/admin/enrollment-tokens", b"{}", headers).status == 200
+
+
+ELSEWHERE: Final = "https://mdm.example.com"
+
+
+@pytest.mark.parametrize("verb", [("summary",), ("sign", "GET", "/admin/summary")])
+@pytest.mark.parametrize("missing", ["ADMIN_KEY", "HMAC_SECRET"])
+def test_another_server_gets_no_signature_with_the_secrets_of_this_one(
+    network: InProcess, monkeypatch: pytest.MonkeyPatch, missing: str, verb: tuple[str, ...]
+) -> None:
+    for name in {"ADMIN_KEY", "HMAC_SECRET"} - {missing}:
+        monkeypatch.setenv(name, "x" * 40)
+    monkeypatch.delenv(missing, raising=False)
+    with pytest.raises(CommandError, match=f"set ADMIN_KEY and HMAC_SECRET .* \\(not set: {missing}\\)") as refused:
+        run(*verb, "--url", ELSEWHERE, transport=network)
+    assert refused.value.returncode == 2
+    assert network.seen == []
+
+
+@pytest.fixture
+def with_secrets(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:
+    """Have the secrets in the environment."""
+    monkeypatch.setenv("ADMIN_KEY", settings.ADMIN_KEYS[0])
+    monkeypatch.setenv("HMAC_SECRET", settings.HMAC_SECRETS[0])
+
+
+@pytest.mark.parametrize(
+    ("url", "warned"),
+    [
+        (ELSEWHERE, False),
+        ("http://mdm.example.com", True),
+        ("http://127.0.0.1.example.com", True),
+        ("http://localhost:8000", False),
+        ("http://127.0.0.53:8000", False),
+        ("http://[::1]:8000", False),
+    ],
+)
+def test_what_is_sent_in_the_open_is_warned_of(
+    network: InProcess, settings: Settings, with_secrets: None, url: str, warned: bool
+) -> None:
+    settings.ALLOWED_HOSTS = ["*"]
+    ran = run("summary", "--json", "--url", url, transport=network)
+    assert (ran.status, ran.json["open_deliveries"]) == (0, 0)
+    assert ("travel in the open" in ran.err) is warned
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8000", "http://192.0.2.7:8000/"])
+def test_the_server_of_this_machine_has_its_own_secrets(
+    network: InProcess, settings: Settings, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    settings.HOST, settings.ALLOWED_HOSTS = "192.0.2.7", ["*"]
+    for name in ("ADMIN_KEY", "HMAC_SECRET"):
+        monkeypatch.delenv(name, raising=False)
+    assert run("summary", "--url", url, transport=network).status == 0
 
 
 def test_the_address_is_that_of_the_settings(network: InProcess, settings: Settings) -> None:

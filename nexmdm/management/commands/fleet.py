@@ -8,13 +8,17 @@ from typing import Any, Final
 
 import httpx
 from django.conf import settings
-from django.core.management.base import BaseCommand
+from django.core.management.base import BaseCommand, CommandError
 
-from nexmdm import address, fleet_values, fleet_verbs
-from nexmdm.fleet_client import FleetClient
+from nexmdm import address, environment, fleet_values, fleet_verbs
+from nexmdm.fleet_client import FleetClient, on_loopback
 from nexmdm.fleet_terminal import Terminal
+from nexmdm.fleet_values import NO_BODY
 from nexmdm.fleet_verbs import Session
 
+WRONG_USAGE: Final = 2
+
+_OF_THE_SERVER: Final = ("ADMIN_KEY", "HMAC_SECRET")
 _ONLY_OF_SEND: Final = ("priority", "dry_run", "expect_count", "expires_in", "supersede", "note")
 _EXIT_STATUS: Final = """Exit status: 0 done, and with --wait every device succeeded; 1 refused, nothing was left to
 cancel, or with --wait some device did not succeed in time; 2 wrong usage; 3 the server gave no answer."""
@@ -38,8 +42,11 @@ class Command(BaseCommand):
 
     def handle(self, *_: object, transport: httpx.BaseTransport | None = None, **options: Any) -> None:
         """Run it, and exit with its status."""
-        terminal = Terminal(self.stdout, self.stderr, as_json=options.get("as_json", False))
-        with closing(_client(options.get("url"), transport)) as client:
+        terminal = Terminal(self.stdout, self.stderr, as_json=options["as_json"])
+        url: str | None = options["url"]
+        if url is not None and url.startswith("http:") and not on_loopback(url):
+            terminal.hint(f"Warning: {url} is not encrypted: the admin key and every answer travel in the open.")
+        with closing(_client(url, transport)) as client:
             status = fleet_verbs.outcome(Session(client, terminal, options))
         if status:
             sys.exit(status)
@@ -47,8 +54,22 @@ class Command(BaseCommand):
 
 def _client(url: str | None, transport: httpx.BaseTransport | None) -> FleetClient:
     key, secret = settings.ADMIN_KEYS[0], settings.HMAC_SECRETS[0]
-    url, host = (url, None) if url is not None else address.of_settings()
+    own, host = address.of_settings()
+    if url is None:
+        url = own
+    else:
+        host = None
+        _check_secrets(url, own)
     return FleetClient(url, key=key, secret=secret, host=host, transport=transport)
+
+
+def _check_secrets(url: str, own: str) -> None:
+    """Refuse to sign for another server with the secrets that were generated for the one of this machine."""
+    missing = [name for name in _OF_THE_SERVER if not environment.text(name)]
+    if not missing or on_loopback(url) or url.rstrip("/") == own:
+        return
+    said = f"{url} is another server: set {' and '.join(_OF_THE_SERVER)} in the environment to those of that server"
+    raise CommandError(f"{said} (not set: {', '.join(missing)}).", returncode=WRONG_USAGE)
 
 
 class _Arguments:
@@ -157,16 +178,14 @@ class _Arguments:
         call = self._verb("call", fleet_verbs.call, "Sign and send any request, and print its answer as JSON.")
         _request(call)
         text = "Print the headers that sign a request, the admin key among them, one a line: for curl -H @FILE."
-        sign: ArgumentParser = self._verbs.add_parser("sign", help=text, description=text)
-        sign.set_defaults(run=fleet_verbs.sign)
-        _request(sign)
+        _request(self._verb("sign", fleet_verbs.sign, f"{text} With --url print all of the curl command."))
 
 
 def _request(parser: ArgumentParser) -> None:
     parser.add_argument("method", type=fleet_values.method, metavar="METHOD")
     parser.add_argument("target", type=fleet_values.path, metavar="TARGET", help="path and query exactly as sent")
     parser.add_argument(
-        "--body", type=fleet_values.content, default=b"", metavar="FILE", help="the body, JSON; - is standard input"
+        "--body", type=fleet_values.content, default=NO_BODY, metavar="FILE", help="the body, JSON; - is standard input"
     )
 
 
