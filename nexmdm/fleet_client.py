@@ -25,8 +25,13 @@ LONGEST_WAIT_SECONDS: Final = 30
 """How long one request asks the server to wait for a command."""
 
 PAGE: Final = 500
+PAUSES_SECONDS: Final = (0.5, 2.0)
+"""How long to wait before a write is repeated whose answer was lost: each time a little longer, then no more."""
+
 _LOOPBACK: Final = re.compile(r"localhost|127(\.[0-9]{1,3}){3}|::1")
 _SHOWN_OF_A_STRANGER: Final = 200
+_OF_NO_ACCOUNT: Final = ("idempotency_in_flight", "rate_limited")
+"""Refusals of a repeat, other than the server's troubles, that do not say whether the write was done."""
 
 
 def on_loopback(url: str) -> bool:
@@ -77,12 +82,18 @@ class FleetClient:
         host: str | None = None,
         transport: httpx.BaseTransport | None = None,
         clock: Callable[[], float] = time.time,
+        repeats: bool = False,
     ) -> None:
-        """Remember where and who. `host` is the Host header where the URL's own name is not the server's."""
+        """Remember where and who. `host` is the Host header where the URL's own name is not the server's.
+
+        With `repeats`, a write whose answer was lost is sent again, a few times, under the same Idempotency-Key: the
+        server does it once.
+        """
         self.url = url.rstrip("/")
         self._key = key
         self._secret = secret
         self._clock = clock
+        self._pauses = PAUSES_SECONDS if repeats else ()
         self._http = httpx.Client(
             transport=transport,
             headers={"Host": host} if host else {},
@@ -149,13 +160,15 @@ class FleetClient:
             if command["state"] != "open" or not left:
                 return command
 
-    def sign(self, method: str, target: str, body: bytes) -> dict[str, str]:
-        """Return the headers that sign a request: a target as it is sent, and a new Idempotency-Key for a write."""
+    def sign(self, method: str, target: str, body: bytes, *, idempotency_key: str | None = None) -> dict[str, str]:
+        """Return the headers that sign a request: a target as it is sent, and for a write a new Idempotency-Key."""
+        if idempotency_key is None:
+            idempotency_key = _new_key(method)
         return signing.headers(
             key=self._key,
             secret=self._secret,
             timestamp=int(self._clock()),
-            idempotency_key="" if method == "GET" else secrets.token_hex(16),
+            idempotency_key=idempotency_key,
             method=method,
             target=target,
             body=body,
@@ -165,15 +178,42 @@ class FleetClient:
         """Send any request; `path` may have a query of its own, and `content` is JSON."""
         kind = {"Content-Type": "application/json"} if content else {}
         request = self._http.build_request(method, self.url + path, params=query or None, content=content, headers=kind)
+        key = _new_key(method)
+        try:
+            return self._send(request, key)
+        except Unreachable as lost:
+            if not lost.perhaps_done:
+                raise
+            return self._repeat(request, key, lost)
+
+    def _repeat(self, request: httpx.Request, idempotency_key: str, lost: Unreachable) -> Json:
+        """Send a write again whose answer was lost, until the server says what became of it."""
+        for pause in self._pauses:
+            time.sleep(pause)
+            try:
+                return self._send(request, idempotency_key)
+            except Unreachable:
+                continue
+            except Refused as refused:
+                if refused.status < 500 and refused.code not in _OF_NO_ACCOUNT:
+                    raise
+        raise lost
+
+    def _send(self, request: httpx.Request, idempotency_key: str) -> Json:
         # What is signed is what is sent: the target as httpx has written it.
-        request.headers.update(self.sign(method, request.url.raw_path.decode("ascii"), content))
+        target = request.url.raw_path.decode("ascii")
+        request.headers.update(self.sign(request.method, target, request.content, idempotency_key=idempotency_key))
         try:
             response = self._http.send(request)
-        except httpx.ConnectError as error:
-            raise Unreachable(str(error), perhaps_done=False) from error
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise Unreachable(str(error) or type(error).__name__, perhaps_done=False) from error
         except httpx.TransportError as error:
-            raise Unreachable(str(error) or type(error).__name__, perhaps_done=method != "GET") from error
+            raise Unreachable(str(error) or type(error).__name__, perhaps_done=bool(idempotency_key)) from error
         return _answer(response)
+
+
+def _new_key(method: str) -> str:
+    return "" if method == "GET" else secrets.token_hex(16)
 
 
 def _answer(response: httpx.Response) -> Json:

@@ -4,8 +4,11 @@ import io
 import json
 import re
 import shlex
+import socket
+import struct
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from itertools import pairwise
@@ -355,10 +358,71 @@ def test_a_server_out_of_reach_is_exit_status_3() -> None:
     assert "all the same" not in ran.err
 
 
-def test_a_lost_answer_to_a_write_says_that_it_may_be_done() -> None:
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Pass the pauses between repeats, and tell how long they were."""
+    slept: list[float] = []
+    monkeypatch.setattr("nexmdm.fleet_client.time.sleep", slept.append)
+    return slept
+
+
+def test_an_answer_that_is_lost_time_and_again_says_that_it_may_be_done(pauses: list[float]) -> None:
     ran = run("enroll-token", transport=failing(httpx.ReadTimeout))
     assert ran.status == 3
     assert "all the same" in ran.err
+    assert pauses == [0.5, 2.0]
+
+
+@pytest.mark.parametrize("how", ["closed", "reset"])
+def test_a_command_whose_answer_was_lost_is_sent_again_and_done_once(
+    client: Client, phone: Phone, pauses: list[float], how: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
+        server.settimeout(20)
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        running = pool.submit(run, "ping", "all", "--json", "--url", url, transport=httpx.HTTPTransport())
+        first_key = answered(server, client, lose=how)
+        second_key = answered(server, client)
+        ran = running.result(timeout=20)
+    assert ran.status == 0
+    assert first_key == second_key
+    assert ran.json["request_id"] == str(Command.objects.get().pk)
+    assert pauses == [0.5]
+
+
+def answered(server: socket.socket, client: Client, *, lose: str | None = None) -> str:
+    """Take a request from a socket to the application; bring the answer back, or lose it. Return its key."""
+    connection, _ = server.accept()
+    with connection, connection.makefile("rb") as stream:
+        method, target, _ = stream.readline().decode().split()
+        headers = _headers("".join(iter(lambda: stream.readline().decode().replace("\r\n", "\n"), "\n")))
+        answer = client.request(method, target, stream.read(int(headers["Content-Length"])), headers)
+        assert answer.status == 200
+        if lose == "reset":
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        elif lose is None:
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(answer.body) + answer.body)
+    return headers["Idempotency-Key"]
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "exit_status"),
+    [(409, "idempotency_in_flight", 3), (429, "rate_limited", 3), (503, "overloaded", 3), (422, "invalid_request", 1)],
+)
+def test_only_a_refusal_that_settles_it_ends_the_repeats(
+    pauses: list[float], status: int, code: str, exit_status: int
+) -> None:
+    seen: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request.headers["Idempotency-Key"])
+        if len(seen) == 1:
+            raise httpx.ReadError("Connection reset", request=request)
+        return httpx.Response(status, json={"code": code, "detail": "…"})
+
+    assert run("ping", "all", transport=httpx.MockTransport(answer)).status == exit_status
+    assert len(set(seen)) == 1
+    assert len(seen) == (3 if exit_status == 3 else 2)
 
 
 def test_a_stranger_at_the_address_is_exit_status_1() -> None:

@@ -60,7 +60,7 @@ def _client(url: str | None, transport: httpx.BaseTransport | None) -> FleetClie
     else:
         host = None
         _check_secrets(url, own)
-    return FleetClient(url, key=key, secret=secret, host=host, transport=transport)
+    return FleetClient(url, key=key, secret=secret, host=host, transport=transport, repeats=True)
 
 
 def _check_secrets(url: str, own: str) -> None:
