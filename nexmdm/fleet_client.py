@@ -123,6 +123,10 @@ class FleetClient:
         """Carry out a write, under a new Idempotency-Key."""
         return self.call("POST", path, content=b"" if body is None else json.dumps(body).encode())
 
+    def patch(self, path: str, body: Json) -> Json:
+        """Change a resource, under a new Idempotency-Key."""
+        return self.call("PATCH", path, content=json.dumps(body).encode())
+
     def items(self, path: str, limit: int, **query: Any) -> tuple[list[Json], bool]:
         """Return the first `limit` rows of a list, over as many pages as it takes; and whether there are more."""
         rows = list(islice(self._rows(path, min(limit + 1, PAGE), query), limit + 1))

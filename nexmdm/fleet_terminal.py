@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import accumulate
 from typing import IO, Any, Final, cast
 
@@ -19,7 +20,7 @@ from rich.text import Text
 Json = dict[str, Any]
 
 NOTHING: Final = "-"
-FREE_TEXT: Final = ("note", "said", "tags", "path")
+FREE_TEXT: Final = ("note", "said", "tags", "path", "label")
 """Columns that may be folded; an id or a name that is cut in two cannot be copied."""
 
 NARROWEST_FREE_TEXT: Final = 20
@@ -29,7 +30,7 @@ _COLOURS: Final[Mapping[str, str]] = {
     **dict.fromkeys(("succeeded", "completed", "online", "ok", "200"), "green"),
     **dict.fromkeys(("pending", "received", "open", "offline"), "yellow"),
     **dict.fromkeys(("failed", "expired", "dead", "revoked"), "red"),
-    **dict.fromkeys(("cancelled", "never", "none", NOTHING), "dim"),
+    **dict.fromkeys(("cancelled", "exhausted", "never", "none", NOTHING), "dim"),
 }
 """What the words in a coloured field look like; an HTTP status or a code that is not here is an error's."""
 
@@ -155,6 +156,11 @@ def shown(name: str, value: Any) -> str:
     """Return a field's value as people read it; times, whose names are at or end in _at, to the second."""
     text = _text(value)
     return printable(_FRACTION.sub("Z", text) if re.search(r"(^|_)at$", name) else text) or NOTHING
+
+
+def to_the_millisecond(at: str) -> str:
+    """Return a time of the API with three digits after the second."""
+    return datetime.fromisoformat(at).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _text(value: Any) -> str:

@@ -35,6 +35,13 @@ def identifier(text: str) -> str:
     return text.lower()
 
 
+def tag(text: str) -> str:
+    """Return a tag, which is part of a path."""
+    if not re.fullmatch(r"[A-Za-z0-9._:-]{1,64}", text):
+        raise ArgumentTypeError(f"{text!r} is no tag: up to 64 letters, digits and . _ : -")
+    return text
+
+
 def target(text: str) -> Json:
     """Return whom a command is for, as the API wants it."""
     names = [name.strip() for name in text.split(",") if name.strip()]

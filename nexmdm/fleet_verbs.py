@@ -20,8 +20,10 @@ SHOWN_DELIVERIES: Final = 100
 _WORST_FIRST: Final = ("failed", "expired", "cancelled", "received", "pending", "succeeded")
 # The columns, those first that a narrow terminal has to show.
 _DEVICE_COLUMNS: Final = ("device_id", "alias", "presence", "last_seen_at", "push", "hardware_id", "tags")
+_TOKEN_COLUMNS: Final = ("id", "label", "state", "uses", "max_uses", "expires_at", "tags", "re_enroll", "created_at")
 _COMMAND_COLUMNS: Final = ("request_id", "action", "state", "device_count", "issued_at", "expires_at", "note")
 _DELIVERY_COLUMNS: Final = ("device_id", "alias", "state", "said", "delivered_via")
+_EVENT_COLUMNS: Final = ("when", "event", "outcome", "via", "http_status", "latency_ms", "said")
 _AUDIT_COLUMNS: Final = (
     "at", "status", "method", "path", "code", "request_id", "address", "principal", "correlation_id",
 )  # fmt: skip
@@ -103,6 +105,26 @@ def enroll_token(session: Session) -> int:
     return DONE
 
 
+def enroll_tokens(session: Session) -> int:
+    """List enrollment tokens."""
+    return _list(session, "/admin/enrollment-tokens", _TOKEN_COLUMNS, {}, told=_token)
+
+
+def _token(row: Json) -> Json:
+    if row["revoked_at"]:
+        return row | {"state": "revoked"}
+    if _moment(row["expires_at"]) <= datetime.now(UTC):
+        return row | {"state": "expired"}
+    return row | {"state": "exhausted" if row["uses"] >= row["max_uses"] else "open"}
+
+
+def revoke_token(session: Session) -> int:
+    """Let nobody in with an enrollment token any more."""
+    return _show(
+        session.terminal, session.client.post(f"/admin/enrollment-tokens/{session.options['token_id']}/revoke")
+    )
+
+
 def devices(session: Session) -> int:
     """List devices."""
     query = {name: session.options[name] for name in ("status", "push", "tag", "q")}
@@ -170,6 +192,24 @@ def revoke(session: Session) -> int:
 def reinstate(session: Session) -> int:
     """Let a device in again."""
     return _show(session.terminal, session.client.post(f"/admin/devices/{session.options['device_id']}/reinstate"))
+
+
+def change(session: Session) -> int:
+    """Give a device another alias, other tags, or none."""
+    options = session.options
+    path = f"/admin/devices/{options['device_id']}"
+    return _show(session.terminal, session.client.patch(path, _chosen(options)))
+
+
+def tag(session: Session) -> int:
+    """Give devices a tag, or take it from them."""
+    options = session.options
+    return _show(session.terminal, session.client.post(f"/admin/tags/{options['tag']}", _chosen(options)))
+
+
+def _chosen(options: dict[str, Any]) -> Json:
+    """Return what is to be changed; None is a wish, too."""
+    return {name: options[name] for name in options["wants"] if name in options}
 
 
 def call(session: Session) -> int:
@@ -258,6 +298,31 @@ def _delivery(row: Json) -> Json:
     return row | {"said": said}
 
 
+def delivery(session: Session) -> int:
+    """Show what became of a command on one device, event by event."""
+    options, terminal = session.options, session.terminal
+    path = f"/admin/commands/{options['request_id']}/deliveries/{options['device_id']}"
+    found = session.client.get(path)
+    if terminal.as_json:
+        terminal.json(found)
+        return DONE
+    terminal.fields({name: value for name, value in found.items() if name != "timeline"})
+    terminal.line("")
+    terminal.table(_EVENT_COLUMNS, [_event(row) for row in found["timeline"]])
+    return DONE
+
+
+def _event(row: Json) -> Json:
+    """Return an event of a timeline in the columns of one table."""
+    remarks = [name for name in ("late", "duplicate") if row[name]]
+    said = [row[name] for name in ("fcm_error", "message_id", "message", "detail") if row[name]]
+    return row | {
+        "when": fleet_terminal.to_the_millisecond(row["at"]),
+        "outcome": row["outcome"] or row["status"] or row["state"],
+        "said": "; ".join([*remarks, *said]) or None,
+    }
+
+
 def sign(session: Session) -> int:
     """Print the headers that sign a request, or the whole of it for a shell."""
     options = session.options
@@ -277,7 +342,7 @@ def sign(session: Session) -> int:
 
 def _curl(method: str, url: str, headers: Mapping[str, str], content: Content) -> str:
     """Return a curl command that sends exactly what was signed."""
-    words = ["curl", "--globoff", "--path-as-is", "--request", method, url]
+    words = ["curl", "--silent", "--show-error", "--globoff", "--path-as-is", "--request", method, url]
     for name, value in headers.items():
         words += ["--header", f"{name}: {value}"]
     if content.body:

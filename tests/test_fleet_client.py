@@ -7,6 +7,7 @@ import shlex
 import socket
 import struct
 import time
+from argparse import ArgumentParser
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,12 +20,14 @@ import httpx
 import pytest
 from django.core.management import call_command
 from django.core.management.base import CommandError, OutputWrapper
+from django.db.models.functions import Now
 from pytest_django import Settings
 
-from commands.models import Command
+from commands.models import Attempt, Command, Delivery
 from devices.models import EnrollmentToken
 from nexmdm.fleet_terminal import FREE_TEXT, Terminal
 from nexmdm.limits import RateLimited
+from nexmdm.management.commands.fleet import Command as FleetCommand
 from tests.actors import Admin, Answer, Client, Phone
 
 UNKNOWN = "0192f0c1-b000-7abc-8def-0123456789ab"
@@ -291,6 +294,76 @@ def test_a_device_is_revoked_and_reinstated(network: InProcess, phone: Phone) ->
     assert phone.heartbeat().status == 200
 
 
+def test_a_device_gets_another_alias_and_other_tags_or_none(network: InProcess, phone: Phone) -> None:
+    def changed(*arguments: str) -> tuple[Any, Any]:
+        row = run("change", phone.device_id, *arguments, "--json", transport=network).json
+        assert row == run("device", phone.device_id, "--json", transport=network).json
+        return row["alias"], row["tags"]
+
+    assert changed("--alias", "desk", "--tag", "lobby", "--tag", "floor-1") == ("desk", ["lobby", "floor-1"])
+    assert changed("--tag", "floor-2") == ("desk", ["floor-2"])
+    assert changed("--no-alias") == (None, ["floor-2"])
+    assert changed("--no-tags") == (None, [])
+
+
+def test_devices_get_a_tag_and_lose_it(network: InProcess, admin: Admin) -> None:
+    first, second = (admin.enrol(f"phone-{number}").device_id for number in range(2))
+    run("tag", "lobby", "--add", first, second, transport=network)
+    told = run("tag", "lobby", "--add", first, "--remove", second, "--json", transport=network)
+    assert (told.status, told.json) == (0, {"tag": "lobby", "added": 0, "removed": 1})
+    tagged = run("devices", "--tag", "lobby", "--json", transport=network).json
+    assert [row["device_id"] for row in tagged] == [first]
+    unknown = run("tag", "lobby", "--add", UNKNOWN, transport=network)
+    assert (unknown.status, "unknown_devices" in unknown.err) == (1, True)
+
+
+def test_enrollment_tokens_are_listed_and_revoked(network: InProcess, admin: Admin) -> None:
+    made = {label: admin.enrollment_token(label=label) for label in ("open", "used", "old", "no more")}
+    Phone(network.client, "phone-1").register(made["used"])
+    EnrollmentToken.objects.filter(label="old").update(expires_at=EnrollmentToken.objects.values("created_at")[:1])
+    token_id = str(EnrollmentToken.objects.get(label="no more").pk)
+    assert run("revoke-token", token_id, "--json", transport=network).json["revoked_at"] is not None
+    assert Phone(network.client, "phone-2").register(made["no more"]).code == "enrollment_token_revoked"
+
+    header, *lines = run("enroll-tokens", transport=network).out.splitlines()
+    assert header.split()[:4] == ["id", "label", "state", "uses"]
+    states = [re.split("  +", line)[1:3] for line in lines]
+    assert states == [["no more", "revoked"], ["old", "expired"], ["used", "exhausted"], ["open", "open"]]
+    rows = run("enroll-tokens", "--limit", "1", "--json", transport=network)
+    assert [row["id"] for row in rows.json] == [token_id]
+    assert made["no more"] not in rows.out
+
+
+def test_a_delivery_is_told_event_by_event(network: InProcess, phone: Phone) -> None:
+    request_id = run("ping", phone.device_id, "--json", transport=network).json["request_id"]
+    Attempt.objects.create(
+        delivery=Delivery.objects.get(),
+        number=1,
+        outcome="retry_later",
+        http_status=503,
+        fcm_error="UNAVAILABLE",
+        finished_at=Now(),
+    )
+    phone.report(request_id, "succeeded", message="it rang", via="heartbeat")
+    phone.report(request_id, "failed")
+
+    told = run("delivery", request_id, phone.device_id, transport=network).out
+    fields, _, table = told.partition("\n\n")
+    assert re.search(r"^state +succeeded$", fields, re.MULTILINE)
+    header, *lines = table.splitlines()
+    assert header.split() == ["when", "event", "outcome", "via", "http_status", "latency_ms", "said"]
+    assert all(re.match(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z  ", line) for line in lines)
+    assert [re.split("  +", line)[1:] for line in lines] == [
+        ["issued", "-", "-", "-", "-", "-"],
+        ["attempt", "retry_later", "-", "503", "-", "UNAVAILABLE"],
+        ["report", "succeeded", "heartbeat", "-", "-", "it rang"],
+        ["settled", "succeeded", "-", "-", "-", "-"],
+        ["report", "failed", "-", "-", "-", "duplicate"],
+    ]
+    events = run("delivery", request_id, phone.device_id, "--json", transport=network).json["timeline"]
+    assert [event["event"] for event in events] == ["issued", "attempt", "report", "settled", "report"]
+
+
 def test_any_request_is_signed_and_sent(network: InProcess, phone: Phone, tmp_path: Path) -> None:
     body = tmp_path / "body.json"
     body.write_text('{"alias": "Café"}')
@@ -446,6 +519,11 @@ def test_a_stranger_at_the_address_is_exit_status_1() -> None:
         ("devices", "--url", "mdm.example.com"),
         ("enroll-token", "--expires-in", "soon"),
         ("sign", "GET", "admin/devices"),
+        ("change", UNKNOWN),
+        ("change", UNKNOWN, "--alias", "desk", "--no-alias"),
+        ("tag", "lobby"),
+        ("tag", "no tag", "--add", UNKNOWN),
+        ("delivery", UNKNOWN, "front-desk"),
         ("sign", "POST", "/admin/command", "--body", "/nowhere/body.json"),
     ],
 )
@@ -486,8 +564,8 @@ def test_sign_prints_a_whole_curl_command_for_an_address(network: InProcess, tmp
     file.write_bytes(b"{}")
     arguments = ("post", "/admin/enrollment-tokens", "--body", str(file), "--url", "http://127.0.0.1:8000/")
     program, *words = shlex.split(run("sign", *arguments, transport=network).out)
-    assert (program, words[:2]) == ("curl", ["--globoff", "--path-as-is"])
-    assert words[2:5] == ["--request", "POST", "http://127.0.0.1:8000/admin/enrollment-tokens"]
+    assert (program, words[:4]) == ("curl", ["--silent", "--show-error", "--globoff", "--path-as-is"])
+    assert words[4:7] == ["--request", "POST", "http://127.0.0.1:8000/admin/enrollment-tokens"]
     headers = _headers("\n".join(value for option, value in pairwise(words) if option == "--header"))
     assert words[-2:] == ["--data-binary", f"@{file}"]
     assert network.client.request("POST", "/admin/enrollment-tokens", b"{}", headers).status == 200
@@ -552,6 +630,25 @@ def test_the_address_is_that_of_the_settings(network: InProcess, settings: Setti
     assert run("summary", transport=network).status == 0
     (request,) = network.seen
     assert (str(request.url), request.headers["Host"]) == ("http://127.0.0.1:8123/admin/summary", "mdm.example.com")
+
+
+PAGE: Final = Path(__file__).parent.parent / "docs" / "operations" / "fleet.md"
+
+
+def test_every_command_of_its_page_works_and_every_one_is_on_it(network: InProcess, admin: Admin, phone: Phone) -> None:
+    page = PAGE.read_text()
+    other = admin.enrol("phone-2").device_id
+    request_id = run("ping", "all", "--json", transport=network).json["request_id"]
+    token_id = str(EnrollmentToken.objects.earliest("created_at").pk)
+    ids = {"$DEVICE": phone.device_id, "$OTHER": other, "$COMMAND": request_id, "$TOKEN": token_id}
+    lines = re.findall(r"^\.venv/bin/python manage\.py fleet (.*?)(?: +#.*)?$", page, re.MULTILINE)
+    for line in lines:
+        words = [ids.get(word, word) for word in shlex.split(line)]
+        assert (line, run(*words, transport=network).status) == (line, 0)
+    parser = ArgumentParser()
+    FleetCommand().add_arguments(parser)
+    (verbs,) = (action.choices for action in parser._actions if action.dest == "verb")
+    assert {line.partition(" ")[0] for line in lines} == set(verbs or ())
 
 
 class Screen(io.StringIO):

@@ -1,7 +1,7 @@
 """manage.py fleet: an admin's client that signs by itself. It speaks HTTP only, and needs no database."""
 
 import sys
-from argparse import ArgumentParser
+from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Callable
 from contextlib import closing
 from typing import Any, Final
@@ -42,6 +42,8 @@ class Command(BaseCommand):
 
     def handle(self, *_: object, transport: httpx.BaseTransport | None = None, **options: Any) -> None:
         """Run it, and exit with its status."""
+        if (wants := options.get("wants")) and not set(wants) & set(options):
+            raise CommandError("Say what is to be changed: --help lists it.", returncode=WRONG_USAGE)
         terminal = Terminal(self.stdout, self.stderr, as_json=options["as_json"])
         url: str | None = options["url"]
         if url is not None and url.startswith("http:") and not on_loopback(url):
@@ -120,6 +122,10 @@ class _Arguments:
             "--re-enroll", action="store_true", default=None, help="let phones in that are enrolled already"
         )
 
+        _limit(self._verb("enroll-tokens", fleet_verbs.enroll_tokens, "List enrollment tokens, newest first."))
+        verb = self._verb("revoke-token", fleet_verbs.revoke_token, "Let nobody in any more with an enrollment token.")
+        verb.add_argument("token_id", type=fleet_values.identifier, metavar="ID")
+
     def _devices(self) -> None:
         devices = self._verb("devices", fleet_verbs.devices, "List devices, newest first.")
         devices.add_argument("--status", choices=["online", "offline", "never"])
@@ -133,6 +139,37 @@ class _Arguments:
             ("reinstate", fleet_verbs.reinstate, "Let a revoked device in again, with the same token."),
         ):
             self._verb(name, run, text).add_argument("device_id", type=fleet_values.identifier, metavar="ID")
+        self._changes()
+
+    def _changes(self) -> None:
+        change = self._verb("change", fleet_verbs.change, "Give a device another alias, other tags, or none.")
+        change.add_argument("device_id", type=fleet_values.identifier, metavar="ID")
+        alias = change.add_mutually_exclusive_group()
+        alias.add_argument("--alias", default=SUPPRESS, metavar="NAME")
+        alias.add_argument(
+            "--no-alias", action="store_const", const=None, default=SUPPRESS, dest="alias", help="take it away"
+        )
+        tags = change.add_mutually_exclusive_group()
+        tags.add_argument(
+            "--tag", action="append", default=SUPPRESS, dest="tags", help="in the place of all; may be repeated"
+        )
+        tags.add_argument(
+            "--no-tags", action="store_const", const=[], default=SUPPRESS, dest="tags", help="take all of them away"
+        )
+        change.set_defaults(wants=("alias", "tags"))
+        tag = self._verb("tag", fleet_verbs.tag, "Give devices a tag, or take it from them.")
+        tag.add_argument("tag", type=fleet_values.tag, metavar="TAG")
+        for name, text in (("--add", "who gets it"), ("--remove", "who loses it")):
+            tag.add_argument(
+                name,
+                type=fleet_values.identifier,
+                nargs="+",
+                action="extend",
+                default=SUPPRESS,
+                metavar="ID",
+                help=text,
+            )
+        tag.set_defaults(wants=("add", "remove"))
 
     def _commands(self) -> None:
         commands = self._verb("commands", fleet_verbs.commands, "List commands, newest first.")
@@ -143,6 +180,9 @@ class _Arguments:
         _limit(commands)
         command = self._verb("command", fleet_verbs.command, "Show one command with its deliveries.", waits=True)
         command.add_argument("request_id", type=fleet_values.identifier, metavar="ID")
+        delivery = self._verb("delivery", fleet_verbs.delivery, "Show what became of a command on one device, in full.")
+        delivery.add_argument("request_id", type=fleet_values.identifier, metavar="ID")
+        delivery.add_argument("device_id", type=fleet_values.identifier, metavar="DEVICE")
         cancel = self._verb("cancel", fleet_verbs.cancel, "Withdraw what is still open of a command.")
         cancel.add_argument("request_id", type=fleet_values.identifier, metavar="ID")
 
