@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shlex
 import socket
@@ -657,6 +658,31 @@ class Screen(io.StringIO):
     def isatty(self) -> bool:
         """Say that it is one."""
         return True
+
+
+@pytest.mark.parametrize(("channel", "shown"), [(os.openpty, True), (os.pipe, False)])
+def test_waiting_shows_how_far_it_is_on_a_terminal_and_nothing_in_a_pipe(
+    network: InProcess,
+    admin: Admin,
+    monkeypatch: pytest.MonkeyPatch,
+    channel: Callable[[], tuple[int, int]],
+    shown: bool,
+) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    network.after = reporting([admin.enrol("phone-1"), admin.enrol("phone-2")], "succeeded")
+    reading, writing = channel()
+    with open(reading, "rb", buffering=0) as seen, open(writing, "w") as standard_error:  # noqa: PTH123
+        monkeypatch.setattr("sys.stderr", standard_error)
+        ran = run("ping", "all", "--wait", transport=network)
+        standard_error.flush()
+        os.set_blocking(reading, False)
+        progress = (seen.read(65536) or b"").decode()
+    assert ran.status == 0
+    assert ("2/2" in progress and "2 succeeded" in progress) is shown
+    assert bool(progress) is shown
+    assert "2/2" not in ran.out + ran.err
 
 
 ROW: Final = {
