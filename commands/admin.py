@@ -1,6 +1,9 @@
 """A read-only window on the work: commands, and devices with the work they were given."""
 
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from itertools import accumulate, takewhile
+from operator import attrgetter
+from typing import Any, ClassVar, Final
 from uuid import UUID
 
 from django.contrib import admin
@@ -12,9 +15,14 @@ from django.utils.safestring import SafeString
 from commands import filters, story
 from commands.delivery_admin import BULKY, NOW, DeliveryAdmin
 from commands.models import Command, Delivery, State
+from commands.schemas import Counts
+from commands.story import Standing
 from devices.admin import SECRETS, DeviceAdmin
 from devices.browsing import NOTHING, Column, ReadOnlyAdmin, ReadOnlyInline, link, link_to_list, pretty
 from devices.models import Device
+
+MOST: Final = 100_000
+"""How many deliveries a list of commands counts at most. What it leaves out is counted on each command's own page."""
 
 
 class _Deliveries(ReadOnlyInline):
@@ -64,7 +72,9 @@ class DeliveriesOfCommand(_Deliveries):
 class CommandAdmin(ReadOnlyAdmin):
     """What was asked, and how it stands by device."""
 
-    list_display = ("id", "action", "device_count", "issued_by", "note", "urgency", "issued", "expires")
+    list_display = (
+        "id", "action", "standing", "counts", "device_count", "issued_by", "note", "urgency", "issued", "expires",
+    )  # fmt: skip
     list_filter = (filters.ActionFilter, filters.CommandStateFilter, filters.CommandAge, filters.CommandTime)
     search_fields = ("id", "deliveries__device__alias")
     search_help_text = "A whole request id or device id, or the start of a device's alias."
@@ -79,6 +89,7 @@ class CommandAdmin(ReadOnlyAdmin):
         "issued_by": "issued_by", "device_count": "device_count", "issued_at": "issued_at", "expires_at": "expires_at",
         "cancelled_at": "cancelled_at",
     }  # fmt: skip
+    derived = ("state", "completed_at", *Counts.model_fields)
 
     urgency = Column("priority")
     issued = Column("issued_at")
@@ -93,6 +104,22 @@ class CommandAdmin(ReadOnlyAdmin):
         if command is not None:
             command.told = story.command(command.pk)
         return command
+
+    def complete(self, rows: Sequence[Any]) -> None:
+        """Give the commands of a page their counts, the narrowest first, as long as MOST allows."""
+        narrowest_first = sorted(rows, key=attrgetter("device_count"))
+        totals = accumulate(command.device_count for command in narrowest_first)
+        few = takewhile(lambda one: one[1] <= MOST, zip(narrowest_first, totals, strict=True))
+        told = story.standings({command.pk: command.device_count for command, _ in few})
+        for command in rows:
+            command.told = told.get(command.pk)
+
+    def cells(self, rows: QuerySet[Any]) -> list[tuple[Any, ...]]:
+        """Return the cells of some commands, with their states and counts."""
+        found = super().cells(rows)
+        size = 1 + list(self.exported).index("device_count")
+        told = story.standings({cells[0]: cells[size] for cells in found})
+        return [(*cells, *_derived(told.get(cells[0]))) for cells in found]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         """Return the commands without their bulky columns."""
@@ -118,9 +145,16 @@ class CommandAdmin(ReadOnlyAdmin):
         """Return whom the command was for."""
         return pretty(command.told.target)
 
+    @admin.display(description="state")
+    def standing(self, command: Any) -> str:
+        """Return the state of a command in a list."""
+        return command.told.state if command.told else NOTHING
+
     @admin.display(description="by state")
     def counts(self, command: Any) -> SafeString:
         """Return how many deliveries are in each state now, each number a link to them; and how many came too late."""
+        if not command.told:
+            return link(command, "on its own page")
         counted = command.told.counts.model_dump()
         links = [
             link_to_list(Delivery, f"{counted[state]} {state}", command__id__exact=command.pk, state=state)
@@ -140,6 +174,13 @@ class CommandAdmin(ReadOnlyAdmin):
     def all_deliveries(self, command: Command) -> SafeString:
         """Return a link to the deliveries."""
         return link_to_list(Delivery, "All deliveries of this command", command__id__exact=command.pk)
+
+
+def _derived(standing: Standing | None) -> tuple[Any, ...]:
+    """Return the CSV's cells on how a command stands; empty ones if it has just been deleted."""
+    if standing is None:
+        return (None,) * len(CommandAdmin.derived)
+    return (standing.state, standing.completed_at, *standing.counts.model_dump().values())
 
 
 class BusyDeviceAdmin(DeviceAdmin):

@@ -1,6 +1,8 @@
 """What became of a command: read from the rows, derived, never stored. Whatever is past its time counts as expired."""
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
@@ -33,25 +35,43 @@ from devices import database, paging
 _UNTOLD: Final = ("command__params", "command__target", "device__presence__last_status", "device__tags")
 
 # `current` is the state as of now, swept or not.
-_SUMMARY: Final = """
-    SELECT
-        count(*) FILTER (WHERE current = 'pending'), count(*) FILTER (WHERE current = 'received'),
-        count(*) FILTER (WHERE current = 'succeeded'), count(*) FILTER (WHERE current = 'failed'),
-        count(*) FILTER (WHERE current = 'expired'), count(*) FILTER (WHERE current = 'cancelled'),
-        count(*) FILTER (WHERE current IN ('expired', 'cancelled') AND EXISTS (
-            SELECT FROM commands_report report
-            WHERE report.delivery_id = delivery.id AND report.late AND NOT report.duplicate
-        )),
-        count(*) FILTER (WHERE push_state = 'waiting'), count(*) FILTER (WHERE push_state = 'accepted'),
-        count(*) FILTER (WHERE push_state = 'retrying'), count(*) FILTER (WHERE push_state = 'undeliverable'),
-        count(*) FILTER (WHERE push_state = 'no_push_token'),
-        max(COALESCE(settled_at, open_until))
-    FROM (
-        SELECT *,
-            CASE WHEN state IN ('pending', 'received') AND open_until <= now() THEN 'expired' ELSE state END AS current
-        FROM commands_delivery WHERE command_id = %s
-    ) delivery
+_STANDINGS: Final = """
+    SELECT command.id, command.cancelled_at, counted.*
+    FROM commands_command command, LATERAL (
+        SELECT
+            count(*) FILTER (WHERE current = 'pending'), count(*) FILTER (WHERE current = 'received'),
+            count(*) FILTER (WHERE current = 'succeeded'), count(*) FILTER (WHERE current = 'failed'),
+            count(*) FILTER (WHERE current = 'expired'), count(*) FILTER (WHERE current = 'cancelled'),
+            count(*) FILTER (WHERE current IN ('expired', 'cancelled') AND EXISTS (
+                SELECT FROM commands_report report
+                WHERE report.delivery_id = delivery.id AND report.late AND NOT report.duplicate
+            )),
+            count(*) FILTER (WHERE push_state = 'waiting'), count(*) FILTER (WHERE push_state = 'accepted'),
+            count(*) FILTER (WHERE push_state = 'retrying'), count(*) FILTER (WHERE push_state = 'undeliverable'),
+            count(*) FILTER (WHERE push_state = 'no_push_token'),
+            max(COALESCE(settled_at, open_until))
+        FROM (
+            SELECT *,
+                CASE WHEN state IN ('pending', 'received') AND open_until <= now() THEN 'expired' ELSE state END
+                    AS current
+            FROM commands_delivery WHERE command_id = command.id
+        ) delivery
+    ) counted
+    WHERE command.id = ANY(%s)
 """
+
+AT_ONCE: Final = 200_000
+"""How many deliveries one query counts at most, unless a single command has more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a command stands: its deliveries, counted, and what follows from that."""
+
+    state: CommandState
+    completed_at: datetime | None
+    counts: Counts
+    push: PushCounts
 
 
 def is_open(request_id: UUID) -> bool:
@@ -63,19 +83,43 @@ def is_open(request_id: UUID) -> bool:
 
 def command(request_id: UUID) -> CommandDetail:
     """Return a command with its counts. Raises UnknownCommand."""
-    row = _commands().filter(id=request_id).first()
-    if row is None:
+    row = Command.objects.filter(id=request_id).first()
+    standing = _standings([request_id]).get(request_id)
+    if row is None or standing is None:
         raise UnknownCommand
-    *numbers, last_settled = database.row(_SUMMARY, [request_id])
-    counts = Counts(**dict(zip(Counts.model_fields, numbers[:7], strict=True)))
-    state = _state(row, is_open=bool(counts.pending or counts.received))
     return CommandDetail(
-        **_command_fields(row, state),
-        completed_at=None if state == "open" else last_settled,
+        **_command_fields(row, standing.state),
+        completed_at=standing.completed_at,
         cancelled_at=row.cancelled_at,
-        counts=counts,
-        push=PushCounts(**dict(zip(PushCounts.model_fields, numbers[7:], strict=True))),
+        counts=standing.counts,
+        push=standing.push,
     )
+
+
+def standings(sizes: Mapping[UUID, int]) -> dict[UUID, Standing]:
+    """Return how commands stand, each given with the number of its devices: one query for each AT_ONCE of these."""
+    found: dict[UUID, Standing] = {}
+    batch: list[UUID] = []
+    total = 0
+    for request_id, size in sizes.items():
+        if batch and total + size > AT_ONCE:
+            found |= _standings(batch)
+            batch, total = [], 0
+        batch.append(request_id)
+        total += size
+    return found | _standings(batch)
+
+
+def _standings(request_ids: list[UUID]) -> dict[UUID, Standing]:
+    return {request_id: _standing(*row) for request_id, *row in database.rows(_STANDINGS, [request_ids])}
+
+
+def _standing(cancelled_at: datetime | None, *counted: Any) -> Standing:
+    *numbers, last_settled = counted
+    counts = Counts(**dict(zip(Counts.model_fields, numbers[:7], strict=True)))
+    state = _state(cancelled_at, is_open=bool(counts.pending or counts.received))
+    push = PushCounts(**dict(zip(PushCounts.model_fields, numbers[7:], strict=True)))
+    return Standing(state, None if state == "open" else last_settled, counts, push)
 
 
 def commands(query: CommandQuery) -> CommandPage:
@@ -94,7 +138,7 @@ def commands(query: CommandQuery) -> CommandPage:
     if query.state in ("completed", "cancelled"):
         rows = rows.filter(cancelled_at__isnull=query.state == "completed")
     found, next_cursor = paging.take(rows, query, UUID)
-    items = [CommandRow(**_command_fields(row, _state(row, is_open=row.has_open))) for row in found]
+    items = [CommandRow(**_command_fields(row, _state(row.cancelled_at, is_open=row.has_open))) for row in found]
     return CommandPage(items=items, next_cursor=next_cursor)
 
 
@@ -102,10 +146,10 @@ def _commands() -> QuerySet[Any]:
     return Command.objects.annotate(has_open=Exists(Delivery.objects.open().filter(command_id=OuterRef("id"))))
 
 
-def _state(row: Command, *, is_open: bool) -> CommandState:
+def _state(cancelled_at: datetime | None, *, is_open: bool) -> CommandState:
     if is_open:
         return "open"
-    return "completed" if row.cancelled_at is None else "cancelled"
+    return "completed" if cancelled_at is None else "cancelled"
 
 
 def _command_fields(row: Command, state: CommandState) -> dict[str, Any]:

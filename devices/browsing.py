@@ -71,6 +71,8 @@ class NewestFirst(ChangeList):
         """Read one page, and one row more to know whether there are older ones."""
         rows = list(self.page(request.GET.get(BEFORE), self.list_per_page + 1))
         self.result_list = rows[: self.list_per_page]
+        shown: Any = self.model_admin
+        shown.complete(self.result_list)
         self.result_count = self.full_result_count = len(self.result_list)
         if len(rows) > self.list_per_page:
             self.older = self.get_query_string({BEFORE: self.result_list[-1].pk})
@@ -138,6 +140,9 @@ class ReadOnlyAdmin(_ReadOnly, ModelAdmin):
     exported: ClassVar[Mapping[str, str]] = {}
     """The columns of a list as CSV: the name that the API has for each, and where it is read."""
 
+    derived: ClassVar[Sequence[str]] = ()
+    """The columns after these, which no column of the database holds: `cells` works them out."""
+
     actions = None
     sortable_by: ClassVar = ()
     list_per_page = ROWS_PER_PAGE
@@ -171,10 +176,18 @@ class ReadOnlyAdmin(_ReadOnly, ModelAdmin):
             return HttpResponseRedirect("../?e=1")
 
         def read(below: Any, most: int) -> Sequence[tuple[Any, ...]]:
-            return list(changes.page(below, most).values_list("pk", *self.exported.values()))
+            return self.cells(changes.page(below, most))
 
         name = f"{self.opts.verbose_name_plural}-{database.now():%Y%m%dT%H%M%SZ}".replace(" ", "-")
-        return export.response(name, self.exported, read, with_body=request.method == "GET")
+        headings = [*self.exported, *self.derived]
+        return export.response(name, headings, read, with_body=request.method == "GET")
+
+    def cells(self, rows: QuerySet[Any]) -> list[tuple[Any, ...]]:
+        """Return the CSV's cells of some rows of a list, each row's key before them."""
+        return list(rows.values_list("pk", *self.exported.values()))
+
+    def complete(self, rows: Sequence[Any]) -> None:
+        """Give the rows of a page what none of their columns holds."""
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:  # noqa: ARG002
         """Tell whether a query parameter may narrow the list."""

@@ -379,6 +379,42 @@ def test_commands_are_filtered_by_action_and_by_what_is_open(worked: World, brow
     assert listed(browser, Command, state="cancelled") == [ping.pk]
 
 
+def standings(browser: Client) -> dict[str, tuple[str, str]]:
+    """Return the state and the counts that the list of commands shows for each action."""
+    page = browser.get(page_of(Command)).content.decode()
+    shown = re.findall(
+        r'field-action">(\w+)</td><td class="field-standing">(.*?)</td><td class="field-counts">(.*?)</td>', page
+    )
+    return {action: (state, plain(counts)) for action, state, counts in shown}
+
+
+def test_the_list_of_commands_shows_how_each_stands(worked: World, browser: Client) -> None:
+    assert standings(browser) == {
+        "launch_app": ("open", "1 pending , 1 succeeded"),
+        "ping": ("completed", "1 failed"),
+    }
+    launch = Command.objects.get(action="launch_app")
+    launch.deliveries.filter(state="pending").update(open_until=worked.now - timedelta(minutes=1))
+    Command.objects.update(cancelled_at=worked.now)
+    assert standings(browser) == {
+        "launch_app": ("cancelled", "1 succeeded , 1 expired"),
+        "ping": ("cancelled", "1 failed"),
+    }
+    address = f"{page_of(Delivery)}?command__id__exact={launch.pk}&amp;state=expired"
+    assert f'<a href="{address}">1 expired</a>' in browser.get(page_of(Command)).content.decode()
+
+
+def test_a_list_of_commands_counts_the_narrowest_and_leaves_the_others_to_their_own_pages(
+    worked: World, browser: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("commands.admin.MOST", 3)
+    Command.objects.filter(action="ping").update(device_count=4)
+    assert standings(browser) == {
+        "launch_app": ("open", "1 pending , 1 succeeded"),
+        "ping": ("-", "on its own page"),
+    }
+
+
 def test_devices_are_filtered_by_presence_and_push(worked: World, browser: Client) -> None:
     lobby, yard = Device.objects.get(alias="lobby"), Device.objects.get(alias="yard")
     Presence.objects.filter(device=yard).update(last_seen_at=worked.now - timedelta(hours=3))
@@ -558,15 +594,14 @@ def test_what_a_phone_says_is_shown_as_text(worked: World, browser: Client) -> N
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_list_costs_three_queries_however_long_it_is(
+def test_a_list_costs_three_queries_however_long_it_is_and_one_where_it_counts(
     worked: World, browser: Client, model: type[Model], django_assert_max_num_queries: MaxQueries
 ) -> None:
-    command = worked.command("reboot")
     for number in range(20):
-        delivery = worked.delivery(command, worked.device(f"device-{number}"))
+        delivery = worked.delivery(worked.command("reboot"), worked.device(f"device-{number}"))
         worked.attempt(delivery, "accepted", 200)
         Report.objects.create(delivery=delivery, status="received")
-    with django_assert_max_num_queries(3):
+    with django_assert_max_num_queries(4 if model is Command else 3):
         assert listed(browser, model)
 
 
@@ -752,6 +787,22 @@ def test_a_filtered_list_is_exported_as_it_is_filtered(worked: World, staff: Vis
     found = exported(staff, Device, "?presence=online&push=live")
     assert [row["alias"] for row in found] == ["lobby"]
     assert (found[0]["presence"], found[0]["last_status"]) == ("online", '{"battery_pct": 83}')
+
+
+def test_the_csv_of_commands_says_how_each_stands_a_few_deliveries_at_a_time(
+    worked: World, staff: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("commands.story.AT_ONCE", 3)
+    (late,) = Delivery.objects.filter(state="pending")
+    Delivery.objects.filter(pk=late.pk).update(state="expired", settled_at=worked.now)
+    Report.objects.create(delivery=late, status="succeeded", late=True)
+    worked.delivery(worked.command("ring"), late.device)
+    standing = ("action", "state", "completed_at", "pending", "succeeded", "failed", "expired", "late")
+    assert [tuple(row[name] for name in standing) for row in exported(staff, Command)] == [
+        ("ring", "open", "", "1", "0", "0", "0", "0"),
+        ("ping", "completed", rfc3339(worked.now), "0", "0", "1", "0", "0"),
+        ("launch_app", "completed", rfc3339(worked.now), "0", "1", "0", "1", "1"),
+    ]
 
 
 def test_the_link_to_the_csv_carries_the_filters_and_begins_at_the_top(worked: World, browser: Client) -> None:
