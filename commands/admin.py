@@ -73,7 +73,7 @@ class CommandAdmin(ReadOnlyAdmin):
     """What was asked, and how it stands by device."""
 
     list_display = (
-        "id", "action", "standing", "counts", "device_count", "issued_by", "note", "urgency", "issued", "expires",
+        "id", "action", "standing", "counts", "device_count", "issued", "note", "issued_by", "expires", "urgency",
     )  # fmt: skip
     list_filter = (filters.ActionFilter, filters.CommandStateFilter, filters.CommandAge, filters.CommandTime)
     search_fields = ("id", "deliveries__device__alias")

@@ -294,7 +294,8 @@ def address_of(model: type[Model], page: str, *key: object, **query: object) -> 
 
 def moment(value: datetime) -> SafeString:
     """Return a time in UTC, to the second. (Django's own format for people has none.)"""
-    return format_html('<span class="nowrap">{}</span>', f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%SZ}")
+    day, time = f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%SZ}".split()
+    return format_html('<span class="moment"><span class="nowrap">{}</span> <span>{}</span></span>', day, time)
 
 
 def pretty(value: Any) -> str:

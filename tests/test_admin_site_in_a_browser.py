@@ -2,7 +2,6 @@
 
 import csv
 import secrets
-import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,26 +11,17 @@ from typing import Any, Final
 import httpx
 import pytest
 from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
-from loadtest import ground
+from loadtest import chromium, ground
 from loadtest.ground import Ground
 from loadtest.serving import wait_for
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 PASSWORD: Final = secrets.token_urlsafe(24)
-FLAGS: Final = (
-    "--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-)  # fmt: skip
-PHONE: Final = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+PING: Final = {"action": "ping", "target": {"all": True}, "note": "n" * 200}
 
-pytestmark = pytest.mark.skipif(
-    not CHROMIUM or not DRIVER,
-    reason="these tests want a browser: apt-get install chromium chromium-driver (Debian)",
-)
+pytestmark = pytest.mark.skipif(not chromium.is_there(), reason=f"this {chromium.WANTED}")
 
 
 @dataclass(slots=True)
@@ -86,7 +76,7 @@ def place() -> Iterator[Ground]:
     ):
         assert place.serving is not None
         lobby, _ = enrol(place, "lobby", "ok-1"), enrol(place, "yard", "unregistered-1")
-        request_id = place.admin.post("/admin/command", {"action": "ping", "target": {"all": True}})["request_id"]
+        request_id = place.admin.post("/admin/command", PING)["request_id"]
         wait_for(lambda: not place.admin.command(request_id)["push"]["waiting"])
         result = {"request_id": request_id, "status": "succeeded", "message": "=all is well", "via": "push"}
         httpx.post(f"{place.serving.url}/v1/action-result", json=result, headers=lobby).raise_for_status()
@@ -107,24 +97,12 @@ def enrol(place: Ground, alias: str, push_token: str) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def browser(place: Ground) -> Iterator[Browser]:
     """A browser in which staff has logged in."""
-    with tempfile.TemporaryDirectory(prefix="nexmdm-") as folder:
-        options = webdriver.ChromeOptions()
-        assert CHROMIUM is not None
-        options.binary_location = CHROMIUM
-        for flag in (*FLAGS, f"--user-data-dir={folder}/profile"):
-            options.add_argument(flag)
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-        driver = webdriver.Chrome(options, Service(DRIVER))
-        try:
-            downloads = Path(folder) / "downloads"
-            driver.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(downloads)})
-            browser = Browser(driver, place.admin.url, downloads)
-            browser.open("commands/attempt/")
-            browser.fill(username="staff", password=PASSWORD)
-            driver.find_element(By.CSS_SELECTOR, "input[type=submit]").click()
-            yield browser
-        finally:
-            driver.quit()
+    with chromium.started() as (driver, downloads):
+        browser = Browser(driver, place.admin.url, downloads)
+        browser.open("commands/attempt/")
+        browser.fill(username="staff", password=PASSWORD)
+        driver.find_element(By.CSS_SELECTOR, "input[type=submit]").click()
+        yield browser
 
 
 def test_whoever_logs_in_is_where_they_wanted_to_go(browser: Browser) -> None:
@@ -221,7 +199,7 @@ def test_no_page_asks_for_anything_from_outside_or_fails_to_find_it(browser: Bro
 
 
 def test_every_page_fits_on_a_phone(browser: Browser) -> None:
-    browser.emulate("setDeviceMetricsOverride", **PHONE)
+    browser.emulate("setDeviceMetricsOverride", **chromium.PHONE)
     try:
         wide = {
             page: width
@@ -231,6 +209,28 @@ def test_every_page_fits_on_a_phone(browser: Browser) -> None:
     finally:
         browser.emulate("clearDeviceMetricsOverride")
     assert wide == {}
+
+
+def test_no_page_cuts_anything_off_on_a_laptop(browser: Browser) -> None:
+    browser.emulate("setDeviceMetricsOverride", **chromium.LAPTOP)
+    wider = "[...document.querySelectorAll('.results, .form-row')].filter(one => one.scrollWidth > one.clientWidth)"
+    try:
+        cut = {page: names for page in pages(browser) if (names := browser.run(f"{wider}.map(one => one.className)"))}
+    finally:
+        browser.emulate("clearDeviceMetricsOverride")
+    assert cut == {}
+
+
+def test_every_bar_stands_out_from_its_row(browser: Browser) -> None:
+    colours = "[row, row.querySelector('svg')].map(one => getComputedStyle(one).backgroundColor)"
+    tracks = f"[...document.querySelectorAll('.chart tr')].map(row => {colours})"
+    for theme in ("light", "dark"):
+        browser.emulate("setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": theme}])
+        browser.open("")
+        rows = browser.run(tracks)
+        assert len({row for row, _ in rows}) == 2, "every second row has another colour"
+        assert not {track for _, track in rows} & {row for row, _ in rows}, theme
+    browser.emulate("setEmulatedMedia", features=[])
 
 
 def test_the_charts_follow_the_theme(browser: Browser) -> None:
