@@ -42,7 +42,8 @@ def _silence(row: Delivery, now: datetime) -> list[str]:
 
 def _push_trouble(row: Delivery) -> list[str]:
     if row.device.push_token is None:
-        return ["no push token"]
+        pending = row.state == State.PENDING
+        return ["no push token, so it goes with the next heartbeat" if pending else "no push token"]
     if row.device.push_token_dead_at is not None:
         return ["push token dead"]
     if row.push_state == Push.UNDELIVERABLE:

@@ -417,6 +417,14 @@ def test_why_a_delivery_is_open_is_one_plain_sentence(admin: Admin) -> None:
     assert why_open(admin, request_id) == "Deferred twice; silent for 3 h; push token dead."
 
 
+def test_why_a_delivery_without_a_push_token_is_open_says_when_it_goes(admin: Admin, phone: Phone) -> None:
+    phone.heartbeat()
+    request_id = issue(admin, phone)
+    assert why_open(admin, request_id) == "No push token, so it goes with the next heartbeat."
+    phone.report(request_id, "running")
+    assert why_open(admin, request_id) == "The phone says running; no push token."
+
+
 @pytest.mark.parametrize(
     ("push_state", "sentence"),
     [
