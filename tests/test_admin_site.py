@@ -754,6 +754,23 @@ def staff(browser: Client) -> Visitor:
     return Visitor(session=browser.cookies["sessionid"].value)
 
 
+def test_staff_reads_everything_and_writes_nothing_on_the_real_stack(
+    worked: World, browser: Client, staff: Visitor
+) -> None:
+    token = "t" * 32
+    cookies = f"sessionid={browser.cookies['sessionid'].value}; csrftoken={token}"
+    form = {"Cookie": cookies, "X-CSRFToken": token, "Content-Type": "application/x-www-form-urlencoded"}
+    before = everything()
+    for model in MODELS:
+        row = model._default_manager.first()
+        assert row is not None
+        for address in (page_of(model), page_of(model, "change", row.pk)):
+            assert Visitor().request("GET", address).status == 302
+            assert staff.request("GET", address).status == 200
+            assert staff.request("POST", address, b"action=delete_selected&post=yes", form).status == 405
+    assert everything() == before
+
+
 def exported(staff: Visitor, model: type[Model], query: str = "") -> list[dict[str, str]]:
     """Return the rows of a list as CSV."""
     answer = staff.request("GET", page_of(model, "export") + query)

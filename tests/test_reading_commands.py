@@ -14,6 +14,7 @@ from uuid_utils.compat import uuid7
 
 from commands import queue
 from commands.models import Attempt, Command, Delivery, Outcome, Push
+from devices import paging
 from devices.models import Device, Presence
 from nexmdm.models import AuditEntry
 from tests.actors import Admin, Answer, Phone
@@ -154,6 +155,20 @@ QUERIES_REFUSED: Final = (
 def test_a_query_that_is_not_understood_is_refused(admin: Admin, query: str) -> None:
     answer = admin.get(f"/admin/commands?{query}")
     assert (answer.status, answer.code) == (422, "invalid_request")
+
+
+def test_every_list_takes_1_to_500_rows_and_its_own_cursors(admin: Admin, phone: Phone) -> None:
+    deliveries = f"commands/{issue(admin, phone)}/deliveries"
+    numbers, ids = [paging.encode(key) for key in (7, uuid7())]
+    foreign = {
+        "commands": numbers, "devices": numbers, "enrollment-tokens": numbers, deliveries: ids, "audit": ids,
+    }  # fmt: skip
+    for name, cursor in foreign.items():
+        for query in ("limit=0", "limit=501", "cursor=x", f"cursor={cursor}"):
+            answer = admin.get(f"/admin/{name}?{query}")
+            assert (answer.status, answer.code) == (422, "invalid_request"), (name, query)
+        assert len(admin.get(f"/admin/{name}?limit=1").json["items"]) == 1, name
+        assert admin.get(f"/admin/{name}?limit=500").status == 200, name
 
 
 @pytest.mark.parametrize("query", ["limit=1", "limit=500", "since=2026-01-01T00:00:00.5Z"])
@@ -372,6 +387,19 @@ def test_a_delivery_sums_up_its_push(admin: Admin) -> None:
         "next_attempt_at": None,
     }
     assert row["state"] == "pending"
+
+
+def test_a_delivery_says_when_its_next_push_is_due_while_it_is_open(admin: Admin) -> None:
+    phone = admin.enrol("phone-1", push_token="token-1")
+    request_id = issue(admin, phone)
+    attempted(request_id, outcome=Outcome.RETRY_LATER, http_status=503, fcm_error="UNAVAILABLE")
+    Delivery.objects.update(push_state=Push.RETRYING, next_attempt_at=Now() + timedelta(minutes=1))
+    one = f"/admin/commands/{request_id}/deliveries/{phone.device_id}"
+    push = admin.get(one).json["push"]
+    assert (push["state"], push["last_http_status"], push["last_fcm_error"]) == ("retrying", 503, "UNAVAILABLE")
+    assert datetime.fromisoformat(push["next_attempt_at"]) == Delivery.objects.get().next_attempt_at
+    phone.report(request_id, "succeeded")
+    assert admin.get(one).json["push"]["next_attempt_at"] is None
 
 
 def test_deliveries_are_filtered_by_state_and_come_in_pages(admin: Admin) -> None:

@@ -1,12 +1,15 @@
 """Signed admin requests: what a good signature covers, and that everything else gets one and the same refusal."""
 
 import hmac
+import json
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from types import SimpleNamespace
 from typing import Final
 from uuid import uuid4
 
 import pytest
+import structlog
 from pytest_django import Settings
 
 from commands.models import Command
@@ -83,6 +86,27 @@ def test_a_client_signs_as_the_vectors_say(request_parts: tuple[str, str, str, b
     )
     assert headers["X-Signature"] == f"v1={signature}"
     assert headers.get("Idempotency-Key", "") == key
+
+
+@pytest.mark.parametrize(
+    ("vector", "status", "code"),
+    [("A", 200, None), ("B", 404, "not_found"), ("C", 404, "not_found"), ("D", 422, "invalid_request")],
+)
+def test_the_server_takes_the_signatures_of_the_vectors_as_they_are_published(
+    admin: Admin, client: Client, phone: Phone, clock: None, settings: Settings, vector: str, status: int, code: str
+) -> None:
+    (key, method, target, body), signature = VECTORS[vector]
+    settings.HMAC_SECRETS = [SECRET]
+    headers = {"X-Admin": admin.key, "X-Timestamp": str(NOW), "X-Signature": f"v1={signature}"}
+    headers |= {"Idempotency-Key": key} if key else {}
+    answer = client.request(method, target, body or None, headers)
+    assert (answer.status, answer.code) == (status, code)
+    assert Command.objects.count() == (vector == "A")
+
+
+def test_the_idempotency_key_of_a_get_is_not_signed(admin: Admin, client: Client, clock: None) -> None:
+    headers = signed(admin, "GET", "/admin/summary", b"") | {"Idempotency-Key": KEY}
+    assert client.request("GET", "/admin/summary", None, headers).status == 200
 
 
 def test_a_request_signed_well_is_carried_out(admin: Admin, client: Client, phone: Phone, clock: None) -> None:
@@ -273,3 +297,32 @@ def test_head_is_not_allowed_under_admin(admin: Admin, client: Client) -> None:
 def test_why_a_signature_was_refused_is_not_told(admin: Admin, client: Client, phone: Phone, clock: None) -> None:
     answers = [client.request("POST", "/admin/command", BODY, tamper(signed(admin))) for tamper in TAMPERED.values()]
     assert len({answer.body for answer in answers}) == 1
+
+
+REASONS: Final = {
+    "without X-Admin": "header_missing",
+    "X-Signature twice": "header_repeated",
+    "X-Timestamp not ASCII": "header_not_ascii",
+    "another admin key": "key",
+    "an endless timestamp": "timestamp",
+    "a signature cut short": "signature_form",
+    "a signature with one wrong digit": "signature",
+}
+
+
+@pytest.mark.parametrize(("tampered", "reason"), REASONS.items())
+def test_why_a_signature_was_refused_is_in_the_log_and_in_a_metric(
+    admin: Admin, client: Client, clock: None, monkeypatch: pytest.MonkeyPatch, tampered: str, reason: str
+) -> None:
+    def counted() -> float:
+        lines = client.request("GET", "/metrics").body.decode().splitlines()
+        name = f'nexmdm_admin_denied_total{{reason="{reason}"}} '
+        return sum(float(line.removeprefix(name)) for line in lines if line.startswith(name))
+
+    written = BytesIO()
+    monkeypatch.setattr("nexmdm.auth.log", structlog.wrap_logger(structlog.BytesLogger(written)))
+    before = counted()
+    assert_refused(client.request("POST", "/admin/command", BODY, TAMPERED[tampered](signed(admin))))
+    line = json.loads(written.getvalue())
+    assert (line["event"], line["reason"], line["address"]) == ("admin.denied", reason, "127.0.0.1")
+    assert counted() == before + 1
