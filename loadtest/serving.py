@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +15,7 @@ from nexmdm.fleet_client import FleetClient
 READY: Final = "Ctrl-C stops everything."
 WAIT_SECONDS: Final = 60
 MANAGE: Final = str(Path(__file__).resolve().parent.parent / "manage.py")
+SERVE: Final = (sys.executable, MANAGE, "serve")
 
 
 def wait_for(condition: Callable[[], object]) -> None:
@@ -29,8 +30,8 @@ def wait_for(condition: Callable[[], object]) -> None:
 class Serving:
     """A `manage.py serve` on a free port of 127.0.0.1; `settings` are environment variables for it."""
 
-    def __init__(self, data_dir: Path, **settings: str) -> None:
-        """Start it; its output goes to a file beside the data folder."""
+    def __init__(self, data_dir: Path, program: Sequence[str] = SERVE, **settings: str) -> None:
+        """Start it, by another program if one is given; its output goes to a file beside the data folder."""
         self.data_dir = data_dir
         self._output = data_dir.parent / "output"
         self.environment = {
@@ -38,7 +39,8 @@ class Serving:
         }  # fmt: skip
         with self._output.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, MANAGE, "serve"],
+                program,
+                cwd=Path(MANAGE).parent,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
