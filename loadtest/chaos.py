@@ -12,24 +12,24 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Final
 
 from rich.console import Console
 
-from loadtest import ground, ledgers, roster, view
+from loadtest import ground, ledgers, pushes, roster, view
 from loadtest.crowd import COMMANDS_PER_SECOND, Crowd
-from loadtest.faults import DatabaseStops, Fault, FcmOutages, Kills, Outage, SecondDispatcher
+from loadtest.faults import DatabaseStops, Fault, Kills, SecondDispatcher
 from loadtest.ground import Ground
+from loadtest.outages import FcmOutages, Outage
 from loadtest.targets import Target
 
 DEVICES: Final = 2000
 INTERVAL_SECONDS: Final = 60
 ANSWER_MS: Final = 20
-PATIENCE_SECONDS: Final = 180
-"""How long everything may take to settle: a lease of 45 s, a heartbeat, a retry."""
-
 SETTINGS: Final = {"WEB_WORKERS": "2", "LOG_LEVEL": "INFO", "LOG_FORMAT": "json"}
 OUTAGES: Final = (
     Outage("503 to everything", {"override": "unavailable"}, 180),
@@ -53,7 +53,9 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m loadtest.chaos", description=__doc__)
     parser.add_argument("fault", choices=("kills", "database", "fcm"))
-    parser.add_argument("--seconds", type=float, default=300, help="how long processes are killed (300)")
+    parser.add_argument(
+        "--seconds", type=float, help="how long processes are killed (300), or how long an outage of FCM lasts at most"
+    )
     parser.add_argument("--times", type=int, default=5, help="how often PostgreSQL is stopped (5)")
     parser.add_argument("--devices", type=int, default=DEVICES, help="how many phones, more than 1,000 (2,000)")
     return parser.parse_args()
@@ -80,10 +82,23 @@ def _break(console: Console, place: Ground, folder: Path, arguments: argparse.Na
     crowd = Crowd(place.admin, members, place.journal, interval_seconds=INTERVAL_SECONDS)
     with ExitStack() as stack:
         fault = _fault(console, place, stack, arguments)
-        asyncio.run(crowd.run(fault.run(crowd), partial(ledgers.is_settled, database_url), PATIENCE_SECONDS))
+        trial = _trial(fault, crowd, database_url)
+        early = asyncio.run(crowd.run(trial, partial(ledgers.is_settled, database_url)))
         book, sends = ledgers.read(database_url), ledgers.read_journal(place.journal)
+        away = fault.away()
     account = crowd.account
-    return [*fault.judged(account.exchanges, book, sends), *ledgers.compare(account, book, sends, members)]
+    return [
+        *fault.judged(account.exchanges, book, sends),
+        ledgers.waiting("deliveries at the end of the trouble", early),
+        *ledgers.compare(account, book),
+        *pushes.compare(book, sends, members, away),
+    ]
+
+
+async def _trial(fault: Fault, crowd: Crowd, database_url: str) -> ledgers.Book:
+    """Make the trouble; return what the database says before anything had time to settle."""
+    await fault.run(crowd)
+    return await asyncio.to_thread(ledgers.read, database_url)
 
 
 def _fault(console: Console, place: Ground, stack: ExitStack, arguments: argparse.Namespace) -> Fault:
@@ -96,10 +111,11 @@ def _fault(console: Console, place: Ground, stack: ExitStack, arguments: argpars
     second = SecondDispatcher(serving)
     stack.callback(second.stop)
     if arguments.fault == "kills":
-        return Kills(serving, second, arguments.seconds, say)
+        return Kills(serving, second, arguments.seconds or 300, say)
     if arguments.fault == "database":
         return DatabaseStops(serving, serving.database_url(), arguments.times, say)
-    return FcmOutages(serving.environment["FCM_BASE_URL"], OUTAGES, say)
+    outages = [replace(one, seconds=min(one.seconds, arguments.seconds or inf)) for one in OUTAGES]
+    return FcmOutages(serving.environment["FCM_BASE_URL"], serving.database_url(), outages, say)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,10 @@ KEPT_SECONDS: Final = 3
 """How long an idle connection is kept: less than the 5 s after which a web worker closes it."""
 
 GIVE_UP_SECONDS: Final = 90
+PATIENCE_SECONDS: Final = 180
+"""How long everything may take to settle afterwards: a lease of 45 s, a heartbeat, a retry."""
+
+SETTLED_LOOK_SECONDS: Final = 1
 PAUSE_SECONDS: Final = 0.25
 TARGET: Final = "/admin/command"
 _LOOK_SECONDS: Final = 0.05
@@ -43,13 +47,17 @@ _LOOK_SECONDS: Final = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One request: when it was sent and when it ended (monotonic), and its status; 0: no answer, `code` says why."""
+    """One request: when it was sent and when it ended (monotonic), and its status; 0: no answer, `code` says why.
+
+    `flaw` is what a refusal lacks of being problem details.
+    """
 
     kind: Kind
     begun_at: float
     ended_at: float
     status: int
     code: str = ""
+    flaw: str = ""
 
 
 @dataclass(slots=True)
@@ -71,7 +79,13 @@ class Account:
     heard: dict[str, str] = field(default_factory=dict)
     """The server's time in the last answer to a heartbeat, by device."""
 
+    refused: int = 0
+    """How many envelopes phones did not trust, from whichever channel."""
+
     exchanges: list[Exchange] = field(default_factory=list)
+
+    settled_after_seconds: float | None = None
+    """How long after the trouble everything was settled; None: it was not, for as long as one waited."""
 
 
 class Crowd:
@@ -91,27 +105,29 @@ class Crowd:
         self._tasks: set[asyncio.Task[None]] = set()
         self._commanding = asyncio.Event()
 
-    async def run(self, trial: Awaitable[None], settled: Callable[[], Awaitable[bool]], patience: float) -> None:
+    async def run(self, trial: Awaitable[T], settled: Callable[[], Awaitable[bool]]) -> T:
         """Keep the fleet going and commands coming until the trial is over; then only the fleet, until all is settled.
 
-        `settled` is asked once a second, for no longer than `patience` seconds.
+        Returns what the trial returns. `settled` is asked now and then, for no longer than PATIENCE_SECONDS. Raises an
+        ExceptionGroup as soon as a phone or the admin fails with something else than a refusal or no answer.
         """
         timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS)
         connector = aiohttp.TCPConnector(limit=200, keepalive_timeout=KEPT_SECONDS)
-        async with aiohttp.ClientSession(timeout=timeout, connector=connector) as self._session:
+        async with (
+            aiohttp.ClientSession(timeout=timeout, connector=connector) as self._session,
+            asyncio.TaskGroup() as self._group,
+        ):
             for member in self._members:
                 self._phones[member.push_token] = self._phone(member)
             going = [self._beat(phone) for phone in self._phones.values()]
-            tasks = [asyncio.create_task(one) for one in (*going, self._hear_pushes(), self._command())]
-            try:
-                self._commanding.set()
-                await trial
-                self._commanding.clear()
-                await self._settle(settled, patience)
-            finally:
-                for task in (*tasks, *self._tasks):
-                    task.cancel()
-                await asyncio.gather(*tasks, *self._tasks, return_exceptions=True)
+            tasks = [self._group.create_task(one) for one in (*going, self._hear_pushes(), self._command())]
+            self._commanding.set()
+            found = await trial
+            self._commanding.clear()
+            await self._settle(settled)
+            for task in (*tasks, *self._tasks):
+                task.cancel()
+        return found
 
     def post_to_all(self) -> None:
         """Issue one command to the whole fleet, besides the others."""
@@ -143,7 +159,9 @@ class Crowd:
                 await asyncio.sleep(_LOOK_SECONDS)
 
     async def _receive(self, phone: Phone, envelope: Envelope, via: Channel) -> None:
-        if await self._noted("result", phone.receive(envelope, via)) is not None:
+        if not phone.agent.trusts(envelope):
+            self.account.refused += 1
+        elif await self._noted("result", phone.receive(envelope, via)) is not None:
             self.account.results.add((envelope["request_id"], phone.agent.device_id))
 
     async def _command(self) -> None:
@@ -177,27 +195,27 @@ class Crowd:
     async def _noted(self, kind: Kind, exchange: Awaitable[T]) -> T | None:
         """Await an exchange and keep account of it; None unless it was answered with a 200."""
         begun_at = time.monotonic()
-        status, code, answer = int(HTTPStatus.OK), "", None
+        status, code, flaw, answer = int(HTTPStatus.OK), "", "", None
         try:
             answer = await exchange
         except Refusal as refusal:
-            status, code = refusal.status, refusal.code
+            status, code, flaw = refusal.status, refusal.code, refusal.flaw
         except (aiohttp.ClientError, TimeoutError) as error:
             status, code = 0, type(error).__name__
         except orjson.JSONDecodeError:
             status, code = 0, "not JSON"
-        self.account.exchanges.append(Exchange(kind, begun_at, time.monotonic(), status, code))
+        self.account.exchanges.append(Exchange(kind, begun_at, time.monotonic(), status, code, flaw))
         return answer
 
-    async def _settle(self, settled: Callable[[], Awaitable[bool]], patience: float) -> None:
-        deadline = time.monotonic() + patience
-        while time.monotonic() < deadline:
-            posting = any(not task.done() for task in self._tasks)
-            if not posting and await settled():
+    async def _settle(self, settled: Callable[[], Awaitable[bool]]) -> None:
+        begun_at = time.monotonic()
+        while (waited := time.monotonic() - begun_at) < PATIENCE_SECONDS:
+            if not self._tasks and await settled():
+                self.account.settled_after_seconds = waited
                 return
-            await asyncio.sleep(1)
+            await asyncio.sleep(SETTLED_LOOK_SECONDS)
 
     def _work(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
+        task = self._group.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

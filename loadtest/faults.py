@@ -1,4 +1,4 @@
-"""What a server of our own is put through: processes killed, PostgreSQL stopped at once, FCM failing.
+"""What a server of our own is put through: processes killed, PostgreSQL stopped at once.
 
 Each fault is a trial for a crowd: it runs for its time, notes what it did, and judges what only it can judge.
 """
@@ -6,6 +6,7 @@ Each fault is a trial for a crowd: it runs for its time, notes what it did, and 
 import asyncio
 import os
 import random
+import re
 import signal
 import subprocess
 import time
@@ -13,15 +14,18 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
+from math import inf
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-import httpx
 import psycopg
 
+from loadtest import spans
 from loadtest.crowd import Crowd, Exchange
 from loadtest.ledgers import Book
 from loadtest.serving import Serving
+from loadtest.spans import Span
 from loadtest.targets import Target
 
 Say = Callable[[str], None]
@@ -29,12 +33,10 @@ Say = Callable[[str], None]
 NORMAL_SECONDS: Final = 5
 """How soon after PostgreSQL is back no request may fail any more."""
 
-RESUMED_SECONDS: Final = 60
-"""How soon after FCM has recovered pushes have to go out again."""
-
-LEAST_FAILURES: Final = 300
+AWAY_CODES: Final = ("database_unavailable", "overloaded")
 _LOOK_SECONDS: Final = 0.05
 _STARTED: Final = "dispatch.started"
+_STARTED_AT: Final = re.compile(r'"event":"dispatch\.started".*"at":"([^"]+)"')
 
 
 class Fault(Protocol):
@@ -42,6 +44,9 @@ class Fault(Protocol):
 
     async def run(self, crowd: Crowd) -> None:
         """Make the trouble, for as long as it takes."""
+
+    def away(self) -> list[Span]:
+        """Return when nobody could push, in Unix time."""
 
     def judged(self, exchanges: Sequence[Exchange], book: Book, sends: Sequence[dict[str, Any]]) -> list[Target]:
         """Return what this fault in particular has to leave intact."""
@@ -83,6 +88,10 @@ class Kills:
     seconds: float
     say: Say
     killed: Counter[str] = field(default_factory=Counter)
+    first_killed_at: list[float] = field(default_factory=list)
+    """When the dispatcher of `serve` was killed, in Unix time."""
+
+    second_away: list[Span] = field(default_factory=list)
 
     async def run(self, crowd: Crowd) -> None:
         """Kill until the time is over."""
@@ -95,21 +104,31 @@ class Kills:
     def _kill_one(self) -> None:
         victim = random.choice(("web-1", "web-2", "dispatch", "second dispatch"))
         with suppress(ProcessLookupError):
+            killed_at = time.time()
             os.kill(self.second.pid if victim == "second dispatch" else self.serving.child(victim), signal.SIGKILL)
             self.killed[victim] += 1
             self.say(f"killed {victim}")
+            if victim == "dispatch":
+                self.first_killed_at.append(killed_at)
             if victim == "second dispatch":
                 self.second.replace_killed()
+                self.second_away.append((killed_at, time.time()))
+
+    def away(self) -> list[Span]:
+        """Return when both dispatchers were dead, or not started yet."""
+        started = [datetime.fromisoformat(at).timestamp() for at in _STARTED_AT.findall(self.serving.said)]
+        first = [(at, min((one for one in started if one > at), default=inf)) for at in self.first_killed_at]
+        return spans.common(spans.union(first), spans.union(self.second_away))
 
     def judged(self, exchanges: Sequence[Exchange], book: Book, sends: Sequence[dict[str, Any]]) -> list[Target]:
         """No answer may be worse than none."""
         del sends
-        closed = sum(outcome == "unknown" for rows in book.attempts.values() for outcome, _ in rows)
+        closed = sum(attempt.outcome == "unknown" for one in book.deliveries for attempt in one.attempts)
         kills = ", ".join(f"{count} × {name}" for name, count in sorted(self.killed.items()))
         return [
             Target("processes killed", "all four kinds", kills, len(self.killed) == 4),
             Target("attempts closed as unknown", "some", f"{closed:,}", closed > 0),
-            _answers(exchanges, allowed=(0, 200)),
+            answers(exchanges, allowed=(0, 200)),
         ]
 
 
@@ -158,96 +177,46 @@ class DatabaseStops:
             return True
         return False
 
+    def away(self) -> list[Span]:
+        """Return when it was away, and the time it may take until all is normal."""
+        ahead = time.time() - time.monotonic()
+        return [(gap.stopped_at + ahead, gap.back_at + ahead + NORMAL_SECONDS) for gap in self.gaps]
+
     def judged(self, exchanges: Sequence[Exchange], book: Book, sends: Sequence[dict[str, Any]]) -> list[Target]:
         """Nothing but 200 and 503 ever; after the gap nothing but 200 soon."""
         del book, sends
         failed = [one for one in exchanges if one.status != 200]
-        inside = sum(any(gap.stopped_at - 1 <= one.ended_at <= gap.back_at for gap in self.gaps) for one in failed)
+        refused = [sum(gap.stopped_at - 1 <= one.ended_at <= gap.back_at for one in failed) for gap in self.gaps]
         tails = [self._tail(number, failed) for number in range(len(self.gaps))]
         longest = max(max(tails, default=0.0), 0.0)
         away = ", ".join(f"{gap.back_at - gap.stopped_at:.1f}" for gap in self.gaps)
         return [
             Target("PostgreSQL stopped", f"{self.times} times", f"away for {away} s", len(self.gaps) == self.times),
-            Target("requests refused meanwhile", "some", f"{inside:,}", inside > 0),
-            _answers(exchanges, allowed=(200, 503)),
+            Target("requests refused meanwhile", "some each time", ", ".join(map(str, refused)), all(refused)),
+            answers(exchanges, allowed=(200, 503)),
+            _problems(failed),
             Target(
                 "last failure after it was back", f"< {NORMAL_SECONDS} s", f"{longest:.1f} s", longest < NORMAL_SECONDS
             ),
         ]
 
     def _tail(self, number: int, failed: Sequence[Exchange]) -> float:
-        """Return how long after it was back the last request began that failed before the next stop."""
+        """Return how long after it was back the last request failed before the next stop."""
         gap = self.gaps[number]
-        until = self.gaps[number + 1].stopped_at if number + 1 < len(self.gaps) else float("inf")
-        begun = (one.begun_at for one in failed if one.begun_at > gap.stopped_at and one.ended_at < until)
-        return max((at - gap.back_at for at in begun), default=0.0)
+        until = self.gaps[number + 1].stopped_at if number + 1 < len(self.gaps) else inf
+        ended = (one.ended_at for one in failed if gap.stopped_at < one.ended_at < until)
+        return max((at - gap.back_at for at in ended), default=0.0)
 
 
-@dataclass(frozen=True, slots=True)
-class Outage:
-    """How FCM fails, for how long: orders to the stand-in, and those that end it."""
-
-    name: str
-    orders: dict[str, Any]
-    seconds: float
-
-
-END: Final[dict[str, Any]] = {"override": None, "oauth_down": False}
+def _problems(failed: Sequence[Exchange]) -> Target:
+    """Judge the form of what was refused: problem details, with a code for a database that is away."""
+    codes = Counter(one.code for one in failed)
+    wrong = Counter(one.flaw or f"code {one.code}" for one in failed if one.flaw or one.code not in AWAY_CODES)
+    figure = ", ".join(f"{count:,} × {what}" for what, count in (wrong or codes).most_common(4)) or "none"
+    return Target("refusals are problem details", " or ".join(AWAY_CODES), figure, not wrong)
 
 
-@dataclass(slots=True)
-class FcmOutages:
-    """FCM failing in one way after the other, with time to recover in between."""
-
-    control_url: str
-    outages: Sequence[Outage]
-    say: Say
-    spans: list[tuple[float, float]] = field(default_factory=list)
-
-    async def run(self, crowd: Crowd) -> None:
-        """Let it fail in each way; the first one finds a command to the whole fleet on its way."""
-        async with httpx.AsyncClient() as client:
-            await asyncio.sleep(10)
-            for number, outage in enumerate(self.outages):
-                begun_at = await self._order(client, outage.orders)
-                self.say(f"FCM: {outage.name}, for {outage.seconds:.0f} s")
-                if number == 0:
-                    crowd.post_to_all()
-                await asyncio.sleep(outage.seconds)
-                self.spans.append((begun_at, await self._order(client, END)))
-                self.say("FCM is well again")
-                await asyncio.sleep(RESUMED_SECONDS)
-
-    async def _order(self, client: httpx.AsyncClient, orders: dict[str, Any]) -> float:
-        (await client.post(f"{self.control_url}/control", json=orders)).raise_for_status()
-        return time.monotonic()
-
-    def judged(self, exchanges: Sequence[Exchange], book: Book, sends: Sequence[dict[str, Any]]) -> list[Target]:
-        """The API goes on, heartbeats bring the commands, and pushes go out again by themselves."""
-        late = sum(outcome == "retry_later" for rows in book.attempts.values() for outcome, _ in rows)
-        return [
-            Target("attempts that FCM answered with 503", f"> {LEAST_FAILURES}", f"{late:,}", late > LEAST_FAILURES),
-            _answers(exchanges, allowed=(200,)),
-            *(self._results(outage, span, exchanges) for outage, span in zip(self.outages, self.spans, strict=True)),
-            *(self._resumed(outage, span, sends) for outage, span in zip(self.outages, self.spans, strict=True)),
-        ]
-
-    def _results(self, outage: Outage, span: tuple[float, float], exchanges: Sequence[Exchange]) -> Target:
-        begin, end = span
-        results = sum(one.kind == "result" and begin < one.begun_at < end for one in exchanges)
-        return Target(f"{outage.name}: results meanwhile", "some", f"{results:,}", results > 0)
-
-    def _resumed(self, outage: Outage, span: tuple[float, float], sends: Sequence[dict[str, Any]]) -> Target:
-        _, end = span
-        first = next(
-            (send["monotonic"] - end for send in sends if send["monotonic"] > end and send["message_id"]), None
-        )
-        figure = "never" if first is None else f"{first:.1f} s"
-        held = first is not None and first < RESUMED_SECONDS
-        return Target(f"{outage.name}: first push afterwards", f"< {RESUMED_SECONDS} s", figure, held)
-
-
-def _answers(exchanges: Sequence[Exchange], *, allowed: tuple[int, ...]) -> Target:
+def answers(exchanges: Sequence[Exchange], *, allowed: tuple[int, ...]) -> Target:
     """Judge all answers by their status; 0 is none."""
     others = Counter(f"{one.status} {one.code}".strip() for one in exchanges if one.status not in allowed)
     words = " or ".join("none" if status == 0 else str(status) for status in allowed)

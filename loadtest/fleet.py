@@ -16,6 +16,7 @@ Channel = Literal["push", "heartbeat"]
 Envelope = Mapping[str, str]
 
 ACTIONS: Final = frozenset({"ping", "launch_app", "stop_app", "ring", "message", "lock", "reboot", "wipe"})
+PROBLEM_TYPE: Final = "application/problem+json"
 _SIGNED_FIELDS: Final = ("request_id", "action", "params", "issued_at", "expires_at")
 
 
@@ -150,11 +151,22 @@ class Agent:
 class Refusal(Exception):
     """The server answered with a problem."""
 
-    def __init__(self, status: int, problem: Mapping[str, Any], retry_after: str | None) -> None:
+    def __init__(self, status: int, problem: Mapping[str, Any], *, retry_after: str | None, content_type: str) -> None:
         self.status = status
+        self.flaw = _flaw_in(status, problem, retry_after, content_type)
+        """What the answer lacks of problem details as the contract has them; empty: nothing."""
+
         self.code = str(problem.get("code", ""))
         self.retry_after_seconds = int(retry_after) if retry_after else None
         super().__init__(f"{status} {self.code}: {problem.get('detail', '')}")
+
+
+def _flaw_in(status: int, problem: Mapping[str, Any], retry_after: str | None, content_type: str) -> str:
+    if content_type != PROBLEM_TYPE:
+        return content_type
+    if problem.get("status") != status or not problem.get("code"):
+        return "another status, or no code"
+    return "no Retry-After" if status in (429, 503) and int(retry_after or 0) < 1 else ""
 
 
 class Phone:
@@ -231,7 +243,8 @@ async def answer_in(response: aiohttp.ClientResponse) -> dict[str, Any]:
     """Return the JSON of a 200. Raises Refusal for another status, and JSONDecodeError for what is no JSON."""
     answer: dict[str, Any] = orjson.loads(await response.read())
     if response.status != HTTPStatus.OK:
-        raise Refusal(response.status, answer, response.headers.get("Retry-After"))
+        retry_after = response.headers.get("Retry-After")
+        raise Refusal(response.status, answer, retry_after=retry_after, content_type=response.content_type)
     return answer
 
 

@@ -252,6 +252,23 @@ def test_a_refusal_carries_the_servers_code() -> None:
     server.run(play)
 
 
+@pytest.mark.parametrize(
+    ("status", "changes", "flaw"),
+    [
+        (503, {}, ""),
+        (404, {"retry_after": None}, ""),
+        (503, {"retry_after": None}, "no Retry-After"),
+        (429, {"retry_after": "0"}, "no Retry-After"),
+        (503, {"content_type": "text/html"}, "text/html"),
+        (503, {"problem": {"status": 503}}, "another status, or no code"),
+        (503, {"problem": {"status": 500, "code": "overloaded"}}, "another status, or no code"),
+    ],
+)
+def test_a_refusal_says_what_it_lacks_of_problem_details(status: int, changes: dict[str, Any], flaw: str) -> None:
+    good = {"problem": {"status": status, "code": "c"}, "retry_after": "1", "content_type": "application/problem+json"}
+    assert Refusal(status, **(good | changes)).flaw == flaw
+
+
 def test_a_handset_shows_what_it_does_and_outlives_a_server_in_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("loadtest.handset.RETRY_SECONDS", 0)
     given = {"device_id": DEVICE_ID, "device_token": "nxd_1", "command_key": COMMAND_KEY}

@@ -1,0 +1,161 @@
+"""FCM failing in one way after the other under load, and what has to go on meanwhile and come back afterwards."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import httpx
+import psycopg
+
+from loadtest.crowd import Crowd, Exchange
+from loadtest.faults import Say, answers
+from loadtest.ledgers import Book, part
+from loadtest.spans import Span
+from loadtest.targets import Target
+
+RESUMED_SECONDS: Final = 60
+"""How soon after FCM has recovered pushes have to go out again."""
+
+LEAST_FAILURES: Final = 300
+FAILED: Final = ("retry_later", "unknown", "blocked")
+ANSWERED: Final = ("succeeded", "failed")
+IN_THE_AIR_SECONDS: Final = 2
+"""How long into an outage phones still answer what was pushed before."""
+
+LEAST_BY_HEARTBEAT: Final = 0.95
+RATE_SECONDS: Final = 10
+LEAST_RATE: Final = 0.5
+"""Over how long pushes are counted before and after an outage, and how many of those before go out afterwards."""
+
+END: Final[dict[str, Any]] = {"override": None, "oauth_down": False}
+_LOOK_SECONDS: Final = 0.25
+_WHOLE: Final = """
+    SELECT (
+        SELECT count(*) FILTER (WHERE circuit = 'closed') >= 2 AND count(*) FILTER (WHERE circuit <> 'closed') = 0
+        FROM nexmdm_dispatcherseen WHERE last_seen_at > now() - interval '8 seconds'
+    ) AND NOT EXISTS (
+        SELECT FROM commands_delivery
+        WHERE state = 'pending' AND next_attempt_at < now() - interval '2 seconds' AND open_until > now()
+    )
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """How FCM fails, for how long: orders to the stand-in, and those that end it."""
+
+    name: str
+    orders: dict[str, Any]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """One outage as it came, in Unix time, and how long after its end pushing was whole again; None: not in time."""
+
+    begun_at: float
+    ended_at: float
+    after_seconds: float | None
+
+
+@dataclass(slots=True)
+class FcmOutages:
+    """FCM failing in one way after the other, with time to recover in between."""
+
+    control_url: str
+    database_url: str
+    outages: Sequence[Outage]
+    say: Say
+    recoveries: list[Recovery] = field(default_factory=list)
+
+    async def run(self, crowd: Crowd) -> None:
+        """Let it fail in each way; the first one finds a command to the whole fleet on its way."""
+        async with httpx.AsyncClient() as client:
+            for number, outage in enumerate(self.outages):
+                await asyncio.sleep(RATE_SECONDS)
+                begun_at = await self._order(client, outage.orders)
+                self.say(f"FCM: {outage.name}, for {outage.seconds:.0f} s")
+                if number == 0:
+                    crowd.post_to_all()
+                await asyncio.sleep(outage.seconds)
+                ended_at = await self._order(client, END)
+                self.say("FCM is well again")
+                self.recoveries.append(Recovery(begun_at, ended_at, await self._recover(ended_at)))
+        await asyncio.sleep(RATE_SECONDS)
+
+    async def _order(self, client: httpx.AsyncClient, orders: dict[str, Any]) -> float:
+        (await client.post(f"{self.control_url}/control", json=orders)).raise_for_status()
+        return time.time()
+
+    async def _recover(self, ended_at: float) -> float | None:
+        """Wait until both dispatchers push and nothing is overdue; return how long it took, None: too long."""
+        async with await psycopg.AsyncConnection.connect(self.database_url, autocommit=True) as connection:
+            while (waited := time.time() - ended_at) < RESUMED_SECONDS:
+                if await (await connection.execute(_WHOLE)).fetchone() == (True,):
+                    self.say(f"pushing is whole again after {waited:.1f} s")
+                    return waited
+                await asyncio.sleep(_LOOK_SECONDS)
+        return None
+
+    def away(self) -> list[Span]:
+        """Return the outages, and the time until pushing was whole again."""
+        return [
+            (one.begun_at, one.ended_at + (RESUMED_SECONDS if one.after_seconds is None else one.after_seconds))
+            for one in self.recoveries
+        ]
+
+    def judged(self, exchanges: Sequence[Exchange], book: Book, sends: Sequence[dict[str, Any]]) -> list[Target]:
+        """The API goes on, heartbeats bring the commands, and pushes go out again by themselves."""
+        named = list(zip((outage.name for outage in self.outages), self.recoveries, strict=True))
+        refused = sum(send["status"] == 503 for send in sends)
+        failed = sum(_failed_within(book, one.begun_at, one.ended_at) for one in self.recoveries)
+        figure = f"{refused:,}; {failed:,} attempts failed in all outages"
+        return [
+            Target("messages that FCM answered with 503", f"> {LEAST_FAILURES}", figure, refused > LEAST_FAILURES),
+            answers(exchanges, allowed=(200,)),
+            *(_accepted(name, one, exchanges) for name, one in named),
+            *(_by_heartbeat(name, one, book) for name, one in named),
+            *(_resumed(name, one, sends) for name, one in named),
+        ]
+
+
+def _failed_within(book: Book, begin: float, end: float) -> int:
+    attempts = (attempt for one in book.deliveries for attempt in one.attempts)
+    return sum(one.outcome in FAILED and begin < one.started_at < end for one in attempts)
+
+
+def _accepted(name: str, one: Recovery, exchanges: Sequence[Exchange]) -> Target:
+    ahead = time.time() - time.monotonic()
+    posts = [each for each in exchanges if each.kind == "command"]
+    meanwhile = [each for each in posts if one.begun_at < each.begun_at + ahead < one.ended_at]
+    taken = sum(each.status == 200 for each in meanwhile)
+    return Target(f"{name}: commands accepted meanwhile", "all", *part(taken, len(meanwhile)))
+
+
+def _by_heartbeat(name: str, one: Recovery, book: Book) -> Target:
+    """Judge that phones got by heartbeat what they answered in an outage, its first moments aside."""
+    begin, end = one.begun_at + IN_THE_AIR_SECONDS, one.ended_at
+    answered = [each for each in book.deliveries if each.state in ANSWERED and begin < (each.settled_at or 0) < end]
+    heard = sum(each.delivered_via == "heartbeat" for each in answered)
+    figure = f"{heard:,} of {len(answered):,}"
+    held = heard > 0 and heard >= LEAST_BY_HEARTBEAT * len(answered)
+    return Target(f"{name}: results meanwhile, by heartbeat", f"≥ {LEAST_BY_HEARTBEAT:.0%}", figure, held)
+
+
+def _resumed(name: str, one: Recovery, sends: Sequence[dict[str, Any]]) -> Target:
+    """Judge that pushing was whole again in time, and as quick as before the outage."""
+    before = _per_second(sends, one.begun_at - RATE_SECONDS)
+    limit = f"< {RESUMED_SECONDS} s, rate ≥ {LEAST_RATE:.0%}"
+    if one.after_seconds is None:
+        return Target(f"{name}: pushing whole again", limit, "never", held=False)
+    after = _per_second(sends, one.ended_at + one.after_seconds)
+    figure = f"{one.after_seconds:.1f} s; {before:.0f} → {after:.0f} pushes/s"
+    held = one.after_seconds < RESUMED_SECONDS and after >= LEAST_RATE * before > 0
+    return Target(f"{name}: pushing whole again", limit, figure, held)
+
+
+def _per_second(sends: Sequence[dict[str, Any]], since: float) -> float:
+    taken = [send for send in sends if send["message_id"] and since <= send["at"] < since + RATE_SECONDS]
+    return len(taken) / RATE_SECONDS

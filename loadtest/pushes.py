@@ -1,0 +1,148 @@
+"""The pushes of a run, message by message: what reached FCM, what the attempts say of it, and what nobody tried."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import inf
+from typing import Any, Final
+
+from loadtest import spans
+from loadtest.ledgers import LEASE_SECONDS, Attempt, Book, Delivery, none, part
+from loadtest.roster import Member
+from loadtest.spans import Span
+from loadtest.targets import Target
+
+MAY_REPEAT: Final = frozenset({"unknown", "retry_later", "blocked"})
+"""The outcomes after which a push goes again; only after `unknown` it may have reached FCM before."""
+
+UNHEARD: Final = frozenset({"unknown", "in_flight"})
+"""What an attempt is called as long as, or because, nobody kept FCM's answer."""
+
+PROMPT_SECONDS: Final = 5
+"""How long a push that is due may go untried while a dispatcher can push."""
+
+BLOCKED_SECONDS: Final = 30
+FIRST_RETRY_SECONDS: Final = 10
+LONGEST_RETRY_SECONDS: Final = 900
+"""When the server tries again, at the latest, what did not go through: blocked, or failed n times."""
+
+Send = Mapping[str, Any]
+"""A line of the journal."""
+
+Key = tuple[str, str]
+"""A delivery's command and device."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """A delivery, and the messages that reached FCM for it in the order of arrival.
+
+    A message that FCM refused for its access token is not among them: it is one attempt with the next one.
+    """
+
+    delivery: Delivery
+    sends: Sequence[Send]
+
+    def sends_of(self, number: int) -> Sequence[Send]:
+        """Return what arrived between the begin of an attempt (from 0) and the begin of the next one."""
+        begins = [one.started_at for one in self.delivery.attempts]
+        until = begins[number + 1] if number + 1 < len(begins) else inf
+        return [send for send in self.sends if begins[number] <= send["at"] < until]
+
+    def recorded(self) -> int:
+        """Return how many messages have an attempt of their own that was begun before, with the answer FCM gave."""
+        return sum(_is_of(attempt, sends[0]) for attempt, sends in self._answered())
+
+    def founded(self) -> int:
+        """Return how many attempts with an answer of FCM have the one message that was answered so."""
+        pairs = self._answered()
+        return sum(len(sends) == 1 and _is_answered(attempt) and _is_of(attempt, sends[0]) for attempt, sends in pairs)
+
+    def taken_twice_unexplained(self) -> int:
+        """Return how many messages FCM took again although no attempt had ended without anybody hearing of it."""
+        taken = sum(bool(send["message_id"]) for send in self.sends)
+        unknown = sum(one.outcome == "unknown" for one in self.delivery.attempts)
+        return max(0, taken - 1 - unknown)
+
+    def _answered(self) -> list[tuple[Attempt, Sequence[Send]]]:
+        attempts = enumerate(self.delivery.attempts)
+        return [(attempt, sends) for number, attempt in attempts if (sends := self.sends_of(number))]
+
+
+def compare(book: Book, sends: Sequence[Send], members: Iterable[Member], away: Sequence[Span]) -> list[Target]:
+    """Return what has to hold between the database and FCM, each with its figure.
+
+    `away` is when nobody could push, in Unix time. All members have a push token that FCM takes.
+    """
+    device_ids = {member.push_token: member.device_id for member in members}
+    keyed = [((send["request_id"], device_ids[send["push_token"]]), send) for send in sends]
+    pushed, strange = _by_delivery(book, keyed)
+    attempts = [attempt for one in book.deliveries for attempt in one.attempts]
+    arrived = sum(len(one.sends) for one in pushed) + strange
+    expiries = {(one.command_id, one.device_id): one.expires_at for one in book.deliveries}
+    late = sum(send["at"] >= expiries.get(key, inf) for key, send in keyed)
+    wrong = sum(first.outcome not in MAY_REPEAT for one in book.deliveries for first, _ in pairwise(one.attempts))
+    answered = sum(map(_is_answered, attempts))
+    recorded, founded = sum(one.recorded() for one in pushed), sum(one.founded() for one in pushed)
+    return [
+        Target("messages at FCM have an attempt each, with its answer", "all", *part(recorded, arrived)),
+        Target("attempts with an answer have their message at FCM", "all", *part(founded, answered)),
+        none("messages after the time of their command", late),
+        none("attempts still in flight", sum(one.outcome == "in_flight" for one in attempts)),
+        none("attempts after one that FCM took", wrong),
+        none("messages FCM took twice, no attempt unknown", sum(one.taken_twice_unexplained() for one in pushed)),
+        _tried(book, away),
+    ]
+
+
+def _by_delivery(book: Book, keyed: Iterable[tuple[Key, Send]]) -> tuple[list[Pushed], int]:
+    """Return each delivery with its messages, and how many messages belong to none."""
+    found: defaultdict[Key, list[Send]] = defaultdict(list)
+    for key, send in keyed:
+        if send["answer"] != "unauthenticated":
+            found[key].append(send)
+    pushed = [Pushed(one, found.pop((one.command_id, one.device_id), [])) for one in book.deliveries]
+    return pushed, sum(map(len, found.values()))
+
+
+def _is_answered(attempt: Attempt) -> bool:
+    return attempt.outcome not in {*UNHEARD, "blocked"}
+
+
+def _is_of(attempt: Attempt, send: Send) -> bool:
+    """Tell whether an attempt may be that of a message: it says of it what FCM said, or that nobody heard."""
+    if attempt.outcome in UNHEARD:
+        return True
+    same = (attempt.http_status, attempt.message_id) == (send["status"], send["message_id"])
+    return same and (attempt.outcome == "accepted") == bool(send["message_id"])
+
+
+def _tried(book: Book, away: Sequence[Span]) -> Target:
+    """Judge that each push that came due was tried, unless its phone was quicker or nobody could push."""
+    away = spans.union(away)
+    missed = sum(_overdue_seconds(one, book.read_at, away) > PROMPT_SECONDS for one in book.deliveries)
+    tried = sum(bool(one.attempts) for one in book.deliveries)
+    untried, nobody = len(book.deliveries) - tried, spans.length(away)
+    figure = f"{tried:,} tried, {untried:,} never; {missed:,} missed, {nobody:.0f} s aside"
+    return Target("pushes that came due were tried", "all", figure, tried > 0 and not missed)
+
+
+def _overdue_seconds(delivery: Delivery, now: float, away: Sequence[Span]) -> float:
+    """Return for how long nobody tried the push that was due last, though somebody could have."""
+    over_at = min(at for at in (delivery.received_at, delivery.settled_at, now) if at is not None)
+    due_at = _due_at(delivery)
+    return over_at - due_at - spans.length(spans.common([(due_at, over_at)], away))
+
+
+def _due_at(delivery: Delivery) -> float:
+    """Return when the next push has to come, by the attempts that there are; never, after one that FCM took."""
+    if not delivery.attempts:
+        return delivery.issued_at
+    last = delivery.attempts[-1]
+    if last.outcome not in MAY_REPEAT:
+        return inf
+    failures = sum(one.outcome != "blocked" for one in delivery.attempts)
+    backoff = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * (1 + 2 ** (failures - 1)))
+    pause = BLOCKED_SECONDS if last.outcome == "blocked" else backoff
+    return max(last.started_at + LEASE_SECONDS, (last.finished_at or last.started_at) + pause)

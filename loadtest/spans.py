@@ -1,0 +1,27 @@
+"""Spans of time: pairs of a begin and an end, in seconds of one clock."""
+
+from collections.abc import Iterable, Sequence
+
+Span = tuple[float, float]
+
+
+def union(spans: Iterable[Span]) -> list[Span]:
+    """Return the same time as spans that do not overlap, in order."""
+    joined: list[Span] = []
+    for begin, end in sorted(spans):
+        if joined and begin <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(joined[-1][1], end))
+        else:
+            joined.append((begin, end))
+    return joined
+
+
+def common(some: Sequence[Span], others: Sequence[Span]) -> list[Span]:
+    """Return the time that is in both; neither overlaps itself."""
+    pairs = ((max(one[0], other[0]), min(one[1], other[1])) for one in some for other in others)
+    return [(begin, end) for begin, end in pairs if begin < end]
+
+
+def length(spans: Iterable[Span]) -> float:
+    """Return how long they are together."""
+    return sum(end - begin for begin, end in spans)

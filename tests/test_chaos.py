@@ -1,0 +1,230 @@
+"""What only one kind of trouble can break is judged so that a run can fail; and the simulated crowd hides nothing."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from loadtest import crowd
+from loadtest.crowd import Account, Crowd, Exchange
+from loadtest.faults import DatabaseStops, Gap, Kills, SecondDispatcher
+from loadtest.ledgers import Attempt, Book
+from loadtest.outages import FcmOutages, Outage, Recovery
+from loadtest.roster import Member
+from loadtest.serving import Serving
+from loadtest.targets import Target
+from nexmdm.fleet_client import FleetClient
+from tests.test_ledgers import delivery
+
+MEMBERS = [Member(f"device-{number}", "nxd", "key", f"ok-{number}") for number in range(crowd.LARGEST_AUDIENCE)]
+ENVELOPE = dict.fromkeys(("request_id", "action", "params", "issued_at", "expires_at", "signature"), "forged")
+SECRET = "s" * 40
+AWAY = Exchange("heartbeat", 101, 102, 503, "database_unavailable")
+NO_BOOK = Book(0, [], [], frozenset(), {})
+
+
+def missed(judged: list[Target]) -> set[str]:
+    return {one.name for one in judged if not one.held}
+
+
+def stops(*gaps: Gap) -> DatabaseStops:
+    return DatabaseStops(cast("Serving", None), "", len(gaps), print, list(gaps))
+
+
+def missed_by_the_database(*exchanges: Exchange) -> set[str]:
+    return missed(stops(Gap(100, 104)).judged(exchanges, NO_BOOK, []))
+
+
+def test_a_database_that_is_away_is_told_as_problem_details() -> None:
+    assert missed_by_the_database(AWAY) == set()
+    assert missed_by_the_database(AWAY, replace(AWAY, code="overloaded")) == set()
+    for spoilt in (replace(AWAY, flaw="text/html"), replace(AWAY, code="internal"), replace(AWAY, code="")):
+        assert missed_by_the_database(AWAY, spoilt) == {"refusals are problem details"}
+
+
+def test_a_database_that_is_away_is_noticed_each_time() -> None:
+    judged = stops(Gap(100, 104), Gap(120, 124)).judged([AWAY], NO_BOOK, [])
+    assert missed(judged) == {"requests refused meanwhile"}
+
+
+def test_a_request_that_fails_long_after_the_database_is_back_is_a_miss_whenever_it_began() -> None:
+    assert missed_by_the_database(AWAY, replace(AWAY, ended_at=108.9)) == set()
+    assert missed_by_the_database(AWAY, replace(AWAY, ended_at=109)) == {"last failure after it was back"}
+
+
+def test_nobody_can_push_while_both_dispatchers_are_gone() -> None:
+    said = '{"name":"host:7","push":"ok","event":"dispatch.started","level":"info","at":"1970-01-01T00:01:43.5Z"}\n'
+    serving, second = SimpleNamespace(said=f"NexMDM is ready\n{said}"), cast("SecondDispatcher", None)
+    kills = Kills(cast("Serving", serving), second, 300, print)
+    kills.first_killed_at, kills.second_away = [100, 101, 110], [(90, 99), (102, 105), (112, 113)]
+    assert kills.away() == [(102, 103.5), (112, 113)]
+
+
+class Outages:
+    """Three minutes of 503 from 1,000 on, whole again 12 s after; 80 pushes a second before and after."""
+
+    def __init__(self) -> None:
+        self.recovery = Recovery(1000, 1180, 12)
+        answered = {"state": "succeeded", "received_at": 1100.0, "settled_at": 1100.0}
+        by_heartbeat = delivery("device-1", delivered_via="heartbeat", **answered)
+        self.by_push = replace(by_heartbeat, delivered_via="push")
+        self.deliveries = [by_heartbeat] * 20
+        ahead = time.time() - time.monotonic()
+        self.exchanges = [Exchange("command", 1100 - ahead, 1100 - ahead, 200)]
+        taken = [
+            {"at": at / 80, "status": 200, "message_id": "m"} for at in (*range(79200, 80000), *range(95360, 96160))
+        ]
+        self.sends = taken + [{"at": 1001, "status": 503, "message_id": ""}] * 301
+
+    def judged(self) -> list[Target]:
+        outages = FcmOutages("", "", [Outage("503", {}, 180)], print, [self.recovery])
+        return outages.judged(self.exchanges, replace(NO_BOOK, deliveries=self.deliveries), self.sends)
+
+
+def open_a_circuit_for_good(outages: Outages) -> None:
+    outages.recovery = replace(outages.recovery, after_seconds=None)
+
+
+def push_only_once_afterwards(outages: Outages) -> None:
+    outages.sends = [send for send in outages.sends if send["at"] <= 1192]
+
+
+def push_nothing_before(outages: Outages) -> None:
+    outages.sends = [send for send in outages.sends if send["at"] > 1000]
+
+
+def fail_too_little(outages: Outages) -> None:
+    outages.sends.pop()
+
+
+def answer_nothing_meanwhile(outages: Outages) -> None:
+    outages.deliveries = [replace(one, settled_at=1181) for one in outages.deliveries]
+
+
+def answer_pushes_meanwhile(outages: Outages) -> None:
+    outages.deliveries += [outages.by_push] * 2
+
+
+def let_all_expire_meanwhile(outages: Outages) -> None:
+    outages.deliveries = [replace(one, state="expired", delivered_via=None) for one in outages.deliveries]
+
+
+def refuse_a_command(outages: Outages) -> None:
+    outages.exchanges.append(replace(outages.exchanges[0], status=503))
+
+
+def accept_nothing_meanwhile(outages: Outages) -> None:
+    outages.exchanges = [replace(outages.exchanges[0], begun_at=0)]
+
+
+def test_outages_that_are_got_over_hold_every_promise() -> None:
+    outages = Outages()
+    outages.deliveries.append(outages.by_push)
+    assert missed(outages.judged()) == set()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "promise"),
+    [
+        (open_a_circuit_for_good, "503: pushing whole again"),
+        (push_only_once_afterwards, "503: pushing whole again"),
+        (push_nothing_before, "503: pushing whole again"),
+        (fail_too_little, "messages that FCM answered with 503"),
+        (answer_nothing_meanwhile, "503: results meanwhile, by heartbeat"),
+        (answer_pushes_meanwhile, "503: results meanwhile, by heartbeat"),
+        (let_all_expire_meanwhile, "503: results meanwhile, by heartbeat"),
+        (refuse_a_command, "503: commands accepted meanwhile"),
+        (refuse_a_command, "answers are 200"),
+        (accept_nothing_meanwhile, "503: commands accepted meanwhile"),
+    ],
+)
+def test_each_way_not_to_get_over_an_outage_is_noticed(spoil: Callable[[Outages], None], promise: str) -> None:
+    outages = Outages()
+    spoil(outages)
+    assert promise in missed(outages.judged())
+
+
+def test_attempts_that_failed_in_an_outage_are_counted() -> None:
+    outages = Outages()
+    failed = Attempt("unknown", None, "", 1001, 1011)
+    outages.deliveries[0] = replace(outages.deliveries[0], attempts=[failed, replace(failed, started_at=999)])
+    assert outages.judged()[0].figure == "301; 1 attempts failed in all outages"
+
+
+Answer = Callable[[web.Request], web.Response]
+
+
+def heartbeat(*commands: dict[str, str]) -> web.Response:
+    return web.json_response({"server_time": "2026-11-25T12:00:00Z", "commands": commands})
+
+
+async def _live(tmp_path: Path, answer: Answer, heartbeats: int, settled: bool) -> Account:
+    """Have a crowd send so many heartbeats to a server that answers them so."""
+    numbers, enough = count(1), asyncio.Event()
+
+    async def hear(request: web.Request) -> web.Response:
+        if next(numbers) >= heartbeats:
+            enough.set()
+        return answer(request)
+
+    async def accept(_: web.Request) -> web.Response:
+        return web.json_response({"request_id": "command-1"})
+
+    async def is_settled() -> bool:
+        return settled
+
+    app = web.Application()
+    app.add_routes([web.post("/v1/heartbeat", hear), web.post("/admin/command", accept)])
+    journal = tmp_path / "journal"
+    journal.touch()
+    async with TestServer(app) as server:
+        with FleetClient(str(server.make_url("")), key=SECRET, secret=SECRET) as admin:
+            living = Crowd(admin, MEMBERS, journal, interval_seconds=0)
+            await living.run(enough.wait(), is_settled)
+    return living.account
+
+
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the crowd see at once whether all is settled."""
+    monkeypatch.setattr(crowd, "SETTLED_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(crowd, "PATIENCE_SECONDS", 0.2)
+
+
+def live(tmp_path: Path, answer: Answer, *, heartbeats: int = 1, settled: bool = True) -> Account:
+    return asyncio.run(_live(tmp_path, answer, heartbeats, settled))
+
+
+def test_a_phone_that_cannot_go_on_ends_the_run_with_its_error(tmp_path: Path) -> None:
+    nothing = {"server_time": "2026-11-25T12:00:00Z"}
+    with pytest.raises(ExceptionGroup) as caught:
+        live(tmp_path, lambda _: web.json_response(nothing), heartbeats=10**6)
+    assert {repr(error) for error in caught.value.exceptions} == {"KeyError('commands')"}
+
+
+def test_an_envelope_that_a_phone_does_not_trust_is_counted_and_no_result_is_claimed(tmp_path: Path) -> None:
+    account = live(tmp_path, lambda _: heartbeat(ENVELOPE), heartbeats=2)
+    assert account.refused > 0
+    assert {one.kind for one in account.exchanges} <= {"heartbeat", "command"}
+    assert account.results == set()
+
+
+def test_what_a_refusal_lacks_is_kept(tmp_path: Path) -> None:
+    problem = {"status": 503, "code": "database_unavailable"}
+    account = live(tmp_path, lambda _: web.json_response(problem, status=503), heartbeats=2)
+    refused = {(one.status, one.code, one.flaw) for one in account.exchanges if one.kind == "heartbeat"}
+    assert refused == {(503, "database_unavailable", "application/json")}
+
+
+@pytest.mark.parametrize("settled", [True, False])
+def test_how_long_it_took_to_settle_is_kept(tmp_path: Path, settled: bool) -> None:
+    account = live(tmp_path, lambda _: heartbeat(), settled=settled)
+    assert (account.settled_after_seconds is not None) == settled
