@@ -81,19 +81,23 @@ def compare(book: Book, sends: Sequence[Send], members: Iterable[Member], away: 
     attempts = [attempt for one in book.deliveries for attempt in one.attempts]
     arrived = sum(len(one.sends) for one in pushed) + strange
     expiries = {(one.command_id, one.device_id): one.expires_at for one in book.deliveries}
-    late = sum(send["at"] >= expiries.get(key, inf) for key, send in keyed)
+    late = [over for key, send in keyed if (over := send["at"] - expiries.get(key, inf)) >= 0]
     wrong = sum(first.outcome not in MAY_REPEAT for one in book.deliveries for first, _ in pairwise(one.attempts))
     answered = sum(map(_is_answered, attempts))
     recorded, founded = sum(one.recorded() for one in pushed), sum(one.founded() for one in pushed)
     return [
         Target("messages at FCM have an attempt each, with its answer", "all", *part(recorded, arrived)),
         Target("attempts with an answer have their message at FCM", "all", *part(founded, answered)),
-        none("messages after the time of their command", late),
+        Target("messages after the time of their command", "none", _lateness(late), not late),
         none("attempts still in flight", sum(one.outcome == "in_flight" for one in attempts)),
         none("attempts after one that FCM took", wrong),
         none("messages FCM took twice, no attempt unknown", sum(one.taken_twice_unexplained() for one in pushed)),
         _tried(book, away),
     ]
+
+
+def _lateness(late: Sequence[float]) -> str:
+    return f"{len(late):,}, by up to {max(late):.2f} s" if late else "0"
 
 
 def _by_delivery(book: Book, keyed: Iterable[tuple[Key, Send]]) -> tuple[list[Pushed], int]:

@@ -3,7 +3,8 @@
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
+from datetime import timedelta
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,17 +13,25 @@ from typing import cast
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from django.core.management import call_command
+from django.db.models.functions import Now
+from psycopg.conninfo import make_conninfo
 
-from loadtest import crowd
+from commands import models
+from devices import database
+from loadtest import crowd, ledgers, outages, pushes
 from loadtest.crowd import Account, Crowd, Exchange
 from loadtest.faults import DatabaseStops, Gap, Kills, SecondDispatcher
+from loadtest.fcm_standin import FcmStandin
 from loadtest.ledgers import Attempt, Book
 from loadtest.outages import FcmOutages, Outage, Recovery
 from loadtest.roster import Member
 from loadtest.serving import Serving
 from loadtest.targets import Target
 from nexmdm.fleet_client import FleetClient
-from tests.test_ledgers import delivery
+from nexmdm.models import DispatcherSeen
+from tests.actors import Admin
+from tests.test_ledgers import NOT_DUE, UNRECORDED, delivery
 
 MEMBERS = [Member(f"device-{number}", "nxd", "key", f"ok-{number}") for number in range(crowd.LARGEST_AUDIENCE)]
 ENVELOPE = dict.fromkeys(("request_id", "action", "params", "issued_at", "expires_at", "signature"), "forged")
@@ -85,50 +94,50 @@ class Outages:
         self.sends = taken + [{"at": 1001, "status": 503, "message_id": ""}] * 301
 
     def judged(self) -> list[Target]:
-        outages = FcmOutages("", "", [Outage("503", {}, 180)], print, [self.recovery])
-        return outages.judged(self.exchanges, replace(NO_BOOK, deliveries=self.deliveries), self.sends)
+        fault = FcmOutages("", "", [Outage("503", {}, 180)], print, [self.recovery])
+        return fault.judged(self.exchanges, replace(NO_BOOK, deliveries=self.deliveries), self.sends)
 
 
-def open_a_circuit_for_good(outages: Outages) -> None:
-    outages.recovery = replace(outages.recovery, after_seconds=None)
+def open_a_circuit_for_good(spoilt: Outages) -> None:
+    spoilt.recovery = replace(spoilt.recovery, after_seconds=None)
 
 
-def push_only_once_afterwards(outages: Outages) -> None:
-    outages.sends = [send for send in outages.sends if send["at"] <= 1192]
+def push_only_once_afterwards(spoilt: Outages) -> None:
+    spoilt.sends = [send for send in spoilt.sends if send["at"] <= 1192]
 
 
-def push_nothing_before(outages: Outages) -> None:
-    outages.sends = [send for send in outages.sends if send["at"] > 1000]
+def push_nothing_before(spoilt: Outages) -> None:
+    spoilt.sends = [send for send in spoilt.sends if send["at"] > 1000]
 
 
-def fail_too_little(outages: Outages) -> None:
-    outages.sends.pop()
+def fail_too_little(spoilt: Outages) -> None:
+    spoilt.sends.pop()
 
 
-def answer_nothing_meanwhile(outages: Outages) -> None:
-    outages.deliveries = [replace(one, settled_at=1181) for one in outages.deliveries]
+def answer_nothing_meanwhile(spoilt: Outages) -> None:
+    spoilt.deliveries = [replace(one, settled_at=1181) for one in spoilt.deliveries]
 
 
-def answer_pushes_meanwhile(outages: Outages) -> None:
-    outages.deliveries += [outages.by_push] * 2
+def answer_pushes_meanwhile(spoilt: Outages) -> None:
+    spoilt.deliveries += [spoilt.by_push] * 2
 
 
-def let_all_expire_meanwhile(outages: Outages) -> None:
-    outages.deliveries = [replace(one, state="expired", delivered_via=None) for one in outages.deliveries]
+def let_all_expire_meanwhile(spoilt: Outages) -> None:
+    spoilt.deliveries = [replace(one, state="expired", delivered_via=None) for one in spoilt.deliveries]
 
 
-def refuse_a_command(outages: Outages) -> None:
-    outages.exchanges.append(replace(outages.exchanges[0], status=503))
+def refuse_a_command(spoilt: Outages) -> None:
+    spoilt.exchanges.append(replace(spoilt.exchanges[0], status=503))
 
 
-def accept_nothing_meanwhile(outages: Outages) -> None:
-    outages.exchanges = [replace(outages.exchanges[0], begun_at=0)]
+def accept_nothing_meanwhile(spoilt: Outages) -> None:
+    spoilt.exchanges = [replace(spoilt.exchanges[0], begun_at=0)]
 
 
 def test_outages_that_are_got_over_hold_every_promise() -> None:
-    outages = Outages()
-    outages.deliveries.append(outages.by_push)
-    assert missed(outages.judged()) == set()
+    spoilt = Outages()
+    spoilt.deliveries.append(spoilt.by_push)
+    assert missed(spoilt.judged()) == set()
 
 
 @pytest.mark.parametrize(
@@ -147,16 +156,16 @@ def test_outages_that_are_got_over_hold_every_promise() -> None:
     ],
 )
 def test_each_way_not_to_get_over_an_outage_is_noticed(spoil: Callable[[Outages], None], promise: str) -> None:
-    outages = Outages()
-    spoil(outages)
-    assert promise in missed(outages.judged())
+    spoilt = Outages()
+    spoil(spoilt)
+    assert promise in missed(spoilt.judged())
 
 
 def test_attempts_that_failed_in_an_outage_are_counted() -> None:
-    outages = Outages()
+    spoilt = Outages()
     failed = Attempt("unknown", None, "", 1001, 1011)
-    outages.deliveries[0] = replace(outages.deliveries[0], attempts=[failed, replace(failed, started_at=999)])
-    assert outages.judged()[0].figure == "301; 1 attempts failed in all outages"
+    spoilt.deliveries[0] = replace(spoilt.deliveries[0], attempts=[failed, replace(failed, started_at=999)])
+    assert spoilt.judged()[0].figure == "301; 1 attempts failed in all outages"
 
 
 Answer = Callable[[web.Request], web.Response]
@@ -228,3 +237,60 @@ def test_what_a_refusal_lacks_is_kept(tmp_path: Path) -> None:
 def test_how_long_it_took_to_settle_is_kept(tmp_path: Path, settled: bool) -> None:
     account = live(tmp_path, lambda _: heartbeat(), settled=settled)
     assert (account.settled_after_seconds is not None) == settled
+
+
+def address() -> str:
+    """Return the address of the tests' database."""
+    return make_conninfo(**database.parameters())
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_books_of_a_server_at_work_are_in_order_and_a_loss_in_them_is_seen(admin: Admin, fcm: FcmStandin) -> None:
+    phones = [admin.enrol(token, push_token=token) for token in ("ok-1", "unavailable-2")]
+    request_id = admin.command("ping", to=phones, note="chaos 1").json["request_id"]
+    call_command("dispatch", once=True)
+    heard = phones[0].heartbeat().json["server_time"]
+    phones[0].report(request_id, "succeeded", via="push")
+    account = Account(
+        sent={"chaos 1"},
+        accepted={request_id: frozenset(one.device_id for one in phones)},
+        results={(request_id, phones[0].device_id)},
+        heard={phones[0].device_id: heard},
+        settled_after_seconds=1,
+    )
+    members = [Member(one.device_id, one.device_token, one.command_key, one.hardware_id) for one in phones]
+    sends = [asdict(one) for one in fcm.journal.sends()]
+
+    def found() -> set[str]:
+        book = ledgers.read(address())
+        return missed([*ledgers.compare(account, book), *pushes.compare(book, sends, members, [])])
+
+    assert found() == set()
+    assert not asyncio.run(ledgers.is_settled(address()))
+    models.Delivery.objects.filter(push_state="retrying").update(next_attempt_at=None)
+    assert found() == {NOT_DUE}
+    models.Attempt.objects.filter(outcome="retry_later").delete()
+    assert found() == {NOT_DUE, UNRECORDED}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_pushing_is_whole_once_both_circuits_are_closed_and_nothing_is_overdue(
+    admin: Admin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outages, "RESUMED_SECONDS", 0.1)
+    fault = FcmOutages("", address(), [], print)
+
+    def is_whole() -> bool:
+        return asyncio.run(fault._recover(time.time())) is not None
+
+    DispatcherSeen.objects.create(name="host:1", circuit="closed")
+    assert not is_whole()
+    second = DispatcherSeen.objects.create(name="host:2", circuit="open")
+    assert not is_whole()
+    second.circuit = "closed"
+    second.save()
+    assert is_whole()
+    admin.command("ping", to=admin.enrol("phone-1", push_token="ok-1"))
+    assert is_whole()
+    models.Delivery.objects.update(next_attempt_at=Now() - timedelta(seconds=3))
+    assert not is_whole()
