@@ -98,46 +98,46 @@ class Outages:
         return fault.judged(self.exchanges, replace(NO_BOOK, deliveries=self.deliveries), self.sends)
 
 
-def open_a_circuit_for_good(spoilt: Outages) -> None:
-    spoilt.recovery = replace(spoilt.recovery, after_seconds=None)
+def open_a_circuit_for_good(trial: Outages) -> None:
+    trial.recovery = replace(trial.recovery, after_seconds=None)
 
 
-def push_only_once_afterwards(spoilt: Outages) -> None:
-    spoilt.sends = [send for send in spoilt.sends if send["at"] <= 1192]
+def push_only_once_afterwards(trial: Outages) -> None:
+    trial.sends = [send for send in trial.sends if send["at"] <= 1192]
 
 
-def push_nothing_before(spoilt: Outages) -> None:
-    spoilt.sends = [send for send in spoilt.sends if send["at"] > 1000]
+def push_nothing_before(trial: Outages) -> None:
+    trial.sends = [send for send in trial.sends if send["at"] > 1000]
 
 
-def fail_too_little(spoilt: Outages) -> None:
-    spoilt.sends.pop()
+def fail_too_little(trial: Outages) -> None:
+    trial.sends.pop()
 
 
-def answer_nothing_meanwhile(spoilt: Outages) -> None:
-    spoilt.deliveries = [replace(one, settled_at=1181) for one in spoilt.deliveries]
+def answer_nothing_meanwhile(trial: Outages) -> None:
+    trial.deliveries = [replace(one, settled_at=1181) for one in trial.deliveries]
 
 
-def answer_pushes_meanwhile(spoilt: Outages) -> None:
-    spoilt.deliveries += [spoilt.by_push] * 2
+def answer_pushes_meanwhile(trial: Outages) -> None:
+    trial.deliveries += [trial.by_push] * 2
 
 
-def let_all_expire_meanwhile(spoilt: Outages) -> None:
-    spoilt.deliveries = [replace(one, state="expired", delivered_via=None) for one in spoilt.deliveries]
+def let_all_expire_meanwhile(trial: Outages) -> None:
+    trial.deliveries = [replace(one, state="expired", delivered_via=None) for one in trial.deliveries]
 
 
-def refuse_a_command(spoilt: Outages) -> None:
-    spoilt.exchanges.append(replace(spoilt.exchanges[0], status=503))
+def refuse_a_command(trial: Outages) -> None:
+    trial.exchanges.append(replace(trial.exchanges[0], status=503))
 
 
-def accept_nothing_meanwhile(spoilt: Outages) -> None:
-    spoilt.exchanges = [replace(spoilt.exchanges[0], begun_at=0)]
+def accept_nothing_meanwhile(trial: Outages) -> None:
+    trial.exchanges = [replace(trial.exchanges[0], begun_at=0)]
 
 
 def test_outages_that_are_got_over_hold_every_promise() -> None:
-    spoilt = Outages()
-    spoilt.deliveries.append(spoilt.by_push)
-    assert missed(spoilt.judged()) == set()
+    trial = Outages()
+    trial.deliveries.append(trial.by_push)
+    assert missed(trial.judged()) == set()
 
 
 @pytest.mark.parametrize(
@@ -156,16 +156,16 @@ def test_outages_that_are_got_over_hold_every_promise() -> None:
     ],
 )
 def test_each_way_not_to_get_over_an_outage_is_noticed(spoil: Callable[[Outages], None], promise: str) -> None:
-    spoilt = Outages()
-    spoil(spoilt)
-    assert promise in missed(spoilt.judged())
+    trial = Outages()
+    spoil(trial)
+    assert promise in missed(trial.judged())
 
 
 def test_attempts_that_failed_in_an_outage_are_counted() -> None:
-    spoilt = Outages()
+    trial = Outages()
     failed = Attempt("unknown", None, "", 1001, 1011)
-    spoilt.deliveries[0] = replace(spoilt.deliveries[0], attempts=[failed, replace(failed, started_at=999)])
-    assert spoilt.judged()[0].figure == "301; 1 attempts failed in all outages"
+    trial.deliveries[0] = replace(trial.deliveries[0], attempts=[failed, replace(failed, started_at=999)])
+    assert trial.judged()[0].figure == "301; 1 attempts failed in all outages"
 
 
 Answer = Callable[[web.Request], web.Response]
