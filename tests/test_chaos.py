@@ -59,9 +59,11 @@ def test_a_database_that_is_away_is_told_as_problem_details() -> None:
         assert missed_by_the_database(AWAY, spoilt) == {"refusals are problem details"}
 
 
-def test_a_database_that_is_away_is_noticed_each_time() -> None:
-    judged = stops(Gap(100, 104), Gap(120, 124)).judged([AWAY], NO_BOOK, [])
-    assert missed(judged) == {"requests refused meanwhile"}
+def test_a_database_that_is_away_is_noticed_unless_it_is_back_at_once() -> None:
+    first, short, long = Gap(100, 104), Gap(120, 122), Gap(120, 123)
+    assert missed(stops(first, short).judged([AWAY], NO_BOOK, [])) == set()
+    assert missed(stops(first, long).judged([AWAY], NO_BOOK, [])) == {"requests refused meanwhile"}
+    assert missed(stops(short).judged([AWAY], NO_BOOK, [])) == {"requests refused meanwhile"}
 
 
 def test_a_request_that_fails_long_after_the_database_is_back_is_a_miss_whenever_it_began() -> None:
