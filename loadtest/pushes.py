@@ -8,7 +8,7 @@ from math import inf
 from typing import Any, Final
 
 from loadtest import spans
-from loadtest.ledgers import LEASE_SECONDS, Attempt, Book, Delivery, none, part
+from loadtest.ledgers import Attempt, Book, Delivery, none, part
 from loadtest.roster import Member
 from loadtest.spans import Span
 from loadtest.targets import Target
@@ -149,4 +149,4 @@ def _due_at(delivery: Delivery) -> float:
     failures = sum(one.outcome != "blocked" for one in delivery.attempts)
     backoff = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * (1 + 2 ** (failures - 1)))
     pause = BLOCKED_SECONDS if last.outcome == "blocked" else backoff
-    return max(last.started_at + LEASE_SECONDS, (last.finished_at or last.started_at) + pause)
+    return (last.finished_at or last.started_at) + pause

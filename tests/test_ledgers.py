@@ -221,8 +221,14 @@ def never_repeat_what_is_unknown(world: World) -> None:
 
 
 def never_repeat_what_was_refused(world: World) -> None:
-    """FCM's first 503 is tried again 20 s later at the latest; the lease is over after 45 s, whatever happens."""
+    """FCM's first 503 is tried again 20 s later at the latest."""
+    world.book = replace(world.book, read_at=NOW + 27)
     world.spoil(1, attempts=[Attempt("retry_later", 503, "", NOW, NOW + 1)])
+
+
+def never_repeat_what_was_given_back(world: World) -> None:
+    world.book = replace(world.book, read_at=NOW + 37)
+    world.spoil(1, attempts=[Attempt("blocked", None, "", NOW, NOW + 1)])
 
 
 NOT_DUE = "deliveries settled, or open with a due time"
@@ -270,6 +276,7 @@ def test_a_world_in_order_holds_every_promise() -> None:
         (never_push_what_is_open, UNTRIED),
         (never_repeat_what_is_unknown, UNTRIED),
         (never_repeat_what_was_refused, UNTRIED),
+        (never_repeat_what_was_given_back, UNTRIED),
     ],
 )
 def test_each_loss_is_noticed_under_its_name(spoil: Callable[[World], None], promise: str) -> None:
@@ -305,6 +312,18 @@ def test_a_push_is_not_missed_where_the_phone_was_quicker_or_nobody_could_push()
     assert world.missed() == {UNTRIED}
     world.away = [(NOW - 5, NOW + 6), (NOW + 4, NOW + 8)]
     assert world.missed() == set()
+
+
+def test_a_push_that_failed_is_not_missed_before_it_is_due_again() -> None:
+    for attempt, seconds in (
+        (unknown(), 69),
+        (Attempt("retry_later", 503, "", NOW, NOW + 1), 25),
+        (Attempt("blocked", None, "", NOW, NOW + 1), 35),
+    ):
+        world = World()
+        world.book = replace(world.book, read_at=NOW + seconds)
+        world.spoil(1, attempts=[attempt])
+        assert UNTRIED not in world.missed()
 
 
 def test_spans_in_common_are_counted_once() -> None:
