@@ -24,6 +24,9 @@ TIMEOUT_SECONDS: Final = 10
 REFRESH_AHEAD_SECONDS: Final = 300
 REFRESH_LATEST_SECONDS: Final = 10
 MAX_TTL_SECONDS: Final = 2_419_200
+
+LEAST_TTL_SECONDS: Final = 1
+"""The time to live is in whole seconds. With less than one left, a push would be taken by FCM when its time is over."""
 _FCM_ERROR: Final = "google.firebase.fcm.v1.FcmError"
 
 
@@ -39,8 +42,8 @@ class NoAccessToken(Exception):
 class Push:
     """What goes to FCM for one phone: strings only, data only.
 
-    It leaves before its command expires and before `leaves_before` (whose push it is, is known until then), or not at
-    all. Both are times of time.monotonic().
+    It leaves a second before its command expires and before `leaves_before` (until then it is known whose it is), or
+    not at all. Both are times of time.monotonic().
     """
 
     token: str
@@ -197,8 +200,8 @@ def encode(push: Push) -> bytes:
     """
     now = time.monotonic()
     seconds_left = push.expires_at - now
-    if seconds_left <= 0:
-        raise NotSent("the command had expired")
+    if seconds_left < LEAST_TTL_SECONDS:
+        raise NotSent("its command had expired, or as good as")
     if now >= push.leaves_before:
         raise NotSent("it had waited for too long")
     android = {"priority": push.priority, "ttl": f"{min(int(seconds_left), MAX_TTL_SECONDS)}s"}

@@ -14,7 +14,7 @@ from django.db import DataError, IntegrityError, transaction
 from django.db.models import F, OuterRef, Q, Subquery
 from django.db.models.functions import Greatest, Now
 
-from commands import envelope, queue
+from commands import envelope, fcm, queue
 from commands.models import Attempt, Delivery, Outcome, Push, State
 from devices import database, push_tokens
 from devices.models import Device
@@ -22,6 +22,7 @@ from devices.models import Device
 LEASE: Final = timedelta(seconds=45)
 """How long a claimed push belongs to its dispatcher: more than three times the 10 s that one send may take."""
 
+LEAST: Final = timedelta(seconds=fcm.LEAST_TTL_SECONDS)
 ORPHANED: Final = "the dispatcher did not record an answer"
 
 
@@ -73,7 +74,7 @@ _CLAIM: Final = """
         SELECT picked.id, picked.number, picked.failure_count, device.push_token, command.priority,
             command.id AS command_id, command.action, command.params, command.issued_at, command.expires_at,
             device.id AS device_id, device.generation, device.command_key_id,
-            command.expires_at > now() AND device.revoked_at IS NULL
+            command.expires_at - %(least)s > now() AND device.revoked_at IS NULL
                 AND device.push_token IS NOT NULL AND device.push_token_dead_at IS NULL AS may_leave
         FROM picked
         JOIN devices_device device ON device.id = picked.device_id
@@ -98,7 +99,7 @@ _CLAIM: Final = """
 
 def claim_due(limit: int) -> list[Claimed]:
     """Take up to `limit` due pushes, each with an open attempt that says so. Never two dispatchers the same one."""
-    parameters = {"limit": limit, "lease": LEASE, "orphaned": ORPHANED}
+    parameters = {"limit": limit, "lease": LEASE, "least": LEAST, "orphaned": ORPHANED}
     *_, rows = database.together(*_IN_ORDER, _CLAIM, parameters=parameters)
     return [
         Claimed(
@@ -118,7 +119,7 @@ _WANTED: Final = """
     JOIN commands_delivery delivery ON delivery.id = claimed.delivery_id AND delivery.attempt_count = claimed.number
     JOIN commands_command command ON command.id = delivery.command_id
     JOIN devices_device device ON device.id = delivery.device_id AND device.push_token = claimed.push_token
-    WHERE delivery.state = 'pending' AND command.expires_at > now()
+    WHERE delivery.state = 'pending' AND command.expires_at - %(least)s > now()
         AND device.revoked_at IS NULL AND device.push_token_dead_at IS NULL
 """
 
@@ -129,6 +130,7 @@ def wanted(claimed: Sequence[Claimed]) -> set[int]:
         "delivery_ids": [one.delivery_id for one in claimed],
         "numbers": [one.number for one in claimed],
         "push_tokens": [one.push_token for one in claimed],
+        "least": LEAST,
     }
     return {delivery_id for (delivery_id,) in database.rows(_WANTED, columns)}
 
@@ -159,7 +161,7 @@ _RECORD: Final = """
         RETURNING sent.delivery_id, sent.number, sent.outcome, now() + sent.retry_in * interval '1 second' AS retry_at
     ), ruled AS (
         SELECT delivery.id, closed.outcome, CASE
-            WHEN delivery.state = 'pending' AND closed.retry_at < command.expires_at
+            WHEN delivery.state = 'pending' AND closed.retry_at < command.expires_at - %(least)s
                 AND device.push_token IS NOT NULL AND device.push_token_dead_at IS NULL
                 THEN closed.retry_at END AS again_at
         FROM closed
@@ -212,6 +214,7 @@ def _record(sent: Sequence[Sent]) -> None:
         "latencies": [one.latency_ms for one in sent],
         "details": [one.detail for one in sent],
         "retries": [_retry_in_seconds(one) for one in sent],
+        "least": LEAST,
     }
     database.row(_HOLD, columns)
     database.execute(_RECORD, columns)

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from commands.models import FINAL, OPEN, Outcome, Push, ReportStatus, State
-from commands.outbox import LEASE, Sent
+from commands.outbox import LEASE, LEAST, Sent
 from commands.reports import EXTRA_TIME
 from tests.actors import Phone
 
@@ -67,7 +67,7 @@ class Life:
 
     def is_due(self, now: datetime) -> bool:
         """Tell whether it may be pushed now, as far as its phone can be pushed to."""
-        return self.state == State.PENDING and self.due is not None and self.due <= now < self.expires_at
+        return self.state == State.PENDING and self.due is not None and self.due <= now < self.expires_at - LEAST
 
     def may_still_run(self) -> bool:
         """Tell whether the phone may have got it."""
@@ -101,7 +101,7 @@ class Life:
             return
         wait = 0.0 if sent.outcome == Outcome.TOKEN_DEAD else sent.retry_in_seconds
         again = self.expires_at if wait is None else now + timedelta(seconds=wait)
-        goes_again = again < self.expires_at and pushable and self.state == State.PENDING
+        goes_again = again < self.expires_at - LEAST and pushable and self.state == State.PENDING
         self.push, self.due = (Push.RETRYING, again) if goes_again else (Push.UNDELIVERABLE, None)
 
     def stop_pushing(self) -> None:

@@ -189,7 +189,7 @@ class Deliveries(RuleBasedStateMachine):
         for claimed, claimed_at in desk.claimed:
             life, waited = self.life_of(claimed), self.now - claimed_at
             message = desk.send(claimed, waited)
-            in_time = self.now < life.expires_at and waited.total_seconds() < LEAVES_WITHIN_SECONDS
+            in_time = self.now < life.expires_at - outbox.LEAST and waited.total_seconds() < LEAVES_WITHIN_SECONDS
             is_wanted = life.state == State.PENDING and self.can_be_pushed_to(life.owner)
             is_wanted &= life.owner.push_token == claimed.push_token and claimed.number == len(life.outcomes)
             if message is not None:

@@ -325,13 +325,13 @@ def test_a_push_lives_no_longer_than_its_command_whatever_it_waited_for(fcm: Fcm
         await sender.send(ping("ok-1"))
         fcm.journal.clear()
         fcm.override, fcm.delay_ms = "unauthenticated", 500
-        pushes = [ping("ok-1", seconds_left=left) for left in (-1, 0.4, 2.2)]
+        pushes = [ping("ok-1", seconds_left=left) for left in (0.9, 1.4, 2.8)]
         return await asyncio.gather(*(sender.send(push) for push in pushes), return_exceptions=True)
 
     gone, expired_meanwhile, refused = with_sender(fcm, sends)
     assert (type(gone), type(expired_meanwhile), refused.http_status) == (NotSent, NotSent, 401)
     ttls = [send.message["android"]["ttl"] for send in fcm.journal.sends()]
-    assert sorted(ttls) == ["0s", "1s", "2s"]
+    assert sorted(ttls) == ["1s", "2s", "2s"]
 
 
 def test_what_a_push_waits_for_counts_a_connection_too(fcm: FcmStandin) -> None:
@@ -342,12 +342,13 @@ def test_what_a_push_waits_for_counts_a_connection_too(fcm: FcmStandin) -> None:
             await sender.send(ping("ok-0"))
             first = asyncio.create_task(sender.send(ping("ok-1")))
             await asyncio.sleep(0)
-            then = [ping("ok-2", seconds_left=0.4), ping("ok-3", leaves_within=0.4), ping("ok-4", seconds_left=10.3)]
+            then = [ping("ok-2", seconds_left=1.4), ping("ok-3", leaves_within=0.4), ping("ok-4", seconds_left=10.3)]
             return await asyncio.gather(first, *map(sender.send, then), return_exceptions=True)
 
     first, expired, out_of_time, last = async_to_sync(sends)()
     assert (first.http_status, last.http_status) == (200, 200)
-    assert (str(expired), str(out_of_time)) == ("the command had expired", "it had waited for too long")
+    assert str(expired) == "its command had expired, or as good as"
+    assert str(out_of_time) == "it had waited for too long"
     assert [send.message["android"]["ttl"] for send in fcm.journal.sends()[2:]] == ["9s"]
 
 
@@ -410,7 +411,7 @@ def test_a_push_that_failed_goes_again_under_the_same_request_id(admin: Admin, f
 
 
 @pytest.mark.parametrize("priority", ["high", "normal"])
-@pytest.mark.parametrize("ttl_seconds", [0, 90, MAX_TTL_SECONDS, MAX_TTL_SECONDS + 1])
+@pytest.mark.parametrize("ttl_seconds", [1, 90, MAX_TTL_SECONDS, MAX_TTL_SECONDS + 1])
 def test_a_message_is_what_googles_own_library_makes_of_it(priority: str, ttl_seconds: int) -> None:
     data = {"action": "message", "params": '{"title":"Café ✓"}'}
     android = messaging.AndroidConfig(priority=priority, ttl=min(ttl_seconds, MAX_TTL_SECONDS))
