@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from contextvars import Context
 from typing import Any, Final
 from uuid import UUID
 
@@ -187,9 +188,25 @@ async def read_command(request: HttpRequest, request_id: UUID, query: Query[Wait
     """
     until = time.monotonic() + query.wait_seconds
     # The news is in a row, so it is looked for rather than waited for.
-    while time.monotonic() < until and not stopping.is_asked() and await unit(story.is_open, request_id):  # noqa: ASYNC110
+    while time.monotonic() < until and not stopping.is_asked():
+        if not await unit(story.is_open, request_id):
+            return respond(await _ended(request_id))
         await asyncio.sleep(min(WAIT_POLL_SECONDS, max(0.0, until - time.monotonic())))
     return respond(await unit(story.command, request_id))
+
+
+_ended_now: Final[dict[UUID, asyncio.Task[CommandDetail]]] = {}
+
+
+async def _ended(request_id: UUID) -> CommandDetail:
+    """Read a command that is not open any more, once for all who have waited for it: its counts may be long."""
+    reading = _ended_now.get(request_id)
+    if reading is None:
+        # A context of its own: the first one's request must not take it along when it ends.
+        reading = asyncio.get_running_loop().create_task(unit(story.command, request_id), context=Context())
+        _ended_now[request_id] = reading
+        reading.add_done_callback(lambda _: _ended_now.pop(request_id, None))
+    return await asyncio.shield(reading)
 
 
 @admin_router.get("/commands/{uuid:request_id}/deliveries", response=DeliveryPage, url_name="deliveries")

@@ -7,7 +7,8 @@ from commands.models import Outcome
 
 FAILURES_TO_OPEN: Final = 20
 PROBE_INTERVAL_SECONDS: Final = 30.0
-FIRST_SHARE_SECONDS: Final = 0.1
+BURST_SECONDS: Final = 0.1
+"""For how long a dispatcher that had nothing to send may send more than its pace, when it has again."""
 
 CLOSED: Final = "closed"
 OPEN: Final = "open"
@@ -62,7 +63,7 @@ class Circuit:
 class Pace:
     """A token bucket of `per_second` pushes: halved by each second with a 429 in it, won back by a tenth a second.
 
-    It begins with a tenth of a second's pushes, so that dispatchers that are started again and again exceed it little.
+    The bucket holds a tenth of a second's pushes, so that neither a pause nor a start exceeds the pace by much.
     """
 
     per_second: float
@@ -73,11 +74,11 @@ class Pace:
 
     def permits(self, now: float) -> int:
         """Return how many pushes may leave now."""
-        elapsed = FIRST_SHARE_SECONDS if self.updated_at is None else max(0.0, now - self.updated_at)
+        elapsed = BURST_SECONDS if self.updated_at is None else max(0.0, now - self.updated_at)
         self.updated_at = now
         if now - self.slowed_at >= 1:
             self.factor = min(1.0, self.factor + 0.1 * min(elapsed, 10.0))
-        self.available = min(self._allowed, self.available + elapsed * self._allowed)
+        self.available = min(max(1.0, BURST_SECONDS * self._allowed), self.available + elapsed * self._allowed)
         return int(self.available)
 
     def seconds_to_next(self) -> float:

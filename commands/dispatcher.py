@@ -165,17 +165,18 @@ class Dispatcher:
                 self._give_back(claimed, "the circuit opened while it waited for its turn", retry.PROBE_SECONDS)
             elif self._stopping.is_set() and not batch.is_fresh:
                 self._give_back(claimed, "the dispatcher stopped while it waited for its turn")
-            elif not await self._is_wanted(claimed, batch):
-                self._give_back(claimed, "it was withdrawn while it waited for its turn")
+            elif reason := await self._reason_to_stay(claimed, batch):
+                self._give_back(claimed, reason)
             else:
                 await self._send_now(claimed, batch.claimed_at)
 
-    async def _is_wanted(self, claimed: Claimed, batch: Batch) -> bool:
+    async def _reason_to_stay(self, claimed: Claimed, batch: Batch) -> str:
         try:
-            return await batch.take(claimed)
+            is_wanted = await batch.take(claimed)
         except Error as error:
             log.error("dispatch.failed", error=type(error).__name__, detail=database.told(error)[:200])
-            return False
+            return "the database could not say whether it is still wanted"
+        return "" if is_wanted else "it was withdrawn while it waited for its turn"
 
     async def _send_now(self, claimed: Claimed, claimed_at: float) -> None:
         assert self._sender is not None

@@ -114,11 +114,12 @@ def claim_due(limit: int) -> list[Claimed]:
 # As the claim judges it, for pushes that were claimed a while ago.
 _WANTED: Final = """
     SELECT delivery.id
-    FROM unnest(%(delivery_ids)s::bigint[], %(numbers)s::int[], %(push_tokens)s::text[])
-        AS claimed (delivery_id, number, push_token)
+    FROM unnest(%(delivery_ids)s::bigint[], %(numbers)s::int[], %(push_tokens)s::text[], %(generations)s::int[])
+        AS claimed (delivery_id, number, push_token, generation)
     JOIN commands_delivery delivery ON delivery.id = claimed.delivery_id AND delivery.attempt_count = claimed.number
     JOIN commands_command command ON command.id = delivery.command_id
     JOIN devices_device device ON device.id = delivery.device_id AND device.push_token = claimed.push_token
+        AND device.generation = claimed.generation
     WHERE delivery.state = 'pending' AND command.expires_at - %(least)s > now()
         AND device.revoked_at IS NULL AND device.push_token_dead_at IS NULL
 """
@@ -130,6 +131,7 @@ def wanted(claimed: Sequence[Claimed]) -> set[int]:
         "delivery_ids": [one.delivery_id for one in claimed],
         "numbers": [one.number for one in claimed],
         "push_tokens": [one.push_token for one in claimed],
+        "generations": [one.recipient.generation for one in claimed],
         "least": LEAST,
     }
     return {delivery_id for (delivery_id,) in database.rows(_WANTED, columns)}

@@ -216,7 +216,18 @@ class Cancelled:
     may_still_run: int
 
 
-# In a statement of its own: what follows must see the attempts that the holders before us began.
+# In statements of their own: what follows must see which heartbeats the holders before us answered, and which attempts
+# they began.
+_HOLD_PRESENCE: Final = """
+    SELECT count(*) FROM (
+        SELECT FROM devices_presence
+        WHERE device_id IN (
+            SELECT device_id FROM commands_delivery
+            WHERE command_id = %(command_id)s AND state IN ('pending', 'received') AND open_until > now()
+        )
+        ORDER BY device_id FOR NO KEY UPDATE
+    ) held
+"""
 _HOLD_OPEN: Final = """
     SELECT count(*) FROM (
         SELECT FROM commands_delivery
@@ -256,6 +267,7 @@ def cancel(command_id: UUID) -> Cancelled:
     if command is None:
         raise UnknownCommand
     parameters = {"command_id": command_id, "issued_at": command.issued_at}
+    database.row(_HOLD_PRESENCE, parameters)
     database.row(_HOLD_OPEN, parameters)
     withdrawn, may_still_run = database.row(_CANCEL, parameters)
     if withdrawn:

@@ -46,12 +46,16 @@ def rule(answer: Answer, failures: int) -> Ruling:
     | answer                                     | outcome       | then                                     |
     | 200                                        | accepted      | done                                     |
     | 404 UNREGISTERED, 403 SENDER_ID_MISMATCH   | token_dead    | no push until another token comes        |
+    | 401 THIRD_PARTY_AUTH_ERROR                 | rejected      | no further push: see below               |
     | 404 or 403 without those codes, 401, OAuth | blocked       | again when the circuit lets through      |
     | less than 400, but not 200                 | blocked       | as above: it is not FCM that answers     |
     | 400 and other 4xx                          | rejected      | no further push                          |
     | 429                                        | retry_later   | Retry-After, else 60 s, or a bit more    |
     | 5xx                                        | retry_later   | the larger of Retry-After and the backoff|
     | time-out, connection error, 200 without id | unknown       | as 5xx                                   |
+
+    THIRD_PARTY_AUTH_ERROR is FCM's word for a push token of iOS or of a browser for which the project has no
+    certificate or key ("ErrorCode"). A phone chooses its push token by itself: the others' pushes must not stop for it.
     """
     status = answer.http_status
     if answer.oauth_failed:
@@ -62,6 +66,8 @@ def rule(answer: Answer, failures: int) -> Ruling:
         return Ruling(Outcome.ACCEPTED) if answer.message_id else Ruling(Outcome.UNKNOWN, backoff(failures))
     if answer.fcm_error in ("UNREGISTERED", "SENDER_ID_MISMATCH"):
         return Ruling(Outcome.TOKEN_DEAD)
+    if answer.fcm_error == "THIRD_PARTY_AUTH_ERROR":
+        return Ruling(Outcome.REJECTED)
     if status in _ADVICE or status < HTTPStatus.BAD_REQUEST:
         return Ruling(Outcome.BLOCKED, PROBE_SECONDS, _ADVICE.get(status, _NOT_FCM))
     if status == HTTPStatus.TOO_MANY_REQUESTS:

@@ -104,6 +104,7 @@ REFUSALS: Final = {
         _refusal("unavailable", HTTPStatus.SERVICE_UNAVAILABLE, "UNAVAILABLE", "UNAVAILABLE"),
         _refusal("internal", HTTPStatus.INTERNAL_SERVER_ERROR, "INTERNAL", "INTERNAL"),
         _refusal("unauthenticated", HTTPStatus.UNAUTHORIZED, "UNAUTHENTICATED"),
+        _refusal("thirdparty", HTTPStatus.UNAUTHORIZED, "UNAUTHENTICATED", "THIRD_PARTY_AUTH_ERROR"),
         _invalid(),
     )
 }

@@ -197,6 +197,16 @@ def test_500_and_503_wait_for_the_larger_of_retry_after_and_the_backoff(
     assert push_token_is_live()
 
 
+def test_a_push_token_of_another_kind_is_rejected_and_stops_nobody_elses_pushes(admin: Admin, fcm: FcmStandin) -> None:
+    fleet(admin, "ok-", 3)
+    admin.command("ping", to=admin.enrol("an-iphone", push_token="thirdparty-1"), expires_in_seconds=86_400)
+    assert dispatched(fcm).circuit.state == circuit.CLOSED
+    attempt = Attempt.objects.get(http_status=401)
+    assert (attempt.outcome, attempt.fcm_error) == ("rejected", "THIRD_PARTY_AUTH_ERROR")
+    assert Attempt.objects.filter(outcome="accepted").count() == 3
+    assert Device.objects.reachable_by_push().count() == 4
+
+
 def test_429_slows_the_dispatcher_as_a_whole(admin: Admin, fcm: FcmStandin) -> None:
     fleet(admin, "quota-", 3)
     assert dispatched(fcm).pace.factor == 0.5
@@ -473,10 +483,20 @@ def test_any_answer_about_the_message_itself_closes_the_circuit(outcome: Outcome
 def test_a_429_slows_the_dispatcher_as_a_whole_and_the_pace_comes_back() -> None:
     pace = Pace(per_second=100)
     assert pace.permits(now=0) == 10
-    assert pace.permits(now=1) == 100
-    pace.slow_down(now=1)
-    pace.spend(100)
-    assert pace.permits(now=1.5) == 25
-    for now in range(3, 12):
+    pace.slow_down(now=0)
+    pace.spend(10)
+    assert pace.permits(now=0.1) == 5
+    for now in range(2, 12):
         pace.permits(now)
-    assert pace.permits(now=12) == 100
+    assert pace.permits(now=12) == 10
+
+
+def test_a_pause_is_not_made_up_for_by_a_burst() -> None:
+    pace = Pace(per_second=100)
+    pace.permits(now=0)
+    sent = 0
+    for tick in range(1000, 1100):
+        permitted = pace.permits(now=tick / 100)
+        pace.spend(permitted)
+        sent += permitted
+    assert 100 <= sent <= 110

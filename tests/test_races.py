@@ -16,10 +16,12 @@ from commands.models import Attempt, Command, Delivery, Outcome, ReportStatus
 from commands.outbox import Claimed, Sent
 from commands.queue import Order
 from commands.reports import Said
-from devices import enrollment
+from devices import enrollment, tokens
 from devices.audience import Target
 from devices.database import and_release
+from devices.heartbeats import Beat
 from devices.models import Device
+from nexmdm import checkin
 from tests.actors import Admin, Answer, Phone
 from tests.moments import overtaken
 
@@ -70,6 +72,16 @@ def test_a_push_that_is_claimed_at_the_moment_of_its_cancellation_may_still_run(
     phone = admin.enrol("phone-1", push_token="ok-1")
     request_id = admin.command("ping", to=phone).json["request_id"]
     answer = overtaken(lambda: outbox.claim_due(1), lambda: admin.post(f"/admin/commands/{request_id}/cancel"))
+    assert (answer.json["cancelled"], answer.json["may_still_run"]) == (1, 1)
+
+
+def test_a_heartbeat_that_is_being_answered_at_the_moment_of_a_cancellation_may_have_it_run(admin: Admin) -> None:
+    phone = admin.enrol("phone-1")
+    request_id = admin.command("ping", to=phone).json["request_id"]
+    token = tokens.parse("nxd", phone.device_token)
+    assert token is not None
+    beat = Beat(token)
+    answer = overtaken(lambda: checkin.flush([beat]), lambda: admin.post(f"/admin/commands/{request_id}/cancel"))
     assert (answer.json["cancelled"], answer.json["may_still_run"]) == (1, 1)
 
 

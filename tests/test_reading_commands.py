@@ -9,7 +9,9 @@ from uuid import uuid4
 
 import pytest
 from asgiref.sync import async_to_sync
+from django.db import connection
 from django.db.models.functions import Now
+from django.test.utils import CaptureQueriesContext
 from uuid_utils.compat import uuid7
 
 from commands import queue
@@ -338,6 +340,21 @@ def test_who_waits_is_answered_by_the_first_look_after_the_last_result_and_looks
     answer = admin.get(f"/admin/commands/{request_id}?wait_seconds=30")
     assert (answer.json["state"], len(naps)) == ("completed", 3)
     assert max(naps) < 0.2
+
+
+def test_the_counts_are_taken_once_for_all_who_wait_for_a_command(admin: Admin, phone: Phone) -> None:
+    request_id = issue(admin, phone)
+    phone.report(request_id, "succeeded")
+    target = f"/admin/commands/{request_id}?wait_seconds=30"
+
+    async def all_waiting() -> list[Answer]:
+        headers = [admin.headers("GET", target, b"") for _ in range(5)]
+        return await asyncio.gather(*(admin.client.arequest("GET", target, None, one) for one in headers))
+
+    with CaptureQueriesContext(connection) as queries:
+        answers = async_to_sync(all_waiting)()
+    assert {answer.json["counts"]["succeeded"] for answer in answers} == {1}
+    assert len([query for query in queries if "LATERAL" in query["sql"]]) < 5
 
 
 def test_waiting_in_vain_answers_with_what_there_is(admin: Admin, phone: Phone) -> None:
