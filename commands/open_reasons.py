@@ -1,11 +1,41 @@
 """Why a delivery is still open, in one plain sentence."""
 
-from datetime import datetime, timedelta
-from typing import Final
+from datetime import timedelta
+from typing import Any, Final
 
-from commands.models import OPEN, Delivery, Push, ReportStatus, State
+from django.conf import settings
+from django.db.models import Count, OuterRef, Q, QuerySet, Subquery
+from django.db.models.functions import Coalesce, Now
+
+from commands.models import OPEN, Attempt, Delivery, Outcome, Push, Report, ReportStatus, State
 
 SILENT_AFTER: Final = timedelta(minutes=10)
+
+_FAILED: Final = Q(outcome__in=(Outcome.RETRY_LATER, Outcome.REJECTED, Outcome.TOKEN_DEAD, Outcome.UNKNOWN)) | Q(
+    outcome=Outcome.BLOCKED, http_status__isnull=False
+)
+"""Pushes that left in vain: neither those that were given back unsent, nor one that is in flight."""
+
+
+def _number_of(rows: QuerySet[Any]) -> Coalesce:
+    of_delivery = rows.filter(delivery=OuterRef("pk")).order_by().values("delivery")
+    return Coalesce(Subquery(of_delivery.annotate(number_of=Count("*")).values("number_of")), 0)
+
+
+def _last(rows: QuerySet[Any], field: str) -> Subquery:
+    return Subquery(rows.filter(delivery=OuterRef("pk")).values(field)[:1])
+
+
+AS_OF_NOW: Final = {
+    "now": Now(),
+    "overdue": Q(open_until__lte=Now()),
+    "due": Q(next_attempt_at__lte=Now()),
+    "last_push": _last(Attempt.objects.order_by("-number"), "outcome"),
+    "failed_pushes": _number_of(Attempt.objects.filter(_FAILED)),
+    "last_word": _last(Report.objects.order_by("-id"), "status"),
+    "deferrals": _number_of(Report.objects.filter(status=ReportStatus.DEFERRED)),
+}
+"""What why_open() wants to know of a delivery beside its fields, for annotate(): all as of one moment."""
 
 
 def current_state(row: Delivery) -> State:
@@ -14,43 +44,65 @@ def current_state(row: Delivery) -> State:
     return State.EXPIRED if overdue and row.state in OPEN else State(row.state)
 
 
-def why_open(row: Delivery, now: datetime) -> str | None:
-    """Return one plain sentence on what an open delivery waits for; None when it is settled."""
+def why_open(row: Any) -> str | None:
+    """Return one plain sentence on what an open delivery (annotated AS_OF_NOW) waits for; None when it is settled."""
     if current_state(row) not in OPEN:
         return None
-    reasons = [*_what_the_phone_said(row), *_silence(row, now), *_push_trouble(row)]
+    reasons = [*_what_the_phone_said(row), *_silence(row), *_push_trouble(row)]
     sentence = "; ".join(reasons) or "waiting for the phone to answer"
     return f"{sentence[0].upper()}{sentence[1:]}."
 
 
-def _what_the_phone_said(row: Delivery) -> list[str]:
-    reports = list(row.reports.all())
-    if not reports:
+def _what_the_phone_said(row: Any) -> list[str]:
+    if row.last_word is None:
         return []
-    last = max(reports, key=lambda report: report.id)
-    if last.status != ReportStatus.DEFERRED:
-        return [f"the phone says {last.status}"]
-    return [f"deferred {_times(sum(report.status == ReportStatus.DEFERRED for report in reports))}"]
+    deferred = row.last_word == ReportStatus.DEFERRED
+    return [f"deferred {_times(row.deferrals)}" if deferred else f"the phone says {row.last_word}"]
 
 
-def _silence(row: Delivery, now: datetime) -> list[str]:
+def _silence(row: Any) -> list[str]:
     seen = row.device.presence.last_seen_at
     if seen is None:
         return ["the device has never sent a heartbeat"]
-    return [f"silent for {_span(now - seen)}"] if now - seen >= SILENT_AFTER else []
+    return [f"silent for {_span(row.now - seen)}"] if row.now - seen >= SILENT_AFTER else []
 
 
-def _push_trouble(row: Delivery) -> list[str]:
+def _push_trouble(row: Any) -> list[str]:
     if row.device.push_token is None:
         pending = row.state == State.PENDING
         return ["no push token, so it goes with the next heartbeat" if pending else "no push token"]
     if row.device.push_token_dead_at is not None:
         return ["push token dead"]
+    if row.state != State.PENDING:
+        return []
     if row.push_state == Push.UNDELIVERABLE:
-        return ["FCM refused the push"]
-    if row.push_state == Push.RETRYING:
-        return [f"push failed {_times(row.attempt_count)}, it is tried again"]
-    return []
+        return [_why_no_further_push(row)]
+    return [_what_the_push_waits_for(row)] if row.push_state in (Push.WAITING, Push.RETRYING) else []
+
+
+def _why_no_further_push(row: Any) -> str:
+    if row.last_push == Outcome.REJECTED:
+        return "FCM refused the push"
+    if row.failed_pushes:
+        return f"push failed {_times(row.failed_pushes)}, and no further one fits before the expiry"
+    return "no push fits before the expiry any more"
+
+
+def _what_the_push_waits_for(row: Any) -> str:
+    in_flight = row.last_push == Outcome.IN_FLIGHT
+    # Due while it is in flight: its dispatcher died, and with the next claim it will count as unknown.
+    failures = row.failed_pushes + (in_flight and row.due)
+    if in_flight and not row.due:
+        stands = "is under way"
+    elif row.due or not failures or row.last_push == Outcome.BLOCKED:
+        stands = "has not left yet"
+    else:
+        return f"push failed {_times(failures)}, it is tried again"
+    if failures:
+        return f"push failed {_times(failures)}, the next one {stands}"
+    if row.last_push is None and settings.FIREBASE_SERVICE_ACCOUNT is None:
+        return "Firebase is not configured, so it goes with the next heartbeat"
+    return f"the push {stands}"
 
 
 def _times(count: int) -> str:

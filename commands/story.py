@@ -11,7 +11,7 @@ from django.db.models import Exists, OuterRef, Prefetch, Q, QuerySet
 from django.db.models.functions import Now
 
 from commands.models import FINAL, OPEN, OVERDUE, Attempt, Channel, Command, Delivery, Push, Report, ReportStatus, State
-from commands.open_reasons import current_state, why_open
+from commands.open_reasons import AS_OF_NOW, current_state, why_open
 from commands.queue import UnknownCommand
 from commands.schemas import (
     CommandDetail,
@@ -208,8 +208,8 @@ def _settled_at(row: Delivery) -> datetime | None:
 
 
 def _deliveries() -> QuerySet[Any]:
-    from_now = Delivery.objects.annotate(overdue=Q(open_until__lte=Now()), now=Now())
-    rows = from_now.select_related("command", "device", "device__presence").defer(*_UNTOLD)
+    as_of_now = Delivery.objects.annotate(**AS_OF_NOW)
+    rows = as_of_now.select_related("command", "device", "device__presence").defer(*_UNTOLD)
     return rows.prefetch_related("attempts", "reports")
 
 
@@ -237,7 +237,7 @@ def _delivery_row(row: Any) -> DeliveryRow:
         settled_at=_settled_at(row),
         result=_final_word(row, late=False),
         late_result=_final_word(row, late=True),
-        why_open=why_open(row, row.now),
+        why_open=why_open(row),
     )
 
 

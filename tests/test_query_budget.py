@@ -139,6 +139,22 @@ def test_a_late_result_costs_one_look_more(admin: Admin, phone: Phone) -> None:
     assert made == [*REPORT[:3], "SELECT", *REPORT[3:]]
 
 
+def test_a_page_of_deliveries_costs_the_same_however_many_there_are_and_whatever_they_wait_for(
+    admin: Admin, fleet: list[Phone]
+) -> None:
+    fleet[0].heartbeat(push_token="ok-1")
+    targets = [f"/admin/commands/{admin.command(to=some).json['request_id']}/deliveries" for some in (fleet[:1], fleet)]
+    outbox.claim_due(100)
+    for phone in fleet[1:]:
+        phone.report(targets[1].split("/")[3], "deferred")
+    made: list[int] = []
+    for target in targets:
+        with statements() as words:
+            assert admin.get(target).status == 200
+        made.append(words.count("SELECT"))
+    assert made == [4, 4]
+
+
 def test_a_batch_of_pushes_is_claimed_by_one_round_trip_and_recorded_by_two_statements(
     admin: Admin, fleet: list[Phone]
 ) -> None:

@@ -17,7 +17,7 @@ from uuid_utils.compat import uuid7
 from commands import queue
 from commands.models import Attempt, Command, Delivery, Outcome, Push
 from devices import paging
-from devices.models import Device, Presence
+from devices.models import Presence
 from nexmdm.models import AuditEntry
 from tests.actors import Admin, Answer, Phone
 from tests.moments import let_pass
@@ -438,52 +438,6 @@ def test_deliveries_are_filtered_by_state_and_come_in_pages(admin: Admin) -> Non
     paged = [item["device_id"] for page in pages(admin, f"{one}?limit=2") for item in page]
     assert sorted(paged) == sorted(phone.device_id for phone in phones)
     assert admin.get(f"{one}?state=open").code == "invalid_request"
-
-
-def why_open(admin: Admin, request_id: str) -> str:
-    (row,) = admin.get(f"/admin/commands/{request_id}/deliveries").json["items"]
-    return str(row["why_open"])
-
-
-def test_why_a_delivery_is_open_is_one_plain_sentence(admin: Admin) -> None:
-    phone = admin.enrol("phone-1", push_token="token-1")
-    request_id = issue(admin, phone)
-    assert why_open(admin, request_id) == "The device has never sent a heartbeat."
-
-    phone.heartbeat()
-    assert why_open(admin, request_id) == "Waiting for the phone to answer."
-
-    Presence.objects.update(last_seen_at=Now() - timedelta(hours=3, minutes=10))
-    Device.objects.update(push_token_dead_at=Now())
-    assert why_open(admin, request_id) == "Silent for 3 h; push token dead."
-
-    phone.report(request_id, "deferred")
-    phone.report(request_id, "deferred")
-    assert why_open(admin, request_id) == "Deferred twice; silent for 3 h; push token dead."
-
-
-def test_why_a_delivery_without_a_push_token_is_open_says_when_it_goes(admin: Admin, phone: Phone) -> None:
-    phone.heartbeat()
-    request_id = issue(admin, phone)
-    assert why_open(admin, request_id) == "No push token, so it goes with the next heartbeat."
-    phone.report(request_id, "running")
-    assert why_open(admin, request_id) == "The phone says running; no push token."
-
-
-@pytest.mark.parametrize(
-    ("push_state", "sentence"),
-    [
-        (Push.UNDELIVERABLE, "FCM refused the push."),
-        (Push.RETRYING, "Push failed once, it is tried again."),
-        (Push.ACCEPTED, "Waiting for the phone to answer."),
-    ],
-)
-def test_why_a_delivery_is_open_tells_of_its_push(admin: Admin, push_state: str, sentence: str) -> None:
-    phone = admin.enrol("phone-1", push_token="token-1")
-    phone.heartbeat()
-    request_id = issue(admin, phone)
-    Delivery.objects.update(push_state=push_state, attempt_count=1)
-    assert why_open(admin, request_id) == sentence
 
 
 def test_the_timeline_tells_issue_attempts_reports_and_settlement_in_order(admin: Admin) -> None:

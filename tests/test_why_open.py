@@ -1,0 +1,228 @@
+"""Why a delivery is open: what the API says of it, and so the admin site, with pushes through the real sender."""
+
+import asyncio
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+from django.core.management import call_command
+from django.db.models.functions import Now
+from django.test import Client
+from django.urls import reverse
+from pytest_django import Settings
+
+from commands import fcm as firebase
+from commands import outbox
+from commands.dispatcher import Dispatcher
+from commands.fcm import Sender
+from commands.models import Attempt, Command, Delivery, Outcome, Report
+from devices import database
+from devices.models import Device, Presence
+from loadtest.fcm_standin import FcmStandin
+from tests.actors import Admin, Phone
+from tests.moments import let_pass
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def ping(admin: Admin, push_token: str, *, expires_in_seconds: int = 600) -> Phone:
+    """Enrol a phone that has sent a heartbeat, and issue a ping for it."""
+    phone = admin.enrol(f"phone-{push_token}", push_token=push_token)
+    phone.heartbeat()
+    admin.command("ping", to=phone, expires_in_seconds=expires_in_seconds)
+    return phone
+
+
+def dispatch() -> None:
+    """Push what is due, whenever it may be due."""
+    Delivery.objects.filter(next_attempt_at__isnull=False).update(next_attempt_at=Now())
+    call_command("dispatch", once=True)
+
+
+def why_open(admin: Admin, phone: Phone | None = None) -> str:
+    """Return why a delivery is open (by default the only one), as the list and the delivery's own answer both say."""
+    found = Delivery.objects.all() if phone is None else Delivery.objects.filter(device_id=phone.device_id)
+    delivery = found.get()
+    path = f"/admin/commands/{delivery.command_id}/deliveries"
+    (row,) = [row for row in admin.get(path).json["items"] if row["device_id"] == str(delivery.device_id)]
+    assert admin.get(f"{path}/{delivery.device_id}").json["why_open"] == row["why_open"]
+    return str(row["why_open"])
+
+
+class Overtaken:
+    """A sender, and something that happens before FCM's answer is known."""
+
+    def __init__(self, sender: Sender, happening: Callable[[], object]) -> None:
+        self.sender = sender
+        self.happening = happening
+
+    async def send(self, push: firebase.Push) -> firebase.Answer:
+        """Send a push, and let it happen."""
+        answer = await self.sender.send(push)
+        await asyncio.to_thread(database.and_release, self.happening)
+        return answer
+
+
+def dispatch_overtaken(standin: FcmStandin, happening: Callable[[], object]) -> None:
+    async def dispatched() -> None:
+        async with Sender(standin.service_account(), standin.base_url, connections=10) as sender:
+            await Dispatcher(Overtaken(sender, happening), per_second=5000).run_once()
+
+    asyncio.run(dispatched())
+
+
+def test_a_phone_that_is_silent_or_defers_is_the_reason(admin: Admin, fcm: FcmStandin) -> None:
+    phone = admin.enrol("phone-1", push_token="ok-1")
+    request_id = admin.command("ping", to=phone).json["request_id"]
+    call_command("dispatch", once=True)
+    assert why_open(admin) == "The device has never sent a heartbeat."
+
+    phone.heartbeat()
+    assert why_open(admin) == "Waiting for the phone to answer."
+
+    Presence.objects.update(last_seen_at=Now() - timedelta(hours=3, minutes=10))
+    Device.objects.update(push_token_dead_at=Now())
+    assert why_open(admin) == "Silent for 3 h; push token dead."
+
+    phone.report(request_id, "deferred")
+    phone.report(request_id, "deferred")
+    assert why_open(admin) == "Deferred twice; silent for 3 h; push token dead."
+
+
+def test_a_delivery_without_a_push_token_says_when_it_goes(admin: Admin, phone: Phone) -> None:
+    phone.heartbeat()
+    request_id = admin.command("ping", to=phone).json["request_id"]
+    assert why_open(admin) == "No push token, so it goes with the next heartbeat."
+    phone.report(request_id, "running")
+    assert why_open(admin) == "The phone says running; no push token."
+
+
+@pytest.mark.parametrize(
+    ("push_token", "expires_in_seconds", "sentence"),
+    [
+        ("ok-1", 600, "Waiting for the phone to answer."),
+        ("unregistered-1", 600, "Push token dead."),
+        ("invalid-1", 600, "FCM refused the push."),
+        ("unavailable-1", 600, "Push failed once, it is tried again."),
+        ("reset-1", 600, "Push failed once, it is tried again."),
+        ("forbidden-1", 600, "Push failed once, the next one has not left yet."),
+        ("unavailable90-1", 60, "Push failed once, and no further one fits before the expiry."),
+        ("reset-1", 10, "Push failed once, and no further one fits before the expiry."),
+    ],
+)
+def test_what_became_of_the_push_is_told_as_it_was(
+    admin: Admin, fcm: FcmStandin, push_token: str, expires_in_seconds: int, sentence: str
+) -> None:
+    ping(admin, push_token, expires_in_seconds=expires_in_seconds)
+    dispatch()
+    assert why_open(admin) == sentence
+
+
+@pytest.mark.parametrize("status", ["received", "running"])
+def test_a_failed_push_of_what_the_phone_has_already_is_not_told(admin: Admin, fcm: FcmStandin, status: str) -> None:
+    phone = ping(admin, "unavailable-1")
+    request_id = str(Delivery.objects.get().command_id)
+    dispatch_overtaken(fcm, lambda: phone.report(request_id, status, via="heartbeat"))
+    assert Delivery.objects.get().push_state == "undeliverable"
+    assert why_open(admin) == f"The phone says {status}."
+
+
+def test_without_firebase_it_goes_with_the_next_heartbeat(admin: Admin, settings: Settings) -> None:
+    settings.FIREBASE_SERVICE_ACCOUNT = None
+    ping(admin, "ok-1")
+    call_command("dispatch", once=True)
+    assert why_open(admin) == "Firebase is not configured, so it goes with the next heartbeat."
+
+
+def test_a_push_that_no_dispatcher_takes_has_not_left(admin: Admin, fcm: FcmStandin) -> None:
+    ping(admin, "ok-1")
+    assert why_open(admin) == "The push has not left yet."
+
+
+def test_a_push_that_an_open_circuit_holds_has_not_left(admin: Admin, fcm: FcmStandin) -> None:
+    async def held() -> int:
+        async with Sender(fcm.service_account(), fcm.base_url, connections=10) as sender:
+            dispatcher = Dispatcher(sender, per_second=5000)
+            dispatcher.circuit.note(
+                Outcome.BLOCKED, "the service account may not send", asyncio.get_running_loop().time()
+            )
+            return await dispatcher.dispatch_once()
+
+    ping(admin, "ok-1")
+    assert asyncio.run(held()) == 0
+    assert why_open(admin) == "The push has not left yet."
+
+
+def test_a_push_that_was_given_back_has_not_left_and_counts_as_no_failure(
+    admin: Admin, fcm: FcmStandin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("commands.dispatcher.SLOTS", 1)
+    first, second = ping(admin, "forbidden-1"), ping(admin, "forbidden-2")
+    dispatch()
+    assert Attempt.objects.get(delivery__device_id=second.device_id).detail.startswith("not sent: ")
+    assert why_open(admin, first) == "Push failed once, the next one has not left yet."
+    assert why_open(admin, second) == "The push has not left yet."
+
+
+def test_a_push_without_an_access_token_has_not_left(admin: Admin, fcm: FcmStandin) -> None:
+    fcm.oauth_down = True
+    ping(admin, "ok-1")
+    dispatch()
+    assert why_open(admin) == "The push has not left yet."
+
+
+def test_only_pushes_that_were_sent_count_as_failed(admin: Admin, fcm: FcmStandin) -> None:
+    ping(admin, "unavailable-1")
+    for _ in range(2):
+        dispatch()
+    assert why_open(admin) == "Push failed twice, it is tried again."
+
+    fcm.oauth_down = True
+    dispatch()
+    assert why_open(admin) == "Push failed twice, the next one has not left yet."
+
+    Delivery.objects.update(next_attempt_at=Now())
+    outbox.claim_due(1)
+    assert Delivery.objects.get().attempt_count == 4
+    assert why_open(admin) == "Push failed twice, the next one is under way."
+
+
+def test_a_push_whose_dispatcher_died_is_under_way_until_its_lease_is_over(admin: Admin, fcm: FcmStandin) -> None:
+    ping(admin, "ok-1")
+    outbox.claim_due(1)
+    assert why_open(admin) == "The push is under way."
+    let_pass(seconds=outbox.LEASE.total_seconds())
+    assert why_open(admin) == "Push failed once, the next one has not left yet."
+
+
+def test_a_push_that_came_too_late_to_leave_says_so(admin: Admin, fcm: FcmStandin) -> None:
+    ping(admin, "ok-1")
+    (claimed,) = outbox.claim_due(1)
+    Command.objects.update(expires_at=Now() + outbox.LEAST)
+    outbox.record_attempts([outbox.Sent(claimed, Outcome.BLOCKED, detail="not sent: too late", retry_in_seconds=0)])
+    assert why_open(admin) == "No push fits before the expiry any more."
+
+
+def test_another_push_token_makes_a_refused_push_wait_for_its_turn(admin: Admin, fcm: FcmStandin) -> None:
+    phone = ping(admin, "invalid-1")
+    dispatch()
+    phone.heartbeat(push_token="ok-1")
+    assert why_open(admin) == "Push failed once, the next one has not left yet."
+
+
+def test_the_admin_site_says_the_same_though_its_timeline_has_only_the_newest(
+    admin: Admin, fcm: FcmStandin, admin_client: Client
+) -> None:
+    phone = ping(admin, "unavailable-1")
+    dispatch()
+    delivery = Delivery.objects.get()
+    page = reverse("nexmdm-admin:commands_delivery_change", args=[delivery.pk])
+    (failed,) = Attempt.objects.values()
+    Attempt.objects.bulk_create(Attempt(**failed | {"id": None, "number": number}) for number in range(2, 151))
+    assert why_open(admin) == "Push failed 150 times, it is tried again."
+    assert "Push failed 150 times, it is tried again." in admin_client.get(page).content.decode()
+
+    phone.report(str(delivery.command_id), "deferred")
+    Report.objects.bulk_create(Report(delivery=delivery, status="deferred") for _ in range(149))
+    assert why_open(admin) == "Deferred 150 times."
+    assert "Deferred 150 times." in admin_client.get(page).content.decode()
