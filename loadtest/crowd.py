@@ -44,6 +44,9 @@ PAUSE_SECONDS: Final = 0.25
 TARGET: Final = "/admin/command"
 _LOOK_SECONDS: Final = 0.05
 
+SPREAD: Final = 0.2
+"""By how much of itself a phone's interval is shorter or longer, at random."""
+
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
@@ -60,6 +63,19 @@ class Exchange:
     flaw: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A final result that was answered with a 200: what the phone said, what it was told, and when (Unix time)."""
+
+    request_id: str
+    device_id: str
+    said: str
+    via: str | None
+    state: str
+    late: bool
+    at: float
+
+
 @dataclass(slots=True)
 class Account:
     """What the clients know: what they asked, and what they were told with a 200."""
@@ -73,8 +89,8 @@ class Account:
     unanswered: int = 0
     """How many POSTs were given up."""
 
-    results: set[tuple[str, str]] = field(default_factory=set)
-    """(request_id, device_id) of each final result that was taken."""
+    results: list[Result] = field(default_factory=list)
+    """Each final result that was taken, repeats too: of what came twice, or got no answer at first."""
 
     heard: dict[str, str] = field(default_factory=dict)
     """The server's time in the last answer to a heartbeat, by device."""
@@ -147,7 +163,7 @@ class Crowd:
                 self.account.heard[phone.agent.device_id] = answer["server_time"]
                 for envelope in answer["commands"]:
                     await self._receive(phone, envelope, "heartbeat")
-            await asyncio.sleep(random.uniform(0.8, 1.2) * self._interval_seconds)
+            await asyncio.sleep(random.uniform(1 - SPREAD, 1 + SPREAD) * self._interval_seconds)
 
     async def _hear_pushes(self) -> None:
         with closing(JournalTail(self._journal)) as journal:
@@ -159,10 +175,16 @@ class Crowd:
                 await asyncio.sleep(_LOOK_SECONDS)
 
     async def _receive(self, phone: Phone, envelope: Envelope, via: Channel) -> None:
-        if not phone.agent.trusts(envelope):
+        report = phone.agent.receive(envelope, via)
+        if report is None:
             self.account.refused += 1
-        elif await self._noted("result", phone.receive(envelope, via)) is not None:
-            self.account.results.add((envelope["request_id"], phone.agent.device_id))
+            return
+        answer = await self._noted("result", phone.receive(envelope, via))
+        if answer is not None:
+            told = (answer["state"], answer["late"], time.time())
+            self.account.results.append(
+                Result(report.request_id, phone.agent.device_id, report.status, report.via, *told)
+            )
 
     async def _command(self) -> None:
         """Issue commands to a few random phones each, while the trial lasts."""

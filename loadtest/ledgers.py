@@ -10,15 +10,22 @@ from typing import Any, Final
 import orjson
 import psycopg
 
-from loadtest.crowd import PATIENCE_SECONDS, Account
+from loadtest.crowd import PATIENCE_SECONDS, Account, Result
 from loadtest.targets import Target
 
 OPEN: Final = ("pending", "received")
+FINAL: Final = ("succeeded", "failed")
 LEASE_SECONDS: Final = 45
 """How long a claimed push belongs to its dispatcher, as the server has it."""
 
 OVERDUE_SECONDS: Final = 15
 """How long after its due time nothing may happen to a delivery: a dispatcher that was killed comes back, and sweeps."""
+
+TRANSACTION_SECONDS: Final = 1
+"""How far the times of two transactions may cross that want the same row: the one that waits has begun before."""
+
+Key = tuple[str, str]
+"""A delivery's command and device."""
 
 _COMMANDS: Final = "SELECT id::text, note FROM commands_command"
 _DELIVERIES: Final = """
@@ -31,13 +38,13 @@ _DELIVERIES: Final = """
 """
 _ATTEMPTS: Final = """
     SELECT delivery_id, outcome, http_status, message_id, extract(epoch FROM started_at)::float8,
-        extract(epoch FROM finished_at)::float8
+        extract(epoch FROM finished_at)::float8, detail
     FROM commands_attempt ORDER BY delivery_id, number
 """
 _RESULTS: Final = """
-    SELECT delivery.command_id::text, delivery.device_id::text
+    SELECT delivery.command_id::text, delivery.device_id::text, report.status, report.late
     FROM commands_report report JOIN commands_delivery delivery ON delivery.id = report.delivery_id
-    WHERE report.status IN ('succeeded', 'failed')
+    WHERE report.status IN ('succeeded', 'failed') AND NOT report.duplicate
 """
 _SEEN: Final = "SELECT device_id::text, last_seen_at FROM devices_presence WHERE last_seen_at IS NOT NULL"
 _NOW: Final = "SELECT extract(epoch FROM now())::float8"
@@ -56,6 +63,7 @@ class Attempt:
     message_id: str
     started_at: float
     finished_at: float | None
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +83,19 @@ class Delivery:
     received_at: float | None
     settled_at: float | None
 
+    @property
+    def key(self) -> Key:
+        """What it is a delivery of, and to whom."""
+        return self.command_id, self.device_id
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A phone's first final report on a delivery."""
+
+    status: str
+    late: bool
+
 
 @dataclass(frozen=True, slots=True)
 class Book:
@@ -83,7 +104,7 @@ class Book:
     read_at: float
     commands: Sequence[tuple[str, str]]
     deliveries: Sequence[Delivery]
-    results: frozenset[tuple[str, str]]
+    results: Mapping[Key, Word]
     seen: Mapping[str, datetime]
 
 
@@ -99,7 +120,7 @@ def read(database_url: str) -> Book:
             read_at,
             connection.execute(_COMMANDS).fetchall(),
             [Delivery(attempts[key], *columns) for key, *columns in connection.execute(_DELIVERIES)],
-            frozenset(connection.execute(_RESULTS).fetchall()),
+            {(command, device): Word(*columns) for command, device, *columns in connection.execute(_RESULTS)},
             dict(connection.execute(_SEEN).fetchall()),
         )
 
@@ -121,9 +142,12 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
 
 def compare(account: Account, book: Book) -> list[Target]:
     """Return what has to hold between what the clients know and the database, each with its figure."""
+    results = {(one.request_id, one.device_id) for one in account.results}
     return [
         *_of_commands(account, book),
-        _all("results that were taken are in the database", account.results, book.results),
+        _all("results that were taken are in the database", results, book.results),
+        _answered(account, book),
+        none("deliveries in a state that nobody caused", sum(not _is_caused(one, book) for one in book.deliveries)),
         _heartbeats(account, book),
         none("envelopes that a phone refused", account.refused),
         _calm(account),
@@ -147,6 +171,34 @@ def _waits(delivery: Delivery, now: float) -> bool:
     if due_at is None or due_at > delivery.open_until + LEASE_SECONDS:
         return False
     return min(due_at, delivery.open_until) > now - OVERDUE_SECONDS
+
+
+def _answered(account: Account, book: Book) -> Target:
+    """Judge that each delivery is what each answer to its result said: a state is final once it was told."""
+    rows = {one.key: one for one in book.deliveries}
+    kept = sum(_stands(one, rows.get((one.request_id, one.device_id))) for one in account.results)
+    return Target("results stand as they were answered", "all", *part(kept, len(account.results)))
+
+
+def _stands(result: Result, row: Delivery | None) -> bool:
+    """Tell whether an answer is true of the delivery, was so when it was given, and takes the phone at its word."""
+    if row is None or row.settled_at is None or row.settled_at > result.at:
+        return False
+    state = "expired" if result.late else result.said
+    return (row.state, row.delivered_via) == (state, result.via) and result.state == state
+
+
+def _is_caused(row: Delivery, book: Book) -> bool:
+    """Tell whether a delivery is in a state that its time and its phone's word explain; nobody cancels any."""
+    word = book.results.get(row.key)
+    if row.settled_at is None:
+        return row.state == "pending" and word is None
+    if row.settled_at > book.read_at + TRANSACTION_SECONDS:
+        return False
+    if row.state == "expired":
+        return row.settled_at >= max(row.open_until, row.expires_at) and (word is None or word.late)
+    in_time = row.settled_at <= row.open_until + TRANSACTION_SECONDS
+    return row.state in FINAL and word == Word(row.state, late=False) and in_time
 
 
 def _of_commands(account: Account, book: Book) -> list[Target]:

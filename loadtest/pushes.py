@@ -8,7 +8,7 @@ from math import inf
 from typing import Any, Final
 
 from loadtest import spans
-from loadtest.ledgers import Attempt, Book, Delivery, none, part
+from loadtest.ledgers import LEASE_SECONDS, TRANSACTION_SECONDS, Attempt, Book, Delivery, Key, none, part
 from loadtest.roster import Member
 from loadtest.spans import Span
 from loadtest.targets import Target
@@ -25,13 +25,16 @@ PROMPT_SECONDS: Final = 5
 BLOCKED_SECONDS: Final = 30
 FIRST_RETRY_SECONDS: Final = 10
 LONGEST_RETRY_SECONDS: Final = 900
-"""When the server tries again, at the latest, what did not go through: blocked, or failed n times."""
+"""When the server tries again what did not go through: blocked, or failed n times, with a random part."""
+
+ORPHANED: Final = "the dispatcher did not record an answer"
+NOT_SENT: Final = "not sent: "
+"""What the server says of an attempt whose dispatcher died, and of one that never left."""
+
+ROUNDING_SECONDS: Final = 0.001
 
 Send = Mapping[str, Any]
 """A line of the journal."""
-
-Key = tuple[str, str]
-"""A delivery's command and device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,7 @@ def compare(book: Book, sends: Sequence[Send], members: Iterable[Member], away: 
     pushed, strange = _by_delivery(book, keyed)
     attempts = [attempt for one in book.deliveries for attempt in one.attempts]
     arrived = sum(len(one.sends) for one in pushed) + strange
-    expiries = {(one.command_id, one.device_id): one.expires_at for one in book.deliveries}
+    expiries = {one.key: one.expires_at for one in book.deliveries}
     late = [over for key, send in keyed if (over := send["at"] - expiries.get(key, inf)) >= 0]
     wrong = sum(first.outcome not in MAY_REPEAT for one in book.deliveries for first, _ in pairwise(one.attempts))
     answered = sum(map(_is_answered, attempts))
@@ -91,6 +94,9 @@ def compare(book: Book, sends: Sequence[Send], members: Iterable[Member], away: 
         Target("messages after the time of their command", "none", _lateness(late), not late),
         none("attempts still in flight", sum(one.outcome == "in_flight" for one in attempts)),
         none("attempts after one that FCM took", wrong),
+        none("attempts given up within their lease", sum(map(_is_given_up_early, attempts))),
+        none("attempts begun before their pause was over", sum(map(_hasty, book.deliveries))),
+        none("attempts begun after their delivery was settled", sum(map(_belated, book.deliveries))),
         none("messages FCM took twice, no attempt unknown", sum(one.taken_twice_unexplained() for one in pushed)),
         _tried(book, away),
     ]
@@ -106,7 +112,7 @@ def _by_delivery(book: Book, keyed: Iterable[tuple[Key, Send]]) -> tuple[list[Pu
     for key, send in keyed:
         if send["answer"] != "unauthenticated":
             found[key].append(send)
-    pushed = [Pushed(one, found.pop((one.command_id, one.device_id), [])) for one in book.deliveries]
+    pushed = [Pushed(one, found.pop(one.key, [])) for one in book.deliveries]
     return pushed, sum(map(len, found.values()))
 
 
@@ -120,6 +126,33 @@ def _is_of(attempt: Attempt, send: Send) -> bool:
         return True
     same = (attempt.http_status, attempt.message_id) == (send["status"], send["message_id"])
     return same and (attempt.outcome == "accepted") == bool(send["message_id"])
+
+
+def _is_given_up_early(attempt: Attempt) -> bool:
+    """Tell whether an attempt was closed as that of a dead dispatcher while its dispatcher might still record it."""
+    ended_at = attempt.finished_at or attempt.started_at
+    return attempt.detail == ORPHANED and ended_at < attempt.started_at + LEASE_SECONDS - ROUNDING_SECONDS
+
+
+def _hasty(delivery: Delivery) -> int:
+    """Return how many attempts were begun too soon after the one before."""
+    return sum(second.started_at < _pause_over_at(first) for first, second in pairwise(delivery.attempts))
+
+
+def _pause_over_at(attempt: Attempt) -> float:
+    """Return when the next attempt may begin, at the earliest; what was not sent may be tried at once."""
+    ended_at = (attempt.finished_at or inf) - ROUNDING_SECONDS
+    if attempt.detail == ORPHANED:
+        return max(ended_at, attempt.started_at + LEASE_SECONDS - ROUNDING_SECONDS)
+    if attempt.outcome == "blocked":
+        return ended_at + (0 if attempt.detail.startswith(NOT_SENT) else BLOCKED_SECONDS)
+    return ended_at + FIRST_RETRY_SECONDS
+
+
+def _belated(delivery: Delivery) -> int:
+    """Return how many attempts were begun although the delivery had been settled before."""
+    until = (delivery.settled_at or inf) + TRANSACTION_SECONDS
+    return sum(one.started_at > until for one in delivery.attempts)
 
 
 def _tried(book: Book, away: Sequence[Span]) -> Target:

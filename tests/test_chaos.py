@@ -20,7 +20,7 @@ from psycopg.conninfo import make_conninfo
 from commands import models
 from devices import database
 from loadtest import crowd, ledgers, outages, pushes
-from loadtest.crowd import Account, Crowd, Exchange
+from loadtest.crowd import Account, Crowd, Exchange, Result
 from loadtest.faults import DatabaseStops, Gap, Kills, SecondDispatcher
 from loadtest.fcm_standin import FcmStandin
 from loadtest.ledgers import Attempt, Book
@@ -37,7 +37,7 @@ MEMBERS = [Member(f"device-{number}", "nxd", "key", f"ok-{number}") for number i
 ENVELOPE = dict.fromkeys(("request_id", "action", "params", "issued_at", "expires_at", "signature"), "forged")
 SECRET = "s" * 40
 AWAY = Exchange("heartbeat", 101, 102, 503, "database_unavailable")
-NO_BOOK = Book(0, [], [], frozenset(), {})
+NO_BOOK = Book(0, [], [], {}, {})
 
 
 def missed(judged: list[Target]) -> set[str]:
@@ -225,7 +225,7 @@ def test_an_envelope_that_a_phone_does_not_trust_is_counted_and_no_result_is_cla
     account = live(tmp_path, lambda _: heartbeat(ENVELOPE), heartbeats=2)
     assert account.refused > 0
     assert {one.kind for one in account.exchanges} <= {"heartbeat", "command"}
-    assert account.results == set()
+    assert account.results == []
 
 
 def test_what_a_refusal_lacks_is_kept(tmp_path: Path) -> None:
@@ -252,11 +252,12 @@ def test_the_books_of_a_server_at_work_are_in_order_and_a_loss_in_them_is_seen(a
     request_id = admin.command("ping", to=phones, note="chaos 1").json["request_id"]
     call_command("dispatch", once=True)
     heard = phones[0].heartbeat().json["server_time"]
-    phones[0].report(request_id, "succeeded", via="push")
+    told = phones[0].report(request_id, "succeeded", via="push").json
+    said = (request_id, phones[0].device_id, "succeeded", "push")
     account = Account(
         sent={"chaos 1"},
         accepted={request_id: frozenset(one.device_id for one in phones)},
-        results={(request_id, phones[0].device_id)},
+        results=[Result(*said, told["state"], told["late"], at=time.time())],
         heard={phones[0].device_id: heard},
         settled_after_seconds=1,
     )

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from loadtest import ledgers, pushes, spans
-from loadtest.crowd import Account
-from loadtest.ledgers import Attempt, Book, Delivery
+from loadtest.crowd import Account, Result
+from loadtest.ledgers import Attempt, Book, Delivery, Word
 from loadtest.roster import Member
 from loadtest.spans import Span
 
@@ -23,7 +23,19 @@ def accepted(message_id: str, *, at: float = NOW) -> Attempt:
 
 
 def unknown(*, at: float = NOW) -> Attempt:
-    return Attempt("unknown", None, "", at, at + 45)
+    return Attempt("unknown", None, "", at, at + 45, pushes.ORPHANED)
+
+
+def refused(*, at: float = NOW) -> Attempt:
+    return Attempt("retry_later", 503, "", at, at + 1)
+
+
+def unanswered() -> Attempt:
+    return Attempt("unknown", None, "", NOW, NOW + 10, "timeout")
+
+
+def blocked(detail: str) -> Attempt:
+    return Attempt("blocked", None, "", NOW, NOW + 1, detail)
 
 
 def delivery(device_id: str, *attempts: Attempt, **fields: Any) -> Delivery:
@@ -64,11 +76,11 @@ class World:
         self.account = Account(
             sent={"chaos 1"},
             accepted={"command-1": frozenset({"device-1", "device-2"})},
-            results={("command-1", "device-1")},
+            results=[Result("command-1", "device-1", "succeeded", "push", "succeeded", late=False, at=NOW + 20)],
             heard={"device-1": SEEN.isoformat()},
             settled_after_seconds=20,
         )
-        answered = {"state": "succeeded", "received_at": NOW + 2, "settled_at": NOW + 2}
+        answered = {"state": "succeeded", "delivered_via": "push", "received_at": NOW + 2, "settled_at": NOW + 2}
         self.book = Book(
             read_at=NOW + 60,
             commands=[("command-1", "chaos 1")],
@@ -76,7 +88,7 @@ class World:
                 delivery("device-1", accepted("m1"), **answered),
                 delivery("device-2", unknown(), accepted("m3", at=NOW + 45)),
             ],
-            results=frozenset({("command-1", "device-1")}),
+            results={("command-1", "device-1"): Word("succeeded", late=False)},
             seen={"device-1": SEEN},
         )
         self.sends = [send("ok-1", "m1"), send("ok-2", "m2"), send("ok-2", "m3", at=NOW + 45.5)]
@@ -86,6 +98,10 @@ class World:
         deliveries = list(self.book.deliveries)
         deliveries[number] = replace(deliveries[number], **fields)
         self.book = replace(self.book, deliveries=deliveries)
+
+    def retell(self, **fields: Any) -> None:
+        """Change what the phone was told of its result."""
+        self.account.results = [replace(one, **fields) for one in self.account.results]
 
     def missed(self) -> set[str]:
         judged = ledgers.compare(self.account, self.book)
@@ -118,7 +134,7 @@ def never_settle(world: World) -> None:
 
 
 def lose_a_result(world: World) -> None:
-    world.book = replace(world.book, results=frozenset())
+    world.book = replace(world.book, results={})
 
 
 def lose_a_heartbeat(world: World) -> None:
@@ -168,7 +184,7 @@ def record_the_message_of_another_push(world: World) -> None:
 
 
 def record_a_failure_of_what_fcm_took(world: World) -> None:
-    world.spoil(0, attempts=[Attempt("retry_later", 503, "", NOW, NOW + 1)])
+    world.spoil(0, attempts=[refused()])
 
 
 def record_an_acceptance_of_what_fcm_refused(world: World) -> None:
@@ -197,7 +213,7 @@ def push_after_an_acceptance(world: World) -> None:
 
 
 def push_twice_though_nothing_was_unknown(world: World) -> None:
-    world.spoil(1, attempts=[Attempt("retry_later", 503, "", NOW, NOW + 1), accepted("m3", at=NOW + 45)])
+    world.spoil(1, attempts=[refused(), accepted("m3", at=NOW + 45)])
 
 
 def never_push_as_the_heartbeat_came_in_the_end(world: World) -> None:
@@ -223,18 +239,126 @@ def never_repeat_what_is_unknown(world: World) -> None:
 def never_repeat_what_was_refused(world: World) -> None:
     """FCM's first 503 is tried again 20 s later at the latest."""
     world.book = replace(world.book, read_at=NOW + 27)
-    world.spoil(1, attempts=[Attempt("retry_later", 503, "", NOW, NOW + 1)])
+    world.spoil(1, attempts=[refused()])
 
 
 def never_repeat_what_was_given_back(world: World) -> None:
     world.book = replace(world.book, read_at=NOW + 37)
-    world.spoil(1, attempts=[Attempt("blocked", None, "", NOW, NOW + 1)])
+    world.spoil(1, attempts=[blocked("oauth: RefreshError")])
+
+
+def expire_what_was_answered(world: World) -> None:
+    world.spoil(0, state="expired", settled_at=NOW + 600)
+
+
+def leave_open_what_was_answered(world: World) -> None:
+    world.spoil(0, state="pending", settled_at=None)
+
+
+def store_another_result_than_was_answered(world: World) -> None:
+    world.spoil(0, state="failed")
+
+
+def answer_another_result_than_the_phone_gave(world: World) -> None:
+    world.spoil(0, state="failed")
+    world.retell(state="failed")
+
+
+def call_a_result_late_that_was_not(world: World) -> None:
+    world.retell(late=True)
+
+
+def say_one_thing_first_and_then_another(world: World) -> None:
+    world.account.results.append(replace(world.account.results[0], state="expired", late=True))
+
+
+def settle_only_after_the_answer(world: World) -> None:
+    world.spoil(0, settled_at=NOW + 21)
+
+
+def store_another_channel_than_the_phone_gave(world: World) -> None:
+    world.spoil(0, delivered_via="heartbeat")
+
+
+def cancel_what_nobody_cancelled(world: World) -> None:
+    world.spoil(1, state="cancelled", settled_at=NOW + 50)
+
+
+def expire_before_its_time(world: World) -> None:
+    world.spoil(1, state="expired", settled_at=NOW + 60)
+
+
+def expire_before_its_time_by_moving_it(world: World) -> None:
+    world.spoil(1, state="expired", settled_at=NOW + 60, open_until=NOW + 60)
+
+
+def settle_in_a_time_to_come(world: World) -> None:
+    world.spoil(1, state="expired", settled_at=NOW + 600)
+
+
+def succeed_without_a_report(world: World) -> None:
+    world.spoil(1, state="succeeded", settled_at=NOW + 50)
+
+
+def receive_without_a_report(world: World) -> None:
+    world.spoil(1, state="received", received_at=NOW + 50)
+
+
+def fail_what_was_reported_as_a_success(world: World) -> None:
+    world.spoil(0, state="failed")
+
+
+def succeed_after_its_time(world: World) -> None:
+    world.spoil(0, open_until=NOW + 0.5)
+
+
+def expire_what_was_reported_in_time(world: World) -> None:
+    world.spoil(0, state="expired", open_until=NOW + 2, expires_at=NOW + 2)
+
+
+def keep_open_what_was_reported(world: World) -> None:
+    world.spoil(0, state="pending", settled_at=None)
+
+
+def push_what_was_settled(world: World) -> None:
+    world.spoil(1, state="expired", open_until=NOW + 2, settled_at=NOW + 2)
+
+
+def retry_at_once_what_fcm_refused(world: World) -> None:
+    world.spoil(1, attempts=[refused(), accepted("m3", at=NOW + 1.1)])
+
+
+def retry_at_once_what_got_no_answer(world: World) -> None:
+    world.spoil(1, attempts=[unanswered(), accepted("m3", at=NOW + 19.9)])
+
+
+def retry_at_once_what_our_side_blocked(world: World) -> None:
+    world.spoil(1, attempts=[blocked("oauth: RefreshError"), accepted("m3", at=NOW + 30.9)])
+
+
+def retry_before_the_end_of_what_was_not_sent(world: World) -> None:
+    world.spoil(1, attempts=[blocked("not sent: it had waited for too long"), accepted("m3", at=NOW + 0.9)])
+
+
+def retry_within_the_lease(world: World) -> None:
+    world.spoil(1, attempts=[replace(unknown(), finished_at=NOW + 0.8), accepted("m3", at=NOW + 0.8)])
+
+
+def retry_beside_an_attempt_that_is_under_way(world: World) -> None:
+    world.spoil(1, attempts=[unknown(), accepted("m3", at=NOW + 0.8)])
+
+
+def give_up_within_the_lease(world: World) -> None:
+    world.spoil(1, attempts=[replace(unknown(), finished_at=NOW + 0.8), accepted("m3", at=NOW + 45)])
 
 
 NOT_DUE = "deliveries settled, or open with a due time"
 UNRECORDED = "messages at FCM have an attempt each, with its answer"
 UNFOUNDED = "attempts with an answer have their message at FCM"
 UNTRIED = "pushes that came due were tried"
+UNTRUE = "results stand as they were answered"
+UNCAUSED = "deliveries in a state that nobody caused"
+HASTY = "attempts begun before their pause was over"
 
 
 def test_a_world_in_order_holds_every_promise() -> None:
@@ -277,6 +401,32 @@ def test_a_world_in_order_holds_every_promise() -> None:
         (never_repeat_what_is_unknown, UNTRIED),
         (never_repeat_what_was_refused, UNTRIED),
         (never_repeat_what_was_given_back, UNTRIED),
+        (expire_what_was_answered, UNTRUE),
+        (leave_open_what_was_answered, UNTRUE),
+        (store_another_result_than_was_answered, UNTRUE),
+        (answer_another_result_than_the_phone_gave, UNTRUE),
+        (call_a_result_late_that_was_not, UNTRUE),
+        (say_one_thing_first_and_then_another, UNTRUE),
+        (settle_only_after_the_answer, UNTRUE),
+        (store_another_channel_than_the_phone_gave, UNTRUE),
+        (cancel_what_nobody_cancelled, UNCAUSED),
+        (expire_before_its_time, UNCAUSED),
+        (expire_before_its_time_by_moving_it, UNCAUSED),
+        (settle_in_a_time_to_come, UNCAUSED),
+        (succeed_without_a_report, UNCAUSED),
+        (receive_without_a_report, UNCAUSED),
+        (fail_what_was_reported_as_a_success, UNCAUSED),
+        (succeed_after_its_time, UNCAUSED),
+        (expire_what_was_reported_in_time, UNCAUSED),
+        (keep_open_what_was_reported, UNCAUSED),
+        (push_what_was_settled, "attempts begun after their delivery was settled"),
+        (retry_at_once_what_fcm_refused, HASTY),
+        (retry_at_once_what_got_no_answer, HASTY),
+        (retry_at_once_what_our_side_blocked, HASTY),
+        (retry_before_the_end_of_what_was_not_sent, HASTY),
+        (retry_within_the_lease, HASTY),
+        (retry_beside_an_attempt_that_is_under_way, HASTY),
+        (give_up_within_the_lease, "attempts given up within their lease"),
     ],
 )
 def test_each_loss_is_noticed_under_its_name(spoil: Callable[[World], None], promise: str) -> None:
@@ -289,6 +439,29 @@ def test_a_message_refused_for_its_access_token_is_one_attempt_with_the_next() -
     world = World()
     world.sends.insert(0, send("ok-1", "", answer="unauthenticated"))
     assert world.missed() == set()
+
+
+def test_a_late_result_leaves_its_delivery_expired_and_is_answered_so_each_time() -> None:
+    world = World()
+    told = replace(world.account.results[0], state="expired", late=True)
+    world.account.results = [told, replace(told, at=NOW + 25)]
+    world.book = replace(world.book, results={("command-1", "device-1"): Word("succeeded", late=True)})
+    world.spoil(0, state="expired", expires_at=NOW + 15, open_until=NOW + 15, settled_at=NOW + 15, received_at=None)
+    assert world.missed() == set()
+
+
+def test_a_push_goes_again_as_soon_as_its_pause_is_over() -> None:
+    for attempt, message, seconds in (
+        (refused(), send("ok-2", "", answer="unavailable"), 11),
+        (unanswered(), send("ok-2", "", answer="hang"), 20),
+        (blocked("oauth: RefreshError"), send("ok-2", "", answer="unauthenticated"), 31),
+        (blocked("not sent: the dispatcher stopped while it waited for its turn"), None, 1),
+    ):
+        world = World()
+        world.spoil(1, attempts=[attempt, accepted("m3", at=NOW + seconds)])
+        world.sends[1:] = [message] if message else []
+        world.sends.append(send("ok-2", "m3", at=NOW + seconds + 0.5))
+        assert world.missed() == set()
 
 
 def test_what_waits_for_its_next_push_or_for_its_phone_is_not_lost() -> None:
@@ -317,8 +490,8 @@ def test_a_push_is_not_missed_where_the_phone_was_quicker_or_nobody_could_push()
 def test_a_push_that_failed_is_not_missed_before_it_is_due_again() -> None:
     for attempt, seconds in (
         (unknown(), 69),
-        (Attempt("retry_later", 503, "", NOW, NOW + 1), 25),
-        (Attempt("blocked", None, "", NOW, NOW + 1), 35),
+        (refused(), 25),
+        (blocked("oauth: RefreshError"), 35),
     ):
         world = World()
         world.book = replace(world.book, read_at=NOW + seconds)
