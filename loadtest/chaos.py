@@ -115,7 +115,7 @@ def _fault(console: Console, place: Ground, stack: ExitStack, arguments: argpars
     if arguments.fault == "database":
         return DatabaseStops(serving, serving.database_url(), arguments.times, say)
     outages = [replace(one, seconds=min(one.seconds, arguments.seconds or inf)) for one in OUTAGES]
-    return FcmOutages(serving.environment["FCM_BASE_URL"], serving.database_url(), outages, say)
+    return FcmOutages(serving.environment["FCM_BASE_URL"], serving.database_url(), outages, INTERVAL_SECONDS, say)
 
 
 if __name__ == "__main__":

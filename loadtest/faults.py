@@ -33,6 +33,9 @@ Say = Callable[[str], None]
 NORMAL_SECONDS: Final = 5
 """How soon after PostgreSQL is back no request may fail any more."""
 
+SLOW_SECONDS: Final = 2
+"""How long a request that begins later than that may take. One that began before may take the 5 s, and end later."""
+
 LONG_SECONDS: Final = 3
 """A gap so long is noticed: a request waits for 2 s to be let into the database, and a shorter one may pass by it."""
 
@@ -200,6 +203,7 @@ class DatabaseStops:
             Target(
                 "last failure after it was back", f"< {NORMAL_SECONDS} s", f"{longest:.1f} s", longest < NORMAL_SECONDS
             ),
+            self._brisk(exchanges),
         ]
 
     def _refused(self, failed: Sequence[Exchange]) -> Target:
@@ -214,10 +218,26 @@ class DatabaseStops:
         limit = f"some in each gap of {LONG_SECONDS} s"
         return Target("requests refused meanwhile", limit, ", ".join(map(str, refused)), any(refused) and not silent)
 
+    def _brisk(self, exchanges: Sequence[Exchange]) -> Target:
+        """Judge that no request takes long once all has to be normal, up to the next stop."""
+        slow, longest = 0, 0.0
+        for number, gap in enumerate(self.gaps):
+            normal_at, until = gap.back_at + NORMAL_SECONDS, self._next_stop(number)
+            for one in exchanges:
+                begin, seconds = one.begun_at, min(one.ended_at, until) - one.begun_at
+                if begin < until and begin + seconds > normal_at:
+                    slow += seconds > (SLOW_SECONDS if begin >= normal_at else NORMAL_SECONDS)
+                    longest = max(longest, seconds)
+        figure = f"{slow:,}; the longest took {longest:.1f} s"
+        limit = f"none over {SLOW_SECONDS} s"
+        return Target(f"slow requests {NORMAL_SECONDS} s after it was back", limit, figure, longest > 0 and not slow)
+
+    def _next_stop(self, number: int) -> float:
+        return self.gaps[number + 1].stopped_at if number + 1 < len(self.gaps) else inf
+
     def _tail(self, number: int, failed: Sequence[Exchange]) -> float:
         """Return how long after it was back the last request failed before the next stop."""
-        gap = self.gaps[number]
-        until = self.gaps[number + 1].stopped_at if number + 1 < len(self.gaps) else inf
+        gap, until = self.gaps[number], self._next_stop(number)
         ended = (one.ended_at for one in failed if gap.stopped_at < one.ended_at < until)
         return max((at - gap.back_at for at in ended), default=0.0)
 

@@ -9,9 +9,9 @@ from typing import Any, Final
 import httpx
 import psycopg
 
-from loadtest.crowd import Crowd, Exchange
+from loadtest.crowd import SPREAD, Crowd, Exchange
 from loadtest.faults import Say, answers
-from loadtest.ledgers import Book, part
+from loadtest.ledgers import FINAL, Book, Delivery, part
 from loadtest.spans import Span
 from loadtest.targets import Target
 
@@ -20,7 +20,6 @@ RESUMED_SECONDS: Final = 60
 
 LEAST_FAILURES: Final = 300
 FAILED: Final = ("retry_later", "unknown", "blocked")
-ANSWERED: Final = ("succeeded", "failed")
 IN_THE_AIR_SECONDS: Final = 2
 """How long into an outage phones still answer what was pushed before."""
 
@@ -67,6 +66,7 @@ class FcmOutages:
     control_url: str
     database_url: str
     outages: Sequence[Outage]
+    interval_seconds: float
     say: Say
     recoveries: list[Recovery] = field(default_factory=list)
 
@@ -116,9 +116,26 @@ class FcmOutages:
             Target("messages that FCM answered with 503", f"> {LEAST_FAILURES}", figure, refused > LEAST_FAILURES),
             answers(exchanges, allowed=(200,)),
             *(_accepted(name, one, exchanges) for name, one in named),
-            *(_by_heartbeat(name, one, book) for name, one in named),
+            *(_by_heartbeat(name, _answered(one, book)) for name, one in named),
+            *(self._reached(name, one, book) for name, one in named),
             *(_resumed(name, one, sends) for name, one in named),
         ]
+
+    def _reached(self, name: str, one: Recovery, book: Book) -> Target:
+        """Judge that heartbeats brought what was open for longer than they are apart, and a fair share of the rest.
+
+        A phone's next heartbeat comes at any moment of an interval. So a delivery that was open for a part of the
+        longest one is brought at least as likely as that part is large.
+        """
+        longest = (1 + SPREAD) * self.interval_seconds
+        heard = {each.key for each in _answered(one, book) if each.delivered_via == "heartbeat"}
+        open_seconds = {each.key: _open_seconds(each, one) for each in book.deliveries}
+        least = LEAST_BY_HEARTBEAT * sum(min(1, seconds / longest) for seconds in open_seconds.values())
+        long = {key for key, seconds in open_seconds.items() if seconds >= longest}
+        reached = len(heard & long)
+        figure = f"{reached:,} of {len(long):,} open for {longest:.0f} s; {len(heard):,} of all, {least:,.0f} expected"
+        held = reached >= LEAST_BY_HEARTBEAT * len(long) and len(heard) >= least > 0
+        return Target(f"{name}: open meanwhile, heard of by heartbeat", f"≥ {LEAST_BY_HEARTBEAT:.0%}", figure, held)
 
 
 def _failed_within(book: Book, begin: float, end: float) -> int:
@@ -134,10 +151,22 @@ def _accepted(name: str, one: Recovery, exchanges: Sequence[Exchange]) -> Target
     return Target(f"{name}: commands accepted meanwhile", "all", *part(taken, len(meanwhile)))
 
 
-def _by_heartbeat(name: str, one: Recovery, book: Book) -> Target:
-    """Judge that phones got by heartbeat what they answered in an outage, its first moments aside."""
+def _answered(one: Recovery, book: Book) -> list[Delivery]:
+    """Return what phones answered in an outage, its first moments aside."""
     begin, end = one.begun_at + IN_THE_AIR_SECONDS, one.ended_at
-    answered = [each for each in book.deliveries if each.state in ANSWERED and begin < (each.settled_at or 0) < end]
+    return [each for each in book.deliveries if each.state in FINAL and begin < (each.settled_at or 0) < end]
+
+
+def _open_seconds(delivery: Delivery, one: Recovery) -> float:
+    """Return how long a delivery could have been answered in an outage, its first moments aside."""
+    begin = one.begun_at + IN_THE_AIR_SECONDS
+    if delivery.settled_at is not None and delivery.settled_at <= begin:
+        return 0
+    return max(0, min(one.ended_at, delivery.expires_at) - max(begin, delivery.issued_at))
+
+
+def _by_heartbeat(name: str, answered: Sequence[Delivery]) -> Target:
+    """Judge that phones got by heartbeat what they answered in an outage."""
     heard = sum(each.delivered_via == "heartbeat" for each in answered)
     figure = f"{heard:,} of {len(answered):,}"
     held = heard > 0 and heard >= LEAST_BY_HEARTBEAT * len(answered)

@@ -37,6 +37,7 @@ MEMBERS = [Member(f"device-{number}", "nxd", "key", f"ok-{number}") for number i
 ENVELOPE = dict.fromkeys(("request_id", "action", "params", "issued_at", "expires_at", "signature"), "forged")
 SECRET = "s" * 40
 AWAY = Exchange("heartbeat", 101, 102, 503, "database_unavailable")
+PROMPT = Exchange("heartbeat", 110, 110.1, 200)
 NO_BOOK = Book(0, [], [], {}, {})
 
 
@@ -49,7 +50,7 @@ def stops(*gaps: Gap) -> DatabaseStops:
 
 
 def missed_by_the_database(*exchanges: Exchange) -> set[str]:
-    return missed(stops(Gap(100, 104)).judged(exchanges, NO_BOOK, []))
+    return missed(stops(Gap(100, 104)).judged([PROMPT, *exchanges], NO_BOOK, []))
 
 
 def test_a_database_that_is_away_is_told_as_problem_details() -> None:
@@ -61,14 +62,37 @@ def test_a_database_that_is_away_is_told_as_problem_details() -> None:
 
 def test_a_database_that_is_away_is_noticed_unless_it_is_back_at_once() -> None:
     first, short, long = Gap(100, 104), Gap(120, 122), Gap(120, 123)
-    assert missed(stops(first, short).judged([AWAY], NO_BOOK, [])) == set()
-    assert missed(stops(first, long).judged([AWAY], NO_BOOK, [])) == {"requests refused meanwhile"}
-    assert missed(stops(short).judged([AWAY], NO_BOOK, [])) == {"requests refused meanwhile"}
+    later = replace(PROMPT, begun_at=130, ended_at=131)
+    assert missed(stops(first, short).judged([AWAY, later], NO_BOOK, [])) == set()
+    assert missed(stops(first, long).judged([AWAY, later], NO_BOOK, [])) == {"requests refused meanwhile"}
+    assert missed(stops(short).judged([AWAY, later], NO_BOOK, [])) == {"requests refused meanwhile"}
 
 
 def test_a_request_that_fails_long_after_the_database_is_back_is_a_miss_whenever_it_began() -> None:
     assert missed_by_the_database(AWAY, replace(AWAY, ended_at=108.9)) == set()
     assert missed_by_the_database(AWAY, replace(AWAY, ended_at=109)) == {"last failure after it was back"}
+
+
+SLOW = "slow requests 5 s after it was back"
+
+
+def test_a_request_that_takes_long_after_the_database_is_back_is_a_miss_though_it_is_answered() -> None:
+    for begin, end in ((109, 111.1), (104.1, 118), (103, 109.1), (50, 109.1)):
+        assert missed_by_the_database(AWAY, replace(PROMPT, begun_at=begin, ended_at=end)) == {SLOW}
+    for begin, end in ((109, 110.9), (108, 112.9), (103, 108.9)):
+        assert missed_by_the_database(AWAY, replace(PROMPT, begun_at=begin, ended_at=end)) == set()
+
+
+def test_a_request_that_takes_long_because_of_the_next_stop_is_none() -> None:
+    twice = stops(Gap(100, 104), Gap(120, 122))
+    waiting = replace(PROMPT, begun_at=119, ended_at=126)
+    assert missed(twice.judged([AWAY, waiting], NO_BOOK, [])) == set()
+    assert missed(twice.judged([AWAY, replace(waiting, begun_at=117.9)], NO_BOOK, [])) == {SLOW}
+    assert missed(twice.judged([AWAY, replace(waiting, ended_at=127.1)], NO_BOOK, [])) == {SLOW}
+
+
+def test_nothing_is_normal_where_nobody_asks_any_more() -> None:
+    assert missed(stops(Gap(100, 104)).judged([AWAY], NO_BOOK, [])) == {SLOW}
 
 
 def test_nobody_can_push_while_both_dispatchers_are_gone() -> None:
@@ -80,14 +104,19 @@ def test_nobody_can_push_while_both_dispatchers_are_gone() -> None:
 
 
 class Outages:
-    """Three minutes of 503 from 1,000 on, whole again 12 s after; 80 pushes a second before and after."""
+    """Three minutes of 503 from 1,000 on, whole again 12 s after; 80 pushes a second before and after.
+
+    Twenty deliveries are open through it until a heartbeat brings them.
+    """
 
     def __init__(self) -> None:
         self.recovery = Recovery(1000, 1180, 12)
-        answered = {"state": "succeeded", "received_at": 1100.0, "settled_at": 1100.0}
-        by_heartbeat = delivery("device-1", delivered_via="heartbeat", **answered)
-        self.by_push = replace(by_heartbeat, delivered_via="push")
-        self.deliveries = [by_heartbeat] * 20
+        self.open = delivery("device-0", issued_at=1000.0, expires_at=1600.0, open_until=1600.0)
+        by_heartbeat = replace(
+            self.open, state="succeeded", delivered_via="heartbeat", received_at=1100.0, settled_at=1100.0
+        )
+        self.by_push = replace(by_heartbeat, device_id="device-21", delivered_via="push")
+        self.deliveries = [replace(by_heartbeat, device_id=f"device-{number}") for number in range(20)]
         ahead = time.time() - time.monotonic()
         self.exchanges = [Exchange("command", 1100 - ahead, 1100 - ahead, 200)]
         taken = [
@@ -96,7 +125,7 @@ class Outages:
         self.sends = taken + [{"at": 1001, "status": 503, "message_id": ""}] * 301
 
     def judged(self) -> list[Target]:
-        fault = FcmOutages("", "", [Outage("503", {}, 180)], print, [self.recovery])
+        fault = FcmOutages("", "", [Outage("503", {}, 180)], 60, print, [self.recovery])
         return fault.judged(self.exchanges, replace(NO_BOOK, deliveries=self.deliveries), self.sends)
 
 
@@ -121,11 +150,31 @@ def answer_nothing_meanwhile(trial: Outages) -> None:
 
 
 def answer_pushes_meanwhile(trial: Outages) -> None:
-    trial.deliveries += [trial.by_push] * 2
+    trial.deliveries += [trial.by_push, replace(trial.by_push, device_id="device-22")]
 
 
 def let_all_expire_meanwhile(trial: Outages) -> None:
     trial.deliveries = [replace(one, state="expired", delivered_via=None) for one in trial.deliveries]
+
+
+def bring_only_a_trickle_meanwhile(trial: Outages) -> None:
+    trial.deliveries = [trial.deliveries[0]] + [
+        replace(trial.open, device_id=f"device-{number}", state="succeeded", settled_at=1181) for number in range(1, 20)
+    ]
+
+
+def bring_only_a_trickle_of_what_is_open_for_less_than_an_interval(trial: Outages) -> None:
+    heard = [replace(one, expires_at=1060, settled_at=1050) for one in trial.deliveries]
+    expired = [replace(one, state="expired", delivered_via=None, settled_at=1060) for one in heard]
+    trial.deliveries = heard[:9] + expired[9:]
+
+
+def bring_late_what_was_open(trial: Outages) -> None:
+    trial.deliveries[:2] = [replace(one, settled_at=1181) for one in trial.deliveries[:2]]
+
+
+def let_nothing_be_open_meanwhile(trial: Outages) -> None:
+    trial.deliveries = [replace(one, settled_at=1001) for one in trial.deliveries]
 
 
 def refuse_a_command(trial: Outages) -> None:
@@ -136,9 +185,22 @@ def accept_nothing_meanwhile(trial: Outages) -> None:
     trial.exchanges = [replace(trial.exchanges[0], begun_at=0)]
 
 
+REACHED = "503: open meanwhile, heard of by heartbeat"
+
+
 def test_outages_that_are_got_over_hold_every_promise() -> None:
     trial = Outages()
     trial.deliveries.append(trial.by_push)
+    assert missed(trial.judged()) == set()
+
+
+def test_what_is_settled_or_over_too_soon_for_a_heartbeat_need_not_be_brought_by_one() -> None:
+    trial = Outages()
+    settled = replace(trial.open, state="succeeded", delivered_via="push", issued_at=900, settled_at=1001)
+    over = replace(trial.open, state="expired", expires_at=1004, settled_at=1004)
+    late = replace(trial.open, issued_at=1177)
+    found = [settled] * 9 + [over] * 9 + [late] * 9
+    trial.deliveries += [replace(one, device_id=f"device-{number}") for number, one in enumerate(found, start=30)]
     assert missed(trial.judged()) == set()
 
 
@@ -152,6 +214,11 @@ def test_outages_that_are_got_over_hold_every_promise() -> None:
         (answer_nothing_meanwhile, "503: results meanwhile, by heartbeat"),
         (answer_pushes_meanwhile, "503: results meanwhile, by heartbeat"),
         (let_all_expire_meanwhile, "503: results meanwhile, by heartbeat"),
+        (bring_only_a_trickle_meanwhile, REACHED),
+        (bring_only_a_trickle_of_what_is_open_for_less_than_an_interval, REACHED),
+        (bring_late_what_was_open, REACHED),
+        (let_nothing_be_open_meanwhile, REACHED),
+        (let_all_expire_meanwhile, REACHED),
         (refuse_a_command, "503: commands accepted meanwhile"),
         (refuse_a_command, "answers are 200"),
         (accept_nothing_meanwhile, "503: commands accepted meanwhile"),
@@ -281,7 +348,7 @@ def test_pushing_is_whole_once_both_circuits_are_closed_and_nothing_is_overdue(
     admin: Admin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outages, "RESUMED_SECONDS", 0.1)
-    fault = FcmOutages("", address(), [], print)
+    fault = FcmOutages("", address(), [], 60, print)
 
     def is_whole() -> bool:
         return asyncio.run(fault._recover(time.time())) is not None
