@@ -43,6 +43,15 @@ class Push(models.TextChoices):
     NO_PUSH_TOKEN = "no_push_token"  # noqa: S105
 
 
+class Withdrawal(models.TextChoices):
+    """By what a delivery was cancelled; the label is what its timeline says."""
+
+    ADMIN = "admin", "an admin cancelled the command"
+    SUPERSEDED = "superseded", "a newer command of the same action took its place"
+    REVOCATION = "revocation", "the device was revoked"
+    ENROLLMENT = "enrollment", "the device was enrolled again"
+
+
 class Outcome(models.TextChoices):
     """How one FCM send ended (`in_flight`: not yet known)."""
 
@@ -150,6 +159,7 @@ class Delivery(models.Model):
     received_at = models.DateTimeField(null=True, blank=True)
     reported_at = models.DateTimeField(null=True, blank=True)
     settled_at = models.DateTimeField(null=True, blank=True)
+    withdrawn_by = models.CharField(max_length=16, choices=Withdrawal, null=True, blank=True)  # noqa: DJ001
     delivered_via = models.CharField(max_length=16, choices=Channel, null=True, blank=True)  # noqa: DJ001
 
     push_state = models.CharField(max_length=16, choices=Push)

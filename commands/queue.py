@@ -15,7 +15,7 @@ from django.db.models.functions import Now
 from uuid_utils.compat import uuid7
 
 from commands import envelope
-from commands.models import Command, Delivery, Priority, State
+from commands.models import Command, Delivery, Priority, State, Withdrawal
 from devices import audience, database
 from devices.audience import EmptyAudience, Target
 
@@ -89,7 +89,7 @@ _ISSUE: Final = """
         ORDER BY delivery.id FOR NO KEY UPDATE OF delivery
     ), superseded AS (
         UPDATE commands_delivery delivery
-        SET state = 'cancelled', settled_at = now(), next_attempt_at = NULL
+        SET state = 'cancelled', withdrawn_by = 'superseded', settled_at = now(), next_attempt_at = NULL
         FROM older WHERE delivery.id = older.id
     ), queued AS (
         INSERT INTO commands_delivery
@@ -243,7 +243,7 @@ _CANCEL: Final = """
         WHERE command_id = %(command_id)s AND state IN ('pending', 'received') AND open_until > now()
     ), withdrawn AS (
         UPDATE commands_delivery delivery
-        SET state = 'cancelled', settled_at = now(), next_attempt_at = NULL
+        SET state = 'cancelled', withdrawn_by = 'admin', settled_at = now(), next_attempt_at = NULL
         FROM open WHERE delivery.id = open.id
     )
     SELECT count(*), count(*) FILTER (
@@ -275,10 +275,10 @@ def cancel(command_id: UUID) -> Cancelled:
     return Cancelled(withdrawn, command.device_count - withdrawn, may_still_run)
 
 
-def cancel_all_of(device_id: UUID) -> int:
+def cancel_all_of(device_id: UUID, by: Withdrawal) -> int:
     """Withdraw a device's open deliveries (it was revoked, or enrolled again); return how many."""
-    withdrawn = Delivery.objects.open().filter(device_id=device_id)
-    return withdrawn.update(state=State.CANCELLED, settled_at=Now(), next_attempt_at=None)
+    open_ones = Delivery.objects.open().filter(device_id=device_id)
+    return open_ones.update(state=State.CANCELLED, withdrawn_by=by, settled_at=Now(), next_attempt_at=None)
 
 
 @transaction.atomic

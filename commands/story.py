@@ -10,7 +10,20 @@ from uuid import UUID
 from django.db.models import Exists, OuterRef, Prefetch, Q, QuerySet
 from django.db.models.functions import Now
 
-from commands.models import FINAL, OPEN, OVERDUE, Attempt, Channel, Command, Delivery, Push, Report, ReportStatus, State
+from commands.models import (
+    FINAL,
+    OPEN,
+    OVERDUE,
+    Attempt,
+    Channel,
+    Command,
+    Delivery,
+    Push,
+    Report,
+    ReportStatus,
+    State,
+    Withdrawal,
+)
 from commands.open_reasons import AS_OF_NOW, current_state, why_open
 from commands.queue import UnknownCommand
 from commands.schemas import (
@@ -199,7 +212,8 @@ def timeline(row: Delivery) -> list[TimelineEvent]:
     events += [_report_event(report) for report in row.reports.all()]
     settled = _settled_at(row)
     if settled is not None:
-        events.append(TimelineEvent(at=settled, event="settled", state=current_state(row)))
+        by = Withdrawal(row.withdrawn_by).label if row.withdrawn_by else None
+        events.append(TimelineEvent(at=settled, event="settled", state=current_state(row), detail=by))
     return sorted(events, key=lambda event: (event.event != "issued", event.at))
 
 

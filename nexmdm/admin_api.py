@@ -8,6 +8,7 @@ from django.http import HttpRequest, HttpResponse
 from ninja import Query, Router
 
 from commands import queue
+from commands.models import Withdrawal
 from devices import enrollment, fleet
 from devices.callers import Done, caller_of
 from devices.database import unit
@@ -30,7 +31,7 @@ async def revoke_device(request: HttpRequest, device_id: UUID, body: Nothing | N
 
     def work() -> Done:
         enrollment.revoke(device_id)
-        queue.cancel_all_of(device_id)
+        queue.cancel_all_of(device_id, Withdrawal.REVOCATION)
         transaction.on_commit(lambda: log.info("device.revoked", device_id=str(device_id)))
         return Done(fleet.device(device_id))
 

@@ -14,6 +14,7 @@ from ninja import Router
 from prometheus_client import Counter
 
 from commands import outbox, queue
+from commands.models import Withdrawal
 from devices import credentials, database, enrollment, settling, tokens
 from devices.database import unit
 from devices.enrollment import Enrolled, Registration
@@ -131,7 +132,7 @@ def _registration(body: Register) -> Registration:
 def _register(presented: tokens.Token, said: Registration, secret: credentials.NewSecret) -> Enrolled:
     enrolled = enrollment.register(presented, said, secret)
     if enrolled.re_enrolled:
-        queue.cancel_all_of(enrolled.device_id)
+        queue.cancel_all_of(enrolled.device_id, Withdrawal.ENROLLMENT)
     if said.push_token is not None:
         outbox.own_push_token(enrolled.device_id, said.push_token)
     return enrolled

@@ -12,7 +12,7 @@ from django.db import transaction
 from django.db.models.functions import Now
 
 from commands import outbox, queue, reports, retention
-from commands.models import Attempt, Command, Delivery, Outcome, ReportStatus
+from commands.models import Attempt, Command, Delivery, Outcome, ReportStatus, Withdrawal
 from commands.outbox import Claimed, Sent
 from commands.queue import Order
 from commands.reports import Said
@@ -176,7 +176,7 @@ def test_what_is_issued_while_its_device_is_being_revoked_finds_it_revoked(admin
 
     def revoke() -> None:
         enrollment.revoke(UUID(phone.device_id))
-        queue.cancel_all_of(UUID(phone.device_id))
+        queue.cancel_all_of(UUID(phone.device_id), Withdrawal.REVOCATION)
 
     answer = overtaken(revoke, lambda: admin.command("ping", to=phone))
     assert (answer.code, Delivery.objects.count()) == ("unknown_devices", 0)

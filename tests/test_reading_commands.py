@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import uuid4
@@ -277,6 +277,41 @@ def test_a_result_that_comes_too_late_is_shown_but_changes_no_state(admin: Admin
     assert counts == COUNTS | {ending: 1, "late": 1}
     assert (delivery["state"], delivery["result"]) == (ending, None)
     assert (delivery["late_result"]["status"], delivery["late_result"]["message"]) == ("succeeded", "sorry")
+
+
+def by_an_admin(admin: Admin, phone: Phone, request_id: str) -> None:
+    admin.post(f"/admin/commands/{request_id}/cancel")
+
+
+def by_a_newer_command(admin: Admin, phone: Phone, _: str) -> None:
+    admin.command("ping", to=phone, supersede=True)
+
+
+def by_revocation(admin: Admin, phone: Phone, _: str) -> None:
+    admin.post(f"/admin/devices/{phone.device_id}/revoke")
+
+
+def by_enrolment(admin: Admin, phone: Phone, _: str) -> None:
+    phone.heartbeat()
+    assert phone.register(admin.enrollment_token(re_enroll=True)).json["re_enrolled"]
+
+
+@pytest.mark.parametrize(
+    ("withdraw", "said"),
+    [
+        (by_an_admin, "an admin cancelled the command"),
+        (by_a_newer_command, "a newer command of the same action took its place"),
+        (by_revocation, "the device was revoked"),
+        (by_enrolment, "the device was enrolled again"),
+    ],
+)
+def test_the_timeline_says_by_what_a_delivery_was_cancelled(
+    admin: Admin, phone: Phone, withdraw: Callable[[Admin, Phone, str], None], said: str
+) -> None:
+    request_id = issue(admin, phone)
+    withdraw(admin, phone, request_id)
+    *_, last = admin.get(f"/admin/commands/{request_id}/deliveries/{phone.device_id}").json["timeline"]
+    assert (last["event"], last["state"], last["detail"]) == ("settled", "cancelled", said)
 
 
 @pytest.mark.parametrize("path", ["", "/deliveries", "/deliveries/{device}"])

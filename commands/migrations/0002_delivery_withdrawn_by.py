@@ -1,0 +1,25 @@
+"""Make room for by what a delivery was cancelled. Those cancelled before stay without."""
+
+from django.db import migrations, models
+
+
+class Migration(migrations.Migration):
+    dependencies = [("commands", "0001_initial")]
+
+    operations = [
+        migrations.AddField(
+            "delivery",
+            "withdrawn_by",
+            models.CharField(
+                max_length=16,
+                choices=[
+                    ("admin", "an admin cancelled the command"),
+                    ("superseded", "a newer command of the same action took its place"),
+                    ("revocation", "the device was revoked"),
+                    ("enrollment", "the device was enrolled again"),
+                ],
+                null=True,
+                blank=True,
+            ),
+        )
+    ]
