@@ -5,6 +5,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +14,11 @@ from typing import Any
 import httpx
 import pytest
 
-from loadtest.serving import READY, Serving
+from loadtest.serving import MANAGE, READY, Serving
 from nexmdm import embedded
 from tests.parts import ROOT, address, web_worker
+
+needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="the page's commands are for a shell")
 
 
 @pytest.fixture
@@ -47,38 +50,98 @@ def heartbeat(url: str, phone: dict[str, Any]) -> httpx.Response:
     return httpx.post(f"{url}/v1/heartbeat", json={"status": {"battery_pct": 83}}, headers=headers, timeout=30)
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="the page's commands are for a shell")
-def test_what_is_restored_has_every_row_and_serves_its_phones(serving: Serving, tmp_path: Path) -> None:
+def heard_from(url: str, phone: dict[str, Any]) -> list[str]:
+    """Send a heartbeat; return the commands in its answer."""
+    answer = heartbeat(url, phone)
+    assert answer.status_code == 200, answer.text
+    return [command["request_id"] for command in answer.json()["commands"]]
+
+
+def used(serving: Serving) -> tuple[dict[str, Any], str]:
+    """Have two phones and an open command in the database; return one of them, and its command."""
     with serving.admin() as admin:
         token = admin.post("/admin/enrollment-tokens", {"max_uses": 2})["enrollment_token"]
         phone, _ = (registered(serving.url, token, f"phone-{number}") for number in range(2))
         assert heartbeat(serving.url, phone).status_code == 200
         ping = {"action": "ping", "target": {"device_ids": [phone["device_id"]]}}
-        request_id = admin.post("/admin/command", ping)["request_id"]
-    source = serving.database_url()
-    restored = source.replace("/nexmdm?", "/restored?")
+        return phone, admin.post("/admin/command", ping)["request_id"]
 
+
+def installation(serving: Serving) -> Path:
+    """Return a folder that looks as an installation does to the commands of the page."""
+    folder = serving.data_dir.parent  # which PostgreSQL's account may enter where root runs this
+    (folder / ".venv").symlink_to(sys.prefix)
+    (folder / "manage.py").symlink_to(MANAGE)
+    return folder
+
+
+def done(folder: Path, environment: dict[str, str], *headings: str) -> str:
+    """Do what the page says under these headings; return what it prints."""
     done = subprocess.run(
-        ["/usr/bin/env", "bash", "-eu", "-o", "pipefail", "-c", commands_of("backup.md", "Back up", "Restore")],
-        env={
-            **os.environ,
-            "PATH": f"{embedded.binaries()}{os.pathsep}{os.environ['PATH']}",
-            "DATABASE_URL": source,
-            "RESTORED_URL": restored,
-        },
-        cwd=tmp_path,
+        ["/usr/bin/env", "bash", "-eu", "-o", "pipefail", "-c", commands_of("backup.md", *headings)],
+        env=environment,
+        cwd=folder,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stdout) == (0, "Every row is back.\n"), done.stderr
-    counted = (tmp_path / "after.txt").read_text().splitlines()
-    assert {"devices_device|2", "devices_presence|2", "commands_delivery|1", "nexmdm_auditentry|2"} <= set(counted)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def has_every_row(folder: Path) -> bool:
+    counted = (folder / "after.txt").read_text().splitlines()
+    return {"devices_device|2", "devices_presence|2", "commands_delivery|1", "nexmdm_auditentry|2"} <= set(counted)
+
+
+@needs_bash
+def test_what_is_restored_on_a_database_of_ones_own_has_every_row_and_serves_its_phones(
+    serving: Serving,
+) -> None:
+    phone, request_id = used(serving)
+    source = serving.database_url()
+    restored = source.replace("/nexmdm?", "/restored?")
+    path = f"{embedded.binaries()}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, **serving.secrets, "PATH": path, "DATABASE_URL": source, "RESTORED_URL": restored}
+
+    headings = ("Back up", "Restore", "Change over to it: a database of your own")
+    folder = installation(serving)
+    assert "Every row is back.\n" in done(folder, environment, *headings)
+    assert has_every_row(folder)
 
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
         web_worker(listener, {**serving.secrets, "DATABASE_URL": restored}),
     ):
-        answer = heartbeat(address(listener), phone)
-        assert answer.status_code == 200
-        assert [command["request_id"] for command in answer.json()["commands"]] == [request_id]
+        assert heard_from(address(listener), phone) == [request_id]
+
+
+@needs_bash
+def test_what_is_restored_on_the_embedded_database_has_every_row_and_serves_its_phones(
+    serving: Serving, tmp_path: Path
+) -> None:
+    phone, request_id = used(serving)
+    environment = {**serving.environment, "PATH": f"{useless_clients(tmp_path)}{os.pathsep}{os.environ['PATH']}"}
+    folder = installation(serving)
+    assert "runs already" in done(folder, environment, "On the embedded database", "Back up")
+    assert serving.interrupt() == 0
+
+    headings = ("On the embedded database", "Restore", "Change over to it: the embedded database")
+    assert "Every row is back.\n" in done(folder, environment, *headings)
+    assert has_every_row(folder)
+
+    again = Serving(serving.data_dir).until_it_says(READY)
+    try:
+        assert heard_from(again.url, phone) == [request_id]
+    finally:
+        assert again.interrupt() == 0
+
+
+def useless_clients(folder: Path) -> Path:
+    """Make a folder of client programs that are too old for any server."""
+    clients = folder / "clients"
+    clients.mkdir()
+    for name in ("pg_dump", "pg_restore", "psql"):
+        (clients / name).write_text("#!/bin/sh\necho server version mismatch >&2\nexit 1\n")
+        (clients / name).chmod(0o755)
+    return clients
