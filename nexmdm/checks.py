@@ -4,7 +4,8 @@
 """
 
 import multiprocessing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import combinations
 from typing import Any, Final
 
 import structlog
@@ -104,13 +105,26 @@ def _secrets() -> Iterator[CheckMessage]:
         "ADMIN_KEY": settings.ADMIN_KEYS,
         "HMAC_SECRET": settings.HMAC_SECRETS,
         "COMMAND_SIGNING_KEY": settings.COMMAND_SIGNING_KEYS,
+        "METRICS_TOKEN": [settings.METRICS_TOKEN] if settings.METRICS_TOKEN else [],
     }
+    yield from _unsound(secrets)
+    yield from _shared(secrets)
+
+
+def _unsound(secrets: Mapping[str, Sequence[str]]) -> Iterator[CheckMessage]:
     for name, values in secrets.items():
         for value in values:
             try:
                 sound_secret(name, value)
             except Misconfigured as error:
                 yield error.check
+
+
+def _shared(secrets: Mapping[str, Sequence[str]]) -> Iterator[CheckMessage]:
+    for (one, values), (other, others) in combinations(secrets.items(), 2):
+        if set(values) & set(others):
+            said = f"{one} and {other} are the same (previous ones count, too): who is given one has the other."
+            yield Error(said, hint="Give them different values.", id=Fault.SHARED)
 
 
 def _cache() -> Iterator[CheckMessage]:

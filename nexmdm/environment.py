@@ -138,6 +138,12 @@ def secret(name: str, generated: dict[str, str] | None) -> str:
     return sound_secret(name, value)
 
 
+def optional_secret(name: str) -> str:
+    """Return a secret that may be left out (and is empty then), but is as sound as any where it is set."""
+    value = text(name)
+    return sound_secret(name, value) if value else ""
+
+
 def generated_secrets(path: Path) -> dict[str, str]:
     """Return the secrets that are kept in the data folder, made at the first call."""
     try:

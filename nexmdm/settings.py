@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from nexmdm import embedded, environment, logs
-from nexmdm.environment import Fault, Misconfigured
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 DATA_DIR = Path(environment.text("NEXMDM_DATA_DIR", str(BASE_DIR / ".nexmdm"))).expanduser().resolve()
@@ -24,9 +23,6 @@ COMMAND_SIGNING_KEYS = [
     environment.secret("COMMAND_SIGNING_KEY", _GENERATED),
     *environment.previous_secrets("COMMAND_SIGNING_KEY_PREVIOUS"),
 ]
-if set(ADMIN_KEYS) & set(HMAC_SECRETS):
-    said = "ADMIN_KEY and HMAC_SECRET are the same, and the key travels with each request."
-    raise Misconfigured(Fault.SHARED, said, "Give them different values.")
 
 FIREBASE_SERVICE_ACCOUNT = environment.firebase_service_account()
 FCM_BASE_URL = environment.origin("FCM_BASE_URL", "https://fcm.googleapis.com")
@@ -46,7 +42,7 @@ AUTH_FAILURE_RATE_LIMIT = environment.rate("AUTH_FAILURE_RATE_LIMIT", "60/m")
 RETENTION_DAYS = environment.whole("RETENTION_DAYS", 90, minimum=1, maximum=3650)
 BCRYPT_ROUNDS = environment.whole("BCRYPT_ROUNDS", 10, minimum=4, maximum=16)
 API_DOCS = environment.flag("API_DOCS", default=EMBEDDED)
-METRICS_TOKEN = environment.text("METRICS_TOKEN")
+METRICS_TOKEN = environment.optional_secret("METRICS_TOKEN")
 # Read by prometheus_client itself: where the processes of one machine add up their metrics.
 PROMETHEUS_MULTIPROC_DIR = environment.folder("PROMETHEUS_MULTIPROC_DIR")
 LOG_LEVEL = environment.choice("LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR"))

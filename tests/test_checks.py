@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from nexmdm.environment import Fault
 from tests import parts
 
 SECRET: Final = "a-Secret-of-more-than-32-characters-0123"
+KINDS: Final = ("SECRET_KEY_FALLBACKS", "ADMIN_KEYS", "HMAC_SECRETS", "COMMAND_SIGNING_KEYS", "METRICS_TOKEN")
 BACKENDS: Final = "django.core.cache.backends"
 
 UNFIT: Final = f"""
@@ -71,6 +73,35 @@ def test_a_weak_secret_among_the_live_ones_is_refused(settings: Settings, name: 
     setattr(settings, name, [SECRET, "too-short-for-a-secret"])
     (found,) = checks.settings_in_force()
     assert (found.id, "too-short-for" in str(found)) == (Fault.SHORT, False)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    list(
+        combinations(["SECRET_KEY_FALLBACKS", "ADMIN_KEYS", "HMAC_SECRETS", "COMMAND_SIGNING_KEYS", "METRICS_TOKEN"], 2)
+    ),
+)
+def test_a_secret_that_does_the_work_of_two_is_refused(settings: Settings, first: str, second: str) -> None:
+    for name in (first, second):
+        setattr(settings, name, SECRET if name == "METRICS_TOKEN" else [*getattr(settings, name), SECRET])
+    (found,) = checks.settings_in_force()
+    assert (found.id, SECRET in str(found)) == (Fault.SHARED, False)
+
+
+def test_a_secret_may_be_given_twice_for_the_same_work(settings: Settings) -> None:
+    settings.ADMIN_KEYS = [SECRET, SECRET]
+    assert checks.settings_in_force() == []
+
+
+@pytest.mark.parametrize("token", ["x", "change-me-change-me-change-me-change-me"])
+def test_a_token_for_the_metrics_is_as_sound_as_any_secret(db: None, token: str) -> None:
+    done = run_in_production(MANAGE, "check", "--deploy", METRICS_TOKEN=token)
+    assert (done.returncode, "METRICS_TOKEN" in done.stderr) == (1, True)
+
+
+def test_secrets_that_are_one_are_named_before_the_start(db: None) -> None:
+    done = run_in_production(MANAGE, "check", "--deploy", SECRET_KEY=SECRET, ADMIN_KEY=SECRET, METRICS_TOKEN=SECRET)
+    assert (done.returncode, done.stderr.count(f"({Fault.SHARED})"), SECRET in done.stderr) == (1, 3, False)
 
 
 @pytest.mark.parametrize(
