@@ -25,9 +25,9 @@ def _true(value: object) -> object:
 class TargetBody(Body):
     """Whom a command is for: exactly one of the four. Tags mean devices that have any of them."""
 
-    device_ids: Annotated[list[Identifier], Field(min_length=1)] | None = None
-    aliases: Annotated[list[Name], Field(min_length=1)] | None = None
-    tags: Annotated[list[Tag], Field(min_length=1)] | None = None
+    device_ids: Annotated[list[Identifier], Field(min_length=1, fail_fast=True)] | None = None
+    aliases: Annotated[list[Name], Field(min_length=1, fail_fast=True)] | None = None
+    tags: Annotated[list[Tag], Field(min_length=1, fail_fast=True)] | None = None
     all: Annotated[Literal[True], BeforeValidator(_true)] | None = None
 
     @model_validator(mode="after")

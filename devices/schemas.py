@@ -172,14 +172,14 @@ class DeviceChange(Body):
     """What an admin may change of a device: its alias (null clears it), and all of its tags."""
 
     alias: Name | None = None
-    tags: Annotated[list[Tag], Field(max_length=64)] = []
+    tags: Annotated[list[Tag], Field(max_length=64, fail_fast=True)] = []
 
 
 class Retag(Body):
     """Which devices get a tag, and which lose it."""
 
-    add: Annotated[list[Identifier], Field(max_length=25_000)] = []
-    remove: Annotated[list[Identifier], Field(max_length=25_000)] = []
+    add: Annotated[list[Identifier], Field(max_length=25_000, fail_fast=True)] = []
+    remove: Annotated[list[Identifier], Field(max_length=25_000, fail_fast=True)] = []
 
 
 class Retagged(Answer):
@@ -196,7 +196,7 @@ class NewEnrollmentToken(Body):
     label: Annotated[Text, Field(max_length=200)] = ""
     max_uses: Annotated[StrictInt, Field(ge=1, le=2**31 - 1)] = 1
     expires_in_seconds: Annotated[StrictInt, Field(ge=1, le=10 * 365 * 86_400)] = 86_400
-    tags: Annotated[list[Tag], Field(max_length=64)] = []
+    tags: Annotated[list[Tag], Field(max_length=64, fail_fast=True)] = []
     re_enroll: StrictBool = False
 
 

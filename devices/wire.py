@@ -8,11 +8,22 @@ from uuid import UUID
 
 import orjson
 from django.http import HttpResponse
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+    model_validator,
+)
 
 MAX_DEPTH: Final = 16
 MAX_INTEGER: Final = 2**63 - 1
 MIN_INTEGER: Final = -(2**63)
+MAX_UNKNOWN: Final = 100
+"""How many fields of a body that are not known are refused by name."""
 _UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
@@ -20,6 +31,14 @@ class Body(BaseModel):
     """A body from an admin: unknown fields are refused, so that a typo cannot pass."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_heap_of_unknown_fields(cls, given: object) -> object:
+        if isinstance(given, dict) and len(given) > len(cls.model_fields) + MAX_UNKNOWN:
+            # Told one by one they would be an answer larger than the request, and take as long to make.
+            raise ValueError("has far more fields than are known here")
+        return given
 
 
 class DeviceBody(BaseModel):

@@ -139,7 +139,9 @@ def _domain_error(request: HttpRequest, error: Exception) -> HttpResponse:
 
 
 def _unknown_devices(request: HttpRequest, error: audience.UnknownDevices) -> HttpResponse:
-    errors = [{"loc": ["body"], "msg": f"{name} is not known (or revoked)"} for name in error.unknown[:100]]
+    errors = [
+        {"loc": ["body"], "msg": f"{name} is not known (or revoked)"} for name in error.unknown[: problems.MOST_ERRORS]
+    ]
     return Problem(422, "unknown_devices", _sentence(error), errors).response()
 
 

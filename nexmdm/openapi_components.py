@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from commands import actions
+from nexmdm import problems
 
 Json = dict[str, Any]
 
@@ -20,7 +21,9 @@ PROBLEM: Final[Json] = {
         "detail": {"type": "string"},
         "errors": {
             "type": "array",
-            "description": "With status 422 only: what is wrong, and where.",
+            "maxItems": problems.MOST_ERRORS,
+            "description": f"With status 422 only: what is wrong, and where; {problems.MOST_ERRORS} of it at most, "
+            "and of a list the first wrong entry.",
             "items": {
                 "type": "object",
                 "required": ["loc", "msg"],

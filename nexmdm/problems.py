@@ -10,6 +10,8 @@ from django.http import HttpResponse
 
 MEDIA_TYPE: Final = "application/problem+json"
 RETRY_AFTER_SECONDS: Final = 1
+MOST_ERRORS: Final = 100
+"""How many of its errors a problem names."""
 
 # The code of an error that nothing more particular is known about.
 GENERAL: Final[Mapping[int, str]] = {
@@ -54,7 +56,7 @@ class Problem:
             "detail": self.detail,
         }
         if self.errors is not None:
-            said["errors"] = self.errors
+            said["errors"] = self.errors[:MOST_ERRORS]
         return orjson.dumps(said)
 
     def all_headers(self) -> dict[str, str]:

@@ -249,6 +249,29 @@ def test_a_schema_error_says_where_and_what(admin: Admin, phone: Phone) -> None:
     assert answer.json["errors"][0]["msg"] == "must be a UUID in lower case with hyphens"
 
 
+MUCH_WRONG: Final[dict[str, tuple[str, dict[str, Any]]]] = {
+    "ids": ("/admin/command", {"action": "ping", "target": {"device_ids": ["x"] * 200_000}}),
+    "aliases": ("/admin/command", {"action": "ping", "target": {"aliases": [""] * 200_000}}),
+    "tags": ("/admin/command", {"action": "ping", "target": {"tags": ["!"] * 200_000}}),
+    "parameters": (
+        "/admin/command",
+        {"action": "ping", "params": {f"k{n}": 1 for n in range(50_000)}, "target": {"all": True}},
+    ),
+    "unknown fields": ("/admin/command", {f"k{n}": 1 for n in range(50_000)}),
+    "unknown fields, one by one": ("/admin/command", {f"k{n}": 1 for n in range(102)}),
+    "devices of a tag": ("/admin/tags/lobby", {"add": ["x"] * 25_000, "remove": ["x"] * 25_000}),
+    "unknown names in the query": (f"/admin/devices?{'&'.join(f'k{n}' for n in range(900))}", {}),
+}
+
+
+@pytest.mark.parametrize(("target", "body"), MUCH_WRONG.values(), ids=MUCH_WRONG)
+def test_a_refusal_stays_small_however_much_is_wrong(admin: Admin, target: str, body: dict[str, Any]) -> None:
+    answer = admin.post(target, body) if body else admin.get(target)
+    assert_problem(answer, 422, "invalid_request")
+    assert 1 <= len(answer.json["errors"]) <= 100
+    assert len(answer.body) < 16 * 1024
+
+
 def test_an_error_does_not_repeat_what_was_sent(admin: Admin) -> None:
     answer = admin.post("/admin/command", {"action": "<b>secret</b>", "target": {"aliases": [["<b>secret</b>"]]}})
     assert_problem(answer, 422, "invalid_request")
