@@ -4,52 +4,84 @@ A worker of the version before goes on reading and writing while the migration r
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 CONTRACT: Final = "contract"
 """What the name of a migration says that drops what no running version uses any more."""
 
+ALLOWED: Final[Mapping[str, tuple[str, str]]] = {
+    "0004_seal_the_audit": (
+        r"^THIS OPERATION CANNOT BE WRITTEN AS SQL$",
+        "not atomic; it seals in batches, and locks the audit's table for two moments, with nobody writing",
+    ),
+    "0006_audit_by_links": (r"^DO .* SET SEARCH_PATH = ", "it sets the search path of functions, and touches no table"),
+    "0007_guard_the_audit_marks": (r"^DO .* SET SEARCH_PATH = ", "as 0006"),
+}
+"""The statements that a migration may have all the same, and why: each was looked at by itself."""
+
+_ADD: Final = r"\bADD (COLUMN )?(?!COLUMN |CONSTRAINT |CHECK |UNIQUE |PRIMARY |FOREIGN |EXCLUDE )"
+_ALTER: Final = r"\bALTER (COLUMN )?(?!COLUMN )\S+ "
 _RULES: Final = (
     (r"CREATE (UNIQUE )?INDEX (?!CONCURRENTLY)", "nobody can write while it is built: use AddIndexConcurrently"),
     (r"DROP INDEX (?!CONCURRENTLY)", "nobody can read meanwhile: use RemoveIndexConcurrently"),
     (r"REINDEX (?!.*CONCURRENTLY)|VACUUM FULL|CLUSTER", "it rewrites under an exclusive lock"),
-    (r"ADD COLUMN (?!.* DEFAULT ).* NOT NULL", "the version before does not fill it: null=True, or a db_default"),
-    (r"ADD COLUMN .*( GENERATED |SERIAL| DEFAULT .*(RANDOM|UUID|CLOCK_TIMESTAMP|NEXTVAL))", "it rewrites the table"),
-    (r"ADD COLUMN .* REFERENCES ", "it locks two tables: db_constraint=False, then a constraint NOT VALID"),
-    (r"ALTER COLUMN \S+ DROP DEFAULT", "the version before does not fill it: db_default rather than default"),
-    (r"ALTER COLUMN \S+ (SET DATA )?TYPE ", "it rewrites the table: add a column, fill it, change over"),
-    (
-        r"ALTER COLUMN \S+ SET NOT NULL",
-        "it reads all of the table under its lock: a CHECK NOT VALID first",
-    ),
+    (rf"{_ADD}(?!.* DEFAULT ).* NOT NULL", "the version before does not fill it: null=True, or a db_default"),
+    (rf"{_ADD}.*( GENERATED |SERIAL| DEFAULT .*(RANDOM|UUID|CLOCK_TIMESTAMP|NEXTVAL))", "it rewrites the table"),
+    (rf"{_ADD}.* REFERENCES ", "it locks two tables: db_constraint=False, then a constraint NOT VALID"),
+    (rf"{_ALTER}DROP DEFAULT", "the version before does not fill it: db_default rather than default"),
+    (rf"{_ALTER}(SET DATA )?TYPE ", "it rewrites the table: add a column, fill it, change over"),
+    (rf"{_ALTER}SET NOT NULL", "it reads all of the table under its lock: a CHECK NOT VALID first"),
     (r"ADD CONSTRAINT .* (CHECK|FOREIGN KEY) (?!.* NOT VALID)", "it reads all of the table: AddConstraintNotValid"),
     (r"ADD CONSTRAINT .* (UNIQUE|PRIMARY KEY|EXCLUDE)(?!.* USING INDEX )", "it builds an index: build it before"),
-    (r"RENAME (COLUMN|TO) ", "the version before uses the old name: add, fill, change over, drop later"),
-)
-_DROPS: Final = r"DROP (TABLE|COLUMN) "
-_DATA: Final = r"^(UPDATE|DELETE FROM|INSERT INTO .* SELECT) |THIS OPERATION CANNOT BE WRITTEN AS SQL"
+    (r"ADD (CHECK|UNIQUE|PRIMARY KEY|FOREIGN KEY|EXCLUDE)\b", "it reads all of the table: by name, and NOT VALID"),
+    (r"\bRENAME (?!CONSTRAINT )", "the version before uses the old name: add, fill, change over, drop later"),
+    (r"NOT VALID,.* VALIDATE CONSTRAINT ", "the lock of ALTER TABLE is held meanwhile: do it in the next migration"),
+    (r"SET (UNLOGGED|LOGGED|TABLESPACE|ACCESS METHOD)\b", "it rewrites the table"),
+    (r"^LOCK\b", "it holds up whoever uses the table, to the end of the transaction"),
+    (r"^TRUNCATE\b", "it waits for everybody, and takes what the version before has written"),
+    (r"^DO\b", "what it does cannot be read here: write the statements"),
+    (r"^THIS OPERATION CANNOT BE WRITTEN AS SQL", "what it does cannot be read here: say why in ALLOWED"),
+)  # fmt: skip
+_DROPS: Final = r"^DROP TABLE |^ALTER TABLE .*\bDROP (?!CONSTRAINT |DEFAULT|NOT NULL|EXPRESSION|IDENTITY)"
+_WRITES: Final = r"^(UPDATE|DELETE FROM|MERGE)\b|^(INSERT INTO|WITH)\b.*\bSELECT\b|^WITH\b.*\b(UPDATE|DELETE|INSERT)\b"
+_VALIDATES: Final = r"^ALTER TABLE .*\bVALIDATE CONSTRAINT "
+_BODY: Final = r"(CREATE (?:OR REPLACE )?(?:FUNCTION|PROCEDURE)\b[^;$]*?)\$(\w*)\$.*?\$\2\$"
 
 
 def faults(name: str, statements: str, *, atomic: bool) -> list[str]:
-    """Return what is wrong with the SQL of a migration, as sentences."""
-    found = list(_split(statements))
+    """Return what is wrong with the SQL of a migration, as sentences; at most one for each statement."""
+    found = [statement for statement in _split(statements) if not _is_allowed(name, statement)]
     created = {table for statement in found if (table := _created(statement))}
     in_use = [statement for statement in found if _table(statement) not in created]
-    wrong = [f"{statement}: {why}" for statement in in_use for rule, why in _RULES if re.search(rule, statement)]
-    if CONTRACT not in name:
-        why = f"the version before may use it: in a later migration, named {CONTRACT}"
-        wrong += [f"{statement}: {why}" for statement in in_use if re.search(_DROPS, statement)]
-    if atomic and any(statement.startswith("ALTER TABLE") for statement in in_use):
-        why = "the lock of ALTER TABLE is held meanwhile: do it in the next migration"
-        wrong += [f"{statement}: {why}" for statement in in_use if re.search(_DATA, statement)]
-    return wrong
+    held = [statement for statement in in_use if statement.startswith("ALTER TABLE")] if atomic else []
+    wrong = ((statement, _fault(statement, name, atomic=atomic, held=held)) for statement in in_use)
+    return [f"{statement}: {why}" for statement, why in wrong if why]
+
+
+def _fault(statement: str, name: str, *, atomic: bool, held: list[str]) -> str | None:
+    """Return what is wrong with one statement; `held` are those whose locks the transaction keeps."""
+    for rule, why in _RULES:
+        if re.search(rule, statement):
+            return why
+    if CONTRACT not in name and re.search(_DROPS, statement):
+        return f"the version before may use it: in a later migration, named {CONTRACT}"
+    if atomic and re.search(_WRITES, statement):
+        return "its locks are held to the end of the migration: in batches, with atomic = False"
+    if re.search(_VALIDATES, statement) and [other for other in held if other != statement]:
+        return "the lock of ALTER TABLE is held meanwhile: do it in the next migration"
+    return None
+
+
+def _is_allowed(name: str, statement: str) -> bool:
+    return name in ALLOWED and re.search(ALLOWED[name][0], statement) is not None
 
 
 def _split(statements: str) -> Iterator[str]:
-    """Yield the statements in capitals, without comments, quotes, and the bodies of functions."""
-    text = re.sub(r"\$(\w*)\$.*?\$\1\$", "", statements, flags=re.DOTALL)
-    text = re.sub(r"^--(?! THIS OPERATION).*$", "", text, flags=re.MULTILINE)
+    """Yield the statements in capitals, without comments, quotes, and the bodies of functions (but not of DO)."""
+    text = re.sub(r"^\s*--(?! THIS OPERATION).*$", "", statements, flags=re.MULTILINE)
+    text = re.sub(_BODY, r"\1", text, flags=re.DOTALL | re.IGNORECASE)
+    text = re.sub(r"\$(\w*)\$.*?\$\1\$", lambda body: body[0].replace(";", " "), text, flags=re.DOTALL)
     for statement in re.split(r";|(?<=AS SQL)\n", text):
         if words := statement.replace('"', "").split():
             yield " ".join(words).upper().removeprefix("-- ")
@@ -61,5 +93,6 @@ def _created(statement: str) -> str | None:
 
 
 def _table(statement: str) -> str | None:
-    found = re.search(r"^(?:ALTER TABLE (?:ONLY )?|CREATE .*INDEX .* ON |DROP TABLE )(\w+)", statement)
+    pattern = r"^(?:ALTER TABLE (?:IF EXISTS )?(?:ONLY )?|CREATE .*INDEX .* ON |DROP TABLE |UPDATE |INSERT INTO )(\w+)"
+    found = re.search(pattern, statement)
     return found and found[1]

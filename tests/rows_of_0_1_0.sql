@@ -1,6 +1,6 @@
 -- A row of each table, as version 0.1.0 writes them: with its columns and no others. {n} tells one set from another.
 INSERT INTO devices_enrollmenttoken (id, token_sha256, label, tags, re_enroll, max_uses, uses, expires_at, revoked_at)
-VALUES ('00000000-0000-7000-8000-00000000000{n}', '\x00', '', '{}', false, 1, 1, now() + interval '1 day', NULL);
+VALUES ('00000000-0000-7000-8000-00000000000{n}', '\x00', '', '{}', false, 1, 0, now() + interval '1 day', NULL);
 INSERT INTO devices_device (
     id, hardware_id, alias, tags, manufacturer, model, os_version, push_token, push_token_dead_at, token_hash,
     token_digest, token_digest_key, token_used_at, command_key_id, generation, next_hash, next_digest, next_digest_key,
@@ -22,12 +22,12 @@ INSERT INTO commands_delivery (
     id, command_id, device_id, state, open_until, received_at, reported_at, settled_at, delivered_via, push_state,
     attempt_count, failure_count, next_attempt_at
 ) VALUES (
-    100{n}, '00000000-0000-7000-8000-00000000002{n}', '00000000-0000-7000-8000-00000000001{n}', 'succeeded', now(),
-    now(), now(), now(), 'push', 'accepted', 1, 0, NULL
+    100{n}, '00000000-0000-7000-8000-00000000002{n}', '00000000-0000-7000-8000-00000000001{n}', 'pending', now(),
+    NULL, NULL, NULL, NULL, 'waiting', 0, 0, now()
 );
 INSERT INTO commands_attempt (
     delivery_id, number, outcome, http_status, fcm_error, message_id, latency_ms, detail, finished_at
-) VALUES (100{n}, 1, 'accepted', 200, '', 'm', 20, '', now());
+) VALUES (100{n}, 1, 'in_flight', NULL, '', '', NULL, '', NULL);
 INSERT INTO commands_report (delivery_id, status, message, output, via, device_finished_at, late, duplicate)
 VALUES (100{n}, 'succeeded', '', NULL, 'push', now(), false, false);
 INSERT INTO nexmdm_storedanswer (principal, key, fingerprint, status, body)

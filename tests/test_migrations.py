@@ -20,6 +20,8 @@ from tests import migration_rules
 
 APPS: Final = ("devices", "commands", "nexmdm")
 ROWS: Final = (Path(__file__).parent / "rows_of_0_1_0.sql").read_text()
+WORK: Final = (Path(__file__).parent / "work_of_0_1_0.sql").read_text()
+KEPT: Final = {"devices_enrollmenttoken", "devices_device", "devices_presence", "nexmdm_auditentry"}
 TABLES: Final = re.findall(r"INSERT INTO (\w+)", ROWS)
 
 Migrate = Callable[..., None]
@@ -55,6 +57,13 @@ def insert_rows(scratch: psycopg.Connection, number: int) -> None:
     scratch.commit()
 
 
+def work_on(scratch: psycopg.Connection, number: int) -> None:
+    """Do what version 0.1.0 does to such rows in the course of their lives, to the end of those that have one."""
+    for statement in WORK.replace("{n}", str(number)).strip().removesuffix(";").split(";\n"):
+        assert scratch.execute(statement.encode()).rowcount == 1, statement
+    scratch.commit()
+
+
 def counts(scratch: psycopg.Connection) -> dict[str, int]:
     counting = sql.SQL("SELECT count(*) FROM {}")
     found = {table: scratch.execute(counting.format(sql.Identifier(table))).fetchone() for table in TABLES}
@@ -80,7 +89,7 @@ def test_an_empty_database_gets_all_of_it(scratch: psycopg.Connection) -> None:
 
 
 @pytest.mark.parametrize("start", [initial, previous])
-def test_a_database_in_use_keeps_its_rows_and_takes_those_of_the_version_before(
+def test_a_database_in_use_keeps_its_rows_and_takes_the_work_of_the_version_before(
     scratch: psycopg.Connection, start: Callable[[str], str]
 ) -> None:
     for app in APPS:
@@ -91,6 +100,9 @@ def test_a_database_in_use_keeps_its_rows_and_takes_those_of_the_version_before(
     assert counts(scratch) == dict.fromkeys(TABLES, 1)
     insert_rows(scratch, 2)
     assert counts(scratch) == dict.fromkeys(TABLES, 2)
+    for number in (1, 2):
+        work_on(scratch, number)
+    assert counts(scratch) == {table: 2 if table in KEPT else 0 for table in TABLES}
 
 
 @pytest.mark.django_db
@@ -128,6 +140,28 @@ def test_no_migration_locks_for_long_or_breaks_the_version_before(app: str) -> N
         'DROP TABLE "t" CASCADE',
         'ALTER TABLE "t" ADD COLUMN "c" integer NULL; UPDATE "t" SET "c" = 1',
         'ALTER TABLE "t" ADD COLUMN "c" integer NULL;\n-- THIS OPERATION CANNOT BE WRITTEN AS SQL\n',
+        "-- THIS OPERATION CANNOT BE WRITTEN AS SQL\n",
+        'UPDATE "t" SET "c" = 1',
+        'DELETE FROM "t"',
+        "WITH old AS (SELECT id FROM t) UPDATE t SET c = 1 FROM old WHERE t.id = old.id",
+        "INSERT INTO u SELECT * FROM t",
+        "DO $$ BEGIN ALTER TABLE t DROP COLUMN c; END $$",
+        'ALTER TABLE "t" ADD COLUMN "c" integer NULL; DO $do$ BEGIN UPDATE t SET c = 1; END $do$',
+        'ALTER TABLE "t" ADD COLUMN "c" integer NULL; WITH a AS (SELECT 1) UPDATE t SET c = 1 FROM a',
+        "LOCK TABLE t IN SHARE MODE",
+        'TRUNCATE "t"',
+        "ALTER TABLE t SET UNLOGGED",
+        'ALTER TABLE "t" ADD CONSTRAINT "k" CHECK ("c" > 0) NOT VALID; ALTER TABLE "t" VALIDATE CONSTRAINT "k"',
+        "ALTER TABLE t ADD CONSTRAINT k CHECK (c > 0) NOT VALID, VALIDATE CONSTRAINT k",
+        "ALTER TABLE t ALTER c TYPE bigint",
+        "ALTER TABLE t ALTER c SET NOT NULL",
+        "ALTER TABLE t ADD c integer NOT NULL",
+        "ALTER TABLE t ADD c serial",
+        "ALTER TABLE t ADD CHECK (c > 0)",
+        "ALTER TABLE t DROP c",
+        "ALTER TABLE t DROP IF EXISTS c",
+        "ALTER TABLE t RENAME c TO d",
+        "CREATE FUNCTION f() RETURNS void AS $$ SELECT 1 $$ LANGUAGE sql; DO $$ BEGIN DROP TABLE t; END $$",
     ],
 )
 def test_what_would_lock_for_long_or_break_the_version_before_is_found(statement: str) -> None:
@@ -149,7 +183,13 @@ def test_what_would_lock_for_long_or_break_the_version_before_is_found(statement
             "CREATE FUNCTION f() RETURNS void AS $$ DROP TABLE t; UPDATE t SET c = 1 $$",
             True,
         ),
-        ("0002_fill", 'UPDATE "t" SET "c" = 1', True),
+        ("0002_fill", 'UPDATE "t" SET "c" = 1', False),
+        ("0002_change", "ALTER TABLE t ALTER c SET DEFAULT 1", True),
+        ("0002_change", "ALTER TABLE t ALTER c DROP NOT NULL", True),
+        ("0002_change", "ALTER TABLE t DROP CONSTRAINT k", True),
+        ("0002_change", "ALTER TABLE t ADD c integer NULL", True),
+        ("0002_change", "ALTER TABLE t SET (fillfactor = 50)", True),
+        ("0003_contract_t", "ALTER TABLE t DROP c", True),
         ("0003_contract_t", 'ALTER TABLE "t" DROP COLUMN "c"', True),
     ],
 )
