@@ -6,11 +6,13 @@ before it takes a request: one that finds all connections busy queues here, and 
 """
 
 import asyncio
+import select
 import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Final, cast
 from urllib.parse import urlsplit
@@ -81,8 +83,9 @@ class _Exchange:
 class _Connection(asyncio.Protocol):
     """One connection: one exchange at a time."""
 
-    def __init__(self, pool: "Pool") -> None:
+    def __init__(self, pool: "Pool", *, resends: bool) -> None:
         self._pool = pool
+        self._resends = resends
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._body: list[bytes] = []
@@ -101,6 +104,13 @@ class _Connection(asyncio.Protocol):
         """Cut the connection."""
         if self._transport is not None:
             self._transport.abort()
+
+    def is_ended(self) -> bool:
+        """Tell whether the server has closed this connection; that may be known here before connection_lost()."""
+        assert self._transport is not None
+        poll = select.poll()
+        poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin with a first exchange."""
@@ -140,9 +150,9 @@ class _Connection(asyncio.Protocol):
             exchange.done(status, body)
 
     def connection_lost(self, _: Exception | None) -> None:
-        """Try the exchange once more if the server had closed an idle connection just before; else it has failed."""
+        """Try the exchange once more if the server may have closed the idle connection before; else it has failed."""
         exchange = self.exchange
-        if exchange is not None and self._used and not self._heard and not exchange.again:
+        if exchange is not None and self._resends and self._used and not self._heard and not exchange.again:
             self.exchange, exchange.again = None, True
             self._pool.queue_first(exchange)
         self.finish(NO_ANSWER, b"connection lost")
@@ -154,11 +164,18 @@ def _nobody(status: int, body: bytes) -> None:
 
 
 class Pool:
-    """At most `limit` connections to one server, opened when wanted; those used last are used first."""
+    """At most `limit` connections to one server, opened when wanted; those used last are used first.
 
-    def __init__(self, server: Server, limit: int) -> None:
+    What is cut before an answer is sent once more, without a word, if its connection had been used before. A strict
+    pool sends nothing twice, and fails it. It looks at a connection before it writes to it, and leaves one that the
+    server has closed by then: `left` counts the requests that went over another one therefore.
+    """
+
+    def __init__(self, server: Server, limit: int, *, strict: bool = False) -> None:
         self._server = server
         self._limit = limit
+        self._strict = strict
+        self.left = 0
         self._tls = ssl.create_default_context() if server.tls else None
         self._connections: set[_Connection] = set()
         self._idle: list[_Connection] = []
@@ -168,9 +185,11 @@ class Pool:
     def send(self, request: bytes, done: Done) -> None:
         """Send a request as soon as a connection is free; `done` is called once, with status and body."""
         exchange = _Exchange(request, done, time.monotonic())
-        if self._idle:
-            self._idle.pop().begin(exchange)
-            return
+        while self._idle:
+            connection = self._idle.pop()
+            if self._may_write(connection):
+                connection.begin(exchange)
+                return
         self._queue.append(exchange)
         self._open_what_is_wanted()
 
@@ -209,10 +228,10 @@ class Pool:
 
     def freed(self, connection: _Connection) -> None:
         """Give a free connection its next request."""
-        if self._queue:
-            connection.begin(self._queue.popleft())
-        else:
+        if not self._queue:
             self._idle.append(connection)
+        elif self._may_write(connection):
+            connection.begin(self._queue.popleft())
 
     def lost(self, connection: _Connection) -> None:
         """Forget a connection."""
@@ -225,6 +244,13 @@ class Pool:
         """Send a request again, before all others."""
         self._queue.appendleft(exchange)
 
+    def _may_write(self, connection: _Connection) -> bool:
+        if not self._strict or not connection.is_ended():
+            return True
+        self.left += 1
+        connection.abort()
+        return False
+
     def _open_what_is_wanted(self) -> None:
         room = self._limit - len(self._connections) - len(self._opening)
         for _ in range(min(room, len(self._queue) - len(self._opening))):
@@ -235,9 +261,10 @@ class Pool:
     async def _open(self) -> None:
         loop = asyncio.get_running_loop()
         host, port = self._server.host, self._server.port
+        protocol = partial(_Connection, self, resends=not self._strict)
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
-                await loop.create_connection(lambda: _Connection(self), host, port, ssl=self._tls)
+                await loop.create_connection(protocol, host, port, ssl=self._tls)
         except (OSError, TimeoutError) as error:
             if self._queue:
                 self._queue.popleft().done(NO_ANSWER, f"cannot connect: {type(error).__name__}".encode())

@@ -1,15 +1,22 @@
 """The table of promises: it names tests that exist, and holds nothing for kept that was not shown."""
 
 import ast
+import asyncio
+import socket
+import threading
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Self
 
 import pytest
 
 from loadtest import trust
-from loadtest.trials import leaks, testrun
+from loadtest.connections import NO_ANSWER, Pool, Server, with_body
+from loadtest.trials import leaks, rotation, testrun
 from loadtest.trials.finding import Finding
+from loadtest.trials.rotation import Borne
 from loadtest.trials.testrun import Case, HeldByTests
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,6 +59,19 @@ def test_a_promise_is_not_held_by_tests_that_fail_are_skipped_or_do_not_run(case
     assert not PROMISE.finding(cases).held
 
 
+@pytest.mark.parametrize(("least", "held"), [(1002, True), (1003, False)])
+def test_a_promise_of_a_number_is_held_by_no_fewer(least: int, held: bool) -> None:
+    promise = HeldByTests("promise", "tried", PROMISE.tests, at_least={"requests": least})
+    found = promise.finding(PASSED)
+    assert (found.held, "at least 1,003 requests" in found.figure) == (held, not held)
+    assert not promise.finding(dict.fromkeys(PASSED, Case())).held
+
+
+def test_a_promise_is_not_held_when_one_of_its_tests_did_not_run() -> None:
+    found = PROMISE.finding({"tests/test_b.py::test_more": Case()})
+    assert (found.held, found.figure) == (False, "1 test, tests/test_a.py::test_one did not run")
+
+
 def test_tests_are_run_and_told_apart_by_pytests_own_names(tmp_path: Path) -> None:
     names = (
         "test_a_promise_is_held_by_all_its_tests_and_sums_what_they_count",
@@ -78,3 +98,90 @@ def test_a_leak_is_found_in_each_encoding(text: str) -> None:
     logs, metrics = leaks.findings(evidence)
     assert (logs.held, metrics.held) == (False, True)
     assert logs.figure.startswith("1 × token")
+
+
+class Closing:
+    """A server that closes its first connection after one answer: while it is idle, or when a next request has come."""
+
+    def __init__(self, *, idle: bool) -> None:
+        self._idle = idle
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self._thread = threading.Thread(target=self._serve)
+        self.address = Server.of(f"http://127.0.0.1:{self._listening.getsockname()[1]}")
+        self.closed = threading.Event()
+        self.heard = 0
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listening.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._listening.close()
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            first, _ = self._listening.accept()
+            with first:
+                self._answer(first)
+                if not self._idle:
+                    self._hear(first)
+            self.closed.set()
+            second, _ = self._listening.accept()
+            with second:
+                self._answer(second)
+
+    def _answer(self, connection: socket.socket) -> None:
+        self._hear(connection)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+    def _hear(self, connection: socket.socket) -> None:
+        assert connection.recv(4096)
+        self.heard += 1
+
+
+async def two_requests(server: Closing, *, strict: bool, once_closed: bool = False) -> tuple[list[int], int]:
+    """Send two requests over a pool of one connection; return how they were answered, and how many took another one."""
+    pool = Pool(server.address, 1, strict=strict)
+    request = server.address.head("POST", "/v1/heartbeat", {}) + with_body(b"")
+    first, _ = await pool.call(request)
+    if once_closed:
+        server.closed.wait()  # The event loop stands still, so that the client has not heard of it.
+    second, _ = await pool.call(request)
+    pool.close()
+    return [first, second], pool.left
+
+
+def test_what_is_cut_after_it_was_written_has_failed_and_is_not_sent_again() -> None:
+    with Closing(idle=False) as server:
+        assert asyncio.run(two_requests(server, strict=True)) == ([200, NO_ANSWER], 0)
+    assert server.heard == 2
+
+
+def test_what_finds_its_connection_closed_takes_another_and_is_counted() -> None:
+    with Closing(idle=True) as server:
+        assert asyncio.run(two_requests(server, strict=True, once_closed=True)) == ([200, 200], 1)
+    assert server.heard == 2
+
+
+def test_a_load_test_sends_once_more_what_was_cut() -> None:
+    with Closing(idle=False) as server:
+        assert asyncio.run(two_requests(server, strict=False)) == ([200, 200], 0)
+    assert server.heard == 3
+
+
+@pytest.mark.parametrize(
+    ("borne", "refused", "held"),
+    [
+        (Borne(5000, 500, 3, Counter()), "401", True),
+        (Borne(5000, 500, 0, Counter({"connection lost": 1})), "401", False),
+        (Borne(5000, 500, 0, Counter()), "200", False),
+        (Borne(5000, 0, 0, Counter()), "401", False),
+        (Borne(0, 500, 0, Counter()), "401", False),
+    ],
+)
+def test_a_rotation_is_held_by_enough_requests_of_both_kinds_none_of_which_failed(
+    borne: Borne, refused: str, held: bool
+) -> None:
+    assert rotation.found(borne, refused).held == held

@@ -25,22 +25,23 @@ class Pulse:
 
     def __init__(self, url: str, members: Sequence[Member], *, per_second: float) -> None:
         server = Server.of(url)
-        self._pool = Pool(server, _CONNECTIONS)
+        self._pool = Pool(server, _CONNECTIONS, strict=True)
         self._head = server.head("POST", "/v1/heartbeat", {})
         self._members = members
         self._per_second = per_second
         self._number = 0
         self._under_way = 0
+        self._goes_on = True
         self.failures: Counter[str] = Counter()
         self.acknowledged: dict[str, int] = {}
         self.latencies = Histogram()
 
     async def beat(self, seconds: float) -> Histogram:
-        """Send heartbeats for so long, await their answers, and return their latencies."""
+        """Send heartbeats for so long, or until end(), await their answers, and return their latencies."""
         self.latencies = Histogram()
         began = time.monotonic()
         first = self._number
-        while (now := time.monotonic()) < began + seconds:
+        while self._goes_on and (now := time.monotonic()) < began + seconds:
             while (due := began + (self._number - first) / self._per_second) <= now:
                 self._send(due)
             self._pool.sweep()
@@ -54,6 +55,15 @@ class Pulse:
     def sent(self) -> int:
         """How many there were."""
         return self._number
+
+    @property
+    def left(self) -> int:
+        """How many went over another connection, since the server had closed theirs before they were written."""
+        return self._pool.left
+
+    def end(self) -> None:
+        """Send no more."""
+        self._goes_on = False
 
     def close(self) -> None:
         """Let go of the connections."""

@@ -33,22 +33,28 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class HeldByTests:
-    """A promise, and the tests that hold it: files, or single ones as pytest names them."""
+    """A promise, and the tests that hold it: files, or single ones as pytest names them.
+
+    `at_least` is how much they have to count, of what `record_property` names.
+    """
 
     promise: str
     tried: str
     tests: tuple[str, ...]
+    at_least: Mapping[str, int] = field(default_factory=dict)
 
     def finding(self, cases: Mapping[str, Case]) -> Finding:
-        """Return what came of its tests. It is held if there are some, and all of them have passed."""
+        """Return what came of its tests. It is held if each of them has run and passed, and they counted enough."""
         mine = {name: case for name, case in cases.items() if any(_belongs(name, test) for test in self.tests)}
         counted: Counter[str] = Counter()
         for case in mine.values():
             counted.update(case.counted)
         troubles = [f"{name}: {case.trouble}" for name, case in mine.items() if case.trouble]
+        troubles += [f"{test} did not run" for test in self.tests if not any(_belongs(name, test) for name in mine)]
+        troubles += [f"at least {least:,} {what}" for what, least in self.at_least.items() if counted[what] < least]
         figures = [f"{number:,} {what}" for what, number in (counted or {_tests(mine): len(mine)}).items()]
         figure = ", ".join([*figures, *troubles[:_SHOWN]])
-        return Finding(self.promise, self.tried, figure, bool(mine) and not troubles)
+        return Finding(self.promise, self.tried, figure, not troubles)
 
 
 def run(promises: Iterable[HeldByTests], folder: Path) -> dict[str, Case]:
