@@ -186,6 +186,39 @@ def test_what_the_database_hashes_is_what_is_verified(db: None, address: str | N
 
 
 @commits
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("address", "192.0.2.1/24"),
+        ("address", "2001:DB8::1/64"),
+        ("address", "::192.0.2.1/0"),
+        ("address", "::ffff:192.0.2.1/96"),
+        ("at", "infinity"),
+        ("at", "0044-03-15 BC"),
+        ("id", "-9223372036854775808"),
+        ("status", "0"),
+        ("status", "32767"),
+        ("request_id", "{A0EEBC999C0B4EF8BB6D6BB9BD380A11}"),
+        ("principal", "e\u0301\u212b\uffff\U0010ffff"),
+        ("admin_key_id", "x       "),
+        ("code", " \t"),
+        ("path", "x" * 100_000),
+        ("hash", "f" * 64),
+    ],
+)
+def test_whatever_anybody_inserts_is_verified(written: list[int], column: str, value: str) -> None:
+    fields = {"principal": "", "method": "", "path": "", "body_sha256": "", "status": "0", "code": ""}
+    fields |= {"correlation_id": "by-hand", column: value}
+    marks = ", ".join(["%s"] * len(fields))
+    with transaction.atomic():
+        database.execute("SET LOCAL timezone = 'Asia/Kathmandu'")
+        database.execute("SET LOCAL datestyle = 'SQL, DMY'")
+        database.execute("SET LOCAL standard_conforming_strings = off")
+        database.execute(f"INSERT INTO nexmdm_auditentry ({', '.join(fields)}) VALUES ({marks})", list(fields.values()))  # noqa: S608
+    assert verify().startswith("Verified 6 entries")
+
+
+@commits
 def test_the_audit_of_a_new_installation_holds(db: None) -> None:
     assert verify().startswith("Verified 0 entries")
 
