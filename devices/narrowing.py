@@ -102,11 +102,11 @@ def _moment(text: Any) -> datetime | None:
     """Return the time that a form's field holds, in UTC; None if it is empty or no time of ours."""
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        # PostgreSQL refuses offsets of 16 hours and more.
+        moment = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
         return None
-    if not 1970 <= moment.year < 9999:
-        return None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return moment if 1970 <= moment.year < 9999 else None
 
 
 def between(rows: QuerySet[Any], column: str, since: datetime | None, until: datetime | None) -> QuerySet[Any]:
