@@ -27,6 +27,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from http import HTTPStatus
@@ -438,10 +439,12 @@ class FcmStandin:
         return Reply(word, body=body, message_id=message_id, delay_seconds=delay_seconds)
 
     async def _closes_within(self, seconds: float) -> bool:
-        if seconds == inf:
-            await self._closing.wait()
-        else:
-            await asyncio.sleep(seconds)
+        if seconds < 1:
+            await asyncio.sleep(seconds)  # Cheaper, and closing waits for so long.
+            return self._closing.is_set()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None if seconds == inf else seconds):
+                await self._closing.wait()
         return self._closing.is_set()
 
     async def _token(self, request: web.BaseRequest) -> web.Response:

@@ -123,7 +123,8 @@ def test_what_still_waits_is_cut_by_closing(standin: FcmStandin, override: str) 
             sending = asyncio.create_task(session.post(f"{standin.base_url}/v1/projects/p/messages:send"))
             await asyncio.to_thread(standin.journal.wait_for, 1)
             assert not sending.done()
-            await asyncio.to_thread(standin.close)
+            async with asyncio.timeout(20):
+                await asyncio.to_thread(standin.close)
             with pytest.raises(aiohttp.ClientConnectionError):
                 await sending
 
