@@ -22,6 +22,7 @@ from nexmdm import local_secrets
 MINIMUM_SECRET_LENGTH: Final = 32
 _YES: Final = {"true", "on", "yes", "1"}
 _NO: Final = {"false", "off", "no", "0"}
+_SECRET: Final = re.compile(r"[!-~]([ -~]*[!-~])?")
 _RATE: Final = re.compile(r"[1-9][0-9]*/[1-9]?[0-9]*[smhd]")
 _SERVICE_ACCOUNT_FIELDS: Final = ("project_id", "client_email", "private_key", "token_uri")
 _PLACEHOLDERS: Final = ("change", "insecure", "nxs_test_", "nxk_test_")
@@ -160,7 +161,10 @@ def previous_secrets(name: str) -> list[str]:
 
 
 def sound_secret(name: str, value: str) -> str:
-    """Return a secret that is long enough and no placeholder. Raises Misconfigured."""
+    """Return a secret that can be sent, is long enough and no placeholder. Raises Misconfigured."""
+    if not _SECRET.fullmatch(value):
+        said = f"{name} must be printable ASCII, on one line, without a blank at either end."
+        raise Misconfigured(Fault.MALFORMED, said, _MAKE_ONE)
     if len(value) < MINIMUM_SECRET_LENGTH:
         said = f"{name} is shorter than {MINIMUM_SECRET_LENGTH} characters."
         raise Misconfigured(Fault.SHORT, said, _MAKE_ONE)

@@ -19,7 +19,7 @@ ACCOUNT = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("value", [GOOD, "$" + GOOD, f"{GOOD}=", f'"{GOOD}"', f"${{{GOOD}}}"])
+@pytest.mark.parametrize("value", [GOOD, "$" + GOOD, f"{GOOD}=", f'"{GOOD}"', f"${{{GOOD}}}", f"{GOOD} {GOOD}"])
 def test_a_secret_is_taken_letter_by_letter(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("ADMIN_KEY", value)
     assert environment.secret("ADMIN_KEY", {"ADMIN_KEY": "the generated one"}) == value
@@ -33,9 +33,15 @@ def test_a_secret_is_taken_letter_by_letter(monkeypatch: pytest.MonkeyPatch, val
         ("x" * 40, Fault.PLACEHOLDER),
         ("please-change-me-please-change-me-please", Fault.PLACEHOLDER),
         ("nxs_test_Zm9vYmFyYmF6cXV4MDEyMzQ1Njc4OWFiY2RlZg", Fault.PLACEHOLDER),
+        *(
+            (value, Fault.MALFORMED)
+            for value in (f"{GOOD}é", f"{GOOD}\n{GOOD}", f"{GOOD}\r", f"{GOOD}\x7f", f"{GOOD} ")
+        ),
+        (f" {GOOD}", Fault.MALFORMED),
+        (f"{GOOD}\udcff", Fault.MALFORMED),
     ],
 )
-def test_a_missing_short_or_placeholder_secret_stops_the_start_without_being_shown(
+def test_a_missing_short_malformed_or_placeholder_secret_stops_the_start_without_being_shown(
     monkeypatch: pytest.MonkeyPatch, value: str, fault: Fault
 ) -> None:
     monkeypatch.setenv("ADMIN_KEY", value)
