@@ -81,6 +81,26 @@ def test_an_idempotency_key_that_is_none_is_not_kept(admin: Admin) -> None:
 
 
 @pytest.mark.parametrize(
+    ("method", "target", "body", "kind", "status"),
+    [
+        ("POST", "/admin/nothing", b"{}", "application/json", 404),
+        ("POST", "/admin/devices/x/revoke", b"", None, 404),
+        ("DELETE", "/admin/command", b"", None, 405),
+        ("POST", "/admin/command", b" " * 20_000_000, "application/json", 413),
+        ("POST", "/admin/command", b"{}", "text/plain", 415),
+    ],
+)
+def test_what_is_refused_before_its_signature_is_looked_at_leaves_no_entry(
+    admin: Admin, method: str, target: str, body: bytes, kind: str | None, status: int
+) -> None:
+    headers = admin.headers(method, target, body)
+    if kind is not None:
+        headers["Content-Type"] = kind
+    assert admin.client.request(method, target, body or None, headers).status == status
+    assert not AuditEntry.objects.exists()
+
+
+@pytest.mark.parametrize(
     ("error", "status", "code"),
     [(RuntimeError("a fault of ours"), 500, "internal"), (database.Contended(), 503, "overloaded")],
 )
