@@ -12,6 +12,9 @@ from django.core.management import execute_from_command_line, get_commands
 
 from nexmdm import embedded
 
+WRONG_USAGE: Final = 2
+"""What `fleet` ends with when it cannot even begin."""
+
 WITHOUT_DATABASE: Final = {
     "check", "collectstatic", "compilemessages", "diffsettings", "findstatic", "fleet", "licenses", "loadtest",
     "makemessages", "optimizemigration", "postgres", "sendtestemail", "serve", "simulate", "startapp", "startproject",
@@ -25,7 +28,8 @@ def main() -> None:
         _prepare(sys.argv[1:])
         execute_from_command_line(sys.argv)
     except (ImproperlyConfigured, embedded.EmbeddedError) as error:
-        sys.exit(str(error))
+        sys.stderr.write(f"{error}\n")
+        sys.exit(WRONG_USAGE if sys.argv[1:2] == ["fleet"] else 1)
 
 
 def _prepare(arguments: list[str]) -> None:

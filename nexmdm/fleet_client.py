@@ -28,10 +28,15 @@ PAGE: Final = 500
 PAUSES_SECONDS: Final = (0.5, 2.0)
 """How long to wait before a write is repeated whose answer was lost: each time a little longer, then no more."""
 
+AGAIN_SECONDS: Final = 1.0
+"""How long a wait for a command pauses when the server did not answer."""
+
 _LOOPBACK: Final = re.compile(r"localhost|127(\.[0-9]{1,3}){3}|::1")
 _SHOWN_OF_A_STRANGER: Final = 200
 _OF_NO_ACCOUNT: Final = ("idempotency_in_flight", "rate_limited")
 """Refusals of a repeat, other than the server's troubles, that do not say whether the write was done."""
+
+_AWAY: Final = (502, 503, 504)
 
 
 def on_loopback(url: str) -> bool:
@@ -148,17 +153,19 @@ class FleetClient:
     def wait(self, request_id: str, seconds: float, *, step: float, watch: Callable[[Json], None]) -> Json:
         """Return the command when nothing of it is open any more; or after `seconds`, with what there is.
 
-        `watch` is told how the command stands, every `step` seconds at least. A server that is busy is asked again.
+        `watch` is told how the command stands, every `step` seconds at least. A server that is busy or away is asked
+        again while there is time.
         """
         until = time.monotonic() + seconds
         while True:
             left = max(0.0, until - time.monotonic())
             try:
                 command = self.get(f"/admin/commands/{request_id}", wait_seconds=f"{min(step, left):.1f}")
-            except Refused as refused:
-                if refused.retry_after_seconds is None or not left:
+            except (Refused, Unreachable) as trouble:
+                pause = _pause(trouble)
+                if pause is None or not left:
                     raise
-                time.sleep(min(refused.retry_after_seconds, left))
+                time.sleep(min(pause, left))
                 continue
             watch(command)
             if command["state"] != "open" or not left:
@@ -211,7 +218,7 @@ class FleetClient:
             response = self._http.send(request)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise Unreachable(str(error) or type(error).__name__, perhaps_done=False) from error
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise Unreachable(str(error) or type(error).__name__, perhaps_done=bool(idempotency_key)) from error
         return _answer(response)
 
@@ -220,28 +227,38 @@ def _new_key(method: str) -> str:
     return "" if method == "GET" else secrets.token_hex(16)
 
 
+def _pause(trouble: Refused | Unreachable) -> float | None:
+    """Return how long to wait before a read is repeated; None if its answer would be the same."""
+    if isinstance(trouble, Unreachable):
+        return AGAIN_SECONDS
+    if trouble.retry_after_seconds is not None:
+        return trouble.retry_after_seconds
+    return AGAIN_SECONDS if trouble.status in _AWAY else None
+
+
 def _answer(response: httpx.Response) -> Json:
     said = _json(response)
     if response.status_code == 200 and said:
         return said
-    if "code" in said and "detail" in said:
+    code, detail = said.get("code"), said.get("detail")
+    if isinstance(code, str) and isinstance(detail, str):
         wait = response.headers.get("Retry-After", "")
-        raise Refused(
-            response.status_code,
-            said["code"],
-            said["detail"],
-            said.get("errors"),
-            int(wait) if wait.isdigit() else None,
-            _clock_ahead(response),
-        )
+        seconds = int(wait) if re.fullmatch(r"[0-9]{1,9}", wait) else None
+        raise Refused(response.status_code, code, detail, _errors(said.get("errors")), seconds, _clock_ahead(response))
     shown = " ".join(response.text.split())[:_SHOWN_OF_A_STRANGER]
     raise Refused(response.status_code, "", f"This does not look like NexMDM; it answered: {shown}")
+
+
+def _errors(said: Any) -> list[Json]:
+    """Return the errors of a problem: each has a `loc` and a `msg`."""
+    errors = said if isinstance(said, list) else []
+    return [one for one in errors if isinstance(one, dict) and isinstance(one.get("loc"), list) and "msg" in one]
 
 
 def _clock_ahead(response: httpx.Response) -> float | None:
     try:
         return parsedate_to_datetime(response.headers["Date"]).timestamp() - time.time()
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, OverflowError):
         return None
 
 
@@ -249,6 +266,6 @@ def _json(response: httpx.Response) -> Json:
     """Return an answer's object, or an empty one where there is none."""
     try:
         said = response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return said if isinstance(said, dict) else {}

@@ -12,7 +12,11 @@ import httpx
 
 from nexmdm.fleet_client import Json
 
-TARGET: Final = "a device id, an alias, tag:NAME, or all; several of a kind with commas between them"
+TARGET: Final = (
+    "a device id, an alias, tag:NAME, or all; several of a kind with commas between them; "
+    "or alias:NAME for one alias as it is, commas and all"
+)
+_LITERAL: Final = "alias:"
 _IDENTIFIER: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE)
 _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -25,6 +29,8 @@ def url(text: str) -> str:
         raise ArgumentTypeError(str(error)) from error
     if parsed.scheme not in ("http", "https") or not parsed.host or parsed.query or parsed.fragment:
         raise ArgumentTypeError("must look like https://mdm.example.com")
+    if parsed.path != "/":
+        raise ArgumentTypeError("must have no path: what is signed is the path that the server sees")
     return text
 
 
@@ -44,9 +50,11 @@ def tag(text: str) -> str:
 
 def target(text: str) -> Json:
     """Return whom a command is for, as the API wants it."""
+    if text.startswith(_LITERAL) and text != _LITERAL:
+        return {"aliases": [text.removeprefix(_LITERAL)]}
     names = [name.strip() for name in text.split(",") if name.strip()]
     kinds = {_kind(name) for name in names}
-    if len(kinds) != 1:
+    if len(kinds) != 1 or _LITERAL in names:
         raise ArgumentTypeError(f"must be {TARGET}")
     kind = kinds.pop()
     if kind == "all":
@@ -62,15 +70,23 @@ def _kind(name: str) -> str:
     return "device_ids" if _IDENTIFIER.fullmatch(name) else "aliases"
 
 
-def param(text: str) -> tuple[str, Any]:
-    """Return a parameter's name and its value: JSON if it is JSON, else text."""
+class Param(NamedTuple):
+    """A parameter of a command, and its value as it was given."""
+
+    name: str
+    value: Any
+    text: str
+
+
+def param(text: str) -> Param:
+    """Return a parameter: its value is JSON if it is JSON, else text."""
     name, equals, value = text.partition("=")
     if not name or not equals:
         raise ArgumentTypeError("must look like name=value")
     try:
-        return name, json.loads(value, parse_constant=_not_json)
-    except ValueError:
-        return name, value
+        return Param(name, json.loads(value, parse_constant=_not_json), value)
+    except (ValueError, RecursionError):
+        return Param(name, value, value)
 
 
 def _not_json(text: str) -> Any:
@@ -91,7 +107,11 @@ def moment(text: str) -> str:
         return text
     if not re.fullmatch(r"[0-9]{1,6}[smhd]", text):
         raise ArgumentTypeError("must look like 2h, for two hours ago, or like 2026-01-01T00:00:00Z")
-    return (datetime.now(UTC) - timedelta(seconds=seconds(text))).isoformat().replace("+00:00", "Z")
+    try:
+        then = datetime.now(UTC) - timedelta(seconds=seconds(text))
+    except OverflowError as error:
+        raise ArgumentTypeError("must not be before the year 1") from error
+    return then.isoformat().replace("+00:00", "Z")
 
 
 def positive(text: str) -> int:

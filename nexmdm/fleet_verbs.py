@@ -1,18 +1,22 @@
 """What an admin's client does: a function for each sub-command, which prints the answer and returns the exit status."""
 
+import json
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
+import httpx
+
 from nexmdm import fleet_terminal, signing
 from nexmdm.fleet_client import FleetClient, Json, Refused, Unreachable
 from nexmdm.fleet_terminal import Terminal
-from nexmdm.fleet_values import Content
+from nexmdm.fleet_values import Content, Param
 
 DONE: Final = 0
 FAILED: Final = 1
+WRONG_USAGE: Final = 2
 UNREACHABLE: Final = 3
 INTERRUPTED: Final = 130
 
@@ -54,11 +58,19 @@ def outcome(session: Session) -> int:
     try:
         return run(session)
     except Refused as refused:
-        session.terminal.complain(_refusal(refused))
+        session.terminal.complain("\n".join([_refusal(refused), *_as_text(refused, session.options)]))
         return FAILED
     except Unreachable as unreachable:
         session.terminal.complain(_silence(session.client.url, unreachable))
         return UNREACHABLE
+    except (UnicodeError, httpx.InvalidURL) as error:
+        what = "it is not UTF-8" if isinstance(error, UnicodeError) else error
+        session.terminal.complain(f"This cannot be part of an address: {what}.")
+        return WRONG_USAGE
+    except (LookupError, TypeError, ValueError) as error:
+        what = f"{type(error).__name__}: {error}"
+        session.terminal.complain(f"This does not look like NexMDM; its answer cannot be understood ({what}).")
+        return FAILED
     except KeyboardInterrupt:
         session.terminal.hint("Interrupted; what the server was asked to do goes on.")
         return INTERRUPTED
@@ -73,6 +85,14 @@ def _refusal(refused: Refused) -> str:
     elif advice := _ADVICE.get(refused.code):
         lines.append(advice)
     return "\n".join(lines)
+
+
+def _as_text(refused: Refused, options: dict[str, Any]) -> Iterator[str]:
+    """Say how to send as text what was taken for JSON, where that was refused for not being text."""
+    no_text = [error["loc"][-1:] for error in refused.errors if "string" in str(error["msg"])]
+    for param in options.get("param") or ():
+        if [param.name] in no_text and not isinstance(param.value, str):
+            yield f"To send it as text: --param {shlex.quote(f'{param.name}={json.dumps(param.text)}')}"
 
 
 def _apart(ahead: float) -> str:
@@ -230,7 +250,7 @@ def _show(terminal: Terminal, row: Json) -> int:
 def send(session: Session) -> int:
     """Send a command; wait for its results if that is asked."""
     options = session.options
-    body = {"action": options["action"], "params": dict(options["param"]), "target": options["target"]}
+    body = {"action": options["action"], "params": _params(options["param"]), "target": options["target"]}
     body |= {"expires_in_seconds": options["expires_in"], "priority": options["priority"]}
     body |= {name: options[name] for name in ("dry_run", "expect_count", "supersede", "note")}
     issued = session.client.post("/admin/command", _given(body))
@@ -238,6 +258,10 @@ def send(session: Session) -> int:
         return _show(session.terminal, issued)
     session.terminal.hint(f"Waiting for command {issued['request_id']} (devices: {issued['device_count']}) …")
     return _follow(session, issued, _moment(issued["issued_at"]))
+
+
+def _params(given: list[Param]) -> Json:
+    return {param.name: param.value for param in given}
 
 
 def command(session: Session) -> int:
@@ -256,9 +280,13 @@ def _follow(session: Session, command: Json, now: datetime) -> int:
         left = (_moment(command["expires_at"]) - now).total_seconds()
         # A little more, so that the last look finds it expired.
         seconds = max(0.0, left + 1)
-    with fleet_terminal.progress(command["device_count"]) as (step, watch):
-        command = session.client.wait(command["request_id"], seconds, step=step, watch=watch)
-    _tell(session, command)
+    try:
+        with fleet_terminal.progress(command["device_count"]) as (step, watch):
+            command = session.client.wait(command["request_id"], seconds, step=step, watch=watch)
+        _tell(session, command)
+    except (Refused, Unreachable):
+        session.terminal.hint(f"To look again: `manage.py fleet command {command['request_id']} --wait`.")
+        raise
     if still_open := fleet_terminal.open_deliveries(command):
         session.terminal.complain(f"Waited {seconds:.0f} s; {still_open} of {command['device_count']} are still open.")
     return DONE if command["counts"]["succeeded"] == command["device_count"] else FAILED

@@ -25,10 +25,11 @@ from django.db.models.functions import Now
 from pytest_django import Settings
 
 from commands.models import Attempt, Command, Delivery
-from devices.models import EnrollmentToken
+from devices.models import Device, EnrollmentToken
 from nexmdm.fleet_terminal import FREE_TEXT, Terminal
 from nexmdm.limits import RateLimited
 from nexmdm.management.commands.fleet import Command as FleetCommand
+from tests import parts
 from tests.actors import Admin, Answer, Client, Phone
 
 UNKNOWN = "0192f0c1-b000-7abc-8def-0123456789ab"
@@ -202,6 +203,41 @@ def _busy_once(network: InProcess) -> Callable[..., Any]:
     return count_call
 
 
+@dataclass(slots=True)
+class Interrupted(httpx.BaseTransport):
+    """A network that loses what is asked, from the second request on, as often as there are answers to give instead."""
+
+    network: InProcess
+    instead: list[httpx.Response | None]
+    asked: int = 0
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Answer a request, or not."""
+        self.asked += 1
+        if self.asked == 1 or not self.instead:
+            return self.network.handle_request(request)
+        if (answer := self.instead.pop()) is None:
+            raise httpx.ConnectError("Connection refused", request=request)
+        return answer
+
+
+def test_waiting_outlasts_a_server_that_is_away(network: InProcess, phone: Phone, pauses: list[float]) -> None:
+    network.after = reporting([phone], "succeeded")
+    away = Interrupted(network, [None, httpx.Response(502, text="Bad Gateway"), None])
+    assert run("ping", "all", "--wait", transport=away).status == 0
+    assert pauses == [1, 1, 1]
+
+
+@pytest.mark.parametrize(("instead", "status"), [(None, 3), (httpx.Response(404, text="Not here"), 1)])
+def test_who_gives_up_waiting_says_how_to_go_on(
+    network: InProcess, phone: Phone, pauses: list[float], instead: httpx.Response | None, status: int
+) -> None:
+    ran = run("ping", "all", "--timeout", "0", transport=Interrupted(network, [instead]))
+    assert ran.status == status
+    assert f"`manage.py fleet command {Command.objects.get().pk} --wait`" in ran.err
+    assert pauses == []
+
+
 def test_a_command_is_sent_with_its_parameters_and_options(network: InProcess, phone: Phone) -> None:
     ran = run(
         "send", "launch_app", phone.device_id.upper(), "--param", "package=com.example.app", "--param",
@@ -228,6 +264,33 @@ def test_a_target_is_an_id_an_alias_a_tag_or_all(network: InProcess, admin: Admi
         phone.register(admin.enrollment_token(tags=["lobby"]), alias=alias)
     ran = run("send", "ping", target, "--json", transport=network)
     assert ran.json["device_count"] == (1 if target == "front-desk" else 2)
+
+
+@pytest.mark.parametrize("alias", ["all", "desk, back", "tag:lobby", "alias:desk", UNKNOWN, " desk"])
+def test_any_alias_can_be_named_as_it_is(network: InProcess, admin: Admin, alias: str) -> None:
+    admin.enrol("phone-1")
+    device_id = admin.enrol("phone-2", alias="desk").device_id
+    run("change", device_id, "--alias", alias, transport=network)
+    kept = Device.objects.get(pk=device_id).alias
+    ran = run("ping", f"alias:{kept}", transport=network)
+    assert (ran.status, str(Delivery.objects.get().device_id)) == (0, device_id)
+
+
+@pytest.mark.parametrize("text", ["2026", "true", "1e3", "null", "[1]"])
+def test_a_text_that_is_json_is_refused_with_how_to_send_it(network: InProcess, phone: Phone, text: str) -> None:
+    arguments = ("send", "message", "all", "--param", "body=x", "--param")
+    refused = run(*arguments, f"title={text}", transport=network)
+    assert refused.status == 1
+    advice = re.search(r"--param (\S+)$", refused.err, re.MULTILINE)
+    assert advice is not None
+    assert run(*arguments, *shlex.split(advice[1]), transport=network).status == 0
+    assert json.loads(Command.objects.get().params)["title"] == text
+
+
+def test_a_number_out_of_range_is_refused_without_advice_on_texts(network: InProcess, phone: Phone) -> None:
+    refused = run("send", "ring", "all", "--param", "duration_seconds=-1", transport=network)
+    assert refused.status == 1
+    assert "--param" not in refused.err
 
 
 def test_commands_are_listed_shown_and_cancelled(network: InProcess, phone: Phone) -> None:
@@ -508,6 +571,77 @@ def test_a_stranger_at_the_address_is_exit_status_1() -> None:
 
 
 @pytest.mark.parametrize(
+    ("verb", "said"),
+    [
+        ("devices", {"items": [{"x": 1}], "next_cursor": None}),
+        ("devices", {"items": []}),
+        ("devices", {"items": 5, "next_cursor": None}),
+        ("commands", {"items": ["x"], "next_cursor": None}),
+        ("enroll-tokens", {"items": [{"revoked_at": None, "expires_at": "soon"}], "next_cursor": None}),
+        ("enroll-token", {"code": 1}),
+        ("ping all", {"x": 1}),
+    ],
+)
+def test_json_of_a_stranger_is_exit_status_1(verb: str, said: Any) -> None:
+    stranger = httpx.MockTransport(lambda _: httpx.Response(200, json=said))
+    ran = run(*verb.split(), transport=stranger)
+    assert ran.status == 1
+    assert "does not look like NexMDM" in ran.err
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        httpx.Response(400, json={"code": 5, "detail": ["x"]}),
+        httpx.Response(400, json={"code": "x", "detail": "x", "errors": [5]}),
+        httpx.Response(400, json={"code": "x", "detail": "x", "errors": "xyz"}),
+        httpx.Response(429, json={"code": "x", "detail": "x"}, headers={"Retry-After": "9" * 5000}),
+        httpx.Response(400, json={"code": "x", "detail": "x"}, headers={"Date": "Fri, 31 Dec 9999 23:59:59 -2359"}),
+        httpx.Response(200, text="[" * 200_000),
+    ],
+)
+def test_a_refusal_of_a_stranger_is_exit_status_1(answer: httpx.Response) -> None:
+    ran = run("summary", transport=httpx.MockTransport(lambda _: answer))
+    assert (ran.status, ran.out) == (1, "")
+    assert ran.err
+
+
+@pytest.mark.parametrize(("verb", "may_be_done"), [("devices", False), ("enroll-token", True)])
+def test_an_answer_that_cannot_be_unpacked_is_none(pauses: list[float], verb: str, may_be_done: bool) -> None:
+    broken = httpx.MockTransport(
+        lambda _: httpx.Response(200, headers={"Content-Encoding": "gzip"}, stream=httpx.ByteStream(b"{}"))
+    )
+    ran = run(verb, transport=broken)
+    assert (ran.status, "all the same" in ran.err) == (3, may_be_done)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(("devices", "--q", "\udcff"), "UTF-8"), (("devices", "--q", "x" * 70_000), "too long")],
+)
+def test_what_cannot_be_part_of_an_address_is_wrong_usage(arguments: tuple[str, ...], said: str) -> None:
+    ran = run(*arguments, transport=failing(httpx.ConnectError))
+    assert ran.status == 2
+    assert said in ran.err
+
+
+def test_a_screen_that_knows_ascii_only_shows_a_mark_for_other_letters(network: InProcess, admin: Admin) -> None:
+    admin.enrol("phone-1", alias="lobby ✓")
+    screen = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    call_command("fleet", "devices", transport=network, stdout=screen)
+    screen.seek(0)
+    assert "lobby ?" in screen.read()
+
+
+def test_an_answer_that_cannot_be_written_is_exit_status_1(network: InProcess) -> None:
+    err = io.StringIO()
+    with Path("/dev/full").open("w") as full, pytest.raises(SystemExit) as end:
+        call_command("fleet", "summary", transport=network, stdout=full, stderr=err)
+    assert end.value.code == 1
+    assert err.getvalue() == "The answer could not be written: No space left on device\n"
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         ("ping",),
@@ -517,6 +651,9 @@ def test_a_stranger_at_the_address_is_exit_status_1() -> None:
         ("device", "front-desk"),
         ("devices", "--limit", "0"),
         ("audit", "--since", "yesterday"),
+        ("commands", "--since", "999999d"),
+        ("ping", "alias:"),
+        ("sign", "GET", "/admin/summary", "--url", "http://127.0.0.1:8000/prefix"),
         ("devices", "--url", "mdm.example.com"),
         ("enroll-token", "--expires-in", "soon"),
         ("sign", "GET", "admin/devices"),
@@ -573,6 +710,7 @@ def test_sign_prints_a_whole_curl_command_for_an_address(network: InProcess, tmp
 
 
 ELSEWHERE: Final = "https://mdm.example.com"
+GOOD_SECRET: Final = "a-Secret-of-more-than-32-characters-0123"
 
 
 @pytest.mark.parametrize("verb", [("summary",), ("sign", "GET", "/admin/summary")])
@@ -624,6 +762,15 @@ def test_the_server_of_this_machine_has_its_own_secrets(
     for name in ("ADMIN_KEY", "HMAC_SECRET"):
         monkeypatch.delenv(name, raising=False)
     assert run("summary", "--url", url, transport=network).status == 0
+
+
+@pytest.mark.parametrize(
+    "variables", [{"ADMIN_KEY": "too-short-for-a-key"}, dict.fromkeys(("ADMIN_KEY", "HMAC_SECRET"), GOOD_SECRET)]
+)
+def test_secrets_that_cannot_be_right_are_exit_status_2(variables: dict[str, str]) -> None:
+    ran = parts.run("manage.py", "fleet", "summary", "--url", ELSEWHERE, **variables)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert re.fullmatch(r"\(nexmdm\.E00\d\) ADMIN_KEY .*\n", ran.stderr)
 
 
 def test_the_address_is_that_of_the_settings(network: InProcess, settings: Settings) -> None:

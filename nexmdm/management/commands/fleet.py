@@ -1,5 +1,6 @@
 """manage.py fleet: an admin's client that signs by itself. It speaks HTTP only, and needs no database."""
 
+import os
 import sys
 from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Callable
@@ -14,9 +15,7 @@ from nexmdm import address, environment, fleet_values, fleet_verbs
 from nexmdm.fleet_client import FleetClient, on_loopback
 from nexmdm.fleet_terminal import Terminal
 from nexmdm.fleet_values import NO_BODY
-from nexmdm.fleet_verbs import Session
-
-WRONG_USAGE: Final = 2
+from nexmdm.fleet_verbs import FAILED, WRONG_USAGE, Session
 
 _OF_THE_SERVER: Final = ("ADMIN_KEY", "HMAC_SECRET")
 _ONLY_OF_SEND: Final = ("priority", "dry_run", "expect_count", "expires_in", "supersede", "note")
@@ -48,10 +47,28 @@ class Command(BaseCommand):
         url: str | None = options["url"]
         if url is not None and url.startswith("http:") and not on_loopback(url):
             terminal.hint(f"Warning: {url} is not encrypted: the admin key and every answer travel in the open.")
+        self._tolerate_letters()
         with closing(_client(url, transport)) as client:
-            status = fleet_verbs.outcome(Session(client, terminal, options))
+            try:
+                status = fleet_verbs.outcome(Session(client, terminal, options))
+                self.stdout.flush()
+            except OSError as error:
+                terminal.complain(f"The answer could not be written: {error.strerror or error}")
+                self._give_up_output()
+                status = FAILED
         if status:
             sys.exit(status)
+
+    def _tolerate_letters(self) -> None:
+        """Show a mark in the place of letters that the output's encoding does not have."""
+        if reconfigure := getattr(self.stdout, "reconfigure", None):
+            reconfigure(errors="replace")
+
+    def _give_up_output(self) -> None:
+        """Lose what is still to be written: Python would try once more at its end, and complain."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.stdout.fileno())
+        os.close(nowhere)
 
 
 def _client(url: str | None, transport: httpx.BaseTransport | None) -> FleetClient:
