@@ -1,5 +1,6 @@
 """The proxy configurations of docs/operations/proxy, run by the real nginx and Caddy in front of a real server."""
 
+import http.client
 import os
 import shutil
 import socket
@@ -198,6 +199,45 @@ def test_headers_beyond_the_limit_are_refused_in_the_words_of_the_api(
     proxy: httpx.Client, headers: dict[str, str]
 ) -> None:
     assert is_a_problem(proxy.get("/healthz", headers=headers), 431, "headers_too_large")
+
+
+NO_GOOD_TO_NGINX: Final[dict[str, tuple[bytes, int, str]]] = {
+    "no request": (b"RUBBISH\r\n\r\n", 400, "invalid_request"),
+    "no Host": (b"GET / HTTP/1.1\r\n\r\n", 400, "invalid_request"),
+    "no version of HTTP": (b"GET / HTTP/7.5\r\nHost: %b\r\n\r\n", 400, "invalid_request"),
+    "no escape": (b"GET /%%zz HTTP/1.1\r\nHost: %b\r\n\r\n", 400, "invalid_request"),
+    "no length": (b"POST / HTTP/1.1\r\nHost: %b\r\nContent-Length: x\r\n\r\n", 400, "invalid_request"),
+    "no encoding": (b"POST / HTTP/1.1\r\nHost: %b\r\nTransfer-Encoding: gzip\r\n\r\n", 400, "invalid_request"),
+    "TRACE": (b"TRACE / HTTP/1.1\r\nHost: %b\r\n\r\n", 405, "method_not_allowed"),
+    "CONNECT": (b"CONNECT / HTTP/1.1\r\nHost: %b\r\n\r\n", 405, "method_not_allowed"),
+    "CONNECT to elsewhere": (b"CONNECT %b:443 HTTP/1.1\r\nHost: %b\r\n\r\n", 400, "invalid_request"),
+    "a path of the configuration": (b"GET /.bad-request HTTP/1.1\r\nHost: %b\r\n\r\n", 400, "invalid_request"),
+    "a long target": (b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\nHost: %b\r\n\r\n", 431, "headers_too_large"),
+}
+
+
+@pytest.mark.parametrize(("request_", "status", "code"), NO_GOOD_TO_NGINX.values(), ids=NO_GOOD_TO_NGINX)
+def test_what_nginx_itself_refuses_is_refused_in_the_words_of_the_api_and_nowhere_in_html(
+    kind: Kind, folder: Path, proxy: httpx.Client, request_: bytes, status: int, code: str
+) -> None:
+    answer = said_to(folder, proxy, request_.replace(b"%b", NAME.encode()).replace(b"%%", b"%"))
+    assert (answer.status_code >= 400, b"<" in answer.content) == (True, False)
+    if kind is nginx:
+        assert is_a_problem(answer, status, code)
+        assert ("allow" in answer.headers) == (status == 405)
+
+
+def said_to(folder: Path, proxy: httpx.Client, request: bytes) -> httpx.Response:
+    """Send these bytes, which no client of HTTP would; return the answer."""
+    trust = ssl.create_default_context(cafile=str(folder / "fullchain.pem"))
+    with (
+        socket.create_connection(("127.0.0.1", proxy.base_url.port or 443), timeout=10) as plain,
+        trust.wrap_socket(plain, server_hostname=NAME) as connection,
+    ):
+        connection.sendall(request)
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        return httpx.Response(answer.status, headers=answer.getheaders(), content=answer.read())
 
 
 def test_without_a_server_behind_it_the_proxy_says_so_in_the_words_of_the_api(kind: Kind, folder: Path) -> None:
