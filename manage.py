@@ -9,7 +9,9 @@ import django
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import execute_from_command_line, get_commands
+from django.db import OperationalError
 
+from devices import database
 from nexmdm import embedded
 
 WRONG_USAGE: Final = 2
@@ -22,7 +24,7 @@ WITHOUT_DATABASE: Final = {
 
 
 def main() -> None:
-    """Run the command line; configuration that cannot work ends it with one line."""
+    """Run the command line; configuration that cannot work, or a database out of reach, ends it with one line."""
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "nexmdm.settings")
     try:
         _prepare(sys.argv[1:])
@@ -30,6 +32,11 @@ def main() -> None:
     except (ImproperlyConfigured, embedded.EmbeddedError) as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(WRONG_USAGE if sys.argv[1:2] == ["fleet"] else 1)
+    except OperationalError:
+        said = None if "--traceback" in sys.argv else database.why_unreachable()
+        if said is None:
+            raise
+        sys.exit(said)
 
 
 def _prepare(arguments: list[str]) -> None:

@@ -152,6 +152,18 @@ def retrying(work: Callable[[], R]) -> R:
     raise Contended
 
 
+def why_unreachable(given: dict[str, Any] | None = None) -> str | None:
+    """Say in one line why no connection can be made with these parameters (ours, by default); None if one can.
+
+    The pool would hide the reason.
+    """
+    try:
+        psycopg.connect(**given or parameters()).close()
+    except psycopg.OperationalError as error:
+        return f"The database cannot be reached: {' '.join(str(error).split())}"
+    return None
+
+
 def parameters() -> dict[str, Any]:
     """Return what psycopg.connect() wants for a connection of one's own, outside the pool (LISTEN)."""
     database = settings.DATABASES["default"]

@@ -153,6 +153,16 @@ def test_a_database_out_of_reach_is_a_warning(monkeypatch: pytest.MonkeyPatch) -
     checks.refuse(found)
 
 
+@pytest.mark.parametrize("command", ["verify_audit", "prune", "migrate"])
+def test_a_command_says_in_one_line_that_its_database_cannot_be_reached(db: None, command: str) -> None:
+    nowhere = embedded.url(django_settings.DATA_DIR).replace("/nexmdm?", "/nowhere?")
+    done = run_in_production(MANAGE, command, DATABASE_URL=nowhere)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1].removeprefix("CommandError: ")
+    assert re.fullmatch('The database cannot be reached: .* database "nowhere" does not exist', last)
+
+
 def test_check_deploy_finds_nothing_in_production(db: None) -> None:
     done = run_in_production(MANAGE, "check", "--deploy", "--fail-level", "WARNING")
     assert (done.returncode, "no issues" in done.stdout) == (0, True), done.stderr

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-import psycopg
 from django.contrib.postgres.operations import NotInTransactionMixin
 from django.core.management.base import CommandError
 from django.core.management.commands import migrate
@@ -18,6 +17,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorWrapper
 from django.db.migrations import Migration
 from psycopg.errors import LockNotAvailable
+
+from devices import database
 
 LOCK_SECONDS: Final = 3
 TRIES: Final = 20
@@ -32,10 +33,8 @@ class Command(migrate.Command):
     def handle(self, *args: Any, **options: Any) -> None:
         """Migrate; a database out of reach is one line, with the reason that the pool would hide."""
         self._connection = connections[options["database"]]
-        try:
-            psycopg.connect(**self._connection.get_connection_params()).close()
-        except psycopg.OperationalError as error:
-            raise CommandError(f"The database cannot be reached: {error}") from error
+        if said := database.why_unreachable(self._connection.get_connection_params()):
+            raise CommandError(said)
         with _alone(self._connection):
             for tries_left in reversed(range(TRIES)):
                 if self._migrated(tries_left, *args, **options):
