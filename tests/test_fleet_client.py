@@ -710,7 +710,6 @@ def test_sign_prints_a_whole_curl_command_for_an_address(network: InProcess, tmp
 
 
 ELSEWHERE: Final = "https://mdm.example.com"
-GOOD_SECRET: Final = "a-Secret-of-more-than-32-characters-0123"
 
 
 @pytest.mark.parametrize("verb", [("summary",), ("sign", "GET", "/admin/summary")])
