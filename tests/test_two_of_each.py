@@ -22,6 +22,10 @@ from loadtest.serving import MANAGE, READY, Serving, wait_for
 from nexmdm.fleet_client import FleetClient, Refused
 
 DEVICES, COMMANDS = 20, 25
+PUSHES_PER_SECOND = 200
+"""So few that one dispatcher could not send all before the other one, woken by each command, sends some."""
+
+SENT = '"event":"command.sent"'
 LIMIT, CLIENTS = 60, 8
 ENOUGH_SECONDS = 15
 """Far longer than it takes to use the limit up."""
@@ -39,6 +43,8 @@ def serving(standin: FcmStandin) -> Iterator[Serving]:
         serving = Serving(
             Path(folder) / "data",
             WEB_WORKERS="2",
+            LOG_LEVEL="INFO",
+            FCM_MAX_PER_SECOND=str(PUSHES_PER_SECOND),
             FCM_BASE_URL=standin.base_url,
             FIREBASE_SERVICE_ACCOUNT_JSON=json.dumps(standin.service_account()),
         )
@@ -60,6 +66,9 @@ def test_each_command_is_pushed_to_each_phone_exactly_once(serving: Serving, sta
     pushed = Counter((send.request_id, send.push_token) for send in standin.journal.sends())
     assert len(pushed) == DEVICES * COMMANDS
     assert set(pushed.values()) == {1}
+    by_dispatcher = serving.said.count(SENT), (serving.data_dir.parent / "output-dispatch").read_text().count(SENT)
+    assert min(by_dispatcher) > 0
+    assert sum(by_dispatcher) == DEVICES * COMMANDS
 
 
 def enroll(admin: FleetClient) -> None:
