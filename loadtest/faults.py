@@ -225,7 +225,7 @@ class DatabaseStops:
             normal_at, until = gap.back_at + NORMAL_SECONDS, self._next_stop(number)
             for one in exchanges:
                 begin, seconds = one.begun_at, min(one.ended_at, until) - one.begun_at
-                if begin < until and begin + seconds > normal_at:
+                if begin + seconds > normal_at:
                     slow += seconds > (SLOW_SECONDS if begin >= normal_at else NORMAL_SECONDS)
                     longest = max(longest, seconds)
         figure = f"{slow:,}; the longest took {longest:.1f} s"

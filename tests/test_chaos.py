@@ -173,6 +173,12 @@ def bring_late_what_was_open(trial: Outages) -> None:
     trial.deliveries[:2] = [replace(one, settled_at=1181) for one in trial.deliveries[:2]]
 
 
+def bring_little_of_what_was_open_and_much_of_the_rest(trial: Outages) -> None:
+    bring_late_what_was_open(trial)
+    brought = replace(trial.deliveries[-1], expires_at=1020, settled_at=1010)
+    trial.deliveries += [replace(brought, device_id=f"device-{number}") for number in range(20, 30)]
+
+
 def let_nothing_be_open_meanwhile(trial: Outages) -> None:
     trial.deliveries = [replace(one, settled_at=1001) for one in trial.deliveries]
 
@@ -217,6 +223,7 @@ def test_what_is_settled_or_over_too_soon_for_a_heartbeat_need_not_be_brought_by
         (bring_only_a_trickle_meanwhile, REACHED),
         (bring_only_a_trickle_of_what_is_open_for_less_than_an_interval, REACHED),
         (bring_late_what_was_open, REACHED),
+        (bring_little_of_what_was_open_and_much_of_the_rest, REACHED),
         (let_nothing_be_open_meanwhile, REACHED),
         (let_all_expire_meanwhile, REACHED),
         (refuse_a_command, "503: commands accepted meanwhile"),

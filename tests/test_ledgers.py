@@ -264,6 +264,10 @@ def answer_another_result_than_the_phone_gave(world: World) -> None:
     world.retell(state="failed")
 
 
+def answer_a_success_as_a_failure(world: World) -> None:
+    world.retell(state="failed")
+
+
 def call_a_result_late_that_was_not(world: World) -> None:
     world.retell(late=True)
 
@@ -290,6 +294,10 @@ def expire_before_its_time(world: World) -> None:
 
 def expire_before_its_time_by_moving_it(world: World) -> None:
     world.spoil(1, state="expired", settled_at=NOW + 60, open_until=NOW + 60)
+
+
+def expire_in_the_hour_more(world: World) -> None:
+    world.spoil(1, state="expired", settled_at=NOW + 55, expires_at=NOW + 50, open_until=NOW + 3650)
 
 
 def settle_in_a_time_to_come(world: World) -> None:
@@ -346,6 +354,10 @@ def retry_within_the_lease(world: World) -> None:
 
 def retry_beside_an_attempt_that_is_under_way(world: World) -> None:
     world.spoil(1, attempts=[unknown(), accepted("m3", at=NOW + 0.8)])
+
+
+def retry_before_the_lost_attempt_is_closed(world: World) -> None:
+    world.spoil(1, attempts=[replace(unknown(), finished_at=NOW + 55), accepted("m3", at=NOW + 45)])
 
 
 def give_up_within_the_lease(world: World) -> None:
@@ -405,6 +417,7 @@ def test_a_world_in_order_holds_every_promise() -> None:
         (leave_open_what_was_answered, UNTRUE),
         (store_another_result_than_was_answered, UNTRUE),
         (answer_another_result_than_the_phone_gave, UNTRUE),
+        (answer_a_success_as_a_failure, UNTRUE),
         (call_a_result_late_that_was_not, UNTRUE),
         (say_one_thing_first_and_then_another, UNTRUE),
         (settle_only_after_the_answer, UNTRUE),
@@ -412,6 +425,7 @@ def test_a_world_in_order_holds_every_promise() -> None:
         (cancel_what_nobody_cancelled, UNCAUSED),
         (expire_before_its_time, UNCAUSED),
         (expire_before_its_time_by_moving_it, UNCAUSED),
+        (expire_in_the_hour_more, UNCAUSED),
         (settle_in_a_time_to_come, UNCAUSED),
         (succeed_without_a_report, UNCAUSED),
         (receive_without_a_report, UNCAUSED),
@@ -425,6 +439,7 @@ def test_a_world_in_order_holds_every_promise() -> None:
         (retry_at_once_what_our_side_blocked, HASTY),
         (retry_before_the_end_of_what_was_not_sent, HASTY),
         (retry_within_the_lease, HASTY),
+        (retry_before_the_lost_attempt_is_closed, HASTY),
         (retry_beside_an_attempt_that_is_under_way, HASTY),
         (give_up_within_the_lease, "attempts given up within their lease"),
     ],
