@@ -35,6 +35,10 @@ ANSWER_SECONDS: Final = 15
 KEPT_SECONDS: Final = 3
 """How long an idle connection is kept: less than the 5 s after which a web worker closes it."""
 
+PHONE_CONNECTIONS: Final = 200
+ADMIN_CONNECTIONS: Final = 50
+"""Of the admin's own: a fleet that answers all at once keeps no command waiting before it has left."""
+
 GIVE_UP_SECONDS: Final = 90
 PATIENCE_SECONDS: Final = 180
 """How long everything may take to settle afterwards: a lease of 45 s, a heartbeat, a retry."""
@@ -127,10 +131,9 @@ class Crowd:
         Returns what the trial returns. `settled` is asked now and then, for no longer than PATIENCE_SECONDS. Raises an
         ExceptionGroup as soon as a phone or the admin fails with something else than a refusal or no answer.
         """
-        timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS)
-        connector = aiohttp.TCPConnector(limit=200, keepalive_timeout=KEPT_SECONDS)
         async with (
-            aiohttp.ClientSession(timeout=timeout, connector=connector) as self._session,
+            _session(PHONE_CONNECTIONS) as self._session,
+            _session(ADMIN_CONNECTIONS) as self._admin_session,
             asyncio.TaskGroup() as self._group,
         ):
             for member in self._members:
@@ -211,7 +214,7 @@ class Crowd:
         self.account.unanswered += 1
 
     async def _answer(self, body: bytes, headers: Mapping[str, str]) -> dict[str, Any]:
-        async with self._session.post(self._admin.url + TARGET, data=body, headers=headers) as response:
+        async with self._admin_session.post(self._admin.url + TARGET, data=body, headers=headers) as response:
             return await answer_in(response)
 
     async def _noted(self, kind: Kind, exchange: Awaitable[T]) -> T | None:
@@ -241,3 +244,8 @@ class Crowd:
         task = self._group.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _session(connections: int) -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(limit=connections, keepalive_timeout=KEPT_SECONDS)
+    return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS), connector=connector)
