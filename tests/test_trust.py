@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
+import httpx
 import pytest
 
 from loadtest import trust
@@ -98,6 +99,48 @@ def test_a_leak_is_found_in_each_encoding(text: str) -> None:
     logs, metrics = leaks.findings(evidence)
     assert (logs.held, metrics.held) == (False, True)
     assert logs.figure.startswith("1 × token")
+
+
+def complete() -> leaks.Evidence:
+    evidence = leaks.Evidence(errors=[f"{status} {{}}" for status in leaks.STATUSES], pushed=set(leaks.PUSH_WORDS))
+    evidence.exports = {f"/django-admin/list-{number}/export/" for number in range(leaks.EXPORTS)}
+    for kind in leaks.KINDS:
+        evidence.secret(kind, kind)
+    return evidence
+
+
+def test_a_search_is_held_for_complete_after_every_error_with_every_secret() -> None:
+    assert leaks.provoked(complete()).held
+
+
+@pytest.mark.parametrize("missing", ["no 503", "no push answered quota", "no session cookie", "5 of 6 exports"])
+def test_a_search_is_not_held_for_complete_with_less(missing: str) -> None:
+    evidence = complete()
+    if missing == "no 503":
+        evidence.errors.remove("503 {}")
+    if missing == "no push answered quota":
+        evidence.pushed.remove("quota")
+    if missing == "no session cookie":
+        del evidence.secrets["session cookie"]
+    if missing == "5 of 6 exports":
+        evidence.exports.pop()
+    found = leaks.provoked(evidence)
+    assert (found.held, found.figure) == (False, missing)
+
+
+def test_links_of_the_admin_site_are_followed_relative_ones_too_but_not_out_of_it() -> None:
+    text = """
+        <a href="export/?q=a&amp;state=open">CSV</a> <a href="?page=2#top">Older</a> <a href="#filter">Filter</a>
+        <a href="/django-admin/devices/">Devices</a> <a href="/django-admin/logout/">Out</a> <a href="/docs">API</a>
+        <a href="https://example.com/django-admin/">Elsewhere</a>
+    """
+    request = httpx.Request("GET", "http://127.0.0.1/django-admin/commands/?q=a")
+    assert list(leaks.links(httpx.Response(200, text=text, request=request))) == [
+        "/django-admin/commands/export/?q=a&state=open",
+        "/django-admin/commands/?page=2",
+        "/django-admin/commands/?q=a",
+        "/django-admin/devices/",
+    ]
 
 
 class Closing:

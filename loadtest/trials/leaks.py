@@ -5,17 +5,22 @@ them, the metrics, each answer that was an error, the audit, the pages of the ad
 """
 
 import base64
+import os
 import re
 import secrets
+import signal
+import socket
 import subprocess
 import sys
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from html import unescape
 from pathlib import Path
 from typing import Any, Final, Self
+from urllib.parse import parse_qsl, urldefrag, urljoin, urlsplit
 
 import httpx
 import orjson
@@ -23,24 +28,52 @@ import psycopg
 from psycopg import sql
 
 from loadtest import ground
+from loadtest.connections import Server
 from loadtest.fcm_standin import FcmStandin, Send
-from loadtest.serving import MANAGE, Serving
+from loadtest.serving import MANAGE, Serving, wait_for
 from loadtest.trials import sockets
 from loadtest.trials.finding import Finding
 from nexmdm.fleet_client import FleetClient
 
 CONFIGURED: Final = ("SECRET_KEY", "ADMIN_KEY", "HMAC_SECRET", "COMMAND_SIGNING_KEY", "METRICS_TOKEN")
+CIRCUIT_OPENING: Final = ("forbidden", "missing", "unauthenticated")
 PUSH_WORDS: Final = (
-    "ok", "unregistered", "mismatch", "invalid", "unavailable", "internal", "quota", "garbage", "reset", "forbidden",
-    "missing", "unauthenticated",
+    "ok", "unregistered", "mismatch", "invalid", "unavailable", "internal", "quota", "garbage", "reset",
+    *CIRCUIT_OPENING,
 )  # fmt: skip
-"""The beginnings of push tokens by which the stand-in for FCM chooses its answer; those that open the circuit last."""
+"""The beginnings of push tokens by which the stand-in for FCM chooses its answer."""
+
+STATUSES: Final = frozenset({400, 401, 403, 404, 405, 408, 409, 413, 415, 422, 429, 431, 500, 503})
+"""Each kind of error: all of them have to be provoked."""
+
+KINDS: Final = frozenset({
+    *CONFIGURED, "service account", "access token", "push token", "enrollment token", "device token", "command key",
+    "signature", "envelope's signature", "session cookie", "password",
+})  # fmt: skip
+"""Each kind of secret: some of all of them have to be looked for."""
 
 USER: Final = "auditor"
 PASSWORD: Final = "a password that nobody should read"  # noqa: S105
+WRONG_PASSWORD: Final = "one that opens nothing, and nobody should read"  # noqa: S105
 UNSTORABLE: Final = "unstorable"
-MOST_PAGES: Final = 400
-_LINK: Final = re.compile(r'href="(/django-admin/[^"#]*)"')
+FAILURES: Final = 70
+"""More than an address may have in a minute."""
+
+STRANGER: Final = "127.0.0.2"
+"""Another address of this machine: who fails too often there spoils nothing here."""
+
+PUSH_SECONDS: Final = 30
+SITE: Final = "/django-admin/"
+MOST_ALIKE: Final = 2
+"""How many links are followed that differ in nothing but the values of their query."""
+
+MOST_NAMES: Final = 2
+"""How many names the query of a link that is followed may have: filters combine without end."""
+
+EXPORTS: Final = 6
+"""How many lists of the admin site can be exported."""
+
+_LINK: Final = re.compile(r'href="([^"]*)"')
 
 
 @dataclass(slots=True)
@@ -50,11 +83,19 @@ class Evidence:
     secrets: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     places: dict[str, str] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
+    pushed: set[str] = field(default_factory=set)
+    pages: int = 0
+    exports: set[str] = field(default_factory=set)
 
     def secret(self, kind: str, text: str) -> str:
         """Remember a secret, and return it."""
         self.secrets[kind].add(text)
         return text
+
+    @property
+    def statuses(self) -> set[int]:
+        """The kinds of errors that were answered."""
+        return {int(error[:3]) for error in self.errors}
 
 
 def trial(folder: Path) -> Iterator[Finding]:
@@ -76,10 +117,11 @@ def trial(folder: Path) -> Iterator[Finding]:
             )
         )
         calls = stack.enter_context(Calls(serving.url, configured, evidence))
-        phones = _loop(calls, standin)
+        phones = _loop(calls, standin, serving)
         _provoke(calls, phones, serving)
         _look(calls, serving)
         evidence.places["the logs"] = serving.said
+    yield provoked(evidence)
     yield from findings(evidence)
 
 
@@ -91,6 +133,8 @@ class Calls:
         self.url = url
         self.configured = configured
         self._http = httpx.Client(base_url=url, timeout=60, trust_env=False)
+        there = httpx.HTTPTransport(local_address=STRANGER)
+        self._stranger = httpx.Client(base_url=url, timeout=60, trust_env=False, transport=there)
         self._signing = FleetClient(url, key=configured["ADMIN_KEY"], secret=configured["HMAC_SECRET"])
 
     def __enter__(self) -> Self:
@@ -98,13 +142,23 @@ class Calls:
 
     def __exit__(self, *_: object) -> None:
         self._http.close()
+        self._stranger.close()
         self._signing.close()
 
-    def call(self, method: str, target: str, body: Any = None, headers: dict[str, str] | None = None) -> Any:
+    def call(
+        self,
+        method: str,
+        target: str,
+        body: Any = None,
+        headers: dict[str, str] | None = None,
+        *,
+        stranger: bool = False,
+    ) -> Any:
         """Send a request; return the answer's JSON, if it is one."""
         raw = body if isinstance(body, bytes) else b"" if body is None else orjson.dumps(body)
         kind = {"Content-Type": "application/json"} if raw else {}
-        answer = self._http.request(method, target, content=raw, headers={**kind, **(headers or {})})
+        http = self._stranger if stranger else self._http
+        answer = http.request(method, target, content=raw, headers={**kind, **(headers or {})})
         if answer.status_code >= 400:
             self.evidence.errors.append(f"{answer.status_code} {answer.headers} {answer.text}")
         with suppress(ValueError):
@@ -130,6 +184,15 @@ class Calls:
             self.evidence.secret("envelope's signature", command["signature"])
         return answer
 
+    def unfinished(self, target: str, bearer: str) -> None:
+        """Begin a request whose body does not end, and hear how the server ends it."""
+        server = Server.of(self.url)
+        head = server.head("POST", target, {"Authorization": f"Bearer {bearer}", "Content-Length": "1000"})
+        with socket.create_connection((server.host, server.port), timeout=60) as connection:
+            connection.sendall(head + b"\r\n" + orjson.dumps({"push_token": bearer})[:-1])
+            heard = b"".join(iter(partial(connection.recv, 65_536), b""))
+        self.evidence.errors.append(heard.decode().removeprefix("HTTP/1.1 "))
+
     def enrollment_token(self, **fields: Any) -> str:
         """Make an enrollment token."""
         made = self.signed("POST", "/admin/enrollment-tokens", fields)
@@ -140,7 +203,7 @@ def _push_token(evidence: Evidence, word: str) -> str:
     return evidence.secret("push token", f"{word}-{secrets.token_urlsafe(40)}")
 
 
-def _loop(calls: Calls, standin: FcmStandin) -> dict[str, dict[str, Any]]:
+def _loop(calls: Calls, standin: FcmStandin, serving: Serving) -> dict[str, dict[str, Any]]:
     """Enrol a phone for each of FCM's answers, command them, have them answer, rotate and enrol again."""
     phones = {}
     for word in PUSH_WORDS:
@@ -149,26 +212,48 @@ def _loop(calls: Calls, standin: FcmStandin) -> dict[str, dict[str, Any]]:
         calls.phone("/v1/register", token, body)
         phones[word] = calls.phone("/v1/register", token, body)
     for word, phone in phones.items():
-        target = {"device_ids": [phone["device_id"]]}
-        command = calls.signed("POST", "/admin/command", {"action": "ping", "target": target})
-        calls.phone("/v1/heartbeat", phone["device_token"], {"status": {"battery_pct": 50}})
-        with suppress(TimeoutError):
-            standin.journal.wait_for(1, 3, matching=partial(_is_to, word))
-        report = {"request_id": command["request_id"], "status": "succeeded", "output": {"done": True}}
-        for _ in range(2):
-            calls.phone("/v1/action-result", phone["device_token"], report)
+        if word in CIRCUIT_OPENING:
+            _close_the_circuit(serving)
+        _command(calls, phone, partial(_await_push, calls.evidence, standin, word))
         new = calls.phone("/v1/token/rotate", phone["device_token"])
         calls.phone("/v1/heartbeat", new["device_token"], {"push_token": _push_token(calls.evidence, word)})
         phone["device_token"] = new["device_token"]
     calls.evidence.secrets["access token"] = set(standin.access_tokens.live())
     standin.oauth_down = True
     standin.revoke_access_tokens()
-    calls.signed("POST", "/admin/command", {"action": "ping", "target": {"all": True}})
+    _close_the_circuit(serving)
+    command = calls.signed("POST", "/admin/command", {"action": "ping", "target": {"all": True}})
+    path = f"/admin/commands/{command['request_id']}"
+    wait_for(lambda: calls.signed("GET", path)["push"]["retrying"])
     return phones
 
 
+def _command(calls: Calls, phone: dict[str, Any], pushed: Callable[[], object]) -> None:
+    """Have a phone carry out a command once it is pushed, and say so twice."""
+    target = {"device_ids": [phone["device_id"]]}
+    command = calls.signed("POST", "/admin/command", {"action": "ping", "target": target})
+    calls.phone("/v1/heartbeat", phone["device_token"], {"status": {"battery_pct": 50}})
+    pushed()
+    report = {"request_id": command["request_id"], "status": "succeeded", "output": {"done": True}}
+    for _ in range(2):
+        calls.phone("/v1/action-result", phone["device_token"], report)
+
+
+def _await_push(evidence: Evidence, standin: FcmStandin, word: str) -> None:
+    """Wait for a push that is answered so. Raises TimeoutError."""
+    standin.journal.wait_for(1, PUSH_SECONDS, matching=partial(_is_to, word))
+    evidence.pushed.add(word)
+
+
 def _is_to(word: str, send: Send) -> bool:
-    return send.push_token.startswith(f"{word}-")
+    return send.push_token.startswith(f"{word}-") and send.answer == word
+
+
+def _close_the_circuit(serving: Serving) -> None:
+    """Replace the dispatcher: a new one does not know that the one before had stopped pushing for a while."""
+    before = serving.child("dispatch")
+    os.kill(before, signal.SIGTERM)
+    wait_for(lambda: serving.child("dispatch") != before)
 
 
 def _provoke(calls: Calls, phones: dict[str, dict[str, Any]], serving: Serving) -> None:
@@ -197,9 +282,18 @@ def _provoke(calls: Calls, phones: dict[str, dict[str, Any]], serving: Serving) 
     calls.call("GET", "/healthz", None, {"Host": device, "X-Correlation-ID": device})
     calls.signed("POST", f"/admin/devices/{other['device_id']}/revoke")
     calls.phone("/v1/heartbeat", other["device_token"], {})
+    calls.phone("/admin/summary", device)
+    calls.phone("/v1/register", enrollment, {"hardware_id": "phone-ok"})
+    command = {"action": "ping", "target": {"all": True}, "expect_count": 1000, "note": device}
+    calls.signed("POST", "/admin/command", command)
     with suppress(ConnectionError, IndexError):
         sockets.replay(calls.url, f"{device} no HTTP\r\n\r\n".encode())
+    calls.unfinished("/v1/heartbeat", device)
+    for _ in range(FAILURES):
+        guess = f"Bearer {calls.evidence.secret('device token', device[:-1] + '0')}"
+        calls.call("POST", "/v1/heartbeat", {}, {"Authorization": guess}, stranger=True)
     _break_the_database(calls, phone, serving)
+    _shut_the_database(calls, phone, serving)
 
 
 def _break_the_database(calls: Calls, phone: dict[str, Any], serving: Serving) -> None:
@@ -224,6 +318,26 @@ def _break_the_database(calls: Calls, phone: dict[str, Any], serving: Serving) -
             database.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
             calls.phone("/v1/heartbeat", phone["device_token"], {"push_token": _push_token(calls.evidence, "ok")})
             calls.signed("GET", "/admin/summary")
+
+
+def _shut_the_database(calls: Calls, phone: dict[str, Any], serving: Serving) -> None:
+    """Have PostgreSQL let nobody in for a while."""
+    url = serving.database_url()
+    with psycopg.connect(url) as database:
+        name = database.info.dbname
+    shut = sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS {}")
+    with psycopg.connect(url, dbname="template1", autocommit=True) as other:
+        try:
+            other.execute(shut.format(sql.Identifier(name), sql.Literal(False)))
+            other.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+            for _ in range(2):
+                calls.phone("/v1/heartbeat", phone["device_token"], {"push_token": _push_token(calls.evidence, "ok")})
+                calls.phone("/v1/register", calls.configured["ADMIN_KEY"], {"hardware_id": phone["device_token"]})
+                calls.signed("POST", "/admin/enrollment-tokens", {"label": phone["device_token"]})
+                calls.signed("GET", "/admin/summary")
+        finally:
+            other.execute(shut.format(sql.Identifier(name), sql.Literal(True)))
+    wait_for(lambda: "devices" in calls.signed("GET", "/admin/summary"))
 
 
 def _look(calls: Calls, serving: Serving) -> None:
@@ -251,23 +365,44 @@ def _pages(serving: Serving, evidence: Evidence) -> Iterator[str]:
     create = [sys.executable, MANAGE, "createsuperuser", "--noinput", "--username", USER]
     subprocess.run(create, env={**serving.environment, **account}, check=True, capture_output=True)
     with httpx.Client(base_url=serving.url, timeout=60, trust_env=False, follow_redirects=True) as browser:
-        for password in ("not this one", PASSWORD):
-            form = browser.get("/django-admin/login/?next=/django-admin/")
+        for password in (WRONG_PASSWORD, PASSWORD):
+            form = browser.get(f"{SITE}login/?next={SITE}")
             token = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', form.text)
             assert token is not None
             fields = {"csrfmiddlewaretoken": token[1], "username": USER, "password": password}
-            yield browser.post("/django-admin/login/?next=/django-admin/", data=fields).text
+            evidence.secret("password", password)
+            yield browser.post(f"{SITE}login/?next={SITE}", data=fields).text
         evidence.secret("session cookie", browser.cookies["sessionid"])
-        seen: set[str] = set()
-        waiting = ["/django-admin/"]
-        while waiting and len(seen) < MOST_PAGES:
-            path = waiting.pop(0)
-            if path in seen or "logout" in path:
-                continue
-            seen.add(path)
-            page = browser.get(path).text
-            waiting += [link.replace("&amp;", "&") for link in _LINK.findall(page)]
-            yield page
+        yield from _linked(browser, evidence)
+
+
+def _linked(browser: httpx.Client, evidence: Evidence) -> Iterator[str]:
+    """Yield every page and every export that a link leads to. Raises HTTPStatusError for one that leads nowhere."""
+    alike: Counter[tuple[str, frozenset[str]]] = Counter()
+    waiting, seen = [SITE], {SITE}
+    while waiting:
+        page = browser.get(waiting.pop(0))
+        page.raise_for_status()
+        evidence.pages += 1
+        if page.headers["Content-Type"].startswith("text/csv"):
+            evidence.exports.add(page.url.path)
+        for target in links(page):
+            parts = urlsplit(target)
+            names = frozenset(name for name, _ in parse_qsl(parts.query, keep_blank_values=True))
+            kind = parts.path, names
+            if target not in seen and len(names) <= MOST_NAMES and alike[kind] < MOST_ALIKE:
+                seen.add(target)
+                alike[kind] += 1
+                waiting.append(target)
+        yield page.text
+
+
+def links(page: httpx.Response) -> Iterator[str]:
+    """Yield what a page of the admin site leads to within it, but for the way out."""
+    for link in _LINK.findall(page.text):
+        target = urldefrag(urljoin(page.url.raw_path.decode(), unescape(link))).url
+        if target.startswith(SITE) and not target.startswith(f"{SITE}logout"):
+            yield target
 
 
 def _dump(url: str) -> str:
@@ -287,16 +422,32 @@ def _dump(url: str) -> str:
     return "\n".join(tables)
 
 
+def provoked(evidence: Evidence) -> Finding:
+    """Judge whether all was tried and looked at that there is to be; without that, a search finds nothing easily."""
+    missing = [
+        *(f"no {status}" for status in sorted(STATUSES - evidence.statuses)),
+        *(f"no push answered {word}" for word in PUSH_WORDS if word not in evidence.pushed),
+        *(f"no {kind}" for kind in sorted(KINDS) if not evidence.secrets.get(kind)),
+        *([f"{len(evidence.exports)} of {EXPORTS} exports"] if len(evidence.exports) < EXPORTS else []),
+    ]
+    answered = " ".join(map(str, sorted(evidence.statuses)))
+    return Finding(
+        "the search comes after every kind of error, and knows every kind of secret",
+        f"answers {answered}; pushes answered {', '.join(sorted(evidence.pushed))}",
+        ", ".join(missing) or f"{evidence.pages} pages of the admin site, {len(evidence.exports)} lists exported",
+        not missing,
+    )
+
+
 def findings(evidence: Evidence) -> Iterator[Finding]:
     """Yield, for each place, whether there is a secret in it."""
     count = sum(map(len, evidence.secrets.values()))
-    statuses = sorted({error[:3] for error in evidence.errors})
     for place, text in evidence.places.items():
         found = {kind: sum(_is_in(secret, text) for secret in known) for kind, known in evidence.secrets.items()}
         leaked = ", ".join(f"{number} × {kind}" for kind, number in found.items() if number)
         yield Finding(
             f"no secret in {place}",
-            f"{count:,} secrets of {len(evidence.secrets)} kinds, after errors {' '.join(statuses)}",
+            f"{count:,} secrets of {len(evidence.secrets)} kinds",
             f"{leaked or 'none'} in {len(text):,} characters",
             bool(text) and not leaked,
         )
