@@ -1,22 +1,40 @@
 """The application's clock on trial: an hour fast, an hour slow. Every time that decides anything is the database's."""
 
 import importlib.util
+import os
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import httpx
+import jwt
+import orjson
 
 from loadtest import ground
-from loadtest.serving import wait_for
+from loadtest.fcm_standin import FcmStandin, Send
+from loadtest.serving import Serving, wait_for
 from loadtest.trials.finding import Finding
 from nexmdm.fleet_client import FleetClient, Refused
 
 HOUR: Final = 3600
 MOST_OFF_SECONDS: Final = 60
+PATIENCE_SECONDS: Final = 90
+"""How late a push may be on a busy machine, whose clock is off by much more."""
+
+RETRY_SECONDS: Final = (10, PATIENCE_SECONDS)
+"""When a push that FCM could not take comes again: not before 10 s."""
+
+LEASE_SECONDS: Final = (35, PATIENCE_SECONDS)
+"""When one comes again whose dispatcher was killed: 45 s after it was claimed, less what it then took to FCM."""
+
+LIFE_SECONDS: Final = (600 - PATIENCE_SECONDS, 600)
 SETTINGS: Final = {"BCRYPT_ROUNDS": "4"}
 
 
@@ -25,12 +43,15 @@ class NoLibrary(Exception):
 
 
 def trial(folder: Path) -> Iterator[Finding]:
-    """Go through the loop with a server whose clock is wrong, once in each direction."""
+    """Go through the loop with a server whose clock is wrong, at once in each direction."""
     library = _library()
-    for name, seconds in (("fast", HOUR), ("slow", -HOUR)):
-        place = folder / name
-        place.mkdir()
-        yield _tried(name, seconds, place, library)
+    with ThreadPoolExecutor() as threads:
+        tried = [
+            threads.submit(_tried, name, seconds, folder / name, library)
+            for name, seconds in (("fast", HOUR), ("slow", -HOUR))
+        ]
+        for one in tried:
+            yield from one.result()
 
 
 def _library() -> str:
@@ -44,18 +65,26 @@ def _library() -> str:
     raise NoLibrary(NoLibrary.__doc__)
 
 
-def _tried(name: str, seconds: int, folder: Path, library: str) -> Finding:
+def _tried(name: str, seconds: int, folder: Path, library: str) -> list[Finding]:
+    folder.mkdir()
     wrong = {
         "LD_PRELOAD": library,
         "FAKETIME": f"{seconds:+}s",
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
         "DONT_FAKE_MONOTONIC": "1",
     }
-    with ground.served(folder / "data", **wrong, **SETTINGS) as serving:
-        key, secret = serving.secrets["ADMIN_KEY"], serving.secrets["HMAC_SECRET"]
-        admin = FleetClient(serving.url, key=key, secret=secret, clock=lambda: time.time() + seconds)
-        with closing(admin), serving.admin() as punctual:
-            return _found(name, admin, punctual)
+    with FcmStandin() as standin:
+        account = orjson.dumps(standin.service_account()).decode()
+        push = {"FCM_BASE_URL": standin.base_url, "FIREBASE_SERVICE_ACCOUNT_JSON": account}
+        with ground.served(folder / "data", **wrong, **push, **SETTINGS) as serving:
+            key, secret = serving.secrets["ADMIN_KEY"], serving.secrets["HMAC_SECRET"]
+            admin = FleetClient(serving.url, key=key, secret=secret, clock=lambda: time.time() + seconds)
+            with closing(admin), serving.admin() as punctual:
+                return [
+                    _found(name, admin, punctual),
+                    _without_access(name, admin, standin),
+                    _with_access(name, admin, serving, standin),
+                ]
 
 
 def _found(name: str, admin: FleetClient, punctual: FleetClient) -> Finding:
@@ -69,6 +98,108 @@ def _found(name: str, admin: FleetClient, punctual: FleetClient) -> Finding:
         f"times off by {off:.1f} s; after 2 s: {expired}; signed by that clock {signed[0]}, by ours {signed[1]}",
         held,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Phone:
+    """A phone whose push token says how the stand-in for FCM answers."""
+
+    url: str
+    device_id: str
+    device_token: str
+
+    @classmethod
+    def registered(cls, admin: FleetClient, push_token: str) -> "_Phone":
+        token = admin.post("/admin/enrollment-tokens", {})["enrollment_token"]
+        phone = _post(admin.url, "/v1/register", token, {"hardware_id": push_token, "push_token": push_token})
+        return cls(admin.url, phone["device_id"], phone["device_token"])
+
+    def succeed(self, admin: FleetClient, request_id: str, via: str) -> dict[str, Any]:
+        """Report that a command succeeded, and return what the admin is shown of it."""
+        report = {"request_id": request_id, "status": "succeeded", "via": via}
+        _post(self.url, "/v1/action-result", self.device_token, report)
+        found: dict[str, Any] = admin.get(f"/admin/commands/{request_id}/deliveries/{self.device_id}")
+        return found
+
+
+def _ping(admin: FleetClient, phone: _Phone) -> str:
+    command = admin.post("/admin/command", {"action": "ping", "target": {"device_ids": [phone.device_id]}})
+    return str(command["request_id"])
+
+
+def _without_access(name: str, admin: FleetClient, standin: FcmStandin) -> Finding:
+    """Command a phone while the stand-in, as Google, refuses the assertions of a clock that is wrong."""
+    phone = _Phone.registered(admin, "ok-refused")
+    request_id = _ping(admin, phone)
+    wait_for(lambda: admin.command(request_id)["push"]["retrying"])
+    wait_for(lambda: _ready(admin)["push"] == "circuit_open")
+    (envelope,) = _post(admin.url, "/v1/heartbeat", phone.device_token, {})["commands"]
+    delivery = phone.succeed(admin, envelope["request_id"], "heartbeat")
+    issued, sent, state = standin.access_tokens.issued, len(standin.journal), delivery["state"]
+    return Finding(
+        "where Google refuses that clock, no push leaves, and commands travel by heartbeat",
+        f"an hour {name}: a command to a phone with a push token; OAuth checks the assertion's times",
+        f"{issued} access tokens, {sent} pushes, /readyz says circuit_open; {state} by {delivery['delivered_via']}",
+        (issued, sent, state, delivery["delivered_via"]) == (0, 0, "succeeded", "heartbeat"),
+    )
+
+
+def _with_access(name: str, admin: FleetClient, serving: Serving, standin: FcmStandin) -> Finding:
+    """Command phones once the stand-in gives an access token all the same: FCM fails once, a dispatcher is killed."""
+    standin.oauth_says = _access(standin)
+    _end_dispatcher(serving, signal.SIGTERM)  # The next one knows of no open circuit.
+    phones = [_Phone.registered(admin, push_token) for push_token in ("ok-taken", "flaky1-again", "hang-killed")]
+    commands = [_ping(admin, phone) for phone in phones]
+    for request_id in commands:
+        _sends(standin, request_id, 1)
+    wait_for(lambda: admin.command(commands[1])["push"]["retrying"])
+    _end_dispatcher(serving, signal.SIGKILL)
+    (taken,), retried, leased = (_sends(standin, one, times) for one, times in zip(commands, (1, 2, 2), strict=True))
+    life = int(taken.message["android"]["ttl"].removesuffix("s"))
+    retry, lease = _gap(retried), _gap(leased)
+    deliveries = [phone.succeed(admin, one, "push") for phone, one in zip(phones, commands, strict=True)]
+    done = sum((one["state"], one["delivered_via"]) == ("succeeded", "push") for one in deliveries)
+    spans = ((life, LIFE_SECONDS), (retry, RETRY_SECONDS), (lease, LEASE_SECONDS))
+    return Finding(
+        "pushes, their leases, retries and time to live are the database's",
+        f"an hour {name}, given an access token: FCM takes one, is unavailable once, a dispatcher is killed at one",
+        f"{life} s to live; again after {retry:.1f} s, and {lease:.1f} s; {done} of {len(phones)} succeeded by push",
+        done == len(phones) and all(least <= seconds <= most for seconds, (least, most) in spans),
+    )
+
+
+def _access(standin: FcmStandin) -> str:
+    """Return what the OAuth endpoint says to an assertion whose times are right."""
+    account, now = standin.service_account(), int(time.time())
+    claims = {"iss": account["client_email"], "aud": account["token_uri"], "iat": now, "exp": now + HOUR}
+    assertion = jwt.encode(claims, account["private_key"], algorithm="RS256")
+    token = standin.access_tokens.exchange(assertion, HOUR)
+    return orjson.dumps({"access_token": token, "expires_in": HOUR, "token_type": "Bearer"}).decode()
+
+
+def _end_dispatcher(serving: Serving, how: signal.Signals) -> None:
+    """End the dispatcher, and wait for the next one."""
+    before = serving.child("dispatch")
+    os.kill(before, how)
+    wait_for(lambda: serving.child("dispatch") != before)
+
+
+def _sends(standin: FcmStandin, request_id: str, times: int) -> list[Send]:
+    """Wait for so many pushes of a command, and return them. Raises TimeoutError."""
+    return standin.journal.wait_for(times, PATIENCE_SECONDS, matching=partial(_is_of, request_id))
+
+
+def _is_of(request_id: str, send: Send) -> bool:
+    return send.request_id == request_id
+
+
+def _gap(sends: Sequence[Send]) -> float:
+    return sends[1].monotonic - sends[0].monotonic
+
+
+def _ready(admin: FleetClient) -> dict[str, Any]:
+    found: dict[str, Any] = httpx.get(f"{admin.url}/readyz", timeout=PATIENCE_SECONDS, trust_env=False).json()
+    return found
 
 
 def _times(admin: FleetClient) -> Iterator[tuple[datetime, float]]:
@@ -105,7 +236,9 @@ def _expires(admin: FleetClient) -> str:
         return "expired at once"
     wait_for(lambda: admin.items(path, 1)[0][0]["state"] != "pending")
     headers = {"Authorization": f"Bearer {made['enrollment_token']}"}
-    answer = httpx.post(f"{admin.url}/v1/register", json={"hardware_id": "phone-2"}, headers=headers)
+    answer = httpx.post(
+        f"{admin.url}/v1/register", json={"hardware_id": "phone-2"}, headers=headers, timeout=PATIENCE_SECONDS
+    )
     return f"{admin.items(path, 1)[0][0]['state']}, {answer.status_code}"
 
 
@@ -118,7 +251,8 @@ def _status(admin: FleetClient) -> int:
 
 
 def _post(url: str, target: str, bearer: str, body: dict[str, Any]) -> dict[str, Any]:
-    answer = httpx.post(f"{url}{target}", json=body, headers={"Authorization": f"Bearer {bearer}"}, trust_env=False)
+    headers = {"Authorization": f"Bearer {bearer}"}
+    answer = httpx.post(f"{url}{target}", json=body, headers=headers, timeout=PATIENCE_SECONDS, trust_env=False)
     answer.raise_for_status()
     found: dict[str, Any] = answer.json()
     return found
