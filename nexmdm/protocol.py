@@ -5,6 +5,8 @@ and keep whatever comes as its head; after it, wait for ever for a client that d
 """
 
 import asyncio
+import random
+import select
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -30,6 +32,11 @@ TAKEN_SECONDS: Final = 30
 
 LAST_SECONDS: Final = 5
 """The same, once the worker is stopping."""
+
+LINGER_SECONDS: Final = 0.25
+"""How long an idle connection stays open at least when the worker stops, and twice as long at most: a client may have
+written a request by then that is still on its way, and to close on it would cut it. Each is closed at a moment of its
+own, for uvloop reads nothing more of those that it closes in one round, which with many of them takes milliseconds."""
 
 CUT = Counter("nexmdm_connections_cut", "Connections ended because of what their client did, by what.", ["reason"])
 
@@ -77,6 +84,8 @@ class Protocol(HttpToolsProtocol):
         self._taken_timer = _Timer(self.loop, self._give_answer_up)
         self._taken_seconds: float = TAKEN_SECONDS
         self._served: RequestResponseCycle | None = None
+        self._linger_timer = _Timer(self.loop, self._close_if_idle)
+        self._stopping = False
         self._refused = False
         self._drained = 0
 
@@ -93,6 +102,7 @@ class Protocol(HttpToolsProtocol):
             self._served.disconnected = True
         self._head_timer.stop()
         self._taken_timer.stop()
+        self._linger_timer.stop()
 
     def data_received(self, data: bytes) -> None:
         """Read on; keep no more of an unfinished head than its limit, and wait for its end only so long."""
@@ -135,6 +145,8 @@ class Protocol(HttpToolsProtocol):
             self._refuse("upgrade", _NO_UPGRADE)
         else:
             super().on_headers_complete()
+            if self._stopping and self.cycle is not None:
+                self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
         """End a request."""
@@ -151,8 +163,12 @@ class Protocol(HttpToolsProtocol):
         """Say nothing of a wish to upgrade: uvicorn would recommend a library."""
 
     def shutdown(self) -> None:
-        """Finish what is under way; but not for a client that takes nothing of its answer."""
-        super().shutdown()
+        """Finish what is under way or on its way; but not for a client that takes nothing of its answer."""
+        self._stopping = True
+        if self._is_idle():
+            self._linger_timer.start(LINGER_SECONDS * random.uniform(1, 2))
+        else:
+            super().shutdown()
         self._taken_seconds = LAST_SECONDS
         self._taken_timer.start(self._taken_seconds)
 
@@ -177,6 +193,19 @@ class Protocol(HttpToolsProtocol):
 
     def _is_idle(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
+
+    def _close_if_idle(self) -> None:
+        if not self._is_idle():
+            return  # It closes with its answer.
+        if self._has_unread():
+            self._linger_timer.start(LINGER_SECONDS / 10)
+        else:
+            self.transport.close()
+
+    def _has_unread(self) -> bool:
+        wire = select.poll()
+        wire.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(wire.poll(0))
 
     def _give_head_up(self) -> None:
         if not self._is_idle():

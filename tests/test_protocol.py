@@ -318,3 +318,30 @@ def test_a_client_gone_at_any_byte_leaves_nothing_or_a_whole_command(admin: Admi
     over_a_socket(partial(gone_after, size=len(request)))
     (command,) = Command.objects.all()
     assert [delivery.state for delivery in command.deliveries.all()] == ["pending"]
+
+
+def test_a_request_on_its_way_when_the_worker_stops_is_answered_and_ends_its_connection() -> None:
+    async def talk(line: Line) -> tuple[Answer, Answer, bool]:
+        await line.say(HEALTH + b"\r\n")
+        first = await line.answer()
+        (connection,) = line.state.connections
+        connection.shutdown()
+        await line.say(HEALTH + b"\r\n")
+        return first, await line.answer(), await line.ends()
+
+    first, last, ended = over_a_socket(talk)
+    assert (first.status, first.headers.get("connection")) == (200, None)
+    assert (last.status, last.headers["connection"], ended) == (200, "close", True)
+
+
+def test_an_idle_connection_ends_soon_after_the_worker_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "LINGER_SECONDS", SOON)
+
+    async def talk(line: Line) -> bool:
+        await line.say(HEALTH + b"\r\n")
+        await line.answer()
+        (connection,) = line.state.connections
+        connection.shutdown()
+        return await line.ends()
+
+    assert over_a_socket(talk)
