@@ -440,7 +440,7 @@ def test_no_delivery_is_lost_settled_twice_or_sent_too_late_whatever_happens_in_
     scene: Scene, time_stands_still: None
 ) -> None:
     play = hypothesis_settings(
-        max_examples=EXAMPLES or 40,
+        max_examples=EXAMPLES or 20,
         stateful_step_count=STEPS,
         derandomize=not EXAMPLES,
         deadline=None,
