@@ -15,7 +15,7 @@ endef
 TEST_DATA_DIR := $(or $(NEXMDM_TEST_DATA_DIR),$(CURDIR)/.nexmdm-test)
 TEST_MANAGE := env -u DATABASE_URL NEXMDM_DATA_DIR="$(TEST_DATA_DIR)" $(BIN)/python manage.py
 
-.PHONY: help run install test checks lint format lock licenses audit clean
+.PHONY: help run install test checks tests-together tests-apart lint format lock licenses audit clean
 
 help:
 	@echo "make run     start everything (Ctrl-C stops it)"
@@ -42,7 +42,18 @@ test: $(VENV)/dev.stamp
 
 checks: lint
 	$(TEST_MANAGE) makemigrations --check --dry-run
-	$(BIN)/python -m pytest
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target tests-apart tests-together
+
+# Those that start servers of their own wait a lot: they run beside the others, each half on a PostgreSQL of its own, and
+# each is shown when it is done.
+APART := $(foreach name,admin_site_in_a_browser backup chaos checks embedded environment examples ledgers loadtest \
+	migrations monitoring operations parts proxy readme serve short_lives simulated_phone trust two_of_each,tests/test_$(name).py)
+
+tests-together:
+	$(BIN)/python -m pytest $(addprefix --ignore=,$(APART))
+
+tests-apart:
+	env NEXMDM_TEST_DATA_DIR="$(TEST_DATA_DIR)-apart" $(BIN)/python -m pytest $(APART)
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check
