@@ -195,9 +195,9 @@ class Protocol(HttpToolsProtocol):
         return self.cycle is None or self.cycle.response_complete
 
     def _close_if_idle(self) -> None:
-        if not self._is_idle():
-            return  # It closes with its answer.
-        if self._has_unread():
+        if self.transport.is_closing() or not self._is_idle():
+            return  # It closes by itself: now, or with its answer.
+        if self._in_head or self._has_unread():
             self._linger_timer.start(LINGER_SECONDS / 10)
         else:
             self.transport.close()

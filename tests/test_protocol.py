@@ -334,6 +334,25 @@ def test_a_request_on_its_way_when_the_worker_stops_is_answered_and_ends_its_con
     assert (last.status, last.headers["connection"], ended) == (200, "close", True)
 
 
+def test_a_head_that_has_begun_to_arrive_when_the_worker_stops_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "LINGER_SECONDS", SOON / 10)
+
+    async def talk(line: Line) -> tuple[Answer, bool]:
+        await line.say(HEALTH + b"\r\n")
+        await line.answer()
+        (connection,) = line.state.connections
+        await line.say(HEALTH)
+        while not cast("Protocol", connection)._in_head:  # noqa: ASYNC110  (uvicorn tells nobody)
+            await asyncio.sleep(0)
+        connection.shutdown()
+        await asyncio.sleep(SOON)
+        await line.say(b"\r\n")
+        return await line.answer(), await line.ends()
+
+    answer, ended = over_a_socket(talk)
+    assert (answer.status, answer.headers["connection"], ended) == (200, "close", True)
+
+
 def test_an_idle_connection_ends_soon_after_the_worker_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "LINGER_SECONDS", SOON)
 
