@@ -87,7 +87,7 @@ class Dispatcher:
         self._unrecorded = asyncio.Event()
 
     def stop(self) -> None:
-        """Claim nothing more; run() returns when what is under way is sent and recorded."""
+        """Claim nothing more; run() returns when what is under way is answered, what waits given back, all recorded."""
         self._stopping.set()
         self._awake.set()
 
@@ -128,7 +128,7 @@ class Dispatcher:
         room = room if permitted is None else min(room, permitted)
         if room <= 0:
             return 0
-        claimed = await database.reserved(database.and_release, outbox.claim_due, room)
+        claimed = await database.at_once(outbox.claim_due, room)
         if claimed:
             self.circuit.probing(now)
             self.pace.spend(len(claimed))
@@ -245,7 +245,7 @@ class Dispatcher:
         """
         for _ in range(RECORD_TRIES):
             try:
-                await database.reserved(database.and_release, outbox.record_attempts, batch)
+                await database.unit(outbox.record_attempts, batch)
                 break
             except (OperationalError, InterfaceError) as error:
                 log.error("dispatch.record_failed", error=type(error).__name__, detail=database.told(error)[:200])

@@ -38,15 +38,16 @@ async def unit(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     if gate is None:
         gate = _gates[loop] = asyncio.Semaphore(max(1, settings.DATABASE_POOL_SIZE - RESERVED_CONNECTIONS))
     async with gate:
-        return await sync_to_async(and_release)(work, *args, **kwargs)
+        return await at_once(work, *args, **kwargs)
+
+
+async def at_once(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Run a function as a unit, but without waiting for a turn: for what each process does one at a time."""
+    return await sync_to_async(and_release)(work, *args, **kwargs)
 
 
 async def reserved(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run a function in a thread without waiting for a turn: for what each process does one at a time.
-
-    The function itself has to call release(), sooner or later: so it may keep its connection for the next call.
-    (Or hand and_release over, with the function to follow.)
-    """
+    """Run a function as at_once() does, but leave its connection to it: it has to call release(), sooner or later."""
     return await sync_to_async(work)(*args, **kwargs)
 
 
