@@ -172,6 +172,15 @@ class Admin:
         assert answer.status == 200, answer
         return phone
 
+    def enrol_fleet(self, size: int, push_token: str | None = None) -> "list[Phone]":
+        """Register so many phones; their push tokens, if they have any, are this with a number behind it."""
+        text = self.enrollment_token(max_uses=size)
+        phones = [Phone(self.client, f"phone-{number}") for number in range(size)]
+        for number, phone in enumerate(phones):
+            said = {} if push_token is None else {"push_token": f"{push_token}{number}"}
+            assert phone.register(text, **said).status == 200
+        return phones
+
     def command(self, action: str = "ping", *, to: Any = None, **fields: Any) -> Answer:
         """Send a command to a phone, to several, or to a target given as it is."""
         phones = [to] if isinstance(to, Phone) else to

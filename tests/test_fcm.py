@@ -22,7 +22,7 @@ from commands.models import Attempt, Delivery, Outcome
 from devices.models import Device
 from loadtest.fcm_standin import FcmStandin
 from nexmdm.models import DispatcherSeen
-from tests.actors import Admin, Phone
+from tests.actors import Admin
 from tests.moments import thread_hops
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -39,9 +39,7 @@ def push_to(admin: Admin, push_token: str) -> tuple[Attempt, Delivery]:
 
 def fleet(admin: Admin, push_token: str, size: int) -> None:
     """Enrol so many phones whose push tokens begin with this, and send them a ping."""
-    text = admin.enrollment_token(max_uses=size)
-    for number in range(size):
-        Phone(admin.client, f"phone-{number}").register(text, push_token=f"{push_token}{number}")
+    admin.enrol_fleet(size, push_token)
     admin.command("ping", to={"all": True}, expires_in_seconds=86_400)
 
 

@@ -35,10 +35,7 @@ def statements() -> Iterator[list[str]]:
 @pytest.fixture
 def fleet(admin: Admin) -> list[Phone]:
     """Thirty phones, two of which have been heard."""
-    text = admin.enrollment_token(max_uses=30)
-    phones = [Phone(admin.client, f"phone-{number}") for number in range(30)]
-    for phone in phones:
-        phone.register(text)
+    phones = admin.enrol_fleet(30)
     for phone in phones[:2]:
         phone.heartbeat()
     return phones

@@ -34,10 +34,7 @@ ROUNDS = 40
 @pytest.fixture
 def fleet(admin: Admin) -> list[Phone]:
     """Thirty phones that can be pushed to, with a command that is due for each."""
-    text = admin.enrollment_token(max_uses=PHONES)
-    phones = [Phone(admin.client, f"phone-{number}") for number in range(PHONES)]
-    for number, phone in enumerate(phones):
-        assert phone.register(text, push_token=f"ok-{number}").status == 200
+    phones = admin.enrol_fleet(PHONES, "ok-")
     admin.command("ping", to={"all": True})
     return phones
 
