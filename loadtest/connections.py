@@ -169,10 +169,13 @@ class Pool:
     What is cut before an answer is sent once more, without a word, if its connection had been used before. A strict
     pool sends nothing twice, and fails it. It looks at a connection before it writes to it, and leaves one that the
     server has closed by then: `left` counts the requests that went over another one therefore.
+
+    `source` is the address that connections come from: one of the loopback network's, for a server on it.
     """
 
-    def __init__(self, server: Server, limit: int, *, strict: bool = False) -> None:
+    def __init__(self, server: Server, limit: int, *, strict: bool = False, source: str = "") -> None:
         self._server = server
+        self._source = (source, 0) if source else None
         self._limit = limit
         self._strict = strict
         self.left = 0
@@ -264,7 +267,7 @@ class Pool:
         protocol = partial(_Connection, self, resends=not self._strict)
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
-                await loop.create_connection(protocol, host, port, ssl=self._tls)
+                await loop.create_connection(protocol, host, port, ssl=self._tls, local_addr=self._source)
         except (OSError, TimeoutError) as error:
             if self._queue:
                 self._queue.popleft().done(NO_ANSWER, f"cannot connect: {type(error).__name__}".encode())

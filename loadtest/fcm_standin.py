@@ -9,6 +9,7 @@ Any other push token is good.
 | quota- quota7-                     | 429 QUOTA_EXCEEDED, the second with Retry-After: 7                             |
 | unavailable- unavailable7-         | 503 UNAVAILABLE, likewise                                                      |
 | internal- unauthenticated-         | 500 INTERNAL, 401                                                              |
+| blank401- html404-                 | that status with an empty body, or with a page of HTML: not FCM's own          |
 | slow250- flaky2-                   | 200 after 250 ms; 503 to the first two sends of that very token, then 200      |
 | hang- reset- garbage-              | no answer until closed; the connection cut by RST; 200 with HTML in it         |
 
@@ -109,7 +110,10 @@ REFUSALS: Final = {
         _invalid(),
     )
 }
-WORDS: Final = frozenset({*REFUSALS, "ok", "slow", "flaky", "hang", "reset", "garbage"})
+NOT_FCMS_OWN: Final[Mapping[str, bytes]] = {"blank": b"", "html": b"<!DOCTYPE html><title>Error</title>"}
+"""The bodies of answers that a front end gives in FCM's place; the number behind the word is their status."""
+
+WORDS: Final = frozenset({*REFUSALS, *NOT_FCMS_OWN, "ok", "slow", "flaky", "hang", "reset", "garbage"})
 
 
 def script_of(text: str) -> tuple[str, int | None]:
@@ -422,6 +426,8 @@ class FcmStandin:
             word, number = self._flaked(push_token, number or 1), None
         if word in ("quota", "unavailable") and number is not None:
             return replace(REFUSALS[word], retry_after=str(number))
+        if word in NOT_FCMS_OWN:
+            return Reply(word, status=number or HTTPStatus.NOT_FOUND, body=NOT_FCMS_OWN[word])
         if word in ("hang", "reset"):
             return Reply(word, status=None, delay_seconds=inf if word == "hang" else 0)
         if word == "garbage":

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +101,8 @@ def gather(ground: Ground, count: int, path: Path, watch: Callable[[], None]) ->
     `watch` is told of each that registers. Raises NotSeeded, and what enrol() raises.
     """
     if count > MOST_REGISTERED:
-        _seed(ground, count, path)
+        environment = ground.serving.environment if ground.serving else None
+        seed(environment, count, path, with_push_tokens=ground.journal is not None)
         return ground.interval_seconds
     members, interval_seconds = enrolling.enrol(
         ground.admin, count, with_push_tokens=ground.journal is not None, watch=watch
@@ -110,9 +111,12 @@ def gather(ground: Ground, count: int, path: Path, watch: Callable[[], None]) ->
     return interval_seconds
 
 
-def _seed(ground: Ground, count: int, path: Path) -> None:
-    pushed = ["--push-tokens"] if ground.journal else []
+def seed(environment: Mapping[str, str] | None, count: int, path: Path, *, with_push_tokens: bool) -> None:
+    """Write so many phones into the database of the server with this environment (None: ours), and their roster.
+
+    Raises NotSeeded.
+    """
+    pushed = ["--push-tokens"] if with_push_tokens else []
     seeding = [sys.executable, "-m", "loadtest.seeding", "--devices", str(count), "--roster", str(path), *pushed]
-    environment = ground.serving.environment if ground.serving else None
     if subprocess.run(seeding, cwd=_ROOT, env=environment, check=False).returncode:
         raise NotSeeded

@@ -21,6 +21,7 @@ from rich.text import Text
 
 from loadtest.trials import clock, gone, guard, intruders, leaks, rotation, testrun
 from loadtest.trials.finding import Finding, Trial
+from loadtest.trials.one_against_all import answer, client, phone
 from loadtest.trials.testrun import Case, HeldByTests
 
 NOT_HELD: Final = "NOT HELD"
@@ -138,6 +139,7 @@ CHAPTERS: Final = (
         trials=(leaks.trial,),
     ),
     Chapter("gone", trials=(gone.trial,)),
+    Chapter("one against all", trials=(phone.trial, client.trial, answer.trial)),
     Chapter(
         "clock",
         tested=(
@@ -232,7 +234,7 @@ def _findings(chapters: Sequence[Chapter], folder: Path, console: Console) -> It
         for promise in chapter.tested:
             yield chapter.name, promise.finding(cases)
         for number, trial in enumerate(chapter.trials):
-            place = folder / f"{chapter.name}-{number}"
+            place = folder / f"{chapter.name.replace(' ', '-')}-{number}"
             place.mkdir()
             for finding in tried(trial, place):
                 yield chapter.name, finding

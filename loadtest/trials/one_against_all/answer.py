@@ -1,0 +1,85 @@
+"""One push token against all: FCM's front end answers its pushes in its own way, and every other push goes out."""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import httpx
+
+from loadtest import ground
+from loadtest.roster import Member
+from loadtest.serving import Serving
+from loadtest.trials.finding import Finding
+from loadtest.trials.one_against_all import beside, honest
+from loadtest.trials.one_against_all.beside import ROUNDS, SECONDS, Case
+from loadtest.trials.one_against_all.honest import Honest, Pushes
+from loadtest.trials.one_against_all.order import Tally
+from loadtest.trials.pulse import Pulse
+from nexmdm.fleet_client import FleetClient
+
+HEARTBEATS_PER_SECOND: Final = 100
+COMMANDS_PER_SECOND: Final = 2
+PUSHED: Final = 24
+"""Good phones that each command goes to; with the bad one, every 25th push is answered oddly."""
+
+ANSWERS: Final = {"blank401": "401 with an empty body", "html404": "404 with a page of HTML"}
+"""The words of the stand-in, and what they mean."""
+
+LEAST_ANSWERED: Final = ROUNDS * SECONDS * COMMANDS_PER_SECOND // 2
+"""How often FCM has to have given the odd answer: the bad phone is pushed to by each command, if the last one waits."""
+
+
+def trial(folder: Path) -> Iterator[Finding]:
+    """Have the stand-in for FCM answer one phone's pushes oddly, in two ways."""
+    with (
+        ground.standin(folder) as fcm,
+        beside.served(folder, with_push_tokens=True, **fcm) as (serving, members),
+        serving.admin() as admin,
+    ):
+        yield from beside.each({word: partial(_tried, serving, members, admin, word) for word in ANSWERS})
+
+
+async def _tried(serving: Serving, members: list[Member], admin: FleetClient, word: str) -> Finding:
+    bad, *good = members
+    await asyncio.to_thread(_give, serving.url, bad, f"{word}-{bad.device_id}")
+    journal = serving.data_dir.parent / "journal"
+    pushes = Pushes(admin, good[:PUSHED], journal, per_second=COMMANDS_PER_SECOND)
+    traffic = Honest(
+        {
+            "heartbeats": Pulse(serving.url, good[PUSHED:], per_second=HEARTBEATS_PER_SECOND),
+            "signed calls": honest.calls(admin, "/admin/summary"),
+            "pushes": pushes,
+        }
+    )
+    case = Case(
+        f"a push token that always gets {ANSWERS[word]}",
+        f"each command goes to {PUSHED} good phones and to this one",
+        least_sent=LEAST_ANSWERED,
+        answers={word.rstrip("0123456789")},
+    )
+    return await beside.tried(case, traffic, OddOne(pushes, [bad.device_id]), serving)
+
+
+def _give(url: str, member: Member, push_token: str) -> None:
+    bearer = {"Authorization": f"Bearer {member.device_token}"}
+    httpx.post(f"{url}/v1/heartbeat", json={"push_token": push_token}, headers=bearer).raise_for_status()
+
+
+class OddOne:
+    """The bad phone as an attack: while it goes on, commands go to it, too."""
+
+    def __init__(self, pushes: Pushes, device_ids: Sequence[str]) -> None:
+        self._pushes = pushes
+        self._device_ids = device_ids
+
+    async def begin(self) -> None:
+        """Send the commands to it, too."""
+        self._pushes.also = self._device_ids
+
+    async def end(self) -> Tally:
+        """Leave it out again; return how its pushes were answered since the last time."""
+        self._pushes.also = ()
+        answers, self._pushes.answers = self._pushes.answers, type(self._pushes.answers)()
+        return Tally(answers.total(), answers=answers)

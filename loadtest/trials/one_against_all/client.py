@@ -1,0 +1,187 @@
+"""One client without a credential against all: logins, dead tokens, guesses, pipelined requests, idle connections."""
+
+import asyncio
+import resource
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+import httpx
+import psycopg
+
+from loadtest import halfway
+from loadtest.roster import Member
+from loadtest.serving import Serving
+from loadtest.trials.finding import Finding
+from loadtest.trials.one_against_all import beside, honest
+from loadtest.trials.one_against_all.beside import ENOUGH, ROUNDS, SECONDS, Case
+from loadtest.trials.one_against_all.held import PIPELINED
+from loadtest.trials.one_against_all.honest import Honest, Traffic
+from loadtest.trials.one_against_all.order import Order, Tally
+from loadtest.trials.pulse import Pulse
+from nexmdm.fleet_client import FleetClient
+
+HEARTBEATS_PER_SECOND: Final = 150
+LOGINS: Final = 40
+LOGIN_SECONDS: Final = 10
+"""Three times of it are the half minute for which signed calls have to be answered within a second."""
+
+SESSIONS: Final = 300
+DEAD_TOKENS_PER_SECOND: Final = 20
+PIPELINING: Final = 60
+GUESSES: Final = 5000
+MOST_COUNTERS: Final = 200
+"""By how many rows the table of counters may grow for guesses from one network."""
+
+MOST_TRIED: Final = 250
+"""How many of the guesses may be tried: 60 a minute for two minutes, and what was under way at the limit."""
+
+IDLE: Final = 12_000
+IDLE_GROWN_MEBIBYTES: Final = 150
+FILES_TO_SPARE: Final = 500
+READINESS_PER_SECOND: Final = 325
+PROXY: Final = "127.0.7.1"
+"""The address that guesses come from, as through a proxy that names theirs."""
+
+_TOKENS: Final = "/admin/enrollment-tokens"
+
+
+def trial(folder: Path) -> Iterator[Finding]:
+    """Let clients without a credential do what they can, one kind after the other."""
+    with beside.served(folder, TRUSTED_PROXIES=PROXY) as (serving, members), serving.admin() as admin:
+        yield from beside.each({name: partial(tried, serving, members, admin) for name, tried in _ATTACKS.items()})
+
+
+def _traffic(serving: Serving, members: list[Member], admin: FleetClient, **others: Traffic) -> Honest:
+    heartbeats = Pulse(serving.url, members, per_second=HEARTBEATS_PER_SECOND)
+    return Honest({"heartbeats": heartbeats, "signed calls": honest.calls(admin, "/admin/summary"), **others})
+
+
+async def _tried(case: Case, traffic: Honest, serving: Serving, *orders: Order) -> Finding:
+    async with beside.processes(*orders) as attacker:
+        return await beside.tried(case, traffic, attacker, serving)
+
+
+async def _logins(serving: Serving, members: list[Member], admin: FleetClient) -> Finding:
+    sources = ["127.0.4.1"] * (LOGINS // 2) + [f"127.0.4.{number}" for number in range(2, LOGINS // 2 + 2)]
+    case = Case(
+        "a client that logs in without end",
+        f"{LOGINS} logins at a time as unknown users, half of them from one address, half from one each",
+        least_sent=2 * LOGINS,
+        answers={"200", "403", "429", "503"},
+        seconds=LOGIN_SECONDS,
+    )
+    return await _tried(case, _traffic(serving, members, admin), serving, Order("logins", serving.url, sources, LOGINS))
+
+
+async def _sessions(serving: Serving, members: list[Member], admin: FleetClient) -> Finding:
+    case = Case(
+        "a client with invented sessions",
+        f"{LOGINS} requests for the admin site at a time, each with a session id of its own",
+        least_sent=SESSIONS,
+        answers={"302", "429", "503"},
+    )
+    order = Order("sessions", serving.url, ["127.0.4.101"], LOGINS)
+    return await _tried(case, _traffic(serving, members, admin), serving, order)
+
+
+async def _dead_tokens(serving: Serving, members: list[Member], admin: FleetClient) -> Finding:
+    tokens = await asyncio.to_thread(_dead, admin)
+    case = Case(
+        "a client with spent, revoked and expired enrollment tokens",
+        f"{DEAD_TOKENS_PER_SECOND} registrations a second; phones with a good one register meanwhile",
+        least_sent=ENOUGH * DEAD_TOKENS_PER_SECOND * ROUNDS * SECONDS,
+        answers={"401", "429"},
+    )
+    good = (await asyncio.to_thread(admin.post, _TOKENS, {"max_uses": 1000}))["enrollment_token"]
+    traffic = _traffic(serving, members, admin, registrations=honest.registrations(serving.url, good))
+    order = Order("dead tokens", serving.url, ["127.0.5.2"], DEAD_TOKENS_PER_SECOND, DEAD_TOKENS_PER_SECOND, tokens)
+    return await _tried(case, traffic, serving, order)
+
+
+def _dead(admin: FleetClient) -> list[str]:
+    """Return enrollment tokens that are no good any more: expired (in a second), spent, revoked."""
+    expired, spent, revoked = (admin.post(_TOKENS, {"expires_in_seconds": seconds}) for seconds in (1, 600, 600))
+    bearer = {"Authorization": f"Bearer {spent['enrollment_token']}"}
+    httpx.post(f"{admin.url}/v1/register", json={"hardware_id": "spends-it"}, headers=bearer).raise_for_status()
+    admin.post(f"{_TOKENS}/{revoked['id']}/revoke")
+    return [token["enrollment_token"] for token in (expired, spent, revoked)]
+
+
+async def _pipelining(serving: Serving, members: list[Member], admin: FleetClient) -> Finding:
+    case = Case(
+        "a client that pipelines",
+        f"{PIPELINING} connections, each with {PIPELINED:,} requests at a time",
+        least_sent=PIPELINING * PIPELINED * ROUNDS,
+        answers={"404", "503"},
+    )
+    traffic = _traffic(serving, members, admin, probes=honest.probes(serving.url))
+    return await _tried(case, traffic, serving, Order("pipelining", serving.url, ["127.0.6.1"], PIPELINING))
+
+
+async def _guesses(serving: Serving, members: list[Member], admin: FleetClient) -> Finding:
+    tokens = [bearer for bearer, _ in islice(halfway.strangers(members), 500)]
+    per_second = GUESSES / (ROUNDS * SECONDS)
+    database_url = await asyncio.to_thread(serving.database_url)
+    case = Case(
+        "a client that guesses device tokens from all over its IPv6 network",
+        f"{GUESSES:,} wrong tokens from as many addresses of one /64",
+        least_sent=ENOUGH * GUESSES,
+        answers={"401", "429", "503"},
+        check=_counted(database_url, _counters(database_url)),
+    )
+    order = Order("guesses", serving.url, [PROXY], 32, per_second, tokens)
+    return await _tried(case, _traffic(serving, members, admin), serving, order)
+
+
+def _counters(database_url: str) -> int:
+    with psycopg.connect(database_url) as connection:
+        row = connection.execute("SELECT count(*) FROM nexmdm_counter").fetchone()
+    return int(row[0]) if row else 0
+
+
+def _counted(database_url: str, before: int) -> Callable[[Tally], tuple[str, bool]]:
+    def check(tally: Tally) -> tuple[str, bool]:
+        grown, tried = _counters(database_url) - before, tally.answers["401"]
+        return f"{grown:,} counters more", grown <= MOST_COUNTERS and tried <= MOST_TRIED
+
+    return check
+
+
+async def _idle(serving: Serving, members: list[Member], admin: FleetClient) -> Finding:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    each = min(IDLE, hard - FILES_TO_SPARE)
+    case = Case(
+        "two clients that hold connections",
+        f"{each:,} idle connections each, where a process may have {hard:,} files; others come over new ones",
+        least_sent=ENOUGH * 2 * each * ROUNDS,
+        answers={"408", "503", "not opened: ConnectionResetError"},
+        most_grown_mebibytes=IDLE_GROWN_MEBIBYTES,
+    )
+    traffic = _traffic(serving, members, admin, probes=honest.probes(serving.url))
+    orders = [Order("idle connections", serving.url, [f"127.0.8.{number}"], each) for number in (1, 2)]
+    return await _tried(case, traffic, serving, *orders)
+
+
+async def _readiness(serving: Serving, members: list[Member], admin: FleetClient) -> Finding:
+    case = Case(
+        "a client that asks whether the server is ready",
+        f"/readyz {READINESS_PER_SECOND} times a second",
+        least_sent=ENOUGH * READINESS_PER_SECOND * ROUNDS * SECONDS,
+        answers={"200", "503"},
+    )
+    order = Order("readiness", serving.url, ["127.0.9.1"], 64, READINESS_PER_SECOND)
+    return await _tried(case, _traffic(serving, members, admin), serving, order)
+
+
+_ATTACKS: Final = {
+    "logins": _logins,
+    "invented sessions": _sessions,
+    "dead tokens": _dead_tokens,
+    "pipelining": _pipelining,
+    "guesses": _guesses,
+    "idle connections": _idle,
+    "readiness": _readiness,
+}

@@ -1,0 +1,215 @@
+"""Honest traffic: the heartbeats of a fleet, and what admins, new phones and pushes do at the same time."""
+
+import asyncio
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import orjson
+
+from loadtest.connections import ANSWER_SECONDS, Pool, Server, understood, with_body
+from loadtest.figures import Histogram
+from loadtest.journal import JournalTail
+from loadtest.roster import Member
+from nexmdm.fleet_client import FleetClient
+
+PUSH_SECONDS: Final = 10
+"""How long a push may take to reach FCM; one that takes longer has failed."""
+
+COMMAND: Final = "/admin/command"
+_TICK_SECONDS: Final = 0.005
+_COMMAND_SECONDS: Final = 60
+
+
+class Traffic(Protocol):
+    """Requests of one kind in an open loop: latency counts from the due time."""
+
+    failures: Counter[str]
+
+    @property
+    def sent(self) -> int:
+        """How many there were."""
+
+    async def beat(self, seconds: float) -> Histogram:
+        """Send for so long, await the answers, and return the latencies of those that were good."""
+
+    def close(self) -> None:
+        """Let go of what is open."""
+
+
+class Steady:
+    """Requests at an even rate, each over a connection of its own, as a client sends it that has just come."""
+
+    def __init__(self, url: str, per_second: float, request: Callable[[int], bytes]) -> None:
+        """`request` gives the bytes of a request by its number."""
+        self._server = Server.of(url)
+        self._per_second = per_second
+        self._request = request
+        self.sent = 0
+        self.failures: Counter[str] = Counter()
+
+    async def beat(self, seconds: float) -> Histogram:
+        """Send for so long, await the answers, and return the latencies of those that were good."""
+        latencies = Histogram()
+        await at_even_pace(seconds, self._per_second, lambda due: self._once(due, latencies))
+        return latencies
+
+    def close(self) -> None:
+        """Do nothing: each connection was closed after its answer."""
+
+    async def _once(self, due: float, latencies: Histogram) -> None:
+        self.sent += 1
+        error, _ = await answer(self._server, self._request(self.sent))
+        if error:
+            self.failures[error] += 1
+        else:
+            latencies.add(time.monotonic() - due)
+
+
+async def at_even_pace(seconds: float, per_second: float, once: Callable[[float], Coroutine[Any, Any, None]]) -> None:
+    """Begin `once` with each due time within so many seconds, and return when all have ended."""
+    began, due = time.monotonic(), time.monotonic()
+    async with asyncio.TaskGroup() as tasks:
+        while due < began + seconds:
+            await asyncio.sleep(due - time.monotonic())
+            tasks.create_task(once(due))
+            due += 1 / per_second
+
+
+async def answer(server: Server, request: bytes) -> tuple[str, dict[str, Any]]:
+    """Send a request over a connection of its own; return what went wrong (empty: nothing) and the answer."""
+    pool = Pool(server, 1, strict=True)
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            return understood(*await pool.call(request))
+    except TimeoutError:
+        return "time-out", {}
+    finally:
+        pool.close()
+
+
+def calls(admin: FleetClient, *targets: str, per_second: float = 2) -> Steady:
+    """Return an admin who makes an enrollment token, and reads each of these, in turns."""
+    server, work = (
+        Server.of(admin.url),
+        [("POST", "/admin/enrollment-tokens"), *(("GET", target) for target in targets)],
+    )
+
+    def request(number: int) -> bytes:
+        method, target = work[number % len(work)]
+        body = b"{}" if method == "POST" else b""
+        return server.head(method, target, admin.sign(method, target, body)) + with_body(body)
+
+    return Steady(admin.url, per_second, request)
+
+
+def probes(url: str, *, per_second: float = 5) -> Steady:
+    """Return a client that asks /healthz."""
+    head = Server.of(url).head("GET", "/healthz", {})
+    return Steady(url, per_second, lambda _: head + with_body(b""))
+
+
+def registrations(url: str, enrollment_token: str, *, per_second: float = 1) -> Steady:
+    """Return new phones that register, each with hardware of its own."""
+    head = Server.of(url).head("POST", "/v1/register", {"Authorization": f"Bearer {enrollment_token}"})
+    return Steady(url, per_second, lambda number: head + with_body(b'{"hardware_id":"honest-%d"}' % number))
+
+
+class Pushes:
+    """Commands at an even rate to good phones, each time from its due time to its push's arrival at FCM.
+
+    `also` are the devices that each command goes to besides, as long as they are there.
+    """
+
+    def __init__(self, admin: FleetClient, members: Sequence[Member], journal: Path, *, per_second: float) -> None:
+        self._admin = admin
+        self._server = Server.of(admin.url)
+        self._device_ids = [member.device_id for member in members]
+        self._push_tokens = {member.push_token for member in members}
+        self._per_second = per_second
+        self._journal = JournalTail(journal)
+        self._arrived: defaultdict[str, dict[str, float]] = defaultdict(dict)
+        self.answers: Counter[str] = Counter()
+        """How FCM answered the pushes to others."""
+
+        self.also: Sequence[str] = ()
+        self.sent = 0
+        self.failures: Counter[str] = Counter()
+
+    async def beat(self, seconds: float) -> Histogram:
+        """Send commands for so long, await the pushes, and return their latencies."""
+        latencies = Histogram()
+        watching = asyncio.create_task(self._watch())
+        try:
+            await at_even_pace(seconds, self._per_second, lambda due: self._once(due, latencies))
+        finally:
+            watching.cancel()
+        return latencies
+
+    def close(self) -> None:
+        """Close the journal."""
+        self._journal.close()
+
+    async def _watch(self) -> None:
+        while True:
+            for send in self._journal.sends():
+                if send["push_token"] in self._push_tokens:
+                    self._arrived[send["request_id"]].setdefault(send["push_token"], send["monotonic"])
+                else:
+                    self.answers[send["answer"]] += 1
+            await asyncio.sleep(_TICK_SECONDS)
+
+    async def _once(self, due: float, latencies: Histogram) -> None:
+        error, command = await answer(self._server, self._command())
+        self.sent += len(self._device_ids)
+        if error:
+            self.failures[error] += 1
+            return
+        arrived = self._arrived[command["request_id"]]
+        while len(arrived) < len(self._push_tokens) and time.monotonic() < due + PUSH_SECONDS:  # noqa: ASYNC110
+            await asyncio.sleep(_TICK_SECONDS)
+        for at in arrived.values():
+            latencies.add(at - due)
+        if missing := len(self._push_tokens) - len(arrived):
+            self.failures[f"no push within {PUSH_SECONDS} s"] += missing
+
+    def _command(self) -> bytes:
+        target = {"device_ids": [*self._device_ids, *self.also]}
+        body = orjson.dumps({"action": "ping", "target": target, "expires_in_seconds": _COMMAND_SECONDS})
+        return self._server.head("POST", COMMAND, self._admin.sign("POST", COMMAND, body)) + with_body(body)
+
+
+Latencies = Mapping[str, float | None]
+"""The 99th percentile of each kind of traffic in a turn, in seconds; None: nothing was answered."""
+
+
+class Honest:
+    """Traffic of several kinds at the same time."""
+
+    def __init__(self, traffic: Mapping[str, Traffic]) -> None:
+        self._traffic = traffic
+
+    async def turn(self, seconds: float) -> Latencies:
+        """Send all of it for so long, and return the latencies by kind."""
+        found = await asyncio.gather(*(one.beat(seconds) for one in self._traffic.values()))
+        return {name: latencies.percentile(99) for name, latencies in zip(self._traffic, found, strict=True)}
+
+    @property
+    def sent(self) -> int:
+        """How many requests there were, and pushes."""
+        return sum(one.sent for one in self._traffic.values())
+
+    @property
+    def failures(self) -> Counter[str]:
+        """What failed, by kind and reason."""
+        failures: Counter[str] = Counter()
+        for name, one in self._traffic.items():
+            failures.update({f"{name}: {error}": count for error, count in one.failures.items()})
+        return failures
+
+    def close(self) -> None:
+        """Let go of what is open."""
+        for one in self._traffic.values():
+            one.close()

@@ -1,0 +1,94 @@
+"""One enrolled phone against all: it reports on one delivery without end, or asks for new tokens without end."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import psycopg
+
+from loadtest.roster import Member
+from loadtest.serving import Serving
+from loadtest.trials.finding import Finding
+from loadtest.trials.one_against_all import beside, honest
+from loadtest.trials.one_against_all.beside import ROUNDS, SECONDS, Case
+from loadtest.trials.one_against_all.honest import Honest
+from loadtest.trials.one_against_all.order import Order, Tally
+from loadtest.trials.pulse import Pulse
+from nexmdm.fleet_client import FleetClient
+
+HEARTBEATS_PER_SECOND: Final = 150
+CONNECTIONS: Final = 8
+"""Of the phone: with the round trip of order.py they carry up to 200 requests a second, as one bad phone did."""
+
+LEAST_PER_SECOND: Final = 4
+"""How many of its requests have to be sent: a server may take its time to answer them."""
+
+MOST_KEPT: Final = 102
+"""The reports of a delivery that are kept: the first hundred, its first final and its first late final one."""
+
+_REPORTS: Final = """
+    SELECT count(*) FROM commands_report
+    JOIN commands_delivery ON commands_delivery.id = commands_report.delivery_id
+    WHERE commands_delivery.command_id = %s
+"""
+
+
+def trial(folder: Path) -> Iterator[Finding]:
+    """Let one phone of a fleet go wrong, in two ways."""
+    with beside.served(folder) as (serving, members), serving.admin() as admin:
+        bad, *good = members
+        attacks = {"reports": _reports, "rotations": _rotations}
+        yield from beside.each({name: partial(tried, serving, admin, bad, good) for name, tried in attacks.items()})
+
+
+async def _reports(serving: Serving, admin: FleetClient, bad: Member, good: list[Member]) -> Finding:
+    ping = {"action": "ping", "target": {"device_ids": [bad.device_id]}}
+    request_id = (await asyncio.to_thread(admin.post, "/admin/command", ping))["request_id"]
+    deliveries = f"/admin/commands/{request_id}/deliveries"
+    order = Order("reports", serving.url, ["127.0.3.1"], CONNECTIONS, tokens=[bad.device_token], request_id=request_id)
+    database_url = await asyncio.to_thread(serving.database_url)
+    case = Case(
+        "a phone that reports on one delivery without end",
+        f"{CONNECTIONS} connections of one phone, 12 KB in each report; the admin reads that delivery",
+        least_sent=LEAST_PER_SECOND * ROUNDS * SECONDS,
+        answers={"200", "429"},
+        check=_kept(database_url, request_id),
+    )
+    reading = honest.calls(admin, "/admin/summary", deliveries, f"{deliveries}/{bad.device_id}")
+    traffic = Honest(
+        {"heartbeats": Pulse(serving.url, good, per_second=HEARTBEATS_PER_SECOND), "signed calls": reading}
+    )
+    async with beside.processes(order) as attacker:
+        return await beside.tried(case, traffic, attacker, serving)
+
+
+def _kept(database_url: str, request_id: str) -> Callable[[Tally], tuple[str, bool]]:
+    def check(_: Tally) -> tuple[str, bool]:
+        with psycopg.connect(database_url) as connection:
+            row = connection.execute(_REPORTS, [request_id]).fetchone()
+        kept = row[0] if row else 0
+        return f"{kept:,} reports kept", 0 < kept <= MOST_KEPT
+
+    return check
+
+
+async def _rotations(serving: Serving, admin: FleetClient, bad: Member, good: list[Member]) -> Finding:
+    order = Order("rotations", serving.url, ["127.0.5.1"], CONNECTIONS, tokens=[bad.device_token])
+    case = Case(
+        "a phone that rotates its token without end",
+        f"{CONNECTIONS} connections of one phone; others register",
+        least_sent=LEAST_PER_SECOND * ROUNDS * SECONDS,
+        answers={"200", "429", "503"},
+    )
+    token = (await asyncio.to_thread(admin.post, "/admin/enrollment-tokens", {"max_uses": 1000}))["enrollment_token"]
+    traffic = Honest(
+        {
+            "heartbeats": Pulse(serving.url, good, per_second=HEARTBEATS_PER_SECOND),
+            "signed calls": honest.calls(admin, "/admin/summary"),
+            "registrations": honest.registrations(serving.url, token),
+        }
+    )
+    async with beside.processes(order) as attacker:
+        return await beside.tried(case, traffic, attacker, serving)
