@@ -95,6 +95,12 @@ def digest(entry: AuditEntry) -> str:
     return sha256(json.dumps(fields, ensure_ascii=False).encode()).hexdigest()
 
 
+def newest() -> Place | None:
+    """Return the newest place, unverified; None before the first entry."""
+    mark = AuditMark.objects.filter(name=AuditMark.NEWEST).first()
+    return None if mark is None else Place(mark.entry_id, mark.hash)
+
+
 def verify(kept: timedelta, witness: Place | None = None) -> Verified:
     """Walk the chain from the oldest entry to the newest, as it stands at one moment, in bounded memory.
 

@@ -15,9 +15,11 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from pytest_django import Settings
 
+from commands.dispatcher import Dispatcher
 from devices import database
 from devices.models import Device
 from nexmdm import audit, audit_chain
+from nexmdm.management.commands import dispatch
 from nexmdm.models import AuditEntry, AuditMark
 from tests import tampering
 from tests.actors import Admin, Client, Phone
@@ -379,6 +381,35 @@ def test_an_end_that_was_cut_off_with_its_mark_is_found_by_a_witness(written: li
     tampering.rewrite()
     assert verify().startswith("Verified 3 entries")
     assert "Entries 4 to 5 were deleted" in broken("--witness", witness)
+
+
+def logged_witnesses() -> list[str]:
+    """Return what a dispatcher logs for others to keep."""
+    with structlog.testing.capture_logs() as lines:
+        call_command("dispatch", once=True)
+    return [line["witness"] for line in lines if line["event"] == "audit.witness"]
+
+
+@commits
+def test_what_a_dispatcher_logs_finds_an_audit_that_was_written_anew(written: list[int]) -> None:
+    (witness,) = logged_witnesses()
+    assert witness == newest()
+    assert verify("--witness", witness) == verify()
+
+    tampering.change(written[2], principal="somebody")
+    tampering.rewrite()
+    assert verify().startswith("Verified 5 entries")
+    assert "Entry 5 was rewritten, or one before it" in broken("--witness", witness)
+
+
+@commits
+def test_a_dispatcher_logs_no_witness_of_an_audit_without_entries(db: None) -> None:
+    assert logged_witnesses() == []
+
+
+def test_a_dispatcher_logs_a_witness_every_hour() -> None:
+    chores = {chore.name: chore.every_seconds for chore in dispatch._chores(Dispatcher(None, per_second=1))}
+    assert chores["witness of the audit"] == 3600
 
 
 @commits

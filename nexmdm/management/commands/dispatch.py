@@ -17,12 +17,14 @@ from commands import fcm, outbox, queue, retention
 from commands.dispatcher import SLOTS, Chore, Dispatcher
 from devices import credentials, push_tokens
 from devices.database import unit
-from nexmdm import audit, checks, counters, dispatchers, idempotency, lifeline, memory, metrics
+from nexmdm import audit, audit_chain, checks, counters, dispatchers, idempotency, lifeline, memory, metrics
 
 log = structlog.get_logger()
 
 SWEEP_BATCH = 5000
 RETENTION_BATCH = 2000
+AUDIT_WITNESS_EVERY_SECONDS = 3600
+"""How much of the audit can be rewritten without a trace in logs that were shipped elsewhere: that of an hour."""
 
 
 class Command(BaseCommand):
@@ -85,5 +87,12 @@ def _chores(dispatcher: Dispatcher) -> list[Chore]:
         Chore("counters", 60, counters.forget_expired),
         Chore("retention of deliveries", 10, lambda: retention.prune(kept, RETENTION_BATCH), RETENTION_BATCH),
         Chore("retention of dead push tokens", 60, lambda: push_tokens.prune(kept, RETENTION_BATCH), RETENTION_BATCH),
+        Chore("witness of the audit", AUDIT_WITNESS_EVERY_SECONDS, _log_audit_witness),
         Chore("retention of the audit", 10, lambda: audit.prune(kept, RETENTION_BATCH), RETENTION_BATCH),
     ]
+
+
+def _log_audit_witness() -> None:
+    """Log the newest place of the audit's chain, as `verify_audit --witness` takes it."""
+    if (place := audit_chain.newest()) is not None:
+        log.info("audit.witness", witness=str(place))

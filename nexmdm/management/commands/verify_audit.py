@@ -20,7 +20,7 @@ class Command(BaseCommand):
         """Declare the options."""
         parser.add_argument(
             "--witness", type=_place, metavar="ENTRY:HASH",
-            help="what an earlier run printed as the newest entry: it must still be there",
+            help="the newest entry as an earlier run printed it, or a dispatcher logged it: it must still be there",
         )  # fmt: skip
         parser.add_argument(
             "--days", type=int, default=settings.RETENTION_DAYS,
