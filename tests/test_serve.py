@@ -15,8 +15,10 @@ from typing import Any
 
 import httpx
 import pytest
+from pytest_django import Settings
 
 from loadtest.serving import MANAGE, READY, WAIT_SECONDS, Serving, wait_for
+from nexmdm.management.commands import serve as serve_command
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +56,23 @@ def test_it_is_ready_and_says_what_to_do_first(serve: Serving) -> None:
     assert f"Secrets      {serve.data_dir}/secrets.env" in serve.said
     assert "Firebase is not configured" in serve.said
     assert "manage.py fleet enroll-token" in serve.said
+
+
+def test_it_says_in_one_line_that_it_runs_as_root_and_how_not_to(serve: Serving) -> None:
+    lines = [line for line in serve.said.splitlines() if "run as root" in line]
+    assert len(lines) == (1 if os.geteuid() == 0 else 0)
+    assert all("chown -R ACCOUNT" in line and "su ACCOUNT -c 'make -C" in line for line in lines)
+
+
+@pytest.mark.parametrize(("uid", "said"), [(0, True), (1000, False)])
+def test_only_root_is_told_how_to_run_it_as_another_account(
+    monkeypatch: pytest.MonkeyPatch, settings: Settings, uid: int, said: bool
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    settings.DATA_DIR = Path("/srv/the data")
+    facts = "\n".join(serve_command._facts("http://127.0.0.1:8000", "manage.py"))
+    assert ("run as root" in facts) == said
+    assert (f"chown -R ACCOUNT {settings.BASE_DIR} '/srv/the data' && su ACCOUNT -c" in facts) == said
 
 
 def test_ctrl_c_leaves_no_process_behind(serve: Serving) -> None:

@@ -151,6 +151,8 @@ def _facts(url: str, command: str) -> Iterator[str]:
     yield f"  Admin site   {url}/django-admin/   (a first user: {command} createsuperuser)"
     if settings.EMBEDDED:
         yield f"  Secrets      {settings.SECRETS_FILE}"
+    if os.geteuid() == 0:
+        yield f"  Account      web and dispatcher run as root; to avoid that: {_as_another_account()}"
     if settings.FIREBASE_SERVICE_ACCOUNT is None:
         yield "  Push         Firebase is not configured: commands travel by heartbeat"
     else:
@@ -159,6 +161,14 @@ def _facts(url: str, command: str) -> Iterator[str]:
     yield f'    {command} simulate "$({command} fleet enroll-token)"'
     yield "  and a first command for it, in a third one"
     yield f"    {command} fleet ping all --wait"
+
+
+def _as_another_account() -> str:
+    """Return how to start this as an account that is not root, by the folders that it has to own."""
+    folders = [settings.BASE_DIR, *([] if settings.DATA_DIR.is_relative_to(settings.BASE_DIR) else [settings.DATA_DIR])]
+    owned = " ".join(shlex.quote(str(folder)) for folder in folders)
+    run = shlex.quote(f"make -C {shlex.quote(str(settings.BASE_DIR))} run")
+    return f"chown -R ACCOUNT {owned} && su ACCOUNT -c {run}"
 
 
 def _command_line(port: int) -> str:
