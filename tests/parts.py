@@ -5,7 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -29,12 +29,15 @@ def run(*argv: str, **variables: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+WEB: Final = (sys.executable, "-m", "nexmdm.web")
+
+
 @contextmanager
-def web_worker(listener: socket.socket, variables: Mapping[str, str]) -> Iterator[None]:
+def web_worker(listener: socket.socket, variables: Mapping[str, str], program: Sequence[str] = WEB) -> Iterator[None]:
     """Run a web worker on a socket that listens already: who connects before it is ready waits."""
     descriptor = listener.fileno()
     process = subprocess.Popen(
-        [sys.executable, "-m", "nexmdm.web"],
+        program,
         env={**os.environ, **variables, web.VARIABLE: str(descriptor)},
         cwd=ROOT,
         pass_fds=[descriptor],

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from datetime import datetime, timedelta
@@ -19,6 +20,7 @@ from nexmdm import local_secrets
 from nexmdm.models import DispatcherSeen
 from tests.actors import Admin, Client, Phone
 
+ROOT: Final = Path(__file__).resolve().parent.parent
 TOKEN: Final = "a-metrics-token-of-thirty-two-characters"
 
 
@@ -216,8 +218,7 @@ ON_A_DATABASE_OF_ITS_OWN: Final = {
 def test_the_documents_are_served_where_they_are_wanted(environment: dict[str, str], status: int) -> None:
     asked = "print([Client().request('GET', path).status for path in ('/docs', '/openapi.json')])"
     program = [sys.executable, "-c", f"import nexmdm.asgi; from tests.actors import Client; {asked}"]
-    root = Path(__file__).resolve().parent.parent
-    done = subprocess.run(program, cwd=root, env=os.environ | environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(program, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == str([status] * 2)
 
 
@@ -227,3 +228,31 @@ def test_the_documents_are_only_read(client: Client, path: str) -> None:
     assert (answer.status, answer.code) == (405, "method_not_allowed")
     assert answer.headers["allow"] == "GET, HEAD"
     assert client.request("HEAD", path).status == 200
+
+
+UNITS: Final = sorted((ROOT / "docs" / "operations" / "systemd").glob("*.service"))
+HARDENED: Final = {
+    "LimitCORE": "0",
+    "MemoryMax": "1G",
+    "TasksMax": "128",
+    "MemoryDenyWriteExecute": "yes",
+    "RemoveIPC": "yes",
+    "NoNewPrivileges": "yes",
+    "ProtectSystem": "strict",
+    "CapabilityBoundingSet": "",
+}
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: str(unit.name))
+def test_a_part_under_systemd_is_bounded_and_leaves_its_secrets_nowhere(unit: Path) -> None:
+    directives = dict(line.split("=", 1) for line in unit.read_text().splitlines() if re.match(r"[A-Z]\w+=", line))
+    assert directives.items() >= HARDENED.items()
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: str(unit.name))
+def test_systemd_calls_the_units_hardly_exposed(unit: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("there is no systemd-analyze")
+    program = ["systemd-analyze", "security", "--offline=true", "--threshold=16", str(unit)]
+    judged = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert judged.returncode == 0, judged.stdout.splitlines()[-1:]

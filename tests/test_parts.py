@@ -1,17 +1,37 @@
 """The parts one by one: a web worker on a socket of its own or one that it is given, and the probe of a container."""
 
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Final
 
 import httpx
 import pytest
 from django.conf import settings as django_settings
 
 from nexmdm import embedded
-from tests.parts import address, run, web_worker
+from tests.parts import WEB, address, run, web_worker
 
 HOST = "mdm.example.com"
+
+NO_MDWE: Final = 77
+_UNDER_MDWE: Final = f"""
+import ctypes, os, sys
+if ctypes.CDLL(None).prctl(65, 1, 0, 0, 0):
+    sys.exit({NO_MDWE})
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+UNDER_MDWE: Final = (sys.executable, "-c", _UNDER_MDWE)
+"""A program under PR_SET_MDWE with PR_MDWE_REFUSE_EXEC_GAIN, which systemd's MemoryDenyWriteExecute= is; Linux 6.3."""
+
+NATIVE_CODE: Final = """
+import aiohttp, bcrypt, httptools, orjson, psycopg, uvloop
+from cryptography.hazmat.primitives.asymmetric import rsa
+bcrypt.hashpw(b"x", bcrypt.gensalt(4))
+rsa.generate_private_key(65537, 2048)
+"""
 
 
 @pytest.fixture
@@ -61,3 +81,20 @@ def test_the_probe_tells_by_its_exit_status_whether_the_worker_is_well(
     listener.close()
     gone = run("-m", "nexmdm.probe", "/healthz", **at)
     assert (gone.returncode, "refused" in gone.stderr) == (1, True)
+
+
+def test_the_parts_work_where_no_memory_may_become_executable(
+    variables: dict[str, str], listener: socket.socket
+) -> None:
+    if subprocess.run([*UNDER_MDWE, "/bin/true"], check=False).returncode == NO_MDWE:
+        pytest.skip("the kernel has no PR_SET_MDWE")
+    assert "Permission denied" in under_mdwe("import mmap; mmap.mmap(-1, 4096, prot=mmap.PROT_WRITE | mmap.PROT_EXEC)")
+    assert under_mdwe(NATIVE_CODE) == ""
+    with web_worker(listener, variables, [*UNDER_MDWE, *WEB]):
+        login = httpx.get(f"{address(listener)}/django-admin/login/", headers={"Host": HOST}, timeout=30)
+        assert (login.status_code, status(listener)) == (200, 200)
+
+
+def under_mdwe(code: str) -> str:
+    """Return what this Python program complains of."""
+    return subprocess.run([*UNDER_MDWE, sys.executable, "-c", code], check=False, capture_output=True, text=True).stderr
