@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, Final, Protocol
 
 import psycopg
@@ -46,6 +47,9 @@ LEAVES_WITHIN_SECONDS: Final = outbox.LEASE.total_seconds() - fcm.TIMEOUT_SECOND
 """How long after its claim a push may leave: the answer then has its time, and 5 s to be recorded, within the lease."""
 
 PUSHES = Counter("nexmdm_pushes", "FCM sends by outcome and code.", ["outcome", "http_status", "fcm_error"])
+CIRCUIT_OPENED = Counter("nexmdm_circuit_opened", "Times that a circuit to FCM has opened, by the cause.", ["cause"])
+for _cause in circuit.CAUSES:
+    CIRCUIT_OPENED.labels(_cause.value)  # It shows as 0 before the first time.
 PUSH_SECONDS = Histogram(
     "nexmdm_push_seconds",
     "Time from a claimed push to FCM's answer.",
@@ -128,9 +132,9 @@ class Dispatcher:
         room = room if permitted is None else min(room, permitted)
         if room <= 0:
             return 0
-        claimed = await database.at_once(outbox.claim_due, room)
+        claimed = await self._claim(room)
         if claimed:
-            self.circuit.probing(now)
+            self.circuit.claimed(now)
             self.pace.spend(len(claimed))
         batch = Batch(claimed, now, is_probe=permitted is not None)
         for one in claimed:
@@ -138,6 +142,11 @@ class Dispatcher:
             self._sends.add(task)
             task.add_done_callback(self._sent)
         return len(claimed)
+
+    async def _claim(self, room: int) -> list[Claimed]:
+        passed_over = self.circuit.passed_over
+        claimed = await database.at_once(outbox.claim_due, room, passed_over)
+        return claimed or (await database.at_once(outbox.claim_due, room) if passed_over else [])
 
     async def _dispatch(self, *, once: bool) -> None:
         while not self._stopping.is_set():
@@ -188,7 +197,7 @@ class Dispatcher:
         except fcm.NotSent as reason:
             self._give_back(claimed, str(reason))
         else:
-            sent = self._ruled(claimed, answer)
+            sent = self._ruled(claimed, answer, expires_at - time.monotonic())
             _log(sent)
             self._answer(sent)
 
@@ -199,16 +208,13 @@ class Dispatcher:
         detail = f"not sent: {reason}"
         self._answer(Sent(claimed, Outcome.BLOCKED, detail=detail, retry_in_seconds=retry_in_seconds))
 
-    def _ruled(self, claimed: Claimed, answer: fcm.Answer) -> Sent:
-        ruling = retry.rule(answer, claimed.failures)
-        now = time.monotonic()
+    def _ruled(self, claimed: Claimed, answer: fcm.Answer, seconds_left: float) -> Sent:
+        ruling = retry.rule(answer, claimed.failures, seconds_left)
         detail = "; ".join(filter(None, (answer.fault, ruling.advice)))
+        if answer.http_status == HTTPStatus.TOO_MANY_REQUESTS:
+            self.pace.slow_down(time.monotonic())
         said = f"FCM answered {answer.http_status} {answer.fcm_error}".strip() if answer.http_status else ""
-        if self.circuit.note(ruling.outcome, ": ".join(filter(None, (said, detail))), now):
-            level = log.error if self.circuit.state == circuit.OPEN else log.info
-            level("push.circuit", state=self.circuit.state, reason=self.circuit.reason)
-        if answer.http_status == 429:
-            self.pace.slow_down(now)
+        self._note(claimed, ruling, ": ".join(filter(None, (said, detail))))
         return Sent(
             claimed,
             ruling.outcome,
@@ -219,6 +225,18 @@ class Dispatcher:
             detail,
             ruling.retry_in_seconds,
         )
+
+    def _note(self, claimed: Claimed, ruling: retry.Ruling, reason: str) -> None:
+        """Let the circuit learn from a send, and say so when it opens or closes."""
+        device_id, delivery_id = claimed.recipient.device_id, claimed.delivery_id
+        now = time.monotonic()
+        if not self.circuit.note(ruling.fault, reason, now, device_id=device_id, delivery_id=delivery_id):
+            return
+        level = log.info
+        if self.circuit.state == circuit.OPEN:
+            level = log.error
+            CIRCUIT_OPENED.labels(self.circuit.cause.value).inc()
+        level("push.circuit", state=self.circuit.state, cause=self.circuit.cause.value, reason=self.circuit.reason)
 
     def _answer(self, sent: Sent) -> None:
         self._answered.append(sent)

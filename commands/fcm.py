@@ -5,12 +5,14 @@ Sources: Google's pages "FCM: Send messages with HTTP v1", "ErrorCode", "Scale F
 
 import asyncio
 import math
+import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
+from http import HTTPStatus
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -28,6 +30,9 @@ MAX_TTL_SECONDS: Final = 2_419_200
 LEAST_TTL_SECONDS: Final = 1
 """The time to live is in whole seconds. With less than one left, a push would be taken by FCM when its time is over."""
 _FCM_ERROR: Final = "google.firebase.fcm.v1.FcmError"
+_BAD_REQUEST: Final = "google.rpc.BadRequest"
+_TARGET: Final = re.compile(r"\bmessage\.(token|fid)\b|registration token", re.IGNORECASE)
+"""How FCM names the push target in a 400: by its field, or in words."""
 
 
 class NotSent(Exception):
@@ -55,7 +60,11 @@ class Push:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What became of one send. `http_status` None: no answer came, and `fault` says why ("timeout", "oauth: …")."""
+    """What became of one send. `http_status` None: no answer came, and `fault` says why ("timeout", "oauth: …").
+
+    `from_fcm` is False for an error that is not Google's JSON (HTML, an empty body): it says nothing of the message.
+    `names_target`: the error is about the push target.
+    """
 
     http_status: int | None
     fcm_error: str = ""
@@ -64,6 +73,8 @@ class Answer:
     latency_ms: int = 0
     fault: str = ""
     oauth_failed: bool = False
+    from_fcm: bool = False
+    names_target: bool = False
 
 
 class AccessToken:
@@ -153,14 +164,18 @@ class Sender:
                 raise error.__cause__ from None
             kind = "connection" if isinstance(error, aiohttp.ClientError | OSError) else "unexpected"
             answer = Answer(None, fault=f"{kind}: {type(error).__name__}")
-        return _with_latency(answer, started)
+        return replace(answer, latency_ms=round((time.monotonic() - started) * 1000))
 
     async def _send_with_token(self, push: Push) -> Answer:
         token = await self._access.get()
         answer = await self._post(push, token)
-        if answer.http_status not in (401, 403) or answer.fcm_error:
+        if not _is_refused(answer):
             return answer
-        await self._access.renew(token)
+        try:
+            await self._access.renew(token)
+        except NoAccessToken:
+            # The token that was refused here may serve the other pushes for the rest of its hour.
+            return answer
         return await self._post(push, await self._access.get())
 
     async def _post(self, push: Push, token: str) -> Answer:
@@ -210,24 +225,57 @@ def encode(push: Push) -> bytes:
 
 def parse(status: int, headers: Mapping[str, str], body: bytes) -> Answer:
     """Read FCM's answer: the error code stands in `error.details[]`, not in the HTTP status alone."""
-    try:
-        said = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        said = None
-    said = said if isinstance(said, dict) else {}
     retry_after = _retry_after(headers.get("Retry-After", ""))
-    if status == 200:
-        return Answer(status, message_id=_storable(said.get("name", ""), 255), retry_after_seconds=retry_after)
-    return Answer(status, fcm_error=_error_code(said), retry_after_seconds=retry_after)
+    content = _json_object(body)
+    if status == HTTPStatus.OK:
+        message_id = _storable(content.get("name", ""), 255)
+        return Answer(status, message_id=message_id, retry_after_seconds=retry_after, from_fcm=bool(message_id))
+    error = content.get("error")
+    if not isinstance(error, dict) or not (error.get("code") == status or isinstance(error.get("status"), str)):
+        return Answer(status, retry_after_seconds=retry_after)
+    return Answer(
+        status,
+        fcm_error=_error_code(error),
+        retry_after_seconds=retry_after,
+        from_fcm=True,
+        names_target=_names_target(error),
+    )
 
 
-def _error_code(said: dict[str, Any]) -> str:
-    error = said.get("error")
-    details = error.get("details") if isinstance(error, dict) else None
-    for detail in details if isinstance(details, list) else []:
-        if isinstance(detail, dict) and str(detail.get("@type", "")).endswith(_FCM_ERROR):
-            return _storable(detail.get("errorCode", ""), 64)
-    return ""
+def _json_object(body: bytes) -> dict[str, Any]:
+    try:
+        content = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _is_refused(answer: Answer) -> bool:
+    """Tell whether FCM may have refused the access token. A 403 that is not FCM's own comes from a proxy on the way."""
+    if answer.http_status == HTTPStatus.UNAUTHORIZED:
+        return not answer.fcm_error
+    return answer.http_status == HTTPStatus.FORBIDDEN and answer.from_fcm and not answer.fcm_error
+
+
+def _error_code(error: Mapping[str, Any]) -> str:
+    return next((_storable(detail.get("errorCode", ""), 64) for detail in _details(error, _FCM_ERROR)), "")
+
+
+def _names_target(error: Mapping[str, Any]) -> bool:
+    """Tell whether the invalid argument is the push target: by the field violations if any, else by the message."""
+    if "INVALID_ARGUMENT" not in (error.get("status"), _error_code(error)):
+        return False
+    violations = [one for detail in _details(error, _BAD_REQUEST) for one in _objects(detail.get("fieldViolations"))]
+    texts = [f"{one.get('field')} {one.get('description')}" for one in violations] or [str(error.get("message"))]
+    return any(map(_TARGET.search, texts))
+
+
+def _details(error: Mapping[str, Any], kind: str) -> list[dict[str, Any]]:
+    return [detail for detail in _objects(error.get("details")) if str(detail.get("@type", "")).endswith(kind)]
+
+
+def _objects(given: object) -> list[dict[str, Any]]:
+    return [one for one in given if isinstance(one, dict)] if isinstance(given, list) else []
 
 
 def _storable(text: object, length: int) -> str:
@@ -238,21 +286,8 @@ def _storable(text: object, length: int) -> str:
 def _retry_after(text: str) -> float | None:
     """Read a Retry-After header: seconds, or an HTTP date (RFC 9110, section 10.2.3)."""
     if text.strip().isdecimal():
-        return min(float(text), 86_400.0)
+        return float(text)
     try:
         return max(0.0, (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds())
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
-
-
-def _with_latency(answer: Answer, started: float) -> Answer:
-    latency = round((time.monotonic() - started) * 1000)
-    return Answer(
-        answer.http_status,
-        answer.fcm_error,
-        answer.message_id,
-        answer.retry_after_seconds,
-        latency,
-        answer.fault,
-        answer.oauth_failed,
-    )

@@ -67,6 +67,7 @@ _CLAIM: Final = """
         SELECT id, command_id, device_id, attempt_count + 1 AS number, failure_count
         FROM commands_delivery
         WHERE next_attempt_at <= now() AND state = 'pending' AND open_until - now() > interval '0'
+            AND id <> ALL(%(passed_over)s::bigint[])
         ORDER BY next_attempt_at
         LIMIT %(limit)s
         FOR NO KEY UPDATE SKIP LOCKED
@@ -97,9 +98,14 @@ _CLAIM: Final = """
 """
 
 
-def claim_due(limit: int) -> list[Claimed]:
-    """Take up to `limit` due pushes, each with an open attempt that says so. Never two dispatchers the same one."""
-    parameters = {"limit": limit, "lease": LEASE, "least": LEAST, "orphaned": ORPHANED}
+def claim_due(limit: int, passed_over: Sequence[int] = ()) -> list[Claimed]:
+    """Take up to `limit` due pushes, each with an open attempt that says so. Never two dispatchers the same one.
+
+    Deliveries whose ids are in `passed_over` are left out.
+    """
+    parameters = {
+        "limit": limit, "passed_over": list(passed_over), "lease": LEASE, "least": LEAST, "orphaned": ORPHANED,
+    }  # fmt: skip
     *_, rows = database.together(*_IN_ORDER, _CLAIM, parameters=parameters)
     return [
         Claimed(
@@ -160,9 +166,11 @@ _RECORD: Final = """
             message_id = sent.message_id, latency_ms = sent.latency_ms, detail = sent.detail, finished_at = now()
         FROM sent
         WHERE attempt.delivery_id = sent.delivery_id AND attempt.number = sent.number AND attempt.finished_at IS NULL
-        RETURNING sent.delivery_id, sent.number, sent.outcome, now() + sent.retry_in * interval '1 second' AS retry_at
+        RETURNING sent.delivery_id, sent.number, sent.outcome, now() + sent.retry_in * interval '1 second' AS retry_at,
+            sent.outcome IN ('retry_later', 'unknown') OR (sent.outcome = 'blocked' AND sent.http_status IS NOT NULL)
+                AS is_failure
     ), ruled AS (
-        SELECT delivery.id, closed.outcome, CASE
+        SELECT delivery.id, closed.outcome, closed.is_failure, CASE
             WHEN delivery.state = 'pending' AND closed.retry_at < command.expires_at - %(least)s
                 AND device.push_token IS NOT NULL AND device.push_token_dead_at IS NULL
                 THEN closed.retry_at END AS again_at
@@ -172,7 +180,7 @@ _RECORD: Final = """
         JOIN devices_device device ON device.id = delivery.device_id
     )
     UPDATE commands_delivery delivery
-    SET failure_count = failure_count + CASE WHEN ruled.outcome IN ('retry_later', 'unknown') THEN 1 ELSE 0 END,
+    SET failure_count = failure_count + ruled.is_failure::int,
         push_state = CASE
             WHEN ruled.outcome = 'accepted' THEN 'accepted'
             WHEN ruled.again_at IS NULL THEN 'undeliverable'

@@ -1,10 +1,12 @@
 """What follows from FCM's answer: the table of answers, and when to try again. Pure decisions."""
 
+import math
 import random
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 
+from commands.circuit import Fault
 from commands.fcm import Answer
 from commands.models import Outcome
 
@@ -15,19 +17,26 @@ LONGEST_RETRY_SECONDS: Final = 900.0
 QUOTA_RETRY_SECONDS: Final = 60.0
 """The least wait after a 429 without Retry-After ("Throttling and quotas")."""
 
+LONGEST_RETRY_AFTER_SECONDS: Final = 3600.0
+"""The longest Retry-After that is followed. A longer one is no answer to a push, which is to wake a phone soon."""
+
 PROBE_SECONDS: Final = 30.0
-"""How soon a push that our own side could not send (OAuth, configuration) is due again."""
+"""The least wait after a failure of our own side (OAuth, configuration)."""
+
+SPREAD: Final = 1.1
+"""Up to a tenth more than a fixed wait, so that retries spread out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ruling:
     """An attempt's outcome, and the seconds to the next one (None: no further push by this answer).
 
-    `advice` tells an operator what to do about a fault of our own side.
+    `fault` is what the circuit learns from it. `advice` tells an operator what to do.
     """
 
     outcome: Outcome
     retry_in_seconds: float | None = None
+    fault: Fault = Fault.NONE
     advice: str = ""
 
 
@@ -36,48 +45,77 @@ _ADVICE: Final[dict[int, str]] = {
     HTTPStatus.FORBIDDEN: "The service account may not send. Give it the right to, and enable the FCM API.",
     HTTPStatus.NOT_FOUND: "FCM knows no such project. Check the service account's project_id, and FCM_BASE_URL.",
 }
-_NOT_FCM: Final = "Something else than FCM answered. Check FCM_BASE_URL."
+_NOT_FCM: Final = "The answer is not FCM's. If it stays so, check FCM_BASE_URL, and proxies on the way."
 _NO_ACCESS: Final = "There is no access token. Check the service account, this machine's clock, and its way to Google."
+_NO_TARGET: Final = "FCM calls the push token invalid."
 
 
-def rule(answer: Answer, failures: int) -> Ruling:
-    """Return what an answer means for its attempt, after `failures` that count against this delivery.
+def rule(answer: Answer, failures: int, seconds_left: float = math.inf) -> Ruling:
+    """Return what an answer means for its attempt, after `failures` of this delivery; its command lives `seconds_left`.
 
     | answer                                     | outcome       | then                                     |
     | 200                                        | accepted      | done                                     |
-    | 404 UNREGISTERED, 403 SENDER_ID_MISMATCH   | token_dead    | no push until another token comes        |
-    | 401 THIRD_PARTY_AUTH_ERROR                 | rejected      | no further push: see below               |
-    | 404 or 403 without those codes, 401, OAuth | blocked       | again when the circuit lets through      |
-    | less than 400, but not 200                 | blocked       | as above: it is not FCM that answers     |
-    | 400 and other 4xx                          | rejected      | no further push                          |
+    | time-out, connection error, 200 without id | unknown       | again after the backoff                  |
+    | OAuth failure                              | blocked       | again after 30 s; opens the circuit      |
     | 429                                        | retry_later   | Retry-After, else 60 s, or a bit more    |
     | 5xx                                        | retry_later   | the larger of Retry-After and the backoff|
-    | time-out, connection error, 200 without id | unknown       | as 5xx                                   |
+    | any other that is not FCM's own JSON       | retry_later   | as 5xx                                   |
+    | FCM's own errors                           | see _refused  |                                          |
+
+    An answer that is not FCM's own JSON (a front end's page, an empty body, a redirect) says nothing of the message,
+    the push token or the configuration, whatever its status.
+    """
+    status = answer.http_status
+    asked = _asked(answer, seconds_left)
+    if answer.oauth_failed:
+        return Ruling(Outcome.BLOCKED, PROBE_SECONDS, Fault.OAUTH, _NO_ACCESS)
+    if status is None or (status == HTTPStatus.OK and not answer.message_id):
+        return Ruling(Outcome.UNKNOWN, backoff(failures), Fault.PASSING)
+    if status == HTTPStatus.OK:
+        return Ruling(Outcome.ACCEPTED)
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        wait = asked or max(_spread(QUOTA_RETRY_SECONDS), backoff(failures))
+        return Ruling(Outcome.RETRY_LATER, wait, Fault.PASSING)
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return Ruling(Outcome.RETRY_LATER, max(asked, backoff(failures)), Fault.PASSING)
+    if not answer.from_fcm or status < HTTPStatus.BAD_REQUEST:
+        return Ruling(Outcome.RETRY_LATER, max(asked, backoff(failures)), Fault.PASSING, _NOT_FCM)
+    return _refused(answer, failures)
+
+
+def _refused(answer: Answer, failures: int) -> Ruling:
+    """Return what a 4xx of FCM's own means.
+
+    | answer                                     | outcome       | then                                     |
+    | 404 UNREGISTERED, 403 SENDER_ID_MISMATCH   | token_dead    | no push until another token comes        |
+    | 400 INVALID_ARGUMENT that names the target | token_dead    | the same                                 |
+    | 401 THIRD_PARTY_AUTH_ERROR                 | rejected      | no further push: see below               |
+    | 401, 403, 404 without those codes          | blocked       | the larger of 30 s and the backoff       |
+    | 400 and other 4xx                          | rejected      | no further push                          |
 
     THIRD_PARTY_AUTH_ERROR is FCM's word for a push token of iOS or of a browser for which the project has no
     certificate or key ("ErrorCode"). A phone chooses its push token by itself: the others' pushes must not stop for it.
     """
-    status = answer.http_status
-    if answer.oauth_failed:
-        return Ruling(Outcome.BLOCKED, PROBE_SECONDS, _NO_ACCESS)
-    if status is None:
-        return Ruling(Outcome.UNKNOWN, backoff(failures))
-    if status == HTTPStatus.OK:
-        return Ruling(Outcome.ACCEPTED) if answer.message_id else Ruling(Outcome.UNKNOWN, backoff(failures))
     if answer.fcm_error in ("UNREGISTERED", "SENDER_ID_MISMATCH"):
         return Ruling(Outcome.TOKEN_DEAD)
-    if answer.fcm_error == "THIRD_PARTY_AUTH_ERROR":
+    if answer.http_status == HTTPStatus.BAD_REQUEST and answer.names_target:
+        return Ruling(Outcome.TOKEN_DEAD, advice=_NO_TARGET)
+    advice = _ADVICE.get(answer.http_status or 0)
+    if advice is None or answer.fcm_error == "THIRD_PARTY_AUTH_ERROR":
         return Ruling(Outcome.REJECTED)
-    if status in _ADVICE or status < HTTPStatus.BAD_REQUEST:
-        return Ruling(Outcome.BLOCKED, PROBE_SECONDS, _ADVICE.get(status, _NOT_FCM))
-    if status == HTTPStatus.TOO_MANY_REQUESTS:
-        asked = answer.retry_after_seconds or 0.0
-        return Ruling(
-            Outcome.RETRY_LATER, _spread(asked) if asked else max(_spread(QUOTA_RETRY_SECONDS), backoff(failures))
-        )
-    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return Ruling(Outcome.RETRY_LATER, max(_spread(answer.retry_after_seconds or 0.0), backoff(failures)))
-    return Ruling(Outcome.REJECTED)
+    wait = max(_spread(PROBE_SECONDS), backoff(failures))
+    return Ruling(Outcome.BLOCKED, wait, Fault.CONFIGURATION, advice)
+
+
+def _asked(answer: Answer, seconds_left: float) -> float:
+    """Return for how long an answer asks to wait, an hour at most; 0.0 if it does not.
+
+    Of one that asks for longer the push gets further tries all the same: at half of the time that its command has left.
+    """
+    asked = answer.retry_after_seconds or 0.0
+    if asked > LONGEST_RETRY_AFTER_SECONDS:
+        asked = min(LONGEST_RETRY_AFTER_SECONDS / SPREAD, seconds_left / 2)
+    return min(_spread(asked), LONGEST_RETRY_AFTER_SECONDS)
 
 
 def backoff(failures: int) -> float:
@@ -87,5 +125,4 @@ def backoff(failures: int) -> float:
 
 
 def _spread(seconds: float) -> float:
-    """Return a wait that is a tenth longer at most: what was told to wait equally long must not come back as one."""
-    return seconds * random.uniform(1, 1.1)
+    return seconds * random.uniform(1, SPREAD)

@@ -9,11 +9,13 @@ Any other push token is good.
 | quota- quota7-                     | 429 QUOTA_EXCEEDED, the second with Retry-After: 7                             |
 | unavailable- unavailable7-         | 503 UNAVAILABLE, likewise                                                      |
 | internal- unauthenticated-         | 500 INTERNAL, 401                                                              |
+| malformed-                         | 400 INVALID_ARGUMENT that names the push token, as FCM has it                  |
 | blank401- html404-                 | that status with an empty body, or with a page of HTML: not FCM's own          |
 | slow250- flaky2-                   | 200 after 250 ms; 503 to the first two sends of that very token, then 200      |
 | hang- reset- garbage-              | no answer until closed; the connection cut by RST; 200 with HTML in it         |
 
-Sources: Google's pages "FCM ErrorCode", "Using OAuth 2.0 for server to server applications".
+Sources: Google's pages "FCM ErrorCode", "Using OAuth 2.0 for server to server applications"; for `malformed-`, answers
+of the real service as Firebase's issue trackers quote them.
 """
 
 import argparse
@@ -45,6 +47,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 FCM_ERROR: Final = "type.googleapis.com/google.firebase.fcm.v1.FcmError"
+BAD_REQUEST: Final = "type.googleapis.com/google.rpc.BadRequest"
 GRANT_TYPE: Final = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 GOOGLE_AUDIENCE: Final = "https://oauth2.googleapis.com/token"
 """What google-auth writes as the audience of its assertions, whatever the account's `token_uri`."""
@@ -91,6 +94,16 @@ def _refusal(answer: str, status: HTTPStatus, name: str, code: str = "", text: s
     return Reply(answer, status, orjson.dumps({"error": error}))
 
 
+def _malformed() -> Reply:
+    text = "The registration token is not a valid FCM registration token"
+    details = [
+        {"@type": FCM_ERROR, "errorCode": "INVALID_ARGUMENT"},
+        {"@type": BAD_REQUEST, "fieldViolations": [{"field": "message.token", "description": text}]},
+    ]
+    error = {"code": HTTPStatus.BAD_REQUEST, "message": text, "status": "INVALID_ARGUMENT", "details": details}
+    return Reply("malformed", HTTPStatus.BAD_REQUEST, orjson.dumps({"error": error}))
+
+
 def _invalid(text: str = "") -> Reply:
     return _refusal("invalid", HTTPStatus.BAD_REQUEST, "INVALID_ARGUMENT", "INVALID_ARGUMENT", text)
 
@@ -108,6 +121,7 @@ REFUSALS: Final = {
         _refusal("unauthenticated", HTTPStatus.UNAUTHORIZED, "UNAUTHENTICATED"),
         _refusal("thirdparty", HTTPStatus.UNAUTHORIZED, "UNAUTHENTICATED", "THIRD_PARTY_AUTH_ERROR"),
         _invalid(),
+        _malformed(),
     )
 }
 NOT_FCMS_OWN: Final[Mapping[str, bytes]] = {"blank": b"", "html": b"<!DOCTYPE html><title>Error</title>"}

@@ -47,7 +47,8 @@ STEPS: Final = 40
 ALL: Final = 1000
 SCRIPTS: Final = (
     "ok", "ok", "ok", "unregistered", "mismatch", "invalid", "forbidden", "missing", "quota", "quota7", "unavailable",
-    "unavailable90", "internal", "unauthenticated", "reset", "garbage",
+    "unavailable90", "internal", "unauthenticated", "reset", "garbage", "malformed", "blank401", "html404",
+    "quota999999999",
 )  # fmt: skip
 PUSH_TOKENS: Final = st.sampled_from([*(f"{script}-{number}" for script in SCRIPTS for number in (1, 2)), None])
 AFTER_SECONDS: Final = st.sampled_from([0, 31, 46, 46, 91])

@@ -2,20 +2,25 @@
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from typing import Any, TypeVar
+from uuid import UUID
 
 import pytest
 from asgiref.sync import async_to_sync
 from django.core.management import call_command
+from django.db.models import F
 from django.db.models.functions import Now
 from firebase_admin import messaging
+from prometheus_client import REGISTRY
 from pytest_django import Settings
 from structlog.testing import capture_logs
 
 from commands import circuit, retry
-from commands.circuit import Circuit, Pace
+from commands.circuit import Circuit, Fault, Pace
 from commands.dispatcher import Dispatcher
 from commands.fcm import MAX_TTL_SECONDS, Answer, NotSent, Push, Sender, encode, parse
 from commands.models import Attempt, Delivery, Outcome
@@ -53,11 +58,12 @@ def with_sender(fcm: FcmStandin, work: Callable[[Sender], Awaitable[R]]) -> R:
     return async_to_sync(working)()
 
 
-def dispatched(fcm: FcmStandin) -> Dispatcher:
+def dispatched(fcm: FcmStandin, breaker: Circuit | None = None) -> Dispatcher:
     """Push what is due through the real sender, and return the dispatcher as it is then."""
 
     async def dispatch(sender: Sender) -> Dispatcher:
         dispatcher = Dispatcher(sender, per_second=5000)
+        dispatcher.circuit = breaker or dispatcher.circuit
         await dispatcher.run_once()
         return dispatcher
 
@@ -76,6 +82,11 @@ def seconds_to_next(delivery: Delivery) -> float:
     assert delivery.next_attempt_at is not None
     assert finished_at is not None
     return (delivery.next_attempt_at - finished_at).total_seconds()
+
+
+def times_opened(cause: str) -> float:
+    """Return how often /metrics says that a circuit has opened for this cause."""
+    return REGISTRY.get_sample_value("nexmdm_circuit_opened_total", {"cause": cause}) or 0.0
 
 
 def push_token_is_live() -> bool:
@@ -110,8 +121,57 @@ def test_a_fault_of_our_own_blocks_the_attempt_and_spares_the_push_token(
 ) -> None:
     attempt, delivery = push_to(admin, push_token)
     assert (attempt.outcome, attempt.http_status, attempt.fcm_error) == ("blocked", status, "")
-    assert (delivery.push_state, delivery.failure_count) == ("retrying", 0)
+    assert (delivery.push_state, delivery.failure_count) == ("retrying", 1)
+    assert 30 <= seconds_to_next(delivery) <= 33.5
     assert push_token_is_live()
+
+
+@pytest.mark.parametrize(
+    ("push_token", "status"),
+    [
+        ("blank401-1", 401), ("blank403-1", 403), ("blank404-1", 404), ("html401-1", 401), ("html403-1", 403),
+        ("html404-1", 404), ("html400-1", 400), ("html302-1", 302), ("blank204-1", 204), ("html502-1", 502),
+    ],
+)  # fmt: skip
+def test_an_answer_that_is_not_fcms_own_is_tried_again_with_growing_backoff(
+    admin: Admin, fcm: FcmStandin, push_token: str, status: int
+) -> None:
+    attempt, delivery = push_to(admin, push_token)
+    assert (attempt.outcome, attempt.http_status, attempt.fcm_error) == ("retry_later", status, "")
+    assert (delivery.push_state, delivery.failure_count) == ("retrying", 1)
+    assert 10 <= seconds_to_next(delivery) <= 20.5
+    assert push_token_is_live()
+
+    answer = parse(status, {}, b"<html>")
+    later = [retry.rule(answer, failures=6).retry_in_seconds or 0 for _ in range(50)]
+    assert max(later) > 60
+
+
+@pytest.mark.parametrize("bad", ["blank401-1", "html404-1", "forbidden-1", "missing-1", "unauthenticated-1"])
+def test_a_push_token_that_alone_fails_for_ever_holds_no_other_push(admin: Admin, fcm: FcmStandin, bad: str) -> None:
+    admin.enrol("the-odd-one", push_token=bad)
+    admin.enrol_fleet(3, "ok-")
+    dispatchers = []
+    for _ in range(4):
+        admin.command("ping", to={"all": True}, expires_in_seconds=86_400)
+        Delivery.objects.filter(next_attempt_at__isnull=False).update(next_attempt_at=Now())
+        dispatchers.append(dispatched(fcm))
+    assert {one.circuit.state for one in dispatchers} == {circuit.CLOSED}
+    assert Attempt.objects.filter(outcome="accepted").count() == 4 * 3
+    assert Delivery.objects.filter(push_state="retrying").count() == 4
+
+
+def test_a_page_in_the_place_of_every_25th_answer_holds_no_other_push(admin: Admin, fcm: FcmStandin) -> None:
+    for number in range(1, 51):
+        admin.enrol(f"phone-{number}", push_token=f"{'html404' if number % 25 == 0 else 'ok'}-{number}")
+    admin.command("ping", to={"all": True}, expires_in_seconds=86_400)
+    with capture_logs() as lines:
+        assert dispatched(fcm).circuit.state == circuit.CLOSED
+    assert [line for line in lines if line["event"] == "push.circuit"] == []
+    assert Attempt.objects.filter(outcome="accepted").count() == 48
+    odd = Attempt.objects.filter(outcome="retry_later", http_status=404)
+    assert {attempt.detail.partition(".")[0] for attempt in odd} == {"The answer is not FCM's"}
+    assert odd.count() == 2
 
 
 @pytest.mark.parametrize(
@@ -122,14 +182,16 @@ def test_a_fault_of_our_own_blocks_the_attempt_and_spares_the_push_token(
         ("unauthenticated-", "Check the service account's key"),
     ],
 )
-def test_a_fault_of_our_own_opens_the_circuit_at_once_and_the_log_says_what_to_mend(
+def test_a_fault_of_our_own_at_several_devices_opens_the_circuit_and_the_log_says_what_to_mend(
     admin: Admin, fcm: FcmStandin, push_token: str, advice: str
 ) -> None:
     fleet(admin, push_token, 3)
+    opened = times_opened("configuration")
     with capture_logs() as lines:
         dispatcher = dispatched(fcm)
     (alarm,) = [line for line in lines if line["event"] == "push.circuit"]
-    assert (alarm["log_level"], alarm["state"]) == ("error", "open")
+    assert (alarm["log_level"], alarm["state"], alarm["cause"]) == ("error", "open", "configuration")
+    assert times_opened("configuration") == opened + 1
     assert advice in alarm["reason"]
     assert advice in Attempt.objects.latest("id").detail
 
@@ -163,6 +225,19 @@ def test_an_access_token_that_fcm_refuses_is_refreshed_once_for_all_pushes_under
     assert fcm.access_tokens.issued == issued + 2
 
 
+def test_an_access_token_that_one_push_is_refused_with_still_serves_the_others_while_oauth_is_down(
+    admin: Admin, fcm: FcmStandin
+) -> None:
+    async def sends(sender: Sender) -> list[Answer]:
+        first = await sender.send(ping("ok-1"))
+        fcm.oauth_down = True
+        return [first, await sender.send(ping("unauthenticated-1")), await sender.send(ping("ok-2"))]
+
+    answers = with_sender(fcm, sends)
+    assert [answer.http_status for answer in answers] == [200, 401, 200]
+    assert not any(answer.oauth_failed for answer in answers)
+
+
 def test_400_rejects_the_message_spares_the_push_token_and_is_logged_as_an_error(admin: Admin, fcm: FcmStandin) -> None:
     with capture_logs() as lines:
         attempt, delivery = push_to(admin, "invalid-1")
@@ -170,6 +245,50 @@ def test_400_rejects_the_message_spares_the_push_token_and_is_logged_as_an_error
     assert (attempt.outcome, attempt.http_status, attempt.fcm_error) == ("rejected", 400, "INVALID_ARGUMENT")
     assert (delivery.state, delivery.push_state, delivery.next_attempt_at) == ("pending", "undeliverable", None)
     assert push_token_is_live()
+
+
+def test_a_400_that_names_the_push_token_calls_it_dead(admin: Admin, fcm: FcmStandin) -> None:
+    attempt, delivery = push_to(admin, "malformed-1")
+    assert (attempt.outcome, attempt.http_status, attempt.fcm_error) == ("token_dead", 400, "INVALID_ARGUMENT")
+    assert (delivery.state, delivery.push_state, delivery.next_attempt_at) == ("pending", "undeliverable", None)
+    (device,) = admin.get("/admin/devices").json["items"]
+    assert device["push"] == "dead"
+    assert admin.command("ping").json["push"] == {"queued": 0, "no_push_token": 1}
+
+
+NOT_A_TOKEN = "The registration token is not a valid FCM registration token"
+
+
+def invalid_argument(message: str = "Request contains an invalid argument.", *fields: str, text: str = "") -> bytes:
+    """A 400 of FCM's with this message and a violation of each of these fields."""
+    violations = [{"field": field, "description": text} for field in fields]
+    bad_request = {"@type": "type.googleapis.com/google.rpc.BadRequest", "fieldViolations": violations}
+    code = {"@type": "type.googleapis.com/google.firebase.fcm.v1.FcmError", "errorCode": "INVALID_ARGUMENT"}
+    details = [code, bad_request] if fields else [code]
+    return json.dumps(
+        {"error": {"code": 400, "message": message, "status": "INVALID_ARGUMENT", "details": details}}
+    ).encode()
+
+
+@pytest.mark.parametrize(
+    ("body", "outcome"),
+    [
+        (invalid_argument(NOT_A_TOKEN), Outcome.TOKEN_DEAD),
+        (invalid_argument("Request contains an invalid argument.", "message.token"), Outcome.TOKEN_DEAD),
+        (invalid_argument("Request contains an invalid argument.", "message.fid"), Outcome.TOKEN_DEAD),
+        (invalid_argument("No.", "message", text="Invalid registration token"), Outcome.TOKEN_DEAD),
+        (invalid_argument("Invalid value at 'message.token'"), Outcome.TOKEN_DEAD),
+        (invalid_argument("Invalid value at 'message.fid' (TYPE_STRING)"), Outcome.TOKEN_DEAD),
+        (invalid_argument(), Outcome.REJECTED),
+        (invalid_argument("Message too big"), Outcome.REJECTED),
+        (invalid_argument("Invalid data payload key: from"), Outcome.REJECTED),
+        (invalid_argument("Request contains an invalid argument.", "message.android.ttl"), Outcome.REJECTED),
+        (invalid_argument("Request contains an invalid argument.", "message.tokens"), Outcome.REJECTED),
+        (invalid_argument(NOT_A_TOKEN).replace(b"INVALID_ARGUMENT", b"FAILED_PRECONDITION"), Outcome.REJECTED),
+    ],
+)
+def test_a_400_is_about_the_push_token_only_if_it_names_it(body: bytes, outcome: Outcome) -> None:
+    assert retry.rule(parse(400, {}, body), failures=0).outcome == outcome
 
 
 @pytest.mark.parametrize(("push_token", "least", "most"), [("quota-1", 60, 66.5), ("quota7-1", 7, 8)])
@@ -184,7 +303,12 @@ def test_429_waits_for_retry_after_else_for_a_minute(
 
 @pytest.mark.parametrize(
     ("push_token", "status", "least", "most"),
-    [("unavailable-1", 503, 10, 20), ("internal-1", 500, 10, 20), ("unavailable90-1", 503, 90, 99)],
+    [
+        ("unavailable-1", 503, 10, 20),
+        ("internal-1", 500, 10, 20),
+        ("unavailable90-1", 503, 90, 99),
+        ("unavailable999999999-1", 503, 3000, 3600),
+    ],
 )
 def test_500_and_503_wait_for_the_larger_of_retry_after_and_the_backoff(
     admin: Admin, fcm: FcmStandin, push_token: str, status: int, least: float, most: float
@@ -193,6 +317,19 @@ def test_500_and_503_wait_for_the_larger_of_retry_after_and_the_backoff(
     assert (attempt.outcome, attempt.http_status) == ("retry_later", status)
     assert least <= seconds_to_next(delivery) <= most + 0.5
     assert push_token_is_live()
+
+
+@pytest.mark.parametrize("word", ["unavailable999999999", "quota999999999"])
+@pytest.mark.parametrize("lives", [600, 7200])
+def test_an_absurd_retry_after_is_followed_for_an_hour_at_most_and_the_push_goes_again_while_its_command_lives(
+    admin: Admin, fcm: FcmStandin, word: str, lives: int
+) -> None:
+    admin.command("ping", to=admin.enrol("phone-1", push_token=f"{word}-1"), expires_in_seconds=lives)
+    call_command("dispatch", once=True)
+    delivery = Delivery.objects.get()
+    assert delivery.push_state == "retrying"
+    half = min(lives / 2, 3600)
+    assert 0.85 * half <= seconds_to_next(delivery) <= 1.1 * half
 
 
 def test_a_push_token_of_another_kind_is_rejected_and_stops_nobody_elses_pushes(admin: Admin, fcm: FcmStandin) -> None:
@@ -391,15 +528,14 @@ def test_dispatchers_share_the_limit_of_pushes_a_second(
 @pytest.mark.parametrize(
     ("status", "outcome"),
     [
-        (204, Outcome.BLOCKED),
-        (302, Outcome.BLOCKED),
         (405, Outcome.REJECTED),
         (413, Outcome.REJECTED),
         (502, Outcome.RETRY_LATER),
     ],
 )
-def test_an_answer_that_fcm_does_not_document_has_an_outcome_too(status: int, outcome: Outcome) -> None:
-    assert retry.rule(parse(status, {}, b""), failures=0).outcome == outcome
+def test_an_error_that_fcm_does_not_document_has_an_outcome_too(status: int, outcome: Outcome) -> None:
+    body = json.dumps({"error": {"code": status, "message": "No.", "status": "UNKNOWN"}}).encode()
+    assert retry.rule(parse(status, {}, body), failures=0).outcome == outcome
 
 
 def test_a_retry_never_goes_past_the_expiry_of_its_command(admin: Admin, fcm: FcmStandin) -> None:
@@ -438,6 +574,13 @@ def test_the_backoff_is_ten_seconds_and_a_random_part_that_doubles_up_to_a_quart
 
 
 @pytest.mark.parametrize("status", [429, 503])
+def test_an_absurd_retry_after_is_spread_within_the_hour(status: int) -> None:
+    answer = parse(status, {"Retry-After": "Fri, 31 Dec 9999 23:59:59 GMT"}, b"")
+    waits = [retry.rule(answer, failures=0).retry_in_seconds or 0 for _ in range(200)]
+    assert 3200 <= min(waits) < max(waits) <= 3600
+
+
+@pytest.mark.parametrize("status", [429, 503])
 def test_retry_after_is_kept_and_those_who_are_told_the_same_do_not_come_back_at_once(status: int) -> None:
     told = Answer(status, retry_after_seconds=300)
     waits = [retry.rule(told, failures=0).retry_in_seconds or 0 for _ in range(200)]
@@ -447,35 +590,129 @@ def test_retry_after_is_kept_and_those_who_are_told_the_same_do_not_come_back_at
 
 @pytest.mark.parametrize(
     ("header", "seconds"),
-    [("7", 7), ("0", 0), ("", None), ("soon", None), ("²", None), ("Wed, 21 Oct 2015 07:28:00 GMT", 0)],
+    [
+        ("7", 7),
+        ("0", 0),
+        ("", None),
+        ("soon", None),
+        ("²", None),
+        ("-1", None),
+        ("9" * 400, math.inf),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0),
+        ("Wed, 21 Oct 99999 07:28:00 GMT", None),
+    ],
 )
 def test_retry_after_may_be_seconds_or_a_date(header: str, seconds: float | None) -> None:
     assert parse(503, {"Retry-After": header}, b"").retry_after_seconds == seconds
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"error":1}', b'{"error":{"details":[1,{"@type":2}]}}'])
-def test_an_error_that_is_not_fcms_has_no_code(body: bytes) -> None:
-    assert parse(404, {}, body).fcm_error == ""
+def test_an_error_that_is_not_fcms_has_no_code_and_is_known_as_such(body: bytes) -> None:
+    answer = parse(404, {}, body)
+    assert (answer.fcm_error, answer.from_fcm) == ("", False)
+
+
+def failed(breaker: Circuit, fault: Fault, device: int, *, now: float = 0, delivery: int | None = None) -> bool:
+    """Let a send to this device fail; tell whether the circuit has opened or closed by it."""
+    return breaker.note(fault, fault.value, now, device_id=UUID(int=device), delivery_id=delivery or device)
 
 
 def test_the_circuit_opens_after_twenty_failures_in_a_row_and_then_lets_one_probe_through_each_half_minute() -> None:
     breaker = Circuit()
-    for _ in range(19):
-        assert not breaker.note(Outcome.RETRY_LATER, "503", now=0)
+    for device in range(19):
+        assert not failed(breaker, Fault.PASSING, device)
     assert breaker.permits(0) is None
-    assert breaker.note(Outcome.UNKNOWN, "timeout", now=0)
-    assert (breaker.state, breaker.reason, breaker.permits(29)) == (circuit.OPEN, "timeout", 0)
+    assert failed(breaker, Fault.PASSING, 19)
+    assert (breaker.state, breaker.cause, breaker.permits(29)) == (circuit.OPEN, Fault.PASSING, 0)
     assert breaker.permits(30) == 1
-    breaker.probing(30)
+    breaker.claimed(30)
     assert (breaker.permits(31), breaker.permits(60)) == (0, 1)
 
 
-@pytest.mark.parametrize("outcome", [Outcome.ACCEPTED, Outcome.TOKEN_DEAD, Outcome.REJECTED])
-def test_any_answer_about_the_message_itself_closes_the_circuit(outcome: Outcome) -> None:
+@pytest.mark.parametrize("fault", [Fault.PASSING, Fault.CONFIGURATION])
+def test_the_circuit_never_opens_for_one_or_two_devices(fault: Fault) -> None:
     breaker = Circuit()
-    breaker.note(Outcome.BLOCKED, "oauth", now=0)
-    assert breaker.note(outcome, "", now=30)
-    assert (breaker.state, breaker.failures, breaker.permits(30)) == (circuit.CLOSED, 0, None)
+    assert not any(failed(breaker, fault, number % 2, delivery=number) for number in range(100))
+
+
+def test_the_circuit_opens_for_a_fault_of_our_own_at_several_devices_with_no_success_in_between() -> None:
+    breaker = Circuit()
+    for success_after in (1, 2):
+        assert not any(failed(breaker, Fault.CONFIGURATION, device) for device in range(success_after))
+        assert not failed(breaker, Fault.NONE, 9)
+    assert [failed(breaker, Fault.CONFIGURATION, device) for device in (1, 1, 2, 3)] == [False, False, False, True]
+    assert breaker.cause == Fault.CONFIGURATION
+
+
+def test_what_passes_by_counts_for_no_fault_of_our_own() -> None:
+    breaker = Circuit()
+    assert not any(failed(breaker, Fault.CONFIGURATION, device) for device in (1, 2))
+    assert not any(failed(breaker, Fault.PASSING, device) for device in range(3, 12))
+
+
+def test_a_failure_of_oauth_is_everybodys_and_opens_the_circuit_at_once() -> None:
+    breaker = Circuit()
+    assert failed(breaker, Fault.OAUTH, 1)
+    assert (breaker.state, breaker.cause) == (circuit.OPEN, Fault.OAUTH)
+
+
+def test_any_judgement_of_a_message_closes_the_circuit() -> None:
+    breaker = Circuit()
+    failed(breaker, Fault.OAUTH, 1)
+    assert failed(breaker, Fault.NONE, 2, now=30)
+    assert (breaker.state, breaker.reason, breaker.failures, breaker.permits(30)) == (circuit.CLOSED, "", 0, None)
+
+
+@pytest.mark.parametrize("script", ["ok", "unregistered", "invalid", "malformed", "thirdparty"])
+def test_what_fcm_says_of_a_message_is_a_judgement(fcm: FcmStandin, script: str) -> None:
+    reply = fcm.scripted(f"{script}-1")
+    assert retry.rule(parse(reply.status or 0, {}, reply.body), failures=0).fault == Fault.NONE
+
+
+def probed(fcm: FcmStandin, breaker: Circuit) -> list[str]:
+    """Let all open pushes be due, those that failed first, and a probe; return the push tokens that were pushed to."""
+    fcm.journal.clear()
+    Delivery.objects.filter(failure_count=0, next_attempt_at__isnull=False).update(next_attempt_at=Now())
+    failed_ones = Delivery.objects.filter(failure_count__gt=0, next_attempt_at__isnull=False)
+    failed_ones.update(next_attempt_at=Now() - timedelta(minutes=1))
+    breaker.next_probe_at = 0.0
+    dispatched(fcm, breaker)
+    return list(dict.fromkeys(send.push_token for send in fcm.journal.sends()))
+
+
+def test_each_probe_is_another_delivery_and_what_opened_the_circuit_is_not_the_first_to_go_after_it(
+    admin: Admin, fcm: FcmStandin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("commands.dispatcher.SLOTS", 1)
+    breaker = Circuit()
+    fleet(admin, "forbidden-", 3)
+    dispatched(fcm, breaker)
+    assert breaker.state == circuit.OPEN
+    good = [admin.enrol(f"good-{number}", push_token=f"ok-{number}") for number in range(4)]
+    admin.command("ping", to=good, expires_in_seconds=86_400)
+
+    fcm.override = "unavailable"
+    first, second = probed(fcm, breaker), probed(fcm, breaker)
+    assert (len(first), len(second), breaker.state) == (1, 1, circuit.OPEN)
+    fcm.override = None
+    went = [*first, *second, *probed(fcm, breaker)]
+
+    assert set(went[:4]) == {"ok-0", "ok-1", "ok-2", "ok-3"}
+    assert set(went[4:]) == {"forbidden-0", "forbidden-1", "forbidden-2"}
+
+
+def test_where_only_what_failed_is_due_the_probe_takes_turns_among_it(admin: Admin, fcm: FcmStandin) -> None:
+    breaker = Circuit()
+    fleet(admin, "forbidden-", 3)
+    dispatched(fcm, breaker)
+    probes: list[str] = []
+    for _ in range(3):
+        fcm.journal.clear()
+        Delivery.objects.update(next_attempt_at=F("next_attempt_at") - timedelta(minutes=2))
+        breaker.next_probe_at = 0.0
+        dispatched(fcm, breaker)
+        probes += {send.push_token for send in fcm.journal.sends()}
+    assert sorted(probes) == ["forbidden-0", "forbidden-1", "forbidden-2"]
 
 
 def test_a_429_slows_the_dispatcher_as_a_whole_and_the_pace_comes_back() -> None:

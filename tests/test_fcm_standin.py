@@ -109,6 +109,31 @@ def test_garbage_is_a_200_that_is_no_json(client: httpx.Client) -> None:
         orjson.loads(answer.content)
 
 
+@pytest.mark.parametrize(
+    ("push_token", "status", "body"),
+    [
+        ("blank401-1", 401, b""),
+        ("html404-1", 404, b"<!DOCTYPE"),
+        ("html302-1", 302, b"<!DOCTYPE"),
+        ("blank-1", 404, b""),
+    ],
+)
+def test_a_front_end_answers_with_a_status_and_no_json(
+    client: httpx.Client, push_token: str, status: int, body: bytes
+) -> None:
+    answer = send(client, message(push_token))
+    assert answer.status_code == status
+    assert answer.content.startswith(body)
+    assert bool(answer.content) is bool(body)
+
+
+def test_a_malformed_push_token_is_named_as_fcm_names_it(client: httpx.Client) -> None:
+    answer = send(client, message("malformed-1"))
+    error = answer.json()["error"]
+    assert (answer.status_code, error["status"], fcm_error(answer)) == (400, "INVALID_ARGUMENT", "INVALID_ARGUMENT")
+    assert error["details"][1]["fieldViolations"][0]["field"] == "message.token"
+
+
 def test_a_reset_cuts_the_connection_without_an_answer(client: httpx.Client) -> None:
     with pytest.raises(httpx.ReadError, match="reset"):
         send(client, message("reset-1"))

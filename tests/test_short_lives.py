@@ -12,6 +12,7 @@ import httpx
 import psycopg
 import pytest
 
+from commands.circuit import SEVERAL_DEVICES
 from loadtest.fcm_standin import FcmStandin
 from loadtest.serving import READY, Serving, wait_for
 from nexmdm.fleet_client import FleetClient
@@ -102,12 +103,10 @@ def test_readiness_tells_that_the_dispatcher_cannot_push(admin: FleetClient, sta
 
     assert push() == "ok"
     standin.override = "missing"
-    request_id = ping(admin, enrol(admin, push_token="ok-1"))
+    request_ids = [ping(admin, enrol(admin, push_token=f"ok-{number}")) for number in range(SEVERAL_DEVICES)]
     wait_for(lambda: push() == "circuit_open")
 
-    (delivery,) = admin.get(f"/admin/commands/{request_id}/deliveries")["items"]
-    assert (delivery["state"], delivery["push"]["state"], delivery["push"]["last_http_status"]) == (
-        "pending",
-        "retrying",
-        404,
-    )
+    for request_id in request_ids:
+        (delivery,) = admin.get(f"/admin/commands/{request_id}/deliveries")["items"]
+        push_now = delivery["push"]
+        assert (delivery["state"], push_now["state"], push_now["last_http_status"]) == ("pending", "retrying", 404)

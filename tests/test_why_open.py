@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from datetime import timedelta
+from uuid import UUID
 
 import pytest
 from django.core.management import call_command
@@ -11,8 +12,9 @@ from django.test import Client
 from django.urls import reverse
 from pytest_django import Settings
 
+from commands import circuit, outbox
 from commands import fcm as firebase
-from commands import outbox
+from commands.circuit import Fault
 from commands.dispatcher import Dispatcher
 from commands.fcm import Sender
 from commands.models import Attempt, Command, Delivery, Outcome, Report
@@ -143,9 +145,8 @@ def test_a_push_that_an_open_circuit_holds_has_not_left(admin: Admin, fcm: FcmSt
     async def held() -> int:
         async with Sender(fcm.service_account(), fcm.base_url, connections=10) as sender:
             dispatcher = Dispatcher(sender, per_second=5000)
-            dispatcher.circuit.note(
-                Outcome.BLOCKED, "the service account may not send", asyncio.get_running_loop().time()
-            )
+            now = asyncio.get_running_loop().time()
+            dispatcher.circuit.note(Fault.OAUTH, "there is no access token", now, device_id=UUID(int=1), delivery_id=1)
             return await dispatcher.dispatch_once()
 
     ping(admin, "ok-1")
@@ -157,11 +158,11 @@ def test_a_push_that_was_given_back_has_not_left_and_counts_as_no_failure(
     admin: Admin, fcm: FcmStandin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("commands.dispatcher.SLOTS", 1)
-    first, second = ping(admin, "forbidden-1"), ping(admin, "forbidden-2")
+    *sent, given_back = [ping(admin, f"forbidden-{number}") for number in range(circuit.SEVERAL_DEVICES + 1)]
     dispatch()
-    assert Attempt.objects.get(delivery__device_id=second.device_id).detail.startswith("not sent: ")
-    assert why_open(admin, first) == "Push failed once, the next one has not left yet."
-    assert why_open(admin, second) == "The push has not left yet."
+    assert Attempt.objects.get(delivery__device_id=given_back.device_id).detail.startswith("not sent: ")
+    assert {why_open(admin, phone) for phone in sent} == {"Push failed once, the next one has not left yet."}
+    assert why_open(admin, given_back) == "The push has not left yet."
 
 
 def test_a_push_without_an_access_token_has_not_left(admin: Admin, fcm: FcmStandin) -> None:
