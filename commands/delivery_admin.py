@@ -15,6 +15,7 @@ from django.utils.safestring import SafeString
 
 from commands import filters, story, timeline
 from commands.models import FINAL, OVERDUE, Attempt, Command, Delivery, Report, State
+from commands.push_now import PUSH_NOW
 from devices.admin import SECRETS
 from devices.browsing import NOTHING, Column, Link, ReadOnlyAdmin, link_to_list, pretty
 from devices.narrowing import all_of
@@ -22,6 +23,8 @@ from devices.narrowing import all_of
 NOW: Final = {
     "state_now": Case(When(OVERDUE, then=Value(State.EXPIRED)), default=F("state"), output_field=CharField()),
     "settled_now": Case(When(OVERDUE, then=F("open_until")), default=F("settled_at"), output_field=DateTimeField()),
+    "push_now": PUSH_NOW,
+    "next_push_at": Case(When(OVERDUE, then=None), default=F("next_attempt_at"), output_field=DateTimeField()),
 }
 """How a delivery stands at this moment, swept or not."""
 
@@ -111,7 +114,7 @@ class DeliveryAdmin(_OfCommandAndDevice):
     ]
     exported: ClassVar = {
         "delivery_id": "id", "request_id": "command_id", "action": "command__action", "device_id": "device_id",
-        "alias": "device__alias", "state": "state_now", "delivered_via": "delivered_via", "push": "push_state",
+        "alias": "device__alias", "state": "state_now", "delivered_via": "delivered_via", "push": "push_now",
         "attempts": "attempt_count", "issued_at": "command__issued_at", "expires_at": "command__expires_at",
         "received_at": "received_at", "settled_at": "settled_now",
     }  # fmt: skip
@@ -125,10 +128,10 @@ class DeliveryAdmin(_OfCommandAndDevice):
     received = Column("received_at")
     reported = Column("reported_at")
     settled = Column("settled_now", "settled at")
-    push = Column("push_state", "push")
+    push = Column("push_now", "push")
     attempts = Column("attempt_count", "attempts")
     channel = Column("delivered_via", "via")
-    next_push = Column("next_attempt_at")
+    next_push = Column("next_push_at", "next attempt at")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         """Return the deliveries as they stand now."""

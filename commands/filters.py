@@ -6,8 +6,9 @@ from django.db.models import Exists, OuterRef, Q, QuerySet, Sum
 from django.db.models.functions import Now
 from django.http import HttpRequest
 
+from commands import push_now
 from commands.actions import CATALOGUE
-from commands.models import FCM_ERRORS, OPEN, OVERDUE, Attempt, Command, Delivery, Outcome, Push, ReportStatus, State
+from commands.models import FCM_ERRORS, OPEN, OVERDUE, Attempt, Command, Delivery, Outcome, ReportStatus, State
 from devices.browsing import ROWS_PER_PAGE
 from devices.narrowing import Age, Between, KnownChoices, all_of
 
@@ -98,8 +99,8 @@ class PushFilter(KnownChoices):
     parameter_name = "push"
 
     def conditions(self) -> dict[str, Q]:
-        """Return the states of a push."""
-        return {state: Q(push_state=state) for state in Push.values}
+        """Return the states of a push as they are shown."""
+        return push_now.conditions()
 
 
 class OutcomeFilter(KnownChoices):

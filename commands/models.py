@@ -43,6 +43,17 @@ class Push(models.TextChoices):
     NO_PUSH_TOKEN = "no_push_token"  # noqa: S105
 
 
+class PushNow(models.TextChoices):
+    """How a push is shown: the states above, and one that is never stored (commands/push_now.py)."""
+
+    WAITING = Push.WAITING.value
+    ACCEPTED = Push.ACCEPTED.value
+    RETRYING = Push.RETRYING.value
+    UNDELIVERABLE = Push.UNDELIVERABLE.value
+    SUPERSEDED = "superseded"
+    NO_PUSH_TOKEN = Push.NO_PUSH_TOKEN.value
+
+
 class Withdrawal(models.TextChoices):
     """By what a delivery was cancelled; the label is what its timeline says."""
 

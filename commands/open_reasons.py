@@ -8,6 +8,7 @@ from django.db.models import Count, OuterRef, Q, QuerySet, Subquery
 from django.db.models.functions import Coalesce, Now
 
 from commands.models import OPEN, Attempt, Delivery, Outcome, Push, Report, ReportStatus, State
+from commands.push_now import PUSH_NOW
 
 SILENT_AFTER: Final = timedelta(minutes=10)
 
@@ -30,12 +31,13 @@ AS_OF_NOW: Final = {
     "now": Now(),
     "overdue": Q(open_until__lte=Now()),
     "due": Q(next_attempt_at__lte=Now()),
+    "push_now": PUSH_NOW,
     "last_push": _last(Attempt.objects.order_by("-number"), "outcome"),
     "failed_pushes": _number_of(Attempt.objects.filter(_FAILED)),
     "last_word": _last(Report.objects.order_by("-id"), "status"),
     "deferrals": _number_of(Report.objects.filter(status=ReportStatus.DEFERRED)),
 }
-"""What why_open() wants to know of a delivery beside its fields, for annotate(): all as of one moment."""
+"""What is derived of a delivery beside its fields, for annotate(): all as of one moment. why_open() requires it."""
 
 
 def current_state(row: Delivery) -> State:

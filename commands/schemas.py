@@ -5,7 +5,7 @@ from uuid import UUID
 
 from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictInt, model_validator
 
-from commands.models import Channel, Priority, Push, ReportStatus, State
+from commands.models import Channel, Priority, PushNow, ReportStatus, State
 from devices.audience import Target
 from devices.paging import Page
 from devices.wire import Answer, Body, DeviceBody, FreeObject, Identifier, Name, Sized, Tag, Text, Time
@@ -127,12 +127,16 @@ class Counts(Answer):
 
 
 class PushCounts(Answer):
-    """The deliveries of a command by how their push stands. `accepted` is FCM's word, not the phone's."""
+    """The deliveries of a command by how their push stands. `accepted` is FCM's word, not the phone's.
+
+    `superseded`: it was waiting or retrying when the delivery was settled by other means.
+    """
 
     waiting: int
     accepted: int
     retrying: int
     undeliverable: int
+    superseded: int
     no_push_token: int
 
 
@@ -152,9 +156,9 @@ class WaitQuery(Body):
 
 
 class PushSummary(Answer):
-    """The push of one delivery."""
+    """The push of one delivery. `superseded`: it waited, or was retried, when the delivery was settled otherwise."""
 
-    state: Push
+    state: PushNow
     attempts: int
     last_http_status: int | None
     last_fcm_error: str | None

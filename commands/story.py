@@ -18,13 +18,14 @@ from commands.models import (
     Channel,
     Command,
     Delivery,
-    Push,
+    PushNow,
     Report,
     ReportStatus,
     State,
     Withdrawal,
 )
 from commands.open_reasons import AS_OF_NOW, current_state, why_open
+from commands.push_now import PUSH_NOW_SQL
 from commands.queue import UnknownCommand
 from commands.schemas import (
     CommandDetail,
@@ -48,7 +49,7 @@ from devices import database, paging
 _UNTOLD: Final = ("command__params", "command__target", "device__presence__last_status", "device__tags")
 
 # `current` is the state as of now, swept or not.
-_STANDINGS: Final = """
+_STANDINGS: Final = f"""
     SELECT command.id, command.cancelled_at, counted.*
     FROM commands_command command, LATERAL (
         SELECT
@@ -58,20 +59,22 @@ _STANDINGS: Final = """
             count(*) FILTER (WHERE current IN ('expired', 'cancelled') AND EXISTS (
                 SELECT FROM commands_report report
                 WHERE report.delivery_id = delivery.id AND report.late AND NOT report.duplicate
+                    AND report.status IN ('succeeded', 'failed')
             )),
-            count(*) FILTER (WHERE push_state = 'waiting'), count(*) FILTER (WHERE push_state = 'accepted'),
-            count(*) FILTER (WHERE push_state = 'retrying'), count(*) FILTER (WHERE push_state = 'undeliverable'),
-            count(*) FILTER (WHERE push_state = 'no_push_token'),
+            count(*) FILTER (WHERE push_now = 'waiting'), count(*) FILTER (WHERE push_now = 'accepted'),
+            count(*) FILTER (WHERE push_now = 'retrying'), count(*) FILTER (WHERE push_now = 'undeliverable'),
+            count(*) FILTER (WHERE push_now = 'superseded'), count(*) FILTER (WHERE push_now = 'no_push_token'),
             max(COALESCE(settled_at, open_until))
         FROM (
             SELECT *,
                 CASE WHEN state IN ('pending', 'received') AND open_until <= now() THEN 'expired' ELSE state END
-                    AS current
+                    AS current,
+                {PUSH_NOW_SQL} AS push_now
             FROM commands_delivery WHERE command_id = command.id
         ) delivery
     ) counted
     WHERE command.id = ANY(%s)
-"""
+"""  # noqa: S608  (a constant of ours; values are parameters)
 
 AT_ONCE: Final = 200_000
 """How many deliveries one query counts at most, unless a single command has more."""
@@ -255,10 +258,10 @@ def _delivery_row(row: Any) -> DeliveryRow:
     )
 
 
-def _push_summary(row: Delivery) -> PushSummary:
+def _push_summary(row: Any) -> PushSummary:
     last: Attempt | None = max(row.attempts.all(), key=lambda attempt: attempt.number, default=None)
     return PushSummary(
-        state=Push(row.push_state),
+        state=PushNow(row.push_now),
         attempts=row.attempt_count,
         last_http_status=last.http_status if last else None,
         last_fcm_error=(last.fcm_error or None) if last else None,

@@ -328,6 +328,29 @@ def test_deliveries_are_filtered_by_state(worked: World, browser: Client) -> Non
         assert listed(browser, Delivery, state=state) == [delivery.pk]
 
 
+def test_a_push_is_superseded_on_the_site_too_once_its_delivery_is_settled(
+    worked: World, browser: Client, staff: Visitor
+) -> None:
+    lobby, yard = Device.objects.get(alias="lobby"), Device.objects.get(alias="yard")
+    ring = worked.command("ring", expires_at=worked.now + timedelta(hours=1))
+    waits = worked.delivery(ring, lobby, push_state="waiting", next_attempt_at=worked.now)
+    settled = worked.delivery(ring, yard, "succeeded", push_state="retrying")
+    lock = worked.command("lock", issued_at=worked.now - timedelta(hours=2), expires_at=worked.now - timedelta(hours=1))
+    overdue = worked.delivery(lock, lobby, push_state="waiting", next_attempt_at=worked.now)
+    assert listed(browser, Delivery, push="waiting") == [waits.pk]
+    assert listed(browser, Delivery, push="retrying") == []
+    assert listed(browser, Delivery, push="superseded") == [overdue.pk, settled.pk]
+    assert {row["delivery_id"] for row in exported(staff, Delivery, "?push=superseded")} == {
+        str(overdue.pk), str(settled.pk),
+    }  # fmt: skip
+    assert {row["push"] for row in exported(staff, Delivery, "?push=superseded")} == {"superseded"}
+    for delivery in (settled, overdue):
+        page = browser.get(page_of(Delivery, "change", delivery.pk)).content.decode()
+        assert "superseded" in page
+        assert not re.search(r"next attempt at.{,200}class=\"moment\"", page, re.DOTALL)
+    assert "1 superseded" in browser.get(page_of(Command, "change", ring.pk)).content.decode()
+
+
 def test_deliveries_are_filtered_by_what_fcm_answered(worked: World, browser: Client) -> None:
     (dead,) = Delivery.objects.filter(attempts__http_status=404)
     (retried,) = Delivery.objects.filter(attempts__fcm_error="UNAVAILABLE")

@@ -428,6 +428,16 @@ def test_a_delivery_is_told_event_by_event(network: InProcess, phone: Phone) -> 
     assert [event["event"] for event in events] == ["issued", "attempt", "report", "settled", "report"]
 
 
+def test_a_push_that_its_delivery_did_not_wait_for_is_shown_as_superseded(network: InProcess, admin: Admin) -> None:
+    phone = admin.enrol("phone-2", push_token="token-2")
+    request_id = run("ping", phone.device_id, "--json", transport=network).json["request_id"]
+    phone.report(request_id, "succeeded", via="heartbeat")
+    delivery = run("delivery", request_id, phone.device_id, transport=network).out
+    command = run("command", request_id, transport=network).out
+    assert re.search("^push .*state=superseded", delivery, re.MULTILINE)
+    assert re.search("^push .*superseded=1", command, re.MULTILINE)
+
+
 def test_any_request_is_signed_and_sent(network: InProcess, phone: Phone, tmp_path: Path) -> None:
     body = tmp_path / "body.json"
     body.write_text('{"alias": "Café"}')

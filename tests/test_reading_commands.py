@@ -25,7 +25,7 @@ from tests.moments import let_pass
 COUNTS: Final = {
     "pending": 0, "received": 0, "succeeded": 0, "failed": 0, "expired": 0, "cancelled": 0, "late": 0,
 }  # fmt: skip
-PUSH: Final = {"waiting": 0, "accepted": 0, "retrying": 0, "undeliverable": 0, "no_push_token": 0}
+PUSH: Final = {"waiting": 0, "accepted": 0, "retrying": 0, "undeliverable": 0, "superseded": 0, "no_push_token": 0}
 ROW_KEYS: Final = {
     "request_id", "device_id", "alias", "state", "delivered_via", "push", "issued_at", "expires_at", "received_at",
     "settled_at", "result", "late_result", "why_open",
@@ -209,6 +209,62 @@ def test_a_command_counts_each_state_of_a_push(admin: Admin, phone: Phone, push_
     request_id = issue(admin, phone)
     Delivery.objects.update(push_state=push_state)
     assert admin.get(f"/admin/commands/{request_id}").json["push"] == PUSH | {push_state: 1}
+
+
+def by_heartbeat(admin: Admin, phone: Phone, request_id: str) -> None:
+    phone.heartbeat()
+    phone.report(request_id, "succeeded", via="heartbeat")
+
+
+def by_cancellation(admin: Admin, phone: Phone, request_id: str) -> None:
+    admin.post(f"/admin/commands/{request_id}/cancel")
+
+
+def by_a_newer_one(admin: Admin, phone: Phone, request_id: str) -> None:
+    issue(admin, phone, supersede=True)
+
+
+def by_time(admin: Admin, phone: Phone, request_id: str) -> None:
+    let_pass(hours=2)
+
+
+def by_the_sweep(admin: Admin, phone: Phone, request_id: str) -> None:
+    let_pass(hours=2)
+    assert queue.expire(10) == 1
+
+
+def pushes_of(admin: Admin, request_id: str, device_id: str) -> list[Any]:
+    """Return what the list and the delivery's own answer say of its push, and what the command counts."""
+    path = f"/admin/commands/{request_id}"
+    (row,) = admin.get(f"{path}/deliveries").json["items"]
+    detail = admin.get(f"{path}/deliveries/{device_id}").json
+    counted = {state for state, count in admin.get(path).json["push"].items() if count}
+    return [(one["push"]["state"], one["push"]["next_attempt_at"] is None) for one in (row, detail)] + [counted]
+
+
+@pytest.mark.parametrize("settle", [by_heartbeat, by_cancellation, by_a_newer_one, by_time, by_the_sweep])
+@pytest.mark.parametrize("push_state", [Push.WAITING, Push.RETRYING])
+def test_a_push_that_waits_or_is_retried_is_superseded_once_its_delivery_is_settled_by_other_means(
+    admin: Admin, push_state: Push, settle: Callable[[Admin, Phone, str], None]
+) -> None:
+    phone = admin.enrol("phone-1", push_token="token-1")
+    request_id = issue(admin, phone)
+    Delivery.objects.update(push_state=push_state)
+    assert pushes_of(admin, request_id, phone.device_id) == [(push_state, False)] * 2 + [{push_state}]
+
+    settle(admin, phone, request_id)
+
+    assert pushes_of(admin, request_id, phone.device_id) == [("superseded", True)] * 2 + [{"superseded"}]
+
+
+@pytest.mark.parametrize("push_state", [Push.ACCEPTED, Push.UNDELIVERABLE, Push.NO_PUSH_TOKEN])
+def test_a_push_that_is_over_stays_what_it_was_when_its_delivery_is_settled(
+    admin: Admin, phone: Phone, push_state: Push
+) -> None:
+    request_id = issue(admin, phone)
+    Delivery.objects.update(push_state=push_state)
+    phone.report(request_id, "succeeded")
+    assert pushes_of(admin, request_id, phone.device_id) == [(push_state, True)] * 2 + [{push_state}]
 
 
 def test_a_command_is_completed_when_its_last_delivery_settles(admin: Admin, phone: Phone) -> None:

@@ -1,0 +1,39 @@
+"""How a push is shown: as its row says, or `superseded`, which is derived here and nowhere else.
+
+A push is superseded if it was waiting or retrying when its delivery was settled by other means.
+"""
+
+from typing import Final
+
+from django.db.models import Case, CharField, F, Q, Value, When
+from django.db.models.functions import Now
+
+from commands.models import OPEN, Push, PushNow
+
+_NOT_OVER: Final = (Push.WAITING, Push.RETRYING)
+
+_SUPERSEDED: Final = Q(push_state__in=_NOT_OVER) & (~Q(state__in=OPEN) | Q(open_until__lte=Now()))
+
+PUSH_NOW: Final = Case(
+    When(_SUPERSEDED, then=Value(PushNow.SUPERSEDED.value)), default=F("push_state"), output_field=CharField()
+)
+"""A delivery's push as it is shown, for annotate()."""
+
+
+def _words(states: tuple[str, ...]) -> str:
+    return ", ".join(f"'{state}'" for state in states)
+
+
+PUSH_NOW_SQL: Final = f"""
+    CASE
+        WHEN push_state IN ({_words(_NOT_OVER)}) AND NOT (state IN ({_words(OPEN)}) AND open_until > now())
+            THEN '{PushNow.SUPERSEDED}'
+        ELSE push_state
+    END"""
+"""The same in SQL, of a row of commands_delivery."""
+
+
+def conditions() -> dict[str, Q]:
+    """Return for each state that is shown which deliveries have it, for filter()."""
+    stored = {state.value: Q(push_state=state) & ~_SUPERSEDED for state in Push}
+    return {state: stored.get(state, _SUPERSEDED) for state in PushNow.values}
