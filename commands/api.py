@@ -13,7 +13,7 @@ from ninja import Query, Router
 from prometheus_client import Counter
 from pydantic import ValidationError
 
-from commands import actions, queue, reports, story
+from commands import actions, queue, report_limit, reports, story
 from commands.queue import Order
 from commands.reports import Said
 from commands.schemas import (
@@ -46,6 +46,7 @@ WAIT_POLL_SECONDS: Final = 0.15
 """How often is looked for a waiting client: with the looks themselves, it is answered within 250 ms of the result."""
 
 RESULTS = Counter("nexmdm_action_results", "Reports of phones, by what they say.", ["status"])
+NOT_KEPT = Counter("nexmdm_reports_not_kept", "Reports that were counted and not kept, for their delivery has enough.")
 ISSUED = Counter("nexmdm_commands_issued", "Commands queued, by action.", ["action"])
 
 
@@ -61,13 +62,18 @@ class InvalidParams(Exception):
 async def action_result(request: HttpRequest, body: ActionResult) -> HttpResponse:
     """Report on a command: received, running, deferred, or its final word. Sending it again changes nothing twice.
 
-    The first `succeeded` or `failed` wins; whatever comes after it is kept, and is a `duplicate`. A final word after
-    the expiry or a cancellation is kept as `late`, and leaves the state. `via` is how the command had come.
+    The first `succeeded` or `failed` wins; whatever comes after it is a `duplicate`. A final word after the expiry or a
+    cancellation is kept as `late`, and leaves the state. `via` is how the command had come. The first 100 reports on a
+    command are kept, equal ones in a row as one, and in any case the first final one; further ones are answered alike,
+    and only counted. A device that reports more often than DEVICE_RATE_LIMIT gets 429.
     """
     token: tokens.Token = request.auth  # type: ignore[attr-defined]
+    report_limit.reports.check(token.id)
     said = Said(body.status, body.message or "", body.output, body.finished_at, body.via)
     taken = await settled(token, lambda: unit(_take_report, token, body.request_id, said))
     RESULTS.labels(body.status.value).inc()
+    if not taken.kept:
+        NOT_KEPT.inc()
     log.info(
         "action_result.ingested",
         device_id=str(token.id),
@@ -82,9 +88,12 @@ async def action_result(request: HttpRequest, body: ActionResult) -> HttpRespons
     )
 
 
-@transaction.atomic
 def _take_report(token: tokens.Token, request_id: UUID, said: Said) -> reports.Taken:
-    return reports.take(credentials.authenticate(token), request_id, said)
+    # Counted before the transaction: a report that is refused in it counts all the same.
+    device_id = credentials.authenticate(token)
+    report_limit.reports.admit(device_id)
+    with transaction.atomic():
+        return reports.take(device_id, request_id, said)
 
 
 @admin_router.post("/command", response=CommandIssued, url_name="command")

@@ -14,7 +14,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from commands import filters, story, timeline
-from commands.models import FINAL, OVERDUE, Attempt, Command, Delivery, Report, State
+from commands.models import OVERDUE, Attempt, Command, Delivery, Report, State
 from commands.push_now import PUSH_NOW
 from devices.admin import SECRETS
 from devices.browsing import NOTHING, Column, Link, ReadOnlyAdmin, link_to_list, pretty
@@ -78,6 +78,8 @@ class _Said:
     channel = Column("via")
     done = Column("device_finished_at")
     heard = Column("reported_at")
+    repeats = Column("repeat_count", "repeats")
+    last_repeat = Column("last_repeated_at", "last repeat")
     too_late = Column("late")
     again = Column("duplicate")
 
@@ -108,7 +110,7 @@ class DeliveryAdmin(_OfCommandAndDevice):
     linked_by = ("command__id__exact", "device__id__exact")
     fieldsets: ClassVar = [
         (None, {"fields": ["action", "request_id", "to_device", "state_now", "why_open", "channel"]}),
-        ("Result", {"fields": ["result"]}),
+        ("Result", {"fields": ["result", "reports_not_kept"]}),
         ("Times", {"fields": ["issued", "until", "received", "reported", "settled"]}),
         ("Push", {"fields": ["push", "attempts", "failure_count", "next_push", "everything"]}),
     ]
@@ -143,23 +145,24 @@ class DeliveryAdmin(_OfCommandAndDevice):
         delivery = super().get_object(request, object_id, from_field)
         if delivery is not None:
             told = story.newest_of(delivery.pk, MOST_TOLD)
-            delivery.waits_for, delivery.steps = told.why_open, list(timeline.steps(told.timeline))
+            delivery.told, delivery.steps = told, list(timeline.steps(told.timeline))
         return delivery
 
     @admin.display(description="why open")
     def why_open(self, delivery: Any) -> str:
         """Return what an open delivery waits for."""
-        return delivery.waits_for or NOTHING
+        return delivery.told.why_open or NOTHING
 
     @admin.display(description="result")
-    def result(self, delivery: Delivery) -> str:
+    def result(self, delivery: Any) -> str:
         """Return the phone's final word, late or not."""
-        final = Report.objects.filter(delivery=delivery, status__in=FINAL, duplicate=False).first()
+        late = delivery.told.late_result
+        final = late or delivery.told.result
         if final is None:
             return NOTHING
-        word = f"{final.status}, late: the delivery was settled before" if final.late else final.status
+        word = f"{final.status}, late: the delivery was settled before" if late else final.status
         output = "" if final.output is None else pretty(final.output)
-        return format_html("<strong>{}</strong> {} {}", word, final.message, output)
+        return format_html("<strong>{}</strong> {} {}", word, final.message or "", output)
 
     @admin.display(description="whole lists")
     def everything(self, delivery: Delivery) -> SafeString:
@@ -231,9 +234,14 @@ class ReportAdmin(_Said, _OfDelivery):
     list_filter = (filters.ReportStatusFilter, filters.ReportAge, filters.ReportTime)
     fields: ClassVar = [
         "action", "request_id", "to_device", "of_delivery", "said", "message", "pretty_output", "channel",
-        "too_late", "again", "done", "heard",
+        "too_late", "again", "done", "heard", "repeats", "last_repeat",
     ]  # fmt: skip
     exported: ClassVar = {
         "report_id": "id", **OF_DELIVERY, "status": "status", "message": "message", "output": "output", "via": "via",
         "late": "late", "duplicate": "duplicate", "finished_at": "device_finished_at", "reported_at": "reported_at",
+        "repeats": "repeat_count", "last_repeated_at": "last_repeated_at",
     }  # fmt: skip
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        """Return the reports without what the phones sent along: only a report's own page shows it."""
+        return super().get_queryset(request).defer("output")

@@ -160,6 +160,7 @@ class Delivery(models.Model):
 
     `open_until` is the command's `expires_at`, or an hour more once the phone has said it received or runs it.
     `next_attempt_at` is when the next push is due; NULL means none is. A claimed push moves it past a lease.
+    `attempt_count` is the number of its last attempt. `reports_not_kept` counts the reports that were too many to keep.
     """
 
     id = models.BigAutoField(primary_key=True)
@@ -177,6 +178,7 @@ class Delivery(models.Model):
     attempt_count = models.PositiveIntegerField(default=0)
     failure_count = models.PositiveIntegerField(default=0)
     next_attempt_at = models.DateTimeField(null=True, blank=True)
+    reports_not_kept = models.IntegerField(default=0, db_default=0)
 
     objects = DeliveryQuerySet.as_manager()
 
@@ -255,7 +257,7 @@ class Attempt(models.Model):
 
 
 class Report(models.Model):
-    """One thing a phone said about a delivery; append-only.
+    """One thing a phone said about a delivery. An equal one that follows only counts up the one before.
 
     The first final report of a delivery is its result, or, when it came after expiry or cancellation (`late`), its
     late result. Whatever comes after a final report is a `duplicate`.
@@ -269,6 +271,8 @@ class Report(models.Model):
     via = models.CharField(max_length=16, choices=Channel, null=True, blank=True)  # noqa: DJ001
     device_finished_at = models.DateTimeField(null=True, blank=True)
     reported_at = models.DateTimeField(db_default=Now())
+    repeat_count = models.IntegerField(default=0, db_default=0)
+    last_repeated_at = models.DateTimeField(null=True, blank=True)
     late = models.BooleanField(default=False)
     duplicate = models.BooleanField(default=False)
 

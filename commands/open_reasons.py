@@ -4,7 +4,7 @@ from datetime import timedelta
 from typing import Any, Final
 
 from django.conf import settings
-from django.db.models import Count, OuterRef, Q, QuerySet, Subquery
+from django.db.models import Case, Count, F, OuterRef, Q, QuerySet, Subquery, Sum, When
 from django.db.models.functions import Coalesce, Now
 
 from commands.models import OPEN, Attempt, Delivery, Outcome, Push, Report, ReportStatus, State
@@ -18,14 +18,17 @@ _FAILED: Final = Q(outcome__in=(Outcome.RETRY_LATER, Outcome.REJECTED, Outcome.T
 """Pushes that left in vain: neither those that were given back unsent, nor one that is in flight."""
 
 
-def _number_of(rows: QuerySet[Any]) -> Coalesce:
+def _number_of(rows: QuerySet[Any], number: Any) -> Coalesce:
     of_delivery = rows.filter(delivery=OuterRef("pk")).order_by().values("delivery")
-    return Coalesce(Subquery(of_delivery.annotate(number_of=Count("*")).values("number_of")), 0)
+    return Coalesce(Subquery(of_delivery.annotate(number_of=number).values("number_of")), 0)
 
 
 def _last(rows: QuerySet[Any], field: str) -> Subquery:
     return Subquery(rows.filter(delivery=OuterRef("pk")).values(field)[:1])
 
+
+_LAST_WORD: Final = _last(Report.objects.order_by("-id"), "status")
+_DEFERRALS: Final = _number_of(Report.objects.filter(status=ReportStatus.DEFERRED), Sum(F("repeat_count") + 1))
 
 AS_OF_NOW: Final = {
     "now": Now(),
@@ -33,9 +36,10 @@ AS_OF_NOW: Final = {
     "due": Q(next_attempt_at__lte=Now()),
     "push_now": PUSH_NOW,
     "last_push": _last(Attempt.objects.order_by("-number"), "outcome"),
-    "failed_pushes": _number_of(Attempt.objects.filter(_FAILED)),
-    "last_word": _last(Report.objects.order_by("-id"), "status"),
-    "deferrals": _number_of(Report.objects.filter(status=ReportStatus.DEFERRED)),
+    "failed_pushes": _number_of(Attempt.objects.filter(_FAILED), Count("*")),
+    "last_word": _LAST_WORD,
+    # Counted only where the sentence has it: this reads every report of a delivery.
+    "deferrals": Case(When(last_word=ReportStatus.DEFERRED, then=_DEFERRALS), default=0),
 }
 """What is derived of a delivery beside its fields, for annotate(): all as of one moment. why_open() requires it."""
 

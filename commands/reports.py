@@ -5,10 +5,18 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
+import orjson
 from django.db.models import F, OuterRef, Q, Subquery
 from django.db.models.functions import Coalesce, Greatest, Now
 
 from commands.models import FINAL, OPEN, Channel, Command, Delivery, Report, ReportStatus, State
+from devices import database
+
+KEPT: Final = 100
+"""Reports of one delivery that are kept; beyond them only the one that is its result, or its late result.
+
+A phone that works needs a handful. One that reports without end must not fill the database.
+"""
 
 EXTRA_TIME: Final = timedelta(hours=1)
 """What a phone that has a command gets, beyond its expiry, for its final word."""
@@ -31,18 +39,19 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """How a report was taken: the delivery's state after it, and whether the report came again or too late."""
+    """How a report was taken: the delivery's state after it, whether the report came again or too late, and is kept."""
 
     state: State
     duplicate: bool
     late: bool
+    kept: bool
 
 
 def take(device_id: UUID, request_id: UUID, said: Said) -> Taken:
     """Keep a phone's report; settle the delivery with the first final one. Raises UnknownRequest.
 
     Any report after a final one is a duplicate and changes nothing. A final one after expiry or cancellation leaves the
-    state and is late.
+    state and is late. What is too much to keep (see KEPT) is counted.
     """
     # The lock comes first, in a statement of its own: what follows must see what the holder before us wrote.
     locked = Delivery.objects.select_for_update(no_key=True).annotate(overdue=Q(open_until__lte=Now()))
@@ -55,33 +64,74 @@ def take(device_id: UUID, request_id: UUID, said: Said) -> Taken:
         changes |= {"state": State.EXPIRED, "settled_at": F("open_until"), "next_attempt_at": None}
     duplicate = _has_final(delivery)
     late = said.status in FINAL and delivery.state in (State.EXPIRED, State.CANCELLED)
-    _keep(delivery, said, late=late, duplicate=duplicate)
+    kept = _keep(delivery, said, late=late, duplicate=duplicate)
+    if not kept:
+        changes["reports_not_kept"] = F("reports_not_kept") + 1
     if delivery.state in OPEN:
         changes |= _word_taken(said)
     if said.via is not None and delivery.delivered_via is None:
         changes["delivered_via"] = said.via
     if changes:
         Delivery.objects.filter(id=delivery.id).update(**changes)
-    return Taken(State(changes.get("state", delivery.state)), duplicate, late)
+    return Taken(State(changes.get("state", delivery.state)), duplicate, late, kept)
 
 
 def _has_final(delivery: Delivery) -> bool:
     if delivery.state in (State.EXPIRED, State.CANCELLED):
-        return Report.objects.filter(delivery=delivery, status__in=FINAL).exists()
+        # As report_one_final_per_delivery has it, however many reports there are.
+        return Report.objects.filter(delivery=delivery, status__in=FINAL, duplicate=False).exists()
     return delivery.state not in OPEN
 
 
-def _keep(delivery: Delivery, said: Said, *, late: bool, duplicate: bool) -> None:
-    Report.objects.create(
-        delivery=delivery,
-        status=said.status,
-        message=said.message,
-        output=said.output,
-        device_finished_at=said.finished_at,
-        via=said.via,
-        late=late,
-        duplicate=duplicate,
+# One statement for what one report may need: a look at the last one, and at how many there are. The delivery is locked,
+# so no other report of it comes in between.
+_KEEP: Final = """
+    WITH said AS (
+        SELECT %(status)s::varchar AS status, %(message)s::varchar AS message, %(output)s::jsonb AS output,
+            %(via)s::varchar AS via, %(finished_at)s::timestamptz AS device_finished_at
+    ), last AS (
+        SELECT * FROM commands_report WHERE delivery_id = %(delivery_id)s ORDER BY id DESC LIMIT 1
+    ), repeated AS (
+        UPDATE commands_report report
+        SET repeat_count = report.repeat_count + 1, last_repeated_at = statement_timestamp()
+        FROM last, said
+        WHERE report.id = last.id AND NOT %(is_final)s AND last.duplicate = %(duplicate)s
+            AND (last.status, last.message, last.output, last.via, last.device_finished_at) IS NOT DISTINCT FROM
+                (said.status, said.message, said.output, said.via, said.device_finished_at)
+        RETURNING report.id
+    ), added AS (
+        INSERT INTO commands_report
+            (delivery_id, status, message, output, via, device_finished_at, late, duplicate)
+        SELECT %(delivery_id)s, status, message, output, via, device_finished_at, %(late)s, %(duplicate)s FROM said
+        WHERE NOT EXISTS (SELECT FROM repeated) AND (
+            (%(is_final)s AND NOT %(duplicate)s) OR NOT EXISTS (
+                SELECT FROM commands_report WHERE delivery_id = %(delivery_id)s OFFSET %(kept)s - 1 LIMIT 1
+            )
+        )
+        RETURNING id
     )
+    SELECT EXISTS (SELECT FROM repeated UNION ALL SELECT FROM added)
+"""
+
+
+def _keep(delivery: Delivery, said: Said, *, late: bool, duplicate: bool) -> bool:
+    """Keep a report, or count up the last one if that was equal and not final. Return False if it is one too many."""
+    (kept,) = database.row(
+        _KEEP,
+        {
+            "delivery_id": delivery.id,
+            "status": said.status,
+            "message": said.message,
+            "output": None if said.output is None else orjson.dumps(said.output).decode(),
+            "via": said.via,
+            "finished_at": said.finished_at,
+            "is_final": said.status in FINAL,
+            "late": late,
+            "duplicate": duplicate,
+            "kept": KEPT,
+        },
+    )
+    return bool(kept)
 
 
 def _word_taken(said: Said) -> dict[str, Any]:

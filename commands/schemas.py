@@ -195,10 +195,14 @@ class DeliveryRow(Answer):
 
 
 class TimelineEvent(Answer):
-    """One thing that happened to a delivery: its issue, an attempt, a report, or its settlement."""
+    """One thing that happened to a delivery: its issue, an attempt, a report, or its settlement.
+
+    A report that the phone repeated without anything new is one event with a `count`, and `last_at`. `left_out` says
+    that there were more events (`count` of them, where that is known) than are kept or shown.
+    """
 
     at: Time
-    event: Literal["issued", "attempt", "report", "settled"]
+    event: Literal["issued", "attempt", "report", "left_out", "settled"]
     attempt: int | None = None
     outcome: str | None = None
     http_status: int | None = None
@@ -208,6 +212,8 @@ class TimelineEvent(Answer):
     status: str | None = None
     message: str | None = None
     via: Channel | None = None
+    count: int | None = None
+    last_at: Time | None = None
     late: bool | None = None
     duplicate: bool | None = None
     state: State | None = None

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from django.db.models import Exists, OuterRef, Prefetch, Q, QuerySet
+from django.db.models import Exists, F, OuterRef, Prefetch, Q, QuerySet
 from django.db.models.functions import Now
 
 from commands.models import (
@@ -27,6 +27,7 @@ from commands.models import (
 from commands.open_reasons import AS_OF_NOW, current_state, why_open
 from commands.push_now import PUSH_NOW_SQL
 from commands.queue import UnknownCommand
+from commands.reports import KEPT
 from commands.schemas import (
     CommandDetail,
     CommandPage,
@@ -78,6 +79,12 @@ _STANDINGS: Final = f"""
 
 AT_ONCE: Final = 200_000
 """How many deliveries one query counts at most, unless a single command has more."""
+
+TIMELINE_REPORTS: Final = KEPT + 2
+"""How many reports a timeline shows at most, the newest: all that are kept, unless they are of an older version."""
+
+TIMELINE_ATTEMPTS: Final = 1000
+"""How many attempts a timeline shows at most, the newest: those of ten days, if each fails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,39 +192,57 @@ def deliveries(request_id: UUID, query: DeliveryQuery) -> DeliveryPage:
 
 def delivery(request_id: UUID, device_id: UUID) -> DeliveryDetail:
     """Return one delivery with its timeline. Raises UnknownCommand."""
-    row = _deliveries().filter(command_id=request_id, device_id=device_id).first()
+    row = _described().filter(command_id=request_id, device_id=device_id).first()
     if row is None:
         raise UnknownCommand
-    return _detail(row)
+    return _detail(row, TIMELINE_ATTEMPTS, TIMELINE_REPORTS)
 
 
 def newest_of(delivery_id: int, most: int) -> DeliveryDetail:
     """Return a delivery as delivery() does, with no more than so many of its newest attempts and reports."""
-    attempts = Attempt.objects.filter(delivery=delivery_id).order_by("-id").values("id")[:most]
-    reports = Report.objects.filter(delivery=delivery_id).order_by("-id").values("id")[:most]
-    row = (
-        _deliveries()
-        .prefetch_related(None)
-        .prefetch_related(Prefetch("attempts", Attempt.objects.filter(id__in=attempts)))
-        .prefetch_related(Prefetch("reports", Report.objects.filter(id__in=reports)))
-    )
-    return _detail(row.get(id=delivery_id))
+    return _detail(_described().get(id=delivery_id), most, most)
 
 
-def _detail(row: Delivery) -> DeliveryDetail:
-    return DeliveryDetail(**_delivery_row(row).model_dump(), timeline=timeline(row))
+def _detail(row: Any, most_attempts: int, most_reports: int) -> DeliveryDetail:
+    """Complete a row of _described()."""
+    attempts = list(Attempt.objects.filter(delivery=row.id).order_by("-number")[: most_attempts + 1])
+    reports = list(Report.objects.filter(delivery=row.id).order_by("-id").defer("output")[: most_reports + 1])
+    row.last_attempt, row.final_report = attempts[:1], list(_final_reports().filter(delivery=row.id))
+    events = [
+        TimelineEvent(at=row.command.issued_at, event="issued"),
+        *_newest("attempts", [_attempt_event(attempt) for attempt in attempts], most_attempts),
+        *_newest("reports", [_report_event(report) for report in reports], most_reports),
+        *_not_kept(row, reports),
+        *_settlement(row),
+    ]
+    events.sort(key=lambda event: (event.event != "issued", event.at))
+    return DeliveryDetail(**_delivery_row(row).model_dump(), timeline=events)
 
 
-def timeline(row: Delivery) -> list[TimelineEvent]:
-    """Return all that happened to a delivery, oldest first."""
-    events = [TimelineEvent(at=row.command.issued_at, event="issued")]
-    events += [_attempt_event(attempt) for attempt in row.attempts.all()]
-    events += [_report_event(report) for report in row.reports.all()]
+def _newest(kind: str, newest_first: list[TimelineEvent], most: int) -> list[TimelineEvent]:
+    """Return the newest of some events, oldest first; before them one that says so if there are more."""
+    shown = newest_first[:most][::-1]
+    if len(newest_first) <= most:
+        return shown
+    return [TimelineEvent(at=shown[0].at, event="left_out", detail=f"earlier {kind} are not shown"), *shown]
+
+
+def _not_kept(row: Delivery, newest_first: list[Report]) -> list[TimelineEvent]:
+    """Return the event that says how many reports came that were too many to keep: after the 100th that was kept."""
+    if not row.reports_not_kept or not newest_first:
+        return []
+    last = newest_first[0]
+    count = row.reports_not_kept
+    detail = f"{count} further reports were counted and not kept"
+    return [TimelineEvent(at=last.last_repeated_at or last.reported_at, event="left_out", count=count, detail=detail)]
+
+
+def _settlement(row: Delivery) -> list[TimelineEvent]:
     settled = _settled_at(row)
-    if settled is not None:
-        by = Withdrawal(row.withdrawn_by).label if row.withdrawn_by else None
-        events.append(TimelineEvent(at=settled, event="settled", state=current_state(row), detail=by))
-    return sorted(events, key=lambda event: (event.event != "issued", event.at))
+    if settled is None:
+        return []
+    by = Withdrawal(row.withdrawn_by).label if row.withdrawn_by else None
+    return [TimelineEvent(at=settled, event="settled", state=current_state(row), detail=by)]
 
 
 def _settled_at(row: Delivery) -> datetime | None:
@@ -225,9 +250,21 @@ def _settled_at(row: Delivery) -> datetime | None:
 
 
 def _deliveries() -> QuerySet[Any]:
+    """Return deliveries as a list shows them: with one attempt and one report each at most, however many there are."""
+    return _described().prefetch_related(
+        Prefetch("attempts", Attempt.objects.filter(number=F("delivery__attempt_count")), to_attr="last_attempt"),
+        Prefetch("reports", _final_reports(), to_attr="final_report"),
+    )
+
+
+def _final_reports() -> QuerySet[Report]:
+    """Return the results and late results, as report_one_final_per_delivery has them."""
+    return Report.objects.filter(status__in=FINAL, duplicate=False)
+
+
+def _described() -> QuerySet[Any]:
     as_of_now = Delivery.objects.annotate(**AS_OF_NOW)
-    rows = as_of_now.select_related("command", "device", "device__presence").defer(*_UNTOLD)
-    return rows.prefetch_related("attempts", "reports")
+    return as_of_now.select_related("command", "device", "device__presence").defer(*_UNTOLD)
 
 
 def _in_state(rows: QuerySet[Any], state: State | None) -> QuerySet[Any]:
@@ -259,7 +296,7 @@ def _delivery_row(row: Any) -> DeliveryRow:
 
 
 def _push_summary(row: Any) -> PushSummary:
-    last: Attempt | None = max(row.attempts.all(), key=lambda attempt: attempt.number, default=None)
+    last: Attempt | None = next(iter(row.last_attempt), None)
     return PushSummary(
         state=PushNow(row.push_now),
         attempts=row.attempt_count,
@@ -270,9 +307,8 @@ def _push_summary(row: Any) -> PushSummary:
     )
 
 
-def _final_word(row: Delivery, *, late: bool) -> Result | None:
-    finals = (report for report in row.reports.all() if report.status in FINAL and not report.duplicate)
-    report = next((report for report in finals if report.late == late), None)
+def _final_word(row: Any, *, late: bool) -> Result | None:
+    report: Report | None = next((report for report in row.final_report if report.late == late), None)
     if report is None:
         return None
     return Result(
@@ -305,6 +341,8 @@ def _report_event(report: Report) -> TimelineEvent:
         status=report.status,
         message=report.message or None,
         via=Channel(report.via) if report.via else None,
+        count=report.repeat_count + 1,
+        last_at=report.last_repeated_at,
         late=report.late,
         duplicate=report.duplicate,
     )

@@ -59,7 +59,7 @@ def _arguments() -> argparse.Namespace:
 def _measure(folder: Path, pings: int) -> list[Latency]:
     with FcmStandin() as standin, ThreadPoolExecutor(1) as waiter:
         account = json.dumps(standin.service_account())
-        unlimited = {"ADMIN_RATE_LIMIT": "100000/m"}
+        unlimited = {"ADMIN_RATE_LIMIT": "100000/m", "DEVICE_RATE_LIMIT": "100000/m"}
         serving = Serving(
             folder / "data", FCM_BASE_URL=standin.base_url, FIREBASE_SERVICE_ACCOUNT_JSON=account, **unlimited
         )

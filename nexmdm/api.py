@@ -22,7 +22,7 @@ from ninja.parser import Parser
 
 import commands.api
 import devices.api
-from commands import queue, reports
+from commands import queue, report_limit, reports
 from devices import audience, credentials, database, enrollment, paging, settling
 from devices.database import unit
 from devices.wire import parse_json
@@ -166,6 +166,10 @@ def _rate_limited(request: HttpRequest, error: RateLimited) -> HttpResponse:
     return error.problem.response()
 
 
+def _too_many_reports(request: HttpRequest, error: report_limit.TooManyReports) -> HttpResponse:
+    return RateLimited(error.retry_after_seconds).problem.response()
+
+
 def _http_error(request: HttpRequest, error: HttpError) -> HttpResponse:
     if error.status_code == 400:
         detail = "The body is not JSON in UTF-8 (NaN, infinity and lone surrogates are not JSON)."
@@ -203,6 +207,7 @@ _HANDLERS: Final[dict[type[Exception], Callable[..., HttpResponse]]] = {
     **dict.fromkeys(ERRORS, _domain_error),
     audience.UnknownDevices: _unknown_devices,
     RateLimited: _rate_limited,
+    report_limit.TooManyReports: _too_many_reports,
     ValidationError: _invalid_request,
     HttpError: _http_error,
     Http404: _not_found,

@@ -343,6 +343,8 @@ def delivery(session: Session) -> int:
 def _event(row: Json) -> Json:
     """Return an event of a timeline in the columns of one table."""
     remarks = [name for name in ("late", "duplicate") if row[name]]
+    if last_at := row.get("last_at"):
+        remarks.append(f"{row['count']} times, last {fleet_terminal.to_the_millisecond(last_at)}")
     said = [row[name] for name in ("fcm_error", "message_id", "message", "detail") if row[name]]
     return row | {
         "when": fleet_terminal.to_the_millisecond(row["at"]),

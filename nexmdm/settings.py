@@ -39,6 +39,7 @@ HEARTBEAT_INTERVAL_SECONDS = environment.whole("HEARTBEAT_INTERVAL_SECONDS", 120
 ADMIN_RATE_LIMIT = environment.rate("ADMIN_RATE_LIMIT", "120/m")
 ADMIN_READ_RATE_LIMIT = environment.rate("ADMIN_READ_RATE_LIMIT", "1200/m")
 AUTH_FAILURE_RATE_LIMIT = environment.rate("AUTH_FAILURE_RATE_LIMIT", "60/m")
+DEVICE_RATE_LIMIT = environment.rate("DEVICE_RATE_LIMIT", "300/m")
 RETENTION_DAYS = environment.whole("RETENTION_DAYS", 90, minimum=1, maximum=3650)
 BCRYPT_ROUNDS = environment.whole("BCRYPT_ROUNDS", 10, minimum=4, maximum=16)
 API_DOCS = environment.flag("API_DOCS", default=EMBEDDED)

@@ -8,6 +8,7 @@ from django.conf import settings as django_settings
 from django.core.cache import cache
 from pytest_django import DjangoDbBlocker, Settings
 
+from commands import report_limit
 from devices import database
 from loadtest.fcm_standin import FcmStandin
 from nexmdm import embedded, limits
@@ -36,8 +37,9 @@ def django_db_setup(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -
 
 @pytest.fixture(autouse=True)
 def forget_floods() -> None:
-    """Let no test start over the limit of failures because of another one."""
+    """Let no test start over the limit of failures, or of reports, because of another one."""
     limits._over_until.clear()
+    report_limit.reports.forget()
 
 
 @pytest.fixture

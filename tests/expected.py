@@ -1,10 +1,11 @@
 """What is expected of deliveries: their rules once more, in plain Python and for one caller at a time."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Final
 
+from commands import reports
 from commands.models import FINAL, OPEN, Outcome, Push, ReportStatus, State
 from commands.outbox import LEASE, LEAST, Sent
 from commands.reports import EXTRA_TIME
@@ -29,6 +30,16 @@ class Owner:
     seen_at: datetime | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class KeptReport:
+    """A report as it is kept: once, however often it was sent in a row."""
+
+    status: str
+    via: str | None
+    duplicate: bool
+    times: int = 1
+
+
 @dataclass(slots=True, eq=False)
 class Life:
     """One delivery. `due` is when its next push is, `outcomes` are those of its attempts, in their order."""
@@ -47,6 +58,8 @@ class Life:
     has_final_report: bool = False
     outcomes: list[Outcome] = field(default_factory=list)
     resumed_after: set[int] = field(default_factory=set)
+    reports: list[KeptReport] = field(default_factory=list)
+    reports_not_kept: int = 0
 
     def __post_init__(self) -> None:
         """Begin as a delivery that was just issued."""
@@ -115,11 +128,12 @@ class Life:
             self.push, self.due = Push.WAITING, max(now, self.lease_until) if self.is_in_flight else now
             self.resumed_after.add(len(self.outcomes))
 
-    def report(self, status: ReportStatus, now: datetime) -> tuple[State, bool, bool]:
+    def report(self, status: ReportStatus, via: str | None, now: datetime) -> tuple[State, bool, bool]:
         """Take the phone's word; return the state after it, and whether it is a duplicate, and late."""
         if self.is_overdue(now):
             self.settle(State.EXPIRED)
         duplicate = self.has_final_report
+        self._keep(KeptReport(status.value, via, duplicate))
         late = status in FINAL and self.state in (State.EXPIRED, State.CANCELLED)
         self.has_final_report |= status in FINAL
         if self.state in OPEN:
@@ -128,6 +142,15 @@ class Life:
             if status in (ReportStatus.RECEIVED, ReportStatus.RUNNING):
                 self.open_until = self.expires_at + EXTRA_TIME
         return self.state, duplicate, late
+
+    def _keep(self, report: KeptReport) -> None:
+        is_final, last = report.status in FINAL, self.reports[-1] if self.reports else None
+        if last is not None and not is_final and replace(last, times=1) == report:
+            self.reports[-1] = replace(last, times=last.times + 1)
+        elif len(self.reports) < reports.KEPT or (is_final and not report.duplicate):
+            self.reports.append(report)
+        else:
+            self.reports_not_kept += 1
 
 
 def offered(lives: Iterable[Life], now: datetime) -> list[str]:

@@ -679,7 +679,26 @@ def test_a_delivery_tells_the_newest_hundred_of_its_reports(worked: World, brows
     assert text.count(" said ") == 100
     assert text.index(" said 148.") < text.index(" said 149.")
     assert "Result: succeeded it runs" in text
+    assert "earlier reports are not shown" in text
     assert len(listed(browser, Report, delivery__id__exact=done.pk)) == 100
+
+
+def test_a_delivery_tells_how_often_a_report_was_repeated_and_how_many_were_not_kept(
+    worked: World, browser: Client, staff: Visitor
+) -> None:
+    (done,) = Delivery.objects.filter(state="succeeded")
+    last = worked.now + timedelta(minutes=1)
+    running = Report.objects.create(
+        delivery=done, status="running", repeat_count=41, last_repeated_at=last, reported_at=worked.now
+    )
+    Delivery.objects.filter(pk=done.pk).update(reports_not_kept=7)
+    text = text_of(browser, done)
+    assert f"42 times, the last one at {last:%Y-%m-%d %H:%M:%S}Z" in text
+    assert "7 further reports were counted and not kept" in text
+    assert "Reports not kept: 7" in text
+    assert re.search("Repeats: 41 Last repeat: 20", text_of(browser, running))
+    (row,) = [row for row in exported(staff, Report) if row["report_id"] == str(running.pk)]
+    assert (row["repeats"], row["last_repeated_at"]) == ("41", rfc3339(last))
 
 
 def test_a_command_shows_its_counts_and_the_newest_of_its_deliveries(worked: World, browser: Client) -> None:

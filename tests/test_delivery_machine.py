@@ -34,12 +34,12 @@ from pytest_django import Settings
 from commands import fcm, outbox, queue
 from commands.batch import FRESH_SECONDS, Batch
 from commands.dispatcher import LEAVES_WITHIN_SECONDS, Dispatcher
-from commands.models import FINAL, OPEN, Attempt, Channel, Delivery, Outcome, Push, ReportStatus, State
+from commands.models import FINAL, OPEN, Attempt, Channel, Delivery, Outcome, Push, Report, ReportStatus, State
 from commands.outbox import Claimed
 from devices import database
 from loadtest.fcm_standin import FcmStandin
 from tests.actors import Admin, Phone
-from tests.expected import Life, Owner, offered
+from tests.expected import KeptReport, Life, Owner, offered
 from tests.moments import let_pass
 
 EXAMPLES: Final = int(os.environ.get("NEXMDM_MACHINE_EXAMPLES", "0"))
@@ -243,7 +243,7 @@ class Deliveries(RuleBasedStateMachine):
             assert answer.code == "device_revoked"
             return
         life.owner.token_used = True
-        state, duplicate, late = life.report(ReportStatus(status), self.now)
+        state, duplicate, late = life.report(ReportStatus(status), via, self.now)
         expected = {"request_id": life.request_id, "state": state.value, "duplicate": duplicate, "late": late}
         assert answer.json == expected
 
@@ -344,7 +344,9 @@ class Deliveries(RuleBasedStateMachine):
             assert self.is_at(row.next_attempt_at, life.due)
             assert [attempt.outcome for attempt in attempts] == life.outcomes
             assert [attempt.number for attempt in attempts] == list(range(1, row.attempt_count + 1))
-            finals = [report for report in row.reports.all() if report.status in FINAL and not report.duplicate]
+            assert [as_kept(report) for report in row.reports.all()] == life.reports
+            assert row.reports_not_kept == life.reports_not_kept
+            finals = [report for report in life.reports if report.status in FINAL and not report.duplicate]
             assert len(finals) == life.has_final_report
             self.assert_it_is_not_lost_nor_settled_twice(key, row)
 
@@ -409,7 +411,12 @@ class Deliveries(RuleBasedStateMachine):
 
 def deliveries() -> QuerySet[Any]:
     by_number = Prefetch("attempts", Attempt.objects.order_by("number"))
-    return Delivery.objects.order_by("id").prefetch_related(by_number, "reports")
+    reports_in_order = Prefetch("reports", Report.objects.order_by("id"))
+    return Delivery.objects.order_by("id").prefetch_related(by_number, reports_in_order)
+
+
+def as_kept(report: Report) -> KeptReport:
+    return KeptReport(report.status, report.via, report.duplicate, report.repeat_count + 1)
 
 
 def rounded_up(moment: datetime) -> datetime:
@@ -425,8 +432,9 @@ def time_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def scene(admin: Admin, fcm: FcmStandin, settings: Settings) -> Scene:
-    settings.ADMIN_RATE_LIMIT = "1000000/m"
+def scene(admin: Admin, fcm: FcmStandin, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Scene:
+    monkeypatch.setattr("commands.reports.KEPT", 3)
+    settings.ADMIN_RATE_LIMIT = settings.DEVICE_RATE_LIMIT = "1000000/m"
     for_ever = {"max_uses": 1000, "expires_in_seconds": 10 * 365 * 86_400, "re_enroll": True}
     texts = [admin.enrollment_token(**for_ever) for _ in range(2)]
     owners = []

@@ -1,6 +1,7 @@
 """How often one may call, and fail; and that no route for admins goes without."""
 
 import re
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
@@ -10,9 +11,12 @@ import pytest
 from django.core.cache import cache
 from django.db import connection, connections
 from django.urls import URLPattern, URLResolver, get_resolver, resolve
+from prometheus_client import REGISTRY
 from pytest_django import Settings
 
-from commands.models import Command
+from commands import report_limit
+from commands.models import Command, Delivery, Report
+from devices import database, tokens
 from nexmdm import counters
 from nexmdm.api import api
 from nexmdm.models import AuditEntry, StoredAnswer
@@ -165,3 +169,91 @@ def test_a_counter_starts_anew_when_its_time_is_over(db: None) -> None:
         cursor.execute("UPDATE nexmdm_counter SET expires_at = now()")
     assert (cache.get("mine"), counters.forget_expired()) == (None, 1)
     assert cache.add("mine", 1, 60)
+
+
+def reports(phone: Phone, request_id: str, number: int) -> list[str | None]:
+    """Report so often; return the codes of the answers."""
+    return [phone.report(request_id, "running", message=f"step {at}").code for at in range(number)]
+
+
+def refused_reports() -> float:
+    """Return how many reports /metrics says were refused for being too many."""
+    return REGISTRY.get_sample_value("nexmdm_reports_refused_total") or 0.0
+
+
+def test_reports_of_a_device_beyond_the_limit_are_429_and_do_nothing(
+    admin: Admin, phone: Phone, settings: Settings
+) -> None:
+    settings.DEVICE_RATE_LIMIT = "30/d"
+    request_id = admin.command("ping", to=phone).json["request_id"]
+    before = refused_reports()
+    assert reports(phone, request_id, 32) == [None] * 30 + ["rate_limited"] * 2
+
+    answer = phone.report(request_id, "succeeded")
+    assert (answer.status, answer.code, answer.headers["content-type"]) == (
+        429, "rate_limited", "application/problem+json",
+    )  # fmt: skip
+    assert 86_000 <= int(answer.headers["retry-after"]) <= 86_400
+    assert refused_reports() == before + 3
+    assert (Report.objects.count(), Delivery.objects.get().state) == (30, "received")
+
+
+def test_the_limit_of_reports_holds_over_processes_but_for_a_tenth_of_each(
+    admin: Admin, phone: Phone, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.DEVICE_RATE_LIMIT = "40/d"
+    request_id = admin.command("ping", to=phone).json["request_id"]
+    processes = [report_limit.ReportLimit() for _ in range(3)]
+    taken = 0
+    for _ in range(40):
+        for process in processes:
+            monkeypatch.setattr(report_limit, "reports", process)
+            taken += reports(phone, request_id, 1) == [None]
+    assert 40 <= taken <= 40 + 2 * 4
+
+
+def test_a_device_below_a_twentieth_of_the_limit_of_reports_costs_no_counting(
+    admin: Admin, phone: Phone, settings: Settings
+) -> None:
+    settings.DEVICE_RATE_LIMIT = "60/d"
+    request_id = admin.command("ping", to=phone).json["request_id"]
+    cache.clear()
+    reports(phone, request_id, 3)
+    assert database.row("SELECT count(*) FROM nexmdm_counter") == (0,)
+    reports(phone, request_id, 1)
+    assert database.row("SELECT count(*), max(value) FROM nexmdm_counter") == (1, 4)
+
+
+def test_reports_on_requests_that_nobody_made_count_and_those_of_another_device_do_not(
+    admin: Admin, phone: Phone, settings: Settings
+) -> None:
+    settings.DEVICE_RATE_LIMIT = "5/d"
+    other = admin.enrol("phone-2")
+    assert reports(phone, str(UUID(int=7)), 6) == ["unknown_request"] * 5 + ["rate_limited"]
+    assert reports(other, str(UUID(int=7)), 5) == ["unknown_request"] * 5
+
+
+def test_reports_without_the_devices_token_use_up_nothing_of_its_limit(
+    admin: Admin, phone: Phone, settings: Settings
+) -> None:
+    settings.DEVICE_RATE_LIMIT = "5/d"
+    request_id = admin.command("ping", to=phone).json["request_id"]
+    forged = tokens.make(tokens.DEVICE_PREFIX, UUID(phone.device_id), bytes(32)).text
+    stranger = Phone(phone.client, "phone-1", device_token=forged)
+    assert reports(stranger, request_id, 10) == ["invalid_token"] * 10
+    assert reports(phone, request_id, 6) == [None] * 5 + ["rate_limited"]
+
+
+def test_the_limit_of_reports_starts_anew_a_window_after_the_first_one(
+    admin: Admin, phone: Phone, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.DEVICE_RATE_LIMIT = "5/m"
+    request_id = admin.command("ping", to=phone).json["request_id"]
+    now = time.monotonic()
+    monkeypatch.setattr("commands.report_limit.time.monotonic", lambda: now)
+    assert reports(phone, request_id, 6)[-1] == "rate_limited"
+    now += 59
+    assert reports(phone, request_id, 1) == ["rate_limited"]
+    now += 1
+    database.execute("UPDATE nexmdm_counter SET expires_at = now()")
+    assert reports(phone, request_id, 6) == [None] * 5 + ["rate_limited"]

@@ -1,12 +1,16 @@
 """Action results: a phone's reports, of which each is kept and the first final one counts."""
 
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
 import pytest
+from django.db.models.functions import Now
+from prometheus_client import REGISTRY
+from pytest_django import Settings
 
 from commands import queue
-from commands.models import Delivery, Report
+from commands.models import Attempt, Delivery, Report
 from tests.actors import Admin, Client, Phone
 from tests.moments import in_parallel, let_pass
 
@@ -60,12 +64,146 @@ def test_a_result_is_kept_as_the_phone_told_it(admin: Admin, phone: Phone, reque
     assert told["late_result"] is None
 
 
-def test_every_report_is_kept(phone: Phone, request_id: str) -> None:
-    told = ["received", "deferred", "running", "running", "succeeded", "succeeded", "failed", "running"]
-    for status in told:
+def kept() -> list[tuple[str, str, int]]:
+    """Return the status and message of each report that is kept, and how often it was sent in a row."""
+    rows = Report.objects.order_by("id").values_list("status", "message", "repeat_count")
+    return [(status, message, repeats + 1) for status, message, repeats in rows]
+
+
+def test_every_report_is_kept_and_equal_ones_in_a_row_as_one_unless_they_are_final(
+    phone: Phone, request_id: str
+) -> None:
+    sent = ["received", "deferred", "running", "running", "deferred", "succeeded", "succeeded", "failed", "running"]
+    for status in [*sent, "running"]:
         assert phone.report(request_id, status).status == 200
-    kept = Report.objects.order_by("id").values_list("status", "duplicate", "late")
-    assert list(kept) == [(status, at > 4, False) for at, status in enumerate(told)]
+    rows = Report.objects.order_by("id").values_list("status", "repeat_count", "duplicate", "late")
+    assert list(rows) == [
+        ("received", 0, False, False),
+        ("deferred", 0, False, False),
+        ("running", 1, False, False),
+        ("deferred", 0, False, False),
+        ("succeeded", 0, False, False),
+        ("succeeded", 0, True, False),
+        ("failed", 0, True, False),
+        ("running", 1, True, False),
+    ]
+
+
+@pytest.mark.parametrize(
+    "new", [{"message": "step 2"}, {"output": {"step": 2}}, {"via": "push"}, {"finished_at": "2026-01-01T00:00:00Z"}]
+)
+def test_a_report_with_anything_new_is_kept_by_itself(phone: Phone, request_id: str, new: dict[str, Any]) -> None:
+    for fields in ({}, new, new, {}):
+        phone.report(request_id, "running", **fields)
+    assert [count for _, _, count in kept()] == [1, 2, 1]
+
+
+def test_a_repeated_report_is_told_once_with_how_often_and_when_last(
+    admin: Admin, phone: Phone, request_id: str
+) -> None:
+    phone.report(request_id, "running", message="still")
+    first = Report.objects.get().reported_at
+    let_pass(seconds=30)
+    for _ in range(2):
+        phone.report(request_id, "running", message="still")
+    (event,) = [one for one in delivery_as_told(admin, phone, request_id)["timeline"] if one["event"] == "report"]
+    assert (event["status"], event["message"], event["count"]) == ("running", "still", 3)
+    assert (datetime.fromisoformat(event["last_at"]) - datetime.fromisoformat(event["at"])).total_seconds() >= 30
+    assert datetime.fromisoformat(event["at"]) == first - timedelta(seconds=30)
+
+
+def reported_without_end(phone: Phone, request_id: str, number: int, status: str = "running") -> None:
+    """Send so many reports, each with something new."""
+    for at in range(number):
+        assert phone.report(request_id, status, message=f"{status} {at}").status == 200
+
+
+def test_of_reports_without_end_the_first_hundred_are_kept_and_the_result_and_the_others_are_counted(
+    admin: Admin, phone: Phone, request_id: str, settings: Settings
+) -> None:
+    settings.DEVICE_RATE_LIMIT = "10000/m"
+    before = REGISTRY.get_sample_value("nexmdm_reports_not_kept_total") or 0
+    reported_without_end(phone, request_id, 103)
+    answer = phone.report(request_id, "succeeded", message="done")
+    assert answer.json == {"request_id": request_id, "state": "succeeded", "duplicate": False, "late": False}
+    again = phone.report(request_id, "failed", message="or not")
+    assert again.json == {"request_id": request_id, "state": "succeeded", "duplicate": True, "late": False}
+
+    assert [message for _, message, _ in kept()] == [*(f"running {at}" for at in range(100)), "done"]
+    assert Delivery.objects.get().reports_not_kept == 3 + 1
+    assert REGISTRY.get_sample_value("nexmdm_reports_not_kept_total") == before + 4
+    told = delivery_as_told(admin, phone, request_id)
+    assert (told["state"], told["result"]["message"]) == ("succeeded", "done")
+    (left_out,) = [event for event in told["timeline"] if event["event"] == "left_out"]
+    assert (left_out["count"], left_out["detail"]) == (4, "4 further reports were counted and not kept")
+
+
+@pytest.mark.parametrize("ending", ["expired", "cancelled"])
+def test_beyond_the_hundred_the_first_late_result_is_kept(
+    admin: Admin, phone: Phone, request_id: str, settings: Settings, ending: str
+) -> None:
+    settings.DEVICE_RATE_LIMIT = "10000/m"
+    reported_without_end(phone, request_id, 101)
+    if ending == "expired":
+        let_pass(hours=3)
+    else:
+        admin.post(f"/admin/commands/{request_id}/cancel")
+    for status, duplicate in (("failed", False), ("succeeded", True)):
+        answer = phone.report(request_id, status)
+        assert answer.json == {"request_id": request_id, "state": ending, "duplicate": duplicate, "late": True}
+    assert Report.objects.count() == 101
+    assert Delivery.objects.get().reports_not_kept == 2
+    assert delivery_as_told(admin, phone, request_id)["late_result"]["status"] == "failed"
+
+
+def test_what_is_not_kept_counts_for_the_delivery_all_the_same(
+    phone: Phone, request_id: str, settings: Settings
+) -> None:
+    settings.DEVICE_RATE_LIMIT = "10000/m"
+    reported_without_end(phone, request_id, 100, "deferred")
+    let_pass(minutes=5)
+    before = Delivery.objects.get()
+    assert phone.report(request_id, "running", via="push").json["state"] == "received"
+    after = Delivery.objects.get()
+    assert (after.reports_not_kept, after.delivered_via) == (1, "push")
+    assert before.reported_at is not None
+    assert after.reported_at is not None
+    assert (after.reported_at - before.reported_at).total_seconds() >= 300
+    assert after.open_until - before.open_until == timedelta(hours=1)
+
+
+def test_reports_of_an_older_version_are_told_up_to_a_bound_and_the_timeline_says_so(
+    admin: Admin, phone: Phone, request_id: str
+) -> None:
+    phone.report(request_id, "succeeded", message="done", output={"exit": 0})
+    delivery = Delivery.objects.get()
+    Report.objects.bulk_create(
+        Report(delivery=delivery, status="running", message=f"said {number}", output={"n": number}, duplicate=True)
+        for number in range(500)
+    )
+    told = delivery_as_told(admin, phone, request_id)
+    assert (told["result"]["message"], told["result"]["output"]) == ("done", {"exit": 0})
+    events = [event["event"] for event in told["timeline"]]
+    assert (events.count("report"), events.count("left_out")) == (102, 1)
+    assert told["timeline"][-1]["message"] == "said 499"
+    (left_out,) = [event for event in told["timeline"] if event["event"] == "left_out"]
+    assert (left_out["detail"], left_out["count"]) == ("earlier reports are not shown", None)
+    (row,) = admin.get(f"/admin/commands/{request_id}/deliveries").json["items"]
+    assert row["result"] == told["result"]
+
+
+def test_attempts_are_told_up_to_a_bound_and_the_timeline_says_so(
+    admin: Admin, phone: Phone, request_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("commands.story.TIMELINE_ATTEMPTS", 3)
+    delivery = Delivery.objects.get()
+    Attempt.objects.bulk_create(
+        Attempt(delivery=delivery, number=number, outcome="unknown", finished_at=Now(), started_at=Now())
+        for number in range(1, 6)
+    )
+    events = delivery_as_told(admin, phone, request_id)["timeline"]
+    assert [event["attempt"] for event in events if event["event"] == "attempt"] == [3, 4, 5]
+    assert [event["detail"] for event in events if event["event"] == "left_out"] == ["earlier attempts are not shown"]
 
 
 def test_the_times_of_a_delivery_are_those_of_its_first_and_its_last_word(phone: Phone, request_id: str) -> None:

@@ -1,0 +1,16 @@
+"""Make room for counting what is not kept: further reports of a delivery, and equal ones in a row.
+
+Columns without a CHECK: for one, PostgreSQL would read the whole table under its exclusive lock.
+"""
+
+from django.db import migrations, models
+
+
+class Migration(migrations.Migration):
+    dependencies = [("commands", "0002_delivery_withdrawn_by")]
+
+    operations = [
+        migrations.AddField("delivery", "reports_not_kept", models.IntegerField(default=0, db_default=0)),
+        migrations.AddField("report", "repeat_count", models.IntegerField(default=0, db_default=0)),
+        migrations.AddField("report", "last_repeated_at", models.DateTimeField(null=True, blank=True)),
+    ]
