@@ -8,6 +8,7 @@ from django.core.management import CommandError, call_command
 from django.db.models.functions import Now
 from django.utils import timezone
 
+from commands import retention
 from commands.models import Attempt, Command, Delivery, Report
 from nexmdm.models import AuditEntry
 from tests import tampering
@@ -34,6 +35,76 @@ def test_a_delivery_leaves_with_its_attempts_and_reports_when_its_time_is_over(a
 
     assert not Command.objects.exists()
     assert (Delivery.objects.count(), Attempt.objects.count(), Report.objects.count()) == (0, 0, 0)
+
+
+def with_reports(admin: Admin, phone: Phone, number: int, attempts: int = 0) -> Delivery:
+    """Settle a delivery 91 days ago that has so many reports and attempts."""
+    request_id = admin.command("ping", to=phone).json["request_id"]
+    phone.report(request_id, "succeeded")
+    settled_days_ago(request_id, 91)
+    delivery = Delivery.objects.get(command_id=request_id)
+    Report.objects.bulk_create(Report(delivery=delivery, status="running", duplicate=True) for _ in range(number - 1))
+    Attempt.objects.bulk_create(
+        Attempt(delivery=delivery, number=n, outcome="unknown", finished_at=Now()) for n in range(1, attempts + 1)
+    )
+    return delivery
+
+
+@pytest.fixture
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let retention take ten rows at a time from a delivery that has more than two."""
+    monkeypatch.setattr(retention, "ROWS", 10)
+    monkeypatch.setattr(retention, "FEW", 2)
+
+
+def test_a_delivery_with_many_reports_leaves_step_by_step_and_keeps_no_other_from_leaving(
+    admin: Admin, phone: Phone, small_steps: None
+) -> None:
+    large = with_reports(admin, phone, 35, attempts=13)
+    for _ in range(3):
+        with_reports(admin, phone, 1)
+    kept = timedelta(days=90)
+
+    assert retention.prune(kept, 100) == 3
+    for left in ((25, 3), (15, 0), (5, 0)):
+        assert retention.trim(kept, 100) == 10
+        assert (Report.objects.count(), Attempt.objects.count()) == left
+        with_reports(admin, phone, 1)
+        assert retention.prune(kept, 100) == 1
+        assert Delivery.objects.get() == large
+
+    assert prune().startswith("Deleted 1 deliveries")
+    assert not Command.objects.exists()
+
+
+def test_one_step_takes_rows_from_several_deliveries_and_no_more_than_its_bound(
+    admin: Admin, phone: Phone, small_steps: None
+) -> None:
+    for _ in range(3):
+        with_reports(admin, phone, 4)
+    assert [retention.trim(timedelta(days=90), 100) for _ in range(2)] == [10, 0]
+    assert Report.objects.count() == 2
+
+
+def test_prune_deletes_deliveries_with_many_reports_too_and_only_old_ones(
+    admin: Admin, phone: Phone, small_steps: None
+) -> None:
+    with_reports(admin, phone, 25, attempts=25)
+    recent = with_reports(admin, phone, 25)
+    settled_days_ago(str(recent.command_id), 1)
+
+    assert prune().startswith("Deleted 1 deliveries")
+
+    assert Delivery.objects.get() == recent
+    assert (Report.objects.count(), Attempt.objects.count()) == (25, 0)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_dispatcher_trims_and_prunes(admin: Admin, phone: Phone, small_steps: None) -> None:
+    with_reports(admin, phone, 5)
+    for _ in range(2):
+        call_command("dispatch", once=True)
+    assert (Delivery.objects.count(), Report.objects.count()) == (0, 0)
 
 
 def test_what_is_open_or_recent_stays(admin: Admin, phone: Phone) -> None:

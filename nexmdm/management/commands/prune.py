@@ -29,7 +29,7 @@ class Command(BaseCommand):
     def handle(self, *_: object, days: int, **__: Any) -> None:
         """Prune until nothing old is left."""
         kept = timedelta(days=days)
-        deliveries = _all_batches(lambda: retention.prune(kept, BATCH))
+        deliveries = _all_deliveries(kept)
         _all_batches(lambda: push_tokens.prune(kept, BATCH))
         entries = _all_batches(lambda: audit.prune(kept, BATCH))
         self.stdout.write(f"Deleted {deliveries} deliveries and {entries} audit entries older than {days} days.")
@@ -40,6 +40,13 @@ def _days(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 36_500:
         raise ArgumentTypeError("must be a whole number of days, at least 1")
     return int(text)
+
+
+def _all_deliveries(kept: timedelta) -> int:
+    total = 0
+    while retention.trim(kept, BATCH) + (deliveries := retention.prune(kept, BATCH)):
+        total += deliveries
+    return total
 
 
 def _all_batches(batch: Callable[[], int]) -> int:
