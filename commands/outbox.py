@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Final
 from uuid import UUID
 
+import structlog
 from django.db import DataError, IntegrityError, transaction
 from django.db.models import F, OuterRef, Q, Subquery
 from django.db.models.functions import Greatest, Now
@@ -18,6 +19,8 @@ from commands import envelope, fcm, queue
 from commands.models import Attempt, Delivery, Outcome, Push, State
 from devices import database, push_tokens
 from devices.models import Device
+
+log = structlog.get_logger()
 
 LEASE: Final = timedelta(seconds=45)
 """How long a claimed push belongs to its dispatcher: more than three times the 10 s that one send may take."""
@@ -265,6 +268,20 @@ def own_push_token(device_id: UUID, push_token: str | None) -> None:
         resume_pushing(device_id)
     else:
         stop_pushing([device_id])
+
+
+def settle_shared_push_tokens(limit: int) -> int:
+    """Leave up to `limit` push tokens that several devices share to the device seen last; return how many there were.
+
+    Earlier versions let devices share those of one installation. Those that lose theirs get commands by heartbeat.
+    """
+    shared = push_tokens.shared_installations(limit)
+    for owner_digest in shared:
+        with transaction.atomic():
+            losing = push_tokens.leave_to_the_last_seen(owner_digest)
+            stop_pushing(losing)
+        log.warning("push_token.taken", device_ids=[str(device_id) for device_id in losing])
+    return len(shared)
 
 
 def close_abandoned(limit: int) -> int:

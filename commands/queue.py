@@ -4,7 +4,7 @@ Each function runs inside its caller's transaction unless it says otherwise. All
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 from uuid import UUID
 
@@ -114,7 +114,7 @@ def issue(order: Order, *, dry_run: bool = False) -> Issued:
     content = _content(order)
     if envelope.size(content) > envelope.FCM_PAYLOAD_LIMIT:
         raise PushPayloadTooLarge
-    audience.lock_named(order.target)
+    order = replace(order, target=audience.lock_named(order.target))
     device_count, pushable = _count(order) if dry_run else _write(order, content)
     if device_count == 0:
         raise EmptyAudience

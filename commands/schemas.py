@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictI
 from commands.models import Channel, Priority, PushNow, ReportStatus, State
 from devices.audience import Target
 from devices.paging import Page
-from devices.wire import Answer, Body, DeviceBody, FreeObject, Identifier, Name, Sized, Tag, Text, Time
+from devices.wire import Answer, Body, DeviceBody, FreeObject, Identifier, NamedAlias, Sized, Tag, Text, Time
 
 MAX_EXPIRY_SECONDS = 2_419_200
 _OUTPUT_LIMIT = 16 * 1024
@@ -26,7 +26,7 @@ class TargetBody(Body):
     """Whom a command is for: exactly one of the four. Tags mean devices that have any of them."""
 
     device_ids: Annotated[list[Identifier], Field(min_length=1, fail_fast=True)] | None = None
-    aliases: Annotated[list[Name], Field(min_length=1, fail_fast=True)] | None = None
+    aliases: Annotated[list[NamedAlias], Field(min_length=1, fail_fast=True)] | None = None
     tags: Annotated[list[Tag], Field(min_length=1, fail_fast=True)] | None = None
     all: Annotated[Literal[True], BeforeValidator(_true)] | None = None
 

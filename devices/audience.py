@@ -8,6 +8,8 @@ from uuid import UUID
 from django.contrib.postgres.fields import ArrayField
 from django.db.models import CharField, F, Func, Value
 
+from devices import comparison_keys
+from devices.identity import comparison_key
 from devices.models import Device
 
 
@@ -32,35 +34,42 @@ class Target:
     tags: list[str] = field(default_factory=list)
     everyone: bool = False
 
-    def named(self) -> set[str] | None:
-        """Return the ids or aliases that must all exist, or None where the target describes rather than names."""
-        if self.device_ids:
-            return {str(device_id) for device_id in self.device_ids}
-        return set(self.aliases) or None
-
     def where(self) -> tuple[str, dict[str, Any]]:
-        """Return the SQL condition on devices_device that selects the active devices meant, and its parameters."""
+        """Return the SQL condition on devices_device that selects the active devices meant, and its parameters.
+
+        Aliases are to be resolved before, by lock_named().
+        """
+        if self.aliases:
+            raise ValueError("aliases name devices by their comparison keys: resolve them first")
         if self.device_ids:
             return "revoked_at IS NULL AND id = ANY(%(ids)s)", {"ids": self.device_ids}
-        if self.aliases:
-            return "revoked_at IS NULL AND alias = ANY(%(aliases)s)", {"aliases": self.aliases}
         if self.tags:
             return "revoked_at IS NULL AND tags && %(tags)s::varchar[]", {"tags": self.tags}
         return "revoked_at IS NULL", {}
 
 
-def lock_named(target: Target) -> None:
-    """Hold the devices a target names as they are, to the end of the transaction. Raises UnknownDevices."""
-    named = target.named()
-    if named is None:
-        return
-    if target.device_ids:
-        found = {str(key) for key in lock(target.device_ids)}
-    else:
-        meant = Device.objects.active().select_for_update(no_key=True).order_by("id")
-        found = {str(alias) for alias in meant.filter(alias__in=target.aliases).values_list("alias", flat=True)}
-    if unknown := sorted(named - found):
+def lock_named(target: Target) -> Target:
+    """Hold the devices a target names as they are, to the end of the transaction; return the target with their ids.
+
+    A target that names none (tags, all) is returned as it is. Raises UnknownDevices.
+    """
+    if target.aliases:
+        return Target(device_ids=_lock_by_alias(target.aliases))
+    if unknown := sorted(map(str, set(target.device_ids) - set(lock(target.device_ids)))):
         raise UnknownDevices(unknown)
+    return target
+
+
+def _lock_by_alias(aliases: Sequence[str]) -> list[UUID]:
+    """Hold the devices that have these aliases, in any case, and return their ids; each alias is one device's."""
+    locked = comparison_keys.with_aliases(aliases).select_for_update(no_key=True)
+    first: dict[str, tuple[UUID, Any]] = {}
+    for device_id, alias, revoked_at in locked.values_list("id", "alias", "revoked_at"):
+        first.setdefault(comparison_key(str(alias)), (device_id, revoked_at))
+    active = {key: device_id for key, (device_id, revoked_at) in first.items() if revoked_at is None}
+    if unknown := sorted(alias for alias in set(aliases) if comparison_key(alias) not in active):
+        raise UnknownDevices(unknown)
+    return sorted(active.values())
 
 
 def lock(device_ids: Sequence[UUID]) -> list[UUID]:

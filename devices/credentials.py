@@ -34,7 +34,7 @@ class InvalidToken(Exception):
 
 
 class DeviceRevoked(Exception):
-    """This device has been revoked by an admin."""
+    """This device is revoked. An admin lets it in again by POST /admin/devices/{device_id}/reinstate."""
 
 
 class Unsettled(Exception):

@@ -11,8 +11,9 @@ from django.db.models import F
 from django.db.models.functions import Now
 from uuid_utils.compat import uuid7
 
-from devices import credentials, database, tokens
+from devices import comparison_keys, credentials, database, tokens
 from devices.credentials import DeviceRevoked
+from devices.identity import comparison_key
 from devices.models import Device, EnrollmentToken, Presence
 
 
@@ -38,6 +39,11 @@ class HardwareKnown(Exception):
 
 class AliasTaken(Exception):
     """Another device has this alias. Choose another one."""
+
+    def __init__(self, *, by_revoked: bool = False) -> None:
+        """`by_revoked`: the device that has the alias is revoked."""
+        revoked = "A revoked device has this alias. Choose another one, or change that of the revoked device."
+        super().__init__(revoked if by_revoked else "")
 
 
 class UnknownEnrollmentToken(Exception):
@@ -101,7 +107,11 @@ def unique(tags: Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """What a phone says when it registers. `details` are manufacturer, model and os_version, as far as sent."""
+    """What a phone says when it registers.
+
+    `hardware_id` is trimmed, `alias` as identity.alias() returns it; `details` are manufacturer, model and os_version,
+    as far as sent.
+    """
 
     hardware_id: str
     alias: str | None = None
@@ -137,7 +147,7 @@ def register(presented: tokens.Token, said: Registration, secret: credentials.Ne
     """
     token = _locked_token(presented)
     database.take_turns("hardware", said.hardware_id)
-    device = Device.objects.select_for_update().filter(hardware_id=said.hardware_id).first()
+    device = next(iter(comparison_keys.with_hardware_id(said.hardware_id)), None)
     lost_answer = _is_lost_answer(token, device)
     re_enrolled = device is not None and not lost_answer
     _refuse(token, device, said, lost_answer=lost_answer)
@@ -194,6 +204,7 @@ def _enrol(token: EnrollmentToken, said: Registration, secret: credentials.NewSe
         alias=said.alias,
         tags=token.tags,
         enrolled_with=token,
+        **comparison_keys.keys_of(said.hardware_id, said.alias)._asdict(),
         **said.details,
         **credentials.replaced_by(secret, device_id, generation=1),
     )
@@ -208,7 +219,7 @@ def _enrol_again(
         secret, device.id, generation=max(device.generation, device.next_generation) + 1
     )
     if said.alias is not None:
-        changes["alias"] = said.alias
+        give_alias(device.id, said.alias)
     if not lost_answer:
         changes |= {"enrolled_with_id": token.id, "enrolled_at": Now(), "tags": unique([*device.tags, *token.tags])}
     if said.push_token is None and not lost_answer:
@@ -220,11 +231,23 @@ def _enrol_again(
 
 
 def claim_alias(alias: str, device_id: UUID | None) -> None:
-    """Make sure, to the end of the transaction, that no other device has this alias. Raises AliasTaken."""
-    database.take_turns("alias", alias)
-    owner = Device.objects.filter(alias=alias).values_list("id", flat=True).first()
-    if owner is not None and owner != device_id:
-        raise AliasTaken
+    """Make sure, to the end of the transaction, that no other device has this alias. Raises AliasTaken.
+
+    An alias that an earlier version let two devices have is that of the first enrolled; the other one may keep it.
+    """
+    if device_id is not None and Device.objects.filter(id=device_id, alias=alias).exists():
+        return
+    database.take_turns("alias", comparison_key(alias))
+    owner = comparison_keys.with_aliases([alias]).only("id", "revoked_at").first()
+    if owner is not None and owner.id != device_id:
+        raise AliasTaken(by_revoked=owner.revoked_at is not None)
+
+
+def give_alias(device_id: UUID, alias: str | None) -> None:
+    """Set the alias of a device that has claimed it, or clear it."""
+    Device.objects.filter(id=device_id).update(alias=alias)
+    # Apart from the alias: a trigger drops a key that stays the same while the alias changes.
+    Device.objects.filter(id=device_id).update(alias_key=None if alias is None else comparison_key(alias))
 
 
 def revoke(device_id: UUID) -> None:

@@ -39,12 +39,12 @@ def change(device_id: UUID, changes: dict[str, Any]) -> None:
     """Set a device's alias or tags. Runs in a transaction. Raises UnknownDevice, AliasTaken."""
     if not Device.objects.select_for_update(no_key=True).filter(id=device_id).exists():
         raise UnknownDevice
-    if changes.get("alias") is not None:
-        enrollment.claim_alias(changes["alias"], device_id)
+    if "alias" in changes:
+        if changes["alias"] is not None:
+            enrollment.claim_alias(changes["alias"], device_id)
+        enrollment.give_alias(device_id, changes["alias"])
     if "tags" in changes:
-        changes = changes | {"tags": enrollment.unique(changes["tags"])}
-    if changes:
-        Device.objects.filter(id=device_id).update(**changes)
+        Device.objects.filter(id=device_id).update(tags=enrollment.unique(changes["tags"]))
 
 
 def enrollment_tokens(query: ListQuery) -> EnrollmentTokenPage:

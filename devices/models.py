@@ -1,14 +1,14 @@
 """The fleet: who is enrolled, and what it last said."""
 
 from datetime import timedelta
-from typing import ClassVar, Self
+from typing import ClassVar, Final, Self
 
 from django.conf import settings
 from django.contrib.postgres.fields import ArrayField
 from django.contrib.postgres.indexes import GinIndex
 from django.db import models
-from django.db.models import F, Q
-from django.db.models.functions import MD5, Now
+from django.db.models import F, Func, Q, Value
+from django.db.models.functions import MD5, Coalesce, Now, NullIf
 from uuid_utils.compat import uuid7
 
 ONLINE_INTERVALS = 2.5
@@ -68,17 +68,35 @@ class DeviceQuerySet(models.QuerySet["Device"]):
         return self.filter(push_token__isnull=False, push_token_dead_at=None)
 
 
+PUSH_OWNER: Final = MD5(
+    Coalesce(
+        NullIf(Func("push_token", Value(":"), Value(1), function="split_part"), Value("")),
+        "push_token",
+        output_field=models.CharField(),
+    )
+)
+"""The digest of the installation that a device's push token names (identity.push_owner_digest makes the same)."""
+
+UNKEYED: Final = Q(hardware_key=None) | Q(alias__isnull=False, alias_key=None)
+"""The devices that the version before has written, whose comparison keys are still to be filled in."""
+
+
 class Device(models.Model):
     """A phone's record: its identity and its credentials (hashes only).
 
     The credential of record is `token_hash` (bcrypt); `token_digest` is a keyed index of the same token, which may be
     dropped at any time. The `next_…` fields hold a rotated credential until its first use. `generation` counts the
     credentials, and with `command_key_id` (which signing key) gives the device's command key.
+
+    `alias_key` and `hardware_key` are comparison keys (devices/comparison_keys.py), NULL until they are filled in.
+    `enrolled_from` is the address that the latest credential from a registration went to.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     hardware_id = models.CharField(max_length=128)
     alias = models.CharField(max_length=128, null=True, blank=True)  # noqa: DJ001  (unique, so absent is NULL)
+    alias_key = models.TextField(null=True, blank=True)  # noqa: DJ001  (absent is NULL, like the alias)
+    hardware_key = models.TextField(null=True, blank=True)  # noqa: DJ001  (NULL: not filled in)
     tags = ArrayField(models.CharField(max_length=64), default=list, blank=True)
     manufacturer = models.CharField(max_length=128, blank=True)
     model = models.CharField(max_length=128, blank=True)
@@ -103,6 +121,7 @@ class Device(models.Model):
 
     enrolled_with = models.ForeignKey(EnrollmentToken, on_delete=models.PROTECT, related_name="devices")
     enrolled_at = models.DateTimeField(db_default=Now())
+    enrolled_from = models.GenericIPAddressField(null=True, blank=True)
     revoked_at = models.DateTimeField(null=True, blank=True)
 
     objects = DeviceQuerySet.as_manager()
@@ -126,7 +145,14 @@ class Device(models.Model):
         indexes: ClassVar = [
             # Audiences and lists by tag.
             GinIndex(name="device_by_tag", fields=["tags"]),
-            # The start of an alias or a hardware id, typed into a search box.
+            # The device that an alias or a hardware id names; no constraint yet (docs/operations/upgrade.md).
+            models.Index(name="device_alias_key", fields=["alias_key"]),
+            models.Index(name="device_hardware_key", fields=["hardware_key"]),
+            # What the version before has written.
+            models.Index(name="device_without_keys", fields=["id"], condition=UNKEYED),
+            # The devices that share the installation of a push token; no constraint yet, as above.
+            models.Index(PUSH_OWNER, name="device_push_owner"),
+            # The searches of the version before.
             models.Index(name="device_alias_starts", fields=["alias"], opclasses=["varchar_pattern_ops"]),
             models.Index(name="device_hardware_id_starts", fields=["hardware_id"], opclasses=["varchar_pattern_ops"]),
             # The sweep of rotated credentials that were never used.

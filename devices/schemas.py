@@ -9,12 +9,13 @@ from pydantic import BeforeValidator, Field, StrictBool, StrictInt
 from devices.models import Device, EnrollmentToken
 from devices.paging import Page
 from devices.wire import (
+    Alias,
     Answer,
     Body,
     Detail,
     DeviceBody,
+    HardwareId,
     Identifier,
-    Name,
     PushToken,
     Sized,
     Tag,
@@ -32,8 +33,8 @@ _STATUS_LIMIT = 8 * 1024
 class Register(DeviceBody):
     """A phone introduces itself."""
 
-    hardware_id: Name
-    alias: Name | None = None
+    hardware_id: HardwareId
+    alias: Alias | None = None
     push_token: PushToken | None = None
     manufacturer: Detail | None = None
     model: Detail | None = None
@@ -171,7 +172,7 @@ class DeviceQuery(Page, extra="forbid"):
 class DeviceChange(Body):
     """What an admin may change of a device: its alias (null clears it), and all of its tags."""
 
-    alias: Name | None = None
+    alias: Alias | None = None
     tags: Annotated[list[Tag], Field(max_length=64, fail_fast=True)] = []
 
 

@@ -19,6 +19,8 @@ from pydantic import (
     model_validator,
 )
 
+from devices import identity
+
 MAX_DEPTH: Final = 16
 MAX_INTEGER: Final = 2**63 - 1
 MIN_INTEGER: Final = -(2**63)
@@ -59,10 +61,38 @@ def _text(value: str) -> str:
     return value
 
 
+_HARDWARE_ID: Final = (
+    "What no other phone has; blanks around it are dropped. Texts that many phones report are refused: "
+    f"{', '.join(sorted(identity.SHARED_HARDWARE_IDS))}, and only zeros, in any case."
+)
+_ALIAS: Final = (
+    "Kept without blanks around it, in NFC. No control or format characters. Two that differ in case only are the same."
+)
+_NAMED_ALIAS: Final = "The alias of a device, in any case."
+
+
+def _name_of_phone(description: str) -> dict[str, Any]:
+    return {"type": "string", "minLength": 1, "maxLength": identity.LONGEST_NAME, "description": description}
+
+
 Text = Annotated[str, AfterValidator(_text)]
-Name = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_text)]
+HardwareId = Annotated[
+    str, AfterValidator(_text), AfterValidator(identity.hardware_id), WithJsonSchema(_name_of_phone(_HARDWARE_ID))
+]
+Alias = Annotated[str, AfterValidator(_text), AfterValidator(identity.alias), WithJsonSchema(_name_of_phone(_ALIAS))]
+NamedAlias = Annotated[
+    str, AfterValidator(_text), AfterValidator(identity.named_alias), WithJsonSchema(_name_of_phone(_NAMED_ALIAS))
+]
 Detail = Annotated[str, Field(max_length=128), AfterValidator(_text)]
-PushToken = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_text)]
+PushToken = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=4096,
+        description="No blanks, no control characters, no placeholder such as BLACKLISTED.",
+    ),
+    AfterValidator(identity.push_token),
+]
 Tag = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,64}$")]
 
 

@@ -25,13 +25,13 @@ from django.conf import settings  # noqa: E402
 from django.db import Error, connection, transaction  # noqa: E402
 from uuid_utils.compat import uuid7  # noqa: E402
 
-from devices import credentials, database, enrollment, tokens  # noqa: E402
+from devices import credentials, database, enrollment, identity, tokens  # noqa: E402
 from loadtest import roster  # noqa: E402
 from loadtest.roster import Member  # noqa: E402
 
 _COLUMNS: Final = (
-    "id", "hardware_id", "tags", "manufacturer", "model", "os_version", "push_token", "token_hash", "token_digest",
-    "token_digest_key", "token_used_at", "command_key_id", "generation", "next_hash", "next_digest_key",
+    "id", "hardware_id", "hardware_key", "tags", "manufacturer", "model", "os_version", "push_token", "token_hash",
+    "token_digest", "token_digest_key", "token_used_at", "command_key_id", "generation", "next_hash", "next_digest_key",
     "next_command_key_id", "next_generation", "enrolled_with_id", "enrolled_at",
 )  # fmt: skip
 _COPY: Final = f"COPY devices_device ({', '.join(_COLUMNS)}) FROM STDIN"
@@ -113,10 +113,11 @@ def _rows(device_ids: list[UUID], enrolled: tuple[UUID, datetime], with_push_tok
     # A valid hash of nobody's secret: a token whose digest was dropped is refused, not an error.
     unused_hash = credentials.new_secret().hash
     for one in device_ids:
+        hardware_id = f"{prefix}{one}"
         yield (
-            one, f"{prefix}{one}", "{}", "Example", "Simulated", "14", _push_token(one, with_push_tokens), unused_hash,
-            tokens.digest(_token(one).text, key.value), key.id, enrolled[1], command_key_id, 1, "", "",
-            "", 1, *enrolled,
+            one, hardware_id, identity.comparison_key(hardware_id), "{}", "Example", "Simulated", "14",
+            _push_token(one, with_push_tokens), unused_hash, tokens.digest(_token(one).text, key.value), key.id,
+            enrolled[1], command_key_id, 1, "", "", "", 1, *enrolled,
         )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import httpx
 from nexmdm.fleet_client import Json
 
 TARGET: Final = (
-    "a device id, an alias, tag:NAME, or all; several of a kind with commas between them; "
+    "a device id, an alias in any case, tag:NAME, or all; several of a kind with commas between them; "
     "or alias:NAME for one alias as it is, commas and all"
 )
 _LITERAL: Final = "alias:"

@@ -83,12 +83,12 @@ def test_a_device_is_online_while_its_heartbeat_is_younger_than_two_and_a_half_i
 
 
 def test_devices_are_listed_by_tag_and_by_push(admin: Admin) -> None:
-    tagged, dead, none = admin.enrol("tagged", push_token="a"), admin.enrol("dead", push_token="b"), admin.enrol("none")
+    tagged, dead, none = admin.enrol("tagged", push_token="a"), admin.enrol("dead", push_token="b"), admin.enrol("bare")
     Device.objects.filter(push_token="b").update(push_token_dead_at=Now())
     admin.post("/admin/tags/floor-2", {"add": [tagged.device_id, none.device_id]})
-    assert found(admin, "tag=floor-2") == ["none", "tagged"]
+    assert found(admin, "tag=floor-2") == ["bare", "tagged"]
     assert found(admin, "tag=floor") == []
-    assert [found(admin, f"push={push}") for push in ("ok", "dead", "none")] == [["tagged"], ["dead"], ["none"]]
+    assert [found(admin, f"push={push}") for push in ("ok", "dead", "none")] == [["tagged"], ["dead"], ["bare"]]
     assert found(admin, "tag=floor-2&push=ok") == ["tagged"]
     assert device(admin, dead)["push"] == "dead"
 

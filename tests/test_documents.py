@@ -10,7 +10,7 @@ import pytest
 from django.core.management import get_commands
 
 from commands.models import FCM_ERRORS
-from nexmdm import checks
+from nexmdm import checks, device_checks
 from nexmdm.environment import Fault
 from tests.parts import ROOT
 
@@ -101,7 +101,7 @@ def test_every_page_of_operations_is_reached_from_the_first() -> None:
 
 def test_every_fault_that_stops_the_start_is_explained() -> None:
     explained = re.findall(r"^\| `(nexmdm\.\w+)` \|", (OPERATIONS / "checks.md").read_text(), re.MULTILINE)
-    assert explained == [*Fault, checks.UNCHECKED_CONNECTIONS]
+    assert explained == [*Fault, checks.UNCHECKED_CONNECTIONS, *device_checks.WARNINGS]
 
 
 def test_the_parts_start_by_the_same_commands_everywhere() -> None:

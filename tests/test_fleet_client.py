@@ -154,7 +154,8 @@ def test_a_device_and_the_summary_are_shown_field_by_field(network: InProcess, p
 
 
 def test_what_a_phone_says_of_itself_cannot_steer_the_terminal(network: InProcess, admin: Admin) -> None:
-    admin.enrol("phone\x1b]0;owned\x07", alias="[red]\u202e")
+    admin.enrol("phone\x1b]0;owned\x07", alias="red")
+    Device.objects.update(alias="[red]\u202e")  # as an earlier version let it
     ran = run("devices", transport=network)
     assert "\x1b" not in ran.out
     assert "\u202e" not in ran.out

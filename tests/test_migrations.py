@@ -105,7 +105,42 @@ def test_a_database_in_use_keeps_its_rows_and_takes_the_work_of_the_version_befo
     assert counts(scratch) == {table: 2 if table in KEPT else 0 for table in TABLES}
 
 
-@pytest.mark.django_db
+def keys(scratch: psycopg.Connection) -> list[tuple[Any, ...]]:
+    """The comparison keys of the devices, the older device first."""
+    found = scratch.execute("SELECT hardware_key, alias_key FROM devices_device ORDER BY id").fetchall()
+    scratch.commit()
+    return found
+
+
+def test_the_comparison_keys_of_earlier_devices_are_filled_in_by_migrate_and_later_ones_by_the_next(
+    scratch: psycopg.Connection,
+) -> None:
+    for app in APPS:
+        migrated(app, initial(app))
+    insert_rows(scratch, 1)
+    migrated()
+    assert keys(scratch) == [("hardware-1", "alias-1")]
+    insert_rows(scratch, 2)
+    migrated()
+    scratch.execute("UPDATE devices_device SET alias = 'Other' WHERE hardware_id = 'hardware-1'")
+    scratch.execute("UPDATE devices_device SET alias = NULL WHERE hardware_id = 'hardware-2'")
+    assert keys(scratch) == [("hardware-1", None), ("hardware-2", None)]
+    migrated()
+    assert keys(scratch) == [("hardware-1", "other"), ("hardware-2", None)]
+
+
+def test_the_comparison_keys_that_are_missing_do_not_wait_for_rows_in_use(scratch: psycopg.Connection) -> None:
+    for app in APPS:
+        migrated(app, previous(app))
+    for number in (1, 2):
+        insert_rows(scratch, number)
+    scratch.execute("SELECT FROM devices_device WHERE hardware_id = 'hardware-1' FOR UPDATE")
+    migrated("devices", previous("devices"))
+    scratch.commit()
+    assert keys(scratch) == [(None, None), ("hardware-2", "alias-2")]
+
+
+@pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("app", APPS)
 def test_no_migration_locks_for_long_or_breaks_the_version_before(app: str) -> None:
     loader = MigrationLoader(connection, replace_migrations=False)

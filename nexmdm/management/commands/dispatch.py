@@ -15,7 +15,7 @@ from prometheus_client import start_http_server
 
 from commands import fcm, outbox, queue, retention
 from commands.dispatcher import SLOTS, Chore, Dispatcher
-from devices import credentials, push_tokens
+from devices import comparison_keys, credentials, push_tokens
 from devices.database import unit
 from nexmdm import audit, audit_chain, checks, counters, dispatchers, idempotency, lifeline, memory, metrics
 
@@ -25,6 +25,7 @@ SWEEP_BATCH = 5000
 RETENTION_BATCH = 2000
 AUDIT_WITNESS_EVERY_SECONDS = 3600
 """How much of the audit can be rewritten without a trace in logs that were shipped elsewhere: that of an hour."""
+SHARED_BATCH = 1000
 
 
 class Command(BaseCommand):
@@ -82,6 +83,8 @@ def _chores(dispatcher: Dispatcher) -> list[Chore]:
         Chore("seen", dispatchers.SEEN_EVERY_SECONDS, seen),
         Chore("expire", 1, lambda: queue.expire(SWEEP_BATCH), SWEEP_BATCH),
         Chore("abandoned attempts", 10, lambda: outbox.close_abandoned(SWEEP_BATCH), SWEEP_BATCH),
+        Chore("comparison keys", 10, lambda: comparison_keys.fill(RETENTION_BATCH), RETENTION_BATCH),
+        Chore("shared push tokens", 3600, lambda: outbox.settle_shared_push_tokens(SHARED_BATCH), SHARED_BATCH),
         Chore("unused credentials", 60, credentials.forget_unused_next),
         Chore("stored answers", 60, idempotency.forget_old_answers),
         Chore("counters", 60, counters.forget_expired),

@@ -1,5 +1,7 @@
 """manage.py migrate: Django's own, one at a time on a database, and never at the cost of those who use it.
 
+Afterwards it fills in the comparison keys of the devices that earlier versions wrote, batch by batch.
+
 A migration that wants a table to itself queues behind whoever uses it, and everybody else queues behind the migration:
 so it gives up soon, and tries again.
 """
@@ -18,9 +20,10 @@ from django.db.backends.utils import CursorWrapper
 from django.db.migrations import Migration
 from psycopg.errors import LockNotAvailable
 
-from devices import database
+from devices import comparison_keys, database
 
 LOCK_SECONDS: Final = 3
+FILL_BATCH: Final = 2000
 TRIES: Final = 20
 PAUSE_SECONDS: Final = 2
 _TURN_SECONDS: Final = 0.2
@@ -38,7 +41,13 @@ class Command(migrate.Command):
         with _alone(self._connection):
             for tries_left in reversed(range(TRIES)):
                 if self._migrated(tries_left, *args, **options):
-                    return
+                    break
+            if not options["plan"]:
+                self._fill_keys(options["database"], options["verbosity"])
+
+    def get_check_kwargs(self, options: Any) -> Any:
+        """Leave the rows unchecked: `manage.py check` reads all devices, and each `serve` migrates."""
+        return {**super().get_check_kwargs(options), "databases": None}
 
     def migration_progress_callback(self, action: str, migration: Migration | None = None, fake: bool = False) -> None:
         """Say how far it is; before each migration set how long it may wait for a lock.
@@ -66,6 +75,16 @@ class Command(migrate.Command):
             time.sleep(PAUSE_SECONDS)
             return False
         return True
+
+    def _fill_keys(self, using: str, verbosity: int) -> None:
+        """Fill in what is missing; an earlier run may have been interrupted, or the version before still running."""
+        if not comparison_keys.exist(using):
+            return
+        filled = 0
+        while batch := comparison_keys.fill(FILL_BATCH, using):
+            filled += batch
+        if filled and verbosity:
+            self.stdout.write(f"Filled in the comparison keys of {filled} devices.")
 
 
 @contextmanager

@@ -1,0 +1,118 @@
+"""The comparison keys of devices, by which two aliases or two hardware ids are the same.
+
+Python makes them (identity.comparison_key); `alias_key` and `hardware_key` hold them. The version before writes rows
+without keys, and a trigger drops the key of an alias that it changes. fill() completes such rows; until then they are
+compared here one by one, so that what this module finds is always complete.
+
+No constraint keeps keys apart yet: rows of earlier versions may collide. The device that was enrolled first has the
+alias, or the hardware id; shadowed_…() name the others. Whoever writes a key takes turns on it (database.take_turns).
+"""
+
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+from uuid import UUID
+
+from django.db import DEFAULT_DB_ALIAS, connections, transaction
+from django.db.models import Q, QuerySet
+
+from devices.identity import comparison_key
+from devices.models import UNKEYED, Device
+
+_FILL: Final = """
+    UPDATE devices_device device SET hardware_key = made.hardware_key, alias_key = made.alias_key
+    FROM unnest(%s::uuid[], %s::text[], %s::text[]) AS made (id, hardware_key, alias_key)
+    WHERE device.id = made.id
+"""
+_EXIST: Final = """
+    SELECT EXISTS (
+        SELECT FROM pg_attribute WHERE attrelid = to_regclass('devices_device') AND attname = 'alias_key'
+    )
+"""
+_SHADOWED_ALIASES: Final = """
+    SELECT id FROM (
+        SELECT id, first_value(id) OVER (PARTITION BY alias_key ORDER BY id) AS first
+        FROM devices_device WHERE alias_key IS NOT NULL
+    ) same WHERE id <> first ORDER BY id
+"""
+# Candidates: the key has one case only, a hardware id has two.
+_SIMILAR_HARDWARE_IDS: Final = """
+    SELECT id, hardware_id FROM (
+        SELECT id, hardware_id, count(*) OVER (PARTITION BY hardware_key) AS count
+        FROM devices_device WHERE hardware_key IS NOT NULL
+    ) alike WHERE count > 1 ORDER BY id
+"""
+
+
+class _Unkeyed(NamedTuple):
+    id: UUID
+    hardware_id: str
+    alias: str | None
+
+
+class Keys(NamedTuple):
+    """The comparison keys of one device; their names are those of its columns."""
+
+    hardware_key: str
+    alias_key: str | None
+
+
+def keys_of(hardware_id: str, alias: str | None) -> Keys:
+    """Return the comparison keys of a device."""
+    return Keys(comparison_key(hardware_id), None if alias is None else comparison_key(alias))
+
+
+def with_hardware_id(hardware_id: str) -> list[Device]:
+    """Return the devices with this trimmed hardware id, locked to the end of the transaction, the first enrolled first.
+
+    Letters of another case make another hardware id.
+    """
+    key = comparison_key(hardware_id)
+    unkeyed = [row.id for row in _unkeyed() if comparison_key(row.hardware_id) == key]
+    similar = Device.objects.filter(Q(hardware_key=key) | Q(id__in=unkeyed)).order_by("id").select_for_update()
+    return [device for device in similar if device.hardware_id.strip() == hardware_id]
+
+
+def with_aliases(aliases: Iterable[str]) -> QuerySet[Device]:
+    """Return the devices that have one of these aliases, the first enrolled first, revoked ones among them."""
+    keys = {comparison_key(alias) for alias in aliases}
+    unkeyed = [row.id for row in _unkeyed() if row.alias is not None and comparison_key(row.alias) in keys]
+    return Device.objects.filter(Q(alias_key__in=keys) | Q(id__in=unkeyed)).order_by("id")
+
+
+def _unkeyed() -> Iterable[_Unkeyed]:
+    rows = Device.objects.filter(UNKEYED).order_by().values_list("id", "hardware_id", "alias")
+    return (_Unkeyed(*row) for row in rows)
+
+
+def exist(using: str) -> bool:
+    """Tell whether a database has these columns: a migration may still be missing."""
+    with connections[using].cursor() as cursor:
+        cursor.execute(_EXIST)
+        return bool(cursor.fetchone()[0])
+
+
+def fill(limit: int, using: str = DEFAULT_DB_ALIAS) -> int:
+    """Complete up to `limit` rows without keys; return how many. Rows that are in use are left for the next time."""
+    with transaction.atomic(using), connections[using].cursor() as cursor:
+        free = Device.objects.using(using).filter(UNKEYED).select_for_update(no_key=True, skip_locked=True)
+        rows = list(free.order_by("id").values_list("id", "hardware_id", "alias")[:limit])
+        if rows:
+            made = [(device_id, *keys_of(hardware_id, alias)) for device_id, hardware_id, alias in rows]
+            cursor.execute(_FILL, [list(column) for column in zip(*made, strict=True)])
+    return len(rows)
+
+
+def shadowed_aliases(using: str = DEFAULT_DB_ALIAS) -> list[UUID]:
+    """Return the devices whose alias names an earlier one."""
+    with connections[using].cursor() as cursor:
+        cursor.execute(_SHADOWED_ALIASES)
+        return [device_id for (device_id,) in cursor.fetchall()]
+
+
+def shadowed_hardware_ids(using: str = DEFAULT_DB_ALIAS) -> list[UUID]:
+    """Return the devices whose hardware id, trimmed, is that of an earlier one."""
+    with connections[using].cursor() as cursor:
+        cursor.execute(_SIMILAR_HARDWARE_IDS)
+        similar = cursor.fetchall()
+    first: dict[str, UUID] = {}
+    return [device_id for device_id, text in similar if first.setdefault(text.strip(), device_id) != device_id]

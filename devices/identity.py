@@ -1,0 +1,94 @@
+"""What names a phone: hardware id, alias, push token. Which texts may be one, and when two of them are the same."""
+
+import re
+from hashlib import md5
+from typing import Final
+from unicodedata import category, normalize
+
+LONGEST_NAME: Final = 128
+"""Characters of a hardware id or an alias, as it is kept."""
+
+LONGEST_GIVEN: Final = 4 * LONGEST_NAME
+"""Characters of an alias before it is normalised: a run of combining marks takes time that grows with its square."""
+
+SHARED_HARDWARE_IDS: Final = frozenset(
+    {"unknown", "null", "none", "n/a", "02:00:00:00:00:00", "9774d56d682e549c"},
+)
+"""What Android and its drivers report in the place of an id: 02:00:00:00:00:00 is the MAC address that apps get since
+Android 6, 9774d56d682e549c the ANDROID_ID of a whole series of phones with Android 2.2."""
+
+PUSH_TOKEN_PLACEHOLDERS: Final = frozenset({"blacklisted", "unknown", "undefined", "null", "none", "n/a"})
+"""What agents send when there is no push token. Firebase's library hands out BLACKLISTED on some phones."""
+
+_ONLY_ZEROS: Final = re.compile(r"[0:.-]*0[0:.-]*")
+_UNSEEN: Final = frozenset({"Cc", "Cf", "Zl", "Zp"})
+_BLANK_OR_CONTROL: Final = bytes([*range(33), 127])
+
+
+def hardware_id(given: str) -> str:
+    """Return a hardware id without the blanks around it; ValueError if it is empty, too long, or no phone's own."""
+    text = given.strip()
+    if not 1 <= len(text) <= LONGEST_NAME:
+        raise ValueError(f"must have 1 to {LONGEST_NAME} characters, not counting blanks around them")
+    if text.casefold() in SHARED_HARDWARE_IDS or _ONLY_ZEROS.fullmatch(text):
+        raise ValueError(
+            f"is no phone's own: many phones report {text!r}, and would be one device. "
+            "Send what no other phone has, such as a UUID that the agent makes once and keeps"
+        )
+    return text
+
+
+def alias(given: str) -> str:
+    """Return an alias as it is kept: trimmed, in NFC. ValueError if it is empty, too long, or has unseen characters."""
+    text = named_alias(given)
+    if any(category(character) in _UNSEEN for character in text):
+        raise ValueError("must not contain line breaks, nor control or format characters such as a zero-width space")
+    return text
+
+
+def named_alias(given: str) -> str:
+    """Return the alias that a caller means, trimmed and in NFC; it may have any characters, as earlier ones have."""
+    text = given.strip()
+    text = normalize("NFC", text) if len(text) <= LONGEST_GIVEN else text
+    if not 1 <= len(text) <= LONGEST_NAME:
+        raise ValueError(f"must have 1 to {LONGEST_NAME} characters, not counting blanks around them")
+    return text
+
+
+def comparison_key(text: str) -> str:
+    """Return what two texts have in common that differ only in case, in blanks around them, or in composition."""
+    return folded(text.strip())
+
+
+def folded(text: str) -> str:
+    """Return a text in one case and composition, for a search in comparison keys."""
+    return normalize("NFC", normalize("NFC", text).casefold())
+
+
+def push_token(given: str) -> str:
+    """Return a push token as it is; ValueError for a text that can be none: blanks, control characters, placeholders.
+
+    Runs with each heartbeat that sends one. Its length is checked elsewhere.
+    """
+    if given.isascii():
+        is_broken = len(given.encode().translate(None, _BLANK_OR_CONTROL)) != len(given)
+    else:
+        is_broken = any(character.isspace() or category(character) in ("Cc", "Cs") for character in given)
+    if is_broken:
+        raise ValueError("is no push token: it contains blanks, control characters or lone surrogates")
+    if len(given) < 16 and given.casefold() in PUSH_TOKEN_PLACEHOLDERS:
+        raise ValueError("is a placeholder, and no push token")
+    return given
+
+
+def push_owner(push_token: str) -> str:
+    """Return the part of a push token that names the app's installation: what is before the first colon.
+
+    A token that has none, or nothing before it, stands for itself. (FCM: a token begins with its installation's id.)
+    """
+    return push_token.partition(":")[0] or push_token
+
+
+def push_owner_digest(push_token: str) -> str:
+    """Return the MD5 of a push token's owner, as the database computes it (models.PUSH_OWNER)."""
+    return md5(push_owner(push_token).encode(), usedforsecurity=False).hexdigest()

@@ -1,0 +1,64 @@
+"""Warnings of devices that earlier versions took for different ones, and that are the same by today's rules.
+
+Imported when the models are loaded (nexmdm/apps.py); run by `manage.py check`.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+from uuid import UUID
+
+from django.core.checks import CheckMessage, Tags, Warning, register  # noqa: A004
+from django.db import InterfaceError, OperationalError
+
+from devices import comparison_keys, database, push_tokens
+from nexmdm import checks
+
+SAME_ALIAS: Final = "nexmdm.W002"
+SAME_HARDWARE_ID: Final = "nexmdm.W003"
+SAME_INSTALLATION: Final = "nexmdm.W004"
+UNCHECKED_DEVICES: Final = "nexmdm.W005"
+WARNINGS: Final = (SAME_ALIAS, SAME_HARDWARE_ID, SAME_INSTALLATION, UNCHECKED_DEVICES)
+
+NAMED_DEVICES: Final = 20
+"""How many devices a warning names."""
+
+MOST_INSTALLATIONS: Final = 1000
+"""How many installations that devices share are looked at."""
+
+
+@register(checks.TAG, Tags.database)
+def same_devices(*, databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
+    """Warn of devices that share an alias, a hardware id or an installation. Reads all devices of each database."""
+    return [message for using in databases or () for message in _warnings(using)]
+
+
+def _warnings(using: str) -> list[CheckMessage]:
+    try:
+        return [*_same(using)] if comparison_keys.exist(using) else []
+    except (OperationalError, InterfaceError):
+        said = "The database cannot be reached, so that its devices were not looked at."
+        return [Warning(said, hint="Start it, then check again.", id=UNCHECKED_DEVICES)]
+    finally:
+        database.release()
+
+
+def _same(using: str) -> Iterator[CheckMessage]:
+    if found := comparison_keys.shadowed_aliases(using):
+        said = "An earlier device has the same alias, in another case. As a target it names the earlier one"
+        hint = "Change one of the two: `manage.py fleet change ID --alias NAME`."
+        yield _warning(found, said, hint, SAME_ALIAS)
+    if found := comparison_keys.shadowed_hardware_ids(using):
+        said = "An earlier device has the same hardware_id, but for blanks around it. A registration is of the earlier"
+        hint = "Revoke the one that is not in use: `manage.py fleet revoke ID`."
+        yield _warning(found, said, hint, SAME_HARDWARE_ID)
+    shared = push_tokens.shared_installations(MOST_INSTALLATIONS, using)
+    if shared and (found := push_tokens.sharing(shared, using)):
+        said = "A device that was seen later has a push token of the same installation"
+        hint = "Run the dispatcher: within an hour it takes these push tokens. Those devices get commands by heartbeat."
+        yield _warning(found, said, hint, SAME_INSTALLATION)
+
+
+def _warning(found: Sequence[UUID], said: str, hint: str, warning: str) -> CheckMessage:
+    named = ", ".join(map(str, found[:NAMED_DEVICES]))
+    more = f", and {len(found) - NAMED_DEVICES} more" if len(found) > NAMED_DEVICES else ""
+    return Warning(f"{said}. This is so of: {named}{more}.", hint=hint, id=warning)
