@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from hashlib import sha256
+from typing import Final
 from uuid import UUID
 
 from django.db import transaction
@@ -15,6 +16,10 @@ from devices import comparison_keys, credentials, database, tokens
 from devices.credentials import DeviceRevoked
 from devices.identity import comparison_key
 from devices.models import Device, EnrollmentToken, Presence
+
+LOST_ANSWER_WINDOW: Final = timedelta(minutes=15)
+"""How long the answer to a registration counts as lost if the same enrollment token asks again. Others may hold that
+token: whoever does, and knows the hardware id, gets the device's credentials instead of the phone that was first."""
 
 
 class InvalidEnrollmentToken(Exception):
@@ -107,7 +112,7 @@ def unique(tags: Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """What a phone says when it registers.
+    """What a phone says when it registers, and from which address.
 
     `hardware_id` is trimmed, `alias` as identity.alias() returns it; `details` are manufacturer, model and os_version,
     as far as sent.
@@ -118,16 +123,23 @@ class Registration:
     push_token: str | None = None
     agent_version: str | None = None
     details: dict[str, str] = field(default_factory=dict)
+    address: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Enrolled:
-    """The outcome of a registration: token and command key are shown this once."""
+    """The outcome of a registration: token and command key are shown this once.
+
+    `replaced` says that credentials handed out earlier stopped: by an enrollment anew, or a repeat of a lost answer
+    (`re_enrolled` False). `earlier_address` is where those had gone to; None if that is not known.
+    """
 
     device_id: UUID
     device_token: str
     command_key: str
     re_enrolled: bool
+    replaced: bool
+    earlier_address: str | None
 
 
 def check_token(presented: tokens.Token) -> None:
@@ -148,8 +160,9 @@ def register(presented: tokens.Token, said: Registration, secret: credentials.Ne
     token = _locked_token(presented)
     database.take_turns("hardware", said.hardware_id)
     device = next(iter(comparison_keys.with_hardware_id(said.hardware_id)), None)
+    known, earlier_address = device is not None, device.enrolled_from if device else None
     lost_answer = _is_lost_answer(token, device)
-    re_enrolled = device is not None and not lost_answer
+    re_enrolled = known and not lost_answer
     _refuse(token, device, said, lost_answer=lost_answer)
     if not lost_answer:
         EnrollmentToken.objects.filter(id=token.id).update(uses=F("uses") + 1)
@@ -162,6 +175,8 @@ def register(presented: tokens.Token, said: Registration, secret: credentials.Ne
         device_token=secret.token_for(device.id).text,
         command_key=credentials.command_key(device.id, device.generation, device.command_key_id),
         re_enrolled=re_enrolled,
+        replaced=known,
+        earlier_address=earlier_address,
     )
 
 
@@ -178,7 +193,12 @@ def _is_lost_answer(token: EnrollmentToken, device: Device | None) -> bool:
         and device.enrolled_with_id == token.id
         and device.token_used_at is None
         and device.revoked_at is None
+        and (token.max_uses == 1 or _is_recent(device))
     )
+
+
+def _is_recent(device: Device) -> bool:
+    return Device.objects.filter(id=device.id, enrolled_at__gt=Now() - LOST_ANSWER_WINDOW).exists()
 
 
 def _refuse(token: EnrollmentToken, device: Device | None, said: Registration, *, lost_answer: bool) -> None:
@@ -204,6 +224,7 @@ def _enrol(token: EnrollmentToken, said: Registration, secret: credentials.NewSe
         alias=said.alias,
         tags=token.tags,
         enrolled_with=token,
+        enrolled_from=said.address,
         **comparison_keys.keys_of(said.hardware_id, said.alias)._asdict(),
         **said.details,
         **credentials.replaced_by(secret, device_id, generation=1),
@@ -218,6 +239,7 @@ def _enrol_again(
     changes = said.details | credentials.replaced_by(
         secret, device.id, generation=max(device.generation, device.next_generation) + 1
     )
+    changes["enrolled_from"] = said.address
     if said.alias is not None:
         give_alias(device.id, said.alias)
     if not lost_answer:

@@ -29,6 +29,7 @@ PLAIN_WIDTH: Final = 160
 """How wide the table is where nobody watches."""
 
 _SIGNING: Final = "tests/test_signing.py"
+_REGISTER: Final = "tests/test_register.py"
 _CREDENTIALS: Final = "tests/test_credentials.py"
 
 
@@ -101,11 +102,12 @@ CHAPTERS: Final = (
             ),
             HeldByTests(
                 "nobody takes over an enrolled device without the right to re-enrol",
-                "its hardware id with other tokens, at once and after its first use",
+                "its hardware id with other tokens, at once and after its first use; with its own after 15 minutes",
                 (
-                    "tests/test_register.py::test_known_hardware_stays_what_it_is_without_the_right_to_enrol_anew",
-                    "tests/test_register.py::test_an_answer_is_lost_only_to_the_token_that_was_shown_it",
-                    "tests/test_register.py::test_two_tokens_that_bring_the_same_hardware_at_once_make_one_device",
+                    f"{_REGISTER}::test_known_hardware_stays_what_it_is_without_the_right_to_enrol_anew",
+                    f"{_REGISTER}::test_an_answer_is_lost_only_to_the_token_that_was_shown_it",
+                    f"{_REGISTER}::test_others_who_hold_the_enrollment_token_can_ask_for_a_lost_answer_for_15_minutes",
+                    f"{_REGISTER}::test_two_tokens_that_bring_the_same_hardware_at_once_make_one_device",
                 ),
             ),
             HeldByTests(

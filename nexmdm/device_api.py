@@ -95,16 +95,19 @@ async def answer(token: tokens.Token, checked_in: CheckedIn) -> bytes:
 async def register(request: HttpRequest, body: Register) -> HttpResponse:
     """Enrol this phone. Its device token and command key are shown this once.
 
-    If the answer is lost, register again with the same enrollment token before the device token is used. A phone that
-    is known already is let in by a token made with `re_enroll` only: it keeps its `device_id`, its old token stops at
-    once, and its open commands are cancelled.
+    If the answer is lost, register again with the same enrollment token before the device token is used, and within
+    15 minutes unless that enrollment token is for one device only. A phone that is known already is let in by a token
+    made with `re_enroll` only: it keeps its `device_id`, its old token stops at once, and its open commands are
+    cancelled.
     """
     presented: tokens.Token = request.auth  # type: ignore[attr-defined]
     await unit(enrollment.check_token, presented)
     secret = await settling.new_secret()
-    enrolled = await unit(database.retrying, lambda: _register(presented, _registration(body), secret))
+    said = _registration(body, request.META["REMOTE_ADDR"].partition("%")[0] or None)
+    enrolled = await unit(database.retrying, lambda: _register(presented, said, secret))
     REGISTERED.labels(str(enrolled.re_enrolled).lower()).inc()
     log.info("device.registered", device_id=str(enrolled.device_id), re_enrolled=enrolled.re_enrolled)
+    _warn_of_replacement(presented, said, enrolled)
     return respond(
         Registered(
             device_id=enrolled.device_id,
@@ -117,7 +120,20 @@ async def register(request: HttpRequest, body: Register) -> HttpResponse:
     )
 
 
-def _registration(body: Register) -> Registration:
+def _warn_of_replacement(presented: tokens.Token, said: Registration, enrolled: Enrolled) -> None:
+    """Log what could be a takeover: an enrollment anew, or a lost answer that another address asks for."""
+    if enrolled.re_enrolled or (enrolled.replaced and enrolled.earlier_address != said.address):
+        log.warning(
+            "device.re_enrolled",
+            device_id=str(enrolled.device_id),
+            enrollment_token_id=str(presented.id),
+            lost_answer=not enrolled.re_enrolled,
+            address=said.address,
+            earlier_address=enrolled.earlier_address,
+        )
+
+
+def _registration(body: Register, address: str | None) -> Registration:
     details = {name: getattr(body, name) for name in ("manufacturer", "model", "os_version")}
     return Registration(
         hardware_id=body.hardware_id,
@@ -125,6 +141,7 @@ def _registration(body: Register) -> Registration:
         push_token=body.push_token,
         agent_version=body.agent_version,
         details={name: value for name, value in details.items() if value is not None},
+        address=address,
     )
 
 

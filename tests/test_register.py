@@ -1,6 +1,7 @@
 """Registration: who may enrol, what a phone is given once, and what is kept of it."""
 
 import hmac
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -11,13 +12,14 @@ import pytest
 from django.conf import settings
 from django.db import connection
 from django.utils import timezone
+from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
 from commands.models import Delivery
 from devices import tokens
 from devices.models import Device, EnrollmentToken, Presence
 from tests.actors import Admin, Client, Phone, fcm_calls_dead
-from tests.moments import in_parallel
+from tests.moments import in_parallel, let_pass
 
 
 def all_rows_as_text() -> str:
@@ -176,6 +178,85 @@ def test_a_lost_answer_may_be_asked_for_again_and_again(admin: Admin, client: Cl
     assert [answer.json["re_enrolled"] for answer in answers] == [False] * 4
     assert len({answer.json["command_key"] for answer in answers}) == 4
     assert (Device.objects.get().generation, uses()) == (4, [1])
+
+
+def test_others_who_hold_the_enrollment_token_can_ask_for_a_lost_answer_for_15_minutes(
+    admin: Admin, client: Client
+) -> None:
+    text, phone = admin.enrollment_token(max_uses=5), Phone(client, "imei-1")
+    first = phone.register(text).json
+    let_pass(minutes=14, seconds=59)
+    assert Phone(client, "imei-1").register(text).json["device_id"] == first["device_id"]
+    let_pass(seconds=2)
+    before = Device.objects.values().get()
+    assert Phone(client, "imei-1").register(text).code == "hardware_known"
+    assert (Device.objects.values().get(), uses()) == (before, [1])
+
+
+def test_a_repeat_of_a_lost_answer_gives_no_more_time(admin: Admin, client: Client) -> None:
+    text, phone = admin.enrollment_token(max_uses=5), Phone(client, "imei-1")
+    for minutes in (0, 10):
+        let_pass(minutes=minutes)
+        assert phone.register(text).status == 200
+    let_pass(minutes=6)
+    assert phone.register(text).code == "hardware_known"
+
+
+def test_after_15_minutes_the_right_to_enrol_anew_decides(admin: Admin, client: Client) -> None:
+    text, phone = admin.enrollment_token(max_uses=5, re_enroll=True), Phone(client, "imei-1")
+    phone.register(text)
+    let_pass(minutes=16)
+    assert phone.register(text).json["re_enrolled"] is True
+    assert phone.register(text).json["re_enrolled"] is False
+    assert uses() == [2]
+
+
+def test_a_token_for_one_device_repeats_a_lost_answer_as_long_as_it_lives(admin: Admin, client: Client) -> None:
+    text, phone = admin.enrollment_token(expires_in_seconds=86_400), Phone(client, "imei-1")
+    lost = phone.register(text).json
+    let_pass(hours=23)
+    assert phone.register(text).json["device_id"] == lost["device_id"]
+    let_pass(hours=2)
+    assert phone.register(text).code == "enrollment_token_expired"
+
+
+def replacements(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What was logged of credentials that were replaced, without the ids."""
+    told = ("log_level", "lost_answer", "address", "earlier_address", "correlation_id")
+    return [{name: line[name] for name in told} for line in lines if line["event"] == "device.re_enrolled"]
+
+
+def test_an_enrolment_anew_is_a_warning_with_both_addresses(admin: Admin) -> None:
+    phone = Phone(Client("198.51.100.7"), "imei-1")
+    phone.register(admin.enrollment_token())
+    made = admin.post("/admin/enrollment-tokens", {"re_enroll": True}).json
+    phone.client = Client("2001:db8::9")
+    with capture_logs([merge_contextvars]) as lines:
+        answer = phone.register(made["enrollment_token"])
+    assert replacements(lines) == [
+        {
+            "log_level": "warning",
+            "lost_answer": False,
+            "address": "2001:db8::9",
+            "earlier_address": "198.51.100.7",
+            "correlation_id": answer.headers["x-correlation-id"],
+        }
+    ]
+    (line,) = [line for line in lines if line["event"] == "device.re_enrolled"]
+    assert (line["device_id"], line["enrollment_token_id"]) == (phone.device_id, made["id"])
+
+
+def test_a_lost_answer_that_another_address_asks_for_is_a_warning_and_from_the_same_none(admin: Admin) -> None:
+    text, phone = admin.enrollment_token(max_uses=2), Phone(Client("198.51.100.7"), "imei-1")
+    phone.register(text)
+    with capture_logs([merge_contextvars]) as lines:
+        phone.register(text)
+        assert replacements(lines) == []
+        for address in ("203.0.113.5", "198.51.100.7"):
+            phone.client = Client(address)
+            phone.register(text)
+    told = [(line["lost_answer"], line["earlier_address"], line["address"]) for line in replacements(lines)]
+    assert told == [(True, "198.51.100.7", "203.0.113.5"), (True, "203.0.113.5", "198.51.100.7")]
 
 
 @pytest.mark.parametrize("first_use", ["heartbeat", "rotate"])
