@@ -17,6 +17,7 @@ from commands.delivery_admin import BULKY, NOW, DeliveryAdmin
 from commands.models import Command, Delivery, State
 from commands.schemas import Counts
 from commands.story import Standing
+from devices import search
 from devices.admin import SECRETS, DeviceAdmin
 from devices.browsing import NOTHING, Column, ReadOnlyAdmin, ReadOnlyInline, link, link_to_list, pretty
 from devices.models import Device
@@ -77,7 +78,7 @@ class CommandAdmin(ReadOnlyAdmin):
     )  # fmt: skip
     list_filter = (filters.ActionFilter, filters.CommandStateFilter, filters.CommandAge, filters.CommandTime)
     search_fields = ("id", "deliveries__device__alias")
-    search_help_text = "A whole request id or device id, or the start of a device's alias."
+    search_help_text = "A whole request id or device id, or part of a device's alias or hardware id."
     inlines: ClassVar = [DeliveriesOfCommand]
     fieldsets: ClassVar = [
         (None, {"fields": ["id", "action", "pretty_params", "urgency", "pretty_target", "note", "issued_by"]}),
@@ -132,8 +133,8 @@ class CommandAdmin(ReadOnlyAdmin):
         return Q(pk__in=Delivery.objects.filter(device=key).order_by().values("command"))
 
     def named(self, text: str) -> Q:
-        """Return the condition for a device that was meant, by its alias."""
-        return Q(pk__in=Delivery.objects.filter(device__alias__startswith=text).order_by().values("command"))
+        """Return the condition for a device that was meant, by part of its alias or hardware id."""
+        return Q(pk__in=Delivery.objects.filter(search.named(text, "device__")).order_by().values("command"))
 
     @admin.display(description="parameters")
     def pretty_params(self, command: Any) -> str:

@@ -14,8 +14,9 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from commands import filters, story, timeline
-from commands.models import OVERDUE, Attempt, Command, Delivery, Report, State
+from commands.models import FINAL, OVERDUE, Attempt, Command, Delivery, Report, State
 from commands.push_now import PUSH_NOW
+from devices import search
 from devices.admin import SECRETS
 from devices.browsing import NOTHING, Column, Link, ReadOnlyAdmin, link_to_list, pretty
 from devices.narrowing import all_of
@@ -38,11 +39,11 @@ _key: Final = attrgetter("pk")
 
 
 class _OfCommandAndDevice(ReadOnlyAdmin):
-    """What belongs to one command for one device: found by request id, device id, or alias."""
+    """What belongs to one command for one device: found by request id, or as the device is."""
 
     to_delivery: ClassVar = ""
 
-    search_help_text = "A whole request id or device id, or the start of a device's alias."
+    search_help_text = "A whole request id or device id, or part of a device's alias or hardware id."
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         """Return the rows with their command and device, but for what is bulky or secret."""
@@ -55,8 +56,8 @@ class _OfCommandAndDevice(ReadOnlyAdmin):
         return Q(command=key) if Command.objects.filter(pk=key).exists() else Q(device=key)
 
     def named(self, text: str) -> Q:
-        """Return the condition for the start of a device's alias."""
-        return Q(**{f"{self.to_delivery}device__alias__startswith": text})
+        """Return the condition for part of a device's alias or hardware id."""
+        return search.named(text, f"{self.to_delivery}device__")
 
 
 class _Sent:

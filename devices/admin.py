@@ -8,6 +8,7 @@ from django.db.models import Case, CharField, Q, QuerySet, Value, When
 from django.http import HttpRequest
 from django.utils.html import format_html
 
+from devices import search
 from devices.browsing import Column, ReadOnlyAdmin, moment, pretty
 from devices.models import Device, presences
 from devices.narrowing import KnownChoices
@@ -51,12 +52,12 @@ class DeviceAdmin(ReadOnlyAdmin):
     list_display_links = ("id", "alias")
     list_filter = (PresenceFilter, PushFilter)
     search_fields = ("alias", "hardware_id", "id")
-    search_help_text = "A whole device id, or the start of an alias or a hardware id."
+    search_help_text = "Part of an alias or a hardware id, or a device id or its start."
     fieldsets: ClassVar = [
         (None, {"fields": ["id", "hardware_id", "alias", "tag_list", "manufacturer", "model", "os_version"]}),
         ("Presence", {"fields": ["presence_now", "last_seen_at", "agent_version", "last_status"]}),
         ("Push", {"fields": ["push"]}),
-        ("Enrollment", {"fields": ["enrolled_with", "enrolled", "revoked"]}),
+        ("Enrollment", {"fields": ["enrolled_with", "enrolled", "enrolled_from", "revoked"]}),
     ]
     exported: ClassVar = {
         "device_id": "id", "hardware_id": "hardware_id", "alias": "alias", "tags": "tags",
@@ -85,8 +86,8 @@ class DeviceAdmin(ReadOnlyAdmin):
         return described
 
     def named(self, text: str) -> Q:
-        """Return the condition for the start of an alias or a hardware id."""
-        return Q(alias__startswith=text) | Q(hardware_id__startswith=text)
+        """Return the condition for part of an alias or a hardware id, or the start of a device id."""
+        return search.matching(text)
 
     def identified(self, key: UUID) -> Q:
         """Return the condition for a device id."""

@@ -45,7 +45,8 @@ async def list_devices(request: HttpRequest, query: Query[DeviceQuery]) -> HttpR
     """List devices, newest first.
 
     A device is `online` while its last heartbeat is younger than 2.5 intervals, and `never` before its first; the
-    filters by `status` leave revoked ones out. `q` is the start of an alias or a hardware id, or a whole device id.
+    filters by `status` leave revoked ones out. `q` is part of an alias or a hardware id in any case, or a device id or
+    its start; no character has a special meaning in it.
     """
     return respond(await unit(fleet.devices, query))
 

@@ -205,7 +205,7 @@ class ReadOnlyAdmin(_ReadOnly, ModelAdmin):
         queryset: QuerySet[Any],
         search_term: str,
     ) -> tuple[QuerySet[Any], bool]:
-        """Look a whole id up exactly; take anything else as the start of a name."""
+        """Look a whole id up exactly; what anything else stands for, named() says."""
         text = search_term.strip()
         if not text or not self.search_fields:
             return queryset, False

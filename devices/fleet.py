@@ -5,7 +5,7 @@ from uuid import UUID
 
 from django.db.models import Q
 
-from devices import database, enrollment, paging
+from devices import database, enrollment, paging, search
 from devices.enrollment import UnknownDevice
 from devices.models import Device, EnrollmentToken, online_window, presences
 from devices.schemas import DevicePage, DeviceQuery, DeviceRow, EnrollmentTokenPage, EnrollmentTokenRow, ListQuery
@@ -21,7 +21,7 @@ def devices(query: DeviceQuery) -> DevicePage:
     if query.push is not None:
         rows = rows.filter(_PUSH[query.push])
     if query.q is not None:
-        rows = rows.filter(_named(query.q))
+        rows = rows.filter(search.matching(query.q))
     found, next_cursor = paging.take(rows, query, UUID)
     online_since = database.now() - online_window()
     return DevicePage(items=[DeviceRow.of(device, online_since) for device in found], next_cursor=next_cursor)
@@ -58,11 +58,3 @@ _PUSH = {
     "dead": Q(push_token_dead_at__isnull=False),
     "none": Q(push_token=None),
 }
-
-
-def _named(text: str) -> Q:
-    starts = Q(alias__startswith=text) | Q(hardware_id__startswith=text)
-    try:
-        return starts | Q(id=UUID(text))
-    except ValueError:
-        return starts

@@ -161,7 +161,7 @@ class DevicePage(Answer):
 
 
 class DeviceQuery(Page, extra="forbid"):
-    """Which devices to list. `q` is the start of an alias or a hardware id, or a whole device id."""
+    """Which devices to list. `q` is part of an alias or a hardware id in any case, or a device id or its start."""
 
     status: Presence | None = None
     tag: Tag | None = None

@@ -135,8 +135,10 @@ def _api_paths(facts: Facts) -> Iterator[str]:
     day = urlencode({"since": facts.since.isoformat(), "until": facts.until.isoformat()})
     yield "/admin/summary"
     yield "/admin/devices"
-    for query in ("status=online", "status=offline", "status=never", "push=ok", "push=dead", "tag=none", "q=seeded"):
+    for query in ("status=online", "status=offline", "status=never", "push=ok", "push=dead", "tag=none"):
         yield f"/admin/devices?{query}"
+    for text in ("seeded", "SEEDED-", "nowhere", facts.device, facts.device[:8]):
+        yield f"/admin/devices?q={text}"
     yield f"/admin/devices?cursor={_cursor(facts.far_ends['/django-admin/devices/device/'])}"
     yield "/admin/commands"
     for query in ("state=open", "state=completed", "state=cancelled", "action=ping", "action=reboot", "action=wipe"):
@@ -163,7 +165,7 @@ def _cursor(key: str) -> str:
 
 def _site_paths(browser: httpx.Client, facts: Facts) -> Iterator[str]:
     day = urlencode({"since": f"{facts.since:%Y-%m-%dT%H:%M}", "until": f"{facts.until:%Y-%m-%dT%H:%M}"})
-    searches = ("seeded", facts.device, facts.newest_command, facts.oldest_wide_command)
+    searches = ("seeded", "nowhere", facts.device[-12:], facts.device, facts.newest_command, facts.oldest_wide_command)
     yield "/django-admin/"
     for path in LISTS:
         page = browser.get(path).raise_for_status().text

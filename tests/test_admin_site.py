@@ -458,12 +458,12 @@ def test_a_request_id_finds_its_command_deliveries_and_attempts(worked: World, b
         assert listed(browser, Attempt, q=typed) == list(Attempt.objects.filter(**mine).values_list("pk", flat=True))
 
 
-@pytest.mark.parametrize("typed", ["id", "alias", "start of the alias"])
-def test_a_device_id_or_the_start_of_an_alias_finds_the_device_and_its_work(
+@pytest.mark.parametrize("typed", ["id", "alias", "part of the alias", "hardware id"])
+def test_a_device_id_or_part_of_an_alias_in_any_case_finds_the_device_and_its_work(
     worked: World, browser: Client, typed: str
 ) -> None:
     lobby = Device.objects.get(alias="lobby")
-    text = {"id": str(lobby.pk), "alias": "lobby", "start of the alias": "lob"}[typed]
+    text = {"id": str(lobby.pk), "alias": "lobby", "part of the alias": "OBB", "hardware id": "W-lobby"}[typed]
     mine = Attempt.objects.filter(delivery__device=lobby).values_list("pk", flat=True)
     assert listed(browser, Device, q=text) == [lobby.pk]
     assert listed(browser, Command, q=text) == list(Command.objects.values_list("pk", flat=True))

@@ -4,11 +4,14 @@ from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Any, Final
 from unittest.mock import Mock
+from urllib.parse import urlencode
 from uuid import uuid4
 
 import pytest
 from django.conf import settings as django_settings
+from django.db import connection
 from django.db.models.functions import Now
+from django.test.utils import CaptureQueriesContext
 from pytest_django import Settings
 
 from commands.models import Attempt, Delivery, Outcome
@@ -93,14 +96,62 @@ def test_devices_are_listed_by_tag_and_by_push(admin: Admin) -> None:
     assert device(admin, dead)["push"] == "dead"
 
 
-def test_devices_are_found_by_the_start_of_alias_or_hardware_id_or_by_the_whole_id(admin: Admin) -> None:
-    one, _ = admin.enrol("SN-100", alias="front_desk"), admin.enrol("SN-200", alias="front-gate")
-    assert found(admin, "q=front") == ["SN-200", "SN-100"]
-    assert found(admin, "q=front_") == ["SN-100"]
-    assert found(admin, "q=SN-2") == ["SN-200"]
-    assert found(admin, f"q={one.device_id}") == ["SN-100"]
-    for nothing in ("desk", "%25", one.device_id[:-1], "N-100", "sn-1"):
-        assert found(admin, f"q={nothing}") == []
+def search(admin: Admin, text: str) -> list[str]:
+    """The hardware ids of the devices that a search finds."""
+    return found(admin, urlencode({"q": text}))
+
+
+@pytest.mark.parametrize("keyed", [True, False])
+def test_devices_are_found_by_part_of_alias_or_hardware_id_in_any_case(admin: Admin, keyed: bool) -> None:
+    admin.enrol("SN-100", alias="Front_Desk")
+    admin.enrol("SN-200", alias="front-gate É1")
+    if not keyed:
+        Device.objects.update(alias_key=None, hardware_key=None)  # as the version before writes them
+    assert search(admin, "FRONT") == ["SN-200", "SN-100"]
+    assert search(admin, "t_d") == search(admin, "DESK") == search(admin, "Front_Desk") == ["SN-100"]
+    assert search(admin, "n-2") == search(admin, "gate é") == search(admin, "e É") == ["SN-200"]
+    assert search(admin, "desk SN") == []
+
+
+def test_a_search_finds_a_letter_in_each_way_of_composing_it(admin: Admin) -> None:
+    admin.enrol("SN-100", alias="Caf\u00e9")
+    assert search(admin, "CAFE\u0301") == ["SN-100"]
+
+
+def test_devices_are_found_by_their_id_or_its_start_with_hyphens_or_without(admin: Admin) -> None:
+    one, other = admin.enrol("SN-100"), admin.enrol("SN-200")
+    device_id = one.device_id
+    common = next(number for number in range(36) if device_id[number] != other.device_id[number])
+    for text in (device_id, device_id[:-1], device_id[: common + 1], device_id.upper(), device_id.replace("-", "")):
+        assert search(admin, text) == ["SN-100"]
+    for text in (device_id[:4], device_id[:9], device_id[:9].replace("-", "")):
+        assert search(admin, text) == ["SN-200", "SN-100"]
+    for text in (device_id[1:], device_id[-12:], f"{device_id}0", f"{device_id[:3]}-", device_id.replace("-", "--")):
+        assert search(admin, text) == []
+
+
+@pytest.mark.parametrize("sign", ["%", "_", "\\", "'", '"', "*", "."])
+def test_no_sign_has_a_special_meaning_in_a_search(admin: Admin, sign: str) -> None:
+    admin.enrol("SN-100", alias=f"a{sign}b")
+    admin.enrol("SN-200", alias="axb")
+    for text in (sign, f"a{sign}b", f"A{sign}"):
+        assert search(admin, text) == ["SN-100"]
+
+
+def test_a_search_goes_with_the_other_filters_and_over_pages(admin: Admin) -> None:
+    for number in range(3):
+        admin.enrol(f"SN-{number}", alias=f"Till {number}")
+    admin.enrol("SN-3", push_token="fcm-1", alias="till 3")
+    first = admin.get("/admin/devices?q=TILL&push=none&limit=2").json
+    second = admin.get(f"/admin/devices?q=TILL&push=none&limit=2&cursor={first['next_cursor']}").json
+    assert [item["alias"] for page in (first, second) for item in page["items"]] == ["Till 2", "Till 1", "Till 0"]
+
+
+def test_a_search_reads_the_devices_once_and_nothing_else(admin: Admin) -> None:
+    admin.enrol_fleet(3)
+    with CaptureQueriesContext(connection) as queries:
+        search(admin, "phone")
+    assert len([query for query in queries if "devices_device" in query["sql"]]) == 1
 
 
 def test_devices_come_in_stable_pages(admin: Admin) -> None:

@@ -148,7 +148,9 @@ class _Arguments:
         devices.add_argument("--status", choices=["online", "offline", "never"])
         devices.add_argument("--push", choices=["ok", "dead", "none"])
         devices.add_argument("--tag")
-        devices.add_argument("--q", metavar="TEXT", help="the start of an alias or a hardware id, or a device id")
+        devices.add_argument(
+            "--q", metavar="TEXT", help="part of an alias or a hardware id in any case, or a device id or its start"
+        )
         _limit(devices)
         for name, run, text in (
             ("device", fleet_verbs.device, "Show one device."),
