@@ -8,7 +8,19 @@ from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictI
 from commands.models import Channel, Priority, PushNow, ReportStatus, State
 from devices.audience import Target
 from devices.paging import Page
-from devices.wire import Answer, Body, DeviceBody, FreeObject, Identifier, NamedAlias, Sized, Tag, Text, Time
+from devices.wire import (
+    Answer,
+    Body,
+    DeviceBody,
+    FreeObject,
+    Identifier,
+    NamedAlias,
+    QueryNumber,
+    Sized,
+    Tag,
+    Text,
+    Time,
+)
 
 MAX_EXPIRY_SECONDS = 2_419_200
 _OUTPUT_LIMIT = 16 * 1024
@@ -152,7 +164,7 @@ class CommandDetail(CommandRow):
 class WaitQuery(Body):
     """How long to wait for a command to have nothing open any more."""
 
-    wait_seconds: Annotated[float, Field(ge=0, le=30)] = 0
+    wait_seconds: Annotated[QueryNumber, Field(ge=0, le=30)] = 0
 
 
 class PushSummary(Answer):

@@ -8,6 +8,8 @@ from uuid import UUID
 from django.db.models import Model, QuerySet
 from pydantic import AfterValidator, BaseModel, Field
 
+from devices.wire import QueryInteger
+
 M = TypeVar("M", bound=Model)
 
 
@@ -19,7 +21,7 @@ def _cursor(value: str) -> str:
 class Page(BaseModel):
     """The query of every list."""
 
-    limit: Annotated[int, Field(ge=1, le=500)] = 100
+    limit: Annotated[QueryInteger, Field(ge=1, le=500)] = 100
     cursor: Annotated[str, Field(max_length=100), AfterValidator(_cursor)] | None = None
 
 

@@ -107,12 +107,12 @@ def _identifier(value: object) -> UUID:
 Identifier = Annotated[UUID, BeforeValidator(_identifier)]
 
 
-_DATE_AND_TIME: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ]")
+_DATE_AND_TIME: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9:.]+([Zz]|[+-][0-9:]+)?")
 
 
 def _moment(value: object) -> object:
-    # pydantic would take "1767225600", too.
-    if not isinstance(value, datetime) and not (isinstance(value, str) and _DATE_AND_TIME.match(value)):
+    # pydantic would take "1767225600" and U+2212 for the minus of a zone, too.
+    if not isinstance(value, datetime) and not (isinstance(value, str) and _DATE_AND_TIME.fullmatch(value)):
         raise ValueError("must be a time such as 2026-01-01T00:00:00Z")
     return value
 
@@ -135,6 +135,29 @@ Time = Annotated[
     PlainSerializer(rfc3339, return_type=str),
     WithJsonSchema({"type": "string", "format": "date-time", "example": "2026-01-01T00:00:00Z"}),
 ]
+
+
+def _in_digits(value: object) -> object:
+    # pydantic would take "5_0", "5.0", "1e1" and " 5", too.
+    if isinstance(value, str) and not _DIGITS.fullmatch(value):
+        raise ValueError("must be a whole number in digits, such as 50")
+    return value
+
+
+def _in_digits_with_a_point(value: object) -> object:
+    if isinstance(value, str) and not _DIGITS_WITH_A_POINT.fullmatch(value):
+        raise ValueError("must be a number in digits, such as 30 or 0.5")
+    return value
+
+
+_DIGITS: Final = re.compile(r"[0-9]{1,19}")
+_DIGITS_WITH_A_POINT: Final = re.compile(r"[0-9]{1,19}(\.[0-9]{1,19})?")
+
+QueryInteger = Annotated[int, BeforeValidator(_in_digits)]
+"""A whole number in a query, written in ASCII digits only."""
+
+QueryNumber = Annotated[float, BeforeValidator(_in_digits_with_a_point)]
+"""A number in a query, written in ASCII digits with at most one point between them."""
 
 
 _LONG_NUMBER: Final = re.compile(rb"[0-9]{19}")

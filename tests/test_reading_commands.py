@@ -1,6 +1,7 @@
 """Reading and steering: lists, counts, deliveries and their timelines, waiting, and cancelling."""
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
@@ -19,7 +20,7 @@ from commands.models import Attempt, Command, Delivery, Outcome, Push
 from devices import paging
 from devices.models import Presence
 from nexmdm.models import AuditEntry
-from tests.actors import Admin, Answer, Phone
+from tests.actors import Admin, Answer, Client, Phone
 from tests.moments import let_pass
 
 COUNTS: Final = {
@@ -149,6 +150,7 @@ QUERIES_REFUSED: Final = (
     "limit=0", "limit=501", "limit=-1", "limit=many", "limit=", "cursor=", "cursor=x", "cursor=MQ", "cursor=%00",
     "state=done", "state=", "device_id=phone-1", "device_id=0192F0C1-A2B3-7D4E-8F90-A1B2C3D4E5F6", "action=%00",
     "since=yesterday", "since=2026-01-01T00:00:00", "since=2026-01-01", "since=1700000000", "until=", "page=2",
+    "since=2026-01-01T00:00:00%E2%88%9202:00",
     "Limit=5", "x", "wait_seconds=1",
 )  # fmt: skip
 
@@ -171,6 +173,37 @@ def test_every_list_takes_1_to_500_rows_and_its_own_cursors(admin: Admin, phone:
             assert (answer.status, answer.code) == (422, "invalid_request"), (name, query)
         assert len(admin.get(f"/admin/{name}?limit=1").json["items"]) == 1, name
         assert admin.get(f"/admin/{name}?limit=500").status == 200, name
+
+
+def numbers_in_queries(client: Client) -> list[tuple[str, str, str]]:
+    """The path, name and type of each number that any operation takes in its query."""
+    paths = client.request("GET", "/openapi.json").json["paths"]
+    return [
+        (re.sub(r"{\w+}", str(uuid7()), path), parameter["name"], parameter["schema"]["type"])
+        for path, methods in paths.items()
+        for parameter in methods.get("get", {}).get("parameters", [])
+        if parameter.get("in") == "query" and parameter["schema"].get("type") in ("integer", "number")
+    ]
+
+
+def test_a_number_in_a_query_is_written_in_digits_only(admin: Admin, client: Client) -> None:
+    found = numbers_in_queries(client)
+    assert {name for _, name, _ in found} >= {"limit", "wait_seconds"}
+    for path, name, kind in found:
+        for number in (
+            "5_0",
+            "%205",
+            "5%20",
+            "%2B5",
+            "+5",
+            "5e0",
+            "%D9%A5",
+            "%EF%BC%95",
+            *(["5.0"] * (kind == "integer")),
+        ):
+            answer = admin.get(f"{path}?{name}={number}")
+            assert (answer.status, answer.code) == (422, "invalid_request"), (path, name, number)
+            assert answer.json["errors"][0]["loc"] == ["query", name]
 
 
 @pytest.mark.parametrize("query", ["limit=1", "limit=500", "since=2026-01-01T00:00:00.5Z"])
