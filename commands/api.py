@@ -9,7 +9,7 @@ from uuid import UUID
 import structlog
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse
-from ninja import Query, Router
+from ninja import Body, Query, Router
 from prometheus_client import Counter
 from pydantic import ValidationError
 
@@ -31,10 +31,11 @@ from commands.schemas import (
     PushPlan,
     WaitQuery,
 )
-from devices import credentials, stopping, tokens
+from devices import credentials, field_warnings, stopping, tokens
 from devices.callers import Done, caller_of
 from devices.database import unit
 from devices.settling import settled
+from devices.tolerance import Reading
 from devices.wire import Nothing, respond
 
 log = structlog.get_logger()
@@ -59,7 +60,7 @@ class InvalidParams(Exception):
 
 
 @device_router.post("/action-result", response=ActionResultTaken, url_name="action-result")
-async def action_result(request: HttpRequest, body: ActionResult) -> HttpResponse:
+async def action_result(request: HttpRequest, body: Body[Reading[ActionResult]]) -> HttpResponse:
     """Report on a command: received, running, deferred, or its final word. Sending it again changes nothing twice.
 
     The first `succeeded` or `failed` wins; whatever comes after it is a `duplicate`. A final word after the expiry or a
@@ -68,23 +69,31 @@ async def action_result(request: HttpRequest, body: ActionResult) -> HttpRespons
     and only counted. A device that reports more often than DEVICE_RATE_LIMIT gets 429.
     """
     token: tokens.Token = request.auth  # type: ignore[attr-defined]
+    report = body.fields
     report_limit.reports.check(token.id)
-    said = Said(body.status, body.message or "", body.output, body.finished_at, body.via)
-    taken = await settled(token, lambda: unit(_take_report, token, body.request_id, said))
-    RESULTS.labels(body.status.value).inc()
+    said = Said(report.status, report.message or "", report.output, report.finished_at, report.via)
+    taken = await settled(token, lambda: unit(_take_report, token, report.request_id, said))
+    RESULTS.labels(report.status.value).inc()
     if not taken.kept:
         NOT_KEPT.inc()
+    field_warnings.record("/v1/action-result", token.id, body.notes)
     log.info(
         "action_result.ingested",
         device_id=str(token.id),
-        request_id=str(body.request_id),
-        status=body.status.value,
+        request_id=str(report.request_id),
+        status=report.status.value,
         state=taken.state.value,
         duplicate=taken.duplicate,
         late=taken.late,
     )
     return respond(
-        ActionResultTaken(request_id=body.request_id, state=taken.state, duplicate=taken.duplicate, late=taken.late)
+        ActionResultTaken(
+            request_id=report.request_id,
+            state=taken.state,
+            duplicate=taken.duplicate,
+            late=taken.late,
+            warnings=field_warnings.shown(body.notes),
+        )
     )
 
 

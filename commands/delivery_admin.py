@@ -14,7 +14,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from commands import filters, story, timeline
-from commands.models import FINAL, OVERDUE, Attempt, Command, Delivery, Report, State
+from commands.models import OVERDUE, Attempt, Command, Delivery, Report, State
 from commands.push_now import PUSH_NOW
 from devices import search
 from devices.admin import SECRETS

@@ -3,12 +3,15 @@
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictInt, model_validator
+from pydantic import BeforeValidator, Field, StrictBool, StrictInt, StringConstraints, model_validator
 
 from commands.models import Channel, Priority, PushNow, ReportStatus, State
 from devices.audience import Target
+from devices.field_warnings import Warnings
 from devices.paging import Page
+from devices.tolerance import DECIDES, INFORMS
 from devices.wire import (
+    STORABLE_TEXT,
     Answer,
     Body,
     DeviceBody,
@@ -16,14 +19,13 @@ from devices.wire import (
     Identifier,
     NamedAlias,
     QueryNumber,
-    Sized,
+    Storable,
     Tag,
     Text,
     Time,
 )
 
 MAX_EXPIRY_SECONDS = 2_419_200
-_OUTPUT_LIMIT = 16 * 1024
 
 CommandState = Literal["open", "completed", "cancelled"]
 
@@ -260,15 +262,21 @@ class CommandCancelled(Answer):
     may_still_run: int
 
 
-class ActionResult(DeviceBody):
-    """A phone reports on a command."""
+Message = Annotated[str, StringConstraints(max_length=1000), STORABLE_TEXT]
 
-    request_id: Identifier
-    status: ReportStatus
-    message: Annotated[Text, Field(max_length=1000)] | None = None
-    output: Annotated[FreeObject, AfterValidator(Sized(_OUTPUT_LIMIT))] | None = None
-    finished_at: Time | None = None
-    via: Channel | None = None
+
+class ActionResult(DeviceBody):
+    """A phone reports on a command. A field that is null counts as not sent.
+
+    An output of more than 16 KiB as JSON, or of more than 16 levels, is dropped as a whole.
+    """
+
+    request_id: Annotated[Identifier, DECIDES]
+    status: Annotated[ReportStatus, DECIDES]
+    message: Annotated[Message | None, INFORMS] = None
+    output: Annotated[Annotated[dict[str, Any], Storable(16 * 1024)] | None, INFORMS] = None
+    finished_at: Annotated[Time | None, INFORMS] = None
+    via: Annotated[Channel | None, INFORMS] = None
 
 
 class ActionResultTaken(Answer):
@@ -278,3 +286,4 @@ class ActionResultTaken(Answer):
     state: State
     duplicate: bool
     late: bool
+    warnings: Warnings = []

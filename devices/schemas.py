@@ -4,11 +4,16 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import BeforeValidator, Field, StrictBool, StrictInt
+from pydantic import ConfigDict, Field, StrictBool, StrictInt, StringConstraints
+from typing_extensions import TypedDict
 
+from devices.field_warnings import Warnings
 from devices.models import Device, EnrollmentToken
 from devices.paging import Page
+from devices.tolerance import DECIDES, INFORMS, INFORMS_EXACTLY
 from devices.wire import (
+    MAX_INTEGER,
+    STORABLE_TEXT,
     Alias,
     Answer,
     Body,
@@ -17,29 +22,26 @@ from devices.wire import (
     HardwareId,
     Identifier,
     PushToken,
-    Sized,
+    Storable,
     Tag,
     Text,
     Time,
-    check_json,
 )
 
 Presence = Literal["online", "offline", "never"]
 PushHealth = Literal["ok", "dead", "none"]
 
-_STATUS_LIMIT = 8 * 1024
-
 
 class Register(DeviceBody):
-    """A phone introduces itself."""
+    """A phone introduces itself. A field that is null counts as not sent."""
 
-    hardware_id: HardwareId
-    alias: Alias | None = None
-    push_token: PushToken | None = None
-    manufacturer: Detail | None = None
-    model: Detail | None = None
-    os_version: Detail | None = None
-    agent_version: Detail | None = None
+    hardware_id: Annotated[HardwareId, DECIDES]
+    alias: Annotated[Alias | None, DECIDES] = None
+    push_token: Annotated[PushToken | None, INFORMS_EXACTLY] = None
+    manufacturer: Annotated[Detail | None, INFORMS] = None
+    model: Annotated[Detail | None, INFORMS] = None
+    os_version: Annotated[Detail | None, INFORMS] = None
+    agent_version: Annotated[Detail | None, INFORMS] = None
 
 
 class Registered(Answer):
@@ -51,38 +53,34 @@ class Registered(Answer):
     heartbeat_interval_seconds: int
     server_time: Time
     re_enrolled: bool
+    warnings: Warnings = []
 
 
-class Status(DeviceBody, extra="allow"):
-    """What a phone says of itself; other keys are kept as they come."""
-
-    battery_pct: Annotated[StrictInt, Field(ge=0, le=100)] | None = None
-    charging: StrictBool | None = None
-    network: Literal["wifi", "cellular", "ethernet", "none"] | None = None
-    uptime_seconds: Annotated[StrictInt, Field(ge=0, le=2**63 - 1)] | None = None
-    free_storage_mb: Annotated[StrictInt, Field(ge=0, le=2**63 - 1)] | None = None
-    foreground_app: Annotated[Text, Field(max_length=256)] | None = None
+Amount = Annotated[StrictInt, Field(ge=0, le=MAX_INTEGER)]
 
 
-_sized = Sized(_STATUS_LIMIT)
+class Status(TypedDict, total=False):
+    """What a phone reports of itself; other keys are kept as they come. A field that is null counts as not sent.
 
+    A status of more than 8 KiB as JSON, or of more than 16 levels, is dropped as a whole.
+    """
 
-def _storable(value: object) -> object:
-    if isinstance(value, dict):
-        check_json(value)
-        _sized(value)
-    return value
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
 
-
-StatusObject = Annotated[Status, BeforeValidator(_storable)]
+    battery_pct: Annotated[StrictInt, Field(ge=0, le=100), INFORMS]
+    charging: Annotated[StrictBool, INFORMS]
+    network: Annotated[str, StringConstraints(max_length=32, to_lower=True), STORABLE_TEXT, INFORMS]
+    uptime_seconds: Annotated[Amount, INFORMS]
+    free_storage_mb: Annotated[Amount, INFORMS]
+    foreground_app: Annotated[str, StringConstraints(max_length=256), STORABLE_TEXT, INFORMS]
 
 
 class Heartbeat(DeviceBody):
-    """A phone is alive. A field not sent keeps its earlier value; a null push_token forgets it."""
+    """A phone is alive. A field not sent, or null, keeps its earlier value; a null push_token forgets it."""
 
-    status: StatusObject | None = None
-    push_token: PushToken | None = None
-    agent_version: Detail | None = None
+    status: Annotated[Annotated[Status, Storable(8 * 1024)] | None, INFORMS] = None
+    push_token: Annotated[PushToken | None, INFORMS_EXACTLY] = None
+    agent_version: Annotated[Detail | None, INFORMS] = None
 
 
 class HeartbeatAnswer(Answer):
@@ -92,6 +90,7 @@ class HeartbeatAnswer(Answer):
     next_heartbeat_seconds: int
     commands: list["Envelope"]
     has_more: bool
+    warnings: Warnings = []
 
 
 class Envelope(Answer):
@@ -103,6 +102,10 @@ class Envelope(Answer):
     issued_at: str
     expires_at: str
     signature: str
+
+
+class Rotation(DeviceBody):
+    """The body of a rotation: none, or an object, of which nothing is read."""
 
 
 class Rotated(Answer):

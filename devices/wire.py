@@ -2,6 +2,8 @@
 
 import json
 import re
+from codecs import BOM_UTF8
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 from uuid import UUID
@@ -14,19 +16,32 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
     PlainSerializer,
+    StringConstraints,
     WithJsonSchema,
     model_validator,
 )
+from pydantic_core import CoreSchema, core_schema
 
 from devices import identity
 
 MAX_DEPTH: Final = 16
+TOO_DEEP: Final = f"must not be nested deeper than {MAX_DEPTH}"
 MAX_INTEGER: Final = 2**63 - 1
 MIN_INTEGER: Final = -(2**63)
 MAX_UNKNOWN: Final = 100
 """How many fields of a body that are not known are refused by name."""
 _UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+
+
+_SHOWN_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,31}")
+"""No secret is as short as that (nexmdm/environment.py)."""
+
+
+def shown_name(given: str) -> str:
+    """Return a name that a caller made up, if it could be one; not, say, a secret that got into the wrong place."""
+    return given if _SHOWN_NAME.fullmatch(given) else "…"
 
 
 class Body(BaseModel):
@@ -44,7 +59,10 @@ class Body(BaseModel):
 
 
 class DeviceBody(BaseModel):
-    """A body from a phone: unknown fields are ignored, so that a newer agent can talk to an older server."""
+    """A body from a phone: unknown fields are ignored, so that a newer agent can talk to an older server.
+
+    Each field is annotated with its role (devices/tolerance.py): whether a value that does not fit refuses the request.
+    """
 
     model_config = ConfigDict(extra="ignore")
 
@@ -75,15 +93,16 @@ def _name_of_phone(description: str) -> dict[str, Any]:
     return {"type": "string", "minLength": 1, "maxLength": identity.LONGEST_NAME, "description": description}
 
 
-Text = Annotated[str, AfterValidator(_text)]
+STORABLE_TEXT: Final = AfterValidator(_text)
+Text = Annotated[str, STORABLE_TEXT]
 HardwareId = Annotated[
-    str, AfterValidator(_text), AfterValidator(identity.hardware_id), WithJsonSchema(_name_of_phone(_HARDWARE_ID))
+    str, STORABLE_TEXT, AfterValidator(identity.hardware_id), WithJsonSchema(_name_of_phone(_HARDWARE_ID))
 ]
-Alias = Annotated[str, AfterValidator(_text), AfterValidator(identity.alias), WithJsonSchema(_name_of_phone(_ALIAS))]
+Alias = Annotated[str, STORABLE_TEXT, AfterValidator(identity.alias), WithJsonSchema(_name_of_phone(_ALIAS))]
 NamedAlias = Annotated[
-    str, AfterValidator(_text), AfterValidator(identity.named_alias), WithJsonSchema(_name_of_phone(_NAMED_ALIAS))
+    str, STORABLE_TEXT, AfterValidator(identity.named_alias), WithJsonSchema(_name_of_phone(_NAMED_ALIAS))
 ]
-Detail = Annotated[str, Field(max_length=128), AfterValidator(_text)]
+Detail = Annotated[str, StringConstraints(max_length=128), STORABLE_TEXT]
 PushToken = Annotated[
     str,
     Field(
@@ -166,9 +185,10 @@ _LONG_NUMBER: Final = re.compile(rb"[0-9]{19}")
 def parse_json(raw: bytes) -> Any:
     """Parse a body; ValueError for what is not JSON (NaN, infinity, lone surrogates, invalid UTF-8, absurd depth).
 
-    orjson makes floats of integers beyond 64 bit. Bodies that may hold one go to the standard library, which keeps them
-    whole, so that they can be refused for what they are.
+    A leading byte order mark is ignored. orjson makes floats of integers beyond 64 bit. Bodies that may hold one go to
+    the standard library, which keeps them whole, so that they can be refused for what they are.
     """
+    raw = raw.removeprefix(BOM_UTF8)
     if _LONG_NUMBER.search(raw) is None:
         return orjson.loads(raw)
     orjson.loads(raw)
@@ -181,7 +201,7 @@ def parse_json(raw: bytes) -> Any:
 def check_json(value: object, depth: int = 1) -> None:
     """Raise ValueError for JSON that is nested too deep, or has integers or text that cannot be stored."""
     if depth > MAX_DEPTH and isinstance(value, dict | list):
-        raise ValueError(f"must not be nested deeper than {MAX_DEPTH}")
+        raise ValueError(TOO_DEEP)
     if isinstance(value, dict):
         for key, inner in value.items():
             _text(key)
@@ -204,17 +224,48 @@ def _free(value: dict[str, Any]) -> dict[str, Any]:
 FreeObject = Annotated[dict[str, Any], AfterValidator(_free)]
 
 
-class Sized:
-    """A validator: the value's JSON text may take this many bytes."""
+@dataclass(frozen=True, slots=True)
+class Storable:
+    """Annotates an object of JSON that is stored as it comes: it passes check_json(), and is not above this size."""
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
+    limit: int
+    """Bytes of JSON text."""
 
-    def __call__(self, value: dict[str, Any]) -> dict[str, Any]:
-        """Return the value, or raise ValueError."""
-        if len(orjson.dumps(value)) > self.limit:
-            raise ValueError(f"must not take more than {self.limit} bytes as JSON")
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self.check, handler(source))
+
+    def check(self, value: object) -> object:
+        """Return the value; ValueError for an object that cannot be stored."""
+        if isinstance(value, dict):
+            self._check_size(value)
+            check_json(value)
         return value
+
+    def check_shape(self, value: object) -> None:
+        """Raise ValueError for JSON that is too large or nested too deep, whatever numbers and text are in it."""
+        self._check_size(value)
+        if _is_too_deep(value):
+            raise ValueError(TOO_DEEP)
+
+    def _check_size(self, value: object) -> None:
+        if _json_size(value) > self.limit:
+            raise ValueError(f"must not take more than {self.limit} bytes as JSON")
+
+
+def _is_too_deep(value: object, depth: int = 1) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return inner is not None and (depth > MAX_DEPTH or any(_is_too_deep(one, depth + 1) for one in inner))
+
+
+def _json_size(value: object) -> int:
+    try:
+        return len(orjson.dumps(value))
+    except TypeError:  # integers beyond 64 bit, lone surrogates, or 255 levels
+        pass
+    try:
+        return len(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass"))
+    except RecursionError as error:
+        raise ValueError(TOO_DEEP) from error
 
 
 class Nothing(Body):

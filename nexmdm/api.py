@@ -1,6 +1,5 @@
 """The API: the apps' routers with their auth, and the one table from domain error to problem."""
 
-import re
 from collections.abc import Awaitable, Callable
 from functools import wraps
 from http import HTTPStatus
@@ -23,9 +22,9 @@ from ninja.parser import Parser
 import commands.api
 import devices.api
 from commands import queue, report_limit, reports
-from devices import audience, credentials, database, enrollment, paging, settling
+from devices import audience, credentials, database, enrollment, paging, settling, tolerant_json
 from devices.database import unit
-from devices.wire import parse_json
+from devices.wire import parse_json, shown_name
 from nexmdm import admin_api, audit, auth, caller, checkin, device_api, limits, operations, problems
 from nexmdm.auth import DEVICE, SIGNED
 from nexmdm.caller import SignedCaller
@@ -37,10 +36,7 @@ log = structlog.get_logger()
 
 _BEARER: Final = {"WWW-Authenticate": "Bearer"}
 _NXD1: Final = {"WWW-Authenticate": "NXD1"}
-
-
-_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,31}")
-"""No secret is as short as that (nexmdm/environment.py)."""
+_DEVICE_ROUTES: Final = "/v1/"
 
 
 class UnknownQuery(Exception):
@@ -48,7 +44,9 @@ class UnknownQuery(Exception):
 
     def __init__(self, names: list[str]) -> None:
         super().__init__("The query has parameters that are not known here.")
-        self.errors = [{"loc": ["query", _name(name)], "msg": "is not a parameter of this operation"} for name in names]
+        self.errors = [
+            {"loc": ["query", shown_name(name)], "msg": "is not a parameter of this operation"} for name in names
+        ]
 
 
 # The one table of errors: what each means to the caller. The sentence for people is the error's own text.
@@ -83,11 +81,15 @@ ERRORS: Final[dict[type[Exception], tuple[int, str, dict[str, str]]]] = {
 
 
 class OrjsonParser(Parser):
-    """Bodies by orjson; those with very long numbers by the standard library, which keeps them whole for the checks."""
+    """Bodies by orjson; those with very long numbers by the standard library, which keeps them whole for the checks.
+
+    Bodies of phones are read tolerantly, so that each field of them can be judged by its role.
+    """
 
     def parse_body(self, request: HttpRequest) -> Any:
         """Return the JSON of a body."""
-        return parse_json(request.body)
+        parse = tolerant_json.parse if request.path.startswith(_DEVICE_ROUTES) else parse_json
+        return parse(request.body)
 
 
 def _self_contained(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
@@ -154,12 +156,7 @@ def _location(loc: tuple[str | int, ...]) -> list[str | int]:
     """Drop the level that Ninja adds for the parameter's own name: (body, body, target) means body, target."""
     source, *rest = loc
     kept = rest[1:] if len(rest) > 1 or rest in (["body"], ["query"]) else rest
-    return [source, *map(_name, kept)]
-
-
-def _name(given: str | int) -> str | int:
-    """Return a name that a caller made up, if it could be one; not, say, a secret that got into the wrong place."""
-    return given if isinstance(given, int) or _NAME.fullmatch(given) else "…"
+    return [source, *(part if isinstance(part, int) else shown_name(part) for part in kept)]
 
 
 def _rate_limited(request: HttpRequest, error: RateLimited) -> HttpResponse:
@@ -172,7 +169,7 @@ def _too_many_reports(request: HttpRequest, error: report_limit.TooManyReports) 
 
 def _http_error(request: HttpRequest, error: HttpError) -> HttpResponse:
     if error.status_code == 400:
-        detail = "The body is not JSON in UTF-8 (NaN, infinity and lone surrogates are not JSON)."
+        detail = "The body is not JSON in UTF-8 (NaN and infinity are not JSON, nor are lone surrogates under /admin)."
         return Problem(400, "invalid_json", detail).response()
     return problems.general(error.status_code, error.message).response()
 

@@ -1,8 +1,9 @@
 """What a phone calls that needs both apps: heartbeat (the hottest path, so its route comes first), register, rotate."""
 
 import random
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import orjson
 import structlog
@@ -10,17 +11,18 @@ from asgiref.sync import ThreadSensitiveContext
 from django.conf import settings
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse
-from ninja import Router
+from ninja import Body, Router
 from prometheus_client import Counter
 
 from commands import outbox, queue
 from commands.models import Withdrawal
-from devices import credentials, database, enrollment, settling, tokens
+from devices import credentials, database, enrollment, field_warnings, settling, tokens
 from devices.database import unit
 from devices.enrollment import Enrolled, Registration
 from devices.heartbeats import Beat
-from devices.schemas import Heartbeat, HeartbeatAnswer, Register, Registered, Rotated
-from devices.wire import Nothing, respond
+from devices.schemas import Heartbeat, HeartbeatAnswer, Register, Registered, Rotated, Rotation
+from devices.tolerance import Note, Reading
+from devices.wire import respond
 from nexmdm import checkin
 from nexmdm.auth import DEVICE, ENROLLMENT
 from nexmdm.checkin import CheckedIn
@@ -36,7 +38,7 @@ REGISTERED = Counter("nexmdm_devices_registered", "Registrations, by whether the
 
 
 @router.post("/heartbeat", auth=DEVICE, response=HeartbeatAnswer, url_name="heartbeat")
-async def heartbeat(request: HttpRequest, body: Heartbeat) -> HttpResponse:
+async def heartbeat(request: HttpRequest, body: Body[Reading[Heartbeat]]) -> HttpResponse:
     """Say that this phone is alive; get what there is to do. The answer leaves after the commit.
 
     A field that is not sent, or null, keeps its earlier value; only a null `push_token` forgets the one there was.
@@ -44,24 +46,23 @@ async def heartbeat(request: HttpRequest, body: Heartbeat) -> HttpResponse:
     final report. With `has_more`, report on these and send a heartbeat at once.
     """
     token: tokens.Token = request.auth  # type: ignore[attr-defined]
-    said = beat(token, body)
+    said = beat(token, body.fields)
     checked_in = await settling.settled(token, lambda: _checked_in(said))
-    return HttpResponse(await answer(token, checked_in), content_type="application/json")
+    return HttpResponse(await answer(token, checked_in, body.notes), content_type="application/json")
 
 
 async def _checked_in(said: Beat) -> CheckedIn:
     return checkin.good(await checkin.batcher().submit(said))
 
 
-def beat(token: tokens.Token, body: Heartbeat) -> Beat:
+def beat(token: tokens.Token, fields: Heartbeat) -> Beat:
     """Return what is to be recorded of a heartbeat."""
-    status: Any = body.status
     return Beat(
         token,
-        status=None if status is None else status.model_dump(exclude_unset=True),
-        agent_version=body.agent_version,
-        push_token_sent="push_token" in body.model_fields_set,
-        push_token=body.push_token,
+        status=fields.status,
+        agent_version=fields.agent_version,
+        push_token_sent="push_token" in fields.model_fields_set,
+        push_token=fields.push_token,
     )
 
 
@@ -72,8 +73,11 @@ def _change_push_token(token: tokens.Token, push_token: str | None) -> None:
     credentials.authenticate(token)
 
 
-async def answer(token: tokens.Token, checked_in: CheckedIn) -> bytes:
-    """Finish a heartbeat that was recorded: write its push token if that is new, log it, and return its answer."""
+async def answer(token: tokens.Token, checked_in: CheckedIn, notes: Sequence[Note]) -> bytes:
+    """Finish a heartbeat that was recorded: write its push token if that is new, log it, and return its answer.
+
+    `notes` is what was repaired or dropped of its body.
+    """
     if checked_in.push_token_changed:
         change = partial(_change_push_token, token, checked_in.push_token)
         async with ThreadSensitiveContext():
@@ -81,18 +85,20 @@ async def answer(token: tokens.Token, checked_in: CheckedIn) -> bytes:
     log.info("heartbeat.upsert", device_id=str(token.id), commands=len(checked_in.offer.commands))
     interval: int = settings.HEARTBEAT_INTERVAL_SECONDS
     spread = interval // INTERVAL_SPREAD
-    return orjson.dumps(
-        {
-            "server_time": checked_in.server_time,
-            "next_heartbeat_seconds": random.randint(interval - spread, interval + spread),
-            "commands": checked_in.offer.commands,
-            "has_more": checked_in.offer.has_more,
-        }
-    )
+    answered = {
+        "server_time": checked_in.server_time,
+        "next_heartbeat_seconds": random.randint(interval - spread, interval + spread),
+        "commands": checked_in.offer.commands,
+        "has_more": checked_in.offer.has_more,
+    }
+    if notes:
+        field_warnings.record("/v1/heartbeat", token.id, notes)
+        answered["warnings"] = [warning.model_dump() for warning in field_warnings.shown(notes)]
+    return orjson.dumps(answered)
 
 
 @router.post("/register", auth=ENROLLMENT, response=Registered, url_name="register")
-async def register(request: HttpRequest, body: Register) -> HttpResponse:
+async def register(request: HttpRequest, body: Body[Reading[Register]]) -> HttpResponse:
     """Enrol this phone. Its device token and command key are shown this once.
 
     If the answer is lost, register again with the same enrollment token before the device token is used, and within
@@ -103,9 +109,10 @@ async def register(request: HttpRequest, body: Register) -> HttpResponse:
     presented: tokens.Token = request.auth  # type: ignore[attr-defined]
     await unit(enrollment.check_token, presented)
     secret = await settling.new_secret()
-    said = _registration(body, request.META["REMOTE_ADDR"].partition("%")[0] or None)
+    said = _registration(body.fields, request.META["REMOTE_ADDR"].partition("%")[0] or None)
     enrolled = await unit(database.retrying, lambda: _register(presented, said, secret))
     REGISTERED.labels(str(enrolled.re_enrolled).lower()).inc()
+    field_warnings.record("/v1/register", enrolled.device_id, body.notes)
     log.info("device.registered", device_id=str(enrolled.device_id), re_enrolled=enrolled.re_enrolled)
     _warn_of_replacement(presented, said, enrolled)
     return respond(
@@ -116,6 +123,7 @@ async def register(request: HttpRequest, body: Register) -> HttpResponse:
             heartbeat_interval_seconds=settings.HEARTBEAT_INTERVAL_SECONDS,
             server_time=await unit(database.now),
             re_enrolled=enrolled.re_enrolled,
+            warnings=field_warnings.shown(body.notes),
         )
     )
 
@@ -133,13 +141,13 @@ def _warn_of_replacement(presented: tokens.Token, said: Registration, enrolled: 
         )
 
 
-def _registration(body: Register, address: str | None) -> Registration:
-    details = {name: getattr(body, name) for name in ("manufacturer", "model", "os_version")}
+def _registration(fields: Register, address: str | None) -> Registration:
+    details = {name: getattr(fields, name) for name in ("manufacturer", "model", "os_version")}
     return Registration(
-        hardware_id=body.hardware_id,
-        alias=body.alias,
-        push_token=body.push_token,
-        agent_version=body.agent_version,
+        hardware_id=fields.hardware_id,
+        alias=fields.alias,
+        push_token=fields.push_token,
+        agent_version=fields.agent_version,
         details={name: value for name, value in details.items() if value is not None},
         address=address,
     )
@@ -156,7 +164,7 @@ def _register(presented: tokens.Token, said: Registration, secret: credentials.N
 
 
 @router.post("/token/rotate", auth=DEVICE, response=Rotated, url_name="rotate")
-async def rotate(request: HttpRequest, body: Nothing | None = None) -> HttpResponse:
+async def rotate(request: HttpRequest, body: Rotation | None = None) -> HttpResponse:
     """Get a new device token and command key. The old pair works until the new token is first used.
 
     A new pair that is not used within 24 h is dropped, and the old one stays. Rotating again before the first use

@@ -1,15 +1,17 @@
-"""The heartbeat's express lane: what is plainly a good heartbeat passes here, anything else takes the ordinary way.
+"""The heartbeat's express lane: a heartbeat that can be read passes here, anything else takes the ordinary way.
 
 Django's request, its resolver and Ninja's parameters cost a heartbeat more than all of its own work
 (docs/performance.md has the figures). What this lane does not take, it hands over untouched: the operation `heartbeat`
 in nexmdm/device_api.py is the one that is published, and the one that says what is wrong with a body.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
-from devices import tokens
+from devices import tokens, tolerance, tolerant_json
 from devices.credentials import InvalidToken, Unsettled
 from devices.schemas import Heartbeat
+from devices.tolerance import Note
 from devices.wire import parse_json
 from nexmdm import checkin, device_api, limits
 from nexmdm.guard import Receive, Scope, Send
@@ -31,17 +33,19 @@ class Express:
         """Record a heartbeat and answer it; or have the ordinary way answer it."""
         message = await receive()
         body = message["body"]
-        token, said = _token(scope), _heartbeat(body)
-        if token is None or said is None or scope["method"] != "POST" or scope["query_string"]:
+        token = _token(scope)
+        heartbeat = None if token is None else _heartbeat(body)
+        if token is None or heartbeat is None or scope["method"] != "POST" or scope["query_string"]:
             await self._ordinary.serve(scope, body, send)
             return
+        fields, notes = heartbeat
         scope["nexmdm.route"] = PATH
         try:
-            outcome = await checkin.batcher().submit(device_api.beat(token, said))
+            outcome = await checkin.batcher().submit(device_api.beat(token, fields))
             if isinstance(outcome, InvalidToken):
                 await self._refuse(scope, body, outcome, send)
                 return
-            answer = await device_api.answer(token, checkin.good(outcome))
+            answer = await device_api.answer(token, checkin.good(outcome), notes)
         except Unsettled:
             await self._ordinary.serve(scope, body, send)
         except Exception as error:  # noqa: BLE001  (the API's one table of errors says what it means)
@@ -68,12 +72,17 @@ def _token(scope: Scope) -> tokens.Token | None:
     return tokens.parse(tokens.DEVICE_PREFIX, found[0][len(_BEARER) :].decode("latin-1"))
 
 
-def _heartbeat(body: bytes) -> Heartbeat | None:
-    """Return what the phone says, if it is a heartbeat by the letter."""
+def _heartbeat(body: bytes) -> tuple[Heartbeat, Sequence[Note]] | None:
+    """Return the heartbeat that a body is, and what had to be repaired or dropped for that; None if it is none."""
     try:
-        return Heartbeat.model_validate(parse_json(body))
+        return Heartbeat.model_validate(parse_json(body)), ()
     except ValueError:  # no JSON, or pydantic's ValidationError
+        pass
+    try:
+        reading = tolerance.repair(Heartbeat, tolerant_json.parse(body))
+    except ValueError:
         return None
+    return reading.fields, reading.notes
 
 
 async def _answer(status: int, headers: list[tuple[bytes, bytes]], body: bytes, send: Send) -> None:

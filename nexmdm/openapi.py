@@ -17,6 +17,7 @@ from ninja.operation import Operation
 from commands import queue, reports
 from commands.schemas import NewCommand
 from devices import audience, credentials, enrollment
+from devices.tolerance import DECIDES, INFORMS
 from nexmdm import auth, caller, openapi_components, openapi_examples, operations, problems
 from nexmdm.limits import RateLimited
 from nexmdm.openapi_components import Json
@@ -148,7 +149,8 @@ class _Completion:
     def _operation(self, method: str, path: str, found: Json) -> Json:
         summary, rest = _split(found["description"])
         described = {key: value for key, value in found.items() if key != "description"}
-        described |= {"summary": summary} | ({"description": rest} if rest else {})
+        more = " ".join(filter(None, [rest, self._causes_of_422(found)]))
+        described |= {"summary": summary} | ({"description": more} if more else {})
         if method == "head":
             described["operationId"] = f"head{found['operationId'].capitalize()}"
         described["parameters"] = [_with_example(parameter) for parameter in found["parameters"]]
@@ -157,6 +159,16 @@ class _Completion:
         described["responses"] = self._responses(method, path, found)
         _add_examples(described)
         return described
+
+    def _causes_of_422(self, found: Json) -> str:
+        """Return which fields of a phone's body can be a cause of 422; nothing for other bodies."""
+        schema = found.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
+        body = self._document["components"]["schemas"].get(schema.get("$ref", "").rpartition("/")[2], {})
+        roles = {name: one.get("description") for name, one in body.get("properties", {}).items()}
+        if INFORMS.description not in roles.values():
+            return ""
+        deciding = [f"`{name}`" for name, role in roles.items() if role == DECIDES.description]
+        return f"Fields of the body that can be a cause of 422: {', '.join(deciding) or 'none'}."
 
     def _responses(self, method: str, path: str, found: Json) -> Json:
         by_status: dict[int, list[Refusal]] = {}

@@ -159,7 +159,7 @@ def test_the_examples_of_all_operations_run_one_after_the_other(
     phone = scenario.told("register", "all_it_knows", "device_token")
     for operation_id in ("changeDevice", "changeTag"):
         run(operation_id)
-    run("heartbeat", "nothing_new", bearer=phone)
+    run("heartbeat", "nothing_new", "with_a_warning", bearer=phone)
     run("issueCommand", "launch_app")
     call_command("dispatch", once=True)
     run("heartbeat", "with_status", bearer=phone)

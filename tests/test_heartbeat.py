@@ -105,54 +105,6 @@ def test_typed_fields_and_others_are_kept_as_they_come(phone: Phone) -> None:
     assert presence_of(phone).last_status == status
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("battery_pct", -1),
-        ("battery_pct", 101),
-        ("battery_pct", 50.5),
-        ("battery_pct", "50"),
-        ("battery_pct", True),
-        ("charging", 1),
-        ("charging", "true"),
-        ("network", "5g"),
-        ("network", ""),
-        ("uptime_seconds", -1),
-        ("uptime_seconds", 2**63),
-        ("free_storage_mb", -1),
-        ("free_storage_mb", 2**63),
-        ("foreground_app", "a" * 257),
-        ("foreground_app", "a\x00"),
-    ],
-)
-def test_a_typed_field_with_another_value_is_422(phone: Phone, field: str, value: object) -> None:
-    answer = phone.heartbeat(status={field: value})
-    assert (answer.status, answer.code) == (422, "invalid_request")
-    assert answer.json["errors"][0]["loc"][:2] == ["body", "status"]
-    assert presence_of(phone).last_seen_at is None
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"status": []},
-        {"status": "fine"},
-        {"push_token": ""},
-        {"push_token": "p" * 4097},
-        {"push_token": "p\x00"},
-        {"push_token": 5},
-        {"agent_version": "a" * 129},
-        {"agent_version": "a\x00"},
-        {"agent_version": 2},
-    ],
-)
-def test_a_field_that_cannot_be_kept_is_422(phone: Phone, fields: dict[str, Any]) -> None:
-    answer = phone.heartbeat(**fields)
-    assert (answer.status, answer.code) == (422, "invalid_request")
-    assert answer.json["errors"][0]["loc"][:2] == ["body", *fields]
-    assert presence_of(phone).last_seen_at is None
-
-
 def test_a_field_that_a_newer_agent_sends_is_ignored(phone: Phone) -> None:
     assert phone.heartbeat(satellites=[{"id": 1}], last_seen_at="2000-01-01T00:00:00Z", revoked_at=None).status == 200
     assert presence_of(phone).last_seen_at is not None
@@ -173,19 +125,18 @@ def nested(depth: int, core: str = "1") -> bytes:
         b'{"status": {"a": NaN}}',
         b'{"status": {"a": Infinity}}',
         b'{"status": {"a": -Infinity}}',
-        b'{"status": {"a": 1e400}}',
-        b'{"status": {"a": 1e400, "b": 1234567890123456789}}',
         b'{"status": {"a": NaN, "b": 1234567890123456789}}',
-        b'{"status": {"a": "\\ud800"}}',
-        b'{"status": {"\\udfff": 1}}',
+        b'{"status": {"a": NaN, "b": "\\ud800"}}',
+        b'{"status": {"a": 01}}',
+        b'{"status": {"a": "\n"}}',
         b'{"status": {"a": "\xff"}}',
         b'{"status": {"a": "\xed\xa0\x80"}}',
-        b"\xef\xbb\xbf{}",
+        b"\xef\xbb\xbf",
+        b"\xef\xbb\xbf\xef\xbb\xbf{}",
         '{"status": {}}'.encode("utf-16"),
-        b'{"status": {"a": ' + b"9" * 5000 + b"}}",
-        b"[" * 30_000 + b"]" * 30_000,
-        nested(2000),
-        nested(1000, "1234567890123456789"),
+        b'{"status": ' + b"[" * 30_000,
+        b'{"status": ' + b"[" * 30_000 + b'"\\' * 15_000,
+        nested(2000)[:-1],
     ],
 )
 def test_what_is_not_json_is_400(phone: Phone, body: bytes) -> None:
@@ -204,23 +155,14 @@ def test_what_is_not_json_is_400(phone: Phone, body: bytes) -> None:
         b"1",
         b'"status"',
         b'[{"status": {}}]',
-        b'{"status": {"a": "\\u0000"}}',
-        b'{"status": {"\\u0000": 1}}',
-        b'{"status": {"a": [{"b": "x\\u0000"}]}}',
-        b'{"status": {"a": 9223372036854775808}}',
-        b'{"status": {"a": -9223372036854775809}}',
-        b'{"status": {"a": [[1000000000000000000000000000000]]}}',
-        b'{"status": {"a": 1e19}}',
-        b'{"status": {"a": [-1e308]}}',
-        b'{"status": {"battery_pct": 99999999999999999999}}',
-        nested(17),
-        nested(16, "[]"),
-        nested(900),
+        b'"\\ud800"',
+        b"[" * 30_000 + b"]" * 30_000,
     ],
 )
-def test_what_cannot_be_kept_is_422(phone: Phone, body: bytes) -> None:
+def test_what_is_no_object_is_422(phone: Phone, body: bytes) -> None:
     answer = phone.send("/v1/heartbeat", body)
     assert (answer.status, answer.code) == (422, "invalid_request")
+    assert answer.json["errors"][0]["loc"] == ["body"]
     assert presence_of(phone).last_seen_at is None
 
 
@@ -238,16 +180,10 @@ def test_no_status_keeps_an_admin_from_revoking_the_device(admin: Admin, phone: 
     assert admin.get(f"/admin/devices/{phone.device_id}").json["last_status"]["status"] == "revoked"
 
 
-def test_a_status_may_take_eight_kibibytes(phone: Phone) -> None:
-    frame = len('{"a":""}')
-    assert phone.heartbeat(status={"a": "x" * (8192 - frame)}).status == 200
-    refused = phone.heartbeat(status={"a": "x" * (8193 - frame)})
-    assert (refused.status, refused.json["errors"][0]["loc"]) == (422, ["body", "status"])
-
-
-def test_the_eight_kibibytes_are_bytes(phone: Phone) -> None:
-    assert phone.heartbeat(status={"a": "é" * 4090}).status == 200
-    assert phone.heartbeat(status={"a": "é" * 4100}).status == 422
+@pytest.mark.parametrize("text", ["x" * 8184, "é" * 4092])
+def test_a_status_may_take_eight_kibibytes_of_json(phone: Phone, text: str) -> None:
+    assert "warnings" not in phone.heartbeat(status={"a": text}).json
+    assert presence_of(phone).last_status == {"a": text}
 
 
 def test_of_a_key_that_is_sent_twice_the_last_one_counts(phone: Phone) -> None:

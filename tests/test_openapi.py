@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 
 import openapi_spec_validator
 import pytest
@@ -209,6 +209,31 @@ def test_the_catalogue_of_actions_is_described(document: Json) -> None:
     for action in CATALOGUE.values():
         assert schemas[f"{action.__name__}Params"]["properties"].keys() == action.model_fields.keys()
         assert action.name in fields["params"]["description"]
+
+
+DECIDING: Final = {
+    "register": {"hardware_id", "alias"}, "heartbeat": set(), "actionResult": {"request_id", "status"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DECIDING)
+def test_each_field_of_a_phone_says_whether_it_can_be_a_cause_of_422(document: Json, name: str) -> None:
+    body = resolved(document, operation(document, name)["requestBody"]["content"]["application/json"]["schema"])
+    fields = body["properties"] | (
+        document["components"]["schemas"]["Status"]["properties"] if name == "heartbeat" else {}
+    )
+    assert {field for field, one in fields.items() if one["description"].startswith("Decides:")} == DECIDING[name]
+    assert {one["description"].partition(":")[0] for one in fields.values()} <= {"Decides", "Informs"}
+    causes = ", ".join(f"`{field}`" for field in fields if field in DECIDING[name]) or "none"
+    assert operation(document, name)["description"].endswith(f"can be a cause of 422: {causes}.")
+
+
+@pytest.mark.parametrize("name", DECIDING)
+def test_the_warnings_of_an_answer_are_described_and_may_be_absent(document: Json, name: str) -> None:
+    answer = operation(document, name)["responses"]["200"]["content"]["application/json"]["schema"]
+    described = resolved(document, answer)
+    assert described["properties"]["warnings"]["maxItems"] == 10
+    assert "warnings" not in described["required"]
 
 
 def test_refusals_are_answered_as_the_document_says(document: Json, admin: Admin) -> None:

@@ -219,11 +219,25 @@ def test_headers_of_more_than_16_kib_are_refused(client: Client) -> None:
 
 NOT_JSON: Final = {
     "text": b"ping", "cut short": b'{"action":', "two values": b"{}{}", "single quotes": b"{'action':'ping'}",
-    "not UTF-8": b'{"action":"\xff"}', "Latin-1": '{"note":"Café"}'.encode("latin-1"), "a BOM": b"\xef\xbb\xbf{}",
+    "not UTF-8": b'{"action":"\xff"}', "Latin-1": '{"note":"Café"}'.encode("latin-1"),
+    "two byte order marks": b"\xef\xbb\xbf" * 2 + b"{}",
     "NaN": b'{"action":"ping","target":{"all":true},"params":{"a":NaN}}', "infinity": b'{"a":Infinity}',
-    "beyond a double": b'{"a":1e400,"b":1234567890123456789}', "a lone surrogate": b'{"note":"\\ud800"}',
     "depth without end": b"[" * 60_000, "blank": b" ",
 }  # fmt: skip
+
+
+NOT_JSON_UNDER_ADMIN: Final = {
+    "beyond a double": b'{"a":1e400,"b":1234567890123456789}', "a lone surrogate": b'{"note":"\\ud800"}',
+    "depth beyond the parser": b'{"a":' + b"[" * 2000 + b"]" * 2000 + b"}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("body", NOT_JSON_UNDER_ADMIN.values(), ids=NOT_JSON_UNDER_ADMIN)
+def test_a_body_that_only_a_tolerant_parser_can_read_is_refused_under_admin(
+    admin: Admin, phone: Phone, body: bytes
+) -> None:
+    assert_problem(admin.post("/admin/command", body), 400, "invalid_json")
+    assert phone.send("/v1/heartbeat", body).status == 200
 
 
 @pytest.mark.parametrize("body", NOT_JSON.values(), ids=NOT_JSON)

@@ -441,29 +441,9 @@ def test_a_report_within_the_limits_is_kept(phone: Phone, request_id: str, field
         ("status", "expired"),
         ("status", "SUCCEEDED"),
         ("status", None),
-        ("message", "m" * 1001),
-        ("message", "\x00"),
-        ("message", 5),
-        ("output", output_of(16 * 1024 + 1)),
-        ("output", ["a"]),
-        ("output", "a"),
-        ("output", {"a": "\x00"}),
-        ("output", {"a": 2**63}),
-        ("output", {"a": 1e19}),
-        ("finished_at", "yesterday"),
-        ("finished_at", "2026-01-01"),
-        ("finished_at", "2026-01-01T00:00:00"),
-        ("finished_at", "2026-02-30T00:00:00Z"),
-        ("finished_at", "0001-01-01T00:00:00+14:00"),
-        ("finished_at", "9999-12-31T23:59:59-14:00"),
-        ("finished_at", "1767225600"),
-        ("finished_at", 1767225600),
-        ("finished_at", True),
-        ("via", "sms"),
-        ("via", 1),
     ],
 )
-def test_a_report_beyond_the_limits_is_422_and_changes_nothing(
+def test_a_report_on_no_request_or_without_a_known_status_is_422_and_changes_nothing(
     phone: Phone, request_id: str, field: str, value: object
 ) -> None:
     body = {"request_id": request_id, "status": "succeeded", field: value}

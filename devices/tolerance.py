@@ -1,0 +1,296 @@
+"""Tolerance: a phone's request is refused for the fields that decide; those that inform are repaired or dropped.
+
+Each field of a device body is annotated with its role. How a value is repaired follows from its field's type. A body
+that fits as it was sent is not looked at a second time.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import cache, partial
+from math import floor, inf
+from types import NoneType, UnionType
+from typing import Annotated, Any, Final, Generic, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from pydantic import (
+    AfterValidator,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    TypeAdapter,
+    ValidationError,
+)
+from pydantic_core import CoreSchema, core_schema
+from typing_extensions import is_typeddict
+
+from devices.wire import DeviceBody, Storable, check_json, shown_name
+
+B = TypeVar("B", bound=DeviceBody)
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """Annotates a field of a device body; the OpenAPI document shows its description."""
+
+    decides: bool
+    repairs: bool
+    description: str
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        described = handler(schema)
+        return described | {"description": " ".join(filter(None, (described.get("description"), self.description)))}
+
+
+DECIDES: Final = Role(decides=True, repairs=False, description="Decides: a value that does not fit is 422.")
+INFORMS: Final = Role(
+    decides=False, repairs=True, description="Informs: a value that does not fit is repaired or dropped, never 422."
+)
+INFORMS_EXACTLY: Final = Role(
+    decides=False, repairs=False, description="Informs: a value that does not fit is dropped, never changed or 422."
+)
+
+
+class Note(NamedTuple):
+    """What was done to a field that informs. `field` is its name for metrics: it has no key that a phone made up."""
+
+    loc: tuple[str, ...]
+    msg: str
+    field: str
+
+
+class Reading(Generic[B]):
+    """A phone's body as it was understood, and what was repaired or dropped for that, beyond mere spelling.
+
+    To annotate an operation's body with Reading[Model] has it read tolerantly; the OpenAPI document shows the model.
+    """
+
+    # Not a dataclass nor a named tuple: pydantic would validate those by itself, as objects with these two members.
+    def __init__(self, fields: B, notes: Sequence[Note] = ()) -> None:
+        self.fields = fields
+        self.notes = notes
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        (model,) = get_args(source)
+        informing(model)  # A field without a role stops the start here.
+        return core_schema.no_info_wrap_validator_function(partial(_read, model), handler(model))
+
+
+def _read(model: type[B], given: object, validate: Callable[[object], B]) -> Reading[B]:
+    try:
+        return Reading(validate(given))
+    except ValidationError:
+        return repair(model, given, validate)
+
+
+def repair(model: type[B], given: object, validate: Callable[[object], B] | None = None) -> Reading[B]:
+    """Read parsed JSON that did not fit as it was sent; `validate` is the model's own validation unless given.
+
+    Raises pydantic's ValidationError for a field that decides, and for what is no object.
+    """
+    validate = validate or model.model_validate
+    if not isinstance(given, dict):
+        return Reading(validate(given))
+    place, fields = _Place(("body",), "", []), informing(model)
+    deciding = {name: given[name] for name in model.model_fields if name in given and name not in fields}
+    return Reading(validate(deciding | _fit(fields, given, place)), place.notes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where in a body a value stands, and the notes on that body."""
+
+    loc: tuple[str, ...]
+    field: str
+    notes: list[Note]
+
+    def within(self, name: str, field: str) -> "_Place":
+        return _Place((*self.loc, name), f"{self.field}.{field}" if self.field else field, self.notes)
+
+    def note(self, msg: str) -> None:
+        """Add a note; a second one on this very place joins the first."""
+        if self.notes and self.notes[-1].loc is self.loc:
+            msg = f"{self.notes.pop().msg}; {msg}"
+        self.notes.append(Note(self.loc, msg, self.field))
+
+
+class Unrepairable(ValueError):
+    """There is no value that fits."""
+
+
+Repair = Callable[[Any, _Place], Any]
+"""Returns a value that may fit, with a note unless only the spelling was changed. Raises ValueError."""
+
+
+class Informing(NamedTuple):
+    """A field that informs: what its values must fit, and how one that does not is repaired."""
+
+    adapter: TypeAdapter[Any]
+    repair: Repair
+
+
+@cache
+def informing(schema: type) -> Mapping[str, Informing]:
+    """Return the fields of a device body, or of an object in one, that inform. TypeError for a field without a role."""
+    hints = get_type_hints(schema, include_extras=True)
+    names = hints if is_typeddict(schema) else schema.model_fields  # type: ignore[attr-defined]
+    declared = {name: _plain(hints[name]) for name in names}
+    roles = {name: _role(f"{schema.__name__}.{name}", annotations) for name, (_, annotations) in declared.items()}
+    return {
+        name: Informing(TypeAdapter(hints[name]), _repair_for(*declared[name]) if role.repairs else _as_it_is)
+        for name, role in roles.items()
+        if not role.decides
+    }
+
+
+def _plain(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    """Return the type within Annotated and `| None`, and all its annotations."""
+    if get_origin(hint) is Annotated:
+        inner, *annotations = get_args(hint)
+        plain, more = _plain(inner)
+        return plain, (*more, *annotations)
+    if get_origin(hint) in (Union, UnionType):
+        (inner,) = (one for one in get_args(hint) if one is not NoneType)
+        return _plain(inner)
+    return hint, ()
+
+
+def _role(name: str, annotations: Sequence[Any]) -> Role:
+    for annotation in annotations:
+        if isinstance(annotation, Role):
+            return annotation
+    raise TypeError(f"{name} has no role: annotate it with DECIDES, INFORMS or INFORMS_EXACTLY.")
+
+
+def _repair_for(plain: Any, annotations: Sequence[Any]) -> Repair:
+    if plain is int:
+        return _whole_number
+    if plain is str:
+        return partial(_text, _max_length(annotations))
+    for annotation in annotations:
+        if isinstance(annotation, Storable):
+            return partial(_object, annotation, informing(plain) if is_typeddict(plain) else None)
+    return _as_it_is
+
+
+def _max_length(annotations: Sequence[Any]) -> int:
+    """Return the limit that StringConstraints or Field give a text."""
+    for annotation in annotations:
+        for constraint in (annotation, *getattr(annotation, "metadata", ())):
+            if isinstance(limit := getattr(constraint, "max_length", None), int):
+                return limit
+    raise TypeError("A text that informs needs a max_length, at which it is cut.")
+
+
+def _fit(fields: Mapping[str, Informing], given: Mapping[str, Any], place: _Place) -> dict[str, Any]:
+    """Return what was given for these fields, without what does not fit and cannot be repaired."""
+    fitted: dict[str, Any] = {}
+    for name, field in fields.items():
+        if name in given:
+            _put(fitted, name, field, given[name], place.within(name, name))
+    return fitted
+
+
+def _put(fitted: dict[str, Any], name: str, field: Informing, value: Any, place: _Place) -> None:
+    """Put the value where it belongs, or note why it is dropped. A null that does not fit counts as not sent."""
+    noted = len(place.notes)
+    try:
+        fitted[name] = _fitting(field, value, place)
+    except ValueError as error:
+        del place.notes[noted:]
+        if value is not None:
+            place.note(f"{_reason(error)}; dropped")
+
+
+def _fitting(field: Informing, value: Any, place: _Place) -> Any:
+    try:
+        field.adapter.validate_python(value)
+    except ValidationError:
+        value = field.repair(value, place)
+        field.adapter.validate_python(value)
+    return value
+
+
+def _reason(error: ValueError) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    return first["msg"].removeprefix("Value error, ")
+
+
+def _as_it_is(value: Any, place: _Place) -> Any:  # noqa: ARG001  (it is a Repair)
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) != inf
+
+
+def _whole_number(value: Any, place: _Place) -> int:
+    """Take 83.9 and "83" for 83."""
+    if isinstance(value, str) and _DECIMAL.fullmatch(value.strip()):
+        value = Decimal(value.strip())
+    elif not _is_number(value):
+        raise Unrepairable("must be a whole number")
+    whole: int = floor(value)
+    if whole != value:
+        place.note("rounded down to a whole number")
+    return whole
+
+
+def _text(limit: int, value: Any, place: _Place) -> str:
+    """Take a number for its text; cut what is too long."""
+    if _is_number(value):
+        value = str(value)
+    if not isinstance(value, str):
+        raise Unrepairable("must be a text")
+    text: str = _storable_text(value, place)
+    if len(text) > limit:
+        place.note(f"cut to {limit} characters")
+    return text[:limit]
+
+
+def _object(storable: Storable, fields: Mapping[str, Informing] | None, value: Any, place: _Place) -> dict[str, Any]:
+    """Repair the members of an object: those that its schema declares, and any others as free JSON."""
+    if not isinstance(value, dict):
+        raise Unrepairable("must be an object")
+    storable.check_shape(value)
+    if fields is None:
+        repaired: dict[str, Any] = _storable_text(value, place)
+        return repaired
+    fitted = _fit(fields, value, place)
+    for key in [key for key in value if key not in fields]:
+        here = place.within(shown_name(key), OTHER_KEYS)
+        _put(fitted, _storable_text(key, here), _OTHER, value[key], here)
+    return fitted
+
+
+def _storable_text(value: Any, place: _Place) -> Any:
+    """Return JSON with U+FFFD for each NUL and lone surrogate in it."""
+    replaced = _replaced(value)
+    if replaced != value:
+        place.note("NUL and lone surrogates replaced by U+FFFD")
+    return replaced
+
+
+def _replaced(value: Any) -> Any:
+    if isinstance(value, str):
+        return _NOT_STORABLE.sub("\ufffd", value)
+    if isinstance(value, list):
+        return [_replaced(inner) for inner in value]
+    if isinstance(value, dict):
+        return {_replaced(key): _replaced(inner) for key, inner in value.items()}
+    return value
+
+
+def _checked(value: Any) -> Any:
+    check_json(value)
+    return value
+
+
+OTHER_KEYS: Final = "*"
+"""The name under which the keys that no schema declares are counted."""
+
+_OTHER: Final = Informing(TypeAdapter(Annotated[Any, AfterValidator(_checked)]), _storable_text)
+_DECIMAL: Final = re.compile(r"-?[0-9]{1,19}(\.[0-9]{1,19})?")
+_NOT_STORABLE: Final = re.compile("[\0\ud800-\udfff]")
