@@ -105,11 +105,11 @@ def _trial(run: Run) -> Iterator[Target]:
         yield Target("web away", f"< {MOST_AWAY_SECONDS} s", f"{away:.1f} s", 0 < away < MOST_AWAY_SECONDS)
         yield _failed_with_the_worker(run, after)
     else:
-        refused = sum(trial.statuses[status] for status in trial.expected)
+        met = sum(trial.statuses[status] for status in trial.expected)
         enough = trial.sent > LEAST_SENT * trial.per_second * (run.load.duration_seconds / 2 - LAST_ANSWERS_SECONDS)
         words = " or ".join(map(str, sorted(trial.expected)))
-        figure = f"{refused:,} of {trial.sent:,}"
-        yield Target(f"{trial.kind} get {words}", "all", figure, enough and refused == trial.sent)
+        figure = f"{met:,} of {trial.sent:,}"
+        yield Target(f"{trial.kind} get {words}", "all", figure, enough and met == trial.sent)
     half, back = int(run.half), ceil(after)
     without = run.figures.latencies("heartbeat", since=max(run.measured_since, half - 60), until=half)
     with_it = run.figures.latencies("heartbeat", since=back, until=back + 60)
