@@ -40,14 +40,14 @@ Series = dict[str, list[dict[str, str]]]
 
 
 async def _loop(place: Ground) -> None:
-    """Enrol two phones, command them, and let one report; to the other one a push is due in any case."""
+    """Enrol two phones, command them, and let one report (and send an odd reading); a push is due to the other one."""
     token = place.admin.post("/admin/enrollment-tokens", {"max_uses": 2})["enrollment_token"]
     async with aiohttp.ClientSession() as session:
         phone = Phone(session, place.admin.url)
         await Phone(session, place.admin.url).register(token, "phone-2", push_token="ok-2")
         await phone.register(token, "phone-1", push_token="ok-1")
         place.admin.post("/admin/command", {"action": "ping", "target": {"all": True}})
-        await phone.check_in(status={"battery_pct": 50})
+        await phone.check_in(status={"battery_pct": 255})
 
 
 @pytest.fixture(scope="module")
