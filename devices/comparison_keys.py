@@ -61,14 +61,14 @@ def keys_of(hardware_id: str, alias: str | None) -> Keys:
     return Keys(comparison_key(hardware_id), None if alias is None else comparison_key(alias))
 
 
-def with_hardware_id(hardware_id: str) -> list[Device]:
-    """Return the devices with this trimmed hardware id, locked to the end of the transaction, the first enrolled first.
+def with_hardware_id(hardware_id: str, rows: QuerySet[Device]) -> list[Device]:
+    """Return those of the devices in `rows` that have this trimmed hardware id, the first enrolled first.
 
     Letters of another case make another hardware id.
     """
     key = comparison_key(hardware_id)
     unkeyed = [row.id for row in _unkeyed() if comparison_key(row.hardware_id) == key]
-    similar = Device.objects.filter(Q(hardware_key=key) | Q(id__in=unkeyed)).order_by("id").select_for_update()
+    similar = rows.filter(Q(hardware_key=key) | Q(id__in=unkeyed)).order_by("id")
     return [device for device in similar if device.hardware_id.strip() == hardware_id]
 
 

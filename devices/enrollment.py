@@ -8,7 +8,7 @@ from typing import Final
 from uuid import UUID
 
 from django.db import transaction
-from django.db.models import F
+from django.db.models import F, QuerySet
 from django.db.models.functions import Now
 from uuid_utils.compat import uuid7
 
@@ -142,11 +142,14 @@ class Enrolled:
     earlier_address: str | None
 
 
-def check_token(presented: tokens.Token) -> None:
-    """Raise InvalidEnrollmentToken for a stranger's token, before anything costly is done for it."""
-    kept = EnrollmentToken.objects.filter(id=presented.id).values_list("token_sha256", flat=True).first()
-    if kept is None or bytes(kept) != _sha256(presented):
-        raise InvalidEnrollmentToken
+def check(presented: tokens.Token, said: Registration) -> None:
+    """Raise what register() would refuse, in its order; before anything expensive is done, and without a transaction.
+
+    register() checks again: the token may be spent, or the alias taken, before it gets its turn.
+    """
+    token = _token(presented, EnrollmentToken.objects.all())
+    device = next(iter(comparison_keys.with_hardware_id(said.hardware_id, Device.objects.all())), None)
+    _refuse(token, device, said, lost_answer=_is_lost_answer(token, device))
 
 
 @transaction.atomic
@@ -157,9 +160,9 @@ def register(presented: tokens.Token, said: Registration, secret: credentials.Ne
     The refusals come in the contract's order, and none consumes a use. Registrations by one enrollment token take turns
     on its row; those of one hardware id by different tokens, on an advisory lock.
     """
-    token = _locked_token(presented)
+    token = _token(presented, EnrollmentToken.objects.select_for_update())
     database.take_turns("hardware", said.hardware_id)
-    device = next(iter(comparison_keys.with_hardware_id(said.hardware_id)), None)
+    device = next(iter(comparison_keys.with_hardware_id(said.hardware_id, Device.objects.select_for_update())), None)
     known, earlier_address = device is not None, device.enrolled_from if device else None
     lost_answer = _is_lost_answer(token, device)
     re_enrolled = known and not lost_answer
@@ -180,8 +183,8 @@ def register(presented: tokens.Token, said: Registration, secret: credentials.Ne
     )
 
 
-def _locked_token(presented: tokens.Token) -> EnrollmentToken:
-    token = EnrollmentToken.objects.select_for_update().filter(id=presented.id).first()
+def _token(presented: tokens.Token, rows: QuerySet[EnrollmentToken]) -> EnrollmentToken:
+    token = rows.filter(id=presented.id).first()
     if token is None or bytes(token.token_sha256) != _sha256(presented):
         raise InvalidEnrollmentToken
     return token

@@ -1,32 +1,51 @@
-"""Do a phone's work; where its token's digest cannot decide, settle it (bcrypt, off the loop) and try once more."""
+"""Do a phone's work; where its token's digest cannot decide, settle it (bcrypt, off the loop) and try once more.
+
+Checks of tokens and new credentials have gates and threads of their own, so that neither waits for the other.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from typing import Final, ParamSpec, TypeVar
 
-from devices import credentials, tokens
+from devices import credentials, hashing, tokens
 from devices.credentials import InvalidToken, NewSecret, Unsettled
 from devices.database import unit
+from devices.gates import Gate
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-MAX_WAITING: Final = 200
-"""Bcrypt checks that may wait: at 62 ms each on one core, the last one waits 12 s."""
+_THREADS: Final = 2
+_AT_ONCE: Final = 2 * _THREADS
+"""While some are in bcrypt, others are at the database."""
 
-_executor: Final = ThreadPoolExecutor(max_workers=2, thread_name_prefix="bcrypt")
-_waiting = 0
+_WAITING: Final = 200
+_SECONDS: Final = 10
+"""A bcrypt hash takes 60 to 80 ms, so two threads get through the waiting ones within this time."""
 
+TOKEN_CHECKS: Final = Gate(
+    "token_checks", at_once=_AT_ONCE, at_once_per_key=1, waiting=_WAITING, waiting_per_key=8, seconds=_SECONDS
+)
+"""Checks of device tokens by bcrypt, by device: a phone repeats a heartbeat a few times, and no more."""
 
-class BcryptBusy(Exception):
-    """Too many credentials wait to be checked. Try again shortly."""
+NEW_CREDENTIALS: Final = Gate(
+    "new_credentials", at_once=_AT_ONCE, at_once_per_key=1, waiting=_WAITING, waiting_per_key=100, seconds=_SECONDS
+)
+"""Registrations by enrollment token, and rotations by device, one of each at a time.
+
+Many phones may register with one enrollment token in the same minute, so that they wait instead of being refused; they
+wait for half of the places, and are overtaken by who brings another token.
+"""
+
+_checking: Final = hashing.threads("bcrypt-check", _THREADS)
+_making: Final = hashing.threads("bcrypt-new", _THREADS)
 
 
 async def settled(token: tokens.Token, work: Callable[[], Awaitable[R]]) -> R:
     """Await the work; if the token's digest could not decide, settle it and await the work again.
 
-    Raises what the work raises, InvalidToken, and BcryptBusy.
+    Raises what the work raises, InvalidToken, and GateFull.
     """
     try:
         return await work()
@@ -39,25 +58,39 @@ async def settled(token: tokens.Token, work: Callable[[], Awaitable[R]]) -> R:
 
 
 async def settle(token: tokens.Token) -> None:
-    """Check a token against all its device's verifiers, and write its digest anew. Raises InvalidToken, BcryptBusy."""
+    """Check a token against all its device's verifiers, and write its digest anew. Raises InvalidToken, GateFull.
+
+    Most tokens are decided by a digest; only the others go through the gate.
+    """
+    needs_bcrypt = False
     for verifier in await unit(credentials.verifiers, token.id):
-        if await _in_executor(verifier.matches, token):
+        matches = verifier.matches_digest(token)
+        if matches:
+            await unit(credentials.settle, token, verifier)
+            return
+        needs_bcrypt = needs_bcrypt or matches is None
+    if not needs_bcrypt:
+        raise InvalidToken
+    async with TOKEN_CHECKS.turn(token.id):
+        await _settle_by_bcrypt(token)
+
+
+async def _settle_by_bcrypt(token: tokens.Token) -> None:
+    # Read again: a check of the same device that was in front may have settled it.
+    for verifier in await unit(credentials.verifiers, token.id):
+        matches = verifier.matches_digest(token)
+        if matches is None:
+            matches = await _run(_checking, verifier.matches_hash, token)
+        if matches:
             await unit(credentials.settle, token, verifier)
             return
     raise InvalidToken
 
 
 async def new_secret() -> NewSecret:
-    """Make a new secret. Raises BcryptBusy."""
-    return await _in_executor(credentials.new_secret)
+    """Make a new secret; to be called within a turn of NEW_CREDENTIALS."""
+    return await _run(_making, credentials.new_secret)
 
 
-async def _in_executor(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    global _waiting  # noqa: PLW0603  (one bound for the process, like the executor)
-    if _waiting >= MAX_WAITING:
-        raise BcryptBusy
-    _waiting += 1
-    try:
-        return await asyncio.get_running_loop().run_in_executor(_executor, lambda: work(*args, **kwargs))
-    finally:
-        _waiting -= 1
+async def _run(threads: Executor, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    return await asyncio.get_running_loop().run_in_executor(threads, lambda: work(*args, **kwargs))

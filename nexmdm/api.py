@@ -22,7 +22,7 @@ from ninja.parser import Parser
 import commands.api
 import devices.api
 from commands import queue, report_limit, reports
-from devices import audience, credentials, database, enrollment, paging, settling, tolerant_json
+from devices import audience, credentials, database, enrollment, gates, paging, tolerant_json
 from devices.database import unit
 from devices.wire import parse_json, shown_name
 from nexmdm import admin_api, audit, auth, caller, checkin, device_api, limits, operations, problems
@@ -75,7 +75,7 @@ ERRORS: Final[dict[type[Exception], tuple[int, str, dict[str, str]]]] = {
     commands.api.InvalidParams: (422, "invalid_request", {}),
     checkin.Overloaded: (503, "overloaded", {}),
     checkin.Draining: (503, "overloaded", {}),
-    settling.BcryptBusy: (503, "overloaded", {}),
+    gates.GateFull: (503, "overloaded", {}),
     database.Contended: (503, "overloaded", {}),
 }
 

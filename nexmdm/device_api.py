@@ -23,7 +23,7 @@ from devices.heartbeats import Beat
 from devices.schemas import Heartbeat, HeartbeatAnswer, Register, Registered, Rotated, Rotation
 from devices.tolerance import Note, Reading
 from devices.wire import respond
-from nexmdm import checkin
+from nexmdm import checkin, limits
 from nexmdm.auth import DEVICE, ENROLLMENT
 from nexmdm.checkin import CheckedIn
 
@@ -107,10 +107,13 @@ async def register(request: HttpRequest, body: Body[Reading[Register]]) -> HttpR
     cancelled.
     """
     presented: tokens.Token = request.auth  # type: ignore[attr-defined]
-    await unit(enrollment.check_token, presented)
-    secret = await settling.new_secret()
     said = _registration(body.fields, request.META["REMOTE_ADDR"].partition("%")[0] or None)
-    enrolled = await unit(database.retrying, lambda: _register(presented, said, secret))
+    await unit(enrollment.check, presented, said)
+    async with settling.NEW_CREDENTIALS.turn(presented.id) as waited:
+        if waited:
+            await unit(enrollment.check, presented, said)
+        secret = await settling.new_secret()
+        enrolled = await unit(database.retrying, lambda: _register(presented, said, secret))
     REGISTERED.labels(str(enrolled.re_enrolled).lower()).inc()
     field_warnings.record("/v1/register", enrolled.device_id, body.notes)
     log.info("device.registered", device_id=str(enrolled.device_id), re_enrolled=enrolled.re_enrolled)
@@ -168,11 +171,13 @@ async def rotate(request: HttpRequest, body: Rotation | None = None) -> HttpResp
     """Get a new device token and command key. The old pair works until the new token is first used.
 
     A new pair that is not used within 24 h is dropped, and the old one stays. Rotating again before the first use
-    replaces the new pair.
+    replaces the new pair. More than 10 rotations an hour of one device are 429.
     """
     token: tokens.Token = request.auth  # type: ignore[attr-defined]
     await settling.settled(token, lambda: unit(credentials.authenticate, token))
-    secret = await settling.new_secret()
-    device_token, command_key = await settling.settled(token, lambda: unit(credentials.rotate, token, secret))
+    await limits.count_rotation(token.id)
+    async with settling.NEW_CREDENTIALS.turn(token.id):
+        secret = await settling.new_secret()
+        device_token, command_key = await settling.settled(token, lambda: unit(credentials.rotate, token, secret))
     log.info("device.rotated", device_id=str(token.id))
     return respond(Rotated(device_token=device_token, command_key=command_key))

@@ -5,6 +5,7 @@
 
 import time
 from typing import Any, Final
+from uuid import UUID
 
 from django.conf import settings
 from django_ratelimit.core import get_usage
@@ -31,10 +32,22 @@ class RateLimited(Exception):
         return Problem(429, "rate_limited", str(self), headers={"Retry-After": str(self.retry_after_seconds)})
 
 
+ROTATION_RATE_LIMIT: Final = "10/h"
+"""Rotations of one device. A phone needs one a day at the most, and each costs a bcrypt hash."""
+
+
+async def count_rotation(device_id: UUID) -> None:
+    """Count a rotation of a device that has shown its token. Raises RateLimited beyond its limit."""
+    _refuse_above_limit(await unit(_count, "rotation", str(device_id), ROTATION_RATE_LIMIT))
+
+
 async def count_call(principal: str, *, writes: bool) -> None:
     """Count a signed call of a principal. Raises RateLimited beyond its limit."""
     rate = settings.ADMIN_RATE_LIMIT if writes else settings.ADMIN_READ_RATE_LIMIT
-    usage = await unit(_count, "write" if writes else "read", principal, rate)
+    _refuse_above_limit(await unit(_count, "write" if writes else "read", principal, rate))
+
+
+def _refuse_above_limit(usage: dict[str, Any]) -> None:
     if usage["should_limit"]:
         raise RateLimited(max(1, usage["time_left"]))
 

@@ -1,0 +1,128 @@
+"""Gates in front of expensive work: how much of it is under way, how much waits and for how long, also by key.
+
+A gate belongs to the event loop that the requests run on, and is used from there only.
+"""
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Hashable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Final
+from weakref import WeakKeyDictionary
+
+from prometheus_client import Counter as CounterMetric
+from prometheus_client import Gauge
+
+IN_USE: Final = Gauge("nexmdm_gate_in_use", "Work that a gate has let in.", ["gate"], multiprocess_mode="livesum")
+WAITING: Final = Gauge("nexmdm_gate_waiting", "Work that waits at a gate.", ["gate"], multiprocess_mode="livesum")
+REFUSED: Final = CounterMetric("nexmdm_gate_refused", "Work that found a gate full, or waited too long.", ["gate"])
+
+
+class GateFull(Exception):
+    """Too many requests of this kind are under way or waiting. Try again shortly."""
+
+
+@dataclass(slots=True)
+class _Waiter:
+    key: Hashable
+    admitted: asyncio.Future[None]
+
+
+@dataclass(slots=True)
+class _State:
+    """What is under way by key, and what waits, first come first."""
+
+    under_way: Counter[Hashable] = field(default_factory=Counter)
+    waiters: deque[_Waiter] = field(default_factory=deque)
+
+
+class Gate:
+    """Lets in `at_once` pieces of work, and has `waiting` more wait for at most `seconds`; the others are refused.
+
+    Of one key no more than `at_once_per_key` are let in and `waiting_per_key` wait; a piece of work whose key has its
+    share is overtaken by those of other keys.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        at_once: int,
+        waiting: int,
+        seconds: float,
+        waiting_per_key: int,
+        at_once_per_key: int | None = None,
+    ) -> None:
+        self._at_once, self._at_once_per_key = at_once, at_once_per_key or at_once
+        self._waiting, self._waiting_per_key = waiting, waiting_per_key
+        self._seconds = seconds
+        self._states: WeakKeyDictionary[asyncio.AbstractEventLoop, _State] = WeakKeyDictionary()
+        self._in_use_metric, self._waiting_metric = IN_USE.labels(name), WAITING.labels(name)
+        self._refused_metric = REFUSED.labels(name)
+
+    @asynccontextmanager
+    async def turn(self, key: Hashable) -> AsyncIterator[bool]:
+        """Do the block's work when the gate lets it in; gives whether it had to wait. Raises GateFull."""
+        waited = await self.enter(key)
+        try:
+            yield waited
+        finally:
+            self.leave(key)
+
+    async def enter(self, key: Hashable) -> bool:
+        """Return when the gate lets this work in, and whether it had to wait; leave() must follow. Raises GateFull."""
+        state = self._state()
+        if self._has_room(state, key):
+            self._admit(state, key)
+            return False
+        if not self._may_wait(state, key):
+            self._refused_metric.inc()
+            raise GateFull
+        await self._wait(state, _Waiter(key, asyncio.get_running_loop().create_future()))
+        return True
+
+    def leave(self, key: Hashable) -> None:
+        """Make room, and let in the first of those that wait for it."""
+        state = self._state()
+        state.under_way[key] -= 1
+        if not state.under_way[key]:
+            del state.under_way[key]
+        self._in_use_metric.dec()
+        for waiter in state.waiters:
+            if not waiter.admitted.done() and self._has_room(state, waiter.key):
+                self._admit(state, waiter.key)
+                waiter.admitted.set_result(None)
+                return
+
+    def _state(self) -> _State:
+        return self._states.setdefault(asyncio.get_running_loop(), _State())
+
+    def _has_room(self, state: _State, key: Hashable) -> bool:
+        return state.under_way.total() < self._at_once and state.under_way[key] < self._at_once_per_key
+
+    def _may_wait(self, state: _State, key: Hashable) -> bool:
+        of_this_key = sum(waiter.key == key for waiter in state.waiters)
+        return len(state.waiters) < self._waiting and of_this_key < self._waiting_per_key
+
+    def _admit(self, state: _State, key: Hashable) -> None:
+        state.under_way[key] += 1
+        self._in_use_metric.inc()
+
+    async def _wait(self, state: _State, waiter: _Waiter) -> None:
+        state.waiters.append(waiter)
+        self._waiting_metric.inc()
+        try:
+            async with asyncio.timeout(self._seconds):
+                await waiter.admitted
+        except BaseException as error:
+            # It may have been let in at the very moment at which it gave up.
+            if waiter.admitted.done() and not waiter.admitted.cancelled():
+                self.leave(waiter.key)
+            if not isinstance(error, TimeoutError):
+                raise
+            self._refused_metric.inc()
+            raise GateFull from None
+        finally:
+            state.waiters.remove(waiter)
+            self._waiting_metric.dec()
