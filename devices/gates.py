@@ -70,16 +70,21 @@ class Gate:
         finally:
             self.leave(key)
 
-    async def enter(self, key: Hashable) -> bool:
-        """Return when the gate lets this work in, and whether it had to wait; leave() must follow. Raises GateFull."""
+    async def enter(self, key: Hashable, *, again: bool = False) -> bool:
+        """Return when the gate lets this work in, and whether it had to wait; leave() must follow. Raises GateFull.
+
+        Work that comes `again` has left for a while: it waits in front of the others, however many there are.
+        """
         state = self._state()
         if self._has_room(state, key):
             self._admit(state, key)
             return False
-        if not self._may_wait(state, key):
+        if not again and not self._may_wait(state, key):
             self._refused_metric.inc()
             raise GateFull
-        await self._wait(state, _Waiter(key, asyncio.get_running_loop().create_future()))
+        waiter = _Waiter(key, asyncio.get_running_loop().create_future())
+        state.waiters.insert(0 if again else len(state.waiters), waiter)
+        await self._wait(state, waiter)
         return True
 
     def leave(self, key: Hashable) -> None:
@@ -110,7 +115,6 @@ class Gate:
         self._in_use_metric.inc()
 
     async def _wait(self, state: _State, waiter: _Waiter) -> None:
-        state.waiters.append(waiter)
         self._waiting_metric.inc()
         try:
             async with asyncio.timeout(self._seconds):

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Final
 
-NICENESS: Final = 10
-"""Added to the process's own: a busy hash then gets a tenth of a processor that heartbeats want too."""
+NICENESS: Final = 5
+"""Added to the process's own: a hash then gets a quarter of a processor that the event loop needs as well."""
 
 _NICEST: Final = 19
 
