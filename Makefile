@@ -47,7 +47,7 @@ checks: lint
 # Those that start servers of their own wait a lot: they run beside the others, each half on a PostgreSQL of its own, and
 # each is shown when it is done.
 APART := $(foreach name,admin_site_in_a_browser backup chaos checks embedded environment examples ledgers loadtest \
-	migrations monitoring operations parts proxy readme serve short_lives simulated_phone trust two_of_each,tests/test_$(name).py)
+	login_flood migrations monitoring operations parts proxy readme serve short_lives simulated_phone trust two_of_each,tests/test_$(name).py)
 
 tests-together:
 	$(BIN)/python -m pytest $(addprefix --ignore=,$(APART))

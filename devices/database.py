@@ -33,12 +33,17 @@ async def unit(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
 
     No more of them run at once than the pool has connections to spare; the others wait their turn.
     """
+    async with connection_turns():
+        return await at_once(work, *args, **kwargs)
+
+
+def connection_turns() -> asyncio.Semaphore:
+    """Return the running loop's turns at a connection: to be held by whatever uses one and is no unit."""
     loop = asyncio.get_running_loop()
     gate = _gates.get(loop)
     if gate is None:
         gate = _gates[loop] = asyncio.Semaphore(max(1, settings.DATABASE_POOL_SIZE - RESERVED_CONNECTIONS))
-    async with gate:
-        return await at_once(work, *args, **kwargs)
+    return gate
 
 
 async def at_once(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:

@@ -14,9 +14,13 @@ from django.http import HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 
 from devices import database
+from devices.gates import Gate
 from devices.wire import rfc3339
 
 CHUNK: Final = 500
+
+READING: Final = Gate("exports", at_once=1, waiting=100, waiting_per_key=1, seconds=60)
+"""All exports together have one connection at a time; a chunk takes 30 ms, and each export reads one at a time."""
 
 FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 """What a spreadsheet takes for the beginning of a formula (OWASP, "CSV Injection")."""
@@ -40,9 +44,14 @@ def response(name: str, headings: Iterable[str], read: Read, *, with_body: bool)
 async def _chunks(headings: Iterable[str], read: Read) -> AsyncIterator[str]:
     yield _text([headings])
     below = None
-    while rows := await database.unit(read, below, CHUNK):
+    while rows := await _read(read, below):
         yield _text(cells for _, *cells in rows)
         below = rows[-1][0]
+
+
+async def _read(read: Read, below: Any) -> Sequence[tuple[Any, ...]]:
+    async with READING.turn(read):
+        return await database.unit(read, below, CHUNK)
 
 
 def _text(rows: Iterable[Iterable[Any]]) -> str:

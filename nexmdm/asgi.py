@@ -1,9 +1,9 @@
 """The ASGI stack: metrics → guard → the express lane for heartbeats, the lean handler for the API's other calls,
-Django's full handler for the admin site.
+Django's full handler for the admin site, and its files from memory.
 """
 
 import os
-from typing import Any, Final
+from typing import Any
 
 import django
 
@@ -12,34 +12,20 @@ django.setup(set_prefix=False)
 
 import structlog  # noqa: E402
 from asgiref.sync import sync_to_async  # noqa: E402
-from django.contrib.staticfiles.handlers import ASGIStaticFilesHandler  # noqa: E402
-from django.core.exceptions import ImproperlyConfigured, SuspiciousFileOperation  # noqa: E402
-from django.core.handlers.asgi import ASGIHandler  # noqa: E402
+from django.core.exceptions import ImproperlyConfigured  # noqa: E402
 from django.db import connections  # noqa: E402
-from django.http import FileResponse, Http404, HttpRequest, HttpResponse  # noqa: E402
 
 from devices import stopping  # noqa: E402
 from devices.database import unit  # noqa: E402
-from nexmdm import checkin, checks, express, memory, metrics  # noqa: E402
+from nexmdm import checkin, checks, express, memory, metrics, site_handler, static_files  # noqa: E402
 from nexmdm.express import Express  # noqa: E402
 from nexmdm.guard import App, Guard, Receive, Scope, Send  # noqa: E402
 from nexmdm.lean import LeanHandler  # noqa: E402
 from nexmdm.metrics import Timed  # noqa: E402
+from nexmdm.site_handler import SiteHandler  # noqa: E402
+from nexmdm.static_files import StaticFiles  # noqa: E402
 
 log = structlog.get_logger()
-
-CLASSIC_PATHS: Final = ("/django-admin/", "/static/")
-
-
-class StaticFiles(ASGIStaticFilesHandler):
-    """Django's static files; what would climb out of their folder is not found, like any other."""
-
-    def serve(self, request: HttpRequest) -> HttpResponse | FileResponse:
-        """Serve a file, or raise Http404."""
-        try:
-            return super().serve(request)
-        except SuspiciousFileOperation as error:
-            raise Http404 from error
 
 
 class Application:
@@ -48,7 +34,8 @@ class Application:
     def __init__(self) -> None:
         self._lean = LeanHandler()
         self._express = Express(self._lean)
-        self._classic: Any = StaticFiles(ASGIHandler())
+        self._site = SiteHandler(self._lean)
+        self._static_files = StaticFiles()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request, or the lifespan."""
@@ -58,9 +45,10 @@ class Application:
             raise ValueError(f"There is no {scope['type']} here.")
         elif scope["path"] == express.PATH:
             await self._express(scope, receive, send)
-        elif scope["path"].startswith(CLASSIC_PATHS) or scope["path"] == "/django-admin":
-            scope["nexmdm.route"] = "/django-admin/" if scope["path"].startswith("/django-admin") else "/static/"
-            await self._classic(scope, receive, send)
+        elif scope["path"].startswith(site_handler.PATHS):
+            await self._site(scope, receive, send)
+        elif scope["path"].startswith(static_files.PREFIX):
+            await self._static_files(scope, receive, send)
         else:
             await self._lean(scope, receive, send)
 

@@ -38,13 +38,13 @@ ROTATION_RATE_LIMIT: Final = "10/h"
 
 async def count_rotation(device_id: UUID) -> None:
     """Count a rotation of a device that has shown its token. Raises RateLimited beyond its limit."""
-    _refuse_above_limit(await unit(_count, "rotation", str(device_id), ROTATION_RATE_LIMIT))
+    _refuse_above_limit(await unit(count, "rotation", str(device_id), ROTATION_RATE_LIMIT))
 
 
 async def count_call(principal: str, *, writes: bool) -> None:
     """Count a signed call of a principal. Raises RateLimited beyond its limit."""
     rate = settings.ADMIN_RATE_LIMIT if writes else settings.ADMIN_READ_RATE_LIMIT
-    _refuse_above_limit(await unit(_count, "write" if writes else "read", principal, rate))
+    _refuse_above_limit(await unit(count, "write" if writes else "read", principal, rate))
 
 
 def _refuse_above_limit(usage: dict[str, Any]) -> None:
@@ -65,7 +65,7 @@ async def count_failure(address: str) -> int | None:
     """
     if (left := seconds_over(address)) is not None:
         return left
-    usage = await unit(_count, "failure", address, settings.AUTH_FAILURE_RATE_LIMIT)
+    usage = await unit(count, "failure", address, settings.AUTH_FAILURE_RATE_LIMIT)
     if not usage["should_limit"]:
         return None
     if len(_over_until) >= REMEMBERED:
@@ -75,6 +75,7 @@ async def count_failure(address: str) -> int | None:
     return seconds
 
 
-def _count(group: str, key: str, rate: str) -> dict[str, Any]:
+def count(group: str, key: str, rate: str) -> dict[str, Any]:
+    """Count one more of a group's key, in a thread; return how that stands to the rate, as django-ratelimit says it."""
     usage: dict[str, Any] = get_usage(None, group=group, key=lambda *_: key, rate=rate, increment=True)
     return usage

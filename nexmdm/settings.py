@@ -39,6 +39,7 @@ HEARTBEAT_INTERVAL_SECONDS = environment.whole("HEARTBEAT_INTERVAL_SECONDS", 120
 ADMIN_RATE_LIMIT = environment.rate("ADMIN_RATE_LIMIT", "120/m")
 ADMIN_READ_RATE_LIMIT = environment.rate("ADMIN_READ_RATE_LIMIT", "1200/m")
 AUTH_FAILURE_RATE_LIMIT = environment.rate("AUTH_FAILURE_RATE_LIMIT", "60/m")
+LOGIN_RATE_LIMIT = environment.rate("LOGIN_RATE_LIMIT", "20/m")
 DEVICE_RATE_LIMIT = environment.rate("DEVICE_RATE_LIMIT", "300/m")
 RETENTION_DAYS = environment.whole("RETENTION_DAYS", 90, minimum=1, maximum=3650)
 BCRYPT_ROUNDS = environment.whole("BCRYPT_ROUNDS", 10, minimum=4, maximum=16)
@@ -101,7 +102,7 @@ INSTALLED_APPS = [
 ROOT_URLCONF = "nexmdm.urls"
 ASGI_APPLICATION = "nexmdm.asgi.application"
 
-# These run for /django-admin/ and /static/ only; the API's own stack is nexmdm/asgi.py.
+# These run for /django-admin/ only; the API's own stack is nexmdm/asgi.py.
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -130,6 +131,7 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 12}},
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
 ]
+PASSWORD_HASHERS = ["nexmdm.passwords.PasswordHasher"]
 SESSION_ENGINE = "nexmdm.sessions"
 SESSION_COOKIE_AGE = 12 * 3600
 # On the embedded default the site is http on loopback, where a Secure cookie would never come back.

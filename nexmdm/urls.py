@@ -1,10 +1,8 @@
 """Every path there is. They are tried in order, so what phones call comes first."""
 
-from django.http import HttpRequest, HttpResponse
 from django.urls import path
-from django.views import defaults
 
-from nexmdm import problems
+from nexmdm import site_errors
 from nexmdm.admin_site import site
 from nexmdm.api import api
 
@@ -13,9 +11,8 @@ urlpatterns = [
     path("django-admin/", site.urls),
 ]
 
-
-def handler404(request: HttpRequest, exception: Exception) -> HttpResponse:
-    """Answer an unknown path of the classic stack: a page for people in the admin site, a problem elsewhere."""
-    if request.path.startswith("/django-admin/"):
-        return defaults.page_not_found(request, exception)
-    return problems.NOT_FOUND.response()
+# What the admin site answers to errors; the API has its own table.
+handler400 = site_errors.bad_request
+handler403 = site_errors.forbidden
+handler404 = site_errors.not_found
+handler500 = site_errors.failed

@@ -2,11 +2,12 @@
 
 import asyncio
 import json
+import re
 import secrets
 import time
 from dataclasses import dataclass, field
-from typing import Any
-from urllib.parse import unquote
+from typing import Any, Final
+from urllib.parse import unquote, urlencode
 
 from asgiref.sync import async_to_sync
 from django.core.signals import request_finished, request_started
@@ -15,6 +16,8 @@ from django.db import close_old_connections
 from devices import push_tokens
 from nexmdm import signing
 from nexmdm.asgi import application  # first: it sets Django up
+
+LOGIN: Final = "/django-admin/login/"
 
 
 @dataclass(slots=True)
@@ -121,6 +124,20 @@ class Visitor(Client):
         finally:
             for signal in (request_started, request_finished):
                 signal.connect(close_old_connections)
+
+    def log_in(self, username: str, password: str, **headers: str) -> Answer:
+        """Fill in the form of the login as a browser does, and return the answer."""
+        form = self.request("GET", LOGIN, None, headers)
+        token = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', form.body.decode())
+        assert token is not None, form
+        words = {"username": username, "password": password, "csrfmiddlewaretoken": token[1]}
+        return self.post_form(f"{LOGIN}?next=/django-admin/", words, form.headers["set-cookie"], **headers)
+
+    def post_form(self, target: str, words: dict[str, str], cookie: str, **headers: str) -> Answer:
+        """Send a form with the cookie of its page."""
+        kind = {"Content-Type": "application/x-www-form-urlencoded"}
+        cookies = {"Cookie": "; ".join(filter(None, (self._headers.get("Cookie"), cookie.partition(";")[0])))}
+        return self.request("POST", target, urlencode(words).encode(), {**headers, **kind, **cookies})
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from pytest_django import DjangoDbBlocker, Settings
 from commands import report_limit
 from devices import database
 from loadtest.fcm_standin import FcmStandin
-from nexmdm import embedded, limits
+from nexmdm import embedded, limits, logins
 from tests.actors import Admin, Client, Phone
 
 hypothesis.settings.register_profile("trust", max_examples=2000, deadline=None)
@@ -37,8 +37,9 @@ def django_db_setup(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -
 
 @pytest.fixture(autouse=True)
 def forget_floods() -> None:
-    """Let no test start over the limit of failures, or of reports, because of another one."""
+    """Let no test start over the limit of failures, logins or reports because of another one."""
     limits._over_until.clear()
+    logins._over_until.clear()
     report_limit.reports.forget()
 
 

@@ -1,0 +1,21 @@
+"""Whole answers, sent by ASGI applications that are no Django handlers."""
+
+from collections.abc import Iterable
+
+from nexmdm.guard import Scope, Send
+from nexmdm.problems import Problem
+
+Header = tuple[bytes, bytes]
+
+
+async def answer(scope: Scope, send: Send, status: int, headers: Iterable[Header], body: bytes = b"") -> None:
+    """Send an answer; to a HEAD request without its body."""
+    length = (b"content-length", b"%d" % len(body))
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+
+async def refuse(scope: Scope, send: Send, problem: Problem) -> None:
+    """Send a problem."""
+    headers = [(name.lower().encode(), value.encode()) for name, value in problem.all_headers().items()]
+    await answer(scope, send, problem.status, headers, problem.body())

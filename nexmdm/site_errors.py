@@ -1,0 +1,57 @@
+"""Errors on the admin site: pages with a way back for what is wrong with a request, problems for everything else."""
+
+import sys
+from typing import Final
+
+from django.http import HttpRequest, HttpResponse
+from django.template.loader import render_to_string
+
+from nexmdm import problems
+from nexmdm.api import api
+
+_PATH: Final = "/django-admin/"
+
+
+def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:  # noqa: ARG001
+    """Answer a request that cannot be read."""
+    return _page(400, "Bad request", "This request cannot be served as it was sent.")
+
+
+def forbidden(request: HttpRequest, exception: Exception) -> HttpResponse:  # noqa: ARG001
+    """Answer a request for what nobody may do here."""
+    return _page(403, "Forbidden", "Nothing can be added, changed or deleted on this site.")
+
+
+def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:  # noqa: ARG001
+    """Answer an unknown path: a page in the admin site, a problem elsewhere."""
+    if not request.path.startswith(_PATH):
+        return problems.NOT_FOUND.response()
+    return _page(404, "Page not found", "There is no page at this address.")
+
+
+def failed(request: HttpRequest) -> HttpResponse:
+    """Answer an error that none of Django's handlers knows by the API's table of errors, which logs what is ours."""
+    error = sys.exc_info()[1]
+    return _logged(api.on_exception(request, error) if isinstance(error, Exception) else problems.INTERNAL.response())
+
+
+def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
+    """Answer a form that Django takes for forged: mostly a proxy does not pass on where the browser sent it."""
+    context = {
+        "reason": reason,
+        "seen": f"{request.scheme}://{request.get_host()}",
+        "origin": request.headers.get("Origin", ""),
+    }
+    return HttpResponse(render_to_string("nexmdm/csrf_failure.html", context), status=403)
+
+
+def _page(status: int, title: str, text: str) -> HttpResponse:
+    # Without the request, so that no context processor asks the database who it is.
+    page = render_to_string("nexmdm/error.html", {"title": title, "text": text})
+    return _logged(HttpResponse(page, status=status))
+
+
+def _logged(response: HttpResponse) -> HttpResponse:
+    """Keep Django from logging the same again, with a trace."""
+    response._has_been_logged = True  # type: ignore[attr-defined]  # noqa: SLF001
+    return response

@@ -1,0 +1,76 @@
+"""Django's full handler for the admin site, behind a limit on logins and two gates.
+
+The site shares a process and a pool of connections with the control loop, and anybody may ask for its pages: so it has
+few places, and whatever finds none is refused here, in front of Django.
+"""
+
+import asyncio
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import Final
+
+from asgiref.sync import ThreadSensitiveContext, sync_to_async
+from django.core.handlers.asgi import ASGIHandler
+from django.db import DatabaseError, InterfaceError
+
+from devices import database
+from devices.gates import Gate, GateFull
+from nexmdm import logins, passwords
+from nexmdm.guard import Message, Receive, Scope, Send
+from nexmdm.lean import LeanHandler
+from nexmdm.limits import RateLimited
+from nexmdm.site_turn import SiteTurn
+
+ROUTE: Final = "/django-admin/"
+PATHS: Final = (ROUTE, "/django-admin")
+_HASHING: Final = frozenset(f"{ROUTE}{page}/" for page in ("login", "password_change"))
+
+PASSWORDS: Final = Gate("passwords", at_once=passwords.AT_ONCE, waiting=8, waiting_per_key=4, seconds=10)
+"""Requests that have a password hashed, by address. A hash takes half a second, so the last one waits for five."""
+
+REFUSAL_SECONDS: Final = 1
+"""How long a refusal takes: a client that repeats immediately would cost more by being refused than by being served."""
+
+
+class SiteHandler:
+    """An ASGI application for the admin site; the problems that it answers with are the API's."""
+
+    def __init__(self, lean: LeanHandler) -> None:
+        self._lean = lean
+        self._django = ASGIHandler()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or refuse it with 429 or 503."""
+        scope["nexmdm.route"] = ROUTE
+        with SiteTurn(scope["client"][0]) as turn:
+            async with ThreadSensitiveContext(), AsyncExitStack() as held:
+                try:
+                    if scope["method"] == "POST" and scope["path"] in _HASHING:
+                        await _admit_password(turn, held)
+                    await turn.take()
+                except (RateLimited, GateFull, DatabaseError, InterfaceError) as error:
+                    await held.aclose()
+                    await asyncio.sleep(REFUSAL_SECONDS)
+                    await self._lean.refuse(scope, b"", error, send)
+                    return
+                held.push_async_callback(sync_to_async(database.release))
+                await self._django(dict(scope), receive, partial(_begin, turn, send))
+
+
+async def _admit_password(turn: SiteTurn, held: AsyncExitStack) -> None:
+    """Count an attempt, then wait until its password may be hashed, which it may until `held` is closed."""
+    logins.refuse_over_limit(turn.address)
+    await turn.take()
+    try:
+        await database.at_once(logins.count, turn.address)
+    finally:
+        turn.give_up()
+    await held.enter_async_context(PASSWORDS.turn(turn.address))
+
+
+async def _begin(turn: SiteTurn, send: Send, message: Message) -> None:
+    """Send a part of the answer; before its first, give up what a slow reader must not hold."""
+    if message["type"] == "http.response.start":
+        await sync_to_async(database.release)()
+        turn.give_up()
+    await send(message)

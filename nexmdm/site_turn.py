@@ -1,0 +1,80 @@
+"""A request's place among those that the admin site serves at once, and its turn at a database connection.
+
+Both are given up while a password is hashed, and when the answer begins: a slow hash or a slow reader holds nothing
+that others wait for.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Final, Self
+
+from devices import database
+from devices.gates import Gate, GateFull
+
+SECONDS: Final = 5
+SITE: Final = Gate("site", at_once=2, waiting=32, waiting_per_key=8, seconds=SECONDS)
+"""Pages that are made at once, each on one connection of the pool; by address, so that a client that asks for many
+leaves places to others. A page takes 20 to 100 ms, the slowest of a large fleet 2 s."""
+
+_current: ContextVar["SiteTurn | None"] = ContextVar("site_turn", default=None)
+
+
+class SiteTurn:
+    """The turn of one request, to be made on its event loop; within a `with` block it is the one of given_up()."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._loop = asyncio.get_running_loop()
+        self._held = False
+
+    def __enter__(self) -> Self:
+        self._outer = _current.set(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.give_up()
+        _current.reset(self._outer)
+
+    async def take(self, *, again: bool = False) -> None:
+        """Wait for a place and a connection's turn; `again` after giving them up for a while. Raises GateFull."""
+        await SITE.enter(self.address, again=again)
+        try:
+            async with asyncio.timeout(SECONDS):
+                await database.connection_turns().acquire()
+            self._held = True
+        except TimeoutError:
+            raise GateFull from None
+        finally:
+            if not self._held:
+                SITE.leave(self.address)
+
+    def give_up(self) -> None:
+        """Let others have it; does nothing if it is given up already."""
+        if self._held:
+            self._held = False
+            database.connection_turns().release()
+            SITE.leave(self.address)
+
+    def give_up_from_thread(self) -> None:
+        """Do as give_up(), from the request's thread."""
+        self._loop.call_soon_threadsafe(self.give_up)
+
+    def take_from_thread(self) -> None:
+        """Do as take() again, from the request's thread."""
+        # Longer than take() itself waits: without a time-out, a thread would outlive an event loop that has stopped.
+        asyncio.run_coroutine_threadsafe(self.take(again=True), self._loop).result(3 * SECONDS)
+
+
+@contextmanager
+def given_up() -> Iterator[None]:
+    """Hold neither connection nor turn within the block, which runs in a request's thread or in a command."""
+    database.release()
+    turn = _current.get()
+    if turn is None:
+        yield
+        return
+    turn.give_up_from_thread()
+    yield
+    turn.take_from_thread()

@@ -1,0 +1,82 @@
+"""The static files of the admin site and of /docs, served from memory.
+
+Django's own handler reads a file in a thread for each request, and keeps all of it until a slow client has read it.
+"""
+
+import mimetypes
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+from django.contrib.staticfiles import finders
+
+from nexmdm import problems
+from nexmdm.asgi_answers import Header, answer, refuse
+from nexmdm.guard import Receive, Scope, Send
+
+PREFIX: Final = "/static/"
+_SOURCE_MAPS: Final = "*.map"
+"""They are three quarters of all, and only a browser's development tools ask for them."""
+
+_METHODS: Final = ("GET", "HEAD")
+_WRONG_METHOD: Final = problems.general(405, "A static file takes GET and HEAD.", Allow=", ".join(_METHODS))
+
+
+@dataclass(frozen=True, slots=True)
+class StaticFile:
+    """A file as it is sent."""
+
+    body: bytes
+    etag: bytes
+    headers: tuple[Header, ...]
+
+
+class StaticFiles:
+    """An ASGI application that serves what Django's finders list, and nothing else."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        """Serve one request."""
+        scope["nexmdm.route"] = PREFIX
+        path = _paths().get(scope["path"].removeprefix(PREFIX))
+        if path is None:
+            await refuse(scope, send, problems.NOT_FOUND)
+        elif scope["method"] not in _METHODS:
+            await refuse(scope, send, _WRONG_METHOD)
+        else:
+            await _serve(scope, send, _file(path))
+
+
+async def _serve(scope: Scope, send: Send, file: StaticFile) -> None:
+    # A proxy that compresses makes a weak tag of ours.
+    known = scope["nexmdm.headers"].last(b"if-none-match").split(b",")
+    if file.etag in [tag.strip().removeprefix(b"W/") for tag in known]:
+        await answer(scope, send, 304, file.headers)
+    else:
+        await answer(scope, send, 200, file.headers, file.body)
+
+
+@cache
+def _paths() -> Mapping[str, Path]:
+    """Return where each file lies, by its name below the prefix; of two with one name, the first found."""
+    found: dict[str, Path] = {}
+    for finder in finders.get_finders():
+        for name, storage in finder.list([_SOURCE_MAPS]):
+            found.setdefault(name, Path(storage.path(name)))
+    return found
+
+
+@cache
+def _file(path: Path) -> StaticFile:
+    body = path.read_bytes()
+    kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+    etag = f'"{sha256(body).hexdigest()[:32]}"'.encode()
+    headers = (
+        (b"content-type", kind.encode()),
+        (b"etag", etag),
+        (b"cache-control", b"no-cache"),
+        (b"x-content-type-options", b"nosniff"),
+    )
+    return StaticFile(body, etag, headers)
