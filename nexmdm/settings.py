@@ -104,6 +104,7 @@ ASGI_APPLICATION = "nexmdm.asgi.application"
 
 # These run for /django-admin/ only; the API's own stack is nexmdm/asgi.py.
 MIDDLEWARE = [
+    "nexmdm.site_policy.content_security_policy",
     "django.middleware.security.SecurityMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
@@ -132,6 +133,8 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
 ]
 PASSWORD_HASHERS = ["nexmdm.passwords.PasswordHasher"]
+LOGIN_REDIRECT_URL = "admin:index"
+CSRF_FAILURE_VIEW = "nexmdm.site_errors.csrf_failure"
 SESSION_ENGINE = "nexmdm.sessions"
 SESSION_COOKIE_AGE = 12 * 3600
 # On the embedded default the site is http on loopback, where a Secure cookie would never come back.

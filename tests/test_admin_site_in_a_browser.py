@@ -198,6 +198,27 @@ def test_no_page_asks_for_anything_from_outside_or_fails_to_find_it(browser: Bro
         assert browser.complaints() == [], page
 
 
+def test_the_pages_around_the_lists_ask_for_nothing_from_outside_either(browser: Browser) -> None:
+    browser.complaints()
+    for path in ("password_change/", "commands/nothing/", "devices/device/?token_hash=x"):
+        browser.open(path)
+        # Chromium notes the answer's own status, and recommends a field for the user's name.
+        lines = [line for line in browser.complaints() if line["level"] != "DEBUG"]
+        assert [line for line in lines if "status of 40" not in line["message"]] == [], path
+        assert browser.run("getComputedStyle(document.querySelector('#header')).backgroundColor") == "rgb(65, 118, 144)"
+    browser.click("To the first page")
+    assert browser.driver.current_url == f"{browser.url}/django-admin/"
+
+
+def test_a_script_in_a_page_does_not_run(browser: Browser) -> None:
+    browser.open("")
+    browser.run("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=window.ran=1>')")
+    browser.run("document.body.append(Object.assign(document.createElement('script'), {text: 'window.ran = 2'}))")
+    blocked = [line["message"] for line in browser.complaints() if "Content Security Policy" in line["message"]]
+    assert blocked
+    assert browser.run("window.ran === undefined") is True
+
+
 def test_every_page_fits_on_a_phone(browser: Browser) -> None:
     browser.emulate("setDeviceMetricsOverride", **chromium.PHONE)
     try:
