@@ -12,6 +12,7 @@ from asgiref.sync import async_to_sync
 from django.contrib.auth.models import User
 from django.core.cache import cache
 from django.db import OperationalError, connection
+from django.test.utils import CaptureQueriesContext
 from django.utils import crypto
 from pytest_django import Settings
 from structlog.testing import capture_logs
@@ -82,6 +83,15 @@ def test_beyond_the_limit_of_its_address_no_password_is_hashed_not_even_the_righ
         assert_problem(visitor.log_in("root", word), 429, "rate_limited")
     assert hashes.made == made
     assert Visitor("192.0.2.2").log_in("root", PASSWORD).status == 302
+
+
+def test_a_flood_of_logins_beyond_the_limit_asks_the_database_nothing(staff: User, settings: Settings) -> None:
+    settings.LOGIN_RATE_LIMIT = "1/m"
+    attempts = [partial(Visitor().post_form, LOGIN, {}, "") for _ in range(5)]
+    assert [attempt().status for attempt in attempts[:2]] == [403, 429]
+    with CaptureQueriesContext(connection) as queries:
+        assert [attempt().status for attempt in attempts[2:]] == [429] * 3
+    assert list(queries) == []
 
 
 def test_good_logins_count_too(staff: User, settings: Settings) -> None:
