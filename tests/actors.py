@@ -5,6 +5,8 @@ import json
 import re
 import secrets
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import unquote, urlencode
@@ -112,15 +114,20 @@ class Visitor(Client):
 
     def __init__(self, address: str = "127.0.0.1", *, session: str = "") -> None:
         super().__init__(address)
-        self._headers = {"Cookie": f"sessionid={session}"} if session else {}
+        self.cookies = {"Cookie": f"sessionid={session}"} if session else {}
 
     def request(self, method: str, target: str, body: Any = None, headers: Any = None) -> Answer:
         """Send one request and return the answer."""
-        # Django's own test client does the same: these would close the connection in which the test's rows are.
+        with self.keeping_the_connection():
+            return super().request(method, target, body, {**self.cookies, **(headers or {})})
+
+    @contextmanager
+    def keeping_the_connection(self) -> Iterator[None]:
+        """Keep Django from closing the connection in which the test's rows are, as its own test client does."""
         for signal in (request_started, request_finished):
             signal.disconnect(close_old_connections)
         try:
-            return super().request(method, target, body, {**self._headers, **(headers or {})})
+            yield
         finally:
             for signal in (request_started, request_finished):
                 signal.connect(close_old_connections)
@@ -136,7 +143,7 @@ class Visitor(Client):
     def post_form(self, target: str, words: dict[str, str], cookie: str, **headers: str) -> Answer:
         """Send a form with the cookie of its page."""
         kind = {"Content-Type": "application/x-www-form-urlencoded"}
-        cookies = {"Cookie": "; ".join(filter(None, (self._headers.get("Cookie"), cookie.partition(";")[0])))}
+        cookies = {"Cookie": "; ".join(filter(None, (self.cookies.get("Cookie"), cookie.partition(";")[0])))}
         return self.request("POST", target, urlencode(words).encode(), {**headers, **kind, **cookies})
 
 

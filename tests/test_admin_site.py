@@ -1,5 +1,6 @@
 """The admin site: staff see everything but secrets, find it quickly, and can change nothing."""
 
+import asyncio
 import csv
 import io
 import json
@@ -7,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from asgiref.sync import async_to_sync
 from django.contrib.auth.models import User
 from django.db.models import Model
 from django.test import Client
@@ -25,12 +28,12 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from commands.models import Attempt, Command, Delivery, Report
-from devices import database
+from devices import database, export
 from devices.models import Device, EnrollmentToken, Presence
 from devices.wire import rfc3339
 from nexmdm.admin_site import site
 from nexmdm.models import AuditEntry, DispatcherSeen
-from tests.actors import Visitor
+from tests.actors import Answer, Visitor
 
 MaxQueries = Callable[[int], AbstractContextManager[Any]]
 
@@ -889,6 +892,22 @@ def test_an_export_holds_one_chunk_at_a_time_and_misses_no_row(
         rows = exported(staff, Attempt, "?fcm_error=UNAVAILABLE")
     keys = Attempt.objects.filter(fcm_error="UNAVAILABLE").values_list("pk", flat=True)
     assert [int(row["attempt_id"]) for row in rows] == list(keys)
+
+
+def test_exports_at_the_same_moment_read_their_chunks_one_after_the_other(worked: World, staff: Visitor) -> None:
+    async def begun_while_another_one_reads() -> Answer:
+        await export.READING.enter("another")
+        begun = asyncio.create_task(staff.arequest("GET", page_of(Report, "export"), None, staff.cookies))
+        deadline = time.monotonic() + 10
+        while not any(state.waiters for state in export.READING._states.values()):
+            assert time.monotonic() < deadline, "it does not wait"
+            await asyncio.sleep(0)
+        export.READING.leave("another")
+        return await begun
+
+    with staff.keeping_the_connection():
+        answer = async_to_sync(begun_while_another_one_reads)()
+    assert (answer.status, len(answer.body.splitlines())) == (200, 1 + Report.objects.count())
 
 
 @pytest.mark.parametrize(
