@@ -17,7 +17,7 @@ from django.db import connections  # noqa: E402
 
 from devices import stopping  # noqa: E402
 from devices.database import unit  # noqa: E402
-from nexmdm import checkin, checks, express, memory, metrics, site_handler, static_files  # noqa: E402
+from nexmdm import checkin, checks, connection_bounds, express, memory, metrics, site_handler, static_files  # noqa: E402
 from nexmdm.express import Express  # noqa: E402
 from nexmdm.guard import App, Guard, Receive, Scope, Send  # noqa: E402
 from nexmdm.lean import LeanHandler  # noqa: E402
@@ -59,6 +59,7 @@ class Application:
         except ImproperlyConfigured as error:
             await send({"type": "lifespan.startup.failed", "message": str(error)})
             return
+        connection_bounds.report_lowered()
         stopping.watch()
         memory.settle()
         log.info("web.started", pid=os.getpid())

@@ -20,6 +20,7 @@ from django.http.request import split_domain_port, validate_host
 from uuid_utils import uuid7
 
 from nexmdm import problems
+from nexmdm.address import is_trusted_proxy
 from nexmdm.problems import Problem
 
 log = structlog.get_logger()
@@ -42,6 +43,9 @@ DRAIN_LIMIT: Final = 4 * 1024 * 1024
 """How much of a refused body is read and thrown away, so that an honest client gets to read the answer."""
 
 DRAIN_SECONDS: Final = 2
+BROKEN_BODY: Final = "nexmdm.broken_body"
+"""In the scope of a request whose body cannot be parsed any further: the protocol notes it, and ends the body there."""
+
 _DIGITS: Final = 12
 _CORRELATION_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _FORMS: Final = "/django-admin/"
@@ -177,7 +181,7 @@ def _set_caller(scope: Scope, headers: Headers) -> None:
     # A Unix socket has no address, nor has a client that is already gone.
     scope["client"] = scope.get("client") or ("", 0)
     peer = scope["client"][0]
-    if not settings.TRUSTED_PROXIES or not _trusted(peer):
+    if not settings.TRUSTED_PROXIES or not is_trusted_proxy(peer):
         return
     forwarded = b",".join(headers.values.get(b"x-forwarded-for", [])).decode("latin-1").split(",")
     scope["client"] = (_first_untrusted(reversed(forwarded), peer), 0)
@@ -193,17 +197,9 @@ def _first_untrusted(addresses: Iterable[str], peer: str) -> str:
         except ValueError:
             return nearest
         nearest = address
-        if not _trusted(address):
+        if not is_trusted_proxy(address):
             return nearest
     return nearest
-
-
-def _trusted(address: str) -> bool:
-    try:
-        parsed = ip_address(address)
-    except ValueError:
-        return False
-    return any(parsed in network for network in settings.TRUSTED_PROXIES)
 
 
 async def _read(scope: Scope, headers: Headers, receive: Receive) -> bytes:
@@ -219,6 +215,8 @@ async def _read(scope: Scope, headers: Headers, receive: Receive) -> bytes:
     except TimeoutError:
         detail = f"The body did not arrive within {BODY_SECONDS} s."
         raise _Refused(problems.general(408, detail, Connection="close")) from None
+    if BROKEN_BODY in scope:
+        raise _Refused(problems.general(400, "The body's chunks are not framed as HTTP/1.1 frames them."), drain=True)
     if body and not scope["path"].startswith(_FORMS) and not _is_json(headers):
         raise _Refused(problems.general(415, "Send the body as Content-Type: application/json."))
     return body

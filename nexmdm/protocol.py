@@ -1,21 +1,28 @@
 """HTTP/1.1 as a web worker speaks it: uvicorn's, with bounds where that has none.
 
 The guard bounds what reaches the application. Before it, uvicorn would wait for ever for a request that does not come,
-and keep whatever comes as its head; after it, wait for ever for a client that does not take its answer.
+keep whatever comes as its head, and parse as many requests as a client sends ahead; after it, wait for ever for a
+client that does not take its answer.
+
+This builds on private parts of uvicorn (the fields `cycle`, `pipeline` and `flow`; that a waiting request is started by
+on_response_complete(); the fields of a RequestResponseCycle), so that pyproject.toml pins uvicorn's minor version.
+tests/test_protocol.py names these parts: run it first when that version changes.
 """
 
 import asyncio
 import random
 import select
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
+import httptools
 from prometheus_client import Counter
-from uuid_utils import uuid7
 from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from nexmdm import guard, problems
+from nexmdm import connection_bounds, guard, pipelining, problems
+from nexmdm.connection_bounds import write_problem
 from nexmdm.problems import Problem
 
 HEAD_SECONDS: Final = 10
@@ -39,11 +46,20 @@ written a request by then that is still on its way, and to close on it would cut
 own, for uvloop reads nothing more of those that it closes in one round, which with many of them takes milliseconds."""
 
 CUT = Counter("nexmdm_connections_cut", "Connections ended because of what their client did, by what.", ["reason"])
+for _reason in (
+    "silent", "head too slow", "head too large", "no HTTP", "upgrade", "broken body", "body without end",
+    "too many requests ahead", "answer not taken",
+):  # fmt: skip
+    CUT.labels(_reason)
+HELD = Counter("nexmdm_connections_held", "How often a connection was not read on until its requests were answered.")
 
 _TOO_LARGE: Final = problems.general(431, f"The headers take more than {guard.HEADERS_LIMIT} bytes.")
 _TOO_SLOW: Final = problems.general(408, f"The headers did not arrive within {HEAD_SECONDS} s.")
 _NO_HTTP: Final = Problem(400, "invalid_request", "This is not a request of HTTP/1.1.")
 _NO_UPGRADE: Final = Problem(400, "invalid_request", "Only HTTP/1.1 is spoken here: leave the Upgrade header away.")
+_TOO_MANY_AHEAD: Final = problems.general(
+    503, "Too many requests are sent ahead. Wait for answers before you send more."
+)
 
 
 class _Timer:
@@ -75,23 +91,36 @@ class _Timer:
 class Protocol(HttpToolsProtocol):
     """One connection."""
 
+    unparsed_together: ClassVar = 0
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._connections = connection_bounds.of(self.server_state)
+        self._counted_as: str | None = None
         self._in_head = False
+        self._in_body = False
         self._head_bytes = 0
         self._wire_bytes = 0
+        self._unparsed = b""
+        self._catching_up = False
         self._head_timer = _Timer(self.loop, self._give_head_up)
         self._taken_timer = _Timer(self.loop, self._give_answer_up)
         self._taken_seconds: float = TAKEN_SECONDS
         self._served: RequestResponseCycle | None = None
         self._linger_timer = _Timer(self.loop, self._close_if_idle)
         self._stopping = False
-        self._refused = False
+        self._refusal: Problem | None = None
+        self._deaf = False
         self._drained = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wait for a first request."""
+        """Wait for a first request, if the connection is within the bounds."""
         super().connection_made(transport)
+        self._counted_as = self._connections.enter(transport, self.client)
+        if self._counted_as is None:
+            self.connections.discard(self)
+            return
+        self.flow = pipelining.Flow(transport, self._may_read)
         self._head_timer.start(HEAD_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -100,35 +129,98 @@ class Protocol(HttpToolsProtocol):
         if self._served is not None:
             # uvicorn tells the last request only, which may be one that waits behind this one.
             self._served.disconnected = True
+        self._deaf = True
+        self._keep(b"")
         self._head_timer.stop()
         self._taken_timer.stop()
         self._linger_timer.stop()
+        if self._counted_as is not None:
+            self._connections.leave(self._counted_as)
+            self._counted_as = None
 
     def data_received(self, data: bytes) -> None:
-        """Read on; keep no more of an unfinished head than its limit, and wait for its end only so long."""
-        if self._refused:
+        """Parse what came, but no more requests than may wait."""
+        if self._deaf:
             self._throw_away(len(data))
-            return
-        goes_on = self._in_head
-        super().data_received(data)
+        elif self._unparsed or self.pipeline:
+            self._keep(self._unparsed + data)
+        elif pipelining.is_one_portion(data):
+            parsed = self._parse(data)
+            if self.pipeline or parsed < len(data):
+                self._parse_portions(data[parsed:])
+        else:
+            self._parse_portions(data)
+
+    def _parse_portions(self, data: bytes) -> None:
+        """Parse a portion at a time, as long as nothing waits; then read no more until the rest has had its turn."""
+        start = 0
+        while start < len(data) and not self._deaf and not self._is_full():
+            start += self._parse(pipelining.portion_of(data, start))
+        self._keep(data[start:])
+        if self._unparsed or self._is_full():
+            self.flow.pause_reading()
+            self._head_timer.stop()
+        if self.pipeline:
+            HELD.inc()
+
+    def _parse(self, portion: bytes) -> int:
+        """Parse a portion; return how much of it was: all, or up to the head of a request that wants an upgrade."""
+        self._unset_keepalive_if_required()
+        parsed = len(portion)
+        try:
+            self.parser.feed_data(portion)
+        except httptools.HttpParserUpgrade as upgrade:
+            parsed = upgrade.args[0]
+        except httptools.HttpParserError:
+            self._break_off()
+            return parsed
         if self._in_head:
-            self._head_bytes = self._head_bytes + len(data) if goes_on else 0
+            self._head_bytes += parsed
             if self._head_bytes > HEAD_LIMIT:
                 self._refuse("head too large", _TOO_LARGE)
-                return
-        if self.cycle is not None and self.cycle.more_body:
-            self._wire_bytes += len(data)
+                return parsed
+        elif self._in_body:
+            self._wire_bytes += parsed
             if self._wire_bytes > WIRE_LIMIT:
                 CUT.labels("body without end").inc()
+                self._deaf = True
                 self.transport.abort()
-                return
+                return parsed
         if not self._head_timer.runs and (self._in_head or self._is_idle()):
             self._head_timer.start(HEAD_SECONDS)
+        return parsed
+
+    def _is_full(self) -> bool:
+        """Tell whether a request waits behind another, or much of a body waits to be taken."""
+        return bool(self.pipeline) or (not self._is_idle() and len(self.cycle.body) > HIGH_WATER_LIMIT)
+
+    def _may_read(self) -> bool:
+        """Parse on; return whether more may be read."""
+        if self._catching_up:
+            return False
+        if self._unparsed:
+            self._catching_up = True
+            self._parse_portions(self._unparsed)
+            self._catching_up = False
+        if self._unparsed or self._is_full():
+            return False
+        if self._in_head and not self._head_timer.runs:
+            self._head_timer.start(HEAD_SECONDS)
+        return True
+
+    def _keep(self, rest: bytes) -> None:
+        """Keep what is not parsed yet; nothing, if it will never be."""
+        rest = b"" if self._deaf else rest
+        Protocol.unparsed_together += len(rest) - len(self._unparsed)
+        self._unparsed = rest
+        if rest and Protocol.unparsed_together > pipelining.UNPARSED_TOGETHER:
+            self._refuse("too many requests ahead", _TOO_MANY_AHEAD)
 
     def on_message_begin(self) -> None:
         """Begin a head."""
         super().on_message_begin()
         self._in_head = True
+        self._head_bytes = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header; but no trailer, which would join them when they have been judged already."""
@@ -145,22 +237,34 @@ class Protocol(HttpToolsProtocol):
             self._refuse("upgrade", _NO_UPGRADE)
         else:
             super().on_headers_complete()
-            if self._stopping and self.cycle is not None:
+            self._in_body = True
+            if self._stopping:
                 self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
         """End a request."""
-        if not self._refused:
+        if self._in_body:
+            self._in_body = False
             super().on_message_complete()
 
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002
-        """Answer what is no HTTP, and close."""
-        CUT.labels("no HTTP").inc()
-        self.transport.write(_encoded(_NO_HTTP))
-        self.transport.close()
+    def on_response_complete(self) -> None:
+        """Have the next request served; if that was the last one that waited, parse and read on."""
+        self._catching_up = True
+        super().on_response_complete()
+        self._catching_up = False
+        if (self.flow.read_paused or self._in_head or self._deaf) and not self.transport.is_closing():
+            self._go_on()
 
-    def _unsupported_upgrade_warning(self) -> None:
-        """Say nothing of a wish to upgrade: uvicorn would recommend a library."""
+    def _go_on(self) -> None:
+        """Do what had to wait for an answer."""
+        self.flow.resume_reading()
+        if not self._is_idle():
+            return
+        if self._refusal is not None:
+            self._end_with(self._refusal)
+        elif self._in_head:
+            # uvicorn gives an idle connection less time than a head may take.
+            self._unset_keepalive_if_required()
 
     def shutdown(self) -> None:
         """Finish what is under way or on its way; but not for a client that takes nothing of its answer."""
@@ -174,8 +278,7 @@ class Protocol(HttpToolsProtocol):
 
     def timeout_keep_alive_handler(self) -> None:
         """Close an idle connection; one whose client has not taken its answer, without waiting for that."""
-        self._give_answer_up()
-        super().timeout_keep_alive_handler()
+        self._close()
 
     def pause_writing(self) -> None:
         """Wait for the client to take what was written, but only so long."""
@@ -189,7 +292,14 @@ class Protocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._served = cycle
-        super()._start_asgi_task(cycle, app)
+        if self._catching_up:
+            self._connections.turns.wait(lambda: self._start_in_turn(cycle, app))
+        else:
+            super()._start_asgi_task(cycle, app)
+
+    def _start_in_turn(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        if not self.transport.is_closing():
+            super()._start_asgi_task(cycle, app)
 
     def _is_idle(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
@@ -221,14 +331,39 @@ class Protocol(HttpToolsProtocol):
             CUT.labels("answer not taken").inc()
             self.transport.abort()
 
+    def _close(self) -> None:
+        self._give_answer_up()
+        self.transport.close()
+
+    def _break_off(self) -> None:
+        """Refuse what cannot be parsed: a body by the answer to its request, anything else by an answer of its own."""
+        if not self._in_body:
+            self._refuse("no HTTP", _NO_HTTP)
+            return
+        CUT.labels("broken body").inc()
+        self._deaf = True
+        if self._is_idle():
+            self._close()
+            return
+        self.cycle.scope[guard.BROKEN_BODY] = True  # type: ignore[typeddict-unknown-key]
+        self.cycle.keep_alive = False
+        self.cycle.more_body = False
+        self.cycle.message_event.set()
+
     def _refuse(self, reason: str, problem: Problem) -> None:
-        """Answer, and close a little later: at once, unread bytes would take the answer away from its client."""
+        """Parse nothing more; answer, once the requests before are answered, and end the connection."""
         CUT.labels(reason).inc()
-        self._refused = True
+        self._refusal = problem
+        self._deaf = True
+        self._keep(b"")
         self._head_timer.stop()
         if self._is_idle():
-            self.transport.write(_encoded(problem))
-        self.loop.call_later(guard.DRAIN_SECONDS, self.transport.close)
+            self._end_with(problem)
+
+    def _end_with(self, problem: Problem) -> None:
+        """Answer, and close a little later: unread bytes would take the answer away from its client."""
+        write_problem(self.transport, problem)
+        self.loop.call_later(guard.DRAIN_SECONDS, self._close)
 
     def _throw_away(self, size: int) -> None:
         self._drained += size
@@ -238,15 +373,3 @@ class Protocol(HttpToolsProtocol):
 
 def _announces_body(headers: list[tuple[bytes, bytes]]) -> bool:
     return any(name == b"transfer-encoding" or (name == b"content-length" and value != b"0") for name, value in headers)
-
-
-def _encoded(problem: Problem) -> bytes:
-    """Return an answer with which its connection ends."""
-    body = problem.body()
-    headers = problem.all_headers() | {
-        "Content-Length": str(len(body)),
-        "Connection": "close",
-        "X-Correlation-ID": uuid7().hex,
-    }
-    head = [f"HTTP/1.1 {problem.status} {problem.title}", *(f"{name}: {value}" for name, value in headers.items())]
-    return "\r\n".join([*head, "", ""]).encode() + body

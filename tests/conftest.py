@@ -1,6 +1,7 @@
 """The real stack for every test: the ASGI application, PostgreSQL, and phones and admins that speak the protocol."""
 
 from collections.abc import Iterator
+from typing import Final
 
 import hypothesis
 import pytest
@@ -11,8 +12,11 @@ from pytest_django import DjangoDbBlocker, Settings
 from commands import report_limit
 from devices import database
 from loadtest.fcm_standin import FcmStandin
-from nexmdm import embedded, limits, logins
+from nexmdm import embedded, guard, limits, logins, protocol
 from tests.actors import Admin, Client, Phone
+
+SOON: Final = 0.1
+"""As long as an impatient server waits, in seconds."""
 
 hypothesis.settings.register_profile("trust", max_examples=2000, deadline=None)
 
@@ -41,6 +45,16 @@ def forget_floods() -> None:
     limits._over_until.clear()
     logins._over_until.clear()
     report_limit.reports.forget()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the server wait for nothing longer than a moment."""
+    for module, name in (
+        (protocol, "HEAD_SECONDS"), (protocol, "TAKEN_SECONDS"), (protocol, "LAST_SECONDS"),
+        (guard, "DRAIN_SECONDS"), (guard, "BODY_SECONDS"),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, SOON)
 
 
 @pytest.fixture

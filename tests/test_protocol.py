@@ -1,17 +1,21 @@
 """HTTP/1.1 over a socket: what says nothing, too much, or takes nothing is ended; what is no HTTP gets a problem."""
 
 import asyncio
+import inspect
 import json
 import socket
+import tomllib
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from typing import Final, TypeVar, cast
 
 import pytest
 import uvicorn
 from asgiref.sync import async_to_sync
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from commands.models import Command
@@ -19,10 +23,11 @@ from nexmdm import guard, protocol
 from nexmdm.asgi import application
 from nexmdm.protocol import Protocol
 from tests.actors import Admin, Answer, Phone
+from tests.conftest import SOON
+from tests.parts import ROOT
 
 T = TypeVar("T")
 
-SOON: Final = 0.1
 BUFFER: Final = 4096
 HEALTH: Final = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
 HEARTBEAT: Final = b"POST /v1/heartbeat HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -99,16 +104,6 @@ def assert_last_problem(answer: Answer, status: int, code: str) -> None:
     assert (answer.status, answer.code) == (status, code)
     assert answer.headers["connection"] == "close"
     assert len(answer.headers["x-correlation-id"]) == 32
-
-
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the server wait for nothing longer than a moment."""
-    for module, name in (
-        (protocol, "HEAD_SECONDS"), (protocol, "TAKEN_SECONDS"), (protocol, "LAST_SECONDS"),
-        (guard, "DRAIN_SECONDS"), (guard, "BODY_SECONDS"),
-    ):  # fmt: skip
-        monkeypatch.setattr(module, name, SOON)
 
 
 def test_a_request_may_come_byte_by_byte() -> None:
@@ -364,3 +359,30 @@ def test_an_idle_connection_ends_soon_after_the_worker_is_stopped(monkeypatch: p
         return await line.ends()
 
     assert over_a_socket(talk)
+
+
+def test_uvicorn_has_the_private_parts_that_are_relied_on_and_is_pinned_to_the_version_that_has_them() -> None:
+    async def talk(line: Line) -> tuple[set[str], set[str]]:
+        await line.say(HEALTH + b"\r\n")
+        await line.answer()
+        (connection,) = line.state.connections
+        return set(vars(connection)), set(vars(cast("Protocol", connection).cycle))
+
+    of_connection, of_request = over_a_socket(talk)
+    assert of_connection >= {"cycle", "pipeline", "flow", "headers", "parser", "connections", "server_state", "client"}
+    assert of_request >= {
+        "scope",
+        "keep_alive",
+        "more_body",
+        "message_event",
+        "body",
+        "response_complete",
+        "disconnected",
+    }
+    for method in ("_unset_keepalive_if_required", "_start_asgi_task", "on_response_complete", "shutdown"):
+        assert callable(getattr(HttpToolsProtocol, method))
+    assert inspect.getsource(HttpToolsProtocol.on_response_complete).count("_start_asgi_task") == 1
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (pinned,) = (one for one in project["dependencies"] if one.startswith("uvicorn"))
+    major, minor, *_ = map(int, version("uvicorn").split("."))
+    assert pinned == f"uvicorn>={major}.{minor},<{major}.{minor + 1}"

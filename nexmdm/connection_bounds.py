@@ -1,0 +1,211 @@
+"""The connections of a web worker: how many there may be, and what becomes of those beyond that.
+
+Each costs a descriptor and some kilobytes before anything is known of its client. So one address must not be able to
+take them all, and all addresses together no more than the process can open.
+"""
+
+import asyncio
+import resource
+from typing import Final, NamedTuple
+from weakref import WeakKeyDictionary
+
+import structlog
+from django.conf import settings
+from prometheus_client import Counter, Gauge
+from uuid_utils import uuid7
+from uvicorn.server import ServerState
+
+from nexmdm import address, problems
+from nexmdm.pipelining import Turns
+from nexmdm.problems import Problem
+
+log = structlog.get_logger()
+
+REFUSED_SECONDS: Final = 1
+"""How long a refused connection waits for its client's request, and for its client to take the answer."""
+
+REFUSED_TOGETHER: Final = 100
+"""How many refused connections wait so at the same time; the others are answered and closed immediately."""
+
+REFUSED_BYTES: Final = 256 * 1024
+"""How much of a refused connection's request is read and thrown away."""
+
+DESCRIPTORS_KEPT: Final = 100
+"""For what else a worker opens, apart from its database connections: its socket, event loop, log, metrics, files."""
+
+_NOTE_SECONDS: Final = 0.25
+_PER_ADDRESS: Final = "address"
+_IN_TOTAL: Final = "total"
+
+OPEN = Gauge("nexmdm_connections", "Connections that are open, of all web workers.", multiprocess_mode="livesum")
+REFUSED = Counter("nexmdm_connections_refused", "Connections refused, by the bound that they were beyond.", ["bound"])
+for _bound in (_PER_ADDRESS, _IN_TOTAL):
+    REFUSED.labels(_bound)
+
+_TOO_MANY: Final = {
+    _PER_ADDRESS: problems.general(503, "Too many connections come from this address. Close some, then try again."),
+    _IN_TOTAL: problems.general(503, "Too many connections are open. Try again shortly."),
+}
+
+
+class Bounds(NamedTuple):
+    """How many connections a worker takes."""
+
+    total: int
+    per_address: int
+
+
+def bounds() -> Bounds:
+    """Return MAX_CONNECTIONS and MAX_CONNECTIONS_PER_ADDRESS; both lowered where the file limit is too low for them."""
+    total, per_address = settings.MAX_CONNECTIONS, settings.MAX_CONNECTIONS_PER_ADDRESS
+    limit = _file_limit()
+    if limit is None:
+        return Bounds(total, per_address)
+    room = max(1, limit - DESCRIPTORS_KEPT - settings.DATABASE_POOL_SIZE - REFUSED_TOGETHER)
+    if room >= total:
+        return Bounds(total, per_address)
+    return Bounds(room, max(1, per_address * room // total))
+
+
+def report_lowered() -> None:
+    """Log a warning if the file limit lowers the bounds."""
+    lowered = bounds()
+    if lowered.total < settings.MAX_CONNECTIONS:
+        log.warning(
+            "connections.bounds_lowered",
+            file_limit=_file_limit(),
+            max_connections=lowered.total,
+            max_connections_per_address=lowered.per_address,
+            hint=f"For MAX_CONNECTIONS={settings.MAX_CONNECTIONS}, raise the file limit (ulimit -n, LimitNOFILE=).",
+        )
+
+
+def _file_limit() -> int | None:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+class Connections:
+    """The open connections of one server, counted in total and by address; and whose turn it is to send ahead."""
+
+    def __init__(self) -> None:
+        self.turns = Turns()
+        self._bounds = bounds()
+        self._total = 0
+        self._by_address: dict[str, int] = {}
+        self._refused = 0
+        self._noting = False
+
+    def enter(self, transport: asyncio.Transport, client: tuple[str, int] | None) -> str | None:
+        """Count a connection; return the name to leave() by. Beyond a bound, refuse it and return None.
+
+        Clients of a Unix socket and trusted proxies count in total only.
+        """
+        exempt = client is None or (settings.TRUSTED_PROXIES and address.is_trusted_proxy(client[0]))
+        name = "" if exempt or client is None else address.canonical(client[0])
+        if self._total >= self._bounds.total:
+            self._refuse(transport, _IN_TOTAL)
+            return None
+        count = self._by_address.get(name, 0)
+        if name and count >= self._bounds.per_address:
+            self._refuse(transport, _PER_ADDRESS)
+            return None
+        self._total += 1
+        self._by_address[name] = count + 1
+        self._note_soon()
+        return name
+
+    def leave(self, name: str) -> None:
+        """Count a connection no longer."""
+        self._total -= 1
+        count = self._by_address[name] - 1
+        if count:
+            self._by_address[name] = count
+        else:
+            del self._by_address[name]
+        self._note_soon()
+
+    def _refuse(self, transport: asyncio.Transport, bound: str) -> None:
+        REFUSED.labels(bound).inc()
+        if self._refused >= REFUSED_TOGETHER:
+            write_problem(transport, _TOO_MANY[bound])
+            transport.close()
+            return
+        self._refused += 1
+        transport.set_protocol(RefusedConnection(transport, _TOO_MANY[bound], self))
+
+    def forget_refused(self) -> None:
+        """Count a refused connection no longer."""
+        self._refused -= 1
+
+    def _note_soon(self) -> None:
+        """Set the gauge a little later: across processes it lives in a file, which takes longer than to count."""
+        if not self._noting:
+            self._noting = True
+            asyncio.get_running_loop().call_later(_NOTE_SECONDS, self._note)
+
+    def _note(self) -> None:
+        self._noting = False
+        OPEN.set(self._total)
+
+
+_connections: Final[WeakKeyDictionary[ServerState, Connections]] = WeakKeyDictionary()
+
+
+def of(server: ServerState) -> Connections:
+    """Return the connections of a server."""
+    found = _connections.get(server)
+    if found is None:
+        found = _connections[server] = Connections()
+    return found
+
+
+class RefusedConnection(asyncio.Protocol):
+    """A connection beyond the bounds: it gets one answer, to its request if that comes soon, and ends."""
+
+    def __init__(self, transport: asyncio.Transport, problem: Problem, connections: Connections) -> None:
+        self._transport = transport
+        self._problem = problem
+        self._connections = connections
+        self._answered = False
+        self._drained = 0
+        self._timer = asyncio.get_running_loop().call_later(REFUSED_SECONDS, self._end)
+
+    def data_received(self, data: bytes) -> None:
+        """Answer, and throw away what comes: to close on unread bytes would take the answer away from its client."""
+        self._answer()
+        self._drained += len(data)
+        if self._drained > REFUSED_BYTES:
+            self._end()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        """Forget the connection."""
+        self._timer.cancel()
+        self._connections.forget_refused()
+
+    def _answer(self) -> None:
+        if not self._answered:
+            self._answered = True
+            write_problem(self._transport, self._problem)
+
+    def _end(self) -> None:
+        self._answer()
+        if self._transport.get_write_buffer_size():
+            self._transport.abort()
+        else:
+            self._transport.close()
+
+
+def write_problem(transport: asyncio.Transport, problem: Problem) -> None:
+    """Write an answer with which its connection ends. Its client sees the end, but may still send for a moment."""
+    if transport.is_closing():
+        return
+    body = problem.body()
+    headers = problem.all_headers() | {
+        "Content-Length": str(len(body)),
+        "Connection": "close",
+        "X-Correlation-ID": uuid7().hex,
+    }
+    head = [f"HTTP/1.1 {problem.status} {problem.title}", *(f"{name}: {value}" for name, value in headers.items())]
+    transport.write("\r\n".join([*head, "", ""]).encode() + body)
+    transport.write_eof()

@@ -1,0 +1,73 @@
+"""Requests that a client sends ahead, before it has its answers: how far they are parsed, and when they are served."""
+
+import asyncio
+import re
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from uvicorn.protocols.http.flow_control import FlowControl
+
+PIPELINED: Final = 16
+"""How many requests of a connection are parsed and not yet answered. The others wait, unparsed, and nothing is read."""
+
+PORTION: Final = 16 * 1024
+"""How many bytes are parsed before it is looked whether requests wait."""
+
+PORTION_LINES: Final = 2 * (PIPELINED - 1) - 1
+"""And how many lines. A head has two or more (the request's and an empty one), the first of which may be parsed before:
+so these complete one request less than PIPELINED, which leaves room for the one under way."""
+
+UNPARSED_TOGETHER: Final = 64 * 1024 * 1024
+"""How many bytes wait unparsed in all connections of a worker; uvloop reads up to 250 KiB before it can be paused."""
+
+_PORTION: Final = re.compile(rb"(?:[^\n]*+\n){%d}" % PORTION_LINES)
+
+
+def is_one_portion(data: bytes) -> bool:
+    """Tell whether this may be parsed as a whole."""
+    return len(data) <= PORTION and data.count(b"\n") <= PORTION_LINES
+
+
+def portion_of(data: bytes, start: int) -> bytes:
+    """Return what may be parsed next."""
+    found = _PORTION.match(data, start, start + PORTION)
+    return data[start : found.end() if found else start + PORTION]
+
+
+class Flow(FlowControl):
+    """uvicorn's flow control, which resumes reading only if the protocol agrees."""
+
+    def __init__(self, transport: asyncio.Transport, may_read: Callable[[], bool]) -> None:
+        super().__init__(transport)
+        self._may_read = may_read
+
+    def resume_reading(self) -> None:
+        """Resume, unless something that was read is still waiting."""
+        if self.read_paused and self._may_read():
+            super().resume_reading()
+
+
+class Turns:
+    """Starts requests that were sent ahead: one in each round of the event loop, each connection in its turn.
+
+    So requests that come in the ordinary way are delayed by one of these a round, however many connections send ahead.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[Callable[[], None]] = deque()
+
+    def wait(self, start: Callable[[], None]) -> None:
+        """Call this when it is its turn."""
+        self._waiting.append(start)
+        if len(self._waiting) == 1:
+            asyncio.get_running_loop().call_soon(self._next)
+
+    def _next(self) -> None:
+        start = self._waiting[0]
+        try:
+            start()
+        finally:
+            self._waiting.popleft()
+            if self._waiting:
+                asyncio.get_running_loop().call_soon(self._next)
