@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from secrets import token_hex
 from typing import Final
@@ -36,6 +36,9 @@ http {{
     fastcgi_temp_path {folder}/fastcgi;
     uwsgi_temp_path {folder}/uwsgi;
     scgi_temp_path {folder}/scgi;
+    # So that one machine can call from many addresses, of IPv6 too.
+    set_real_ip_from 127.0.0.1;
+    real_ip_header X-Test-Address;
     include {folder}/nexmdm.conf;
 }}
 """
@@ -227,13 +230,73 @@ def test_what_nginx_itself_refuses_is_refused_in_the_words_of_the_api_and_nowher
         assert ("allow" in answer.headers) == (status == 405)
 
 
-def said_to(folder: Path, proxy: httpx.Client, request: bytes) -> httpx.Response:
-    """Send these bytes, which no client of HTTP would; return the answer."""
+BROKEN_CHUNKS: Final = {
+    "no length": b"zz\r\n{}\r\n0\r\n\r\n",
+    "more than its length": b"2\r\n{}{}\r\n0\r\n\r\n",
+    "no length in the second": b"2\r\n{}\r\n-1\r\n{}\r\n0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("body", BROKEN_CHUNKS.values(), ids=BROKEN_CHUNKS)
+def test_a_body_of_broken_chunks_is_the_callers_fault(folder: Path, proxy: httpx.Client, body: bytes) -> None:
+    head = f"POST /v1/heartbeat HTTP/1.1\r\nHost: {NAME}\r\nContent-Type: application/json\r\n"
+    answer = said_to(folder, proxy, f"{head}Transfer-Encoding: chunked\r\n\r\n".encode() + body)
+    assert is_a_problem(answer, 400, "invalid_request")
+
+
+@pytest.mark.parametrize(
+    ("address", "neighbour", "another"),
+    [
+        ("192.0.2.1", "192.0.2.1", "192.0.2.2"),
+        ("2001:db8:0:1::1", "2001:db8:0:1:ffff::2", "2001:db8:0:2::1"),
+        ("2001:db8:0a0a:0a0a::1", "2001:db8:0a0a:0a0a::2", "2001:db8:0a0a:0a0b::1"),
+    ],
+)
+def test_nginx_bounds_what_one_address_has_under_way(
+    kind: Kind, folder: Path, address: str, neighbour: str, another: str
+) -> None:
+    if kind is not nginx:
+        pytest.skip("Caddy has nothing for it")
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        proxied(nginx_for_three, folder, "{}:{}".format(*silent.getsockname())) as proxy,
+        ExitStack() as under_way,
+    ):
+        for _ in range(3):
+            connection = under_way.enter_context(connected(folder, proxy))
+            connection.sendall(f"GET / HTTP/1.1\r\nHost: {NAME}\r\nX-Test-Address: {address}\r\n\r\n".encode())
+            under_way.enter_context(silent.accept()[0])  # nginx has counted it by then
+        refused = proxy.get("/", headers={"X-Test-Address": neighbour})
+        with pytest.raises(httpx.ReadTimeout):
+            proxy.get("/", headers={"X-Test-Address": another}, timeout=1)
+    assert is_a_problem(refused, 503, "overloaded")
+    assert "address" in refused.json()["detail"]
+    assert int(refused.headers["retry-after"]) >= 1
+
+
+def nginx_for_three(folder: Path, upstream: str, port: int, plain_port: int) -> list[str]:
+    argv = nginx(folder, upstream, port, plain_port)
+    configuration = folder / "nexmdm.conf"
+    text = configuration.read_text()
+    assert "limit_conn nexmdm_clients 500;" in text
+    configuration.write_text(text.replace("limit_conn nexmdm_clients 500;", "limit_conn nexmdm_clients 3;"))
+    return argv
+
+
+@contextmanager
+def connected(folder: Path, proxy: httpx.Client) -> Iterator[ssl.SSLSocket]:
+    """Open a connection to the proxy."""
     trust = ssl.create_default_context(cafile=str(folder / "fullchain.pem"))
     with (
         socket.create_connection(("127.0.0.1", proxy.base_url.port or 443), timeout=10) as plain,
         trust.wrap_socket(plain, server_hostname=NAME) as connection,
     ):
+        yield connection
+
+
+def said_to(folder: Path, proxy: httpx.Client, request: bytes) -> httpx.Response:
+    """Send these bytes, which no client of HTTP would; return the answer."""
+    with connected(folder, proxy) as connection:
         connection.sendall(request)
         answer = http.client.HTTPResponse(connection)
         answer.begin()
