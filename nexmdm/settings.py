@@ -47,6 +47,7 @@ METRICS_TOKEN = environment.optional_secret("METRICS_TOKEN")
 PROMETHEUS_MULTIPROC_DIR = environment.folder("PROMETHEUS_MULTIPROC_DIR")
 LOG_LEVEL = environment.choice("LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR"))
 LOG_FORMAT = environment.choice("LOG_FORMAT", "json", ("json", "console"))
+HEARTBEAT_LOG = environment.choice("HEARTBEAT_LOG", "each", ("each", "summary"))
 
 # One web worker's connections; the connection budget is workers × this, plus the dispatchers' and a few to spare.
 DATABASE_POOL_SIZE = environment.whole("DATABASE_POOL_SIZE", 8, minimum=2, maximum=200)
