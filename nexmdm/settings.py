@@ -28,11 +28,11 @@ FIREBASE_SERVICE_ACCOUNT = environment.firebase_service_account()
 FCM_BASE_URL = environment.origin("FCM_BASE_URL", "https://fcm.googleapis.com")
 FCM_MAX_PER_SECOND = environment.whole("FCM_MAX_PER_SECOND", 5000, minimum=1, maximum=1_000_000)
 
-HOST = environment.text("HOST", "127.0.0.1")
+HOST = environment.listening_host("HOST", "127.0.0.1")
 PORT = environment.whole("PORT", 8000, minimum=0, maximum=65535)
 WEB_WORKERS = environment.whole("WEB_WORKERS", 1, minimum=1, maximum=64)
 LOOPBACK_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
-ALLOWED_HOSTS = environment.names("ALLOWED_HOSTS", LOOPBACK_HOSTS)
+ALLOWED_HOSTS = environment.hosts("ALLOWED_HOSTS", LOOPBACK_HOSTS)
 TRUSTED_PROXIES = environment.networks("TRUSTED_PROXIES")
 
 HEARTBEAT_INTERVAL_SECONDS = environment.whole("HEARTBEAT_INTERVAL_SECONDS", 120, minimum=5, maximum=86_400)

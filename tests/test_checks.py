@@ -68,6 +68,37 @@ def test_debug_is_refused(settings: Settings) -> None:
     assert ids(checks.settings_in_force()) == [Fault.DEBUG]
 
 
+def test_hosts_of_ones_own_settings_are_refused_where_no_request_can_match_them(settings: Settings) -> None:
+    settings.ALLOWED_HOSTS = ["mdm.example.com", "https://mdm.example.com", "*.example.com"]
+    found = checks.settings_in_force()
+    assert ids(found) == [Fault.MALFORMED] * 2
+
+
+HOSTS_REFUSED: Final = ("https://mdm.example.com", "mdm.example.com:443", '["mdm.example.com"]', "a b")
+
+
+@pytest.mark.parametrize(
+    ("argv", "name", "value"),
+    [
+        *(((MANAGE, "check"), "ALLOWED_HOSTS", value) for value in HOSTS_REFUSED),
+        *(((MANAGE, part), "ALLOWED_HOSTS", "a b") for part in ("serve", "dispatch", "migrate")),
+        (("-m", "nexmdm.web"), "ALLOWED_HOSTS", "a b"),
+        ((MANAGE, "check"), "TRUSTED_PROXIES", "proxy.example.com"),
+        ((MANAGE, "check"), "ADMIN_RATE_LIMIT", "60"),
+        ((MANAGE, "check"), "FCM_BASE_URL", "fcm.googleapis.com"),
+        ((MANAGE, "check"), "HOST", "http://0.0.0.0"),
+        ((MANAGE, "check"), "HEARTBEAT_LOG", "none"),
+    ],
+)
+def test_a_value_that_can_never_be_right_stops_every_start_with_an_id_and_a_hint(
+    tmp_path: Path, argv: tuple[str, ...], name: str, value: str
+) -> None:
+    done = parts.run(*argv, NEXMDM_DATA_DIR=str(tmp_path / "data"), **{name: value})
+    assert done.returncode != 0
+    assert re.search(rf"\({Fault.MALFORMED}\) {name} .+\. .+\.$", done.stderr.strip())
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("name", ["ADMIN_KEYS", "HMAC_SECRETS", "COMMAND_SIGNING_KEYS", "SECRET_KEY_FALLBACKS"])
 def test_a_weak_secret_among_the_live_ones_is_refused(settings: Settings, name: str) -> None:
     setattr(settings, name, [SECRET, "too-short-for-a-secret"])
