@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import venv
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Final
@@ -228,6 +229,15 @@ def test_too_many_connections_stop_a_dispatcher(db: None, settings: Settings) ->
     settings.WEB_WORKERS = 64
     with pytest.raises(ImproperlyConfigured, match=rf"^\({Fault.CONNECTIONS}\) PostgreSQL allows us 97 .* Lower"):
         call_command("dispatch", once=True)
+
+
+def test_outside_of_its_environment_the_command_line_says_in_one_line_how_to_get_there(tmp_path: Path) -> None:
+    venv.create(tmp_path / "bare", with_pip=False)
+    bare = str(tmp_path / "bare" / "bin" / "python")
+    done = subprocess.run([bare, MANAGE, "check"], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    for word in (bare, "django", "make install", ".venv/bin/python manage.py"):
+        assert word in done.stderr
 
 
 def test_too_many_connections_stop_serve(tmp_path: Path) -> None:
