@@ -1,5 +1,8 @@
-"""Where the server of these settings answers, as seen from this machine."""
+"""Network addresses: where the server of these settings answers, and the one spelling of each client's address."""
 
+import re
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Final
 
 from django.conf import settings
@@ -7,6 +10,11 @@ from django.http.request import validate_host
 
 LOOPBACK: Final = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}  # noqa: S104
 """By which address a server is reached that listens on all of them."""
+
+IPV6_PREFIX: Final = 64
+"""How many bits of an IPv6 address name the network of one client."""
+
+_WITH_PORT: Final = re.compile(r"\[([^]]*)\](?::\d{1,5})?|([\d.]+):\d{1,5}")
 
 
 def of_settings() -> tuple[str, str | None]:
@@ -22,3 +30,42 @@ def host_instead_of(name: str) -> str | None:
         return None
     accepted: str = settings.ALLOWED_HOSTS[0]
     return accepted.removeprefix(".")
+
+
+def parse(text: str) -> IPv4Address | IPv6Address | None:
+    """Return the address in a text; None if there is none.
+
+    A port, the brackets of an IPv6 address and a zone (`%eth0`) are left out; an IPv4-mapped IPv6 address becomes its
+    IPv4 address.
+    """
+    found = _WITH_PORT.fullmatch(text)
+    try:
+        parsed = ip_address((found[1] or found[2] if found else text).partition("%")[0])
+    except ValueError:
+        return None
+    return (isinstance(parsed, IPv6Address) and parsed.ipv4_mapped) or parsed
+
+
+@lru_cache(maxsize=4096)
+def canonical(text: str) -> str:
+    """Return an address in its canonical spelling; any other text (a Unix socket's is empty) as it is."""
+    parsed = parse(text)
+    return text if parsed is None else str(parsed)
+
+
+@lru_cache(maxsize=4096)
+def counting_key(text: str) -> str:
+    """Return the key by which the requests of an address are counted: an IPv6 address counts as its /64 network.
+
+    A client usually has all of that network, and can use another address of it for each request.
+    """
+    parsed = parse(text)
+    if isinstance(parsed, IPv6Address):
+        return str(IPv6Network((parsed, IPV6_PREFIX), strict=False))
+    return text if parsed is None else str(parsed)
+
+
+def is_loopback(text: str) -> bool:
+    """Tell whether an address is this machine's own."""
+    parsed = parse(text)
+    return parsed is not None and parsed.is_loopback

@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
 from dataclasses import dataclass
 from functools import lru_cache
-from ipaddress import ip_address
+from itertools import islice
 from typing import Any, ClassVar, Final, Self
 
 import structlog
@@ -19,7 +19,7 @@ from django.conf import settings
 from django.http.request import split_domain_port, validate_host
 from uuid_utils import uuid7
 
-from nexmdm import problems
+from nexmdm import address, problems
 from nexmdm.problems import Problem
 
 log = structlog.get_logger()
@@ -42,6 +42,12 @@ DRAIN_LIMIT: Final = 4 * 1024 * 1024
 """How much of a refused body is read and thrown away, so that an honest client gets to read the answer."""
 
 DRAIN_SECONDS: Final = 2
+HOPS: Final = 32
+"""How many entries of X-Forwarded-For are read, from its end. Earlier ones are not the trusted proxies' own."""
+
+FORWARDED: Final = "nexmdm.forwarded"
+"""Set in the scope of a request whose client address comes from a trusted proxy."""
+
 _DIGITS: Final = 12
 _CORRELATION_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _FORMS: Final = "/django-admin/"
@@ -157,9 +163,9 @@ def _correlation_id(headers: Headers) -> str:
 
 
 def _admit(scope: Scope, headers: Headers) -> None:
+    _set_caller(scope, headers)
     if headers.size > HEADERS_LIMIT:
         raise _Refused(problems.general(431, f"The headers take more than {HEADERS_LIMIT} bytes."), drain=True)
-    _set_caller(scope, headers)
     hosts = headers.values.get(b"host", [])
     if len(hosts) != 1 or not _is_served(hosts[0], tuple(settings.ALLOWED_HOSTS)):
         detail = "This host name is not served here. Set ALLOWED_HOSTS to allow it."
@@ -173,37 +179,38 @@ def _is_served(host: bytes, allowed: tuple[str, ...]) -> bool:
 
 
 def _set_caller(scope: Scope, headers: Headers) -> None:
-    """Take address and scheme from a trusted proxy's headers, and from nobody else's."""
+    """Set the client's canonical address; address and scheme are taken from the headers of trusted proxies only."""
     # A Unix socket has no address, nor has a client that is already gone.
-    scope["client"] = scope.get("client") or ("", 0)
-    peer = scope["client"][0]
-    if not settings.TRUSTED_PROXIES or not _trusted(peer):
+    peer, port = scope.get("client") or ("", 0)
+    if ":" in peer:
+        peer = address.canonical(peer)
+    scope["client"] = (peer, port)
+    if not settings.TRUSTED_PROXIES or not _is_trusted(peer):
         return
-    forwarded = b",".join(headers.values.get(b"x-forwarded-for", [])).decode("latin-1").split(",")
-    scope["client"] = (_first_untrusted(reversed(forwarded), peer), 0)
+    entries = b",".join(headers.values.get(b"x-forwarded-for", [])).decode("latin-1").split(",")
+    if (named := _nearest_untrusted(reversed(entries))) is not None:
+        scope["client"] = (named, 0)
+        scope[FORWARDED] = True
     if headers.last(b"x-forwarded-proto").strip().lower() == b"https":
         scope["scheme"] = "https"
 
 
-def _first_untrusted(addresses: Iterable[str], peer: str) -> str:
-    nearest = peer
-    for address in (address.strip() for address in addresses):
-        try:
-            ip_address(address)
-        except ValueError:
-            return nearest
-        nearest = address
-        if not _trusted(address):
-            return nearest
+def _nearest_untrusted(entries: Iterable[str]) -> str | None:
+    """Return the first address that is not a trusted proxy's, else the last one before an entry that is no address."""
+    nearest = None
+    for entry in islice(entries, HOPS):
+        parsed = address.parse(entry.strip())
+        if parsed is None:
+            break
+        nearest = str(parsed)
+        if not _is_trusted(nearest):
+            break
     return nearest
 
 
-def _trusted(address: str) -> bool:
-    try:
-        parsed = ip_address(address)
-    except ValueError:
-        return False
-    return any(parsed in network for network in settings.TRUSTED_PROXIES)
+def _is_trusted(client: str) -> bool:
+    parsed = address.parse(client)
+    return parsed is not None and any(parsed in network for network in settings.TRUSTED_PROXIES)
 
 
 async def _read(scope: Scope, headers: Headers, receive: Receive) -> bytes:

@@ -37,7 +37,7 @@ def django_db_setup(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -
 @pytest.fixture(autouse=True)
 def forget_floods() -> None:
     """Let no test start over the limit of failures because of another one."""
-    limits._over_until.clear()
+    limits.forget()
 
 
 @pytest.fixture

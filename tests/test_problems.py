@@ -357,6 +357,12 @@ def test_without_trusted_proxies_the_address_is_the_peers(admin: Admin) -> None:
         (["198.51.100.9, 203.0.113.7, 10.1.2.3"], "203.0.113.7"),
         (["10.1.2.3"], "10.1.2.3"),
         (["2001:db8::1"], "2001:db8::1"),
+        (["2001:DB8:0:0::0001"], "2001:db8::1"),
+        (["::ffff:203.0.113.7"], "203.0.113.7"),
+        (["203.0.113.7:4711"], "203.0.113.7"),
+        (["[2001:db8::1]:4711"], "2001:db8::1"),
+        (["203.0.113.7", "::ffff:10.1.2.3"], "203.0.113.7"),
+        (["203.0.113.7"] + ["10.1.2.3"] * 40, "10.1.2.3"),
         (["nonsense"], "10.0.0.1"),
         ([], "10.0.0.1"),
     ],
@@ -367,6 +373,19 @@ def test_a_trusted_proxy_names_the_nearest_address_that_is_not_one(
     settings.TRUSTED_PROXIES = [ipaddress.ip_network("10.0.0.0/8")]
     headers = [("X-Forwarded-For", value) for value in forwarded]
     assert audited_address(admin, headers, peer="10.0.0.1") == address
+
+
+@pytest.mark.parametrize(
+    ("peer", "address"),
+    [("::ffff:192.0.2.1", "192.0.2.1"), ("2001:DB8::0:1", "2001:db8::1"), ("fe80::1%eth0", "fe80::1")],
+)
+def test_the_audit_has_the_one_spelling_of_an_address(admin: Admin, peer: str, address: str) -> None:
+    assert audited_address(admin, [], peer=peer) == address
+
+
+def test_a_proxy_is_trusted_however_its_address_is_written(admin: Admin, settings: Settings) -> None:
+    settings.TRUSTED_PROXIES = [ipaddress.ip_network("10.0.0.0/8")]
+    assert audited_address(admin, [("X-Forwarded-For", "203.0.113.7")], peer="::ffff:10.0.0.1") == "203.0.113.7"
 
 
 def test_others_than_trusted_proxies_name_nobody_else(admin: Admin, settings: Settings) -> None:
