@@ -1,8 +1,8 @@
 """The outermost layer: who calls, how large and how slow a request may be, and that no HTML error leaves the API.
 
-It refuses before any other code runs: bad Host (400), oversized headers (431) and bodies (413), slow bodies (408),
-bodies that are not JSON (415). What it lets through arrives with its body read, and the caller's address and scheme
-set.
+It refuses before any other code runs: a bad Host, and a request target that is no path (400), oversized headers (431)
+and bodies (413), slow bodies (408), bodies that are compressed or not JSON (415). What it lets through arrives with its
+body read, and the caller's address and scheme set.
 """
 
 import asyncio
@@ -48,6 +48,13 @@ HOPS: Final = 32
 FORWARDED: Final = "nexmdm.forwarded"
 """Set in the scope of a request whose client address comes from a trusted proxy."""
 
+ANOTHER_TARGET: Final = "nexmdm.another_target"
+"""Set by the protocol in the scope of a request whose target is no path: `path` holds only a part of it."""
+
+SHOWN: Final = 64
+"""The length to which a refused header's value is cut in the answer."""
+
+_UNSHOWN: Final = re.compile(r"[^A-Za-z0-9!#$%&'*+.^_`|~/;=, -]")
 _DIGITS: Final = 12
 _CORRELATION_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _FORMS: Final = "/django-admin/"
@@ -166,6 +173,8 @@ def _admit(scope: Scope, headers: Headers) -> None:
     _set_caller(scope, headers)
     if headers.size > HEADERS_LIMIT:
         raise _Refused(problems.general(431, f"The headers take more than {HEADERS_LIMIT} bytes."), drain=True)
+    if ANOTHER_TARGET in scope:
+        raise _Refused(problems.TARGET_IS_NO_PATH, drain=True)
     hosts = headers.values.get(b"host", [])
     if len(hosts) != 1 or not _is_served(hosts[0], tuple(settings.ALLOWED_HOSTS)):
         detail = "This host name is not served here. Set ALLOWED_HOSTS to allow it."
@@ -226,9 +235,28 @@ async def _read(scope: Scope, headers: Headers, receive: Receive) -> bytes:
     except TimeoutError:
         detail = f"The body did not arrive within {BODY_SECONDS} s."
         raise _Refused(problems.general(408, detail, Connection="close")) from None
-    if body and not scope["path"].startswith(_FORMS) and not _is_json(headers):
-        raise _Refused(problems.general(415, "Send the body as Content-Type: application/json."))
+    if body:
+        _check_media(scope["path"], headers)
     return body
+
+
+def _check_media(path: str, headers: Headers) -> None:
+    """Refuse a compressed body, and where only JSON is read, a body of another type."""
+    if b"content-encoding" in headers.values:
+        encodings = b", ".join(headers.values[b"content-encoding"])
+        if not {one.strip().lower() for one in encodings.split(b",")} <= {b"", b"identity"}:
+            detail = f"The body came with Content-Encoding: {_shown(encodings)}. Send it as it is, without that header."
+            raise _Refused(problems.general(415, detail))
+    if not path.startswith(_FORMS) and not _is_json(headers):
+        sent = _shown(headers.last(b"content-type"))
+        came = f"with Content-Type: {sent}" if sent else "without a Content-Type"
+        raise _Refused(problems.general(415, f"The body came {came}. Send it as Content-Type: application/json."))
+
+
+def _shown(value: bytes) -> str:
+    """Return the start of a header's value, with only the characters that media types have."""
+    text = value[:SHOWN].decode("latin-1").strip()
+    return _UNSHOWN.sub("?", text) + ("…" if len(value) > SHOWN else "")
 
 
 def _body_limit(path: str) -> int:

@@ -76,6 +76,9 @@ def general(status: int, detail: str, **headers: str) -> Problem:
     return Problem(status, GENERAL.get(status, "error"), detail, headers=headers)
 
 
+TARGET_IS_NO_PATH: Final = general(
+    400, "The request target must be a path, with a query at most: no scheme and host before it, no fragment after it."
+)
 NOT_FOUND: Final = general(404, "There is nothing at this path.")
 INTERNAL: Final = general(500, "Something went wrong here. The log names it under this answer's X-Correlation-ID.")
 DATABASE_UNAVAILABLE: Final = Problem(503, "database_unavailable", "The database cannot be reached. Try again shortly.")

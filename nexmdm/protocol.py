@@ -145,6 +145,8 @@ class Protocol(HttpToolsProtocol):
             self._refuse("upgrade", _NO_UPGRADE)
         else:
             super().on_headers_complete()
+            if b"#" in self.url or not self.url.startswith(b"/"):
+                self.scope[guard.ANOTHER_TARGET] = True  # type: ignore[typeddict-unknown-key]
             if self._stopping and self.cycle is not None:
                 self.cycle.keep_alive = False
 

@@ -1,6 +1,7 @@
 """The guard and the conventions: whatever is sent, the answer is a problem in JSON that a program can read."""
 
 import asyncio
+import gzip
 import ipaddress
 import json
 from collections.abc import Awaitable, Callable
@@ -201,6 +202,45 @@ def test_a_body_that_does_not_say_it_is_json_is_refused(admin: Admin, phone: Pho
     headers = admin.headers("POST", "/admin/command", body) | {"Content-Type": content_type}
     assert_problem(admin.client.request("POST", "/admin/command", body, headers), 415, "unsupported_media_type")
     assert not Command.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("content_type", "shown"),
+    [
+        ("text/plain; charset=utf-8", "Content-Type: text/plain; charset=utf-8."),
+        ("application/x-www-form-urlencoded", "Content-Type: application/x-www-form-urlencoded."),
+        ("<script>\x01é", "Content-Type: ?script???."),
+        ("x" * 5000, f"Content-Type: {'x' * 64}…."),
+        (" ", "without a Content-Type."),
+    ],
+)
+def test_a_body_of_another_type_is_refused_by_the_name_of_that_type(
+    client: Client, content_type: str, shown: str
+) -> None:
+    answer = client.request("POST", "/v1/heartbeat", b"{}", {"Content-Type": content_type})
+    assert_problem(answer, 415, "unsupported_media_type")
+    assert shown in answer.json["detail"]
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "GZIP", "br", "x-gzip", "identity, gzip", "deflate, gzip", "?"])
+@pytest.mark.parametrize(
+    "path", ["/v1/heartbeat", "/v1/register", "/admin/command", "/nothing", "/django-admin/login/"]
+)
+def test_a_compressed_body_is_refused_by_the_name_of_its_encoding(client: Client, path: str, encoding: str) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": encoding}
+    answer = client.request("POST", path, gzip.compress(b"{}"), headers)
+    assert_problem(answer, 415, "unsupported_media_type")
+    assert f"Content-Encoding: {encoding}." in answer.json["detail"]
+
+
+@pytest.mark.parametrize("encodings", [["identity"], ["Identity"], [""], ["identity", "identity"]])
+def test_a_body_that_says_it_is_not_compressed_is_taken(phone: Phone, encodings: list[str]) -> None:
+    headers = [("Authorization", f"Bearer {phone.device_token}"), *(("Content-Encoding", one) for one in encodings)]
+    assert phone.client.request("POST", "/v1/heartbeat", {}, headers).status == 200
+
+
+def test_a_content_encoding_without_a_body_is_nothing(client: Client) -> None:
+    assert client.request("GET", "/healthz", None, {"Content-Encoding": "gzip"}).status == 200
 
 
 @pytest.mark.parametrize("content_type", ["application/json", "Application/JSON", "application/json; charset=utf-8"])

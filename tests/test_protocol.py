@@ -212,6 +212,33 @@ def test_what_is_no_http_gets_a_problem(said: bytes) -> None:
     assert ended
 
 
+@pytest.mark.parametrize("target", ["http://any{path}", "HTTPS://localhost{path}", "{path}#fragment", "{path}?a=b#c"])
+@pytest.mark.parametrize(
+    "path", ["/admin/summary", "/v1/heartbeat", "/healthz", "/metrics", "/django-admin/", "/nothing"]
+)
+def test_a_target_that_is_more_than_a_path_is_refused_on_every_route(
+    admin: Admin, impatient: None, path: str, target: str
+) -> None:
+    async def talk(line: Line) -> Answer:
+        signed = admin.headers("GET", path, b"") | {"X-Correlation-ID": "order-4711", "Host": "localhost"}
+        head = "".join(f"{name}: {value}\r\n" for name, value in signed.items())
+        await line.say(f"GET {target.format(path=path)} HTTP/1.1\r\n{head}\r\n".encode())
+        return await line.answer()
+
+    answer = over_a_socket(talk)
+    assert (answer.status, answer.code) == (400, "invalid_request")
+    assert "target" in answer.json["detail"]
+    assert answer.headers["x-correlation-id"] == "order-4711"
+
+
+def test_a_number_sign_that_is_escaped_is_part_of_a_path(db: None) -> None:
+    async def talk(line: Line) -> Answer:
+        await line.say(HEALTH.replace(b"/healthz", b"/healthz?a=%23") + b"\r\n")
+        return await line.answer()
+
+    assert over_a_socket(talk).status == 422
+
+
 @pytest.mark.parametrize("stopping", [False, True])
 def test_an_answer_that_nobody_takes_is_dropped_with_its_connection(
     impatient: None, monkeypatch: pytest.MonkeyPatch, stopping: bool
