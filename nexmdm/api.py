@@ -26,7 +26,7 @@ from commands import queue, reports
 from devices import audience, credentials, database, enrollment, paging, settling
 from devices.database import unit
 from devices.wire import parse_json
-from nexmdm import admin_api, audit, auth, caller, checkin, device_api, limits, operations, problems
+from nexmdm import admin_api, audit, auth, caller, checkin, device_api, limits, operations, problems, refusals
 from nexmdm.auth import DEVICE, SIGNED
 from nexmdm.caller import SignedCaller
 from nexmdm.limits import RateLimited
@@ -114,6 +114,11 @@ class LeanAPI(DescribedAPI):
 
     _unused: Final = HttpResponse()
 
+    def on_exception(self, request: HttpRequest, exc: Any) -> HttpResponse:
+        """Return the answer to an error, and note for the log of refusals what the error knows."""
+        refusals.explain(_scope_of(request), exc)
+        return super().on_exception(request, exc)
+
     def create_temporal_response(self, request: HttpRequest) -> HttpResponse:  # noqa: ARG002
         """Return what nobody looks at."""
         return self._unused
@@ -131,6 +136,11 @@ api = LeanAPI(
     docs_decorator=_self_contained,
     urls_namespace="api",
 )
+
+
+def _scope_of(request: HttpRequest) -> refusals.Scope:
+    scope: refusals.Scope = request.scope  # type: ignore[attr-defined]
+    return scope
 
 
 def _domain_error(request: HttpRequest, error: Exception) -> HttpResponse:
@@ -237,7 +247,7 @@ async def _limit_failures(request: HttpRequest, response: R) -> R | HttpResponse
         seconds = await limits.count_failure(request.META["REMOTE_ADDR"])
     except (DatabaseError, InterfaceError):
         return response  # A bad credential is one whether or not it can be counted.
-    return response if seconds is None else _rate_limited(request, RateLimited(seconds))
+    return response if seconds is None else api.on_exception(request, RateLimited(seconds, limits.FAILURES))
 
 
 async def refusal(request: HttpRequest, error: Exception) -> HttpResponse:

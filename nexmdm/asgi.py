@@ -20,7 +20,7 @@ from django.http import FileResponse, Http404, HttpRequest, HttpResponse  # noqa
 
 from devices import stopping  # noqa: E402
 from devices.database import unit  # noqa: E402
-from nexmdm import checkin, checks, express, heartbeat_summary, memory, metrics  # noqa: E402
+from nexmdm import checkin, checks, express, heartbeat_summary, memory, metrics, refusals  # noqa: E402
 from nexmdm.express import Express  # noqa: E402
 from nexmdm.guard import App, Guard, Receive, Scope, Send  # noqa: E402
 from nexmdm.lean import LeanHandler  # noqa: E402
@@ -78,6 +78,7 @@ class Application:
             await send({"type": "lifespan.startup.complete"})
             await receive()
             await checkin.batcher().drain()
+            await refusals.drain()
         metrics.hand_over()
         await sync_to_async(_close_pools)()
         log.info("web.stopped", pid=os.getpid())

@@ -11,7 +11,7 @@ from devices import tokens
 from devices.credentials import InvalidToken, Unsettled
 from devices.schemas import Heartbeat
 from devices.wire import parse_json
-from nexmdm import checkin, device_api, limits
+from nexmdm import checkin, device_api, limits, refusals
 from nexmdm.guard import Receive, Scope, Send
 from nexmdm.lean import LeanHandler
 from nexmdm.limits import RateLimited
@@ -55,7 +55,8 @@ class Express:
         if seconds is None:
             await self._ordinary.refuse(scope, body, error, send)
             return
-        problem = RateLimited(seconds).problem
+        refusals.facts(scope).reason = limits.FAILURES
+        problem = RateLimited(seconds, limits.FAILURES).problem
         headers = [(name.lower().encode(), value.encode()) for name, value in problem.all_headers().items()]
         await _answer(problem.status, headers, problem.body(), send)
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
 from dataclasses import dataclass
 from functools import lru_cache
+from http import HTTPStatus
 from itertools import islice
 from typing import Any, ClassVar, Final, Self
 
@@ -19,7 +20,7 @@ from django.conf import settings
 from django.http.request import split_domain_port, validate_host
 from uuid_utils import uuid7
 
-from nexmdm import address, problems
+from nexmdm import address, problems, refusals
 from nexmdm.problems import Problem
 
 log = structlog.get_logger()
@@ -130,11 +131,12 @@ class Guard:
 
 
 class _Answer:
-    """The way out: adds the correlation id, and notes in the scope with which status an answer has begun."""
+    """The way out: adds the correlation id, puts the status of the answer into the scope, and has refusals logged."""
 
     def __init__(self, scope: Scope, send: Send, correlation_id: str) -> None:
         self._scope = scope
         self._send = send
+        self._refused = 0
         self.correlation_id = correlation_id
 
     @property
@@ -145,12 +147,19 @@ class _Answer:
     async def send(self, message: Message) -> None:
         """Send a part of the answer."""
         if message["type"] == "http.response.start":
-            self._scope["nexmdm.status"] = message["status"]
+            status = self._scope["nexmdm.status"] = message["status"]
             message["headers"] = [*message.get("headers", ()), (b"x-correlation-id", self.correlation_id.encode())]
+            if status >= HTTPStatus.BAD_REQUEST:
+                self._refused = status
+                _add_demanded(message)
+        elif self._refused:
+            refusals.note(self._scope, self._refused, message.get("body", b""))
+            self._refused = 0
         await self._send(message)
 
     async def refuse(self, problem: Problem, receive: Receive | None) -> None:
         """Answer with a problem; first with all of it, then throw away what still comes, then close."""
+        refusals.facts(self._scope).code = problem.code
         body = problem.body()
         headers = problem.all_headers() | {"Content-Length": str(len(body))}
         if receive is not None:
@@ -162,6 +171,14 @@ class _Answer:
         if receive is not None:
             await _drain(receive)
             await self.send({"type": "http.response.body", "body": b""})
+
+
+def _add_demanded(message: Message) -> None:
+    """Add the headers that this status demands (Retry-After, WWW-Authenticate), if the answer lacks them."""
+    names = {name.lower() for name, _ in message["headers"]}
+    for name, value in problems.demanded(message["status"]).items():
+        if (encoded := name.lower().encode()) not in names:
+            message["headers"].append((encoded, value.encode()))
 
 
 def _correlation_id(headers: Headers) -> str:

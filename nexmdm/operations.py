@@ -13,7 +13,7 @@ from ninja import Router
 
 from devices.database import unit
 from devices.wire import Answer, respond
-from nexmdm import address, dispatchers, guard, metrics, problems
+from nexmdm import address, dispatchers, guard, metrics, problems, refusals
 from nexmdm.problems import Problem
 
 router = Router(tags=["operations"])
@@ -62,6 +62,7 @@ async def readyz(request: HttpRequest) -> HttpResponse:
     if ready.status != "ok":
         response.status_code = 503
         response["Retry-After"] = str(problems.RETRY_AFTER_SECONDS)
+        refusals.facts(request.scope).code = "not_ready"  # type: ignore[attr-defined]
     return response
 
 

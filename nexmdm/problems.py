@@ -31,6 +31,13 @@ GENERAL: Final[Mapping[int, str]] = {
 }
 
 
+def demanded(status: int) -> dict[str, str]:
+    """Return the headers without which no answer with this status leaves."""
+    if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
+        return {"Retry-After": str(RETRY_AFTER_SECONDS)}
+    return {"WWW-Authenticate": "Bearer"} if status == HTTPStatus.UNAUTHORIZED else {}
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """What went wrong: a stable code for programs, a sentence for people."""
@@ -61,10 +68,7 @@ class Problem:
 
     def all_headers(self) -> dict[str, str]:
         """Return its headers, those included that its status demands."""
-        demanded = {"Content-Type": MEDIA_TYPE, "Cache-Control": "no-store"}
-        if self.status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
-            demanded["Retry-After"] = str(RETRY_AFTER_SECONDS)
-        return demanded | dict(self.headers)
+        return {"Content-Type": MEDIA_TYPE, "Cache-Control": "no-store"} | demanded(self.status) | dict(self.headers)
 
     def response(self) -> HttpResponse:
         """Return it as Django's response."""

@@ -5,6 +5,7 @@ and keep whatever comes as its head; after it, wait for ever for a client that d
 """
 
 import asyncio
+import logging
 import random
 import select
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from uuid_utils import uuid7
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from nexmdm import guard, problems
+from nexmdm import guard, problems, refusals
 from nexmdm.problems import Problem
 
 HEAD_SECONDS: Final = 10
@@ -77,6 +78,7 @@ class Protocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.logger = logging.getLogger("uvicorn.protocol")  # nexmdm/logs.py lets it log errors only
         self._in_head = False
         self._head_bytes = 0
         self._wire_bytes = 0
@@ -158,7 +160,7 @@ class Protocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002
         """Answer what is no HTTP, and close."""
         CUT.labels("no HTTP").inc()
-        self.transport.write(_encoded(_NO_HTTP))
+        self._write_problem(_NO_HTTP, "no HTTP")
         self.transport.close()
 
     def _unsupported_upgrade_warning(self) -> None:
@@ -229,8 +231,14 @@ class Protocol(HttpToolsProtocol):
         self._refused = True
         self._head_timer.stop()
         if self._is_idle():
-            self.transport.write(_encoded(problem))
+            self._write_problem(problem, reason)
         self.loop.call_later(guard.DRAIN_SECONDS, self.transport.close)
+
+    def _write_problem(self, problem: Problem, reason: str) -> None:
+        """Answer a request that does not reach the guard, and log the refusal."""
+        correlation_id = uuid7().hex
+        refusals.note_unread(problem, self.client[0] if self.client else "", correlation_id, reason)
+        self.transport.write(_encoded(problem, correlation_id))
 
     def _throw_away(self, size: int) -> None:
         self._drained += size
@@ -242,13 +250,13 @@ def _announces_body(headers: list[tuple[bytes, bytes]]) -> bool:
     return any(name == b"transfer-encoding" or (name == b"content-length" and value != b"0") for name, value in headers)
 
 
-def _encoded(problem: Problem) -> bytes:
+def _encoded(problem: Problem, correlation_id: str) -> bytes:
     """Return an answer with which its connection ends."""
     body = problem.body()
     headers = problem.all_headers() | {
         "Content-Length": str(len(body)),
         "Connection": "close",
-        "X-Correlation-ID": uuid7().hex,
+        "X-Correlation-ID": correlation_id,
     }
     head = [f"HTTP/1.1 {problem.status} {problem.title}", *(f"{name}: {value}" for name, value in headers.items())]
     return "\r\n".join([*head, "", ""]).encode() + body

@@ -10,7 +10,8 @@ from pytest_django import DjangoDbBlocker, Settings
 
 from devices import database
 from loadtest.fcm_standin import FcmStandin
-from nexmdm import embedded, limits
+from nexmdm import embedded, limits, refusals
+from nexmdm.refused_devices import RefusedDevices
 from tests.actors import Admin, Client, Phone
 
 hypothesis.settings.register_profile("trust", max_examples=2000, deadline=None)
@@ -36,8 +37,15 @@ def django_db_setup(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -
 
 @pytest.fixture(autouse=True)
 def forget_floods() -> None:
-    """Let no test start over the limit of failures because of another one."""
+    """Let no test start over the limit of failures because of another one, nor with another one's refusals to log."""
     limits.forget()
+    refusals.forget()
+
+
+@pytest.fixture(autouse=True)
+def look_up_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have refusals looked up by refusals.drain() only: a background task has a connection that sees no fixtures."""
+    monkeypatch.setattr(RefusedDevices, "_begin", lambda _: None)
 
 
 @pytest.fixture

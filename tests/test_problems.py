@@ -16,6 +16,7 @@ from pytest_django import Settings
 
 from commands.models import Command
 from nexmdm.asgi import application
+from nexmdm.guard import App, Guard
 from nexmdm.models import AuditEntry
 from tests.actors import Admin, Answer, Client, Phone
 
@@ -30,6 +31,7 @@ def send_in_parts(
     method: str = "POST",
     headers: list[tuple[bytes, bytes]],
     then: Callable[[], Awaitable[Message]] | None = None,
+    to: App = application,
 ) -> list[Message]:
     """Send a request whose body comes in parts; after the last one `then` has the word. Return what was answered."""
     more = [{"type": "http.request", "body": part, "more_body": True} for part in parts]
@@ -48,7 +50,7 @@ def send_in_parts(
         "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "",
         "headers": [(b"host", b"localhost"), *headers], "client": ("127.0.0.1", 40000), "server": ("127.0.0.1", 8000),
     }  # fmt: skip
-    async_to_sync(application)(scope, receive, send)
+    async_to_sync(to)(scope, receive, send)
     return answered
 
 
@@ -481,6 +483,18 @@ def test_a_malformed_credential_is_refused_with_or_without_a_database(
     answer = client.request(method, target, None if method == "GET" else {})
     assert answer.status == 401
     assert answer.code in ("invalid_signature", "invalid_token")
+
+
+@pytest.mark.parametrize(("status", "header"), [(429, "retry-after"), (503, "retry-after"), (401, "www-authenticate")])
+def test_no_answer_leaves_without_the_header_that_its_status_demands(status: int, header: str) -> None:
+    """Whoever makes it: here, as the admin site's stack may, by somebody who does not know of it."""
+
+    async def careless(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"text/html")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    answered = send_in_parts("/django-admin/", b"", method="GET", headers=[], to=Guard(careless))
+    assert answer_of(answered).headers[header] in ("1", "Bearer")
 
 
 def test_a_bad_credential_is_told_which_scheme_is_wanted(client: Client, db: None) -> None:

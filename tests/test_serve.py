@@ -1,5 +1,6 @@
 """serve runs everything and leaves nothing behind, however it ends."""
 
+import json
 import os
 import signal
 import subprocess
@@ -54,6 +55,15 @@ def test_it_is_ready_and_says_what_to_do_first(serve: Serving) -> None:
     assert f"Secrets      {serve.data_dir}/secrets.env" in serve.said
     assert "Firebase is not configured" in serve.said
     assert "manage.py fleet enroll-token" in serve.said
+
+
+def test_refusals_that_wait_for_their_line_are_logged_when_it_stops(serve: Serving) -> None:
+    with httpx.Client(base_url=serve.url) as client:
+        codes = [client.get(f"/nothing-{number}").json()["code"] for number in range(7)]
+    assert serve.interrupt() == 0
+    lines = [json.loads(line) for line in serve.said.splitlines() if '"request.refused"' in line]
+    assert codes == ["not_found"] * 7
+    assert sum(line["count"] for line in lines) == 7
 
 
 def test_ctrl_c_leaves_no_process_behind(serve: Serving) -> None:
