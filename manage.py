@@ -5,14 +5,22 @@ import os
 import sys
 from typing import Final
 
-import django
-from django.conf import settings
-from django.core.exceptions import ImproperlyConfigured
-from django.core.management import execute_from_command_line, get_commands
-from django.db import OperationalError
+try:
+    import django
+    from django.conf import settings
+    from django.core.exceptions import ImproperlyConfigured
+    from django.core.management import execute_from_command_line, get_commands
+    from django.db import OperationalError
 
-from devices import database
-from nexmdm import embedded
+    from devices import database
+    from nexmdm import embedded
+except ModuleNotFoundError as missing:
+    if (missing.name or "").partition(".")[0] in ("commands", "devices", "nexmdm"):
+        raise
+    sys.exit(
+        f"{sys.executable} has no {missing.name}: it is not the Python of NexMDM's environment. "
+        "Make the environment with `make install`, then run .venv/bin/python manage.py instead."
+    )
 
 WRONG_USAGE: Final = 2
 """What `fleet` ends with when it cannot even begin."""

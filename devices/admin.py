@@ -9,8 +9,8 @@ from django.http import HttpRequest
 from django.utils.html import format_html
 
 from devices import search
-from devices.browsing import Column, ReadOnlyAdmin, moment, pretty
-from devices.models import Device, presences
+from devices.browsing import NOTHING, Column, ReadOnlyAdmin, moment, pretty
+from devices.models import Device, LastRefusal, presences
 from devices.narrowing import KnownChoices
 
 SECRETS: Final = ("push_token", "token_hash", "token_digest", "next_hash", "next_digest")
@@ -55,7 +55,7 @@ class DeviceAdmin(ReadOnlyAdmin):
     search_help_text = "Part of an alias or a hardware id, or a device id or its start."
     fieldsets: ClassVar = [
         (None, {"fields": ["id", "hardware_id", "alias", "tag_list", "manufacturer", "model", "os_version"]}),
-        ("Presence", {"fields": ["presence_now", "last_seen_at", "agent_version", "last_status"]}),
+        ("Presence", {"fields": ["presence_now", "last_seen_at", "agent_version", "last_status", "refused"]}),
         ("Push", {"fields": ["push"]}),
         ("Enrollment", {"fields": ["enrolled_with", "enrolled", "enrolled_from", "revoked"]}),
     ]
@@ -65,6 +65,8 @@ class DeviceAdmin(ReadOnlyAdmin):
         "agent_version": "presence__agent_version", "presence": "presence_named",
         "last_seen_at": "presence__last_seen_at", "last_status": "presence__last_status", "push": "push_named",
         "enrolled_at": "enrolled_at", "revoked_at": "revoked_at",
+        "last_refusal_at": "last_refusal__at", "last_refusal_route": "last_refusal__route",
+        "last_refusal_code": "last_refusal__code",
     }  # fmt: skip
 
     presence_now = Column("presence_named", "presence")
@@ -78,7 +80,9 @@ class DeviceAdmin(ReadOnlyAdmin):
         """Return the devices with their presence, and without their secrets."""
         named = [When(condition, then=Value(name)) for name, condition in presences().items()]
         token = [When(DEAD, then=Value("dead")), When(LIVE, then=Value("live"))]
-        devices = super().get_queryset(request).select_related("presence", "enrolled_with").defer(*SECRETS)
+        devices = (
+            super().get_queryset(request).select_related("presence", "last_refusal", "enrolled_with").defer(*SECRETS)
+        )
         described: QuerySet[Any] = devices.annotate(
             presence_named=Case(*named, output_field=CharField()),
             push_named=Case(*token, default=Value("none"), output_field=CharField()),
@@ -99,6 +103,14 @@ class DeviceAdmin(ReadOnlyAdmin):
         if device.push_named != "dead":
             return str(device.push_named)
         return format_html("dead since {}", moment(device.push_token_dead_at))
+
+    @admin.display(description="last refusal")
+    def refused(self, device: Device) -> str:
+        """Return when a request of the phone was last refused, with which code and on which route."""
+        refusal: LastRefusal | None = getattr(device, "last_refusal", None)
+        if refusal is None:
+            return NOTHING
+        return format_html("{} {} at {}", moment(refusal.at), refusal.code, refusal.route)
 
     @admin.display(description="last status")
     def last_status(self, device: Device) -> str:

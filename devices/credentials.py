@@ -36,6 +36,11 @@ class InvalidToken(Exception):
 class DeviceRevoked(Exception):
     """This device is revoked. An admin lets it in again by POST /admin/devices/{device_id}/reinstate."""
 
+    def __init__(self, device_id: UUID | None = None) -> None:
+        super().__init__()
+        self.device_id = device_id
+        """Which device, where the caller does not know it by its token."""
+
 
 class Unsettled(Exception):
     """The digest cannot decide: call settle() and try again."""
@@ -111,7 +116,8 @@ def error_of(verdict: str) -> Exception | None:
     """Return what a verdict means to its sender: an error unless it is `good`."""
     if verdict == Verdict.GOOD:
         return None
-    return {Verdict.REVOKED: DeviceRevoked, Verdict.UNSETTLED: Unsettled}.get(Verdict(verdict), InvalidToken)()
+    errors: dict[str, type[Exception]] = {Verdict.REVOKED: DeviceRevoked, Verdict.UNSETTLED: Unsettled}
+    return errors.get(Verdict(verdict), InvalidToken)()
 
 
 @dataclass(frozen=True, slots=True)

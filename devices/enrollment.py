@@ -41,6 +41,10 @@ class EnrollmentTokenRevoked(Exception):
 class HardwareKnown(Exception):
     """This hardware_id is enrolled already. Use an enrollment token made with re_enroll to enrol it again."""
 
+    def __init__(self, device_id: UUID) -> None:
+        super().__init__()
+        self.device_id = device_id
+
 
 class AliasTaken(Exception):
     """Another device has this alias. Choose another one."""
@@ -212,9 +216,9 @@ def _refuse(token: EnrollmentToken, device: Device | None, said: Registration, *
     if token.revoked_at is not None:
         raise EnrollmentTokenRevoked
     if device is not None and device.revoked_at is not None:
-        raise DeviceRevoked
+        raise DeviceRevoked(device.id)
     if device is not None and not lost_answer and not token.re_enroll:
-        raise HardwareKnown
+        raise HardwareKnown(device.id)
     if said.alias is not None:
         claim_alias(said.alias, device.id if device else None)
 

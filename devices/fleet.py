@@ -13,7 +13,7 @@ from devices.schemas import DevicePage, DeviceQuery, DeviceRow, EnrollmentTokenP
 
 def devices(query: DeviceQuery) -> DevicePage:
     """Return a page of devices, newest first."""
-    rows = Device.objects.select_related("presence")
+    rows = Device.objects.select_related("presence", "last_refusal")
     if query.status is not None:
         rows = rows.filter(presences()[query.status])
     if query.tag is not None:
@@ -29,7 +29,7 @@ def devices(query: DeviceQuery) -> DevicePage:
 
 def device(device_id: UUID) -> DeviceRow:
     """Return one device. Raises UnknownDevice."""
-    found = Device.objects.select_related("presence").filter(id=device_id).first()
+    found = Device.objects.select_related("presence", "last_refusal").filter(id=device_id).first()
     if found is None:
         raise UnknownDevice
     return DeviceRow.of(found, database.now() - online_window())

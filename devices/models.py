@@ -195,3 +195,22 @@ class Presence(models.Model):
 
     def __str__(self) -> str:
         return str(self.device_id)
+
+
+class LastRefusal(models.Model):
+    """The last refusal of a device's requests: when, where, and the answer's code. Written once a minute at most.
+
+    In a table of its own, so that the rows which heartbeats write stay narrow. Devices are never deleted, so that no
+    constraint has to lock them for it.
+    """
+
+    device = models.OneToOneField(
+        Device, on_delete=models.CASCADE, primary_key=True, related_name="last_refusal", db_constraint=False
+    )
+    at = models.DateTimeField()
+    route = models.CharField(max_length=200)
+    code = models.CharField(max_length=64)
+    written_at = models.DateTimeField(db_default=Now())
+
+    def __str__(self) -> str:
+        return f"{self.code} at {self.route}"

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, StrictBool, StrictInt, StringConstraints
 from typing_extensions import TypedDict
 
 from devices.field_warnings import Warnings
-from devices.models import Device, EnrollmentToken
+from devices.models import Device, EnrollmentToken, LastRefusal
 from devices.paging import Page
 from devices.tolerance import DECIDES, INFORMS, INFORMS_EXACTLY
 from devices.wire import (
@@ -115,6 +115,19 @@ class Rotated(Answer):
     command_key: str
 
 
+class LastRefusalRow(Answer):
+    """The last time that a request of a device was refused (4xx): when, where, and the code of the answer."""
+
+    at: Time
+    route: str
+    code: str
+
+    @classmethod
+    def of(cls, refusal: LastRefusal) -> "LastRefusalRow":
+        """Describe a last refusal."""
+        return cls(at=refusal.at, route=refusal.route, code=refusal.code)
+
+
 class DeviceRow(Answer):
     """A device as an admin sees it."""
 
@@ -132,11 +145,17 @@ class DeviceRow(Answer):
     push: PushHealth
     enrolled_at: Time
     revoked_at: Time | None
+    last_refusal: LastRefusalRow | None
 
     @classmethod
     def of(cls, device: Device, online_since: datetime) -> "DeviceRow":
-        """Describe a device (its presence joined); `online_since` is the database's time less the online window."""
+        """Describe a device; `online_since` is the database's time less the online window.
+
+        Its presence and last refusal are to be joined.
+        """
         presence = device.presence
+        # Not there, where the device was never refused.
+        refusal: LastRefusal | None = getattr(device, "last_refusal", None)
         seen = presence.last_seen_at
         return cls(
             device_id=device.id,
@@ -153,6 +172,7 @@ class DeviceRow(Answer):
             push="none" if device.push_token is None else "dead" if device.push_token_dead_at else "ok",
             enrolled_at=device.enrolled_at,
             revoked_at=device.revoked_at,
+            last_refusal=None if refusal is None else LastRefusalRow.of(refusal),
         )
 
 

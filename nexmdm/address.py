@@ -1,7 +1,8 @@
-"""Addresses: where the server of these settings answers, and by which name a client is counted."""
+"""Network addresses: where the server of these settings answers, and the one spelling of each client's address."""
 
+import re
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Final
 
 from django.conf import settings
@@ -10,8 +11,10 @@ from django.http.request import validate_host
 LOOPBACK: Final = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}  # noqa: S104
 """By which address a server is reached that listens on all of them."""
 
-_HOST_BITS: Final = 64
-"""One customer of an internet provider has a whole IPv6 /64, so that its addresses count as one."""
+IPV6_PREFIX: Final = 64
+"""How many bits of an IPv6 address name the network of one client."""
+
+_WITH_PORT: Final = re.compile(r"\[([^]]*)\](?::\d{1,5})?|([\d.]+):\d{1,5}")
 
 
 def of_settings() -> tuple[str, str | None]:
@@ -29,36 +32,46 @@ def host_instead_of(name: str) -> str | None:
     return accepted.removeprefix(".")
 
 
-@lru_cache(maxsize=10_000)
-def canonical(address: str) -> str:
-    """Return the one name by which a client's address is counted.
+def parse(text: str) -> IPv4Address | IPv6Address | None:
+    """Return the address in a text; None if there is none.
 
-    That is an IPv4 address (also of an IPv4-mapped IPv6 one), or the /64 of an IPv6 address; any other text stays.
+    A port, the brackets of an IPv6 address and a zone (`%eth0`) are left out; an IPv4-mapped IPv6 address becomes its
+    IPv4 address.
     """
-    parsed = _parse(address)
-    if parsed is None:
-        return address
-    parsed = _unmapped(parsed)
-    if isinstance(parsed, IPv4Address):
-        return str(parsed)
-    network = int(parsed) >> _HOST_BITS << _HOST_BITS
-    return f"{IPv6Address(network)}/{128 - _HOST_BITS}"
-
-
-def is_trusted_proxy(address: str) -> bool:
-    """Tell whether TRUSTED_PROXIES names this address, as it is written or as the IPv4 address that it maps."""
-    parsed = _parse(address)
-    if parsed is None:
-        return False
-    return any(one in network for network in settings.TRUSTED_PROXIES for one in (parsed, _unmapped(parsed)))
-
-
-def _parse(address: str) -> IPv4Address | IPv6Address | None:
+    found = _WITH_PORT.fullmatch(text)
     try:
-        return ip_address(address)
+        parsed = ip_address((found[1] or found[2] if found else text).partition("%")[0])
     except ValueError:
         return None
+    return (isinstance(parsed, IPv6Address) and parsed.ipv4_mapped) or parsed
 
 
-def _unmapped(parsed: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
-    return (parsed.ipv4_mapped or parsed) if isinstance(parsed, IPv6Address) else parsed
+@lru_cache(maxsize=4096)
+def canonical(text: str) -> str:
+    """Return an address in its canonical spelling; any other text (a Unix socket's is empty) as it is."""
+    parsed = parse(text)
+    return text if parsed is None else str(parsed)
+
+
+@lru_cache(maxsize=4096)
+def counting_key(text: str) -> str:
+    """Return the key by which the requests of an address are counted: an IPv6 address counts as its /64 network.
+
+    A client usually has all of that network, and can use another address of it for each request.
+    """
+    parsed = parse(text)
+    if isinstance(parsed, IPv6Address):
+        return str(IPv6Network((parsed, IPV6_PREFIX), strict=False))
+    return text if parsed is None else str(parsed)
+
+
+def is_trusted_proxy(text: str) -> bool:
+    """Tell whether TRUSTED_PROXIES names this address."""
+    parsed = parse(text)
+    return parsed is not None and any(parsed in network for network in settings.TRUSTED_PROXIES)
+
+
+def is_loopback(text: str) -> bool:
+    """Tell whether an address is this machine's own."""
+    parsed = parse(text)
+    return parsed is not None and parsed.is_loopback

@@ -25,7 +25,7 @@ from commands import queue, report_limit, reports
 from devices import audience, credentials, database, enrollment, gates, paging, tolerant_json
 from devices.database import unit
 from devices.wire import parse_json, shown_name
-from nexmdm import admin_api, audit, auth, caller, checkin, device_api, limits, operations, problems
+from nexmdm import admin_api, audit, auth, caller, checkin, device_api, limits, operations, problems, refusals
 from nexmdm.auth import DEVICE, SIGNED
 from nexmdm.caller import SignedCaller
 from nexmdm.limits import RateLimited
@@ -116,6 +116,11 @@ class LeanAPI(DescribedAPI):
 
     _unused: Final = HttpResponse()
 
+    def on_exception(self, request: HttpRequest, exc: Any) -> HttpResponse:
+        """Return the answer to an error, and note for the log of refusals what the error knows."""
+        refusals.explain(_scope_of(request), exc)
+        return super().on_exception(request, exc)
+
     def create_temporal_response(self, request: HttpRequest) -> HttpResponse:  # noqa: ARG002
         """Return what nobody looks at."""
         return self._unused
@@ -133,6 +138,11 @@ api = LeanAPI(
     docs_decorator=_self_contained,
     urls_namespace="api",
 )
+
+
+def _scope_of(request: HttpRequest) -> refusals.Scope:
+    scope: refusals.Scope = request.scope  # type: ignore[attr-defined]
+    return scope
 
 
 def _domain_error(request: HttpRequest, error: Exception) -> HttpResponse:
@@ -239,7 +249,7 @@ async def _limit_failures(request: HttpRequest, response: R) -> R | HttpResponse
         seconds = await limits.count_failure(request.META["REMOTE_ADDR"])
     except (DatabaseError, InterfaceError):
         return response  # A bad credential is one whether or not it can be counted.
-    return response if seconds is None else _rate_limited(request, RateLimited(seconds))
+    return response if seconds is None else api.on_exception(request, RateLimited(seconds, limits.FAILURES))
 
 
 async def refusal(request: HttpRequest, error: Exception) -> HttpResponse:

@@ -17,7 +17,18 @@ from django.db import connections  # noqa: E402
 
 from devices import stopping  # noqa: E402
 from devices.database import unit  # noqa: E402
-from nexmdm import checkin, checks, connection_bounds, express, memory, metrics, site_handler, static_files  # noqa: E402
+from nexmdm import (  # noqa: E402
+    checkin,
+    checks,
+    connection_bounds,
+    express,
+    heartbeat_summary,
+    memory,
+    metrics,
+    refusals,
+    site_handler,
+    static_files,
+)
 from nexmdm.express import Express  # noqa: E402
 from nexmdm.guard import App, Guard, Receive, Scope, Send  # noqa: E402
 from nexmdm.lean import LeanHandler  # noqa: E402
@@ -62,10 +73,12 @@ class Application:
         connection_bounds.report_lowered()
         stopping.watch()
         memory.settle()
-        log.info("web.started", pid=os.getpid())
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
-        await checkin.batcher().drain()
+        with heartbeat_summary.lines():
+            log.info("web.started", pid=os.getpid())
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            await checkin.batcher().drain()
+            await refusals.drain()
         metrics.hand_over()
         await sync_to_async(_close_pools)()
         log.info("web.stopped", pid=os.getpid())

@@ -7,7 +7,6 @@ from dataclasses import replace
 from hashlib import sha256
 from typing import Any, ClassVar, Final
 
-import structlog
 from django.conf import settings
 from django.http import HttpRequest
 from ninja.security import HttpBearer
@@ -17,10 +16,8 @@ from prometheus_client import Counter
 from devices import tokens
 from devices.credentials import InvalidToken
 from devices.enrollment import InvalidEnrollmentToken
-from nexmdm import limits, signing
+from nexmdm import limits, refusals, signing
 from nexmdm.caller import SignedCaller
-
-log = structlog.get_logger()
 
 DENIED = Counter("nexmdm_admin_denied", "Admin requests whose signature was not good, by the reason.", ["reason"])
 
@@ -32,6 +29,11 @@ _IDEMPOTENCY_KEY: Final = re.compile(r"[A-Za-z0-9_-]{16,64}")
 
 class InvalidSignature(Exception):
     """The request is not signed as it should be. See the signing recipe in the documentation."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__()
+        self.reason = reason
+        """Which part of the signature is wrong, for the log and a metric only."""
 
 
 class IdempotencyKeyRequired(Exception):
@@ -83,12 +85,10 @@ class SignedRequest(AuthBase):
         """Return the caller. Raises InvalidSignature (why goes to the log only), then IdempotencyKeyRequired."""
         try:
             caller = verify(request)
-        except _Denied as denied:
+        except InvalidSignature as denied:
             DENIED.labels(denied.reason).inc()
-            log.warning(
-                "admin.denied", reason=denied.reason, method=request.method, address=request.META["REMOTE_ADDR"]
-            )
-            raise InvalidSignature from None
+            raise
+        refusals.facts(request.scope).principal = caller.principal  # type: ignore[attr-defined]
         await limits.count_call(caller.principal, writes=request.method != "GET")
         if request.method != "GET" and not _IDEMPOTENCY_KEY.fullmatch(caller.idempotency_key):
             request.auth = replace(caller, idempotency_key="")  # type: ignore[attr-defined]
@@ -99,31 +99,26 @@ class SignedRequest(AuthBase):
 SIGNED: Final = SignedRequest()
 
 
-class _Denied(Exception):
-    def __init__(self, reason: str) -> None:
-        self.reason = reason
-
-
 def verify(request: HttpRequest) -> SignedCaller:
-    """Return the caller whose key and signature are good, or raise _Denied with the reason."""
+    """Return the caller whose key and signature are good. Raises InvalidSignature."""
     scope: dict[str, Any] = request.scope  # type: ignore[attr-defined]
     key = _single(scope, b"x-admin")
     if not _any_equal(key, settings.ADMIN_KEYS):
-        raise _Denied("key")
+        raise InvalidSignature("key")
     timestamp = _single(scope, b"x-timestamp")
     if not _TIMESTAMP.fullmatch(timestamp) or abs(time.time() - int(timestamp)) > signing.WINDOW_SECONDS:
-        raise _Denied("timestamp")
+        raise InvalidSignature("timestamp")
     given_key = _single(scope, b"idempotency-key", required=False)
     idempotency_key = "" if request.method == "GET" else given_key
     signature = _single(scope, b"x-signature")
     if not _SIGNATURE.fullmatch(signature):
-        raise _Denied("signature_form")
+        raise InvalidSignature("signature_form")
     target = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
     # Not request.method: Django writes that in capitals, whatever was sent.
     message = signing.string_to_sign(timestamp, idempotency_key, scope["method"], target, request.body)
     good = [signing.SIGNATURE_PREFIX + signing.sign(secret, message) for secret in settings.HMAC_SECRETS]
     if not _any_equal(signature, good):
-        raise _Denied("signature")
+        raise InvalidSignature("signature")
     return SignedCaller(
         principal=PRINCIPAL,
         admin_key_id=sha256(b"id:" + key.encode()).hexdigest()[:8],
@@ -139,11 +134,11 @@ def verify(request: HttpRequest) -> SignedCaller:
 def _single(scope: dict[str, Any], name: bytes, *, required: bool = True) -> str:
     values = [value for header, value in scope["headers"] if header == name]
     if len(values) > 1 or (required and not values):
-        raise _Denied("header_repeated" if values else "header_missing")
+        raise InvalidSignature("header_repeated" if values else "header_missing")
     if not values:
         return ""
     if not values[0].isascii():
-        raise _Denied("header_not_ascii")
+        raise InvalidSignature("header_not_ascii")
     text: str = values[0].decode("ascii")
     return text
 

@@ -43,6 +43,12 @@ FLUSH_SECONDS = Histogram(
 )
 
 
+def verdicts() -> Counter[str]:
+    """Return how many heartbeats this process has flushed so far, by the verdict on their token."""
+    samples = (sample for family in HEARTBEATS.collect() for sample in family.samples)
+    return Counter({one.labels["verdict"]: int(one.value) for one in samples if one.name.endswith("_total")})
+
+
 class Overloaded(Exception):
     """Too many heartbeats wait to be recorded. Try again shortly."""
 

@@ -20,7 +20,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import InterfaceError, OperationalError
 
 from devices import database
-from nexmdm.environment import Fault, Misconfigured, sound_secret
+from nexmdm.environment import Fault, Misconfigured, sound_host, sound_secret
 
 log = structlog.get_logger()
 
@@ -41,8 +41,8 @@ _ALLOWED_CONNECTIONS: Final = """
 
 
 def settings_in_force(**_: Any) -> list[CheckMessage]:
-    """Check DEBUG, the secrets, and the cache, which settings of one's own may have set without our environment."""
-    return [*_debug(), *_secrets(), *_cache()]
+    """Check what settings of one's own may have set without our environment: DEBUG, the hosts, secrets, the cache."""
+    return [*_debug(), *_hosts(), *_secrets(), *_cache()]
 
 
 def metrics_folder(**_: Any) -> list[CheckMessage]:
@@ -97,6 +97,14 @@ def _debug() -> Iterator[CheckMessage]:
     if settings.DEBUG:
         hint = "Set it to False: it shows settings and source to whoever provokes an error."
         yield Error("DEBUG is on.", hint=hint, id=Fault.DEBUG)
+
+
+def _hosts() -> Iterator[CheckMessage]:
+    for host in settings.ALLOWED_HOSTS:
+        try:
+            sound_host("ALLOWED_HOSTS", host)
+        except Misconfigured as error:
+            yield error.check
 
 
 def _secrets() -> Iterator[CheckMessage]:

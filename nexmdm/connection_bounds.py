@@ -13,9 +13,10 @@ import structlog
 from django.conf import settings
 from prometheus_client import Counter, Gauge
 from uuid_utils import uuid7
+from uvicorn.protocols.utils import get_remote_addr
 from uvicorn.server import ServerState
 
-from nexmdm import address, problems
+from nexmdm import address, problems, refusals
 from nexmdm.pipelining import Turns
 from nexmdm.problems import Problem
 
@@ -102,7 +103,7 @@ class Connections:
         Clients of a Unix socket and trusted proxies count in total only.
         """
         exempt = client is None or (settings.TRUSTED_PROXIES and address.is_trusted_proxy(client[0]))
-        name = "" if exempt or client is None else address.canonical(client[0])
+        name = "" if exempt or client is None else address.counting_key(client[0])
         if self._total >= self._bounds.total:
             self._refuse(transport, _IN_TOTAL)
             return None
@@ -128,11 +129,11 @@ class Connections:
     def _refuse(self, transport: asyncio.Transport, bound: str) -> None:
         REFUSED.labels(bound).inc()
         if self._refused >= REFUSED_TOGETHER:
-            write_problem(transport, _TOO_MANY[bound])
+            _write_too_many(transport, bound)
             transport.close()
             return
         self._refused += 1
-        transport.set_protocol(RefusedConnection(transport, _TOO_MANY[bound], self))
+        transport.set_protocol(RefusedConnection(transport, bound, self))
 
     def forget_refused(self) -> None:
         """Count a refused connection no longer."""
@@ -163,9 +164,9 @@ def of(server: ServerState) -> Connections:
 class RefusedConnection(asyncio.Protocol):
     """A connection beyond the bounds: it gets one answer, to its request if that comes soon, and ends."""
 
-    def __init__(self, transport: asyncio.Transport, problem: Problem, connections: Connections) -> None:
+    def __init__(self, transport: asyncio.Transport, bound: str, connections: Connections) -> None:
         self._transport = transport
-        self._problem = problem
+        self._bound = bound
         self._connections = connections
         self._answered = False
         self._drained = 0
@@ -186,7 +187,7 @@ class RefusedConnection(asyncio.Protocol):
     def _answer(self) -> None:
         if not self._answered:
             self._answered = True
-            write_problem(self._transport, self._problem)
+            _write_too_many(self._transport, self._bound)
 
     def _end(self) -> None:
         self._answer()
@@ -196,15 +197,22 @@ class RefusedConnection(asyncio.Protocol):
             self._transport.close()
 
 
-def write_problem(transport: asyncio.Transport, problem: Problem) -> None:
-    """Write an answer with which its connection ends. Its client sees the end, but may still send for a moment."""
+def _write_too_many(transport: asyncio.Transport, bound: str) -> None:
+    write_problem(transport, _TOO_MANY[bound], f"connections: {bound}")
+
+
+def write_problem(transport: asyncio.Transport, problem: Problem, reason: str) -> None:
+    """Write and log an answer with which its connection ends. Its client sees the end, but may send for a moment."""
     if transport.is_closing():
         return
+    correlation_id = uuid7().hex
+    client = get_remote_addr(transport)
+    refusals.note_unread(problem, client[0] if client else "", correlation_id, reason)
     body = problem.body()
     headers = problem.all_headers() | {
         "Content-Length": str(len(body)),
         "Connection": "close",
-        "X-Correlation-ID": uuid7().hex,
+        "X-Correlation-ID": correlation_id,
     }
     head = [f"HTTP/1.1 {problem.status} {problem.title}", *(f"{name}: {value}" for name, value in headers.items())]
     transport.write("\r\n".join([*head, "", ""]).encode() + body)

@@ -82,7 +82,8 @@ async def answer(token: tokens.Token, checked_in: CheckedIn, notes: Sequence[Not
         change = partial(_change_push_token, token, checked_in.push_token)
         async with ThreadSensitiveContext():
             await settling.settled(token, lambda: unit(database.retrying, change))
-    log.info("heartbeat.upsert", device_id=str(token.id), commands=len(checked_in.offer.commands))
+    write = log.info if settings.HEARTBEAT_LOG == "each" else log.debug
+    write("heartbeat.upsert", device_id=str(token.id), commands=len(checked_in.offer.commands))
     interval: int = settings.HEARTBEAT_INTERVAL_SECONDS
     spread = interval // INTERVAL_SPREAD
     answered = {

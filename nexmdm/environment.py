@@ -23,7 +23,10 @@ MINIMUM_SECRET_LENGTH: Final = 32
 _YES: Final = {"true", "on", "yes", "1"}
 _NO: Final = {"false", "off", "no", "0"}
 _SECRET: Final = re.compile(r"[!-~]([ -~]*[!-~])?")
-_RATE: Final = re.compile(r"[1-9][0-9]*/[1-9]?[0-9]*[smhd]")
+_RATE: Final = re.compile(r"[1-9][0-9]{0,8}/([1-9][0-9]{0,3})?[smhd]")
+_LABEL: Final = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+_NAME: Final = re.compile(rf"{_LABEL}(\.{_LABEL})*", re.IGNORECASE)
+_ORIGIN: Final = re.compile(r"https?://(\[[^]/]*\]|[^:/\[\]]+)(?::([0-9]{1,5}))?")
 _SERVICE_ACCOUNT_FIELDS: Final = ("project_id", "client_email", "private_key", "token_uri")
 _PLACEHOLDERS: Final = ("change", "insecure", "nxs_test_", "nxk_test_")
 _MAKE_ONE: Final = 'Make one with: python3 -c "import secrets; print(secrets.token_urlsafe(48))"'
@@ -96,9 +99,62 @@ def rate(name: str, default: str) -> str:
 
 def origin(name: str, default: str) -> str:
     """Return a scheme and host, as `https://fcm.googleapis.com`."""
-    given = text(name, default).rstrip("/")
-    if not re.fullmatch(r"https?://[A-Za-z0-9.:\[\]-]+", given):
-        raise Misconfigured(Fault.MALFORMED, f"{name} must be a scheme and a host such as {default}, not {given!r}.")
+    given = text(name, default).removesuffix("/")
+    found = _ORIGIN.fullmatch(given)
+    if found is None or not _is_host(found[1]) or not 1 <= int(found[2] or 443) <= 65_535:
+        shown = "one with a user or a password" if "@" in given else repr(given)
+        raise Misconfigured(Fault.MALFORMED, f"{name} must be a scheme and a host such as {default}, not {shown}.")
+    return given
+
+
+def hosts(name: str, default: list[str]) -> list[str]:
+    """Return a comma-separated list of host names as Host headers have them: `mdm.example.com`, `.example.com`, `*`."""
+    found = names(name, default)
+    if not found:
+        raise Misconfigured(Fault.MALFORMED, f"{name} names no host.", "Name one, or leave it unset.")
+    return [sound_host(name, one) for one in found]
+
+
+def sound_host(name: str, value: str) -> str:
+    """Return a host name that a Host header can have. Raises Misconfigured for one that no request would ever match."""
+    if value == "*" or _is_host(value) or (value.startswith(".") and _NAME.fullmatch(value[1:])):
+        return value
+    said = f"{name} holds {value!r}, which no request's Host can match."
+    raise Misconfigured(Fault.MALFORMED, said, _how_to_write_host(value))
+
+
+def _is_host(value: str) -> bool:
+    """Tell whether this is a name, an IPv4 address, or an IPv6 address in brackets."""
+    if value.startswith("[") and value.endswith("]"):
+        return "%" not in value and isinstance(_address(value[1:-1]), ipaddress.IPv6Address)
+    return _NAME.fullmatch(value) is not None
+
+
+def _address(value: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(value)
+    except ValueError:
+        return None
+
+
+def _how_to_write_host(value: str) -> str:
+    if value.startswith(("[", '"', "'")) and _address(value[1:].partition("]")[0].partition("%")[0]) is None:
+        return "Write names with commas between them, as a.example.com,b.example.com: no brackets, no quotes."
+    if ":" in value and _address(value.partition("%")[0]) is not None:
+        return f"Write an IPv6 address in brackets and without a zone: [{value.partition('%')[0]}]."
+    if value.startswith("*"):
+        return f"Write {value[1:]} for all names below a domain, * for any name at all."
+    if not value.isascii():
+        return "Write an international name in its ASCII form, which begins with xn--."
+    return "Write the host name alone, as mdm.example.com: no scheme, port, path, blank or underscore."
+
+
+def listening_host(name: str, default: str) -> str:
+    """Return the name or address to listen on: no scheme, no port, and an IPv6 address without brackets."""
+    given = text(name, default)
+    if _address(given) is None and _NAME.fullmatch(given.replace("_", "-")) is None:
+        said = f"{name} must be an address or a host name to listen on, such as {default}, not {given!r}."
+        raise Misconfigured(Fault.MALFORMED, said, "PORT has the port; an IPv6 address has no brackets.")
     return given
 
 
@@ -110,10 +166,15 @@ def names(name: str, default: list[str]) -> list[str]:
 def networks(name: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
     """Return a comma-separated list of addresses or CIDR networks."""
     try:
-        return [ipaddress.ip_network(part) for part in names(name, [])]
+        found = [ipaddress.ip_network(part) for part in names(name, [])]
     except ValueError as error:
         said = f"{name} must list addresses or networks such as 10.0.0.0/8: {error}."
         raise Misconfigured(Fault.MALFORMED, said) from error
+    for network in found:
+        if isinstance(network, ipaddress.IPv6Network) and network.network_address.ipv4_mapped is not None:
+            said = f"{name} holds {network}, but such clients are known by their IPv4 addresses."
+            raise Misconfigured(Fault.MALFORMED, said, "Write it as an IPv4 address or network, such as 10.0.0.0/8.")
+    return found
 
 
 def folder(name: str) -> str:
@@ -182,6 +243,8 @@ def database(url: str) -> dict[str, Any]:
         raise Misconfigured(Fault.MALFORMED, said) from None
     known = {"dbname": "NAME", "user": "USER", "password": "PASSWORD", "host": "HOST", "port": "PORT"}
     settings: dict[str, Any] = {known[key]: str(value) for key, value in parts.items() if key in known}
+    if any(not re.fullmatch(r"[0-9]{0,5}", port) for port in settings.get("PORT", "").split(",")):
+        raise Misconfigured(Fault.MALFORMED, "DATABASE_URL names a port that is no number.")
     settings["OPTIONS"] = {key: value for key, value in parts.items() if key not in known}
     if not settings.get("NAME"):
         raise Misconfigured(Fault.MALFORMED, "DATABASE_URL names no database.", "Add /name after the host.")

@@ -13,7 +13,7 @@ from devices.credentials import InvalidToken, Unsettled
 from devices.schemas import Heartbeat
 from devices.tolerance import Note
 from devices.wire import parse_json
-from nexmdm import checkin, device_api, limits
+from nexmdm import checkin, device_api, limits, refusals
 from nexmdm.guard import Receive, Scope, Send
 from nexmdm.lean import LeanHandler
 from nexmdm.limits import RateLimited
@@ -55,11 +55,12 @@ class Express:
 
     async def _refuse(self, scope: Scope, body: bytes, error: InvalidToken, send: Send) -> None:
         """Answer a wrong token; in a flood of them, from an address that is over its limit, at the least cost."""
-        seconds = limits.seconds_over(scope["client"][0])
+        seconds = limits.failures.seconds_over(scope["client"][0])
         if seconds is None:
             await self._ordinary.refuse(scope, body, error, send)
             return
-        problem = RateLimited(seconds).problem
+        refusals.facts(scope).reason = limits.FAILURES
+        problem = RateLimited(seconds, limits.FAILURES).problem
         headers = [(name.lower().encode(), value.encode()) for name, value in problem.all_headers().items()]
         await _answer(problem.status, headers, problem.body(), send)
 

@@ -34,7 +34,7 @@ _AUDIT_COLUMNS: Final = (
 
 _ARE_THE_SECRETS_RIGHT: Final = "Are ADMIN_KEY and HMAC_SECRET those of this server?"
 _ADVICE: Final[Mapping[str, str]] = {
-    "invalid_signature": f"{_ARE_THE_SECRETS_RIGHT} Its log says why it refused (admin.denied).",
+    "invalid_signature": f"{_ARE_THE_SECRETS_RIGHT} Its log says why it refused (request.refused).",
     "rate_limited": f"Refused signatures count, too. {_ARE_THE_SECRETS_RIGHT}",
     "unknown_devices": "`manage.py fleet devices` lists those that are enrolled.",
     "empty_audience": "`manage.py fleet devices` lists those that are enrolled, with their tags.",

@@ -1,8 +1,8 @@
 """The outermost layer: who calls, how large and how slow a request may be, and that no HTML error leaves the API.
 
-It refuses before any other code runs: bad Host (400), oversized headers (431) and bodies (413), slow bodies (408),
-bodies that are not JSON (415). What it lets through arrives with its body read, and the caller's address and scheme
-set.
+It refuses before any other code runs: a bad Host, and a request target that is no path (400), oversized headers (431)
+and bodies (413), slow bodies (408), bodies that are compressed or not JSON (415). What it lets through arrives with its
+body read, and the caller's address and scheme set.
 """
 
 import asyncio
@@ -11,7 +11,8 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
 from dataclasses import dataclass
 from functools import lru_cache
-from ipaddress import ip_address
+from http import HTTPStatus
+from itertools import islice
 from typing import Any, ClassVar, Final, Self
 
 import structlog
@@ -19,8 +20,7 @@ from django.conf import settings
 from django.http.request import split_domain_port, validate_host
 from uuid_utils import uuid7
 
-from nexmdm import problems
-from nexmdm.address import is_trusted_proxy
+from nexmdm import address, problems, refusals
 from nexmdm.problems import Problem
 
 log = structlog.get_logger()
@@ -46,6 +46,19 @@ DRAIN_SECONDS: Final = 2
 BROKEN_BODY: Final = "nexmdm.broken_body"
 """In the scope of a request whose body cannot be parsed any further: the protocol notes it, and ends the body there."""
 
+HOPS: Final = 32
+"""How many entries of X-Forwarded-For are read, from its end. Earlier ones are not the trusted proxies' own."""
+
+FORWARDED: Final = "nexmdm.forwarded"
+"""Set in the scope of a request whose client address comes from a trusted proxy."""
+
+ANOTHER_TARGET: Final = "nexmdm.another_target"
+"""Set by the protocol in the scope of a request whose target is no path: `path` holds only a part of it."""
+
+SHOWN: Final = 64
+"""The length to which a refused header's value is cut in the answer."""
+
+_UNSHOWN: Final = re.compile(r"[^A-Za-z0-9!#$%&'*+.^_`|~/;=, -]")
 _DIGITS: Final = 12
 _CORRELATION_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _FORMS: Final = "/django-admin/"
@@ -121,11 +134,12 @@ class Guard:
 
 
 class _Answer:
-    """The way out: adds the correlation id, and notes in the scope with which status an answer has begun."""
+    """The way out: adds the correlation id, puts the status of the answer into the scope, and has refusals logged."""
 
     def __init__(self, scope: Scope, send: Send, correlation_id: str) -> None:
         self._scope = scope
         self._send = send
+        self._refused = 0
         self.correlation_id = correlation_id
 
     @property
@@ -136,12 +150,19 @@ class _Answer:
     async def send(self, message: Message) -> None:
         """Send a part of the answer."""
         if message["type"] == "http.response.start":
-            self._scope["nexmdm.status"] = message["status"]
+            status = self._scope["nexmdm.status"] = message["status"]
             message["headers"] = [*message.get("headers", ()), (b"x-correlation-id", self.correlation_id.encode())]
+            if status >= HTTPStatus.BAD_REQUEST:
+                self._refused = status
+                _add_demanded(message)
+        elif self._refused:
+            refusals.note(self._scope, self._refused, message.get("body", b""))
+            self._refused = 0
         await self._send(message)
 
     async def refuse(self, problem: Problem, receive: Receive | None) -> None:
         """Answer with a problem; first with all of it, then throw away what still comes, then close."""
+        refusals.facts(self._scope).code = problem.code
         body = problem.body()
         headers = problem.all_headers() | {"Content-Length": str(len(body))}
         if receive is not None:
@@ -155,15 +176,25 @@ class _Answer:
             await self.send({"type": "http.response.body", "body": b""})
 
 
+def _add_demanded(message: Message) -> None:
+    """Add the headers that this status demands (Retry-After, WWW-Authenticate), if the answer lacks them."""
+    names = {name.lower() for name, _ in message["headers"]}
+    for name, value in problems.demanded(message["status"]).items():
+        if (encoded := name.lower().encode()) not in names:
+            message["headers"].append((encoded, value.encode()))
+
+
 def _correlation_id(headers: Headers) -> str:
     given = headers.last(b"x-correlation-id")
     return given.decode() if _CORRELATION_ID.fullmatch(given) else uuid7().hex
 
 
 def _admit(scope: Scope, headers: Headers) -> None:
+    _set_caller(scope, headers)
     if headers.size > HEADERS_LIMIT:
         raise _Refused(problems.general(431, f"The headers take more than {HEADERS_LIMIT} bytes."), drain=True)
-    _set_caller(scope, headers)
+    if ANOTHER_TARGET in scope:
+        raise _Refused(problems.TARGET_IS_NO_PATH, drain=True)
     hosts = headers.values.get(b"host", [])
     if len(hosts) != 1 or not _is_served(hosts[0], tuple(settings.ALLOWED_HOSTS)):
         detail = "This host name is not served here. Set ALLOWED_HOSTS to allow it."
@@ -177,28 +208,32 @@ def _is_served(host: bytes, allowed: tuple[str, ...]) -> bool:
 
 
 def _set_caller(scope: Scope, headers: Headers) -> None:
-    """Take address and scheme from a trusted proxy's headers, and from nobody else's."""
+    """Set the client's canonical address; address and scheme are taken from the headers of trusted proxies only."""
     # A Unix socket has no address, nor has a client that is already gone.
-    scope["client"] = scope.get("client") or ("", 0)
-    peer = scope["client"][0]
-    if not settings.TRUSTED_PROXIES or not is_trusted_proxy(peer):
+    peer, port = scope.get("client") or ("", 0)
+    if ":" in peer:
+        peer = address.canonical(peer)
+    scope["client"] = (peer, port)
+    if not settings.TRUSTED_PROXIES or not address.is_trusted_proxy(peer):
         return
-    forwarded = b",".join(headers.values.get(b"x-forwarded-for", [])).decode("latin-1").split(",")
-    scope["client"] = (_first_untrusted(reversed(forwarded), peer), 0)
+    entries = b",".join(headers.values.get(b"x-forwarded-for", [])).decode("latin-1").split(",")
+    if (named := _nearest_untrusted(reversed(entries))) is not None:
+        scope["client"] = (named, 0)
+        scope[FORWARDED] = True
     if headers.last(b"x-forwarded-proto").strip().lower() == b"https":
         scope["scheme"] = "https"
 
 
-def _first_untrusted(addresses: Iterable[str], peer: str) -> str:
-    nearest = peer
-    for address in (address.strip() for address in addresses):
-        try:
-            ip_address(address)
-        except ValueError:
-            return nearest
-        nearest = address
-        if not is_trusted_proxy(address):
-            return nearest
+def _nearest_untrusted(entries: Iterable[str]) -> str | None:
+    """Return the first address that is not a trusted proxy's, else the last one before an entry that is no address."""
+    nearest = None
+    for entry in islice(entries, HOPS):
+        parsed = address.parse(entry.strip())
+        if parsed is None:
+            break
+        nearest = str(parsed)
+        if not address.is_trusted_proxy(nearest):
+            break
     return nearest
 
 
@@ -217,9 +252,28 @@ async def _read(scope: Scope, headers: Headers, receive: Receive) -> bytes:
         raise _Refused(problems.general(408, detail, Connection="close")) from None
     if BROKEN_BODY in scope:
         raise _Refused(problems.general(400, "The body's chunks are not framed as HTTP/1.1 frames them."), drain=True)
-    if body and not scope["path"].startswith(_FORMS) and not _is_json(headers):
-        raise _Refused(problems.general(415, "Send the body as Content-Type: application/json."))
+    if body:
+        _check_media(scope["path"], headers)
     return body
+
+
+def _check_media(path: str, headers: Headers) -> None:
+    """Refuse a compressed body, and where only JSON is read, a body of another type."""
+    if b"content-encoding" in headers.values:
+        encodings = b", ".join(headers.values[b"content-encoding"])
+        if not {one.strip().lower() for one in encodings.split(b",")} <= {b"", b"identity"}:
+            detail = f"The body came with Content-Encoding: {_shown(encodings)}. Send it as it is, without that header."
+            raise _Refused(problems.general(415, detail))
+    if not path.startswith(_FORMS) and not _is_json(headers):
+        sent = _shown(headers.last(b"content-type"))
+        came = f"with Content-Type: {sent}" if sent else "without a Content-Type"
+        raise _Refused(problems.general(415, f"The body came {came}. Send it as Content-Type: application/json."))
+
+
+def _shown(value: bytes) -> str:
+    """Return the start of a header's value, with only the characters that media types have."""
+    text = value[:SHOWN].decode("latin-1").strip()
+    return _UNSHOWN.sub("?", text) + ("…" if len(value) > SHOWN else "")
 
 
 def _body_limit(path: str) -> int:

@@ -87,6 +87,8 @@ def _standard_library(level: str, shared: list[Processor], *, console: bool) -> 
             "django.request": {"level": "ERROR"},
             "django.security.DisallowedHost": {"level": "CRITICAL"},
             "uvicorn.access": {"level": "CRITICAL"},
+            # What is no HTTP is logged as a refusal, and counted.
+            "uvicorn.protocol": {"level": "ERROR"},
             "psycopg.pool": {"level": "ERROR"},
         },
     }

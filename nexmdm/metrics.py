@@ -100,6 +100,10 @@ class Tally:
         if seconds:
             self._child._sum.inc(seconds)  # noqa: SLF001
 
+    def handed_over(self) -> list[int]:
+        """Return what the histogram has got from this process, by bucket."""
+        return [int(bucket.get()) for bucket in self._child._buckets]  # noqa: SLF001
+
 
 class _HandingOver:
     """The running loop's one timer by which tallies are handed over, if it is set."""
@@ -141,6 +145,16 @@ def hand_over() -> None:
     To be called on the event loop, as all of a tally is.
     """
     _HANDING_OVER.now()
+
+
+def bucket_counts(route: str, method: str) -> list[int]:
+    """Return how many requests of a route this process has answered within each of BUCKETS, and (last) beyond them."""
+    _HANDING_OVER.now()
+    counts = [0] * (len(BUCKETS) + 1)
+    for key, tally in _tallies.items():
+        if key[:2] == (route, method):
+            counts = [sum(pair) for pair in zip(counts, tally.handed_over(), strict=True)]
+    return counts
 
 
 def note_memory(part: str) -> None:

@@ -44,9 +44,10 @@ def _like(problem: Problem) -> Refusal:
 
 _ANYWHERE: Final = (
     Refusal(400, "invalid_host", "This host name is not served here."),
+    _like(problems.TARGET_IS_NO_PATH),
     _general(408, "The body did not arrive in time."),
     _general(413, "The body is larger than this path takes."),
-    _general(415, "The body is not sent as Content-Type: application/json."),
+    _general(415, "The body is not sent as Content-Type: application/json, or it is compressed (Content-Encoding)."),
     _general(422, "The request does not fit its schema, or its query has unknown parameters; see errors."),
     _general(431, "The headers are too large."),
     _like(problems.INTERNAL),
@@ -86,6 +87,7 @@ _BY_OPERATION: Final[Mapping[str, tuple[type[Exception], ...]]] = {
 }
 _METRICS: Final = (_NOT_FOUND, _RATE_LIMITED, _DATABASE_UNAVAILABLE)
 _NO_METRICS_TOKEN: Final = Refusal(401, "invalid_token", "Send METRICS_TOKEN as the bearer token.")
+_NOT_THE_EXAMPLE: Final = (_NO_METRICS_TOKEN, _like(problems.TARGET_IS_NO_PATH))
 # This one names devices in its errors, so that it is no row of the table.
 _BESIDE_THE_TABLE: Final[ErrorTable] = {audience.UnknownDevices: (422, "unknown_devices", {})}
 
@@ -282,6 +284,6 @@ def _line(refusal: Refusal) -> str:
 
 
 def _example(refusal: Refusal) -> Any:
-    """Return the problem as it was really answered (that of METRICS_TOKEN, which shares its code, as it is told)."""
+    """Return the problem as it was really answered (those that share their code with another one, as they are told)."""
     told = orjson.loads(Problem(refusal.status, refusal.code, refusal.detail).body())
-    return told if refusal is _NO_METRICS_TOKEN else openapi_examples.PROBLEMS.get(refusal.code, told)
+    return told if refusal in _NOT_THE_EXAMPLE else openapi_examples.PROBLEMS.get(refusal.code, told)

@@ -2,7 +2,7 @@
 
 import hmac
 from functools import cache
-from typing import Any
+from typing import Any, Final
 
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, connection
@@ -13,10 +13,17 @@ from ninja import Router
 
 from devices.database import unit
 from devices.wire import Answer, respond
-from nexmdm import dispatchers, metrics, problems
+from nexmdm import address, dispatchers, guard, metrics, problems, refusals
 from nexmdm.problems import Problem
 
 router = Router(tags=["operations"])
+
+FORWARDING: Final = (
+    "Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Port", "X-Forwarded-Proto", "X-Forwarded-Server",
+    "X-Real-IP", "X-Client-IP", "X-Cluster-Client-IP", "X-Original-Forwarded-For", "X-Envoy-External-Address",
+    "True-Client-IP", "CF-Connecting-IP", "Fastly-Client-IP", "Fly-Client-IP", "Via",
+)  # fmt: skip
+"""Headers that proxies send: with one of them, the peer is not the client."""
 
 
 class Health(Answer):
@@ -55,6 +62,7 @@ async def readyz(request: HttpRequest) -> HttpResponse:
     if ready.status != "ok":
         response.status_code = 503
         response["Retry-After"] = str(problems.RETRY_AFTER_SECONDS)
+        refusals.facts(request.scope).code = "not_ready"  # type: ignore[attr-defined]
     return response
 
 
@@ -85,7 +93,10 @@ def _migrations() -> frozenset[tuple[str, str]]:
 
 @router.get("/metrics", include_in_schema=False, url_name="metrics")
 async def read_metrics(request: HttpRequest) -> HttpResponse:
-    """Return the metrics for Prometheus: with METRICS_TOKEN to its bearer, else to loopback clients only."""
+    """Return the metrics for Prometheus: with METRICS_TOKEN to its bearer, else to loopback clients only.
+
+    A request that a proxy forwards is not from loopback, unless a trusted proxy names a loopback client.
+    """
     if refusal := _refuse_metrics(request):
         return refusal.response()
     metrics.hand_over()
@@ -101,5 +112,11 @@ def _refuse_metrics(request: HttpRequest) -> Problem | None:
         return Problem(
             401, "invalid_token", "Send METRICS_TOKEN as the bearer token.", headers={"WWW-Authenticate": "Bearer"}
         )
-    local = request.META["REMOTE_ADDR"] in ("127.0.0.1", "::1") and settings.EMBEDDED
-    return None if local else problems.NOT_FOUND
+    return None if settings.EMBEDDED and _is_local(request) else problems.NOT_FOUND
+
+
+def _is_local(request: HttpRequest) -> bool:
+    """Tell whether the client is on this machine. A proxy on this machine is not the client."""
+    named_by_a_trusted_proxy = guard.FORWARDED in request.scope  # type: ignore[attr-defined]
+    forwarded = any(name in request.headers for name in FORWARDING)
+    return address.is_loopback(request.META["REMOTE_ADDR"]) and (named_by_a_trusted_proxy or not forwarded)

@@ -31,6 +31,13 @@ GENERAL: Final[Mapping[int, str]] = {
 }
 
 
+def demanded(status: int) -> dict[str, str]:
+    """Return the headers without which no answer with this status leaves."""
+    if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
+        return {"Retry-After": str(RETRY_AFTER_SECONDS)}
+    return {"WWW-Authenticate": "Bearer"} if status == HTTPStatus.UNAUTHORIZED else {}
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """What went wrong: a stable code for programs, a sentence for people."""
@@ -61,10 +68,7 @@ class Problem:
 
     def all_headers(self) -> dict[str, str]:
         """Return its headers, those included that its status demands."""
-        demanded = {"Content-Type": MEDIA_TYPE, "Cache-Control": "no-store"}
-        if self.status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
-            demanded["Retry-After"] = str(RETRY_AFTER_SECONDS)
-        return demanded | dict(self.headers)
+        return {"Content-Type": MEDIA_TYPE, "Cache-Control": "no-store"} | demanded(self.status) | dict(self.headers)
 
     def response(self) -> HttpResponse:
         """Return it as Django's response."""
@@ -76,6 +80,9 @@ def general(status: int, detail: str, **headers: str) -> Problem:
     return Problem(status, GENERAL.get(status, "error"), detail, headers=headers)
 
 
+TARGET_IS_NO_PATH: Final = general(
+    400, "The request target must be a path, with a query at most: no scheme and host before it, no fragment after it."
+)
 NOT_FOUND: Final = general(404, "There is nothing at this path.")
 INTERNAL: Final = general(500, "Something went wrong here. The log names it under this answer's X-Correlation-ID.")
 DATABASE_UNAVAILABLE: Final = Problem(503, "database_unavailable", "The database cannot be reached. Try again shortly.")

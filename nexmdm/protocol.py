@@ -10,6 +10,7 @@ tests/test_protocol.py names these parts: run it first when that version changes
 """
 
 import asyncio
+import logging
 import random
 import select
 from collections.abc import Callable
@@ -97,6 +98,7 @@ class Protocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._connections = connection_bounds.of(self.server_state)
         self._counted_as: str | None = None
+        self.logger = logging.getLogger("uvicorn.protocol")  # nexmdm/logs.py lets it log errors only
         self._in_head = False
         self._in_body = False
         self._head_bytes = 0
@@ -109,7 +111,7 @@ class Protocol(HttpToolsProtocol):
         self._served: RequestResponseCycle | None = None
         self._linger_timer = _Timer(self.loop, self._close_if_idle)
         self._stopping = False
-        self._refusal: Problem | None = None
+        self._refusal: tuple[Problem, str] | None = None
         self._deaf = False
         self._drained = 0
 
@@ -238,6 +240,8 @@ class Protocol(HttpToolsProtocol):
         else:
             super().on_headers_complete()
             self._in_body = True
+            if b"#" in self.url or not self.url.startswith(b"/"):
+                self.scope[guard.ANOTHER_TARGET] = True  # type: ignore[typeddict-unknown-key]
             if self._stopping:
                 self.cycle.keep_alive = False
 
@@ -261,7 +265,7 @@ class Protocol(HttpToolsProtocol):
         if not self._is_idle():
             return
         if self._refusal is not None:
-            self._end_with(self._refusal)
+            self._end_with(*self._refusal)
         elif self._in_head:
             # uvicorn gives an idle connection less time than a head may take.
             self._unset_keepalive_if_required()
@@ -353,16 +357,16 @@ class Protocol(HttpToolsProtocol):
     def _refuse(self, reason: str, problem: Problem) -> None:
         """Parse nothing more; answer, once the requests before are answered, and end the connection."""
         CUT.labels(reason).inc()
-        self._refusal = problem
+        self._refusal = problem, reason
         self._deaf = True
         self._keep(b"")
         self._head_timer.stop()
         if self._is_idle():
-            self._end_with(problem)
+            self._end_with(problem, reason)
 
-    def _end_with(self, problem: Problem) -> None:
+    def _end_with(self, problem: Problem, reason: str) -> None:
         """Answer, and close a little later: unread bytes would take the answer away from its client."""
-        write_problem(self.transport, problem)
+        write_problem(self.transport, problem, reason)
         self.loop.call_later(guard.DRAIN_SECONDS, self._close)
 
     def _throw_away(self, size: int) -> None:

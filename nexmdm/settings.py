@@ -28,11 +28,11 @@ FIREBASE_SERVICE_ACCOUNT = environment.firebase_service_account()
 FCM_BASE_URL = environment.origin("FCM_BASE_URL", "https://fcm.googleapis.com")
 FCM_MAX_PER_SECOND = environment.whole("FCM_MAX_PER_SECOND", 5000, minimum=1, maximum=1_000_000)
 
-HOST = environment.text("HOST", "127.0.0.1")
+HOST = environment.listening_host("HOST", "127.0.0.1")
 PORT = environment.whole("PORT", 8000, minimum=0, maximum=65535)
 WEB_WORKERS = environment.whole("WEB_WORKERS", 1, minimum=1, maximum=64)
 LOOPBACK_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
-ALLOWED_HOSTS = environment.names("ALLOWED_HOSTS", LOOPBACK_HOSTS)
+ALLOWED_HOSTS = environment.hosts("ALLOWED_HOSTS", LOOPBACK_HOSTS)
 TRUSTED_PROXIES = environment.networks("TRUSTED_PROXIES")
 MAX_CONNECTIONS = environment.whole("MAX_CONNECTIONS", 10_000, minimum=1, maximum=1_000_000)
 MAX_CONNECTIONS_PER_ADDRESS = environment.whole(
@@ -53,6 +53,7 @@ METRICS_TOKEN = environment.optional_secret("METRICS_TOKEN")
 PROMETHEUS_MULTIPROC_DIR = environment.folder("PROMETHEUS_MULTIPROC_DIR")
 LOG_LEVEL = environment.choice("LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR"))
 LOG_FORMAT = environment.choice("LOG_FORMAT", "json", ("json", "console"))
+HEARTBEAT_LOG = environment.choice("HEARTBEAT_LOG", "each", ("each", "summary"))
 
 # One web worker's connections; the connection budget is workers × this, plus the dispatchers' and a few to spare.
 DATABASE_POOL_SIZE = environment.whole("DATABASE_POOL_SIZE", 8, minimum=2, maximum=200)

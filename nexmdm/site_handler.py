@@ -15,7 +15,7 @@ from django.db import DatabaseError, InterfaceError
 
 from devices import database
 from devices.gates import Gate, GateFull
-from nexmdm import logins, passwords
+from nexmdm import address, logins, passwords
 from nexmdm.guard import Message, Receive, Scope, Send
 from nexmdm.lean import LeanHandler
 from nexmdm.limits import RateLimited
@@ -42,7 +42,7 @@ class SiteHandler:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or refuse it with 429 or 503."""
         scope["nexmdm.route"] = ROUTE
-        with SiteTurn(scope["client"][0]) as turn:
+        with SiteTurn(address.counting_key(scope["client"][0])) as turn:
             async with ThreadSensitiveContext(), AsyncExitStack() as held:
                 try:
                     if scope["method"] == "POST" and scope["path"] in _HASHING:

@@ -12,7 +12,8 @@ from pytest_django import DjangoDbBlocker, Settings
 from commands import report_limit
 from devices import database
 from loadtest.fcm_standin import FcmStandin
-from nexmdm import embedded, guard, limits, logins, protocol
+from nexmdm import embedded, guard, limits, logins, protocol, refusals
+from nexmdm.refused_devices import RefusedDevices
 from tests.actors import Admin, Client, Phone
 
 SOON: Final = 0.1
@@ -41,10 +42,17 @@ def django_db_setup(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -
 
 @pytest.fixture(autouse=True)
 def forget_floods() -> None:
-    """Let no test start over the limit of failures, logins or reports because of another one."""
-    limits._over_until.clear()
-    logins._over_until.clear()
+    """Let no test start over a limit because of another one, nor with another one's refusals to log."""
+    limits.failures.forget()
+    logins.logins.forget()
     report_limit.reports.forget()
+    refusals.forget()
+
+
+@pytest.fixture(autouse=True)
+def look_up_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have refusals looked up by refusals.drain() only: a background task has a connection that sees no fixtures."""
+    monkeypatch.setattr(RefusedDevices, "_begin", lambda _: None)
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from pytest_django import Settings
 
 from commands.models import Attempt, Command, Delivery, Report
 from devices import database, export
-from devices.models import Device, EnrollmentToken, Presence
+from devices.models import Device, EnrollmentToken, LastRefusal, Presence
 from devices.wire import rfc3339
 from nexmdm.admin_site import site
 from nexmdm.models import AuditEntry, DispatcherSeen
@@ -612,6 +612,16 @@ def test_a_device_shows_its_status_and_links_to_its_deliveries(worked: World, br
     newest = lobby.deliveries.all()[0]
     assert page_of(Delivery, "change", newest.pk) in browser.get(page_of(Device, "change", lobby.pk)).content.decode()
     assert len(listed(browser, Delivery, device__id__exact=lobby.pk)) == 2
+
+
+def test_a_device_shows_why_it_was_last_refused(worked: World, browser: Client, staff: Visitor) -> None:
+    lobby = Device.objects.get(alias="lobby")
+    assert "Last refusal: -" in text_of(browser, lobby)
+    LastRefusal.objects.create(device=lobby, at=worked.now, route="/v1/heartbeat", code="device_revoked")
+    when = f"{worked.now:%Y-%m-%d %H:%M:%SZ}"
+    assert f"Last refusal: {when} device_revoked at /v1/heartbeat" in text_of(browser, lobby)
+    refused = {row["alias"]: row["last_refusal_code"] for row in exported(staff, Device)}
+    assert refused == {"lobby": "device_revoked", "yard": ""}
 
 
 def test_what_a_phone_says_is_shown_as_text(worked: World, browser: Client) -> None:

@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import venv
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Final
@@ -66,6 +67,37 @@ def test_the_settings_as_they_come_are_fit() -> None:
 def test_debug_is_refused(settings: Settings) -> None:
     settings.DEBUG = True
     assert ids(checks.settings_in_force()) == [Fault.DEBUG]
+
+
+def test_hosts_of_ones_own_settings_are_refused_where_no_request_can_match_them(settings: Settings) -> None:
+    settings.ALLOWED_HOSTS = ["mdm.example.com", "https://mdm.example.com", "*.example.com"]
+    found = checks.settings_in_force()
+    assert ids(found) == [Fault.MALFORMED] * 2
+
+
+HOSTS_REFUSED: Final = ("https://mdm.example.com", "mdm.example.com:443", '["mdm.example.com"]', "a b")
+
+
+@pytest.mark.parametrize(
+    ("argv", "name", "value"),
+    [
+        *(((MANAGE, "check"), "ALLOWED_HOSTS", value) for value in HOSTS_REFUSED),
+        *(((MANAGE, part), "ALLOWED_HOSTS", "a b") for part in ("serve", "dispatch", "migrate")),
+        (("-m", "nexmdm.web"), "ALLOWED_HOSTS", "a b"),
+        ((MANAGE, "check"), "TRUSTED_PROXIES", "proxy.example.com"),
+        ((MANAGE, "check"), "ADMIN_RATE_LIMIT", "60"),
+        ((MANAGE, "check"), "FCM_BASE_URL", "fcm.googleapis.com"),
+        ((MANAGE, "check"), "HOST", "http://0.0.0.0"),
+        ((MANAGE, "check"), "HEARTBEAT_LOG", "none"),
+    ],
+)
+def test_a_value_that_can_never_be_right_stops_every_start_with_an_id_and_a_hint(
+    tmp_path: Path, argv: tuple[str, ...], name: str, value: str
+) -> None:
+    done = parts.run(*argv, NEXMDM_DATA_DIR=str(tmp_path / "data"), **{name: value})
+    assert done.returncode != 0
+    assert re.search(rf"\({Fault.MALFORMED}\) {name} .+\. .+\.$", done.stderr.strip())
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("name", ["ADMIN_KEYS", "HMAC_SECRETS", "COMMAND_SIGNING_KEYS", "SECRET_KEY_FALLBACKS"])
@@ -197,6 +229,15 @@ def test_too_many_connections_stop_a_dispatcher(db: None, settings: Settings) ->
     settings.WEB_WORKERS = 64
     with pytest.raises(ImproperlyConfigured, match=rf"^\({Fault.CONNECTIONS}\) PostgreSQL allows us 97 .* Lower"):
         call_command("dispatch", once=True)
+
+
+def test_outside_of_its_environment_the_command_line_says_in_one_line_how_to_get_there(tmp_path: Path) -> None:
+    venv.create(tmp_path / "bare", with_pip=False)
+    bare = str(tmp_path / "bare" / "bin" / "python")
+    done = subprocess.run([bare, MANAGE, "check"], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    for word in (bare, "django", "make install", ".venv/bin/python manage.py"):
+        assert word in done.stderr
 
 
 def test_too_many_connections_stop_serve(tmp_path: Path) -> None:

@@ -280,13 +280,13 @@ def test_a_bound_that_can_never_be_right_stops_the_start(variables: dict[str, st
     ],
 )
 def test_an_address_is_counted_by_one_name_however_it_is_written(given: str, name: str) -> None:
-    assert address.canonical(given) == name
+    assert address.counting_key(given) == name
 
 
 @pytest.mark.parametrize(
     ("given", "trusted"),
-    [("10.1.2.3", True), ("::ffff:10.1.2.3", True), ("::ffff:192.0.2.1", True), ("11.1.2.3", False), ("", False)],
+    [("10.1.2.3", True), ("::ffff:10.1.2.3", True), ("11.1.2.3", False), ("", False)],
 )
 def test_a_trusted_proxy_is_one_however_its_address_is_written(settings: Settings, given: str, trusted: bool) -> None:
-    settings.TRUSTED_PROXIES = [ip_network("10.0.0.0/8"), ip_network("::ffff:192.0.2.0/120")]
+    settings.TRUSTED_PROXIES = [ip_network("10.0.0.0/8")]
     assert address.is_trusted_proxy(given) == trusted

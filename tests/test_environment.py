@@ -5,13 +5,16 @@ import json
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
+from pytest_django import Settings
 
 from loadtest.fcm_standin import FcmStandin
 from nexmdm import environment
 from nexmdm.environment import Fault, Misconfigured
+from tests.actors import Client
 
 GOOD = "a-Secret-of-more-than-32-characters-0123"
 ACCOUNT = {
@@ -113,11 +116,130 @@ def test_a_number_out_of_its_bounds_is_refused(monkeypatch: pytest.MonkeyPatch, 
         environment.whole(name, 1, minimum=1, maximum=65_535)
 
 
-@pytest.mark.parametrize("value", ["ftp://fcm", "fcm.googleapis.com", "https://fcm/path", "https://"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "ftp://fcm", "fcm.googleapis.com", "https://fcm/path", "https://", "https://fcm:port", "https://fcm:0",
+        "https://fcm:65536", "https://:443", "https://[::1", "https://-", "https://fcm//", "https://fcm?a=b",
+        "https://a b",
+    ],
+)  # fmt: skip
 def test_an_origin_is_a_scheme_and_a_host(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("FCM_BASE_URL", value)
     with pytest.raises(ImproperlyConfigured, match="FCM_BASE_URL"):
         environment.origin("FCM_BASE_URL", "https://fcm.googleapis.com")
+
+
+@pytest.mark.parametrize("value", ["https://fcm.googleapis.com/", "http://127.0.0.1:9000", "http://[::1]:9000"])
+def test_an_origin_may_have_a_port_and_a_slash_at_its_end(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("FCM_BASE_URL", value)
+    assert environment.origin("FCM_BASE_URL", "https://fcm.googleapis.com") == value.rstrip("/")
+
+
+def test_an_origin_with_a_password_is_refused_without_being_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FCM_BASE_URL", "https://user:p4ssword@fcm")
+    with pytest.raises(Misconfigured) as refused:
+        environment.origin("FCM_BASE_URL", "https://fcm.googleapis.com")
+    assert "p4ssword" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [
+        ("https://mdm.example.com", "the host name alone"),
+        ("mdm.example.com:443", "the host name alone"),
+        ("mdm.example.com/admin", "the host name alone"),
+        ("mdm.example.com.", "the host name alone"),
+        ("a b", "the host name alone"),
+        ("mdm_1.example.com", "the host name alone"),
+        ("a..b", "the host name alone"),
+        (".", "the host name alone"),
+        ("[::1]:8000", "the host name alone"),
+        ('["mdm.example.com"]', "no brackets, no quotes"),
+        ('["a.example.com", "b.example.com"]', "no brackets, no quotes"),
+        ("'mdm.example.com'", "no brackets, no quotes"),
+        ("mdm.example.com,https://a", "the host name alone"),
+        ("*.example.com", "Write .example.com for all names below a domain"),
+        ("::1", "in brackets and without a zone: \\[::1\\]"),
+        ("fe80::1%eth0", "in brackets and without a zone: \\[fe80::1\\]"),
+        ("münchen.example", "xn--"),
+        (" , ", "leave it unset"),
+    ],
+)
+def test_a_host_that_no_request_can_match_is_refused_with_what_to_write(
+    monkeypatch: pytest.MonkeyPatch, value: str, hint: str
+) -> None:
+    monkeypatch.setenv("ALLOWED_HOSTS", value)
+    with pytest.raises(Misconfigured, match=rf"^\({Fault.MALFORMED}\) ALLOWED_HOSTS .*{hint}"):
+        environment.hosts("ALLOWED_HOSTS", ["localhost"])
+
+
+HOSTS: Final = [
+    "mdm.example.com",
+    "MDM.example.com",
+    ".example.com",
+    "*",
+    "10.0.0.1",
+    "[::1]",
+    "[2001:db8::1]",
+    "xn--e1afmkfd",
+]
+
+
+def test_hosts_are_taken_as_they_are_and_match_the_requests_that_they_name(
+    monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    monkeypatch.setenv("ALLOWED_HOSTS", ", ".join(HOSTS))
+    assert environment.hosts("ALLOWED_HOSTS", ["localhost"]) == HOSTS
+    for host in HOSTS:
+        settings.ALLOWED_HOSTS = [host]
+        named = f"a{host}" if host.startswith(".") else host.replace("*", "any.example")
+        assert Client().request("GET", "/healthz", None, {"Host": named}).status == 200
+
+
+@pytest.mark.parametrize("value", ["http://0.0.0.0", "0.0.0.0:8000", "[::]", "a b", "*", "127.0.0.1/8"])
+def test_what_cannot_be_listened_on_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("HOST", value)
+    with pytest.raises(Misconfigured, match=rf"^\({Fault.MALFORMED}\) HOST .* PORT has the port"):
+        environment.listening_host("HOST", "127.0.0.1")
+
+
+@pytest.mark.parametrize("value", ["127.0.0.1", "0.0.0.0", "::", "::1", "fe80::1%eth0", "localhost", "my_container"])  # noqa: S104
+def test_an_address_or_a_name_can_be_listened_on(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("HOST", value)
+    assert environment.listening_host("HOST", "127.0.0.1") == value
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ("10.0.0.1/8", "has host bits set"),
+        ("*", "does not appear to be"),
+        ("proxy.example.com", "does not appear to be"),
+        ("10.0.0.1 10.0.0.2", "does not appear to be"),
+        ('["10.0.0.1"]', "does not appear to be"),
+        ("::ffff:10.0.0.0/104", "IPv4"),
+    ],
+)
+def test_a_network_that_no_client_can_be_in_is_refused(monkeypatch: pytest.MonkeyPatch, value: str, why: str) -> None:
+    monkeypatch.setenv("TRUSTED_PROXIES", value)
+    with pytest.raises(Misconfigured, match=rf"^\({Fault.MALFORMED}\) TRUSTED_PROXIES .*{why}"):
+        environment.networks("TRUSTED_PROXIES")
+
+
+@pytest.mark.parametrize(
+    "value", ["60", "0/m", "60/0m", "60/01m", "-1/m", "60/min", "60 /m", "1e3/m", "9999999999/m", "1/99999d"]
+)
+def test_a_rate_that_cannot_be_kept_to_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("ADMIN_RATE_LIMIT", value)
+    with pytest.raises(Misconfigured, match=rf"^\({Fault.MALFORMED}\) ADMIN_RATE_LIMIT must look like 120/m"):
+        environment.rate("ADMIN_RATE_LIMIT", "120/m")
+
+
+@pytest.mark.parametrize("value", ["60/m", "1/s", "5/10s", "1000000/d"])
+def test_a_rate_is_a_number_in_a_period(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("ADMIN_RATE_LIMIT", value)
+    assert environment.rate("ADMIN_RATE_LIMIT", "120/m") == value
 
 
 def test_a_database_url_is_read_as_libpq_does() -> None:
@@ -132,6 +254,13 @@ def test_a_database_url_is_read_as_libpq_does() -> None:
     }
     with pytest.raises(ImproperlyConfigured, match="names no database"):
         environment.database("postgresql://nex@db.example")
+
+
+def test_a_database_url_whose_port_is_no_number_is_refused_without_being_shown() -> None:
+    with pytest.raises(Misconfigured, match=Fault.MALFORMED) as refused:
+        environment.database("postgresql://nex@db.example:p4ssword/fleet")
+    assert "p4ssword" not in str(refused.value)
+    assert environment.database("postgresql://nex@a,b:6432/fleet")["HOST"] == "a,b"
 
 
 def test_a_database_url_that_is_none_is_not_shown() -> None:

@@ -4,6 +4,8 @@ import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from ipaddress import ip_network
+from types import SimpleNamespace
 from typing import Any, Final
 from uuid import UUID
 
@@ -17,7 +19,7 @@ from pytest_django import Settings
 from commands import report_limit
 from commands.models import Command, Delivery, Report
 from devices import database, tokens
-from nexmdm import counters
+from nexmdm import counters, limits
 from nexmdm.api import api
 from nexmdm.models import AuditEntry, StoredAnswer
 from tests.actors import Admin, Answer, Client, Phone
@@ -126,6 +128,77 @@ def test_the_failures_of_one_address_do_not_count_for_another(db: None, settings
     for _ in range(2):
         Phone(Client("192.0.2.1"), "phone-1", device_token="nxd_wrong").heartbeat()
     assert Phone(Client("192.0.2.2"), "phone-1", device_token="nxd_wrong").heartbeat().code == "invalid_token"
+
+
+def fails(address: str, *, times: int = 1) -> list[str | None]:
+    """Have a client with a wrong token fail so often; return the codes of its answers."""
+    phone = Phone(Client(address), "phone-1", device_token="nxd_wrong")
+    return [phone.heartbeat().code for _ in range(times)]
+
+
+@pytest.mark.parametrize(
+    ("addresses", "counters"),
+    [
+        ([f"2001:db8:0:7:{number:x}::1" for number in range(1, 6)], 1),
+        (["2001:db8::1", "2001:DB8::1", "2001:0db8:0000:0:0:0:0:1", "2001:db8::1%eth0", "2001:db8::"], 1),
+        (["8.8.4.4", "::ffff:8.8.4.4", "::FFFF:0808:0404", "0:0:0:0:0:ffff:8.8.4.4", "::ffff:808:404"], 1),
+        (["192.0.2.1", "192.0.2.2", "192.0.2.3", "2001:db8:0:1::1", "2001:db8:0:2::1"], 5),
+    ],
+)
+def test_failures_are_counted_by_client_however_its_address_is_written(
+    db: None, settings: Settings, addresses: list[str], counters: int
+) -> None:
+    settings.AUTH_FAILURE_RATE_LIMIT = "4/m"
+    codes = [code for address in addresses for code in fails(address)]
+    assert codes == ["invalid_token"] * 4 + ["rate_limited" if counters == 1 else "invalid_token"]
+    assert rows_of_counters() == counters
+
+
+def test_failures_that_a_trusted_proxy_names_are_counted_by_client_too(db: None, settings: Settings) -> None:
+    settings.AUTH_FAILURE_RATE_LIMIT = "4/m"
+    settings.TRUSTED_PROXIES = [ip_network("10.0.0.0/8")]
+    spellings = ["8.8.4.4", "::ffff:8.8.4.4", "8.8.4.4:4711", "[::ffff:808:404]:4711", " 8.8.4.4 "]
+    peers = ["10.0.0.1", "::ffff:10.0.0.2", "10.0.0.1", "::ffff:a00:1", "10.1.2.3"]
+    answers = [
+        Client(peer).request("GET", "/admin/summary", None, {"X-Forwarded-For": f"203.0.113.9, {spelling}"})
+        for peer, spelling in zip(peers, spellings, strict=True)
+    ]
+    assert [answer.status for answer in answers] == [401] * 4 + [429]
+
+
+def rows_of_counters() -> int:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM nexmdm_counter")
+        (count,) = cursor.fetchone()
+    return int(count)
+
+
+def test_however_many_addresses_fail_they_take_only_so_many_counters_and_good_credentials_pass(
+    admin: Admin, phone: Phone, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nexmdm.address_limits.COUNTED_ADDRESSES", 10)
+    settings.AUTH_FAILURE_RATE_LIMIT = "3/m"
+    cache.clear()
+    codes = [code for number in range(50) for code in fails(f"198.51.100.{number}")]
+    assert codes == ["invalid_token"] * 13 + ["rate_limited"] * 37
+    assert rows_of_counters() == 11
+    assert fails("198.51.100.1", times=3) == ["invalid_token", "invalid_token", "rate_limited"]
+    beyond = Client("198.51.100.49")
+    assert Phone(beyond, "phone-1", device_token=phone.device_token).heartbeat().status == 200
+    assert Admin(beyond, admin.key, admin.secret).get("/admin/summary").status == 200
+
+
+@pytest.mark.parametrize(("rate", "seconds"), [("3/s", 61), ("3/m", 61), ("3/2m", 121)])
+def test_when_a_period_is_over_other_addresses_are_counted_one_by_one(
+    db: None, settings: Settings, monkeypatch: pytest.MonkeyPatch, rate: str, seconds: float
+) -> None:
+    monkeypatch.setattr("nexmdm.address_limits.COUNTED_ADDRESSES", 1)
+    settings.AUTH_FAILURE_RATE_LIMIT = rate
+    fails("192.0.2.1")
+    assert limits.failures._counted_as("192.0.2.2", rate) == limits.failures._counted_as("192.0.2.3", rate)
+    later = time.monotonic() + seconds
+    monkeypatch.setattr("nexmdm.address_limits.time", SimpleNamespace(monotonic=lambda: later))
+    assert limits.failures._counted_as("192.0.2.2", rate) == "192.0.2.2"
 
 
 @pytest.mark.parametrize("wrong", ["key", "secret"])

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from datetime import datetime, timedelta
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Final
 
@@ -98,11 +99,46 @@ def test_readiness_says_how_pushing_stands(client: Client, db: None, settings: S
     assert client.request("GET", "/readyz").json["push"] == "ok"
 
 
-@pytest.mark.parametrize(("address", "status"), [("127.0.0.1", 200), ("::1", 200), ("192.0.2.1", 404), ("", 404)])
+@pytest.mark.parametrize(
+    ("address", "status"),
+    [("127.0.0.1", 200), ("127.0.0.2", 200), ("::1", 200), ("::ffff:127.0.0.1", 200), ("192.0.2.1", 404), ("", 404)],
+)
 def test_metrics_without_a_token_are_for_loopback_clients(db: None, address: str, status: int) -> None:
     answer = Client(address).request("GET", "/metrics")
     assert answer.status == status
     assert (answer.code == "not_found") == (status == 404)
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["X-Forwarded-For", "Forwarded", "X-Real-IP", "Via", "X-Forwarded-Proto", "X-Forwarded-Host", "CF-Connecting-IP"],
+)
+@pytest.mark.parametrize("proxies", [[], ["10.0.0.0/8"]])
+def test_metrics_without_a_token_are_for_nobody_who_comes_through_a_proxy_on_this_machine(
+    client: Client, db: None, settings: Settings, header: str, proxies: list[str]
+) -> None:
+    settings.TRUSTED_PROXIES = [ip_network(one) for one in proxies]
+    assert client.request("GET", "/metrics", None, {header: "127.0.0.1"}).code == "not_found"
+    assert client.request("GET", "/metrics").status == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"X-Forwarded-For": "127.0.0.1"}, 200),
+        ({"X-Forwarded-For": "::1", "X-Forwarded-Proto": "https", "Via": "1.1 caddy"}, 200),
+        ({"X-Forwarded-For": "203.0.113.7"}, 404),
+        ({"X-Forwarded-For": "203.0.113.7, 127.0.0.1"}, 404),
+        ({"X-Forwarded-For": "unknown"}, 404),
+        ({"Via": "1.1 caddy"}, 404),
+        ({}, 200),
+    ],
+)
+def test_metrics_through_a_trusted_proxy_are_for_the_loopback_clients_that_it_names(
+    client: Client, db: None, settings: Settings, headers: dict[str, str], status: int
+) -> None:
+    settings.TRUSTED_PROXIES = [ip_network("127.0.0.1")]
+    assert client.request("GET", "/metrics", None, headers).status == status
 
 
 def test_metrics_without_a_token_are_for_nobody_on_a_database_of_its_own(client: Client, settings: Settings) -> None:

@@ -1,6 +1,7 @@
 """The guard and the conventions: whatever is sent, the answer is a problem in JSON that a program can read."""
 
 import asyncio
+import gzip
 import ipaddress
 import json
 from collections.abc import Awaitable, Callable
@@ -15,6 +16,7 @@ from pytest_django import Settings
 
 from commands.models import Command
 from nexmdm.asgi import application
+from nexmdm.guard import App, Guard
 from nexmdm.models import AuditEntry
 from tests.actors import Admin, Answer, Client, Phone
 
@@ -29,6 +31,7 @@ def send_in_parts(
     method: str = "POST",
     headers: list[tuple[bytes, bytes]],
     then: Callable[[], Awaitable[Message]] | None = None,
+    to: App = application,
 ) -> list[Message]:
     """Send a request whose body comes in parts; after the last one `then` has the word. Return what was answered."""
     more = [{"type": "http.request", "body": part, "more_body": True} for part in parts]
@@ -47,7 +50,7 @@ def send_in_parts(
         "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "",
         "headers": [(b"host", b"localhost"), *headers], "client": ("127.0.0.1", 40000), "server": ("127.0.0.1", 8000),
     }  # fmt: skip
-    async_to_sync(application)(scope, receive, send)
+    async_to_sync(to)(scope, receive, send)
     return answered
 
 
@@ -201,6 +204,45 @@ def test_a_body_that_does_not_say_it_is_json_is_refused(admin: Admin, phone: Pho
     headers = admin.headers("POST", "/admin/command", body) | {"Content-Type": content_type}
     assert_problem(admin.client.request("POST", "/admin/command", body, headers), 415, "unsupported_media_type")
     assert not Command.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("content_type", "shown"),
+    [
+        ("text/plain; charset=utf-8", "Content-Type: text/plain; charset=utf-8."),
+        ("application/x-www-form-urlencoded", "Content-Type: application/x-www-form-urlencoded."),
+        ("<script>\x01é", "Content-Type: ?script???."),
+        ("x" * 5000, f"Content-Type: {'x' * 64}…."),
+        (" ", "without a Content-Type."),
+    ],
+)
+def test_a_body_of_another_type_is_refused_by_the_name_of_that_type(
+    client: Client, content_type: str, shown: str
+) -> None:
+    answer = client.request("POST", "/v1/heartbeat", b"{}", {"Content-Type": content_type})
+    assert_problem(answer, 415, "unsupported_media_type")
+    assert shown in answer.json["detail"]
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "GZIP", "br", "x-gzip", "identity, gzip", "deflate, gzip", "?"])
+@pytest.mark.parametrize(
+    "path", ["/v1/heartbeat", "/v1/register", "/admin/command", "/nothing", "/django-admin/login/"]
+)
+def test_a_compressed_body_is_refused_by_the_name_of_its_encoding(client: Client, path: str, encoding: str) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": encoding}
+    answer = client.request("POST", path, gzip.compress(b"{}"), headers)
+    assert_problem(answer, 415, "unsupported_media_type")
+    assert f"Content-Encoding: {encoding}." in answer.json["detail"]
+
+
+@pytest.mark.parametrize("encodings", [["identity"], ["Identity"], [""], ["identity", "identity"]])
+def test_a_body_that_says_it_is_not_compressed_is_taken(phone: Phone, encodings: list[str]) -> None:
+    headers = [("Authorization", f"Bearer {phone.device_token}"), *(("Content-Encoding", one) for one in encodings)]
+    assert phone.client.request("POST", "/v1/heartbeat", {}, headers).status == 200
+
+
+def test_a_content_encoding_without_a_body_is_nothing(client: Client) -> None:
+    assert client.request("GET", "/healthz", None, {"Content-Encoding": "gzip"}).status == 200
 
 
 @pytest.mark.parametrize("content_type", ["application/json", "Application/JSON", "application/json; charset=utf-8"])
@@ -371,6 +413,12 @@ def test_without_trusted_proxies_the_address_is_the_peers(admin: Admin) -> None:
         (["198.51.100.9, 203.0.113.7, 10.1.2.3"], "203.0.113.7"),
         (["10.1.2.3"], "10.1.2.3"),
         (["2001:db8::1"], "2001:db8::1"),
+        (["2001:DB8:0:0::0001"], "2001:db8::1"),
+        (["::ffff:203.0.113.7"], "203.0.113.7"),
+        (["203.0.113.7:4711"], "203.0.113.7"),
+        (["[2001:db8::1]:4711"], "2001:db8::1"),
+        (["203.0.113.7", "::ffff:10.1.2.3"], "203.0.113.7"),
+        (["203.0.113.7"] + ["10.1.2.3"] * 40, "10.1.2.3"),
         (["nonsense"], "10.0.0.1"),
         ([], "10.0.0.1"),
     ],
@@ -381,6 +429,19 @@ def test_a_trusted_proxy_names_the_nearest_address_that_is_not_one(
     settings.TRUSTED_PROXIES = [ipaddress.ip_network("10.0.0.0/8")]
     headers = [("X-Forwarded-For", value) for value in forwarded]
     assert audited_address(admin, headers, peer="10.0.0.1") == address
+
+
+@pytest.mark.parametrize(
+    ("peer", "address"),
+    [("::ffff:192.0.2.1", "192.0.2.1"), ("2001:DB8::0:1", "2001:db8::1"), ("fe80::1%eth0", "fe80::1")],
+)
+def test_the_audit_has_the_one_spelling_of_an_address(admin: Admin, peer: str, address: str) -> None:
+    assert audited_address(admin, [], peer=peer) == address
+
+
+def test_a_proxy_is_trusted_however_its_address_is_written(admin: Admin, settings: Settings) -> None:
+    settings.TRUSTED_PROXIES = [ipaddress.ip_network("10.0.0.0/8")]
+    assert audited_address(admin, [("X-Forwarded-For", "203.0.113.7")], peer="::ffff:10.0.0.1") == "203.0.113.7"
 
 
 def test_others_than_trusted_proxies_name_nobody_else(admin: Admin, settings: Settings) -> None:
@@ -404,7 +465,7 @@ def test_an_error_around_a_view_is_a_problem_without_a_trace(
     def broken(*_: object) -> None:
         raise RuntimeError("<secret>")
 
-    monkeypatch.setattr("nexmdm.limits.get_usage", broken)
+    monkeypatch.setattr("nexmdm.address_limits.get_usage", broken)
     assert_problem(client.request("GET", "/admin/summary"), 500, "internal")
 
 
@@ -436,6 +497,18 @@ def test_a_malformed_credential_is_refused_with_or_without_a_database(
     answer = client.request(method, target, None if method == "GET" else {})
     assert answer.status == 401
     assert answer.code in ("invalid_signature", "invalid_token")
+
+
+@pytest.mark.parametrize(("status", "header"), [(429, "retry-after"), (503, "retry-after"), (401, "www-authenticate")])
+def test_no_answer_leaves_without_the_header_that_its_status_demands(status: int, header: str) -> None:
+    """Whoever makes it: here, as the admin site's stack may, by somebody who does not know of it."""
+
+    async def careless(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"text/html")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    answered = send_in_parts("/django-admin/", b"", method="GET", headers=[], to=Guard(careless))
+    assert answer_of(answered).headers[header] in ("1", "Bearer")
 
 
 def test_a_bad_credential_is_told_which_scheme_is_wanted(client: Client, db: None) -> None:

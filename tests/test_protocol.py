@@ -10,9 +10,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from io import BytesIO
 from typing import Final, TypeVar, cast
 
 import pytest
+import structlog
 import uvicorn
 from asgiref.sync import async_to_sync
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -30,6 +32,7 @@ T = TypeVar("T")
 
 BUFFER: Final = 4096
 HEALTH: Final = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
+UPGRADE: Final = b"Upgrade: h2c\r\nConnection: Upgrade\r\n"
 HEARTBEAT: Final = b"POST /v1/heartbeat HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 
@@ -205,6 +208,66 @@ def test_what_is_no_http_gets_a_problem(said: bytes) -> None:
     answer, ended = over_a_socket(talk)
     assert_last_problem(answer, 400, "invalid_request")
     assert ended
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch) -> BytesIO:
+    """The log of refusals."""
+    written = BytesIO()
+    monkeypatch.setattr("nexmdm.refusals.log", structlog.wrap_logger(structlog.BytesLogger(written)))
+    return written
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "reason"),
+    [
+        (b"\0" * 100, "invalid_request", "no HTTP"),
+        (HEALTH, "request_timeout", "head too slow"),
+        (HEALTH + b"X-Padding: " + b"x" * 70_000, "headers_too_large", "head too large"),
+        (HEARTBEAT + UPGRADE + b"Content-Length: 2\r\n\r\n{}", "invalid_request", "upgrade"),
+    ],
+)
+def test_what_does_not_get_as_far_as_the_guard_leaves_a_line_with_the_id_of_its_answer(
+    impatient: None, refused: BytesIO, capfd: pytest.CaptureFixture[str], said: bytes, code: str, reason: str
+) -> None:
+    async def talk(line: Line) -> Answer:
+        await line.say(*(said[place : place + 10_000] for place in range(0, len(said), 10_000)))
+        return await line.answer()
+
+    answer = over_a_socket(talk)
+    line = json.loads(refused.getvalue())
+    assert (line["event"], line["code"], line["reason"]) == ("request.refused", code, reason)
+    assert (line["correlation_id"], line["status"]) == (answer.headers["x-correlation-id"], answer.status)
+    assert (line["address"], line["count"]) == ("127.0.0.1", 1)
+    assert "Invalid HTTP request" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("target", ["http://any{path}", "HTTPS://localhost{path}", "{path}#fragment", "{path}?a=b#c"])
+@pytest.mark.parametrize(
+    "path", ["/admin/summary", "/v1/heartbeat", "/healthz", "/metrics", "/django-admin/", "/nothing"]
+)
+def test_a_target_that_is_more_than_a_path_is_refused_on_every_route(
+    admin: Admin, impatient: None, refused: BytesIO, path: str, target: str
+) -> None:
+    async def talk(line: Line) -> Answer:
+        signed = admin.headers("GET", path, b"") | {"X-Correlation-ID": "order-4711", "Host": "localhost"}
+        head = "".join(f"{name}: {value}\r\n" for name, value in signed.items())
+        await line.say(f"GET {target.format(path=path)} HTTP/1.1\r\n{head}\r\n".encode())
+        return await line.answer()
+
+    answer = over_a_socket(talk)
+    assert (answer.status, answer.code) == (400, "invalid_request")
+    assert "target" in answer.json["detail"]
+    assert answer.headers["x-correlation-id"] == "order-4711"
+    assert json.loads(refused.getvalue())["correlation_id"] == "order-4711"
+
+
+def test_a_number_sign_that_is_escaped_is_part_of_a_path(db: None) -> None:
+    async def talk(line: Line) -> Answer:
+        await line.say(HEALTH.replace(b"/healthz", b"/healthz?a=%23") + b"\r\n")
+        return await line.answer()
+
+    assert over_a_socket(talk).status == 422
 
 
 @pytest.mark.parametrize("stopping", [False, True])

@@ -1,5 +1,6 @@
 """serve runs everything and leaves nothing behind, however it ends."""
 
+import json
 import os
 import signal
 import subprocess
@@ -73,6 +74,15 @@ def test_only_root_is_told_how_to_run_it_as_another_account(
     facts = "\n".join(serve_command._facts("http://127.0.0.1:8000", "manage.py"))
     assert ("run as root" in facts) == said
     assert (f"chown -R ACCOUNT {settings.BASE_DIR} '/srv/the data' && su ACCOUNT -c" in facts) == said
+
+
+def test_refusals_that_wait_for_their_line_are_logged_when_it_stops(serve: Serving) -> None:
+    with httpx.Client(base_url=serve.url) as client:
+        codes = [client.get(f"/nothing-{number}").json()["code"] for number in range(7)]
+    assert serve.interrupt() == 0
+    lines = [json.loads(line) for line in serve.said.splitlines() if '"request.refused"' in line]
+    assert codes == ["not_found"] * 7
+    assert sum(line["count"] for line in lines) == 7
 
 
 def test_ctrl_c_leaves_no_process_behind(serve: Serving) -> None:

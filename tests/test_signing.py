@@ -320,9 +320,9 @@ def test_why_a_signature_was_refused_is_in_the_log_and_in_a_metric(
         return sum(float(line.removeprefix(name)) for line in lines if line.startswith(name))
 
     written = BytesIO()
-    monkeypatch.setattr("nexmdm.auth.log", structlog.wrap_logger(structlog.BytesLogger(written)))
     before = counted()
+    monkeypatch.setattr("nexmdm.refusals.log", structlog.wrap_logger(structlog.BytesLogger(written)))
     assert_refused(client.request("POST", "/admin/command", BODY, TAMPERED[tampered](signed(admin))))
     line = json.loads(written.getvalue())
-    assert (line["event"], line["reason"], line["address"]) == ("admin.denied", reason, "127.0.0.1")
+    assert (line["event"], line["reason"], line["address"]) == ("request.refused", reason, "127.0.0.1")
     assert counted() == before + 1

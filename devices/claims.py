@@ -1,0 +1,72 @@
+"""Claims: the device or enrollment token that a refused request's token names, and the proof that the token is genuine.
+
+For the log and for admins only. It authorises nothing: that is decided by the statement that does the work.
+"""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, Final
+from uuid import UUID
+
+import orjson
+
+from devices import database, tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A well-formed token without its secret: its kind, the id in it, and the digests by which it can be proved."""
+
+    prefix: str
+    id: UUID
+    digests: tuple[bytes, ...]
+
+    @property
+    def is_of_device(self) -> bool:
+        """Tell whether it is a device token; else it is an enrollment token."""
+        return self.prefix == tokens.DEVICE_PREFIX
+
+
+# A rotated token is genuine too. A device whose digest was dropped cannot be proved until its next good request.
+_PROVED: Final = """
+    WITH asked AS (
+        SELECT * FROM jsonb_to_recordset(%(asked)s::jsonb) AS asked (
+            position int, id uuid, digest bytea, digest_key text
+        )
+    )
+    SELECT asked.position FROM asked JOIN devices_device device ON device.id = asked.id
+    WHERE (device.token_digest = asked.digest AND device.token_digest_key = asked.digest_key)
+        OR (device.next_digest = asked.digest AND device.next_digest_key = asked.digest_key
+            AND device.next_expires_at > now())
+    UNION ALL
+    SELECT asked.position FROM asked JOIN devices_enrollmenttoken token ON token.id = asked.id
+    WHERE token.token_sha256 = asked.digest AND asked.digest_key IS NULL
+"""
+
+
+def of(text: str) -> Claim | None:
+    """Return the claim of a token; None if the text is no token."""
+    if (token := tokens.parse(tokens.DEVICE_PREFIX, text)) is not None:
+        digests = tuple(tokens.digest(token.text, key.value) for key in tokens.digest_keys())
+        return Claim(tokens.DEVICE_PREFIX, token.id, digests)
+    if (token := tokens.parse(tokens.ENROLLMENT_PREFIX, text)) is not None:
+        return Claim(tokens.ENROLLMENT_PREFIX, token.id, (sha256(token.text.encode()).digest(),))
+    return None
+
+
+def proved(asked: Collection[Claim]) -> set[Claim]:
+    """Return the claims whose token is genuine: one of its device's live ones, revoked or not, or an enrollment token.
+
+    Costs one statement.
+    """
+    found = list(asked)
+    rows = [row for position, claim in enumerate(found) for row in _rows(position, claim)]
+    positions = database.rows(_PROVED, {"asked": orjson.dumps(rows).decode()})
+    return {found[position] for (position,) in positions}
+
+
+def _rows(position: int, claim: Claim) -> Iterator[dict[str, Any]]:
+    keys = [key.id for key in tokens.digest_keys()] if claim.is_of_device else [None]
+    for digest, key in zip(claim.digests, keys, strict=True):
+        yield {"position": position, "id": claim.id, "digest": f"\\x{digest.hex()}", "digest_key": key}

@@ -1,0 +1,52 @@
+"""The last refusal of each device, for the admin who looks for the reason why a phone does not work."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from typing import Final
+from uuid import UUID
+
+import orjson
+
+from devices import database
+
+PAUSE: Final = timedelta(minutes=1)
+"""How long a device's row stays unchanged after it is written, however often its phone is refused."""
+
+# Ordered by id, so that concurrent writers lock rows in the same order. An older refusal never replaces a later one.
+_WRITE: Final = """
+    WITH asked AS (
+        SELECT asked.device_id, now() - asked.age * interval '1 second' AS at, asked.route, asked.code
+        FROM jsonb_to_recordset(%(refused)s::jsonb) AS asked (device_id uuid, age float8, route text, code text)
+        JOIN devices_device device ON device.id = asked.device_id
+    ), written AS (
+        INSERT INTO devices_lastrefusal AS last (device_id, at, route, code, written_at)
+        SELECT device_id, at, route, code, now() FROM asked ORDER BY device_id
+        ON CONFLICT (device_id) DO UPDATE
+            SET at = excluded.at, route = excluded.route, code = excluded.code, written_at = excluded.written_at
+            WHERE last.at < excluded.at AND last.written_at <= now() - %(pause)s
+        RETURNING device_id
+    )
+    SELECT asked.device_id FROM asked JOIN devices_lastrefusal last ON last.device_id = asked.device_id
+    WHERE last.at < asked.at AND asked.device_id NOT IN (SELECT device_id FROM written)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class LastRefused:
+    """A refusal to be written; `age` is its age in seconds."""
+
+    device_id: UUID
+    age: float
+    route: str
+    code: str
+
+
+def write(refused: Iterable[LastRefused]) -> list[UUID]:
+    """Write the last refusals of devices, one each; return the devices whose row was written less than PAUSE ago.
+
+    The caller tries these again when PAUSE is over. Costs one statement.
+    """
+    rows = [asdict(one) for one in refused]
+    held_back = database.rows(_WRITE, {"refused": orjson.dumps(rows).decode(), "pause": PAUSE})
+    return [device_id for (device_id,) in held_back]

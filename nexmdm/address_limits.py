@@ -1,0 +1,85 @@
+"""Limits by network address, with a ceiling on how many addresses are counted one by one."""
+
+import time
+from typing import Any, Final
+
+from django_ratelimit.core import get_usage
+from prometheus_client import Counter
+
+from nexmdm import address
+
+COUNTED_ADDRESSES: Final = 1000
+"""How many addresses have a counter of their own, per process, limit and period (at least a minute). All further
+addresses share one counter, so that an attack from many addresses cannot fill the table of counters."""
+
+_TOGETHER: Final = "further addresses"
+_LEAST_SECONDS: Final = 60
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+COUNTED_TOGETHER = Counter(
+    "nexmdm_failures_counted_together",
+    "Failed authentications and logins from addresses without a counter of their own.",
+)
+
+
+def count(group: str, key: str, rate: str) -> dict[str, Any]:
+    """Count one more of a group's key, in a thread; return how that stands to the rate, as django-ratelimit says it."""
+    usage: dict[str, Any] = get_usage(None, group=group, key=lambda *_: key, rate=rate, increment=True)
+    return usage
+
+
+class AddressLimit:
+    """A limit for each address. Exact across processes: the counters are in the database."""
+
+    def __init__(self, group: str) -> None:
+        self._group = group
+        self._over_until: dict[str, float] = {}
+        self._counted: set[str] = set()
+        self._counted_since = float("-inf")
+
+    def seconds_over(self, client: str) -> int | None:
+        """Return how long an address that is known to be over the limit has to wait, else None. Costs no statement."""
+        key = address.counting_key(client)
+        until = self._over_until.get(key, 0.0)
+        if len(self._counted) >= COUNTED_ADDRESSES and key not in self._counted:
+            until = max(until, self._over_until.get(_TOGETHER, 0.0))
+        left = until - time.monotonic()
+        return max(1, round(left)) if left > 0 else None
+
+    def count(self, client: str, rate: str) -> int | None:
+        """Count one more, in a thread; return the seconds to wait if there were too many, else None."""
+        key = self._counted_as(address.counting_key(client), rate)
+        usage = count(self._group, key, rate)
+        if not usage["should_limit"]:
+            return None
+        seconds = max(1, int(usage["time_left"]))
+        self._over_until[key] = time.monotonic() + seconds
+        return seconds
+
+    def forget(self) -> None:
+        """Drop this process's memory of the addresses; the counters in the database stay."""
+        self._counted_since = float("-inf")
+        self._over_until.clear()
+        self._counted.clear()
+
+    def _counted_as(self, key: str, rate: str) -> str:
+        """Return the name of an address's counter: its own while the process has room for one, else the shared one."""
+        now = time.monotonic()
+        if now - self._counted_since > max(_LEAST_SECONDS, _period(rate)):
+            self._counted_since = now
+            self._counted.clear()
+            for over, until in list(self._over_until.items()):
+                if until <= now:
+                    self._over_until.pop(over, None)
+        if key not in self._counted:
+            if len(self._counted) >= COUNTED_ADDRESSES:
+                COUNTED_TOGETHER.inc()
+                return _TOGETHER
+            self._counted.add(key)
+        return key
+
+
+def _period(rate: str) -> int:
+    """Return the seconds of a rate's period (`60/m`, `5/10s`)."""
+    period = rate.partition("/")[2]
+    return int(period[:-1] or 1) * _UNITS[period[-1]]

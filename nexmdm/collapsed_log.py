@@ -1,0 +1,91 @@
+"""A log in which equal events are one line a second, with their count."""
+
+import time
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
+
+from nexmdm.timers import Timer
+
+E = TypeVar("E")
+
+LINE_SECONDS: Final = 1.0
+
+
+@dataclass(slots=True)
+class _Line(Generic[E]):
+    """Equal events that wait for their line: the first of them, their number, and when the line is due."""
+
+    first: E
+    count: int
+    due: float
+
+
+class CollapsedLog(Generic[E]):
+    """Lines by key: events with the same key are equal. For use on the event loop.
+
+    The first event with its key is written immediately. Those that follow within a second become one line at its end,
+    with the first of them and their count; and so on for each second that has any. `write` writes one line. has_room()
+    lets the caller bound the number of keys to `most`.
+    """
+
+    def __init__(self, write: Callable[[E, int], None], most: int) -> None:
+        self._write = write
+        self._most = most
+        # Ordered by due time.
+        self._lines: dict[Hashable, _Line[E]] = {}
+        self._timer = Timer(self.write_due)
+
+    def count(self, key: Hashable) -> bool:
+        """Count an event without describing it, where a line waits that it can join; else return False."""
+        line = self._lines.get(key)
+        if line is None or not line.count or line.due <= time.monotonic():
+            return False
+        line.count += 1
+        return True
+
+    def add(self, key: Hashable, event: E, count: int = 1) -> None:
+        """Log an event (`count` equal ones)."""
+        self.write_due()
+        line = self._lines.get(key)
+        if line is None:
+            self._write(event, count)
+            self._open(key, event, time.monotonic())
+        else:
+            if not line.count:
+                line.first = event
+            line.count += count
+
+    def has_room(self, key: Hashable) -> bool:
+        """Tell whether an event of this kind can have a line of its own."""
+        return key in self._lines or len(self._lines) < self._most
+
+    def write_due(self) -> None:
+        """Write the lines whose second is over."""
+        now = time.monotonic()
+        while self._lines:
+            key, line = next(iter(self._lines.items()))
+            if line.due > now:
+                self._timer.set(line.due)
+                return
+            del self._lines[key]
+            if line.count:
+                self._write(line.first, line.count)
+                self._open(key, line.first, now)
+
+    def write_all(self) -> None:
+        """Write all lines that wait, due or not."""
+        lines = list(self._lines.values())
+        self.forget()
+        for line in lines:
+            if line.count:
+                self._write(line.first, line.count)
+
+    def forget(self) -> None:
+        """Forget the lines that wait."""
+        self._timer.stop()
+        self._lines.clear()
+
+    def _open(self, key: Hashable, event: E, now: float) -> None:
+        self._lines[key] = _Line(event, 0, now + LINE_SECONDS)
+        self._timer.set(next(iter(self._lines.values())).due)

@@ -1,0 +1,189 @@
+"""Refusals: each answer 4xx or 503 leaves a line in the log, whichever layer gave it.
+
+The guard calls note() with each refusal that it sends; the protocol calls note_unread() for requests that never reach
+the guard. Equal refusals (the same code, and the same device or else the same address) are collapsed to one line a
+second. No line holds a token, a query or a header.
+"""
+
+import time
+from collections.abc import MutableMapping
+from dataclasses import dataclass, replace
+from http import HTTPStatus
+from typing import Any, Final
+from uuid import UUID
+
+import orjson
+import structlog
+from django.urls import Resolver404, resolve
+from prometheus_client import Counter
+
+from devices import claims
+from devices.claims import Claim
+from nexmdm import address, limits, problems
+from nexmdm.collapsed_log import CollapsedLog
+from nexmdm.problems import Problem
+from nexmdm.refused_devices import CURTAILED, Refusal, RefusedDevices
+
+log = structlog.get_logger()
+
+Scope = MutableMapping[str, Any]
+
+LINES: Final = 1000
+"""How many different refusals have lines of their own within a second. Further ones share a line for each code, without
+address and device: thousands of addresses that fail at the same time must fill neither the memory nor the log."""
+
+REFUSED = Counter("nexmdm_requests_refused", "Answers 4xx and 503, by their code.", ["code"])
+
+_FACTS: Final = "nexmdm.facts"
+_UNMATCHED: Final = "unmatched"
+_PROVES_NOTHING: Final = frozenset(("invalid_token", "invalid_enrollment_token", "invalid_signature"))
+
+
+@dataclass(slots=True)
+class Facts:
+    """Verified facts about a request, for the log line if it is refused. Never a secret.
+
+    `code` is for an answer whose body has no code.
+    """
+
+    principal: str = ""
+    device_id: UUID | None = None
+    reason: str = ""
+    code: str = ""
+
+
+def facts(scope: Scope) -> Facts:
+    """Return the facts about a request; each layer adds those that it has verified."""
+    known: Facts = scope.setdefault(_FACTS, Facts())
+    return known
+
+
+def explain(scope: Scope, error: Exception) -> None:
+    """Add the `reason` and the `device_id` of an error to the facts about the request that it ends."""
+    reason, device_id = getattr(error, "reason", None), getattr(error, "device_id", None)
+    if isinstance(reason, str) and reason:
+        facts(scope).reason = reason
+    if isinstance(device_id, UUID):
+        facts(scope).device_id = device_id
+
+
+def note(scope: Scope, status: int, body: bytes) -> None:
+    """Log an answer that is sent, if it is a refusal, and keep it for its device. Never raises."""
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR and status != HTTPStatus.SERVICE_UNAVAILABLE:
+        return
+    try:
+        _note(scope, status, body)
+    except Exception as error:
+        # An answer must not fail for the sake of its log line.
+        log.error("request.refused", status=status, error=type(error).__name__, exc_info=error)
+
+
+def _note(scope: Scope, status: int, body: bytes) -> None:
+    known: Facts = scope.get(_FACTS) or Facts()
+    answered = _problem_in(body)
+    code: str = known.code or answered.get("code") or problems.GENERAL.get(status, "error")
+    REFUSED.labels(code).inc()
+    claim = _claim(scope, status, code, known)
+    client: str = scope["client"][0]
+    if claim is None and _lines.count((code, address.counting_key(client))):
+        return
+    refusal = Refusal(
+        code=code,
+        status=status,
+        method=scope["method"],
+        route=scope.get("nexmdm.route") or _route(scope["path"]),
+        address=client,
+        correlation_id=scope["nexmdm.correlation_id"],
+        principal=known.principal,
+        reason=known.reason or _place(answered),
+        device_id=known.device_id,
+        at=time.monotonic(),
+    )
+    if claim is None:
+        _log(refusal)
+    else:
+        _devices.look_up(refusal, claim)
+
+
+def note_unread(problem: Problem, client: str, correlation_id: str, reason: str) -> None:
+    """Log the refusal of bytes that did not become a request."""
+    REFUSED.labels(problem.code).inc()
+    where = ("", _UNMATCHED, address.canonical(client))
+    _log(Refusal(problem.code, problem.status, *where, correlation_id=correlation_id, reason=reason))
+
+
+async def drain() -> None:
+    """Look up, write and log all waiting refusals, before the process ends."""
+    await _devices.drain()
+    _lines.write_all()
+
+
+def forget() -> None:
+    """Drop all waiting refusals."""
+    _devices.forget()
+    _lines.forget()
+
+
+def _problem_in(body: bytes) -> dict[str, Any]:
+    if not body.startswith(b"{"):
+        return {}
+    try:
+        found: dict[str, Any] = orjson.loads(body)
+    except ValueError:  # the first part of a longer answer
+        return {}
+    return found
+
+
+def _place(answered: dict[str, Any]) -> str:
+    """Return the location of the first error in the answer: `body.target.tags`."""
+    errors = answered.get("errors")
+    return ".".join(map(str, errors[0]["loc"])) if errors else ""
+
+
+def _route(path: str) -> str:
+    try:
+        return f"/{resolve(path).route}"
+    except Resolver404:
+        return _UNMATCHED
+
+
+def _claim(scope: Scope, status: int, code: str, known: Facts) -> Claim | None:
+    """Return the claim of the request's token, unless the refusal itself says that the token is wrong."""
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR or code in _PROVES_NOTHING or known.reason == limits.FAILURES:
+        return None
+    headers = scope["nexmdm.headers"].values.get(b"authorization", ())
+    if len(headers) != 1:
+        return None
+    scheme, _, text = headers[0].decode("latin-1").partition(" ")
+    return claims.of(text.strip()) if scheme.lower() == "bearer" else None
+
+
+def _log(refusal: Refusal, count: int = 1) -> None:
+    if not _lines.has_room(refusal.key):
+        CURTAILED.labels("lines").inc(count)
+        refusal = replace(refusal, address="", principal="", reason="", device_id=None, enrollment_token_id=None)
+    _lines.add(refusal.key, refusal, count)
+
+
+def _write(refusal: Refusal, count: int) -> None:
+    said = {
+        "method": refusal.method,
+        "route": refusal.route,
+        "address": refusal.address,
+        "device_id": refusal.device_id,
+        "enrollment_token_id": refusal.enrollment_token_id,
+        "principal": refusal.principal,
+        "reason": refusal.reason,
+    }
+    log.warning(
+        "request.refused",
+        correlation_id=refusal.correlation_id,
+        status=refusal.status,
+        code=refusal.code,
+        count=count,
+        **{name: str(value) for name, value in said.items() if value},
+    )
+
+
+_lines: Final = CollapsedLog(_write, LINES)
+_devices: Final = RefusedDevices(_log)

@@ -1,0 +1,200 @@
+"""The devices behind refused requests: each is found by its token after the answer, and keeps its last refusal.
+
+No answer waits for this. The tokens of a second are looked up together, by one statement, and the last refusals written
+by another one. Without the database, refusals are logged without their device and not kept.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from contextvars import Context
+from dataclasses import dataclass, replace
+from http import HTTPStatus
+from typing import Final
+from uuid import UUID
+
+import structlog
+from asgiref.sync import ThreadSensitiveContext
+from django.db import DatabaseError, InterfaceError
+from prometheus_client import Counter
+
+from devices import claims, database, last_refusals
+from devices.claims import Claim
+from devices.database import unit
+from devices.last_refusals import LastRefused
+from nexmdm import address
+from nexmdm.timers import Timer
+
+log = structlog.get_logger()
+
+LOOK_UP_SECONDS: Final = 1.0
+DRAIN_SECONDS: Final = 5
+"""How long a process that stops waits for the database, for the sake of its last refusals."""
+
+CLAIMS: Final = 1000
+"""How many different refusals wait for the look-up of their token at most: invented tokens must neither fill the memory
+nor make the look-up long. Further ones are logged without a device."""
+
+DEVICES: Final = 10_000
+"""How many devices' last refusals wait to be written at most, nearly all of them until their row may change again.
+Those of further devices are logged only."""
+
+CURTAILED = Counter(
+    "nexmdm_refusals_curtailed",
+    "Refusals beyond a bound: logged without their address (lines) or device (look-ups), not kept for it (devices).",
+    ["bound"],
+)
+for _bound in ("lines", "look-ups", "devices"):
+    CURTAILED.labels(_bound)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One refusal as the log has it; `at` is when it was answered, by time.monotonic()."""
+
+    code: str
+    status: int
+    method: str
+    route: str
+    address: str
+    correlation_id: str
+    principal: str = ""
+    reason: str = ""
+    device_id: UUID | None = None
+    enrollment_token_id: UUID | None = None
+    at: float = 0.0
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What makes two refusals equal."""
+        return self.code, str(self.device_id or address.counting_key(self.address))
+
+    def of_owner(self, claim: Claim) -> "Refusal":
+        """Return the refusal with the owner of its token."""
+        if claim.is_of_device:
+            return replace(self, device_id=self.device_id or claim.id)
+        return replace(self, enrollment_token_id=claim.id)
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """Equal refusals of requests with the same token: the first of them, and their number."""
+
+    refusal: Refusal
+    count: int = 1
+
+
+class RefusedDevices:
+    """The refusals whose token waits to be looked up, and those that wait to be written. For use on the event loop.
+
+    `write_line` is called with each refusal after its look-up, and with the number of refusals equal to it.
+    """
+
+    def __init__(self, write_line: Callable[[Refusal, int], None]) -> None:
+        self._write_line = write_line
+        self._waiting: dict[tuple[Claim, tuple[str, str]], _Waiting] = {}
+        self._last: dict[UUID, Refusal] = {}
+        # Each with the moment from which its row may change again; ordered by that.
+        self._later: dict[UUID, tuple[float, Refusal]] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._timer = Timer(self._begin)
+        self._next_at = 0.0
+
+    def look_up(self, refusal: Refusal, claim: Claim) -> None:
+        """Look the token of a refused request up soon; then log the refusal, and keep it for its device."""
+        key = (claim, refusal.key)
+        if key in self._waiting:
+            self._waiting[key].count += 1
+        elif len(self._waiting) < CLAIMS:
+            self._waiting[key] = _Waiting(refusal)
+            self._soon()
+        else:
+            CURTAILED.labels("look-ups").inc()
+            self._write_line(refusal, 1)
+
+    async def drain(self) -> None:
+        """Finish the waiting look-ups, log their refusals, and write those whose row may change."""
+        self._timer.stop()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                if self._task is not None and not self._task.done():
+                    await self._task
+                if self._waiting or self._last:
+                    await self._work()
+        self._timer.stop()
+        for waiting in self._waiting.values():
+            self._write_line(waiting.refusal, waiting.count)
+        self._waiting.clear()
+
+    def forget(self) -> None:
+        """Drop all waiting refusals."""
+        self._timer.stop()
+        for waiting in (self._waiting, self._last, self._later):
+            waiting.clear()
+        self._next_at = 0.0
+
+    def _soon(self) -> None:
+        if self._task is not None and not self._task.done():
+            return  # The task calls this method again at its end.
+        if self._waiting or self._last:
+            self._timer.set(self._next_at)
+        elif self._later:
+            due, _ = next(iter(self._later.values()))
+            self._timer.set(max(due, self._next_at))
+
+    def _begin(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._work(), context=Context())
+
+    async def _work(self) -> None:
+        try:
+            # In a thread of its own, so that the heartbeats' flush never waits for this.
+            async with ThreadSensitiveContext():
+                await self._look_up_waiting()
+                await self._write_last()
+        finally:
+            self._next_at = time.monotonic() + LOOK_UP_SECONDS
+            self._task = None
+        self._soon()
+
+    async def _look_up_waiting(self) -> None:
+        asked = list(self._waiting)
+        try:
+            proved = await unit(claims.proved, {claim for claim, _ in asked}) if asked else set()
+        except (DatabaseError, InterfaceError) as error:
+            log.warning("refusals.not_looked_up", error=type(error).__name__, detail=database.told(error)[:200])
+            proved = set()
+        for key in asked:
+            waiting, claim = self._waiting.pop(key), key[0]
+            refusal = waiting.refusal.of_owner(claim) if claim in proved else waiting.refusal
+            self._write_line(refusal, waiting.count)
+            if refusal.device_id is not None and refusal.status < HTTPStatus.INTERNAL_SERVER_ERROR:
+                self._keep(refusal.device_id, refusal)
+
+    def _keep(self, device_id: UUID, refusal: Refusal) -> None:
+        if device_id in self._later:
+            self._later[device_id] = (self._later[device_id][0], refusal)
+        elif device_id in self._last or len(self._last) + len(self._later) < DEVICES:
+            self._last[device_id] = refusal
+        else:
+            CURTAILED.labels("devices").inc()
+
+    async def _write_last(self) -> None:
+        now = time.monotonic()
+        for device_id, (due, refusal) in list(self._later.items()):
+            if due > now:
+                break
+            del self._later[device_id]
+            self._last[device_id] = refusal
+        refused = dict(self._last)
+        rows = [LastRefused(device_id, now - one.at, one.route, one.code) for device_id, one in refused.items()]
+        held_back = []
+        try:
+            held_back = await unit(last_refusals.write, rows) if rows else []
+        except (DatabaseError, InterfaceError) as error:
+            log.warning("refusals.not_written", error=type(error).__name__, detail=database.told(error)[:200])
+        for device_id in held_back:
+            self._later[device_id] = (now + last_refusals.PAUSE.total_seconds(), refused[device_id])
+        for device_id, refusal in refused.items():
+            if self._last.get(device_id) is refusal:
+                del self._last[device_id]

@@ -1,0 +1,36 @@
+"""A timer for one call, on the running event loop."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextvars import Context
+
+
+class Timer:
+    """Makes one call, at the earliest of the moments that were set."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call = call
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._handle: asyncio.TimerHandle | None = None
+        self._at = 0.0
+
+    def set(self, at: float) -> None:
+        """Make the call at this moment of time.monotonic(), or at the next turn of the loop if that has passed."""
+        loop = asyncio.get_running_loop()
+        if self._handle is not None and self._loop is loop and self._at <= at:
+            return
+        self.stop()
+        self._loop, self._at = loop, at
+        # A context of its own: the context of the request that sets the timer must not outlive the request.
+        self._handle = loop.call_later(max(0.0, at - time.monotonic()), self._due, context=Context())
+
+    def stop(self) -> None:
+        """Make no call."""
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+    def _due(self) -> None:
+        self._handle = None
+        self._call()
