@@ -33,7 +33,7 @@ from commands.schemas import (
 )
 from devices import credentials, field_warnings, stopping, tokens
 from devices.callers import Done, caller_of
-from devices.database import unit
+from devices.database import device_unit, unit
 from devices.settling import settled
 from devices.tolerance import Reading
 from devices.wire import Nothing, respond
@@ -72,7 +72,7 @@ async def action_result(request: HttpRequest, body: Body[Reading[ActionResult]])
     report = body.fields
     report_limit.reports.check(token.id)
     said = Said(report.status, report.message or "", report.output, report.finished_at, report.via)
-    taken = await settled(token, lambda: unit(_take_report, token, report.request_id, said))
+    taken = await settled(token, lambda: device_unit(_take_report, token, report.request_id, said))
     RESULTS.labels(report.status.value).inc()
     if not taken.kept:
         NOT_KEPT.inc()

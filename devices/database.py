@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import Callable
 from datetime import datetime
+from functools import cache
 from typing import Any, Final, ParamSpec, TypeVar, cast
 from weakref import WeakKeyDictionary
 
@@ -14,18 +15,83 @@ from django.conf import settings
 from django.db import Error, OperationalError, connection, connections
 from psycopg.errors import DeadlockDetected, SerializationFailure
 
+from devices.gates import Gate
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
-RESERVED_CONNECTIONS: Final = 1
-"""Kept back from units, for what a process does one at a time: the heartbeats' flush, a dispatcher's claims."""
+RESERVED_CONNECTIONS: Final = 2
+"""Kept back from units, for what a process does one at a time: the heartbeats' flush or a dispatcher's claims; and the
+look-up of its readiness."""
+
+SIGNED_TURNS: Final = 2
+"""Turns of units that are left to signed calls, whatever phones, the admin site and anonymous clients send."""
+
+WAIT_SECONDS: Final = 10
+"""How long a request may wait for the database."""
+
+PHONES_WAITING: Final = 5000
+"""As many as heartbeats may: a command to a large fleet is answered by all phones within seconds."""
+
+LOOKUPS_WAITING: Final = 200
+"""At a millisecond each, the last one waits for a fifth of a second."""
+
+LOOKUPS: Final = Gate(
+    "lookups", at_once=1, waiting=LOOKUPS_WAITING, waiting_per_key=LOOKUPS_WAITING, seconds=WAIT_SECONDS
+)
+"""Look-ups that any client can cause, without a valid credential."""
 
 DEADLOCK_TRIES: Final = 5
 
 _ABOUT_DATA: Final = ("22", "23")
 """The classes of SQLSTATE of which PostgreSQL's messages may show values: data exceptions and broken constraints."""
 
-_gates: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
+
+def _units() -> int:
+    return max(1, settings.DATABASE_POOL_SIZE - RESERVED_CONNECTIONS)
+
+
+def _unsigned_units() -> int:
+    return max(1, _units() - SIGNED_TURNS)
+
+
+@cache
+def phones() -> Gate:
+    """Return the gate of units for clients that call themselves phones."""
+    waiting = PHONES_WAITING
+    return Gate("phones", at_once=_unsigned_units(), waiting=waiting, waiting_per_key=waiting, seconds=WAIT_SECONDS)
+
+
+class _Turns:
+    """The turns of one event loop at the pool's connections. acquire() and release() are for what is no signed call."""
+
+    def __init__(self) -> None:
+        self.units = asyncio.Semaphore(_units())
+        self._unsigned = asyncio.Semaphore(_unsigned_units())
+
+    async def acquire(self) -> None:
+        await self._unsigned.acquire()
+        try:
+            await self.units.acquire()
+        except BaseException:
+            self._unsigned.release()
+            raise
+
+    def release(self) -> None:
+        self.units.release()
+        self._unsigned.release()
+
+
+_turns: WeakKeyDictionary[asyncio.AbstractEventLoop, _Turns] = WeakKeyDictionary()
+
+
+def connection_turns() -> _Turns:
+    """Return the running loop's turns at a connection: to be held by whatever uses one and is no unit."""
+    loop = asyncio.get_running_loop()
+    found = _turns.get(loop)
+    if found is None:
+        found = _turns[loop] = _Turns()
+    return found
 
 
 async def unit(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -33,17 +99,35 @@ async def unit(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
 
     No more of them run at once than the pool has connections to spare; the others wait their turn.
     """
-    async with connection_turns():
+    async with connection_turns().units:
         return await at_once(work, *args, **kwargs)
 
 
-def connection_turns() -> asyncio.Semaphore:
-    """Return the running loop's turns at a connection: to be held by whatever uses one and is no unit."""
-    loop = asyncio.get_running_loop()
-    gate = _gates.get(loop)
-    if gate is None:
-        gate = _gates[loop] = asyncio.Semaphore(max(1, settings.DATABASE_POOL_SIZE - RESERVED_CONNECTIONS))
-    return gate
+async def device_unit(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Run a unit for a client that calls itself a phone: mostly the work itself finds out whether it is one.
+
+    However many of them there are, signed calls need not wait for them. Raises GateFull.
+    """
+    async with phones().turn(None):
+        return await _unsigned_unit(work, *args, **kwargs)
+
+
+async def lookup_unit(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Run a short unit that any client can cause, without a valid credential.
+
+    However many of them there are, neither signed calls nor phones need wait for them. Raises GateFull.
+    """
+    async with LOOKUPS.turn(None):
+        return await _unsigned_unit(work, *args, **kwargs)
+
+
+async def _unsigned_unit(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    turns = connection_turns()
+    await turns.acquire()
+    try:
+        return await at_once(work, *args, **kwargs)
+    finally:
+        turns.release()
 
 
 async def at_once(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:

@@ -31,9 +31,10 @@ class _Waiter:
 
 @dataclass(slots=True)
 class _State:
-    """What is under way by key, and what waits, first come first."""
+    """How many are under way and wait, by key; and those that wait, first come first."""
 
     under_way: Counter[Hashable] = field(default_factory=Counter)
+    waiting: Counter[Hashable] = field(default_factory=Counter)
     waiters: deque[_Waiter] = field(default_factory=deque)
 
 
@@ -107,8 +108,7 @@ class Gate:
         return state.under_way.total() < self._at_once and state.under_way[key] < self._at_once_per_key
 
     def _may_wait(self, state: _State, key: Hashable) -> bool:
-        of_this_key = sum(waiter.key == key for waiter in state.waiters)
-        return len(state.waiters) < self._waiting and of_this_key < self._waiting_per_key
+        return len(state.waiters) < self._waiting and state.waiting[key] < self._waiting_per_key
 
     def _admit(self, state: _State, key: Hashable) -> None:
         state.under_way[key] += 1
@@ -116,6 +116,7 @@ class Gate:
 
     async def _wait(self, state: _State, waiter: _Waiter) -> None:
         self._waiting_metric.inc()
+        state.waiting[waiter.key] += 1
         try:
             async with asyncio.timeout(self._seconds):
                 await waiter.admitted
@@ -129,4 +130,7 @@ class Gate:
             raise GateFull from None
         finally:
             state.waiters.remove(waiter)
+            state.waiting[waiter.key] -= 1
+            if not state.waiting[waiter.key]:
+                del state.waiting[waiter.key]
             self._waiting_metric.dec()

@@ -10,7 +10,7 @@ from typing import Final, ParamSpec, TypeVar
 
 from devices import credentials, hashing, tokens
 from devices.credentials import InvalidToken, NewSecret, Unsettled
-from devices.database import unit
+from devices.database import device_unit
 from devices.gates import Gate
 
 P = ParamSpec("P")
@@ -63,10 +63,10 @@ async def settle(token: tokens.Token) -> None:
     Most tokens are decided by a digest; only the others go through the gate.
     """
     needs_bcrypt = False
-    for verifier in await unit(credentials.verifiers, token.id):
+    for verifier in await device_unit(credentials.verifiers, token.id):
         matches = verifier.matches_digest(token)
         if matches:
-            await unit(credentials.settle, token, verifier)
+            await device_unit(credentials.settle, token, verifier)
             return
         needs_bcrypt = needs_bcrypt or matches is None
     if not needs_bcrypt:
@@ -77,12 +77,12 @@ async def settle(token: tokens.Token) -> None:
 
 async def _settle_by_bcrypt(token: tokens.Token) -> None:
     # Read again: a check of the same device that was in front may have settled it.
-    for verifier in await unit(credentials.verifiers, token.id):
+    for verifier in await device_unit(credentials.verifiers, token.id):
         matches = verifier.matches_digest(token)
         if matches is None:
             matches = await _run(_checking, verifier.matches_hash, token)
         if matches:
-            await unit(credentials.settle, token, verifier)
+            await device_unit(credentials.settle, token, verifier)
             return
     raise InvalidToken
 

@@ -13,7 +13,6 @@ from django.core.exceptions import SuspiciousOperation, TooManyFieldsSent
 from django.db import DatabaseError, InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
-from django.views.decorators.http import require_safe
 from ninja.errors import HttpError, ValidationError
 from ninja.openapi.docs import Swagger
 from ninja.operation import Operation
@@ -25,7 +24,19 @@ from commands import queue, report_limit, reports
 from devices import audience, credentials, database, enrollment, gates, paging, tolerant_json
 from devices.database import unit
 from devices.wire import parse_json, shown_name
-from nexmdm import admin_api, audit, auth, caller, checkin, device_api, limits, operations, problems, refusals
+from nexmdm import (
+    admin_api,
+    audit,
+    auth,
+    caller,
+    checkin,
+    device_api,
+    documents,
+    limits,
+    operations,
+    problems,
+    refusals,
+)
 from nexmdm.auth import DEVICE, SIGNED
 from nexmdm.caller import SignedCaller
 from nexmdm.limits import RateLimited
@@ -92,22 +103,6 @@ class OrjsonParser(Parser):
         return parse(request.body)
 
 
-def _self_contained(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
-    """Let the documentation be read only, and let its page load nothing from elsewhere, nor tell anybody of itself."""
-
-    @wraps(view)
-    def page(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        response: HttpResponse = require_safe(view)(request, *args, **kwargs)
-        response["Content-Security-Policy"] = _FROM_HERE_ONLY
-        return response
-
-    return page
-
-
-_FROM_HERE_ONLY: Final = (
-    "default-src 'none'; script-src 'self'; connect-src 'self'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
 _PAGE: Final[dict[str, Any]] = {"validatorUrl": None, "docExpansion": "list", "defaultModelsExpandDepth": 0}
 
 
@@ -135,7 +130,7 @@ api = LeanAPI(
     openapi_url="/openapi.json" if settings.API_DOCS else None,
     docs_url="/docs" if settings.API_DOCS else None,
     docs=Swagger(_PAGE),
-    docs_decorator=_self_contained,
+    docs_decorator=documents.made_once,
     urls_namespace="api",
 )
 

@@ -17,7 +17,7 @@ from prometheus_client import Counter
 from commands import outbox, queue
 from commands.models import Withdrawal
 from devices import credentials, database, enrollment, field_warnings, settling, tokens
-from devices.database import unit
+from devices.database import device_unit, lookup_unit
 from devices.enrollment import Enrolled, Registration
 from devices.heartbeats import Beat
 from devices.schemas import Heartbeat, HeartbeatAnswer, Register, Registered, Rotated, Rotation
@@ -81,7 +81,7 @@ async def answer(token: tokens.Token, checked_in: CheckedIn, notes: Sequence[Not
     if checked_in.push_token_changed:
         change = partial(_change_push_token, token, checked_in.push_token)
         async with ThreadSensitiveContext():
-            await settling.settled(token, lambda: unit(database.retrying, change))
+            await settling.settled(token, lambda: device_unit(database.retrying, change))
     write = log.info if settings.HEARTBEAT_LOG == "each" else log.debug
     write("heartbeat.upsert", device_id=str(token.id), commands=len(checked_in.offer.commands))
     interval: int = settings.HEARTBEAT_INTERVAL_SECONDS
@@ -109,12 +109,12 @@ async def register(request: HttpRequest, body: Body[Reading[Register]]) -> HttpR
     """
     presented: tokens.Token = request.auth  # type: ignore[attr-defined]
     said = _registration(body.fields, request.META["REMOTE_ADDR"].partition("%")[0] or None)
-    await unit(enrollment.check, presented, said)
+    await lookup_unit(enrollment.check, presented, said)
     async with settling.NEW_CREDENTIALS.turn(presented.id) as waited:
         if waited:
-            await unit(enrollment.check, presented, said)
+            await lookup_unit(enrollment.check, presented, said)
         secret = await settling.new_secret()
-        enrolled = await unit(database.retrying, lambda: _register(presented, said, secret))
+        enrolled = await device_unit(database.retrying, lambda: _register(presented, said, secret))
     REGISTERED.labels(str(enrolled.re_enrolled).lower()).inc()
     field_warnings.record("/v1/register", enrolled.device_id, body.notes)
     log.info("device.registered", device_id=str(enrolled.device_id), re_enrolled=enrolled.re_enrolled)
@@ -125,7 +125,7 @@ async def register(request: HttpRequest, body: Body[Reading[Register]]) -> HttpR
             device_token=enrolled.device_token,
             command_key=enrolled.command_key,
             heartbeat_interval_seconds=settings.HEARTBEAT_INTERVAL_SECONDS,
-            server_time=await unit(database.now),
+            server_time=await device_unit(database.now),
             re_enrolled=enrolled.re_enrolled,
             warnings=field_warnings.shown(body.notes),
         )
@@ -175,10 +175,11 @@ async def rotate(request: HttpRequest, body: Rotation | None = None) -> HttpResp
     replaces the new pair. More than 10 rotations an hour of one device are 429.
     """
     token: tokens.Token = request.auth  # type: ignore[attr-defined]
-    await settling.settled(token, lambda: unit(credentials.authenticate, token))
+    await settling.settled(token, lambda: device_unit(credentials.authenticate, token))
     await limits.count_rotation(token.id)
     async with settling.NEW_CREDENTIALS.turn(token.id):
         secret = await settling.new_secret()
-        device_token, command_key = await settling.settled(token, lambda: unit(credentials.rotate, token, secret))
+        rotation = partial(device_unit, credentials.rotate, token, secret)
+        device_token, command_key = await settling.settled(token, rotation)
     log.info("device.rotated", device_id=str(token.id))
     return respond(Rotated(device_token=device_token, command_key=command_key))

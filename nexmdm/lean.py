@@ -4,6 +4,7 @@ Stock Django spools each body, runs its signals' receivers and `response.close` 
 client has left. This does none of that (docs/decisions/0002-lean-asgi-stack.md has the figures).
 """
 
+from http import HTTPStatus
 from io import BytesIO
 from typing import Any, Final
 
@@ -49,8 +50,9 @@ class LeanHandler(ASGIHandler):
         async with ThreadSensitiveContext():
             request = LeanRequest(scope, body)
             response = await self._respond(request)
-        scope["nexmdm.route"] = _route(request)
-        await self._send(response, send)
+            scope["nexmdm.route"] = _route(request)
+            # Before the context is left: that waits for its thread, which a look-up may still have when it is given up.
+            await self._send(response, send)
 
     async def refuse(self, scope: Scope, body: bytes, error: Exception, send: Send) -> None:
         """Answer an error that was raised beside the resolver's views as if one of them had raised it."""
@@ -78,7 +80,8 @@ class LeanHandler(ASGIHandler):
     async def _send(self, response: HttpResponse, send: Send) -> None:
         body = response.content
         headers = [(name.lower().encode("ascii"), value.encode("latin-1")) for name, value in response.items()]
-        headers.append((b"content-length", str(len(body)).encode()))
+        if response.status_code != HTTPStatus.NOT_MODIFIED:
+            headers.append((b"content-length", str(len(body)).encode()))
         await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 

@@ -8,7 +8,8 @@ from uuid import UUID
 
 from django.conf import settings
 
-from devices.database import unit
+from devices.database import lookup_unit, unit
+from devices.gates import GateFull
 from nexmdm.address_limits import AddressLimit, count
 from nexmdm.problems import Problem
 
@@ -58,8 +59,12 @@ def _refuse_above_limit(usage: dict[str, Any], limit: str) -> None:
 async def count_failure(client: str) -> int | None:
     """Count a failed authentication from an address; return the seconds to wait if there were too many, else None.
 
-    An address over its limit is remembered to the end of the period: a flood of failures costs one look-up here.
+    An address over its limit is remembered to the end of the period: a flood of failures costs one look-up here. In a
+    flood from many addresses, those that find too many waiting are not counted.
     """
     if (left := failures.seconds_over(client)) is not None:
         return left
-    return await unit(failures.count, client, settings.AUTH_FAILURE_RATE_LIMIT)
+    try:
+        return await lookup_unit(failures.count, client, settings.AUTH_FAILURE_RATE_LIMIT)
+    except GateFull:
+        return None

@@ -45,12 +45,14 @@ def _like(problem: Problem) -> Refusal:
 _ANYWHERE: Final = (
     Refusal(400, "invalid_host", "This host name is not served here."),
     _like(problems.TARGET_IS_NO_PATH),
+    _general(400, "The request, or the chunks of its body, are not HTTP/1.1."),
     _general(408, "The body did not arrive in time."),
     _general(413, "The body is larger than this path takes."),
     _general(415, "The body is not sent as Content-Type: application/json, or it is compressed (Content-Encoding)."),
     _general(422, "The request does not fit its schema, or its query has unknown parameters; see errors."),
     _general(431, "The headers are too large."),
     _like(problems.INTERNAL),
+    _general(503, "Too many connections are open, or too much waits to be done. Try again shortly."),
 )
 _NOT_JSON: Final = Refusal(400, "invalid_json", "The body is not JSON in UTF-8.")
 _NOT_FOUND: Final = _general(404, "There is nothing at this path, or nothing has this id.")
@@ -58,7 +60,6 @@ _RATE_LIMITED: Final = _general(429, (RateLimited.__doc__ or "").strip())
 _DATABASE_UNAVAILABLE: Final = _like(problems.DATABASE_UNAVAILABLE)
 _WITH_A_CREDENTIAL: Final = (
     _RATE_LIMITED,
-    _general(503, "Too much is waiting to be done. Try again shortly."),
     _DATABASE_UNAVAILABLE,
 )
 
@@ -182,6 +183,9 @@ class _Completion:
             str(status): answer | {"headers": _headers(status, *(replayable if status == 200 else []))}
             for status, answer in found["responses"].items()
         }
+        for status, answer in own.items():
+            if int(status) in by_status:
+                answer["content"] = answer["content"] | _problem_answer(by_status[int(status)])["content"]
         return dict(sorted((refused | own).items()))
 
     def _refusals(self, method: str, path: str, found: Json) -> Iterable[Refusal]:
@@ -284,6 +288,7 @@ def _line(refusal: Refusal) -> str:
 
 
 def _example(refusal: Refusal) -> Any:
-    """Return the problem as it was really answered (those that share their code with another one, as they are told)."""
+    """Return the problem as it was really answered; as it is described, if another one has its code."""
     told = orjson.loads(Problem(refusal.status, refusal.code, refusal.detail).body())
-    return told if refusal in _NOT_THE_EXAMPLE else openapi_examples.PROBLEMS.get(refusal.code, told)
+    real = openapi_examples.PROBLEMS.get(refusal.code, told)
+    return told if refusal in _NOT_THE_EXAMPLE or real["status"] != refusal.status else real

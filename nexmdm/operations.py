@@ -5,16 +5,27 @@ from functools import cache
 from typing import Any, Final
 
 from django.conf import settings
-from django.db import DatabaseError, InterfaceError, connection
+from django.db import DatabaseError, InterfaceError, connection, transaction
 from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.recorder import MigrationRecorder
 from django.http import HttpRequest, HttpResponse
 from ninja import Router
 
+from devices import database
 from devices.database import unit
 from devices.wire import Answer, respond
 from nexmdm import address, dispatchers, guard, metrics, problems, refusals
 from nexmdm.problems import Problem
+from nexmdm.shared_lookup import SharedLookup
+
+READY_SECONDS: Final = 2.5
+"""How long /readyz waits for its look-up: it answers within 3 s, whatever the database does."""
+
+LOOK_SECONDS: Final = 2
+"""How long each statement of its look-up may take, which ends soon after it is given up."""
+
+FRESH_SECONDS: Final = 1
+"""How long its outcome is kept: whoever asks more often learns nothing new, and must cost nothing."""
 
 router = Router(tags=["operations"])
 
@@ -52,8 +63,8 @@ async def healthz(request: HttpRequest) -> HttpResponse:
 async def readyz(request: HttpRequest) -> HttpResponse:
     """Tell whether the database and its migrations are there; and whether a dispatcher runs and can push."""
     try:
-        ready = await unit(_readiness)
-    except (DatabaseError, InterfaceError):
+        ready = await _ready.outcome(within_seconds=READY_SECONDS)
+    except (DatabaseError, InterfaceError, TimeoutError):
         push = "unconfigured" if settings.FIREBASE_SERVICE_ACCOUNT is None else "unknown"
         ready = Readiness(
             status="unavailable", database="unavailable", migrations="unknown", dispatcher="unknown", push=push
@@ -66,7 +77,9 @@ async def readyz(request: HttpRequest) -> HttpResponse:
     return response
 
 
+@transaction.atomic
 def _readiness() -> Readiness:
+    database.execute("SELECT set_config('statement_timeout', %s, true)", [f"{LOOK_SECONDS}s"])
     missing = _missing_migrations()
     if missing:
         return Readiness(
@@ -79,6 +92,9 @@ def _readiness() -> Readiness:
         dispatcher=dispatchers.dispatcher_state(),
         push=dispatchers.push_state(),
     )
+
+
+_ready: Final = SharedLookup(lambda: database.at_once(_readiness), fresh_seconds=FRESH_SECONDS)
 
 
 def _missing_migrations() -> int:
@@ -100,8 +116,11 @@ async def read_metrics(request: HttpRequest) -> HttpResponse:
     if refusal := _refuse_metrics(request):
         return refusal.response()
     metrics.hand_over()
-    text: Any = await unit(metrics.exposition)
+    text: Any = await _exposition.outcome()
     return HttpResponse(text, content_type=metrics.CONTENT_TYPE)
+
+
+_exposition: Final = SharedLookup(lambda: unit(metrics.exposition))
 
 
 def _refuse_metrics(request: HttpRequest) -> Problem | None:

@@ -79,8 +79,9 @@ def test_one_address_gets_no_more_than_its_share_and_others_get_theirs(settings:
     assert refused("address") == before + 1
 
 
-def test_a_connection_that_ends_makes_room_for_another(settings: Settings) -> None:
-    settings.MAX_CONNECTIONS_PER_ADDRESS = 2
+@pytest.mark.parametrize("bound", ["MAX_CONNECTIONS", "MAX_CONNECTIONS_PER_ADDRESS"])
+def test_a_connection_that_ends_makes_room_for_another(settings: Settings, bound: str) -> None:
+    setattr(settings, bound, 2)
 
     async def talk(line: Line) -> None:
         for _ in range(5):
@@ -186,6 +187,8 @@ def test_of_many_refused_clients_few_are_waited_for(settings: Settings, monkeypa
             assert await third.ends()
             await assert_refused(first, "Too many")
             await assert_refused(second, "Too many")
+        while connection_bounds.of(line.state)._refused:  # noqa: ASYNC110  (it tells nobody)
+            await asyncio.sleep(0)
 
     over_a_socket(talk)
 

@@ -18,6 +18,7 @@ from pytest_django import Settings
 
 from commands import circuit
 from nexmdm import local_secrets
+from nexmdm.api import api
 from nexmdm.models import DispatcherSeen
 from tests.actors import Admin, Client, Phone
 
@@ -235,6 +236,27 @@ def test_the_page_may_not_load_anything_from_elsewhere(client: Client) -> None:
     assert policy.startswith("default-src 'none'; ")
     assert sources <= {"'none'", "'self'", "'unsafe-inline'", "data:"}
     assert "script-src 'self';" in policy
+
+
+@pytest.mark.parametrize("path", ["/openapi.json", "/docs"])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_client_that_has_the_document_is_not_sent_it_again(client: Client, method: str, path: str) -> None:
+    first = client.request("GET", path)
+    etag = first.headers["etag"]
+    for known in (etag, f"W/{etag}", f'"other", {etag}', "*"):
+        again = client.request(method, path, None, {"If-None-Match": known})
+        assert (again.status, again.body, again.headers["etag"]) == (304, b"", etag)
+        assert "content-length" not in again.headers
+        assert again.headers["x-correlation-id"]
+    other = client.request(method, path, None, {"If-None-Match": '"other"'})
+    assert (other.status, other.headers["content-length"]) == (200, str(len(first.body)))
+
+
+@pytest.mark.parametrize(("path", "made_by"), [("/openapi.json", "get_openapi_schema"), ("/docs", "docs")])
+def test_a_document_is_made_once(client: Client, monkeypatch: pytest.MonkeyPatch, path: str, made_by: str) -> None:
+    first = client.request("GET", path)
+    monkeypatch.setattr(api, made_by, None)
+    assert client.request("GET", path).body == first.body
 
 
 ON_A_DATABASE_OF_ITS_OWN: Final = {
