@@ -58,11 +58,11 @@ def test_a_trial_is_not_held_by_honest_traffic_that_noticed(measured: Measured) 
     [
         (CASE, Tally(999, answers=Counter({"200": 999}))),
         (CASE, Tally()),
-        (CASE, attack(_200=1999, no_answer=1)),
+        (CASE, Tally(2000, answers=Counter({"200": 1999, "connection lost": 1}))),
         (CASE, Tally(2000, answers=Counter({"500 not JSON": 1}))),
         (replace(CASE, check=lambda _: ("5,000 rows", False)), attack(_200=2000)),
     ],
-    ids=["too few", "none", "unanswered", "broken", "what it left"],
+    ids=["too few", "none", "cut off", "broken", "what it left"],
 )
 def test_a_trial_is_not_held_by_an_attack_that_was_none_or_broke_something(case: Case, tally: Tally) -> None:
     assert not beside.judged(case, MEASURED, tally).held

@@ -3,11 +3,10 @@
 Lines on standard input steer one. The first is the order, as JSON. Of those that follow, each begins the attack or
 ends it, in turns. An empty line on standard output says that the attack is under way; a line of JSON, at its end, what
 was sent and answered. A process of its own, because what it costs to attack must not delay the clock of the honest
-client; and of a lower priority, because it would have a machine of its own.
+client.
 """
 
 import asyncio
-import os
 import random
 import resource
 import string
@@ -25,7 +24,6 @@ from loadtest.connections import Pool, Server, with_body
 from loadtest.trials.one_against_all import held
 from loadtest.trials.one_against_all.order import ROUND_TRIP_SECONDS, Order, Tally
 
-LOWER_PRIORITY: Final = 5
 _TICK_SECONDS: Final = 0.005
 _SWEEP_SECONDS: Final = 0.5
 _LETTERS: Final = string.ascii_lowercase + string.digits
@@ -98,15 +96,12 @@ async def _send(make: Callable[[Order], Request], order: Order, tally: Tally) ->
     request = make(order)
     tally.under_way.set()
     with _pools(order) as pools:
-        sweeping = asyncio.create_task(_sweep(pools))
-        try:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(_sweep(pools))
             if order.per_second:
-                await _at_a_rate(pools, request, order.per_second, tally)
-            else:
-                loops = (_in_a_loop(pools[number % len(pools)], request, tally) for number in range(order.connections))
-                await asyncio.gather(*loops)
-        finally:
-            sweeping.cancel()
+                await _at_a_rate(tasks, pools, request, order.per_second, tally)
+            for number in range(order.connections):
+                tasks.create_task(_in_a_loop(pools[number % len(pools)], request, tally))
 
 
 @contextmanager
@@ -121,21 +116,26 @@ def _pools(order: Order) -> Iterator[list[Pool]]:
             pool.close()
 
 
-async def _at_a_rate(pools: list[Pool], request: Request, per_second: float, tally: Tally) -> None:
+async def _at_a_rate(
+    tasks: asyncio.TaskGroup, pools: list[Pool], request: Request, per_second: float, tally: Tally
+) -> None:
     began, number = time.monotonic(), 0
     while True:
         while began + number / per_second <= time.monotonic():
-            pools[number % len(pools)].send(request(number), tally.note)
+            tasks.create_task(_once(pools[number % len(pools)], request, tally))
             number += 1
-            tally.sent += 1
         await asyncio.sleep(_TICK_SECONDS)
 
 
 async def _in_a_loop(pool: Pool, request: Request, tally: Tally) -> None:
     while True:
-        tally.sent += 1
-        tally.note(*await pool.call(request(tally.sent)))
+        await _once(pool, request, tally)
         await asyncio.sleep(ROUND_TRIP_SECONDS)
+
+
+async def _once(pool: Pool, request: Request, tally: Tally) -> None:
+    tally.sent += 1
+    tally.note(*await pool.call(request(tally.sent)))
 
 
 async def _sweep(pools: list[Pool]) -> None:
@@ -185,7 +185,6 @@ def main() -> None:
     """Obey until standard input is closed."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    os.nice(LOWER_PRIORITY)
     uvloop.run(_obey())
 
 

@@ -42,6 +42,9 @@ ANSWER_SECONDS: Final = 60
 ENOUGH: Final = 0.8
 """How much of what an attack was to send has to have been sent, for it to be one."""
 
+TOO_SLOW: Final = "time-out"
+"""What an attacker may get instead of an answer: it is no promise to be quick for one."""
+
 LEAST_HONEST: Final = 1000
 """How many honest requests there have to be for their failures to say anything."""
 
@@ -230,7 +233,7 @@ def judged(case: Case, measured: Measured, tally: Tally) -> Finding:
         and not measured.failures
         and measured.grown_mebibytes <= case.most_grown_mebibytes
         and tally.sent >= case.least_sent
-        and set(tally.answers) <= set(case.answers)
+        and set(tally.answers) <= {*case.answers, TOO_SLOW}
         and is_right
     )
     return Finding(

@@ -38,9 +38,9 @@ class Tally:
     under_way: asyncio.Event = field(default_factory=asyncio.Event)
 
     def note(self, status: int, body: bytes) -> None:
-        """Count an answer: a status, with a word if a failure of the server is not in JSON; or that there was none."""
+        """Count an answer: a status, with a word if a failure of the server is not in JSON; or why there was none."""
         not_json = " not JSON" if status >= 500 and not body.startswith(b"{") else ""
-        self.answers["no answer" if status == NO_ANSWER else f"{status}{not_json}"] += 1
+        self.answers[body.decode() if status == NO_ANSWER else f"{status}{not_json}"] += 1
 
     def add(self, other: "Tally") -> None:
         """Count what another one has counted at another time."""
