@@ -1,12 +1,12 @@
 """Retention: what settled long ago leaves, a small batch at a time, so that nobody waits for it.
 
-Two kinds of steps, each a short transaction: prune() deletes deliveries that have few rows, together with these; trim()
-takes rows away from those that have many, until they have few. So no statement is long, and a delivery with a million
-reports keeps no other from leaving. While it is trimmed, the rest of its rows can still be read.
+Two kinds of steps, each a short transaction: prune() deletes deliveries that have little, together with it; trim()
+takes reports and attempts away from those that have much, until they have none. So no statement is long, and a delivery
+with a million reports keeps no other from leaving. While it is trimmed, the rest of its rows can still be read.
 """
 
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 from django.db import transaction
 from django.db.models import Exists, OuterRef
@@ -17,19 +17,32 @@ from devices import database
 FEW: Final = 5
 """Reports, and attempts, of a delivery that leaves as a whole. Most have fewer; 2,000 such leave within a second."""
 
-ROWS: Final = 10_000
-"""Reports, and attempts, that trim() deletes at once: with outputs of 16 KiB, that takes half a second."""
+SMALL: Final = 2000
+"""Bytes of an output that leaves with its delivery. PostgreSQL keeps larger ones apart; to delete those takes long."""
 
-_HAS_MANY: Final = """(
+ROWS: Final = 10_000
+BYTES: Final = 8 * 1024 * 1024
+"""How many reports, and attempts, trim() deletes at once, and of which size: some tenths of a second's work."""
+
+# When a delivery has just got a million rows the planner knows nothing of them, so it is left no choice: rows are found
+# by the index of their delivery (by OFFSET 0 rather than all of a table, hashed), and deliveries in the index's order.
+_BY_INDEX: Final = tuple(
+    f"SET LOCAL enable_{way} = off" for way in ("seqscan", "bitmapscan", "hashjoin", "mergejoin", "sort")
+)
+
+_HAS_MUCH: Final = """(
     EXISTS (SELECT FROM commands_report WHERE delivery_id = delivery.id OFFSET %(few)s)
     OR EXISTS (SELECT FROM commands_attempt WHERE delivery_id = delivery.id OFFSET %(few)s)
+    OR EXISTS (
+        SELECT FROM commands_report WHERE delivery_id = delivery.id AND pg_column_size(output) > %(small)s OFFSET 0
+    )
 )"""
 
 # The oldest come from delivery_settled. A row that is locked is left for the next batch. The locks come first, in a
 # statement of their own: what is deleted then includes what their holders before have added.
 _HOLD: Final = f"""
     SELECT id FROM commands_delivery delivery
-    WHERE settled_at < now() - %(kept)s AND NOT {_HAS_MANY}
+    WHERE settled_at < now() - %(kept)s AND NOT {_HAS_MUCH}
     ORDER BY settled_at LIMIT %(limit)s
     FOR UPDATE SKIP LOCKED
 """  # noqa: S608  (a constant of this module; values are parameters)
@@ -43,29 +56,31 @@ _PRUNE: Final = """
     RETURNING command_id
 """
 
-# Looked for among the oldest: since those with few rows leave, these are in the end the ones with many. Each LIMIT
-# within a LATERAL leaves the planner no choice but to find the rows by their delivery.
+# Looked for among the oldest: since those with little leave, these are in the end the ones with much.
 _TRIM: Final = f"""
     WITH oldest AS MATERIALIZED (
         SELECT id FROM commands_delivery WHERE settled_at < now() - %(kept)s ORDER BY settled_at LIMIT %(limit)s
-    ), many AS MATERIALIZED (
+    ), large AS MATERIALIZED (
         SELECT id FROM commands_delivery delivery
-        WHERE id IN (SELECT id FROM oldest) AND {_HAS_MANY}
+        WHERE id IN (SELECT id FROM oldest) AND {_HAS_MUCH}
         FOR UPDATE SKIP LOCKED
+    ), picked AS MATERIALIZED (
+        SELECT report.id, report.bytes FROM large CROSS JOIN LATERAL (
+            SELECT id, COALESCE(pg_column_size(output), 0) AS bytes
+            FROM commands_report WHERE delivery_id = large.id LIMIT %(rows)s
+        ) report LIMIT %(rows)s
+    ), sized AS (
+        SELECT id, sum(bytes) OVER (ORDER BY id) - bytes AS bytes_before FROM picked
     ), reports AS (
-        DELETE FROM commands_report WHERE id IN (
-            SELECT report.id FROM many CROSS JOIN LATERAL (
-                SELECT id FROM commands_report WHERE delivery_id = many.id LIMIT %(rows)s
-            ) report LIMIT %(rows)s
-        ) RETURNING id
+        DELETE FROM commands_report WHERE id = ANY(ARRAY(SELECT id FROM sized WHERE bytes_before < %(bytes)s))
     ), attempts AS (
-        DELETE FROM commands_attempt WHERE id IN (
-            SELECT attempt.id FROM many CROSS JOIN LATERAL (
-                SELECT id FROM commands_attempt WHERE delivery_id = many.id LIMIT %(rows)s
+        DELETE FROM commands_attempt WHERE id = ANY(ARRAY(
+            SELECT attempt.id FROM large CROSS JOIN LATERAL (
+                SELECT id FROM commands_attempt WHERE delivery_id = large.id LIMIT %(rows)s
             ) attempt LIMIT %(rows)s
-        ) RETURNING id
+        ))
     )
-    SELECT GREATEST((SELECT count(*) FROM reports), (SELECT count(*) FROM attempts))
+    SELECT count(*) FROM large
 """  # noqa: S608
 
 
@@ -73,12 +88,13 @@ _TRIM: Final = f"""
 def prune(kept: timedelta, limit: int) -> int:
     """Delete up to `limit` deliveries that settled before `kept` ago, with their attempts and reports; return how many.
 
-    Those with more than FEW of either wait for trim(). A command goes with its last delivery. Who prunes takes turns:
-    two that each delete a part of a command's deliveries would each see the other's part still there, and leave the
-    command for ever.
+    Those with many or large rows wait for trim(). A command goes with its last delivery. Who prunes takes turns: two
+    that each delete a part of a command's deliveries would each see the other's part still there, and leave the command
+    for ever.
     """
     database.take_turns("retention", "deliveries")
-    ids = [delivery_id for (delivery_id,) in database.rows(_HOLD, {"kept": kept, "limit": limit, "few": FEW})]
+    *_, held = database.together(*_BY_INDEX, _HOLD, parameters=_bounds(kept, limit))
+    ids = [delivery_id for (delivery_id,) in held]
     emptied = {command_id for (command_id,) in database.rows(_PRUNE, {"ids": ids})}
     with_deliveries = Exists(Delivery.objects.filter(command_id=OuterRef("id")))
     Command.objects.filter(~with_deliveries, id__in=emptied).delete()
@@ -86,10 +102,13 @@ def prune(kept: timedelta, limit: int) -> int:
 
 
 def trim(kept: timedelta, limit: int) -> int:
-    """Take reports and attempts, up to ROWS of each, from deliveries that settled before `kept` ago and have many.
+    """Take reports and attempts, up to ROWS and BYTES, from deliveries that settled before `kept` ago and have much.
 
-    Looks at the `limit` oldest. Returns how many rows left, of the kind of which there were more: ROWS if there may be
-    further ones.
+    Looks at the `limit` oldest. Returns how many of these had much: 0 when there is nothing left to trim.
     """
-    (deleted,) = database.row(_TRIM, {"kept": kept, "limit": limit, "few": FEW, "rows": ROWS})
-    return int(deleted)
+    *_, ((large,),) = database.together(*_BY_INDEX, _TRIM, parameters=_bounds(kept, limit))
+    return int(large)
+
+
+def _bounds(kept: timedelta, limit: int) -> dict[str, Any]:
+    return {"kept": kept, "limit": limit, "few": FEW, "small": SMALL, "rows": ROWS, "bytes": BYTES}

@@ -1,5 +1,6 @@
 """What settled long ago leaves; what is open or recent stays."""
 
+import secrets
 from datetime import timedelta
 from io import StringIO
 
@@ -67,7 +68,7 @@ def test_a_delivery_with_many_reports_leaves_step_by_step_and_keeps_no_other_fro
 
     assert retention.prune(kept, 100) == 3
     for left in ((25, 3), (15, 0), (5, 0)):
-        assert retention.trim(kept, 100) == 10
+        assert retention.trim(kept, 100) == 1
         assert (Report.objects.count(), Attempt.objects.count()) == left
         with_reports(admin, phone, 1)
         assert retention.prune(kept, 100) == 1
@@ -82,8 +83,25 @@ def test_one_step_takes_rows_from_several_deliveries_and_no_more_than_its_bound(
 ) -> None:
     for _ in range(3):
         with_reports(admin, phone, 4)
-    assert [retention.trim(timedelta(days=90), 100) for _ in range(2)] == [10, 0]
+    assert retention.trim(timedelta(days=90), 100) == 3
     assert Report.objects.count() == 2
+    assert retention.trim(timedelta(days=90), 100) == 0
+
+
+def test_a_step_takes_no_more_bytes_of_outputs_than_its_bound_and_large_outputs_leave_by_steps_too(
+    admin: Admin, phone: Phone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "BYTES", 20_000)
+    for _ in range(3):
+        delivery = with_reports(admin, phone, 1)
+        Report.objects.filter(delivery=delivery).update(output={"a": secrets.token_urlsafe(10_000)})
+    kept = timedelta(days=90)
+    assert retention.prune(kept, 100) == 0
+    left = []
+    while retention.trim(kept, 100):
+        left.append(Report.objects.count())
+    assert left == [1, 0]
+    assert retention.prune(kept, 100) == 3
 
 
 def test_prune_deletes_deliveries_with_many_reports_too_and_only_old_ones(

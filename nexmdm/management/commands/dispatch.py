@@ -89,7 +89,7 @@ def _chores(dispatcher: Dispatcher) -> list[Chore]:
         Chore("stored answers", 60, idempotency.forget_old_answers),
         Chore("counters", 60, counters.forget_expired),
         Chore("retention of deliveries", 10, lambda: retention.prune(kept, RETENTION_BATCH), RETENTION_BATCH),
-        Chore("retention of long histories", 10, lambda: retention.trim(kept, RETENTION_BATCH), retention.ROWS),
+        Chore("retention of long histories", 10, lambda: retention.trim(kept, RETENTION_BATCH), 1),
         Chore("retention of dead push tokens", 60, lambda: push_tokens.prune(kept, RETENTION_BATCH), RETENTION_BATCH),
         Chore("witness of the audit", AUDIT_WITNESS_EVERY_SECONDS, _log_audit_witness),
         Chore("retention of the audit", 10, lambda: audit.prune(kept, RETENTION_BATCH), RETENTION_BATCH),
