@@ -18,8 +18,8 @@ from devices.identity import comparison_key
 from devices.models import Device, EnrollmentToken, Presence
 
 LOST_ANSWER_WINDOW: Final = timedelta(minutes=15)
-"""How long the answer to a registration counts as lost if the same enrollment token asks again. Others may hold that
-token: whoever does, and knows the hardware id, gets the device's credentials instead of the phone that was first."""
+"""How long the answer to a registration counts as lost if the same enrollment token asks again. Several clients may
+have that token: one that knows the hardware id gets the device's credentials, and those of the phone itself stop."""
 
 
 class InvalidEnrollmentToken(Exception):
@@ -134,8 +134,8 @@ class Registration:
 class Enrolled:
     """The outcome of a registration: token and command key are shown this once.
 
-    `replaced` says that credentials handed out earlier stopped: by an enrollment anew, or a repeat of a lost answer
-    (`re_enrolled` False). `earlier_address` is where those had gone to; None if that is not known.
+    `replaced`: the device had credentials, which stopped; by a re-enrollment, or by the repeat of a lost answer
+    (`re_enrolled` is False then). `earlier_address` is the address that got them; None if it is not known.
     """
 
     device_id: UUID

@@ -21,27 +21,27 @@ PUSH_TOKEN_PLACEHOLDERS: Final = frozenset({"blacklisted", "unknown", "undefined
 """What agents send when there is no push token. Firebase's library hands out BLACKLISTED on some phones."""
 
 _ONLY_ZEROS: Final = re.compile(r"[0:.-]*0[0:.-]*")
-_UNSEEN: Final = frozenset({"Cc", "Cf", "Zl", "Zp"})
+_INVISIBLE: Final = frozenset({"Cc", "Cf", "Zl", "Zp"})
 _BLANK_OR_CONTROL: Final = bytes([*range(33), 127])
 
 
 def hardware_id(given: str) -> str:
-    """Return a hardware id without the blanks around it; ValueError if it is empty, too long, or no phone's own."""
+    """Return a hardware id, trimmed; ValueError if it is empty, too long, or one that many phones report."""
     text = given.strip()
     if not 1 <= len(text) <= LONGEST_NAME:
         raise ValueError(f"must have 1 to {LONGEST_NAME} characters, not counting blanks around them")
     if text.casefold() in SHARED_HARDWARE_IDS or _ONLY_ZEROS.fullmatch(text):
         raise ValueError(
-            f"is no phone's own: many phones report {text!r}, and would be one device. "
-            "Send what no other phone has, such as a UUID that the agent makes once and keeps"
+            f"is not unique: many phones report {text!r}, and would all be one device. "
+            "Send an id that no other phone has, such as a UUID that the agent makes once and keeps"
         )
     return text
 
 
 def alias(given: str) -> str:
-    """Return an alias as it is kept: trimmed, in NFC. ValueError if it is empty, too long, or has unseen characters."""
+    """Return an alias, trimmed and in NFC; ValueError if it is empty, too long, or has invisible characters."""
     text = named_alias(given)
-    if any(category(character) in _UNSEEN for character in text):
+    if any(category(character) in _INVISIBLE for character in text):
         raise ValueError("must not contain line breaks, nor control or format characters such as a zero-width space")
     return text
 

@@ -133,7 +133,7 @@ async def register(request: HttpRequest, body: Body[Reading[Register]]) -> HttpR
 
 
 def _warn_of_replacement(presented: tokens.Token, said: Registration, enrolled: Enrolled) -> None:
-    """Log what could be a takeover: an enrollment anew, or a lost answer that another address asks for."""
+    """Log what could be a takeover: a re-enrollment, or a lost answer that another address asks for."""
     if enrolled.re_enrolled or (enrolled.replaced and enrolled.earlier_address != said.address):
         log.warning(
             "device.re_enrolled",

@@ -36,29 +36,29 @@ def _warnings(using: str) -> list[CheckMessage]:
     try:
         return [*_same(using)] if comparison_keys.exist(using) else []
     except (OperationalError, InterfaceError):
-        said = "The database cannot be reached, so that its devices were not looked at."
-        return [Warning(said, hint="Start it, then check again.", id=UNCHECKED_DEVICES)]
+        text = "The database cannot be reached, so that its devices were not read."
+        return [Warning(text, hint="Start it, then check again.", id=UNCHECKED_DEVICES)]
     finally:
         database.release()
 
 
 def _same(using: str) -> Iterator[CheckMessage]:
     if found := comparison_keys.shadowed_aliases(using):
-        said = "An earlier device has the same alias, in another case. As a target it names the earlier one"
+        text = "Devices have an alias that an earlier device has in another case; as a target it names the earlier one"
         hint = "Change one of the two: `manage.py fleet change ID --alias NAME`."
-        yield _warning(found, said, hint, SAME_ALIAS)
+        yield _warning(found, text, hint, SAME_ALIAS)
     if found := comparison_keys.shadowed_hardware_ids(using):
-        said = "An earlier device has the same hardware_id, but for blanks around it. A registration is of the earlier"
+        text = "Devices have a hardware_id that an earlier device has without blanks; registrations are of the earlier"
         hint = "Revoke the one that is not in use: `manage.py fleet revoke ID`."
-        yield _warning(found, said, hint, SAME_HARDWARE_ID)
+        yield _warning(found, text, hint, SAME_HARDWARE_ID)
     shared = push_tokens.shared_installations(MOST_INSTALLATIONS, using)
     if shared and (found := push_tokens.sharing(shared, using)):
-        said = "A device that was seen later has a push token of the same installation"
+        text = "Devices have a push token of an installation that a device seen later has, too"
         hint = "Run the dispatcher: within an hour it takes these push tokens. Those devices get commands by heartbeat."
-        yield _warning(found, said, hint, SAME_INSTALLATION)
+        yield _warning(found, text, hint, SAME_INSTALLATION)
 
 
-def _warning(found: Sequence[UUID], said: str, hint: str, warning: str) -> CheckMessage:
+def _warning(found: Sequence[UUID], text: str, hint: str, warning: str) -> CheckMessage:
     named = ", ".join(map(str, found[:NAMED_DEVICES]))
     more = f", and {len(found) - NAMED_DEVICES} more" if len(found) > NAMED_DEVICES else ""
-    return Warning(f"{said}. This is so of: {named}{more}.", hint=hint, id=warning)
+    return Warning(f"{text}: {named}{more}.", hint=hint, id=warning)

@@ -19,7 +19,7 @@ from tests.moments import in_parallel
 
 COMPOSED: Final = "Caf\u00e9"
 DECOMPOSED: Final = "Cafe\u0301"
-UNSEEN: Final = [
+INVISIBLE: Final = [
     "a\u200bb", "\u200b", "\u202egnp.exe", "a\nb", "a\rb", "a\tb", "a\x1bb", "a\x85b", "a\u00adb", "a\u2028b",
     "a\u2066b", "\ufeffa", "a\x7f",
 ]  # fmt: skip
@@ -98,8 +98,8 @@ def test_a_hardware_id_that_was_kept_with_blanks_is_known_without_them(
     assert (again.json["device_id"], Device.objects.get().hardware_id) == (phone.device_id, " imei-1 ")
 
 
-@pytest.mark.parametrize("alias", UNSEEN)
-def test_an_alias_with_characters_that_nobody_sees_is_refused(admin: Admin, client: Client, alias: str) -> None:
+@pytest.mark.parametrize("alias", INVISIBLE)
+def test_an_alias_with_invisible_characters_is_refused(admin: Admin, client: Client, alias: str) -> None:
     phone = admin.enrol("imei-1")
     answers = [Phone(client, "imei-2").register(admin.enrollment_token(), alias=alias), change(admin, phone, alias)]
     for answer in answers:
@@ -192,7 +192,7 @@ def test_an_alias_taken_by_a_revoked_device_is_said_to_be(admin: Admin, client: 
         assert (answer.status, answer.code, "revoked" in answer.json["detail"]) == (409, "alias_taken", True)
 
 
-def test_a_revoked_phone_is_told_the_way_back(admin: Admin, client: Client, phone: Phone) -> None:
+def test_the_refusal_of_a_revoked_phone_names_the_way_back(admin: Admin, client: Client, phone: Phone) -> None:
     admin.post(f"/admin/devices/{phone.device_id}/revoke")
     registered = Phone(client, phone.hardware_id).register(admin.enrollment_token(re_enroll=True))
     for answer in (phone.heartbeat(), phone.rotate(), registered):
@@ -292,8 +292,12 @@ def test_check_lists_the_device_whose_alias_an_earlier_one_has(
 ) -> None:
     first, second = colliding(admin)
     comparison_keys.fill(100)
-    said = warnings(capsys)
-    assert (device_checks.SAME_ALIAS in said, second.device_id in said, first.device_id in said) == (True, True, False)
+    printed = warnings(capsys)
+    assert (device_checks.SAME_ALIAS in printed, second.device_id in printed, first.device_id in printed) == (
+        True,
+        True,
+        False,
+    )
     change(admin, second, "till 2")
     assert warnings(capsys) == ""
 
@@ -305,9 +309,9 @@ def test_check_lists_the_device_whose_hardware_id_an_earlier_one_has(
     first, second = admin.enrol("imei-1"), admin.enrol("imei-2")
     as_the_version_before(second, hardware_id="imei-1 ")
     comparison_keys.fill(100)
-    said = warnings(capsys)
-    assert (device_checks.SAME_HARDWARE_ID in said, second.device_id in said) == (True, True)
-    assert first.device_id not in said
+    printed = warnings(capsys)
+    assert (device_checks.SAME_HARDWARE_ID in printed, second.device_id in printed) == (True, True)
+    assert first.device_id not in printed
     assert Phone(admin.client, "imei-1 ").register(admin.enrollment_token(re_enroll=True)).json["device_id"] == (
         first.device_id
     )
@@ -318,9 +322,9 @@ def test_check_names_some_of_very_many_and_counts_the_rest(admin: Admin, capsys:
     for number, phone in enumerate(phones):
         as_the_version_before(phone, alias="".join(c.upper() if number >> i & 1 else c for i, c in enumerate("abcde")))
     comparison_keys.fill(100)
-    said = warnings(capsys)
-    assert said.count("-7") >= device_checks.NAMED_DEVICES
-    assert ", and 2 more." in said
+    printed = warnings(capsys)
+    assert printed.count("-7") >= device_checks.NAMED_DEVICES
+    assert ", and 2 more." in printed
 
 
 def test_check_says_so_where_the_database_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:

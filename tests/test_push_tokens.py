@@ -165,10 +165,10 @@ def test_the_dispatcher_settles_whose_a_shared_installation_is(admin: Admin) -> 
 def test_check_lists_the_devices_that_share_an_installation(admin: Admin, capsys: pytest.CaptureFixture[str]) -> None:
     last, *others = sharing(admin)
     call_command("check")
-    said = capsys.readouterr().err
-    named: list[Any] = [phone.device_id in said for phone in (last, *others)]
-    assert (device_checks.SAME_INSTALLATION in said, named) == (True, [False, True, True])
-    assert "fid-1" not in said
+    printed = capsys.readouterr().err
+    named: list[Any] = [phone.device_id in printed for phone in (last, *others)]
+    assert (device_checks.SAME_INSTALLATION in printed, named) == (True, [False, True, True])
+    assert "fid-1" not in printed
     outbox.settle_shared_push_tokens(10)
     call_command("check")
     assert capsys.readouterr().err == ""

@@ -217,11 +217,11 @@ def test_a_token_for_one_device_repeats_a_lost_answer_as_long_as_it_lives(admin:
 
 def replacements(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What was logged of credentials that were replaced, without the ids."""
-    told = ("log_level", "lost_answer", "address", "earlier_address", "correlation_id")
-    return [{name: line[name] for name in told} for line in lines if line["event"] == "device.re_enrolled"]
+    fields = ("log_level", "lost_answer", "address", "earlier_address", "correlation_id")
+    return [{name: line[name] for name in fields} for line in lines if line["event"] == "device.re_enrolled"]
 
 
-def test_an_enrolment_anew_is_a_warning_with_both_addresses(admin: Admin) -> None:
+def test_a_re_enrollment_is_logged_as_a_warning_with_both_addresses(admin: Admin) -> None:
     phone = Phone(Client("198.51.100.7"), "imei-1")
     phone.register(admin.enrollment_token())
     made = admin.post("/admin/enrollment-tokens", {"re_enroll": True}).json
@@ -250,8 +250,8 @@ def test_a_lost_answer_that_another_address_asks_for_is_a_warning_and_from_the_s
         for address in ("203.0.113.5", "198.51.100.7"):
             phone.client = Client(address)
             phone.register(text)
-    told = [(line["lost_answer"], line["earlier_address"], line["address"]) for line in replacements(lines)]
-    assert told == [(True, "198.51.100.7", "203.0.113.5"), (True, "203.0.113.5", "198.51.100.7")]
+    fields = [(line["lost_answer"], line["earlier_address"], line["address"]) for line in replacements(lines)]
+    assert fields == [(True, "198.51.100.7", "203.0.113.5"), (True, "203.0.113.5", "198.51.100.7")]
 
 
 @pytest.mark.parametrize("first_use", ["heartbeat", "rotate"])
