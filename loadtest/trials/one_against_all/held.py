@@ -7,6 +7,7 @@ import struct
 import time
 from contextlib import suppress
 from functools import partial
+from math import inf
 from typing import Final, cast
 
 from loadtest.connections import Server
@@ -18,6 +19,9 @@ PIPELINED: Final = 7400
 OPENED_PER_SECOND: Final = 4000
 REOPENED_PER_SECOND: Final = 200
 """How quickly idle connections are opened, and then those replaced that the server closed."""
+
+SETTLING_SECONDS: Final = 1
+"""How long the server has to accept or refuse the last of them, before the connections are only held."""
 
 _TICK_SECONDS: Final = 0.005
 _STATUS: Final = re.compile(rb"HTTP/1\.1 (\d{3})")
@@ -106,32 +110,37 @@ class _Silent(asyncio.Protocol):
 async def hold(order: Order, tally: Tally) -> None:
     """Open so many connections, hold them, and replace some of those that the server closes, until cancelled."""
     held: set[asyncio.Transport] = set()
-    opening: set[asyncio.Task[None]] = set()
-    server = Server.of(order.url)
-    began, due = time.monotonic(), 0.0
-    try:
-        while True:
-            per_second = REOPENED_PER_SECOND if tally.under_way.is_set() else OPENED_PER_SECOND
-            elapsed, began = time.monotonic() - began, time.monotonic()
-            due = min(due + per_second * elapsed, order.connections - len(held) - len(opening))
-            for _ in range(int(due)):
-                task = asyncio.create_task(_open(server, order.sources[0], held, tally))
-                opening.add(task)
-                task.add_done_callback(opening.discard)
-            due -= int(due)
-            tally.held = max(tally.held, len(held))
-            if tally.sent >= order.connections:
-                tally.under_way.set()
-            await asyncio.sleep(_TICK_SECONDS)
-    finally:
-        for task in opening:
-            task.cancel()
-        for transport in held:
-            _reset(transport)
+    async with asyncio.TaskGroup() as tasks:
+        try:
+            await _open_at_a_rate(tasks, order, tally, held, OPENED_PER_SECOND, until=order.connections)
+            await _open_at_a_rate(tasks, order, tally, held, REOPENED_PER_SECOND)
+        finally:
+            for transport in held:
+                _reset(transport)
+
+
+async def _open_at_a_rate(
+    tasks: asyncio.TaskGroup,
+    order: Order,
+    tally: Tally,
+    held: set[asyncio.Transport],
+    per_second: float,
+    *,
+    until: float = inf,
+) -> None:
+    """Open what is missing, until so many were opened in all; a little later the attack is under way."""
+    server, began, opened = Server.of(order.url), time.monotonic(), tally.sent
+    while tally.sent < until:
+        due = (time.monotonic() - began) * per_second - (tally.sent - opened)
+        for _ in range(int(min(due, order.connections - len(held)))):
+            tally.sent += 1
+            tasks.create_task(_open(server, order.sources[0], held, tally))
+        tally.held = max(tally.held, len(held))
+        await asyncio.sleep(_TICK_SECONDS)
+    asyncio.get_running_loop().call_later(SETTLING_SECONDS, tally.under_way.set)
 
 
 async def _open(server: Server, source: str, held: set[asyncio.Transport], tally: Tally) -> None:
-    tally.sent += 1
     silent = partial(_Silent, held, tally)
     try:
         await asyncio.get_running_loop().create_connection(silent, server.host, server.port, local_addr=(source, 0))
