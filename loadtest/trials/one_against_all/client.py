@@ -157,7 +157,7 @@ async def _idle(serving: Serving, members: list[Member], admin: FleetClient) -> 
         "two clients that hold connections",
         f"{each:,} idle connections each, where a process may have {hard:,} files; others come over new ones",
         least_sent=ENOUGH * 2 * each * ROUNDS,
-        answers={"408", "503", "not opened: ConnectionResetError"},
+        answers={"408", "503"},
         most_grown_mebibytes=IDLE_GROWN_MEBIBYTES,
     )
     traffic = _traffic(serving, members, admin, probes=honest.probes(serving.url))

@@ -2,10 +2,11 @@
 
 import asyncio
 import re
+import select
 import socket
 import struct
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from math import inf
 from typing import Final, cast
@@ -87,69 +88,63 @@ async def _fill(server: Server, source: str, heads: bytes, tally: Tally) -> None
         await asyncio.sleep(ROUND_TRIP_SECONDS)
 
 
-class _Silent(asyncio.Protocol):
-    """A connection that says nothing."""
+class _Crowd:
+    """Connections without a word, each a bare socket: asyncio would take a third of a millisecond of a core for one."""
 
-    def __init__(self, held: set[asyncio.Transport], tally: Tally) -> None:
-        self._held = held
+    def __init__(self, server: Server, source: str, tally: Tally) -> None:
+        self._address = (server.host, server.port)
+        self._source = (source, 0)
         self._tally = tally
-        self._transport: asyncio.Transport | None = None
+        self._ready = select.epoll()
+        self._sockets: dict[int, socket.socket] = {}
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-        self._held.add(self._transport)
+    def __len__(self) -> int:
+        return len(self._sockets)
 
-    def data_received(self, data: bytes) -> None:
-        self._tally.answers.update(status.decode() for status in _STATUS.findall(data))
+    def open(self) -> None:
+        """Begin to open one more."""
+        one = socket.socket()
+        one.setblocking(False)
+        # Cut so, at the end of a turn, it does not keep its port for a minute.
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        one.bind(self._source)
+        one.connect_ex(self._address)
+        self._sockets[one.fileno()] = one
+        self._ready.register(one, select.EPOLLIN | select.EPOLLRDHUP)
+        self._tally.sent += 1
 
-    def connection_lost(self, _: Exception | None) -> None:
-        assert self._transport is not None
-        self._held.discard(self._transport)
+    def look(self) -> None:
+        """Read what came, and let go of what the server has closed."""
+        for descriptor, _ in self._ready.poll(0):
+            said = b""
+            with suppress(OSError):
+                said = self._sockets[descriptor].recv(4096)
+            self._tally.answers.update(status.decode() for status in _STATUS.findall(said))
+            if not said:
+                self._sockets.pop(descriptor).close()
+        self._tally.held = max(self._tally.held, len(self))
+
+    def close(self) -> None:
+        """Cut all of them."""
+        self._ready.close()
+        for one in self._sockets.values():
+            one.close()
 
 
 async def hold(order: Order, tally: Tally) -> None:
     """Open so many connections, hold them, and replace some of those that the server closes, until cancelled."""
-    held: set[asyncio.Transport] = set()
-    async with asyncio.TaskGroup() as tasks:
-        try:
-            await _open_at_a_rate(tasks, order, tally, held, OPENED_PER_SECOND, until=order.connections)
-            await _open_at_a_rate(tasks, order, tally, held, REOPENED_PER_SECOND)
-        finally:
-            for transport in held:
-                _reset(transport)
+    with closing(_Crowd(Server.of(order.url), order.sources[0], tally)) as crowd:
+        await _open(crowd, order, tally, OPENED_PER_SECOND, until=order.connections)
+        asyncio.get_running_loop().call_later(SETTLING_SECONDS, tally.under_way.set)
+        await _open(crowd, order, tally, REOPENED_PER_SECOND)
 
 
-async def _open_at_a_rate(
-    tasks: asyncio.TaskGroup,
-    order: Order,
-    tally: Tally,
-    held: set[asyncio.Transport],
-    per_second: float,
-    *,
-    until: float = inf,
-) -> None:
-    """Open what is missing, until so many were opened in all; a little later the attack is under way."""
-    server, began, opened = Server.of(order.url), time.monotonic(), tally.sent
+async def _open(crowd: _Crowd, order: Order, tally: Tally, per_second: float, *, until: float = inf) -> None:
+    """Open what is missing, until so many were opened in all."""
+    began, before = time.monotonic(), tally.sent
     while tally.sent < until:
-        due = (time.monotonic() - began) * per_second - (tally.sent - opened)
-        for _ in range(int(min(due, order.connections - len(held)))):
-            tally.sent += 1
-            tasks.create_task(_open(server, order.sources[0], held, tally))
-        tally.held = max(tally.held, len(held))
+        due = (time.monotonic() - began) * per_second - (tally.sent - before)
+        for _ in range(int(min(due, order.connections - len(crowd)))):
+            crowd.open()
+        crowd.look()
         await asyncio.sleep(_TICK_SECONDS)
-    asyncio.get_running_loop().call_later(SETTLING_SECONDS, tally.under_way.set)
-
-
-async def _open(server: Server, source: str, held: set[asyncio.Transport], tally: Tally) -> None:
-    silent = partial(_Silent, held, tally)
-    try:
-        await asyncio.get_running_loop().create_connection(silent, server.host, server.port, local_addr=(source, 0))
-    except OSError as error:
-        tally.answers[f"not opened: {type(error).__name__}"] += 1
-
-
-def _reset(transport: asyncio.Transport) -> None:
-    """Cut a connection so that its port is free for the next turn, and not kept for a minute."""
-    with suppress(OSError):
-        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-    transport.abort()
