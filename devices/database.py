@@ -57,9 +57,9 @@ def _unsigned_units() -> int:
 
 @cache
 def phones() -> Gate:
-    """Return the gate of units for clients that call themselves phones."""
-    waiting = PHONES_WAITING
-    return Gate("phones", at_once=_unsigned_units(), waiting=waiting, waiting_per_key=waiting, seconds=WAIT_SECONDS)
+    """Return the gate of units for clients that call themselves phones; it leaves one turn to look-ups and the site."""
+    at_once, waiting = max(1, _unsigned_units() - 1), PHONES_WAITING
+    return Gate("phones", at_once=at_once, waiting=waiting, waiting_per_key=waiting, seconds=WAIT_SECONDS)
 
 
 class _Turns:

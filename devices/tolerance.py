@@ -38,7 +38,7 @@ class Role:
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         described = handler(schema)
-        return described | {"description": " ".join(filter(None, (described.get("description"), self.description)))}
+        return described | {"description": " ".join(filter(None, (self.description, described.get("description"))))}
 
 
 DECIDES: Final = Role(decides=True, repairs=False, description="Decides: a value that does not fit is 422.")

@@ -167,10 +167,10 @@ class _Completion:
         """Return which fields of a phone's body can be a cause of 422; nothing for other bodies."""
         schema = found.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
         body = self._document["components"]["schemas"].get(schema.get("$ref", "").rpartition("/")[2], {})
-        roles = {name: one.get("description") for name, one in body.get("properties", {}).items()}
-        if INFORMS.description not in roles.values():
+        described = {name: one.get("description", "") for name, one in body.get("properties", {}).items()}
+        if not any(text.startswith(INFORMS.description) for text in described.values()):
             return ""
-        deciding = [f"`{name}`" for name, role in roles.items() if role == DECIDES.description]
+        deciding = [f"`{name}`" for name, text in described.items() if text.startswith(DECIDES.description)]
         return f"Fields of the body that can be a cause of 422: {', '.join(deciding) or 'none'}."
 
     def _responses(self, method: str, path: str, found: Json) -> Json:

@@ -13,7 +13,6 @@ from commands import report_limit
 from devices import database
 from loadtest.fcm_standin import FcmStandin
 from nexmdm import embedded, guard, limits, logins, protocol, refusals
-from nexmdm.refused_devices import RefusedDevices
 from tests.actors import Admin, Client, Phone
 
 SOON: Final = 0.1
@@ -52,7 +51,7 @@ def forget_floods() -> None:
 @pytest.fixture(autouse=True)
 def look_up_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have refusals looked up by refusals.drain() only: a background task has a connection that sees no fixtures."""
-    monkeypatch.setattr(RefusedDevices, "_begin", lambda _: None)
+    monkeypatch.setattr(refusals._devices._timer, "_call", lambda: None)
 
 
 @pytest.fixture

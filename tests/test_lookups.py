@@ -175,7 +175,7 @@ def test_signed_calls_have_turns_that_neither_phones_nor_anonymous_clients_can_t
 def test_no_more_wait_for_the_database_than_are_soon_served(
     monkeypatch: pytest.MonkeyPatch, unit: Callable[..., Awaitable[str]], kind: str
 ) -> None:
-    limit, turns = {"phones": (database.PHONES_WAITING, 4), "lookups": (database.LOOKUPS_WAITING, 1)}[kind]
+    limit, turns = {"phones": (database.PHONES_WAITING, 3), "lookups": (database.LOOKUPS_WAITING, 1)}[kind]
     before = REGISTRY.get_sample_value("nexmdm_gate_refused_total", {"gate": kind}) or 0.0
 
     async def talk() -> None:

@@ -21,14 +21,10 @@ from pytest_django import Settings
 from devices import tokens
 from devices.models import Device, EnrollmentToken, LastRefusal
 from nexmdm import refusals
-from nexmdm.refused_devices import RefusedDevices
 from tests.actors import Admin, Answer, Client, Phone, Visitor
 from tests.moments import let_pass
 
 Line = dict[str, Any]
-
-BEGIN: Final = RefusedDevices._begin
-"""What tests/conftest.py takes away."""
 
 
 @dataclass
@@ -444,7 +440,7 @@ def test_a_refusal_is_answered_and_logged_though_it_can_be_neither_looked_up_nor
 
 @pytest.mark.django_db(transaction=True)
 def test_a_worker_looks_up_logs_and_writes_by_itself(phone: Phone, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(RefusedDevices, "_begin", BEGIN)
+    monkeypatch.setattr(refusals._devices._timer, "_call", refusals._devices._begin)
 
     async def worker() -> None:
         await phone.client.arequest("POST", "/v1/heartbeat", b"{", bearer(phone))
