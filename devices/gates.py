@@ -80,13 +80,19 @@ class Gate:
         if self._has_room(state, key):
             self._admit(state, key)
             return False
-        if not again and not self._may_wait(state, key):
-            self._refused_metric.inc()
-            raise GateFull
+        if not again:
+            self.check(key)
         waiter = _Waiter(key, asyncio.get_running_loop().create_future())
         state.waiters.insert(0 if again else len(state.waiters), waiter)
         await self._wait(state, waiter)
         return True
+
+    def check(self, key: Hashable) -> None:
+        """Raise GateFull if the gate would refuse such work now, before anything is done for it."""
+        state = self._state()
+        if not self._has_room(state, key) and not self._may_wait(state, key):
+            self._refused_metric.inc()
+            raise GateFull
 
     def leave(self, key: Hashable) -> None:
         """Make room, and let in the first of those that wait for it."""

@@ -12,6 +12,8 @@ from typing import Final
 from asgiref.sync import ThreadSensitiveContext, sync_to_async
 from django.core.handlers.asgi import ASGIHandler
 from django.db import DatabaseError, InterfaceError
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase
 
 from devices import database
 from devices.gates import Gate, GateFull
@@ -37,7 +39,7 @@ class SiteHandler:
 
     def __init__(self, lean: LeanHandler) -> None:
         self._lean = lean
-        self._django = ASGIHandler()
+        self._django = _Django()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or refuse it with 429 or 503."""
@@ -60,6 +62,8 @@ class SiteHandler:
 async def _admit_password(turn: SiteTurn, held: AsyncExitStack) -> None:
     """Count an attempt, then wait until its password may be hashed, which it may until `held` is closed."""
     logins.refuse_over_limit(turn.address)
+    # An attempt that finds no place is none: in a flood, somebody who tries again and again must not use up the limit.
+    PASSWORDS.check(turn.address)
     await turn.take()
     try:
         await database.at_once(logins.count, turn.address)
@@ -74,3 +78,18 @@ async def _begin(turn: SiteTurn, send: Send, message: Message) -> None:
         await sync_to_async(database.release)()
         turn.give_up()
     await send(message)
+
+
+class _Django(ASGIHandler):
+    """Django's handler, with the middlewares and the view as one call in the request's thread.
+
+    Django's own changes threads for each of them: 8.6 ms of a processor for the login page instead of 6.1.
+    """
+
+    def load_middleware(self, is_async: bool = False) -> None:  # noqa: ARG002
+        """Load the middlewares to be called in a thread."""
+        super().load_middleware(is_async=False)
+
+    async def get_response_async(self, request: HttpRequest) -> HttpResponseBase:
+        """Return the answer."""
+        return await sync_to_async(self.get_response)(request)

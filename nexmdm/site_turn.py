@@ -14,9 +14,10 @@ from devices import database
 from devices.gates import Gate, GateFull
 
 SECONDS: Final = 5
-SITE: Final = Gate("site", at_once=2, waiting=32, waiting_per_key=8, seconds=SECONDS)
-"""Pages that are made at once, each on one connection of the pool; by address, so that a client that asks for many
-leaves places to others. A page takes 20 to 100 ms, the slowest of a large fleet 2 s."""
+SITE: Final = Gate("site", at_once=1, waiting=32, waiting_per_key=8, seconds=SECONDS)
+"""Pages that are made at the same time: one, on one connection of the pool. A page takes 20 to 100 ms, most of it in
+Python; with two, the event loop waited twice as long for the GIL, and so did heartbeats. By address, so that a client
+that asks for many pages leaves places to others."""
 
 _current: ContextVar["SiteTurn | None"] = ContextVar("site_turn", default=None)
 
