@@ -21,8 +21,8 @@ OPENED_PER_SECOND: Final = 4000
 REOPENED_PER_SECOND: Final = 200
 """How quickly idle connections are opened, and then those replaced that the server closed."""
 
-SETTLING_SECONDS: Final = 1
-"""How long the server has to accept or refuse the last of them, before the connections are only held."""
+SETTLED_SECONDS: Final = 1
+"""For how long the server has to have closed none of them: then they are held."""
 
 _TICK_SECONDS: Final = 0.005
 _STATUS: Final = re.compile(rb"HTTP/1\.1 (\d{3})")
@@ -135,7 +135,8 @@ async def hold(order: Order, tally: Tally) -> None:
     """Open so many connections, hold them, and replace some of those that the server closes, until cancelled."""
     with closing(_Crowd(Server.of(order.url), order.sources[0], tally)) as crowd:
         await _open(crowd, order, tally, OPENED_PER_SECOND, until=order.connections)
-        asyncio.get_running_loop().call_later(SETTLING_SECONDS, tally.under_way.set)
+        await _settle(crowd)
+        tally.under_way.set()
         await _open(crowd, order, tally, REOPENED_PER_SECOND)
 
 
@@ -148,3 +149,13 @@ async def _open(crowd: _Crowd, order: Order, tally: Tally, per_second: float, *,
             crowd.open()
         crowd.look()
         await asyncio.sleep(_TICK_SECONDS)
+
+
+async def _settle(crowd: _Crowd) -> None:
+    """Wait until the server closes no more of them: it takes some time to refuse thousands."""
+    left, since = len(crowd), time.monotonic()
+    while time.monotonic() < since + SETTLED_SECONDS:
+        await asyncio.sleep(_TICK_SECONDS)
+        crowd.look()
+        if len(crowd) != left:
+            left, since = len(crowd), time.monotonic()
