@@ -24,11 +24,6 @@ UNPARSED_TOGETHER: Final = 64 * 1024 * 1024
 _PORTION: Final = re.compile(rb"(?:[^\n]*+\n){%d}" % PORTION_LINES)
 
 
-def is_one_portion(data: bytes) -> bool:
-    """Tell whether this may be parsed as a whole."""
-    return len(data) <= PORTION and data.count(b"\n") <= PORTION_LINES
-
-
 def portion_of(data: bytes, start: int) -> bytes:
     """Return what may be parsed next."""
     found = _PORTION.match(data, start, start + PORTION)

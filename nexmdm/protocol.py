@@ -24,6 +24,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from nexmdm import connection_bounds, guard, pipelining, problems
 from nexmdm.connection_bounds import write_problem
+from nexmdm.pipelining import PORTION, PORTION_LINES
 from nexmdm.problems import Problem
 
 HEAD_SECONDS: Final = 10
@@ -146,7 +147,7 @@ class Protocol(HttpToolsProtocol):
             self._throw_away(len(data))
         elif self._unparsed or self.pipeline:
             self._keep(self._unparsed + data)
-        elif pipelining.is_one_portion(data):
+        elif len(data) <= PORTION and data.count(b"\n") <= PORTION_LINES:
             parsed = self._parse(data)
             if self.pipeline or parsed < len(data):
                 self._parse_portions(data[parsed:])
@@ -188,7 +189,7 @@ class Protocol(HttpToolsProtocol):
                 self._deaf = True
                 self.transport.abort()
                 return parsed
-        if not self._head_timer.runs and (self._in_head or self._is_idle()):
+        if (self._in_head or self._is_idle()) and not self._head_timer.runs:
             self._head_timer.start(HEAD_SECONDS)
         return parsed
 
@@ -253,10 +254,13 @@ class Protocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Have the next request served; if that was the last one that waited, parse and read on."""
+        if not (self.flow.read_paused or self._in_head or self._deaf):
+            super().on_response_complete()
+            return
         self._catching_up = True
         super().on_response_complete()
         self._catching_up = False
-        if (self.flow.read_paused or self._in_head or self._deaf) and not self.transport.is_closing():
+        if not self.transport.is_closing():
             self._go_on()
 
     def _go_on(self) -> None:
