@@ -12,6 +12,7 @@ from django.http import HttpRequest, HttpResponse
 from ninja import Body, Query, Router
 from prometheus_client import Counter
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from commands import actions, queue, report_limit, reports, story
 from commands.queue import Order
@@ -36,7 +37,7 @@ from devices.callers import Done, caller_of
 from devices.database import device_unit, unit
 from devices.settling import settled
 from devices.tolerance import Reading
-from devices.wire import Nothing, respond
+from devices.wire import Nothing, respond, shown_name
 
 log = structlog.get_logger()
 
@@ -45,6 +46,9 @@ admin_router = Router(tags=["commands"])
 
 WAIT_POLL_SECONDS: Final = 0.15
 """How often is looked for a waiting client: with the looks themselves, it is answered within 250 ms of the result."""
+
+MAX_PARAM_ERRORS: Final = 100
+"""How many errors in the parameters of an action one answer names."""
 
 RESULTS = Counter("nexmdm_action_results", "Reports of phones, by what they say.", ["status"])
 NOT_KEPT = Counter("nexmdm_reports_not_kept", "Reports that were counted and not kept, for their delivery has enough.")
@@ -141,7 +145,7 @@ def _order(body: NewCommand, issued_by: str) -> Order:
         params = action.model_validate(body.params)
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)
-        raise InvalidParams([{"loc": ["body", "params", *one["loc"]], "msg": one["msg"]} for one in found]) from error
+        raise InvalidParams([_error_of_params(one) for one in found[:MAX_PARAM_ERRORS]]) from error
     return Order(
         action=action.name,
         params=actions.text_of(params),
@@ -154,6 +158,11 @@ def _order(body: NewCommand, issued_by: str) -> Order:
         expect_count=body.expect_count,
         supersede=body.supersede,
     )
+
+
+def _error_of_params(one: ErrorDetails) -> dict[str, Any]:
+    place = [part if isinstance(part, int) else shown_name(part) for part in one["loc"]]
+    return {"loc": ["body", "params", *place], "msg": one["msg"]}
 
 
 def _too_broad(body: NewCommand) -> dict[str, Any] | None:

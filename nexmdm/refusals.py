@@ -19,6 +19,7 @@ from prometheus_client import Counter
 
 from devices import claims
 from devices.claims import Claim
+from devices.wire import shown_name
 from nexmdm import address, limits, problems
 from nexmdm.collapsed_log import CollapsedLog
 from nexmdm.problems import Problem
@@ -137,7 +138,7 @@ def _problem_in(body: bytes) -> dict[str, Any]:
 def _place(answered: dict[str, Any]) -> str:
     """Return the location of the first error in the answer: `body.target.tags`."""
     errors = answered.get("errors")
-    return ".".join(map(str, errors[0]["loc"])) if errors else ""
+    return ".".join(shown_name(str(part)) for part in errors[0]["loc"])[:200] if errors else ""
 
 
 def _route(path: str) -> str:

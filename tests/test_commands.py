@@ -410,3 +410,10 @@ def a_commit_that_fails(transactional_db: None) -> Iterator[None]:
 
 def test_the_200_leaves_after_the_commit(a_commit_that_fails: None, admin: Admin, phone: Phone) -> None:
     assert_nothing_queued(admin.command(to=phone), 500, "internal")
+
+
+def test_a_parameter_that_could_be_a_secret_is_not_shown(admin: Admin, phone: Phone) -> None:
+    answer = admin.command("ping", to=phone, params={"nxs_live_" + "q7Z" * 20: 1})
+    assert (answer.status, answer.code) == (422, "invalid_request")
+    assert [error["loc"] for error in answer.json["errors"]] == [["body", "params", "…"]]
+    assert b"q7Z" not in answer.body
