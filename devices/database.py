@@ -4,6 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from datetime import datetime
 from functools import cache
 from typing import Any, Final, ParamSpec, TypeVar, cast
@@ -33,13 +34,17 @@ WAIT_SECONDS: Final = 10
 PHONES_WAITING: Final = 5000
 """As many as heartbeats may: a command to a large fleet is answered by all phones within seconds."""
 
-LOOKUPS_WAITING: Final = 200
-"""At a millisecond each, the last one waits for a fifth of a second."""
+LOOKUPS_WAITING: Final = 400
+"""At a millisecond or two each, the last one waits for less than a second."""
 
 LOOKUPS: Final = Gate(
-    "lookups", at_once=1, waiting=LOOKUPS_WAITING, waiting_per_key=LOOKUPS_WAITING, seconds=WAIT_SECONDS
+    "lookups", at_once=1, waiting=LOOKUPS_WAITING, waiting_per_key=LOOKUPS_WAITING // 4, seconds=WAIT_SECONDS
 )
-"""Look-ups that any client can cause, without a valid credential."""
+"""Look-ups that any client can cause, without a valid credential, by address. As many of one address may wait as phones
+may register with one enrollment token in the same moment."""
+
+CLIENT: Final[ContextVar[str]] = ContextVar("client", default="")
+"""The address for which a request's units run, as it is counted: the key of the gates here."""
 
 DEADLOCK_TRIES: Final = 5
 
@@ -57,9 +62,19 @@ def _unsigned_units() -> int:
 
 @cache
 def phones() -> Gate:
-    """Return the gate of units for clients that call themselves phones; it leaves one turn to look-ups and the site."""
-    at_once, waiting = max(1, _unsigned_units() - 1), PHONES_WAITING
-    return Gate("phones", at_once=at_once, waiting=waiting, waiting_per_key=waiting, seconds=WAIT_SECONDS)
+    """Return the gate of units for clients that call themselves phones, by address.
+
+    It leaves one turn to look-ups and the admin site, and one of its own to other addresses, whatever one sends.
+    """
+    at_once = max(1, _unsigned_units() - 1)
+    return Gate(
+        "phones",
+        at_once=at_once,
+        at_once_per_key=max(1, at_once - 1),
+        waiting=PHONES_WAITING,
+        waiting_per_key=PHONES_WAITING // 2,
+        seconds=WAIT_SECONDS,
+    )
 
 
 class _Turns:
@@ -108,8 +123,8 @@ async def device_unit(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -
 
     However many of them there are, signed calls need not wait for them. Raises GateFull.
     """
-    async with phones().turn(None):
-        return await _unsigned_unit(work, *args, **kwargs)
+    async with phones().turn(CLIENT.get()):
+        return await unsigned_unit(work, *args, **kwargs)
 
 
 async def lookup_unit(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -117,11 +132,12 @@ async def lookup_unit(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -
 
     However many of them there are, neither signed calls nor phones need wait for them. Raises GateFull.
     """
-    async with LOOKUPS.turn(None):
-        return await _unsigned_unit(work, *args, **kwargs)
+    async with LOOKUPS.turn(CLIENT.get()):
+        return await unsigned_unit(work, *args, **kwargs)
 
 
-async def _unsigned_unit(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+async def unsigned_unit(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Run a unit that is no signed call's, and that has a gate of its own in front of it."""
     turns = connection_turns()
     await turns.acquire()
     try:

@@ -170,6 +170,8 @@ def register(presented: tokens.Token, said: Registration, secret: credentials.Ne
     known, earlier_address = device is not None, device.enrolled_from if device else None
     lost_answer = _is_lost_answer(token, device)
     re_enrolled = known and not lost_answer
+    if said.alias is not None:
+        database.take_turns("alias", comparison_key(said.alias))
     _refuse(token, device, said, lost_answer=lost_answer)
     if not lost_answer:
         EnrollmentToken.objects.filter(id=token.id).update(uses=F("uses") + 1)
@@ -220,7 +222,7 @@ def _refuse(token: EnrollmentToken, device: Device | None, said: Registration, *
     if device is not None and not lost_answer and not token.re_enroll:
         raise HardwareKnown(device.id)
     if said.alias is not None:
-        claim_alias(said.alias, device.id if device else None)
+        check_alias(said.alias, device.id if device else None)
 
 
 def _enrol(token: EnrollmentToken, said: Registration, secret: credentials.NewSecret) -> Device:
@@ -260,16 +262,26 @@ def _enrol_again(
 
 
 def claim_alias(alias: str, device_id: UUID | None) -> None:
-    """Make sure, to the end of the transaction, that no other device has this alias. Raises AliasTaken.
+    """Make sure, to the end of the transaction, that no other device has this alias. Raises AliasTaken."""
+    if not _has_exactly(device_id, alias):
+        database.take_turns("alias", comparison_key(alias))
+        check_alias(alias, device_id)
+
+
+def check_alias(alias: str, device_id: UUID | None) -> None:
+    """Look whether another device has this alias now; waits for no lock. Raises AliasTaken.
 
     An alias that an earlier version let two devices have is that of the first enrolled; the other one may keep it.
     """
-    if device_id is not None and Device.objects.filter(id=device_id, alias=alias).exists():
+    if _has_exactly(device_id, alias):
         return
-    database.take_turns("alias", comparison_key(alias))
     owner = comparison_keys.with_aliases([alias]).only("id", "revoked_at").first()
     if owner is not None and owner.id != device_id:
         raise AliasTaken(by_revoked=owner.revoked_at is not None)
+
+
+def _has_exactly(device_id: UUID | None, alias: str) -> bool:
+    return device_id is not None and Device.objects.filter(id=device_id, alias=alias).exists()
 
 
 def give_alias(device_id: UUID, alias: str | None) -> None:

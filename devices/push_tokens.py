@@ -28,7 +28,8 @@ def give(device_id: UUID, push_token: str | None) -> list[UUID]:
     Any other device with a push token of the same installation loses it. One that FCM called dead stays dead on
     whatever device it turns up again.
     """
-    database.take_turns(_TURNS, "" if push_token is None else push_owner(push_token))
+    if push_token is not None:
+        database.take_turns(_TURNS, push_owner(push_token))
     # One statement, by id: two phones that swap their push tokens wait for each other, rather than for ever.
     others = Device.objects.none() if push_token is None else _of_one_installation(push_owner_digest(push_token))
     locked = (others | Device.objects.filter(id=device_id)).order_by("id").select_for_update(no_key=True)

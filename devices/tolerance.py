@@ -260,6 +260,8 @@ def _object(storable: Storable, fields: Mapping[str, Informing] | None, value: A
         return repaired
     fitted = _fit(fields, value, place)
     for key in [key for key in value if key not in fields]:
+        if len(place.notes) >= MOST_NOTES:
+            raise Unrepairable(f"has {MOST_NOTES} members or more that do not fit")
         here = place.within(shown_name(key), OTHER_KEYS)
         _put(fitted, _storable_text(key, here), _OTHER, value[key], here)
     return fitted
@@ -287,6 +289,10 @@ def _checked(value: Any) -> Any:
     check_json(value)
     return value
 
+
+MOST_NOTES: Final = 32
+"""Notes on a body from which on an object with further keys is dropped as a whole: each repair costs 15 µs, and a body
+may ask for one without a valid credential."""
 
 OTHER_KEYS: Final = "*"
 """The name under which the keys that no schema declares are counted."""

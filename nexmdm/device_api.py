@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from datetime import datetime
 from functools import partial
 from typing import Final
 
@@ -114,7 +115,7 @@ async def register(request: HttpRequest, body: Body[Reading[Register]]) -> HttpR
         if waited:
             await lookup_unit(enrollment.check, presented, said)
         secret = await settling.new_secret()
-        enrolled = await device_unit(database.retrying, lambda: _register(presented, said, secret))
+        enrolled, server_time = await device_unit(database.retrying, lambda: _register(presented, said, secret))
     REGISTERED.labels(str(enrolled.re_enrolled).lower()).inc()
     field_warnings.record("/v1/register", enrolled.device_id, body.notes)
     log.info("device.registered", device_id=str(enrolled.device_id), re_enrolled=enrolled.re_enrolled)
@@ -125,7 +126,7 @@ async def register(request: HttpRequest, body: Body[Reading[Register]]) -> HttpR
             device_token=enrolled.device_token,
             command_key=enrolled.command_key,
             heartbeat_interval_seconds=settings.HEARTBEAT_INTERVAL_SECONDS,
-            server_time=await device_unit(database.now),
+            server_time=server_time,
             re_enrolled=enrolled.re_enrolled,
             warnings=field_warnings.shown(body.notes),
         )
@@ -158,13 +159,13 @@ def _registration(fields: Register, address: str | None) -> Registration:
 
 
 @transaction.atomic
-def _register(presented: tokens.Token, said: Registration, secret: credentials.NewSecret) -> Enrolled:
+def _register(presented: tokens.Token, said: Registration, secret: credentials.NewSecret) -> tuple[Enrolled, datetime]:
     enrolled = enrollment.register(presented, said, secret)
     if enrolled.re_enrolled:
         queue.cancel_all_of(enrolled.device_id, Withdrawal.ENROLLMENT)
     if said.push_token is not None:
         outbox.own_push_token(enrolled.device_id, said.push_token)
-    return enrolled
+    return enrolled, database.now()
 
 
 @router.post("/token/rotate", auth=DEVICE, response=Rotated, url_name="rotate")
@@ -175,6 +176,7 @@ async def rotate(request: HttpRequest, body: Rotation | None = None) -> HttpResp
     replaces the new pair. More than 10 rotations an hour of one device are 429.
     """
     token: tokens.Token = request.auth  # type: ignore[attr-defined]
+    limits.check_rotation(token.id)
     await settling.settled(token, lambda: device_unit(credentials.authenticate, token))
     await limits.count_rotation(token.id)
     async with settling.NEW_CREDENTIALS.turn(token.id):

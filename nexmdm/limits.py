@@ -3,12 +3,13 @@
 (Its decorator does not work on Ninja's operations: above one it limits nothing, below one it is a 500.)
 """
 
+import time
 from typing import Any, Final
 from uuid import UUID
 
 from django.conf import settings
 
-from devices.database import lookup_unit, unit
+from devices.database import device_unit, lookup_unit, unit
 from devices.gates import GateFull
 from nexmdm.address_limits import AddressLimit, count
 from nexmdm.problems import Problem
@@ -35,13 +36,35 @@ class RateLimited(Exception):
         return Problem(429, "rate_limited", str(self), headers={"Retry-After": str(self.retry_after_seconds)})
 
 
+ROTATIONS: Final = "rotations"
+"""The log's name for the limit of rotations."""
+
 ROTATION_RATE_LIMIT: Final = "10/h"
 """Rotations of one device. A phone needs one a day at the most, and each costs a bcrypt hash."""
 
 
+ROTATING_DEVICES: Final = 10_000
+"""How many devices over the limit a process remembers; beyond it, the earliest is forgotten and counted again."""
+
+_rotated_too_often: dict[UUID, float] = {}
+"""Until when each device that is known to be over the limit stays so, by time.monotonic()."""
+
+
+def check_rotation(device_id: UUID) -> None:
+    """Raise RateLimited for a device that is known to be over the limit of rotations. Costs no statement."""
+    left = _rotated_too_often.get(device_id, 0.0) - time.monotonic()
+    if left > 0:
+        raise RateLimited(max(1, round(left)), ROTATIONS)
+
+
 async def count_rotation(device_id: UUID) -> None:
     """Count a rotation of a device that has shown its token. Raises RateLimited beyond its limit."""
-    _refuse_above_limit(await unit(count, "rotation", str(device_id), ROTATION_RATE_LIMIT), "rotations")
+    usage = await device_unit(count, "rotation", str(device_id), ROTATION_RATE_LIMIT)
+    if usage["should_limit"]:
+        if len(_rotated_too_often) >= ROTATING_DEVICES:
+            del _rotated_too_often[next(iter(_rotated_too_often))]
+        _rotated_too_often[device_id] = time.monotonic() + usage["time_left"]
+    _refuse_above_limit(usage, ROTATIONS)
 
 
 async def count_call(principal: str, *, writes: bool) -> None:
@@ -54,6 +77,12 @@ async def count_call(principal: str, *, writes: bool) -> None:
 def _refuse_above_limit(usage: dict[str, Any], limit: str) -> None:
     if usage["should_limit"]:
         raise RateLimited(max(1, usage["time_left"]), limit)
+
+
+def forget() -> None:
+    """Drop this process's memory of clients over a limit; the counters in the database stay."""
+    failures.forget()
+    _rotated_too_often.clear()
 
 
 async def count_failure(client: str) -> int | None:

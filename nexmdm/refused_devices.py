@@ -112,6 +112,7 @@ class RefusedDevices:
         else:
             CURTAILED.labels("look-ups").inc()
             self._write_line(refusal, 1)
+            self._soon()
 
     async def drain(self) -> None:
         """Finish the waiting look-ups, log their refusals, and write those whose row may change."""
@@ -155,7 +156,7 @@ class RefusedDevices:
         finally:
             self._next_at = time.monotonic() + LOOK_UP_SECONDS
             self._task = None
-        self._soon()
+            self._soon()
 
     async def _look_up_waiting(self) -> None:
         asked = list(self._waiting)

@@ -19,7 +19,9 @@ def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:  # 
 
 def forbidden(request: HttpRequest, exception: Exception) -> HttpResponse:  # noqa: ARG001
     """Answer a request for what nobody may do here."""
-    return _page(403, "Forbidden", "Nothing can be added, changed or deleted on this site.")
+    return _page(
+        403, "Forbidden", "Your account may not see this page. Nothing can be added, changed or deleted on this site."
+    )
 
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:  # noqa: ARG001

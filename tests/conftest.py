@@ -42,7 +42,7 @@ def django_db_setup(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -
 @pytest.fixture(autouse=True)
 def forget_floods() -> None:
     """Let no test start over a limit because of another one, nor with another one's refusals to log."""
-    limits.failures.forget()
+    limits.forget()
     logins.logins.forget()
     report_limit.reports.forget()
     refusals.forget()

@@ -8,12 +8,13 @@ from typing import Any, TypeVar
 
 import pytest
 from asgiref.sync import async_to_sync
-from django.db import OperationalError
+from django.db import OperationalError, connection
+from django.test.utils import CaptureQueriesContext
 from prometheus_client import REGISTRY
 
 from devices import database, tokens
 from devices.gates import Gate, GateFull
-from nexmdm import dispatchers, metrics, operations
+from nexmdm import dispatchers, limits, metrics, operations
 from tests.actors import Admin, Answer, Client, Phone
 from tests.conftest import SOON
 
@@ -168,14 +169,14 @@ def test_signed_calls_have_turns_that_neither_phones_nor_anonymous_clients_can_t
         return inside
 
     inside = in_one_loop(talk)
-    assert (inside.count("device"), inside.count("lookup"), inside.count("signed")) == (3, 1, 1)
+    assert (inside.count("device"), inside.count("lookup"), inside.count("signed")) == (2, 1, 1)
 
 
 @pytest.mark.parametrize(("unit", "kind"), [(database.device_unit, "phones"), (database.lookup_unit, "lookups")])
 def test_no_more_wait_for_the_database_than_are_soon_served(
     monkeypatch: pytest.MonkeyPatch, unit: Callable[..., Awaitable[str]], kind: str
 ) -> None:
-    limit, turns = {"phones": (database.PHONES_WAITING, 3), "lookups": (database.LOOKUPS_WAITING, 1)}[kind]
+    limit, turns = {"phones": (database.PHONES_WAITING // 2, 2), "lookups": (database.LOOKUPS_WAITING // 4, 1)}[kind]
     before = REGISTRY.get_sample_value("nexmdm_gate_refused_total", {"gate": kind}) or 0.0
 
     async def talk() -> None:
@@ -222,3 +223,45 @@ def test_a_failure_that_cannot_be_counted_now_is_one_all_the_same(
     monkeypatch.setattr(database, "LOOKUPS", FULL)
     answer = phone.send("/v1/heartbeat", {}, "nxd_wrong")
     assert (answer.status, answer.code) == (401, "invalid_token")
+
+
+@pytest.mark.parametrize("unit", [database.device_unit, database.lookup_unit])
+def test_an_address_that_fills_its_places_leaves_others_to_other_addresses(
+    monkeypatch: pytest.MonkeyPatch, unit: Callable[..., Awaitable[str]]
+) -> None:
+    async def ask(address: str) -> str:
+        database.CLIENT.set(address)
+        return await unit(address)
+
+    async def talk() -> list[str | BaseException]:
+        turnstile: Any = Turnstile()
+        monkeypatch.setattr(database, "at_once", turnstile.at_once)
+        flood = [asyncio.create_task(ask("192.0.2.1")) for _ in range(3000)]
+        await asyncio.sleep(0)
+        honest = asyncio.create_task(ask("192.0.2.2"))
+        await asyncio.sleep(0)
+        turnstile.open.set()
+        assert await honest == "192.0.2.2"
+        return await asyncio.gather(*flood, return_exceptions=True)
+
+    refused = [outcome for outcome in in_one_loop(talk) if isinstance(outcome, GateFull)]
+    assert len(refused) > 400
+
+
+def test_rotations_without_end_take_no_turn_of_signed_calls_and_soon_no_statement(
+    phone: Phone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds: list[str] = []
+    device_unit = database.device_unit
+
+    async def noting(*work: Any) -> Any:
+        kinds.append("device")
+        return await device_unit(*work)
+
+    monkeypatch.setattr(limits, "device_unit", noting)
+    monkeypatch.setattr(limits, "unit", None)
+    assert [phone.rotate().status for _ in range(12)] == [200] * 10 + [429] * 2
+    assert kinds == ["device"] * 11
+    with CaptureQueriesContext(connection) as queries:
+        answer = phone.rotate()
+    assert (answer.status, answer.code, len(queries)) == (429, "rate_limited", 0)
