@@ -241,7 +241,7 @@ class Protocol(HttpToolsProtocol):
         else:
             super().on_headers_complete()
             self._in_body = True
-            if b"#" in self.url or not self.url.startswith(b"/"):
+            if self.url[:1] != b"/" or b"#" in self.url:
                 self.scope[guard.ANOTHER_TARGET] = True  # type: ignore[typeddict-unknown-key]
             if self._stopping:
                 self.cycle.keep_alive = False
