@@ -56,7 +56,7 @@ class Application:
             raise ValueError(f"There is no {scope['type']} here.")
         elif scope["path"] == express.PATH:
             await self._express(scope, receive, send)
-        elif scope["path"].startswith(site_handler.PATHS):
+        elif site_handler.serves(scope["path"]):
             await self._site(scope, receive, send)
         elif scope["path"].startswith(static_files.PREFIX):
             await self._static_files(scope, receive, send)

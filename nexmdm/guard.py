@@ -42,8 +42,8 @@ DRAIN_LIMIT: Final = 4 * 1024 * 1024
 """How much of a refused body is read and thrown away, so that an honest client gets to read the answer."""
 
 DRAIN_SECONDS: Final = 2
-BROKEN_BODY: Final = "nexmdm.broken_body"
-"""In the scope of a request whose body cannot be parsed any further: the protocol notes it, and ends the body there."""
+REFUSED_BODY: Final = "nexmdm.refused_body"
+"""In the scope of a request whose body the protocol has refused: the problem to answer. The body ends there."""
 
 HOPS: Final = 32
 """How many entries of X-Forwarded-For are read, from its end. Earlier ones are not the trusted proxies' own."""
@@ -252,8 +252,8 @@ async def _read(scope: Scope, headers: Headers, receive: Receive) -> bytes:
     except TimeoutError:
         detail = f"The body did not arrive within {BODY_SECONDS} s."
         raise _Refused(problems.general(408, detail, Connection="close")) from None
-    if BROKEN_BODY in scope:
-        raise _Refused(problems.general(400, "The body's chunks are not framed as HTTP/1.1 frames them."), drain=True)
+    if REFUSED_BODY in scope:
+        raise _Refused(scope[REFUSED_BODY], drain=True)
     if body and (b"content-encoding" in headers.values or not _is_json(headers)):
         _check_media(scope["path"], headers)
     return body

@@ -24,7 +24,6 @@ from nexmdm.limits import RateLimited
 from nexmdm.site_turn import SiteTurn
 
 ROUTE: Final = "/django-admin/"
-PATHS: Final = (ROUTE, "/django-admin")
 _HASHING: Final = frozenset(f"{ROUTE}{page}/" for page in ("login", "password_change"))
 
 PASSWORDS: Final = Gate("passwords", at_once=passwords.AT_ONCE, waiting=8, waiting_per_key=4, seconds=10)
@@ -32,6 +31,11 @@ PASSWORDS: Final = Gate("passwords", at_once=passwords.AT_ONCE, waiting=8, waiti
 
 REFUSAL_SECONDS: Final = 1
 """How long a refusal takes: a client that repeats immediately would cost more by being refused than by being served."""
+
+
+def serves(path: str) -> bool:
+    """Tell whether a path belongs to the admin site."""
+    return path.startswith(ROUTE) or path == ROUTE.rstrip("/")
 
 
 class SiteHandler:

@@ -122,6 +122,23 @@ def test_what_waits_unparsed_in_all_connections_is_bounded(monkeypatch: pytest.M
     assert Protocol.unparsed_together == 0
 
 
+def test_a_body_that_waits_behind_too_much_is_refused_by_its_own_answer(
+    impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipelining, "UNPARSED_TOGETHER", 1000)
+    head = HEARTBEAT + b"X-Correlation-ID: mine\r\nContent-Length: 60000\r\n\r\n"
+
+    async def talk(line: Line) -> tuple[int, Any, bool]:
+        await line.say(ASKED + ASKED + head + b"\n" * 59_999)
+        first, second = await line.answer(), await line.answer()
+        return first.status + second.status, await line.answer(), await line.ends()
+
+    statuses, answer, ended = over_a_socket(talk)
+    assert (statuses, ended) == (400, True)
+    assert (answer.status, answer.code, answer.headers["connection"]) == (503, "overloaded", "close")
+    assert answer.headers["x-correlation-id"] == "mine"
+
+
 def test_a_connection_that_is_gone_leaves_nothing_waiting() -> None:
     async def talk(line: Line) -> None:
         await line.say(ASKED * 200)

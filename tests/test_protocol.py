@@ -304,6 +304,17 @@ def test_a_client_that_expects_to_go_on_is_refused_without_being_asked_to(impati
     assert_last_problem(over_a_socket(talk), 413, "payload_too_large")
 
 
+def test_a_client_that_expects_to_go_on_is_asked_to_for_a_body_that_may_come(db: None) -> None:
+    async def talk(line: Line) -> tuple[bytes, Answer]:
+        await line.say(HEARTBEAT + b"EXPECT: 100-Continue\r\nContent-Length: 2\r\n\r\n")
+        asked = await line.reader.readuntil(b"\r\n\r\n")
+        await line.say(b"{}")
+        return asked, await line.answer()
+
+    asked, answer = over_a_socket(talk)
+    assert (asked, answer.status) == (b"HTTP/1.1 100 Continue\r\n\r\n", 401)
+
+
 def test_a_body_without_end_for_a_host_that_is_not_served_is_not_read_on(impatient: None) -> None:
     async def talk(line: Line) -> tuple[Answer, bool]:
         await line.say(HEARTBEAT.replace(b"localhost", b"evil.example") + b"Transfer-Encoding: chunked\r\n\r\n")
