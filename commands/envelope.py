@@ -12,6 +12,9 @@ from devices import credentials
 FCM_PAYLOAD_LIMIT: Final = 4096
 """Bytes of an FCM message's data, keys and values (Firebase: "About FCM messages")."""
 
+LEAST_TTL_SECONDS: Final = 1
+"""FCM's time to live is in whole seconds: with less than one left, a push would reach FCM when its time is over."""
+
 _SIGNATURE_LENGTH: Final = 64
 
 

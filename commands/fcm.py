@@ -22,13 +22,13 @@ from aiohttp.abc import AbstractStreamWriter
 from firebase_admin import credentials
 from google.auth.transport.requests import Request
 
+from commands import envelope
+
 TIMEOUT_SECONDS: Final = 10
 REFRESH_AHEAD_SECONDS: Final = 300
 REFRESH_LATEST_SECONDS: Final = 10
 MAX_TTL_SECONDS: Final = 2_419_200
 
-LEAST_TTL_SECONDS: Final = 1
-"""The time to live is in whole seconds. With less than one left, a push would be taken by FCM when its time is over."""
 _FCM_ERROR: Final = "google.firebase.fcm.v1.FcmError"
 _BAD_REQUEST: Final = "google.rpc.BadRequest"
 _TARGET: Final = re.compile(r"\bmessage\.(token|fid)\b|registration token", re.IGNORECASE)
@@ -215,7 +215,7 @@ def encode(push: Push) -> bytes:
     """
     now = time.monotonic()
     seconds_left = push.expires_at - now
-    if seconds_left < LEAST_TTL_SECONDS:
+    if seconds_left < envelope.LEAST_TTL_SECONDS:
         raise NotSent("its command had expired, or as good as")
     if now >= push.leaves_before:
         raise NotSent("it had waited for too long")

@@ -15,7 +15,7 @@ from django.db import DataError, IntegrityError, transaction
 from django.db.models import F, OuterRef, Q, Subquery
 from django.db.models.functions import Greatest, Now
 
-from commands import envelope, fcm, queue
+from commands import envelope, queue
 from commands.models import Attempt, Delivery, Outcome, Push, State
 from devices import database, push_tokens
 from devices.models import Device
@@ -25,7 +25,7 @@ log = structlog.get_logger()
 LEASE: Final = timedelta(seconds=45)
 """How long a claimed push belongs to its dispatcher: more than three times the 10 s that one send may take."""
 
-LEAST: Final = timedelta(seconds=fcm.LEAST_TTL_SECONDS)
+LEAST: Final = timedelta(seconds=envelope.LEAST_TTL_SECONDS)
 ORPHANED: Final = "the dispatcher did not record an answer"
 
 
