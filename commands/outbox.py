@@ -156,6 +156,7 @@ _HOLD: Final = """
 
 # Fenced on the attempt's number and on its being open: an answer after the lease has run out changes nothing. Each step
 # carries on what the next one needs, so that no two lists of the batch are joined: row by row, as the planner guesses.
+# A push that failed for the moment stays `retrying` if its delivery was settled meanwhile: it is shown as superseded.
 _RECORD: Final = """
     WITH sent AS (
         SELECT * FROM unnest(
@@ -173,7 +174,9 @@ _RECORD: Final = """
             sent.outcome IN ('retry_later', 'unknown') OR (sent.outcome = 'blocked' AND sent.http_status IS NOT NULL)
                 AS is_failure
     ), ruled AS (
-        SELECT delivery.id, closed.outcome, closed.is_failure, CASE
+        SELECT delivery.id, closed.outcome, closed.is_failure,
+            closed.outcome IN ('retry_later', 'unknown', 'blocked') AND delivery.state NOT IN ('pending', 'received')
+                AS is_superseded, CASE
             WHEN delivery.state = 'pending' AND closed.retry_at < command.expires_at - %(least)s
                 AND device.push_token IS NOT NULL AND device.push_token_dead_at IS NULL
                 THEN closed.retry_at END AS again_at
@@ -186,8 +189,8 @@ _RECORD: Final = """
     SET failure_count = failure_count + ruled.is_failure::int,
         push_state = CASE
             WHEN ruled.outcome = 'accepted' THEN 'accepted'
-            WHEN ruled.again_at IS NULL THEN 'undeliverable'
-            ELSE 'retrying' END,
+            WHEN ruled.again_at IS NOT NULL OR ruled.is_superseded THEN 'retrying'
+            ELSE 'undeliverable' END,
         next_attempt_at = ruled.again_at
     FROM ruled WHERE delivery.id = ruled.id
 """

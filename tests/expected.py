@@ -115,7 +115,10 @@ class Life:
         wait = 0.0 if sent.outcome == Outcome.TOKEN_DEAD else sent.retry_in_seconds
         again = self.expires_at if wait is None else now + timedelta(seconds=wait)
         goes_again = again < self.expires_at - LEAST and pushable and self.state == State.PENDING
-        self.push, self.due = (Push.RETRYING, again) if goes_again else (Push.UNDELIVERABLE, None)
+        could_go_again = sent.outcome in (Outcome.RETRY_LATER, Outcome.UNKNOWN, Outcome.BLOCKED)
+        superseded = could_go_again and self.state not in OPEN
+        self.push = Push.RETRYING if goes_again or superseded else Push.UNDELIVERABLE
+        self.due = again if goes_again else None
 
     def stop_pushing(self) -> None:
         """Its phone has no live push token any more."""

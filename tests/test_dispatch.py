@@ -239,6 +239,33 @@ def test_a_push_token_that_moved_while_its_push_was_under_way_is_not_called_dead
     assert [send.push_token for send in fcm.journal.sends()] == ["ok-2"]
 
 
+@pytest.mark.parametrize(
+    ("outcome", "shown"),
+    [
+        (Outcome.RETRY_LATER, "superseded"), (Outcome.UNKNOWN, "superseded"), (Outcome.BLOCKED, "superseded"),
+        (Outcome.ACCEPTED, "accepted"), (Outcome.REJECTED, "undeliverable"), (Outcome.TOKEN_DEAD, "undeliverable"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("settle", ["report", "cancel"])
+def test_a_push_that_ends_after_its_delivery_was_settled_is_superseded_if_it_could_have_gone_again(
+    admin: Admin, fcm: FcmStandin, settle: str, outcome: Outcome, shown: str
+) -> None:
+    phone = admin.enrol("phone-1", push_token="ok-1")
+    request_id = admin.command("ping", to=phone).json["request_id"]
+    (claimed,) = claim_due(1)
+    settled = (
+        phone.report(request_id, "succeeded")
+        if settle == "report"
+        else admin.post(f"/admin/commands/{request_id}/cancel")
+    )
+    assert settled.status == 200
+
+    record_attempts([replace(answered(claimed, outcome), retry_in_seconds=10)])
+
+    delivery = admin.get(f"/admin/commands/{request_id}/deliveries").json["items"][0]
+    assert (delivery["push"]["state"], delivery["push"]["next_attempt_at"]) == (shown, None)
+
+
 def test_a_push_token_that_another_phone_has_by_now_is_dead_there_too(admin: Admin, fcm: FcmStandin) -> None:
     phone, other = admin.enrol("phone-1", push_token="unregistered-1"), admin.enrol("phone-2")
     admin.command("ping", to=[phone, other])
