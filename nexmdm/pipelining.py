@@ -21,6 +21,10 @@ so these complete one request less than PIPELINED, which leaves room for the one
 UNPARSED_TOGETHER: Final = 64 * 1024 * 1024
 """How many bytes wait unparsed in all connections of a worker; uvloop reads up to 250 KiB before it can be paused."""
 
+PAUSE_SECONDS: Final = 0.002
+"""The least time between two turns. Beside a loop that never waits, a thread gets the interpreter every 5 ms only, and
+that of a signed call needs it a dozen times."""
+
 _PORTION: Final = re.compile(rb"(?:[^\n]*+\n){%d}" % PORTION_LINES)
 
 
@@ -44,25 +48,31 @@ class Flow(FlowControl):
 
 
 class Turns:
-    """Starts requests that were sent ahead: one in each round of the event loop, each connection in its turn.
+    """Starts requests that were sent ahead: one every PAUSE_SECONDS, each connection in its turn.
 
-    So requests that come in the ordinary way are delayed by one of these a round, however many connections send ahead.
+    So other requests are delayed by one of these at a time, and by a part of the processor, however many connections
+    send ahead.
     """
 
     def __init__(self) -> None:
         self._waiting: deque[Callable[[], None]] = deque()
+        self._free_at = 0.0
 
     def wait(self, start: Callable[[], None]) -> None:
         """Call this when it is its turn."""
         self._waiting.append(start)
         if len(self._waiting) == 1:
-            asyncio.get_running_loop().call_soon(self._next)
+            self._wait()
 
     def _next(self) -> None:
+        self._free_at = asyncio.get_running_loop().time() + PAUSE_SECONDS
         start = self._waiting[0]
         try:
             start()
         finally:
             self._waiting.popleft()
             if self._waiting:
-                asyncio.get_running_loop().call_soon(self._next)
+                self._wait()
+
+    def _wait(self) -> None:
+        asyncio.get_running_loop().call_at(self._free_at, self._next)
