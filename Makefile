@@ -36,6 +36,9 @@ run: $(VENV)/runtime.stamp
 
 install: $(VENV)/runtime.stamp
 
+# The tests start hundreds of processes, which would each compile every module anew.
+test: export PYTHONDONTWRITEBYTECODE =
+
 # The checks share one PostgreSQL, which goes whatever their outcome.
 test: $(VENV)/dev.stamp
 	@$(MAKE) --no-print-directory checks; outcome=$$?; $(TEST_MANAGE) postgres stop >/dev/null; exit $$outcome
