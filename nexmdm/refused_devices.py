@@ -16,7 +16,6 @@ from uuid import UUID
 
 import structlog
 from asgiref.sync import ThreadSensitiveContext
-from django.db import DatabaseError, InterfaceError
 from prometheus_client import Counter
 
 from devices import claims, database, last_refusals
@@ -162,7 +161,7 @@ class RefusedDevices:
         asked = list(self._waiting)
         try:
             proved = await unit(claims.proved, {claim for claim, _ in asked}) if asked else set()
-        except (DatabaseError, InterfaceError) as error:
+        except Exception as error:  # noqa: BLE001  (a refusal is logged, whatever its look-up has met)
             log.warning("refusals.not_looked_up", error=type(error).__name__, detail=database.told(error)[:200])
             proved = set()
         for key in asked:
@@ -192,7 +191,7 @@ class RefusedDevices:
         held_back = []
         try:
             held_back = await unit(last_refusals.write, rows) if rows else []
-        except (DatabaseError, InterfaceError) as error:
+        except Exception as error:  # noqa: BLE001  (the next ones are written, whatever these have met)
             log.warning("refusals.not_written", error=type(error).__name__, detail=database.told(error)[:200])
         for device_id in held_back:
             self._later[device_id] = (now + last_refusals.PAUSE.total_seconds(), refused[device_id])

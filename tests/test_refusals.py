@@ -428,10 +428,11 @@ def test_an_older_refusal_never_takes_the_place_of_a_later_one(admin: Admin, pho
     assert last_refusal(admin, phone)["code"] == "hardware_known"
 
 
+@pytest.mark.parametrize("error", [OperationalError("gone"), LookupError("gone")])
 def test_a_refusal_is_answered_and_logged_though_it_can_be_neither_looked_up_nor_written(
-    phone: Phone, log: Log, monkeypatch: pytest.MonkeyPatch
+    phone: Phone, log: Log, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    monkeypatch.setattr("nexmdm.refused_devices.unit", AsyncMock(side_effect=OperationalError("gone")))
+    monkeypatch.setattr("nexmdm.refused_devices.unit", AsyncMock(side_effect=error))
     assert phone.send("/v1/heartbeat", b"{").code == "invalid_json"
     unknown, refused = log.lines
     assert (unknown["event"], unknown["detail"]) == ("refusals.not_looked_up", "gone")
