@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMap
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
-from typing import Any, ClassVar, Final, Self
+from typing import Any, Final, Self
 
 import structlog
 from django.conf import settings
@@ -21,6 +21,7 @@ from uuid_utils import uuid7
 
 from nexmdm import address, problems, refusals
 from nexmdm.problems import Problem
+from nexmdm.shared_bytes import SharedBytes
 
 log = structlog.get_logger()
 
@@ -34,8 +35,8 @@ HEADERS_LIMIT: Final = 16 * 1024
 BODY_LIMITS: Final = (("/v1/", 64 * 1024), ("/admin/", 1024 * 1024), ("/django-admin/", 1024 * 1024))
 OTHER_BODY_LIMIT: Final = 64 * 1024
 LARGE: Final = 64 * 1024
-LARGE_TOGETHER: Final = 64 * 1024 * 1024
-"""What bodies above LARGE may take together while they come in: a stranger may send them as well as an admin."""
+LARGE_BODIES: Final = SharedBytes(64 * 1024 * 1024)
+"""What bodies above LARGE may take while they come in: any client may send them, as well as an admin."""
 
 BODY_SECONDS: Final = 10
 DRAIN_LIMIT: Final = 4 * 1024 * 1024
@@ -246,9 +247,9 @@ async def _read(scope: Scope, headers: Headers, receive: Receive) -> bytes:
     if declared and (not declared.isdigit() or len(declared) > _DIGITS or int(declared) > limit):
         raise _Refused(_too_large(limit), drain=True)
     if not declared and b"transfer-encoding" not in headers.values:
-        return await _collect(receive, limit)
+        return await _collect(scope, receive, limit)
     try:
-        body = await _in_time(_collect(receive, limit))
+        body = await _in_time(_collect(scope, receive, limit))
     except TimeoutError:
         detail = f"The body did not arrive within {BODY_SECONDS} s."
         raise _Refused(problems.general(408, detail, Connection="close")) from None
@@ -306,15 +307,15 @@ async def _in_time(collecting: Coroutine[Any, Any, bytes]) -> bytes:
         timer.cancel()
 
 
-async def _collect(receive: Receive, limit: int) -> bytes:
+async def _collect(scope: Scope, receive: Receive, limit: int) -> bytes:
     """Return a body; nearly every one is small, and comes in one piece."""
     piece, more = _piece(await receive(), 0, limit)
-    return await _collect_on(receive, limit, piece, more) if more or len(piece) > LARGE else piece
+    return await _collect_on(scope, receive, limit, piece, more) if more or len(piece) > LARGE else piece
 
 
-async def _collect_on(receive: Receive, limit: int, piece: bytes, more: bool) -> bytes:
+async def _collect_on(scope: Scope, receive: Receive, limit: int, piece: bytes, more: bool) -> bytes:
     pieces, size = [piece], len(piece)
-    with _Room() as room:
+    with _Room(address.counting_key(scope["client"][0])) as room:
         while True:
             if size > LARGE:
                 room.take(size)
@@ -336,25 +337,25 @@ def _piece(message: Message, before: int, limit: int) -> tuple[bytes, bool]:
 
 
 class _Room:
-    """The room that one large body takes, of what there is for all of them, while it comes in."""
+    """The room that one large body takes of LARGE_BODIES while it comes in."""
 
-    taken: ClassVar = 0
-    __slots__ = ("_mine",)
+    __slots__ = ("_client", "_mine")
 
-    def __init__(self) -> None:
+    def __init__(self, client: str) -> None:
+        self._client = client
         self._mine = 0
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        _Room.taken -= self._mine
+        LARGE_BODIES.change(self._client, -self._mine)
 
     def take(self, size: int) -> None:
         """Take this much in all."""
-        if _Room.taken - self._mine + size > LARGE_TOGETHER:
+        if not LARGE_BODIES.fit(self._client, size - self._mine):
             raise _Refused(problems.general(503, "Too many large bodies are coming in. Try again shortly."), drain=True)
-        _Room.taken += size - self._mine
+        LARGE_BODIES.change(self._client, size - self._mine)
         self._mine = size
 
 

@@ -8,6 +8,8 @@ from typing import Final
 
 from uvicorn.protocols.http.flow_control import FlowControl
 
+from nexmdm.shared_bytes import SharedBytes
+
 PIPELINED: Final = 16
 """How many requests of a connection are parsed and not yet answered. The others wait, unparsed, and nothing is read."""
 
@@ -18,7 +20,7 @@ PORTION_LINES: Final = 2 * (PIPELINED - 1) - 1
 """And how many lines. A head has two or more (the request's and an empty one), the first of which may be parsed before:
 so these complete one request less than PIPELINED, which leaves room for the one under way."""
 
-UNPARSED_TOGETHER: Final = 64 * 1024 * 1024
+UNPARSED: Final = SharedBytes(64 * 1024 * 1024)
 """How many bytes wait unparsed in all connections of a worker; uvloop reads up to 250 KiB before it can be paused."""
 
 PAUSE_SECONDS: Final = 0.002

@@ -14,7 +14,7 @@ import logging
 import random
 import select
 from collections.abc import Callable
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import httptools
 from prometheus_client import Counter
@@ -24,7 +24,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from nexmdm import connection_bounds, guard, pipelining, problems
 from nexmdm.connection_bounds import write_problem
-from nexmdm.pipelining import PORTION, PORTION_LINES
+from nexmdm.pipelining import PORTION, PORTION_LINES, UNPARSED
 from nexmdm.problems import Problem
 
 HEAD_SECONDS: Final = 10
@@ -93,8 +93,6 @@ class _Timer:
 
 class Protocol(HttpToolsProtocol):
     """One connection."""
-
-    unparsed_together: ClassVar = 0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -218,9 +216,9 @@ class Protocol(HttpToolsProtocol):
     def _keep(self, rest: bytes) -> None:
         """Keep what is not parsed yet; nothing, if it will never be."""
         rest = b"" if self._deaf else rest
-        Protocol.unparsed_together += len(rest) - len(self._unparsed)
+        UNPARSED.change(self._counted_as or "", len(rest) - len(self._unparsed))
         self._unparsed = rest
-        if rest and self.pipeline and Protocol.unparsed_together > pipelining.UNPARSED_TOGETHER:
+        if rest and self.pipeline and not UNPARSED.fit(self._counted_as or "", 0):
             self._refuse("too many requests ahead", _TOO_MANY_AHEAD)
 
     def on_message_begin(self) -> None:

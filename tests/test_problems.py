@@ -15,6 +15,7 @@ from django.db import OperationalError
 from pytest_django import Settings
 
 from commands.models import Command
+from nexmdm import guard, shared_bytes
 from nexmdm.asgi import application
 from nexmdm.guard import App, Guard
 from nexmdm.models import AuditEntry
@@ -152,10 +153,13 @@ def test_a_body_that_grows_over_its_limit_in_chunks_is_refused(client: Client, p
     assert_problem(answer_of(answered), 413, "payload_too_large")
 
 
-def test_large_bodies_get_so_much_room_together_and_small_ones_always(
-    client: Client, db: None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("part", "peer"), [(1, "192.0.2.7"), (4, "127.0.0.1")])
+def test_large_bodies_get_so_much_room_together_and_a_part_of_it_from_one_address_and_small_ones_always(
+    db: None, monkeypatch: pytest.MonkeyPatch, part: int, peer: str
 ) -> None:
-    monkeypatch.setattr("nexmdm.guard.LARGE_TOGETHER", 300_000)
+    client = Client(peer)
+    monkeypatch.setattr(shared_bytes, "PART", part)
+    monkeypatch.setattr(guard.LARGE_BODIES, "total", 300_000 * part)
     answers: list[tuple[int, str | None]] = []
 
     async def another_one() -> Message:
