@@ -25,13 +25,13 @@ from nexmdm.fleet_client import FleetClient
 
 HEARTBEATS_PER_SECOND: Final = 150
 LOGINS: Final = 40
-LOGIN_SECONDS: Final = 10
-"""Three times of it are the half minute for which signed calls have to be answered within a second."""
+LOGIN_SECONDS: Final = 6
+"""Five times of it are the half minute for which signed calls have to be answered within a second."""
 
 SESSIONS: Final = 300
 DEAD_TOKENS_PER_SECOND: Final = 20
 PIPELINING: Final = 60
-GUESSES: Final = 5000
+GUESSES: Final = 8000
 MOST_COUNTERS: Final = 200
 """By how many rows the table of counters may grow for guesses from one network."""
 
