@@ -19,10 +19,9 @@ COPY manage.py ./
 COPY devices devices
 COPY commands commands
 COPY nexmdm nexmdm
-COPY loadtest loadtest
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 HOST=0.0.0.0 PORT=8000
 RUN python -m compileall -q .
 USER 10001
 EXPOSE 8000
-HEALTHCHECK --interval=30s --timeout=10s --start-period=30s CMD ["python", "-m", "nexmdm.probe", "/healthz"]
+HEALTHCHECK --interval=30s --timeout=10s --start-period=30s CMD ["python", "-m", "nexmdm.http.probe", "/healthz"]
 CMD ["python", "-m", "nexmdm.web"]

@@ -11,7 +11,7 @@ define ENVIRONMENT
 @$(PYTHON) $(RECENT) || { echo "NexMDM needs Python 3.11 or later. Name one: make PYTHON=python3.12 …" >&2; exit 1; }
 @$(BIN)/python $(RECENT) 2>/dev/null || { umask 022; $(PYTHON) -m venv --clear $(VENV); }
 endef
-# The tests keep their own data folder, as tests/environment.py says it.
+# The tests keep their own data folder, as tests/support/environment.py says it.
 TEST_DATA_DIR := $(or $(NEXMDM_TEST_DATA_DIR),$(CURDIR)/.nexmdm-test)
 TEST_MANAGE := env -u DATABASE_URL NEXMDM_DATA_DIR="$(TEST_DATA_DIR)" $(BIN)/python manage.py
 
@@ -49,8 +49,7 @@ checks: lint
 
 # Those that start servers of their own wait a lot: they run beside the others, each half on a PostgreSQL of its own, and
 # each is shown when it is done.
-APART := $(foreach name,admin_site_in_a_browser backup chaos checks embedded environment examples ledgers loadtest \
-	login_flood migrations monitoring operations parts proxy readme serve short_lives simulated_phone trust two_of_each,tests/test_$(name).py)
+APART := tests/servers tests/loadtest tests/project
 
 tests-together:
 	$(BIN)/python -m pytest $(addprefix --ignore=,$(APART))
@@ -70,11 +69,11 @@ format: $(VENV)/dev.stamp
 .PHONY: loadtest loadtest-large trust
 
 loadtest: $(VENV)/runtime.stamp
-	@$(BIN)/python manage.py loadtest --devices 100 --interval 120 --duration 5m --commands-per-minute 60 \
+	@$(BIN)/python -m loadtest --devices 100 --interval 120 --duration 5m --commands-per-minute 60 \
 		--report reports/loadtest.html
 
 loadtest-large: $(VENV)/runtime.stamp
-	@$(BIN)/python manage.py loadtest --devices 100000 --interval 120 --duration 5m --ramp 30 --commands-per-minute 60 \
+	@$(BIN)/python -m loadtest --devices 100000 --interval 120 --duration 5m --ramp 30 --commands-per-minute 60 \
 		--errors 0 --p95 15 --p99 40 --report reports/loadtest-large.html
 
 # It runs tests, too, so that it shares their PostgreSQL.

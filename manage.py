@@ -12,8 +12,8 @@ try:
     from django.core.management import execute_from_command_line, get_commands
     from django.db import OperationalError
 
-    from devices import database
-    from nexmdm import embedded
+    from nexmdm.common import database
+    from nexmdm.standalone import embedded_postgres
 except ModuleNotFoundError as missing:
     if (missing.name or "").partition(".")[0] in ("commands", "devices", "nexmdm"):
         raise
@@ -26,7 +26,7 @@ WRONG_USAGE: Final = 2
 """What `fleet` ends with when it cannot even begin."""
 
 WITHOUT_DATABASE: Final = {
-    "check", "collectstatic", "compilemessages", "diffsettings", "findstatic", "fleet", "licenses", "loadtest",
+    "check", "collectstatic", "compilemessages", "diffsettings", "findstatic", "fleet", "licenses",
     "makemessages", "optimizemigration", "postgres", "sendtestemail", "serve", "simulate", "startapp", "startproject",
 }  # fmt: skip
 
@@ -37,7 +37,7 @@ def main() -> None:
     try:
         _prepare(sys.argv[1:])
         execute_from_command_line(sys.argv)
-    except (ImproperlyConfigured, embedded.EmbeddedError) as error:
+    except (ImproperlyConfigured, embedded_postgres.EmbeddedError) as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(WRONG_USAGE if sys.argv[1:2] == ["fleet"] else 1)
     except OperationalError:
@@ -56,7 +56,7 @@ def _prepare(arguments: list[str]) -> None:
 
 
 def _start_database() -> None:
-    if embedded.start(settings.DATA_DIR):
+    if embedded_postgres.start(settings.DATA_DIR):
         sys.stderr.write("Started the embedded PostgreSQL; `manage.py postgres stop` stops it.\n")
 
 

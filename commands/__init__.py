@@ -1,0 +1,1 @@
+"""Commands: the action catalogue, the queue, deliveries, reports; what phones and admins call about them."""

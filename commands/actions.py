@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 import orjson
 from pydantic import Field, StrictInt
 
-from devices.wire import Body, FreeObject, Text
+from nexmdm.common.types import Body, FreeObject, Text
 
 
 class Action(Body):

@@ -14,7 +14,7 @@ from prometheus_client import Counter
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from commands import actions, queue, report_limit, reports, story
+from commands import actions, queries, queue, report_limit, reports
 from commands.queue import Order
 from commands.reports import Said
 from commands.schemas import (
@@ -32,12 +32,14 @@ from commands.schemas import (
     PushPlan,
     WaitQuery,
 )
-from devices import credentials, field_warnings, stopping, tokens
-from devices.callers import Done, caller_of
-from devices.database import device_unit, unit
-from devices.settling import settled
-from devices.tolerance import Reading
-from devices.wire import Nothing, respond, shown_name
+from devices import credentials, tokens
+from devices.token_check import settled
+from nexmdm.auth.callers import Done, caller_of
+from nexmdm.common import shutdown
+from nexmdm.common.database import device_unit, unit
+from nexmdm.common.tolerance import field_warnings
+from nexmdm.common.tolerance.repair import Reading
+from nexmdm.common.types import Nothing, respond, shown_name
 
 log = structlog.get_logger()
 
@@ -202,7 +204,7 @@ def _issued_answer(issued: queue.Issued, *, dry_run: bool) -> CommandIssued:
 @admin_router.get("/commands", response=CommandPage, url_name="commands")
 async def list_commands(request: HttpRequest, query: Query[CommandQuery]) -> HttpResponse:
     """List commands, newest first."""
-    return respond(await unit(story.commands, query))
+    return respond(await unit(queries.commands, query))
 
 
 @admin_router.get("/commands/{uuid:request_id}", response=CommandDetail, url_name="command-detail")
@@ -215,11 +217,11 @@ async def read_command(request: HttpRequest, request_id: UUID, query: Query[Wait
     """
     until = time.monotonic() + query.wait_seconds
     # The news is in a row, so it is looked for rather than waited for.
-    while time.monotonic() < until and not stopping.is_asked():
-        if not await unit(story.is_open, request_id):
+    while time.monotonic() < until and not shutdown.is_asked():
+        if not await unit(queries.is_open, request_id):
             return respond(await _ended(request_id))
         await asyncio.sleep(min(WAIT_POLL_SECONDS, max(0.0, until - time.monotonic())))
-    return respond(await unit(story.command, request_id))
+    return respond(await unit(queries.command, request_id))
 
 
 _ended_now: Final[dict[UUID, asyncio.Task[CommandDetail]]] = {}
@@ -230,7 +232,7 @@ async def _ended(request_id: UUID) -> CommandDetail:
     reading = _ended_now.get(request_id)
     if reading is None:
         # A context of its own: the first one's request must not take it along when it ends.
-        reading = asyncio.get_running_loop().create_task(unit(story.command, request_id), context=Context())
+        reading = asyncio.get_running_loop().create_task(unit(queries.command, request_id), context=Context())
         _ended_now[request_id] = reading
         reading.add_done_callback(lambda _: _ended_now.pop(request_id, None))
     return await asyncio.shield(reading)
@@ -239,7 +241,7 @@ async def _ended(request_id: UUID) -> CommandDetail:
 @admin_router.get("/commands/{uuid:request_id}/deliveries", response=DeliveryPage, url_name="deliveries")
 async def list_deliveries(request: HttpRequest, request_id: UUID, query: Query[DeliveryQuery]) -> HttpResponse:
     """List a command's deliveries, one per device."""
-    return respond(await unit(story.deliveries, request_id, query))
+    return respond(await unit(queries.deliveries, request_id, query))
 
 
 @admin_router.get(
@@ -247,7 +249,7 @@ async def list_deliveries(request: HttpRequest, request_id: UUID, query: Query[D
 )
 async def read_delivery(request: HttpRequest, request_id: UUID, device_id: UUID) -> HttpResponse:
     """Read one delivery with its timeline: issue, each attempt, each report, settlement."""
-    return respond(await unit(story.delivery, request_id, device_id))
+    return respond(await unit(queries.delivery, request_id, device_id))
 
 
 @admin_router.post("/commands/{uuid:request_id}/cancel", response=CommandCancelled, url_name="cancel")

@@ -24,7 +24,7 @@ from commands.models import (
     State,
     Withdrawal,
 )
-from commands.open_reasons import AS_OF_NOW, current_state, why_open
+from commands.pending_reason import AS_OF_NOW, current_state, why_open
 from commands.push_now import PUSH_NOW_SQL
 from commands.queue import UnknownCommand
 from commands.reports import KEPT
@@ -44,7 +44,7 @@ from commands.schemas import (
     Result,
     TimelineEvent,
 )
-from devices import database, paging
+from nexmdm.common import database, pagination
 
 # Each may be large, and none is told of a delivery.
 _UNTOLD: Final = ("command__params", "command__target", "device__presence__last_status", "device__tags")
@@ -160,7 +160,7 @@ def commands(query: CommandQuery) -> CommandPage:
         rows = rows.filter(has_open=query.state == "open")
     if query.state in ("completed", "cancelled"):
         rows = rows.filter(cancelled_at__isnull=query.state == "completed")
-    found, next_cursor = paging.take(rows, query, UUID)
+    found, next_cursor = pagination.take(rows, query, UUID)
     items = [CommandRow(**_command_fields(row, _state(row.cancelled_at, is_open=row.has_open))) for row in found]
     return CommandPage(items=items, next_cursor=next_cursor)
 
@@ -186,7 +186,7 @@ def deliveries(request_id: UUID, query: DeliveryQuery) -> DeliveryPage:
     if not Command.objects.filter(id=request_id).exists():
         raise UnknownCommand
     rows = _in_state(_deliveries().filter(command_id=request_id), query.state)
-    found, next_cursor = paging.take(rows, query, int)
+    found, next_cursor = pagination.take(rows, query, int)
     return DeliveryPage(items=[_delivery_row(row) for row in found], next_cursor=next_cursor)
 
 

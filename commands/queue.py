@@ -16,8 +16,9 @@ from uuid_utils.compat import uuid7
 
 from commands import envelope
 from commands.models import Command, Delivery, Priority, State, Withdrawal
-from devices import audience, database
+from devices import audience
 from devices.audience import EmptyAudience, Target
+from nexmdm.common import database
 
 CHANNEL: Final = "nexmdm_dispatch"
 """The NOTIFY channel that tells dispatchers of new work."""

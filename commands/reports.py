@@ -10,7 +10,7 @@ from django.db.models import F, OuterRef, Q, Subquery
 from django.db.models.functions import Coalesce, Greatest, Now
 
 from commands.models import FINAL, OPEN, Channel, Command, Delivery, Report, ReportStatus, State
-from devices import database
+from nexmdm.common import database
 
 KEPT: Final = 100
 """Reports of one delivery that are kept; beyond them only the one that is its result, or its late result.

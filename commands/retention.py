@@ -12,7 +12,7 @@ from django.db import transaction
 from django.db.models import Exists, OuterRef
 
 from commands.models import Command, Delivery
-from devices import database
+from nexmdm.common import database
 
 FEW: Final = 5
 """Reports, and attempts, of a delivery that leaves as a whole. Most have fewer; 2,000 such leave within a second."""

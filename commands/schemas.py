@@ -7,10 +7,10 @@ from pydantic import BeforeValidator, Field, StrictBool, StrictInt, StringConstr
 
 from commands.models import Channel, Priority, PushNow, ReportStatus, State
 from devices.audience import Target
-from devices.field_warnings import Warnings
-from devices.paging import Page
-from devices.tolerance import DECIDES, INFORMS
-from devices.wire import (
+from nexmdm.common.pagination import Page
+from nexmdm.common.tolerance.field_warnings import Warnings
+from nexmdm.common.tolerance.repair import DECIDES, INFORMS
+from nexmdm.common.types import (
     STORABLE_TEXT,
     Answer,
     Body,

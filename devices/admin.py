@@ -8,10 +8,10 @@ from django.db.models import Case, CharField, Q, QuerySet, Value, When
 from django.http import HttpRequest
 from django.utils.html import format_html
 
-from devices import search
-from devices.browsing import NOTHING, Column, ReadOnlyAdmin, moment, pretty
+from devices.identity import search
 from devices.models import Device, LastRefusal, presences
-from devices.narrowing import KnownChoices
+from nexmdm.common.read_only_admin.base import NOTHING, Column, ReadOnlyAdmin, moment, pretty
+from nexmdm.common.read_only_admin.filters import KnownChoices
 
 SECRETS: Final = ("push_token", "token_hash", "token_digest", "next_hash", "next_digest")
 """The columns of a device that no list of this site reads."""

@@ -1,4 +1,4 @@
-"""Devices and enrollment tokens over HTTP, for admins. (What phones call needs both apps: see nexmdm/device_api.py.)"""
+"""Devices and enrollment tokens over HTTP, for admins. (What phones call needs both apps: see devices/phone_api.py.)"""
 
 from collections.abc import Mapping
 from datetime import timedelta
@@ -10,9 +10,7 @@ from django.urls import register_converter
 from django.urls.converters import StringConverter
 from ninja import Query, Router
 
-from devices import audience, enrollment, fleet
-from devices.callers import Done, caller_of
-from devices.database import unit
+from devices import audience, enrollment, queries
 from devices.schemas import (
     DeviceChange,
     DevicePage,
@@ -26,7 +24,9 @@ from devices.schemas import (
     Retag,
     Retagged,
 )
-from devices.wire import Nothing, respond
+from nexmdm.auth.callers import Done, caller_of
+from nexmdm.common.database import unit
+from nexmdm.common.types import Nothing, respond
 
 
 class TagConverter(StringConverter):
@@ -48,13 +48,13 @@ async def list_devices(request: HttpRequest, query: Query[DeviceQuery]) -> HttpR
     filters by `status` leave revoked ones out. `q` is part of an alias or a hardware id in any case, or a device id or
     its start; no character has a special meaning in it.
     """
-    return respond(await unit(fleet.devices, query))
+    return respond(await unit(queries.devices, query))
 
 
 @admin_router.get("/devices/{uuid:device_id}", response=DeviceRow, url_name="device")
 async def read_device(request: HttpRequest, device_id: UUID) -> HttpResponse:
     """Read one device."""
-    return respond(await unit(fleet.device, device_id))
+    return respond(await unit(queries.device, device_id))
 
 
 @admin_router.patch("/devices/{uuid:device_id}", response=DeviceRow, url_name="device")
@@ -62,8 +62,8 @@ async def change_device(request: HttpRequest, device_id: UUID, body: DeviceChang
     """Change a device's alias (null clears it), or replace its tags."""
 
     def work() -> Done:
-        fleet.change(device_id, body.model_dump(exclude_unset=True))
-        return Done(fleet.device(device_id))
+        queries.change(device_id, body.model_dump(exclude_unset=True))
+        return Done(queries.device(device_id))
 
     return await caller_of(request).run(work)
 
@@ -104,7 +104,7 @@ def _reveal(answer: dict[str, Any]) -> Mapping[str, str]:
 @admin_router.get("/enrollment-tokens", response=EnrollmentTokenPage, url_name="enrollment-tokens")
 async def list_enrollment_tokens(request: HttpRequest, query: Query[ListQuery]) -> HttpResponse:
     """List enrollment tokens, newest first, without their texts."""
-    return respond(await unit(fleet.enrollment_tokens, query))
+    return respond(await unit(queries.enrollment_tokens, query))
 
 
 @admin_router.post(

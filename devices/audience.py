@@ -8,9 +8,9 @@ from uuid import UUID
 from django.contrib.postgres.fields import ArrayField
 from django.db.models import CharField, F, Func, Value
 
-from devices import comparison_keys
-from devices.identity import comparison_key
+from devices.identity import comparison_keys
 from devices.models import Device
+from nexmdm.common.identity import comparison_key
 
 
 class UnknownDevices(Exception):

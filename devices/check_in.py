@@ -22,10 +22,11 @@ from prometheus_client import Histogram
 
 from commands import queue
 from commands.queue import NOTHING, Offer
-from devices import credentials, database, heartbeats
+from devices import credentials, heartbeats
 from devices.credentials import Verdict
 from devices.heartbeats import Beat, Heard
-from devices.wire import rfc3339
+from nexmdm.common import database
+from nexmdm.common.types import rfc3339
 
 log = structlog.get_logger()
 

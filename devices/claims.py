@@ -11,7 +11,8 @@ from uuid import UUID
 
 import orjson
 
-from devices import database, tokens
+from devices import tokens
+from nexmdm.common import database
 
 
 @dataclass(frozen=True, slots=True)

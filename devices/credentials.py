@@ -22,8 +22,9 @@ from django.db import transaction
 from django.db.models import F, Q
 from django.db.models.functions import Now
 
-from devices import database, tokens
+from devices import tokens
 from devices.models import Device
+from nexmdm.common import database
 
 NEXT_LIVES: Final = timedelta(hours=24)
 """How long a rotated credential waits for its first use before it is dropped again."""

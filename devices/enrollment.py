@@ -12,10 +12,12 @@ from django.db.models import F, QuerySet
 from django.db.models.functions import Now
 from uuid_utils.compat import uuid7
 
-from devices import comparison_keys, credentials, database, tokens
+from devices import credentials, tokens
 from devices.credentials import DeviceRevoked
-from devices.identity import comparison_key
+from devices.identity import comparison_keys
 from devices.models import Device, EnrollmentToken, Presence
+from nexmdm.common import database
+from nexmdm.common.identity import comparison_key
 
 LOST_ANSWER_WINDOW: Final = timedelta(minutes=15)
 """How long the answer to a registration counts as lost if the same enrollment token asks again. Several clients may

@@ -8,7 +8,7 @@ from uuid import UUID
 
 import orjson
 
-from devices import database
+from nexmdm.common import database
 
 PAUSE: Final = timedelta(minutes=1)
 """How long a device's row stays unchanged after it is written, however often its phone is refused."""

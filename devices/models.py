@@ -88,8 +88,8 @@ class Device(models.Model):
     dropped at any time. The `next_…` fields hold a rotated credential until its first use. `generation` counts the
     credentials, and with `command_key_id` (which signing key) gives the device's command key.
 
-    `alias_key` and `hardware_key` are comparison keys (devices/comparison_keys.py), NULL until they are filled in.
-    `enrolled_from` is the address that the latest credential from a registration went to.
+    `alias_key` and `hardware_key` are comparison keys (devices/identity/comparison_keys.py), NULL until they are filled
+    in. `enrolled_from` is the address that the latest credential from a registration went to.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)

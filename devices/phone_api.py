@@ -15,18 +15,21 @@ from django.http import HttpRequest, HttpResponse
 from ninja import Body, Router
 from prometheus_client import Counter
 
-from commands import outbox, queue
+from commands import queue
 from commands.models import Withdrawal
-from devices import credentials, database, enrollment, field_warnings, settling, tokens
-from devices.database import device_unit, lookup_unit
+from commands.push import outbox
+from devices import check_in, credentials, enrollment, token_check, tokens
+from devices.check_in import CheckedIn
 from devices.enrollment import Enrolled, Registration
 from devices.heartbeats import Beat
 from devices.schemas import Heartbeat, HeartbeatAnswer, Register, Registered, Rotated, Rotation
-from devices.tolerance import Note, Reading
-from devices.wire import respond
-from nexmdm import checkin, limits
-from nexmdm.auth import DEVICE, ENROLLMENT
-from nexmdm.checkin import CheckedIn
+from nexmdm.auth import rate_limits
+from nexmdm.auth.signed_request import DEVICE, ENROLLMENT
+from nexmdm.common import database
+from nexmdm.common.database import device_unit, lookup_unit
+from nexmdm.common.tolerance import field_warnings
+from nexmdm.common.tolerance.repair import Note, Reading
+from nexmdm.common.types import respond
 
 log = structlog.get_logger()
 
@@ -48,12 +51,12 @@ async def heartbeat(request: HttpRequest, body: Body[Reading[Heartbeat]]) -> Htt
     """
     token: tokens.Token = request.auth  # type: ignore[attr-defined]
     said = beat(token, body.fields)
-    checked_in = await settling.settled(token, lambda: _checked_in(said))
+    checked_in = await token_check.settled(token, lambda: _checked_in(said))
     return HttpResponse(await answer(token, checked_in, body.notes), content_type="application/json")
 
 
 async def _checked_in(said: Beat) -> CheckedIn:
-    return checkin.good(await checkin.batcher().submit(said))
+    return check_in.good(await check_in.batcher().submit(said))
 
 
 def beat(token: tokens.Token, fields: Heartbeat) -> Beat:
@@ -82,7 +85,7 @@ async def answer(token: tokens.Token, checked_in: CheckedIn, notes: Sequence[Not
     if checked_in.push_token_changed:
         change = partial(_change_push_token, token, checked_in.push_token)
         async with ThreadSensitiveContext():
-            await settling.settled(token, lambda: device_unit(database.retrying, change))
+            await token_check.settled(token, lambda: device_unit(database.retrying, change))
     write = log.info if settings.HEARTBEAT_LOG == "each" else log.debug
     write("heartbeat.upsert", device_id=str(token.id), commands=len(checked_in.offer.commands))
     interval: int = settings.HEARTBEAT_INTERVAL_SECONDS
@@ -111,10 +114,10 @@ async def register(request: HttpRequest, body: Body[Reading[Register]]) -> HttpR
     presented: tokens.Token = request.auth  # type: ignore[attr-defined]
     said = _registration(body.fields, request.META["REMOTE_ADDR"].partition("%")[0] or None)
     await lookup_unit(enrollment.check, presented, said)
-    async with settling.NEW_CREDENTIALS.turn(presented.id) as waited:
+    async with token_check.NEW_CREDENTIALS.turn(presented.id) as waited:
         if waited:
             await lookup_unit(enrollment.check, presented, said)
-        secret = await settling.new_secret()
+        secret = await token_check.new_secret()
         enrolled, server_time = await device_unit(database.retrying, lambda: _register(presented, said, secret))
     REGISTERED.labels(str(enrolled.re_enrolled).lower()).inc()
     field_warnings.record("/v1/register", enrolled.device_id, body.notes)
@@ -176,12 +179,12 @@ async def rotate(request: HttpRequest, body: Rotation | None = None) -> HttpResp
     replaces the new pair. More than 10 rotations an hour of one device are 429.
     """
     token: tokens.Token = request.auth  # type: ignore[attr-defined]
-    limits.check_rotation(token.id)
-    await settling.settled(token, lambda: device_unit(credentials.authenticate, token))
-    await limits.count_rotation(token.id)
-    async with settling.NEW_CREDENTIALS.turn(token.id):
-        secret = await settling.new_secret()
+    rate_limits.check_rotation(token.id)
+    await token_check.settled(token, lambda: device_unit(credentials.authenticate, token))
+    await rate_limits.count_rotation(token.id)
+    async with token_check.NEW_CREDENTIALS.turn(token.id):
+        secret = await token_check.new_secret()
         rotation = partial(device_unit, credentials.rotate, token, secret)
-        device_token, command_key = await settling.settled(token, rotation)
+        device_token, command_key = await token_check.settled(token, rotation)
     log.info("device.rotated", device_id=str(token.id))
     return respond(Rotated(device_token=device_token, command_key=command_key))

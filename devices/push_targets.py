@@ -14,9 +14,9 @@ from django.db import DEFAULT_DB_ALIAS
 from django.db.models import Count, F, QuerySet, Window
 from django.db.models.functions import MD5, Now, RowNumber
 
-from devices import database
-from devices.identity import push_owner, push_owner_digest
 from devices.models import PUSH_OWNER, DeadPushToken, Device
+from nexmdm.common import database
+from nexmdm.common.identity import push_owner, push_owner_digest
 
 _TURNS: Final = "push token"
 """Who writes push tokens of one owner takes turns, by the owner's name."""

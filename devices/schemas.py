@@ -7,11 +7,11 @@ from uuid import UUID
 from pydantic import ConfigDict, Field, StrictBool, StrictInt, StringConstraints
 from typing_extensions import TypedDict
 
-from devices.field_warnings import Warnings
 from devices.models import Device, EnrollmentToken, LastRefusal
-from devices.paging import Page
-from devices.tolerance import DECIDES, INFORMS, INFORMS_EXACTLY
-from devices.wire import (
+from nexmdm.common.pagination import Page
+from nexmdm.common.tolerance.field_warnings import Warnings
+from nexmdm.common.tolerance.repair import DECIDES, INFORMS, INFORMS_EXACTLY
+from nexmdm.common.types import (
     MAX_INTEGER,
     STORABLE_TEXT,
     Alias,

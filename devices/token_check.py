@@ -8,10 +8,11 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from typing import Final, ParamSpec, TypeVar
 
-from devices import credentials, hashing, tokens
+from devices import credentials, tokens
 from devices.credentials import InvalidToken, NewSecret, Unsettled
-from devices.database import device_unit
-from devices.gates import Gate
+from nexmdm.common.database import device_unit
+from nexmdm.common.overload import hashing
+from nexmdm.common.overload.gates import Gate
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -1,1 +1,1 @@
-"""What plays the outside world: phones, and Firebase Cloud Messaging."""
+"""Load tests, benchmarks, chaos runs and trust trials, against real servers; not part of the product."""

@@ -1,0 +1,1 @@
+"""The NexMDM project: settings, composition, and what belongs to neither `devices` nor `commands` alone."""

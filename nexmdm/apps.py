@@ -5,7 +5,7 @@ from importlib import import_module
 from django.apps import AppConfig
 from django.core.checks import register
 
-from nexmdm import checks
+from nexmdm.config import checks
 
 
 class NexmdmConfig(AppConfig):
@@ -22,4 +22,4 @@ class NexmdmConfig(AppConfig):
         register(checks.settings_in_force, checks.TAG)
         register(checks.metrics_folder, checks.TAG, deploy=True)
         register(checks.connections, checks.TAG, deploy=True)
-        import_module("nexmdm.device_checks")
+        import_module("devices.identity.device_checks")

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from nexmdm import embedded, environment, logs
+from nexmdm.config import environment, logging
+from nexmdm.standalone import embedded_postgres
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 DATA_DIR = Path(environment.text("NEXMDM_DATA_DIR", str(BASE_DIR / ".nexmdm"))).expanduser().resolve()
@@ -65,7 +66,7 @@ POOL_RECONNECT_SECONDS = 1
 STATEMENT_TIMEOUT_SECONDS = environment.whole("STATEMENT_TIMEOUT_SECONDS", 30, minimum=1, maximum=3600)
 LOCK_TIMEOUT_SECONDS = environment.whole("LOCK_TIMEOUT_SECONDS", 10, minimum=1, maximum=3600)
 
-_database: dict[str, Any] = embedded.database(DATA_DIR) if EMBEDDED else environment.database(_DATABASE_URL)
+_database: dict[str, Any] = embedded_postgres.database(DATA_DIR) if EMBEDDED else environment.database(_DATABASE_URL)
 DATABASES = {
     "default": {
         "ENGINE": "django_prometheus.db.backends.postgresql",
@@ -86,7 +87,7 @@ DATABASES = {
         },
     }
 }
-CACHES = {"default": {"BACKEND": "nexmdm.counters.CounterCache"}}
+CACHES = {"default": {"BACKEND": "nexmdm.auth.counters.CounterCache"}}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 USE_TZ = True
 TIME_ZONE = "UTC"
@@ -107,9 +108,9 @@ INSTALLED_APPS = [
 ROOT_URLCONF = "nexmdm.urls"
 ASGI_APPLICATION = "nexmdm.asgi.application"
 
-# These run for /django-admin/ only; the API's own stack is nexmdm/asgi.py.
+# These run for /django-admin/ only; the API's own stack is nexmdm/http/application.py.
 MIDDLEWARE = [
-    "nexmdm.site_policy.content_security_policy",
+    "nexmdm.admin_site.content_policy.content_security_policy",
     "django.middleware.security.SecurityMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
@@ -137,10 +138,10 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 12}},
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
 ]
-PASSWORD_HASHERS = ["nexmdm.passwords.PasswordHasher"]
+PASSWORD_HASHERS = ["nexmdm.admin_site.passwords.PasswordHasher"]
 LOGIN_REDIRECT_URL = "admin:index"
-CSRF_FAILURE_VIEW = "nexmdm.site_errors.csrf_failure"
-SESSION_ENGINE = "nexmdm.sessions"
+CSRF_FAILURE_VIEW = "nexmdm.admin_site.error_pages.csrf_failure"
+SESSION_ENGINE = "nexmdm.admin_site.sessions"
 SESSION_COOKIE_AGE = 12 * 3600
 # On the embedded default the site is http on loopback, where a Secure cookie would never come back.
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = not (
@@ -150,4 +151,4 @@ SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = not (
 SILENCED_SYSTEM_CHECKS = ["security.W004", "security.W008"]
 
 LOGGING_CONFIG = None
-logs.configure(level=LOG_LEVEL, style=LOG_FORMAT)
+logging.configure(level=LOG_LEVEL, style=LOG_FORMAT)

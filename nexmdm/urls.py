@@ -2,9 +2,9 @@
 
 from django.urls import path
 
-from nexmdm import site_errors
-from nexmdm.admin_site import site
-from nexmdm.api import api
+from nexmdm.admin_site import error_pages
+from nexmdm.admin_site.site import site
+from nexmdm.api.application import api
 
 urlpatterns = [
     path("", api.urls),
@@ -12,7 +12,7 @@ urlpatterns = [
 ]
 
 # What the admin site answers to errors; the API has its own table.
-handler400 = site_errors.bad_request
-handler403 = site_errors.forbidden
-handler404 = site_errors.not_found
-handler500 = site_errors.failed
+handler400 = error_pages.bad_request
+handler403 = error_pages.forbidden
+handler404 = error_pages.not_found
+handler500 = error_pages.failed

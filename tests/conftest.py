@@ -10,10 +10,14 @@ from django.core.cache import cache
 from pytest_django import DjangoDbBlocker, Settings
 
 from commands import report_limit
-from devices import database
-from loadtest.fcm_standin import FcmStandin
-from nexmdm import embedded, guard, limits, logins, protocol, refusals
-from tests.actors import Admin, Client, Phone
+from loadtest.fake_fcm.server import FcmStandin
+from nexmdm.admin_site import logins
+from nexmdm.auth import rate_limits
+from nexmdm.common import database
+from nexmdm.http import protocol, refusals
+from nexmdm.http.guard import guard
+from nexmdm.standalone import embedded_postgres
+from tests.support.actors import Admin, Client, Phone
 
 SOON: Final = 0.1
 """As long as an impatient server waits, in seconds."""
@@ -24,10 +28,10 @@ hypothesis.settings.register_profile("trust", max_examples=2000, deadline=None)
 @pytest.fixture(scope="session")
 def django_db_modify_db_settings() -> Iterator[None]:
     """Run PostgreSQL for as long as the tests do."""
-    started = embedded.start(django_settings.DATA_DIR)
+    started = embedded_postgres.start(django_settings.DATA_DIR)
     yield
     if started:
-        embedded.stop(django_settings.DATA_DIR)
+        embedded_postgres.stop(django_settings.DATA_DIR)
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +46,7 @@ def django_db_setup(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -
 @pytest.fixture(autouse=True)
 def forget_floods() -> None:
     """Let no test start over a limit because of another one, nor with another one's refusals to log."""
-    limits.forget()
+    rate_limits.forget()
     logins.logins.forget()
     report_limit.reports.forget()
     refusals.forget()

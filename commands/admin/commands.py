@@ -12,15 +12,24 @@ from django.http import HttpRequest
 from django.utils.html import format_html_join
 from django.utils.safestring import SafeString
 
-from commands import filters, story
-from commands.delivery_admin import BULKY, NOW, DeliveryAdmin
+from commands import queries
+from commands.admin import filters
+from commands.admin.deliveries import BULKY, NOW, DeliveryAdmin
 from commands.models import Command, Delivery, State
+from commands.queries import Standing
 from commands.schemas import Counts
-from commands.story import Standing
-from devices import search
 from devices.admin import SECRETS, DeviceAdmin
-from devices.browsing import NOTHING, Column, ReadOnlyAdmin, ReadOnlyInline, link, link_to_list, pretty
+from devices.identity import search
 from devices.models import Device
+from nexmdm.common.read_only_admin.base import (
+    NOTHING,
+    Column,
+    ReadOnlyAdmin,
+    ReadOnlyInline,
+    link,
+    link_to_list,
+    pretty,
+)
 
 MOST: Final = 100_000
 """How many deliveries a list of commands counts at most. What it leaves out is counted on each command's own page."""
@@ -103,7 +112,7 @@ class CommandAdmin(ReadOnlyAdmin):
         """Return the command with its counts, or None."""
         command = super().get_object(request, object_id, from_field)
         if command is not None:
-            command.told = story.command(command.pk)
+            command.told = queries.command(command.pk)
         return command
 
     def complete(self, rows: Sequence[Any]) -> None:
@@ -111,7 +120,7 @@ class CommandAdmin(ReadOnlyAdmin):
         narrowest_first = sorted(rows, key=attrgetter("device_count"))
         totals = accumulate(command.device_count for command in narrowest_first)
         few = takewhile(lambda one: one[1] <= MOST, zip(narrowest_first, totals, strict=True))
-        told = story.standings({command.pk: command.device_count for command, _ in few})
+        told = queries.standings({command.pk: command.device_count for command, _ in few})
         for command in rows:
             command.told = told.get(command.pk)
 
@@ -119,7 +128,7 @@ class CommandAdmin(ReadOnlyAdmin):
         """Return the cells of some commands, with their states and counts."""
         found = super().cells(rows)
         size = 1 + list(self.exported).index("device_count")
-        told = story.standings({cells[0]: cells[size] for cells in found})
+        told = queries.standings({cells[0]: cells[size] for cells in found})
         return [(*cells, *_derived(told.get(cells[0]))) for cells in found]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:

@@ -13,13 +13,14 @@ from django.http import HttpRequest
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from commands import filters, story, timeline
+from commands import queries
+from commands.admin import filters, timeline
 from commands.models import OVERDUE, Attempt, Command, Delivery, Report, State
 from commands.push_now import PUSH_NOW
-from devices import search
 from devices.admin import SECRETS
-from devices.browsing import NOTHING, Column, Link, ReadOnlyAdmin, link_to_list, pretty
-from devices.narrowing import all_of
+from devices.identity import search
+from nexmdm.common.read_only_admin.base import NOTHING, Column, Link, ReadOnlyAdmin, link_to_list, pretty
+from nexmdm.common.read_only_admin.filters import all_of
 
 NOW: Final = {
     "state_now": Case(When(OVERDUE, then=Value(State.EXPIRED)), default=F("state"), output_field=CharField()),
@@ -145,7 +146,7 @@ class DeliveryAdmin(_OfCommandAndDevice):
         """Return the delivery with its story, or None."""
         delivery = super().get_object(request, object_id, from_field)
         if delivery is not None:
-            told = story.newest_of(delivery.pk, MOST_TOLD)
+            told = queries.newest_of(delivery.pk, MOST_TOLD)
             delivery.told, delivery.steps = told, list(timeline.steps(told.timeline))
         return delivery
 

@@ -9,8 +9,8 @@ from django.http import HttpRequest
 from commands import push_now
 from commands.actions import CATALOGUE
 from commands.models import FCM_ERRORS, OPEN, OVERDUE, Attempt, Command, Delivery, Outcome, ReportStatus, State
-from devices.browsing import ROWS_PER_PAGE
-from devices.narrowing import Age, Between, KnownChoices, all_of
+from nexmdm.common.read_only_admin.base import ROWS_PER_PAGE
+from nexmdm.common.read_only_admin.filters import Age, Between, KnownChoices, all_of
 
 HTTP_STATUSES: Final = (200, 400, 401, 403, 404, 429, 500, 502, 503, 504)
 

@@ -5,9 +5,9 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from commands import outbox
-from commands.outbox import Claimed
-from devices import database
+from commands.push import outbox
+from commands.push.outbox import Claimed
+from nexmdm.common import database
 
 FRESH_SECONDS: Final = 1.0
 """How long it may be taken for granted that a claimed push is still wanted; longer, and the database is asked again."""

@@ -15,12 +15,13 @@ from django.db import Error, InterfaceError, OperationalError
 from prometheus_client import Counter, Histogram
 from psycopg import sql
 
-from commands import circuit, envelope, fcm, outbox, queue, retry
-from commands.batch import Batch
-from commands.circuit import Circuit, Pace
+from commands import envelope, queue
 from commands.models import FCM_ERRORS, Outcome
-from commands.outbox import Claimed, Sent
-from devices import database
+from commands.push import circuit_breaker, fcm, outbox, retry
+from commands.push.batch import Batch
+from commands.push.circuit_breaker import Circuit, Pace
+from commands.push.outbox import Claimed, Sent
+from nexmdm.common import database
 
 log = structlog.get_logger()
 
@@ -48,7 +49,7 @@ LEAVES_WITHIN_SECONDS: Final = outbox.LEASE.total_seconds() - fcm.TIMEOUT_SECOND
 
 PUSHES = Counter("nexmdm_pushes", "FCM sends by outcome and code.", ["outcome", "http_status", "fcm_error"])
 CIRCUIT_OPENED = Counter("nexmdm_circuit_opened", "Times that a circuit to FCM has opened, by the cause.", ["cause"])
-for _cause in circuit.CAUSES:
+for _cause in circuit_breaker.CAUSES:
     CIRCUIT_OPENED.labels(_cause.value)  # It shows as 0 before the first time.
 PUSH_SECONDS = Histogram(
     "nexmdm_push_seconds",
@@ -160,7 +161,7 @@ class Dispatcher:
                 await self._pause(RECONNECT_SECONDS)
             if started:
                 await asyncio.sleep(GATHER_SECONDS)
-            elif self.circuit.state == circuit.CLOSED and (wait := self.pace.seconds_to_next()):
+            elif self.circuit.state == circuit_breaker.CLOSED and (wait := self.pace.seconds_to_next()):
                 await self._pause(min(wait, POLL_SECONDS))
             elif once and all_recorded:
                 return
@@ -170,7 +171,7 @@ class Dispatcher:
     async def _send(self, claimed: Claimed, batch: Batch) -> None:
         """Send a push once there is a slot, or give it back unsent if it should not leave any more."""
         async with self._slots:
-            if self.circuit.state == circuit.OPEN and not batch.is_probe:
+            if self.circuit.state == circuit_breaker.OPEN and not batch.is_probe:
                 self._give_back(claimed, "the circuit opened while it waited for its turn", retry.PROBE_SECONDS)
             elif self._stopping.is_set() and not batch.is_fresh:
                 self._give_back(claimed, "the dispatcher stopped while it waited for its turn")
@@ -233,7 +234,7 @@ class Dispatcher:
         if not self.circuit.note(ruling.fault, reason, now, device_id=device_id, delivery_id=delivery_id):
             return
         level = log.info
-        if self.circuit.state == circuit.OPEN:
+        if self.circuit.state == circuit_breaker.OPEN:
             level = log.error
             CIRCUIT_OPENED.labels(self.circuit.cause.value).inc()
         level("push.circuit", state=self.circuit.state, cause=self.circuit.cause.value, reason=self.circuit.reason)

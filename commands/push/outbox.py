@@ -17,8 +17,9 @@ from django.db.models.functions import Greatest, Now
 
 from commands import envelope, queue
 from commands.models import Attempt, Delivery, Outcome, Push, State
-from devices import database, push_tokens
+from devices import push_targets
 from devices.models import Device
+from nexmdm.common import database
 
 log = structlog.get_logger()
 
@@ -219,7 +220,7 @@ def _record_alone(one: Sent) -> None:
 @transaction.atomic
 def _record(sent: Sequence[Sent]) -> None:
     # Devices before deliveries: every transaction that locks both takes them in this order.
-    unreachable = push_tokens.call_dead({one.claimed.push_token for one in sent if one.outcome == Outcome.TOKEN_DEAD})
+    unreachable = push_targets.call_dead({one.claimed.push_token for one in sent if one.outcome == Outcome.TOKEN_DEAD})
     columns = {
         "delivery_ids": [one.claimed.delivery_id for one in sent],
         "numbers": [one.claimed.number for one in sent],
@@ -266,7 +267,7 @@ def resume_pushing(device_id: UUID) -> int:
 
 def own_push_token(device_id: UUID, push_token: str | None) -> None:
     """Give a device another push token, or none, and let that decide which pushes are due. Runs in a transaction."""
-    stop_pushing(push_tokens.give(device_id, push_token))
+    stop_pushing(push_targets.give(device_id, push_token))
     if Device.objects.reachable_by_push().filter(id=device_id).exists():
         resume_pushing(device_id)
     else:
@@ -278,10 +279,10 @@ def settle_shared_push_tokens(limit: int) -> int:
 
     Earlier versions let devices share those of one installation. Those that lose theirs get commands by heartbeat.
     """
-    shared = push_tokens.shared_installations(limit)
+    shared = push_targets.shared_installations(limit)
     for owner_digest in shared:
         with transaction.atomic():
-            losing = push_tokens.leave_to_the_last_seen(owner_digest)
+            losing = push_targets.leave_to_the_last_seen(owner_digest)
             stop_pushing(losing)
         log.warning("push_token.taken", device_ids=[str(device_id) for device_id in losing])
     return len(shared)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 
-from commands.circuit import Fault
-from commands.fcm import Answer
 from commands.models import Outcome
+from commands.push.circuit_breaker import Fault
+from commands.push.fcm import Answer
 
 FIRST_RETRY_SECONDS: Final = 10.0
 """FCM asks for no retry before 10 s ("Scale FCM")."""

@@ -15,8 +15,8 @@ from uuid import UUID
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
 from django.db.models import Q, QuerySet
 
-from devices.identity import comparison_key
 from devices.models import UNKEYED, Device
+from nexmdm.common.identity import comparison_key
 
 _FILL: Final = """
     UPDATE devices_device device SET hardware_key = made.hardware_key, alias_key = made.alias_key

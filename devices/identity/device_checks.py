@@ -10,8 +10,10 @@ from uuid import UUID
 from django.core.checks import CheckMessage, Tags, Warning, register  # noqa: A004
 from django.db import InterfaceError, OperationalError
 
-from devices import comparison_keys, database, push_tokens
-from nexmdm import checks
+from devices import push_targets
+from devices.identity import comparison_keys
+from nexmdm.common import database
+from nexmdm.config import checks
 
 SAME_ALIAS: Final = "nexmdm.W002"
 SAME_HARDWARE_ID: Final = "nexmdm.W003"
@@ -51,8 +53,8 @@ def _same(using: str) -> Iterator[CheckMessage]:
         text = "Devices have a hardware_id that an earlier device has without blanks; registrations are of the earlier"
         hint = "Revoke the one that is not in use: `manage.py fleet revoke ID`."
         yield _warning(found, text, hint, SAME_HARDWARE_ID)
-    shared = push_tokens.shared_installations(MOST_INSTALLATIONS, using)
-    if shared and (found := push_tokens.sharing(shared, using)):
+    shared = push_targets.shared_installations(MOST_INSTALLATIONS, using)
+    if shared and (found := push_targets.sharing(shared, using)):
         text = "Devices have a push token of an installation that a device seen later has, too"
         hint = "Run the dispatcher: within an hour it takes these push tokens. Those devices get commands by heartbeat."
         yield _warning(found, text, hint, SAME_INSTALLATION)

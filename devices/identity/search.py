@@ -10,7 +10,7 @@ from uuid import UUID
 
 from django.db.models import Q
 
-from devices.identity import folded
+from nexmdm.common.identity import folded
 
 _DIGITS: Final = re.compile(r"[0-9a-f]{1,32}")
 

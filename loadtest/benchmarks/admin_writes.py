@@ -1,4 +1,4 @@
-"""How many signed writes a second a server takes: `python -m loadtest.admin_writes`.
+"""How many signed writes a second a server takes: `python -m loadtest.benchmarks.admin_writes`.
 
 Starts a server of its own. So many clients, each with a connection that it keeps, make enrollment tokens one after the
 other: about the least that a signed write can do, so that what it shares with all others weighs the most (the turn
@@ -17,10 +17,10 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from loadtest.connections import Pool, Server, understood, with_body
-from loadtest.figures import percentile
-from loadtest.serving import READY, Serving
-from nexmdm.fleet_client import FleetClient
+from loadtest.load.figures import percentile
+from loadtest.testbed.connections import Pool, Server, understood, with_body
+from loadtest.testbed.serving import READY, Serving
+from nexmdm.client.http_client import FleetClient
 
 TARGET = "/admin/enrollment-tokens"
 BODY = b"{}"
@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m loadtest.admin_writes", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m loadtest.benchmarks.admin_writes", description=__doc__)
     add = parser.add_argument
     add("--clients", type=int, default=8, help="how many write at once (8)")
     add("--workers", type=int, default=2, help="how many web workers (2)")

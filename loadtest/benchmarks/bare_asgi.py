@@ -1,8 +1,8 @@
 """The ceiling: a bare ASGI function with a group commit to PostgreSQL, and nothing else that a heartbeat needs.
 
 It reads the body, parses it, and stores it for the device whose token's digest matches; it validates nothing, looks for
-no commands, logs and counts nothing, and answers with a constant. What `python -m loadtest.one_core` compares with:
-`python -m loadtest.bare_asgi N` serves on the listening socket that is descriptor N.
+no commands, logs and counts nothing, and answers with a constant. What `python -m loadtest.benchmarks.one_core`
+compares with: `python -m loadtest.benchmarks.bare_asgi N` serves on the listening socket that is descriptor N.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ import orjson
 import psycopg
 import uvicorn
 
-from loadtest.roster import Member
+from loadtest.fleet.credentials_file import Member
 
 DSN_VARIABLE: Final = "BARE_DATABASE_URL"
 _KEY: Final = b"a key of the length of a real one"

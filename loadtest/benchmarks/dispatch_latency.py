@@ -1,4 +1,4 @@
-"""How soon a command's two messages arrive: `python -m loadtest.dispatch_latency`.
+"""How soon a command's two messages arrive: `python -m loadtest.benchmarks.dispatch_latency`.
 
 Starts a server of its own and a stand-in for FCM, and sends pings one after the other to one phone. From POST
 /admin/command to the push arriving at FCM: the whole of the request, the transaction, the notification, the claim and
@@ -23,10 +23,10 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from loadtest.fcm_standin import FcmStandin
-from loadtest.figures import percentile
-from loadtest.serving import READY, Serving
-from nexmdm.fleet_client import FleetClient
+from loadtest.fake_fcm.server import FcmStandin
+from loadtest.load.figures import percentile
+from loadtest.testbed.serving import READY, Serving
+from nexmdm.client.http_client import FleetClient
 
 PUSH_P95_LIMIT_MS: Final = 50.0
 WAIT_LIMIT_MS: Final = 250.0
@@ -51,7 +51,7 @@ def main() -> int:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m loadtest.dispatch_latency", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m loadtest.benchmarks.dispatch_latency", description=__doc__)
     parser.add_argument("--pings", type=int, default=50, help="how many pings to send (50)")
     return parser.parse_args()
 

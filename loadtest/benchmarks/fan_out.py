@@ -1,4 +1,4 @@
-"""How long one command takes to reach a whole fleet through FCM: `python -m loadtest.fan_out`.
+"""How long one command takes to reach a whole fleet through FCM: `python -m loadtest.benchmarks.fan_out`.
 
 One dispatcher has core 0 to itself; the web worker, PostgreSQL and the stand-in for FCM, which takes 20 ms for an
 answer, share core 1. A push is handed over when FCM has its request; the clock starts when the POST is about to be
@@ -19,10 +19,10 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
-from loadtest import ground, machine
-from loadtest.figures import spread
-from loadtest.ground import Ground
-from loadtest.journal import JournalTail
+from loadtest.fake_fcm.journal import JournalTail
+from loadtest.load.figures import spread
+from loadtest.testbed import machine, testbed
+from loadtest.testbed.testbed import Ground
 
 ANSWER_MS: Final = 20
 COMMAND: Final = {
@@ -60,7 +60,7 @@ def main() -> int:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m loadtest.fan_out", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m loadtest.benchmarks.fan_out", description=__doc__)
     sizes, rounds = list(LIMITS), 3
     parser.add_argument("--devices", type=int, nargs="+", default=sizes, metavar="N", help="fleets (10000 100000)")
     parser.add_argument("--rounds", type=int, default=rounds, metavar="N", help="how often each is measured (3)")
@@ -70,12 +70,12 @@ def _arguments() -> argparse.Namespace:
 def _measure(devices: int, rounds: int) -> list[FanOut]:
     with tempfile.TemporaryDirectory(prefix="nexmdm-") as name:
         folder = Path(name)
-        with ground.of_its_own(
+        with testbed.of_its_own(
             folder, folder / "data", interval_seconds=120, commands_per_minute=0, answer_ms=ANSWER_MS
         ) as place:
             assert place.serving is not None
             machine.pin(place.serving.child("dispatch"), machine.MEASURED_CORE)
-            ground.gather(place, devices, folder / "roster", lambda: None)
+            testbed.gather(place, devices, folder / "roster", lambda: None)
             return [_fan_out(place, devices, number + 1) for number in range(rounds)]
 
 

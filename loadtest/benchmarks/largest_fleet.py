@@ -1,4 +1,4 @@
-"""The largest fleet that one web worker holds on this machine: `python -m loadtest.largest_fleet`.
+"""The largest fleet that one web worker holds on this machine: `python -m loadtest.benchmarks.largest_fleet`.
 
 Doubles the fleet as long as every request is answered and the heartbeats' 99th percentile stays within its limit, then
 halves the step between what was held and what was not. Server, PostgreSQL, stand-in and generator share the machine.
@@ -14,11 +14,12 @@ from typing import Final
 
 from rich.console import Console
 
-from loadtest import ground, targets
-from loadtest.conductor import Load, Run, conduct
-from loadtest.ground import Ground
-from loadtest.targets import milliseconds
-from loadtest.view import shown
+from loadtest.load import targets
+from loadtest.load.runner import Load, Run, conduct
+from loadtest.load.targets import milliseconds
+from loadtest.load.view import shown
+from loadtest.testbed import testbed
+from loadtest.testbed.testbed import Ground
 
 INTERVAL_SECONDS: Final = 120
 P99_LIMIT_SECONDS: Final = 0.150
@@ -34,7 +35,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="nexmdm-") as folder:
         data = (arguments.keep or Path(folder)).resolve()
         data.mkdir(parents=True, exist_ok=True)
-        with ground.of_its_own(
+        with testbed.of_its_own(
             Path(folder), data / "data", interval_seconds=INTERVAL_SECONDS, commands_per_minute=COMMANDS_PER_MINUTE
         ) as place:
             largest = _search(console, place, Path(folder), arguments)
@@ -43,7 +44,7 @@ def main() -> int:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m loadtest.largest_fleet", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m loadtest.benchmarks.largest_fleet", description=__doc__)
     add = parser.add_argument
     add("--first", type=int, default=200_000, metavar="N", help="the fleet to begin with (200,000)")
     add("--step", type=int, default=50_000, metavar="N", help="how exact the answer is to be (50,000)")
@@ -65,7 +66,7 @@ def _search(console: Console, place: Ground, folder: Path, arguments: argparse.N
 
 
 def _is_held(console: Console, place: Ground, folder: Path, devices: int, seconds: int) -> bool:
-    ground.gather(place, devices, folder / "roster", lambda: None)
+    testbed.gather(place, devices, folder / "roster", lambda: None)
     run = Run(_load(place, folder, devices, seconds), place.serving)
     with shown(console, run) as watch:
         asyncio.run(conduct(run, place.admin, watch))

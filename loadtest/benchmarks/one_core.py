@@ -1,8 +1,8 @@
-"""How many heartbeats a second one web worker takes on one core: `python -m loadtest.one_core`.
+"""How many heartbeats a second one web worker takes on one core: `python -m loadtest.benchmarks.one_core`.
 
 The worker has core 0 to itself; PostgreSQL, the dispatcher and wrk (a Debian package) share core 1. A hundredth of the
 fleet has one open delivery. Log lines and metrics are on, as `serve` has them. In turn with it, in the same rounds,
-runs the ceiling (loadtest/bare_asgi.py) and, with --against, whatever else listens for the same request.
+runs the ceiling (loadtest/benchmarks/bare_asgi.py) and, with --against, whatever else listens for the same request.
 """
 
 import argparse
@@ -22,10 +22,12 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
-from loadtest import bare_asgi, ground, roster
-from loadtest.figures import spread
-from loadtest.ground import Ground
-from loadtest.machine import MEASURED_CORE, OTHER_CORE, pin
+from loadtest.benchmarks import bare_asgi
+from loadtest.fleet import credentials_file
+from loadtest.load.figures import spread
+from loadtest.testbed import testbed
+from loadtest.testbed.machine import MEASURED_CORE, OTHER_CORE, pin
+from loadtest.testbed.testbed import Ground
 
 WRK: Final = shutil.which("wrk")
 CONNECTIONS: Final = 64
@@ -35,7 +37,7 @@ OPEN_PART: Final = 100
 """One phone of so many has an open delivery."""
 
 _SCRIPT: Final = Path(__file__).parent / "heartbeat.lua"
-_ROOT: Final = Path(__file__).resolve().parent.parent
+_ROOT: Final = Path(__file__).resolve().parent.parent.parent
 _RATE: Final = re.compile(r"Requests/sec:\s+([0-9.]+)")
 _P99: Final = re.compile(r"99%\s+([0-9.]+)(us|ms|s)\b")
 _FAILED: Final = re.compile(r"Non-2xx or 3xx responses: \d+|Socket errors: .*")
@@ -101,7 +103,7 @@ def main() -> int:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m loadtest.one_core", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m loadtest.benchmarks.one_core", description=__doc__)
     add = parser.add_argument
     add("--devices", type=int, default=100_000, help="how many phones (100,000)")
     add("--rounds", type=int, default=3, help="how often each is measured, in turn (3)")
@@ -118,11 +120,11 @@ def _contestants(stack: ExitStack, arguments: argparse.Namespace) -> list[Contes
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nexmdm-")))
     data_dir = (arguments.keep or folder).resolve() / "data"
     data_dir.parent.mkdir(parents=True, exist_ok=True)
-    place = stack.enter_context(ground.of_its_own(folder, data_dir, interval_seconds=120, commands_per_minute=0))
+    place = stack.enter_context(testbed.of_its_own(folder, data_dir, interval_seconds=120, commands_per_minute=0))
     assert place.serving is not None
     pin(place.serving.child("web-1"), MEASURED_CORE)
-    ground.gather(place, arguments.devices, folder / "roster", lambda: None)
-    members = roster.read(folder / "roster")
+    testbed.gather(place, arguments.devices, folder / "roster", lambda: None)
+    members = credentials_file.read(folder / "roster")
     tokens = folder / "tokens"
     tokens.touch(mode=0o600)
     tokens.write_text("".join(f"{member.device_token}\n" for member in members))
@@ -149,7 +151,15 @@ def _bare(dsn: str) -> Iterator[str]:
     """Run the ceiling beside the server, on its core and its PostgreSQL; gives its address."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         descriptor = listener.fileno()
-        program = ["taskset", "-c", str(MEASURED_CORE), sys.executable, "-m", "loadtest.bare_asgi", str(descriptor)]
+        program = [
+            "taskset",
+            "-c",
+            str(MEASURED_CORE),
+            sys.executable,
+            "-m",
+            "loadtest.benchmarks.bare_asgi",
+            str(descriptor),
+        ]
         environment = {**os.environ, bare_asgi.DSN_VARIABLE: dsn}
         with subprocess.Popen(program, cwd=_ROOT, env=environment, pass_fds=[descriptor]) as process:
             try:

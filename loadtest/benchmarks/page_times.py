@@ -1,4 +1,4 @@
-"""How long the pages and lists of a fleet with a history take: `python -m loadtest.page_times`.
+"""How long the pages and lists of a fleet with a history take: `python -m loadtest.benchmarks.page_times`.
 
 Starts a server of its own, seeds the fleet and a month of work, has a third of the fleet online and a third offline,
 and asks for each page so many times, one after the other: signed for the API, logged in for the admin site. Of the
@@ -28,9 +28,9 @@ import psycopg
 from rich.console import Console
 from rich.table import Table
 
-from loadtest import ground
-from loadtest.serving import MANAGE, Serving
-from nexmdm.fleet_client import FleetClient
+from loadtest.testbed import testbed
+from loadtest.testbed.serving import MANAGE, Serving
+from nexmdm.client.http_client import FleetClient
 
 LIMIT_MS: Final = 500
 DEVICES_LIMIT_MS: Final = 200
@@ -86,7 +86,7 @@ class Facts:
 
 def main() -> int:
     """Measure, print a table; 0 if every page kept within its limit."""
-    parser = argparse.ArgumentParser(prog="python -m loadtest.page_times", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m loadtest.benchmarks.page_times", description=__doc__)
     parser.add_argument("--devices", type=int, default=100_000, help="how many phones (100,000)")
     parser.add_argument("--deliveries", type=int, default=1_000_000, help="how many deliveries they got (1,000,000)")
     parser.add_argument("--times", type=int, default=20, help="how often each page is asked for (20)")
@@ -99,7 +99,7 @@ def main() -> int:
 
 def _measure(folder: Path, arguments: argparse.Namespace) -> dict[str, list[float]]:
     count = arguments.times
-    with ground.of_its_own(folder, folder / "data", interval_seconds=120, commands_per_minute=600) as place:
+    with testbed.of_its_own(folder, folder / "data", interval_seconds=120, commands_per_minute=600) as place:
         assert place.serving is not None
         _seed(place.serving, arguments)
         with psycopg.connect(place.serving.database_url(), autocommit=True) as connection:
@@ -115,7 +115,7 @@ def _measure(folder: Path, arguments: argparse.Namespace) -> dict[str, list[floa
 
 def _seed(serving: Serving, arguments: argparse.Namespace) -> None:
     sizes = ["--devices", str(arguments.devices), "--deliveries", str(arguments.deliveries)]
-    program = [sys.executable, "-m", "loadtest.seeding", "--push-tokens", *sizes]
+    program = [sys.executable, "-m", "loadtest.fleet", "--push-tokens", *sizes]
     subprocess.run(program, cwd=Path(MANAGE).parent, env=serving.environment, check=True)
 
 

@@ -1,4 +1,4 @@
-"""Pictures of every page of the admin site, light, dark and as on a phone: `python -m loadtest.screenshots FOLDER`.
+"""Screenshots of every page of the admin site, light, dark and narrow: `python -m loadtest.browser.screenshots FOLDER`.
 
 Starts a server and a stand-in for FCM of its own, with a small fleet: phones with names that were given commands, over
 a month of seeded work. Wants Debian's Chromium. A page wider than a phone is named, and makes the exit status 1.
@@ -19,10 +19,11 @@ import httpx
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-from loadtest import chromium, ground
-from loadtest.ground import Ground
-from loadtest.serving import MANAGE, wait_for
-from nexmdm.fleet_client import Refused
+from loadtest.browser import chromium
+from loadtest.testbed import testbed
+from loadtest.testbed.serving import MANAGE, wait_for
+from loadtest.testbed.testbed import Ground
+from nexmdm.client.http_client import Refused
 
 FLEET: Final = {
     "front-desk": "ok-1", "lobby": "ok-2", "warehouse-scanner-03": "unregistered-1", "yard": "unavailable-1",
@@ -64,7 +65,7 @@ _USER: Final = "staff"
 
 def main() -> int:
     """Take the pictures; 0 if no page is wider than a phone."""
-    parser = argparse.ArgumentParser(prog="python -m loadtest.screenshots", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m loadtest.browser.screenshots", description=__doc__)
     parser.add_argument("folder", type=Path, help="where to write the pictures")
     arguments = parser.parse_args()
     if not chromium.is_there():
@@ -72,7 +73,7 @@ def main() -> int:
         return 2
     arguments.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="nexmdm-") as name:
-        own = ground.of_its_own(Path(name), Path(name) / "data", interval_seconds=120, commands_per_minute=60)
+        own = testbed.of_its_own(Path(name), Path(name) / "data", interval_seconds=120, commands_per_minute=60)
         with own as place, chromium.started() as (driver, _):
             wide = [*_pictures(driver, _prepared(place), arguments.folder)]
     for page in wide:
@@ -83,7 +84,7 @@ def main() -> int:
 def _prepared(place: Ground) -> tuple[str, str]:
     """Give the server a past, a fleet and an account; return its admin site and the password."""
     assert place.serving is not None
-    seeding = [sys.executable, "-m", "loadtest.seeding", "--devices", "40", "--deliveries", "4000", "--push-tokens"]
+    seeding = [sys.executable, "-m", "loadtest.fleet", "--devices", "40", "--deliveries", "4000", "--push-tokens"]
     subprocess.run(seeding, cwd=Path(MANAGE).parent, env=place.serving.environment, check=True)
     phones = {alias: _enrolled(place, alias, token) for alias, token in FLEET.items()}
     _work(place, phones)

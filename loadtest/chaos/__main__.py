@@ -20,12 +20,15 @@ from typing import Final
 
 from rich.console import Console
 
-from loadtest import ground, ledgers, pushes, roster, view
-from loadtest.crowd import COMMANDS_PER_SECOND, Crowd
-from loadtest.faults import DatabaseStops, Fault, Kills, SecondDispatcher
-from loadtest.ground import Ground
-from loadtest.outages import FcmOutages, Outage
-from loadtest.targets import Target
+from loadtest.chaos import ledgers, pushes
+from loadtest.chaos.faults import DatabaseStops, Fault, Kills, SecondDispatcher
+from loadtest.chaos.outages import FcmOutages, Outage
+from loadtest.chaos.traffic import COMMANDS_PER_SECOND, Crowd
+from loadtest.fleet import credentials_file
+from loadtest.load import view
+from loadtest.load.targets import Target
+from loadtest.testbed import testbed
+from loadtest.testbed.testbed import Ground
 
 DEVICES: Final = 2000
 INTERVAL_SECONDS: Final = 60
@@ -63,21 +66,21 @@ def _arguments() -> argparse.Namespace:
 
 @contextmanager
 def _started(folder: Path, devices: int) -> Iterator[Ground]:
-    with ground.of_its_own(
+    with testbed.of_its_own(
         folder,
         folder / "data",
         interval_seconds=INTERVAL_SECONDS,
         commands_per_minute=COMMANDS_PER_SECOND * 120,
         answer_ms=ANSWER_MS,
     ) as place:
-        ground.gather(place, devices, folder / "roster", lambda: None)
+        testbed.gather(place, devices, folder / "roster", lambda: None)
         yield place
 
 
 def _break(console: Console, place: Ground, folder: Path, arguments: argparse.Namespace) -> list[Target]:
     assert place.serving is not None
     assert place.journal is not None
-    members = roster.read(folder / "roster")
+    members = credentials_file.read(folder / "roster")
     database_url = place.serving.database_url()
     crowd = Crowd(place.admin, members, place.journal, interval_seconds=INTERVAL_SECONDS)
     with ExitStack() as stack:

@@ -21,12 +21,12 @@ from typing import Any, Final, Protocol
 
 import psycopg
 
-from loadtest import spans
-from loadtest.crowd import Crowd, Exchange
-from loadtest.ledgers import Book
-from loadtest.serving import Serving
-from loadtest.spans import Span
-from loadtest.targets import Target
+from loadtest.chaos import intervals
+from loadtest.chaos.intervals import Span
+from loadtest.chaos.ledgers import Book
+from loadtest.chaos.traffic import Crowd, Exchange
+from loadtest.load.targets import Target
+from loadtest.testbed.serving import Serving
 
 Say = Callable[[str], None]
 
@@ -124,7 +124,7 @@ class Kills:
         """Return when both dispatchers were dead, or not started yet."""
         started = [datetime.fromisoformat(at).timestamp() for at in _STARTED_AT.findall(self.serving.said)]
         first = [(at, min((one for one in started if one > at), default=inf)) for at in self.first_killed_at]
-        return spans.common(spans.union(first), spans.union(self.second_away))
+        return intervals.common(intervals.union(first), intervals.union(self.second_away))
 
     def judged(self, exchanges: Sequence[Exchange], book: Book, sends: Sequence[dict[str, Any]]) -> list[Target]:
         """No answer may be worse than none."""

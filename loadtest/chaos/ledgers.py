@@ -10,8 +10,8 @@ from typing import Any, Final
 import orjson
 import psycopg
 
-from loadtest.crowd import PATIENCE_SECONDS, Account, Result
-from loadtest.targets import Target
+from loadtest.chaos.traffic import PATIENCE_SECONDS, Account, Result
+from loadtest.load.targets import Target
 
 OPEN: Final = ("pending", "received")
 FINAL: Final = ("succeeded", "failed")

@@ -9,11 +9,11 @@ from typing import Any, Final
 import httpx
 import psycopg
 
-from loadtest.crowd import SPREAD, Crowd, Exchange
-from loadtest.faults import Say, answers
-from loadtest.ledgers import FINAL, Book, Delivery, part
-from loadtest.spans import Span
-from loadtest.targets import Target
+from loadtest.chaos.faults import Say, answers
+from loadtest.chaos.intervals import Span
+from loadtest.chaos.ledgers import FINAL, Book, Delivery, part
+from loadtest.chaos.traffic import SPREAD, Crowd, Exchange
+from loadtest.load.targets import Target
 
 RESUMED_SECONDS: Final = 60
 """How soon after FCM has recovered pushes have to go out again."""

@@ -7,11 +7,11 @@ from itertools import pairwise
 from math import inf
 from typing import Any, Final
 
-from loadtest import spans
-from loadtest.ledgers import LEASE_SECONDS, TRANSACTION_SECONDS, Attempt, Book, Delivery, Key, none, part
-from loadtest.roster import Member
-from loadtest.spans import Span
-from loadtest.targets import Target
+from loadtest.chaos import intervals
+from loadtest.chaos.intervals import Span
+from loadtest.chaos.ledgers import LEASE_SECONDS, TRANSACTION_SECONDS, Attempt, Book, Delivery, Key, none, part
+from loadtest.fleet.credentials_file import Member
+from loadtest.load.targets import Target
 
 MAY_REPEAT: Final = frozenset({"unknown", "retry_later", "blocked"})
 """The outcomes after which a push goes again; only after `unknown` it may have reached FCM before."""
@@ -157,10 +157,10 @@ def _belated(delivery: Delivery) -> int:
 
 def _tried(book: Book, away: Sequence[Span]) -> Target:
     """Judge that each push that came due was tried, unless its phone was quicker or nobody could push."""
-    away = spans.union(away)
+    away = intervals.union(away)
     missed = sum(_overdue_seconds(one, book.read_at, away) > PROMPT_SECONDS for one in book.deliveries)
     tried = sum(bool(one.attempts) for one in book.deliveries)
-    untried, nobody = len(book.deliveries) - tried, spans.length(away)
+    untried, nobody = len(book.deliveries) - tried, intervals.length(away)
     figure = f"{tried:,} tried, {untried:,} never; {missed:,} missed, {nobody:.0f} s aside"
     return Target("pushes that came due were tried", "all", figure, tried > 0 and not missed)
 
@@ -169,7 +169,7 @@ def _overdue_seconds(delivery: Delivery, now: float, away: Sequence[Span]) -> fl
     """Return for how long nobody tried the push that was due last, though somebody could have."""
     over_at = min(at for at in (delivery.received_at, delivery.settled_at, now) if at is not None)
     due_at = _due_at(delivery)
-    return over_at - due_at - spans.length(spans.common([(due_at, over_at)], away))
+    return over_at - due_at - intervals.length(intervals.common([(due_at, over_at)], away))
 
 
 def _due_at(delivery: Delivery) -> float:

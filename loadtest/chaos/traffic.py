@@ -18,10 +18,10 @@ from typing import Any, Final, Literal, TypeVar
 import aiohttp
 import orjson
 
-from loadtest.fleet import Agent, Channel, Credentials, Envelope, Phone, Refusal, answer_in
-from loadtest.journal import JournalTail
-from loadtest.roster import Member
-from nexmdm.fleet_client import FleetClient
+from loadtest.fake_fcm.journal import JournalTail
+from loadtest.fleet.credentials_file import Member
+from nexmdm.client.http_client import FleetClient
+from nexmdm.client.phone import Agent, Channel, Credentials, Envelope, Phone, Refusal, answer_in
 
 T = TypeVar("T")
 Kind = Literal["heartbeat", "result", "command"]

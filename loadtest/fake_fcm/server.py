@@ -514,7 +514,7 @@ def _cut(request: web.BaseRequest) -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m loadtest.fcm_standin", description="A stand-in for FCM.")
+    parser = argparse.ArgumentParser(prog="python -m loadtest.fake_fcm.server", description="A stand-in for FCM.")
     parser.add_argument("--port", type=int, default=0, help="0: any free one")
     parser.add_argument("--credentials", type=Path, required=True, help="where to write the service account")
     parser.add_argument("--delay-ms", type=int, default=0, help="how long each answer takes")

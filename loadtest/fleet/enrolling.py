@@ -6,9 +6,9 @@ from typing import Final
 
 import aiohttp
 
-from loadtest.fleet import Phone, Refusal
-from loadtest.roster import Member
-from nexmdm.fleet_client import FleetClient
+from loadtest.fleet.credentials_file import Member
+from nexmdm.client.http_client import FleetClient
+from nexmdm.client.phone import Phone, Refusal
 
 AT_ONCE: Final = 8
 _LIVES_SECONDS: Final = 3600

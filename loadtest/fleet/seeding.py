@@ -1,4 +1,4 @@
-"""Seed a large fleet, and a month of its work, straight into the database: `python -m loadtest.seeding`.
+"""Seed a large fleet, and a month of its work, straight into the database: `python -m loadtest.fleet`.
 
 Registration costs a bcrypt hash, 62 ms of a core: a hundred thousand take close to two hours. Here COPY writes the
 rows, with the digest of a real token and as if it had been used. The tokens are derived from SECRET_KEY, so that a
@@ -8,7 +8,6 @@ is sent. To be run with the settings of the server whose database it is.
 
 import argparse
 import hmac
-import os
 import sys
 from collections.abc import Iterable
 from datetime import datetime, timedelta
@@ -16,18 +15,14 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
-import django
+from django.conf import settings
+from django.db import Error, connection, transaction
+from uuid_utils.compat import uuid7
 
-os.environ.setdefault("DJANGO_SETTINGS_MODULE", "nexmdm.settings")
-django.setup(set_prefix=False)
-
-from django.conf import settings  # noqa: E402
-from django.db import Error, connection, transaction  # noqa: E402
-from uuid_utils.compat import uuid7  # noqa: E402
-
-from devices import credentials, database, enrollment, identity, tokens  # noqa: E402
-from loadtest import roster  # noqa: E402
-from loadtest.roster import Member  # noqa: E402
+from devices import credentials, enrollment, tokens
+from loadtest.fleet import credentials_file
+from loadtest.fleet.credentials_file import Member
+from nexmdm.common import database, identity
 
 _COLUMNS: Final = (
     "id", "hardware_id", "hardware_key", "tags", "manufacturer", "model", "os_version", "push_token", "token_hash",
@@ -144,7 +139,7 @@ def _settle() -> None:
 
 def main() -> int:
     """Seed as the command line says, and write the roster."""
-    parser = argparse.ArgumentParser(prog="python -m loadtest.seeding", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m loadtest.fleet", description=__doc__)
     parser.add_argument("--devices", type=int, default=1000, help="how many devices there are to be (1,000)")
     parser.add_argument("--roster", type=Path, help="where to write who they are, with mode 0600")
     parser.add_argument("--push-tokens", action="store_true", help="give them push tokens that the stand-in takes")
@@ -153,7 +148,7 @@ def main() -> int:
     try:
         members = seed(arguments.devices, with_push_tokens=arguments.push_tokens)
         if arguments.roster:
-            roster.write(arguments.roster, members)
+            credentials_file.write(arguments.roster, members)
         if arguments.deliveries:
             seed_history(arguments.deliveries)
         _settle()
@@ -161,7 +156,3 @@ def main() -> int:
         sys.stderr.write(f"Seeding failed: {error}\n")
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,7 @@
-"""manage.py loadtest: a simulated fleet over real HTTP, against a running server or one of its own."""
+"""python -m loadtest: a simulated fleet over real HTTP, against a running server or one of its own."""
 
 import asyncio
+import os
 import signal
 import sys
 import tempfile
@@ -12,16 +13,19 @@ from pathlib import Path
 from typing import IO, Any, Final, cast
 
 from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 from rich.console import Console
 
-from loadtest import ground, halfway, machine, report, targets, view
-from loadtest.conductor import GeneratorEnded, Load, Run, conduct
-from loadtest.enrolling import NotEnrolled
-from loadtest.ground import Ground, NotSeeded
-from loadtest.halfway import Trial
-from nexmdm import fleet_values
-from nexmdm.fleet_client import FleetClient, Refused, Unreachable
+from loadtest.fleet.enrolling import NotEnrolled
+from loadtest.load import disturbances, targets, view
+from loadtest.load.disturbances import Trial
+from loadtest.load.report import document
+from loadtest.load.runner import GeneratorEnded, Load, Run, conduct
+from loadtest.testbed import machine, testbed
+from loadtest.testbed.testbed import Ground, NotSeeded
+from nexmdm.client import arguments
+from nexmdm.client.http_client import FleetClient, Refused, Unreachable
 
 _INTERRUPTED: Final = 130
 
@@ -34,18 +38,18 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
-        long, seconds, add = _some_seconds, fleet_values.seconds, parser.add_argument
-        add("--devices", type=fleet_values.positive, default=100, metavar="N", help="how many phones; default 100")
+        long, seconds, add = _some_seconds, arguments.seconds, parser.add_argument
+        add("--devices", type=arguments.positive, default=100, metavar="N", help="how many phones; default 100")
         add("--interval", type=long, metavar="TIME", help="between a phone's heartbeats; default: what the server says")
         add("--duration", type=long, default=300, metavar="TIME", help="how long to measure, as 300 or 5m; default 5m")
         add("--ramp", type=seconds, default=10, metavar="TIME", help="how long phones join before; default 10")
         add("--commands-per-minute", type=_none_or_more, default=60, metavar="N", help="to random phones; default 60")
-        add("--url", type=fleet_values.url, help="a running server with these settings' secrets; phones get no push")
+        add("--url", type=arguments.url, help="a running server with these settings' secrets; phones get no push")
         add("--keep", type=Path, metavar="FOLDER", help="where its own server keeps its data, for a next time")
         add("--errors", type=float, default=1, metavar="PERCENT", help="of all requests; default: less than 1; 0: none")
         add("--p95", type=float, default=150, metavar="MS", help="what the heartbeats' p95 has to stay under; 150")
         add("--p99", type=float, default=300, metavar="MS", help="and their p99; default 300")
-        add("--halfway", choices=halfway.KINDS, help="what the second half has to bear, judged by the first")
+        add("--halfway", choices=disturbances.KINDS, help="what the second half has to bear, judged by the first")
         add("--report", type=Path, metavar="FILE", help="write the figures as one HTML file")
 
     def handle(self, *_: object, **options: Any) -> None:
@@ -65,14 +69,14 @@ class Command(BaseCommand):
 
 
 def _some_seconds(text: str) -> int:
-    length = fleet_values.seconds(text)
+    length = arguments.seconds(text)
     if not length:
         raise ArgumentTypeError("must be a second or more")
     return length
 
 
 def _none_or_more(text: str) -> int:
-    return 0 if text == "0" else fleet_values.positive(text)
+    return 0 if text == "0" else arguments.positive(text)
 
 
 @contextmanager
@@ -90,7 +94,7 @@ def _run(console: Console, options: dict[str, Any]) -> Run:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nexmdm-")))
         place = stack.enter_context(_ground(console, options, folder))
         with view.gathering(console, options["devices"]) as watch:
-            interval = ground.gather(place, options["devices"], folder / "roster", watch)
+            interval = testbed.gather(place, options["devices"], folder / "roster", watch)
         trial = Trial(options["halfway"]) if options["halfway"] else None
         run = Run(_load(options, place, folder / "roster", interval), place.serving, trial)
         with view.shown(console, run) as watch, _server_time(run, place):
@@ -110,7 +114,7 @@ def _ground(console: Console, options: dict[str, Any], folder: Path) -> Iterator
     kept.mkdir(parents=True, exist_ok=True)
     interval = options["interval"] or settings.HEARTBEAT_INTERVAL_SECONDS
     commands = options["commands_per_minute"]
-    with ground.of_its_own(folder, kept / "data", interval_seconds=interval, commands_per_minute=commands) as own:
+    with testbed.of_its_own(folder, kept / "data", interval_seconds=interval, commands_per_minute=commands) as own:
         yield own
 
 
@@ -151,6 +155,15 @@ def _judge(console: Console, run: Run, path: Path | None) -> bool:
     view.print_verdict(console, run, judged)
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(report.page(run, judged), encoding="utf-8")
+        path.write_text(document.page(run, judged), encoding="utf-8")
         console.print(f"Report: {path}", highlight=False)
     return all(target.held for target in judged)
+
+
+def main() -> None:
+    """Run the load test with the arguments of the command line."""
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "nexmdm.settings")
+    try:
+        Command().run_from_argv(["python -m", "loadtest", *sys.argv[1:]])
+    except ImproperlyConfigured as error:
+        sys.exit(str(error))

@@ -10,9 +10,9 @@ from typing import Any, Final
 
 import orjson
 
-from loadtest.connections import Pool, Server, understood, with_body
-from loadtest.figures import Figures, Histogram
-from nexmdm.fleet_client import FleetClient
+from loadtest.load.figures import Figures, Histogram
+from loadtest.testbed.connections import Pool, Server, understood, with_body
+from nexmdm.client.http_client import FleetClient
 
 TARGET: Final = "/admin/command"
 CONNECTIONS: Final = 16

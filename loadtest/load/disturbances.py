@@ -19,9 +19,9 @@ from typing import Final, Literal, get_args
 import httpx
 import orjson
 
-from loadtest import machine
-from loadtest.roster import Member
-from loadtest.serving import Serving
+from loadtest.fleet.credentials_file import Member
+from loadtest.testbed import machine
+from loadtest.testbed.serving import Serving
 
 Kind = Literal["restart", "strangers", "rubbish"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)

@@ -1,4 +1,4 @@
-"""An open-loop generator: the part of a fleet that one process drives (`python -m loadtest.generator`).
+"""An open-loop generator: the part of a fleet that one process drives (`python -m loadtest.load.generator`).
 
 Each phone has due times of its own, whatever became of its heartbeats before; latency counts from the due time, so that
 a server that stalls is charged for all that should have happened meanwhile. A phone is a few fields and an entry in a
@@ -28,13 +28,13 @@ from typing import Any, Final
 import orjson
 import uvloop
 
-from loadtest import roster
-from loadtest.connections import ANSWER_SECONDS, Pool, Server, understood, with_body
-from loadtest.figures import Figures, Kind
-from loadtest.fleet import Agent, Channel, Credentials, Envelope
-from loadtest.halfway import read_nuisances
-from loadtest.journal import JournalTail
-from loadtest.roster import Member
+from loadtest.fake_fcm.journal import JournalTail
+from loadtest.fleet import credentials_file
+from loadtest.fleet.credentials_file import Member
+from loadtest.load.disturbances import read_nuisances
+from loadtest.load.figures import Figures, Kind
+from loadtest.testbed.connections import ANSWER_SECONDS, Pool, Server, understood, with_body
+from nexmdm.client.phone import Agent, Channel, Credentials, Envelope
 
 SAYS_EVERY_SECONDS: Final = 0.5
 NUISANCE: Final = -1
@@ -285,7 +285,7 @@ def main() -> None:
     """Drive phones as the plan on standard input says."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that ends standard input.
     plan = Plan.from_line(sys.stdin.buffer.readline())
-    generator = Generator(plan, roster.read(Path(plan.roster), plan.part, plan.parts))
+    generator = Generator(plan, credentials_file.read(Path(plan.roster), plan.part, plan.parts))
     # Else each full collection walks over all phones, and everything due meanwhile is late.
     gc.collect()
     gc.freeze()

@@ -15,14 +15,16 @@ from typing import Final
 
 import orjson
 
-from loadtest import halfway, machine, roster
-from loadtest.commander import Commander, Ledger
-from loadtest.figures import Figures
-from loadtest.generator import Plan
-from loadtest.halfway import Trial
-from loadtest.journal import JournalTail
-from loadtest.serving import Serving
-from nexmdm.fleet_client import FleetClient
+from loadtest.fake_fcm.journal import JournalTail
+from loadtest.fleet import credentials_file
+from loadtest.load import disturbances
+from loadtest.load.command_load import Commander, Ledger
+from loadtest.load.disturbances import Trial
+from loadtest.load.figures import Figures
+from loadtest.load.generator import Plan
+from loadtest.testbed import machine
+from loadtest.testbed.serving import Serving
+from nexmdm.client.http_client import FleetClient
 
 HEARTBEATS_PER_PROCESS: Final = 5000
 """What a generator is asked for at most: it could do twice that, but then shares its core with nobody."""
@@ -34,7 +36,7 @@ GRACE_SECONDS: Final = 10
 
 _WATCH_SECONDS: Final = 0.25
 _LINE_LIMIT: Final = 2**26
-_ROOT: Final = Path(__file__).resolve().parent.parent
+_ROOT: Final = Path(__file__).resolve().parent.parent.parent
 
 
 class GeneratorEnded(Exception):
@@ -141,7 +143,7 @@ class Run:
             nuisances=str(self.load.nuisances()),
             nuisances_per_second=self.trial.per_second / self.load.processes,
             nuisances_from=self.half,
-            nuisances_until=self.load.seconds - halfway.LAST_ANSWERS_SECONDS,
+            nuisances_until=self.load.seconds - disturbances.LAST_ANSWERS_SECONDS,
         )
 
     def take(self, part: int, line: bytes) -> None:
@@ -160,7 +162,7 @@ async def conduct(run: Run, admin: FleetClient, watch: Callable[[], None]) -> No
     """Carry out a run to its end; `watch` is called four times a second. Raises GeneratorEnded."""
     async with AsyncExitStack() as stack:
         if run.trial is not None and run.trial.pesters:
-            halfway.write_nuisances(run.load.nuisances(), run.trial, roster.read(run.load.roster))
+            disturbances.write_nuisances(run.load.nuisances(), run.trial, credentials_file.read(run.load.roster))
         generators = [await _start(run.plan(part)) for part in range(run.load.processes)]
         for generator in generators:
             stack.push_async_callback(_stop, generator)
@@ -179,7 +181,7 @@ async def conduct(run: Run, admin: FleetClient, watch: Callable[[], None]) -> No
 
 async def _start(plan: Plan) -> Process:
     generator = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "loadtest.generator", stdin=PIPE, stdout=PIPE, cwd=_ROOT, limit=_LINE_LIMIT
+        sys.executable, "-m", "loadtest.load.generator", stdin=PIPE, stdout=PIPE, cwd=_ROOT, limit=_LINE_LIMIT
     )
     _tell(generator, plan.as_line())
     return generator
@@ -227,7 +229,7 @@ async def _command(run: Run, admin: FleetClient) -> None:
     load = run.load
     if not load.commands_per_minute:
         return
-    device_ids = [member.device_id for member in roster.read(load.roster)]
+    device_ids = [member.device_id for member in credentials_file.read(load.roster)]
     commander = Commander(
         admin, device_ids, per_minute=load.commands_per_minute, figures=run.figures, ledger=run.ledger
     )
@@ -244,7 +246,7 @@ async def _restart(run: Run) -> None:
         return
     assert run.serving is not None
     await asyncio.sleep(run.starts_at + run.half - time.monotonic())
-    await halfway.restart(run.trial, run.serving)
+    await disturbances.restart(run.trial, run.serving)
 
 
 async def _weigh(run: Run) -> None:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from math import ceil, isnan, nan
 from typing import Final
 
-from loadtest.conductor import CONNECTIONS, Run
-from loadtest.figures import KINDS, Histogram, merged
-from loadtest.halfway import LAST_ANSWERS_SECONDS
+from loadtest.load.disturbances import LAST_ANSWERS_SECONDS
+from loadtest.load.figures import KINDS, Histogram, merged
+from loadtest.load.runner import CONNECTIONS, Run
 
 DISPATCH_P95_MS: Final = 200
 SETTLED_SECONDS: Final = 120

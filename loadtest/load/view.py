@@ -14,10 +14,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from loadtest import targets
-from loadtest.conductor import Run
-from loadtest.figures import Histogram
-from loadtest.targets import Target, milliseconds
+from loadtest.load import targets
+from loadtest.load.figures import Histogram
+from loadtest.load.runner import Run
+from loadtest.load.targets import Target, milliseconds
 
 RECENT_SECONDS: Final = 10
 _PLAIN_EVERY_SECONDS: Final = 30

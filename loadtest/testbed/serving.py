@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from nexmdm.fleet_client import FleetClient
+from nexmdm.client.http_client import FleetClient
 
 READY: Final = "Ctrl-C stops everything."
 WAIT_SECONDS: Final = 60
-MANAGE: Final = str(Path(__file__).resolve().parent.parent / "manage.py")
+MANAGE: Final = str(Path(__file__).resolve().parent.parent.parent / "manage.py")
 SERVE: Final = (sys.executable, MANAGE, "serve")
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from loadtest import enrolling, roster
-from loadtest.serving import READY, Serving
-from nexmdm.fleet_client import FleetClient
+from loadtest.fleet import credentials_file, enrolling
+from loadtest.testbed.serving import READY, Serving
+from nexmdm.client.http_client import FleetClient
 
 MOST_REGISTERED: Final = 1000
 """A larger fleet is seeded into the database: registrations cost a bcrypt hash each."""
@@ -19,7 +19,7 @@ MOST_REGISTERED: Final = 1000
 SHORTEST_INTERVAL_SECONDS: Final = 5
 """What a server takes as HEARTBEAT_INTERVAL_SECONDS; phones that are to be quicker are so by themselves."""
 
-_ROOT: Final = Path(__file__).resolve().parent.parent
+_ROOT: Final = Path(__file__).resolve().parent.parent.parent
 _UNSET: Final = (
     "DATABASE_URL", "SECRET_KEY", "SECRET_KEY_FALLBACKS", "ADMIN_KEY", "ADMIN_KEY_PREVIOUS", "HMAC_SECRET",
     "HMAC_SECRET_PREVIOUS", "COMMAND_SIGNING_KEY", "COMMAND_SIGNING_KEY_PREVIOUS", "METRICS_TOKEN", "TRUSTED_PROXIES",
@@ -85,7 +85,7 @@ def standin(folder: Path, answer_ms: int = 0) -> Iterator[dict[str, str]]:
     journal, account = folder / "journal", folder / "account.json"
     journal.touch()
     files = ["--journal", str(journal), "--credentials", str(account)]
-    program = [sys.executable, "-m", "loadtest.fcm_standin", "--delay-ms", str(answer_ms), *files]
+    program = [sys.executable, "-m", "loadtest.fake_fcm.server", "--delay-ms", str(answer_ms), *files]
     with subprocess.Popen(program, cwd=_ROOT, start_new_session=True, text=True, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         try:
@@ -107,7 +107,7 @@ def gather(ground: Ground, count: int, path: Path, watch: Callable[[], None]) ->
     members, interval_seconds = enrolling.enrol(
         ground.admin, count, with_push_tokens=ground.journal is not None, watch=watch
     )
-    roster.write(path, members)
+    credentials_file.write(path, members)
     return interval_seconds
 
 
@@ -117,6 +117,6 @@ def seed(environment: Mapping[str, str] | None, count: int, path: Path, *, with_
     Raises NotSeeded.
     """
     pushed = ["--push-tokens"] if with_push_tokens else []
-    seeding = [sys.executable, "-m", "loadtest.seeding", "--devices", str(count), "--roster", str(path), *pushed]
+    seeding = [sys.executable, "-m", "loadtest.fleet", "--devices", str(count), "--roster", str(path), *pushed]
     if subprocess.run(seeding, cwd=_ROOT, env=environment, check=False).returncode:
         raise NotSeeded

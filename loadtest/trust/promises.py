@@ -19,18 +19,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from loadtest.trials import clock, gone, guard, intruders, leaks, rotation, testrun
-from loadtest.trials.finding import Finding, Trial
-from loadtest.trials.one_against_all import answer, client, phone
-from loadtest.trials.testrun import Case, HeldByTests
+from loadtest.trust.trials import clock, gone, guard, intruders, rotation, secret_leaks, testrun
+from loadtest.trust.trials.finding import Finding, Trial
+from loadtest.trust.trials.one_against_all import answer, client, phone
+from loadtest.trust.trials.testrun import Case, HeldByTests
 
 NOT_HELD: Final = "NOT HELD"
 PLAIN_WIDTH: Final = 160
 """How wide the table is where nobody watches."""
 
-_SIGNING: Final = "tests/test_signing.py"
-_REGISTER: Final = "tests/test_register.py"
-_CREDENTIALS: Final = "tests/test_credentials.py"
+_SIGNING: Final = "tests/auth/test_signing.py"
+_REGISTER: Final = "tests/devices/test_register.py"
+_CREDENTIALS: Final = "tests/devices/test_credentials.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ CHAPTERS: Final = (
             HeldByTests(
                 "whatever is sent, no answer is 500 or above, and each is as the OpenAPI document says",
                 "Schemathesis on each operation, and NUL, lone surrogates, big integers, NaN, depth, duplicate keys",
-                ("tests/test_hostile_input.py",),
+                ("tests/http/test_hostile_input.py",),
                 at_least={"requests": 5000},
             ),
         ),
@@ -60,7 +60,7 @@ CHAPTERS: Final = (
             HeldByTests(
                 "a connection that says nothing, too much, or takes nothing, is ended; what is no HTTP gets a problem",
                 "over sockets, with short time-outs",
-                ("tests/test_protocol.py",),
+                ("tests/http/test_protocol.py",),
             ),
         ),
         trials=(guard.trial,),
@@ -71,7 +71,7 @@ CHAPTERS: Final = (
             HeldByTests(
                 "one changed bit in anything that is signed is 401",
                 "bits of headers, method, target and body, of requests of all kinds",
-                ("tests/test_signed_bits.py",),
+                ("tests/auth/test_signed_bits.py",),
                 at_least={"bits changed": 2000},
             ),
             HeldByTests(
@@ -120,9 +120,9 @@ CHAPTERS: Final = (
                 "X-Forwarded-For and X-Forwarded-Proto change nothing unless the peer is trusted",
                 "from peers that are and are not",
                 (
-                    "tests/test_problems.py::test_without_trusted_proxies_the_address_is_the_peers",
-                    "tests/test_problems.py::test_others_than_trusted_proxies_name_nobody_else",
-                    "tests/test_problems.py::test_a_trusted_proxy_names_the_nearest_address_that_is_not_one",
+                    "tests/http/test_problems.py::test_without_trusted_proxies_the_address_is_the_peers",
+                    "tests/http/test_problems.py::test_others_than_trusted_proxies_name_nobody_else",
+                    "tests/http/test_problems.py::test_a_trusted_proxy_names_the_nearest_address_that_is_not_one",
                     f"{_CREDENTIALS}::test_only_a_trusted_proxy_says_that_a_request_came_by_https",
                 ),
             ),
@@ -135,10 +135,10 @@ CHAPTERS: Final = (
             HeldByTests(
                 "an error's log line names the error, and none of the row that it was about",
                 "rows refused by PostgreSQL, with push tokens in them",
-                ("tests/test_logs.py",),
+                ("tests/http/test_logs.py",),
             ),
         ),
-        trials=(leaks.trial,),
+        trials=(secret_leaks.trial,),
     ),
     Chapter("gone", trials=(gone.trial,)),
     Chapter("one against all", trials=(phone.trial, client.trial, answer.trial)),
@@ -148,7 +148,7 @@ CHAPTERS: Final = (
             HeldByTests(
                 "no module but those that must look at the application's clock does",
                 "every module, read",
-                ("tests/test_architecture.py::test_only_a_few_modules_look_at_the_applications_clock",),
+                ("tests/project/test_architecture.py::test_only_a_few_modules_look_at_the_applications_clock",),
             ),
         ),
         trials=(clock.trial,),
@@ -159,7 +159,7 @@ CHAPTERS: Final = (
             HeldByTests(
                 "a start that cannot be right is refused, with an id and what to do",
                 "DEBUG; secrets missing, short, placeholders; caches that cannot count; connections; a bad account",
-                ("tests/test_checks.py", "tests/test_environment.py"),
+                ("tests/servers/test_checks.py", "tests/project/test_environment.py"),
             ),
         ),
     ),
@@ -169,7 +169,7 @@ CHAPTERS: Final = (
             HeldByTests(
                 "migrations come from nothing and from before with data, take no long lock, and let old code write on",
                 "each migration, its SQL read, and rows as the version before writes them",
-                ("tests/test_migrations.py",),
+                ("tests/project/test_migrations.py",),
             ),
         ),
     ),
@@ -179,12 +179,12 @@ CHAPTERS: Final = (
             HeldByTests(
                 "a back-up can be restored, and the restored server serves",
                 "the commands of backup.md as printed; rows counted; a heartbeat",
-                ("tests/test_backup.py",),
+                ("tests/servers/test_backup.py",),
             ),
             HeldByTests(
                 "each command, setting and make target in the documents exists, and each setting is documented",
                 "every page read",
-                ("tests/test_documents.py",),
+                ("tests/project/test_documents.py",),
             ),
         ),
     ),

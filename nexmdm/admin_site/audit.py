@@ -5,8 +5,8 @@ from uuid import UUID
 
 from django.db.models import Q
 
-from devices.browsing import Column, ReadOnlyAdmin
-from devices.narrowing import Age, Between, KnownChoices
+from nexmdm.common.read_only_admin.base import Column, ReadOnlyAdmin
+from nexmdm.common.read_only_admin.filters import Age, Between, KnownChoices
 
 
 class AuditAge(Age):

@@ -7,13 +7,13 @@ from typing import Final
 
 from django.db.models import Model
 
-from commands.filters import HTTP_STATUSES
+from commands.admin.filters import HTTP_STATUSES
 from commands.models import FCM_ERRORS, OPEN, Attempt, Delivery, Outcome
-from devices import database
-from devices.browsing import address_of
 from devices.models import Device
-from nexmdm import overview
-from nexmdm.overview import Pushes
+from nexmdm.common import database
+from nexmdm.common.read_only_admin.base import address_of
+from nexmdm.monitoring import fleet_summary
+from nexmdm.monitoring.fleet_summary import Pushes
 
 DAY: Final = timedelta(days=1)
 
@@ -62,7 +62,7 @@ def charts() -> list[Chart]:
 
 
 def _fleet() -> Chart:
-    counted = overview.devices_by_presence()
+    counted = fleet_summary.devices_by_presence()
     looks = {"online": "good", "offline": "bad", "never": "quiet", "revoked": "quiet"}
     counts = [(name, getattr(counted, name), look) for name, look in looks.items()]
     return Chart("fleet", "Devices", _bars((name, n, look, _to(Device, presence=name)) for name, n, look in counts))
@@ -77,7 +77,7 @@ def _open_deliveries() -> Chart:
 
 
 def _pushes() -> Chart:
-    counted = overview.pushes_of(DAY, MOST)
+    counted = fleet_summary.pushes_of(DAY, MOST)
     note = "" if counted else "None."
     if sum(pushes.count for pushes in counted) == MOST:
         since = min(pushes.oldest_at for pushes in counted).astimezone(UTC)

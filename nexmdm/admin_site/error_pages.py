@@ -6,8 +6,8 @@ from typing import Final
 from django.http import HttpRequest, HttpResponse
 from django.template.loader import render_to_string
 
-from nexmdm import problems
-from nexmdm.api import api
+from nexmdm.api.application import api
+from nexmdm.common import problems
 
 _PATH: Final = "/django-admin/"
 

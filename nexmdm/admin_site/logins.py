@@ -9,8 +9,8 @@ import structlog
 from django.conf import settings
 from prometheus_client import Counter
 
-from nexmdm.address_limits import AddressLimit
-from nexmdm.limits import RateLimited
+from nexmdm.auth.address_limits import AddressLimit
+from nexmdm.auth.rate_limits import RateLimited
 
 log = structlog.get_logger()
 

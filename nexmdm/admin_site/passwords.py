@@ -8,8 +8,8 @@ from typing import Final
 
 from django.contrib.auth.hashers import PBKDF2PasswordHasher
 
-from devices import hashing
-from nexmdm import site_turn
+from nexmdm.admin_site import turns
+from nexmdm.common.overload import hashing
 
 AT_ONCE: Final = 1 if hashing.cores() <= 2 else 2
 """How many hashes a process computes at the same time: on a small machine, the other core is the control loop's."""
@@ -22,5 +22,5 @@ class PasswordHasher(PBKDF2PasswordHasher):
 
     def encode(self, password: str, salt: str, iterations: int | None = None) -> str:
         """Hash a password in a thread of the few; the calling thread has no connection meanwhile."""
-        with site_turn.given_up():
+        with turns.given_up():
             return _threads.submit(super().encode, password, salt, iterations).result()

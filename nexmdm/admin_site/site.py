@@ -11,12 +11,12 @@ from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.views.decorators.http import require_safe
 
-from commands.admin import BusyDeviceAdmin, CommandAdmin
-from commands.delivery_admin import AttemptAdmin, DeliveryAdmin, ReportAdmin
+from commands.admin.commands import BusyDeviceAdmin, CommandAdmin
+from commands.admin.deliveries import AttemptAdmin, DeliveryAdmin, ReportAdmin
 from commands.models import Attempt, Command, Delivery, Report
 from devices.models import Device
-from nexmdm import glance, logins
-from nexmdm.admin import AuditEntryAdmin, DispatcherSeenAdmin
+from nexmdm.admin_site import dashboard, logins
+from nexmdm.admin_site.audit import AuditEntryAdmin, DispatcherSeenAdmin
 from nexmdm.models import AuditEntry, DispatcherSeen
 
 if TYPE_CHECKING:
@@ -39,10 +39,10 @@ class NexmdmAdminSite(AdminSite):
 
     def index(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> TemplateResponse:
         """Return the first page: the charts, and the lists to browse."""
-        return super().index(request, {"charts": glance.charts()} | (extra_context or {}))
+        return super().index(request, {"charts": dashboard.charts()} | (extra_context or {}))
 
     def login(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        """Let staff in, and note each attempt. (How many there may be: nexmdm/site_handler.py.)"""
+        """Let staff in, and note each attempt. (How many there may be: nexmdm/http/admin_site_handler.py.)"""
         response = super().login(request, extra_context)
         if request.method == "POST":
             good = response.status_code == HTTPStatus.FOUND

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Final, Self
 
-from devices import database
-from devices.gates import Gate, GateFull
+from nexmdm.common import database
+from nexmdm.common.overload.gates import Gate, GateFull
 
 SECONDS: Final = 5
 SITE: Final = Gate("site", at_once=1, waiting=32, waiting_per_key=8, seconds=SECONDS)

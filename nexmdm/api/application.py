@@ -18,30 +18,24 @@ from ninja.openapi.docs import Swagger
 from ninja.operation import Operation
 from ninja.parser import Parser
 
-import commands.api
-import devices.api
+import commands.admin_api
+import devices.admin_api
 from commands import queue, report_limit, reports
-from devices import audience, credentials, database, enrollment, gates, paging, tolerant_json
-from devices.database import unit
-from devices.wire import parse_json, shown_name
-from nexmdm import (
-    admin_api,
-    audit,
-    auth,
-    caller,
-    checkin,
-    device_api,
-    documents,
-    limits,
-    operations,
-    problems,
-    refusals,
-)
-from nexmdm.auth import DEVICE, SIGNED
-from nexmdm.caller import SignedCaller
-from nexmdm.limits import RateLimited
-from nexmdm.openapi import DescribedAPI
-from nexmdm.problems import Problem
+from devices import audience, check_in, credentials, enrollment, phone_api
+from nexmdm.api import documentation, health, summary
+from nexmdm.api.openapi.document import DescribedAPI
+from nexmdm.audit import entries
+from nexmdm.auth import rate_limits, signed_call, signed_request
+from nexmdm.auth.rate_limits import RateLimited
+from nexmdm.auth.signed_call import SignedCaller
+from nexmdm.auth.signed_request import DEVICE, SIGNED
+from nexmdm.common import database, pagination, problems
+from nexmdm.common.database import unit
+from nexmdm.common.overload import gates
+from nexmdm.common.problems import Problem
+from nexmdm.common.tolerance import tolerant_json
+from nexmdm.common.types import parse_json, shown_name
+from nexmdm.http import refusals
 
 log = structlog.get_logger()
 
@@ -62,10 +56,10 @@ class UnknownQuery(Exception):
 
 # The one table of errors: what each means to the caller. The sentence for people is the error's own text.
 ERRORS: Final[dict[type[Exception], tuple[int, str, dict[str, str]]]] = {
-    auth.InvalidSignature: (401, "invalid_signature", _NXD1),
-    auth.IdempotencyKeyRequired: (400, "idempotency_key_required", {}),
-    caller.IdempotencyInFlight: (409, "idempotency_in_flight", {}),
-    caller.IdempotencyKeyReused: (422, "idempotency_key_reused", {}),
+    signed_request.InvalidSignature: (401, "invalid_signature", _NXD1),
+    signed_request.IdempotencyKeyRequired: (400, "idempotency_key_required", {}),
+    signed_call.IdempotencyInFlight: (409, "idempotency_in_flight", {}),
+    signed_call.IdempotencyKeyReused: (422, "idempotency_key_reused", {}),
     credentials.InvalidToken: (401, "invalid_token", _BEARER),
     credentials.DeviceRevoked: (403, "device_revoked", {}),
     enrollment.InvalidEnrollmentToken: (401, "invalid_enrollment_token", _BEARER),
@@ -81,11 +75,11 @@ ERRORS: Final[dict[type[Exception], tuple[int, str, dict[str, str]]]] = {
     queue.PushPayloadTooLarge: (422, "push_payload_too_large", {}),
     reports.UnknownRequest: (404, "unknown_request", {}),
     queue.UnknownCommand: (404, "not_found", {}),
-    paging.ForeignCursor: (422, "invalid_request", {}),
+    pagination.ForeignCursor: (422, "invalid_request", {}),
     UnknownQuery: (422, "invalid_request", {}),
-    commands.api.InvalidParams: (422, "invalid_request", {}),
-    checkin.Overloaded: (503, "overloaded", {}),
-    checkin.Draining: (503, "overloaded", {}),
+    commands.admin_api.InvalidParams: (422, "invalid_request", {}),
+    check_in.Overloaded: (503, "overloaded", {}),
+    check_in.Draining: (503, "overloaded", {}),
     gates.GateFull: (503, "overloaded", {}),
     database.Contended: (503, "overloaded", {}),
 }
@@ -125,12 +119,12 @@ api = LeanAPI(
     errors=ERRORS,
     title="NexMDM",
     version="1",
-    description=Path(__file__).with_name("openapi.md").read_text(encoding="utf-8"),
+    description=Path(__file__).with_name("openapi").joinpath("description.md").read_text(encoding="utf-8"),
     parser=OrjsonParser(),
     openapi_url="/openapi.json" if settings.API_DOCS else None,
     docs_url="/docs" if settings.API_DOCS else None,
     docs=Swagger(_PAGE),
-    docs_decorator=documents.made_once,
+    docs_decorator=documentation.made_once,
     urls_namespace="api",
 )
 
@@ -241,10 +235,10 @@ async def _limit_failures(request: HttpRequest, response: R) -> R | HttpResponse
     if response.status_code != HTTPStatus.UNAUTHORIZED:
         return response
     try:
-        seconds = await limits.count_failure(request.META["REMOTE_ADDR"])
+        seconds = await rate_limits.count_failure(request.META["REMOTE_ADDR"])
     except (DatabaseError, InterfaceError):
         return response  # A bad credential is one whether or not it can be counted.
-    return response if seconds is None else api.on_exception(request, RateLimited(seconds, limits.FAILURES))
+    return response if seconds is None else api.on_exception(request, RateLimited(seconds, rate_limits.FAILURES))
 
 
 async def refusal(request: HttpRequest, error: Exception) -> HttpResponse:
@@ -272,7 +266,7 @@ async def _record_refusal(signed: SignedCaller, response: HttpResponse) -> None:
     if status < HTTPStatus.BAD_REQUEST or status == HTTPStatus.TOO_MANY_REQUESTS:
         return
     try:
-        await unit(audit.record, signed, status=status, code=orjson.loads(response.content)["code"])
+        await unit(entries.record, signed, status=status, code=orjson.loads(response.content)["code"])
     except (DatabaseError, InterfaceError) as error:
         if status < HTTPStatus.INTERNAL_SERVER_ERROR:
             raise
@@ -304,9 +298,9 @@ def _known_query_only(view: View) -> View:
 
 api.add_decorator(_known_query_only)
 api.add_decorator(_failures_limited, mode="view")
-api.add_router("/v1", device_api.router)
-api.add_router("/v1", commands.api.device_router, auth=DEVICE)
-for _router in (commands.api.admin_router, devices.api.admin_router, admin_api.router):
+api.add_router("/v1", phone_api.router)
+api.add_router("/v1", commands.admin_api.device_router, auth=DEVICE)
+for _router in (commands.admin_api.admin_router, devices.admin_api.admin_router, summary.router):
     _router.add_decorator(_audited, mode="view")
     api.add_router("/admin", _router, auth=SIGNED)
-api.add_router("", operations.router)
+api.add_router("", health.router)

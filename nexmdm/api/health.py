@@ -11,12 +11,14 @@ from django.db.migrations.recorder import MigrationRecorder
 from django.http import HttpRequest, HttpResponse
 from ninja import Router
 
-from devices import database
-from devices.database import unit
-from devices.wire import Answer, respond
-from nexmdm import address, dispatchers, guard, metrics, problems, refusals
-from nexmdm.problems import Problem
-from nexmdm.shared_lookup import SharedLookup
+from nexmdm.common import addresses, database, problems
+from nexmdm.common.database import unit
+from nexmdm.common.overload.shared_lookup import SharedLookup
+from nexmdm.common.problems import Problem
+from nexmdm.common.types import Answer, respond
+from nexmdm.http import refusals
+from nexmdm.http.guard import guard
+from nexmdm.monitoring import dispatcher_status, metrics
 
 READY_SECONDS: Final = 2.5
 """How long /readyz waits for its look-up: it answers within 3 s, whatever the database does."""
@@ -89,8 +91,8 @@ def _readiness() -> Readiness:
         status="ok",
         database="ok",
         migrations="ok",
-        dispatcher=dispatchers.dispatcher_state(),
-        push=dispatchers.push_state(),
+        dispatcher=dispatcher_status.dispatcher_state(),
+        push=dispatcher_status.push_state(),
     )
 
 
@@ -138,4 +140,4 @@ def _is_local(request: HttpRequest) -> bool:
     """Tell whether the client is on this machine. A proxy on this machine is not the client."""
     named_by_a_trusted_proxy = guard.FORWARDED in request.scope  # type: ignore[attr-defined]
     forwarded = any(name in request.headers for name in FORWARDING)
-    return address.is_loopback(request.META["REMOTE_ADDR"]) and (named_by_a_trusted_proxy or not forwarded)
+    return addresses.is_loopback(request.META["REMOTE_ADDR"]) and (named_by_a_trusted_proxy or not forwarded)

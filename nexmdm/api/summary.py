@@ -9,13 +9,13 @@ from ninja import Query, Router
 
 from commands import queue
 from commands.models import Withdrawal
-from devices import enrollment, fleet
-from devices.callers import Done, caller_of
-from devices.database import unit
+from devices import enrollment, queries
 from devices.schemas import DeviceRow
-from devices.wire import Nothing, respond
-from nexmdm import overview
-from nexmdm.overview import AuditPage, AuditQuery, Summary
+from nexmdm.auth.callers import Done, caller_of
+from nexmdm.common.database import unit
+from nexmdm.common.types import Nothing, respond
+from nexmdm.monitoring import fleet_summary
+from nexmdm.monitoring.fleet_summary import AuditPage, AuditQuery, Summary
 
 log = structlog.get_logger()
 
@@ -33,7 +33,7 @@ async def revoke_device(request: HttpRequest, device_id: UUID, body: Nothing | N
         enrollment.revoke(device_id)
         queue.cancel_all_of(device_id, Withdrawal.REVOCATION)
         transaction.on_commit(lambda: log.info("device.revoked", device_id=str(device_id)))
-        return Done(fleet.device(device_id))
+        return Done(queries.device(device_id))
 
     return await caller_of(request).run(work)
 
@@ -45,7 +45,7 @@ async def reinstate_device(request: HttpRequest, device_id: UUID, body: Nothing 
     def work() -> Done:
         enrollment.reinstate(device_id)
         transaction.on_commit(lambda: log.info("device.reinstated", device_id=str(device_id)))
-        return Done(fleet.device(device_id))
+        return Done(queries.device(device_id))
 
     return await caller_of(request).run(work)
 
@@ -53,10 +53,10 @@ async def reinstate_device(request: HttpRequest, device_id: UUID, body: Nothing 
 @router.get("/summary", response=Summary, url_name="summary")
 async def summary(request: HttpRequest) -> HttpResponse:
     """Count the fleet: devices by presence, open deliveries, and the last hour's pushes by FCM code."""
-    return respond(await unit(overview.summary))
+    return respond(await unit(fleet_summary.summary))
 
 
 @router.get("/audit", response=AuditPage, url_name="audit")
 async def list_audit(request: HttpRequest, query: Query[AuditQuery]) -> HttpResponse:
     """List the signed writes, newest first: carried out, refused or failed. (Repeats and 429 leave no entry.)"""
-    return respond(await unit(overview.audit, query))
+    return respond(await unit(fleet_summary.audit, query))

@@ -14,7 +14,7 @@ from typing import Final, Self
 from django.db import transaction
 from django.db.models.functions import Now
 
-from devices import database
+from nexmdm.common import database
 from nexmdm.models import AuditEntry, AuditMark
 
 FORMAT: Final = "nexmdm audit 1"

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from django.db import transaction
 
-from devices import database
+from nexmdm.common import database
 from nexmdm.models import AuditEntry, AuditMark
 
 # Of the oldest entries those that are old, up to the first one that is not: what is left is one chain without a gap.

@@ -6,7 +6,7 @@ from typing import Any, Final
 from django_ratelimit.core import get_usage
 from prometheus_client import Counter
 
-from nexmdm import address
+from nexmdm.common import addresses
 
 COUNTED_ADDRESSES: Final = 1000
 """How many addresses have a counter of their own, per process, limit and period (at least a minute). All further
@@ -39,7 +39,7 @@ class AddressLimit:
 
     def seconds_over(self, client: str) -> int | None:
         """Return how long an address that is known to be over the limit has to wait, else None. Costs no statement."""
-        key = address.counting_key(client)
+        key = addresses.counting_key(client)
         until = self._over_until.get(key, 0.0)
         if len(self._counted) >= COUNTED_ADDRESSES and key not in self._counted:
             until = max(until, self._over_until.get(_TOGETHER, 0.0))
@@ -48,7 +48,7 @@ class AddressLimit:
 
     def count(self, client: str, rate: str) -> int | None:
         """Count one more, in a thread; return the seconds to wait if there were too many, else None."""
-        key = self._counted_as(address.counting_key(client), rate)
+        key = self._counted_as(addresses.counting_key(client), rate)
         usage = count(self._group, key, rate)
         if not usage["should_limit"]:
             return None

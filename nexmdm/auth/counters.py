@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from django.core.cache.backends.base import DEFAULT_TIMEOUT, BaseCache
 
-from devices import database
+from nexmdm.common import database
 
 _ADD: Final = """
     INSERT INTO nexmdm_counter AS counter (key, value, expires_at)

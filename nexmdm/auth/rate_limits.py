@@ -9,10 +9,10 @@ from uuid import UUID
 
 from django.conf import settings
 
-from devices.database import device_unit, lookup_unit, unit
-from devices.gates import GateFull
-from nexmdm.address_limits import AddressLimit, count
-from nexmdm.problems import Problem
+from nexmdm.auth.address_limits import AddressLimit, count
+from nexmdm.common.database import device_unit, lookup_unit, unit
+from nexmdm.common.overload.gates import GateFull
+from nexmdm.common.problems import Problem
 
 FAILURES: Final = "failures"
 """The log's name for the limit of failed authentications."""

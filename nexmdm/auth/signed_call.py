@@ -10,10 +10,10 @@ import orjson
 from django.db import transaction
 from django.http import HttpResponse
 
-from devices import database
-from devices.callers import Done
-from devices.database import unit
-from nexmdm import audit
+from nexmdm.audit import entries
+from nexmdm.auth.callers import Done
+from nexmdm.common import database
+from nexmdm.common.database import unit
 from nexmdm.models import StoredAnswer
 
 Reveal = Callable[[dict[str, Any]], Mapping[str, str]]
@@ -70,7 +70,7 @@ class SignedCaller:
             # Every other signed write waits from the entry to the commit. So it comes last; and the foreign keys, which
             # are else checked at the commit, before it: those of a command to 100,000 devices take most of a second.
             database.execute("SET CONSTRAINTS ALL IMMEDIATE")
-            audit.record(self, status=200, request_id=done.request_id)
+            entries.record(self, status=200, request_id=done.request_id)
         return _with_secrets(answer, done.secrets), False
 
     def _lock(self) -> None:

@@ -16,8 +16,9 @@ from prometheus_client import Counter
 from devices import tokens
 from devices.credentials import InvalidToken
 from devices.enrollment import InvalidEnrollmentToken
-from nexmdm import limits, refusals, signing
-from nexmdm.caller import SignedCaller
+from nexmdm.auth import rate_limits, signing
+from nexmdm.auth.signed_call import SignedCaller
+from nexmdm.http import refusals
 
 DENIED = Counter("nexmdm_admin_denied", "Admin requests whose signature was not good, by the reason.", ["reason"])
 
@@ -75,7 +76,7 @@ ENROLLMENT: Final = EnrollmentBearer(tokens.ENROLLMENT_PREFIX, InvalidEnrollment
 
 
 class SignedRequest(AuthBase):
-    """An admin request signed by NXD1 (see nexmdm/signing.py), verified on the raw bytes before anything else."""
+    """An admin request signed by NXD1 (see nexmdm/auth/signing.py), verified on the raw bytes before anything else."""
 
     openapi_type: ClassVar = "apiKey"
     openapi_in: ClassVar = "header"
@@ -89,7 +90,7 @@ class SignedRequest(AuthBase):
             DENIED.labels(denied.reason).inc()
             raise
         refusals.facts(request.scope).principal = caller.principal  # type: ignore[attr-defined]
-        await limits.count_call(caller.principal, writes=request.method != "GET")
+        await rate_limits.count_call(caller.principal, writes=request.method != "GET")
         if request.method != "GET" and not _IDEMPOTENCY_KEY.fullmatch(caller.idempotency_key):
             request.auth = replace(caller, idempotency_key="")  # type: ignore[attr-defined]
             raise IdempotencyKeyRequired

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import httpx
 
-from nexmdm.fleet_client import Json
+from nexmdm.client.http_client import Json
 
 TARGET: Final = (
     "a device id, an alias in any case, tag:NAME, or all; several of a kind with commas between them; "

@@ -13,7 +13,7 @@ from typing import Any, Final, Self
 
 import httpx
 
-from nexmdm import signing
+from nexmdm.auth import signing
 
 # A line for each request, and with the others on standard output, would spoil what a script reads.
 logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -9,7 +9,7 @@ from typing import Any, Final
 import aiohttp
 import orjson
 
-from loadtest.fleet import Outcome, Phone, Refusal
+from nexmdm.client.phone import Outcome, Phone, Refusal
 
 ANSWER_SECONDS: Final = 30
 RETRY_SECONDS: Final = 5

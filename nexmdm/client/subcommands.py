@@ -9,10 +9,11 @@ from typing import Any, Final
 
 import httpx
 
-from nexmdm import fleet_terminal, signing
-from nexmdm.fleet_client import FleetClient, Json, Refused, Unreachable
-from nexmdm.fleet_terminal import Terminal
-from nexmdm.fleet_values import Content, Param
+from nexmdm.auth import signing
+from nexmdm.client import display
+from nexmdm.client.arguments import Content, Param
+from nexmdm.client.display import Terminal
+from nexmdm.client.http_client import FleetClient, Json, Refused, Unreachable
 
 DONE: Final = 0
 FAILED: Final = 1
@@ -120,7 +121,7 @@ def enroll_token(session: Session) -> int:
         return DONE
     terminal.line(made["enrollment_token"])
     phones = "1 phone registers" if made["max_uses"] == 1 else f"{made['max_uses']} phones register"
-    until = fleet_terminal.shown("expires_at", made["expires_at"])
+    until = display.shown("expires_at", made["expires_at"])
     terminal.hint(f"With this token {phones} until {until}: POST {session.client.url}/v1/register")
     return DONE
 
@@ -281,13 +282,13 @@ def _follow(session: Session, command: Json, now: datetime) -> int:
         # A little more, so that the last look finds it expired.
         seconds = max(0.0, left + 1)
     try:
-        with fleet_terminal.progress(command["device_count"]) as (step, watch):
+        with display.progress(command["device_count"]) as (step, watch):
             command = session.client.wait(command["request_id"], seconds, step=step, watch=watch)
         _tell(session, command)
     except (Refused, Unreachable):
         session.terminal.hint(f"To look again: `manage.py fleet command {command['request_id']} --wait`.")
         raise
-    if still_open := fleet_terminal.open_deliveries(command):
+    if still_open := display.open_deliveries(command):
         session.terminal.complain(f"Waited {seconds:.0f} s; {still_open} of {command['device_count']} are still open.")
     return DONE if command["counts"]["succeeded"] == command["device_count"] else FAILED
 
@@ -344,10 +345,10 @@ def _event(row: Json) -> Json:
     """Return an event of a timeline in the columns of one table."""
     remarks = [name for name in ("late", "duplicate") if row[name]]
     if last_at := row.get("last_at"):
-        remarks.append(f"{row['count']} times, last {fleet_terminal.to_the_millisecond(last_at)}")
+        remarks.append(f"{row['count']} times, last {display.to_the_millisecond(last_at)}")
     said = [row[name] for name in ("fcm_error", "message_id", "message", "detail") if row[name]]
     return row | {
-        "when": fleet_terminal.to_the_millisecond(row["at"]),
+        "when": display.to_the_millisecond(row["at"]),
         "outcome": row["outcome"] or row["status"] or row["state"],
         "said": "; ".join([*remarks, *said]) or None,
     }

@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
-from nexmdm.timers import Timer
+from nexmdm.common.timers import Timer
 
 E = TypeVar("E")
 

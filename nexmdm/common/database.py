@@ -16,7 +16,7 @@ from django.conf import settings
 from django.db import Error, OperationalError, connection, connections
 from psycopg.errors import DeadlockDetected, SerializationFailure
 
-from devices.gates import Gate
+from nexmdm.common.overload.gates import Gate
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -24,7 +24,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, core_schema
 
-from devices import identity
+from nexmdm.common import identity
 
 MAX_DEPTH: Final = 16
 TOO_DEEP: Final = f"must not be nested deeper than {MAX_DEPTH}"
@@ -36,7 +36,7 @@ _UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9
 
 
 _SHOWN_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,31}")
-"""No secret is as short as that (nexmdm/environment.py)."""
+"""No secret is as short as that (nexmdm/config/environment.py)."""
 
 
 def shown_name(given: str) -> str:
@@ -61,7 +61,8 @@ class Body(BaseModel):
 class DeviceBody(BaseModel):
     """A body from a phone: unknown fields are ignored, so that a newer agent can talk to an older server.
 
-    Each field is annotated with its role (devices/tolerance.py): whether a value that does not fit refuses the request.
+    Each field is annotated with its role (nexmdm/common/tolerance/repair.py): whether a value that does not fit refuses
+    the request.
     """
 
     model_config = ConfigDict(extra="ignore")

@@ -1,6 +1,6 @@
 """What must be right before anything is served: the settings in force, and room for our connections in PostgreSQL.
 
-(What a variable alone cannot hold is refused earlier, when the settings are read: nexmdm/environment.py.)
+(What a variable alone cannot hold is refused earlier, when the settings are read: nexmdm/config/environment.py.)
 """
 
 import multiprocessing
@@ -19,8 +19,8 @@ from django.core.checks import ERROR, CheckMessage, Error, Warning  # noqa: A004
 from django.core.exceptions import ImproperlyConfigured
 from django.db import InterfaceError, OperationalError
 
-from devices import database
-from nexmdm.environment import Fault, Misconfigured, sound_host, sound_secret
+from nexmdm.common import database
+from nexmdm.config.environment import Fault, Misconfigured, sound_host, sound_secret
 
 log = structlog.get_logger()
 

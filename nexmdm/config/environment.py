@@ -17,7 +17,7 @@ from django.core.checks import Error
 from django.core.exceptions import ImproperlyConfigured
 from psycopg.conninfo import conninfo_to_dict
 
-from nexmdm import local_secrets
+from nexmdm.config import secrets_file
 
 MINIMUM_SECRET_LENGTH: Final = 32
 _YES: Final = {"true", "on", "yes", "1"}
@@ -209,7 +209,7 @@ def optional_secret(name: str) -> str:
 def generated_secrets(path: Path) -> dict[str, str]:
     """Return the secrets that are kept in the data folder, made at the first call."""
     try:
-        return local_secrets.load_or_create(path)
+        return secrets_file.load_or_create(path)
     except OSError as error:
         said = f"The secrets cannot be kept in {path}: {error.strerror}."
         hint = "Set NEXMDM_DATA_DIR to a folder that can be written to; or, for a PostgreSQL of your own, DATABASE_URL."

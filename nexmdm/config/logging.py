@@ -14,7 +14,7 @@ import orjson
 import structlog
 from structlog.typing import EventDict, ExcInfo, Processor
 
-from devices import database
+from nexmdm.common import database
 
 
 def configure(*, level: str, style: str) -> None:

@@ -15,13 +15,13 @@ from django.db import DatabaseError, InterfaceError
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
-from devices import database
-from devices.gates import Gate, GateFull
-from nexmdm import address, logins, passwords
-from nexmdm.guard import Message, Receive, Scope, Send
-from nexmdm.lean import LeanHandler
-from nexmdm.limits import RateLimited
-from nexmdm.site_turn import SiteTurn
+from nexmdm.admin_site import logins, passwords
+from nexmdm.admin_site.turns import SiteTurn
+from nexmdm.auth.rate_limits import RateLimited
+from nexmdm.common import addresses, database
+from nexmdm.common.overload.gates import Gate, GateFull
+from nexmdm.http.api_handler import LeanHandler
+from nexmdm.http.guard.guard import Message, Receive, Scope, Send
 
 ROUTE: Final = "/django-admin/"
 _HASHING: Final = frozenset(f"{ROUTE}{page}/" for page in ("login", "password_change"))
@@ -48,7 +48,7 @@ class SiteHandler:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or refuse it with 429 or 503."""
         scope["nexmdm.route"] = ROUTE
-        with SiteTurn(address.counting_key(scope["client"][0])) as turn:
+        with SiteTurn(addresses.counting_key(scope["client"][0])) as turn:
             async with ThreadSensitiveContext(), AsyncExitStack() as held:
                 try:
                     if scope["method"] == "POST" and scope["path"] in _HASHING:

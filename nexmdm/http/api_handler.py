@@ -14,10 +14,9 @@ from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.urls import ResolverMatch
 
-from devices import database
-from nexmdm import address, problems
-from nexmdm.api import api, refusal
-from nexmdm.guard import Receive, Scope, Send
+from nexmdm.api.application import api, refusal
+from nexmdm.common import addresses, database, problems
+from nexmdm.http.guard.guard import Receive, Scope, Send
 
 
 class LeanRequest(ASGIRequest):
@@ -48,7 +47,7 @@ class LeanHandler(ASGIHandler):
 
     async def serve(self, scope: Scope, body: bytes, send: Send) -> None:
         """Serve a request whose body was read."""
-        database.CLIENT.set(address.counting_key(scope["client"][0]))
+        database.CLIENT.set(addresses.counting_key(scope["client"][0]))
         async with ThreadSensitiveContext():
             request = LeanRequest(scope, body)
             response = await self._respond(request)
@@ -58,7 +57,7 @@ class LeanHandler(ASGIHandler):
 
     async def refuse(self, scope: Scope, body: bytes, error: Exception, send: Send) -> None:
         """Answer an error that was raised beside the resolver's views as if one of them had raised it."""
-        database.CLIENT.set(address.counting_key(scope["client"][0]))
+        database.CLIENT.set(addresses.counting_key(scope["client"][0]))
         async with ThreadSensitiveContext():
             response = await refusal(LeanRequest(scope, body), error)
         await self._send(response, send)

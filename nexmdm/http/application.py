@@ -5,36 +5,30 @@ Django's full handler for the admin site, and its files from memory.
 import os
 from typing import Any
 
-import django
+import structlog
+from asgiref.sync import sync_to_async
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connections
 
-os.environ.setdefault("DJANGO_SETTINGS_MODULE", "nexmdm.settings")
-django.setup(set_prefix=False)
-
-import structlog  # noqa: E402
-from asgiref.sync import sync_to_async  # noqa: E402
-from django.core.exceptions import ImproperlyConfigured  # noqa: E402
-from django.db import connections  # noqa: E402
-
-from devices import stopping  # noqa: E402
-from devices.database import unit  # noqa: E402
-from nexmdm import (  # noqa: E402
-    checkin,
-    checks,
+from devices import check_in
+from nexmdm.common import gc_tuning, shutdown
+from nexmdm.common.database import unit
+from nexmdm.config import checks
+from nexmdm.http import (
+    admin_site_handler,
     connection_bounds,
-    express,
+    heartbeat_fast_path,
     heartbeat_summary,
-    memory,
-    metrics,
     refusals,
-    site_handler,
     static_files,
 )
-from nexmdm.express import Express  # noqa: E402
-from nexmdm.guard import App, Guard, Receive, Scope, Send  # noqa: E402
-from nexmdm.lean import LeanHandler  # noqa: E402
-from nexmdm.metrics import Timed  # noqa: E402
-from nexmdm.site_handler import SiteHandler  # noqa: E402
-from nexmdm.static_files import StaticFiles  # noqa: E402
+from nexmdm.http.admin_site_handler import SiteHandler
+from nexmdm.http.api_handler import LeanHandler
+from nexmdm.http.guard.guard import App, Guard, Receive, Scope, Send
+from nexmdm.http.heartbeat_fast_path import Express
+from nexmdm.http.static_files import StaticFiles
+from nexmdm.monitoring import metrics
+from nexmdm.monitoring.metrics import Timed
 
 log = structlog.get_logger()
 
@@ -54,9 +48,9 @@ class Application:
             await self._live(receive, send)
         elif scope["type"] != "http":
             raise ValueError(f"There is no {scope['type']} here.")
-        elif scope["path"] == express.PATH:
+        elif scope["path"] == heartbeat_fast_path.PATH:
             await self._express(scope, receive, send)
-        elif site_handler.serves(scope["path"]):
+        elif admin_site_handler.serves(scope["path"]):
             await self._site(scope, receive, send)
         elif scope["path"].startswith(static_files.PREFIX):
             await self._static_files(scope, receive, send)
@@ -71,13 +65,13 @@ class Application:
             await send({"type": "lifespan.startup.failed", "message": str(error)})
             return
         connection_bounds.report_lowered()
-        stopping.watch()
-        memory.settle()
+        shutdown.watch()
+        gc_tuning.settle()
         with heartbeat_summary.lines():
             log.info("web.started", pid=os.getpid())
             await send({"type": "lifespan.startup.complete"})
             await receive()
-            await checkin.batcher().drain()
+            await check_in.batcher().drain()
             await refusals.drain()
         metrics.hand_over()
         await sync_to_async(_close_pools)()
@@ -91,5 +85,7 @@ def _close_pools() -> None:
         connection.close_pool()
 
 
-checks.refuse([*checks.settings_in_force(), *checks.metrics_folder()])
-application: App = Timed(Guard(Application()))
+def build() -> App:
+    """Return the whole stack. Raises ImproperlyConfigured where the settings in force cannot be right."""
+    checks.refuse([*checks.settings_in_force(), *checks.metrics_folder()])
+    return Timed(Guard(Application()))

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from nexmdm.guard import Scope, Send
-from nexmdm.problems import Problem
+from nexmdm.common.problems import Problem
+from nexmdm.http.guard.guard import Scope, Send
 
 Header = tuple[bytes, bytes]
 

@@ -16,9 +16,10 @@ from uuid_utils import uuid7
 from uvicorn.protocols.utils import get_remote_addr
 from uvicorn.server import ServerState
 
-from nexmdm import address, problems, refusals
-from nexmdm.pipelining import Turns
-from nexmdm.problems import Problem
+from nexmdm.common import addresses, problems
+from nexmdm.common.problems import Problem
+from nexmdm.http import refusals
+from nexmdm.http.pipelining import Turns
 
 log = structlog.get_logger()
 
@@ -102,8 +103,8 @@ class Connections:
 
         Clients of a Unix socket and trusted proxies count in total only.
         """
-        exempt = client is None or (settings.TRUSTED_PROXIES and address.is_trusted_proxy(client[0]))
-        name = "" if exempt or client is None else address.counting_key(client[0])
+        exempt = client is None or (settings.TRUSTED_PROXIES and addresses.is_trusted_proxy(client[0]))
+        name = "" if exempt or client is None else addresses.counting_key(client[0])
         if self._total >= self._bounds.total:
             self._refuse(transport, _IN_TOTAL)
             return None

@@ -2,21 +2,23 @@
 
 Django's request, its resolver and Ninja's parameters cost a heartbeat more than all of its own work
 (docs/performance.md has the figures). What this lane does not take, it hands over untouched: the operation `heartbeat`
-in nexmdm/device_api.py is the one that is published, and the one that says what is wrong with a body.
+in devices/phone_api.py is the one that is published, and the one that says what is wrong with a body.
 """
 
 from collections.abc import Sequence
 from typing import Final
 
-from devices import tokens, tolerance, tolerant_json
+from devices import check_in, phone_api, tokens
 from devices.credentials import InvalidToken, Unsettled
 from devices.schemas import Heartbeat
-from devices.tolerance import Note
-from devices.wire import parse_json
-from nexmdm import checkin, device_api, limits, refusals
-from nexmdm.guard import Receive, Scope, Send
-from nexmdm.lean import LeanHandler
-from nexmdm.limits import RateLimited
+from nexmdm.auth import rate_limits
+from nexmdm.auth.rate_limits import RateLimited
+from nexmdm.common.tolerance import repair, tolerant_json
+from nexmdm.common.tolerance.repair import Note
+from nexmdm.common.types import parse_json
+from nexmdm.http import refusals
+from nexmdm.http.api_handler import LeanHandler
+from nexmdm.http.guard.guard import Receive, Scope, Send
 
 PATH: Final = "/v1/heartbeat"
 _BEARER: Final = b"Bearer "
@@ -41,11 +43,11 @@ class Express:
         fields, notes = heartbeat
         scope["nexmdm.route"] = PATH
         try:
-            outcome = await checkin.batcher().submit(device_api.beat(token, fields))
+            outcome = await check_in.batcher().submit(phone_api.beat(token, fields))
             if isinstance(outcome, InvalidToken):
                 await self._refuse(scope, body, outcome, send)
                 return
-            answer = await device_api.answer(token, checkin.good(outcome), notes)
+            answer = await phone_api.answer(token, check_in.good(outcome), notes)
         except Unsettled:
             await self._ordinary.serve(scope, body, send)
         except Exception as error:  # noqa: BLE001  (the API's one table of errors says what it means)
@@ -55,12 +57,12 @@ class Express:
 
     async def _refuse(self, scope: Scope, body: bytes, error: InvalidToken, send: Send) -> None:
         """Answer a wrong token; in a flood of them, from an address that is over its limit, at the least cost."""
-        seconds = limits.failures.seconds_over(scope["client"][0])
+        seconds = rate_limits.failures.seconds_over(scope["client"][0])
         if seconds is None:
             await self._ordinary.refuse(scope, body, error, send)
             return
-        refusals.facts(scope).reason = limits.FAILURES
-        problem = RateLimited(seconds, limits.FAILURES).problem
+        refusals.facts(scope).reason = rate_limits.FAILURES
+        problem = RateLimited(seconds, rate_limits.FAILURES).problem
         headers = [(name.lower().encode(), value.encode()) for name, value in problem.all_headers().items()]
         await _answer(problem.status, headers, problem.body(), send)
 
@@ -80,7 +82,7 @@ def _heartbeat(body: bytes) -> tuple[Heartbeat, Sequence[Note]] | None:
     except ValueError:  # no JSON, or pydantic's ValidationError
         pass
     try:
-        reading = tolerance.repair(Heartbeat, tolerant_json.parse(body))
+        reading = repair.repair(Heartbeat, tolerant_json.parse(body))
     except ValueError:
         return None
     return reading.fields, reading.notes

@@ -15,8 +15,10 @@ from typing import Final
 import structlog
 from django.conf import settings
 
-from nexmdm import checkin, express, metrics
-from nexmdm.timers import Timer
+from devices import check_in
+from nexmdm.common.timers import Timer
+from nexmdm.http import heartbeat_fast_path
+from nexmdm.monitoring import metrics
 
 log = structlog.get_logger()
 
@@ -34,7 +36,7 @@ class _Counted:
 
     @classmethod
     def now(cls) -> "_Counted":
-        return cls(time.monotonic(), checkin.verdicts(), metrics.bucket_counts(express.PATH, "POST"))
+        return cls(time.monotonic(), check_in.verdicts(), metrics.bucket_counts(heartbeat_fast_path.PATH, "POST"))
 
 
 class HeartbeatSummary:

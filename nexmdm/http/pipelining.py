@@ -8,7 +8,7 @@ from typing import Final
 
 from uvicorn.protocols.http.flow_control import FlowControl
 
-from nexmdm.shared_bytes import SharedBytes
+from nexmdm.common.overload.shared_bytes import SharedBytes
 
 PIPELINED: Final = 16
 """How many requests of a connection are parsed and not yet answered. The others wait, unparsed, and nothing is read."""

@@ -1,4 +1,4 @@
-"""Ask the web process of this machine how it is: `python -m nexmdm.probe /healthz`, for a container's health check.
+"""Ask the web process of this machine how it is: `python -m nexmdm.http.probe /healthz`, for health checks.
 
 The exit status is 0 if the answer is 200. The Host header is one that ALLOWED_HOSTS lets in.
 """
@@ -10,7 +10,7 @@ from typing import Final
 
 from django.conf import settings
 
-from nexmdm import address
+from nexmdm.common import addresses
 
 _SECONDS: Final = 5
 
@@ -25,8 +25,8 @@ def main() -> None:
 
 def status(host: str, port: int, path: str = "/healthz") -> str:
     """Return the status of the answer, or why there is none."""
-    name = address.host_instead_of("localhost") or "localhost"
-    connection = http.client.HTTPConnection(address.LOOPBACK.get(host, host), port, timeout=_SECONDS)
+    name = addresses.host_instead_of("localhost") or "localhost"
+    connection = http.client.HTTPConnection(addresses.LOOPBACK.get(host, host), port, timeout=_SECONDS)
     try:
         connection.request("GET", path, headers={"Host": f"{name}:{port}"})
         return str(connection.getresponse().status)

@@ -6,7 +6,7 @@ client that does not take its answer.
 
 This builds on private parts of uvicorn (the fields `cycle`, `pipeline` and `flow`; that a waiting request is started by
 on_response_complete(); the fields of a RequestResponseCycle), so that pyproject.toml pins uvicorn's minor version.
-tests/test_protocol.py names these parts: run it first when that version changes.
+tests/http/test_protocol.py names these parts: run it first when that version changes.
 """
 
 import asyncio
@@ -22,10 +22,12 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from nexmdm import connection_bounds, guard, pipelining, problems
-from nexmdm.connection_bounds import write_problem
-from nexmdm.pipelining import PORTION, PORTION_LINES, UNPARSED
-from nexmdm.problems import Problem
+from nexmdm.common import problems
+from nexmdm.common.problems import Problem
+from nexmdm.http import connection_bounds, pipelining
+from nexmdm.http.connection_bounds import write_problem
+from nexmdm.http.guard import guard
+from nexmdm.http.pipelining import PORTION, PORTION_LINES, UNPARSED
 
 HEAD_SECONDS: Final = 10
 """How long the head of a request may take, counted from the opening of the connection or its first byte."""
@@ -98,7 +100,7 @@ class Protocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._connections = connection_bounds.of(self.server_state)
         self._counted_as: str | None = None
-        self.logger = logging.getLogger("uvicorn.protocol")  # nexmdm/logs.py lets it log errors only
+        self.logger = logging.getLogger("uvicorn.protocol")  # nexmdm/config/logging.py lets it log errors only
         self._in_head = False
         self._in_body = False
         self._head_bytes = 0

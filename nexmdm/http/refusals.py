@@ -19,11 +19,12 @@ from prometheus_client import Counter
 
 from devices import claims
 from devices.claims import Claim
-from devices.wire import shown_name
-from nexmdm import address, limits, problems
-from nexmdm.collapsed_log import CollapsedLog
-from nexmdm.problems import Problem
-from nexmdm.refused_devices import CURTAILED, Refusal, RefusedDevices
+from nexmdm.auth import rate_limits
+from nexmdm.common import addresses, problems
+from nexmdm.common.collapsed_log import CollapsedLog
+from nexmdm.common.problems import Problem
+from nexmdm.common.types import shown_name
+from nexmdm.http.refused_devices import CURTAILED, Refusal, RefusedDevices
 
 log = structlog.get_logger()
 
@@ -86,7 +87,7 @@ def _note(scope: Scope, status: int, body: bytes) -> None:
     REFUSED.labels(code).inc()
     claim = _claim(scope, status, code, known)
     client: str = scope["client"][0]
-    if claim is None and _lines.count((code, address.counting_key(client))):
+    if claim is None and _lines.count((code, addresses.counting_key(client))):
         return
     refusal = Refusal(
         code=code,
@@ -109,7 +110,7 @@ def _note(scope: Scope, status: int, body: bytes) -> None:
 def note_unread(problem: Problem, client: str, correlation_id: str, reason: str) -> None:
     """Log the refusal of bytes that did not become a request."""
     REFUSED.labels(problem.code).inc()
-    where = ("", _UNMATCHED, address.canonical(client))
+    where = ("", _UNMATCHED, addresses.canonical(client))
     _log(Refusal(problem.code, problem.status, *where, correlation_id=correlation_id, reason=reason))
 
 
@@ -150,7 +151,7 @@ def _route(path: str) -> str:
 
 def _claim(scope: Scope, status: int, code: str, known: Facts) -> Claim | None:
     """Return the claim of the request's token, unless the refusal itself says that the token is wrong."""
-    if status >= HTTPStatus.INTERNAL_SERVER_ERROR or code in _PROVES_NOTHING or known.reason == limits.FAILURES:
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR or code in _PROVES_NOTHING or known.reason == rate_limits.FAILURES:
         return None
     headers = scope["nexmdm.headers"].values.get(b"authorization", ())
     if len(headers) != 1:

@@ -18,12 +18,12 @@ import structlog
 from asgiref.sync import ThreadSensitiveContext
 from prometheus_client import Counter
 
-from devices import claims, database, last_refusals
+from devices import claims, last_refusals
 from devices.claims import Claim
-from devices.database import unit
 from devices.last_refusals import LastRefused
-from nexmdm import address
-from nexmdm.timers import Timer
+from nexmdm.common import addresses, database
+from nexmdm.common.database import unit
+from nexmdm.common.timers import Timer
 
 log = structlog.get_logger()
 
@@ -67,7 +67,7 @@ class Refusal:
     @property
     def key(self) -> tuple[str, str]:
         """What makes two refusals equal."""
-        return self.code, str(self.device_id or address.counting_key(self.address))
+        return self.code, str(self.device_id or addresses.counting_key(self.address))
 
     def of_owner(self, claim: Claim) -> "Refusal":
         """Return the refusal with the owner of its token."""

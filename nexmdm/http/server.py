@@ -13,7 +13,7 @@ import uvicorn
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
-from nexmdm import lifeline
+from nexmdm.standalone import parent_watch
 
 VARIABLE: Final = "NEXMDM_LISTEN_FD"
 BACKLOG: Final = 2048
@@ -33,7 +33,7 @@ def main() -> None:
         descriptor = os.environ.pop(VARIABLE, "")
         listener = socket.socket(fileno=int(descriptor)) if descriptor else listen()
         server = uvicorn.Server(_config())
-        lifeline.watch()
+        parent_watch.watch()
         server.run(sockets=[listener])
     except (ImproperlyConfigured, CannotListen) as error:
         sys.exit(str(error))
@@ -76,7 +76,7 @@ def _config() -> uvicorn.Config:
     return uvicorn.Config(
         "nexmdm.asgi:application",
         loop="uvloop",
-        http="nexmdm.protocol:Protocol",
+        http="nexmdm.http.protocol:Protocol",
         ws="none",
         lifespan="on",
         access_log=False,
@@ -86,7 +86,3 @@ def _config() -> uvicorn.Config:
         timeout_graceful_shutdown=20,
         backlog=BACKLOG,
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -13,9 +13,9 @@ from typing import Final
 
 from django.contrib.staticfiles import finders
 
-from nexmdm import problems
-from nexmdm.asgi_answers import Header, answer, refuse
-from nexmdm.guard import Receive, Scope, Send
+from nexmdm.common import problems
+from nexmdm.http.asgi_answers import Header, answer, refuse
+from nexmdm.http.guard.guard import Receive, Scope, Send
 
 PREFIX: Final = "/static/"
 _SOURCE_MAPS: Final = "*.map"

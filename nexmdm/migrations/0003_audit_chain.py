@@ -7,7 +7,7 @@ from typing import Final
 
 from django.db import migrations, models
 
-# What the hash of an entry covers, and how: nexmdm/audit_chain.py says the same in Python, and verifies by it.
+# What the hash of an entry covers, and how: nexmdm/audit/chain.py says the same in Python, and verifies by it.
 _HASH: Final = """
     CREATE FUNCTION nexmdm_audit_hash(entry nexmdm_auditentry) RETURNS text LANGUAGE sql STABLE AS $$
         SELECT encode(sha256(convert_to(json_build_array(

@@ -8,9 +8,9 @@ from typing import Final
 from django.conf import settings
 from django.db.models.functions import Now
 
-from commands import circuit
-from commands.circuit import Circuit
-from devices.wire import rfc3339
+from commands.push import circuit_breaker
+from commands.push.circuit_breaker import Circuit
+from nexmdm.common.types import rfc3339
 from nexmdm.models import DispatcherSeen
 
 NAME: Final = f"{socket.gethostname()[:100]}:{os.getpid()}"
@@ -47,4 +47,4 @@ def push_state() -> str:
     if settings.FIREBASE_SERVICE_ACCOUNT is None:
         return "unconfigured"
     states = set(DispatcherSeen.objects.filter(last_seen_at__gt=Now() - ALIVE).values_list("circuit", flat=True))
-    return "circuit_open" if states == {circuit.OPEN} else "ok"
+    return "circuit_open" if states == {circuit_breaker.OPEN} else "ok"

@@ -8,10 +8,10 @@ from uuid import UUID
 from django.db.models import Count
 
 from commands.models import Delivery, Outcome
-from devices import database, paging
 from devices.models import Device, presences
-from devices.paging import Page
-from devices.wire import Answer, Time
+from nexmdm.common import database, pagination
+from nexmdm.common.pagination import Page
+from nexmdm.common.types import Answer, Time
 from nexmdm.models import AuditEntry
 
 LAST_HOUR: Final = timedelta(hours=1)
@@ -114,7 +114,7 @@ def audit(query: AuditQuery) -> AuditPage:
         rows = rows.filter(at__gte=query.since)
     if query.until is not None:
         rows = rows.filter(at__lt=query.until)
-    found, next_cursor = paging.take(rows, query, int)
+    found, next_cursor = pagination.take(rows, query, int)
     return AuditPage(items=[_audit_row(entry) for entry in found], next_cursor=next_cursor)
 
 

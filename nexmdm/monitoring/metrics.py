@@ -24,11 +24,11 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from commands import circuit
-from devices import database
+from commands.push import circuit_breaker
 from devices.models import online_window
-from nexmdm import dispatchers
-from nexmdm.guard import App, Receive, Scope, Send
+from nexmdm.common import database
+from nexmdm.http.guard.guard import App, Receive, Scope, Send
+from nexmdm.monitoring import dispatcher_status
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 GAUGES_LIVE_SECONDS: Final = 15
@@ -169,7 +169,7 @@ _FAMILIES: Final = (
     ("nexmdm_devices", "Devices by presence; the revoked ones apart.", "presence",
         ("online", "offline", "never", "revoked")),
     ("nexmdm_dispatchers", "Dispatchers that are alive, by their circuit to FCM.", "circuit",
-        (circuit.CLOSED, circuit.OPEN)),
+        (circuit_breaker.CLOSED, circuit_breaker.OPEN)),
     ("nexmdm_database_connections", "Connections of all processes to the database.", "state",
         ("active", "idle", "other")),
     ("nexmdm_database_connections_limit", "How many connections the database takes.", None, (None,)),
@@ -223,8 +223,8 @@ def _asked() -> dict[str, Any]:
     return {
         "pushes": settings.FIREBASE_SERVICE_ACCOUNT is not None,
         "online": online_window(),
-        "open": circuit.OPEN,
-        "alive": dispatchers.ALIVE,
+        "open": circuit_breaker.OPEN,
+        "alive": dispatcher_status.ALIVE,
     }
 
 

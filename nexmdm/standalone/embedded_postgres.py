@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 import psycopg
 
-from nexmdm import unprivileged
+from nexmdm.standalone import postgres_account
 
 NAME: Final = "nexmdm"
 USER: Final = "postgres"
@@ -226,11 +226,11 @@ def _pid_file_names_a_process(server: _Server) -> bool:
 
 def _start_anew(server: _Server) -> None:
     try:
-        account = unprivileged.account_for(server.folder)
-        unprivileged.give(server.folder, account)
-        unprivileged.admit(account, server.cluster)
-        unprivileged.admit(account, binaries() / "postgres")
-    except unprivileged.CannotDelegateError as error:
+        account = postgres_account.account_for(server.folder)
+        postgres_account.give(server.folder, account)
+        postgres_account.admit(account, server.cluster)
+        postgres_account.admit(account, binaries() / "postgres")
+    except postgres_account.CannotDelegateError as error:
         raise EmbeddedError(f"{error} Or set DATABASE_URL to a PostgreSQL of your own.") from error
     if not server.cluster.exists():
         _initialise(server)
@@ -272,7 +272,7 @@ def _run(server: _Server, program: str, *arguments: str) -> None:
 
     The cluster's path goes by environment: pg_ctl would put it into a shell command.
     """
-    account = unprivileged.account_for(server.folder)
+    account = postgres_account.account_for(server.folder)
     try:
         done = subprocess.run(
             [binaries() / program, *arguments],

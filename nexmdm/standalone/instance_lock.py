@@ -1,7 +1,8 @@
 """Who is in charge of a data folder: one `serve`; and, where that was killed, the keeper that clears up behind it.
 
-`python -m nexmdm.keeper <data folder>` is started by serve. Serve and its children hold the other end of its standard
-input; when the last of them has gone, it stops the embedded PostgreSQL, unless a new serve has taken charge by then.
+`python -m nexmdm.standalone.instance_lock <data folder>` is started by serve. Serve and its children hold the other end
+of its standard input; when the last of them has gone, it stops the embedded PostgreSQL, unless a new serve has taken
+charge by then.
 """
 
 import fcntl
@@ -14,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from nexmdm import embedded
+from nexmdm.standalone import embedded_postgres
 
 RUNNING: Final = "running"
 STOPPING: Final = "stopping"
@@ -90,7 +91,7 @@ def main() -> None:
     charge = take(data_dir)
     if charge is not None:
         charge.note(STOPPING)
-        embedded.stop(data_dir)
+        embedded_postgres.stop(data_dir)
 
 
 if __name__ == "__main__":

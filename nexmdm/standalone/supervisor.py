@@ -14,7 +14,7 @@ from typing import Final
 import structlog
 from prometheus_client import multiprocess
 
-from nexmdm import embedded, lifeline
+from nexmdm.standalone import embedded_postgres, parent_watch
 
 log = structlog.get_logger()
 
@@ -148,16 +148,16 @@ class Postgres:
 
         Yield a descriptor for the children to inherit: the keeper waits until the last process that has it is gone.
         """
-        argv = [sys.executable, "-m", "nexmdm.keeper", str(self._data_dir)]
+        argv = [sys.executable, "-m", "nexmdm.standalone.instance_lock", str(self._data_dir)]
         watched, held = os.pipe()
         keeper = subprocess.Popen(argv, stdin=watched, env=environment, start_new_session=True)
         os.close(watched)
         with keeper, os.fdopen(held, "wb"):
             try:
-                embedded.start(self._data_dir)
+                embedded_postgres.start(self._data_dir)
                 yield held
             finally:
-                embedded.stop(self._data_dir)
+                embedded_postgres.stop(self._data_dir)
 
     def tend(self) -> None:
         """Look every few seconds that it runs, and start it again if not."""
@@ -165,9 +165,9 @@ class Postgres:
             return
         self._due = time.monotonic() + _POSTGRES_CHECK_SECONDS
         try:
-            if embedded.start(self._data_dir):
+            if embedded_postgres.start(self._data_dir):
                 log.error("process.restarted", name="postgres")
-        except embedded.EmbeddedError as error:
+        except embedded_postgres.EmbeddedError as error:
             log.error("process.died", name="postgres", reason=str(error))
 
 
@@ -193,4 +193,4 @@ def environment(path: Path, **extra: str) -> dict[str, str]:
 
 def with_lifeline(variables: dict[str, str], descriptor: int) -> dict[str, str]:
     """Return the environment with the lifeline's number in it."""
-    return {**variables, lifeline.VARIABLE: str(descriptor)}
+    return {**variables, parent_watch.VARIABLE: str(descriptor)}

@@ -28,12 +28,13 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from commands.models import Attempt, Command, Delivery, Report
-from devices import database, export
 from devices.models import Device, EnrollmentToken, LastRefusal, Presence
-from devices.wire import rfc3339
-from nexmdm.admin_site import site
+from nexmdm.admin_site.site import site
+from nexmdm.common import database
+from nexmdm.common.read_only_admin import csv_export
+from nexmdm.common.types import rfc3339
 from nexmdm.models import AuditEntry, DispatcherSeen
-from tests.actors import Answer, Visitor
+from tests.support.actors import Answer, Visitor
 
 MaxQueries = Callable[[int], AbstractContextManager[Any]]
 
@@ -420,7 +421,7 @@ def test_the_list_of_commands_shows_how_each_stands(worked: World, browser: Clie
 def test_a_list_of_commands_counts_the_narrowest_and_leaves_the_others_to_their_own_pages(
     worked: World, browser: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("commands.admin.MOST", 3)
+    monkeypatch.setattr("commands.admin.commands.MOST", 3)
     Command.objects.filter(action="ping").update(device_count=4)
     assert standings(browser) == {
         "launch_app": ("open", "1 pending , 1 succeeded"),
@@ -737,7 +738,7 @@ def test_the_first_page_counts_the_fleet_its_open_work_and_its_pushes(worked: Wo
 def test_the_first_page_says_so_when_there_is_more_than_it_counts(
     worked: World, browser: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nexmdm.glance.MOST", 1)
+    monkeypatch.setattr("nexmdm.admin_site.dashboard.MOST", 1)
     page = plain(browser.get("/django-admin/").content.decode())
     assert "Counted up to 1; there are more." in page
     assert re.search(r"The newest 1, since \d{4}-\d\d-\d\d \d\d:\d\dZ\.", page)
@@ -871,7 +872,7 @@ def test_a_filtered_list_is_exported_as_it_is_filtered(worked: World, staff: Vis
 def test_the_csv_of_commands_says_how_each_stands_a_few_deliveries_at_a_time(
     worked: World, staff: Visitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("commands.story.AT_ONCE", 3)
+    monkeypatch.setattr("commands.queries.AT_ONCE", 3)
     (late,) = Delivery.objects.filter(state="pending")
     Delivery.objects.filter(pk=late.pk).update(state="expired", settled_at=worked.now)
     Report.objects.create(delivery=late, status="succeeded", late=True)
@@ -893,7 +894,7 @@ def test_the_link_to_the_csv_carries_the_filters_and_begins_at_the_top(worked: W
 def test_an_export_holds_one_chunk_at_a_time_and_misses_no_row(
     worked: World, staff: Visitor, monkeypatch: pytest.MonkeyPatch, django_assert_max_num_queries: MaxQueries
 ) -> None:
-    monkeypatch.setattr("devices.export.CHUNK", 10)
+    monkeypatch.setattr("nexmdm.common.read_only_admin.csv_export.CHUNK", 10)
     (delivery,) = Delivery.objects.filter(state="failed")
     for _ in range(55):
         worked.attempt(delivery, "retry_later", 503, "UNAVAILABLE")
@@ -906,13 +907,13 @@ def test_an_export_holds_one_chunk_at_a_time_and_misses_no_row(
 
 def test_exports_at_the_same_moment_read_their_chunks_one_after_the_other(worked: World, staff: Visitor) -> None:
     async def begun_while_another_one_reads() -> Answer:
-        await export.READING.enter("another")
+        await csv_export.READING.enter("another")
         begun = asyncio.create_task(staff.arequest("GET", page_of(Report, "export"), None, staff.cookies))
         deadline = time.monotonic() + 10
-        while not any(state.waiters for state in export.READING._states.values()):
+        while not any(state.waiters for state in csv_export.READING._states.values()):
             assert time.monotonic() < deadline, "it does not wait"
             await asyncio.sleep(0)
-        export.READING.leave("another")
+        csv_export.READING.leave("another")
         return await begun
 
     with staff.keeping_the_connection():

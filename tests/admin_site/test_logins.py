@@ -17,10 +17,11 @@ from django.utils import crypto
 from pytest_django import Settings
 from structlog.testing import capture_logs
 
-from devices.gates import Gate
-from nexmdm import passwords, site_handler, site_turn
+from nexmdm.admin_site import passwords, turns
 from nexmdm.asgi import application
-from tests.actors import LOGIN, Admin, Answer, Client, Phone, Visitor
+from nexmdm.common.overload.gates import Gate
+from nexmdm.http import admin_site_handler
+from tests.support.actors import LOGIN, Admin, Answer, Client, Phone, Visitor
 
 PASSWORD: Final = "correct horse battery"
 FULL: Final = partial(Gate, "of-this-test", at_once=0, waiting=0, waiting_per_key=0, seconds=0)
@@ -51,7 +52,7 @@ def connections_in_use() -> int:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take away what only costs time."""
     monkeypatch.setattr(passwords.PasswordHasher, "iterations", 2)
-    monkeypatch.setattr(site_handler, "REFUSAL_SECONDS", 0)
+    monkeypatch.setattr(admin_site_handler, "REFUSAL_SECONDS", 0)
 
 
 @pytest.fixture
@@ -168,7 +169,7 @@ def test_no_connection_is_held_while_a_password_is_hashed(
 def test_a_full_site_answers_with_a_problem_and_the_api_goes_on(
     admin: Admin, staff: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(site_turn, "SITE", FULL())
+    monkeypatch.setattr(turns, "SITE", FULL())
     for path in ("/django-admin/", LOGIN, "/django-admin/nothing"):
         assert_problem(Visitor().request("GET", path), 503, "overloaded")
     assert admin.get("/admin/summary").status == 200
@@ -180,7 +181,7 @@ def test_where_too_many_hashes_wait_a_login_is_503_and_pages_go_on(
     settings.LOGIN_RATE_LIMIT = "1/m"
     made = hashes.made
     with monkeypatch.context() as patch:
-        patch.setattr(site_handler, "PASSWORDS", FULL())
+        patch.setattr(admin_site_handler, "PASSWORDS", FULL())
         for _ in range(2):
             assert_problem(Visitor().log_in("root", PASSWORD), 503, "overloaded")
         assert Visitor().request("GET", LOGIN).status == 200
@@ -190,7 +191,7 @@ def test_where_too_many_hashes_wait_a_login_is_503_and_pages_go_on(
 
 def test_an_address_that_asks_for_much_leaves_places_to_others(staff: User, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = Gate("of-this-test", at_once=1, waiting=4, waiting_per_key=2, seconds=60)
-    monkeypatch.setattr(site_turn, "SITE", gate)
+    monkeypatch.setattr(turns, "SITE", gate)
 
     async def gathered() -> list[Answer]:
         await gate.enter("somebody's")
@@ -239,7 +240,7 @@ def test_where_the_pool_has_no_connection_left_the_site_answers_with_a_problem_a
 def test_an_error_of_ours_on_the_site_is_a_problem_and_no_page(
     staff: User, session: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nexmdm.glance.charts", lambda: 1 / 0)
+    monkeypatch.setattr("nexmdm.admin_site.dashboard.charts", lambda: 1 / 0)
     answer = Visitor(session=session).request("GET", "/django-admin/")
     assert (answer.status, answer.code) == (500, "internal")
 
@@ -249,7 +250,7 @@ def test_a_slow_reader_of_a_page_holds_neither_a_connection_nor_a_place(
     staff: User, session: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = Gate("of-this-test", at_once=1, waiting=0, waiting_per_key=0, seconds=0)
-    monkeypatch.setattr(site_turn, "SITE", gate)
+    monkeypatch.setattr(turns, "SITE", gate)
     connection.close()
     held: list[int] = []
 

@@ -9,8 +9,8 @@ from django.contrib.auth.models import User
 from django.test import Client as Browser
 from pytest_django import Settings
 
-from nexmdm import site_policy
-from tests.actors import LOGIN, Answer, Client, Visitor
+from nexmdm.admin_site import content_policy
+from tests.support.actors import LOGIN, Answer, Client, Visitor
 
 PASSWORD: Final = "correct horse battery"
 HOME: Final = "/django-admin/"
@@ -37,10 +37,10 @@ def refused_form(**headers: str) -> Answer:
 @pytest.mark.parametrize("path", [HOME, LOGIN, "/django-admin/nothing/", "/django-admin/devices/device/add/"])
 def test_every_page_may_load_our_own_files_only_and_run_nothing_inline(staff: Visitor, path: str) -> None:
     for answer in (staff.request("GET", path), Visitor().request("GET", path), refused_form()):
-        assert answer.headers["content-security-policy"] == site_policy.POLICY
+        assert answer.headers["content-security-policy"] == content_policy.POLICY
         text = answer.body.decode()
         assert re.findall(r"<style|\sstyle=|\son\w+=|javascript:|<script(?![^>]* src=\"/static/)", text) == []
-    directives = dict(part.split(maxsplit=1) for part in site_policy.POLICY.split("; "))
+    directives = dict(part.split(maxsplit=1) for part in content_policy.POLICY.split("; "))
     assert set(directives.values()) == {"'self'", "'none'"}
     assert directives["default-src"] == "'none'"
 

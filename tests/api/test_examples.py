@@ -1,6 +1,6 @@
 """The examples of the document: each request is sent as it stands and succeeds, and the answers are those shown.
 
-`WRITE_EXAMPLES=1 pytest tests/test_examples.py` records the answers anew.
+`WRITE_EXAMPLES=1 pytest tests/api/test_examples.py` records the answers anew.
 """
 
 import json
@@ -21,12 +21,12 @@ from django.db import OperationalError
 from jsonschema import Draft202012Validator
 from pytest_django import Settings
 
-from devices import database
-from loadtest.fcm_standin import FcmStandin
-from loadtest.fleet import sign
-from nexmdm.openapi_examples import FILE, OPERATIONS, PATH, PROBLEMS
-from tests.actors import Admin, Answer, Client, Phone
-from tests.moments import let_pass
+from loadtest.fake_fcm.server import FcmStandin
+from nexmdm.api.openapi.examples import FILE, OPERATIONS, PATH, PROBLEMS
+from nexmdm.client.phone import sign
+from nexmdm.common import database
+from tests.support.actors import Admin, Answer, Client, Phone
+from tests.support.moments import let_pass
 
 Json = dict[str, Any]
 
@@ -286,7 +286,7 @@ def _too_slow(world: World) -> Answer:
         collecting.close()
         raise TimeoutError
 
-    world.patch.setattr("nexmdm.guard._in_time", waited_for_it)
+    world.patch.setattr("nexmdm.http.guard.guard._in_time", waited_for_it)
     return world.heartbeat({})
 
 
@@ -297,12 +297,12 @@ def _rate_limited(world: World) -> Answer:
 
 
 def _broken(world: World) -> Answer:
-    world.patch.setattr("nexmdm.overview.summary", lambda: 1 / 0)
+    world.patch.setattr("nexmdm.monitoring.fleet_summary.summary", lambda: 1 / 0)
     return world.admin.get("/admin/summary")
 
 
 def _overloaded(world: World) -> Answer:
-    world.patch.setattr("nexmdm.checkin.WAITING_LIMIT", 0)
+    world.patch.setattr("devices.check_in.WAITING_LIMIT", 0)
     return world.phone.heartbeat()
 
 

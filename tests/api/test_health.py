@@ -16,13 +16,13 @@ from django.db.migrations.recorder import MigrationRecorder
 from django.db.models.functions import Now
 from pytest_django import Settings
 
-from commands import circuit
-from nexmdm import local_secrets
-from nexmdm.api import api
+from commands.push import circuit_breaker
+from nexmdm.api.application import api
+from nexmdm.config import secrets_file
 from nexmdm.models import DispatcherSeen
-from tests.actors import Admin, Client, Phone
+from tests.support.actors import Admin, Client, Phone
 
-ROOT: Final = Path(__file__).resolve().parent.parent
+ROOT: Final = Path(__file__).resolve().parent.parent.parent
 TOKEN: Final = "a-metrics-token-of-thirty-two-characters"
 
 
@@ -39,7 +39,7 @@ def no_database(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def fresh_gauges(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the next scrape read the gauges anew."""
-    monkeypatch.setattr("nexmdm.metrics._gauges._read_at", float("-inf"))
+    monkeypatch.setattr("nexmdm.monitoring.metrics._gauges._read_at", float("-inf"))
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
@@ -77,7 +77,7 @@ def test_a_server_whose_database_lacks_a_migration_is_not_ready(client: Client, 
 
 
 def test_readiness_says_when_a_dispatcher_was_last_seen(client: Client, db: None) -> None:
-    seen = DispatcherSeen.objects.create(name="host:1", circuit=circuit.CLOSED)
+    seen = DispatcherSeen.objects.create(name="host:1", circuit=circuit_breaker.CLOSED)
     assert client.request("GET", "/readyz").json["dispatcher"] == "ok"
 
     DispatcherSeen.objects.update(last_seen_at=Now() - timedelta(minutes=5))
@@ -92,11 +92,11 @@ def test_readiness_says_how_pushing_stands(client: Client, db: None, settings: S
     settings.FIREBASE_SERVICE_ACCOUNT = {"project_id": "p"}
     assert client.request("GET", "/readyz").json["push"] == "ok"
 
-    DispatcherSeen.objects.create(name="host:1", circuit=circuit.OPEN)
+    DispatcherSeen.objects.create(name="host:1", circuit=circuit_breaker.OPEN)
     answer = client.request("GET", "/readyz")
     assert (answer.status, answer.json["push"]) == (200, "circuit_open")
 
-    DispatcherSeen.objects.create(name="host:2", circuit=circuit.CLOSED)
+    DispatcherSeen.objects.create(name="host:2", circuit=circuit_breaker.CLOSED)
     assert client.request("GET", "/readyz").json["push"] == "ok"
 
 
@@ -261,7 +261,7 @@ def test_a_document_is_made_once(client: Client, monkeypatch: pytest.MonkeyPatch
 
 ON_A_DATABASE_OF_ITS_OWN: Final = {
     "DATABASE_URL": "postgresql://nobody@127.0.0.1:1/nothing",
-    **{name: f"{name}-of-more-than-thirty-two-characters" for name in local_secrets.NAMES},
+    **{name: f"{name}-of-more-than-thirty-two-characters" for name in secrets_file.NAMES},
 }
 
 
@@ -275,7 +275,7 @@ ON_A_DATABASE_OF_ITS_OWN: Final = {
 )
 def test_the_documents_are_served_where_they_are_wanted(environment: dict[str, str], status: int) -> None:
     asked = "print([Client().request('GET', path).status for path in ('/docs', '/openapi.json')])"
-    program = [sys.executable, "-c", f"import nexmdm.asgi; from tests.actors import Client; {asked}"]
+    program = [sys.executable, "-c", f"import nexmdm.asgi; from tests.support.actors import Client; {asked}"]
     done = subprocess.run(program, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == str([status] * 2)
 

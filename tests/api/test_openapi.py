@@ -9,8 +9,8 @@ import openapi_spec_validator
 import pytest
 
 from commands.actions import CATALOGUE
-from nexmdm.api import ERRORS, api
-from tests.actors import Admin, Client
+from nexmdm.api.application import ERRORS, api
+from tests.support.actors import Admin, Client
 
 Json = dict[str, Any]
 

@@ -9,13 +9,14 @@ from django.db import connection
 from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
 
-from commands import outbox
 from commands.models import Delivery, Outcome, Report
-from commands.outbox import Sent
-from devices import database, tokens
+from commands.push import outbox
+from commands.push.outbox import Sent
+from devices import tokens
 from devices.models import Device, Presence
-from tests.actors import Admin, Phone
-from tests.moments import in_one_batch, let_pass, thread_hops
+from nexmdm.common import database
+from tests.support.actors import Admin, Phone
+from tests.support.moments import in_one_batch, let_pass, thread_hops
 
 # The two statements travel together, and PostgreSQL takes them as one transaction.
 FLUSH = ["WITH + SELECT"]

@@ -15,15 +15,15 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from pytest_django import Settings
 
-from commands.dispatcher import Dispatcher
-from devices import database
+from commands.push.dispatcher import Dispatcher
 from devices.models import Device
-from nexmdm import audit, audit_chain
+from nexmdm.audit import chain, entries
+from nexmdm.common import database
 from nexmdm.management.commands import dispatch
 from nexmdm.models import AuditEntry, AuditMark
-from tests import tampering
-from tests.actors import Admin, Client, Phone
-from tests.moments import in_parallel
+from tests.support import tampering
+from tests.support.actors import Admin, Client, Phone
+from tests.support.moments import in_parallel
 
 OLD_KEY: Final = "the-admin-key-that-was-in-use-until-yesterday"
 
@@ -126,7 +126,7 @@ def unwritable(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise OperationalError("the connection is closed")
 
-    monkeypatch.setattr("nexmdm.audit.record", refuse)
+    monkeypatch.setattr("nexmdm.audit.entries.record", refuse)
 
 
 def test_a_write_whose_entry_cannot_be_written_is_not_done(
@@ -204,7 +204,7 @@ def test_what_the_database_hashes_is_what_is_verified(db: None, address: str | N
         principal=text, address=address, method="POST", path=text, body_sha256="", status=200, request_id=uuid4()
     )
     entry.refresh_from_db()
-    assert entry.hash == audit_chain.digest(entry)
+    assert entry.hash == chain.digest(entry)
 
 
 @commits
@@ -338,7 +338,7 @@ def test_a_deleted_entry_is_found(written: list[int], gone: list[int], what: str
 @commits
 def test_an_inserted_entry_is_found(written: list[int]) -> None:
     # Before the first, in between (where there is room only by taking a number away), and after the last.
-    tampering.forge(-1, previous=audit_chain.BEGINNING.hash)
+    tampering.forge(-1, previous=chain.BEGINNING.hash)
     assert "Entry -1 was inserted" in broken()
     tampering.delete(-1)
 
@@ -458,7 +458,7 @@ def test_retention_deletes_nothing_that_is_old_behind_an_entry_that_is_not(writt
 def test_the_chain_goes_on_after_retention_has_deleted_everything(admin: Admin, written: list[int]) -> None:
     grow_old(*written)
     witness = newest()
-    assert [audit.prune(timedelta(days=90), 3) for _ in range(3)] == [3, 2, 0]
+    assert [entries.prune(timedelta(days=90), 3) for _ in range(3)] == [3, 2, 0]
     assert verify("--witness", witness).startswith("Verified 0 entries")
 
     admin.enrollment_token()
@@ -570,7 +570,7 @@ def test_a_role_that_owns_nothing_cannot_bring_a_mark_of_its_own(stranger: None)
 def test_a_role_that_owns_nothing_is_enough_to_write_entries_and_for_retention(stranger: None, admin: Admin) -> None:
     admin.enrollment_token()
     assert AuditEntry.objects.latest("id").id == 6
-    assert [audit.prune(timedelta(days=90), 100) for _ in range(2)] == [2, 0]
+    assert [entries.prune(timedelta(days=90), 100) for _ in range(2)] == [2, 0]
     database.execute("SET CONSTRAINTS ALL IMMEDIATE")
     mark = AuditMark.objects.get(name=AuditMark.PRUNED)
     assert (mark.entry_id, mark.hash) == (2, AuditEntry.objects.earliest("id").previous)
@@ -580,10 +580,10 @@ def test_a_role_that_owns_nothing_is_enough_to_write_entries_and_for_retention(s
 
 def test_several_entries_of_one_statement_make_one_chain(db: None) -> None:
     AuditEntry.objects.bulk_create(an_entry() for _ in range(3))
-    place = audit_chain.BEGINNING
+    place = chain.BEGINNING
     for found in AuditEntry.objects.order_by("id"):
-        assert (found.previous, found.hash) == (place.hash, audit_chain.digest(found))
-        place = audit_chain.Place(found.id, found.hash)
+        assert (found.previous, found.hash) == (place.hash, chain.digest(found))
+        place = chain.Place(found.id, found.hash)
     assert AuditMark.objects.values_list("entry_id", "hash").get() == (3, place.hash)
 
 
@@ -602,10 +602,10 @@ def test_entries_from_before_the_chain_are_carried_over_in_their_order(admin: Ad
     call_command("migrate", "nexmdm", verbosity=0)
     admin.enrollment_token()
 
-    place = audit_chain.BEGINNING
+    place = chain.BEGINNING
     for entry in AuditEntry.objects.order_by("id"):
-        assert (entry.previous, entry.hash) == (place.hash, audit_chain.digest(entry))
-        place = audit_chain.Place(entry.id, entry.hash)
+        assert (entry.previous, entry.hash) == (place.hash, chain.digest(entry))
+        place = chain.Place(entry.id, entry.hash)
     assert list(AuditEntry.objects.order_by("id").values_list("id", flat=True)) == [3, 7, 8, 9]
     mark = AuditMark.objects.get(name=AuditMark.NEWEST)
     assert (mark.entry_id, mark.hash) == (place.entry_id, place.hash)

@@ -10,11 +10,11 @@ import pytest
 from django.db.models.functions import Now
 
 from commands.models import Command
-from devices import database
 from devices.models import EnrollmentToken
-from nexmdm import idempotency
+from nexmdm.auth import stored_answers
+from nexmdm.common import database
 from nexmdm.models import AuditEntry, StoredAnswer
-from tests.actors import Admin, Phone
+from tests.support.actors import Admin, Phone
 
 KEY: Final = "order-4711-attempt_A"
 PING: Final[dict[str, Any]] = {"action": "ping", "target": {"all": True}}
@@ -129,9 +129,9 @@ def test_an_answer_is_kept_for_a_day_and_then_forgotten(admin: Admin, phone: Pho
     admin.post("/admin/command", PING, idempotency_key=KEY)
     mine = StoredAnswer.objects.filter(key=KEY)
     mine.update(created_at=Now() - timedelta(hours=23, minutes=59))
-    assert idempotency.forget_old_answers() == 0
+    assert stored_answers.forget_old_answers() == 0
 
     mine.update(created_at=Now() - timedelta(hours=24, seconds=1))
-    assert idempotency.forget_old_answers() == 1
+    assert stored_answers.forget_old_answers() == 1
     assert "idempotent-replayed" not in admin.post("/admin/command", PING, idempotency_key=KEY).headers
     assert Command.objects.count() == 2

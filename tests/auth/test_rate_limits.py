@@ -18,11 +18,12 @@ from pytest_django import Settings
 
 from commands import report_limit
 from commands.models import Command, Delivery, Report
-from devices import database, tokens
-from nexmdm import counters, limits
-from nexmdm.api import api
+from devices import tokens
+from nexmdm.api.application import api
+from nexmdm.auth import counters, rate_limits
+from nexmdm.common import database
 from nexmdm.models import AuditEntry, StoredAnswer
-from tests.actors import Admin, Answer, Client, Phone
+from tests.support.actors import Admin, Answer, Client, Phone
 
 METHODS: Final = ("GET", "POST", "PATCH", "PUT", "DELETE")
 EXAMPLES: Final = {"uuidstr": str(UUID(int=7)), "tag": "lobby"}
@@ -176,7 +177,7 @@ def rows_of_counters() -> int:
 def test_however_many_addresses_fail_they_take_only_so_many_counters_and_good_credentials_pass(
     admin: Admin, phone: Phone, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nexmdm.address_limits.COUNTED_ADDRESSES", 10)
+    monkeypatch.setattr("nexmdm.auth.address_limits.COUNTED_ADDRESSES", 10)
     settings.AUTH_FAILURE_RATE_LIMIT = "3/m"
     cache.clear()
     codes = [code for number in range(50) for code in fails(f"198.51.100.{number}")]
@@ -192,13 +193,13 @@ def test_however_many_addresses_fail_they_take_only_so_many_counters_and_good_cr
 def test_when_a_period_is_over_other_addresses_are_counted_one_by_one(
     db: None, settings: Settings, monkeypatch: pytest.MonkeyPatch, rate: str, seconds: float
 ) -> None:
-    monkeypatch.setattr("nexmdm.address_limits.COUNTED_ADDRESSES", 1)
+    monkeypatch.setattr("nexmdm.auth.address_limits.COUNTED_ADDRESSES", 1)
     settings.AUTH_FAILURE_RATE_LIMIT = rate
     fails("192.0.2.1")
-    assert limits.failures._counted_as("192.0.2.2", rate) == limits.failures._counted_as("192.0.2.3", rate)
+    assert rate_limits.failures._counted_as("192.0.2.2", rate) == rate_limits.failures._counted_as("192.0.2.3", rate)
     later = time.monotonic() + seconds
-    monkeypatch.setattr("nexmdm.address_limits.time", SimpleNamespace(monotonic=lambda: later))
-    assert limits.failures._counted_as("192.0.2.2", rate) == "192.0.2.2"
+    monkeypatch.setattr("nexmdm.auth.address_limits.time", SimpleNamespace(monotonic=lambda: later))
+    assert rate_limits.failures._counted_as("192.0.2.2", rate) == "192.0.2.2"
 
 
 @pytest.mark.parametrize("wrong", ["key", "secret"])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pytest_django import Settings
 
 from nexmdm.models import AuditEntry, StoredAnswer
-from tests.actors import Admin, Client
+from tests.support.actors import Admin, Client
 
 HEADERS: Final = ("X-Admin", "X-Timestamp", "X-Signature", "Idempotency-Key")
 NOWHERE: Final = {400, 404, 405}

@@ -13,10 +13,10 @@ import structlog
 from pytest_django import Settings
 
 from commands.models import Command
-from nexmdm import signing
-from nexmdm.api import api
+from nexmdm.api.application import api
+from nexmdm.auth import signing
 from nexmdm.models import AuditEntry, StoredAnswer
-from tests.actors import Admin, Answer, Client, Phone
+from tests.support.actors import Admin, Answer, Client, Phone
 
 NOW: Final = 1767225600
 SECRET: Final = "nxs_test_Zm9vYmFyYmF6cXV4MDEyMzQ1Njc4OWFiY2RlZg"
@@ -49,7 +49,7 @@ Tamper = Callable[[Signed], Signed | list[tuple[str, str]]]
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stop the server's clock at NOW."""
-    monkeypatch.setattr("nexmdm.auth.time.time", lambda: float(NOW))
+    monkeypatch.setattr("nexmdm.auth.signed_request.time.time", lambda: float(NOW))
 
 
 def signed(admin: Admin, method: str = "POST", target: str = "/admin/command", body: bytes = BODY) -> Signed:
@@ -197,7 +197,7 @@ def test_a_secret_that_is_not_ours_is_refused(admin: Admin, client: Client, phon
 def test_a_timestamp_within_300_seconds_passes(
     admin: Admin, client: Client, monkeypatch: pytest.MonkeyPatch, offset: int
 ) -> None:
-    monkeypatch.setattr("nexmdm.auth.time.time", lambda: float(NOW - offset))
+    monkeypatch.setattr("nexmdm.auth.signed_request.time.time", lambda: float(NOW - offset))
     assert client.request("GET", "/admin/summary", None, signed(admin, "GET", "/admin/summary", b"")).status == 200
 
 
@@ -205,7 +205,7 @@ def test_a_timestamp_within_300_seconds_passes(
 def test_a_timestamp_further_off_is_refused(
     admin: Admin, client: Client, phone: Phone, monkeypatch: pytest.MonkeyPatch, offset: int
 ) -> None:
-    monkeypatch.setattr("nexmdm.auth.time.time", lambda: float(NOW - offset))
+    monkeypatch.setattr("nexmdm.auth.signed_request.time.time", lambda: float(NOW - offset))
     assert_refused(client.request("POST", "/admin/command", BODY, signed(admin)))
 
 
@@ -219,7 +219,7 @@ def test_keys_and_signatures_are_compared_in_constant_time_with_each_that_is_val
         compared.append((one, other))
         return hmac.compare_digest(one, other)
 
-    monkeypatch.setattr("nexmdm.auth.hmac", SimpleNamespace(compare_digest=compare))
+    monkeypatch.setattr("nexmdm.auth.signed_request.hmac", SimpleNamespace(compare_digest=compare))
     headers = signed(admin, "GET", "/admin/summary", b"")
     assert client.request("GET", "/admin/summary", None, headers).status == 200
     key, signature = headers["X-Admin"].encode(), headers["X-Signature"].encode()
@@ -321,7 +321,7 @@ def test_why_a_signature_was_refused_is_in_the_log_and_in_a_metric(
 
     written = BytesIO()
     before = counted()
-    monkeypatch.setattr("nexmdm.refusals.log", structlog.wrap_logger(structlog.BytesLogger(written)))
+    monkeypatch.setattr("nexmdm.http.refusals.log", structlog.wrap_logger(structlog.BytesLogger(written)))
     assert_refused(client.request("POST", "/admin/command", BODY, TAMPERED[tampered](signed(admin))))
     line = json.loads(written.getvalue())
     assert (line["event"], line["reason"], line["address"]) == ("request.refused", reason, "127.0.0.1")

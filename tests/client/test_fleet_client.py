@@ -26,11 +26,11 @@ from pytest_django import Settings
 
 from commands.models import Attempt, Command, Delivery
 from devices.models import Device, EnrollmentToken
-from nexmdm.fleet_terminal import FREE_TEXT, Terminal
-from nexmdm.limits import RateLimited
+from nexmdm.auth.rate_limits import RateLimited
+from nexmdm.client.display import FREE_TEXT, Terminal
 from nexmdm.management.commands.fleet import Command as FleetCommand
-from tests import parts
-from tests.actors import Admin, Answer, Client, Phone
+from tests.support import processes
+from tests.support.actors import Admin, Answer, Client, Phone
 
 UNKNOWN = "0192f0c1-b000-7abc-8def-0123456789ab"
 
@@ -137,7 +137,7 @@ def test_devices_are_columns_of_plain_text_in_a_pipe_and_json_on_request(network
 def test_a_list_goes_over_as_many_pages_as_it_takes(
     network: InProcess, admin: Admin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nexmdm.fleet_client.PAGE", 2)
+    monkeypatch.setattr("nexmdm.client.http_client.PAGE", 2)
     for number in range(5):
         admin.enrol(f"phone-{number}")
     ran = run("devices", "--json", transport=network)
@@ -189,8 +189,8 @@ def test_waiting_outlasts_a_server_that_is_busy(
     network: InProcess, phone: Phone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slept: list[float] = []
-    monkeypatch.setattr("nexmdm.fleet_client.time.sleep", slept.append)
-    monkeypatch.setattr("nexmdm.auth.limits.count_call", _busy_once(network))
+    monkeypatch.setattr("nexmdm.client.http_client.time.sleep", slept.append)
+    monkeypatch.setattr("nexmdm.auth.signed_request.rate_limits.count_call", _busy_once(network))
     network.after = reporting([phone], "succeeded")
     assert run("ping", "all", "--wait", transport=network).status == 0
     assert slept == [7]
@@ -315,7 +315,7 @@ def test_a_cancellation_that_withdraws_nothing_is_exit_status_1(network: InProce
 def test_of_a_large_command_the_worst_deliveries_are_shown(
     network: InProcess, admin: Admin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nexmdm.fleet_verbs.SHOWN_DELIVERIES", 2)
+    monkeypatch.setattr("nexmdm.client.subcommands.SHOWN_DELIVERIES", 2)
     phones = [admin.enrol(f"phone-{number}") for number in range(4)]
     request_id = admin.command("ping").json["request_id"]
     for phone, status in zip(phones, ("succeeded", "failed", "running", "succeeded"), strict=True):
@@ -510,7 +510,7 @@ def test_a_server_out_of_reach_is_exit_status_3() -> None:
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Pass the pauses between repeats, and tell how long they were."""
     slept: list[float] = []
-    monkeypatch.setattr("nexmdm.fleet_client.time.sleep", slept.append)
+    monkeypatch.setattr("nexmdm.client.http_client.time.sleep", slept.append)
     return slept
 
 
@@ -776,7 +776,7 @@ def test_the_server_of_this_machine_has_its_own_secrets(
 
 @pytest.mark.parametrize("key", ["too-short-for-a-key", f"{'x' * 40}\n{'y' * 40}"])
 def test_secrets_that_cannot_be_right_are_exit_status_2(key: str) -> None:
-    ran = parts.run("manage.py", "fleet", "summary", "--url", ELSEWHERE, ADMIN_KEY=key)
+    ran = processes.run("manage.py", "fleet", "summary", "--url", ELSEWHERE, ADMIN_KEY=key)
     assert (ran.returncode, ran.stdout) == (2, "")
     assert re.fullmatch(r"\(nexmdm\.E00\d\) ADMIN_KEY .*\n", ran.stderr)
 
@@ -788,7 +788,7 @@ def test_the_address_is_that_of_the_settings(network: InProcess, settings: Setti
     assert (str(request.url), request.headers["Host"]) == ("http://127.0.0.1:8123/admin/summary", "mdm.example.com")
 
 
-PAGE: Final = Path(__file__).parent.parent / "docs" / "operations" / "fleet.md"
+PAGE: Final = Path(__file__).parent.parent.parent / "docs" / "operations" / "fleet.md"
 
 
 def test_every_command_of_its_page_works_and_every_one_is_on_it(network: InProcess, admin: Admin, phone: Phone) -> None:

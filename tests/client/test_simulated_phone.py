@@ -10,8 +10,8 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from loadtest.fleet import Agent, Credentials, Outcome, Phone, Refusal, Report, sign
-from loadtest.handset import Handset
+from nexmdm.client.phone import Agent, Credentials, Outcome, Phone, Refusal, Report, sign
+from nexmdm.client.simulated_phone import Handset
 
 DEVICE_ID = "0192f0c1-a2b3-7d4e-8f90-a1b2c3d4e5f6"
 COMMAND_KEY = "dc9436fa48f9627fb9b60096bf7e5807aba27f180d7cb012361ece39a553f8f9"
@@ -270,7 +270,7 @@ def test_a_refusal_says_what_it_lacks_of_problem_details(status: int, changes: d
 
 
 def test_a_handset_shows_what_it_does_and_outlives_a_server_in_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loadtest.handset.RETRY_SECONDS", 0)
+    monkeypatch.setattr("nexmdm.client.simulated_phone.RETRY_SECONDS", 0)
     given = {"device_id": DEVICE_ID, "device_token": "nxd_1", "command_key": COMMAND_KEY}
     in_time = signed(expires_at="2100-01-01T00:00:00Z")
     revoked = {"status": 403, "code": "device_revoked", "detail": "revoked"}

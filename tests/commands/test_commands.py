@@ -12,10 +12,10 @@ from django.db.models.functions import Now
 
 from commands import actions
 from commands.models import Command, Delivery
-from devices import database
 from devices.models import Device
+from nexmdm.common import database
 from nexmdm.models import AuditEntry
-from tests.actors import Admin, Answer, Phone
+from tests.support.actors import Admin, Answer, Phone
 
 ANSWER_KEYS: Final = {
     "request_id", "action", "state", "issued_at", "expires_at", "device_count", "push", "dry_run",

@@ -7,8 +7,8 @@ from django.test import Client as Browser
 
 from commands.models import Attempt, Command, Delivery, Report
 from devices.models import Device, Presence
-from loadtest.fcm_standin import FcmStandin
-from tests.actors import Admin, Client, Phone
+from loadtest.fake_fcm.server import FcmStandin
+from tests.support.actors import Admin, Client, Phone
 
 
 def test_register_returns_device_id_and_device_token_and_stores_only_hashes(admin: Admin, client: Client) -> None:

@@ -31,16 +31,17 @@ from hypothesis.stateful import (
 )
 from pytest_django import Settings
 
-from commands import fcm, outbox, queue
-from commands.batch import FRESH_SECONDS, Batch
-from commands.dispatcher import LEAVES_WITHIN_SECONDS, Dispatcher
+from commands import queue
 from commands.models import FINAL, OPEN, Attempt, Channel, Delivery, Outcome, Push, Report, ReportStatus, State
-from commands.outbox import Claimed
-from devices import database
-from loadtest.fcm_standin import FcmStandin
-from tests.actors import Admin, Phone
-from tests.expected import KeptReport, Life, Owner, offered
-from tests.moments import let_pass
+from commands.push import fcm, outbox
+from commands.push.batch import FRESH_SECONDS, Batch
+from commands.push.dispatcher import LEAVES_WITHIN_SECONDS, Dispatcher
+from commands.push.outbox import Claimed
+from loadtest.fake_fcm.server import FcmStandin
+from nexmdm.common import database
+from tests.support.actors import Admin, Phone
+from tests.support.delivery_model import KeptReport, Life, Owner, offered
+from tests.support.moments import let_pass
 
 EXAMPLES: Final = int(os.environ.get("NEXMDM_MACHINE_EXAMPLES", "0"))
 STEPS: Final = 40

@@ -7,14 +7,14 @@ from django.core.management import call_command
 from django.db.models.functions import Now
 from pytest_django import Settings
 
-from commands import retry
-from commands.fcm import parse
 from commands.models import Attempt, Command, Delivery, Outcome
-from commands.outbox import LEASE, Claimed, Sent, claim_due, record_attempts
+from commands.push import retry
+from commands.push.fcm import parse
+from commands.push.outbox import LEASE, Claimed, Sent, claim_due, record_attempts
 from devices.models import Device
-from loadtest.fcm_standin import FcmStandin
-from loadtest.fleet import Agent, Credentials
-from tests.actors import Admin
+from loadtest.fake_fcm.server import FcmStandin
+from nexmdm.client.phone import Agent, Credentials
+from tests.support.actors import Admin
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

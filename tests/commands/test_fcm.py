@@ -19,16 +19,16 @@ from prometheus_client import REGISTRY
 from pytest_django import Settings
 from structlog.testing import capture_logs
 
-from commands import circuit, retry
-from commands.circuit import Circuit, Fault, Pace
-from commands.dispatcher import Dispatcher
-from commands.fcm import MAX_TTL_SECONDS, Answer, NotSent, Push, Sender, encode, parse
 from commands.models import Attempt, Delivery, Outcome
+from commands.push import circuit_breaker, retry
+from commands.push.circuit_breaker import Circuit, Fault, Pace
+from commands.push.dispatcher import Dispatcher
+from commands.push.fcm import MAX_TTL_SECONDS, Answer, NotSent, Push, Sender, encode, parse
 from devices.models import Device
-from loadtest.fcm_standin import FcmStandin
+from loadtest.fake_fcm.server import FcmStandin
 from nexmdm.models import DispatcherSeen
-from tests.actors import Admin
-from tests.moments import thread_hops
+from tests.support.actors import Admin
+from tests.support.moments import thread_hops
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -156,7 +156,7 @@ def test_a_push_token_that_alone_fails_for_ever_holds_no_other_push(admin: Admin
         admin.command("ping", to={"all": True}, expires_in_seconds=86_400)
         Delivery.objects.filter(next_attempt_at__isnull=False).update(next_attempt_at=Now())
         dispatchers.append(dispatched(fcm))
-    assert {one.circuit.state for one in dispatchers} == {circuit.CLOSED}
+    assert {one.circuit.state for one in dispatchers} == {circuit_breaker.CLOSED}
     assert Attempt.objects.filter(outcome="accepted").count() == 4 * 3
     assert Delivery.objects.filter(push_state="retrying").count() == 4
 
@@ -166,7 +166,7 @@ def test_a_page_in_the_place_of_every_25th_answer_holds_no_other_push(admin: Adm
         admin.enrol(f"phone-{number}", push_token=f"{'html404' if number % 25 == 0 else 'ok'}-{number}")
     admin.command("ping", to={"all": True}, expires_in_seconds=86_400)
     with capture_logs() as lines:
-        assert dispatched(fcm).circuit.state == circuit.CLOSED
+        assert dispatched(fcm).circuit.state == circuit_breaker.CLOSED
     assert [line for line in lines if line["event"] == "push.circuit"] == []
     assert Attempt.objects.filter(outcome="accepted").count() == 48
     odd = Attempt.objects.filter(outcome="retry_later", http_status=404)
@@ -335,7 +335,7 @@ def test_an_absurd_retry_after_is_followed_for_an_hour_at_most_and_the_push_goes
 def test_a_push_token_of_another_kind_is_rejected_and_stops_nobody_elses_pushes(admin: Admin, fcm: FcmStandin) -> None:
     fleet(admin, "ok-", 3)
     admin.command("ping", to=admin.enrol("an-iphone", push_token="thirdparty-1"), expires_in_seconds=86_400)
-    assert dispatched(fcm).circuit.state == circuit.CLOSED
+    assert dispatched(fcm).circuit.state == circuit_breaker.CLOSED
     attempt = Attempt.objects.get(http_status=401)
     assert (attempt.outcome, attempt.fcm_error) == ("rejected", "THIRD_PARTY_AUTH_ERROR")
     assert Attempt.objects.filter(outcome="accepted").count() == 3
@@ -347,7 +347,7 @@ def test_429_slows_the_dispatcher_as_a_whole(admin: Admin, fcm: FcmStandin) -> N
     assert dispatched(fcm).pace.factor == 0.5
 
 
-@pytest.mark.parametrize(("failures", "state"), [(19, circuit.CLOSED), (20, circuit.OPEN)])
+@pytest.mark.parametrize(("failures", "state"), [(19, circuit_breaker.CLOSED), (20, circuit_breaker.OPEN)])
 def test_twenty_failures_in_a_row_open_the_circuit(admin: Admin, fcm: FcmStandin, failures: int, state: str) -> None:
     fleet(admin, "unavailable-", failures)
     assert dispatched(fcm).circuit.state == state
@@ -356,9 +356,9 @@ def test_twenty_failures_in_a_row_open_the_circuit(admin: Admin, fcm: FcmStandin
 def test_what_waits_for_a_slot_when_the_circuit_opens_is_given_back_unsent(
     admin: Admin, fcm: FcmStandin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("commands.dispatcher.SLOTS", 1)
+    monkeypatch.setattr("commands.push.dispatcher.SLOTS", 1)
     fleet(admin, "unavailable-", 25)
-    assert dispatched(fcm).circuit.state == circuit.OPEN
+    assert dispatched(fcm).circuit.state == circuit_breaker.OPEN
     assert len(fcm.journal) == 20
     given_back = Attempt.objects.filter(outcome="blocked", http_status=None)
     assert {attempt.detail.partition(":")[0] for attempt in given_back} == {"not sent"}
@@ -380,7 +380,7 @@ def test_a_200_that_names_no_message_is_not_fcms_and_is_unknown(admin: Admin, fc
 def test_no_answer_in_time_is_unknown_and_tried_again(
     admin: Admin, fcm: FcmStandin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("commands.fcm.TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr("commands.push.fcm.TIMEOUT_SECONDS", 0.2)
     attempt, delivery = push_to(admin, "hang-1")
     assert (attempt.outcome, attempt.http_status, attempt.detail) == ("unknown", None, "timeout")
     assert 10 <= seconds_to_next(delivery) <= 20.5
@@ -400,7 +400,7 @@ def test_something_else_than_an_oauth_endpoint_blocks_the_attempt_and_opens_the_
 ) -> None:
     fcm.oauth_says = said
     fleet(admin, "ok-", 1)
-    assert dispatched(fcm).circuit.state == circuit.OPEN
+    assert dispatched(fcm).circuit.state == circuit_breaker.OPEN
     assert Attempt.objects.get().outcome == "blocked"
     assert len(fcm.journal) == 0
 
@@ -418,7 +418,7 @@ def test_a_failing_oauth_endpoint_opens_the_circuit_and_the_log_says_what_to_men
     fcm.oauth_down = True
     fleet(admin, "ok-", 3)
     with capture_logs() as lines:
-        assert dispatched(fcm).circuit.state == circuit.OPEN
+        assert dispatched(fcm).circuit.state == circuit_breaker.OPEN
     (alarm,) = [line for line in lines if line["event"] == "push.circuit"]
     assert "There is no access token" in alarm["reason"]
 
@@ -514,7 +514,7 @@ def test_dispatchers_share_the_limit_of_pushes_a_second(
 ) -> None:
     settings.FCM_MAX_PER_SECOND = 30
     for number in range(others):
-        DispatcherSeen.objects.create(name=f"elsewhere:{number}", circuit=circuit.CLOSED)
+        DispatcherSeen.objects.create(name=f"elsewhere:{number}", circuit=circuit_breaker.CLOSED)
     fleet(admin, "ok-", 12)
     began_at = time.monotonic()
 
@@ -623,7 +623,7 @@ def test_the_circuit_opens_after_twenty_failures_in_a_row_and_then_lets_one_prob
         assert not failed(breaker, Fault.PASSING, device)
     assert breaker.permits(0) is None
     assert failed(breaker, Fault.PASSING, 19)
-    assert (breaker.state, breaker.cause, breaker.permits(29)) == (circuit.OPEN, Fault.PASSING, 0)
+    assert (breaker.state, breaker.cause, breaker.permits(29)) == (circuit_breaker.OPEN, Fault.PASSING, 0)
     assert breaker.permits(30) == 1
     breaker.claimed(30)
     assert (breaker.permits(31), breaker.permits(60)) == (0, 1)
@@ -653,14 +653,19 @@ def test_what_passes_by_counts_for_no_fault_of_our_own() -> None:
 def test_a_failure_of_oauth_is_everybodys_and_opens_the_circuit_at_once() -> None:
     breaker = Circuit()
     assert failed(breaker, Fault.OAUTH, 1)
-    assert (breaker.state, breaker.cause) == (circuit.OPEN, Fault.OAUTH)
+    assert (breaker.state, breaker.cause) == (circuit_breaker.OPEN, Fault.OAUTH)
 
 
 def test_any_judgement_of_a_message_closes_the_circuit() -> None:
     breaker = Circuit()
     failed(breaker, Fault.OAUTH, 1)
     assert failed(breaker, Fault.NONE, 2, now=30)
-    assert (breaker.state, breaker.reason, breaker.failures, breaker.permits(30)) == (circuit.CLOSED, "", 0, None)
+    assert (breaker.state, breaker.reason, breaker.failures, breaker.permits(30)) == (
+        circuit_breaker.CLOSED,
+        "",
+        0,
+        None,
+    )
 
 
 @pytest.mark.parametrize("script", ["ok", "unregistered", "invalid", "malformed", "thirdparty"])
@@ -683,17 +688,17 @@ def probed(fcm: FcmStandin, breaker: Circuit) -> list[str]:
 def test_each_probe_is_another_delivery_and_what_opened_the_circuit_is_not_the_first_to_go_after_it(
     admin: Admin, fcm: FcmStandin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("commands.dispatcher.SLOTS", 1)
+    monkeypatch.setattr("commands.push.dispatcher.SLOTS", 1)
     breaker = Circuit()
     fleet(admin, "forbidden-", 3)
     dispatched(fcm, breaker)
-    assert breaker.state == circuit.OPEN
+    assert breaker.state == circuit_breaker.OPEN
     good = [admin.enrol(f"good-{number}", push_token=f"ok-{number}") for number in range(4)]
     admin.command("ping", to=good, expires_in_seconds=86_400)
 
     fcm.override = "unavailable"
     first, second = probed(fcm, breaker), probed(fcm, breaker)
-    assert (len(first), len(second), breaker.state) == (1, 1, circuit.OPEN)
+    assert (len(first), len(second), breaker.state) == (1, 1, circuit_breaker.OPEN)
     fcm.override = None
     went = [*first, *second, *probed(fcm, breaker)]
 

@@ -12,17 +12,17 @@ from django.test import Client
 from django.urls import reverse
 from pytest_django import Settings
 
-from commands import circuit, outbox
-from commands import fcm as firebase
-from commands.circuit import Fault
-from commands.dispatcher import Dispatcher
-from commands.fcm import Sender
 from commands.models import Attempt, Command, Delivery, Outcome, Report
-from devices import database
+from commands.push import circuit_breaker, outbox
+from commands.push import fcm as firebase
+from commands.push.circuit_breaker import Fault
+from commands.push.dispatcher import Dispatcher
+from commands.push.fcm import Sender
 from devices.models import Device, Presence
-from loadtest.fcm_standin import FcmStandin
-from tests.actors import Admin, Phone
-from tests.moments import let_pass
+from loadtest.fake_fcm.server import FcmStandin
+from nexmdm.common import database
+from tests.support.actors import Admin, Phone
+from tests.support.moments import let_pass
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -157,8 +157,8 @@ def test_a_push_that_an_open_circuit_holds_has_not_left(admin: Admin, fcm: FcmSt
 def test_a_push_that_was_given_back_has_not_left_and_counts_as_no_failure(
     admin: Admin, fcm: FcmStandin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("commands.dispatcher.SLOTS", 1)
-    *sent, given_back = [ping(admin, f"forbidden-{number}") for number in range(circuit.SEVERAL_DEVICES + 1)]
+    monkeypatch.setattr("commands.push.dispatcher.SLOTS", 1)
+    *sent, given_back = [ping(admin, f"forbidden-{number}") for number in range(circuit_breaker.SEVERAL_DEVICES + 1)]
     dispatch()
     assert Attempt.objects.get(delivery__device_id=given_back.device_id).detail.startswith("not sent: ")
     assert {why_open(admin, phone) for phone in sent} == {"Push failed once, the next one has not left yet."}

@@ -11,19 +11,19 @@ import pytest
 from django.db import transaction
 from django.db.models.functions import Now
 
-from commands import outbox, queue, reports, retention
+from commands import queue, reports, retention
 from commands.models import Attempt, Command, Delivery, Outcome, ReportStatus, Withdrawal
-from commands.outbox import Claimed, Sent
+from commands.push import outbox
+from commands.push.outbox import Claimed, Sent
 from commands.queue import Order
 from commands.reports import Said
-from devices import enrollment, tokens
+from devices import check_in, enrollment, tokens
 from devices.audience import Target
-from devices.database import and_release
 from devices.heartbeats import Beat
 from devices.models import Device
-from nexmdm import checkin
-from tests.actors import Admin, Answer, Phone
-from tests.moments import overtaken
+from nexmdm.common.database import and_release
+from tests.support.actors import Admin, Answer, Phone
+from tests.support.moments import overtaken
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -78,7 +78,7 @@ def test_a_heartbeat_that_is_being_answered_at_the_moment_of_a_cancellation_may_
     token = tokens.parse("nxd", phone.device_token)
     assert token is not None
     beat = Beat(token)
-    answer = overtaken(lambda: checkin.flush([beat]), lambda: admin.post(f"/admin/commands/{request_id}/cancel"))
+    answer = overtaken(lambda: check_in.flush([beat]), lambda: admin.post(f"/admin/commands/{request_id}/cancel"))
     assert (answer.json["cancelled"], answer.json["may_still_run"]) == (1, 1)
 
 

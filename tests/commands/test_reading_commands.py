@@ -17,11 +17,11 @@ from uuid_utils.compat import uuid7
 
 from commands import queue
 from commands.models import Attempt, Command, Delivery, Outcome, Push
-from devices import paging
 from devices.models import Presence
+from nexmdm.common import pagination
 from nexmdm.models import AuditEntry
-from tests.actors import Admin, Answer, Client, Phone
-from tests.moments import let_pass
+from tests.support.actors import Admin, Answer, Client, Phone
+from tests.support.moments import let_pass
 
 COUNTS: Final = {
     "pending": 0, "received": 0, "succeeded": 0, "failed": 0, "expired": 0, "cancelled": 0, "late": 0,
@@ -163,7 +163,7 @@ def test_a_query_that_is_not_understood_is_refused(admin: Admin, query: str) -> 
 
 def test_every_list_takes_1_to_500_rows_and_its_own_cursors(admin: Admin, phone: Phone) -> None:
     deliveries = f"commands/{issue(admin, phone)}/deliveries"
-    numbers, ids = [paging.encode(key) for key in (7, uuid7())]
+    numbers, ids = [pagination.encode(key) for key in (7, uuid7())]
     foreign = {
         "commands": numbers, "devices": numbers, "enrollment-tokens": numbers, deliveries: ids, "audit": ids,
     }  # fmt: skip
@@ -460,7 +460,7 @@ def test_who_waits_is_answered_by_the_first_look_after_the_last_result_and_looks
             assert (await admin.client.arequest("POST", "/v1/action-result", report, bearer)).status == 200
         await turn(0)
 
-    monkeypatch.setattr("commands.api.asyncio.sleep", nap)
+    monkeypatch.setattr("commands.admin_api.asyncio.sleep", nap)
     answer = admin.get(f"/admin/commands/{request_id}?wait_seconds=30")
     assert (answer.json["state"], len(naps)) == ("completed", 3)
     assert max(naps) < 0.2

@@ -11,8 +11,8 @@ from pytest_django import Settings
 
 from commands import queue
 from commands.models import Attempt, Delivery, Report
-from tests.actors import Admin, Client, Phone
-from tests.moments import in_parallel, let_pass
+from tests.support.actors import Admin, Client, Phone
+from tests.support.moments import in_parallel, let_pass
 
 ABSENT = "0192f0c1-b000-7abc-8def-0123456789ab"
 
@@ -195,7 +195,7 @@ def test_reports_of_an_older_version_are_told_up_to_a_bound_and_the_timeline_say
 def test_attempts_are_told_up_to_a_bound_and_the_timeline_says_so(
     admin: Admin, phone: Phone, request_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("commands.story.TIMELINE_ATTEMPTS", 3)
+    monkeypatch.setattr("commands.queries.TIMELINE_ATTEMPTS", 3)
     delivery = Delivery.objects.get()
     Attempt.objects.bulk_create(
         Attempt(delivery=delivery, number=number, outcome="unknown", finished_at=Now(), started_at=Now())

@@ -12,8 +12,8 @@ from django.utils import timezone
 from commands import retention
 from commands.models import Attempt, Command, Delivery, Report
 from nexmdm.models import AuditEntry
-from tests import tampering
-from tests.actors import Admin, Phone
+from tests.support import tampering
+from tests.support.actors import Admin, Phone
 
 
 def settled_days_ago(request_id: str, days: int) -> None:

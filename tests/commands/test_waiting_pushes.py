@@ -9,14 +9,15 @@ import psycopg
 import pytest
 from django.db.models.functions import Now
 
-from commands import fcm, queue, retention
-from commands.dispatcher import Chore, Dispatcher
-from commands.fcm import Sender
+from commands import queue, retention
 from commands.models import Attempt, Delivery
-from devices import database
-from loadtest.fcm_standin import FcmStandin
-from tests.actors import Admin, Phone
-from tests.moments import waiting
+from commands.push import fcm
+from commands.push.dispatcher import Chore, Dispatcher
+from commands.push.fcm import Sender
+from loadtest.fake_fcm.server import FcmStandin
+from nexmdm.common import database
+from tests.support.actors import Admin, Phone
+from tests.support.moments import waiting
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -34,8 +35,8 @@ def phones(admin: Admin, fcm: FcmStandin) -> list[Phone]:
 @pytest.fixture
 def one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a dispatcher have one slot, and ask of each push whether it is still wanted."""
-    monkeypatch.setattr("commands.dispatcher.SLOTS", 1)
-    monkeypatch.setattr("commands.batch.FRESH_SECONDS", -1)
+    monkeypatch.setattr("commands.push.dispatcher.SLOTS", 1)
+    monkeypatch.setattr("commands.push.batch.FRESH_SECONDS", -1)
 
 
 class Interrupted:
@@ -143,8 +144,8 @@ def test_a_dispatcher_that_is_stopped_gives_back_what_waits_for_its_turn(
 def test_what_has_waited_until_its_lease_is_nearly_over_is_given_back_and_claimed_anew(
     fcm: FcmStandin, phones: list[Phone], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("commands.dispatcher.SLOTS", 1)
-    monkeypatch.setattr("commands.dispatcher.LEAVES_WITHIN_SECONDS", 0.3)
+    monkeypatch.setattr("commands.push.dispatcher.SLOTS", 1)
+    monkeypatch.setattr("commands.push.dispatcher.LEAVES_WITHIN_SECONDS", 0.3)
     fcm.delay_ms = 200
     dispatch(fcm, after_the_first=lambda: None)
     assert sorted(pushed_to(fcm)) == [f"ok-{number}" for number in range(PHONES)]

@@ -12,8 +12,8 @@ from pytest_django import Settings
 from commands.models import Delivery, Report
 from devices import tokens
 from devices.models import Device
-from nexmdm.api import api
-from tests.actors import Admin, Client, Phone, encode
+from nexmdm.api.application import api
+from tests.support.actors import Admin, Client, Phone, encode
 
 Headers = dict[str, str]
 

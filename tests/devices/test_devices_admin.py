@@ -17,9 +17,9 @@ from pytest_django import Settings
 from commands.models import Attempt, Delivery, Outcome
 from devices.models import Device, EnrollmentToken, Presence
 from nexmdm.models import AuditEntry
-from tests import tampering
-from tests.actors import Admin, Answer, Client, Phone, encode
-from tests.moments import let_pass
+from tests.support import tampering
+from tests.support.actors import Admin, Answer, Client, Phone, encode
+from tests.support.moments import let_pass
 
 DEVICE_KEYS: Final = {
     "device_id", "hardware_id", "alias", "tags", "manufacturer", "model", "os_version", "agent_version", "presence",

@@ -15,12 +15,12 @@ from asgiref.sync import async_to_sync
 from django.utils import timezone
 from prometheus_client import REGISTRY
 
-from devices import credentials, settling, tokens
+from devices import credentials, token_check, tokens
 from devices.credentials import NewSecret, Verifier
-from devices.database import and_release
-from devices.gates import Gate
 from devices.models import Device, EnrollmentToken
-from tests.actors import Admin, Answer, Client, Phone
+from nexmdm.common.database import and_release
+from nexmdm.common.overload.gates import Gate
+from tests.support.actors import Admin, Answer, Client, Phone
 
 _new_secret, _matches_hash = credentials.new_secret, Verifier.matches_hash
 GATE: Final = "of-this-test"
@@ -160,7 +160,7 @@ def test_a_registration_that_is_refused_costs_no_hash(admin: Admin, new_secrets:
 def test_an_enrollment_token_has_one_registration_in_bcrypt_at_a_time(admin: Admin, new_secrets: Hashes) -> None:
     text = admin.enrollment_token(max_uses=5)
     calls = [register(text, f"imei-{number}") for number in range(5)]
-    answers = together(*calls, hold=new_secrets, until=lambda: waiting(settling.NEW_CREDENTIALS) == 4)
+    answers = together(*calls, hold=new_secrets, until=lambda: waiting(token_check.NEW_CREDENTIALS) == 4)
     assert [answer.status for answer in answers] == [200] * 5
     assert (new_secrets.made, new_secrets.most) == (5, 1)
 
@@ -178,7 +178,7 @@ def test_an_enrollment_token_that_is_spent_while_others_wait_for_it_costs_them_n
 ) -> None:
     text = admin.enrollment_token()
     calls = [register(text, f"imei-{number}") for number in range(5)]
-    answers = together(*calls, hold=new_secrets, until=lambda: waiting(settling.NEW_CREDENTIALS) == 4)
+    answers = together(*calls, hold=new_secrets, until=lambda: waiting(token_check.NEW_CREDENTIALS) == 4)
     assert sorted(str(answer.code) for answer in answers) == ["None"] + ["enrollment_token_exhausted"] * 4
     assert (new_secrets.made, Device.objects.count()) == (1, 1)
 
@@ -186,7 +186,7 @@ def test_an_enrollment_token_that_is_spent_while_others_wait_for_it_costs_them_n
 def test_registrations_beyond_those_that_may_wait_are_503_and_consume_no_use(
     admin: Admin, new_secrets: Hashes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(settling, "NEW_CREDENTIALS", Gate(GATE, at_once=1, waiting=0, waiting_per_key=0, seconds=60))
+    monkeypatch.setattr(token_check, "NEW_CREDENTIALS", Gate(GATE, at_once=1, waiting=0, waiting_per_key=0, seconds=60))
     texts = [admin.enrollment_token() for _ in range(3)]
     calls = [register(text, f"imei-{number}") for number, text in enumerate(texts)]
     answers = sorted(together(*calls, hold=new_secrets, until=refused(2)), key=lambda answer: answer.status)
@@ -220,7 +220,7 @@ def test_a_device_has_one_check_in_bcrypt_at_a_time_and_those_that_waited_need_n
 ) -> None:
     Device.objects.update(token_digest=None, token_digest_key="")
     calls = [send("/v1/token/rotate", phone.device_token) for _ in range(4)]
-    answers = together(*calls, hold=checks, until=lambda: waiting(settling.TOKEN_CHECKS) == 3)
+    answers = together(*calls, hold=checks, until=lambda: waiting(token_check.TOKEN_CHECKS) == 3)
     assert [answer.status for answer in answers] == [200] * 4
     assert (checks.made, checks.most) == (1, 1)
 
@@ -235,7 +235,7 @@ def test_a_wrong_token_beside_a_rotation_under_way_costs_no_check(phone: Phone, 
 def test_a_device_has_one_rotation_in_bcrypt_at_a_time(phone: Phone, new_secrets: Hashes) -> None:
     before = new_secrets.made
     calls = [send("/v1/token/rotate", phone.device_token) for _ in range(5)]
-    answers = together(*calls, hold=new_secrets, until=lambda: waiting(settling.NEW_CREDENTIALS) == 4)
+    answers = together(*calls, hold=new_secrets, until=lambda: waiting(token_check.NEW_CREDENTIALS) == 4)
     assert [answer.status for answer in answers] == [200] * 5
     assert (new_secrets.made - before, new_secrets.most) == (5, 1)
 

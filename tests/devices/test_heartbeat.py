@@ -16,10 +16,11 @@ from pytest_django import Settings
 
 from commands import envelope
 from commands.models import Delivery, Report
-from devices import credentials, database, tokens
+from devices import credentials, tokens
 from devices.models import Device, Presence
-from tests.actors import Admin, Answer, Client, Phone, fcm_calls_dead
-from tests.moments import in_batches, in_one_batch, in_parallel, let_pass, one_after_the_other
+from nexmdm.common import database
+from tests.support.actors import Admin, Answer, Client, Phone, fcm_calls_dead
+from tests.support.moments import in_batches, in_one_batch, in_parallel, let_pass, one_after_the_other
 
 
 def presence_of(phone: Phone) -> Presence:

@@ -11,11 +11,11 @@ from django.db import OperationalError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devices import comparison_keys, database, identity
+from devices.identity import comparison_keys, device_checks
 from devices.models import UNKEYED, Device
-from nexmdm import device_checks
-from tests.actors import Admin, Answer, Client, Phone
-from tests.moments import in_parallel
+from nexmdm.common import database, identity
+from tests.support.actors import Admin, Answer, Client, Phone
+from tests.support.moments import in_parallel
 
 COMPOSED: Final = "Caf\u00e9"
 DECOMPOSED: Final = "Cafe\u0301"

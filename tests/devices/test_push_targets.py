@@ -8,14 +8,14 @@ from django.core.management import call_command
 from pydantic import TypeAdapter, ValidationError
 from structlog.testing import capture_logs
 
-from commands import outbox
 from commands.models import Delivery
-from devices import database, identity
+from commands.push import outbox
+from devices.identity import device_checks
 from devices.models import PUSH_OWNER, Device
-from devices.wire import PushToken
-from nexmdm import device_checks
-from tests.actors import Admin, Client, Phone, fcm_calls_dead
-from tests.moments import in_parallel
+from nexmdm.common import database, identity
+from nexmdm.common.types import PushToken
+from tests.support.actors import Admin, Client, Phone, fcm_calls_dead
+from tests.support.moments import in_parallel
 
 NO_PUSH_TOKENS: Final = [
     "BLACKLISTED", "blacklisted", "null", "unknown", " fcm-1", "fcm 1", "fcm-1\r\n", "fcm\t1", "fcm\x7f", "fcm\x1b[0m",

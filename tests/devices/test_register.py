@@ -18,8 +18,8 @@ from structlog.testing import capture_logs
 from commands.models import Delivery
 from devices import tokens
 from devices.models import Device, EnrollmentToken, Presence
-from tests.actors import Admin, Client, Phone, fcm_calls_dead
-from tests.moments import in_parallel, let_pass
+from tests.support.actors import Admin, Client, Phone, fcm_calls_dead
+from tests.support.moments import in_parallel, let_pass
 
 
 def all_rows_as_text() -> str:

@@ -11,8 +11,8 @@ from pytest_django import Settings
 from commands.models import Delivery
 from devices import credentials, tokens
 from devices.models import Device
-from tests.actors import Admin, Answer, Client, Phone
-from tests.moments import in_one_batch, in_parallel, let_pass
+from tests.support.actors import Admin, Answer, Client, Phone
+from tests.support.moments import in_one_batch, in_parallel, let_pass
 
 NEW_KEY = "a-key-that-was-made-for-this-test-and-no-other-use"
 

@@ -5,7 +5,7 @@ from uuid import UUID
 import pytest
 
 from devices import tokens
-from tests.actors import Client
+from tests.support.actors import Client
 
 DEVICE = UUID("0192f0c1-a2b3-7d4e-8f90-a1b2c3d4e5f6")
 SECRET = bytes(range(32))

@@ -12,12 +12,13 @@ from pydantic import TypeAdapter
 from structlog.testing import capture_logs
 
 from commands.models import Delivery, Report
-from devices import field_warnings, tokens
+from devices import tokens
 from devices.models import Device, EnrollmentToken, Presence
-from devices.tolerance import INFORMS, Reading
-from devices.wire import DeviceBody
-from tests.actors import Admin, Answer, Client, Phone
-from tests.moments import in_one_batch
+from nexmdm.common.tolerance import field_warnings
+from nexmdm.common.tolerance.repair import INFORMS, Reading
+from nexmdm.common.types import DeviceBody
+from tests.support.actors import Admin, Answer, Client, Phone
+from tests.support.moments import in_one_batch
 
 Json = Any
 
@@ -326,7 +327,7 @@ def test_a_report_counts_whatever_is_said_with_it(
 
 def test_operations_are_told_by_field_and_in_one_line_a_second(phone: Phone, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr("devices.field_warnings.time.monotonic", lambda: now)
+    monkeypatch.setattr("nexmdm.common.tolerance.field_warnings.time.monotonic", lambda: now)
     before = counted("/v1/heartbeat", "status.battery_pct")
     with capture_logs() as lines:
         for _ in range(3):

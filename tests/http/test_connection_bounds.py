@@ -16,14 +16,15 @@ from prometheus_client import REGISTRY
 from pytest_django import Settings
 from uvicorn.server import ServerState
 
-from nexmdm import address, connection_bounds
 from nexmdm.asgi import application
-from nexmdm.connection_bounds import Bounds
-from nexmdm.environment import Fault
-from nexmdm.protocol import Protocol
+from nexmdm.common import addresses
+from nexmdm.config.environment import Fault
+from nexmdm.http import connection_bounds
+from nexmdm.http.connection_bounds import Bounds
+from nexmdm.http.protocol import Protocol
 from tests.conftest import SOON
-from tests.parts import run
-from tests.test_protocol import HEALTH, Line, assert_last_problem, over_a_socket
+from tests.http.test_protocol import HEALTH, Line, assert_last_problem, over_a_socket
+from tests.support.processes import run
 
 ASKED: Final = HEALTH + b"\r\n"
 
@@ -283,7 +284,7 @@ def test_a_bound_that_can_never_be_right_stops_the_start(variables: dict[str, st
     ],
 )
 def test_an_address_is_counted_by_one_name_however_it_is_written(given: str, name: str) -> None:
-    assert address.counting_key(given) == name
+    assert addresses.counting_key(given) == name
 
 
 @pytest.mark.parametrize(
@@ -292,4 +293,4 @@ def test_an_address_is_counted_by_one_name_however_it_is_written(given: str, nam
 )
 def test_a_trusted_proxy_is_one_however_its_address_is_written(settings: Settings, given: str, trusted: bool) -> None:
     settings.TRUSTED_PROXIES = [ip_network("10.0.0.0/8")]
-    assert address.is_trusted_proxy(given) == trusted
+    assert addresses.is_trusted_proxy(given) == trusted

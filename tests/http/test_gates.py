@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
-from devices.gates import Gate, GateFull
+from nexmdm.common.overload.gates import Gate, GateFull
 
 NAME = "of-this-test"
 

@@ -13,9 +13,10 @@ from asgiref.sync import async_to_sync
 from pytest_django import Settings
 
 from devices import tokens
-from nexmdm import heartbeat_summary, metrics
-from nexmdm.heartbeat_summary import HeartbeatSummary
-from tests.actors import Admin, Phone
+from nexmdm.http import heartbeat_summary
+from nexmdm.http.heartbeat_summary import HeartbeatSummary
+from nexmdm.monitoring import metrics
+from tests.support.actors import Admin, Phone
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def test_single_heartbeats_are_at_debug_where_there_is_a_summary(
     phone: Phone, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = Mock()
-    monkeypatch.setattr("nexmdm.device_api.log", log)
+    monkeypatch.setattr("devices.phone_api.log", log)
     settings.HEARTBEAT_LOG = "summary"
     phone.heartbeat()
     log.debug.assert_called_once_with("heartbeat.upsert", device_id=phone.device_id, commands=0)
@@ -73,7 +74,7 @@ def test_single_heartbeats_are_at_debug_where_there_is_a_summary(
 def test_a_worker_writes_a_summary_again_and_again_and_the_last_one_when_it_stops(
     phone: Phone, settings: Settings, written: BytesIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nexmdm.heartbeat_summary.SECONDS", 0)
+    monkeypatch.setattr("nexmdm.http.heartbeat_summary.SECONDS", 0)
     settings.HEARTBEAT_LOG = "summary"
     bearer = {"Authorization": f"Bearer {phone.device_token}"}
 
@@ -84,7 +85,7 @@ def test_a_worker_writes_a_summary_again_and_again_and_the_last_one_when_it_stop
                 async with asyncio.timeout(10):
                     while len(lines(written)) < count:  # noqa: ASYNC110  (a log line tells nobody)
                         await asyncio.sleep(0)
-            monkeypatch.setattr("nexmdm.heartbeat_summary.SECONDS", 60)
+            monkeypatch.setattr("nexmdm.http.heartbeat_summary.SECONDS", 60)
             await asyncio.sleep(0)
             await phone.client.arequest("POST", "/v1/heartbeat", {}, bearer)
 

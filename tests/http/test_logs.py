@@ -9,8 +9,8 @@ import pytest
 import structlog
 from django.db import DataError, OperationalError, connection
 
-from devices import database
-from tests.actors import Admin, Phone
+from nexmdm.common import database
+from tests.support.actors import Admin, Phone
 
 PUSH_TOKEN = "unstorable-push-token-that-is-nobodys-business"
 
@@ -19,7 +19,7 @@ PUSH_TOKEN = "unstorable-push-token-that-is-nobodys-business"
 def written(monkeypatch: pytest.MonkeyPatch) -> BytesIO:
     """What the API writes to its log."""
     written = BytesIO()
-    monkeypatch.setattr("nexmdm.api.log", structlog.wrap_logger(structlog.BytesLogger(written)))
+    monkeypatch.setattr("nexmdm.api.application.log", structlog.wrap_logger(structlog.BytesLogger(written)))
     return written
 
 
@@ -37,7 +37,7 @@ def test_a_row_that_postgresql_refuses_is_not_in_the_log(phone: Phone, written: 
     line: dict[str, Any] = json.loads(written.getvalue())
     assert (line["event"], line["error"]) == ("request.failed", "IntegrityError")
     assert "SQLSTATE 23514 devices_device trial" in line["exception"]
-    assert "push_tokens.py" in line["exception"]
+    assert "push_targets.py" in line["exception"]
     for secret in (PUSH_TOKEN, "Failing row", phone.hardware_id):
         assert secret not in written.getvalue().decode()
 

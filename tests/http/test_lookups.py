@@ -12,11 +12,14 @@ from django.db import OperationalError, connection
 from django.test.utils import CaptureQueriesContext
 from prometheus_client import REGISTRY
 
-from devices import database, tokens
-from devices.gates import Gate, GateFull
-from nexmdm import dispatchers, limits, metrics, operations
-from tests.actors import Admin, Answer, Client, Phone
+from devices import tokens
+from nexmdm.api import health
+from nexmdm.auth import rate_limits
+from nexmdm.common import database
+from nexmdm.common.overload.gates import Gate, GateFull
+from nexmdm.monitoring import dispatcher_status, metrics
 from tests.conftest import SOON
+from tests.support.actors import Admin, Answer, Client, Phone
 
 T = TypeVar("T")
 
@@ -27,13 +30,13 @@ FULL = Gate("full", at_once=0, waiting=0, waiting_per_key=0, seconds=0)
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Note each look-up of the readiness."""
     noted: list[str] = []
-    state = dispatchers.dispatcher_state
+    state = dispatcher_status.dispatcher_state
 
     def noting() -> str:
         noted.append("readyz")
         return state()
 
-    monkeypatch.setattr(dispatchers, "dispatcher_state", noting)
+    monkeypatch.setattr(dispatcher_status, "dispatcher_state", noting)
     return noted
 
 
@@ -53,8 +56,8 @@ def test_however_many_ask_for_readiness_it_is_looked_up_once(client: Client, db:
 def test_readiness_is_looked_up_anew_after_a_second(
     client: Client, db: None, looks: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert operations._ready._fresh_seconds == operations.FRESH_SECONDS == 1
-    monkeypatch.setattr(operations._ready, "_fresh_seconds", SOON)
+    assert health._ready._fresh_seconds == health.FRESH_SECONDS == 1
+    monkeypatch.setattr(health._ready, "_fresh_seconds", SOON)
 
     async def talk() -> None:
         await client.arequest("GET", "/readyz")
@@ -88,8 +91,8 @@ def test_a_database_that_is_away_is_asked_once_for_all_who_want_to_know(
 def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Have the look-up of the readiness wait for this event."""
     free = threading.Event()
-    monkeypatch.setattr(operations, "READY_SECONDS", SOON)
-    monkeypatch.setattr(dispatchers, "dispatcher_state", lambda: free.wait(10) and "ok")
+    monkeypatch.setattr(health, "READY_SECONDS", SOON)
+    monkeypatch.setattr(dispatcher_status, "dispatcher_state", lambda: free.wait(10) and "ok")
     yield free
     free.set()
 
@@ -258,8 +261,8 @@ def test_rotations_without_end_take_no_turn_of_signed_calls_and_soon_no_statemen
         kinds.append("device")
         return await device_unit(*work)
 
-    monkeypatch.setattr(limits, "device_unit", noting)
-    monkeypatch.setattr(limits, "unit", None)
+    monkeypatch.setattr(rate_limits, "device_unit", noting)
+    monkeypatch.setattr(rate_limits, "unit", None)
     assert [phone.rotate().status for _ in range(12)] == [200] * 10 + [429] * 2
     assert kinds == ["device"] * 11
     with CaptureQueriesContext(connection) as queries:

@@ -7,8 +7,8 @@ from typing import Any, Final
 import pytest
 from pytest_django import Settings
 
-from nexmdm.api import api
-from tests.actors import Admin
+from nexmdm.api.application import api
+from tests.support.actors import Admin
 
 PATHS: Final[dict[str, Any]] = api.get_openapi_schema()["paths"]
 ID: Final = "0192f0c1-b000-7abc-8def-0123456789ab"

@@ -10,11 +10,11 @@ from typing import Any, Final
 import pytest
 from pytest_django import Settings
 
-from nexmdm import pipelining, protocol
-from nexmdm.protocol import Protocol
-from tests.actors import Admin, Phone
+from nexmdm.http import pipelining, protocol
+from nexmdm.http.protocol import Protocol
 from tests.conftest import SOON
-from tests.test_protocol import HEALTH, HEARTBEAT, Line, assert_last_problem, over_a_socket
+from tests.http.test_protocol import HEALTH, HEARTBEAT, Line, assert_last_problem, over_a_socket
+from tests.support.actors import Admin, Phone
 
 ASKED: Final = HEALTH + b"\r\n"
 NOTHING: Final = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"

@@ -15,11 +15,12 @@ from django.db import OperationalError
 from pytest_django import Settings
 
 from commands.models import Command
-from nexmdm import guard, shared_bytes
 from nexmdm.asgi import application
-from nexmdm.guard import App, Guard
+from nexmdm.common.overload import shared_bytes
+from nexmdm.http.guard import guard
+from nexmdm.http.guard.guard import App, Guard
 from nexmdm.models import AuditEntry
-from tests.actors import Admin, Answer, Client, Phone
+from tests.support.actors import Admin, Answer, Client, Phone
 
 Message = dict[str, Any]
 JSON: Final = (b"content-type", b"application/json")
@@ -191,7 +192,7 @@ def test_a_body_in_chunks_within_its_limit_is_read_whole(admin: Admin, phone: Ph
 
 
 def test_a_body_that_does_not_arrive_in_time_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nexmdm.guard.BODY_SECONDS", 0.05)
+    monkeypatch.setattr("nexmdm.http.guard.guard.BODY_SECONDS", 0.05)
     answered = send_in_parts("/v1/heartbeat", b"{", headers=[JSON, (b"content-length", b"2")], then=nothing_more)
     assert_problem(answer_of(answered), 408, "request_timeout")
 
@@ -388,7 +389,7 @@ def test_the_log_lines_of_a_request_carry_its_correlation_id(
 ) -> None:
     written = BytesIO()
     logger = structlog.wrap_logger(structlog.BytesLogger(written))
-    monkeypatch.setattr("nexmdm.device_api.log", logger)
+    monkeypatch.setattr("devices.phone_api.log", logger)
     headers = {"Authorization": f"Bearer {phone.device_token}", "X-Correlation-ID": "order-4711"}
     admin.client.request("POST", "/v1/heartbeat", {}, headers)
     line = json.loads(written.getvalue())
@@ -457,7 +458,7 @@ def test_an_error_in_a_view_is_a_problem_without_a_trace(admin: Admin, monkeypat
     def broken(*_: object) -> None:
         raise RuntimeError("<secret>")
 
-    monkeypatch.setattr("nexmdm.overview.summary", broken)
+    monkeypatch.setattr("nexmdm.monitoring.fleet_summary.summary", broken)
     answer = admin.get("/admin/summary")
     assert_problem(answer, 500, "internal")
     assert b"secret" not in answer.body
@@ -469,7 +470,7 @@ def test_an_error_around_a_view_is_a_problem_without_a_trace(
     def broken(*_: object) -> None:
         raise RuntimeError("<secret>")
 
-    monkeypatch.setattr("nexmdm.address_limits.get_usage", broken)
+    monkeypatch.setattr("nexmdm.auth.address_limits.get_usage", broken)
     assert_problem(client.request("GET", "/admin/summary"), 500, "internal")
 
 

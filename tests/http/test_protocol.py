@@ -21,12 +21,13 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from commands.models import Command
-from nexmdm import guard, protocol
 from nexmdm.asgi import application
-from nexmdm.protocol import Protocol
-from tests.actors import Admin, Answer, Phone
+from nexmdm.http import protocol
+from nexmdm.http.guard import guard
+from nexmdm.http.protocol import Protocol
 from tests.conftest import SOON
-from tests.parts import ROOT
+from tests.support.actors import Admin, Answer, Phone
+from tests.support.processes import ROOT
 
 T = TypeVar("T")
 
@@ -214,7 +215,7 @@ def test_what_is_no_http_gets_a_problem(said: bytes) -> None:
 def refused(monkeypatch: pytest.MonkeyPatch) -> BytesIO:
     """The log of refusals."""
     written = BytesIO()
-    monkeypatch.setattr("nexmdm.refusals.log", structlog.wrap_logger(structlog.BytesLogger(written)))
+    monkeypatch.setattr("nexmdm.http.refusals.log", structlog.wrap_logger(structlog.BytesLogger(written)))
     return written
 
 

@@ -20,9 +20,9 @@ from pytest_django import Settings
 
 from devices import tokens
 from devices.models import Device, EnrollmentToken, LastRefusal
-from nexmdm import refusals
-from tests.actors import Admin, Answer, Client, Phone, Visitor
-from tests.moments import let_pass
+from nexmdm.http import refusals
+from tests.support.actors import Admin, Answer, Client, Phone, Visitor
+from tests.support.moments import let_pass
 
 Line = dict[str, Any]
 
@@ -347,7 +347,7 @@ def test_a_flood_of_addresses_shares_a_line_for_each_code_and_nothing_grows(
 def test_invented_tokens_beyond_what_is_looked_up_at_once_are_logged_by_their_address(
     phone: Phone, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nexmdm.refused_devices.CLAIMS", 3)
+    monkeypatch.setattr("nexmdm.http.refused_devices.CLAIMS", 3)
     invented = [tokens.make(tokens.DEVICE_PREFIX, UUID(int=number), bytes(32)).text for number in range(10)]
     send_together(
         *((Client(), "POST", "/v1/heartbeat", b"{", {"Authorization": f"Bearer {text}"}) for text in invented)
@@ -394,7 +394,7 @@ def test_the_last_refusal_is_that_of_the_device_that_has_the_hardware(admin: Adm
 def test_a_service_that_cannot_answer_is_no_last_refusal(
     admin: Admin, phone: Phone, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nexmdm.checkin.WAITING_LIMIT", 0)
+    monkeypatch.setattr("devices.check_in.WAITING_LIMIT", 0)
     assert phone.heartbeat().code == "overloaded"
     assert last_refusal(admin, phone) is None
     assert log.line["code"] == "overloaded"
@@ -432,7 +432,7 @@ def test_an_older_refusal_never_takes_the_place_of_a_later_one(admin: Admin, pho
 def test_a_refusal_is_answered_and_logged_though_it_can_be_neither_looked_up_nor_written(
     phone: Phone, log: Log, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    monkeypatch.setattr("nexmdm.refused_devices.unit", AsyncMock(side_effect=error))
+    monkeypatch.setattr("nexmdm.http.refused_devices.unit", AsyncMock(side_effect=error))
     assert phone.send("/v1/heartbeat", b"{").code == "invalid_json"
     unknown, refused = log.lines
     assert (unknown["event"], unknown["detail"]) == ("refusals.not_looked_up", "gone")
@@ -461,8 +461,8 @@ def test_neither_an_answer_nor_the_end_of_the_process_waits_long_for_a_look_up(
     async def never(*_: object) -> None:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr("nexmdm.refused_devices.unit", never)
-    monkeypatch.setattr("nexmdm.refused_devices.DRAIN_SECONDS", 0.01)
+    monkeypatch.setattr("nexmdm.http.refused_devices.unit", never)
+    monkeypatch.setattr("nexmdm.http.refused_devices.DRAIN_SECONDS", 0.01)
     assert phone.send("/v1/heartbeat", b"{").code == "invalid_json"
     assert (log.line["code"], "device_id" in log.line) == ("invalid_json", False)
 
@@ -470,6 +470,6 @@ def test_neither_an_answer_nor_the_end_of_the_process_waits_long_for_a_look_up(
 def test_a_refusal_that_cannot_be_logged_is_answered_all_the_same(
     client: Client, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nexmdm.refusals._log", Mock(side_effect=RuntimeError))
+    monkeypatch.setattr("nexmdm.http.refusals._log", Mock(side_effect=RuntimeError))
     assert client.request("GET", "/nothing").code == "not_found"
     assert log.line["error"] == "RuntimeError"

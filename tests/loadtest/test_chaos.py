@@ -18,22 +18,22 @@ from django.db.models.functions import Now
 from psycopg.conninfo import make_conninfo
 
 from commands import models
-from devices import database
-from loadtest import crowd, ledgers, outages, pushes
-from loadtest.crowd import Account, Crowd, Exchange, Result
-from loadtest.faults import DatabaseStops, Gap, Kills, SecondDispatcher
-from loadtest.fcm_standin import FcmStandin
-from loadtest.ledgers import Attempt, Book
-from loadtest.outages import FcmOutages, Outage, Recovery
-from loadtest.roster import Member
-from loadtest.serving import Serving
-from loadtest.targets import Target
-from nexmdm.fleet_client import FleetClient
+from loadtest.chaos import ledgers, outages, pushes, traffic
+from loadtest.chaos.faults import DatabaseStops, Gap, Kills, SecondDispatcher
+from loadtest.chaos.ledgers import Attempt, Book
+from loadtest.chaos.outages import FcmOutages, Outage, Recovery
+from loadtest.chaos.traffic import Account, Crowd, Exchange, Result
+from loadtest.fake_fcm.server import FcmStandin
+from loadtest.fleet.credentials_file import Member
+from loadtest.load.targets import Target
+from loadtest.testbed.serving import Serving
+from nexmdm.client.http_client import FleetClient
+from nexmdm.common import database
 from nexmdm.models import DispatcherSeen
-from tests.actors import Admin
-from tests.test_ledgers import NOT_DUE, UNRECORDED, delivery
+from tests.loadtest.test_ledgers import NOT_DUE, UNRECORDED, delivery
+from tests.support.actors import Admin
 
-MEMBERS = [Member(f"device-{number}", "nxd", "key", f"ok-{number}") for number in range(crowd.LARGEST_AUDIENCE)]
+MEMBERS = [Member(f"device-{number}", "nxd", "key", f"ok-{number}") for number in range(traffic.LARGEST_AUDIENCE)]
 ENVELOPE = dict.fromkeys(("request_id", "action", "params", "issued_at", "expires_at", "signature"), "forged")
 SECRET = "s" * 40
 AWAY = Exchange("heartbeat", 101, 102, 503, "database_unavailable")
@@ -280,8 +280,8 @@ async def _live(tmp_path: Path, answer: Answer, heartbeats: int, settled: bool) 
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the crowd see at once whether all is settled."""
-    monkeypatch.setattr(crowd, "SETTLED_LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(crowd, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(traffic, "SETTLED_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(traffic, "PATIENCE_SECONDS", 0.2)
 
 
 def live(tmp_path: Path, answer: Answer, *, heartbeats: int = 1, settled: bool = True) -> Account:

@@ -19,7 +19,7 @@ from google.auth.exceptions import RefreshError
 from google.auth.transport.requests import Request
 from google.oauth2 import service_account
 
-from loadtest.fcm_standin import FCM_ERROR, FcmStandin
+from loadtest.fake_fcm.server import FCM_ERROR, FcmStandin
 
 GOOD = "ok-1"
 SCOPE = "https://www.googleapis.com/auth/firebase.messaging"
@@ -274,7 +274,7 @@ def test_an_order_it_does_not_know_changes_nothing(client: httpx.Client, standin
 
 def test_as_a_program_it_gives_out_credentials_and_stops_when_told(tmp_path: Path) -> None:
     credentials, journal = tmp_path / "account.json", tmp_path / "journal.jsonl"
-    command = [sys.executable, "-m", "loadtest.fcm_standin", "--credentials", str(credentials)]
+    command = [sys.executable, "-m", "loadtest.fake_fcm.server", "--credentials", str(credentials)]
     command += ["--journal", str(journal)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as program:
         assert program.stdout is not None

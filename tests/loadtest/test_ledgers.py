@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from loadtest import ledgers, pushes, spans
-from loadtest.crowd import Account, Result
-from loadtest.ledgers import Attempt, Book, Delivery, Word
-from loadtest.roster import Member
-from loadtest.spans import Span
+from loadtest.chaos import intervals, ledgers, pushes
+from loadtest.chaos.intervals import Span
+from loadtest.chaos.ledgers import Attempt, Book, Delivery, Word
+from loadtest.chaos.traffic import Account, Result
+from loadtest.fleet.credentials_file import Member
 
 SEEN = datetime(2026, 11, 25, 12, tzinfo=UTC)
 NOW = SEEN.timestamp()
@@ -515,7 +515,7 @@ def test_a_push_that_failed_is_not_missed_before_it_is_due_again() -> None:
 
 
 def test_spans_in_common_are_counted_once() -> None:
-    some = spans.union([(0, 2), (1, 4), (8, 9)])
+    some = intervals.union([(0, 2), (1, 4), (8, 9)])
     assert some == [(0, 4), (8, 9)]
-    assert spans.common(some, [(3, 8.5)]) == [(3, 4), (8, 8.5)]
-    assert spans.length(some) == 5
+    assert intervals.common(some, [(3, 8.5)]) == [(3, 4), (8, 8.5)]
+    assert intervals.length(some) == 5

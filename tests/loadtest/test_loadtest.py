@@ -26,19 +26,21 @@ from hypothesis import strategies as st
 from commands.models import Attempt, Command, Delivery, Report
 from devices import tokens
 from devices.models import Device, Presence
-from loadtest import charts, conductor, halfway, report, roster, seeding, targets
-from loadtest.commander import Ledger
-from loadtest.conductor import Load, Run
-from loadtest.connections import NO_ANSWER, Pool, Server, with_body
-from loadtest.figures import GROWTH, Figures, Histogram, merged
-from loadtest.fleet import Agent, Credentials
-from loadtest.generator import Generator, Plan, first_dues
-from loadtest.halfway import Trial
-from loadtest.journal import JournalTail
-from loadtest.roster import Member
+from loadtest.fake_fcm.journal import JournalTail
+from loadtest.fleet import credentials_file, seeding
+from loadtest.fleet.credentials_file import Member
+from loadtest.load import command, disturbances, runner, targets
+from loadtest.load.command_load import Ledger
+from loadtest.load.disturbances import Trial
+from loadtest.load.figures import GROWTH, Figures, Histogram, merged
+from loadtest.load.generator import Generator, Plan, first_dues
+from loadtest.load.report import charts, document
+from loadtest.load.runner import Load, Run
+from loadtest.testbed.connections import NO_ANSWER, Pool, Server, with_body
+from nexmdm.client.phone import Agent, Credentials
 from nexmdm.models import AuditEntry
-from tests.actors import Admin, Client
-from tests.moments import in_one_batch
+from tests.support.actors import Admin, Client
+from tests.support.moments import in_one_batch
 
 LATENCIES = st.lists(st.floats(min_value=1e-4, max_value=100), min_size=1, max_size=300)
 
@@ -124,10 +126,10 @@ def test_over_the_ramp_the_load_grows_evenly() -> None:
 
 def test_the_roster_is_for_its_owner_only_and_is_dealt_out_in_parts(tmp_path: Path) -> None:
     members = [Member(f"id-{number}", "token", "key", "" if number % 2 else "push") for number in range(5)]
-    roster.write(tmp_path / "roster", members)
+    credentials_file.write(tmp_path / "roster", members)
     assert stat.S_IMODE((tmp_path / "roster").stat().st_mode) == 0o600
-    assert roster.read(tmp_path / "roster") == members
-    assert roster.read(tmp_path / "roster", 1, 2) == members[1::2]
+    assert credentials_file.read(tmp_path / "roster") == members
+    assert credentials_file.read(tmp_path / "roster", 1, 2) == members[1::2]
 
 
 def test_the_journal_is_read_line_by_line_while_it_grows(tmp_path: Path) -> None:
@@ -269,7 +271,7 @@ def test_a_seeded_history_is_whole_in_the_order_of_time_and_has_nothing_to_push(
 
 def test_the_strangers_of_a_trial_have_tokens_that_only_the_database_can_refuse(client: Client, admin: Admin) -> None:
     members = seeding.seed(2, with_push_tokens=False)
-    for token, _ in islice(halfway.strangers(members), 20):
+    for token, _ in islice(disturbances.strangers(members), 20):
         stranger = tokens.parse(tokens.DEVICE_PREFIX, token)
         assert stranger is not None
         assert str(stranger.id) in {member.device_id for member in members}
@@ -278,14 +280,14 @@ def test_the_strangers_of_a_trial_have_tokens_that_only_the_database_can_refuse(
 
 
 def test_rubbish_is_repaired_or_refused_and_the_good_heartbeats_beside_it_are_recorded(admin: Admin) -> None:
-    members = seeding.seed(10 + len(halfway._RUBBISH), with_push_tokens=False)
+    members = seeding.seed(10 + len(disturbances._RUBBISH), with_push_tokens=False)
     good: list[tuple[str, Any]] = [(member.device_token, {"status": {"battery_pct": 7}}) for member in members[:10]]
-    bad = [(member.device_token, body) for member, body in zip(members[10:], halfway._RUBBISH, strict=True)]
+    bad = [(member.device_token, body) for member, body in zip(members[10:], disturbances._RUBBISH, strict=True)]
     answers = in_one_batch(*bad[:6], *good, *bad[6:])
     assert [answer.status for answer in answers[6:16]] == [200] * 10
     assert Presence.objects.filter(last_status={"battery_pct": 7}).count() == 10
     beside = answers[:6] + answers[16:]
-    assert {answer.status for answer in beside} == halfway.Trial("rubbish").expected
+    assert {answer.status for answer in beside} == disturbances.Trial("rubbish").expected
     assert all("warnings" in answer.json for answer in beside if answer.status == 200)
 
 
@@ -374,12 +376,12 @@ def test_a_generator_that_was_late_says_so(run: Run) -> None:
     for number in range(100):
         run.figures.due(20 + number / 10, 0.25)
     assert "The generator itself was late" in targets.lateness(run)
-    assert "The generator itself was late" in report.page(run, targets.judged(run))
+    assert "The generator itself was late" in document.page(run, targets.judged(run))
 
 
 def test_the_report_is_one_file_without_anything_from_outside(run: Run) -> None:
     run.figures.error(20.5, "heartbeat: <b>503</b>")
-    page = report.page(run, targets.judged(run))
+    page = document.page(run, targets.judged(run))
     assert re.findall(r"(?i)<script|<link|<img|<iframe|@import|url\(|src=|href=", page) == []
     assert "prefers-color-scheme: dark" in page
     assert "All targets held" in page
@@ -388,7 +390,7 @@ def test_the_report_is_one_file_without_anything_from_outside(run: Run) -> None:
 
 def test_the_report_of_a_run_without_a_single_answer_is_a_report(run: Run) -> None:
     nothing = Run(run.load, starts_at=1000.0)
-    page = report.page(nothing, targets.judged(nothing))
+    page = document.page(nothing, targets.judged(nothing))
     assert "Missed: error rate, heartbeat p95, heartbeat p99, dispatch p95" in page
 
 
@@ -402,11 +404,11 @@ def test_a_logarithmic_axis_has_round_steps(low: float, high: float, steps: list
 def test_a_small_fleet_holds_its_targets_against_a_server_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conductor, "HEARTBEATS_PER_PROCESS", 2)  # several generators, where there are several cores
+    monkeypatch.setattr(runner, "HEARTBEATS_PER_PROCESS", 2)  # several generators, where there are several cores
     output = StringIO()
     said = ("--devices", "20", "--interval", "5", "--duration", "4", "--ramp", "1", "--commands-per-minute", "120")
     try:
-        call_command("loadtest", *said, "--report", str(tmp_path / "report.html"), stdout=output)
+        call_command(command.Command(), *said, "--report", str(tmp_path / "report.html"), stdout=output)
     except SystemExit:
         pytest.fail(output.getvalue())
     words = output.getvalue()

@@ -11,12 +11,12 @@ from typing import Any, Final
 import orjson
 import pytest
 
-from loadtest.roster import Member
-from loadtest.trials.one_against_all import attacks, beside, honest
-from loadtest.trials.one_against_all.beside import Case, Measured
-from loadtest.trials.one_against_all.honest import Latencies, Pushes
-from loadtest.trials.one_against_all.order import Order, Tally
-from nexmdm.fleet_client import FleetClient
+from loadtest.fleet.credentials_file import Member
+from loadtest.trust.trials.one_against_all import attacks, beside, honest
+from loadtest.trust.trials.one_against_all.beside import Case, Measured
+from loadtest.trust.trials.one_against_all.honest import Latencies, Pushes
+from loadtest.trust.trials.one_against_all.order import Order, Tally
+from nexmdm.client.http_client import FleetClient
 
 CASE: Final = Case("a client that asks for ever", "asked", least_sent=1000, answers={"200", "429"})
 TURN: Final[Latencies] = {"heartbeats": 0.020, "signed calls": 0.030}

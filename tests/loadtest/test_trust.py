@@ -13,14 +13,14 @@ from typing import Self
 import httpx
 import pytest
 
-from loadtest import trust
-from loadtest.connections import NO_ANSWER, Pool, Server, with_body
-from loadtest.trials import leaks, rotation, testrun
-from loadtest.trials.finding import Finding
-from loadtest.trials.rotation import Borne
-from loadtest.trials.testrun import Case, HeldByTests
+from loadtest.testbed.connections import NO_ANSWER, Pool, Server, with_body
+from loadtest.trust import promises
+from loadtest.trust.trials import rotation, secret_leaks, testrun
+from loadtest.trust.trials.finding import Finding
+from loadtest.trust.trials.rotation import Borne
+from loadtest.trust.trials.testrun import Case, HeldByTests
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 PROMISE = HeldByTests("promise", "tried", ("tests/test_a.py::test_one", "tests/test_b.py"))
 PASSED = {
     "tests/test_a.py::test_one[1]": Case(counted=Counter(requests=2)),
@@ -35,7 +35,7 @@ def functions(file: str) -> set[str]:
 
 
 def test_each_test_that_a_promise_names_exists() -> None:
-    named = [test for chapter in trust.CHAPTERS for promise in chapter.tested for test in promise.tests]
+    named = [test for chapter in promises.CHAPTERS for promise in chapter.tested for test in promise.tests]
     assert named
     for test in named:
         file, _, function = test.partition("::")
@@ -78,7 +78,7 @@ def test_tests_are_run_and_told_apart_by_pytests_own_names(tmp_path: Path) -> No
         "test_a_promise_is_held_by_all_its_tests_and_sums_what_they_count",
         "test_a_leak_is_found_in_each_encoding",
     )
-    promises = [HeldByTests("promise", "tried", (f"tests/test_trust.py::{name}",)) for name in names]
+    promises = [HeldByTests("promise", "tried", (f"tests/loadtest/test_trust.py::{name}",)) for name in names]
     cases = testrun.run(promises, tmp_path)
     assert [promise.finding(cases).figure for promise in promises] == ["1 test", "3 tests"]
 
@@ -88,29 +88,31 @@ def test_a_trial_that_breaks_off_is_a_promise_that_is_not_held(tmp_path: Path) -
         yield Finding("first", "tried", "figure", held=True)
         raise RuntimeError("the server is gone")
 
-    first, second = trust.tried(trial, tmp_path)
+    first, second = promises.tried(trial, tmp_path)
     assert (first.held, second.held, second.figure) == (True, False, "RuntimeError: the server is gone")
 
 
 @pytest.mark.parametrize("text", ["so secret-123456!", "\\x7365637265742d31323334353621", "c2VjcmV0LTEyMzQ1NiE="])
 def test_a_leak_is_found_in_each_encoding(text: str) -> None:
-    evidence = leaks.Evidence(places={"the logs": text, "the metrics": "nothing"})
+    evidence = secret_leaks.Evidence(places={"the logs": text, "the metrics": "nothing"})
     evidence.secret("token", "secret-123456!")
-    logs, metrics = leaks.findings(evidence)
+    logs, metrics = secret_leaks.findings(evidence)
     assert (logs.held, metrics.held) == (False, True)
     assert logs.figure.startswith("1 × token")
 
 
-def complete() -> leaks.Evidence:
-    evidence = leaks.Evidence(errors=[f"{status} {{}}" for status in leaks.STATUSES], pushed=set(leaks.PUSH_WORDS))
-    evidence.exports = {f"/django-admin/list-{number}/export/" for number in range(leaks.EXPORTS)}
-    for kind in leaks.KINDS:
+def complete() -> secret_leaks.Evidence:
+    evidence = secret_leaks.Evidence(
+        errors=[f"{status} {{}}" for status in secret_leaks.STATUSES], pushed=set(secret_leaks.PUSH_WORDS)
+    )
+    evidence.exports = {f"/django-admin/list-{number}/export/" for number in range(secret_leaks.EXPORTS)}
+    for kind in secret_leaks.KINDS:
         evidence.secret(kind, kind)
     return evidence
 
 
 def test_a_search_is_held_for_complete_after_every_error_with_every_secret() -> None:
-    assert leaks.provoked(complete()).held
+    assert secret_leaks.provoked(complete()).held
 
 
 @pytest.mark.parametrize("missing", ["no 503", "no push answered quota", "no session cookie", "5 of 6 exports"])
@@ -124,7 +126,7 @@ def test_a_search_is_not_held_for_complete_with_less(missing: str) -> None:
         del evidence.secrets["session cookie"]
     if missing == "5 of 6 exports":
         evidence.exports.pop()
-    found = leaks.provoked(evidence)
+    found = secret_leaks.provoked(evidence)
     assert (found.held, found.figure) == (False, missing)
 
 
@@ -135,7 +137,7 @@ def test_links_of_the_admin_site_are_followed_relative_ones_too_but_not_out_of_i
         <a href="https://example.com/django-admin/">Elsewhere</a>
     """
     request = httpx.Request("GET", "http://127.0.0.1/django-admin/commands/?q=a")
-    assert list(leaks.links(httpx.Response(200, text=text, request=request))) == [
+    assert list(secret_leaks.links(httpx.Response(200, text=text, request=request))) == [
         "/django-admin/commands/export/?q=a&state=open",
         "/django-admin/commands/?page=2",
         "/django-admin/commands/?q=a",

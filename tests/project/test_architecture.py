@@ -1,25 +1,15 @@
-"""What holds the packages apart: which way imports point, where they stand, and how long a function may be."""
+"""How the code is written: where imports stand, who looks at the clock, how long a function may be.
+
+Which way imports point is said by the contracts in pyproject.toml.
+"""
 
 import ast
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-import pytest
-
-ROOT: Final = Path(__file__).resolve().parent.parent
-MAY_IMPORT: Final = {
-    "nexmdm": {"nexmdm", "commands", "devices"},
-    "commands": {"commands", "devices"},
-    "devices": {"devices"},
-    "loadtest": {"loadtest"},
-}
-OURS: Final = {*MAY_IMPORT, "tests"}
-CLIENT: Final = "nexmdm.fleet_client"
-"""Our HTTP client, which knows nothing of the server but its API and how to sign: anybody may use it."""
-
-SEEDING: Final = ROOT / "loadtest" / "seeding.py"
-"""It writes a fleet straight into the database, with credentials that the server accepts."""
+ROOT: Final = Path(__file__).resolve().parent.parent.parent
+OURS: Final = ("nexmdm", "commands", "devices", "loadtest", "tests")
 LONGEST: Final = 60
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -49,43 +39,9 @@ def place(path: Path, line: int) -> str:
     return f"{path.relative_to(ROOT)}:{line}"
 
 
-@pytest.mark.parametrize("package", MAY_IMPORT)
-def test_imports_point_down_and_never_back(package: str) -> None:
-    wrong = [
-        f"{place(path, line)} imports {module}"
-        for path in sources(package)
-        for line, module in imports(ast.parse(path.read_text()))
-        if module.partition(".")[0] in OURS - MAY_IMPORT[package] and not is_excepted(path, module)
-    ]
-    assert wrong == []
-
-
-def is_excepted(path: Path, module: str) -> bool:
-    """Say whether this is a management command that runs the load test, or what the load test may use of ours."""
-    if ROOT / "loadtest" in path.parents:
-        return module == CLIENT or (path == SEEDING and module == "devices")
-    return path.parent.parts[-2:] == ("management", "commands") and module.partition(".")[0] == "loadtest"
-
-
-def test_the_http_client_knows_nothing_of_the_server_but_how_to_sign() -> None:
-    source = (ROOT / CLIENT.replace(".", "/")).with_suffix(".py").read_text()
-    ours = [
-        node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom) and node.module == "nexmdm"
-    ]
-    assert {alias.name for node in ours for alias in node.names} == {"signing"}
-    assert not {module.partition(".")[0] for _, module in imports(ast.parse(source))} & {
-        "django",
-        "commands",
-        "devices",
-    }
-
-
 def test_imports_stand_at_the_top_of_their_module() -> None:
     wrong = [
-        place(path, line)
-        for path in sources(*MAY_IMPORT)
-        for function in functions(path)
-        for line, _ in imports(function)
+        place(path, line) for path in sources(*OURS) for function in functions(path) for line, _ in imports(function)
     ]
     assert wrong == []
 
@@ -107,8 +63,8 @@ def test_only_a_few_modules_look_at_the_applications_clock() -> None:
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute) and ast.unparse(node) in reading
     }
-    clients = {name for name in found if name.startswith("nexmdm/fleet_") or name.endswith("/simulate.py")}
-    assert found - clients == {"nexmdm/auth.py", "commands/fcm.py"}
+    clients = {name for name in found if name.startswith("nexmdm/client/") or name.endswith("/simulate.py")}
+    assert found - clients == {"nexmdm/auth/signed_request.py", "commands/push/fcm.py"}
 
 
 def test_no_function_is_longer_than_a_screen() -> None:

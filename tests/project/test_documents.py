@@ -10,9 +10,10 @@ import pytest
 from django.core.management import get_commands
 
 from commands.models import FCM_ERRORS
-from nexmdm import checks, device_checks
-from nexmdm.environment import Fault
-from tests.parts import ROOT
+from devices.identity import device_checks
+from nexmdm.config import checks
+from nexmdm.config.environment import Fault
+from tests.support.processes import ROOT
 
 OPERATIONS: Final = ROOT / "docs" / "operations"
 DEPLOYMENT: Final = [
@@ -44,7 +45,7 @@ def variables() -> set[str]:
     """Return the names that the settings read from the environment."""
     calls = (node for node in ast.walk(tree("settings")) if isinstance(node, ast.Call))
     read = {call.args[0].value for call in calls if is_of_environment(call) and isinstance(call.args[0], ast.Constant)}
-    constants = {node.value for node in ast.walk(tree("environment")) if isinstance(node, ast.Constant)}
+    constants = {node.value for node in ast.walk(tree("config/environment")) if isinstance(node, ast.Constant)}
     firebase = {value for value in constants if isinstance(value, str) and re.fullmatch(r"(FIRE|GOOGLE)[A-Z_]+", value)}
     return {str(name) for name in read | firebase}
 

@@ -11,10 +11,10 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 from pytest_django import Settings
 
-from loadtest.fcm_standin import FcmStandin
-from nexmdm import environment
-from nexmdm.environment import Fault, Misconfigured
-from tests.actors import Client
+from loadtest.fake_fcm.server import FcmStandin
+from nexmdm.config import environment
+from nexmdm.config.environment import Fault, Misconfigured
+from tests.support.actors import Client
 
 GOOD = "a-Secret-of-more-than-32-characters-0123"
 ACCOUNT = {

@@ -14,9 +14,9 @@ from django.db.migrations.loader import MigrationLoader
 from psycopg import sql
 from pytest_django import DjangoDbBlocker
 
-from devices import database
+from nexmdm.common import database
 from nexmdm.management.commands import migrate
-from tests import migration_rules
+from tests.support import migration_rules
 
 APPS: Final = ("devices", "commands", "nexmdm")
 ROWS: Final = (Path(__file__).parent / "rows_of_0_1_0.sql").read_text()

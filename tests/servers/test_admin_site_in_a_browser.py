@@ -14,9 +14,10 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
-from loadtest import chromium, ground
-from loadtest.ground import Ground
-from loadtest.serving import wait_for
+from loadtest.browser import chromium
+from loadtest.testbed import testbed
+from loadtest.testbed.serving import wait_for
+from loadtest.testbed.testbed import Ground
 
 PASSWORD: Final = secrets.token_urlsafe(24)
 PING: Final = {"action": "ping", "target": {"all": True}, "note": "n" * 200}
@@ -72,7 +73,7 @@ def place() -> Iterator[Ground]:
     """A server whose fleet has two phones; a ping for both went to one, and found the other's push token dead."""
     with (
         tempfile.TemporaryDirectory(prefix="nexmdm-") as name,
-        ground.of_its_own(Path(name), Path(name) / "data", interval_seconds=120, commands_per_minute=60) as place,
+        testbed.of_its_own(Path(name), Path(name) / "data", interval_seconds=120, commands_per_minute=60) as place,
     ):
         assert place.serving is not None
         lobby, _ = enrol(place, "lobby", "ok-1"), enrol(place, "yard", "unregistered-1")

@@ -14,9 +14,9 @@ from typing import Any
 import httpx
 import pytest
 
-from loadtest.serving import MANAGE, READY, Serving
-from nexmdm import embedded
-from tests.parts import ROOT, address, web_worker
+from loadtest.testbed.serving import MANAGE, READY, Serving
+from nexmdm.standalone import embedded_postgres
+from tests.support.processes import ROOT, address, web_worker
 
 needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="the page's commands are for a shell")
 
@@ -101,7 +101,7 @@ def test_what_is_restored_on_a_database_of_ones_own_has_every_row_and_serves_its
     phone, request_id = used(serving)
     source = serving.database_url()
     restored = source.replace("/nexmdm?", "/restored?")
-    path = f"{embedded.binaries()}{os.pathsep}{os.environ['PATH']}"
+    path = f"{embedded_postgres.binaries()}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, **serving.secrets, "PATH": path, "DATABASE_URL": source, "RESTORED_URL": restored}
 
     headings = ("Back up", "Restore", "Change over to it: a database of your own")

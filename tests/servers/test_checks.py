@@ -16,10 +16,11 @@ from django.core.management import call_command
 from django.db import OperationalError, connection
 from pytest_django import Settings
 
-from loadtest.serving import MANAGE
-from nexmdm import checks, embedded
-from nexmdm.environment import Fault
-from tests import parts
+from loadtest.testbed.serving import MANAGE
+from nexmdm.config import checks
+from nexmdm.config.environment import Fault
+from nexmdm.standalone import embedded_postgres
+from tests.support import processes
 
 SECRET: Final = "a-Secret-of-more-than-32-characters-0123"
 KINDS: Final = ("SECRET_KEY_FALLBACKS", "ADMIN_KEYS", "HMAC_SECRETS", "COMMAND_SIGNING_KEYS", "METRICS_TOKEN")
@@ -42,21 +43,21 @@ def ids(found: list[CheckMessage]) -> list[str | None]:
 def run_in_production(*argv: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run a Python program with the tests' PostgreSQL as its DATABASE_URL."""
     production = {
-        "DATABASE_URL": embedded.url(django_settings.DATA_DIR),
+        "DATABASE_URL": embedded_postgres.url(django_settings.DATA_DIR),
         "SECRET_KEY": SECRET + "-a-longer-one",
         "ADMIN_KEY": SECRET + "A",
         "HMAC_SECRET": SECRET + "B",
         "COMMAND_SIGNING_KEY": SECRET + "C",
         "PORT": "0",
     }
-    return parts.run(*argv, **production | variables)
+    return processes.run(*argv, **production | variables)
 
 
 @pytest.fixture
 def unfit(tmp_path: Path) -> dict[str, str]:
     """Settings of one's own, in which much is wrong."""
     (tmp_path / "unfit.py").write_text(UNFIT)
-    return {"PYTHONPATH": f"{tmp_path}{os.pathsep}{parts.ROOT}", "DJANGO_SETTINGS_MODULE": "unfit"}
+    return {"PYTHONPATH": f"{tmp_path}{os.pathsep}{processes.ROOT}", "DJANGO_SETTINGS_MODULE": "unfit"}
 
 
 def test_the_settings_as_they_come_are_fit() -> None:
@@ -94,7 +95,7 @@ HOSTS_REFUSED: Final = ("https://mdm.example.com", "mdm.example.com:443", '["mdm
 def test_a_value_that_can_never_be_right_stops_every_start_with_an_id_and_a_hint(
     tmp_path: Path, argv: tuple[str, ...], name: str, value: str
 ) -> None:
-    done = parts.run(*argv, NEXMDM_DATA_DIR=str(tmp_path / "data"), **{name: value})
+    done = processes.run(*argv, NEXMDM_DATA_DIR=str(tmp_path / "data"), **{name: value})
     assert done.returncode != 0
     assert re.search(rf"\({Fault.MALFORMED}\) {name} .+\. .+\.$", done.stderr.strip())
     assert "Traceback" not in done.stderr
@@ -179,7 +180,7 @@ def test_a_database_out_of_reach_is_a_warning(monkeypatch: pytest.MonkeyPatch) -
     def refuse(*_: Any) -> None:
         raise OperationalError("connection refused")
 
-    monkeypatch.setattr("nexmdm.checks.database.row", refuse)
+    monkeypatch.setattr("nexmdm.config.checks.database.row", refuse)
     found = checks.connections()
     assert ids(found) == [checks.UNCHECKED_CONNECTIONS]
     checks.refuse(found)
@@ -187,7 +188,7 @@ def test_a_database_out_of_reach_is_a_warning(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("command", ["verify_audit", "prune", "migrate"])
 def test_a_command_says_in_one_line_that_its_database_cannot_be_reached(db: None, command: str) -> None:
-    nowhere = embedded.url(django_settings.DATA_DIR).replace("/nexmdm?", "/nowhere?")
+    nowhere = embedded_postgres.url(django_settings.DATA_DIR).replace("/nexmdm?", "/nowhere?")
     done = run_in_production(MANAGE, command, DATABASE_URL=nowhere)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
@@ -241,5 +242,5 @@ def test_outside_of_its_environment_the_command_line_says_in_one_line_how_to_get
 
 
 def test_too_many_connections_stop_serve(tmp_path: Path) -> None:
-    done = parts.run(MANAGE, "serve", NEXMDM_DATA_DIR=str(tmp_path / "data"), PORT="0", WEB_WORKERS="64")
+    done = processes.run(MANAGE, "serve", NEXMDM_DATA_DIR=str(tmp_path / "data"), PORT="0", WEB_WORKERS="64")
     assert (done.returncode, done.stderr.splitlines()[-1].startswith(f"({Fault.CONNECTIONS}) ")) == (1, True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from nexmdm import embedded
+from nexmdm.standalone import embedded_postgres
 
 
 @pytest.fixture
@@ -19,14 +19,14 @@ def data_dir() -> Iterator[Path]:
     # Not tmp_path: its name may be too long for a socket.
     with tempfile.TemporaryDirectory(prefix="nexmdm-") as folder:
         yield Path(folder) / "data"
-        embedded.stop(Path(folder) / "data")
+        embedded_postgres.stop(Path(folder) / "data")
 
 
 @pytest.fixture
 def bystander(data_dir: Path) -> Iterator[int]:
     """Some other program of the account that PostgreSQL runs as."""
-    embedded.start(data_dir)
-    embedded.stop(data_dir)
+    embedded_postgres.start(data_dir)
+    embedded_postgres.stop(data_dir)
     owner = (data_dir / "pg").stat().st_uid
     with subprocess.Popen(["sleep", "60"], user=owner if os.geteuid() == 0 else None) as sleeper:  # noqa: S607
         yield sleeper.pid
@@ -34,7 +34,7 @@ def bystander(data_dir: Path) -> Iterator[int]:
 
 
 def connect(data_dir: Path) -> psycopg.Connection:
-    return psycopg.connect(embedded.url(data_dir), autocommit=True)
+    return psycopg.connect(embedded_postgres.url(data_dir), autocommit=True)
 
 
 def server_pid(data_dir: Path) -> int:
@@ -42,24 +42,24 @@ def server_pid(data_dir: Path) -> int:
 
 
 def test_naming_the_database_starts_nothing(data_dir: Path) -> None:
-    assert embedded.database(data_dir)["HOST"] == str(data_dir / "pg")
+    assert embedded_postgres.database(data_dir)["HOST"] == str(data_dir / "pg")
     assert not data_dir.exists()
 
 
 def test_only_the_call_that_started_it_says_so(data_dir: Path) -> None:
-    assert [embedded.start(data_dir), embedded.start(data_dir)] == [True, False]
-    assert [embedded.stop(data_dir), embedded.stop(data_dir)] == [True, False]
+    assert [embedded_postgres.start(data_dir), embedded_postgres.start(data_dir)] == [True, False]
+    assert [embedded_postgres.stop(data_dir), embedded_postgres.stop(data_dir)] == [True, False]
 
 
 def test_only_its_owner_gets_in_and_only_by_the_socket(data_dir: Path) -> None:
-    embedded.start(data_dir)
+    embedded_postgres.start(data_dir)
     with connect(data_dir) as connection:
         assert connection.execute("SHOW listen_addresses").fetchone() == ("",)
     assert (data_dir / "pg").stat().st_mode & 0o777 == 0o700
 
 
 def test_it_is_utf8_whatever_the_machine_speaks_and_durable(data_dir: Path) -> None:
-    embedded.start(data_dir)
+    embedded_postgres.start(data_dir)
     names = ("server_encoding", "fsync", "synchronous_commit", "full_page_writes", "jit")
     with connect(data_dir) as connection:
         values = [connection.execute("SELECT current_setting(%s)", [name]).fetchone() for name in names]
@@ -67,11 +67,11 @@ def test_it_is_utf8_whatever_the_machine_speaks_and_durable(data_dir: Path) -> N
 
 
 def test_what_was_committed_outlives_a_kill(data_dir: Path) -> None:
-    embedded.start(data_dir)
+    embedded_postgres.start(data_dir)
     with connect(data_dir) as connection:
         connection.execute("CREATE TABLE kept AS SELECT 7 AS n")
     os.kill(server_pid(data_dir), signal.SIGKILL)
-    assert embedded.start(data_dir)
+    assert embedded_postgres.start(data_dir)
     with connect(data_dir) as connection:
         assert connection.execute("SELECT n FROM kept").fetchone() == (7,)
 
@@ -80,20 +80,20 @@ def test_lock_files_with_a_reused_pid_do_not_prevent_a_start(data_dir: Path, bys
     for path in (data_dir / "pg/cluster/postmaster.pid", data_dir / "pg/.s.PGSQL.5432.lock"):
         path.write_text(f"{bystander}\n")
         os.chown(path, (data_dir / "pg").stat().st_uid, -1)
-    assert embedded.start(data_dir)
+    assert embedded_postgres.start(data_dir)
     os.kill(bystander, 0)  # still there
 
 
 def test_a_stop_beside_a_stale_pid_file_signals_nobody(data_dir: Path, bystander: int) -> None:
     (data_dir / "pg/cluster/postmaster.pid").write_text(f"{bystander}\n")
-    assert not embedded.stop(data_dir)
+    assert not embedded_postgres.stop(data_dir)
     os.kill(bystander, 0)
 
 
 def test_an_interrupted_creation_is_begun_anew(data_dir: Path) -> None:
     (data_dir / "pg" / "cluster.new").mkdir(parents=True)
     (data_dir / "pg" / "cluster.new" / "PG_VERSION").write_text("18\n")
-    assert embedded.start(data_dir)
+    assert embedded_postgres.start(data_dir)
 
 
 def test_processes_that_start_it_at_once_agree(data_dir: Path) -> None:
@@ -105,5 +105,5 @@ def test_processes_that_start_it_at_once_agree(data_dir: Path) -> None:
 
 
 def test_a_path_too_long_for_a_socket_is_refused_with_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(embedded.EmbeddedError, match="NEXMDM_DATA_DIR"):
-        embedded.start(tmp_path / ("x" * 100))
+    with pytest.raises(embedded_postgres.EmbeddedError, match="NEXMDM_DATA_DIR"):
+        embedded_postgres.start(tmp_path / ("x" * 100))

@@ -10,9 +10,9 @@ from typing import Final
 import httpx
 import pytest
 
-from loadtest import ground
-from loadtest.serving import Serving
-from nexmdm.fleet_client import FleetClient
+from loadtest.testbed import testbed
+from loadtest.testbed.serving import Serving
+from nexmdm.client.http_client import FleetClient
 
 CLIENTS, ATTEMPTS, ADDRESSES = 24, 2, 8
 LOGIN: Final = "/django-admin/login/"
@@ -23,7 +23,7 @@ PROBLEM: Final = "application/problem+json"
 def serving() -> Iterator[Serving]:
     with (
         tempfile.TemporaryDirectory(prefix="nexmdm-") as folder,
-        ground.served(Path(folder) / "data", ADMIN_READ_RATE_LIMIT="100000/m") as serving,
+        testbed.served(Path(folder) / "data", ADMIN_READ_RATE_LIMIT="100000/m") as serving,
     ):
         yield serving
 

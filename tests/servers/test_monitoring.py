@@ -18,12 +18,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from commands.actions import CATALOGUE
 from commands.models import FCM_ERRORS, Outcome, ReportStatus
-from loadtest import ground
-from loadtest.fleet import Phone
-from loadtest.ground import Ground
-from loadtest.serving import wait_for
+from loadtest.testbed import testbed
+from loadtest.testbed.serving import wait_for
+from loadtest.testbed.testbed import Ground
+from nexmdm.client.phone import Phone
 
-DOCS: Final = Path(__file__).resolve().parent.parent / "docs" / "operations"
+DOCS: Final = Path(__file__).resolve().parent.parent.parent / "docs" / "operations"
 DASHBOARD: Final = json.loads((DOCS / "grafana-dashboard.json").read_text())
 RULES: Final = yaml.safe_load((DOCS / "prometheus-rules.yml").read_text())
 ALERTS: Final = [rule for group in RULES["groups"] for rule in group["rules"]]
@@ -55,7 +55,7 @@ def exposed() -> Iterator[Series]:
     """What /metrics of a whole server says after a loop: the labels of each series, by the name of its samples."""
     with tempfile.TemporaryDirectory(prefix="nexmdm-") as name:
         folder = Path(name)
-        with ground.of_its_own(folder, folder / "data", interval_seconds=120, commands_per_minute=60) as place:
+        with testbed.of_its_own(folder, folder / "data", interval_seconds=120, commands_per_minute=60) as place:
             asyncio.run(_loop(place))
             httpx.get(f"{place.admin.url}/admin/summary")
             wait_for(lambda: "nexmdm_pushes_total{" in _text(place) and 'part="dispatch"' in _text(place))

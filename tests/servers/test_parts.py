@@ -11,8 +11,8 @@ import httpx
 import pytest
 from django.conf import settings as django_settings
 
-from nexmdm import embedded
-from tests.parts import WEB, address, run, web_worker
+from nexmdm.standalone import embedded_postgres
+from tests.support.processes import WEB, address, run, web_worker
 
 HOST = "mdm.example.com"
 
@@ -39,7 +39,7 @@ def variables(db: None) -> dict[str, str]:
     """The environment of a production on the tests' PostgreSQL."""
     names = ("SECRET_KEY", "ADMIN_KEY", "HMAC_SECRET", "COMMAND_SIGNING_KEY")
     secrets = {name: f"a-Secret-of-this-test-and-no-other-{name}" for name in names}
-    return {**secrets, "DATABASE_URL": embedded.url(django_settings.DATA_DIR), "ALLOWED_HOSTS": HOST}
+    return {**secrets, "DATABASE_URL": embedded_postgres.url(django_settings.DATA_DIR), "ALLOWED_HOSTS": HOST}
 
 
 @pytest.fixture
@@ -75,11 +75,11 @@ def test_the_probe_tells_by_its_exit_status_whether_the_worker_is_well(
 ) -> None:
     at = {"HOST": "127.0.0.1", "PORT": str(listener.getsockname()[1]), **variables}
     with web_worker(listener, variables):
-        assert run("-m", "nexmdm.probe", "/healthz", **at).returncode == 0
-        missing = run("-m", "nexmdm.probe", "/nothing-here", **at)
+        assert run("-m", "nexmdm.http.probe", "/healthz", **at).returncode == 0
+        missing = run("-m", "nexmdm.http.probe", "/nothing-here", **at)
         assert (missing.returncode, missing.stderr) == (1, "404\n")
     listener.close()
-    gone = run("-m", "nexmdm.probe", "/healthz", **at)
+    gone = run("-m", "nexmdm.http.probe", "/healthz", **at)
     assert (gone.returncode, "refused" in gone.stderr) == (1, True)
 
 

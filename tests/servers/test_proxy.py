@@ -17,9 +17,9 @@ from typing import Final
 import httpx
 import pytest
 
-from loadtest.serving import READY, Serving, wait_for
-from nexmdm import signing
-from tests.parts import ROOT
+from loadtest.testbed.serving import READY, Serving, wait_for
+from nexmdm.auth import signing
+from tests.support.processes import ROOT
 
 NAME: Final = "mdm.example.com"
 CONFIGURATIONS: Final = ROOT / "docs" / "operations" / "proxy"

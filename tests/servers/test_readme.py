@@ -15,9 +15,9 @@ from typing import Final
 import httpx
 import pytest
 
-from loadtest.serving import READY, WAIT_SECONDS, Serving
+from loadtest.testbed.serving import READY, WAIT_SECONDS, Serving
 
-ROOT: Final = Path(__file__).resolve().parent.parent
+ROOT: Final = Path(__file__).resolve().parent.parent.parent
 README: Final = (ROOT / "README.md").read_text(encoding="utf-8")
 DEFAULT_URL: Final = "http://127.0.0.1:8000"
 PYTHON: Final = ".venv/bin/python"

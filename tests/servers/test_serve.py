@@ -18,7 +18,7 @@ import httpx
 import pytest
 from pytest_django import Settings
 
-from loadtest.serving import MANAGE, READY, WAIT_SECONDS, Serving, wait_for
+from loadtest.testbed.serving import MANAGE, READY, WAIT_SECONDS, Serving, wait_for
 from nexmdm.management.commands import serve as serve_command
 
 

@@ -12,10 +12,10 @@ import httpx
 import psycopg
 import pytest
 
-from commands.circuit import SEVERAL_DEVICES
-from loadtest.fcm_standin import FcmStandin
-from loadtest.serving import READY, Serving, wait_for
-from nexmdm.fleet_client import FleetClient
+from commands.push.circuit_breaker import SEVERAL_DEVICES
+from loadtest.fake_fcm.server import FcmStandin
+from loadtest.testbed.serving import READY, Serving, wait_for
+from nexmdm.client.http_client import FleetClient
 
 POOL = 2
 WAITING = 20

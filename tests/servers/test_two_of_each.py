@@ -17,9 +17,9 @@ import httpx
 import psycopg
 import pytest
 
-from loadtest.fcm_standin import FcmStandin
-from loadtest.serving import MANAGE, READY, Serving, wait_for
-from nexmdm.fleet_client import FleetClient, Refused
+from loadtest.fake_fcm.server import FcmStandin
+from loadtest.testbed.serving import MANAGE, READY, Serving, wait_for
+from nexmdm.client.http_client import FleetClient, Refused
 
 DEVICES, COMMANDS = 20, 25
 PUSHES_PER_SECOND = 200

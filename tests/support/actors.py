@@ -15,9 +15,9 @@ from asgiref.sync import async_to_sync
 from django.core.signals import request_finished, request_started
 from django.db import close_old_connections
 
-from devices import push_tokens
-from nexmdm import signing
+from devices import push_targets
 from nexmdm.asgi import application  # first: it sets Django up
+from nexmdm.auth import signing
 
 LOGIN: Final = "/django-admin/login/"
 
@@ -255,4 +255,4 @@ class Phone:
 
 def fcm_calls_dead(push_token: str) -> None:
     """Do what the dispatcher does when FCM calls a push token dead."""
-    push_tokens.call_dead([push_token])
+    push_targets.call_dead([push_token])

@@ -7,9 +7,9 @@ from typing import Final
 
 from commands import reports
 from commands.models import FINAL, OPEN, Outcome, Push, ReportStatus, State
-from commands.outbox import LEASE, LEAST, Sent
+from commands.push.outbox import LEASE, LEAST, Sent
 from commands.reports import EXTRA_TIME
-from tests.actors import Phone
+from tests.support.actors import Phone
 
 MAY_GO_AGAIN: Final = (Outcome.UNKNOWN, Outcome.RETRY_LATER, Outcome.BLOCKED, Outcome.TOKEN_DEAD)
 """After these a push goes again (after the last one, to another push token); after others, only if it was resumed."""

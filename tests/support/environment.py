@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-_ROOT = Path(__file__).resolve().parent.parent
+_ROOT = Path(__file__).resolve().parent.parent.parent
 
 os.environ.update(
     NEXMDM_DATA_DIR=os.environ.get("NEXMDM_TEST_DATA_DIR", str(_ROOT / ".nexmdm-test")),

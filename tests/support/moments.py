@@ -15,8 +15,8 @@ from django.apps import apps
 from django.db import connection, transaction
 from django.db.models import DateTimeField, F
 
-from devices.database import and_release
-from tests.actors import Answer, Client
+from nexmdm.common.database import and_release
+from tests.support.actors import Answer, Client
 
 R = TypeVar("R")
 

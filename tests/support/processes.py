@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from nexmdm import web
+from nexmdm.http import server
 
-ROOT: Final = Path(__file__).resolve().parent.parent
+ROOT: Final = Path(__file__).resolve().parent.parent.parent
 STOP_SECONDS: Final = 30
 
 
@@ -38,7 +38,7 @@ def web_worker(listener: socket.socket, variables: Mapping[str, str], program: S
     descriptor = listener.fileno()
     process = subprocess.Popen(
         program,
-        env={**os.environ, **variables, web.VARIABLE: str(descriptor)},
+        env={**os.environ, **variables, server.VARIABLE: str(descriptor)},
         cwd=ROOT,
         pass_fds=[descriptor],
         stdout=subprocess.DEVNULL,

@@ -7,8 +7,8 @@ from typing import Any
 
 from django.db import transaction
 
-from devices import database
-from nexmdm import audit_chain
+from nexmdm.audit import chain
+from nexmdm.common import database
 from nexmdm.models import AuditEntry, AuditMark
 
 # All but those against TRUNCATE, which are off as long as the tests run (see conftest).
@@ -55,14 +55,14 @@ def forge(entry_id: int, *, previous: str, **values: Any) -> AuditEntry:
 
 def seal(entry_id: int) -> str:
     """Give an entry the right hash of what it now says; return it."""
-    right = audit_chain.digest(AuditEntry.objects.get(id=entry_id))
+    right = chain.digest(AuditEntry.objects.get(id=entry_id))
     change(entry_id, hash=right)
     return right
 
 
 def rewrite() -> None:
     """Chain all entries anew as they stand, and move the mark: what an expert does who covers up everything."""
-    previous = audit_chain.BEGINNING.hash
+    previous = chain.BEGINNING.hash
     for entry_id in AuditEntry.objects.order_by("id").values_list("id", flat=True):
         change(entry_id, previous=previous)
         previous = seal(entry_id)

@@ -6,12 +6,14 @@ from math import ceil
 from pathlib import Path
 from typing import Final
 
-from loadtest import charts, machine, targets
-from loadtest.charts import Axis, Limit, Line
-from loadtest.conductor import Run
-from loadtest.connections import ANSWER_SECONDS
-from loadtest.figures import Histogram
-from loadtest.targets import Target, milliseconds
+from loadtest.load import targets
+from loadtest.load.figures import Histogram
+from loadtest.load.report import charts
+from loadtest.load.report.charts import Axis, Limit, Line
+from loadtest.load.runner import Run
+from loadtest.load.targets import Target, milliseconds
+from loadtest.testbed import machine
+from loadtest.testbed.connections import ANSWER_SECONDS
 
 _STYLE: Final = Path(__file__).with_suffix(".css")
 _LOOKS: Final = ("first", "second", "third")

@@ -1,1 +1,1 @@
-"""Trials of what is promised, against real servers: what was tried, what came of it, whether it was held."""
+"""The trials: one module for each family of attacks or faults."""

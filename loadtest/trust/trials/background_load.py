@@ -9,9 +9,9 @@ from typing import Final
 
 import orjson
 
-from loadtest.connections import Pool, Server, understood, with_body
-from loadtest.figures import Histogram
-from loadtest.roster import Member
+from loadtest.fleet.credentials_file import Member
+from loadtest.load.figures import Histogram
+from loadtest.testbed.connections import Pool, Server, understood, with_body
 
 _TICK_SECONDS: Final = 0.001
 _CONNECTIONS: Final = 64

@@ -17,11 +17,11 @@ import httpx
 import jwt
 import orjson
 
-from loadtest import ground
-from loadtest.fcm_standin import FcmStandin, Send
-from loadtest.serving import Serving, wait_for
-from loadtest.trials.finding import Finding
-from nexmdm.fleet_client import FleetClient, Refused
+from loadtest.fake_fcm.server import FcmStandin, Send
+from loadtest.testbed import testbed
+from loadtest.testbed.serving import Serving, wait_for
+from loadtest.trust.trials.finding import Finding
+from nexmdm.client.http_client import FleetClient, Refused
 
 HOUR: Final = 3600
 MOST_OFF_SECONDS: Final = 60
@@ -76,7 +76,7 @@ def _tried(name: str, seconds: int, folder: Path, library: str) -> list[Finding]
     with FcmStandin() as standin:
         account = orjson.dumps(standin.service_account()).decode()
         push = {"FCM_BASE_URL": standin.base_url, "FIREBASE_SERVICE_ACCOUNT_JSON": account}
-        with ground.served(folder / "data", **wrong, **push, **SETTINGS) as serving:
+        with testbed.served(folder / "data", **wrong, **push, **SETTINGS) as serving:
             key, secret = serving.secrets["ADMIN_KEY"], serving.secrets["HMAC_SECRET"]
             admin = FleetClient(serving.url, key=key, secret=secret, clock=lambda: time.time() + seconds)
             with closing(admin), serving.admin() as punctual:

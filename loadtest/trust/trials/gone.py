@@ -8,12 +8,13 @@ from typing import Any, Final
 
 import orjson
 
-from loadtest import enrolling, ground
-from loadtest.connections import Server, with_body
-from loadtest.serving import wait_for
-from loadtest.trials import sockets
-from loadtest.trials.finding import Finding
-from nexmdm.fleet_client import FleetClient
+from loadtest.fleet import enrolling
+from loadtest.testbed import testbed
+from loadtest.testbed.connections import Server, with_body
+from loadtest.testbed.serving import wait_for
+from loadtest.trust.trials import sockets
+from loadtest.trust.trials.finding import Finding
+from nexmdm.client.http_client import FleetClient
 
 PHONES: Final = 3
 TARGET: Final = "/admin/command"
@@ -26,8 +27,8 @@ SETTINGS: Final = {"BCRYPT_ROUNDS": "4", "ADMIN_RATE_LIMIT": "100000/m", "ADMIN_
 def trial(folder: Path) -> Iterator[Finding]:
     """Cut connections after each byte of a command, and while it is answered."""
     with (
-        ground.standin(folder) as fcm,
-        ground.served(folder / "data", **fcm, **SETTINGS) as serving,
+        testbed.standin(folder) as fcm,
+        testbed.served(folder / "data", **fcm, **SETTINGS) as serving,
         serving.admin() as admin,
     ):
         enrolling.enrol(admin, PHONES, with_push_tokens=True, watch=lambda: None)

@@ -15,15 +15,16 @@ from typing import Any, Final, cast
 
 import uvloop
 
-from loadtest import enrolling, ground, machine
-from loadtest.roster import Member
-from loadtest.serving import Serving
-from loadtest.targets import milliseconds
-from loadtest.trials import sockets
-from loadtest.trials.finding import Finding
-from loadtest.trials.pulse import Pulse
-from loadtest.trials.sockets import CHUNK, Heard, head
-from nexmdm.fleet_client import FleetClient, Refused, Unreachable
+from loadtest.fleet import enrolling
+from loadtest.fleet.credentials_file import Member
+from loadtest.load.targets import milliseconds
+from loadtest.testbed import machine, testbed
+from loadtest.testbed.serving import Serving
+from loadtest.trust.trials import sockets
+from loadtest.trust.trials.background_load import Pulse
+from loadtest.trust.trials.finding import Finding
+from loadtest.trust.trials.sockets import CHUNK, Heard, head
+from nexmdm.client.http_client import FleetClient, Refused, Unreachable
 
 HUNDRED_MB: Final = 100_000_000
 MOST_READ: Final = 5 * 1024 * 1024
@@ -50,14 +51,14 @@ _HEARTBEAT: Final = "/v1/heartbeat"
 def trial(folder: Path) -> Iterator[Finding]:
     """Try the guard of one web worker."""
     data_dir = folder / "data"
-    with ground.served(data_dir, **SETTINGS) as serving, serving.admin() as admin:
+    with testbed.served(data_dir, **SETTINGS) as serving, serving.admin() as admin:
         members, _ = enrolling.enrol(admin, PHONES, with_push_tokens=False, watch=lambda: None)
         yield from _sizes(serving)
         yield from _times(serving.url)
         yield _memory(serving)
         yield uvloop.run(_squatters(serving.url, members))
         stopped = uvloop.run(_stop(serving, admin, members))
-    with ground.served(data_dir, **SETTINGS) as again, again.admin() as admin:
+    with testbed.served(data_dir, **SETTINGS) as again, again.admin() as admin:
         yield _what_is_left(admin, stopped)
 
 

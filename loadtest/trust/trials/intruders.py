@@ -11,12 +11,14 @@ from typing import Any, Final
 import httpx
 import uvloop
 
-from loadtest import enrolling, ground, halfway
-from loadtest.roster import Member
-from loadtest.trials import workers
-from loadtest.trials.finding import Finding
-from loadtest.trials.workers import Worker
-from nexmdm.fleet_client import FleetClient
+from loadtest.fleet import enrolling
+from loadtest.fleet.credentials_file import Member
+from loadtest.load import disturbances
+from loadtest.testbed import testbed
+from loadtest.trust.trials import workers
+from loadtest.trust.trials.finding import Finding
+from loadtest.trust.trials.workers import Worker
+from nexmdm.client.http_client import FleetClient
 
 AT_ONCE: Final = 50
 FAILURES_A_MINUTE: Final = 60
@@ -27,7 +29,7 @@ SETTINGS: Final = {"BCRYPT_ROUNDS": "10", "AUTH_FAILURE_RATE_LIMIT": f"{FAILURES
 def trial(folder: Path) -> Iterator[Finding]:
     """Have intruders call two workers, each on a port of its own."""
     with ExitStack() as stack:
-        serving = stack.enter_context(ground.served(folder / "data", **SETTINGS))
+        serving = stack.enter_context(testbed.served(folder / "data", **SETTINGS))
         admin = stack.enter_context(serving.admin())
         urls = []
         for number in range(2):
@@ -80,7 +82,7 @@ async def _revoked(admin: FleetClient, urls: list[str], member: Member) -> Findi
 
 
 async def _guessed(admin: FleetClient, urls: list[str], member: Member) -> Finding:
-    guesses = islice(halfway.strangers([member]), GUESSES)
+    guesses = islice(disturbances.strangers([member]), GUESSES)
     guessed: Counter[int] = Counter()
     good: Counter[int] = Counter()
     async with _http() as http:

@@ -16,14 +16,15 @@ from typing import Final
 
 import uvloop
 
-from loadtest import enrolling, ground
-from loadtest.connections import ANSWER_SECONDS, Pool, Server, understood, with_body
-from loadtest.roster import Member
-from loadtest.trials import workers
-from loadtest.trials.finding import Finding
-from loadtest.trials.pulse import Pulse
-from loadtest.trials.workers import Worker
-from nexmdm.fleet_client import FleetClient
+from loadtest.fleet import enrolling
+from loadtest.fleet.credentials_file import Member
+from loadtest.testbed import testbed
+from loadtest.testbed.connections import ANSWER_SECONDS, Pool, Server, understood, with_body
+from loadtest.trust.trials import workers
+from loadtest.trust.trials.background_load import Pulse
+from loadtest.trust.trials.finding import Finding
+from loadtest.trust.trials.workers import Worker
+from nexmdm.client.http_client import FleetClient
 
 WORKERS: Final = 2
 PHONES: Final = 200
@@ -45,7 +46,7 @@ Secrets = Mapping[str, str]
 def trial(folder: Path) -> Iterator[Finding]:
     """Rotate the three secrets of two workers under load."""
     with ExitStack() as stack:
-        serving = stack.enter_context(ground.served(folder / "data", **SETTINGS))
+        serving = stack.enter_context(testbed.served(folder / "data", **SETTINGS))
         with serving.admin() as admin:
             members, _ = enrolling.enrol(admin, PHONES, with_push_tokens=False, watch=lambda: None)
         listener = stack.enter_context(workers.listening())

@@ -27,13 +27,13 @@ import orjson
 import psycopg
 from psycopg import sql
 
-from loadtest import ground
-from loadtest.connections import Server
-from loadtest.fcm_standin import FcmStandin, Send
-from loadtest.serving import MANAGE, Serving, wait_for
-from loadtest.trials import sockets
-from loadtest.trials.finding import Finding
-from nexmdm.fleet_client import FleetClient
+from loadtest.fake_fcm.server import FcmStandin, Send
+from loadtest.testbed import testbed
+from loadtest.testbed.connections import Server
+from loadtest.testbed.serving import MANAGE, Serving, wait_for
+from loadtest.trust.trials import sockets
+from loadtest.trust.trials.finding import Finding
+from nexmdm.client.http_client import FleetClient
 
 CONFIGURED: Final = ("SECRET_KEY", "ADMIN_KEY", "HMAC_SECRET", "COMMAND_SIGNING_KEY", "METRICS_TOKEN")
 PUSH_WORDS: Final = (
@@ -106,7 +106,7 @@ def trial(folder: Path) -> Iterator[Finding]:
         account = standin.service_account()
         evidence.secrets["service account"] = set(account["private_key"].splitlines()[1:-1])
         serving = stack.enter_context(
-            ground.served(
+            testbed.served(
                 folder / "data",
                 **configured,
                 FCM_BASE_URL=standin.base_url,

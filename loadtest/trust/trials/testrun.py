@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Final
 from xml.etree import ElementTree as ET
 
-from loadtest.trials.finding import Finding
+from loadtest.trust.trials.finding import Finding
 
 PROFILE: Final = "trust"
 """The hypothesis profile of tests/conftest.py with many examples."""
 
-_ROOT: Final = Path(__file__).resolve().parent.parent.parent
+_ROOT: Final = Path(__file__).resolve().parent.parent.parent.parent
 _LAST_LINES: Final = 40
 _SHOWN: Final = 3
 

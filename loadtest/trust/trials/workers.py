@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from loadtest.serving import MANAGE, wait_for
+from loadtest.testbed.serving import MANAGE, wait_for
 
 BACKLOG: Final = 2048
 STOP_SECONDS: Final = 30

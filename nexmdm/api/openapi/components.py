@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from commands import actions
-from nexmdm import problems
+from nexmdm.common import problems
 
 Json = dict[str, Any]
 

@@ -17,11 +17,14 @@ from ninja.operation import Operation
 from commands import queue, reports
 from commands.schemas import NewCommand
 from devices import audience, credentials, enrollment
-from devices.tolerance import DECIDES, INFORMS
-from nexmdm import auth, caller, openapi_components, openapi_examples, operations, problems
-from nexmdm.limits import RateLimited
-from nexmdm.openapi_components import Json
-from nexmdm.problems import Problem
+from nexmdm.api import health
+from nexmdm.api.openapi import components, examples
+from nexmdm.api.openapi.components import Json
+from nexmdm.auth import signed_call, signed_request
+from nexmdm.auth.rate_limits import RateLimited
+from nexmdm.common import problems
+from nexmdm.common.problems import Problem
+from nexmdm.common.tolerance.repair import DECIDES, INFORMS
 
 ErrorTable = Mapping[type[Exception], tuple[int, str, dict[str, str]]]
 
@@ -71,9 +74,13 @@ _BY_SCHEME: Final[Mapping[str, tuple[type[Exception], ...]]] = {
         enrollment.EnrollmentTokenExhausted,
         enrollment.EnrollmentTokenRevoked,
     ),
-    "SignedRequest": (auth.InvalidSignature,),
+    "SignedRequest": (signed_request.InvalidSignature,),
 }
-_SIGNED_WRITE: Final = (auth.IdempotencyKeyRequired, caller.IdempotencyInFlight, caller.IdempotencyKeyReused)
+_SIGNED_WRITE: Final = (
+    signed_request.IdempotencyKeyRequired,
+    signed_call.IdempotencyInFlight,
+    signed_call.IdempotencyKeyReused,
+)
 _BY_OPERATION: Final[Mapping[str, tuple[type[Exception], ...]]] = {
     "register": (credentials.DeviceRevoked, enrollment.HardwareKnown, enrollment.AliasTaken),
     "actionResult": (reports.UnknownRequest,),
@@ -129,25 +136,21 @@ class _Completion:
             path: {method: self._operation(method, path, found) for method, found in methods.items()}
             for path, methods in paths.items()
         }
-        components = self._document["components"]
-        schemas = (
-            components["schemas"] | openapi_components.action_params() | {"ProblemDetails": openapi_components.PROBLEM}
-        )
-        schemas[NewCommand.__name__] = openapi_components.new_command(schemas[NewCommand.__name__])
-        schemes = components["securitySchemes"]
-        components |= {
+        shared = self._document["components"]
+        schemas = shared["schemas"] | components.action_params() | {"ProblemDetails": components.PROBLEM}
+        schemas[NewCommand.__name__] = components.new_command(schemas[NewCommand.__name__])
+        schemes = shared["securitySchemes"]
+        shared |= {
             "schemas": schemas,
             "responses": self._answers,
-            "headers": openapi_components.HEADERS,
+            "headers": components.HEADERS,
             "parameters": {
                 name: {"name": name, "in": "header", "required": True, **rest}
-                for name, rest in openapi_components.PARAMETERS.items()
+                for name, rest in components.PARAMETERS.items()
             },
-            "securitySchemes": {
-                name: schemes.get(name, {}) | more for name, more in openapi_components.SECURITY.items()
-            },
+            "securitySchemes": {name: schemes.get(name, {}) | more for name, more in components.SECURITY.items()},
         }
-        self._document["tags"] = list(openapi_components.TAGS)
+        self._document["tags"] = list(components.TAGS)
 
     def _operation(self, method: str, path: str, found: Json) -> Json:
         summary, rest = _split(found["description"])
@@ -218,21 +221,21 @@ class _Completion:
 
 
 def _with_example(parameter: Json) -> Json:
-    example = openapi_examples.PATH.get(parameter["name"]) if parameter["in"] == "path" else None
+    example = examples.PATH.get(parameter["name"]) if parameter["in"] == "path" else None
     return parameter | ({"example": example} if example else {})
 
 
 def _add_examples(described: Json) -> None:
     places = {"body": described.get("requestBody", {}), "answer": described["responses"]["200"]}
     for part, place in places.items():
-        if examples := openapi_examples.shown(described["operationId"], part):
-            place["content"]["application/json"]["examples"] = examples
+        if shown := examples.shown(described["operationId"], part):
+            place["content"]["application/json"]["examples"] = shown
 
 
 def _metrics() -> Json:
     return {
         "operationId": "readMetrics",
-        "description": operations.read_metrics.__doc__ or "",
+        "description": health.read_metrics.__doc__ or "",
         "tags": ["operations"],
         "parameters": [],
         "responses": {
@@ -262,7 +265,7 @@ def _is_signed_write(method: str, found: Json) -> bool:
 
 
 def _signing_parameters(method: str) -> list[Json]:
-    names = [name for name in openapi_components.PARAMETERS if method != "get" or name != "Idempotency-Key"]
+    names = [name for name in components.PARAMETERS if method != "get" or name != "Idempotency-Key"]
     return [{"$ref": f"#/components/parameters/{name}"} for name in names]
 
 
@@ -290,5 +293,5 @@ def _line(refusal: Refusal) -> str:
 def _example(refusal: Refusal) -> Any:
     """Return the problem as it was really answered; as it is described, if another one has its code."""
     told = orjson.loads(Problem(refusal.status, refusal.code, refusal.detail).body())
-    real = openapi_examples.PROBLEMS.get(refusal.code, told)
+    real = examples.PROBLEMS.get(refusal.code, told)
     return told if refusal in _NOT_THE_EXAMPLE or real["status"] != refusal.status else real

@@ -26,8 +26,9 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.text import capfirst
 
-from devices import database, export
-from devices.narrowing import all_of
+from nexmdm.common import database
+from nexmdm.common.read_only_admin import csv_export
+from nexmdm.common.read_only_admin.filters import all_of
 
 if TYPE_CHECKING:
     ModelAdmin = admin.ModelAdmin[Any]
@@ -149,8 +150,8 @@ class ReadOnlyAdmin(_ReadOnly, ModelAdmin):
     show_full_result_count = False
     show_facets = admin.ShowFacets.NEVER
     view_on_site = False
-    change_list_template = "browsing/list.html"
-    change_form_template = "browsing/row.html"
+    change_list_template = "read_only_admin/list.html"
+    change_form_template = "read_only_admin/row.html"
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:  # noqa: ARG002
         """Return the list that counts nothing."""
@@ -180,7 +181,7 @@ class ReadOnlyAdmin(_ReadOnly, ModelAdmin):
 
         name = f"{self.opts.verbose_name_plural}-{database.now():%Y%m%dT%H%M%SZ}".replace(" ", "-")
         headings = [*self.exported, *self.derived]
-        return export.response(name, headings, read, with_body=request.method == "GET")
+        return csv_export.response(name, headings, read, with_body=request.method == "GET")
 
     def cells(self, rows: QuerySet[Any]) -> list[tuple[Any, ...]]:
         """Return the CSV's cells of some rows of a list, each row's key before them."""
@@ -241,7 +242,7 @@ class NewestRows(InlineFormSet):
 class ReadOnlyInline(_ReadOnly, TabularInline):
     """The newest rows that belong to the one shown."""
 
-    template = "browsing/rows.html"
+    template = "read_only_admin/rows.html"
     formset = NewestRows
     extra = 0
     max_num = 0

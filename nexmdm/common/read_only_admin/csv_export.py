@@ -13,9 +13,9 @@ from typing import Any, Final
 from django.http import HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 
-from devices import database
-from devices.gates import Gate
-from devices.wire import rfc3339
+from nexmdm.common import database
+from nexmdm.common.overload.gates import Gate
+from nexmdm.common.types import rfc3339
 
 CHUNK: Final = 500
 

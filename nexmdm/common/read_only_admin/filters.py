@@ -10,7 +10,7 @@ from django.contrib.admin.views.main import ChangeList
 from django.db.models import BigAutoField, Model, Q, QuerySet
 from django.http import HttpRequest
 
-from devices import database
+from nexmdm.common import database
 
 if TYPE_CHECKING:
     ModelAdmin = admin.ModelAdmin[Any]
@@ -68,7 +68,7 @@ class Between(admin.ListFilter):
     """A filter by two minutes in UTC, either of which may be left out. What is no time narrows nothing."""
 
     title = "time (UTC)"
-    template = "browsing/between.html"
+    template = "read_only_admin/date_range.html"
     parameters: ClassVar = ("since", "until")
     column: ClassVar[str]
 

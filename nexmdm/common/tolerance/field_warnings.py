@@ -9,8 +9,8 @@ import structlog
 from prometheus_client import Counter
 from pydantic import Field
 
-from devices.tolerance import Note
-from devices.wire import Answer
+from nexmdm.common.tolerance.repair import Note
+from nexmdm.common.types import Answer
 
 log = structlog.get_logger()
 

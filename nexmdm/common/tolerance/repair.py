@@ -23,7 +23,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, core_schema
 from typing_extensions import is_typeddict
 
-from devices.wire import DeviceBody, Storable, check_json, shown_name
+from nexmdm.common.types import DeviceBody, Storable, check_json, shown_name
 
 B = TypeVar("B", bound=DeviceBody)
 

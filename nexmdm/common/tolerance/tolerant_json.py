@@ -1,14 +1,14 @@
 """JSON of phones: what a strict parser refuses, but a tolerant one can read.
 
 Lone surrogates and numbers beyond any range are read as they are, so that the field they are in can be judged by its
-role (devices/tolerance.py). NaN, infinity, broken JSON and bytes that are not UTF-8 stay unreadable.
+role (nexmdm/common/tolerance/repair.py). NaN, infinity, broken JSON and bytes that are not UTF-8 stay unreadable.
 """
 
 import json
 import re
 from typing import Any, Final
 
-from devices.wire import MAX_DEPTH, parse_json
+from nexmdm.common.types import MAX_DEPTH, parse_json
 
 MAX_DIGITS: Final = 4000
 """Longer integers are read as an infinite number. Python's int() raises ValueError beyond 4300 digits."""

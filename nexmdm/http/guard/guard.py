@@ -19,9 +19,10 @@ from django.conf import settings
 from django.http.request import split_domain_port, validate_host
 from uuid_utils import uuid7
 
-from nexmdm import address, problems, refusals
-from nexmdm.problems import Problem
-from nexmdm.shared_bytes import SharedBytes
+from nexmdm.common import addresses, problems
+from nexmdm.common.overload.shared_bytes import SharedBytes
+from nexmdm.common.problems import Problem
+from nexmdm.http import refusals
 
 log = structlog.get_logger()
 
@@ -216,8 +217,8 @@ def _set_caller(scope: Scope, headers: Headers) -> None:
     if client is None:  # a Unix socket's, or one that is already gone
         scope["client"] = ("", 0)
     elif ":" in client[0]:
-        scope["client"] = (address.canonical(client[0]), client[1])
-    if not settings.TRUSTED_PROXIES or not address.is_trusted_proxy(scope["client"][0]):
+        scope["client"] = (addresses.canonical(client[0]), client[1])
+    if not settings.TRUSTED_PROXIES or not addresses.is_trusted_proxy(scope["client"][0]):
         return
     entries = b",".join(headers.values.get(b"x-forwarded-for", [])).decode("latin-1").split(",")
     if (named := _nearest_untrusted(reversed(entries))) is not None:
@@ -231,11 +232,11 @@ def _nearest_untrusted(entries: Iterable[str]) -> str | None:
     """Return the first address that is not a trusted proxy's, else the last one before an entry that is no address."""
     nearest = None
     for entry in islice(entries, HOPS):
-        parsed = address.parse(entry.strip())
+        parsed = addresses.parse(entry.strip())
         if parsed is None:
             break
         nearest = str(parsed)
-        if not address.is_trusted_proxy(nearest):
+        if not addresses.is_trusted_proxy(nearest):
             break
     return nearest
 
@@ -315,7 +316,7 @@ async def _collect(scope: Scope, receive: Receive, limit: int) -> bytes:
 
 async def _collect_on(scope: Scope, receive: Receive, limit: int, piece: bytes, more: bool) -> bytes:
     pieces, size = [piece], len(piece)
-    with _Room(address.counting_key(scope["client"][0])) as room:
+    with _Room(addresses.counting_key(scope["client"][0])) as room:
         while True:
             if size > LARGE:
                 room.take(size)

@@ -13,11 +13,18 @@ from django.conf import settings
 from django.core.management.base import BaseCommand
 from prometheus_client import start_http_server
 
-from commands import fcm, outbox, queue, retention
-from commands.dispatcher import SLOTS, Chore, Dispatcher
-from devices import comparison_keys, credentials, push_tokens
-from devices.database import unit
-from nexmdm import audit, audit_chain, checks, counters, dispatchers, idempotency, lifeline, memory, metrics
+from commands import queue, retention
+from commands.push import fcm, outbox
+from commands.push.dispatcher import SLOTS, Chore, Dispatcher
+from devices import credentials, push_targets
+from devices.identity import comparison_keys
+from nexmdm.audit import chain, entries
+from nexmdm.auth import counters, stored_answers
+from nexmdm.common import gc_tuning
+from nexmdm.common.database import unit
+from nexmdm.config import checks
+from nexmdm.monitoring import dispatcher_status, metrics
+from nexmdm.standalone import parent_watch
 
 log = structlog.get_logger()
 
@@ -63,40 +70,40 @@ async def _run(*, once: bool) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, dispatcher.stop)
-        lifeline.watch()
-        memory.settle()
-        log.info("dispatch.started", name=dispatchers.NAME, push="ok" if sender else "unconfigured")
+        parent_watch.watch()
+        gc_tuning.settle()
+        log.info("dispatch.started", name=dispatcher_status.NAME, push="ok" if sender else "unconfigured")
         await dispatcher.run()
-        await unit(dispatchers.leave)
-    log.info("dispatch.stopped", name=dispatchers.NAME)
+        await unit(dispatcher_status.leave)
+    log.info("dispatch.stopped", name=dispatcher_status.NAME)
 
 
 def _chores(dispatcher: Dispatcher) -> list[Chore]:
     kept = timedelta(days=settings.RETENTION_DAYS)
 
     def seen() -> None:
-        others = dispatchers.note_seen(dispatcher.circuit)
+        others = dispatcher_status.note_seen(dispatcher.circuit)
         dispatcher.pace.per_second = settings.FCM_MAX_PER_SECOND / others
         metrics.note_memory("dispatch")
 
     return [
-        Chore("seen", dispatchers.SEEN_EVERY_SECONDS, seen),
+        Chore("seen", dispatcher_status.SEEN_EVERY_SECONDS, seen),
         Chore("expire", 1, lambda: queue.expire(SWEEP_BATCH), SWEEP_BATCH),
         Chore("abandoned attempts", 10, lambda: outbox.close_abandoned(SWEEP_BATCH), SWEEP_BATCH),
         Chore("comparison keys", 10, lambda: comparison_keys.fill(RETENTION_BATCH), RETENTION_BATCH),
         Chore("shared push tokens", 3600, lambda: outbox.settle_shared_push_tokens(SHARED_BATCH), SHARED_BATCH),
         Chore("unused credentials", 60, credentials.forget_unused_next),
-        Chore("stored answers", 60, idempotency.forget_old_answers),
+        Chore("stored answers", 60, stored_answers.forget_old_answers),
         Chore("counters", 60, counters.forget_expired),
         Chore("retention of deliveries", 10, lambda: retention.prune(kept, RETENTION_BATCH), RETENTION_BATCH),
         Chore("retention of long histories", 10, lambda: retention.trim(kept, RETENTION_BATCH), 1),
-        Chore("retention of dead push tokens", 60, lambda: push_tokens.prune(kept, RETENTION_BATCH), RETENTION_BATCH),
+        Chore("retention of dead push tokens", 60, lambda: push_targets.prune(kept, RETENTION_BATCH), RETENTION_BATCH),
         Chore("witness of the audit", AUDIT_WITNESS_EVERY_SECONDS, _log_audit_witness),
-        Chore("retention of the audit", 10, lambda: audit.prune(kept, RETENTION_BATCH), RETENTION_BATCH),
+        Chore("retention of the audit", 10, lambda: entries.prune(kept, RETENTION_BATCH), RETENTION_BATCH),
     ]
 
 
 def _log_audit_witness() -> None:
     """Log the newest place of the audit's chain, as `verify_audit --witness` takes it."""
-    if (place := audit_chain.newest()) is not None:
+    if (place := chain.newest()) is not None:
         log.info("audit.witness", witness=str(place))

@@ -11,11 +11,13 @@ import httpx
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
-from nexmdm import address, environment, fleet_values, fleet_verbs
-from nexmdm.fleet_client import FleetClient, on_loopback
-from nexmdm.fleet_terminal import Terminal
-from nexmdm.fleet_values import NO_BODY
-from nexmdm.fleet_verbs import FAILED, WRONG_USAGE, Session
+from nexmdm.client import arguments, subcommands
+from nexmdm.client.arguments import NO_BODY
+from nexmdm.client.display import Terminal
+from nexmdm.client.http_client import FleetClient, on_loopback
+from nexmdm.client.subcommands import FAILED, WRONG_USAGE, Session
+from nexmdm.common import addresses
+from nexmdm.config import environment
 
 _OF_THE_SERVER: Final = ("ADMIN_KEY", "HMAC_SECRET")
 _ONLY_OF_SEND: Final = ("priority", "dry_run", "expect_count", "expires_in", "supersede", "note")
@@ -50,7 +52,7 @@ class Command(BaseCommand):
         self._tolerate_letters()
         with closing(_client(url, transport)) as client:
             try:
-                status = fleet_verbs.outcome(Session(client, terminal, options))
+                status = subcommands.outcome(Session(client, terminal, options))
                 self.stdout.flush()
             except OSError as error:
                 terminal.complain(f"The answer could not be written: {error.strerror or error}")
@@ -73,7 +75,7 @@ class Command(BaseCommand):
 
 def _client(url: str | None, transport: httpx.BaseTransport | None) -> FleetClient:
     key, secret = settings.ADMIN_KEYS[0], settings.HMAC_SECRETS[0]
-    own, host = address.of_settings()
+    own, host = addresses.of_settings()
     if url is None:
         url = own
     else:
@@ -97,15 +99,13 @@ class _Arguments:
     def __init__(self, parser: ArgumentParser) -> None:
         self._verbs = parser.add_subparsers(metavar="COMMAND", required=True, dest="verb")
         self._reach = ArgumentParser(add_help=False)
-        self._reach.add_argument(
-            "--url", type=fleet_values.url, help="the server; default: HOST and PORT of the settings"
-        )
+        self._reach.add_argument("--url", type=arguments.url, help="the server; default: HOST and PORT of the settings")
         self._reach.add_argument("--json", action="store_true", dest="as_json", help="print JSON, for scripts")
         self._waiting = ArgumentParser(add_help=False)
         self._waiting.add_argument("--wait", action="store_true", help="wait until every device is done")
         self._waiting.add_argument(
             "--timeout",
-            type=fleet_values.seconds,
+            type=arguments.seconds,
             metavar="TIME",
             help="how long to wait (implies --wait); default: to the expiry",
         )
@@ -127,24 +127,24 @@ class _Arguments:
 
     def _enrollment(self) -> None:
         verb = self._verb(
-            "enroll-token", fleet_verbs.enroll_token, "Make an enrollment token and print it, alone on a line."
+            "enroll-token", subcommands.enroll_token, "Make an enrollment token and print it, alone on a line."
         )
         verb.add_argument("--label", help="what it is for")
         verb.add_argument("--max-uses", type=int, metavar="N", help="how many phones it lets in; default 1")
         verb.add_argument(
-            "--expires-in", type=fleet_values.seconds, metavar="TIME", help="as 600, 10m, 12h or 7d; default 1d"
+            "--expires-in", type=arguments.seconds, metavar="TIME", help="as 600, 10m, 12h or 7d; default 1d"
         )
         verb.add_argument("--tag", action="append", help="a tag for the phones it lets in; may be repeated")
         verb.add_argument(
             "--re-enroll", action="store_true", default=None, help="let phones in that are enrolled already"
         )
 
-        _limit(self._verb("enroll-tokens", fleet_verbs.enroll_tokens, "List enrollment tokens, newest first."))
-        verb = self._verb("revoke-token", fleet_verbs.revoke_token, "Let nobody in any more with an enrollment token.")
-        verb.add_argument("token_id", type=fleet_values.identifier, metavar="ID")
+        _limit(self._verb("enroll-tokens", subcommands.enroll_tokens, "List enrollment tokens, newest first."))
+        verb = self._verb("revoke-token", subcommands.revoke_token, "Let nobody in any more with an enrollment token.")
+        verb.add_argument("token_id", type=arguments.identifier, metavar="ID")
 
     def _devices(self) -> None:
-        devices = self._verb("devices", fleet_verbs.devices, "List devices, newest first.")
+        devices = self._verb("devices", subcommands.devices, "List devices, newest first.")
         devices.add_argument("--status", choices=["online", "offline", "never"])
         devices.add_argument("--push", choices=["ok", "dead", "none"])
         devices.add_argument("--tag")
@@ -153,16 +153,16 @@ class _Arguments:
         )
         _limit(devices)
         for name, run, text in (
-            ("device", fleet_verbs.device, "Show one device."),
-            ("revoke", fleet_verbs.revoke, "Shut a device out at once; its open commands are cancelled."),
-            ("reinstate", fleet_verbs.reinstate, "Let a revoked device in again, with the same token."),
+            ("device", subcommands.device, "Show one device."),
+            ("revoke", subcommands.revoke, "Shut a device out at once; its open commands are cancelled."),
+            ("reinstate", subcommands.reinstate, "Let a revoked device in again, with the same token."),
         ):
-            self._verb(name, run, text).add_argument("device_id", type=fleet_values.identifier, metavar="ID")
+            self._verb(name, run, text).add_argument("device_id", type=arguments.identifier, metavar="ID")
         self._changes()
 
     def _changes(self) -> None:
-        change = self._verb("change", fleet_verbs.change, "Give a device another alias, other tags, or none.")
-        change.add_argument("device_id", type=fleet_values.identifier, metavar="ID")
+        change = self._verb("change", subcommands.change, "Give a device another alias, other tags, or none.")
+        change.add_argument("device_id", type=arguments.identifier, metavar="ID")
         alias = change.add_mutually_exclusive_group()
         alias.add_argument("--alias", default=SUPPRESS, metavar="NAME")
         alias.add_argument(
@@ -176,12 +176,12 @@ class _Arguments:
             "--no-tags", action="store_const", const=[], default=SUPPRESS, dest="tags", help="take all of them away"
         )
         change.set_defaults(wants=("alias", "tags"))
-        tag = self._verb("tag", fleet_verbs.tag, "Give devices a tag, or take it from them.")
-        tag.add_argument("tag", type=fleet_values.tag, metavar="TAG")
+        tag = self._verb("tag", subcommands.tag, "Give devices a tag, or take it from them.")
+        tag.add_argument("tag", type=arguments.tag, metavar="TAG")
         for name, text in (("--add", "who gets it"), ("--remove", "who loses it")):
             tag.add_argument(
                 name,
-                type=fleet_values.identifier,
+                type=arguments.identifier,
                 nargs="+",
                 action="extend",
                 default=SUPPRESS,
@@ -191,39 +191,39 @@ class _Arguments:
         tag.set_defaults(wants=("add", "remove"))
 
     def _commands(self) -> None:
-        commands = self._verb("commands", fleet_verbs.commands, "List commands, newest first.")
+        commands = self._verb("commands", subcommands.commands, "List commands, newest first.")
         commands.add_argument("--action")
         commands.add_argument("--state", choices=["open", "completed", "cancelled"])
-        commands.add_argument("--device", type=fleet_values.identifier, metavar="ID", dest="device_id")
+        commands.add_argument("--device", type=arguments.identifier, metavar="ID", dest="device_id")
         _between(commands)
         _limit(commands)
-        command = self._verb("command", fleet_verbs.command, "Show one command with its deliveries.", waits=True)
-        command.add_argument("request_id", type=fleet_values.identifier, metavar="ID")
-        delivery = self._verb("delivery", fleet_verbs.delivery, "Show what became of a command on one device, in full.")
-        delivery.add_argument("request_id", type=fleet_values.identifier, metavar="ID")
-        delivery.add_argument("device_id", type=fleet_values.identifier, metavar="DEVICE")
-        cancel = self._verb("cancel", fleet_verbs.cancel, "Withdraw what is still open of a command.")
-        cancel.add_argument("request_id", type=fleet_values.identifier, metavar="ID")
+        command = self._verb("command", subcommands.command, "Show one command with its deliveries.", waits=True)
+        command.add_argument("request_id", type=arguments.identifier, metavar="ID")
+        delivery = self._verb("delivery", subcommands.delivery, "Show what became of a command on one device, in full.")
+        delivery.add_argument("request_id", type=arguments.identifier, metavar="ID")
+        delivery.add_argument("device_id", type=arguments.identifier, metavar="DEVICE")
+        cancel = self._verb("cancel", subcommands.cancel, "Withdraw what is still open of a command.")
+        cancel.add_argument("request_id", type=arguments.identifier, metavar="ID")
 
     def _whole(self) -> None:
-        self._verb("summary", fleet_verbs.summary, "Count the fleet.")
-        audit = self._verb("audit", fleet_verbs.audit, "List the signed writes, carried out or refused, newest first.")
+        self._verb("summary", subcommands.summary, "Count the fleet.")
+        audit = self._verb("audit", subcommands.audit, "List the signed writes, carried out or refused, newest first.")
         _between(audit)
         _limit(audit)
 
     def _sending(self) -> None:
-        ping = self._verb("ping", fleet_verbs.send, "Have devices answer, to show that the loop closes.", waits=True)
+        ping = self._verb("ping", subcommands.send, "Have devices answer, to show that the loop closes.", waits=True)
         ping.set_defaults(action="ping", param=[], **dict.fromkeys(_ONLY_OF_SEND))
-        ping.add_argument("target", type=fleet_values.target, metavar="TARGET", help=fleet_values.TARGET)
-        send = self._verb("send", fleet_verbs.send, "Send a command.", waits=True)
+        ping.add_argument("target", type=arguments.target, metavar="TARGET", help=arguments.TARGET)
+        send = self._verb("send", subcommands.send, "Send a command.", waits=True)
         send.add_argument("action", metavar="ACTION", help="ping, launch_app, message, …")
-        send.add_argument("target", type=fleet_values.target, metavar="TARGET", help=fleet_values.TARGET)
+        send.add_argument("target", type=arguments.target, metavar="TARGET", help=arguments.TARGET)
         send.add_argument(
-            "--param", type=fleet_values.param, action="append", default=[], metavar="K=V",
+            "--param", type=arguments.param, action="append", default=[], metavar="K=V",
             help="a parameter of the action, as JSON or else as text; may be repeated",
         )  # fmt: skip
         send.add_argument(
-            "--expires-in", type=fleet_values.seconds, metavar="TIME", help="as 600, 10m, 12h or 7d; default 10m"
+            "--expires-in", type=arguments.seconds, metavar="TIME", help="as 600, 10m, 12h or 7d; default 10m"
         )
         send.add_argument("--priority", choices=["high", "normal"])
         send.add_argument("--dry-run", action="store_true", default=None, help="check it all, and send nothing")
@@ -234,28 +234,28 @@ class _Arguments:
         send.add_argument("--note", metavar="TEXT", help="what it is for; kept with it")
 
     def _any_request(self) -> None:
-        call = self._verb("call", fleet_verbs.call, "Sign and send any request, and print its answer as JSON.")
+        call = self._verb("call", subcommands.call, "Sign and send any request, and print its answer as JSON.")
         _request(call)
         text = "Print the headers that sign a request, the admin key among them, one a line: for curl -H @FILE."
-        _request(self._verb("sign", fleet_verbs.sign, f"{text} With --url print all of the curl command."))
+        _request(self._verb("sign", subcommands.sign, f"{text} With --url print all of the curl command."))
 
 
 def _request(parser: ArgumentParser) -> None:
-    parser.add_argument("method", type=fleet_values.method, metavar="METHOD")
-    parser.add_argument("target", type=fleet_values.path, metavar="TARGET", help="path and query exactly as sent")
+    parser.add_argument("method", type=arguments.method, metavar="METHOD")
+    parser.add_argument("target", type=arguments.path, metavar="TARGET", help="path and query exactly as sent")
     parser.add_argument(
-        "--body", type=fleet_values.content, default=NO_BODY, metavar="FILE", help="the body, JSON; - is standard input"
+        "--body", type=arguments.content, default=NO_BODY, metavar="FILE", help="the body, JSON; - is standard input"
     )
 
 
 def _between(parser: ArgumentParser) -> None:
     for name, text in (("--since", "from then on"), ("--until", "before then")):
         parser.add_argument(
-            name, type=fleet_values.moment, metavar="TIME", help=f"{text}: 2h (ago), or 2026-01-01T00:00:00Z"
+            name, type=arguments.moment, metavar="TIME", help=f"{text}: 2h (ago), or 2026-01-01T00:00:00Z"
         )
 
 
 def _limit(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "--limit", type=fleet_values.positive, default=100, metavar="N", help="how many at most; default 100"
+        "--limit", type=arguments.positive, default=100, metavar="N", help="how many at most; default 100"
     )

@@ -20,7 +20,8 @@ from django.db.backends.utils import CursorWrapper
 from django.db.migrations import Migration
 from psycopg.errors import LockNotAvailable
 
-from devices import comparison_keys, database
+from devices.identity import comparison_keys
+from nexmdm.common import database
 
 LOCK_SECONDS: Final = 3
 FILL_BATCH: Final = 2000

@@ -6,7 +6,7 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
-from nexmdm import embedded, keeper
+from nexmdm.standalone import embedded_postgres, instance_lock
 
 
 class Command(BaseCommand):
@@ -27,17 +27,17 @@ class Command(BaseCommand):
 
 
 def _start() -> str:
-    started = embedded.start(settings.DATA_DIR)
+    started = embedded_postgres.start(settings.DATA_DIR)
     return "PostgreSQL started." if started else "PostgreSQL runs already."
 
 
 def _stop() -> str:
-    charge = keeper.take(settings.DATA_DIR)
+    charge = instance_lock.take(settings.DATA_DIR)
     if charge is None:
         raise CommandError("serve uses this PostgreSQL: stop serve, and both end.")
     with charge:
-        return "PostgreSQL stopped." if embedded.stop(settings.DATA_DIR) else "PostgreSQL did not run."
+        return "PostgreSQL stopped." if embedded_postgres.stop(settings.DATA_DIR) else "PostgreSQL did not run."
 
 
 def _url() -> str:
-    return embedded.url(settings.DATA_DIR)
+    return embedded_postgres.url(settings.DATA_DIR)

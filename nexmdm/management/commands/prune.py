@@ -9,8 +9,8 @@ from django.conf import settings
 from django.core.management.base import BaseCommand
 
 from commands import retention
-from devices import push_tokens
-from nexmdm import audit
+from devices import push_targets
+from nexmdm.audit import entries
 
 BATCH: Final = 2000
 
@@ -30,9 +30,11 @@ class Command(BaseCommand):
         """Prune until nothing old is left."""
         kept = timedelta(days=days)
         deliveries = _all_deliveries(kept)
-        _all_batches(lambda: push_tokens.prune(kept, BATCH))
-        entries = _all_batches(lambda: audit.prune(kept, BATCH))
-        self.stdout.write(f"Deleted {deliveries} deliveries and {entries} audit entries older than {days} days.")
+        _all_batches(lambda: push_targets.prune(kept, BATCH))
+        deleted_entries = _all_batches(lambda: entries.prune(kept, BATCH))
+        self.stdout.write(
+            f"Deleted {deliveries} deliveries and {deleted_entries} audit entries older than {days} days."
+        )
 
 
 def _days(text: str) -> int:

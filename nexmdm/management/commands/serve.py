@@ -18,9 +18,12 @@ from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError
 from django.db import connections
 
-from nexmdm import address, checks, embedded, keeper, probe, supervisor, web
-from nexmdm.supervisor import Child, Postgres, StopRequest, Team
-from nexmdm.web import CannotListen
+from nexmdm.common import addresses
+from nexmdm.config import checks
+from nexmdm.http import probe, server
+from nexmdm.http.server import CannotListen
+from nexmdm.standalone import embedded_postgres, instance_lock, supervisor
+from nexmdm.standalone.supervisor import Child, Postgres, StopRequest, Team
 
 log = structlog.get_logger()
 
@@ -45,17 +48,17 @@ class Command(BaseCommand):
         try:
             with ExitStack() as stack:
                 self._run(stack, stop)
-        except (embedded.EmbeddedError, keeper.InChargeError) as error:
+        except (embedded_postgres.EmbeddedError, instance_lock.InChargeError) as error:
             raise CommandError(str(error)) from error
 
     def _run(self, stack: ExitStack, stop: StopRequest) -> None:
-        charge = stack.enter_context(keeper.take_when_free(settings.DATA_DIR, self._say))
+        charge = stack.enter_context(instance_lock.take_when_free(settings.DATA_DIR, self._say))
         listener = stack.enter_context(self._listen(patiently=charge.after_a_crash))
         postgres = Postgres(settings.DATA_DIR) if settings.EMBEDDED else None
         held = [stack.enter_context(postgres.running(supervisor.environment(settings.BASE_DIR)))] if postgres else []
         _migrate()
         team = _start_team(stack, listener, held)
-        stack.callback(charge.note, keeper.STOPPING)
+        stack.callback(charge.note, instance_lock.STOPPING)
         stack.callback(log.info, "serve.stopping")
         if self._becomes_ready(team, listener, stop):
             self._say(_welcome(listener))
@@ -68,7 +71,7 @@ class Command(BaseCommand):
     def _listen(self, *, patiently: bool) -> socket.socket:
         """Open the listening socket. `patiently`: the children of a killed serve may hold the port a moment longer."""
         try:
-            return web.listen()
+            return server.listen()
         except CannotListen as error:
             if not patiently:
                 raise CommandError(str(error)) from error
@@ -99,7 +102,7 @@ class Command(BaseCommand):
 def _wait_until_bindable(deadline: float) -> None:
     while time.monotonic() < deadline:
         with suppress(CannotListen):
-            web.listen().close()
+            server.listen().close()
             return
         time.sleep(_PAUSE_SECONDS)
 
@@ -123,7 +126,7 @@ def _start_team(stack: ExitStack, listener: socket.socket, held: list[int]) -> T
 
 
 def _children(listener: socket.socket, shared: dict[str, str], descriptors: list[int]) -> Iterator[Child]:
-    serving = {**shared, web.VARIABLE: str(listener.fileno())}
+    serving = {**shared, server.VARIABLE: str(listener.fileno())}
     for number in range(1, settings.WEB_WORKERS + 1):
         argv = [sys.executable, "-m", "nexmdm.web"]
         yield Child(f"web-{number}", argv, serving, [listener.fileno(), *descriptors])
@@ -138,7 +141,7 @@ def _fresh(folder: Path) -> Path:
 
 def _welcome(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
-    host = address.LOOPBACK.get(host, host)
+    host = addresses.LOOPBACK.get(host, host)
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     command = _command_line(port)
     lines = [f"NexMDM is ready: {url}", *_facts(url, command), "", "Ctrl-C stops everything."]

@@ -9,10 +9,11 @@ from typing import Any
 import aiohttp
 from django.core.management.base import BaseCommand, CommandError
 
-from loadtest.fleet import Refusal
-from loadtest.handset import Handset
-from nexmdm import address, fleet_values
-from nexmdm.fleet_terminal import printable
+from nexmdm.client import arguments
+from nexmdm.client.display import printable
+from nexmdm.client.phone import Refusal
+from nexmdm.client.simulated_phone import Handset
+from nexmdm.common import addresses
 
 
 class Command(BaseCommand):
@@ -23,9 +24,9 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
-        add, whole = parser.add_argument, fleet_values.positive
+        add, whole = parser.add_argument, arguments.positive
         add("enrollment_token", metavar="TOKEN", help="an enrollment token, as manage.py fleet enroll-token prints it")
-        add("--url", type=fleet_values.url, help="the server; default: HOST and PORT of the settings")
+        add("--url", type=arguments.url, help="the server; default: HOST and PORT of the settings")
         add("--alias", metavar="NAME", help="the name that admins call it by")
         add("--hardware-id", metavar="ID", help="who it is; default: a phone that nobody has seen yet")
         add("--interval", type=whole, default=2, metavar="S", help="seconds between heartbeats; default 2")
@@ -44,7 +45,7 @@ class Command(BaseCommand):
             self._tell("Switched off.")
 
     def _handset(self, options: dict[str, Any]) -> Handset:
-        url, host = (options["url"].rstrip("/"), None) if options["url"] else address.of_settings()
+        url, host = (options["url"].rstrip("/"), None) if options["url"] else addresses.of_settings()
         hardware_id = options["hardware_id"] or f"simulated-{secrets.token_hex(4)}"
         return Handset(url, host, hardware_id, options["alias"], options["interval"], self._tell)
 

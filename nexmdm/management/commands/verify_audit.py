@@ -7,8 +7,8 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
-from nexmdm import audit_chain
-from nexmdm.audit_chain import Place
+from nexmdm.audit import chain
+from nexmdm.audit.chain import Place
 
 
 class Command(BaseCommand):
@@ -30,15 +30,15 @@ class Command(BaseCommand):
     def handle(self, *_: object, days: int, witness: Place | None = None, **__: Any) -> None:
         """Verify, and print what to keep."""
         try:
-            verified = audit_chain.verify(timedelta(days=days), witness)
-        except audit_chain.BrokenLink as broken:
+            verified = chain.verify(timedelta(days=days), witness)
+        except chain.BrokenLink as broken:
             raise CommandError(f"The audit is broken. {broken}") from broken
-        except audit_chain.DeletedTooSoon as early:
+        except chain.DeletedTooSoon as early:
             said = (
                 f"{early} Retention keeps {days} days: if it kept fewer when it deleted them, name those with --days."
             )
             raise CommandError(said) from early
-        except audit_chain.WitnessGone as gone:
+        except chain.WitnessGone as gone:
             raise CommandError(str(gone)) from gone
         self.stdout.write(f"Verified {verified.entries:,} entries, from {verified.after.entry_id + 1} on.")
         self.stdout.write(f"The newest is {verified.newest}")

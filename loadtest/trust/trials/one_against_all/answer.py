@@ -8,16 +8,16 @@ from typing import Final
 
 import httpx
 
-from loadtest import ground
-from loadtest.roster import Member
-from loadtest.serving import Serving
-from loadtest.trials.finding import Finding
-from loadtest.trials.one_against_all import beside, honest
-from loadtest.trials.one_against_all.beside import ROUNDS, SECONDS, Case
-from loadtest.trials.one_against_all.honest import Honest, Pushes
-from loadtest.trials.one_against_all.order import Tally
-from loadtest.trials.pulse import Pulse
-from nexmdm.fleet_client import FleetClient
+from loadtest.fleet.credentials_file import Member
+from loadtest.testbed import testbed
+from loadtest.testbed.serving import Serving
+from loadtest.trust.trials.background_load import Pulse
+from loadtest.trust.trials.finding import Finding
+from loadtest.trust.trials.one_against_all import beside, honest
+from loadtest.trust.trials.one_against_all.beside import ROUNDS, SECONDS, Case
+from loadtest.trust.trials.one_against_all.honest import Honest, Pushes
+from loadtest.trust.trials.one_against_all.order import Tally
+from nexmdm.client.http_client import FleetClient
 
 HEARTBEATS_PER_SECOND: Final = 100
 COMMANDS_PER_SECOND: Final = 2
@@ -34,7 +34,7 @@ LEAST_ANSWERED: Final = ROUNDS * SECONDS * COMMANDS_PER_SECOND // 2
 def trial(folder: Path) -> Iterator[Finding]:
     """Have the stand-in for FCM answer one phone's pushes oddly, in two ways."""
     with (
-        ground.standin(folder) as fcm,
+        testbed.standin(folder) as fcm,
         beside.served(folder, with_push_tokens=True, **fcm) as (serving, members),
         serving.admin() as admin,
     ):

@@ -1,4 +1,4 @@
-"""Attacks in processes of their own: `python -m loadtest.trials.one_against_all.attacks`.
+"""Attacks in processes of their own: `python -m loadtest.trust.trials.one_against_all.attacks`.
 
 Lines on standard input steer one. The first is the order, as JSON. Of those that follow, each begins the attack or
 ends it, in turns. An empty line on standard output says that the attack is under way; a line of JSON, at its end, what
@@ -20,9 +20,9 @@ from typing import Final
 import orjson
 import uvloop
 
-from loadtest.connections import Pool, Server, with_body
-from loadtest.trials.one_against_all import held
-from loadtest.trials.one_against_all.order import ROUND_TRIP_SECONDS, Order, Tally
+from loadtest.testbed.connections import Pool, Server, with_body
+from loadtest.trust.trials.one_against_all import held
+from loadtest.trust.trials.one_against_all.order import ROUND_TRIP_SECONDS, Order, Tally
 
 _TICK_SECONDS: Final = 0.005
 _SWEEP_SECONDS: Final = 0.5

@@ -14,13 +14,14 @@ from typing import Any, Final, Protocol, cast
 import orjson
 import uvloop
 
-from loadtest import ground, machine, roster
-from loadtest.roster import Member
-from loadtest.serving import MANAGE, Serving
-from loadtest.targets import milliseconds
-from loadtest.trials.finding import Finding
-from loadtest.trials.one_against_all.honest import Honest, Latencies
-from loadtest.trials.one_against_all.order import Order, Tally
+from loadtest.fleet import credentials_file
+from loadtest.fleet.credentials_file import Member
+from loadtest.load.targets import milliseconds
+from loadtest.testbed import machine, testbed
+from loadtest.testbed.serving import MANAGE, Serving
+from loadtest.trust.trials.finding import Finding
+from loadtest.trust.trials.one_against_all.honest import Honest, Latencies
+from loadtest.trust.trials.one_against_all.order import Order, Tally
 
 ROUNDS: Final = 5
 """A p99 of three seconds is that of five heartbeats, which the disk alone may delay: the median of several counts."""
@@ -124,7 +125,7 @@ async def processes(*orders: Order) -> AsyncIterator[Processes]:
 
 async def _started() -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "loadtest.trials.one_against_all.attacks"),
+        *(sys.executable, "-m", "loadtest.trust.trials.one_against_all.attacks"),
         cwd=Path(MANAGE).parent,
         start_new_session=True,
         stdin=asyncio.subprocess.PIPE,
@@ -164,9 +165,9 @@ class Measured:
 def served(folder: Path, *, with_push_tokens: bool = False, **settings: str) -> Iterator[tuple[Serving, list[Member]]]:
     """Run a server with a fleet that was seeded into its database; it ends with the block."""
     path = folder / "roster"
-    with ground.served(folder / "data", **SETTINGS | settings) as serving:
-        ground.seed(serving.environment, PHONES, path, with_push_tokens=with_push_tokens)
-        yield serving, roster.read(path)
+    with testbed.served(folder / "data", **SETTINGS | settings) as serving:
+        testbed.seed(serving.environment, PHONES, path, with_push_tokens=with_push_tokens)
+        yield serving, credentials_file.read(path)
 
 
 def each(trials: Mapping[str, Callable[[], Coroutine[Any, Any, Finding]]]) -> Iterator[Finding]:

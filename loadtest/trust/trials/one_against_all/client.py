@@ -11,17 +11,17 @@ from typing import Final
 import httpx
 import psycopg
 
-from loadtest import halfway
-from loadtest.roster import Member
-from loadtest.serving import Serving
-from loadtest.trials.finding import Finding
-from loadtest.trials.one_against_all import beside, honest
-from loadtest.trials.one_against_all.beside import ENOUGH, ROUNDS, SECONDS, Case
-from loadtest.trials.one_against_all.held import PIPELINED
-from loadtest.trials.one_against_all.honest import Honest, Traffic
-from loadtest.trials.one_against_all.order import Order, Tally
-from loadtest.trials.pulse import Pulse
-from nexmdm.fleet_client import FleetClient
+from loadtest.fleet.credentials_file import Member
+from loadtest.load import disturbances
+from loadtest.testbed.serving import Serving
+from loadtest.trust.trials.background_load import Pulse
+from loadtest.trust.trials.finding import Finding
+from loadtest.trust.trials.one_against_all import beside, honest
+from loadtest.trust.trials.one_against_all.beside import ENOUGH, ROUNDS, SECONDS, Case
+from loadtest.trust.trials.one_against_all.held import PIPELINED
+from loadtest.trust.trials.one_against_all.honest import Honest, Traffic
+from loadtest.trust.trials.one_against_all.order import Order, Tally
+from nexmdm.client.http_client import FleetClient
 
 HEARTBEATS_PER_SECOND: Final = 150
 LOGINS: Final = 40
@@ -122,7 +122,7 @@ async def _pipelining(serving: Serving, members: list[Member], admin: FleetClien
 
 
 async def _guesses(serving: Serving, members: list[Member], admin: FleetClient) -> Finding:
-    tokens = [bearer for bearer, _ in islice(halfway.strangers(members), 500)]
+    tokens = [bearer for bearer, _ in islice(disturbances.strangers(members), 500)]
     per_second = GUESSES / (ROUNDS * SECONDS)
     database_url = await asyncio.to_thread(serving.database_url)
     case = Case(

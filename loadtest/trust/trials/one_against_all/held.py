@@ -11,8 +11,8 @@ from functools import partial
 from math import inf
 from typing import Final, cast
 
-from loadtest.connections import Server
-from loadtest.trials.one_against_all.order import ROUND_TRIP_SECONDS, Order, Tally
+from loadtest.testbed.connections import Server
+from loadtest.trust.trials.one_against_all.order import ROUND_TRIP_SECONDS, Order, Tally
 
 PIPELINED: Final = 7400
 """How many requests a connection carries at a time."""

@@ -9,11 +9,11 @@ from typing import Any, Final, Protocol
 
 import orjson
 
-from loadtest.connections import ANSWER_SECONDS, Pool, Server, understood, with_body
-from loadtest.figures import Histogram
-from loadtest.journal import JournalTail
-from loadtest.roster import Member
-from nexmdm.fleet_client import FleetClient
+from loadtest.fake_fcm.journal import JournalTail
+from loadtest.fleet.credentials_file import Member
+from loadtest.load.figures import Histogram
+from loadtest.testbed.connections import ANSWER_SECONDS, Pool, Server, understood, with_body
+from nexmdm.client.http_client import FleetClient
 
 PUSH_SECONDS: Final = 10
 """How long a push may take to reach FCM; one that takes longer has failed."""

@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
 
-from loadtest.connections import NO_ANSWER
+from loadtest.testbed.connections import NO_ANSWER
 
 ROUND_TRIP_SECONDS: Final = 0.04
 """How far away an attacker is that waits for an answer: how long it takes to send the next request of a loop."""

@@ -8,15 +8,15 @@ from typing import Final
 
 import psycopg
 
-from loadtest.roster import Member
-from loadtest.serving import Serving
-from loadtest.trials.finding import Finding
-from loadtest.trials.one_against_all import beside, honest
-from loadtest.trials.one_against_all.beside import ROUNDS, SECONDS, Case
-from loadtest.trials.one_against_all.honest import Honest
-from loadtest.trials.one_against_all.order import Order, Tally
-from loadtest.trials.pulse import Pulse
-from nexmdm.fleet_client import FleetClient
+from loadtest.fleet.credentials_file import Member
+from loadtest.testbed.serving import Serving
+from loadtest.trust.trials.background_load import Pulse
+from loadtest.trust.trials.finding import Finding
+from loadtest.trust.trials.one_against_all import beside, honest
+from loadtest.trust.trials.one_against_all.beside import ROUNDS, SECONDS, Case
+from loadtest.trust.trials.one_against_all.honest import Honest
+from loadtest.trust.trials.one_against_all.order import Order, Tally
+from nexmdm.client.http_client import FleetClient
 
 HEARTBEATS_PER_SECOND: Final = 150
 CONNECTIONS: Final = 8

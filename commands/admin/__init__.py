@@ -1,0 +1,1 @@
+"""The admin pages of commands, deliveries, attempts and reports."""

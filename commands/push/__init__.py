@@ -1,0 +1,1 @@
+"""Push through FCM: the outbox, the dispatcher, retries, the circuit breaker."""

@@ -1,0 +1,1 @@
+"""Which devices are the same: comparison keys of aliases and hardware ids, and the search for them."""

@@ -1,0 +1,1 @@
+"""The admin site in a real browser: Chromium and screenshots."""

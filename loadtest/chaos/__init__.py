@@ -1,0 +1,1 @@
+"""Chaos runs: faults under load, and three ledgers that must agree afterwards."""

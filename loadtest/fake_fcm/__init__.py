@@ -1,0 +1,1 @@
+"""A fake of Firebase Cloud Messaging and its OAuth endpoint, over real HTTP."""

@@ -1,0 +1,1 @@
+"""The simulated fleet: enrollment, seeding, and the file that holds its credentials."""

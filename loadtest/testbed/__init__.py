@@ -1,0 +1,1 @@
+"""Servers to test against: processes, HTTP connections to them, the machine they run on."""

@@ -1,0 +1,1 @@
+"""The read-only admin site: its pages, dashboard and sessions."""

@@ -1,0 +1,1 @@
+"""The published OpenAPI document: its description, components and examples."""

@@ -1,0 +1,1 @@
+"""The audit log of signed writes, and the verification of its hash chain."""

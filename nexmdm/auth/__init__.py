@@ -1,0 +1,1 @@
+"""Who calls, and how often: bearer tokens, signed requests, idempotency, rate limits."""

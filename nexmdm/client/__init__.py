@@ -1,0 +1,1 @@
+"""The command-line client for admins, and the simulated phone; both only speak HTTP."""

@@ -1,0 +1,1 @@
+"""Configuration: environment variables, generated secrets, start-up checks, logging."""

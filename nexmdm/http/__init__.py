@@ -1,0 +1,1 @@
+"""One web worker, from the socket to the view: server, protocol, guard, handlers."""

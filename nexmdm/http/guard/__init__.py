@@ -1,0 +1,1 @@
+"""The outermost layer: sizes, times, Host, content type, the client's address."""

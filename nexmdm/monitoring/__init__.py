@@ -1,0 +1,1 @@
+"""Figures about the running system: Prometheus metrics, dispatcher status, fleet summary."""

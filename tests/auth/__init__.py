@@ -1,0 +1,1 @@
+"""Signatures, idempotency, rate limits, the audit."""

@@ -1,0 +1,1 @@
+"""Commands: issue, push, reports, lists, retention."""

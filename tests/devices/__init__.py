@@ -1,0 +1,1 @@
+"""Devices: registration, heartbeats, credentials, the admin API."""

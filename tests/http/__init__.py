@@ -1,0 +1,1 @@
+"""The web worker: protocol, guard, problems, logs."""

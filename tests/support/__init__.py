@@ -1,0 +1,1 @@
+"""Helpers for tests: actors, processes, time, the model of a delivery."""
