@@ -41,10 +41,10 @@ def main() -> None:
         sys.stderr.write(f"{error}\n")
         sys.exit(WRONG_USAGE if sys.argv[1:2] == ["fleet"] else 1)
     except OperationalError:
-        said = None if "--traceback" in sys.argv else database.why_unreachable()
-        if said is None:
+        reason = None if "--traceback" in sys.argv else database.why_unreachable()
+        if reason is None:
             raise
-        sys.exit(said)
+        sys.exit(reason)
 
 
 def _prepare(arguments: list[str]) -> None:

@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from commands import actions, queries, queue, report_limit, reports
-from commands.queue import Order
-from commands.reports import Said
+from commands.queue import CommandRequest
+from commands.reports import ReportInput
 from commands.schemas import (
     ActionResult,
     ActionResultTaken,
@@ -33,13 +33,13 @@ from commands.schemas import (
     WaitQuery,
 )
 from devices import credentials, tokens
-from devices.token_check import settled
-from nexmdm.auth.callers import Done, caller_of
+from devices.token_check import with_token_check
+from nexmdm.auth.callers import WriteResult, caller_of
 from nexmdm.common import shutdown
-from nexmdm.common.database import device_unit, unit
+from nexmdm.common.database import device_unit, run_in_db_thread
 from nexmdm.common.tolerance import field_warnings
 from nexmdm.common.tolerance.repair import Reading
-from nexmdm.common.types import Nothing, respond, shown_name
+from nexmdm.common.types import EmptyBody, respond, shown_name
 
 log = structlog.get_logger()
 
@@ -77,10 +77,10 @@ async def action_result(request: HttpRequest, body: Body[Reading[ActionResult]])
     token: tokens.Token = request.auth  # type: ignore[attr-defined]
     report = body.fields
     report_limit.reports.check(token.id)
-    said = Said(report.status, report.message or "", report.output, report.finished_at, report.via)
-    taken = await settled(token, lambda: device_unit(_take_report, token, report.request_id, said))
+    said = ReportInput(report.status, report.message or "", report.output, report.finished_at, report.via)
+    result = await with_token_check(token, lambda: device_unit(_take_report, token, report.request_id, said))
     RESULTS.labels(report.status.value).inc()
-    if not taken.kept:
+    if not result.kept:
         NOT_KEPT.inc()
     field_warnings.record("/v1/action-result", token.id, body.notes)
     log.info(
@@ -88,27 +88,27 @@ async def action_result(request: HttpRequest, body: Body[Reading[ActionResult]])
         device_id=str(token.id),
         request_id=str(report.request_id),
         status=report.status.value,
-        state=taken.state.value,
-        duplicate=taken.duplicate,
-        late=taken.late,
+        state=result.state.value,
+        duplicate=result.duplicate,
+        late=result.late,
     )
     return respond(
         ActionResultTaken(
             request_id=report.request_id,
-            state=taken.state,
-            duplicate=taken.duplicate,
-            late=taken.late,
+            state=result.state,
+            duplicate=result.duplicate,
+            late=result.late,
             warnings=field_warnings.shown(body.notes),
         )
     )
 
 
-def _take_report(token: tokens.Token, request_id: UUID, said: Said) -> reports.Taken:
+def _take_report(token: tokens.Token, request_id: UUID, report: ReportInput) -> reports.ReportResult:
     # Counted before the transaction: a report that is refused in it counts all the same.
     device_id = credentials.authenticate(token)
     report_limit.reports.admit(device_id)
     with transaction.atomic():
-        return reports.take(device_id, request_id, said)
+        return reports.record_report(device_id, request_id, report)
 
 
 @admin_router.post("/command", response=CommandIssued, url_name="command")
@@ -122,13 +122,13 @@ async def issue_command(request: HttpRequest, body: NewCommand) -> HttpResponse:
     `expect_count` where they are several.
     """
     caller = caller_of(request)
-    order = _order(body, caller.principal)
+    command_request = _command_request(body, caller.principal)
 
-    def work() -> Done:
-        issued = queue.issue(order, dry_run=body.dry_run)
+    def work() -> WriteResult:
+        issued = queue.issue(command_request, dry_run=body.dry_run)
         if not body.dry_run:
             transaction.on_commit(lambda: _tell(issued))
-        return Done(
+        return WriteResult(
             _issued_answer(issued, dry_run=body.dry_run),
             request_id=None if body.dry_run else issued.content.request_id,
             kept=not body.dry_run,
@@ -137,7 +137,7 @@ async def issue_command(request: HttpRequest, body: NewCommand) -> HttpResponse:
     return await caller.run(work)
 
 
-def _order(body: NewCommand, issued_by: str) -> Order:
+def _command_request(body: NewCommand, issued_by: str) -> CommandRequest:
     action = actions.CATALOGUE.get(body.action)
     if action is None:
         raise InvalidParams([{"loc": ["body", "action"], "msg": f"must be one of {', '.join(actions.CATALOGUE)}"}])
@@ -148,10 +148,10 @@ def _order(body: NewCommand, issued_by: str) -> Order:
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)
         raise InvalidParams([_error_of_params(one) for one in found[:MAX_PARAM_ERRORS]]) from error
-    return Order(
+    return CommandRequest(
         action=action.name,
         params=actions.text_of(params),
-        target=body.target.meant(),
+        target=body.target.to_target(),
         target_as_given=body.target.model_dump(mode="json", exclude_none=True),
         issued_by=issued_by,
         expires_in_seconds=body.expires_in_seconds,
@@ -168,7 +168,7 @@ def _error_of_params(one: ErrorDetails) -> dict[str, Any]:
 
 
 def _too_broad(body: NewCommand) -> dict[str, Any] | None:
-    device_ids = body.target.meant().device_ids
+    device_ids = body.target.to_target().device_ids
     if not device_ids:
         return {"loc": ["body", "target"], "msg": f"{body.action} wants its devices named by device_ids"}
     if len(device_ids) > 1 and body.expect_count is None:
@@ -204,7 +204,7 @@ def _issued_answer(issued: queue.Issued, *, dry_run: bool) -> CommandIssued:
 @admin_router.get("/commands", response=CommandPage, url_name="commands")
 async def list_commands(request: HttpRequest, query: Query[CommandQuery]) -> HttpResponse:
     """List commands, newest first."""
-    return respond(await unit(queries.commands, query))
+    return respond(await run_in_db_thread(queries.commands, query))
 
 
 @admin_router.get("/commands/{uuid:request_id}", response=CommandDetail, url_name="command-detail")
@@ -217,11 +217,11 @@ async def read_command(request: HttpRequest, request_id: UUID, query: Query[Wait
     """
     until = time.monotonic() + query.wait_seconds
     # The news is in a row, so it is looked for rather than waited for.
-    while time.monotonic() < until and not shutdown.is_asked():
-        if not await unit(queries.is_open, request_id):
+    while time.monotonic() < until and not shutdown.is_requested():
+        if not await run_in_db_thread(queries.is_open, request_id):
             return respond(await _ended(request_id))
         await asyncio.sleep(min(WAIT_POLL_SECONDS, max(0.0, until - time.monotonic())))
-    return respond(await unit(queries.command, request_id))
+    return respond(await run_in_db_thread(queries.command, request_id))
 
 
 _ended_now: Final[dict[UUID, asyncio.Task[CommandDetail]]] = {}
@@ -232,7 +232,9 @@ async def _ended(request_id: UUID) -> CommandDetail:
     reading = _ended_now.get(request_id)
     if reading is None:
         # A context of its own: the first one's request must not take it along when it ends.
-        reading = asyncio.get_running_loop().create_task(unit(queries.command, request_id), context=Context())
+        reading = asyncio.get_running_loop().create_task(
+            run_in_db_thread(queries.command, request_id), context=Context()
+        )
         _ended_now[request_id] = reading
         reading.add_done_callback(lambda _: _ended_now.pop(request_id, None))
     return await asyncio.shield(reading)
@@ -241,7 +243,7 @@ async def _ended(request_id: UUID) -> CommandDetail:
 @admin_router.get("/commands/{uuid:request_id}/deliveries", response=DeliveryPage, url_name="deliveries")
 async def list_deliveries(request: HttpRequest, request_id: UUID, query: Query[DeliveryQuery]) -> HttpResponse:
     """List a command's deliveries, one per device."""
-    return respond(await unit(queries.deliveries, request_id, query))
+    return respond(await run_in_db_thread(queries.deliveries, request_id, query))
 
 
 @admin_router.get(
@@ -249,14 +251,14 @@ async def list_deliveries(request: HttpRequest, request_id: UUID, query: Query[D
 )
 async def read_delivery(request: HttpRequest, request_id: UUID, device_id: UUID) -> HttpResponse:
     """Read one delivery with its timeline: issue, each attempt, each report, settlement."""
-    return respond(await unit(queries.delivery, request_id, device_id))
+    return respond(await run_in_db_thread(queries.delivery, request_id, device_id))
 
 
 @admin_router.post("/commands/{uuid:request_id}/cancel", response=CommandCancelled, url_name="cancel")
-async def cancel_command(request: HttpRequest, request_id: UUID, body: Nothing | None = None) -> HttpResponse:
+async def cancel_command(request: HttpRequest, request_id: UUID, body: EmptyBody | None = None) -> HttpResponse:
     """Withdraw what is still open. FCM recalls no push: `may_still_run` counts what a phone may have got already."""
 
-    def work() -> Done:
+    def work() -> WriteResult:
         cancelled = queue.cancel(request_id)
         answer = CommandCancelled(
             request_id=request_id,
@@ -264,6 +266,6 @@ async def cancel_command(request: HttpRequest, request_id: UUID, body: Nothing |
             already_settled=cancelled.already_settled,
             may_still_run=cancelled.may_still_run,
         )
-        return Done(answer, request_id=request_id)
+        return WriteResult(answer, request_id=request_id)
 
     return await caller_of(request).run(work)

@@ -17,7 +17,7 @@ class Priority(models.TextChoices):
     NORMAL = "normal"
 
 
-class State(models.TextChoices):
+class DeliveryState(models.TextChoices):
     """The life of a delivery: open (the first two), then settled in exactly one way."""
 
     PENDING = "pending"
@@ -28,12 +28,12 @@ class State(models.TextChoices):
     CANCELLED = "cancelled"
 
 
-OPEN = (State.PENDING, State.RECEIVED)
+OPEN = (DeliveryState.PENDING, DeliveryState.RECEIVED)
 OVERDUE = Q(state__in=OPEN, open_until__lte=Now())
 """Open, but past its time: expired for everybody who asks, though not marked so yet."""
 
 
-class Push(models.TextChoices):
+class PushState(models.TextChoices):
     """How the push of a delivery stands. `accepted` is FCM's word, never the phone's."""
 
     WAITING = "waiting"
@@ -46,12 +46,12 @@ class Push(models.TextChoices):
 class PushNow(models.TextChoices):
     """How a push is shown: the states above, and one that is never stored (commands/push_now.py)."""
 
-    WAITING = Push.WAITING.value
-    ACCEPTED = Push.ACCEPTED.value
-    RETRYING = Push.RETRYING.value
-    UNDELIVERABLE = Push.UNDELIVERABLE.value
+    WAITING = PushState.WAITING.value
+    ACCEPTED = PushState.ACCEPTED.value
+    RETRYING = PushState.RETRYING.value
+    UNDELIVERABLE = PushState.UNDELIVERABLE.value
     SUPERSEDED = "superseded"
-    NO_PUSH_TOKEN = Push.NO_PUSH_TOKEN.value
+    NO_PUSH_TOKEN = PushState.NO_PUSH_TOKEN.value
 
 
 class Withdrawal(models.TextChoices):
@@ -63,7 +63,7 @@ class Withdrawal(models.TextChoices):
     ENROLLMENT = "enrollment", "the device was enrolled again"
 
 
-class Outcome(models.TextChoices):
+class AttemptOutcome(models.TextChoices):
     """How one FCM send ended (`in_flight`: not yet known)."""
 
     IN_FLIGHT = "in_flight"
@@ -95,7 +95,7 @@ class ReportStatus(models.TextChoices):
 FINAL = (ReportStatus.SUCCEEDED, ReportStatus.FAILED)
 
 
-class Channel(models.TextChoices):
+class DeliveryChannel(models.TextChoices):
     """The way a command came to the phone."""
 
     PUSH = "push"
@@ -166,15 +166,15 @@ class Delivery(models.Model):
     id = models.BigAutoField(primary_key=True)
     command = models.ForeignKey(Command, on_delete=models.CASCADE, related_name="deliveries", db_index=False)
     device = models.ForeignKey(Device, on_delete=models.CASCADE, related_name="deliveries", db_index=False)
-    state = models.CharField(max_length=16, choices=State, default=State.PENDING)
+    state = models.CharField(max_length=16, choices=DeliveryState, default=DeliveryState.PENDING)
     open_until = models.DateTimeField()
     received_at = models.DateTimeField(null=True, blank=True)
     reported_at = models.DateTimeField(null=True, blank=True)
     settled_at = models.DateTimeField(null=True, blank=True)
     withdrawn_by = models.CharField(max_length=16, choices=Withdrawal, null=True, blank=True)  # noqa: DJ001
-    delivered_via = models.CharField(max_length=16, choices=Channel, null=True, blank=True)  # noqa: DJ001
+    delivered_via = models.CharField(max_length=16, choices=DeliveryChannel, null=True, blank=True)  # noqa: DJ001
 
-    push_state = models.CharField(max_length=16, choices=Push)
+    push_state = models.CharField(max_length=16, choices=PushState)
     attempt_count = models.PositiveIntegerField(default=0)
     failure_count = models.PositiveIntegerField(default=0)
     next_attempt_at = models.DateTimeField(null=True, blank=True)
@@ -187,16 +187,16 @@ class Delivery(models.Model):
         verbose_name_plural = "deliveries"
         constraints: ClassVar = [
             models.UniqueConstraint(name="delivery_once_per_device", fields=["command", "device"]),
-            _one_of("state", State, name="delivery_state_known"),
-            _one_of("push_state", Push, name="delivery_push_state_known"),
-            _one_of("delivered_via", Channel, name="delivery_channel_known", or_null=True),
+            _one_of("state", DeliveryState, name="delivery_state_known"),
+            _one_of("push_state", PushState, name="delivery_push_state_known"),
+            _one_of("delivered_via", DeliveryChannel, name="delivery_channel_known", or_null=True),
             models.CheckConstraint(
                 name="delivery_settled_has_a_time",
                 condition=Q(state__in=OPEN, settled_at=None) | (~Q(state__in=OPEN) & Q(settled_at__isnull=False)),
             ),
             models.CheckConstraint(
                 name="delivery_settled_is_not_pushed",
-                condition=Q(next_attempt_at=None) | Q(state=State.PENDING),
+                condition=Q(next_attempt_at=None) | Q(state=DeliveryState.PENDING),
             ),
         ]
         indexes: ClassVar = [
@@ -222,7 +222,7 @@ class Attempt(models.Model):
     id = models.BigAutoField(primary_key=True)
     delivery = models.ForeignKey(Delivery, on_delete=models.CASCADE, related_name="attempts", db_index=False)
     number = models.PositiveIntegerField()
-    outcome = models.CharField(max_length=16, choices=Outcome, default=Outcome.IN_FLIGHT)
+    outcome = models.CharField(max_length=16, choices=AttemptOutcome, default=AttemptOutcome.IN_FLIGHT)
     http_status = models.PositiveSmallIntegerField(null=True, blank=True)
     fcm_error = models.CharField(max_length=64, blank=True)
     message_id = models.CharField(max_length=255, blank=True)
@@ -235,18 +235,20 @@ class Attempt(models.Model):
         ordering: ClassVar = ["-id"]
         constraints: ClassVar = [
             models.UniqueConstraint(name="attempt_number_per_delivery", fields=["delivery", "number"]),
-            _one_of("outcome", Outcome, name="attempt_outcome_known"),
+            _one_of("outcome", AttemptOutcome, name="attempt_outcome_known"),
             models.CheckConstraint(
                 name="attempt_closed_has_a_time",
-                condition=Q(outcome=Outcome.IN_FLIGHT, finished_at=None)
-                | (~Q(outcome=Outcome.IN_FLIGHT) & Q(finished_at__isnull=False)),
+                condition=Q(outcome=AttemptOutcome.IN_FLIGHT, finished_at=None)
+                | (~Q(outcome=AttemptOutcome.IN_FLIGHT) & Q(finished_at__isnull=False)),
             ),
         ]
         indexes: ClassVar = [
             # The last hour's pushes by FCM code.
             models.Index(name="attempt_finished", fields=["finished_at"], condition=~Q(finished_at=None)),
             # The sweep of attempts that nobody closed.
-            models.Index(name="attempt_in_flight", fields=["started_at"], condition=Q(outcome=Outcome.IN_FLIGHT)),
+            models.Index(
+                name="attempt_in_flight", fields=["started_at"], condition=Q(outcome=AttemptOutcome.IN_FLIGHT)
+            ),
             # The browser's filters, newest first.
             models.Index(name="attempt_by_fcm_error", fields=["fcm_error", "-id"]),
             models.Index(name="attempt_by_http_status", fields=["http_status", "-id"]),
@@ -268,7 +270,7 @@ class Report(models.Model):
     status = models.CharField(max_length=16, choices=ReportStatus)
     message = models.CharField(max_length=1000, blank=True)
     output = models.JSONField(null=True, blank=True)
-    via = models.CharField(max_length=16, choices=Channel, null=True, blank=True)  # noqa: DJ001
+    via = models.CharField(max_length=16, choices=DeliveryChannel, null=True, blank=True)  # noqa: DJ001
     device_finished_at = models.DateTimeField(null=True, blank=True)
     reported_at = models.DateTimeField(db_default=Now())
     repeat_count = models.IntegerField(default=0, db_default=0)
@@ -280,7 +282,7 @@ class Report(models.Model):
         ordering: ClassVar = ["-id"]
         constraints: ClassVar = [
             _one_of("status", ReportStatus, name="report_status_known"),
-            _one_of("via", Channel, name="report_channel_known", or_null=True),
+            _one_of("via", DeliveryChannel, name="report_channel_known", or_null=True),
             # Two final reports at once: the second one fails here, however it got so far.
             models.UniqueConstraint(
                 name="report_one_final_per_delivery",

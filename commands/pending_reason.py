@@ -7,14 +7,14 @@ from django.conf import settings
 from django.db.models import Case, Count, F, OuterRef, Q, QuerySet, Subquery, Sum, When
 from django.db.models.functions import Coalesce, Now
 
-from commands.models import OPEN, Attempt, Delivery, Outcome, Push, Report, ReportStatus, State
+from commands.models import OPEN, Attempt, AttemptOutcome, Delivery, DeliveryState, PushState, Report, ReportStatus
 from commands.push_now import PUSH_NOW
 
 SILENT_AFTER: Final = timedelta(minutes=10)
 
-_FAILED: Final = Q(outcome__in=(Outcome.RETRY_LATER, Outcome.REJECTED, Outcome.TOKEN_DEAD, Outcome.UNKNOWN)) | Q(
-    outcome=Outcome.BLOCKED, http_status__isnull=False
-)
+_FAILED: Final = Q(
+    outcome__in=(AttemptOutcome.RETRY_LATER, AttemptOutcome.REJECTED, AttemptOutcome.TOKEN_DEAD, AttemptOutcome.UNKNOWN)
+) | Q(outcome=AttemptOutcome.BLOCKED, http_status__isnull=False)
 """Pushes that left in vain: neither those that were given back unsent, nor one that is in flight."""
 
 
@@ -44,10 +44,10 @@ AS_OF_NOW: Final = {
 """What is derived of a delivery beside its fields, for annotate(): all as of one moment. why_open() requires it."""
 
 
-def current_state(row: Delivery) -> State:
+def current_state(row: Delivery) -> DeliveryState:
     """Return the state as of the database's time at the read of this row (annotated `overdue`)."""
     overdue = getattr(row, "overdue", False)
-    return State.EXPIRED if overdue and row.state in OPEN else State(row.state)
+    return DeliveryState.EXPIRED if overdue and row.state in OPEN else DeliveryState(row.state)
 
 
 def why_open(row: Any) -> str | None:
@@ -75,19 +75,19 @@ def _silence(row: Any) -> list[str]:
 
 def _push_trouble(row: Any) -> list[str]:
     if row.device.push_token is None:
-        pending = row.state == State.PENDING
+        pending = row.state == DeliveryState.PENDING
         return ["no push token, so it goes with the next heartbeat" if pending else "no push token"]
     if row.device.push_token_dead_at is not None:
         return ["push token dead"]
-    if row.state != State.PENDING:
+    if row.state != DeliveryState.PENDING:
         return []
-    if row.push_state == Push.UNDELIVERABLE:
+    if row.push_state == PushState.UNDELIVERABLE:
         return [_why_no_further_push(row)]
-    return [_what_the_push_waits_for(row)] if row.push_state in (Push.WAITING, Push.RETRYING) else []
+    return [_what_the_push_waits_for(row)] if row.push_state in (PushState.WAITING, PushState.RETRYING) else []
 
 
 def _why_no_further_push(row: Any) -> str:
-    if row.last_push == Outcome.REJECTED:
+    if row.last_push == AttemptOutcome.REJECTED:
         return "FCM refused the push"
     if row.failed_pushes:
         return f"push failed {_times(row.failed_pushes)}, and no further one fits before the expiry"
@@ -95,12 +95,12 @@ def _why_no_further_push(row: Any) -> str:
 
 
 def _what_the_push_waits_for(row: Any) -> str:
-    in_flight = row.last_push == Outcome.IN_FLIGHT
+    in_flight = row.last_push == AttemptOutcome.IN_FLIGHT
     # Due while it is in flight: its dispatcher died, and with the next claim it will count as unknown.
     failures = row.failed_pushes + (in_flight and row.due)
     if in_flight and not row.due:
         stands = "is under way"
-    elif row.due or not failures or row.last_push == Outcome.BLOCKED:
+    elif row.due or not failures or row.last_push == AttemptOutcome.BLOCKED:
         stands = "has not left yet"
     else:
         return f"push failed {_times(failures)}, it is tried again"

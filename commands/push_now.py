@@ -8,9 +8,9 @@ from typing import Final
 from django.db.models import Case, CharField, F, Q, Value, When
 from django.db.models.functions import Now
 
-from commands.models import OPEN, Push, PushNow
+from commands.models import OPEN, PushNow, PushState
 
-_NOT_OVER: Final = (Push.WAITING, Push.RETRYING)
+_NOT_OVER: Final = (PushState.WAITING, PushState.RETRYING)
 
 _SUPERSEDED: Final = Q(push_state__in=_NOT_OVER) & (~Q(state__in=OPEN) | Q(open_until__lte=Now()))
 
@@ -35,5 +35,5 @@ PUSH_NOW_SQL: Final = f"""
 
 def conditions() -> dict[str, Q]:
     """Return for each state that is shown which deliveries have it, for filter()."""
-    stored = {state.value: Q(push_state=state) & ~_SUPERSEDED for state in Push}
+    stored = {state.value: Q(push_state=state) & ~_SUPERSEDED for state in PushState}
     return {state: stored.get(state, _SUPERSEDED) for state in PushNow.values}

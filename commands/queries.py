@@ -15,13 +15,13 @@ from commands.models import (
     OPEN,
     OVERDUE,
     Attempt,
-    Channel,
     Command,
     Delivery,
+    DeliveryChannel,
+    DeliveryState,
     PushNow,
     Report,
     ReportStatus,
-    State,
     Withdrawal,
 )
 from commands.pending_reason import AS_OF_NOW, current_state, why_open
@@ -47,10 +47,10 @@ from commands.schemas import (
 from nexmdm.common import database, pagination
 
 # Each may be large, and none is told of a delivery.
-_UNTOLD: Final = ("command__params", "command__target", "device__presence__last_status", "device__tags")
+_UNREAD: Final = ("command__params", "command__target", "device__presence__last_status", "device__tags")
 
 # `current` is the state as of now, swept or not.
-_STANDINGS: Final = f"""
+_COMMAND_STATUSES: Final = f"""
     SELECT command.id, command.cancelled_at, counted.*
     FROM commands_command command, LATERAL (
         SELECT
@@ -77,7 +77,7 @@ _STANDINGS: Final = f"""
     WHERE command.id = ANY(%s)
 """  # noqa: S608  (a constant of ours; values are parameters)
 
-AT_ONCE: Final = 200_000
+DELIVERIES_PER_QUERY: Final = 200_000
 """How many deliveries one query counts at most, unless a single command has more."""
 
 TIMELINE_REPORTS: Final = KEPT + 2
@@ -88,7 +88,7 @@ TIMELINE_ATTEMPTS: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class CommandStatus:
     """How a command stands: its deliveries, counted, and what follows from that."""
 
     state: CommandState
@@ -107,7 +107,7 @@ def is_open(request_id: UUID) -> bool:
 def command(request_id: UUID) -> CommandDetail:
     """Return a command with its counts. Raises UnknownCommand."""
     row = Command.objects.filter(id=request_id).first()
-    standing = _standings([request_id]).get(request_id)
+    standing = _command_statuses([request_id]).get(request_id)
     if row is None or standing is None:
         raise UnknownCommand
     return CommandDetail(
@@ -119,30 +119,30 @@ def command(request_id: UUID) -> CommandDetail:
     )
 
 
-def standings(sizes: Mapping[UUID, int]) -> dict[UUID, Standing]:
+def command_statuses(sizes: Mapping[UUID, int]) -> dict[UUID, CommandStatus]:
     """Return how commands stand, each given with the number of its devices: one query for each AT_ONCE of these."""
-    found: dict[UUID, Standing] = {}
+    found: dict[UUID, CommandStatus] = {}
     batch: list[UUID] = []
     total = 0
     for request_id, size in sizes.items():
-        if batch and total + size > AT_ONCE:
-            found |= _standings(batch)
+        if batch and total + size > DELIVERIES_PER_QUERY:
+            found |= _command_statuses(batch)
             batch, total = [], 0
         batch.append(request_id)
         total += size
-    return found | _standings(batch)
+    return found | _command_statuses(batch)
 
 
-def _standings(request_ids: list[UUID]) -> dict[UUID, Standing]:
-    return {request_id: _standing(*row) for request_id, *row in database.rows(_STANDINGS, [request_ids])}
+def _command_statuses(request_ids: list[UUID]) -> dict[UUID, CommandStatus]:
+    return {request_id: _command_status(*row) for request_id, *row in database.rows(_COMMAND_STATUSES, [request_ids])}
 
 
-def _standing(cancelled_at: datetime | None, *counted: Any) -> Standing:
+def _command_status(cancelled_at: datetime | None, *counted: Any) -> CommandStatus:
     *numbers, last_settled = counted
     counts = Counts(**dict(zip(Counts.model_fields, numbers[:7], strict=True)))
     state = _state(cancelled_at, is_open=bool(counts.pending or counts.received))
     push = PushCounts(**dict(zip(PushCounts.model_fields, numbers[7:], strict=True)))
-    return Standing(state, None if state == "open" else last_settled, counts, push)
+    return CommandStatus(state, None if state == "open" else last_settled, counts, push)
 
 
 def commands(query: CommandQuery) -> CommandPage:
@@ -160,7 +160,7 @@ def commands(query: CommandQuery) -> CommandPage:
         rows = rows.filter(has_open=query.state == "open")
     if query.state in ("completed", "cancelled"):
         rows = rows.filter(cancelled_at__isnull=query.state == "completed")
-    found, next_cursor = pagination.take(rows, query, UUID)
+    found, next_cursor = pagination.paginate(rows, query, UUID)
     items = [CommandRow(**_command_fields(row, _state(row.cancelled_at, is_open=row.has_open))) for row in found]
     return CommandPage(items=items, next_cursor=next_cursor)
 
@@ -186,7 +186,7 @@ def deliveries(request_id: UUID, query: DeliveryQuery) -> DeliveryPage:
     if not Command.objects.filter(id=request_id).exists():
         raise UnknownCommand
     rows = _in_state(_deliveries().filter(command_id=request_id), query.state)
-    found, next_cursor = pagination.take(rows, query, int)
+    found, next_cursor = pagination.paginate(rows, query, int)
     return DeliveryPage(items=[_delivery_row(row) for row in found], next_cursor=next_cursor)
 
 
@@ -246,7 +246,7 @@ def _settlement(row: Delivery) -> list[TimelineEvent]:
 
 
 def _settled_at(row: Delivery) -> datetime | None:
-    return row.open_until if row.state in OPEN and current_state(row) == State.EXPIRED else row.settled_at
+    return row.open_until if row.state in OPEN and current_state(row) == DeliveryState.EXPIRED else row.settled_at
 
 
 def _deliveries() -> QuerySet[Any]:
@@ -264,13 +264,13 @@ def _final_reports() -> QuerySet[Report]:
 
 def _described() -> QuerySet[Any]:
     as_of_now = Delivery.objects.annotate(**AS_OF_NOW)
-    return as_of_now.select_related("command", "device", "device__presence").defer(*_UNTOLD)
+    return as_of_now.select_related("command", "device", "device__presence").defer(*_UNREAD)
 
 
-def _in_state(rows: QuerySet[Any], state: State | None) -> QuerySet[Any]:
+def _in_state(rows: QuerySet[Any], state: DeliveryState | None) -> QuerySet[Any]:
     if state is None:
         return rows
-    if state == State.EXPIRED:
+    if state == DeliveryState.EXPIRED:
         return rows.filter(Q(state=state) | OVERDUE)
     if state in OPEN:
         return rows.filter(state=state, open_until__gt=Now())
@@ -340,7 +340,7 @@ def _report_event(report: Report) -> TimelineEvent:
         event="report",
         status=report.status,
         message=report.message or None,
-        via=Channel(report.via) if report.via else None,
+        via=DeliveryChannel(report.via) if report.via else None,
         count=report.repeat_count + 1,
         last_at=report.last_repeated_at,
         late=report.late,

@@ -15,7 +15,7 @@ from django.db.models.functions import Now
 from uuid_utils.compat import uuid7
 
 from commands import envelope
-from commands.models import Command, Delivery, Priority, State, Withdrawal
+from commands.models import Command, Delivery, DeliveryState, Priority, Withdrawal
 from devices import audience
 from devices.audience import EmptyAudience, Target
 from nexmdm.common import database
@@ -39,7 +39,7 @@ class UnknownCommand(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class CommandRequest:
     """What an admin asks: an action of the catalogue with its checked parameters, and of whom."""
 
     action: str
@@ -107,47 +107,49 @@ _COUNT: Final = """
 """
 
 
-def issue(order: Order, *, dry_run: bool = False) -> Issued:
+def issue(request: CommandRequest, *, dry_run: bool = False) -> Issued:
     """Queue a command for its audience, frozen here, and wake the dispatchers at commit; or only count it.
 
     Raises PushPayloadTooLarge, UnknownDevices, EmptyAudience, AudienceChanged; nothing is queued then.
     """
-    content = _content(order)
+    content = _content(request)
     if envelope.size(content) > envelope.FCM_PAYLOAD_LIMIT:
         raise PushPayloadTooLarge
-    order = replace(order, target=audience.lock_named(order.target))
-    device_count, pushable = _count(order) if dry_run else _write(order, content)
+    request = replace(request, target=audience.lock_named(request.target))
+    device_count, pushable = _count(request) if dry_run else _write(request, content)
     if device_count == 0:
         raise EmptyAudience
-    if order.expect_count is not None and order.expect_count != device_count:
-        raise AudienceChanged(f"The audience is {device_count} devices, not {order.expect_count}. Nothing was queued.")
+    if request.expect_count is not None and request.expect_count != device_count:
+        raise AudienceChanged(
+            f"The audience is {device_count} devices, not {request.expect_count}. Nothing was queued."
+        )
     return Issued(content, device_count, pushable)
 
 
-def _content(order: Order) -> envelope.Content:
-    issued_at, expires_at = database.row(_TIMES, [order.expires_in_seconds])
-    return envelope.Content(uuid7(), order.action, order.params, issued_at, expires_at)
+def _content(request: CommandRequest) -> envelope.Content:
+    issued_at, expires_at = database.row(_TIMES, [request.expires_in_seconds])
+    return envelope.Content(uuid7(), request.action, request.params, issued_at, expires_at)
 
 
-def _count(order: Order) -> tuple[int, int]:
-    where, parameters = order.target.where()
+def _count(request: CommandRequest) -> tuple[int, int]:
+    where, parameters = request.target.where()
     device_count, pushable = database.row(_COUNT.format(audience=where), parameters)
     return device_count, pushable
 
 
-def _write(order: Order, content: envelope.Content) -> tuple[int, int]:
-    where, parameters = order.target.where()
+def _write(request: CommandRequest, content: envelope.Content) -> tuple[int, int]:
+    where, parameters = request.target.where()
     values = parameters | {
         "request_id": content.request_id,
-        "action": order.action,
-        "params": order.params,
-        "priority": order.priority,
-        "target": orjson.dumps(order.target_as_given).decode(),
-        "note": order.note,
-        "issued_by": order.issued_by,
+        "action": request.action,
+        "params": request.params,
+        "priority": request.priority,
+        "target": orjson.dumps(request.target_as_given).decode(),
+        "note": request.note,
+        "issued_by": request.issued_by,
         "issued_at": content.issued_at,
         "expires_at": content.expires_at,
-        "supersede": order.supersede,
+        "supersede": request.supersede,
     }
     device_count, pushable = database.row(_ISSUE.format(audience=where), values)
     wake()
@@ -167,7 +169,7 @@ class Offer:
     has_more: bool
 
 
-NOTHING: Final = Offer([], has_more=False)
+NO_OFFER: Final = Offer([], has_more=False)
 
 # One more row than is offered, to know whether there are more. Pending ones first, oldest first; then those the device
 # has reported on, longest silent first. The device's few open rows come from delivery_open_by_device.
@@ -189,7 +191,7 @@ OFFER: Final = """
 """
 
 
-def asked_for(device_ids: Iterable[UUID]) -> dict[str, Any]:
+def offer_params(device_ids: Iterable[UUID]) -> dict[str, Any]:
     """Return the parameters of OFFER for these devices."""
     # Each once: a device that is asked for twice would be offered everything twice.
     return {"device_ids": f"{{{','.join(map(str, dict.fromkeys(device_ids)))}}}", "limit": OFFER_LIMIT + 1}
@@ -203,7 +205,7 @@ def offers(rows: Iterable[Any]) -> dict[UUID, Offer]:
         if len(offer.commands) < OFFER_LIMIT:
             to = envelope.Recipient(device_id, generation, key_id)
             offer.commands.append(envelope.seal(envelope.Content(*content), to))
-        elif state == State.PENDING:
+        elif state == DeliveryState.PENDING:
             found[device_id] = Offer(offer.commands, has_more=True)
     return found
 
@@ -279,7 +281,7 @@ def cancel(command_id: UUID) -> Cancelled:
 def cancel_all_of(device_id: UUID, by: Withdrawal) -> int:
     """Withdraw a device's open deliveries (it was revoked, or enrolled again); return how many."""
     open_ones = Delivery.objects.open().filter(device_id=device_id)
-    return open_ones.update(state=State.CANCELLED, withdrawn_by=by, settled_at=Now(), next_attempt_at=None)
+    return open_ones.update(state=DeliveryState.CANCELLED, withdrawn_by=by, settled_at=Now(), next_attempt_at=None)
 
 
 @transaction.atomic
@@ -288,5 +290,5 @@ def expire(limit: int) -> int:
     overdue = Delivery.objects.overdue().order_by("open_until").select_for_update(skip_locked=True, no_key=True)
     ids = list(overdue.values_list("id", flat=True)[:limit])
     return Delivery.objects.filter(id__in=ids).update(
-        state=State.EXPIRED, settled_at=F("open_until"), next_attempt_at=None
+        state=DeliveryState.EXPIRED, settled_at=F("open_until"), next_attempt_at=None
     )

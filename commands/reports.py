@@ -9,7 +9,7 @@ import orjson
 from django.db.models import F, OuterRef, Q, Subquery
 from django.db.models.functions import Coalesce, Greatest, Now
 
-from commands.models import FINAL, OPEN, Channel, Command, Delivery, Report, ReportStatus, State
+from commands.models import FINAL, OPEN, Command, Delivery, DeliveryChannel, DeliveryState, Report, ReportStatus
 from nexmdm.common import database
 
 KEPT: Final = 100
@@ -27,27 +27,27 @@ class UnknownRequest(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class ReportInput:
     """One report of a phone."""
 
     status: ReportStatus
     message: str = ""
     output: dict[str, Any] | None = None
     finished_at: datetime | None = None
-    via: Channel | None = None
+    via: DeliveryChannel | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class ReportResult:
     """How a report was taken: the delivery's state after it, whether the report came again or too late, and is kept."""
 
-    state: State
+    state: DeliveryState
     duplicate: bool
     late: bool
     kept: bool
 
 
-def take(device_id: UUID, request_id: UUID, said: Said) -> Taken:
+def record_report(device_id: UUID, request_id: UUID, report: ReportInput) -> ReportResult:
     """Keep a phone's report; settle the delivery with the first final one. Raises UnknownRequest.
 
     Any report after a final one is a duplicate and changes nothing. A final one after expiry or cancellation leaves the
@@ -60,24 +60,24 @@ def take(device_id: UUID, request_id: UUID, said: Said) -> Taken:
         raise UnknownRequest
     changes: dict[str, Any] = {}
     if delivery.state in OPEN and getattr(delivery, "overdue"):  # noqa: B009  (annotated above)
-        delivery.state = State.EXPIRED
-        changes |= {"state": State.EXPIRED, "settled_at": F("open_until"), "next_attempt_at": None}
+        delivery.state = DeliveryState.EXPIRED
+        changes |= {"state": DeliveryState.EXPIRED, "settled_at": F("open_until"), "next_attempt_at": None}
     duplicate = _has_final(delivery)
-    late = said.status in FINAL and delivery.state in (State.EXPIRED, State.CANCELLED)
-    kept = _keep(delivery, said, late=late, duplicate=duplicate)
+    late = report.status in FINAL and delivery.state in (DeliveryState.EXPIRED, DeliveryState.CANCELLED)
+    kept = _keep(delivery, report, late=late, duplicate=duplicate)
     if not kept:
         changes["reports_not_kept"] = F("reports_not_kept") + 1
     if delivery.state in OPEN:
-        changes |= _word_taken(said)
-    if said.via is not None and delivery.delivered_via is None:
-        changes["delivered_via"] = said.via
+        changes |= _word_taken(report)
+    if report.via is not None and delivery.delivered_via is None:
+        changes["delivered_via"] = report.via
     if changes:
         Delivery.objects.filter(id=delivery.id).update(**changes)
-    return Taken(State(changes.get("state", delivery.state)), duplicate, late, kept)
+    return ReportResult(DeliveryState(changes.get("state", delivery.state)), duplicate, late, kept)
 
 
 def _has_final(delivery: Delivery) -> bool:
-    if delivery.state in (State.EXPIRED, State.CANCELLED):
+    if delivery.state in (DeliveryState.EXPIRED, DeliveryState.CANCELLED):
         # As report_one_final_per_delivery has it, however many reports there are.
         return Report.objects.filter(delivery=delivery, status__in=FINAL, duplicate=False).exists()
     return delivery.state not in OPEN
@@ -114,18 +114,18 @@ _KEEP: Final = """
 """
 
 
-def _keep(delivery: Delivery, said: Said, *, late: bool, duplicate: bool) -> bool:
+def _keep(delivery: Delivery, report: ReportInput, *, late: bool, duplicate: bool) -> bool:
     """Keep a report, or count up the last one if that was equal and not final. Return False if it is one too many."""
     (kept,) = database.row(
         _KEEP,
         {
             "delivery_id": delivery.id,
-            "status": said.status,
-            "message": said.message,
-            "output": None if said.output is None else orjson.dumps(said.output).decode(),
-            "via": said.via,
-            "finished_at": said.finished_at,
-            "is_final": said.status in FINAL,
+            "status": report.status,
+            "message": report.message,
+            "output": None if report.output is None else orjson.dumps(report.output).decode(),
+            "via": report.via,
+            "finished_at": report.finished_at,
+            "is_final": report.status in FINAL,
             "late": late,
             "duplicate": duplicate,
             "kept": KEPT,
@@ -134,16 +134,16 @@ def _keep(delivery: Delivery, said: Said, *, late: bool, duplicate: bool) -> boo
     return bool(kept)
 
 
-def _word_taken(said: Said) -> dict[str, Any]:
+def _word_taken(report: ReportInput) -> dict[str, Any]:
     changes: dict[str, Any] = {
         "received_at": Coalesce("received_at", Now()),
         "reported_at": Now(),
         "next_attempt_at": None,
-        "state": State.RECEIVED,
+        "state": DeliveryState.RECEIVED,
     }
-    if said.status in FINAL:
-        changes |= {"state": State(said.status.value), "settled_at": Now()}
-    elif said.status != ReportStatus.DEFERRED:
+    if report.status in FINAL:
+        changes |= {"state": DeliveryState(report.status.value), "settled_at": Now()}
+    elif report.status != ReportStatus.DEFERRED:
         changes["open_until"] = _longer
     return changes
 

@@ -92,8 +92,8 @@ def prune(kept: timedelta, limit: int) -> int:
     that each delete a part of a command's deliveries would each see the other's part still there, and leave the command
     for ever.
     """
-    database.take_turns("retention", "deliveries")
-    *_, held = database.together(*_BY_INDEX, _HOLD, parameters=_bounds(kept, limit))
+    database.advisory_lock("retention", "deliveries")
+    *_, held = database.execute_batch(*_BY_INDEX, _HOLD, parameters=_bounds(kept, limit))
     ids = [delivery_id for (delivery_id,) in held]
     emptied = {command_id for (command_id,) in database.rows(_PRUNE, {"ids": ids})}
     with_deliveries = Exists(Delivery.objects.filter(command_id=OuterRef("id")))
@@ -106,7 +106,7 @@ def trim(kept: timedelta, limit: int) -> int:
 
     Looks at the `limit` oldest. Returns how many of these had much: 0 when there is nothing left to trim.
     """
-    *_, ((large,),) = database.together(*_BY_INDEX, _TRIM, parameters=_bounds(kept, limit))
+    *_, ((large,),) = database.execute_batch(*_BY_INDEX, _TRIM, parameters=_bounds(kept, limit))
     return int(large)
 
 

@@ -5,20 +5,20 @@ from uuid import UUID
 
 from pydantic import BeforeValidator, Field, StrictBool, StrictInt, StringConstraints, model_validator
 
-from commands.models import Channel, Priority, PushNow, ReportStatus, State
+from commands.models import DeliveryChannel, DeliveryState, Priority, PushNow, ReportStatus
 from devices.audience import Target
 from nexmdm.common.pagination import Page
 from nexmdm.common.tolerance.field_warnings import Warnings
 from nexmdm.common.tolerance.repair import DECIDES, INFORMS
 from nexmdm.common.types import (
     STORABLE_TEXT,
-    Answer,
     Body,
     DeviceBody,
     FreeObject,
     Identifier,
     NamedAlias,
     QueryNumber,
+    ResponseSchema,
     Storable,
     Tag,
     Text,
@@ -51,7 +51,7 @@ class TargetBody(Body):
             raise ValueError("must name exactly one of device_ids, aliases, tags, all")
         return self
 
-    def meant(self) -> Target:
+    def to_target(self) -> Target:
         """Return the target, each entry once."""
         return Target(
             device_ids=list(dict.fromkeys(self.device_ids or [])),
@@ -75,14 +75,14 @@ class NewCommand(Body):
     note: Annotated[Text, Field(max_length=200)] = ""
 
 
-class PushPlan(Answer):
+class PushPlan(ResponseSchema):
     """How many of the audience are pushed to; the others hear of it in their heartbeat."""
 
     queued: int
     no_push_token: int
 
 
-class CommandIssued(Answer):
+class CommandIssued(ResponseSchema):
     """What was queued; in a dry run, what would be."""
 
     request_id: UUID | None
@@ -105,7 +105,7 @@ class CommandQuery(Page, extra="forbid"):
     until: Time | None = None
 
 
-class CommandRow(Answer):
+class CommandRow(ResponseSchema):
     """A command in a list."""
 
     request_id: UUID
@@ -121,14 +121,14 @@ class CommandRow(Answer):
     device_count: int
 
 
-class CommandPage(Answer):
+class CommandPage(ResponseSchema):
     """One page of commands."""
 
     items: list[CommandRow]
     next_cursor: str | None
 
 
-class Counts(Answer):
+class Counts(ResponseSchema):
     """The deliveries of a command by state; `late` counts those with a result that came too late."""
 
     pending: int
@@ -140,7 +140,7 @@ class Counts(Answer):
     late: int
 
 
-class PushCounts(Answer):
+class PushCounts(ResponseSchema):
     """The deliveries of a command by how their push stands. `accepted` is FCM's word, not the phone's.
 
     `superseded`: it was waiting or retrying when the delivery was settled by other means.
@@ -169,7 +169,7 @@ class WaitQuery(Body):
     wait_seconds: Annotated[QueryNumber, Field(ge=0, le=30)] = 0
 
 
-class PushSummary(Answer):
+class PushSummary(ResponseSchema):
     """The push of one delivery. `superseded`: it waited, or was retried, when the delivery was settled otherwise."""
 
     state: PushNow
@@ -180,7 +180,7 @@ class PushSummary(Answer):
     next_attempt_at: Time | None
 
 
-class Result(Answer):
+class Result(ResponseSchema):
     """A phone's final word."""
 
     status: ReportStatus
@@ -190,14 +190,14 @@ class Result(Answer):
     reported_at: Time
 
 
-class DeliveryRow(Answer):
+class DeliveryRow(ResponseSchema):
     """One command for one device, and what became of it."""
 
     request_id: UUID
     device_id: UUID
     alias: str | None
-    state: State
-    delivered_via: Channel | None
+    state: DeliveryState
+    delivered_via: DeliveryChannel | None
     push: PushSummary
     issued_at: Time
     expires_at: Time
@@ -208,7 +208,7 @@ class DeliveryRow(Answer):
     why_open: str | None
 
 
-class TimelineEvent(Answer):
+class TimelineEvent(ResponseSchema):
     """One thing that happened to a delivery: its issue, an attempt, a report, or its settlement.
 
     A report that the phone repeated without anything new is one event with a `count`, and `last_at`. `left_out` says
@@ -225,12 +225,12 @@ class TimelineEvent(Answer):
     latency_ms: int | None = None
     status: str | None = None
     message: str | None = None
-    via: Channel | None = None
+    via: DeliveryChannel | None = None
     count: int | None = None
     last_at: Time | None = None
     late: bool | None = None
     duplicate: bool | None = None
-    state: State | None = None
+    state: DeliveryState | None = None
     detail: str | None = None
 
 
@@ -243,17 +243,17 @@ class DeliveryDetail(DeliveryRow):
 class DeliveryQuery(Page, extra="forbid"):
     """Which deliveries of a command to list."""
 
-    state: State | None = None
+    state: DeliveryState | None = None
 
 
-class DeliveryPage(Answer):
+class DeliveryPage(ResponseSchema):
     """One page of deliveries."""
 
     items: list[DeliveryRow]
     next_cursor: str | None
 
 
-class CommandCancelled(Answer):
+class CommandCancelled(ResponseSchema):
     """What a cancellation withdrew. `may_still_run` counts those that a phone may have got already."""
 
     request_id: UUID
@@ -276,14 +276,14 @@ class ActionResult(DeviceBody):
     message: Annotated[Message | None, INFORMS] = None
     output: Annotated[Annotated[dict[str, Any], Storable(16 * 1024)] | None, INFORMS] = None
     finished_at: Annotated[Time | None, INFORMS] = None
-    via: Annotated[Channel | None, INFORMS] = None
+    via: Annotated[DeliveryChannel | None, INFORMS] = None
 
 
-class ActionResultTaken(Answer):
+class ActionResultTaken(ResponseSchema):
     """How the report was taken."""
 
     request_id: UUID
-    state: State
+    state: DeliveryState
     duplicate: bool
     late: bool
     warnings: Warnings = []

@@ -11,7 +11,7 @@ from django.utils.html import format_html
 from devices.identity import search
 from devices.models import Device, LastRefusal, presences
 from nexmdm.common.read_only_admin.base import NOTHING, Column, ReadOnlyAdmin, moment, pretty
-from nexmdm.common.read_only_admin.filters import KnownChoices
+from nexmdm.common.read_only_admin.filters import ChoiceFilter
 
 SECRETS: Final = ("push_token", "token_hash", "token_digest", "next_hash", "next_digest")
 """The columns of a device that no list of this site reads."""
@@ -20,7 +20,7 @@ DEAD: Final = Q(push_token_dead_at__isnull=False)
 LIVE: Final = Q(push_token__isnull=False, push_token_dead_at=None)
 
 
-class PresenceFilter(KnownChoices):
+class PresenceFilter(ChoiceFilter):
     """By when the device was last heard."""
 
     title = "presence"
@@ -31,7 +31,7 @@ class PresenceFilter(KnownChoices):
         return presences()
 
 
-class PushFilter(KnownChoices):
+class PushFilter(ChoiceFilter):
     """By what is known of the push token."""
 
     title = "push token"

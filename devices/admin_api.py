@@ -24,9 +24,9 @@ from devices.schemas import (
     Retag,
     Retagged,
 )
-from nexmdm.auth.callers import Done, caller_of
-from nexmdm.common.database import unit
-from nexmdm.common.types import Nothing, respond
+from nexmdm.auth.callers import WriteResult, caller_of
+from nexmdm.common.database import run_in_db_thread
+from nexmdm.common.types import EmptyBody, respond
 
 
 class TagConverter(StringConverter):
@@ -48,22 +48,22 @@ async def list_devices(request: HttpRequest, query: Query[DeviceQuery]) -> HttpR
     filters by `status` leave revoked ones out. `q` is part of an alias or a hardware id in any case, or a device id or
     its start; no character has a special meaning in it.
     """
-    return respond(await unit(queries.devices, query))
+    return respond(await run_in_db_thread(queries.devices, query))
 
 
 @admin_router.get("/devices/{uuid:device_id}", response=DeviceRow, url_name="device")
 async def read_device(request: HttpRequest, device_id: UUID) -> HttpResponse:
     """Read one device."""
-    return respond(await unit(queries.device, device_id))
+    return respond(await run_in_db_thread(queries.device, device_id))
 
 
 @admin_router.patch("/devices/{uuid:device_id}", response=DeviceRow, url_name="device")
 async def change_device(request: HttpRequest, device_id: UUID, body: DeviceChange) -> HttpResponse:
     """Change a device's alias (null clears it), or replace its tags."""
 
-    def work() -> Done:
+    def work() -> WriteResult:
         queries.change(device_id, body.model_dump(exclude_unset=True))
-        return Done(queries.device(device_id))
+        return WriteResult(queries.device(device_id))
 
     return await caller_of(request).run(work)
 
@@ -72,9 +72,9 @@ async def change_device(request: HttpRequest, device_id: UUID, body: DeviceChang
 async def change_tag(request: HttpRequest, tag: str, body: Retag) -> HttpResponse:
     """Put a tag on some devices, and take it off others. The answer counts those that changed."""
 
-    def work() -> Done:
+    def work() -> WriteResult:
         added, removed = audience.retag(tag, body.add, body.remove)
-        return Done(Retagged(tag=tag, added=added, removed=removed))
+        return WriteResult(Retagged(tag=tag, added=added, removed=removed))
 
     return await caller_of(request).run(work)
 
@@ -83,7 +83,7 @@ async def change_tag(request: HttpRequest, tag: str, body: Retag) -> HttpRespons
 async def create_enrollment_token(request: HttpRequest, body: NewEnrollmentToken) -> HttpResponse:
     """Make an enrollment token. Its text is in this answer (and in a replay of it), and nowhere else."""
 
-    def work() -> Done:
+    def work() -> WriteResult:
         row, text = enrollment.create_token(
             label=body.label,
             max_uses=body.max_uses,
@@ -91,12 +91,12 @@ async def create_enrollment_token(request: HttpRequest, body: NewEnrollmentToken
             tags=body.tags,
             re_enroll=body.re_enroll,
         )
-        return Done(EnrollmentTokenRow.of(row), secrets={"enrollment_token": text})
+        return WriteResult(EnrollmentTokenRow.of(row), secrets={"enrollment_token": text})
 
-    return await caller_of(request).run(work, reveal=_reveal)
+    return await caller_of(request).run(work, restore_secrets=_restore_secrets)
 
 
-def _reveal(answer: dict[str, Any]) -> Mapping[str, str]:
+def _restore_secrets(answer: dict[str, Any]) -> Mapping[str, str]:
     text = enrollment.text_of(UUID(answer["id"]))
     return {} if text is None else {"enrollment_token": text}
 
@@ -104,12 +104,12 @@ def _reveal(answer: dict[str, Any]) -> Mapping[str, str]:
 @admin_router.get("/enrollment-tokens", response=EnrollmentTokenPage, url_name="enrollment-tokens")
 async def list_enrollment_tokens(request: HttpRequest, query: Query[ListQuery]) -> HttpResponse:
     """List enrollment tokens, newest first, without their texts."""
-    return respond(await unit(queries.enrollment_tokens, query))
+    return respond(await run_in_db_thread(queries.enrollment_tokens, query))
 
 
 @admin_router.post(
     "/enrollment-tokens/{uuid:token_id}/revoke", response=EnrollmentTokenRow, url_name="revoke-enrollment-token"
 )
-async def revoke_enrollment_token(request: HttpRequest, token_id: UUID, body: Nothing | None = None) -> HttpResponse:
+async def revoke_enrollment_token(request: HttpRequest, token_id: UUID, body: EmptyBody | None = None) -> HttpResponse:
     """Revoke an enrollment token; the devices it has enrolled stay."""
-    return await caller_of(request).run(lambda: Done(EnrollmentTokenRow.of(enrollment.revoke_token(token_id))))
+    return await caller_of(request).run(lambda: WriteResult(EnrollmentTokenRow.of(enrollment.revoke_token(token_id))))

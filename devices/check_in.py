@@ -21,10 +21,10 @@ from prometheus_client import Counter as CounterMetric
 from prometheus_client import Histogram
 
 from commands import queue
-from commands.queue import NOTHING, Offer
+from commands.queue import NO_OFFER, Offer
 from devices import credentials, heartbeats
 from devices.credentials import Verdict
-from devices.heartbeats import Beat, Heard
+from devices.heartbeats import HeartbeatRecord, HeartbeatResult
 from nexmdm.common import database
 from nexmdm.common.types import rfc3339
 
@@ -74,49 +74,49 @@ class CheckedIn:
 Outcome = CheckedIn | Exception
 
 
-def good(outcome: Outcome) -> CheckedIn:
+def unwrap(outcome: Outcome) -> CheckedIn:
     """Return what a good heartbeat gets, or raise the error."""
     if isinstance(outcome, Exception):
         raise outcome
     return outcome
 
 
-def flush(beats: Sequence[Beat]) -> list[Outcome]:
+def flush(records: Sequence[HeartbeatRecord]) -> list[Outcome]:
     """Record a batch of heartbeats and hand each known device what is open for it, in one transaction.
 
     The beats are sorted by device, no two with one token. A beat whose token is not good gets the error to raise.
     """
-    asked = heartbeats.asked(beats) | queue.asked_for(beat.token.id for beat in beats)
-    ((at, exceptions),), open_rows = database.together(heartbeats.RECORD, queue.OFFER, parameters=asked)
-    judged = list(zip(beats, heartbeats.heard(len(beats), exceptions), strict=True))
+    params = heartbeats.query_params(records) | queue.offer_params(record.token.id for record in records)
+    ((at, exceptions),), open_rows = database.execute_batch(heartbeats.RECORD, queue.OFFER, parameters=params)
+    results = list(zip(records, heartbeats.parse_results(len(records), exceptions), strict=True))
     if open_rows and exceptions:
-        good = {beat.token.id for beat, one in judged if one.verdict == Verdict.GOOD}
-        open_rows = [row for row in open_rows if row[0] in good]
+        good_devices = {record.token.id for record, one in results if one.verdict == Verdict.GOOD}
+        open_rows = [row for row in open_rows if row[0] in good_devices]
     server_time, offers = rfc3339(at), queue.offers(open_rows)
-    return [_outcome(beat, one, offers.get(beat.token.id, NOTHING), server_time) for beat, one in judged]
+    return [_outcome(record, one, offers.get(record.token.id, NO_OFFER), server_time) for record, one in results]
 
 
-def _outcome(beat: Beat, heard: Heard, offer: Offer, server_time: str) -> Outcome:
+def _outcome(record: HeartbeatRecord, result: HeartbeatResult, offer: Offer, server_time: str) -> Outcome:
     # Not raised here: a trace would tie the error to the frame that holds it, and leave both to the garbage collector.
-    error = None if heard is heartbeats.PLAIN else credentials.error_of(heard.verdict)
-    return error or CheckedIn(offer, server_time, heard.push_token_changed, beat.push_token)
+    error = None if result is heartbeats.GOOD_RESULT else credentials.error_of(result.verdict)
+    return error or CheckedIn(offer, server_time, result.push_token_changed, record.push_token)
 
 
-def flush_safely(beats: Sequence[Beat]) -> list[Outcome]:
+def flush_safely(records: Sequence[HeartbeatRecord]) -> list[Outcome]:
     """Flush a batch; where its data does not fit the database, row by row, so that one bad row fails alone."""
     try:
-        return database.retrying(lambda: flush(beats))
+        return database.retry_on_deadlock(lambda: flush(records))
     except (DataError, IntegrityError):
-        if len(beats) == 1:
+        if len(records) == 1:
             raise
-    return [_flush_one(beat) for beat in beats]
+    return [_flush_one(record) for record in records]
 
 
-def _flush_one(beat: Beat) -> Outcome:
+def _flush_one(record: HeartbeatRecord) -> Outcome:
     try:
-        return flush([beat])[0]
+        return flush([record])[0]
     except (DataError, IntegrityError) as error:
-        log.error("heartbeat.unrecordable", device_id=str(beat.token.id), error=type(error).__name__)
+        log.error("heartbeat.unrecordable", device_id=str(record.token.id), error=type(error).__name__)
         return error
 
 
@@ -124,7 +124,7 @@ def _flush_one(beat: Beat) -> Outcome:
 class _Waiting:
     """One row of the batch now filling, and the requests that wait for it (several, if a phone repeats itself)."""
 
-    beat: Beat
+    record: HeartbeatRecord
     futures: list[asyncio.Future[Outcome]]
 
 
@@ -138,11 +138,11 @@ class Batcher:
         self._draining = False
         self._flushed_at = float("-inf")
 
-    async def submit(self, beat: Beat) -> Outcome:
+    async def submit(self, record: HeartbeatRecord) -> Outcome:
         """Record a heartbeat; return when it is committed, what it gets, or the error that it deserves.
 
-        Raises Overloaded, Draining. What good() does with the error is for the few: in a flood of wrong tokens, raising
-        each costs pauses for the garbage collector.
+        Raises Overloaded, Draining. What unwrap() does with the error is for the few: in a flood of wrong tokens,
+        raising each costs pauses for the garbage collector.
         """
         if self._draining:
             raise Draining
@@ -150,11 +150,11 @@ class Batcher:
             raise Overloaded
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Outcome] = loop.create_future()
-        waiting = self._filling.get(beat.token.text)
+        waiting = self._filling.get(record.token.text)
         if waiting is None:
-            self._filling[beat.token.text] = _Waiting(beat, [future])
+            self._filling[record.token.text] = _Waiting(record, [future])
         else:
-            waiting.beat.merge(beat)
+            waiting.record.merge(record)
             waiting.futures.append(future)
         self._waiting += 1
         if self._flusher is None:
@@ -167,7 +167,7 @@ class Batcher:
         self._draining = True
         if self._flusher is not None:
             await self._flusher
-        await database.reserved(database.release)
+        await database.run_in_db_thread_keeping_connection(database.release_connections)
 
     async def _flush_until_empty(self) -> None:
         try:
@@ -184,7 +184,9 @@ class Batcher:
         outcomes: Sequence[Outcome]
         try:
             with FLUSH_SECONDS.time():
-                outcomes = await database.reserved(self._work, [waiting.beat for waiting in batch])
+                outcomes = await database.run_in_db_thread_keeping_connection(
+                    self._work, [waiting.record for waiting in batch]
+                )
         except Exception as error:  # noqa: BLE001  (nobody may wait for ever: all of the batch are told)
             outcomes = [error] * len(batch)
         for waiting, outcome in zip(batch, outcomes, strict=True):
@@ -193,7 +195,7 @@ class Batcher:
         for kind, count in Counter(map(type, outcomes)).items():
             HEARTBEATS.labels("good" if kind is CheckedIn else kind.__name__).inc(count)
 
-    def _work(self, beats: Sequence[Beat]) -> list[Outcome]:
+    def _work(self, records: Sequence[HeartbeatRecord]) -> list[Outcome]:
         """Flush in a thread. A busy server keeps the connection for the next flush: to fetch one and check it is dear.
 
         Where a kept one is gone, a fresh one tells whether PostgreSQL is. Nothing is lost by recording twice.
@@ -201,17 +203,17 @@ class Batcher:
         kept = connection.connection is not None
         busy = False
         try:
-            outcomes = flush_safely(beats)
+            outcomes = flush_safely(records)
             busy = time.monotonic() - self._flushed_at < BUSY_SECONDS
         except (OperationalError, InterfaceError):
-            if not kept or database.answers():
+            if not kept or database.is_connected():
                 raise
-            database.release()
-            outcomes = flush_safely(beats)
+            database.release_connections()
+            outcomes = flush_safely(records)
         finally:
             self._flushed_at = time.monotonic()
             if not busy:
-                database.release()
+                database.release_connections()
         return outcomes
 
     def _answer(self, waiting: _Waiting, outcome: Outcome) -> None:

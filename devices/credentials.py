@@ -2,8 +2,8 @@
 
 A row holds two verifiers of one secret: `token_hash` (bcrypt, the credential of record) and `token_digest` (an HMAC
 under a key from SECRET_KEY). `VERDICT` compares digests inside SQL. Where a row's digest is missing, was made under
-another key, or a rotated credential waits for its first use, the verdict is `unsettled`: then `settle()` looks more
-closely, rewrites the row, and the work is tried again.
+another key, or a rotated credential waits for its first use, the verdict is `unsettled`: then `check_fully()` looks
+more closely, rewrites the row, and the work is tried again.
 """
 
 import hmac
@@ -43,8 +43,8 @@ class DeviceRevoked(Exception):
         """Which device, where the caller does not know it by its token."""
 
 
-class Unsettled(Exception):
-    """The digest cannot decide: call settle() and try again."""
+class NeedsFullCheck(Exception):
+    """The digest cannot decide: call token_check.check_fully() and try again."""
 
 
 class Verdict(StrEnum):
@@ -95,7 +95,7 @@ def new_secret() -> NewSecret:
 def authenticate(token: tokens.Token) -> UUID:
     """Return the id of the device whose token this is, and note its first use. Costs one statement.
 
-    Raises InvalidToken, DeviceRevoked, or Unsettled. Unknown devices and wrong secrets are answered alike.
+    Raises InvalidToken, DeviceRevoked, or NeedsFullCheck. Unknown devices and wrong secrets are answered alike.
     """
     key = tokens.digest_keys()[0]
     asked = {"device_id": token.id, "digest": tokens.digest(token.text, key.value), "digest_key": key.id}
@@ -117,7 +117,7 @@ def error_of(verdict: str) -> Exception | None:
     """Return what a verdict means to its sender: an error unless it is `good`."""
     if verdict == Verdict.GOOD:
         return None
-    errors: dict[str, type[Exception]] = {Verdict.REVOKED: DeviceRevoked, Verdict.UNSETTLED: Unsettled}
+    errors: dict[str, type[Exception]] = {Verdict.REVOKED: DeviceRevoked, Verdict.UNSETTLED: NeedsFullCheck}
     return errors.get(Verdict(verdict), InvalidToken)()
 
 
@@ -162,7 +162,7 @@ def verifiers(device_id: UUID) -> list[Verifier]:
     return found
 
 
-def settle(token: tokens.Token, matched: Verifier) -> None:
+def rehash(token: tokens.Token, matched: Verifier) -> None:
     """Write the digest of a token that matched under the current key; promote it if it was the rotated one.
 
     Does nothing if the row's credential has changed meanwhile: the next try then decides.

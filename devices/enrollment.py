@@ -148,39 +148,41 @@ class Enrolled:
     earlier_address: str | None
 
 
-def check(presented: tokens.Token, said: Registration) -> None:
+def check(presented: tokens.Token, registration: Registration) -> None:
     """Raise what register() would refuse, in its order; before anything expensive is done, and without a transaction.
 
     register() checks again: the token may be spent, or the alias taken, before it gets its turn.
     """
     token = _token(presented, EnrollmentToken.objects.all())
-    device = next(iter(comparison_keys.with_hardware_id(said.hardware_id, Device.objects.all())), None)
-    _refuse(token, device, said, lost_answer=_is_lost_answer(token, device))
+    device = next(iter(comparison_keys.with_hardware_id(registration.hardware_id, Device.objects.all())), None)
+    _refuse(token, device, registration, lost_answer=_is_lost_answer(token, device))
 
 
 @transaction.atomic
-def register(presented: tokens.Token, said: Registration, secret: credentials.NewSecret) -> Enrolled:
+def register(presented: tokens.Token, registration: Registration, secret: credentials.NewSecret) -> Enrolled:
     """Enrol a phone, or enrol it again, with a new secret.
 
-    A push token that was sent is the caller's to write, in the same transaction, by push_tokens.give().
+    A push token that was sent is the caller's to write, in the same transaction, by push_targets.assign().
     The refusals come in the contract's order, and none consumes a use. Registrations by one enrollment token take turns
     on its row; those of one hardware id by different tokens, on an advisory lock.
     """
     token = _token(presented, EnrollmentToken.objects.select_for_update())
-    database.take_turns("hardware", said.hardware_id)
-    device = next(iter(comparison_keys.with_hardware_id(said.hardware_id, Device.objects.select_for_update())), None)
+    database.advisory_lock("hardware", registration.hardware_id)
+    device = next(
+        iter(comparison_keys.with_hardware_id(registration.hardware_id, Device.objects.select_for_update())), None
+    )
     known, earlier_address = device is not None, device.enrolled_from if device else None
     lost_answer = _is_lost_answer(token, device)
     re_enrolled = known and not lost_answer
-    if said.alias is not None:
-        database.take_turns("alias", comparison_key(said.alias))
-    _refuse(token, device, said, lost_answer=lost_answer)
+    if registration.alias is not None:
+        database.advisory_lock("alias", comparison_key(registration.alias))
+    _refuse(token, device, registration, lost_answer=lost_answer)
     if not lost_answer:
         EnrollmentToken.objects.filter(id=token.id).update(uses=F("uses") + 1)
     if device is None:
-        device = _enrol(token, said, secret)
+        device = _enrol(token, registration, secret)
     else:
-        _enrol_again(device, token, said, secret, lost_answer=lost_answer)
+        _enrol_again(device, token, registration, secret, lost_answer=lost_answer)
     return Enrolled(
         device_id=device.id,
         device_token=secret.token_for(device.id).text,
@@ -212,7 +214,7 @@ def _is_recent(device: Device) -> bool:
     return Device.objects.filter(id=device.id, enrolled_at__gt=Now() - LOST_ANSWER_WINDOW).exists()
 
 
-def _refuse(token: EnrollmentToken, device: Device | None, said: Registration, *, lost_answer: bool) -> None:
+def _refuse(token: EnrollmentToken, device: Device | None, registration: Registration, *, lost_answer: bool) -> None:
     if EnrollmentToken.objects.filter(id=token.id, expires_at__lte=Now()).exists():
         raise EnrollmentTokenExpired
     if token.uses >= token.max_uses and not lost_answer:
@@ -223,50 +225,55 @@ def _refuse(token: EnrollmentToken, device: Device | None, said: Registration, *
         raise DeviceRevoked(device.id)
     if device is not None and not lost_answer and not token.re_enroll:
         raise HardwareKnown(device.id)
-    if said.alias is not None:
-        check_alias(said.alias, device.id if device else None)
+    if registration.alias is not None:
+        check_alias(registration.alias, device.id if device else None)
 
 
-def _enrol(token: EnrollmentToken, said: Registration, secret: credentials.NewSecret) -> Device:
+def _enrol(token: EnrollmentToken, registration: Registration, secret: credentials.NewSecret) -> Device:
     device_id = uuid7()
     device = Device.objects.create(
         id=device_id,
-        hardware_id=said.hardware_id,
-        alias=said.alias,
+        hardware_id=registration.hardware_id,
+        alias=registration.alias,
         tags=token.tags,
         enrolled_with=token,
-        enrolled_from=said.address,
-        **comparison_keys.keys_of(said.hardware_id, said.alias)._asdict(),
-        **said.details,
+        enrolled_from=registration.address,
+        **comparison_keys.keys_of(registration.hardware_id, registration.alias)._asdict(),
+        **registration.details,
         **credentials.replaced_by(secret, device_id, generation=1),
     )
-    Presence.objects.create(device=device, agent_version=said.agent_version or "")
+    Presence.objects.create(device=device, agent_version=registration.agent_version or "")
     return device
 
 
 def _enrol_again(
-    device: Device, token: EnrollmentToken, said: Registration, secret: credentials.NewSecret, *, lost_answer: bool
+    device: Device,
+    token: EnrollmentToken,
+    registration: Registration,
+    secret: credentials.NewSecret,
+    *,
+    lost_answer: bool,
 ) -> None:
-    changes = said.details | credentials.replaced_by(
+    changes = registration.details | credentials.replaced_by(
         secret, device.id, generation=max(device.generation, device.next_generation) + 1
     )
-    changes["enrolled_from"] = said.address
-    if said.alias is not None:
-        give_alias(device.id, said.alias)
+    changes["enrolled_from"] = registration.address
+    if registration.alias is not None:
+        give_alias(device.id, registration.alias)
     if not lost_answer:
         changes |= {"enrolled_with_id": token.id, "enrolled_at": Now(), "tags": unique([*device.tags, *token.tags])}
-    if said.push_token is None and not lost_answer:
+    if registration.push_token is None and not lost_answer:
         changes |= {"push_token": None, "push_token_dead_at": None}
     Device.objects.filter(id=device.id).update(**changes)
-    if said.agent_version is not None:
-        Presence.objects.filter(device=device).update(agent_version=said.agent_version)
+    if registration.agent_version is not None:
+        Presence.objects.filter(device=device).update(agent_version=registration.agent_version)
     device.generation, device.command_key_id = changes["generation"], changes["command_key_id"]
 
 
 def claim_alias(alias: str, device_id: UUID | None) -> None:
     """Make sure, to the end of the transaction, that no other device has this alias. Raises AliasTaken."""
     if not _has_exactly(device_id, alias):
-        database.take_turns("alias", comparison_key(alias))
+        database.advisory_lock("alias", comparison_key(alias))
         check_alias(alias, device_id)
 
 

@@ -11,7 +11,7 @@ from devices.credentials import VERDICT
 
 
 @dataclass(slots=True)
-class Beat:
+class HeartbeatRecord:
     """One heartbeat: who claims to send it, and what it says. None means "not sent: keep the earlier value".
 
     `status` is JSON. `push_token` is only compared here; `push_token_sent` tells an explicit null from silence.
@@ -23,7 +23,7 @@ class Beat:
     push_token_sent: bool = False
     push_token: str | None = None
 
-    def merge(self, later: "Beat") -> None:
+    def merge(self, later: "HeartbeatRecord") -> None:
         """Take over what a later heartbeat with the same token says: the later one wins, field by field."""
         self.status = self.status if later.status is None else later.status
         self.agent_version = self.agent_version if later.agent_version is None else later.agent_version
@@ -32,14 +32,14 @@ class Beat:
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class HeartbeatResult:
     """What became of one heartbeat: the verdict on its token, and whether its push token is new."""
 
     verdict: str
     push_token_changed: bool
 
 
-PLAIN: Final = Heard("good", push_token_changed=False)
+GOOD_RESULT: Final = HeartbeatResult("good", push_token_changed=False)
 
 # One JSON text carries the batch: psycopg would quote seven arrays value by value, in Python. `judged` is read three
 # times, so PostgreSQL computes it once. `token_used_at` is written at a token's first use only. Only what is not plain
@@ -77,7 +77,7 @@ RECORD: Final = f"""
 """  # noqa: S608  (constants of our modules; values are parameters)
 
 
-def asked(beats: Sequence[Beat]) -> dict[str, str]:
+def query_params(records: Sequence[HeartbeatRecord]) -> dict[str, str]:
     """Return the parameters of RECORD for these heartbeats.
 
     Give them sorted by device id, so that batches running side by side lock rows in one order, and no two with the
@@ -87,21 +87,21 @@ def asked(beats: Sequence[Beat]) -> dict[str, str]:
     rows = [
         {
             "position": position,
-            "device_id": beat.token.id,
-            "digest": "\\x" + tokens.digest(beat.token.text, key.value).hex(),
-            "status": beat.status,
-            "agent_version": beat.agent_version,
-            "push_token_sent": beat.push_token_sent,
-            "push_token": beat.push_token,
+            "device_id": record.token.id,
+            "digest": "\\x" + tokens.digest(record.token.text, key.value).hex(),
+            "status": record.status,
+            "agent_version": record.agent_version,
+            "push_token_sent": record.push_token_sent,
+            "push_token": record.push_token,
         }
-        for position, beat in enumerate(beats)
+        for position, record in enumerate(records)
     ]
     return {"digest_key": key.id, "beats": orjson.dumps(rows).decode()}
 
 
-def heard(count: int, exceptions: str | None) -> list[Heard]:
+def parse_results(count: int, exceptions: str | None) -> list[HeartbeatResult]:
     """Return what became of each of so many heartbeats, from RECORD's answer, which names the exceptions."""
-    outcomes = [PLAIN] * count
+    outcomes = [GOOD_RESULT] * count
     for position, verdict, push_token_changed in orjson.loads(exceptions or "[]"):
-        outcomes[position] = Heard(verdict, push_token_changed)
+        outcomes[position] = HeartbeatResult(verdict, push_token_changed)
     return outcomes

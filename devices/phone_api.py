@@ -21,7 +21,7 @@ from commands.push import outbox
 from devices import check_in, credentials, enrollment, token_check, tokens
 from devices.check_in import CheckedIn
 from devices.enrollment import Enrolled, Registration
-from devices.heartbeats import Beat
+from devices.heartbeats import HeartbeatRecord
 from devices.schemas import Heartbeat, HeartbeatAnswer, Register, Registered, Rotated, Rotation
 from nexmdm.auth import rate_limits
 from nexmdm.auth.signed_request import DEVICE, ENROLLMENT
@@ -50,18 +50,18 @@ async def heartbeat(request: HttpRequest, body: Body[Reading[Heartbeat]]) -> Htt
     final report. With `has_more`, report on these and send a heartbeat at once.
     """
     token: tokens.Token = request.auth  # type: ignore[attr-defined]
-    said = beat(token, body.fields)
-    checked_in = await token_check.settled(token, lambda: _checked_in(said))
+    record = build_record(token, body.fields)
+    checked_in = await token_check.with_token_check(token, lambda: _checked_in(record))
     return HttpResponse(await answer(token, checked_in, body.notes), content_type="application/json")
 
 
-async def _checked_in(said: Beat) -> CheckedIn:
-    return check_in.good(await check_in.batcher().submit(said))
+async def _checked_in(record: HeartbeatRecord) -> CheckedIn:
+    return check_in.unwrap(await check_in.batcher().submit(record))
 
 
-def beat(token: tokens.Token, fields: Heartbeat) -> Beat:
+def build_record(token: tokens.Token, fields: Heartbeat) -> HeartbeatRecord:
     """Return what is to be recorded of a heartbeat."""
-    return Beat(
+    return HeartbeatRecord(
         token,
         status=fields.status,
         agent_version=fields.agent_version,
@@ -72,7 +72,7 @@ def beat(token: tokens.Token, fields: Heartbeat) -> Beat:
 
 @transaction.atomic
 def _change_push_token(token: tokens.Token, push_token: str | None) -> None:
-    outbox.own_push_token(token.id, push_token)
+    outbox.set_push_token(token.id, push_token)
     # The row is ours now: had the phone been revoked or enrolled again since its heartbeat, this undoes the change.
     credentials.authenticate(token)
 
@@ -85,7 +85,7 @@ async def answer(token: tokens.Token, checked_in: CheckedIn, notes: Sequence[Not
     if checked_in.push_token_changed:
         change = partial(_change_push_token, token, checked_in.push_token)
         async with ThreadSensitiveContext():
-            await token_check.settled(token, lambda: device_unit(database.retrying, change))
+            await token_check.with_token_check(token, lambda: device_unit(database.retry_on_deadlock, change))
     write = log.info if settings.HEARTBEAT_LOG == "each" else log.debug
     write("heartbeat.upsert", device_id=str(token.id), commands=len(checked_in.offer.commands))
     interval: int = settings.HEARTBEAT_INTERVAL_SECONDS
@@ -118,7 +118,9 @@ async def register(request: HttpRequest, body: Body[Reading[Register]]) -> HttpR
         if waited:
             await lookup_unit(enrollment.check, presented, said)
         secret = await token_check.new_secret()
-        enrolled, server_time = await device_unit(database.retrying, lambda: _register(presented, said, secret))
+        enrolled, server_time = await device_unit(
+            database.retry_on_deadlock, lambda: _register(presented, said, secret)
+        )
     REGISTERED.labels(str(enrolled.re_enrolled).lower()).inc()
     field_warnings.record("/v1/register", enrolled.device_id, body.notes)
     log.info("device.registered", device_id=str(enrolled.device_id), re_enrolled=enrolled.re_enrolled)
@@ -136,15 +138,15 @@ async def register(request: HttpRequest, body: Body[Reading[Register]]) -> HttpR
     )
 
 
-def _warn_of_replacement(presented: tokens.Token, said: Registration, enrolled: Enrolled) -> None:
+def _warn_of_replacement(presented: tokens.Token, registration: Registration, enrolled: Enrolled) -> None:
     """Log what could be a takeover: a re-enrollment, or a lost answer that another address asks for."""
-    if enrolled.re_enrolled or (enrolled.replaced and enrolled.earlier_address != said.address):
+    if enrolled.re_enrolled or (enrolled.replaced and enrolled.earlier_address != registration.address):
         log.warning(
             "device.re_enrolled",
             device_id=str(enrolled.device_id),
             enrollment_token_id=str(presented.id),
             lost_answer=not enrolled.re_enrolled,
-            address=said.address,
+            address=registration.address,
             earlier_address=enrolled.earlier_address,
         )
 
@@ -162,12 +164,14 @@ def _registration(fields: Register, address: str | None) -> Registration:
 
 
 @transaction.atomic
-def _register(presented: tokens.Token, said: Registration, secret: credentials.NewSecret) -> tuple[Enrolled, datetime]:
-    enrolled = enrollment.register(presented, said, secret)
+def _register(
+    presented: tokens.Token, registration: Registration, secret: credentials.NewSecret
+) -> tuple[Enrolled, datetime]:
+    enrolled = enrollment.register(presented, registration, secret)
     if enrolled.re_enrolled:
         queue.cancel_all_of(enrolled.device_id, Withdrawal.ENROLLMENT)
-    if said.push_token is not None:
-        outbox.own_push_token(enrolled.device_id, said.push_token)
+    if registration.push_token is not None:
+        outbox.set_push_token(enrolled.device_id, registration.push_token)
     return enrolled, database.now()
 
 
@@ -180,11 +184,11 @@ async def rotate(request: HttpRequest, body: Rotation | None = None) -> HttpResp
     """
     token: tokens.Token = request.auth  # type: ignore[attr-defined]
     rate_limits.check_rotation(token.id)
-    await token_check.settled(token, lambda: device_unit(credentials.authenticate, token))
+    await token_check.with_token_check(token, lambda: device_unit(credentials.authenticate, token))
     await rate_limits.count_rotation(token.id)
     async with token_check.NEW_CREDENTIALS.turn(token.id):
         secret = await token_check.new_secret()
         rotation = partial(device_unit, credentials.rotate, token, secret)
-        device_token, command_key = await token_check.settled(token, rotation)
+        device_token, command_key = await token_check.with_token_check(token, rotation)
     log.info("device.rotated", device_id=str(token.id))
     return respond(Rotated(device_token=device_token, command_key=command_key))

@@ -22,14 +22,14 @@ _TURNS: Final = "push token"
 """Who writes push tokens of one owner takes turns, by the owner's name."""
 
 
-def give(device_id: UUID, push_token: str | None) -> list[UUID]:
+def assign(device_id: UUID, push_token: str | None) -> list[UUID]:
     """Give a device another push token, or none; return the devices that lose theirs. Runs in a transaction.
 
     Any other device with a push token of the same installation loses it. One that FCM called dead stays dead on
     whatever device it turns up again.
     """
     if push_token is not None:
-        database.take_turns(_TURNS, push_owner(push_token))
+        database.advisory_lock(_TURNS, push_owner(push_token))
     # One statement, by id: two phones that swap their push tokens wait for each other, rather than for ever.
     others = Device.objects.none() if push_token is None else _of_one_installation(push_owner_digest(push_token))
     locked = (others | Device.objects.filter(id=device_id)).order_by("id").select_for_update(no_key=True)
@@ -41,10 +41,10 @@ def give(device_id: UUID, push_token: str | None) -> list[UUID]:
     return taken_from
 
 
-def call_dead(push_tokens: Collection[str]) -> list[UUID]:
+def mark_dead(push_tokens: Collection[str]) -> list[UUID]:
     """Note that FCM called these push tokens dead; return the devices that have them now. Runs in a transaction."""
     for owner in sorted(set(map(push_owner, push_tokens))):
-        database.take_turns(_TURNS, owner)
+        database.advisory_lock(_TURNS, owner)
     died = [DeadPushToken(sha256=_digest(push_token)) for push_token in push_tokens]
     DeadPushToken.objects.bulk_create(died, ignore_conflicts=True)
     locked = _owners_of(push_tokens).order_by("id").select_for_update(no_key=True)
@@ -80,7 +80,7 @@ def leave_to_the_last_seen(owner_digest: str) -> list[UUID]:
     """
     devices = _of_one_installation(owner_digest)
     for push_token in devices.order_by().values_list("push_token", flat=True)[:1]:
-        database.take_turns(_TURNS, push_owner(str(push_token)))
+        database.advisory_lock(_TURNS, push_owner(str(push_token)))
     list(devices.order_by("id").select_for_update(no_key=True).values_list("id"))
     losing = sharing([owner_digest])
     _forget(losing)

@@ -24,7 +24,7 @@ def devices(query: DeviceQuery) -> DevicePage:
         rows = rows.filter(_PUSH[query.push])
     if query.q is not None:
         rows = rows.filter(search.matching(query.q))
-    found, next_cursor = pagination.take(rows, query, UUID)
+    found, next_cursor = pagination.paginate(rows, query, UUID)
     online_since = database.now() - online_window()
     return DevicePage(items=[DeviceRow.of(device, online_since) for device in found], next_cursor=next_cursor)
 
@@ -51,7 +51,7 @@ def change(device_id: UUID, changes: dict[str, Any]) -> None:
 
 def enrollment_tokens(query: ListQuery) -> EnrollmentTokenPage:
     """Return a page of enrollment tokens, newest first."""
-    found, next_cursor = pagination.take(EnrollmentToken.objects.all(), query, UUID)
+    found, next_cursor = pagination.paginate(EnrollmentToken.objects.all(), query, UUID)
     return EnrollmentTokenPage(items=[EnrollmentTokenRow.of(token) for token in found], next_cursor=next_cursor)
 
 

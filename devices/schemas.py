@@ -15,13 +15,13 @@ from nexmdm.common.types import (
     MAX_INTEGER,
     STORABLE_TEXT,
     Alias,
-    Answer,
     Body,
     Detail,
     DeviceBody,
     HardwareId,
     Identifier,
     PushToken,
+    ResponseSchema,
     Storable,
     Tag,
     Text,
@@ -44,7 +44,7 @@ class Register(DeviceBody):
     agent_version: Annotated[Detail | None, INFORMS] = None
 
 
-class Registered(Answer):
+class Registered(ResponseSchema):
     """A phone's identity and credentials, shown this once."""
 
     device_id: UUID
@@ -83,7 +83,7 @@ class Heartbeat(DeviceBody):
     agent_version: Annotated[Detail | None, INFORMS] = None
 
 
-class HeartbeatAnswer(Answer):
+class HeartbeatAnswer(ResponseSchema):
     """When to send the next heartbeat, and what there is to do."""
 
     server_time: Time
@@ -93,7 +93,7 @@ class HeartbeatAnswer(Answer):
     warnings: Warnings = []
 
 
-class Envelope(Answer):
+class Envelope(ResponseSchema):
     """A signed command; all values are strings."""
 
     request_id: str
@@ -108,14 +108,14 @@ class Rotation(DeviceBody):
     """The body of a rotation: none, or an object, of which nothing is read."""
 
 
-class Rotated(Answer):
+class Rotated(ResponseSchema):
     """A new pair of credentials; the old pair lives until the new token is first used."""
 
     device_token: str
     command_key: str
 
 
-class LastRefusalRow(Answer):
+class LastRefusalRow(ResponseSchema):
     """The last time that a request of a device was refused (4xx): when, where, and the code of the answer."""
 
     at: Time
@@ -128,7 +128,7 @@ class LastRefusalRow(Answer):
         return cls(at=refusal.at, route=refusal.route, code=refusal.code)
 
 
-class DeviceRow(Answer):
+class DeviceRow(ResponseSchema):
     """A device as an admin sees it."""
 
     device_id: UUID
@@ -176,7 +176,7 @@ class DeviceRow(Answer):
         )
 
 
-class DevicePage(Answer):
+class DevicePage(ResponseSchema):
     """One page of devices."""
 
     items: list[DeviceRow]
@@ -206,7 +206,7 @@ class Retag(Body):
     remove: Annotated[list[Identifier], Field(max_length=25_000, fail_fast=True)] = []
 
 
-class Retagged(Answer):
+class Retagged(ResponseSchema):
     """How many devices got the tag, and how many lost it."""
 
     tag: str
@@ -224,7 +224,7 @@ class NewEnrollmentToken(Body):
     re_enroll: StrictBool = False
 
 
-class EnrollmentTokenRow(Answer):
+class EnrollmentTokenRow(ResponseSchema):
     """An enrollment token as an admin sees it."""
 
     id: UUID
@@ -249,7 +249,7 @@ class EnrollmentTokenMade(EnrollmentTokenRow):
     enrollment_token: str = ""
 
 
-class EnrollmentTokenPage(Answer):
+class EnrollmentTokenPage(ResponseSchema):
     """One page of enrollment tokens."""
 
     items: list[EnrollmentTokenRow]

@@ -9,7 +9,7 @@ from concurrent.futures import Executor
 from typing import Final, ParamSpec, TypeVar
 
 from devices import credentials, tokens
-from devices.credentials import InvalidToken, NewSecret, Unsettled
+from devices.credentials import InvalidToken, NeedsFullCheck, NewSecret
 from nexmdm.common.database import device_unit
 from nexmdm.common.overload import hashing
 from nexmdm.common.overload.gates import Gate
@@ -43,22 +43,22 @@ _checking: Final = hashing.threads("bcrypt-check", _THREADS)
 _making: Final = hashing.threads("bcrypt-new", _THREADS)
 
 
-async def settled(token: tokens.Token, work: Callable[[], Awaitable[R]]) -> R:
+async def with_token_check(token: tokens.Token, work: Callable[[], Awaitable[R]]) -> R:
     """Await the work; if the token's digest could not decide, settle it and await the work again.
 
     Raises what the work raises, InvalidToken, and GateFull.
     """
     try:
         return await work()
-    except Unsettled:
-        await settle(token)
+    except NeedsFullCheck:
+        await check_fully(token)
     try:
         return await work()
-    except Unsettled as error:
+    except NeedsFullCheck as error:
         raise InvalidToken from error
 
 
-async def settle(token: tokens.Token) -> None:
+async def check_fully(token: tokens.Token) -> None:
     """Check a token against all its device's verifiers, and write its digest anew. Raises InvalidToken, GateFull.
 
     Most tokens are decided by a digest; only the others go through the gate.
@@ -67,7 +67,7 @@ async def settle(token: tokens.Token) -> None:
     for verifier in await device_unit(credentials.verifiers, token.id):
         matches = verifier.matches_digest(token)
         if matches:
-            await device_unit(credentials.settle, token, verifier)
+            await device_unit(credentials.rehash, token, verifier)
             return
         needs_bcrypt = needs_bcrypt or matches is None
     if not needs_bcrypt:
@@ -83,7 +83,7 @@ async def _settle_by_bcrypt(token: tokens.Token) -> None:
         if matches is None:
             matches = await _run(_checking, verifier.matches_hash, token)
         if matches:
-            await device_unit(credentials.settle, token, verifier)
+            await device_unit(credentials.rehash, token, verifier)
             return
     raise InvalidToken
 

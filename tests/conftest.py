@@ -40,7 +40,7 @@ def django_db_setup(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -
     with django_db_blocker.unblock():
         database.execute("ALTER TABLE nexmdm_auditentry DISABLE TRIGGER audit_not_truncated")
         database.execute("ALTER TABLE nexmdm_auditmark DISABLE TRIGGER audit_mark_not_truncated")
-        database.release()
+        database.release_connections()
 
 
 @pytest.fixture(autouse=True)

@@ -15,8 +15,8 @@ from django.utils.safestring import SafeString
 from commands import queries
 from commands.admin import filters
 from commands.admin.deliveries import BULKY, NOW, DeliveryAdmin
-from commands.models import Command, Delivery, State
-from commands.queries import Standing
+from commands.models import Command, Delivery, DeliveryState
+from commands.queries import CommandStatus
 from commands.schemas import Counts
 from devices.admin import SECRETS, DeviceAdmin
 from devices.identity import search
@@ -105,14 +105,14 @@ class CommandAdmin(ReadOnlyAdmin):
     issued = Column("issued_at")
     expires = Column("expires_at")
     cancelled = Column("cancelled_at")
-    state = Column("told.state")
-    completed = Column("told.completed_at")
+    state = Column("current.state")
+    completed = Column("current.completed_at")
 
     def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
         """Return the command with its counts, or None."""
         command = super().get_object(request, object_id, from_field)
         if command is not None:
-            command.told = queries.command(command.pk)
+            command.current = queries.command(command.pk)
         return command
 
     def complete(self, rows: Sequence[Any]) -> None:
@@ -120,16 +120,16 @@ class CommandAdmin(ReadOnlyAdmin):
         narrowest_first = sorted(rows, key=attrgetter("device_count"))
         totals = accumulate(command.device_count for command in narrowest_first)
         few = takewhile(lambda one: one[1] <= MOST, zip(narrowest_first, totals, strict=True))
-        told = queries.standings({command.pk: command.device_count for command, _ in few})
+        statuses = queries.command_statuses({command.pk: command.device_count for command, _ in few})
         for command in rows:
-            command.told = told.get(command.pk)
+            command.current = statuses.get(command.pk)
 
     def cells(self, rows: QuerySet[Any]) -> list[tuple[Any, ...]]:
         """Return the cells of some commands, with their states and counts."""
         found = super().cells(rows)
         size = 1 + list(self.exported).index("device_count")
-        told = queries.standings({cells[0]: cells[size] for cells in found})
-        return [(*cells, *_derived(told.get(cells[0]))) for cells in found]
+        statuses = queries.command_statuses({cells[0]: cells[size] for cells in found})
+        return [(*cells, *_derived(statuses.get(cells[0]))) for cells in found]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         """Return the commands without their bulky columns."""
@@ -148,27 +148,27 @@ class CommandAdmin(ReadOnlyAdmin):
     @admin.display(description="parameters")
     def pretty_params(self, command: Any) -> str:
         """Return the parameters, laid out for people."""
-        return pretty(command.told.params)
+        return pretty(command.current.params)
 
     @admin.display(description="target")
     def pretty_target(self, command: Any) -> str:
         """Return whom the command was for."""
-        return pretty(command.told.target)
+        return pretty(command.current.target)
 
     @admin.display(description="state")
     def standing(self, command: Any) -> str:
         """Return the state of a command in a list."""
-        return command.told.state if command.told else NOTHING
+        return command.current.state if command.current else NOTHING
 
     @admin.display(description="by state")
     def counts(self, command: Any) -> SafeString:
         """Return how many deliveries are in each state now, each number a link to them; and how many came too late."""
-        if not command.told:
+        if not command.current:
             return link(command, "on its own page")
-        counted = command.told.counts.model_dump()
+        counted = command.current.counts.model_dump()
         links = [
             link_to_list(Delivery, f"{counted[state]} {state}", command__id__exact=command.pk, state=state)
-            for state in State.values
+            for state in DeliveryState.values
             if counted[state]
         ]
         late = [f"{counted['late']} with a late result"] if counted["late"] else []
@@ -177,7 +177,7 @@ class CommandAdmin(ReadOnlyAdmin):
     @admin.display(description="by push")
     def pushes(self, command: Any) -> str:
         """Return how the pushes stand."""
-        counted = command.told.push.model_dump()
+        counted = command.current.push.model_dump()
         return ", ".join(f"{count} {state}" for state, count in counted.items() if count) or NOTHING
 
     @admin.display(description="one by one")
@@ -186,7 +186,7 @@ class CommandAdmin(ReadOnlyAdmin):
         return link_to_list(Delivery, "All deliveries of this command", command__id__exact=command.pk)
 
 
-def _derived(standing: Standing | None) -> tuple[Any, ...]:
+def _derived(standing: CommandStatus | None) -> tuple[Any, ...]:
     """Return the CSV's cells on how a command stands; empty ones if it has just been deleted."""
     if standing is None:
         return (None,) * len(CommandAdmin.derived)

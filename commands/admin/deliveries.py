@@ -15,7 +15,7 @@ from django.utils.safestring import SafeString
 
 from commands import queries
 from commands.admin import filters, timeline
-from commands.models import OVERDUE, Attempt, Command, Delivery, Report, State
+from commands.models import OVERDUE, Attempt, Command, Delivery, DeliveryState, Report
 from commands.push_now import PUSH_NOW
 from devices.admin import SECRETS
 from devices.identity import search
@@ -23,7 +23,7 @@ from nexmdm.common.read_only_admin.base import NOTHING, Column, Link, ReadOnlyAd
 from nexmdm.common.read_only_admin.filters import all_of
 
 NOW: Final = {
-    "state_now": Case(When(OVERDUE, then=Value(State.EXPIRED)), default=F("state"), output_field=CharField()),
+    "state_now": Case(When(OVERDUE, then=Value(DeliveryState.EXPIRED)), default=F("state"), output_field=CharField()),
     "settled_now": Case(When(OVERDUE, then=F("open_until")), default=F("settled_at"), output_field=DateTimeField()),
     "push_now": PUSH_NOW,
     "next_push_at": Case(When(OVERDUE, then=None), default=F("next_attempt_at"), output_field=DateTimeField()),
@@ -33,7 +33,7 @@ NOW: Final = {
 # A command may name thousands of devices in its target: no list reads that a hundred times.
 BULKY: Final = ("params", "target")
 
-MOST_TOLD: Final = 100
+MOST_EVENTS: Final = 100
 """How many attempts, and how many reports, the timeline of a delivery tells at most; the newest ones."""
 
 _key: Final = attrgetter("pk")
@@ -146,8 +146,8 @@ class DeliveryAdmin(_OfCommandAndDevice):
         """Return the delivery with its story, or None."""
         delivery = super().get_object(request, object_id, from_field)
         if delivery is not None:
-            told = queries.newest_of(delivery.pk, MOST_TOLD)
-            delivery.told, delivery.steps = told, list(timeline.steps(told.timeline))
+            found = queries.newest_of(delivery.pk, MOST_EVENTS)
+            delivery.told, delivery.steps = found, list(timeline.steps(found.timeline))
         return delivery
 
     @admin.display(description="why open")

@@ -8,9 +8,19 @@ from django.http import HttpRequest
 
 from commands import push_now
 from commands.actions import CATALOGUE
-from commands.models import FCM_ERRORS, OPEN, OVERDUE, Attempt, Command, Delivery, Outcome, ReportStatus, State
+from commands.models import (
+    FCM_ERRORS,
+    OPEN,
+    OVERDUE,
+    Attempt,
+    AttemptOutcome,
+    Command,
+    Delivery,
+    DeliveryState,
+    ReportStatus,
+)
 from nexmdm.common.read_only_admin.base import ROWS_PER_PAGE
-from nexmdm.common.read_only_admin.filters import Age, Between, KnownChoices, all_of
+from nexmdm.common.read_only_admin.filters import AgeFilter, ChoiceFilter, DateRangeFilter, all_of
 
 HTTP_STATUSES: Final = (200, 400, 401, 403, 404, 429, 500, 502, 503, 504)
 
@@ -21,7 +31,7 @@ COMMON: Final = 1000
 """An action is common if it has one in so many of the latest deliveries, and enough of them to fill a page."""
 
 
-class ActionFilter(KnownChoices):
+class ActionFilter(ChoiceFilter):
     """By the command's action."""
 
     title = "action"
@@ -63,7 +73,7 @@ def _is_common(action: str) -> bool:
     return bool(counted["mine"] > ROWS_PER_PAGE and counted["mine"] * COMMON > counted["all"])
 
 
-class CommandStateFilter(KnownChoices):
+class CommandStateFilter(ChoiceFilter):
     """By whether anything is still open."""
 
     title = "state"
@@ -79,7 +89,7 @@ class CommandStateFilter(KnownChoices):
         }
 
 
-class StateFilter(KnownChoices):
+class StateFilter(ChoiceFilter):
     """By the state as of now."""
 
     title = "state"
@@ -87,12 +97,12 @@ class StateFilter(KnownChoices):
 
     def conditions(self) -> dict[str, Q]:
         """Return the states of a delivery."""
-        settled = {state: Q(state=state) for state in State.values if state not in OPEN}
+        settled = {state: Q(state=state) for state in DeliveryState.values if state not in OPEN}
         still_open = {state.value: Q(state=state, open_until__gt=Now()) for state in OPEN}
-        return {**still_open, **settled, State.EXPIRED.value: Q(state=State.EXPIRED) | OVERDUE}
+        return {**still_open, **settled, DeliveryState.EXPIRED.value: Q(state=DeliveryState.EXPIRED) | OVERDUE}
 
 
-class PushFilter(KnownChoices):
+class PushFilter(ChoiceFilter):
     """By how the push stands."""
 
     title = "push"
@@ -103,7 +113,7 @@ class PushFilter(KnownChoices):
         return push_now.conditions()
 
 
-class OutcomeFilter(KnownChoices):
+class OutcomeFilter(ChoiceFilter):
     """By how the send ended."""
 
     title = "outcome"
@@ -111,10 +121,10 @@ class OutcomeFilter(KnownChoices):
 
     def conditions(self) -> dict[str, Q]:
         """Return the outcomes of an attempt."""
-        return {outcome: Q(outcome=outcome) for outcome in Outcome.values}
+        return {outcome: Q(outcome=outcome) for outcome in AttemptOutcome.values}
 
 
-class HttpStatusFilter(KnownChoices):
+class HttpStatusFilter(ChoiceFilter):
     """By FCM's HTTP status; `none` is a send that got no answer (yet)."""
 
     title = "HTTP status"
@@ -127,7 +137,7 @@ class HttpStatusFilter(KnownChoices):
         return {**known, "other": other, "none": Q(http_status=None)}
 
 
-class FcmErrorFilter(KnownChoices):
+class FcmErrorFilter(ChoiceFilter):
     """By FCM's error code; `none` is an answer without one, and no answer at all."""
 
     title = "FCM code"
@@ -159,55 +169,55 @@ def _any_attempt(condition: Q) -> Q:
     return Q(pk__in=Attempt.objects.filter(condition).order_by().values("delivery"))
 
 
-class CommandAge(Age):
+class CommandAge(AgeFilter):
     """By how long ago the command was issued."""
 
     column = "issued_at"
 
 
-class CommandTime(Between):
+class CommandTime(DateRangeFilter):
     """By when the command was issued."""
 
     column = "issued_at"
 
 
-class DeliveryAge(Age):
+class DeliveryAge(AgeFilter):
     """By how long ago the delivery's command was issued."""
 
     column = "command__issued_at"
 
 
-class DeliveryTime(Between):
+class DeliveryTime(DateRangeFilter):
     """By when the delivery's command was issued."""
 
     column = "command__issued_at"
 
 
-class AttemptAge(Age):
+class AttemptAge(AgeFilter):
     """By how long ago the send began."""
 
     column = "started_at"
 
 
-class AttemptTime(Between):
+class AttemptTime(DateRangeFilter):
     """By when the send began."""
 
     column = "started_at"
 
 
-class ReportAge(Age):
+class ReportAge(AgeFilter):
     """By how long ago the report came."""
 
     column = "reported_at"
 
 
-class ReportTime(Between):
+class ReportTime(DateRangeFilter):
     """By when the report came."""
 
     column = "reported_at"
 
 
-class ReportStatusFilter(KnownChoices):
+class ReportStatusFilter(ChoiceFilter):
     """By what the phone said."""
 
     title = "status"

@@ -43,6 +43,6 @@ class Batch:
         if self.is_fresh:
             return  # Another one has asked while this one waited to.
         asked_at = time.monotonic()
-        wanted = await database.at_once(outbox.wanted, list(self._waiting.values()))
+        wanted = await database.run_in_db_thread_ungated(outbox.wanted, list(self._waiting.values()))
         self._waiting = {number: one for number, one in self._waiting.items() if number in wanted}
         self._asked_at = asked_at

@@ -16,7 +16,7 @@ from prometheus_client import Counter, Histogram
 from psycopg import sql
 
 from commands import envelope, queue
-from commands.models import FCM_ERRORS, Outcome
+from commands.models import FCM_ERRORS, AttemptOutcome
 from commands.push import circuit_breaker, fcm, outbox, retry
 from commands.push.batch import Batch
 from commands.push.circuit_breaker import Circuit, Pace
@@ -58,15 +58,15 @@ PUSH_SECONDS = Histogram(
 )
 
 
-class Sends(Protocol):
+class FcmSender(Protocol):
     """What the dispatcher needs of FCM."""
 
-    async def send(self, push: fcm.Push) -> fcm.Answer:
+    async def send(self, push: fcm.FcmMessage) -> fcm.FcmResponse:
         """Send one message; never raise for what FCM or the network does."""
 
 
 @dataclass(frozen=True, slots=True)
-class Chore:
+class PeriodicTask:
     """Something to be done again and again beside the pushing: ten times as often while there is a full batch of it."""
 
     name: str
@@ -78,12 +78,14 @@ class Chore:
 class Dispatcher:
     """One dispatcher; any number may run on any number of machines (row locks keep them apart)."""
 
-    def __init__(self, sender: Sends | None, *, per_second: float, chores: Sequence[Chore] = ()) -> None:
+    def __init__(
+        self, sender: FcmSender | None, *, per_second: float, periodic_tasks: Sequence[PeriodicTask] = ()
+    ) -> None:
         """Push through `sender` (None: push is not configured, only the chores run)."""
         self.circuit = Circuit()
         self.pace = Pace(per_second)
         self._sender = sender
-        self._chores = chores
+        self._periodic_tasks = periodic_tasks
         self._stopping = asyncio.Event()
         self._awake = asyncio.Event()
         self._slots = asyncio.Semaphore(SLOTS)
@@ -98,7 +100,10 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Dispatch until stop()."""
-        side_tasks = [asyncio.create_task(self._repeat(chore), name=chore.name) for chore in self._chores]
+        side_tasks = [
+            asyncio.create_task(self._repeat(periodic_task), name=periodic_task.name)
+            for periodic_task in self._periodic_tasks
+        ]
         if self._sender is None:
             await self._stopping.wait()
         else:
@@ -110,8 +115,8 @@ class Dispatcher:
 
     async def run_once(self) -> None:
         """Do each chore once, push what is due as the pace and the circuit allow, and return when it is recorded."""
-        for chore in self._chores:
-            await database.unit(chore.work)
+        for periodic_task in self._periodic_tasks:
+            await database.run_in_db_thread(periodic_task.work)
         if self._sender is not None:
             await self._dispatch_and_record(once=True)
 
@@ -146,8 +151,8 @@ class Dispatcher:
 
     async def _claim(self, room: int) -> list[Claimed]:
         passed_over = self.circuit.passed_over
-        claimed = await database.at_once(outbox.claim_due, room, passed_over)
-        return claimed or (await database.at_once(outbox.claim_due, room) if passed_over else [])
+        claimed = await database.run_in_db_thread_ungated(outbox.claim_due, room, passed_over)
+        return claimed or (await database.run_in_db_thread_ungated(outbox.claim_due, room) if passed_over else [])
 
     async def _dispatch(self, *, once: bool) -> None:
         while not self._stopping.is_set():
@@ -156,7 +161,7 @@ class Dispatcher:
             try:
                 started = await self.dispatch_once()
             except Exception as error:  # noqa: BLE001  (the loop's edge: whatever happens, dispatching goes on)
-                log.error("dispatch.failed", error=type(error).__name__, detail=database.told(error)[:200])
+                log.error("dispatch.failed", error=type(error).__name__, detail=database.safe_message(error)[:200])
                 started = 0
                 await self._pause(RECONNECT_SECONDS)
             if started:
@@ -184,7 +189,7 @@ class Dispatcher:
         try:
             is_wanted = await batch.take(claimed)
         except Error as error:
-            log.error("dispatch.failed", error=type(error).__name__, detail=database.told(error)[:200])
+            log.error("dispatch.failed", error=type(error).__name__, detail=database.safe_message(error)[:200])
             return "the database could not say whether it is still wanted"
         return "" if is_wanted else "it was withdrawn while it waited for its turn"
 
@@ -192,13 +197,13 @@ class Dispatcher:
         assert self._sender is not None
         data = envelope.seal(claimed.content, claimed.recipient)
         expires_at, leaves_before = claimed_at + claimed.seconds_left, claimed_at + LEAVES_WITHIN_SECONDS
-        push = fcm.Push(claimed.push_token, data, claimed.priority, expires_at, leaves_before)
+        push = fcm.FcmMessage(claimed.push_token, data, claimed.priority, expires_at, leaves_before)
         try:
             answer = await self._sender.send(push)
         except fcm.NotSent as reason:
             self._give_back(claimed, str(reason))
         else:
-            sent = self._ruled(claimed, answer, expires_at - time.monotonic())
+            sent = self._decided(claimed, answer, expires_at - time.monotonic())
             _log(sent)
             self._answer(sent)
 
@@ -207,31 +212,31 @@ class Dispatcher:
         request_id, device_id = str(claimed.content.request_id), str(claimed.recipient.device_id)
         log.info("command.not_sent", request_id=request_id, device_id=device_id, attempt=claimed.number, detail=reason)
         detail = f"not sent: {reason}"
-        self._answer(Sent(claimed, Outcome.BLOCKED, detail=detail, retry_in_seconds=retry_in_seconds))
+        self._answer(Sent(claimed, AttemptOutcome.BLOCKED, detail=detail, retry_in_seconds=retry_in_seconds))
 
-    def _ruled(self, claimed: Claimed, answer: fcm.Answer, seconds_left: float) -> Sent:
-        ruling = retry.rule(answer, claimed.failures, seconds_left)
-        detail = "; ".join(filter(None, (answer.fault, ruling.advice)))
+    def _decided(self, claimed: Claimed, answer: fcm.FcmResponse, seconds_left: float) -> Sent:
+        decision = retry.decide(answer, claimed.failures, seconds_left)
+        detail = "; ".join(filter(None, (answer.fault, decision.advice)))
         if answer.http_status == HTTPStatus.TOO_MANY_REQUESTS:
             self.pace.slow_down(time.monotonic())
-        said = f"FCM answered {answer.http_status} {answer.fcm_error}".strip() if answer.http_status else ""
-        self._note(claimed, ruling, ": ".join(filter(None, (said, detail))))
+        message = f"FCM answered {answer.http_status} {answer.fcm_error}".strip() if answer.http_status else ""
+        self._note(claimed, decision, ": ".join(filter(None, (message, detail))))
         return Sent(
             claimed,
-            ruling.outcome,
+            decision.outcome,
             answer.http_status,
             answer.fcm_error,
             answer.message_id,
             answer.latency_ms,
             detail,
-            ruling.retry_in_seconds,
+            decision.retry_in_seconds,
         )
 
-    def _note(self, claimed: Claimed, ruling: retry.Ruling, reason: str) -> None:
+    def _note(self, claimed: Claimed, decision: retry.RetryDecision, reason: str) -> None:
         """Let the circuit learn from a send, and say so when it opens or closes."""
         device_id, delivery_id = claimed.recipient.device_id, claimed.delivery_id
         now = time.monotonic()
-        if not self.circuit.note(ruling.fault, reason, now, device_id=device_id, delivery_id=delivery_id):
+        if not self.circuit.note(decision.fault, reason, now, device_id=device_id, delivery_id=delivery_id):
             return
         level = log.info
         if self.circuit.state == circuit_breaker.OPEN:
@@ -247,7 +252,7 @@ class Dispatcher:
         self._sends.discard(task)
         self._awake.set()
         if not task.cancelled() and (error := task.exception()):
-            log.error("dispatch.send_failed", error=type(error).__name__, detail=database.told(error)[:200])
+            log.error("dispatch.send_failed", error=type(error).__name__, detail=database.safe_message(error)[:200])
 
     async def _record_as_answers_arrive(self) -> None:
         async with ThreadSensitiveContext():  # A thread of its own: what is recorded waits for no claim.
@@ -264,10 +269,12 @@ class Dispatcher:
         """
         for _ in range(RECORD_TRIES):
             try:
-                await database.unit(outbox.record_attempts, batch)
+                await database.run_in_db_thread(outbox.record_attempts, batch)
                 break
             except (OperationalError, InterfaceError) as error:
-                log.error("dispatch.record_failed", error=type(error).__name__, detail=database.told(error)[:200])
+                log.error(
+                    "dispatch.record_failed", error=type(error).__name__, detail=database.safe_message(error)[:200]
+                )
                 await asyncio.sleep(RECONNECT_SECONDS)
             except Exception as error:
                 log.exception("dispatch.unrecordable", error=type(error).__name__)
@@ -283,25 +290,32 @@ class Dispatcher:
             await asyncio.sleep(RECONNECT_SECONDS)
 
     async def _listen_on_one_connection(self) -> None:
-        async with await psycopg.AsyncConnection.connect(**database.parameters(), autocommit=True) as connection:
+        async with await psycopg.AsyncConnection.connect(
+            **database.connection_parameters(), autocommit=True
+        ) as connection:
             await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(queue.CHANNEL)))
             self._awake.set()
             async for _ in connection.notifies():
                 self._awake.set()
 
-    async def _repeat(self, chore: Chore) -> None:
+    async def _repeat(self, periodic_task: PeriodicTask) -> None:
         # A thread of its own: neither the pushing nor another chore waits for one that waits for a lock.
         async with ThreadSensitiveContext():
             while True:
-                done = await self._do(chore)
-                is_full = chore.batch is not None and done >= chore.batch
-                await asyncio.sleep(chore.every_seconds / 10 if is_full else chore.every_seconds)
+                done = await self._do(periodic_task)
+                is_full = periodic_task.batch is not None and done >= periodic_task.batch
+                await asyncio.sleep(periodic_task.every_seconds / 10 if is_full else periodic_task.every_seconds)
 
-    async def _do(self, chore: Chore) -> int:
+    async def _do(self, periodic_task: PeriodicTask) -> int:
         try:
-            return await database.unit(chore.work) or 0
+            return await database.run_in_db_thread(periodic_task.work) or 0
         except Exception as error:  # noqa: BLE001  (the loop's edge: the chore is done again)
-            log.warning("chore.failed", chore=chore.name, error=type(error).__name__, detail=database.told(error)[:200])
+            log.warning(
+                "chore.failed",
+                chore=periodic_task.name,
+                error=type(error).__name__,
+                detail=database.safe_message(error)[:200],
+            )
             return 0
 
     async def _sleep_until_woken(self, seconds: float) -> None:
@@ -320,7 +334,9 @@ def _log(sent: Sent) -> None:
     PUSHES.labels(sent.outcome.value, str(sent.http_status or ""), code).inc()
     if sent.latency_ms is not None:
         PUSH_SECONDS.observe(sent.latency_ms / 1000)
-    level: Callable[..., Any] = log.error if sent.outcome in (Outcome.REJECTED, Outcome.BLOCKED) else log.info
+    level: Callable[..., Any] = (
+        log.error if sent.outcome in (AttemptOutcome.REJECTED, AttemptOutcome.BLOCKED) else log.info
+    )
     level(
         "command.sent",
         request_id=str(sent.claimed.content.request_id),

@@ -44,7 +44,7 @@ class NoAccessToken(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Push:
+class FcmMessage:
     """What goes to FCM for one phone: strings only, data only.
 
     It leaves a second before its command expires and before `leaves_before` (until then it is known whose it is), or
@@ -59,7 +59,7 @@ class Push:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class FcmResponse:
     """What became of one send. `http_status` None: no answer came, and `fault` says why ("timeout", "oauth: …").
 
     `from_fcm` is False for an error that is not Google's JSON (HTML, an empty body): it says nothing of the message.
@@ -145,7 +145,7 @@ class Sender:
     ) -> None:
         await self._session.close()
 
-    async def send(self, push: Push) -> Answer:
+    async def send(self, push: FcmMessage) -> FcmResponse:
         """Send one message and return FCM's answer. Never raises for what the network or FCM does.
 
         Raises NotSent if the push could not leave in time.
@@ -156,17 +156,17 @@ class Sender:
         except NotSent:
             raise
         except NoAccessToken as error:
-            answer = Answer(None, fault=f"oauth: {error}", oauth_failed=True)
+            answer = FcmResponse(None, fault=f"oauth: {error}", oauth_failed=True)
         except TimeoutError:
-            answer = Answer(None, fault="timeout")
+            answer = FcmResponse(None, fault="timeout")
         except Exception as error:  # noqa: BLE001  (the network's edge: whatever comes of a strange answer)
             if isinstance(error.__cause__, NotSent):
                 raise error.__cause__ from None
             kind = "connection" if isinstance(error, aiohttp.ClientError | OSError) else "unexpected"
-            answer = Answer(None, fault=f"{kind}: {type(error).__name__}")
+            answer = FcmResponse(None, fault=f"{kind}: {type(error).__name__}")
         return replace(answer, latency_ms=round((time.monotonic() - started) * 1000))
 
-    async def _send_with_token(self, push: Push) -> Answer:
+    async def _send_with_token(self, push: FcmMessage) -> FcmResponse:
         token = await self._access.get()
         answer = await self._post(push, token)
         if not _is_refused(answer):
@@ -178,7 +178,7 @@ class Sender:
             return answer
         return await self._post(push, await self._access.get())
 
-    async def _post(self, push: Push, token: str) -> Answer:
+    async def _post(self, push: FcmMessage, token: str) -> FcmResponse:
         headers = {"Authorization": f"Bearer {token}"}
         async with self._session.post(
             self._url, data=_Leaving(push), headers=headers, allow_redirects=False
@@ -192,7 +192,7 @@ class _Leaving(aiohttp.Payload):
     So what it waited for, a connection too, counts against the message's time to live.
     """
 
-    def __init__(self, push: Push) -> None:
+    def __init__(self, push: FcmMessage) -> None:
         """Raises NotSent."""
         super().__init__(push, content_type="application/json")
         self._push = push
@@ -208,7 +208,7 @@ class _Leaving(aiohttp.Payload):
         await writer.write(encode(self._push).ljust(self._size))
 
 
-def encode(push: Push) -> bytes:
+def encode(push: FcmMessage) -> bytes:
     """Return the body of the HTTP v1 request as it may leave now. Raises NotSent.
 
     It is what firebase_admin.messaging makes of such a message, in a third of the time.
@@ -223,17 +223,17 @@ def encode(push: Push) -> bytes:
     return orjson.dumps({"message": {"token": push.token, "data": push.data, "android": android}})
 
 
-def parse(status: int, headers: Mapping[str, str], body: bytes) -> Answer:
+def parse(status: int, headers: Mapping[str, str], body: bytes) -> FcmResponse:
     """Read FCM's answer: the error code stands in `error.details[]`, not in the HTTP status alone."""
     retry_after = _retry_after(headers.get("Retry-After", ""))
     content = _json_object(body)
     if status == HTTPStatus.OK:
         message_id = _storable(content.get("name", ""), 255)
-        return Answer(status, message_id=message_id, retry_after_seconds=retry_after, from_fcm=bool(message_id))
+        return FcmResponse(status, message_id=message_id, retry_after_seconds=retry_after, from_fcm=bool(message_id))
     error = content.get("error")
     if not isinstance(error, dict) or not (error.get("code") == status or isinstance(error.get("status"), str)):
-        return Answer(status, retry_after_seconds=retry_after)
-    return Answer(
+        return FcmResponse(status, retry_after_seconds=retry_after)
+    return FcmResponse(
         status,
         fcm_error=_error_code(error),
         retry_after_seconds=retry_after,
@@ -250,7 +250,7 @@ def _json_object(body: bytes) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _is_refused(answer: Answer) -> bool:
+def _is_refused(answer: FcmResponse) -> bool:
     """Tell whether FCM may have refused the access token. A 403 that is not FCM's own comes from a proxy on the way."""
     if answer.http_status == HTTPStatus.UNAUTHORIZED:
         return not answer.fcm_error

@@ -16,7 +16,7 @@ from django.db.models import F, OuterRef, Q, Subquery
 from django.db.models.functions import Greatest, Now
 
 from commands import envelope, queue
-from commands.models import Attempt, Delivery, Outcome, Push, State
+from commands.models import Attempt, AttemptOutcome, Delivery, DeliveryState, PushState
 from devices import push_targets
 from devices.models import Device
 from nexmdm.common import database
@@ -50,7 +50,7 @@ class Sent:
     """How a claimed push ended. `retry_in_seconds` None: no further push is due (by this answer)."""
 
     claimed: Claimed
-    outcome: Outcome
+    outcome: AttemptOutcome
     http_status: int | None = None
     fcm_error: str = ""
     message_id: str = ""
@@ -110,7 +110,7 @@ def claim_due(limit: int, passed_over: Sequence[int] = ()) -> list[Claimed]:
     parameters = {
         "limit": limit, "passed_over": list(passed_over), "lease": LEASE, "least": LEAST, "orphaned": ORPHANED,
     }  # fmt: skip
-    *_, rows = database.together(*_IN_ORDER, _CLAIM, parameters=parameters)
+    *_, rows = database.execute_batch(*_IN_ORDER, _CLAIM, parameters=parameters)
     return [
         Claimed(
             delivery_id, number, failures, push_token, priority,
@@ -214,13 +214,17 @@ def _record_alone(one: Sent) -> None:
     try:
         _record([one])
     except (DataError, IntegrityError):
-        _record([replace(one, outcome=Outcome.UNKNOWN, fcm_error="", message_id="", detail="unrecordable answer")])
+        _record(
+            [replace(one, outcome=AttemptOutcome.UNKNOWN, fcm_error="", message_id="", detail="unrecordable answer")]
+        )
 
 
 @transaction.atomic
 def _record(sent: Sequence[Sent]) -> None:
     # Devices before deliveries: every transaction that locks both takes them in this order.
-    unreachable = push_targets.call_dead({one.claimed.push_token for one in sent if one.outcome == Outcome.TOKEN_DEAD})
+    unreachable = push_targets.mark_dead(
+        {one.claimed.push_token for one in sent if one.outcome == AttemptOutcome.TOKEN_DEAD}
+    )
     columns = {
         "delivery_ids": [one.claimed.delivery_id for one in sent],
         "numbers": [one.claimed.number for one in sent],
@@ -240,14 +244,14 @@ def _record(sent: Sequence[Sent]) -> None:
 
 def _retry_in_seconds(one: Sent) -> float | None:
     # A dead push token is no reason to wait, if the device has been given another one meanwhile.
-    return 0.0 if one.outcome == Outcome.TOKEN_DEAD else one.retry_in_seconds
+    return 0.0 if one.outcome == AttemptOutcome.TOKEN_DEAD else one.retry_in_seconds
 
 
 def stop_pushing(device_ids: Sequence[UUID]) -> None:
     """Make no push due for these devices: they have no live push token any more. Heartbeats carry on."""
     waiting = Delivery.objects.filter(device_id__in=device_ids, next_attempt_at__isnull=False)
-    waiting.filter(attempt_count=0).update(push_state=Push.NO_PUSH_TOKEN, next_attempt_at=None)
-    waiting.filter(attempt_count__gt=0).update(push_state=Push.UNDELIVERABLE, next_attempt_at=None)
+    waiting.filter(attempt_count=0).update(push_state=PushState.NO_PUSH_TOKEN, next_attempt_at=None)
+    waiting.filter(attempt_count__gt=0).update(push_state=PushState.UNDELIVERABLE, next_attempt_at=None)
 
 
 def resume_pushing(device_id: UUID) -> int:
@@ -255,19 +259,19 @@ def resume_pushing(device_id: UUID) -> int:
 
     A push that is under way keeps its lease.
     """
-    stuck = Q(push_state__in=(Push.NO_PUSH_TOKEN, Push.UNDELIVERABLE, Push.RETRYING))
-    waiting = Delivery.objects.open().filter(stuck, device_id=device_id, state=State.PENDING)
-    under_way = Attempt.objects.filter(delivery_id=OuterRef("id"), outcome=Outcome.IN_FLIGHT)
+    stuck = Q(push_state__in=(PushState.NO_PUSH_TOKEN, PushState.UNDELIVERABLE, PushState.RETRYING))
+    waiting = Delivery.objects.open().filter(stuck, device_id=device_id, state=DeliveryState.PENDING)
+    under_way = Attempt.objects.filter(delivery_id=OuterRef("id"), outcome=AttemptOutcome.IN_FLIGHT)
     lease = Subquery(under_way.values(until=F("started_at") + LEASE))
-    resumed = waiting.update(push_state=Push.WAITING, next_attempt_at=Greatest(Now(), lease), failure_count=0)
+    resumed = waiting.update(push_state=PushState.WAITING, next_attempt_at=Greatest(Now(), lease), failure_count=0)
     if resumed:
         queue.wake()
     return resumed
 
 
-def own_push_token(device_id: UUID, push_token: str | None) -> None:
+def set_push_token(device_id: UUID, push_token: str | None) -> None:
     """Give a device another push token, or none, and let that decide which pushes are due. Runs in a transaction."""
-    stop_pushing(push_targets.give(device_id, push_token))
+    stop_pushing(push_targets.assign(device_id, push_token))
     if Device.objects.reachable_by_push().filter(id=device_id).exists():
         resume_pushing(device_id)
     else:
@@ -293,7 +297,7 @@ def close_abandoned(limit: int) -> int:
 
     (A delivery that comes due again closes its own; one that was settled meanwhile does not come due.)
     """
-    in_flight = Attempt.objects.filter(outcome=Outcome.IN_FLIGHT)
+    in_flight = Attempt.objects.filter(outcome=AttemptOutcome.IN_FLIGHT)
     old = in_flight.filter(started_at__lt=Now() - LEASE).order_by("id").values_list("id", flat=True)
-    closed = {"outcome": Outcome.UNKNOWN, "finished_at": Now(), "detail": ORPHANED}
+    closed = {"outcome": AttemptOutcome.UNKNOWN, "finished_at": Now(), "detail": ORPHANED}
     return in_flight.filter(id__in=list(old[:limit])).update(**closed)

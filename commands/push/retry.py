@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 
-from commands.models import Outcome
+from commands.models import AttemptOutcome
 from commands.push.circuit_breaker import Fault
-from commands.push.fcm import Answer
+from commands.push.fcm import FcmResponse
 
 FIRST_RETRY_SECONDS: Final = 10.0
 """FCM asks for no retry before 10 s ("Scale FCM")."""
@@ -28,13 +28,13 @@ SPREAD: Final = 1.1
 
 
 @dataclass(frozen=True, slots=True)
-class Ruling:
+class RetryDecision:
     """An attempt's outcome, and the seconds to the next one (None: no further push by this answer).
 
     `fault` is what the circuit learns from it. `advice` tells an operator what to do.
     """
 
-    outcome: Outcome
+    outcome: AttemptOutcome
     retry_in_seconds: float | None = None
     fault: Fault = Fault.NONE
     advice: str = ""
@@ -50,7 +50,7 @@ _NO_ACCESS: Final = "There is no access token. Check the service account, this m
 _NO_TARGET: Final = "FCM calls the push token invalid."
 
 
-def rule(answer: Answer, failures: int, seconds_left: float = math.inf) -> Ruling:
+def decide(answer: FcmResponse, failures: int, seconds_left: float = math.inf) -> RetryDecision:
     """Return what an answer means for its attempt, after `failures` of this delivery; its command lives `seconds_left`.
 
     | answer                                     | outcome       | then                                     |
@@ -68,22 +68,22 @@ def rule(answer: Answer, failures: int, seconds_left: float = math.inf) -> Rulin
     status = answer.http_status
     asked = _asked(answer, seconds_left)
     if answer.oauth_failed:
-        return Ruling(Outcome.BLOCKED, PROBE_SECONDS, Fault.OAUTH, _NO_ACCESS)
+        return RetryDecision(AttemptOutcome.BLOCKED, PROBE_SECONDS, Fault.OAUTH, _NO_ACCESS)
     if status is None or (status == HTTPStatus.OK and not answer.message_id):
-        return Ruling(Outcome.UNKNOWN, backoff(failures), Fault.PASSING)
+        return RetryDecision(AttemptOutcome.UNKNOWN, backoff(failures), Fault.PASSING)
     if status == HTTPStatus.OK:
-        return Ruling(Outcome.ACCEPTED)
+        return RetryDecision(AttemptOutcome.ACCEPTED)
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         wait = asked or max(_spread(QUOTA_RETRY_SECONDS), backoff(failures))
-        return Ruling(Outcome.RETRY_LATER, wait, Fault.PASSING)
+        return RetryDecision(AttemptOutcome.RETRY_LATER, wait, Fault.PASSING)
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return Ruling(Outcome.RETRY_LATER, max(asked, backoff(failures)), Fault.PASSING)
+        return RetryDecision(AttemptOutcome.RETRY_LATER, max(asked, backoff(failures)), Fault.PASSING)
     if not answer.from_fcm or status < HTTPStatus.BAD_REQUEST:
-        return Ruling(Outcome.RETRY_LATER, max(asked, backoff(failures)), Fault.PASSING, _NOT_FCM)
+        return RetryDecision(AttemptOutcome.RETRY_LATER, max(asked, backoff(failures)), Fault.PASSING, _NOT_FCM)
     return _refused(answer, failures)
 
 
-def _refused(answer: Answer, failures: int) -> Ruling:
+def _refused(answer: FcmResponse, failures: int) -> RetryDecision:
     """Return what a 4xx of FCM's own means.
 
     | answer                                     | outcome       | then                                     |
@@ -97,17 +97,17 @@ def _refused(answer: Answer, failures: int) -> Ruling:
     certificate or key ("ErrorCode"). A phone chooses its push token by itself: the others' pushes must not stop for it.
     """
     if answer.fcm_error in ("UNREGISTERED", "SENDER_ID_MISMATCH"):
-        return Ruling(Outcome.TOKEN_DEAD)
+        return RetryDecision(AttemptOutcome.TOKEN_DEAD)
     if answer.http_status == HTTPStatus.BAD_REQUEST and answer.names_target:
-        return Ruling(Outcome.TOKEN_DEAD, advice=_NO_TARGET)
+        return RetryDecision(AttemptOutcome.TOKEN_DEAD, advice=_NO_TARGET)
     advice = _ADVICE.get(answer.http_status or 0)
     if advice is None or answer.fcm_error == "THIRD_PARTY_AUTH_ERROR":
-        return Ruling(Outcome.REJECTED)
+        return RetryDecision(AttemptOutcome.REJECTED)
     wait = max(_spread(PROBE_SECONDS), backoff(failures))
-    return Ruling(Outcome.BLOCKED, wait, Fault.CONFIGURATION, advice)
+    return RetryDecision(AttemptOutcome.BLOCKED, wait, Fault.CONFIGURATION, advice)
 
 
-def _asked(answer: Answer, seconds_left: float) -> float:
+def _asked(answer: FcmResponse, seconds_left: float) -> float:
     """Return for how long an answer asks to wait, an hour at most; 0.0 if it does not.
 
     Of one that asks for longer the push gets further tries all the same: at half of the time that its command has left.

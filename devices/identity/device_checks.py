@@ -41,7 +41,7 @@ def _warnings(using: str) -> list[CheckMessage]:
         text = "The database cannot be reached, so that its devices were not read."
         return [Warning(text, hint="Start it, then check again.", id=UNCHECKED_DEVICES)]
     finally:
-        database.release()
+        database.release_connections()
 
 
 def _same(using: str) -> Iterator[CheckMessage]:

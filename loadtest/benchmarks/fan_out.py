@@ -22,7 +22,7 @@ from rich.table import Table
 from loadtest.fake_fcm.journal import JournalTail
 from loadtest.load.figures import spread
 from loadtest.testbed import machine, testbed
-from loadtest.testbed.testbed import Ground
+from loadtest.testbed.testbed import ServerUnderTest
 
 ANSWER_MS: Final = 20
 COMMAND: Final = {
@@ -70,16 +70,16 @@ def _arguments() -> argparse.Namespace:
 def _measure(devices: int, rounds: int) -> list[FanOut]:
     with tempfile.TemporaryDirectory(prefix="nexmdm-") as name:
         folder = Path(name)
-        with testbed.of_its_own(
+        with testbed.started(
             folder, folder / "data", interval_seconds=120, commands_per_minute=0, answer_ms=ANSWER_MS
         ) as place:
             assert place.serving is not None
             machine.pin(place.serving.child("dispatch"), machine.MEASURED_CORE)
-            testbed.gather(place, devices, folder / "roster", lambda: None)
+            testbed.enroll_fleet(place, devices, folder / "roster", lambda: None)
             return [_fan_out(place, devices, number + 1) for number in range(rounds)]
 
 
-def _fan_out(place: Ground, devices: int, number: int) -> FanOut:
+def _fan_out(place: ServerUnderTest, devices: int, number: int) -> FanOut:
     assert place.serving is not None
     assert place.journal is not None
     dispatcher = place.serving.child("dispatch")
@@ -99,7 +99,7 @@ def _fan_out(place: Ground, devices: int, number: int) -> FanOut:
     return FanOut(posted_at - begun_at, handed_over, ended_at - begun_at, cores)
 
 
-def _await_answers(place: Ground, request_id: str, devices: int) -> None:
+def _await_answers(place: ServerUnderTest, request_id: str, devices: int) -> None:
     """Return when FCM's answer to each push is recorded. Raises TimeoutError."""
     deadline = time.monotonic() + GIVE_UP_SECONDS
     while place.admin.command(request_id)["push"]["accepted"] < devices:

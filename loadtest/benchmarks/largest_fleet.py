@@ -15,11 +15,11 @@ from typing import Final
 from rich.console import Console
 
 from loadtest.load import targets
-from loadtest.load.runner import Load, Run, conduct
+from loadtest.load.runner import Load, Run, run_load
 from loadtest.load.targets import milliseconds
 from loadtest.load.view import shown
 from loadtest.testbed import testbed
-from loadtest.testbed.testbed import Ground
+from loadtest.testbed.testbed import ServerUnderTest
 
 INTERVAL_SECONDS: Final = 120
 P99_LIMIT_SECONDS: Final = 0.150
@@ -35,7 +35,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="nexmdm-") as folder:
         data = (arguments.keep or Path(folder)).resolve()
         data.mkdir(parents=True, exist_ok=True)
-        with testbed.of_its_own(
+        with testbed.started(
             Path(folder), data / "data", interval_seconds=INTERVAL_SECONDS, commands_per_minute=COMMANDS_PER_MINUTE
         ) as place:
             largest = _search(console, place, Path(folder), arguments)
@@ -53,7 +53,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _search(console: Console, place: Ground, folder: Path, arguments: argparse.Namespace) -> int:
+def _search(console: Console, place: ServerUnderTest, folder: Path, arguments: argparse.Namespace) -> int:
     """Return the largest fleet that was held; 0 if not even the first was."""
     held, missed, devices = 0, 0, arguments.first
     while not missed or missed - held > arguments.step:
@@ -65,11 +65,11 @@ def _search(console: Console, place: Ground, folder: Path, arguments: argparse.N
     return held
 
 
-def _is_held(console: Console, place: Ground, folder: Path, devices: int, seconds: int) -> bool:
-    testbed.gather(place, devices, folder / "roster", lambda: None)
+def _is_held(console: Console, place: ServerUnderTest, folder: Path, devices: int, seconds: int) -> bool:
+    testbed.enroll_fleet(place, devices, folder / "roster", lambda: None)
     run = Run(_load(place, folder, devices, seconds), place.serving)
     with shown(console, run) as watch:
-        asyncio.run(conduct(run, place.admin, watch))
+        asyncio.run(run_load(run, place.admin, watch))
     p99 = run.figures.latencies("heartbeat", since=run.measured_since).percentile(99)
     errors = run.figures.errors(since=run.measured_since).total()
     rate = run.figures.answered(run.measured_since, run.load.seconds) / run.load.duration_seconds
@@ -80,7 +80,7 @@ def _is_held(console: Console, place: Ground, folder: Path, devices: int, second
     return held
 
 
-def _load(place: Ground, folder: Path, devices: int, seconds: int) -> Load:
+def _load(place: ServerUnderTest, folder: Path, devices: int, seconds: int) -> Load:
     return Load(
         server=place.described,
         url=place.admin.url,

@@ -27,7 +27,7 @@ from loadtest.fleet import credentials_file
 from loadtest.load.figures import spread
 from loadtest.testbed import testbed
 from loadtest.testbed.machine import MEASURED_CORE, OTHER_CORE, pin
-from loadtest.testbed.testbed import Ground
+from loadtest.testbed.testbed import ServerUnderTest
 
 WRK: Final = shutil.which("wrk")
 CONNECTIONS: Final = 64
@@ -61,10 +61,10 @@ class Contestant:
     def run(self, seconds: int) -> None:
         """Warm it up, load it, note the figures. Raises Failed."""
         self._wrk(WARM_UP_SECONDS)
-        said = self._wrk(seconds)
-        rate, p99 = _RATE.search(said), _P99.search(said)
+        measured = self._wrk(seconds)
+        rate, p99 = _RATE.search(measured), _P99.search(measured)
         if rate is None or p99 is None:
-            raise Failed(f"{self.name}: {said}")
+            raise Failed(f"{self.name}: {measured}")
         self.rates.append(float(rate[1]))
         self.p99_ms.append(float(p99[1]) * _MILLISECONDS[p99[2]])
 
@@ -120,10 +120,10 @@ def _contestants(stack: ExitStack, arguments: argparse.Namespace) -> list[Contes
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nexmdm-")))
     data_dir = (arguments.keep or folder).resolve() / "data"
     data_dir.parent.mkdir(parents=True, exist_ok=True)
-    place = stack.enter_context(testbed.of_its_own(folder, data_dir, interval_seconds=120, commands_per_minute=0))
+    place = stack.enter_context(testbed.started(folder, data_dir, interval_seconds=120, commands_per_minute=0))
     assert place.serving is not None
     pin(place.serving.child("web-1"), MEASURED_CORE)
-    testbed.gather(place, arguments.devices, folder / "roster", lambda: None)
+    testbed.enroll_fleet(place, arguments.devices, folder / "roster", lambda: None)
     members = credentials_file.read(folder / "roster")
     tokens = folder / "tokens"
     tokens.touch(mode=0o600)
@@ -139,7 +139,7 @@ def _contestants(stack: ExitStack, arguments: argparse.Namespace) -> list[Contes
     ]
 
 
-def _leave_open(place: Ground, device_ids: list[str]) -> None:
+def _leave_open(place: ServerUnderTest, device_ids: list[str]) -> None:
     target = {"device_ids": device_ids}
     place.admin.post(
         "/admin/command", {"action": "ping", "target": target, "expires_in_seconds": 86_400, "supersede": True}

@@ -99,7 +99,7 @@ def main() -> int:
 
 def _measure(folder: Path, arguments: argparse.Namespace) -> dict[str, list[float]]:
     count = arguments.times
-    with testbed.of_its_own(folder, folder / "data", interval_seconds=120, commands_per_minute=600) as place:
+    with testbed.started(folder, folder / "data", interval_seconds=120, commands_per_minute=600) as place:
         assert place.serving is not None
         _seed(place.serving, arguments)
         with psycopg.connect(place.serving.database_url(), autocommit=True) as connection:

@@ -22,7 +22,7 @@ from selenium.webdriver.common.by import By
 from loadtest.browser import chromium
 from loadtest.testbed import testbed
 from loadtest.testbed.serving import MANAGE, wait_for
-from loadtest.testbed.testbed import Ground
+from loadtest.testbed.testbed import ServerUnderTest
 from nexmdm.client.http_client import Refused
 
 FLEET: Final = {
@@ -73,7 +73,7 @@ def main() -> int:
         return 2
     arguments.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="nexmdm-") as name:
-        own = testbed.of_its_own(Path(name), Path(name) / "data", interval_seconds=120, commands_per_minute=60)
+        own = testbed.started(Path(name), Path(name) / "data", interval_seconds=120, commands_per_minute=60)
         with own as place, chromium.started() as (driver, _):
             wide = [*_pictures(driver, _prepared(place), arguments.folder)]
     for page in wide:
@@ -81,7 +81,7 @@ def main() -> int:
     return 1 if wide else 0
 
 
-def _prepared(place: Ground) -> tuple[str, str]:
+def _prepared(place: ServerUnderTest) -> tuple[str, str]:
     """Give the server a past, a fleet and an account; return its admin site and the password."""
     assert place.serving is not None
     seeding = [sys.executable, "-m", "loadtest.fleet", "--devices", "40", "--deliveries", "4000", "--push-tokens"]
@@ -94,7 +94,7 @@ def _prepared(place: Ground) -> tuple[str, str]:
     return f"{place.admin.url}/django-admin/", password
 
 
-def _enrolled(place: Ground, alias: str, push_token: str | None) -> httpx.Client:
+def _enrolled(place: ServerUnderTest, alias: str, push_token: str | None) -> httpx.Client:
     """Register a phone that has sent a heartbeat, and return its client."""
     token = place.admin.post("/admin/enrollment-tokens", {"tags": ["floor-1", "shared"]})["enrollment_token"]
     body = {
@@ -112,7 +112,7 @@ def _enrolled(place: Ground, alias: str, push_token: str | None) -> httpx.Client
     return phone
 
 
-def _work(place: Ground, phones: dict[str, httpx.Client]) -> None:
+def _work(place: ServerUnderTest, phones: dict[str, httpx.Client]) -> None:
     """Have commands that succeeded, failed, were cancelled, and are open; and calls that were refused."""
 
     def asked(action: str, target: dict[str, Any], params: dict[str, Any] | None = None, note: str = "") -> str:

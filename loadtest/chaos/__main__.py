@@ -23,12 +23,12 @@ from rich.console import Console
 from loadtest.chaos import ledgers, pushes
 from loadtest.chaos.faults import DatabaseStops, Fault, Kills, SecondDispatcher
 from loadtest.chaos.outages import FcmOutages, Outage
-from loadtest.chaos.traffic import COMMANDS_PER_SECOND, Crowd
+from loadtest.chaos.traffic import COMMANDS_PER_SECOND, Traffic
 from loadtest.fleet import credentials_file
 from loadtest.load import view
 from loadtest.load.targets import Target
 from loadtest.testbed import testbed
-from loadtest.testbed.testbed import Ground
+from loadtest.testbed.testbed import ServerUnderTest
 
 DEVICES: Final = 2000
 INTERVAL_SECONDS: Final = 60
@@ -65,46 +65,46 @@ def _arguments() -> argparse.Namespace:
 
 
 @contextmanager
-def _started(folder: Path, devices: int) -> Iterator[Ground]:
-    with testbed.of_its_own(
+def _started(folder: Path, devices: int) -> Iterator[ServerUnderTest]:
+    with testbed.started(
         folder,
         folder / "data",
         interval_seconds=INTERVAL_SECONDS,
         commands_per_minute=COMMANDS_PER_SECOND * 120,
         answer_ms=ANSWER_MS,
     ) as place:
-        testbed.gather(place, devices, folder / "roster", lambda: None)
+        testbed.enroll_fleet(place, devices, folder / "roster", lambda: None)
         yield place
 
 
-def _break(console: Console, place: Ground, folder: Path, arguments: argparse.Namespace) -> list[Target]:
+def _break(console: Console, place: ServerUnderTest, folder: Path, arguments: argparse.Namespace) -> list[Target]:
     assert place.serving is not None
     assert place.journal is not None
     members = credentials_file.read(folder / "roster")
     database_url = place.serving.database_url()
-    crowd = Crowd(place.admin, members, place.journal, interval_seconds=INTERVAL_SECONDS)
+    traffic = Traffic(place.admin, members, place.journal, interval_seconds=INTERVAL_SECONDS)
     with ExitStack() as stack:
         fault = _fault(console, place, stack, arguments)
-        trial = _trial(fault, crowd, database_url)
-        early = asyncio.run(crowd.run(trial, partial(ledgers.is_settled, database_url)))
-        book, sends = ledgers.read(database_url), ledgers.read_journal(place.journal)
+        trial = _trial(fault, traffic, database_url)
+        early = asyncio.run(traffic.run(trial, partial(ledgers.is_settled, database_url)))
+        snapshot, sends = ledgers.read(database_url), ledgers.read_journal(place.journal)
         away = fault.away()
-    account = crowd.account
+    account = traffic.account
     return [
-        *fault.judged(account.exchanges, book, sends),
+        *fault.judged(account.exchanges, snapshot, sends),
         ledgers.waiting("deliveries at the end of the trouble", early),
-        *ledgers.compare(account, book),
-        *pushes.compare(book, sends, members, away),
+        *ledgers.compare(account, snapshot),
+        *pushes.compare(snapshot, sends, members, away),
     ]
 
 
-async def _trial(fault: Fault, crowd: Crowd, database_url: str) -> ledgers.Book:
+async def _trial(fault: Fault, traffic: Traffic, database_url: str) -> ledgers.DatabaseSnapshot:
     """Make the trouble; return what the database says before anything had time to settle."""
-    await fault.run(crowd)
+    await fault.run(traffic)
     return await asyncio.to_thread(ledgers.read, database_url)
 
 
-def _fault(console: Console, place: Ground, stack: ExitStack, arguments: argparse.Namespace) -> Fault:
+def _fault(console: Console, place: ServerUnderTest, stack: ExitStack, arguments: argparse.Namespace) -> Fault:
     serving, begun_at = place.serving, time.monotonic()
     assert serving is not None
 

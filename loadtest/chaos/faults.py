@@ -22,9 +22,9 @@ from typing import Any, Final, Protocol
 import psycopg
 
 from loadtest.chaos import intervals
-from loadtest.chaos.intervals import Span
-from loadtest.chaos.ledgers import Book
-from loadtest.chaos.traffic import Crowd, Exchange
+from loadtest.chaos.intervals import Interval
+from loadtest.chaos.ledgers import DatabaseSnapshot
+from loadtest.chaos.traffic import Exchange, Traffic
 from loadtest.load.targets import Target
 from loadtest.testbed.serving import Serving
 
@@ -48,13 +48,15 @@ _STARTED_AT: Final = re.compile(r'"event":"dispatch\.started".*"at":"([^"]+)"')
 class Fault(Protocol):
     """One kind of trouble."""
 
-    async def run(self, crowd: Crowd) -> None:
+    async def run(self, traffic: Traffic) -> None:
         """Make the trouble, for as long as it takes."""
 
-    def away(self) -> list[Span]:
+    def away(self) -> list[Interval]:
         """Return when nobody could push, in Unix time."""
 
-    def judged(self, exchanges: Sequence[Exchange], book: Book, sends: Sequence[dict[str, Any]]) -> list[Target]:
+    def judged(
+        self, exchanges: Sequence[Exchange], snapshot: DatabaseSnapshot, sends: Sequence[dict[str, Any]]
+    ) -> list[Target]:
         """Return what this fault in particular has to leave intact."""
 
 
@@ -97,11 +99,11 @@ class Kills:
     first_killed_at: list[float] = field(default_factory=list)
     """When the dispatcher of `serve` was killed, in Unix time."""
 
-    second_away: list[Span] = field(default_factory=list)
+    second_away: list[Interval] = field(default_factory=list)
 
-    async def run(self, crowd: Crowd) -> None:
+    async def run(self, traffic: Traffic) -> None:
         """Kill until the time is over."""
-        del crowd
+        del traffic
         ends_at = time.monotonic() + self.seconds
         while time.monotonic() < ends_at:
             await asyncio.sleep(random.uniform(2, 5))
@@ -120,16 +122,18 @@ class Kills:
                 self.second.replace_killed()
                 self.second_away.append((killed_at, time.time()))
 
-    def away(self) -> list[Span]:
+    def away(self) -> list[Interval]:
         """Return when both dispatchers were dead, or not started yet."""
         started = [datetime.fromisoformat(at).timestamp() for at in _STARTED_AT.findall(self.serving.said)]
         first = [(at, min((one for one in started if one > at), default=inf)) for at in self.first_killed_at]
         return intervals.common(intervals.union(first), intervals.union(self.second_away))
 
-    def judged(self, exchanges: Sequence[Exchange], book: Book, sends: Sequence[dict[str, Any]]) -> list[Target]:
+    def judged(
+        self, exchanges: Sequence[Exchange], snapshot: DatabaseSnapshot, sends: Sequence[dict[str, Any]]
+    ) -> list[Target]:
         """No answer may be worse than none."""
         del sends
-        closed = sum(attempt.outcome == "unknown" for one in book.deliveries for attempt in one.attempts)
+        closed = sum(attempt.outcome == "unknown" for one in snapshot.deliveries for attempt in one.attempts)
         kills = ", ".join(f"{count} × {name}" for name, count in sorted(self.killed.items()))
         return [
             Target("processes killed", "all four kinds", kills, len(self.killed) == 4),
@@ -156,9 +160,9 @@ class DatabaseStops:
     say: Say
     gaps: list[Gap] = field(default_factory=list)
 
-    async def run(self, crowd: Crowd) -> None:
+    async def run(self, traffic: Traffic) -> None:
         """Stop it so many times."""
-        del crowd
+        del traffic
         for _ in range(self.times):
             await asyncio.sleep(random.uniform(10, 15))
             await self._stop_once()
@@ -183,14 +187,16 @@ class DatabaseStops:
             return True
         return False
 
-    def away(self) -> list[Span]:
+    def away(self) -> list[Interval]:
         """Return when it was away, and the time it may take until all is normal."""
         ahead = time.time() - time.monotonic()
         return [(gap.stopped_at + ahead, gap.back_at + ahead + NORMAL_SECONDS) for gap in self.gaps]
 
-    def judged(self, exchanges: Sequence[Exchange], book: Book, sends: Sequence[dict[str, Any]]) -> list[Target]:
+    def judged(
+        self, exchanges: Sequence[Exchange], snapshot: DatabaseSnapshot, sends: Sequence[dict[str, Any]]
+    ) -> list[Target]:
         """Nothing but 200 and 503 ever; after the gap nothing but 200 soon."""
-        del book, sends
+        del snapshot, sends
         failed = [one for one in exchanges if one.status != 200]
         tails = [self._tail(number, failed) for number in range(len(self.gaps))]
         longest = max(max(tails, default=0.0), 0.0)

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 
-Span = tuple[float, float]
+Interval = tuple[float, float]
 
 
-def union(spans: Iterable[Span]) -> list[Span]:
+def union(spans: Iterable[Interval]) -> list[Interval]:
     """Return the same time as spans that do not overlap, in order."""
-    joined: list[Span] = []
+    joined: list[Interval] = []
     for begin, end in sorted(spans):
         if joined and begin <= joined[-1][1]:
             joined[-1] = (joined[-1][0], max(joined[-1][1], end))
@@ -16,12 +16,12 @@ def union(spans: Iterable[Span]) -> list[Span]:
     return joined
 
 
-def common(some: Sequence[Span], others: Sequence[Span]) -> list[Span]:
+def common(some: Sequence[Interval], others: Sequence[Interval]) -> list[Interval]:
     """Return the time that is in both; neither overlaps itself."""
     pairs = ((max(one[0], other[0]), min(one[1], other[1])) for one in some for other in others)
     return [(begin, end) for begin, end in pairs if begin < end]
 
 
-def length(spans: Iterable[Span]) -> float:
+def length(spans: Iterable[Interval]) -> float:
     """Return how long they are together."""
     return sum(end - begin for begin, end in spans)

@@ -90,7 +90,7 @@ class Delivery:
 
 
 @dataclass(frozen=True, slots=True)
-class Word:
+class FinalReport:
     """A phone's first final report on a delivery."""
 
     status: str
@@ -98,17 +98,17 @@ class Word:
 
 
 @dataclass(frozen=True, slots=True)
-class Book:
+class DatabaseSnapshot:
     """What the database says, and when it said so."""
 
     read_at: float
     commands: Sequence[tuple[str, str]]
     deliveries: Sequence[Delivery]
-    results: Mapping[Key, Word]
+    results: Mapping[Key, FinalReport]
     seen: Mapping[str, datetime]
 
 
-def read(database_url: str) -> Book:
+def read(database_url: str) -> DatabaseSnapshot:
     """Read the database's ledger in one snapshot."""
     with psycopg.connect(database_url) as connection:
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
@@ -116,11 +116,11 @@ def read(database_url: str) -> Book:
         for delivery_id, *columns in connection.execute(_ATTEMPTS):
             attempts[delivery_id].append(Attempt(*columns))
         ((read_at,),) = connection.execute(_NOW)
-        return Book(
+        return DatabaseSnapshot(
             read_at,
             connection.execute(_COMMANDS).fetchall(),
             [Delivery(attempts[key], *columns) for key, *columns in connection.execute(_DELIVERIES)],
-            {(command, device): Word(*columns) for command, device, *columns in connection.execute(_RESULTS)},
+            {(command, device): FinalReport(*columns) for command, device, *columns in connection.execute(_RESULTS)},
             dict(connection.execute(_SEEN).fetchall()),
         )
 
@@ -140,28 +140,31 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
     return [orjson.loads(line) for line in path.read_bytes().splitlines()]
 
 
-def compare(account: Account, book: Book) -> list[Target]:
+def compare(account: Account, snapshot: DatabaseSnapshot) -> list[Target]:
     """Return what has to hold between what the clients know and the database, each with its figure."""
     results = {(one.request_id, one.device_id) for one in account.results}
     return [
-        *_of_commands(account, book),
-        _all("results that were taken are in the database", results, book.results),
-        _answered(account, book),
-        none("deliveries in a state that nobody caused", sum(not _is_caused(one, book) for one in book.deliveries)),
-        _heartbeats(account, book),
+        *_of_commands(account, snapshot),
+        _all("results that were taken are in the database", results, snapshot.results),
+        _answered(account, snapshot),
+        none(
+            "deliveries in a state that nobody caused",
+            sum(not _is_caused(one, snapshot) for one in snapshot.deliveries),
+        ),
+        _heartbeats(account, snapshot),
         none("envelopes that a phone refused", account.refused),
         _calm(account),
-        waiting("deliveries settled, or open with a due time", book),
+        waiting("deliveries settled, or open with a due time", snapshot),
     ]
 
 
-def waiting(name: str, book: Book) -> Target:
+def waiting(name: str, snapshot: DatabaseSnapshot) -> Target:
     """Judge that each delivery is settled, or open with a due time at which the server goes on by itself."""
-    settled = sum(one.state not in OPEN for one in book.deliveries)
-    waits = sum(one.state in OPEN and _waits(one, book.read_at) for one in book.deliveries)
-    lost = len(book.deliveries) - settled - waits
+    settled = sum(one.state not in OPEN for one in snapshot.deliveries)
+    waits = sum(one.state in OPEN and _waits(one, snapshot.read_at) for one in snapshot.deliveries)
+    lost = len(snapshot.deliveries) - settled - waits
     figure = f"{settled:,} settled, {waits:,} open, {lost:,} lost"
-    return Target(name, "all", figure, bool(book.deliveries) and not lost)
+    return Target(name, "all", figure, bool(snapshot.deliveries) and not lost)
 
 
 def _waits(delivery: Delivery, now: float) -> bool:
@@ -173,9 +176,9 @@ def _waits(delivery: Delivery, now: float) -> bool:
     return min(due_at, delivery.open_until) > now - OVERDUE_SECONDS
 
 
-def _answered(account: Account, book: Book) -> Target:
+def _answered(account: Account, snapshot: DatabaseSnapshot) -> Target:
     """Judge that each delivery is what each answer to its result said: a state is final once it was told."""
-    rows = {one.key: one for one in book.deliveries}
+    rows = {one.key: one for one in snapshot.deliveries}
     kept = sum(_stands(one, rows.get((one.request_id, one.device_id))) for one in account.results)
     return Target("results stand as they were answered", "all", *part(kept, len(account.results)))
 
@@ -188,28 +191,28 @@ def _stands(result: Result, row: Delivery | None) -> bool:
     return (row.state, row.delivered_via) == (state, result.via) and result.state == state
 
 
-def _is_caused(row: Delivery, book: Book) -> bool:
+def _is_caused(row: Delivery, snapshot: DatabaseSnapshot) -> bool:
     """Tell whether a delivery is in a state that its time and its phone's word explain; nobody cancels any."""
-    word = book.results.get(row.key)
+    word = snapshot.results.get(row.key)
     if row.settled_at is None:
         return row.state == "pending" and word is None
-    if row.settled_at > book.read_at + TRANSACTION_SECONDS:
+    if row.settled_at > snapshot.read_at + TRANSACTION_SECONDS:
         return False
     if row.state == "expired":
         return row.settled_at >= max(row.open_until, row.expires_at) and (word is None or word.late)
     in_time = row.settled_at <= row.open_until + TRANSACTION_SECONDS
-    return row.state in FINAL and word == Word(row.state, late=False) and in_time
+    return row.state in FINAL and word == FinalReport(row.state, late=False) and in_time
 
 
-def _of_commands(account: Account, book: Book) -> list[Target]:
+def _of_commands(account: Account, snapshot: DatabaseSnapshot) -> list[Target]:
     audiences: defaultdict[str, set[str]] = defaultdict(set)
-    for one in book.deliveries:
+    for one in snapshot.deliveries:
         audiences[one.command_id].add(one.device_id)
     whole = {one for one, devices in account.accepted.items() if audiences[one] == set(devices)}
-    notes = Counter(note for _, note in book.commands)
+    notes = Counter(note for _, note in snapshot.commands)
     strange = sum(count - 1 if note in account.sent else count for note, count in notes.items())
     return [
-        _all("accepted commands are in the database", set(account.accepted), {one for one, _ in book.commands}),
+        _all("accepted commands are in the database", set(account.accepted), {one for one, _ in snapshot.commands}),
         _all("with a delivery for each of their devices", set(account.accepted), whole),
         none("commands there twice, or sent by nobody", strange),
         none("POSTs that never got an answer", account.unanswered),
@@ -222,9 +225,9 @@ def _calm(account: Account) -> Target:
     return Target("everything was settled afterwards", f"< {PATIENCE_SECONDS} s", figure, waited is not None)
 
 
-def _heartbeats(account: Account, book: Book) -> Target:
+def _heartbeats(account: Account, snapshot: DatabaseSnapshot) -> Target:
     never = datetime.min.replace(tzinfo=UTC)
-    kept = sum(book.seen.get(one, never) >= _second(at) for one, at in account.heard.items())
+    kept = sum(snapshot.seen.get(one, never) >= _second(at) for one, at in account.heard.items())
     return Target("heartbeats that were answered are kept", "all", *part(kept, len(account.heard)))
 
 

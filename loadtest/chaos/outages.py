@@ -10,9 +10,9 @@ import httpx
 import psycopg
 
 from loadtest.chaos.faults import Say, answers
-from loadtest.chaos.intervals import Span
-from loadtest.chaos.ledgers import FINAL, Book, Delivery, part
-from loadtest.chaos.traffic import SPREAD, Crowd, Exchange
+from loadtest.chaos.intervals import Interval
+from loadtest.chaos.ledgers import FINAL, DatabaseSnapshot, Delivery, part
+from loadtest.chaos.traffic import SPREAD, Exchange, Traffic
 from loadtest.load.targets import Target
 
 RESUMED_SECONDS: Final = 60
@@ -70,7 +70,7 @@ class FcmOutages:
     say: Say
     recoveries: list[Recovery] = field(default_factory=list)
 
-    async def run(self, crowd: Crowd) -> None:
+    async def run(self, traffic: Traffic) -> None:
         """Let it fail in each way; the first one finds a command to the whole fleet on its way."""
         async with httpx.AsyncClient() as client:
             for number, outage in enumerate(self.outages):
@@ -78,7 +78,7 @@ class FcmOutages:
                 begun_at = await self._order(client, outage.orders)
                 self.say(f"FCM: {outage.name}, for {outage.seconds:.0f} s")
                 if number == 0:
-                    crowd.post_to_all()
+                    traffic.post_to_all()
                 await asyncio.sleep(outage.seconds)
                 ended_at = await self._order(client, END)
                 self.say("FCM is well again")
@@ -99,37 +99,39 @@ class FcmOutages:
                 await asyncio.sleep(_LOOK_SECONDS)
         return None
 
-    def away(self) -> list[Span]:
+    def away(self) -> list[Interval]:
         """Return the outages, and the time until pushing was whole again."""
         return [
             (one.begun_at, one.ended_at + (RESUMED_SECONDS if one.after_seconds is None else one.after_seconds))
             for one in self.recoveries
         ]
 
-    def judged(self, exchanges: Sequence[Exchange], book: Book, sends: Sequence[dict[str, Any]]) -> list[Target]:
+    def judged(
+        self, exchanges: Sequence[Exchange], snapshot: DatabaseSnapshot, sends: Sequence[dict[str, Any]]
+    ) -> list[Target]:
         """The API goes on, heartbeats bring the commands, and pushes go out again by themselves."""
         named = list(zip((outage.name for outage in self.outages), self.recoveries, strict=True))
         refused = sum(send["status"] == 503 for send in sends)
-        failed = sum(_failed_within(book, one.begun_at, one.ended_at) for one in self.recoveries)
+        failed = sum(_failed_within(snapshot, one.begun_at, one.ended_at) for one in self.recoveries)
         figure = f"{refused:,}; {failed:,} attempts failed in all outages"
         return [
             Target("messages that FCM answered with 503", f"> {LEAST_FAILURES}", figure, refused > LEAST_FAILURES),
             answers(exchanges, allowed=(200,)),
             *(_accepted(name, one, exchanges) for name, one in named),
-            *(_by_heartbeat(name, _answered(one, book)) for name, one in named),
-            *(self._reached(name, one, book) for name, one in named),
+            *(_by_heartbeat(name, _answered(one, snapshot)) for name, one in named),
+            *(self._reached(name, one, snapshot) for name, one in named),
             *(_resumed(name, one, sends) for name, one in named),
         ]
 
-    def _reached(self, name: str, one: Recovery, book: Book) -> Target:
+    def _reached(self, name: str, one: Recovery, snapshot: DatabaseSnapshot) -> Target:
         """Judge that heartbeats brought what was open for longer than they are apart, and a fair share of the rest.
 
         A phone's next heartbeat comes at any moment of an interval. So a delivery that was open for a part of the
         longest one is brought at least as likely as that part is large.
         """
         longest = (1 + SPREAD) * self.interval_seconds
-        heard = {each.key for each in _answered(one, book) if each.delivered_via == "heartbeat"}
-        open_seconds = {each.key: _open_seconds(each, one) for each in book.deliveries}
+        heard = {each.key for each in _answered(one, snapshot) if each.delivered_via == "heartbeat"}
+        open_seconds = {each.key: _open_seconds(each, one) for each in snapshot.deliveries}
         least = LEAST_BY_HEARTBEAT * sum(min(1, seconds / longest) for seconds in open_seconds.values())
         long = {key for key, seconds in open_seconds.items() if seconds >= longest}
         reached = len(heard & long)
@@ -138,8 +140,8 @@ class FcmOutages:
         return Target(f"{name}: open meanwhile, heard of by heartbeat", f"≥ {LEAST_BY_HEARTBEAT:.0%}", figure, held)
 
 
-def _failed_within(book: Book, begin: float, end: float) -> int:
-    attempts = (attempt for one in book.deliveries for attempt in one.attempts)
+def _failed_within(snapshot: DatabaseSnapshot, begin: float, end: float) -> int:
+    attempts = (attempt for one in snapshot.deliveries for attempt in one.attempts)
     return sum(one.outcome in FAILED and begin < one.started_at < end for one in attempts)
 
 
@@ -151,10 +153,10 @@ def _accepted(name: str, one: Recovery, exchanges: Sequence[Exchange]) -> Target
     return Target(f"{name}: commands accepted meanwhile", "all", *part(taken, len(meanwhile)))
 
 
-def _answered(one: Recovery, book: Book) -> list[Delivery]:
+def _answered(one: Recovery, snapshot: DatabaseSnapshot) -> list[Delivery]:
     """Return what phones answered in an outage, its first moments aside."""
     begin, end = one.begun_at + IN_THE_AIR_SECONDS, one.ended_at
-    return [each for each in book.deliveries if each.state in FINAL and begin < (each.settled_at or 0) < end]
+    return [each for each in snapshot.deliveries if each.state in FINAL and begin < (each.settled_at or 0) < end]
 
 
 def _open_seconds(delivery: Delivery, one: Recovery) -> float:

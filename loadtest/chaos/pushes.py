@@ -8,8 +8,17 @@ from math import inf
 from typing import Any, Final
 
 from loadtest.chaos import intervals
-from loadtest.chaos.intervals import Span
-from loadtest.chaos.ledgers import LEASE_SECONDS, TRANSACTION_SECONDS, Attempt, Book, Delivery, Key, none, part
+from loadtest.chaos.intervals import Interval
+from loadtest.chaos.ledgers import (
+    LEASE_SECONDS,
+    TRANSACTION_SECONDS,
+    Attempt,
+    DatabaseSnapshot,
+    Delivery,
+    Key,
+    none,
+    part,
+)
 from loadtest.fleet.credentials_file import Member
 from loadtest.load.targets import Target
 
@@ -73,19 +82,21 @@ class Pushed:
         return [(attempt, sends) for number, attempt in attempts if (sends := self.sends_of(number))]
 
 
-def compare(book: Book, sends: Sequence[Send], members: Iterable[Member], away: Sequence[Span]) -> list[Target]:
+def compare(
+    snapshot: DatabaseSnapshot, sends: Sequence[Send], members: Iterable[Member], away: Sequence[Interval]
+) -> list[Target]:
     """Return what has to hold between the database and FCM, each with its figure.
 
     `away` is when nobody could push, in Unix time. All members have a push token that FCM takes.
     """
     device_ids = {member.push_token: member.device_id for member in members}
     keyed = [((send["request_id"], device_ids[send["push_token"]]), send) for send in sends]
-    pushed, strange = _by_delivery(book, keyed)
-    attempts = [attempt for one in book.deliveries for attempt in one.attempts]
+    pushed, strange = _by_delivery(snapshot, keyed)
+    attempts = [attempt for one in snapshot.deliveries for attempt in one.attempts]
     arrived = sum(len(one.sends) for one in pushed) + strange
-    expiries = {one.key: one.expires_at for one in book.deliveries}
+    expiries = {one.key: one.expires_at for one in snapshot.deliveries}
     late = [over for key, send in keyed if (over := send["at"] - expiries.get(key, inf)) >= 0]
-    wrong = sum(first.outcome not in MAY_REPEAT for one in book.deliveries for first, _ in pairwise(one.attempts))
+    wrong = sum(first.outcome not in MAY_REPEAT for one in snapshot.deliveries for first, _ in pairwise(one.attempts))
     answered = sum(map(_is_answered, attempts))
     recorded, founded = sum(one.recorded() for one in pushed), sum(one.founded() for one in pushed)
     return [
@@ -95,10 +106,10 @@ def compare(book: Book, sends: Sequence[Send], members: Iterable[Member], away: 
         none("attempts still in flight", sum(one.outcome == "in_flight" for one in attempts)),
         none("attempts after one that FCM took", wrong),
         none("attempts given up within their lease", sum(map(_is_given_up_early, attempts))),
-        none("attempts begun before their pause was over", sum(map(_hasty, book.deliveries))),
-        none("attempts begun after their delivery was settled", sum(map(_belated, book.deliveries))),
+        none("attempts begun before their pause was over", sum(map(_hasty, snapshot.deliveries))),
+        none("attempts begun after their delivery was settled", sum(map(_belated, snapshot.deliveries))),
         none("messages FCM took twice, no attempt unknown", sum(one.taken_twice_unexplained() for one in pushed)),
-        _tried(book, away),
+        _tried(snapshot, away),
     ]
 
 
@@ -106,13 +117,13 @@ def _lateness(late: Sequence[float]) -> str:
     return f"{len(late):,}, by up to {max(late):.2f} s" if late else "0"
 
 
-def _by_delivery(book: Book, keyed: Iterable[tuple[Key, Send]]) -> tuple[list[Pushed], int]:
+def _by_delivery(snapshot: DatabaseSnapshot, keyed: Iterable[tuple[Key, Send]]) -> tuple[list[Pushed], int]:
     """Return each delivery with its messages, and how many messages belong to none."""
     found: defaultdict[Key, list[Send]] = defaultdict(list)
     for key, send in keyed:
         if send["answer"] != "unauthenticated":
             found[key].append(send)
-    pushed = [Pushed(one, found.pop(one.key, [])) for one in book.deliveries]
+    pushed = [Pushed(one, found.pop(one.key, [])) for one in snapshot.deliveries]
     return pushed, sum(map(len, found.values()))
 
 
@@ -155,17 +166,17 @@ def _belated(delivery: Delivery) -> int:
     return sum(one.started_at > until for one in delivery.attempts)
 
 
-def _tried(book: Book, away: Sequence[Span]) -> Target:
+def _tried(snapshot: DatabaseSnapshot, away: Sequence[Interval]) -> Target:
     """Judge that each push that came due was tried, unless its phone was quicker or nobody could push."""
     away = intervals.union(away)
-    missed = sum(_overdue_seconds(one, book.read_at, away) > PROMPT_SECONDS for one in book.deliveries)
-    tried = sum(bool(one.attempts) for one in book.deliveries)
-    untried, nobody = len(book.deliveries) - tried, intervals.length(away)
+    missed = sum(_overdue_seconds(one, snapshot.read_at, away) > PROMPT_SECONDS for one in snapshot.deliveries)
+    tried = sum(bool(one.attempts) for one in snapshot.deliveries)
+    untried, nobody = len(snapshot.deliveries) - tried, intervals.length(away)
     figure = f"{tried:,} tried, {untried:,} never; {missed:,} missed, {nobody:.0f} s aside"
     return Target("pushes that came due were tried", "all", figure, tried > 0 and not missed)
 
 
-def _overdue_seconds(delivery: Delivery, now: float, away: Sequence[Span]) -> float:
+def _overdue_seconds(delivery: Delivery, now: float, away: Sequence[Interval]) -> float:
     """Return for how long nobody tried the push that was due last, though somebody could have."""
     over_at = min(at for at in (delivery.received_at, delivery.settled_at, now) if at is not None)
     due_at = _due_at(delivery)

@@ -108,7 +108,7 @@ class Account:
     """How long after the trouble everything was settled; None: it was not, for as long as one waited."""
 
 
-class Crowd:
+class Traffic:
     """The phones of a roster and an admin, on one event loop."""
 
     def __init__(

@@ -500,10 +500,10 @@ class FcmStandin:
 
 def _message_in(body: bytes) -> dict[str, Any]:
     try:
-        said = orjson.loads(body)
+        content = orjson.loads(body)
     except orjson.JSONDecodeError:
         return {}
-    message = said.get("message") if isinstance(said, dict) else None
+    message = content.get("message") if isinstance(content, dict) else None
     return message if isinstance(message, dict) else {}
 
 

@@ -19,11 +19,11 @@ from rich.console import Console
 
 from loadtest.fleet.enrolling import NotEnrolled
 from loadtest.load import disturbances, targets, view
-from loadtest.load.disturbances import Trial
+from loadtest.load.disturbances import Disturbance
 from loadtest.load.report import document
-from loadtest.load.runner import GeneratorEnded, Load, Run, conduct
+from loadtest.load.runner import GeneratorEnded, Load, Run, run_load
 from loadtest.testbed import machine, testbed
-from loadtest.testbed.testbed import Ground, NotSeeded
+from loadtest.testbed.testbed import NotSeeded, ServerUnderTest
 from nexmdm.client import arguments
 from nexmdm.client.http_client import FleetClient, Refused, Unreachable
 
@@ -92,33 +92,33 @@ def _sigterm_like_ctrl_c() -> Iterator[None]:
 def _run(console: Console, options: dict[str, Any]) -> Run:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nexmdm-")))
-        place = stack.enter_context(_ground(console, options, folder))
+        place = stack.enter_context(_testbed(console, options, folder))
         with view.gathering(console, options["devices"]) as watch:
-            interval = testbed.gather(place, options["devices"], folder / "roster", watch)
-        trial = Trial(options["halfway"]) if options["halfway"] else None
-        run = Run(_load(options, place, folder / "roster", interval), place.serving, trial)
+            interval = testbed.enroll_fleet(place, options["devices"], folder / "roster", watch)
+        disturbance = Disturbance(options["halfway"]) if options["halfway"] else None
+        run = Run(_load(options, place, folder / "roster", interval), place.serving, disturbance)
         with view.shown(console, run) as watch, _server_time(run, place):
-            asyncio.run(conduct(run, place.admin, watch))
+            asyncio.run(run_load(run, place.admin, watch))
         return run
 
 
 @contextmanager
-def _ground(console: Console, options: dict[str, Any], folder: Path) -> Iterator[Ground]:
+def _testbed(console: Console, options: dict[str, Any], folder: Path) -> Iterator[ServerUnderTest]:
     if url := options["url"]:
         key, secret = settings.ADMIN_KEYS[0], settings.HMAC_SECRETS[0]
         with closing(FleetClient(url, key=key, secret=secret)) as admin:
-            yield Ground(admin, settings.HEARTBEAT_INTERVAL_SECONDS, url)
+            yield ServerUnderTest(admin, settings.HEARTBEAT_INTERVAL_SECONDS, url)
         return
     console.print("Starting a server and a stand-in for FCM …", highlight=False)
     kept = (options["keep"] or folder).resolve()
     kept.mkdir(parents=True, exist_ok=True)
     interval = options["interval"] or settings.HEARTBEAT_INTERVAL_SECONDS
     commands = options["commands_per_minute"]
-    with testbed.of_its_own(folder, kept / "data", interval_seconds=interval, commands_per_minute=commands) as own:
+    with testbed.started(folder, kept / "data", interval_seconds=interval, commands_per_minute=commands) as own:
         yield own
 
 
-def _load(options: dict[str, Any], place: Ground, fleet: Path, server_interval: int) -> Load:
+def _load(options: dict[str, Any], place: ServerUnderTest, fleet: Path, server_interval: int) -> Load:
     interval = options["interval"] or server_interval
     return Load(
         server=place.described,
@@ -138,7 +138,7 @@ def _load(options: dict[str, Any], place: Ground, fleet: Path, server_interval: 
 
 
 @contextmanager
-def _server_time(run: Run, place: Ground) -> Iterator[None]:
+def _server_time(run: Run, place: ServerUnderTest) -> Iterator[None]:
     """Note how much of a core each part of a server of our own takes."""
     if place.serving is None:
         yield

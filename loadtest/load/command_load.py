@@ -88,7 +88,7 @@ def _histogram(spans: Iterator[tuple[float | None, float | None]]) -> Histogram:
     return histogram
 
 
-class Commander:
+class CommandLoad:
     """Issues commands to random phones, so many a minute, whatever became of those before."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What a run may have to bear from its half on: a restart of the web workers, strangers, rubbish.
+"""What a run may have to bear from its half on: a restart of the web workers, invalid_tokens, malformed.
 
 The first half is the measure of the second, so that both have the same machine, fleet and hour.
 """
@@ -23,17 +23,17 @@ from loadtest.fleet.credentials_file import Member
 from loadtest.testbed import machine
 from loadtest.testbed.serving import Serving
 
-Kind = Literal["restart", "strangers", "rubbish"]
+Kind = Literal["restart", "invalid_tokens", "malformed"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 
-STRANGERS_PER_SECOND: Final = 500
-RUBBISH_PER_SECOND: Final = 100
+INVALID_TOKENS_PER_SECOND: Final = 500
+MALFORMED_PER_SECOND: Final = 100
 PREPARED: Final = 5000
 LAST_ANSWERS_SECONDS: Final = 1
 _POLL_SECONDS: Final = 0.05
 _ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _SECRET: Final = slice(27, 70)
-_RUBBISH: Final = (
+_MALFORMED: Final = (
     b'{"status":{"note":"\\u0000"}}',
     b'{"status":{"note":"\\ud800"}}',
     b'{"status":{"\\udfff":1}}',
@@ -52,8 +52,8 @@ _RUBBISH: Final = (
 
 
 @dataclass(slots=True)
-class Trial:
-    """What is to be borne, and what became of it: the statuses that nuisances got, when the web was back."""
+class Disturbance:
+    """What is to be borne, and what became of it: the statuses that disturbing requests got, when the web was back."""
 
     kind: Kind
     sent: int = 0
@@ -61,36 +61,36 @@ class Trial:
     back_at: float | None = None
 
     @property
-    def pesters(self) -> bool:
-        """Whether it consists of nuisances."""
+    def sends_requests(self) -> bool:
+        """Whether it consists of disturbing requests."""
         return self.kind != "restart"
 
     @property
     def per_second(self) -> int:
-        """How many nuisances there are to be."""
-        return STRANGERS_PER_SECOND if self.kind == "strangers" else RUBBISH_PER_SECOND
+        """How many disturbing requests there are to be."""
+        return INVALID_TOKENS_PER_SECOND if self.kind == "invalid_tokens" else MALFORMED_PER_SECOND
 
     @property
     def expected(self) -> set[int]:
-        """The statuses that a nuisance may get: rubbish is recorded without what cannot be stored, or refused."""
-        return {401, 429} if self.kind == "strangers" else {200, 400, 422}
+        """The statuses that it may get: malformed bodies are recorded without what cannot be stored, or refused."""
+        return {401, 429} if self.kind == "invalid_tokens" else {200, 400, 422}
 
 
-def write_nuisances(path: Path, trial: Trial, members: Sequence[Member]) -> None:
+def write_requests(path: Path, disturbance: Disturbance, members: Sequence[Member]) -> None:
     """Write what the generators are to send besides: a line each, with mode 0600."""
-    nuisances = strangers(members) if trial.kind == "strangers" else _rubbish(members)
+    disturbing_requests = invalid_tokens(members) if disturbance.kind == "invalid_tokens" else _malformed(members)
     path.touch(mode=0o600)
-    lines = (orjson.dumps([bearer, body.decode("latin-1")]) for bearer, body in islice(nuisances, PREPARED))
+    lines = (orjson.dumps([bearer, body.decode("latin-1")]) for bearer, body in islice(disturbing_requests, PREPARED))
     path.write_bytes(b"\n".join(lines))
 
 
-def read_nuisances(path: Path) -> list[tuple[str, bytes]]:
-    """Return the bearers and bodies of the nuisances in a file."""
+def read_requests(path: Path) -> list[tuple[str, bytes]]:
+    """Return the bearers and bodies of the disturbing requests in a file."""
     pairs = map(orjson.loads, path.read_bytes().splitlines())
     return [(bearer, body.encode("latin-1")) for bearer, body in pairs]
 
 
-async def restart(trial: Trial, serving: Serving) -> None:
+async def restart(disturbance: Disturbance, serving: Serving) -> None:
     """Have the web worker stop as for an upgrade; its parent starts it again. Return when it serves."""
     process = serving.child("web-1")
     os.kill(process, signal.SIGTERM)
@@ -98,10 +98,10 @@ async def restart(trial: Trial, serving: Serving) -> None:
         await asyncio.sleep(_POLL_SECONDS)
     async with httpx.AsyncClient(timeout=30) as client:
         (await client.get(f"{serving.url}/healthz")).raise_for_status()
-    trial.back_at = time.monotonic()
+    disturbance.back_at = time.monotonic()
 
 
-def strangers(members: Sequence[Member]) -> Iterator[tuple[str, bytes]]:
+def invalid_tokens(members: Sequence[Member]) -> Iterator[tuple[str, bytes]]:
     """Yield tokens of known phones with a secret that is not theirs, well-formed to the check sum."""
     while True:
         token = random.choice(members).device_token
@@ -110,10 +110,10 @@ def strangers(members: Sequence[Member]) -> Iterator[tuple[str, bytes]]:
         yield head + _base62(zlib.crc32(head.encode()), 6), b"{}"
 
 
-def _rubbish(members: Sequence[Member]) -> Iterator[tuple[str, bytes]]:
+def _malformed(members: Sequence[Member]) -> Iterator[tuple[str, bytes]]:
     """Yield good tokens with bodies that must not reach the database as they are."""
     while True:
-        yield random.choice(members).device_token, random.choice(_RUBBISH)
+        yield random.choice(members).device_token, random.choice(_MALFORMED)
 
 
 def _base62(number: int, length: int) -> str:

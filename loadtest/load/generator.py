@@ -31,7 +31,7 @@ import uvloop
 from loadtest.fake_fcm.journal import JournalTail
 from loadtest.fleet import credentials_file
 from loadtest.fleet.credentials_file import Member
-from loadtest.load.disturbances import read_nuisances
+from loadtest.load.disturbances import read_requests
 from loadtest.load.figures import Figures, Kind
 from loadtest.testbed.connections import ANSWER_SECONDS, Pool, Server, understood, with_body
 from nexmdm.client.phone import Agent, Channel, Credentials, Envelope
@@ -54,8 +54,8 @@ class Plan:
     """What one generator has to do.
 
     `scale` takes the server's `next_heartbeat_seconds` to the interval of this run. `journal` is the stand-in's file,
-    from which phones get their pushes; empty: they get none. `nuisances` is the file of what is sent besides, at an
-    even rate between two seconds of the run; empty: nothing.
+    from which phones get their pushes; empty: they get none. `disturbing requests` is the file of what is sent besides,
+    at an even rate between two seconds of the run; empty: nothing.
     """
 
     url: str
@@ -68,7 +68,7 @@ class Plan:
     scale: float
     connections: int
     journal: str
-    nuisances: str = ""
+    disturbing_requests: str = ""
     nuisances_per_second: float = 0
     nuisances_from: float = 0
     nuisances_until: float = 0
@@ -127,17 +127,17 @@ class Generator:
         self._chores: list[asyncio.Task[None]] = []
         self._at_work: set[asyncio.Task[None]] = set()
         self._under_way = 0
-        self._nuisances = self._read_nuisances(server)
+        self._disturbing_requests = self._read_disturbing_requests(server)
         self.nuisances_sent = 0
         self.nuisance_statuses: Counter[int] = Counter()
         self.figures = Figures()
         self.results: list[tuple[str, float, Channel]] = []
         """Commands that were answered: their request id, when, and by which channel they had come."""
 
-    def _read_nuisances(self, server: Server) -> Iterator[bytes]:
-        if not self._plan.nuisances:
+    def _read_disturbing_requests(self, server: Server) -> Iterator[bytes]:
+        if not self._plan.disturbing_requests:
             return iter(())
-        pairs = read_nuisances(Path(self._plan.nuisances))
+        pairs = read_requests(Path(self._plan.disturbing_requests))
         heads = (server.head("POST", "/v1/heartbeat", {"Authorization": f"Bearer {bearer}"}) for bearer, _ in pairs)
         return cycle([head + with_body(body) for head, (_, body) in zip(heads, pairs, strict=True)])
 
@@ -153,7 +153,7 @@ class Generator:
         )
         for number, due in enumerate(dues):
             self._schedule(starts_at + due, number)
-        if plan.nuisances:
+        if plan.disturbing_requests:
             heappush(self._dues, (starts_at + plan.nuisances_from, NUISANCE))
         self._tick()
         self._chores.append(asyncio.create_task(self._sweep()))
@@ -180,7 +180,7 @@ class Generator:
         while dues and dues[0][0] <= now:
             due, number = heappop(dues)
             if number == NUISANCE:
-                self._pester(due)
+                self._send_disturbance(due)
                 continue
             self.figures.due(due - self._starts_at, now - due)
             self._beat(number, due, regular=True)
@@ -192,16 +192,16 @@ class Generator:
         request = self._heartbeat + self._bearers[number] + next(self._bodies)
         self._pool.send(request, partial(self._beaten, number, due, regular))
 
-    def _pester(self, due: float) -> None:
-        """Send a nuisance, and have the next one due."""
+    def _send_disturbance(self, due: float) -> None:
+        """Send a disturbing request, and have the next one due."""
         self._under_way += 1
         self.nuisances_sent += 1
-        self._pool.send(next(self._nuisances), self._pestered)
+        self._pool.send(next(self._disturbing_requests), self._disturbance_ended)
         following = due + 1 / self._plan.nuisances_per_second
         if following < self._starts_at + self._plan.nuisances_until:
             heappush(self._dues, (following, NUISANCE))
 
-    def _pestered(self, status: int, _: bytes) -> None:
+    def _disturbance_ended(self, status: int, _: bytes) -> None:
         self._under_way -= 1
         self.nuisance_statuses[status] += 1
 
@@ -215,9 +215,9 @@ class Generator:
 
     def _wait(self, answer: dict[str, Any]) -> float:
         """Return the seconds from one due time to the next: the server's word, else the phone's own interval."""
-        said: int | None = answer.get("next_heartbeat_seconds")
-        if said is not None:
-            return said * self._plan.scale
+        seconds: int | None = answer.get("next_heartbeat_seconds")
+        if seconds is not None:
+            return seconds * self._plan.scale
         return self._chance.uniform(0.9, 1.1) * self._plan.interval_seconds
 
     async def _carry_out(self, number: int, answer: dict[str, Any]) -> None:
@@ -314,7 +314,7 @@ def _seen(generator: Generator) -> dict[str, Any]:
         "results": results,
         "cpu_seconds": time.process_time(),
         "nuisances_sent": sent,
-        "nuisances": {str(status): count for status, count in statuses.items()},
+        "disturbing_requests": {str(status): count for status, count in statuses.items()},
     }
 
 

@@ -18,8 +18,8 @@ import orjson
 from loadtest.fake_fcm.journal import JournalTail
 from loadtest.fleet import credentials_file
 from loadtest.load import disturbances
-from loadtest.load.command_load import Commander, Ledger
-from loadtest.load.disturbances import Trial
+from loadtest.load.command_load import CommandLoad, Ledger
+from loadtest.load.disturbances import Disturbance
 from loadtest.load.figures import Figures
 from loadtest.load.generator import Plan
 from loadtest.testbed import machine
@@ -95,9 +95,9 @@ class Load:
             journal=str(self.journal or ""),
         )
 
-    def nuisances(self) -> Path:
-        """Return where the nuisances of a trial are written, beside the roster."""
-        return self.roster.with_name("nuisances")
+    def disturbing_requests(self) -> Path:
+        """Return where the disturbing requests of a trial are written, beside the roster."""
+        return self.roster.with_name("disturbing_requests")
 
 
 @dataclass(slots=True)
@@ -106,7 +106,7 @@ class Run:
 
     load: Load
     serving: Serving | None = None
-    trial: Trial | None = None
+    disturbance: Disturbance | None = None
     figures: Figures = field(default_factory=Figures)
     ledger: Ledger = field(default_factory=Ledger)
     begun: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -134,35 +134,39 @@ class Run:
         return self.measured_since + self.load.duration_seconds / 2
 
     def plan(self, part: int) -> Plan:
-        """Return one generator's share, of a trial's nuisances too."""
+        """Return one generator's share, of a trial's disturbing requests too."""
         plan = self.load.plan(part)
-        if self.trial is None or not self.trial.pesters:
+        if self.disturbance is None or not self.disturbance.sends_requests:
             return plan
         return replace(
             plan,
-            nuisances=str(self.load.nuisances()),
-            nuisances_per_second=self.trial.per_second / self.load.processes,
+            disturbing_requests=str(self.load.disturbing_requests()),
+            nuisances_per_second=self.disturbance.per_second / self.load.processes,
             nuisances_from=self.half,
             nuisances_until=self.load.seconds - disturbances.LAST_ANSWERS_SECONDS,
         )
 
     def take(self, part: int, line: bytes) -> None:
         """Add what a generator has seen."""
-        said = orjson.loads(line)
-        if self.trial is not None:
-            self.trial.sent += said["nuisances_sent"]
-            self.trial.statuses.update({int(status): count for status, count in said["nuisances"].items()})
-        self.figures.merge(Figures.of(said["figures"]))
-        self.cpu_seconds[part] = said["cpu_seconds"]
-        for request_id, at, _ in said["results"]:
+        content = orjson.loads(line)
+        if self.disturbance is not None:
+            self.disturbance.sent += content["nuisances_sent"]
+            self.disturbance.statuses.update(
+                {int(status): count for status, count in content["disturbing_requests"].items()}
+            )
+        self.figures.merge(Figures.of(content["figures"]))
+        self.cpu_seconds[part] = content["cpu_seconds"]
+        for request_id, at, _ in content["results"]:
             self.ledger.settled(request_id, at)
 
 
-async def conduct(run: Run, admin: FleetClient, watch: Callable[[], None]) -> None:
+async def run_load(run: Run, admin: FleetClient, watch: Callable[[], None]) -> None:
     """Carry out a run to its end; `watch` is called four times a second. Raises GeneratorEnded."""
     async with AsyncExitStack() as stack:
-        if run.trial is not None and run.trial.pesters:
-            disturbances.write_nuisances(run.load.nuisances(), run.trial, credentials_file.read(run.load.roster))
+        if run.disturbance is not None and run.disturbance.sends_requests:
+            disturbances.write_requests(
+                run.load.disturbing_requests(), run.disturbance, credentials_file.read(run.load.roster)
+            )
         generators = [await _start(run.plan(part)) for part in range(run.load.processes)]
         for generator in generators:
             stack.push_async_callback(_stop, generator)
@@ -230,7 +234,7 @@ async def _command(run: Run, admin: FleetClient) -> None:
     if not load.commands_per_minute:
         return
     device_ids = [member.device_id for member in credentials_file.read(load.roster)]
-    commander = Commander(
+    commander = CommandLoad(
         admin, device_ids, per_minute=load.commands_per_minute, figures=run.figures, ledger=run.ledger
     )
     try:
@@ -242,16 +246,16 @@ async def _command(run: Run, admin: FleetClient) -> None:
 
 async def _restart(run: Run) -> None:
     """Restart the web halfway, if that is the trial."""
-    if run.trial is None or run.trial.pesters:
+    if run.disturbance is None or run.disturbance.sends_requests:
         return
     assert run.serving is not None
     await asyncio.sleep(run.starts_at + run.half - time.monotonic())
-    await disturbances.restart(run.trial, run.serving)
+    await disturbances.restart(run.disturbance, run.serving)
 
 
 async def _weigh(run: Run) -> None:
     """Note the memory of a web worker of our own every few seconds."""
-    if run.serving is None or (run.trial and not run.trial.pesters):
+    if run.serving is None or (run.disturbance and not run.disturbance.sends_requests):
         return
     process = run.serving.child("web-1")
     while True:

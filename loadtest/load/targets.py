@@ -15,7 +15,7 @@ MOST_GROWTH_PERCENT: Final = 5
 MOST_AWAY_SECONDS: Final = 5
 MOST_SLOWER: Final = 2
 LEAST_SENT: Final = 0.95
-"""How many of the nuisances of a trial have to have been sent, for it to be one."""
+"""How many of the disturbing requests of a trial have to have been sent, for it to be one."""
 
 MOST_IN_FLIGHT: Final = CONNECTIONS
 LATE_P99_MS: Final = 10
@@ -35,7 +35,7 @@ class Target:
 def judged(run: Run) -> list[Target]:
     """Return the targets that this run can be held to: dispatch is one where there are commands and a stand-in."""
     heartbeats = _heartbeats(run)
-    aside = ", the gap aside" if run.trial and run.trial.kind == "restart" else ""
+    aside = ", the gap aside" if run.disturbance and run.disturbance.kind == "restart" else ""
     targets = [
         _errors(run),
         _latency(f"heartbeat p95{aside}", heartbeats, 95, run.load.p95_ms),
@@ -49,14 +49,14 @@ def judged(run: Run) -> list[Target]:
 
 def _heartbeats(run: Run) -> Histogram:
     """Return the latencies that count: all but those of the seconds in which a restart had no web worker."""
-    gap = ceil(_back(run)) - int(run.half) if run.trial and run.trial.kind == "restart" else 0
+    gap = ceil(_back(run)) - int(run.half) if run.disturbance and run.disturbance.kind == "restart" else 0
     before = run.figures.latencies("heartbeat", since=run.measured_since, until=int(run.half))
     return merged((before, run.figures.latencies("heartbeat", since=int(run.half) + gap)))
 
 
 def _back(run: Run) -> float:
     """Return the second in which the web was back after a restart."""
-    return run.trial.back_at - run.starts_at if run.trial and run.trial.back_at else run.half
+    return run.disturbance.back_at - run.starts_at if run.disturbance and run.disturbance.back_at else run.half
 
 
 def error_percent(run: Run) -> float | None:
@@ -96,20 +96,22 @@ def _memory(run: Run) -> Iterator[Target]:
 
 def _trial(run: Run) -> Iterator[Target]:
     """Judge the second half by the first; at a restart, the new worker's first minute by the old one's last."""
-    if (trial := run.trial) is None:
+    if (disturbance := run.disturbance) is None:
         return
     after = run.half
-    if trial.kind == "restart":
+    if disturbance.kind == "restart":
         after = _back(run)
         away = after - run.half
         yield Target("web away", f"< {MOST_AWAY_SECONDS} s", f"{away:.1f} s", 0 < away < MOST_AWAY_SECONDS)
         yield _failed_with_the_worker(run, after)
     else:
-        met = sum(trial.statuses[status] for status in trial.expected)
-        enough = trial.sent > LEAST_SENT * trial.per_second * (run.load.duration_seconds / 2 - LAST_ANSWERS_SECONDS)
-        words = " or ".join(map(str, sorted(trial.expected)))
-        figure = f"{met:,} of {trial.sent:,}"
-        yield Target(f"{trial.kind} get {words}", "all", figure, enough and met == trial.sent)
+        met = sum(disturbance.statuses[status] for status in disturbance.expected)
+        enough = disturbance.sent > LEAST_SENT * disturbance.per_second * (
+            run.load.duration_seconds / 2 - LAST_ANSWERS_SECONDS
+        )
+        words = " or ".join(map(str, sorted(disturbance.expected)))
+        figure = f"{met:,} of {disturbance.sent:,}"
+        yield Target(f"{disturbance.kind} get {words}", "all", figure, enough and met == disturbance.sent)
     half, back = int(run.half), ceil(after)
     without = run.figures.latencies("heartbeat", since=max(run.measured_since, half - 60), until=half)
     with_it = run.figures.latencies("heartbeat", since=back, until=back + 60)

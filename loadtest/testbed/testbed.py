@@ -32,7 +32,7 @@ class NotSeeded(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
+class ServerUnderTest:
     """A server: its admin, the interval that it tells phones, and what is ours: itself, the journal of its FCM."""
 
     admin: FleetClient
@@ -43,9 +43,9 @@ class Ground:
 
 
 @contextmanager
-def of_its_own(
+def started(
     folder: Path, data_dir: Path, *, interval_seconds: int, commands_per_minute: int, answer_ms: int = 0
-) -> Iterator[Ground]:
+) -> Iterator[ServerUnderTest]:
     """Start a server with this data folder, and what it needs in `folder`; both end with the block.
 
     `answer_ms` is what the stand-in for FCM takes for each answer.
@@ -60,7 +60,7 @@ def of_its_own(
         served(data_dir, **fcm, **limits) as serving,
         closing(serving.admin()) as admin,
     ):
-        yield Ground(admin, interval, _described(), serving, folder / "journal")
+        yield ServerUnderTest(admin, interval, _described(), serving, folder / "journal")
 
 
 @contextmanager
@@ -95,17 +95,17 @@ def standin(folder: Path, answer_ms: int = 0) -> Iterator[dict[str, str]]:
             process.terminate()
 
 
-def gather(ground: Ground, count: int, path: Path, watch: Callable[[], None]) -> int:
+def enroll_fleet(testbed: ServerUnderTest, count: int, path: Path, watch: Callable[[], None]) -> int:
     """Have so many phones that the server knows, write the roster, and return the interval that they are told.
 
     `watch` is told of each that registers. Raises NotSeeded, and what enrol() raises.
     """
     if count > MOST_REGISTERED:
-        environment = ground.serving.environment if ground.serving else None
-        seed(environment, count, path, with_push_tokens=ground.journal is not None)
-        return ground.interval_seconds
+        environment = testbed.serving.environment if testbed.serving else None
+        seed(environment, count, path, with_push_tokens=testbed.journal is not None)
+        return testbed.interval_seconds
     members, interval_seconds = enrolling.enrol(
-        ground.admin, count, with_push_tokens=ground.journal is not None, watch=watch
+        testbed.admin, count, with_push_tokens=testbed.journal is not None, watch=watch
     )
     credentials_file.write(path, members)
     return interval_seconds

@@ -6,22 +6,22 @@ from uuid import UUID
 from django.db.models import Q
 
 from nexmdm.common.read_only_admin.base import Column, ReadOnlyAdmin
-from nexmdm.common.read_only_admin.filters import Age, Between, KnownChoices
+from nexmdm.common.read_only_admin.filters import AgeFilter, ChoiceFilter, DateRangeFilter
 
 
-class AuditAge(Age):
+class AuditAge(AgeFilter):
     """By how long ago the request came."""
 
     column = "at"
 
 
-class AuditTime(Between):
+class AuditTime(DateRangeFilter):
     """By when the request came."""
 
     column = "at"
 
 
-class MethodFilter(KnownChoices):
+class MethodFilter(ChoiceFilter):
     """By the request's method."""
 
     title = "method"
@@ -32,7 +32,7 @@ class MethodFilter(KnownChoices):
         return {method: Q(method=method) for method in ("POST", "PATCH", "PUT", "DELETE")}
 
 
-class EndingFilter(KnownChoices):
+class EndingFilter(ChoiceFilter):
     """By whether the request was carried out."""
 
     title = "ending"

@@ -8,7 +8,7 @@ from typing import Final
 from django.db.models import Model
 
 from commands.admin.filters import HTTP_STATUSES
-from commands.models import FCM_ERRORS, OPEN, Attempt, Delivery, Outcome
+from commands.models import FCM_ERRORS, OPEN, Attempt, AttemptOutcome, Delivery
 from devices.models import Device
 from nexmdm.common import database
 from nexmdm.common.read_only_admin.base import address_of
@@ -89,8 +89,8 @@ def _pushes() -> Chart:
 def _to_pushes(pushes: Pushes) -> str:
     """Return the address of the attempts with this code."""
     if pushes.code == "OK":
-        return _to(Attempt, age="1 day", outcome=Outcome.ACCEPTED.value)
-    if pushes.code.lower() in Outcome.values:
+        return _to(Attempt, age="1 day", outcome=AttemptOutcome.ACCEPTED.value)
+    if pushes.code.lower() in AttemptOutcome.values:
         return _to(Attempt, age="1 day", outcome=pushes.code.lower())
     if pushes.code.isdigit():
         known = int(pushes.code) in HTTP_STATUSES
@@ -98,8 +98,8 @@ def _to_pushes(pushes: Pushes) -> str:
     return _to(Attempt, age="1 day", fcm_error=pushes.code if pushes.code in FCM_ERRORS else "other")
 
 
-def _to(model: type[Model], **narrowed_by: str) -> str:
-    return address_of(model, "changelist", **narrowed_by)
+def _to(model: type[Model], **filters: str) -> str:
+    return address_of(model, "changelist", **filters)
 
 
 def _bars(counts: Iterable[tuple[str, int, str, str]]) -> list[Bar]:

@@ -71,7 +71,7 @@ class SiteTurn:
 @contextmanager
 def given_up() -> Iterator[None]:
     """Hold neither connection nor turn within the block, which runs in a request's thread or in a command."""
-    database.release()
+    database.release_connections()
     turn = _current.get()
     if turn is None:
         yield

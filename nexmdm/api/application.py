@@ -30,7 +30,7 @@ from nexmdm.auth.rate_limits import RateLimited
 from nexmdm.auth.signed_call import SignedCaller
 from nexmdm.auth.signed_request import DEVICE, SIGNED
 from nexmdm.common import database, pagination, problems
-from nexmdm.common.database import unit
+from nexmdm.common.database import run_in_db_thread
 from nexmdm.common.overload import gates
 from nexmdm.common.problems import Problem
 from nexmdm.common.tolerance import tolerant_json
@@ -81,7 +81,7 @@ ERRORS: Final[dict[type[Exception], tuple[int, str, dict[str, str]]]] = {
     check_in.Overloaded: (503, "overloaded", {}),
     check_in.Draining: (503, "overloaded", {}),
     gates.GateFull: (503, "overloaded", {}),
-    database.Contended: (503, "overloaded", {}),
+    database.DeadlockRetriesExhausted: (503, "overloaded", {}),
 }
 
 
@@ -100,7 +100,7 @@ class OrjsonParser(Parser):
 _PAGE: Final[dict[str, Any]] = {"validatorUrl": None, "docExpansion": "list", "defaultModelsExpandDepth": 0}
 
 
-class LeanAPI(DescribedAPI):
+class NexmdmAPI(DescribedAPI):
     """Ninja, without the response that it prepares for each call: every operation here answers with one of its own."""
 
     _unused: Final = HttpResponse()
@@ -115,7 +115,7 @@ class LeanAPI(DescribedAPI):
         return self._unused
 
 
-api = LeanAPI(
+api = NexmdmAPI(
     errors=ERRORS,
     title="NexMDM",
     version="1",
@@ -186,7 +186,7 @@ def _too_many_parameters(request: HttpRequest, error: TooManyFieldsSent) -> Http
 
 
 def _database_unavailable(request: HttpRequest, error: Exception) -> HttpResponse:
-    log.error("database.unavailable", error=type(error).__name__, detail=database.told(error)[:200])
+    log.error("database.unavailable", error=type(error).__name__, detail=database.safe_message(error)[:200])
     return problems.DATABASE_UNAVAILABLE.response()
 
 
@@ -266,7 +266,7 @@ async def _record_refusal(signed: SignedCaller, response: HttpResponse) -> None:
     if status < HTTPStatus.BAD_REQUEST or status == HTTPStatus.TOO_MANY_REQUESTS:
         return
     try:
-        await unit(entries.record, signed, status=status, code=orjson.loads(response.content)["code"])
+        await run_in_db_thread(entries.record, signed, status=status, code=orjson.loads(response.content)["code"])
     except (DatabaseError, InterfaceError) as error:
         if status < HTTPStatus.INTERNAL_SERVER_ERROR:
             raise

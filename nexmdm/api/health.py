@@ -12,10 +12,10 @@ from django.http import HttpRequest, HttpResponse
 from ninja import Router
 
 from nexmdm.common import addresses, database, problems
-from nexmdm.common.database import unit
+from nexmdm.common.database import run_in_db_thread
 from nexmdm.common.overload.shared_lookup import SharedLookup
 from nexmdm.common.problems import Problem
-from nexmdm.common.types import Answer, respond
+from nexmdm.common.types import ResponseSchema, respond
 from nexmdm.http import refusals
 from nexmdm.http.guard import guard
 from nexmdm.monitoring import dispatcher_status, metrics
@@ -39,13 +39,13 @@ FORWARDING: Final = (
 """Headers that proxies send: with one of them, the peer is not the client."""
 
 
-class Health(Answer):
+class Health(ResponseSchema):
     """The process serves."""
 
     status: str
 
 
-class Readiness(Answer):
+class Readiness(ResponseSchema):
     """Whether requests can be served, and (never making it 503) how dispatching and pushing stand."""
 
     status: str
@@ -96,7 +96,7 @@ def _readiness() -> Readiness:
     )
 
 
-_ready: Final = SharedLookup(lambda: database.at_once(_readiness), fresh_seconds=FRESH_SECONDS)
+_ready: Final = SharedLookup(lambda: database.run_in_db_thread_ungated(_readiness), fresh_seconds=FRESH_SECONDS)
 
 
 def _missing_migrations() -> int:
@@ -117,12 +117,12 @@ async def read_metrics(request: HttpRequest) -> HttpResponse:
     """
     if refusal := _refuse_metrics(request):
         return refusal.response()
-    metrics.hand_over()
+    metrics.flush_buffers()
     text: Any = await _exposition.outcome()
     return HttpResponse(text, content_type=metrics.CONTENT_TYPE)
 
 
-_exposition: Final = SharedLookup(lambda: unit(metrics.exposition))
+_exposition: Final = SharedLookup(lambda: run_in_db_thread(metrics.exposition))
 
 
 def _refuse_metrics(request: HttpRequest) -> Problem | None:

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class WriteResult:
     """The outcome of a signed write: its answer, and what the audit and a repeat should know.
 
     `secrets` are shown in the answer and never stored; `kept` False (a dry run) stores nothing for a repeat.
@@ -30,7 +30,10 @@ class Caller(Protocol):
         """Who calls, whichever of its keys it used."""
 
     async def run(
-        self, work: Callable[[], Done], *, reveal: Callable[[dict[str, Any]], Mapping[str, str]] | None = None
+        self,
+        work: Callable[[], WriteResult],
+        *,
+        restore_secrets: Callable[[dict[str, Any]], Mapping[str, str]] | None = None,
     ) -> HttpResponse:
         """Do the work once, in one transaction with its audit entry and stored answer; a repeat gets the answer again.
 

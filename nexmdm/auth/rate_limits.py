@@ -10,7 +10,7 @@ from uuid import UUID
 from django.conf import settings
 
 from nexmdm.auth.address_limits import AddressLimit, count
-from nexmdm.common.database import device_unit, lookup_unit, unit
+from nexmdm.common.database import device_unit, lookup_unit, run_in_db_thread
 from nexmdm.common.overload.gates import GateFull
 from nexmdm.common.problems import Problem
 
@@ -71,7 +71,7 @@ async def count_call(principal: str, *, writes: bool) -> None:
     """Count a signed call of a principal. Raises RateLimited beyond its limit."""
     rate = settings.ADMIN_RATE_LIMIT if writes else settings.ADMIN_READ_RATE_LIMIT
     group = "write" if writes else "read"
-    _refuse_above_limit(await unit(count, group, principal, rate), f"{group}s")
+    _refuse_above_limit(await run_in_db_thread(count, group, principal, rate), f"{group}s")
 
 
 def _refuse_above_limit(usage: dict[str, Any], limit: str) -> None:

@@ -11,12 +11,12 @@ from django.db import transaction
 from django.http import HttpResponse
 
 from nexmdm.audit import entries
-from nexmdm.auth.callers import Done
+from nexmdm.auth.callers import WriteResult
 from nexmdm.common import database
-from nexmdm.common.database import unit
+from nexmdm.common.database import run_in_db_thread
 from nexmdm.models import StoredAnswer
 
-Reveal = Callable[[dict[str, Any]], Mapping[str, str]]
+RestoreSecrets = Callable[[dict[str, Any]], Mapping[str, str]]
 
 
 class IdempotencyInFlight(Exception):
@@ -45,24 +45,26 @@ class SignedCaller:
         """What makes two requests the same: SHA-256 of method, target and body hash."""
         return hashlib.sha256(f"{self.method}\n{self.target}\n{self.body_sha256}".encode()).digest()
 
-    async def run(self, work: Callable[[], Done], *, reveal: Reveal | None = None) -> HttpResponse:
+    async def run(
+        self, work: Callable[[], WriteResult], *, restore_secrets: RestoreSecrets | None = None
+    ) -> HttpResponse:
         """Do the work once and answer; a repeat of the request gets the stored answer, `Idempotent-Replayed: true`.
 
         Work, audit entry and stored answer commit together, or nothing does. Raises IdempotencyInFlight,
         IdempotencyKeyReused, and what the work raises.
         """
-        body, replayed = await unit(database.retrying, partial(self._run, work, reveal))
+        body, replayed = await run_in_db_thread(database.retry_on_deadlock, partial(self._run, work, restore_secrets))
         response = HttpResponse(body, content_type="application/json")
         if replayed:
             response["Idempotent-Replayed"] = "true"
         return response
 
-    def _run(self, work: Callable[[], Done], reveal: Reveal | None) -> tuple[bytes, bool]:
+    def _run(self, work: Callable[[], WriteResult], restore_secrets: RestoreSecrets | None) -> tuple[bytes, bool]:
         with transaction.atomic():
             self._lock()
             stored = StoredAnswer.objects.filter(principal=self.principal, key=self.idempotency_key).first()
             if stored is not None:
-                return self._replay(stored, reveal), True
+                return self._replay(stored, restore_secrets), True
             done = work()
             answer = done.answer.model_dump_json()
             if done.kept:
@@ -80,10 +82,10 @@ class SignedCaller:
         if not locked:
             raise IdempotencyInFlight
 
-    def _replay(self, stored: StoredAnswer, reveal: Reveal | None) -> bytes:
+    def _replay(self, stored: StoredAnswer, restore_secrets: RestoreSecrets | None) -> bytes:
         if bytes(stored.fingerprint) != self.fingerprint:
             raise IdempotencyKeyReused
-        secrets = reveal(orjson.loads(stored.body)) if reveal else {}
+        secrets = restore_secrets(orjson.loads(stored.body)) if restore_secrets else {}
         return _with_secrets(stored.body, secrets)
 
     def _store(self, answer: str) -> None:

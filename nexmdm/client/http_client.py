@@ -237,21 +237,23 @@ def _pause(trouble: Refused | Unreachable) -> float | None:
 
 
 def _answer(response: httpx.Response) -> Json:
-    said = _json(response)
-    if response.status_code == 200 and said:
-        return said
-    code, detail = said.get("code"), said.get("detail")
+    content = _json(response)
+    if response.status_code == 200 and content:
+        return content
+    code, detail = content.get("code"), content.get("detail")
     if isinstance(code, str) and isinstance(detail, str):
         wait = response.headers.get("Retry-After", "")
         seconds = int(wait) if re.fullmatch(r"[0-9]{1,9}", wait) else None
-        raise Refused(response.status_code, code, detail, _errors(said.get("errors")), seconds, _clock_ahead(response))
+        raise Refused(
+            response.status_code, code, detail, _errors(content.get("errors")), seconds, _clock_ahead(response)
+        )
     shown = " ".join(response.text.split())[:_SHOWN_OF_A_STRANGER]
     raise Refused(response.status_code, "", f"This does not look like NexMDM; it answered: {shown}")
 
 
-def _errors(said: Any) -> list[Json]:
+def _errors(content: Any) -> list[Json]:
     """Return the errors of a problem: each has a `loc` and a `msg`."""
-    errors = said if isinstance(said, list) else []
+    errors = content if isinstance(content, list) else []
     return [one for one in errors if isinstance(one, dict) and isinstance(one.get("loc"), list) and "msg" in one]
 
 
@@ -265,7 +267,7 @@ def _clock_ahead(response: httpx.Response) -> float | None:
 def _json(response: httpx.Response) -> Json:
     """Return an answer's object, or an empty one where there is none."""
     try:
-        said = response.json()
+        content = response.json()
     except (ValueError, RecursionError):
         return {}
-    return said if isinstance(said, dict) else {}
+    return content if isinstance(content, dict) else {}

@@ -19,7 +19,7 @@ Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Handset:
+class SimulatedPhone:
     """Who the phone is, where its server is, and whom it tells what it does."""
 
     url: str

@@ -128,7 +128,7 @@ def enroll_token(session: Session) -> int:
 
 def enroll_tokens(session: Session) -> int:
     """List enrollment tokens."""
-    return _list(session, "/admin/enrollment-tokens", _TOKEN_COLUMNS, {}, told=_token)
+    return _list(session, "/admin/enrollment-tokens", _TOKEN_COLUMNS, {}, described=_token)
 
 
 def _token(row: Json) -> Json:
@@ -149,7 +149,7 @@ def revoke_token(session: Session) -> int:
 def devices(session: Session) -> int:
     """List devices."""
     query = {name: session.options[name] for name in ("status", "push", "tag", "q")}
-    return _list(session, "/admin/devices", _DEVICE_COLUMNS, query, told=_device)
+    return _list(session, "/admin/devices", _DEVICE_COLUMNS, query, described=_device)
 
 
 def _device(row: Json) -> Json:
@@ -173,13 +173,13 @@ def _as_it_is(row: Json) -> Json:
 
 
 def _list(
-    session: Session, path: str, columns: tuple[str, ...], query: Json, *, told: Callable[[Json], Json] = _as_it_is
+    session: Session, path: str, columns: tuple[str, ...], query: Json, *, described: Callable[[Json], Json] = _as_it_is
 ) -> int:
     rows, more = session.client.items(path, session.options["limit"], **query)
     if session.terminal.as_json:
         session.terminal.json(rows)
     else:
-        session.terminal.table(columns, list(map(told, rows)))
+        session.terminal.table(columns, list(map(described, rows)))
     if more:
         session.terminal.hint(f"There are more than these {len(rows)}; --limit shows them.")
     return DONE

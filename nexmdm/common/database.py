@@ -109,13 +109,13 @@ def connection_turns() -> _Turns:
     return found
 
 
-async def unit(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+async def run_in_db_thread(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Run one plain function on the database in a thread, and return its connection to the pool on the way out.
 
     No more of them run at once than the pool has connections to spare; the others wait their turn.
     """
     async with connection_turns().units:
-        return await at_once(work, *args, **kwargs)
+        return await run_in_db_thread_ungated(work, *args, **kwargs)
 
 
 async def device_unit(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -141,37 +141,37 @@ async def unsigned_unit(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs)
     turns = connection_turns()
     await turns.acquire()
     try:
-        return await at_once(work, *args, **kwargs)
+        return await run_in_db_thread_ungated(work, *args, **kwargs)
     finally:
         turns.release()
 
 
-async def at_once(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+async def run_in_db_thread_ungated(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Run a function as a unit, but without waiting for a turn: for what each process does one at a time."""
-    return await sync_to_async(and_release)(work, *args, **kwargs)
+    return await sync_to_async(releasing_connection)(work, *args, **kwargs)
 
 
-async def reserved(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run a function as at_once() does, but leave its connection to it: it has to call release(), sooner or later."""
+async def run_in_db_thread_keeping_connection(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Run a function ungated, and keep its connection: it must call release_connections() later."""
     return await sync_to_async(work)(*args, **kwargs)
 
 
-def and_release(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+def releasing_connection(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Run a function, and return this thread's connections to the pool on the way out."""
     try:
         return work(*args, **kwargs)
     finally:
-        release()
+        release_connections()
 
 
-def release() -> None:
+def release_connections() -> None:
     """Return this thread's connections to the pool; one inside an atomic block (a test's) stays."""
     for used in connections.all(initialized_only=True):
         if not used.in_atomic_block:
             used.close()
 
 
-def answers() -> bool:
+def is_connected() -> bool:
     """Tell whether this thread has a connection that was not cut: an error on it was then about the work."""
     return connection.connection is not None and not connection.connection.closed
 
@@ -190,7 +190,7 @@ def execute(statement: str, parameters: Any = None) -> int:
         return int(cursor.rowcount)
 
 
-def together(*statements: str, parameters: Any) -> list[list[Any]]:
+def execute_batch(*statements: str, parameters: Any) -> list[list[Any]]:
     """Run statements by one round trip, as one transaction unless one is open; return the rows of each.
 
     PostgreSQL takes a simple query of several statements as a whole, and commits all of it or nothing ("Multiple
@@ -214,7 +214,7 @@ def row(statement: str, parameters: Any = None) -> Any:
     return only
 
 
-def take_turns(purpose: str, name: str) -> None:
+def advisory_lock(purpose: str, name: str) -> None:
     """Wait, to the end of the transaction, for whoever does the same to the same name."""
     rows("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"{purpose}:{name}"])
 
@@ -225,7 +225,7 @@ def now() -> datetime:
     return cast("datetime", moment)
 
 
-def told(error: BaseException) -> str:
+def safe_message(error: BaseException) -> str:
     """Say what an error is about. Of what PostgreSQL refuses for its data, that is the rule and not the row: no secret.
 
     (PostgreSQL's own text goes on to say "Failing row contains …".)
@@ -239,14 +239,14 @@ def told(error: BaseException) -> str:
     return " ".join([f"SQLSTATE {cause.sqlstate}", *filter(None, rule)])
 
 
-class Contended(Exception):
+class DeadlockRetriesExhausted(Exception):
     """Too much happened to the same rows at once. Try again shortly."""
 
 
-def retrying(work: Callable[[], R]) -> R:
+def retry_on_deadlock(work: Callable[[], R]) -> R:
     """Run a whole transaction; again, a few times, if PostgreSQL chose it as the victim of a deadlock.
 
-    Raises Contended when it was chosen each time.
+    Raises DeadlockRetriesExhausted when it was chosen each time.
     """
     for attempt in range(DEADLOCK_TRIES):
         try:
@@ -255,7 +255,7 @@ def retrying(work: Callable[[], R]) -> R:
             if not isinstance(error.__cause__, DeadlockDetected | SerializationFailure):
                 raise
         time.sleep(random.uniform(0, 0.02 * 2**attempt))
-    raise Contended
+    raise DeadlockRetriesExhausted
 
 
 def why_unreachable(given: dict[str, Any] | None = None) -> str | None:
@@ -264,13 +264,13 @@ def why_unreachable(given: dict[str, Any] | None = None) -> str | None:
     The pool would hide the reason.
     """
     try:
-        psycopg.connect(**given or parameters()).close()
+        psycopg.connect(**given or connection_parameters()).close()
     except psycopg.OperationalError as error:
         return f"The database cannot be reached: {' '.join(str(error).split())}"
     return None
 
 
-def parameters() -> dict[str, Any]:
+def connection_parameters() -> dict[str, Any]:
     """Return what psycopg.connect() wants for a connection of one's own, outside the pool (LISTEN)."""
     database = settings.DATABASES["default"]
     names = {"dbname": "NAME", "user": "USER", "password": "PASSWORD", "host": "HOST", "port": "PORT"}

@@ -45,7 +45,7 @@ class ForeignCursor(Exception):
     """The cursor belongs to another list. Pass the next_cursor of an earlier answer of this one."""
 
 
-def take(rows: QuerySet[M], page: Page, key_type: type[Any]) -> tuple[list[M], str | None]:
+def paginate(rows: QuerySet[M], page: Page, key_type: type[Any]) -> tuple[list[M], str | None]:
     """Return one page of rows by falling primary key, and the cursor of the next page (None: this was the last).
 
     Raises ForeignCursor.

@@ -55,7 +55,7 @@ class Problem:
 
     def body(self) -> bytes:
         """Return the JSON of it."""
-        said: dict[str, Any] = {
+        content: dict[str, Any] = {
             "type": "about:blank",
             "title": self.title,
             "status": self.status,
@@ -63,8 +63,8 @@ class Problem:
             "detail": self.detail,
         }
         if self.errors is not None:
-            said["errors"] = self.errors[:MOST_ERRORS]
-        return orjson.dumps(said)
+            content["errors"] = self.errors[:MOST_ERRORS]
+        return orjson.dumps(content)
 
     def all_headers(self) -> dict[str, str]:
         """Return its headers, those included that its status demands."""

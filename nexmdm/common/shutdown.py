@@ -6,7 +6,7 @@ from functools import partial
 from types import FrameType
 from typing import Any, Final
 
-_asked: Final = threading.Event()
+_requested: Final = threading.Event()
 
 
 def watch() -> None:
@@ -17,12 +17,12 @@ def watch() -> None:
         signal.signal(number, partial(_note, signal.getsignal(number)))
 
 
-def is_asked() -> bool:
+def is_requested() -> bool:
     """Tell whether this process is to stop."""
-    return _asked.is_set()
+    return _requested.is_set()
 
 
 def _note(before: Any, number: int, frame: FrameType | None) -> None:
-    _asked.set()
+    _requested.set()
     if callable(before):
         before(number, frame)

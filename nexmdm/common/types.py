@@ -68,7 +68,7 @@ class DeviceBody(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
 
-class Answer(BaseModel):
+class ResponseSchema(BaseModel):
     """The body of an answer."""
 
 
@@ -269,7 +269,7 @@ def _json_size(value: object) -> int:
         raise ValueError(TOO_DEEP) from error
 
 
-class Nothing(Body):
+class EmptyBody(Body):
     """The body of a POST that says everything by its path: none, or `{}`."""
 
 

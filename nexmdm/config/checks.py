@@ -20,7 +20,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import InterfaceError, OperationalError
 
 from nexmdm.common import database
-from nexmdm.config.environment import Fault, Misconfigured, sound_host, sound_secret
+from nexmdm.config.environment import ConfigError, Misconfigured, sound_host, sound_secret
 
 log = structlog.get_logger()
 
@@ -54,7 +54,7 @@ def metrics_folder(**_: Any) -> list[CheckMessage]:
         Error(
             "There is more than one web worker, and no PROMETHEUS_MULTIPROC_DIR: /metrics would show one of them.",
             hint="Set it to an empty folder that the workers share. (`manage.py serve` makes one of its own.)",
-            id=Fault.METRICS_FOLDER,
+            id=ConfigError.METRICS_FOLDER,
         )
     ]
 
@@ -64,10 +64,10 @@ def connections(**_: Any) -> list[CheckMessage]:
     try:
         (allowed,) = database.row(_ALLOWED_CONNECTIONS)
     except (OperationalError, InterfaceError):
-        said = "The database cannot be reached, so that its max_connections was not compared with our pools."
-        return [Warning(said, hint="Start it, then check again.", id=UNCHECKED_CONNECTIONS)]
+        message = "The database cannot be reached, so that its max_connections was not compared with our pools."
+        return [Warning(message, hint="Start it, then check again.", id=UNCHECKED_CONNECTIONS)]
     finally:
-        database.release()
+        database.release_connections()
     pool, workers = settings.DATABASE_POOL_SIZE, settings.WEB_WORKERS
     # The admin site takes its connections from the pool of the worker that serves it.
     needed = workers * pool + pool + 1 + COMMAND_CONNECTIONS
@@ -78,7 +78,7 @@ def connections(**_: Any) -> list[CheckMessage]:
             f"PostgreSQL allows us {allowed} connections, and we may want {needed}: {workers} web workers × {pool}, "
             f"{pool} of a dispatcher and one on which it listens, {COMMAND_CONNECTIONS} for commands.",
             hint="Lower WEB_WORKERS or DATABASE_POOL_SIZE, or raise max_connections (or our role's limit).",
-            id=Fault.CONNECTIONS,
+            id=ConfigError.CONNECTIONS,
         )
     ]
 
@@ -96,7 +96,7 @@ def refuse(found: Iterable[CheckMessage]) -> None:
 def _debug() -> Iterator[CheckMessage]:
     if settings.DEBUG:
         hint = "Set it to False: it shows settings and source to whoever provokes an error."
-        yield Error("DEBUG is on.", hint=hint, id=Fault.DEBUG)
+        yield Error("DEBUG is on.", hint=hint, id=ConfigError.DEBUG)
 
 
 def _hosts() -> Iterator[CheckMessage]:
@@ -131,8 +131,8 @@ def _unsound(secrets: Mapping[str, Sequence[str]]) -> Iterator[CheckMessage]:
 def _shared(secrets: Mapping[str, Sequence[str]]) -> Iterator[CheckMessage]:
     for (one, values), (other, others) in combinations(secrets.items(), 2):
         if set(values) & set(others):
-            said = f"{one} and {other} are the same (previous ones count, too): who is given one has the other."
-            yield Error(said, hint="Give them different values.", id=Fault.SHARED)
+            message = f"{one} and {other} are the same (previous ones count, too): who is given one has the other."
+            yield Error(message, hint="Give them different values.", id=ConfigError.SHARED)
 
 
 def _cache() -> Iterator[CheckMessage]:
@@ -141,5 +141,5 @@ def _cache() -> Iterator[CheckMessage]:
         yield Error(
             f"The default cache is a {kind}, which does not count exactly across processes: no rate limit would hold.",
             hint="Leave CACHES as nexmdm/settings.py has it.",
-            id=Fault.CACHE,
+            id=ConfigError.CACHE,
         )

@@ -33,7 +33,7 @@ _MAKE_ONE: Final = 'Make one with: python3 -c "import secrets; print(secrets.tok
 _TAKE_THE_FILE: Final = "Take the service account's JSON file from the Firebase console as it is, or base64 of it."
 
 
-class Fault(StrEnum):
+class ConfigError(StrEnum):
     """What keeps NexMDM from starting, by the id that the message begins with."""
 
     DEBUG = "nexmdm.E001"
@@ -52,9 +52,11 @@ class Fault(StrEnum):
 class Misconfigured(ImproperlyConfigured):
     """A variable cannot be right. The text says which, why, and what to do; it never shows a secret."""
 
-    def __init__(self, fault: Fault, said: str, hint: str = 'README.md, "Settings", says what it may hold.') -> None:
-        super().__init__(f"({fault}) {said} {hint}")
-        self.check = Error(said, hint=hint, id=fault)
+    def __init__(
+        self, fault: ConfigError, message: str, hint: str = 'README.md, "Settings", says what it may hold.'
+    ) -> None:
+        super().__init__(f"({fault}) {message} {hint}")
+        self.check = Error(message, hint=hint, id=fault)
 
 
 def text(name: str, default: str = "") -> str:
@@ -67,7 +69,7 @@ def whole(name: str, default: int, *, minimum: int, maximum: int) -> int:
     given = text(name, str(default))
     if not re.fullmatch(r"[0-9]{1,12}", given) or not minimum <= int(given) <= maximum:
         raise Misconfigured(
-            Fault.MALFORMED, f"{name} must be a whole number from {minimum} to {maximum}, not {given!r}."
+            ConfigError.MALFORMED, f"{name} must be a whole number from {minimum} to {maximum}, not {given!r}."
         )
     return int(given)
 
@@ -76,7 +78,7 @@ def choice(name: str, default: str, allowed: tuple[str, ...]) -> str:
     """Return `name`, one of the words in `allowed`."""
     value = text(name, default)
     if value not in allowed:
-        raise Misconfigured(Fault.MALFORMED, f"{name} must be one of {', '.join(allowed)}, not {value!r}.")
+        raise Misconfigured(ConfigError.MALFORMED, f"{name} must be one of {', '.join(allowed)}, not {value!r}.")
     return value
 
 
@@ -84,7 +86,7 @@ def flag(name: str, *, default: bool) -> bool:
     """Return a yes or no: true, on, yes, 1 or false, off, no, 0."""
     given = text(name).lower()
     if given and given not in _YES | _NO:
-        raise Misconfigured(Fault.MALFORMED, f"{name} must be true or false, not {given!r}.")
+        raise Misconfigured(ConfigError.MALFORMED, f"{name} must be true or false, not {given!r}.")
     return given in _YES if given else default
 
 
@@ -92,8 +94,8 @@ def rate(name: str, default: str) -> str:
     """Return a rate as django-ratelimit writes it: `120/m`."""
     given = text(name, default)
     if not _RATE.fullmatch(given):
-        said = f"{name} must look like 120/m (a number, a slash, s, m, h or d), not {given!r}."
-        raise Misconfigured(Fault.MALFORMED, said)
+        message = f"{name} must look like 120/m (a number, a slash, s, m, h or d), not {given!r}."
+        raise Misconfigured(ConfigError.MALFORMED, message)
     return given
 
 
@@ -103,7 +105,9 @@ def origin(name: str, default: str) -> str:
     found = _ORIGIN.fullmatch(given)
     if found is None or not _is_host(found[1]) or not 1 <= int(found[2] or 443) <= 65_535:
         shown = "one with a user or a password" if "@" in given else repr(given)
-        raise Misconfigured(Fault.MALFORMED, f"{name} must be a scheme and a host such as {default}, not {shown}.")
+        raise Misconfigured(
+            ConfigError.MALFORMED, f"{name} must be a scheme and a host such as {default}, not {shown}."
+        )
     return given
 
 
@@ -111,7 +115,7 @@ def hosts(name: str, default: list[str]) -> list[str]:
     """Return a comma-separated list of host names as Host headers have them: `mdm.example.com`, `.example.com`, `*`."""
     found = names(name, default)
     if not found:
-        raise Misconfigured(Fault.MALFORMED, f"{name} names no host.", "Name one, or leave it unset.")
+        raise Misconfigured(ConfigError.MALFORMED, f"{name} names no host.", "Name one, or leave it unset.")
     return [sound_host(name, one) for one in found]
 
 
@@ -119,8 +123,8 @@ def sound_host(name: str, value: str) -> str:
     """Return a host name that a Host header can have. Raises Misconfigured for one that no request would ever match."""
     if value == "*" or _is_host(value) or (value.startswith(".") and _NAME.fullmatch(value[1:])):
         return value
-    said = f"{name} holds {value!r}, which no request's Host can match."
-    raise Misconfigured(Fault.MALFORMED, said, _how_to_write_host(value))
+    message = f"{name} holds {value!r}, which no request's Host can match."
+    raise Misconfigured(ConfigError.MALFORMED, message, _how_to_write_host(value))
 
 
 def _is_host(value: str) -> bool:
@@ -153,8 +157,8 @@ def listening_host(name: str, default: str) -> str:
     """Return the name or address to listen on: no scheme, no port, and an IPv6 address without brackets."""
     given = text(name, default)
     if _address(given) is None and _NAME.fullmatch(given.replace("_", "-")) is None:
-        said = f"{name} must be an address or a host name to listen on, such as {default}, not {given!r}."
-        raise Misconfigured(Fault.MALFORMED, said, "PORT has the port; an IPv6 address has no brackets.")
+        message = f"{name} must be an address or a host name to listen on, such as {default}, not {given!r}."
+        raise Misconfigured(ConfigError.MALFORMED, message, "PORT has the port; an IPv6 address has no brackets.")
     return given
 
 
@@ -168,12 +172,14 @@ def networks(name: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
     try:
         found = [ipaddress.ip_network(part) for part in names(name, [])]
     except ValueError as error:
-        said = f"{name} must list addresses or networks such as 10.0.0.0/8: {error}."
-        raise Misconfigured(Fault.MALFORMED, said) from error
+        message = f"{name} must list addresses or networks such as 10.0.0.0/8: {error}."
+        raise Misconfigured(ConfigError.MALFORMED, message) from error
     for network in found:
         if isinstance(network, ipaddress.IPv6Network) and network.network_address.ipv4_mapped is not None:
-            said = f"{name} holds {network}, but such clients are known by their IPv4 addresses."
-            raise Misconfigured(Fault.MALFORMED, said, "Write it as an IPv4 address or network, such as 10.0.0.0/8.")
+            message = f"{name} holds {network}, but such clients are known by their IPv4 addresses."
+            raise Misconfigured(
+                ConfigError.MALFORMED, message, "Write it as an IPv4 address or network, such as 10.0.0.0/8."
+            )
     return found
 
 
@@ -181,8 +187,8 @@ def folder(name: str) -> str:
     """Return the path of a folder that exists and can be written to, or nothing if it is not set."""
     path = text(name)
     if path and not (Path(path).is_dir() and os.access(path, os.W_OK | os.X_OK)):
-        said = f"{name} names no folder that this process can write to: {path}."
-        raise Misconfigured(Fault.METRICS_FOLDER, said, "Make it, empty, before the start.")
+        message = f"{name} names no folder that this process can write to: {path}."
+        raise Misconfigured(ConfigError.METRICS_FOLDER, message, "Make it, empty, before the start.")
     return path
 
 
@@ -195,8 +201,8 @@ def secret(name: str, generated: dict[str, str] | None) -> str:
     if not value and generated is not None:
         value = generated.get(name, "")
     if not value:
-        said = f"{name} is not set. With DATABASE_URL every secret comes from the environment."
-        raise Misconfigured(Fault.MISSING, said, _MAKE_ONE)
+        message = f"{name} is not set. With DATABASE_URL every secret comes from the environment."
+        raise Misconfigured(ConfigError.MISSING, message, _MAKE_ONE)
     return sound_secret(name, value)
 
 
@@ -211,9 +217,9 @@ def generated_secrets(path: Path) -> dict[str, str]:
     try:
         return secrets_file.load_or_create(path)
     except OSError as error:
-        said = f"The secrets cannot be kept in {path}: {error.strerror}."
+        message = f"The secrets cannot be kept in {path}: {error.strerror}."
         hint = "Set NEXMDM_DATA_DIR to a folder that can be written to; or, for a PostgreSQL of your own, DATABASE_URL."
-        raise Misconfigured(Fault.DATA_FOLDER, said, hint) from error
+        raise Misconfigured(ConfigError.DATA_FOLDER, message, hint) from error
 
 
 def previous_secrets(name: str) -> list[str]:
@@ -224,13 +230,13 @@ def previous_secrets(name: str) -> list[str]:
 def sound_secret(name: str, value: str) -> str:
     """Return a secret that can be sent, is long enough and no placeholder. Raises Misconfigured."""
     if not _SECRET.fullmatch(value):
-        said = f"{name} must be printable ASCII, on one line, without a blank at either end."
-        raise Misconfigured(Fault.MALFORMED, said, _MAKE_ONE)
+        message = f"{name} must be printable ASCII, on one line, without a blank at either end."
+        raise Misconfigured(ConfigError.MALFORMED, message, _MAKE_ONE)
     if len(value) < MINIMUM_SECRET_LENGTH:
-        said = f"{name} is shorter than {MINIMUM_SECRET_LENGTH} characters."
-        raise Misconfigured(Fault.SHORT, said, _MAKE_ONE)
+        message = f"{name} is shorter than {MINIMUM_SECRET_LENGTH} characters."
+        raise Misconfigured(ConfigError.SHORT, message, _MAKE_ONE)
     if len(set(value)) < 8 or any(word in value.lower() for word in _PLACEHOLDERS):
-        raise Misconfigured(Fault.PLACEHOLDER, f"{name} looks like a placeholder or an example.", _MAKE_ONE)
+        raise Misconfigured(ConfigError.PLACEHOLDER, f"{name} looks like a placeholder or an example.", _MAKE_ONE)
     return value
 
 
@@ -239,15 +245,15 @@ def database(url: str) -> dict[str, Any]:
     try:
         parts = conninfo_to_dict(url)
     except Exception:  # noqa: BLE001  (whatever psycopg says of it, it may quote the password)
-        said = "DATABASE_URL is not a URL like postgresql://user:password@host/name."
-        raise Misconfigured(Fault.MALFORMED, said) from None
+        message = "DATABASE_URL is not a URL like postgresql://user:password@host/name."
+        raise Misconfigured(ConfigError.MALFORMED, message) from None
     known = {"dbname": "NAME", "user": "USER", "password": "PASSWORD", "host": "HOST", "port": "PORT"}
     settings: dict[str, Any] = {known[key]: str(value) for key, value in parts.items() if key in known}
     if any(not re.fullmatch(r"[0-9]{0,5}", port) for port in settings.get("PORT", "").split(",")):
-        raise Misconfigured(Fault.MALFORMED, "DATABASE_URL names a port that is no number.")
+        raise Misconfigured(ConfigError.MALFORMED, "DATABASE_URL names a port that is no number.")
     settings["OPTIONS"] = {key: value for key, value in parts.items() if key not in known}
     if not settings.get("NAME"):
-        raise Misconfigured(Fault.MALFORMED, "DATABASE_URL names no database.", "Add /name after the host.")
+        raise Misconfigured(ConfigError.MALFORMED, "DATABASE_URL names no database.", "Add /name after the host.")
     return settings
 
 
@@ -265,11 +271,11 @@ def firebase_service_account() -> dict[str, str] | None:
         return None
     account = _parse_account(name, given)
     if missing := [field for field in _SERVICE_ACCOUNT_FIELDS if not isinstance(account.get(field), str)]:
-        raise Misconfigured(Fault.FIREBASE, f"{name} lacks {', '.join(missing)}.", _TAKE_THE_FILE)
+        raise Misconfigured(ConfigError.FIREBASE, f"{name} lacks {', '.join(missing)}.", _TAKE_THE_FILE)
     if account.get("type") != "service_account":
-        raise Misconfigured(Fault.FIREBASE, f'{name} is not of the type "service_account".', _TAKE_THE_FILE)
+        raise Misconfigured(ConfigError.FIREBASE, f'{name} is not of the type "service_account".', _TAKE_THE_FILE)
     if not _is_private_key(account["private_key"]):
-        raise Misconfigured(Fault.FIREBASE, f"The private_key in {name} is not a whole RSA key.", _TAKE_THE_FILE)
+        raise Misconfigured(ConfigError.FIREBASE, f"The private_key in {name} is not a whole RSA key.", _TAKE_THE_FILE)
     return account
 
 
@@ -277,8 +283,8 @@ def _read(name: str, path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
-        said = f"{name} names a file that cannot be read: {path}."
-        raise Misconfigured(Fault.FIREBASE, said, "Let the account that runs NexMDM read it.") from None
+        message = f"{name} names a file that cannot be read: {path}."
+        raise Misconfigured(ConfigError.FIREBASE, message, "Let the account that runs NexMDM read it.") from None
 
 
 def _parse_account(name: str, given: str) -> dict[str, str]:
@@ -288,7 +294,7 @@ def _parse_account(name: str, given: str) -> dict[str, str]:
     except (binascii.Error, ValueError):
         account = None
     if not isinstance(account, dict):
-        raise Misconfigured(Fault.FIREBASE, f"{name} is neither JSON nor base64 of JSON.", _TAKE_THE_FILE)
+        raise Misconfigured(ConfigError.FIREBASE, f"{name} is neither JSON nor base64 of JSON.", _TAKE_THE_FILE)
     return account
 
 

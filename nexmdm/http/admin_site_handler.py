@@ -20,7 +20,7 @@ from nexmdm.admin_site.turns import SiteTurn
 from nexmdm.auth.rate_limits import RateLimited
 from nexmdm.common import addresses, database
 from nexmdm.common.overload.gates import Gate, GateFull
-from nexmdm.http.api_handler import LeanHandler
+from nexmdm.http.api_handler import ApiHandler
 from nexmdm.http.guard.guard import Message, Receive, Scope, Send
 
 ROUTE: Final = "/django-admin/"
@@ -41,7 +41,7 @@ def serves(path: str) -> bool:
 class SiteHandler:
     """An ASGI application for the admin site; the problems that it answers with are the API's."""
 
-    def __init__(self, lean: LeanHandler) -> None:
+    def __init__(self, lean: ApiHandler) -> None:
         self._lean = lean
         self._django = _Django()
 
@@ -59,7 +59,7 @@ class SiteHandler:
                     await asyncio.sleep(REFUSAL_SECONDS)
                     await self._lean.refuse(scope, b"", error, send)
                     return
-                held.push_async_callback(sync_to_async(database.release))
+                held.push_async_callback(sync_to_async(database.release_connections))
                 await self._django(dict(scope), receive, partial(_begin, turn, send))
 
 
@@ -70,7 +70,7 @@ async def _admit_password(turn: SiteTurn, held: AsyncExitStack) -> None:
     PASSWORDS.check(turn.address)
     await turn.take()
     try:
-        await database.at_once(logins.count, turn.address)
+        await database.run_in_db_thread_ungated(logins.count, turn.address)
     finally:
         turn.give_up()
     await held.enter_async_context(PASSWORDS.turn(turn.address))
@@ -79,7 +79,7 @@ async def _admit_password(turn: SiteTurn, held: AsyncExitStack) -> None:
 async def _begin(turn: SiteTurn, send: Send, message: Message) -> None:
     """Send a part of the answer; before its first, give up what a slow reader must not hold."""
     if message["type"] == "http.response.start":
-        await sync_to_async(database.release)()
+        await sync_to_async(database.release_connections)()
         turn.give_up()
     await send(message)
 

@@ -19,7 +19,7 @@ from nexmdm.common import addresses, database, problems
 from nexmdm.http.guard.guard import Receive, Scope, Send
 
 
-class LeanRequest(ASGIRequest):
+class ApiRequest(ASGIRequest):
     """Django's request with its body already read."""
 
     def __init__(self, scope: Scope, body: bytes) -> None:
@@ -27,7 +27,7 @@ class LeanRequest(ASGIRequest):
         self._body = body
 
 
-class LeanHandler(ASGIHandler):
+class ApiHandler(ASGIHandler):
     """Django's resolver and views, and nothing between them and the server."""
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class LeanHandler(ASGIHandler):
         """Serve a request whose body was read."""
         database.CLIENT.set(addresses.counting_key(scope["client"][0]))
         async with ThreadSensitiveContext():
-            request = LeanRequest(scope, body)
+            request = ApiRequest(scope, body)
             response = await self._respond(request)
             scope["nexmdm.route"] = _route(request)
             # Before the context is left: that waits for its thread, which a look-up may still have when it is given up.
@@ -59,10 +59,10 @@ class LeanHandler(ASGIHandler):
         """Answer an error that was raised beside the resolver's views as if one of them had raised it."""
         database.CLIENT.set(addresses.counting_key(scope["client"][0]))
         async with ThreadSensitiveContext():
-            response = await refusal(LeanRequest(scope, body), error)
+            response = await refusal(ApiRequest(scope, body), error)
         await self._send(response, send)
 
-    async def _respond(self, request: LeanRequest) -> HttpResponse:
+    async def _respond(self, request: ApiRequest) -> HttpResponse:
         try:
             response = await self._get_response_async(request)  # type: ignore[attr-defined]
         except Exception as error:  # noqa: BLE001  (the API's one table of errors says what it means)
@@ -88,7 +88,7 @@ class LeanHandler(ASGIHandler):
         await send({"type": "http.response.body", "body": body})
 
 
-def _route(request: LeanRequest) -> str:
+def _route(request: ApiRequest) -> str:
     match = request.resolver_match
     return f"/{match.route}" if match is not None else "unmatched"
 

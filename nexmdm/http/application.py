@@ -12,7 +12,7 @@ from django.db import connections
 
 from devices import check_in
 from nexmdm.common import gc_tuning, shutdown
-from nexmdm.common.database import unit
+from nexmdm.common.database import run_in_db_thread
 from nexmdm.config import checks
 from nexmdm.http import (
     admin_site_handler,
@@ -23,9 +23,9 @@ from nexmdm.http import (
     static_files,
 )
 from nexmdm.http.admin_site_handler import SiteHandler
-from nexmdm.http.api_handler import LeanHandler
+from nexmdm.http.api_handler import ApiHandler
 from nexmdm.http.guard.guard import App, Guard, Receive, Scope, Send
-from nexmdm.http.heartbeat_fast_path import Express
+from nexmdm.http.heartbeat_fast_path import HeartbeatFastPath
 from nexmdm.http.static_files import StaticFiles
 from nexmdm.monitoring import metrics
 from nexmdm.monitoring.metrics import Timed
@@ -37,8 +37,8 @@ class Application:
     """Chooses the handler by path, and takes part in the server's start and stop."""
 
     def __init__(self) -> None:
-        self._lean = LeanHandler()
-        self._express = Express(self._lean)
+        self._lean = ApiHandler()
+        self._express = HeartbeatFastPath(self._lean)
         self._site = SiteHandler(self._lean)
         self._static_files = StaticFiles()
 
@@ -60,20 +60,20 @@ class Application:
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
         try:
-            checks.refuse(await unit(checks.connections))
+            checks.refuse(await run_in_db_thread(checks.connections))
         except ImproperlyConfigured as error:
             await send({"type": "lifespan.startup.failed", "message": str(error)})
             return
         connection_bounds.report_lowered()
         shutdown.watch()
-        gc_tuning.settle()
+        gc_tuning.freeze_startup_objects()
         with heartbeat_summary.lines():
             log.info("web.started", pid=os.getpid())
             await send({"type": "lifespan.startup.complete"})
             await receive()
             await check_in.batcher().drain()
             await refusals.drain()
-        metrics.hand_over()
+        metrics.flush_buffers()
         await sync_to_async(_close_pools)()
         log.info("web.stopped", pid=os.getpid())
         await send({"type": "lifespan.shutdown.complete"})

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from devices import check_in, phone_api, tokens
-from devices.credentials import InvalidToken, Unsettled
+from devices.credentials import InvalidToken, NeedsFullCheck
 from devices.schemas import Heartbeat
 from nexmdm.auth import rate_limits
 from nexmdm.auth.rate_limits import RateLimited
@@ -17,7 +17,7 @@ from nexmdm.common.tolerance import repair, tolerant_json
 from nexmdm.common.tolerance.repair import Note
 from nexmdm.common.types import parse_json
 from nexmdm.http import refusals
-from nexmdm.http.api_handler import LeanHandler
+from nexmdm.http.api_handler import ApiHandler
 from nexmdm.http.guard.guard import Receive, Scope, Send
 
 PATH: Final = "/v1/heartbeat"
@@ -25,10 +25,10 @@ _BEARER: Final = b"Bearer "
 _JSON: Final = (b"content-type", b"application/json")
 
 
-class Express:
+class HeartbeatFastPath:
     """An ASGI application for one path, around the handler of all paths."""
 
-    def __init__(self, ordinary: LeanHandler) -> None:
+    def __init__(self, ordinary: ApiHandler) -> None:
         self._ordinary = ordinary
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -43,12 +43,12 @@ class Express:
         fields, notes = heartbeat
         scope["nexmdm.route"] = PATH
         try:
-            outcome = await check_in.batcher().submit(phone_api.beat(token, fields))
+            outcome = await check_in.batcher().submit(phone_api.build_record(token, fields))
             if isinstance(outcome, InvalidToken):
                 await self._refuse(scope, body, outcome, send)
                 return
-            answer = await phone_api.answer(token, check_in.good(outcome), notes)
-        except Unsettled:
+            answer = await phone_api.answer(token, check_in.unwrap(outcome), notes)
+        except NeedsFullCheck:
             await self._ordinary.serve(scope, body, send)
         except Exception as error:  # noqa: BLE001  (the API's one table of errors says what it means)
             await self._ordinary.refuse(scope, body, error, send)

@@ -7,11 +7,11 @@ from uuid import UUID
 
 from django.db.models import Count
 
-from commands.models import Delivery, Outcome
+from commands.models import AttemptOutcome, Delivery
 from devices.models import Device, presences
 from nexmdm.common import database, pagination
 from nexmdm.common.pagination import Page
-from nexmdm.common.types import Answer, Time
+from nexmdm.common.types import ResponseSchema, Time
 from nexmdm.models import AuditEntry
 
 LAST_HOUR: Final = timedelta(hours=1)
@@ -27,7 +27,7 @@ _PUSHES: Final = """
 """
 
 
-class DevicesByPresence(Answer):
+class DevicesByPresence(ResponseSchema):
     """Devices by presence; the revoked ones are counted apart."""
 
     online: int
@@ -36,7 +36,7 @@ class DevicesByPresence(Answer):
     revoked: int
 
 
-class Summary(Answer):
+class Summary(ResponseSchema):
     """The fleet at a glance. Pushes are counted by FCM's error code, else by HTTP status, else by outcome."""
 
     devices: DevicesByPresence
@@ -51,7 +51,7 @@ class AuditQuery(Page, extra="forbid"):
     until: Time | None = None
 
 
-class AuditRow(Answer):
+class AuditRow(ResponseSchema):
     """One signed write: who, from where, what, and how it ended."""
 
     at: Time
@@ -66,7 +66,7 @@ class AuditRow(Answer):
     correlation_id: str
 
 
-class AuditPage(Answer):
+class AuditPage(ResponseSchema):
     """One page of the audit."""
 
     items: list[AuditRow]
@@ -101,7 +101,7 @@ def pushes_of(span: timedelta, most: int | None = None) -> list[Pushes]:
     """Count the pushes that ended in the last `span`, or the newest `most` of them; the most frequent code first."""
     counted: dict[str, Pushes] = {}
     for fcm_error, http_status, outcome, count, oldest_at in database.rows(_PUSHES, [span, most]):
-        code = fcm_error or ("OK" if outcome == Outcome.ACCEPTED else str(http_status or outcome.upper()))
+        code = fcm_error or ("OK" if outcome == AttemptOutcome.ACCEPTED else str(http_status or outcome.upper()))
         same = counted.get(code, Pushes(code, 0, oldest_at))
         counted[code] = Pushes(code, same.count + count, min(same.oldest_at, oldest_at))
     return sorted(counted.values(), key=lambda pushes: -pushes.count)
@@ -114,7 +114,7 @@ def audit(query: AuditQuery) -> AuditPage:
         rows = rows.filter(at__gte=query.since)
     if query.until is not None:
         rows = rows.filter(at__lt=query.until)
-    found, next_cursor = pagination.take(rows, query, int)
+    found, next_cursor = pagination.paginate(rows, query, int)
     return AuditPage(items=[_audit_row(entry) for entry in found], next_cursor=next_cursor)
 
 

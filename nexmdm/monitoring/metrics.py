@@ -35,7 +35,7 @@ GAUGES_LIVE_SECONDS: Final = 15
 METHODS: Final = frozenset(("GET", "HEAD", "POST", "PATCH", "PUT", "DELETE", "OPTIONS"))
 
 BUCKETS: Final = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.3, 0.5, 1, 2, 5, 30)
-HAND_OVER_SECONDS: Final = 0.25
+FLUSH_SECONDS: Final = 0.25
 
 REQUEST_SECONDS = Histogram(
     "nexmdm_request_seconds",
@@ -69,10 +69,10 @@ class Timed:
         finally:
             method = scope["method"] if scope["method"] in METHODS else "other"
             seconds = time.perf_counter() - started
-            _tally(scope.get("nexmdm.route", "unmatched"), method, scope.get("nexmdm.status", 0)).add(seconds)
+            _buffer_of(scope.get("nexmdm.route", "unmatched"), method, scope.get("nexmdm.status", 0)).add(seconds)
 
 
-class Tally:
+class HistogramBuffer:
     """Observations of one series of REQUEST_SECONDS, added up here and handed over a few times a second.
 
     Across processes a histogram lives in a shared file, and each observation writes to it twice, under a lock: for a
@@ -88,9 +88,9 @@ class Tally:
         """Add an observation."""
         self._counts[bisect_left(BUCKETS, seconds)] += 1
         self._seconds += seconds
-        _HANDING_OVER.wanted()
+        _FLUSH_TIMER.start()
 
-    def hand_over(self) -> None:
+    def flush(self) -> None:
         """Move what was added up to the histogram."""
         counts, self._counts = self._counts, [0] * len(self._counts)
         seconds, self._seconds = self._seconds, 0.0
@@ -105,55 +105,55 @@ class Tally:
         return [int(bucket.get()) for bucket in self._child._buckets]  # noqa: SLF001
 
 
-class _HandingOver:
+class _FlushTimer:
     """The running loop's one timer by which tallies are handed over, if it is set."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    def wanted(self) -> None:
+    def start(self) -> None:
         """See to it that the tallies are handed over soon."""
         loop = asyncio.get_running_loop()
         if self._timer is None or self._loop is not loop:
-            self._loop, self._timer = loop, loop.call_later(HAND_OVER_SECONDS, self.now)
+            self._loop, self._timer = loop, loop.call_later(FLUSH_SECONDS, self.now)
 
     def now(self) -> None:
         """Hand them over."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for tally in list(_tallies.values()):
-            tally.hand_over()
+        for buffer in list(_buffers.values()):
+            buffer.flush()
         note_memory("web")
 
 
-_HANDING_OVER: Final = _HandingOver()
-_tallies: Final[dict[tuple[str, str, int], Tally]] = {}
+_FLUSH_TIMER: Final = _FlushTimer()
+_buffers: Final[dict[tuple[str, str, int], HistogramBuffer]] = {}
 
 
-def _tally(route: str, method: str, status: int) -> Tally:
-    found = _tallies.get((route, method, status))
+def _buffer_of(route: str, method: str, status: int) -> HistogramBuffer:
+    found = _buffers.get((route, method, status))
     if found is None:
-        found = _tallies[route, method, status] = Tally(route, method, status)
+        found = _buffers[route, method, status] = HistogramBuffer(route, method, status)
     return found
 
 
-def hand_over() -> None:
+def flush_buffers() -> None:
     """Move what was observed lately to the histograms: before they are read, and before the process ends.
 
     To be called on the event loop, as all of a tally is.
     """
-    _HANDING_OVER.now()
+    _FLUSH_TIMER.now()
 
 
 def bucket_counts(route: str, method: str) -> list[int]:
     """Return how many requests of a route this process has answered within each of BUCKETS, and (last) beyond them."""
-    _HANDING_OVER.now()
+    _FLUSH_TIMER.now()
     counts = [0] * (len(BUCKETS) + 1)
-    for key, tally in _tallies.items():
+    for key, buffer in _buffers.items():
         if key[:2] == (route, method):
-            counts = [sum(pair) for pair in zip(counts, tally.handed_over(), strict=True)]
+            counts = [sum(pair) for pair in zip(counts, buffer.handed_over(), strict=True)]
     return counts
 
 
@@ -212,8 +212,8 @@ class Gauges(Collector):
             self._values = database.row(_GAUGES, _asked())
             self._read_at = time.monotonic()
         values = iter(self._values)
-        for name, told, label, words in _FAMILIES:
-            family = GaugeMetricFamily(name, told, labels=[label] if label else [])
+        for name, description, label, words in _FAMILIES:
+            family = GaugeMetricFamily(name, description, labels=[label] if label else [])
             for word in words:
                 family.add_metric([word] if word else [], next(values))
             yield family

@@ -27,11 +27,11 @@ _WAIT_SECONDS: Final = 35
 _DYING_SECONDS: Final = 2
 
 
-class InChargeError(RuntimeError):
+class InstanceLockedError(RuntimeError):
     """Nobody can take charge of the data folder now: another serve has it, or it cannot be used."""
 
 
-class Charge:
+class InstanceLock:
     """The exclusive right to run NexMDM on one data folder, until it is given back or this process ends."""
 
     def __init__(self, descriptor: int) -> None:
@@ -55,42 +55,44 @@ class Charge:
         os.close(self._descriptor)
 
 
-def take(data_dir: Path) -> Charge | None:
-    """Take charge of the folder, or return None where somebody else has it. InChargeError where it cannot be used."""
+def acquire(data_dir: Path) -> InstanceLock | None:
+    """Lock the folder, or return None where another process holds it. Raises InstanceLockedError."""
     try:
         data_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
         descriptor = os.open(data_dir / "serve.lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
-        raise InChargeError(f"{data_dir} cannot be used: {error.strerror}. Set NEXMDM_DATA_DIR.") from error
+        raise InstanceLockedError(f"{data_dir} cannot be used: {error.strerror}. Set NEXMDM_DATA_DIR.") from error
     with suppress(BlockingIOError):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return Charge(descriptor)
+        return InstanceLock(descriptor)
     os.close(descriptor)
     return None
 
 
-def take_when_free(data_dir: Path, say: Callable[[str], object]) -> Charge:
-    """Take charge of the folder, waiting for one that is stopping. InChargeError where one simply runs."""
+def acquire_when_free(data_dir: Path, say: Callable[[str], object]) -> InstanceLock:
+    """Lock the folder; wait for a process that is stopping. Raises InstanceLockedError where one runs."""
     began, said = time.monotonic(), False
-    while (charge := take(data_dir)) is None:
+    while (instance := acquire(data_dir)) is None:
         waited = time.monotonic() - began
         running = (data_dir / "serve.lock").read_text() == RUNNING
         if waited > (_DYING_SECONDS if running else _WAIT_SECONDS):
-            raise InChargeError(f"Another serve runs on {data_dir}. Stop it, or set NEXMDM_DATA_DIR to another folder.")
+            raise InstanceLockedError(
+                f"Another serve runs on {data_dir}. Stop it, or set NEXMDM_DATA_DIR to another folder."
+            )
         if not (said or running):
             say(f"Waiting for the previous serve on {data_dir} to end …")
             said = True
         time.sleep(0.1)
-    return charge
+    return instance
 
 
 def main() -> None:
     """Wait for the end of serve and its children, then stop the PostgreSQL that they left."""
     data_dir = Path(sys.argv[1])
     sys.stdin.buffer.read()
-    charge = take(data_dir)
-    if charge is not None:
-        charge.note(STOPPING)
+    instance = acquire(data_dir)
+    if instance is not None:
+        instance.note(STOPPING)
         embedded_postgres.stop(data_dir)
 
 

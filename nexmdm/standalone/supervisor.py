@@ -103,7 +103,7 @@ class Child:
             self._process.wait()
 
 
-class Team:
+class ProcessGroup:
     """The children that run together."""
 
     def __init__(self, children: Sequence[Child], metrics_dir: Path) -> None:
@@ -117,7 +117,7 @@ class Team:
         for child in self._children:
             child.start()
 
-    def tend(self) -> None:
+    def poll(self) -> None:
         """Restart whoever has died, after a pause that grows; `lost` names all that ever did."""
         for child in self._children:
             if (pid := child.dead()) is not None:
@@ -159,7 +159,7 @@ class Postgres:
             finally:
                 embedded_postgres.stop(self._data_dir)
 
-    def tend(self) -> None:
+    def poll(self) -> None:
         """Look every few seconds that it runs, and start it again if not."""
         if time.monotonic() < self._due:
             return
@@ -172,7 +172,7 @@ class Postgres:
 
 
 @contextmanager
-def lifeline_pipe() -> Iterator[int]:
+def parent_watch_pipe() -> Iterator[int]:
     """Open a pipe that closes when this process ends; yield the end that children watch."""
     watched, held = os.pipe()
     try:
@@ -191,6 +191,6 @@ def environment(path: Path, **extra: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": imports, **extra}
 
 
-def with_lifeline(variables: dict[str, str], descriptor: int) -> dict[str, str]:
+def with_parent_watch(variables: dict[str, str], descriptor: int) -> dict[str, str]:
     """Return the environment with the lifeline's number in it."""
     return {**variables, parent_watch.VARIABLE: str(descriptor)}

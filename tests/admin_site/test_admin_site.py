@@ -872,7 +872,7 @@ def test_a_filtered_list_is_exported_as_it_is_filtered(worked: World, staff: Vis
 def test_the_csv_of_commands_says_how_each_stands_a_few_deliveries_at_a_time(
     worked: World, staff: Visitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("commands.queries.AT_ONCE", 3)
+    monkeypatch.setattr("commands.queries.DELIVERIES_PER_QUERY", 3)
     (late,) = Delivery.objects.filter(state="pending")
     Delivery.objects.filter(pk=late.pk).update(state="expired", settled_at=worked.now)
     Report.objects.create(delivery=late, status="succeeded", late=True)
@@ -932,10 +932,10 @@ def test_no_spreadsheet_takes_a_cell_for_a_formula(worked: World, staff: Visitor
 
 
 def test_a_cell_may_hold_anything_else(worked: World, staff: Visitor) -> None:
-    said = 'a "quoted" word, a comma,\r\na line, and é = ✓'
-    Report.objects.update(message=said)
+    message = 'a "quoted" word, a comma,\r\na line, and é = ✓'
+    Report.objects.update(message=message)
     (report,) = exported(staff, Report)
-    assert report["message"] == said
+    assert report["message"] == message
 
 
 @pytest.mark.parametrize("model", EXPORTED)

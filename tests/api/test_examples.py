@@ -271,7 +271,7 @@ def _alias_taken(world: World) -> Answer:
 
 
 def _in_flight(world: World) -> Answer:
-    with psycopg.connect(**database.parameters()) as another:
+    with psycopg.connect(**database.connection_parameters()) as another:
         another.execute("SELECT pg_advisory_lock(hashtextextended('idempotency:admin:order-4711-attempt', 0))")
         return world.admin.post("/admin/enrollment-tokens", {}, idempotency_key="order-4711-attempt")
 

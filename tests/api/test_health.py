@@ -184,8 +184,8 @@ def test_no_label_carries_an_id_or_free_text(admin: Admin, fresh_gauges: None) -
     text = "\n".join(re.findall(r"\{.*\}", admin.client.request("GET", "/metrics").body.decode()))
     assert 'route="/v1/heartbeat"' in text
     assert not re.search(r"[0-9a-f]{8}-[0-9a-f]{4}|[0-9a-f]{20}|nx[de]_", text)
-    said = ("4711", "front", "push-token", "com.example", "well", "floor-2", "surprise", "SURPRISE", admin.key)
-    assert [word for word in said if word in text] == []
+    message = ("4711", "front", "push-token", "com.example", "well", "floor-2", "surprise", "SURPRISE", admin.key)
+    assert [word for word in message if word in text] == []
 
 
 def test_gauges_count_open_deliveries_and_devices_online(admin: Admin, phone: Phone, fresh_gauges: None) -> None:

@@ -9,7 +9,7 @@ from django.db import connection
 from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
 
-from commands.models import Delivery, Outcome, Report
+from commands.models import AttemptOutcome, Delivery, Report
 from commands.push import outbox
 from commands.push.outbox import Sent
 from devices import tokens
@@ -161,7 +161,7 @@ def test_a_batch_of_pushes_is_claimed_by_one_round_trip_and_recorded_by_two_stat
     admin.command()
     with statements() as made:
         claimed = outbox.claim_due(100)
-        outbox.record_attempts([Sent(one, Outcome.ACCEPTED, http_status=200) for one in claimed])
+        outbox.record_attempts([Sent(one, AttemptOutcome.ACCEPTED, http_status=200) for one in claimed])
     assert made == ["SET + SET + WITH", "SAVEPOINT", "SELECT", "WITH", "RELEASE"]
     assert Delivery.objects.filter(push_state="accepted").count() == len(fleet)
 

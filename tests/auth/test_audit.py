@@ -104,7 +104,7 @@ def test_what_is_refused_before_its_signature_is_looked_at_leaves_no_entry(
 
 @pytest.mark.parametrize(
     ("error", "status", "code"),
-    [(RuntimeError("a fault of ours"), 500, "internal"), (database.Contended(), 503, "overloaded")],
+    [(RuntimeError("a fault of ours"), 500, "internal"), (database.DeadlockRetriesExhausted(), 503, "overloaded")],
 )
 def test_a_write_that_failed_is_audited_too(
     admin: Admin, phone: Phone, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int, code: str
@@ -408,7 +408,7 @@ def test_a_dispatcher_logs_no_witness_of_an_audit_without_entries(db: None) -> N
 
 
 def test_a_dispatcher_logs_a_witness_every_hour() -> None:
-    chores = {chore.name: chore.every_seconds for chore in dispatch._chores(Dispatcher(None, per_second=1))}
+    chores = {chore.name: chore.every_seconds for chore in dispatch._periodic_tasks(Dispatcher(None, per_second=1))}
     assert chores["witness of the audit"] == 3600
 
 

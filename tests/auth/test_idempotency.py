@@ -53,7 +53,7 @@ def test_an_idempotency_key_belongs_to_one_request(admin: Admin, phone: Phone) -
 
 @pytest.fixture
 def another_connection(admin: Admin) -> Iterator["psycopg.Connection[Any]"]:
-    with psycopg.connect(**database.parameters()) as connection:
+    with psycopg.connect(**database.connection_parameters()) as connection:
         yield connection
 
 

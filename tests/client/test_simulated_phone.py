@@ -11,7 +11,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from nexmdm.client.phone import Agent, Credentials, Outcome, Phone, Refusal, Report, sign
-from nexmdm.client.simulated_phone import Handset
+from nexmdm.client.simulated_phone import SimulatedPhone
 
 DEVICE_ID = "0192f0c1-a2b3-7d4e-8f90-a1b2c3d4e5f6"
 COMMAND_KEY = "dc9436fa48f9627fb9b60096bf7e5807aba27f180d7cb012361ece39a553f8f9"
@@ -279,9 +279,9 @@ def test_a_handset_shows_what_it_does_and_outlives_a_server_in_trouble(monkeypat
     shown: list[str] = []
 
     async def play(phone: Phone) -> None:
-        handset = Handset(phone._base_url, "localhost", "serial-1", "lobby", 0, shown.append)
+        simulated = SimulatedPhone(phone._base_url, "localhost", "serial-1", "lobby", 0, shown.append)
         with pytest.raises(Refusal, match="403 device_revoked"):
-            await handset.live("nxe_1")
+            await simulated.live("nxe_1")
 
     server.retry_after = None
     server.run(play)

@@ -32,7 +32,18 @@ from hypothesis.stateful import (
 from pytest_django import Settings
 
 from commands import queue
-from commands.models import FINAL, OPEN, Attempt, Channel, Delivery, Outcome, Push, Report, ReportStatus, State
+from commands.models import (
+    FINAL,
+    OPEN,
+    Attempt,
+    AttemptOutcome,
+    Delivery,
+    DeliveryChannel,
+    DeliveryState,
+    PushState,
+    Report,
+    ReportStatus,
+)
 from commands.push import fcm, outbox
 from commands.push.batch import FRESH_SECONDS, Batch
 from commands.push.dispatcher import LEAVES_WITHIN_SECONDS, Dispatcher
@@ -40,7 +51,7 @@ from commands.push.outbox import Claimed
 from loadtest.fake_fcm.server import FcmStandin
 from nexmdm.common import database
 from tests.support.actors import Admin, Phone
-from tests.support.delivery_model import KeptReport, Life, Owner, offered
+from tests.support.delivery_model import DeliveryModel, KeptReport, Owner, offered
 from tests.support.moments import let_pass
 
 EXAMPLES: Final = int(os.environ.get("NEXMDM_MACHINE_EXAMPLES", "0"))
@@ -66,16 +77,16 @@ class Line:
     standin: FcmStandin
     left: list[dict[str, Any]] = field(default_factory=list)
 
-    async def send(self, push: fcm.Push) -> fcm.Answer:
+    async def send(self, push: fcm.FcmMessage) -> fcm.FcmResponse:
         """Answer as a sender would."""
         self.left.append(orjson.loads(fcm.encode(push))["message"])
         reply = self.standin.scripted(push.token)
         if reply.status is None:
-            return fcm.Answer(None, fault="timeout")
+            return fcm.FcmResponse(None, fault="timeout")
         return fcm.parse(reply.status, {"Retry-After": reply.retry_after}, reply.body)
 
 
-class Desk:
+class DispatcherDriver:
     """One dispatcher's own knowledge, which a crash takes away."""
 
     def __init__(self, line: Line) -> None:
@@ -101,7 +112,7 @@ class Desk:
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
+class Setup:
     """What stands before each example: two phones, and two enrollment tokens that let them in again and again."""
 
     admin: Admin
@@ -113,12 +124,12 @@ class Scene:
 class Deliveries(RuleBasedStateMachine):
     """What admins, phones, dispatchers and time may do, in any order; after each step the rows are as expected."""
 
-    def __init__(self, scene: Scene) -> None:
+    def __init__(self, setup: Setup) -> None:
         super().__init__()
-        self.scene, self.admin = scene, scene.admin
-        self.owners = [replace(owner, phone=replace(owner.phone)) for owner in scene.owners]
-        self.desks = [Desk(Line(scene.standin)) for _ in range(2)]
-        self.lives: dict[tuple[str, str], Life] = {}
+        self.setup, self.admin = setup, setup.admin
+        self.owners = [replace(owner, phone=replace(owner.phone)) for owner in setup.owners]
+        self.drivers = [DispatcherDriver(Line(setup.standin)) for _ in range(2)]
+        self.lives: dict[tuple[str, str], DeliveryModel] = {}
         self.dead: set[str] = set()
         self.settled: dict[tuple[str, str], str] = {}
         self.passed = timedelta()
@@ -157,16 +168,16 @@ class Deliveries(RuleBasedStateMachine):
         assert answer.json["push"]["queued"] == sum(map(self.can_be_pushed_to, owners))
         for life in self.open_lives():
             if supersede and life.owner in owners and life.action == action:
-                life.settle(State.CANCELLED)
+                life.settle(DeliveryState.CANCELLED)
         for owner in owners:
             pushable = self.can_be_pushed_to(owner)
-            self.lives[answer.json["request_id"], owner.phone.device_id] = Life(
+            self.lives[answer.json["request_id"], owner.phone.device_id] = DeliveryModel(
                 owner,
                 answer.json["request_id"],
                 action,
                 issued_at=self.now.replace(microsecond=0),
                 expires_at=rounded_up(self.now + timedelta(seconds=seconds)),
-                push=Push.WAITING if pushable else Push.NO_PUSH_TOKEN,
+                push=PushState.WAITING if pushable else PushState.NO_PUSH_TOKEN,
                 due=self.now if pushable else None,
             )
 
@@ -181,18 +192,18 @@ class Deliveries(RuleBasedStateMachine):
             assert life in due
             life.claim(self.now)
             assert (one.number, one.push_token) == (len(life.outcomes), life.owner.push_token)
-            self.desks[number].claimed.append((one, self.now))
+            self.drivers[number].claimed.append((one, self.now))
 
-    @precondition(lambda self: any(desk.claimed for desk in self.desks))
+    @precondition(lambda self: any(driver.claimed for driver in self.drivers))
     @rule(number=DISPATCHERS)
     def send(self, number: int) -> None:
         """Nothing leaves after its time or its lease, without an open attempt, or when it was withdrawn long ago."""
-        desk = self.one_of(number, lambda desk: bool(desk.claimed))
-        for claimed, claimed_at in desk.claimed:
+        driver = self.one_of(number, lambda driver: bool(driver.claimed))
+        for claimed, claimed_at in driver.claimed:
             life, waited = self.life_of(claimed), self.now - claimed_at
-            message = desk.send(claimed, waited)
+            message = driver.send(claimed, waited)
             in_time = self.now < life.expires_at - outbox.LEAST and waited.total_seconds() < LEAVES_WITHIN_SECONDS
-            is_wanted = life.state == State.PENDING and self.can_be_pushed_to(life.owner)
+            is_wanted = life.state == DeliveryState.PENDING and self.can_be_pushed_to(life.owner)
             is_wanted &= life.owner.push_token == claimed.push_token and claimed.number == len(life.outcomes)
             if message is not None:
                 assert in_time
@@ -200,17 +211,17 @@ class Deliveries(RuleBasedStateMachine):
                 assert float(message["android"]["ttl"][:-1]) <= (life.expires_at - self.now).total_seconds()
                 assert message["data"]["request_id"] == life.request_id
                 attempt = Attempt.objects.get(delivery_id=claimed.delivery_id, number=claimed.number)
-                assert attempt.outcome == Outcome.IN_FLIGHT
+                assert attempt.outcome == AttemptOutcome.IN_FLIGHT
             else:
                 assert not in_time or not is_wanted
-        desk.claimed.clear()
+        driver.claimed.clear()
 
-    @precondition(lambda self: any(desk.dispatcher._answered for desk in self.desks))
+    @precondition(lambda self: any(driver.dispatcher._answered for driver in self.drivers))
     @rule(number=DISPATCHERS)
     def record(self, number: int) -> None:
-        answered = self.one_of(number, lambda desk: bool(desk.dispatcher._answered)).answered()
+        answered = self.one_of(number, lambda driver: bool(driver.dispatcher._answered)).answered()
         outbox.record_attempts(answered)
-        self.dead |= {sent.claimed.push_token for sent in answered if sent.outcome == Outcome.TOKEN_DEAD}
+        self.dead |= {sent.claimed.push_token for sent in answered if sent.outcome == AttemptOutcome.TOKEN_DEAD}
         for sent in answered:
             life = self.life_of(sent.claimed)
             life.record(sent, self.now, pushable=self.can_be_pushed_to(life.owner))
@@ -221,22 +232,26 @@ class Deliveries(RuleBasedStateMachine):
     @rule(number=DISPATCHERS, after_seconds=AFTER_SECONDS)
     def claim_and_send(self, number: int, after_seconds: int) -> None:
         self.claim(number, after_seconds, ALL)
-        if self.desks[number].claimed:
+        if self.drivers[number].claimed:
             self.send(number)
 
     @rule(number=DISPATCHERS, after_seconds=AFTER_SECONDS)
     def dispatch(self, number: int, after_seconds: int) -> None:
         self.claim_and_send(number, after_seconds)
-        if self.desks[number].dispatcher._answered:
+        if self.drivers[number].dispatcher._answered:
             self.record(number)
 
-    @precondition(lambda self: any(desk.claimed or desk.dispatcher._answered for desk in self.desks))
+    @precondition(lambda self: any(driver.claimed or driver.dispatcher._answered for driver in self.drivers))
     @rule(number=DISPATCHERS)
     def crash(self, number: int) -> None:
-        self.desks[number].crash()
+        self.drivers[number].crash()
 
     @precondition(lambda self: self.lives)
-    @rule(choice=st.data(), status=st.sampled_from(ReportStatus.values), via=st.sampled_from([*Channel.values, None]))
+    @rule(
+        choice=st.data(),
+        status=st.sampled_from(ReportStatus.values),
+        via=st.sampled_from([*DeliveryChannel.values, None]),
+    )
     def report(self, choice: st.DataObject, status: str, via: str | None) -> None:
         life = choice.draw(st.sampled_from(list(self.lives.values())))
         answer = life.owner.phone.report(life.request_id, status, via=via)
@@ -262,7 +277,7 @@ class Deliveries(RuleBasedStateMachine):
             "may_still_run": sum(life.may_still_run() for life in withdrawn),
         }
         for life in withdrawn:
-            life.settle(State.CANCELLED)
+            life.settle(DeliveryState.CANCELLED)
 
     @rule()
     def sweep(self) -> None:
@@ -270,7 +285,7 @@ class Deliveries(RuleBasedStateMachine):
         assert queue.expire(ALL) == len(overdue)
         outbox.close_abandoned(ALL)
         for life in overdue:
-            life.settle(State.EXPIRED)
+            life.settle(DeliveryState.EXPIRED)
         for life in self.lives.values():
             if life.lease_until < self.now:
                 life.abandon()
@@ -294,7 +309,7 @@ class Deliveries(RuleBasedStateMachine):
     @rule(number=PHONES, token=st.integers(0, 1), push_token=PUSH_TOKENS)
     def enrol_again(self, number: int, token: int, push_token: str | None) -> None:
         self.calm = 0
-        owner, enrollment_token = self.owners[number], self.scene.enrollment_tokens[token]
+        owner, enrollment_token = self.owners[number], self.setup.enrollment_tokens[token]
         said = {} if push_token is None else {"push_token": push_token}
         answer = owner.phone.register(enrollment_token, **said)
         if owner.revoked:
@@ -356,12 +371,12 @@ class Deliveries(RuleBasedStateMachine):
             assert self.settled.setdefault(key, row.state) == row.state
         else:
             assert key not in self.settled
-        if row.state == State.PENDING and row.push_state in (Push.WAITING, Push.RETRYING):
+        if row.state == DeliveryState.PENDING and row.push_state in (PushState.WAITING, PushState.RETRYING):
             assert row.next_attempt_at is not None, "nothing would ever push it again"
 
-    def one_of(self, number: int, fit: Callable[[Desk], bool]) -> Desk:
+    def one_of(self, number: int, fit: Callable[[DispatcherDriver], bool]) -> DispatcherDriver:
         """Return this dispatcher's desk if it fits, else the other one."""
-        return next(desk for desk in (self.desks[number], self.desks[1 - number]) if fit(desk))
+        return next(driver for driver in (self.drivers[number], self.drivers[1 - number]) if fit(driver))
 
     def beats(self, owner: Owner, refused: str | None) -> bool:
         """Tell whether a heartbeat of this phone counts, and note it."""
@@ -392,15 +407,15 @@ class Deliveries(RuleBasedStateMachine):
     def cancel_all_of(self, owner: Owner) -> None:
         for life in self.open_lives():
             if life.owner is owner:
-                life.settle(State.CANCELLED)
+                life.settle(DeliveryState.CANCELLED)
 
-    def lives_of(self, owner: Owner) -> list[Life]:
+    def lives_of(self, owner: Owner) -> list[DeliveryModel]:
         return [life for life in self.lives.values() if life.owner is owner]
 
-    def open_lives(self) -> list[Life]:
+    def open_lives(self) -> list[DeliveryModel]:
         return [life for life in self.lives.values() if life.is_open(self.now)]
 
-    def life_of(self, claimed: Claimed) -> Life:
+    def life_of(self, claimed: Claimed) -> DeliveryModel:
         return self.lives[str(claimed.content.request_id), str(claimed.recipient.device_id)]
 
     def is_at(self, stored: datetime | None, expected: datetime | None) -> bool:
@@ -433,7 +448,7 @@ def time_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def scene(admin: Admin, fcm: FcmStandin, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Scene:
+def setup(admin: Admin, fcm: FcmStandin, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Setup:
     monkeypatch.setattr("commands.reports.KEPT", 3)
     settings.ADMIN_RATE_LIMIT = settings.DEVICE_RATE_LIMIT = "1000000/m"
     for_ever = {"max_uses": 1000, "expires_in_seconds": 10 * 365 * 86_400, "re_enroll": True}
@@ -443,11 +458,11 @@ def scene(admin: Admin, fcm: FcmStandin, settings: Settings, monkeypatch: pytest
         phone = Phone(admin.client, f"phone-{number}")
         phone.register(texts[0], push_token=f"ok-phone-{number}")
         owners.append(Owner(phone, f"ok-phone-{number}", enrolled_by=texts[0]))
-    return Scene(admin, fcm, texts, owners)
+    return Setup(admin, fcm, texts, owners)
 
 
 def test_no_delivery_is_lost_settled_twice_or_sent_too_late_whatever_happens_in_whatever_order(
-    scene: Scene, time_stands_still: None
+    setup: Setup, time_stands_still: None
 ) -> None:
     play = hypothesis_settings(
         max_examples=EXAMPLES or 20,
@@ -459,6 +474,6 @@ def test_no_delivery_is_lost_settled_twice_or_sent_too_late_whatever_happens_in_
 
     class OnThisScene(Deliveries):
         def __init__(self) -> None:
-            super().__init__(scene)
+            super().__init__(setup)
 
     run_state_machine_as_test(OnThisScene, settings=play)

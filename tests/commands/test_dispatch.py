@@ -7,7 +7,7 @@ from django.core.management import call_command
 from django.db.models.functions import Now
 from pytest_django import Settings
 
-from commands.models import Attempt, Command, Delivery, Outcome
+from commands.models import Attempt, AttemptOutcome, Command, Delivery
 from commands.push import retry
 from commands.push.fcm import parse
 from commands.push.outbox import LEASE, Claimed, Sent, claim_due, record_attempts
@@ -23,15 +23,15 @@ def dispatch() -> None:
     call_command("dispatch", once=True)
 
 
-def answered(claimed: Claimed, outcome: Outcome) -> Sent:
-    return Sent(claimed, outcome, http_status=200 if outcome == Outcome.ACCEPTED else 404)
+def answered(claimed: Claimed, outcome: AttemptOutcome) -> Sent:
+    return Sent(claimed, outcome, http_status=200 if outcome == AttemptOutcome.ACCEPTED else 404)
 
 
 def ruled(claimed: Claimed, fcm: FcmStandin) -> Sent:
     """Return what follows from the stand-in's answer to this push, as the dispatcher would record it."""
     reply = fcm.scripted(claimed.push_token)
     answer = parse(reply.status or 0, {"Retry-After": reply.retry_after}, reply.body)
-    ruling = retry.rule(answer, claimed.failures)
+    ruling = retry.decide(answer, claimed.failures)
     return Sent(claimed, ruling.outcome, answer.http_status, answer.fcm_error, retry_in_seconds=ruling.retry_in_seconds)
 
 
@@ -146,9 +146,9 @@ def test_an_answer_that_comes_after_the_lease_changes_nothing(admin: Admin, fcm:
     Delivery.objects.update(next_attempt_at=Now())
     (current,) = claim_due(10)
 
-    record_attempts([answered(late, Outcome.ACCEPTED)])
+    record_attempts([answered(late, AttemptOutcome.ACCEPTED)])
     assert Delivery.objects.get().push_state == "waiting"
-    record_attempts([answered(current, Outcome.ACCEPTED)])
+    record_attempts([answered(current, AttemptOutcome.ACCEPTED)])
 
     assert Delivery.objects.get().push_state == "accepted"
     assert list(Attempt.objects.order_by("number").values_list("outcome", flat=True)) == ["unknown", "accepted"]
@@ -232,7 +232,7 @@ def test_a_push_token_that_moved_while_its_push_was_under_way_is_not_called_dead
     (claimed,) = claim_due(1)
     phone.heartbeat(push_token="ok-2")
 
-    record_attempts([answered(claimed, Outcome.TOKEN_DEAD)])
+    record_attempts([answered(claimed, AttemptOutcome.TOKEN_DEAD)])
 
     assert Device.objects.get().push_token_dead_at is None
     dispatch()
@@ -242,13 +242,14 @@ def test_a_push_token_that_moved_while_its_push_was_under_way_is_not_called_dead
 @pytest.mark.parametrize(
     ("outcome", "shown"),
     [
-        (Outcome.RETRY_LATER, "superseded"), (Outcome.UNKNOWN, "superseded"), (Outcome.BLOCKED, "superseded"),
-        (Outcome.ACCEPTED, "accepted"), (Outcome.REJECTED, "undeliverable"), (Outcome.TOKEN_DEAD, "undeliverable"),
+        (AttemptOutcome.RETRY_LATER, "superseded"), (AttemptOutcome.UNKNOWN, "superseded"), (AttemptOutcome.BLOCKED,
+        "superseded"), (AttemptOutcome.ACCEPTED, "accepted"), (AttemptOutcome.REJECTED, "undeliverable"),
+        (AttemptOutcome.TOKEN_DEAD, "undeliverable"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("settle", ["report", "cancel"])
 def test_a_push_that_ends_after_its_delivery_was_settled_is_superseded_if_it_could_have_gone_again(
-    admin: Admin, fcm: FcmStandin, settle: str, outcome: Outcome, shown: str
+    admin: Admin, fcm: FcmStandin, settle: str, outcome: AttemptOutcome, shown: str
 ) -> None:
     phone = admin.enrol("phone-1", push_token="ok-1")
     request_id = admin.command("ping", to=phone).json["request_id"]
@@ -272,7 +273,7 @@ def test_a_push_token_that_another_phone_has_by_now_is_dead_there_too(admin: Adm
     (claimed,) = claim_due(1)
     other.heartbeat(push_token="unregistered-1")
 
-    record_attempts([answered(claimed, Outcome.TOKEN_DEAD)])
+    record_attempts([answered(claimed, AttemptOutcome.TOKEN_DEAD)])
     dispatch()
 
     assert len(fcm.journal) == 0
@@ -299,7 +300,7 @@ def test_a_batch_with_answers_before_and_after_a_lease_takes_the_one_after(admin
     Delivery.objects.update(next_attempt_at=Now())
     (after,) = claim_due(1)
 
-    record_attempts([answered(before, Outcome.REJECTED), answered(after, Outcome.ACCEPTED)])
+    record_attempts([answered(before, AttemptOutcome.REJECTED), answered(after, AttemptOutcome.ACCEPTED)])
 
     assert Delivery.objects.get().push_state == "accepted"
 
@@ -323,7 +324,9 @@ def test_an_answer_that_cannot_be_stored_keeps_no_other_from_being_recorded(admi
     admin.command("ping", to={"all": True})
     bad, good = claim_due(2)
 
-    record_attempts([replace(answered(bad, Outcome.ACCEPTED), message_id="x\x00"), answered(good, Outcome.ACCEPTED)])
+    record_attempts(
+        [replace(answered(bad, AttemptOutcome.ACCEPTED), message_id="x\x00"), answered(good, AttemptOutcome.ACCEPTED)]
+    )
 
     outcomes = dict(Attempt.objects.values_list("delivery_id", "outcome"))
     assert outcomes == {bad.delivery_id: "unknown", good.delivery_id: "accepted"}
@@ -352,6 +355,6 @@ def test_no_push_is_due_again_for_a_phone_that_lost_its_push_token_meanwhile(adm
     (claimed,) = claim_due(1)
     phone.heartbeat(push_token=None)
 
-    record_attempts([Sent(claimed, Outcome.RETRY_LATER, http_status=503, retry_in_seconds=10)])
+    record_attempts([Sent(claimed, AttemptOutcome.RETRY_LATER, http_status=503, retry_in_seconds=10)])
 
     assert (Delivery.objects.get().push_state, Delivery.objects.get().next_attempt_at) == ("undeliverable", None)

@@ -19,11 +19,11 @@ from prometheus_client import REGISTRY
 from pytest_django import Settings
 from structlog.testing import capture_logs
 
-from commands.models import Attempt, Delivery, Outcome
+from commands.models import Attempt, AttemptOutcome, Delivery
 from commands.push import circuit_breaker, retry
 from commands.push.circuit_breaker import Circuit, Fault, Pace
 from commands.push.dispatcher import Dispatcher
-from commands.push.fcm import MAX_TTL_SECONDS, Answer, NotSent, Push, Sender, encode, parse
+from commands.push.fcm import MAX_TTL_SECONDS, FcmMessage, FcmResponse, NotSent, Sender, encode, parse
 from devices.models import Device
 from loadtest.fake_fcm.server import FcmStandin
 from nexmdm.models import DispatcherSeen
@@ -70,10 +70,10 @@ def dispatched(fcm: FcmStandin, breaker: Circuit | None = None) -> Dispatcher:
     return with_sender(fcm, dispatch)
 
 
-def ping(push_token: str, *, seconds_left: float = 60, leaves_within: float = 60) -> Push:
+def ping(push_token: str, *, seconds_left: float = 60, leaves_within: float = 60) -> FcmMessage:
     """Return a push whose command lives for so long, and that may leave for so long."""
     now = time.monotonic()
-    return Push(push_token, {"action": "ping"}, "high", now + seconds_left, now + leaves_within)
+    return FcmMessage(push_token, {"action": "ping"}, "high", now + seconds_left, now + leaves_within)
 
 
 def seconds_to_next(delivery: Delivery) -> float:
@@ -143,7 +143,7 @@ def test_an_answer_that_is_not_fcms_own_is_tried_again_with_growing_backoff(
     assert push_token_is_live()
 
     answer = parse(status, {}, b"<html>")
-    later = [retry.rule(answer, failures=6).retry_in_seconds or 0 for _ in range(50)]
+    later = [retry.decide(answer, failures=6).retry_in_seconds or 0 for _ in range(50)]
     assert max(later) > 60
 
 
@@ -215,7 +215,7 @@ def test_401_and_other_403_have_the_access_token_refreshed_once_before_the_attem
 def test_an_access_token_that_fcm_refuses_is_refreshed_once_for_all_pushes_under_way(fcm: FcmStandin) -> None:
     issued = fcm.access_tokens.issued
 
-    async def sends(sender: Sender) -> list[Answer]:
+    async def sends(sender: Sender) -> list[FcmResponse]:
         await sender.send(ping("ok-1"))
         fcm.revoke_access_tokens()
         return await asyncio.gather(*(sender.send(ping(f"ok-{number}")) for number in range(20)))
@@ -228,7 +228,7 @@ def test_an_access_token_that_fcm_refuses_is_refreshed_once_for_all_pushes_under
 def test_an_access_token_that_one_push_is_refused_with_still_serves_the_others_while_oauth_is_down(
     admin: Admin, fcm: FcmStandin
 ) -> None:
-    async def sends(sender: Sender) -> list[Answer]:
+    async def sends(sender: Sender) -> list[FcmResponse]:
         first = await sender.send(ping("ok-1"))
         fcm.oauth_down = True
         return [first, await sender.send(ping("unauthenticated-1")), await sender.send(ping("ok-2"))]
@@ -273,22 +273,22 @@ def invalid_argument(message: str = "Request contains an invalid argument.", *fi
 @pytest.mark.parametrize(
     ("body", "outcome"),
     [
-        (invalid_argument(NOT_A_TOKEN), Outcome.TOKEN_DEAD),
-        (invalid_argument("Request contains an invalid argument.", "message.token"), Outcome.TOKEN_DEAD),
-        (invalid_argument("Request contains an invalid argument.", "message.fid"), Outcome.TOKEN_DEAD),
-        (invalid_argument("No.", "message", text="Invalid registration token"), Outcome.TOKEN_DEAD),
-        (invalid_argument("Invalid value at 'message.token'"), Outcome.TOKEN_DEAD),
-        (invalid_argument("Invalid value at 'message.fid' (TYPE_STRING)"), Outcome.TOKEN_DEAD),
-        (invalid_argument(), Outcome.REJECTED),
-        (invalid_argument("Message too big"), Outcome.REJECTED),
-        (invalid_argument("Invalid data payload key: from"), Outcome.REJECTED),
-        (invalid_argument("Request contains an invalid argument.", "message.android.ttl"), Outcome.REJECTED),
-        (invalid_argument("Request contains an invalid argument.", "message.tokens"), Outcome.REJECTED),
-        (invalid_argument(NOT_A_TOKEN).replace(b"INVALID_ARGUMENT", b"FAILED_PRECONDITION"), Outcome.REJECTED),
+        (invalid_argument(NOT_A_TOKEN), AttemptOutcome.TOKEN_DEAD),
+        (invalid_argument("Request contains an invalid argument.", "message.token"), AttemptOutcome.TOKEN_DEAD),
+        (invalid_argument("Request contains an invalid argument.", "message.fid"), AttemptOutcome.TOKEN_DEAD),
+        (invalid_argument("No.", "message", text="Invalid registration token"), AttemptOutcome.TOKEN_DEAD),
+        (invalid_argument("Invalid value at 'message.token'"), AttemptOutcome.TOKEN_DEAD),
+        (invalid_argument("Invalid value at 'message.fid' (TYPE_STRING)"), AttemptOutcome.TOKEN_DEAD),
+        (invalid_argument(), AttemptOutcome.REJECTED),
+        (invalid_argument("Message too big"), AttemptOutcome.REJECTED),
+        (invalid_argument("Invalid data payload key: from"), AttemptOutcome.REJECTED),
+        (invalid_argument("Request contains an invalid argument.", "message.android.ttl"), AttemptOutcome.REJECTED),
+        (invalid_argument("Request contains an invalid argument.", "message.tokens"), AttemptOutcome.REJECTED),
+        (invalid_argument(NOT_A_TOKEN).replace(b"INVALID_ARGUMENT", b"FAILED_PRECONDITION"), AttemptOutcome.REJECTED),
     ],
 )
-def test_a_400_is_about_the_push_token_only_if_it_names_it(body: bytes, outcome: Outcome) -> None:
-    assert retry.rule(parse(400, {}, body), failures=0).outcome == outcome
+def test_a_400_is_about_the_push_token_only_if_it_names_it(body: bytes, outcome: AttemptOutcome) -> None:
+    assert retry.decide(parse(400, {}, body), failures=0).outcome == outcome
 
 
 @pytest.mark.parametrize(("push_token", "least", "most"), [("quota-1", 60, 66.5), ("quota7-1", 7, 8)])
@@ -528,14 +528,14 @@ def test_dispatchers_share_the_limit_of_pushes_a_second(
 @pytest.mark.parametrize(
     ("status", "outcome"),
     [
-        (405, Outcome.REJECTED),
-        (413, Outcome.REJECTED),
-        (502, Outcome.RETRY_LATER),
+        (405, AttemptOutcome.REJECTED),
+        (413, AttemptOutcome.REJECTED),
+        (502, AttemptOutcome.RETRY_LATER),
     ],
 )
-def test_an_error_that_fcm_does_not_document_has_an_outcome_too(status: int, outcome: Outcome) -> None:
+def test_an_error_that_fcm_does_not_document_has_an_outcome_too(status: int, outcome: AttemptOutcome) -> None:
     body = json.dumps({"error": {"code": status, "message": "No.", "status": "UNKNOWN"}}).encode()
-    assert retry.rule(parse(status, {}, body), failures=0).outcome == outcome
+    assert retry.decide(parse(status, {}, body), failures=0).outcome == outcome
 
 
 def test_a_retry_never_goes_past_the_expiry_of_its_command(admin: Admin, fcm: FcmStandin) -> None:
@@ -561,7 +561,7 @@ def test_a_message_is_what_googles_own_library_makes_of_it(priority: str, ttl_se
     android = messaging.AndroidConfig(priority=priority, ttl=min(ttl_seconds, MAX_TTL_SECONDS))
     expected = messaging.Message(data=data, android=android)
     expected.token = "ok-1"  # The constructor warns of a successor to `token` that nobody sends.
-    body = json.loads(encode(Push("ok-1", data, priority, time.monotonic() + ttl_seconds + 0.9)))
+    body = json.loads(encode(FcmMessage("ok-1", data, priority, time.monotonic() + ttl_seconds + 0.9)))
     assert body == {"message": json.loads(str(expected))}
 
 
@@ -576,14 +576,14 @@ def test_the_backoff_is_ten_seconds_and_a_random_part_that_doubles_up_to_a_quart
 @pytest.mark.parametrize("status", [429, 503])
 def test_an_absurd_retry_after_is_spread_within_the_hour(status: int) -> None:
     answer = parse(status, {"Retry-After": "Fri, 31 Dec 9999 23:59:59 GMT"}, b"")
-    waits = [retry.rule(answer, failures=0).retry_in_seconds or 0 for _ in range(200)]
+    waits = [retry.decide(answer, failures=0).retry_in_seconds or 0 for _ in range(200)]
     assert 3200 <= min(waits) < max(waits) <= 3600
 
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_retry_after_is_kept_and_those_who_are_told_the_same_do_not_come_back_at_once(status: int) -> None:
-    told = Answer(status, retry_after_seconds=300)
-    waits = [retry.rule(told, failures=0).retry_in_seconds or 0 for _ in range(200)]
+    told = FcmResponse(status, retry_after_seconds=300)
+    waits = [retry.decide(told, failures=0).retry_in_seconds or 0 for _ in range(200)]
     assert 300 <= min(waits) < max(waits) <= 330
     assert len(set(waits)) > 190
 
@@ -671,7 +671,7 @@ def test_any_judgement_of_a_message_closes_the_circuit() -> None:
 @pytest.mark.parametrize("script", ["ok", "unregistered", "invalid", "malformed", "thirdparty"])
 def test_what_fcm_says_of_a_message_is_a_judgement(fcm: FcmStandin, script: str) -> None:
     reply = fcm.scripted(f"{script}-1")
-    assert retry.rule(parse(reply.status or 0, {}, reply.body), failures=0).fault == Fault.NONE
+    assert retry.decide(parse(reply.status or 0, {}, reply.body), failures=0).fault == Fault.NONE
 
 
 def probed(fcm: FcmStandin, breaker: Circuit) -> list[str]:

@@ -12,7 +12,7 @@ from django.test import Client
 from django.urls import reverse
 from pytest_django import Settings
 
-from commands.models import Attempt, Command, Delivery, Outcome, Report
+from commands.models import Attempt, AttemptOutcome, Command, Delivery, Report
 from commands.push import circuit_breaker, outbox
 from commands.push import fcm as firebase
 from commands.push.circuit_breaker import Fault
@@ -58,10 +58,10 @@ class Overtaken:
         self.sender = sender
         self.happening = happening
 
-    async def send(self, push: firebase.Push) -> firebase.Answer:
+    async def send(self, push: firebase.FcmMessage) -> firebase.FcmResponse:
         """Send a push, and let it happen."""
         answer = await self.sender.send(push)
-        await asyncio.to_thread(database.and_release, self.happening)
+        await asyncio.to_thread(database.releasing_connection, self.happening)
         return answer
 
 
@@ -200,7 +200,9 @@ def test_a_push_that_came_too_late_to_leave_says_so(admin: Admin, fcm: FcmStandi
     ping(admin, "ok-1")
     (claimed,) = outbox.claim_due(1)
     Command.objects.update(expires_at=Now() + outbox.LEAST)
-    outbox.record_attempts([outbox.Sent(claimed, Outcome.BLOCKED, detail="not sent: too late", retry_in_seconds=0)])
+    outbox.record_attempts(
+        [outbox.Sent(claimed, AttemptOutcome.BLOCKED, detail="not sent: too late", retry_in_seconds=0)]
+    )
     assert why_open(admin) == "No push fits before the expiry any more."
 
 

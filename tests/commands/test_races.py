@@ -12,16 +12,16 @@ from django.db import transaction
 from django.db.models.functions import Now
 
 from commands import queue, reports, retention
-from commands.models import Attempt, Command, Delivery, Outcome, ReportStatus, Withdrawal
+from commands.models import Attempt, AttemptOutcome, Command, Delivery, ReportStatus, Withdrawal
 from commands.push import outbox
 from commands.push.outbox import Claimed, Sent
-from commands.queue import Order
-from commands.reports import Said
+from commands.queue import CommandRequest
+from commands.reports import ReportInput
 from devices import check_in, enrollment, tokens
 from devices.audience import Target
-from devices.heartbeats import Beat
+from devices.heartbeats import HeartbeatRecord
 from devices.models import Device
-from nexmdm.common.database import and_release
+from nexmdm.common.database import releasing_connection
 from tests.support.actors import Admin, Answer, Phone
 from tests.support.moments import overtaken
 
@@ -48,10 +48,10 @@ def test_dispatchers_that_claim_at_the_same_moment_share_what_is_due(fleet: list
 
     with ThreadPoolExecutor(2) as dispatchers:
         for number in range(1, ROUNDS + 1):
-            claims = [dispatchers.submit(and_release, claim) for _ in range(2)]
+            claims = [dispatchers.submit(releasing_connection, claim) for _ in range(2)]
             claimed = sorted((one.delivery_id, one.number) for both in claims for one in both.result())
             assert claimed == [(delivery.id, number) for delivery in Delivery.objects.order_by("id")]
-            assert Attempt.objects.filter(outcome=Outcome.IN_FLIGHT, number=number).count() == PHONES
+            assert Attempt.objects.filter(outcome=AttemptOutcome.IN_FLIGHT, number=number).count() == PHONES
             Delivery.objects.update(next_attempt_at=Now())
 
     assert Attempt.objects.count() == PHONES * ROUNDS
@@ -60,7 +60,7 @@ def test_dispatchers_that_claim_at_the_same_moment_share_what_is_due(fleet: list
 def test_a_dispatcher_does_not_wait_for_what_another_one_is_claiming(fleet: list[Phone]) -> None:
     with ThreadPoolExecutor(1) as other, transaction.atomic():
         mine = outbox.claim_due(PHONES // 2)
-        theirs = other.submit(and_release, partial(outbox.claim_due, PHONES)).result(timeout=5)
+        theirs = other.submit(releasing_connection, partial(outbox.claim_due, PHONES)).result(timeout=5)
     assert len(mine) == len(theirs) == PHONES // 2
     assert not {one.delivery_id for one in mine} & {one.delivery_id for one in theirs}
 
@@ -77,7 +77,7 @@ def test_a_heartbeat_that_is_being_answered_at_the_moment_of_a_cancellation_may_
     request_id = admin.command("ping", to=phone).json["request_id"]
     token = tokens.parse("nxd", phone.device_token)
     assert token is not None
-    beat = Beat(token)
+    beat = HeartbeatRecord(token)
     answer = overtaken(lambda: check_in.flush([beat]), lambda: admin.post(f"/admin/commands/{request_id}/cancel"))
     assert (answer.json["cancelled"], answer.json["may_still_run"]) == (1, 1)
 
@@ -97,7 +97,7 @@ def test_a_result_that_comes_while_its_delivery_ends_is_late(admin: Admin, endin
 def test_a_result_that_is_being_taken_is_not_withdrawn(admin: Admin) -> None:
     phone = admin.enrol("phone-1")
     request_id = admin.command("ping", to=phone).json["request_id"]
-    take = partial(reports.take, UUID(phone.device_id), UUID(request_id), Said(ReportStatus.SUCCEEDED))
+    take = partial(reports.record_report, UUID(phone.device_id), UUID(request_id), ReportInput(ReportStatus.SUCCEEDED))
     answer = overtaken(take, lambda: admin.post(f"/admin/commands/{request_id}/cancel"))
     assert (answer.json["cancelled"], answer.json["already_settled"]) == (0, 1)
     assert Delivery.objects.get().state == "succeeded"
@@ -107,7 +107,7 @@ def test_no_push_is_due_again_for_a_phone_that_loses_its_push_token_while_the_an
     phone = admin.enrol("phone-1", push_token="ok-1")
     admin.command("ping", to=phone)
     (claimed,) = outbox.claim_due(1)
-    answer = Sent(claimed, Outcome.RETRY_LATER, http_status=503, retry_in_seconds=10)
+    answer = Sent(claimed, AttemptOutcome.RETRY_LATER, http_status=503, retry_in_seconds=10)
 
     overtaken(lambda: phone.heartbeat(push_token=None), lambda: outbox.record_attempts([answer]))
 
@@ -120,7 +120,7 @@ def test_a_push_token_that_dies_at_the_moment_another_phone_brings_it_is_dead_th
     admin.command("ping", to=phone)
     (claimed,) = outbox.claim_due(1)
     phone.heartbeat(push_token=None)
-    dead = Sent(claimed, Outcome.TOKEN_DEAD, http_status=404)
+    dead = Sent(claimed, AttemptOutcome.TOKEN_DEAD, http_status=404)
 
     overtaken(lambda: outbox.record_attempts([dead]), lambda: other.heartbeat(push_token="token-1"))
 
@@ -138,7 +138,7 @@ def test_a_sweep_waits_for_nobody(fleet: list[Phone], sweep: str) -> None:
         work = partial(queue.expire, PHONES)
     with ThreadPoolExecutor(1) as other, transaction.atomic():
         Delivery.objects.select_for_update().order_by("id")[0]
-        assert other.submit(and_release, work).result(timeout=5) == PHONES - 1
+        assert other.submit(releasing_connection, work).result(timeout=5) == PHONES - 1
 
 
 def test_a_command_goes_with_its_last_delivery_whoever_prunes_it(fleet: list[Phone]) -> None:
@@ -150,7 +150,7 @@ def test_a_command_goes_with_its_last_delivery_whoever_prunes_it(fleet: list[Pho
 
 def issue_a_ping(phone: Phone) -> None:
     target = Target(device_ids=[UUID(phone.device_id)])
-    queue.issue(Order("ping", "{}", target, target_as_given={}, issued_by="admin"))
+    queue.issue(CommandRequest("ping", "{}", target, target_as_given={}, issued_by="admin"))
 
 
 @pytest.mark.parametrize("ending", ["revoked", "enrolled anew"])

@@ -16,7 +16,7 @@ from django.test.utils import CaptureQueriesContext
 from uuid_utils.compat import uuid7
 
 from commands import queue
-from commands.models import Attempt, Command, Delivery, Outcome, Push
+from commands.models import Attempt, AttemptOutcome, Command, Delivery, PushState
 from devices.models import Presence
 from nexmdm.common import pagination
 from nexmdm.models import AuditEntry
@@ -42,7 +42,7 @@ def issue(admin: Admin, to: Any, action: str = "ping", **fields: Any) -> str:
 def attempted(request_id: str, number: int = 1, **fields: Any) -> None:
     """Write an FCM attempt as the dispatcher does."""
     delivery = Delivery.objects.get(command_id=request_id)
-    finished = {} if fields.get("outcome") == Outcome.IN_FLIGHT else {"finished_at": Now()}
+    finished = {} if fields.get("outcome") == AttemptOutcome.IN_FLIGHT else {"finished_at": Now()}
     Attempt.objects.create(delivery=delivery, number=number, **finished, **fields)
     Delivery.objects.filter(id=delivery.id).update(attempt_count=number)
 
@@ -237,7 +237,7 @@ def test_a_command_counts_its_deliveries_and_pushes(admin: Admin) -> None:
     assert (command["state"], command["completed_at"], command["device_count"]) == ("open", None, 5)
 
 
-@pytest.mark.parametrize("push_state", Push.values)
+@pytest.mark.parametrize("push_state", PushState.values)
 def test_a_command_counts_each_state_of_a_push(admin: Admin, phone: Phone, push_state: str) -> None:
     request_id = issue(admin, phone)
     Delivery.objects.update(push_state=push_state)
@@ -276,9 +276,9 @@ def pushes_of(admin: Admin, request_id: str, device_id: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("settle", [by_heartbeat, by_cancellation, by_a_newer_one, by_time, by_the_sweep])
-@pytest.mark.parametrize("push_state", [Push.WAITING, Push.RETRYING])
+@pytest.mark.parametrize("push_state", [PushState.WAITING, PushState.RETRYING])
 def test_a_push_that_waits_or_is_retried_is_superseded_once_its_delivery_is_settled_by_other_means(
-    admin: Admin, push_state: Push, settle: Callable[[Admin, Phone, str], None]
+    admin: Admin, push_state: PushState, settle: Callable[[Admin, Phone, str], None]
 ) -> None:
     phone = admin.enrol("phone-1", push_token="token-1")
     request_id = issue(admin, phone)
@@ -290,9 +290,9 @@ def test_a_push_that_waits_or_is_retried_is_superseded_once_its_delivery_is_sett
     assert pushes_of(admin, request_id, phone.device_id) == [("superseded", True)] * 2 + [{"superseded"}]
 
 
-@pytest.mark.parametrize("push_state", [Push.ACCEPTED, Push.UNDELIVERABLE, Push.NO_PUSH_TOKEN])
+@pytest.mark.parametrize("push_state", [PushState.ACCEPTED, PushState.UNDELIVERABLE, PushState.NO_PUSH_TOKEN])
 def test_a_push_that_is_over_stays_what_it_was_when_its_delivery_is_settled(
-    admin: Admin, phone: Phone, push_state: Push
+    admin: Admin, phone: Phone, push_state: PushState
 ) -> None:
     request_id = issue(admin, phone)
     Delivery.objects.update(push_state=push_state)
@@ -515,9 +515,9 @@ def test_a_delivery_shows_the_result_as_the_phone_gave_it(admin: Admin) -> None:
 def test_a_delivery_sums_up_its_push(admin: Admin) -> None:
     phone = admin.enrol("phone-1", push_token="token-1")
     request_id = issue(admin, phone)
-    attempted(request_id, 1, outcome=Outcome.RETRY_LATER, http_status=503, fcm_error="UNAVAILABLE")
-    attempted(request_id, 2, outcome=Outcome.ACCEPTED, http_status=200, message_id="projects/x/messages/1")
-    Delivery.objects.update(push_state=Push.ACCEPTED, next_attempt_at=None)
+    attempted(request_id, 1, outcome=AttemptOutcome.RETRY_LATER, http_status=503, fcm_error="UNAVAILABLE")
+    attempted(request_id, 2, outcome=AttemptOutcome.ACCEPTED, http_status=200, message_id="projects/x/messages/1")
+    Delivery.objects.update(push_state=PushState.ACCEPTED, next_attempt_at=None)
     (row,) = admin.get(f"/admin/commands/{request_id}/deliveries").json["items"]
     assert row["push"] == {
         "state": "accepted",
@@ -533,8 +533,8 @@ def test_a_delivery_sums_up_its_push(admin: Admin) -> None:
 def test_a_delivery_says_when_its_next_push_is_due_while_it_is_open(admin: Admin) -> None:
     phone = admin.enrol("phone-1", push_token="token-1")
     request_id = issue(admin, phone)
-    attempted(request_id, outcome=Outcome.RETRY_LATER, http_status=503, fcm_error="UNAVAILABLE")
-    Delivery.objects.update(push_state=Push.RETRYING, next_attempt_at=Now() + timedelta(minutes=1))
+    attempted(request_id, outcome=AttemptOutcome.RETRY_LATER, http_status=503, fcm_error="UNAVAILABLE")
+    Delivery.objects.update(push_state=PushState.RETRYING, next_attempt_at=Now() + timedelta(minutes=1))
     one = f"/admin/commands/{request_id}/deliveries/{phone.device_id}"
     push = admin.get(one).json["push"]
     assert (push["state"], push["last_http_status"], push["last_fcm_error"]) == ("retrying", 503, "UNAVAILABLE")
@@ -567,8 +567,10 @@ def test_deliveries_are_filtered_by_state_and_come_in_pages(admin: Admin) -> Non
 def test_the_timeline_tells_issue_attempts_reports_and_settlement_in_order(admin: Admin) -> None:
     phone = admin.enrol("phone-1", push_token="token-1")
     request_id = issue(admin, phone)
-    attempted(request_id, 1, outcome=Outcome.RETRY_LATER, http_status=503, fcm_error="UNAVAILABLE", latency_ms=80)
-    attempted(request_id, 2, outcome=Outcome.ACCEPTED, http_status=200, message_id="projects/x/messages/1")
+    attempted(
+        request_id, 1, outcome=AttemptOutcome.RETRY_LATER, http_status=503, fcm_error="UNAVAILABLE", latency_ms=80
+    )
+    attempted(request_id, 2, outcome=AttemptOutcome.ACCEPTED, http_status=200, message_id="projects/x/messages/1")
     for status in ("received", "running", "succeeded", "succeeded"):
         phone.report(request_id, status, via="push")
 
@@ -619,12 +621,13 @@ def test_a_completed_command_that_is_cancelled_stays_completed(admin: Admin, pho
 @pytest.mark.parametrize(
     ("outcome", "may_still_run"),
     [
-        (Outcome.ACCEPTED, 1), (Outcome.UNKNOWN, 1), (Outcome.IN_FLIGHT, 1), (Outcome.REJECTED, 0),
-        (Outcome.TOKEN_DEAD, 0), (Outcome.RETRY_LATER, 0), (Outcome.BLOCKED, 0),
+        (AttemptOutcome.ACCEPTED, 1), (AttemptOutcome.UNKNOWN, 1), (AttemptOutcome.IN_FLIGHT, 1),
+        (AttemptOutcome.REJECTED, 0), (AttemptOutcome.TOKEN_DEAD, 0), (AttemptOutcome.RETRY_LATER, 0),
+        (AttemptOutcome.BLOCKED, 0),
     ],
 )  # fmt: skip
 def test_a_push_that_may_have_arrived_may_still_run(
-    admin: Admin, phone: Phone, outcome: Outcome, may_still_run: int
+    admin: Admin, phone: Phone, outcome: AttemptOutcome, may_still_run: int
 ) -> None:
     request_id = issue(admin, phone)
     attempted(request_id, outcome=outcome)

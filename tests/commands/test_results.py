@@ -50,16 +50,20 @@ def test_each_status_leads_to_its_state(phone: Phone, request_id: str, status: s
 
 
 def test_a_result_is_kept_as_the_phone_told_it(admin: Admin, phone: Phone, request_id: str) -> None:
-    said: dict[str, Any] = {
+    content: dict[str, Any] = {
         "message": "done ✓",
         "output": {"exit": 0, "lines": ["a", "b"]},
         "finished_at": "2026-01-01T02:00:00.5+02:00",
         "via": "push",
     }
-    phone.report(request_id, "succeeded", **said)
+    phone.report(request_id, "succeeded", **content)
     told = delivery_as_told(admin, phone, request_id)
     result = told["result"]
-    assert (result["status"], result["message"], result["output"]) == ("succeeded", said["message"], said["output"])
+    assert (result["status"], result["message"], result["output"]) == (
+        "succeeded",
+        content["message"],
+        content["output"],
+    )
     assert (result["finished_at"], told["delivered_via"]) == ("2026-01-01T00:00:00.500000Z", "push")
     assert told["late_result"] is None
 

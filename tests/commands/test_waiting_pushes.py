@@ -12,7 +12,7 @@ from django.db.models.functions import Now
 from commands import queue, retention
 from commands.models import Attempt, Delivery
 from commands.push import fcm
-from commands.push.dispatcher import Chore, Dispatcher
+from commands.push.dispatcher import Dispatcher, PeriodicTask
 from commands.push.fcm import Sender
 from loadtest.fake_fcm.server import FcmStandin
 from nexmdm.common import database
@@ -46,11 +46,11 @@ class Interrupted:
         self.sender = sender
         self.happenings = [happening]
 
-    async def send(self, push: fcm.Push) -> fcm.Answer:
+    async def send(self, push: fcm.FcmMessage) -> fcm.FcmResponse:
         """Send a push; let happen what shall happen after the first one."""
         answer = await self.sender.send(push)
         if self.happenings:
-            await asyncio.to_thread(database.and_release, self.happenings.pop())
+            await asyncio.to_thread(database.releasing_connection, self.happenings.pop())
         return answer
 
 
@@ -155,7 +155,7 @@ def test_what_has_waited_until_its_lease_is_nearly_over_is_given_back_and_claime
 
 
 def test_pushes_leave_though_a_chore_waits_for_a_lock(admin: Admin, fcm: FcmStandin, phones: list[Phone]) -> None:
-    chore = Chore("retention", 3600, lambda: retention.prune(timedelta(days=90), 10))
+    chore = PeriodicTask("retention", 3600, lambda: retention.prune(timedelta(days=90), 10))
 
     def wait_and_issue() -> None:
         deadline = time.monotonic() + 5
@@ -164,15 +164,15 @@ def test_pushes_leave_though_a_chore_waits_for_a_lock(admin: Admin, fcm: FcmStan
         admin.command("lock", to={"all": True})
 
     async def dispatched(sender: Sender) -> None:
-        dispatcher = Dispatcher(sender, per_second=5000, chores=[chore])
+        dispatcher = Dispatcher(sender, per_second=5000, periodic_tasks=[chore])
         running = asyncio.create_task(dispatcher.run())
-        await asyncio.to_thread(database.and_release, wait_and_issue)
+        await asyncio.to_thread(database.releasing_connection, wait_and_issue)
         await asyncio.to_thread(fcm.journal.wait_for, 2 * PHONES)
         other.rollback()
         dispatcher.stop()
         await running
 
-    with psycopg.connect(**database.parameters()) as other:
+    with psycopg.connect(**database.connection_parameters()) as other:
         other.execute("SELECT pg_advisory_xact_lock(hashtextextended('retention:deliveries', 0))")
         with_sender(fcm, dispatched)
     assert Delivery.objects.filter(push_state="accepted").count() == 2 * PHONES
@@ -189,7 +189,7 @@ def test_a_sweep_goes_on_while_there_is_a_full_batch_of_it(fcm: FcmStandin, phon
         return expired
 
     async def swept(sender: Sender) -> None:
-        dispatcher = Dispatcher(sender, per_second=5000, chores=[Chore("expire", 2, expire, 1)])
+        dispatcher = Dispatcher(sender, per_second=5000, periodic_tasks=[PeriodicTask("expire", 2, expire, 1)])
         running, deadline = asyncio.create_task(dispatcher.run()), time.monotonic() + 5
         while done < PHONES:
             assert time.monotonic() < deadline

@@ -14,7 +14,7 @@ from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
 from pytest_django import Settings
 
-from commands.models import Attempt, Delivery, Outcome
+from commands.models import Attempt, AttemptOutcome, Delivery
 from devices.models import Device, EnrollmentToken, Presence
 from nexmdm.models import AuditEntry
 from tests.support import tampering
@@ -380,9 +380,9 @@ def test_the_summary_counts_devices_open_deliveries_and_pushes(admin: Admin) -> 
 def test_the_summary_counts_the_last_hours_pushes_by_fcm_code(admin: Admin, phone: Phone) -> None:
     admin.command(to=phone)
     delivery = Delivery.objects.get()
-    pushes: list[tuple[Outcome, int | None, str]] = [
-        (Outcome.ACCEPTED, 200, ""), (Outcome.ACCEPTED, 200, ""), (Outcome.TOKEN_DEAD, 404, "UNREGISTERED"),
-        (Outcome.RETRY_LATER, 503, ""),
+    pushes: list[tuple[AttemptOutcome, int | None, str]] = [
+        (AttemptOutcome.ACCEPTED, 200, ""), (AttemptOutcome.ACCEPTED, 200, ""), (AttemptOutcome.TOKEN_DEAD, 404,
+        "UNREGISTERED"), (AttemptOutcome.RETRY_LATER, 503, ""),
     ]  # fmt: skip
     for number, (outcome, status, error) in enumerate(pushes):
         fields = {"outcome": outcome, "http_status": status, "fcm_error": error, "finished_at": Now()}

@@ -18,7 +18,7 @@ from prometheus_client import REGISTRY
 from devices import credentials, token_check, tokens
 from devices.credentials import NewSecret, Verifier
 from devices.models import Device, EnrollmentToken
-from nexmdm.common.database import and_release
+from nexmdm.common.database import releasing_connection
 from nexmdm.common.overload.gates import Gate
 from tests.support.actors import Admin, Answer, Client, Phone
 
@@ -257,7 +257,7 @@ def test_rotations_are_counted_exactly_however_many_processes_take_them(admin: A
     phone = admin.enrol("phone-1")
     phones = [Phone(Client(), "phone-1", device_token=phone.device_token) for _ in range(14)]
     with ThreadPoolExecutor(4) as threads:
-        statuses = sorted(threads.map(lambda one: and_release(one.rotate).status, phones))
+        statuses = sorted(threads.map(lambda one: releasing_connection(one.rotate).status, phones))
     assert statuses == [200] * 10 + [429] * 4
 
 

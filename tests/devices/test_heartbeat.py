@@ -66,10 +66,10 @@ def test_when_a_device_was_last_seen_never_moves_back(phone: Phone) -> None:
 
 
 def test_the_same_heartbeat_again_changes_nothing_twice(phone: Phone) -> None:
-    said: dict[str, Any] = {"status": {"battery_pct": 50}, "push_token": "fcm-1", "agent_version": "2"}
-    phone.heartbeat(**said)
+    content: dict[str, Any] = {"status": {"battery_pct": 50}, "push_token": "fcm-1", "agent_version": "2"}
+    phone.heartbeat(**content)
     before = Device.objects.values().get(), presence_of(phone).last_status
-    phone.heartbeat(**said)
+    phone.heartbeat(**content)
     assert (Device.objects.values().get(), presence_of(phone).last_status) == before
     assert (Device.objects.count(), Presence.objects.count()) == (1, 1)
 
@@ -557,7 +557,7 @@ def test_a_heartbeat_with_a_new_push_token_does_not_undo_a_later_one(phone: Phon
 def test_a_connection_that_was_cut_while_it_was_kept_costs_no_heartbeat(admin: Admin) -> None:
     phones = [admin.enrol(f"phone-{number}") for number in range(3)]
     beats: list[tuple[str, Any]] = [(phone.device_token, {}) for phone in phones]
-    with psycopg.connect(**database.parameters(), autocommit=True) as other:
+    with psycopg.connect(**database.connection_parameters(), autocommit=True) as other:
 
         def cut() -> None:
             kept = connection.connection

@@ -18,7 +18,7 @@ from uvicorn.server import ServerState
 
 from nexmdm.asgi import application
 from nexmdm.common import addresses
-from nexmdm.config.environment import Fault
+from nexmdm.config.environment import ConfigError
 from nexmdm.http import connection_bounds
 from nexmdm.http.connection_bounds import Bounds
 from nexmdm.http.protocol import Protocol
@@ -218,10 +218,14 @@ def test_a_file_limit_that_is_too_low_lowers_both_bounds_alike_and_the_log_says_
     file_limit(monkeypatch, 1208)
     assert connection_bounds.bounds() == Bounds(1000, 200)
     connection_bounds.report_lowered()
-    said = json.loads(capsys.readouterr().out)
-    assert (said["level"], said["event"]) == ("warning", "connections.bounds_lowered")
-    assert (said["file_limit"], said["max_connections"], said["max_connections_per_address"]) == (1208, 1000, 200)
-    assert "LimitNOFILE" in said["hint"]
+    content = json.loads(capsys.readouterr().out)
+    assert (content["level"], content["event"]) == ("warning", "connections.bounds_lowered")
+    assert (content["file_limit"], content["max_connections"], content["max_connections_per_address"]) == (
+        1208,
+        1000,
+        200,
+    )
+    assert "LimitNOFILE" in content["hint"]
 
 
 @pytest.mark.parametrize("limit", [65_536, resource.RLIM_INFINITY])
@@ -265,7 +269,7 @@ def test_by_default_one_address_gets_a_fifth_at_most(variables: dict[str, str], 
 def test_a_bound_that_can_never_be_right_stops_the_start(variables: dict[str, str], said: str) -> None:
     done = run("-m", "nexmdm.web", **variables)
     assert done.returncode == 1
-    assert f"({Fault.MALFORMED}) {said}" in done.stderr
+    assert f"({ConfigError.MALFORMED}) {said}" in done.stderr
 
 
 @pytest.mark.parametrize(

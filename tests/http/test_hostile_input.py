@@ -110,7 +110,7 @@ class World:
 def world(admin: Admin, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> World:
     """A phone with a command, and nobody who is limited or has to wait."""
     settings.ADMIN_RATE_LIMIT = settings.ADMIN_READ_RATE_LIMIT = settings.AUTH_FAILURE_RATE_LIMIT = "1000000/s"
-    monkeypatch.setattr("nexmdm.common.shutdown.is_asked", lambda: True)
+    monkeypatch.setattr("nexmdm.common.shutdown.is_requested", lambda: True)
     phone = admin.enrol("phone-1", alias="till 1")
     made = admin.post("/admin/enrollment-tokens", {}).json
     request_id = admin.command("ping", to=phone).json["request_id"]

@@ -55,12 +55,12 @@ def test_a_value_that_does_not_fit_is_not_told(db: None) -> None:
     with pytest.raises(DataError) as raised:
         database.rows("SELECT %s::uuid", ["secret"])
     assert "secret" in str(raised.value)
-    assert database.told(raised.value) == "SQLSTATE 22P02"
+    assert database.safe_message(raised.value) == "SQLSTATE 22P02"
 
 
 def test_what_is_wrong_with_the_database_itself_is_told() -> None:
     with pytest.raises(psycopg.OperationalError) as raised:
         psycopg.connect("host=/nowhere connect_timeout=1")
-    assert "/nowhere" in database.told(raised.value)
-    assert database.told(OperationalError("the pool is empty")) == "the pool is empty"
-    assert database.told(ValueError("two\nlines")) == "two\nlines"
+    assert "/nowhere" in database.safe_message(raised.value)
+    assert database.safe_message(OperationalError("the pool is empty")) == "the pool is empty"
+    assert database.safe_message(ValueError("two\nlines")) == "two\nlines"

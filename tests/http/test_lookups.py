@@ -160,7 +160,7 @@ def test_signed_calls_have_turns_that_neither_phones_nor_anonymous_clients_can_t
         turnstile: Any = Turnstile()
         monkeypatch.setattr(database, "at_once", turnstile.at_once)
         units: dict[str, Any] = {
-            "device": database.device_unit, "lookup": database.lookup_unit, "signed": database.unit
+            "device": database.device_unit, "lookup": database.lookup_unit, "signed": database.run_in_db_thread
         }  # fmt: skip
         others = [asyncio.create_task(units[name](name)) for name in ("device", "lookup") for _ in range(100)]
         await asyncio.sleep(0)

@@ -20,9 +20,9 @@ from psycopg.conninfo import make_conninfo
 from commands import models
 from loadtest.chaos import ledgers, outages, pushes, traffic
 from loadtest.chaos.faults import DatabaseStops, Gap, Kills, SecondDispatcher
-from loadtest.chaos.ledgers import Attempt, Book
+from loadtest.chaos.ledgers import Attempt, DatabaseSnapshot
 from loadtest.chaos.outages import FcmOutages, Outage, Recovery
-from loadtest.chaos.traffic import Account, Crowd, Exchange, Result
+from loadtest.chaos.traffic import Account, Exchange, Result, Traffic
 from loadtest.fake_fcm.server import FcmStandin
 from loadtest.fleet.credentials_file import Member
 from loadtest.load.targets import Target
@@ -38,7 +38,7 @@ ENVELOPE = dict.fromkeys(("request_id", "action", "params", "issued_at", "expire
 SECRET = "s" * 40
 AWAY = Exchange("heartbeat", 101, 102, 503, "database_unavailable")
 PROMPT = Exchange("heartbeat", 110, 110.1, 200)
-NO_BOOK = Book(0, [], [], {}, {})
+NO_BOOK = DatabaseSnapshot(0, [], [], {}, {})
 
 
 def missed(judged: list[Target]) -> set[str]:
@@ -96,8 +96,8 @@ def test_nothing_is_normal_where_nobody_asks_any_more() -> None:
 
 
 def test_nobody_can_push_while_both_dispatchers_are_gone() -> None:
-    said = '{"name":"host:7","push":"ok","event":"dispatch.started","level":"info","at":"1970-01-01T00:01:43.5Z"}\n'
-    serving, second = SimpleNamespace(said=f"NexMDM is ready\n{said}"), cast("SecondDispatcher", None)
+    message = '{"name":"host:7","push":"ok","event":"dispatch.started","level":"info","at":"1970-01-01T00:01:43.5Z"}\n'
+    serving, second = SimpleNamespace(said=f"NexMDM is ready\n{message}"), cast("SecondDispatcher", None)
     kills = Kills(cast("Serving", serving), second, 300, print)
     kills.first_killed_at, kills.second_away = [100, 101, 110], [(90, 99), (102, 105), (112, 113)]
     assert kills.away() == [(102, 103.5), (112, 113)]
@@ -272,7 +272,7 @@ async def _live(tmp_path: Path, answer: Answer, heartbeats: int, settled: bool) 
     journal.touch()
     async with TestServer(app) as server:
         with FleetClient(str(server.make_url("")), key=SECRET, secret=SECRET) as admin:
-            living = Crowd(admin, MEMBERS, journal, interval_seconds=0)
+            living = Traffic(admin, MEMBERS, journal, interval_seconds=0)
             await living.run(enough.wait(), is_settled)
     return living.account
 
@@ -317,7 +317,7 @@ def test_how_long_it_took_to_settle_is_kept(tmp_path: Path, settled: bool) -> No
 
 def address() -> str:
     """Return the address of the tests' database."""
-    return make_conninfo(**database.parameters())
+    return make_conninfo(**database.connection_parameters())
 
 
 @pytest.mark.django_db(transaction=True)
@@ -339,8 +339,8 @@ def test_the_books_of_a_server_at_work_are_in_order_and_a_loss_in_them_is_seen(a
     sends = [asdict(one) for one in fcm.journal.sends()]
 
     def found() -> set[str]:
-        book = ledgers.read(address())
-        return missed([*ledgers.compare(account, book), *pushes.compare(book, sends, members, [])])
+        snapshot = ledgers.read(address())
+        return missed([*ledgers.compare(account, snapshot), *pushes.compare(snapshot, sends, members, [])])
 
     assert found() == set()
     assert not asyncio.run(ledgers.is_settled(address()))

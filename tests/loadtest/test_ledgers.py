@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from loadtest.chaos import intervals, ledgers, pushes
-from loadtest.chaos.intervals import Span
-from loadtest.chaos.ledgers import Attempt, Book, Delivery, Word
+from loadtest.chaos.intervals import Interval
+from loadtest.chaos.ledgers import Attempt, DatabaseSnapshot, Delivery, FinalReport
 from loadtest.chaos.traffic import Account, Result
 from loadtest.fleet.credentials_file import Member
 
@@ -72,7 +72,7 @@ class World:
     """A command to two phones, a minute ago: one has answered, one was pushed to twice. Each test spoils one thing."""
 
     def __init__(self) -> None:
-        self.away: list[Span] = []
+        self.away: list[Interval] = []
         self.account = Account(
             sent={"chaos 1"},
             accepted={"command-1": frozenset({"device-1", "device-2"})},
@@ -81,44 +81,44 @@ class World:
             settled_after_seconds=20,
         )
         answered = {"state": "succeeded", "delivered_via": "push", "received_at": NOW + 2, "settled_at": NOW + 2}
-        self.book = Book(
+        self.snapshot = DatabaseSnapshot(
             read_at=NOW + 60,
             commands=[("command-1", "chaos 1")],
             deliveries=[
                 delivery("device-1", accepted("m1"), **answered),
                 delivery("device-2", unknown(), accepted("m3", at=NOW + 45)),
             ],
-            results={("command-1", "device-1"): Word("succeeded", late=False)},
+            results={("command-1", "device-1"): FinalReport("succeeded", late=False)},
             seen={"device-1": SEEN},
         )
         self.sends = [send("ok-1", "m1"), send("ok-2", "m2"), send("ok-2", "m3", at=NOW + 45.5)]
 
     def spoil(self, number: int, **fields: Any) -> None:
         """Change one delivery of the book."""
-        deliveries = list(self.book.deliveries)
+        deliveries = list(self.snapshot.deliveries)
         deliveries[number] = replace(deliveries[number], **fields)
-        self.book = replace(self.book, deliveries=deliveries)
+        self.snapshot = replace(self.snapshot, deliveries=deliveries)
 
     def retell(self, **fields: Any) -> None:
         """Change what the phone was told of its result."""
         self.account.results = [replace(one, **fields) for one in self.account.results]
 
     def missed(self) -> set[str]:
-        judged = ledgers.compare(self.account, self.book)
-        judged += pushes.compare(self.book, self.sends, MEMBERS, self.away)
+        judged = ledgers.compare(self.account, self.snapshot)
+        judged += pushes.compare(self.snapshot, self.sends, MEMBERS, self.away)
         return {one.name for one in judged if not one.held}
 
 
 def lose_the_command(world: World) -> None:
-    world.book = replace(world.book, commands=[])
+    world.snapshot = replace(world.snapshot, commands=[])
 
 
 def lose_a_delivery(world: World) -> None:
-    world.book = replace(world.book, deliveries=world.book.deliveries[:1])
+    world.snapshot = replace(world.snapshot, deliveries=world.snapshot.deliveries[:1])
 
 
 def carry_out_a_post_twice(world: World) -> None:
-    world.book = replace(world.book, commands=[*world.book.commands, ("command-2", "chaos 1")])
+    world.snapshot = replace(world.snapshot, commands=[*world.snapshot.commands, ("command-2", "chaos 1")])
 
 
 def never_answer_a_post(world: World) -> None:
@@ -134,11 +134,11 @@ def never_settle(world: World) -> None:
 
 
 def lose_a_result(world: World) -> None:
-    world.book = replace(world.book, results={})
+    world.snapshot = replace(world.snapshot, results={})
 
 
 def lose_a_heartbeat(world: World) -> None:
-    world.book = replace(world.book, seen={"device-1": SEEN - timedelta(seconds=1)})
+    world.snapshot = replace(world.snapshot, seen={"device-1": SEEN - timedelta(seconds=1)})
 
 
 def wait_for_a_push_that_is_not_due(world: World) -> None:
@@ -232,18 +232,18 @@ def never_push_what_is_open(world: World) -> None:
 
 
 def never_repeat_what_is_unknown(world: World) -> None:
-    world.book = replace(world.book, read_at=NOW + 71)
+    world.snapshot = replace(world.snapshot, read_at=NOW + 71)
     world.spoil(1, attempts=[unknown()])
 
 
 def never_repeat_what_was_refused(world: World) -> None:
     """FCM's first 503 is tried again 20 s later at the latest."""
-    world.book = replace(world.book, read_at=NOW + 27)
+    world.snapshot = replace(world.snapshot, read_at=NOW + 27)
     world.spoil(1, attempts=[refused()])
 
 
 def never_repeat_what_was_given_back(world: World) -> None:
-    world.book = replace(world.book, read_at=NOW + 37)
+    world.snapshot = replace(world.snapshot, read_at=NOW + 37)
     world.spoil(1, attempts=[blocked("oauth: RefreshError")])
 
 
@@ -460,7 +460,7 @@ def test_a_late_result_leaves_its_delivery_expired_and_is_answered_so_each_time(
     world = World()
     told = replace(world.account.results[0], state="expired", late=True)
     world.account.results = [told, replace(told, at=NOW + 25)]
-    world.book = replace(world.book, results={("command-1", "device-1"): Word("succeeded", late=True)})
+    world.snapshot = replace(world.snapshot, results={("command-1", "device-1"): FinalReport("succeeded", late=True)})
     world.spoil(0, state="expired", expires_at=NOW + 15, open_until=NOW + 15, settled_at=NOW + 15, received_at=None)
     assert world.missed() == set()
 
@@ -509,7 +509,7 @@ def test_a_push_that_failed_is_not_missed_before_it_is_due_again() -> None:
         (blocked("oauth: RefreshError"), 35),
     ):
         world = World()
-        world.book = replace(world.book, read_at=NOW + seconds)
+        world.snapshot = replace(world.snapshot, read_at=NOW + seconds)
         world.spoil(1, attempts=[attempt])
         assert UNTRIED not in world.missed()
 

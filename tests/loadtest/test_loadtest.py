@@ -31,7 +31,7 @@ from loadtest.fleet import credentials_file, seeding
 from loadtest.fleet.credentials_file import Member
 from loadtest.load import command, disturbances, runner, targets
 from loadtest.load.command_load import Ledger
-from loadtest.load.disturbances import Trial
+from loadtest.load.disturbances import Disturbance
 from loadtest.load.figures import GROWTH, Figures, Histogram, merged
 from loadtest.load.generator import Generator, Plan, first_dues
 from loadtest.load.report import charts, document
@@ -84,12 +84,12 @@ def test_figures_survive_the_way_from_one_process_to_another() -> None:
     figures.due(3.2, 0.001)
     figures.ended("heartbeat", 3.2, 0.9, "")
     figures.ended("heartbeat", 4.0, 10.0, "heartbeat: time-out")
-    said = Figures.of(orjson.loads(orjson.dumps(figures.as_json())))
-    assert said.as_json() == figures.as_json()
-    said.merge(figures)
-    assert said.latencies("heartbeat", until=4).count == 2
-    assert said.errors(since=4) == {"heartbeat: time-out": 2}
-    assert said.late.count == 2
+    content = Figures.of(orjson.loads(orjson.dumps(figures.as_json())))
+    assert content.as_json() == figures.as_json()
+    content.merge(figures)
+    assert content.latencies("heartbeat", until=4).count == 2
+    assert content.errors(since=4) == {"heartbeat: time-out": 2}
+    assert content.late.count == 2
 
 
 def test_a_latency_belongs_to_the_second_of_its_due_time_and_an_answer_to_its_own() -> None:
@@ -271,7 +271,7 @@ def test_a_seeded_history_is_whole_in_the_order_of_time_and_has_nothing_to_push(
 
 def test_the_strangers_of_a_trial_have_tokens_that_only_the_database_can_refuse(client: Client, admin: Admin) -> None:
     members = seeding.seed(2, with_push_tokens=False)
-    for token, _ in islice(disturbances.strangers(members), 20):
+    for token, _ in islice(disturbances.invalid_tokens(members), 20):
         stranger = tokens.parse(tokens.DEVICE_PREFIX, token)
         assert stranger is not None
         assert str(stranger.id) in {member.device_id for member in members}
@@ -280,14 +280,14 @@ def test_the_strangers_of_a_trial_have_tokens_that_only_the_database_can_refuse(
 
 
 def test_rubbish_is_repaired_or_refused_and_the_good_heartbeats_beside_it_are_recorded(admin: Admin) -> None:
-    members = seeding.seed(10 + len(disturbances._RUBBISH), with_push_tokens=False)
+    members = seeding.seed(10 + len(disturbances._MALFORMED), with_push_tokens=False)
     good: list[tuple[str, Any]] = [(member.device_token, {"status": {"battery_pct": 7}}) for member in members[:10]]
-    bad = [(member.device_token, body) for member, body in zip(members[10:], disturbances._RUBBISH, strict=True)]
+    bad = [(member.device_token, body) for member, body in zip(members[10:], disturbances._MALFORMED, strict=True)]
     answers = in_one_batch(*bad[:6], *good, *bad[6:])
     assert [answer.status for answer in answers[6:16]] == [200] * 10
     assert Presence.objects.filter(last_status={"battery_pct": 7}).count() == 10
     beside = answers[:6] + answers[16:]
-    assert {answer.status for answer in beside} == disturbances.Trial("rubbish").expected
+    assert {answer.status for answer in beside} == disturbances.Disturbance("malformed").expected
     assert all("warnings" in answer.json for answer in beside if answer.status == 200)
 
 
@@ -331,17 +331,17 @@ def test_each_target_is_missed_on_its_own(run: Run) -> None:
 
 
 def test_the_second_half_is_judged_by_the_first(run: Run) -> None:
-    run.trial = Trial("strangers", 13_200, Counter({401: 60, 429: 13_140}))
+    run.disturbance = Disturbance("invalid_tokens", 13_200, Counter({401: 60, 429: 13_140}))
     assert missed(run) == []
-    run.trial.sent += 1
-    assert missed(run) == ["strangers get 401 or 429"], "one got something else, or nothing"
+    run.disturbance.sent += 1
+    assert missed(run) == ["invalid_tokens get 401 or 429"], "one got something else, or nothing"
     for number in range(200):
         run.figures.ended("heartbeat", 40 + number / 20, 0.06, "")
     assert missed(run)[1:] == ["p95, a minute without and with", "p99, a minute without and with"]
 
 
 def test_a_restart_may_cost_what_was_in_flight_and_no_more(run: Run) -> None:
-    run.trial = Trial("restart", back_at=1000 + run.half + 1.5)
+    run.disturbance = Disturbance("restart", back_at=1000 + run.half + 1.5)
     for number in range(256):
         run.figures.ended("heartbeat", run.half + number / 300, 1.5, "heartbeat: connection lost")
     held = {target.name: target for target in targets.judged(run)}
@@ -406,9 +406,9 @@ def test_a_small_fleet_holds_its_targets_against_a_server_of_its_own(
 ) -> None:
     monkeypatch.setattr(runner, "HEARTBEATS_PER_PROCESS", 2)  # several generators, where there are several cores
     output = StringIO()
-    said = ("--devices", "20", "--interval", "5", "--duration", "4", "--ramp", "1", "--commands-per-minute", "120")
+    message = ("--devices", "20", "--interval", "5", "--duration", "4", "--ramp", "1", "--commands-per-minute", "120")
     try:
-        call_command(command.Command(), *said, "--report", str(tmp_path / "report.html"), stdout=output)
+        call_command(command.Command(), *message, "--report", str(tmp_path / "report.html"), stdout=output)
     except SystemExit:
         pytest.fail(output.getvalue())
     words = output.getvalue()

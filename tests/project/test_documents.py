@@ -12,7 +12,7 @@ from django.core.management import get_commands
 from commands.models import FCM_ERRORS
 from devices.identity import device_checks
 from nexmdm.config import checks
-from nexmdm.config.environment import Fault
+from nexmdm.config.environment import ConfigError
 from tests.support.processes import ROOT
 
 OPERATIONS: Final = ROOT / "docs" / "operations"
@@ -102,7 +102,7 @@ def test_every_page_of_operations_is_reached_from_the_first() -> None:
 
 def test_every_fault_that_stops_the_start_is_explained() -> None:
     explained = re.findall(r"^\| `(nexmdm\.\w+)` \|", (OPERATIONS / "checks.md").read_text(), re.MULTILINE)
-    assert explained == [*Fault, checks.UNCHECKED_CONNECTIONS, *device_checks.WARNINGS]
+    assert explained == [*ConfigError, checks.UNCHECKED_CONNECTIONS, *device_checks.WARNINGS]
 
 
 def test_the_parts_start_by_the_same_commands_everywhere() -> None:

@@ -13,7 +13,7 @@ from pytest_django import Settings
 
 from loadtest.fake_fcm.server import FcmStandin
 from nexmdm.config import environment
-from nexmdm.config.environment import Fault, Misconfigured
+from nexmdm.config.environment import ConfigError, Misconfigured
 from tests.support.actors import Client
 
 GOOD = "a-Secret-of-more-than-32-characters-0123"
@@ -31,21 +31,21 @@ def test_a_secret_is_taken_letter_by_letter(monkeypatch: pytest.MonkeyPatch, val
 @pytest.mark.parametrize(
     ("value", "fault"),
     [
-        ("", Fault.MISSING),
-        ("Zx9-too-small", Fault.SHORT),
-        ("x" * 40, Fault.PLACEHOLDER),
-        ("please-change-me-please-change-me-please", Fault.PLACEHOLDER),
-        ("nxs_test_Zm9vYmFyYmF6cXV4MDEyMzQ1Njc4OWFiY2RlZg", Fault.PLACEHOLDER),
+        ("", ConfigError.MISSING),
+        ("Zx9-too-small", ConfigError.SHORT),
+        ("x" * 40, ConfigError.PLACEHOLDER),
+        ("please-change-me-please-change-me-please", ConfigError.PLACEHOLDER),
+        ("nxs_test_Zm9vYmFyYmF6cXV4MDEyMzQ1Njc4OWFiY2RlZg", ConfigError.PLACEHOLDER),
         *(
-            (value, Fault.MALFORMED)
+            (value, ConfigError.MALFORMED)
             for value in (f"{GOOD}é", f"{GOOD}\n{GOOD}", f"{GOOD}\r", f"{GOOD}\x7f", f"{GOOD} ")
         ),
-        (f" {GOOD}", Fault.MALFORMED),
-        (f"{GOOD}\udcff", Fault.MALFORMED),
+        (f" {GOOD}", ConfigError.MALFORMED),
+        (f"{GOOD}\udcff", ConfigError.MALFORMED),
     ],
 )
 def test_a_missing_short_malformed_or_placeholder_secret_stops_the_start_without_being_shown(
-    monkeypatch: pytest.MonkeyPatch, value: str, fault: Fault
+    monkeypatch: pytest.MonkeyPatch, value: str, fault: ConfigError
 ) -> None:
     monkeypatch.setenv("ADMIN_KEY", value)
     with pytest.raises(Misconfigured, match=rf"^\({fault}\) ADMIN_KEY .* Make one with: ") as refused:
@@ -58,7 +58,7 @@ def test_a_secret_on_its_way_out_is_as_long_as_any(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv(name, f"{GOOD}, {GOOD[::-1]}")
     assert environment.previous_secrets(name) == [GOOD, GOOD[::-1]]
     monkeypatch.setenv(name, f"{GOOD},short")
-    with pytest.raises(Misconfigured, match=Fault.SHORT):
+    with pytest.raises(Misconfigured, match=ConfigError.SHORT):
         environment.previous_secrets(name)
 
 
@@ -86,7 +86,7 @@ def test_a_malformed_service_account_is_refused_without_being_shown(
     monkeypatch: pytest.MonkeyPatch, value: str, reason: str
 ) -> None:
     monkeypatch.setenv("FIREBASE_SERVICE_ACCOUNT_JSON", value)
-    with pytest.raises(Misconfigured, match=rf"^\({Fault.FIREBASE}\) .*{reason}") as refused:
+    with pytest.raises(Misconfigured, match=rf"^\({ConfigError.FIREBASE}\) .*{reason}") as refused:
         environment.firebase_service_account()
     assert "FIREBASE_SERVICE_ACCOUNT_JSON" in str(refused.value)
     assert "do-not-show" not in "".join(traceback.format_exception(refused.value))
@@ -101,7 +101,7 @@ def test_a_key_that_suffered_on_its_way_is_refused_without_being_shown(
     file = tmp_path / "account.json"
     file.write_text(json.dumps(account))
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(file))
-    with pytest.raises(Misconfigured, match=Fault.FIREBASE) as refused:
+    with pytest.raises(Misconfigured, match=ConfigError.FIREBASE) as refused:
         environment.firebase_service_account()
     assert account["private_key"][60:90] not in "".join(traceback.format_exception(refused.value))
 
@@ -170,7 +170,7 @@ def test_a_host_that_no_request_can_match_is_refused_with_what_to_write(
     monkeypatch: pytest.MonkeyPatch, value: str, hint: str
 ) -> None:
     monkeypatch.setenv("ALLOWED_HOSTS", value)
-    with pytest.raises(Misconfigured, match=rf"^\({Fault.MALFORMED}\) ALLOWED_HOSTS .*{hint}"):
+    with pytest.raises(Misconfigured, match=rf"^\({ConfigError.MALFORMED}\) ALLOWED_HOSTS .*{hint}"):
         environment.hosts("ALLOWED_HOSTS", ["localhost"])
 
 
@@ -200,7 +200,7 @@ def test_hosts_are_taken_as_they_are_and_match_the_requests_that_they_name(
 @pytest.mark.parametrize("value", ["http://0.0.0.0", "0.0.0.0:8000", "[::]", "a b", "*", "127.0.0.1/8"])
 def test_what_cannot_be_listened_on_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("HOST", value)
-    with pytest.raises(Misconfigured, match=rf"^\({Fault.MALFORMED}\) HOST .* PORT has the port"):
+    with pytest.raises(Misconfigured, match=rf"^\({ConfigError.MALFORMED}\) HOST .* PORT has the port"):
         environment.listening_host("HOST", "127.0.0.1")
 
 
@@ -223,7 +223,7 @@ def test_an_address_or_a_name_can_be_listened_on(monkeypatch: pytest.MonkeyPatch
 )
 def test_a_network_that_no_client_can_be_in_is_refused(monkeypatch: pytest.MonkeyPatch, value: str, why: str) -> None:
     monkeypatch.setenv("TRUSTED_PROXIES", value)
-    with pytest.raises(Misconfigured, match=rf"^\({Fault.MALFORMED}\) TRUSTED_PROXIES .*{why}"):
+    with pytest.raises(Misconfigured, match=rf"^\({ConfigError.MALFORMED}\) TRUSTED_PROXIES .*{why}"):
         environment.networks("TRUSTED_PROXIES")
 
 
@@ -232,7 +232,7 @@ def test_a_network_that_no_client_can_be_in_is_refused(monkeypatch: pytest.Monke
 )
 def test_a_rate_that_cannot_be_kept_to_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("ADMIN_RATE_LIMIT", value)
-    with pytest.raises(Misconfigured, match=rf"^\({Fault.MALFORMED}\) ADMIN_RATE_LIMIT must look like 120/m"):
+    with pytest.raises(Misconfigured, match=rf"^\({ConfigError.MALFORMED}\) ADMIN_RATE_LIMIT must look like 120/m"):
         environment.rate("ADMIN_RATE_LIMIT", "120/m")
 
 
@@ -257,7 +257,7 @@ def test_a_database_url_is_read_as_libpq_does() -> None:
 
 
 def test_a_database_url_whose_port_is_no_number_is_refused_without_being_shown() -> None:
-    with pytest.raises(Misconfigured, match=Fault.MALFORMED) as refused:
+    with pytest.raises(Misconfigured, match=ConfigError.MALFORMED) as refused:
         environment.database("postgresql://nex@db.example:p4ssword/fleet")
     assert "p4ssword" not in str(refused.value)
     assert environment.database("postgresql://nex@a,b:6432/fleet")["HOST"] == "a,b"
@@ -265,7 +265,7 @@ def test_a_database_url_whose_port_is_no_number_is_refused_without_being_shown()
 
 def test_a_database_url_that_is_none_is_not_shown() -> None:
     url = "postgres:/nex:p4ss" + "word@db.example/fleet"
-    with pytest.raises(Misconfigured, match=Fault.MALFORMED) as refused:
+    with pytest.raises(Misconfigured, match=ConfigError.MALFORMED) as refused:
         environment.database(url)
     assert "p4ssword" not in "".join(traceback.format_exception(refused.value))
 
@@ -276,11 +276,11 @@ def test_the_folder_of_the_metrics_is_there_or_the_start_is_refused(
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     assert environment.folder("PROMETHEUS_MULTIPROC_DIR") == str(tmp_path)
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path / "missing"))
-    with pytest.raises(Misconfigured, match=Fault.METRICS_FOLDER):
+    with pytest.raises(Misconfigured, match=ConfigError.METRICS_FOLDER):
         environment.folder("PROMETHEUS_MULTIPROC_DIR")
 
 
 def test_a_data_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(Misconfigured, match=rf"^\({Fault.DATA_FOLDER}\) .*{tmp_path}/file.* Set NEXMDM_DATA_DIR"):
+    with pytest.raises(Misconfigured, match=rf"^\({ConfigError.DATA_FOLDER}\) .*{tmp_path}/file.* Set NEXMDM_DATA_DIR"):
         environment.generated_secrets(tmp_path / "file" / "secrets.env")

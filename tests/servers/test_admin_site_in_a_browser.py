@@ -17,7 +17,7 @@ from selenium.webdriver.support.wait import WebDriverWait
 from loadtest.browser import chromium
 from loadtest.testbed import testbed
 from loadtest.testbed.serving import wait_for
-from loadtest.testbed.testbed import Ground
+from loadtest.testbed.testbed import ServerUnderTest
 
 PASSWORD: Final = secrets.token_urlsafe(24)
 PING: Final = {"action": "ping", "target": {"all": True}, "note": "n" * 200}
@@ -69,11 +69,11 @@ class Browser:
 
 
 @pytest.fixture(scope="module")
-def place() -> Iterator[Ground]:
+def place() -> Iterator[ServerUnderTest]:
     """A server whose fleet has two phones; a ping for both went to one, and found the other's push token dead."""
     with (
         tempfile.TemporaryDirectory(prefix="nexmdm-") as name,
-        testbed.of_its_own(Path(name), Path(name) / "data", interval_seconds=120, commands_per_minute=60) as place,
+        testbed.started(Path(name), Path(name) / "data", interval_seconds=120, commands_per_minute=60) as place,
     ):
         assert place.serving is not None
         lobby, _ = enrol(place, "lobby", "ok-1"), enrol(place, "yard", "unregistered-1")
@@ -86,7 +86,7 @@ def place() -> Iterator[Ground]:
         yield place
 
 
-def enrol(place: Ground, alias: str, push_token: str) -> dict[str, str]:
+def enrol(place: ServerUnderTest, alias: str, push_token: str) -> dict[str, str]:
     """Register a phone, and return its credential as headers."""
     token = place.admin.post("/admin/enrollment-tokens", {})["enrollment_token"]
     body = {"hardware_id": alias, "alias": alias, "push_token": push_token}
@@ -96,7 +96,7 @@ def enrol(place: Ground, alias: str, push_token: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def browser(place: Ground) -> Iterator[Browser]:
+def browser(place: ServerUnderTest) -> Iterator[Browser]:
     """A browser in which staff has logged in."""
     with chromium.started() as (driver, downloads):
         browser = Browser(driver, place.admin.url, downloads)

@@ -18,7 +18,7 @@ from pytest_django import Settings
 
 from loadtest.testbed.serving import MANAGE
 from nexmdm.config import checks
-from nexmdm.config.environment import Fault
+from nexmdm.config.environment import ConfigError
 from nexmdm.standalone import embedded_postgres
 from tests.support import processes
 
@@ -67,13 +67,13 @@ def test_the_settings_as_they_come_are_fit() -> None:
 
 def test_debug_is_refused(settings: Settings) -> None:
     settings.DEBUG = True
-    assert ids(checks.settings_in_force()) == [Fault.DEBUG]
+    assert ids(checks.settings_in_force()) == [ConfigError.DEBUG]
 
 
 def test_hosts_of_ones_own_settings_are_refused_where_no_request_can_match_them(settings: Settings) -> None:
     settings.ALLOWED_HOSTS = ["mdm.example.com", "https://mdm.example.com", "*.example.com"]
     found = checks.settings_in_force()
-    assert ids(found) == [Fault.MALFORMED] * 2
+    assert ids(found) == [ConfigError.MALFORMED] * 2
 
 
 HOSTS_REFUSED: Final = ("https://mdm.example.com", "mdm.example.com:443", '["mdm.example.com"]', "a b")
@@ -97,7 +97,7 @@ def test_a_value_that_can_never_be_right_stops_every_start_with_an_id_and_a_hint
 ) -> None:
     done = processes.run(*argv, NEXMDM_DATA_DIR=str(tmp_path / "data"), **{name: value})
     assert done.returncode != 0
-    assert re.search(rf"\({Fault.MALFORMED}\) {name} .+\. .+\.$", done.stderr.strip())
+    assert re.search(rf"\({ConfigError.MALFORMED}\) {name} .+\. .+\.$", done.stderr.strip())
     assert "Traceback" not in done.stderr
 
 
@@ -105,7 +105,7 @@ def test_a_value_that_can_never_be_right_stops_every_start_with_an_id_and_a_hint
 def test_a_weak_secret_among_the_live_ones_is_refused(settings: Settings, name: str) -> None:
     setattr(settings, name, [SECRET, "too-short-for-a-secret"])
     (found,) = checks.settings_in_force()
-    assert (found.id, "too-short-for" in str(found)) == (Fault.SHORT, False)
+    assert (found.id, "too-short-for" in str(found)) == (ConfigError.SHORT, False)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_a_secret_that_does_the_work_of_two_is_refused(settings: Settings, first
     for name in (first, second):
         setattr(settings, name, SECRET if name == "METRICS_TOKEN" else [*getattr(settings, name), SECRET])
     (found,) = checks.settings_in_force()
-    assert (found.id, SECRET in str(found)) == (Fault.SHARED, False)
+    assert (found.id, SECRET in str(found)) == (ConfigError.SHARED, False)
 
 
 def test_a_secret_may_be_given_twice_for_the_same_work(settings: Settings) -> None:
@@ -134,7 +134,7 @@ def test_a_token_for_the_metrics_is_as_sound_as_any_secret(db: None, token: str)
 
 def test_secrets_that_are_one_are_named_before_the_start(db: None) -> None:
     done = run_in_production(MANAGE, "check", "--deploy", SECRET_KEY=SECRET, ADMIN_KEY=SECRET, METRICS_TOKEN=SECRET)
-    assert (done.returncode, done.stderr.count(f"({Fault.SHARED})"), SECRET in done.stderr) == (1, 3, False)
+    assert (done.returncode, done.stderr.count(f"({ConfigError.SHARED})"), SECRET in done.stderr) == (1, 3, False)
 
 
 @pytest.mark.parametrize(
@@ -142,11 +142,11 @@ def test_secrets_that_are_one_are_named_before_the_start(db: None) -> None:
 )
 def test_a_cache_that_cannot_count_for_the_limits_is_refused(settings: Settings, backend: str) -> None:
     settings.CACHES = {"default": {"BACKEND": f"{BACKENDS}.{backend}", "LOCATION": "somewhere"}}
-    assert ids(checks.settings_in_force()) == [Fault.CACHE]
+    assert ids(checks.settings_in_force()) == [ConfigError.CACHE]
 
 
 @pytest.mark.parametrize(
-    ("workers", "folder", "found"), [(1, "", []), (2, "", [Fault.METRICS_FOLDER]), (2, "/tmp", [])]
+    ("workers", "folder", "found"), [(1, "", []), (2, "", [ConfigError.METRICS_FOLDER]), (2, "/tmp", [])]
 )
 def test_several_workers_need_a_folder_for_their_metrics(
     settings: Settings, workers: int, folder: str, found: list[str]
@@ -165,7 +165,7 @@ def test_pools_that_fit_into_postgresql_are_accepted_to_the_last_connection(db: 
         assert cursor.fetchone() == ("100", "3")
     # 97 are ours: the workers' pools, the dispatcher's, one to listen on, three for commands.
     assert found(workers=30, pool=3) == []
-    assert found(workers=31, pool=3) == [Fault.CONNECTIONS]
+    assert found(workers=31, pool=3) == [ConfigError.CONNECTIONS]
 
 
 def test_the_limit_of_the_role_counts_too(db: None, settings: Settings) -> None:
@@ -173,7 +173,7 @@ def test_the_limit_of_the_role_counts_too(db: None, settings: Settings) -> None:
         cursor.execute("ALTER ROLE postgres CONNECTION LIMIT 20")
         assert checks.connections() == []
         cursor.execute("ALTER ROLE postgres CONNECTION LIMIT 19")
-        assert ids(checks.connections()) == [Fault.CONNECTIONS]
+        assert ids(checks.connections()) == [ConfigError.CONNECTIONS]
 
 
 def test_a_database_out_of_reach_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +203,14 @@ def test_check_deploy_finds_nothing_in_production(db: None) -> None:
 
 def test_check_deploy_names_all_that_is_unfit_and_shows_no_secret(db: None, unfit: dict[str, str]) -> None:
     done = run_in_production(MANAGE, "check", "--deploy", WEB_WORKERS="64", **unfit)
-    named = {Fault.DEBUG, Fault.PLACEHOLDER, Fault.SHORT, Fault.CACHE, Fault.CONNECTIONS, Fault.METRICS_FOLDER}
+    named = {
+        ConfigError.DEBUG,
+        ConfigError.PLACEHOLDER,
+        ConfigError.SHORT,
+        ConfigError.CACHE,
+        ConfigError.CONNECTIONS,
+        ConfigError.METRICS_FOLDER,
+    }
     assert done.returncode == 1
     assert set(re.findall(r"\((nexmdm\.\w+)\)", done.stderr)) == named
     assert SECRET not in done.stderr
@@ -215,7 +222,7 @@ def test_check_deploy_names_all_that_is_unfit_and_shows_no_secret(db: None, unfi
 def test_unfit_settings_stop_every_way_to_start(db: None, unfit: dict[str, str], argv: tuple[str, ...]) -> None:
     done = run_in_production(*argv, **unfit)
     assert done.returncode != 0
-    assert {Fault.DEBUG, Fault.PLACEHOLDER, Fault.SHORT, Fault.CACHE} <= set(
+    assert {ConfigError.DEBUG, ConfigError.PLACEHOLDER, ConfigError.SHORT, ConfigError.CACHE} <= set(
         re.findall(r"\((nexmdm\.\w+)\)", done.stderr)
     )
 
@@ -223,12 +230,12 @@ def test_unfit_settings_stop_every_way_to_start(db: None, unfit: dict[str, str],
 def test_too_many_connections_stop_a_web_worker(db: None, tmp_path: Path) -> None:
     done = run_in_production("-m", "nexmdm.web", WEB_WORKERS="64", PROMETHEUS_MULTIPROC_DIR=str(tmp_path))
     assert done.returncode != 0
-    assert Fault.CONNECTIONS in done.stdout
+    assert ConfigError.CONNECTIONS in done.stdout
 
 
 def test_too_many_connections_stop_a_dispatcher(db: None, settings: Settings) -> None:
     settings.WEB_WORKERS = 64
-    with pytest.raises(ImproperlyConfigured, match=rf"^\({Fault.CONNECTIONS}\) PostgreSQL allows us 97 .* Lower"):
+    with pytest.raises(ImproperlyConfigured, match=rf"^\({ConfigError.CONNECTIONS}\) PostgreSQL allows us 97 .* Lower"):
         call_command("dispatch", once=True)
 
 
@@ -243,4 +250,4 @@ def test_outside_of_its_environment_the_command_line_says_in_one_line_how_to_get
 
 def test_too_many_connections_stop_serve(tmp_path: Path) -> None:
     done = processes.run(MANAGE, "serve", NEXMDM_DATA_DIR=str(tmp_path / "data"), PORT="0", WEB_WORKERS="64")
-    assert (done.returncode, done.stderr.splitlines()[-1].startswith(f"({Fault.CONNECTIONS}) ")) == (1, True)
+    assert (done.returncode, done.stderr.splitlines()[-1].startswith(f"({ConfigError.CONNECTIONS}) ")) == (1, True)

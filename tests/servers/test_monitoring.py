@@ -17,10 +17,10 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from commands.actions import CATALOGUE
-from commands.models import FCM_ERRORS, Outcome, ReportStatus
+from commands.models import FCM_ERRORS, AttemptOutcome, ReportStatus
 from loadtest.testbed import testbed
 from loadtest.testbed.serving import wait_for
-from loadtest.testbed.testbed import Ground
+from loadtest.testbed.testbed import ServerUnderTest
 from nexmdm.client.phone import Phone
 
 DOCS: Final = Path(__file__).resolve().parent.parent.parent / "docs" / "operations"
@@ -30,7 +30,7 @@ ALERTS: Final = [rule for group in RULES["groups"] for rule in group["rules"]]
 OF_PROMETHEUS: Final = {"up": {"job", "instance"}}
 VALUES: Final[dict[str, set[str]]] = {
     "status": {str(status.value) for status in HTTPStatus},
-    "outcome": set(Outcome.values),
+    "outcome": set(AttemptOutcome.values),
     "fcm_error": {*FCM_ERRORS, "other", ""},
     "job": {"nexmdm"},
 }
@@ -39,7 +39,7 @@ VALUES: Final[dict[str, set[str]]] = {
 Series = dict[str, list[dict[str, str]]]
 
 
-async def _loop(place: Ground) -> None:
+async def _loop(place: ServerUnderTest) -> None:
     """Enrol two phones, command them, and let one report (and send an odd reading); a push is due to the other one."""
     token = place.admin.post("/admin/enrollment-tokens", {"max_uses": 2})["enrollment_token"]
     async with aiohttp.ClientSession() as session:
@@ -55,7 +55,7 @@ def exposed() -> Iterator[Series]:
     """What /metrics of a whole server says after a loop: the labels of each series, by the name of its samples."""
     with tempfile.TemporaryDirectory(prefix="nexmdm-") as name:
         folder = Path(name)
-        with testbed.of_its_own(folder, folder / "data", interval_seconds=120, commands_per_minute=60) as place:
+        with testbed.started(folder, folder / "data", interval_seconds=120, commands_per_minute=60) as place:
             asyncio.run(_loop(place))
             httpx.get(f"{place.admin.url}/admin/summary")
             wait_for(lambda: "nexmdm_pushes_total{" in _text(place) and 'part="dispatch"' in _text(place))
@@ -66,7 +66,7 @@ def exposed() -> Iterator[Series]:
             yield found
 
 
-def _text(place: Ground) -> str:
+def _text(place: ServerUnderTest) -> str:
     return httpx.get(f"{place.admin.url}/metrics").raise_for_status().text
 
 

@@ -255,4 +255,4 @@ class Phone:
 
 def fcm_calls_dead(push_token: str) -> None:
     """Do what the dispatcher does when FCM calls a push token dead."""
-    push_targets.call_dead([push_token])
+    push_targets.mark_dead([push_token])

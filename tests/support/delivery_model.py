@@ -6,16 +6,21 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from commands import reports
-from commands.models import FINAL, OPEN, Outcome, Push, ReportStatus, State
+from commands.models import FINAL, OPEN, AttemptOutcome, DeliveryState, PushState, ReportStatus
 from commands.push.outbox import LEASE, LEAST, Sent
 from commands.reports import EXTRA_TIME
 from tests.support.actors import Phone
 
-MAY_GO_AGAIN: Final = (Outcome.UNKNOWN, Outcome.RETRY_LATER, Outcome.BLOCKED, Outcome.TOKEN_DEAD)
+MAY_GO_AGAIN: Final = (
+    AttemptOutcome.UNKNOWN,
+    AttemptOutcome.RETRY_LATER,
+    AttemptOutcome.BLOCKED,
+    AttemptOutcome.TOKEN_DEAD,
+)
 """After these a push goes again (after the last one, to another push token); after others, only if it was resumed."""
 
-MAY_HAVE_ARRIVED: Final = (Outcome.ACCEPTED, Outcome.UNKNOWN, Outcome.IN_FLIGHT)
-STUCK: Final = (Push.NO_PUSH_TOKEN, Push.UNDELIVERABLE, Push.RETRYING)
+MAY_HAVE_ARRIVED: Final = (AttemptOutcome.ACCEPTED, AttemptOutcome.UNKNOWN, AttemptOutcome.IN_FLIGHT)
+STUCK: Final = (PushState.NO_PUSH_TOKEN, PushState.UNDELIVERABLE, PushState.RETRYING)
 
 
 @dataclass(slots=True, eq=False)
@@ -41,7 +46,7 @@ class KeptReport:
 
 
 @dataclass(slots=True, eq=False)
-class Life:
+class DeliveryModel:
     """One delivery. `due` is when its next push is, `outcomes` are those of its attempts, in their order."""
 
     owner: Owner
@@ -49,14 +54,14 @@ class Life:
     action: str
     issued_at: datetime
     expires_at: datetime
-    push: Push
+    push: PushState
     due: datetime | None
     open_until: datetime = field(init=False)
     lease_until: datetime = field(init=False)
-    state: State = State.PENDING
+    state: DeliveryState = DeliveryState.PENDING
     reported_at: datetime | None = None
     has_final_report: bool = False
-    outcomes: list[Outcome] = field(default_factory=list)
+    outcomes: list[AttemptOutcome] = field(default_factory=list)
     resumed_after: set[int] = field(default_factory=set)
     reports: list[KeptReport] = field(default_factory=list)
     reports_not_kept: int = 0
@@ -68,7 +73,7 @@ class Life:
     @property
     def is_in_flight(self) -> bool:
         """Tell whether its last push has not been recorded."""
-        return self.outcomes[-1:] == [Outcome.IN_FLIGHT]
+        return self.outcomes[-1:] == [AttemptOutcome.IN_FLIGHT]
 
     def is_open(self, now: datetime) -> bool:
         """Tell whether it waits for a final report, and is within its time."""
@@ -80,14 +85,16 @@ class Life:
 
     def is_due(self, now: datetime) -> bool:
         """Tell whether it may be pushed now, as far as its phone can be pushed to."""
-        return self.state == State.PENDING and self.due is not None and self.due <= now < self.expires_at - LEAST
+        return (
+            self.state == DeliveryState.PENDING and self.due is not None and self.due <= now < self.expires_at - LEAST
+        )
 
     def may_still_run(self) -> bool:
         """Tell whether the phone may have got it."""
         beat_since = self.owner.seen_at is not None and self.owner.seen_at >= self.issued_at
         return self.reported_at is not None or beat_since or any(one in MAY_HAVE_ARRIVED for one in self.outcomes)
 
-    def settle(self, state: State) -> None:
+    def settle(self, state: DeliveryState) -> None:
         """Reach the final state."""
         self.state, self.due = state, None
 
@@ -96,52 +103,52 @@ class Life:
         self.abandon()
         last = self.outcomes[-1:]
         assert not last or last[0] in MAY_GO_AGAIN or len(self.outcomes) in self.resumed_after
-        self.outcomes.append(Outcome.IN_FLIGHT)
+        self.outcomes.append(AttemptOutcome.IN_FLIGHT)
         self.due = self.lease_until = now + LEASE
 
     def abandon(self) -> None:
         """Give up hope for the answer to the push that is under way."""
         if self.is_in_flight:
-            self.outcomes[-1] = Outcome.UNKNOWN
+            self.outcomes[-1] = AttemptOutcome.UNKNOWN
 
     def record(self, sent: Sent, now: datetime, *, pushable: bool) -> None:
         """Close an attempt, if it is the one under way, and decide on the next one."""
         if sent.claimed.number != len(self.outcomes) or not self.is_in_flight:
             return
         self.outcomes[-1] = sent.outcome
-        if sent.outcome == Outcome.ACCEPTED:
-            self.push, self.due = Push.ACCEPTED, None
+        if sent.outcome == AttemptOutcome.ACCEPTED:
+            self.push, self.due = PushState.ACCEPTED, None
             return
-        wait = 0.0 if sent.outcome == Outcome.TOKEN_DEAD else sent.retry_in_seconds
+        wait = 0.0 if sent.outcome == AttemptOutcome.TOKEN_DEAD else sent.retry_in_seconds
         again = self.expires_at if wait is None else now + timedelta(seconds=wait)
-        goes_again = again < self.expires_at - LEAST and pushable and self.state == State.PENDING
-        could_go_again = sent.outcome in (Outcome.RETRY_LATER, Outcome.UNKNOWN, Outcome.BLOCKED)
+        goes_again = again < self.expires_at - LEAST and pushable and self.state == DeliveryState.PENDING
+        could_go_again = sent.outcome in (AttemptOutcome.RETRY_LATER, AttemptOutcome.UNKNOWN, AttemptOutcome.BLOCKED)
         superseded = could_go_again and self.state not in OPEN
-        self.push = Push.RETRYING if goes_again or superseded else Push.UNDELIVERABLE
+        self.push = PushState.RETRYING if goes_again or superseded else PushState.UNDELIVERABLE
         self.due = again if goes_again else None
 
     def stop_pushing(self) -> None:
         """Its phone has no live push token any more."""
         if self.due is not None:
-            self.push, self.due = Push.UNDELIVERABLE if self.outcomes else Push.NO_PUSH_TOKEN, None
+            self.push, self.due = PushState.UNDELIVERABLE if self.outcomes else PushState.NO_PUSH_TOKEN, None
 
     def resume_pushing(self, now: datetime) -> None:
         """Its phone was given a live push token: it goes at once, or when the push under way has had its time."""
-        if self.state == State.PENDING and self.is_open(now) and self.push in STUCK:
-            self.push, self.due = Push.WAITING, max(now, self.lease_until) if self.is_in_flight else now
+        if self.state == DeliveryState.PENDING and self.is_open(now) and self.push in STUCK:
+            self.push, self.due = PushState.WAITING, max(now, self.lease_until) if self.is_in_flight else now
             self.resumed_after.add(len(self.outcomes))
 
-    def report(self, status: ReportStatus, via: str | None, now: datetime) -> tuple[State, bool, bool]:
+    def report(self, status: ReportStatus, via: str | None, now: datetime) -> tuple[DeliveryState, bool, bool]:
         """Take the phone's word; return the state after it, and whether it is a duplicate, and late."""
         if self.is_overdue(now):
-            self.settle(State.EXPIRED)
+            self.settle(DeliveryState.EXPIRED)
         duplicate = self.has_final_report
         self._keep(KeptReport(status.value, via, duplicate))
-        late = status in FINAL and self.state in (State.EXPIRED, State.CANCELLED)
+        late = status in FINAL and self.state in (DeliveryState.EXPIRED, DeliveryState.CANCELLED)
         self.has_final_report |= status in FINAL
         if self.state in OPEN:
             self.reported_at = now
-            self.settle(State(status.value) if status in FINAL else State.RECEIVED)
+            self.settle(DeliveryState(status.value) if status in FINAL else DeliveryState.RECEIVED)
             if status in (ReportStatus.RECEIVED, ReportStatus.RUNNING):
                 self.open_until = self.expires_at + EXTRA_TIME
         return self.state, duplicate, late
@@ -156,9 +163,9 @@ class Life:
             self.reports_not_kept += 1
 
 
-def offered(lives: Iterable[Life], now: datetime) -> list[str]:
+def offered(lives: Iterable[DeliveryModel], now: datetime) -> list[str]:
     """Return the request ids that a heartbeat offers of a phone's deliveries, which are given oldest first."""
     waiting = [life for life in lives if life.is_open(now)]
-    pending = [life for life in waiting if life.state == State.PENDING]
+    pending = [life for life in waiting if life.state == DeliveryState.PENDING]
     reported = sorted((life for life in waiting if life.reported_at), key=lambda life: life.reported_at or now)
     return [life.request_id for life in (*pending, *reported)]

@@ -15,7 +15,7 @@ from django.apps import apps
 from django.db import connection, transaction
 from django.db.models import DateTimeField, F
 
-from nexmdm.common.database import and_release
+from nexmdm.common.database import releasing_connection
 from tests.support.actors import Answer, Client
 
 R = TypeVar("R")
@@ -90,7 +90,7 @@ def in_parallel(calls: Sequence[Callable[[], Answer]], *, all_wait_for: str) -> 
     with ThreadPoolExecutor(len(calls)) as threads:
         with transaction.atomic(), connection.cursor() as cursor:
             cursor.execute(f'LOCK TABLE "{all_wait_for}" IN SHARE MODE')
-            answers = [threads.submit(and_release, call) for call in calls]
+            answers = [threads.submit(releasing_connection, call) for call in calls]
             deadline = time.monotonic() + 5
             while waiting() < len(calls):
                 assert time.monotonic() < deadline, f"{waiting()} of {len(calls)} calls wait"
@@ -105,7 +105,7 @@ def overtaken(first: Callable[[], object], then: Callable[[], R]) -> R:
     with ThreadPoolExecutor(1) as thread:
         with transaction.atomic():
             first()
-            overtaking = thread.submit(and_release, then)
+            overtaking = thread.submit(releasing_connection, then)
             deadline = time.monotonic() + 5
             while not overtaking.done() and not waiting():
                 assert time.monotonic() < deadline, "it neither waits nor ends"

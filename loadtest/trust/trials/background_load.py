@@ -17,7 +17,7 @@ _TICK_SECONDS: Final = 0.001
 _CONNECTIONS: Final = 64
 
 
-class Pulse:
+class BackgroundLoad:
     """Heartbeats in an open loop: latency counts from the due time, and a slow server gets no fewer of them.
 
     Each carries a number in its status that only grows; `acknowledged` has each phone's last one that was answered 200.

@@ -21,9 +21,9 @@ from loadtest.load.targets import milliseconds
 from loadtest.testbed import machine, testbed
 from loadtest.testbed.serving import Serving
 from loadtest.trust.trials import sockets
-from loadtest.trust.trials.background_load import Pulse
+from loadtest.trust.trials.background_load import BackgroundLoad
 from loadtest.trust.trials.finding import Finding
-from loadtest.trust.trials.sockets import CHUNK, Heard, head
+from loadtest.trust.trials.sockets import CHUNK, Received, head
 from nexmdm.client.http_client import FleetClient, Refused, Unreachable
 
 HUNDRED_MB: Final = 100_000_000
@@ -79,10 +79,10 @@ def _sizes(serving: Serving) -> Iterator[Finding]:
         )),
     ):  # fmt: skip
         before = _bytes_read(serving)
-        heard = sockets.flood(serving.url, pieces)
+        received = sockets.flood(serving.url, pieces)
         read = _bytes_read(serving) - before
-        figure = f"{heard.status} after {heard.seconds:.1f} s, {read / 2**20:.1f} MiB read"
-        held = heard.status == status and read <= MOST_READ
+        figure = f"{received.status} after {received.seconds:.1f} s, {read / 2**20:.1f} MiB read"
+        held = received.status == status and read <= MOST_READ
         yield Finding(f"too much is {status}, and not read to its end", tried, figure, held)
 
 
@@ -101,12 +101,12 @@ def _times(url: str) -> Iterator[Finding]:
         "a connection without a word is closed": ("silence", 0, ()),
     }  # fmt: skip
     with ThreadPoolExecutor(len(unfinished)) as threads:
-        heard = [threads.submit(sockets.say, url, *pieces) for _, _, pieces in unfinished.values()]
-    for (promise, (tried, status, _)), one in zip(unfinished.items(), heard, strict=True):
+        received = [threads.submit(sockets.say, url, *pieces) for _, _, pieces in unfinished.values()]
+    for (promise, (tried, status, _)), one in zip(unfinished.items(), received, strict=True):
         yield _in_time(promise, tried, one.result(), status)
 
 
-def _in_time(promise: str, tried: str, heard: Heard, status: int) -> Finding:
+def _in_time(promise: str, tried: str, heard: Received, status: int) -> Finding:
     word = str(heard.status) if heard.status else "closed"
     held = heard.status == status and BODY_SECONDS - 0.5 < heard.seconds < BODY_SECONDS + 2
     return Finding(promise, tried, f"{word} after {heard.seconds:.1f} s", held)
@@ -118,24 +118,24 @@ def _memory(serving: Serving) -> Finding:
     before = machine.resident_mebibytes(worker)
     unfinished = head("/admin/command", _JSON, f"Content-Length: {MEGABYTE}") + b"\r\n" + b" " * (MEGABYTE - 1)
     with ThreadPoolExecutor(LARGE) as threads:
-        heard = [threads.submit(sockets.say, serving.url, unfinished) for _ in range(LARGE)]
+        received = [threads.submit(sockets.say, serving.url, unfinished) for _ in range(LARGE)]
         grown = 0.0
-        while not all(one.done() for one in heard):
+        while not all(one.done() for one in received):
             grown = max(grown, machine.resident_mebibytes(worker) - before)
             time.sleep(0.1)
-    statuses = Counter(one.result().status for one in heard)
-    told = ", ".join(f"{count} × {status}" for status, count in sorted(statuses.items()))
+    statuses = Counter(one.result().status for one in received)
+    message = ", ".join(f"{count} × {status}" for status, count in sorted(statuses.items()))
     return Finding(
         f"large bodies that do not finish take {MOST_GROWN_MEBIBYTES} MiB of a worker at most",
         f"{LARGE} strangers, each with 999,999 of 1,000,000 bytes",
-        f"{grown:.0f} MiB; {told}",
+        f"{grown:.0f} MiB; {message}",
         grown <= MOST_GROWN_MEBIBYTES and set(statuses) == {408, 503},
     )
 
 
 async def _squatters(url: str, members: list[Member]) -> Finding:
     """Measure heartbeats without and with clients that only hold connections, in turns."""
-    pulse = Pulse(url, members, per_second=PER_SECOND)
+    pulse = BackgroundLoad(url, members, per_second=PER_SECOND)
     await pulse.beat(2)
     without, beside = [], []
     for _ in range(ROUNDS):
@@ -214,7 +214,7 @@ class Stopped:
 
 async def _stop(serving: Serving, admin: FleetClient, members: list[Member]) -> Stopped:
     """Stop the server under load, hostile clients among it."""
-    pulse = Pulse(serving.url, members, per_second=PER_SECOND)
+    pulse = BackgroundLoad(serving.url, members, per_second=PER_SECOND)
     accepted: list[str] = []
     async with squatting(serving.url):
         others: list[asyncio.Task[Any]] = [asyncio.create_task(_squat(serving.url, _no_reading)) for _ in range(20)]
@@ -246,10 +246,10 @@ def _what_is_left(admin: FleetClient, stopped: Stopped) -> Finding:
     lost = sum(recorded[device_id] < number for device_id, number in phones.items())
     commands, _ = admin.items("/admin/commands", len(accepted) + 1)
     lost += len(set(accepted) - {command["request_id"] for command in commands})
-    said = f"{len(phones)} phones' last heartbeats and {len(accepted)} commands: {lost} lost"
+    message = f"{len(phones)} phones' last heartbeats and {len(accepted)} commands: {lost} lost"
     return Finding(
         f"SIGTERM ends within {STOP_SECONDS} s, and loses nothing that was answered 200",
         "the same squatters, 20 who take no answer, heartbeats and commands",
-        f"{stopped.seconds:.1f} s; {said}; {stopped.traces} traces in the log",
+        f"{stopped.seconds:.1f} s; {message}; {stopped.traces} traces in the log",
         stopped.seconds < STOP_SECONDS and not lost and not stopped.traces and bool(phones) and bool(accepted),
     )

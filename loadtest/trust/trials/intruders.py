@@ -82,7 +82,7 @@ async def _revoked(admin: FleetClient, urls: list[str], member: Member) -> Findi
 
 
 async def _guessed(admin: FleetClient, urls: list[str], member: Member) -> Finding:
-    guesses = islice(disturbances.strangers([member]), GUESSES)
+    guesses = islice(disturbances.invalid_tokens([member]), GUESSES)
     guessed: Counter[int] = Counter()
     good: Counter[int] = Counter()
     async with _http() as http:

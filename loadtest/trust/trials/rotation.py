@@ -21,7 +21,7 @@ from loadtest.fleet.credentials_file import Member
 from loadtest.testbed import testbed
 from loadtest.testbed.connections import ANSWER_SECONDS, Pool, Server, understood, with_body
 from loadtest.trust.trials import workers
-from loadtest.trust.trials.background_load import Pulse
+from loadtest.trust.trials.background_load import BackgroundLoad
 from loadtest.trust.trials.finding import Finding
 from loadtest.trust.trials.workers import Worker
 from nexmdm.client.http_client import FleetClient
@@ -142,7 +142,7 @@ class Borne:
 
 async def _rotate(rollout: Rollout, members: list[Member], old: Secrets, new: Secrets) -> Finding:
     await asyncio.to_thread(rollout.settings, old)
-    pulse, admin = Pulse(rollout.url, members, per_second=PER_SECOND), Admin(rollout.url, old)
+    pulse, admin = BackgroundLoad(rollout.url, members, per_second=PER_SECOND), Admin(rollout.url, old)
     beating = asyncio.create_task(pulse.beat(3600))
     calling = asyncio.create_task(admin.call())
     await asyncio.sleep(BREATH_SECONDS)
@@ -165,12 +165,12 @@ async def _rotate(rollout: Rollout, members: list[Member], old: Secrets, new: Se
 def found(borne: Borne, refused: str) -> Finding:
     """Judge what became of the requests, and what the old secrets were answered in the end."""
     failed = borne.failures.total()
-    said = ", ".join(f"{count} × {error}" for error, count in borne.failures.most_common(3))
+    message = ", ".join(f"{count} × {error}" for error, count in borne.failures.most_common(3))
     enough = borne.heartbeats >= LEAST_HEARTBEATS and borne.calls >= LEAST_ADMIN_CALLS
     return Finding(
         "admin key, HMAC secret and SECRET_KEY are rotated without a failed request",
         f"{WORKERS} workers replaced one by one, three times, under load; at the end the old ones get {refused}",
-        f"{borne.heartbeats:,} heartbeats, {borne.calls:,} admin calls: {failed} failed {said}".strip()
+        f"{borne.heartbeats:,} heartbeats, {borne.calls:,} admin calls: {failed} failed {message}".strip()
         + f"; {borne.left} found their connection closed before they were written, and took another",
         not failed and refused == "401" and enough,
     )

@@ -189,8 +189,8 @@ class Calls:
         head = server.head("POST", target, {"Authorization": f"Bearer {bearer}", "Content-Length": "1000"})
         with socket.create_connection((server.host, server.port), timeout=60) as connection:
             connection.sendall(head + b"\r\n" + orjson.dumps({"push_token": bearer})[:-1])
-            heard = b"".join(iter(partial(connection.recv, 65_536), b""))
-        self.evidence.errors.append(heard.decode().removeprefix("HTTP/1.1 "))
+            message = b"".join(iter(partial(connection.recv, 65_536), b""))
+        self.evidence.errors.append(message.decode().removeprefix("HTTP/1.1 "))
 
     def enrollment_token(self, **fields: Any) -> str:
         """Make an enrollment token."""

@@ -17,7 +17,7 @@ _CUT_AT_ONCE: Final = struct.pack("ii", 1, 0)
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class Received:
     """What a client heard: the status of the answer (0: none), and after how many seconds it came, or the end."""
 
     status: int
@@ -40,21 +40,21 @@ async def connected(url: str) -> AsyncIterator[tuple[asyncio.StreamReader, async
         writer.transport.abort()
 
 
-def say(url: str, *pieces: bytes) -> Heard:
+def say(url: str, *pieces: bytes) -> Received:
     """Send these pieces, whatever is answered, and return what was heard."""
     return flood(url, iter(pieces))
 
 
-def flood(url: str, pieces: Iterator[bytes]) -> Heard:
+def flood(url: str, pieces: Iterator[bytes]) -> Received:
     """Send pieces until there are no more or the server takes none: a hostile client does not stop at an answer."""
     began = time.monotonic()
     with _open(url) as connection:
         sending = threading.Thread(target=_send, args=[connection, pieces], daemon=True)
         sending.start()
-        heard = _hear(connection)
+        received = _hear(connection)
         seconds = time.monotonic() - began
         sending.join(_PATIENCE_SECONDS)
-    return Heard(heard, seconds)
+    return Received(received, seconds)
 
 
 def _open(url: str) -> socket.socket:

@@ -114,7 +114,7 @@ def _params_name(action: type[actions.Action]) -> str:
 
 def new_command(schema: Json) -> Json:
     """Return the body of a command with the catalogue in it."""
-    told = [f"`{action.name}`: {_params_name(action)}" for action in actions.CATALOGUE.values()]
+    listed = [f"`{action.name}`: {_params_name(action)}" for action in actions.CATALOGUE.values()]
     refs = [{"$ref": f"#/components/schemas/{_params_name(action)}"} for action in actions.CATALOGUE.values()]
     described = {
         "action": {"title": "Action", "type": "string", "enum": list(actions.CATALOGUE)},
@@ -122,7 +122,7 @@ def new_command(schema: Json) -> Json:
             "title": "Params",
             "anyOf": refs,
             "default": {},
-            "description": f"The parameters of the action. {'; '.join(told)}.",
+            "description": f"The parameters of the action. {'; '.join(listed)}.",
         },
     }
     return schema | {"properties": schema["properties"] | described}

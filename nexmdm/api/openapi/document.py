@@ -292,6 +292,6 @@ def _line(refusal: Refusal) -> str:
 
 def _example(refusal: Refusal) -> Any:
     """Return the problem as it was really answered; as it is described, if another one has its code."""
-    told = orjson.loads(Problem(refusal.status, refusal.code, refusal.detail).body())
-    real = examples.PROBLEMS.get(refusal.code, told)
-    return told if refusal in _NOT_THE_EXAMPLE or real["status"] != refusal.status else real
+    problem = orjson.loads(Problem(refusal.status, refusal.code, refusal.detail).body())
+    real = examples.PROBLEMS.get(refusal.code, problem)
+    return problem if refusal in _NOT_THE_EXAMPLE or real["status"] != refusal.status else real

@@ -282,9 +282,9 @@ def link(row: Model, text: object) -> SafeString:
     return format_html('<a class="nowrap" href="{}">{}</a>', address_of(type(row), "change", row.pk), text)
 
 
-def link_to_list(model: type[Model], text: str, **narrowed_by: object) -> SafeString:
+def link_to_list(model: type[Model], text: str, **filters: object) -> SafeString:
     """Return a link to a list, narrowed by these query parameters."""
-    return format_html('<a href="{}">{}</a>', address_of(model, "changelist", **narrowed_by), text)
+    return format_html('<a href="{}">{}</a>', address_of(model, "changelist", **filters), text)
 
 
 def address_of(model: type[Model], page: str, *key: object, **query: object) -> str:

@@ -23,7 +23,7 @@ DISORDER: Final = timedelta(minutes=5)
 """How far keys and times may be apart: a row's time is its transaction's beginning, its key is drawn later."""
 
 
-class KnownChoices(admin.SimpleListFilter):
+class ChoiceFilter(admin.SimpleListFilter):
     """A filter whose choices are known beforehand: nothing is read to offer them. An unknown choice narrows nothing."""
 
     def conditions(self) -> dict[str, Q]:
@@ -40,7 +40,7 @@ class KnownChoices(admin.SimpleListFilter):
         return queryset if condition is None else queryset.filter(condition)
 
 
-class Age(admin.SimpleListFilter):
+class AgeFilter(admin.SimpleListFilter):
     """A filter by how long ago something happened at most."""
 
     title = "age, up to"
@@ -61,10 +61,10 @@ class Age(admin.SimpleListFilter):
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:  # noqa: ARG002
         """Keep the rows that are no older."""
         span = self.spans.get(self.value() or "")
-        return queryset if span is None else between(queryset, self.column, database.now() - span, None)
+        return queryset if span is None else in_date_range(queryset, self.column, database.now() - span, None)
 
 
-class Between(admin.ListFilter):
+class DateRangeFilter(admin.ListFilter):
     """A filter by two minutes in UTC, either of which may be left out. What is no time narrows nothing."""
 
     title = "time (UTC)"
@@ -95,7 +95,7 @@ class Between(admin.ListFilter):
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:  # noqa: ARG002
         """Keep the rows from the first minute on, and before the second."""
         since, until = (_moment(self.used_parameters.get(name, "")) for name in self.parameters)
-        return between(queryset, self.column, since, until)
+        return in_date_range(queryset, self.column, since, until)
 
 
 def _moment(text: Any) -> datetime | None:
@@ -109,7 +109,7 @@ def _moment(text: Any) -> datetime | None:
     return moment if 1970 <= moment.year < 9999 else None
 
 
-def between(rows: QuerySet[Any], column: str, since: datetime | None, until: datetime | None) -> QuerySet[Any]:
+def in_date_range(rows: QuerySet[Any], column: str, since: datetime | None, until: datetime | None) -> QuerySet[Any]:
     """Keep what happened in a span of time.
 
     Keys that are numbers grow with time, so the span is a range of keys: a list by falling key reads that and nothing

@@ -10,7 +10,7 @@ from prometheus_client import Counter
 from pydantic import Field
 
 from nexmdm.common.tolerance.repair import Note
-from nexmdm.common.types import Answer
+from nexmdm.common.types import ResponseSchema
 
 log = structlog.get_logger()
 
@@ -25,7 +25,7 @@ INVALID_FIELDS = Counter(
 )
 
 
-class FieldWarning(Answer):
+class FieldWarning(ResponseSchema):
     """A field that was repaired or dropped."""
 
     loc: list[str]

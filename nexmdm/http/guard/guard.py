@@ -316,10 +316,10 @@ async def _collect(scope: Scope, receive: Receive, limit: int) -> bytes:
 
 async def _collect_on(scope: Scope, receive: Receive, limit: int, piece: bytes, more: bool) -> bytes:
     pieces, size = [piece], len(piece)
-    with _Room(addresses.counting_key(scope["client"][0])) as room:
+    with BodyMemoryBudget(addresses.counting_key(scope["client"][0])) as budget:
         while True:
             if size > LARGE:
-                room.take(size)
+                budget.take(size)
             if not more:
                 return b"".join(pieces)
             piece, more = _piece(await receive(), size, limit)
@@ -337,7 +337,7 @@ def _piece(message: Message, before: int, limit: int) -> tuple[bytes, bool]:
     return piece, message.get("more_body", False)
 
 
-class _Room:
+class BodyMemoryBudget:
     """The room that one large body takes of LARGE_BODIES while it comes in."""
 
     __slots__ = ("_client", "_mine")

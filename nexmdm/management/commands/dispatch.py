@@ -15,13 +15,13 @@ from prometheus_client import start_http_server
 
 from commands import queue, retention
 from commands.push import fcm, outbox
-from commands.push.dispatcher import SLOTS, Chore, Dispatcher
+from commands.push.dispatcher import SLOTS, Dispatcher, PeriodicTask
 from devices import credentials, push_targets
 from devices.identity import comparison_keys
 from nexmdm.audit import chain, entries
 from nexmdm.auth import counters, stored_answers
 from nexmdm.common import gc_tuning
-from nexmdm.common.database import unit
+from nexmdm.common.database import run_in_db_thread
 from nexmdm.config import checks
 from nexmdm.monitoring import dispatcher_status, metrics
 from nexmdm.standalone import parent_watch
@@ -61,9 +61,9 @@ async def _run(*, once: bool) -> None:
             sender = await stack.enter_async_context(
                 fcm.Sender(settings.FIREBASE_SERVICE_ACCOUNT, settings.FCM_BASE_URL, connections=SLOTS)
             )
-        chores: list[Chore] = []
-        dispatcher = Dispatcher(sender, per_second=settings.FCM_MAX_PER_SECOND, chores=chores)
-        chores += _chores(dispatcher)
+        periodic_tasks: list[PeriodicTask] = []
+        dispatcher = Dispatcher(sender, per_second=settings.FCM_MAX_PER_SECOND, periodic_tasks=periodic_tasks)
+        periodic_tasks += _periodic_tasks(dispatcher)
         if once:
             await dispatcher.run_once()
             return
@@ -71,14 +71,14 @@ async def _run(*, once: bool) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, dispatcher.stop)
         parent_watch.watch()
-        gc_tuning.settle()
+        gc_tuning.freeze_startup_objects()
         log.info("dispatch.started", name=dispatcher_status.NAME, push="ok" if sender else "unconfigured")
         await dispatcher.run()
-        await unit(dispatcher_status.leave)
+        await run_in_db_thread(dispatcher_status.leave)
     log.info("dispatch.stopped", name=dispatcher_status.NAME)
 
 
-def _chores(dispatcher: Dispatcher) -> list[Chore]:
+def _periodic_tasks(dispatcher: Dispatcher) -> list[PeriodicTask]:
     kept = timedelta(days=settings.RETENTION_DAYS)
 
     def seen() -> None:
@@ -87,19 +87,21 @@ def _chores(dispatcher: Dispatcher) -> list[Chore]:
         metrics.note_memory("dispatch")
 
     return [
-        Chore("seen", dispatcher_status.SEEN_EVERY_SECONDS, seen),
-        Chore("expire", 1, lambda: queue.expire(SWEEP_BATCH), SWEEP_BATCH),
-        Chore("abandoned attempts", 10, lambda: outbox.close_abandoned(SWEEP_BATCH), SWEEP_BATCH),
-        Chore("comparison keys", 10, lambda: comparison_keys.fill(RETENTION_BATCH), RETENTION_BATCH),
-        Chore("shared push tokens", 3600, lambda: outbox.settle_shared_push_tokens(SHARED_BATCH), SHARED_BATCH),
-        Chore("unused credentials", 60, credentials.forget_unused_next),
-        Chore("stored answers", 60, stored_answers.forget_old_answers),
-        Chore("counters", 60, counters.forget_expired),
-        Chore("retention of deliveries", 10, lambda: retention.prune(kept, RETENTION_BATCH), RETENTION_BATCH),
-        Chore("retention of long histories", 10, lambda: retention.trim(kept, RETENTION_BATCH), 1),
-        Chore("retention of dead push tokens", 60, lambda: push_targets.prune(kept, RETENTION_BATCH), RETENTION_BATCH),
-        Chore("witness of the audit", AUDIT_WITNESS_EVERY_SECONDS, _log_audit_witness),
-        Chore("retention of the audit", 10, lambda: entries.prune(kept, RETENTION_BATCH), RETENTION_BATCH),
+        PeriodicTask("seen", dispatcher_status.SEEN_EVERY_SECONDS, seen),
+        PeriodicTask("expire", 1, lambda: queue.expire(SWEEP_BATCH), SWEEP_BATCH),
+        PeriodicTask("abandoned attempts", 10, lambda: outbox.close_abandoned(SWEEP_BATCH), SWEEP_BATCH),
+        PeriodicTask("comparison keys", 10, lambda: comparison_keys.fill(RETENTION_BATCH), RETENTION_BATCH),
+        PeriodicTask("shared push tokens", 3600, lambda: outbox.settle_shared_push_tokens(SHARED_BATCH), SHARED_BATCH),
+        PeriodicTask("unused credentials", 60, credentials.forget_unused_next),
+        PeriodicTask("stored answers", 60, stored_answers.forget_old_answers),
+        PeriodicTask("counters", 60, counters.forget_expired),
+        PeriodicTask("retention of deliveries", 10, lambda: retention.prune(kept, RETENTION_BATCH), RETENTION_BATCH),
+        PeriodicTask("retention of long histories", 10, lambda: retention.trim(kept, RETENTION_BATCH), 1),
+        PeriodicTask(
+            "retention of dead push tokens", 60, lambda: push_targets.prune(kept, RETENTION_BATCH), RETENTION_BATCH
+        ),
+        PeriodicTask("witness of the audit", AUDIT_WITNESS_EVERY_SECONDS, _log_audit_witness),
+        PeriodicTask("retention of the audit", 10, lambda: entries.prune(kept, RETENTION_BATCH), RETENTION_BATCH),
     ]
 
 

@@ -89,8 +89,8 @@ def _check_secrets(url: str, own: str) -> None:
     missing = [name for name in _OF_THE_SERVER if not environment.text(name)]
     if not missing or on_loopback(url) or url.rstrip("/") == own:
         return
-    said = f"{url} is another server: set {' and '.join(_OF_THE_SERVER)} in the environment to those of that server"
-    raise CommandError(f"{said} (not set: {', '.join(missing)}).", returncode=WRONG_USAGE)
+    message = f"{url} is another server: set {' and '.join(_OF_THE_SERVER)} in the environment to those of that server"
+    raise CommandError(f"{message} (not set: {', '.join(missing)}).", returncode=WRONG_USAGE)
 
 
 class _Arguments:

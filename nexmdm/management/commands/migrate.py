@@ -37,8 +37,8 @@ class Command(migrate.Command):
     def handle(self, *args: Any, **options: Any) -> None:
         """Migrate; a database out of reach is one line, with the reason that the pool would hide."""
         self._connection = connections[options["database"]]
-        if said := database.why_unreachable(self._connection.get_connection_params()):
-            raise CommandError(said)
+        if reason := database.why_unreachable(self._connection.get_connection_params()):
+            raise CommandError(reason)
         with _alone(self._connection):
             for tries_left in reversed(range(TRIES)):
                 if self._migrated(tries_left, *args, **options):
@@ -70,8 +70,8 @@ class Command(migrate.Command):
             if not isinstance(error.__cause__, LockNotAvailable):
                 raise
             if not tries_left:
-                said = "A table was in use all the time. Nothing is half done: end the long transaction that uses it"
-                raise CommandError(f"{said} (see pg_stat_activity), and migrate again.") from error
+                message = "A table was in use all the time. Nothing is half done: end the long transaction that uses it"
+                raise CommandError(f"{message} (see pg_stat_activity), and migrate again.") from error
             self.stdout.write(f"\n  A table is in use; trying again in {PAUSE_SECONDS} s …")
             time.sleep(PAUSE_SECONDS)
             return False

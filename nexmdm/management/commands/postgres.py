@@ -32,10 +32,10 @@ def _start() -> str:
 
 
 def _stop() -> str:
-    charge = instance_lock.take(settings.DATA_DIR)
-    if charge is None:
+    instance = instance_lock.acquire(settings.DATA_DIR)
+    if instance is None:
         raise CommandError("serve uses this PostgreSQL: stop serve, and both end.")
-    with charge:
+    with instance:
         return "PostgreSQL stopped." if embedded_postgres.stop(settings.DATA_DIR) else "PostgreSQL did not run."
 
 

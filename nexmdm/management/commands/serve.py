@@ -23,7 +23,7 @@ from nexmdm.config import checks
 from nexmdm.http import probe, server
 from nexmdm.http.server import CannotListen
 from nexmdm.standalone import embedded_postgres, instance_lock, supervisor
-from nexmdm.standalone.supervisor import Child, Postgres, StopRequest, Team
+from nexmdm.standalone.supervisor import Child, Postgres, ProcessGroup, StopRequest
 
 log = structlog.get_logger()
 
@@ -48,24 +48,24 @@ class Command(BaseCommand):
         try:
             with ExitStack() as stack:
                 self._run(stack, stop)
-        except (embedded_postgres.EmbeddedError, instance_lock.InChargeError) as error:
+        except (embedded_postgres.EmbeddedError, instance_lock.InstanceLockedError) as error:
             raise CommandError(str(error)) from error
 
     def _run(self, stack: ExitStack, stop: StopRequest) -> None:
-        charge = stack.enter_context(instance_lock.take_when_free(settings.DATA_DIR, self._say))
-        listener = stack.enter_context(self._listen(patiently=charge.after_a_crash))
+        instance = stack.enter_context(instance_lock.acquire_when_free(settings.DATA_DIR, self._say))
+        listener = stack.enter_context(self._listen(patiently=instance.after_a_crash))
         postgres = Postgres(settings.DATA_DIR) if settings.EMBEDDED else None
         held = [stack.enter_context(postgres.running(supervisor.environment(settings.BASE_DIR)))] if postgres else []
         _migrate()
-        team = _start_team(stack, listener, held)
-        stack.callback(charge.note, instance_lock.STOPPING)
+        processes = _start_processes(stack, listener, held)
+        stack.callback(instance.note, instance_lock.STOPPING)
         stack.callback(log.info, "serve.stopping")
-        if self._becomes_ready(team, listener, stop):
+        if self._becomes_ready(processes, listener, stop):
             self._say(_welcome(listener))
         while not stop:
-            team.tend()
+            processes.poll()
             if postgres is not None:
-                postgres.tend()
+                postgres.poll()
             time.sleep(_PAUSE_SECONDS)
 
     def _listen(self, *, patiently: bool) -> socket.socket:
@@ -79,16 +79,16 @@ class Command(BaseCommand):
         _wait_until_bindable(time.monotonic() + _PORT_WAIT_SECONDS)
         return self._listen(patiently=False)
 
-    def _becomes_ready(self, team: Team, listener: socket.socket, stop: StopRequest) -> bool:
+    def _becomes_ready(self, processes: ProcessGroup, listener: socket.socket, stop: StopRequest) -> bool:
         """Wait until /readyz answers 200; CommandError where it never does. False when stopped before."""
         deadline = time.monotonic() + _READY_SECONDS
         host, port = listener.getsockname()[:2]
         while not stop:
             if (answer := probe.status(host, port, "/readyz")) == "200":
                 return True
-            team.tend()
-            if team.lost:
-                raise CommandError(f"{team.lost[0]} ended before the server was ready; what it said is above.")
+            processes.poll()
+            if processes.lost:
+                raise CommandError(f"{processes.lost[0]} ended before the server was ready; what it said is above.")
             if time.monotonic() > deadline:
                 raise CommandError(f"Not ready after {_READY_SECONDS} seconds; /readyz says: {answer}.")
             time.sleep(_PAUSE_SECONDS)
@@ -114,15 +114,15 @@ def _migrate() -> None:
     connections["default"].close_pool()  # type: ignore[attr-defined]
 
 
-def _start_team(stack: ExitStack, listener: socket.socket, held: list[int]) -> Team:
-    lifeline = stack.enter_context(supervisor.lifeline_pipe())
+def _start_processes(stack: ExitStack, listener: socket.socket, held: list[int]) -> ProcessGroup:
+    pipe = stack.enter_context(supervisor.parent_watch_pipe())
     metrics_dir = _fresh(settings.DATA_DIR / "metrics")
     shared = supervisor.environment(settings.BASE_DIR, PROMETHEUS_MULTIPROC_DIR=str(metrics_dir))
-    shared = supervisor.with_lifeline(shared, lifeline)
-    team = Team(list(_children(listener, shared, [lifeline, *held])), metrics_dir)
-    stack.callback(team.stop)
-    team.start()
-    return team
+    shared = supervisor.with_parent_watch(shared, pipe)
+    processes = ProcessGroup(list(_children(listener, shared, [pipe, *held])), metrics_dir)
+    stack.callback(processes.stop)
+    processes.start()
+    return processes
 
 
 def _children(listener: socket.socket, shared: dict[str, str], descriptors: list[int]) -> Iterator[Child]:

@@ -12,7 +12,7 @@ from django.core.management.base import BaseCommand, CommandError
 from nexmdm.client import arguments
 from nexmdm.client.display import printable
 from nexmdm.client.phone import Refusal
-from nexmdm.client.simulated_phone import Handset
+from nexmdm.client.simulated_phone import SimulatedPhone
 from nexmdm.common import addresses
 
 
@@ -33,21 +33,21 @@ class Command(BaseCommand):
 
     def handle(self, *_: object, enrollment_token: str, **options: Any) -> None:
         """Live, and say how it ended if that was not Ctrl-C."""
-        handset = self._handset(options)
+        phone = self._phone(options)
         try:
-            asyncio.run(handset.live(enrollment_token))
+            asyncio.run(phone.live(enrollment_token))
         except Refusal as refusal:
             raise CommandError(f"Not let in: {refusal}") from refusal
         except (aiohttp.ClientError, TimeoutError) as error:
             hint = "Is the server running? Start it with `make run`, or name another one with --url."
-            raise CommandError(f"No answer from {handset.url}: {error or type(error).__name__}\n{hint}") from error
+            raise CommandError(f"No answer from {phone.url}: {error or type(error).__name__}\n{hint}") from error
         except KeyboardInterrupt:
             self._tell("Switched off.")
 
-    def _handset(self, options: dict[str, Any]) -> Handset:
+    def _phone(self, options: dict[str, Any]) -> SimulatedPhone:
         url, host = (options["url"].rstrip("/"), None) if options["url"] else addresses.of_settings()
         hardware_id = options["hardware_id"] or f"simulated-{secrets.token_hex(4)}"
-        return Handset(url, host, hardware_id, options["alias"], options["interval"], self._tell)
+        return SimulatedPhone(url, host, hardware_id, options["alias"], options["interval"], self._tell)
 
     def _tell(self, text: str) -> None:
         self.stdout.write(f"{datetime.now().astimezone():%H:%M:%S}  {printable(text)}")

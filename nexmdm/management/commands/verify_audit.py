@@ -34,10 +34,10 @@ class Command(BaseCommand):
         except chain.BrokenLink as broken:
             raise CommandError(f"The audit is broken. {broken}") from broken
         except chain.DeletedTooSoon as early:
-            said = (
+            message = (
                 f"{early} Retention keeps {days} days: if it kept fewer when it deleted them, name those with --days."
             )
-            raise CommandError(said) from early
+            raise CommandError(message) from early
         except chain.WitnessGone as gone:
             raise CommandError(str(gone)) from gone
         self.stdout.write(f"Verified {verified.entries:,} entries, from {verified.after.entry_id + 1} on.")

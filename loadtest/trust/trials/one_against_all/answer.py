@@ -11,7 +11,7 @@ import httpx
 from loadtest.fleet.credentials_file import Member
 from loadtest.testbed import testbed
 from loadtest.testbed.serving import Serving
-from loadtest.trust.trials.background_load import Pulse
+from loadtest.trust.trials.background_load import BackgroundLoad
 from loadtest.trust.trials.finding import Finding
 from loadtest.trust.trials.one_against_all import beside, honest
 from loadtest.trust.trials.one_against_all.beside import ROUNDS, SECONDS, Case
@@ -48,7 +48,7 @@ async def _tried(serving: Serving, members: list[Member], admin: FleetClient, wo
     pushes = Pushes(admin, good[:PUSHED], journal, per_second=COMMANDS_PER_SECOND)
     traffic = Honest(
         {
-            "heartbeats": Pulse(serving.url, good[PUSHED:], per_second=HEARTBEATS_PER_SECOND),
+            "heartbeats": BackgroundLoad(serving.url, good[PUSHED:], per_second=HEARTBEATS_PER_SECOND),
             "signed calls": honest.calls(admin, "/admin/summary"),
             "pushes": pushes,
         }

@@ -14,7 +14,7 @@ import psycopg
 from loadtest.fleet.credentials_file import Member
 from loadtest.load import disturbances
 from loadtest.testbed.serving import Serving
-from loadtest.trust.trials.background_load import Pulse
+from loadtest.trust.trials.background_load import BackgroundLoad
 from loadtest.trust.trials.finding import Finding
 from loadtest.trust.trials.one_against_all import beside, honest
 from loadtest.trust.trials.one_against_all.beside import ENOUGH, ROUNDS, SECONDS, Case
@@ -55,7 +55,7 @@ def trial(folder: Path) -> Iterator[Finding]:
 
 
 def _traffic(serving: Serving, members: list[Member], admin: FleetClient, **others: Traffic) -> Honest:
-    heartbeats = Pulse(serving.url, members, per_second=HEARTBEATS_PER_SECOND)
+    heartbeats = BackgroundLoad(serving.url, members, per_second=HEARTBEATS_PER_SECOND)
     return Honest({"heartbeats": heartbeats, "signed calls": honest.calls(admin, "/admin/summary"), **others})
 
 
@@ -122,7 +122,7 @@ async def _pipelining(serving: Serving, members: list[Member], admin: FleetClien
 
 
 async def _guesses(serving: Serving, members: list[Member], admin: FleetClient) -> Finding:
-    tokens = [bearer for bearer, _ in islice(disturbances.strangers(members), 500)]
+    tokens = [bearer for bearer, _ in islice(disturbances.invalid_tokens(members), 500)]
     per_second = GUESSES / (ROUNDS * SECONDS)
     database_url = await asyncio.to_thread(serving.database_url)
     case = Case(

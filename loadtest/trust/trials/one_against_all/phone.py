@@ -10,7 +10,7 @@ import psycopg
 
 from loadtest.fleet.credentials_file import Member
 from loadtest.testbed.serving import Serving
-from loadtest.trust.trials.background_load import Pulse
+from loadtest.trust.trials.background_load import BackgroundLoad
 from loadtest.trust.trials.finding import Finding
 from loadtest.trust.trials.one_against_all import beside, honest
 from loadtest.trust.trials.one_against_all.beside import ROUNDS, SECONDS, Case
@@ -58,7 +58,7 @@ async def _reports(serving: Serving, admin: FleetClient, bad: Member, good: list
     )
     reading = honest.calls(admin, "/admin/summary", deliveries, f"{deliveries}/{bad.device_id}")
     traffic = Honest(
-        {"heartbeats": Pulse(serving.url, good, per_second=HEARTBEATS_PER_SECOND), "signed calls": reading}
+        {"heartbeats": BackgroundLoad(serving.url, good, per_second=HEARTBEATS_PER_SECOND), "signed calls": reading}
     )
     async with beside.processes(order) as attacker:
         return await beside.tried(case, traffic, attacker, serving)
@@ -85,7 +85,7 @@ async def _rotations(serving: Serving, admin: FleetClient, bad: Member, good: li
     token = (await asyncio.to_thread(admin.post, "/admin/enrollment-tokens", {"max_uses": 1000}))["enrollment_token"]
     traffic = Honest(
         {
-            "heartbeats": Pulse(serving.url, good, per_second=HEARTBEATS_PER_SECOND),
+            "heartbeats": BackgroundLoad(serving.url, good, per_second=HEARTBEATS_PER_SECOND),
             "signed calls": honest.calls(admin, "/admin/summary"),
             "registrations": honest.registrations(serving.url, token),
         }
