@@ -1,4 +1,4 @@
-"""Commands over HTTP: what a phone may call, then what an admin may call."""
+"""What an admin calls about commands: issue, read, wait, cancel."""
 
 import asyncio
 import time
@@ -9,17 +9,14 @@ from uuid import UUID
 import structlog
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse
-from ninja import Body, Query, Router
+from ninja import Query, Router
 from prometheus_client import Counter
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from commands import actions, queries, queue, report_limit, reports
+from commands import actions, queries, queue
 from commands.queue import CommandRequest
-from commands.reports import ReportInput
 from commands.schemas import (
-    ActionResult,
-    ActionResultTaken,
     CommandCancelled,
     CommandDetail,
     CommandIssued,
@@ -32,28 +29,19 @@ from commands.schemas import (
     PushPlan,
     WaitQuery,
 )
-from devices import credentials, tokens
-from devices.token_check import with_token_check
-from nexmdm.auth.callers import WriteResult, caller_of
+from nexmdm.auth.signed_call import WriteResult, caller_of
 from nexmdm.common import shutdown
-from nexmdm.common.database import device_unit, run_in_db_thread
-from nexmdm.common.tolerance import field_warnings
-from nexmdm.common.tolerance.repair import Reading
+from nexmdm.common.database import run_in_db_thread
 from nexmdm.common.types import EmptyBody, respond, shown_name
 
 log = structlog.get_logger()
-
-device_router = Router(tags=["device"])
-admin_router = Router(tags=["commands"])
+router = Router(tags=["commands"])
 
 WAIT_POLL_SECONDS: Final = 0.15
 """How often is looked for a waiting client: with the looks themselves, it is answered within 250 ms of the result."""
 
 MAX_PARAM_ERRORS: Final = 100
 """How many errors in the parameters of an action one answer names."""
-
-RESULTS = Counter("nexmdm_action_results", "Reports of phones, by what they say.", ["status"])
-NOT_KEPT = Counter("nexmdm_reports_not_kept", "Reports that were counted and not kept, for their delivery has enough.")
 ISSUED = Counter("nexmdm_commands_issued", "Commands queued, by action.", ["action"])
 
 
@@ -65,53 +53,7 @@ class InvalidParams(Exception):
         self.errors = errors
 
 
-@device_router.post("/action-result", response=ActionResultTaken, url_name="action-result")
-async def action_result(request: HttpRequest, body: Body[Reading[ActionResult]]) -> HttpResponse:
-    """Report on a command: received, running, deferred, or its final word. Sending it again changes nothing twice.
-
-    The first `succeeded` or `failed` wins; whatever comes after it is a `duplicate`. A final word after the expiry or a
-    cancellation is kept as `late`, and leaves the state. `via` is how the command had come. The first 100 reports on a
-    command are kept, equal ones in a row as one, and in any case the first final one; further ones are answered alike,
-    and only counted. A device that reports more often than DEVICE_RATE_LIMIT gets 429.
-    """
-    token: tokens.Token = request.auth  # type: ignore[attr-defined]
-    report = body.fields
-    report_limit.reports.check(token.id)
-    said = ReportInput(report.status, report.message or "", report.output, report.finished_at, report.via)
-    result = await with_token_check(token, lambda: device_unit(_take_report, token, report.request_id, said))
-    RESULTS.labels(report.status.value).inc()
-    if not result.kept:
-        NOT_KEPT.inc()
-    field_warnings.record("/v1/action-result", token.id, body.notes)
-    log.info(
-        "action_result.ingested",
-        device_id=str(token.id),
-        request_id=str(report.request_id),
-        status=report.status.value,
-        state=result.state.value,
-        duplicate=result.duplicate,
-        late=result.late,
-    )
-    return respond(
-        ActionResultTaken(
-            request_id=report.request_id,
-            state=result.state,
-            duplicate=result.duplicate,
-            late=result.late,
-            warnings=field_warnings.shown(body.notes),
-        )
-    )
-
-
-def _take_report(token: tokens.Token, request_id: UUID, report: ReportInput) -> reports.ReportResult:
-    # Counted before the transaction: a report that is refused in it counts all the same.
-    device_id = credentials.authenticate(token)
-    report_limit.reports.admit(device_id)
-    with transaction.atomic():
-        return reports.record_report(device_id, request_id, report)
-
-
-@admin_router.post("/command", response=CommandIssued, url_name="command")
+@router.post("/command", response=CommandIssued, url_name="command")
 async def issue_command(request: HttpRequest, body: NewCommand) -> HttpResponse:
     """Queue a command for its audience, frozen here. The push leaves at once, but never inside this request.
 
@@ -201,13 +143,13 @@ def _issued_answer(issued: queue.Issued, *, dry_run: bool) -> CommandIssued:
     )
 
 
-@admin_router.get("/commands", response=CommandPage, url_name="commands")
+@router.get("/commands", response=CommandPage, url_name="commands")
 async def list_commands(request: HttpRequest, query: Query[CommandQuery]) -> HttpResponse:
     """List commands, newest first."""
     return respond(await run_in_db_thread(queries.commands, query))
 
 
-@admin_router.get("/commands/{uuid:request_id}", response=CommandDetail, url_name="command-detail")
+@router.get("/commands/{uuid:request_id}", response=CommandDetail, url_name="command-detail")
 async def read_command(request: HttpRequest, request_id: UUID, query: Query[WaitQuery]) -> HttpResponse:
     """Read a command with its counts; with `wait_seconds`, when nothing is open any more or the time is over.
 
@@ -240,21 +182,19 @@ async def _ended(request_id: UUID) -> CommandDetail:
     return await asyncio.shield(reading)
 
 
-@admin_router.get("/commands/{uuid:request_id}/deliveries", response=DeliveryPage, url_name="deliveries")
+@router.get("/commands/{uuid:request_id}/deliveries", response=DeliveryPage, url_name="deliveries")
 async def list_deliveries(request: HttpRequest, request_id: UUID, query: Query[DeliveryQuery]) -> HttpResponse:
     """List a command's deliveries, one per device."""
     return respond(await run_in_db_thread(queries.deliveries, request_id, query))
 
 
-@admin_router.get(
-    "/commands/{uuid:request_id}/deliveries/{uuid:device_id}", response=DeliveryDetail, url_name="delivery"
-)
+@router.get("/commands/{uuid:request_id}/deliveries/{uuid:device_id}", response=DeliveryDetail, url_name="delivery")
 async def read_delivery(request: HttpRequest, request_id: UUID, device_id: UUID) -> HttpResponse:
     """Read one delivery with its timeline: issue, each attempt, each report, settlement."""
     return respond(await run_in_db_thread(queries.delivery, request_id, device_id))
 
 
-@admin_router.post("/commands/{uuid:request_id}/cancel", response=CommandCancelled, url_name="cancel")
+@router.post("/commands/{uuid:request_id}/cancel", response=CommandCancelled, url_name="cancel")
 async def cancel_command(request: HttpRequest, request_id: UUID, body: EmptyBody | None = None) -> HttpResponse:
     """Withdraw what is still open. FCM recalls no push: `may_still_run` counts what a phone may have got already."""
 

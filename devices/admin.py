@@ -10,7 +10,8 @@ from django.utils.html import format_html
 
 from devices.identity import search
 from devices.models import Device, LastRefusal, presences
-from nexmdm.common.read_only_admin.base import NOTHING, Column, ReadOnlyAdmin, moment, pretty
+from nexmdm.common.read_only_admin.base import ReadOnlyAdmin
+from nexmdm.common.read_only_admin.columns import NOTHING, Column, moment, pretty
 from nexmdm.common.read_only_admin.filters import ChoiceFilter
 
 SECRETS: Final = ("push_token", "token_hash", "token_digest", "next_hash", "next_digest")

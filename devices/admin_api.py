@@ -1,15 +1,19 @@
-"""Devices and enrollment tokens over HTTP, for admins. (What phones call needs both apps: see devices/phone_api.py.)"""
+"""What an admin calls about devices and enrollment tokens."""
 
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
+import structlog
+from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 from django.urls import register_converter
 from django.urls.converters import StringConverter
 from ninja import Query, Router
 
+from commands import queue
+from commands.models import Withdrawal
 from devices import audience, enrollment, queries
 from devices.schemas import (
     DeviceChange,
@@ -24,9 +28,11 @@ from devices.schemas import (
     Retag,
     Retagged,
 )
-from nexmdm.auth.callers import WriteResult, caller_of
+from nexmdm.auth.signed_call import WriteResult, caller_of
 from nexmdm.common.database import run_in_db_thread
 from nexmdm.common.types import EmptyBody, respond
+
+log = structlog.get_logger()
 
 
 class TagConverter(StringConverter):
@@ -37,10 +43,10 @@ class TagConverter(StringConverter):
 
 register_converter(TagConverter, "tag")
 
-admin_router = Router(tags=["devices"])
+router = Router(tags=["devices"])
 
 
-@admin_router.get("/devices", response=DevicePage, url_name="devices")
+@router.get("/devices", response=DevicePage, url_name="devices")
 async def list_devices(request: HttpRequest, query: Query[DeviceQuery]) -> HttpResponse:
     """List devices, newest first.
 
@@ -51,13 +57,13 @@ async def list_devices(request: HttpRequest, query: Query[DeviceQuery]) -> HttpR
     return respond(await run_in_db_thread(queries.devices, query))
 
 
-@admin_router.get("/devices/{uuid:device_id}", response=DeviceRow, url_name="device")
+@router.get("/devices/{uuid:device_id}", response=DeviceRow, url_name="device")
 async def read_device(request: HttpRequest, device_id: UUID) -> HttpResponse:
     """Read one device."""
     return respond(await run_in_db_thread(queries.device, device_id))
 
 
-@admin_router.patch("/devices/{uuid:device_id}", response=DeviceRow, url_name="device")
+@router.patch("/devices/{uuid:device_id}", response=DeviceRow, url_name="device")
 async def change_device(request: HttpRequest, device_id: UUID, body: DeviceChange) -> HttpResponse:
     """Change a device's alias (null clears it), or replace its tags."""
 
@@ -68,7 +74,7 @@ async def change_device(request: HttpRequest, device_id: UUID, body: DeviceChang
     return await caller_of(request).run(work)
 
 
-@admin_router.post("/tags/{tag:tag}", response=Retagged, url_name="tag")
+@router.post("/tags/{tag:tag}", response=Retagged, url_name="tag")
 async def change_tag(request: HttpRequest, tag: str, body: Retag) -> HttpResponse:
     """Put a tag on some devices, and take it off others. The answer counts those that changed."""
 
@@ -79,7 +85,7 @@ async def change_tag(request: HttpRequest, tag: str, body: Retag) -> HttpRespons
     return await caller_of(request).run(work)
 
 
-@admin_router.post("/enrollment-tokens", response=EnrollmentTokenMade, url_name="enrollment-tokens")
+@router.post("/enrollment-tokens", response=EnrollmentTokenMade, url_name="enrollment-tokens")
 async def create_enrollment_token(request: HttpRequest, body: NewEnrollmentToken) -> HttpResponse:
     """Make an enrollment token. Its text is in this answer (and in a replay of it), and nowhere else."""
 
@@ -101,15 +107,43 @@ def _restore_secrets(answer: dict[str, Any]) -> Mapping[str, str]:
     return {} if text is None else {"enrollment_token": text}
 
 
-@admin_router.get("/enrollment-tokens", response=EnrollmentTokenPage, url_name="enrollment-tokens")
+@router.get("/enrollment-tokens", response=EnrollmentTokenPage, url_name="enrollment-tokens")
 async def list_enrollment_tokens(request: HttpRequest, query: Query[ListQuery]) -> HttpResponse:
     """List enrollment tokens, newest first, without their texts."""
     return respond(await run_in_db_thread(queries.enrollment_tokens, query))
 
 
-@admin_router.post(
+@router.post(
     "/enrollment-tokens/{uuid:token_id}/revoke", response=EnrollmentTokenRow, url_name="revoke-enrollment-token"
 )
 async def revoke_enrollment_token(request: HttpRequest, token_id: UUID, body: EmptyBody | None = None) -> HttpResponse:
     """Revoke an enrollment token; the devices it has enrolled stay."""
     return await caller_of(request).run(lambda: WriteResult(EnrollmentTokenRow.of(enrollment.revoke_token(token_id))))
+
+
+@router.post("/devices/{uuid:device_id}/revoke", response=DeviceRow, url_name="revoke", tags=["fleet"])
+async def revoke_device(request: HttpRequest, device_id: UUID, body: EmptyBody | None = None) -> HttpResponse:
+    """Shut a device out at once, in every process; its open commands are cancelled, and no push leaves any more.
+
+    To wipe a phone and revoke it: wipe, wait for the result, then revoke.
+    """
+
+    def work() -> WriteResult:
+        enrollment.revoke(device_id)
+        queue.cancel_all_of(device_id, Withdrawal.REVOCATION)
+        transaction.on_commit(lambda: log.info("device.revoked", device_id=str(device_id)))
+        return WriteResult(queries.device(device_id))
+
+    return await caller_of(request).run(work)
+
+
+@router.post("/devices/{uuid:device_id}/reinstate", response=DeviceRow, url_name="reinstate", tags=["fleet"])
+async def reinstate_device(request: HttpRequest, device_id: UUID, body: EmptyBody | None = None) -> HttpResponse:
+    """Let a revoked device in again: the same token works."""
+
+    def work() -> WriteResult:
+        enrollment.reinstate(device_id)
+        transaction.on_commit(lambda: log.info("device.reinstated", device_id=str(device_id)))
+        return WriteResult(queries.device(device_id))
+
+    return await caller_of(request).run(work)

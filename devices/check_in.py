@@ -6,27 +6,40 @@ answer leaves after its commit.
 """
 
 import asyncio
+import random
 import time
 from collections import Counter
 from collections.abc import Sequence
 from contextvars import Context
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Final
 from weakref import WeakKeyDictionary
 
+import orjson
 import structlog
-from django.db import DataError, IntegrityError, InterfaceError, OperationalError, connection
+from asgiref.sync import ThreadSensitiveContext
+from django.conf import settings
+from django.db import DataError, IntegrityError, InterfaceError, OperationalError, connection, transaction
 from prometheus_client import Counter as CounterMetric
 from prometheus_client import Histogram
 
 from commands import queue
+from commands.push import outbox
 from commands.queue import NO_OFFER, Offer
-from devices import credentials, heartbeats
+from devices import credentials, heartbeats, token_check, tokens
 from devices.credentials import Verdict
 from devices.heartbeats import HeartbeatRecord, HeartbeatResult
+from devices.schemas import Heartbeat
 from nexmdm.common import database
+from nexmdm.common.database import device_unit
+from nexmdm.common.tolerance import field_warnings
+from nexmdm.common.tolerance.repair import Note
 from nexmdm.common.types import rfc3339
+
+INTERVAL_SPREAD: Final = 10
+"""The next heartbeat is due this part of the interval earlier or later: a tenth."""
 
 log = structlog.get_logger()
 
@@ -233,3 +246,46 @@ def batcher() -> Batcher:
     if found is None:
         found = _batchers[loop] = Batcher()
     return found
+
+
+def build_record(token: tokens.Token, fields: Heartbeat) -> HeartbeatRecord:
+    """Return what is to be recorded of a heartbeat."""
+    return HeartbeatRecord(
+        token,
+        status=fields.status,
+        agent_version=fields.agent_version,
+        push_token_sent="push_token" in fields.model_fields_set,
+        push_token=fields.push_token,
+    )
+
+
+@transaction.atomic
+def _change_push_token(token: tokens.Token, push_token: str | None) -> None:
+    outbox.set_push_token(token.id, push_token)
+    # The row is ours now: had the phone been revoked or enrolled again since its heartbeat, this undoes the change.
+    credentials.authenticate(token)
+
+
+async def answer(token: tokens.Token, checked_in: CheckedIn, notes: Sequence[Note]) -> bytes:
+    """Finish a heartbeat that was recorded: write its push token if that is new, log it, and return its answer.
+
+    `notes` is what was repaired or dropped of its body.
+    """
+    if checked_in.push_token_changed:
+        change = partial(_change_push_token, token, checked_in.push_token)
+        async with ThreadSensitiveContext():
+            await token_check.with_token_check(token, lambda: device_unit(database.retry_on_deadlock, change))
+    write = log.info if settings.HEARTBEAT_LOG == "each" else log.debug
+    write("heartbeat.upsert", device_id=str(token.id), commands=len(checked_in.offer.commands))
+    interval: int = settings.HEARTBEAT_INTERVAL_SECONDS
+    spread = interval // INTERVAL_SPREAD
+    answered = {
+        "server_time": checked_in.server_time,
+        "next_heartbeat_seconds": random.randint(interval - spread, interval + spread),
+        "commands": checked_in.offer.commands,
+        "has_more": checked_in.offer.has_more,
+    }
+    if notes:
+        field_warnings.record("/v1/heartbeat", token.id, notes)
+        answered["warnings"] = [warning.model_dump() for warning in field_warnings.shown(notes)]
+    return orjson.dumps(answered)

@@ -1,14 +1,9 @@
-"""What a phone calls that needs both apps: heartbeat (the hottest path, so its route comes first), register, rotate."""
+"""What a phone calls: heartbeat (the hottest path, so its route comes first), register, rotate."""
 
-import random
-from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
-from typing import Final
 
-import orjson
 import structlog
-from asgiref.sync import ThreadSensitiveContext
 from django.conf import settings
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse
@@ -19,24 +14,21 @@ from commands import queue
 from commands.models import Withdrawal
 from commands.push import outbox
 from devices import check_in, credentials, enrollment, token_check, tokens
-from devices.check_in import CheckedIn
+from devices.check_in import CheckedIn, answer, build_record
 from devices.enrollment import Enrolled, Registration
 from devices.heartbeats import HeartbeatRecord
 from devices.schemas import Heartbeat, HeartbeatAnswer, Register, Registered, Rotated, Rotation
 from nexmdm.auth import rate_limits
-from nexmdm.auth.signed_request import DEVICE, ENROLLMENT
+from nexmdm.auth.bearer import DEVICE, ENROLLMENT
 from nexmdm.common import database
 from nexmdm.common.database import device_unit, lookup_unit
 from nexmdm.common.tolerance import field_warnings
-from nexmdm.common.tolerance.repair import Note, Reading
+from nexmdm.common.tolerance.repair import Reading
 from nexmdm.common.types import respond
 
 log = structlog.get_logger()
 
 router = Router(tags=["device"])
-
-INTERVAL_SPREAD: Final = 10
-"""The next heartbeat is due this part of the interval earlier or later: a tenth."""
 
 REGISTERED = Counter("nexmdm_devices_registered", "Registrations, by whether the hardware was known.", ["re_enrolled"])
 
@@ -57,49 +49,6 @@ async def heartbeat(request: HttpRequest, body: Body[Reading[Heartbeat]]) -> Htt
 
 async def _checked_in(record: HeartbeatRecord) -> CheckedIn:
     return check_in.unwrap(await check_in.batcher().submit(record))
-
-
-def build_record(token: tokens.Token, fields: Heartbeat) -> HeartbeatRecord:
-    """Return what is to be recorded of a heartbeat."""
-    return HeartbeatRecord(
-        token,
-        status=fields.status,
-        agent_version=fields.agent_version,
-        push_token_sent="push_token" in fields.model_fields_set,
-        push_token=fields.push_token,
-    )
-
-
-@transaction.atomic
-def _change_push_token(token: tokens.Token, push_token: str | None) -> None:
-    outbox.set_push_token(token.id, push_token)
-    # The row is ours now: had the phone been revoked or enrolled again since its heartbeat, this undoes the change.
-    credentials.authenticate(token)
-
-
-async def answer(token: tokens.Token, checked_in: CheckedIn, notes: Sequence[Note]) -> bytes:
-    """Finish a heartbeat that was recorded: write its push token if that is new, log it, and return its answer.
-
-    `notes` is what was repaired or dropped of its body.
-    """
-    if checked_in.push_token_changed:
-        change = partial(_change_push_token, token, checked_in.push_token)
-        async with ThreadSensitiveContext():
-            await token_check.with_token_check(token, lambda: device_unit(database.retry_on_deadlock, change))
-    write = log.info if settings.HEARTBEAT_LOG == "each" else log.debug
-    write("heartbeat.upsert", device_id=str(token.id), commands=len(checked_in.offer.commands))
-    interval: int = settings.HEARTBEAT_INTERVAL_SECONDS
-    spread = interval // INTERVAL_SPREAD
-    answered = {
-        "server_time": checked_in.server_time,
-        "next_heartbeat_seconds": random.randint(interval - spread, interval + spread),
-        "commands": checked_in.offer.commands,
-        "has_more": checked_in.offer.has_more,
-    }
-    if notes:
-        field_warnings.record("/v1/heartbeat", token.id, notes)
-        answered["warnings"] = [warning.model_dump() for warning in field_warnings.shown(notes)]
-    return orjson.dumps(answered)
 
 
 @router.post("/register", auth=ENROLLMENT, response=Registered, url_name="register")

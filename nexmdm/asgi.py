@@ -5,8 +5,10 @@ import os
 import django
 from django.utils.module_loading import import_string
 
+from nexmdm.common.asgi_types import App
+
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "nexmdm.settings")
 django.setup(set_prefix=False)
 
 # By name: what it imports needs the settings in force.
-application = import_string("nexmdm.http.application.build")()
+application: App = import_string("nexmdm.http.application.build")()

@@ -15,7 +15,7 @@ from nexmdm.admin_site import logins
 from nexmdm.auth import rate_limits
 from nexmdm.common import database
 from nexmdm.http import protocol, refusals
-from nexmdm.http.guard import guard
+from nexmdm.http.guard import body, guard
 from nexmdm.standalone import embedded_postgres
 from tests.support.actors import Admin, Client, Phone
 
@@ -63,7 +63,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the server wait for nothing longer than a moment."""
     for module, name in (
         (protocol, "HEAD_SECONDS"), (protocol, "TAKEN_SECONDS"), (protocol, "LAST_SECONDS"),
-        (guard, "DRAIN_SECONDS"), (guard, "BODY_SECONDS"),
+        (guard, "DRAIN_SECONDS"), (body, "BODY_SECONDS"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, SOON)
 

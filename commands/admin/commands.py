@@ -21,15 +21,8 @@ from commands.schemas import Counts
 from devices.admin import SECRETS, DeviceAdmin
 from devices.identity import search
 from devices.models import Device
-from nexmdm.common.read_only_admin.base import (
-    NOTHING,
-    Column,
-    ReadOnlyAdmin,
-    ReadOnlyInline,
-    link,
-    link_to_list,
-    pretty,
-)
+from nexmdm.common.read_only_admin.base import ReadOnlyAdmin, ReadOnlyInline
+from nexmdm.common.read_only_admin.columns import NOTHING, Column, link, link_to_list, pretty
 
 MOST: Final = 100_000
 """How many deliveries a list of commands counts at most. What it leaves out is counted on each command's own page."""

@@ -19,7 +19,8 @@ from commands.models import OVERDUE, Attempt, Command, Delivery, DeliveryState, 
 from commands.push_now import PUSH_NOW
 from devices.admin import SECRETS
 from devices.identity import search
-from nexmdm.common.read_only_admin.base import NOTHING, Column, Link, ReadOnlyAdmin, link_to_list, pretty
+from nexmdm.common.read_only_admin.base import ReadOnlyAdmin
+from nexmdm.common.read_only_admin.columns import NOTHING, Column, Link, link_to_list, pretty
 from nexmdm.common.read_only_admin.filters import all_of
 
 NOW: Final = {

@@ -1,4 +1,4 @@
-"""When to stop pushing for a while: the circuit breaker, and one dispatcher's pace. Pure state, no clock of its own."""
+"""The circuit breaker: when to stop pushing for a while. Pure state, no clock of its own."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -13,8 +13,6 @@ MOST_PASSED_OVER: Final = 1000
 """How many deliveries a circuit remembers as failed: more than fail before it opens, with all slots in use."""
 
 PROBE_INTERVAL_SECONDS: Final = 30.0
-BURST_SECONDS: Final = 0.1
-"""For how long a dispatcher that had nothing to send may send more than its pace, when it has again."""
 
 CLOSED: Final = "closed"
 OPEN: Final = "open"
@@ -115,44 +113,3 @@ class Circuit:
         self._failing_devices.clear()
         self._refused_devices.clear()
         return changed
-
-
-@dataclass(slots=True)
-class Pace:
-    """A token bucket of `per_second` pushes: halved by each second with a 429 in it, won back by a tenth a second.
-
-    The bucket holds a tenth of a second's pushes, so that neither a pause nor a start exceeds the pace by much.
-    """
-
-    per_second: float
-    factor: float = 1.0
-    available: float = 0.0
-    updated_at: float | None = None
-    slowed_at: float = float("-inf")
-
-    def permits(self, now: float) -> int:
-        """Return how many pushes may leave now."""
-        elapsed = BURST_SECONDS if self.updated_at is None else max(0.0, now - self.updated_at)
-        self.updated_at = now
-        if now - self.slowed_at >= 1:
-            self.factor = min(1.0, self.factor + 0.1 * min(elapsed, 10.0))
-        self.available = min(max(1.0, BURST_SECONDS * self._allowed), self.available + elapsed * self._allowed)
-        return int(self.available)
-
-    def seconds_to_next(self) -> float:
-        """Return how long after the last look the next push may leave; 0.0 if it might have then."""
-        return max(0.0, 1.0 - self.available) / self._allowed
-
-    @property
-    def _allowed(self) -> float:
-        return max(1.0, self.per_second * self.factor)
-
-    def spend(self, count: int) -> None:
-        """Note that `count` pushes have left."""
-        self.available -= count
-
-    def slow_down(self, now: float) -> None:
-        """Halve the pace: FCM said 429. Once a second at most, for one overload brings many of them."""
-        if now - self.slowed_at >= 1:
-            self.factor = max(0.01, self.factor / 2)
-            self.slowed_at = now

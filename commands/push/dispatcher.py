@@ -6,21 +6,23 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import psycopg
 import structlog
 from asgiref.sync import ThreadSensitiveContext
 from django.db import Error, InterfaceError, OperationalError
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter
 from psycopg import sql
 
 from commands import envelope, queue
-from commands.models import FCM_ERRORS, AttemptOutcome
+from commands.models import AttemptOutcome
 from commands.push import circuit_breaker, fcm, outbox, retry
 from commands.push.batch import Batch
-from commands.push.circuit_breaker import Circuit, Pace
+from commands.push.circuit_breaker import Circuit
 from commands.push.outbox import Claimed, Sent
+from commands.push.rate import Pace
+from commands.push.send_log import log_push
 from nexmdm.common import database
 
 log = structlog.get_logger()
@@ -46,16 +48,9 @@ RECORD_TRIES: Final = 30
 
 LEAVES_WITHIN_SECONDS: Final = outbox.LEASE.total_seconds() - fcm.TIMEOUT_SECONDS - 5
 """How long after its claim a push may leave: the answer then has its time, and 5 s to be recorded, within the lease."""
-
-PUSHES = Counter("nexmdm_pushes", "FCM sends by outcome and code.", ["outcome", "http_status", "fcm_error"])
 CIRCUIT_OPENED = Counter("nexmdm_circuit_opened", "Times that a circuit to FCM has opened, by the cause.", ["cause"])
 for _cause in circuit_breaker.CAUSES:
     CIRCUIT_OPENED.labels(_cause.value)  # It shows as 0 before the first time.
-PUSH_SECONDS = Histogram(
-    "nexmdm_push_seconds",
-    "Time from a claimed push to FCM's answer.",
-    buckets=(0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10),
-)
 
 
 class FcmSender(Protocol):
@@ -204,7 +199,7 @@ class Dispatcher:
             self._give_back(claimed, str(reason))
         else:
             sent = self._decided(claimed, answer, expires_at - time.monotonic())
-            _log(sent)
+            log_push(sent)
             self._answer(sent)
 
     def _give_back(self, claimed: Claimed, reason: str, retry_in_seconds: float = 0.0) -> None:
@@ -327,25 +322,3 @@ class Dispatcher:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()
-
-
-def _log(sent: Sent) -> None:
-    code = sent.fcm_error if not sent.fcm_error or sent.fcm_error in FCM_ERRORS else "other"
-    PUSHES.labels(sent.outcome.value, str(sent.http_status or ""), code).inc()
-    if sent.latency_ms is not None:
-        PUSH_SECONDS.observe(sent.latency_ms / 1000)
-    level: Callable[..., Any] = (
-        log.error if sent.outcome in (AttemptOutcome.REJECTED, AttemptOutcome.BLOCKED) else log.info
-    )
-    level(
-        "command.sent",
-        request_id=str(sent.claimed.content.request_id),
-        device_id=str(sent.claimed.recipient.device_id),
-        attempt=sent.claimed.number,
-        outcome=sent.outcome.value,
-        http_status=sent.http_status,
-        fcm_error=sent.fcm_error or None,
-        message_id=sent.message_id or None,
-        latency_ms=sent.latency_ms,
-        detail=sent.detail or None,
-    )

@@ -29,10 +29,9 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import replace
 from http import HTTPStatus
 from math import inf
 from pathlib import Path
@@ -44,224 +43,13 @@ import orjson
 import uvloop
 from aiohttp import web
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
 
-FCM_ERROR: Final = "type.googleapis.com/google.firebase.fcm.v1.FcmError"
-BAD_REQUEST: Final = "type.googleapis.com/google.rpc.BadRequest"
-GRANT_TYPE: Final = "urn:ietf:params:oauth:grant-type:jwt-bearer"
-GOOGLE_AUDIENCE: Final = "https://oauth2.googleapis.com/token"
-"""What google-auth writes as the audience of its assertions, whatever the account's `token_uri`."""
+from loadtest.fake_fcm.access_tokens import GRANT_TYPE, AccessTokens, private_key
+from loadtest.fake_fcm.journal import Journal, Send
+from loadtest.fake_fcm.replies import NOT_FCMS_OWN, PREFIX, REFUSALS, WORDS, Reply, invalid, script_of, violation_in
 
-_PREFIX: Final = re.compile(r"([a-z]+)(\d*)-")
 _SEND: Final = re.compile(r"/v1/projects/[^/]+/messages:send")
-_TTL: Final = re.compile(r"(\d{1,7})(\.\d{1,9})?s")
-_MAX_TTL_SECONDS: Final = 2_419_200
-_PAYLOAD_LIMIT: Final = 4096
-_RESERVED_KEYS: Final = re.compile(r"from$|message_type$|google|gcm")
 _CUT_AT_ONCE: Final = struct.pack("ii", 1, 0)
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """What is said to one send. `status` None: nothing; the connection hangs or is cut."""
-
-    answer: str
-    status: int | None = HTTPStatus.OK
-    body: bytes = b""
-    message_id: str = ""
-    retry_after: str = ""
-    delay_seconds: float = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """One send as it arrived, and the answer chosen for it: a word of `WORDS`."""
-
-    at: float
-    monotonic: float
-    push_token: str
-    request_id: str
-    message: dict[str, Any]
-    answer: str
-    status: int | None
-    message_id: str
-
-
-def _refusal(answer: str, status: HTTPStatus, name: str, code: str = "", text: str = "") -> Reply:
-    error: dict[str, Any] = {"code": status, "message": text or status.phrase, "status": name}
-    if code:
-        error["details"] = [{"@type": FCM_ERROR, "errorCode": code}]
-    return Reply(answer, status, orjson.dumps({"error": error}))
-
-
-def _malformed() -> Reply:
-    text = "The registration token is not a valid FCM registration token"
-    details = [
-        {"@type": FCM_ERROR, "errorCode": "INVALID_ARGUMENT"},
-        {"@type": BAD_REQUEST, "fieldViolations": [{"field": "message.token", "description": text}]},
-    ]
-    error = {"code": HTTPStatus.BAD_REQUEST, "message": text, "status": "INVALID_ARGUMENT", "details": details}
-    return Reply("malformed", HTTPStatus.BAD_REQUEST, orjson.dumps({"error": error}))
-
-
-def _invalid(text: str = "") -> Reply:
-    return _refusal("invalid", HTTPStatus.BAD_REQUEST, "INVALID_ARGUMENT", "INVALID_ARGUMENT", text)
-
-
-REFUSALS: Final = {
-    refusal.answer: refusal
-    for refusal in (
-        _refusal("unregistered", HTTPStatus.NOT_FOUND, "NOT_FOUND", "UNREGISTERED"),
-        _refusal("mismatch", HTTPStatus.FORBIDDEN, "PERMISSION_DENIED", "SENDER_ID_MISMATCH"),
-        _refusal("forbidden", HTTPStatus.FORBIDDEN, "PERMISSION_DENIED"),
-        _refusal("missing", HTTPStatus.NOT_FOUND, "NOT_FOUND"),
-        _refusal("quota", HTTPStatus.TOO_MANY_REQUESTS, "RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED"),
-        _refusal("unavailable", HTTPStatus.SERVICE_UNAVAILABLE, "UNAVAILABLE", "UNAVAILABLE"),
-        _refusal("internal", HTTPStatus.INTERNAL_SERVER_ERROR, "INTERNAL", "INTERNAL"),
-        _refusal("unauthenticated", HTTPStatus.UNAUTHORIZED, "UNAUTHENTICATED"),
-        _refusal("thirdparty", HTTPStatus.UNAUTHORIZED, "UNAUTHENTICATED", "THIRD_PARTY_AUTH_ERROR"),
-        _invalid(),
-        _malformed(),
-    )
-}
-NOT_FCMS_OWN: Final[Mapping[str, bytes]] = {"blank": b"", "html": b"<!DOCTYPE html><title>Error</title>"}
-"""The bodies of answers that a front end gives in FCM's place; the number behind the word is their status."""
-
-WORDS: Final = frozenset({*REFUSALS, *NOT_FCMS_OWN, "ok", "slow", "flaky", "hang", "reset", "garbage"})
-
-
-def script_of(text: str) -> tuple[str, int | None]:
-    """Return the word that a push token begins with and its number: `("quota", 7)` for `quota7-…`."""
-    match = _PREFIX.match(text)
-    if match is None or match[1] not in WORDS:
-        return "ok", None
-    return match[1], int(match[2]) if match[2] else None
-
-
-def violation_in(message: Mapping[str, Any]) -> str:
-    """Return the field that is not as FCM wants it, or an empty string.
-
-    Stricter than FCM in one way: `android.priority` and `android.ttl` have to be there.
-    """
-    android = message.get("android")
-    android = android if isinstance(android, dict) else {}
-    fields = {
-        "message.token": isinstance(message.get("token"), str) and message["token"] != "",
-        "message.data": _is_data(message.get("data")),
-        "message.android.priority": str(android.get("priority")).lower() in ("high", "normal"),
-        "message.android.ttl": _is_ttl(android.get("ttl")),
-    }
-    return next((name for name, good in fields.items() if not good), "")
-
-
-def _is_data(data: object) -> bool:
-    if not isinstance(data, dict) or not all(isinstance(value, str) for value in data.values()):
-        return False
-    size = sum(len(key.encode()) + len(value.encode()) for key, value in data.items())
-    return size <= _PAYLOAD_LIMIT and not any(map(_RESERVED_KEYS.match, data))
-
-
-def _is_ttl(ttl: object) -> bool:
-    return isinstance(ttl, str) and _TTL.fullmatch(ttl) is not None and float(ttl[:-1]) <= _MAX_TTL_SECONDS
-
-
-class Journal:
-    """Every send request in the order of arrival, readable from any thread, and kept in a file if one is named."""
-
-    def __init__(self, path: Path | None = None) -> None:
-        self._sends: list[Send] = []
-        self._changed = threading.Condition()
-        self._file = path.open("ab", buffering=0) if path else None
-
-    def __len__(self) -> int:
-        return len(self._sends)
-
-    def sends(self, since: int = 0) -> list[Send]:
-        """Return what has arrived, without the first `since`."""
-        with self._changed:
-            return self._sends[since:]
-
-    def wait_for(
-        self, count: int, timeout: float = 10, *, matching: Callable[[Send], bool] = lambda _: True
-    ) -> list[Send]:
-        """Block until so many sends have arrived, and return all that have. Raises TimeoutError.
-
-        A send counts from its arrival on, which may be before its answer has left.
-        """
-        found: list[Send] = []
-        read = 0
-
-        def enough() -> bool:
-            nonlocal read
-            found.extend(filter(matching, self._sends[read:]))
-            read = len(self._sends)
-            return len(found) >= count
-
-        with self._changed:
-            if not self._changed.wait_for(enough, timeout):
-                raise TimeoutError(f"{len(found)} of {count} sends came within {timeout} s")
-        return found
-
-    def add(self, send: Send) -> None:
-        """Append a send and wake who waits for it."""
-        with self._changed:
-            self._sends.append(send)
-            self._changed.notify_all()
-        if self._file:
-            self._file.write(orjson.dumps(send, option=orjson.OPT_APPEND_NEWLINE))
-
-    def clear(self) -> None:
-        """Forget all sends. The file keeps them."""
-        with self._changed:
-            self._sends.clear()
-
-    def close(self) -> None:
-        """Close the file. The sends stay readable."""
-        if self._file:
-            self._file.close()
-
-
-@cache
-def _private_key() -> rsa.RSAPrivateKey:
-    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
-
-
-class AccessTokens:
-    """The OAuth side: access tokens in exchange for assertions signed with the service account's key."""
-
-    def __init__(self, client_email: str, audience: str) -> None:
-        self._client_email = client_email
-        self._audiences = [audience, GOOGLE_AUDIENCE]
-        self._expiries: dict[str, float] = {}
-        self.issued = 0
-
-    def exchange(self, assertion: str, expires_in_seconds: int) -> str:
-        """Return a new access token. Raises jwt.InvalidTokenError for an assertion that is not good."""
-        jwt.decode(
-            assertion,
-            _private_key().public_key(),
-            algorithms=["RS256"],
-            audience=self._audiences,
-            issuer=self._client_email,
-            options={"require": ["exp", "iat"]},
-        )
-        token = f"ya29.{secrets.token_urlsafe(48)}"
-        self._expiries[token] = time.monotonic() + expires_in_seconds
-        self.issued += 1
-        return token
-
-    def accepts(self, authorization: str) -> bool:
-        """Tell whether the header carries a token that was issued, is not revoked, and has not expired."""
-        expires_at = self._expiries.get(authorization.removeprefix("Bearer "))
-        return authorization.startswith("Bearer ") and expires_at is not None and time.monotonic() < expires_at
-
-    def live(self) -> list[str]:
-        """Return the tokens that are not revoked."""
-        return list(self._expiries)
-
-    def revoke_all(self) -> None:
-        """Forget every token: the next send with one of them is answered 401."""
-        self._expiries.clear()
 
 
 _ORDERS: Final[Mapping[str, type]] = {
@@ -325,7 +113,7 @@ class FcmStandin:
 
     @override.setter
     def override(self, text: str | None) -> None:
-        match = _PREFIX.fullmatch(f"{text}-")
+        match = PREFIX.fullmatch(f"{text}-")
         if text is not None and (match is None or match[1] not in WORDS):
             raise ValueError(f"override cannot be {text!r}: it is one of {', '.join(sorted(WORDS))}")
         self._override = text
@@ -343,7 +131,7 @@ class FcmStandin:
 
     def service_account(self) -> dict[str, str]:
         """Return the service account as a Google key file has it; its `token_uri` is the stand-in's."""
-        pem = _private_key().private_bytes(
+        pem = private_key().private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
         return {
@@ -430,7 +218,7 @@ class FcmStandin:
         if request.path != self._send_path:
             return REFUSALS["missing"]
         if violation := violation_in(message):
-            return _invalid(f"Invalid value at '{violation}'")
+            return invalid(f"Invalid value at '{violation}'")
         return self.scripted(push_token, push_token)
 
     def scripted(self, script: str, push_token: str = "") -> Reply:

@@ -1,11 +1,12 @@
-"""A read-only window on the audit and on the dispatchers."""
+"""The admin page of the audit."""
 
 from typing import ClassVar
 from uuid import UUID
 
 from django.db.models import Q
 
-from nexmdm.common.read_only_admin.base import Column, ReadOnlyAdmin
+from nexmdm.common.read_only_admin.base import ReadOnlyAdmin
+from nexmdm.common.read_only_admin.columns import Column
 from nexmdm.common.read_only_admin.filters import AgeFilter, ChoiceFilter, DateRangeFilter
 
 
@@ -71,16 +72,3 @@ class AuditEntryAdmin(ReadOnlyAdmin):
     def named(self, text: str) -> Q:
         """Return the condition for the start of a path."""
         return Q(path__startswith=text)
-
-
-class DispatcherSeenAdmin(ReadOnlyAdmin):
-    """Which dispatchers are alive, and whether they can push."""
-
-    list_display = ("name", "started", "last_seen", "circuit", "circuit_reason")
-    fields: ClassVar = ["name", "started", "last_seen", "circuit", "circuit_reason"]
-    # They are forgotten after a day, so one page holds them all.
-    ordering: ClassVar = ["-last_seen_at"]
-    list_per_page = 1000
-
-    started = Column("started_at")
-    last_seen = Column("last_seen_at")

@@ -11,7 +11,7 @@ from commands.admin.filters import HTTP_STATUSES
 from commands.models import FCM_ERRORS, OPEN, Attempt, AttemptOutcome, Delivery
 from devices.models import Device
 from nexmdm.common import database
-from nexmdm.common.read_only_admin.base import address_of
+from nexmdm.common.read_only_admin.columns import address_of
 from nexmdm.monitoring import fleet_summary
 from nexmdm.monitoring.fleet_summary import Pushes
 

@@ -16,7 +16,8 @@ from commands.admin.deliveries import AttemptAdmin, DeliveryAdmin, ReportAdmin
 from commands.models import Attempt, Command, Delivery, Report
 from devices.models import Device
 from nexmdm.admin_site import dashboard, logins
-from nexmdm.admin_site.audit import AuditEntryAdmin, DispatcherSeenAdmin
+from nexmdm.admin_site.audit import AuditEntryAdmin
+from nexmdm.admin_site.dispatchers import DispatcherSeenAdmin
 from nexmdm.models import AuditEntry, DispatcherSeen
 
 if TYPE_CHECKING:

@@ -11,13 +11,11 @@ from django.db.migrations.recorder import MigrationRecorder
 from django.http import HttpRequest, HttpResponse
 from ninja import Router
 
-from nexmdm.common import addresses, database, problems
+from nexmdm.common import addresses, database, problems, request_facts
 from nexmdm.common.database import run_in_db_thread
 from nexmdm.common.overload.shared_lookup import SharedLookup
 from nexmdm.common.problems import Problem
 from nexmdm.common.types import ResponseSchema, respond
-from nexmdm.http import refusals
-from nexmdm.http.guard import guard
 from nexmdm.monitoring import dispatcher_status, metrics
 
 READY_SECONDS: Final = 2.5
@@ -75,7 +73,7 @@ async def readyz(request: HttpRequest) -> HttpResponse:
     if ready.status != "ok":
         response.status_code = 503
         response["Retry-After"] = str(problems.RETRY_AFTER_SECONDS)
-        refusals.facts(request.scope).code = "not_ready"  # type: ignore[attr-defined]
+        request_facts.facts(request.scope).code = "not_ready"  # type: ignore[attr-defined]
     return response
 
 
@@ -138,6 +136,6 @@ def _refuse_metrics(request: HttpRequest) -> Problem | None:
 
 def _is_local(request: HttpRequest) -> bool:
     """Tell whether the client is on this machine. A proxy on this machine is not the client."""
-    named_by_a_trusted_proxy = guard.FORWARDED in request.scope  # type: ignore[attr-defined]
+    named_by_a_trusted_proxy = request_facts.FORWARDED in request.scope  # type: ignore[attr-defined]
     forwarded = any(name in request.headers for name in FORWARDING)
     return addresses.is_loopback(request.META["REMOTE_ADDR"]) and (named_by_a_trusted_proxy or not forwarded)

@@ -2,19 +2,34 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
+from uuid import UUID
 
 import orjson
 from django.db import transaction
-from django.http import HttpResponse
+from django.http import HttpRequest, HttpResponse
+from pydantic import BaseModel
 
 from nexmdm.audit import entries
-from nexmdm.auth.callers import WriteResult
 from nexmdm.common import database
 from nexmdm.common.database import run_in_db_thread
 from nexmdm.models import StoredAnswer
+
+
+@dataclass(frozen=True, slots=True)
+class WriteResult:
+    """The outcome of a signed write: its answer, and what the audit and a repeat should know.
+
+    `secrets` are shown in the answer and never stored; `kept` False (a dry run) stores nothing for a repeat.
+    """
+
+    answer: BaseModel
+    request_id: UUID | None = None
+    secrets: Mapping[str, str] = field(default_factory=dict)
+    kept: bool = True
+
 
 RestoreSecrets = Callable[[dict[str, Any]], Mapping[str, str]]
 
@@ -100,3 +115,8 @@ class SignedCaller:
 
 def _with_secrets(answer: str, secrets: Mapping[str, str]) -> bytes:
     return orjson.dumps(orjson.loads(answer) | dict(secrets)) if secrets else answer.encode()
+
+
+def caller_of(request: HttpRequest) -> "SignedCaller":
+    """Return the caller of a signed request."""
+    return cast("SignedCaller", request.auth)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Who calls: a phone by its bearer token, an admin by a signed request. Nothing here touches the database."""
+"""The signed requests of admins (NXD1), verified without the database."""
 
 import hmac
 import re
@@ -9,16 +9,12 @@ from typing import Any, ClassVar, Final
 
 from django.conf import settings
 from django.http import HttpRequest
-from ninja.security import HttpBearer
 from ninja.security.base import AuthBase
 from prometheus_client import Counter
 
-from devices import tokens
-from devices.credentials import InvalidToken
-from devices.enrollment import InvalidEnrollmentToken
 from nexmdm.auth import rate_limits, signing
 from nexmdm.auth.signed_call import SignedCaller
-from nexmdm.http import refusals
+from nexmdm.common import request_facts
 
 DENIED = Counter("nexmdm_admin_denied", "Admin requests whose signature was not good, by the reason.", ["reason"])
 
@@ -41,40 +37,6 @@ class IdempotencyKeyRequired(Exception):
     """Send an Idempotency-Key of 16 to 64 characters (letters, digits, _ and -), and sign it."""
 
 
-class Bearer(HttpBearer):
-    """A bearer token of one kind, well formed. Whose it is, the statement that does the work decides."""
-
-    def __init__(self, prefix: str, error: type[Exception], scheme: str) -> None:
-        self._prefix = prefix
-        self._error = error
-        self.openapi_bearerFormat = scheme  # Ninja's name for it
-        super().__init__()
-
-    async def __call__(self, request: HttpRequest) -> tokens.Token:
-        """Return the token; raise the error of its kind if it is missing or malformed."""
-        scheme, _, text = request.META.get("HTTP_AUTHORIZATION", "").partition(" ")
-        token = tokens.parse(self._prefix, text.strip()) if scheme.lower() == "bearer" else None
-        if token is None:
-            raise self._error
-        return token
-
-    async def authenticate(self, request: HttpRequest, token: str) -> Any:  # pragma: no cover
-        """Be called by nobody: __call__ does it all."""
-        raise NotImplementedError
-
-
-class DeviceBearer(Bearer):
-    """A phone's device token (`nxd_…`)."""
-
-
-class EnrollmentBearer(Bearer):
-    """An enrollment token (`nxe_…`)."""
-
-
-DEVICE: Final = DeviceBearer(tokens.DEVICE_PREFIX, InvalidToken, "nxd_…")
-ENROLLMENT: Final = EnrollmentBearer(tokens.ENROLLMENT_PREFIX, InvalidEnrollmentToken, "nxe_…")
-
-
 class SignedRequest(AuthBase):
     """An admin request signed by NXD1 (see nexmdm/auth/signing.py), verified on the raw bytes before anything else."""
 
@@ -89,7 +51,7 @@ class SignedRequest(AuthBase):
         except InvalidSignature as denied:
             DENIED.labels(denied.reason).inc()
             raise
-        refusals.facts(request.scope).principal = caller.principal  # type: ignore[attr-defined]
+        request_facts.facts(request.scope).principal = caller.principal  # type: ignore[attr-defined]
         await rate_limits.count_call(caller.principal, writes=request.method != "GET")
         if request.method != "GET" and not _IDEMPOTENCY_KEY.fullmatch(caller.idempotency_key):
             request.auth = replace(caller, idempotency_key="")  # type: ignore[attr-defined]

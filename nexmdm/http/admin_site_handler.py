@@ -19,9 +19,9 @@ from nexmdm.admin_site import logins, passwords
 from nexmdm.admin_site.turns import SiteTurn
 from nexmdm.auth.rate_limits import RateLimited
 from nexmdm.common import addresses, database
+from nexmdm.common.asgi_types import Message, Receive, Scope, Send
 from nexmdm.common.overload.gates import Gate, GateFull
 from nexmdm.http.api_handler import ApiHandler
-from nexmdm.http.guard.guard import Message, Receive, Scope, Send
 
 ROUTE: Final = "/django-admin/"
 _HASHING: Final = frozenset(f"{ROUTE}{page}/" for page in ("login", "password_change"))

@@ -16,7 +16,7 @@ from django.urls import ResolverMatch
 
 from nexmdm.api.application import api, refusal
 from nexmdm.common import addresses, database, problems
-from nexmdm.http.guard.guard import Receive, Scope, Send
+from nexmdm.common.asgi_types import Receive, Scope, Send
 
 
 class ApiRequest(ASGIRequest):

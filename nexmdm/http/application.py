@@ -12,6 +12,7 @@ from django.db import connections
 
 from devices import check_in
 from nexmdm.common import gc_tuning, shutdown
+from nexmdm.common.asgi_types import App, Receive, Scope, Send
 from nexmdm.common.database import run_in_db_thread
 from nexmdm.config import checks
 from nexmdm.http import (
@@ -24,7 +25,7 @@ from nexmdm.http import (
 )
 from nexmdm.http.admin_site_handler import SiteHandler
 from nexmdm.http.api_handler import ApiHandler
-from nexmdm.http.guard.guard import App, Guard, Receive, Scope, Send
+from nexmdm.http.guard.guard import Guard
 from nexmdm.http.heartbeat_fast_path import HeartbeatFastPath
 from nexmdm.http.static_files import StaticFiles
 from nexmdm.monitoring import metrics

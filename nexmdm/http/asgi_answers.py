@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
+from nexmdm.common.asgi_types import Scope, Send
 from nexmdm.common.problems import Problem
-from nexmdm.http.guard.guard import Scope, Send
 
 Header = tuple[bytes, bytes]
 

@@ -8,17 +8,17 @@ in devices/phone_api.py is the one that is published, and the one that says what
 from collections.abc import Sequence
 from typing import Final
 
-from devices import check_in, phone_api, tokens
+from devices import check_in, tokens
 from devices.credentials import InvalidToken, NeedsFullCheck
 from devices.schemas import Heartbeat
 from nexmdm.auth import rate_limits
 from nexmdm.auth.rate_limits import RateLimited
+from nexmdm.common import request_facts
+from nexmdm.common.asgi_types import Receive, Scope, Send
 from nexmdm.common.tolerance import repair, tolerant_json
 from nexmdm.common.tolerance.repair import Note
 from nexmdm.common.types import parse_json
-from nexmdm.http import refusals
 from nexmdm.http.api_handler import ApiHandler
-from nexmdm.http.guard.guard import Receive, Scope, Send
 
 PATH: Final = "/v1/heartbeat"
 _BEARER: Final = b"Bearer "
@@ -43,11 +43,11 @@ class HeartbeatFastPath:
         fields, notes = heartbeat
         scope["nexmdm.route"] = PATH
         try:
-            outcome = await check_in.batcher().submit(phone_api.build_record(token, fields))
+            outcome = await check_in.batcher().submit(check_in.build_record(token, fields))
             if isinstance(outcome, InvalidToken):
                 await self._refuse(scope, body, outcome, send)
                 return
-            answer = await phone_api.answer(token, check_in.unwrap(outcome), notes)
+            answer = await check_in.answer(token, check_in.unwrap(outcome), notes)
         except NeedsFullCheck:
             await self._ordinary.serve(scope, body, send)
         except Exception as error:  # noqa: BLE001  (the API's one table of errors says what it means)
@@ -61,7 +61,7 @@ class HeartbeatFastPath:
         if seconds is None:
             await self._ordinary.refuse(scope, body, error, send)
             return
-        refusals.facts(scope).reason = rate_limits.FAILURES
+        request_facts.facts(scope).reason = rate_limits.FAILURES
         problem = RateLimited(seconds, rate_limits.FAILURES).problem
         headers = [(name.lower().encode(), value.encode()) for name, value in problem.all_headers().items()]
         await _answer(problem.status, headers, problem.body(), send)

@@ -13,7 +13,6 @@ import asyncio
 import logging
 import random
 import select
-from collections.abc import Callable
 from typing import Any, Final
 
 import httptools
@@ -22,15 +21,13 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from nexmdm.common import problems
 from nexmdm.common.problems import Problem
 from nexmdm.http import connection_bounds, pipelining
 from nexmdm.http.connection_bounds import write_problem
-from nexmdm.http.guard import guard
+from nexmdm.http.connection_timer import HEAD_SECONDS, ConnectionTimer
+from nexmdm.http.guard import body, guard
 from nexmdm.http.pipelining import PORTION, PORTION_LINES, UNPARSED
-
-HEAD_SECONDS: Final = 10
-"""How long the head of a request may take, counted from the opening of the connection or its first byte."""
+from nexmdm.http.protocol_errors import BROKEN_BODY, NO_HTTP, NO_UPGRADE, TOO_LARGE, TOO_MANY_AHEAD, TOO_SLOW
 
 HEAD_LIMIT: Final = 64 * 1024
 """How many bytes of an unfinished head are kept; what is whole by then, the guard judges by its own limit."""
@@ -57,41 +54,6 @@ for _reason in (
     CUT.labels(_reason)
 HELD = Counter("nexmdm_connections_held", "How often a connection was not read on until its requests were answered.")
 
-_TOO_LARGE: Final = problems.general(431, f"The headers take more than {guard.HEADERS_LIMIT} bytes.")
-_TOO_SLOW: Final = problems.general(408, f"The headers did not arrive within {HEAD_SECONDS} s.")
-_NO_HTTP: Final = Problem(400, "invalid_request", "This is not a request of HTTP/1.1.")
-_BROKEN_BODY: Final = Problem(400, "invalid_request", "The body's chunks are not framed as HTTP/1.1 frames them.")
-_NO_UPGRADE: Final = Problem(400, "invalid_request", "Only HTTP/1.1 is spoken here: leave the Upgrade header away.")
-_TOO_MANY_AHEAD: Final = problems.general(
-    503, "Too many requests are sent ahead. Wait for answers before you send more."
-)
-
-
-class _Timer:
-    """A call that comes due unless it is stopped before."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
-        self._loop = loop
-        self._call = call
-        self._handle: asyncio.TimerHandle | None = None
-
-    @property
-    def runs(self) -> bool:
-        return self._handle is not None
-
-    def start(self, seconds: float) -> None:
-        self.stop()
-        self._handle = self._loop.call_later(seconds, self._due)
-
-    def stop(self) -> None:
-        if self._handle is not None:
-            self._handle.cancel()
-            self._handle = None
-
-    def _due(self) -> None:
-        self._handle = None
-        self._call()
-
 
 class Protocol(HttpToolsProtocol):
     """One connection."""
@@ -107,11 +69,11 @@ class Protocol(HttpToolsProtocol):
         self._wire_bytes = 0
         self._unparsed = b""
         self._catching_up = False
-        self._head_timer = _Timer(self.loop, self._give_head_up)
-        self._taken_timer = _Timer(self.loop, self._give_answer_up)
+        self._head_timer = ConnectionTimer(self.loop, self._give_head_up)
+        self._taken_timer = ConnectionTimer(self.loop, self._give_answer_up)
         self._taken_seconds: float = TAKEN_SECONDS
         self._served: RequestResponseCycle | None = None
-        self._linger_timer = _Timer(self.loop, self._close_if_idle)
+        self._linger_timer = ConnectionTimer(self.loop, self._close_if_idle)
         self._stopping = False
         self._refusal: tuple[Problem, str] | None = None
         self._deaf = False
@@ -177,14 +139,14 @@ class Protocol(HttpToolsProtocol):
             parsed = upgrade.args[0]
         except httptools.HttpParserError:
             if self._in_body:
-                self._refuse("broken body", _BROKEN_BODY)
+                self._refuse("broken body", BROKEN_BODY)
             else:
-                self._refuse("no HTTP", _NO_HTTP)
+                self._refuse("no HTTP", NO_HTTP)
             return parsed
         if self._in_head:
             self._head_bytes += parsed
             if self._head_bytes > HEAD_LIMIT:
-                self._refuse("head too large", _TOO_LARGE)
+                self._refuse("head too large", TOO_LARGE)
                 return parsed
         elif self._in_body:
             self._wire_bytes += parsed
@@ -221,7 +183,7 @@ class Protocol(HttpToolsProtocol):
         UNPARSED.change(self._counted_as or "", len(rest) - len(self._unparsed))
         self._unparsed = rest
         if rest and self.pipeline and not UNPARSED.fit(self._counted_as or "", 0):
-            self._refuse("too many requests ahead", _TOO_MANY_AHEAD)
+            self._refuse("too many requests ahead", TOO_MANY_AHEAD)
 
     def on_message_begin(self) -> None:
         """Begin a head."""
@@ -247,7 +209,7 @@ class Protocol(HttpToolsProtocol):
         self._head_timer.stop()
         if self.parser.should_upgrade() and _announces_body(self.headers):
             # httptools takes it for another protocol's bytes, and it would be lost.
-            self._refuse("upgrade", _NO_UPGRADE)
+            self._refuse("upgrade", NO_UPGRADE)
         else:
             super().on_headers_complete()
             self._in_body = True
@@ -339,7 +301,7 @@ class Protocol(HttpToolsProtocol):
         if not self._is_idle():
             self._head_timer.start(HEAD_SECONDS)  # The next request may have to wait for the answer to this one.
         elif self._in_head:
-            self._refuse("head too slow", _TOO_SLOW)
+            self._refuse("head too slow", TOO_SLOW)
         else:
             CUT.labels("silent").inc()
             self.transport.close()
@@ -371,7 +333,7 @@ class Protocol(HttpToolsProtocol):
         if self._is_idle():
             self._close()
             return
-        self.cycle.scope[guard.REFUSED_BODY] = problem  # type: ignore[typeddict-unknown-key]
+        self.cycle.scope[body.REFUSED_BODY] = problem  # type: ignore[typeddict-unknown-key]
         self.cycle.keep_alive = False
         self.cycle.more_body = False
         self.cycle.message_event.set()

@@ -6,11 +6,9 @@ second. No line holds a token, a query or a header.
 """
 
 import time
-from collections.abc import MutableMapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any, Final
-from uuid import UUID
 
 import orjson
 import structlog
@@ -21,52 +19,22 @@ from devices import claims
 from devices.claims import Claim
 from nexmdm.auth import rate_limits
 from nexmdm.common import addresses, problems
+from nexmdm.common.asgi_types import Scope
 from nexmdm.common.collapsed_log import CollapsedLog
 from nexmdm.common.problems import Problem
+from nexmdm.common.request_facts import FACTS, Facts
 from nexmdm.common.types import shown_name
 from nexmdm.http.refused_devices import CURTAILED, Refusal, RefusedDevices
 
 log = structlog.get_logger()
-
-Scope = MutableMapping[str, Any]
 
 LINES: Final = 1000
 """How many different refusals have lines of their own within a second. Further ones share a line for each code, without
 address and device: thousands of addresses that fail at the same time must fill neither the memory nor the log."""
 
 REFUSED = Counter("nexmdm_requests_refused", "Answers 4xx and 503, by their code.", ["code"])
-
-_FACTS: Final = "nexmdm.facts"
 _UNMATCHED: Final = "unmatched"
 _PROVES_NOTHING: Final = frozenset(("invalid_token", "invalid_enrollment_token", "invalid_signature"))
-
-
-@dataclass(slots=True)
-class Facts:
-    """Verified facts about a request, for the log line if it is refused. Never a secret.
-
-    `code` is for an answer whose body has no code.
-    """
-
-    principal: str = ""
-    device_id: UUID | None = None
-    reason: str = ""
-    code: str = ""
-
-
-def facts(scope: Scope) -> Facts:
-    """Return the facts about a request; each layer adds those that it has verified."""
-    known: Facts = scope.setdefault(_FACTS, Facts())
-    return known
-
-
-def explain(scope: Scope, error: Exception) -> None:
-    """Add the `reason` and the `device_id` of an error to the facts about the request that it ends."""
-    reason, device_id = getattr(error, "reason", None), getattr(error, "device_id", None)
-    if isinstance(reason, str) and reason:
-        facts(scope).reason = reason
-    if isinstance(device_id, UUID):
-        facts(scope).device_id = device_id
 
 
 def note(scope: Scope, status: int, body: bytes) -> None:
@@ -81,7 +49,7 @@ def note(scope: Scope, status: int, body: bytes) -> None:
 
 
 def _note(scope: Scope, status: int, body: bytes) -> None:
-    known: Facts = scope.get(_FACTS) or Facts()
+    known: Facts = scope.get(FACTS) or Facts()
     answered = _problem_in(body)
     code: str = known.code or answered.get("code") or problems.GENERAL.get(status, "error")
     REFUSED.labels(code).inc()

@@ -14,8 +14,8 @@ from typing import Final
 from django.contrib.staticfiles import finders
 
 from nexmdm.common import problems
+from nexmdm.common.asgi_types import Receive, Scope, Send
 from nexmdm.http.asgi_answers import Header, answer, refuse
-from nexmdm.http.guard.guard import Receive, Scope, Send
 
 PREFIX: Final = "/static/"
 _SOURCE_MAPS: Final = "*.map"

@@ -1,18 +1,15 @@
-"""The whole at a glance: the fleet counted, and the audit listed."""
+"""The fleet in figures: devices by presence, open deliveries, pushes by FCM code."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
-from uuid import UUID
 
 from django.db.models import Count
 
 from commands.models import AttemptOutcome, Delivery
 from devices.models import Device, presences
-from nexmdm.common import database, pagination
-from nexmdm.common.pagination import Page
-from nexmdm.common.types import ResponseSchema, Time
-from nexmdm.models import AuditEntry
+from nexmdm.common import database
+from nexmdm.common.types import ResponseSchema
 
 LAST_HOUR: Final = timedelta(hours=1)
 
@@ -42,35 +39,6 @@ class Summary(ResponseSchema):
     devices: DevicesByPresence
     open_deliveries: int
     pushes_last_hour: dict[str, int]
-
-
-class AuditQuery(Page, extra="forbid"):
-    """Which entries to list."""
-
-    since: Time | None = None
-    until: Time | None = None
-
-
-class AuditRow(ResponseSchema):
-    """One signed write: who, from where, what, and how it ended."""
-
-    at: Time
-    principal: str
-    address: str | None
-    method: str
-    path: str
-    body_sha256: str
-    status: int
-    code: str | None
-    request_id: UUID | None
-    correlation_id: str
-
-
-class AuditPage(ResponseSchema):
-    """One page of the audit."""
-
-    items: list[AuditRow]
-    next_cursor: str | None
 
 
 def summary() -> Summary:
@@ -105,19 +73,3 @@ def pushes_of(span: timedelta, most: int | None = None) -> list[Pushes]:
         same = counted.get(code, Pushes(code, 0, oldest_at))
         counted[code] = Pushes(code, same.count + count, min(same.oldest_at, oldest_at))
     return sorted(counted.values(), key=lambda pushes: -pushes.count)
-
-
-def audit(query: AuditQuery) -> AuditPage:
-    """Return a page of the audit, newest first."""
-    rows = AuditEntry.objects.all()
-    if query.since is not None:
-        rows = rows.filter(at__gte=query.since)
-    if query.until is not None:
-        rows = rows.filter(at__lt=query.until)
-    found, next_cursor = pagination.paginate(rows, query, int)
-    return AuditPage(items=[_audit_row(entry) for entry in found], next_cursor=next_cursor)
-
-
-def _audit_row(entry: AuditEntry) -> AuditRow:
-    fields = {name: getattr(entry, name) for name in AuditRow.model_fields}
-    return AuditRow(**fields | {"code": entry.code or None})

@@ -27,7 +27,7 @@ from prometheus_client.registry import Collector
 from commands.push import circuit_breaker
 from devices.models import online_window
 from nexmdm.common import database
-from nexmdm.http.guard.guard import App, Receive, Scope, Send
+from nexmdm.common.asgi_types import App, Receive, Scope, Send
 from nexmdm.monitoring import dispatcher_status
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST

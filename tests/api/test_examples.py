@@ -286,7 +286,7 @@ def _too_slow(world: World) -> Answer:
         collecting.close()
         raise TimeoutError
 
-    world.patch.setattr("nexmdm.http.guard.guard._in_time", waited_for_it)
+    world.patch.setattr("nexmdm.http.guard.body._in_time", waited_for_it)
     return world.heartbeat({})
 
 

@@ -9,7 +9,8 @@ import openapi_spec_validator
 import pytest
 
 from commands.actions import CATALOGUE
-from nexmdm.api.application import ERRORS, api
+from nexmdm.api.application import api
+from nexmdm.api.errors import ERRORS
 from tests.support.actors import Admin, Client
 
 Json = dict[str, Any]

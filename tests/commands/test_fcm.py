@@ -21,9 +21,10 @@ from structlog.testing import capture_logs
 
 from commands.models import Attempt, AttemptOutcome, Delivery
 from commands.push import circuit_breaker, retry
-from commands.push.circuit_breaker import Circuit, Fault, Pace
+from commands.push.circuit_breaker import Circuit, Fault
 from commands.push.dispatcher import Dispatcher
 from commands.push.fcm import MAX_TTL_SECONDS, FcmMessage, FcmResponse, NotSent, Sender, encode, parse
+from commands.push.rate import Pace
 from devices.models import Device
 from loadtest.fake_fcm.server import FcmStandin
 from nexmdm.models import DispatcherSeen

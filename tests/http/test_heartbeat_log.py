@@ -23,8 +23,8 @@ from tests.support.actors import Admin, Phone
 def written(monkeypatch: pytest.MonkeyPatch) -> BytesIO:
     """What is logged of heartbeats."""
     written = BytesIO()
-    for module in ("device_api", "heartbeat_summary"):
-        monkeypatch.setattr(f"nexmdm.{module}.log", structlog.wrap_logger(structlog.BytesLogger(written)))
+    for module in ("devices.check_in", "nexmdm.http.heartbeat_summary"):
+        monkeypatch.setattr(f"{module}.log", structlog.wrap_logger(structlog.BytesLogger(written)))
     return written
 
 
@@ -64,7 +64,7 @@ def test_single_heartbeats_are_at_debug_where_there_is_a_summary(
     phone: Phone, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = Mock()
-    monkeypatch.setattr("devices.phone_api.log", log)
+    monkeypatch.setattr("devices.check_in.log", log)
     settings.HEARTBEAT_LOG = "summary"
     phone.heartbeat()
     log.debug.assert_called_once_with("heartbeat.upsert", device_id=phone.device_id, commands=0)

@@ -158,7 +158,7 @@ def test_signed_calls_have_turns_that_neither_phones_nor_anonymous_clients_can_t
 ) -> None:
     async def talk() -> list[str]:
         turnstile: Any = Turnstile()
-        monkeypatch.setattr(database, "at_once", turnstile.at_once)
+        monkeypatch.setattr(database, "run_in_db_thread_ungated", turnstile.at_once)
         units: dict[str, Any] = {
             "device": database.device_unit, "lookup": database.lookup_unit, "signed": database.run_in_db_thread
         }  # fmt: skip
@@ -184,7 +184,7 @@ def test_no_more_wait_for_the_database_than_are_soon_served(
 
     async def talk() -> None:
         turnstile: Any = Turnstile()
-        monkeypatch.setattr(database, "at_once", turnstile.at_once)
+        monkeypatch.setattr(database, "run_in_db_thread_ungated", turnstile.at_once)
         waiting = [asyncio.ensure_future(unit("x")) for _ in range(limit + turns)]
         await asyncio.sleep(0)
         with pytest.raises(GateFull):
@@ -238,7 +238,7 @@ def test_an_address_that_fills_its_places_leaves_others_to_other_addresses(
 
     async def talk() -> list[str | BaseException]:
         turnstile: Any = Turnstile()
-        monkeypatch.setattr(database, "at_once", turnstile.at_once)
+        monkeypatch.setattr(database, "run_in_db_thread_ungated", turnstile.at_once)
         flood = [asyncio.create_task(ask("192.0.2.1")) for _ in range(3000)]
         await asyncio.sleep(0)
         honest = asyncio.create_task(ask("192.0.2.2"))
@@ -262,7 +262,7 @@ def test_rotations_without_end_take_no_turn_of_signed_calls_and_soon_no_statemen
         return await device_unit(*work)
 
     monkeypatch.setattr(rate_limits, "device_unit", noting)
-    monkeypatch.setattr(rate_limits, "unit", None)
+    monkeypatch.setattr(rate_limits, "run_in_db_thread", None)
     assert [phone.rotate().status for _ in range(12)] == [200] * 10 + [429] * 2
     assert kinds == ["device"] * 11
     with CaptureQueriesContext(connection) as queries:

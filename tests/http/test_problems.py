@@ -16,9 +16,10 @@ from pytest_django import Settings
 
 from commands.models import Command
 from nexmdm.asgi import application
+from nexmdm.common.asgi_types import App
 from nexmdm.common.overload import shared_bytes
-from nexmdm.http.guard import guard
-from nexmdm.http.guard.guard import App, Guard
+from nexmdm.http.guard.body import LARGE_BODIES
+from nexmdm.http.guard.guard import Guard
 from nexmdm.models import AuditEntry
 from tests.support.actors import Admin, Answer, Client, Phone
 
@@ -160,7 +161,7 @@ def test_large_bodies_get_so_much_room_together_and_a_part_of_it_from_one_addres
 ) -> None:
     client = Client(peer)
     monkeypatch.setattr(shared_bytes, "PART", part)
-    monkeypatch.setattr(guard.LARGE_BODIES, "total", 300_000 * part)
+    monkeypatch.setattr(LARGE_BODIES, "total", 300_000 * part)
     answers: list[tuple[int, str | None]] = []
 
     async def another_one() -> Message:
@@ -192,7 +193,7 @@ def test_a_body_in_chunks_within_its_limit_is_read_whole(admin: Admin, phone: Ph
 
 
 def test_a_body_that_does_not_arrive_in_time_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nexmdm.http.guard.guard.BODY_SECONDS", 0.05)
+    monkeypatch.setattr("nexmdm.http.guard.body.BODY_SECONDS", 0.05)
     answered = send_in_parts("/v1/heartbeat", b"{", headers=[JSON, (b"content-length", b"2")], then=nothing_more)
     assert_problem(answer_of(answered), 408, "request_timeout")
 
@@ -389,7 +390,7 @@ def test_the_log_lines_of_a_request_carry_its_correlation_id(
 ) -> None:
     written = BytesIO()
     logger = structlog.wrap_logger(structlog.BytesLogger(written))
-    monkeypatch.setattr("devices.phone_api.log", logger)
+    monkeypatch.setattr("devices.check_in.log", logger)
     headers = {"Authorization": f"Bearer {phone.device_token}", "X-Correlation-ID": "order-4711"}
     admin.client.request("POST", "/v1/heartbeat", {}, headers)
     line = json.loads(written.getvalue())

@@ -23,7 +23,7 @@ from uvicorn.server import ServerState
 from commands.models import Command
 from nexmdm.asgi import application
 from nexmdm.http import protocol
-from nexmdm.http.guard import guard
+from nexmdm.http.guard import body
 from nexmdm.http.protocol import Protocol
 from tests.conftest import SOON
 from tests.support.actors import Admin, Answer, Phone
@@ -176,7 +176,7 @@ def test_an_answered_connection_is_not_kept_by_a_few_bytes(impatient: None, said
 def test_a_body_is_waited_for_by_the_guard_not_by_the_protocol(
     impatient: None, db: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guard, "BODY_SECONDS", 10)
+    monkeypatch.setattr(body, "BODY_SECONDS", 10)
 
     async def talk(line: Line) -> Answer:
         await line.say(HEARTBEAT + b"Content-Length: 2\r\n\r\n{")

@@ -57,7 +57,7 @@ class Log:
 def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     log = Log()
     for module in ("refusals", "refused_devices"):
-        monkeypatch.setattr(f"nexmdm.{module}.log", structlog.wrap_logger(structlog.BytesLogger(log.written)))
+        monkeypatch.setattr(f"nexmdm.http.{module}.log", structlog.wrap_logger(structlog.BytesLogger(log.written)))
     return log
 
 
@@ -319,7 +319,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in ("collapsed_log", "timers", "refusals", "refused_devices"):
+    for module in ("common.collapsed_log", "common.timers", "http.refusals", "http.refused_devices"):
         monkeypatch.setattr(f"nexmdm.{module}.time", clock)
     return clock
 
@@ -432,7 +432,7 @@ def test_an_older_refusal_never_takes_the_place_of_a_later_one(admin: Admin, pho
 def test_a_refusal_is_answered_and_logged_though_it_can_be_neither_looked_up_nor_written(
     phone: Phone, log: Log, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    monkeypatch.setattr("nexmdm.http.refused_devices.unit", AsyncMock(side_effect=error))
+    monkeypatch.setattr("nexmdm.http.refused_devices.run_in_db_thread", AsyncMock(side_effect=error))
     assert phone.send("/v1/heartbeat", b"{").code == "invalid_json"
     unknown, refused = log.lines
     assert (unknown["event"], unknown["detail"]) == ("refusals.not_looked_up", "gone")
@@ -461,7 +461,7 @@ def test_neither_an_answer_nor_the_end_of_the_process_waits_long_for_a_look_up(
     async def never(*_: object) -> None:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr("nexmdm.http.refused_devices.unit", never)
+    monkeypatch.setattr("nexmdm.http.refused_devices.run_in_db_thread", never)
     monkeypatch.setattr("nexmdm.http.refused_devices.DRAIN_SECONDS", 0.01)
     assert phone.send("/v1/heartbeat", b"{").code == "invalid_json"
     assert (log.line["code"], "device_id" in log.line) == ("invalid_json", False)

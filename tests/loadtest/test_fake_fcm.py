@@ -19,7 +19,8 @@ from google.auth.exceptions import RefreshError
 from google.auth.transport.requests import Request
 from google.oauth2 import service_account
 
-from loadtest.fake_fcm.server import FCM_ERROR, FcmStandin
+from loadtest.fake_fcm.replies import FCM_ERROR
+from loadtest.fake_fcm.server import FcmStandin
 
 GOOD = "ok-1"
 SCOPE = "https://www.googleapis.com/auth/firebase.messaging"

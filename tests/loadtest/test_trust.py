@@ -15,7 +15,7 @@ import pytest
 
 from loadtest.testbed.connections import NO_ANSWER, Pool, Server, with_body
 from loadtest.trust import promises
-from loadtest.trust.trials import rotation, secret_leaks, testrun
+from loadtest.trust.trials import rotation, secret_evidence, secret_leaks, secret_search, testrun
 from loadtest.trust.trials.finding import Finding
 from loadtest.trust.trials.rotation import Borne
 from loadtest.trust.trials.testrun import Case, HeldByTests
@@ -94,18 +94,18 @@ def test_a_trial_that_breaks_off_is_a_promise_that_is_not_held(tmp_path: Path) -
 
 @pytest.mark.parametrize("text", ["so secret-123456!", "\\x7365637265742d31323334353621", "c2VjcmV0LTEyMzQ1NiE="])
 def test_a_leak_is_found_in_each_encoding(text: str) -> None:
-    evidence = secret_leaks.Evidence(places={"the logs": text, "the metrics": "nothing"})
+    evidence = secret_evidence.Evidence(places={"the logs": text, "the metrics": "nothing"})
     evidence.secret("token", "secret-123456!")
     logs, metrics = secret_leaks.findings(evidence)
     assert (logs.held, metrics.held) == (False, True)
     assert logs.figure.startswith("1 × token")
 
 
-def complete() -> secret_leaks.Evidence:
-    evidence = secret_leaks.Evidence(
+def complete() -> secret_evidence.Evidence:
+    evidence = secret_evidence.Evidence(
         errors=[f"{status} {{}}" for status in secret_leaks.STATUSES], pushed=set(secret_leaks.PUSH_WORDS)
     )
-    evidence.exports = {f"/django-admin/list-{number}/export/" for number in range(secret_leaks.EXPORTS)}
+    evidence.exports = {f"/django-admin/list-{number}/export/" for number in range(secret_search.EXPORTS)}
     for kind in secret_leaks.KINDS:
         evidence.secret(kind, kind)
     return evidence
@@ -137,7 +137,7 @@ def test_links_of_the_admin_site_are_followed_relative_ones_too_but_not_out_of_i
         <a href="https://example.com/django-admin/">Elsewhere</a>
     """
     request = httpx.Request("GET", "http://127.0.0.1/django-admin/commands/?q=a")
-    assert list(secret_leaks.links(httpx.Response(200, text=text, request=request))) == [
+    assert list(secret_search.links(httpx.Response(200, text=text, request=request))) == [
         "/django-admin/commands/export/?q=a&state=open",
         "/django-admin/commands/?page=2",
         "/django-admin/commands/?q=a",

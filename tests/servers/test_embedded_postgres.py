@@ -97,7 +97,8 @@ def test_an_interrupted_creation_is_begun_anew(data_dir: Path) -> None:
 
 
 def test_processes_that_start_it_at_once_agree(data_dir: Path) -> None:
-    code = "import sys; from pathlib import Path; from nexmdm import embedded; print(embedded.start(Path(sys.argv[1])))"
+    start = "from nexmdm.standalone import embedded_postgres; print(embedded_postgres.start(Path(sys.argv[1])))"
+    code = f"import sys; from pathlib import Path; {start}"
     argv = [sys.executable, "-c", code, str(data_dir)]
     starters = [subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     answers = [starter.communicate(timeout=60)[0].strip() for starter in starters]

@@ -17,7 +17,8 @@ import httpx
 import jwt
 import orjson
 
-from loadtest.fake_fcm.server import FcmStandin, Send
+from loadtest.fake_fcm.journal import Send
+from loadtest.fake_fcm.server import FcmStandin
 from loadtest.testbed import testbed
 from loadtest.testbed.serving import Serving, wait_for
 from loadtest.trust.trials.finding import Finding

@@ -6,34 +6,26 @@ them, the metrics, each answer that was an error, the audit, the pages of the ad
 
 import base64
 import os
-import re
 import secrets
 import signal
-import socket
-import subprocess
-import sys
-from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
 from functools import partial
-from html import unescape
 from pathlib import Path
-from typing import Any, Final, Self
-from urllib.parse import parse_qsl, urldefrag, urljoin, urlsplit
+from typing import Any, Final
 
-import httpx
 import orjson
 import psycopg
 from psycopg import sql
 
-from loadtest.fake_fcm.server import FcmStandin, Send
+from loadtest.fake_fcm.journal import Send
+from loadtest.fake_fcm.server import FcmStandin
 from loadtest.testbed import testbed
-from loadtest.testbed.connections import Server
-from loadtest.testbed.serving import MANAGE, Serving, wait_for
+from loadtest.testbed.serving import Serving, wait_for
 from loadtest.trust.trials import sockets
 from loadtest.trust.trials.finding import Finding
-from nexmdm.client.http_client import FleetClient
+from loadtest.trust.trials.secret_evidence import Calls, Evidence
+from loadtest.trust.trials.secret_search import EXPORTS, look
 
 CONFIGURED: Final = ("SECRET_KEY", "ADMIN_KEY", "HMAC_SECRET", "COMMAND_SIGNING_KEY", "METRICS_TOKEN")
 PUSH_WORDS: Final = (
@@ -50,51 +42,11 @@ KINDS: Final = frozenset({
     "signature", "envelope's signature", "session cookie", "password",
 })  # fmt: skip
 """Each kind of secret: some of all of them have to be looked for."""
-
-USER: Final = "auditor"
-PASSWORD: Final = "a password that nobody should read"  # noqa: S105
-WRONG_PASSWORD: Final = "one that opens nothing, and nobody should read"  # noqa: S105
 UNSTORABLE: Final = "unstorable"
 FAILURES: Final = 70
 """More than an address may have in a minute."""
 
-STRANGER: Final = "127.0.0.2"
-"""Another address of this machine: who fails too often there spoils nothing here."""
-
 PUSH_SECONDS: Final = 30
-SITE: Final = "/django-admin/"
-MOST_ALIKE: Final = 2
-"""How many links are followed that differ in nothing but the values of their query."""
-
-MOST_NAMES: Final = 2
-"""How many names the query of a link that is followed may have: filters combine without end."""
-
-EXPORTS: Final = 6
-"""How many lists of the admin site can be exported."""
-
-_LINK: Final = re.compile(r'href="([^"]*)"')
-
-
-@dataclass(slots=True)
-class Evidence:
-    """The secrets by kind, and what is written in each place where they must not be."""
-
-    secrets: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    places: dict[str, str] = field(default_factory=dict)
-    errors: list[str] = field(default_factory=list)
-    pushed: set[str] = field(default_factory=set)
-    pages: int = 0
-    exports: set[str] = field(default_factory=set)
-
-    def secret(self, kind: str, text: str) -> str:
-        """Remember a secret, and return it."""
-        self.secrets[kind].add(text)
-        return text
-
-    @property
-    def statuses(self) -> set[int]:
-        """The kinds of errors that were answered."""
-        return {int(error[:3]) for error in self.errors}
 
 
 def trial(folder: Path) -> Iterator[Finding]:
@@ -118,84 +70,10 @@ def trial(folder: Path) -> Iterator[Finding]:
         calls = stack.enter_context(Calls(serving.url, configured, evidence))
         phones = _loop(calls, standin, serving)
         _provoke(calls, phones, serving)
-        _look(calls, serving)
+        look(calls, serving)
         evidence.places["the logs"] = serving.said
     yield provoked(evidence)
     yield from findings(evidence)
-
-
-class Calls:
-    """An HTTP client that remembers what was sent and got as a secret, and each answer that was an error."""
-
-    def __init__(self, url: str, configured: dict[str, str], evidence: Evidence) -> None:
-        self.evidence = evidence
-        self.url = url
-        self.configured = configured
-        self._http = httpx.Client(base_url=url, timeout=60, trust_env=False)
-        there = httpx.HTTPTransport(local_address=STRANGER)
-        self._stranger = httpx.Client(base_url=url, timeout=60, trust_env=False, transport=there)
-        self._signing = FleetClient(url, key=configured["ADMIN_KEY"], secret=configured["HMAC_SECRET"])
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._http.close()
-        self._stranger.close()
-        self._signing.close()
-
-    def call(
-        self,
-        method: str,
-        target: str,
-        body: Any = None,
-        headers: dict[str, str] | None = None,
-        *,
-        stranger: bool = False,
-    ) -> Any:
-        """Send a request; return the answer's JSON, if it is one."""
-        raw = body if isinstance(body, bytes) else b"" if body is None else orjson.dumps(body)
-        kind = {"Content-Type": "application/json"} if raw else {}
-        http = self._stranger if stranger else self._http
-        answer = http.request(method, target, content=raw, headers={**kind, **(headers or {})})
-        if answer.status_code >= 400:
-            self.evidence.errors.append(f"{answer.status_code} {answer.headers} {answer.text}")
-        with suppress(ValueError):
-            return answer.json()
-        return answer.text
-
-    def signed(self, method: str, target: str, body: Any = None, **altered: str) -> Any:
-        """Send a signed request, some of its headers altered."""
-        raw = b"" if body is None else orjson.dumps(body)
-        headers = self._signing.sign(method, target, raw)
-        self.evidence.secret("signature", headers["X-Signature"].removeprefix("v1="))
-        return self.call(
-            method, target, raw, headers | {name.replace("_", "-"): text for name, text in altered.items()}
-        )
-
-    def phone(self, target: str, bearer: str, body: Any = None) -> Any:
-        """Send what a phone sends, and remember what it is given."""
-        answer = self.call("POST", target, body, {"Authorization": f"Bearer {bearer}"})
-        for name in ("device_token", "command_key"):
-            if isinstance(answer, dict) and name in answer:
-                self.evidence.secret(name.replace("_", " "), answer[name])
-        for command in answer.get("commands", ()) if isinstance(answer, dict) else ():
-            self.evidence.secret("envelope's signature", command["signature"])
-        return answer
-
-    def unfinished(self, target: str, bearer: str) -> None:
-        """Begin a request whose body does not end, and hear how the server ends it."""
-        server = Server.of(self.url)
-        head = server.head("POST", target, {"Authorization": f"Bearer {bearer}", "Content-Length": "1000"})
-        with socket.create_connection((server.host, server.port), timeout=60) as connection:
-            connection.sendall(head + b"\r\n" + orjson.dumps({"push_token": bearer})[:-1])
-            message = b"".join(iter(partial(connection.recv, 65_536), b""))
-        self.evidence.errors.append(message.decode().removeprefix("HTTP/1.1 "))
-
-    def enrollment_token(self, **fields: Any) -> str:
-        """Make an enrollment token."""
-        made = self.signed("POST", "/admin/enrollment-tokens", fields)
-        return self.evidence.secret("enrollment token", made["enrollment_token"])
 
 
 def _push_token(evidence: Evidence, word: str) -> str:
@@ -335,88 +213,6 @@ def _shut_the_database(calls: Calls, phone: dict[str, Any], serving: Serving) ->
         finally:
             other.execute(shut.format(sql.Identifier(name), sql.Literal(True)))
     wait_for(lambda: "devices" in calls.signed("GET", "/admin/summary"))
-
-
-def _look(calls: Calls, serving: Serving) -> None:
-    """Read what is written in each place."""
-    places = calls.evidence.places
-    bearer = {"Authorization": f"Bearer {calls.configured['METRICS_TOKEN']}"}
-    places["the metrics"] = str(calls.call("GET", "/metrics", None, bearer))
-    rows: list[str] = []
-    cursor: str | None = ""
-    while cursor is not None:
-        page = calls.signed("GET", f"/admin/audit?limit=500{cursor and '&cursor=' + cursor}")
-        rows.append(str(page["items"]))
-        cursor = page["next_cursor"]
-    places["the audit"] = "\n".join(rows)
-    places["the admin site"] = "\n".join(_pages(serving, calls.evidence))
-    logs = (serving.data_dir / "pg" / "log").glob("*.log")
-    places["PostgreSQL's log"] = "\n".join(path.read_text(errors="replace") for path in logs)
-    places["a dump of the database (devices_device.push_token aside)"] = _dump(serving.database_url())
-    places["answers that are errors"] = "\n".join(calls.evidence.errors)
-
-
-def _pages(serving: Serving, evidence: Evidence) -> Iterator[str]:
-    """Log in as staff, and yield every page that a link leads to."""
-    account = {"DJANGO_SUPERUSER_PASSWORD": PASSWORD, "DJANGO_SUPERUSER_EMAIL": "auditor@example.com"}
-    create = [sys.executable, MANAGE, "createsuperuser", "--noinput", "--username", USER]
-    subprocess.run(create, env={**serving.environment, **account}, check=True, capture_output=True)
-    with httpx.Client(base_url=serving.url, timeout=60, trust_env=False, follow_redirects=True) as browser:
-        for password in (WRONG_PASSWORD, PASSWORD):
-            form = browser.get(f"{SITE}login/?next={SITE}")
-            token = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', form.text)
-            assert token is not None
-            fields = {"csrfmiddlewaretoken": token[1], "username": USER, "password": password}
-            evidence.secret("password", password)
-            yield browser.post(f"{SITE}login/?next={SITE}", data=fields).text
-        evidence.secret("session cookie", browser.cookies["sessionid"])
-        yield from _linked(browser, evidence)
-
-
-def _linked(browser: httpx.Client, evidence: Evidence) -> Iterator[str]:
-    """Yield every page and every export that a link leads to. Raises HTTPStatusError for one that leads nowhere."""
-    alike: Counter[tuple[str, frozenset[str]]] = Counter()
-    waiting, seen = [SITE], {SITE}
-    while waiting:
-        page = browser.get(waiting.pop(0))
-        page.raise_for_status()
-        evidence.pages += 1
-        if page.headers["Content-Type"].startswith("text/csv"):
-            evidence.exports.add(page.url.path)
-        for target in links(page):
-            parts = urlsplit(target)
-            names = frozenset(name for name, _ in parse_qsl(parts.query, keep_blank_values=True))
-            kind = parts.path, names
-            if target not in seen and len(names) <= MOST_NAMES and alike[kind] < MOST_ALIKE:
-                seen.add(target)
-                alike[kind] += 1
-                waiting.append(target)
-        yield page.text
-
-
-def links(page: httpx.Response) -> Iterator[str]:
-    """Yield what a page of the admin site leads to within it, but for the way out."""
-    for link in _LINK.findall(page.text):
-        target = urldefrag(urljoin(page.url.raw_path.decode(), unescape(link))).url
-        if target.startswith(SITE) and not target.startswith(f"{SITE}logout"):
-            yield target
-
-
-def _dump(url: str) -> str:
-    """Return all rows of all tables, but for the one column that has to hold push tokens."""
-    columns = (
-        "SELECT table_name, array_agg(column_name::text) FROM information_schema.columns"
-        " WHERE table_schema = 'public' AND (table_name, column_name) <> ('devices_device', 'push_token')"
-        " GROUP BY table_name"
-    )
-    tables = []
-    with psycopg.connect(url) as database, database.cursor() as cursor:
-        for table, names in database.execute(columns).fetchall():
-            wanted = sql.SQL(", ").join(map(sql.Identifier, names))
-            rows = sql.SQL("COPY (SELECT {} FROM {}) TO STDOUT").format(wanted, sql.Identifier(table))
-            with cursor.copy(rows) as copy:
-                tables.append(b"".join(map(bytes, copy)).decode())
-    return "\n".join(tables)
 
 
 def provoked(evidence: Evidence) -> Finding:

@@ -4,26 +4,20 @@ Nothing is counted and no page has an OFFSET: a list reads one page by falling k
 How many rows there are in all is PostgreSQL's own estimate.
 """
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
-from operator import attrgetter
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final
-from urllib.parse import urlencode
 from uuid import UUID
 
 from django.contrib import admin
 from django.contrib.admin.options import IncorrectLookupParameters
-from django.contrib.admin.utils import display_for_value, flatten_fieldsets
+from django.contrib.admin.utils import flatten_fieldsets
 from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import ValidationError
 from django.db.models import Model, Q, QuerySet
 from django.forms import BaseInlineFormSet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.http.response import HttpResponseBase
-from django.urls import URLPattern, path, reverse
-from django.utils.html import format_html
-from django.utils.safestring import SafeString
+from django.urls import URLPattern, path
 from django.utils.text import capfirst
 
 from nexmdm.common import database
@@ -41,8 +35,6 @@ BEFORE: Final = "before"
 """The query parameter that continues a list below a key."""
 
 ROWS_PER_PAGE: Final = 100
-LONGEST_TEXT: Final = 64_000
-NOTHING: Final = "-"
 
 
 class NewestFirst(ChangeList):
@@ -247,63 +239,3 @@ class ReadOnlyInline(_ReadOnly, TabularInline):
     extra = 0
     max_num = 0
     can_delete = False
-
-
-class Column:
-    """A column of a list or a page: what a path of attributes leads to. (Under a field's own name, the field wins.)"""
-
-    def __init__(self, path: str, label: str = "") -> None:
-        self.follow = attrgetter(path)
-        self.short_description = label or path.rpartition(".")[2].replace("_", " ")
-
-    def __call__(self, row: Model) -> str:
-        """Return what to show of a row."""
-        value = self.follow(row)
-        if isinstance(value, bool):
-            return "yes" if value else "no"
-        return moment(value) if isinstance(value, datetime) else str(display_for_value(value, NOTHING))
-
-
-class Link(Column):
-    """A column that leads to the page of another row, under a text of its own."""
-
-    def __init__(self, path: str, label: str = "", text: Callable[[Any], object] = str) -> None:
-        super().__init__(path, label)
-        self.text = text
-
-    def __call__(self, row: Model) -> SafeString:
-        """Return the link."""
-        other = self.follow(row)
-        return link(other, self.text(other))
-
-
-def link(row: Model, text: object) -> SafeString:
-    """Return a link to a row's own page."""
-    return format_html('<a class="nowrap" href="{}">{}</a>', address_of(type(row), "change", row.pk), text)
-
-
-def link_to_list(model: type[Model], text: str, **filters: object) -> SafeString:
-    """Return a link to a list, narrowed by these query parameters."""
-    return format_html('<a href="{}">{}</a>', address_of(model, "changelist", **filters), text)
-
-
-def address_of(model: type[Model], page: str, *key: object, **query: object) -> str:
-    """Return the address of a model's page: `changelist`, or `change` of the row with this key."""
-    label = model._meta.label_lower.replace(".", "_")  # noqa: SLF001
-    return reverse(f"admin:{label}_{page}", args=key) + (f"?{urlencode(query)}" if query else "")
-
-
-def moment(value: datetime) -> SafeString:
-    """Return a time in UTC, to the second. (Django's own format for people has none.)"""
-    day, time = f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%SZ}".split()
-    return format_html('<span class="moment"><span class="nowrap">{}</span> <span>{}</span></span>', day, time)
-
-
-def pretty(value: Any) -> str:
-    """Return JSON as people read it, cut where it would outgrow a page."""
-    if value is None:
-        return NOTHING
-    text = json.dumps(value, indent=2, ensure_ascii=False)
-    if len(text) > LONGEST_TEXT:
-        text = f"{text[:LONGEST_TEXT]}\n… ({len(text)} characters in all)"
-    return format_html("<pre>{}</pre>", text)

@@ -11,11 +11,11 @@ import httpx
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
-from nexmdm.client import arguments, subcommands
+from nexmdm.client import arguments, session, subcommands
 from nexmdm.client.arguments import NO_BODY
 from nexmdm.client.display import Terminal
 from nexmdm.client.http_client import FleetClient, on_loopback
-from nexmdm.client.subcommands import FAILED, WRONG_USAGE, Session
+from nexmdm.client.session import FAILED, WRONG_USAGE, Session
 from nexmdm.common import addresses
 from nexmdm.config import environment
 
@@ -52,7 +52,7 @@ class Command(BaseCommand):
         self._tolerate_letters()
         with closing(_client(url, transport)) as client:
             try:
-                status = subcommands.outcome(Session(client, terminal, options))
+                status = session.outcome(Session(client, terminal, options))
                 self.stdout.flush()
             except OSError as error:
                 terminal.complain(f"The answer could not be written: {error.strerror or error}")

@@ -1,0 +1,108 @@
+"""What the fake FCM answers: one reply for each word that a push token may begin with."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Final
+
+import orjson
+
+FCM_ERROR: Final = "type.googleapis.com/google.firebase.fcm.v1.FcmError"
+BAD_REQUEST: Final = "type.googleapis.com/google.rpc.BadRequest"
+
+PREFIX: Final = re.compile(r"([a-z]+)(\d*)-")
+_TTL: Final = re.compile(r"(\d{1,7})(\.\d{1,9})?s")
+_MAX_TTL_SECONDS: Final = 2_419_200
+_PAYLOAD_LIMIT: Final = 4096
+_RESERVED_KEYS: Final = re.compile(r"from$|message_type$|google|gcm")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What is said to one send. `status` None: nothing; the connection hangs or is cut."""
+
+    answer: str
+    status: int | None = HTTPStatus.OK
+    body: bytes = b""
+    message_id: str = ""
+    retry_after: str = ""
+    delay_seconds: float = 0
+
+
+def refusal(answer: str, status: HTTPStatus, name: str, code: str = "", text: str = "") -> Reply:
+    error: dict[str, Any] = {"code": status, "message": text or status.phrase, "status": name}
+    if code:
+        error["details"] = [{"@type": FCM_ERROR, "errorCode": code}]
+    return Reply(answer, status, orjson.dumps({"error": error}))
+
+
+def _malformed() -> Reply:
+    text = "The registration token is not a valid FCM registration token"
+    details = [
+        {"@type": FCM_ERROR, "errorCode": "INVALID_ARGUMENT"},
+        {"@type": BAD_REQUEST, "fieldViolations": [{"field": "message.token", "description": text}]},
+    ]
+    error = {"code": HTTPStatus.BAD_REQUEST, "message": text, "status": "INVALID_ARGUMENT", "details": details}
+    return Reply("malformed", HTTPStatus.BAD_REQUEST, orjson.dumps({"error": error}))
+
+
+def invalid(text: str = "") -> Reply:
+    return refusal("invalid", HTTPStatus.BAD_REQUEST, "INVALID_ARGUMENT", "INVALID_ARGUMENT", text)
+
+
+REFUSALS: Final = {
+    refusal.answer: refusal
+    for refusal in (
+        refusal("unregistered", HTTPStatus.NOT_FOUND, "NOT_FOUND", "UNREGISTERED"),
+        refusal("mismatch", HTTPStatus.FORBIDDEN, "PERMISSION_DENIED", "SENDER_ID_MISMATCH"),
+        refusal("forbidden", HTTPStatus.FORBIDDEN, "PERMISSION_DENIED"),
+        refusal("missing", HTTPStatus.NOT_FOUND, "NOT_FOUND"),
+        refusal("quota", HTTPStatus.TOO_MANY_REQUESTS, "RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED"),
+        refusal("unavailable", HTTPStatus.SERVICE_UNAVAILABLE, "UNAVAILABLE", "UNAVAILABLE"),
+        refusal("internal", HTTPStatus.INTERNAL_SERVER_ERROR, "INTERNAL", "INTERNAL"),
+        refusal("unauthenticated", HTTPStatus.UNAUTHORIZED, "UNAUTHENTICATED"),
+        refusal("thirdparty", HTTPStatus.UNAUTHORIZED, "UNAUTHENTICATED", "THIRD_PARTY_AUTH_ERROR"),
+        invalid(),
+        _malformed(),
+    )
+}
+NOT_FCMS_OWN: Final[Mapping[str, bytes]] = {"blank": b"", "html": b"<!DOCTYPE html><title>Error</title>"}
+"""The bodies of answers that a front end gives in FCM's place; the number behind the word is their status."""
+
+WORDS: Final = frozenset({*REFUSALS, *NOT_FCMS_OWN, "ok", "slow", "flaky", "hang", "reset", "garbage"})
+
+
+def script_of(text: str) -> tuple[str, int | None]:
+    """Return the word that a push token begins with and its number: `("quota", 7)` for `quota7-…`."""
+    match = PREFIX.match(text)
+    if match is None or match[1] not in WORDS:
+        return "ok", None
+    return match[1], int(match[2]) if match[2] else None
+
+
+def violation_in(message: Mapping[str, Any]) -> str:
+    """Return the field that is not as FCM wants it, or an empty string.
+
+    Stricter than FCM in one way: `android.priority` and `android.ttl` have to be there.
+    """
+    android = message.get("android")
+    android = android if isinstance(android, dict) else {}
+    fields = {
+        "message.token": isinstance(message.get("token"), str) and message["token"] != "",
+        "message.data": _is_data(message.get("data")),
+        "message.android.priority": str(android.get("priority")).lower() in ("high", "normal"),
+        "message.android.ttl": _is_ttl(android.get("ttl")),
+    }
+    return next((name for name, good in fields.items() if not good), "")
+
+
+def _is_data(data: object) -> bool:
+    if not isinstance(data, dict) or not all(isinstance(value, str) for value in data.values()):
+        return False
+    size = sum(len(key.encode()) + len(value.encode()) for key, value in data.items())
+    return size <= _PAYLOAD_LIMIT and not any(map(_RESERVED_KEYS.match, data))
+
+
+def _is_ttl(ttl: object) -> bool:
+    return isinstance(ttl, str) and _TTL.fullmatch(ttl) is not None and float(ttl[:-1]) <= _MAX_TTL_SECONDS

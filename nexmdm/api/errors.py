@@ -1,0 +1,147 @@
+"""The one table from domain error to problem, and the answers to all other errors."""
+
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+from django.core.exceptions import SuspiciousOperation, TooManyFieldsSent
+from django.db import InterfaceError, OperationalError
+from django.http import Http404, HttpRequest, HttpResponse
+from ninja.errors import HttpError, ValidationError
+
+import commands.admin_api
+from commands import queue, report_limit, reports
+from devices import audience, check_in, credentials, enrollment
+from nexmdm.auth import signed_call, signed_request
+from nexmdm.auth.rate_limits import RateLimited
+from nexmdm.common import database, pagination, problems
+from nexmdm.common.overload import gates
+from nexmdm.common.problems import Problem
+from nexmdm.common.types import shown_name
+
+log = structlog.get_logger()
+
+_BEARER: Final = {"WWW-Authenticate": "Bearer"}
+_NXD1: Final = {"WWW-Authenticate": "NXD1"}
+
+
+class UnknownQuery(Exception):
+    """The operation does not know these query parameters."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__("The query has parameters that are not known here.")
+        self.errors = [
+            {"loc": ["query", shown_name(name)], "msg": "is not a parameter of this operation"} for name in names
+        ]
+
+
+# The one table of errors: what each means to the caller. The sentence for people is the error's own text.
+ERRORS: Final[dict[type[Exception], tuple[int, str, dict[str, str]]]] = {
+    signed_request.InvalidSignature: (401, "invalid_signature", _NXD1),
+    signed_request.IdempotencyKeyRequired: (400, "idempotency_key_required", {}),
+    signed_call.IdempotencyInFlight: (409, "idempotency_in_flight", {}),
+    signed_call.IdempotencyKeyReused: (422, "idempotency_key_reused", {}),
+    credentials.InvalidToken: (401, "invalid_token", _BEARER),
+    credentials.DeviceRevoked: (403, "device_revoked", {}),
+    enrollment.InvalidEnrollmentToken: (401, "invalid_enrollment_token", _BEARER),
+    enrollment.EnrollmentTokenExpired: (401, "enrollment_token_expired", _BEARER),
+    enrollment.EnrollmentTokenExhausted: (401, "enrollment_token_exhausted", _BEARER),
+    enrollment.EnrollmentTokenRevoked: (401, "enrollment_token_revoked", _BEARER),
+    enrollment.HardwareKnown: (409, "hardware_known", {}),
+    enrollment.AliasTaken: (409, "alias_taken", {}),
+    enrollment.UnknownDevice: (404, "not_found", {}),
+    enrollment.UnknownEnrollmentToken: (404, "not_found", {}),
+    audience.EmptyAudience: (422, "empty_audience", {}),
+    queue.AudienceChanged: (409, "audience_changed", {}),
+    queue.PushPayloadTooLarge: (422, "push_payload_too_large", {}),
+    reports.UnknownRequest: (404, "unknown_request", {}),
+    queue.UnknownCommand: (404, "not_found", {}),
+    pagination.ForeignCursor: (422, "invalid_request", {}),
+    UnknownQuery: (422, "invalid_request", {}),
+    commands.admin_api.InvalidParams: (422, "invalid_request", {}),
+    check_in.Overloaded: (503, "overloaded", {}),
+    check_in.Draining: (503, "overloaded", {}),
+    gates.GateFull: (503, "overloaded", {}),
+    database.DeadlockRetriesExhausted: (503, "overloaded", {}),
+}
+
+
+def _domain_error(request: HttpRequest, error: Exception) -> HttpResponse:
+    status, code, headers = ERRORS[type(error)]
+    return Problem(status, code, _sentence(error), getattr(error, "errors", None), headers).response()
+
+
+def _unknown_devices(request: HttpRequest, error: audience.UnknownDevices) -> HttpResponse:
+    errors = [
+        {"loc": ["body"], "msg": f"{name} is not known (or revoked)"} for name in error.unknown[: problems.MOST_ERRORS]
+    ]
+    return Problem(422, "unknown_devices", _sentence(error), errors).response()
+
+
+def _invalid_request(request: HttpRequest, error: ValidationError) -> HttpResponse:
+    errors = [{"loc": _location(one["loc"]), "msg": one["msg"].removeprefix("Value error, ")} for one in error.errors]
+    return Problem(422, "invalid_request", "The request does not fit its schema; see errors.", errors).response()
+
+
+def _location(loc: tuple[str | int, ...]) -> list[str | int]:
+    """Drop the level that Ninja adds for the parameter's own name: (body, body, target) means body, target."""
+    source, *rest = loc
+    kept = rest[1:] if len(rest) > 1 or rest in (["body"], ["query"]) else rest
+    return [source, *(part if isinstance(part, int) else shown_name(part) for part in kept)]
+
+
+def rate_limited(request: HttpRequest, error: RateLimited) -> HttpResponse:
+    return error.problem.response()
+
+
+def _too_many_reports(request: HttpRequest, error: report_limit.TooManyReports) -> HttpResponse:
+    return RateLimited(error.retry_after_seconds).problem.response()
+
+
+def _http_error(request: HttpRequest, error: HttpError) -> HttpResponse:
+    if error.status_code == 400:
+        detail = "The body is not JSON in UTF-8 (NaN and infinity are not JSON, nor are lone surrogates under /admin)."
+        return Problem(400, "invalid_json", detail).response()
+    return problems.general(error.status_code, error.message).response()
+
+
+def _not_found(request: HttpRequest, error: Http404) -> HttpResponse:
+    return problems.NOT_FOUND.response()
+
+
+def _suspicious(request: HttpRequest, error: SuspiciousOperation) -> HttpResponse:
+    return problems.general(400, "The request cannot be served as it was sent.").response()
+
+
+def _too_many_parameters(request: HttpRequest, error: TooManyFieldsSent) -> HttpResponse:
+    return Problem(422, "invalid_request", "The query has more parameters than any operation takes.", []).response()
+
+
+def _database_unavailable(request: HttpRequest, error: Exception) -> HttpResponse:
+    log.error("database.unavailable", error=type(error).__name__, detail=database.safe_message(error)[:200])
+    return problems.DATABASE_UNAVAILABLE.response()
+
+
+def _internal(request: HttpRequest, error: Exception) -> HttpResponse:
+    log.error("request.failed", error=type(error).__name__, exc_info=error)
+    return problems.INTERNAL.response()
+
+
+def _sentence(error: Exception) -> str:
+    return str(error) or (type(error).__doc__ or "").strip()
+
+
+HANDLERS: Final[dict[type[Exception], Callable[..., HttpResponse]]] = {
+    **dict.fromkeys(ERRORS, _domain_error),
+    audience.UnknownDevices: _unknown_devices,
+    RateLimited: rate_limited,
+    report_limit.TooManyReports: _too_many_reports,
+    ValidationError: _invalid_request,
+    HttpError: _http_error,
+    Http404: _not_found,
+    TooManyFieldsSent: _too_many_parameters,
+    SuspiciousOperation: _suspicious,
+    OperationalError: _database_unavailable,
+    InterfaceError: _database_unavailable,
+    Exception: _internal,
+}

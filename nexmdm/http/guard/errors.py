@@ -1,0 +1,15 @@
+"""The two ways in which a request ends before the application runs."""
+
+from nexmdm.common.problems import Problem
+
+
+class Refused(Exception):
+    """The guard refuses the request with a problem; `drain` if some of its body is still to come."""
+
+    def __init__(self, problem: Problem, *, drain: bool = False) -> None:
+        self.problem = problem
+        self.drain = drain
+
+
+class ClientGone(Exception):
+    """The client left before its request was complete; nobody waits for an answer."""
