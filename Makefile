@@ -61,6 +61,7 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy .
+	$(BIN)/lint-imports --no-logo
 
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix

@@ -4,6 +4,8 @@ Which way imports point is said by the contracts in pyproject.toml.
 """
 
 import ast
+import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -84,3 +86,17 @@ def test_each_module_says_what_it_is_for() -> None:
         if path.name != "__init__.py" and ast.get_docstring(ast.parse(path.read_text())) is None
     ]
     assert wrong == []
+
+
+def test_every_module_stands_in_a_layer() -> None:
+    """The contracts in pyproject.toml say nothing of a module that no layer names."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = re.findall(r"[a-z_.]+", " ".join(contracts[0]["layers"]))
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in sources("nexmdm", "devices", "commands")
+        if path.name != "__init__.py"
+    }
+    assert [
+        module for module in sorted(modules) if not f"{module}.".startswith(tuple(f"{one}." for one in layers))
+    ] == []
