@@ -32,6 +32,7 @@ from commands.schemas import (
 from nexmdm.auth.signed_call import WriteResult, caller_of
 from nexmdm.common import shutdown
 from nexmdm.common.database import run_in_db_thread
+from nexmdm.common.errors import DomainError
 from nexmdm.common.types import EmptyBody, respond, shown_name
 
 log = structlog.get_logger()
@@ -45,8 +46,8 @@ MAX_PARAM_ERRORS: Final = 100
 ISSUED = Counter("nexmdm_commands_issued", "Commands queued, by action.", ["action"])
 
 
-class InvalidParams(Exception):
-    """The parameters do not fit the action."""
+class InvalidParams(DomainError):
+    detail = "The parameters do not fit the action."
 
     def __init__(self, errors: list[dict[str, Any]]) -> None:
         super().__init__("The parameters do not fit the action. Nothing was queued.")

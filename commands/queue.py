@@ -19,6 +19,7 @@ from commands.models import Command, Delivery, DeliveryState, Priority, Withdraw
 from devices import audience
 from devices.audience import EmptyAudience, Target
 from nexmdm.common import database
+from nexmdm.common.errors import DomainError
 
 CHANNEL: Final = "nexmdm_dispatch"
 """The NOTIFY channel that tells dispatchers of new work."""
@@ -26,16 +27,16 @@ CHANNEL: Final = "nexmdm_dispatch"
 OFFER_LIMIT: Final = 20
 
 
-class AudienceChanged(Exception):
-    """The audience has another size than expect_count says. Nothing was queued."""
+class AudienceChanged(DomainError):
+    detail = "The audience has another size than expect_count says. Nothing was queued."
 
 
-class PushPayloadTooLarge(Exception):
-    """The command is larger than the 4096 bytes that a push can carry. Shorten its parameters."""
+class PushPayloadTooLarge(DomainError):
+    detail = "The command is larger than the 4096 bytes that a push can carry. Shorten its parameters."
 
 
-class UnknownCommand(Exception):
-    """There is no command with this request_id, or none for this device."""
+class UnknownCommand(DomainError):
+    detail = "There is no command with this request_id, or none for this device."
 
 
 @dataclass(frozen=True, slots=True)

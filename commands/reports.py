@@ -11,6 +11,7 @@ from django.db.models.functions import Coalesce, Greatest, Now
 
 from commands.models import FINAL, OPEN, Command, Delivery, DeliveryChannel, DeliveryState, Report, ReportStatus
 from nexmdm.common import database
+from nexmdm.common.errors import DomainError
 
 KEPT: Final = 100
 """Reports of one delivery that are kept; beyond them only the one that is its result, or its late result.
@@ -22,8 +23,8 @@ EXTRA_TIME: Final = timedelta(hours=1)
 """What a phone that has a command gets, beyond its expiry, for its final word."""
 
 
-class UnknownRequest(Exception):
-    """This device has no delivery of that request."""
+class UnknownRequest(DomainError):
+    detail = "This device has no delivery of that request."
 
 
 @dataclass(frozen=True, slots=True)

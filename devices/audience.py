@@ -10,19 +10,20 @@ from django.db.models import CharField, F, Func, Value
 
 from devices.identity import comparison_keys
 from devices.models import Device
+from nexmdm.common.errors import DomainError
 from nexmdm.common.identity import comparison_key
 
 
-class UnknownDevices(Exception):
-    """Some of the devices named are not enrolled, or revoked."""
+class UnknownDevices(DomainError):
+    detail = "Some of the devices named are not enrolled, or revoked."
 
     def __init__(self, unknown: Sequence[str]) -> None:
         super().__init__(f"{len(unknown)} of the devices named are not known (or revoked). Nothing was done.")
         self.unknown = unknown
 
 
-class EmptyAudience(Exception):
-    """No active device matches the target. Nothing was queued."""
+class EmptyAudience(DomainError):
+    detail = "No active device matches the target. Nothing was queued."
 
 
 @dataclass(frozen=True, slots=True)

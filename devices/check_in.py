@@ -34,6 +34,7 @@ from devices.heartbeats import HeartbeatRecord, HeartbeatResult
 from devices.schemas import Heartbeat
 from nexmdm.common import database
 from nexmdm.common.database import device_unit
+from nexmdm.common.errors import DomainError
 from nexmdm.common.tolerance import field_warnings
 from nexmdm.common.tolerance.repair import Note
 from nexmdm.common.types import rfc3339
@@ -63,12 +64,12 @@ def verdicts() -> Counter[str]:
     return Counter({one.labels["verdict"]: int(one.value) for one in samples if one.name.endswith("_total")})
 
 
-class Overloaded(Exception):
-    """Too many heartbeats wait to be recorded. Try again shortly."""
+class Overloaded(DomainError):
+    detail = "Too many heartbeats wait to be recorded. Try again shortly."
 
 
-class Draining(Exception):
-    """This process is stopping. Try again: another one answers."""
+class Draining(DomainError):
+    detail = "This process is stopping. Try again: another one answers."
 
 
 @dataclass(frozen=True, slots=True)

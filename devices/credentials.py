@@ -25,17 +25,18 @@ from django.db.models.functions import Now
 from devices import tokens
 from devices.models import Device
 from nexmdm.common import database
+from nexmdm.common.errors import DomainError
 
 NEXT_LIVES: Final = timedelta(hours=24)
 """How long a rotated credential waits for its first use before it is dropped again."""
 
 
-class InvalidToken(Exception):
-    """The device token is not valid. Register again if it was lost."""
+class InvalidToken(DomainError):
+    detail = "The device token is not valid. Register again if it was lost."
 
 
-class DeviceRevoked(Exception):
-    """This device is revoked. An admin lets it in again by POST /admin/devices/{device_id}/reinstate."""
+class DeviceRevoked(DomainError):
+    detail = "This device is revoked. An admin lets it in again by POST /admin/devices/{device_id}/reinstate."
 
     def __init__(self, device_id: UUID | None = None) -> None:
         super().__init__()

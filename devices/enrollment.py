@@ -17,6 +17,7 @@ from devices.credentials import DeviceRevoked
 from devices.identity import comparison_keys
 from devices.models import Device, EnrollmentToken, Presence
 from nexmdm.common import database
+from nexmdm.common.errors import DomainError
 from nexmdm.common.identity import comparison_key
 
 LOST_ANSWER_WINDOW: Final = timedelta(minutes=15)
@@ -24,32 +25,32 @@ LOST_ANSWER_WINDOW: Final = timedelta(minutes=15)
 have that token: one that knows the hardware id gets the device's credentials, and those of the phone itself stop."""
 
 
-class InvalidEnrollmentToken(Exception):
-    """The enrollment token is not valid. Ask an admin for a new one."""
+class InvalidEnrollmentToken(DomainError):
+    detail = "The enrollment token is not valid. Ask an admin for a new one."
 
 
-class EnrollmentTokenExpired(Exception):
-    """The enrollment token has expired. Ask an admin for a new one."""
+class EnrollmentTokenExpired(DomainError):
+    detail = "The enrollment token has expired. Ask an admin for a new one."
 
 
-class EnrollmentTokenExhausted(Exception):
-    """The enrollment token has no uses left. Ask an admin for a new one."""
+class EnrollmentTokenExhausted(DomainError):
+    detail = "The enrollment token has no uses left. Ask an admin for a new one."
 
 
-class EnrollmentTokenRevoked(Exception):
-    """The enrollment token has been revoked. Ask an admin for a new one."""
+class EnrollmentTokenRevoked(DomainError):
+    detail = "The enrollment token has been revoked. Ask an admin for a new one."
 
 
-class HardwareKnown(Exception):
-    """This hardware_id is enrolled already. Use an enrollment token made with re_enroll to enrol it again."""
+class HardwareKnown(DomainError):
+    detail = "This hardware_id is enrolled already. Use an enrollment token made with re_enroll to enrol it again."
 
     def __init__(self, device_id: UUID) -> None:
         super().__init__()
         self.device_id = device_id
 
 
-class AliasTaken(Exception):
-    """Another device has this alias. Choose another one."""
+class AliasTaken(DomainError):
+    detail = "Another device has this alias. Choose another one."
 
     def __init__(self, *, by_revoked: bool = False) -> None:
         """`by_revoked`: the device that has the alias is revoked."""
@@ -57,12 +58,12 @@ class AliasTaken(Exception):
         super().__init__(revoked if by_revoked else "")
 
 
-class UnknownEnrollmentToken(Exception):
-    """There is no enrollment token with this id."""
+class UnknownEnrollmentToken(DomainError):
+    detail = "There is no enrollment token with this id."
 
 
-class UnknownDevice(Exception):
-    """There is no device with this id."""
+class UnknownDevice(DomainError):
+    detail = "There is no device with this id."
 
 
 def create_token(

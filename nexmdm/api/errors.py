@@ -15,6 +15,7 @@ from devices import audience, check_in, credentials, enrollment
 from nexmdm.auth import signed_call, signed_request
 from nexmdm.auth.rate_limits import RateLimited
 from nexmdm.common import database, pagination, problems
+from nexmdm.common.errors import DomainError
 from nexmdm.common.overload import gates
 from nexmdm.common.problems import Problem
 from nexmdm.common.types import shown_name
@@ -25,8 +26,8 @@ _BEARER: Final = {"WWW-Authenticate": "Bearer"}
 _NXD1: Final = {"WWW-Authenticate": "NXD1"}
 
 
-class UnknownQuery(Exception):
-    """The operation does not know these query parameters."""
+class UnknownQuery(DomainError):
+    detail = "The operation does not know these query parameters."
 
     def __init__(self, names: list[str]) -> None:
         super().__init__("The query has parameters that are not known here.")
@@ -36,7 +37,7 @@ class UnknownQuery(Exception):
 
 
 # The one table of errors: what each means to the caller. The sentence for people is the error's own text.
-ERRORS: Final[dict[type[Exception], tuple[int, str, dict[str, str]]]] = {
+ERRORS: Final[dict[type[DomainError], tuple[int, str, dict[str, str]]]] = {
     signed_request.InvalidSignature: (401, "invalid_signature", _NXD1),
     signed_request.IdempotencyKeyRequired: (400, "idempotency_key_required", {}),
     signed_call.IdempotencyInFlight: (409, "idempotency_in_flight", {}),
@@ -66,16 +67,16 @@ ERRORS: Final[dict[type[Exception], tuple[int, str, dict[str, str]]]] = {
 }
 
 
-def _domain_error(request: HttpRequest, error: Exception) -> HttpResponse:
+def _domain_error(request: HttpRequest, error: DomainError) -> HttpResponse:
     status, code, headers = ERRORS[type(error)]
-    return Problem(status, code, _sentence(error), getattr(error, "errors", None), headers).response()
+    return Problem(status, code, str(error), getattr(error, "errors", None), headers).response()
 
 
 def _unknown_devices(request: HttpRequest, error: audience.UnknownDevices) -> HttpResponse:
     errors = [
         {"loc": ["body"], "msg": f"{name} is not known (or revoked)"} for name in error.unknown[: problems.MOST_ERRORS]
     ]
-    return Problem(422, "unknown_devices", _sentence(error), errors).response()
+    return Problem(422, "unknown_devices", str(error), errors).response()
 
 
 def _invalid_request(request: HttpRequest, error: ValidationError) -> HttpResponse:
@@ -125,10 +126,6 @@ def _database_unavailable(request: HttpRequest, error: Exception) -> HttpRespons
 def _internal(request: HttpRequest, error: Exception) -> HttpResponse:
     log.error("request.failed", error=type(error).__name__, exc_info=error)
     return problems.INTERNAL.response()
-
-
-def _sentence(error: Exception) -> str:
-    return str(error) or (type(error).__doc__ or "").strip()
 
 
 HANDLERS: Final[dict[type[Exception], Callable[..., HttpResponse]]] = {

@@ -11,6 +11,7 @@ from django.conf import settings
 
 from nexmdm.auth.address_limits import AddressLimit, count
 from nexmdm.common.database import device_unit, lookup_unit, run_in_db_thread
+from nexmdm.common.errors import DomainError
 from nexmdm.common.overload.gates import GateFull
 from nexmdm.common.problems import Problem
 
@@ -21,8 +22,8 @@ failures: Final = AddressLimit("failure")
 """Failed authentications, by address. Beyond the limit a failure is 429; a good credential passes all the same."""
 
 
-class RateLimited(Exception):
-    """Too many requests. Wait as long as Retry-After says."""
+class RateLimited(DomainError):
+    detail = "Too many requests. Wait as long as Retry-After says."
 
     def __init__(self, retry_after_seconds: int, limit: str = "") -> None:
         super().__init__(f"Too many requests. Try again in {retry_after_seconds} s.")

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from nexmdm.audit import entries
 from nexmdm.common import database
 from nexmdm.common.database import run_in_db_thread
+from nexmdm.common.errors import DomainError
 from nexmdm.models import StoredAnswer
 
 
@@ -34,12 +35,12 @@ class WriteResult:
 RestoreSecrets = Callable[[dict[str, Any]], Mapping[str, str]]
 
 
-class IdempotencyInFlight(Exception):
-    """A request with this Idempotency-Key is still running. Send it again shortly to get its answer."""
+class IdempotencyInFlight(DomainError):
+    detail = "A request with this Idempotency-Key is still running. Send it again shortly to get its answer."
 
 
-class IdempotencyKeyReused(Exception):
-    """This Idempotency-Key belongs to another request. Use a new one for each new request."""
+class IdempotencyKeyReused(DomainError):
+    detail = "This Idempotency-Key belongs to another request. Use a new one for each new request."
 
 
 @dataclass(frozen=True, slots=True)

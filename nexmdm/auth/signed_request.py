@@ -15,6 +15,7 @@ from prometheus_client import Counter
 from nexmdm.auth import rate_limits, signing
 from nexmdm.auth.signed_call import SignedCaller
 from nexmdm.common import request_facts
+from nexmdm.common.errors import DomainError
 
 DENIED = Counter("nexmdm_admin_denied", "Admin requests whose signature was not good, by the reason.", ["reason"])
 
@@ -24,8 +25,8 @@ _SIGNATURE: Final = re.compile(r"v1=[0-9a-f]{64}")
 _IDEMPOTENCY_KEY: Final = re.compile(r"[A-Za-z0-9_-]{16,64}")
 
 
-class InvalidSignature(Exception):
-    """The request is not signed as it should be. See the signing recipe in the documentation."""
+class InvalidSignature(DomainError):
+    detail = "The request is not signed as it should be. See the signing recipe in the documentation."
 
     def __init__(self, reason: str) -> None:
         super().__init__()
@@ -33,8 +34,8 @@ class InvalidSignature(Exception):
         """Which part of the signature is wrong, for the log and a metric only."""
 
 
-class IdempotencyKeyRequired(Exception):
-    """Send an Idempotency-Key of 16 to 64 characters (letters, digits, _ and -), and sign it."""
+class IdempotencyKeyRequired(DomainError):
+    detail = "Send an Idempotency-Key of 16 to 64 characters (letters, digits, _ and -), and sign it."
 
 
 class SignedRequest(AuthBase):

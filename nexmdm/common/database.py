@@ -16,6 +16,7 @@ from django.conf import settings
 from django.db import Error, OperationalError, connection, connections
 from psycopg.errors import DeadlockDetected, SerializationFailure
 
+from nexmdm.common.errors import DomainError
 from nexmdm.common.overload.gates import Gate
 
 P = ParamSpec("P")
@@ -239,8 +240,8 @@ def safe_message(error: BaseException) -> str:
     return " ".join([f"SQLSTATE {cause.sqlstate}", *filter(None, rule)])
 
 
-class DeadlockRetriesExhausted(Exception):
-    """Too much happened to the same rows at once. Try again shortly."""
+class DeadlockRetriesExhausted(DomainError):
+    detail = "Too much happened to the same rows at once. Try again shortly."
 
 
 def retry_on_deadlock(work: Callable[[], R]) -> R:

@@ -8,6 +8,7 @@ from uuid import UUID
 from django.db.models import Model, QuerySet
 from pydantic import AfterValidator, BaseModel, Field
 
+from nexmdm.common.errors import DomainError
 from nexmdm.common.types import QueryInteger
 
 M = TypeVar("M", bound=Model)
@@ -41,8 +42,8 @@ def decode(cursor: str) -> UUID | int:
         raise ValueError("is not a cursor of this list: pass the next_cursor of an earlier answer") from error
 
 
-class ForeignCursor(Exception):
-    """The cursor belongs to another list. Pass the next_cursor of an earlier answer of this one."""
+class ForeignCursor(DomainError):
+    detail = "The cursor belongs to another list. Pass the next_cursor of an earlier answer of this one."
 
 
 def paginate(rows: QuerySet[M], page: Page, key_type: type[Any]) -> tuple[list[M], str | None]:

@@ -23,10 +23,11 @@ from nexmdm.api.openapi.components import Json
 from nexmdm.auth import signed_call, signed_request
 from nexmdm.auth.rate_limits import RateLimited
 from nexmdm.common import problems
+from nexmdm.common.errors import DomainError
 from nexmdm.common.problems import Problem
 from nexmdm.common.tolerance.repair import DECIDES, INFORMS
 
-ErrorTable = Mapping[type[Exception], tuple[int, str, dict[str, str]]]
+ErrorTable = Mapping[type[DomainError], tuple[int, str, dict[str, str]]]
 
 
 class Refusal(NamedTuple):
@@ -59,14 +60,14 @@ _ANYWHERE: Final = (
 )
 _NOT_JSON: Final = Refusal(400, "invalid_json", "The body is not JSON in UTF-8.")
 _NOT_FOUND: Final = _general(404, "There is nothing at this path, or nothing has this id.")
-_RATE_LIMITED: Final = _general(429, (RateLimited.__doc__ or "").strip())
+_RATE_LIMITED: Final = _general(429, RateLimited.detail)
 _DATABASE_UNAVAILABLE: Final = _like(problems.DATABASE_UNAVAILABLE)
 _WITH_A_CREDENTIAL: Final = (
     _RATE_LIMITED,
     _DATABASE_UNAVAILABLE,
 )
 
-_BY_SCHEME: Final[Mapping[str, tuple[type[Exception], ...]]] = {
+_BY_SCHEME: Final[Mapping[str, tuple[type[DomainError], ...]]] = {
     "DeviceBearer": (credentials.InvalidToken, credentials.DeviceRevoked),
     "EnrollmentBearer": (
         enrollment.InvalidEnrollmentToken,
@@ -81,7 +82,7 @@ _SIGNED_WRITE: Final = (
     signed_call.IdempotencyInFlight,
     signed_call.IdempotencyKeyReused,
 )
-_BY_OPERATION: Final[Mapping[str, tuple[type[Exception], ...]]] = {
+_BY_OPERATION: Final[Mapping[str, tuple[type[DomainError], ...]]] = {
     "register": (credentials.DeviceRevoked, enrollment.HardwareKnown, enrollment.AliasTaken),
     "actionResult": (reports.UnknownRequest,),
     "issueCommand": (
@@ -208,10 +209,10 @@ class _Completion:
         elif "security" in found:
             yield from _WITH_A_CREDENTIAL
 
-    def _of(self, errors: Iterable[type[Exception]]) -> Iterable[Refusal]:
+    def _of(self, errors: Iterable[type[DomainError]]) -> Iterable[Refusal]:
         for error in errors:
             status, code, _ = self._errors[error]
-            yield Refusal(status, code, (error.__doc__ or "").strip())
+            yield Refusal(status, code, error.detail)
 
     def _refused(self, status: int, refusals: list[Refusal]) -> Json:
         """Return a reference to the answer with these refusals; operations that refuse the same share it."""

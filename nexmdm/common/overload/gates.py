@@ -14,13 +14,15 @@ from weakref import WeakKeyDictionary
 from prometheus_client import Counter as CounterMetric
 from prometheus_client import Gauge
 
+from nexmdm.common.errors import DomainError
+
 IN_USE: Final = Gauge("nexmdm_gate_in_use", "Work that a gate has let in.", ["gate"], multiprocess_mode="livesum")
 WAITING: Final = Gauge("nexmdm_gate_waiting", "Work that waits at a gate.", ["gate"], multiprocess_mode="livesum")
 REFUSED: Final = CounterMetric("nexmdm_gate_refused", "Work that found a gate full, or waited too long.", ["gate"])
 
 
-class GateFull(Exception):
-    """Too many requests of this kind are under way or waiting. Try again shortly."""
+class GateFull(DomainError):
+    detail = "Too many requests of this kind are under way or waiting. Try again shortly."
 
 
 @dataclass(slots=True)
