@@ -9,7 +9,7 @@ from uuid import UUID
 import structlog
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse
-from ninja import Query, Router
+from ninja import Query
 from prometheus_client import Counter
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -30,13 +30,14 @@ from commands.schemas import (
     WaitQuery,
 )
 from nexmdm.auth.signed_call import WriteResult, caller_of
+from nexmdm.auth.signed_router import SignedRouter
 from nexmdm.common import shutdown
 from nexmdm.common.database import run_in_db_thread
 from nexmdm.common.errors import DomainError
 from nexmdm.common.types import EmptyBody, respond, shown_name
 
 log = structlog.get_logger()
-router = Router(tags=["commands"])
+router = SignedRouter(tags=["commands"])
 
 WAIT_POLL_SECONDS: Final = 0.15
 """How often is looked for a waiting client: with the looks themselves, it is answered within 250 ms of the result."""

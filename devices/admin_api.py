@@ -10,7 +10,7 @@ from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 from django.urls import register_converter
 from django.urls.converters import StringConverter
-from ninja import Query, Router
+from ninja import Query
 
 from commands import queue
 from commands.models import Withdrawal
@@ -29,6 +29,7 @@ from devices.schemas import (
     Retagged,
 )
 from nexmdm.auth.signed_call import WriteResult, caller_of
+from nexmdm.auth.signed_router import SignedRouter
 from nexmdm.common.database import run_in_db_thread
 from nexmdm.common.types import EmptyBody, respond
 
@@ -43,7 +44,7 @@ class TagConverter(StringConverter):
 
 register_converter(TagConverter, "tag")
 
-router = Router(tags=["devices"])
+router = SignedRouter(tags=["devices"])
 
 
 @router.get("/devices", response=DevicePage, url_name="devices")

@@ -6,8 +6,6 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-import orjson
-import structlog
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError
 from django.http import HttpRequest, HttpResponse
@@ -23,18 +21,13 @@ import devices.phone_api
 from nexmdm.api import documentation, health, summary
 from nexmdm.api.errors import ERRORS, HANDLERS, UnknownQuery
 from nexmdm.api.openapi.document import DescribedAPI
-from nexmdm.audit import entries
 from nexmdm.auth import rate_limits
 from nexmdm.auth.bearer import DEVICE
 from nexmdm.auth.rate_limits import RateLimited
-from nexmdm.auth.signed_call import SignedCaller
-from nexmdm.auth.signed_request import SIGNED
 from nexmdm.common import asgi_types, request_facts
-from nexmdm.common.database import run_in_db_thread
 from nexmdm.common.tolerance import tolerant_json
 from nexmdm.common.types import parse_json
 
-log = structlog.get_logger()
 _DEVICE_ROUTES: Final = "/v1/"
 
 
@@ -120,41 +113,6 @@ async def refusal(request: HttpRequest, error: Exception) -> HttpResponse:
     return await _limit_failures(request, api.on_exception(request, error))
 
 
-def _audited(run: View) -> View:
-    """Write an audit entry for a signed write that was not done (one that was done wrote its own, with the work)."""
-
-    @wraps(run)
-    async def audited(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-        response = await run(request, *args, **kwargs)
-        signed = getattr(request, "auth", None)
-        if isinstance(signed, SignedCaller) and request.method != "GET" and isinstance(response, HttpResponse):
-            await _record_refusal(signed, response)
-        return response
-
-    return audited
-
-
-async def _record_refusal(signed: SignedCaller, response: HttpResponse) -> None:
-    """Record what was refused or failed. A refusal that cannot be recorded is none: the database is unavailable."""
-    status = response.status_code
-    if status < HTTPStatus.BAD_REQUEST or status == HTTPStatus.TOO_MANY_REQUESTS:
-        return
-    try:
-        await run_in_db_thread(entries.record, signed, status=status, code=orjson.loads(response.content)["code"])
-    except (DatabaseError, InterfaceError) as error:
-        if status < HTTPStatus.INTERNAL_SERVER_ERROR:
-            raise
-        # It has failed, mostly for the same reason, and its answer says so; the log has to do for the audit.
-        log.error(
-            "audit.unwritten",
-            error=type(error).__name__,
-            principal=signed.principal,
-            method=signed.method,
-            path=signed.target,
-            status=status,
-        )
-
-
 def _known_query_only(view: View) -> View:
     """Refuse query parameters that the operation does not know."""
     operation: Operation = view._ninja_operation  # type: ignore[attr-defined]  # noqa: SLF001  (Ninja's own back-reference)
@@ -175,6 +133,5 @@ api.add_decorator(_failures_limited, mode="view")
 api.add_router("/v1", devices.phone_api.router)
 api.add_router("/v1", commands.phone_api.router, auth=DEVICE)
 for _router in (commands.admin_api.router, devices.admin_api.router, summary.router):
-    _router.add_decorator(_audited, mode="view")
-    api.add_router("/admin", _router, auth=SIGNED)
+    api.add_router("/admin", _router)
 api.add_router("", health.router)

@@ -1,16 +1,17 @@
 """What an admin calls about the whole: the summary, and the audit."""
 
 from django.http import HttpRequest, HttpResponse
-from ninja import Query, Router
+from ninja import Query
 
 from nexmdm.audit import queries
 from nexmdm.audit.queries import AuditPage, AuditQuery
+from nexmdm.auth.signed_router import SignedRouter
 from nexmdm.common.database import run_in_db_thread
 from nexmdm.common.types import respond
 from nexmdm.monitoring import fleet_summary
 from nexmdm.monitoring.fleet_summary import Summary
 
-router = Router(tags=["fleet"])
+router = SignedRouter(tags=["fleet"])
 
 
 @router.get("/summary", response=Summary, url_name="summary")

@@ -17,7 +17,9 @@ from pytest_django import Settings
 
 from commands.push.dispatcher import Dispatcher
 from devices.models import Device
+from nexmdm.api.application import api
 from nexmdm.audit import chain, entries
+from nexmdm.auth.signed_router import SignedRouter
 from nexmdm.common import database
 from nexmdm.management.commands import dispatch
 from nexmdm.models import AuditEntry, AuditMark
@@ -609,3 +611,10 @@ def test_entries_from_before_the_chain_are_carried_over_in_their_order(admin: Ad
     assert list(AuditEntry.objects.order_by("id").values_list("id", flat=True)) == [3, 7, 8, 9]
     mark = AuditMark.objects.get(name=AuditMark.NEWEST)
     assert (mark.entry_id, mark.hash) == (place.entry_id, place.hash)
+
+
+def test_every_router_of_the_admin_api_is_one_that_audits() -> None:
+    """By its class: one that was forgotten could not be mounted under /admin."""
+    routers = [router for prefix, router in api._routers if prefix == "/admin"]
+    assert len(routers) >= 3
+    assert [router for router in routers if not isinstance(getattr(router, "template", router), SignedRouter)] == []

@@ -1,0 +1,65 @@
+"""The routers of the admin API: signed, and audited by their class."""
+
+from collections.abc import Awaitable, Callable
+from functools import wraps
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+import structlog
+from django.db import DatabaseError, InterfaceError
+from django.http import HttpRequest, HttpResponse
+from django.http.response import HttpResponseBase
+from ninja import Router
+
+from nexmdm.audit import entries
+from nexmdm.auth.signed_call import SignedCaller
+from nexmdm.auth.signed_request import SIGNED
+from nexmdm.common.database import run_in_db_thread
+
+View = Callable[..., Awaitable[HttpResponseBase]]
+
+log = structlog.get_logger()
+
+
+def audited(run: View) -> View:
+    """Write an audit entry for a signed write that was not done (one that was done wrote its own, with the work)."""
+
+    @wraps(run)
+    async def audited(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        response = await run(request, *args, **kwargs)
+        signed = getattr(request, "auth", None)
+        if isinstance(signed, SignedCaller) and request.method != "GET" and isinstance(response, HttpResponse):
+            await _record_refusal(signed, response)
+        return response
+
+    return audited
+
+
+async def _record_refusal(signed: SignedCaller, response: HttpResponse) -> None:
+    """Record what was refused or failed. A refusal that cannot be recorded is none: the database is unavailable."""
+    status = response.status_code
+    if status < HTTPStatus.BAD_REQUEST or status == HTTPStatus.TOO_MANY_REQUESTS:
+        return
+    try:
+        await run_in_db_thread(entries.record, signed, status=status, code=orjson.loads(response.content)["code"])
+    except (DatabaseError, InterfaceError) as error:
+        if status < HTTPStatus.INTERNAL_SERVER_ERROR:
+            raise
+        # It has failed, mostly for the same reason, and its answer says so; the log has to do for the audit.
+        log.error(
+            "audit.unwritten",
+            error=type(error).__name__,
+            principal=signed.principal,
+            method=signed.method,
+            path=signed.target,
+            status=status,
+        )
+
+
+class SignedRouter(Router):
+    """A router of the admin API: its operations are signed, and each signed write leaves an audit entry."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(auth=SIGNED, **options)
+        self.add_decorator(audited, mode="view")
