@@ -7,13 +7,10 @@ answer leaves after its commit.
 
 import asyncio
 import random
-import time
 from collections import Counter
 from collections.abc import Sequence
-from contextvars import Context
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from typing import Final
 from weakref import WeakKeyDictionary
 
@@ -21,7 +18,7 @@ import orjson
 import structlog
 from asgiref.sync import ThreadSensitiveContext
 from django.conf import settings
-from django.db import DataError, IntegrityError, InterfaceError, OperationalError, connection, transaction
+from django.db import DataError, IntegrityError, transaction
 from prometheus_client import Counter as CounterMetric
 from prometheus_client import Histogram
 
@@ -34,7 +31,7 @@ from devices.heartbeats import HeartbeatRecord, HeartbeatResult
 from devices.schemas import Heartbeat
 from nexmdm.common import database
 from nexmdm.common.database import device_unit
-from nexmdm.common.errors import DomainError
+from nexmdm.common.group_commit import GroupCommit
 from nexmdm.common.tolerance import field_warnings
 from nexmdm.common.tolerance.repair import Note
 from nexmdm.common.types import rfc3339
@@ -46,8 +43,6 @@ log = structlog.get_logger()
 
 BATCH: Final = 500
 WAITING_LIMIT: Final = 5000
-BUSY_SECONDS: Final = 1
-"""Where one flush follows another within this time, more will follow."""
 
 HEARTBEATS = CounterMetric("nexmdm_heartbeats", "Heartbeats flushed, by the verdict on their token.", ["verdict"])
 FLUSH_SIZE = Histogram(
@@ -62,14 +57,6 @@ def verdicts() -> Counter[str]:
     """Return how many heartbeats this process has flushed so far, by the verdict on their token."""
     samples = (sample for family in HEARTBEATS.collect() for sample in family.samples)
     return Counter({one.labels["verdict"]: int(one.value) for one in samples if one.name.endswith("_total")})
-
-
-class Overloaded(DomainError):
-    detail = "Too many heartbeats wait to be recorded. Try again shortly."
-
-
-class Draining(DomainError):
-    detail = "This process is stopping. Try again: another one answers."
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,121 +121,6 @@ def _flush_one(record: HeartbeatRecord) -> Outcome:
         return error
 
 
-@dataclass(slots=True)
-class _Waiting:
-    """One row of the batch now filling, and the requests that wait for it (several, if a phone repeats itself)."""
-
-    record: HeartbeatRecord
-    futures: list[asyncio.Future[Outcome]]
-
-
-class Batcher:
-    """The batch now filling of one event loop, and the task that flushes it."""
-
-    def __init__(self) -> None:
-        self._filling: dict[str, _Waiting] = {}
-        self._waiting = 0
-        self._flusher: asyncio.Task[None] | None = None
-        self._draining = False
-        self._flushed_at = float("-inf")
-
-    async def submit(self, record: HeartbeatRecord) -> Outcome:
-        """Record a heartbeat; return when it is committed, what it gets, or the error that it deserves.
-
-        Raises Overloaded, Draining. What unwrap() does with the error is for the few: in a flood of wrong tokens,
-        raising each costs pauses for the garbage collector.
-        """
-        if self._draining:
-            raise Draining
-        if self._waiting >= WAITING_LIMIT:
-            raise Overloaded
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Outcome] = loop.create_future()
-        waiting = self._filling.get(record.token.text)
-        if waiting is None:
-            self._filling[record.token.text] = _Waiting(record, [future])
-        else:
-            waiting.record.merge(record)
-            waiting.futures.append(future)
-        self._waiting += 1
-        if self._flusher is None:
-            # A context of its own: the first request's must not outlive it in the flusher.
-            self._flusher = loop.create_task(self._flush_until_empty(), context=Context())
-        return await future
-
-    async def drain(self) -> None:
-        """Take no more heartbeats; return when those taken are answered."""
-        self._draining = True
-        if self._flusher is not None:
-            await self._flusher
-        await database.run_in_db_thread_keeping_connection(database.release_connections)
-
-    async def _flush_until_empty(self) -> None:
-        try:
-            while self._filling:
-                await self._flush(self._take())
-        finally:
-            self._flusher = None
-
-    def _take(self) -> list[_Waiting]:
-        # By token is by device: the ids are of one length, in an alphabet that sorts as its digits do.
-        return [self._filling.pop(key) for key in sorted(islice(self._filling, BATCH))]
-
-    async def _flush(self, batch: list[_Waiting]) -> None:
-        outcomes: Sequence[Outcome]
-        try:
-            with FLUSH_SECONDS.time():
-                outcomes = await database.run_in_db_thread_keeping_connection(
-                    self._work, [waiting.record for waiting in batch]
-                )
-        except Exception as error:  # noqa: BLE001  (nobody may wait for ever: all of the batch are told)
-            outcomes = [error] * len(batch)
-        for waiting, outcome in zip(batch, outcomes, strict=True):
-            self._answer(waiting, outcome)
-        FLUSH_SIZE.observe(len(batch))
-        for kind, count in Counter(map(type, outcomes)).items():
-            HEARTBEATS.labels("good" if kind is CheckedIn else kind.__name__).inc(count)
-
-    def _work(self, records: Sequence[HeartbeatRecord]) -> list[Outcome]:
-        """Flush in a thread. A busy server keeps the connection for the next flush: to fetch one and check it is dear.
-
-        Where a kept one is gone, a fresh one tells whether PostgreSQL is. Nothing is lost by recording twice.
-        """
-        kept = connection.connection is not None
-        busy = False
-        try:
-            outcomes = flush_safely(records)
-            busy = time.monotonic() - self._flushed_at < BUSY_SECONDS
-        except (OperationalError, InterfaceError):
-            if not kept or database.is_connected():
-                raise
-            database.release_connections()
-            outcomes = flush_safely(records)
-        finally:
-            self._flushed_at = time.monotonic()
-            if not busy:
-                database.release_connections()
-        return outcomes
-
-    def _answer(self, waiting: _Waiting, outcome: Outcome) -> None:
-        self._waiting -= len(waiting.futures)
-        for future in waiting.futures:
-            if not future.done():
-                future.set_result(outcome)
-
-
-_batchers: WeakKeyDictionary[asyncio.AbstractEventLoop, Batcher] = WeakKeyDictionary()
-
-
-def batcher() -> Batcher:
-    """Return the running loop's batcher."""
-    loop = asyncio.get_running_loop()
-    found = _batchers.get(loop)
-    if found is None:
-        found = _batchers[loop] = Batcher()
-    return found
-
-
 def build_record(token: tokens.Token, fields: Heartbeat) -> HeartbeatRecord:
     """Return what is to be recorded of a heartbeat."""
     return HeartbeatRecord(
@@ -290,3 +162,29 @@ async def answer(token: tokens.Token, checked_in: CheckedIn, notes: Sequence[Not
         field_warnings.record("/v1/heartbeat", token.id, notes)
         answered["warnings"] = [warning.model_dump() for warning in field_warnings.shown(notes)]
     return orjson.dumps(answered)
+
+
+def _flushed(outcomes: Sequence[Outcome], seconds: float) -> None:
+    FLUSH_SECONDS.observe(seconds)
+    FLUSH_SIZE.observe(len(outcomes))
+    for kind, count in Counter(map(type, outcomes)).items():
+        HEARTBEATS.labels("good" if kind is CheckedIn else kind.__name__).inc(count)
+
+
+Batcher = GroupCommit[HeartbeatRecord, CheckedIn]
+_batchers: WeakKeyDictionary[asyncio.AbstractEventLoop, Batcher] = WeakKeyDictionary()
+
+
+def batcher() -> Batcher:
+    """Return the running loop's batcher."""
+    loop = asyncio.get_running_loop()
+    found = _batchers.get(loop)
+    if found is None:
+        found = _batchers[loop] = Batcher(flush_safely, _flushed, batch_size=BATCH, waiting_limit=WAITING_LIMIT)
+    return found
+
+
+async def submit(record: HeartbeatRecord) -> Outcome:
+    """Record a heartbeat; return when it is committed what it gets, or its error. Raises Overloaded, Draining."""
+    # By token is by device: the ids are of one length, in an alphabet that sorts as its digits do.
+    return await batcher().submit(record.token.text, record)

@@ -48,7 +48,7 @@ async def heartbeat(request: HttpRequest, body: Body[Reading[Heartbeat]]) -> Htt
 
 
 async def _checked_in(record: HeartbeatRecord) -> CheckedIn:
-    return check_in.unwrap(await check_in.batcher().submit(record))
+    return check_in.unwrap(await check_in.submit(record))
 
 
 @router.post("/register", auth=ENROLLMENT, response=Registered, url_name="register")

@@ -11,10 +11,10 @@ from ninja.errors import HttpError, ValidationError
 
 import commands.admin_api
 from commands import queue, report_limit, reports
-from devices import audience, check_in, credentials, enrollment
+from devices import audience, credentials, enrollment
 from nexmdm.auth import signed_call, signed_request
 from nexmdm.auth.rate_limits import RateLimited
-from nexmdm.common import database, pagination, problems
+from nexmdm.common import database, group_commit, pagination, problems
 from nexmdm.common.errors import DomainError
 from nexmdm.common.overload import gates
 from nexmdm.common.problems import Problem
@@ -60,8 +60,8 @@ ERRORS: Final[dict[type[DomainError], tuple[int, str, dict[str, str]]]] = {
     pagination.ForeignCursor: (422, "invalid_request", {}),
     UnknownQuery: (422, "invalid_request", {}),
     commands.admin_api.InvalidParams: (422, "invalid_request", {}),
-    check_in.Overloaded: (503, "overloaded", {}),
-    check_in.Draining: (503, "overloaded", {}),
+    group_commit.Overloaded: (503, "overloaded", {}),
+    group_commit.Draining: (503, "overloaded", {}),
     gates.GateFull: (503, "overloaded", {}),
     database.DeadlockRetriesExhausted: (503, "overloaded", {}),
 }

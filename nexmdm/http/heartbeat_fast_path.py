@@ -43,7 +43,7 @@ class HeartbeatFastPath:
         fields, notes = heartbeat
         scope["nexmdm.route"] = PATH
         try:
-            outcome = await check_in.batcher().submit(check_in.build_record(token, fields))
+            outcome = await check_in.submit(check_in.build_record(token, fields))
             if isinstance(outcome, InvalidToken):
                 await self._refuse(scope, body, outcome, send)
                 return

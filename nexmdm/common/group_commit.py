@@ -1,0 +1,156 @@
+"""Group commit: items join the batch now filling, which is flushed as soon as the flush before it is done.
+
+An idle process flushes at once, a busy one fills batches meanwhile, and no timer is needed. One flush is one
+transaction, and every outcome is returned after its commit.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from contextvars import Context
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final, Generic, Protocol, Self, TypeVar
+
+from django.db import InterfaceError, OperationalError, connection
+
+from nexmdm.common import database
+from nexmdm.common.errors import DomainError
+
+BUSY_SECONDS: Final = 1
+"""Where one flush follows another within this time, more will follow."""
+
+
+class Overloaded(DomainError):
+    detail = "Too many heartbeats wait to be recorded. Try again shortly."
+
+
+class Draining(DomainError):
+    detail = "This process is stopping. Try again: another one answers."
+
+
+class Mergeable(Protocol):
+    """What can wait in a batch."""
+
+    def merge(self, later: Self) -> None:
+        """Take over what a later item of the same key says."""
+
+
+Item = TypeVar("Item", bound=Mergeable)
+Outcome = TypeVar("Outcome")
+
+
+@dataclass(slots=True)
+class _Waiting(Generic[Item, Outcome]):
+    """One item of the batch now filling, and those who wait for it (several, if its key came again)."""
+
+    item: Item
+    futures: list[asyncio.Future[Outcome | Exception]]
+
+
+class GroupCommit(Generic[Item, Outcome]):
+    """The batch now filling of one event loop, and the task that flushes it.
+
+    `flush` runs in a thread, on items sorted by key, no two with the same key; it returns an outcome or an error for
+    each. `flushed` is called on the loop with the outcomes of a batch, and the seconds that its flush took.
+    """
+
+    def __init__(
+        self,
+        flush: Callable[[Sequence[Item]], Sequence[Outcome | Exception]],
+        flushed: Callable[[Sequence[Outcome | Exception], float], None],
+        *,
+        batch_size: int,
+        waiting_limit: int,
+    ) -> None:
+        self._flush_items = flush
+        self._flushed = flushed
+        self._batch_size = batch_size
+        self._waiting_limit = waiting_limit
+        self._filling: dict[str, _Waiting[Item, Outcome]] = {}
+        self._waiting = 0
+        self._flusher: asyncio.Task[None] | None = None
+        self._draining = False
+        self._flushed_at = float("-inf")
+
+    async def submit(self, key: str, item: Item) -> Outcome | Exception:
+        """Record an item; return, when it is committed, its outcome or its error. Raises Overloaded, Draining.
+
+        An error is returned because only a few callers need it raised: in a flood of them, raising each costs pauses
+        for the garbage collector.
+        """
+        if self._draining:
+            raise Draining
+        if self._waiting >= self._waiting_limit:
+            raise Overloaded
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Outcome | Exception] = loop.create_future()
+        waiting = self._filling.get(key)
+        if waiting is None:
+            self._filling[key] = _Waiting(item, [future])
+        else:
+            waiting.item.merge(item)
+            waiting.futures.append(future)
+        self._waiting += 1
+        if self._flusher is None:
+            # A context of its own: the first request's must not outlive it in the flusher.
+            self._flusher = loop.create_task(self._flush_until_empty(), context=Context())
+        return await future
+
+    async def drain(self) -> None:
+        """Take no more items; return when those taken are answered."""
+        self._draining = True
+        if self._flusher is not None:
+            await self._flusher
+        await database.run_in_db_thread_keeping_connection(database.release_connections)
+
+    async def _flush_until_empty(self) -> None:
+        try:
+            while self._filling:
+                await self._flush(self._take())
+        finally:
+            self._flusher = None
+
+    def _take(self) -> list[_Waiting[Item, Outcome]]:
+        return [self._filling.pop(key) for key in sorted(islice(self._filling, self._batch_size))]
+
+    async def _flush(self, batch: list[_Waiting[Item, Outcome]]) -> None:
+        outcomes: Sequence[Outcome | Exception]
+        started = time.perf_counter()
+        try:
+            outcomes = await database.run_in_db_thread_keeping_connection(
+                self._work, [waiting.item for waiting in batch]
+            )
+        except Exception as error:  # noqa: BLE001  (no caller may wait for ever: all of the batch get the error)
+            outcomes = [error] * len(batch)
+        seconds = time.perf_counter() - started
+        for waiting, outcome in zip(batch, outcomes, strict=True):
+            self._answer(waiting, outcome)
+        self._flushed(outcomes, seconds)
+
+    def _work(self, items: Sequence[Item]) -> Sequence[Outcome | Exception]:
+        """Flush in a thread. A busy process keeps the connection for the next flush: fetching one is expensive.
+
+        If a kept one is gone, a fresh one shows whether PostgreSQL is gone, too. Recording twice loses nothing.
+        """
+        kept = connection.connection is not None
+        busy = False
+        try:
+            outcomes = self._flush_items(items)
+            busy = time.monotonic() - self._flushed_at < BUSY_SECONDS
+        except (OperationalError, InterfaceError):
+            if not kept or database.is_connected():
+                raise
+            database.release_connections()
+            outcomes = self._flush_items(items)
+        finally:
+            self._flushed_at = time.monotonic()
+            if not busy:
+                database.release_connections()
+        return outcomes
+
+    def _answer(self, waiting: _Waiting[Item, Outcome], outcome: Outcome | Exception) -> None:
+        self._waiting -= len(waiting.futures)
+        for future in waiting.futures:
+            if not future.done():
+                future.set_result(outcome)
