@@ -26,10 +26,10 @@ from commands import queue
 from commands.push import outbox
 from commands.queue import NO_OFFER, Offer
 from devices import credentials, heartbeats, token_check, tokens
-from devices.credentials import Verdict
+from devices.credentials import InvalidToken, NeedsFullCheck, Verdict
 from devices.heartbeats import HeartbeatRecord, HeartbeatResult
 from devices.schemas import Heartbeat
-from nexmdm.common import database
+from nexmdm.common import addresses, database
 from nexmdm.common.database import device_unit
 from nexmdm.common.group_commit import GroupCommit
 from nexmdm.common.tolerance import field_warnings
@@ -139,12 +139,10 @@ def _change_push_token(token: tokens.Token, push_token: str | None) -> None:
     credentials.authenticate(token)
 
 
-async def answer(token: tokens.Token, checked_in: CheckedIn, notes: Sequence[Note]) -> bytes:
-    """Finish a heartbeat that was recorded: write its push token if that is new, log it, and return its answer.
-
-    `notes` is what was repaired or dropped of its body.
-    """
+async def _answer(token: tokens.Token, checked_in: CheckedIn, notes: Sequence[Note], client: str) -> bytes:
+    """Finish a heartbeat that was recorded: write its push token if that is new, log it, and return its answer."""
     if checked_in.push_token_changed:
+        database.CLIENT.set(addresses.counting_key(client))
         change = partial(_change_push_token, token, checked_in.push_token)
         async with ThreadSensitiveContext():
             await token_check.with_token_check(token, lambda: device_unit(database.retry_on_deadlock, change))
@@ -188,3 +186,22 @@ async def submit(record: HeartbeatRecord) -> Outcome:
     """Record a heartbeat; return when it is committed what it gets, or its error. Raises Overloaded, Draining."""
     # By token is by device: the ids are of one length, in an alphabet that sorts as its digits do.
     return await batcher().submit(record.token.text, record)
+
+
+async def check_in(token: tokens.Token, fields: Heartbeat, notes: Sequence[Note], client: str) -> bytes | InvalidToken:
+    """Record a heartbeat and return its answer, as JSON, after the commit; or the error of a token that is not valid.
+
+    That error is returned: in a flood of wrong tokens, raising each costs pauses for the garbage collector. `notes` is
+    what was repaired or dropped of the body; `client` is the address, for the gates in front of expensive work. Raises
+    DeviceRevoked, BcryptBusy, Overloaded, Draining, and what the database raises.
+    """
+    outcome = await submit(build_record(token, fields))
+    if isinstance(outcome, NeedsFullCheck):
+        database.CLIENT.set(addresses.counting_key(client))
+        async with ThreadSensitiveContext():
+            await token_check.check_fully(token)
+        outcome = await submit(build_record(token, fields))
+        outcome = InvalidToken() if isinstance(outcome, NeedsFullCheck) else outcome
+    if isinstance(outcome, InvalidToken):
+        return outcome
+    return await _answer(token, unwrap(outcome), notes, client)

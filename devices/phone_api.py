@@ -14,9 +14,8 @@ from commands import queue
 from commands.models import Withdrawal
 from commands.push import outbox
 from devices import check_in, credentials, enrollment, token_check, tokens
-from devices.check_in import CheckedIn, answer, build_record
+from devices.credentials import InvalidToken
 from devices.enrollment import Enrolled, Registration
-from devices.heartbeats import HeartbeatRecord
 from devices.schemas import Heartbeat, HeartbeatAnswer, Register, Registered, Rotated, Rotation
 from nexmdm.auth import rate_limits
 from nexmdm.auth.bearer import DEVICE, ENROLLMENT
@@ -42,13 +41,10 @@ async def heartbeat(request: HttpRequest, body: Body[Reading[Heartbeat]]) -> Htt
     final report. With `has_more`, report on these and send a heartbeat at once.
     """
     token: tokens.Token = request.auth  # type: ignore[attr-defined]
-    record = build_record(token, body.fields)
-    checked_in = await token_check.with_token_check(token, lambda: _checked_in(record))
-    return HttpResponse(await answer(token, checked_in, body.notes), content_type="application/json")
-
-
-async def _checked_in(record: HeartbeatRecord) -> CheckedIn:
-    return check_in.unwrap(await check_in.submit(record))
+    answer = await check_in.check_in(token, body.fields, body.notes, request.META["REMOTE_ADDR"])
+    if isinstance(answer, InvalidToken):
+        raise answer
+    return HttpResponse(answer, content_type="application/json")
 
 
 @router.post("/register", auth=ENROLLMENT, response=Registered, url_name="register")

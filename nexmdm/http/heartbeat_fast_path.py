@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from devices import check_in, tokens
-from devices.credentials import InvalidToken, NeedsFullCheck
+from devices.credentials import InvalidToken
 from devices.schemas import Heartbeat
 from nexmdm.auth import rate_limits
 from nexmdm.auth.rate_limits import RateLimited
@@ -43,13 +43,10 @@ class HeartbeatFastPath:
         fields, notes = heartbeat
         scope["nexmdm.route"] = PATH
         try:
-            outcome = await check_in.submit(check_in.build_record(token, fields))
-            if isinstance(outcome, InvalidToken):
-                await self._refuse(scope, body, outcome, send)
+            answer = await check_in.check_in(token, fields, notes, scope["client"][0])
+            if isinstance(answer, InvalidToken):
+                await self._refuse(scope, body, answer, send)
                 return
-            answer = await check_in.answer(token, check_in.unwrap(outcome), notes)
-        except NeedsFullCheck:
-            await self._ordinary.serve(scope, body, send)
         except Exception as error:  # noqa: BLE001  (the API's one table of errors says what it means)
             await self._ordinary.refuse(scope, body, error, send)
         else:
