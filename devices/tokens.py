@@ -47,13 +47,13 @@ class Token:
 
 def make(prefix: str, owner: UUID, secret: bytes) -> Token:
     """Return the token of `owner` with a secret of 32 bytes."""
-    head = f"{prefix}{_base62(owner.int, _ID_LENGTH)}_{secret_text(secret)}"
+    head = f"{prefix}{base62(owner.int, _ID_LENGTH)}_{secret_text(secret)}"
     return Token(owner, head + _checksum(head))
 
 
 def secret_text(secret: bytes) -> str:
     """Return the 43 characters that stand for a secret of 32 bytes."""
-    return _base62(int.from_bytes(secret), _SECRET_LENGTH)
+    return base62(int.from_bytes(secret), _SECRET_LENGTH)
 
 
 def parse(prefix: str, text: str) -> Token | None:
@@ -97,7 +97,8 @@ def _derive(purpose: str, masters: tuple[str, ...]) -> tuple[Key, ...]:
     return tuple(Key(sha256(b"id:" + value).hexdigest()[:8], value) for value in values)
 
 
-def _base62(number: int, length: int) -> str:
+def base62(number: int, length: int) -> str:
+    """Return a number in base62, with leading zeros to this length."""
     digits = []
     while number:
         number, digit = divmod(number, 62)
@@ -106,4 +107,4 @@ def _base62(number: int, length: int) -> str:
 
 
 def _checksum(head: str) -> str:
-    return _base62(zlib.crc32(head.encode("ascii")), _CRC_LENGTH)
+    return base62(zlib.crc32(head.encode("ascii")), _CRC_LENGTH)

@@ -19,6 +19,7 @@ from typing import Final, Literal, get_args
 import httpx
 import orjson
 
+from devices import tokens
 from loadtest.fleet.credentials_file import Member
 from loadtest.testbed import machine
 from loadtest.testbed.serving import Serving
@@ -107,18 +108,10 @@ def invalid_tokens(members: Sequence[Member]) -> Iterator[tuple[str, bytes]]:
         token = random.choice(members).device_token
         guessed = "0" + "".join(random.choices(_ALPHABET, k=_SECRET.stop - _SECRET.start - 1))
         head = token[: _SECRET.start] + guessed
-        yield head + _base62(zlib.crc32(head.encode()), 6), b"{}"
+        yield head + tokens.base62(zlib.crc32(head.encode()), 6), b"{}"
 
 
 def _malformed(members: Sequence[Member]) -> Iterator[tuple[str, bytes]]:
     """Yield good tokens with bodies that must not reach the database as they are."""
     while True:
         yield random.choice(members).device_token, random.choice(_MALFORMED)
-
-
-def _base62(number: int, length: int) -> str:
-    digits = ""
-    for _ in range(length):
-        number, digit = divmod(number, 62)
-        digits = _ALPHABET[digit] + digits
-    return digits
