@@ -1,27 +1,26 @@
-"""The dispatcher: claim what is due, send it, record what FCM said. Stops politely."""
+"""The dispatcher: claims pushes that are due, sends them to FCM, and has the answers recorded."""
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final, Protocol
 
-import psycopg
 import structlog
-from asgiref.sync import ThreadSensitiveContext
-from django.db import Error, InterfaceError, OperationalError
+from django.db import Error
 from prometheus_client import Counter
-from psycopg import sql
 
-from commands import envelope, queue
+from commands import envelope
 from commands.models import AttemptOutcome
-from commands.push import circuit_breaker, fcm, outbox, retry
+from commands.push import circuit_breaker, fcm, outbox, periodic, retry
 from commands.push.batch import Batch
 from commands.push.circuit_breaker import Circuit
+from commands.push.listener import listen
 from commands.push.outbox import Claimed, Sent
+from commands.push.periodic import PeriodicTask
 from commands.push.rate import Pace
+from commands.push.recorder import Recorder
 from commands.push.send_log import log_push
 from nexmdm.common import database
 
@@ -43,8 +42,8 @@ GATHER_SECONDS: Final = 0.02
 POLL_SECONDS: Final = 1.0
 """How long a lost notification can delay a push."""
 
-RECONNECT_SECONDS: Final = 1.0
-RECORD_TRIES: Final = 30
+AFTER_FAILURE_SECONDS: Final = 1.0
+"""How long nothing is claimed after a claim that failed."""
 
 LEAVES_WITHIN_SECONDS: Final = outbox.LEASE.total_seconds() - fcm.TIMEOUT_SECONDS - 5
 """How long after its claim a push may leave: the answer then has its time, and 5 s to be recorded, within the lease."""
@@ -60,23 +59,13 @@ class FcmSender(Protocol):
         """Send one message; never raise for what FCM or the network does."""
 
 
-@dataclass(frozen=True, slots=True)
-class PeriodicTask:
-    """Something to be done again and again beside the pushing: ten times as often while there is a full batch of it."""
-
-    name: str
-    every_seconds: float
-    work: Callable[[], int | None]
-    batch: int | None = None
-
-
 class Dispatcher:
     """One dispatcher; any number may run on any number of machines (row locks keep them apart)."""
 
     def __init__(
         self, sender: FcmSender | None, *, per_second: float, periodic_tasks: Sequence[PeriodicTask] = ()
     ) -> None:
-        """Push through `sender` (None: push is not configured, only the chores run)."""
+        """Push through `sender` (None: push is not configured, only the periodic tasks run)."""
         self.circuit = Circuit()
         self.pace = Pace(per_second)
         self._sender = sender
@@ -85,8 +74,7 @@ class Dispatcher:
         self._awake = asyncio.Event()
         self._slots = asyncio.Semaphore(SLOTS)
         self._sends: set[asyncio.Task[None]] = set()
-        self._answered: list[Sent] = []
-        self._unrecorded = asyncio.Event()
+        self.recorder = Recorder(self._awake.set)
 
     def stop(self) -> None:
         """Claim nothing more; run() returns when what is under way is answered, what waits given back, all recorded."""
@@ -96,33 +84,33 @@ class Dispatcher:
     async def run(self) -> None:
         """Dispatch until stop()."""
         side_tasks = [
-            asyncio.create_task(self._repeat(periodic_task), name=periodic_task.name)
+            asyncio.create_task(periodic.repeat(periodic_task), name=periodic_task.name)
             for periodic_task in self._periodic_tasks
         ]
         if self._sender is None:
             await self._stopping.wait()
         else:
-            side_tasks.append(asyncio.create_task(self._listen(), name="listen"))
+            side_tasks.append(asyncio.create_task(listen(self._awake.set), name="listen"))
             await self._dispatch_and_record()
         for task in side_tasks:
             task.cancel()
         await asyncio.gather(*side_tasks, return_exceptions=True)
 
     async def run_once(self) -> None:
-        """Do each chore once, push what is due as the pace and the circuit allow, and return when it is recorded."""
+        """Do each periodic task once, push what is due as pace and circuit allow, and return when it is recorded."""
         for periodic_task in self._periodic_tasks:
             await database.run_in_db_thread(periodic_task.work)
         if self._sender is not None:
             await self._dispatch_and_record(once=True)
 
     async def _dispatch_and_record(self, *, once: bool = False) -> None:
-        recorder = asyncio.create_task(self._record_as_answers_arrive(), name="record")
+        recording = asyncio.create_task(self.recorder.run(), name="record")
         await self._dispatch(once=once)
         self.stop()
         if self._sends:
             await asyncio.wait(self._sends)
-        self._unrecorded.set()
-        await recorder
+        self.recorder.close()
+        await recording
 
     async def dispatch_once(self) -> int:
         """Claim what is due and may leave now, and start sending it; return how many."""
@@ -152,13 +140,13 @@ class Dispatcher:
     async def _dispatch(self, *, once: bool) -> None:
         while not self._stopping.is_set():
             self._awake.clear()
-            all_recorded = not self._sends and not self._answered
+            all_recorded = not self._sends and not self.recorder.waiting
             try:
                 started = await self.dispatch_once()
             except Exception as error:  # noqa: BLE001  (the loop's edge: whatever happens, dispatching goes on)
                 log.error("dispatch.failed", error=type(error).__name__, detail=database.safe_message(error)[:200])
                 started = 0
-                await self._pause(RECONNECT_SECONDS)
+                await self._pause(AFTER_FAILURE_SECONDS)
             if started:
                 await asyncio.sleep(GATHER_SECONDS)
             elif self.circuit.state == circuit_breaker.CLOSED and (wait := self.pace.seconds_to_next()):
@@ -200,14 +188,14 @@ class Dispatcher:
         else:
             sent = self._decided(claimed, answer, expires_at - time.monotonic())
             log_push(sent)
-            self._answer(sent)
+            self.recorder.add(sent)
 
     def _give_back(self, claimed: Claimed, reason: str, retry_in_seconds: float = 0.0) -> None:
         """Close an attempt that has not left; the push is due again if it still is wanted. No failure of anybody's."""
         request_id, device_id = str(claimed.content.request_id), str(claimed.recipient.device_id)
         log.info("command.not_sent", request_id=request_id, device_id=device_id, attempt=claimed.number, detail=reason)
         detail = f"not sent: {reason}"
-        self._answer(Sent(claimed, AttemptOutcome.BLOCKED, detail=detail, retry_in_seconds=retry_in_seconds))
+        self.recorder.add(Sent(claimed, AttemptOutcome.BLOCKED, detail=detail, retry_in_seconds=retry_in_seconds))
 
     def _decided(self, claimed: Claimed, answer: fcm.FcmResponse, seconds_left: float) -> Sent:
         decision = retry.decide(answer, claimed.failures, seconds_left)
@@ -239,79 +227,11 @@ class Dispatcher:
             CIRCUIT_OPENED.labels(self.circuit.cause.value).inc()
         level("push.circuit", state=self.circuit.state, cause=self.circuit.cause.value, reason=self.circuit.reason)
 
-    def _answer(self, sent: Sent) -> None:
-        self._answered.append(sent)
-        self._unrecorded.set()
-
     def _sent(self, task: asyncio.Task[None]) -> None:
         self._sends.discard(task)
         self._awake.set()
         if not task.cancelled() and (error := task.exception()):
             log.error("dispatch.send_failed", error=type(error).__name__, detail=database.safe_message(error)[:200])
-
-    async def _record_as_answers_arrive(self) -> None:
-        async with ThreadSensitiveContext():  # A thread of its own: what is recorded waits for no claim.
-            while self._answered or self._sends or not self._stopping.is_set():
-                await self._unrecorded.wait()
-                self._unrecorded.clear()
-                while self._answered:
-                    await self._record(self._answered[:BATCH])
-
-    async def _record(self, batch: list[Sent]) -> None:
-        """Record a batch; while the database is away, try again for as long as the leases last.
-
-        What cannot be recorded is let go: its lease runs out, and the push goes again.
-        """
-        for _ in range(RECORD_TRIES):
-            try:
-                await database.run_in_db_thread(outbox.record_attempts, batch)
-                break
-            except (OperationalError, InterfaceError) as error:
-                log.error(
-                    "dispatch.record_failed", error=type(error).__name__, detail=database.safe_message(error)[:200]
-                )
-                await asyncio.sleep(RECONNECT_SECONDS)
-            except Exception as error:
-                log.exception("dispatch.unrecordable", error=type(error).__name__)
-                break
-        del self._answered[: len(batch)]
-        self._awake.set()
-
-    async def _listen(self) -> None:
-        """Wake the loop when a transaction that queued something commits; after a lost connection, poll at once."""
-        while True:
-            with suppress(psycopg.Error, OSError):
-                await self._listen_on_one_connection()
-            await asyncio.sleep(RECONNECT_SECONDS)
-
-    async def _listen_on_one_connection(self) -> None:
-        async with await psycopg.AsyncConnection.connect(
-            **database.connection_parameters(), autocommit=True
-        ) as connection:
-            await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(queue.CHANNEL)))
-            self._awake.set()
-            async for _ in connection.notifies():
-                self._awake.set()
-
-    async def _repeat(self, periodic_task: PeriodicTask) -> None:
-        # A thread of its own: neither the pushing nor another chore waits for one that waits for a lock.
-        async with ThreadSensitiveContext():
-            while True:
-                done = await self._do(periodic_task)
-                is_full = periodic_task.batch is not None and done >= periodic_task.batch
-                await asyncio.sleep(periodic_task.every_seconds / 10 if is_full else periodic_task.every_seconds)
-
-    async def _do(self, periodic_task: PeriodicTask) -> int:
-        try:
-            return await database.run_in_db_thread(periodic_task.work) or 0
-        except Exception as error:  # noqa: BLE001  (the loop's edge: the chore is done again)
-            log.warning(
-                "chore.failed",
-                chore=periodic_task.name,
-                error=type(error).__name__,
-                detail=database.safe_message(error)[:200],
-            )
-            return 0
 
     async def _sleep_until_woken(self, seconds: float) -> None:
         with suppress(TimeoutError):

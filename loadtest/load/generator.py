@@ -124,7 +124,7 @@ class Generator:
         self._dues: list[tuple[float, int]] = []
         self._starts_at = self._ends_at = 0.0
         self._pool = Pool(server, plan.connections)
-        self._chores: list[asyncio.Task[None]] = []
+        self._side_tasks: list[asyncio.Task[None]] = []
         self._at_work: set[asyncio.Task[None]] = set()
         self._under_way = 0
         self._disturbing_requests = self._read_disturbing_requests(server)
@@ -156,9 +156,9 @@ class Generator:
         if plan.disturbing_requests:
             heappush(self._dues, (starts_at + plan.nuisances_from, NUISANCE))
         self._tick()
-        self._chores.append(asyncio.create_task(self._sweep()))
+        self._side_tasks.append(asyncio.create_task(self._sweep()))
         if plan.journal:
-            self._chores.append(asyncio.create_task(self._hear_pushes(Path(plan.journal))))
+            self._side_tasks.append(asyncio.create_task(self._hear_pushes(Path(plan.journal))))
 
     async def finish(self) -> None:
         """Return when nothing is under way any more, or has taken too long."""
@@ -166,7 +166,7 @@ class Generator:
         deadline = time.monotonic() + ANSWER_SECONDS + _SWEEP_SECONDS
         while (self._under_way or self._at_work) and time.monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(_JOURNAL_SECONDS)
-        for task in (*self._chores, *self._at_work):
+        for task in (*self._side_tasks, *self._at_work):
             task.cancel()
         self._pool.close()
 

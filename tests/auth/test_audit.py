@@ -410,8 +410,8 @@ def test_a_dispatcher_logs_no_witness_of_an_audit_without_entries(db: None) -> N
 
 
 def test_a_dispatcher_logs_a_witness_every_hour() -> None:
-    chores = {chore.name: chore.every_seconds for chore in dispatch._periodic_tasks(Dispatcher(None, per_second=1))}
-    assert chores["witness of the audit"] == 3600
+    tasks = {task.name: task.every_seconds for task in dispatch._periodic_tasks(Dispatcher(None, per_second=1))}
+    assert tasks["witness of the audit"] == 3600
 
 
 @commits

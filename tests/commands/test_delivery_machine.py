@@ -107,7 +107,7 @@ class DispatcherDriver:
 
     def answered(self) -> list[outbox.Sent]:
         """Return what has been answered and is not recorded, and forget it."""
-        answered, self.dispatcher._answered = self.dispatcher._answered, []
+        answered, self.dispatcher.recorder.waiting = self.dispatcher.recorder.waiting, []
         return answered
 
 
@@ -216,10 +216,10 @@ class Deliveries(RuleBasedStateMachine):
                 assert not in_time or not is_wanted
         driver.claimed.clear()
 
-    @precondition(lambda self: any(driver.dispatcher._answered for driver in self.drivers))
+    @precondition(lambda self: any(driver.dispatcher.recorder.waiting for driver in self.drivers))
     @rule(number=DISPATCHERS)
     def record(self, number: int) -> None:
-        answered = self.one_of(number, lambda driver: bool(driver.dispatcher._answered)).answered()
+        answered = self.one_of(number, lambda driver: bool(driver.dispatcher.recorder.waiting)).answered()
         outbox.record_attempts(answered)
         self.dead |= {sent.claimed.push_token for sent in answered if sent.outcome == AttemptOutcome.TOKEN_DEAD}
         for sent in answered:
@@ -238,10 +238,10 @@ class Deliveries(RuleBasedStateMachine):
     @rule(number=DISPATCHERS, after_seconds=AFTER_SECONDS)
     def dispatch(self, number: int, after_seconds: int) -> None:
         self.claim_and_send(number, after_seconds)
-        if self.drivers[number].dispatcher._answered:
+        if self.drivers[number].dispatcher.recorder.waiting:
             self.record(number)
 
-    @precondition(lambda self: any(driver.claimed or driver.dispatcher._answered for driver in self.drivers))
+    @precondition(lambda self: any(driver.claimed or driver.dispatcher.recorder.waiting for driver in self.drivers))
     @rule(number=DISPATCHERS)
     def crash(self, number: int) -> None:
         self.drivers[number].crash()

@@ -12,8 +12,9 @@ from django.db.models.functions import Now
 from commands import queue, retention
 from commands.models import Attempt, Delivery
 from commands.push import fcm
-from commands.push.dispatcher import Dispatcher, PeriodicTask
+from commands.push.dispatcher import Dispatcher
 from commands.push.fcm import Sender
+from commands.push.periodic import PeriodicTask
 from loadtest.fake_fcm.server import FcmStandin
 from nexmdm.common import database
 from tests.support.actors import Admin, Phone
@@ -154,17 +155,17 @@ def test_what_has_waited_until_its_lease_is_nearly_over_is_given_back_and_claime
     assert not Delivery.objects.exclude(push_state="accepted").exists()
 
 
-def test_pushes_leave_though_a_chore_waits_for_a_lock(admin: Admin, fcm: FcmStandin, phones: list[Phone]) -> None:
-    chore = PeriodicTask("retention", 3600, lambda: retention.prune(timedelta(days=90), 10))
+def test_pushes_leave_though_a_task_waits_for_a_lock(admin: Admin, fcm: FcmStandin, phones: list[Phone]) -> None:
+    task = PeriodicTask("retention", 3600, lambda: retention.prune(timedelta(days=90), 10))
 
     def wait_and_issue() -> None:
         deadline = time.monotonic() + 5
         while not waiting():
-            assert time.monotonic() < deadline, "the chore does not wait"
+            assert time.monotonic() < deadline, "the task does not wait"
         admin.command("lock", to={"all": True})
 
     async def dispatched(sender: Sender) -> None:
-        dispatcher = Dispatcher(sender, per_second=5000, periodic_tasks=[chore])
+        dispatcher = Dispatcher(sender, per_second=5000, periodic_tasks=[task])
         running = asyncio.create_task(dispatcher.run())
         await asyncio.to_thread(database.releasing_connection, wait_and_issue)
         await asyncio.to_thread(fcm.journal.wait_for, 2 * PHONES)

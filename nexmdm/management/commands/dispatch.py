@@ -15,7 +15,8 @@ from prometheus_client import start_http_server
 
 from commands import queue, retention
 from commands.push import fcm, outbox
-from commands.push.dispatcher import SLOTS, Dispatcher, PeriodicTask
+from commands.push.dispatcher import SLOTS, Dispatcher
+from commands.push.periodic import PeriodicTask
 from devices import credentials, push_targets
 from devices.identity import comparison_keys
 from nexmdm.audit import chain, entries

@@ -1,0 +1,67 @@
+"""The recorder of one dispatcher: writes what FCM answered, in batches, and waits for PostgreSQL if it is away."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+from asgiref.sync import ThreadSensitiveContext
+from django.db import InterfaceError, OperationalError
+
+from commands.push import outbox
+from commands.push.outbox import Sent
+from nexmdm.common import database
+
+log = structlog.get_logger()
+
+BATCH: Final = 500
+TRIES: Final = 30
+RETRY_SECONDS: Final = 1.0
+
+
+class Recorder:
+    """The answers that wait to be recorded. `recorded` is called after each batch."""
+
+    def __init__(self, recorded: Callable[[], None]) -> None:
+        self.waiting: list[Sent] = []
+        self._recorded = recorded
+        self._changed = asyncio.Event()
+        self._closing = False
+
+    def add(self, sent: Sent) -> None:
+        """Record this soon."""
+        self.waiting.append(sent)
+        self._changed.set()
+
+    def close(self) -> None:
+        """Have run() return once all is recorded; nothing more will be added."""
+        self._closing = True
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Record what is added until close()."""
+        async with ThreadSensitiveContext():  # A thread of its own: what is recorded waits for no claim.
+            while self.waiting or not self._closing:
+                await self._changed.wait()
+                self._changed.clear()
+                while self.waiting:
+                    await self._record(self.waiting[:BATCH])
+
+    async def _record(self, batch: list[Sent]) -> None:
+        """Record a batch; while PostgreSQL is away, try again for as long as the leases last.
+
+        A batch that cannot be recorded is dropped: its leases run out, and its pushes go again.
+        """
+        for _ in range(TRIES):
+            try:
+                await database.run_in_db_thread(outbox.record_attempts, batch)
+                break
+            except (OperationalError, InterfaceError) as error:
+                detail = database.safe_message(error)[:200]
+                log.error("dispatch.record_failed", error=type(error).__name__, detail=detail)
+                await asyncio.sleep(RETRY_SECONDS)
+            except Exception as error:
+                log.exception("dispatch.unrecordable", error=type(error).__name__)
+                break
+        del self.waiting[: len(batch)]
+        self._recorded()
