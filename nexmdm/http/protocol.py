@@ -24,7 +24,13 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from nexmdm.common.problems import Problem
 from nexmdm.http import connection_bounds, pipelining
 from nexmdm.http.connection_bounds import write_problem
-from nexmdm.http.connection_timer import HEAD_SECONDS, ConnectionTimer
+from nexmdm.http.connection_timer import (
+    HEAD_SECONDS,
+    LAST_SECONDS,
+    LINGER_SECONDS,
+    TAKEN_SECONDS,
+    ConnectionTimer,
+)
 from nexmdm.http.guard import body, guard
 from nexmdm.http.pipelining import PORTION, PORTION_LINES, UNPARSED
 from nexmdm.http.protocol_errors import BROKEN_BODY, NO_HTTP, NO_UPGRADE, TOO_LARGE, TOO_MANY_AHEAD, TOO_SLOW
@@ -34,17 +40,6 @@ HEAD_LIMIT: Final = 64 * 1024
 
 WIRE_LIMIT: Final = 8 * 1024 * 1024
 """How many bytes may come after a head, framing and trailers included; what is left as a body, the guard counts."""
-
-TAKEN_SECONDS: Final = 30
-"""How long an answer may wait for a client that takes nothing of it."""
-
-LAST_SECONDS: Final = 5
-"""The same, once the worker is stopping."""
-
-LINGER_SECONDS: Final = 0.25
-"""How long an idle connection stays open at least when the worker stops, and twice as long at most: a client may have
-written a request by then that is still on its way, and to close on it would cut it. Each is closed at a moment of its
-own, for uvloop reads nothing more of those that it closes in one round, which with many of them takes milliseconds."""
 
 CUT = Counter("nexmdm_connections_cut", "Connections ended because of what their client did, by what.", ["reason"])
 for _reason in (
