@@ -1,4 +1,4 @@
-"""A timer for one call, on the running event loop."""
+"""Timers on an event loop, each for one call."""
 
 import asyncio
 import time
@@ -6,13 +6,30 @@ from collections.abc import Callable
 from contextvars import Context
 
 
-class Timer:
-    """Makes one call, at the earliest of the moments that were set."""
+class OneCall:
+    """A call that comes due unless it is stopped before."""
 
     def __init__(self, call: Callable[[], None]) -> None:
         self._call = call
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._handle: asyncio.TimerHandle | None = None
+
+    def stop(self) -> None:
+        """Make no call."""
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+    def _due(self) -> None:
+        self._handle = None
+        self._call()
+
+
+class Timer(OneCall):
+    """Makes one call, at the earliest of the moments that were set."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        super().__init__(call)
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._at = 0.0
 
     def set(self, at: float) -> None:
@@ -24,13 +41,3 @@ class Timer:
         self._loop, self._at = loop, at
         # A context of its own: the context of the request that sets the timer must not outlive the request.
         self._handle = loop.call_later(max(0.0, at - time.monotonic()), self._due, context=Context())
-
-    def stop(self) -> None:
-        """Make no call."""
-        if self._handle is not None:
-            self._handle.cancel()
-            self._handle = None
-
-    def _due(self) -> None:
-        self._handle = None
-        self._call()

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
+from nexmdm.common.timers import OneCall
+
 HEAD_SECONDS: Final = 10
 """How long the head of a request may take, counted from the opening of the connection or its first byte."""
 
@@ -19,27 +21,19 @@ written a request by then that is still on its way, and to close on it would cut
 own, for uvloop reads nothing more of those that it closes in one round, which with many of them takes milliseconds."""
 
 
-class ConnectionTimer:
-    """A call that comes due unless it is stopped before."""
+class ConnectionTimer(OneCall):
+    """A call that comes due some seconds after the last start()."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+        super().__init__(call)
         self._loop = loop
-        self._call = call
-        self._handle: asyncio.TimerHandle | None = None
 
     @property
     def runs(self) -> bool:
+        """Whether the call is to come."""
         return self._handle is not None
 
     def start(self, seconds: float) -> None:
+        """Make the call in so many seconds from now."""
         self.stop()
         self._handle = self._loop.call_later(seconds, self._due)
-
-    def stop(self) -> None:
-        if self._handle is not None:
-            self._handle.cancel()
-            self._handle = None
-
-    def _due(self) -> None:
-        self._handle = None
-        self._call()

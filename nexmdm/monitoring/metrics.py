@@ -59,17 +59,15 @@ class Timed:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request and observe it under its route's name."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+        """Serve one request and observe it under its route's name; pass on the server's lifespan."""
         started = time.perf_counter()
         try:
             await self._app(scope, receive, send)
         finally:
-            method = scope["method"] if scope["method"] in METHODS else "other"
-            seconds = time.perf_counter() - started
-            _buffer_of(scope.get("nexmdm.route", "unmatched"), method, scope.get("nexmdm.status", 0)).add(seconds)
+            if scope["type"] == "http":
+                method = scope["method"] if scope["method"] in METHODS else "other"
+                buffer = _buffer_of(scope.get("nexmdm.route", "unmatched"), method, scope.get("nexmdm.status", 0))
+                buffer.add(time.perf_counter() - started)
 
 
 class HistogramBuffer:

@@ -367,7 +367,11 @@ def test_an_entry_that_fills_a_gap_is_found(admin: Admin, written: list[int]) ->
 
 @commits
 def test_an_audit_that_was_written_anew_as_a_whole_is_found_by_a_witness(written: list[int]) -> None:
-    witness = newest()
+    assert_found_when_rewritten(written, newest())
+
+
+def assert_found_when_rewritten(written: list[int], witness: str) -> None:
+    """Assert that nothing is wrong by this witness, until the audit is written anew."""
     assert verify("--witness", witness) == verify()
 
     tampering.change(written[2], principal="somebody")
@@ -396,12 +400,7 @@ def logged_witnesses() -> list[str]:
 def test_what_a_dispatcher_logs_finds_an_audit_that_was_written_anew(written: list[int]) -> None:
     (witness,) = logged_witnesses()
     assert witness == newest()
-    assert verify("--witness", witness) == verify()
-
-    tampering.change(written[2], principal="somebody")
-    tampering.rewrite()
-    assert verify().startswith("Verified 5 entries")
-    assert "Entry 5 was rewritten, or one before it" in broken("--witness", witness)
+    assert_found_when_rewritten(written, witness)
 
 
 @commits

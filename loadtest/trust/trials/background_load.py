@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from typing import Final
@@ -11,13 +10,14 @@ import orjson
 
 from loadtest.fleet.credentials_file import Member
 from loadtest.load.figures import Histogram
-from loadtest.testbed.connections import Pool, Server, understood, with_body
+from loadtest.testbed.connections import Server, understood, with_body
+from loadtest.trust.trials.request_loop import RequestLoop
 
 _TICK_SECONDS: Final = 0.001
 _CONNECTIONS: Final = 64
 
 
-class BackgroundLoad:
+class BackgroundLoad(RequestLoop):
     """Heartbeats in an open loop: latency counts from the due time, and a slow server gets no fewer of them.
 
     Each carries a number in its status that only grows; `acknowledged` has each phone's last one that was answered 200.
@@ -25,14 +25,12 @@ class BackgroundLoad:
 
     def __init__(self, url: str, members: Sequence[Member], *, per_second: float) -> None:
         server = Server.of(url)
-        self._pool = Pool(server, _CONNECTIONS, strict=True)
+        super().__init__(server, _CONNECTIONS)
         self._head = server.head("POST", "/v1/heartbeat", {})
         self._members = members
         self._per_second = per_second
         self._number = 0
         self._under_way = 0
-        self._goes_on = True
-        self.failures: Counter[str] = Counter()
         self.acknowledged: dict[str, int] = {}
         self.latencies = Histogram()
 
@@ -55,19 +53,6 @@ class BackgroundLoad:
     def sent(self) -> int:
         """How many there were."""
         return self._number
-
-    @property
-    def left(self) -> int:
-        """How many went over another connection, since the server had closed theirs before they were written."""
-        return self._pool.left
-
-    def end(self) -> None:
-        """Send no more."""
-        self._goes_on = False
-
-    def close(self) -> None:
-        """Let go of the connections."""
-        self._pool.close()
 
     def _send(self, due: float) -> None:
         self._number += 1

@@ -19,10 +19,11 @@ import uvloop
 from loadtest.fleet import enrolling
 from loadtest.fleet.credentials_file import Member
 from loadtest.testbed import testbed
-from loadtest.testbed.connections import ANSWER_SECONDS, Pool, Server, understood, with_body
+from loadtest.testbed.connections import ANSWER_SECONDS, Server, understood, with_body
 from loadtest.trust.trials import workers
 from loadtest.trust.trials.background_load import BackgroundLoad
 from loadtest.trust.trials.finding import Finding
+from loadtest.trust.trials.request_loop import RequestLoop
 from loadtest.trust.trials.workers import Worker
 from nexmdm.client.http_client import FleetClient
 
@@ -84,16 +85,14 @@ class Rollout:
             self._running.pop().stop()
 
 
-class Admin:
+class Admin(RequestLoop):
     """One who calls again and again, with the credentials of the hour."""
 
     def __init__(self, url: str, credentials: Secrets) -> None:
         self._server = Server.of(url)
-        self._pool = Pool(self._server, 4, strict=True)
-        self._goes_on = True
+        super().__init__(self._server, 4)
         self.use(credentials)
         self.sent = 0
-        self.failures: Counter[str] = Counter()
 
     def use(self, credentials: Secrets) -> None:
         """Sign with these from now on."""
@@ -115,19 +114,6 @@ class Admin:
             error, _ = understood(*await self._pool.call(head + with_body(body)))
         if error:
             self.failures[error] += 1
-
-    @property
-    def left(self) -> int:
-        """How many went over another connection, since the server had closed theirs before they were written."""
-        return self._pool.left
-
-    def end(self) -> None:
-        """Call no more."""
-        self._goes_on = False
-
-    def close(self) -> None:
-        """Let go of the connections."""
-        self._pool.close()
 
 
 @dataclass(frozen=True, slots=True)
