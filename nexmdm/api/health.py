@@ -73,7 +73,7 @@ async def readyz(request: HttpRequest) -> HttpResponse:
     if ready.status != "ok":
         response.status_code = 503
         response["Retry-After"] = str(problems.RETRY_AFTER_SECONDS)
-        request_facts.facts(request.scope).code = "not_ready"  # type: ignore[attr-defined]
+        request_facts.of(request.scope).code = "not_ready"  # type: ignore[attr-defined]
     return response
 
 
@@ -136,6 +136,6 @@ def _refuse_metrics(request: HttpRequest) -> Problem | None:
 
 def _is_local(request: HttpRequest) -> bool:
     """Tell whether the client is on this machine. A proxy on this machine is not the client."""
-    named_by_a_trusted_proxy = request_facts.FORWARDED in request.scope  # type: ignore[attr-defined]
+    named_by_a_trusted_proxy = request_facts.of(request.scope).is_forwarded  # type: ignore[attr-defined]
     forwarded = any(name in request.headers for name in FORWARDING)
     return addresses.is_loopback(request.META["REMOTE_ADDR"]) and (named_by_a_trusted_proxy or not forwarded)

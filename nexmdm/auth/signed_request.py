@@ -52,7 +52,7 @@ class SignedRequest(AuthBase):
         except InvalidSignature as denied:
             DENIED.labels(denied.reason).inc()
             raise
-        request_facts.facts(request.scope).principal = caller.principal  # type: ignore[attr-defined]
+        request_facts.of(request.scope).principal = caller.principal  # type: ignore[attr-defined]
         await rate_limits.count_call(caller.principal, writes=request.method != "GET")
         if request.method != "GET" and not _IDEMPOTENCY_KEY.fullmatch(caller.idempotency_key):
             request.auth = replace(caller, idempotency_key="")  # type: ignore[attr-defined]
@@ -91,7 +91,7 @@ def verify(request: HttpRequest) -> SignedCaller:
         method=request.method or "",
         target=target.decode("latin-1"),
         body_sha256=sha256(request.body).hexdigest(),
-        correlation_id=scope["nexmdm.correlation_id"],
+        correlation_id=request_facts.of(scope).correlation_id,
     )
 
 

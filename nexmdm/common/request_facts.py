@@ -1,34 +1,47 @@
-"""Facts about a request that several layers add to or read: who it is from, why it is refused."""
+"""What the layers of the stack know about one request: one object, kept in the request's scope."""
 
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
 from nexmdm.common.asgi_types import Scope
+from nexmdm.common.headers import Headers
+from nexmdm.common.problems import Problem
 
-FACTS: Final = "nexmdm.facts"
+_KEY: Final = "nexmdm.request_facts"
+_NO_HEADERS: Final = Headers({}, 0)
 
 
 @dataclass(slots=True)
-class Facts:
-    """Verified facts about a request, for the log line if it is refused. Never a secret.
+class RequestFacts:
+    """Facts about one request; each layer adds those that it has verified. Never a secret.
 
-    `code` is for an answer whose body has no code.
+    `route` is empty until one was found, `status` 0 until the answer begins. `refused_body` is the problem to answer if
+    the protocol has refused the body, which ends there. `code` is for an answer whose body has no code.
     """
 
+    correlation_id: str = ""
+    headers: Headers = _NO_HEADERS
+    route: str = ""
+    status: int = 0
+    is_forwarded: bool = False
+    """Whether the client's address comes from a trusted proxy."""
+
+    is_another_target: bool = False
+    """Whether the request target is no path: the scope's `path` holds only a part of it."""
+
+    refused_body: Problem | None = None
     principal: str = ""
     device_id: UUID | None = None
     reason: str = ""
     code: str = ""
 
 
-FORWARDED: Final = "nexmdm.forwarded"
-"""Set in the scope of a request whose client address comes from a trusted proxy."""
-
-
-def facts(scope: Scope) -> Facts:
-    """Return the facts about a request; each layer adds those that it has verified."""
-    known: Facts = scope.setdefault(FACTS, Facts())
+def of(scope: Scope) -> RequestFacts:
+    """Return the facts about a request."""
+    known: RequestFacts | None = scope.get(_KEY)
+    if known is None:
+        known = scope[_KEY] = RequestFacts()
     return known
 
 
@@ -36,6 +49,6 @@ def explain(scope: Scope, error: Exception) -> None:
     """Add the `reason` and the `device_id` of an error to the facts about the request that it ends."""
     reason, device_id = getattr(error, "reason", None), getattr(error, "device_id", None)
     if isinstance(reason, str) and reason:
-        facts(scope).reason = reason
+        of(scope).reason = reason
     if isinstance(device_id, UUID):
-        facts(scope).device_id = device_id
+        of(scope).device_id = device_id

@@ -18,7 +18,7 @@ from django.http.response import HttpResponseBase
 from nexmdm.admin_site import logins, passwords
 from nexmdm.admin_site.turns import SiteTurn
 from nexmdm.auth.rate_limits import RateLimited
-from nexmdm.common import addresses, database
+from nexmdm.common import addresses, database, request_facts
 from nexmdm.common.asgi_types import Message, Receive, Scope, Send
 from nexmdm.common.overload.gates import Gate, GateFull
 from nexmdm.http.api_handler import ApiHandler
@@ -47,7 +47,7 @@ class SiteHandler:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or refuse it with 429 or 503."""
-        scope["nexmdm.route"] = ROUTE
+        request_facts.of(scope).route = ROUTE
         with SiteTurn(addresses.counting_key(scope["client"][0])) as turn:
             async with ThreadSensitiveContext(), AsyncExitStack() as held:
                 try:

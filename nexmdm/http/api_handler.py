@@ -15,7 +15,7 @@ from django.http.response import HttpResponseBase
 from django.urls import ResolverMatch
 
 from nexmdm.api.application import api, refusal
-from nexmdm.common import addresses, database, problems
+from nexmdm.common import addresses, database, problems, request_facts
 from nexmdm.common.asgi_types import Receive, Scope, Send
 
 
@@ -51,7 +51,7 @@ class ApiHandler(ASGIHandler):
         async with ThreadSensitiveContext():
             request = ApiRequest(scope, body)
             response = await self._respond(request)
-            scope["nexmdm.route"] = _route(request)
+            request_facts.of(scope).route = _route(request)
             # Before the context is left: that waits for its thread, which a look-up may still have when it is given up.
             await self._send(response, send)
 

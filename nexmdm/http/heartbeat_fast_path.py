@@ -41,7 +41,7 @@ class HeartbeatFastPath:
             await self._ordinary.serve(scope, body, send)
             return
         fields, notes = heartbeat
-        scope["nexmdm.route"] = PATH
+        request_facts.of(scope).route = PATH
         try:
             answer = await check_in.check_in(token, fields, notes, scope["client"][0])
             if isinstance(answer, InvalidToken):
@@ -58,7 +58,7 @@ class HeartbeatFastPath:
         if seconds is None:
             await self._ordinary.refuse(scope, body, error, send)
             return
-        request_facts.facts(scope).reason = rate_limits.FAILURES
+        request_facts.of(scope).reason = rate_limits.FAILURES
         problem = RateLimited(seconds, rate_limits.FAILURES).problem
         headers = [(name.lower().encode(), value.encode()) for name, value in problem.all_headers().items()]
         await _answer(problem.status, headers, problem.body(), send)
@@ -66,7 +66,7 @@ class HeartbeatFastPath:
 
 def _token(scope: Scope) -> tokens.Token | None:
     """Return the device token, if there is one header with one in the usual form."""
-    found = scope["nexmdm.headers"].values.get(b"authorization", ())
+    found = request_facts.of(scope).headers.values.get(b"authorization", ())
     if len(found) != 1 or not found[0].startswith(_BEARER):
         return None
     return tokens.parse(tokens.DEVICE_PREFIX, found[0][len(_BEARER) :].decode("latin-1"))

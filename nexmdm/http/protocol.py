@@ -21,6 +21,7 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from nexmdm.common import request_facts
 from nexmdm.common.problems import Problem
 from nexmdm.http import connection_bounds, pipelining
 from nexmdm.http.connection_bounds import write_problem
@@ -31,7 +32,7 @@ from nexmdm.http.connection_timer import (
     TAKEN_SECONDS,
     ConnectionTimer,
 )
-from nexmdm.http.guard import body, guard
+from nexmdm.http.guard import guard
 from nexmdm.http.pipelining import PORTION, PORTION_LINES, UNPARSED
 from nexmdm.http.protocol_errors import BROKEN_BODY, NO_HTTP, NO_UPGRADE, TOO_LARGE, TOO_MANY_AHEAD, TOO_SLOW
 
@@ -209,7 +210,7 @@ class Protocol(HttpToolsProtocol):
             super().on_headers_complete()
             self._in_body = True
             if self.url[:1] != b"/" or b"#" in self.url:
-                self.scope[guard.ANOTHER_TARGET] = True  # type: ignore[typeddict-unknown-key]
+                request_facts.of(self.scope).is_another_target = True  # type: ignore[arg-type]
             if self._stopping:
                 self.cycle.keep_alive = False
 
@@ -328,7 +329,7 @@ class Protocol(HttpToolsProtocol):
         if self._is_idle():
             self._close()
             return
-        self.cycle.scope[body.REFUSED_BODY] = problem  # type: ignore[typeddict-unknown-key]
+        request_facts.of(self.cycle.scope).refused_body = problem  # type: ignore[arg-type]
         self.cycle.keep_alive = False
         self.cycle.more_body = False
         self.cycle.message_event.set()

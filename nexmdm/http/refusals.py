@@ -18,11 +18,11 @@ from prometheus_client import Counter
 from devices import claims
 from devices.claims import Claim
 from nexmdm.auth import rate_limits
-from nexmdm.common import addresses, problems
+from nexmdm.common import addresses, problems, request_facts
 from nexmdm.common.asgi_types import Scope
 from nexmdm.common.collapsed_log import CollapsedLog
 from nexmdm.common.problems import Problem
-from nexmdm.common.request_facts import FACTS, Facts
+from nexmdm.common.request_facts import RequestFacts
 from nexmdm.common.types import shown_name
 from nexmdm.http.refused_devices import CURTAILED, Refusal, RefusedDevices
 
@@ -49,11 +49,11 @@ def note(scope: Scope, status: int, body: bytes) -> None:
 
 
 def _note(scope: Scope, status: int, body: bytes) -> None:
-    known: Facts = scope.get(FACTS) or Facts()
+    known = request_facts.of(scope)
     answered = _problem_in(body)
     code: str = known.code or answered.get("code") or problems.GENERAL.get(status, "error")
     REFUSED.labels(code).inc()
-    claim = _claim(scope, status, code, known)
+    claim = _claim(status, code, known)
     client: str = scope["client"][0]
     if claim is None and _lines.count((code, addresses.counting_key(client))):
         return
@@ -61,9 +61,9 @@ def _note(scope: Scope, status: int, body: bytes) -> None:
         code=code,
         status=status,
         method=scope["method"],
-        route=scope.get("nexmdm.route") or _route(scope["path"]),
+        route=known.route or _route(scope["path"]),
         address=client,
-        correlation_id=scope["nexmdm.correlation_id"],
+        correlation_id=known.correlation_id,
         principal=known.principal,
         reason=known.reason or _place(answered),
         device_id=known.device_id,
@@ -117,11 +117,11 @@ def _route(path: str) -> str:
         return _UNMATCHED
 
 
-def _claim(scope: Scope, status: int, code: str, known: Facts) -> Claim | None:
+def _claim(status: int, code: str, known: RequestFacts) -> Claim | None:
     """Return the claim of the request's token, unless the refusal itself says that the token is wrong."""
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR or code in _PROVES_NOTHING or known.reason == rate_limits.FAILURES:
         return None
-    headers = scope["nexmdm.headers"].values.get(b"authorization", ())
+    headers = known.headers.values.get(b"authorization", ())
     if len(headers) != 1:
         return None
     scheme, _, text = headers[0].decode("latin-1").partition(" ")

@@ -13,7 +13,7 @@ from typing import Final
 
 from django.contrib.staticfiles import finders
 
-from nexmdm.common import problems
+from nexmdm.common import problems, request_facts
 from nexmdm.common.asgi_types import Receive, Scope, Send
 from nexmdm.http.asgi_answers import Header, answer, refuse
 
@@ -39,7 +39,7 @@ class StaticFiles:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         """Serve one request."""
-        scope["nexmdm.route"] = PREFIX
+        request_facts.of(scope).route = PREFIX
         path = _paths().get(scope["path"].removeprefix(PREFIX))
         if path is None:
             await refuse(scope, send, problems.NOT_FOUND)
@@ -51,7 +51,7 @@ class StaticFiles:
 
 async def _serve(scope: Scope, send: Send, file: StaticFile) -> None:
     # A proxy that compresses makes a weak tag of ours.
-    known = scope["nexmdm.headers"].last(b"if-none-match").split(b",")
+    known = request_facts.of(scope).headers.last(b"if-none-match").split(b",")
     if file.etag in [tag.strip().removeprefix(b"W/") for tag in known]:
         await answer(scope, send, 304, file.headers)
     else:

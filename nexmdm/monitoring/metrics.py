@@ -26,7 +26,7 @@ from prometheus_client.registry import Collector
 
 from commands.push import circuit_breaker
 from devices.models import online_window
-from nexmdm.common import database
+from nexmdm.common import database, request_facts
 from nexmdm.common.asgi_types import App, Receive, Scope, Send
 from nexmdm.monitoring import dispatcher_status
 
@@ -66,7 +66,8 @@ class Timed:
         finally:
             if scope["type"] == "http":
                 method = scope["method"] if scope["method"] in METHODS else "other"
-                buffer = _buffer_of(scope.get("nexmdm.route", "unmatched"), method, scope.get("nexmdm.status", 0))
+                facts = request_facts.of(scope)
+                buffer = _buffer_of(facts.route or "unmatched", method, facts.status)
                 buffer.add(time.perf_counter() - started)
 
 

@@ -5,12 +5,12 @@ import re
 from collections.abc import Coroutine
 from typing import Any, Final, Self
 
-from nexmdm.common import addresses, problems
+from nexmdm.common import addresses, problems, request_facts
 from nexmdm.common.asgi_types import Message, Receive, Scope
+from nexmdm.common.headers import Headers
 from nexmdm.common.overload.shared_bytes import SharedBytes
 from nexmdm.common.problems import Problem
 from nexmdm.http.guard.errors import ClientGone, Refused
-from nexmdm.http.guard.headers import Headers
 
 BODY_LIMITS: Final = (("/v1/", 64 * 1024), ("/admin/", 1024 * 1024), ("/django-admin/", 1024 * 1024))
 OTHER_BODY_LIMIT: Final = 64 * 1024
@@ -19,9 +19,6 @@ LARGE_BODIES: Final = SharedBytes(64 * 1024 * 1024)
 """What bodies above LARGE may take while they come in: any client may send them, as well as an admin."""
 
 BODY_SECONDS: Final = 10
-REFUSED_BODY: Final = "nexmdm.refused_body"
-"""In the scope of a request whose body the protocol has refused: the problem to answer. The body ends there."""
-
 SHOWN: Final = 64
 """The length to which a refused header's value is cut in the answer."""
 
@@ -44,8 +41,8 @@ async def read_body(scope: Scope, headers: Headers, receive: Receive) -> bytes:
     except TimeoutError:
         detail = f"The body did not arrive within {BODY_SECONDS} s."
         raise Refused(problems.general(408, detail, Connection="close")) from None
-    if REFUSED_BODY in scope:
-        raise Refused(scope[REFUSED_BODY], drain=True)
+    if (problem := request_facts.of(scope).refused_body) is not None:
+        raise Refused(problem, drain=True)
     if body and (b"content-encoding" in headers.values or not _is_json(headers)):
         _check_media(scope["path"], headers)
     return body

@@ -6,10 +6,9 @@ from typing import Final
 
 from django.conf import settings
 
-from nexmdm.common import addresses
+from nexmdm.common import addresses, request_facts
 from nexmdm.common.asgi_types import Scope
-from nexmdm.common.request_facts import FORWARDED
-from nexmdm.http.guard.headers import Headers
+from nexmdm.common.headers import Headers
 
 HOPS: Final = 32
 """How many entries of X-Forwarded-For are read, from its end. Earlier ones are not the trusted proxies' own."""
@@ -27,7 +26,7 @@ def set_client(scope: Scope, headers: Headers) -> None:
     entries = b",".join(headers.values.get(b"x-forwarded-for", [])).decode("latin-1").split(",")
     if (named := _nearest_untrusted(reversed(entries))) is not None:
         scope["client"] = (named, 0)
-        scope[FORWARDED] = True
+        request_facts.of(scope).is_forwarded = True
     if headers.last(b"x-forwarded-proto").strip().lower() == b"https":
         scope["scheme"] = "https"
 

@@ -18,12 +18,13 @@ from uuid_utils import uuid7
 
 from nexmdm.common import problems, request_facts
 from nexmdm.common.asgi_types import App, Message, Receive, Scope, Send
+from nexmdm.common.headers import Headers
 from nexmdm.common.problems import Problem
+from nexmdm.common.request_facts import RequestFacts
 from nexmdm.http import refusals
 from nexmdm.http.guard.body import read_body
 from nexmdm.http.guard.client_address import set_client
 from nexmdm.http.guard.errors import ClientGone, Refused
-from nexmdm.http.guard.headers import Headers
 
 log = structlog.get_logger()
 
@@ -33,8 +34,6 @@ DRAIN_LIMIT: Final = 4 * 1024 * 1024
 
 DRAIN_SECONDS: Final = 2
 
-ANOTHER_TARGET: Final = "nexmdm.another_target"
-"""Set by the protocol in the scope of a request whose target is no path: `path` holds only a part of it."""
 _LOWEST_REFUSAL: Final = 400
 """The lowest status of a refusal. (A member of HTTPStatus takes a heartbeat a tenth of a microsecond to look up.)"""
 _CORRELATION_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
@@ -51,13 +50,13 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers.of(scope)
-        answer = _Answer(scope, send, _correlation_id(headers))
-        scope["nexmdm.correlation_id"] = answer.correlation_id
-        scope["nexmdm.headers"] = headers
-        structlog.contextvars.bind_contextvars(correlation_id=answer.correlation_id)
+        facts = request_facts.of(scope)
+        facts.headers = headers = Headers.of(scope)
+        facts.correlation_id = correlation_id = _correlation_id(headers)
+        answer = _Answer(scope, facts, send)
+        structlog.contextvars.bind_contextvars(correlation_id=correlation_id)
         try:
-            _admit(scope, headers)
+            _admit(scope, facts)
             body = await read_body(scope, headers, receive)
             await self._app(scope, _replay(body, receive), answer.send)
         except ClientGone:
@@ -75,24 +74,27 @@ class Guard:
 
 
 class _Answer:
-    """The way out: adds the correlation id, puts the status of the answer into the scope, and has refusals logged."""
+    """The way out: adds the correlation id, notes the status of the answer, and has refusals logged."""
 
-    def __init__(self, scope: Scope, send: Send, correlation_id: str) -> None:
+    def __init__(self, scope: Scope, facts: RequestFacts, send: Send) -> None:
         self._scope = scope
+        self._facts = facts
         self._send = send
         self._refused = 0
-        self.correlation_id = correlation_id
 
     @property
     def started(self) -> bool:
         """Whether an answer has begun."""
-        return "nexmdm.status" in self._scope
+        return self._facts.status != 0
 
     async def send(self, message: Message) -> None:
         """Send a part of the answer."""
         if message["type"] == "http.response.start":
-            status = self._scope["nexmdm.status"] = message["status"]
-            message["headers"] = [*message.get("headers", ()), (b"x-correlation-id", self.correlation_id.encode())]
+            status = self._facts.status = message["status"]
+            message["headers"] = [
+                *message.get("headers", ()),
+                (b"x-correlation-id", self._facts.correlation_id.encode()),
+            ]
             if status >= _LOWEST_REFUSAL:
                 self._refused = status
                 _add_demanded(message)
@@ -103,7 +105,7 @@ class _Answer:
 
     async def refuse(self, problem: Problem, receive: Receive | None) -> None:
         """Answer with a problem; first with all of it, then throw away what still comes, then close."""
-        request_facts.facts(self._scope).code = problem.code
+        self._facts.code = problem.code
         body = problem.body()
         headers = problem.all_headers() | {"Content-Length": str(len(body))}
         if receive is not None:
@@ -130,11 +132,12 @@ def _correlation_id(headers: Headers) -> str:
     return given.decode() if _CORRELATION_ID.fullmatch(given) else uuid7().hex
 
 
-def _admit(scope: Scope, headers: Headers) -> None:
+def _admit(scope: Scope, facts: RequestFacts) -> None:
+    headers = facts.headers
     set_client(scope, headers)
     if headers.size > HEADERS_LIMIT:
         raise Refused(problems.general(431, f"The headers take more than {HEADERS_LIMIT} bytes."), drain=True)
-    if ANOTHER_TARGET in scope:
+    if facts.is_another_target:
         raise Refused(problems.TARGET_IS_NO_PATH, drain=True)
     hosts = headers.values.get(b"host", [])
     if len(hosts) != 1 or not _is_served(hosts[0], tuple(settings.ALLOWED_HOSTS)):
