@@ -11,8 +11,12 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
-OURS: Final = ("nexmdm", "commands", "devices", "loadtest", "tests")
-LONGEST: Final = 60
+PRODUCT: Final = ("nexmdm", "commands", "devices", "loadtest")
+OURS: Final = (*PRODUCT, "tests")
+LONGEST_FUNCTION: Final = 40
+LONGEST_FILE: Final = 350
+MOST_MODULES: Final = 16
+"""Of a folder, side by side."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -72,11 +76,25 @@ def test_only_a_few_modules_look_at_the_applications_clock() -> None:
 def test_no_function_is_longer_than_a_screen() -> None:
     wrong = [
         f"{place(path, function.lineno)} {function.name}"
-        for path in sources(*OURS)
+        for path in sources(*PRODUCT)
         for function in functions(path)
-        if (function.end_lineno or 0) - function.lineno >= LONGEST
+        if (function.end_lineno or 0) - function.lineno >= LONGEST_FUNCTION
     ]
     assert wrong == []
+
+
+def test_no_file_is_too_long_to_be_about_one_thing() -> None:
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in sources(*PRODUCT)}
+    assert {path: length for path, length in lengths.items() if length > LONGEST_FILE} == {}
+
+
+def test_no_folder_has_too_many_modules_side_by_side_and_each_says_what_it_holds() -> None:
+    packages = [path.parent for path in sources(*PRODUCT) if path.name == "__init__.py"]
+    counts = {str(folder.relative_to(ROOT)): len(list(folder.glob("[!_]*.py"))) for folder in packages}
+    assert {folder: count for folder, count in counts.items() if count > MOST_MODULES} == {}
+    assert [
+        folder for folder in packages if not ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
+    ] == []
 
 
 def test_each_module_says_what_it_is_for() -> None:
