@@ -1,21 +1,13 @@
-"""Who is in charge of a data folder: one `serve`; and, where that was killed, the keeper that clears up behind it.
-
-`python -m nexmdm.standalone.instance_lock <data folder>` is started by serve. Serve and its children hold the other end
-of its standard input; when the last of them has gone, it stops the embedded PostgreSQL, unless a new serve has taken
-charge by then.
-"""
+"""The lock on a data folder: one `serve` at a time uses it."""
 
 import fcntl
 import os
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
-
-from nexmdm.standalone import embedded_postgres
 
 RUNNING: Final = "running"
 STOPPING: Final = "stopping"
@@ -71,7 +63,7 @@ def acquire(data_dir: Path) -> InstanceLock | None:
 
 def acquire_when_free(data_dir: Path, say: Callable[[str], object]) -> InstanceLock:
     """Lock the folder; wait for a process that is stopping. Raises InstanceLockedError where one runs."""
-    began, said = time.monotonic(), False
+    began, announced = time.monotonic(), False
     while (instance := acquire(data_dir)) is None:
         waited = time.monotonic() - began
         running = (data_dir / "serve.lock").read_text() == RUNNING
@@ -79,22 +71,8 @@ def acquire_when_free(data_dir: Path, say: Callable[[str], object]) -> InstanceL
             raise InstanceLockedError(
                 f"Another serve runs on {data_dir}. Stop it, or set NEXMDM_DATA_DIR to another folder."
             )
-        if not (said or running):
+        if not (announced or running):
             say(f"Waiting for the previous serve on {data_dir} to end …")
-            said = True
+            announced = True
         time.sleep(0.1)
     return instance
-
-
-def main() -> None:
-    """Wait for the end of serve and its children, then stop the PostgreSQL that they left."""
-    data_dir = Path(sys.argv[1])
-    sys.stdin.buffer.read()
-    instance = acquire(data_dir)
-    if instance is not None:
-        instance.note(STOPPING)
-        embedded_postgres.stop(data_dir)
-
-
-if __name__ == "__main__":
-    main()

@@ -144,15 +144,15 @@ class Postgres:
 
     @contextmanager
     def running(self, environment: dict[str, str]) -> Iterator[int]:
-        """Start it; stop it in the end, which a keeper does in the place of a serve that was killed.
+        """Start it; stop it in the end, which a watchdog does in the place of a serve that was killed.
 
-        Yield a descriptor for the children to inherit: the keeper waits until the last process that has it is gone.
+        Yield a descriptor for the children to inherit: the watchdog waits until the last process that has it is gone.
         """
-        argv = [sys.executable, "-m", "nexmdm.standalone.instance_lock", str(self._data_dir)]
+        argv = [sys.executable, "-m", "nexmdm.standalone.postgres_watchdog", str(self._data_dir)]
         watched, held = os.pipe()
-        keeper = subprocess.Popen(argv, stdin=watched, env=environment, start_new_session=True)
+        watchdog = subprocess.Popen(argv, stdin=watched, env=environment, start_new_session=True)
         os.close(watched)
-        with keeper, os.fdopen(held, "wb"):
+        with watchdog, os.fdopen(held, "wb"):
             try:
                 embedded_postgres.start(self._data_dir)
                 yield held
