@@ -15,7 +15,7 @@ endef
 TEST_DATA_DIR := $(or $(NEXMDM_TEST_DATA_DIR),$(CURDIR)/.nexmdm-test)
 TEST_MANAGE := env -u DATABASE_URL NEXMDM_DATA_DIR="$(TEST_DATA_DIR)" $(BIN)/python manage.py
 
-.PHONY: help run install test checks tests-together tests-apart lint format lock licenses audit clean
+.PHONY: help run install test checks lint format lock licenses audit clean
 
 help:
 	@echo "make run     start everything (Ctrl-C stops it)"
@@ -39,23 +39,13 @@ install: $(VENV)/runtime.stamp
 # The tests start hundreds of processes, which would each compile every module anew.
 test: export PYTHONDONTWRITEBYTECODE =
 
-# The checks share one PostgreSQL, which goes whatever their outcome.
+# A process for each core, with a PostgreSQL of its own; a file of tests stays in one process.
 test: $(VENV)/dev.stamp
 	@$(MAKE) --no-print-directory checks; outcome=$$?; $(TEST_MANAGE) postgres stop >/dev/null; exit $$outcome
 
 checks: lint
 	$(TEST_MANAGE) makemigrations --check --dry-run
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target tests-apart tests-together
-
-# Those that start servers of their own wait a lot: they run beside the others, each half on a PostgreSQL of its own, and
-# each is shown when it is done.
-APART := tests/servers tests/loadtest tests/project
-
-tests-together:
-	$(BIN)/python -m pytest $(addprefix --ignore=,$(APART))
-
-tests-apart:
-	env NEXMDM_TEST_DATA_DIR="$(TEST_DATA_DIR)-apart" $(BIN)/python -m pytest $(APART)
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check

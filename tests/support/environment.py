@@ -4,9 +4,12 @@ import os
 from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
+_DATA_DIR = os.environ.get("NEXMDM_TEST_DATA_DIR", str(_ROOT / ".nexmdm-test"))
+_PROCESS = os.environ.get("PYTEST_XDIST_WORKER", "")
+"""pytest-xdist's name of this process, one of several: each has a PostgreSQL of its own."""
 
 os.environ.update(
-    NEXMDM_DATA_DIR=os.environ.get("NEXMDM_TEST_DATA_DIR", str(_ROOT / ".nexmdm-test")),
+    NEXMDM_DATA_DIR=f"{_DATA_DIR}-{_PROCESS}" if _PROCESS else _DATA_DIR,
     BCRYPT_ROUNDS="4",
     LOG_LEVEL="INFO",
     LOG_FORMAT="json",
