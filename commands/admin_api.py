@@ -29,11 +29,11 @@ from commands.schemas import (
     PushPlan,
     WaitQuery,
 )
-from nexmdm.auth.signed_call import WriteResult, caller_of
 from nexmdm.auth.signed_router import SignedRouter
+from nexmdm.auth.signed_write import WriteResult, caller_of
 from nexmdm.common import shutdown
 from nexmdm.common.database import run_in_db_thread
-from nexmdm.common.errors import DomainError
+from nexmdm.common.domain_error import DomainError
 from nexmdm.common.types import EmptyBody, respond, shown_name
 
 log = structlog.get_logger()

@@ -19,7 +19,7 @@ from commands.models import Command, Delivery, DeliveryState, Priority, Withdraw
 from devices import audience
 from devices.audience import EmptyAudience, Target
 from nexmdm.common import database
-from nexmdm.common.errors import DomainError
+from nexmdm.common.domain_error import DomainError
 
 CHANNEL: Final = "nexmdm_dispatch"
 """The NOTIFY channel that tells dispatchers of new work."""

@@ -11,7 +11,7 @@ from django.db.models.functions import Coalesce, Greatest, Now
 
 from commands.models import FINAL, OPEN, Command, Delivery, DeliveryChannel, DeliveryState, Report, ReportStatus
 from nexmdm.common import database
-from nexmdm.common.errors import DomainError
+from nexmdm.common.domain_error import DomainError
 
 KEPT: Final = 100
 """Reports of one delivery that are kept; beyond them only the one that is its result, or its late result.

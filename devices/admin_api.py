@@ -28,8 +28,8 @@ from devices.schemas import (
     Retag,
     Retagged,
 )
-from nexmdm.auth.signed_call import WriteResult, caller_of
 from nexmdm.auth.signed_router import SignedRouter
+from nexmdm.auth.signed_write import WriteResult, caller_of
 from nexmdm.common.database import run_in_db_thread
 from nexmdm.common.types import EmptyBody, respond
 

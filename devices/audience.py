@@ -10,7 +10,7 @@ from django.db.models import CharField, F, Func, Value
 
 from devices.identity import comparison_keys
 from devices.models import Device
-from nexmdm.common.errors import DomainError
+from nexmdm.common.domain_error import DomainError
 from nexmdm.common.identity import comparison_key
 
 

@@ -25,7 +25,7 @@ from django.db.models.functions import Now
 from devices import tokens
 from devices.models import Device
 from nexmdm.common import database
-from nexmdm.common.errors import DomainError
+from nexmdm.common.domain_error import DomainError
 
 NEXT_LIVES: Final = timedelta(hours=24)
 """How long a rotated credential waits for its first use before it is dropped again."""

@@ -17,7 +17,7 @@ from devices.credentials import DeviceRevoked
 from devices.identity import comparison_keys
 from devices.models import Device, EnrollmentToken, Presence
 from nexmdm.common import database
-from nexmdm.common.errors import DomainError
+from nexmdm.common.domain_error import DomainError
 from nexmdm.common.identity import comparison_key
 
 LOST_ANSWER_WINDOW: Final = timedelta(minutes=15)

@@ -13,7 +13,7 @@ from prometheus_client import Counter
 
 from commands import envelope
 from commands.models import AttemptOutcome
-from commands.push import circuit_breaker, fcm, outbox, periodic, retry
+from commands.push import circuit_breaker, fcm, fcm_outcomes, outbox, periodic
 from commands.push.batch import Batch
 from commands.push.circuit_breaker import Circuit
 from commands.push.listener import listen
@@ -160,7 +160,7 @@ class Dispatcher:
         """Send a push once there is a slot, or give it back unsent if it should not leave any more."""
         async with self._slots:
             if self.circuit.state == circuit_breaker.OPEN and not batch.is_probe:
-                self._give_back(claimed, "the circuit opened while it waited for its turn", retry.PROBE_SECONDS)
+                self._give_back(claimed, "the circuit opened while it waited for its turn", fcm_outcomes.PROBE_SECONDS)
             elif self._stopping.is_set() and not batch.is_fresh:
                 self._give_back(claimed, "the dispatcher stopped while it waited for its turn")
             elif reason := await self._reason_to_stay(claimed, batch):
@@ -198,7 +198,7 @@ class Dispatcher:
         self.recorder.add(Sent(claimed, AttemptOutcome.BLOCKED, detail=detail, retry_in_seconds=retry_in_seconds))
 
     def _decided(self, claimed: Claimed, answer: fcm.FcmResponse, seconds_left: float) -> Sent:
-        decision = retry.decide(answer, claimed.failures, seconds_left)
+        decision = fcm_outcomes.decide(answer, claimed.failures, seconds_left)
         detail = "; ".join(filter(None, (answer.fault, decision.advice)))
         if answer.http_status == HTTPStatus.TOO_MANY_REQUESTS:
             self.pace.slow_down(time.monotonic())
@@ -215,7 +215,7 @@ class Dispatcher:
             decision.retry_in_seconds,
         )
 
-    def _note(self, claimed: Claimed, decision: retry.RetryDecision, reason: str) -> None:
+    def _note(self, claimed: Claimed, decision: fcm_outcomes.RetryDecision, reason: str) -> None:
         """Let the circuit learn from a send, and say so when it opens or closes."""
         device_id, delivery_id = claimed.recipient.device_id, claimed.delivery_id
         now = time.monotonic()

@@ -19,7 +19,7 @@ import commands.phone_api
 import devices.admin_api
 import devices.phone_api
 from nexmdm.api import documentation, health, summary
-from nexmdm.api.errors import ERRORS, HANDLERS, UnknownQuery
+from nexmdm.api.error_table import ERRORS, HANDLERS, UnknownQuery
 from nexmdm.api.openapi.document import DescribedAPI
 from nexmdm.auth import rate_limits
 from nexmdm.auth.bearer import DEVICE

@@ -1,11 +1,11 @@
 """Limits by network address, with a ceiling on how many addresses are counted one by one."""
 
 import time
-from typing import Any, Final
+from typing import Final
 
-from django_ratelimit.core import get_usage
 from prometheus_client import Counter
 
+from nexmdm.auth.rate_limit_counters import count
 from nexmdm.common import addresses
 
 COUNTED_ADDRESSES: Final = 1000
@@ -20,12 +20,6 @@ COUNTED_TOGETHER = Counter(
     "nexmdm_failures_counted_together",
     "Failed authentications and logins from addresses without a counter of their own.",
 )
-
-
-def count(group: str, key: str, rate: str) -> dict[str, Any]:
-    """Count one more of a group's key, in a thread; return how that stands to the rate, as django-ratelimit says it."""
-    usage: dict[str, Any] = get_usage(None, group=group, key=lambda *_: key, rate=rate, increment=True)
-    return usage
 
 
 class AddressLimit:

@@ -13,8 +13,8 @@ from django.http.response import HttpResponseBase
 from ninja import Router
 
 from nexmdm.audit import entries
-from nexmdm.auth.signed_call import SignedCaller
-from nexmdm.auth.signed_request import SIGNED
+from nexmdm.auth.signature_verification import SIGNED
+from nexmdm.auth.signed_write import SignedCaller
 from nexmdm.common.database import run_in_db_thread
 
 View = Callable[..., Awaitable[HttpResponseBase]]

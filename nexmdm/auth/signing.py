@@ -6,7 +6,7 @@ from typing import Final
 
 SCHEME: Final = "NXD1"
 SIGNATURE_PREFIX: Final = "v1="
-WINDOW_SECONDS: Final = 300
+CLOCK_TOLERANCE_SECONDS: Final = 300
 
 
 def string_to_sign(timestamp: str, idempotency_key: str, method: str, target: bytes, body: bytes) -> bytes:

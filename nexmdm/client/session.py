@@ -66,7 +66,7 @@ def _refusal(refused: Refused) -> str:
     lines = [f"Refused ({refused.status} {refused.code}".rstrip() + f"): {refused}"]
     lines += [f"  {'.'.join(map(str, error['loc']))}: {error['msg']}" for error in refused.errors]
     ahead = refused.clock_ahead_seconds or 0
-    if refused.code == "invalid_signature" and abs(ahead) > signing.WINDOW_SECONDS:
+    if refused.code == "invalid_signature" and abs(ahead) > signing.CLOCK_TOLERANCE_SECONDS:
         lines.append(f"This machine's clock is {_apart(ahead)} the server's: set the one that is wrong.")
     elif advice := _ADVICE.get(refused.code):
         lines.append(advice)

@@ -16,7 +16,7 @@ from django.conf import settings
 from django.db import Error, OperationalError, connection, connections
 from psycopg.errors import DeadlockDetected, SerializationFailure
 
-from nexmdm.common.errors import DomainError
+from nexmdm.common.domain_error import DomainError
 from nexmdm.common.overload.gates import Gate
 
 P = ParamSpec("P")

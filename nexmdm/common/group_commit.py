@@ -15,7 +15,7 @@ from typing import Final, Generic, Protocol, Self, TypeVar
 from django.db import InterfaceError, OperationalError, connection
 
 from nexmdm.common import database
-from nexmdm.common.errors import DomainError
+from nexmdm.common.domain_error import DomainError
 
 BUSY_SECONDS: Final = 1
 """Where one flush follows another within this time, more will follow."""

@@ -8,7 +8,7 @@ from uuid import UUID
 from django.db.models import Model, QuerySet
 from pydantic import AfterValidator, BaseModel, Field
 
-from nexmdm.common.errors import DomainError
+from nexmdm.common.domain_error import DomainError
 from nexmdm.common.types import QueryInteger
 
 M = TypeVar("M", bound=Model)

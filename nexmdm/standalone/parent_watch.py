@@ -14,10 +14,10 @@ _SECONDS_TO_FINISH: Final = 30
 
 
 def watch() -> None:
-    """Send this process SIGTERM once its parent is gone, and SIGKILL 30 s later. Without a lifeline, do nothing."""
+    """Send this process SIGTERM once its parent is gone, and SIGKILL 30 s later; without one to watch, do nothing."""
     descriptor = os.environ.pop(VARIABLE, "")
     if descriptor:
-        threading.Thread(target=_end_with_parent, args=[int(descriptor)], name="lifeline", daemon=True).start()
+        threading.Thread(target=_end_with_parent, args=[int(descriptor)], name="parent-watch", daemon=True).start()
 
 
 def _end_with_parent(descriptor: int) -> None:

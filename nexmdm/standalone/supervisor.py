@@ -1,4 +1,7 @@
-"""Child processes of `serve`: started, started again when they die, stopped in order."""
+"""Child processes of `serve`: started, started again when they die, stopped in order.
+
+The order of a stop (Ctrl-C) is in nexmdm/management/commands/serve.py.
+"""
 
 import os
 import signal
@@ -192,5 +195,5 @@ def environment(path: Path, **extra: str) -> dict[str, str]:
 
 
 def with_parent_watch(variables: dict[str, str], descriptor: int) -> dict[str, str]:
-    """Return the environment with the lifeline's number in it."""
+    """Return the environment with the parent watch's descriptor in it."""
     return {**variables, parent_watch.VARIABLE: str(descriptor)}

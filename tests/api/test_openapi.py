@@ -10,7 +10,7 @@ import pytest
 
 from commands.actions import CATALOGUE
 from nexmdm.api.application import api
-from nexmdm.api.errors import ERRORS
+from nexmdm.api.error_table import ERRORS
 from tests.support.actors import Admin, Client
 
 Json = dict[str, Any]

@@ -49,7 +49,7 @@ Tamper = Callable[[Signed], Signed | list[tuple[str, str]]]
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stop the server's clock at NOW."""
-    monkeypatch.setattr("nexmdm.auth.signed_request.time.time", lambda: float(NOW))
+    monkeypatch.setattr("nexmdm.auth.signature_verification.time.time", lambda: float(NOW))
 
 
 def signed(admin: Admin, method: str = "POST", target: str = "/admin/command", body: bytes = BODY) -> Signed:
@@ -197,7 +197,7 @@ def test_a_secret_that_is_not_ours_is_refused(admin: Admin, client: Client, phon
 def test_a_timestamp_within_300_seconds_passes(
     admin: Admin, client: Client, monkeypatch: pytest.MonkeyPatch, offset: int
 ) -> None:
-    monkeypatch.setattr("nexmdm.auth.signed_request.time.time", lambda: float(NOW - offset))
+    monkeypatch.setattr("nexmdm.auth.signature_verification.time.time", lambda: float(NOW - offset))
     assert client.request("GET", "/admin/summary", None, signed(admin, "GET", "/admin/summary", b"")).status == 200
 
 
@@ -205,7 +205,7 @@ def test_a_timestamp_within_300_seconds_passes(
 def test_a_timestamp_further_off_is_refused(
     admin: Admin, client: Client, phone: Phone, monkeypatch: pytest.MonkeyPatch, offset: int
 ) -> None:
-    monkeypatch.setattr("nexmdm.auth.signed_request.time.time", lambda: float(NOW - offset))
+    monkeypatch.setattr("nexmdm.auth.signature_verification.time.time", lambda: float(NOW - offset))
     assert_refused(client.request("POST", "/admin/command", BODY, signed(admin)))
 
 
@@ -219,7 +219,7 @@ def test_keys_and_signatures_are_compared_in_constant_time_with_each_that_is_val
         compared.append((one, other))
         return hmac.compare_digest(one, other)
 
-    monkeypatch.setattr("nexmdm.auth.signed_request.hmac", SimpleNamespace(compare_digest=compare))
+    monkeypatch.setattr("nexmdm.auth.signature_verification.hmac", SimpleNamespace(compare_digest=compare))
     headers = signed(admin, "GET", "/admin/summary", b"")
     assert client.request("GET", "/admin/summary", None, headers).status == 200
     key, signature = headers["X-Admin"].encode(), headers["X-Signature"].encode()

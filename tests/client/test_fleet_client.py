@@ -190,7 +190,7 @@ def test_waiting_outlasts_a_server_that_is_busy(
 ) -> None:
     slept: list[float] = []
     monkeypatch.setattr("nexmdm.client.http_client.time.sleep", slept.append)
-    monkeypatch.setattr("nexmdm.auth.signed_request.rate_limits.count_call", _busy_once(network))
+    monkeypatch.setattr("nexmdm.auth.signature_verification.rate_limits.count_call", _busy_once(network))
     network.after = reporting([phone], "succeeded")
     assert run("ping", "all", "--wait", transport=network).status == 0
     assert slept == [7]

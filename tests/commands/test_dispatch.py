@@ -8,7 +8,7 @@ from django.db.models.functions import Now
 from pytest_django import Settings
 
 from commands.models import Attempt, AttemptOutcome, Command, Delivery
-from commands.push import retry
+from commands.push import fcm_outcomes
 from commands.push.fcm import parse
 from commands.push.outbox import LEASE, Claimed, Sent, claim_due, record_attempts
 from devices.models import Device
@@ -31,7 +31,7 @@ def ruled(claimed: Claimed, fcm: FcmStandin) -> Sent:
     """Return what follows from the stand-in's answer to this push, as the dispatcher would record it."""
     reply = fcm.scripted(claimed.push_token)
     answer = parse(reply.status or 0, {"Retry-After": reply.retry_after}, reply.body)
-    ruling = retry.decide(answer, claimed.failures)
+    ruling = fcm_outcomes.decide(answer, claimed.failures)
     return Sent(claimed, ruling.outcome, answer.http_status, answer.fcm_error, retry_in_seconds=ruling.retry_in_seconds)
 
 

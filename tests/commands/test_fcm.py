@@ -20,7 +20,7 @@ from pytest_django import Settings
 from structlog.testing import capture_logs
 
 from commands.models import Attempt, AttemptOutcome, Delivery
-from commands.push import circuit_breaker, retry
+from commands.push import circuit_breaker, fcm_outcomes
 from commands.push.circuit_breaker import Circuit, Fault
 from commands.push.dispatcher import Dispatcher
 from commands.push.fcm import MAX_TTL_SECONDS, FcmMessage, FcmResponse, NotSent, Sender, encode, parse
@@ -144,7 +144,7 @@ def test_an_answer_that_is_not_fcms_own_is_tried_again_with_growing_backoff(
     assert push_token_is_live()
 
     answer = parse(status, {}, b"<html>")
-    later = [retry.decide(answer, failures=6).retry_in_seconds or 0 for _ in range(50)]
+    later = [fcm_outcomes.decide(answer, failures=6).retry_in_seconds or 0 for _ in range(50)]
     assert max(later) > 60
 
 
@@ -289,7 +289,7 @@ def invalid_argument(message: str = "Request contains an invalid argument.", *fi
     ],
 )
 def test_a_400_is_about_the_push_token_only_if_it_names_it(body: bytes, outcome: AttemptOutcome) -> None:
-    assert retry.decide(parse(400, {}, body), failures=0).outcome == outcome
+    assert fcm_outcomes.decide(parse(400, {}, body), failures=0).outcome == outcome
 
 
 @pytest.mark.parametrize(("push_token", "least", "most"), [("quota-1", 60, 66.5), ("quota7-1", 7, 8)])
@@ -536,7 +536,7 @@ def test_dispatchers_share_the_limit_of_pushes_a_second(
 )
 def test_an_error_that_fcm_does_not_document_has_an_outcome_too(status: int, outcome: AttemptOutcome) -> None:
     body = json.dumps({"error": {"code": status, "message": "No.", "status": "UNKNOWN"}}).encode()
-    assert retry.decide(parse(status, {}, body), failures=0).outcome == outcome
+    assert fcm_outcomes.decide(parse(status, {}, body), failures=0).outcome == outcome
 
 
 def test_a_retry_never_goes_past_the_expiry_of_its_command(admin: Admin, fcm: FcmStandin) -> None:
@@ -568,7 +568,7 @@ def test_a_message_is_what_googles_own_library_makes_of_it(priority: str, ttl_se
 
 @pytest.mark.parametrize("failures", range(12))
 def test_the_backoff_is_ten_seconds_and_a_random_part_that_doubles_up_to_a_quarter_of_an_hour(failures: int) -> None:
-    waits = [retry.backoff(failures) for _ in range(200)]
+    waits = [fcm_outcomes.backoff(failures) for _ in range(200)]
     assert min(waits) >= 10
     assert max(waits) <= min(900, 10 + 10 * 2**failures)
     assert len(set(waits)) > 190, "the longest wait is spread as well"
@@ -577,14 +577,14 @@ def test_the_backoff_is_ten_seconds_and_a_random_part_that_doubles_up_to_a_quart
 @pytest.mark.parametrize("status", [429, 503])
 def test_an_absurd_retry_after_is_spread_within_the_hour(status: int) -> None:
     answer = parse(status, {"Retry-After": "Fri, 31 Dec 9999 23:59:59 GMT"}, b"")
-    waits = [retry.decide(answer, failures=0).retry_in_seconds or 0 for _ in range(200)]
+    waits = [fcm_outcomes.decide(answer, failures=0).retry_in_seconds or 0 for _ in range(200)]
     assert 3200 <= min(waits) < max(waits) <= 3600
 
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_retry_after_is_kept_and_those_who_are_told_the_same_do_not_come_back_at_once(status: int) -> None:
     told = FcmResponse(status, retry_after_seconds=300)
-    waits = [retry.decide(told, failures=0).retry_in_seconds or 0 for _ in range(200)]
+    waits = [fcm_outcomes.decide(told, failures=0).retry_in_seconds or 0 for _ in range(200)]
     assert 300 <= min(waits) < max(waits) <= 330
     assert len(set(waits)) > 190
 
@@ -672,7 +672,7 @@ def test_any_judgement_of_a_message_closes_the_circuit() -> None:
 @pytest.mark.parametrize("script", ["ok", "unregistered", "invalid", "malformed", "thirdparty"])
 def test_what_fcm_says_of_a_message_is_a_judgement(fcm: FcmStandin, script: str) -> None:
     reply = fcm.scripted(f"{script}-1")
-    assert retry.decide(parse(reply.status or 0, {}, reply.body), failures=0).fault == Fault.NONE
+    assert fcm_outcomes.decide(parse(reply.status or 0, {}, reply.body), failures=0).fault == Fault.NONE
 
 
 def probed(fcm: FcmStandin, breaker: Circuit) -> list[str]:

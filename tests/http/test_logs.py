@@ -19,7 +19,7 @@ PUSH_TOKEN = "unstorable-push-token-that-is-nobodys-business"
 def written(monkeypatch: pytest.MonkeyPatch) -> BytesIO:
     """What the API writes to its log."""
     written = BytesIO()
-    monkeypatch.setattr("nexmdm.api.errors.log", structlog.wrap_logger(structlog.BytesLogger(written)))
+    monkeypatch.setattr("nexmdm.api.error_table.log", structlog.wrap_logger(structlog.BytesLogger(written)))
     return written
 
 

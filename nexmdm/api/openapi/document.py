@@ -20,10 +20,10 @@ from devices import audience, credentials, enrollment
 from nexmdm.api import health
 from nexmdm.api.openapi import components, examples
 from nexmdm.api.openapi.components import Json
-from nexmdm.auth import signed_call, signed_request
+from nexmdm.auth import signature_verification, signed_write
 from nexmdm.auth.rate_limits import RateLimited
 from nexmdm.common import problems
-from nexmdm.common.errors import DomainError
+from nexmdm.common.domain_error import DomainError
 from nexmdm.common.problems import Problem
 from nexmdm.common.tolerance.repair import DECIDES, INFORMS
 
@@ -75,12 +75,12 @@ _BY_SCHEME: Final[Mapping[str, tuple[type[DomainError], ...]]] = {
         enrollment.EnrollmentTokenExhausted,
         enrollment.EnrollmentTokenRevoked,
     ),
-    "SignedRequest": (signed_request.InvalidSignature,),
+    "SignedRequest": (signature_verification.InvalidSignature,),
 }
 _SIGNED_WRITE: Final = (
-    signed_request.IdempotencyKeyRequired,
-    signed_call.IdempotencyInFlight,
-    signed_call.IdempotencyKeyReused,
+    signature_verification.IdempotencyKeyRequired,
+    signed_write.IdempotencyInFlight,
+    signed_write.IdempotencyKeyReused,
 )
 _BY_OPERATION: Final[Mapping[str, tuple[type[DomainError], ...]]] = {
     "register": (credentials.DeviceRevoked, enrollment.HardwareKnown, enrollment.AliasTaken),

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 from prometheus_client import Counter as CounterMetric
 from prometheus_client import Gauge
 
-from nexmdm.common.errors import DomainError
+from nexmdm.common.domain_error import DomainError
 
 IN_USE: Final = Gauge("nexmdm_gate_in_use", "Work that a gate has let in.", ["gate"], multiprocess_mode="livesum")
 WAITING: Final = Gauge("nexmdm_gate_waiting", "Work that waits at a gate.", ["gate"], multiprocess_mode="livesum")

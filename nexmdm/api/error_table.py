@@ -12,10 +12,10 @@ from ninja.errors import HttpError, ValidationError
 import commands.admin_api
 from commands import queue, report_limit, reports
 from devices import audience, credentials, enrollment
-from nexmdm.auth import signed_call, signed_request
+from nexmdm.auth import signature_verification, signed_write
 from nexmdm.auth.rate_limits import RateLimited
 from nexmdm.common import database, group_commit, pagination, problems
-from nexmdm.common.errors import DomainError
+from nexmdm.common.domain_error import DomainError
 from nexmdm.common.overload import gates
 from nexmdm.common.problems import Problem
 from nexmdm.common.types import shown_name
@@ -38,10 +38,10 @@ class UnknownQuery(DomainError):
 
 # The one table of errors: what each means to the caller. The sentence for people is the error's own text.
 ERRORS: Final[dict[type[DomainError], tuple[int, str, dict[str, str]]]] = {
-    signed_request.InvalidSignature: (401, "invalid_signature", _NXD1),
-    signed_request.IdempotencyKeyRequired: (400, "idempotency_key_required", {}),
-    signed_call.IdempotencyInFlight: (409, "idempotency_in_flight", {}),
-    signed_call.IdempotencyKeyReused: (422, "idempotency_key_reused", {}),
+    signature_verification.InvalidSignature: (401, "invalid_signature", _NXD1),
+    signature_verification.IdempotencyKeyRequired: (400, "idempotency_key_required", {}),
+    signed_write.IdempotencyInFlight: (409, "idempotency_in_flight", {}),
+    signed_write.IdempotencyKeyReused: (422, "idempotency_key_reused", {}),
     credentials.InvalidToken: (401, "invalid_token", _BEARER),
     credentials.DeviceRevoked: (403, "device_revoked", {}),
     enrollment.InvalidEnrollmentToken: (401, "invalid_enrollment_token", _BEARER),

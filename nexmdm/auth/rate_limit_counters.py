@@ -1,4 +1,4 @@
-"""A Django cache that only counts: for django-ratelimit, exact across processes and machines.
+"""The counters behind the rate limits: a Django cache for django-ratelimit, exact across processes and machines.
 
 One UNLOGGED table: a crash of PostgreSQL forgets the counts, and counting costs no WAL. (Django's own DatabaseCache
 reads and then writes, so that parallel callers are not counted.)
@@ -7,6 +7,7 @@ reads and then writes, so that parallel callers are not counted.)
 from typing import Any, Final
 
 from django.core.cache.backends.base import DEFAULT_TIMEOUT, BaseCache
+from django_ratelimit.core import get_usage
 
 from nexmdm.common import database
 
@@ -48,6 +49,12 @@ class CounterCache(BaseCache):
     def clear(self) -> None:
         """Forget every counter."""
         database.execute("DELETE FROM nexmdm_counter")
+
+
+def count(group: str, key: str, rate: str) -> dict[str, Any]:
+    """Count one more of a group's key, in a thread; return how that stands to the rate, as django-ratelimit says it."""
+    usage: dict[str, Any] = get_usage(None, group=group, key=lambda *_: key, rate=rate, increment=True)
+    return usage
 
 
 def forget_expired() -> int:

@@ -13,9 +13,9 @@ from ninja.security.base import AuthBase
 from prometheus_client import Counter
 
 from nexmdm.auth import rate_limits, signing
-from nexmdm.auth.signed_call import SignedCaller
+from nexmdm.auth.signed_write import SignedCaller
 from nexmdm.common import request_facts
-from nexmdm.common.errors import DomainError
+from nexmdm.common.domain_error import DomainError
 
 DENIED = Counter("nexmdm_admin_denied", "Admin requests whose signature was not good, by the reason.", ["reason"])
 
@@ -70,7 +70,7 @@ def verify(request: HttpRequest) -> SignedCaller:
     if not _any_equal(key, settings.ADMIN_KEYS):
         raise InvalidSignature("key")
     timestamp = _single(scope, b"x-timestamp")
-    if not _TIMESTAMP.fullmatch(timestamp) or abs(time.time() - int(timestamp)) > signing.WINDOW_SECONDS:
+    if not _TIMESTAMP.fullmatch(timestamp) or abs(time.time() - int(timestamp)) > signing.CLOCK_TOLERANCE_SECONDS:
         raise InvalidSignature("timestamp")
     given_key = _single(scope, b"idempotency-key", required=False)
     idempotency_key = "" if request.method == "GET" else given_key

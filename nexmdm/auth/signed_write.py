@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from nexmdm.audit import entries
 from nexmdm.common import database
 from nexmdm.common.database import run_in_db_thread
-from nexmdm.common.errors import DomainError
+from nexmdm.common.domain_error import DomainError
 from nexmdm.models import StoredAnswer
 
 
