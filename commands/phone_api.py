@@ -38,8 +38,8 @@ async def action_result(request: HttpRequest, body: Body[Reading[ActionResult]])
     token: tokens.Token = request.auth  # type: ignore[attr-defined]
     report = body.fields
     report_limit.reports.check(token.id)
-    said = ReportInput(report.status, report.message or "", report.output, report.finished_at, report.via)
-    result = await with_token_check(token, lambda: device_unit(_take_report, token, report.request_id, said))
+    report_input = ReportInput(report.status, report.message or "", report.output, report.finished_at, report.via)
+    result = await with_token_check(token, lambda: device_unit(_take_report, token, report.request_id, report_input))
     RESULTS.labels(report.status.value).inc()
     if not result.kept:
         NOT_KEPT.inc()

@@ -87,7 +87,7 @@ def _has_final(delivery: Delivery) -> bool:
 # One statement for what one report may need: a look at the last one, and at how many there are. The delivery is locked,
 # so no other report of it comes in between.
 _KEEP: Final = """
-    WITH said AS (
+    WITH given AS (
         SELECT %(status)s::varchar AS status, %(message)s::varchar AS message, %(output)s::jsonb AS output,
             %(via)s::varchar AS via, %(finished_at)s::timestamptz AS device_finished_at
     ), last AS (
@@ -95,15 +95,15 @@ _KEEP: Final = """
     ), repeated AS (
         UPDATE commands_report report
         SET repeat_count = report.repeat_count + 1, last_repeated_at = statement_timestamp()
-        FROM last, said
+        FROM last, given
         WHERE report.id = last.id AND NOT %(is_final)s AND last.duplicate = %(duplicate)s
             AND (last.status, last.message, last.output, last.via, last.device_finished_at) IS NOT DISTINCT FROM
-                (said.status, said.message, said.output, said.via, said.device_finished_at)
+                (given.status, given.message, given.output, given.via, given.device_finished_at)
         RETURNING report.id
     ), added AS (
         INSERT INTO commands_report
             (delivery_id, status, message, output, via, device_finished_at, late, duplicate)
-        SELECT %(delivery_id)s, status, message, output, via, device_finished_at, %(late)s, %(duplicate)s FROM said
+        SELECT %(delivery_id)s, status, message, output, via, device_finished_at, %(late)s, %(duplicate)s FROM given
         WHERE NOT EXISTS (SELECT FROM repeated) AND (
             (%(is_final)s AND NOT %(duplicate)s) OR NOT EXISTS (
                 SELECT FROM commands_report WHERE delivery_id = %(delivery_id)s OFFSET %(kept)s - 1 LIMIT 1

@@ -57,19 +57,19 @@ async def register(request: HttpRequest, body: Body[Reading[Register]]) -> HttpR
     cancelled.
     """
     presented: tokens.Token = request.auth  # type: ignore[attr-defined]
-    said = _registration(body.fields, request.META["REMOTE_ADDR"].partition("%")[0] or None)
-    await lookup_unit(enrollment.check, presented, said)
+    registration = _registration(body.fields, request.META["REMOTE_ADDR"].partition("%")[0] or None)
+    await lookup_unit(enrollment.check, presented, registration)
     async with token_check.NEW_CREDENTIALS.turn(presented.id) as waited:
         if waited:
-            await lookup_unit(enrollment.check, presented, said)
+            await lookup_unit(enrollment.check, presented, registration)
         secret = await token_check.new_secret()
         enrolled, server_time = await device_unit(
-            database.retry_on_deadlock, lambda: _register(presented, said, secret)
+            database.retry_on_deadlock, lambda: _register(presented, registration, secret)
         )
     REGISTERED.labels(str(enrolled.re_enrolled).lower()).inc()
     field_warnings.record("/v1/register", enrolled.device_id, body.notes)
     log.info("device.registered", device_id=str(enrolled.device_id), re_enrolled=enrolled.re_enrolled)
-    _warn_of_replacement(presented, said, enrolled)
+    _warn_of_replacement(presented, registration, enrolled)
     return respond(
         Registered(
             device_id=enrolled.device_id,

@@ -77,10 +77,10 @@ class _Sent:
 class _Said:
     """What a report says, in the contract's own words."""
 
-    said = Column("status")
+    status_shown = Column("status")
     channel = Column("via")
     done = Column("device_finished_at")
-    heard = Column("reported_at")
+    reported = Column("reported_at")
     repeats = Column("repeat_count", "repeats")
     last_repeat = Column("last_repeated_at", "last repeat")
     too_late = Column("late")
@@ -148,19 +148,19 @@ class DeliveryAdmin(_OfCommandAndDevice):
         delivery = super().get_object(request, object_id, from_field)
         if delivery is not None:
             found = queries.newest_of(delivery.pk, MOST_EVENTS)
-            delivery.told, delivery.steps = found, list(timeline.steps(found.timeline))
+            delivery.current, delivery.steps = found, list(timeline.steps(found.timeline))
         return delivery
 
     @admin.display(description="why open")
     def why_open(self, delivery: Any) -> str:
         """Return what an open delivery waits for."""
-        return delivery.told.why_open or NOTHING
+        return delivery.current.why_open or NOTHING
 
     @admin.display(description="result")
     def result(self, delivery: Any) -> str:
         """Return the phone's final word, late or not."""
-        late = delivery.told.late_result
-        final = late or delivery.told.result
+        late = delivery.current.late_result
+        final = late or delivery.current.result
         if final is None:
             return NOTHING
         word = f"{final.status}, late: the delivery was settled before" if late else final.status
@@ -231,13 +231,13 @@ class ReportAdmin(_Said, _OfDelivery):
     """One thing a phone said about a delivery."""
 
     list_display = (
-        "id", "action", "to_device", "said", "message", "channel", "too_late", "again", "heard", "of_delivery",
-        "request_id",
+        "id", "action", "to_device", "status_shown", "message", "channel", "too_late", "again", "reported",
+        "of_delivery", "request_id",
     )  # fmt: skip
     list_filter = (filters.ReportStatusFilter, filters.ReportAge, filters.ReportTime)
     fields: ClassVar = [
-        "action", "request_id", "to_device", "of_delivery", "said", "message", "pretty_output", "channel",
-        "too_late", "again", "done", "heard", "repeats", "last_repeat",
+        "action", "request_id", "to_device", "of_delivery", "status_shown", "message", "pretty_output", "channel",
+        "too_late", "again", "done", "reported", "repeats", "last_repeat",
     ]  # fmt: skip
     exported: ClassVar = {
         "report_id": "id", **OF_DELIVERY, "status": "status", "message": "message", "output": "output", "via": "via",

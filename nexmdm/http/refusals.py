@@ -136,7 +136,7 @@ def _log(refusal: Refusal, count: int = 1) -> None:
 
 
 def _write(refusal: Refusal, count: int) -> None:
-    said = {
+    fields = {
         "method": refusal.method,
         "route": refusal.route,
         "address": refusal.address,
@@ -151,7 +151,7 @@ def _write(refusal: Refusal, count: int) -> None:
         status=refusal.status,
         code=refusal.code,
         count=count,
-        **{name: str(value) for name, value in said.items() if value},
+        **{name: str(value) for name, value in fields.items() if value},
     )
 
 

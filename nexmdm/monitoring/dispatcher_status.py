@@ -21,8 +21,8 @@ FORGOTTEN: Final = timedelta(days=1)
 
 def note_seen(state: Circuit) -> int:
     """Say that this dispatcher is alive, and how its circuit stands; return how many are alive with it."""
-    said = {"last_seen_at": Now(), "circuit": state.state, "circuit_reason": state.reason}
-    DispatcherSeen.objects.update_or_create(name=NAME, defaults=said)
+    fields = {"last_seen_at": Now(), "circuit": state.state, "circuit_reason": state.reason}
+    DispatcherSeen.objects.update_or_create(name=NAME, defaults=fields)
     DispatcherSeen.objects.filter(last_seen_at__lt=Now() - FORGOTTEN).delete()
     return max(1, DispatcherSeen.objects.filter(last_seen_at__gt=Now() - ALIVE).count())
 

@@ -26,15 +26,15 @@ class Command(BaseCommand):
 
 def _licence(package: Distribution) -> str:
     """Return an SPDX expression where there is one, else what the package says in older ways."""
-    said = package.metadata
-    if expression := _first(said, "License-Expression"):
+    metadata = package.metadata
+    if expression := _first(metadata, "License-Expression"):
         return expression
-    classified = [line.split(" :: ")[-1] for line in said.get_all("Classifier", []) if line.startswith(_CLASSIFIER)]
+    classified = [line.split(" :: ")[-1] for line in metadata.get_all("Classifier", []) if line.startswith(_CLASSIFIER)]
     if classified:
         return ", ".join(classified)
-    text = _first(said, "License")
-    return text if text and len(text) <= _LONGEST and "\n" not in text else "not said"
+    text = _first(metadata, "License")
+    return text if text and len(text) <= _LONGEST and "\n" not in text else "not declared"
 
 
-def _first(said: PackageMetadata, field: str) -> str:
-    return next(iter(said.get_all(field, [])), "")
+def _first(metadata: PackageMetadata, field: str) -> str:
+    return next(iter(metadata.get_all(field, [])), "")
