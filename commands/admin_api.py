@@ -1,4 +1,4 @@
-"""What an admin calls about commands: issue, read, wait, cancel."""
+"""What an admin calls about commands: issue, read, wait, cancel. (Who may: nexmdm/auth/admin_router.py.)"""
 
 import asyncio
 import time
@@ -29,7 +29,7 @@ from commands.schemas import (
     PushPlan,
     WaitQuery,
 )
-from nexmdm.auth.signed_router import SignedRouter
+from nexmdm.auth.admin_router import AdminRouter
 from nexmdm.auth.signed_write import WriteResult, caller_of
 from nexmdm.common import shutdown
 from nexmdm.common.database import run_in_db_thread
@@ -37,7 +37,7 @@ from nexmdm.common.domain_error import DomainError
 from nexmdm.common.types import EmptyBody, respond, shown_name
 
 log = structlog.get_logger()
-router = SignedRouter(tags=["commands"])
+router = AdminRouter(tags=["commands"])
 
 WAIT_POLL_SECONDS: Final = 0.15
 """How often is looked for a waiting client: with the looks themselves, it is answered within 250 ms of the result."""

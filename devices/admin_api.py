@@ -28,7 +28,7 @@ from devices.schemas import (
     Retag,
     Retagged,
 )
-from nexmdm.auth.signed_router import SignedRouter
+from nexmdm.auth.admin_router import AdminRouter
 from nexmdm.auth.signed_write import WriteResult, caller_of
 from nexmdm.common.database import run_in_db_thread
 from nexmdm.common.types import EmptyBody, respond
@@ -44,7 +44,7 @@ class TagConverter(StringConverter):
 
 register_converter(TagConverter, "tag")
 
-router = SignedRouter(tags=["devices"])
+router = AdminRouter(tags=["devices"])
 
 
 @router.get("/devices", response=DevicePage, url_name="devices")

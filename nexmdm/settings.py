@@ -87,7 +87,7 @@ DATABASES = {
         },
     }
 }
-CACHES = {"default": {"BACKEND": "nexmdm.auth.rate_limit_counters.CounterCache"}}
+CACHES = {"default": {"BACKEND": "nexmdm.auth.rate_limit_windows.CounterCache"}}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 USE_TZ = True
 TIME_ZONE = "UTC"

@@ -66,18 +66,20 @@ def decide(answer: FcmResponse, failures: int, seconds_left: float = math.inf) -
     the push token or the configuration, whatever its status.
     """
     status = answer.http_status
-    asked = _asked(answer, seconds_left)
+    asked = _capped_retry_after(answer, seconds_left)
     if answer.oauth_failed:
         return RetryDecision(AttemptOutcome.BLOCKED, PROBE_SECONDS, Fault.OAUTH, _NO_ACCESS)
     if status is None or (status == HTTPStatus.OK and not answer.message_id):
-        return RetryDecision(AttemptOutcome.UNKNOWN, backoff(failures), Fault.PASSING)
+        advice = "" if status is None else _NOT_FCM
+        return RetryDecision(AttemptOutcome.UNKNOWN, backoff(failures), Fault.PASSING, advice)
     if status == HTTPStatus.OK:
         return RetryDecision(AttemptOutcome.ACCEPTED)
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         wait = asked or max(_spread(QUOTA_RETRY_SECONDS), backoff(failures))
         return RetryDecision(AttemptOutcome.RETRY_LATER, wait, Fault.PASSING)
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return RetryDecision(AttemptOutcome.RETRY_LATER, max(asked, backoff(failures)), Fault.PASSING)
+        advice = "" if answer.from_fcm else _NOT_FCM
+        return RetryDecision(AttemptOutcome.RETRY_LATER, max(asked, backoff(failures)), Fault.PASSING, advice)
     if not answer.from_fcm or status < HTTPStatus.BAD_REQUEST:
         return RetryDecision(AttemptOutcome.RETRY_LATER, max(asked, backoff(failures)), Fault.PASSING, _NOT_FCM)
     return _refused(answer, failures)
@@ -107,7 +109,7 @@ def _refused(answer: FcmResponse, failures: int) -> RetryDecision:
     return RetryDecision(AttemptOutcome.BLOCKED, wait, Fault.CONFIGURATION, advice)
 
 
-def _asked(answer: FcmResponse, seconds_left: float) -> float:
+def _capped_retry_after(answer: FcmResponse, seconds_left: float) -> float:
     """Return for how long an answer asks to wait, an hour at most; 0.0 if it does not.
 
     Of one that asks for longer the push gets further tries all the same: at half of the time that its command has left.

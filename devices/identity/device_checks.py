@@ -46,7 +46,7 @@ def _warnings(using: str) -> list[CheckMessage]:
 
 def _same(using: str) -> Iterator[CheckMessage]:
     if found := comparison_keys.shadowed_aliases(using):
-        text = "Devices have an alias that an earlier device has in another case; as a target it names the earlier one"
+        text = "Devices have an earlier device's alias, in another case or spelling; it names the earlier one"
         hint = "Change one of the two: `manage.py fleet change ID --alias NAME`."
         yield _warning(found, text, hint, SAME_ALIAS)
     if found := comparison_keys.shadowed_hardware_ids(using):

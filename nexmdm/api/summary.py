@@ -5,13 +5,13 @@ from ninja import Query
 
 from nexmdm.audit import queries
 from nexmdm.audit.queries import AuditPage, AuditQuery
-from nexmdm.auth.signed_router import SignedRouter
+from nexmdm.auth.admin_router import AdminRouter
 from nexmdm.common.database import run_in_db_thread
 from nexmdm.common.types import respond
 from nexmdm.monitoring import fleet_summary
 from nexmdm.monitoring.fleet_summary import Summary
 
-router = SignedRouter(tags=["fleet"])
+router = AdminRouter(tags=["fleet"])
 
 
 @router.get("/summary", response=Summary, url_name="summary")

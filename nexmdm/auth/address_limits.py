@@ -5,7 +5,7 @@ from typing import Final
 
 from prometheus_client import Counter
 
-from nexmdm.auth.rate_limit_counters import count
+from nexmdm.auth.rate_limit_windows import count
 from nexmdm.common import addresses
 
 COUNTED_ADDRESSES: Final = 1000

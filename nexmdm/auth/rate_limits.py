@@ -1,7 +1,7 @@
 """Rate limits: signed calls, failed authentications, rotations; counted by django-ratelimit, in PostgreSQL.
 
-The rates are settings, such as ADMIN_RATE_LIMIT `120/m`: so many calls in a window of a minute. The counters and their
-windows are in rate_limit_counters.py. (django-ratelimit's decorator does not work on Ninja's operations: above one it
+The rates are settings, such as ADMIN_RATE_LIMIT `120/m`: so many calls in a window of a minute. The windows and their
+counters are in rate_limit_windows.py. (django-ratelimit's decorator does not work on Ninja's operations: above one it
 limits nothing, below one it is a 500.)
 """
 
@@ -12,7 +12,7 @@ from uuid import UUID
 from django.conf import settings
 
 from nexmdm.auth.address_limits import AddressLimit
-from nexmdm.auth.rate_limit_counters import count
+from nexmdm.auth.rate_limit_windows import count
 from nexmdm.common.database import device_unit, lookup_unit, run_in_db_thread
 from nexmdm.common.domain_error import DomainError
 from nexmdm.common.overload.gates import GateFull

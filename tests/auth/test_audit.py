@@ -19,7 +19,7 @@ from commands.push.dispatcher import Dispatcher
 from devices.models import Device
 from nexmdm.api.application import api
 from nexmdm.audit import chain, entries
-from nexmdm.auth.signed_router import SignedRouter
+from nexmdm.auth.admin_router import AdminRouter
 from nexmdm.common import database
 from nexmdm.management.commands import dispatch
 from nexmdm.models import AuditEntry, AuditMark
@@ -616,4 +616,4 @@ def test_every_router_of_the_admin_api_is_one_that_audits() -> None:
     """By its class: one that was forgotten could not be mounted under /admin."""
     routers = [router for prefix, router in api._routers if prefix == "/admin"]
     assert len(routers) >= 3
-    assert [router for router in routers if not isinstance(getattr(router, "template", router), SignedRouter)] == []
+    assert [router for router in routers if not isinstance(getattr(router, "template", router), AdminRouter)] == []

@@ -20,7 +20,7 @@ from commands import report_limit
 from commands.models import Command, Delivery, Report
 from devices import tokens
 from nexmdm.api.application import api
-from nexmdm.auth import rate_limit_counters, rate_limits
+from nexmdm.auth import rate_limit_windows, rate_limits
 from nexmdm.common import database
 from nexmdm.models import AuditEntry, StoredAnswer
 from tests.support.actors import Admin, Answer, Client, Phone
@@ -247,7 +247,7 @@ def test_a_counter_starts_anew_when_its_time_is_over(db: None) -> None:
     assert not cache.add("mine", 1, 60)
     with connection.cursor() as cursor:
         cursor.execute("UPDATE nexmdm_counter SET expires_at = now()")
-    assert (cache.get("mine"), rate_limit_counters.forget_expired()) == (None, 1)
+    assert (cache.get("mine"), rate_limit_windows.forget_expired()) == (None, 1)
     assert cache.add("mine", 1, 60)
 
 

@@ -471,7 +471,7 @@ def test_an_error_around_a_view_is_a_problem_without_a_trace(
     def broken(*_: object) -> None:
         raise RuntimeError("<secret>")
 
-    monkeypatch.setattr("nexmdm.auth.rate_limit_counters.get_usage", broken)
+    monkeypatch.setattr("nexmdm.auth.rate_limit_windows.get_usage", broken)
     assert_problem(client.request("GET", "/admin/summary"), 500, "internal")
 
 

@@ -20,7 +20,7 @@ from commands.push.periodic import PeriodicTask
 from devices import credentials, push_targets
 from devices.identity import comparison_keys
 from nexmdm.audit import chain, entries
-from nexmdm.auth import rate_limit_counters, stored_answers
+from nexmdm.auth import rate_limit_windows, stored_answers
 from nexmdm.common import gc_tuning
 from nexmdm.common.database import run_in_db_thread
 from nexmdm.config import checks
@@ -95,7 +95,7 @@ def _periodic_tasks(dispatcher: Dispatcher) -> list[PeriodicTask]:
         PeriodicTask("shared push tokens", 3600, lambda: outbox.settle_shared_push_tokens(SHARED_BATCH), SHARED_BATCH),
         PeriodicTask("unused credentials", 60, credentials.forget_unused_next),
         PeriodicTask("stored answers", 60, stored_answers.forget_old_answers),
-        PeriodicTask("counters", 60, rate_limit_counters.forget_expired),
+        PeriodicTask("counters", 60, rate_limit_windows.forget_expired),
         PeriodicTask("retention of deliveries", 10, lambda: retention.prune(kept, RETENTION_BATCH), RETENTION_BATCH),
         PeriodicTask("retention of long histories", 10, lambda: retention.trim(kept, RETENTION_BATCH), 1),
         PeriodicTask(

@@ -1,4 +1,4 @@
-"""The counters behind the rate limits: a Django cache for django-ratelimit, exact across processes and machines.
+"""The windows of the rate limits: a Django cache that counts for django-ratelimit, exact across processes.
 
 One UNLOGGED table: a crash of PostgreSQL forgets the counts, and counting costs no WAL. (Django's own DatabaseCache
 reads and then writes, so that parallel callers are not counted.)

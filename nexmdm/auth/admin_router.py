@@ -1,4 +1,4 @@
-"""The routers of the admin API: signed, and audited by their class."""
+"""Who may call the admin API: whoever signs with an admin key and its secret may call all of it. Writes are audited."""
 
 from collections.abc import Awaitable, Callable
 from functools import wraps
@@ -57,7 +57,7 @@ async def _record_refusal(signed: SignedCaller, response: HttpResponse) -> None:
         )
 
 
-class SignedRouter(Router):
+class AdminRouter(Router):
     """A router of the admin API: its operations are signed, and each signed write leaves an audit entry."""
 
     def __init__(self, **options: Any) -> None:
