@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from nexmdm.config import environment, logging
+from nexmdm.config import database_url, environment, logging
 from nexmdm.standalone import embedded_postgres
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -66,7 +66,9 @@ POOL_RECONNECT_SECONDS = 1
 STATEMENT_TIMEOUT_SECONDS = environment.whole("STATEMENT_TIMEOUT_SECONDS", 30, minimum=1, maximum=3600)
 LOCK_TIMEOUT_SECONDS = environment.whole("LOCK_TIMEOUT_SECONDS", 10, minimum=1, maximum=3600)
 
-_database: dict[str, Any] = embedded_postgres.database(DATA_DIR) if EMBEDDED else environment.database(_DATABASE_URL)
+_database: dict[str, Any] = (
+    embedded_postgres.database(DATA_DIR) if EMBEDDED else database_url.django_settings(_DATABASE_URL)
+)
 DATABASES = {
     "default": {
         "ENGINE": "django_prometheus.db.backends.postgresql",
@@ -74,10 +76,11 @@ DATABASES = {
         "CONN_MAX_AGE": 0,
         "CONN_HEALTH_CHECKS": True,
         "OPTIONS": {
-            "application_name": "nexmdm",
-            "connect_timeout": 5,
-            "options": f"-c statement_timeout={STATEMENT_TIMEOUT_SECONDS}s -c lock_timeout={LOCK_TIMEOUT_SECONDS}s",
-            **_database.get("OPTIONS", {}),
+            **database_url.options(
+                _database.get("OPTIONS", {}),
+                statement_seconds=STATEMENT_TIMEOUT_SECONDS,
+                lock_seconds=LOCK_TIMEOUT_SECONDS,
+            ),
             "pool": {
                 "min_size": 1,
                 "max_size": DATABASE_POOL_SIZE,

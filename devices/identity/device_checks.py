@@ -38,8 +38,9 @@ def _warnings(using: str) -> list[CheckMessage]:
     try:
         return [*_same(using)] if comparison_keys.exist(using) else []
     except (OperationalError, InterfaceError):
-        text = "The database cannot be reached, so that its devices were not read."
-        return [Warning(text, hint="Start it, then check again.", id=UNCHECKED_DEVICES)]
+        reason = database.why_unreachable() or "The database could not be reached."
+        hint = "Its devices were not read. Mend it, then check again."
+        return [Warning(reason, hint=hint, id=UNCHECKED_DEVICES)]
     finally:
         database.release_connections()
 

@@ -30,14 +30,17 @@ UNCHECKED_CONNECTIONS: Final = "nexmdm.W001"
 COMMAND_CONNECTIONS: Final = 3
 """Kept for management commands, a backup, and a person with psql."""
 
-_ALLOWED_CONNECTIONS: Final = """
+_DATABASE_FACTS: Final = """
     SELECT least(
         current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
             - coalesce(current_setting('reserved_connections', true)::int, 0),
         (SELECT nullif(rolconnlimit, -1) FROM pg_roles WHERE rolname = current_user),
         (SELECT nullif(datconnlimit, -1) FROM pg_database WHERE datname = current_database())
-    )
+    ), current_setting('server_encoding')
 """
+"""How many connections we may have, and the database's encoding."""
+
+_ENCODING: Final = "UTF8"
 
 
 def settings_in_force(**_: Any) -> list[CheckMessage]:
@@ -60,27 +63,38 @@ def metrics_folder(**_: Any) -> list[CheckMessage]:
 
 
 def connections(**_: Any) -> list[CheckMessage]:
-    """Check that PostgreSQL has room for every pool of this machine, filled. Costs one statement."""
+    """Check that PostgreSQL stores all texts, and has room for every pool of this machine, filled. One statement."""
     try:
-        (allowed,) = database.row(_ALLOWED_CONNECTIONS)
+        allowed, encoding = database.row(_DATABASE_FACTS)
     except (OperationalError, InterfaceError):
-        message = "The database cannot be reached, so that its max_connections was not compared with our pools."
-        return [Warning(message, hint="Start it, then check again.", id=UNCHECKED_CONNECTIONS)]
+        reason = database.why_unreachable() or "The database could not be reached."
+        hint = "Its max_connections was not compared with our pools. Mend it, then check again."
+        return [Warning(reason, hint=hint, id=UNCHECKED_CONNECTIONS)]
     finally:
         database.release_connections()
+    return [*_encoding(encoding), *_room(allowed)]
+
+
+def _encoding(encoding: str) -> Iterator[CheckMessage]:
+    if encoding != _ENCODING:
+        yield Error(
+            f"The database has the encoding {encoding}: names and messages in other alphabets could not be stored.",
+            hint="Create one with ENCODING 'UTF8' (and TEMPLATE template0), and move the data there.",
+            id=ConfigError.ENCODING,
+        )
+
+
+def _room(allowed: int) -> Iterator[CheckMessage]:
     pool, workers = settings.DATABASE_POOL_SIZE, settings.WEB_WORKERS
     # The admin site takes its connections from the pool of the worker that serves it.
     needed = workers * pool + pool + 1 + COMMAND_CONNECTIONS
-    if needed <= allowed:
-        return []
-    return [
-        Error(
+    if needed > allowed:
+        yield Error(
             f"PostgreSQL allows us {allowed} connections, and we may want {needed}: {workers} web workers × {pool}, "
             f"{pool} of a dispatcher and one on which it listens, {COMMAND_CONNECTIONS} for commands.",
             hint="Lower WEB_WORKERS or DATABASE_POOL_SIZE, or raise max_connections (or our role's limit).",
             id=ConfigError.CONNECTIONS,
         )
-    ]
 
 
 def refuse(found: Iterable[CheckMessage]) -> None:

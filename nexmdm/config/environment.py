@@ -8,14 +8,13 @@ import os
 import re
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from django.core.checks import Error
 from django.core.exceptions import ImproperlyConfigured
-from psycopg.conninfo import conninfo_to_dict
 
 from nexmdm.config import secrets_file
 
@@ -47,6 +46,7 @@ class ConfigError(StrEnum):
     CONNECTIONS = "nexmdm.E009"
     METRICS_FOLDER = "nexmdm.E010"
     DATA_FOLDER = "nexmdm.E011"
+    ENCODING = "nexmdm.E012"
 
 
 class Misconfigured(ImproperlyConfigured):
@@ -238,23 +238,6 @@ def sound_secret(name: str, value: str) -> str:
     if len(set(value)) < 8 or any(word in value.lower() for word in _PLACEHOLDERS):
         raise Misconfigured(ConfigError.PLACEHOLDER, f"{name} looks like a placeholder or an example.", _MAKE_ONE)
     return value
-
-
-def database(url: str) -> dict[str, Any]:
-    """Return Django's settings for a libpq URL (`postgresql://user:password@host:port/name?sslmode=require`)."""
-    try:
-        parts = conninfo_to_dict(url)
-    except Exception:  # noqa: BLE001  (whatever psycopg says of it, it may quote the password)
-        message = "DATABASE_URL is not a URL like postgresql://user:password@host/name."
-        raise Misconfigured(ConfigError.MALFORMED, message) from None
-    known = {"dbname": "NAME", "user": "USER", "password": "PASSWORD", "host": "HOST", "port": "PORT"}
-    settings: dict[str, Any] = {known[key]: str(value) for key, value in parts.items() if key in known}
-    if any(not re.fullmatch(r"[0-9]{0,5}", port) for port in settings.get("PORT", "").split(",")):
-        raise Misconfigured(ConfigError.MALFORMED, "DATABASE_URL names a port that is no number.")
-    settings["OPTIONS"] = {key: value for key, value in parts.items() if key not in known}
-    if not settings.get("NAME"):
-        raise Misconfigured(ConfigError.MALFORMED, "DATABASE_URL names no database.", "Add /name after the host.")
-    return settings
 
 
 def firebase_service_account() -> dict[str, str] | None:

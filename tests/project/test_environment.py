@@ -12,7 +12,7 @@ from django.core.exceptions import ImproperlyConfigured
 from pytest_django import Settings
 
 from loadtest.fake_fcm.server import FcmStandin
-from nexmdm.config import environment
+from nexmdm.config import database_url, environment
 from nexmdm.config.environment import ConfigError, Misconfigured
 from tests.support.actors import Client
 
@@ -244,7 +244,7 @@ def test_a_rate_is_a_number_in_a_period(monkeypatch: pytest.MonkeyPatch, value: 
 
 def test_a_database_url_is_read_as_libpq_does() -> None:
     url = "postgresql://nex:p%40ss@db.example:6432/fleet?sslmode=require"
-    assert environment.database(url) == {
+    assert database_url.django_settings(url) == {
         "NAME": "fleet",
         "USER": "nex",
         "PASSWORD": "p@ss",
@@ -253,20 +253,48 @@ def test_a_database_url_is_read_as_libpq_does() -> None:
         "OPTIONS": {"sslmode": "require"},
     }
     with pytest.raises(ImproperlyConfigured, match="names no database"):
-        environment.database("postgresql://nex@db.example")
+        database_url.django_settings("postgresql://nex@db.example")
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("postgresql://nex:pw@db.example/fleet?pgbouncer=true", "a parameter pgbouncer that"),
+        ("postgresql://nex:pw@db.example/fleet?sslmode=require&schema=mdm", "a parameter schema that"),
+        ("postgresql://nex:p4ss@word@db.example/fleet", "more than one @"),
+        ("postgresql://nex:p4ss?word@db.example/fleet", "a parameter that"),
+        ("postgresql://nex:p4ss?word=x@db.example/fleet", "a parameter that"),
+    ],
+)
+def test_a_database_url_that_libpq_would_misread_is_refused_by_its_fault_and_not_shown(url: str, said: str) -> None:
+    with pytest.raises(Misconfigured, match=f"{ConfigError.MALFORMED}.*{said}") as refused:
+        database_url.django_settings(url)
+    shown = "".join(traceback.format_exception(refused.value)).split("Misconfigured: ")[-1]
+    assert not [part for part in ("p4ss", "word@", "word=", "db.example", "pw@") if part in shown]
+
+
+def test_the_urls_parameters_win_over_ours_but_its_options_are_joined() -> None:
+    found = database_url.options(
+        {"connect_timeout": "30", "options": "-c search_path=mdm"}, statement_seconds=30, lock_seconds=10
+    )
+    assert (found["connect_timeout"], found["target_session_attrs"]) == ("30", "read-write")
+    assert found["options"].split(" -c ")[0:4] == [
+        "-c statement_timeout=30s", "lock_timeout=10s", "search_path=mdm",
+        "default_transaction_isolation=read\\ committed",
+    ]  # fmt: skip
 
 
 def test_a_database_url_whose_port_is_no_number_is_refused_without_being_shown() -> None:
     with pytest.raises(Misconfigured, match=ConfigError.MALFORMED) as refused:
-        environment.database("postgresql://nex@db.example:p4ssword/fleet")
+        database_url.django_settings("postgresql://nex@db.example:p4ssword/fleet")
     assert "p4ssword" not in str(refused.value)
-    assert environment.database("postgresql://nex@a,b:6432/fleet")["HOST"] == "a,b"
+    assert database_url.django_settings("postgresql://nex@a,b:6432/fleet")["HOST"] == "a,b"
 
 
 def test_a_database_url_that_is_none_is_not_shown() -> None:
     url = "postgres:/nex:p4ss" + "word@db.example/fleet"
     with pytest.raises(Misconfigured, match=ConfigError.MALFORMED) as refused:
-        environment.database(url)
+        database_url.django_settings(url)
     assert "p4ssword" not in "".join(traceback.format_exception(refused.value))
 
 
