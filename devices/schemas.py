@@ -1,4 +1,7 @@
-"""What is said about devices: bodies, queries and answers."""
+"""Schemas of devices: bodies, queries and answers.
+
+A reading of a phone that does not fit is repaired or dropped by nexmdm/common/tolerance/repair.py.
+"""
 
 from datetime import datetime
 from typing import Annotated, Any, Literal

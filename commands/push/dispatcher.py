@@ -1,4 +1,8 @@
-"""The dispatcher: claims pushes that are due, sends them to FCM, and has the answers recorded."""
+"""The dispatcher: claims pushes that are due, sends them to FCM, and has the answers recorded.
+
+While PostgreSQL is away it claims nothing, gives back what waits, and keeps the answers (recorder.py) for as long as the
+leases of their pushes last.
+"""
 
 import asyncio
 import time
