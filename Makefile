@@ -13,6 +13,7 @@ define ENVIRONMENT
 endef
 # The tests keep their own data folder, as tests/support/environment.py says it.
 TEST_DATA_DIR := $(or $(NEXMDM_TEST_DATA_DIR),$(CURDIR)/.nexmdm-test)
+STOP_POSTGRES = for folder in "$(TEST_DATA_DIR)"*/; do env -u DATABASE_URL NEXMDM_DATA_DIR="$$folder" $(BIN)/python manage.py postgres stop; done >/dev/null
 TEST_MANAGE := env -u DATABASE_URL NEXMDM_DATA_DIR="$(TEST_DATA_DIR)" $(BIN)/python manage.py
 
 .PHONY: help run install test checks lint format lock licenses audit clean
@@ -21,7 +22,7 @@ help:
 	@echo "make run     start everything (Ctrl-C stops it)"
 	@echo "make install the environment alone, for those who start the parts by themselves"
 	@echo "make test    lint, types, migrations, tests"
-	@echo "make lint    ruff and mypy only"
+	@echo "make lint    ruff, mypy and the import contracts only"
 	@echo "make format  ruff's fixes and format"
 	@echo "make loadtest        100 devices for 5 minutes, judged; report in reports/"
 	@echo "make loadtest-large  100,000 devices for 5 minutes"
@@ -41,7 +42,7 @@ test: export PYTHONDONTWRITEBYTECODE =
 
 # A process for each core, with a PostgreSQL of its own; a file of tests stays in one process.
 test: $(VENV)/dev.stamp
-	@$(MAKE) --no-print-directory checks; outcome=$$?; $(TEST_MANAGE) postgres stop >/dev/null; exit $$outcome
+	@$(MAKE) --no-print-directory checks; outcome=$$?; $(STOP_POSTGRES); exit $$outcome
 
 checks: lint
 	$(TEST_MANAGE) makemigrations --check --dry-run

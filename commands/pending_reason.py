@@ -54,12 +54,12 @@ def why_open(row: Any) -> str | None:
     """Return one plain sentence on what an open delivery (annotated AS_OF_NOW) waits for; None when it is settled."""
     if current_state(row) not in OPEN:
         return None
-    reasons = [*_what_the_phone_said(row), *_silence(row), *_push_trouble(row)]
+    reasons = [*_reports_of_the_phone(row), *_silence(row), *_push_trouble(row)]
     sentence = "; ".join(reasons) or "waiting for the phone to answer"
     return f"{sentence[0].upper()}{sentence[1:]}."
 
 
-def _what_the_phone_said(row: Any) -> list[str]:
+def _reports_of_the_phone(row: Any) -> list[str]:
     if row.last_word is None:
         return []
     deferred = row.last_word == ReportStatus.DEFERRED

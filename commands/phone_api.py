@@ -13,7 +13,7 @@ from commands.reports import ReportInput
 from commands.schemas import ActionResult, ActionResultTaken
 from devices import credentials, tokens
 from devices.token_check import with_token_check
-from nexmdm.common.database import device_unit
+from nexmdm.common.database import run_for_phone
 from nexmdm.common.tolerance import field_warnings
 from nexmdm.common.tolerance.repair import Reading
 from nexmdm.common.types import respond
@@ -39,7 +39,7 @@ async def action_result(request: HttpRequest, body: Body[Reading[ActionResult]])
     report = body.fields
     report_limit.reports.check(token.id)
     report_input = ReportInput(report.status, report.message or "", report.output, report.finished_at, report.via)
-    result = await with_token_check(token, lambda: device_unit(_take_report, token, report.request_id, report_input))
+    result = await with_token_check(token, lambda: run_for_phone(_take_report, token, report.request_id, report_input))
     RESULTS.labels(report.status.value).inc()
     if not result.kept:
         NOT_KEPT.inc()

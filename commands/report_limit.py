@@ -16,6 +16,8 @@ from django.conf import settings
 from django.core.cache import cache
 from prometheus_client import Counter
 
+from nexmdm.common import rates
+
 UNSHARED_PART: Final = 20
 """A process keeps this part of the limit to itself, a twentieth: twice, where its window and the shared one overlap."""
 
@@ -23,8 +25,6 @@ REMEMBERED: Final = 100_000
 """Devices that a process counts at most (20 MB): beyond it, all are counted anew."""
 
 REFUSED: Final = Counter("nexmdm_reports_refused", "Reports beyond DEVICE_RATE_LIMIT of their device.")
-
-_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 class TooManyReports(Exception):
@@ -60,7 +60,7 @@ class ReportLimit:
 
     def admit(self, device_id: UUID) -> None:
         """Count a report of a device that has proved to be itself. Raises TooManyReports beyond the limit."""
-        limit, seconds = _limit()
+        limit, seconds = rates.parse(settings.DEVICE_RATE_LIMIT)
         now = time.monotonic()
         count, number = self._counted(device_id, now, seconds)
         unshared = limit // UNSHARED_PART
@@ -92,12 +92,6 @@ class ReportLimit:
         if now >= self._sweep_at:
             self._sweep_at = now + seconds
             self._counts = {device_id: count for device_id, count in self._counts.items() if now < count.ends_at}
-
-
-def _limit() -> tuple[int, int]:
-    """Return how many reports are let through, and in how many seconds."""
-    number, _, period = settings.DEVICE_RATE_LIMIT.partition("/")
-    return int(number), int(period[:-1] or 1) * _SECONDS[period[-1]]
 
 
 def _share(key: str, number: int, seconds_left: float) -> int:

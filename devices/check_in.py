@@ -30,7 +30,7 @@ from devices.credentials import InvalidToken, NeedsFullCheck, Verdict
 from devices.heartbeats import HeartbeatRecord, HeartbeatResult
 from devices.schemas import Heartbeat
 from nexmdm.common import addresses, database
-from nexmdm.common.database import device_unit
+from nexmdm.common.database import run_for_phone
 from nexmdm.common.group_commit import GroupCommit
 from nexmdm.common.tolerance import field_warnings
 from nexmdm.common.tolerance.repair import Note
@@ -85,7 +85,7 @@ def unwrap(outcome: Outcome) -> CheckedIn:
 def flush(records: Sequence[HeartbeatRecord]) -> list[Outcome]:
     """Record a batch of heartbeats and hand each known device what is open for it, in one transaction.
 
-    The beats are sorted by device, no two with one token. A beat whose token is not good gets the error to raise.
+    The records are sorted by device, no two with one token. A record whose token is not good gets the error to raise.
     """
     params = heartbeats.query_params(records) | queue.offer_params(record.token.id for record in records)
     ((at, exceptions),), open_rows = database.execute_batch(heartbeats.RECORD, queue.OFFER, parameters=params)
@@ -145,7 +145,7 @@ async def _answer(token: tokens.Token, checked_in: CheckedIn, notes: Sequence[No
         database.CLIENT.set(addresses.counting_key(client))
         change = partial(_change_push_token, token, checked_in.push_token)
         async with ThreadSensitiveContext():
-            await token_check.with_token_check(token, lambda: device_unit(database.retry_on_deadlock, change))
+            await token_check.with_token_check(token, lambda: run_for_phone(database.retry_on_deadlock, change))
     write = log.info if settings.HEARTBEAT_LOG == "each" else log.debug
     write("heartbeat.upsert", device_id=str(token.id), commands=len(checked_in.offer.commands))
     interval: int = settings.HEARTBEAT_INTERVAL_SECONDS
@@ -162,11 +162,15 @@ async def _answer(token: tokens.Token, checked_in: CheckedIn, notes: Sequence[No
     return orjson.dumps(answered)
 
 
+_VERDICTS: Final[dict[type, str]] = {CheckedIn: "good", NeedsFullCheck: "Unsettled"}
+"""The label of what comes of a heartbeat, where it is not the name of its error."""
+
+
 def _flushed(outcomes: Sequence[Outcome], seconds: float) -> None:
     FLUSH_SECONDS.observe(seconds)
     FLUSH_SIZE.observe(len(outcomes))
     for kind, count in Counter(map(type, outcomes)).items():
-        HEARTBEATS.labels("good" if kind is CheckedIn else kind.__name__).inc(count)
+        HEARTBEATS.labels(_VERDICTS.get(kind, kind.__name__)).inc(count)
 
 
 Batcher = GroupCommit[HeartbeatRecord, CheckedIn]

@@ -20,7 +20,7 @@ from devices.schemas import Heartbeat, HeartbeatAnswer, Register, Registered, Ro
 from nexmdm.auth import rate_limits
 from nexmdm.auth.bearer import DEVICE, ENROLLMENT
 from nexmdm.common import database
-from nexmdm.common.database import device_unit, lookup_unit
+from nexmdm.common.database import run_for_phone, run_lookup
 from nexmdm.common.tolerance import field_warnings
 from nexmdm.common.tolerance.repair import Reading
 from nexmdm.common.types import respond
@@ -58,12 +58,12 @@ async def register(request: HttpRequest, body: Body[Reading[Register]]) -> HttpR
     """
     presented: tokens.Token = request.auth  # type: ignore[attr-defined]
     registration = _registration(body.fields, request.META["REMOTE_ADDR"].partition("%")[0] or None)
-    await lookup_unit(enrollment.check, presented, registration)
+    await run_lookup(enrollment.check, presented, registration)
     async with token_check.NEW_CREDENTIALS.turn(presented.id) as waited:
         if waited:
-            await lookup_unit(enrollment.check, presented, registration)
+            await run_lookup(enrollment.check, presented, registration)
         secret = await token_check.new_secret()
-        enrolled, server_time = await device_unit(
+        enrolled, server_time = await run_for_phone(
             database.retry_on_deadlock, lambda: _register(presented, registration, secret)
         )
     REGISTERED.labels(str(enrolled.re_enrolled).lower()).inc()
@@ -129,11 +129,11 @@ async def rotate(request: HttpRequest, body: Rotation | None = None) -> HttpResp
     """
     token: tokens.Token = request.auth  # type: ignore[attr-defined]
     rate_limits.check_rotation(token.id)
-    await token_check.with_token_check(token, lambda: device_unit(credentials.authenticate, token))
+    await token_check.with_token_check(token, lambda: run_for_phone(credentials.authenticate, token))
     await rate_limits.count_rotation(token.id)
     async with token_check.NEW_CREDENTIALS.turn(token.id):
         secret = await token_check.new_secret()
-        rotation = partial(device_unit, credentials.rotate, token, secret)
+        rotation = partial(run_for_phone, credentials.rotate, token, secret)
         device_token, command_key = await token_check.with_token_check(token, rotation)
     log.info("device.rotated", device_id=str(token.id))
     return respond(Rotated(device_token=device_token, command_key=command_key))

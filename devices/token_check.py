@@ -10,7 +10,7 @@ from typing import Final, ParamSpec, TypeVar
 
 from devices import credentials, tokens
 from devices.credentials import InvalidToken, NeedsFullCheck, NewSecret
-from nexmdm.common.database import device_unit
+from nexmdm.common.database import run_for_phone
 from nexmdm.common.overload import hashing
 from nexmdm.common.overload.gates import Gate
 
@@ -64,26 +64,26 @@ async def check_fully(token: tokens.Token) -> None:
     Most tokens are decided by a digest; only the others go through the gate.
     """
     needs_bcrypt = False
-    for verifier in await device_unit(credentials.verifiers, token.id):
+    for verifier in await run_for_phone(credentials.verifiers, token.id):
         matches = verifier.matches_digest(token)
         if matches:
-            await device_unit(credentials.rehash, token, verifier)
+            await run_for_phone(credentials.rehash, token, verifier)
             return
         needs_bcrypt = needs_bcrypt or matches is None
     if not needs_bcrypt:
         raise InvalidToken
     async with TOKEN_CHECKS.turn(token.id):
-        await _settle_by_bcrypt(token)
+        await _check_by_bcrypt(token)
 
 
-async def _settle_by_bcrypt(token: tokens.Token) -> None:
+async def _check_by_bcrypt(token: tokens.Token) -> None:
     # Read again: a check of the same device that was in front may have settled it.
-    for verifier in await device_unit(credentials.verifiers, token.id):
+    for verifier in await run_for_phone(credentials.verifiers, token.id):
         matches = verifier.matches_digest(token)
         if matches is None:
             matches = await _run(_checking, verifier.matches_hash, token)
         if matches:
-            await device_unit(credentials.rehash, token, verifier)
+            await run_for_phone(credentials.rehash, token, verifier)
             return
     raise InvalidToken
 

@@ -18,8 +18,8 @@ from django.conf import settings
 ENROLLMENT_PREFIX: Final = "nxe_"
 DEVICE_PREFIX: Final = "nxd_"
 
-_ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-_DIGITS: Final = {character: value for value, character in enumerate(_ALPHABET)}
+ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_DIGITS: Final = {character: value for value, character in enumerate(ALPHABET)}
 _ID_LENGTH: Final = 22
 _SECRET_LENGTH: Final = 43
 _CRC_LENGTH: Final = 6
@@ -102,7 +102,7 @@ def base62(number: int, length: int) -> str:
     digits = []
     while number:
         number, digit = divmod(number, 62)
-        digits.append(_ALPHABET[digit])
+        digits.append(ALPHABET[digit])
     return "".join(reversed(digits)).rjust(length, "0")
 
 

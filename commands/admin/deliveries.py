@@ -74,7 +74,7 @@ class _Sent:
     finished = Column("finished_at")
 
 
-class _Said:
+class _ReportColumns:
     """What a report says, in the contract's own words."""
 
     status_shown = Column("status")
@@ -227,7 +227,7 @@ class AttemptAdmin(_Sent, _OfDelivery):
     }  # fmt: skip
 
 
-class ReportAdmin(_Said, _OfDelivery):
+class ReportAdmin(_ReportColumns, _OfDelivery):
     """One thing a phone said about a delivery."""
 
     list_display = (

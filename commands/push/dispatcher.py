@@ -1,7 +1,7 @@
 """The dispatcher: claims pushes that are due, sends them to FCM, and has the answers recorded.
 
-While PostgreSQL is away it claims nothing, gives back what waits, and keeps the answers (recorder.py) for as long as the
-leases of their pushes last.
+While PostgreSQL is away it claims nothing, gives back what waits, and keeps the answers (recorder.py) for as long as
+the leases of their pushes last.
 """
 
 import asyncio

@@ -61,7 +61,7 @@ class Command(BaseCommand):
             with _sigterm_like_ctrl_c():
                 run = _run(console, options)
         except (Refused, Unreachable, NotEnrolled, NotSeeded, GeneratorEnded, RuntimeError) as error:
-            raise CommandError(str(error) or str(error.__doc__)) from error
+            raise CommandError(str(error)) from error
         except KeyboardInterrupt as interrupt:
             raise CommandError("Interrupted: nothing was judged.", returncode=_INTERRUPTED) from interrupt
         if not _judge(console, run, options["report"]):

@@ -1,4 +1,4 @@
-"""What a run may have to bear from its half on: a restart of the web workers, invalid_tokens, malformed.
+"""Disturbances from the half of a run on: a restart of the web workers, invalid tokens, malformed requests.
 
 The first half is the measure of the second, so that both have the same machine, fleet and hour.
 """
@@ -32,7 +32,6 @@ MALFORMED_PER_SECOND: Final = 100
 PREPARED: Final = 5000
 LAST_ANSWERS_SECONDS: Final = 1
 _POLL_SECONDS: Final = 0.05
-_ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _SECRET: Final = slice(27, 70)
 _MALFORMED: Final = (
     b'{"status":{"note":"\\u0000"}}',
@@ -106,7 +105,7 @@ def invalid_tokens(members: Sequence[Member]) -> Iterator[tuple[str, bytes]]:
     """Yield tokens of known phones with a secret that is not theirs, well-formed to the check sum."""
     while True:
         token = random.choice(members).device_token
-        guessed = "0" + "".join(random.choices(_ALPHABET, k=_SECRET.stop - _SECRET.start - 1))
+        guessed = "0" + "".join(random.choices(tokens.ALPHABET, k=_SECRET.stop - _SECRET.start - 1))
         head = token[: _SECRET.start] + guessed
         yield head + tokens.base62(zlib.crc32(head.encode()), 6), b"{}"
 

@@ -213,7 +213,7 @@ async def _begin(run: Run, generators: list[Process]) -> None:
     for generator in generators:
         assert generator.stdout is not None
         if not await generator.stdout.readline():
-            raise GeneratorEnded
+            raise GeneratorEnded("A generator ended before its time; what it said is above.")
     run.starts_at = time.monotonic() + _WATCH_SECONDS
     run.begun = datetime.now(UTC)
     for generator in generators:
@@ -225,7 +225,7 @@ async def _hear(run: Run, part: int, generator: Process) -> None:
     async for line in generator.stdout:
         run.take(part, line)
     if await generator.wait():
-        raise GeneratorEnded
+        raise GeneratorEnded("A generator ended before its time; what it said is above.")
 
 
 async def _command(run: Run, admin: FleetClient) -> None:

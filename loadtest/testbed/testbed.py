@@ -119,4 +119,4 @@ def seed(environment: Mapping[str, str] | None, count: int, path: Path, *, with_
     pushed = ["--push-tokens"] if with_push_tokens else []
     seeding = [sys.executable, "-m", "loadtest.fleet", "--devices", str(count), "--roster", str(path), *pushed]
     if subprocess.run(seeding, cwd=_ROOT, env=environment, check=False).returncode:
-        raise NotSeeded
+        raise NotSeeded("The fleet was not seeded: a large one goes into the server's database, by its own settings.")

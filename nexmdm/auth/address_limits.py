@@ -6,7 +6,7 @@ from typing import Final
 from prometheus_client import Counter
 
 from nexmdm.auth.rate_limit_windows import count
-from nexmdm.common import addresses
+from nexmdm.common import addresses, rates
 
 COUNTED_ADDRESSES: Final = 1000
 """How many addresses have a counter of their own, per process, limit and period (at least a minute). All further
@@ -14,7 +14,6 @@ addresses share one counter, so that an attack from many addresses cannot fill t
 
 _TOGETHER: Final = "further addresses"
 _LEAST_SECONDS: Final = 60
-_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 COUNTED_TOGETHER = Counter(
     "nexmdm_failures_counted_together",
@@ -59,7 +58,7 @@ class AddressLimit:
     def _counted_as(self, key: str, rate: str) -> str:
         """Return the name of an address's counter: its own while the process has room for one, else the shared one."""
         now = time.monotonic()
-        if now - self._counted_since > max(_LEAST_SECONDS, _period(rate)):
+        if now - self._counted_since > max(_LEAST_SECONDS, rates.parse(rate)[1]):
             self._counted_since = now
             self._counted.clear()
             for over, until in list(self._over_until.items()):
@@ -71,9 +70,3 @@ class AddressLimit:
                 return _TOGETHER
             self._counted.add(key)
         return key
-
-
-def _period(rate: str) -> int:
-    """Return the seconds of a rate's period (`60/m`, `5/10s`)."""
-    period = rate.partition("/")[2]
-    return int(period[:-1] or 1) * _UNITS[period[-1]]

@@ -13,7 +13,7 @@ from django.conf import settings
 
 from nexmdm.auth.address_limits import AddressLimit
 from nexmdm.auth.rate_limit_windows import count
-from nexmdm.common.database import device_unit, lookup_unit, run_in_db_thread
+from nexmdm.common.database import run_for_phone, run_in_db_thread, run_lookup
 from nexmdm.common.domain_error import DomainError
 from nexmdm.common.overload.gates import GateFull
 from nexmdm.common.problems import Problem
@@ -63,7 +63,7 @@ def check_rotation(device_id: UUID) -> None:
 
 async def count_rotation(device_id: UUID) -> None:
     """Count a rotation of a device that has shown its token. Raises RateLimited beyond its limit."""
-    usage = await device_unit(count, "rotation", str(device_id), ROTATION_RATE_LIMIT)
+    usage = await run_for_phone(count, "rotation", str(device_id), ROTATION_RATE_LIMIT)
     if usage["should_limit"]:
         if len(_rotated_too_often) >= ROTATING_DEVICES:
             del _rotated_too_often[next(iter(_rotated_too_often))]
@@ -98,6 +98,6 @@ async def count_failure(client: str) -> int | None:
     if (left := failures.seconds_over(client)) is not None:
         return left
     try:
-        return await lookup_unit(failures.count, client, settings.AUTH_FAILURE_RATE_LIMIT)
+        return await run_lookup(failures.count, client, settings.AUTH_FAILURE_RATE_LIMIT)
     except GateFull:
         return None

@@ -237,8 +237,8 @@ def _deliveries(client: FleetClient, command: Json) -> list[Json]:
 
 def _delivery(row: Json) -> Json:
     word = row["result"] or row["late_result"]
-    said = row["why_open"] if word is None else word["message"] or word["status"]
-    return row | {"said": said}
+    remark = row["why_open"] if word is None else word["message"] or word["status"]
+    return row | {"said": remark}
 
 
 def delivery(session: Session) -> int:
@@ -260,11 +260,11 @@ def _event(row: Json) -> Json:
     remarks = [name for name in ("late", "duplicate") if row[name]]
     if last_at := row.get("last_at"):
         remarks.append(f"{row['count']} times, last {display.to_the_millisecond(last_at)}")
-    said = [row[name] for name in ("fcm_error", "message_id", "message", "detail") if row[name]]
+    details = [row[name] for name in ("fcm_error", "message_id", "message", "detail") if row[name]]
     return row | {
         "when": display.to_the_millisecond(row["at"]),
         "outcome": row["outcome"] or row["status"] or row["state"],
-        "said": "; ".join([*remarks, *said]) or None,
+        "said": "; ".join([*remarks, *details]) or None,
     }
 
 

@@ -23,11 +23,11 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 RESERVED_CONNECTIONS: Final = 2
-"""Kept back from units, for what a process does one at a time: the heartbeats' flush or a dispatcher's claims; and the
-look-up of its readiness."""
+"""Kept back from run_in_db_thread(), for what a process does one at a time: the heartbeats' flush or a dispatcher's
+claims; and the look-up of its readiness."""
 
 SIGNED_TURNS: Final = 2
-"""Turns of units that are left to signed calls, whatever phones, the admin site and anonymous clients send."""
+"""Turns at a connection that are left to signed calls, whatever phones, the admin site and anonymous clients send."""
 
 WAIT_SECONDS: Final = 10
 """How long a request may wait for the database."""
@@ -45,7 +45,7 @@ LOOKUPS: Final = Gate(
 may register with one enrollment token in the same moment."""
 
 CLIENT: Final[ContextVar[str]] = ContextVar("client", default="")
-"""The address for which a request's units run, as it is counted: the key of the gates here."""
+"""The address for which a request's database work runs, as it is counted: the key of the gates here."""
 
 DEADLOCK_TRIES: Final = 5
 
@@ -53,21 +53,21 @@ _ABOUT_DATA: Final = ("22", "23")
 """The classes of SQLSTATE of which PostgreSQL's messages may show values: data exceptions and broken constraints."""
 
 
-def _units() -> int:
+def _shared_turns() -> int:
     return max(1, settings.DATABASE_POOL_SIZE - RESERVED_CONNECTIONS)
 
 
-def _unsigned_units() -> int:
-    return max(1, _units() - SIGNED_TURNS)
+def _unsigned_turns() -> int:
+    return max(1, _shared_turns() - SIGNED_TURNS)
 
 
 @cache
 def phones() -> Gate:
-    """Return the gate of units for clients that call themselves phones, by address.
+    """Return the gate of database work for clients that call themselves phones, by address.
 
     It leaves one turn to look-ups and the admin site, and one of its own to other addresses, whatever one sends.
     """
-    at_once = max(1, _unsigned_units() - 1)
+    at_once = max(1, _unsigned_turns() - 1)
     return Gate(
         "phones",
         at_once=at_once,
@@ -82,19 +82,19 @@ class _Turns:
     """The turns of one event loop at the pool's connections. acquire() and release() are for what is no signed call."""
 
     def __init__(self) -> None:
-        self.units = asyncio.Semaphore(_units())
-        self._unsigned = asyncio.Semaphore(_unsigned_units())
+        self.shared = asyncio.Semaphore(_shared_turns())
+        self._unsigned = asyncio.Semaphore(_unsigned_turns())
 
     async def acquire(self) -> None:
         await self._unsigned.acquire()
         try:
-            await self.units.acquire()
+            await self.shared.acquire()
         except BaseException:
             self._unsigned.release()
             raise
 
     def release(self) -> None:
-        self.units.release()
+        self.shared.release()
         self._unsigned.release()
 
 
@@ -102,7 +102,7 @@ _turns: WeakKeyDictionary[asyncio.AbstractEventLoop, _Turns] = WeakKeyDictionary
 
 
 def connection_turns() -> _Turns:
-    """Return the running loop's turns at a connection: to be held by whatever uses one and is no unit."""
+    """Return the running loop's turns at a connection: to be held by whatever uses one without run_in_db_thread()."""
     loop = asyncio.get_running_loop()
     found = _turns.get(loop)
     if found is None:
@@ -115,30 +115,30 @@ async def run_in_db_thread(work: Callable[P, R], *args: P.args, **kwargs: P.kwar
 
     No more of them run at once than the pool has connections to spare; the others wait their turn.
     """
-    async with connection_turns().units:
+    async with connection_turns().shared:
         return await run_in_db_thread_ungated(work, *args, **kwargs)
 
 
-async def device_unit(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run a unit for a client that calls itself a phone: mostly the work itself finds out whether it is one.
+async def run_for_phone(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Run a function for a client that calls itself a phone: mostly the work itself finds out whether it is one.
 
     However many of them there are, signed calls need not wait for them. Raises GateFull.
     """
     async with phones().turn(CLIENT.get()):
-        return await unsigned_unit(work, *args, **kwargs)
+        return await run_unsigned(work, *args, **kwargs)
 
 
-async def lookup_unit(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run a short unit that any client can cause, without a valid credential.
+async def run_lookup(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Run a short function that any client can cause, without a valid credential.
 
     However many of them there are, neither signed calls nor phones need wait for them. Raises GateFull.
     """
     async with LOOKUPS.turn(CLIENT.get()):
-        return await unsigned_unit(work, *args, **kwargs)
+        return await run_unsigned(work, *args, **kwargs)
 
 
-async def unsigned_unit(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run a unit that is no signed call's, and that has a gate of its own in front of it."""
+async def run_unsigned(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Run a function that is no signed call's, and that has a gate of its own in front of it."""
     turns = connection_turns()
     await turns.acquire()
     try:
@@ -148,7 +148,7 @@ async def unsigned_unit(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs)
 
 
 async def run_in_db_thread_ungated(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run a function as a unit, but without waiting for a turn: for what each process does one at a time."""
+    """Run a function in a thread, but without waiting for a turn: for what each process does one at a time."""
     return await sync_to_async(releasing_connection)(work, *args, **kwargs)
 
 

@@ -41,8 +41,8 @@ def serves(path: str) -> bool:
 class SiteHandler:
     """An ASGI application for the admin site; the problems that it answers with are the API's."""
 
-    def __init__(self, lean: ApiHandler) -> None:
-        self._lean = lean
+    def __init__(self, api: ApiHandler) -> None:
+        self._api = api
         self._django = _Django()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -57,7 +57,7 @@ class SiteHandler:
                 except (RateLimited, GateFull, DatabaseError, InterfaceError) as error:
                     await held.aclose()
                     await asyncio.sleep(REFUSAL_SECONDS)
-                    await self._lean.refuse(scope, b"", error, send)
+                    await self._api.refuse(scope, b"", error, send)
                     return
                 held.push_async_callback(sync_to_async(database.release_connections))
                 await self._django(dict(scope), receive, partial(_begin, turn, send))

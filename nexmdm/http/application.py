@@ -1,4 +1,4 @@
-"""The ASGI stack: metrics → guard → the express lane for heartbeats, the lean handler for the API's other calls,
+"""The ASGI stack: metrics → guard → the fast path of heartbeats, the handler of the API's other calls,
 Django's full handler for the admin site, and its files from memory.
 """
 
@@ -38,9 +38,9 @@ class Application:
     """Chooses the handler by path, and takes part in the server's start and stop."""
 
     def __init__(self) -> None:
-        self._lean = ApiHandler()
-        self._express = HeartbeatFastPath(self._lean)
-        self._site = SiteHandler(self._lean)
+        self._api = ApiHandler()
+        self._heartbeats = HeartbeatFastPath(self._api)
+        self._site = SiteHandler(self._api)
         self._static_files = StaticFiles()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -50,13 +50,13 @@ class Application:
         elif scope["type"] != "http":
             raise ValueError(f"There is no {scope['type']} here.")
         elif scope["path"] == heartbeat_fast_path.PATH:
-            await self._express(scope, receive, send)
+            await self._heartbeats(scope, receive, send)
         elif admin_site_handler.serves(scope["path"]):
             await self._site(scope, receive, send)
         elif scope["path"].startswith(static_files.PREFIX):
             await self._static_files(scope, receive, send)
         else:
-            await self._lean(scope, receive, send)
+            await self._api(scope, receive, send)
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()

@@ -53,7 +53,7 @@ _MEMORY: Final = Path("/proc/self/statm")
 
 
 class Timed:
-    """An ASGI application that measures another one, which notes the status of its answer in the scope."""
+    """An ASGI application that measures another one, whose answer is noted in RequestFacts."""
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -105,14 +105,14 @@ class HistogramBuffer:
 
 
 class _FlushTimer:
-    """The running loop's one timer by which tallies are handed over, if it is set."""
+    """The running loop's one timer by which buffers are handed over, if it is set."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """See to it that the tallies are handed over soon."""
+        """See to it that the buffers are handed over soon."""
         loop = asyncio.get_running_loop()
         if self._timer is None or self._loop is not loop:
             self._loop, self._timer = loop, loop.call_later(FLUSH_SECONDS, self.now)
@@ -141,7 +141,7 @@ def _buffer_of(route: str, method: str, status: int) -> HistogramBuffer:
 def flush_buffers() -> None:
     """Move what was observed lately to the histograms: before they are read, and before the process ends.
 
-    To be called on the event loop, as all of a tally is.
+    To be called on the event loop, as all of a buffer is.
     """
     _FLUSH_TIMER.now()
 
@@ -208,7 +208,7 @@ class Gauges(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Yield the gauges."""
         if time.monotonic() - self._read_at > GAUGES_LIVE_SECONDS:
-            self._values = database.row(_GAUGES, _asked())
+            self._values = database.row(_GAUGES, _parameters())
             self._read_at = time.monotonic()
         values = iter(self._values)
         for name, description, label, words in _FAMILIES:
@@ -218,7 +218,7 @@ class Gauges(Collector):
             yield family
 
 
-def _asked() -> dict[str, Any]:
+def _parameters() -> dict[str, Any]:
     return {
         "pushes": settings.FIREBASE_SERVICE_ACCOUNT is not None,
         "online": online_window(),

@@ -160,7 +160,7 @@ def test_signed_calls_have_turns_that_neither_phones_nor_anonymous_clients_can_t
         turnstile: Any = Turnstile()
         monkeypatch.setattr(database, "run_in_db_thread_ungated", turnstile.at_once)
         units: dict[str, Any] = {
-            "device": database.device_unit, "lookup": database.lookup_unit, "signed": database.run_in_db_thread
+            "device": database.run_for_phone, "lookup": database.run_lookup, "signed": database.run_in_db_thread
         }  # fmt: skip
         others = [asyncio.create_task(units[name](name)) for name in ("device", "lookup") for _ in range(100)]
         await asyncio.sleep(0)
@@ -175,7 +175,7 @@ def test_signed_calls_have_turns_that_neither_phones_nor_anonymous_clients_can_t
     assert (inside.count("device"), inside.count("lookup"), inside.count("signed")) == (2, 1, 1)
 
 
-@pytest.mark.parametrize(("unit", "kind"), [(database.device_unit, "phones"), (database.lookup_unit, "lookups")])
+@pytest.mark.parametrize(("unit", "kind"), [(database.run_for_phone, "phones"), (database.run_lookup, "lookups")])
 def test_no_more_wait_for_the_database_than_are_soon_served(
     monkeypatch: pytest.MonkeyPatch, unit: Callable[..., Awaitable[str]], kind: str
 ) -> None:
@@ -228,7 +228,7 @@ def test_a_failure_that_cannot_be_counted_now_is_one_all_the_same(
     assert (answer.status, answer.code) == (401, "invalid_token")
 
 
-@pytest.mark.parametrize("unit", [database.device_unit, database.lookup_unit])
+@pytest.mark.parametrize("unit", [database.run_for_phone, database.run_lookup])
 def test_an_address_that_fills_its_places_leaves_others_to_other_addresses(
     monkeypatch: pytest.MonkeyPatch, unit: Callable[..., Awaitable[str]]
 ) -> None:
@@ -255,13 +255,13 @@ def test_rotations_without_end_take_no_turn_of_signed_calls_and_soon_no_statemen
     phone: Phone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kinds: list[str] = []
-    device_unit = database.device_unit
+    run_for_phone = database.run_for_phone
 
     async def noting(*work: Any) -> Any:
         kinds.append("device")
-        return await device_unit(*work)
+        return await run_for_phone(*work)
 
-    monkeypatch.setattr(rate_limits, "device_unit", noting)
+    monkeypatch.setattr(rate_limits, "run_for_phone", noting)
     monkeypatch.setattr(rate_limits, "run_in_db_thread", None)
     assert [phone.rotate().status for _ in range(12)] == [200] * 10 + [429] * 2
     assert kinds == ["device"] * 11

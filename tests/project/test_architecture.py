@@ -7,8 +7,11 @@ import ast
 import re
 import tomllib
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Final
+
+import grimp
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 PRODUCT: Final = ("nexmdm", "commands", "devices", "loadtest")
@@ -118,3 +121,10 @@ def test_every_module_stands_in_a_layer() -> None:
     assert [
         module for module in sorted(modules) if not f"{module}.".startswith(tuple(f"{one}." for one in layers))
     ] == []
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """Of all packages together: the contract compares the modules of one package with each other."""
+    graph = grimp.build_graph(*PRODUCT)
+    imports_of = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    assert len(list(TopologicalSorter(imports_of).static_order())) >= len(graph.modules)

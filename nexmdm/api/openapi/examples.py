@@ -1,6 +1,6 @@
 """The examples of the OpenAPI document. All of them were really run: tests/api/test_examples.py runs them again.
 
-In openapi_examples.json, `operations` has the examples of each operation: `body` is what is sent (a name with `=` in it
+In examples.json, `operations` has the examples of each operation: `body` is what is sent (a name with `=` in it
 is the query), `answer` what came back. `path` has what stands in paths, `problems` an error for each code.
 """
 

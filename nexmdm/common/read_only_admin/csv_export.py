@@ -51,7 +51,7 @@ async def _chunks(headings: Iterable[str], read: Read) -> AsyncIterator[str]:
 
 async def _read(read: Read, below: Any) -> Sequence[tuple[Any, ...]]:
     async with READING.turn(read):
-        return await database.unsigned_unit(read, below, CHUNK)
+        return await database.run_unsigned(read, below, CHUNK)
 
 
 def _text(rows: Iterable[Iterable[Any]]) -> str:
