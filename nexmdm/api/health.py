@@ -80,6 +80,7 @@ async def readyz(request: HttpRequest) -> HttpResponse:
 @transaction.atomic
 def _readiness() -> Readiness:
     database.execute("SELECT set_config('statement_timeout', %s, true)", [f"{LOOK_SECONDS}s"])
+    database.refuse_read_only()
     missing = _missing_migrations()
     if missing:
         return Readiness(

@@ -13,8 +13,8 @@ from weakref import WeakKeyDictionary
 import psycopg
 from asgiref.sync import sync_to_async
 from django.conf import settings
-from django.db import Error, OperationalError, connection, connections
-from psycopg.errors import DeadlockDetected, SerializationFailure
+from django.db import Error, InternalError, OperationalError, connection, connections
+from psycopg.errors import DeadlockDetected, ReadOnlySqlTransaction, SerializationFailure
 
 from nexmdm.common.domain_error import DomainError
 from nexmdm.common.overload.gates import Gate
@@ -160,9 +160,34 @@ async def run_in_db_thread_keeping_connection(work: Callable[P, R], *args: P.arg
 def releasing_connection(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Run a function, and return this thread's connections to the pool on the way out."""
     try:
-        return work(*args, **kwargs)
+        return giving_read_only_up(work, *args, **kwargs)
     finally:
         release_connections()
+
+
+def giving_read_only_up(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Run a function; raises OperationalError, and closes the connection, if its server takes no writes.
+
+    A demoted primary, or a provider's database with a full disk, answers on: the next connection finds another server.
+    """
+    try:
+        return work(*args, **kwargs)
+    except InternalError as error:
+        if not isinstance(error.__cause__, ReadOnlySqlTransaction):
+            raise
+        raise _read_only() from error
+
+
+def refuse_read_only() -> None:
+    """Raise OperationalError, and close the connection, if its server takes no writes. Costs one statement."""
+    if row("SHOW transaction_read_only") != ("off",):
+        raise _read_only()
+
+
+def _read_only() -> OperationalError:
+    if connection.connection is not None:
+        connection.connection.close()
+    return OperationalError("The database takes no writes: transaction_read_only is on.")
 
 
 def release_connections() -> None:

@@ -136,13 +136,13 @@ class GroupCommit(Generic[Item, Outcome]):
         kept = connection.connection is not None
         busy = False
         try:
-            outcomes = self._flush_items(items)
+            outcomes = database.giving_read_only_up(self._flush_items, items)
             busy = time.monotonic() - self._flushed_at < BUSY_SECONDS
         except (OperationalError, InterfaceError):
             if not kept or database.is_connected():
                 raise
             database.release_connections()
-            outcomes = self._flush_items(items)
+            outcomes = database.giving_read_only_up(self._flush_items, items)
         finally:
             self._flushed_at = time.monotonic()
             if not busy:

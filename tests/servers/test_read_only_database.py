@@ -1,0 +1,72 @@
+"""A server that has become read-only, as a demoted primary is: it counts as unavailable, and is not stayed on."""
+
+from collections.abc import Callable, Iterator
+
+import psycopg
+import pytest
+from django.conf import settings as django_settings
+from django.core.management import call_command
+
+from commands.models import Attempt, Delivery
+from commands.push import outbox
+from loadtest.fake_fcm.server import FcmStandin
+from nexmdm.standalone import embedded_postgres
+from tests.support.actors import Admin, Client
+
+Switch = Callable[[str], None]
+
+
+@pytest.fixture
+def read_only(transactional_db: None) -> Iterator[Switch]:
+    """Switch the whole server to read-only ("on"), or back ("off"); sessions that are open, too."""
+    with psycopg.connect(embedded_postgres.url(django_settings.DATA_DIR), autocommit=True) as connection:
+
+        def switch(state: str) -> None:
+            connection.execute(f"ALTER SYSTEM SET default_transaction_read_only = {state}".encode())
+            connection.execute("SELECT pg_reload_conf()")
+            while connection.execute("SHOW default_transaction_read_only").fetchone() != (state,):
+                pass
+
+        yield switch
+        connection.execute("ALTER SYSTEM RESET default_transaction_read_only")
+        connection.execute("SELECT pg_reload_conf()")
+
+
+def test_phones_and_admins_get_503_while_the_database_takes_no_writes_and_are_served_right_after(
+    read_only: Switch, admin: Admin
+) -> None:
+    phone = admin.enrol("phone-1")
+    request_id = admin.command("ping", to=phone).json["request_id"]
+    assert phone.heartbeat().status == 200
+
+    read_only("on")
+    answers = [phone.heartbeat(), phone.report(request_id, "succeeded"), admin.command("ping", to=phone)]
+    assert [(answer.status, answer.code) for answer in answers] == [(503, "database_unavailable")] * 3
+
+    read_only("off")
+    assert (phone.heartbeat().status, phone.report(request_id, "succeeded").status) == (200, 200)
+    assert Delivery.objects.get().state == "succeeded"
+
+
+def test_readiness_says_that_a_read_only_database_is_unavailable(read_only: Switch, client: Client) -> None:
+    assert client.request("GET", "/readyz").json["database"] == "ok"
+    read_only("on")
+    answer = client.request("GET", "/readyz")
+    assert (answer.status, answer.json["database"]) == (503, "unavailable")
+
+
+def test_a_dispatcher_keeps_its_answers_until_the_database_takes_writes_again(
+    read_only: Switch, admin: Admin, fcm: FcmStandin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admin.command("ping", to=admin.enrol("phone-1", push_token="ok-1"))
+    record, tries = outbox.record_attempts, iter(("on", "off"))
+
+    def recorded(*arguments: object) -> None:
+        if state := next(tries, ""):
+            read_only(state)
+        record(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("commands.push.recorder.RETRY_SECONDS", 0)
+    monkeypatch.setattr(outbox, "record_attempts", recorded)
+    call_command("dispatch", once=True)
+    assert (Attempt.objects.get().outcome, Delivery.objects.get().push_state) == ("accepted", "accepted")
