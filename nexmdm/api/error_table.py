@@ -5,7 +5,7 @@ from typing import Final
 
 import structlog
 from django.core.exceptions import SuspiciousOperation, TooManyFieldsSent
-from django.db import InterfaceError, OperationalError
+from django.db import InterfaceError, InternalError, OperationalError
 from django.http import Http404, HttpRequest, HttpResponse
 from ninja.errors import HttpError, ValidationError
 
@@ -123,6 +123,10 @@ def _database_unavailable(request: HttpRequest, error: Exception) -> HttpRespons
     return problems.DATABASE_UNAVAILABLE.response()
 
 
+def _internal_error_of_database(request: HttpRequest, error: InternalError) -> HttpResponse:
+    return _database_unavailable(request, error) if database.is_read_only(error) else _internal(request, error)
+
+
 def _internal(request: HttpRequest, error: Exception) -> HttpResponse:
     log.error("request.failed", error=type(error).__name__, exc_info=error)
     return problems.INTERNAL.response()
@@ -140,5 +144,6 @@ HANDLERS: Final[dict[type[Exception], Callable[..., HttpResponse]]] = {
     SuspiciousOperation: _suspicious,
     OperationalError: _database_unavailable,
     InterfaceError: _database_unavailable,
+    InternalError: _internal_error_of_database,
     Exception: _internal,
 }

@@ -173,9 +173,14 @@ def giving_read_only_up(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs)
     try:
         return work(*args, **kwargs)
     except InternalError as error:
-        if not isinstance(error.__cause__, ReadOnlySqlTransaction):
+        if not is_read_only(error):
             raise
         raise _read_only() from error
+
+
+def is_read_only(error: Exception) -> bool:
+    """Tell whether a statement failed because its server takes no writes (SQLSTATE 25006)."""
+    return isinstance(error.__cause__, ReadOnlySqlTransaction)
 
 
 def refuse_read_only() -> None:

@@ -1,17 +1,19 @@
 """A server that has become read-only, as a demoted primary is: it counts as unavailable, and is not stayed on."""
 
+import re
 from collections.abc import Callable, Iterator
 
 import psycopg
 import pytest
 from django.conf import settings as django_settings
+from django.contrib.auth import get_user_model
 from django.core.management import call_command
 
 from commands.models import Attempt, Delivery
 from commands.push import outbox
 from loadtest.fake_fcm.server import FcmStandin
 from nexmdm.standalone import embedded_postgres
-from tests.support.actors import Admin, Client
+from tests.support.actors import Admin, Client, Visitor
 
 Switch = Callable[[str], None]
 
@@ -46,6 +48,22 @@ def test_phones_and_admins_get_503_while_the_database_takes_no_writes_and_are_se
     read_only("off")
     assert (phone.heartbeat().status, phone.report(request_id, "succeeded").status) == (200, 200)
     assert Delivery.objects.get().state == "succeeded"
+
+
+def test_the_admin_site_answers_503_where_it_would_write(read_only: Switch) -> None:
+    get_user_model().objects.create_superuser("root", password="a-Password-1")
+    signed_in = Visitor().log_in("root", "a-Password-1")
+    session = re.search(r"sessionid=(\w+)", signed_in.headers["set-cookie"])
+    assert session is not None, signed_in
+    visitor = Visitor(session=session[1])
+    page = visitor.request("GET", "/django-admin/password_change/")
+    token = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', page.body.decode())
+    assert token is not None, page
+
+    read_only("on")
+    words = {"csrfmiddlewaretoken": token[1]}
+    answer = visitor.post_form("/django-admin/logout/", words, page.headers["set-cookie"])
+    assert (answer.status, answer.code) == (503, "database_unavailable")
 
 
 def test_readiness_says_that_a_read_only_database_is_unavailable(read_only: Switch, client: Client) -> None:
