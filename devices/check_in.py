@@ -1,8 +1,7 @@
-"""Check-in: the heartbeats' group commit.
+"""Check-in: what becomes of a heartbeat, from its parsed body to its answer.
 
-A heartbeat joins the batch now filling. A batch is flushed as soon as the flush before it is done: an idle server
-flushes at once, a busy one fills batches meanwhile, and no timer is needed. One flush is one transaction, and every
-answer leaves after its commit.
+Heartbeats are recorded by group commit (nexmdm/common/group_commit.py): one flush is one transaction for many phones,
+and every answer leaves after its commit.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The lean handler: Django's resolver and views for the API, and nothing between them and the server.
+"""The handler of the API: Django's resolver and views, and nothing between them and the server.
 
 Stock Django spools each body, runs its signals' receivers and `response.close` in threads, and cancels a view whose
 client has left. This does none of that (docs/decisions/0002-lean-asgi-stack.md has the figures).

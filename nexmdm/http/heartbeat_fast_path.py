@@ -1,7 +1,7 @@
-"""The heartbeat's express lane: a heartbeat that can be read passes here, anything else takes the ordinary way.
+"""The fast path of heartbeats: a heartbeat that can be read passes here, anything else takes the ordinary way.
 
 Django's request, its resolver and Ninja's parameters cost a heartbeat more than all of its own work
-(docs/performance.md has the figures). What this lane does not take, it hands over untouched: the operation `heartbeat`
+(docs/performance.md has the figures). What this path does not take, it hands over untouched: the operation `heartbeat`
 in devices/phone_api.py is the one that is published, and the one that says what is wrong with a body.
 """
 
@@ -15,6 +15,7 @@ from nexmdm.auth import rate_limits
 from nexmdm.auth.rate_limits import RateLimited
 from nexmdm.common import request_facts
 from nexmdm.common.asgi_types import Receive, Scope, Send
+from nexmdm.common.request_facts import RequestFacts
 from nexmdm.common.tolerance import repair, tolerant_json
 from nexmdm.common.tolerance.repair import Note
 from nexmdm.common.types import parse_json
@@ -35,13 +36,14 @@ class HeartbeatFastPath:
         """Record a heartbeat and answer it; or have the ordinary way answer it."""
         message = await receive()
         body = message["body"]
-        token = _token(scope)
+        facts = request_facts.of(scope)
+        token = _token(facts)
         heartbeat = None if token is None else _heartbeat(body)
         if token is None or heartbeat is None or scope["method"] != "POST" or scope["query_string"]:
             await self._ordinary.serve(scope, body, send)
             return
         fields, notes = heartbeat
-        request_facts.of(scope).route = PATH
+        facts.route = PATH
         try:
             answer = await check_in.check_in(token, fields, notes, scope["client"][0])
             if isinstance(answer, InvalidToken):
@@ -64,9 +66,9 @@ class HeartbeatFastPath:
         await _answer(problem.status, headers, problem.body(), send)
 
 
-def _token(scope: Scope) -> tokens.Token | None:
+def _token(facts: RequestFacts) -> tokens.Token | None:
     """Return the device token, if there is one header with one in the usual form."""
-    found = request_facts.of(scope).headers.values.get(b"authorization", ())
+    found = facts.headers.values.get(b"authorization", ())
     if len(found) != 1 or not found[0].startswith(_BEARER):
         return None
     return tokens.parse(tokens.DEVICE_PREFIX, found[0][len(_BEARER) :].decode("latin-1"))
