@@ -148,7 +148,7 @@ def compare(account: Account, snapshot: DatabaseSnapshot) -> list[Target]:
         _all("results that were taken are in the database", results, snapshot.results),
         _answered(account, snapshot),
         none(
-            "deliveries in a state that nobody caused",
+            "deliveries in a state without a cause",
             sum(not _is_caused(one, snapshot) for one in snapshot.deliveries),
         ),
         _heartbeats(account, snapshot),

@@ -57,7 +57,7 @@ class NexmdmAPI(DescribedAPI):
         return super().on_exception(request, exc)
 
     def create_temporal_response(self, request: HttpRequest) -> HttpResponse:  # noqa: ARG002
-        """Return what nobody looks at."""
+        """Return a value that is not used."""
         return self._unused
 
 

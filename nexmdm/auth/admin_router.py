@@ -1,4 +1,4 @@
-"""Who may call the admin API: whoever signs with an admin key and its secret may call all of it. Writes are audited."""
+"""Access to the admin API: a client that signs with an admin key and its secret may call all of it, and is audited."""
 
 from collections.abc import Awaitable, Callable
 from functools import wraps

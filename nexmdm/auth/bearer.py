@@ -28,7 +28,7 @@ class Bearer(HttpBearer):
         return token
 
     async def authenticate(self, request: HttpRequest, token: str) -> Any:  # pragma: no cover
-        """Be called by nobody: __call__ does it all."""
+        """Do nothing: __call__ does all of it, and nothing calls this."""
         raise NotImplementedError
 
 

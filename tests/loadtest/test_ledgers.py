@@ -369,7 +369,7 @@ UNRECORDED = "messages at FCM have an attempt each, with its answer"
 UNFOUNDED = "attempts with an answer have their message at FCM"
 UNTRIED = "pushes that came due were tried"
 UNTRUE = "results stand as they were answered"
-UNCAUSED = "deliveries in a state that nobody caused"
+UNCAUSED = "deliveries in a state without a cause"
 HASTY = "attempts begun before their pause was over"
 
 

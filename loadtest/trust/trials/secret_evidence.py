@@ -14,10 +14,10 @@ from loadtest.testbed.connections import Server
 from nexmdm.client.http_client import FleetClient
 
 USER: Final = "auditor"
-PASSWORD: Final = "a password that nobody should read"  # noqa: S105
-WRONG_PASSWORD: Final = "one that opens nothing, and nobody should read"  # noqa: S105
+PASSWORD: Final = "a password that must not be read"  # noqa: S105
+WRONG_PASSWORD: Final = "one that opens nothing, and must not be read"  # noqa: S105
 
-STRANGER: Final = "127.0.0.2"
+OTHER_ADDRESS: Final = "127.0.0.2"
 """Another address of this machine: who fails too often there spoils nothing here."""
 SITE: Final = "/django-admin/"
 
@@ -52,8 +52,8 @@ class Calls:
         self.url = url
         self.configured = configured
         self._http = httpx.Client(base_url=url, timeout=60, trust_env=False)
-        there = httpx.HTTPTransport(local_address=STRANGER)
-        self._stranger = httpx.Client(base_url=url, timeout=60, trust_env=False, transport=there)
+        there = httpx.HTTPTransport(local_address=OTHER_ADDRESS)
+        self._from_other_address = httpx.Client(base_url=url, timeout=60, trust_env=False, transport=there)
         self._signing = FleetClient(url, key=configured["ADMIN_KEY"], secret=configured["HMAC_SECRET"])
 
     def __enter__(self) -> Self:
@@ -61,7 +61,7 @@ class Calls:
 
     def __exit__(self, *_: object) -> None:
         self._http.close()
-        self._stranger.close()
+        self._from_other_address.close()
         self._signing.close()
 
     def call(
@@ -71,12 +71,12 @@ class Calls:
         body: Any = None,
         headers: dict[str, str] | None = None,
         *,
-        stranger: bool = False,
+        from_other_address: bool = False,
     ) -> Any:
         """Send a request; return the answer's JSON, if it is one."""
         raw = body if isinstance(body, bytes) else b"" if body is None else orjson.dumps(body)
         kind = {"Content-Type": "application/json"} if raw else {}
-        http = self._stranger if stranger else self._http
+        http = self._from_other_address if from_other_address else self._http
         answer = http.request(method, target, content=raw, headers={**kind, **(headers or {})})
         if answer.status_code >= 400:
             self.evidence.errors.append(f"{answer.status_code} {answer.headers} {answer.text}")

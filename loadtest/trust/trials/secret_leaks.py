@@ -166,7 +166,7 @@ def _provoke(calls: Calls, phones: dict[str, dict[str, Any]], serving: Serving) 
     calls.unfinished("/v1/heartbeat", device)
     for _ in range(FAILURES):
         guess = f"Bearer {calls.evidence.secret('device token', device[:-1] + '0')}"
-        calls.call("POST", "/v1/heartbeat", {}, {"Authorization": guess}, stranger=True)
+        calls.call("POST", "/v1/heartbeat", {}, {"Authorization": guess}, from_other_address=True)
     _break_the_database(calls, phone, serving)
     _shut_the_database(calls, phone, serving)
 
