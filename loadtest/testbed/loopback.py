@@ -1,0 +1,19 @@
+"""The address that servers of our own listen on, and ports for them."""
+
+import random
+import socket
+from contextlib import suppress
+from typing import Final
+
+LOOPBACK: Final = "127.0.0.1"
+_PORTS: Final = range(15_000, 32_000)
+"""Below those that outgoing connections get (ip_local_port_range): a stopped server's port stays free."""
+
+
+def free_port() -> int:
+    """Return a port that nobody uses. Raises OSError if there is none."""
+    for port in random.sample(_PORTS, 100):
+        with socket.socket() as tried, suppress(OSError):
+            tried.bind((LOOPBACK, port))
+            return port
+    raise OSError("no port is free")

@@ -1,0 +1,37 @@
+"""Files and processes of programs that refuse to be root: they belong to the account that runs PostgreSQL then."""
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from nexmdm.standalone import postgres_account
+
+
+def prepare(folder: Path, *programs: Path) -> None:
+    """Make a folder, and let the account that works there reach it and these programs."""
+    account = postgres_account.account_for(folder)
+    postgres_account.give(folder, account)
+    for path in (folder / "any", *programs):
+        postgres_account.admit(account, path)
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file that nobody but its folder's owner, and root, can read."""
+    path.touch(mode=0o600)
+    path.write_text(text)
+    if (account := postgres_account.account_for(path.parent)) is not None:
+        os.chown(path, account.uid, account.gid)
+
+
+def subprocess_arguments(folder: Path) -> dict[str, Any]:
+    """Return what makes a subprocess run in a folder, as its owner, with no input and away from the terminal."""
+    account = postgres_account.account_for(folder)
+    identity = {"user": account.uid, "group": account.gid, "extra_groups": []} if account else {}
+    return {
+        "cwd": folder,
+        "env": {"PATH": os.defpath, "LC_ALL": "C"},
+        "stdin": subprocess.DEVNULL,
+        "start_new_session": True,
+        **identity,
+    }

@@ -1,0 +1,282 @@
+"""PostgreSQL servers of our own over TCP: a primary, its standbys, and their changes of role.
+
+The programs are those of the embedded PostgreSQL; as root they run under the account that runs that one. Each server
+is a child of this process, so that its end is seen at once.
+"""
+
+import os
+import secrets
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Literal, Self
+
+import psycopg
+
+from loadtest.testbed import other_account
+from loadtest.testbed.loopback import LOOPBACK, free_port
+from nexmdm.standalone import embedded_postgres
+
+NAME: Final = "nexmdm"
+"""The database, and the role that owns it and is nothing more."""
+
+SUPERUSER: Final = "postgres"
+WAIT_SECONDS: Final = 60
+_LOOK_SECONDS: Final = 0.02
+
+_INITDB: Final = (
+    "--encoding=UTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C",
+    "--auth=scram-sha-256", f"--username={SUPERUSER}", "--no-instructions", "--no-sync",
+)  # fmt: skip
+_SETTINGS: Final = {
+    "listen_addresses": LOOPBACK,
+    "unix_socket_directories": "",
+    "shared_buffers": "64MB",
+    "wal_level": "replica",
+    # Enough for pg_rewind to find where an old primary went its own way.
+    "wal_keep_size": "1GB",
+    "max_parallel_workers_per_gather": "0",
+    "max_parallel_maintenance_workers": "0",
+    "dynamic_shared_memory_type": "mmap",
+    "jit": "off",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+    "lc_messages": "C",
+}
+
+Mode = Literal["fast", "immediate", "kill"]
+_SIGNALS: Final = {"fast": signal.SIGINT, "immediate": signal.SIGQUIT, "kill": signal.SIGKILL}
+
+
+class PostgresFailed(RuntimeError):
+    """One of PostgreSQL's programs failed, or did not come to an end in time; the message has its last words."""
+
+
+class PostgresServers:
+    """Servers in one folder, which all end with the block."""
+
+    def __init__(self, folder: Path, *, durable: bool = True) -> None:
+        """`durable=False` spares fsync: for tests, of which none survives a crash of the machine."""
+        self._folder = folder
+        self._durable = durable
+        self._passwords = {NAME: secrets.token_hex(16), SUPERUSER: secrets.token_hex(16)}
+        self._running = ExitStack()
+
+    def __enter__(self) -> Self:
+        """Start none yet."""
+        return self
+
+    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
+        """Stop all, immediately."""
+        self._running.close()
+
+    def primary(self, name: str, **settings: str) -> "PostgresServer":
+        """Make a server with an empty database and start it."""
+        server = self._new(name, settings)
+        server.create()
+        return server
+
+    def standby_of(self, primary: "PostgresServer", name: str, **settings: str) -> "PostgresServer":
+        """Make a server by a base backup of `primary`, which it then follows; return when it does."""
+        server = self._new(name, settings)
+        server.follow_anew(primary)
+        return server
+
+    def _new(self, name: str, settings: Mapping[str, str]) -> "PostgresServer":
+        own = {} if self._durable else {"fsync": "off"}
+        server = PostgresServer(self._folder / name, self._passwords, {**_SETTINGS, **own, **settings})
+        self._running.callback(server.stop, "immediate")
+        return server
+
+
+class PostgresServer:
+    """One server. PostgresServers makes it, and stops it in the end."""
+
+    def __init__(self, folder: Path, passwords: Mapping[str, str], settings: Mapping[str, str]) -> None:
+        """Do nothing but choose a port."""
+        self.name = folder.name
+        self.port = free_port()
+        self._folder = folder
+        self._data = folder / "data"
+        self._passwords = passwords
+        self._settings = {**settings, "port": str(self.port), "cluster_name": self.name}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """The address of the database, for the role that owns it."""
+        return url_of(self)
+
+    @property
+    def pid(self) -> int:
+        """The process id of its postmaster."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def password(self) -> str:
+        """The password of the role that owns the database."""
+        return self._passwords[NAME]
+
+    def create(self) -> None:
+        """Make the cluster, start it, and make role and database."""
+        other_account.prepare(self._folder, embedded_postgres.binaries() / "postgres")
+        given = self._folder / "password"
+        other_account.write(given, self._passwords[SUPERUSER])
+        self._run("initdb", f"--pgdata={self._data}", f"--pwfile={given}", *_INITDB)
+        given.unlink()
+        self.start()
+        self.execute(f"CREATE ROLE {NAME} LOGIN PASSWORD '{self.password}'")
+        self.execute(f"CREATE DATABASE {NAME} OWNER {NAME}")
+
+    def start(self) -> None:
+        """Start it; return when it takes connections, as primary or as standby."""
+        self._write_settings()
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [embedded_postgres.binaries() / "postgres", "-D", self._data, "-c", f"config_file={self._config}"],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                **other_account.subprocess_arguments(self._folder),
+            )
+        self._until(self._is_ready, "take connections")
+
+    def stop(self, mode: Mode = "fast") -> None:
+        """Stop it (`kill`: by SIGKILL of the postmaster), and wait until its last process has ended."""
+        if self._process is None:
+            return
+        if self._process.poll() is None:
+            self._process.send_signal(_SIGNALS[mode])
+        try:
+            self._process.wait(WAIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+        self._until(self._is_gone, "end")
+
+    def promote(self) -> None:
+        """Make a standby the primary; return when it takes writes."""
+        if self.execute("SELECT pg_promote(true, %s)", WAIT_SECONDS) != (True,):
+            raise PostgresFailed(f"{self.name} was not promoted: {self._last_words()}")
+        self._until(lambda: not self.is_standby(), "take writes")
+
+    def is_standby(self) -> bool:
+        """Tell whether it follows another server."""
+        return bool(self.execute("SELECT pg_is_in_recovery()") == (True,))
+
+    def configure(self, **settings: str) -> None:
+        """Change settings. If it runs: those that need no restart; return when new sessions have them.
+
+        Old sessions take them up before their next statement.
+        """
+        self._settings.update(settings)
+        if self._process is None:
+            return
+        before = self.execute("SELECT pg_conf_load_time()")
+        self._write_settings()
+        os.kill(self.pid, signal.SIGHUP)
+        self._until(lambda: self.execute("SELECT pg_conf_load_time()") != before, "reload its settings")
+
+    def follow_anew(self, primary: "PostgresServer") -> None:
+        """Make it a standby by a fresh base backup, whatever it had; start it, and return when it streams."""
+        self.stop()
+        other_account.prepare(self._folder, embedded_postgres.binaries() / "postgres")
+        if self._data.exists():
+            self._data.rename(self._folder / f"old-{secrets.token_hex(4)}")
+        self._run_safely("pg_basebackup", f"--dbname={primary.superuser_url}", f"--pgdata={self._data}",
+                         "--write-recovery-conf", "--checkpoint=fast", "--wal-method=stream")  # fmt: skip
+        self.start()
+        self.until_it_streams_from(primary)
+
+    def rejoin(self, primary: "PostgresServer") -> None:
+        """Make a former primary a standby of the one that was promoted in its place, by pg_rewind; start it."""
+        self.stop()
+        # The source's control file has its new timeline from its first checkpoint on.
+        primary.execute("CHECKPOINT")
+        self._run_safely("pg_rewind", f"--target-pgdata={self._data}", f"--source-server={primary.superuser_url}",
+                         "--write-recovery-conf", f"--config-file={self._config}")  # fmt: skip
+        self.start()
+        self.until_it_streams_from(primary)
+
+    def until_it_streams_from(self, primary: "PostgresServer") -> None:
+        """Return when it has all that `primary` has written so far, on disk, and goes on."""
+        end = primary.execute("SELECT pg_current_wal_lsn()")
+        statement = "SELECT FROM pg_stat_replication WHERE application_name = %s AND state = 'streaming' "
+        caught_up = statement + "AND flush_lsn >= %s::pg_lsn"
+        self._until(lambda: primary.execute(caught_up, self.name, *end) is not None, f"follow {primary.name}")
+
+    def execute(self, statement: str, *parameters: Any) -> Any:
+        """Run a statement as superuser by a connection of its own; return its first row, if it has one."""
+        with psycopg.connect(self.superuser_url, autocommit=True, connect_timeout=10) as connection:
+            cursor = connection.execute(statement, parameters)
+            return cursor.fetchone() if cursor.description is not None else None
+
+    @property
+    def superuser_url(self) -> str:
+        """The address for the superuser, also for replication."""
+        return f"postgresql://{SUPERUSER}:{self._passwords[SUPERUSER]}@{LOOPBACK}:{self.port}/{SUPERUSER}"
+
+    @property
+    def _config(self) -> Path:
+        """Its settings; beside the cluster, since base backup and rewind take over what lies within."""
+        return self._folder / "server.conf"
+
+    def _write_settings(self) -> None:
+        text = "".join(f"{name} = '{value}'\n" for name, value in self._settings.items())
+        other_account.write(self._config, text)
+
+    def _run_safely(self, program: str, *arguments: str) -> None:
+        """Run a program that copies a cluster; it syncs what it has written if this server is durable."""
+        self._run(program, *arguments, *(["--no-sync"] if self._settings.get("fsync") == "off" else []))
+
+    def _run(self, program: str, *arguments: str) -> None:
+        done = subprocess.run(
+            [embedded_postgres.binaries() / program, *arguments],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            **other_account.subprocess_arguments(self._folder),
+        )
+        if done.returncode:
+            raise PostgresFailed(f"{program} failed for {self.name}: {done.stdout}{done.stderr}")
+
+    def _is_ready(self) -> bool:
+        """Tell whether the postmaster says so in the last line of its pid file ("Postmaster pid file format")."""
+        assert self._process is not None
+        if self._process.poll() is not None:
+            raise PostgresFailed(f"{self.name} ended as it started: {self._last_words()}")
+        with suppress(FileNotFoundError):
+            lines = (self._data / "postmaster.pid").read_text().split("\n")
+            return lines[0] == str(self._process.pid) and lines[-2].strip() in {"ready", "standby"}
+        return False
+
+    def _is_gone(self) -> bool:
+        return not any(_works_in(self._data, process) for process in Path("/proc").glob("[0-9]*"))
+
+    def _until(self, condition: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + WAIT_SECONDS
+        while not condition():
+            if time.monotonic() > deadline:
+                raise PostgresFailed(f"{self.name} did not {what} within {WAIT_SECONDS} s: {self._last_words()}")
+            time.sleep(_LOOK_SECONDS)
+
+    def _last_words(self) -> str:
+        return "\n".join((self._folder / "log").read_text(errors="replace").splitlines()[-10:])
+
+
+def url_of(*servers: PostgresServer) -> str:
+    """Return one address of the database for several servers, which libpq tries in this order."""
+    addresses = ",".join(f"{LOOPBACK}:{server.port}" for server in servers)
+    return f"postgresql://{NAME}:{servers[0].password}@{addresses}/{NAME}"
+
+
+def _works_in(folder: Path, process: Path) -> bool:
+    with suppress(OSError):
+        return (process / "comm").read_text() == "postgres\n" and (process / "cwd").samefile(folder)
+    return False

@@ -1,0 +1,235 @@
+"""A TCP proxy on loopback that breaks a connection on order in the ways a network does: cut, frozen, forgotten.
+
+It runs in a thread of its own, so that synchronous code can use it. Each order has taken effect when it returns.
+"""
+
+import asyncio
+import socket
+import struct
+import threading
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Final, Self, TypeVar, cast
+
+from loadtest.testbed.loopback import LOOPBACK
+
+R = TypeVar("R")
+
+_RESET: Final = struct.pack("ii", 1, 0)
+"""SO_LINGER with no time to linger: close() then sends RST (socket(7))."""
+
+_OPEN_SECONDS: Final = 1
+"""How long a connection to the target may take to open before it is given up by reset()."""
+
+
+class TcpProxy:
+    """Accepts on `port` of 127.0.0.1 and forwards to a port there; use it as a context manager.
+
+    What it holds back is not bounded: it is made for tests, where little is sent meanwhile.
+    """
+
+    def __init__(self, target: int) -> None:
+        """Hold the port; accept once the block is entered."""
+        self._target = target
+        self._frozen = False
+        self._links: set[_Link] = set()
+        self._socket = _bound(0)
+        self._server: asyncio.Server | None = None
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="tcp-proxy", daemon=True)
+        self.port: int = self._socket.getsockname()[1]
+
+    def __enter__(self) -> Self:
+        """Accept connections and forward them."""
+        self._thread.start()
+        self._do(self._listen)
+        return self
+
+    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
+        """Reset all connections, and let go of the port."""
+        self._do(self._cut)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._socket.close()
+        self._loop.close()
+
+    @property
+    def connections(self) -> int:
+        """How many connections of clients are open, forgotten ones included."""
+        return self._do(self._count)
+
+    def point_to(self, target: int) -> None:
+        """Forward new connections to another port; those that are open stay where they are."""
+
+        async def point() -> None:
+            self._target = target
+
+        self._do(point)
+
+    def cut(self) -> None:
+        """Reset all connections and refuse new ones, until restore()."""
+        self._do(self._cut)
+
+    def freeze(self) -> None:
+        """Accept, read and keep, but forward nothing in either direction, until thaw()."""
+
+        async def freeze() -> None:
+            self._frozen = True
+
+        self._do(freeze)
+
+    def forget(self) -> None:
+        """Never again forward a byte or the end of a connection that is open now; neither side is told.
+
+        So does a router that has lost its table: new connections work.
+        """
+
+        async def forget() -> None:
+            for link in self._links:
+                link.forgotten = True
+
+        self._do(forget)
+
+    def restore(self) -> None:
+        """Forward again, first what was kept; accept again."""
+        self._do(self._restore)
+
+    thaw = restore
+
+    def _do(self, order: Callable[[], Awaitable[R]]) -> R:
+        async def done() -> R:
+            return await order()
+
+        return asyncio.run_coroutine_threadsafe(done(), self._loop).result()
+
+    async def _listen(self) -> None:
+        self._server = await self._loop.create_server(self._accept, sock=self._socket)
+
+    def _accept(self) -> asyncio.Protocol:
+        link = _Link(self._loop, self._target, self._is_frozen, self._links.discard)
+        self._links.add(link)
+        return link.client
+
+    def _is_frozen(self) -> bool:
+        return self._frozen
+
+    async def _cut(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+            self._socket.close()
+            self._socket = _bound(self.port)
+        await asyncio.gather(*(link.reset() for link in list(self._links)))
+        # The transports close their sockets in the loop's next round.
+        await asyncio.sleep(0)
+
+    async def _restore(self) -> None:
+        self._frozen = False
+        for link in list(self._links):
+            link.forward()
+        if self._server is None:
+            await self._listen()
+
+    async def _count(self) -> int:
+        return sum(link.client.is_open() for link in self._links)
+
+
+def _bound(port: int) -> socket.socket:
+    """Return a socket that holds a port and does not listen: connections to it are refused."""
+    bound = socket.socket()
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.bind((LOOPBACK, port))
+    return bound
+
+
+class _Link:
+    """A client's connection and the one to the target, which is opened when something may be forwarded."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        target: int,
+        is_frozen: Callable[[], bool],
+        ended: Callable[["_Link"], None],
+    ) -> None:
+        self._loop = loop
+        self._target = target
+        self._is_frozen = is_frozen
+        self._ended = ended
+        self._opening: asyncio.Task[None] | None = None
+        self.client, self.server = _End(self), _End(self)
+        self.forgotten = False
+
+    def forward(self) -> None:
+        """Pass on what each end has received, and that it has ended, unless that has to be kept."""
+        if self.forgotten or self._is_frozen():
+            return
+        if self._opening is None:
+            self._opening = self._loop.create_task(self._open())
+        if self.server.transport is None:
+            return
+        for one, other in ((self.client, self.server), (self.server, self.client)):
+            one.pass_on_to(other)
+        if self.client.has_ended and self.server.has_ended:
+            self._ended(self)
+
+    async def reset(self) -> None:
+        """End both connections by RST, the one that is just being opened too."""
+        if self._opening is not None and not self._opening.done():
+            await asyncio.wait([self._opening], timeout=_OPEN_SECONDS)
+            self._opening.cancel()
+        self._reset()
+
+    def _reset(self) -> None:
+        for one in (self.client, self.server):
+            one.reset()
+        self._ended(self)
+
+    async def _open(self) -> None:
+        try:
+            await self._loop.create_connection(lambda: self.server, LOOPBACK, self._target)
+        except OSError:
+            self._reset()
+
+
+class _End(asyncio.Protocol):
+    """One of the two connections of a link."""
+
+    def __init__(self, link: _Link) -> None:
+        self._link = link
+        self._kept: list[bytes] = []
+        self.transport: asyncio.Transport | None = None
+        self.has_ended = False
+        self._was_reset = False
+
+    def is_open(self) -> bool:
+        return self.transport is not None and not self.has_ended
+
+    def pass_on_to(self, other: "_End") -> None:
+        assert other.transport is not None
+        if not other.has_ended:
+            other.transport.writelines(self._kept)
+        self._kept.clear()
+        if self._was_reset:
+            other.reset()
+        elif self.has_ended:
+            other.transport.close()
+
+    def reset(self) -> None:
+        if self.transport is not None and not self.has_ended:
+            connected = self.transport.get_extra_info("socket")
+            connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            self.transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        self._link.forward()
+
+    def data_received(self, data: bytes) -> None:
+        if not self._link.forgotten:
+            self._kept.append(data)
+        self._link.forward()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.has_ended, self._was_reset = True, error is not None
+        self._link.forward()
