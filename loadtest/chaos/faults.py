@@ -21,7 +21,8 @@ from typing import Any, Final, Protocol
 
 import psycopg
 
-from loadtest.chaos import intervals
+from loadtest.chaos import answers, intervals
+from loadtest.chaos.answers import AroundGaps, Gap
 from loadtest.chaos.intervals import Interval
 from loadtest.chaos.ledgers import DatabaseSnapshot
 from loadtest.chaos.traffic import Exchange, Traffic
@@ -33,13 +34,6 @@ Say = Callable[[str], None]
 NORMAL_SECONDS: Final = 5
 """How soon after PostgreSQL is back no request may fail any more."""
 
-SLOW_SECONDS: Final = 2
-"""How long a request that begins later than that may take. One that began before may take the 5 s, and end later."""
-
-LONG_SECONDS: Final = 3
-"""A gap so long is noticed: a request waits for 2 s to be let into the database, and a shorter one may pass by it."""
-
-AWAY_CODES: Final = ("database_unavailable", "overloaded")
 _LOOK_SECONDS: Final = 0.05
 _STARTED: Final = "dispatch.started"
 _STARTED_AT: Final = re.compile(r'"event":"dispatch\.started".*"at":"([^"]+)"')
@@ -138,16 +132,8 @@ class Kills:
         return [
             Target("processes killed", "all four kinds", kills, len(self.killed) == 4),
             Target("attempts closed as unknown", "some", f"{closed:,}", closed > 0),
-            answers(exchanges, allowed=(0, 200)),
+            answers.statuses(exchanges, allowed=(0, 200)),
         ]
-
-
-@dataclass(slots=True)
-class Gap:
-    """When PostgreSQL was stopped, and when it took connections again (monotonic)."""
-
-    stopped_at: float
-    back_at: float
 
 
 @dataclass(slots=True)
@@ -197,68 +183,8 @@ class DatabaseStops:
     ) -> list[Target]:
         """Nothing but 200 and 503 ever; after the gap nothing but 200 soon."""
         del snapshot, sends
-        failed = [one for one in exchanges if one.status != 200]
-        tails = [self._tail(number, failed) for number in range(len(self.gaps))]
-        longest = max(max(tails, default=0.0), 0.0)
         away = ", ".join(f"{gap.back_at - gap.stopped_at:.1f}" for gap in self.gaps)
         return [
             Target("PostgreSQL stopped", f"{self.times} times", f"away for {away} s", len(self.gaps) == self.times),
-            self._refused(failed),
-            answers(exchanges, allowed=(200, 503)),
-            _problems(failed),
-            Target(
-                "last failure after it was back", f"< {NORMAL_SECONDS} s", f"{longest:.1f} s", longest < NORMAL_SECONDS
-            ),
-            self._brisk(exchanges),
+            *AroundGaps(self.gaps, exchanges, NORMAL_SECONDS).judged(),
         ]
-
-    def _refused(self, failed: Sequence[Exchange]) -> Target:
-        """Judge that requests were refused in each gap, but for those that are over before a request gives up."""
-        refused = [
-            sum(one.ended_at > gap.stopped_at and one.begun_at < gap.back_at for one in failed) for gap in self.gaps
-        ]
-        silent = any(
-            not count and gap.back_at - gap.stopped_at >= LONG_SECONDS
-            for count, gap in zip(refused, self.gaps, strict=True)
-        )
-        limit = f"some in each gap of {LONG_SECONDS} s"
-        return Target("requests refused meanwhile", limit, ", ".join(map(str, refused)), any(refused) and not silent)
-
-    def _brisk(self, exchanges: Sequence[Exchange]) -> Target:
-        """Judge that no request takes long once all has to be normal, up to the next stop."""
-        slow, longest = 0, 0.0
-        for number, gap in enumerate(self.gaps):
-            normal_at, until = gap.back_at + NORMAL_SECONDS, self._next_stop(number)
-            for one in exchanges:
-                begin, seconds = one.begun_at, min(one.ended_at, until) - one.begun_at
-                if begin + seconds > normal_at:
-                    slow += seconds > (SLOW_SECONDS if begin >= normal_at else NORMAL_SECONDS)
-                    longest = max(longest, seconds)
-        figure = f"{slow:,}; the longest took {longest:.1f} s"
-        limit = f"none over {SLOW_SECONDS} s"
-        return Target(f"slow requests {NORMAL_SECONDS} s after it was back", limit, figure, longest > 0 and not slow)
-
-    def _next_stop(self, number: int) -> float:
-        return self.gaps[number + 1].stopped_at if number + 1 < len(self.gaps) else inf
-
-    def _tail(self, number: int, failed: Sequence[Exchange]) -> float:
-        """Return how long after it was back the last request failed before the next stop."""
-        gap, until = self.gaps[number], self._next_stop(number)
-        ended = (one.ended_at for one in failed if gap.stopped_at < one.ended_at < until)
-        return max((at - gap.back_at for at in ended), default=0.0)
-
-
-def _problems(failed: Sequence[Exchange]) -> Target:
-    """Judge the form of what was refused: problem details, with a code for a database that is away."""
-    codes = Counter(one.code for one in failed)
-    wrong = Counter(one.flaw or f"code {one.code}" for one in failed if one.flaw or one.code not in AWAY_CODES)
-    figure = ", ".join(f"{count:,} × {what}" for what, count in (wrong or codes).most_common(4)) or "none"
-    return Target("refusals are problem details", " or ".join(AWAY_CODES), figure, not wrong)
-
-
-def answers(exchanges: Sequence[Exchange], *, allowed: tuple[int, ...]) -> Target:
-    """Judge all answers by their status; 0 is none."""
-    others = Counter(f"{one.status} {one.code}".strip() for one in exchanges if one.status not in allowed)
-    words = " or ".join("none" if status == 0 else str(status) for status in allowed)
-    figure = ", ".join(f"{count} × {what}" for what, count in others.most_common(4)) or f"{len(exchanges):,}"
-    return Target(f"answers are {words}", "all", figure, not others)

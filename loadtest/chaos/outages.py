@@ -9,7 +9,8 @@ from typing import Any, Final
 import httpx
 import psycopg
 
-from loadtest.chaos.faults import Say, answers
+from loadtest.chaos import answers
+from loadtest.chaos.faults import Say
 from loadtest.chaos.intervals import Interval
 from loadtest.chaos.ledgers import FINAL, DatabaseSnapshot, Delivery, part
 from loadtest.chaos.traffic import SPREAD, Exchange, Traffic
@@ -116,7 +117,7 @@ class FcmOutages:
         figure = f"{refused:,}; {failed:,} attempts failed in all outages"
         return [
             Target("messages that FCM answered with 503", f"> {LEAST_FAILURES}", figure, refused > LEAST_FAILURES),
-            answers(exchanges, allowed=(200,)),
+            answers.statuses(exchanges, allowed=(200,)),
             *(_accepted(name, one, exchanges) for name, one in named),
             *(_by_heartbeat(name, _answered(one, snapshot)) for name, one in named),
             *(self._reached(name, one, snapshot) for name, one in named),

@@ -19,7 +19,8 @@ from psycopg.conninfo import make_conninfo
 
 from commands import models
 from loadtest.chaos import ledgers, outages, pushes, traffic
-from loadtest.chaos.faults import DatabaseStops, Gap, Kills, SecondDispatcher
+from loadtest.chaos.answers import Gap
+from loadtest.chaos.faults import DatabaseStops, Kills, SecondDispatcher
 from loadtest.chaos.ledgers import Attempt, DatabaseSnapshot
 from loadtest.chaos.outages import FcmOutages, Outage, Recovery
 from loadtest.chaos.traffic import Account, Exchange, Result, Traffic

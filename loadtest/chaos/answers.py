@@ -1,0 +1,100 @@
+"""Answers to clients, judged by status, form and time: all of them, and those around a gap without a database."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import Final
+
+from loadtest.chaos.traffic import Exchange
+from loadtest.load.targets import Target
+
+SLOW_SECONDS: Final = 2
+"""How long a request may take that begins when all has to be normal again. One from before may take until then."""
+
+LONG_SECONDS: Final = 3
+"""A gap so long is noticed: a request waits for 2 s to be let into the database, and a shorter one may pass by it."""
+
+AWAY_CODES: Final = ("database_unavailable", "overloaded")
+
+
+@dataclass(slots=True)
+class Gap:
+    """When the database was taken away, and when it could be used again (monotonic)."""
+
+    stopped_at: float
+    back_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class AroundGaps:
+    """What clients were answered around gaps, which are in order: in which `normal_seconds` all has to be normal."""
+
+    gaps: Sequence[Gap]
+    exchanges: Sequence[Exchange]
+    normal_seconds: float
+
+    def judged(self) -> list[Target]:
+        """Nothing but 200 and 503 ever; after a gap nothing but 200 soon."""
+        failed = [one for one in self.exchanges if one.status != 200]
+        tails = [self._tail(number, failed) for number in range(len(self.gaps))]
+        longest = max(max(tails, default=0.0), 0.0)
+        limit = f"< {self.normal_seconds} s"
+        return [
+            self._refused(failed),
+            statuses(self.exchanges, allowed=(200, 503)),
+            _problems(failed),
+            Target("last failure after it was back", limit, f"{longest:.1f} s", longest < self.normal_seconds),
+            self._brisk(),
+        ]
+
+    def _refused(self, failed: Sequence[Exchange]) -> Target:
+        """Judge that requests were refused in each gap, but for those that are over before a request gives up."""
+        refused = [
+            sum(one.ended_at > gap.stopped_at and one.begun_at < gap.back_at for one in failed) for gap in self.gaps
+        ]
+        silent = any(
+            not count and gap.back_at - gap.stopped_at >= LONG_SECONDS
+            for count, gap in zip(refused, self.gaps, strict=True)
+        )
+        limit = f"some in each gap of {LONG_SECONDS} s"
+        return Target("requests refused meanwhile", limit, ", ".join(map(str, refused)), any(refused) and not silent)
+
+    def _brisk(self) -> Target:
+        """Judge that no request takes long once all has to be normal, up to the next stop."""
+        slow, longest = 0, 0.0
+        for number, gap in enumerate(self.gaps):
+            normal_at, until = gap.back_at + self.normal_seconds, self._next_stop(number)
+            for one in self.exchanges:
+                begin, seconds = one.begun_at, min(one.ended_at, until) - one.begun_at
+                if begin + seconds > normal_at:
+                    slow += seconds > (SLOW_SECONDS if begin >= normal_at else self.normal_seconds)
+                    longest = max(longest, seconds)
+        name = f"slow requests {self.normal_seconds} s after it was back"
+        figure = f"{slow:,}; the longest took {longest:.1f} s"
+        return Target(name, f"none over {SLOW_SECONDS} s", figure, longest > 0 and not slow)
+
+    def _next_stop(self, number: int) -> float:
+        return self.gaps[number + 1].stopped_at if number + 1 < len(self.gaps) else inf
+
+    def _tail(self, number: int, failed: Sequence[Exchange]) -> float:
+        """Return how long after it was back the last request failed before the next stop."""
+        gap, until = self.gaps[number], self._next_stop(number)
+        ended = (one.ended_at for one in failed if gap.stopped_at < one.ended_at < until)
+        return max((at - gap.back_at for at in ended), default=0.0)
+
+
+def _problems(failed: Sequence[Exchange]) -> Target:
+    """Judge the form of what was refused: problem details, with a code for a database that is away."""
+    codes = Counter(one.code for one in failed)
+    wrong = Counter(one.flaw or f"code {one.code}" for one in failed if one.flaw or one.code not in AWAY_CODES)
+    figure = ", ".join(f"{count:,} × {what}" for what, count in (wrong or codes).most_common(4)) or "none"
+    return Target("refusals are problem details", " or ".join(AWAY_CODES), figure, not wrong)
+
+
+def statuses(exchanges: Sequence[Exchange], *, allowed: tuple[int, ...]) -> Target:
+    """Judge all answers by their status; 0 is none."""
+    others = Counter(f"{one.status} {one.code}".strip() for one in exchanges if one.status not in allowed)
+    words = " or ".join("none" if status == 0 else str(status) for status in allowed)
+    figure = ", ".join(f"{count} × {what}" for what, count in others.most_common(4)) or f"{len(exchanges):,}"
+    return Target(f"answers are {words}", "all", figure, not others)
