@@ -1,4 +1,4 @@
-"""Break a server of our own under load, and see that nothing is lost: `python -m loadtest.chaos kills|database|fcm`.
+"""Break a server of our own under load, and see that nothing is lost: `python -m loadtest.chaos FAULT`.
 
 A fleet of simulated phones and an admin go on through it, and three ledgers are compared at the end: what the clients
 were told, what the database has, what reached FCM (the stand-in's journal).
@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from math import inf
@@ -20,19 +20,25 @@ from typing import Final
 
 from rich.console import Console
 
-from loadtest.chaos import ledgers, pushes
-from loadtest.chaos.faults import DatabaseStops, Fault, Kills, SecondDispatcher
+from loadtest.chaos import databases, ledgers, pushes
+from loadtest.chaos.databases import Database
+from loadtest.chaos.failover import failing_over
+from loadtest.chaos.faults import DatabaseStops, Fault, Kills, SameProcesses, SecondDispatcher
+from loadtest.chaos.frozen import freezing
 from loadtest.chaos.outages import FcmOutages, Outage
-from loadtest.chaos.traffic import COMMANDS_PER_SECOND, Traffic
+from loadtest.chaos.readonly import demoting
+from loadtest.chaos.traffic import COMMANDS_PER_SECOND, NORMAL_CONNECTIONS, UNLIMITED_CONNECTIONS, Traffic
 from loadtest.fleet import credentials_file
 from loadtest.load import view
 from loadtest.load.targets import Target
-from loadtest.testbed import testbed
+from loadtest.testbed import pgbouncer, testbed
+from loadtest.testbed.serving import Serving
 from loadtest.testbed.testbed import ServerUnderTest
 
 DEVICES: Final = 2000
 INTERVAL_SECONDS: Final = 60
 ANSWER_MS: Final = 20
+FROZEN_COMMANDS_PER_SECOND: Final = 5
 SETTINGS: Final = {"WEB_WORKERS": "2", "LOG_LEVEL": "INFO", "LOG_FORMAT": "json"}
 OUTAGES: Final = (
     Outage("503 to everything", {"override": "unavailable"}, 180),
@@ -47,51 +53,100 @@ def main() -> int:
     arguments = _arguments()
     os.environ.update(SETTINGS)
     console = Console()
-    with tempfile.TemporaryDirectory(prefix="nexmdm-") as folder, _started(Path(folder), arguments.devices) as place:
-        judged = _break(console, place, Path(folder), arguments)
+    with (
+        tempfile.TemporaryDirectory(prefix="nexmdm-") as name,
+        _database(Path(name), arguments) as database,
+        _started(Path(name), arguments.devices, database) as place,
+    ):
+        judged = _break(console, place, database, Path(name), arguments)
     view.print_targets(console, judged)
     return 0 if all(one.held for one in judged) else 1
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m loadtest.chaos", description=__doc__)
-    parser.add_argument("fault", choices=("kills", "database", "fcm"))
+    parser.add_argument("fault", choices=("kills", "database", "fcm", "failover", "frozen", "readonly"))
     parser.add_argument(
-        "--seconds", type=float, help="how long processes are killed (300), or how long an outage of FCM lasts at most"
+        "--seconds",
+        type=float,
+        help="how long processes are killed (300), or how long an outage of FCM or a freeze lasts at most",
     )
-    parser.add_argument("--times", type=int, default=5, help="how often PostgreSQL is stopped (5)")
+    parser.add_argument(
+        "--times", type=int, default=5, help="how often PostgreSQL is stopped, fails over, freezes or is demoted (5)"
+    )
     parser.add_argument("--devices", type=int, default=DEVICES, help="how many phones, more than 1,000 (2,000)")
-    return parser.parse_args()
+    parser.add_argument(
+        "--commands-per-second", type=float, help="20; 5 in `frozen`, after which all that waited comes in one moment"
+    )
+    parser.add_argument(
+        "--pooler", action="store_true", help="kills: with a PostgreSQL behind PgBouncer, which pools transactions"
+    )
+    arguments = parser.parse_args()
+    if arguments.pooler and arguments.fault != "kills":
+        parser.error("--pooler is for kills only.")
+    if arguments.pooler and pgbouncer.program() is None:
+        parser.error(pgbouncer.MISSING)
+    if arguments.commands_per_second is None:
+        frozen = arguments.fault == "frozen"
+        arguments.commands_per_second = FROZEN_COMMANDS_PER_SECOND if frozen else COMMANDS_PER_SECOND
+    return arguments
+
+
+def _database(folder: Path, arguments: argparse.Namespace) -> AbstractContextManager[Database | None]:
+    """Return the database that the fault is about; None: the embedded one."""
+    if arguments.pooler:
+        return databases.pooled(folder)
+    if arguments.fault == "failover":
+        return failing_over(folder, arguments.times)
+    if arguments.fault == "frozen":
+        return freezing(folder, arguments.times, arguments.seconds or inf)
+    if arguments.fault == "readonly":
+        return demoting(folder, arguments.times)
+    return nullcontext()
 
 
 @contextmanager
-def _started(folder: Path, devices: int) -> Iterator[ServerUnderTest]:
+def _started(folder: Path, devices: int, database: Database | None) -> Iterator[ServerUnderTest]:
     with testbed.started(
         folder,
         folder / "data",
         interval_seconds=INTERVAL_SECONDS,
         commands_per_minute=COMMANDS_PER_SECOND * 120,
         answer_ms=ANSWER_MS,
+        settings=database.settings if database else {},
     ) as place:
         testbed.enroll_fleet(place, devices, folder / "roster", lambda: None)
         yield place
 
 
-def _break(console: Console, place: ServerUnderTest, folder: Path, arguments: argparse.Namespace) -> list[Target]:
+def _break(
+    console: Console,
+    place: ServerUnderTest,
+    database: Database | None,
+    folder: Path,
+    arguments: argparse.Namespace,
+) -> list[Target]:
     assert place.serving is not None
     assert place.journal is not None
     members = credentials_file.read(folder / "roster")
-    database_url = place.serving.database_url()
-    traffic = Traffic(place.admin, members, place.journal, interval_seconds=INTERVAL_SECONDS)
+    database_url = database.url if database else place.serving.database_url()
+    traffic = Traffic(
+        place.admin,
+        members,
+        place.journal,
+        interval_seconds=INTERVAL_SECONDS,
+        commands_per_second=arguments.commands_per_second,
+        connections=UNLIMITED_CONNECTIONS if database and database.fault else NORMAL_CONNECTIONS,
+    )
     with ExitStack() as stack:
-        fault = _fault(console, place, stack, arguments)
+        fault = _fault(console, place.serving, database, stack, arguments)
         trial = _trial(fault, traffic, database_url)
         early = asyncio.run(traffic.run(trial, partial(ledgers.is_settled, database_url)))
         snapshot, sends = ledgers.read(database_url), ledgers.read_journal(place.journal)
-        away = fault.away()
+        of_fault, away = fault.judged(traffic.account.exchanges, snapshot, sends), fault.away()
     account = traffic.account
     return [
-        *fault.judged(account.exchanges, snapshot, sends),
+        *of_fault,
         ledgers.waiting("deliveries at the end of the trouble", early),
         *ledgers.compare(account, snapshot),
         *pushes.compare(snapshot, sends, members, away),
@@ -104,15 +159,18 @@ async def _trial(fault: Fault, traffic: Traffic, database_url: str) -> ledgers.D
     return await asyncio.to_thread(ledgers.read, database_url)
 
 
-def _fault(console: Console, place: ServerUnderTest, stack: ExitStack, arguments: argparse.Namespace) -> Fault:
-    serving, begun_at = place.serving, time.monotonic()
-    assert serving is not None
+def _fault(
+    console: Console, serving: Serving, database: Database | None, stack: ExitStack, arguments: argparse.Namespace
+) -> Fault:
+    begun_at = time.monotonic()
 
     def say(text: str) -> None:
         console.print(f"{time.monotonic() - begun_at:6.1f} s  {text}", highlight=False)
 
     second = SecondDispatcher(serving)
     stack.callback(second.stop)
+    if database is not None and database.fault is not None:
+        return database.fault(SameProcesses(serving, second), say)
     if arguments.fault == "kills":
         return Kills(serving, second, arguments.seconds or 300, say)
     if arguments.fault == "database":

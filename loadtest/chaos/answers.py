@@ -1,11 +1,13 @@
 """Answers to clients, judged by status, form and time: all of them, and those around a gap without a database."""
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Final
 
+from loadtest.chaos.intervals import Interval
 from loadtest.chaos.traffic import Exchange
 from loadtest.load.targets import Target
 
@@ -20,10 +22,25 @@ AWAY_CODES: Final = ("database_unavailable", "overloaded")
 
 @dataclass(slots=True)
 class Gap:
-    """When the database was taken away, and when it could be used again (monotonic)."""
+    """When the database was taken away, and when it could be used again (monotonic).
+
+    From `busy_at` on the machine has more to do than the server alone: answers may be slow.
+    """
 
     stopped_at: float
     back_at: float
+    busy_at: float = inf
+
+
+def away(gaps: Sequence[Gap], normal_seconds: float) -> list[Interval]:
+    """Return the gaps, each with the time that it may take until all is normal, in Unix time."""
+    ahead = time.time() - time.monotonic()
+    return [(gap.stopped_at + ahead, gap.back_at + ahead + normal_seconds) for gap in gaps]
+
+
+def lengths(gaps: Sequence[Gap]) -> str:
+    """Say how long each gap was."""
+    return ", ".join(f"{gap.back_at - gap.stopped_at:.1f}" for gap in gaps) + " s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +81,11 @@ class AroundGaps:
         """Judge that no request takes long once all has to be normal, up to the next stop."""
         slow, longest = 0, 0.0
         for number, gap in enumerate(self.gaps):
-            normal_at, until = gap.back_at + self.normal_seconds, self._next_stop(number)
+            normal_at = gap.back_at + self.normal_seconds
+            until = min(self._next_stop(number), gap.busy_at)
             for one in self.exchanges:
                 begin, seconds = one.begun_at, min(one.ended_at, until) - one.begun_at
-                if begin + seconds > normal_at:
+                if begin < until and begin + seconds > normal_at:
                     slow += seconds > (SLOW_SECONDS if begin >= normal_at else self.normal_seconds)
                     longest = max(longest, seconds)
         name = f"slow requests {self.normal_seconds} s after it was back"

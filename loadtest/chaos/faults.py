@@ -34,6 +34,11 @@ Say = Callable[[str], None]
 NORMAL_SECONDS: Final = 5
 """How soon after PostgreSQL is back no request may fail any more."""
 
+SERVED: Final = ("web-1", "web-2", "dispatch")
+"""What `serve` starts, by the names that its log has."""
+
+SECOND: Final = "second dispatch"
+STOP_SECONDS: Final = 25
 _LOOK_SECONDS: Final = 0.05
 _STARTED: Final = "dispatch.started"
 _STARTED_AT: Final = re.compile(r'"event":"dispatch\.started".*"at":"([^"]+)"')
@@ -67,18 +72,47 @@ class SecondDispatcher:
         """Its process id."""
         return self._process.pid
 
+    def is_alive(self) -> bool:
+        """Tell whether it runs."""
+        return self._process.poll() is None
+
     def replace_killed(self) -> None:
         """Take note of its end, and start another one."""
         self._process.wait()
         self._process = self._start()
 
     def stop(self) -> None:
-        """Ask it to stop, and wait."""
+        """Ask it to stop, and wait; kill it if that takes longer than `serve` lets its own parts take."""
         self._process.terminate()
-        self._process.wait()
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
     def _start(self) -> "subprocess.Popen[bytes]":
         return self._serving.start("dispatch", until_it_says=_STARTED)
+
+
+class SameProcesses:
+    """The web workers and dispatchers as they were before the trouble, which are to outlive it."""
+
+    def __init__(self, serving: Serving, second: SecondDispatcher) -> None:
+        """Note them."""
+        self._serving = serving
+        self._second = second
+        self._before = self._pids()
+
+    def _pids(self) -> dict[str, int]:
+        return {name: self._serving.child(name) for name in SERVED}
+
+    def judged(self) -> Target:
+        """Judge that none had to be started again."""
+        pids = self._pids()
+        ended = [name for name in SERVED if pids[name] != self._before[name]]
+        if not self._second.is_alive():
+            ended.append(SECOND)
+        return Target("processes that ended", "none", ", ".join(ended) or "none", not ended)
 
 
 @dataclass(slots=True)
@@ -104,15 +138,15 @@ class Kills:
             await asyncio.to_thread(self._kill_one)
 
     def _kill_one(self) -> None:
-        victim = random.choice(("web-1", "web-2", "dispatch", "second dispatch"))
+        victim = random.choice((*SERVED, SECOND))
         with suppress(ProcessLookupError):
             killed_at = time.time()
-            os.kill(self.second.pid if victim == "second dispatch" else self.serving.child(victim), signal.SIGKILL)
+            os.kill(self.second.pid if victim == SECOND else self.serving.child(victim), signal.SIGKILL)
             self.killed[victim] += 1
             self.say(f"killed {victim}")
             if victim == "dispatch":
                 self.first_killed_at.append(killed_at)
-            if victim == "second dispatch":
+            if victim == SECOND:
                 self.second.replace_killed()
                 self.second_away.append((killed_at, time.time()))
 
@@ -175,16 +209,15 @@ class DatabaseStops:
 
     def away(self) -> list[Interval]:
         """Return when it was away, and the time it may take until all is normal."""
-        ahead = time.time() - time.monotonic()
-        return [(gap.stopped_at + ahead, gap.back_at + ahead + NORMAL_SECONDS) for gap in self.gaps]
+        return answers.away(self.gaps, NORMAL_SECONDS)
 
     def judged(
         self, exchanges: Sequence[Exchange], snapshot: DatabaseSnapshot, sends: Sequence[dict[str, Any]]
     ) -> list[Target]:
         """Nothing but 200 and 503 ever; after the gap nothing but 200 soon."""
         del snapshot, sends
-        away = ", ".join(f"{gap.back_at - gap.stopped_at:.1f}" for gap in self.gaps)
+        figure = f"away for {answers.lengths(self.gaps)}"
         return [
-            Target("PostgreSQL stopped", f"{self.times} times", f"away for {away} s", len(self.gaps) == self.times),
+            Target("PostgreSQL stopped", f"{self.times} times", figure, len(self.gaps) == self.times),
             *AroundGaps(self.gaps, exchanges, NORMAL_SECONDS).judged(),
         ]

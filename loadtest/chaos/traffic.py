@@ -35,9 +35,14 @@ ANSWER_SECONDS: Final = 15
 KEPT_SECONDS: Final = 3
 """How long an idle connection is kept: less than the 5 s after which a web worker closes it."""
 
-PHONE_CONNECTIONS: Final = 200
-ADMIN_CONNECTIONS: Final = 50
-"""Of the admin's own: a fleet that answers all at once keeps no command waiting before it has left."""
+Connections = tuple[int, int]
+"""How many the phones may have, and how many the admin; 0: any number."""
+
+NORMAL_CONNECTIONS: Final[Connections] = (200, 50)
+"""The admin has some of its own: a fleet that answers all at once keeps no command waiting before it has left."""
+
+UNLIMITED_CONNECTIONS: Final[Connections] = (0, 0)
+"""For gaps in which many requests take long: none waits for a connection, which would count as the server's time."""
 
 GIVE_UP_SECONDS: Final = 90
 PATIENCE_SECONDS: Final = 180
@@ -45,6 +50,9 @@ PATIENCE_SECONDS: Final = 180
 
 SETTLED_LOOK_SECONDS: Final = 1
 PAUSE_SECONDS: Final = 0.25
+LONGEST_PAUSE_SECONDS: Final = 4
+"""How long a command waits to be sent again: longer each time, so that a long outage does not end in a flood."""
+
 TARGET: Final = "/admin/command"
 _LOOK_SECONDS: Final = 0.05
 
@@ -112,7 +120,14 @@ class Traffic:
     """The phones of a roster and an admin, on one event loop."""
 
     def __init__(
-        self, admin: FleetClient, members: Sequence[Member], journal: Path, *, interval_seconds: float
+        self,
+        admin: FleetClient,
+        members: Sequence[Member],
+        journal: Path,
+        *,
+        interval_seconds: float,
+        commands_per_second: float = COMMANDS_PER_SECOND,
+        connections: Connections = NORMAL_CONNECTIONS,
     ) -> None:
         """Do nothing yet. `journal` is where the pushes that reach FCM are found."""
         self.account = Account()
@@ -120,6 +135,8 @@ class Traffic:
         self._members = members
         self._journal = journal
         self._interval_seconds = interval_seconds
+        self._commands_per_second = commands_per_second
+        self._connections = connections
         self._phones: dict[str, Phone] = {}
         self._numbers = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -131,9 +148,10 @@ class Traffic:
         Returns what the trial returns. `settled` is asked now and then, for no longer than PATIENCE_SECONDS. Raises an
         ExceptionGroup as soon as a phone or the admin fails with something else than a refusal or no answer.
         """
+        for_phones, for_admin = self._connections
         async with (
-            _session(PHONE_CONNECTIONS) as self._session,
-            _session(ADMIN_CONNECTIONS) as self._admin_session,
+            _session(for_phones) as self._session,
+            _session(for_admin) as self._admin_session,
             asyncio.TaskGroup() as self._group,
         ):
             for member in self._members:
@@ -195,7 +213,7 @@ class Traffic:
             await self._commanding.wait()
             devices = [one.device_id for one in random.sample(self._members, random.randint(1, LARGEST_AUDIENCE))]
             self._work(self._post({"device_ids": devices}, devices, random.choice(LIVES_SECONDS)))
-            await asyncio.sleep(random.uniform(0.5, 1.5) / COMMANDS_PER_SECOND)
+            await asyncio.sleep(random.uniform(0.5, 1.5) / self._commands_per_second)
 
     async def _post(self, target: Mapping[str, Any], devices: list[str], lives_seconds: int) -> None:
         """Post one command until the server says what became of it."""
@@ -204,13 +222,14 @@ class Traffic:
         body = orjson.dumps(command)
         headers = {**self._admin.sign("POST", TARGET, body), "Content-Type": "application/json"}
         self.account.sent.add(note)
-        give_up_at = time.monotonic() + GIVE_UP_SECONDS
+        give_up_at, pause = time.monotonic() + GIVE_UP_SECONDS, PAUSE_SECONDS
         while time.monotonic() < give_up_at:
             answer = await self._noted("command", self._answer(body, headers))
             if answer is not None:
                 self.account.accepted[answer["request_id"]] = frozenset(devices)
                 return
-            await asyncio.sleep(PAUSE_SECONDS)
+            await asyncio.sleep(pause)
+            pause = min(LONGEST_PAUSE_SECONDS, 2 * pause)
         self.account.unanswered += 1
 
     async def _answer(self, body: bytes, headers: Mapping[str, str]) -> dict[str, Any]:

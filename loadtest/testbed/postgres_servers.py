@@ -67,7 +67,8 @@ class PostgresServers:
         self._running = ExitStack()
 
     def __enter__(self) -> Self:
-        """Start none yet."""
+        """Make the folder; start none yet."""
+        self._folder.mkdir(mode=0o711, parents=True, exist_ok=True)
         return self
 
     def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
@@ -110,6 +111,10 @@ class PostgresServer:
     def url(self) -> str:
         """The address of the database, for the role that owns it."""
         return url_of(self)
+
+    def url_through(self, port: int) -> str:
+        """Return the address of the database by way of something that listens on this port of 127.0.0.1."""
+        return f"postgresql://{NAME}:{self.password}@{LOOPBACK}:{port}/{NAME}"
 
     @property
     def pid(self) -> int:

@@ -60,12 +60,14 @@ class Serving:
 
     @property
     def secrets(self) -> dict[str, str]:
-        """The secrets that it generated."""
+        """The secrets that it generated, or that were generated for it."""
         lines = (self.data_dir / "secrets.env").read_text().splitlines()
         return dict(line.split("=", 1) for line in lines)
 
     def database_url(self) -> str:
-        """Return the address of its embedded PostgreSQL."""
+        """Return the address of its PostgreSQL: of the embedded one, unless it was given another."""
+        if given := self.environment.get("DATABASE_URL"):
+            return given
         program = [sys.executable, MANAGE, "postgres", "url"]
         return subprocess.run(program, env=self.environment, capture_output=True, text=True, check=True).stdout.strip()
 

@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from loadtest.fleet import credentials_file, enrolling
 from loadtest.testbed.serving import READY, Serving
 from nexmdm.client.http_client import FleetClient
+from nexmdm.config import secrets_file
 
 MOST_REGISTERED: Final = 1000
 """A larger fleet is seeded into the database: registrations cost a bcrypt hash each."""
@@ -21,8 +23,9 @@ SHORTEST_INTERVAL_SECONDS: Final = 5
 
 _ROOT: Final = Path(__file__).resolve().parent.parent.parent
 _UNSET: Final = (
-    "DATABASE_URL", "SECRET_KEY", "SECRET_KEY_FALLBACKS", "ADMIN_KEY", "ADMIN_KEY_PREVIOUS", "HMAC_SECRET",
-    "HMAC_SECRET_PREVIOUS", "COMMAND_SIGNING_KEY", "COMMAND_SIGNING_KEY_PREVIOUS", "METRICS_TOKEN", "TRUSTED_PROXIES",
+    "DATABASE_URL", "DIRECT_DATABASE_URL", "SECRET_KEY", "SECRET_KEY_FALLBACKS", "ADMIN_KEY", "ADMIN_KEY_PREVIOUS",
+    "HMAC_SECRET", "HMAC_SECRET_PREVIOUS", "COMMAND_SIGNING_KEY", "COMMAND_SIGNING_KEY_PREVIOUS", "METRICS_TOKEN",
+    "TRUSTED_PROXIES",
 )  # fmt: skip
 """What a server of our own does not take from the environment: no load for a database that is somebody's."""
 
@@ -44,39 +47,51 @@ class ServerUnderTest:
 
 @contextmanager
 def started(
-    folder: Path, data_dir: Path, *, interval_seconds: int, commands_per_minute: int, answer_ms: int = 0
+    folder: Path,
+    data_dir: Path,
+    *,
+    interval_seconds: int,
+    commands_per_minute: int,
+    answer_ms: int = 0,
+    settings: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[ServerUnderTest]:
     """Start a server with this data folder, and what it needs in `folder`; both end with the block.
 
-    `answer_ms` is what the stand-in for FCM takes for each answer.
+    `answer_ms` is what the stand-in for FCM takes for each answer. `settings` are more environment variables.
     """
     interval = max(SHORTEST_INTERVAL_SECONDS, interval_seconds)
     limits = {
         "ADMIN_RATE_LIMIT": f"{max(120, 2 * commands_per_minute)}/m",
         "HEARTBEAT_INTERVAL_SECONDS": str(interval),
+        **settings,
     }
     with (
         standin(folder, answer_ms) as fcm,
         served(data_dir, **fcm, **limits) as serving,
         closing(serving.admin()) as admin,
     ):
-        yield ServerUnderTest(admin, interval, _described(), serving, folder / "journal")
+        described = _described("PostgreSQL over TCP" if "DATABASE_URL" in settings else "embedded PostgreSQL")
+        yield ServerUnderTest(admin, interval, described, serving, folder / "journal")
 
 
 @contextmanager
 def served(data_dir: Path, **settings: str) -> Iterator[Serving]:
-    """Run a server with these settings, ready; it ends with the block."""
-    serving = Serving(data_dir, **dict.fromkeys(_UNSET, "") | {"ALLOWED_HOSTS": "127.0.0.1"} | settings)
+    """Run a server with these settings, ready; it ends with the block.
+
+    With a DATABASE_URL among them it gets secrets that are made for it: it generates none then.
+    """
+    given = secrets_file.load_or_create(data_dir / "secrets.env") if settings.get("DATABASE_URL") else {}
+    serving = Serving(data_dir, **dict.fromkeys(_UNSET, "") | {"ALLOWED_HOSTS": "127.0.0.1"} | given | settings)
     try:
         yield serving.until_it_says(READY)
     finally:
         serving.interrupt()
 
 
-def _described() -> str:
+def _described(database: str) -> str:
     workers = int(os.environ.get("WEB_WORKERS", "1"))
     web = f"{workers} web workers" if workers > 1 else "a web worker"
-    return f"started for this run on the same machine: {web}, a dispatcher, embedded PostgreSQL"
+    return f"started for this run on the same machine: {web}, a dispatcher, {database}"
 
 
 @contextmanager

@@ -1,0 +1,37 @@
+"""Databases of our own for a server under test, in the place of the embedded one."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from loadtest.chaos.faults import Fault, SameProcesses, Say
+from loadtest.testbed import pgbouncer
+from loadtest.testbed.postgres_servers import PostgresServers
+
+FaultOf = Callable[[SameProcesses, Say], Fault]
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """What the server is told of its database, where ledgers read it, and what it is put through, if anything is."""
+
+    settings: Mapping[str, str]
+    url: str
+    fault: FaultOf | None = None
+
+
+@contextmanager
+def servers(folder: Path) -> Iterator[PostgresServers]:
+    """Give a place for PostgreSQL servers in a run's folder; they end with the block."""
+    with PostgresServers(folder / "postgres") as made:
+        yield made
+
+
+@contextmanager
+def pooled(folder: Path) -> Iterator[Database]:
+    """Run a PostgreSQL behind a PgBouncer that pools transactions."""
+    with servers(folder) as made:
+        server = made.primary("only")
+        with pgbouncer.pooling(folder / "pooler", server.url, "transaction") as url:
+            yield Database({"DATABASE_URL": url, "DIRECT_DATABASE_URL": server.url}, server.url)

@@ -1,0 +1,87 @@
+"""The primary of a database killed under load, and its synchronous standby promoted in its place, to and fro."""
+
+import asyncio
+import random
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from loadtest.chaos import answers, databases
+from loadtest.chaos.answers import AroundGaps, Gap
+from loadtest.chaos.databases import Database
+from loadtest.chaos.faults import SameProcesses, Say
+from loadtest.chaos.intervals import Interval
+from loadtest.chaos.ledgers import DatabaseSnapshot
+from loadtest.chaos.traffic import Exchange, Traffic
+from loadtest.load.targets import Target
+from loadtest.testbed.postgres_pair import PostgresPair
+from loadtest.testbed.postgres_servers import Mode
+
+NORMAL_SECONDS: Final = 5
+"""How soon after the promotion no request may fail any more."""
+
+MODES: Final[Sequence[Mode]] = ("kill", "immediate")
+
+
+@contextmanager
+def failing_over(folder: Path, times: int) -> Iterator[Database]:
+    """Run a primary and its synchronous standby, both in the server's DATABASE_URL, to fail over so many times."""
+    with databases.servers(folder) as made:
+        pair = PostgresPair.made_by(made)
+
+        def fault(same: SameProcesses, say: Say) -> Failovers:
+            return Failovers(pair, same, times, say)
+
+        yield Database({"DATABASE_URL": pair.url}, pair.writable_url, fault)
+
+
+@dataclass(slots=True)
+class Failovers:
+    """The primary killed, the standby promoted seconds later, the old primary brought back as its standby."""
+
+    pair: PostgresPair
+    same: SameProcesses
+    times: int
+    say: Say
+    gaps: list[Gap] = field(default_factory=list)
+
+    async def run(self, traffic: Traffic) -> None:
+        """Fail over so many times."""
+        del traffic
+        for number in range(self.times):
+            await asyncio.sleep(random.uniform(10, 15))
+            await self._fail_over(MODES[number % len(MODES)])
+            await asyncio.sleep(2 * NORMAL_SECONDS)
+            self.gaps[-1].busy_at = time.monotonic()
+            await asyncio.to_thread(self.pair.rejoin)
+            self.say(f"{self.pair.standby.name} is back as standby")
+        await asyncio.sleep(2 * NORMAL_SECONDS)
+
+    async def _fail_over(self, mode: Mode) -> None:
+        stopped_at = time.monotonic()
+        await asyncio.to_thread(self.pair.lose_primary, mode)
+        # As long as a failover manager takes to be sure.
+        await asyncio.sleep(random.uniform(1, 6))
+        await asyncio.to_thread(self.pair.promote_standby)
+        self.gaps.append(Gap(stopped_at, time.monotonic()))
+        away = self.gaps[-1].back_at - stopped_at
+        self.say(f"{self.pair.standby.name}: {mode}; {self.pair.primary.name} is primary {away:.1f} s later")
+
+    def away(self) -> list[Interval]:
+        """Return when there was no primary, and the time it may take until all is normal."""
+        return answers.away(self.gaps, NORMAL_SECONDS)
+
+    def judged(
+        self, exchanges: Sequence[Exchange], snapshot: DatabaseSnapshot, sends: Sequence[dict[str, Any]]
+    ) -> list[Target]:
+        """Nothing but 200 and 503 ever; after a promotion nothing but 200 soon; all processes go on."""
+        del snapshot, sends
+        figure = f"no primary for {answers.lengths(self.gaps)}"
+        return [
+            Target("failovers", f"{self.times} times", figure, len(self.gaps) == self.times),
+            *AroundGaps(self.gaps, exchanges, NORMAL_SECONDS).judged(),
+            self.same.judged(),
+        ]

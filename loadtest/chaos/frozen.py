@@ -1,0 +1,130 @@
+"""The way to the database frozen under load: packets are acknowledged, and nothing arrives.
+
+So behaves a load balancer that hangs, a host that is being migrated, or a router that has forgotten a connection.
+"""
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+from loadtest.chaos import answers, databases
+from loadtest.chaos.answers import AroundGaps, Gap
+from loadtest.chaos.databases import Database
+from loadtest.chaos.faults import SameProcesses, Say
+from loadtest.chaos.intervals import Interval
+from loadtest.chaos.ledgers import DatabaseSnapshot
+from loadtest.chaos.traffic import Exchange, Traffic
+from loadtest.load.targets import Target
+from loadtest.testbed.tcp_proxy import TcpProxy
+
+NORMAL_SECONDS: Final = 10
+"""How soon after the thaw no request may fail any more."""
+
+ANSWER_SECONDS: Final = 10
+"""How long a request may take that meets a freeze."""
+
+
+@dataclass(frozen=True, slots=True)
+class Freeze:
+    """How long nothing is forwarded, and whether the connections from before stay dead afterwards."""
+
+    seconds: float
+    forgets: bool = False
+
+    def __str__(self) -> str:
+        """Say it."""
+        return f"frozen for {self.seconds:.0f} s{', then forgotten' if self.forgets else ''}"
+
+
+FREEZES: Final = (Freeze(40), Freeze(40, forgets=True), Freeze(0, forgets=True), Freeze(40))
+
+
+@contextmanager
+def freezing(folder: Path, times: int, seconds: float) -> Iterator[Database]:
+    """Run a PostgreSQL behind a proxy, to freeze so many times, for so long at most."""
+    freezes = [replace(one, seconds=min(one.seconds, seconds)) for one in FREEZES[:times]]
+    with databases.servers(folder) as made:
+        server = made.primary("only")
+        with TcpProxy(server.port) as proxy:
+
+            def fault(same: SameProcesses, say: Say) -> Freezes:
+                return Freezes(proxy, same, freezes, say)
+
+            yield Database({"DATABASE_URL": server.url_through(proxy.port)}, server.url, fault)
+
+
+@dataclass(slots=True)
+class Freezes:
+    """The proxy freezes and thaws, with time to recover in between."""
+
+    proxy: TcpProxy
+    same: SameProcesses
+    freezes: Sequence[Freeze]
+    say: Say
+    gaps: list[Gap] = field(default_factory=list)
+
+    async def run(self, traffic: Traffic) -> None:
+        """Freeze so many times."""
+        del traffic
+        for freeze in self.freezes:
+            await asyncio.sleep(random.uniform(10, 15))
+            await self._freeze_once(freeze)
+            self.say(str(freeze))
+            await asyncio.sleep(NORMAL_SECONDS)
+        await asyncio.sleep(NORMAL_SECONDS)
+
+    async def _freeze_once(self, freeze: Freeze) -> None:
+        self.proxy.freeze()
+        stopped_at = time.monotonic()
+        await asyncio.sleep(freeze.seconds)
+        if freeze.forgets:
+            self.proxy.forget()
+        back_at = time.monotonic()
+        self.proxy.thaw()
+        self.gaps.append(Gap(stopped_at, back_at))
+
+    def away(self) -> list[Interval]:
+        """Return the freezes, and the time it may take until all is normal."""
+        return answers.away(self.gaps, NORMAL_SECONDS)
+
+    def judged(
+        self, exchanges: Sequence[Exchange], snapshot: DatabaseSnapshot, sends: Sequence[dict[str, Any]]
+    ) -> list[Target]:
+        """Each request is refused in time meanwhile; afterwards all goes on, without a new process."""
+        del snapshot, sends
+        count, figure = len(self.freezes), answers.lengths(self.gaps)
+        return [
+            Target("freezes", f"{count} times", figure, len(self.gaps) == count),
+            self._refused(exchanges),
+            self._in_time(exchanges),
+            *AroundGaps(self.gaps, exchanges, NORMAL_SECONDS).judged(),
+            self.same.judged(),
+        ]
+
+    def _refused(self, exchanges: Sequence[Exchange]) -> Target:
+        """Judge that what began and ended in a freeze was refused."""
+        meanwhile = Counter(
+            one.status
+            for one in exchanges
+            if any(gap.stopped_at < one.begun_at and one.ended_at < gap.back_at for gap in self.gaps)
+        )
+        figure = ", ".join(f"{count:,} × {status or 'no answer'}" for status, count in meanwhile.most_common()) or "0"
+        return Target("answers meanwhile", "503", figure, set(meanwhile) == {503})
+
+    def _in_time(self, exchanges: Sequence[Exchange]) -> Target:
+        """Judge how long requests took that met a freeze, or connections that were forgotten in it."""
+        seconds = [
+            one.ended_at - one.begun_at
+            for one in exchanges
+            if any(gap.stopped_at < one.ended_at and one.begun_at < gap.back_at + NORMAL_SECONDS for gap in self.gaps)
+        ]
+        hung = sum(one > ANSWER_SECONDS for one in seconds)
+        figure = f"{hung:,} took longer; the longest {max(seconds, default=0):.1f} s"
+        name = "requests that met a freeze were answered"
+        return Target(name, f"≤ {ANSWER_SECONDS} s", figure, bool(seconds) and not hung)

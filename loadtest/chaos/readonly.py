@@ -1,0 +1,128 @@
+"""The primary of a database demoted under load, while the address that clients know still leads to it."""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from loadtest.chaos import answers, databases
+from loadtest.chaos.answers import AroundGaps, Gap
+from loadtest.chaos.databases import Database
+from loadtest.chaos.faults import SameProcesses, Say
+from loadtest.chaos.intervals import Interval
+from loadtest.chaos.ledgers import DatabaseSnapshot
+from loadtest.chaos.traffic import Exchange, Traffic
+from loadtest.load.targets import Target
+from loadtest.testbed.postgres_pair import PostgresPair
+from loadtest.testbed.postgres_servers import NAME
+from loadtest.testbed.serving import wait_for
+from loadtest.testbed.tcp_proxy import TcpProxy
+
+NORMAL_SECONDS: Final = 5
+"""How soon after the address leads to the new primary nothing may fail, or be connected to the old one, any more."""
+
+READ_ONLY_SECONDS: Final = 8
+_WRITING: Final = "SELECT count(*) FROM pg_stat_activity WHERE usename = %s AND backend_xid IS NOT NULL"
+_CONNECTED: Final = """
+    SELECT count(*), coalesce(string_agg(DISTINCT left(query, 40), '; '), '')
+    FROM pg_stat_activity WHERE usename = %s
+"""
+
+
+@contextmanager
+def demoting(folder: Path, times: int) -> Iterator[Database]:
+    """Run a primary and its standby behind an address that leads to one of them; demote the primary so many times."""
+    with databases.servers(folder) as made:
+        pair = PostgresPair.made_by(made)
+        with TcpProxy(pair.primary.port) as proxy:
+
+            def fault(same: SameProcesses, say: Say) -> Demotions:
+                return Demotions(pair, proxy, same, times, say)
+
+            yield Database({"DATABASE_URL": pair.primary.url_through(proxy.port)}, pair.writable_url, fault)
+
+
+@dataclass(slots=True)
+class Demotions:
+    """The primary takes no writes any more, its standby is promoted, and the address follows seconds later.
+
+    In turn the old primary keeps its connections (default_transaction_read_only) and cuts them (it is started again as
+    a standby). It answers reads in both cases until long after the address has changed.
+    """
+
+    pair: PostgresPair
+    proxy: TcpProxy
+    same: SameProcesses
+    times: int
+    say: Say
+    gaps: list[Gap] = field(default_factory=list)
+    left: list[tuple[int, str]] = field(default_factory=list)
+    """How many connections the old primary still had when all had to be normal, and their last statements."""
+
+    async def run(self, traffic: Traffic) -> None:
+        """Demote so many times."""
+        del traffic
+        for number in range(self.times):
+            await asyncio.sleep(random.uniform(10, 15))
+            keeps_connections = number % 2 == 0
+            await self._move(self._demote if keeps_connections else self._restart_as_standby)
+            await asyncio.sleep(NORMAL_SECONDS)
+            self.gaps[-1].busy_at = time.monotonic()
+            if keeps_connections:
+                await asyncio.to_thread(self.pair.rejoin)
+        await asyncio.sleep(2 * NORMAL_SECONDS)
+
+    async def _move(self, demote: Callable[[], None]) -> None:
+        """Demote the primary, later lead the address to the new one, and see what is still connected to the old one."""
+        stopped_at = time.monotonic()
+        await asyncio.to_thread(demote)
+        old, new = self.pair.standby, self.pair.primary
+        self.say(f"{old.name} takes no writes any more")
+        await asyncio.sleep(READ_ONLY_SECONDS)
+        self.proxy.point_to(new.port)
+        self.gaps.append(Gap(stopped_at, time.monotonic()))
+        self.say(f"the address leads to {new.name}")
+        await asyncio.sleep(NORMAL_SECONDS)
+        self.left.append(await asyncio.to_thread(old.execute, _CONNECTED, NAME))
+
+    def _demote(self) -> None:
+        """Let what writes come to its end, and nothing else write; then promote the standby, which has it all."""
+        old = self.pair.primary
+        old.configure(default_transaction_read_only="on")
+        wait_for(lambda: old.execute(_WRITING, NAME) == (0,))
+        self.pair.standby.until_it_streams_from(old)
+        self.pair.promote_standby()
+
+    def _restart_as_standby(self) -> None:
+        """Stop the primary, which hands over all that it has before it ends; promote the standby, and follow it."""
+        self.pair.lose_primary("fast")
+        self.pair.promote_standby()
+        self.pair.rejoin()
+
+    def away(self) -> list[Interval]:
+        """Return when no write was possible, and the time it may take until all is normal."""
+        return answers.away(self.gaps, NORMAL_SECONDS)
+
+    def judged(
+        self, exchanges: Sequence[Exchange], snapshot: DatabaseSnapshot, sends: Sequence[dict[str, Any]]
+    ) -> list[Target]:
+        """Nothing but 200 and 503 ever; soon nothing but 200, and no connection to the old primary; processes go on."""
+        del snapshot, sends
+        figure = f"read-only for {answers.lengths(self.gaps)}"
+        return [
+            Target("primary demoted", f"{self.times} times", figure, len(self.gaps) == self.times),
+            *AroundGaps(self.gaps, exchanges, NORMAL_SECONDS).judged(),
+            self._connected(),
+            self.same.judged(),
+        ]
+
+    def _connected(self) -> Target:
+        counts = ", ".join(str(count) for count, _ in self.left)
+        statements = "; ".join(sorted({statement for _, statement in self.left if statement}))
+        held = len(self.left) == self.times and not any(count for count, _ in self.left)
+        figure = f"{counts} {f'({statements})' if statements else ''}".strip()
+        return Target(f"connections to the old primary after {NORMAL_SECONDS} s", "none", figure, held)

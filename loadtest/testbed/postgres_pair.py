@@ -1,0 +1,55 @@
+"""A primary with one synchronous standby: what was committed is on both, whichever is lost."""
+
+from typing import Self
+
+from loadtest.testbed.postgres_servers import Mode, PostgresFailed, PostgresServer, PostgresServers, url_of
+
+
+class PostgresPair:
+    """Two servers, of which one at a time is the primary; the other one may be away for a while."""
+
+    def __init__(self, primary: PostgresServer, standby: PostgresServer) -> None:
+        """Take a primary and its standby, and have commits wait for the standby."""
+        self.primary = primary
+        self.standby = standby
+        self._protect()
+
+    @classmethod
+    def made_by(cls, servers: PostgresServers, **settings: str) -> Self:
+        """Make both servers with these settings."""
+        primary = servers.primary("first", **settings)
+        return cls(primary, servers.standby_of(primary, "second", **settings))
+
+    @property
+    def url(self) -> str:
+        """The address of both, as DATABASE_URL takes it."""
+        return url_of(self.primary, self.standby)
+
+    @property
+    def writable_url(self) -> str:
+        """The address of both for libpq by itself, which finds the one that takes writes."""
+        return f"{self.url}?target_session_attrs=read-write&connect_timeout=5"
+
+    def lose_primary(self, mode: Mode) -> None:
+        """Stop the primary in this way."""
+        self.primary.stop(mode)
+
+    def promote_standby(self) -> None:
+        """Make the standby the primary, for which no commit waits until the other one is back."""
+        self.standby.promote()
+        self.primary, self.standby = self.standby, self.primary
+
+    def rejoin(self) -> None:
+        """Bring the former primary back as standby, and have commits wait for it."""
+        self.standby.stop()
+        self.standby.configure(synchronous_standby_names="", default_transaction_read_only="off")
+        try:
+            self.standby.rejoin(self.primary)
+        except PostgresFailed:
+            self.standby.follow_anew(self.primary)
+        self._protect()
+
+    def _protect(self) -> None:
+        self.primary.configure(synchronous_standby_names=self.standby.name)
+        # What was committed before that has to be there, too.
+        self.standby.until_it_streams_from(self.primary)
