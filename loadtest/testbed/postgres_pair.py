@@ -17,8 +17,8 @@ class PostgresPair:
     @classmethod
     def made_by(cls, servers: PostgresServers, **settings: str) -> Self:
         """Make both servers with these settings."""
-        primary = servers.primary("first", **settings)
-        return cls(primary, servers.standby_of(primary, "second", **settings))
+        primary = servers.primary("one", **settings)
+        return cls(primary, servers.standby_of(primary, "two", **settings))
 
     @property
     def url(self) -> str:
@@ -50,6 +50,6 @@ class PostgresPair:
         self._protect()
 
     def _protect(self) -> None:
-        self.primary.configure(synchronous_standby_names=self.standby.name)
+        self.primary.configure(synchronous_standby_names=f'"{self.standby.name}"')
         # What was committed before that has to be there, too.
         self.standby.until_it_streams_from(self.primary)

@@ -177,7 +177,7 @@ class PostgresServer:
     def configure(self, **settings: str) -> None:
         """Change settings. If it runs: those that need no restart; return when new sessions have them.
 
-        Old sessions take them up before their next statement.
+        Old sessions take them up before their next statement. Raises PostgresFailed if PostgreSQL refuses one.
         """
         self._settings.update(settings)
         if self._process is None:
@@ -186,6 +186,8 @@ class PostgresServer:
         self._write_settings()
         os.kill(self.pid, signal.SIGHUP)
         self._until(lambda: self.execute("SELECT pg_conf_load_time()") != before, "reload its settings")
+        if refused := self.execute("SELECT name, setting, error FROM pg_file_settings WHERE error IS NOT NULL"):
+            raise PostgresFailed(f"{self.name} refuses a setting: {refused}")
 
     def follow_anew(self, primary: "PostgresServer") -> None:
         """Make it a standby by a fresh base backup, whatever it had; start it, and return when it streams."""

@@ -15,7 +15,8 @@ from psycopg.errors import ReadOnlySqlTransaction
 
 from loadtest.testbed import machine, pgbouncer
 from loadtest.testbed.loopback import LOOPBACK
-from loadtest.testbed.postgres_servers import PostgresServer, PostgresServers, url_of
+from loadtest.testbed.postgres_pair import PostgresPair
+from loadtest.testbed.postgres_servers import PostgresFailed, PostgresServer, PostgresServers
 from loadtest.testbed.serving import wait_for
 from loadtest.testbed.tcp_proxy import TcpProxy
 
@@ -156,57 +157,62 @@ def test_a_proxy_in_front_of_nothing_resets(proxied: Proxied) -> None:
         proxied.client().recv(10)
 
 
-class Pair:
-    """A primary and its synchronous standby, with a table."""
+def write(url: str, statement: LiteralString, *parameters: int) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(statement, parameters)
 
-    def __init__(self, servers: PostgresServers) -> None:
-        self.first = servers.primary("first")
-        self.second = servers.standby_of(self.first, "second")
-        self.first.configure(synchronous_standby_names="second")
-        self.write(self.first.url, "CREATE TABLE number (value int)")
 
-    def write(self, url: str, statement: LiteralString, *parameters: int) -> None:
-        with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute(statement, parameters)
-
-    def insert(self, value: int) -> None:
-        self.write(f"{url_of(self.first, self.second)}?target_session_attrs=read-write", INSERT, value)
-
-    def values(self, server: PostgresServer) -> list[int]:
-        with psycopg.connect(server.url) as connection:
-            return [value for (value,) in connection.execute("SELECT value FROM number ORDER BY value")]
+def values(server: PostgresServer) -> list[int]:
+    with psycopg.connect(server.url) as connection:
+        return [value for (value,) in connection.execute("SELECT value FROM number ORDER BY value")]
 
 
 def test_a_standby_takes_over_and_its_old_primary_comes_back_in_both_ways(tmp_path: Path) -> None:
     with PostgresServers(tmp_path, durable=False) as servers:
-        pair = Pair(servers)
-        pair.insert(1)
-        assert (pair.first.is_standby(), pair.second.is_standby()) == (False, True)
+        pair = PostgresPair.made_by(servers)
+        first, second = pair.primary, pair.standby
+        write(pair.writable_url, "CREATE TABLE number (value int)")
+        write(pair.writable_url, INSERT, 1)
+        assert (first.is_standby(), second.is_standby()) == (False, True)
         with pytest.raises(ReadOnlySqlTransaction):
-            pair.write(pair.second.url, INSERT, 0)
-        pair.first.stop("kill")
-        pair.second.promote()
-        pair.insert(2)
-        pair.first.configure(synchronous_standby_names="")
-        pair.first.rejoin(pair.second)
-        assert pair.values(pair.first) == [1, 2]
-        pair.second.stop("immediate")
-        pair.first.promote()
-        pair.insert(3)
-        pair.second.follow_anew(pair.first)
-        assert pair.values(pair.second) == [1, 2, 3]
-        pair.first.configure(default_transaction_read_only="on")
+            write(second.url, INSERT, 0)
+        pair.lose_primary("kill")
+        pair.promote_standby()
+        write(pair.writable_url, INSERT, 2)
+        pair.rejoin()
+        assert (pair.primary, values(first)) == (second, [1, 2])
+        second.stop("immediate")
+        first.promote()
+        write(pair.writable_url, INSERT, 3)
+        second.follow_anew(first)
+        assert values(second) == [1, 2, 3]
+        first.configure(default_transaction_read_only="on")
         with pytest.raises(ReadOnlySqlTransaction):
-            pair.write(pair.first.url, INSERT, 0)
+            write(first.url, INSERT, 0)
 
 
-def test_servers_end_with_their_block_and_a_role_needs_its_password(tmp_path: Path) -> None:
+def test_a_commit_waits_for_whichever_standby_there_is(tmp_path: Path) -> None:
+    with PostgresServers(tmp_path, durable=False) as servers:
+        pair = PostgresPair.made_by(servers)
+        for number in range(2):
+            state = "SELECT application_name, sync_state FROM pg_stat_replication"
+            assert pair.primary.execute(state) == (pair.standby.name, "sync")
+            if number == 0:
+                pair.lose_primary("immediate")
+                pair.promote_standby()
+                pair.rejoin()
+
+
+def test_servers_end_with_their_block_and_refuse_wrong_passwords_and_settings(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), PostgresServers(tmp_path, durable=False) as servers:  # noqa: PT012
         server = servers.primary("only", work_mem="5MB")
         process = server.pid
         assert server.execute("SELECT current_setting('work_mem'), current_setting('fsync')") == ("5MB", "off")
         with pytest.raises(psycopg.OperationalError, match="password"):
             psycopg.connect(server.url.replace(server.password, "wrong"))
+        # FIRST is a word of this setting's own.
+        with pytest.raises(PostgresFailed, match="synchronous_standby_names"):
+            server.configure(synchronous_standby_names="first")
         raise ZeroDivisionError
     assert not machine.lives(process)
 
