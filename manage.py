@@ -12,7 +12,7 @@ try:
     from django.core.management import execute_from_command_line, get_commands
     from django.db import OperationalError
 
-    from nexmdm.common import database
+    from nexmdm.common.postgresql import direct
     from nexmdm.standalone import embedded_postgres
 except ModuleNotFoundError as missing:
     if (missing.name or "").partition(".")[0] in ("commands", "devices", "nexmdm"):
@@ -41,7 +41,7 @@ def main() -> None:
         sys.stderr.write(f"{error}\n")
         sys.exit(WRONG_USAGE if sys.argv[1:2] == ["fleet"] else 1)
     except OperationalError:
-        reason = None if "--traceback" in sys.argv else database.why_unreachable()
+        reason = None if "--traceback" in sys.argv else direct.why_unreachable()
         if reason is None:
             raise
         sys.exit(reason)

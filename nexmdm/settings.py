@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from nexmdm.common.postgresql.connection import Connection, Cursor
 from nexmdm.config import database_url, environment, logging
 from nexmdm.standalone import embedded_postgres
 
@@ -60,36 +61,42 @@ HEARTBEAT_LOG = environment.choice("HEARTBEAT_LOG", "each", ("each", "summary"))
 DATABASE_POOL_SIZE = environment.whole("DATABASE_POOL_SIZE", 8, minimum=2, maximum=200)
 # How long a request waits for a connection before it is told that the database is away.
 POOL_TIMEOUT_SECONDS = 2
-# After so long the pool gives a connection up that it cannot make, and the next request has it try anew. By default it
-# tries for five minutes at doubling pauses, and would sleep on when PostgreSQL is long back.
-POOL_RECONNECT_SECONDS = 1
-STATEMENT_TIMEOUT_SECONDS = environment.whole("STATEMENT_TIMEOUT_SECONDS", 30, minimum=1, maximum=3600)
-LOCK_TIMEOUT_SECONDS = environment.whole("LOCK_TIMEOUT_SECONDS", 10, minimum=1, maximum=3600)
+# After so long the pool tries once more to make a connection, then gives it up; the next request has it try anew. By
+# default it tries for five minutes at doubling pauses, and would sleep on when PostgreSQL is long back.
+POOL_RECONNECT_SECONDS = 0.2
+STATEMENT_TIMEOUT_SECONDS = environment.whole("STATEMENT_TIMEOUT_SECONDS", 7, minimum=1, maximum=3600)
+LOCK_TIMEOUT_SECONDS = environment.whole("LOCK_TIMEOUT_SECONDS", 5, minimum=1, maximum=3600)
 
-_database: dict[str, Any] = (
-    embedded_postgres.database(DATA_DIR) if EMBEDDED else database_url.django_settings(_DATABASE_URL)
-)
-DATABASES = {
-    "default": {
-        "ENGINE": "django_prometheus.db.backends.postgresql",
-        **_database,
+
+def connected(database: dict[str, Any]) -> dict[str, Any]:
+    """Return what Django is told of a database: how it connects, and what each connection is given."""
+    options = database_url.options(
+        database.get("OPTIONS", {}), statement_seconds=STATEMENT_TIMEOUT_SECONDS, lock_seconds=LOCK_TIMEOUT_SECONDS
+    )
+    pool = {
+        "connection_class": Connection,
+        "min_size": 1,
+        "max_size": DATABASE_POOL_SIZE,
+        "timeout": POOL_TIMEOUT_SECONDS,
+        "reconnect_timeout": POOL_RECONNECT_SECONDS,
+    }
+    return {
+        "ENGINE": "nexmdm.common.postgresql",
+        **database,
         "CONN_MAX_AGE": 0,
         "CONN_HEALTH_CHECKS": True,
-        "OPTIONS": {
-            **database_url.options(
-                _database.get("OPTIONS", {}),
-                statement_seconds=STATEMENT_TIMEOUT_SECONDS,
-                lock_seconds=LOCK_TIMEOUT_SECONDS,
-            ),
-            "pool": {
-                "min_size": 1,
-                "max_size": DATABASE_POOL_SIZE,
-                "timeout": POOL_TIMEOUT_SECONDS,
-                "reconnect_timeout": POOL_RECONNECT_SECONDS,
-            },
-        },
+        "OPTIONS": {**options, "cursor_factory": Cursor, "pool": pool},
     }
+
+
+DATABASES = {
+    "default": connected(
+        embedded_postgres.database(DATA_DIR) if EMBEDDED else database_url.django_settings(_DATABASE_URL)
+    )
 }
+# For LISTEN and migrations, where DATABASE_URL is a pooler's.
+_DIRECT_URL = environment.text("DIRECT_DATABASE_URL")
+DIRECT_DATABASE = connected(database_url.django_settings(_DIRECT_URL, "DIRECT_DATABASE_URL")) if _DIRECT_URL else None
 CACHES = {"default": {"BACKEND": "nexmdm.auth.rate_limit_windows.CounterCache"}}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 USE_TZ = True

@@ -1,22 +1,28 @@
 """The real stack for every test: the ASGI application, PostgreSQL, and phones and admins that speak the protocol."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 import hypothesis
 import pytest
+import structlog
 from django.conf import settings as django_settings
 from django.core.cache import cache
 from pytest_django import DjangoDbBlocker, Settings
 
 from commands import report_limit
 from loadtest.fake_fcm.server import FcmStandin
+from loadtest.testbed import pgbouncer, postgres_servers
+from loadtest.testbed.postgres_servers import PostgresServers
 from nexmdm.admin_site import logins
 from nexmdm.auth import rate_limits
 from nexmdm.common import database
+from nexmdm.common.postgresql import outage
 from nexmdm.http import protocol, refusals
 from nexmdm.http.guard import body, guard
 from nexmdm.standalone import embedded_postgres
+from tests.support import other_database
 from tests.support.actors import Admin, Client, Phone
 
 SOON: Final = 0.1
@@ -24,10 +30,41 @@ SOON: Final = 0.1
 
 hypothesis.settings.register_profile("trust", max_examples=2000, deadline=None)
 
+# A logger that is kept would go on writing to what pytest had as standard output in the test that first used it.
+structlog.configure(cache_logger_on_first_use=False)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add what the tests of poolers run other tests with."""
+    parser.addoption(
+        "--pooler", action="store_true", help="reach the database through PgBouncer, pool_mode=transaction"
+    )
+
 
 @pytest.fixture(scope="session")
-def django_db_modify_db_settings() -> Iterator[None]:
+def django_db_keepdb(pytestconfig: pytest.Config) -> bool:
+    """Leave the database where it is if a pooler has sessions in it; it ends with its server."""
+    return bool(pytestconfig.getoption("pooler"))
+
+
+@pytest.fixture(scope="module")
+def open_folder() -> Iterator[Path]:
+    """A folder for servers of the module's tests that run under another account."""
+    with other_database.open_folder() as folder:
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings(pytestconfig: pytest.Config) -> Iterator[None]:
     """Run PostgreSQL for as long as the tests do."""
+    if pytestconfig.getoption("pooler"):
+        with other_database.open_folder() as folder, PostgresServers(folder, durable=False) as servers:
+            server = servers.primary("one")
+            server.execute(f"ALTER ROLE {postgres_servers.NAME} CREATEDB CREATEROLE")
+            with pgbouncer.pooling(folder / "pooler", server.url, "transaction") as url:
+                other_database.switch_to(url)
+                yield
+        return
     started = embedded_postgres.start(django_settings.DATA_DIR)
     yield
     if started:
@@ -45,11 +82,12 @@ def django_db_setup(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -
 
 @pytest.fixture(autouse=True)
 def forget_floods() -> None:
-    """Let no test start over a limit because of another one, nor with another one's refusals to log."""
+    """Let no test start over a limit because of another one, nor with another one's refusals and outages to log."""
     rate_limits.forget()
     logins.logins.forget()
     report_limit.reports.forget()
     refusals.forget()
+    outage.forget()
 
 
 @pytest.fixture(autouse=True)

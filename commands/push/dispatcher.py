@@ -20,13 +20,14 @@ from commands.models import AttemptOutcome
 from commands.push import circuit_breaker, fcm, fcm_outcomes, outbox, periodic
 from commands.push.batch import Batch
 from commands.push.circuit_breaker import Circuit
-from commands.push.listener import listen
+from commands.push.listener import POLL_SECONDS, Listener
 from commands.push.outbox import Claimed, Sent
 from commands.push.periodic import PeriodicTask
 from commands.push.rate import Pace
 from commands.push.recorder import Recorder
 from commands.push.send_log import log_push
 from nexmdm.common import database
+from nexmdm.common.postgresql.errors import safe_message
 
 log = structlog.get_logger()
 
@@ -42,9 +43,6 @@ LEAST_ROOM: Final = BATCH // 2
 
 GATHER_SECONDS: Final = 0.02
 """How long a dispatcher with more to send lets room come free, so that it claims a hundred at once and not ten."""
-
-POLL_SECONDS: Final = 1.0
-"""How long a lost notification can delay a push."""
 
 AFTER_FAILURE_SECONDS: Final = 1.0
 """How long nothing is claimed after a claim that failed."""
@@ -79,6 +77,7 @@ class Dispatcher:
         self._slots = asyncio.Semaphore(SLOTS)
         self._sends: set[asyncio.Task[None]] = set()
         self.recorder = Recorder(self._awake.set)
+        self._listener = Listener(self._awake.set)
 
     def stop(self) -> None:
         """Claim nothing more; run() returns when what is under way is answered, what waits given back, all recorded."""
@@ -94,7 +93,7 @@ class Dispatcher:
         if self._sender is None:
             await self._stopping.wait()
         else:
-            side_tasks.append(asyncio.create_task(listen(self._awake.set), name="listen"))
+            side_tasks.append(asyncio.create_task(self._listener.run(), name="listen"))
             await self._dispatch_and_record()
         for task in side_tasks:
             task.cancel()
@@ -103,7 +102,7 @@ class Dispatcher:
     async def run_once(self) -> None:
         """Do each periodic task once, push what is due as pace and circuit allow, and return when it is recorded."""
         for periodic_task in self._periodic_tasks:
-            await database.run_in_db_thread(periodic_task.work)
+            await database.run_chore(periodic_task.work)
         if self._sender is not None:
             await self._dispatch_and_record(once=True)
 
@@ -148,7 +147,7 @@ class Dispatcher:
             try:
                 started = await self.dispatch_once()
             except Exception as error:  # noqa: BLE001  (the loop's edge: whatever happens, dispatching goes on)
-                log.error("dispatch.failed", error=type(error).__name__, detail=database.safe_message(error)[:200])
+                log.error("dispatch.failed", error=type(error).__name__, detail=safe_message(error)[:200])
                 started = 0
                 await self._pause(AFTER_FAILURE_SECONDS)
             if started:
@@ -158,7 +157,7 @@ class Dispatcher:
             elif once and all_recorded:
                 return
             else:
-                await self._sleep_until_woken(POLL_SECONDS)
+                await self._sleep_until_woken(self._listener.poll_seconds)
 
     async def _send(self, claimed: Claimed, batch: Batch) -> None:
         """Send a push once there is a slot, or give it back unsent if it should not leave any more."""
@@ -176,7 +175,7 @@ class Dispatcher:
         try:
             is_wanted = await batch.take(claimed)
         except Error as error:
-            log.error("dispatch.failed", error=type(error).__name__, detail=database.safe_message(error)[:200])
+            log.error("dispatch.failed", error=type(error).__name__, detail=safe_message(error)[:200])
             return "the database could not say whether it is still wanted"
         return "" if is_wanted else "it was withdrawn while it waited for its turn"
 
@@ -235,7 +234,7 @@ class Dispatcher:
         self._sends.discard(task)
         self._awake.set()
         if not task.cancelled() and (error := task.exception()):
-            log.error("dispatch.send_failed", error=type(error).__name__, detail=database.safe_message(error)[:200])
+            log.error("dispatch.send_failed", error=type(error).__name__, detail=safe_message(error)[:200])
 
     async def _sleep_until_woken(self, seconds: float) -> None:
         with suppress(TimeoutError):

@@ -1,31 +1,141 @@
-"""The listener of one dispatcher: hears PostgreSQL's NOTIFY when a transaction has queued pushes."""
+"""The listener of one dispatcher: hears PostgreSQL's NOTIFY when a transaction has queued pushes.
+
+A connection may be dead without a word, or a pooler's, by which nothing is heard. So the dispatcher notifies itself
+again and again, over its pool: what is not heard proves the listening connection deaf, and it is replaced.
+"""
 
 import asyncio
+import secrets
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Final
 
 import psycopg
+import structlog
+from asgiref.sync import ThreadSensitiveContext
+from django.conf import settings
 from psycopg import sql
 
 from commands import queue
 from nexmdm.common import database
+from nexmdm.common.postgresql import direct
+from nexmdm.common.postgresql.errors import safe_message
+
+log = structlog.get_logger()
+
+CHECK_SECONDS: Final = 10
+"""How often it notifies itself."""
+
+HEARD_SECONDS: Final = 3
+"""How long its own notification may take."""
 
 RECONNECT_SECONDS: Final = 1.0
+CONNECT_SECONDS: Final = 10
+POLL_SECONDS: Final = 1.0
+"""How long a lost notification can delay a push."""
+
+DEAF_POLL_SECONDS: Final = 0.1
+"""How long a push can be delayed while nothing is heard."""
 
 
-async def listen(wake: Callable[[], None]) -> None:
-    """Call `wake` at each notification and after each new connection, until cancelled."""
-    while True:
-        with suppress(psycopg.Error, OSError):
-            await _listen_on_one_connection(wake)
-        await asyncio.sleep(RECONNECT_SECONDS)
+class Listener:
+    """Calls `wake` at each notification and after each new connection."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self._own_channel = f"{queue.CHANNEL}_{secrets.token_hex(8)}"
+        self._heard = asyncio.Event()
+        self._hears = False
+        self._said = ""
+
+    @property
+    def poll_seconds(self) -> float:
+        """How often a dispatcher has to look by itself: seldom while its own notifications are heard."""
+        return POLL_SECONDS if self._hears else DEAF_POLL_SECONDS
+
+    async def run(self) -> None:
+        """Listen until cancelled."""
+        async with ThreadSensitiveContext():  # A thread of its own: to notify itself it waits for no claim.
+            while True:
+                reason = await self._listen()
+                self._hears = False
+                self._say("listen.lost", reason)
+                await asyncio.sleep(RECONNECT_SECONDS)
+
+    async def _listen(self) -> str:
+        """Listen on one connection; return why it is of no use any more."""
+        try:
+            if settings.DIRECT_DATABASE is None and await database.run_in_db_thread_ungated(database.is_pooled):
+                return "The database is behind a pooler, which passes no notifications on: set DIRECT_DATABASE_URL."
+            async with asyncio.timeout(CONNECT_SECONDS):
+                connection = await psycopg.AsyncConnection.connect(**direct.parameters(), autocommit=True)
+        except TimeoutError:
+            return "PostgreSQL did not answer in time."
+        except Exception as error:  # noqa: BLE001  (whatever it is: the next attempt is in a second)
+            return safe_message(error)
+        hearing = asyncio.create_task(self._hear(connection), name="hear")
+        try:
+            return await self._check(hearing)
+        finally:
+            hearing.cancel()
+            # Not awaited: a connection that is dead without a word would never say goodbye.
+            connection.pgconn.finish()
+
+    async def _hear(self, connection: psycopg.AsyncConnection) -> None:
+        for channel in (queue.CHANNEL, self._own_channel):
+            await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+        self._wake()
+        self._heard.set()
+        async for notification in connection.notifies():
+            if notification.channel == self._own_channel:
+                self._heard.set()
+            else:
+                self._wake()
+
+    async def _check(self, hearing: "asyncio.Task[None]") -> str:
+        """Notify itself until that is not heard any more; return the reason."""
+        if not await self._is_heard(hearing):
+            return _reason(hearing)
+        while True:
+            self._heard.clear()
+            try:
+                await database.run_in_db_thread_ungated(_notify, self._own_channel)
+            except Exception:  # noqa: BLE001  (that the database is away is logged already)
+                await self._pause(hearing, RECONNECT_SECONDS)
+                if hearing.done():
+                    return _reason(hearing)
+                continue
+            if not await self._is_heard(hearing):
+                return _reason(hearing)
+            if not self._hears:
+                self._hears = True
+                self._say("listen.started", "")
+            await self._pause(hearing, CHECK_SECONDS)
+
+    async def _is_heard(self, hearing: "asyncio.Task[None]") -> bool:
+        waiting = asyncio.create_task(self._heard.wait())
+        await asyncio.wait([waiting, hearing], timeout=HEARD_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        return self._heard.is_set() and not hearing.done()
+
+    async def _pause(self, hearing: "asyncio.Task[None]", seconds: float) -> None:
+        await asyncio.wait([hearing], timeout=seconds)
+
+    def _say(self, event: str, reason: str) -> None:
+        """Log it once, until something else is to be said."""
+        if (said := event + reason) != self._said:
+            self._said = said
+            if reason:
+                log.warning(event, reason=reason, poll_seconds=self.poll_seconds)
+            else:
+                log.info(event)
 
 
-async def _listen_on_one_connection(wake: Callable[[], None]) -> None:
-    parameters = database.connection_parameters()
-    async with await psycopg.AsyncConnection.connect(**parameters, autocommit=True) as connection:
-        await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(queue.CHANNEL)))
-        wake()
-        async for _ in connection.notifies():
-            wake()
+def _notify(channel: str) -> None:
+    database.rows("SELECT pg_notify(%s, '')", [channel])
+
+
+def _reason(hearing: "asyncio.Task[None]") -> str:
+    error = hearing.exception() if hearing.done() and not hearing.cancelled() else None
+    if error is not None:
+        return safe_message(error)
+    return "What the dispatcher notified itself of was not heard."

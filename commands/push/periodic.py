@@ -8,6 +8,7 @@ import structlog
 from asgiref.sync import ThreadSensitiveContext
 
 from nexmdm.common import database
+from nexmdm.common.postgresql.errors import safe_message
 
 log = structlog.get_logger()
 
@@ -37,8 +38,8 @@ async def repeat(task: PeriodicTask) -> None:
 
 async def _do(task: PeriodicTask) -> int:
     try:
-        return await database.run_in_db_thread(task.work) or 0
+        return await database.run_chore(task.work) or 0
     except Exception as error:  # noqa: BLE001  (the loop's edge: the work is done again)
-        detail = database.safe_message(error)[:200]
+        detail = safe_message(error)[:200]
         log.warning("chore.failed", chore=task.name, error=type(error).__name__, detail=detail)
         return 0

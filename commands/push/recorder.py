@@ -6,11 +6,12 @@ from typing import Final
 
 import structlog
 from asgiref.sync import ThreadSensitiveContext
-from django.db import InterfaceError, OperationalError
 
 from commands.push import outbox
 from commands.push.outbox import Sent
 from nexmdm.common import database
+from nexmdm.common.overload.gates import GateFull
+from nexmdm.common.postgresql.errors import Meaning, meaning_of, safe_message
 
 log = structlog.get_logger()
 
@@ -56,12 +57,12 @@ class Recorder:
             try:
                 await database.run_in_db_thread(outbox.record_attempts, batch)
                 break
-            except (OperationalError, InterfaceError) as error:
-                detail = database.safe_message(error)[:200]
+            except Exception as error:
+                if meaning_of(error) is Meaning.OURS and not isinstance(error, GateFull):
+                    log.exception("dispatch.unrecordable", error=type(error).__name__)
+                    break
+                detail = safe_message(error)[:200]
                 log.error("dispatch.record_failed", error=type(error).__name__, detail=detail)
                 await asyncio.sleep(RETRY_SECONDS)
-            except Exception as error:
-                log.exception("dispatch.unrecordable", error=type(error).__name__)
-                break
         del self.waiting[: len(batch)]
         self._recorded()

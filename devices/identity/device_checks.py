@@ -13,6 +13,7 @@ from django.db import InterfaceError, OperationalError
 from devices import push_targets
 from devices.identity import comparison_keys
 from nexmdm.common import database
+from nexmdm.common.postgresql import direct
 from nexmdm.config import checks
 
 SAME_ALIAS: Final = "nexmdm.W002"
@@ -38,7 +39,7 @@ def _warnings(using: str) -> list[CheckMessage]:
     try:
         return [*_same(using)] if comparison_keys.exist(using) else []
     except (OperationalError, InterfaceError):
-        reason = database.why_unreachable() or "The database could not be reached."
+        reason = direct.why_unreachable() or "The database could not be reached."
         hint = "Its devices were not read. Mend it, then check again."
         return [Warning(reason, hint=hint, id=UNCHECKED_DEVICES)]
     finally:

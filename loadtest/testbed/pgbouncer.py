@@ -34,6 +34,8 @@ def program() -> str | None:
 def pooling(folder: Path, url: str, pool_mode: PoolMode, **settings: str) -> Iterator[str]:
     """Run a PgBouncer in front of the PostgreSQL of this URL; gives the pooler's URL, and ends with the block.
 
+    It serves all databases of the server.
+
     It refuses every startup parameter that it does not track, as PgBouncer does by default: `options`, too.
     """
     parts = conninfo_to_dict(url)
@@ -61,7 +63,7 @@ def pooling(folder: Path, url: str, pool_mode: PoolMode, **settings: str) -> Ite
 
 
 def _configure(folder: Path, parts: dict[str, Any], settings: dict[str, str]) -> None:
-    server = " ".join(f"{name}={parts[name]}" for name in ("host", "port", "dbname"))
+    server = " ".join(f"{name}={parts[name]}" for name in ("host", "port"))
     own = {
         "listen_addr": LOOPBACK,
         "unix_socket_dir": "",
@@ -72,7 +74,7 @@ def _configure(folder: Path, parts: dict[str, Any], settings: dict[str, str]) ->
         **settings,
     }
     lines = [f"{name} = {value}" for name, value in own.items()]
-    text = "\n".join(["[databases]", f"{parts['dbname']} = {server}", "[pgbouncer]", *lines, ""])
+    text = "\n".join(["[databases]", f"* = {server}", "[pgbouncer]", *lines, ""])
     other_account.write(folder / "pgbouncer.ini", text)
     other_account.write(folder / "users.txt", f'"{parts["user"]}" "{parts["password"]}"\n')
 

@@ -5,13 +5,15 @@ that others wait for.
 """
 
 import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Final, Self
 
 from nexmdm.common import database
-from nexmdm.common.overload.gates import Gate, GateFull
+from nexmdm.common.overload import connection_turns
+from nexmdm.common.overload.gates import Gate
 
 SECONDS: Final = 5
 SITE: Final = Gate("site", at_once=1, waiting=32, waiting_per_key=8, seconds=SECONDS)
@@ -27,6 +29,8 @@ class SiteTurn:
 
     def __init__(self, address: str) -> None:
         self.address = address
+        self.ends_at = 0.0
+        """When its work is over, in monotonic time; what it waited for its turn counts."""
         self._loop = asyncio.get_running_loop()
         self._held = False
 
@@ -40,13 +44,12 @@ class SiteTurn:
 
     async def take(self, *, again: bool = False) -> None:
         """Wait for a place and a connection's turn; `again` after giving them up for a while. Raises GateFull."""
+        if not again:
+            self.ends_at = time.monotonic() + database.WAIT_SECONDS
         await SITE.enter(self.address, again=again)
         try:
-            async with asyncio.timeout(SECONDS):
-                await database.connection_turns().acquire()
+            await connection_turns.of_loop().acquire(time.monotonic() + SECONDS + connection_turns.LEAST_WORK_SECONDS)
             self._held = True
-        except TimeoutError:
-            raise GateFull from None
         finally:
             if not self._held:
                 SITE.leave(self.address)
@@ -55,7 +58,7 @@ class SiteTurn:
         """Let others have it; does nothing if it is given up already."""
         if self._held:
             self._held = False
-            database.connection_turns().release()
+            connection_turns.of_loop().release()
             SITE.leave(self.address)
 
     def give_up_from_thread(self) -> None:
@@ -66,6 +69,12 @@ class SiteTurn:
         """Do as take() again, from the request's thread."""
         # Longer than take() itself waits: without a time-out, a thread would outlive an event loop that has stopped.
         asyncio.run_coroutine_threadsafe(self.take(again=True), self._loop).result(3 * SECONDS)
+
+
+def ends_at() -> float:
+    """Return when the work of the current request is over, in monotonic time."""
+    turn = _current.get()
+    return time.monotonic() + database.WAIT_SECONDS if turn is None else turn.ends_at
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from typing import Final
 
 import structlog
 from django.core.exceptions import SuspiciousOperation, TooManyFieldsSent
-from django.db import InterfaceError, InternalError, OperationalError
+from django.db import Error
 from django.http import Http404, HttpRequest, HttpResponse
 from ninja.errors import HttpError, ValidationError
 
@@ -17,6 +17,7 @@ from nexmdm.auth.rate_limits import RateLimited
 from nexmdm.common import database, group_commit, pagination, problems
 from nexmdm.common.domain_error import DomainError
 from nexmdm.common.overload import gates
+from nexmdm.common.postgresql.errors import Meaning, meaning_of
 from nexmdm.common.problems import Problem
 from nexmdm.common.types import shown_name
 
@@ -118,13 +119,14 @@ def _too_many_parameters(request: HttpRequest, error: TooManyFieldsSent) -> Http
     return Problem(422, "invalid_request", "The query has more parameters than any operation takes.", []).response()
 
 
-def _database_unavailable(request: HttpRequest, error: Exception) -> HttpResponse:
-    log.error("database.unavailable", error=type(error).__name__, detail=database.safe_message(error)[:200])
+def _database_error(request: HttpRequest, error: Error) -> HttpResponse:
+    meaning = meaning_of(error)
+    if meaning is Meaning.OURS:
+        return _internal(request, error)
+    if meaning is Meaning.CONTENDED:
+        return _domain_error(request, database.DeadlockRetriesExhausted())
+    database.log_unavailable(error)
     return problems.DATABASE_UNAVAILABLE.response()
-
-
-def _internal_error_of_database(request: HttpRequest, error: InternalError) -> HttpResponse:
-    return _database_unavailable(request, error) if database.is_read_only(error) else _internal(request, error)
 
 
 def _internal(request: HttpRequest, error: Exception) -> HttpResponse:
@@ -142,8 +144,6 @@ HANDLERS: Final[dict[type[Exception], Callable[..., HttpResponse]]] = {
     Http404: _not_found,
     TooManyFieldsSent: _too_many_parameters,
     SuspiciousOperation: _suspicious,
-    OperationalError: _database_unavailable,
-    InterfaceError: _database_unavailable,
-    InternalError: _internal_error_of_database,
+    Error: _database_error,
     Exception: _internal,
 }

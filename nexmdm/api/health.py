@@ -4,8 +4,9 @@ import hmac
 from functools import cache
 from typing import Any, Final
 
+import structlog
 from django.conf import settings
-from django.db import DatabaseError, InterfaceError, connection, transaction
+from django.db import DatabaseError, InterfaceError, OperationalError, ProgrammingError, connection, transaction
 from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.recorder import MigrationRecorder
 from django.http import HttpRequest, HttpResponse
@@ -14,6 +15,8 @@ from ninja import Router
 from nexmdm.common import addresses, database, problems, request_facts
 from nexmdm.common.database import run_in_db_thread
 from nexmdm.common.overload.shared_lookup import SharedLookup
+from nexmdm.common.postgresql import deadline
+from nexmdm.common.postgresql.errors import safe_message
 from nexmdm.common.problems import Problem
 from nexmdm.common.types import ResponseSchema, respond
 from nexmdm.monitoring import dispatcher_status, metrics
@@ -22,11 +25,21 @@ READY_SECONDS: Final = 2.5
 """How long /readyz waits for its look-up: it answers within 3 s, whatever the database does."""
 
 LOOK_SECONDS: Final = 2
-"""How long each statement of its look-up may take, which ends soon after it is given up."""
+"""How long its look-up may take, and each statement of it: so it ends before it is given up."""
 
 FRESH_SECONDS: Final = 1
 """How long its outcome is kept: whoever asks more often learns nothing new, and must cost nothing."""
 
+_WAITING_COMMITS: Final = """
+    SELECT count(*) FROM pg_stat_activity
+    WHERE usename = current_user AND wait_event = 'SyncRep'
+        AND state_change < now() - make_interval(secs => %(seconds)s)
+"""
+_may_write = [True]
+_WRITE: Final = "SELECT pg_logical_emit_message(true, 'nexmdm', '')"
+"""What goes to PostgreSQL's log (WAL) and to no table: its commit is one that a standby has to confirm."""
+
+log = structlog.get_logger()
 router = Router(tags=["operations"])
 
 FORWARDING: Final = (
@@ -77,10 +90,25 @@ async def readyz(request: HttpRequest) -> HttpResponse:
     return response
 
 
-@transaction.atomic
 def _readiness() -> Readiness:
+    with deadline.within(LOOK_SECONDS):
+        try:
+            return _look(writing=_may_write[0])
+        except ProgrammingError as error:
+            # A provider that does not let us call it: then a commit without a write has to do.
+            log.warning("readyz.without_write", detail=safe_message(error))
+            _may_write[0] = False
+            return _look(writing=False)
+
+
+@transaction.atomic
+def _look(*, writing: bool) -> Readiness:
+    """Look what works, the commit of a write included."""
     database.execute("SELECT set_config('statement_timeout', %s, true)", [f"{LOOK_SECONDS}s"])
     database.refuse_read_only()
+    _refuse_waiting_commits()
+    if writing:
+        database.execute(_WRITE)
     missing = _missing_migrations()
     if missing:
         return Readiness(
@@ -93,6 +121,15 @@ def _readiness() -> Readiness:
         dispatcher=dispatcher_status.dispatcher_state(),
         push=dispatcher_status.push_state(),
     )
+
+
+def _refuse_waiting_commits() -> None:
+    """Raise OperationalError if commits wait for a synchronous standby; else the look-up's own commit will show it.
+
+    Those of look-ups that were given up wait on, each on a connection of PostgreSQL's: so no other one joins them.
+    """
+    if database.row(_WAITING_COMMITS, {"seconds": LOOK_SECONDS}) != (0,):
+        raise OperationalError("Commits wait for a synchronous standby (synchronous_standby_names) that is not there.")
 
 
 _ready: Final = SharedLookup(lambda: database.run_in_db_thread_ungated(_readiness), fresh_seconds=FRESH_SECONDS)

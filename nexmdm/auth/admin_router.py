@@ -15,7 +15,7 @@ from ninja import Router
 from nexmdm.audit import entries
 from nexmdm.auth.signature_verification import SIGNED
 from nexmdm.auth.signed_write import SignedCaller
-from nexmdm.common.database import run_in_db_thread
+from nexmdm.common.database import run_briefly
 
 View = Callable[..., Awaitable[HttpResponseBase]]
 
@@ -42,7 +42,7 @@ async def _record_refusal(signed: SignedCaller, response: HttpResponse) -> None:
     if status < HTTPStatus.BAD_REQUEST or status == HTTPStatus.TOO_MANY_REQUESTS:
         return
     try:
-        await run_in_db_thread(entries.record, signed, status=status, code=orjson.loads(response.content)["code"])
+        await run_briefly(entries.record, signed, status=status, code=orjson.loads(response.content)["code"])
     except (DatabaseError, InterfaceError) as error:
         if status < HTTPStatus.INTERNAL_SERVER_ERROR:
             raise

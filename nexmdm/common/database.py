@@ -1,6 +1,5 @@
 """The one way from async code to the database."""
 
-import asyncio
 import random
 import time
 from collections.abc import Callable
@@ -8,29 +7,40 @@ from contextvars import ContextVar
 from datetime import datetime
 from functools import cache
 from typing import Any, Final, ParamSpec, TypeVar, cast
-from weakref import WeakKeyDictionary
 
-import psycopg
 from asgiref.sync import sync_to_async
-from django.conf import settings
-from django.db import Error, InternalError, OperationalError, connection, connections
-from psycopg.errors import DeadlockDetected, ReadOnlySqlTransaction, SerializationFailure
+from django.db import Error, InterfaceError, OperationalError, connection, connections
+from psycopg.errors import ReadOnlySqlTransaction
 
 from nexmdm.common.domain_error import DomainError
+from nexmdm.common.overload import connection_turns
 from nexmdm.common.overload.gates import Gate
+from nexmdm.common.postgresql import deadline, outage
+from nexmdm.common.postgresql.errors import (
+    NO_ANSWER,
+    Meaning,
+    NoConnection,
+    Unreachable,
+    is_of_server,
+    is_read_only,
+    meaning_of,
+    safe_message,
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-RESERVED_CONNECTIONS: Final = 2
-"""Kept back from run_in_db_thread(), for what a process does one at a time: the heartbeats' flush or a dispatcher's
-claims; and the look-up of its readiness."""
+WAIT_SECONDS: Final = 8
+"""How long work may wait for its turn and then for PostgreSQL: no request waits for the database longer than 10 s."""
 
-SIGNED_TURNS: Final = 2
-"""Turns at a connection that are left to signed calls, whatever phones, the admin site and anonymous clients send."""
+TURN_SECONDS: Final = WAIT_SECONDS - connection_turns.LEAST_WORK_SECONDS
+"""How long it may wait for its turn."""
 
-WAIT_SECONDS: Final = 10
-"""How long a request may wait for the database."""
+BRIEF_SECONDS: Final = 1
+"""How long work may take that follows other work of the same request, whatever came of that."""
+
+CHORE_SECONDS: Final = 60
+"""How long one round of what a dispatcher does beside pushing may take."""
 
 PHONES_WAITING: Final = 5000
 """As many as heartbeats may: a command to a large fleet is answered by all phones within seconds."""
@@ -39,7 +49,7 @@ LOOKUPS_WAITING: Final = 400
 """At a millisecond or two each, the last one waits for less than a second."""
 
 LOOKUPS: Final = Gate(
-    "lookups", at_once=1, waiting=LOOKUPS_WAITING, waiting_per_key=LOOKUPS_WAITING // 4, seconds=WAIT_SECONDS
+    "lookups", at_once=1, waiting=LOOKUPS_WAITING, waiting_per_key=LOOKUPS_WAITING // 4, seconds=TURN_SECONDS
 )
 """Look-ups that any client can cause, without a valid credential, by address. As many of one address may wait as phones
 may register with one enrollment token in the same moment."""
@@ -49,17 +59,6 @@ CLIENT: Final[ContextVar[str]] = ContextVar("client", default="")
 
 DEADLOCK_TRIES: Final = 5
 
-_ABOUT_DATA: Final = ("22", "23")
-"""The classes of SQLSTATE of which PostgreSQL's messages may show values: data exceptions and broken constraints."""
-
-
-def _shared_turns() -> int:
-    return max(1, settings.DATABASE_POOL_SIZE - RESERVED_CONNECTIONS)
-
-
-def _unsigned_turns() -> int:
-    return max(1, _shared_turns() - SIGNED_TURNS)
-
 
 @cache
 def phones() -> Gate:
@@ -67,56 +66,34 @@ def phones() -> Gate:
 
     It leaves one turn to look-ups and the admin site, and one of its own to other addresses, whatever one sends.
     """
-    at_once = max(1, _unsigned_turns() - 1)
+    at_once = max(1, connection_turns.unsigned() - 1)
     return Gate(
         "phones",
         at_once=at_once,
         at_once_per_key=max(1, at_once - 1),
         waiting=PHONES_WAITING,
         waiting_per_key=PHONES_WAITING // 2,
-        seconds=WAIT_SECONDS,
+        seconds=TURN_SECONDS,
     )
-
-
-class _Turns:
-    """The turns of one event loop at the pool's connections. acquire() and release() are for what is no signed call."""
-
-    def __init__(self) -> None:
-        self.shared = asyncio.Semaphore(_shared_turns())
-        self._unsigned = asyncio.Semaphore(_unsigned_turns())
-
-    async def acquire(self) -> None:
-        await self._unsigned.acquire()
-        try:
-            await self.shared.acquire()
-        except BaseException:
-            self._unsigned.release()
-            raise
-
-    def release(self) -> None:
-        self.shared.release()
-        self._unsigned.release()
-
-
-_turns: WeakKeyDictionary[asyncio.AbstractEventLoop, _Turns] = WeakKeyDictionary()
-
-
-def connection_turns() -> _Turns:
-    """Return the running loop's turns at a connection: to be held by whatever uses one without run_in_db_thread()."""
-    loop = asyncio.get_running_loop()
-    found = _turns.get(loop)
-    if found is None:
-        found = _turns[loop] = _Turns()
-    return found
 
 
 async def run_in_db_thread(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Run one plain function on the database in a thread, and return its connection to the pool on the way out.
 
-    No more of them run at once than the pool has connections to spare; the others wait their turn.
+    No more of them run at once than the pool has connections to spare; the others wait their turn. All that waits for
+    the database has a deadline, here as below. Raises GateFull where it comes before the turn, OperationalError after.
     """
-    async with connection_turns().shared:
-        return await run_in_db_thread_ungated(work, *args, **kwargs)
+    return await _run_in_turn(time.monotonic() + WAIT_SECONDS, work, *args, **kwargs)
+
+
+async def run_briefly(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Run a function of which the answer does not depend, and that must not make it late."""
+    return await _run_in_turn(time.monotonic() + BRIEF_SECONDS, work, *args, **kwargs)
+
+
+async def run_chore(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Run a function of which no request waits for the outcome: it may take longer."""
+    return await _run_in_turn(time.monotonic() + CHORE_SECONDS, work, *args, **kwargs)
 
 
 async def run_for_phone(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -124,8 +101,9 @@ async def run_for_phone(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs)
 
     However many of them there are, signed calls need not wait for them. Raises GateFull.
     """
+    ends_at = time.monotonic() + WAIT_SECONDS
     async with phones().turn(CLIENT.get()):
-        return await run_unsigned(work, *args, **kwargs)
+        return await _run_unsigned(ends_at, work, *args, **kwargs)
 
 
 async def run_lookup(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -133,66 +111,103 @@ async def run_lookup(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) ->
 
     However many of them there are, neither signed calls nor phones need wait for them. Raises GateFull.
     """
+    ends_at = time.monotonic() + WAIT_SECONDS
     async with LOOKUPS.turn(CLIENT.get()):
-        return await run_unsigned(work, *args, **kwargs)
+        return await _run_unsigned(ends_at, work, *args, **kwargs)
 
 
 async def run_unsigned(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run a function that is no signed call's, and that has a gate of its own in front of it."""
-    turns = connection_turns()
-    await turns.acquire()
-    try:
-        return await run_in_db_thread_ungated(work, *args, **kwargs)
-    finally:
-        turns.release()
+    """Run a function that is no signed call's, and that has a gate of its own in front of it. Raises GateFull."""
+    return await _run_unsigned(time.monotonic() + WAIT_SECONDS, work, *args, **kwargs)
 
 
 async def run_in_db_thread_ungated(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Run a function in a thread, but without waiting for a turn: for what each process does one at a time."""
-    return await sync_to_async(releasing_connection)(work, *args, **kwargs)
+    return await run_in_db_thread_until(time.monotonic() + WAIT_SECONDS, work, *args, **kwargs)
 
 
 async def run_in_db_thread_keeping_connection(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Run a function ungated, and keep its connection: it must call release_connections() later."""
-    return await sync_to_async(work)(*args, **kwargs)
+    return await sync_to_async(work_until)(time.monotonic() + WAIT_SECONDS, work, *args, **kwargs)
 
 
-def releasing_connection(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run a function, and return this thread's connections to the pool on the way out."""
+async def _run_in_turn(ends_at: float, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    turns = connection_turns.of_loop()
+    await turns.acquire_signed(ends_at)
     try:
-        return giving_read_only_up(work, *args, **kwargs)
+        return await run_in_db_thread_until(ends_at, work, *args, **kwargs)
+    finally:
+        turns.release_signed()
+
+
+async def _run_unsigned(ends_at: float, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    turns = connection_turns.of_loop()
+    await turns.acquire(ends_at)
+    try:
+        return await run_in_db_thread_until(ends_at, work, *args, **kwargs)
+    finally:
+        turns.release()
+
+
+async def run_in_db_thread_until(ends_at: float, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Run a function in a thread, without waiting for a turn, with this deadline (monotonic time)."""
+    return await sync_to_async(_work_and_release)(ends_at, work, *args, **kwargs)
+
+
+def _work_and_release(ends_at: float, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    try:
+        return work_until(ends_at, work, *args, **kwargs)
     finally:
         release_connections()
 
 
-def giving_read_only_up(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run a function; raises OperationalError, and closes the connection, if its server takes no writes.
+def work_until(ends_at: float, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Run a function in this thread, with a deadline (monotonic time); it has to return its connection by itself.
+
+    Where the database is unavailable, raises OperationalError or InterfaceError: immediately if it was a moment ago.
+    """
+    if outage.is_held_off():
+        raise OperationalError(outage.why_no_connection() or NO_ANSWER) from Unreachable()
+    try:
+        with deadline.until(ends_at):
+            done = work(*args, **kwargs)
+    except Error as error:
+        if meaning_of(error) is not Meaning.UNAVAILABLE:
+            raise
+        note_unavailable(error)
+        if isinstance(error, OperationalError | InterfaceError):
+            raise
+        raise OperationalError(str(error)) from error.__cause__
+    outage.note_success()
+    return done
+
+
+def note_unavailable(error: Error) -> None:
+    """Take note that the database is unavailable; keep no connection to a server that cannot do any work.
 
     A demoted primary, or a provider's database with a full disk, answers on: the next connection finds another server.
     """
-    try:
-        return work(*args, **kwargs)
-    except InternalError as error:
-        if not is_read_only(error):
-            raise
-        raise _read_only() from error
+    log_unavailable(error)
+    if isinstance(error.__cause__, Unreachable) or is_read_only(error):
+        outage.hold_off()
+    if is_of_server(error):
+        if connection.connection is not None:
+            connection.connection.close()
+        connection.pool.drain()  # type: ignore[attr-defined]  # Django's PostgreSQL backend has one.
 
 
-def is_read_only(error: Exception) -> bool:
-    """Tell whether a statement failed because its server takes no writes (SQLSTATE 25006)."""
-    return isinstance(error.__cause__, ReadOnlySqlTransaction)
+def log_unavailable(error: Error) -> None:
+    """Log why the database is unavailable, once an outage."""
+    is_vague = isinstance(error.__cause__, NoConnection) and not isinstance(error.__cause__, Unreachable)
+    outage.note_failure(safe_message(error), vague=is_vague)
 
 
 def refuse_read_only() -> None:
-    """Raise OperationalError, and close the connection, if its server takes no writes. Costs one statement."""
+    """Raise OperationalError if the connection's server takes no writes. Costs one statement."""
     if row("SHOW transaction_read_only") != ("off",):
-        raise _read_only()
-
-
-def _read_only() -> OperationalError:
-    if connection.connection is not None:
-        connection.connection.close()
-    return OperationalError("The database takes no writes: transaction_read_only is on.")
+        raise OperationalError(
+            "The database takes no writes: transaction_read_only is on."
+        ) from ReadOnlySqlTransaction()
 
 
 def release_connections() -> None:
@@ -205,6 +220,18 @@ def release_connections() -> None:
 def is_connected() -> bool:
     """Tell whether this thread has a connection that was not cut: an error on it was then about the work."""
     return connection.connection is not None and not connection.connection.closed
+
+
+def is_pooled() -> bool:
+    """Tell whether a pooler is in between that gives each transaction another session."""
+    connection.ensure_connection()
+    return bool(connection.connection.first_statements)
+
+
+def set_for_session(name: str, value: str) -> None:
+    """Set a parameter of PostgreSQL for what follows on this thread's connection."""
+    connection.ensure_connection()
+    connection.connection.set_for_session(name, value)
 
 
 def rows(statement: str, parameters: Any = None) -> list[Any]:
@@ -256,20 +283,6 @@ def now() -> datetime:
     return cast("datetime", moment)
 
 
-def safe_message(error: BaseException) -> str:
-    """Say what an error is about. Of what PostgreSQL refuses for its data, that is the rule and not the row: no secret.
-
-    (PostgreSQL's own text goes on to say "Failing row contains …".)
-    """
-    cause = error if isinstance(error, psycopg.Error) else error.__cause__
-    if not isinstance(error, Error | psycopg.Error) or not isinstance(cause, psycopg.Error):
-        return str(error)
-    if (cause.sqlstate or "")[:2] not in _ABOUT_DATA:
-        return str(error).partition("\n")[0]
-    rule = [cause.diag.table_name, cause.diag.column_name, cause.diag.constraint_name]
-    return " ".join([f"SQLSTATE {cause.sqlstate}", *filter(None, rule)])
-
-
 class DeadlockRetriesExhausted(DomainError):
     detail = "Too much happened to the same rows at once. Try again shortly."
 
@@ -283,27 +296,7 @@ def retry_on_deadlock(work: Callable[[], R]) -> R:
         try:
             return work()
         except OperationalError as error:
-            if not isinstance(error.__cause__, DeadlockDetected | SerializationFailure):
+            if meaning_of(error) is not Meaning.CONTENDED:
                 raise
         time.sleep(random.uniform(0, 0.02 * 2**attempt))
     raise DeadlockRetriesExhausted
-
-
-def why_unreachable(given: dict[str, Any] | None = None) -> str | None:
-    """Say in one line why no connection can be made with these parameters (ours, by default); None if one can.
-
-    The pool would hide the reason.
-    """
-    try:
-        psycopg.connect(**given or connection_parameters()).close()
-    except psycopg.OperationalError as error:
-        return f"The database cannot be reached: {' '.join(str(error).split())}"
-    return None
-
-
-def connection_parameters() -> dict[str, Any]:
-    """Return what psycopg.connect() wants for a connection of one's own, outside the pool (LISTEN)."""
-    database = settings.DATABASES["default"]
-    names = {"dbname": "NAME", "user": "USER", "password": "PASSWORD", "host": "HOST", "port": "PORT"}
-    given = {key: database[name] for key, name in names.items() if database.get(name)}
-    return given | {key: value for key, value in database["OPTIONS"].items() if key != "pool"}

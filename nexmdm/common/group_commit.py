@@ -16,6 +16,8 @@ from django.db import InterfaceError, OperationalError, connection
 
 from nexmdm.common import database
 from nexmdm.common.domain_error import DomainError
+from nexmdm.common.postgresql import deadline
+from nexmdm.common.postgresql.errors import Meaning, meaning_of
 
 BUSY_SECONDS: Final = 1
 """Where one flush follows another within this time, more will follow."""
@@ -123,6 +125,8 @@ class GroupCommit(Generic[Item, Outcome]):
             )
         except Exception as error:  # noqa: BLE001  (no caller may wait for ever: all of the batch get the error)
             outcomes = [error] * len(batch)
+            if meaning_of(error) is Meaning.UNAVAILABLE:
+                self._answer_waiting(error)
         seconds = time.perf_counter() - started
         for waiting, outcome in zip(batch, outcomes, strict=True):
             self._answer(waiting, outcome)
@@ -136,18 +140,24 @@ class GroupCommit(Generic[Item, Outcome]):
         kept = connection.connection is not None
         busy = False
         try:
-            outcomes = database.giving_read_only_up(self._flush_items, items)
+            outcomes = self._flush_items(items)
             busy = time.monotonic() - self._flushed_at < BUSY_SECONDS
         except (OperationalError, InterfaceError):
-            if not kept or database.is_connected():
+            if not kept or database.is_connected() or deadline.seconds_left() == 0:
                 raise
             database.release_connections()
-            outcomes = database.giving_read_only_up(self._flush_items, items)
+            outcomes = self._flush_items(items)
         finally:
             self._flushed_at = time.monotonic()
             if not busy:
                 database.release_connections()
         return outcomes
+
+    def _answer_waiting(self, error: Exception) -> None:
+        """Give those who wait for the next flush the error of this one: they have waited as long as it took."""
+        waiting, self._filling = self._filling, {}
+        for one in waiting.values():
+            self._answer(one, error)
 
     def _answer(self, waiting: _Waiting[Item, Outcome], outcome: Outcome | Exception) -> None:
         self._waiting -= len(waiting.futures)

@@ -17,9 +17,11 @@ from django.core.cache.backends.filebased import FileBasedCache
 from django.core.cache.backends.locmem import LocMemCache
 from django.core.checks import ERROR, CheckMessage, Error, Warning  # noqa: A004
 from django.core.exceptions import ImproperlyConfigured
-from django.db import InterfaceError, OperationalError
+from django.db import InterfaceError, NotSupportedError, OperationalError, transaction
 
 from nexmdm.common import database
+from nexmdm.common.postgresql import direct
+from nexmdm.common.postgresql.errors import safe_message
 from nexmdm.config.environment import ConfigError, Misconfigured, sound_host, sound_secret
 
 log = structlog.get_logger()
@@ -39,6 +41,9 @@ _DATABASE_FACTS: Final = """
     ), current_setting('server_encoding')
 """
 """How many connections we may have, and the database's encoding."""
+
+_STATEMENT_POOLING: Final = "statement pooling mode"
+"""PgBouncer's words to a client that begins a transaction where it may not."""
 
 _ENCODING: Final = "UTF8"
 
@@ -63,16 +68,37 @@ def metrics_folder(**_: Any) -> list[CheckMessage]:
 
 
 def connections(**_: Any) -> list[CheckMessage]:
-    """Check that PostgreSQL stores all texts, and has room for every pool of this machine, filled. One statement."""
+    """Check that PostgreSQL is new enough, gives us transactions, stores all texts, and has room for our pools."""
     try:
-        allowed, encoding = database.row(_DATABASE_FACTS)
-    except (OperationalError, InterfaceError):
-        reason = database.why_unreachable() or "The database could not be reached."
+        with transaction.atomic():
+            allowed, encoding = database.row(_DATABASE_FACTS)
+            is_pooled = database.is_pooled()
+    except NotSupportedError as error:
+        return [too_old(error)]
+    except (OperationalError, InterfaceError) as error:
+        if pooling := statement_pooling(error):
+            return [pooling]
+        reason = direct.why_unreachable() or safe_message(error)
         hint = "Its max_connections was not compared with our pools. Mend it, then check again."
         return [Warning(reason, hint=hint, id=UNCHECKED_CONNECTIONS)]
     finally:
         database.release_connections()
-    return [*_encoding(encoding), *_room(allowed)]
+    # A pooler's connections are its own affair.
+    return [*_encoding(encoding), *([] if is_pooled else _room(allowed))]
+
+
+def too_old(error: Exception) -> CheckMessage:
+    """Return what Django says of a server that is too old, as the check that fails."""
+    hint = "Move the database to a server of a newer version (docs/operations/database.md)."
+    return Error(str(error), hint=hint, id=ConfigError.TOO_OLD)
+
+
+def statement_pooling(error: Exception) -> CheckMessage | None:
+    """Return the check that fails, if an error comes from a pooler that takes no transactions."""
+    if _STATEMENT_POOLING not in str(error):
+        return None
+    message = "The pooler in front of PostgreSQL pools statements (pool_mode = statement): it takes no transactions."
+    return Error(message, hint="Set its pool_mode to transaction (or session).", id=ConfigError.STATEMENT_POOLING)
 
 
 def _encoding(encoding: str) -> Iterator[CheckMessage]:

@@ -1,4 +1,4 @@
-"""DATABASE_URL, and the parameters of every connection that NexMDM makes."""
+"""DATABASE_URL, DIRECT_DATABASE_URL, and the parameters of every connection that NexMDM makes."""
 
 import re
 from collections.abc import Mapping
@@ -8,13 +8,14 @@ from urllib.parse import parse_qsl, urlsplit
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import Conninfo
 
+from nexmdm.common.postgresql import session
 from nexmdm.config.environment import ConfigError, Misconfigured
 
 _SCHEMES: Final = ("postgres", "postgresql")
 _DJANGOS: Final = {"dbname": "NAME", "user": "USER", "password": "PASSWORD", "host": "HOST", "port": "PORT"}
 _PARAMETERS: Final = frozenset(option.keyword.decode() for option in Conninfo.get_defaults())
 _SHOWN: Final = re.compile(r"[A-Za-z_]{1,40}")
-_ALIKE: Final = "DATABASE_URL is not a URL like postgresql://user:password@host/name."
+_ALIKE: Final = "is not a URL like postgresql://user:password@host/name."
 
 _HINTS: Final = {
     "schema": "Name the schema by options=-csearch_path%3D… instead.",
@@ -34,51 +35,59 @@ _OURS: Final = {
 read-only is passed over. A network that drops packets without a word is noticed after 10 s with data under way
 (tcp_user_timeout, in ms), or 25 s without."""
 
-_ALWAYS: Final = "-c default_transaction_isolation=read\\ committed -c datestyle=ISO"
+IDLE_TIMEOUT: Final = "20s"
+_GONE: Final = (
+    f"-c idle_in_transaction_session_timeout={IDLE_TIMEOUT}"
+    " -c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3"
+)
+"""How PostgreSQL notices that we are gone without a word, and lets go of the rows that we had locked. No transaction of
+ours idles longer than it takes to send the next statement."""
+
+_ALWAYS: Final = rf"-c {session.ISOLATION}=read\ committed -c datestyle=ISO -c timezone=UTC -c {session.MARK}=1"
 """What every statement here is written for, whatever the database or the role has as a default: under another isolation
 statements fail that wait for each other, and psycopg reads dates in ISO only."""
 
 
-def django_settings(url: str) -> dict[str, Any]:
+def django_settings(url: str, variable: str = "DATABASE_URL") -> dict[str, Any]:
     """Return Django's settings for a libpq URL (`postgresql://user:password@host:port/name?sslmode=require`).
 
-    Raises Misconfigured, with no part of the URL but the name of a parameter.
+    `variable` is the one that holds it. Raises Misconfigured, with no part of the URL but the name of a parameter.
     """
-    _refuse_ambiguous(url)
-    _refuse_unknown(url)
+    _refuse_ambiguous(variable, url)
+    _refuse_unknown(variable, url)
     try:
         parts = conninfo_to_dict(url)
     except Exception:  # noqa: BLE001  (whatever psycopg says of it, it may quote the password)
-        raise Misconfigured(ConfigError.MALFORMED, _ALIKE) from None
+        raise Misconfigured(ConfigError.MALFORMED, f"{variable} {_ALIKE}") from None
     settings: dict[str, Any] = {_DJANGOS[key]: str(value) for key, value in parts.items() if key in _DJANGOS}
     if any(not re.fullmatch(r"[0-9]{0,5}", port) for port in settings.get("PORT", "").split(",")):
-        raise Misconfigured(ConfigError.MALFORMED, "DATABASE_URL names a port that is no number.")
+        raise Misconfigured(ConfigError.MALFORMED, f"{variable} names a port that is no number.")
     settings["OPTIONS"] = {key: value for key, value in parts.items() if key not in _DJANGOS}
     if not settings.get("NAME"):
-        raise Misconfigured(ConfigError.MALFORMED, "DATABASE_URL names no database.", "Add /name after the host.")
+        raise Misconfigured(ConfigError.MALFORMED, f"{variable} names no database.", "Add /name after the host.")
     return settings
 
 
 def options(given: Mapping[str, Any], *, statement_seconds: int, lock_seconds: int) -> dict[str, Any]:
     """Return libpq's parameters of a connection: ours, those of the URL (`given`), and the options of both."""
     times = f"-c statement_timeout={statement_seconds}s -c lock_timeout={lock_seconds}s"
-    joined = " ".join(filter(None, (times, str(given.get("options", "")), _ALWAYS)))
+    joined = " ".join(filter(None, (times, _GONE, str(given.get("options", "")), _ALWAYS)))
     return {**_OURS, **given, "options": joined}
 
 
-def _refuse_ambiguous(url: str) -> None:
+def _refuse_ambiguous(variable: str, url: str) -> None:
     """Refuse a raw @ in the password: libpq would take what follows for the host, and show it in its errors."""
     authority = re.match(r"[a-z]+://([^/?#]*)", url)
     if authority and authority[1].count("@") > 1:
-        message = "DATABASE_URL has more than one @ in front of its host."
+        message = f"{variable} has more than one @ in front of its host."
         raise Misconfigured(ConfigError.MALFORMED, message, "Write an @ of the user or the password as %40.")
 
 
-def _refuse_unknown(url: str) -> None:
+def _refuse_unknown(variable: str, url: str) -> None:
     try:
         parts = urlsplit(url)
     except ValueError:
-        raise Misconfigured(ConfigError.MALFORMED, _ALIKE) from None
+        raise Misconfigured(ConfigError.MALFORMED, f"{variable} {_ALIKE}") from None
     if parts.scheme not in _SCHEMES:
         return  # libpq takes `key=value` pairs, too.
     for name, _ in parse_qsl(parts.query, keep_blank_values=True):
@@ -86,5 +95,5 @@ def _refuse_unknown(url: str) -> None:
         if name not in _PARAMETERS and name != "ssl":
             # A raw ? in the password would make a name of what follows.
             shown = f" {name}" if "@" not in parts.query and _SHOWN.fullmatch(name) else ""
-            message = f"DATABASE_URL has a parameter{shown} that PostgreSQL's client library does not know."
+            message = f"{variable} has a parameter{shown} that PostgreSQL's client library does not know."
             raise Misconfigured(ConfigError.MALFORMED, message, _HINTS.get(name, "Leave it away, or correct its name."))

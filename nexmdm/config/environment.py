@@ -47,6 +47,8 @@ class ConfigError(StrEnum):
     METRICS_FOLDER = "nexmdm.E010"
     DATA_FOLDER = "nexmdm.E011"
     ENCODING = "nexmdm.E012"
+    TOO_OLD = "nexmdm.E013"
+    STATEMENT_POOLING = "nexmdm.E014"
 
 
 class Misconfigured(ImproperlyConfigured):

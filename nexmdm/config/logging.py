@@ -14,7 +14,7 @@ import orjson
 import structlog
 from structlog.typing import EventDict, ExcInfo, Processor
 
-from nexmdm.common import database
+from nexmdm.common.postgresql.errors import safe_message
 
 
 def configure(*, level: str, style: str) -> None:
@@ -40,9 +40,7 @@ def _trace(exc_info: ExcInfo) -> str:
     parts: list[str] = []
     while error is not None:
         frames = "".join(traceback.format_tb(error.__traceback__))
-        parts.append(
-            f"Traceback (most recent call last):\n{frames}{type(error).__qualname__}: {database.safe_message(error)}"
-        )
+        parts.append(f"Traceback (most recent call last):\n{frames}{type(error).__qualname__}: {safe_message(error)}")
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return "\n\nThen:\n\n".join(reversed(parts))
 

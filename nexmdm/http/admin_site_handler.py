@@ -15,7 +15,7 @@ from django.db import DatabaseError, InterfaceError
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
-from nexmdm.admin_site import logins, passwords
+from nexmdm.admin_site import logins, passwords, turns
 from nexmdm.admin_site.turns import SiteTurn
 from nexmdm.auth.rate_limits import RateLimited
 from nexmdm.common import addresses, database, request_facts
@@ -96,4 +96,4 @@ class _Django(ASGIHandler):
 
     async def get_response_async(self, request: HttpRequest) -> HttpResponseBase:
         """Return the answer."""
-        return await sync_to_async(self.get_response)(request)
+        return await sync_to_async(database.work_until)(turns.ends_at(), self.get_response, request)

@@ -21,8 +21,9 @@ from prometheus_client import Counter
 from devices import claims, last_refusals
 from devices.claims import Claim
 from devices.last_refusals import LastRefused
-from nexmdm.common import addresses, database
+from nexmdm.common import addresses
 from nexmdm.common.database import run_in_db_thread
+from nexmdm.common.postgresql.errors import safe_message
 from nexmdm.common.timers import Timer
 
 log = structlog.get_logger()
@@ -162,7 +163,7 @@ class RefusedDevices:
         try:
             proved = await run_in_db_thread(claims.proved, {claim for claim, _ in asked}) if asked else set()
         except Exception as error:  # noqa: BLE001  (a refusal is logged, whatever its look-up has met)
-            log.warning("refusals.not_looked_up", error=type(error).__name__, detail=database.safe_message(error)[:200])
+            log.warning("refusals.not_looked_up", error=type(error).__name__, detail=safe_message(error)[:200])
             proved = set()
         for key in asked:
             waiting, claim = self._waiting.pop(key), key[0]
@@ -192,7 +193,7 @@ class RefusedDevices:
         try:
             held_back = await run_in_db_thread(last_refusals.write, rows) if rows else []
         except Exception as error:  # noqa: BLE001  (the next ones are written, whatever these have met)
-            log.warning("refusals.not_written", error=type(error).__name__, detail=database.safe_message(error)[:200])
+            log.warning("refusals.not_written", error=type(error).__name__, detail=safe_message(error)[:200])
         for device_id in held_back:
             self._later[device_id] = (now + last_refusals.PAUSE.total_seconds(), refused[device_id])
         for device_id, refusal in refused.items():

@@ -14,7 +14,6 @@ from types import SimpleNamespace
 from typing import Any, Final
 from uuid import UUID
 
-import psycopg
 import pytest
 from django.core.management import call_command
 from django.db import OperationalError
@@ -24,7 +23,8 @@ from pytest_django import Settings
 from loadtest.fake_fcm.server import FcmStandin
 from nexmdm.api.openapi.examples import FILE, OPERATIONS, PATH, PROBLEMS
 from nexmdm.client.phone import sign
-from nexmdm.common import database
+from nexmdm.common.postgresql import direct
+from nexmdm.common.postgresql.connection import Connection
 from tests.support.actors import Admin, Answer, Client, Phone
 from tests.support.moments import let_pass
 
@@ -271,7 +271,7 @@ def _alias_taken(world: World) -> Answer:
 
 
 def _in_flight(world: World) -> Answer:
-    with psycopg.connect(**database.connection_parameters()) as another:
+    with Connection.connect(**direct.parameters()) as another:
         another.execute("SELECT pg_advisory_lock(hashtextextended('idempotency:admin:order-4711-attempt', 0))")
         return world.admin.post("/admin/enrollment-tokens", {}, idempotency_key="order-4711-attempt")
 

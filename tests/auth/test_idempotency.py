@@ -13,6 +13,8 @@ from commands.models import Command
 from devices.models import EnrollmentToken
 from nexmdm.auth import stored_answers
 from nexmdm.common import database
+from nexmdm.common.postgresql import direct
+from nexmdm.common.postgresql.connection import Connection
 from nexmdm.models import AuditEntry, StoredAnswer
 from tests.support.actors import Admin, Phone
 
@@ -53,7 +55,7 @@ def test_an_idempotency_key_belongs_to_one_request(admin: Admin, phone: Phone) -
 
 @pytest.fixture
 def another_connection(admin: Admin) -> Iterator["psycopg.Connection[Any]"]:
-    with psycopg.connect(**database.connection_parameters()) as connection:
+    with Connection.connect(**direct.parameters()) as connection:
         yield connection
 
 

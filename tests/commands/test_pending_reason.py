@@ -20,9 +20,8 @@ from commands.push.dispatcher import Dispatcher
 from commands.push.fcm import Sender
 from devices.models import Device, Presence
 from loadtest.fake_fcm.server import FcmStandin
-from nexmdm.common import database
 from tests.support.actors import Admin, Phone
-from tests.support.moments import let_pass
+from tests.support.moments import let_pass, releasing_connection
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -61,7 +60,7 @@ class Overtaken:
     async def send(self, push: firebase.FcmMessage) -> firebase.FcmResponse:
         """Send a push, and let it happen."""
         answer = await self.sender.send(push)
-        await asyncio.to_thread(database.releasing_connection, self.happening)
+        await asyncio.to_thread(releasing_connection, self.happening)
         return answer
 
 

@@ -21,9 +21,8 @@ from devices import check_in, enrollment, tokens
 from devices.audience import Target
 from devices.heartbeats import HeartbeatRecord
 from devices.models import Device
-from nexmdm.common.database import releasing_connection
 from tests.support.actors import Admin, Answer, Phone
-from tests.support.moments import overtaken
+from tests.support.moments import overtaken, releasing_connection
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

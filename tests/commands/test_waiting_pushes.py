@@ -5,7 +5,6 @@ import time
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
-import psycopg
 import pytest
 from django.db.models.functions import Now
 
@@ -16,9 +15,10 @@ from commands.push.dispatcher import Dispatcher
 from commands.push.fcm import Sender
 from commands.push.periodic import PeriodicTask
 from loadtest.fake_fcm.server import FcmStandin
-from nexmdm.common import database
+from nexmdm.common.postgresql import direct
+from nexmdm.common.postgresql.connection import Connection
 from tests.support.actors import Admin, Phone
-from tests.support.moments import waiting
+from tests.support.moments import releasing_connection, waiting
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -51,7 +51,7 @@ class Interrupted:
         """Send a push; let happen what shall happen after the first one."""
         answer = await self.sender.send(push)
         if self.happenings:
-            await asyncio.to_thread(database.releasing_connection, self.happenings.pop())
+            await asyncio.to_thread(releasing_connection, self.happenings.pop())
         return answer
 
 
@@ -167,13 +167,13 @@ def test_pushes_leave_though_a_task_waits_for_a_lock(admin: Admin, fcm: FcmStand
     async def dispatched(sender: Sender) -> None:
         dispatcher = Dispatcher(sender, per_second=5000, periodic_tasks=[task])
         running = asyncio.create_task(dispatcher.run())
-        await asyncio.to_thread(database.releasing_connection, wait_and_issue)
+        await asyncio.to_thread(releasing_connection, wait_and_issue)
         await asyncio.to_thread(fcm.journal.wait_for, 2 * PHONES)
         other.rollback()
         dispatcher.stop()
         await running
 
-    with psycopg.connect(**database.connection_parameters()) as other:
+    with Connection.connect(**direct.parameters()) as other:
         other.execute("SELECT pg_advisory_xact_lock(hashtextextended('retention:deliveries', 0))")
         with_sender(fcm, dispatched)
     assert Delivery.objects.filter(push_state="accepted").count() == 2 * PHONES

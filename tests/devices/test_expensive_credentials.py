@@ -18,9 +18,9 @@ from prometheus_client import REGISTRY
 from devices import credentials, token_check, tokens
 from devices.credentials import NewSecret, Verifier
 from devices.models import Device, EnrollmentToken
-from nexmdm.common.database import releasing_connection
 from nexmdm.common.overload.gates import Gate
 from tests.support.actors import Admin, Answer, Client, Phone
+from tests.support.moments import releasing_connection
 
 _new_secret, _matches_hash = credentials.new_secret, Verifier.matches_hash
 GATE: Final = "of-this-test"

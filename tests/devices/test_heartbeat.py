@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-import psycopg
 import pytest
 from django.db import connection
 from django.utils import timezone
@@ -18,7 +17,8 @@ from commands import envelope
 from commands.models import Delivery, Report
 from devices import credentials, tokens
 from devices.models import Device, Presence
-from nexmdm.common import database
+from nexmdm.common.postgresql import direct
+from nexmdm.common.postgresql.connection import Connection
 from tests.support.actors import Admin, Answer, Client, Phone, fcm_calls_dead
 from tests.support.moments import in_batches, in_one_batch, in_parallel, let_pass, one_after_the_other
 
@@ -557,7 +557,7 @@ def test_a_heartbeat_with_a_new_push_token_does_not_undo_a_later_one(phone: Phon
 def test_a_connection_that_was_cut_while_it_was_kept_costs_no_heartbeat(admin: Admin) -> None:
     phones = [admin.enrol(f"phone-{number}") for number in range(3)]
     beats: list[tuple[str, Any]] = [(phone.device_token, {}) for phone in phones]
-    with psycopg.connect(**database.connection_parameters(), autocommit=True) as other:
+    with Connection.connect(**direct.parameters(), autocommit=True) as other:
 
         def cut() -> None:
             kept = connection.connection

@@ -10,6 +10,7 @@ import structlog
 from django.db import DataError, OperationalError, connection
 
 from nexmdm.common import database
+from nexmdm.common.postgresql.errors import safe_message
 from tests.support.actors import Admin, Phone
 
 PUSH_TOKEN = "unstorable-push-token-that-is-nobodys-business"
@@ -55,12 +56,12 @@ def test_a_value_that_does_not_fit_is_not_told(db: None) -> None:
     with pytest.raises(DataError) as raised:
         database.rows("SELECT %s::uuid", ["secret"])
     assert "secret" in str(raised.value)
-    assert database.safe_message(raised.value) == "SQLSTATE 22P02"
+    assert safe_message(raised.value) == "SQLSTATE 22P02"
 
 
 def test_what_is_wrong_with_the_database_itself_is_told() -> None:
     with pytest.raises(psycopg.OperationalError) as raised:
         psycopg.connect("host=/nowhere connect_timeout=1")
-    assert "/nowhere" in database.safe_message(raised.value)
-    assert database.safe_message(OperationalError("the pool is empty")) == "the pool is empty"
-    assert database.safe_message(ValueError("two\nlines")) == "two\nlines"
+    assert "/nowhere" in safe_message(raised.value)
+    assert safe_message(OperationalError("the pool is empty")) == "the pool is empty"
+    assert safe_message(ValueError("two\nlines")) == "two\nlines"

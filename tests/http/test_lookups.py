@@ -146,8 +146,8 @@ class Turnstile:
         self.inside: list[str] = []
         self.open = asyncio.Event()
 
-    async def at_once(self, name: str) -> str:
-        """Do as database.at_once() does with its work."""
+    async def until(self, _: float, name: str) -> str:
+        """Do as database.run_in_db_thread_until() does with its work."""
         self.inside.append(name)
         await self.open.wait()
         return name
@@ -158,7 +158,7 @@ def test_signed_calls_have_turns_that_neither_phones_nor_anonymous_clients_can_t
 ) -> None:
     async def talk() -> list[str]:
         turnstile: Any = Turnstile()
-        monkeypatch.setattr(database, "run_in_db_thread_ungated", turnstile.at_once)
+        monkeypatch.setattr(database, "run_in_db_thread_until", turnstile.until)
         units: dict[str, Any] = {
             "device": database.run_for_phone, "lookup": database.run_lookup, "signed": database.run_in_db_thread
         }  # fmt: skip
@@ -184,7 +184,7 @@ def test_no_more_wait_for_the_database_than_are_soon_served(
 
     async def talk() -> None:
         turnstile: Any = Turnstile()
-        monkeypatch.setattr(database, "run_in_db_thread_ungated", turnstile.at_once)
+        monkeypatch.setattr(database, "run_in_db_thread_until", turnstile.until)
         waiting = [asyncio.ensure_future(unit("x")) for _ in range(limit + turns)]
         await asyncio.sleep(0)
         with pytest.raises(GateFull):
@@ -238,7 +238,7 @@ def test_an_address_that_fills_its_places_leaves_others_to_other_addresses(
 
     async def talk() -> list[str | BaseException]:
         turnstile: Any = Turnstile()
-        monkeypatch.setattr(database, "run_in_db_thread_ungated", turnstile.at_once)
+        monkeypatch.setattr(database, "run_in_db_thread_until", turnstile.until)
         flood = [asyncio.create_task(ask("192.0.2.1")) for _ in range(3000)]
         await asyncio.sleep(0)
         honest = asyncio.create_task(ask("192.0.2.2"))

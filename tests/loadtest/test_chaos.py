@@ -29,7 +29,7 @@ from loadtest.fleet.credentials_file import Member
 from loadtest.load.targets import Target
 from loadtest.testbed.serving import Serving
 from nexmdm.client.http_client import FleetClient
-from nexmdm.common import database
+from nexmdm.common.postgresql import direct
 from nexmdm.models import DispatcherSeen
 from tests.loadtest.test_ledgers import NOT_DUE, UNRECORDED, delivery
 from tests.support.actors import Admin
@@ -318,7 +318,7 @@ def test_how_long_it_took_to_settle_is_kept(tmp_path: Path, settled: bool) -> No
 
 def address() -> str:
     """Return the address of the tests' database."""
-    return make_conninfo(**database.connection_parameters())
+    return make_conninfo(**direct.parameters())
 
 
 @pytest.mark.django_db(transaction=True)

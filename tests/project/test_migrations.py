@@ -14,7 +14,7 @@ from django.db.migrations.loader import MigrationLoader
 from psycopg import sql
 from pytest_django import DjangoDbBlocker
 
-from nexmdm.common import database
+from nexmdm.common.postgresql import direct
 from nexmdm.management.commands import migrate
 from tests.support import migration_rules
 
@@ -30,7 +30,7 @@ Migrate = Callable[..., None]
 @pytest.fixture
 def scratch(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Iterator[psycopg.Connection]:
     """An empty database, known to Django under the name "scratch", and a connection to it."""
-    parameters = database.connection_parameters()
+    parameters = direct.parameters()
     name = sql.Identifier("scratch")
     with psycopg.connect(**parameters | {"dbname": "postgres"}, autocommit=True) as server:
         server.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(name))

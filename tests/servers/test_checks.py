@@ -176,7 +176,7 @@ def test_the_limit_of_the_role_counts_too(db: None, settings: Settings) -> None:
         assert ids(checks.connections()) == [ConfigError.CONNECTIONS]
 
 
-def test_a_database_out_of_reach_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_database_out_of_reach_is_a_warning(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise OperationalError("connection refused")
 

@@ -1,5 +1,6 @@
 """Databases with defaults of their own: what NexMDM sets itself, what the URL adds, and what is refused in one line."""
 
+import re
 from collections.abc import Iterator
 
 import psycopg
@@ -55,7 +56,7 @@ def test_the_loop_works_on_a_database_with_other_defaults_and_the_urls_options_a
     assert run_in_production(MANAGE, "migrate", DATABASE_URL=url).returncode == 0
     done = run_in_production("-c", LOOP, DATABASE_URL=url, ALLOWED_HOSTS="localhost")
     first, last = done.stdout.splitlines()[0], done.stdout.splitlines()[-1]
-    assert first == "['read committed', 'ISO, MDY', '30s', '10s', 'public,pg_temp']", done.stderr
+    assert first == "['read committed', 'ISO, MDY', '7s', '5s', 'public,pg_temp']", done.stderr
     assert last == "200"
 
 
@@ -80,3 +81,38 @@ def test_the_first_line_about_a_database_that_cannot_be_reached_has_its_reason(d
     done = run_in_production(MANAGE, *argv, DATABASE_URL=url_of("nowhere"), ALLOWED_HOSTS="localhost")
     assert 'database "nowhere" does not exist' in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+
+
+OLD = """
+import runpy, sys
+from django.db.backends.postgresql.features import DatabaseFeatures
+DatabaseFeatures.minimum_database_version = (99,)
+module, *arguments = sys.argv[1:]
+sys.argv = [module, *arguments]
+runpy.run_path(module, run_name="__main__") if module.endswith(".py") else runpy.run_module(module, run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("argv", [(MANAGE, "migrate"), (MANAGE, "dispatch"), ("nexmdm.web",)])
+def test_a_server_that_is_too_old_stops_the_start_in_one_line(db: None, argv: tuple[str, ...]) -> None:
+    done = run_in_production("-c", OLD, *argv, ALLOWED_HOSTS="localhost")
+    assert done.returncode != 0
+    assert re.search(r"PostgreSQL 99 or later is required \(found 1[0-9.]+\)", done.stdout + done.stderr)
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.fixture
+def closed(administrator: psycopg.Connection) -> Iterator[str]:
+    """The URL of a database in which our role may connect and nothing else, as PostgreSQL 15 has it."""
+    administrator.execute("CREATE ROLE guest LOGIN")
+    administrator.execute("CREATE DATABASE closed")
+    yield url_of("closed").replace("//postgres@", "//guest@")
+    administrator.execute("DROP DATABASE closed WITH (FORCE)")
+    administrator.execute("DROP ROLE guest")
+
+
+def test_a_role_that_may_not_create_tables_is_told_so_in_one_line(closed: str) -> None:
+    done = run_in_production(MANAGE, "migrate", DATABASE_URL=closed)
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert "permission denied for schema public" in done.stderr.splitlines()[-1]
+    assert "GRANT USAGE, CREATE ON SCHEMA public" in done.stderr.splitlines()[-1]

@@ -12,6 +12,7 @@ from django.core.management import call_command
 from commands.models import Attempt, Delivery
 from commands.push import outbox
 from loadtest.fake_fcm.server import FcmStandin
+from nexmdm.common.postgresql import outage
 from nexmdm.standalone import embedded_postgres
 from tests.support.actors import Admin, Client, Visitor
 
@@ -19,8 +20,9 @@ Switch = Callable[[str], None]
 
 
 @pytest.fixture
-def read_only(transactional_db: None) -> Iterator[Switch]:
+def read_only(transactional_db: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Switch]:
     """Switch the whole server to read-only ("on"), or back ("off"); sessions that are open, too."""
+    monkeypatch.setattr(outage, "HELD_OFF_SECONDS", 0)
     with psycopg.connect(embedded_postgres.url(django_settings.DATA_DIR), autocommit=True) as connection:
 
         def switch(state: str) -> None:

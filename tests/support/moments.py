@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 from unittest.mock import patch
 
 from asgiref.sync import async_to_sync, sync_to_async
@@ -15,9 +15,10 @@ from django.apps import apps
 from django.db import connection, transaction
 from django.db.models import DateTimeField, F
 
-from nexmdm.common.database import releasing_connection
+from nexmdm.common import database
 from tests.support.actors import Answer, Client
 
+P = ParamSpec("P")
 R = TypeVar("R")
 
 STEPS_INTO_A_FLUSH = 5
@@ -110,6 +111,14 @@ def overtaken(first: Callable[[], object], then: Callable[[], R]) -> R:
             while not overtaking.done() and not waiting():
                 assert time.monotonic() < deadline, "it neither waits nor ends"
         return overtaking.result()
+
+
+def releasing_connection(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Do some work in a thread of the test's, and return its connection to the pool."""
+    try:
+        return work(*args, **kwargs)
+    finally:
+        database.release_connections()
 
 
 def waiting() -> int:

@@ -3,7 +3,7 @@
 import asyncio
 import signal
 from argparse import ArgumentParser
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -11,6 +11,7 @@ import structlog
 import uvloop
 from django.conf import settings
 from django.core.management.base import BaseCommand
+from django.db import Error
 from prometheus_client import start_http_server
 
 from commands import queue, retention
@@ -75,7 +76,8 @@ async def _run(*, once: bool) -> None:
         gc_tuning.freeze_startup_objects()
         log.info("dispatch.started", name=dispatcher_status.NAME, push="ok" if sender else "unconfigured")
         await dispatcher.run()
-        await run_in_db_thread(dispatcher_status.leave)
+        with suppress(Error):  # While the database is away; others take it for gone a little later.
+            await run_in_db_thread(dispatcher_status.leave)
     log.info("dispatch.stopped", name=dispatcher_status.NAME)
 
 

@@ -11,40 +11,61 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
+import psycopg
+from django.conf import settings
 from django.contrib.postgres.operations import NotInTransactionMixin
 from django.core.management.base import CommandError
 from django.core.management.commands import migrate
-from django.db import OperationalError, connections
-from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.backends.utils import CursorWrapper
+from django.db import NotSupportedError, OperationalError, ProgrammingError
 from django.db.migrations import Migration
-from psycopg.errors import LockNotAvailable
+from django.db.migrations.exceptions import MigrationSchemaMissing
+from psycopg import IsolationLevel
+from psycopg.errors import InsufficientPrivilege, LockNotAvailable
 
 from devices.identity import comparison_keys
 from nexmdm.common import database
+from nexmdm.common.postgresql import direct
+from nexmdm.common.postgresql.connection import Connection
+from nexmdm.common.postgresql.errors import safe_message
+from nexmdm.config import checks, database_url
 
 LOCK_SECONDS: Final = 3
+TURN_SECONDS: Final = 600
+"""How long another migration may take before this one gives up."""
+
 FILL_BATCH: Final = 2000
 TRIES: Final = 20
 PAUSE_SECONDS: Final = 2
-_TURN_SECONDS: Final = 0.2
-_LOCK: Final = 0x4E58_4D44
+_LOOK_SECONDS: Final = 0.2
+LOCK: Final = 0x4E58_4D44
+"""The advisory lock of who migrates: "NXMD"."""
+
+_HOLDER: Final = """
+    SELECT concat_ws(
+        ', ', 'process ' || lock.pid, nullif(application_name, ''), 'from ' || host(client_addr), 'since ' || xact_start
+    )
+    FROM pg_locks lock LEFT JOIN pg_stat_activity USING (pid)
+    WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND (classid::bigint << 32) + objid::bigint = %(lock)s
+"""
 
 
 class Command(migrate.Command):
     """Bring the database's tables up to date."""
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Migrate; a database out of reach is one line, with the reason that the pool would hide."""
-        self._connection = connections[options["database"]]
-        if reason := database.why_unreachable(self._connection.get_connection_params()):
+        """Migrate, by DIRECT_DATABASE_URL where it is set; what the database cannot or may not do is one line."""
+        if reason := direct.why_unreachable():
             raise CommandError(reason)
-        with _alone(self._connection):
+        with _refusals_told(), direct.directly(options["database"]), self._alone():
+            _set_timeouts(statement="0", lock="0", idle="0")
             for tries_left in reversed(range(TRIES)):
                 if self._migrated(tries_left, *args, **options):
                     break
             if not options["plan"]:
                 self._fill_keys(options["database"], options["verbosity"])
+            _set_timeouts(
+                f"{settings.STATEMENT_TIMEOUT_SECONDS}s", f"{settings.LOCK_TIMEOUT_SECONDS}s", database_url.IDLE_TIMEOUT
+            )
 
     def get_check_kwargs(self, options: Any) -> Any:
         """Leave the rows unchecked: `manage.py check` reads all devices, and each `serve` migrates."""
@@ -57,9 +78,7 @@ class Command(migrate.Command):
         """
         if migration is not None and action in ("apply_start", "unapply_start"):
             patient = any(isinstance(operation, NotInTransactionMixin) for operation in migration.operations)
-            seconds = 0 if patient else LOCK_SECONDS
-            with self._connection.cursor() as cursor:
-                cursor.execute("SELECT set_config('lock_timeout', %s, false)", [f"{seconds}s"])
+            database.set_for_session("lock_timeout", "0" if patient else f"{LOCK_SECONDS}s")
         super().migration_progress_callback(action, migration, fake)
 
     def _migrated(self, tries_left: int, *args: Any, **options: Any) -> bool:
@@ -87,24 +106,55 @@ class Command(migrate.Command):
         if filled and verbosity:
             self.stdout.write(f"Filled in the comparison keys of {filled} devices.")
 
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Be the only one that migrates, by a transaction of its own connection's: nothing of it outlives that.
+
+        It must have no snapshot, for CREATE INDEX CONCURRENTLY waits for those: so it neither waits inside of a
+        statement, nor is its isolation the database's default.
+        """
+        give_up_at = time.monotonic() + TURN_SECONDS
+        with Connection.connect(**direct.parameters()) as connection:
+            connection.isolation_level = IsolationLevel.READ_COMMITTED
+            connection.execute("SELECT set_config('idle_in_transaction_session_timeout', '0', true)")
+            while not _takes(connection):
+                if time.monotonic() > give_up_at:
+                    raise CommandError(f"Another migration is under way since long: {_holder(connection)}.")
+                time.sleep(_LOOK_SECONDS)
+            yield
+
+
+def _takes(connection: Connection) -> bool:
+    # Without parameters: a statement that has some leaves a portal, with its snapshot, until the next one.
+    found = connection.execute(f"SELECT pg_try_advisory_xact_lock({LOCK})").fetchone()
+    return found is not None and bool(found[0])
+
+
+def _holder(connection: Connection) -> str:
+    found = connection.execute(_HOLDER, {"lock": LOCK}).fetchone()
+    return str(found[0]) if found and found[0] else "of a process that cannot be seen (see pg_locks, advisory)"
+
+
+def _set_timeouts(statement: str, lock: str, idle: str) -> None:
+    database.set_for_session("statement_timeout", statement)
+    database.set_for_session("lock_timeout", lock)
+    database.set_for_session("idle_in_transaction_session_timeout", idle)
+
 
 @contextmanager
-def _alone(connection: BaseDatabaseWrapper) -> Iterator[None]:
-    with connection.cursor() as cursor:
-        cursor.execute("SET statement_timeout = 0")
-        cursor.execute("SET lock_timeout = 0")
-        # Not pg_advisory_lock: who waits inside a statement has a snapshot, and CREATE INDEX CONCURRENTLY waits for it.
-        while not _takes(cursor, _LOCK):
-            time.sleep(_TURN_SECONDS)
+def _refusals_told() -> Iterator[None]:
+    """Raise CommandError, in one line, for what is up to the database or its owner."""
     try:
         yield
-    finally:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_advisory_unlock(%s)", [_LOCK])
-            cursor.execute("RESET statement_timeout")
-            cursor.execute("RESET lock_timeout")
-
-
-def _takes(cursor: CursorWrapper, lock: int) -> bool:
-    cursor.execute("SELECT pg_try_advisory_lock(%s)", [lock])
-    return bool(cursor.fetchone()[0])
+    except NotSupportedError as error:
+        raise CommandError(checks.too_old(error).msg) from error
+    except (ProgrammingError, MigrationSchemaMissing) as error:
+        refused = error.__context__ if isinstance(error, MigrationSchemaMissing) else error
+        if refused is None or not isinstance(refused.__cause__, InsufficientPrivilege):
+            raise
+        hint = "Migrate as the owner of the tables, or: GRANT USAGE, CREATE ON SCHEMA public TO the role of the URL."
+        raise CommandError(f"The database refuses it: {safe_message(refused)}. {hint}") from error
+    except (OperationalError, psycopg.Error) as error:
+        if (check := checks.statement_pooling(error)) is None:
+            raise
+        raise CommandError(f"{check.msg} {check.hint}") from error

@@ -1,0 +1,85 @@
+"""Turns at the connections of a process's pool: so many as it has to spare, and some that only signed calls take."""
+
+import asyncio
+import time
+from typing import Final
+from weakref import WeakKeyDictionary
+
+from django.conf import settings
+
+from nexmdm.common.overload.gates import GateFull
+
+RESERVED_CONNECTIONS: Final = 2
+"""Kept back for what a process does one at a time: the heartbeats' flush or a dispatcher's claims; and the look-up of
+its readiness."""
+
+SIGNED_TURNS: Final = 2
+"""Turns that are left to signed calls, whatever phones, the admin site and anonymous clients send."""
+
+LEAST_WORK_SECONDS: Final = 3
+"""What is left of its time for work that has waited: with less, it would begin and not come to its end."""
+
+
+def unsigned() -> int:
+    """Return how many turns there are for what is no signed call."""
+    return max(1, _shared() - SIGNED_TURNS)
+
+
+def _shared() -> int:
+    return max(1, settings.DATABASE_POOL_SIZE - RESERVED_CONNECTIONS)
+
+
+class Turns:
+    """The turns of one event loop. acquire() and release() are for what is no signed call.
+
+    `ends_at` is when the work has to be done, in monotonic time. Raises GateFull if there is no turn in time.
+    """
+
+    def __init__(self) -> None:
+        self._shared = asyncio.Semaphore(_shared())
+        self._unsigned = asyncio.Semaphore(unsigned())
+
+    async def acquire(self, ends_at: float) -> None:
+        """Wait for a turn."""
+        await _take(self._unsigned, ends_at)
+        try:
+            await _take(self._shared, ends_at)
+        except BaseException:
+            self._unsigned.release()
+            raise
+
+    def release(self) -> None:
+        """Give the turn up."""
+        self._shared.release()
+        self._unsigned.release()
+
+    async def acquire_signed(self, ends_at: float) -> None:
+        """Wait for a signed call's turn."""
+        await _take(self._shared, ends_at)
+
+    def release_signed(self) -> None:
+        """Give a signed call's turn up."""
+        self._shared.release()
+
+
+async def _take(turns: asyncio.Semaphore, ends_at: float) -> None:
+    if not turns.locked():
+        await turns.acquire()
+        return
+    try:
+        async with asyncio.timeout(max(0.0, ends_at - LEAST_WORK_SECONDS - time.monotonic())):
+            await turns.acquire()
+    except TimeoutError:
+        raise GateFull from None
+
+
+_turns: WeakKeyDictionary[asyncio.AbstractEventLoop, Turns] = WeakKeyDictionary()
+
+
+def of_loop() -> Turns:
+    """Return the running loop's turns: to be held by whatever uses a connection without run_in_db_thread()."""
+    loop = asyncio.get_running_loop()
+    found = _turns.get(loop)
+    if found is None:
+        found = _turns[loop] = Turns()
+    return found

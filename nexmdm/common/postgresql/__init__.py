@@ -1,0 +1,1 @@
+"""Django's PostgreSQL backend for databases as people have them: behind poolers, demoted, or gone without a word."""

@@ -1,0 +1,129 @@
+"""One connection: it waits no longer than its work may, and carries its settings through a pooler.
+
+A pooler in transaction mode gives each transaction whichever session is free. It takes no options at the start, or
+drops them, and what is set in a session is lost or another client's: so each transaction is given its settings again,
+in the same message as its first statement.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any, Final, Self
+
+import psycopg
+from django.db.backends.postgresql import base
+from psycopg import pq
+from psycopg.abc import PQGen
+from psycopg.errors import Diagnostic, _WaitTimeout
+
+from nexmdm.common.postgresql import deadline, outage, session
+from nexmdm.common.postgresql.errors import NO_ANSWER, NoAnswer, NotReplicated
+
+_BEGIN_SECONDS: Final = 5
+"""How long the first question to a new connection may take."""
+
+_REFUSED_OPTIONS: Final = re.compile("unsupported startup parameter( in options)?: |support command-line options")
+"""PgBouncer's words, Neon's, and those of RDS Proxy."""
+
+_NEVER_IN_A_TRANSACTION: Final = re.compile(
+    r"\s*(?:VACUUM|(?:CREATE|DROP) DATABASE|(?:CREATE|DROP|REINDEX)\b[^;]*\bCONCURRENTLY)\b", re.IGNORECASE
+)
+_SYNC_REP_WAIT: Final = "SyncRepWaitForLSN"
+"""The function of PostgreSQL that warns of a commit whose wait for the standby was ended (its text is translated)."""
+
+
+class Connection(psycopg.Connection[Any]):
+    """A psycopg connection with a deadline."""
+
+    first_statements: tuple[str, ...] = ()
+    """What each transaction begins with; empty where the session has its settings."""
+
+    _unreplicated: Sequence[str] = ()
+    """Warnings of commits that are perhaps not on the standby."""
+
+    @classmethod
+    def connect(cls, conninfo: str = "", **parameters: Any) -> Self:
+        """Connect. Raises psycopg.OperationalError."""
+        options = parameters.get("options", "")
+        try:
+            connection = super().connect(conninfo, **parameters)
+        except psycopg.OperationalError as error:
+            if not _REFUSED_OPTIONS.search(str(error)):
+                outage.note_no_connection(str(error))
+                raise
+            _, others = session.parse(options)
+            connection = super().connect(conninfo, **parameters | {"options": others})
+        connection._begin(options)  # noqa: SLF001  (a classmethod's own)
+        return connection
+
+    def wait(self, gen: PQGen[Any], interval: float = 0.1, timeout: float | None = None) -> Any:
+        """Wait as psycopg does, but no longer than the work of this thread may. Raises NoAnswer, NotReplicated."""
+        left = deadline.seconds_left()
+        if left is None or (timeout is not None and timeout < left):
+            answer = super().wait(gen, interval, timeout)
+        else:
+            try:
+                answer = super().wait(gen, interval, left)
+            except _WaitTimeout:
+                # Not cancelled: PostgreSQL would end a commit's wait for its standby so, and call it done.
+                self.pgconn.finish()
+                outage.note_no_connection(NO_ANSWER)
+                raise NoAnswer(NO_ANSWER) from None
+        if self._unreplicated:
+            self.pgconn.finish()
+            raise NotReplicated(self._unreplicated[0])
+        return answer
+
+    def set_for_session(self, name: str, value: str) -> None:
+        """Set this for all later transactions of this connection."""
+        if self.first_statements:
+            self._settings[name] = value
+            self.first_statements = tuple(session.statements(self._settings))
+        else:
+            self.execute("SELECT set_config(%s, %s, false)", [name, value])
+
+    def _begin(self, options: str) -> None:
+        """Find out whether the session took our options."""
+        unreplicated: list[str] = []
+        self._unreplicated = unreplicated
+
+        def hear(notice: Diagnostic) -> None:
+            if notice.source_function == _SYNC_REP_WAIT:
+                unreplicated.append(notice.message_primary or "")
+
+        self.add_notice_handler(hear)
+        self._settings, _ = session.parse(options)
+        if session.MARK not in self._settings:
+            return
+        with deadline.within(_BEGIN_SECONDS):
+            marked = self.execute("SELECT current_setting(%s, true)", [session.MARK]).fetchone()
+            if marked is None or marked[0] != self._settings[session.MARK]:
+                self._make_do_without_session()
+            if not self.autocommit:
+                self.commit()
+
+    def _make_do_without_session(self) -> None:
+        """Give each transaction our settings.
+
+        How dates are written is set once more: psycopg reads them after the transaction, as the server says then.
+        (Poolers keep this setting of each client's, as they do the client's encoding.)
+        """
+        if not (self.info.parameter_status("DateStyle") or "").startswith("ISO"):
+            self.execute("SET datestyle = ISO")
+        self.first_statements = tuple(session.statements(self._settings))
+
+
+class Cursor(base.CursorMixin, psycopg.ClientCursor[Any]):
+    """Django's cursor, which begins each transaction as its connection wants."""
+
+    def execute(self, query: Any, params: Any = None, **options: Any) -> Self:
+        """Execute; the first result is that of the query."""
+        first = getattr(self.connection, "first_statements", ())
+        if not first or self.connection.info.transaction_status != pq.TransactionStatus.IDLE:
+            return super().execute(query, params, **options)
+        text = self.mogrify(query, params)
+        if self.connection.autocommit and _NEVER_IN_A_TRANSACTION.match(text):
+            return super().execute(query, params, **options)
+        super().execute(";".join((*first, text)), None, **options)
+        for _ in first:
+            self.nextset()
+        return self

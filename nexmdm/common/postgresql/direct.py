@@ -1,0 +1,62 @@
+"""Connections that lead to PostgreSQL itself: by DIRECT_DATABASE_URL, where DATABASE_URL is a pooler's."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+import psycopg
+from django.conf import settings
+from django.db import connections
+
+from nexmdm.common.postgresql.connection import Connection
+
+_LIBPQ: Final = {"NAME": "dbname", "USER": "user", "PASSWORD": "password", "HOST": "host", "PORT": "port"}
+_DJANGOS_OPTIONS: Final = ("pool", "cursor_factory")
+
+
+def parameters() -> dict[str, Any]:
+    """Return what psycopg wants for a connection of one's own, outside the pool (LISTEN)."""
+    return _parameters(settings.DIRECT_DATABASE or settings.DATABASES["default"])
+
+
+def why_unreachable() -> str | None:
+    """Say in one line why no connection can be made as DATABASE_URL has it, or DIRECT_DATABASE_URL; None if one can.
+
+    The pool would hide the reason.
+    """
+    for name, database in (("DIRECT_DATABASE_URL", settings.DIRECT_DATABASE), ("", settings.DATABASES["default"])):
+        if database is None:
+            continue
+        try:
+            Connection.connect(**_parameters(database), autocommit=True).close()
+        except psycopg.OperationalError as error:
+            by = f" by {name}" if name else ""
+            return f"The database cannot be reached{by}: {' '.join(str(error).split())}"
+    return None
+
+
+@contextmanager
+def directly(using: str) -> Iterator[None]:
+    """Have Django's connection lead to PostgreSQL itself within the block."""
+    connection: Any = connections[using]
+    pooled = connection.settings_dict
+    if settings.DIRECT_DATABASE is None:
+        yield
+        return
+    _close(connection)
+    connection.settings_dict = pooled | settings.DIRECT_DATABASE
+    try:
+        yield
+    finally:
+        _close(connection)
+        connection.settings_dict = pooled
+
+
+def _close(connection: Any) -> None:
+    connection.close()
+    connection.close_pool()
+
+
+def _parameters(database: Mapping[str, Any]) -> dict[str, Any]:
+    given = {libpq: database[name] for name, libpq in _LIBPQ.items() if database.get(name)}
+    return given | {name: value for name, value in database["OPTIONS"].items() if name not in _DJANGOS_OPTIONS}

@@ -1,0 +1,89 @@
+"""What an error of PostgreSQL, of the network to it or of a pooler in front of it means."""
+
+from enum import StrEnum
+from typing import Final
+
+import psycopg
+from django.db import Error, InterfaceError, OperationalError
+
+
+class Meaning(StrEnum):
+    """What to do about an error: come back later; try again at once; look for our own mistake."""
+
+    UNAVAILABLE = "unavailable"
+    CONTENDED = "contended"
+    OURS = "ours"
+
+
+NO_ANSWER: Final = "PostgreSQL did not answer in time; the connection was closed."
+
+
+class NoAnswer(psycopg.OperationalError):
+    """PostgreSQL did not answer by the deadline of the work; the connection was closed, not the statement cancelled."""
+
+
+class NotReplicated(psycopg.OperationalError):
+    """A commit is here, but perhaps not on the synchronous standby: it counts as none."""
+
+
+class NoConnection(psycopg.OperationalError):
+    """No connection could be had in time: perhaps all of the pool are in use."""
+
+
+class Unreachable(NoConnection):
+    """None could be made; the text is the reason."""
+
+
+_ABOUT_DATA: Final = ("22", "23")
+"""The classes of SQLSTATE of which PostgreSQL's messages may show values: data exceptions and broken constraints."""
+
+_CONTENDED: Final = ("40001", "40P01")
+"""A serialization failure, a deadlock."""
+
+_READ_ONLY: Final = "25006"
+_UNAVAILABLE: Final = ("25P03", "55P03", _READ_ONLY)
+"""An idle transaction that was ended, a lock that was not free within the time-out, a server that takes no writes."""
+
+_UNAVAILABLE_CLASSES: Final = ("08", "53", "57", "58")
+"""Connections, resources (the disk, memory, connections), interventions (stop, start, time-outs), the system."""
+
+
+def meaning_of(error: BaseException) -> Meaning:
+    """Return what an error means: one of psycopg's, or one of Django's that has it as its cause.
+
+    (SQLSTATE: PostgreSQL's documentation, "PostgreSQL Error Codes".)
+    """
+    cause = error if isinstance(error, psycopg.Error) else error.__cause__
+    code = cause.sqlstate if isinstance(cause, psycopg.Error) else None
+    if code in _CONTENDED:
+        return Meaning.CONTENDED
+    if code is not None:
+        is_unavailable = code in _UNAVAILABLE or code[:2] in _UNAVAILABLE_CLASSES
+        return Meaning.UNAVAILABLE if is_unavailable or isinstance(error, OperationalError) else Meaning.OURS
+    is_of_connection = isinstance(error, OperationalError | InterfaceError | psycopg.OperationalError)
+    return Meaning.UNAVAILABLE if is_of_connection else Meaning.OURS
+
+
+def is_of_server(error: Error) -> bool:
+    """Tell whether an error speaks against all connections to its server: it takes no writes, or does not answer."""
+    return isinstance(error.__cause__, NoAnswer) or is_read_only(error)
+
+
+def is_read_only(error: Error) -> bool:
+    """Tell whether a statement failed because its server takes no writes."""
+    cause = error.__cause__
+    return isinstance(cause, psycopg.Error) and cause.sqlstate == _READ_ONLY
+
+
+def safe_message(error: BaseException) -> str:
+    """Say what an error is about. Of what PostgreSQL refuses for its data, that is the rule and not the row: no secret.
+
+    (PostgreSQL's own text goes on to say "Failing row contains …".)
+    """
+    cause = error if isinstance(error, psycopg.Error) else error.__cause__
+    if not isinstance(error, Error | psycopg.Error) or not isinstance(cause, psycopg.Error):
+        return str(error)
+    if (cause.sqlstate or "")[:2] not in _ABOUT_DATA:
+        return str(error).partition("\n")[0]
+    rule = [cause.diag.table_name, cause.diag.column_name, cause.diag.constraint_name]
+    return " ".join([f"SQLSTATE {cause.sqlstate}", *filter(None, rule)])

@@ -1,0 +1,103 @@
+"""An outage of the database, as this process sees it: said once in the log, with its reason, and once at its end."""
+
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Final
+
+import structlog
+
+log = structlog.get_logger()
+
+CALM_SECONDS: Final = 5
+"""So long after the last failure an outage is over. (In the midst of one, something may work: a disk that is full can
+be read.)"""
+
+HELD_OFF_SECONDS: Final = 0.5
+"""How long no work is begun after the database could not be reached: else each piece of it would wait for the same."""
+
+VAGUE_SECONDS: Final = 6
+"""How long a reason of libpq's may take: as long as an attempt to connect (5 s)."""
+
+_RECENT_SECONDS: Final = 10
+_MOST_REASONS: Final = 8
+
+
+@dataclass(slots=True)
+class _Outage:
+    begun_at: float
+    failed_at: float
+    failures: int = 0
+    reasons: set[str] = field(default_factory=set)
+
+
+class _Refusal:
+    """The latest attempt at a connection that failed: the pool makes it elsewhere, and says only that it has none."""
+
+    reason = ""
+    at = float("-inf")
+    held_off_until = float("-inf")
+
+
+_lock: Final = threading.Lock()
+_refusal: Final = _Refusal()
+_present: list[_Outage] = []
+
+
+def note_no_connection(reason: str) -> None:
+    """Keep why a connection could not be made."""
+    _refusal.reason, _refusal.at = reason, time.monotonic()
+
+
+def why_no_connection() -> str | None:
+    """Return why a connection could not be made a moment ago, in one line."""
+    if time.monotonic() - _refusal.at > _RECENT_SECONDS:
+        return None
+    return f"The database cannot be reached: {' '.join(_refusal.reason.split())}"
+
+
+def hold_off() -> None:
+    """Have no work begun for a moment."""
+    _refusal.held_off_until = time.monotonic() + HELD_OFF_SECONDS
+
+
+def is_held_off() -> bool:
+    """Tell whether no work should be begun now."""
+    return time.monotonic() < _refusal.held_off_until
+
+
+def note_failure(reason: str, *, vague: bool = False) -> None:
+    """Take note that the database could not do some work; a new reason is logged, a vague one if none follows."""
+    now = time.monotonic()
+    with _lock:
+        if not _present:
+            _present.append(_Outage(now, now))
+        outage = _present[0]
+        outage.failed_at = now
+        outage.failures += 1
+        is_due = not vague or (not outage.reasons and now - outage.begun_at > VAGUE_SECONDS)
+        is_new = is_due and reason not in outage.reasons and len(outage.reasons) < _MOST_REASONS
+        if is_new:
+            outage.reasons.add(reason)
+    if is_new:
+        log.error("database.unavailable", reason=reason)
+
+
+def note_success() -> None:
+    """Take note that the database has done some work; that may be the end of an outage."""
+    if not _present:
+        return
+    _refusal.held_off_until = float("-inf")
+    now = time.monotonic()
+    with _lock:
+        if not _present or now - _present[0].failed_at < CALM_SECONDS:
+            return
+        outage = _present.pop()
+    log.info("database.available", after_seconds=round(now - outage.begun_at, 1), failures=outage.failures)
+
+
+def forget() -> None:
+    """Start anew, as after a start of the process."""
+    with _lock:
+        _present.clear()
+    _refusal.reason, _refusal.at, _refusal.held_off_until = "", float("-inf"), float("-inf")

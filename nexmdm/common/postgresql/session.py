@@ -1,0 +1,49 @@
+"""The settings of a session (libpq's `options`), for servers that take them at the start, and poolers that do not."""
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+MARK: Final = "nexmdm.session"
+"""A setting of no meaning: a session that has it took all of our options."""
+
+ISOLATION: Final = "default_transaction_isolation"
+_OF_SOCKETS: Final = "tcp_"
+"""The settings of a connection, which is a pooler's to care for."""
+
+_LISTS_OF_NAMES: Final = ("search_path", "temp_tablespaces")
+"""Of which each part is quoted for itself."""
+
+_WORD: Final = re.compile(r"(?:\\.|\S)+")
+_SETTING: Final = re.compile(r"(?:-c|--)([A-Za-z_][A-Za-z0-9_.]*)=(.*)", re.DOTALL)
+
+
+def parse(options: str) -> tuple[dict[str, str], str]:
+    """Split libpq's options into the settings that they name (the last of a name counts), and what they say else.
+
+    (What else there is, such as Neon's `endpoint=…`, is for a proxy.)
+    """
+    settings: dict[str, str] = {}
+    others = []
+    for word in _WORD.findall(re.sub(r"(^|\s)-c\s+", r"\1-c", options)):
+        if match := _SETTING.fullmatch(word):
+            settings[match[1].replace("-", "_")] = re.sub(r"\\(.)", r"\1", match[2])
+        else:
+            others.append(word)
+    return settings, " ".join(others)
+
+
+def statements(settings: Mapping[str, str]) -> list[str]:
+    """Return what gives one transaction these settings: to be run before its first statement.
+
+    SET, and not set_config(): after a query no transaction can be given another isolation level.
+    """
+    given = {name: value for name, value in settings.items() if name != MARK and not name.startswith(_OF_SOCKETS)}
+    isolation = given.pop(ISOLATION, "read committed")
+    locals_ = [f"SET LOCAL {name} = {_literal(name, value)}" for name, value in given.items()]
+    return [f"SET TRANSACTION ISOLATION LEVEL {isolation.upper()}", *locals_]
+
+
+def _literal(name: str, value: str) -> str:
+    parts = [part.strip().strip('"') for part in value.split(",")] if name in _LISTS_OF_NAMES else [value]
+    return ", ".join("'" + part.replace("'", "''") + "'" for part in parts)

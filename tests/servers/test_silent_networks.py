@@ -1,0 +1,177 @@
+"""A network or a server that goes silent: whoever waits for the database gets an answer in time, and all recovers."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import structlog
+from django.conf import settings as django_settings
+from django.db import transaction
+from pytest_django import DjangoDbBlocker, Settings
+
+from commands import queue
+from commands.push import listener
+from commands.push.listener import DEAF_POLL_SECONDS, POLL_SECONDS, Listener
+from devices.models import Presence
+from loadtest.testbed.postgres_servers import PostgresServer, PostgresServers
+from loadtest.testbed.tcp_proxy import TcpProxy
+from nexmdm.common import database
+from nexmdm.common.postgresql import outage
+from tests.support.actors import Admin, Answer, Client
+from tests.support.other_database import migrate, used_instead
+
+WAIT_SECONDS = 1.0
+POOL_SECONDS = 0.3
+
+UNAVAILABLE = (503, "database_unavailable")
+
+
+@pytest.fixture(scope="module")
+def server(open_folder: Path) -> Iterator[PostgresServer]:
+    with PostgresServers(open_folder, durable=False) as servers:
+        yield servers.primary("one")
+
+
+@pytest.fixture
+def proxy(
+    server: PostgresServer, django_db_blocker: DjangoDbBlocker, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[TcpProxy]:
+    """A proxy between NexMDM, which waits for nothing long, and its database, which is migrated."""
+    settings.POOL_TIMEOUT_SECONDS = POOL_SECONDS
+    monkeypatch.setattr("nexmdm.settings.POOL_TIMEOUT_SECONDS", POOL_SECONDS)
+    monkeypatch.setattr(database, "WAIT_SECONDS", WAIT_SECONDS)
+    monkeypatch.setattr(outage, "CALM_SECONDS", 0)
+    monkeypatch.setattr(outage, "HELD_OFF_SECONDS", 0)
+    with TcpProxy(server.port) as proxy:
+        url = server.url.replace(f":{server.port}/", f":{proxy.port}/")
+        with used_instead(django_db_blocker, url):
+            migrate()
+            yield proxy
+            proxy.restore()
+
+
+@pytest.fixture
+def far_admin(proxy: TcpProxy) -> Admin:
+    return Admin(Client(), django_settings.ADMIN_KEYS[0], django_settings.HMAC_SECRETS[0])
+
+
+def test_while_the_network_is_frozen_all_get_503_in_time_and_are_served_when_it_is_back(
+    proxy: TcpProxy, far_admin: Admin
+) -> None:
+    phone = far_admin.enrol("frozen-1")
+    request_id = far_admin.command("ping", to=phone).json["request_id"]
+    assert phone.heartbeat().status == 200
+    ready = far_admin.client.request("GET", "/readyz")
+    assert (ready.status, ready.json["database"]) == (200, "ok")
+
+    proxy.freeze()
+    calls: list[Callable[[], Answer]] = [
+        phone.heartbeat,
+        lambda: phone.report(request_id, "succeeded"),
+        lambda: far_admin.command("ping", to=phone),
+        lambda: far_admin.get("/admin/devices"),
+    ]
+    for call in calls:
+        begun_at = time.monotonic()
+        answer = call()
+        assert (answer.status, answer.code) == UNAVAILABLE
+        assert time.monotonic() - begun_at < 3 * WAIT_SECONDS
+
+    proxy.thaw()
+    assert phone.heartbeat().status == 200
+    assert phone.report(request_id, "succeeded").status == 200
+
+
+def test_readiness_is_answered_within_3_seconds_by_a_frozen_network(proxy: TcpProxy, far_admin: Admin) -> None:
+    assert far_admin.client.request("GET", "/readyz").status == 200
+    proxy.freeze()
+    begun_at = time.monotonic()
+    while (answer := far_admin.client.request("GET", "/readyz")).status == 200:
+        pass  # What the last look found is kept for a second.
+    assert (answer.status, answer.json["database"]) == (503, "unavailable")
+    assert time.monotonic() - begun_at < 1 + 3
+
+
+def test_one_failure_is_enough_where_the_network_has_forgotten_all_connections(
+    proxy: TcpProxy, far_admin: Admin
+) -> None:
+    phones = [far_admin.enrol(f"forgotten-{number}") for number in range(3)]
+    with structlog.testing.capture_logs() as lines:
+        proxy.forget()
+        statuses = [phone.heartbeat().status for phone in phones]
+    assert statuses[1:] == [200, 200]
+    assert Presence.objects.filter(last_seen_at__isnull=False).count() >= 2
+    assert [line["event"] for line in lines if line["event"].startswith("database.")] in (
+        [], ["database.unavailable", "database.available"],
+    )  # fmt: skip
+
+
+def test_an_outage_is_said_once_with_its_reason_and_once_that_it_is_over(proxy: TcpProxy, far_admin: Admin) -> None:
+    phone = far_admin.enrol("unlucky-1")
+    with structlog.testing.capture_logs() as lines:
+        proxy.cut()
+        assert {phone.heartbeat().code for _ in range(3)} == {"database_unavailable"}
+        proxy.restore()
+        assert phone.heartbeat().status == 200
+    said = [line for line in lines if line["event"].startswith("database.")]
+    assert [line["event"] for line in said] == ["database.unavailable", "database.available"]
+    assert "Connection refused" in said[0]["reason"] or "closed the connection" in said[0]["reason"]
+
+
+def test_after_a_failure_to_connect_others_are_refused_immediately_for_a_moment(
+    proxy: TcpProxy, far_admin: Admin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outage, "HELD_OFF_SECONDS", 60)
+    phone = far_admin.enrol("held-off-1")
+    proxy.cut()
+    assert (phone.heartbeat().code, phone.heartbeat().code) == ("database_unavailable",) * 2
+    proxy.restore()
+    answer = phone.heartbeat()
+    assert (answer.status, answer.code) == UNAVAILABLE
+    outage.forget()
+    assert phone.heartbeat().status == 200
+
+
+def test_a_transaction_that_the_network_has_forgotten_keeps_its_rows_no_longer_than_20_seconds(proxy: TcpProxy) -> None:
+    with transaction.atomic():
+        assert database.row("SHOW idle_in_transaction_session_timeout") == ("20s",)
+
+
+def test_a_listening_connection_that_died_without_a_word_is_replaced(
+    proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "CHECK_SECONDS", 0.1)
+    monkeypatch.setattr(listener, "HEARD_SECONDS", 0.5)
+
+    async def until(condition: bool, of: Listener) -> None:
+        async with asyncio.timeout(10):
+            while (of.poll_seconds == POLL_SECONDS) is not condition:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+    async def woken() -> list[str]:
+        awake = asyncio.Event()
+        one = Listener(awake.set)
+        assert one.poll_seconds == DEAF_POLL_SECONDS
+        running = asyncio.create_task(one.run())
+        await until(True, one)
+        await asyncio.to_thread(proxy.forget)
+        await until(False, one)
+        await until(True, one)
+        awake.clear()
+        await asyncio.to_thread(_notify)
+        async with asyncio.timeout(5):
+            await awake.wait()
+        running.cancel()
+        return [line["event"] for line in lines if line["event"].startswith("listen.")]
+
+    with structlog.testing.capture_logs() as lines:
+        assert asyncio.run(woken()) == ["listen.started", "listen.lost", "listen.started"]
+
+
+def _notify() -> None:
+    try:
+        database.rows("SELECT pg_notify(%s, '')", [queue.CHANNEL])
+    finally:
+        database.release_connections()

@@ -1,0 +1,54 @@
+"""A first deployment with a wrong password: every process says so, in one line and with libpq's words."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from loadtest.testbed.postgres_servers import PostgresServer, PostgresServers
+from loadtest.testbed.serving import MANAGE, wait_for
+from tests.servers.test_checks import SECRET
+from tests.support import processes
+
+PARTS = ((MANAGE, "migrate"), (MANAGE, "serve"), (MANAGE, "dispatch"), ("-m", "nexmdm.web"))
+REASON = 'password authentication failed for user "nexmdm"'
+
+
+@pytest.fixture(scope="module")
+def server(open_folder: Path) -> Iterator[PostgresServer]:
+    with PostgresServers(open_folder, durable=False) as servers:
+        yield servers.primary("one")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [(MANAGE, "migrate"), (MANAGE, "serve"), (MANAGE, "dispatch"), ("-m", "nexmdm.web")],
+    ids=lambda argv: argv[-1],
+)
+def test_a_wrong_password_is_said_in_one_line(server: PostgresServer, argv: tuple[str, ...], tmp_path: Path) -> None:
+    variables = {
+        "DATABASE_URL": server.url.replace(server.password, "of-somebody-else"),
+        "SECRET_KEY": SECRET + "-a-longer-one",
+        "ADMIN_KEY": SECRET + "A",
+        "HMAC_SECRET": SECRET + "B",
+        "COMMAND_SIGNING_KEY": SECRET + "C",
+        "ALLOWED_HOSTS": "localhost",
+        "NEXMDM_DATA_DIR": str(tmp_path / "data"),
+        "PORT": "0",
+    }
+    said = tmp_path / "said"
+    with said.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, *argv], env={**os.environ, **variables}, cwd=processes.ROOT, stdout=output, stderr=output
+        )
+    try:
+        wait_for(lambda: REASON.encode() in said.read_bytes().replace(b"\\", b""))
+    finally:
+        process.terminate()
+        process.wait(processes.STOP_SECONDS)
+    text = said.read_text()
+    assert "Traceback" not in text
+    assert "of-somebody-else" not in text

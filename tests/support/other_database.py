@@ -1,0 +1,55 @@
+"""Another database in place of the tests' own, as DATABASE_URL and DIRECT_DATABASE_URL would name it."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.core.management import call_command
+from django.db import connections
+from pytest_django import DjangoDbBlocker
+
+from nexmdm import settings as ours
+from nexmdm.config import database_url
+
+
+@contextmanager
+def open_folder() -> Iterator[Path]:
+    """Make a folder that another account can be let into; those of pytest close again when another run starts."""
+    with tempfile.TemporaryDirectory(prefix="nexmdm-") as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def used_instead(blocker: DjangoDbBlocker, url: str, direct_url: str | None = None) -> Iterator[None]:
+    """Have all that this process does go to another database."""
+    before, direct_before = dict(settings.DATABASES["default"]), settings.DIRECT_DATABASE
+    switch_to(url)
+    settings.DIRECT_DATABASE = ours.connected(database_url.django_settings(direct_url)) if direct_url else None
+    try:
+        with blocker.unblock():
+            yield
+    finally:
+        settings.DIRECT_DATABASE = direct_before
+        _switch(before)
+
+
+def switch_to(url: str) -> None:
+    """Have all that this process does go to another database from now on."""
+    _switch(settings.DATABASES["default"] | ours.connected(database_url.django_settings(url)))
+
+
+def _switch(to: dict[str, Any]) -> None:
+    # In place: the wrapper of each thread has this very dictionary.
+    connection: Any = connections["default"]
+    connection.close()
+    connection.close_pool()
+    settings.DATABASES["default"].clear()
+    settings.DATABASES["default"].update(to)
+
+
+def migrate() -> None:
+    """Make the tables there."""
+    call_command("migrate", verbosity=0, interactive=False)
