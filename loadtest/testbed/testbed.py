@@ -5,12 +5,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
 from loadtest.fleet import credentials_file, enrolling
+from loadtest.testbed import pgbouncer
+from loadtest.testbed.postgres_servers import PostgresServers
 from loadtest.testbed.serving import READY, Serving
 from nexmdm.client.http_client import FleetClient
 from nexmdm.config import secrets_file
@@ -28,6 +31,10 @@ _UNSET: Final = (
     "TRUSTED_PROXIES",
 )  # fmt: skip
 """What a server of our own does not take from the environment: no load for a database that is somebody's."""
+
+
+BEHIND_A_POOLER: Final[ContextVar[bool]] = ContextVar("behind_a_pooler", default=False)
+"""Whether servers of our own have a PostgreSQL behind a PgBouncer that pools transactions, in place of the embedded."""
 
 
 class NotSeeded(Exception):
@@ -80,12 +87,26 @@ def served(data_dir: Path, **settings: str) -> Iterator[Serving]:
 
     With a DATABASE_URL among them it gets secrets that are made for it: it generates none then.
     """
-    given = secrets_file.load_or_create(data_dir / "secrets.env") if settings.get("DATABASE_URL") else {}
-    serving = Serving(data_dir, **dict.fromkeys(_UNSET, "") | {"ALLOWED_HOSTS": "127.0.0.1"} | given | settings)
-    try:
-        yield serving.until_it_says(READY)
-    finally:
-        serving.interrupt()
+    with _database(data_dir.parent, settings) as database:
+        settings |= database
+        given = secrets_file.load_or_create(data_dir / "secrets.env") if settings.get("DATABASE_URL") else {}
+        serving = Serving(data_dir, **dict.fromkeys(_UNSET, "") | {"ALLOWED_HOSTS": "127.0.0.1"} | given | settings)
+        try:
+            yield serving.until_it_says(READY)
+        finally:
+            serving.interrupt()
+
+
+@contextmanager
+def _database(folder: Path, settings: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    """Give the settings of a database of its own, if a server without one should not have the embedded one."""
+    if "DATABASE_URL" in settings or not BEHIND_A_POOLER.get():
+        yield {}
+        return
+    with PostgresServers(folder / "postgres") as servers:
+        server = servers.primary("only")
+        with pgbouncer.pooling(folder / "pooler", server.url, "transaction") as url:
+            yield {"DATABASE_URL": url, "DIRECT_DATABASE_URL": server.url}
 
 
 def _described(database: str) -> str:

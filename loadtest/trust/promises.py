@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from loadtest.testbed import pgbouncer, testbed
 from loadtest.trust.trials import clock, gone, guard, intruders, rotation, secret_leaks, testrun
 from loadtest.trust.trials.finding import Finding, Trial
 from loadtest.trust.trials.one_against_all import answer, client, phone
@@ -193,7 +194,8 @@ CHAPTERS: Final = (
 
 def main() -> int:
     """Try what was asked for, print the table, and return 0 if all was held."""
-    chapters = _chosen()
+    chapters, pooler = _chosen()
+    testbed.BEHIND_A_POOLER.set(pooler)
     console, began_at = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH), time.monotonic()
     table = Table(box=box.HORIZONTALS, show_lines=True, expand=True)
     for name in ("promise", "tried", "figure"):
@@ -201,7 +203,7 @@ def main() -> int:
     table.add_column("", min_width=len(NOT_HELD))
     findings: list[Finding] = []
     with tempfile.TemporaryDirectory(prefix="nexmdm-") as folder:
-        for name, found in _findings(chapters, Path(folder), console):
+        for name, found in _findings(chapters, Path(folder), console, pooler=pooler):
             findings.append(found)
             _say(console, name, found)
     for one in findings:
@@ -214,24 +216,30 @@ def main() -> int:
     return 1 if missed or not findings else 0
 
 
-def _chosen() -> Sequence[Chapter]:
+def _chosen() -> tuple[Sequence[Chapter], bool]:
     parser = argparse.ArgumentParser(prog="python -m loadtest.trust", description=__doc__)
     names = [chapter.name for chapter in CHAPTERS]
     parser.add_argument(
         "chapters", nargs="*", metavar="CHAPTER", help=f"of {', '.join(names)}; all of them unless named"
     )
-    asked = parser.parse_args().chapters or names
+    parser.add_argument("--pooler", action="store_true", help="reach all databases through a PgBouncer")
+    arguments = parser.parse_args()
+    asked = arguments.chapters or names
     if unknown := set(asked) - set(names):
         parser.error(f"there is no chapter {', '.join(sorted(unknown))}")
-    return [chapter for chapter in CHAPTERS if chapter.name in asked]
+    if arguments.pooler and pgbouncer.program() is None:
+        parser.error(pgbouncer.MISSING)
+    return [chapter for chapter in CHAPTERS if chapter.name in asked], arguments.pooler
 
 
-def _findings(chapters: Sequence[Chapter], folder: Path, console: Console) -> Iterator[tuple[str, Finding]]:
+def _findings(
+    chapters: Sequence[Chapter], folder: Path, console: Console, *, pooler: bool
+) -> Iterator[tuple[str, Finding]]:
     tested = [promise for chapter in chapters for promise in chapter.tested]
     cases: dict[str, Case] = {}
     if tested:
         console.print(f"Running the tests of {len(tested)} promises …", highlight=False)
-        cases = testrun.run(tested, folder)
+        cases = testrun.run(tested, folder, *(["--pooler"] if pooler else []))
     for chapter in chapters:
         for promise in chapter.tested:
             yield chapter.name, promise.finding(cases)

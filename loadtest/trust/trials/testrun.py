@@ -57,15 +57,18 @@ class HeldByTests:
         return Finding(self.promise, self.tried, figure, not troubles)
 
 
-def run(promises: Iterable[HeldByTests], folder: Path) -> dict[str, Case]:
-    """Run the tests of these promises, each once, and return them by name. Raises TestsEnded."""
+def run(promises: Iterable[HeldByTests], folder: Path, *options: str) -> dict[str, Case]:
+    """Run the tests of these promises, each once, and return them by name.
+
+    `options` are for pytest. Raises TestsEnded.
+    """
     tests = dict.fromkeys(test for promise in promises for test in promise.tests)
     report, output = folder / "tests.xml", folder / "tests.txt"
     with output.open("wb") as file:
         subprocess.run(
             [
                 *(sys.executable, "-m", "pytest", "-q", f"--hypothesis-profile={PROFILE}"),
-                *("-o", "junit_family=xunit1", f"--junitxml={report}", *tests),
+                *("-o", "junit_family=xunit1", f"--junitxml={report}", *options, *tests),
             ],
             cwd=_ROOT,
             stdout=file,
