@@ -77,8 +77,11 @@ class Listener:
             return await self._check(hearing)
         finally:
             hearing.cancel()
-            # Not awaited: a connection that is dead without a word would never say goodbye.
-            connection.pgconn.finish()
+            try:
+                # First it has to let go of the socket. (psycopg gives a statement under way 10 s to be cancelled.)
+                await asyncio.wait([hearing])
+            finally:
+                await connection.close()
 
     async def _hear(self, connection: psycopg.AsyncConnection) -> None:
         for channel in (queue.CHANNEL, self._own_channel):

@@ -12,7 +12,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -25,10 +25,13 @@ from rich.table import Table
 
 from loadtest.fake_fcm.server import FcmStandin
 from loadtest.load.figures import percentile
-from loadtest.testbed.serving import READY, Serving
+from loadtest.testbed import testbed
 from nexmdm.client.http_client import FleetClient
 
 PUSH_P95_LIMIT_MS: Final = 50.0
+ALONE_P95_LIMIT_MS: Final = 300.0
+"""Where the dispatcher cannot listen, and looks by itself."""
+
 WAIT_LIMIT_MS: Final = 250.0
 _LONGEST_PAUSE_SECONDS: Final = 0.3
 """How long a phone takes before it answers, at most: a random part of it, so that no poll fits by chance."""
@@ -45,32 +48,38 @@ class Latency:
 def main() -> int:
     """Measure, print a table, and return 0 if both are within their limits."""
     arguments = _arguments()
+    testbed.BEHIND_A_POOLER.set(arguments.pooler is not None)
+    settings = {"DIRECT_DATABASE_URL": ""} if arguments.pooler == "alone" else {}
     with tempfile.TemporaryDirectory(prefix="nexmdm-") as folder:
-        latencies = _measure(Path(folder), arguments.pings)
-    return 0 if _print(latencies) else 1
+        latencies = _measure(Path(folder), arguments.pings, settings)
+    return 0 if _print(latencies, ALONE_P95_LIMIT_MS if settings else PUSH_P95_LIMIT_MS) else 1
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m loadtest.benchmarks.dispatch_latency", description=__doc__)
     parser.add_argument("--pings", type=int, default=50, help="how many pings to send (50)")
+    parser.add_argument(
+        "--pooler",
+        choices=("direct", "alone"),
+        help="have a PgBouncer in between that pools transactions: with a direct address for LISTEN, or without",
+    )
     return parser.parse_args()
 
 
-def _measure(folder: Path, pings: int) -> list[Latency]:
+def _measure(folder: Path, pings: int, settings: Mapping[str, str]) -> list[Latency]:
     with FcmStandin() as standin, ThreadPoolExecutor(1) as waiter:
         account = json.dumps(standin.service_account())
         unlimited = {"ADMIN_RATE_LIMIT": "100000/m", "DEVICE_RATE_LIMIT": "100000/m"}
-        serving = Serving(
-            folder / "data", FCM_BASE_URL=standin.base_url, FIREBASE_SERVICE_ACCOUNT_JSON=account, **unlimited
-        )
-        try:
-            serving.until_it_says(READY)
-            with serving.admin() as admin, serving.admin() as waiting, _phone(admin) as phone:
-                run = partial(_ping, admin, waiting, waiter, standin, phone)
-                run()  # The first one also fetches an access token.
-                return [run() for _ in range(pings)]
-        finally:
-            serving.interrupt()
+        fcm = {"FCM_BASE_URL": standin.base_url, "FIREBASE_SERVICE_ACCOUNT_JSON": account}
+        with (
+            testbed.served(folder / "data", **fcm, **unlimited, **settings) as serving,
+            serving.admin() as admin,
+            serving.admin() as waiting,
+            _phone(admin) as phone,
+        ):
+            run = partial(_ping, admin, waiting, waiter, standin, phone)
+            run()  # The first one also fetches an access token.
+            return [run() for _ in range(pings)]
 
 
 def _phone(admin: FleetClient) -> httpx.Client:
@@ -105,12 +114,12 @@ def _wait(waiting: FleetClient, request_id: str) -> float:
     return time.monotonic()
 
 
-def _print(latencies: Sequence[Latency]) -> bool:
+def _print(latencies: Sequence[Latency], limit_ms: float) -> bool:
     """Print both, and return whether they are within their limits."""
     pushes = sorted(one.to_push for one in latencies)
     waits = sorted(one.to_waiting_admin for one in latencies)
-    held = [percentile(pushes, 95) < PUSH_P95_LIMIT_MS, waits[-1] < WAIT_LIMIT_MS]
-    limits = [f"p95 < {PUSH_P95_LIMIT_MS:.0f} ms", f"longest < {WAIT_LIMIT_MS:.0f} ms"]
+    held = [percentile(pushes, 95) < limit_ms, waits[-1] < WAIT_LIMIT_MS]
+    limits = [f"p95 < {limit_ms:.0f} ms", f"longest < {WAIT_LIMIT_MS:.0f} ms"]
     table = Table(title=f"{len(latencies)} pings, one after the other")
     for heading in ("from", "to", "p50", "p95", "p99", "longest", "limit", ""):
         table.add_column(heading, justify="left" if heading in ("from", "to") else "right")

@@ -88,7 +88,7 @@ def served(data_dir: Path, **settings: str) -> Iterator[Serving]:
     With a DATABASE_URL among them it gets secrets that are made for it: it generates none then.
     """
     with _database(data_dir.parent, settings) as database:
-        settings |= database
+        settings = database | settings
         given = secrets_file.load_or_create(data_dir / "secrets.env") if settings.get("DATABASE_URL") else {}
         serving = Serving(data_dir, **dict.fromkeys(_UNSET, "") | {"ALLOWED_HOSTS": "127.0.0.1"} | given | settings)
         try:

@@ -43,17 +43,23 @@ class Connection(psycopg.Connection[Any]):
     @classmethod
     def connect(cls, conninfo: str = "", **parameters: Any) -> Self:
         """Connect. Raises psycopg.OperationalError."""
-        options = parameters.get("options", "")
         try:
-            connection = super().connect(conninfo, **parameters)
+            connection = cls._open(conninfo, parameters)
+        except psycopg.OperationalError as error:
+            outage.note_no_connection(str(error))
+            raise
+        connection._begin(parameters.get("options", ""))  # noqa: SLF001  (a classmethod's own)
+        return connection
+
+    @classmethod
+    def _open(cls, conninfo: str, parameters: dict[str, Any]) -> Self:
+        try:
+            return super().connect(conninfo, **parameters)
         except psycopg.OperationalError as error:
             if not _REFUSED_OPTIONS.search(str(error)):
-                outage.note_no_connection(str(error))
                 raise
-            _, others = session.parse(options)
-            connection = super().connect(conninfo, **parameters | {"options": others})
-        connection._begin(options)  # noqa: SLF001  (a classmethod's own)
-        return connection
+        _, others = session.parse(parameters["options"])
+        return super().connect(conninfo, **parameters | {"options": others})
 
     def wait(self, gen: PQGen[Any], interval: float = 0.1, timeout: float | None = None) -> Any:
         """Wait as psycopg does, but no longer than the work of this thread may. Raises NoAnswer, NotReplicated."""
