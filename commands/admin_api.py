@@ -31,7 +31,7 @@ from commands.schemas import (
 )
 from nexmdm.auth.admin_router import AdminRouter
 from nexmdm.auth.signed_write import WriteResult, caller_of
-from nexmdm.common import shutdown
+from nexmdm.common import database, shutdown
 from nexmdm.common.database import run_in_db_thread
 from nexmdm.common.domain_error import DomainError
 from nexmdm.common.types import EmptyBody, respond, shown_name
@@ -165,6 +165,7 @@ async def read_command(request: HttpRequest, request_id: UUID, query: Query[Wait
         if not await run_in_db_thread(queries.is_open, request_id):
             return respond(await _ended(request_id))
         await asyncio.sleep(min(WAIT_POLL_SECONDS, max(0.0, until - time.monotonic())))
+        database.continue_request()
     return respond(await run_in_db_thread(queries.command, request_id))
 
 

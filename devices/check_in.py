@@ -6,6 +6,7 @@ and every answer leaves after its commit.
 
 import asyncio
 import random
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -138,10 +139,12 @@ def _change_push_token(token: tokens.Token, push_token: str | None) -> None:
     credentials.authenticate(token)
 
 
-async def _answer(token: tokens.Token, checked_in: CheckedIn, notes: Sequence[Note], client: str) -> bytes:
+async def _answer(
+    token: tokens.Token, checked_in: CheckedIn, notes: Sequence[Note], client: str, began_at: float
+) -> bytes:
     """Finish a heartbeat that was recorded: write its push token if that is new, log it, and return its answer."""
     if checked_in.push_token_changed:
-        database.CLIENT.set(addresses.counting_key(client))
+        database.begin_request(addresses.counting_key(client), began_at)
         change = partial(_change_push_token, token, checked_in.push_token)
         async with ThreadSensitiveContext():
             await token_check.with_token_check(token, lambda: run_for_phone(database.retry_on_deadlock, change))
@@ -198,13 +201,14 @@ async def check_in(token: tokens.Token, fields: Heartbeat, notes: Sequence[Note]
     what was repaired or dropped of the body; `client` is the address, for the gates in front of expensive work. Raises
     DeviceRevoked, BcryptBusy, Overloaded, Draining, and what the database raises.
     """
+    began_at = time.monotonic()
     outcome = await submit(build_record(token, fields))
     if isinstance(outcome, NeedsFullCheck):
-        database.CLIENT.set(addresses.counting_key(client))
+        database.begin_request(addresses.counting_key(client), began_at)
         async with ThreadSensitiveContext():
             await token_check.check_fully(token)
         outcome = await submit(build_record(token, fields))
         outcome = InvalidToken() if isinstance(outcome, NeedsFullCheck) else outcome
     if isinstance(outcome, InvalidToken):
         return outcome
-    return await _answer(token, unwrap(outcome), notes, client)
+    return await _answer(token, unwrap(outcome), notes, client, began_at)

@@ -27,7 +27,7 @@ from commands.push.rate import Pace
 from commands.push.recorder import Recorder
 from commands.push.send_log import log_push
 from nexmdm.common import database
-from nexmdm.common.postgresql.errors import safe_message
+from nexmdm.common.postgresql.errors import Meaning, meaning_of, safe_message
 
 log = structlog.get_logger()
 
@@ -147,7 +147,8 @@ class Dispatcher:
             try:
                 started = await self.dispatch_once()
             except Exception as error:  # noqa: BLE001  (the loop's edge: whatever happens, dispatching goes on)
-                log.error("dispatch.failed", error=type(error).__name__, detail=safe_message(error)[:200])
+                if meaning_of(error) is not Meaning.UNAVAILABLE:  # Why it is, is in the log once an outage.
+                    log.error("dispatch.failed", error=type(error).__name__, detail=safe_message(error)[:200])
                 started = 0
                 await self._pause(AFTER_FAILURE_SECONDS)
             if started:

@@ -1,6 +1,6 @@
 """The listener of one dispatcher: hears PostgreSQL's NOTIFY when a transaction has queued pushes.
 
-A connection may be dead without a word, or a pooler's, by which nothing is heard. So the dispatcher notifies itself
+A connection may be dead silently, or a pooler's, by which nothing is heard. So the dispatcher notifies itself
 again and again, over its pool: what is not heard proves the listening connection deaf, and it is replaced.
 """
 
@@ -44,21 +44,21 @@ class Listener:
         self._wake = wake
         self._own_channel = f"{queue.CHANNEL}_{secrets.token_hex(8)}"
         self._heard = asyncio.Event()
-        self._hears = False
-        self._said = ""
+        self._is_proven = False
+        self._last_logged = ""
 
     @property
     def poll_seconds(self) -> float:
         """How often a dispatcher has to look by itself: seldom while its own notifications are heard."""
-        return POLL_SECONDS if self._hears else DEAF_POLL_SECONDS
+        return POLL_SECONDS if self._is_proven else DEAF_POLL_SECONDS
 
     async def run(self) -> None:
         """Listen until cancelled."""
         async with ThreadSensitiveContext():  # A thread of its own: to notify itself it waits for no claim.
             while True:
                 reason = await self._listen()
-                self._hears = False
-                self._say("listen.lost", reason)
+                self._is_proven = False
+                self._log_once("listen.lost", reason)
                 await asyncio.sleep(RECONNECT_SECONDS)
 
     async def _listen(self) -> str:
@@ -67,7 +67,9 @@ class Listener:
             if settings.DIRECT_DATABASE is None and await database.run_in_db_thread_ungated(database.is_pooled):
                 return "The database is behind a pooler, which passes no notifications on: set DIRECT_DATABASE_URL."
             async with asyncio.timeout(CONNECT_SECONDS):
-                connection = await psycopg.AsyncConnection.connect(**direct.parameters(), autocommit=True)
+                connection = await psycopg.AsyncConnection.connect(
+                    **direct.parameters(), autocommit=True, prepare_threshold=None
+                )
         except TimeoutError:
             return "PostgreSQL did not answer in time."
         except Exception as error:  # noqa: BLE001  (whatever it is: the next attempt is in a second)
@@ -96,7 +98,7 @@ class Listener:
 
     async def _check(self, hearing: "asyncio.Task[None]") -> str:
         """Notify itself until that is not heard any more; return the reason."""
-        if not await self._is_heard(hearing):
+        if not await self._hears_itself(hearing):
             return _reason(hearing)
         while True:
             self._heard.clear()
@@ -107,14 +109,14 @@ class Listener:
                 if hearing.done():
                     return _reason(hearing)
                 continue
-            if not await self._is_heard(hearing):
+            if not await self._hears_itself(hearing):
                 return _reason(hearing)
-            if not self._hears:
-                self._hears = True
-                self._say("listen.started", "")
+            if not self._is_proven:
+                self._is_proven = True
+                self._log_once("listen.started", "")
             await self._pause(hearing, CHECK_SECONDS)
 
-    async def _is_heard(self, hearing: "asyncio.Task[None]") -> bool:
+    async def _hears_itself(self, hearing: "asyncio.Task[None]") -> bool:
         waiting = asyncio.create_task(self._heard.wait())
         await asyncio.wait([waiting, hearing], timeout=HEARD_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()
@@ -123,10 +125,10 @@ class Listener:
     async def _pause(self, hearing: "asyncio.Task[None]", seconds: float) -> None:
         await asyncio.wait([hearing], timeout=seconds)
 
-    def _say(self, event: str, reason: str) -> None:
+    def _log_once(self, event: str, reason: str) -> None:
         """Log it once, until something else is to be said."""
-        if (said := event + reason) != self._said:
-            self._said = said
+        if (line := event + reason) != self._last_logged:
+            self._last_logged = line
             if reason:
                 log.warning(event, reason=reason, poll_seconds=self.poll_seconds)
             else:
@@ -141,4 +143,4 @@ def _reason(hearing: "asyncio.Task[None]") -> str:
     error = hearing.exception() if hearing.done() and not hearing.cancelled() else None
     if error is not None:
         return safe_message(error)
-    return "What the dispatcher notified itself of was not heard."
+    return "The dispatcher's own notification did not arrive."

@@ -8,7 +8,7 @@ import structlog
 from asgiref.sync import ThreadSensitiveContext
 
 from nexmdm.common import database
-from nexmdm.common.postgresql.errors import safe_message
+from nexmdm.common.postgresql.errors import Meaning, meaning_of, safe_message
 
 log = structlog.get_logger()
 
@@ -40,6 +40,8 @@ async def _do(task: PeriodicTask) -> int:
     try:
         return await database.run_chore(task.work) or 0
     except Exception as error:  # noqa: BLE001  (the loop's edge: the work is done again)
+        if meaning_of(error) is Meaning.UNAVAILABLE:
+            return 0  # Why is in the log, once an outage.
         detail = safe_message(error)[:200]
         log.warning("chore.failed", chore=task.name, error=type(error).__name__, detail=detail)
         return 0

@@ -11,12 +11,14 @@ from commands.push import outbox
 from commands.push.outbox import Sent
 from nexmdm.common import database
 from nexmdm.common.overload.gates import GateFull
-from nexmdm.common.postgresql.errors import Meaning, meaning_of, safe_message
+from nexmdm.common.postgresql.errors import Meaning, meaning_of
 
 log = structlog.get_logger()
 
 BATCH: Final = 500
-TRIES: Final = 30
+TRIES_AT_THE_END: Final = 15
+"""How often it tries once nothing more will come."""
+
 RETRY_SECONDS: Final = 1.0
 
 
@@ -49,20 +51,22 @@ class Recorder:
                     await self._record(self.waiting[:BATCH])
 
     async def _record(self, batch: list[Sent]) -> None:
-        """Record a batch; while PostgreSQL is away, try again for as long as the leases last.
+        """Record a batch; while PostgreSQL is away, try again until it is back, or until run() has to return.
 
-        A batch that cannot be recorded is dropped: its leases run out, and its pushes go again.
+        What is dropped goes again when its lease has run out.
         """
-        for _ in range(TRIES):
+        tries_left = TRIES_AT_THE_END
+        while tries_left:
             try:
                 await database.run_in_db_thread(outbox.record_attempts, batch)
                 break
             except Exception as error:
                 if meaning_of(error) is Meaning.OURS and not isinstance(error, GateFull):
-                    log.exception("dispatch.unrecordable", error=type(error).__name__)
+                    log.exception("dispatch.unrecordable", error=type(error).__name__, answers=len(batch))
                     break
-                detail = safe_message(error)[:200]
-                log.error("dispatch.record_failed", error=type(error).__name__, detail=detail)
+                tries_left -= self._closing
                 await asyncio.sleep(RETRY_SECONDS)
+        else:
+            log.error("dispatch.answers_dropped", answers=len(batch))
         del self.waiting[: len(batch)]
         self._recorded()

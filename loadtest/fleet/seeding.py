@@ -92,6 +92,7 @@ def _member(device_id: UUID, push_token: str | None, command_key_id: str) -> Mem
 @transaction.atomic
 def _insert(device_ids: list[UUID], with_push_tokens: bool) -> None:
     database.execute("SET LOCAL statement_timeout = 0")
+    database.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
     enrolled_with, _ = enrollment.create_token(
         label="load test, seeded", max_uses=len(device_ids), lives=timedelta(days=1), tags=[], re_enroll=False
     )

@@ -3,11 +3,13 @@
 import sys
 from typing import Final
 
+from django.db import Error
 from django.http import HttpRequest, HttpResponse
 from django.template.loader import render_to_string
 
 from nexmdm.api.application import api
-from nexmdm.common import problems
+from nexmdm.common import database, problems
+from nexmdm.common.postgresql.errors import Meaning, meaning_of
 
 _PATH: Final = "/django-admin/"
 
@@ -34,6 +36,9 @@ def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:  # no
 def failed(request: HttpRequest) -> HttpResponse:
     """Answer an error that none of Django's handlers knows by the API's table of errors, which logs what is ours."""
     error = sys.exc_info()[1]
+    if isinstance(error, Error) and meaning_of(error) is Meaning.UNAVAILABLE:
+        # Django has it answered here; where the site's work is run, it is not seen any more.
+        database.note_unavailable(error)
     return _logged(api.on_exception(request, error) if isinstance(error, Exception) else problems.INTERNAL.response())
 
 

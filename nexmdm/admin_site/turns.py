@@ -44,11 +44,10 @@ class SiteTurn:
 
     async def take(self, *, again: bool = False) -> None:
         """Wait for a place and a connection's turn; `again` after giving them up for a while. Raises GateFull."""
-        if not again:
-            self.ends_at = time.monotonic() + database.WAIT_SECONDS
+        self.ends_at = time.monotonic() + database.WAIT_SECONDS
         await SITE.enter(self.address, again=again)
         try:
-            await connection_turns.of_loop().acquire(time.monotonic() + SECONDS + connection_turns.LEAST_WORK_SECONDS)
+            await connection_turns.of_loop().acquire(self.ends_at)
             self._held = True
         finally:
             if not self._held:

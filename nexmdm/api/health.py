@@ -11,6 +11,7 @@ from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.recorder import MigrationRecorder
 from django.http import HttpRequest, HttpResponse
 from ninja import Router
+from psycopg.errors import InsufficientPrivilege, UndefinedFunction
 
 from nexmdm.common import addresses, database, problems, request_facts
 from nexmdm.common.database import run_in_db_thread
@@ -95,7 +96,9 @@ def _readiness() -> Readiness:
         try:
             return _look(writing=_may_write[0])
         except ProgrammingError as error:
-            # A provider that does not let us call it: then a commit without a write has to do.
+            if not (_may_write[0] and isinstance(error.__cause__, InsufficientPrivilege | UndefinedFunction)):
+                raise
+            # A provider that does not let us write so: then a commit without a write has to do.
             log.warning("readyz.without_write", detail=safe_message(error))
             _may_write[0] = False
             return _look(writing=False)

@@ -16,6 +16,7 @@ from nexmdm.audit import entries
 from nexmdm.auth.signature_verification import SIGNED
 from nexmdm.auth.signed_write import SignedCaller
 from nexmdm.common.database import run_briefly
+from nexmdm.common.overload.gates import GateFull
 
 View = Callable[..., Awaitable[HttpResponseBase]]
 
@@ -43,7 +44,7 @@ async def _record_refusal(signed: SignedCaller, response: HttpResponse) -> None:
         return
     try:
         await run_briefly(entries.record, signed, status=status, code=orjson.loads(response.content)["code"])
-    except (DatabaseError, InterfaceError) as error:
+    except (DatabaseError, InterfaceError, GateFull) as error:
         if status < HTTPStatus.INTERNAL_SERVER_ERROR:
             raise
         # It has failed, mostly for the same reason, and its answer says so; the log has to do for the audit.

@@ -2,10 +2,11 @@
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from datetime import datetime
 from functools import cache
+from math import inf
 from typing import Any, Final, ParamSpec, TypeVar, cast
 
 from asgiref.sync import sync_to_async
@@ -54,6 +55,11 @@ LOOKUPS: Final = Gate(
 """Look-ups that any client can cause, without a valid credential, by address. As many of one address may wait as phones
 may register with one enrollment token in the same moment."""
 
+REQUEST_SECONDS: Final = 9
+"""How long all work of one request may take together; what is brief may follow."""
+
+_request_ends_at: Final[ContextVar[float]] = ContextVar("request_ends_at", default=inf)
+
 CLIENT: Final[ContextVar[str]] = ContextVar("client", default="")
 """The address for which a request's database work runs, as it is counted: the key of the gates here."""
 
@@ -77,13 +83,28 @@ def phones() -> Gate:
     )
 
 
+def begin_request(client: str, began_at: float | None = None) -> None:
+    """Count what the current context does for this address, and bound it from now or `began_at` (monotonic time)."""
+    CLIENT.set(client)
+    _request_ends_at.set((time.monotonic() if began_at is None else began_at) + REQUEST_SECONDS)
+
+
+def continue_request() -> None:
+    """Bound what follows from now: the request has waited for something else."""
+    _request_ends_at.set(time.monotonic() + REQUEST_SECONDS)
+
+
+def _ends_at() -> float:
+    return min(time.monotonic() + WAIT_SECONDS, _request_ends_at.get())
+
+
 async def run_in_db_thread(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Run one plain function on the database in a thread, and return its connection to the pool on the way out.
 
     No more of them run at once than the pool has connections to spare; the others wait their turn. All that waits for
     the database has a deadline, here as below. Raises GateFull where it comes before the turn, OperationalError after.
     """
-    return await _run_in_turn(time.monotonic() + WAIT_SECONDS, work, *args, **kwargs)
+    return await _run_in_turn(_ends_at(), work, *args, **kwargs)
 
 
 async def run_briefly(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -101,7 +122,7 @@ async def run_for_phone(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs)
 
     However many of them there are, signed calls need not wait for them. Raises GateFull.
     """
-    ends_at = time.monotonic() + WAIT_SECONDS
+    ends_at = _ends_at()
     async with phones().turn(CLIENT.get()):
         return await _run_unsigned(ends_at, work, *args, **kwargs)
 
@@ -111,29 +132,33 @@ async def run_lookup(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) ->
 
     However many of them there are, neither signed calls nor phones need wait for them. Raises GateFull.
     """
-    ends_at = time.monotonic() + WAIT_SECONDS
+    ends_at = _ends_at()
     async with LOOKUPS.turn(CLIENT.get()):
         return await _run_unsigned(ends_at, work, *args, **kwargs)
 
 
 async def run_unsigned(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Run a function that is no signed call's, and that has a gate of its own in front of it. Raises GateFull."""
-    return await _run_unsigned(time.monotonic() + WAIT_SECONDS, work, *args, **kwargs)
+    return await _run_unsigned(_ends_at(), work, *args, **kwargs)
 
 
 async def run_in_db_thread_ungated(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Run a function in a thread, but without waiting for a turn: for what each process does one at a time."""
-    return await run_in_db_thread_until(time.monotonic() + WAIT_SECONDS, work, *args, **kwargs)
+    return await run_in_db_thread_until(_ends_at(), work, *args, **kwargs)
 
 
-async def run_in_db_thread_keeping_connection(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run a function ungated, and keep its connection: it must call release_connections() later."""
-    return await sync_to_async(work_until)(time.monotonic() + WAIT_SECONDS, work, *args, **kwargs)
+async def run_in_db_thread_keeping_connection(
+    ends_at: float, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs
+) -> R:
+    """Do as run_in_db_thread_until(), but keep the connection: it must call release_connections() later."""
+    return await sync_to_async(work_until)(ends_at, work, *args, **kwargs)
 
 
 async def _run_in_turn(ends_at: float, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     turns = connection_turns.of_loop()
-    await turns.acquire_signed(ends_at)
+    # Brief work waits for half of its time.
+    least = min(connection_turns.LEAST_WORK_SECONDS, (ends_at - time.monotonic()) / 2)
+    await turns.acquire_signed(ends_at, least=least)
     try:
         return await run_in_db_thread_until(ends_at, work, *args, **kwargs)
     finally:
@@ -168,6 +193,7 @@ def work_until(ends_at: float, work: Callable[P, R], *args: P.args, **kwargs: P.
     """
     if outage.is_held_off():
         raise OperationalError(outage.why_no_connection() or NO_ANSWER) from Unreachable()
+    answered = deadline.times_answered()
     try:
         with deadline.until(ends_at):
             done = work(*args, **kwargs)
@@ -178,7 +204,8 @@ def work_until(ends_at: float, work: Callable[P, R], *args: P.args, **kwargs: P.
         if isinstance(error, OperationalError | InterfaceError):
             raise
         raise OperationalError(str(error)) from error.__cause__
-    outage.note_success()
+    if outage.is_present() and deadline.times_answered() > answered:
+        outage.note_success()
     return done
 
 
@@ -228,10 +255,22 @@ def is_pooled() -> bool:
     return bool(connection.connection.first_statements)
 
 
+def settings_of_session() -> Mapping[str, str]:
+    """Return what the URL and NexMDM set in each session, or transaction, of this thread's connection."""
+    connection.ensure_connection()
+    return cast("Mapping[str, str]", connection.connection.settings_of_session())
+
+
 def set_for_session(name: str, value: str) -> None:
-    """Set a parameter of PostgreSQL for what follows on this thread's connection."""
+    """Set a parameter of PostgreSQL for what follows on this thread's connection, until reset_session()."""
     connection.ensure_connection()
     connection.connection.set_for_session(name, value)
+
+
+def reset_session() -> None:
+    """Undo set_for_session(), if the connection is still the same."""
+    if is_connected():
+        connection.connection.reset_session()
 
 
 def rows(statement: str, parameters: Any = None) -> list[Any]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextvars import Context
 from dataclasses import dataclass
 from itertools import islice
+from math import inf
 from typing import Final, Generic, Protocol, Self, TypeVar
 
 from django.db import InterfaceError, OperationalError, connection
@@ -48,6 +49,8 @@ class _Waiting(Generic[Item, Outcome]):
 
     item: Item
     futures: list[asyncio.Future[Outcome | Exception]]
+    since: float
+    """In monotonic time."""
 
 
 class GroupCommit(Generic[Item, Outcome]):
@@ -89,7 +92,7 @@ class GroupCommit(Generic[Item, Outcome]):
         future: asyncio.Future[Outcome | Exception] = loop.create_future()
         waiting = self._filling.get(key)
         if waiting is None:
-            self._filling[key] = _Waiting(item, [future])
+            self._filling[key] = _Waiting(item, [future], time.monotonic())
         else:
             waiting.item.merge(item)
             waiting.futures.append(future)
@@ -104,24 +107,26 @@ class GroupCommit(Generic[Item, Outcome]):
         self._draining = True
         if self._flusher is not None:
             await self._flusher
-        await database.run_in_db_thread_keeping_connection(database.release_connections)
+        await database.run_in_db_thread_keeping_connection(inf, database.release_connections)
 
     async def _flush_until_empty(self) -> None:
         try:
             while self._filling:
-                await self._flush(self._take())
+                # They are in the order in which they came.
+                ends_at = next(iter(self._filling.values())).since + database.WAIT_SECONDS
+                await self._flush(self._take(), ends_at)
         finally:
             self._flusher = None
 
     def _take(self) -> list[_Waiting[Item, Outcome]]:
         return [self._filling.pop(key) for key in sorted(islice(self._filling, self._batch_size))]
 
-    async def _flush(self, batch: list[_Waiting[Item, Outcome]]) -> None:
+    async def _flush(self, batch: list[_Waiting[Item, Outcome]], ends_at: float) -> None:
         outcomes: Sequence[Outcome | Exception]
         started = time.perf_counter()
         try:
             outcomes = await database.run_in_db_thread_keeping_connection(
-                self._work, [waiting.item for waiting in batch]
+                ends_at, self._work, [waiting.item for waiting in batch]
             )
         except Exception as error:  # noqa: BLE001  (no caller may wait for ever: all of the batch get the error)
             outcomes = [error] * len(batch)

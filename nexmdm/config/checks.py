@@ -20,7 +20,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import InterfaceError, NotSupportedError, OperationalError, transaction
 
 from nexmdm.common import database
-from nexmdm.common.postgresql import direct
+from nexmdm.common.postgresql import direct, outage
 from nexmdm.common.postgresql.errors import safe_message
 from nexmdm.config.environment import ConfigError, Misconfigured, sound_host, sound_secret
 
@@ -127,7 +127,9 @@ def refuse(found: Iterable[CheckMessage]) -> None:
     """Raise ImproperlyConfigured, with a line for each error that was found; log what is only a warning."""
     found = list(found)
     for message in found:
-        if message.level < ERROR:
+        if message.id == UNCHECKED_CONNECTIONS:
+            outage.note_failure(message.msg)
+        elif message.level < ERROR:
             log.warning("start.unchecked", id=message.id, detail=message.msg)
     if wrong := [f"({message.id}) {message.msg} {message.hint}" for message in found if message.level >= ERROR]:
         raise ImproperlyConfigured("\n".join(wrong))

@@ -35,13 +35,13 @@ _OURS: Final = {
 read-only is passed over. A network that drops packets without a word is noticed after 10 s with data under way
 (tcp_user_timeout, in ms), or 25 s without."""
 
-IDLE_TIMEOUT: Final = "20s"
 _GONE: Final = (
-    f"-c idle_in_transaction_session_timeout={IDLE_TIMEOUT}"
+    "-c idle_in_transaction_session_timeout=5s"
+    " -c idle_session_timeout=0"
     " -c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3"
 )
 """How PostgreSQL notices that we are gone without a word, and lets go of the rows that we had locked. No transaction of
-ours idles longer than it takes to send the next statement."""
+ours idles longer than it takes to send the next statement; a session may, for one of them only listens."""
 
 _ALWAYS: Final = rf"-c {session.ISOLATION}=read\ committed -c datestyle=ISO -c timezone=UTC -c {session.MARK}=1"
 """What every statement here is written for, whatever the database or the role has as a default: under another isolation
@@ -77,8 +77,7 @@ def options(given: Mapping[str, Any], *, statement_seconds: int, lock_seconds: i
 
 def _refuse_ambiguous(variable: str, url: str) -> None:
     """Refuse a raw @ in the password: libpq would take what follows for the host, and show it in its errors."""
-    authority = re.match(r"[a-z]+://([^/?#]*)", url)
-    if authority and authority[1].count("@") > 1:
+    if "://" in url and url.partition("?")[0].count("@") > 1:
         message = f"{variable} has more than one @ in front of its host."
         raise Misconfigured(ConfigError.MALFORMED, message, "Write an @ of the user or the password as %40.")
 

@@ -47,7 +47,7 @@ class ApiHandler(ASGIHandler):
 
     async def serve(self, scope: Scope, body: bytes, send: Send) -> None:
         """Serve a request whose body was read."""
-        database.CLIENT.set(addresses.counting_key(scope["client"][0]))
+        database.begin_request(addresses.counting_key(scope["client"][0]))
         async with ThreadSensitiveContext():
             request = ApiRequest(scope, body)
             response = await self._respond(request)
@@ -57,7 +57,7 @@ class ApiHandler(ASGIHandler):
 
     async def refuse(self, scope: Scope, body: bytes, error: Exception, send: Send) -> None:
         """Answer an error that was raised beside the resolver's views as if one of them had raised it."""
-        database.CLIENT.set(addresses.counting_key(scope["client"][0]))
+        database.begin_request(addresses.counting_key(scope["client"][0]))
         async with ThreadSensitiveContext():
             response = await refusal(ApiRequest(scope, body), error)
         await self._send(response, send)

@@ -5,10 +5,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 import structlog
 from django.conf import settings as django_settings
-from django.db import transaction
+from django.db import connection, transaction
 from pytest_django import DjangoDbBlocker, Settings
 
 from commands import queue
@@ -18,13 +19,14 @@ from devices.models import Presence
 from loadtest.testbed.postgres_servers import PostgresServer, PostgresServers
 from loadtest.testbed.tcp_proxy import TcpProxy
 from nexmdm.common import database
-from nexmdm.common.postgresql import outage
+from nexmdm.common.postgresql import direct, outage
 from tests.support.actors import Admin, Answer, Client
 from tests.support.other_database import migrate, used_instead
 
 WAIT_SECONDS = 1.0
-POOL_SECONDS = 0.3
+POOL_SECONDS = 1.0
 
+SOON_IDLE = "-c idle_in_transaction_session_timeout=200ms"
 UNAVAILABLE = (503, "database_unavailable")
 
 
@@ -134,9 +136,23 @@ def test_after_a_failure_to_connect_others_are_refused_immediately_for_a_moment(
     assert phone.heartbeat().status == 200
 
 
-def test_a_transaction_that_the_network_has_forgotten_keeps_its_rows_no_longer_than_20_seconds(proxy: TcpProxy) -> None:
+def test_a_transaction_that_the_network_has_forgotten_lets_go_of_its_rows(
+    server: PostgresServer, proxy: TcpProxy, far_admin: Admin
+) -> None:
+    phone = far_admin.enrol("locked-1")
+    connection.close()
+    forgotten = psycopg.connect(**(direct.parameters() | {"options": SOON_IDLE}))
+    forgotten.execute("SELECT FROM devices_device WHERE id = %s FOR UPDATE", [phone.device_id])
+    proxy.forget()
+    with psycopg.connect(server.url, autocommit=True) as other:
+        other.execute("SET lock_timeout = '10s'")
+        other.execute("SELECT FROM devices_device WHERE id = %s FOR UPDATE", [phone.device_id])
+    forgotten.close()
+
+
+def test_no_transaction_of_ours_idles_longer_than_5_seconds(proxy: TcpProxy) -> None:
     with transaction.atomic():
-        assert database.row("SHOW idle_in_transaction_session_timeout") == ("20s",)
+        assert database.row("SHOW idle_in_transaction_session_timeout") == ("5s",)
 
 
 def test_a_listening_connection_that_died_without_a_word_is_replaced(

@@ -41,9 +41,10 @@ class Turns:
 
     async def acquire(self, ends_at: float) -> None:
         """Wait for a turn."""
-        await _take(self._unsigned, ends_at)
+        turn_ends_at = ends_at - LEAST_WORK_SECONDS
+        await _take(self._unsigned, turn_ends_at)
         try:
-            await _take(self._shared, ends_at)
+            await _take(self._shared, turn_ends_at)
         except BaseException:
             self._unsigned.release()
             raise
@@ -53,21 +54,21 @@ class Turns:
         self._shared.release()
         self._unsigned.release()
 
-    async def acquire_signed(self, ends_at: float) -> None:
-        """Wait for a signed call's turn."""
-        await _take(self._shared, ends_at)
+    async def acquire_signed(self, ends_at: float, *, least: float = LEAST_WORK_SECONDS) -> None:
+        """Wait for a signed call's turn, for which `least` seconds have to be left."""
+        await _take(self._shared, ends_at - least)
 
     def release_signed(self) -> None:
         """Give a signed call's turn up."""
         self._shared.release()
 
 
-async def _take(turns: asyncio.Semaphore, ends_at: float) -> None:
+async def _take(turns: asyncio.Semaphore, until: float) -> None:
     if not turns.locked():
         await turns.acquire()
         return
     try:
-        async with asyncio.timeout(max(0.0, ends_at - LEAST_WORK_SECONDS - time.monotonic())):
+        async with asyncio.timeout(max(0.0, until - time.monotonic())):
             await turns.acquire()
     except TimeoutError:
         raise GateFull from None

@@ -3,43 +3,65 @@
 from typing import Any, Final
 
 from django.conf import settings
+from django_prometheus.db import connection_errors_total, connections_total
 from django_prometheus.db.backends.postgresql import base
 from psycopg import IsolationLevel
 from psycopg_pool import PoolTimeout
 
 from nexmdm.common.postgresql import deadline, outage
 from nexmdm.common.postgresql.connection import Connection
-from nexmdm.common.postgresql.errors import NO_ANSWER, NoAnswer, NoConnection, Unreachable
+from nexmdm.common.postgresql.errors import NO_ANSWER, NoConnection, Unreachable
 
 _NO_CONNECTION: Final = "No connection came free in time: all of the pool are in use, or PostgreSQL does not answer."
 _BRIEF_SECONDS: Final = 2 * settings.POOL_RECONNECT_SECONDS
 """How long a connection is waited for after one could not be made: long enough for the pool to try again."""
 
-_LEAST_SECONDS: Final = 0.01
+_TOO_LATE: Final = "The time of this work was over before it had a connection."
 
 
 class DatabaseWrapper(base.DatabaseWrapper):  # type: ignore[misc]  # Its package is not typed.
     """The backend of django-prometheus; it says why there is no connection, and none is waited for too long."""
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
-        """Take a connection from the pool, or make one. Raises Unreachable with the reason, NoConnection, NoAnswer."""
+        """Take a connection from the pool, or make one. Raises Unreachable with the reason, NoConnection."""
+        self.isolation_level = IsolationLevel.READ_COMMITTED
         if self.pool is None:
-            self.isolation_level = IsolationLevel.READ_COMMITTED
             return Connection.connect(**conn_params)
+        connections_total.labels(self.alias, self.vendor).inc()
+        try:
+            connection = self._take_from_pool()
+        except NoConnection:
+            connection_errors_total.labels(self.alias, self.vendor).inc()
+            raise
+        outage.note_connection()
+        return connection
+
+    def _take_from_pool(self) -> Any:
         left = deadline.seconds_left()
         if left == 0:
-            raise NoAnswer(NO_ANSWER)
+            raise NoConnection(_TOO_LATE)
         seconds = _BRIEF_SECONDS if outage.why_no_connection() else settings.POOL_TIMEOUT_SECONDS
-        # The pool's own, which Django does not let us name for each call; a neighbour's does no harm.
-        self.pool.timeout = seconds if left is None else max(_LEAST_SECONDS, min(seconds, left))
+        seconds = seconds if left is None else min(seconds, left)
+        missed = deadline.times_missed()
         try:
+            self.pool.open()
             with deadline.within(seconds):
-                return super().get_new_connection(conn_params)
+                return self.pool.getconn(seconds)
         except PoolTimeout as error:
-            reason = outage.why_no_connection()
-            if reason is None:
-                raise NoConnection(_NO_CONNECTION) from error
-            if NO_ANSWER in reason:
-                # Those that are left in the pool are likely to be as dead.
+            if deadline.times_missed() > missed:
+                # One of the pool did not answer: the others are likely to be as dead.
                 self.pool.drain()
-            raise Unreachable(reason) from error
+                raise Unreachable(NO_ANSWER) from error
+            if reason := outage.why_no_connection():
+                raise Unreachable(reason) from error
+            raise NoConnection(_NO_CONNECTION) from error
+
+    def _configure_timezone(self, connection: Any) -> bool:  # noqa: ARG002
+        """Set nothing: the time zone is among the settings that each session or transaction has."""
+        return False
+
+    def create_cursor(self, name: str | None = None) -> Any:
+        """Make a cursor; one of the server's lives no longer than a transaction, where a pooler has the sessions."""
+        if name and self.connection.autocommit and self.connection.first_statements:
+            name = None
+        return super().create_cursor(name)

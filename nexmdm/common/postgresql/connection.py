@@ -6,20 +6,24 @@ in the same message as its first statement.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Self
 
 import psycopg
+from django.conf import settings
 from django.db.backends.postgresql import base
 from psycopg import pq
 from psycopg.abc import PQGen
 from psycopg.errors import Diagnostic, _WaitTimeout
 
 from nexmdm.common.postgresql import deadline, outage, session
-from nexmdm.common.postgresql.errors import NO_ANSWER, NoAnswer, NotReplicated
+from nexmdm.common.postgresql.errors import NoAnswer, NotReplicated
 
 _BEGIN_SECONDS: Final = 5
 """How long the first question to a new connection may take."""
+
+_SPARE_SECONDS: Final = 1
+"""How much longer an answer may take than PostgreSQL lets a statement run."""
 
 _REFUSED_OPTIONS: Final = re.compile("unsupported startup parameter( in options)?: |support command-line options")
 """PgBouncer's words, Neon's, and those of RDS Proxy."""
@@ -48,6 +52,7 @@ class Connection(psycopg.Connection[Any]):
         except psycopg.OperationalError as error:
             outage.note_no_connection(str(error))
             raise
+        connection.prepare_threshold = None
         connection._begin(parameters.get("options", ""))  # noqa: SLF001  (a classmethod's own)
         return connection
 
@@ -67,13 +72,15 @@ class Connection(psycopg.Connection[Any]):
         if left is None or (timeout is not None and timeout < left):
             answer = super().wait(gen, interval, timeout)
         else:
+            longest = settings.STATEMENT_TIMEOUT_SECONDS + _SPARE_SECONDS
             try:
-                answer = super().wait(gen, interval, left)
+                answer = super().wait(gen, interval, min(left, longest))
             except _WaitTimeout:
                 # Not cancelled: PostgreSQL would end a commit's wait for its standby so, and call it done.
                 self.pgconn.finish()
-                outage.note_no_connection(NO_ANSWER)
-                raise NoAnswer(NO_ANSWER) from None
+                deadline.note_missed()
+                raise NoAnswer(is_silent=left >= settings.STATEMENT_TIMEOUT_SECONDS) from None
+        deadline.note_answered()
         if self._unreplicated:
             self.pgconn.finish()
             raise NotReplicated(self._unreplicated[0])
@@ -82,32 +89,45 @@ class Connection(psycopg.Connection[Any]):
     def set_for_session(self, name: str, value: str) -> None:
         """Set this for all later transactions of this connection."""
         if self.first_statements:
-            self._settings[name] = value
+            self._changed[name] = value
+            self.first_statements = tuple(session.statements(self._settings | self._changed))
+        else:
+            self.execute(f"SET {name} = '{value}'")
+
+    def reset_session(self) -> None:
+        """Undo set_for_session()."""
+        if self.first_statements:
+            self._changed.clear()
             self.first_statements = tuple(session.statements(self._settings))
         else:
-            self.execute("SELECT set_config(%s, %s, false)", [name, value])
+            self.execute("RESET ALL")
+
+    def settings_of_session(self) -> Mapping[str, str]:
+        """Return what the URL and NexMDM set in each session or transaction."""
+        return self._settings
 
     def _begin(self, options: str) -> None:
         """Find out whether the session took our options."""
         unreplicated: list[str] = []
         self._unreplicated = unreplicated
 
-        def hear(notice: Diagnostic) -> None:
+        def note_unreplicated_commit(notice: Diagnostic) -> None:
             if notice.source_function == _SYNC_REP_WAIT:
                 unreplicated.append(notice.message_primary or "")
 
-        self.add_notice_handler(hear)
+        self.add_notice_handler(note_unreplicated_commit)
         self._settings, _ = session.parse(options)
+        self._changed: dict[str, str] = {}
         if session.MARK not in self._settings:
             return
         with deadline.within(_BEGIN_SECONDS):
             marked = self.execute("SELECT current_setting(%s, true)", [session.MARK]).fetchone()
             if marked is None or marked[0] != self._settings[session.MARK]:
-                self._make_do_without_session()
+                self._set_per_transaction()
             if not self.autocommit:
                 self.commit()
 
-    def _make_do_without_session(self) -> None:
+    def _set_per_transaction(self) -> None:
         """Give each transaction our settings.
 
         How dates are written is set once more: psycopg reads them after the transaction, as the server says then.

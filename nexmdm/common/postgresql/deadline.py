@@ -11,6 +11,9 @@ class _Work(threading.local):
     ends_at = inf
     """In monotonic time."""
 
+    missed = 0
+    answered = 0
+
 
 _work = _Work()
 
@@ -34,3 +37,23 @@ def within(seconds: float) -> AbstractContextManager[None]:
 def seconds_left() -> float | None:
     """Return how long this thread may still wait, at least 0; None: for ever."""
     return None if _work.ends_at == inf else max(0.0, _work.ends_at - time.monotonic())
+
+
+def note_answered() -> None:
+    """Count a wait of this thread that had an answer."""
+    _work.answered += 1
+
+
+def times_answered() -> int:
+    """Return how many there were."""
+    return _work.answered
+
+
+def note_missed() -> None:
+    """Count a wait of this thread that came to its end without an answer."""
+    _work.missed += 1
+
+
+def times_missed() -> int:
+    """Return how many there were."""
+    return _work.missed

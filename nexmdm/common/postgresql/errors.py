@@ -19,7 +19,14 @@ NO_ANSWER: Final = "PostgreSQL did not answer in time; the connection was closed
 
 
 class NoAnswer(psycopg.OperationalError):
-    """PostgreSQL did not answer by the deadline of the work; the connection was closed, not the statement cancelled."""
+    """PostgreSQL did not answer by the deadline of the work; the connection was closed, not the statement cancelled.
+
+    `is_silent`: it had longer than any statement may take.
+    """
+
+    def __init__(self, *, is_silent: bool) -> None:
+        super().__init__(NO_ANSWER)
+        self.is_silent = is_silent
 
 
 class NotReplicated(psycopg.OperationalError):
@@ -41,8 +48,10 @@ _CONTENDED: Final = ("40001", "40P01")
 """A serialization failure, a deadlock."""
 
 _READ_ONLY: Final = "25006"
-_UNAVAILABLE: Final = ("25P03", "55P03", _READ_ONLY)
-"""An idle transaction that was ended, a lock that was not free within the time-out, a server that takes no writes."""
+_UNAVAILABLE: Final = ("25P03", "25P04", "55P03", _READ_ONLY)
+"""A transaction that idled or took too long, a lock that was not free in time, a server that takes no writes."""
+
+_ENDS_CONNECTION: Final = ("FATAL", "PANIC")
 
 _UNAVAILABLE_CLASSES: Final = ("08", "53", "57", "58")
 """Connections, resources (the disk, memory, connections), interventions (stop, start, time-outs), the system."""
@@ -57,16 +66,19 @@ def meaning_of(error: BaseException) -> Meaning:
     code = cause.sqlstate if isinstance(cause, psycopg.Error) else None
     if code in _CONTENDED:
         return Meaning.CONTENDED
-    if code is not None:
-        is_unavailable = code in _UNAVAILABLE or code[:2] in _UNAVAILABLE_CLASSES
-        return Meaning.UNAVAILABLE if is_unavailable or isinstance(error, OperationalError) else Meaning.OURS
-    is_of_connection = isinstance(error, OperationalError | InterfaceError | psycopg.OperationalError)
-    return Meaning.UNAVAILABLE if is_of_connection else Meaning.OURS
+    if code is not None and (code in _UNAVAILABLE or code[:2] in _UNAVAILABLE_CLASSES):
+        return Meaning.UNAVAILABLE
+    if isinstance(cause, psycopg.Error) and cause.diag.severity_nonlocalized in _ENDS_CONNECTION:
+        return Meaning.UNAVAILABLE
+    is_operational = isinstance(error, OperationalError | psycopg.OperationalError)
+    is_of_connection = code is None and isinstance(error, InterfaceError)
+    return Meaning.UNAVAILABLE if is_operational or is_of_connection else Meaning.OURS
 
 
 def is_of_server(error: Error) -> bool:
-    """Tell whether an error speaks against all connections to its server: it takes no writes, or does not answer."""
-    return isinstance(error.__cause__, NoAnswer) or is_read_only(error)
+    """Tell whether an error speaks against all connections to its server: it takes no writes, or is silent."""
+    cause = error.__cause__
+    return (isinstance(cause, NoAnswer) and cause.is_silent) or is_read_only(error)
 
 
 def is_read_only(error: Error) -> bool:

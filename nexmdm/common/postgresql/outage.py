@@ -56,6 +56,17 @@ def why_no_connection() -> str | None:
     return f"The database cannot be reached: {' '.join(_refusal.reason.split())}"
 
 
+def note_connection() -> None:
+    """Take note that a connection was had: the earlier reason is none any more."""
+    if _refusal.reason:
+        _refusal.reason, _refusal.at = "", float("-inf")
+
+
+def is_present() -> bool:
+    """Tell whether there is an outage as far as is known."""
+    return bool(_present)
+
+
 def hold_off() -> None:
     """Have no work begun for a moment."""
     _refusal.held_off_until = time.monotonic() + HELD_OFF_SECONDS

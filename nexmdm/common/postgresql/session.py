@@ -15,7 +15,7 @@ _LISTS_OF_NAMES: Final = ("search_path", "temp_tablespaces")
 """Of which each part is quoted for itself."""
 
 _WORD: Final = re.compile(r"(?:\\.|\S)+")
-_SETTING: Final = re.compile(r"(?:-c|--)([A-Za-z_][A-Za-z0-9_.]*)=(.*)", re.DOTALL)
+_SETTING: Final = re.compile(r"(?:-c|--)([A-Za-z_][A-Za-z0-9_.-]*)=(.*)", re.DOTALL)
 
 
 def parse(options: str) -> tuple[dict[str, str], str]:
@@ -27,7 +27,7 @@ def parse(options: str) -> tuple[dict[str, str], str]:
     others = []
     for word in _WORD.findall(re.sub(r"(^|\s)-c\s+", r"\1-c", options)):
         if match := _SETTING.fullmatch(word):
-            settings[match[1].replace("-", "_")] = re.sub(r"\\(.)", r"\1", match[2])
+            settings[match[1].replace("-", "_").lower()] = re.sub(r"\\(.)", r"\1", match[2])
         else:
             others.append(word)
     return settings, " ".join(others)

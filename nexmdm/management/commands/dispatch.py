@@ -24,6 +24,7 @@ from nexmdm.audit import chain, entries
 from nexmdm.auth import rate_limit_windows, stored_answers
 from nexmdm.common import gc_tuning
 from nexmdm.common.database import run_in_db_thread
+from nexmdm.common.overload.gates import GateFull
 from nexmdm.config import checks
 from nexmdm.monitoring import dispatcher_status, metrics
 from nexmdm.standalone import parent_watch
@@ -76,7 +77,7 @@ async def _run(*, once: bool) -> None:
         gc_tuning.freeze_startup_objects()
         log.info("dispatch.started", name=dispatcher_status.NAME, push="ok" if sender else "unconfigured")
         await dispatcher.run()
-        with suppress(Error):  # While the database is away; others take it for gone a little later.
+        with suppress(Error, GateFull):  # While the database is away; others take it for gone a little later.
             await run_in_db_thread(dispatcher_status.leave)
     log.info("dispatch.stopped", name=dispatcher_status.NAME)
 

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import psycopg
-from django.conf import settings
 from django.contrib.postgres.operations import NotInTransactionMixin
 from django.core.management.base import CommandError
 from django.core.management.commands import migrate
@@ -27,7 +26,7 @@ from nexmdm.common import database
 from nexmdm.common.postgresql import direct
 from nexmdm.common.postgresql.connection import Connection
 from nexmdm.common.postgresql.errors import safe_message
-from nexmdm.config import checks, database_url
+from nexmdm.config import checks
 
 LOCK_SECONDS: Final = 3
 TURN_SECONDS: Final = 600
@@ -56,16 +55,18 @@ class Command(migrate.Command):
         """Migrate, by DIRECT_DATABASE_URL where it is set; what the database cannot or may not do is one line."""
         if reason := direct.why_unreachable():
             raise CommandError(reason)
-        with _refusals_told(), direct.directly(options["database"]), self._alone():
-            _set_timeouts(statement="0", lock="0", idle="0")
-            for tries_left in reversed(range(TRIES)):
-                if self._migrated(tries_left, *args, **options):
-                    break
-            if not options["plan"]:
-                self._fill_keys(options["database"], options["verbosity"])
-            _set_timeouts(
-                f"{settings.STATEMENT_TIMEOUT_SECONDS}s", f"{settings.LOCK_TIMEOUT_SECONDS}s", database_url.IDLE_TIMEOUT
-            )
+        with _as_command_errors(), direct.directly(options["database"]), self._alone():
+            _refuse_lost_search_path()
+            for name in ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"):
+                database.set_for_session(name, "0")
+            try:
+                for tries_left in reversed(range(TRIES)):
+                    if self._migrated(tries_left, *args, **options):
+                        break
+                if not options["plan"]:
+                    self._fill_keys(options["database"], options["verbosity"])
+            finally:
+                database.reset_session()
 
     def get_check_kwargs(self, options: Any) -> Any:
         """Leave the rows unchecked: `manage.py check` reads all devices, and each `serve` migrates."""
@@ -135,14 +136,15 @@ def _holder(connection: Connection) -> str:
     return str(found[0]) if found and found[0] else "of a process that cannot be seen (see pg_locks, advisory)"
 
 
-def _set_timeouts(statement: str, lock: str, idle: str) -> None:
-    database.set_for_session("statement_timeout", statement)
-    database.set_for_session("lock_timeout", lock)
-    database.set_for_session("idle_in_transaction_session_timeout", idle)
+def _refuse_lost_search_path() -> None:
+    """Raise CommandError where CREATE INDEX CONCURRENTLY would miss the schema: it takes no settings with it."""
+    if database.is_pooled() and "search_path" in database.settings_of_session():
+        message = "DATABASE_URL names a search_path, which a pooler does not keep for all statements of a migration."
+        raise CommandError(f"{message} Set DIRECT_DATABASE_URL to PostgreSQL's own address.")
 
 
 @contextmanager
-def _refusals_told() -> Iterator[None]:
+def _as_command_errors() -> Iterator[None]:
     """Raise CommandError, in one line, for what is up to the database or its owner."""
     try:
         yield
