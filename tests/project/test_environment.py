@@ -262,6 +262,8 @@ def test_a_database_url_is_read_as_libpq_does() -> None:
         ("postgresql://nex:pw@db.example/fleet?pgbouncer=true", "a parameter pgbouncer that"),
         ("postgresql://nex:pw@db.example/fleet?sslmode=require&schema=mdm", "a parameter schema that"),
         ("postgresql://nex:p4ss@word@db.example/fleet", "more than one @"),
+        ("postgresql://nex:p4ss#a@word@db.example/fleet", "more than one @"),
+        ("postgresql://nex:p4ss@word/x@db.example/fleet", "more than one @"),
         ("postgresql://nex:p4ss?word@db.example/fleet", "a parameter that"),
         ("postgresql://nex:p4ss?word=x@db.example/fleet", "a parameter that"),
     ],

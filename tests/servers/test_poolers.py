@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -25,7 +26,13 @@ from nexmdm.config.environment import ConfigError
 from nexmdm.management.commands import migrate as migrate_command
 from tests.support import processes
 from tests.support.actors import Admin, Client
+from tests.support.moments import releasing_connection
 from tests.support.other_database import migrate, used_instead
+
+IDLE_SNAPSHOTS = """
+    SELECT backend_xmin::text FROM pg_stat_activity
+    WHERE state = 'idle in transaction' AND query LIKE '%pg_try_advisory_xact_lock%'
+"""
 
 pytestmark = pytest.mark.skipif(pgbouncer.program() is None, reason=pgbouncer.MISSING)
 
@@ -141,6 +148,21 @@ def test_a_migration_waits_its_turn_then_names_who_has_it(
         with pytest.raises(CommandError, match=f"process {another.info.backend_pid}, .*from 127.0.0.1, since"):
             call_command("migrate", verbosity=0)
     call_command("migrate", verbosity=0)
+
+
+def test_a_migration_that_waits_has_no_snapshot_for_which_an_index_would_wait(
+    pooled: None, server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrate_command, "TURN_SECONDS", 1)
+    monkeypatch.setattr(migrate_command, "_LOOK_SECONDS", 0.01)
+    with psycopg.connect(server.url, autocommit=True) as another, ThreadPoolExecutor(1) as thread:
+        another.execute(f"SELECT pg_advisory_lock({migrate_command.LOCK})")
+        migrating = thread.submit(releasing_connection, call_command, "migrate", verbosity=0)
+        seen = set()
+        while not migrating.done():
+            seen |= {xmin for (xmin,) in another.execute(IDLE_SNAPSHOTS)}
+        assert isinstance(migrating.exception(), CommandError)
+    assert seen == {None}
 
 
 def test_the_control_loop_holds_as_it_is_through_a_pooler(tmp_path: Path) -> None:

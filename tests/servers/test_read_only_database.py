@@ -1,6 +1,7 @@
 """A server that has become read-only, as a demoted primary is: it counts as unavailable, and is not stayed on."""
 
 import re
+import time
 from collections.abc import Callable, Iterator
 
 import psycopg
@@ -36,6 +37,21 @@ def read_only(transactional_db: None, monkeypatch: pytest.MonkeyPatch) -> Iterat
         connection.execute("SELECT pg_reload_conf()")
 
 
+def sessions() -> set[int]:
+    """Return the processes of PostgreSQL that serve our pool."""
+    with psycopg.connect(embedded_postgres.url(django_settings.DATA_DIR), autocommit=True) as connection:
+        statement = "SELECT pid FROM pg_stat_activity WHERE application_name = 'nexmdm'"
+        return {pid for (pid,) in connection.execute(statement)}
+
+
+def ended(before: set[int]) -> bool:
+    """Wait until none of these serves us any more: a session ends a moment after its connection."""
+    give_up_at = time.monotonic() + 5
+    while before & sessions() and time.monotonic() < give_up_at:
+        pass
+    return not before & sessions()
+
+
 def test_phones_and_admins_get_503_while_the_database_takes_no_writes_and_are_served_right_after(
     read_only: Switch, admin: Admin
 ) -> None:
@@ -44,8 +60,11 @@ def test_phones_and_admins_get_503_while_the_database_takes_no_writes_and_are_se
     assert phone.heartbeat().status == 200
 
     read_only("on")
+    stayed_on = sessions()
     answers = [phone.heartbeat(), phone.report(request_id, "succeeded"), admin.command("ping", to=phone)]
     assert [(answer.status, answer.code) for answer in answers] == [(503, "database_unavailable")] * 3
+    assert stayed_on
+    assert ended(stayed_on)
 
     read_only("off")
     assert (phone.heartbeat().status, phone.report(request_id, "succeeded").status) == (200, 200)
@@ -64,8 +83,10 @@ def test_the_admin_site_answers_503_where_it_would_write(read_only: Switch) -> N
 
     read_only("on")
     words = {"csrfmiddlewaretoken": token[1]}
+    stayed_on = sessions()
     answer = visitor.post_form("/django-admin/logout/", words, page.headers["set-cookie"])
     assert (answer.status, answer.code) == (503, "database_unavailable")
+    assert ended(stayed_on)
 
 
 def test_readiness_says_that_a_read_only_database_is_unavailable(read_only: Switch, client: Client) -> None:
