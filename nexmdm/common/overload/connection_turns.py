@@ -16,7 +16,7 @@ its readiness."""
 SIGNED_TURNS: Final = 2
 """Turns that are left to signed calls, whatever phones, the admin site and anonymous clients send."""
 
-LEAST_WORK_SECONDS: Final = 3
+LEAST_WORK_SECONDS: Final = 1
 """What is left of its time for work that has waited: with less, it would begin and not come to its end."""
 
 
