@@ -56,7 +56,9 @@ def open_folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def django_db_modify_db_settings(pytestconfig: pytest.Config) -> Iterator[None]:
-    """Run PostgreSQL for as long as the tests do."""
+    """Run PostgreSQL for as long as the tests do, some of which leave a transaction idle for longer than we ever do."""
+    options = django_settings.DATABASES["default"]["OPTIONS"]
+    options["options"] += " -c idle_in_transaction_session_timeout=0"
     if pytestconfig.getoption("pooler"):
         with other_database.open_folder() as folder, PostgresServers(folder, durable=False) as servers:
             server = servers.primary("one")

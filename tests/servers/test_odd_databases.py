@@ -76,13 +76,6 @@ def test_a_database_that_cannot_store_every_text_stops_the_start(latin: str, arg
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("argv", [("check", "--database", "default"), ("dispatch", "--once")])
-def test_the_first_line_about_a_database_that_cannot_be_reached_has_its_reason(db: None, argv: tuple[str, ...]) -> None:
-    done = run_in_production(MANAGE, *argv, DATABASE_URL=url_of("nowhere"), ALLOWED_HOSTS="localhost")
-    assert 'database "nowhere" does not exist' in done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-
-
 OLD = """
 import runpy, sys
 from django.db.backends.postgresql.features import DatabaseFeatures
