@@ -40,13 +40,13 @@ install: $(VENV)/runtime.stamp
 # The tests start hundreds of processes, which would each compile every module anew.
 test: export PYTHONDONTWRITEBYTECODE =
 
-# A process for each core, with a PostgreSQL of its own; a file of tests stays in one process.
+# Three processes, each with a PostgreSQL of its own: two cores are busy while one of them waits for a server to start.
 test: $(VENV)/dev.stamp
 	@$(MAKE) --no-print-directory checks; outcome=$$?; $(STOP_POSTGRES); exit $$outcome
 
 checks: lint
 	$(TEST_MANAGE) makemigrations --check --dry-run
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+	$(BIN)/python -m pytest --numprocesses=3 --dist=loadfile
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check

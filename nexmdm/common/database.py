@@ -89,6 +89,11 @@ def begin_request(client: str, began_at: float | None = None) -> None:
     _request_ends_at.set((time.monotonic() if began_at is None else began_at) + REQUEST_SECONDS)
 
 
+def begin_long_request() -> None:
+    """Bound the pieces of work of the current context, each for itself: an export is read in many of them."""
+    _request_ends_at.set(inf)
+
+
 def continue_request() -> None:
     """Bound what follows from now: the request has waited for something else."""
     _request_ends_at.set(time.monotonic() + REQUEST_SECONDS)

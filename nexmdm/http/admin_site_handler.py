@@ -48,6 +48,7 @@ class SiteHandler:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or refuse it with 429 or 503."""
         request_facts.of(scope).route = ROUTE
+        database.begin_long_request()
         with SiteTurn(addresses.counting_key(scope["client"][0])) as turn:
             async with ThreadSensitiveContext(), AsyncExitStack() as held:
                 try:

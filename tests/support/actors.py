@@ -18,6 +18,7 @@ from django.db import close_old_connections
 from devices import push_targets
 from nexmdm.asgi import application  # first: it sets Django up
 from nexmdm.auth import signing
+from nexmdm.common import database
 
 LOGIN: Final = "/django-admin/login/"
 
@@ -104,6 +105,8 @@ class Client:
             sent.append(message)
 
         await application(scope, receive, send)
+        # A server gives each request a context of its own, with its own time.
+        database.begin_long_request()
         start = sent[0]
         answered = {name.decode().lower(): value.decode("latin-1") for name, value in start["headers"]}
         return Answer(start["status"], answered, b"".join(message.get("body", b"") for message in sent[1:]))
