@@ -11,7 +11,7 @@ _PORTS: Final = range(15_000, 32_000)
 
 
 def free_port() -> int:
-    """Return a port that nobody uses. Raises OSError if there is none."""
+    """Return a port that is free. Raises OSError if there is none."""
     for port in random.sample(_PORTS, 100):
         with socket.socket() as tried, suppress(OSError):
             tried.bind((LOOPBACK, port))

@@ -17,7 +17,7 @@ def prepare(folder: Path, *programs: Path) -> None:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file that nobody but its folder's owner, and root, can read."""
+    """Write a file that only its folder's owner, and root, can read."""
     path.touch(mode=0o600)
     path.write_text(text)
     if (account := postgres_account.account_for(path.parent)) is not None:

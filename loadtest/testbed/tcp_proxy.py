@@ -79,7 +79,7 @@ class TcpProxy:
         self._do(freeze)
 
     def forget(self) -> None:
-        """Never again forward a byte or the end of a connection that is open now; neither side is told.
+        """Never again forward a byte or the end of a connection that is open now; neither side notices.
 
         So does a router that has lost its table: new connections work.
         """

@@ -43,7 +43,7 @@ def administrator(db: None) -> Iterator[psycopg.Connection]:
 
 @pytest.fixture
 def odd(administrator: psycopg.Connection) -> Iterator[str]:
-    """The URL of a migrated database whose defaults suit nobody."""
+    """The URL of a migrated database whose defaults differ from what NexMDM needs."""
     administrator.execute("CREATE DATABASE odd")
     for default in ODD:
         administrator.execute(sql.SQL("ALTER DATABASE odd SET " + default))
