@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Final
+from typing import ClassVar, Final
 
 from loadtest.chaos.intervals import Interval
 from loadtest.chaos.traffic import Exchange
@@ -32,15 +32,28 @@ class Gap:
     busy_at: float = inf
 
 
-def away(gaps: Sequence[Gap], normal_seconds: float) -> list[Interval]:
-    """Return the gaps, each with the time that it may take until all is normal, in Unix time."""
-    ahead = time.time() - time.monotonic()
-    return [(gap.stopped_at + ahead, gap.back_at + ahead + normal_seconds) for gap in gaps]
-
-
 def lengths(gaps: Sequence[Gap]) -> str:
     """Say how long each gap was."""
     return ", ".join(f"{gap.back_at - gap.stopped_at:.1f}" for gap in gaps) + " s"
+
+
+class InGaps:
+    """What faults have in common that take the database away for some time, again and again."""
+
+    __slots__ = ()
+    normal_seconds: ClassVar[float]
+    """How soon after a gap no request may fail any more."""
+
+    gaps: list[Gap]
+
+    def away(self) -> list[Interval]:
+        """Return the gaps, each with the time that it may take until all is normal, in Unix time."""
+        ahead = time.time() - time.monotonic()
+        return [(gap.stopped_at + ahead, gap.back_at + ahead + self.normal_seconds) for gap in self.gaps]
+
+    def around_gaps(self, exchanges: Sequence[Exchange]) -> list[Target]:
+        """Judge what clients were answered in the gaps and after them."""
+        return AroundGaps(self.gaps, exchanges, self.normal_seconds).judged()
 
 
 @dataclass(frozen=True, slots=True)

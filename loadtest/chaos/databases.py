@@ -14,7 +14,7 @@ FaultOf = Callable[[SameProcesses, Say], Fault]
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """What the server is told of its database, where ledgers read it, and what it is put through, if anything is."""
+    """The server's settings for its database, where ledgers read it, and its fault, if it has one."""
 
     settings: Mapping[str, str]
     url: str

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from loadtest.chaos import answers, databases
-from loadtest.chaos.answers import AroundGaps, Gap
+from loadtest.chaos.answers import Gap, InGaps
 from loadtest.chaos.databases import Database
 from loadtest.chaos.faults import SameProcesses, Say
-from loadtest.chaos.intervals import Interval
 from loadtest.chaos.ledgers import DatabaseSnapshot
 from loadtest.chaos.traffic import Exchange, Traffic
 from loadtest.load.targets import Target
@@ -39,8 +38,10 @@ def failing_over(folder: Path, times: int) -> Iterator[Database]:
 
 
 @dataclass(slots=True)
-class Failovers:
+class Failovers(InGaps):
     """The primary killed, the standby promoted seconds later, the old primary brought back as its standby."""
+
+    normal_seconds = NORMAL_SECONDS
 
     pair: PostgresPair
     same: SameProcesses
@@ -70,10 +71,6 @@ class Failovers:
         away = self.gaps[-1].back_at - stopped_at
         self.say(f"{self.pair.standby.name}: {mode}; {self.pair.primary.name} is primary {away:.1f} s later")
 
-    def away(self) -> list[Interval]:
-        """Return when there was no primary, and the time it may take until all is normal."""
-        return answers.away(self.gaps, NORMAL_SECONDS)
-
     def judged(
         self, exchanges: Sequence[Exchange], snapshot: DatabaseSnapshot, sends: Sequence[dict[str, Any]]
     ) -> list[Target]:
@@ -82,6 +79,6 @@ class Failovers:
         figure = f"no primary for {answers.lengths(self.gaps)}"
         return [
             Target("failovers", f"{self.times} times", figure, len(self.gaps) == self.times),
-            *AroundGaps(self.gaps, exchanges, NORMAL_SECONDS).judged(),
+            *self.around_gaps(exchanges),
             self.same.judged(),
         ]

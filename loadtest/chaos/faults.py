@@ -22,7 +22,7 @@ from typing import Any, Final, Protocol
 import psycopg
 
 from loadtest.chaos import answers, intervals
-from loadtest.chaos.answers import AroundGaps, Gap
+from loadtest.chaos.answers import Gap, InGaps
 from loadtest.chaos.intervals import Interval
 from loadtest.chaos.ledgers import DatabaseSnapshot
 from loadtest.chaos.traffic import Exchange, Traffic
@@ -171,8 +171,10 @@ class Kills:
 
 
 @dataclass(slots=True)
-class DatabaseStops:
+class DatabaseStops(InGaps):
     """PostgreSQL stopped as by `pg_ctl stop -m immediate`, again and again; `serve` starts it anew."""
+
+    normal_seconds = NORMAL_SECONDS
 
     serving: Serving
     database_url: str
@@ -207,10 +209,6 @@ class DatabaseStops:
             return True
         return False
 
-    def away(self) -> list[Interval]:
-        """Return when it was away, and the time it may take until all is normal."""
-        return answers.away(self.gaps, NORMAL_SECONDS)
-
     def judged(
         self, exchanges: Sequence[Exchange], snapshot: DatabaseSnapshot, sends: Sequence[dict[str, Any]]
     ) -> list[Target]:
@@ -219,5 +217,5 @@ class DatabaseStops:
         figure = f"away for {answers.lengths(self.gaps)}"
         return [
             Target("PostgreSQL stopped", f"{self.times} times", figure, len(self.gaps) == self.times),
-            *AroundGaps(self.gaps, exchanges, NORMAL_SECONDS).judged(),
+            *self.around_gaps(exchanges),
         ]

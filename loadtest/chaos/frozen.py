@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from loadtest.chaos import answers, databases
-from loadtest.chaos.answers import AroundGaps, Gap
+from loadtest.chaos.answers import Gap, InGaps
 from loadtest.chaos.databases import Database
 from loadtest.chaos.faults import SameProcesses, Say
-from loadtest.chaos.intervals import Interval
 from loadtest.chaos.ledgers import DatabaseSnapshot
 from loadtest.chaos.traffic import Exchange, Traffic
 from loadtest.load.targets import Target
@@ -60,8 +59,10 @@ def freezing(folder: Path, times: int, seconds: float) -> Iterator[Database]:
 
 
 @dataclass(slots=True)
-class Freezes:
+class Freezes(InGaps):
     """The proxy freezes and thaws, with time to recover in between."""
+
+    normal_seconds = NORMAL_SECONDS
 
     proxy: TcpProxy
     same: SameProcesses
@@ -89,10 +90,6 @@ class Freezes:
         self.proxy.thaw()
         self.gaps.append(Gap(stopped_at, back_at))
 
-    def away(self) -> list[Interval]:
-        """Return the freezes, and the time it may take until all is normal."""
-        return answers.away(self.gaps, NORMAL_SECONDS)
-
     def judged(
         self, exchanges: Sequence[Exchange], snapshot: DatabaseSnapshot, sends: Sequence[dict[str, Any]]
     ) -> list[Target]:
@@ -103,7 +100,7 @@ class Freezes:
             Target("freezes", f"{count} times", figure, len(self.gaps) == count),
             self._refused(exchanges),
             self._in_time(exchanges),
-            *AroundGaps(self.gaps, exchanges, NORMAL_SECONDS).judged(),
+            *self.around_gaps(exchanges),
             self.same.judged(),
         ]
 

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from loadtest.chaos import answers, databases
-from loadtest.chaos.answers import AroundGaps, Gap
+from loadtest.chaos.answers import Gap, InGaps
 from loadtest.chaos.databases import Database
 from loadtest.chaos.faults import SameProcesses, Say
-from loadtest.chaos.intervals import Interval
 from loadtest.chaos.ledgers import DatabaseSnapshot
 from loadtest.chaos.traffic import Exchange, Traffic
 from loadtest.load.targets import Target
@@ -47,12 +46,14 @@ def demoting(folder: Path, times: int) -> Iterator[Database]:
 
 
 @dataclass(slots=True)
-class Demotions:
+class Demotions(InGaps):
     """The primary takes no writes any more, its standby is promoted, and the address follows seconds later.
 
     In turn the old primary keeps its connections (default_transaction_read_only) and cuts them (it is started again as
     a standby). It answers reads in both cases until long after the address has changed.
     """
+
+    normal_seconds = NORMAL_SECONDS
 
     pair: PostgresPair
     proxy: TcpProxy
@@ -103,10 +104,6 @@ class Demotions:
         self.pair.promote_standby()
         self.pair.rejoin()
 
-    def away(self) -> list[Interval]:
-        """Return when no write was possible, and the time it may take until all is normal."""
-        return answers.away(self.gaps, NORMAL_SECONDS)
-
     def judged(
         self, exchanges: Sequence[Exchange], snapshot: DatabaseSnapshot, sends: Sequence[dict[str, Any]]
     ) -> list[Target]:
@@ -115,7 +112,7 @@ class Demotions:
         figure = f"read-only for {answers.lengths(self.gaps)}"
         return [
             Target("primary demoted", f"{self.times} times", figure, len(self.gaps) == self.times),
-            *AroundGaps(self.gaps, exchanges, NORMAL_SECONDS).judged(),
+            *self.around_gaps(exchanges),
             self._connected(),
             self.same.judged(),
         ]
