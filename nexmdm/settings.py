@@ -59,7 +59,7 @@ HEARTBEAT_LOG = environment.choice("HEARTBEAT_LOG", "each", ("each", "summary"))
 
 # One web worker's connections; the connection budget is workers × this, plus the dispatchers' and a few to spare.
 DATABASE_POOL_SIZE = environment.whole("DATABASE_POOL_SIZE", 8, minimum=2, maximum=200)
-# How long a request waits for a connection before it is told that the database is away.
+# How long work waits for a connection.
 POOL_TIMEOUT_SECONDS = 2
 # After so long the pool tries once more to make a connection, then gives it up; the next request has it try anew. By
 # default it tries for five minutes at doubling pauses, and would sleep on when PostgreSQL is long back.
@@ -69,7 +69,7 @@ LOCK_TIMEOUT_SECONDS = environment.whole("LOCK_TIMEOUT_SECONDS", 5, minimum=1, m
 
 
 def connected(database: dict[str, Any]) -> dict[str, Any]:
-    """Return what Django is told of a database: how it connects, and what each connection is given."""
+    """Return an entry of DATABASES: how Django connects, and the parameters of each connection."""
     options = database_url.options(
         database.get("OPTIONS", {}), statement_seconds=STATEMENT_TIMEOUT_SECONDS, lock_seconds=LOCK_TIMEOUT_SECONDS
     )
@@ -77,7 +77,6 @@ def connected(database: dict[str, Any]) -> dict[str, Any]:
         "connection_class": Connection,
         "min_size": 1,
         "max_size": DATABASE_POOL_SIZE,
-        "timeout": POOL_TIMEOUT_SECONDS,
         "reconnect_timeout": POOL_RECONNECT_SECONDS,
     }
     return {

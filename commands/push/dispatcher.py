@@ -1,7 +1,7 @@
 """The dispatcher: claims pushes that are due, sends them to FCM, and has the answers recorded.
 
-While PostgreSQL is away it claims nothing, gives back what waits, and keeps the answers (recorder.py) for as long as
-the leases of their pushes last.
+While PostgreSQL is away it claims nothing, gives back what waits, and keeps the answers until they can be recorded
+(recorder.py). Why it is away is in the log once an outage (nexmdm/common/postgresql/outage.py).
 """
 
 import asyncio
@@ -147,8 +147,7 @@ class Dispatcher:
             try:
                 started = await self.dispatch_once()
             except Exception as error:  # noqa: BLE001  (the loop's edge: whatever happens, dispatching goes on)
-                if meaning_of(error) is not Meaning.UNAVAILABLE:  # Why it is, is in the log once an outage.
-                    log.error("dispatch.failed", error=type(error).__name__, detail=safe_message(error)[:200])
+                _log_failure(error)
                 started = 0
                 await self._pause(AFTER_FAILURE_SECONDS)
             if started:
@@ -176,7 +175,7 @@ class Dispatcher:
         try:
             is_wanted = await batch.take(claimed)
         except Error as error:
-            log.error("dispatch.failed", error=type(error).__name__, detail=safe_message(error)[:200])
+            _log_failure(error)
             return "the database could not say whether it is still wanted"
         return "" if is_wanted else "it was withdrawn while it waited for its turn"
 
@@ -246,3 +245,8 @@ class Dispatcher:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()
+
+
+def _log_failure(error: Exception) -> None:
+    if meaning_of(error) is not Meaning.UNAVAILABLE:
+        log.error("dispatch.failed", error=type(error).__name__, detail=safe_message(error)[:200])

@@ -27,7 +27,7 @@ class PeriodicTask:
 
 
 async def repeat(task: PeriodicTask) -> None:
-    """Do the work again and again, until cancelled; an error is logged."""
+    """Do the work again and again, until cancelled. An error is logged; that the database is away, once an outage."""
     # A thread of its own: neither the pushing nor another task waits for one that waits for a lock.
     async with ThreadSensitiveContext():
         while True:
@@ -40,8 +40,7 @@ async def _do(task: PeriodicTask) -> int:
     try:
         return await database.run_chore(task.work) or 0
     except Exception as error:  # noqa: BLE001  (the loop's edge: the work is done again)
-        if meaning_of(error) is Meaning.UNAVAILABLE:
-            return 0  # Why is in the log, once an outage.
-        detail = safe_message(error)[:200]
-        log.warning("chore.failed", chore=task.name, error=type(error).__name__, detail=detail)
+        if meaning_of(error) is not Meaning.UNAVAILABLE:
+            detail = safe_message(error)[:200]
+            log.warning("chore.failed", chore=task.name, error=type(error).__name__, detail=detail)
         return 0

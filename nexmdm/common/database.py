@@ -18,7 +18,6 @@ from nexmdm.common.overload import connection_turns
 from nexmdm.common.overload.gates import Gate
 from nexmdm.common.postgresql import deadline, outage
 from nexmdm.common.postgresql.errors import (
-    NO_ANSWER,
     Meaning,
     NoConnection,
     Unreachable,
@@ -194,10 +193,8 @@ def _work_and_release(ends_at: float, work: Callable[P, R], *args: P.args, **kwa
 def work_until(ends_at: float, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Run a function in this thread, with a deadline (monotonic time); it has to return its connection by itself.
 
-    Where the database is unavailable, raises OperationalError or InterfaceError: immediately if it was a moment ago.
+    Where the database is unavailable, raises OperationalError or InterfaceError.
     """
-    if outage.is_held_off():
-        raise OperationalError(outage.why_no_connection() or NO_ANSWER) from Unreachable()
     answered = deadline.times_answered()
     try:
         with deadline.until(ends_at):
@@ -220,7 +217,7 @@ def note_unavailable(error: Error) -> None:
     A demoted primary, or a provider's database with a full disk, answers on: the next connection finds another server.
     """
     log_unavailable(error)
-    if isinstance(error.__cause__, Unreachable) or is_read_only(error):
+    if is_read_only(error):
         outage.hold_off()
     if is_of_server(error):
         if connection.connection is not None:

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from contextvars import Context
 from dataclasses import dataclass
 from itertools import islice
-from math import inf
 from typing import Final, Generic, Protocol, Self, TypeVar
 
+from asgiref.sync import sync_to_async
 from django.db import InterfaceError, OperationalError, connection
 
 from nexmdm.common import database
@@ -107,7 +107,7 @@ class GroupCommit(Generic[Item, Outcome]):
         self._draining = True
         if self._flusher is not None:
             await self._flusher
-        await database.run_in_db_thread_keeping_connection(inf, database.release_connections)
+        await sync_to_async(database.release_connections)()
 
     async def _flush_until_empty(self) -> None:
         try:

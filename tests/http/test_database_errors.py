@@ -3,6 +3,7 @@
 import pytest
 
 from nexmdm.common import database
+from nexmdm.common.postgresql import outage
 from nexmdm.monitoring import fleet_summary
 from tests.support.actors import Admin
 
@@ -38,6 +39,7 @@ def test_an_error_is_answered_by_what_it_means(
         database.execute(f"DO $$ BEGIN RAISE EXCEPTION 'as if' USING ERRCODE = '{code}'; END $$")
 
     monkeypatch.setattr(fleet_summary, "summary", fail)
+    monkeypatch.setattr(outage, "HELD_OFF_SECONDS", 0)
     answer = admin.get("/admin/summary")
     assert (answer.status, answer.code) == status_and_code
     assert ("retry-after" in answer.headers) is (answer.status == 503)

@@ -39,7 +39,7 @@ pytestmark = pytest.mark.skipif(pgbouncer.program() is None, reason=pgbouncer.MI
 
 @pytest.fixture(scope="module")
 def server(open_folder: Path) -> Iterator[PostgresServer]:
-    """PostgreSQL with defaults that suit nobody, so that what we set is seen."""
+    """PostgreSQL whose defaults differ from what NexMDM needs, so that what we set is seen."""
     with PostgresServers(open_folder, durable=False) as servers:
         yield servers.primary("one", default_transaction_isolation="serializable", datestyle="SQL, DMY")
 

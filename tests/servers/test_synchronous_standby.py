@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -10,7 +9,7 @@ import structlog
 from django.conf import settings as django_settings
 from pytest_django import DjangoDbBlocker
 
-from loadtest.testbed.postgres_servers import PostgresServer, PostgresServers
+from loadtest.testbed.postgres_servers import PostgresServer
 from nexmdm.common import database
 from nexmdm.common.postgresql import outage
 from tests.support.actors import Admin, Client
@@ -19,12 +18,6 @@ from tests.support.other_database import migrate, used_instead
 
 UNAVAILABLE = (503, "database_unavailable")
 WAITING = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
-
-
-@pytest.fixture(scope="module")
-def server(open_folder: Path) -> Iterator[PostgresServer]:
-    with PostgresServers(open_folder, durable=False) as servers:
-        yield servers.primary("one")
 
 
 @pytest.fixture

@@ -3,24 +3,17 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from loadtest.testbed.postgres_servers import PostgresServer, PostgresServers
+from loadtest.testbed.postgres_servers import PostgresServer
 from loadtest.testbed.serving import MANAGE, wait_for
 from tests.servers.test_checks import SECRET
 from tests.support import processes
 
 PARTS = ((MANAGE, "migrate"), (MANAGE, "serve"), (MANAGE, "dispatch"), ("-m", "nexmdm.web"))
 REASON = 'password authentication failed for user "nexmdm"'
-
-
-@pytest.fixture(scope="module")
-def server(open_folder: Path) -> Iterator[PostgresServer]:
-    with PostgresServers(open_folder, durable=False) as servers:
-        yield servers.primary("one")
 
 
 @pytest.mark.parametrize("argv", PARTS, ids=[part[-1] for part in PARTS])

@@ -16,6 +16,7 @@ _NO_CONNECTION: Final = "No connection came free in time: all of the pool are in
 _BRIEF_SECONDS: Final = 2 * settings.POOL_RECONNECT_SECONDS
 """How long a connection is waited for after one could not be made: long enough for the pool to try again."""
 
+_HELD_OFF: Final = "The database could not be reached a moment ago."
 _TOO_LATE: Final = "The time of this work was over before it had a connection."
 
 
@@ -37,6 +38,8 @@ class DatabaseWrapper(base.DatabaseWrapper):  # type: ignore[misc]  # Its packag
         return connection
 
     def _take_from_pool(self) -> Any:
+        if outage.is_held_off():
+            raise NoConnection(_HELD_OFF)
         left = deadline.seconds_left()
         if left == 0:
             raise NoConnection(_TOO_LATE)
@@ -51,10 +54,13 @@ class DatabaseWrapper(base.DatabaseWrapper):  # type: ignore[misc]  # Its packag
             if deadline.times_missed() > missed:
                 # One of the pool did not answer: the others are likely to be as dead.
                 self.pool.drain()
-                raise Unreachable(NO_ANSWER) from error
-            if reason := outage.why_no_connection():
-                raise Unreachable(reason) from error
-            raise NoConnection(_NO_CONNECTION) from error
+                reason: str | None = NO_ANSWER
+            else:
+                reason = outage.why_no_connection()
+            if reason is None:
+                raise NoConnection(_NO_CONNECTION) from error
+            outage.hold_off()
+            raise Unreachable(reason) from error
 
     def _configure_timezone(self, connection: Any) -> bool:  # noqa: ARG002
         """Set nothing: the time zone is among the settings that each session or transaction has."""

@@ -14,7 +14,7 @@ CALM_SECONDS: Final = 5
 be read.)"""
 
 HELD_OFF_SECONDS: Final = 0.5
-"""How long no work is begun after the database could not be reached: else each piece of it would wait for the same."""
+"""How long no connection is waited for after one could not be made: else all work would wait for the same, in turn."""
 
 VAGUE_SECONDS: Final = 6
 """How long a reason of libpq's may take: as long as an attempt to connect (5 s)."""
@@ -68,12 +68,12 @@ def is_present() -> bool:
 
 
 def hold_off() -> None:
-    """Have no work begun for a moment."""
+    """Have no connection waited for, for a moment."""
     _refusal.held_off_until = time.monotonic() + HELD_OFF_SECONDS
 
 
 def is_held_off() -> bool:
-    """Tell whether no work should be begun now."""
+    """Tell whether no connection should be waited for now."""
     return time.monotonic() < _refusal.held_off_until
 
 
