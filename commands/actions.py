@@ -3,12 +3,16 @@
 To add one, write a class: its name in `name`, its parameters as fields. The API and its document follow.
 """
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Final
 
 import orjson
 from pydantic import Field, StrictInt
 
 from nexmdm.common.types import Body, FreeObject, Text
+
+HOUR: Final = 3600
+FOUR_WEEKS: Final = 28 * 24 * HOUR
+"""The longest that FCM keeps a message (its `ttl`)."""
 
 
 class Action(Body):
@@ -17,6 +21,9 @@ class Action(Body):
     name: ClassVar[str]
     destructive: ClassVar[bool] = False
     """Destructive actions want their devices named one by one, and counted when there are several."""
+
+    expires_in_seconds: ClassVar[int] = 600
+    """How long a phone has to begin, unless the command says otherwise."""
 
 
 Package = Annotated[Text, Field(min_length=1)]
@@ -63,12 +70,14 @@ class Lock(Action):
     """Lock the screen."""
 
     name = "lock"
+    expires_in_seconds = FOUR_WEEKS
 
 
 class Reboot(Action):
     """Restart the phone."""
 
     name = "reboot"
+    expires_in_seconds = HOUR
 
 
 class Wipe(Action):
@@ -76,6 +85,7 @@ class Wipe(Action):
 
     name = "wipe"
     destructive = True
+    expires_in_seconds = FOUR_WEEKS
 
 
 CATALOGUE: dict[str, type[Action]] = {action.name: action for action in Action.__subclasses__()}

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from commands import actions, queries, queue
+from commands.models import CommandState
 from commands.queue import CommandRequest
 from commands.schemas import (
     CommandCancelled,
@@ -61,9 +62,9 @@ async def issue_command(request: HttpRequest, body: NewCommand) -> HttpResponse:
 
     Devices named by id or alias must all be enrolled and not revoked; `tags` (any of them) and `all` leave revoked ones
     out. `expires_in_seconds` bounds the start: a phone that has said `received` or `running` by then has one hour more
-    for its final word. `expect_count` refuses an audience of another size; `supersede` cancels what is still open of
-    the same action on these devices; `dry_run` checks and counts, and queues nothing. `wipe` wants `device_ids`, and
-    `expect_count` where they are several.
+    for its final word. By default it is 600, for `reboot` 3600, for `lock` and `wipe` 2419200. `expect_count` refuses
+    an audience of another size; `supersede` cancels what is still open of the same action on these devices; `dry_run`
+    checks and counts, and queues nothing. `wipe` wants `device_ids`, and `expect_count` where they are several.
     """
     caller = caller_of(request)
     command_request = _command_request(body, caller.principal)
@@ -98,7 +99,7 @@ def _command_request(body: NewCommand, issued_by: str) -> CommandRequest:
         target=body.target.to_target(),
         target_as_given=body.target.model_dump(mode="json", exclude_none=True),
         issued_by=issued_by,
-        expires_in_seconds=body.expires_in_seconds,
+        expires_in_seconds=body.expires_in_seconds or action.expires_in_seconds,
         priority=body.priority,
         note=body.note,
         expect_count=body.expect_count,
@@ -136,7 +137,7 @@ def _issued_answer(issued: queue.Issued, *, dry_run: bool) -> CommandIssued:
     return CommandIssued(
         request_id=None if dry_run else content.request_id,
         action=content.action,
-        state="open",
+        state=CommandState.OPEN,
         issued_at=content.issued_at,
         expires_at=content.expires_at,
         device_count=issued.device_count,
@@ -155,9 +156,11 @@ async def list_commands(request: HttpRequest, query: Query[CommandQuery]) -> Htt
 async def read_command(request: HttpRequest, request_id: UUID, query: Query[WaitQuery]) -> HttpResponse:
     """Read a command with its counts; with `wait_seconds`, when nothing is open any more or the time is over.
 
-    It is `completed` when nothing is open any more, or `cancelled` if a cancellation withdrew something of it. What
-    `push` says is FCM's word; `counts` go by the phones' own. A server that is stopping answers at once, with what
-    there is.
+    Its `state` is the first that fits: `open`; `cancelled`, if a cancellation withdrew something of it, or all of it
+    was withdrawn otherwise; `completed`, if a phone gave its final report in time; `expired`. Its `outcome` is null
+    while it is open, then `succeeded` (on every device), `partial` (on some), `failed` (on none, and failed on one at
+    least), `expired` (nothing succeeded or failed) or `cancelled` (all of it was withdrawn). What `push` says is FCM's
+    word; `counts` go by the phones' own. A server that is stopping answers at once, with what there is.
     """
     until = time.monotonic() + query.wait_seconds
     # The news is in a row, so it is looked for rather than waited for.

@@ -33,6 +33,32 @@ OVERDUE = Q(state__in=OPEN, open_until__lte=Now())
 """Open, but past its time: expired for everybody who asks, though not marked so yet."""
 
 
+class CommandState(models.TextChoices):
+    """How a command stands as a whole. Never stored: commands/standing.py derives it.
+
+    `cancelled`: a cancellation withdrew something of it, or all of it was withdrawn otherwise.
+    """
+
+    OPEN = "open"
+    COMPLETED = "completed"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+
+
+class CommandOutcome(models.TextChoices):
+    """What came of a command that is not open any more. Never stored: commands/standing.py derives it.
+
+    `partial`: it succeeded on some devices. `failed`: on none, and failed on one at least. `expired`: nothing succeeded
+    or failed, and its time ran out on one device at least. `cancelled`: all of it was withdrawn.
+    """
+
+    SUCCEEDED = "succeeded"
+    PARTIAL = "partial"
+    FAILED = "failed"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+
+
 class PushState(models.TextChoices):
     """How the push of a delivery stands. `accepted` is FCM's word, never the phone's."""
 

@@ -10,12 +10,15 @@ from uuid import UUID
 from django.db.models import Exists, F, OuterRef, Prefetch, Q, QuerySet
 from django.db.models.functions import Now
 
+from commands import standing
 from commands.models import (
     FINAL,
     OPEN,
     OVERDUE,
     Attempt,
     Command,
+    CommandOutcome,
+    CommandState,
     Delivery,
     DeliveryChannel,
     DeliveryState,
@@ -33,7 +36,6 @@ from commands.schemas import (
     CommandPage,
     CommandQuery,
     CommandRow,
-    CommandState,
     Counts,
     DeliveryDetail,
     DeliveryPage,
@@ -92,6 +94,7 @@ class CommandStatus:
     """How a command stands: its deliveries, counted, and what follows from that."""
 
     state: CommandState
+    outcome: CommandOutcome | None
     completed_at: datetime | None
     counts: Counts
     push: PushCounts
@@ -107,15 +110,15 @@ def is_open(request_id: UUID) -> bool:
 def command(request_id: UUID) -> CommandDetail:
     """Return a command with its counts. Raises UnknownCommand."""
     row = Command.objects.filter(id=request_id).first()
-    standing = _command_statuses([request_id]).get(request_id)
-    if row is None or standing is None:
+    status = _command_statuses([request_id]).get(request_id)
+    if row is None or status is None:
         raise UnknownCommand
     return CommandDetail(
-        **_command_fields(row, standing.state),
-        completed_at=standing.completed_at,
+        **_command_fields(row, status.state, status.outcome),
+        completed_at=status.completed_at,
         cancelled_at=row.cancelled_at,
-        counts=standing.counts,
-        push=standing.push,
+        counts=status.counts,
+        push=status.push,
     )
 
 
@@ -140,14 +143,15 @@ def _command_statuses(request_ids: list[UUID]) -> dict[UUID, CommandStatus]:
 def _command_status(cancelled_at: datetime | None, *counted: Any) -> CommandStatus:
     *numbers, last_settled = counted
     counts = Counts(**dict(zip(Counts.model_fields, numbers[:7], strict=True)))
-    state = _state(cancelled_at, is_open=bool(counts.pending or counts.received))
+    states = [state for state in DeliveryState if getattr(counts, state)]
+    state, outcome = standing.of_states(states, was_cancelled=cancelled_at is not None)
     push = PushCounts(**dict(zip(PushCounts.model_fields, numbers[7:], strict=True)))
-    return CommandStatus(state, None if state == "open" else last_settled, counts, push)
+    return CommandStatus(state, outcome, None if outcome is None else last_settled, counts, push)
 
 
 def commands(query: CommandQuery) -> CommandPage:
     """Return a page of commands, newest first."""
-    rows = _commands()
+    rows: QuerySet[Any] = Command.objects.annotate(seen=standing.SEEN)
     if query.action is not None:
         rows = rows.filter(action=query.action)
     if query.device_id is not None:
@@ -157,28 +161,22 @@ def commands(query: CommandQuery) -> CommandPage:
     if query.until is not None:
         rows = rows.filter(issued_at__lt=query.until)
     if query.state is not None:
-        rows = rows.filter(has_open=query.state == "open")
-    if query.state in ("completed", "cancelled"):
-        rows = rows.filter(cancelled_at__isnull=query.state == "completed")
+        rows = rows.filter(standing.state_conditions()[query.state])
+    if query.outcome is not None:
+        rows = rows.filter(standing.outcome_conditions()[query.outcome])
     found, next_cursor = pagination.paginate(rows, query, UUID)
-    items = [CommandRow(**_command_fields(row, _state(row.cancelled_at, is_open=row.has_open))) for row in found]
-    return CommandPage(items=items, next_cursor=next_cursor)
+    return CommandPage(items=[_command_row(row) for row in found], next_cursor=next_cursor)
 
 
-def _commands() -> QuerySet[Any]:
-    return Command.objects.annotate(has_open=Exists(Delivery.objects.open().filter(command_id=OuterRef("id"))))
+def _command_row(row: Any) -> CommandRow:
+    stands = standing.of_seen(row.seen, was_cancelled=row.cancelled_at is not None)
+    return CommandRow(**_command_fields(row, *stands))
 
 
-def _state(cancelled_at: datetime | None, *, is_open: bool) -> CommandState:
-    if is_open:
-        return "open"
-    return "completed" if cancelled_at is None else "cancelled"
-
-
-def _command_fields(row: Command, state: CommandState) -> dict[str, Any]:
+def _command_fields(row: Command, state: CommandState, outcome: CommandOutcome | None) -> dict[str, Any]:
     same = ("action", "target", "priority", "note", "issued_by", "issued_at", "expires_at", "device_count")
     fields = {name: getattr(row, name) for name in same}
-    return fields | {"request_id": row.id, "params": json.loads(row.params), "state": state}
+    return fields | {"request_id": row.id, "params": json.loads(row.params), "state": state, "outcome": outcome}
 
 
 def deliveries(request_id: UUID, query: DeliveryQuery) -> DeliveryPage:

@@ -48,7 +48,7 @@ class CommandRequest:
     target: Target
     target_as_given: dict[str, Any]
     issued_by: str
-    expires_in_seconds: int = 600
+    expires_in_seconds: int
     priority: Priority = Priority.HIGH
     note: str = ""
     expect_count: int | None = None

@@ -5,7 +5,16 @@ from uuid import UUID
 
 from pydantic import BeforeValidator, Field, StrictBool, StrictInt, StringConstraints, model_validator
 
-from commands.models import DeliveryChannel, DeliveryState, Priority, PushNow, ReportStatus
+from commands.actions import FOUR_WEEKS
+from commands.models import (
+    CommandOutcome,
+    CommandState,
+    DeliveryChannel,
+    DeliveryState,
+    Priority,
+    PushNow,
+    ReportStatus,
+)
 from devices.audience import Target
 from nexmdm.common.pagination import Page
 from nexmdm.common.tolerance.field_warnings import Warnings
@@ -25,9 +34,7 @@ from nexmdm.common.types import (
     Time,
 )
 
-MAX_EXPIRY_SECONDS = 2_419_200
-
-CommandState = Literal["open", "completed", "cancelled"]
+MAX_EXPIRY_SECONDS = FOUR_WEEKS
 
 
 def _true(value: object) -> object:
@@ -67,7 +74,7 @@ class NewCommand(Body):
     action: Annotated[str, Field(max_length=64)]
     params: FreeObject = {}
     target: TargetBody
-    expires_in_seconds: Annotated[StrictInt, Field(ge=1, le=MAX_EXPIRY_SECONDS)] = 600
+    expires_in_seconds: Annotated[StrictInt, Field(ge=1, le=MAX_EXPIRY_SECONDS)] | None = None
     priority: Priority = Priority.HIGH
     dry_run: StrictBool = False
     expect_count: Annotated[StrictInt, Field(ge=0, le=2**31 - 1)] | None = None
@@ -100,13 +107,14 @@ class CommandQuery(Page, extra="forbid"):
 
     action: Annotated[Text, Field(max_length=64)] | None = None
     state: CommandState | None = None
+    outcome: CommandOutcome | None = None
     device_id: Identifier | None = None
     since: Time | None = None
     until: Time | None = None
 
 
 class CommandRow(ResponseSchema):
-    """A command in a list."""
+    """A command in a list, with its outcome once it is not open any more. A late result changes neither of both."""
 
     request_id: UUID
     action: str
@@ -116,6 +124,7 @@ class CommandRow(ResponseSchema):
     note: str
     issued_by: str
     state: CommandState
+    outcome: CommandOutcome | None
     issued_at: Time
     expires_at: Time
     device_count: int

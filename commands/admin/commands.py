@@ -76,23 +76,30 @@ class CommandAdmin(ReadOnlyAdmin):
     """What was asked, and how it stands by device."""
 
     list_display = (
-        "id", "action", "standing", "counts", "device_count", "issued", "note", "issued_by", "expires", "urgency",
+        "id", "action", "standing", "outcome", "counts", "device_count", "issued", "note", "issued_by", "expires",
+        "urgency",
     )  # fmt: skip
-    list_filter = (filters.ActionFilter, filters.CommandStateFilter, filters.CommandAge, filters.CommandTime)
+    list_filter = (
+        filters.ActionFilter,
+        filters.CommandStateFilter,
+        filters.CommandOutcomeFilter,
+        filters.CommandAge,
+        filters.CommandTime,
+    )
     search_fields = ("id", "deliveries__device__alias")
     search_help_text = "A whole request id or device id, or part of a device's alias or hardware id."
     inlines: ClassVar = [DeliveriesOfCommand]
     fieldsets: ClassVar = [
         (None, {"fields": ["id", "action", "pretty_params", "urgency", "pretty_target", "note", "issued_by"]}),
         ("Times", {"fields": ["issued", "expires", "completed", "cancelled"]}),
-        ("Deliveries", {"fields": ["state", "device_count", "counts", "pushes", "all_deliveries"]}),
+        ("Deliveries", {"fields": ["state", "outcome", "device_count", "counts", "pushes", "all_deliveries"]}),
     ]
     exported: ClassVar = {
         "request_id": "id", "action": "action", "params": "params", "priority": "priority", "note": "note",
         "issued_by": "issued_by", "device_count": "device_count", "issued_at": "issued_at", "expires_at": "expires_at",
         "cancelled_at": "cancelled_at",
     }  # fmt: skip
-    derived = ("state", "completed_at", *Counts.model_fields)
+    derived = ("state", "outcome", "completed_at", *Counts.model_fields)
 
     urgency = Column("priority")
     issued = Column("issued_at")
@@ -153,6 +160,11 @@ class CommandAdmin(ReadOnlyAdmin):
         """Return the state of a command in a list."""
         return command.current.state if command.current else NOTHING
 
+    @admin.display(description="outcome")
+    def outcome(self, command: Any) -> str:
+        """Return what came of a command, once it is not open any more."""
+        return (command.current.outcome if command.current else None) or NOTHING
+
     @admin.display(description="by state")
     def counts(self, command: Any) -> SafeString:
         """Return how many deliveries are in each state now, each number a link to them; and how many came too late."""
@@ -179,11 +191,11 @@ class CommandAdmin(ReadOnlyAdmin):
         return link_to_list(Delivery, "All deliveries of this command", command__id__exact=command.pk)
 
 
-def _derived(standing: CommandStatus | None) -> tuple[Any, ...]:
+def _derived(status: CommandStatus | None) -> tuple[Any, ...]:
     """Return the CSV's cells on how a command stands; empty ones if it has just been deleted."""
-    if standing is None:
+    if status is None:
         return (None,) * len(CommandAdmin.derived)
-    return (standing.state, standing.completed_at, *standing.counts.model_dump().values())
+    return (status.state, status.outcome, status.completed_at, *status.counts.model_dump().values())
 
 
 class BusyDeviceAdmin(DeviceAdmin):

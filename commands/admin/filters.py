@@ -2,11 +2,11 @@
 
 from typing import Any, ClassVar, Final
 
-from django.db.models import Exists, OuterRef, Q, QuerySet, Sum
+from django.db.models import Q, QuerySet, Sum
 from django.db.models.functions import Now
 from django.http import HttpRequest
 
-from commands import push_now
+from commands import push_now, standing
 from commands.actions import CATALOGUE
 from commands.models import (
     FCM_ERRORS,
@@ -74,19 +74,25 @@ def _is_common(action: str) -> bool:
 
 
 class CommandStateFilter(ChoiceFilter):
-    """By whether anything is still open."""
+    """By how the command stands as a whole."""
 
     title = "state"
     parameter_name = "state"
 
     def conditions(self) -> dict[str, Q]:
         """Return the states that a command derives from its deliveries."""
-        still_open = Q(Exists(Delivery.objects.open().filter(command=OuterRef("pk"))))
-        return {
-            "open": still_open,
-            "completed": ~still_open & Q(cancelled_at=None),
-            "cancelled": ~still_open & Q(cancelled_at__isnull=False),
-        }
+        return standing.state_conditions()
+
+
+class CommandOutcomeFilter(ChoiceFilter):
+    """By what came of the command."""
+
+    title = "outcome"
+    parameter_name = "outcome"
+
+    def conditions(self) -> dict[str, Q]:
+        """Return the outcomes that a command derives from its deliveries."""
+        return standing.outcome_conditions()
 
 
 class StateFilter(ChoiceFilter):

@@ -25,12 +25,12 @@ FREE_TEXT: Final = ("note", "said", "tags", "path", "label")
 
 NARROWEST_FREE_TEXT: Final = 20
 _GAP: Final = 2
-_COLOURED: Final = ("state", "presence", "push", "status", "code")
+_COLOURED: Final = ("state", "outcome", "presence", "push", "status", "code")
 _COLOURS: Final[Mapping[str, str]] = {
-    **dict.fromkeys(("succeeded", "completed", "online", "ok", "200"), "green"),
-    **dict.fromkeys(("pending", "received", "open", "offline"), "yellow"),
+    **dict.fromkeys(("succeeded", "online", "ok", "200"), "green"),
+    **dict.fromkeys(("pending", "received", "open", "offline", "partial"), "yellow"),
     **dict.fromkeys(("failed", "expired", "dead", "revoked"), "red"),
-    **dict.fromkeys(("cancelled", "exhausted", "never", "none", NOTHING), "dim"),
+    **dict.fromkeys(("cancelled", "completed", "exhausted", "never", "none", NOTHING), "dim"),
 }
 """What the words in a coloured field look like; an HTTP status or a code that is not here is an error's."""
 

@@ -16,7 +16,16 @@ _WORST_FIRST: Final = ("failed", "expired", "cancelled", "received", "pending", 
 # The columns, those first that a narrow terminal has to show.
 _DEVICE_COLUMNS: Final = ("device_id", "alias", "presence", "last_seen_at", "push", "hardware_id", "tags")
 _TOKEN_COLUMNS: Final = ("id", "label", "state", "uses", "max_uses", "expires_at", "tags", "re_enroll", "created_at")
-_COMMAND_COLUMNS: Final = ("request_id", "action", "state", "device_count", "issued_at", "expires_at", "note")
+_COMMAND_COLUMNS: Final = (
+    "request_id",
+    "action",
+    "state",
+    "outcome",
+    "device_count",
+    "issued_at",
+    "expires_at",
+    "note",
+)
 _DELIVERY_COLUMNS: Final = ("device_id", "alias", "state", "said", "delivered_via")
 _EVENT_COLUMNS: Final = ("when", "event", "outcome", "via", "http_status", "latency_ms", "said")
 _AUDIT_COLUMNS: Final = (
@@ -72,7 +81,7 @@ def _device(row: Json) -> Json:
 
 def commands(session: Session) -> int:
     """List commands."""
-    query = {name: session.options[name] for name in ("action", "state", "device_id", "since", "until")}
+    query = {name: session.options[name] for name in ("action", "state", "outcome", "device_id", "since", "until")}
     return _list(session, "/admin/commands", _COMMAND_COLUMNS, query)
 
 

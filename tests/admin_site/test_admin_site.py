@@ -388,31 +388,33 @@ def test_commands_are_filtered_by_action_and_by_what_is_open(worked: World, brow
     launch, ping = Command.objects.get(action="launch_app"), Command.objects.get(action="ping")
     assert listed(browser, Command, action="ping") == [ping.pk]
     assert listed(browser, Command, state="open") == [launch.pk]
-    assert listed(browser, Command, state="completed") == [ping.pk]
+    assert listed(browser, Command, state="completed") == listed(browser, Command, outcome="failed") == [ping.pk]
     Command.objects.update(cancelled_at=worked.now)
     assert listed(browser, Command, state="cancelled") == [ping.pk]
 
 
-def standings(browser: Client) -> dict[str, tuple[str, str]]:
-    """Return the state and the counts that the list of commands shows for each action."""
+def standings(browser: Client) -> dict[str, tuple[str, str, str]]:
+    """Return the state, the outcome and the counts that the list of commands shows for each action."""
     page = browser.get(page_of(Command)).content.decode()
     shown = re.findall(
-        r'field-action">(\w+)</td><td class="field-standing">(.*?)</td><td class="field-counts">(.*?)</td>', page
+        r'field-action">(\w+)</td><td class="field-standing">(.*?)</td><td class="field-outcome">(.*?)</td>'
+        r'<td class="field-counts">(.*?)</td>',
+        page,
     )
-    return {action: (state, plain(counts)) for action, state, counts in shown}
+    return {action: (state, outcome, plain(counts)) for action, state, outcome, counts in shown}
 
 
 def test_the_list_of_commands_shows_how_each_stands(worked: World, browser: Client) -> None:
     assert standings(browser) == {
-        "launch_app": ("open", "1 pending , 1 succeeded"),
-        "ping": ("completed", "1 failed"),
+        "launch_app": ("open", "-", "1 pending , 1 succeeded"),
+        "ping": ("completed", "failed", "1 failed"),
     }
     launch = Command.objects.get(action="launch_app")
     launch.deliveries.filter(state="pending").update(open_until=worked.now - timedelta(minutes=1))
     Command.objects.update(cancelled_at=worked.now)
     assert standings(browser) == {
-        "launch_app": ("cancelled", "1 succeeded , 1 expired"),
-        "ping": ("cancelled", "1 failed"),
+        "launch_app": ("cancelled", "partial", "1 succeeded , 1 expired"),
+        "ping": ("cancelled", "failed", "1 failed"),
     }
     address = f"{page_of(Delivery)}?command__id__exact={launch.pk}&amp;state=expired"
     assert f'<a href="{address}">1 expired</a>' in browser.get(page_of(Command)).content.decode()
@@ -424,8 +426,8 @@ def test_a_list_of_commands_counts_the_narrowest_and_leaves_the_others_to_their_
     monkeypatch.setattr("commands.admin.commands.MOST", 3)
     Command.objects.filter(action="ping").update(device_count=4)
     assert standings(browser) == {
-        "launch_app": ("open", "1 pending , 1 succeeded"),
-        "ping": ("-", "on its own page"),
+        "launch_app": ("open", "-", "1 pending , 1 succeeded"),
+        "ping": ("-", "-", "on its own page"),
     }
 
 
@@ -877,11 +879,11 @@ def test_the_csv_of_commands_says_how_each_stands_a_few_deliveries_at_a_time(
     Delivery.objects.filter(pk=late.pk).update(state="expired", settled_at=worked.now)
     Report.objects.create(delivery=late, status="succeeded", late=True)
     worked.delivery(worked.command("ring"), late.device)
-    standing = ("action", "state", "completed_at", "pending", "succeeded", "failed", "expired", "late")
+    standing = ("action", "state", "outcome", "completed_at", "pending", "succeeded", "failed", "expired", "late")
     assert [tuple(row[name] for name in standing) for row in exported(staff, Command)] == [
-        ("ring", "open", "", "1", "0", "0", "0", "0"),
-        ("ping", "completed", rfc3339(worked.now), "0", "0", "1", "0", "0"),
-        ("launch_app", "completed", rfc3339(worked.now), "0", "1", "0", "1", "1"),
+        ("ring", "open", "", "", "1", "0", "0", "0", "0"),
+        ("ping", "completed", "failed", rfc3339(worked.now), "0", "0", "1", "0", "0"),
+        ("launch_app", "completed", "partial", rfc3339(worked.now), "0", "1", "0", "1", "1"),
     ]
 
 

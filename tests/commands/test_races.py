@@ -149,7 +149,7 @@ def test_a_command_goes_with_its_last_delivery_whoever_prunes_it(fleet: list[Pho
 
 def issue_a_ping(phone: Phone) -> None:
     target = Target(device_ids=[UUID(phone.device_id)])
-    queue.issue(CommandRequest("ping", "{}", target, target_as_given={}, issued_by="admin"))
+    queue.issue(CommandRequest("ping", "{}", target, target_as_given={}, issued_by="admin", expires_in_seconds=600))
 
 
 @pytest.mark.parametrize("ending", ["revoked", "enrolled anew"])

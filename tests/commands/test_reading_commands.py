@@ -98,7 +98,7 @@ def test_a_command_past_its_time_is_not_open_though_nobody_swept_it(admin: Admin
     let_pass(hours=2)
     assert Delivery.objects.get().state == "pending"
     assert ids(admin.get("/admin/commands?state=open")) == []
-    assert ids(admin.get("/admin/commands?state=completed")) == [request_id]
+    assert ids(admin.get("/admin/commands?state=expired")) == [request_id]
 
 
 def test_pages_are_stable_while_new_commands_arrive(admin: Admin, phone: Phone) -> None:
@@ -611,11 +611,11 @@ def test_cancelling_again_finds_nothing_more(admin: Admin, phone: Phone) -> None
     assert cancel(admin, request_id) == {"cancelled": 0, "already_settled": 1, "may_still_run": 0}
 
 
-def test_a_completed_command_that_is_cancelled_stays_completed(admin: Admin, phone: Phone) -> None:
+def test_an_expired_command_that_is_cancelled_stays_expired(admin: Admin, phone: Phone) -> None:
     request_id = issue(admin, phone)
     let_pass(hours=2)
     assert cancel(admin, request_id) == {"cancelled": 0, "already_settled": 1, "may_still_run": 0}
-    assert admin.get(f"/admin/commands/{request_id}").json["state"] == "completed"
+    assert admin.get(f"/admin/commands/{request_id}").json["state"] == "expired"
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,8 @@ class _Arguments:
     def _commands(self) -> None:
         commands = self._verb("commands", subcommands.commands, "List commands, newest first.")
         commands.add_argument("--action")
-        commands.add_argument("--state", choices=["open", "completed", "cancelled"])
+        commands.add_argument("--state", choices=["open", "completed", "expired", "cancelled"])
+        commands.add_argument("--outcome", choices=["succeeded", "partial", "failed", "expired", "cancelled"])
         commands.add_argument("--device", type=arguments.identifier, metavar="ID", dest="device_id")
         _between(commands)
         _limit(commands)
@@ -223,7 +224,10 @@ class _Arguments:
             help="a parameter of the action, as JSON or else as text; may be repeated",
         )  # fmt: skip
         send.add_argument(
-            "--expires-in", type=arguments.seconds, metavar="TIME", help="as 600, 10m, 12h or 7d; default 10m"
+            "--expires-in",
+            type=arguments.seconds,
+            metavar="TIME",
+            help="as 600, 10m, 12h or 7d; by default 10m, reboot 1h, lock and wipe 28d",
         )
         send.add_argument("--priority", choices=["high", "normal"])
         send.add_argument("--dry-run", action="store_true", default=None, help="check it all, and send nothing")
