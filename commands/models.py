@@ -187,6 +187,7 @@ class Delivery(models.Model):
     `open_until` is the command's `expires_at`, or an hour more once the phone has said it received or runs it.
     `next_attempt_at` is when the next push is due; NULL means none is. A claimed push moves it past a lease.
     `attempt_count` is the number of its last attempt. `reports_not_kept` counts the reports that were too many to keep.
+    `device_seen_at` is the device's last heartbeat when the delivery was marked as expired.
     """
 
     id = models.BigAutoField(primary_key=True)
@@ -198,6 +199,7 @@ class Delivery(models.Model):
     reported_at = models.DateTimeField(null=True, blank=True)
     settled_at = models.DateTimeField(null=True, blank=True)
     withdrawn_by = models.CharField(max_length=16, choices=Withdrawal, null=True, blank=True)  # noqa: DJ001
+    device_seen_at = models.DateTimeField(null=True, blank=True)
     delivered_via = models.CharField(max_length=16, choices=DeliveryChannel, null=True, blank=True)  # noqa: DJ001
 
     push_state = models.CharField(max_length=16, choices=PushState)

@@ -1,5 +1,6 @@
-"""Why a delivery is still open, in one plain sentence."""
+"""Why a delivery is still open, or was settled without the phone's final report, in one plain sentence."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Final
 
@@ -7,8 +8,20 @@ from django.conf import settings
 from django.db.models import Case, Count, F, OuterRef, Q, QuerySet, Subquery, Sum, When
 from django.db.models.functions import Coalesce, Now
 
-from commands.models import OPEN, Attempt, AttemptOutcome, Delivery, DeliveryState, PushState, Report, ReportStatus
+from commands.models import (
+    FINAL,
+    OPEN,
+    Attempt,
+    AttemptOutcome,
+    Delivery,
+    DeliveryState,
+    PushState,
+    Report,
+    ReportStatus,
+    Withdrawal,
+)
 from commands.push_now import PUSH_NOW
+from nexmdm.common.types import rfc3339
 
 SILENT_AFTER: Final = timedelta(minutes=10)
 
@@ -28,6 +41,9 @@ def _last(rows: QuerySet[Any], field: str) -> Subquery:
 
 
 _LAST_WORD: Final = _last(Report.objects.order_by("-id"), "status")
+_LAST_WORD_IN_TIME: Final = _last(
+    Report.objects.exclude(status__in=FINAL).filter(reported_at__lte=OuterRef("open_until")).order_by("-id"), "status"
+)
 _DEFERRALS: Final = _number_of(Report.objects.filter(status=ReportStatus.DEFERRED), Sum(F("repeat_count") + 1))
 
 AS_OF_NOW: Final = {
@@ -38,10 +54,11 @@ AS_OF_NOW: Final = {
     "last_push": _last(Attempt.objects.order_by("-number"), "outcome"),
     "failed_pushes": _number_of(Attempt.objects.filter(_FAILED), Count("*")),
     "last_word": _LAST_WORD,
+    "last_word_in_time": _LAST_WORD_IN_TIME,
     # Counted only where the sentence has it: this reads every report of a delivery.
     "deferrals": Case(When(last_word=ReportStatus.DEFERRED, then=_DEFERRALS), default=0),
 }
-"""What is derived of a delivery beside its fields, for annotate(): all as of one moment. why_open() requires it."""
+"""What is derived of a delivery beside its fields, for annotate(): all as of one moment. All functions here need it."""
 
 
 def current_state(row: Delivery) -> DeliveryState:
@@ -55,8 +72,50 @@ def why_open(row: Any) -> str | None:
     if current_state(row) not in OPEN:
         return None
     reasons = [*_reports_of_the_phone(row), *_silence(row), *_push_trouble(row)]
-    sentence = "; ".join(reasons) or "waiting for the phone to answer"
-    return f"{sentence[0].upper()}{sentence[1:]}."
+    return _sentence(reasons or ["waiting for the phone to answer"])
+
+
+def why_unfinished(row: Any) -> str | None:
+    """Return one plain sentence on why a delivery (annotated AS_OF_NOW) ended without the phone's final report in time.
+
+    None while it is open, and if the phone gave one. What the device does later changes nothing in it.
+    """
+    state = current_state(row)
+    if state == DeliveryState.CANCELLED:
+        return _sentence([Withdrawal(row.withdrawn_by).label]) if row.withdrawn_by else None
+    if state != DeliveryState.EXPIRED:
+        return None
+    if row.last_word_in_time is not None:
+        return _sentence([f"the phone reported {row.last_word_in_time}, and nothing final in time"])
+    return _sentence([_last_sign(row), _what_the_push_came_to(row)])
+
+
+def _sentence(reasons: Sequence[str]) -> str:
+    text = "; ".join(reasons)
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _last_sign(row: Any) -> str:
+    """Tell when the device was heard from: as kept at the expiry, else as it is known now."""
+    seen = row.device_seen_at or row.device.presence.last_seen_at
+    if seen is None:
+        return "the device had never sent a heartbeat"
+    at = rfc3339(seen.replace(microsecond=0))
+    if seen < row.command.issued_at:
+        return f"offline since {at}"
+    if seen <= row.open_until:
+        return f"heard from at {at}, and it did not answer in time"
+    return f"no answer in time; heard from at {at}, after its time was over"
+
+
+def _what_the_push_came_to(row: Any) -> str:
+    if row.push_state == PushState.NO_PUSH_TOKEN:
+        return "it had no push token"
+    if row.push_state == PushState.ACCEPTED:
+        return "FCM took the push"
+    if row.last_push == AttemptOutcome.REJECTED:
+        return "FCM refused the push"
+    return f"push failed {_times(row.failed_pushes)}" if row.failed_pushes else "no push left"
 
 
 def _reports_of_the_phone(row: Any) -> list[str]:

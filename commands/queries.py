@@ -27,7 +27,7 @@ from commands.models import (
     ReportStatus,
     Withdrawal,
 )
-from commands.pending_reason import AS_OF_NOW, current_state, why_open
+from commands.pending_reason import AS_OF_NOW, current_state, why_open, why_unfinished
 from commands.push_now import PUSH_NOW_SQL
 from commands.queue import UnknownCommand
 from commands.reports import KEPT
@@ -290,6 +290,7 @@ def _delivery_row(row: Any) -> DeliveryRow:
         result=_final_word(row, late=False),
         late_result=_final_word(row, late=True),
         why_open=why_open(row),
+        why_unfinished=why_unfinished(row),
     )
 
 

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import orjson
 from django.db import transaction
-from django.db.models import F
+from django.db.models import F, OuterRef, Subquery
 from django.db.models.functions import Now
 from uuid_utils.compat import uuid7
 
@@ -18,6 +18,7 @@ from commands import envelope
 from commands.models import Command, Delivery, DeliveryState, Priority, Withdrawal
 from devices import audience
 from devices.audience import EmptyAudience, Target
+from devices.models import Presence
 from nexmdm.common import database
 from nexmdm.common.domain_error import DomainError
 
@@ -285,11 +286,18 @@ def cancel_all_of(device_id: UUID, by: Withdrawal) -> int:
     return open_ones.update(state=DeliveryState.CANCELLED, withdrawn_by=by, settled_at=Now(), next_attempt_at=None)
 
 
+EXPIRED: Final = {
+    "state": DeliveryState.EXPIRED,
+    "settled_at": F("open_until"),
+    "next_attempt_at": None,
+    "device_seen_at": Subquery(Presence.objects.filter(device=OuterRef("device_id")).values("last_seen_at")),
+}
+"""What marks a delivery as expired, for update(): it was settled the moment its time was over."""
+
+
 @transaction.atomic
 def expire(limit: int) -> int:
-    """Mark deliveries whose time is over; return how many. Their `settled_at` is the moment it was over."""
+    """Mark deliveries whose time is over; return how many."""
     overdue = Delivery.objects.overdue().order_by("open_until").select_for_update(skip_locked=True, no_key=True)
     ids = list(overdue.values_list("id", flat=True)[:limit])
-    return Delivery.objects.filter(id__in=ids).update(
-        state=DeliveryState.EXPIRED, settled_at=F("open_until"), next_attempt_at=None
-    )
+    return Delivery.objects.filter(id__in=ids).update(**EXPIRED)

@@ -9,6 +9,7 @@ import orjson
 from django.db.models import F, OuterRef, Q, Subquery
 from django.db.models.functions import Coalesce, Greatest, Now
 
+from commands import queue
 from commands.models import FINAL, OPEN, Command, Delivery, DeliveryChannel, DeliveryState, Report, ReportStatus
 from nexmdm.common import database
 from nexmdm.common.domain_error import DomainError
@@ -62,7 +63,7 @@ def record_report(device_id: UUID, request_id: UUID, report: ReportInput) -> Rep
     changes: dict[str, Any] = {}
     if delivery.state in OPEN and getattr(delivery, "overdue"):  # noqa: B009  (annotated above)
         delivery.state = DeliveryState.EXPIRED
-        changes |= {"state": DeliveryState.EXPIRED, "settled_at": F("open_until"), "next_attempt_at": None}
+        changes |= queue.EXPIRED
     duplicate = _has_final(delivery)
     late = report.status in FINAL and delivery.state in (DeliveryState.EXPIRED, DeliveryState.CANCELLED)
     kept = _keep(delivery, report, late=late, duplicate=duplicate)

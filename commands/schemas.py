@@ -200,7 +200,10 @@ class Result(ResponseSchema):
 
 
 class DeliveryRow(ResponseSchema):
-    """One command for one device, and what became of it."""
+    """One command for one device, and what became of it.
+
+    `why_open` says what it waits for; `why_unfinished` why it expired or was withdrawn, whatever the device does later.
+    """
 
     request_id: UUID
     device_id: UUID
@@ -215,6 +218,7 @@ class DeliveryRow(ResponseSchema):
     result: Result | None
     late_result: Result | None
     why_open: str | None
+    why_unfinished: str | None
 
 
 class TimelineEvent(ResponseSchema):

@@ -112,7 +112,7 @@ class DeliveryAdmin(_OfCommandAndDevice):
     search_fields = ("command__id", "device__id", "device__alias")
     linked_by = ("command__id__exact", "device__id__exact")
     fieldsets: ClassVar = [
-        (None, {"fields": ["action", "request_id", "to_device", "state_now", "why_open", "channel"]}),
+        (None, {"fields": ["action", "request_id", "to_device", "state_now", "why_open", "why_unfinished", "channel"]}),
         ("Result", {"fields": ["result", "reports_not_kept"]}),
         ("Times", {"fields": ["issued", "until", "received", "reported", "settled"]}),
         ("Push", {"fields": ["push", "attempts", "failure_count", "next_push", "everything"]}),
@@ -155,6 +155,11 @@ class DeliveryAdmin(_OfCommandAndDevice):
     def why_open(self, delivery: Any) -> str:
         """Return what an open delivery waits for."""
         return delivery.current.why_open or NOTHING
+
+    @admin.display(description="why unfinished")
+    def why_unfinished(self, delivery: Any) -> str:
+        """Return why a delivery was settled without a final report in time."""
+        return delivery.current.why_unfinished or NOTHING
 
     @admin.display(description="result")
     def result(self, delivery: Any) -> str:

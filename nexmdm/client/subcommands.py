@@ -246,7 +246,7 @@ def _deliveries(client: FleetClient, command: Json) -> list[Json]:
 
 def _delivery(row: Json) -> Json:
     word = row["result"] or row["late_result"]
-    remark = row["why_open"] if word is None else word["message"] or word["status"]
+    remark = row["why_open"] or row["why_unfinished"] if word is None else word["message"] or word["status"]
     return row | {"said": remark}
 
 

@@ -29,7 +29,7 @@ COUNTS: Final = {
 PUSH: Final = {"waiting": 0, "accepted": 0, "retrying": 0, "undeliverable": 0, "superseded": 0, "no_push_token": 0}
 ROW_KEYS: Final = {
     "request_id", "device_id", "alias", "state", "delivered_via", "push", "issued_at", "expires_at", "received_at",
-    "settled_at", "result", "late_result", "why_open",
+    "settled_at", "result", "late_result", "why_open", "why_unfinished",
 }  # fmt: skip
 
 

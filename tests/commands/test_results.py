@@ -20,7 +20,7 @@ ABSENT = "0192f0c1-b000-7abc-8def-0123456789ab"
 @pytest.fixture
 def request_id(admin: Admin, phone: Phone) -> str:
     """A command that is open for the phone."""
-    return str(admin.command("reboot", to=phone).json["request_id"])
+    return str(admin.command("reboot", to=phone, expires_in_seconds=600).json["request_id"])
 
 
 def delivery_as_told(admin: Admin, phone: Phone, request_id: str) -> Any:

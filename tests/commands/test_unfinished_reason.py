@@ -1,0 +1,145 @@
+"""Why a delivery was never finished: what the API says of it after its time, whatever its device does later."""
+
+from datetime import timedelta
+
+import pytest
+from django.core.management import call_command
+from django.db.models.functions import Now
+
+from commands import queue
+from commands.models import Delivery
+from devices.models import Presence
+from loadtest.fake_fcm.server import FcmStandin
+from nexmdm.common.types import rfc3339
+from tests.support.actors import Admin, Phone
+from tests.support.moments import let_pass
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def why_unfinished(admin: Admin) -> str | None:
+    """Return the reason of the only delivery, as the list and the delivery's own answer both say it."""
+    delivery = Delivery.objects.get()
+    path = f"/admin/commands/{delivery.command_id}/deliveries"
+    (row,) = admin.get(path).json["items"]
+    detail = admin.get(f"{path}/{delivery.device_id}").json
+    assert (detail["why_unfinished"], detail["why_open"]) == (row["why_unfinished"], row["why_open"])
+    assert row["why_open"] is None or row["why_unfinished"] is None
+    reason: str | None = row["why_unfinished"]
+    return reason
+
+
+def seen_at() -> str:
+    last = Presence.objects.get().last_seen_at
+    assert last is not None
+    return rfc3339(last.replace(microsecond=0))
+
+
+def expire() -> None:
+    """Let its time be over, and have it marked so."""
+    let_pass(hours=2)
+    assert queue.expire(10) == 1
+
+
+def test_what_is_open_or_was_reported_in_time_has_no_such_reason(admin: Admin, phone: Phone) -> None:
+    request_id = admin.command("ping", to=phone).json["request_id"]
+    assert why_unfinished(admin) is None
+    phone.report(request_id, "failed")
+    assert why_unfinished(admin) is None
+
+
+def test_a_phone_that_was_off_stays_the_reason_after_it_has_come_back(admin: Admin, phone: Phone) -> None:
+    phone.heartbeat()
+    Presence.objects.update(last_seen_at=Now() - timedelta(hours=3))
+    request_id = admin.command("wipe", to=phone, expires_in_seconds=60).json["request_id"]
+    expire()
+    reason = f"Offline since {seen_at()}; it had no push token."
+    assert why_unfinished(admin) == reason
+
+    phone.heartbeat(push_token="token-1")
+    phone.report(request_id, "succeeded")
+    assert why_unfinished(admin) == reason
+
+
+def test_what_nobody_has_marked_yet_has_the_same_reason(admin: Admin, phone: Phone) -> None:
+    phone.heartbeat()
+    Presence.objects.update(last_seen_at=Now() - timedelta(hours=3))
+    admin.command("ping", to=phone)
+    let_pass(hours=2)
+    assert Delivery.objects.get().state == "pending"
+    assert why_unfinished(admin) == f"Offline since {seen_at()}; it had no push token."
+
+
+def test_a_late_report_keeps_when_the_phone_was_heard_from(admin: Admin, phone: Phone) -> None:
+    phone.heartbeat()
+    Presence.objects.update(last_seen_at=Now() - timedelta(hours=3))
+    request_id = admin.command("ping", to=phone).json["request_id"]
+    let_pass(hours=2)
+    offline = f"Offline since {seen_at()}; it had no push token."
+    assert phone.report(request_id, "succeeded").json["late"] is True
+    phone.heartbeat()
+    assert why_unfinished(admin) == offline
+
+
+def test_a_device_that_never_sent_a_heartbeat_is_told_so(admin: Admin, phone: Phone) -> None:
+    admin.command("ping", to=phone)
+    expire()
+    assert why_unfinished(admin) == "The device had never sent a heartbeat; it had no push token."
+
+
+def test_a_phone_that_was_there_and_did_not_answer_is_told_apart(admin: Admin, phone: Phone) -> None:
+    admin.command("ping", to=phone)
+    phone.heartbeat()
+    expire()
+    assert why_unfinished(admin) == f"Heard from at {seen_at()}, and it did not answer in time; it had no push token."
+
+
+def test_a_heartbeat_after_its_time_does_not_count_as_one_in_time(admin: Admin, phone: Phone) -> None:
+    admin.command("ping", to=phone)
+    let_pass(hours=2)
+    phone.heartbeat()
+    assert queue.expire(10) == 1
+    reason = f"No answer in time; heard from at {seen_at()}, after its time was over; it had no push token."
+    assert why_unfinished(admin) == reason
+
+
+@pytest.mark.parametrize("status", ["received", "running", "deferred"])
+def test_what_the_phone_reported_last_is_the_reason(admin: Admin, phone: Phone, status: str) -> None:
+    phone.heartbeat()
+    request_id = admin.command("ping", to=phone).json["request_id"]
+    phone.report(request_id, status)
+    expire()
+    phone.report(request_id, "succeeded")
+    phone.report(request_id, "received")
+    assert why_unfinished(admin) == f"The phone reported {status}, and nothing final in time."
+
+
+@pytest.mark.parametrize(
+    ("push_token", "came_to"),
+    [
+        ("ok-1", "FCM took the push"),
+        ("unavailable-1", "push failed once"),
+        ("invalid-1", "FCM refused the push"),
+    ],
+)
+def test_what_the_push_came_to_is_told_with_it(admin: Admin, fcm: FcmStandin, push_token: str, came_to: str) -> None:
+    phone = admin.enrol("phone-1", push_token=push_token)
+    phone.heartbeat()
+    Presence.objects.update(last_seen_at=Now() - timedelta(hours=3))
+    admin.command("ping", to=phone)
+    call_command("dispatch", once=True)
+    expire()
+    assert why_unfinished(admin) == f"Offline since {seen_at()}; {came_to}."
+
+
+def test_a_push_that_never_left_is_told(admin: Admin) -> None:
+    phone = admin.enrol("phone-1", push_token="token-1")
+    admin.command("ping", to=phone)
+    expire()
+    assert why_unfinished(admin) == "The device had never sent a heartbeat; no push left."
+
+
+def test_what_was_withdrawn_says_by_whom(admin: Admin, phone: Phone) -> None:
+    request_id = admin.command("ping", to=phone).json["request_id"]
+    admin.post(f"/admin/commands/{request_id}/cancel")
+    assert why_unfinished(admin) == "An admin cancelled the command."
