@@ -22,6 +22,9 @@ class Action(Body):
     destructive: ClassVar[bool] = False
     """Destructive actions want their devices named one by one, and counted when there are several."""
 
+    protective: ClassVar[bool] = False
+    """Protective actions keep a lost phone's data from others: whoever withdraws one is told."""
+
     expires_in_seconds: ClassVar[int] = 600
     """How long a phone has to begin, unless the command says otherwise."""
 
@@ -70,6 +73,7 @@ class Lock(Action):
     """Lock the screen."""
 
     name = "lock"
+    protective = True
     expires_in_seconds = FOUR_WEEKS
 
 
@@ -85,10 +89,17 @@ class Wipe(Action):
 
     name = "wipe"
     destructive = True
+    protective = True
     expires_in_seconds = FOUR_WEEKS
 
 
 CATALOGUE: dict[str, type[Action]] = {action.name: action for action in Action.__subclasses__()}
+
+
+def is_protective(name: str) -> bool:
+    """Tell whether an action is protective; one that is in the catalogue no more is not."""
+    action = CATALOGUE.get(name)
+    return action is not None and action.protective
 
 
 def text_of(params: Action) -> str:

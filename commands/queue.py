@@ -280,10 +280,14 @@ def cancel(command_id: UUID) -> Cancelled:
     return Cancelled(withdrawn, command.device_count - withdrawn, may_still_run)
 
 
-def cancel_all_of(device_id: UUID, by: Withdrawal) -> int:
-    """Withdraw a device's open deliveries (it was revoked, or enrolled again); return how many."""
-    open_ones = Delivery.objects.open().filter(device_id=device_id)
-    return open_ones.update(state=DeliveryState.CANCELLED, withdrawn_by=by, settled_at=Now(), next_attempt_at=None)
+def cancel_all_of(device_id: UUID, by: Withdrawal) -> dict[UUID, str]:
+    """Withdraw a device's open deliveries (it was revoked, or enrolled again); return each command and its action."""
+    open_ones = Delivery.objects.open().filter(device_id=device_id).order_by("id")
+    held = dict(open_ones.select_for_update(no_key=True).values_list("id", "command_id"))
+    Delivery.objects.filter(id__in=held).update(
+        state=DeliveryState.CANCELLED, withdrawn_by=by, settled_at=Now(), next_attempt_at=None
+    )
+    return dict(Command.objects.filter(id__in=held.values()).order_by("id").values_list("id", "action"))
 
 
 EXPIRED: Final = {

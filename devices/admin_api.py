@@ -12,13 +12,14 @@ from django.urls import register_converter
 from django.urls.converters import StringConverter
 from ninja import Query
 
-from commands import queue
+from commands import actions, queue
 from commands.models import Withdrawal
 from devices import audience, enrollment, queries
 from devices.schemas import (
     DeviceChange,
     DevicePage,
     DeviceQuery,
+    DeviceRevoked,
     DeviceRow,
     EnrollmentTokenMade,
     EnrollmentTokenPage,
@@ -27,6 +28,7 @@ from devices.schemas import (
     NewEnrollmentToken,
     Retag,
     Retagged,
+    WithdrawnCommand,
 )
 from nexmdm.auth.admin_router import AdminRouter
 from nexmdm.auth.signed_write import WriteResult, caller_of
@@ -122,20 +124,29 @@ async def revoke_enrollment_token(request: HttpRequest, token_id: UUID, body: Em
     return await caller_of(request).run(lambda: WriteResult(EnrollmentTokenRow.of(enrollment.revoke_token(token_id))))
 
 
-@router.post("/devices/{uuid:device_id}/revoke", response=DeviceRow, url_name="revoke", tags=["fleet"])
+@router.post("/devices/{uuid:device_id}/revoke", response=DeviceRevoked, url_name="revoke", tags=["fleet"])
 async def revoke_device(request: HttpRequest, device_id: UUID, body: EmptyBody | None = None) -> HttpResponse:
     """Shut a device out at once, in every process; its open commands are cancelled, and no push leaves any more.
 
-    To wipe a phone and revoke it: wipe, wait for the result, then revoke.
+    To wipe a phone and revoke it: wipe, wait for the result, then revoke. `withdrawn` names each `wipe` and `lock` that
+    was open and will not be carried out any more, unless the phone has it already.
     """
 
     def work() -> WriteResult:
         enrollment.revoke(device_id)
-        queue.cancel_all_of(device_id, Withdrawal.REVOCATION)
+        withdrawn = _protective(queue.cancel_all_of(device_id, Withdrawal.REVOCATION))
         transaction.on_commit(lambda: log.info("device.revoked", device_id=str(device_id)))
-        return WriteResult(queries.device(device_id))
+        return WriteResult(DeviceRevoked(**queries.device(device_id).model_dump(), withdrawn=withdrawn))
 
     return await caller_of(request).run(work)
+
+
+def _protective(cancelled: Mapping[UUID, str]) -> list[WithdrawnCommand]:
+    return [
+        WithdrawnCommand(request_id=request_id, action=action)
+        for request_id, action in cancelled.items()
+        if actions.is_protective(action)
+    ]
 
 
 @router.post("/devices/{uuid:device_id}/reinstate", response=DeviceRow, url_name="reinstate", tags=["fleet"])

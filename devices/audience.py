@@ -1,6 +1,6 @@
 """Audiences: which devices an admin means by ids, aliases, tags, or all."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -15,11 +15,12 @@ from nexmdm.common.identity import comparison_key
 
 
 class UnknownDevices(DomainError):
-    detail = "Some of the devices named are not enrolled, or revoked."
+    detail = "Some of the devices named are unknown or revoked."
 
-    def __init__(self, unknown: Sequence[str]) -> None:
-        super().__init__(f"{len(unknown)} of the devices named are not known (or revoked). Nothing was done.")
-        self.unknown = unknown
+    def __init__(self, unknown: Iterable[str], revoked: Iterable[str] = ()) -> None:
+        self.reasons = dict.fromkeys(sorted(unknown), "unknown") | dict.fromkeys(sorted(revoked), "revoked")
+        """Each name, an id or an alias as it was given, and what is wrong with it."""
+        super().__init__(f"{len(self.reasons)} of the devices named are unknown or revoked. Nothing was done.")
 
 
 class EmptyAudience(DomainError):
@@ -56,8 +57,9 @@ def lock_named(target: Target) -> Target:
     """
     if target.aliases:
         return Target(device_ids=_lock_by_alias(target.aliases))
-    if unknown := sorted(map(str, set(target.device_ids) - set(lock(target.device_ids)))):
-        raise UnknownDevices(unknown)
+    if missing := set(target.device_ids) - set(lock(target.device_ids)):
+        revoked = set(Device.objects.filter(id__in=missing).values_list("id", flat=True))
+        raise UnknownDevices(map(str, missing - revoked), map(str, revoked))
     return target
 
 
@@ -68,8 +70,9 @@ def _lock_by_alias(aliases: Sequence[str]) -> list[UUID]:
     for device_id, alias, revoked_at in locked.values_list("id", "alias", "revoked_at"):
         first.setdefault(comparison_key(str(alias)), (device_id, revoked_at))
     active = {key: device_id for key, (device_id, revoked_at) in first.items() if revoked_at is None}
-    if unknown := sorted(alias for alias in set(aliases) if comparison_key(alias) not in active):
-        raise UnknownDevices(unknown)
+    if missing := {alias for alias in aliases if comparison_key(alias) not in active}:
+        revoked = {alias for alias in missing if comparison_key(alias) in first}
+        raise UnknownDevices(missing - revoked, revoked)
     return sorted(active.values())
 
 
@@ -86,7 +89,7 @@ def retag(tag: str, add: Sequence[UUID], remove: Sequence[UUID]) -> tuple[int, i
     """
     asked = {str(key) for key in (*add, *remove)}
     rows = Device.objects.select_for_update(no_key=True).order_by("id").filter(id__in=[*add, *remove])
-    if unknown := sorted(asked - {str(key) for key in rows.values_list("id", flat=True)}):
+    if unknown := asked - {str(key) for key in rows.values_list("id", flat=True)}:
         raise UnknownDevices(unknown)
     added = Device.objects.filter(id__in=add).exclude(tags__contains=[tag]).update(tags=_append(tag))
     removed = Device.objects.filter(id__in=remove, tags__contains=[tag]).update(tags=_remove(tag))

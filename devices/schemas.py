@@ -179,6 +179,19 @@ class DeviceRow(ResponseSchema):
         )
 
 
+class WithdrawnCommand(ResponseSchema):
+    """A command that a device does not get any more."""
+
+    request_id: UUID
+    action: str
+
+
+class DeviceRevoked(DeviceRow):
+    """A revoked device. `withdrawn` names each `wipe` and `lock` that was open for it, and is cancelled now."""
+
+    withdrawn: list[WithdrawnCommand]
+
+
 class DevicePage(ResponseSchema):
     """One page of devices."""
 

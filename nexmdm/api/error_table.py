@@ -1,6 +1,7 @@
 """The one table from domain error to problem, and the answers to all other errors."""
 
 from collections.abc import Callable
+from itertools import islice
 from typing import Final
 
 import structlog
@@ -74,9 +75,8 @@ def _domain_error(request: HttpRequest, error: DomainError) -> HttpResponse:
 
 
 def _unknown_devices(request: HttpRequest, error: audience.UnknownDevices) -> HttpResponse:
-    errors = [
-        {"loc": ["body"], "msg": f"{name} is not known (or revoked)"} for name in error.unknown[: problems.MOST_ERRORS]
-    ]
+    named = islice(error.reasons.items(), problems.MOST_ERRORS)
+    errors = [{"loc": ["body"], "msg": f"{name} is {reason}"} for name, reason in named]
     return Problem(422, "unknown_devices", str(error), errors).response()
 
 

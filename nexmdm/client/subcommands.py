@@ -129,8 +129,12 @@ def cancel(session: Session) -> int:
 
 
 def revoke(session: Session) -> int:
-    """Shut a device out."""
-    return _show(session.terminal, session.client.post(f"/admin/devices/{session.options['device_id']}/revoke"))
+    """Shut a device out, and say what that withdraws."""
+    revoked = session.client.post(f"/admin/devices/{session.options['device_id']}/revoke")
+    _show(session.terminal, revoked)
+    for one in revoked["withdrawn"]:
+        session.terminal.hint(f"This has withdrawn the {one['action']} that was open: {one['request_id']}.")
+    return DONE
 
 
 def reinstate(session: Session) -> int:

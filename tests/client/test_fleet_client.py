@@ -352,6 +352,11 @@ def test_the_audit_tells_who_did_what_and_what_was_refused(network: InProcess, p
     assert run("audit", "--until", "1h", "--json", transport=network).json == []
 
 
+def test_revoking_says_which_wipe_or_lock_it_withdraws(network: InProcess, admin: Admin, phone: Phone) -> None:
+    request_id = admin.command("wipe", to=phone).json["request_id"]
+    assert f"withdrawn the wipe that was open: {request_id}." in run("revoke", phone.device_id, transport=network).err
+
+
 def test_a_device_is_revoked_and_reinstated(network: InProcess, phone: Phone) -> None:
     assert run("revoke", phone.device_id, "--json", transport=network).json["revoked_at"] is not None
     assert phone.heartbeat().code == "device_revoked"
@@ -453,7 +458,7 @@ def test_a_refusal_shows_the_problem_and_is_exit_status_1(network: InProcess) ->
     ran = run("ping", UNKNOWN, transport=network)
     assert (ran.status, ran.out) == (1, "")
     assert "422 unknown_devices" in ran.err
-    assert f"body: {UNKNOWN} is not known" in ran.err
+    assert f"body: {UNKNOWN} is unknown" in ran.err
     assert "fleet devices" in ran.err
 
 

@@ -259,7 +259,7 @@ def test_a_retagging_that_makes_no_sense_is_refused(admin: Admin, body: Any) -> 
 def test_a_revoked_device_is_shut_out_at_its_next_request(admin: Admin, phone: Phone) -> None:
     request_id = admin.command(to=phone).json["request_id"]
     answer = admin.post(f"/admin/devices/{phone.device_id}/revoke")
-    assert answer.json == device(admin, phone)
+    assert answer.json == device(admin, phone) | {"withdrawn": []}
     assert answer.json["revoked_at"] is not None
     for refused in (phone.heartbeat(), phone.report(request_id, "succeeded"), phone.rotate()):
         assert (refused.status, refused.code) == (403, "device_revoked")
@@ -274,6 +274,21 @@ def test_revoking_cancels_what_is_open_and_no_push_leaves_any_more(admin: Admin)
     states = {str(delivery.command_id): delivery.state for delivery in Delivery.objects.all()}
     assert states == {done: "succeeded", waiting: "cancelled"}
     assert not Delivery.objects.exclude(next_attempt_at=None).exists()
+
+
+def test_a_revocation_names_the_open_wipe_or_lock_that_it_withdraws(admin: Admin, phone: Phone) -> None:
+    other = admin.enrol("phone-2")
+    done = admin.command("lock", to=phone).json["request_id"]
+    phone.report(done, "succeeded")
+    lock, _, wipe, _ = (
+        admin.command(action, to=device).json["request_id"]
+        for action, device in (("lock", phone), ("ping", phone), ("wipe", phone), ("wipe", other))
+    )
+    answer = admin.post(f"/admin/devices/{phone.device_id}/revoke").json
+    assert answer["withdrawn"] == [{"request_id": lock, "action": "lock"}, {"request_id": wipe, "action": "wipe"}]
+    assert admin.post(f"/admin/devices/{phone.device_id}/revoke").json["withdrawn"] == []
+    command = admin.get(f"/admin/commands/{wipe}").json
+    assert (command["state"], command["outcome"]) == ("cancelled", "cancelled")
 
 
 def test_a_device_is_revoked_and_its_commands_are_cancelled_or_neither(
