@@ -25,6 +25,9 @@ class Action(Body):
     protective: ClassVar[bool] = False
     """Protective actions keep a lost phone's data from others: whoever withdraws one is told."""
 
+    retires: ClassVar[bool] = False
+    """A device that reports its success has done its last act, and is retired."""
+
     expires_in_seconds: ClassVar[int] = 600
     """How long a phone has to begin, unless the command says otherwise."""
 
@@ -90,10 +93,14 @@ class Wipe(Action):
     name = "wipe"
     destructive = True
     protective = True
+    retires = True
     expires_in_seconds = FOUR_WEEKS
 
 
 CATALOGUE: dict[str, type[Action]] = {action.name: action for action in Action.__subclasses__()}
+
+
+RETIRING: Final = [action.name for action in CATALOGUE.values() if action.retires]
 
 
 def is_protective(name: str) -> bool:

@@ -12,7 +12,9 @@ from commands import report_limit, reports
 from commands.reports import ReportInput
 from commands.schemas import ActionResult, ActionResultTaken
 from devices import credentials, tokens
+from devices.credentials import DeviceRevoked
 from devices.token_check import with_token_check
+from nexmdm.common import database
 from nexmdm.common.database import run_for_phone
 from nexmdm.common.tolerance import field_warnings
 from nexmdm.common.tolerance.repair import Reading
@@ -34,6 +36,9 @@ async def action_result(request: HttpRequest, body: Body[Reading[ActionResult]])
     cancellation is kept as `late`, and leaves the state. `via` is how the command had come. The first 100 reports on a
     command are kept, equal ones in a row as one, and in any case the first final one; further ones are answered alike,
     and only counted. A device that reports more often than DEVICE_RATE_LIMIT gets 429.
+
+    A phone reports `succeeded` as its last act before it wipes itself, and is retired by that: for 24 hours its token
+    may still repeat this one report, and nothing else.
     """
     token: tokens.Token = request.auth  # type: ignore[attr-defined]
     report = body.fields
@@ -66,7 +71,20 @@ async def action_result(request: HttpRequest, body: Body[Reading[ActionResult]])
 
 def _take_report(token: tokens.Token, request_id: UUID, report: ReportInput) -> reports.ReportResult:
     # Counted before the transaction: a report that is refused in it counts all the same.
-    device_id = credentials.authenticate(token)
+    device_id = _reporting_device(token, request_id, report)
     report_limit.reports.admit(device_id)
-    with transaction.atomic():
-        return reports.record_report(device_id, request_id, report)
+    return database.retry_on_deadlock(lambda: _record(device_id, request_id, report))
+
+
+@transaction.atomic
+def _record(device_id: UUID, request_id: UUID, report: ReportInput) -> reports.ReportResult:
+    return reports.record_report(device_id, request_id, report)
+
+
+def _reporting_device(token: tokens.Token, request_id: UUID, report: ReportInput) -> UUID:
+    try:
+        return credentials.authenticate(token)
+    except DeviceRevoked:
+        if reports.is_last_word(token.id, request_id, report):
+            return token.id
+        raise

@@ -6,13 +6,28 @@ from typing import Any, Final
 from uuid import UUID
 
 import orjson
+import structlog
+from django.db import transaction
 from django.db.models import F, OuterRef, Q, Subquery
 from django.db.models.functions import Coalesce, Greatest, Now
 
-from commands import queue
-from commands.models import FINAL, OPEN, Command, Delivery, DeliveryChannel, DeliveryState, Report, ReportStatus
+from commands import actions, queue
+from commands.models import (
+    FINAL,
+    OPEN,
+    Command,
+    Delivery,
+    DeliveryChannel,
+    DeliveryState,
+    Report,
+    ReportStatus,
+    Withdrawal,
+)
+from devices import enrollment
 from nexmdm.common import database
 from nexmdm.common.domain_error import DomainError
+
+log = structlog.get_logger()
 
 KEPT: Final = 100
 """Reports of one delivery that are kept; beyond them only the one that is its result, or its late result.
@@ -22,6 +37,10 @@ A phone that works needs a handful. One that reports without end must not fill t
 
 EXTRA_TIME: Final = timedelta(hours=1)
 """What a phone that has a command gets, beyond its expiry, for its final word."""
+
+
+LAST_WORD_TIME: Final = timedelta(hours=24)
+"""How long a phone that was retired by its own success may repeat it: the answer may have been lost."""
 
 
 class UnknownRequest(DomainError):
@@ -56,7 +75,9 @@ def record_report(device_id: UUID, request_id: UUID, report: ReportInput) -> Rep
     state and is late. What is too much to keep (see KEPT) is counted.
     """
     # The lock comes first, in a statement of its own: what follows must see what the holder before us wrote.
-    locked = Delivery.objects.select_for_update(no_key=True).annotate(overdue=Q(open_until__lte=Now()))
+    locked = Delivery.objects.select_for_update(no_key=True, of=("self",)).annotate(
+        overdue=Q(open_until__lte=Now()), action=F("command__action"), issued_at=F("command__issued_at")
+    )
     delivery = locked.filter(command_id=request_id, device_id=device_id).first()
     if delivery is None:
         raise UnknownRequest
@@ -75,7 +96,34 @@ def record_report(device_id: UUID, request_id: UUID, report: ReportInput) -> Rep
         changes["delivered_via"] = report.via
     if changes:
         Delivery.objects.filter(id=delivery.id).update(**changes)
+    if report.status == ReportStatus.SUCCEEDED and not duplicate:
+        _retire_if_wiped(delivery)
     return ReportResult(DeliveryState(changes.get("state", delivery.state)), duplicate, late, kept)
+
+
+def _retire_if_wiped(delivery: Any) -> None:
+    """Retire the device if this was its last act, unless the wipe was meant for the one before a new enrollment."""
+    if delivery.action not in actions.RETIRING or delivery.withdrawn_by == Withdrawal.ENROLLMENT:
+        return
+    device_id = delivery.device_id
+    if enrollment.retire_wiped(device_id, delivery.issued_at):
+        queue.cancel_all_of(device_id, Withdrawal.RETIREMENT)
+        transaction.on_commit(lambda: log.info("device.retired", device_id=str(device_id), by=delivery.action))
+
+
+def is_last_word(device_id: UUID, request_id: UUID, report: ReportInput) -> bool:
+    """Tell whether this repeats the success that retired a device lately: all that its old token may still say."""
+    return (
+        report.status == ReportStatus.SUCCEEDED
+        and Report.objects.filter(
+            delivery__command=request_id,
+            delivery__device=device_id,
+            delivery__command__action__in=actions.RETIRING,
+            delivery__device__retired_at__gt=Now() - LAST_WORD_TIME,
+            status=ReportStatus.SUCCEEDED,
+            duplicate=False,
+        ).exists()
+    )
 
 
 def _has_final(delivery: Delivery) -> bool:

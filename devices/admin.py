@@ -58,7 +58,7 @@ class DeviceAdmin(ReadOnlyAdmin):
         (None, {"fields": ["id", "hardware_id", "alias", "tag_list", "manufacturer", "model", "os_version"]}),
         ("Presence", {"fields": ["presence_now", "last_seen_at", "agent_version", "last_status", "refused"]}),
         ("Push", {"fields": ["push"]}),
-        ("Enrollment", {"fields": ["enrolled_with", "enrolled", "enrolled_from", "revoked"]}),
+        ("Enrollment", {"fields": ["enrolled_with", "enrolled", "enrolled_from", "revoked", "retired"]}),
     ]
     exported: ClassVar = {
         "device_id": "id", "hardware_id": "hardware_id", "alias": "alias", "tags": "tags",
@@ -66,6 +66,7 @@ class DeviceAdmin(ReadOnlyAdmin):
         "agent_version": "presence__agent_version", "presence": "presence_named",
         "last_seen_at": "presence__last_seen_at", "last_status": "presence__last_status", "push": "push_named",
         "enrolled_at": "enrolled_at", "revoked_at": "revoked_at",
+        "retired_at": "retired_at",
         "last_refusal_at": "last_refusal__at", "last_refusal_route": "last_refusal__route",
         "last_refusal_code": "last_refusal__code",
     }  # fmt: skip
@@ -76,6 +77,7 @@ class DeviceAdmin(ReadOnlyAdmin):
     tag_list = Column("tags")
     enrolled = Column("enrolled_at")
     revoked = Column("revoked_at")
+    retired = Column("retired_at")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         """Return the devices with their presence, and without their secrets."""

@@ -54,8 +54,8 @@ async def list_devices(request: HttpRequest, query: Query[DeviceQuery]) -> HttpR
     """List devices, newest first.
 
     A device is `online` while its last heartbeat is younger than 2.5 intervals, and `never` before its first; the
-    filters by `status` leave revoked ones out. `q` is part of an alias or a hardware id in any case, or a device id or
-    its start; no character has a special meaning in it.
+    filters by these leave revoked and retired ones out. `q` is part of an alias or a hardware id in any case, or a
+    device id or its start; no character has a special meaning in it.
     """
     return respond(await run_in_db_thread(queries.devices, query))
 
@@ -141,6 +141,23 @@ async def revoke_device(request: HttpRequest, device_id: UUID, body: EmptyBody |
     return await caller_of(request).run(work)
 
 
+@router.post("/devices/{uuid:device_id}/retire", response=DeviceRevoked, url_name="retire", tags=["fleet"])
+async def retire_device(request: HttpRequest, device_id: UUID, body: EmptyBody | None = None) -> HttpResponse:
+    """Revoke a device for good: its alias is free, and of all counts it is in that of the retired ones alone.
+
+    Its history stays. Its hardware may register again with any valid enrollment token, under the same `device_id`. A
+    device whose `wipe` is reported as `succeeded` is retired by that.
+    """
+
+    def work() -> WriteResult:
+        enrollment.retire(device_id)
+        withdrawn = _protective(queue.cancel_all_of(device_id, Withdrawal.RETIREMENT))
+        transaction.on_commit(lambda: log.info("device.retired", device_id=str(device_id), by="admin"))
+        return WriteResult(DeviceRevoked(**queries.device(device_id).model_dump(), withdrawn=withdrawn))
+
+    return await caller_of(request).run(work)
+
+
 def _protective(cancelled: Mapping[UUID, str]) -> list[WithdrawnCommand]:
     return [
         WithdrawnCommand(request_id=request_id, action=action)
@@ -151,7 +168,7 @@ def _protective(cancelled: Mapping[UUID, str]) -> list[WithdrawnCommand]:
 
 @router.post("/devices/{uuid:device_id}/reinstate", response=DeviceRow, url_name="reinstate", tags=["fleet"])
 async def reinstate_device(request: HttpRequest, device_id: UUID, body: EmptyBody | None = None) -> HttpResponse:
-    """Let a revoked device in again: the same token works."""
+    """Let a revoked device in again: the same token works. One that is retired stays out."""
 
     def work() -> WriteResult:
         enrollment.reinstate(device_id)

@@ -1,7 +1,8 @@
 """Audiences: which devices an admin means by ids, aliases, tags, or all."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -15,12 +16,13 @@ from nexmdm.common.identity import comparison_key
 
 
 class UnknownDevices(DomainError):
-    detail = "Some of the devices named are unknown or revoked."
+    detail = "Some of the devices named are unknown, revoked or retired."
 
-    def __init__(self, unknown: Iterable[str], revoked: Iterable[str] = ()) -> None:
-        self.reasons = dict.fromkeys(sorted(unknown), "unknown") | dict.fromkeys(sorted(revoked), "revoked")
+    def __init__(self, unknown: Iterable[str], gone: Mapping[str, datetime | None] | None = None) -> None:
+        left = {name: "revoked" if retired_at is None else "retired" for name, retired_at in (gone or {}).items()}
+        self.reasons = dict(sorted((dict.fromkeys(unknown, "unknown") | left).items()))
         """Each name, an id or an alias as it was given, and what is wrong with it."""
-        super().__init__(f"{len(self.reasons)} of the devices named are unknown or revoked. Nothing was done.")
+        super().__init__(f"{len(self.reasons)} of the devices named are unknown, revoked or retired. Nothing was done.")
 
 
 class EmptyAudience(DomainError):
@@ -58,21 +60,21 @@ def lock_named(target: Target) -> Target:
     if target.aliases:
         return Target(device_ids=_lock_by_alias(target.aliases))
     if missing := set(target.device_ids) - set(lock(target.device_ids)):
-        revoked = set(Device.objects.filter(id__in=missing).values_list("id", flat=True))
-        raise UnknownDevices(map(str, missing - revoked), map(str, revoked))
+        gone = dict(Device.objects.filter(id__in=missing).values_list("id", "retired_at"))
+        raise UnknownDevices(map(str, missing - set(gone)), {str(key): at for key, at in gone.items()})
     return target
 
 
 def _lock_by_alias(aliases: Sequence[str]) -> list[UUID]:
     """Hold the devices that have these aliases, in any case, and return their ids; each alias is one device's."""
     locked = comparison_keys.with_aliases(aliases).select_for_update(no_key=True)
-    first: dict[str, tuple[UUID, Any]] = {}
-    for device_id, alias, revoked_at in locked.values_list("id", "alias", "revoked_at"):
-        first.setdefault(comparison_key(str(alias)), (device_id, revoked_at))
-    active = {key: device_id for key, (device_id, revoked_at) in first.items() if revoked_at is None}
+    first: dict[str, tuple[UUID, Any, Any]] = {}
+    for device_id, alias, revoked_at, retired_at in locked.values_list("id", "alias", "revoked_at", "retired_at"):
+        first.setdefault(comparison_key(str(alias)), (device_id, revoked_at, retired_at))
+    active = {key: device_id for key, (device_id, revoked_at, _) in first.items() if revoked_at is None}
     if missing := {alias for alias in aliases if comparison_key(alias) not in active}:
-        revoked = {alias for alias in missing if comparison_key(alias) in first}
-        raise UnknownDevices(missing - revoked, revoked)
+        gone = {alias: first[comparison_key(alias)][2] for alias in missing if comparison_key(alias) in first}
+        raise UnknownDevices(missing - set(gone), gone)
     return sorted(active.values())
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Final
 from uuid import UUID
@@ -60,6 +60,10 @@ class AliasTaken(DomainError):
 
 class UnknownEnrollmentToken(DomainError):
     detail = "There is no enrollment token with this id."
+
+
+class DeviceRetired(DomainError):
+    detail = "This device is retired, for good. It may register again with any valid enrollment token."
 
 
 class UnknownDevice(DomainError):
@@ -222,10 +226,11 @@ def _refuse(token: EnrollmentToken, device: Device | None, registration: Registr
         raise EnrollmentTokenExhausted
     if token.revoked_at is not None:
         raise EnrollmentTokenRevoked
-    if device is not None and device.revoked_at is not None:
-        raise DeviceRevoked(device.id)
-    if device is not None and not lost_answer and not token.re_enroll:
-        raise HardwareKnown(device.id)
+    if device is not None and device.retired_at is None:
+        if device.revoked_at is not None:
+            raise DeviceRevoked(device.id)
+        if not lost_answer and not token.re_enroll:
+            raise HardwareKnown(device.id)
     if registration.alias is not None:
         check_alias(registration.alias, device.id if device else None)
 
@@ -259,10 +264,12 @@ def _enrol_again(
         secret, device.id, generation=max(device.generation, device.next_generation) + 1
     )
     changes["enrolled_from"] = registration.address
+    kept_tags = device.tags if device.retired_at is None else []
     if registration.alias is not None:
         give_alias(device.id, registration.alias)
     if not lost_answer:
-        changes |= {"enrolled_with_id": token.id, "enrolled_at": Now(), "tags": unique([*device.tags, *token.tags])}
+        changes |= {"enrolled_with_id": token.id, "enrolled_at": Now(), "tags": unique([*kept_tags, *token.tags])}
+        changes |= {"revoked_at": None, "retired_at": None}
     if registration.push_token is None and not lost_answer:
         changes |= {"push_token": None, "push_token_dead_at": None}
     Device.objects.filter(id=device.id).update(**changes)
@@ -312,7 +319,27 @@ def revoke(device_id: UUID) -> None:
     Device.objects.filter(id=device_id, revoked_at=None).update(revoked_at=Now())
 
 
+def retire(device_id: UUID) -> None:
+    """Revoke a device for good, and free its alias. The row stays locked as by revoke(). Raises UnknownDevice."""
+    revoke(device_id)
+    if Device.objects.filter(id=device_id, retired_at=None).update(retired_at=Now()):
+        give_alias(device_id, None)
+
+
+def retire_wiped(device_id: UUID, issued_at: datetime) -> bool:
+    """Retire a device that was wiped by a command of then; False if it is retired, or was enrolled again since."""
+    # Times of issue are whole seconds, cut off.
+    since = issued_at + timedelta(seconds=1)
+    if not Device.objects.filter(id=device_id, retired_at=None, enrolled_at__lt=since).exists():
+        return False
+    retire(device_id)
+    return True
+
+
 def reinstate(device_id: UUID) -> None:
-    """Let a revoked device in again, with the same token. Raises UnknownDevice."""
-    if not Device.objects.filter(id=device_id).update(revoked_at=None):
-        raise UnknownDevice
+    """Let a revoked device in again, with the same token. Raises UnknownDevice, DeviceRetired."""
+    if Device.objects.filter(id=device_id, retired_at=None).update(revoked_at=None):
+        return
+    if Device.objects.filter(id=device_id).exists():
+        raise DeviceRetired
+    raise UnknownDevice

@@ -46,13 +46,14 @@ class EnrollmentToken(models.Model):
 
 
 def presences() -> dict[str, Q]:
-    """Return the presences by name, each with what it means at this moment."""
+    """Return the presences by name, each with what it means at this moment; revoked and retired devices have none."""
     active, seen_at = Q(revoked_at=None), "presence__last_seen_at"
     return {
         "online": active & Q(**{f"{seen_at}__gt": Now() - online_window()}),
         "offline": active & Q(**{f"{seen_at}__lte": Now() - online_window()}),
         "never": active & Q(**{seen_at: None}),
-        "revoked": ~active,
+        "revoked": ~active & Q(retired_at=None),
+        "retired": Q(retired_at__isnull=False),
     }
 
 
@@ -89,7 +90,8 @@ class Device(models.Model):
     credentials, and with `command_key_id` (which signing key) gives the device's command key.
 
     `alias_key` and `hardware_key` are comparison keys (devices/identity/comparison_keys.py), NULL until they are filled
-    in. `enrolled_from` is the address that the latest credential from a registration went to.
+    in. `enrolled_from` is the address that the latest credential from a registration went to. A device that
+    is retired is revoked, too.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
@@ -123,6 +125,7 @@ class Device(models.Model):
     enrolled_at = models.DateTimeField(db_default=Now())
     enrolled_from = models.GenericIPAddressField(null=True, blank=True)
     revoked_at = models.DateTimeField(null=True, blank=True)
+    retired_at = models.DateTimeField(null=True, blank=True)
 
     objects = DeviceQuerySet.as_manager()
 

@@ -32,6 +32,7 @@ from nexmdm.common.types import (
 )
 
 Presence = Literal["online", "offline", "never"]
+DeviceStatus = Literal["online", "offline", "never", "revoked", "retired"]
 PushHealth = Literal["ok", "dead", "none"]
 
 
@@ -148,6 +149,7 @@ class DeviceRow(ResponseSchema):
     push: PushHealth
     enrolled_at: Time
     revoked_at: Time | None
+    retired_at: Time | None
     last_refusal: LastRefusalRow | None
 
     @classmethod
@@ -175,6 +177,7 @@ class DeviceRow(ResponseSchema):
             push="none" if device.push_token is None else "dead" if device.push_token_dead_at else "ok",
             enrolled_at=device.enrolled_at,
             revoked_at=device.revoked_at,
+            retired_at=device.retired_at,
             last_refusal=None if refusal is None else LastRefusalRow.of(refusal),
         )
 
@@ -187,7 +190,7 @@ class WithdrawnCommand(ResponseSchema):
 
 
 class DeviceRevoked(DeviceRow):
-    """A revoked device. `withdrawn` names each `wipe` and `lock` that was open for it, and is cancelled now."""
+    """A device that was revoked or retired. `withdrawn` names each `wipe` and `lock` that was open, now cancelled."""
 
     withdrawn: list[WithdrawnCommand]
 
@@ -202,7 +205,7 @@ class DevicePage(ResponseSchema):
 class DeviceQuery(Page, extra="forbid"):
     """Which devices to list. `q` is part of an alias or a hardware id in any case, or a device id or its start."""
 
-    status: Presence | None = None
+    status: DeviceStatus | None = None
     tag: Tag | None = None
     push: PushHealth | None = None
     q: Annotated[Text, Field(min_length=1, max_length=128)] | None = None

@@ -141,8 +141,12 @@ def _api_paths(facts: Facts) -> Iterator[str]:
         yield f"/admin/devices?q={text}"
     yield f"/admin/devices?cursor={_cursor(facts.far_ends['/django-admin/devices/device/'])}"
     yield "/admin/commands"
-    for query in ("state=open", "state=completed", "state=cancelled", "action=ping", "action=reboot", "action=wipe"):
-        yield f"/admin/commands?{query}"
+    for state in ("open", "completed", "expired", "cancelled"):
+        yield f"/admin/commands?state={state}"
+    for outcome in ("succeeded", "partial", "failed", "expired", "cancelled"):
+        yield f"/admin/commands?outcome={outcome}"
+    for action in ("ping", "reboot", "wipe"):
+        yield f"/admin/commands?action={action}"
     yield f"/admin/commands?device_id={facts.device}"
     yield f"/admin/commands?{day}"
     yield f"/admin/commands?action=reboot&state=open&{day}"

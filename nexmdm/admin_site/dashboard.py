@@ -63,7 +63,7 @@ def charts() -> list[Chart]:
 
 def _fleet() -> Chart:
     counted = fleet_summary.devices_by_presence()
-    looks = {"online": "good", "offline": "bad", "never": "quiet", "revoked": "quiet"}
+    looks = {"online": "good", "offline": "bad", "never": "quiet", "revoked": "quiet", "retired": "quiet"}
     counts = [(name, getattr(counted, name), look) for name, look in looks.items()]
     return Chart("fleet", "Devices", _bars((name, n, look, _to(Device, presence=name)) for name, n, look in counts))
 

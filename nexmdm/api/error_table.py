@@ -52,6 +52,7 @@ ERRORS: Final[dict[type[DomainError], tuple[int, str, dict[str, str]]]] = {
     enrollment.EnrollmentTokenRevoked: (401, "enrollment_token_revoked", _BEARER),
     enrollment.HardwareKnown: (409, "hardware_known", {}),
     enrollment.AliasTaken: (409, "alias_taken", {}),
+    enrollment.DeviceRetired: (409, "device_retired", {}),
     enrollment.UnknownDevice: (404, "not_found", {}),
     enrollment.UnknownEnrollmentToken: (404, "not_found", {}),
     audience.EmptyAudience: (422, "empty_audience", {}),

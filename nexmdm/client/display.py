@@ -30,7 +30,7 @@ _COLOURS: Final[Mapping[str, str]] = {
     **dict.fromkeys(("succeeded", "online", "ok", "200"), "green"),
     **dict.fromkeys(("pending", "received", "open", "offline", "partial"), "yellow"),
     **dict.fromkeys(("failed", "expired", "dead", "revoked"), "red"),
-    **dict.fromkeys(("cancelled", "completed", "exhausted", "never", "none", NOTHING), "dim"),
+    **dict.fromkeys(("cancelled", "completed", "exhausted", "never", "none", "retired", NOTHING), "dim"),
 }
 """What the words in a coloured field look like; an HTTP status or a code that is not here is an error's."""
 

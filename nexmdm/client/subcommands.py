@@ -76,6 +76,8 @@ def devices(session: Session) -> int:
 
 
 def _device(row: Json) -> Json:
+    if row["retired_at"]:
+        return row | {"presence": "retired"}
     return row | {"presence": "revoked"} if row["revoked_at"] else row
 
 
@@ -130,9 +132,18 @@ def cancel(session: Session) -> int:
 
 def revoke(session: Session) -> int:
     """Shut a device out, and say what that withdraws."""
-    revoked = session.client.post(f"/admin/devices/{session.options['device_id']}/revoke")
-    _show(session.terminal, revoked)
-    for one in revoked["withdrawn"]:
+    return _shut_out(session, "revoke")
+
+
+def retire(session: Session) -> int:
+    """Shut a device out for good, and say what that withdraws."""
+    return _shut_out(session, "retire")
+
+
+def _shut_out(session: Session, verb: str) -> int:
+    found = session.client.post(f"/admin/devices/{session.options['device_id']}/{verb}")
+    _show(session.terminal, found)
+    for one in found["withdrawn"]:
         session.terminal.hint(f"This has withdrawn the {one['action']} that was open: {one['request_id']}.")
     return DONE
 

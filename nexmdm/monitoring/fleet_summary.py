@@ -25,12 +25,13 @@ _PUSHES: Final = """
 
 
 class DevicesByPresence(ResponseSchema):
-    """Devices by presence; the revoked ones are counted apart."""
+    """Devices by presence; the revoked and the retired ones are counted apart."""
 
     online: int
     offline: int
     never: int
     revoked: int
+    retired: int
 
 
 class Summary(ResponseSchema):

@@ -165,8 +165,8 @@ def note_memory(part: str) -> None:
 _FAMILIES: Final = (
     ("nexmdm_open_deliveries", "Deliveries that wait for their result.", None, (None,)),
     ("nexmdm_oldest_due_push_seconds", "How long the oldest due push has waited.", None, (None,)),
-    ("nexmdm_devices", "Devices by presence; the revoked ones apart.", "presence",
-        ("online", "offline", "never", "revoked")),
+    ("nexmdm_devices", "Devices by presence; the revoked and the retired ones apart.", "presence",
+        ("online", "offline", "never", "revoked", "retired")),
     ("nexmdm_dispatchers", "Dispatchers that are alive, by their circuit to FCM.", "circuit",
         (circuit_breaker.CLOSED, circuit_breaker.OPEN)),
     ("nexmdm_database_connections", "Connections of all processes to the database.", "state",
@@ -176,7 +176,7 @@ _FAMILIES: Final = (
 """Name, help, label and its values: one gauge for each column of _GAUGES, in its order."""
 
 _GAUGES: Final = """
-    WITH revoked AS (SELECT id FROM devices_device WHERE revoked_at IS NOT NULL)
+    WITH gone AS (SELECT id, retired_at FROM devices_device WHERE revoked_at IS NOT NULL)
     SELECT
         (SELECT count(*) FROM commands_delivery WHERE state IN ('pending', 'received') AND open_until > now()),
         (SELECT COALESCE(GREATEST(extract(epoch FROM now() - min(next_attempt_at)), 0), 0) FROM commands_delivery
@@ -185,8 +185,9 @@ _GAUGES: Final = """
     FROM (
         SELECT count(*) FILTER (WHERE last_seen_at > now() - %(online)s),
             count(*) FILTER (WHERE last_seen_at <= now() - %(online)s),
-            count(*) FILTER (WHERE last_seen_at IS NULL), (SELECT count(*) FROM revoked)
-        FROM devices_presence WHERE NOT EXISTS (SELECT FROM revoked WHERE id = device_id)
+            count(*) FILTER (WHERE last_seen_at IS NULL), (SELECT count(*) FROM gone WHERE retired_at IS NULL),
+            (SELECT count(*) FROM gone WHERE retired_at IS NOT NULL)
+        FROM devices_presence WHERE NOT EXISTS (SELECT FROM gone WHERE id = device_id)
     ) device, (
         SELECT count(*) FILTER (WHERE circuit <> %(open)s), count(*) FILTER (WHERE circuit = %(open)s)
         FROM nexmdm_dispatcherseen WHERE last_seen_at > now() - %(alive)s

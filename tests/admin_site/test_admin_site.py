@@ -728,7 +728,7 @@ def test_the_first_page_counts_the_fleet_its_open_work_and_its_pushes(worked: Wo
     )
     counted = {label: int(number) for _, label, number in bars}
     assert counted == {
-        "online": 2, "offline": 1, "never": 1, "revoked": 1,
+        "online": 2, "offline": 1, "never": 1, "revoked": 1, "retired": 0,
         "pending": 1, "received": 0,
         "OK": 1, "UNAVAILABLE": 1, "UNKNOWN": 1, "418": 1,
     }  # fmt: skip

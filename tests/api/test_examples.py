@@ -172,6 +172,7 @@ def test_the_examples_of_all_operations_run_one_after_the_other(
     for operation_id in ("revokeEnrollmentToken", "revokeDevice", "reinstateDevice", "healthz", "readyz"):
         run(operation_id)
     run("rotate", bearer=phone)
+    run("retireDevice")
 
     def change(found: Json) -> None:
         for operation_id, answers in scenario.answers.items():
@@ -301,6 +302,11 @@ def _broken(world: World) -> Answer:
     return world.admin.get("/admin/summary")
 
 
+def _device_retired(world: World) -> Answer:
+    world.admin.post(f"/admin/devices/{world.phone.device_id}/retire")
+    return world.admin.post(f"/admin/devices/{world.phone.device_id}/reinstate")
+
+
 def _overloaded(world: World) -> Answer:
     world.patch.setattr("devices.check_in.WAITING_LIMIT", 0)
     return world.phone.heartbeat()
@@ -326,6 +332,7 @@ PROVOKED: Final[dict[str, Callable[[World], Answer]]] = {
     "enrollment_token_exhausted": _exhausted,
     "enrollment_token_revoked": _revoked,
     "device_revoked": _device_revoked,
+    "device_retired": _device_retired,
     "not_found": lambda world: world.admin.get(f"/admin/devices/{PATH['device_id']}"),
     "unknown_request": lambda world: world.phone.report(PATH["request_id"], "succeeded"),
     "request_timeout": _too_slow,

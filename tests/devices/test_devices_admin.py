@@ -23,7 +23,7 @@ from tests.support.moments import let_pass
 
 DEVICE_KEYS: Final = {
     "device_id", "hardware_id", "alias", "tags", "manufacturer", "model", "os_version", "agent_version", "presence",
-    "last_seen_at", "last_status", "push", "enrolled_at", "revoked_at", "last_refusal",
+    "last_seen_at", "last_status", "push", "enrolled_at", "revoked_at", "retired_at", "last_refusal",
 }  # fmt: skip
 TOKEN_KEYS: Final = {
     "id", "label", "max_uses", "uses", "tags", "re_enroll", "expires_at", "revoked_at", "created_at",
@@ -387,7 +387,7 @@ def test_the_summary_counts_devices_open_deliveries_and_pushes(admin: Admin) -> 
     admin.post(f"/admin/devices/{revoked.device_id}/revoke")
     summary = admin.get("/admin/summary").json
     assert summary == {
-        "devices": {"online": 1, "offline": 1, "never": 1, "revoked": 1},
+        "devices": {"online": 1, "offline": 1, "never": 1, "revoked": 1, "retired": 0},
         "open_deliveries": 2,
         "pushes_last_hour": {},
     }

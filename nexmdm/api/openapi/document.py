@@ -92,6 +92,7 @@ _BY_OPERATION: Final[Mapping[str, tuple[type[DomainError], ...]]] = {
         queue.PushPayloadTooLarge,
     ),
     "changeDevice": (enrollment.AliasTaken,),
+    "reinstateDevice": (enrollment.DeviceRetired,),
     "changeTag": (audience.UnknownDevices,),
 }
 _METRICS: Final = (_NOT_FOUND, _RATE_LIMITED, _DATABASE_UNAVAILABLE)

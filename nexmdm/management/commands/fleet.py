@@ -145,7 +145,7 @@ class _Arguments:
 
     def _devices(self) -> None:
         devices = self._verb("devices", subcommands.devices, "List devices, newest first.")
-        devices.add_argument("--status", choices=["online", "offline", "never"])
+        devices.add_argument("--status", choices=["online", "offline", "never", "revoked", "retired"])
         devices.add_argument("--push", choices=["ok", "dead", "none"])
         devices.add_argument("--tag")
         devices.add_argument(
@@ -155,6 +155,7 @@ class _Arguments:
         for name, run, text in (
             ("device", subcommands.device, "Show one device."),
             ("revoke", subcommands.revoke, "Shut a device out at once; its open commands are cancelled."),
+            ("retire", subcommands.retire, "Shut a device out for good; its hardware may register anew."),
             ("reinstate", subcommands.reinstate, "Let a revoked device in again, with the same token."),
         ):
             self._verb(name, run, text).add_argument("device_id", type=arguments.identifier, metavar="ID")

@@ -1,0 +1,201 @@
+"""Retirement: a device leaves for good, by an admin's word or by its own last one, and its hardware may come anew."""
+
+from datetime import timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from django.db.models.functions import Now
+
+from commands.models import Delivery, Report
+from devices.models import Device
+from nexmdm.models import AuditEntry
+from tests.support.actors import Admin, Answer, Phone
+from tests.support.moments import let_pass
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def retire(admin: Admin, phone: Phone) -> Answer:
+    return admin.post(f"/admin/devices/{phone.device_id}/retire")
+
+
+def shown(admin: Admin, phone: Phone) -> Any:
+    return admin.get(f"/admin/devices/{phone.device_id}").json
+
+
+def listed(admin: Admin, status: str) -> list[str]:
+    return [row["device_id"] for row in admin.get(f"/admin/devices?status={status}").json["items"]]
+
+
+def refusals(*answers: Answer) -> set[tuple[int, str | None]]:
+    return {(answer.status, answer.code) for answer in answers}
+
+
+def wiped(admin: Admin, phone: Phone, **fields: Any) -> str:
+    """Issue a wipe for a phone."""
+    return str(admin.command("wipe", to=phone, **fields).json["request_id"])
+
+
+def test_a_retired_device_is_shut_out_and_leaves_every_count_but_its_own(admin: Admin, phone: Phone) -> None:
+    phone.heartbeat()
+    request_id = admin.command("ping", to=phone).json["request_id"]
+    answer = retire(admin, phone)
+    assert (answer.status, answer.json["retired_at"] is not None) == (200, True)
+    assert refusals(phone.heartbeat(), phone.report(request_id, "succeeded"), phone.rotate()) == {
+        (403, "device_revoked")
+    }
+    assert admin.get("/admin/summary").json["devices"] == {
+        "online": 0, "offline": 0, "never": 0, "revoked": 0, "retired": 1,
+    }  # fmt: skip
+    assert listed(admin, "retired") == [phone.device_id]
+    assert [listed(admin, status) for status in ("online", "offline", "never", "revoked")] == [[], [], [], []]
+
+
+def test_a_revoked_device_is_listed_as_such(admin: Admin, phone: Phone) -> None:
+    admin.post(f"/admin/devices/{phone.device_id}/revoke")
+    assert (listed(admin, "revoked"), listed(admin, "retired")) == ([phone.device_id], [])
+
+
+def test_what_was_open_for_it_is_cancelled_and_its_history_stays(admin: Admin, phone: Phone) -> None:
+    done = admin.command("ping", to=phone).json["request_id"]
+    phone.report(done, "succeeded")
+    lock = admin.command("lock", to=phone).json["request_id"]
+    assert retire(admin, phone).json["withdrawn"] == [{"request_id": lock, "action": "lock"}]
+    path = f"/admin/commands/{lock}/deliveries/{phone.device_id}"
+    row = admin.get(path).json
+    assert (row["state"], row["why_unfinished"]) == ("cancelled", "The device was retired.")
+    assert admin.get(f"/admin/commands/{done}").json["outcome"] == "succeeded"
+
+
+def test_its_alias_is_free_and_it_is_named_as_retired(admin: Admin) -> None:
+    phone = admin.enrol("phone-1", alias="front-desk")
+    retire(admin, phone)
+    assert shown(admin, phone)["alias"] is None
+    assert admin.enrol("phone-2", alias="front-desk").device_id != phone.device_id
+    stranger = str(uuid4())
+    answer = admin.command("ping", to={"device_ids": [phone.device_id, stranger]})
+    assert refusals(answer) == {(422, "unknown_devices")}
+    assert {error["msg"] for error in answer.json["errors"]} == {
+        f"{phone.device_id} is retired", f"{stranger} is unknown",
+    }  # fmt: skip
+
+
+def test_commands_to_all_and_to_tags_skip_it(admin: Admin) -> None:
+    phone = admin.enrol("phone-1", tags=["lobby"])
+    retire(admin, phone)
+    for target in ({"all": True}, {"tags": ["lobby"]}):
+        assert refusals(admin.command("ping", to=target)) == {(422, "empty_audience")}
+
+
+def test_it_is_retired_once_and_never_reinstated(admin: Admin, phone: Phone) -> None:
+    first = retire(admin, phone).json
+    assert retire(admin, phone).json == first
+    reinstated = admin.post(f"/admin/devices/{phone.device_id}/reinstate")
+    assert refusals(reinstated) == {(409, "device_retired")}
+    assert refusals(phone.heartbeat()) == {(403, "device_revoked")}
+
+
+def test_a_revoked_device_can_be_retired(admin: Admin, phone: Phone) -> None:
+    revoked_at = admin.post(f"/admin/devices/{phone.device_id}/revoke").json["revoked_at"]
+    row = retire(admin, phone).json
+    assert (row["revoked_at"], row["retired_at"] is not None) == (revoked_at, True)
+
+
+def test_an_unknown_device_cannot_be_retired(admin: Admin) -> None:
+    assert refusals(admin.post(f"/admin/devices/{uuid4()}/retire")) == {(404, "not_found")}
+
+
+def test_its_retirement_is_audited(admin: Admin, phone: Phone) -> None:
+    retire(admin, phone)
+    entry = AuditEntry.objects.latest("id")
+    assert (entry.status, entry.path) == (200, f"/admin/devices/{phone.device_id}/retire")
+
+
+def test_its_hardware_registers_again_with_any_valid_token_as_the_same_device(admin: Admin) -> None:
+    phone = admin.enrol("phone-1", tags=["lobby"], alias="front-desk", push_token="token-1")
+    old_token = phone.device_token
+    phone.heartbeat()
+    retire(admin, phone)
+
+    again = phone.register(admin.enrollment_token(tags=["floor-2"]))
+    assert (again.status, again.json["re_enrolled"], again.json["device_id"]) == (200, True, phone.device_id)
+    row = shown(admin, phone)
+    assert (row["tags"], row["alias"], row["push"]) == (["floor-2"], None, "none")
+    assert (row["revoked_at"], row["retired_at"]) == (None, None)
+    assert phone.heartbeat().status == 200
+    assert refusals(phone.send("/v1/heartbeat", {}, old_token)) == {(401, "invalid_token")}
+    assert admin.command("ping", to=phone).json["device_count"] == 1
+
+
+@pytest.mark.parametrize("word", ["succeeded", "failed"])
+def test_a_wipe_retires_its_device_if_it_is_reported_as_succeeded(admin: Admin, phone: Phone, word: str) -> None:
+    request_id, other = wiped(admin, phone), admin.command("ping", to=phone).json["request_id"]
+    answer = phone.report(request_id, word)
+    assert (answer.status, answer.json["state"]) == (200, word)
+    is_retired = word == "succeeded"
+    assert (shown(admin, phone)["retired_at"] is not None) is is_retired
+    assert phone.heartbeat().status == (403 if is_retired else 200)
+    assert admin.get(f"/admin/commands/{other}").json["state"] == ("cancelled" if is_retired else "open")
+
+
+def test_no_other_success_retires_a_device(admin: Admin, phone: Phone) -> None:
+    request_id = admin.command("lock", to=phone).json["request_id"]
+    phone.report(request_id, "succeeded")
+    assert shown(admin, phone)["retired_at"] is None
+
+
+def test_a_late_success_of_a_wipe_retires_its_device_too(admin: Admin, phone: Phone) -> None:
+    request_id = wiped(admin, phone, expires_in_seconds=60)
+    let_pass(hours=2)
+    answer = phone.report(request_id, "succeeded").json
+    assert (answer["state"], answer["late"]) == ("expired", True)
+    assert shown(admin, phone)["retired_at"] is not None
+    assert admin.get(f"/admin/commands/{request_id}").json["outcome"] == "expired"
+
+
+def test_a_wiped_phone_may_repeat_its_last_word_for_a_day_and_say_nothing_else(admin: Admin, phone: Phone) -> None:
+    other = admin.command("ping", to=phone).json["request_id"]
+    phone.report(other, "succeeded")
+    request_id = wiped(admin, phone)
+    phone.report(request_id, "succeeded")
+
+    again = phone.report(request_id, "succeeded")
+    assert (again.status, again.json["state"], again.json["duplicate"]) == (200, "succeeded", True)
+    elsewhere = phone.report(str(uuid4()), "succeeded")
+    others = (phone.report(request_id, "failed"), phone.report(other, "succeeded"), elsewhere, phone.heartbeat())
+    assert refusals(*others) == {(403, "device_revoked")}
+
+    Device.objects.update(retired_at=Now() - timedelta(hours=24, seconds=1))
+    assert refusals(phone.report(request_id, "succeeded")) == {(403, "device_revoked")}
+
+
+def test_a_success_that_was_refused_retires_nobody(admin: Admin, phone: Phone) -> None:
+    request_id = wiped(admin, phone)
+    admin.post(f"/admin/devices/{phone.device_id}/revoke")
+    assert refusals(phone.report(request_id, "succeeded")) == {(403, "device_revoked")}
+    assert Report.objects.count() == 0
+    assert shown(admin, phone)["retired_at"] is None
+
+
+@pytest.mark.parametrize("lapsed", [False, True])
+def test_a_wipe_from_before_a_new_enrollment_does_not_retire_the_device(
+    admin: Admin, phone: Phone, lapsed: bool
+) -> None:
+    request_id = wiped(admin, phone, expires_in_seconds=60)
+    if lapsed:
+        let_pass(hours=2)
+    phone.register(admin.enrollment_token(re_enroll=True))
+    answer = phone.report(request_id, "succeeded").json
+    assert (answer["state"], answer["late"]) == ("expired" if lapsed else "cancelled", True)
+    assert shown(admin, phone)["retired_at"] is None
+    assert phone.heartbeat().status == 200
+
+
+def test_a_device_enrolled_again_after_its_wipe_is_not_retired_by_a_repeat(admin: Admin, phone: Phone) -> None:
+    request_id = wiped(admin, phone)
+    phone.report(request_id, "succeeded")
+    phone.register(admin.enrollment_token())
+    assert phone.report(request_id, "succeeded").json["duplicate"] is True
+    assert (shown(admin, phone)["retired_at"], phone.heartbeat().status) == (None, 200)
+    assert Delivery.objects.get().state == "succeeded"
