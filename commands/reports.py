@@ -76,7 +76,7 @@ def record_report(device_id: UUID, request_id: UUID, report: ReportInput) -> Rep
     """
     # The lock comes first, in a statement of its own: what follows must see what the holder before us wrote.
     locked = Delivery.objects.select_for_update(no_key=True, of=("self",)).annotate(
-        overdue=Q(open_until__lte=Now()), action=F("command__action"), issued_at=F("command__issued_at")
+        overdue=Q(open_until__lte=Now()), action=F("command__action")
     )
     delivery = locked.filter(command_id=request_id, device_id=device_id).first()
     if delivery is None:
@@ -97,16 +97,16 @@ def record_report(device_id: UUID, request_id: UUID, report: ReportInput) -> Rep
     if changes:
         Delivery.objects.filter(id=delivery.id).update(**changes)
     if report.status == ReportStatus.SUCCEEDED and not duplicate:
-        _retire_if_wiped(delivery)
+        _retire_if_wiped(delivery, (delivery.settled_at or delivery.open_until) if late else None)
     return ReportResult(DeliveryState(changes.get("state", delivery.state)), duplicate, late, kept)
 
 
-def _retire_if_wiped(delivery: Any) -> None:
-    """Retire the device if this was its last act, unless the wipe was meant for the one before a new enrollment."""
+def _retire_if_wiped(delivery: Any, settled_at: datetime | None) -> None:
+    """Retire the device if this was its last act, and not that of the phone before it was enrolled again."""
     if delivery.action not in actions.RETIRING or delivery.withdrawn_by == Withdrawal.ENROLLMENT:
         return
     device_id = delivery.device_id
-    if enrollment.retire_wiped(device_id, delivery.issued_at):
+    if enrollment.retire_wiped(device_id, settled_at):
         queue.cancel_all_of(device_id, Withdrawal.RETIREMENT)
         transaction.on_commit(lambda: log.info("device.retired", device_id=str(device_id), by=delivery.action))
 

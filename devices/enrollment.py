@@ -326,11 +326,13 @@ def retire(device_id: UUID) -> None:
         give_alias(device_id, None)
 
 
-def retire_wiped(device_id: UUID, issued_at: datetime) -> bool:
-    """Retire a device that was wiped by a command of then; False if it is retired, or was enrolled again since."""
-    # Times of issue are whole seconds, cut off.
-    since = issued_at + timedelta(seconds=1)
-    if not Device.objects.filter(id=device_id, retired_at=None, enrolled_at__lt=since).exists():
+def retire_wiped(device_id: UUID, settled_at: datetime | None) -> bool:
+    """Retire a device that was wiped; False if it is retired, or was enrolled again since its wipe was settled.
+
+    `settled_at` is None if the wipe was open until now: a new enrollment would have cancelled it.
+    """
+    device = Device.objects.filter(id=device_id, retired_at=None)
+    if not (device if settled_at is None else device.filter(enrolled_at__lt=settled_at)).exists():
         return False
     retire(device_id)
     return True

@@ -154,13 +154,15 @@ class Deliveries(RuleBasedStateMachine):
 
     @rule(
         phones=st.sets(PHONES, min_size=1),
-        action=st.sampled_from(["ping", "lock"]),
+        action=st.sampled_from(["ping", "lock", "wipe"]),
         seconds=st.sampled_from([1, 60, 600, 7200]),
         supersede=st.sampled_from([False, False, False, True]),
     )
     def issue(self, phones: set[int], action: str, seconds: int, supersede: bool) -> None:
         owners = [self.owners[number] for number in sorted(phones)]
         fields: dict[str, Any] = {"expires_in_seconds": seconds, "supersede": supersede}
+        if action == "wipe":
+            fields["expect_count"] = len(owners)
         answer = self.admin.command(action, to=[owner.phone for owner in owners], **fields)
         if any(owner.revoked for owner in owners):
             assert answer.code == "unknown_devices"
@@ -255,13 +257,16 @@ class Deliveries(RuleBasedStateMachine):
     def report(self, choice: st.DataObject, status: str, via: str | None) -> None:
         life = choice.draw(st.sampled_from(list(self.lives.values())))
         answer = life.owner.phone.report(life.request_id, status, via=via)
-        if life.owner.revoked:
+        owner = life.owner
+        if owner.revoked and not life.is_last_word(ReportStatus(status), self.now):
             assert answer.code == "device_revoked"
             return
-        life.owner.token_used = True
+        owner.token_used = True
         state, duplicate, late = life.report(ReportStatus(status), via, self.now)
         expected = {"request_id": life.request_id, "state": state.value, "duplicate": duplicate, "late": late}
         assert answer.json == expected
+        if life.retires(ReportStatus(status), duplicate=duplicate):
+            self.retired(owner)
 
     @precondition(lambda self: self.calm >= CALM)
     @rule(choice=st.data())
@@ -312,13 +317,15 @@ class Deliveries(RuleBasedStateMachine):
         owner, enrollment_token = self.owners[number], self.setup.enrollment_tokens[token]
         said = {} if push_token is None else {"push_token": push_token}
         answer = owner.phone.register(enrollment_token, **said)
-        if owner.revoked:
+        if owner.revoked and owner.retired_at is None:
             assert answer.code == "device_revoked"
             return
-        answer_was_lost = owner.enrolled_by == enrollment_token and not owner.token_used
+        answer_was_lost = owner.enrolled_by == enrollment_token and not owner.token_used and not owner.revoked
+        owner.revoked, owner.retired_at = False, None
         assert answer.json["re_enrolled"] is not answer_was_lost
         owner.enrolled_by, owner.token_used = enrollment_token, False
         if not answer_was_lost:
+            owner.enrollments += 1
             self.cancel_all_of(owner)
             owner.push_token = None
         if push_token is not None:
@@ -339,8 +346,23 @@ class Deliveries(RuleBasedStateMachine):
     @rule()
     def reinstate(self) -> None:
         for owner in self.owners:
-            assert self.admin.post(f"/admin/devices/{owner.phone.device_id}/reinstate").status == 200
-            owner.revoked = False
+            answer = self.admin.post(f"/admin/devices/{owner.phone.device_id}/reinstate")
+            assert answer.status == (200 if owner.retired_at is None else 409)
+            owner.revoked = owner.retired_at is not None
+
+    @precondition(lambda self: self.calm >= CALM)
+    @rule(number=PHONES)
+    def retire(self, number: int) -> None:
+        self.calm = 0
+        owner = self.owners[number]
+        assert self.admin.post(f"/admin/devices/{owner.phone.device_id}/retire").status == 200
+        if owner.retired_at is None:
+            self.retired(owner)
+
+    def retired(self, owner: Owner) -> None:
+        """Note that a phone was retired."""
+        owner.revoked, owner.retired_at = True, self.now
+        self.cancel_all_of(owner)
 
     @rule(seconds=st.sampled_from([1, 31, 91, 600, 3600]))
     def time_passes(self, seconds: int) -> None:
@@ -356,6 +378,7 @@ class Deliveries(RuleBasedStateMachine):
         for key, row in rows.items():
             attempts = list(row.attempts.all())
             life = self.lives[key]
+            assert (row.device.retired_at is None) is (life.owner.retired_at is None)
             assert (row.state, row.push_state) == (life.state, life.push)
             assert self.is_at(row.next_attempt_at, life.due)
             assert [attempt.outcome for attempt in attempts] == life.outcomes
@@ -428,7 +451,7 @@ class Deliveries(RuleBasedStateMachine):
 def deliveries() -> QuerySet[Any]:
     by_number = Prefetch("attempts", Attempt.objects.order_by("number"))
     reports_in_order = Prefetch("reports", Report.objects.order_by("id"))
-    return Delivery.objects.order_by("id").prefetch_related(by_number, reports_in_order)
+    return Delivery.objects.order_by("id").select_related("device").prefetch_related(by_number, reports_in_order)
 
 
 def as_kept(report: Report) -> KeptReport:

@@ -32,6 +32,8 @@ class Owner:
     enrolled_by: str
     token_used: bool = False
     revoked: bool = False
+    retired_at: datetime | None = None
+    enrollments: int = 1
     seen_at: datetime | None = None
 
 
@@ -57,6 +59,7 @@ class DeliveryModel:
     push: PushState
     due: datetime | None
     open_until: datetime = field(init=False)
+    enrollment: int = field(init=False)
     lease_until: datetime = field(init=False)
     state: DeliveryState = DeliveryState.PENDING
     reported_at: datetime | None = None
@@ -69,6 +72,19 @@ class DeliveryModel:
     def __post_init__(self) -> None:
         """Begin as a delivery that was just issued."""
         self.open_until, self.lease_until = self.expires_at, self.issued_at
+        self.enrollment = self.owner.enrollments
+
+    def is_last_word(self, status: ReportStatus, now: datetime) -> bool:
+        """Tell whether this repeats the success that retired its phone, within a day."""
+        retired_at = self.owner.retired_at
+        succeeded = any(one.status == ReportStatus.SUCCEEDED and not one.duplicate for one in self.reports)
+        is_repeat = self.action == "wipe" and status == ReportStatus.SUCCEEDED and succeeded
+        return is_repeat and retired_at is not None and now < retired_at + timedelta(hours=24)
+
+    def retires(self, status: ReportStatus, *, duplicate: bool) -> bool:
+        """Tell whether this report was the last act of its phone, as it is enrolled now."""
+        is_last = self.action == "wipe" and status == ReportStatus.SUCCEEDED and not duplicate
+        return is_last and self.owner.retired_at is None and self.enrollment == self.owner.enrollments
 
     @property
     def is_in_flight(self) -> bool:
