@@ -87,7 +87,6 @@ class Withdrawal(models.TextChoices):
     SUPERSEDED = "superseded", "a newer command of the same action took its place"
     REVOCATION = "revocation", "the device was revoked"
     ENROLLMENT = "enrollment", "the device was enrolled again"
-    RETIREMENT = "retirement", "the device was retired"
 
 
 class AttemptOutcome(models.TextChoices):

@@ -100,21 +100,23 @@ def _last_sign(row: Any) -> str:
     seen = row.device_seen_at or row.device.presence.last_seen_at
     if seen is None:
         return "the device had never sent a heartbeat"
+    if seen > row.open_until:
+        return "no heartbeat from before the end of its time is known"
     at = rfc3339(seen.replace(microsecond=0))
     if seen < row.command.issued_at:
         return f"offline since {at}"
-    if seen <= row.open_until:
-        return f"heard from at {at}, and it did not answer in time"
-    return f"no answer in time; heard from at {at}, after its time was over"
+    return f"heard from at {at}, and it did not answer in time"
 
 
 def _what_the_push_came_to(row: Any) -> str:
     if row.push_state == PushState.NO_PUSH_TOKEN:
-        return "it had no push token"
+        return "it had no live push token"
     if row.push_state == PushState.ACCEPTED:
         return "FCM took the push"
     if row.last_push == AttemptOutcome.REJECTED:
         return "FCM refused the push"
+    if row.last_push in (AttemptOutcome.IN_FLIGHT, AttemptOutcome.UNKNOWN):
+        return "a push left, and its answer is not known"
     return f"push failed {_times(row.failed_pushes)}" if row.failed_pushes else "no push left"
 
 

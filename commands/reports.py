@@ -96,18 +96,26 @@ def record_report(device_id: UUID, request_id: UUID, report: ReportInput) -> Rep
         changes["delivered_via"] = report.via
     if changes:
         Delivery.objects.filter(id=delivery.id).update(**changes)
-    if report.status == ReportStatus.SUCCEEDED and not duplicate:
-        _retire_if_wiped(delivery, (delivery.settled_at or delivery.open_until) if late else None)
+    if report.status == ReportStatus.SUCCEEDED:
+        _retire_if_wiped(delivery)
     return ReportResult(DeliveryState(changes.get("state", delivery.state)), duplicate, late, kept)
 
 
-def _retire_if_wiped(delivery: Any, settled_at: datetime | None) -> None:
-    """Retire the device if this was its last act, and not that of the phone before it was enrolled again."""
-    if delivery.action not in actions.RETIRING or delivery.withdrawn_by == Withdrawal.ENROLLMENT:
+def _retire_if_wiped(delivery: Any) -> None:
+    """Retire the device if its success is kept, and not that of the phone before it was enrolled again.
+
+    A repeat retires it, too: a worker of the version before may have taken the first report.
+    """
+    if delivery.action not in actions.RETIRING:
+        return
+    succeeded = Report.objects.filter(delivery=delivery.id, status=ReportStatus.SUCCEEDED, duplicate=False).exists()
+    if not succeeded or delivery.withdrawn_by == Withdrawal.ENROLLMENT:
         return
     device_id = delivery.device_id
+    was_open = delivery.state in OPEN
+    settled_at = None if was_open else delivery.settled_at or delivery.open_until
     if enrollment.retire_wiped(device_id, settled_at):
-        queue.cancel_all_of(device_id, Withdrawal.RETIREMENT)
+        queue.cancel_all_of(device_id, Withdrawal.REVOCATION)
         transaction.on_commit(lambda: log.info("device.retired", device_id=str(device_id), by=delivery.action))
 
 
@@ -120,6 +128,7 @@ def is_last_word(device_id: UUID, request_id: UUID, report: ReportInput) -> bool
             delivery__device=device_id,
             delivery__command__action__in=actions.RETIRING,
             delivery__device__retired_at__gt=Now() - LAST_WORD_TIME,
+            reported_at__gt=F("delivery__device__enrolled_at"),
             status=ReportStatus.SUCCEEDED,
             duplicate=False,
         ).exists()

@@ -151,7 +151,7 @@ async def retire_device(request: HttpRequest, device_id: UUID, body: EmptyBody |
 
     def work() -> WriteResult:
         enrollment.retire(device_id)
-        withdrawn = _protective(queue.cancel_all_of(device_id, Withdrawal.RETIREMENT))
+        withdrawn = _protective(queue.cancel_all_of(device_id, Withdrawal.REVOCATION))
         transaction.on_commit(lambda: log.info("device.retired", device_id=str(device_id), by="admin"))
         return WriteResult(DeviceRevoked(**queries.device(device_id).model_dump(), withdrawn=withdrawn))
 

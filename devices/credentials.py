@@ -36,7 +36,11 @@ class InvalidToken(DomainError):
 
 
 class DeviceRevoked(DomainError):
-    detail = "This device is revoked. An admin lets it in again by POST /admin/devices/{device_id}/reinstate."
+    detail = (
+        "This device is revoked or retired. An admin lets a revoked one in again by POST "
+        "/admin/devices/{device_id}/reinstate; one that is retired, by POST /admin/devices/{device_id}/retire, "
+        "registers anew with any enrollment token."
+    )
 
     def __init__(self, device_id: UUID | None = None) -> None:
         super().__init__()

@@ -322,8 +322,8 @@ def revoke(device_id: UUID) -> None:
 def retire(device_id: UUID) -> None:
     """Revoke a device for good, and free its alias. The row stays locked as by revoke(). Raises UnknownDevice."""
     revoke(device_id)
-    if Device.objects.filter(id=device_id, retired_at=None).update(retired_at=Now()):
-        give_alias(device_id, None)
+    Device.objects.filter(id=device_id, retired_at=None).update(retired_at=Now())
+    give_alias(device_id, None)
 
 
 def retire_wiped(device_id: UUID, settled_at: datetime | None) -> bool:
@@ -331,7 +331,7 @@ def retire_wiped(device_id: UUID, settled_at: datetime | None) -> bool:
 
     `settled_at` is None if the wipe was open until now: a new enrollment would have cancelled it.
     """
-    device = Device.objects.filter(id=device_id, retired_at=None)
+    device = Device.objects.select_for_update().filter(id=device_id, retired_at=None)
     if not (device if settled_at is None else device.filter(enrolled_at__lt=settled_at)).exists():
         return False
     retire(device_id)

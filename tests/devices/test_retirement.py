@@ -64,7 +64,7 @@ def test_what_was_open_for_it_is_cancelled_and_its_history_stays(admin: Admin, p
     assert retire(admin, phone).json["withdrawn"] == [{"request_id": lock, "action": "lock"}]
     path = f"/admin/commands/{lock}/deliveries/{phone.device_id}"
     row = admin.get(path).json
-    assert (row["state"], row["why_unfinished"]) == ("cancelled", "The device was retired.")
+    assert (row["state"], row["why_unfinished"]) == ("cancelled", "The device was revoked.")
     assert admin.get(f"/admin/commands/{done}").json["outcome"] == "succeeded"
 
 
@@ -168,6 +168,35 @@ def test_a_wiped_phone_may_repeat_its_last_word_for_a_day_and_say_nothing_else(a
 
     Device.objects.update(retired_at=Now() - timedelta(hours=24, seconds=1))
     assert refusals(phone.report(request_id, "succeeded")) == {(403, "device_revoked")}
+
+
+def test_a_repeat_of_a_success_retires_a_device_that_is_not_retired_yet(admin: Admin, phone: Phone) -> None:
+    request_id = wiped(admin, phone)
+    phone.report(request_id, "succeeded")
+    Device.objects.update(revoked_at=None, retired_at=None)
+    assert phone.report(request_id, "succeeded").json["duplicate"] is True
+    assert shown(admin, phone)["retired_at"] is not None
+
+
+def test_a_success_after_a_failure_retires_nobody(admin: Admin, phone: Phone) -> None:
+    request_id = wiped(admin, phone)
+    phone.report(request_id, "failed")
+    assert phone.report(request_id, "succeeded").json["duplicate"] is True
+    assert shown(admin, phone)["retired_at"] is None
+
+
+def test_the_last_word_of_an_earlier_enrollment_is_no_more_taken(admin: Admin, phone: Phone) -> None:
+    request_id = wiped(admin, phone)
+    phone.report(request_id, "succeeded")
+    phone.register(admin.enrollment_token())
+    retire(admin, phone)
+    assert refusals(phone.report(request_id, "succeeded")) == {(403, "device_revoked")}
+
+
+def test_retiring_again_frees_an_alias_that_it_was_given_since(admin: Admin, phone: Phone) -> None:
+    retire(admin, phone)
+    assert admin.call("PATCH", f"/admin/devices/{phone.device_id}", {"alias": "kiosk-1"}).status == 200
+    assert retire(admin, phone).json["alias"] is None
 
 
 def test_a_success_that_was_refused_retires_nobody(admin: Admin, phone: Phone) -> None:
