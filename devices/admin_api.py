@@ -134,9 +134,8 @@ async def revoke_device(request: HttpRequest, device_id: UUID, body: EmptyBody |
 
     def work() -> WriteResult:
         enrollment.revoke(device_id)
-        withdrawn = _protective(queue.cancel_all_of(device_id, Withdrawal.REVOCATION))
         transaction.on_commit(lambda: log.info("device.revoked", device_id=str(device_id)))
-        return WriteResult(DeviceRevoked(**queries.device(device_id).model_dump(), withdrawn=withdrawn))
+        return WriteResult(_cancel_open_commands(device_id))
 
     return await caller_of(request).run(work)
 
@@ -151,19 +150,20 @@ async def retire_device(request: HttpRequest, device_id: UUID, body: EmptyBody |
 
     def work() -> WriteResult:
         enrollment.retire(device_id)
-        withdrawn = _protective(queue.cancel_all_of(device_id, Withdrawal.REVOCATION))
         transaction.on_commit(lambda: log.info("device.retired", device_id=str(device_id), by="admin"))
-        return WriteResult(DeviceRevoked(**queries.device(device_id).model_dump(), withdrawn=withdrawn))
+        return WriteResult(_cancel_open_commands(device_id))
 
     return await caller_of(request).run(work)
 
 
-def _protective(cancelled: Mapping[UUID, str]) -> list[WithdrawnCommand]:
-    return [
+def _cancel_open_commands(device_id: UUID) -> DeviceRevoked:
+    """Cancel what is open for a device that was revoked or retired, and return the answer about it."""
+    withdrawn = [
         WithdrawnCommand(request_id=request_id, action=action)
-        for request_id, action in cancelled.items()
+        for request_id, action in queue.cancel_all_of(device_id, Withdrawal.REVOCATION).items()
         if actions.is_protective(action)
     ]
+    return DeviceRevoked(**queries.device(device_id).model_dump(), withdrawn=withdrawn)
 
 
 @router.post("/devices/{uuid:device_id}/reinstate", response=DeviceRow, url_name="reinstate", tags=["fleet"])
