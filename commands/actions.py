@@ -23,7 +23,7 @@ class Action(Body):
     """Destructive actions want their devices named one by one, and counted when there are several."""
 
     protective: ClassVar[bool] = False
-    """Protective actions keep a lost phone's data from others: whoever withdraws one is told."""
+    """Protective actions keep a lost phone's data from others. A revocation that cancels one says so in its answer."""
 
     retires: ClassVar[bool] = False
     """A device that reports its success has done its last act, and is retired."""

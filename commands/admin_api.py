@@ -60,11 +60,12 @@ class InvalidParams(DomainError):
 async def issue_command(request: HttpRequest, body: NewCommand) -> HttpResponse:
     """Queue a command for its audience, frozen here. The push leaves at once, but never inside this request.
 
-    Devices named by id or alias must all be enrolled and not revoked; `tags` (any of them) and `all` leave revoked ones
-    out. `expires_in_seconds` bounds the start: a phone that has said `received` or `running` by then has one hour more
-    for its final word. By default it is 600, for `reboot` 3600, for `lock` and `wipe` 2419200. `expect_count` refuses
-    an audience of another size; `supersede` cancels what is still open of the same action on these devices; `dry_run`
-    checks and counts, and queues nothing. `wipe` wants `device_ids`, and `expect_count` where they are several.
+    Devices named by id or alias must all be enrolled, neither revoked nor retired; `tags` (any of them) and `all` leave
+    such devices out. `expires_in_seconds` bounds the start: a phone that has said `received` or `running` by then has
+    one hour more for its final word. By default it is 600, for `reboot` 3600, for `lock` and `wipe` 2419200.
+    `expect_count` refuses an audience of another size; `supersede` cancels what is still open of the same action on
+    these devices; `dry_run` checks and counts, and queues nothing. `wipe` wants `device_ids`, and `expect_count` where
+    they are several.
     """
     caller = caller_of(request)
     command_request = _command_request(body, caller.principal)

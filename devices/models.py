@@ -61,7 +61,7 @@ class DeviceQuerySet(models.QuerySet["Device"]):
     """Devices by what they may do."""
 
     def active(self) -> Self:
-        """Keep the devices that are not revoked."""
+        """Keep the devices that are neither revoked nor retired."""
         return self.filter(revoked_at=None)
 
     def reachable_by_push(self) -> Self:

@@ -105,7 +105,7 @@ KINDS: Final = ("pending", "overdue", "received", "succeeded", "failed", "expire
 
 
 def put(delivery: Delivery, kind: str) -> None:
-    """Bring a delivery into a state as its row has it; `overdue`: past its time, and swept by nobody."""
+    """Bring a delivery into a state as its row has it; `overdue`: past its time, and not yet marked."""
     settled = kind not in ("pending", "overdue", "received")
     changes: dict[str, Any] = {"state": kind, "settled_at": Now() if settled else None, "next_attempt_at": None}
     if kind == "overdue":

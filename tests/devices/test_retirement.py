@@ -73,11 +73,11 @@ def test_its_alias_is_free_and_it_is_named_as_retired(admin: Admin) -> None:
     retire(admin, phone)
     assert shown(admin, phone)["alias"] is None
     assert admin.enrol("phone-2", alias="front-desk").device_id != phone.device_id
-    stranger = str(uuid4())
-    answer = admin.command("ping", to={"device_ids": [phone.device_id, stranger]})
+    unknown = str(uuid4())
+    answer = admin.command("ping", to={"device_ids": [phone.device_id, unknown]})
     assert refusals(answer) == {(422, "unknown_devices")}
     assert {error["msg"] for error in answer.json["errors"]} == {
-        f"{phone.device_id} is retired", f"{stranger} is unknown",
+        f"{phone.device_id} is retired", f"{unknown} is unknown",
     }  # fmt: skip
 
 
