@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Mapping
 from contextvars import Context
 from typing import Any, Final
 from uuid import UUID
@@ -28,14 +29,16 @@ from commands.schemas import (
     DeliveryQuery,
     NewCommand,
     PushPlan,
+    TargetBody,
     WaitQuery,
 )
-from nexmdm.auth.admin_router import AdminRouter
+from nexmdm.audit.summary import Summary, action_text, by_path, target_text
+from nexmdm.auth.admin_router import AdminRouter, summarized
 from nexmdm.auth.signed_write import WriteResult, caller_of
 from nexmdm.common import database, shutdown
 from nexmdm.common.database import run_in_db_thread
 from nexmdm.common.domain_error import DomainError
-from nexmdm.common.types import EmptyBody, respond, shown_name
+from nexmdm.common.types import EmptyBody, parse_json, respond, shown_name
 
 log = structlog.get_logger()
 router = AdminRouter(tags=["commands"])
@@ -56,7 +59,28 @@ class InvalidParams(DomainError):
         self.errors = errors
 
 
+def _summarize_command(request: HttpRequest, _: Mapping[str, Any]) -> Summary:
+    """Tell of the body, be it good or not, which action it asks for, and on whom."""
+    try:
+        body = parse_json(request.body)
+    except ValueError:
+        return Summary()
+    if not isinstance(body, dict):
+        return Summary()
+    return Summary(action_text(body.get("action")), _target_text(body.get("target")), body.get("dry_run") is True)
+
+
+def _target_text(target: object) -> str:
+    if not isinstance(target, dict) or len(target) != 1:
+        return ""
+    ((kind, named),) = target.items()
+    if kind == "all":
+        return "all"
+    return target_text(kind, named) if kind in TargetBody.model_fields else ""
+
+
 @router.post("/command", response=CommandIssued, url_name="command")
+@summarized(_summarize_command)
 async def issue_command(request: HttpRequest, body: NewCommand) -> HttpResponse:
     """Queue a command for its audience, frozen here. The push leaves at once, but never inside this request.
 
@@ -77,6 +101,7 @@ async def issue_command(request: HttpRequest, body: NewCommand) -> HttpResponse:
         return WriteResult(
             _issued_answer(issued, dry_run=body.dry_run),
             request_id=None if body.dry_run else issued.content.request_id,
+            device_count=issued.device_count,
             kept=not body.dry_run,
         )
 
@@ -202,6 +227,7 @@ async def read_delivery(request: HttpRequest, request_id: UUID, device_id: UUID)
 
 
 @router.post("/commands/{uuid:request_id}/cancel", response=CommandCancelled, url_name="cancel")
+@summarized(by_path("cancel", "request_id"))
 async def cancel_command(request: HttpRequest, request_id: UUID, body: EmptyBody | None = None) -> HttpResponse:
     """Withdraw what is still open. FCM recalls no push: `may_still_run` counts what a phone may have got already."""
 
@@ -213,6 +239,6 @@ async def cancel_command(request: HttpRequest, request_id: UUID, body: EmptyBody
             already_settled=cancelled.already_settled,
             may_still_run=cancelled.may_still_run,
         )
-        return WriteResult(answer, request_id=request_id)
+        return WriteResult(answer, request_id=request_id, device_count=cancelled.withdrawn)
 
     return await caller_of(request).run(work)

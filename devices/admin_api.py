@@ -30,7 +30,8 @@ from devices.schemas import (
     Retagged,
     WithdrawnCommand,
 )
-from nexmdm.auth.admin_router import AdminRouter
+from nexmdm.audit.summary import DEVICE, Summary, by_path
+from nexmdm.auth.admin_router import AdminRouter, summarized
 from nexmdm.auth.signed_write import WriteResult, caller_of
 from nexmdm.common.database import run_in_db_thread
 from nexmdm.common.types import EmptyBody, respond
@@ -67,28 +68,31 @@ async def read_device(request: HttpRequest, device_id: UUID) -> HttpResponse:
 
 
 @router.patch("/devices/{uuid:device_id}", response=DeviceRow, url_name="device")
+@summarized(by_path("change_device", DEVICE))
 async def change_device(request: HttpRequest, device_id: UUID, body: DeviceChange) -> HttpResponse:
     """Change a device's alias (null clears it), or replace its tags."""
 
     def work() -> WriteResult:
         queries.change(device_id, body.model_dump(exclude_unset=True))
-        return WriteResult(queries.device(device_id))
+        return WriteResult(queries.device(device_id), device_count=1)
 
     return await caller_of(request).run(work)
 
 
 @router.post("/tags/{tag:tag}", response=Retagged, url_name="tag")
+@summarized(by_path("tag", "tag"))
 async def change_tag(request: HttpRequest, tag: str, body: Retag) -> HttpResponse:
     """Put a tag on some devices, and take it off others. The answer counts those that changed."""
 
     def work() -> WriteResult:
         added, removed = audience.retag(tag, body.add, body.remove)
-        return WriteResult(Retagged(tag=tag, added=added, removed=removed))
+        return WriteResult(Retagged(tag=tag, added=added, removed=removed), device_count=added + removed)
 
     return await caller_of(request).run(work)
 
 
 @router.post("/enrollment-tokens", response=EnrollmentTokenMade, url_name="enrollment-tokens")
+@summarized(lambda _request, _path: Summary("create_enrollment_token"))
 async def create_enrollment_token(request: HttpRequest, body: NewEnrollmentToken) -> HttpResponse:
     """Make an enrollment token. Its text is in this answer (and in a replay of it), and nowhere else."""
 
@@ -119,12 +123,14 @@ async def list_enrollment_tokens(request: HttpRequest, query: Query[ListQuery]) 
 @router.post(
     "/enrollment-tokens/{uuid:token_id}/revoke", response=EnrollmentTokenRow, url_name="revoke-enrollment-token"
 )
+@summarized(by_path("revoke_enrollment_token", "token_id"))
 async def revoke_enrollment_token(request: HttpRequest, token_id: UUID, body: EmptyBody | None = None) -> HttpResponse:
     """Revoke an enrollment token; the devices it has enrolled stay."""
     return await caller_of(request).run(lambda: WriteResult(EnrollmentTokenRow.of(enrollment.revoke_token(token_id))))
 
 
 @router.post("/devices/{uuid:device_id}/revoke", response=DeviceRevoked, url_name="revoke", tags=["fleet"])
+@summarized(by_path("revoke", DEVICE))
 async def revoke_device(request: HttpRequest, device_id: UUID, body: EmptyBody | None = None) -> HttpResponse:
     """Shut a device out at once, in every process; its open commands are cancelled, and no push leaves any more.
 
@@ -135,12 +141,13 @@ async def revoke_device(request: HttpRequest, device_id: UUID, body: EmptyBody |
     def work() -> WriteResult:
         enrollment.revoke(device_id)
         transaction.on_commit(lambda: log.info("device.revoked", device_id=str(device_id)))
-        return WriteResult(_cancel_open_commands(device_id))
+        return WriteResult(_cancel_open_commands(device_id), device_count=1)
 
     return await caller_of(request).run(work)
 
 
 @router.post("/devices/{uuid:device_id}/retire", response=DeviceRevoked, url_name="retire", tags=["fleet"])
+@summarized(by_path("retire", DEVICE))
 async def retire_device(request: HttpRequest, device_id: UUID, body: EmptyBody | None = None) -> HttpResponse:
     """Revoke a device for good: its alias is free, and of all counts it is in that of the retired ones alone.
 
@@ -151,7 +158,7 @@ async def retire_device(request: HttpRequest, device_id: UUID, body: EmptyBody |
     def work() -> WriteResult:
         enrollment.retire(device_id)
         transaction.on_commit(lambda: log.info("device.retired", device_id=str(device_id), by="admin"))
-        return WriteResult(_cancel_open_commands(device_id))
+        return WriteResult(_cancel_open_commands(device_id), device_count=1)
 
     return await caller_of(request).run(work)
 
@@ -167,12 +174,13 @@ def _cancel_open_commands(device_id: UUID) -> DeviceRevoked:
 
 
 @router.post("/devices/{uuid:device_id}/reinstate", response=DeviceRow, url_name="reinstate", tags=["fleet"])
+@summarized(by_path("reinstate", DEVICE))
 async def reinstate_device(request: HttpRequest, device_id: UUID, body: EmptyBody | None = None) -> HttpResponse:
     """Let a revoked device in again: the same token works. One that is retired stays out."""
 
     def work() -> WriteResult:
         enrollment.reinstate(device_id)
         transaction.on_commit(lambda: log.info("device.reinstated", device_id=str(device_id)))
-        return WriteResult(queries.device(device_id))
+        return WriteResult(queries.device(device_id), device_count=1)
 
     return await caller_of(request).run(work)

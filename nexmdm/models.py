@@ -1,9 +1,11 @@
 """What the composing package itself remembers: answers for repeats, the audit, and which dispatchers are alive."""
 
-from typing import ClassVar
+from typing import ClassVar, Final
+from uuid import UUID
 
 from django.db import models
-from django.db.models.functions import Now
+from django.db.models import Q
+from django.db.models.functions import Left, Now
 
 
 class StoredAnswer(models.Model):
@@ -31,6 +33,10 @@ class StoredAnswer(models.Model):
         return f"{self.principal} {self.key}"
 
 
+DEVICE_PATH: Final = Left("path", len("/admin/devices/") + len(str(UUID(int=0))))
+"""The part of a path that names a device, if there is one in it."""
+
+
 class AuditEntry(models.Model):
     """One signed write, carried out or refused: who, from where, what, and how it ended. Append-only.
 
@@ -52,6 +58,11 @@ class AuditEntry(models.Model):
     code = models.CharField(max_length=64, blank=True)
     request_id = models.UUIDField(null=True, blank=True)
     correlation_id = models.CharField(max_length=64)
+    # What it was about (nexmdm/audit/summary.py); on how many devices, if it was carried out.
+    action = models.CharField(max_length=64, blank=True, db_default="")
+    target = models.CharField(max_length=200, blank=True, db_default="")
+    device_count = models.IntegerField(null=True, blank=True)
+    dry_run = models.BooleanField(null=True, blank=True)
     previous = models.CharField(max_length=64, db_default="")
     hash = models.CharField(max_length=64, db_default="")
 
@@ -61,6 +72,12 @@ class AuditEntry(models.Model):
         indexes: ClassVar = [
             # Lists by time, and retention.
             models.Index(name="audit_at", fields=["at"]),
+            # The entries about an action, and about a command.
+            models.Index(name="audit_action", fields=["action", "id"]),
+            models.Index(name="audit_request", fields=["request_id"], condition=Q(request_id__isnull=False)),
+            # Those about a device: by what they are about; by their paths, from before they said so.
+            models.Index(name="audit_target", fields=["target"], condition=Q(request_id=None)),
+            models.Index(DEVICE_PATH, name="audit_device_path", condition=Q(request_id=None)),
         ]
 
     def __str__(self) -> str:

@@ -23,6 +23,7 @@ from devices.identity import search
 from devices.models import Device
 from nexmdm.common.read_only_admin.base import ReadOnlyAdmin, ReadOnlyInline
 from nexmdm.common.read_only_admin.columns import NOTHING, Column, link, link_to_list, pretty
+from nexmdm.models import AuditEntry
 
 MOST: Final = 100_000
 """How many deliveries a list of commands counts at most. What it leaves out is counted on each command's own page."""
@@ -90,7 +91,8 @@ class CommandAdmin(ReadOnlyAdmin):
     search_help_text = "A whole request id or device id, or part of a device's alias or hardware id."
     inlines: ClassVar = [DeliveriesOfCommand]
     fieldsets: ClassVar = [
-        (None, {"fields": ["id", "action", "pretty_params", "urgency", "pretty_target", "note", "issued_by"]}),
+        (None, {"fields": ["id", "action", "pretty_params", "urgency", "pretty_target", "note"]}),
+        ("Asked by", {"fields": ["issued_by", "audit_entries"]}),
         ("Times", {"fields": ["issued", "expires", "completed", "cancelled"]}),
         ("Deliveries", {"fields": ["state", "outcome", "device_count", "counts", "pushes", "all_deliveries"]}),
     ]
@@ -190,6 +192,11 @@ class CommandAdmin(ReadOnlyAdmin):
         """Return a link to the deliveries."""
         return link_to_list(Delivery, "All deliveries of this command", command__id__exact=command.pk)
 
+    @admin.display(description="audit")
+    def audit_entries(self, command: Command) -> SafeString:
+        """Return a link to the signed requests about the command."""
+        return link_to_list(AuditEntry, "Who asked for it, and who cancelled it", request_id=command.pk)
+
 
 def _derived(status: CommandStatus | None) -> tuple[Any, ...]:
     """Return the CSV's cells on how a command stands; empty ones if it has just been deleted."""
@@ -202,9 +209,14 @@ class BusyDeviceAdmin(DeviceAdmin):
     """A device with the work it was given."""
 
     inlines: ClassVar = [DeliveriesOfDevice]
-    fieldsets: ClassVar = [*DeviceAdmin.fieldsets, ("Work", {"fields": ["all_deliveries"]})]
+    fieldsets: ClassVar = [*DeviceAdmin.fieldsets, ("Work", {"fields": ["all_deliveries", "audit_entries"]})]
 
     @admin.display(description="deliveries")
     def all_deliveries(self, device: Device) -> SafeString:
         """Return a link to the device's deliveries."""
         return link_to_list(Delivery, "All deliveries to this device", device__id__exact=device.pk)
+
+    @admin.display(description="audit")
+    def audit_entries(self, device: Device) -> SafeString:
+        """Return a link to the signed requests about the device."""
+        return link_to_list(AuditEntry, "All signed requests about this device", q=device.pk)

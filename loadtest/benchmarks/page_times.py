@@ -158,6 +158,10 @@ def _api_paths(facts: Facts) -> Iterator[str]:
         yield f"/admin/commands/{command}/deliveries?state=failed"
     yield "/admin/audit"
     yield f"/admin/audit?{day}"
+    yield "/admin/audit?action=wipe"
+    yield "/admin/audit?status=422"
+    yield f"/admin/audit?device_id={facts.device}"
+    yield f"/admin/audit?request_id={facts.oldest_wide_command}"
     yield f"/admin/audit?cursor={_cursor(facts.far_ends['/django-admin/nexmdm/auditentry/'])}"
     yield "/admin/enrollment-tokens"
 

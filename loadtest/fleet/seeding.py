@@ -37,9 +37,11 @@ _PRESENCE: Final = """
 _HISTORY: Final = Path(__file__).with_name("history.sql")
 _AUDIT: Final = """
     INSERT INTO nexmdm_auditentry (
-        principal, address, method, path, body_sha256, status, code, request_id, correlation_id
+        principal, address, method, path, body_sha256, status, code, request_id, correlation_id, action, target,
+        device_count, dry_run
     )
-    SELECT 'admin', '127.0.0.1', 'POST', '/admin/command', encode(sha256(id::text::bytea), 'hex'), 200, '', id, 'seeded'
+    SELECT 'admin', '127.0.0.1', 'POST', '/admin/command', encode(sha256(id::text::bytea), 'hex'), 200, '', id,
+        'seeded', action, 'all', device_count, false
     FROM commands_command WHERE note = 'seeded' AND id > %s ORDER BY id LIMIT %s
     RETURNING request_id
 """

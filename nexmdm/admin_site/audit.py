@@ -3,11 +3,17 @@
 from typing import ClassVar
 from uuid import UUID
 
+from django.contrib import admin
 from django.db.models import Q
+from django.utils.html import format_html
 
+from commands.models import Command
+from devices.models import Device
+from nexmdm.audit import queries, summary
 from nexmdm.common.read_only_admin.base import ReadOnlyAdmin
-from nexmdm.common.read_only_admin.columns import Column
+from nexmdm.common.read_only_admin.columns import NOTHING, Column, link, link_to_list
 from nexmdm.common.read_only_admin.filters import AgeFilter, ChoiceFilter, DateRangeFilter
+from nexmdm.models import AuditEntry
 
 
 class AuditAge(AgeFilter):
@@ -44,31 +50,68 @@ class EndingFilter(ChoiceFilter):
         return {"carried out": Q(status__lt=400), "refused": Q(status__gte=400)}
 
 
+class AttemptFilter(ChoiceFilter):
+    """By whether a command was sent, or only tried."""
+
+    title = "dry run"
+    parameter_name = "dry_run"
+
+    def conditions(self) -> dict[str, Q]:
+        """Return the two kinds."""
+        return {"dry runs": Q(dry_run=True), "none of them": ~Q(dry_run=True)}
+
+
 class AuditEntryAdmin(ReadOnlyAdmin):
     """Who asked for what, and how it ended."""
 
-    list_display = ("when", "principal", "address", "method", "path", "status", "code", "request_id")
-    list_filter = (EndingFilter, MethodFilter, AuditAge, AuditTime)
+    list_display = (
+        "when", "principal", "address", "asked", "target", "device_count", "status", "code", "command",
+    )  # fmt: skip
+    list_filter = (EndingFilter, AttemptFilter, MethodFilter, AuditAge, AuditTime)
+    linked_by = ("action", "request_id", "principal")
     search_fields = ("request_id", "path")
-    search_help_text = "A whole request id, or the start of a path."
+    search_help_text = "A whole request id or device id, an action, or the start of a path."
     fields: ClassVar = [
-        "when", "principal", "admin_key_id", "address", "method", "path", "body_sha256", "idempotency_key", "status",
-        "code", "request_id", "correlation_id", "previous", "hash",
+        "when", "principal", "action", "target", "device_count", "dry_run", "status", "code", "command", "device",
+        "address", "admin_key_id", "method", "path", "body_sha256", "idempotency_key", "request_id", "correlation_id",
+        "previous", "hash",
     ]  # fmt: skip
 
     exported: ClassVar = {
         "id": "id", "at": "at", "principal": "principal", "admin_key_id": "admin_key_id",
         "idempotency_key": "idempotency_key", "address": "address", "method": "method", "path": "path",
         "body_sha256": "body_sha256", "status": "status", "code": "code", "request_id": "request_id",
-        "correlation_id": "correlation_id", "previous": "previous", "hash": "hash",
+        "correlation_id": "correlation_id", "action": "action", "target": "target", "device_count": "device_count",
+        "dry_run": "dry_run", "previous": "previous", "hash": "hash",
     }  # fmt: skip
 
     when = Column("at")
 
+    @admin.display(description="action")
+    def asked(self, entry: AuditEntry) -> str:
+        """Return what was asked for, and whether only to try it; of an entry without a summary, its path."""
+        if not entry.action:
+            return f"{entry.method} {entry.path}"
+        action = link_to_list(AuditEntry, entry.action, action=entry.action)
+        return format_html("{} (dry run)", action) if entry.dry_run else action
+
+    @admin.display(description="command")
+    def command(self, entry: AuditEntry) -> str:
+        """Return a link to the command."""
+        return link(Command(pk=entry.request_id), entry.request_id) if entry.request_id else NOTHING
+
+    @admin.display(description="device")
+    def device(self, entry: AuditEntry) -> str:
+        """Return a link to the device that the path names."""
+        device_id = summary.device_in(entry.target)
+        return link(Device(pk=device_id), device_id) if device_id else NOTHING
+
     def identified(self, key: UUID) -> Q:
-        """Return the condition for the request id of a command."""
-        return Q(request_id=key)
+        """Return the condition for the request id of a command, or for a device."""
+        if AuditEntry.objects.filter(request_id=key).exists():
+            return Q(request_id=key)
+        return queries.about_device(key)
 
     def named(self, text: str) -> Q:
-        """Return the condition for the start of a path."""
-        return Q(path__startswith=text)
+        """Return the condition for an action, or the start of a path."""
+        return Q(path__startswith=text) if text.startswith("/") else Q(action=text)

@@ -22,5 +22,10 @@ async def summary(request: HttpRequest) -> HttpResponse:
 
 @router.get("/audit", response=AuditPage, url_name="audit")
 async def list_audit(request: HttpRequest, query: Query[AuditQuery]) -> HttpResponse:
-    """List the signed writes, newest first: carried out, refused or failed. (Repeats and 429 leave no entry.)"""
+    """List the signed writes, newest first: carried out, refused or failed. (Repeats and 429 leave no entry.)
+
+    `summary` says what a write was about: the action of a command, or else what was done (`cancel`, `retire`, …); its
+    target as the request named it; on how many devices it was done; whether it was a dry run. `device_id` finds the
+    entries whose path names the device, or whose command has a delivery to it.
+    """
     return respond(await run_in_db_thread(queries.list_entries, query))

@@ -1,6 +1,6 @@
 """The audit's chain: each entry carries a SHA-256 of its own fields and of the entry before it.
 
-The database writes them (nexmdm/migrations/0003_audit_chain.py); here they are verified by other code than that.
+The database writes them (nexmdm/migrations/0009_audit_summary.py); here they are verified by other code than that.
 """
 
 import json
@@ -17,7 +17,8 @@ from django.db.models.functions import Now
 from nexmdm.common import database
 from nexmdm.models import AuditEntry, AuditMark
 
-FORMAT: Final = "nexmdm audit 1"
+WITHOUT_SUMMARY: Final = "nexmdm audit 1"
+WITH_SUMMARY: Final = "nexmdm audit 2"
 CHUNK: Final = 2000
 """How many entries are in memory at once."""
 
@@ -74,9 +75,14 @@ class DeletedTooSoon(Exception):
 
 
 def digest(entry: AuditEntry) -> str:
-    """Return the hash that an entry must carry: of a JSON array of all its fields, times to the microsecond."""
+    """Return the hash that an entry must carry: of a JSON array of all its fields, times to the microsecond.
+
+    One without any summary is hashed as entries were before they had one.
+    """
+    summary = [entry.action, entry.target, entry.device_count, entry.dry_run]
+    has_summary = summary != ["", "", None, None]
     fields = [
-        FORMAT,
+        WITH_SUMMARY if has_summary else WITHOUT_SUMMARY,
         entry.previous,
         entry.id,
         entry.at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
@@ -91,6 +97,7 @@ def digest(entry: AuditEntry) -> str:
         entry.code,
         None if entry.request_id is None else str(entry.request_id),
         entry.correlation_id,
+        *(summary if has_summary else []),
     ]
     return sha256(json.dumps(fields, ensure_ascii=False).encode()).hexdigest()
 

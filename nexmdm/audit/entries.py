@@ -1,11 +1,13 @@
 """The audit: one entry for each signed write, carried out or refused."""
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Final, Protocol
 from uuid import UUID
 
 from django.db import transaction
 
+from nexmdm.audit.summary import Summary
 from nexmdm.common import database
 from nexmdm.models import AuditEntry, AuditMark
 
@@ -47,14 +49,21 @@ class Audited(Protocol):
     def body_sha256(self) -> str: ...
     @property
     def correlation_id(self) -> str: ...
+    @property
+    def summarize(self) -> Callable[[], Summary]: ...
 
 
-def record(caller: Audited, *, status: int, code: str = "", request_id: UUID | None = None) -> None:
+def record(
+    caller: Audited, *, status: int, code: str = "", request_id: UUID | None = None, device_count: int | None = None
+) -> None:
     """Write an entry: with the work, in its transaction; or for a refusal, in one of its own.
+
+    `device_count` is on how many devices the work was done, or would be.
 
     Waits for whoever writes one at the same time, to the end of that one's transaction: so let it be the last thing
     that a transaction does.
     """
+    summary = caller.summarize()
     AuditEntry.objects.create(
         principal=caller.principal,
         admin_key_id=caller.admin_key_id,
@@ -67,6 +76,10 @@ def record(caller: Audited, *, status: int, code: str = "", request_id: UUID | N
         code=code,
         request_id=request_id,
         correlation_id=caller.correlation_id,
+        action=summary.action,
+        target=summary.target,
+        device_count=device_count,
+        dry_run=summary.dry_run,
     )
 
 

@@ -1,11 +1,17 @@
 """The audit, as an admin reads it."""
 
+from typing import Annotated, Any
 from uuid import UUID
 
+from django.db.models import Q, QuerySet
+from pydantic import Field
+
+from commands.models import Delivery
+from nexmdm.audit.summary import LONGEST_ACTION, on_device
 from nexmdm.common import pagination
 from nexmdm.common.pagination import Page
-from nexmdm.common.types import ResponseSchema, Time
-from nexmdm.models import AuditEntry
+from nexmdm.common.types import Identifier, QueryInteger, ResponseSchema, Text, Time
+from nexmdm.models import DEVICE_PATH, AuditEntry
 
 
 class AuditQuery(Page, extra="forbid"):
@@ -13,6 +19,27 @@ class AuditQuery(Page, extra="forbid"):
 
     since: Time | None = None
     until: Time | None = None
+    action: Annotated[Text, Field(max_length=LONGEST_ACTION)] | None = None
+    device_id: Identifier | None = None
+    request_id: Identifier | None = None
+    principal: Annotated[Text, Field(max_length=64)] | None = None
+    status: Annotated[QueryInteger, Field(ge=100, le=599)] | None = None
+
+    def conditions(self) -> Q:
+        """Return what an entry has to be."""
+        wanted = {"at__gte": self.since, "at__lt": self.until}
+        wanted |= {name: getattr(self, name) for name in ("action", "request_id", "principal", "status")}
+        conditions = Q(**{name: value for name, value in wanted.items() if value is not None})
+        return conditions if self.device_id is None else conditions & about_device(self.device_id)
+
+
+class AuditSummary(ResponseSchema):
+    """What a signed write was about; null where something does not apply, or where the body was none."""
+
+    action: str | None
+    target: str | None
+    device_count: int | None
+    dry_run: bool | None
 
 
 class AuditRow(ResponseSchema):
@@ -28,6 +55,7 @@ class AuditRow(ResponseSchema):
     code: str | None
     request_id: UUID | None
     correlation_id: str
+    summary: AuditSummary
 
 
 class AuditPage(ResponseSchema):
@@ -37,17 +65,29 @@ class AuditPage(ResponseSchema):
     next_cursor: str | None
 
 
+def about_device(device_id: UUID) -> Q:
+    """Return the condition for entries whose path names a device, or whose command has a delivery to it."""
+    others: QuerySet[Any] = AuditEntry.objects.filter(request_id=None).order_by()
+    named = others.filter(target=on_device(device_id))
+    by_path = others.alias(device_path=DEVICE_PATH).filter(device_path=f"/admin/devices/{device_id}")
+    sent = Delivery.objects.filter(device=device_id).order_by().values("command_id")
+    about_commands: QuerySet[Any] = AuditEntry.objects.filter(request_id__in=sent).order_by()
+    # Each by an index of its own, which one condition with an OR could not be.
+    return Q(pk__in=named.values("pk").union(by_path.values("pk"), about_commands.values("pk"), all=True))
+
+
 def list_entries(query: AuditQuery) -> AuditPage:
     """Return a page of the audit, newest first."""
-    rows = AuditEntry.objects.all()
-    if query.since is not None:
-        rows = rows.filter(at__gte=query.since)
-    if query.until is not None:
-        rows = rows.filter(at__lt=query.until)
-    found, next_cursor = pagination.paginate(rows, query, int)
+    found, next_cursor = pagination.paginate(AuditEntry.objects.filter(query.conditions()), query, int)
     return AuditPage(items=[_audit_row(entry) for entry in found], next_cursor=next_cursor)
 
 
 def _audit_row(entry: AuditEntry) -> AuditRow:
-    fields = {name: getattr(entry, name) for name in AuditRow.model_fields}
-    return AuditRow(**fields | {"code": entry.code or None})
+    fields = {name: getattr(entry, name) for name in AuditRow.model_fields if name != "summary"}
+    summary = AuditSummary(
+        action=entry.action or None,
+        target=entry.target or None,
+        device_count=entry.device_count,
+        dry_run=entry.dry_run,
+    )
+    return AuditRow(**fields | {"code": entry.code or None, "summary": summary})

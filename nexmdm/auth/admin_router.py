@@ -1,7 +1,7 @@
 """Access to the admin API: a client that signs with an admin key and its secret may call all of it, and is audited."""
 
 from collections.abc import Awaitable, Callable
-from functools import wraps
+from functools import partial, wraps
 from http import HTTPStatus
 from typing import Any
 
@@ -11,8 +11,11 @@ from django.db import DatabaseError, InterfaceError
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from ninja import Router
+from ninja.decorators import decorate_view
+from ninja.types import TCallable
 
 from nexmdm.audit import entries
+from nexmdm.audit.summary import Summarize
 from nexmdm.auth.signature_verification import SIGNED
 from nexmdm.auth.signed_write import SignedCaller
 from nexmdm.common.database import run_briefly
@@ -35,6 +38,20 @@ def audited(run: View) -> View:
         return response
 
     return audited
+
+
+def summarized(summarize: Summarize) -> Callable[[TCallable], TCallable]:
+    """Decorate a signed write with what tells the audit what it is about, be it carried out or refused."""
+
+    def summarizing(run: View) -> View:
+        @wraps(run)
+        async def described(request: HttpRequest, **path: Any) -> HttpResponseBase:
+            request.summarize = partial(summarize, request, path)  # type: ignore[attr-defined]
+            return await run(request, **path)
+
+        return described
+
+    return decorate_view(summarizing)
 
 
 async def _record_refusal(signed: SignedCaller, response: HttpResponse) -> None:

@@ -12,6 +12,7 @@ from django.http import HttpRequest
 from ninja.security.base import AuthBase
 from prometheus_client import Counter
 
+from nexmdm.audit.summary import Summary
 from nexmdm.auth import rate_limits, signing
 from nexmdm.auth.signed_write import SignedCaller
 from nexmdm.common import request_facts
@@ -92,6 +93,7 @@ def verify(request: HttpRequest) -> SignedCaller:
         target=target.decode("latin-1"),
         body_sha256=sha256(request.body).hexdigest(),
         correlation_id=request_facts.of(scope).correlation_id,
+        summarize=getattr(request, "summarize", Summary),
     )
 
 

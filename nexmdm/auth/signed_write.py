@@ -13,6 +13,7 @@ from django.http import HttpRequest, HttpResponse
 from pydantic import BaseModel
 
 from nexmdm.audit import entries
+from nexmdm.audit.summary import Summary
 from nexmdm.common import database
 from nexmdm.common.database import run_in_db_thread
 from nexmdm.common.domain_error import DomainError
@@ -23,11 +24,13 @@ from nexmdm.models import StoredAnswer
 class WriteResult:
     """The outcome of a signed write: its answer, and what the audit and a repeat should know.
 
-    `secrets` are shown in the answer and never stored; `kept` False (a dry run) stores nothing for a repeat.
+    `device_count` is on how many devices something was done, or would be; None where that does not apply. `secrets` are
+    shown in the answer and never stored; `kept` False (a dry run) stores nothing for a repeat.
     """
 
     answer: BaseModel
     request_id: UUID | None = None
+    device_count: int | None = None
     secrets: Mapping[str, str] = field(default_factory=dict)
     kept: bool = True
 
@@ -45,7 +48,10 @@ class IdempotencyKeyReused(DomainError):
 
 @dataclass(frozen=True, slots=True)
 class SignedCaller:
-    """Who called, from where, and what the signature covered. `target` is the path with its query."""
+    """Who called, from where, and what the signature covered. `target` is the path with its query.
+
+    `summarize` tells the audit what it is about.
+    """
 
     principal: str
     admin_key_id: str
@@ -55,6 +61,7 @@ class SignedCaller:
     target: str
     body_sha256: str
     correlation_id: str
+    summarize: Callable[[], Summary]
 
     @property
     def fingerprint(self) -> bytes:
@@ -88,7 +95,7 @@ class SignedCaller:
             # Every other signed write waits from the entry to the commit. So it comes last; and the foreign keys, which
             # are else checked at the commit, before it: those of a command to 100,000 devices take most of a second.
             database.execute("SET CONSTRAINTS ALL IMMEDIATE")
-            entries.record(self, status=200, request_id=done.request_id)
+            entries.record(self, status=200, request_id=done.request_id, device_count=done.device_count)
         return _with_secrets(answer, done.secrets), False
 
     def _lock(self) -> None:

@@ -20,7 +20,7 @@ from rich.text import Text
 Json = dict[str, Any]
 
 NOTHING: Final = "-"
-FREE_TEXT: Final = ("note", "said", "tags", "path", "label")
+FREE_TEXT: Final = ("note", "said", "tags", "path", "label", "target")
 """Columns that may be folded; an id or a name that is cut in two cannot be copied."""
 
 NARROWEST_FREE_TEXT: Final = 20

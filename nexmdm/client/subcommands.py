@@ -29,8 +29,10 @@ _COMMAND_COLUMNS: Final = (
 _DELIVERY_COLUMNS: Final = ("device_id", "alias", "state", "said", "delivered_via")
 _EVENT_COLUMNS: Final = ("when", "event", "outcome", "via", "http_status", "latency_ms", "said")
 _AUDIT_COLUMNS: Final = (
-    "at", "status", "method", "path", "code", "request_id", "address", "principal", "correlation_id",
+    "at", "status", "action", "target", "device_count", "dry_run", "principal", "code", "request_id", "address",
+    "method", "path", "correlation_id",
 )  # fmt: skip
+_AUDIT_FILTERS: Final = ("since", "until", "action", "device_id", "request_id", "principal", "status")
 
 
 def enroll_token(session: Session) -> int:
@@ -89,8 +91,12 @@ def commands(session: Session) -> int:
 
 def audit(session: Session) -> int:
     """List the signed writes, carried out or refused."""
-    query = {name: session.options[name] for name in ("since", "until")}
-    return _list(session, "/admin/audit", _AUDIT_COLUMNS, query)
+    query = {name: session.options[name] for name in _AUDIT_FILTERS}
+    return _list(session, "/admin/audit", _AUDIT_COLUMNS, query, described=_with_summary)
+
+
+def _with_summary(row: Json) -> Json:
+    return {**row, **row["summary"]}
 
 
 def _as_it_is(row: Json) -> Json:

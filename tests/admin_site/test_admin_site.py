@@ -35,6 +35,7 @@ from nexmdm.common.read_only_admin import csv_export
 from nexmdm.common.types import rfc3339
 from nexmdm.models import AuditEntry, DispatcherSeen
 from tests.support.actors import Answer, Visitor
+from tests.support.html import plain
 
 MaxQueries = Callable[[int], AbstractContextManager[Any]]
 
@@ -152,11 +153,6 @@ def page_text(browser: Client, row: Model) -> str:
     answer = browser.get(page_of(type(row), "change", row.pk))
     assert answer.status_code == 200
     return answer.content.decode()
-
-
-def plain(page: str) -> str:
-    """Return a page without its mark-up."""
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page)).strip()
 
 
 def text_of(browser: Client, row: Model) -> str:

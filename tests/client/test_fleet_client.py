@@ -345,9 +345,18 @@ def test_the_audit_tells_who_did_what_and_what_was_refused(network: InProcess, p
     )  # fmt: skip
     header, first, *_ = run("audit", "--limit", "1", transport=network).out.splitlines()
     assert header.split() == [
-        "at", "status", "method", "path", "code", "request_id", "address", "principal", "correlation_id",
+        "at", "status", "action", "target", "device_count", "dry_run", "principal", "code", "request_id", "address",
+        "method", "path", "correlation_id",
     ]  # fmt: skip
-    assert first.split()[1:7] == ["422", "POST", "/admin/command", "unknown_devices", "-", "127.0.0.1"]
+    assert first.split()[1:9] == [
+        "422", "ping", "device_ids:", UNKNOWN, "-", "no", "admin", "unknown_devices",
+    ]  # fmt: skip
+    (ping,) = run(
+        "audit", "--action", "ping", "--status", "200", "--principal", "admin", "--json", transport=network
+    ).json
+    assert ping == done
+    for names in (["--device", phone.device_id], ["--command", done["request_id"]]):
+        assert run("audit", *names, "--action", "ping", "--json", transport=network).json == [done]
     assert done["request_id"] in run("audit", transport=network).out.splitlines()[2]
     assert run("audit", "--until", "1h", "--json", transport=network).json == []
 

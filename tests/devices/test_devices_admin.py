@@ -423,6 +423,7 @@ def test_a_write_that_was_carried_out_is_audited(admin: Admin, phone: Phone) -> 
         "code": None,
         "request_id": answer.json["request_id"],
         "correlation_id": answer.headers["x-correlation-id"],
+        "summary": {"action": "ping", "target": "all", "device_count": 1, "dry_run": False},
     }
 
 

@@ -14,8 +14,10 @@ from django.db.migrations.loader import MigrationLoader
 from psycopg import sql
 from pytest_django import DjangoDbBlocker
 
+from nexmdm.audit import chain
 from nexmdm.common.postgresql import direct
 from nexmdm.management.commands import migrate
+from nexmdm.models import AuditEntry, AuditMark
 from tests.support import migration_rules
 
 APPS: Final = ("devices", "commands", "nexmdm")
@@ -103,6 +105,31 @@ def test_a_database_in_use_keeps_its_rows_and_takes_the_work_of_the_version_befo
     for number in (1, 2):
         work_on(scratch, number)
     assert counts(scratch) == {table: 2 if table in KEPT else 0 for table in TABLES}
+
+
+def add_audit_entry(scratch: psycopg.Connection, entry_id: int) -> None:
+    """Insert an entry as version 0.1.0 does."""
+    columns = "id, at, principal, address, method, path, body_sha256, status, code, request_id, correlation_id"
+    values = "'2026-01-01T00:00:00.000001Z', 'admin', '192.0.2.1', 'POST', '/admin/command', 'ab', 200, ''"
+    insert = f"INSERT INTO nexmdm_auditentry ({columns}) VALUES ({entry_id}, {values}, gen_random_uuid(), 'before')"  # noqa: S608
+    scratch.execute(insert.encode())
+    scratch.commit()
+
+
+def test_audit_entries_from_before_the_chain_are_carried_over_in_their_order(scratch: psycopg.Connection) -> None:
+    migrated("nexmdm", "0002")
+    for entry_id in (3, 7, 8):
+        add_audit_entry(scratch, entry_id)
+    migrated("nexmdm")
+    add_audit_entry(scratch, 1)
+
+    place = chain.BEGINNING
+    for entry in AuditEntry.objects.using("scratch").order_by("id"):
+        assert (entry.previous, entry.hash) == (place.hash, chain.digest(entry))
+        place = chain.Place(entry.id, entry.hash)
+    assert list(AuditEntry.objects.using("scratch").order_by("id").values_list("id", flat=True)) == [3, 7, 8, 9]
+    mark = AuditMark.objects.using("scratch").get(name=AuditMark.NEWEST)
+    assert (mark.entry_id, mark.hash) == (place.entry_id, place.hash)
 
 
 def keys(scratch: psycopg.Connection) -> list[tuple[Any, ...]]:

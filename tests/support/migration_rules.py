@@ -18,6 +18,7 @@ ALLOWED: Final[Mapping[str, tuple[str, str]]] = {
     "0006_audit_by_links": (r"^DO .* SET SEARCH_PATH = ", "it sets the search path of functions, and touches no table"),
     "0007_guard_the_audit_marks": (r"^DO .* SET SEARCH_PATH = ", "as 0006"),
     "0008_audit_addresses": (r"^DO .* SET SEARCH_PATH = ", "as 0006"),
+    "0009_audit_summary": (r"^DO .* SET SEARCH_PATH = ", "as 0006"),
 }
 """The statements that a migration may have all the same, and why: each was looked at by itself."""
 

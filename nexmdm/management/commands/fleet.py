@@ -210,6 +210,11 @@ class _Arguments:
     def _whole(self) -> None:
         self._verb("summary", subcommands.summary, "Count the fleet.")
         audit = self._verb("audit", subcommands.audit, "List the signed writes, carried out or refused, newest first.")
+        audit.add_argument("--action", help="what was asked for: wipe, retire, cancel, …")
+        audit.add_argument("--device", type=arguments.identifier, metavar="ID", dest="device_id")
+        audit.add_argument("--command", type=arguments.identifier, metavar="ID", dest="request_id")
+        audit.add_argument("--principal", help="who asked")
+        audit.add_argument("--status", type=int, help="of the answer: 200, 422, …")
         _between(audit)
         _limit(audit)
 

@@ -1,0 +1,113 @@
+"""The audit in the admin site: what each entry says, how it is found, and the ways between it and what it is about."""
+
+import csv
+import json
+from hashlib import sha256
+from io import StringIO
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.test import Client as Browser
+from django.urls import reverse
+
+from commands.models import Command
+from devices.models import Device
+from nexmdm.models import AuditEntry
+from tests.support.actors import Admin, Phone, Visitor
+from tests.support.html import plain
+
+
+@pytest.fixture
+def browser(db: None) -> Browser:
+    """Somebody who has logged in."""
+    browser = Browser()
+    browser.force_login(User.objects.create_superuser("root", password="not-a-real-password"))
+    return browser
+
+
+def listed(browser: Browser, **query: str) -> list[int]:
+    """Return the numbers of the entries in the list, newest first."""
+    answer = browser.get(reverse("nexmdm-admin:nexmdm_auditentry_changelist"), query)
+    assert answer.status_code == 200, answer.get("Location")
+    return [entry.pk for entry in answer.context["cl"].result_list]
+
+
+def list_text(browser: Browser, **query: str) -> str:
+    """Return the list without its mark-up."""
+    return plain(browser.get(reverse("nexmdm-admin:nexmdm_auditentry_changelist"), query).content.decode())
+
+
+def page(browser: Browser, name: str, key: object) -> str:
+    return browser.get(reverse(f"nexmdm-admin:{name}_change", args=[key])).content.decode()
+
+
+def number(**fields: Any) -> int:
+    return AuditEntry.objects.filter(**fields).latest("id").pk
+
+
+def test_the_list_says_what_was_done_on_what_and_whether_only_to_try(
+    admin: Admin, phone: Phone, browser: Browser
+) -> None:
+    admin.command("wipe", to=phone, dry_run=True)
+    assert f"wipe (dry run) device_ids: {phone.device_id} 1 200 - - " in list_text(browser, action="wipe")
+    request_id = admin.command("wipe", to=phone).json["request_id"]
+    assert f"wipe device_ids: {phone.device_id} 1 200 - {request_id} " in list_text(browser, request_id=request_id)
+    admin.command("wipe", to=phone, expect_count=7)
+    assert f"wipe device_ids: {phone.device_id} - 409 audience_changed - " in list_text(browser, ending="refused")
+
+
+def test_an_entry_leads_to_its_command_and_its_device_and_they_lead_back(
+    admin: Admin, phone: Phone, browser: Browser
+) -> None:
+    request_id = admin.command(to=phone).json["request_id"]
+    admin.post(f"/admin/devices/{phone.device_id}/revoke")
+    device_page = reverse("nexmdm-admin:devices_device_change", args=[phone.device_id])
+    command_page = reverse("nexmdm-admin:commands_command_change", args=[request_id])
+    assert f'href="{command_page}"' in page(browser, "nexmdm_auditentry", number(action="ping"))
+    assert f'href="{device_page}"' in page(browser, "nexmdm_auditentry", number(action="revoke"))
+    entries = reverse("nexmdm-admin:nexmdm_auditentry_changelist")
+    assert f'href="{entries}?request_id={request_id}"' in page(browser, "commands_command", Command.objects.get().pk)
+    assert listed(browser, request_id=request_id) == [number(action="ping")]
+    assert f'href="{entries}?q={phone.device_id}"' in page(browser, "devices_device", Device.objects.get().pk)
+    assert listed(browser, q=phone.device_id) == [number(action="revoke"), number(action="ping")]
+
+
+def test_entries_are_found_by_action_by_trial_and_by_what_the_search_box_takes(
+    admin: Admin, phone: Phone, browser: Browser
+) -> None:
+    admin.command("wipe", to=phone, dry_run=True)
+    request_id = admin.command("wipe", to=phone).json["request_id"]
+    tried, done = AuditEntry.objects.filter(action="wipe").order_by("id").values_list("id", flat=True)
+    for query, found in (
+        ({"action": "wipe"}, [done, tried]),
+        ({"action": "wipe", "dry_run": "dry runs"}, [tried]),
+        ({"action": "wipe", "dry_run": "none of them"}, [done]),
+        ({"q": "wipe"}, [done, tried]),
+        ({"q": request_id}, [done]),
+        ({"q": phone.device_id}, [done]),
+        ({"q": "/admin/command"}, [done, tried]),
+        ({"q": "dance"}, []),
+    ):
+        assert listed(browser, **query) == found, query
+
+
+def test_the_csv_has_the_summaries_and_is_enough_to_verify_the_chain(
+    admin: Admin, phone: Phone, browser: Browser
+) -> None:
+    admin.command("wipe", to=phone, dry_run=True)
+    admin.post(f"/admin/devices/{phone.device_id}/retire")
+    staff = Visitor(session=browser.cookies["sessionid"].value)
+    answer = staff.request("GET", reverse("nexmdm-admin:nexmdm_auditentry_export"))
+    rows = list(csv.DictReader(StringIO(answer.body.decode(), newline="")))
+    assert [(row["action"], row["device_count"], row["dry_run"]) for row in rows[:2]] == [
+        ("retire", "1", ""), ("wipe", "1", "true"),
+    ]  # fmt: skip
+    for row in rows:
+        covered = [
+            "nexmdm audit 2", row["previous"], int(row["id"]), row["at"], row["principal"], row["admin_key_id"],
+            row["idempotency_key"], row["address"] or None, row["method"], row["path"], row["body_sha256"],
+            int(row["status"]), row["code"], row["request_id"] or None, row["correlation_id"], row["action"],
+            row["target"], json.loads(row["device_count"] or "null"), json.loads(row["dry_run"] or "null"),
+        ]  # fmt: skip
+        assert sha256(json.dumps(covered, ensure_ascii=False).encode()).hexdigest() == row["hash"]

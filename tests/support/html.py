@@ -1,0 +1,8 @@
+"""Pages of the admin site, as tests read them."""
+
+import re
+
+
+def plain(page: str) -> str:
+    """Return a page without its mark-up."""
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page)).strip()
