@@ -15,8 +15,10 @@ from prometheus_client import Counter
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from commands import actions, queries, queue
+from commands import actions, queue
 from commands.models import CommandState
+from commands.queries.commands import command_detail, command_page, is_open
+from commands.queries.deliveries import delivery_detail, delivery_page
 from commands.queue import CommandRequest
 from commands.schemas import (
     CommandCancelled,
@@ -175,7 +177,7 @@ def _issued_answer(issued: queue.Issued, *, dry_run: bool) -> CommandIssued:
 @router.get("/commands", response=CommandPage, url_name="commands")
 async def list_commands(request: HttpRequest, query: Query[CommandQuery]) -> HttpResponse:
     """List commands, newest first."""
-    return respond(await run_in_db_thread(queries.commands, query))
+    return respond(await run_in_db_thread(command_page, query))
 
 
 @router.get("/commands/{uuid:request_id}", response=CommandDetail, url_name="command-detail")
@@ -191,11 +193,11 @@ async def read_command(request: HttpRequest, request_id: UUID, query: Query[Wait
     until = time.monotonic() + query.wait_seconds
     # The news is in a row, so it is looked for rather than waited for.
     while time.monotonic() < until and not shutdown.is_requested():
-        if not await run_in_db_thread(queries.is_open, request_id):
+        if not await run_in_db_thread(is_open, request_id):
             return respond(await _ended(request_id))
         await asyncio.sleep(min(WAIT_POLL_SECONDS, max(0.0, until - time.monotonic())))
         database.continue_request()
-    return respond(await run_in_db_thread(queries.command, request_id))
+    return respond(await run_in_db_thread(command_detail, request_id))
 
 
 _ended_now: Final[dict[UUID, asyncio.Task[CommandDetail]]] = {}
@@ -207,7 +209,7 @@ async def _ended(request_id: UUID) -> CommandDetail:
     if reading is None:
         # A context of its own: the first one's request must not take it along when it ends.
         reading = asyncio.get_running_loop().create_task(
-            run_in_db_thread(queries.command, request_id), context=Context()
+            run_in_db_thread(command_detail, request_id), context=Context()
         )
         _ended_now[request_id] = reading
         reading.add_done_callback(lambda _: _ended_now.pop(request_id, None))
@@ -217,13 +219,13 @@ async def _ended(request_id: UUID) -> CommandDetail:
 @router.get("/commands/{uuid:request_id}/deliveries", response=DeliveryPage, url_name="deliveries")
 async def list_deliveries(request: HttpRequest, request_id: UUID, query: Query[DeliveryQuery]) -> HttpResponse:
     """List a command's deliveries, one per device."""
-    return respond(await run_in_db_thread(queries.deliveries, request_id, query))
+    return respond(await run_in_db_thread(delivery_page, request_id, query))
 
 
 @router.get("/commands/{uuid:request_id}/deliveries/{uuid:device_id}", response=DeliveryDetail, url_name="delivery")
 async def read_delivery(request: HttpRequest, request_id: UUID, device_id: UUID) -> HttpResponse:
     """Read one delivery with its timeline: issue, each attempt, each report, settlement."""
-    return respond(await run_in_db_thread(queries.delivery, request_id, device_id))
+    return respond(await run_in_db_thread(delivery_detail, request_id, device_id))
 
 
 @router.post("/commands/{uuid:request_id}/cancel", response=CommandCancelled, url_name="cancel")

@@ -254,9 +254,9 @@ class DeliveryDetail(DeliveryRow):
 
 
 class DeliveryQuery(Page, extra="forbid"):
-    """Which deliveries of a command to list."""
+    """Which deliveries of a command to list. `not_succeeded` are all but those that succeeded."""
 
-    state: DeliveryState | None = None
+    state: DeliveryState | Literal["not_succeeded"] | None = None
 
 
 class DeliveryPage(ResponseSchema):

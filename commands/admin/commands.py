@@ -12,16 +12,15 @@ from django.http import HttpRequest
 from django.utils.html import format_html_join
 from django.utils.safestring import SafeString
 
-from commands import queries
 from commands.admin import filters
-from commands.admin.deliveries import BULKY, NOW, DeliveryAdmin
+from commands.admin.deliveries import BULKY, NOW, DeliveryAdmin, complete, reason
 from commands.models import Command, Delivery, DeliveryState
-from commands.queries import CommandStatus
+from commands.queries.commands import CommandStatus, command_detail, command_statuses
 from commands.schemas import Counts
 from devices.admin import SECRETS, DeviceAdmin
 from devices.identity import search
 from devices.models import Device
-from nexmdm.common.read_only_admin.base import ReadOnlyAdmin, ReadOnlyInline
+from nexmdm.common.read_only_admin.base import NewestRows, ReadOnlyAdmin, ReadOnlyInline
 from nexmdm.common.read_only_admin.columns import NOTHING, Column, link, link_to_list, pretty
 from nexmdm.models import AuditEntry
 
@@ -29,10 +28,23 @@ MOST: Final = 100_000
 """How many deliveries a list of commands counts at most. What it leaves out is counted on each command's own page."""
 
 
+class _NewestDeliveries(NewestRows):
+    """The newest deliveries, with what is known of them beyond their own columns."""
+
+    def get_queryset(self) -> QuerySet[Any]:
+        """Return the newest deliveries, read once."""
+        was_read = hasattr(self, "_newest")
+        newest = super().get_queryset()
+        if not was_read:
+            complete(newest)
+        return newest
+
+
 class _Deliveries(ReadOnlyInline):
     """The last deliveries of a device or a command, each a link away."""
 
     model = Delivery
+    formset = _NewestDeliveries
 
     action = DeliveryAdmin.action
     request_id = DeliveryAdmin.request_id
@@ -43,6 +55,11 @@ class _Deliveries(ReadOnlyInline):
     settled = DeliveryAdmin.settled
     push = DeliveryAdmin.push
     attempts = DeliveryAdmin.attempts
+
+    @admin.display(description="reason")
+    def reason(self, delivery: Any) -> str:
+        """Return why a delivery is open, or has come to nothing."""
+        return reason(delivery.current) if delivery.current else NOTHING
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         """Return the deliveries as they stand now."""
@@ -62,7 +79,7 @@ class DeliveriesOfDevice(_Deliveries):
 
     verbose_name_plural = "last commands"
     fields: ClassVar = [
-        "itself", "action", "request_id", "state_now", "push", "attempts", "channel", "issued", "settled",
+        "itself", "action", "request_id", "state_now", "reason", "push", "attempts", "channel", "issued", "settled",
     ]  # fmt: skip
 
 
@@ -70,7 +87,7 @@ class DeliveriesOfCommand(_Deliveries):
     """The last deliveries of a command."""
 
     verbose_name_plural = "deliveries"
-    fields: ClassVar = ["itself", "to_device", "state_now", "push", "attempts", "channel", "settled"]
+    fields: ClassVar = ["itself", "to_device", "state_now", "reason", "push", "attempts", "channel", "settled"]
 
 
 class CommandAdmin(ReadOnlyAdmin):
@@ -114,7 +131,7 @@ class CommandAdmin(ReadOnlyAdmin):
         """Return the command with its counts, or None."""
         command = super().get_object(request, object_id, from_field)
         if command is not None:
-            command.current = queries.command(command.pk)
+            command.current = command_detail(command.pk)
         return command
 
     def complete(self, rows: Sequence[Any]) -> None:
@@ -122,7 +139,7 @@ class CommandAdmin(ReadOnlyAdmin):
         narrowest_first = sorted(rows, key=attrgetter("device_count"))
         totals = accumulate(command.device_count for command in narrowest_first)
         few = takewhile(lambda one: one[1] <= MOST, zip(narrowest_first, totals, strict=True))
-        statuses = queries.command_statuses({command.pk: command.device_count for command, _ in few})
+        statuses = command_statuses({command.pk: command.device_count for command, _ in few})
         for command in rows:
             command.current = statuses.get(command.pk)
 
@@ -130,7 +147,7 @@ class CommandAdmin(ReadOnlyAdmin):
         """Return the cells of some commands, with their states and counts."""
         found = super().cells(rows)
         size = 1 + list(self.exported).index("device_count")
-        statuses = queries.command_statuses({cells[0]: cells[size] for cells in found})
+        statuses = command_statuses({cells[0]: cells[size] for cells in found})
         return [(*cells, *_derived(statuses.get(cells[0]))) for cells in found]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:

@@ -3,6 +3,8 @@
 What is past its time shows as expired.
 """
 
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from operator import attrgetter
 from typing import Any, ClassVar, Final
 from uuid import UUID
@@ -13,10 +15,11 @@ from django.http import HttpRequest
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from commands import queries
 from commands.admin import filters, timeline
 from commands.models import OVERDUE, Attempt, Command, Delivery, DeliveryState, Report
 from commands.push_now import PUSH_NOW
+from commands.queries import deliveries
+from commands.schemas import DeliveryRow
 from devices.admin import SECRETS
 from devices.identity import search
 from nexmdm.common.read_only_admin.base import ReadOnlyAdmin
@@ -92,13 +95,37 @@ class _ReportColumns:
         return pretty(report.output)
 
 
+def complete(rows: Iterable[Any]) -> None:
+    """Give deliveries what is known of them beyond their own columns, as `current`; None to those that have left."""
+    listed = list(rows)
+    known = deliveries.rows_of([row.pk for row in listed])
+    for row in listed:
+        row.current = known.get(row.pk)
+
+
+def reason(row: DeliveryRow) -> str:
+    """Return why a delivery is open, or has come to nothing; of one that failed, what the phone said of it."""
+    late = f"It reported {row.late_result.status} later." if row.late_result else None
+    said = row.result.message if row.result and row.state == DeliveryState.FAILED else None
+    return " ".join(filter(None, (row.why_open, row.why_unfinished, late, said))) or NOTHING
+
+
+def _derived(row: DeliveryRow | None) -> tuple[Any, ...]:
+    """Return the CSV's cells of what no column of a delivery holds; empty ones if it has just left."""
+    if row is None:
+        return (None,) * len(DeliveryAdmin.derived)
+    results = ((result.status, result.message) if result else (None, None) for result in (row.result, row.late_result))
+    return (row.why_open, row.why_unfinished, *chain.from_iterable(results))
+
+
 class DeliveryAdmin(_OfCommandAndDevice):
     """One command for one device, with its result, and its story from the issue to its settlement."""
 
     change_form_template = "commands/delivery.html"
 
     list_display = (
-        "id", "action", "to_device", "state_now", "push", "attempts", "channel", "issued", "settled", "request_id",
+        "id", "action", "to_device", "state_now", "reason", "push", "attempts", "channel", "issued", "settled",
+        "request_id",
     )  # fmt: skip
     list_filter = (
         filters.DeliveryActionFilter,
@@ -123,6 +150,7 @@ class DeliveryAdmin(_OfCommandAndDevice):
         "attempts": "attempt_count", "issued_at": "command__issued_at", "expires_at": "command__expires_at",
         "received_at": "received_at", "settled_at": "settled_now",
     }  # fmt: skip
+    derived = ("why_open", "why_unfinished", "result", "result_message", "late_result", "late_result_message")
 
     action = Column("command.action")
     request_id = Link("command", "request id", _key)
@@ -143,13 +171,28 @@ class DeliveryAdmin(_OfCommandAndDevice):
         deliveries: QuerySet[Any] = super().get_queryset(request).annotate(**NOW)
         return deliveries
 
+    def complete(self, rows: Sequence[Any]) -> None:
+        """Give the deliveries of a page what is known of them beyond their own columns."""
+        complete(rows)
+
+    def cells(self, rows: QuerySet[Any]) -> list[tuple[Any, ...]]:
+        """Return the cells of some deliveries, with their reasons and results."""
+        found = super().cells(rows)
+        known = deliveries.rows_of([cells[0] for cells in found])
+        return [(*cells, *_derived(known.get(cells[0]))) for cells in found]
+
     def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
         """Return the delivery with its story, or None."""
         delivery = super().get_object(request, object_id, from_field)
         if delivery is not None:
-            found = queries.newest_of(delivery.pk, MOST_EVENTS)
+            found = deliveries.newest_of(delivery.pk, MOST_EVENTS)
             delivery.current, delivery.steps = found, list(timeline.steps(found.timeline))
         return delivery
+
+    @admin.display(description="reason")
+    def reason(self, delivery: Any) -> str:
+        """Return why a delivery is open, or has come to nothing; of one that failed, what the phone said of it."""
+        return reason(delivery.current) if delivery.current else NOTHING
 
     @admin.display(description="why open")
     def why_open(self, delivery: Any) -> str:

@@ -105,7 +105,8 @@ class StateFilter(ChoiceFilter):
         """Return the states of a delivery."""
         settled = {state: Q(state=state) for state in DeliveryState.values if state not in OPEN}
         still_open = {state.value: Q(state=state, open_until__gt=Now()) for state in OPEN}
-        return {**still_open, **settled, DeliveryState.EXPIRED.value: Q(state=DeliveryState.EXPIRED) | OVERDUE}
+        expired = {DeliveryState.EXPIRED.value: Q(state=DeliveryState.EXPIRED) | OVERDUE}
+        return {"not succeeded": ~Q(state=DeliveryState.SUCCEEDED), **still_open, **settled, **expired}
 
 
 class PushFilter(ChoiceFilter):

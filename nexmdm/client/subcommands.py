@@ -242,33 +242,35 @@ def _moment(text: str) -> datetime:
 
 
 def _tell(session: Session, command: Json) -> None:
-    deliveries = _deliveries(session.client, command)
+    deliveries, count = _deliveries(session.client, command, only_failing=session.options.get("not_succeeded", False))
     if session.terminal.as_json:
         session.terminal.json(command | {"deliveries": deliveries})
         return
     session.terminal.fields(command)
     session.terminal.line("")
     session.terminal.table(_DELIVERY_COLUMNS, [_delivery(row) for row in deliveries])
-    if command["device_count"] > len(deliveries):
-        session.terminal.hint(f"These are {len(deliveries)} of {command['device_count']}, the worst first.")
+    if count > len(deliveries):
+        session.terminal.hint(f"These are {len(deliveries)} of {count}, the worst first.")
 
 
-def _deliveries(client: FleetClient, command: Json) -> list[Json]:
-    """Return a command's deliveries; of very many, those that went worst."""
+def _deliveries(client: FleetClient, command: Json, *, only_failing: bool) -> tuple[list[Json], int]:
+    """Return a command's deliveries, of very many those that went worst, and how many there are."""
     path = f"/admin/commands/{command['request_id']}/deliveries"
-    if command["device_count"] <= SHOWN_DELIVERIES:
-        return client.items(path, SHOWN_DELIVERIES)[0]
+    count = command["device_count"] - (command["counts"]["succeeded"] if only_failing else 0)
+    if count <= SHOWN_DELIVERIES:
+        return client.items(path, SHOWN_DELIVERIES, state="not_succeeded" if only_failing else None)[0], count
     rows: list[Json] = []
-    for state in _WORST_FIRST:
+    for state in _WORST_FIRST[:-1] if only_failing else _WORST_FIRST:
         if command["counts"][state] and len(rows) < SHOWN_DELIVERIES:
             rows += client.items(path, SHOWN_DELIVERIES - len(rows), state=state)[0]
-    return rows
+    return rows, count
 
 
 def _delivery(row: Json) -> Json:
-    word = row["result"] or row["late_result"]
-    remark = row["why_open"] or row["why_unfinished"] if word is None else word["message"] or word["status"]
-    return row | {"said": remark}
+    if row["result"]:
+        return row | {"said": row["result"]["message"] or row["result"]["status"]}
+    late = f"It reported {row['late_result']['status']} later." if row["late_result"] else None
+    return row | {"said": " ".join(filter(None, (row["why_open"], row["why_unfinished"], late)))}
 
 
 def delivery(session: Session) -> int:

@@ -11,7 +11,7 @@ import time
 from argparse import ArgumentParser
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from email.utils import formatdate
 from itertools import pairwise
 from pathlib import Path
@@ -31,26 +31,9 @@ from nexmdm.client.display import FREE_TEXT, Terminal
 from nexmdm.management.commands.fleet import Command as FleetCommand
 from tests.support import processes
 from tests.support.actors import Admin, Answer, Client, Phone
+from tests.support.fleet_command import InProcess, run
 
 UNKNOWN = "0192f0c1-b000-7abc-8def-0123456789ab"
-
-
-@dataclass(slots=True)
-class InProcess(httpx.BaseTransport):
-    """Takes a request to the real ASGI application instead of a socket; `after` sees each answer before the client."""
-
-    client: Client
-    after: Callable[[httpx.Request, Answer], None] | None = None
-    seen: list[httpx.Request] = field(default_factory=list)
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """Answer a request."""
-        self.seen.append(request)
-        target, headers = request.url.raw_path.decode(), request.headers.multi_items()
-        answer = self.client.request(request.method, target, request.read() or None, headers)
-        if self.after is not None:
-            self.after(request, answer)
-        return httpx.Response(answer.status, headers=answer.headers, content=answer.body)
 
 
 def failing(error: type[httpx.TransportError]) -> httpx.BaseTransport:
@@ -60,31 +43,6 @@ def failing(error: type[httpx.TransportError]) -> httpx.BaseTransport:
         raise error("Connection refused", request=request)
 
     return httpx.MockTransport(fail)
-
-
-@dataclass(frozen=True, slots=True)
-class Ran:
-    """How a run of the command ended."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        """The output as JSON."""
-        return json.loads(self.out)
-
-
-def run(*arguments: str, transport: httpx.BaseTransport) -> Ran:
-    """Run `manage.py fleet …`."""
-    out, err = io.StringIO(), io.StringIO()
-    status = 0
-    try:
-        call_command("fleet", *arguments, transport=transport, stdout=out, stderr=err)
-    except SystemExit as end:
-        status = int(str(end.code))
-    return Ran(status, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture

@@ -199,7 +199,7 @@ def test_reports_of_an_older_version_are_told_up_to_a_bound_and_the_timeline_say
 def test_attempts_are_told_up_to_a_bound_and_the_timeline_says_so(
     admin: Admin, phone: Phone, request_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("commands.queries.TIMELINE_ATTEMPTS", 3)
+    monkeypatch.setattr("commands.queries.timeline.MOST_ATTEMPTS", 3)
     delivery = Delivery.objects.get()
     Attempt.objects.bulk_create(
         Attempt(delivery=delivery, number=number, outcome="unknown", finished_at=Now(), started_at=Now())

@@ -201,6 +201,7 @@ class _Arguments:
         _limit(commands)
         command = self._verb("command", subcommands.command, "Show one command with its deliveries.", waits=True)
         command.add_argument("request_id", type=arguments.identifier, metavar="ID")
+        command.add_argument("--not-succeeded", action="store_true", help="leave out the devices on which it succeeded")
         delivery = self._verb("delivery", subcommands.delivery, "Show what became of a command on one device, in full.")
         delivery.add_argument("request_id", type=arguments.identifier, metavar="ID")
         delivery.add_argument("device_id", type=arguments.identifier, metavar="DEVICE")

@@ -1,0 +1,151 @@
+"""What became of a command as a whole: its state, its outcome and its counts."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+from django.db.models import Exists, OuterRef, QuerySet
+
+from commands import standing
+from commands.models import (
+    Command,
+    CommandOutcome,
+    CommandState,
+    Delivery,
+    DeliveryState,
+)
+from commands.push_now import PUSH_NOW_SQL
+from commands.queue import UnknownCommand
+from commands.schemas import (
+    CommandDetail,
+    CommandPage,
+    CommandQuery,
+    CommandRow,
+    Counts,
+    PushCounts,
+)
+from nexmdm.common import database, pagination
+
+# `current` is the state as of now, swept or not.
+_COMMAND_STATUSES: Final = f"""
+    SELECT command.id, command.cancelled_at, counted.*
+    FROM commands_command command, LATERAL (
+        SELECT
+            count(*) FILTER (WHERE current = 'pending'), count(*) FILTER (WHERE current = 'received'),
+            count(*) FILTER (WHERE current = 'succeeded'), count(*) FILTER (WHERE current = 'failed'),
+            count(*) FILTER (WHERE current = 'expired'), count(*) FILTER (WHERE current = 'cancelled'),
+            count(*) FILTER (WHERE current IN ('expired', 'cancelled') AND EXISTS (
+                SELECT FROM commands_report report
+                WHERE report.delivery_id = delivery.id AND report.late AND NOT report.duplicate
+                    AND report.status IN ('succeeded', 'failed')
+            )),
+            count(*) FILTER (WHERE push_now = 'waiting'), count(*) FILTER (WHERE push_now = 'accepted'),
+            count(*) FILTER (WHERE push_now = 'retrying'), count(*) FILTER (WHERE push_now = 'undeliverable'),
+            count(*) FILTER (WHERE push_now = 'superseded'), count(*) FILTER (WHERE push_now = 'no_push_token'),
+            max(COALESCE(settled_at, open_until))
+        FROM (
+            SELECT *,
+                CASE WHEN state IN ('pending', 'received') AND open_until <= now() THEN 'expired' ELSE state END
+                    AS current,
+                {PUSH_NOW_SQL} AS push_now
+            FROM commands_delivery WHERE command_id = command.id
+        ) delivery
+    ) counted
+    WHERE command.id = ANY(%s)
+"""  # noqa: S608  (a constant of ours; values are parameters)
+
+DELIVERIES_PER_QUERY: Final = 200_000
+"""How many deliveries one query counts at most, unless a single command has more."""
+
+
+@dataclass(frozen=True, slots=True)
+class CommandStatus:
+    """How a command stands: its deliveries, counted, and what follows from that."""
+
+    state: CommandState
+    outcome: CommandOutcome | None
+    completed_at: datetime | None
+    counts: Counts
+    push: PushCounts
+
+
+def is_open(request_id: UUID) -> bool:
+    """Tell whether a command waits for anything. Raises UnknownCommand."""
+    if not Command.objects.filter(id=request_id).exists():
+        raise UnknownCommand
+    return Delivery.objects.open().filter(command_id=request_id).exists()
+
+
+def command_detail(request_id: UUID) -> CommandDetail:
+    """Return a command with its counts. Raises UnknownCommand."""
+    row = Command.objects.filter(id=request_id).first()
+    status = _command_statuses([request_id]).get(request_id)
+    if row is None or status is None:
+        raise UnknownCommand
+    return CommandDetail(
+        **_command_fields(row, status.state, status.outcome),
+        completed_at=status.completed_at,
+        cancelled_at=row.cancelled_at,
+        counts=status.counts,
+        push=status.push,
+    )
+
+
+def command_statuses(sizes: Mapping[UUID, int]) -> dict[UUID, CommandStatus]:
+    """Return how commands stand, each given with the number of its devices: one query for each AT_ONCE of these."""
+    found: dict[UUID, CommandStatus] = {}
+    batch: list[UUID] = []
+    total = 0
+    for request_id, size in sizes.items():
+        if batch and total + size > DELIVERIES_PER_QUERY:
+            found |= _command_statuses(batch)
+            batch, total = [], 0
+        batch.append(request_id)
+        total += size
+    return found | _command_statuses(batch)
+
+
+def _command_statuses(request_ids: list[UUID]) -> dict[UUID, CommandStatus]:
+    return {request_id: _command_status(*row) for request_id, *row in database.rows(_COMMAND_STATUSES, [request_ids])}
+
+
+def _command_status(cancelled_at: datetime | None, *counted: Any) -> CommandStatus:
+    *numbers, last_settled = counted
+    counts = Counts(**dict(zip(Counts.model_fields, numbers[:7], strict=True)))
+    states = [state for state in DeliveryState if getattr(counts, state)]
+    state, outcome = standing.of_states(states, was_cancelled=cancelled_at is not None)
+    push = PushCounts(**dict(zip(PushCounts.model_fields, numbers[7:], strict=True)))
+    return CommandStatus(state, outcome, None if outcome is None else last_settled, counts, push)
+
+
+def command_page(query: CommandQuery) -> CommandPage:
+    """Return a page of commands, newest first."""
+    rows: QuerySet[Any] = Command.objects.annotate(seen=standing.SEEN)
+    if query.action is not None:
+        rows = rows.filter(action=query.action)
+    if query.device_id is not None:
+        rows = rows.filter(Exists(Delivery.objects.filter(command_id=OuterRef("id"), device_id=query.device_id)))
+    if query.since is not None:
+        rows = rows.filter(issued_at__gte=query.since)
+    if query.until is not None:
+        rows = rows.filter(issued_at__lt=query.until)
+    if query.state is not None:
+        rows = rows.filter(standing.state_conditions()[query.state])
+    if query.outcome is not None:
+        rows = rows.filter(standing.outcome_conditions()[query.outcome])
+    found, next_cursor = pagination.paginate(rows, query, UUID)
+    return CommandPage(items=[_command_row(row) for row in found], next_cursor=next_cursor)
+
+
+def _command_row(row: Any) -> CommandRow:
+    stands = standing.of_seen(row.seen, was_cancelled=row.cancelled_at is not None)
+    return CommandRow(**_command_fields(row, *stands))
+
+
+def _command_fields(row: Command, state: CommandState, outcome: CommandOutcome | None) -> dict[str, Any]:
+    same = ("action", "target", "priority", "note", "issued_by", "issued_at", "expires_at", "device_count")
+    fields = {name: getattr(row, name) for name in same}
+    return fields | {"request_id": row.id, "params": json.loads(row.params), "state": state, "outcome": outcome}

@@ -1,0 +1,112 @@
+"""Which devices did not get a command, and why: on the admin site, in its CSV, in the API, and by the client."""
+
+import csv
+from io import StringIO
+from typing import Final
+
+import pytest
+from django.contrib.auth.models import User
+from django.test import Client as Browser
+from django.urls import reverse
+
+from commands.models import Delivery
+from tests.support.actors import Admin, Phone, Visitor
+from tests.support.fleet_command import InProcess, run
+from tests.support.html import plain
+from tests.support.moments import let_pass
+
+NEVER_SEEN: Final = "The device had never sent a heartbeat; it had no live push token."
+
+
+@pytest.fixture
+def browser(db: None) -> Browser:
+    """Somebody who has logged in."""
+    browser = Browser()
+    browser.force_login(User.objects.create_superuser("root", password="not-a-real-password"))
+    return browser
+
+
+@pytest.fixture
+def phones(admin: Admin) -> list[Phone]:
+    return [admin.enrol(name, alias=name) for name in ("works", "fails", "silent", "late")]
+
+
+@pytest.fixture
+def wiped(admin: Admin, phones: list[Phone]) -> str:
+    """Return a lock that worked, failed, lapsed, and lapsed before the phone reported that it had worked."""
+    works, fails, _, late = phones
+    request_id: str = admin.command("lock", to=phones).json["request_id"]
+    works.report(request_id, "succeeded", message="locked")
+    fails.report(request_id, "failed", message="no device owner")
+    let_pass(hours=24 * 28 + 1)
+    late.report(request_id, "succeeded")
+    return request_id
+
+
+def test_the_list_of_deliveries_says_why_and_leaves_out_those_that_succeeded(
+    wiped: str, phones: list[Phone], browser: Browser
+) -> None:
+    answer = browser.get(reverse("nexmdm-admin:commands_delivery_changelist"), {"q": wiped, "state": "not succeeded"})
+    rows = {row.device.alias: row for row in answer.context["cl"].result_list}
+    assert list(rows) == ["late", "silent", "fails"]
+    text = plain(answer.content.decode())
+    assert f"expired {NEVER_SEEN} It reported succeeded later." in text
+    assert text.count(f"expired {NEVER_SEEN}") == 2
+    assert "failed no device owner" in text
+
+
+def test_the_pages_of_a_command_and_a_device_say_why(wiped: str, phones: list[Phone], browser: Browser) -> None:
+    page = plain(browser.get(reverse("nexmdm-admin:commands_command_change", args=[wiped])).content.decode())
+    assert "failed no device owner" in page
+    assert page.count(NEVER_SEEN) == 2
+    silent = browser.get(reverse("nexmdm-admin:devices_device_change", args=[phones[2].device_id]))
+    assert NEVER_SEEN in plain(silent.content.decode())
+
+
+def test_the_csv_has_the_reasons_and_the_results(wiped: str, browser: Browser) -> None:
+    staff = Visitor(session=browser.cookies["sessionid"].value)
+    answer = staff.request("GET", reverse("nexmdm-admin:commands_delivery_export"))
+    rows = list(csv.DictReader(StringIO(answer.body.decode(), newline="")))
+    names = ("alias", "state", "why_open", "why_unfinished", "result", "result_message", "late_result")
+    assert [tuple(row[name] for name in names) for row in rows] == [
+        ("late", "expired", "", NEVER_SEEN, "", "", "succeeded"),
+        ("silent", "expired", "", NEVER_SEEN, "", "", ""),
+        ("fails", "failed", "", "", "failed", "no device owner", ""),
+        ("works", "succeeded", "", "", "succeeded", "locked", ""),
+    ]
+
+
+def test_an_open_delivery_has_its_reason_in_the_list_and_the_csv(admin: Admin, phone: Phone, browser: Browser) -> None:
+    admin.command(to=phone)
+    why = "The device has never sent a heartbeat; no push token, so it goes with the next heartbeat."
+    answer = browser.get(reverse("nexmdm-admin:commands_delivery_changelist"), {"state": "not succeeded"})
+    assert why in plain(answer.content.decode())
+
+
+def test_the_api_leaves_out_those_that_succeeded_open_ones_are_among_the_others(
+    admin: Admin, phones: list[Phone]
+) -> None:
+    works, fails, *_ = phones
+    request_id = admin.command(to=phones).json["request_id"]
+    works.report(request_id, "succeeded")
+    fails.report(request_id, "failed")
+    path = f"/admin/commands/{request_id}/deliveries"
+    found = admin.get(f"{path}?state=not_succeeded").json["items"]
+    assert [(row["alias"], row["state"]) for row in found] == [
+        ("late", "pending"), ("silent", "pending"), ("fails", "failed"),
+    ]  # fmt: skip
+    assert admin.get(f"{path}?state=not").status == 422
+
+
+def test_the_client_shows_which_devices_did_not_get_it_and_why(
+    admin: Admin, wiped: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for most in (100, 2):
+        monkeypatch.setattr("nexmdm.client.subcommands.SHOWN_DELIVERIES", most)
+        ran = run("command", wiped, "--not-succeeded", transport=InProcess(admin.client))
+        table = ran.out.split("\n\n")[1]
+        assert "works" not in table
+        assert "no device owner" in table
+        assert NEVER_SEEN in table
+        assert ("These are 2 of 3, the worst first." in ran.err) == (most == 2)
+    assert Delivery.objects.filter(state="succeeded").count() == 1
