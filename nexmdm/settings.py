@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from nexmdm.common.postgresql.connection import Connection, Cursor
-from nexmdm.config import database_url, environment, logging
+from nexmdm.config import database_url, environment, logging, named_admins
 from nexmdm.standalone import embedded_postgres
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -21,6 +21,8 @@ SECRET_KEY_FALLBACKS = environment.previous_secrets("SECRET_KEY_FALLBACKS")
 # The first is current, the others are on their way out.
 ADMIN_KEYS = [environment.secret("ADMIN_KEY", _GENERATED), *environment.previous_secrets("ADMIN_KEY_PREVIOUS")]
 HMAC_SECRETS = [environment.secret("HMAC_SECRET", _GENERATED), *environment.previous_secrets("HMAC_SECRET_PREVIOUS")]
+# The same of further admins, by principal.
+NAMED_ADMIN_KEYS, NAMED_HMAC_SECRETS = named_admins.keys_and_secrets()
 COMMAND_SIGNING_KEYS = [
     environment.secret("COMMAND_SIGNING_KEY", _GENERATED),
     *environment.previous_secrets("COMMAND_SIGNING_KEY_PREVIOUS"),

@@ -16,7 +16,7 @@ from loadtest.testbed import pgbouncer
 from loadtest.testbed.postgres_servers import PostgresServers
 from loadtest.testbed.serving import READY, Serving
 from nexmdm.client.http_client import FleetClient
-from nexmdm.config import secrets_file
+from nexmdm.config import named_admins, secrets_file
 
 MOST_REGISTERED: Final = 1000
 """A larger fleet is seeded into the database: registrations cost a bcrypt hash each."""
@@ -90,7 +90,8 @@ def served(data_dir: Path, **settings: str) -> Iterator[Serving]:
     with _database(data_dir.parent, settings) as database:
         settings = database | settings
         given = secrets_file.load_or_create(data_dir / "secrets.env") if settings.get("DATABASE_URL") else {}
-        serving = Serving(data_dir, **dict.fromkeys(_UNSET, "") | {"ALLOWED_HOSTS": "127.0.0.1"} | given | settings)
+        unset = dict.fromkeys((*_UNSET, *named_admins.variables()), "")
+        serving = Serving(data_dir, **unset | {"ALLOWED_HOSTS": "127.0.0.1"} | given | settings)
         try:
             yield serving.until_it_says(READY)
         finally:

@@ -22,6 +22,7 @@ from django.db import InterfaceError, NotSupportedError, OperationalError, trans
 from nexmdm.common import database
 from nexmdm.common.postgresql import direct, outage
 from nexmdm.common.postgresql.errors import safe_message
+from nexmdm.config import named_admins
 from nexmdm.config.environment import ConfigError, Misconfigured, sound_host, sound_secret
 
 log = structlog.get_logger()
@@ -150,15 +151,21 @@ def _hosts() -> Iterator[CheckMessage]:
 
 
 def _secrets() -> Iterator[CheckMessage]:
-    secrets = {
-        "SECRET_KEY": [settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS],
+    admins = {
         "ADMIN_KEY": settings.ADMIN_KEYS,
         "HMAC_SECRET": settings.HMAC_SECRETS,
+        **named_admins.by_variable(named_admins.KEY, settings.NAMED_ADMIN_KEYS),
+        **named_admins.by_variable(named_admins.SECRET, settings.NAMED_HMAC_SECRETS),
+    }
+    secrets = {
+        "SECRET_KEY": [settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS],
+        **admins,
         "COMMAND_SIGNING_KEY": settings.COMMAND_SIGNING_KEYS,
         "METRICS_TOKEN": [settings.METRICS_TOKEN] if settings.METRICS_TOKEN else [],
     }
     yield from _unsound(secrets)
     yield from _shared(secrets)
+    yield from _repeated(admins)
 
 
 def _unsound(secrets: Mapping[str, Sequence[str]]) -> Iterator[CheckMessage]:
@@ -175,6 +182,14 @@ def _shared(secrets: Mapping[str, Sequence[str]]) -> Iterator[CheckMessage]:
         if set(values) & set(others):
             message = f"{one} and {other} are the same (previous ones count, too): who is given one has the other."
             yield Error(message, hint="Give them different values.", id=ConfigError.SHARED)
+
+
+def _repeated(secrets: Mapping[str, Sequence[str]]) -> Iterator[CheckMessage]:
+    """Find a rotation that is none: the same value is current and on its way out."""
+    for name, values in secrets.items():
+        if len(set(values)) < len(values):
+            message = f"{name} and {name}_PREVIOUS have a value twice: what is on its way out would stay."
+            yield Error(message, hint="Make a new value, and keep the old one as the previous.", id=ConfigError.SHARED)
 
 
 def _cache() -> Iterator[CheckMessage]:

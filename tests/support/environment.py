@@ -23,3 +23,5 @@ for _name in (
     "DEVICE_RATE_LIMIT", "MAX_CONNECTIONS", "MAX_CONNECTIONS_PER_ADDRESS",
 ):  # fmt: skip
     os.environ.pop(_name, None)
+for _name in [_name for _name in os.environ if _name.startswith(("ADMIN_KEY_", "HMAC_SECRET_"))]:
+    del os.environ[_name]

@@ -1,0 +1,69 @@
+"""Named admins: ADMIN_KEY_<NAME> with HMAC_SECRET_<NAME>, for each name a principal."""
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from nexmdm.config import environment
+from nexmdm.config.environment import ConfigError, Misconfigured
+
+UNNAMED: Final = "admin"
+"""The principal of ADMIN_KEY and HMAC_SECRET."""
+
+KEY: Final = "ADMIN_KEY"
+SECRET: Final = "HMAC_SECRET"  # noqa: S105
+_PREVIOUS: Final = "_PREVIOUS"
+_NAME: Final = re.compile("[A-Z0-9]{1,64}")
+"""The database has room for a principal of 64 characters."""
+
+_TAKEN: Final = {
+    "ADMIN": f"{UNNAMED} is the principal of {KEY} and {SECRET}",
+    "PREVIOUS": f"{_PREVIOUS} marks values that are on their way out",
+}
+
+
+def variables() -> list[str]:
+    """Return the variables of the environment that configure named admins, also where their names are malformed."""
+    beginnings, others = (f"{KEY}_", f"{SECRET}_"), (KEY + _PREVIOUS, SECRET + _PREVIOUS)
+    return sorted(name for name in os.environ if name.startswith(beginnings) and name not in others)
+
+
+def keys_and_secrets() -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Return the live admin keys and the live HMAC secrets by principal, the current one first in each list.
+
+    A principal that has keys has secrets. Raises Misconfigured, whose message shows no value.
+    """
+    by_name: dict[str, list[str]] = {}
+    for variable in filter(environment.text, variables()):
+        by_name.setdefault(_name_in(variable), []).append(variable)
+    keys = {name.lower(): _live(f"{KEY}_{name}", given) for name, given in by_name.items()}
+    secrets = {name.lower(): _live(f"{SECRET}_{name}", given) for name, given in by_name.items()}
+    return keys, secrets
+
+
+def by_variable(kind: str, live: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """Return live values by the variable of the current one, for messages; `kind` is KEY or SECRET."""
+    return {f"{kind}_{principal.upper()}": values for principal, values in live.items()}
+
+
+def _name_in(variable: str) -> str:
+    """Return the name of the admin whom a variable configures. Raises Misconfigured where there can be none."""
+    kind = KEY if variable.startswith(KEY) else SECRET
+    name = variable.removeprefix(f"{kind}_").removesuffix(_PREVIOUS)
+    hint = f"Choose a name such as OPS1: {kind}_OPS1 is of the principal ops1."
+    if not _NAME.fullmatch(name):
+        message = f"{variable!a} names no admin: a name is 1 to 64 letters A to Z and digits."
+        raise Misconfigured(ConfigError.MALFORMED, message, hint)
+    if name in _TAKEN:
+        raise Misconfigured(ConfigError.MALFORMED, f"{variable} cannot name an admin {name}: {_TAKEN[name]}.", hint)
+    return name
+
+
+def _live(variable: str, given: list[str]) -> list[str]:
+    current = environment.text(variable)
+    if not current:
+        message = f"{variable} is not set, while {', '.join(given)} would need it."
+        hint = "A named admin has a key and a secret, each with a current value: set both, or neither."
+        raise Misconfigured(ConfigError.MISSING, message, hint)
+    return [environment.sound_secret(variable, current), *environment.previous_secrets(variable + _PREVIOUS)]
