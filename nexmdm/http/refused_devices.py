@@ -68,7 +68,7 @@ class Refusal:
     @property
     def key(self) -> tuple[str, str]:
         """What makes two refusals equal."""
-        return self.code, str(self.device_id or addresses.counting_key(self.address))
+        return self.code, f"{self.device_id or addresses.counting_key(self.address)} {self.principal}"
 
     def of_owner(self, claim: Claim) -> "Refusal":
         """Return the refusal with the owner of its token."""
