@@ -763,7 +763,10 @@ def test_the_address_is_that_of_the_settings(network: InProcess, settings: Setti
 PAGE: Final = Path(__file__).parent.parent.parent / "docs" / "operations" / "fleet.md"
 
 
-def test_every_command_of_its_page_works_and_every_one_is_on_it(network: InProcess, admin: Admin, phone: Phone) -> None:
+def test_every_command_of_its_page_works_and_every_one_is_on_it(
+    network: InProcess, admin: Admin, phone: Phone, settings: Settings
+) -> None:
+    settings.NAMED_ADMIN_KEYS, settings.NAMED_HMAC_SECRETS = {"ops1": ["ops1's key"]}, {"ops1": ["ops1's secret"]}
     page = PAGE.read_text()
     other = admin.enrol("phone-2").device_id
     request_id = run("ping", "all", "--json", transport=network).json["request_id"]

@@ -17,7 +17,7 @@ from nexmdm.client.display import Terminal
 from nexmdm.client.http_client import FleetClient, on_loopback
 from nexmdm.client.session import FAILED, WRONG_USAGE, Session
 from nexmdm.common import addresses
-from nexmdm.config import environment
+from nexmdm.config import environment, named_admins
 
 _OF_THE_SERVER: Final = ("ADMIN_KEY", "HMAC_SECRET")
 _ONLY_OF_SEND: Final = ("priority", "dry_run", "expect_count", "expires_in", "supersede", "note")
@@ -50,7 +50,7 @@ class Command(BaseCommand):
         if url is not None and url.startswith("http:") and not on_loopback(url):
             terminal.hint(f"Warning: {url} is not encrypted: the admin key and every answer travel in the open.")
         self._tolerate_letters()
-        with closing(_client(url, transport)) as client:
+        with closing(_client(options["acts_as"].lower(), url, transport)) as client:
             try:
                 status = session.outcome(Session(client, terminal, options))
                 self.stdout.flush()
@@ -73,15 +73,26 @@ class Command(BaseCommand):
         os.close(nowhere)
 
 
-def _client(url: str | None, transport: httpx.BaseTransport | None) -> FleetClient:
-    key, secret = settings.ADMIN_KEYS[0], settings.HMAC_SECRETS[0]
+def _client(principal: str, url: str | None, transport: httpx.BaseTransport | None) -> FleetClient:
+    key, secret = _credentials(principal)
     own, host = addresses.of_settings()
     if url is None:
         url = own
     else:
         host = None
-        _check_secrets(url, own)
+        if principal == named_admins.UNNAMED:
+            _check_secrets(url, own)
     return FleetClient(url, key=key, secret=secret, host=host, transport=transport, repeats=True)
+
+
+def _credentials(principal: str) -> tuple[str, str]:
+    """Return the current key and secret of an admin. Those of a named one are always from the environment."""
+    if principal == named_admins.UNNAMED:
+        return settings.ADMIN_KEYS[0], settings.HMAC_SECRETS[0]
+    if principal not in settings.NAMED_ADMIN_KEYS:
+        message = f"There is no admin {principal!r}: set ADMIN_KEY_<NAME> and HMAC_SECRET_<NAME> in the environment."
+        raise CommandError(message, returncode=WRONG_USAGE)
+    return settings.NAMED_ADMIN_KEYS[principal][0], settings.NAMED_HMAC_SECRETS[principal][0]
 
 
 def _check_secrets(url: str, own: str) -> None:
@@ -100,6 +111,13 @@ class _Arguments:
         self._verbs = parser.add_subparsers(metavar="COMMAND", required=True, dest="verb")
         self._reach = ArgumentParser(add_help=False)
         self._reach.add_argument("--url", type=arguments.url, help="the server; default: HOST and PORT of the settings")
+        self._reach.add_argument(
+            "--as",
+            default=named_admins.UNNAMED,
+            dest="acts_as",
+            metavar="NAME",
+            help="sign with ADMIN_KEY_<NAME> and HMAC_SECRET_<NAME>; default: ADMIN_KEY and HMAC_SECRET",
+        )
         self._reach.add_argument("--json", action="store_true", dest="as_json", help="print JSON, for scripts")
         self._waiting = ArgumentParser(add_help=False)
         self._waiting.add_argument("--wait", action="store_true", help="wait until every device is done")
