@@ -17,10 +17,10 @@ from nexmdm.auth import rate_limits, signing
 from nexmdm.auth.signed_write import SignedCaller
 from nexmdm.common import request_facts
 from nexmdm.common.domain_error import DomainError
+from nexmdm.config import named_admins
 
 DENIED = Counter("nexmdm_admin_denied", "Admin requests whose signature was not good, by the reason.", ["reason"])
 
-PRINCIPAL: Final = "admin"
 _TIMESTAMP: Final = re.compile(r"[0-9]{1,12}")
 _SIGNATURE: Final = re.compile(r"v1=[0-9a-f]{64}")
 _IDEMPOTENCY_KEY: Final = re.compile(r"[A-Za-z0-9_-]{16,64}")
@@ -65,11 +65,13 @@ SIGNED: Final = SignedRequest()
 
 
 def verify(request: HttpRequest) -> SignedCaller:
-    """Return the caller whose key and signature are good. Raises InvalidSignature."""
+    """Return the caller whose key and signature are good. Raises InvalidSignature.
+
+    An unknown key takes as long as a wrong signature.
+    """
     scope: dict[str, Any] = request.scope  # type: ignore[attr-defined]
     key = _single(scope, b"x-admin")
-    if not _any_equal(key, settings.ADMIN_KEYS):
-        raise InvalidSignature("key")
+    principal = _principal_of(key)
     timestamp = _single(scope, b"x-timestamp")
     if not _TIMESTAMP.fullmatch(timestamp) or abs(time.time() - int(timestamp)) > signing.CLOCK_TOLERANCE_SECONDS:
         raise InvalidSignature("timestamp")
@@ -81,11 +83,14 @@ def verify(request: HttpRequest) -> SignedCaller:
     target = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
     # Not request.method: Django writes that in capitals, whatever was sent.
     message = signing.string_to_sign(timestamp, idempotency_key, scope["method"], target, request.body)
-    good = [signing.SIGNATURE_PREFIX + signing.sign(secret, message) for secret in settings.HMAC_SECRETS]
-    if not _any_equal(signature, good):
+    good = [signing.SIGNATURE_PREFIX + signing.sign(secret, message) for secret in _secrets_of(principal)]
+    is_signed = _any_equal(signature, good)
+    if principal is None:
+        raise InvalidSignature("key")
+    if not is_signed:
         raise InvalidSignature("signature")
     return SignedCaller(
-        principal=PRINCIPAL,
+        principal=principal,
         admin_key_id=sha256(b"id:" + key.encode()).hexdigest()[:8],
         idempotency_key=idempotency_key,
         address=request.META["REMOTE_ADDR"] or None,
@@ -95,6 +100,21 @@ def verify(request: HttpRequest) -> SignedCaller:
         correlation_id=request_facts.of(scope).correlation_id,
         summarize=getattr(request, "summarize", Summary),
     )
+
+
+def _principal_of(key: str) -> str | None:
+    """Return the admin with this key, or None. It is compared with the live keys of all, in constant time."""
+    live = {named_admins.UNNAMED: settings.ADMIN_KEYS} | settings.NAMED_ADMIN_KEYS
+    has_key = {principal: _any_equal(key, keys) for principal, keys in live.items()}
+    return next((principal for principal, has in has_key.items() if has), None)
+
+
+def _secrets_of(principal: str | None) -> list[str]:
+    """Return the live secrets of an admin; for None some, so that trying them takes as long."""
+    if principal is None or principal == named_admins.UNNAMED:
+        return settings.HMAC_SECRETS
+    named: dict[str, list[str]] = settings.NAMED_HMAC_SECRETS
+    return named.get(principal, [])
 
 
 def _single(scope: dict[str, Any], name: bytes, *, required: bool = True) -> str:

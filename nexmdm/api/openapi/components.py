@@ -63,7 +63,7 @@ HEADERS: Final[Json] = {
 }
 PARAMETERS: Final[Json] = {
     "X-Admin": {
-        "description": "The admin key.",
+        "description": "The admin key. It names the principal, whose HMAC secret signs the request.",
         "schema": {"type": "string"},
     },
     "X-Timestamp": {
@@ -84,8 +84,9 @@ SECURITY: Final[Mapping[str, Json]] = {
     "DeviceBearer": {"description": "A phone's device token, from its registration or its latest rotation."},
     "EnrollmentBearer": {"description": "An enrollment token, made by an admin."},
     "SignedRequest": {
-        "description": "Sign every request with the HMAC secret, and send X-Admin, X-Timestamp, X-Signature, and with "
-        "every method but GET an Idempotency-Key: see Signing, above. `manage.py fleet sign` prints these headers."
+        "description": "Sign every request with the HMAC secret that belongs to the admin key, and send X-Admin, "
+        "X-Timestamp, X-Signature, and with every method but GET an Idempotency-Key: see Signing, above. `manage.py "
+        "fleet sign` prints these headers."
     },
     "MetricsBearer": {"type": "http", "scheme": "bearer", "description": "METRICS_TOKEN, where it is set."},
 }
