@@ -180,18 +180,12 @@ def test_the_keys_and_secrets_of_named_admins_are_masked_where_settings_are_show
     assert shown["NAMED_ADMIN_KEYS"] == shown["NAMED_HMAC_SECRETS"] == mask.cleansed_substitute
 
 
-@pytest.mark.parametrize("name", ["ops1", "OPS1"])
-def test_the_command_line_client_signs_as_the_admin_that_it_is_told(
-    admins: dict[str, Admin], client: Client, name: str
-) -> None:
+def test_the_command_line_client_signs_as_the_admin_that_it_is_told(admins: dict[str, Admin], client: Client) -> None:
     ops = {"ADMIN_KEY_OPS1": admins["ops1"].key, "HMAC_SECRET_OPS1": admins["ops1"].secret}
-    elsewhere = ("--url", "https://mdm.example.com")
-    for where in ((), elsewhere):
-        assert (
-            processes.run("manage.py", "fleet", "sign", "GET", "/admin/summary", "--as", name, *where, **ops).returncode
-            == 0
-        )
-    signed = processes.run("manage.py", "fleet", "sign", "GET", "/admin/summary", "--as", name, "--json", **ops)
+    sign = ("manage.py", "fleet", "sign", "GET", "/admin/summary", "--json", "--as")
+    elsewhere = processes.run(*sign, "OPS1", "--url", "https://mdm.example.com", **ops)
+    assert elsewhere.returncode == 0, elsewhere.stderr
+    signed = processes.run(*sign, "ops1", **ops)
     assert client.request("GET", "/admin/summary", None, json.loads(signed.stdout)).status == 200
 
 

@@ -9,7 +9,7 @@ import os
 import secrets
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -26,8 +26,14 @@ from loadtest.trust.trials import sockets
 from loadtest.trust.trials.finding import Finding
 from loadtest.trust.trials.secret_evidence import Calls, Evidence
 from loadtest.trust.trials.secret_search import EXPORTS, look
+from nexmdm.client.http_client import FleetClient
 
-CONFIGURED: Final = ("SECRET_KEY", "ADMIN_KEY", "HMAC_SECRET", "COMMAND_SIGNING_KEY", "METRICS_TOKEN")
+NAMED_KEY: Final = "ADMIN_KEY_OPS1"
+NAMED_SECRET: Final = "HMAC_SECRET_OPS1"  # noqa: S105
+CONFIGURED: Final = (
+    "SECRET_KEY", "ADMIN_KEY", "HMAC_SECRET", "COMMAND_SIGNING_KEY", "METRICS_TOKEN",
+    NAMED_KEY, f"{NAMED_KEY}_PREVIOUS", NAMED_SECRET, f"{NAMED_SECRET}_PREVIOUS",
+)  # fmt: skip
 PUSH_WORDS: Final = (
     "ok", "unregistered", "mismatch", "invalid", "malformed", "unavailable", "internal", "quota", "garbage", "reset",
     "blank", "html", "forbidden", "missing", "unauthenticated",
@@ -69,6 +75,7 @@ def trial(folder: Path) -> Iterator[Finding]:
         )
         calls = stack.enter_context(Calls(serving.url, configured, evidence))
         phones = _loop(calls, standin, serving)
+        _write_as_named_admin(calls)
         _provoke(calls, phones, serving)
         look(calls, serving)
         evidence.places["the logs"] = serving.said
@@ -101,6 +108,14 @@ def _loop(calls: Calls, standin: FcmStandin, serving: Serving) -> dict[str, dict
     path = f"/admin/commands/{command['request_id']}"
     wait_for(lambda: calls.signed("GET", path)["push"]["retrying"])
     return phones
+
+
+def _write_as_named_admin(calls: Calls) -> None:
+    """Leave a named admin in the audit, by the key on its way out and the current secret."""
+    key, secret = calls.configured[f"{NAMED_KEY}_PREVIOUS"], calls.configured[NAMED_SECRET]
+    with closing(FleetClient(calls.url, key=key, secret=secret)) as admin:
+        made = admin.post("/admin/enrollment-tokens", {"label": "of a named admin"})
+        calls.evidence.secret("enrollment token", made["enrollment_token"])
 
 
 def _command(calls: Calls, phone: dict[str, Any], pushed: Callable[[], object]) -> None:
@@ -137,11 +152,13 @@ def _provoke(calls: Calls, phones: dict[str, dict[str, Any]], serving: Serving) 
     enrollment = calls.enrollment_token()
     device, configured = phone["device_token"], calls.configured
     for target in ("/v1/register", "/v1/heartbeat", "/v1/action-result", "/v1/token/rotate"):
-        for bearer in (enrollment, device, device[:-1] + "0", configured["ADMIN_KEY"], configured["HMAC_SECRET"]):
+        admins = (configured[name] for name in ("ADMIN_KEY", "HMAC_SECRET", NAMED_KEY, NAMED_SECRET))
+        for bearer in (enrollment, device, device[:-1] + "0", *admins):
             calls.phone(target, bearer, {"hardware_id": [device], "push_token": {"of": device}, "request_id": device})
     for altered in (
-        {"X_Admin": configured["HMAC_SECRET"]}, {"X_Signature": "v1=" + secrets.token_hex(32)}, {"X_Timestamp": "0"},
-        {"Authorization": f"Bearer {device}"}, {"Idempotency_Key": enrollment[:60]}, {"Content_Type": "text/plain"},
+        {"X_Admin": configured["HMAC_SECRET"]}, {"X_Admin": configured[NAMED_KEY]}, {"X_Timestamp": "0"},
+        {"X_Signature": "v1=" + secrets.token_hex(32)}, {"Content_Type": "text/plain"},
+        {"Authorization": f"Bearer {device}"}, {"Idempotency_Key": enrollment[:60]},
     ):  # fmt: skip
         calls.signed("POST", "/admin/command", {"action": enrollment, "target": {"aliases": [device]}}, **altered)
     for target in (
