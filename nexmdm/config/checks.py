@@ -151,21 +151,21 @@ def _hosts() -> Iterator[CheckMessage]:
 
 
 def _secrets() -> Iterator[CheckMessage]:
-    admins = {
-        "ADMIN_KEY": settings.ADMIN_KEYS,
-        "HMAC_SECRET": settings.HMAC_SECRETS,
+    named = {
         **named_admins.by_variable(named_admins.KEY, settings.NAMED_ADMIN_KEYS),
         **named_admins.by_variable(named_admins.SECRET, settings.NAMED_HMAC_SECRETS),
     }
     secrets = {
         "SECRET_KEY": [settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS],
-        **admins,
+        "ADMIN_KEY": settings.ADMIN_KEYS,
+        "HMAC_SECRET": settings.HMAC_SECRETS,
+        **named,
         "COMMAND_SIGNING_KEY": settings.COMMAND_SIGNING_KEYS,
         "METRICS_TOKEN": [settings.METRICS_TOKEN] if settings.METRICS_TOKEN else [],
     }
     yield from _unsound(secrets)
     yield from _shared(secrets)
-    yield from _repeated(admins)
+    yield from _repeated(named)
 
 
 def _unsound(secrets: Mapping[str, Sequence[str]]) -> Iterator[CheckMessage]:

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from pytest_django import Settings
 
 from loadtest.testbed import testbed
 from loadtest.testbed.serving import MANAGE
 from nexmdm.client.http_client import FleetClient
-from nexmdm.config import secrets_file
-from nexmdm.config.environment import ConfigError
+from nexmdm.config import checks, named_admins, secrets_file
+from nexmdm.config.environment import ConfigError, Misconfigured
 from tests.servers.test_checks import run_in_production
-from tests.support import processes
 
 SECRET: Final = "a-Secret-of-more-than-32-characters-0123"
 EVERY_START: Final = ((MANAGE, "serve"), (MANAGE, "dispatch"), (MANAGE, "migrate"), ("-m", "nexmdm.web"))
@@ -84,12 +84,16 @@ WRONG: Final[dict[str, tuple[dict[str, str], str, str]]] = {
 
 
 @pytest.mark.parametrize(("variables", "fault", "named"), WRONG.values(), ids=WRONG)
-def test_a_named_admin_that_cannot_be_right_stops_the_start(
-    tmp_path: Path, variables: dict[str, str], fault: str, named: str
+def test_a_named_admin_that_cannot_be_right_is_refused(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], fault: str, named: str
 ) -> None:
-    done = processes.run(MANAGE, "check", NEXMDM_DATA_DIR=str(tmp_path / "data"), **variables)
-    assert_stopped(done.returncode, done.stderr, variables)
-    assert re.search(rf"\({fault}\) {re.escape(named)} .+\. .+", done.stderr)
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    with pytest.raises(Misconfigured) as refused:
+        named_admins.keys_and_secrets()
+    said = str(refused.value)
+    assert re.search(rf"\({fault}\) {re.escape(named)} .+\. .+", said)
+    assert not [secret for secret in variables.values() if secret in said]
 
 
 @pytest.mark.parametrize("argv", EVERY_START)
@@ -105,6 +109,12 @@ def assert_stopped(status: int, said: str, variables: dict[str, str]) -> None:
     assert not [secret for secret in variables.values() if secret in said]
 
 
+UNNAMED: Final = {
+    "SECRET_KEY": "SECRET_KEY", "COMMAND_SIGNING_KEY": "COMMAND_SIGNING_KEYS", "METRICS_TOKEN": "METRICS_TOKEN",
+    "ADMIN_KEY": "ADMIN_KEYS", "HMAC_SECRET": "HMAC_SECRETS",
+}  # fmt: skip
+"""The settings that other variables become."""
+
 SHARED: Final = [
     *((name, "ADMIN_KEY_X_PREVIOUS") for name in ("SECRET_KEY", "COMMAND_SIGNING_KEY", "METRICS_TOKEN")),
     ("ADMIN_KEY", "ADMIN_KEY_X"),
@@ -115,22 +125,26 @@ SHARED: Final = [
     ("HMAC_SECRET_X", "HMAC_SECRET_OPS1"),
     ("ADMIN_KEY_X", "ADMIN_KEY_X_PREVIOUS"),
     ("HMAC_SECRET_X", "HMAC_SECRET_X_PREVIOUS"),
-    ("HMAC_SECRET", "HMAC_SECRET_PREVIOUS"),
 ]
 
 
 @pytest.mark.parametrize(("one", "other"), SHARED)
-def test_a_value_that_is_configured_twice_stops_the_start(db: None, one: str, other: str) -> None:
-    twice = {one: f"{SECRET}-twice", other: f"{SECRET}-twice"}
-    done = run_in_production(MANAGE, "check", **PAIR | ROTATING | twice)
-    assert_stopped(done.returncode, done.stderr, twice)
-    (message,) = re.findall(rf"\({ConfigError.SHARED}\) (.+)", done.stderr)
-    assert {name.removesuffix("_PREVIOUS") for name in (one, other)} <= set(re.findall(r"[A-Z0-9_]+", message))
-    assert "HINT: " in done.stderr
+def test_a_value_that_is_configured_twice_is_refused(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, one: str, other: str
+) -> None:
+    twice = f"{SECRET}-twice"
+    for variable, value in (PAIR | ROTATING | dict.fromkeys((one, other), twice)).items():
+        monkeypatch.setenv(variable, value)
+    settings.NAMED_ADMIN_KEYS, settings.NAMED_HMAC_SECRETS = named_admins.keys_and_secrets()
+    if one in UNNAMED:
+        setattr(settings, UNNAMED[one], twice if one in ("SECRET_KEY", "METRICS_TOKEN") else [twice])
+    (found,) = checks.settings_in_force()
+    assert found.id == ConfigError.SHARED
+    assert {name.removesuffix("_PREVIOUS") for name in (one, other)} <= set(re.findall(r"[A-Z0-9_]+", str(found)))
+    assert twice not in str(found)
 
 
-@pytest.mark.parametrize("argv", EVERY_START)
-def test_a_value_that_is_configured_twice_stops_every_start(db: None, argv: tuple[str, ...]) -> None:
-    done = run_in_production(*argv, **PAIR | {"HMAC_SECRET_OPS1": PAIR["ADMIN_KEY_OPS1"]})
-    assert done.returncode != 0
+def test_a_value_that_is_configured_twice_stops_the_start(db: None) -> None:
+    done = run_in_production(MANAGE, "serve", **PAIR | {"HMAC_SECRET_OPS1": PAIR["ADMIN_KEY_OPS1"]})
+    assert_stopped(done.returncode, done.stdout + done.stderr, PAIR)
     assert f"({ConfigError.SHARED}) ADMIN_KEY_OPS1 and HMAC_SECRET_OPS1 " in done.stderr + done.stdout
