@@ -34,7 +34,7 @@ OVERDUE = Q(state__in=OPEN, open_until__lte=Now())
 
 
 class CommandState(models.TextChoices):
-    """How a command stands as a whole. Never stored: commands/standing.py derives it.
+    """How a command stands as a whole: commands/standing.py derives it.
 
     `cancelled`: a cancellation withdrew something of it, or all of it was withdrawn otherwise.
     """
@@ -46,7 +46,7 @@ class CommandState(models.TextChoices):
 
 
 class CommandOutcome(models.TextChoices):
-    """What came of a command that is not open any more. Never stored: commands/standing.py derives it.
+    """What came of a command that is not open any more: commands/standing.py derives it.
 
     `partial`: it succeeded on some devices. `failed`: on none, and failed on one at least. `expired`: nothing succeeded
     or failed, and its time ran out on one device at least. `cancelled`: all of it was withdrawn.
@@ -136,9 +136,10 @@ def _one_of(
 
 
 class Command(models.Model):
-    """What an admin asked, once, of an audience frozen at that moment. Never changes, but for a cancellation's time.
+    """What an admin asked, once, of an audience frozen at that moment. Never changes, but for how it ends.
 
-    `params` is the JSON text that is signed and sent. The times are whole seconds, as they travel.
+    `params` is the JSON text that is signed and sent. The times are whole seconds, as they travel. `finished_at` is
+    when the last delivery was settled; it and the outcome are written when all are (commands/finishing.py).
     """
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
@@ -152,6 +153,8 @@ class Command(models.Model):
     expires_at = models.DateTimeField()
     device_count = models.PositiveIntegerField()
     cancelled_at = models.DateTimeField(null=True, blank=True)
+    finished_at = models.DateTimeField(null=True, blank=True)
+    outcome = models.CharField(max_length=16, choices=CommandOutcome, null=True, blank=True)  # noqa: DJ001
 
     class Meta:
         ordering: ClassVar = ["-id"]
@@ -163,6 +166,12 @@ class Command(models.Model):
         indexes: ClassVar = [
             # Lists filtered by action, newest first.
             models.Index(name="command_by_action", fields=["action", "-id"]),
+            # Those whose end is not written down yet, and the others by their outcome, newest first.
+            models.Index(name="command_unfinished", fields=["id"], condition=Q(finished_at=None)),
+            models.Index(name="command_by_outcome", fields=["outcome", "-id"], condition=~Q(finished_at=None)),
+            models.Index(name="command_cancelled", fields=["-id"], condition=~Q(cancelled_at=None)),
+            # Retention: what ended long ago.
+            models.Index(name="command_finished", fields=["finished_at"], condition=~Q(finished_at=None)),
         ]
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Retention: what settled long ago leaves, a small batch at a time, so that nobody waits for it.
+"""Retention: commands that ended long ago leave, a small batch at a time, so that nobody waits for it.
 
 Two kinds of steps, each a short transaction: prune() deletes deliveries that have little, together with it; trim()
 takes reports and attempts away from those that have much, until they have none. So no statement is long, and a delivery
@@ -38,14 +38,21 @@ _HAS_MUCH: Final = """(
     )
 )"""
 
-# The oldest come from delivery_settled. A row that is locked is left for the next batch. The locks come first, in a
-# statement of their own: what is deleted then includes what their holders before have added.
+# A command's deliveries begin to leave when all of them are old: a part of them would not be what became of it.
+_OLD: Final = """
+    old AS MATERIALIZED (
+        SELECT id FROM commands_command WHERE finished_at < now() - %(kept)s ORDER BY finished_at LIMIT %(limit)s
+    )
+"""
+# A row that is locked is left for the next batch. The locks come first, in a statement of their own: what is deleted
+# then includes what their holders before have added.
 _HOLD: Final = f"""
-    SELECT id FROM commands_delivery delivery
-    WHERE settled_at < now() - %(kept)s AND NOT {_HAS_MUCH}
-    ORDER BY settled_at LIMIT %(limit)s
-    FOR UPDATE SKIP LOCKED
-"""  # noqa: S608  (a constant of this module; values are parameters)
+    WITH {_OLD}
+    SELECT delivery.id FROM old JOIN commands_delivery delivery ON delivery.command_id = old.id
+    WHERE NOT {_HAS_MUCH}
+    LIMIT %(limit)s
+    FOR UPDATE OF delivery SKIP LOCKED
+"""  # noqa: S608  (constants of this module; values are parameters)
 _PRUNE: Final = """
     WITH reports AS (
         DELETE FROM commands_report WHERE delivery_id = ANY(%(ids)s)
@@ -58,8 +65,8 @@ _PRUNE: Final = """
 
 # Looked for among the oldest: since those with little leave, these are in the end the ones with much.
 _TRIM: Final = f"""
-    WITH oldest AS MATERIALIZED (
-        SELECT id FROM commands_delivery WHERE settled_at < now() - %(kept)s ORDER BY settled_at LIMIT %(limit)s
+    WITH {_OLD}, oldest AS MATERIALIZED (
+        SELECT delivery.id FROM old JOIN commands_delivery delivery ON delivery.command_id = old.id LIMIT %(limit)s
     ), large AS MATERIALIZED (
         SELECT id FROM commands_delivery delivery
         WHERE id IN (SELECT id FROM oldest) AND {_HAS_MUCH}
@@ -86,7 +93,7 @@ _TRIM: Final = f"""
 
 @transaction.atomic
 def prune(kept: timedelta, limit: int) -> int:
-    """Delete up to `limit` deliveries that settled before `kept` ago, with their attempts and reports; return how many.
+    """Delete up to `limit` deliveries of commands that ended before `kept` ago, with all they have; return how many.
 
     Those with many or large rows wait for trim(). A command goes with its last delivery. Who prunes takes turns: two
     that each delete a part of a command's deliveries would each see the other's part still there, and leave the command
@@ -102,9 +109,9 @@ def prune(kept: timedelta, limit: int) -> int:
 
 
 def trim(kept: timedelta, limit: int) -> int:
-    """Take reports and attempts, up to ROWS and BYTES, from deliveries that settled before `kept` ago and have much.
+    """Take reports and attempts, up to ROWS and BYTES, from deliveries of commands that ended before `kept` ago.
 
-    Looks at the `limit` oldest. Returns how many of these had much: 0 when there is nothing left to trim.
+    Looks at `limit` of the oldest. Returns how many of these had much: 0 when there is nothing left to trim.
     """
     *_, ((large,),) = database.execute_batch(*_BY_INDEX, _TRIM, parameters=_bounds(kept, limit))
     return int(large)

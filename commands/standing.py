@@ -1,7 +1,12 @@
-"""How a command stands as a whole: its state and its outcome, derived from its deliveries here and nowhere else."""
+"""How a command stands as a whole: its state and its outcome, derived from its deliveries here and nowhere else.
+
+The outcome of a command that is over is written down by and by (finishing.py); what is not yet, is derived.
+"""
 
 from collections.abc import Collection
-from typing import Final
+from functools import reduce
+from operator import or_
+from typing import Any, Final
 
 from django.contrib.postgres.aggregates import BitOr
 from django.db.models import Case, Exists, IntegerField, OuterRef, Q, Subquery, Value, When
@@ -14,6 +19,15 @@ Standing = tuple[CommandState, CommandOutcome | None]
 _SETTLED: Final = tuple(state for state in DeliveryState if state not in OPEN)
 _REPORTED: Final = (DeliveryState.SUCCEEDED, DeliveryState.FAILED)
 _BITS: Final = {state: 1 << number for number, state in enumerate(DeliveryState)}
+
+_STATES: Final = {
+    CommandOutcome.SUCCEEDED: CommandState.COMPLETED,
+    CommandOutcome.PARTIAL: CommandState.COMPLETED,
+    CommandOutcome.FAILED: CommandState.COMPLETED,
+    CommandOutcome.EXPIRED: CommandState.EXPIRED,
+    CommandOutcome.CANCELLED: CommandState.CANCELLED,
+}
+"""The state of a command that is over and was not cancelled, by its outcome."""
 
 _BIT: Final = Case(
     When(OVERDUE, then=_BITS[DeliveryState.EXPIRED]),
@@ -34,6 +48,26 @@ SEEN: Final = Coalesce(
 """Which states a command's deliveries have now, for annotate(); of_seen() reads it. One walk over its deliveries."""
 
 
+STANDING: Final = {
+    "seen": Case(When(finished_at__isnull=False, then=0), default=SEEN, output_field=IntegerField()),
+}
+"""What of() needs of a command, for annotate(); no deliveries are read of those that are finished."""
+
+
+def of(command: Any) -> Standing:
+    """Return how a command (annotated STANDING) stands."""
+    was_cancelled = command.cancelled_at is not None
+    if command.finished_at is None:
+        return of_seen(command.seen, was_cancelled=was_cancelled)
+    outcome = CommandOutcome(command.outcome)
+    return of_outcome(outcome, was_cancelled=was_cancelled), outcome
+
+
+def of_outcome(outcome: CommandOutcome, *, was_cancelled: bool) -> CommandState:
+    """Return the state of a command that is over, by its outcome."""
+    return CommandState.CANCELLED if was_cancelled else _STATES[outcome]
+
+
 def of_seen(seen: int, *, was_cancelled: bool) -> Standing:
     """Return how a command stands, by SEEN and by whether a cancellation withdrew something of it."""
     return of_states([state for state, bit in _BITS.items() if seen & bit], was_cancelled=was_cancelled)
@@ -43,15 +77,8 @@ def of_states(states: Collection[DeliveryState], *, was_cancelled: bool) -> Stan
     """Return how a command stands, by the states that its deliveries have now."""
     if any(state in states for state in OPEN):
         return CommandState.OPEN, None
-    return _state(states, was_cancelled=was_cancelled), _outcome(states)
-
-
-def _state(states: Collection[DeliveryState], *, was_cancelled: bool) -> CommandState:
-    if was_cancelled:
-        return CommandState.CANCELLED
-    if any(state in states for state in _REPORTED):
-        return CommandState.COMPLETED
-    return CommandState.EXPIRED if DeliveryState.EXPIRED in states else CommandState.CANCELLED
+    outcome = _outcome(states)
+    return of_outcome(outcome, was_cancelled=was_cancelled), outcome
 
 
 def _outcome(states: Collection[DeliveryState]) -> CommandOutcome:
@@ -67,29 +94,38 @@ def _has(*states: DeliveryState) -> Q:
     return Q(Exists(Delivery.objects.filter(now, command=OuterRef("pk"))))
 
 
-_OPEN: Final = Q(Exists(Delivery.objects.open().filter(command=OuterRef("pk"))))
+_OPEN: Final = Q(finished_at=None) & Q(Exists(Delivery.objects.open().filter(command=OuterRef("pk"))))
 
 
 def state_conditions() -> dict[str, Q]:
-    """Return for each state which commands have it, for filter(): the same as of_states()."""
-    reported, expired = _has(*_REPORTED), _has(DeliveryState.EXPIRED)
-    settled = ~_OPEN & Q(cancelled_at=None)
+    """Return for each state which commands have it, for filter(): the same as of()."""
+    by_outcome = outcome_conditions()
+    was_cancelled = Q(cancelled_at__isnull=False)
+    not_cancelled = {
+        state: reduce(or_, (by_outcome[outcome] for outcome, one in _STATES.items() if one == state))
+        for state in (CommandState.COMPLETED, CommandState.EXPIRED, CommandState.CANCELLED)
+    }
     return {
         CommandState.OPEN: _OPEN,
-        CommandState.COMPLETED: settled & reported,
-        CommandState.EXPIRED: settled & expired & ~reported,
-        CommandState.CANCELLED: ~_OPEN & (Q(cancelled_at__isnull=False) | (~reported & ~expired)),
+        CommandState.COMPLETED: Q(cancelled_at=None) & not_cancelled[CommandState.COMPLETED],
+        CommandState.EXPIRED: Q(cancelled_at=None) & not_cancelled[CommandState.EXPIRED],
+        CommandState.CANCELLED: (was_cancelled & ~_OPEN) | not_cancelled[CommandState.CANCELLED],
     }
 
 
 def outcome_conditions() -> dict[str, Q]:
-    """Return for each outcome which commands have it, for filter(): the same as of_states()."""
+    """Return for each outcome which commands have it, for filter(): the same as of()."""
     succeeded, failed, expired = (_has(state) for state in (*_REPORTED, DeliveryState.EXPIRED))
     others = _has(*(state for state in _SETTLED if state != DeliveryState.SUCCEEDED))
+    derived = {
+        CommandOutcome.SUCCEEDED: succeeded & ~others,
+        CommandOutcome.PARTIAL: succeeded & others,
+        CommandOutcome.FAILED: failed & ~succeeded,
+        CommandOutcome.EXPIRED: expired & ~failed & ~succeeded,
+        CommandOutcome.CANCELLED: ~succeeded & ~failed & ~expired,
+    }
+    over = Q(finished_at=None) & ~_OPEN
     return {
-        CommandOutcome.SUCCEEDED: ~_OPEN & succeeded & ~others,
-        CommandOutcome.PARTIAL: ~_OPEN & succeeded & others,
-        CommandOutcome.FAILED: ~_OPEN & failed & ~succeeded,
-        CommandOutcome.EXPIRED: ~_OPEN & expired & ~failed & ~succeeded,
-        CommandOutcome.CANCELLED: ~_OPEN & ~succeeded & ~failed & ~expired,
+        outcome: Q(finished_at__isnull=False, outcome=outcome) | (over & condition)
+        for outcome, condition in derived.items()
     }

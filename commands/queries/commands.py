@@ -31,7 +31,7 @@ from nexmdm.common import database, pagination
 
 # `current` is the state as of now, swept or not.
 _COMMAND_STATUSES: Final = f"""
-    SELECT command.id, command.cancelled_at, counted.*
+    SELECT command.id, command.cancelled_at, command.finished_at, command.outcome, counted.*
     FROM commands_command command, LATERAL (
         SELECT
             count(*) FILTER (WHERE current = 'pending'), count(*) FILTER (WHERE current = 'received'),
@@ -112,18 +112,25 @@ def _command_statuses(request_ids: list[UUID]) -> dict[UUID, CommandStatus]:
     return {request_id: _command_status(*row) for request_id, *row in database.rows(_COMMAND_STATUSES, [request_ids])}
 
 
-def _command_status(cancelled_at: datetime | None, *counted: Any) -> CommandStatus:
+def _command_status(
+    cancelled_at: datetime | None, finished_at: datetime | None, ended: str | None, *counted: Any
+) -> CommandStatus:
     *numbers, last_settled = counted
     counts = Counts(**dict(zip(Counts.model_fields, numbers[:7], strict=True)))
-    states = [state for state in DeliveryState if getattr(counts, state)]
-    state, outcome = standing.of_states(states, was_cancelled=cancelled_at is not None)
     push = PushCounts(**dict(zip(PushCounts.model_fields, numbers[7:], strict=True)))
-    return CommandStatus(state, outcome, None if outcome is None else last_settled, counts, push)
+    was_cancelled = cancelled_at is not None
+    if ended is not None:
+        outcome = CommandOutcome(ended)
+        state = standing.of_outcome(outcome, was_cancelled=was_cancelled)
+        return CommandStatus(state, outcome, finished_at, counts, push)
+    states = [state for state in DeliveryState if getattr(counts, state)]
+    state, derived = standing.of_states(states, was_cancelled=was_cancelled)
+    return CommandStatus(state, derived, None if derived is None else last_settled, counts, push)
 
 
 def command_page(query: CommandQuery) -> CommandPage:
     """Return a page of commands, newest first."""
-    rows: QuerySet[Any] = Command.objects.annotate(seen=standing.SEEN)
+    rows: QuerySet[Any] = Command.objects.annotate(**standing.STANDING)
     if query.action is not None:
         rows = rows.filter(action=query.action)
     if query.device_id is not None:
@@ -141,8 +148,7 @@ def command_page(query: CommandQuery) -> CommandPage:
 
 
 def _command_row(row: Any) -> CommandRow:
-    stands = standing.of_seen(row.seen, was_cancelled=row.cancelled_at is not None)
-    return CommandRow(**_command_fields(row, *stands))
+    return CommandRow(**_command_fields(row, *standing.of(row)))
 
 
 def _command_fields(row: Command, state: CommandState, outcome: CommandOutcome | None) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from django.conf import settings
 from django.db import Error, connection, transaction
 from uuid_utils.compat import uuid7
 
+from commands import finishing
 from devices import credentials, enrollment, tokens
 from loadtest.fleet import credentials_file
 from loadtest.fleet.credentials_file import Member
@@ -45,6 +46,7 @@ _AUDIT: Final = """
     FROM commands_command WHERE note = 'seeded' AND id > %s ORDER BY id LIMIT %s
     RETURNING request_id
 """
+FINISHED_AT_ONCE: Final = 5000
 AUDITED: Final = 100_000
 AUDITED_AT_ONCE: Final = 200
 """Entries take turns on one row, whose versions PostgreSQL has to walk through until their transaction has ended."""
@@ -126,6 +128,8 @@ def seed_history(deliveries: int) -> None:
     """
     with transaction.atomic():
         database.execute(_HISTORY.read_text(encoding="utf-8"), {"deliveries": deliveries})
+    while finishing.finish(FINISHED_AT_ONCE):
+        pass
     last = UUID(int=0)
     for _ in range(AUDITED // AUDITED_AT_ONCE):
         written = database.rows(_AUDIT, [last, AUDITED_AT_ONCE])

@@ -7,6 +7,7 @@ from typing import Any, Final
 import pytest
 from django.db.models.functions import Now
 
+from commands import finishing, queue
 from commands.models import Command, Delivery
 from tests.support.actors import Admin, Phone
 from tests.support.moments import let_pass
@@ -145,6 +146,20 @@ def test_lists_filters_and_details_agree_for_every_mix_of_states(admin: Admin, p
             put(delivery, kind)
         stands[str(command.pk)] = expected(set(mix), was_cancelled=was_cancelled)
 
+    assert_said(admin, stands)
+    # The same when the ends are written down; first of those whose deliveries are all marked.
+    written = finishing.finish(1000)
+    assert_said(admin, stands)
+    queue.expire(1000)
+    written += finishing.finish(1000)
+    assert_said(admin, stands)
+    assert written == len([state for state, _ in stands.values() if state != "open"])
+    assert Command.objects.filter(finished_at=None).count() == len(stands) - written
+    assert {one for stand in stands.values() for one in stand if one} == {*STATES, *OUTCOMES}
+
+
+def assert_said(admin: Admin, stands: dict[str, tuple[str, str | None]]) -> None:
+    """Look at the list, at every filter, and at some of the commands."""
     rows = admin.get("/admin/commands?limit=500").json["items"]
     assert {row["request_id"]: (row["state"], row["outcome"]) for row in rows} == stands
     for state in STATES:
@@ -154,7 +169,6 @@ def test_lists_filters_and_details_agree_for_every_mix_of_states(admin: Admin, p
     for key in list(stands)[::7]:
         detail = admin.get(f"/admin/commands/{key}").json
         assert (detail["state"], detail["outcome"]) == stands[key]
-    assert {one for stand in stands.values() for one in stand if one} == {*STATES, *OUTCOMES}
 
 
 def test_an_outcome_that_there_is_not_is_refused(admin: Admin) -> None:

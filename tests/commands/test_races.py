@@ -11,7 +11,7 @@ import pytest
 from django.db import transaction
 from django.db.models.functions import Now
 
-from commands import queue, reports, retention
+from commands import finishing, queue, reports, retention
 from commands.models import Attempt, AttemptOutcome, Command, Delivery, ReportStatus, Withdrawal
 from commands.push import outbox
 from commands.push.outbox import Claimed, Sent
@@ -126,11 +126,16 @@ def test_a_push_token_that_dies_at_the_moment_another_phone_brings_it_is_dead_th
     assert Device.objects.get(push_token="token-1").push_token_dead_at is not None
 
 
+def cancelled_long_ago(span: timedelta) -> None:
+    Delivery.objects.update(state="cancelled", next_attempt_at=None, settled_at=Now() - span)
+    assert finishing.finish(10) == 1
+
+
 @pytest.mark.parametrize("sweep", ["prune", "expire"])
 def test_a_sweep_waits_for_nobody(fleet: list[Phone], sweep: str) -> None:
     kept = timedelta(days=90)
     if sweep == "prune":
-        Delivery.objects.update(state="cancelled", next_attempt_at=None, settled_at=Now() - kept)
+        cancelled_long_ago(kept)
         work = partial(retention.prune, kept, PHONES)
     else:
         Delivery.objects.update(open_until=Now())
@@ -142,7 +147,7 @@ def test_a_sweep_waits_for_nobody(fleet: list[Phone], sweep: str) -> None:
 
 def test_a_command_goes_with_its_last_delivery_whoever_prunes_it(fleet: list[Phone]) -> None:
     kept = timedelta(days=90)
-    Delivery.objects.update(state="cancelled", next_attempt_at=None, settled_at=Now() - kept)
+    cancelled_long_ago(kept)
     overtaken(lambda: retention.prune(kept, PHONES // 2), lambda: retention.prune(kept, PHONES))
     assert (Delivery.objects.count(), Command.objects.count()) == (0, 0)
 

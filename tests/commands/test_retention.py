@@ -9,15 +9,19 @@ from django.core.management import CommandError, call_command
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from commands import retention
+from commands import finishing, retention
 from commands.models import Attempt, Command, Delivery, Report
 from nexmdm.models import AuditEntry
 from tests.support import tampering
 from tests.support.actors import Admin, Phone
+from tests.support.moments import let_pass
 
 
 def settled_days_ago(request_id: str, days: int) -> None:
+    """Let a command have ended so long ago."""
     Delivery.objects.filter(command__id=request_id).update(settled_at=Now() - timedelta(days=days))
+    Command.objects.filter(id=request_id).update(finished_at=None, outcome=None)
+    assert finishing.finish(100) == 1
 
 
 def prune(*options: str) -> str:
@@ -136,16 +140,34 @@ def test_what_is_open_or_recent_stays(admin: Admin, phone: Phone) -> None:
     assert Delivery.objects.count() == 2
 
 
-def test_a_command_stays_as_long_as_one_of_its_deliveries(admin: Admin, phone: Phone) -> None:
+def test_a_command_stays_with_all_its_deliveries_until_the_last_one_is_old(admin: Admin, phone: Phone) -> None:
     other = admin.enrol("phone-2")
     request_id = admin.command("ping", to=[phone, other]).json["request_id"]
     phone.report(request_id, "succeeded")
     Delivery.objects.filter(device__id=phone.device_id).update(settled_at=Now() - timedelta(days=91))
-
     prune()
+    other.report(request_id, "failed")
+    Delivery.objects.filter(device__id=other.device_id).update(settled_at=Now() - timedelta(days=89))
+    prune()
+    assert admin.get(f"/admin/commands/{request_id}").json["outcome"] == "partial"
+    assert Delivery.objects.count() == 2
 
-    assert str(Delivery.objects.get().device_id) == other.device_id
-    assert admin.get(f"/admin/commands/{request_id}").status == 200
+    let_pass(days=2)
+    assert prune().startswith("Deleted 2 deliveries")
+    assert not Command.objects.exists()
+
+
+def test_a_command_that_is_leaving_keeps_its_outcome(admin: Admin, phone: Phone) -> None:
+    other = admin.enrol("phone-2")
+    request_id = admin.command("ping", to=[phone, other]).json["request_id"]
+    phone.report(request_id, "succeeded")
+    other.report(request_id, "failed")
+    settled_days_ago(request_id, 91)
+    assert retention.prune(timedelta(days=90), 1) == 1
+    (listed,) = admin.get("/admin/commands").json["items"]
+    detail = admin.get(f"/admin/commands/{request_id}").json
+    for one in (listed, detail):
+        assert (one["state"], one["outcome"]) == ("completed", "partial")
 
 
 def test_the_audit_leaves_after_the_same_time(admin: Admin, phone: Phone) -> None:

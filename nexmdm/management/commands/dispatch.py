@@ -14,7 +14,7 @@ from django.core.management.base import BaseCommand
 from django.db import Error
 from prometheus_client import start_http_server
 
-from commands import queue, retention
+from commands import finishing, queue, retention
 from commands.push import fcm, outbox
 from commands.push.dispatcher import SLOTS, Dispatcher
 from commands.push.periodic import PeriodicTask
@@ -93,6 +93,8 @@ def _periodic_tasks(dispatcher: Dispatcher) -> list[PeriodicTask]:
     return [
         PeriodicTask("seen", dispatcher_status.SEEN_EVERY_SECONDS, seen),
         PeriodicTask("expire", 1, lambda: queue.expire(SWEEP_BATCH), SWEEP_BATCH),
+        PeriodicTask("ends of commands", 5, lambda: finishing.finish_recent(SWEEP_BATCH), SWEEP_BATCH),
+        PeriodicTask("ends of older commands", 60, lambda: finishing.finish(SWEEP_BATCH), SWEEP_BATCH),
         PeriodicTask("abandoned attempts", 10, lambda: outbox.close_abandoned(SWEEP_BATCH), SWEEP_BATCH),
         PeriodicTask("comparison keys", 10, lambda: comparison_keys.fill(RETENTION_BATCH), RETENTION_BATCH),
         PeriodicTask("shared push tokens", 3600, lambda: outbox.settle_shared_push_tokens(SHARED_BATCH), SHARED_BATCH),

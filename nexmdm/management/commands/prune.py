@@ -1,4 +1,4 @@
-"""manage.py prune: delete what settled before the retention time, without waiting for the dispatcher's sweep."""
+"""manage.py prune: delete what ended before the retention time, without waiting for the dispatcher's sweep."""
 
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Any, Final
 from django.conf import settings
 from django.core.management.base import BaseCommand
 
-from commands import retention
+from commands import finishing, retention
 from devices import push_targets
 from nexmdm.audit import entries
 
@@ -16,9 +16,9 @@ BATCH: Final = 2000
 
 
 class Command(BaseCommand):
-    """Delete old deliveries (with attempts, reports, and commands left empty) and old audit entries, batch by batch."""
+    """Delete the deliveries of old commands (with all that they have) and old audit entries, batch by batch."""
 
-    help = "Delete settled deliveries and audit entries older than RETENTION_DAYS."
+    help = "Delete commands that ended, and audit entries that were written, more than RETENTION_DAYS ago."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
@@ -29,6 +29,7 @@ class Command(BaseCommand):
     def handle(self, *_: object, days: int, **__: Any) -> None:
         """Prune until nothing old is left."""
         kept = timedelta(days=days)
+        _all_batches(lambda: finishing.finish(BATCH))
         deliveries = _all_deliveries(kept)
         _all_batches(lambda: push_targets.prune(kept, BATCH))
         deleted_entries = _all_batches(lambda: entries.prune(kept, BATCH))

@@ -1,0 +1,91 @@
+"""Finishing: a command of which nothing is open any more gets its end written down, once.
+
+Settled deliveries do not change, so neither does what is written here; it makes lists by state and outcome fast, and
+stays true while retention takes the deliveries away. Until it is written, standing.py derives it at each look.
+"""
+
+from datetime import timedelta
+from typing import Any, Final
+
+import structlog
+from django.db import transaction
+from django.db.models import Exists, Max, OuterRef, Q, Subquery
+from django.db.models.functions import Now
+from prometheus_client import Counter
+
+from commands import standing
+from commands.models import OPEN, Command, CommandOutcome, CommandState, Delivery
+from nexmdm.common import database
+
+log = structlog.get_logger()
+
+FINISHED: Final = Counter("nexmdm_commands_finished", "Commands that have ended.", ["action", "outcome"])
+
+LATELY: Final = timedelta(seconds=60)
+"""How far back finish_recent() looks: a delivery is settled as of its transaction's beginning, not as of its end."""
+
+TOLD: Final = timedelta(hours=1)
+"""What ended longer ago is written down without a word: it was told of, or is older than this mark."""
+
+_SETTLED: Final = ~Exists(Delivery.objects.filter(command=OuterRef("pk"), state__in=OPEN))
+_LAST_SETTLED: Final = Subquery(
+    Delivery.objects.filter(command=OuterRef("pk"))
+    .order_by()
+    .values("command")
+    .annotate(last=Max("settled_at"))
+    .values("last")
+)
+_WRITE: Final = """
+    UPDATE commands_command command SET finished_at = ended.at, outcome = ended.outcome
+    FROM unnest(%(ids)s::uuid[], %(at)s::timestamptz[], %(outcomes)s::text[]) AS ended (id, at, outcome)
+    WHERE command.id = ended.id
+"""
+
+
+def finish_recent(limit: int) -> int:
+    """Write down the end of up to `limit` commands that have just lost their last open delivery; return how many."""
+    settled = Delivery.objects.filter(settled_at__gt=Now() - LATELY).order_by().values("command")
+    return _finish(Q(pk__in=settled), limit)
+
+
+def finish(limit: int) -> int:
+    """Write down the end of up to `limit` commands that are over, however long ago; return how many."""
+    return _finish(Q(), limit)
+
+
+@transaction.atomic
+def _finish(which: Q, limit: int) -> int:
+    over: Any = Command.objects.filter(which, _SETTLED, finished_at=None).order_by("id")
+    held = over.select_for_update(skip_locked=True, no_key=True, of=("self",))
+    found = held.annotate(seen=standing.SEEN, last=_LAST_SETTLED, is_news=Q(last__gt=Now() - TOLD))
+    ended = [(command, *_standing(command)) for command in found.only("action", "cancelled_at", "device_count")[:limit]]
+    database.execute(
+        _WRITE,
+        {
+            "ids": [command.id for command, _, _ in ended],
+            "at": [command.last for command, _, _ in ended],
+            "outcomes": [outcome.value for _, _, outcome in ended],
+        },
+    )
+    transaction.on_commit(lambda: _tell(ended))
+    return len(ended)
+
+
+def _standing(command: Any) -> tuple[CommandState, CommandOutcome]:
+    state, outcome = standing.of_seen(command.seen, was_cancelled=command.cancelled_at is not None)
+    assert outcome is not None, "nothing of it is open"
+    return state, outcome
+
+
+def _tell(ended: list[tuple[Any, CommandState, CommandOutcome]]) -> None:
+    for command, state, outcome in ended:
+        if command.is_news:
+            FINISHED.labels(command.action, outcome).inc()
+            log.info(
+                "command.finished",
+                request_id=str(command.id),
+                action=command.action,
+                state=state,
+                outcome=outcome,
+                device_count=command.device_count,
+            )

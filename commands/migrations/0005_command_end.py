@@ -1,0 +1,20 @@
+"""Make room for how a command ended: when, and with which outcome. Columns without a CHECK, as in 0003."""
+
+from django.db import migrations, models
+
+_OUTCOMES = ("succeeded", "partial", "failed", "expired", "cancelled")
+
+
+class Migration(migrations.Migration):
+    dependencies = [("commands", "0004_device_seen_at_expiry")]
+
+    operations = [
+        migrations.AddField("command", "finished_at", models.DateTimeField(null=True, blank=True)),
+        migrations.AddField(
+            "command",
+            "outcome",
+            models.CharField(
+                max_length=16, null=True, blank=True, choices=[(name, name.capitalize()) for name in _OUTCOMES]
+            ),
+        ),
+    ]
