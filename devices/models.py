@@ -1,6 +1,6 @@
 """The fleet: who is enrolled, and what it last said."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import ClassVar, Final, Self
 
 from django.conf import settings
@@ -57,6 +57,28 @@ def presences() -> dict[str, Q]:
     }
 
 
+FAILING_FROM: Final = 5
+"""So many pushes in a row that ended without one accepted: then pushing to a device counts as failing."""
+
+PUSH_HEALTH: Final = {
+    "ok": Q(push_token__isnull=False, push_token_dead_at=None, push_failures__lt=FAILING_FROM),
+    "failing": Q(push_token__isnull=False, push_token_dead_at=None, push_failures__gte=FAILING_FROM),
+    "dead": Q(push_token_dead_at__isnull=False),
+    "none": Q(push_token=None),
+}
+"""The states of pushing by name; each device is in one of them. A dead push token outranks a failing one."""
+
+
+def not_seen_after(moment: datetime) -> Q:
+    """Return the condition for devices without a heartbeat after a moment; before the first, the enrollment counts.
+
+    The moment is a value, which PostgreSQL knows when it plans, and does not work out again for each row. Every device
+    has a presence: the condition says so, for an inner join can begin with either table.
+    """
+    silent = Q(presence__last_seen_at__lte=moment) | Q(presence__last_seen_at=None, enrolled_at__lte=moment)
+    return Q(presence__isnull=False) & silent
+
+
 class DeviceQuerySet(models.QuerySet["Device"]):
     """Devices by what they may do."""
 
@@ -92,6 +114,9 @@ class Device(models.Model):
     `alias_key` and `hardware_key` are comparison keys (devices/identity/comparison_keys.py), NULL until they are filled
     in. `enrolled_from` is the address that the latest credential from a registration went to. A device that
     is retired is revoked, too.
+
+    `push_failures` counts the pushes in a row, FAILING_FROM at most, that ended without one accepted. Another push
+    token, or none, sets it to 0: a trigger sees to that.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
@@ -106,6 +131,7 @@ class Device(models.Model):
 
     push_token = models.CharField(max_length=4096, null=True, blank=True)  # noqa: DJ001  (unique, so absent is NULL)
     push_token_dead_at = models.DateTimeField(null=True, blank=True)
+    push_failures = models.SmallIntegerField(default=0, db_default=0)
 
     token_hash = models.CharField(max_length=60)
     token_digest = models.BinaryField(max_length=32, null=True)

@@ -29,7 +29,7 @@ def assign(device_id: UUID, push_token: str | None) -> list[UUID]:
     whatever device it turns up again.
     """
     if push_token is not None:
-        database.advisory_lock(_TURNS, push_owner(push_token))
+        take_turns([push_token])
     # One statement, by id: two phones that swap their push tokens wait for each other, rather than for ever.
     others = Device.objects.none() if push_token is None else _of_one_installation(push_owner_digest(push_token))
     locked = (others | Device.objects.filter(id=device_id)).order_by("id").select_for_update(no_key=True)
@@ -41,10 +41,18 @@ def assign(device_id: UUID, push_token: str | None) -> list[UUID]:
     return taken_from
 
 
-def mark_dead(push_tokens: Collection[str]) -> list[UUID]:
-    """Note that FCM called these push tokens dead; return the devices that have them now. Runs in a transaction."""
+def take_turns(push_tokens: Collection[str]) -> None:
+    """Wait, to the end of the transaction, for whoever writes push tokens of these installations.
+
+    Comes before the lock of any device.
+    """
     for owner in sorted(set(map(push_owner, push_tokens))):
         database.advisory_lock(_TURNS, owner)
+
+
+def mark_dead(push_tokens: Collection[str]) -> list[UUID]:
+    """Note that FCM called these push tokens dead; return the devices that have them now. Runs in a transaction."""
+    take_turns(push_tokens)
     died = [DeadPushToken(sha256=_digest(push_token)) for push_token in push_tokens]
     DeadPushToken.objects.bulk_create(died, ignore_conflicts=True)
     locked = _owners_of(push_tokens).order_by("id").select_for_update(no_key=True)
@@ -80,7 +88,7 @@ def leave_to_the_last_seen(owner_digest: str) -> list[UUID]:
     """
     devices = _of_one_installation(owner_digest)
     for push_token in devices.order_by().values_list("push_token", flat=True)[:1]:
-        database.advisory_lock(_TURNS, push_owner(str(push_token)))
+        take_turns([str(push_token)])
     list(devices.order_by("id").select_for_update(no_key=True).values_list("id"))
     losing = sharing([owner_digest])
     _forget(losing)

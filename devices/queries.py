@@ -1,32 +1,46 @@
 """The fleet as an admin reads and edits it."""
 
+from collections.abc import Iterator
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 from django.db.models import Q
 
 from devices import enrollment
-from devices.enrollment import UnknownDevice
+from devices.enrollment import DeviceRetired, UnknownDevice
 from devices.identity import search
-from devices.models import Device, EnrollmentToken, online_window, presences
+from devices.models import PUSH_HEALTH, Device, EnrollmentToken, not_seen_after, online_window, presences
 from devices.schemas import DevicePage, DeviceQuery, DeviceRow, EnrollmentTokenPage, EnrollmentTokenRow, ListQuery
 from nexmdm.common import database, pagination
 
 
 def devices(query: DeviceQuery) -> DevicePage:
     """Return a page of devices, newest first."""
-    rows = Device.objects.select_related("presence", "last_refusal")
-    if query.status is not None:
-        rows = rows.filter(presences()[query.status])
-    if query.tag is not None:
-        rows = rows.filter(tags__contains=[query.tag])
-    if query.push is not None:
-        rows = rows.filter(_PUSH[query.push])
-    if query.q is not None:
-        rows = rows.filter(search.matching(query.q))
+    now = database.now()
+    rows = Device.objects.select_related("presence", "last_refusal").filter(*_conditions(query, now))
     found, next_cursor = pagination.paginate(rows, query, UUID)
-    online_since = database.now() - online_window()
+    online_since = now - online_window()
     return DevicePage(items=[DeviceRow.of(device, online_since) for device in found], next_cursor=next_cursor)
+
+
+def _conditions(query: DeviceQuery, now: datetime) -> Iterator[Q]:
+    if query.status is not None:
+        yield presences()[query.status]
+    if query.tag is not None:
+        yield Q(tags__contains=[query.tag])
+    if query.model is not None:
+        yield Q(model=query.model)
+    if query.os_version is not None:
+        yield Q(os_version=query.os_version)
+    if query.agent_version is not None:
+        yield Q(presence__agent_version=query.agent_version)
+    if query.not_seen_for_seconds:
+        yield not_seen_after(now - timedelta(seconds=query.not_seen_for_seconds))
+    if query.push is not None:
+        yield PUSH_HEALTH[query.push]
+    if query.q is not None:
+        yield search.matching(query.q)
 
 
 def device(device_id: UUID) -> DeviceRow:
@@ -53,10 +67,3 @@ def enrollment_tokens(query: ListQuery) -> EnrollmentTokenPage:
     """Return a page of enrollment tokens, newest first."""
     found, next_cursor = pagination.paginate(EnrollmentToken.objects.all(), query, UUID)
     return EnrollmentTokenPage(items=[EnrollmentTokenRow.of(token) for token in found], next_cursor=next_cursor)
-
-
-_PUSH = {
-    "ok": Q(push_token__isnull=False, push_token_dead_at=None),
-    "dead": Q(push_token_dead_at__isnull=False),
-    "none": Q(push_token=None),
-}

@@ -4,13 +4,13 @@ A reading of a phone that does not fit is repaired or dropped by nexmdm/common/t
 """
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
 from pydantic import ConfigDict, Field, StrictBool, StrictInt, StringConstraints
 from typing_extensions import TypedDict
 
-from devices.models import Device, EnrollmentToken, LastRefusal
+from devices.models import FAILING_FROM, Device, EnrollmentToken, LastRefusal
 from nexmdm.common.pagination import Page
 from nexmdm.common.tolerance.field_warnings import Warnings
 from nexmdm.common.tolerance.repair import DECIDES, INFORMS, INFORMS_EXACTLY
@@ -24,6 +24,7 @@ from nexmdm.common.types import (
     HardwareId,
     Identifier,
     PushToken,
+    QueryInteger,
     ResponseSchema,
     Storable,
     Tag,
@@ -33,7 +34,9 @@ from nexmdm.common.types import (
 
 Presence = Literal["online", "offline", "never"]
 DeviceStatus = Literal["online", "offline", "never", "revoked", "retired"]
-PushHealth = Literal["ok", "dead", "none"]
+PushHealth = Literal["ok", "failing", "dead", "none"]
+
+LONGEST_SILENCE_SECONDS: Final = 10 * 365 * 86_400
 
 
 class Register(DeviceBody):
@@ -174,12 +177,21 @@ class DeviceRow(ResponseSchema):
             presence="never" if seen is None else "online" if seen > online_since else "offline",
             last_seen_at=seen,
             last_status=presence.last_status,
-            push="none" if device.push_token is None else "dead" if device.push_token_dead_at else "ok",
+            push=_push_health(device),
             enrolled_at=device.enrolled_at,
             revoked_at=device.revoked_at,
             retired_at=device.retired_at,
             last_refusal=None if refusal is None else LastRefusalRow.of(refusal),
         )
+
+
+def _push_health(device: Device) -> PushHealth:
+    """Return the state of models.PUSH_HEALTH that a device is in."""
+    if device.push_token is None:
+        return "none"
+    if device.push_token_dead_at is not None:
+        return "dead"
+    return "failing" if device.push_failures >= FAILING_FROM else "ok"
 
 
 class WithdrawnCommand(ResponseSchema):
@@ -202,12 +214,32 @@ class DevicePage(ResponseSchema):
     next_cursor: str | None
 
 
+Reported = Annotated[
+    Detail | None, Field(description="Exactly as the device reported it; empty: the devices that reported none.")
+]
+
+
 class DeviceQuery(Page, extra="forbid"):
     """Which devices to list. `q` is part of an alias or a hardware id in any case, or a device id or its start."""
 
     status: DeviceStatus | None = None
     tag: Tag | None = None
-    push: PushHealth | None = None
+    model: Reported = None
+    os_version: Reported = None
+    agent_version: Reported = None
+    not_seen_for_seconds: Annotated[
+        Annotated[QueryInteger, Field(ge=0, le=LONGEST_SILENCE_SECONDS)] | None,
+        Field(
+            description="No heartbeat for so long; before the first heartbeat, the time since the enrollment counts."
+        ),
+    ] = None
+    push: Annotated[
+        PushHealth | None,
+        Field(
+            description="`failing`: the last five pushes or more, across deliveries, ended without one accepted. "
+            "`dead` outranks it; another push token starts the count anew."
+        ),
+    ] = None
     q: Annotated[Text, Field(min_length=1, max_length=128)] | None = None
 
 

@@ -198,7 +198,10 @@ class Dispatcher:
         request_id, device_id = str(claimed.content.request_id), str(claimed.recipient.device_id)
         log.info("command.not_sent", request_id=request_id, device_id=device_id, attempt=claimed.number, detail=reason)
         detail = f"not sent: {reason}"
-        self.recorder.add(Sent(claimed, AttemptOutcome.BLOCKED, detail=detail, retry_in_seconds=retry_in_seconds))
+        unsent = Sent(
+            claimed, AttemptOutcome.BLOCKED, detail=detail, retry_in_seconds=retry_in_seconds, is_given_back=True
+        )
+        self.recorder.add(unsent)
 
     def _decided(self, claimed: Claimed, answer: fcm.FcmResponse, seconds_left: float) -> Sent:
         decision = fcm_outcomes.decide(answer, claimed.failures, seconds_left)

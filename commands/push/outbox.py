@@ -4,10 +4,10 @@ Each function is one short transaction. A push is claimed (a row says that it is
 transaction open, and recorded. A claim is a lease: what a crashed dispatcher held comes due again by itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 import structlog
@@ -18,7 +18,7 @@ from django.db.models.functions import Greatest, Now
 from commands import envelope, queue
 from commands.models import Attempt, AttemptOutcome, Delivery, DeliveryState, PushState
 from devices import push_targets
-from devices.models import Device
+from devices.models import FAILING_FROM, Device
 from nexmdm.common import database
 
 log = structlog.get_logger()
@@ -47,7 +47,10 @@ class Claimed:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """How a claimed push ended. `retry_in_seconds` None: no further push is due (by this answer)."""
+    """How a claimed push ended. `retry_in_seconds` None: no further push is due (by this answer).
+
+    `is_given_back`: it never left, and nobody failed.
+    """
 
     claimed: Claimed
     outcome: AttemptOutcome
@@ -57,6 +60,7 @@ class Sent:
     latency_ms: int | None = None
     detail: str = ""
     retry_in_seconds: float | None = None
+    is_given_back: bool = False
 
 
 # Just after a command to a hundred thousand devices the planner knows nothing of them, so it is left no choice: rows
@@ -147,8 +151,16 @@ def wanted(claimed: Sequence[Claimed]) -> set[int]:
     return {delivery_id for (delivery_id,) in database.rows(_WANTED, columns)}
 
 
-# The locks come first, in a statement of their own: what follows must see what the holders before us wrote, of the
-# devices too.
+# The locks come first, in statements of their own: what follows must see what the holders before us wrote. Devices
+# before deliveries: every transaction that locks both takes them in this order. Of the devices only those whose row may
+# change: their push token is dead, or their count of failures gets another value.
+_HOLD_DEVICES: Final = """
+    SELECT id FROM devices_device
+    WHERE (id = ANY(%(failed)s::uuid[]) AND push_failures < %(failing_from)s)
+        OR (id = ANY(%(accepted)s::uuid[]) AND push_failures > 0)
+        OR md5(push_token) = ANY(ARRAY(SELECT md5(token) FROM unnest(%(dead)s::text[]) token))
+    ORDER BY id FOR NO KEY UPDATE
+"""
 _HOLD: Final = """
     SELECT count(*) FROM (
         SELECT FROM commands_delivery WHERE id = ANY(%(delivery_ids)s) ORDER BY id FOR NO KEY UPDATE
@@ -158,13 +170,18 @@ _HOLD: Final = """
 # Fenced on the attempt's number and on its being open: an answer after the lease has run out changes nothing. Each step
 # carries on what the next one needs, so that no two lists of the batch are joined: row by row, as the planner guesses.
 # A push that failed for the moment stays `retrying` if its delivery was settled meanwhile: it is shown as superseded.
+# Failures are counted in the order of the batch, which is that in which the pushes ended, and only for the push token
+# that the device still has; `device_id` is NULL where nothing is to be counted.
 _RECORD: Final = """
     WITH sent AS (
         SELECT * FROM unnest(
             %(delivery_ids)s::bigint[], %(numbers)s::int[], %(outcomes)s::text[], %(http_statuses)s::smallint[],
             %(fcm_errors)s::text[], %(message_ids)s::text[], %(latencies)s::int[], %(details)s::text[],
-            %(retries)s::float8[]
-        ) AS sent (delivery_id, number, outcome, http_status, fcm_error, message_id, latency_ms, detail, retry_in)
+            %(retries)s::float8[], %(device_ids)s::uuid[], %(push_tokens)s::text[]
+        ) WITH ORDINALITY AS sent (
+            delivery_id, number, outcome, http_status, fcm_error, message_id, latency_ms, detail, retry_in,
+            device_id, push_token, place
+        )
     ), closed AS (
         UPDATE commands_attempt attempt
         SET outcome = sent.outcome, http_status = sent.http_status, fcm_error = sent.fcm_error,
@@ -172,8 +189,20 @@ _RECORD: Final = """
         FROM sent
         WHERE attempt.delivery_id = sent.delivery_id AND attempt.number = sent.number AND attempt.finished_at IS NULL
         RETURNING sent.delivery_id, sent.number, sent.outcome, now() + sent.retry_in * interval '1 second' AS retry_at,
+            sent.device_id, sent.push_token, sent.place,
             sent.outcome IN ('retry_later', 'unknown') OR (sent.outcome = 'blocked' AND sent.http_status IS NOT NULL)
                 AS is_failure
+    ), ended AS (
+        SELECT device_id, push_token, count(*) AS pushes,
+            array_position(array_agg(outcome = 'accepted' ORDER BY place DESC), true) - 1 AS since_accepted
+        FROM closed WHERE device_id IS NOT NULL
+        GROUP BY device_id, push_token
+    ), counted AS (
+        SELECT device.id, LEAST(COALESCE(since_accepted, push_failures + pushes), %(failing_from)s) AS push_failures
+        FROM ended JOIN devices_device device ON device.id = device_id AND device.push_token = ended.push_token
+    ), noted AS (
+        UPDATE devices_device device SET push_failures = counted.push_failures
+        FROM counted WHERE device.id = counted.id AND device.push_failures <> counted.push_failures
     ), ruled AS (
         SELECT delivery.id, closed.outcome, closed.is_failure,
             closed.outcome IN ('retry_later', 'unknown', 'blocked') AND delivery.state NOT IN ('pending', 'received')
@@ -221,11 +250,27 @@ def _record_alone(one: Sent) -> None:
 
 @transaction.atomic
 def _record(sent: Sequence[Sent]) -> None:
-    # Devices before deliveries: every transaction that locks both takes them in this order.
-    unreachable = push_targets.mark_dead(
-        {one.claimed.push_token for one in sent if one.outcome == AttemptOutcome.TOKEN_DEAD}
-    )
-    columns = {
+    dead = {one.claimed.push_token for one in sent if one.outcome == AttemptOutcome.TOKEN_DEAD}
+    push_targets.take_turns(dead)
+    held, _ = database.execute_batch(_HOLD_DEVICES, _HOLD, parameters=_locks(sent, dead))
+    unreachable = push_targets.mark_dead(dead)
+    database.execute(_RECORD, _columns(sent, {device_id for (device_id,) in held}))
+    stop_pushing(unreachable)
+
+
+def _locks(sent: Sequence[Sent], dead: Collection[str]) -> dict[str, Any]:
+    ended = [(str(one.claimed.recipient.device_id), one.outcome) for one in sent if not one.is_given_back]
+    accepted = ",".join(device_id for device_id, outcome in ended if outcome == AttemptOutcome.ACCEPTED)
+    failed = ",".join(device_id for device_id, outcome in ended if outcome != AttemptOutcome.ACCEPTED)
+    # As one text each: psycopg takes longer to quote 500 ids than PostgreSQL to look them up.
+    devices = {"accepted": f"{{{accepted}}}", "failed": f"{{{failed}}}", "dead": list(dead)}
+    return devices | {"delivery_ids": [one.claimed.delivery_id for one in sent], "failing_from": FAILING_FROM}
+
+
+def _columns(sent: Sequence[Sent], held: Collection[UUID]) -> dict[str, Any]:
+    """Return the parameters of _RECORD; the devices in `held` are locked, and so their failures can be counted."""
+    counted = [None if one.is_given_back or one.claimed.recipient.device_id not in held else one for one in sent]
+    return {
         "delivery_ids": [one.claimed.delivery_id for one in sent],
         "numbers": [one.claimed.number for one in sent],
         "outcomes": [one.outcome for one in sent],
@@ -235,11 +280,11 @@ def _record(sent: Sequence[Sent]) -> None:
         "latencies": [one.latency_ms for one in sent],
         "details": [one.detail for one in sent],
         "retries": [_retry_in_seconds(one) for one in sent],
+        "device_ids": [one and one.claimed.recipient.device_id for one in counted],
+        "push_tokens": [one and one.claimed.push_token for one in counted],
+        "failing_from": FAILING_FROM,
         "least": LEAST,
     }
-    database.row(_HOLD, columns)
-    database.execute(_RECORD, columns)
-    stop_pushing(unreachable)
 
 
 def _retry_in_seconds(one: Sent) -> float | None:

@@ -28,7 +28,7 @@ _GAP: Final = 2
 _COLOURED: Final = ("state", "outcome", "presence", "push", "status", "code")
 _COLOURS: Final[Mapping[str, str]] = {
     **dict.fromkeys(("succeeded", "online", "ok", "200"), "green"),
-    **dict.fromkeys(("pending", "received", "open", "offline", "partial"), "yellow"),
+    **dict.fromkeys(("pending", "received", "open", "offline", "partial", "failing"), "yellow"),
     **dict.fromkeys(("failed", "expired", "dead", "revoked"), "red"),
     **dict.fromkeys(("cancelled", "completed", "exhausted", "never", "none", "retired", NOTHING), "dim"),
 }
