@@ -73,7 +73,7 @@ async def read_device(request: HttpRequest, device_id: UUID) -> HttpResponse:
 @router.patch("/devices/{uuid:device_id}", response=DeviceRow, url_name="device")
 @summarized(by_path("change_device", DEVICE))
 async def change_device(request: HttpRequest, device_id: UUID, body: DeviceChange) -> HttpResponse:
-    """Change a device's alias (null clears it), or replace its tags."""
+    """Change a device's alias (null clears it), or replace its tags. A retired device stays as it is."""
 
     def work() -> WriteResult:
         queries.change(device_id, body.model_dump(exclude_unset=True))
@@ -85,7 +85,10 @@ async def change_device(request: HttpRequest, device_id: UUID, body: DeviceChang
 @router.post("/tags/{tag:tag}", response=Retagged, url_name="tag")
 @summarized(by_path("tag", "tag"))
 async def change_tag(request: HttpRequest, tag: str, body: Retag) -> HttpResponse:
-    """Put a tag on some devices, and take it off others. The answer counts those that changed."""
+    """Put a tag on some devices, and take it off others. The answer counts those that changed.
+
+    If one of them is unknown or retired, nothing is done.
+    """
 
     def work() -> WriteResult:
         added, removed = audience.retag(tag, body.add, body.remove)

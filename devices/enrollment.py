@@ -52,10 +52,11 @@ class HardwareKnown(DomainError):
 class AliasTaken(DomainError):
     detail = "Another device has this alias. Choose another one."
 
-    def __init__(self, *, by_revoked: bool = False) -> None:
-        """`by_revoked`: the device that has the alias is revoked."""
+    def __init__(self, *, by_revoked: bool = False, by_retired: bool = False) -> None:
+        """`by_revoked`, `by_retired`: the device that has the alias is that."""
         revoked = "A revoked device has this alias. Choose another one, or change that of the revoked device."
-        super().__init__(revoked if by_revoked else "")
+        retired = "A retired device has this alias. Choose another one, or retire it again, which frees its alias."
+        super().__init__(retired if by_retired else revoked if by_revoked else "")
 
 
 class UnknownEnrollmentToken(DomainError):
@@ -292,9 +293,9 @@ def check_alias(alias: str, device_id: UUID | None) -> None:
     """
     if _has_exactly(device_id, alias):
         return
-    owner = comparison_keys.with_aliases([alias]).only("id", "revoked_at").first()
+    owner = comparison_keys.with_aliases([alias]).only("id", "revoked_at", "retired_at").first()
     if owner is not None and owner.id != device_id:
-        raise AliasTaken(by_revoked=owner.revoked_at is not None)
+        raise AliasTaken(by_revoked=owner.revoked_at is not None, by_retired=owner.retired_at is not None)
 
 
 def _has_exactly(device_id: UUID | None, alias: str) -> bool:

@@ -166,6 +166,11 @@ class Device(models.Model):
                 name="device_dead_push_token_is_known",
                 condition=Q(push_token_dead_at=None) | Q(push_token__isnull=False),
             ),
+            # The version before has a reinstate that knows nothing of retirement.
+            models.CheckConstraint(
+                name="device_retired_is_revoked",
+                condition=Q(retired_at=None) | Q(revoked_at__isnull=False),
+            ),
             models.CheckConstraint(
                 name="device_next_credential_expires",
                 condition=Q(next_hash="", next_expires_at=None) | (~Q(next_hash="") & Q(next_expires_at__isnull=False)),

@@ -52,9 +52,12 @@ def device(device_id: UUID) -> DeviceRow:
 
 
 def change(device_id: UUID, changes: dict[str, Any]) -> None:
-    """Set a device's alias or tags. Runs in a transaction. Raises UnknownDevice, AliasTaken."""
-    if not Device.objects.select_for_update(no_key=True).filter(id=device_id).exists():
+    """Set a device's alias or tags. Runs in a transaction. Raises UnknownDevice, DeviceRetired, AliasTaken."""
+    found = Device.objects.select_for_update(no_key=True).only("id", "retired_at").filter(id=device_id).first()
+    if found is None:
         raise UnknownDevice
+    if found.retired_at is not None:
+        raise DeviceRetired
     if "alias" in changes:
         if changes["alias"] is not None:
             enrollment.claim_alias(changes["alias"], device_id)

@@ -5,6 +5,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from django.db import IntegrityError, transaction
 from django.db.models.functions import Now
 
 from commands.models import Delivery, Report
@@ -195,8 +196,44 @@ def test_the_last_word_of_an_earlier_enrollment_is_no_more_taken(admin: Admin, p
 
 def test_retiring_again_frees_an_alias_that_it_was_given_since(admin: Admin, phone: Phone) -> None:
     retire(admin, phone)
-    assert admin.call("PATCH", f"/admin/devices/{phone.device_id}", {"alias": "kiosk-1"}).status == 200
+    Device.objects.update(alias="kiosk-1")  # by the version before
+    answer = admin.call("PATCH", f"/admin/devices/{admin.enrol('phone-2').device_id}", {"alias": "kiosk-1"})
+    assert (answer.code, "retire it again" in answer.json["detail"]) == ("alias_taken", True)
     assert retire(admin, phone).json["alias"] is None
+
+
+@pytest.mark.parametrize("body", [{"alias": "kiosk-1"}, {"alias": None}, {"tags": ["lobby"]}, {"tags": []}])
+def test_its_alias_and_tags_are_changed_no_more(admin: Admin, phone: Phone, body: Any) -> None:
+    admin.post("/admin/tags/floor-1", {"add": [phone.device_id]})
+    retire(admin, phone)
+    answer = admin.call("PATCH", f"/admin/devices/{phone.device_id}", body)
+    assert (answer.status, answer.code) == (409, "device_retired")
+    assert (shown(admin, phone)["alias"], shown(admin, phone)["tags"]) == (None, ["floor-1"])
+    assert admin.enrol("phone-2", alias="kiosk-1").last["re_enrolled"] is False
+
+
+@pytest.mark.parametrize("change", ["add", "remove"])
+def test_a_tag_is_not_put_on_it_or_taken_off_with_those_of_others(admin: Admin, phone: Phone, change: str) -> None:
+    other = admin.enrol("phone-2")
+    retire(admin, phone)
+    answer = admin.post("/admin/tags/floor-1", {"add": [other.device_id], change: [other.device_id, phone.device_id]})
+    assert (answer.status, answer.code) == (422, "unknown_devices")
+    assert [one["msg"] for one in answer.json["errors"]] == [f"{phone.device_id} is retired"]
+    assert admin.get(f"/admin/devices/{other.device_id}").json["tags"] == []
+
+
+def test_a_device_that_registers_again_after_its_retirement_can_be_changed(admin: Admin, phone: Phone) -> None:
+    retire(admin, phone)
+    phone.register(admin.enrollment_token())
+    answer = admin.call("PATCH", f"/admin/devices/{phone.device_id}", {"alias": "kiosk-1", "tags": ["lobby"]})
+    assert (answer.json["alias"], answer.json["tags"]) == ("kiosk-1", ["lobby"])
+
+
+def test_the_reinstate_of_the_version_before_fails_rather_than_bring_it_back(admin: Admin, phone: Phone) -> None:
+    retire(admin, phone)
+    with pytest.raises(IntegrityError, match="device_retired_is_revoked"), transaction.atomic():
+        Device.objects.filter(id=phone.device_id).update(revoked_at=None)
+    assert refusals(phone.heartbeat()) == {(403, "device_revoked")}
 
 
 def test_a_success_that_was_refused_retires_nobody(admin: Admin, phone: Phone) -> None:

@@ -91,7 +91,7 @@ _BY_OPERATION: Final[Mapping[str, tuple[type[DomainError], ...]]] = {
         queue.AudienceChanged,
         queue.PushPayloadTooLarge,
     ),
-    "changeDevice": (enrollment.AliasTaken,),
+    "changeDevice": (enrollment.DeviceRetired, enrollment.AliasTaken),
     "reinstateDevice": (enrollment.DeviceRetired,),
     "changeTag": (audience.UnknownDevices,),
 }

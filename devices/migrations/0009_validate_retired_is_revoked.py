@@ -1,0 +1,10 @@
+"""Look at the devices from before the constraint on retired ones."""
+
+from django.contrib.postgres.operations import ValidateConstraint
+from django.db import migrations
+
+
+class Migration(migrations.Migration):
+    dependencies = [("devices", "0008_retired_is_revoked")]
+
+    operations = [ValidateConstraint(model_name="device", name="device_retired_is_revoked")]
