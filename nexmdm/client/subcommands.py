@@ -15,6 +15,9 @@ SHOWN_DELIVERIES: Final = 100
 _WORST_FIRST: Final = ("failed", "expired", "cancelled", "received", "pending", "succeeded")
 # The columns, those first that a narrow terminal has to show.
 _DEVICE_COLUMNS: Final = ("device_id", "alias", "presence", "last_seen_at", "push", "hardware_id", "tags")
+_DEVICE_FILTERS: Final = (
+    "status", "push", "tag", "model", "os_version", "agent_version", "not_seen_for_seconds", "q",
+)  # fmt: skip
 _TOKEN_COLUMNS: Final = ("id", "label", "state", "uses", "max_uses", "expires_at", "tags", "re_enroll", "created_at")
 _COMMAND_COLUMNS: Final = (
     "request_id",
@@ -73,7 +76,7 @@ def revoke_token(session: Session) -> int:
 
 def devices(session: Session) -> int:
     """List devices."""
-    query = {name: session.options[name] for name in ("status", "push", "tag", "q")}
+    query = {name: session.options[name] for name in _DEVICE_FILTERS}
     return _list(session, "/admin/devices", _DEVICE_COLUMNS, query, described=_device)
 
 

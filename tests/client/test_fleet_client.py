@@ -32,6 +32,7 @@ from nexmdm.management.commands.fleet import Command as FleetCommand
 from tests.support import processes
 from tests.support.actors import Admin, Answer, Client, Phone
 from tests.support.fleet_command import InProcess, run
+from tests.support.moments import let_pass
 
 UNKNOWN = "0192f0c1-b000-7abc-8def-0123456789ab"
 
@@ -90,6 +91,24 @@ def test_devices_are_columns_of_plain_text_in_a_pipe_and_json_on_request(network
     few = run("devices", "--q", "desk", "--limit", "2", "--json", transport=network)
     assert [row["alias"] for row in few.json] == ["desk 2", "desk 1"]
     assert "more" in few.err
+
+
+def test_devices_are_listed_by_what_they_report_by_their_silence_and_by_failing_pushes(
+    network: InProcess, admin: Admin
+) -> None:
+    admin.enrol("phone-1", model="Pixel 8", os_version="15", agent_version="1.2", push_token="ok-1")
+    let_pass(days=2)
+    admin.enrol("phone-2", model="Pixel 8", os_version="14", agent_version="1.3", push_token="ok-2")
+    Device.objects.filter(push_token="ok-2").update(push_failures=5)
+
+    def found(*arguments: str) -> list[str]:
+        return [row["hardware_id"] for row in run("devices", *arguments, "--json", transport=network).json]
+
+    assert found("--model", "Pixel 8") == ["phone-2", "phone-1"]
+    assert found("--os-version", "15") == found("--agent-version", "1.2") == ["phone-1"]
+    assert found("--not-seen-for", "1d") == ["phone-1"]
+    assert found("--not-seen-for", "3d") == found("--model", "") == []
+    assert (found("--push", "failing"), found("--push", "ok")) == (["phone-2"], ["phone-1"])
 
 
 def test_a_list_goes_over_as_many_pages_as_it_takes(
@@ -633,6 +652,8 @@ def test_an_answer_that_cannot_be_written_is_exit_status_1(network: InProcess) -
         ("send", "ring", "all", "--param", "duration_seconds"),
         ("device", "front-desk"),
         ("devices", "--limit", "0"),
+        ("devices", "--not-seen-for", "long"),
+        ("devices", "--push", "live"),
         ("audit", "--since", "yesterday"),
         ("commands", "--since", "999999d"),
         ("ping", "alias:"),

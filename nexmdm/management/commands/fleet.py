@@ -164,8 +164,14 @@ class _Arguments:
     def _devices(self) -> None:
         devices = self._verb("devices", subcommands.devices, "List devices, newest first.")
         devices.add_argument("--status", choices=["online", "offline", "never", "revoked", "retired"])
-        devices.add_argument("--push", choices=["ok", "dead", "none"])
+        devices.add_argument("--push", choices=["ok", "failing", "dead", "none"])
         devices.add_argument("--tag")
+        for name in ("--model", "--os-version", "--agent-version"):
+            devices.add_argument(name, metavar="TEXT", help="exactly as the device reported it")
+        devices.add_argument(
+            "--not-seen-for", type=arguments.seconds, metavar="TIME", dest="not_seen_for_seconds",
+            help="no heartbeat for so long (10m, 12h, 7d); before the first one, the enrollment counts",
+        )  # fmt: skip
         devices.add_argument(
             "--q", metavar="TEXT", help="part of an alias or a hardware id in any case, or a device id or its start"
         )
