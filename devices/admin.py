@@ -1,5 +1,6 @@
 """A read-only window on the fleet. Of credentials and push tokens it shows that there are some, never what they are."""
 
+from datetime import datetime, timedelta
 from typing import Any, ClassVar, Final
 from uuid import UUID
 
@@ -9,16 +10,15 @@ from django.http import HttpRequest
 from django.utils.html import format_html
 
 from devices.identity import search
-from devices.models import Device, LastRefusal, presences
+from devices.models import PUSH_HEALTH, Device, LastRefusal, not_seen_after, presences
 from nexmdm.common.read_only_admin.base import ReadOnlyAdmin
-from nexmdm.common.read_only_admin.columns import NOTHING, Column, moment, pretty
-from nexmdm.common.read_only_admin.filters import ChoiceFilter
+from nexmdm.common.read_only_admin.columns import NOTHING, Column, Narrowed, moment, pretty
+from nexmdm.common.read_only_admin.filters import ChoiceFilter, ExactTextFilter, SpanFilter
 
 SECRETS: Final = ("push_token", "token_hash", "token_digest", "next_hash", "next_digest")
 """The columns of a device that no list of this site reads."""
 
-DEAD: Final = Q(push_token_dead_at__isnull=False)
-LIVE: Final = Q(push_token__isnull=False, push_token_dead_at=None)
+PUSH: Final = {"live" if name == "ok" else name: condition for name, condition in PUSH_HEALTH.items()}
 
 
 class PresenceFilter(ChoiceFilter):
@@ -40,7 +40,27 @@ class PushFilter(ChoiceFilter):
 
     def conditions(self) -> dict[str, Q]:
         """Return what can be known of a push token."""
-        return {"live": LIVE, "dead": DEAD, "none": Q(push_token=None)}
+        return PUSH
+
+
+class SilenceFilter(SpanFilter):
+    """By for how long the device has sent no heartbeat; before its first one, the enrollment counts."""
+
+    title = "silent for"
+    parameter_name = "silent"
+    spans: ClassVar = {"1 hour": timedelta(hours=1), "1 day": timedelta(days=1), "7 days": timedelta(days=7)}
+
+    def narrowed(self, rows: QuerySet[Any], moment: datetime) -> QuerySet[Any]:
+        """Keep the devices without a heartbeat after this moment."""
+        return rows.filter(not_seen_after(moment))
+
+
+class ReportedFilter(ExactTextFilter):
+    """By what the device reported of itself."""
+
+    title = "what it reported, exactly"
+    parameters = ("model", "os_version", "agent_version")
+    columns: ClassVar = {"model": "model", "os_version": "os_version", "agent_version": "presence__agent_version"}
 
 
 class DeviceAdmin(ReadOnlyAdmin):
@@ -51,12 +71,12 @@ class DeviceAdmin(ReadOnlyAdmin):
         "agent_version",
     )  # fmt: skip
     list_display_links = ("id", "alias")
-    list_filter = (PresenceFilter, PushFilter)
+    list_filter = (PresenceFilter, SilenceFilter, PushFilter, ReportedFilter)
     search_fields = ("alias", "hardware_id", "id")
     search_help_text = "Part of an alias or a hardware id, or a device id or its start."
     fieldsets: ClassVar = [
-        (None, {"fields": ["id", "hardware_id", "alias", "tag_list", "manufacturer", "model", "os_version"]}),
-        ("Presence", {"fields": ["presence_now", "last_seen_at", "agent_version", "last_status", "refused"]}),
+        (None, {"fields": ["id", "hardware_id", "alias", "tag_list", "manufacturer", "same_model", "same_os"]}),
+        ("Presence", {"fields": ["presence_now", "last_seen_at", "same_agent", "last_status", "refused"]}),
         ("Push", {"fields": ["push"]}),
         ("Enrollment", {"fields": ["enrolled_with", "enrolled", "enrolled_from", "revoked", "retired"]}),
     ]
@@ -74,6 +94,9 @@ class DeviceAdmin(ReadOnlyAdmin):
     presence_now = Column("presence_named", "presence")
     last_seen_at = Column("presence.last_seen_at")
     agent_version = Column("presence.agent_version")
+    same_model = Narrowed("model", "model")
+    same_os = Narrowed("os_version", "os_version")
+    same_agent = Narrowed("presence.agent_version", "agent_version")
     tag_list = Column("tags")
     enrolled = Column("enrolled_at")
     revoked = Column("revoked_at")
@@ -82,13 +105,13 @@ class DeviceAdmin(ReadOnlyAdmin):
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         """Return the devices with their presence, and without their secrets."""
         named = [When(condition, then=Value(name)) for name, condition in presences().items()]
-        token = [When(DEAD, then=Value("dead")), When(LIVE, then=Value("live"))]
+        states = [When(condition, then=Value(name)) for name, condition in PUSH.items()]
         devices = (
             super().get_queryset(request).select_related("presence", "last_refusal", "enrolled_with").defer(*SECRETS)
         )
         described: QuerySet[Any] = devices.annotate(
             presence_named=Case(*named, output_field=CharField()),
-            push_named=Case(*token, default=Value("none"), output_field=CharField()),
+            push_named=Case(*states, output_field=CharField()),
         )
         return described
 
@@ -102,10 +125,10 @@ class DeviceAdmin(ReadOnlyAdmin):
 
     @admin.display(description="push token")
     def push(self, device: Any) -> str:
-        """Return live, none, or since when the push token is dead."""
-        if device.push_named != "dead":
-            return str(device.push_named)
-        return format_html("dead since {}", moment(device.push_token_dead_at))
+        """Return live, failing, none, or since when the push token is dead."""
+        if device.push_named == "dead":
+            return format_html("dead since {}", moment(device.push_token_dead_at))
+        return str(device.push_named)
 
     @admin.display(description="last refusal")
     def refused(self, device: Device) -> str:

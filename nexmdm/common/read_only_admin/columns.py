@@ -45,17 +45,30 @@ class Link(Column):
         return link(other, self.text(other))
 
 
+class Narrowed(Column):
+    """A column that leads to the list of its rows, narrowed to those with the same text; `parameter` is the filter."""
+
+    def __init__(self, path: str, parameter: str) -> None:
+        super().__init__(path)
+        self.parameter = parameter
+
+    def __call__(self, row: Model) -> str:
+        """Return the link."""
+        text = self.follow(row)
+        return link_to_list(type(row), text, **{self.parameter: text}) if text else NOTHING
+
+
 def link(row: Model, text: object) -> SafeString:
     """Return a link to a row's own page."""
     return format_html('<a class="nowrap" href="{}">{}</a>', address_of(type(row), "change", row.pk), text)
 
 
-def link_to_list(model: type[Model], text: str, **filters: object) -> SafeString:
+def link_to_list(model: type[Model], text: str, /, **filters: object) -> SafeString:
     """Return a link to a list, narrowed by these query parameters."""
     return format_html('<a href="{}">{}</a>', address_of(model, "changelist", **filters), text)
 
 
-def address_of(model: type[Model], page: str, *key: object, **query: object) -> str:
+def address_of(model: type[Model], page: str, /, *key: object, **query: object) -> str:
     """Return the address of a model's page: `changelist`, or `change` of the row with this key."""
     label = model._meta.label_lower.replace(".", "_")  # noqa: SLF001
     return reverse(f"admin:{label}_{page}", args=key) + (f"?{urlencode(query)}" if query else "")

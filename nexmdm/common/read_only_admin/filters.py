@@ -1,7 +1,7 @@
-"""By what the lists of the admin site are narrowed: choices known beforehand, and spans of time. Nothing is counted."""
+"""By what the lists of the admin site are narrowed: known choices, spans of time, exact texts. Nothing is counted."""
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -40,7 +40,26 @@ class ChoiceFilter(admin.SimpleListFilter):
         return queryset if condition is None else queryset.filter(condition)
 
 
-class AgeFilter(admin.SimpleListFilter):
+class SpanFilter(admin.SimpleListFilter):
+    """A filter by a moment that is one of these spans ago."""
+
+    spans: ClassVar[Mapping[str, timedelta]]
+
+    def lookups(self, request: HttpRequest, model_admin: ModelAdmin) -> list[tuple[str, str]]:  # noqa: ARG002
+        """Return the spans; each is its own label."""
+        return [(name, name) for name in self.spans]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:  # noqa: ARG002
+        """Keep the rows that narrowed() keeps. An unknown span narrows nothing."""
+        span = self.spans.get(self.value() or "")
+        return queryset if span is None else self.narrowed(queryset, database.now() - span)
+
+    def narrowed(self, rows: QuerySet[Any], moment: datetime) -> QuerySet[Any]:
+        """Return the rows that the moment stands for."""
+        raise NotImplementedError
+
+
+class AgeFilter(SpanFilter):
     """A filter by how long ago something happened at most."""
 
     title = "age, up to"
@@ -54,23 +73,15 @@ class AgeFilter(admin.SimpleListFilter):
         "30 days": timedelta(days=30),
     }
 
-    def lookups(self, request: HttpRequest, model_admin: ModelAdmin) -> list[tuple[str, str]]:  # noqa: ARG002
-        """Return the spans; each is its own label."""
-        return [(name, name) for name in self.spans]
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:  # noqa: ARG002
+    def narrowed(self, rows: QuerySet[Any], moment: datetime) -> QuerySet[Any]:
         """Keep the rows that are no older."""
-        span = self.spans.get(self.value() or "")
-        return queryset if span is None else in_date_range(queryset, self.column, database.now() - span, None)
+        return in_date_range(rows, self.column, moment, None)
 
 
-class DateRangeFilter(admin.ListFilter):
-    """A filter by two minutes in UTC, either of which may be left out. What is no time narrows nothing."""
+class FormFilter(admin.ListFilter):
+    """A filter by the fields of a form, whose names are the `parameters`; one that is empty narrows nothing."""
 
-    title = "time (UTC)"
-    template = "read_only_admin/date_range.html"
-    parameters: ClassVar = ("since", "until")
-    column: ClassVar[str]
+    parameters: ClassVar[tuple[str, ...]]
 
     def __init__(
         self, request: HttpRequest, params: dict[str, list[str]], model: type[Model], model_admin: ModelAdmin
@@ -91,6 +102,36 @@ class DateRangeFilter(admin.ListFilter):
         for name, values in changelist.filter_params.items():
             if name not in self.parameters:
                 yield from ({"name": name, "value": value} for value in values)
+
+
+class ExactTextFilter(FormFilter):
+    """A filter by texts as they are, one for each parameter; `columns` says where each is.
+
+    A text that no column can hold narrows nothing.
+    """
+
+    template = "read_only_admin/exact_text.html"
+    columns: ClassVar[Mapping[str, str]]
+
+    @property
+    def fields(self) -> list[dict[str, str]]:
+        """The fields of the form: name, label and value of each."""
+        given = {name: str(self.used_parameters.get(name, "")) for name in self.parameters}
+        return [{"name": name, "label": name.replace("_", " "), "value": text} for name, text in given.items()]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:  # noqa: ARG002
+        """Keep the rows that have these texts."""
+        texts = {self.columns[name]: str(text) for name, text in self.used_parameters.items() if text}
+        return queryset.filter(**{column: text for column, text in texts.items() if "\0" not in text})
+
+
+class DateRangeFilter(FormFilter):
+    """A filter by two minutes in UTC, either of which may be left out. What is no time narrows nothing."""
+
+    title = "time (UTC)"
+    template = "read_only_admin/date_range.html"
+    parameters = ("since", "until")
+    column: ClassVar[str]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:  # noqa: ARG002
         """Keep the rows from the first minute on, and before the second."""

@@ -1,0 +1,89 @@
+"""The list of devices on the admin site, narrowed by silence, by failing pushes, and by what the devices report."""
+
+import re
+from typing import Final
+from urllib.parse import urlencode
+
+import pytest
+from django.contrib.auth.models import User
+from django.test import Client as Browser
+
+from devices.models import Device
+from tests.support.actors import Admin, Phone, Visitor
+from tests.support.moments import let_pass
+
+LIST: Final = "/django-admin/devices/device/"
+
+
+@pytest.fixture
+def staff(db: None) -> Visitor:
+    """Somebody who has logged in."""
+    browser = Browser()
+    browser.force_login(User.objects.create_user("staff", is_staff=True))
+    return Visitor(session=browser.cookies["sessionid"].value)
+
+
+def listed(staff: Visitor, **query: str) -> list[str]:
+    """The hardware ids of the devices on the page."""
+    answer = staff.request("GET", f"{LIST}?{urlencode(query)}")
+    assert answer.status == 200
+    return re.findall(r'field-hardware_id">([^<]*)<', answer.body.decode())
+
+
+def page_of(staff: Visitor, phone: Phone) -> str:
+    answer = staff.request("GET", f"{LIST}{phone.device_id}/change/")
+    assert answer.status == 200
+    return answer.body.decode()
+
+
+def test_devices_are_listed_by_how_long_they_are_silent(admin: Admin, staff: Visitor) -> None:
+    for name in ("week", "day", "hour", "now"):
+        let_pass(days={"day": 6, "hour": 2}.get(name, 0), hours={"now": 1}.get(name, 0), seconds=1)
+        admin.enrol(f"never-{name}")
+        admin.enrol(name).heartbeat()
+    assert listed(staff, silent="1 hour") == ["hour", "never-hour", "day", "never-day", "week", "never-week"]
+    assert listed(staff, silent="1 day") == ["day", "never-day", "week", "never-week"]
+    assert listed(staff, silent="7 days") == ["week", "never-week"]
+    assert listed(staff, silent="1 day", presence="never") == ["never-day", "never-week"]
+
+
+def test_devices_are_listed_by_what_they_report_exactly(admin: Admin, staff: Visitor) -> None:
+    admin.enrol("a", model="One & Only", os_version="15", agent_version="1.0")
+    admin.enrol("b", model="One & Only", os_version="14", agent_version="2.0")
+    assert listed(staff, model="One & Only") == ["b", "a"]
+    assert listed(staff, model="one & only") == listed(staff, model="One") == []
+    assert listed(staff, model="One & Only", os_version="15", agent_version="") == ["a"]
+    assert listed(staff, agent_version="2.0") == ["b"]
+
+
+def test_a_device_leads_to_those_that_report_the_same(admin: Admin, staff: Visitor) -> None:
+    page = page_of(staff, admin.enrol("a", model="One & Only", os_version="15", agent_version="1.0"))
+    for query in ("model=One+%26+Only", "os_version=15", "agent_version=1.0"):
+        assert f'<a href="{LIST}?{query}">' in page
+    assert f"{LIST}?" not in page_of(staff, admin.enrol("bare"))
+
+
+def test_the_form_keeps_the_other_filters_and_shows_what_was_asked_for(staff: Visitor) -> None:
+    query = urlencode({"model": '"><b>', "push": "live"})
+    answer = staff.request("GET", f"{LIST}?{query}")
+    page = answer.body.decode()
+    assert 'name="model" value="&quot;&gt;&lt;b&gt;"' in page
+    assert '<input type="hidden" name="push" value="live">' in page
+
+
+@pytest.mark.parametrize("text", ["-" + "9" * 5000, "%ED%A0%80", "%25", "'", "%00", "a%00b"])
+@pytest.mark.parametrize("name", ["model", "os_version", "agent_version"])
+def test_an_odd_text_is_no_error_of_ours(admin: Admin, staff: Visitor, name: str, text: str) -> None:
+    admin.enrol("a", model="One", os_version="15", agent_version="1.0")
+    answer = staff.request("GET", f"{LIST}?{name}={text}")
+    assert (answer.status, "field-hardware_id" in answer.body.decode()) == (200, "%00" in text)
+
+
+def test_a_device_to_which_pushing_fails_is_shown_and_listed_as_such(admin: Admin, staff: Visitor) -> None:
+    phone = admin.enrol("failing", push_token="ok-1")
+    admin.enrol("live", push_token="ok-2")
+    Device.objects.filter(id=phone.device_id).update(push_failures=5)
+    assert [listed(staff, push=name) for name in ("live", "failing", "dead", "none")] == [["live"], ["failing"], [], []]
+    assert re.search(r"Push token:.*?failing", page_of(staff, phone), re.DOTALL)
+    exported = staff.request("GET", f"{LIST}export/?push=failing").body.decode()
+    assert (exported.count("\n"), ",failing," in exported) == (2, True)
