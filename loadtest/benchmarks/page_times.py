@@ -46,6 +46,10 @@ LISTS: Final = {
 }
 # Filters together, where each alone keeps much and both keep little; and a day a fortnight ago.
 NARROWED: Final = {
+    "/django-admin/devices/device/": (
+        "?model=Simulated", "?model=Rare", "?model=nowhere", "?os_version=9", "?agent_version=0.9",
+        "?agent_version=nowhere", "?model=Rare&agent_version=1.0&silent=1 hour", "?silent=1 day&push=failing",
+    ),
     "/django-admin/commands/command/": ("?action=reboot&state=open",),
     "/django-admin/commands/delivery/": ("?action=reboot&state=pending", "?http_status=400&state=failed"),
     "/django-admin/commands/attempt/": (
@@ -54,10 +58,28 @@ NARROWED: Final = {
     ),
 }  # fmt: skip
 
+DEVICE_FILTERS: Final = (
+    "status=online", "status=offline", "status=never", "push=ok", "push=failing", "push=dead", "tag=none",
+    "model=Simulated", "model=Rare", "model=nowhere", "os_version=14", "os_version=9", "os_version=nowhere",
+    "agent_version=1.0", "agent_version=0.9", "agent_version=nowhere", "not_seen_for_seconds=0",
+    "not_seen_for_seconds=1800", "not_seen_for_seconds=31536000", "status=online&not_seen_for_seconds=1800",
+    "status=offline&model=Rare", "status=online&push=failing", "status=never&not_seen_for_seconds=31536000",
+    "push=failing&agent_version=0.9", "model=Rare&os_version=9",
+)  # fmt: skip
 _USER: Final = "page-times"
+# A rare model, agent and failing push token, spread out; and an OS that only the oldest devices have.
+_REPORTED: Final = """
+    UPDATE devices_device device SET
+        model = CASE WHEN place.number % 1000 = 7 THEN 'Rare' ELSE model END,
+        push_failures = CASE WHEN place.number % 1000 = 8 THEN 5 ELSE 0 END,
+        os_version = CASE WHEN place.number <= 50 THEN '9' ELSE os_version END
+    FROM (SELECT id, row_number() OVER (ORDER BY id) AS number FROM devices_device) place
+    WHERE place.id = device.id AND (place.number % 1000 IN (7, 8) OR place.number <= 50)
+"""
 # An online third, an offline third; the rest was never heard.
 _HEARD: Final = """
-    UPDATE devices_presence SET last_seen_at = now() - make_interval(secs => place.number % 2 * 3600)
+    UPDATE devices_presence SET last_seen_at = now() - make_interval(secs => place.number % 2 * 3600),
+        agent_version = CASE WHEN place.number % 1000 = 9 THEN '0.9' ELSE '1.0' END
     FROM (SELECT device_id, row_number() OVER (ORDER BY device_id) AS number FROM devices_presence) place
     WHERE place.device_id = devices_presence.device_id AND place.number % 3 <> 2
 """
@@ -104,7 +126,8 @@ def _measure(folder: Path, arguments: argparse.Namespace) -> dict[str, list[floa
         _seed(place.serving, arguments)
         with psycopg.connect(place.serving.database_url(), autocommit=True) as connection:
             connection.execute(_HEARD)
-            connection.execute("VACUUM ANALYZE devices_presence")
+            connection.execute(_REPORTED)
+            connection.execute("VACUUM ANALYZE devices_presence, devices_device")
             facts = _facts(connection)
         times = {path: _times(_signed(place.admin, path), count) for path in _api_paths(facts)}
         with closing(_logged_in(place.serving)) as browser:
@@ -135,7 +158,7 @@ def _api_paths(facts: Facts) -> Iterator[str]:
     day = urlencode({"since": facts.since.isoformat(), "until": facts.until.isoformat()})
     yield "/admin/summary"
     yield "/admin/devices"
-    for query in ("status=online", "status=offline", "status=never", "push=ok", "push=dead", "tag=none"):
+    for query in DEVICE_FILTERS:
         yield f"/admin/devices?{query}"
     for text in ("seeded", "SEEDED-", "nowhere", facts.device, facts.device[:8]):
         yield f"/admin/devices?q={text}"
