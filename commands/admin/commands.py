@@ -94,7 +94,7 @@ class CommandAdmin(ReadOnlyAdmin):
     """What was asked, and how it stands by device."""
 
     list_display = (
-        "id", "action", "standing", "outcome", "counts", "device_count", "issued", "note", "issued_by", "expires",
+        "id", "action", "standing", "came_to", "counts", "device_count", "issued", "note", "issued_by", "expires",
         "urgency",
     )  # fmt: skip
     list_filter = (
@@ -111,7 +111,7 @@ class CommandAdmin(ReadOnlyAdmin):
         (None, {"fields": ["id", "action", "pretty_params", "urgency", "pretty_target", "note"]}),
         ("Asked by", {"fields": ["issued_by", "audit_entries"]}),
         ("Times", {"fields": ["issued", "expires", "completed", "cancelled"]}),
-        ("Deliveries", {"fields": ["state", "outcome", "device_count", "counts", "pushes", "all_deliveries"]}),
+        ("Deliveries", {"fields": ["state", "came_to", "device_count", "counts", "pushes", "all_deliveries"]}),
     ]
     exported: ClassVar = {
         "request_id": "id", "action": "action", "params": "params", "priority": "priority", "note": "note",
@@ -180,7 +180,7 @@ class CommandAdmin(ReadOnlyAdmin):
         return command.current.state if command.current else NOTHING
 
     @admin.display(description="outcome")
-    def outcome(self, command: Any) -> str:
+    def came_to(self, command: Any) -> str:
         """Return what came of a command, once it is not open any more."""
         return (command.current.outcome if command.current else None) or NOTHING
 

@@ -394,7 +394,7 @@ def standings(browser: Client) -> dict[str, tuple[str, str, str]]:
     """Return the state, the outcome and the counts that the list of commands shows for each action."""
     page = browser.get(page_of(Command)).content.decode()
     shown = re.findall(
-        r'field-action">(\w+)</td><td class="field-standing">(.*?)</td><td class="field-outcome">(.*?)</td>'
+        r'field-action">(\w+)</td><td class="field-standing">(.*?)</td><td class="field-came_to">(.*?)</td>'
         r'<td class="field-counts">(.*?)</td>',
         page,
     )
