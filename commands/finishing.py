@@ -5,6 +5,7 @@ stays true while retention takes the deliveries away. Until it is written, stand
 """
 
 from datetime import timedelta
+from itertools import product
 from typing import Any, Final
 
 import structlog
@@ -14,12 +15,15 @@ from django.db.models.functions import Now
 from prometheus_client import Counter
 
 from commands import standing
+from commands.actions import CATALOGUE
 from commands.models import OPEN, Command, CommandOutcome, CommandState, Delivery
 from nexmdm.common import database
 
 log = structlog.get_logger()
 
 FINISHED: Final = Counter("nexmdm_commands_finished", "Commands that have ended.", ["action", "outcome"])
+for _name, _outcome in product(CATALOGUE, CommandOutcome):
+    FINISHED.labels(_name, _outcome)  # Each shows as 0 before the first time, so that a first failure is an increase.
 
 LATELY: Final = timedelta(seconds=60)
 """How far back finish_recent() looks: a delivery is settled as of its transaction's beginning, not as of its end."""

@@ -124,8 +124,7 @@ class DeliveryAdmin(_OfCommandAndDevice):
     change_form_template = "commands/delivery.html"
 
     list_display = (
-        "id", "action", "to_device", "state_now", "reason", "push", "attempts", "channel", "issued", "settled",
-        "request_id",
+        "id", "action", "to_device", "state_now", "reason", "push", "issued", "settled", "request_id",
     )  # fmt: skip
     list_filter = (
         filters.DeliveryActionFilter,

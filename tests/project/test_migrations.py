@@ -35,6 +35,7 @@ def scratch(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Iterat
     parameters = direct.parameters()
     name = sql.Identifier("scratch")
     with psycopg.connect(**parameters | {"dbname": "postgres"}, autocommit=True) as server:
+        server.execute("SET statement_timeout = 0")
         server.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(name))
         server.execute(sql.SQL("CREATE DATABASE {}").format(name))
         connections.settings["scratch"] = {**connections.settings["default"], "NAME": "scratch"}

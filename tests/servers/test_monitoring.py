@@ -17,7 +17,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from commands.actions import CATALOGUE
-from commands.models import FCM_ERRORS, AttemptOutcome, ReportStatus
+from commands.models import FCM_ERRORS, AttemptOutcome, CommandOutcome, ReportStatus
 from loadtest.testbed import testbed
 from loadtest.testbed.serving import wait_for
 from loadtest.testbed.testbed import ServerUnderTest
@@ -30,7 +30,7 @@ ALERTS: Final = [rule for group in RULES["groups"] for rule in group["rules"]]
 OF_PROMETHEUS: Final = {"up": {"job", "instance"}}
 VALUES: Final[dict[str, set[str]]] = {
     "status": {str(status.value) for status in HTTPStatus},
-    "outcome": set(AttemptOutcome.values),
+    "outcome": {*AttemptOutcome.values, *CommandOutcome.values},
     "fcm_error": {*FCM_ERRORS, "other", ""},
     "job": {"nexmdm"},
 }
