@@ -1,5 +1,6 @@
-"""Reports: take a phone's word on a command. Runs inside its caller's transaction; all times are the database's."""
+"""Reports: take phones' words on commands, many at once. All times are the database's."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -8,22 +9,13 @@ from uuid import UUID
 import orjson
 import structlog
 from django.db import transaction
-from django.db.models import F, OuterRef, Q, Subquery
-from django.db.models.functions import Coalesce, Greatest, Now
+from django.db.models import F, Q
+from django.db.models.functions import Now
 
 from commands import actions, queue
-from commands.models import (
-    FINAL,
-    OPEN,
-    Command,
-    Delivery,
-    DeliveryChannel,
-    DeliveryState,
-    Report,
-    ReportStatus,
-    Withdrawal,
-)
-from devices import enrollment
+from commands.models import OPEN, Delivery, DeliveryChannel, DeliveryState, Report, ReportStatus, Withdrawal
+from devices import credentials, enrollment, tokens
+from devices.credentials import VERDICT
 from nexmdm.common import database
 from nexmdm.common.domain_error import DomainError
 
@@ -47,6 +39,10 @@ class UnknownRequest(DomainError):
     detail = "This device has no delivery of that request."
 
 
+class MayRetire(Exception):
+    """This report may retire its device: record it by record_report(), in a transaction of its own."""
+
+
 @dataclass(frozen=True, slots=True)
 class ReportInput:
     """One report of a phone."""
@@ -68,43 +64,202 @@ class ReportResult:
     kept: bool
 
 
-def record_report(device_id: UUID, request_id: UUID, report: ReportInput) -> ReportResult:
-    """Keep a phone's report; settle the delivery with the first final one. Raises UnknownRequest.
+@dataclass(frozen=True, slots=True)
+class ReportRecord:
+    """One report, and who claims to send it."""
 
-    Any report after a final one is a duplicate and changes nothing. A final one after expiry or cancellation leaves the
-    state and is late. What is too much to keep (see KEPT) is counted.
+    token: tokens.Token
+    request_id: UUID
+    report: ReportInput
+
+
+Outcome = ReportResult | Exception
+
+_ASKED: Final = """
+    jsonb_to_recordset(%(reports)s::jsonb) AS asked (
+        position int, device_id uuid, request_id uuid, digest bytea, status text, message text, output jsonb, via text,
+        finished_at timestamptz
+    )"""
+_JUDGED: Final = f"CASE WHEN device.id IS NULL THEN 'wrong' WHEN %(is_known)s THEN 'good' ELSE {VERDICT} END"
+
+# The locks come first, in a statement of their own: what follows must see what the holders before us wrote.
+_HOLD: Final = f"""
+    SELECT count(*) FROM (
+        SELECT FROM {_ASKED}
+        JOIN devices_device device ON device.id = asked.device_id
+        JOIN commands_delivery delivery
+            ON delivery.command_id = asked.request_id AND delivery.device_id = asked.device_id
+        WHERE {_JUDGED} = 'good'
+        ORDER BY delivery.id FOR NO KEY UPDATE OF delivery
+    ) held
+"""  # noqa: S608  (constants of our modules; values are parameters)
+
+# From `judged` (whose token is good) by `found` (how the delivery stands: `was`, with what is past its time as expired)
+# to `taken` (what the report makes of it), which is then written. Each step is computed once. A report that equals the
+# last one, and is not final, is counted up there (`repeats`). `is_apart`: it may retire the device, and so is not taken
+# here. A late report keeps when the device was last heard from, as queue.EXPIRED does.
+_TAKE: Final = f"""
+    WITH judged AS MATERIALIZED (
+        SELECT asked.*, {_JUDGED} AS verdict, device.token_used_at IS NULL AS first_use
+        FROM {_ASKED} LEFT JOIN devices_device device ON device.id = asked.device_id
+    ), found AS MATERIALIZED (
+        SELECT judged.*, delivery.id AS delivery_id, delivery.open_until, delivery.delivered_via,
+            command.expires_at + %(extra_time)s AS longer, judged.status IN ('succeeded', 'failed') AS is_final,
+            delivery.state IN ('pending', 'received') AND delivery.open_until <= statement_timestamp() AS is_overdue,
+            CASE WHEN delivery.state IN ('pending', 'received') AND delivery.open_until <= statement_timestamp()
+                THEN 'expired' ELSE delivery.state END AS was,
+            NOT %(is_known)s AND judged.status = 'succeeded' AND command.action = ANY(%(retiring)s) AS is_apart
+        FROM judged
+        JOIN commands_delivery delivery
+            ON delivery.command_id = judged.request_id AND delivery.device_id = judged.device_id
+        JOIN commands_command command ON command.id = delivery.command_id
+        WHERE judged.verdict = 'good'
+    ), taken AS MATERIALIZED (
+        SELECT found.*, stands.*,
+            found.is_final AND found.was IN ('expired', 'cancelled') AS late,
+            CASE WHEN NOT stands.is_open THEN found.was WHEN found.is_final THEN found.status ELSE 'received' END
+                AS becomes,
+            last.repeats,
+            last.repeats IS NOT NULL OR (found.is_final AND NOT stands.duplicate) OR NOT EXISTS (
+                SELECT FROM commands_report WHERE delivery_id = found.delivery_id OFFSET %(kept)s - 1 LIMIT 1
+            ) AS keeps
+        FROM found
+        CROSS JOIN LATERAL (
+            SELECT found.was IN ('pending', 'received') AS is_open, CASE
+                WHEN found.was IN ('expired', 'cancelled') THEN EXISTS (
+                    SELECT FROM commands_report WHERE delivery_id = found.delivery_id
+                        AND status IN ('succeeded', 'failed') AND NOT duplicate
+                )
+                ELSE found.was IN ('succeeded', 'failed') END AS duplicate
+        ) stands
+        LEFT JOIN LATERAL (
+            SELECT CASE WHEN NOT found.is_final AND report.duplicate = stands.duplicate
+                AND (report.status, report.message, report.output, report.via, report.device_finished_at)
+                    IS NOT DISTINCT FROM (found.status, found.message, found.output, found.via, found.finished_at)
+                THEN report.id END AS repeats
+            FROM commands_report report WHERE report.delivery_id = found.delivery_id ORDER BY report.id DESC LIMIT 1
+        ) last ON true
+        WHERE NOT found.is_apart
+    ), repeated AS (
+        UPDATE commands_report report
+        SET repeat_count = report.repeat_count + 1, last_repeated_at = statement_timestamp()
+        FROM taken WHERE report.id = taken.repeats
+    ), added AS (
+        INSERT INTO commands_report (delivery_id, status, message, output, via, device_finished_at, late, duplicate)
+        SELECT delivery_id, status, message, output, via, finished_at, late, duplicate
+        FROM taken WHERE keeps AND repeats IS NULL
+    ), written AS (
+        UPDATE commands_delivery delivery
+        SET state = taken.becomes,
+            received_at = CASE WHEN taken.is_open THEN COALESCE(delivery.received_at, statement_timestamp())
+                ELSE delivery.received_at END,
+            reported_at = CASE WHEN taken.is_open THEN statement_timestamp() ELSE delivery.reported_at END,
+            settled_at = CASE WHEN taken.is_overdue THEN taken.open_until
+                WHEN taken.is_open AND taken.is_final THEN statement_timestamp() ELSE delivery.settled_at END,
+            open_until = CASE WHEN taken.is_open AND NOT taken.is_final AND taken.status <> 'deferred'
+                THEN GREATEST(taken.open_until, taken.longer) ELSE delivery.open_until END,
+            next_attempt_at = CASE WHEN taken.is_open OR taken.is_overdue THEN NULL ELSE delivery.next_attempt_at END,
+            delivered_via = COALESCE(delivery.delivered_via, taken.via),
+            device_seen_at = CASE WHEN taken.is_overdue
+                THEN (SELECT last_seen_at FROM devices_presence WHERE device_id = taken.device_id)
+                ELSE delivery.device_seen_at END,
+            reports_not_kept = delivery.reports_not_kept + (NOT taken.keeps)::int
+        FROM taken
+        WHERE delivery.id = taken.delivery_id AND (
+            taken.is_open OR taken.is_overdue OR NOT taken.keeps
+            OR (taken.via IS NOT NULL AND taken.delivered_via IS NULL)
+        )
+    ), first_used AS (
+        UPDATE devices_device device
+        SET token_used_at = statement_timestamp()
+        FROM judged
+        WHERE judged.verdict = 'good' AND judged.first_use AND NOT %(is_known)s AND device.id = judged.device_id
+            AND device.token_digest = judged.digest
+    )
+    SELECT json_agg(json_build_array(
+        position, judged.verdict, found.delivery_id IS NOT NULL, found.is_apart,
+        taken.becomes, taken.duplicate, taken.late, taken.keeps
+    ))::text
+    FROM judged LEFT JOIN found USING (position) LEFT JOIN taken USING (position)
+"""  # noqa: S608
+
+
+def record(records: Sequence[ReportRecord]) -> list[Outcome]:
+    """Keep some reports, no two on one delivery, in one transaction; return for each its result or its error.
+
+    The first final report settles a delivery. Any report after a final one is a duplicate and changes nothing. A final
+    one after expiry or cancellation leaves the state and is late. What is too much to keep (see KEPT) is counted.
+
+    The errors are UnknownRequest, MayRetire, and those of the token: InvalidToken, DeviceRevoked, NeedsFullCheck.
     """
-    # The lock comes first, in a statement of its own: what follows must see what the holder before us wrote.
+    *_, ((answer,),) = database.execute_batch(_HOLD, _TAKE, parameters=_parameters(records, is_known=False))
+    outcomes: list[Outcome] = [UnknownRequest()] * len(records)
+    for position, *judged in orjson.loads(answer or "[]"):
+        outcomes[position] = _outcome(*judged)
+    return outcomes
+
+
+def _parameters(records: Sequence[ReportRecord], *, is_known: bool) -> dict[str, Any]:
+    key = tokens.digest_keys()[0]
+    rows = [
+        {
+            "position": position,
+            "device_id": record.token.id,
+            "request_id": record.request_id,
+            "digest": "" if is_known else "\\x" + tokens.digest(record.token.text, key.value).hex(),
+            "status": record.report.status,
+            "message": record.report.message,
+            "output": record.report.output,
+            "via": record.report.via,
+            "finished_at": record.report.finished_at,
+        }
+        for position, record in enumerate(records)
+    ]
+    return {
+        "digest_key": key.id,
+        "is_known": is_known,
+        "reports": orjson.dumps(rows).decode(),
+        "extra_time": EXTRA_TIME,
+        "kept": KEPT,
+        "retiring": list(actions.RETIRING),
+    }
+
+
+def _outcome(verdict: str, is_known: bool, is_apart: bool | None, state: str, *flags: bool) -> Outcome:
+    error = credentials.error_of(verdict)
+    if error is not None:
+        return error
+    if not is_known:
+        return UnknownRequest()
+    return MayRetire() if is_apart else ReportResult(DeliveryState(state), *flags)
+
+
+def record_report(device_id: UUID, request_id: UUID, report: ReportInput) -> ReportResult:
+    """Keep a report of a device that has proved to be itself, as record() does; a wipe that worked retires the device.
+
+    Runs in a transaction. Raises UnknownRequest.
+    """
     locked = Delivery.objects.select_for_update(no_key=True, of=("self",)).annotate(
         overdue=Q(open_until__lte=Now()), action=F("command__action")
     )
     delivery = locked.filter(command_id=request_id, device_id=device_id).first()
     if delivery is None:
         raise UnknownRequest
-    changes: dict[str, Any] = {}
-    if delivery.state in OPEN and getattr(delivery, "overdue"):  # noqa: B009  (annotated above)
-        delivery.state = DeliveryState.EXPIRED
-        changes |= queue.EXPIRED
-    duplicate = _has_final(delivery)
-    late = report.status in FINAL and delivery.state in (DeliveryState.EXPIRED, DeliveryState.CANCELLED)
-    kept = _keep(delivery, report, late=late, duplicate=duplicate)
-    if not kept:
-        changes["reports_not_kept"] = F("reports_not_kept") + 1
-    if delivery.state in OPEN:
-        changes |= _word_taken(report)
-    if report.via is not None and delivery.delivered_via is None:
-        changes["delivered_via"] = report.via
-    if changes:
-        Delivery.objects.filter(id=delivery.id).update(**changes)
+    one = ReportRecord(tokens.Token(device_id, ""), request_id, report)
+    (answer,) = database.row(_TAKE, _parameters([one], is_known=True))
+    outcome = _outcome(*orjson.loads(answer)[0][1:])
+    if isinstance(outcome, Exception):
+        raise outcome
     if report.status == ReportStatus.SUCCEEDED:
         _retire_if_wiped(delivery)
-    return ReportResult(DeliveryState(changes.get("state", delivery.state)), duplicate, late, kept)
+    return outcome
 
 
 def _retire_if_wiped(delivery: Any) -> None:
     """Retire the device if its success is kept, and not that of the phone before it was enrolled again.
 
-    A repeat retires it, too: a worker of the version before may have taken the first report.
+    `delivery` is as it was before the report. A repeat retires the device, too: a worker of the version before may have
+    taken the first report.
     """
     if delivery.action not in actions.RETIRING:
         return
@@ -112,7 +267,7 @@ def _retire_if_wiped(delivery: Any) -> None:
     if not succeeded or delivery.withdrawn_by == Withdrawal.ENROLLMENT:
         return
     device_id = delivery.device_id
-    was_open = delivery.state in OPEN
+    was_open = delivery.state in OPEN and not delivery.overdue
     settled_at = None if was_open else delivery.settled_at or delivery.open_until
     if enrollment.retire_wiped(device_id, settled_at):
         queue.cancel_all_of(device_id, Withdrawal.REVOCATION)
@@ -133,81 +288,3 @@ def is_last_word(device_id: UUID, request_id: UUID, report: ReportInput) -> bool
             duplicate=False,
         ).exists()
     )
-
-
-def _has_final(delivery: Delivery) -> bool:
-    if delivery.state in (DeliveryState.EXPIRED, DeliveryState.CANCELLED):
-        # As report_one_final_per_delivery has it, however many reports there are.
-        return Report.objects.filter(delivery=delivery, status__in=FINAL, duplicate=False).exists()
-    return delivery.state not in OPEN
-
-
-# One statement for what one report may need: a look at the last one, and at how many there are. The delivery is locked,
-# so no other report of it comes in between.
-_KEEP: Final = """
-    WITH given AS (
-        SELECT %(status)s::varchar AS status, %(message)s::varchar AS message, %(output)s::jsonb AS output,
-            %(via)s::varchar AS via, %(finished_at)s::timestamptz AS device_finished_at
-    ), last AS (
-        SELECT * FROM commands_report WHERE delivery_id = %(delivery_id)s ORDER BY id DESC LIMIT 1
-    ), repeated AS (
-        UPDATE commands_report report
-        SET repeat_count = report.repeat_count + 1, last_repeated_at = statement_timestamp()
-        FROM last, given
-        WHERE report.id = last.id AND NOT %(is_final)s AND last.duplicate = %(duplicate)s
-            AND (last.status, last.message, last.output, last.via, last.device_finished_at) IS NOT DISTINCT FROM
-                (given.status, given.message, given.output, given.via, given.device_finished_at)
-        RETURNING report.id
-    ), added AS (
-        INSERT INTO commands_report
-            (delivery_id, status, message, output, via, device_finished_at, late, duplicate)
-        SELECT %(delivery_id)s, status, message, output, via, device_finished_at, %(late)s, %(duplicate)s FROM given
-        WHERE NOT EXISTS (SELECT FROM repeated) AND (
-            (%(is_final)s AND NOT %(duplicate)s) OR NOT EXISTS (
-                SELECT FROM commands_report WHERE delivery_id = %(delivery_id)s OFFSET %(kept)s - 1 LIMIT 1
-            )
-        )
-        RETURNING id
-    )
-    SELECT EXISTS (SELECT FROM repeated UNION ALL SELECT FROM added)
-"""
-
-
-def _keep(delivery: Delivery, report: ReportInput, *, late: bool, duplicate: bool) -> bool:
-    """Keep a report, or count up the last one if that was equal and not final. Return False if it is one too many."""
-    (kept,) = database.row(
-        _KEEP,
-        {
-            "delivery_id": delivery.id,
-            "status": report.status,
-            "message": report.message,
-            "output": None if report.output is None else orjson.dumps(report.output).decode(),
-            "via": report.via,
-            "finished_at": report.finished_at,
-            "is_final": report.status in FINAL,
-            "late": late,
-            "duplicate": duplicate,
-            "kept": KEPT,
-        },
-    )
-    return bool(kept)
-
-
-def _word_taken(report: ReportInput) -> dict[str, Any]:
-    changes: dict[str, Any] = {
-        "received_at": Coalesce("received_at", Now()),
-        "reported_at": Now(),
-        "next_attempt_at": None,
-        "state": DeliveryState.RECEIVED,
-    }
-    if report.status in FINAL:
-        changes |= {"state": DeliveryState(report.status.value), "settled_at": Now()}
-    elif report.status != ReportStatus.DEFERRED:
-        changes["open_until"] = _longer
-    return changes
-
-
-_longer = Greatest(
-    "open_until",
-    Subquery(Command.objects.filter(id=OuterRef("command_id")).values(until=F("expires_at") + EXTRA_TIME)),
-)

@@ -23,12 +23,17 @@ class HeartbeatRecord:
     push_token_sent: bool = False
     push_token: str | None = None
 
-    def merge(self, later: "HeartbeatRecord") -> None:
+    def merge(self, later: "HeartbeatRecord") -> bool:
         """Take over what a later heartbeat with the same token says: the later one wins, field by field."""
         self.status = self.status if later.status is None else later.status
         self.agent_version = self.agent_version if later.agent_version is None else later.agent_version
         if later.push_token_sent:
             self.push_token_sent, self.push_token = True, later.push_token
+        return True
+
+    def is_wanted(self) -> bool:
+        """Tell that it is: that a device is alive stays news, whoever waits for the answer."""
+        return True
 
 
 @dataclass(frozen=True, slots=True)

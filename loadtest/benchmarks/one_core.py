@@ -7,84 +7,38 @@ runs the ceiling (loadtest/benchmarks/bare_asgi.py) and, with --against, whateve
 
 import argparse
 import os
-import re
-import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from rich.console import Console
 from rich.table import Table
 
-from loadtest.benchmarks import bare_asgi
+from loadtest.benchmarks import bare_asgi, wrk
+from loadtest.benchmarks.wrk import Contestant
 from loadtest.fleet import credentials_file
 from loadtest.load.figures import spread
 from loadtest.testbed import testbed
 from loadtest.testbed.machine import MEASURED_CORE, OTHER_CORE, pin
 from loadtest.testbed.testbed import ServerUnderTest
 
-WRK: Final = shutil.which("wrk")
-CONNECTIONS: Final = 64
-WARM_UP_SECONDS: Final = 3
 SETTINGS: Final = {"WEB_WORKERS": "1", "LOG_LEVEL": "INFO", "LOG_FORMAT": "json"}
 OPEN_PART: Final = 100
 """One phone of so many has an open delivery."""
 
-_SCRIPT: Final = Path(__file__).parent / "heartbeat.lua"
 _ROOT: Final = Path(__file__).resolve().parent.parent.parent
-_RATE: Final = re.compile(r"Requests/sec:\s+([0-9.]+)")
-_P99: Final = re.compile(r"99%\s+([0-9.]+)(us|ms|s)\b")
-_FAILED: Final = re.compile(r"Non-2xx or 3xx responses: \d+|Socket errors: .*")
-_MILLISECONDS: Final = {"us": 0.001, "ms": 1.0, "s": 1000.0}
-
-
-class Failed(Exception):
-    """wrk could not do its work, or not every answer was a 200."""
-
-
-@dataclass(slots=True)
-class Contestant:
-    """A server under the load, by name; its rates and 99th percentiles (ms), one of each a round."""
-
-    name: str
-    url: str
-    tokens: Path
-    rates: list[float] = field(default_factory=list)
-    p99_ms: list[float] = field(default_factory=list)
-
-    def run(self, seconds: int) -> None:
-        """Warm it up, load it, note the figures. Raises Failed."""
-        self._wrk(WARM_UP_SECONDS)
-        measured = self._wrk(seconds)
-        rate, p99 = _RATE.search(measured), _P99.search(measured)
-        if rate is None or p99 is None:
-            raise Failed(f"{self.name}: {measured}")
-        self.rates.append(float(rate[1]))
-        self.p99_ms.append(float(p99[1]) * _MILLISECONDS[p99[2]])
-
-    def _wrk(self, seconds: int) -> str:
-        options = ["-t1", f"-c{CONNECTIONS}", f"-d{seconds}", "--latency", "-s", str(_SCRIPT)]
-        done = subprocess.run(
-            [str(WRK), *options, self.url],
-            env={**os.environ, "TOKENS": str(self.tokens)},
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        if done.returncode or _FAILED.search(done.stdout):
-            raise Failed(f"{self.name}: {done.stdout}{done.stderr}")
-        return done.stdout
 
 
 def main() -> int:
     """Measure in rounds, print a table; 0 if every answer was a 200."""
     arguments = _arguments()
-    if WRK is None:
-        sys.stderr.write("This needs wrk: apt-get install wrk\n")
+    if wrk.MISSING:
+        sys.stderr.write(wrk.MISSING)
         return 1
     os.sched_setaffinity(0, {OTHER_CORE})
     os.environ.update(SETTINGS)
@@ -95,7 +49,7 @@ def main() -> int:
                 for one in contestants:
                     one.run(arguments.seconds)
                     sys.stderr.write(f"round {number + 1}: {one.name}: {one.rates[-1]:,.0f}/s\n")
-    except Failed as error:
+    except wrk.Failed as error:
         sys.stderr.write(f"{error}\n")
         return 1
     _print(contestants)
@@ -171,7 +125,7 @@ def _bare(dsn: str) -> Iterator[str]:
 def _print(contestants: list[Contestant]) -> None:
     """Print medians with their spread, and each one's ratio to ours, round by round."""
     ours = contestants[0]
-    table = Table(title=f"POST /v1/heartbeat, {CONNECTIONS} connections, {len(ours.rates)} rounds: median (spread)")
+    table = Table(title=f"POST /v1/heartbeat, {wrk.CONNECTIONS} connections, {len(ours.rates)} rounds: median (spread)")
     for heading in ("", "requests/s", "p99", "ours is"):
         table.add_column(heading, justify="right" if heading else "left")
     for one in contestants:

@@ -65,6 +65,7 @@ ERRORS: Final[dict[type[DomainError], tuple[int, str, dict[str, str]]]] = {
     commands.admin_api.InvalidParams: (422, "invalid_request", {}),
     group_commit.Overloaded: (503, "overloaded", {}),
     group_commit.Draining: (503, "overloaded", {}),
+    group_commit.ClientLeft: (503, "overloaded", {}),
     gates.GateFull: (503, "overloaded", {}),
     database.DeadlockRetriesExhausted: (503, "overloaded", {}),
 }

@@ -6,6 +6,7 @@ transaction, and every outcome is returned after its commit.
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextvars import Context
 from dataclasses import dataclass
@@ -25,39 +26,50 @@ BUSY_SECONDS: Final = 1
 
 
 class Overloaded(DomainError):
-    detail = "Too many heartbeats wait to be recorded. Try again shortly."
+    detail = "Too many requests wait to be recorded. Try again as Retry-After says."
 
 
 class Draining(DomainError):
     detail = "This process is stopping. Try again: another one answers."
 
 
-class Mergeable(Protocol):
+class ClientLeft(DomainError):
+    detail = "The client has left before its turn. Nothing was recorded."
+
+
+class Batchable(Protocol):
     """What can wait in a batch."""
 
-    def merge(self, later: Self) -> None:
-        """Take over what a later item of the same key says."""
+    def merge(self, later: Self) -> bool:
+        """Take over what a later item of the same key says; False if that one is to be recorded after this one."""
+
+    def is_wanted(self) -> bool:
+        """Tell whether anybody still waits for this to be recorded; if not, nothing is done."""
 
 
-Item = TypeVar("Item", bound=Mergeable)
+Item = TypeVar("Item", bound=Batchable)
 Outcome = TypeVar("Outcome")
 
 
 @dataclass(slots=True)
 class _Waiting(Generic[Item, Outcome]):
-    """One item of the batch now filling, and those who wait for it (several, if its key came again)."""
+    """One item of the batch now filling, and those who wait for it (several, if items were merged)."""
 
     item: Item
     futures: list[asyncio.Future[Outcome | Exception]]
     since: float
     """In monotonic time."""
 
+    later: "deque[_Waiting[Item, Outcome]] | None" = None
+    """Items of the same key that came after it, each for a batch of its own."""
+
 
 class GroupCommit(Generic[Item, Outcome]):
     """The batch now filling of one event loop, and the task that flushes it.
 
     `flush` runs in a thread, on items sorted by key, no two with the same key; it returns an outcome or an error for
-    each. `flushed` is called on the loop with the outcomes of a batch, and the seconds that its flush took.
+    each. Items of one key are recorded in the order in which they came. `flushed` is called on the loop with the
+    outcomes of a batch, and the seconds that its flush took.
     """
 
     def __init__(
@@ -79,7 +91,9 @@ class GroupCommit(Generic[Item, Outcome]):
         self._flushed_at = float("-inf")
 
     async def submit(self, key: str, item: Item) -> Outcome | Exception:
-        """Record an item; return, when it is committed, its outcome or its error. Raises Overloaded, Draining.
+        """Record an item; return, when it is committed, its outcome or its error (ClientLeft: nobody wanted it).
+
+        Raises Overloaded, Draining.
 
         An error is returned because only a few callers need it raised: in a flood of them, raising each costs pauses
         for the garbage collector.
@@ -90,17 +104,25 @@ class GroupCommit(Generic[Item, Outcome]):
             raise Overloaded
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Outcome | Exception] = loop.create_future()
-        waiting = self._filling.get(key)
-        if waiting is None:
-            self._filling[key] = _Waiting(item, [future], time.monotonic())
-        else:
-            waiting.item.merge(item)
-            waiting.futures.append(future)
+        self._add(key, item, future)
         self._waiting += 1
         if self._flusher is None:
             # A context of its own: the first request's must not outlive it in the flusher.
             self._flusher = loop.create_task(self._flush_until_empty(), context=Context())
         return await future
+
+    def _add(self, key: str, item: Item, future: asyncio.Future[Outcome | Exception]) -> None:
+        first = self._filling.get(key)
+        if first is None:
+            self._filling[key] = _Waiting(item, [future], time.monotonic())
+            return
+        last = first.later[-1] if first.later else first
+        if last.item.merge(item):
+            last.futures.append(future)
+            return
+        if first.later is None:
+            first.later = deque()
+        first.later.append(_Waiting(item, [future], time.monotonic()))
 
     async def drain(self) -> None:
         """Take no more items; return when those taken are answered."""
@@ -112,14 +134,25 @@ class GroupCommit(Generic[Item, Outcome]):
     async def _flush_until_empty(self) -> None:
         try:
             while self._filling:
-                # They are in the order in which they came.
-                ends_at = next(iter(self._filling.values())).since + database.WAIT_SECONDS
-                await self._flush(self._take(), ends_at)
+                if batch := self._take():
+                    await self._flush(batch, min(waiting.since for waiting in batch) + database.WAIT_SECONDS)
         finally:
             self._flusher = None
 
     def _take(self) -> list[_Waiting[Item, Outcome]]:
-        return [self._filling.pop(key) for key in sorted(islice(self._filling, self._batch_size))]
+        """Return the next batch: the first item of each key, those before that nobody wants left out."""
+        batch = []
+        for key in sorted(islice(self._filling, self._batch_size)):
+            waiting = self._filling.pop(key)
+            if waiting.later:
+                following = waiting.later.popleft()
+                following.later = waiting.later
+                self._filling[key] = following
+            if waiting.item.is_wanted():
+                batch.append(waiting)
+            else:
+                self._answer(waiting, ClientLeft())
+        return batch
 
     async def _flush(self, batch: list[_Waiting[Item, Outcome]], ends_at: float) -> None:
         outcomes: Sequence[Outcome | Exception]
@@ -161,8 +194,9 @@ class GroupCommit(Generic[Item, Outcome]):
     def _answer_waiting(self, error: Exception) -> None:
         """Give those who wait for the next flush the error of this one: they have waited as long as it took."""
         waiting, self._filling = self._filling, {}
-        for one in waiting.values():
-            self._answer(one, error)
+        for first in waiting.values():
+            for one in (first, *(first.later or ())):
+                self._answer(one, error)
 
     def _answer(self, waiting: _Waiting[Item, Outcome], outcome: Outcome | Exception) -> None:
         self._waiting -= len(waiting.futures)

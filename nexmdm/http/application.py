@@ -1,7 +1,8 @@
-"""The ASGI stack: metrics → guard → the fast path of heartbeats, the handler of the API's other calls,
+"""The ASGI stack: metrics → guard → the fast path of heartbeats and reports, the handler of the API's other calls,
 Django's full handler for the admin site, and its files from memory.
 """
 
+import asyncio
 import os
 from typing import Any
 
@@ -10,6 +11,7 @@ from asgiref.sync import sync_to_async
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
+from commands import report_intake
 from devices import check_in
 from nexmdm.common import gc_tuning, shutdown
 from nexmdm.common.asgi_types import App, Receive, Scope, Send
@@ -18,15 +20,14 @@ from nexmdm.config import checks
 from nexmdm.http import (
     admin_site_handler,
     connection_bounds,
-    heartbeat_fast_path,
     heartbeat_summary,
     refusals,
     static_files,
 )
 from nexmdm.http.admin_site_handler import SiteHandler
 from nexmdm.http.api_handler import ApiHandler
+from nexmdm.http.fast_path import fast_paths
 from nexmdm.http.guard.guard import Guard
-from nexmdm.http.heartbeat_fast_path import HeartbeatFastPath
 from nexmdm.http.static_files import StaticFiles
 from nexmdm.monitoring import metrics
 from nexmdm.monitoring.metrics import Timed
@@ -39,7 +40,7 @@ class Application:
 
     def __init__(self) -> None:
         self._api = ApiHandler()
-        self._heartbeats = HeartbeatFastPath(self._api)
+        self._fast_paths = fast_paths(self._api)
         self._site = SiteHandler(self._api)
         self._static_files = StaticFiles()
 
@@ -49,8 +50,8 @@ class Application:
             await self._live(receive, send)
         elif scope["type"] != "http":
             raise ValueError(f"There is no {scope['type']} here.")
-        elif scope["path"] == heartbeat_fast_path.PATH:
-            await self._heartbeats(scope, receive, send)
+        elif (fast_path := self._fast_paths.get(scope["path"])) is not None:
+            await fast_path(scope, receive, send)
         elif admin_site_handler.serves(scope["path"]):
             await self._site(scope, receive, send)
         elif scope["path"].startswith(static_files.PREFIX):
@@ -72,7 +73,7 @@ class Application:
             log.info("web.started", pid=os.getpid())
             await send({"type": "lifespan.startup.complete"})
             await receive()
-            await check_in.batcher().drain()
+            await asyncio.gather(check_in.batcher().drain(), report_intake.batcher().drain())
             await refusals.drain()
         metrics.flush_buffers()
         await sync_to_async(_close_pools)()

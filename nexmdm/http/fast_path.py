@@ -1,13 +1,16 @@
-"""The fast path of heartbeats: a heartbeat that can be read passes here, anything else takes the ordinary way.
+"""The fast path of what phones send all the time: a heartbeat or a report that can be read passes here.
 
 Django's request, its resolver and Ninja's parameters cost a heartbeat more than all of its own work
-(docs/performance.md has the figures). What this path does not take, it hands over untouched: the operation `heartbeat`
-in devices/phone_api.py is the one that is published, and the one that says what is wrong with a body.
+(docs/performance.md has the figures). What this path does not take, it hands over untouched: the operations `heartbeat`
+in devices/phone_api.py and `action-result` in commands/phone_api.py are those that are published, and that say what is
+wrong with a body.
 """
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, Generic, TypeVar
 
+from commands import report_intake
+from commands.schemas import ActionResult
 from devices import check_in, tokens
 from devices.credentials import InvalidToken
 from devices.schemas import Heartbeat
@@ -18,34 +21,41 @@ from nexmdm.common.asgi_types import Receive, Scope, Send
 from nexmdm.common.request_facts import RequestFacts
 from nexmdm.common.tolerance import repair, tolerant_json
 from nexmdm.common.tolerance.repair import Note
-from nexmdm.common.types import parse_json
+from nexmdm.common.types import DeviceBody, parse_json
 from nexmdm.http.api_handler import ApiHandler
 
-PATH: Final = "/v1/heartbeat"
+HEARTBEAT: Final = "/v1/heartbeat"
+ACTION_RESULT: Final = "/v1/action-result"
 _BEARER: Final = b"Bearer "
 _JSON: Final = (b"content-type", b"application/json")
 
+Fields = TypeVar("Fields", bound=DeviceBody)
+Take = Callable[[tokens.Token, Fields, Sequence[Note], Scope], Awaitable[bytes | InvalidToken]]
 
-class HeartbeatFastPath:
+
+class FastPath(Generic[Fields]):
     """An ASGI application for one path, around the handler of all paths."""
 
-    def __init__(self, ordinary: ApiHandler) -> None:
+    def __init__(self, path: str, schema: type[Fields], take: Take[Fields], ordinary: ApiHandler) -> None:
+        self._path = path
+        self._schema = schema
+        self._take = take
         self._ordinary = ordinary
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Record a heartbeat and answer it; or have the ordinary way answer it."""
+        """Record what a phone sends and answer it; or have the ordinary way answer it."""
         message = await receive()
         body = message["body"]
         facts = request_facts.of(scope)
         token = _token(facts)
-        heartbeat = None if token is None else _heartbeat(body)
-        if token is None or heartbeat is None or scope["method"] != "POST" or scope["query_string"]:
+        reading = None if token is None else self._read(body)
+        if token is None or reading is None or scope["method"] != "POST" or scope["query_string"]:
             await self._ordinary.serve(scope, body, send)
             return
-        fields, notes = heartbeat
-        facts.route = PATH
+        fields, notes = reading
+        facts.route = self._path
         try:
-            answer = await check_in.check_in(token, fields, notes, scope["client"][0])
+            answer = await self._take(token, fields, notes, scope)
             if isinstance(answer, InvalidToken):
                 await self._refuse(scope, body, answer, send)
                 return
@@ -53,6 +63,18 @@ class HeartbeatFastPath:
             await self._ordinary.refuse(scope, body, error, send)
         else:
             await _answer(200, [_JSON], answer, send)
+
+    def _read(self, body: bytes) -> tuple[Fields, Sequence[Note]] | None:
+        """Return what a body says, and what had to be repaired or dropped for that; None if it says nothing."""
+        try:
+            return self._schema.model_validate(parse_json(body)), ()
+        except ValueError:  # no JSON, or pydantic's ValidationError
+            pass
+        try:
+            reading = repair.repair(self._schema, tolerant_json.parse(body))
+        except ValueError:
+            return None
+        return reading.fields, reading.notes
 
     async def _refuse(self, scope: Scope, body: bytes, error: InvalidToken, send: Send) -> None:
         """Answer a wrong token; in a flood of them, from an address that is over its limit, at the least cost."""
@@ -66,25 +88,32 @@ class HeartbeatFastPath:
         await _answer(problem.status, headers, problem.body(), send)
 
 
+def fast_paths(ordinary: ApiHandler) -> dict[str, FastPath[Any]]:
+    """Return the applications by their paths."""
+    heartbeats = FastPath(HEARTBEAT, Heartbeat, _take_heartbeat, ordinary)
+    reports = FastPath(ACTION_RESULT, ActionResult, _take_report, ordinary)
+    return {HEARTBEAT: heartbeats, ACTION_RESULT: reports}
+
+
+def _take_heartbeat(
+    token: tokens.Token, fields: Heartbeat, notes: Sequence[Note], scope: Scope
+) -> Awaitable[bytes | InvalidToken]:
+    return check_in.check_in(token, fields, notes, scope["client"][0])
+
+
+def _take_report(
+    token: tokens.Token, fields: ActionResult, notes: Sequence[Note], scope: Scope
+) -> Awaitable[bytes | InvalidToken]:
+    facts = request_facts.of(scope)
+    return report_intake.take(token, fields, notes, scope["client"][0], lambda: not facts.client_has_left)
+
+
 def _token(facts: RequestFacts) -> tokens.Token | None:
     """Return the device token, if there is one header with one in the usual form."""
     found = facts.headers.values.get(b"authorization", ())
     if len(found) != 1 or not found[0].startswith(_BEARER):
         return None
     return tokens.parse(tokens.DEVICE_PREFIX, found[0][len(_BEARER) :].decode("latin-1"))
-
-
-def _heartbeat(body: bytes) -> tuple[Heartbeat, Sequence[Note]] | None:
-    """Return the heartbeat that a body is, and what had to be repaired or dropped for that; None if it is none."""
-    try:
-        return Heartbeat.model_validate(parse_json(body)), ()
-    except ValueError:  # no JSON, or pydantic's ValidationError
-        pass
-    try:
-        reading = repair.repair(Heartbeat, tolerant_json.parse(body))
-    except ValueError:
-        return None
-    return reading.fields, reading.notes
 
 
 async def _answer(status: int, headers: list[tuple[bytes, bytes]], body: bytes, send: Send) -> None:

@@ -17,7 +17,7 @@ from django.conf import settings
 
 from devices import check_in
 from nexmdm.common.timers import Timer
-from nexmdm.http import heartbeat_fast_path
+from nexmdm.http import fast_path
 from nexmdm.monitoring import metrics
 
 log = structlog.get_logger()
@@ -36,7 +36,7 @@ class _Counted:
 
     @classmethod
     def now(cls) -> "_Counted":
-        return cls(time.monotonic(), check_in.verdicts(), metrics.bucket_counts(heartbeat_fast_path.PATH, "POST"))
+        return cls(time.monotonic(), check_in.verdicts(), metrics.bucket_counts(fast_path.HEARTBEAT, "POST"))
 
 
 class HeartbeatSummary:

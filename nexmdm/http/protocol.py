@@ -267,7 +267,7 @@ class Protocol(HttpToolsProtocol):
         self._taken_timer.stop()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        self._served = cycle
+        self._served = request_facts.of(cycle.scope).served = cycle  # type: ignore[arg-type]
         if self._catching_up:
             self._connections.turns.wait(lambda: self._start_in_turn(cycle, app))
         else:

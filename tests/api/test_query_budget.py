@@ -16,12 +16,16 @@ from devices import tokens
 from devices.models import Device, Presence
 from nexmdm.common import database
 from tests.support.actors import Admin, Phone
-from tests.support.moments import in_one_batch, let_pass, thread_hops
+from tests.support.moments import in_one_batch, let_pass, reports_in_one_batch, thread_hops
 
 # The two statements travel together, and PostgreSQL takes them as one transaction.
 FLUSH = ["WITH + SELECT"]
-# Who it is comes before the transaction. A test is one, so that ours show as savepoints.
-REPORT = ["SELECT", "SAVEPOINT", "SELECT", "WITH", "UPDATE", "RELEASE"]
+# The locks first, in a statement of their own.
+REPORTS = ["SELECT + WITH"]
+
+
+def result(request_id: str) -> dict[str, str]:
+    return {"request_id": request_id, "status": "succeeded"}
 
 
 @contextmanager
@@ -104,37 +108,46 @@ def test_the_heartbeats_of_a_batch_change_threads_once_together(fleet: list[Phon
 
 
 @pytest.mark.parametrize("status", ["received", "running", "deferred", "succeeded", "failed"])
-def test_a_report_costs_four_statements_in_one_transaction(admin: Admin, phone: Phone, status: str) -> None:
+def test_a_report_costs_two_statements_in_one_round_trip(admin: Admin, phone: Phone, status: str) -> None:
     request_id = admin.command(to=phone).json["request_id"]
-    phone.heartbeat()
-    with statements() as made:
-        phone.report(request_id, status, via="push", output={"a": 1})
-    assert made == REPORT
-
-
-def test_the_first_use_of_a_token_by_a_report_costs_one_more(admin: Admin, phone: Phone) -> None:
-    request_id = admin.command(to=phone).json["request_id"]
-    with statements() as made:
-        phone.report(request_id, "received")
-    assert made == [*REPORT[:1], "UPDATE", *REPORT[1:]]
-
-
-def test_a_repeated_result_costs_no_update(admin: Admin, phone: Phone) -> None:
-    request_id = admin.command(to=phone).json["request_id"]
-    phone.report(request_id, "succeeded", via="push")
-    with statements() as made:
-        phone.report(request_id, "succeeded", via="push")
-    assert made == [word for word in REPORT if word != "UPDATE"]
-    assert Report.objects.count() == 2
-
-
-def test_a_late_result_costs_one_look_more(admin: Admin, phone: Phone) -> None:
-    request_id = admin.command(to=phone).json["request_id"]
-    phone.heartbeat()
+    for _ in range(2):
+        with statements() as made:
+            phone.report(request_id, status, via="push", output={"a": 1})
+        assert made == REPORTS
     let_pass(hours=2)
     with statements() as made:
         phone.report(request_id, "succeeded")
-    assert made == [*REPORT[:3], "SELECT", *REPORT[3:]]
+    assert made == REPORTS
+
+
+def test_a_repeated_result_writes_no_delivery(admin: Admin, phone: Phone) -> None:
+    request_id = admin.command(to=phone).json["request_id"]
+    phone.report(request_id, "succeeded", via="push")
+    (version,) = database.row("SELECT xmin::text FROM commands_delivery")
+    phone.report(request_id, "succeeded", via="push")
+    assert database.row("SELECT xmin::text, ctid::text FROM commands_delivery")[0] == version
+    assert Report.objects.count() == 2
+
+
+def test_the_reports_of_a_batch_cost_as_much_as_one_and_change_threads_once_together(
+    admin: Admin, fleet: list[Phone]
+) -> None:
+    request_id = admin.command(to=fleet).json["request_id"]
+    with statements() as made, thread_hops() as hops:
+        answers = reports_in_one_batch(*((phone.device_token, result(request_id)) for phone in fleet))
+    assert [answer.json["state"] for answer in answers] == ["succeeded"] * 30
+    assert (made, len(hops)) == (REPORTS, 1)
+
+
+def test_a_report_that_may_retire_its_device_costs_a_transaction_of_its_own(admin: Admin, phone: Phone) -> None:
+    request_id = admin.command("wipe", to=phone).json["request_id"]
+    with statements() as made:
+        assert phone.report(request_id, "running").status == 200
+    assert made == REPORTS
+    with statements() as made:
+        assert phone.report(request_id, "succeeded").status == 200
+    assert made[:1] == REPORTS
+    assert 5 <= len(made) <= 20
 
 
 def test_a_page_of_deliveries_costs_the_same_however_many_there_are_and_whatever_they_wait_for(

@@ -27,9 +27,17 @@ STEPS_INTO_A_FLUSH = 5
 
 def in_one_batch(*calls: tuple[str, Any]) -> list[Answer]:
     """Send heartbeats (device token, body) from one running loop, so that one flush takes them all."""
+    return _at_once("/v1/heartbeat", *calls)
 
+
+def reports_in_one_batch(*calls: tuple[str, Any]) -> list[Answer]:
+    """Send reports (device token, body) from one running loop, so that one flush takes the first of each delivery."""
+    return _at_once("/v1/action-result", *calls)
+
+
+def _at_once(path: str, *calls: tuple[str, Any]) -> list[Answer]:
     async def gathered() -> list[Answer]:
-        return await asyncio.gather(*(_heartbeat(token, body) for token, body in calls))
+        return await asyncio.gather(*(_post(path, token, body) for token, body in calls))
 
     return async_to_sync(gathered)()
 
@@ -65,7 +73,11 @@ def one_after_the_other(*calls: tuple[str, Any]) -> list[Answer]:
 
 
 async def _heartbeat(token: str, body: Any) -> Answer:
-    return await Client().arequest("POST", "/v1/heartbeat", body, {"Authorization": f"Bearer {token}"})
+    return await _post("/v1/heartbeat", token, body)
+
+
+async def _post(path: str, token: str, body: Any) -> Answer:
+    return await Client().arequest("POST", path, body, {"Authorization": f"Bearer {token}"})
 
 
 @contextmanager

@@ -1,0 +1,202 @@
+"""Intake of reports: what becomes of one, from its parsed body to its answer.
+
+Reports are recorded by group commit (nexmdm/common/group_commit.py), as heartbeats are, but in batches of their own:
+they lock deliveries and write several rows each, and a heartbeat must not wait for that.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+from uuid import UUID
+from weakref import WeakKeyDictionary
+
+import orjson
+import structlog
+from asgiref.sync import ThreadSensitiveContext
+from django.db import DataError, IntegrityError, transaction
+from prometheus_client import Counter, Histogram
+
+from commands import report_limit, reports
+from commands.reports import MayRetire, Outcome, ReportInput, ReportRecord, ReportResult, UnknownRequest
+from commands.schemas import ActionResult
+from devices import credentials, token_check, tokens
+from devices.credentials import DeviceRevoked, InvalidToken, NeedsFullCheck
+from nexmdm.common import addresses, database
+from nexmdm.common.database import run_for_phone
+from nexmdm.common.group_commit import GroupCommit
+from nexmdm.common.tolerance import field_warnings
+from nexmdm.common.tolerance.repair import Note
+
+log = structlog.get_logger()
+
+BATCH: Final = 200
+WAITING_LIMIT: Final = 5000
+
+RESULTS = Counter("nexmdm_action_results", "Reports of phones, by what they say.", ["status"])
+NOT_KEPT = Counter("nexmdm_reports_not_kept", "Reports that were counted and not kept, for their delivery has enough.")
+FLUSH_SIZE = Histogram("nexmdm_flush_reports", "Reports in one flush.", buckets=(1, 2, 5, 10, 20, 50, 100, 200))
+FLUSH_SECONDS = Histogram(
+    "nexmdm_report_flush_seconds",
+    "Time of one flush of reports.",
+    buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5),
+)
+
+
+def _always() -> bool:
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting(ReportRecord):
+    """A report that waits for its batch."""
+
+    is_waited_for: Callable[[], bool] = _always
+
+    def merge(self, later: "_Waiting") -> bool:  # noqa: ARG002
+        """Tell that each report is recorded by itself, in the order in which they came."""
+        return False
+
+    def is_wanted(self) -> bool:
+        """Tell whether the phone still waits for its answer: if not, it reports again."""
+        return self.is_waited_for()
+
+
+def record_safely(records: Sequence[ReportRecord]) -> list[Outcome]:
+    """Record a batch; where its data does not fit the database, row by row, so that one bad row fails alone."""
+    try:
+        return database.retry_on_deadlock(lambda: reports.record(records))
+    except (DataError, IntegrityError):
+        if len(records) == 1:
+            raise
+    return [_record_one(record) for record in records]
+
+
+def _record_one(record: ReportRecord) -> Outcome:
+    try:
+        return reports.record([record])[0]
+    except (DataError, IntegrityError) as error:
+        log.error("report.unrecordable", device_id=str(record.token.id), error=type(error).__name__)
+        return error
+
+
+def _flushed(outcomes: Sequence[Outcome], seconds: float) -> None:
+    FLUSH_SECONDS.observe(seconds)
+    FLUSH_SIZE.observe(len(outcomes))
+
+
+Batcher = GroupCommit[_Waiting, ReportResult]
+_batchers: WeakKeyDictionary[asyncio.AbstractEventLoop, Batcher] = WeakKeyDictionary()
+
+
+def batcher() -> Batcher:
+    """Return the running loop's batcher."""
+    loop = asyncio.get_running_loop()
+    found = _batchers.get(loop)
+    if found is None:
+        found = _batchers[loop] = Batcher(record_safely, _flushed, batch_size=BATCH, waiting_limit=WAITING_LIMIT)
+    return found
+
+
+async def take(
+    token: tokens.Token,
+    body: ActionResult,
+    notes: Sequence[Note],
+    client: str,
+    is_waited_for: Callable[[], bool] = _always,
+) -> bytes | InvalidToken:
+    """Record a report and return its answer, as JSON, after the commit; or the error of a token that is not valid.
+
+    That error is returned: in a flood of wrong tokens, raising each costs pauses for the garbage collector. `notes` is
+    what was repaired or dropped of the body; `client` is the address, for the gates in front of expensive work.
+    `is_waited_for` tells whether the phone still waits: if not when its turn comes, nothing is done. Raises
+    TooManyReports, UnknownRequest, DeviceRevoked, GateFull, Overloaded, Draining, ClientLeft, and what the database
+    raises.
+    """
+    began_at = time.monotonic()
+    report_limit.reports.check(token.id)
+    report = ReportInput(body.status, body.message or "", body.output, body.finished_at, body.via)
+    outcome = await _record(_Waiting(token, body.request_id, report, is_waited_for), client, began_at)
+    if isinstance(outcome, InvalidToken):
+        return outcome
+    result = unwrap(outcome)
+    RESULTS.labels(report.status.value).inc()
+    if not result.kept:
+        NOT_KEPT.inc()
+    field_warnings.record("/v1/action-result", token.id, notes)
+    log.info(
+        "action_result.ingested",
+        device_id=str(token.id),
+        request_id=str(body.request_id),
+        status=report.status.value,
+        state=result.state.value,
+        duplicate=result.duplicate,
+        late=result.late,
+    )
+    answer = {"request_id": body.request_id, "state": result.state, "duplicate": result.duplicate, "late": result.late}
+    if notes:
+        answer["warnings"] = [warning.model_dump() for warning in field_warnings.shown(notes)]
+    return orjson.dumps(answer)
+
+
+def unwrap(outcome: Outcome) -> ReportResult:
+    """Return how a report was taken, or raise the error."""
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+async def _record(record: _Waiting, client: str, began_at: float) -> Outcome:
+    """Record a report in a batch, or by itself where a batch cannot."""
+    if not report_limit.reports.reserve(record.token):
+        return await _record_apart(record, client, began_at)
+    is_proved = False
+    try:
+        outcome = await _submit(record, client, began_at)
+        is_proved = isinstance(outcome, ReportResult | UnknownRequest | DataError | IntegrityError)
+    finally:
+        report_limit.reports.settle(record.token, is_proved=is_proved)
+    if isinstance(outcome, MayRetire | DeviceRevoked):
+        return await _record_apart(record, client, began_at)
+    return outcome
+
+
+async def _submit(record: _Waiting, client: str, began_at: float) -> Outcome:
+    key = f"{record.request_id.int:032x}{record.token.id.int:032x}"
+    outcome = await batcher().submit(key, record)
+    if isinstance(outcome, NeedsFullCheck):
+        database.begin_request(addresses.counting_key(client), began_at)
+        async with ThreadSensitiveContext():
+            await token_check.check_fully(record.token)
+        outcome = await batcher().submit(key, record)
+    return InvalidToken() if isinstance(outcome, NeedsFullCheck) else outcome
+
+
+async def _record_apart(record: ReportRecord, client: str, began_at: float) -> ReportResult:
+    """Record a report in a transaction of its own: it may retire its device, or is counted by all processes."""
+    database.begin_request(addresses.counting_key(client), began_at)
+    async with ThreadSensitiveContext():
+        return await token_check.with_token_check(record.token, lambda: run_for_phone(_take_apart, record))
+
+
+def _take_apart(record: ReportRecord) -> ReportResult:
+    # Counted before the transaction: a report that is refused in it counts all the same.
+    device_id = _reporting_device(record)
+    report_limit.reports.admit(device_id)
+    return database.retry_on_deadlock(lambda: _record_report(device_id, record))
+
+
+@transaction.atomic
+def _record_report(device_id: UUID, record: ReportRecord) -> ReportResult:
+    return reports.record_report(device_id, record.request_id, record.report)
+
+
+def _reporting_device(record: ReportRecord) -> UUID:
+    token = record.token
+    try:
+        return credentials.authenticate(token)
+    except DeviceRevoked:
+        if reports.is_last_word(token.id, record.request_id, record.report):
+            return token.id
+        raise

@@ -1,0 +1,103 @@
+"""How many results a second one web worker takes on one core: `python -m loadtest.benchmarks.results`.
+
+The worker has core 0 to itself; PostgreSQL, the dispatcher and wrk share core 1, as in one_core. In turn, in the same
+rounds, come heartbeats. For each round there is a new command to all phones, none of which is pushed to: each result is
+the first one of its delivery, with a message and an output, and settles it.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from loadtest.benchmarks import wrk
+from loadtest.benchmarks.one_core import SETTINGS
+from loadtest.benchmarks.wrk import Contestant
+from loadtest.fleet import credentials_file
+from loadtest.load.figures import spread
+from loadtest.testbed import testbed
+from loadtest.testbed.machine import MEASURED_CORE, OTHER_CORE, pin
+from loadtest.testbed.testbed import ServerUnderTest
+
+
+def main() -> int:
+    """Measure in rounds, print a table; 0 if every answer was a 200 and every result was counted."""
+    arguments = _arguments()
+    if wrk.MISSING:
+        sys.stderr.write(wrk.MISSING)
+        return 1
+    os.sched_setaffinity(0, {OTHER_CORE})
+    os.environ.update(SETTINGS)
+    try:
+        with ExitStack() as stack:
+            heartbeats, results = _measured(stack, arguments)
+    except wrk.Failed as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    _print(heartbeats, results)
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m loadtest.benchmarks.results", description=__doc__)
+    add = parser.add_argument
+    add("--devices", type=int, default=200_000, help="how many phones (200,000): each reports once a round at most")
+    add("--rounds", type=int, default=3, help="how often each is measured, in turn (3)")
+    add("--seconds", type=int, default=8, help="how long each time (8), after a warm-up of 3")
+    add("--keep", type=Path, metavar="FOLDER", help="where the server keeps its data, for a next time")
+    return parser.parse_args()
+
+
+def _measured(stack: ExitStack, arguments: argparse.Namespace) -> tuple[Contestant, Contestant]:
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nexmdm-")))
+    data_dir = (arguments.keep or folder).resolve() / "data"
+    data_dir.parent.mkdir(parents=True, exist_ok=True)
+    place = stack.enter_context(testbed.started(folder, data_dir, interval_seconds=120, commands_per_minute=0))
+    assert place.serving is not None
+    pin(place.serving.child("web-1"), MEASURED_CORE)
+    testbed.seed(place.serving.environment, arguments.devices, folder / "roster", with_push_tokens=False)
+    tokens = folder / "tokens"
+    tokens.touch(mode=0o600)
+    tokens.write_text("".join(f"{member.device_token}\n" for member in credentials_file.read(folder / "roster")))
+    heartbeats = Contestant("heartbeats", f"{place.admin.url}/v1/heartbeat", tokens)
+    results = Contestant("results", f"{place.admin.url}/v1/action-result", tokens, wrk.REPORT)
+    for number in range(1, arguments.rounds + 1):
+        command = _issue(place)
+        heartbeats.run(arguments.seconds)
+        results.run(arguments.seconds, REQUEST_ID=command["request_id"])
+        _check(place, command, results.rates[-1] * arguments.seconds)
+        sys.stderr.write(f"round {number}: {heartbeats.rates[-1]:,.0f} and {results.rates[-1]:,.0f}/s\n")
+    return heartbeats, results
+
+
+def _issue(place: ServerUnderTest) -> dict[str, Any]:
+    body = {"action": "ping", "target": {"all": True}, "expires_in_seconds": 86_400, "supersede": True}
+    return dict(place.admin.post("/admin/command", body))
+
+
+def _check(place: ServerUnderTest, command: dict[str, Any], least: float) -> None:
+    """See to it that what was answered is there, and that no phone had to report twice."""
+    counts = place.admin.get(f"/admin/commands/{command['request_id']}")["counts"]
+    if not least <= counts["succeeded"] < command["device_count"]:
+        raise wrk.Failed(f"results: {counts['succeeded']} are there, of {least:.0f} and more; more --devices, perhaps")
+
+
+def _print(heartbeats: Contestant, results: Contestant) -> None:
+    table = Table(title=f"{wrk.CONNECTIONS} connections, {len(results.rates)} rounds: median (spread)")
+    for heading in ("", "requests/s", "p50", "p99", "of the heartbeats"):
+        table.add_column(heading, justify="right" if heading else "left")
+    ratios = [mine / other for mine, other in zip(results.rates, heartbeats.rates, strict=True)]
+    for one, ratio in ((heartbeats, ""), (results, f"{spread(ratios, '.2f')} ×")):
+        times = (f"{spread(milliseconds, '.1f')} ms" for milliseconds in (one.p50_ms, one.p99_ms))
+        table.add_row(one.name, spread(one.rates, ",.0f"), *times, ratio)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""Load by wrk (a Debian package): so many connections, each of which waits for its answer before it sends again."""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+CONNECTIONS: Final = 64
+WARM_UP_SECONDS: Final = 3
+
+HEARTBEAT: Final = Path(__file__).parent / "heartbeat.lua"
+REPORT: Final = Path(__file__).parent / "report.lua"
+
+_WRK: Final = shutil.which("wrk")
+MISSING: Final = "" if _WRK else "This needs wrk: apt-get install wrk\n"
+"""What to tell whoever has no wrk."""
+
+_RATE: Final = re.compile(r"Requests/sec:\s+([0-9.]+)")
+_PERCENTILE: Final = re.compile(r"(50|99)%\s+([0-9.]+)(us|ms|s)\b")
+_FAILED: Final = re.compile(r"Non-2xx or 3xx responses: \d+|Socket errors: .*")
+_MILLISECONDS: Final = {"us": 0.001, "ms": 1.0, "s": 1000.0}
+
+
+class Failed(Exception):
+    """wrk could not do its work, or not every answer was a 200."""
+
+
+@dataclass(slots=True)
+class Contestant:
+    """A server under the load, by name; its rates and percentiles (ms), one of each a round."""
+
+    name: str
+    url: str
+    tokens: Path
+    script: Path = HEARTBEAT
+    rates: list[float] = field(default_factory=list)
+    p50_ms: list[float] = field(default_factory=list)
+    p99_ms: list[float] = field(default_factory=list)
+
+    def run(self, seconds: int, **variables: str) -> None:
+        """Warm it up, load it, note the figures; `variables` are for the script. Raises Failed."""
+        self._wrk(WARM_UP_SECONDS, {**variables, "PART": "warm-up"})
+        measured = self._wrk(seconds, {**variables, "PART": "measured"})
+        rate, percentiles = _RATE.search(measured), _PERCENTILE.findall(measured)
+        if rate is None or len(percentiles) != 2:
+            raise Failed(f"{self.name}: {measured}")
+        self.rates.append(float(rate[1]))
+        p50, p99 = (float(value) * _MILLISECONDS[unit] for _, value, unit in percentiles)
+        self.p50_ms.append(p50)
+        self.p99_ms.append(p99)
+
+    def _wrk(self, seconds: int, variables: Mapping[str, str]) -> str:
+        options = ["-t1", f"-c{CONNECTIONS}", f"-d{seconds}", "--latency", "-s", str(self.script)]
+        done = subprocess.run(
+            [str(_WRK), *options, self.url],
+            env={**os.environ, "TOKENS": str(self.tokens), **variables},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode or _FAILED.search(done.stdout):
+            raise Failed(f"{self.name}: {done.stdout}{done.stderr}")
+        return done.stdout
