@@ -33,6 +33,7 @@ from loadtest.fleet import credentials_file
 from loadtest.fleet.credentials_file import Member
 from loadtest.load.disturbances import read_requests
 from loadtest.load.figures import Figures, Kind
+from loadtest.load.reporting import Reporter
 from loadtest.testbed.connections import ANSWER_SECONDS, Pool, Server, understood, with_body
 from nexmdm.client.phone import Agent, Channel, Credentials, Envelope
 
@@ -55,7 +56,7 @@ class Plan:
 
     `scale` takes the server's `next_heartbeat_seconds` to the interval of this run. `journal` is the stand-in's file,
     from which phones get their pushes; empty: they get none. `disturbing requests` is the file of what is sent besides,
-    at an even rate between two seconds of the run; empty: nothing.
+    at an even rate between two seconds of the run; empty: nothing. `answer_spread_seconds`: see Reporter.
     """
 
     url: str
@@ -72,6 +73,7 @@ class Plan:
     nuisances_per_second: float = 0
     nuisances_from: float = 0
     nuisances_until: float = 0
+    answer_spread_seconds: float = 0
 
     def as_line(self) -> bytes:
         """Return it as from_line() reads it."""
@@ -124,6 +126,8 @@ class Generator:
         self._dues: list[tuple[float, int]] = []
         self._starts_at = self._ends_at = 0.0
         self._pool = Pool(server, plan.connections)
+        self._reporter = Reporter(self._pool, self._chance, plan.answer_spread_seconds)
+        self._in_hand: set[tuple[int, str]] = set()
         self._side_tasks: list[asyncio.Task[None]] = []
         self._at_work: set[asyncio.Task[None]] = set()
         self._under_way = 0
@@ -240,18 +244,25 @@ class Generator:
 
     async def _receive(self, number: int, envelope: Envelope, via: Channel) -> bool:
         """Have a phone carry out a command and report on it; False if it refuses the envelope."""
-        due = time.monotonic()
         report = self._agent(number).receive(envelope, via)
         if report is None:
-            self.figures.error(due - self._starts_at, "command: bad signature")
+            self.figures.error(time.monotonic() - self._starts_at, "command: bad signature")
             return False
-        self._under_way += 1
+        key = number, report.request_id
+        if key in self._in_hand:  # The other channel has brought it, too.
+            return True
+        self._in_hand.add(key)
+        await self._reporter.wait()
         request = self._result + self._bearers[number] + with_body(orjson.dumps(report.body()))
-        error, _ = understood(*await self._pool.call(request))
-        self._note("result", due, error)
-        if not error:
+        answer = await self._reporter.send(request, self._note_report)
+        self._in_hand.discard(key)
+        if answer:
             self.results.append((report.request_id, time.monotonic(), via))
         return True
+
+    def _note_report(self, began_at: float, error: str) -> None:
+        self._under_way += 1
+        self._note("result", began_at, error)
 
     def _agent(self, number: int) -> Agent:
         agent = self._agents.get(number)

@@ -47,8 +47,9 @@ class GeneratorEnded(Exception):
 class Load:
     """What a run is to do, and against which server, in words.
 
-    `scale` takes the server's interval to ours; without a journal phones hear of no push. The last three are what it
-    is judged by: no more than so many requests in a hundred may fail (0: none), and heartbeats have to be quicker.
+    `scale` takes the server's interval to ours; without a journal phones hear of no push. A run is judged by the next
+    three: no more than so many requests in a hundred may fail (0: none), and heartbeats have to be quicker.
+    `answer_spread_seconds`: see Reporter.
     """
 
     server: str
@@ -64,6 +65,7 @@ class Load:
     most_errors_percent: float = 1
     p95_ms: float = 150
     p99_ms: float = 300
+    answer_spread_seconds: float = 0
 
     @property
     def seconds(self) -> float:
@@ -93,6 +95,7 @@ class Load:
             scale=self.scale,
             connections=max(1, CONNECTIONS // self.processes),
             journal=str(self.journal or ""),
+            answer_spread_seconds=self.answer_spread_seconds,
         )
 
     def disturbing_requests(self) -> Path:

@@ -78,6 +78,8 @@ class _Exchange:
     done: Done
     begun_at: float
     again: bool = False
+    retry_after: float = 0.0
+    """The seconds that the answer's Retry-After says."""
 
 
 class _Connection(asyncio.Protocol):
@@ -125,6 +127,11 @@ class _Connection(asyncio.Protocol):
         except httptools.HttpParserError:
             self.finish(NO_ANSWER, b"the answer is not HTTP")
             self.abort()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Note when to come again."""
+        if name.lower() == b"retry-after" and value.isdigit() and self.exchange:
+            self.exchange.retry_after = float(value)
 
     def on_body(self, body: bytes) -> None:
         """Keep a part of the answer's body."""
@@ -187,7 +194,26 @@ class Pool:
 
     def send(self, request: bytes, done: Done) -> None:
         """Send a request as soon as a connection is free; `done` is called once, with status and body."""
+        self._send(_Exchange(request, done, time.monotonic()))
+
+    async def call(self, request: bytes) -> tuple[int, bytes]:
+        """Send a request and return its status and body."""
+        status, body, _ = await self.ask(request)
+        return status, body
+
+    async def ask(self, request: bytes) -> tuple[int, bytes, float]:
+        """Send a request and return its status, its body, and the seconds of its Retry-After (0: it has none)."""
+        answer: asyncio.Future[tuple[int, bytes]] = asyncio.get_running_loop().create_future()
+
+        def done(status: int, body: bytes) -> None:
+            if not answer.done():
+                answer.set_result((status, body))
+
         exchange = _Exchange(request, done, time.monotonic())
+        self._send(exchange)
+        return *await answer, exchange.retry_after
+
+    def _send(self, exchange: _Exchange) -> None:
         while self._idle:
             connection = self._idle.pop()
             if self._may_write(connection):
@@ -195,17 +221,6 @@ class Pool:
                 return
         self._queue.append(exchange)
         self._open_what_is_wanted()
-
-    async def call(self, request: bytes) -> tuple[int, bytes]:
-        """Send a request and return its status and body."""
-        answer: asyncio.Future[tuple[int, bytes]] = asyncio.get_running_loop().create_future()
-
-        def done(status: int, body: bytes) -> None:
-            if not answer.done():
-                answer.set_result((status, body))
-
-        self.send(request, done)
-        return await answer
 
     def sweep(self) -> None:
         """Fail what has taken too long. To be called every second or so."""

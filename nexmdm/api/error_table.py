@@ -102,6 +102,11 @@ def _too_many_reports(request: HttpRequest, error: report_limit.TooManyReports) 
     return RateLimited(error.retry_after_seconds).problem.response()
 
 
+def _overloaded(request: HttpRequest, error: group_commit.Overloaded) -> HttpResponse:
+    status, code, _ = ERRORS[group_commit.Overloaded]
+    return Problem(status, code, str(error), headers={"Retry-After": str(error.retry_after_seconds)}).response()
+
+
 def _http_error(request: HttpRequest, error: HttpError) -> HttpResponse:
     if error.status_code == 400:
         detail = "The body is not JSON in UTF-8 (NaN and infinity are not JSON, nor are lone surrogates under /admin)."
@@ -141,6 +146,7 @@ HANDLERS: Final[dict[type[Exception], Callable[..., HttpResponse]]] = {
     audience.UnknownDevices: _unknown_devices,
     RateLimited: rate_limited,
     report_limit.TooManyReports: _too_many_reports,
+    group_commit.Overloaded: _overloaded,
     ValidationError: _invalid_request,
     HttpError: _http_error,
     Http404: _not_found,

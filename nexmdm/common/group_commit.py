@@ -5,6 +5,8 @@ transaction, and every outcome is returned after its commit.
 """
 
 import asyncio
+import math
+import random
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -24,9 +26,21 @@ from nexmdm.common.postgresql.errors import Meaning, meaning_of
 BUSY_SECONDS: Final = 1
 """Where one flush follows another within this time, more will follow."""
 
+_EXPECTED_PER_SECOND: Final = 1000.0
+_REMEMBERED_FLUSHES: Final = 20
+_SHORTEST_SECONDS: Final = 0.001
+
+
+MOST_SPREAD_SECONDS: Final = 60
+"""Over how long those are spread at most that are to come again."""
+
 
 class Overloaded(DomainError):
     detail = "Too many requests wait to be recorded. Try again as Retry-After says."
+
+    def __init__(self, retry_after_seconds: int = 1) -> None:
+        super().__init__()
+        self.retry_after_seconds = retry_after_seconds
 
 
 class Draining(DomainError):
@@ -89,6 +103,8 @@ class GroupCommit(Generic[Item, Outcome]):
         self._flusher: asyncio.Task[None] | None = None
         self._draining = False
         self._flushed_at = float("-inf")
+        self._refused = 0.0
+        self._per_second = _EXPECTED_PER_SECOND
 
     async def submit(self, key: str, item: Item) -> Outcome | Exception:
         """Record an item; return, when it is committed, its outcome or its error (ClientLeft: nobody wanted it).
@@ -101,7 +117,7 @@ class GroupCommit(Generic[Item, Outcome]):
         if self._draining:
             raise Draining
         if self._waiting >= self._waiting_limit:
-            raise Overloaded
+            raise Overloaded(self._when_to_come_again())
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Outcome | Exception] = loop.create_future()
         self._add(key, item, future)
@@ -110,6 +126,12 @@ class GroupCommit(Generic[Item, Outcome]):
             # A context of its own: the first request's must not outlive it in the flusher.
             self._flusher = loop.create_task(self._flush_until_empty(), context=Context())
         return await future
+
+    def _when_to_come_again(self) -> int:
+        """Return a random time within which there would be a place for all that were refused lately."""
+        self._refused += 1
+        all_of_them = (self._waiting + self._refused) / self._per_second
+        return random.randint(1, max(2, min(MOST_SPREAD_SECONDS, math.ceil(all_of_them))))
 
     def _add(self, key: str, item: Item, future: asyncio.Future[Outcome | Exception]) -> None:
         first = self._filling.get(key)
@@ -169,6 +191,8 @@ class GroupCommit(Generic[Item, Outcome]):
         for waiting, outcome in zip(batch, outcomes, strict=True):
             self._answer(waiting, outcome)
         self._flushed(outcomes, seconds)
+        self._refused = max(0.0, self._refused - len(batch))
+        self._per_second += (len(batch) / max(seconds, _SHORTEST_SECONDS) - self._per_second) / _REMEMBERED_FLUSHES
 
     def _work(self, items: Sequence[Item]) -> Sequence[Outcome | Exception]:
         """Flush in a thread. A busy process keeps the connection for the next flush: fetching one is expensive.

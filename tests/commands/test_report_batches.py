@@ -15,6 +15,7 @@ from commands.models import Delivery, Report, ReportStatus
 from commands.reports import ReportInput, ReportRecord
 from devices import tokens
 from devices.models import Device
+from nexmdm.common import group_commit
 from nexmdm.common.group_commit import ClientLeft, Draining, Overloaded
 from tests.support.actors import Admin, Answer, Phone
 from tests.support.moments import let_pass, reports_in_one_batch
@@ -207,3 +208,17 @@ def test_no_work_is_done_for_a_client_that_has_left(admin: Admin, fleet: list[Ph
     found = async_to_sync(crowd)()
     assert [type(one) for one in found] == [ClientLeft] * 5 + [reports.ReportResult] * 7
     assert Delivery.objects.filter(state="succeeded").count() == 7
+
+
+def test_who_is_refused_is_told_to_come_again_at_different_times(
+    admin: Admin, fleet: list[Phone], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Spread over as long as it takes to record all of them: a second each, here."""
+    request_id = admin.command(to=fleet).json["request_id"]
+    monkeypatch.setattr(report_intake, "WAITING_LIMIT", 0)
+    monkeypatch.setattr(group_commit, "_EXPECTED_PER_SECOND", 1.0)
+    answers = reports_in_one_batch(*(word(phone, request_id) for phone in fleet * 20))
+    assert {(answer.status, answer.code) for answer in answers} == {(503, "overloaded")}
+    times = [int(answer.headers["retry-after"]) for answer in answers]
+    assert 1 <= min(times) < 10
+    assert 50 < max(times) <= group_commit.MOST_SPREAD_SECONDS

@@ -1,0 +1,52 @@
+"""How a simulated phone reports: after a while if a storm is played, and again where the server says so."""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from time import monotonic
+from typing import Any, Final
+
+from loadtest.testbed.connections import NO_ANSWER, Pool, understood
+
+MOST_TRIES: Final = 5
+_AGAIN: Final = (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS, NO_ANSWER)
+_JITTER: Final = 1.5
+
+Note = Callable[[float, str], None]
+"""Is told of each try: when it began, and what went wrong (empty: nothing)."""
+
+
+@dataclass(slots=True)
+class Reporter:
+    """Sends the reports of many phones.
+
+    With a spread, a phone reports a random part of it after its push, and tries again after `Retry-After`, with jitter,
+    a few times. Without one it reports at once, and once.
+    """
+
+    pool: Pool
+    chance: random.Random
+    spread_seconds: float
+    retried: Counter[str] = field(default_factory=Counter)
+    """Tries that came to nothing and were followed by another one, by what went wrong."""
+
+    async def wait(self) -> None:
+        """Take the time that a phone takes to carry a command out."""
+        if self.spread_seconds:
+            await asyncio.sleep(self.chance.uniform(0, self.spread_seconds))
+
+    async def send(self, request: bytes, note: Note) -> dict[str, Any]:
+        """Send a report; return the answer, or nothing if all tries have failed."""
+        for tries_left in reversed(range(MOST_TRIES if self.spread_seconds else 1)):
+            began_at = monotonic()
+            status, body, retry_after = await self.pool.ask(request)
+            error, answer = understood(status, body)
+            note(began_at, error)
+            if not error or status not in _AGAIN or not tries_left:
+                return answer
+            self.retried[error] += 1
+            await asyncio.sleep(max(1.0, retry_after) * self.chance.uniform(1, _JITTER))
+        return {}
