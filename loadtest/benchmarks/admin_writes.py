@@ -36,7 +36,7 @@ def main() -> int:
     arguments = _arguments()
     with tempfile.TemporaryDirectory(prefix="nexmdm-") as folder:
         serving = Serving(
-            Path(folder) / "data", WEB_WORKERS=str(arguments.workers), ADMIN_RATE_LIMIT="1000000000/m", LOG_LEVEL="INFO"
+            Path(folder) / "data", WEB_WORKERS=str(arguments.workers), ADMIN_RATE_LIMIT="1000000/s", LOG_LEVEL="INFO"
         )
         try:
             serving.until_it_says(READY)

@@ -14,6 +14,7 @@ WARM_UP_SECONDS: Final = 3
 
 HEARTBEAT: Final = Path(__file__).parent / "heartbeat.lua"
 REPORT: Final = Path(__file__).parent / "report.lua"
+COMMAND: Final = Path(__file__).parent / "command.lua"
 
 _WRK: Final = shutil.which("wrk")
 MISSING: Final = "" if _WRK else "This needs wrk: apt-get install wrk\n"
@@ -37,6 +38,7 @@ class Contestant:
     url: str
     tokens: Path
     script: Path = HEARTBEAT
+    connections: int = CONNECTIONS
     rates: list[float] = field(default_factory=list)
     p50_ms: list[float] = field(default_factory=list)
     p99_ms: list[float] = field(default_factory=list)
@@ -54,7 +56,7 @@ class Contestant:
         self.p99_ms.append(p99)
 
     def _wrk(self, seconds: int, variables: Mapping[str, str]) -> str:
-        options = ["-t1", f"-c{CONNECTIONS}", f"-d{seconds}", "--latency", "-s", str(self.script)]
+        options = ["-t1", f"-c{self.connections}", f"-d{seconds}", "--latency", "-s", str(self.script)]
         done = subprocess.run(
             [str(_WRK), *options, self.url],
             env={**os.environ, "TOKENS": str(self.tokens), **variables},

@@ -201,7 +201,6 @@ def test_no_more_wait_for_the_database_than_are_soon_served(
     ("target", "prefix", "gate"),
     [
         ("/v1/register", tokens.ENROLLMENT_PREFIX, ("LOOKUPS", FULL)),
-        ("/v1/action-result", tokens.DEVICE_PREFIX, ("phones", lambda: FULL)),
         ("/v1/token/rotate", tokens.DEVICE_PREFIX, ("phones", lambda: FULL)),
     ],
 )
@@ -211,7 +210,6 @@ def test_a_credential_that_cannot_be_looked_up_now_is_503(
     token = admin.enrollment_token() if prefix == tokens.ENROLLMENT_PREFIX else phone.device_token
     bodies = {
         "/v1/register": {"hardware_id": "phone-2"},
-        "/v1/action-result": {"request_id": phone.device_id, "status": "succeeded"},
         "/v1/token/rotate": {},
     }
     monkeypatch.setattr(database, *gate)
