@@ -25,6 +25,8 @@ from nexmdm.common.domain_error import DomainError
 CHANNEL: Final = "nexmdm_dispatch"
 """The NOTIFY channel that tells dispatchers of new work."""
 
+_NOTIFY: Final = f"NOTIFY {CHANNEL}"
+
 OFFER_LIMIT: Final = 20
 
 
@@ -153,14 +155,13 @@ def _write(request: CommandRequest, content: envelope.Content) -> tuple[int, int
         "expires_at": content.expires_at,
         "supersede": request.supersede,
     }
-    device_count, pushable = database.row(_ISSUE.format(audience=where), values)
-    wake()
+    ((device_count, pushable),), _ = database.execute_batch(_ISSUE.format(audience=where), _NOTIFY, parameters=values)
     return device_count, pushable
 
 
 def wake() -> None:
     """Tell the dispatchers, at commit, that there is work."""
-    database.execute(f"NOTIFY {CHANNEL}")
+    database.execute(_NOTIFY)
 
 
 @dataclass(frozen=True, slots=True)

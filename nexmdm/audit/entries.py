@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 from uuid import UUID
 
 from django.db import transaction
@@ -53,34 +53,52 @@ class Audited(Protocol):
     def summarize(self) -> Callable[[], Summary]: ...
 
 
-def record(
-    caller: Audited, *, status: int, code: str = "", request_id: UUID | None = None, device_count: int | None = None
-) -> None:
-    """Write an entry: with the work, in its transaction; or for a refusal, in one of its own.
+INSERT: Final = """
+    INSERT INTO nexmdm_auditentry (
+        principal, admin_key_id, idempotency_key, address, method, path, body_sha256, status, code, request_id,
+        correlation_id, action, target, device_count, dry_run
+    ) VALUES (
+        %(principal)s, %(admin_key_id)s, %(idempotency_key)s, %(address)s, %(method)s, %(path)s, %(body_sha256)s,
+        %(status)s, %(code)s, %(request_id)s, %(correlation_id)s, %(action)s, %(target)s, %(device_count)s, %(dry_run)s
+    )
+"""
+"""Writes an entry of values().
 
-    `device_count` is on how many devices the work was done, or would be.
+Let it be the last statement of a transaction, as record() says.
+"""
+
+
+def values(
+    caller: Audited, *, status: int, code: str = "", request_id: UUID | None = None, device_count: int | None = None
+) -> dict[str, Any]:
+    """Return the parameters of INSERT. `device_count` is on how many devices the work was done, or would be."""
+    summary = caller.summarize()
+    return {
+        "principal": caller.principal,
+        "admin_key_id": caller.admin_key_id,
+        "idempotency_key": caller.idempotency_key,
+        "address": caller.address,
+        "method": caller.method,
+        "path": caller.target,
+        "body_sha256": caller.body_sha256,
+        "status": status,
+        "code": code,
+        "request_id": request_id,
+        "correlation_id": caller.correlation_id,
+        "action": summary.action,
+        "target": summary.target,
+        "device_count": device_count,
+        "dry_run": summary.dry_run,
+    }
+
+
+def record(caller: Audited, *, status: int, code: str) -> None:
+    """Write the entry of a refusal, in a transaction of its own.
 
     Waits for whoever writes one at the same time, to the end of that one's transaction: so let it be the last thing
     that a transaction does.
     """
-    summary = caller.summarize()
-    AuditEntry.objects.create(
-        principal=caller.principal,
-        admin_key_id=caller.admin_key_id,
-        idempotency_key=caller.idempotency_key,
-        address=caller.address,
-        method=caller.method,
-        path=caller.target,
-        body_sha256=caller.body_sha256,
-        status=status,
-        code=code,
-        request_id=request_id,
-        correlation_id=caller.correlation_id,
-        action=summary.action,
-        target=summary.target,
-        device_count=device_count,
-        dry_run=summary.dry_run,
-    )
+    database.execute(INSERT, values(caller, status=status, code=code))
 
 
 @transaction.atomic

@@ -16,6 +16,7 @@ from ninja.types import TCallable
 
 from nexmdm.audit import entries
 from nexmdm.audit.summary import Summarize
+from nexmdm.auth.rate_limits import RateLimited
 from nexmdm.auth.signature_verification import SIGNED
 from nexmdm.auth.signed_write import SignedCaller
 from nexmdm.common.database import run_briefly
@@ -34,7 +35,7 @@ def audited(run: View) -> View:
         response = await run(request, *args, **kwargs)
         signed = getattr(request, "auth", None)
         if isinstance(signed, SignedCaller) and request.method != "GET" and isinstance(response, HttpResponse):
-            await _record_refusal(signed, response)
+            return await _record_refusal(signed, response)
         return response
 
     return audited
@@ -54,13 +55,18 @@ def summarized(summarize: Summarize) -> Callable[[TCallable], TCallable]:
     return decorate_view(summarizing)
 
 
-async def _record_refusal(signed: SignedCaller, response: HttpResponse) -> None:
-    """Record what was refused or failed. A refusal that cannot be recorded is none: the database is unavailable."""
+async def _record_refusal(signed: SignedCaller, response: HttpResponse) -> HttpResponse:
+    """Record what was refused or failed, unless that was one write too many; return the answer.
+
+    A refusal that cannot be recorded is none: the database is unavailable.
+    """
     status = response.status_code
     if status < HTTPStatus.BAD_REQUEST or status == HTTPStatus.TOO_MANY_REQUESTS:
-        return
+        return response
     try:
-        await run_briefly(entries.record, signed, status=status, code=orjson.loads(response.content)["code"])
+        await run_briefly(_count_and_record, signed, status, orjson.loads(response.content)["code"])
+    except RateLimited as limited:
+        return limited.problem.response()
     except (DatabaseError, InterfaceError, GateFull) as error:
         if status < HTTPStatus.INTERNAL_SERVER_ERROR:
             raise
@@ -73,6 +79,12 @@ async def _record_refusal(signed: SignedCaller, response: HttpResponse) -> None:
             path=signed.target,
             status=status,
         )
+    return response
+
+
+def _count_and_record(signed: SignedCaller, status: int, code: str) -> None:
+    signed.count()
+    entries.record(signed, status=status, code=code)
 
 
 class AdminRouter(Router):

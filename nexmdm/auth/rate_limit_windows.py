@@ -11,7 +11,7 @@ from typing import Any, Final
 from django.core.cache.backends.base import DEFAULT_TIMEOUT, BaseCache
 from django_ratelimit.core import get_usage
 
-from nexmdm.common import database
+from nexmdm.common import database, rates
 
 _ADD: Final = """
     INSERT INTO nexmdm_counter AS counter (key, value, expires_at)
@@ -20,6 +20,14 @@ _ADD: Final = """
     WHERE counter.expires_at <= now()
 """
 _INCREMENT: Final = "UPDATE nexmdm_counter SET value = value + %(delta)s WHERE key = %(key)s RETURNING value"
+_COUNT: Final = """
+    INSERT INTO nexmdm_counter AS counter (key, value, expires_at)
+    VALUES (%(key)s, 1, now() + %(seconds)s * interval '1 second')
+    ON CONFLICT (key) DO UPDATE
+    SET value = CASE WHEN counter.expires_at <= now() THEN 1 ELSE counter.value + 1 END,
+        expires_at = CASE WHEN counter.expires_at <= now() THEN excluded.expires_at ELSE counter.expires_at END
+    RETURNING value, extract(epoch FROM expires_at - now())::float8
+"""
 _READ: Final = "SELECT value FROM nexmdm_counter WHERE key = %(key)s AND expires_at > now()"
 _FORGET: Final = "DELETE FROM nexmdm_counter WHERE expires_at <= now()"
 
@@ -57,6 +65,16 @@ def count(group: str, key: str, rate: str) -> dict[str, Any]:
     """Count one more of a group's key, in a thread; return how that stands to the rate, as django-ratelimit says it."""
     usage: dict[str, Any] = get_usage(None, group=group, key=lambda *_: key, rate=rate, increment=True)
     return usage
+
+
+def count_at_once(group: str, key: str, rate: str) -> tuple[bool, float]:
+    """Count one more of a group's key by one statement; return whether it is too many, and the seconds that are left.
+
+    The window begins with its first call. For what is called often: django-ratelimit takes two statements, and a while.
+    """
+    limit, seconds = rates.parse(rate)
+    number, seconds_left = database.row(_COUNT, {"key": f"{group}:{key}:{rate}", "seconds": seconds})
+    return number > limit, seconds_left
 
 
 def forget_expired() -> int:

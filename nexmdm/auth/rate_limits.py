@@ -1,10 +1,11 @@
-"""Rate limits: signed calls, failed authentications, rotations; counted by django-ratelimit, in PostgreSQL.
+"""Rate limits: signed calls, failed authentications, rotations; all counted in PostgreSQL.
 
 The rates are settings, such as ADMIN_RATE_LIMIT `120/m`: so many calls in a window of a minute. The windows and their
 counters are in rate_limit_windows.py. (django-ratelimit's decorator does not work on Ninja's operations: above one it
 limits nothing, below one it is a 500.)
 """
 
+import math
 import time
 from typing import Any, Final
 from uuid import UUID
@@ -12,7 +13,7 @@ from uuid import UUID
 from django.conf import settings
 
 from nexmdm.auth.address_limits import AddressLimit
-from nexmdm.auth.rate_limit_windows import count
+from nexmdm.auth.rate_limit_windows import count, count_at_once
 from nexmdm.common.database import run_for_phone, run_in_db_thread, run_lookup
 from nexmdm.common.domain_error import DomainError
 from nexmdm.common.overload.gates import GateFull
@@ -71,11 +72,20 @@ async def count_rotation(device_id: UUID) -> None:
     _refuse_above_limit(usage, ROTATIONS)
 
 
-async def count_call(principal: str, *, writes: bool) -> None:
-    """Count a signed call of a principal. Raises RateLimited beyond its limit."""
-    rate = settings.ADMIN_RATE_LIMIT if writes else settings.ADMIN_READ_RATE_LIMIT
-    group = "write" if writes else "read"
-    _refuse_above_limit(await run_in_db_thread(count, group, principal, rate), f"{group}s")
+async def count_read(principal: str) -> None:
+    """Count a signed read of a principal. Raises RateLimited beyond its limit."""
+    await run_in_db_thread(_count_call, "read", principal, settings.ADMIN_READ_RATE_LIMIT)
+
+
+def count_write(principal: str) -> None:
+    """Count a signed write of a principal; call it in a thread, outside of a transaction. Raises RateLimited."""
+    _count_call("write", principal, settings.ADMIN_RATE_LIMIT)
+
+
+def _count_call(group: str, principal: str, rate: str) -> None:
+    is_too_many, seconds_left = count_at_once(group, principal, rate)
+    if is_too_many:
+        raise RateLimited(max(1, math.ceil(seconds_left)), f"{group}s")
 
 
 def _refuse_above_limit(usage: dict[str, Any], limit: str) -> None:

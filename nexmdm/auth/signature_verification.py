@@ -40,7 +40,11 @@ class IdempotencyKeyRequired(DomainError):
 
 
 class SignedRequest(AuthBase):
-    """An admin request signed by NXD1 (see nexmdm/auth/signing.py), verified on the raw bytes before anything else."""
+    """An admin request signed by NXD1 (see nexmdm/auth/signing.py), verified on the raw bytes before anything else.
+
+    A read is counted here; a write where it is carried out, or where its refusal is recorded (admin_router.py): by the
+    same thread and connection.
+    """
 
     openapi_type: ClassVar = "apiKey"
     openapi_in: ClassVar = "header"
@@ -54,7 +58,8 @@ class SignedRequest(AuthBase):
             DENIED.labels(denied.reason).inc()
             raise
         request_facts.of(request.scope).principal = caller.principal  # type: ignore[attr-defined]
-        await rate_limits.count_call(caller.principal, writes=request.method != "GET")
+        if request.method == "GET":
+            await rate_limits.count_read(caller.principal)
         if request.method != "GET" and not _IDEMPOTENCY_KEY.fullmatch(caller.idempotency_key):
             request.auth = replace(caller, idempotency_key="")  # type: ignore[attr-defined]
             raise IdempotencyKeyRequired

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast
+from typing import Any, Final, cast
 from uuid import UUID
 
 import orjson
@@ -14,10 +14,10 @@ from pydantic import BaseModel
 
 from nexmdm.audit import entries
 from nexmdm.audit.summary import Summary
+from nexmdm.auth import rate_limits
 from nexmdm.common import database
 from nexmdm.common.database import run_in_db_thread
 from nexmdm.common.domain_error import DomainError
-from nexmdm.models import StoredAnswer
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,15 @@ class WriteResult:
     kept: bool = True
 
 
+# Two statements of one message: the second must see what the holder of this key before us has committed.
+_LOCK: Final = "SELECT pg_try_advisory_xact_lock(hashtextextended(%(name)s, 0))"
+_STORED: Final = "SELECT fingerprint, body FROM nexmdm_storedanswer WHERE principal = %(principal)s AND key = %(key)s"
+_STORE: Final = """
+    INSERT INTO nexmdm_storedanswer (principal, key, fingerprint, status, body)
+    VALUES (%(stored_principal)s, %(stored_key)s, %(fingerprint)s, 200, %(stored_answer)s)
+"""
+_CHECK: Final = "SET CONSTRAINTS ALL IMMEDIATE"
+
 RestoreSecrets = Callable[[dict[str, Any]], Mapping[str, str]]
 
 
@@ -44,6 +53,13 @@ class IdempotencyInFlight(DomainError):
 
 class IdempotencyKeyReused(DomainError):
     detail = "This Idempotency-Key belongs to another request. Use a new one for each new request."
+
+
+@dataclass(slots=True)
+class Tally:
+    """Whether a signed write was counted."""
+
+    is_counted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +78,7 @@ class SignedCaller:
     body_sha256: str
     correlation_id: str
     summarize: Callable[[], Summary]
+    tally: Tally = field(default_factory=lambda: Tally(), compare=False)  # noqa: PLW0108
 
     @property
     def fingerprint(self) -> bytes:
@@ -73,52 +90,62 @@ class SignedCaller:
     ) -> HttpResponse:
         """Do the work once and answer; a repeat of the request gets the stored answer, `Idempotent-Replayed: true`.
 
-        Work, audit entry and stored answer commit together, or nothing does. Raises IdempotencyInFlight,
+        Work, audit entry and stored answer commit together, or nothing does. Raises RateLimited, IdempotencyInFlight,
         IdempotencyKeyReused, and what the work raises.
         """
-        body, replayed = await run_in_db_thread(database.retry_on_deadlock, partial(self._run, work, restore_secrets))
+        body, replayed = await run_in_db_thread(self._count_and_run, work, restore_secrets)
         response = HttpResponse(body, content_type="application/json")
         if replayed:
             response["Idempotent-Replayed"] = "true"
         return response
 
+    def count(self) -> None:
+        """Count this write, if it is not counted yet. Raises RateLimited."""
+        if not self.tally.is_counted:
+            self.tally.is_counted = True
+            rate_limits.count_write(self.principal)
+
+    def _count_and_run(
+        self, work: Callable[[], WriteResult], restore_secrets: RestoreSecrets | None
+    ) -> tuple[bytes, bool]:
+        self.count()
+        return database.retry_on_deadlock(partial(self._run, work, restore_secrets))
+
     def _run(self, work: Callable[[], WriteResult], restore_secrets: RestoreSecrets | None) -> tuple[bytes, bool]:
         with transaction.atomic():
-            self._lock()
-            stored = StoredAnswer.objects.filter(principal=self.principal, key=self.idempotency_key).first()
+            stored = self._claim()
             if stored is not None:
-                return self._replay(stored, restore_secrets), True
+                return self._replay(*stored, restore_secrets), True
             done = work()
             answer = done.answer.model_dump_json()
-            if done.kept:
-                self._store(answer)
-            # Every other signed write waits from the entry to the commit. So it comes last; and the foreign keys, which
-            # are else checked at the commit, before it: those of a command to 100,000 devices take most of a second.
-            database.execute("SET CONSTRAINTS ALL IMMEDIATE")
-            entries.record(self, status=200, request_id=done.request_id, device_count=done.device_count)
+            self._finish(done, answer)
         return _with_secrets(answer, done.secrets), False
 
-    def _lock(self) -> None:
-        # Its own statement: what follows must see what the holder of this key committed before us.
+    def _claim(self) -> tuple[bytes, str] | None:
+        """Take this key, to the end of the transaction; return the fingerprint and the answer stored for it, if any."""
         name = f"idempotency:{self.principal}:{self.idempotency_key}"
-        (locked,) = database.row("SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 0))", [name])
+        parameters = {"name": name, "principal": self.principal, "key": self.idempotency_key}
+        ((locked,),), stored = database.execute_batch(_LOCK, _STORED, parameters=parameters)
         if not locked:
             raise IdempotencyInFlight
+        return stored[0] if stored else None
 
-    def _replay(self, stored: StoredAnswer, restore_secrets: RestoreSecrets | None) -> bytes:
-        if bytes(stored.fingerprint) != self.fingerprint:
+    def _replay(self, fingerprint: bytes, body: str, restore_secrets: RestoreSecrets | None) -> bytes:
+        if bytes(fingerprint) != self.fingerprint:
             raise IdempotencyKeyReused
-        secrets = restore_secrets(orjson.loads(stored.body)) if restore_secrets else {}
-        return _with_secrets(stored.body, secrets)
+        secrets = restore_secrets(orjson.loads(body)) if restore_secrets else {}
+        return _with_secrets(body, secrets)
 
-    def _store(self, answer: str) -> None:
-        StoredAnswer.objects.create(
-            principal=self.principal,
-            key=self.idempotency_key,
-            fingerprint=self.fingerprint,
-            status=200,
-            body=answer,
-        )
+    def _finish(self, done: WriteResult, answer: str) -> None:
+        """Store the answer and write the audit entry, which comes last: every other signed write waits from it on.
+
+        The foreign keys, which are else checked at the commit, are so before it: those of a command to 100,000 devices
+        take most of a second.
+        """
+        entry = entries.values(self, status=200, request_id=done.request_id, device_count=done.device_count)
+        stored = {"stored_principal": self.principal, "stored_key": self.idempotency_key, "stored_answer": answer}
+        statements = [_STORE, _CHECK, entries.INSERT] if done.kept else [_CHECK, entries.INSERT]
+        database.execute_batch(*statements, parameters=entry | stored | {"fingerprint": self.fingerprint})
 
 
 def _with_secrets(answer: str, secrets: Mapping[str, str]) -> bytes:

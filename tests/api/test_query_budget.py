@@ -150,6 +150,24 @@ def test_a_report_that_may_retire_its_device_costs_a_transaction_of_its_own(admi
     assert 5 <= len(made) <= 20
 
 
+def test_a_signed_command_costs_six_round_trips_and_one_change_of_threads(admin: Admin, phone: Phone) -> None:
+    """Beside the BEGIN and the COMMIT: a test is a transaction, so that ours show as savepoints."""
+    admin.command(to=phone)
+    with statements() as made, thread_hops() as hops:
+        assert admin.command(to=phone).status == 200
+    assert made == [
+        "INSERT",  # the limit, in a transaction of its own
+        "SAVEPOINT",
+        "SELECT + SELECT",  # the key, and what is stored for it
+        "SELECT",  # the times
+        "SELECT",  # the devices
+        "WITH + NOTIFY",
+        "INSERT + SET + INSERT",  # the stored answer, the foreign keys, the audit
+        "RELEASE",
+    ]
+    assert len(hops) == 1
+
+
 def test_a_page_of_deliveries_costs_the_same_however_many_there_are_and_whatever_they_wait_for(
     admin: Admin, fleet: list[Phone]
 ) -> None:

@@ -337,3 +337,20 @@ def test_the_limit_of_reports_starts_anew_a_window_after_the_first_one(
     now += 1
     database.execute("UPDATE nexmdm_counter SET expires_at = now()")
     assert reports(phone, request_id, 6) == [None] * 5 + ["rate_limited"]
+
+
+def test_refused_writes_count_too_and_beyond_the_limit_they_are_429_without_an_entry(
+    admin: Admin, settings: Settings
+) -> None:
+    settings.ADMIN_RATE_LIMIT = "3/h"
+    refused = [
+        admin.post("/admin/command", b"no json"),
+        admin.command("dance", to={"all": True}),
+        admin.post("/admin/enrollment-tokens", {}, idempotency_key="short"),
+    ]
+    assert [answer.status for answer in refused] == [400, 422, 400]
+    before = AuditEntry.objects.count()
+    for answer in (admin.post("/admin/command", b"no json"), admin.post("/admin/enrollment-tokens", {})):
+        assert (answer.status, answer.code) == (429, "rate_limited")
+        assert int(answer.headers["retry-after"]) > 3000
+    assert AuditEntry.objects.count() == before
