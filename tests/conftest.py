@@ -17,7 +17,7 @@ from loadtest.testbed import pgbouncer, postgres_servers
 from loadtest.testbed.postgres_servers import PostgresServers
 from nexmdm.admin_site import logins
 from nexmdm.auth import rate_limits
-from nexmdm.common import database
+from nexmdm.common import database, group_commit
 from nexmdm.common.postgresql import outage
 from nexmdm.http import protocol, refusals
 from nexmdm.http.guard import body, guard
@@ -90,6 +90,12 @@ def forget_floods() -> None:
     report_limit.reports.forget()
     refusals.forget()
     outage.forget()
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have group commits use the thread of the test, and so its transaction."""
+    monkeypatch.setattr(group_commit, "HAS_OWN_THREAD", False)
 
 
 @pytest.fixture(autouse=True)

@@ -151,13 +151,6 @@ async def run_in_db_thread_ungated(work: Callable[P, R], *args: P.args, **kwargs
     return await run_in_db_thread_until(_ends_at(), work, *args, **kwargs)
 
 
-async def run_in_db_thread_keeping_connection(
-    ends_at: float, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs
-) -> R:
-    """Do as run_in_db_thread_until(), but keep the connection: it must call release_connections() later."""
-    return await sync_to_async(work_until)(ends_at, work, *args, **kwargs)
-
-
 async def _run_in_turn(ends_at: float, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     turns = connection_turns.of_loop()
     # Brief work waits for half of its time.

@@ -10,8 +10,10 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Final, Generic, Protocol, Self, TypeVar
 
@@ -25,6 +27,12 @@ from nexmdm.common.postgresql.errors import Meaning, meaning_of
 
 BUSY_SECONDS: Final = 1
 """Where one flush follows another within this time, more will follow."""
+
+HAS_OWN_THREAD = True
+"""Whether each group commit has a thread of its own, so that none waits for what another one waits for.
+
+(Tests that are one transaction have to do everything in one thread.)
+"""
 
 _EXPECTED_PER_SECOND: Final = 1000.0
 _REMEMBERED_FLUSHES: Final = 20
@@ -63,6 +71,7 @@ class Batchable(Protocol):
 
 Item = TypeVar("Item", bound=Batchable)
 Outcome = TypeVar("Outcome")
+R = TypeVar("R")
 
 
 @dataclass(slots=True)
@@ -103,6 +112,7 @@ class GroupCommit(Generic[Item, Outcome]):
         self._flusher: asyncio.Task[None] | None = None
         self._draining = False
         self._flushed_at = float("-inf")
+        self._thread = ThreadPoolExecutor(1, "group-commit") if HAS_OWN_THREAD else None
         self._refused = 0.0
         self._per_second = _EXPECTED_PER_SECOND
 
@@ -151,7 +161,9 @@ class GroupCommit(Generic[Item, Outcome]):
         self._draining = True
         if self._flusher is not None:
             await self._flusher
-        await sync_to_async(database.release_connections)()
+        await self._in_thread(database.release_connections)
+        if self._thread is not None:
+            self._thread.shutdown(wait=False)
 
     async def _flush_until_empty(self) -> None:
         try:
@@ -180,9 +192,8 @@ class GroupCommit(Generic[Item, Outcome]):
         outcomes: Sequence[Outcome | Exception]
         started = time.perf_counter()
         try:
-            outcomes = await database.run_in_db_thread_keeping_connection(
-                ends_at, self._work, [waiting.item for waiting in batch]
-            )
+            items = [waiting.item for waiting in batch]
+            outcomes = await self._in_thread(partial(database.work_until, ends_at, self._work, items))
         except Exception as error:  # noqa: BLE001  (no caller may wait for ever: all of the batch get the error)
             outcomes = [error] * len(batch)
             if meaning_of(error) is Meaning.UNAVAILABLE:
@@ -193,6 +204,12 @@ class GroupCommit(Generic[Item, Outcome]):
         self._flushed(outcomes, seconds)
         self._refused = max(0.0, self._refused - len(batch))
         self._per_second += (len(batch) / max(seconds, _SHORTEST_SECONDS) - self._per_second) / _REMEMBERED_FLUSHES
+
+    async def _in_thread(self, work: Callable[[], R]) -> R:
+        """Run a function on the database; the connection of the thread stays open."""
+        if self._thread is None:
+            return await sync_to_async(work)()
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     def _work(self, items: Sequence[Item]) -> Sequence[Outcome | Exception]:
         """Flush in a thread. A busy process keeps the connection for the next flush: fetching one is expensive.

@@ -172,14 +172,14 @@ def test_signed_calls_have_turns_that_neither_phones_nor_anonymous_clients_can_t
         return inside
 
     inside = in_one_loop(talk)
-    assert (inside.count("device"), inside.count("lookup"), inside.count("signed")) == (2, 1, 1)
+    assert (inside.count("device"), inside.count("lookup"), inside.count("signed")) == (1, 1, 1)
 
 
 @pytest.mark.parametrize(("unit", "kind"), [(database.run_for_phone, "phones"), (database.run_lookup, "lookups")])
 def test_no_more_wait_for_the_database_than_are_soon_served(
     monkeypatch: pytest.MonkeyPatch, unit: Callable[..., Awaitable[str]], kind: str
 ) -> None:
-    limit, turns = {"phones": (database.PHONES_WAITING // 2, 2), "lookups": (database.LOOKUPS_WAITING // 4, 1)}[kind]
+    limit, turns = {"phones": (database.PHONES_WAITING // 2, 1), "lookups": (database.LOOKUPS_WAITING // 4, 1)}[kind]
     before = REGISTRY.get_sample_value("nexmdm_gate_refused_total", {"gate": kind}) or 0.0
 
     async def talk() -> None:

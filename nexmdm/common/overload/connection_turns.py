@@ -9,9 +9,9 @@ from django.conf import settings
 
 from nexmdm.common.overload.gates import GateFull
 
-RESERVED_CONNECTIONS: Final = 2
-"""Kept back for what a process does one at a time: the heartbeats' flush or a dispatcher's claims; and the look-up of
-its readiness."""
+RESERVED_CONNECTIONS: Final = 3
+"""Kept back for what a process does one at a time: the flushes of heartbeats and of reports, or a dispatcher's claims;
+and the look-up of its readiness."""
 
 SIGNED_TURNS: Final = 2
 """Turns that are left to signed calls, whatever phones, the admin site and anonymous clients send."""
