@@ -34,13 +34,13 @@ from commands.schemas import (
     TargetBody,
     WaitQuery,
 )
-from nexmdm.audit.summary import Summary, action_text, by_path, target_text
+from nexmdm.audit.summary import Summary, action_text, body_of, by_path, target_text
 from nexmdm.auth.admin_router import AdminRouter, summarized
 from nexmdm.auth.signed_write import WriteResult, caller_of
 from nexmdm.common import database, shutdown
 from nexmdm.common.database import run_in_db_thread
 from nexmdm.common.domain_error import DomainError
-from nexmdm.common.types import EmptyBody, parse_json, respond, shown_name
+from nexmdm.common.types import EmptyBody, respond, shown_name
 
 log = structlog.get_logger()
 router = AdminRouter(tags=["commands"])
@@ -56,18 +56,15 @@ ISSUED = Counter("nexmdm_commands_issued", "Commands queued, by action.", ["acti
 class InvalidParams(DomainError):
     detail = "The parameters do not fit the action."
 
-    def __init__(self, errors: list[dict[str, Any]]) -> None:
-        super().__init__("The parameters do not fit the action. Nothing was queued.")
+    def __init__(self, errors: list[dict[str, Any]], detail: str = detail) -> None:
+        super().__init__(f"{detail} Nothing was queued.")
         self.errors = errors
 
 
 def _summarize_command(request: HttpRequest, _: Mapping[str, Any]) -> Summary:
     """Tell of the body, be it good or not, which action it asks for, and on whom."""
-    try:
-        body = parse_json(request.body)
-    except ValueError:
-        return Summary()
-    if not isinstance(body, dict):
+    body = body_of(request)
+    if body is None:
         return Summary()
     return Summary(action_text(body.get("action")), _target_text(body.get("target")), body.get("dry_run") is True)
 
@@ -113,7 +110,8 @@ async def issue_command(request: HttpRequest, body: NewCommand) -> HttpResponse:
 def _command_request(body: NewCommand, issued_by: str) -> CommandRequest:
     action = actions.CATALOGUE.get(body.action)
     if action is None:
-        raise InvalidParams([{"loc": ["body", "action"], "msg": f"must be one of {', '.join(actions.CATALOGUE)}"}])
+        known = f"must be one of {', '.join(actions.CATALOGUE)}"
+        raise InvalidParams([{"loc": ["body", "action"], "msg": known}], "There is no such action.")
     if action.destructive and (trouble := _too_broad(body)):
         raise InvalidParams([trouble])
     try:

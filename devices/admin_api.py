@@ -30,7 +30,7 @@ from devices.schemas import (
     Retagged,
     WithdrawnCommand,
 )
-from nexmdm.audit.summary import DEVICE, Summary, by_path
+from nexmdm.audit.summary import DEVICE, Summary, body_of, by_path, joined, target_text
 from nexmdm.auth.admin_router import AdminRouter, summarized
 from nexmdm.auth.signed_write import WriteResult, caller_of
 from nexmdm.common.database import run_in_db_thread
@@ -82,8 +82,15 @@ async def change_device(request: HttpRequest, device_id: UUID, body: DeviceChang
     return await caller_of(request).run(work)
 
 
+def _summarize_tag(request: HttpRequest, path: Mapping[str, Any]) -> Summary:
+    """Tell which tag it is, and of the body, be it good or not, which devices get or lose it."""
+    body = body_of(request) or {}
+    named = [target_text(name, body[name]) for name in ("add", "remove") if body.get(name)]
+    return Summary("tag", joined(target_text("tag", [path["tag"]]), *named))
+
+
 @router.post("/tags/{tag:tag}", response=Retagged, url_name="tag")
-@summarized(by_path("tag", "tag"))
+@summarized(_summarize_tag)
 async def change_tag(request: HttpRequest, tag: str, body: Retag) -> HttpResponse:
     """Put a tag on some devices, and take it off others. The answer counts those that changed.
 
@@ -97,8 +104,14 @@ async def change_tag(request: HttpRequest, tag: str, body: Retag) -> HttpRespons
     return await caller_of(request).run(work)
 
 
+def _summarize_enrollment_token(request: HttpRequest, _: Mapping[str, Any]) -> Summary:
+    """Tell the label that the body gives, if it gives one."""
+    label = (body_of(request) or {}).get("label")
+    return Summary("create_enrollment_token", target_text("label", [label]) if label else "")
+
+
 @router.post("/enrollment-tokens", response=EnrollmentTokenMade, url_name="enrollment-tokens")
-@summarized(lambda _request, _path: Summary("create_enrollment_token"))
+@summarized(_summarize_enrollment_token)
 async def create_enrollment_token(request: HttpRequest, body: NewEnrollmentToken) -> HttpResponse:
     """Make an enrollment token. Its text is in this answer (and in a replay of it), and nowhere else."""
 

@@ -212,7 +212,7 @@ class CommandAdmin(ReadOnlyAdmin):
     @admin.display(description="audit")
     def audit_entries(self, command: Command) -> SafeString:
         """Return a link to the signed requests about the command."""
-        return link_to_list(AuditEntry, "Who asked for it, and who cancelled it", request_id=command.pk)
+        return link_to_list(AuditEntry, "Signed requests about this command", request_id=command.pk)
 
 
 def _derived(status: CommandStatus | None) -> tuple[Any, ...]:
@@ -236,4 +236,5 @@ class BusyDeviceAdmin(DeviceAdmin):
     @admin.display(description="audit")
     def audit_entries(self, device: Device) -> SafeString:
         """Return a link to the signed requests about the device."""
-        return link_to_list(AuditEntry, "All signed requests about this device", q=device.pk)
+        text = "Signed requests about this device, but for tag changes, and refused commands to several devices"
+        return link_to_list(AuditEntry, text, q=device.pk)

@@ -72,7 +72,7 @@ class AuditEntryAdmin(ReadOnlyAdmin):
     search_fields = ("request_id", "path")
     search_help_text = "A whole request id or device id, an action, or the start of a path."
     fields: ClassVar = [
-        "when", "principal", "action", "target", "device_count", "dry_run", "status", "code", "command", "device",
+        "when", "principal", "action", "target", "device_count", "trial", "status", "code", "command", "device",
         "address", "admin_key_id", "method", "path", "body_sha256", "idempotency_key", "request_id", "correlation_id",
         "previous", "hash",
     ]  # fmt: skip
@@ -86,6 +86,7 @@ class AuditEntryAdmin(ReadOnlyAdmin):
     }  # fmt: skip
 
     when = Column("at")
+    trial = Column("dry_run", "dry run")
 
     @admin.display(description="action")
     def asked(self, entry: AuditEntry) -> str:
@@ -102,9 +103,12 @@ class AuditEntryAdmin(ReadOnlyAdmin):
 
     @admin.display(description="device")
     def device(self, entry: AuditEntry) -> str:
-        """Return a link to the device that the path names."""
+        """Return a link to the device that the path names, or the command's target alone; of an unknown one, its id."""
         device_id = summary.device_in(entry.target)
-        return link(Device(pk=device_id), device_id) if device_id else NOTHING
+        if device_id is None:
+            return NOTHING
+        is_known = Device.objects.filter(pk=device_id).exists()
+        return link(Device(pk=device_id), device_id) if is_known else str(device_id)
 
     def identified(self, key: UUID) -> Q:
         """Return the condition for the request id of a command, or for a device."""

@@ -66,9 +66,12 @@ class AuditPage(ResponseSchema):
 
 
 def about_device(device_id: UUID) -> Q:
-    """Return the condition for entries whose path names a device, or whose command has a delivery to it."""
+    """Return the condition for entries whose path names a device, or whose command has a delivery to it.
+
+    A command that was refused or only tried has no delivery: it is found where its target is this one device_id.
+    """
     others: QuerySet[Any] = AuditEntry.objects.filter(request_id=None).order_by()
-    named = others.filter(target=on_device(device_id))
+    named = others.filter(target__in=on_device(device_id))
     by_path = others.alias(device_path=DEVICE_PATH).filter(device_path=f"/admin/devices/{device_id}")
     sent = Delivery.objects.filter(device=device_id).order_by().values("command_id")
     about_commands: QuerySet[Any] = AuditEntry.objects.filter(request_id__in=sent).order_by()

@@ -7,10 +7,15 @@ from uuid import UUID
 
 from django.http import HttpRequest
 
+from nexmdm.common.types import parse_json
+
 LONGEST_ACTION: Final = 64
 LONGEST_TARGET: Final = 200
 DEVICE: Final = "device_id"
 """What the value in a path is called that names a device."""
+
+DEVICES: Final = "device_ids"
+"""The kind of a command's target that names devices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,15 @@ def by_path(action: str, name: str) -> Summarize:
     return summarize
 
 
+def body_of(request: HttpRequest) -> Mapping[str, Any] | None:
+    """Return the object that a body is, be it good or not; None if it is none."""
+    try:
+        body = parse_json(request.body)
+    except ValueError:
+        return None
+    return body if isinstance(body, dict) else None
+
+
 def action_text(given: object) -> str:
     """Return what a body says is its action; empty if that is no text."""
     return _clip(given, LONGEST_ACTION) if isinstance(given, str) else ""
@@ -50,15 +64,24 @@ def target_text(name: str, given: object) -> str:
     return _clip(f"{name}: {', '.join(shown)}", LONGEST_TARGET)
 
 
-def on_device(device_id: UUID) -> str:
-    """Return the target of a request whose path names a device."""
-    return target_text(DEVICE, [str(device_id)])
+def joined(*targets: str) -> str:
+    """Return several targets as one, the empty ones left out, cut where it is too long for the audit."""
+    return _clip(", ".join(filter(None, targets)), LONGEST_TARGET)
+
+
+def on_device(device_id: UUID) -> list[str]:
+    """Return the targets of requests about this device alone: its path names it, or a command's target does."""
+    return [target_text(name, [str(device_id)]) for name in (DEVICE, DEVICES)]
 
 
 def device_in(target: str) -> UUID | None:
-    """Return the device that a request's path named, by the request's target."""
-    name, _, value = target.partition(": ")
-    return UUID(value) if name == DEVICE else None
+    """Return the device that a request was about, by the request's target; None if it named several, or none."""
+    _, _, value = target.partition(": ")
+    try:
+        device_id = UUID(value)
+    except ValueError:
+        return None
+    return device_id if target in on_device(device_id) else None
 
 
 def _clip(text: str, longest: int) -> str:

@@ -73,6 +73,23 @@ def test_an_entry_leads_to_its_command_and_its_device_and_they_lead_back(
     assert listed(browser, q=phone.device_id) == [number(action="revoke"), number(action="ping")]
 
 
+def test_an_entry_of_a_command_to_one_device_leads_to_it(admin: Admin, phone: Phone, browser: Browser) -> None:
+    other = admin.enrol("phone-2")
+    device_page = reverse("nexmdm-admin:devices_device_change", args=[phone.device_id])
+    admin.command("wipe", to=phone, dry_run=True)
+    tried = page(browser, "nexmdm_auditentry", number(action="wipe"))
+    assert f'href="{device_page}"' in tried
+    assert "Dry run: yes" in plain(tried)
+    admin.command("lock", to=[phone, other])
+    for_both = page(browser, "nexmdm_auditentry", number(action="lock"))
+    assert f'href="{device_page}"' not in for_both
+    assert "Dry run: no" in plain(for_both)
+    unknown = "0192f0c1-b000-7abc-8def-0123456789ab"
+    for named, shown in ((unknown, unknown), ("Lobby", "-"), (7, "-")):
+        admin.post("/admin/command", {"action": "ping", "target": {"device_ids": [named]}})
+        assert f"Device: {shown}" in plain(page(browser, "nexmdm_auditentry", number(action="ping")))
+
+
 def test_entries_are_found_by_action_by_trial_and_by_what_the_search_box_takes(
     admin: Admin, phone: Phone, browser: Browser
 ) -> None:
@@ -85,7 +102,7 @@ def test_entries_are_found_by_action_by_trial_and_by_what_the_search_box_takes(
         ({"action": "wipe", "dry_run": "none of them"}, [done]),
         ({"q": "wipe"}, [done, tried]),
         ({"q": request_id}, [done]),
-        ({"q": phone.device_id}, [done]),
+        ({"q": phone.device_id}, [done, tried]),
         ({"q": "/admin/command"}, [done, tried]),
         ({"q": "dance"}, []),
     ):

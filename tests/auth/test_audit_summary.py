@@ -66,6 +66,8 @@ def test_every_other_write_says_what_it_did(admin: Admin, phone: Phone) -> None:
     request_id = admin.command(to=phone).json["request_id"]
     device = f"device_id: {phone.device_id}"
     token_id = admin.post("/admin/enrollment-tokens", {"label": "yard"}).json["id"]
+    assert newest(admin) == NOTHING | {"action": "create_enrollment_token", "target": "label: yard"}
+    admin.enrollment_token()
     assert newest(admin) == NOTHING | {"action": "create_enrollment_token"}
     path = f"/admin/devices/{phone.device_id}"
     for method, target, body, action, about, count in (
@@ -73,13 +75,30 @@ def test_every_other_write_says_what_it_did(admin: Admin, phone: Phone) -> None:
         ("POST", f"/admin/enrollment-tokens/{token_id}/revoke", None, "revoke_enrollment_token",
          f"token_id: {token_id}", None),
         ("PATCH", path, {"alias": "Lobby"}, "change_device", device, 1),
-        ("POST", "/admin/tags/kiosk", {"add": [phone.device_id]}, "tag", "tag: kiosk", 1),
+        ("POST", "/admin/tags/kiosk", {"add": [phone.device_id]}, "tag", f"tag: kiosk, add: {phone.device_id}", 1),
         ("POST", f"{path}/revoke", None, "revoke", device, 1),
         ("POST", f"{path}/reinstate", None, "reinstate", device, 1),
         ("POST", f"{path}/retire", None, "retire", device, 1),
     ):  # fmt: skip
         assert admin.call(method, target, body).status == 200, target
         assert newest(admin) == {"action": action, "target": about, "device_count": count, "dry_run": None}
+
+
+def test_a_change_of_a_tag_names_the_devices_as_far_as_there_is_room(admin: Admin) -> None:
+    phones = admin.enrol_fleet(6)
+    first, second, *_ = ids = [phone.device_id for phone in phones]
+    admin.post("/admin/tags/lab", {"add": [first], "remove": [second]})
+    assert newest(admin)["target"] == f"tag: lab, add: {first}, remove: {second}"
+    admin.post("/admin/tags/lab", {"add": ids})
+    target = newest(admin)["target"]
+    assert target.startswith(f"tag: lab, add: {first}, {second}, ")
+    assert (len(target), target[-1]) == (200, "…")
+
+
+@pytest.mark.parametrize("body", [b"no json", [], {"add": "all"}, {"add": [7]}, {"remove": None}])
+def test_a_change_of_a_tag_that_cannot_be_read_names_the_tag(admin: Admin, body: Any) -> None:
+    assert admin.post("/admin/tags/lab", body).status in (400, 422)
+    assert newest(admin)["target"] == "tag: lab"
 
 
 def test_no_signed_write_is_without_a_summary(admin: Admin) -> None:
@@ -158,6 +177,19 @@ def test_the_entries_about_a_device_name_it_in_their_path_or_have_a_delivery_to_
     first = audited(admin, device_id=meant.device_id, limit=2)
     cursor = admin.get(f"/admin/audit?device_id={meant.device_id}&limit=2").json["next_cursor"]
     assert first + audited(admin, device_id=meant.device_id, cursor=cursor) == found
+
+
+def test_commands_that_sent_nothing_are_found_by_the_one_device_that_they_name(admin: Admin) -> None:
+    meant, other = admin.enrol("meant"), admin.enrol("other")
+    admin.command("wipe", to=meant, dry_run=True)
+    admin.command("wipe", to=meant, expect_count=7)
+    admin.command("lock", to=other, dry_run=True)
+    admin.command("lock", to=[meant, other], dry_run=True)
+    found = audited(admin, device_id=meant.device_id)
+    assert [(item["summary"]["action"], item["status"]) for item in found] == [("wipe", 409), ("wipe", 200)]
+    unknown = str(uuid4())
+    admin.post("/admin/command", {"action": "ping", "target": {"device_ids": [unknown]}})
+    assert [item["code"] for item in audited(admin, device_id=unknown)] == ["unknown_devices"]
 
 
 @pytest.mark.parametrize(
