@@ -124,9 +124,8 @@ def issue(request: CommandRequest, *, dry_run: bool = False) -> Issued:
     if device_count == 0:
         raise EmptyAudience
     if request.expect_count is not None and request.expect_count != device_count:
-        raise AudienceChanged(
-            f"The audience is {device_count} devices, not {request.expect_count}. Nothing was queued."
-        )
+        devices = "1 device" if device_count == 1 else f"{device_count} devices"
+        raise AudienceChanged(f"The audience is {devices}, not {request.expect_count}. Nothing was queued.")
     return Issued(content, device_count, pushable)
 
 

@@ -114,7 +114,7 @@ class CommandQuery(Page, extra="forbid"):
 
 
 class CommandRow(ResponseSchema):
-    """A command in a list, with its outcome once it is not open any more. A late result changes neither of both."""
+    """A command, with its outcome once it is not open any more. A late result changes neither of both."""
 
     request_id: UUID
     action: str
@@ -130,10 +130,19 @@ class CommandRow(ResponseSchema):
     device_count: int
 
 
+class ListedCommand(CommandRow):
+    """A command in a list. `late` counts the final reports that came after expiry or cancellation.
+
+    It is null while the command is open, and for commands to so many devices that a list does not count them.
+    """
+
+    late: int | None
+
+
 class CommandPage(ResponseSchema):
     """One page of commands."""
 
-    items: list[CommandRow]
+    items: list[ListedCommand]
     next_cursor: str | None
 
 
@@ -254,7 +263,7 @@ class DeliveryDetail(DeliveryRow):
 
 
 class DeliveryQuery(Page, extra="forbid"):
-    """Which deliveries of a command to list. `not_succeeded` are all but those that succeeded."""
+    """Which deliveries of a command to list. `not_succeeded`: all but those that succeeded in time."""
 
     state: DeliveryState | Literal["not_succeeded"] | None = None
 

@@ -22,7 +22,9 @@ class UnknownDevices(DomainError):
         left = {name: "revoked" if retired_at is None else "retired" for name, retired_at in (gone or {}).items()}
         self.reasons = dict(sorted((dict.fromkeys(unknown, "unknown") | left).items()))
         """Each name, an id or an alias as it was given, and what is wrong with it."""
-        super().__init__(f"{len(self.reasons)} of the devices named are unknown, revoked or retired. Nothing was done.")
+        verb = "is" if len(self.reasons) == 1 else "are"
+        some = f"{len(self.reasons)} of the devices named {verb} unknown, revoked or retired."
+        super().__init__(f"{some} Nothing was done.")
 
 
 class EmptyAudience(DomainError):

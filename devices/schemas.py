@@ -230,7 +230,8 @@ class DeviceQuery(Page, extra="forbid"):
     not_seen_for_seconds: Annotated[
         Annotated[QueryInteger, Field(ge=0, le=LONGEST_SILENCE_SECONDS)] | None,
         Field(
-            description="No heartbeat for so long; before the first heartbeat, the time since the enrollment counts."
+            description="No heartbeat for so long; before the first heartbeat, the time since the enrollment counts. "
+            "Revoked and retired devices are among these, unless `status` leaves them out."
         ),
     ] = None
     push: Annotated[

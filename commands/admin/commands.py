@@ -181,8 +181,11 @@ class CommandAdmin(ReadOnlyAdmin):
 
     @admin.display(description="outcome")
     def came_to(self, command: Any) -> str:
-        """Return what came of a command, once it is not open any more."""
-        return (command.current.outcome if command.current else None) or NOTHING
+        """Return what came of a command, once it is not open any more, and how many results came too late for it."""
+        if not command.current or not command.current.outcome:
+            return NOTHING
+        late = command.current.counts.late
+        return f"{command.current.outcome}, {late} late" if late else str(command.current.outcome)
 
     @admin.display(description="by state")
     def counts(self, command: Any) -> SafeString:

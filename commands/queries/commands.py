@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import accumulate
 from typing import Any, Final
 from uuid import UUID
 
@@ -23,8 +24,8 @@ from commands.schemas import (
     CommandDetail,
     CommandPage,
     CommandQuery,
-    CommandRow,
     Counts,
+    ListedCommand,
     PushCounts,
 )
 from nexmdm.common import database, pagination
@@ -56,6 +57,21 @@ _COMMAND_STATUSES: Final = f"""
     ) counted
     WHERE command.id = ANY(%s)
 """  # noqa: S608  (a constant of ours; values are parameters)
+
+# Late reports are of deliveries that are marked as settled: the first one on an overdue delivery marks it.
+_LATE: Final = """
+    SELECT delivery.command_id, count(*)
+    FROM commands_delivery delivery
+    WHERE delivery.command_id = ANY(%s) AND delivery.state IN ('expired', 'cancelled') AND EXISTS (
+        SELECT FROM commands_report report
+        WHERE report.delivery_id = delivery.id AND report.late AND NOT report.duplicate
+            AND report.status IN ('succeeded', 'failed')
+    )
+    GROUP BY delivery.command_id
+"""
+
+MOST_LOOKED_AT_FOR_LATE: Final = 100_000
+"""Among how many deliveries a list looks for late results at most, narrow commands first: so it stays fast."""
 
 DELIVERIES_PER_QUERY: Final = 200_000
 """How many deliveries one query counts at most, unless a single command has more."""
@@ -144,11 +160,20 @@ def command_page(query: CommandQuery) -> CommandPage:
     if query.outcome is not None:
         rows = rows.filter(standing.outcome_conditions()[query.outcome])
     found, next_cursor = pagination.paginate(rows, query, UUID)
-    return CommandPage(items=[_command_row(row) for row in found], next_cursor=next_cursor)
+    stands = {row.id: standing.of(row) for row in found}
+    late = _late({row.id: row.device_count for row in found if stands[row.id][1] is not None}, stands)
+    items = [ListedCommand(**_command_fields(row, *stands[row.id]), late=late.get(row.id)) for row in found]
+    return CommandPage(items=items, next_cursor=next_cursor)
 
 
-def _command_row(row: Any) -> CommandRow:
-    return CommandRow(**_command_fields(row, *standing.of(row)))
+def _late(sizes: Mapping[UUID, int], stands: Mapping[UUID, standing.Standing]) -> dict[UUID, int]:
+    """Return how many late results commands have that are over, but for those that are too wide to be counted."""
+    late = {request_id: 0 for request_id in sizes if stands[request_id][1] == CommandOutcome.SUCCEEDED}
+    narrowest_first = sorted((size, request_id) for request_id, size in sizes.items() if request_id not in late)
+    totals = accumulate(size for size, _ in narrowest_first)
+    few = [one for (_, one), total in zip(narrowest_first, totals, strict=True) if total <= MOST_LOOKED_AT_FOR_LATE]
+    counted = dict(database.rows(_LATE, [few])) if few else {}
+    return late | {request_id: counted.get(request_id, 0) for request_id in few}
 
 
 def _command_fields(row: Command, state: CommandState, outcome: CommandOutcome | None) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def _least_width(name: str, *cells: str) -> int:
 def _painted(name: str, text: str) -> Text:
     if name not in _COLOURED:
         return Text(text)
-    return Text(text, _COLOURS.get(text, "red" if name in ("status", "code") else ""))
+    return Text(text, _COLOURS.get(text.partition(",")[0], "red" if name in ("status", "code") else ""))
 
 
 @contextmanager

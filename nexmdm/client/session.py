@@ -18,12 +18,13 @@ WRONG_USAGE: Final = 2
 UNREACHABLE: Final = 3
 INTERRUPTED: Final = 130
 
-_ARE_THE_SECRETS_RIGHT: Final = "Are ADMIN_KEY and HMAC_SECRET those of this server?"
+_ARE_THE_SECRETS_RIGHT: Final = "Are {key} and {secret} those of this server?"
+_NAMED_ONE_BY_ONE: Final = "Name the phones by device id (`manage.py fleet devices` lists them)"
 _ADVICE: Final[Mapping[str, str]] = {
     "invalid_signature": f"{_ARE_THE_SECRETS_RIGHT} Its log says why it refused (request.refused).",
     "rate_limited": f"Refused signatures count, too. {_ARE_THE_SECRETS_RIGHT}",
-    "unknown_devices": "`manage.py fleet devices` lists those that are enrolled.",
-    "empty_audience": "`manage.py fleet devices` lists those that are enrolled, with their tags.",
+    "unknown_devices": "`manage.py fleet devices` lists all devices; the presence of some is revoked or retired.",
+    "empty_audience": "`manage.py fleet devices` lists all devices with their tags; retired and revoked ones get none.",
     "not_found": "`manage.py fleet devices` and `manage.py fleet commands` list what there is.",
 }
 """What to do about a refusal, where its own words do not say it."""
@@ -31,11 +32,12 @@ _ADVICE: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What a sub-command works with."""
+    """What a sub-command works with. `variables` are those of the environment with the admin's key and secret."""
 
     client: FleetClient
     terminal: Terminal
     options: dict[str, Any]
+    variables: tuple[str, str]
 
 
 def outcome(session: Session) -> int:
@@ -44,7 +46,9 @@ def outcome(session: Session) -> int:
     try:
         return run(session)
     except Refused as refused:
-        session.terminal.complain("\n".join([_refusal(refused), *_as_text(refused, session.options)]))
+        session.terminal.complain(
+            "\n".join([_refusal(refused, session.variables), *_as_text(refused, session.options)])
+        )
         return FAILED
     except Unreachable as unreachable:
         session.terminal.complain(_silence(session.client.url, unreachable))
@@ -62,14 +66,19 @@ def outcome(session: Session) -> int:
         return INTERRUPTED
 
 
-def _refusal(refused: Refused) -> str:
+def _refusal(refused: Refused, variables: tuple[str, str]) -> str:
     lines = [f"Refused ({refused.status} {refused.code}".rstrip() + f"): {refused}"]
     lines += [f"  {'.'.join(map(str, error['loc']))}: {error['msg']}" for error in refused.errors]
     ahead = refused.clock_ahead_seconds or 0
     if refused.code == "invalid_signature" and abs(ahead) > signing.CLOCK_TOLERANCE_SECONDS:
         lines.append(f"This machine's clock is {_apart(ahead)} the server's: set the one that is wrong.")
     elif advice := _ADVICE.get(refused.code):
-        lines.append(advice)
+        key, secret = variables
+        lines.append(advice.format(key=key, secret=secret))
+    elif any(error["loc"] == ["body", "target"] and "device_ids" in str(error["msg"]) for error in refused.errors):
+        lines.append(f"{_NAMED_ONE_BY_ONE}, and for several add --expect-count N.")
+    elif any(error["loc"] == ["body", "expect_count"] for error in refused.errors):
+        lines.append("Add --expect-count N.")
     return "\n".join(lines)
 
 

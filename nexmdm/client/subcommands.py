@@ -5,35 +5,22 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from nexmdm.client import display
+from nexmdm.client import display, rows
 from nexmdm.client.arguments import Content, Param
 from nexmdm.client.display import Terminal
 from nexmdm.client.http_client import FleetClient, Json, Refused, Unreachable
 from nexmdm.client.session import DONE, FAILED, Session
 
+Described = Callable[[Json], Json]
+
 SHOWN_DELIVERIES: Final = 100
+MOST_LATE: Final = 400
+"""How many deliveries that succeeded late are read at most, in each state, to show others before them."""
+
 _WORST_FIRST: Final = ("failed", "expired", "cancelled", "received", "pending", "succeeded")
-# The columns, those first that a narrow terminal has to show.
-_DEVICE_COLUMNS: Final = ("device_id", "alias", "presence", "last_seen_at", "push", "hardware_id", "tags")
+_OF_WHAT_WAS_SENT: Final = ("request_id", "state", "issued_at", "expires_at", "dry_run")
 _DEVICE_FILTERS: Final = (
     "status", "push", "tag", "model", "os_version", "agent_version", "not_seen_for_seconds", "q",
-)  # fmt: skip
-_TOKEN_COLUMNS: Final = ("id", "label", "state", "uses", "max_uses", "expires_at", "tags", "re_enroll", "created_at")
-_COMMAND_COLUMNS: Final = (
-    "request_id",
-    "action",
-    "state",
-    "outcome",
-    "device_count",
-    "issued_at",
-    "expires_at",
-    "note",
-)
-_DELIVERY_COLUMNS: Final = ("device_id", "alias", "state", "said", "delivered_via")
-_EVENT_COLUMNS: Final = ("when", "event", "outcome", "via", "http_status", "latency_ms", "said")
-_AUDIT_COLUMNS: Final = (
-    "at", "status", "action", "target", "device_count", "dry_run", "principal", "code", "request_id", "address",
-    "method", "path", "correlation_id",
 )  # fmt: skip
 _AUDIT_FILTERS: Final = ("since", "until", "action", "device_id", "request_id", "principal", "status")
 
@@ -56,15 +43,7 @@ def enroll_token(session: Session) -> int:
 
 def enroll_tokens(session: Session) -> int:
     """List enrollment tokens."""
-    return _list(session, "/admin/enrollment-tokens", _TOKEN_COLUMNS, {}, described=_token)
-
-
-def _token(row: Json) -> Json:
-    if row["revoked_at"]:
-        return row | {"state": "revoked"}
-    if _moment(row["expires_at"]) <= datetime.now(UTC):
-        return row | {"state": "expired"}
-    return row | {"state": "exhausted" if row["uses"] >= row["max_uses"] else "open"}
+    return _list(session, "/admin/enrollment-tokens", rows.TOKEN_COLUMNS, {}, described=rows.token)
 
 
 def revoke_token(session: Session) -> int:
@@ -77,45 +56,31 @@ def revoke_token(session: Session) -> int:
 def devices(session: Session) -> int:
     """List devices."""
     query = {name: session.options[name] for name in _DEVICE_FILTERS}
-    return _list(session, "/admin/devices", _DEVICE_COLUMNS, query, described=_device)
-
-
-def _device(row: Json) -> Json:
-    if row["retired_at"]:
-        return row | {"presence": "retired"}
-    return row | {"presence": "revoked"} if row["revoked_at"] else row
+    return _list(session, "/admin/devices", rows.DEVICE_COLUMNS, query, described=rows.device)
 
 
 def commands(session: Session) -> int:
     """List commands."""
     query = {name: session.options[name] for name in ("action", "state", "outcome", "device_id", "since", "until")}
-    return _list(session, "/admin/commands", _COMMAND_COLUMNS, query)
+    return _list(session, "/admin/commands", rows.COMMAND_COLUMNS, query, described=rows.command)
 
 
 def audit(session: Session) -> int:
     """List the signed writes, carried out or refused."""
     query = {name: session.options[name] for name in _AUDIT_FILTERS}
-    return _list(session, "/admin/audit", _AUDIT_COLUMNS, query, described=_with_summary)
-
-
-def _with_summary(row: Json) -> Json:
-    return {**row, **row["summary"]}
-
-
-def _as_it_is(row: Json) -> Json:
-    return row
+    return _list(session, "/admin/audit", rows.AUDIT_COLUMNS, query, described=rows.audit_entry)
 
 
 def _list(
-    session: Session, path: str, columns: tuple[str, ...], query: Json, *, described: Callable[[Json], Json] = _as_it_is
+    session: Session, path: str, columns: tuple[str, ...], query: Json, *, described: Described = rows.as_it_is
 ) -> int:
-    rows, more = session.client.items(path, session.options["limit"], **query)
+    found, more = session.client.items(path, session.options["limit"], **query)
     if session.terminal.as_json:
-        session.terminal.json(rows)
+        session.terminal.json(found)
     else:
-        session.terminal.table(columns, list(map(described, rows)))
+        session.terminal.table(columns, list(map(described, found)))
     if more:
-        session.terminal.hint(f"There are more than these {len(rows)}; --limit shows them.")
+        session.terminal.hint(f"There are more than these {len(found)}; --limit shows them.")
     return DONE
 
 
@@ -202,10 +167,20 @@ def send(session: Session) -> int:
     body |= {"expires_in_seconds": options["expires_in"], "priority": options["priority"]}
     body |= {name: options[name] for name in ("dry_run", "expect_count", "supersede", "note")}
     issued = session.client.post("/admin/command", _given(body))
-    if issued["dry_run"] or not _waits(options):
+    if issued["dry_run"]:
+        return _tell_of_dry_run(session.terminal, issued)
+    if not _waits(options):
         return _show(session.terminal, issued)
     session.terminal.hint(f"Waiting for command {issued['request_id']} (devices: {issued['device_count']}) …")
-    return _follow(session, issued, _moment(issued["issued_at"]))
+    return _follow(session, issued, rows.moment(issued["issued_at"]))
+
+
+def _tell_of_dry_run(terminal: Terminal, issued: Json) -> int:
+    """Show what would be sent, without what only a command that was sent has."""
+    if not terminal.as_json:
+        terminal.line("Dry run: nothing was sent.")
+        issued = {name: value for name, value in issued.items() if name not in _OF_WHAT_WAS_SENT}
+    return _show(terminal, issued)
 
 
 def _params(given: list[Param]) -> Json:
@@ -225,7 +200,7 @@ def _follow(session: Session, command: Json, now: datetime) -> int:
     """Wait until nothing of a command is open, show what became of it, and judge it."""
     seconds = session.options["timeout"]
     if seconds is None:
-        left = (_moment(command["expires_at"]) - now).total_seconds()
+        left = (rows.moment(command["expires_at"]) - now).total_seconds()
         # A little more, so that the last look finds it expired.
         seconds = max(0.0, left + 1)
     try:
@@ -240,10 +215,6 @@ def _follow(session: Session, command: Json, now: datetime) -> int:
     return DONE if command["counts"]["succeeded"] == command["device_count"] else FAILED
 
 
-def _moment(text: str) -> datetime:
-    return datetime.fromisoformat(text)
-
-
 def _tell(session: Session, command: Json) -> None:
     deliveries, count = _deliveries(session.client, command, only_failing=session.options.get("not_succeeded", False))
     if session.terminal.as_json:
@@ -251,29 +222,37 @@ def _tell(session: Session, command: Json) -> None:
         return
     session.terminal.fields(command)
     session.terminal.line("")
-    session.terminal.table(_DELIVERY_COLUMNS, [_delivery(row) for row in deliveries])
+    session.terminal.table(rows.DELIVERY_COLUMNS, [rows.delivery(row) for row in deliveries])
     if count > len(deliveries):
         session.terminal.hint(f"These are {len(deliveries)} of {count}, the worst first.")
 
 
 def _deliveries(client: FleetClient, command: Json, *, only_failing: bool) -> tuple[list[Json], int]:
     """Return a command's deliveries, of very many those that went worst, and how many there are."""
-    path = f"/admin/commands/{command['request_id']}/deliveries"
     count = command["device_count"] - (command["counts"]["succeeded"] if only_failing else 0)
-    if count <= SHOWN_DELIVERIES:
-        return client.items(path, SHOWN_DELIVERIES, state="not_succeeded" if only_failing else None)[0], count
-    rows: list[Json] = []
+    if count > SHOWN_DELIVERIES:
+        return _worst_deliveries(client, command, only_failing=only_failing), count
+    state = "not_succeeded" if only_failing else None
+    found, _ = client.items(_path(command), SHOWN_DELIVERIES, state=state)
+    return sorted(found, key=rows.succeeded_late) if only_failing else found, count
+
+
+def _worst_deliveries(client: FleetClient, command: Json, *, only_failing: bool) -> list[Json]:
+    """Return the deliveries that went worst; those that succeeded late are the last of those that did not in time."""
+    counts = command["counts"]
+    spare = min(counts["late"], MOST_LATE) if only_failing else 0
+    in_time: list[Json] = []
+    late: list[Json] = []
     for state in _WORST_FIRST[:-1] if only_failing else _WORST_FIRST:
-        if command["counts"][state] and len(rows) < SHOWN_DELIVERIES:
-            rows += client.items(path, SHOWN_DELIVERIES - len(rows), state=state)[0]
-    return rows, count
+        missing = SHOWN_DELIVERIES - len(in_time)
+        if counts[state] and missing > 0:
+            for row in client.items(_path(command), missing + spare, state=state)[0]:
+                (late if only_failing and rows.succeeded_late(row) else in_time).append(row)
+    return [*in_time, *late][:SHOWN_DELIVERIES]
 
 
-def _delivery(row: Json) -> Json:
-    if row["result"]:
-        return row | {"said": row["result"]["message"] or row["result"]["status"]}
-    late = f"It reported {row['late_result']['status']} later." if row["late_result"] else None
-    return row | {"said": " ".join(filter(None, (row["why_open"], row["why_unfinished"], late)))}
+def _path(command: Json) -> str:
+    return f"/admin/commands/{command['request_id']}/deliveries"
 
 
 def delivery(session: Session) -> int:
@@ -286,21 +265,8 @@ def delivery(session: Session) -> int:
         return DONE
     terminal.fields({name: value for name, value in found.items() if name != "timeline"})
     terminal.line("")
-    terminal.table(_EVENT_COLUMNS, [_event(row) for row in found["timeline"]])
+    terminal.table(rows.EVENT_COLUMNS, [rows.event(row) for row in found["timeline"]])
     return DONE
-
-
-def _event(row: Json) -> Json:
-    """Return an event of a timeline in the columns of one table."""
-    remarks = [name for name in ("late", "duplicate") if row[name]]
-    if last_at := row.get("last_at"):
-        remarks.append(f"{row['count']} times, last {display.to_the_millisecond(last_at)}")
-    details = [row[name] for name in ("fcm_error", "message_id", "message", "detail") if row[name]]
-    return row | {
-        "when": display.to_the_millisecond(row["at"]),
-        "outcome": row["outcome"] or row["status"] or row["state"],
-        "said": "; ".join([*remarks, *details]) or None,
-    }
 
 
 def sign(session: Session) -> int:

@@ -63,6 +63,12 @@ def test_the_pages_of_a_command_and_a_device_say_why(wiped: str, phones: list[Ph
     assert NEVER_SEEN in plain(silent.content.decode())
 
 
+def test_the_list_and_the_page_of_a_command_say_how_many_results_came_too_late(wiped: str, browser: Browser) -> None:
+    for address in (reverse("nexmdm-admin:commands_command_changelist"),
+                    reverse("nexmdm-admin:commands_command_change", args=[wiped])):  # fmt: skip
+        assert "partial, 1 late" in plain(browser.get(address).content.decode())
+
+
 def test_the_csv_has_the_reasons_and_the_results(wiped: str, browser: Browser) -> None:
     staff = Visitor(session=browser.cookies["sessionid"].value)
     answer = staff.request("GET", reverse("nexmdm-admin:commands_delivery_export"))
@@ -108,5 +114,7 @@ def test_the_client_shows_which_devices_did_not_get_it_and_why(
         assert "works" not in table
         assert "no device owner" in table
         assert NEVER_SEEN in table
+        assert ("reported succeeded later." in table.splitlines()[-1]) == (most == 100)
+        assert ("reported succeeded later." in table) == (most == 100)
         assert ("These are 2 of 3, the worst first." in ran.err) == (most == 2)
     assert Delivery.objects.filter(state="succeeded").count() == 1

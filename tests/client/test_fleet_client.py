@@ -230,9 +230,39 @@ def test_a_command_is_sent_with_its_parameters_and_options(network: InProcess, p
 
 
 def test_a_dry_run_sends_nothing(network: InProcess, phone: Phone) -> None:
-    ran = run("send", "lock", "all", "--dry-run", "--wait", "--json", transport=network)
+    ran = run("send", "lock", "all", "--dry-run", "--json", transport=network)
     assert (ran.status, ran.json["device_count"], ran.json["request_id"]) == (0, 1, None)
+    shown = run("send", "lock", "all", "--dry-run", transport=network).out
+    assert [line.split() for line in shown.splitlines()] == [
+        ["Dry", "run:", "nothing", "was", "sent."],
+        ["action", "lock"],
+        ["device_count", "1"],
+        ["push", "queued=0,", "no_push_token=1"],
+    ]
     assert not Command.objects.exists()
+
+
+def test_an_action_that_there_is_not_is_refused_as_such(network: InProcess, phone: Phone) -> None:
+    ran = run("send", "wipee", phone.device_id, transport=network)
+    assert "422 invalid_request): There is no such action. Nothing was queued." in ran.err
+    assert "body.action: must be one of ping, " in ran.err
+
+
+@pytest.mark.parametrize("target", ["tag:lobby", "all", "front-desk"])
+def test_a_wipe_says_how_to_name_the_phones(network: InProcess, admin: Admin, target: str) -> None:
+    one, other = admin.enrol("one", alias="front-desk"), admin.enrol("other")
+    ran = run("send", "wipe", target, transport=network)
+    assert ran.status == 1
+    assert "Name the phones by device id (`manage.py fleet devices` lists them)" in ran.err
+    assert "--expect-count N" in ran.err
+    both = run("send", "wipe", f"{one.device_id},{other.device_id}", transport=network)
+    assert "Add --expect-count N." in both.err
+
+
+def test_of_one_device_the_server_speaks_in_the_singular(network: InProcess, phone: Phone) -> None:
+    ran = run("send", "ping", "all", "--expect-count", "20", transport=network)
+    assert "The audience is 1 device, not 20." in ran.err
+    assert "1 of the devices named is unknown, revoked or retired." in run("ping", UNKNOWN, transport=network).err
 
 
 @pytest.mark.parametrize("target", ["front-desk", "tag:lobby", "tag:lobby, tag:other", "all", "front-desk,back-desk"])
@@ -301,6 +331,29 @@ def test_of_a_large_command_the_worst_deliveries_are_shown(
     assert [row["state"] for row in ran.json["deliveries"]] == ["failed", "received"]
 
 
+def test_a_list_of_commands_says_how_many_results_came_too_late(
+    network: InProcess, admin: Admin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = admin.enrol("one"), admin.enrol("other")
+    late, failed, silent = (admin.command(to=phone).json["request_id"] for phone in (one, other, one))
+    other.report(failed, "failed")
+    let_pass(hours=2)
+    one.report(late, "succeeded")
+    still_open = admin.command().json["request_id"]
+
+    def listed() -> dict[str, str]:
+        lines = run("commands", transport=network).out.splitlines()[1:]
+        return {line.split()[0]: re.split(r" {2,}", line)[3] for line in lines}
+
+    assert listed() == {late: "expired, 1 late", failed: "failed", silent: "expired", still_open: "-"}
+    rows = {row["request_id"]: row["late"] for row in run("commands", "--json", transport=network).json}
+    assert rows == {late: 1, failed: 0, silent: 0, still_open: None}
+    monkeypatch.setattr("commands.queries.commands.MOST_LOOKED_AT_FOR_LATE", 0)
+    assert listed() == {
+        late: "expired, ? late", failed: "failed, ? late", silent: "expired, ? late", still_open: "-",
+    }  # fmt: skip
+
+
 def test_commands_are_found_by_device_and_by_time(network: InProcess, admin: Admin, phone: Phone) -> None:
     request_id = run("ping", phone.device_id, "--json", transport=network).json["request_id"]
     run("ping", admin.enrol("phone-2").device_id, transport=network)
@@ -322,14 +375,14 @@ def test_the_audit_tells_who_did_what_and_what_was_refused(network: InProcess, p
     )  # fmt: skip
     header, first, *_ = run("audit", "--limit", "1", transport=network).out.splitlines()
     assert header.split() == [
-        "at", "status", "action", "target", "device_count", "dry_run", "principal", "code", "request_id", "address",
+        "at", "status", "action", "target", "principal", "device_count", "dry_run", "code", "request_id", "address",
         "method", "path", "correlation_id",
     ]  # fmt: skip
     assert first.split()[1:9] == [
-        "422", "ping", "device_ids:", UNKNOWN, "-", "no", "admin", "unknown_devices",
+        "422", "ping", "device_ids:", UNKNOWN, "admin", "-", "no", "unknown_devices",
     ]  # fmt: skip
     (ping,) = run(
-        "audit", "--action", "ping", "--status", "200", "--principal", "admin", "--json", transport=network
+        "audit", "--action", "ping", "--status", "200", "--principal", "ADMIN", "--json", transport=network
     ).json
     assert ping == done
     for names in (["--device", phone.device_id], ["--command", done["request_id"]]):
@@ -472,6 +525,23 @@ def test_a_bad_signature_says_what_to_look_at(network: InProcess, settings: Sett
     assert ran.status == 1
     assert "HMAC_SECRET" in ran.err
     assert settings.HMAC_SECRETS[0] not in ran.err + ran.out
+
+
+def test_a_bad_signature_of_a_named_admin_names_its_own_variables(network: InProcess, settings: Settings) -> None:
+    settings.NAMED_ADMIN_KEYS, settings.NAMED_HMAC_SECRETS = {"ops1": ["ops1's key"]}, {"ops1": ["ops1's secret"]}
+    ran = run("summary", "--as", "ops1", transport=wrongly_signed(network, at=formatdate(usegmt=True)))
+    assert ran.status == 1
+    assert "Are ADMIN_KEY_OPS1 and HMAC_SECRET_OPS1 those of this server?" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("OPS2", "set ADMIN_KEY_OPS2 and HMAC_SECRET_OPS2"), ("ops-2", "No admin can be named 'ops-2'")]
+)
+def test_an_admin_without_variables_is_wrong_usage(network: InProcess, name: str, said: str) -> None:
+    with pytest.raises(CommandError, match=said) as refused:
+        run("summary", "--as", name, transport=network)
+    assert refused.value.returncode == 2
+    assert network.seen == []
 
 
 @pytest.mark.parametrize(("seconds", "how"), [(3600, "60 minutes behind"), (-7200, "120 minutes ahead of")])
@@ -657,6 +727,8 @@ def test_an_answer_that_cannot_be_written_is_exit_status_1(network: InProcess) -
         ("audit", "--since", "yesterday"),
         ("commands", "--since", "999999d"),
         ("ping", "alias:"),
+        ("send", "lock", "all", "--dry-run", "--wait"),
+        ("send", "lock", "all", "--dry-run", "--timeout", "30s"),
         ("sign", "GET", "/admin/summary", "--url", "http://127.0.0.1:8000/prefix"),
         ("devices", "--url", "mdm.example.com"),
         ("enroll-token", "--expires-in", "soon"),

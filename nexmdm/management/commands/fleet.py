@@ -45,14 +45,18 @@ class Command(BaseCommand):
         """Run it, and exit with its status."""
         if (wants := options.get("wants")) and not set(wants) & set(options):
             raise CommandError("Say what is to be changed: --help lists it.", returncode=WRONG_USAGE)
+        if options.get("dry_run") and (options["wait"] or options["timeout"] is not None):
+            raise CommandError("--dry-run sends nothing: there is nothing to --wait for.", returncode=WRONG_USAGE)
+        principal = options["acts_as"].lower()
+        variables = _variables(principal)
         terminal = Terminal(self.stdout, self.stderr, as_json=options["as_json"])
         url: str | None = options["url"]
         if url is not None and url.startswith("http:") and not on_loopback(url):
             terminal.hint(f"Warning: {url} is not encrypted: the admin key and every answer travel in the open.")
         self._tolerate_letters()
-        with closing(_client(options["acts_as"].lower(), url, transport)) as client:
+        with closing(_client(principal, url, transport)) as client:
             try:
-                status = session.outcome(Session(client, terminal, options))
+                status = session.outcome(Session(client, terminal, options, variables))
                 self.stdout.flush()
             except OSError as error:
                 terminal.complain(f"The answer could not be written: {error.strerror or error}")
@@ -85,13 +89,22 @@ def _client(principal: str, url: str | None, transport: httpx.BaseTransport | No
     return FleetClient(url, key=key, secret=secret, host=host, transport=transport, repeats=True)
 
 
+def _variables(principal: str) -> tuple[str, str]:
+    """Return the variables of the environment with the key and the secret of an admin, who must have them if named."""
+    found = named_admins.variables_of(principal)
+    if found is None:
+        message = f"No admin can be named {principal!r}: a name is 1 to 64 letters A to Z and digits, such as OPS1."
+        raise CommandError(message, returncode=WRONG_USAGE)
+    if principal != named_admins.UNNAMED and principal not in settings.NAMED_ADMIN_KEYS:
+        message = f"There is no admin {principal!r}: set {' and '.join(found)} in the environment."
+        raise CommandError(message, returncode=WRONG_USAGE)
+    return found
+
+
 def _credentials(principal: str) -> tuple[str, str]:
     """Return the current key and secret of an admin. Those of a named one are always from the environment."""
     if principal == named_admins.UNNAMED:
         return settings.ADMIN_KEYS[0], settings.HMAC_SECRETS[0]
-    if principal not in settings.NAMED_ADMIN_KEYS:
-        message = f"There is no admin {principal!r}: set ADMIN_KEY_<NAME> and HMAC_SECRET_<NAME> in the environment."
-        raise CommandError(message, returncode=WRONG_USAGE)
     return settings.NAMED_ADMIN_KEYS[principal][0], settings.NAMED_HMAC_SECRETS[principal][0]
 
 
@@ -170,7 +183,8 @@ class _Arguments:
             devices.add_argument(name, metavar="TEXT", help="exactly as the device reported it")
         devices.add_argument(
             "--not-seen-for", type=arguments.seconds, metavar="TIME", dest="not_seen_for_seconds",
-            help="no heartbeat for so long (10m, 12h, 7d); before the first one, the enrollment counts",
+            help="no heartbeat for so long (10m, 12h, 7d), revoked and retired devices too; before the first one, the "
+            "enrollment counts",
         )  # fmt: skip
         devices.add_argument(
             "--q", metavar="TEXT", help="part of an alias or a hardware id in any case, or a device id or its start"
@@ -225,7 +239,7 @@ class _Arguments:
         _limit(commands)
         command = self._verb("command", subcommands.command, "Show one command with its deliveries.", waits=True)
         command.add_argument("request_id", type=arguments.identifier, metavar="ID")
-        command.add_argument("--not-succeeded", action="store_true", help="leave out the devices on which it succeeded")
+        command.add_argument("--not-succeeded", action="store_true", help="leave out those that succeeded in time")
         delivery = self._verb("delivery", subcommands.delivery, "Show what became of a command on one device, in full.")
         delivery.add_argument("request_id", type=arguments.identifier, metavar="ID")
         delivery.add_argument("device_id", type=arguments.identifier, metavar="DEVICE")
@@ -238,7 +252,7 @@ class _Arguments:
         audit.add_argument("--action", help="what was asked for: wipe, retire, cancel, …")
         audit.add_argument("--device", type=arguments.identifier, metavar="ID", dest="device_id")
         audit.add_argument("--command", type=arguments.identifier, metavar="ID", dest="request_id")
-        audit.add_argument("--principal", help="who asked")
+        audit.add_argument("--principal", type=str.lower, metavar="NAME", help="who asked, in any case")
         audit.add_argument("--status", type=int, help="of the answer: 200, 422, …")
         _between(audit)
         _limit(audit)
