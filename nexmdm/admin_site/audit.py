@@ -1,6 +1,6 @@
 """The admin page of the audit."""
 
-from typing import ClassVar
+from typing import ClassVar, Final
 from uuid import UUID
 
 from django.contrib import admin
@@ -11,9 +11,11 @@ from commands.models import Command
 from devices.models import Device
 from nexmdm.audit import queries, summary
 from nexmdm.common.read_only_admin.base import ReadOnlyAdmin
-from nexmdm.common.read_only_admin.columns import NOTHING, Column, link, link_to_list
-from nexmdm.common.read_only_admin.filters import AgeFilter, ChoiceFilter, DateRangeFilter
+from nexmdm.common.read_only_admin.columns import NOTHING, Column, Narrowed, link, link_to_list
+from nexmdm.common.read_only_admin.filters import AgeFilter, ChoiceFilter, DateRangeFilter, ExactTextFilter
 from nexmdm.models import AuditEntry
+
+STATUSES: Final = (200, 400, 404, 409, 422, 500, 503)
 
 
 class AuditAge(AgeFilter):
@@ -50,6 +52,26 @@ class EndingFilter(ChoiceFilter):
         return {"carried out": Q(status__lt=400), "refused": Q(status__gte=400)}
 
 
+class StatusFilter(ChoiceFilter):
+    """By the status of the answer."""
+
+    title = "status"
+    parameter_name = "status"
+
+    def conditions(self) -> dict[str, Q]:
+        """Return the statuses that a signed write is answered with."""
+        known = {str(status): Q(status=status) for status in STATUSES}
+        return {**known, "other": ~Q(status__in=STATUSES)}
+
+
+class PrincipalFilter(ExactTextFilter):
+    """By who asked. It may be an admin who is not configured any more."""
+
+    title = "principal, exactly"
+    parameters = ("principal",)
+    columns: ClassVar = {"principal": "principal"}
+
+
 class AttemptFilter(ChoiceFilter):
     """By whether a command was sent, or only tried."""
 
@@ -65,12 +87,12 @@ class AuditEntryAdmin(ReadOnlyAdmin):
     """Who asked for what, and how it ended."""
 
     list_display = (
-        "when", "principal", "address", "asked", "target", "device_count", "status", "code", "command",
+        "when", "who", "address", "asked", "target", "device_count", "status", "code", "command",
     )  # fmt: skip
-    list_filter = (EndingFilter, AttemptFilter, MethodFilter, AuditAge, AuditTime)
-    linked_by = ("action", "request_id", "principal")
+    list_filter = (PrincipalFilter, EndingFilter, StatusFilter, AttemptFilter, MethodFilter, AuditAge, AuditTime)
+    linked_by = ("action", "request_id")
     search_fields = ("request_id", "path")
-    search_help_text = "A whole request id or device id, an action, or the start of a path."
+    search_help_text = "A whole request id or device id, an action, a principal, or the start of a path."
     fields: ClassVar = [
         "when", "principal", "action", "target", "device_count", "trial", "status", "code", "command", "device",
         "address", "admin_key_id", "method", "path", "body_sha256", "idempotency_key", "request_id", "correlation_id",
@@ -86,6 +108,7 @@ class AuditEntryAdmin(ReadOnlyAdmin):
     }  # fmt: skip
 
     when = Column("at")
+    who = Narrowed("principal", "principal")
     trial = Column("dry_run", "dry run")
 
     @admin.display(description="action")
@@ -117,5 +140,8 @@ class AuditEntryAdmin(ReadOnlyAdmin):
         return queries.about_device(key)
 
     def named(self, text: str) -> Q:
-        """Return the condition for an action, or the start of a path."""
-        return Q(path__startswith=text) if text.startswith("/") else Q(action=text)
+        """Return the condition for the start of a path, an action, or else a principal in any case."""
+        if text.startswith("/"):
+            return Q(path__startswith=text)
+        # By the index of the actions; principals have none.
+        return Q(action=text) if AuditEntry.objects.filter(action=text).exists() else Q(principal=text.lower())

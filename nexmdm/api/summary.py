@@ -26,6 +26,7 @@ async def list_audit(request: HttpRequest, query: Query[AuditQuery]) -> HttpResp
 
     `summary` says what a write was about: the action of a command, or else what was done (`cancel`, `retire`, …); its
     target as the request named it; on how many devices it was done; whether it was a dry run. `device_id` finds the
-    entries whose path names the device, or whose command has a delivery to it.
+    entries whose path names the device, or whose command has a delivery to it, and refused commands and dry runs whose
+    target is this one id in `device_ids`.
     """
     return respond(await run_in_db_thread(queries.list_entries, query))

@@ -494,15 +494,34 @@ def parameters_of(model: type[Model]) -> list[str]:
     return [name for one in known for name in getattr(one, "parameters", None) or [one.parameter_name]]
 
 
+TIMES: Final = ["since", "until"]
+
+
 @pytest.mark.parametrize(
     "value",
     ["-" + "9" * 5000, "%00", "%ED%A0%80", "0001-01-01T00:00%2B23:59", "1970-01-01T00:00%2B00:01"],
 )
-@pytest.mark.parametrize("model", [model for model in MODELS if parameters_of(model)])
-def test_rubbish_in_a_filter_narrows_nothing(worked: World, browser: Client, model: type[Model], value: str) -> None:
+@pytest.mark.parametrize("model", [model for model in MODELS if set(TIMES) <= set(parameters_of(model))])
+def test_what_is_no_time_narrows_nothing(worked: World, browser: Client, model: type[Model], value: str) -> None:
     everything = listed(browser, model)
-    answer = browser.get(f"{page_of(model)}?{'&'.join(f'{name}={value}' for name in parameters_of(model))}")
+    answer = browser.get(f"{page_of(model)}?{'&'.join(f'{name}={value}' for name in TIMES)}")
     assert (answer.status_code, [row.pk for row in answer.context["cl"].result_list]) == (200, everything)
+
+
+@pytest.mark.parametrize("value", ["foo", "-" + "9" * 5000, "%00", "%ED%A0%80"])
+@pytest.mark.parametrize("model", [model for model in MODELS if parameters_of(model)])
+def test_a_choice_that_a_filter_does_not_offer_is_refused(
+    worked: World, browser: Client, staff: Visitor, model: type[Model], value: str
+) -> None:
+    for name in set(parameters_of(model)) - {*TIMES}:
+        answer = browser.get(f"{page_of(model)}?{name}={value}")
+        assert (answer.status_code, answer["Location"]) == (302, f"{page_of(model)}?e=1"), name
+        assert browser.get(f"{page_of(model)}?{name}=").status_code == 200
+
+
+def test_an_export_with_an_unknown_choice_is_refused(worked: World, staff: Visitor) -> None:
+    answer = staff.request("GET", f"{page_of(Command, 'export')}?state=foo")
+    assert (answer.status, answer.headers["location"]) == (302, "../?e=1")
 
 
 @pytest.mark.parametrize("key", ["x", "_00", "9" * 30, str(UUID(int=7))])
@@ -758,6 +777,17 @@ def test_a_long_list_says_about_how_many_rows_there_are(worked: World, browser: 
     )
     narrowed = browser.get(page_of(Attempt), {"fcm_error": "UNAVAILABLE"})
     assert "100 attempts on this page, newest first." in plain(narrowed.content.decode())
+    older = browser.get(page_of(Attempt) + browser.get(page_of(Attempt)).context["cl"].older)
+    assert "54 attempts on this page, newest first." in plain(older.content.decode())
+
+
+@pytest.mark.parametrize("counted", [0, 68, 100])
+def test_an_estimate_of_no_more_than_the_page_shows_is_left_out(worked: World, browser: Client, counted: int) -> None:
+    (delivery,) = Delivery.objects.filter(state="failed")
+    for _ in range(110):
+        worked.attempt(delivery, "retry_later", 503, "UNAVAILABLE")
+    database.execute("UPDATE pg_class SET reltuples = %s WHERE oid = 'commands_attempt'::regclass", [counted])
+    assert "100 attempts on this page, newest first." in plain(browser.get(page_of(Attempt)).content.decode())
 
 
 def a_day_apart(world: World) -> list[Attempt]:

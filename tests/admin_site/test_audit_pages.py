@@ -105,8 +105,22 @@ def test_entries_are_found_by_action_by_trial_and_by_what_the_search_box_takes(
         ({"q": phone.device_id}, [done, tried]),
         ({"q": "/admin/command"}, [done, tried]),
         ({"q": "dance"}, []),
+        ({"action": "wipe", "principal": "admin"}, [done, tried]),
+        ({"action": "wipe", "status": "200"}, [done, tried]),
+        ({"status": "422"}, []),
+        ({"status": "other"}, []),
+        ({"principal": "ops1"}, []),
+        ({"q": "OPS1"}, []),
     ):
         assert listed(browser, **query) == found, query
+
+
+def test_a_principal_leads_to_its_entries_and_is_found_by_the_search_box(admin: Admin, browser: Browser) -> None:
+    admin.enrollment_token()
+    entries = reverse("nexmdm-admin:nexmdm_auditentry_changelist")
+    everything = listed(browser)
+    assert f'<a href="{entries}?principal=admin">admin</a>' in browser.get(entries).content.decode()
+    assert listed(browser, q="Admin") == listed(browser, principal="admin") == everything != []
 
 
 def test_the_csv_has_the_summaries_and_is_enough_to_verify_the_chain(

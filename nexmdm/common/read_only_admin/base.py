@@ -1,7 +1,7 @@
 """How the admin site shows rows: read-only, newest first, and just as fast when there are a million of them.
 
 Nothing is counted and no page has an OFFSET: a list reads one page by falling key, and the next one continues below it.
-How many rows there are in all is PostgreSQL's own estimate.
+How many rows there are in all is PostgreSQL's own estimate, said where it is not less than what the page shows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,6 +43,7 @@ class NewestFirst(ChangeList):
     older: str = ""
     continued: bool = False
     estimate: int = 0
+    """About how many rows there are in all; 0 where that is not known, or contradicts the page itself."""
 
     @property
     def estimate_shown(self) -> str:
@@ -69,8 +70,9 @@ class NewestFirst(ChangeList):
         self.result_count = self.full_result_count = len(self.result_list)
         if len(rows) > self.list_per_page:
             self.older = self.get_query_string({BEFORE: self.result_list[-1].pk})
-        if self.older and not self.query and not self.filter_params:
-            self.estimate = _estimated(self.model)
+        if self.older and not self.continued and not self.query and not self.filter_params:
+            estimate = _estimated(self.model)
+            self.estimate = estimate if estimate > self.list_per_page else 0
         self.multi_page = self.can_show_all = self.show_full_result_count = self.show_admin_actions = False
 
     def page(self, below: Any, most: int) -> QuerySet[Any]:

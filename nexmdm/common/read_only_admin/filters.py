@@ -3,9 +3,10 @@
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 from django.contrib import admin
+from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.views.main import ChangeList
 from django.db.models import BigAutoField, Model, Q, QuerySet
 from django.http import HttpRequest
@@ -17,14 +18,26 @@ if TYPE_CHECKING:
 else:
     ModelAdmin = admin.ModelAdmin
 
+T = TypeVar("T")
+
 EVERY: Final = 2**62
 
 DISORDER: Final = timedelta(minutes=5)
 """How far keys and times may be apart: a row's time is its transaction's beginning, its key is drawn later."""
 
 
+def _chosen(by: admin.SimpleListFilter, choices: Mapping[str, T]) -> T | None:
+    """Return what a filter's choice stands for; None if there is none. A list that ignored it would look filtered."""
+    choice = by.value()
+    if not choice:
+        return None
+    if choice not in choices:
+        raise IncorrectLookupParameters
+    return choices[choice]
+
+
 class ChoiceFilter(admin.SimpleListFilter):
-    """A filter whose choices are known beforehand: nothing is read to offer them. An unknown choice narrows nothing."""
+    """A filter whose choices are known beforehand: nothing is read to offer them. An unknown choice is refused."""
 
     def conditions(self) -> dict[str, Q]:
         """Return the choices, each with what it stands for."""
@@ -35,8 +48,8 @@ class ChoiceFilter(admin.SimpleListFilter):
         return [(choice, choice) for choice in self.conditions()]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:  # noqa: ARG002
-        """Keep the rows that the choice stands for."""
-        condition = self.conditions().get(self.value() or "")
+        """Keep the rows that the choice stands for. Raises IncorrectLookupParameters for an unknown one."""
+        condition = _chosen(self, self.conditions())
         return queryset if condition is None else queryset.filter(condition)
 
 
@@ -50,8 +63,8 @@ class SpanFilter(admin.SimpleListFilter):
         return [(name, name) for name in self.spans]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:  # noqa: ARG002
-        """Keep the rows that narrowed() keeps. An unknown span narrows nothing."""
-        span = self.spans.get(self.value() or "")
+        """Keep the rows that narrowed() keeps. Raises IncorrectLookupParameters for an unknown span."""
+        span = _chosen(self, self.spans)
         return queryset if span is None else self.narrowed(queryset, database.now() - span)
 
     def narrowed(self, rows: QuerySet[Any], moment: datetime) -> QuerySet[Any]:
