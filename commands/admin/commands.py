@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Final
 from uuid import UUID
 
 from django.contrib import admin
-from django.db.models import Q, QuerySet
+from django.db.models import Case, F, JSONField, Q, QuerySet, TextField, When
+from django.db.models.functions import Cast, Length
 from django.http import HttpRequest
 from django.utils.html import format_html_join
 from django.utils.safestring import SafeString
@@ -23,6 +24,14 @@ from devices.models import Device
 from nexmdm.common.read_only_admin.base import NewestRows, ReadOnlyAdmin, ReadOnlyInline
 from nexmdm.common.read_only_admin.columns import NOTHING, Column, link, link_to_list, pretty
 from nexmdm.models import AuditEntry
+
+LONGEST_TARGET: Final = 20_000
+"""How long the JSON text of a target is at most in the CSV, as of five hundred device ids: a chunk has many."""
+
+_SHORT_TARGET: Final = {
+    "target_length": Length(Cast("target", TextField())),
+    "short_target": Case(When(target_length__lte=LONGEST_TARGET, then=F("target")), output_field=JSONField()),
+}
 
 MOST: Final = 100_000
 """How many deliveries a list of commands counts at most. What it leaves out is counted on each command's own page."""
@@ -94,8 +103,7 @@ class CommandAdmin(ReadOnlyAdmin):
     """What was asked, and how it stands by device."""
 
     list_display = (
-        "id", "action", "standing", "came_to", "counts", "device_count", "issued", "note", "issued_by", "expires",
-        "urgency",
+        "id", "action", "standing", "came_to", "counts", "meant", "issued", "note", "issued_by", "expires",
     )  # fmt: skip
     list_filter = (
         filters.ActionFilter,
@@ -114,9 +122,9 @@ class CommandAdmin(ReadOnlyAdmin):
         ("Deliveries", {"fields": ["state", "came_to", "device_count", "counts", "pushes", "all_deliveries"]}),
     ]
     exported: ClassVar = {
-        "request_id": "id", "action": "action", "params": "params", "priority": "priority", "note": "note",
-        "issued_by": "issued_by", "device_count": "device_count", "issued_at": "issued_at", "expires_at": "expires_at",
-        "cancelled_at": "cancelled_at",
+        "request_id": "id", "action": "action", "params": "params", "target": "short_target", "priority": "priority",
+        "note": "note", "issued_by": "issued_by", "device_count": "device_count", "issued_at": "issued_at",
+        "expires_at": "expires_at", "cancelled_at": "cancelled_at",
     }  # fmt: skip
     derived = ("state", "outcome", "completed_at", *Counts.model_fields)
 
@@ -140,12 +148,13 @@ class CommandAdmin(ReadOnlyAdmin):
         totals = accumulate(command.device_count for command in narrowest_first)
         few = takewhile(lambda one: one[1] <= MOST, zip(narrowest_first, totals, strict=True))
         statuses = command_statuses({command.pk: command.device_count for command, _ in few})
+        alone = _only_devices([command.pk for command in rows if command.device_count == 1])
         for command in rows:
-            command.current = statuses.get(command.pk)
+            command.current, command.only_device = statuses.get(command.pk), alone.get(command.pk)
 
     def cells(self, rows: QuerySet[Any]) -> list[tuple[Any, ...]]:
         """Return the cells of some commands, with their states and counts."""
-        found = super().cells(rows)
+        found = super().cells(rows.annotate(**_SHORT_TARGET))
         size = 1 + list(self.exported).index("device_count")
         statuses = command_statuses({cells[0]: cells[size] for cells in found})
         return [(*cells, *_derived(statuses.get(cells[0]))) for cells in found]
@@ -173,6 +182,12 @@ class CommandAdmin(ReadOnlyAdmin):
     def pretty_target(self, command: Any) -> str:
         """Return whom the command was for."""
         return pretty(command.current.target)
+
+    @admin.display(description="devices")
+    def meant(self, command: Any) -> str:
+        """Return how many devices a command is for; of a single one, a link to it."""
+        device = command.only_device
+        return str(command.device_count) if device is None else link(device, device)
 
     @admin.display(description="state")
     def standing(self, command: Any) -> str:
@@ -216,6 +231,13 @@ class CommandAdmin(ReadOnlyAdmin):
     def audit_entries(self, command: Command) -> SafeString:
         """Return a link to the signed requests about the command."""
         return link_to_list(AuditEntry, "Signed requests about this command", request_id=command.pk)
+
+
+def _only_devices(request_ids: list[UUID]) -> dict[UUID, Device]:
+    """Return the device of each of these commands, which are for one device each."""
+    unread = [f"device__{name}" for name in SECRETS]
+    deliveries = Delivery.objects.filter(command__in=request_ids).select_related("device").defer(*unread).order_by()
+    return {delivery.command_id: delivery.device for delivery in deliveries}
 
 
 def _derived(status: CommandStatus | None) -> tuple[Any, ...]:

@@ -1,6 +1,8 @@
 """Which devices did not get a command, and why: on the admin site, in its CSV, in the API, and by the client."""
 
 import csv
+import json
+import re
 from io import StringIO
 from typing import Final
 
@@ -9,7 +11,7 @@ from django.contrib.auth.models import User
 from django.test import Client as Browser
 from django.urls import reverse
 
-from commands.models import Delivery
+from commands.models import Command, Delivery
 from tests.support.actors import Admin, Phone, Visitor
 from tests.support.fleet_command import InProcess, run
 from tests.support.html import plain
@@ -80,6 +82,29 @@ def test_the_csv_has_the_reasons_and_the_results(wiped: str, browser: Browser) -
         ("fails", "failed", "", "", "failed", "no device owner", ""),
         ("works", "succeeded", "", "", "succeeded", "locked", ""),
     ]
+
+
+def test_the_list_of_commands_names_the_device_of_a_command_to_one_and_the_csv_has_the_targets(
+    admin: Admin, wiped: str, phones: list[Phone], browser: Browser
+) -> None:
+    fails = phones[1]
+    alone = admin.command("wipe", to=fails).json["request_id"]
+    answer = browser.get(reverse("nexmdm-admin:commands_command_changelist"))
+    device_page = reverse("nexmdm-admin:devices_device_change", args=[fails.device_id])
+    cells = re.findall(r'field-meant">(.*?)</td>', answer.content.decode())
+    assert cells == [f'<a class="nowrap" href="{device_page}">fails</a>', "4"]
+    staff = Visitor(session=browser.cookies["sessionid"].value)
+
+    def targets() -> list[tuple[str, str]]:
+        answer = staff.request("GET", reverse("nexmdm-admin:commands_command_export"))
+        rows = csv.DictReader(StringIO(answer.body.decode(), newline=""))
+        return [(row["request_id"], row["target"]) for row in rows]
+
+    ids = {"device_ids": [phone.device_id for phone in phones]}
+    of_one = json.dumps({"device_ids": [fails.device_id]})
+    assert targets() == [(alone, of_one), (wiped, json.dumps(ids))]
+    Command.objects.filter(pk=wiped).update(target={"tags": ["x" * 64] * 500})
+    assert targets() == [(alone, of_one), (wiped, "")]
 
 
 def test_an_open_delivery_has_its_reason_in_the_list_and_the_csv(admin: Admin, phone: Phone, browser: Browser) -> None:
