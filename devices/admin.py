@@ -10,15 +10,13 @@ from django.http import HttpRequest
 from django.utils.html import format_html
 
 from devices.identity import search
-from devices.models import PUSH_HEALTH, Device, LastRefusal, not_seen_after, presences
+from devices.models import PUSH_HEALTH, Device, LastRefusal, not_seen_after, presence_name, presences
 from nexmdm.common.read_only_admin.base import ReadOnlyAdmin
 from nexmdm.common.read_only_admin.columns import NOTHING, Column, Narrowed, moment, pretty
 from nexmdm.common.read_only_admin.filters import ChoiceFilter, ExactTextFilter, SpanFilter
 
 SECRETS: Final = ("push_token", "token_hash", "token_digest", "next_hash", "next_digest")
 """The columns of a device that no list of this site reads."""
-
-PUSH: Final = {"live" if name == "ok" else name: condition for name, condition in PUSH_HEALTH.items()}
 
 
 class PresenceFilter(ChoiceFilter):
@@ -40,7 +38,7 @@ class PushFilter(ChoiceFilter):
 
     def conditions(self) -> dict[str, Q]:
         """Return what can be known of a push token."""
-        return PUSH
+        return PUSH_HEALTH
 
 
 class SilenceFilter(SpanFilter):
@@ -104,13 +102,12 @@ class DeviceAdmin(ReadOnlyAdmin):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         """Return the devices with their presence, and without their secrets."""
-        named = [When(condition, then=Value(name)) for name, condition in presences().items()]
-        states = [When(condition, then=Value(name)) for name, condition in PUSH.items()]
+        states = [When(condition, then=Value(name)) for name, condition in PUSH_HEALTH.items()]
         devices = (
             super().get_queryset(request).select_related("presence", "last_refusal", "enrolled_with").defer(*SECRETS)
         )
         described: QuerySet[Any] = devices.annotate(
-            presence_named=Case(*named, output_field=CharField()),
+            presence_named=presence_name(),
             push_named=Case(*states, output_field=CharField()),
         )
         return described
@@ -125,7 +122,7 @@ class DeviceAdmin(ReadOnlyAdmin):
 
     @admin.display(description="push token")
     def push(self, device: Any) -> str:
-        """Return live, failing, none, or since when the push token is dead."""
+        """Return ok, failing, none, or since when the push token is dead."""
         if device.push_named == "dead":
             return format_html("dead since {}", moment(device.push_token_dead_at))
         return str(device.push_named)

@@ -54,9 +54,9 @@ router = AdminRouter(tags=["devices"])
 async def list_devices(request: HttpRequest, query: Query[DeviceQuery]) -> HttpResponse:
     """List devices, newest first.
 
-    A device is `online` while its last heartbeat is younger than 2.5 intervals, and `never` before its first; the
-    filters by these leave revoked and retired ones out, and the other filters do not. `q` is part of an alias or a
-    hardware id in any case, or a device id or its start; no character has a special meaning in it.
+    The `presence` of a device is `revoked` or `retired` if it is that, `online` while its last heartbeat is younger
+    than 2.5 intervals, else `offline`, and `never` before its first; `status` filters by it. `q` is part of an alias or
+    a hardware id in any case, or a device id or its start; no character has a special meaning in it.
 
     `push` is `ok`, `failing` (the last five pushes or more ended without one accepted by FCM), `dead` (FCM knows the
     push token no more) or `none` (the device has no push token). Commands reach a device by heartbeat in any case.

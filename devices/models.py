@@ -7,7 +7,7 @@ from django.conf import settings
 from django.contrib.postgres.fields import ArrayField
 from django.contrib.postgres.indexes import GinIndex
 from django.db import models
-from django.db.models import F, Func, Q, Value
+from django.db.models import Case, F, Func, Q, Value, When
 from django.db.models.functions import MD5, Coalesce, Now, NullIf
 from uuid_utils.compat import uuid7
 
@@ -55,6 +55,12 @@ def presences() -> dict[str, Q]:
         "revoked": ~active & Q(retired_at=None),
         "retired": Q(retired_at__isnull=False),
     }
+
+
+def presence_name() -> Case:
+    """Return the name of a device's presence at this moment, for annotate()."""
+    named = (When(condition, then=Value(name)) for name, condition in presences().items())
+    return Case(*named, output_field=models.CharField())
 
 
 FAILING_FROM: Final = 5

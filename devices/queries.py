@@ -5,23 +5,25 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from django.db.models import Q
+from django.db.models import Q, QuerySet
 
 from devices import enrollment
 from devices.enrollment import DeviceRetired, UnknownDevice
 from devices.identity import search
-from devices.models import PUSH_HEALTH, Device, EnrollmentToken, not_seen_after, online_window, presences
+from devices.models import PUSH_HEALTH, Device, EnrollmentToken, not_seen_after, presence_name, presences
 from devices.schemas import DevicePage, DeviceQuery, DeviceRow, EnrollmentTokenPage, EnrollmentTokenRow, ListQuery
 from nexmdm.common import database, pagination
 
 
 def devices(query: DeviceQuery) -> DevicePage:
     """Return a page of devices, newest first."""
-    now = database.now()
-    rows = Device.objects.select_related("presence", "last_refusal").filter(*_conditions(query, now))
+    rows = _described().filter(*_conditions(query, database.now()))
     found, next_cursor = pagination.paginate(rows, query, UUID)
-    online_since = now - online_window()
-    return DevicePage(items=[DeviceRow.of(device, online_since) for device in found], next_cursor=next_cursor)
+    return DevicePage(items=[DeviceRow.of(device) for device in found], next_cursor=next_cursor)
+
+
+def _described() -> QuerySet[Any]:
+    return Device.objects.select_related("presence", "last_refusal").annotate(presence_named=presence_name())
 
 
 def _conditions(query: DeviceQuery, now: datetime) -> Iterator[Q]:
@@ -45,10 +47,10 @@ def _conditions(query: DeviceQuery, now: datetime) -> Iterator[Q]:
 
 def device(device_id: UUID) -> DeviceRow:
     """Return one device. Raises UnknownDevice."""
-    found = Device.objects.select_related("presence", "last_refusal").filter(id=device_id).first()
+    found = _described().filter(id=device_id).first()
     if found is None:
         raise UnknownDevice
-    return DeviceRow.of(found, database.now() - online_window())
+    return DeviceRow.of(found)
 
 
 def change(device_id: UUID, changes: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 A reading of a phone that does not fit is repaired or dropped by nexmdm/common/tolerance/repair.py.
 """
 
-from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
@@ -32,8 +31,7 @@ from nexmdm.common.types import (
     Time,
 )
 
-Presence = Literal["online", "offline", "never"]
-DeviceStatus = Literal["online", "offline", "never", "revoked", "retired"]
+Presence = Literal["online", "offline", "never", "revoked", "retired"]
 PushHealth = Literal["ok", "failing", "dead", "none"]
 
 LONGEST_SILENCE_SECONDS: Final = 10 * 365 * 86_400
@@ -156,15 +154,11 @@ class DeviceRow(ResponseSchema):
     last_refusal: LastRefusalRow | None
 
     @classmethod
-    def of(cls, device: Device, online_since: datetime) -> "DeviceRow":
-        """Describe a device; `online_since` is the database's time less the online window.
-
-        Its presence and last refusal are to be joined.
-        """
+    def of(cls, device: Any) -> "DeviceRow":
+        """Describe a device, annotated `presence_named`, with its presence and last refusal joined."""
         presence = device.presence
         # Not there, where the device was never refused.
         refusal: LastRefusal | None = getattr(device, "last_refusal", None)
-        seen = presence.last_seen_at
         return cls(
             device_id=device.id,
             hardware_id=device.hardware_id,
@@ -174,8 +168,8 @@ class DeviceRow(ResponseSchema):
             model=device.model,
             os_version=device.os_version,
             agent_version=presence.agent_version,
-            presence="never" if seen is None else "online" if seen > online_since else "offline",
-            last_seen_at=seen,
+            presence=device.presence_named,
+            last_seen_at=presence.last_seen_at,
             last_status=presence.last_status,
             push=_push_health(device),
             enrolled_at=device.enrolled_at,
@@ -222,7 +216,7 @@ Reported = Annotated[
 class DeviceQuery(Page, extra="forbid"):
     """Which devices to list. `q` is part of an alias or a hardware id in any case, or a device id or its start."""
 
-    status: DeviceStatus | None = None
+    status: Presence | None = None
     tag: Tag | None = None
     model: Reported = None
     os_version: Reported = None

@@ -34,13 +34,6 @@ def token(row: Json) -> Json:
     return row | {"state": "exhausted" if row["uses"] >= row["max_uses"] else "open"}
 
 
-def device(row: Json) -> Json:
-    """Return a device whose presence says that it is revoked or retired."""
-    if row["retired_at"]:
-        return row | {"presence": "retired"}
-    return row | {"presence": "revoked"} if row["revoked_at"] else row
-
-
 def command(row: Json) -> Json:
     """Return a command whose outcome says how many results came too late for it; ? where the server did not count."""
     # A server of the version before does not count them in a list.

@@ -56,7 +56,7 @@ def revoke_token(session: Session) -> int:
 def devices(session: Session) -> int:
     """List devices."""
     query = {name: session.options[name] for name in _DEVICE_FILTERS}
-    return _list(session, "/admin/devices", rows.DEVICE_COLUMNS, query, described=rows.device)
+    return _list(session, "/admin/devices", rows.DEVICE_COLUMNS, query)
 
 
 def commands(session: Session) -> int:

@@ -73,7 +73,11 @@ def test_devices_are_listed_by_presence(admin: Admin) -> None:
     assert [found(admin, f"status={presence}") for presence in ("online", "offline", "never")] == [
         ["online"], ["offline"], ["never"],
     ]  # fmt: skip
-    assert [device(admin, phone)["presence"] for phone in (online, offline)] == ["online", "offline"]
+    shown = [device(admin, phone)["presence"] for phone in (online, offline, revoked)]
+    assert shown == ["online", "offline", "revoked"]
+    assert [row["presence"] for row in admin.get("/admin/devices").json["items"]] == [
+        "revoked", "never", "offline", "online",
+    ]  # fmt: skip
 
 
 def test_a_device_is_online_while_its_heartbeat_is_younger_than_two_and_a_half_intervals(
