@@ -89,6 +89,17 @@ class Withdrawal(models.TextChoices):
     ENROLLMENT = "enrollment", "the device was enrolled again"
 
 
+class DeviceWas(models.TextChoices):
+    """A fact about the device at the end of a delivery, which its other columns cannot tell.
+
+    `never_seen`: no heartbeat had come when the delivery was marked as expired. `retired`: the revocation that withdrew
+    it was a retirement (`withdrawn_by` is then still `revocation`, which the version before can read).
+    """
+
+    NEVER_SEEN = "never_seen"
+    RETIRED = "retired"
+
+
 class AttemptOutcome(models.TextChoices):
     """How one FCM send ended (`in_flight`: not yet known)."""
 
@@ -196,7 +207,8 @@ class Delivery(models.Model):
     `open_until` is the command's `expires_at`, or an hour more once the phone has said it received or runs it.
     `next_attempt_at` is when the next push is due; NULL means none is. A claimed push moves it past a lease.
     `attempt_count` is the number of its last attempt. `reports_not_kept` counts the reports that were too many to keep.
-    `device_seen_at` is the device's last heartbeat when the delivery was marked as expired.
+    `device_seen_at` is the device's last heartbeat when the delivery was marked as expired. `device_was` is NULL where
+    nothing is to be said, and where the version before ended the delivery.
     """
 
     id = models.BigAutoField(primary_key=True)
@@ -209,6 +221,7 @@ class Delivery(models.Model):
     settled_at = models.DateTimeField(null=True, blank=True)
     withdrawn_by = models.CharField(max_length=16, choices=Withdrawal, null=True, blank=True)  # noqa: DJ001
     device_seen_at = models.DateTimeField(null=True, blank=True)
+    device_was = models.CharField(max_length=16, choices=DeviceWas, null=True, blank=True)  # noqa: DJ001
     delivered_via = models.CharField(max_length=16, choices=DeliveryChannel, null=True, blank=True)  # noqa: DJ001
 
     push_state = models.CharField(max_length=16, choices=PushState)

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from django.conf import settings
 from django.db.models import Case, Count, F, OuterRef, Q, QuerySet, Subquery, Sum, When
-from django.db.models.functions import Coalesce, Now
+from django.db.models.functions import Coalesce, Greatest, Now
 
 from commands.models import (
     FINAL,
@@ -15,15 +15,20 @@ from commands.models import (
     AttemptOutcome,
     Delivery,
     DeliveryState,
+    DeviceWas,
     PushState,
     Report,
     ReportStatus,
     Withdrawal,
 )
 from commands.push_now import PUSH_NOW
+from devices.models import online_window
 from nexmdm.common.types import rfc3339
 
 SILENT_AFTER: Final = timedelta(minutes=10)
+
+QUOTED: Final = 100
+"""So many characters of a phone's message are quoted at most."""
 
 _FAILED: Final = Q(
     outcome__in=(AttemptOutcome.RETRY_LATER, AttemptOutcome.REJECTED, AttemptOutcome.TOKEN_DEAD, AttemptOutcome.UNKNOWN)
@@ -41,9 +46,9 @@ def _last(rows: QuerySet[Any], field: str) -> Subquery:
 
 
 _LAST_WORD: Final = _last(Report.objects.order_by("-id"), "status")
-_LAST_WORD_IN_TIME: Final = _last(
-    Report.objects.exclude(status__in=FINAL).filter(reported_at__lte=OuterRef("open_until")).order_by("-id"), "status"
-)
+# In time: before the end. A cancellation that waited for a report bears an earlier time than that report.
+_END: Final = Greatest(Coalesce(OuterRef("settled_at"), OuterRef("open_until")), OuterRef("reported_at"))
+_IN_TIME: Final = Report.objects.exclude(status__in=FINAL).filter(reported_at__lte=_END).order_by("-id")
 _DEFERRALS: Final = _number_of(Report.objects.filter(status=ReportStatus.DEFERRED), Sum(F("repeat_count") + 1))
 
 AS_OF_NOW: Final = {
@@ -54,7 +59,8 @@ AS_OF_NOW: Final = {
     "last_push": _last(Attempt.objects.order_by("-number"), "outcome"),
     "failed_pushes": _number_of(Attempt.objects.filter(_FAILED), Count("*")),
     "last_word": _LAST_WORD,
-    "last_word_in_time": _LAST_WORD_IN_TIME,
+    "last_word_in_time": _last(_IN_TIME, "status"),
+    "last_message_in_time": _last(_IN_TIME, "message"),
     # Counted only where the sentence has it: this reads every report of a delivery.
     "deferrals": Case(When(last_word=ReportStatus.DEFERRED, then=_DEFERRALS), default=0),
 }
@@ -82,12 +88,20 @@ def why_unfinished(row: Any) -> str | None:
     """
     state = current_state(row)
     if state == DeliveryState.CANCELLED:
-        return _sentence([Withdrawal(row.withdrawn_by).label]) if row.withdrawn_by else None
+        by = withdrawn_by(row)
+        return _sentence([by, *_what_had_come_of_it(row)]) if by else None
     if state != DeliveryState.EXPIRED:
         return None
     if row.last_word_in_time is not None:
-        return _sentence([f"the phone reported {row.last_word_in_time}, and nothing final in time"])
+        return _sentence([f"the phone reported {_last_word(row)}, and nothing final in time"])
     return _sentence([_last_sign(row), _what_the_push_came_to(row)])
+
+
+def withdrawn_by(row: Delivery) -> str | None:
+    """Return by what a delivery was cancelled; None if it was not, or a version ended it that did not note it."""
+    if row.withdrawn_by == Withdrawal.REVOCATION and row.device_was == DeviceWas.RETIRED:
+        return "the device was retired"
+    return Withdrawal(row.withdrawn_by).label if row.withdrawn_by else None
 
 
 def _sentence(reasons: Sequence[str]) -> str:
@@ -95,29 +109,50 @@ def _sentence(reasons: Sequence[str]) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
+def _last_word(row: Any) -> str:
+    message = " ".join(row.last_message_in_time.split())
+    quoted = message if len(message) <= QUOTED else f"{message[: QUOTED - 1]}…"
+    return f'{row.last_word_in_time} ("{quoted}")' if quoted else str(row.last_word_in_time)
+
+
+def _what_had_come_of_it(row: Any) -> list[str]:
+    if row.last_word_in_time is not None:
+        return [f"the phone had reported {_last_word(row)}"]
+    push = _what_a_push_came_to(row)
+    return [push] if push else []
+
+
 def _last_sign(row: Any) -> str:
     """Tell when the device was heard from: as kept at the expiry, else as it is known now."""
     seen = row.device_seen_at or row.device.presence.last_seen_at
-    if seen is None:
+    if seen is None or row.device_was == DeviceWas.NEVER_SEEN:
         return "the device had never sent a heartbeat"
     if seen > row.open_until:
         return "no heartbeat from before the end of its time is known"
     at = rfc3339(seen.replace(microsecond=0))
     if seen < row.command.issued_at:
-        return f"offline since {at}"
+        was_offline = row.open_until - seen > online_window()
+        return f"offline since {at}" if was_offline else f"last heard from at {at}, before the command"
     return f"heard from at {at}, and it did not answer in time"
 
 
 def _what_the_push_came_to(row: Any) -> str:
     if row.push_state == PushState.NO_PUSH_TOKEN:
         return "it had no live push token"
+    return _what_a_push_came_to(row) or "no push left"
+
+
+def _what_a_push_came_to(row: Any) -> str | None:
+    """Return what became of the pushes that left; None if none did."""
     if row.push_state == PushState.ACCEPTED:
         return "FCM took the push"
     if row.last_push == AttemptOutcome.REJECTED:
         return "FCM refused the push"
+    if row.last_push == AttemptOutcome.TOKEN_DEAD and row.push_state == PushState.UNDELIVERABLE:
+        return "the push token was dead"
     if row.last_push in (AttemptOutcome.IN_FLIGHT, AttemptOutcome.UNKNOWN):
         return "a push left, and its answer is not known"
-    return f"push failed {_times(row.failed_pushes)}" if row.failed_pushes else "no push left"
+    return f"push failed {_times(row.failed_pushes)}" if row.failed_pushes else None
 
 
 def _reports_of_the_phone(row: Any) -> list[str]:

@@ -10,12 +10,12 @@ from uuid import UUID
 
 import orjson
 from django.db import transaction
-from django.db.models import F, OuterRef, Subquery
+from django.db.models import F, OuterRef, Subquery, Value
 from django.db.models.functions import Now
 from uuid_utils.compat import uuid7
 
 from commands import envelope
-from commands.models import Command, Delivery, DeliveryState, Priority, Withdrawal
+from commands.models import Command, Delivery, DeliveryState, DeviceWas, Priority, Withdrawal
 from devices import audience
 from devices.audience import EmptyAudience, Target
 from devices.models import Presence
@@ -305,3 +305,6 @@ def expire(limit: int) -> int:
     overdue = Delivery.objects.overdue().order_by("open_until").select_for_update(skip_locked=True, no_key=True)
     ids = list(overdue.values_list("id", flat=True)[:limit])
     return Delivery.objects.filter(id__in=ids).update(**EXPIRED)
+    "device_was": Subquery(
+        Presence.objects.filter(device=OuterRef("device_id"), last_seen_at=None).values(was=Value(DeviceWas.NEVER_SEEN))
+    ),

@@ -13,7 +13,7 @@ from django.db.models import F, Q
 from django.db.models.functions import Now
 
 from commands import actions, queue
-from commands.models import OPEN, Delivery, DeliveryChannel, DeliveryState, Report, ReportStatus, Withdrawal
+from commands.models import OPEN, Delivery, DeliveryChannel, DeliveryState, DeviceWas, Report, ReportStatus, Withdrawal
 from devices import credentials, enrollment, tokens
 from devices.credentials import VERDICT
 from nexmdm.common import database
@@ -97,7 +97,7 @@ _HOLD: Final = f"""
 # From `judged` (whose token is good) by `found` (how the delivery stands: `was`, with what is past its time as expired)
 # to `taken` (what the report makes of it), which is then written. Each step is computed once. A report that equals the
 # last one, and is not final, is counted up there (`repeats`). `is_apart`: it may retire the device, and so is not taken
-# here. A late report keeps when the device was last heard from, as queue.EXPIRED does.
+# here. A late report keeps when the device was last heard from, if ever, as queue.EXPIRED does.
 _TAKE: Final = f"""
     WITH judged AS MATERIALIZED (
         SELECT asked.*, {_JUDGED} AS verdict, device.token_used_at IS NULL AS first_use
@@ -163,6 +163,9 @@ _TAKE: Final = f"""
             device_seen_at = CASE WHEN taken.is_overdue
                 THEN (SELECT last_seen_at FROM devices_presence WHERE device_id = taken.device_id)
                 ELSE delivery.device_seen_at END,
+            device_was = CASE WHEN taken.is_overdue AND EXISTS (
+                SELECT FROM devices_presence WHERE device_id = taken.device_id AND last_seen_at IS NULL
+            ) THEN 'never_seen' ELSE delivery.device_was END,
             reports_not_kept = delivery.reports_not_kept + (NOT taken.keeps)::int
         FROM taken
         WHERE delivery.id = taken.delivery_id AND (

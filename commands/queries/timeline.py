@@ -3,8 +3,8 @@
 from datetime import datetime
 from typing import Final
 
-from commands.models import OPEN, Attempt, Delivery, DeliveryChannel, DeliveryState, Report, Withdrawal
-from commands.pending_reason import current_state
+from commands.models import OPEN, Attempt, Delivery, DeliveryChannel, DeliveryState, Report
+from commands.pending_reason import current_state, withdrawn_by
 from commands.reports import KEPT
 from commands.schemas import TimelineEvent
 
@@ -51,8 +51,7 @@ def _settlement(row: Delivery) -> list[TimelineEvent]:
     settled = settled_at(row)
     if settled is None:
         return []
-    by = Withdrawal(row.withdrawn_by).label if row.withdrawn_by else None
-    return [TimelineEvent(at=settled, event="settled", state=current_state(row), detail=by)]
+    return [TimelineEvent(at=settled, event="settled", state=current_state(row), detail=withdrawn_by(row))]
 
 
 def settled_at(row: Delivery) -> datetime | None:

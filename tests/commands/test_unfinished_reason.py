@@ -1,18 +1,23 @@
 """Why a delivery was never finished: what the API says of it after its time, whatever its device does later."""
 
 from datetime import timedelta
+from functools import partial
+from uuid import UUID
 
 import pytest
 from django.core.management import call_command
+from django.db.models import Subquery
 from django.db.models.functions import Now
+from pytest_django import Settings
 
-from commands import queue
-from commands.models import Delivery
+from commands import queue, reports
+from commands.models import Delivery, ReportStatus
+from commands.reports import ReportInput
 from devices.models import Presence
 from loadtest.fake_fcm.server import FcmStandin
 from nexmdm.common.types import rfc3339
 from tests.support.actors import Admin, Phone
-from tests.support.moments import let_pass
+from tests.support.moments import let_pass, overtaken
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -84,7 +89,28 @@ def test_a_late_report_keeps_when_the_phone_was_heard_from(admin: Admin, phone: 
 def test_a_device_that_never_sent_a_heartbeat_is_told_so(admin: Admin, phone: Phone) -> None:
     admin.command("ping", to=phone)
     expire()
+    never = "The device had never sent a heartbeat; it had no live push token."
+    assert why_unfinished(admin) == never
+    phone.heartbeat()
+    assert why_unfinished(admin) == never
+
+
+def test_a_late_report_keeps_that_the_phone_had_never_sent_a_heartbeat(admin: Admin, phone: Phone) -> None:
+    request_id = admin.command("ping", to=phone).json["request_id"]
+    let_pass(hours=2)
+    assert phone.report(request_id, "succeeded").json["late"] is True
+    phone.heartbeat()
     assert why_unfinished(admin) == "The device had never sent a heartbeat; it had no live push token."
+
+
+def test_what_the_version_before_did_not_keep_is_not_known_after_the_next_heartbeat(admin: Admin, phone: Phone) -> None:
+    admin.command("ping", to=phone)
+    expire()
+    Delivery.objects.update(device_was=None)
+    assert why_unfinished(admin) == "The device had never sent a heartbeat; it had no live push token."
+    phone.heartbeat()
+    reason = "No heartbeat from before the end of its time is known; it had no live push token."
+    assert why_unfinished(admin) == reason
 
 
 def test_a_phone_that_was_there_and_did_not_answer_is_told_apart(admin: Admin, phone: Phone) -> None:
@@ -94,6 +120,22 @@ def test_a_phone_that_was_there_and_did_not_answer_is_told_apart(admin: Admin, p
     assert (
         why_unfinished(admin) == f"Heard from at {seen_at()}, and it did not answer in time; it had no live push token."
     )
+
+
+@pytest.mark.parametrize(
+    ("silence", "sign"), [(299, "Last heard from at {}, before the command"), (301, "Offline since {}")]
+)
+def test_a_phone_is_offline_if_its_silence_was_longer_than_the_online_window(
+    admin: Admin, phone: Phone, settings: Settings, silence: float, sign: str
+) -> None:
+    settings.HEARTBEAT_INTERVAL_SECONDS = 120
+    admin.command("ping", to=phone)
+    Presence.objects.update(last_seen_at=Now() - timedelta(seconds=2))
+    seen = Subquery(Presence.objects.values("last_seen_at")[:1])
+    Delivery.objects.update(open_until=seen + timedelta(seconds=silence))
+    let_pass(hours=2)
+    assert queue.expire(10) == 1
+    assert why_unfinished(admin) == f"{sign.format(seen_at())}; it had no live push token."
 
 
 def test_a_heartbeat_after_its_time_does_not_count_as_one_in_time(admin: Admin, phone: Phone) -> None:
@@ -119,11 +161,30 @@ def test_what_the_phone_reported_last_is_the_reason(admin: Admin, phone: Phone, 
 
 
 @pytest.mark.parametrize(
+    ("message", "quoted"),
+    [
+        ("low battery", ' ("low battery")'),
+        (" two\n lines ", ' ("two lines")'),
+        ("x" * 100, f' ("{"x" * 100}")'),
+        ("x" * 101, f' ("{"x" * 99}…")'),
+        ("", ""),
+    ],
+)
+def test_the_message_of_the_last_report_is_quoted(admin: Admin, phone: Phone, message: str, quoted: str) -> None:
+    request_id = admin.command("ping", to=phone).json["request_id"]
+    phone.report(request_id, "running", message="half")
+    phone.report(request_id, "deferred", message=message)
+    expire()
+    assert why_unfinished(admin) == f"The phone reported deferred{quoted}, and nothing final in time."
+
+
+@pytest.mark.parametrize(
     ("push_token", "came_to"),
     [
         ("ok-1", "FCM took the push"),
         ("unavailable-1", "push failed once"),
         ("invalid-1", "FCM refused the push"),
+        ("unregistered-1", "the push token was dead"),
     ],
 )
 def test_what_the_push_came_to_is_told_with_it(admin: Admin, fcm: FcmStandin, push_token: str, came_to: str) -> None:
@@ -147,3 +208,55 @@ def test_what_was_withdrawn_says_by_whom(admin: Admin, phone: Phone) -> None:
     request_id = admin.command("ping", to=phone).json["request_id"]
     admin.post(f"/admin/commands/{request_id}/cancel")
     assert why_unfinished(admin) == "An admin cancelled the command."
+
+
+@pytest.mark.parametrize(
+    ("push_token", "came_to"),
+    [
+        (None, ""),
+        ("ok-1", "; FCM took the push"),
+        ("unavailable-1", "; push failed once"),
+        ("invalid-1", "; FCM refused the push"),
+        ("unregistered-1", "; the push token was dead"),
+    ],
+)
+@pytest.mark.parametrize(("verb", "by"), [("revoke", "The device was revoked"), ("retire", "The device was retired")])
+def test_what_was_withdrawn_keeps_what_the_push_came_to(
+    admin: Admin, fcm: FcmStandin, push_token: str | None, came_to: str, verb: str, by: str
+) -> None:
+    phone = admin.enrol("phone-1", push_token=push_token)
+    admin.command("ping", to=phone)
+    call_command("dispatch", once=True)
+    admin.post(f"/admin/devices/{phone.device_id}/{verb}")
+    assert why_unfinished(admin) == f"{by}{came_to}."
+
+
+def test_a_push_that_had_not_left_is_not_told_of_what_was_withdrawn(admin: Admin) -> None:
+    phone = admin.enrol("phone-1", push_token="ok-1")
+    admin.command("ping", to=phone)
+    admin.command("ping", to=phone, supersede=True)
+    Delivery.objects.exclude(state="cancelled").delete()
+    assert why_unfinished(admin) == "A newer command of the same action took its place."
+
+
+def test_what_was_withdrawn_keeps_what_the_phone_had_reported(admin: Admin, phone: Phone) -> None:
+    request_id = admin.command("ping", to=phone).json["request_id"]
+    phone.report(request_id, "received", message="soon")
+    admin.post(f"/admin/commands/{request_id}/cancel")
+    for _ in range(2):
+        assert why_unfinished(admin) == 'An admin cancelled the command; the phone had reported received ("soon").'
+        phone.report(request_id, "running")
+
+
+def test_what_a_phone_reports_of_what_was_withdrawn_changes_nothing(admin: Admin, phone: Phone) -> None:
+    request_id = admin.command("ping", to=phone).json["request_id"]
+    admin.post(f"/admin/commands/{request_id}/cancel")
+    phone.report(request_id, "running")
+    assert why_unfinished(admin) == "An admin cancelled the command."
+
+
+def test_a_report_that_a_cancellation_waited_for_was_in_time(admin: Admin, phone: Phone) -> None:
+    request_id = admin.command("ping", to=phone).json["request_id"]
+    word = partial(reports.record_report, UUID(phone.device_id), UUID(request_id), ReportInput(ReportStatus.RECEIVED))
+    overtaken(word, lambda: admin.post(f"/admin/commands/{request_id}/cancel"))
+    assert why_unfinished(admin) == "An admin cancelled the command; the phone had reported received."

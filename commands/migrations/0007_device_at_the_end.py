@@ -1,0 +1,23 @@
+"""Keep that a device had never sent a heartbeat when its command expired, or was retired when that was withdrawn.
+
+A column without a CHECK, as in 0003. Deliveries that ended before stay without.
+"""
+
+from django.db import migrations, models
+
+
+class Migration(migrations.Migration):
+    dependencies = [("commands", "0006_find_commands_by_end")]
+
+    operations = [
+        migrations.AddField(
+            "delivery",
+            "device_was",
+            models.CharField(
+                max_length=16,
+                choices=[("never_seen", "Never Seen"), ("retired", "Retired")],
+                null=True,
+                blank=True,
+            ),
+        ),
+    ]
