@@ -222,47 +222,50 @@ class Cancelled:
 
 
 # In statements of their own: what follows must see which heartbeats the holders before us answered, and which attempts
-# they began.
+# they began. `which` is a condition on deliveries.
 _HOLD_PRESENCE: Final = """
     SELECT count(*) FROM (
         SELECT FROM devices_presence
         WHERE device_id IN (
-            SELECT device_id FROM commands_delivery
-            WHERE command_id = %(command_id)s AND state IN ('pending', 'received') AND open_until > now()
+            SELECT device_id FROM commands_delivery delivery
+            WHERE {which} AND delivery.state IN ('pending', 'received') AND delivery.open_until > now()
         )
         ORDER BY device_id FOR NO KEY UPDATE
     ) held
 """
 _HOLD_OPEN: Final = """
     SELECT count(*) FROM (
-        SELECT FROM commands_delivery
-        WHERE command_id = %(command_id)s AND state IN ('pending', 'received') AND open_until > now()
-        ORDER BY id FOR NO KEY UPDATE
+        SELECT FROM commands_delivery delivery
+        WHERE {which} AND delivery.state IN ('pending', 'received') AND delivery.open_until > now()
+        ORDER BY delivery.id FOR NO KEY UPDATE
     ) held
 """
 
 # What may still run: FCM recalls no push, and a phone that spoke or sent a heartbeat since the issue has the command.
-_CANCEL: Final = """
+_WITHDRAW: Final = """
     WITH open AS (
-        SELECT id, device_id, received_at FROM commands_delivery
-        WHERE command_id = %(command_id)s AND state IN ('pending', 'received') AND open_until > now()
+        SELECT delivery.id, delivery.device_id, delivery.received_at, delivery.command_id, command.action,
+            command.issued_at
+        FROM commands_delivery delivery JOIN commands_command command ON command.id = delivery.command_id
+        WHERE {which} AND delivery.state IN ('pending', 'received') AND delivery.open_until > now()
     ), withdrawn AS (
         UPDATE commands_delivery delivery
-        SET state = 'cancelled', withdrawn_by = 'admin', settled_at = now(), next_attempt_at = NULL
+        SET state = 'cancelled', withdrawn_by = %(by)s, device_was = %(device_was)s,
+            settled_at = statement_timestamp(), next_attempt_at = NULL
         FROM open WHERE delivery.id = open.id
-    )
-    SELECT count(*), count(*) FILTER (
-        WHERE received_at IS NOT NULL
+    ), judged AS (
+        SELECT command_id, action, received_at IS NOT NULL
             OR EXISTS (
                 SELECT FROM commands_attempt attempt
                 WHERE attempt.delivery_id = open.id AND attempt.outcome IN ('accepted', 'unknown', 'in_flight')
             )
             OR EXISTS (
                 SELECT FROM devices_presence presence
-                WHERE presence.device_id = open.device_id AND presence.last_seen_at >= %(issued_at)s
-            )
+                WHERE presence.device_id = open.device_id AND presence.last_seen_at >= open.issued_at
+            ) AS may_still_run
+        FROM open
     )
-    FROM open
+    SELECT {answer} FROM judged
 """
 
 
@@ -271,23 +274,35 @@ def cancel(command_id: UUID) -> Cancelled:
     command = Command.objects.filter(id=command_id).first()
     if command is None:
         raise UnknownCommand
-    parameters = {"command_id": command_id, "issued_at": command.issued_at}
-    database.row(_HOLD_PRESENCE, parameters)
-    database.row(_HOLD_OPEN, parameters)
-    withdrawn, may_still_run = database.row(_CANCEL, parameters)
+    ((withdrawn, may_still_run),) = _withdraw(
+        "delivery.command_id = %(id)s", command_id, Withdrawal.ADMIN, "count(*), count(*) FILTER (WHERE may_still_run)"
+    )
     if withdrawn:
         Command.objects.filter(id=command_id, cancelled_at=None).update(cancelled_at=Now())
     return Cancelled(withdrawn, command.device_count - withdrawn, may_still_run)
 
 
-def cancel_all_of(device_id: UUID, by: Withdrawal) -> dict[UUID, str]:
-    """Withdraw a device's open deliveries (it was revoked, or enrolled again); return each command and its action."""
-    open_ones = Delivery.objects.open().filter(device_id=device_id).order_by("id")
-    held = dict(open_ones.select_for_update(no_key=True).values_list("id", "command_id"))
-    Delivery.objects.filter(id__in=held).update(
-        state=DeliveryState.CANCELLED, withdrawn_by=by, settled_at=Now(), next_attempt_at=None
-    )
-    return dict(Command.objects.filter(id__in=held.values()).order_by("id").values_list("id", "action"))
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """An open command that a device lost, and whether it may run all the same."""
+
+    request_id: UUID
+    action: str
+    may_still_run: bool
+
+
+def cancel_all_of(device_id: UUID, by: Withdrawal, device_was: DeviceWas | None = None) -> list[Withdrawn]:
+    """Withdraw a device's open deliveries (it was revoked, retired or enrolled again); return them, oldest first."""
+    answer = "command_id, action, may_still_run"
+    found = _withdraw("delivery.device_id = %(id)s", device_id, by, answer, device_was)
+    return sorted((Withdrawn(*row) for row in found), key=lambda one: one.request_id)
+
+
+def _withdraw(which: str, owner_id: UUID, by: Withdrawal, answer: str, device_was: DeviceWas | None = None) -> Any:
+    parameters = {"id": owner_id, "by": by, "device_was": device_was}
+    for hold in (_HOLD_PRESENCE, _HOLD_OPEN):
+        database.row(hold.format(which=which), parameters)
+    return database.rows(_WITHDRAW.format(which=which, answer=answer), parameters)
 
 
 EXPIRED: Final = {
@@ -295,6 +310,9 @@ EXPIRED: Final = {
     "settled_at": F("open_until"),
     "next_attempt_at": None,
     "device_seen_at": Subquery(Presence.objects.filter(device=OuterRef("device_id")).values("last_seen_at")),
+    "device_was": Subquery(
+        Presence.objects.filter(device=OuterRef("device_id"), last_seen_at=None).values(was=Value(DeviceWas.NEVER_SEEN))
+    ),
 }
 """What marks a delivery as expired, for update(): it was settled the moment its time was over."""
 
@@ -305,6 +323,3 @@ def expire(limit: int) -> int:
     overdue = Delivery.objects.overdue().order_by("open_until").select_for_update(skip_locked=True, no_key=True)
     ids = list(overdue.values_list("id", flat=True)[:limit])
     return Delivery.objects.filter(id__in=ids).update(**EXPIRED)
-    "device_was": Subquery(
-        Presence.objects.filter(device=OuterRef("device_id"), last_seen_at=None).values(was=Value(DeviceWas.NEVER_SEEN))
-    ),

@@ -273,7 +273,7 @@ def _retire_if_wiped(delivery: Any) -> None:
     was_open = delivery.state in OPEN and not delivery.overdue
     settled_at = None if was_open else delivery.settled_at or delivery.open_until
     if enrollment.retire_wiped(device_id, settled_at):
-        queue.cancel_all_of(device_id, Withdrawal.REVOCATION)
+        queue.cancel_all_of(device_id, Withdrawal.REVOCATION, DeviceWas.RETIRED)
         transaction.on_commit(lambda: log.info("device.retired", device_id=str(device_id), by=delivery.action))
 
 

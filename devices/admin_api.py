@@ -13,7 +13,7 @@ from django.urls.converters import StringConverter
 from ninja import Query
 
 from commands import actions, queue
-from commands.models import Withdrawal
+from commands.models import DeviceWas, Withdrawal
 from devices import audience, enrollment, queries
 from devices.schemas import (
     DeviceChange,
@@ -32,7 +32,7 @@ from devices.schemas import (
 )
 from nexmdm.audit.summary import DEVICE, Summary, body_of, by_path, joined, target_text
 from nexmdm.auth.admin_router import AdminRouter, summarized
-from nexmdm.auth.signed_write import WriteResult, caller_of
+from nexmdm.auth.signed_write import SignedCaller, WriteResult, caller_of
 from nexmdm.common.database import run_in_db_thread
 from nexmdm.common.types import EmptyBody, respond
 
@@ -154,15 +154,17 @@ async def revoke_device(request: HttpRequest, device_id: UUID, body: EmptyBody |
     """Shut a device out at once, in every process; its open commands are cancelled, and no push leaves any more.
 
     To wipe a phone and revoke it: wipe, wait for the result, then revoke. `withdrawn` names each `wipe` and `lock` that
-    was open and will not be carried out any more, unless the phone has it already.
+    was open. One whose `may_still_run` is true may have reached the phone; its result will not be heard. To revoke a
+    revoked device is 200, and changes nothing.
     """
+    caller = caller_of(request)
 
     def work() -> WriteResult:
-        enrollment.revoke(device_id)
-        transaction.on_commit(lambda: log.info("device.revoked", device_id=str(device_id)))
-        return WriteResult(_cancel_open_commands(device_id), device_count=1)
+        changed = enrollment.revoke(device_id)
+        answer = _cancel_open_commands(device_id)
+        return _device_written(caller, "device.revoked", answer, changed=changed)
 
-    return await caller_of(request).run(work)
+    return await caller.run(work)
 
 
 @router.post("/devices/{uuid:device_id}/retire", response=DeviceRevoked, url_name="retire", tags=["fleet"])
@@ -171,35 +173,48 @@ async def retire_device(request: HttpRequest, device_id: UUID, body: EmptyBody |
     """Revoke a device for good: its alias is free, and of all counts it is in that of the retired ones alone.
 
     Its history stays. Its hardware may register again with any valid enrollment token, under the same `device_id`. A
-    device whose `wipe` is reported as `succeeded` is retired by that.
+    device whose `wipe` is reported as `succeeded` is retired by that. `withdrawn` is as for a revocation. To retire a
+    retired device is 200, and changes nothing.
     """
+    caller = caller_of(request)
 
     def work() -> WriteResult:
-        enrollment.retire(device_id)
-        transaction.on_commit(lambda: log.info("device.retired", device_id=str(device_id), by="admin"))
-        return WriteResult(_cancel_open_commands(device_id), device_count=1)
+        changed = enrollment.retire(device_id)
+        answer = _cancel_open_commands(device_id, DeviceWas.RETIRED)
+        return _device_written(caller, "device.retired", answer, changed=changed)
 
-    return await caller_of(request).run(work)
+    return await caller.run(work)
 
 
-def _cancel_open_commands(device_id: UUID) -> DeviceRevoked:
+def _cancel_open_commands(device_id: UUID, device_was: DeviceWas | None = None) -> DeviceRevoked:
     """Cancel what is open for a device that was revoked or retired, and return the answer about it."""
     withdrawn = [
-        WithdrawnCommand(request_id=request_id, action=action)
-        for request_id, action in queue.cancel_all_of(device_id, Withdrawal.REVOCATION).items()
-        if actions.is_protective(action)
+        WithdrawnCommand(request_id=one.request_id, action=one.action, may_still_run=one.may_still_run)
+        for one in queue.cancel_all_of(device_id, Withdrawal.REVOCATION, device_was)
+        if actions.is_protective(one.action)
     ]
     return DeviceRevoked(**queries.device(device_id).model_dump(), withdrawn=withdrawn)
+
+
+def _device_written(caller: SignedCaller, event: str, answer: DeviceRow, *, changed: bool) -> WriteResult:
+    """Return the outcome of a write on one device; log the event at the commit, unless the device was so already."""
+    if changed:
+        fields = {"device_id": str(answer.device_id), "principal": caller.principal}
+        transaction.on_commit(lambda: log.info(event, **fields))
+    return WriteResult(answer, device_count=int(changed))
 
 
 @router.post("/devices/{uuid:device_id}/reinstate", response=DeviceRow, url_name="reinstate", tags=["fleet"])
 @summarized(by_path("reinstate", DEVICE))
 async def reinstate_device(request: HttpRequest, device_id: UUID, body: EmptyBody | None = None) -> HttpResponse:
-    """Let a revoked device in again: the same token works. One that is retired stays out."""
+    """Let a revoked device in again: the same token works. One that is retired stays out.
+
+    To reinstate a device that is not revoked is 200, and changes nothing.
+    """
+    caller = caller_of(request)
 
     def work() -> WriteResult:
-        enrollment.reinstate(device_id)
-        transaction.on_commit(lambda: log.info("device.reinstated", device_id=str(device_id)))
-        return WriteResult(queries.device(device_id), device_count=1)
+        changed = enrollment.reinstate(device_id)
+        return _device_written(caller, "device.reinstated", queries.device(device_id), changed=changed)
 
-    return await caller_of(request).run(work)
+    return await caller.run(work)

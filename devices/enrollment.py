@@ -309,22 +309,27 @@ def give_alias(device_id: UUID, alias: str | None) -> None:
     Device.objects.filter(id=device_id).update(alias_key=None if alias is None else comparison_key(alias))
 
 
-def revoke(device_id: UUID) -> None:
-    """Shut a device out from its next request on. Raises UnknownDevice.
+def revoke(device_id: UUID) -> bool:
+    """Shut a device out from its next request on; False if it is revoked already. Raises UnknownDevice.
 
     The row stays locked to the end of the transaction, so that no command is issued to it before its open work is
     cancelled.
     """
     if not Device.objects.select_for_update().filter(id=device_id).exists():
         raise UnknownDevice
-    Device.objects.filter(id=device_id, revoked_at=None).update(revoked_at=Now())
+    return Device.objects.filter(id=device_id, revoked_at=None).update(revoked_at=Now()) > 0
 
 
-def retire(device_id: UUID) -> None:
-    """Revoke a device for good, and free its alias. The row stays locked as by revoke(). Raises UnknownDevice."""
+def retire(device_id: UUID) -> bool:
+    """Revoke a device for good, and free its alias; False if both was done already. Raises UnknownDevice.
+
+    The row stays locked as by revoke().
+    """
     revoke(device_id)
+    changed = Device.objects.filter(id=device_id).exclude(retired_at__isnull=False, alias=None).exists()
     Device.objects.filter(id=device_id, retired_at=None).update(retired_at=Now())
     give_alias(device_id, None)
+    return changed
 
 
 def retire_wiped(device_id: UUID, settled_at: datetime | None) -> bool:
@@ -335,14 +340,17 @@ def retire_wiped(device_id: UUID, settled_at: datetime | None) -> bool:
     device = Device.objects.select_for_update().filter(id=device_id, retired_at=None)
     if not (device if settled_at is None else device.filter(enrolled_at__lt=settled_at)).exists():
         return False
-    retire(device_id)
-    return True
+    return retire(device_id)
 
 
-def reinstate(device_id: UUID) -> None:
-    """Let a revoked device in again, with the same token. Raises UnknownDevice, DeviceRetired."""
-    if Device.objects.filter(id=device_id, retired_at=None).update(revoked_at=None):
-        return
-    if Device.objects.filter(id=device_id).exists():
+def reinstate(device_id: UUID) -> bool:
+    """Let a revoked device in again, with the same token; False if it is in. Raises UnknownDevice, DeviceRetired."""
+    device = Device.objects.select_for_update().filter(id=device_id).only("id", "revoked_at", "retired_at").first()
+    if device is None:
+        raise UnknownDevice
+    if device.retired_at is not None:
         raise DeviceRetired
-    raise UnknownDevice
+    if device.revoked_at is None:
+        return False
+    Device.objects.filter(id=device_id).update(revoked_at=None)
+    return True

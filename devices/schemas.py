@@ -189,10 +189,11 @@ def _push_health(device: Device) -> PushHealth:
 
 
 class WithdrawnCommand(ResponseSchema):
-    """A command that a device does not get any more."""
+    """A command that a device does not get any more. `may_still_run`: the phone may have got it already."""
 
     request_id: UUID
     action: str
+    may_still_run: bool
 
 
 class DeviceRevoked(DeviceRow):

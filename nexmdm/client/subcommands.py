@@ -119,6 +119,10 @@ def _shut_out(session: Session, verb: str) -> int:
     _show(session.terminal, found)
     for one in found["withdrawn"]:
         session.terminal.hint(f"This has withdrawn the {one['action']} that was open: {one['request_id']}.")
+        if one["may_still_run"]:
+            session.terminal.hint(
+                f"It may have reached the phone: {one['request_id']} may still run, and its result will not be heard."
+            )
     return DONE
 
 

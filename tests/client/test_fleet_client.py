@@ -393,7 +393,22 @@ def test_the_audit_tells_who_did_what_and_what_was_refused(network: InProcess, p
 
 def test_revoking_says_which_wipe_or_lock_it_withdraws(network: InProcess, admin: Admin, phone: Phone) -> None:
     request_id = admin.command("wipe", to=phone).json["request_id"]
-    assert f"withdrawn the wipe that was open: {request_id}." in run("revoke", phone.device_id, transport=network).err
+    ran = run("revoke", phone.device_id, transport=network)
+    assert f"withdrawn the wipe that was open: {request_id}." in ran.err
+    assert "may have reached the phone" not in ran.err
+
+
+@pytest.mark.parametrize("verb", ["revoke", "retire"])
+def test_a_withdrawn_wipe_that_may_still_run_is_told_as_such(
+    network: InProcess, admin: Admin, phone: Phone, verb: str
+) -> None:
+    request_id = admin.command("wipe", to=phone).json["request_id"]
+    phone.heartbeat()
+    said = f"It may have reached the phone: {request_id} may still run, and its result will not be heard."
+    assert said in run(verb, phone.device_id, transport=network).err
+    presence = f"{verb}d"
+    assert presence in run("devices", transport=network).out
+    assert run("devices", "--json", transport=network).json[0]["presence"] == presence
 
 
 def test_a_device_is_revoked_and_reinstated(network: InProcess, phone: Phone) -> None:

@@ -20,7 +20,7 @@ from commands.reports import ReportInput
 from devices import check_in, enrollment, tokens
 from devices.audience import Target
 from devices.heartbeats import HeartbeatRecord
-from devices.models import Device
+from devices.models import Device, Presence
 from tests.support.actors import Admin, Answer, Phone
 from tests.support.moments import overtaken, releasing_connection
 
@@ -79,6 +79,22 @@ def test_a_heartbeat_that_is_being_answered_at_the_moment_of_a_cancellation_may_
     beat = HeartbeatRecord(token)
     answer = overtaken(lambda: check_in.flush([beat]), lambda: admin.post(f"/admin/commands/{request_id}/cancel"))
     assert (answer.json["cancelled"], answer.json["may_still_run"]) == (1, 1)
+
+
+def test_what_reaches_a_phone_at_the_moment_of_its_revocation_may_still_run(admin: Admin) -> None:
+    pushed, offered = admin.enrol("phone-1", push_token="ok-1"), admin.enrol("phone-2")
+    admin.command("wipe", to=[pushed, offered], expect_count=2)
+    token = tokens.parse("nxd", offered.device_token)
+    assert token is not None
+    beat = HeartbeatRecord(token)
+    offered.heartbeat()  # The first use of its token is behind it.
+    Presence.objects.update(last_seen_at=None)
+    doings: list[tuple[Phone, Callable[[], object]]] = [
+        (pushed, lambda: outbox.claim_due(1)), (offered, lambda: check_in.flush([beat])),
+    ]  # fmt: skip
+    for phone, doing in doings:
+        answer = overtaken(doing, partial(admin.post, f"/admin/devices/{phone.device_id}/revoke"))
+        assert [one["may_still_run"] for one in answer.json["withdrawn"]] == [True]
 
 
 @pytest.mark.parametrize("ending", ["cancelled", "expired"])

@@ -289,7 +289,10 @@ def test_a_revocation_names_the_open_wipe_or_lock_that_it_withdraws(admin: Admin
         for action, device in (("lock", phone), ("ping", phone), ("wipe", phone), ("wipe", other))
     )
     answer = admin.post(f"/admin/devices/{phone.device_id}/revoke").json
-    assert answer["withdrawn"] == [{"request_id": lock, "action": "lock"}, {"request_id": wipe, "action": "wipe"}]
+    assert answer["withdrawn"] == [
+        {"request_id": lock, "action": "lock", "may_still_run": False},
+        {"request_id": wipe, "action": "wipe", "may_still_run": False},
+    ]
     assert admin.post(f"/admin/devices/{phone.device_id}/revoke").json["withdrawn"] == []
     command = admin.get(f"/admin/commands/{wipe}").json
     assert (command["state"], command["outcome"]) == ("cancelled", "cancelled")

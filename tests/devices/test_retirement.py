@@ -5,6 +5,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+import structlog
 from django.db import IntegrityError, transaction
 from django.db.models.functions import Now
 
@@ -38,6 +39,12 @@ def wiped(admin: Admin, phone: Phone, **fields: Any) -> str:
     return str(admin.command("wipe", to=phone, **fields).json["request_id"])
 
 
+def audited_devices(admin: Admin) -> int:
+    """On how many devices the newest entry of the audit says that something was done."""
+    count: int = admin.get("/admin/audit").json["items"][0]["summary"]["device_count"]
+    return count
+
+
 def test_a_retired_device_is_shut_out_and_leaves_every_count_but_its_own(admin: Admin, phone: Phone) -> None:
     phone.heartbeat()
     request_id = admin.command("ping", to=phone).json["request_id"]
@@ -49,7 +56,7 @@ def test_a_retired_device_is_shut_out_and_leaves_every_count_but_its_own(admin: 
     assert admin.get("/admin/summary").json["devices"] == {
         "online": 0, "offline": 0, "never": 0, "revoked": 0, "retired": 1,
     }  # fmt: skip
-    assert listed(admin, "retired") == [phone.device_id]
+    assert (listed(admin, "retired"), shown(admin, phone)["presence"]) == ([phone.device_id], "retired")
     assert [listed(admin, status) for status in ("online", "offline", "never", "revoked")] == [[], [], [], []]
 
 
@@ -62,10 +69,11 @@ def test_what_was_open_for_it_is_cancelled_and_its_history_stays(admin: Admin, p
     done = admin.command("ping", to=phone).json["request_id"]
     phone.report(done, "succeeded")
     lock = admin.command("lock", to=phone).json["request_id"]
-    assert retire(admin, phone).json["withdrawn"] == [{"request_id": lock, "action": "lock"}]
+    assert retire(admin, phone).json["withdrawn"] == [{"request_id": lock, "action": "lock", "may_still_run": False}]
     path = f"/admin/commands/{lock}/deliveries/{phone.device_id}"
     row = admin.get(path).json
-    assert (row["state"], row["why_unfinished"]) == ("cancelled", "The device was revoked.")
+    assert (row["state"], row["why_unfinished"]) == ("cancelled", "The device was retired.")
+    assert row["timeline"][-1]["detail"] == "the device was retired"
     assert admin.get(f"/admin/commands/{done}").json["outcome"] == "succeeded"
 
 
@@ -91,7 +99,10 @@ def test_commands_to_all_and_to_tags_skip_it(admin: Admin) -> None:
 
 def test_it_is_retired_once_and_never_reinstated(admin: Admin, phone: Phone) -> None:
     first = retire(admin, phone).json
-    assert retire(admin, phone).json == first
+    with structlog.testing.capture_logs() as lines:
+        assert retire(admin, phone).json == first
+    assert [line["event"] for line in lines if line["event"].startswith("device.")] == []
+    assert audited_devices(admin) == 0
     reinstated = admin.post(f"/admin/devices/{phone.device_id}/reinstate")
     assert refusals(reinstated) == {(409, "device_retired")}
     assert refusals(phone.heartbeat()) == {(403, "device_revoked")}
@@ -108,9 +119,24 @@ def test_an_unknown_device_cannot_be_retired(admin: Admin) -> None:
 
 
 def test_its_retirement_is_audited(admin: Admin, phone: Phone) -> None:
-    retire(admin, phone)
+    with structlog.testing.capture_logs() as lines:
+        retire(admin, phone)
     entry = AuditEntry.objects.latest("id")
     assert (entry.status, entry.path) == (200, f"/admin/devices/{phone.device_id}/retire")
+    assert audited_devices(admin) == 1
+    (line,) = [line for line in lines if line["event"] == "device.retired"]
+    assert {"device_id": phone.device_id, "principal": "admin"}.items() <= line.items()
+    assert "by" not in line
+
+
+def test_a_retirement_by_a_wipe_is_logged_as_that_and_withdraws_the_rest(admin: Admin, phone: Phone) -> None:
+    request_id, other = wiped(admin, phone), admin.command("ping", to=phone).json["request_id"]
+    with structlog.testing.capture_logs() as lines:
+        phone.report(request_id, "succeeded")
+    (line,) = [line for line in lines if line["event"] == "device.retired"]
+    assert (line["device_id"], line["by"]) == (phone.device_id, "wipe")
+    row = admin.get(f"/admin/commands/{other}/deliveries/{phone.device_id}").json
+    assert (row["state"], row["why_unfinished"]) == ("cancelled", "The device was retired.")
 
 
 def test_its_hardware_registers_again_with_any_valid_token_as_the_same_device(admin: Admin) -> None:
@@ -200,6 +226,7 @@ def test_retiring_again_frees_an_alias_that_it_was_given_since(admin: Admin, pho
     answer = admin.call("PATCH", f"/admin/devices/{admin.enrol('phone-2').device_id}", {"alias": "kiosk-1"})
     assert (answer.code, "retire it again" in answer.json["detail"]) == ("alias_taken", True)
     assert retire(admin, phone).json["alias"] is None
+    assert audited_devices(admin) == 1
 
 
 @pytest.mark.parametrize("body", [{"alias": "kiosk-1"}, {"alias": None}, {"tags": ["lobby"]}, {"tags": []}])
