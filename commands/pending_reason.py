@@ -46,7 +46,7 @@ def _last(rows: QuerySet[Any], field: str) -> Subquery:
 
 
 _LAST_WORD: Final = _last(Report.objects.order_by("-id"), "status")
-# In time: before the end. A cancellation that waited for a report bears an earlier time than that report.
+# In time: before the end. A cancellation by the version before has an earlier time than a report that it waited for.
 _END: Final = Greatest(Coalesce(OuterRef("settled_at"), OuterRef("open_until")), OuterRef("reported_at"))
 _IN_TIME: Final = Report.objects.exclude(status__in=FINAL).filter(reported_at__lte=_END).order_by("-id")
 _DEFERRALS: Final = _number_of(Report.objects.filter(status=ReportStatus.DEFERRED), Sum(F("repeat_count") + 1))

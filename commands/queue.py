@@ -222,7 +222,8 @@ class Cancelled:
 
 
 # In statements of their own: what follows must see which heartbeats the holders before us answered, and which attempts
-# they began. `which` is a condition on deliveries.
+# they began. `which` is a condition on deliveries. A revocation has locked its device before the presence, a heartbeat
+# with the first use of a token locks it after: on a deadlock both are tried again.
 _HOLD_PRESENCE: Final = """
     SELECT count(*) FROM (
         SELECT FROM devices_presence

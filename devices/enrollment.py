@@ -312,8 +312,7 @@ def give_alias(device_id: UUID, alias: str | None) -> None:
 def revoke(device_id: UUID) -> bool:
     """Shut a device out from its next request on; False if it is revoked already. Raises UnknownDevice.
 
-    The row stays locked to the end of the transaction, so that no command is issued to it before its open work is
-    cancelled.
+    The row stays locked to the end of the transaction: no command is issued before the open ones are cancelled.
     """
     if not Device.objects.select_for_update().filter(id=device_id).exists():
         raise UnknownDevice
@@ -321,10 +320,7 @@ def revoke(device_id: UUID) -> bool:
 
 
 def retire(device_id: UUID) -> bool:
-    """Revoke a device for good, and free its alias; False if both was done already. Raises UnknownDevice.
-
-    The row stays locked as by revoke().
-    """
+    """Revoke a device for good, and free its alias; False if both was done already. Locks and raises as revoke()."""
     revoke(device_id)
     changed = Device.objects.filter(id=device_id).exclude(retired_at__isnull=False, alias=None).exists()
     Device.objects.filter(id=device_id, retired_at=None).update(retired_at=Now())
@@ -345,12 +341,10 @@ def retire_wiped(device_id: UUID, settled_at: datetime | None) -> bool:
 
 def reinstate(device_id: UUID) -> bool:
     """Let a revoked device in again, with the same token; False if it is in. Raises UnknownDevice, DeviceRetired."""
-    device = Device.objects.select_for_update().filter(id=device_id).only("id", "revoked_at", "retired_at").first()
-    if device is None:
-        raise UnknownDevice
-    if device.retired_at is not None:
-        raise DeviceRetired
-    if device.revoked_at is None:
+    if Device.objects.filter(id=device_id, retired_at=None, revoked_at__isnull=False).update(revoked_at=None):
+        return True
+    if Device.objects.filter(id=device_id, retired_at=None).exists():
         return False
-    Device.objects.filter(id=device_id).update(revoked_at=None)
-    return True
+    if Device.objects.filter(id=device_id).exists():
+        raise DeviceRetired
+    raise UnknownDevice

@@ -169,6 +169,7 @@ def test_the_examples_of_all_operations_run_one_after_the_other(
     run("issueCommand", *list(OPERATIONS["issueCommand"])[1:])
     for operation_id in ("listDevices", "readDevice", "summary", "listAudit", "listEnrollmentTokens"):
         run(operation_id)
+    scenario.send("POST", "/v1/heartbeat", {}, phone)  # So it surely has the commands that the revocation withdraws.
     for operation_id in ("revokeEnrollmentToken", "revokeDevice", "reinstateDevice", "healthz", "readyz"):
         run(operation_id)
     run("rotate", bearer=phone)

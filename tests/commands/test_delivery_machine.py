@@ -336,9 +336,9 @@ class Deliveries(RuleBasedStateMachine):
     def revoke(self, number: int, for_good: bool) -> None:
         self.calm = 0
         owner = self.owners[number]
-        withdrawn = [life for life in self.open_lives() if life.owner is owner and life.action == "wipe"]
+        withdrawn = [life for life in self.open_lives() if life.owner is owner and life.action in ("lock", "wipe")]
         assert self.admin.post(f"/admin/devices/{owner.phone.device_id}/revoke").json["withdrawn"] == [
-            {"request_id": life.request_id, "action": "wipe", "may_still_run": life.may_still_run()}
+            {"request_id": life.request_id, "action": life.action, "may_still_run": life.may_still_run()}
             for life in sorted(withdrawn, key=lambda life: life.request_id)
         ]
         owner.revoked = True
