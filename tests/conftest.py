@@ -34,6 +34,11 @@ hypothesis.settings.register_profile("trust", max_examples=2000, deadline=None)
 structlog.configure(cache_logger_on_first_use=False)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what starts servers, which takes longest: else one process ends with a file of it, alone."""
+    items.sort(key=lambda item: not item.nodeid.startswith(("tests/servers", "tests/loadtest")))
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add what the tests of poolers run other tests with."""
     parser.addoption(

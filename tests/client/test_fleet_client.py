@@ -167,18 +167,18 @@ def test_waiting_outlasts_a_server_that_is_busy(
 ) -> None:
     slept: list[float] = []
     monkeypatch.setattr("nexmdm.client.http_client.time.sleep", slept.append)
-    monkeypatch.setattr("nexmdm.auth.signature_verification.rate_limits.count_call", _busy_once(network))
+    monkeypatch.setattr("nexmdm.auth.signature_verification.rate_limits.count_read", _busy_once(network))
     network.after = reporting([phone], "succeeded")
     assert run("ping", "all", "--wait", transport=network).status == 0
     assert slept == [7]
 
 
 def _busy_once(network: InProcess) -> Callable[..., Any]:
-    async def count_call(principal: str, *, writes: bool) -> None:
+    async def count_read(_: str) -> None:
         if len(network.seen) == 2:
             raise RateLimited(7)
 
-    return count_call
+    return count_read
 
 
 @dataclass(slots=True)
