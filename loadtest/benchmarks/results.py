@@ -47,7 +47,7 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m loadtest.benchmarks.results", description=__doc__)
     add = parser.add_argument
-    add("--devices", type=int, default=200_000, help="how many phones (200,000): each reports once a round at most")
+    add("--devices", type=int, default=120_000, help="how many phones (120,000): each reports once a round at most")
     add("--rounds", type=int, default=3, help="how often each is measured, in turn (3)")
     add("--seconds", type=int, default=8, help="how long each time (8), after a warm-up of 3")
     add("--keep", type=Path, metavar="FOLDER", help="where the server keeps its data, for a next time")
