@@ -214,8 +214,11 @@ class GroupCommit(Generic[Item, Outcome]):
     def _work(self, items: Sequence[Item]) -> Sequence[Outcome | Exception]:
         """Flush in a thread. A busy process keeps the connection for the next flush: fetching one is expensive.
 
-        If a kept one is gone, a fresh one shows whether PostgreSQL is gone, too. Recording twice loses nothing.
+        If a kept one is gone, a fresh one shows whether PostgreSQL is gone, too. Recording twice loses nothing. The
+        network may have forgotten one that was idle, silently: it goes back to the pool, which looks at it first.
         """
+        if time.monotonic() - self._flushed_at > BUSY_SECONDS:
+            database.release_connections()
         kept = connection.connection is not None
         busy = False
         try:

@@ -11,14 +11,14 @@ from django.conf import settings as django_settings
 from django.db import connection, transaction
 from pytest_django import DjangoDbBlocker, Settings
 
-from commands import queue
+from commands import queue, report_intake
 from commands.push import listener
 from commands.push.listener import DEAF_POLL_SECONDS, POLL_SECONDS, Listener
 from devices import check_in
 from devices.models import Presence
 from loadtest.testbed.postgres_servers import PostgresServer
 from loadtest.testbed.tcp_proxy import TcpProxy
-from nexmdm.common import database
+from nexmdm.common import database, group_commit
 from nexmdm.common.postgresql import direct, outage
 from tests.support.actors import Admin, Answer, Client, Visitor
 from tests.support.other_database import migrate, used_instead
@@ -128,6 +128,35 @@ def test_after_a_failure_to_connect_others_are_refused_immediately_for_a_moment(
     asyncio.run(drained())
     outage.forget()
     assert phone.heartbeat().status == 200
+
+
+def test_reports_that_come_after_a_pause_do_not_wait_for_a_connection_that_the_network_has_forgotten(
+    proxy: TcpProxy, far_admin: Admin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None came while the network was frozen: so the first one after it is the one to find out."""
+    monkeypatch.setattr(database, "WAIT_SECONDS", 8)
+    phone = far_admin.enrol("paused-1")
+    request_id = far_admin.command(to=phone).json["request_id"]
+
+    async def report() -> Answer:
+        body = {"request_id": request_id, "status": "running"}
+        headers = {"Authorization": f"Bearer {phone.device_token}"}
+        return await Client().arequest("POST", "/v1/action-result", body, headers)
+
+    async def talk() -> tuple[list[int], float]:
+        before = [await report() for _ in range(3)]
+        monkeypatch.setattr(group_commit, "BUSY_SECONDS", 0)
+        await asyncio.to_thread(proxy.forget)
+        began_at = time.monotonic()
+        after = [await report() for _ in range(3)]
+        seconds = time.monotonic() - began_at
+        await report_intake.batcher().drain()
+        return [answer.status for answer in before + after], seconds
+
+    statuses, seconds = asyncio.run(talk())
+    assert statuses[:3] == [200] * 3
+    assert statuses[4:] == [200] * 2
+    assert seconds < 5
 
 
 async def drained() -> None:
