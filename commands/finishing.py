@@ -28,8 +28,8 @@ for _name, _outcome in product(CATALOGUE, CommandOutcome):
 LATELY: Final = timedelta(seconds=60)
 """How far back finish_recent() looks: a delivery is settled as of its transaction's beginning, not as of its end."""
 
-TOLD: Final = timedelta(hours=1)
-"""What ended longer ago is written down without a word: it was told of, or is older than this mark."""
+TOLD: Final = timedelta(days=7)
+"""What ended longer ago is written down without a word: it is of the time before ends were written down."""
 
 _SETTLED: Final = ~Exists(Delivery.objects.filter(command=OuterRef("pk"), state__in=OPEN))
 _LAST_SETTLED: Final = Subquery(

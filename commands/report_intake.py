@@ -189,7 +189,10 @@ def _take_apart(record: ReportRecord) -> ReportResult:
 
 @transaction.atomic
 def _record_report(device_id: UUID, record: ReportRecord) -> ReportResult:
-    return reports.record_report(device_id, record.request_id, record.report)
+    result = reports.record_report(device_id, record.request_id, record.report)
+    # The delivery is ours now: had the phone been revoked or enrolled again since it was looked at, this undoes it all.
+    _reporting_device(record)
+    return result
 
 
 def _reporting_device(record: ReportRecord) -> UUID:

@@ -10,7 +10,7 @@ from nexmdm.client.http_client import Json
 DEVICE_COLUMNS: Final = ("device_id", "alias", "presence", "last_seen_at", "push", "hardware_id", "tags")
 TOKEN_COLUMNS: Final = ("id", "label", "state", "uses", "max_uses", "expires_at", "tags", "re_enroll", "created_at")
 COMMAND_COLUMNS: Final = (
-    "request_id", "action", "state", "outcome", "device_count", "issued_at", "expires_at", "note",
+    "request_id", "action", "outcome", "state", "device_count", "issued_at", "expires_at", "note",
 )  # fmt: skip
 DELIVERY_COLUMNS: Final = ("device_id", "alias", "state", "said", "delivered_via")
 EVENT_COLUMNS: Final = ("when", "event", "outcome", "via", "http_status", "latency_ms", "said")

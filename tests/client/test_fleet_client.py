@@ -343,7 +343,7 @@ def test_a_list_of_commands_says_how_many_results_came_too_late(
 
     def listed() -> dict[str, str]:
         lines = run("commands", transport=network).out.splitlines()[1:]
-        return {line.split()[0]: re.split(r" {2,}", line)[3] for line in lines}
+        return {line.split()[0]: re.split(r" {2,}", line)[2] for line in lines}
 
     assert listed() == {late: "expired, 1 late", failed: "failed", silent: "expired", still_open: "-"}
     rows = {row["request_id"]: row["late"] for row in run("commands", "--json", transport=network).json}

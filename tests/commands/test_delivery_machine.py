@@ -31,7 +31,7 @@ from hypothesis.stateful import (
 )
 from pytest_django import Settings
 
-from commands import queue
+from commands import finishing, queue
 from commands.models import (
     FINAL,
     OPEN,
@@ -53,6 +53,7 @@ from nexmdm.common import database
 from tests.support.actors import Admin, Phone
 from tests.support.delivery_model import DeliveryModel, KeptReport, Owner, offered
 from tests.support.moments import let_pass
+from tests.support.outcomes import expected
 
 EXAMPLES: Final = int(os.environ.get("NEXMDM_MACHINE_EXAMPLES", "0"))
 STEPS: Final = 40
@@ -373,6 +374,21 @@ class Deliveries(RuleBasedStateMachine):
         if seconds:
             let_pass(seconds=seconds)
             self.passed += timedelta(seconds=seconds)
+
+    @rule(is_written_down=st.booleans())
+    def look_at_the_commands(self, *, is_written_down: bool) -> None:
+        """What is said of each command follows from its deliveries, before its end is written down and after."""
+        if is_written_down:
+            finishing.finish(1000)
+        for request_id in {request_id for request_id, _ in self.lives}:
+            said = self.admin.get(f"/admin/commands/{request_id}").json
+            states = {
+                "expired" if life.is_overdue(self.now) else life.state.value
+                for (one, _), life in self.lives.items()
+                if one == request_id
+            }
+            stands = expected(states, was_cancelled=said["cancelled_at"] is not None)
+            assert (said["state"], said["outcome"]) == stands
 
     @invariant()
     def rows_are_as_expected(self) -> None:

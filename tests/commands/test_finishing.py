@@ -87,7 +87,7 @@ def test_what_ended_long_ago_is_written_down_without_a_word(admin: Admin, phone:
     """As after an upgrade from a version that wrote nothing down."""
     request_id = admin.command(to=phone).json["request_id"]
     phone.report(request_id, "succeeded")
-    Delivery.objects.update(settled_at=F("settled_at") - timedelta(hours=2))
+    Delivery.objects.update(settled_at=F("settled_at") - timedelta(days=8))
     with structlog.testing.capture_logs() as events:
         assert finishing.finish(10) == 1
     assert told(events) == []

@@ -11,6 +11,7 @@ from commands import finishing, queue
 from commands.models import Command, Delivery
 from tests.support.actors import Admin, Phone
 from tests.support.moments import let_pass
+from tests.support.outcomes import expected
 
 STATES: Final = ("open", "completed", "expired", "cancelled")
 OUTCOMES: Final = ("succeeded", "partial", "failed", "expired", "cancelled")
@@ -112,21 +113,6 @@ def put(delivery: Delivery, kind: str) -> None:
     if kind == "overdue":
         changes = {"state": "pending", "open_until": "2026-01-01T00:00:00Z"}
     Delivery.objects.filter(pk=delivery.pk).update(**changes)
-
-
-def expected(kinds: set[str], *, was_cancelled: bool) -> tuple[str, str | None]:
-    """Return what the contract says of deliveries in these states, and no others."""
-    if kinds & {"pending", "received"}:
-        return "open", None
-    has_expired = bool(kinds & {"expired", "overdue"})
-    outcome = "partial" if "succeeded" in kinds else "failed" if "failed" in kinds else "cancelled"
-    if kinds == {"succeeded"}:
-        outcome = "succeeded"
-    elif outcome == "cancelled" and has_expired:
-        outcome = "expired"
-    if was_cancelled or outcome == "cancelled":
-        return "cancelled", outcome
-    return ("expired" if outcome == "expired" else "completed"), outcome
 
 
 def test_lists_filters_and_details_agree_for_every_mix_of_states(admin: Admin, phone: Phone) -> None:

@@ -68,6 +68,8 @@ class DeliveryModel:
     resumed_after: set[int] = field(default_factory=set)
     reports: list[KeptReport] = field(default_factory=list)
     reports_not_kept: int = 0
+    succeeded_in: int | None = None
+    """In which enrollment of its phone its success was kept, if it was."""
 
     def __post_init__(self) -> None:
         """Begin as a delivery that was just issued."""
@@ -77,8 +79,8 @@ class DeliveryModel:
     def is_last_word(self, status: ReportStatus, now: datetime) -> bool:
         """Tell whether this repeats the success that retired its phone, within a day."""
         retired_at = self.owner.retired_at
-        succeeded = any(one.status == ReportStatus.SUCCEEDED and not one.duplicate for one in self.reports)
-        is_repeat = self.action == "wipe" and status == ReportStatus.SUCCEEDED and succeeded
+        has_succeeded = self.succeeded_in == self.owner.enrollments
+        is_repeat = self.action == "wipe" and status == ReportStatus.SUCCEEDED and has_succeeded
         return is_repeat and retired_at is not None and now < retired_at + timedelta(hours=24)
 
     def retires(self, status: ReportStatus, *, duplicate: bool) -> bool:
@@ -159,6 +161,8 @@ class DeliveryModel:
         if self.is_overdue(now):
             self.settle(DeliveryState.EXPIRED)
         duplicate = self.has_final_report
+        if status == ReportStatus.SUCCEEDED and not duplicate:
+            self.succeeded_in = self.owner.enrollments
         self._keep(KeptReport(status.value, via, duplicate))
         late = status in FINAL and self.state in (DeliveryState.EXPIRED, DeliveryState.CANCELLED)
         self.has_final_report |= status in FINAL
