@@ -46,7 +46,7 @@ test: $(VENV)/dev.stamp
 
 checks: lint
 	$(TEST_MANAGE) makemigrations --check --dry-run
-	$(BIN)/python -m pytest --numprocesses=3 --dist=loadfile
+	$(BIN)/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check
