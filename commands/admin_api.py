@@ -66,7 +66,9 @@ def _summarize_command(request: HttpRequest, _: Mapping[str, Any]) -> Summary:
     body = body_of(request)
     if body is None:
         return Summary()
-    return Summary(action_text(body.get("action")), _target_text(body.get("target")), body.get("dry_run") is True)
+    dry_run = body.get("dry_run", False)
+    is_dry_run = dry_run if isinstance(dry_run, bool) else None
+    return Summary(action_text(body.get("action")), _target_text(body.get("target")), is_dry_run)
 
 
 def _target_text(target: object) -> str:
@@ -74,7 +76,7 @@ def _target_text(target: object) -> str:
         return ""
     ((kind, named),) = target.items()
     if kind == "all":
-        return "all"
+        return "all" if named is True else ""
     return target_text(kind, named) if kind in TargetBody.model_fields else ""
 
 

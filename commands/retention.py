@@ -1,4 +1,4 @@
-"""Retention: commands that ended long ago leave, a small batch at a time, so that nobody waits for it.
+"""Retention: commands that ended long ago leave, a small batch at a time, so that other work does not wait.
 
 Two kinds of steps, each a short transaction: prune() deletes deliveries that have little, together with it; trim()
 takes reports and attempts away from those that have much, until they have none. So no statement is long, and a delivery

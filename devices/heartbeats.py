@@ -32,7 +32,7 @@ class HeartbeatRecord:
         return True
 
     def is_wanted(self) -> bool:
-        """Tell that it is: that a device is alive stays news, whoever waits for the answer."""
+        """Return True: a heartbeat is recorded even if its client has left."""
         return True
 
 

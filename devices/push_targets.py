@@ -42,7 +42,7 @@ def assign(device_id: UUID, push_token: str | None) -> list[UUID]:
 
 
 def take_turns(push_tokens: Collection[str]) -> None:
-    """Wait, to the end of the transaction, for whoever writes push tokens of these installations.
+    """Let no other transaction write push tokens of these installations until this one ends.
 
     Comes before the lock of any device.
     """

@@ -49,7 +49,7 @@ class Claimed:
 class Sent:
     """How a claimed push ended. `retry_in_seconds` None: no further push is due (by this answer).
 
-    `is_given_back`: it never left, and nobody failed.
+    `is_given_back`: it was not sent, which is no failure.
     """
 
     claimed: Claimed
@@ -152,8 +152,8 @@ def wanted(claimed: Sequence[Claimed]) -> set[int]:
 
 
 # The locks come first, in statements of their own: what follows must see what the holders before us wrote. Devices
-# before deliveries: every transaction that locks both takes them in this order. Of the devices only those whose row may
-# change: their push token is dead, or their count of failures gets another value.
+# before deliveries, as in a revocation (reports lock the delivery first: a deadlock is retried). Of the devices only
+# those whose row may change: their push token is dead, or their count of failures gets another value.
 _HOLD_DEVICES: Final = """
     SELECT id FROM devices_device
     WHERE (id = ANY(%(failed)s::uuid[]) AND push_failures < %(failing_from)s)

@@ -25,7 +25,7 @@ from commands.queue import UnknownCommand
 from commands.schemas import DeliveryDetail, DeliveryPage, DeliveryQuery, DeliveryRow, PushSummary, Result
 from nexmdm.common import pagination
 
-# Each may be large, and none is told of a delivery.
+# Each may be large, and no answer about a delivery has it.
 _UNREAD: Final = ("command__params", "command__target", "device__presence__last_status", "device__tags")
 
 

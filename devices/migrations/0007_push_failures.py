@@ -1,4 +1,4 @@
-"""Count the pushes to a device that failed in a row. Another push token, whoever writes it, counts anew by a trigger.
+"""Count the pushes to a device that failed in a row. A trigger sets the count to 0 when the push token changes.
 
 (The version before writes push tokens, and knows nothing of the column.)
 """

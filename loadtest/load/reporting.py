@@ -16,7 +16,7 @@ _AGAIN: Final = (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS, N
 _JITTER: Final = 1.5
 
 Note = Callable[[float, str], None]
-"""Is told of each try: when it began, and what went wrong (empty: nothing)."""
+"""Called after each try, with when it began and what went wrong (empty: nothing)."""
 
 
 @dataclass(slots=True)

@@ -78,7 +78,7 @@ class SignedCaller:
     body_sha256: str
     correlation_id: str
     summarize: Callable[[], Summary]
-    tally: Tally = field(default_factory=lambda: Tally(), compare=False)  # noqa: PLW0108
+    tally: Tally = field(default_factory=Tally, compare=False)
 
     @property
     def fingerprint(self) -> bytes:

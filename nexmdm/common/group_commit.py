@@ -117,7 +117,7 @@ class GroupCommit(Generic[Item, Outcome]):
         self._per_second = _EXPECTED_PER_SECOND
 
     async def submit(self, key: str, item: Item) -> Outcome | Exception:
-        """Record an item; return, when it is committed, its outcome or its error (ClientLeft: nobody wanted it).
+        """Record an item; return, when it is committed, its outcome or its error (ClientLeft: its client has left).
 
         Raises Overloaded, Draining.
 
@@ -174,7 +174,7 @@ class GroupCommit(Generic[Item, Outcome]):
             self._flusher = None
 
     def _take(self) -> list[_Waiting[Item, Outcome]]:
-        """Return the next batch: the first item of each key, those before that nobody wants left out."""
+        """Return the next batch: the first item of each key, without those whose client has left."""
         batch = []
         for key in sorted(islice(self._filling, self._batch_size)):
             waiting = self._filling.pop(key)
