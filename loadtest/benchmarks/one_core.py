@@ -24,10 +24,9 @@ from loadtest.benchmarks.wrk import Contestant
 from loadtest.fleet import credentials_file
 from loadtest.load.figures import spread
 from loadtest.testbed import testbed
-from loadtest.testbed.machine import MEASURED_CORE, OTHER_CORE, pin
+from loadtest.testbed.machine import MEASURED_CORE, pin
 from loadtest.testbed.testbed import ServerUnderTest
 
-SETTINGS: Final = {"WEB_WORKERS": "1", "LOG_LEVEL": "INFO", "LOG_FORMAT": "json"}
 OPEN_PART: Final = 100
 """One phone of so many has an open delivery."""
 
@@ -37,23 +36,20 @@ _ROOT: Final = Path(__file__).resolve().parent.parent.parent
 def main() -> int:
     """Measure in rounds, print a table; 0 if every answer was a 200."""
     arguments = _arguments()
-    if wrk.MISSING:
-        sys.stderr.write(wrk.MISSING)
-        return 1
-    os.sched_setaffinity(0, {OTHER_CORE})
-    os.environ.update(SETTINGS)
-    try:
-        with ExitStack() as stack:
-            contestants = _contestants(stack, arguments)
-            for number in range(arguments.rounds):
-                for one in contestants:
-                    one.run(arguments.seconds)
-                    sys.stderr.write(f"round {number + 1}: {one.name}: {one.rates[-1]:,.0f}/s\n")
-    except wrk.Failed as error:
-        sys.stderr.write(f"{error}\n")
+    contestants = wrk.run(lambda stack: _measured(stack, arguments))
+    if contestants is None:
         return 1
     _print(contestants)
     return 0
+
+
+def _measured(stack: ExitStack, arguments: argparse.Namespace) -> list[Contestant]:
+    contestants = _contestants(stack, arguments)
+    for number in range(arguments.rounds):
+        for one in contestants:
+            one.run(arguments.seconds)
+            sys.stderr.write(f"round {number + 1}: {one.name}: {one.rates[-1]:,.0f}/s\n")
+    return contestants
 
 
 def _arguments() -> argparse.Namespace:

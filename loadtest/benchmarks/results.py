@@ -6,7 +6,6 @@ the first one of its delivery, with a message and an output, and settles it.
 """
 
 import argparse
-import os
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -17,30 +16,21 @@ from rich.console import Console
 from rich.table import Table
 
 from loadtest.benchmarks import wrk
-from loadtest.benchmarks.one_core import SETTINGS
 from loadtest.benchmarks.wrk import Contestant
 from loadtest.fleet import credentials_file
 from loadtest.load.figures import spread
 from loadtest.testbed import testbed
-from loadtest.testbed.machine import MEASURED_CORE, OTHER_CORE, pin
+from loadtest.testbed.machine import MEASURED_CORE, pin
 from loadtest.testbed.testbed import ServerUnderTest
 
 
 def main() -> int:
     """Measure in rounds, print a table; 0 if every answer was a 200 and every result was counted."""
     arguments = _arguments()
-    if wrk.MISSING:
-        sys.stderr.write(wrk.MISSING)
+    measured = wrk.run(lambda stack: _measured(stack, arguments))
+    if measured is None:
         return 1
-    os.sched_setaffinity(0, {OTHER_CORE})
-    os.environ.update(SETTINGS)
-    try:
-        with ExitStack() as stack:
-            heartbeats, results = _measured(stack, arguments)
-    except wrk.Failed as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    _print(heartbeats, results)
+    _print(*measured)
     return 0
 
 

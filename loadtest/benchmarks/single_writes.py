@@ -6,7 +6,6 @@ its own, signed before, to a device without a push token. The audit is verified 
 """
 
 import argparse
-import os
 import secrets
 import subprocess
 import sys
@@ -23,12 +22,11 @@ from rich.console import Console
 from rich.table import Table
 
 from loadtest.benchmarks import wrk
-from loadtest.benchmarks.one_core import SETTINGS
 from loadtest.benchmarks.wrk import Contestant
 from loadtest.fleet import credentials_file
 from loadtest.load.figures import spread
 from loadtest.testbed import testbed
-from loadtest.testbed.machine import MEASURED_CORE, OTHER_CORE, pin
+from loadtest.testbed.machine import MEASURED_CORE, pin
 from loadtest.testbed.testbed import ServerUnderTest
 from nexmdm.auth import signing
 
@@ -49,16 +47,8 @@ class Measured:
 def main() -> int:
     """Measure in rounds, print a table; 0 if every answer was a 200 and the audit holds."""
     arguments = _arguments()
-    if wrk.MISSING:
-        sys.stderr.write(wrk.MISSING)
-        return 1
-    os.sched_setaffinity(0, {OTHER_CORE})
-    os.environ.update(SETTINGS)
-    try:
-        with ExitStack() as stack:
-            measured = _measured(stack, arguments)
-    except wrk.Failed as error:
-        sys.stderr.write(f"{error}\n")
+    measured = wrk.run(lambda stack: _measured(stack, arguments))
+    if measured is None:
         return 1
     _print(measured)
     return 0

@@ -4,22 +4,27 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
+
+from loadtest.testbed.machine import OTHER_CORE
+
+R = TypeVar("R")
 
 CONNECTIONS: Final = 64
 WARM_UP_SECONDS: Final = 3
+SETTINGS: Final = {"WEB_WORKERS": "1", "LOG_LEVEL": "INFO", "LOG_FORMAT": "json"}
+"""Of the server that is measured: log lines are on, as `serve` has them."""
 
 HEARTBEAT: Final = Path(__file__).parent / "heartbeat.lua"
 REPORT: Final = Path(__file__).parent / "report.lua"
 COMMAND: Final = Path(__file__).parent / "command.lua"
 
 _WRK: Final = shutil.which("wrk")
-MISSING: Final = "" if _WRK else "This needs wrk: apt-get install wrk\n"
-"""What to tell whoever has no wrk."""
-
 _RATE: Final = re.compile(r"Requests/sec:\s+([0-9.]+)")
 _PERCENTILE: Final = re.compile(r"(50|99)%\s+([0-9.]+)(us|ms|s)\b")
 _FAILED: Final = re.compile(r"Non-2xx or 3xx responses: \d+|Socket errors: .*")
@@ -28,6 +33,21 @@ _MILLISECONDS: Final = {"us": 0.001, "ms": 1.0, "s": 1000.0}
 
 class Failed(Exception):
     """wrk could not do its work, or not every answer was a 200."""
+
+
+def run(measure: Callable[[ExitStack], R]) -> R | None:
+    """Do a measurement on the core beside that of the worker; None if it failed, which is printed."""
+    if _WRK is None:
+        sys.stderr.write("This needs wrk: apt-get install wrk\n")
+        return None
+    os.sched_setaffinity(0, {OTHER_CORE})
+    os.environ.update(SETTINGS)
+    try:
+        with ExitStack() as stack:
+            return measure(stack)
+    except Failed as error:
+        sys.stderr.write(f"{error}\n")
+        return None
 
 
 @dataclass(slots=True)
