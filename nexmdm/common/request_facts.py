@@ -1,7 +1,7 @@
 """What the layers of the stack know about one request: one object, kept in the request's scope."""
 
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 from uuid import UUID
 
 from nexmdm.common.asgi_types import Scope
@@ -10,12 +10,6 @@ from nexmdm.common.problems import Problem
 
 _KEY: Final = "nexmdm.request_facts"
 _NO_HEADERS: Final = Headers({}, 0)
-
-
-class Served(Protocol):
-    """What the server knows of the client of a request."""
-
-    disconnected: bool
 
 
 @dataclass(slots=True)
@@ -41,12 +35,8 @@ class RequestFacts:
     device_id: UUID | None = None
     reason: str = ""
     code: str = ""
-    served: "Served | None" = None
-
-    @property
-    def client_has_left(self) -> bool:
-        """Whether the client has closed its connection, as far as the server knows."""
-        return self.served is not None and self.served.disconnected
+    client_has_left: bool = False
+    """Whether the client has closed its connection, as far as the server knows."""
 
 
 def of(scope: Scope) -> RequestFacts:

@@ -91,6 +91,7 @@ class Protocol(HttpToolsProtocol):
         if self._served is not None:
             # uvicorn tells the last request only, which may be one that waits behind this one.
             self._served.disconnected = True
+            request_facts.of(self._served.scope).client_has_left = True
         self._deaf = True
         self._keep(b"")
         self._head_timer.stop()
@@ -267,7 +268,7 @@ class Protocol(HttpToolsProtocol):
         self._taken_timer.stop()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        self._served = request_facts.of(cycle.scope).served = cycle  # type: ignore[arg-type]
+        self._served = cycle
         if self._catching_up:
             self._connections.turns.wait(lambda: self._start_in_turn(cycle, app))
         else:
