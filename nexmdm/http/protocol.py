@@ -91,7 +91,7 @@ class Protocol(HttpToolsProtocol):
         if self._served is not None:
             # uvicorn tells the last request only, which may be one that waits behind this one.
             self._served.disconnected = True
-            request_facts.of(self._served.scope).client_has_left = True
+            request_facts.of(self._served.scope).client_has_left = True  # type: ignore[arg-type]
         self._deaf = True
         self._keep(b"")
         self._head_timer.stop()
