@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextvars import Context
 from typing import Any, Final
 from uuid import UUID
@@ -15,11 +15,11 @@ from prometheus_client import Counter
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from commands import actions, queue
+from commands import actions, issuing, queue
+from commands.issuing import CommandRequest, Issued
 from commands.models import CommandState
 from commands.queries.commands import command_detail, command_page, is_open
 from commands.queries.deliveries import delivery_detail, delivery_page
-from commands.queue import CommandRequest
 from commands.schemas import (
     CommandCancelled,
     CommandDetail,
@@ -36,6 +36,7 @@ from commands.schemas import (
 )
 from nexmdm.audit.summary import Summary, action_text, body_of, by_path, target_text
 from nexmdm.auth.admin_router import AdminRouter, summarized
+from nexmdm.auth.shared_writes import SharedWrites
 from nexmdm.auth.signed_write import WriteResult, caller_of
 from nexmdm.common import database, shutdown
 from nexmdm.common.database import run_in_db_thread
@@ -47,6 +48,9 @@ router = AdminRouter(tags=["commands"])
 
 WAIT_POLL_SECONDS: Final = 0.15
 """How often is looked for a waiting client: with the looks themselves, it is answered within 250 ms of the result."""
+
+SMALL_AUDIENCE: Final = 10
+"""A command to so many named devices may share a transaction with others."""
 
 MAX_PARAM_ERRORS: Final = 100
 """How many errors in the parameters of an action one answer names."""
@@ -94,19 +98,36 @@ async def issue_command(request: HttpRequest, body: NewCommand) -> HttpResponse:
     """
     caller = caller_of(request)
     command_request = _command_request(body, caller.principal)
+    if _is_small(body):
+        outcome = await small_commands.run(caller, command_request)
+        if isinstance(outcome, WriteResult):
+            _tell(outcome.answer)
+        return outcome.response()
 
-    def work() -> WriteResult:
-        issued = queue.issue(command_request, dry_run=body.dry_run)
+    def work() -> WriteResult[Any]:
+        result = _result(issuing.issue(command_request, dry_run=body.dry_run), dry_run=body.dry_run)
         if not body.dry_run:
-            transaction.on_commit(lambda: _tell(issued))
-        return WriteResult(
-            _issued_answer(issued, dry_run=body.dry_run),
-            request_id=None if body.dry_run else issued.content.request_id,
-            device_count=issued.device_count,
-            kept=not body.dry_run,
-        )
+            transaction.on_commit(lambda: _tell(result.answer))
+        return result
 
     return await caller.run(work)
+
+
+def _is_small(body: NewCommand) -> bool:
+    """Tell whether a command may share a transaction: it holds few rows, and cancels none."""
+    named = body.target.device_ids or ()
+    return 0 < len(named) <= SMALL_AUDIENCE and not body.dry_run and not body.supersede
+
+
+def _issue_together(requests: Sequence[CommandRequest]) -> list[WriteResult[Any] | Exception]:
+    return [
+        _result(outcome, dry_run=False) if isinstance(outcome, Issued) else outcome
+        for outcome in issuing.issue_together(requests)
+    ]
+
+
+small_commands: Final = SharedWrites(_issue_together)
+"""The commands to few devices that wait at the same moment."""
 
 
 def _command_request(body: NewCommand, issued_by: str) -> CommandRequest:
@@ -149,21 +170,22 @@ def _too_broad(body: NewCommand) -> dict[str, Any] | None:
     return None
 
 
-def _tell(issued: queue.Issued) -> None:
-    ISSUED.labels(issued.content.action).inc()
+def _tell(answer: CommandIssued) -> None:
+    ISSUED.labels(answer.action).inc()
     log.info(
         "command.issued",
-        request_id=str(issued.content.request_id),
-        action=issued.content.action,
-        device_count=issued.device_count,
-        pushable=issued.pushable,
+        request_id=str(answer.request_id),
+        action=answer.action,
+        device_count=answer.device_count,
+        pushable=answer.push.queued,
     )
 
 
-def _issued_answer(issued: queue.Issued, *, dry_run: bool) -> CommandIssued:
+def _result(issued: Issued, *, dry_run: bool) -> WriteResult[CommandIssued]:
     content = issued.content
-    return CommandIssued(
-        request_id=None if dry_run else content.request_id,
+    request_id = None if dry_run else content.request_id
+    answer = CommandIssued(
+        request_id=request_id,
         action=content.action,
         state=CommandState.OPEN,
         issued_at=content.issued_at,
@@ -172,6 +194,7 @@ def _issued_answer(issued: queue.Issued, *, dry_run: bool) -> CommandIssued:
         push=PushPlan(queued=issued.pushable, no_push_token=issued.device_count - issued.pushable),
         dry_run=dry_run,
     )
+    return WriteResult(answer, request_id=request_id, device_count=issued.device_count, kept=not dry_run)
 
 
 @router.get("/commands", response=CommandPage, url_name="commands")
@@ -233,7 +256,7 @@ async def read_delivery(request: HttpRequest, request_id: UUID, device_id: UUID)
 async def cancel_command(request: HttpRequest, request_id: UUID, body: EmptyBody | None = None) -> HttpResponse:
     """Withdraw what is still open. FCM recalls no push: `may_still_run` counts what a phone may have got already."""
 
-    def work() -> WriteResult:
+    def work() -> WriteResult[Any]:
         cancelled = queue.cancel(request_id)
         answer = CommandCancelled(
             request_id=request_id,

@@ -1,23 +1,19 @@
-"""The queue: issue a command, offer it, cancel, expire.
+"""The queue: offer a command, cancel it, expire it. (It is issued in commands/issuing.py.)
 
 Each function runs inside its caller's transaction unless it says otherwise. All times are the database's.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
-import orjson
 from django.db import transaction
 from django.db.models import F, OuterRef, Subquery, Value
 from django.db.models.functions import Now
-from uuid_utils.compat import uuid7
 
 from commands import envelope
-from commands.models import Command, Delivery, DeliveryState, DeviceWas, Priority, Withdrawal
-from devices import audience
-from devices.audience import EmptyAudience, Target
+from commands.models import Command, Delivery, DeliveryState, DeviceWas, Withdrawal
 from devices.models import Presence
 from nexmdm.common import database
 from nexmdm.common.domain_error import DomainError
@@ -25,142 +21,19 @@ from nexmdm.common.domain_error import DomainError
 CHANNEL: Final = "nexmdm_dispatch"
 """The NOTIFY channel that tells dispatchers of new work."""
 
-_NOTIFY: Final = f"NOTIFY {CHANNEL}"
+NOTIFY: Final = f"NOTIFY {CHANNEL}"
+"""Wakes the dispatchers, at commit."""
 
 OFFER_LIMIT: Final = 20
-
-
-class AudienceChanged(DomainError):
-    detail = "The audience has another size than expect_count says. Nothing was queued."
-
-
-class PushPayloadTooLarge(DomainError):
-    detail = "The command is larger than the 4096 bytes that a push can carry. Shorten its parameters."
 
 
 class UnknownCommand(DomainError):
     detail = "There is no command with this request_id, or none for this device."
 
 
-@dataclass(frozen=True, slots=True)
-class CommandRequest:
-    """What an admin asks: an action of the catalogue with its checked parameters, and of whom."""
-
-    action: str
-    params: str
-    target: Target
-    target_as_given: dict[str, Any]
-    issued_by: str
-    expires_in_seconds: int
-    priority: Priority = Priority.HIGH
-    note: str = ""
-    expect_count: int | None = None
-    supersede: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Issued:
-    """What was queued (or, in a dry run, would be): for how many, and how many of them can be pushed to."""
-
-    content: envelope.Content
-    device_count: int
-    pushable: int
-
-
-_TIMES: Final = """
-    SELECT date_trunc('second', now()), to_timestamp(ceil(extract(epoch FROM now()) + %s))
-"""
-
-# One statement, so that the audience is one and the same for the count, the older work and the new. FOR SHARE makes a
-# revocation wait (it then cancels what was issued here) and a revoked device fall out. Foreign keys are checked at
-# commit.
-_ISSUE: Final = """
-    WITH audience AS (
-        SELECT id, push_token IS NOT NULL AND push_token_dead_at IS NULL AS pushable
-        FROM devices_device WHERE {audience} ORDER BY id FOR SHARE
-    ), issued AS (
-        INSERT INTO commands_command
-            (id, action, params, priority, target, note, issued_by, issued_at, expires_at, device_count)
-        SELECT %(request_id)s, %(action)s, %(params)s, %(priority)s, %(target)s::jsonb, %(note)s, %(issued_by)s,
-            %(issued_at)s, %(expires_at)s, count(*)
-        FROM audience HAVING count(*) > 0
-    ), older AS (
-        SELECT delivery.id
-        FROM commands_delivery delivery
-        JOIN audience ON audience.id = delivery.device_id
-        JOIN commands_command command ON command.id = delivery.command_id
-        WHERE %(supersede)s AND delivery.state IN ('pending', 'received') AND delivery.open_until > now()
-            AND command.action = %(action)s
-        ORDER BY delivery.id FOR NO KEY UPDATE OF delivery
-    ), superseded AS (
-        UPDATE commands_delivery delivery
-        SET state = 'cancelled', withdrawn_by = 'superseded', settled_at = now(), next_attempt_at = NULL
-        FROM older WHERE delivery.id = older.id
-    ), queued AS (
-        INSERT INTO commands_delivery
-            (command_id, device_id, state, open_until, push_state, attempt_count, failure_count, next_attempt_at)
-        SELECT %(request_id)s, id, 'pending', %(expires_at)s,
-            CASE WHEN pushable THEN 'waiting' ELSE 'no_push_token' END, 0, 0, CASE WHEN pushable THEN now() END
-        FROM audience ORDER BY id
-    )
-    SELECT count(*), count(*) FILTER (WHERE pushable) FROM audience
-"""
-_COUNT: Final = """
-    SELECT count(*), count(*) FILTER (WHERE push_token IS NOT NULL AND push_token_dead_at IS NULL)
-    FROM devices_device WHERE {audience}
-"""
-
-
-def issue(request: CommandRequest, *, dry_run: bool = False) -> Issued:
-    """Queue a command for its audience, frozen here, and wake the dispatchers at commit; or only count it.
-
-    Raises PushPayloadTooLarge, UnknownDevices, EmptyAudience, AudienceChanged; nothing is queued then.
-    """
-    content = _content(request)
-    if envelope.size(content) > envelope.FCM_PAYLOAD_LIMIT:
-        raise PushPayloadTooLarge
-    request = replace(request, target=audience.lock_named(request.target))
-    device_count, pushable = _count(request) if dry_run else _write(request, content)
-    if device_count == 0:
-        raise EmptyAudience
-    if request.expect_count is not None and request.expect_count != device_count:
-        devices = "1 device" if device_count == 1 else f"{device_count} devices"
-        raise AudienceChanged(f"The audience is {devices}, not {request.expect_count}. Nothing was queued.")
-    return Issued(content, device_count, pushable)
-
-
-def _content(request: CommandRequest) -> envelope.Content:
-    issued_at, expires_at = database.row(_TIMES, [request.expires_in_seconds])
-    return envelope.Content(uuid7(), request.action, request.params, issued_at, expires_at)
-
-
-def _count(request: CommandRequest) -> tuple[int, int]:
-    where, parameters = request.target.where()
-    device_count, pushable = database.row(_COUNT.format(audience=where), parameters)
-    return device_count, pushable
-
-
-def _write(request: CommandRequest, content: envelope.Content) -> tuple[int, int]:
-    where, parameters = request.target.where()
-    values = parameters | {
-        "request_id": content.request_id,
-        "action": request.action,
-        "params": request.params,
-        "priority": request.priority,
-        "target": orjson.dumps(request.target_as_given).decode(),
-        "note": request.note,
-        "issued_by": request.issued_by,
-        "issued_at": content.issued_at,
-        "expires_at": content.expires_at,
-        "supersede": request.supersede,
-    }
-    ((device_count, pushable),), _ = database.execute_batch(_ISSUE.format(audience=where), _NOTIFY, parameters=values)
-    return device_count, pushable
-
-
 def wake() -> None:
     """Tell the dispatchers, at commit, that there is work."""
-    database.execute(_NOTIFY)
+    database.execute(NOTIFY)
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,7 +75,7 @@ async def read_device(request: HttpRequest, device_id: UUID) -> HttpResponse:
 async def change_device(request: HttpRequest, device_id: UUID, body: DeviceChange) -> HttpResponse:
     """Change a device's alias (null clears it), or replace its tags. A retired device stays as it is."""
 
-    def work() -> WriteResult:
+    def work() -> WriteResult[Any]:
         queries.change(device_id, body.model_dump(exclude_unset=True))
         return WriteResult(queries.device(device_id), device_count=1)
 
@@ -97,7 +97,7 @@ async def change_tag(request: HttpRequest, tag: str, body: Retag) -> HttpRespons
     If one of them is unknown or retired, nothing is done.
     """
 
-    def work() -> WriteResult:
+    def work() -> WriteResult[Any]:
         added, removed = audience.retag(tag, body.add, body.remove)
         return WriteResult(Retagged(tag=tag, added=added, removed=removed), device_count=added + removed)
 
@@ -115,7 +115,7 @@ def _summarize_enrollment_token(request: HttpRequest, _: Mapping[str, Any]) -> S
 async def create_enrollment_token(request: HttpRequest, body: NewEnrollmentToken) -> HttpResponse:
     """Make an enrollment token. Its text is in this answer (and in a replay of it), and nowhere else."""
 
-    def work() -> WriteResult:
+    def work() -> WriteResult[Any]:
         row, text = enrollment.create_token(
             label=body.label,
             max_uses=body.max_uses,
@@ -159,7 +159,7 @@ async def revoke_device(request: HttpRequest, device_id: UUID, body: EmptyBody |
     """
     caller = caller_of(request)
 
-    def work() -> WriteResult:
+    def work() -> WriteResult[Any]:
         changed = enrollment.revoke(device_id)
         answer = _cancel_open_commands(device_id)
         return _device_written(caller, "device.revoked", answer, changed=changed)
@@ -178,7 +178,7 @@ async def retire_device(request: HttpRequest, device_id: UUID, body: EmptyBody |
     """
     caller = caller_of(request)
 
-    def work() -> WriteResult:
+    def work() -> WriteResult[Any]:
         changed = enrollment.retire(device_id)
         answer = _cancel_open_commands(device_id, DeviceWas.RETIRED)
         return _device_written(caller, "device.retired", answer, changed=changed)
@@ -196,7 +196,7 @@ def _cancel_open_commands(device_id: UUID, device_was: DeviceWas | None = None) 
     return DeviceRevoked(**queries.device(device_id).model_dump(), withdrawn=withdrawn)
 
 
-def _device_written(caller: SignedCaller, event: str, answer: DeviceRow, *, changed: bool) -> WriteResult:
+def _device_written(caller: SignedCaller, event: str, answer: DeviceRow, *, changed: bool) -> WriteResult[Any]:
     """Return the outcome of a write on one device; log the event at the commit, unless the device was so already."""
     if changed:
         fields = {"device_id": str(answer.device_id), "principal": caller.principal}
@@ -213,7 +213,7 @@ async def reinstate_device(request: HttpRequest, device_id: UUID, body: EmptyBod
     """
     caller = caller_of(request)
 
-    def work() -> WriteResult:
+    def work() -> WriteResult[Any]:
         changed = enrollment.reinstate(device_id)
         return _device_written(caller, "device.reinstated", queries.device(device_id), changed=changed)
 

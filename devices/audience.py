@@ -1,6 +1,6 @@
 """Audiences: which devices an admin means by ids, aliases, tags, or all."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -61,10 +61,28 @@ def lock_named(target: Target) -> Target:
     """
     if target.aliases:
         return Target(device_ids=_lock_by_alias(target.aliases))
-    if missing := set(target.device_ids) - set(lock(target.device_ids)):
-        gone = dict(Device.objects.filter(id__in=missing).values_list("id", "retired_at"))
-        raise UnknownDevices(map(str, missing - set(gone)), {str(key): at for key, at in gone.items()})
+    (unknown,) = lock_all_named([target])
+    if unknown is not None:
+        raise unknown
     return target
+
+
+def lock_all_named(targets: Sequence[Target]) -> list[UnknownDevices | None]:
+    """Hold the devices that targets name by their ids as they are, to the end of the transaction.
+
+    Returns for each target what is to be raised for it, or None.
+    """
+    named = {device_id for target in targets for device_id in target.device_ids}
+    missing = named - set(lock(list(named)))
+    gone = dict(Device.objects.filter(id__in=missing).values_list("id", "retired_at")) if missing else {}
+    return [_unknown(missing.intersection(target.device_ids), gone) for target in targets]
+
+
+def _unknown(missing: Collection[UUID], gone: Mapping[UUID, datetime | None]) -> UnknownDevices | None:
+    if not missing:
+        return None
+    left = {str(device_id): gone[device_id] for device_id in missing if device_id in gone}
+    return UnknownDevices((str(device_id) for device_id in missing if device_id not in gone), left)
 
 
 def _lock_by_alias(aliases: Sequence[str]) -> list[UUID]:

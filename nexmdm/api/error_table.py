@@ -11,7 +11,7 @@ from django.http import Http404, HttpRequest, HttpResponse
 from ninja.errors import HttpError, ValidationError
 
 import commands.admin_api
-from commands import queue, report_limit, reports
+from commands import issuing, queue, report_limit, reports
 from devices import audience, credentials, enrollment
 from nexmdm.auth import signature_verification, signed_write
 from nexmdm.auth.rate_limits import RateLimited
@@ -56,8 +56,8 @@ ERRORS: Final[dict[type[DomainError], tuple[int, str, dict[str, str]]]] = {
     enrollment.UnknownDevice: (404, "not_found", {}),
     enrollment.UnknownEnrollmentToken: (404, "not_found", {}),
     audience.EmptyAudience: (422, "empty_audience", {}),
-    queue.AudienceChanged: (409, "audience_changed", {}),
-    queue.PushPayloadTooLarge: (422, "push_payload_too_large", {}),
+    issuing.AudienceChanged: (409, "audience_changed", {}),
+    issuing.PushPayloadTooLarge: (422, "push_payload_too_large", {}),
     reports.UnknownRequest: (404, "unknown_request", {}),
     queue.UnknownCommand: (404, "not_found", {}),
     pagination.ForeignCursor: (422, "invalid_request", {}),

@@ -1,10 +1,11 @@
 """The audit: one entry for each signed write, carried out or refused."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final, Protocol
 from uuid import UUID
 
+import orjson
 from django.db import transaction
 
 from nexmdm.audit.summary import Summary
@@ -57,21 +58,30 @@ INSERT: Final = """
     INSERT INTO nexmdm_auditentry (
         principal, admin_key_id, idempotency_key, address, method, path, body_sha256, status, code, request_id,
         correlation_id, action, target, device_count, dry_run
-    ) VALUES (
-        %(principal)s, %(admin_key_id)s, %(idempotency_key)s, %(address)s, %(method)s, %(path)s, %(body_sha256)s,
-        %(status)s, %(code)s, %(request_id)s, %(correlation_id)s, %(action)s, %(target)s, %(device_count)s, %(dry_run)s
+    )
+    SELECT principal, admin_key_id, idempotency_key, address, method, path, body_sha256, status, code, request_id,
+        correlation_id, action, target, device_count, dry_run
+    FROM json_to_recordset(%(entries)s::json) AS given (
+        principal text, admin_key_id text, idempotency_key text, address inet, method text, path text,
+        body_sha256 text, status smallint, code text, request_id uuid, correlation_id text, action text, target text,
+        device_count int, dry_run boolean
     )
 """
-"""Writes an entry of values().
+"""Writes entries, in their order: those of parameters().
 
 Let it be the last statement of a transaction, as record() says.
 """
 
 
+def parameters(entries: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the parameters of INSERT for entries of values()."""
+    return {"entries": orjson.dumps(entries).decode()}
+
+
 def values(
     caller: Audited, *, status: int, code: str = "", request_id: UUID | None = None, device_count: int | None = None
 ) -> dict[str, Any]:
-    """Return the parameters of INSERT. `device_count` is on how many devices the work was done, or would be."""
+    """Return what an entry says. `device_count` is on how many devices the work was done, or would be."""
     summary = caller.summarize()
     return {
         "principal": caller.principal,
@@ -98,7 +108,7 @@ def record(caller: Audited, *, status: int, code: str) -> None:
     Waits for whoever writes one at the same time, to the end of that one's transaction: so let it be the last thing
     that a transaction does.
     """
-    database.execute(INSERT, values(caller, status=status, code=code))
+    database.execute(INSERT, parameters([values(caller, status=status, code=code)]))
 
 
 @transaction.atomic

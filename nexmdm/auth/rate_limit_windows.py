@@ -22,9 +22,9 @@ _ADD: Final = """
 _INCREMENT: Final = "UPDATE nexmdm_counter SET value = value + %(delta)s WHERE key = %(key)s RETURNING value"
 _COUNT: Final = """
     INSERT INTO nexmdm_counter AS counter (key, value, expires_at)
-    VALUES (%(key)s, 1, now() + %(seconds)s * interval '1 second')
+    VALUES (%(key)s, %(calls)s, now() + %(seconds)s * interval '1 second')
     ON CONFLICT (key) DO UPDATE
-    SET value = CASE WHEN counter.expires_at <= now() THEN 1 ELSE counter.value + 1 END,
+    SET value = CASE WHEN counter.expires_at <= now() THEN 0 ELSE counter.value END + excluded.value,
         expires_at = CASE WHEN counter.expires_at <= now() THEN excluded.expires_at ELSE counter.expires_at END
     RETURNING value, extract(epoch FROM expires_at - now())::float8
 """
@@ -67,14 +67,15 @@ def count(group: str, key: str, rate: str) -> dict[str, Any]:
     return usage
 
 
-def count_at_once(group: str, key: str, rate: str) -> tuple[bool, float]:
-    """Count one more of a group's key by one statement; return whether it is too many, and the seconds that are left.
+def count_at_once(group: str, key: str, rate: str, calls: int = 1) -> tuple[int, float]:
+    """Count so many more of a group's key by one statement; return how many are too many, and the seconds left.
 
     The window begins with its first call. For what is called often: django-ratelimit takes two statements, and a while.
     """
     limit, seconds = rates.parse(rate)
-    number, seconds_left = database.row(_COUNT, {"key": f"{group}:{key}:{rate}", "seconds": seconds})
-    return number > limit, seconds_left
+    parameters = {"key": f"{group}:{key}:{rate}", "seconds": seconds, "calls": calls}
+    number, seconds_left = database.row(_COUNT, parameters)
+    return min(calls, max(0, number - limit)), seconds_left
 
 
 def forget_expired() -> int:

@@ -77,15 +77,23 @@ async def count_read(principal: str) -> None:
     await run_in_db_thread(_count_call, "read", principal, settings.ADMIN_READ_RATE_LIMIT)
 
 
-def count_write(principal: str) -> None:
-    """Count a signed write of a principal; call it in a thread, outside of a transaction. Raises RateLimited."""
-    _count_call("write", principal, settings.ADMIN_RATE_LIMIT)
+def count_writes(principal: str, calls: int) -> tuple[int, RateLimited]:
+    """Count so many signed writes of a principal; call it in a thread, outside of a transaction.
+
+    Returns how many of them are too many, and what is to be raised for those.
+    """
+    return _count_calls("write", principal, settings.ADMIN_RATE_LIMIT, calls)
 
 
 def _count_call(group: str, principal: str, rate: str) -> None:
-    is_too_many, seconds_left = count_at_once(group, principal, rate)
-    if is_too_many:
-        raise RateLimited(max(1, math.ceil(seconds_left)), f"{group}s")
+    too_many, limited = _count_calls(group, principal, rate, 1)
+    if too_many:
+        raise limited
+
+
+def _count_calls(group: str, principal: str, rate: str, calls: int) -> tuple[int, RateLimited]:
+    too_many, seconds_left = count_at_once(group, principal, rate, calls)
+    return too_many, RateLimited(max(1, math.ceil(seconds_left)), f"{group}s")
 
 
 def _refuse_above_limit(usage: dict[str, Any], limit: str) -> None:

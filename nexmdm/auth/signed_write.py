@@ -1,10 +1,11 @@
 """The signed caller of an admin request: each write once, in one transaction with its audit entry and stored answer."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, cast
+from types import MappingProxyType
+from typing import Any, Final, Generic, TypeVar, cast
 from uuid import UUID
 
 import orjson
@@ -15,32 +16,52 @@ from pydantic import BaseModel
 from nexmdm.audit import entries
 from nexmdm.audit.summary import Summary
 from nexmdm.auth import rate_limits
+from nexmdm.auth.rate_limits import RateLimited
 from nexmdm.common import database
 from nexmdm.common.database import run_in_db_thread
 from nexmdm.common.domain_error import DomainError
 
+AnswerT_co = TypeVar("AnswerT_co", bound=BaseModel, covariant=True)
+
 
 @dataclass(frozen=True, slots=True)
-class WriteResult:
+class WriteResult(Generic[AnswerT_co]):
     """The outcome of a signed write: its answer, and what the audit and a repeat should know.
 
     `device_count` is on how many devices something was done, or would be; None where that does not apply. `secrets` are
     shown in the answer and never stored; `kept` False (a dry run) stores nothing for a repeat.
     """
 
-    answer: BaseModel
+    answer: AnswerT_co
     request_id: UUID | None = None
     device_count: int | None = None
     secrets: Mapping[str, str] = field(default_factory=dict)
     kept: bool = True
 
+    @property
+    def text(self) -> str:
+        """The answer as JSON, without the secrets."""
+        return self.answer.model_dump_json()
 
-# Two statements of one message: the second must see what the holder of this key before us has committed.
-_LOCK: Final = "SELECT pg_try_advisory_xact_lock(hashtextextended(%(name)s, 0))"
-_STORED: Final = "SELECT fingerprint, body FROM nexmdm_storedanswer WHERE principal = %(principal)s AND key = %(key)s"
+    def response(self) -> HttpResponse:
+        """Return the answer."""
+        return _answer(self.text, self.secrets)
+
+
+# Two statements of one message: the second must see what the holder of a key before us has committed.
+_LOCK: Final = """
+    SELECT pg_try_advisory_xact_lock(hashtextextended(name, 0))
+    FROM unnest(%(names)s::text[]) WITH ORDINALITY AS asked (name, position) ORDER BY position
+"""
+_STORED: Final = """
+    SELECT stored.principal, stored.key, stored.fingerprint, stored.body
+    FROM unnest(%(principals)s::text[], %(keys)s::text[]) AS asked (principal, key)
+    JOIN nexmdm_storedanswer stored ON stored.principal = asked.principal AND stored.key = asked.key
+"""
 _STORE: Final = """
     INSERT INTO nexmdm_storedanswer (principal, key, fingerprint, status, body)
-    VALUES (%(stored_principal)s, %(stored_key)s, %(fingerprint)s, 200, %(stored_answer)s)
+    SELECT principal, key, fingerprint, 200, body
+    FROM json_to_recordset(%(answers)s::json) AS given (principal text, key text, fingerprint bytea, body text)
 """
 _CHECK: Final = "SET CONSTRAINTS ALL IMMEDIATE"
 
@@ -80,76 +101,146 @@ class SignedCaller:
     summarize: Callable[[], Summary]
     tally: Tally = field(default_factory=Tally, compare=False)
 
+    def count(self) -> None:
+        """Count this write, if it is not counted yet. Raises RateLimited."""
+        (limited,) = count([self])
+        if limited is not None:
+            raise limited
+
     @property
     def fingerprint(self) -> bytes:
         """What makes two requests the same: SHA-256 of method, target and body hash."""
         return hashlib.sha256(f"{self.method}\n{self.target}\n{self.body_sha256}".encode()).digest()
 
     async def run(
-        self, work: Callable[[], WriteResult], *, restore_secrets: RestoreSecrets | None = None
+        self, work: Callable[[], WriteResult[Any]], *, restore_secrets: RestoreSecrets | None = None
     ) -> HttpResponse:
         """Do the work once and answer; a repeat of the request gets the stored answer, `Idempotent-Replayed: true`.
 
         Work, audit entry and stored answer commit together, or nothing does. Raises RateLimited, IdempotencyInFlight,
         IdempotencyKeyReused, and what the work raises.
         """
-        body, replayed = await run_in_db_thread(self._count_and_run, work, restore_secrets)
-        response = HttpResponse(body, content_type="application/json")
-        if replayed:
-            response["Idempotent-Replayed"] = "true"
+        return await run_in_db_thread(_run_alone, self, work, restore_secrets)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAnswer:
+    """What a write was answered, without its secrets."""
+
+    body: str
+
+    def response(self, secrets: Mapping[str, str] = MappingProxyType({})) -> HttpResponse:
+        """Return the answer to a repeat."""
+        response = _answer(self.body, secrets)
+        response["Idempotent-Replayed"] = "true"
         return response
 
-    def count(self) -> None:
-        """Count this write, if it is not counted yet. Raises RateLimited."""
-        if not self.tally.is_counted:
-            self.tally.is_counted = True
-            rate_limits.count_write(self.principal)
 
-    def _count_and_run(
-        self, work: Callable[[], WriteResult], restore_secrets: RestoreSecrets | None
-    ) -> tuple[bytes, bool]:
-        self.count()
-        return database.retry_on_deadlock(partial(self._run, work, restore_secrets))
-
-    def _run(self, work: Callable[[], WriteResult], restore_secrets: RestoreSecrets | None) -> tuple[bytes, bool]:
-        with transaction.atomic():
-            stored = self._claim()
-            if stored is not None:
-                return self._replay(*stored, restore_secrets), True
-            done = work()
-            answer = done.answer.model_dump_json()
-            self._finish(done, answer)
-        return _with_secrets(answer, done.secrets), False
-
-    def _claim(self) -> tuple[bytes, str] | None:
-        """Take this key, to the end of the transaction; return the fingerprint and the answer stored for it, if any."""
-        name = f"idempotency:{self.principal}:{self.idempotency_key}"
-        parameters = {"name": name, "principal": self.principal, "key": self.idempotency_key}
-        ((locked,),), stored = database.execute_batch(_LOCK, _STORED, parameters=parameters)
-        if not locked:
-            raise IdempotencyInFlight
-        return stored[0] if stored else None
-
-    def _replay(self, fingerprint: bytes, body: str, restore_secrets: RestoreSecrets | None) -> bytes:
-        if bytes(fingerprint) != self.fingerprint:
-            raise IdempotencyKeyReused
-        secrets = restore_secrets(orjson.loads(body)) if restore_secrets else {}
-        return _with_secrets(body, secrets)
-
-    def _finish(self, done: WriteResult, answer: str) -> None:
-        """Store the answer and write the audit entry, which comes last: every other signed write waits from it on.
-
-        The foreign keys, which are else checked at the commit, are so before it: those of a command to 100,000 devices
-        take most of a second.
-        """
-        entry = entries.values(self, status=200, request_id=done.request_id, device_count=done.device_count)
-        stored = {"stored_principal": self.principal, "stored_key": self.idempotency_key, "stored_answer": answer}
-        statements = [_STORE, _CHECK, entries.INSERT] if done.kept else [_CHECK, entries.INSERT]
-        database.execute_batch(*statements, parameters=entry | stored | {"fingerprint": self.fingerprint})
+Outcome = WriteResult[Any] | StoredAnswer | Exception
 
 
-def _with_secrets(answer: str, secrets: Mapping[str, str]) -> bytes:
-    return orjson.dumps(orjson.loads(answer) | dict(secrets)) if secrets else answer.encode()
+def count(callers: Sequence[SignedCaller]) -> list[RateLimited | None]:
+    """Count writes, those that are not counted yet; return for each what is to be raised for one too many."""
+    uncounted: dict[str, list[int]] = {}
+    for position, caller in enumerate(callers):
+        if not caller.tally.is_counted:
+            uncounted.setdefault(caller.principal, []).append(position)
+    limited: list[RateLimited | None] = [None] * len(callers)
+    for principal in sorted(uncounted):
+        positions = uncounted[principal]
+        too_many, error = rate_limits.count_writes(principal, len(positions))
+        for place, position in enumerate(positions):
+            callers[position].tally.is_counted = True
+            limited[position] = error if place >= len(positions) - too_many else None
+    return limited
+
+
+def _run_alone(
+    caller: SignedCaller, work: Callable[[], WriteResult[Any]], restore_secrets: RestoreSecrets | None
+) -> HttpResponse:
+    caller.count()
+    (outcome,) = database.retry_on_deadlock(partial(run_together, [caller], lambda _: [work()]))
+    if isinstance(outcome, Exception):
+        raise outcome
+    if isinstance(outcome, StoredAnswer) and restore_secrets:
+        return outcome.response(restore_secrets(orjson.loads(outcome.body)))
+    return outcome.response()
+
+
+@transaction.atomic
+def run_together(
+    callers: Sequence[SignedCaller], work: Callable[[Sequence[int]], Sequence[WriteResult[Any] | Exception]]
+) -> list[Outcome]:
+    """Do several writes, each once, in one transaction; return for each what came of it.
+
+    `work` does those whose positions it is given. A write that it returns an error for has done nothing.
+    """
+    outcomes = _claim(callers)
+    to_do = [position for position, found in enumerate(outcomes) if found is None]
+    if to_do:
+        for position, done in zip(to_do, work(to_do), strict=True):
+            outcomes[position] = done
+        _finish([(callers[position], outcomes[position]) for position in to_do])
+    return cast("list[Outcome]", outcomes)
+
+
+def _claim(callers: Sequence[SignedCaller]) -> list[Any]:
+    """Take the keys of writes, to the end of the transaction.
+
+    Returns for each the answer that is stored for it, an error, or None if it is to be done.
+    """
+    principals = [caller.principal for caller in callers]
+    keys = [caller.idempotency_key for caller in callers]
+    names = [f"idempotency:{principal}:{key}" for principal, key in zip(principals, keys, strict=True)]
+    parameters = {"names": names, "principals": principals, "keys": keys}
+    locked, stored = database.execute_batch(_LOCK, _STORED, parameters=parameters)
+    answers = {(principal, key): (bytes(fingerprint), body) for principal, key, fingerprint, body in stored}
+    return [
+        _claimed(caller, is_ours, answers.get((caller.principal, caller.idempotency_key)))
+        for caller, (is_ours,) in zip(callers, locked, strict=True)
+    ]
+
+
+def _claimed(caller: SignedCaller, is_ours: bool, stored: tuple[bytes, str] | None) -> StoredAnswer | Exception | None:
+    if not is_ours:
+        return IdempotencyInFlight()
+    if stored is None:
+        return None
+    fingerprint, body = stored
+    return StoredAnswer(body) if fingerprint == caller.fingerprint else IdempotencyKeyReused()
+
+
+def _finish(writes: Sequence[tuple[SignedCaller, Any]]) -> None:
+    """Store the answers and write the audit entries, which come last: every other signed write waits from them on.
+
+    The foreign keys, which are else checked at the commit, are so before it: those of a command to 100,000 devices
+    take most of a second.
+    """
+    done = [(caller, result) for caller, result in writes if isinstance(result, WriteResult)]
+    if not done:
+        return
+    answers = [_to_store(caller, result) for caller, result in done if result.kept]
+    given = [
+        entries.values(caller, status=200, request_id=result.request_id, device_count=result.device_count)
+        for caller, result in done
+    ]
+    statements = [_STORE, _CHECK, entries.INSERT] if answers else [_CHECK, entries.INSERT]
+    parameters = entries.parameters(given) | {"answers": orjson.dumps(answers).decode()}
+    database.execute_batch(*statements, parameters=parameters)
+
+
+def _to_store(caller: SignedCaller, result: WriteResult[Any]) -> dict[str, str]:
+    return {
+        "principal": caller.principal,
+        "key": caller.idempotency_key,
+        "fingerprint": f"\\x{caller.fingerprint.hex()}",
+        "body": result.text,
+    }
+
+
+def _answer(body: str, secrets: Mapping[str, str]) -> HttpResponse:
+    content = orjson.dumps(orjson.loads(body) | dict(secrets)) if secrets else body
+    return HttpResponse(content, content_type="application/json")
 
 
 def caller_of(request: HttpRequest) -> "SignedCaller":

@@ -12,6 +12,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
 from commands import report_intake
+from commands.admin_api import small_commands
 from devices import check_in
 from nexmdm.common import gc_tuning, shutdown
 from nexmdm.common.asgi_types import App, Receive, Scope, Send
@@ -73,7 +74,7 @@ class Application:
             log.info("web.started", pid=os.getpid())
             await send({"type": "lifespan.startup.complete"})
             await receive()
-            await asyncio.gather(check_in.batcher().drain(), report_intake.batcher().drain())
+            await asyncio.gather(check_in.batcher().drain(), report_intake.batcher().drain(), small_commands.drain())
             await refusals.drain()
         metrics.flush_buffers()
         await sync_to_async(_close_pools)()

@@ -11,11 +11,11 @@ import pytest
 from django.db import transaction
 from django.db.models.functions import Now
 
-from commands import finishing, queue, reports, retention
+from commands import finishing, issuing, queue, reports, retention
+from commands.issuing import CommandRequest
 from commands.models import Attempt, AttemptOutcome, Command, Delivery, ReportStatus, Withdrawal
 from commands.push import outbox
 from commands.push.outbox import Claimed, Sent
-from commands.queue import CommandRequest
 from commands.reports import ReportInput
 from devices import check_in, enrollment, tokens
 from devices.audience import Target
@@ -170,7 +170,7 @@ def test_a_command_goes_with_its_last_delivery_whoever_prunes_it(fleet: list[Pho
 
 def issue_a_ping(phone: Phone) -> None:
     target = Target(device_ids=[UUID(phone.device_id)])
-    queue.issue(CommandRequest("ping", "{}", target, target_as_given={}, issued_by="admin", expires_in_seconds=600))
+    issuing.issue(CommandRequest("ping", "{}", target, target_as_given={}, issued_by="admin", expires_in_seconds=600))
 
 
 @pytest.mark.parametrize("ending", ["revoked", "enrolled anew"])

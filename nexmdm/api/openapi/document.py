@@ -14,7 +14,7 @@ from ninja import NinjaAPI
 from ninja.openapi.schema import OpenAPISchema
 from ninja.operation import Operation
 
-from commands import queue, reports
+from commands import issuing, reports
 from commands.schemas import NewCommand
 from devices import audience, credentials, enrollment
 from nexmdm.api import health
@@ -88,8 +88,8 @@ _BY_OPERATION: Final[Mapping[str, tuple[type[DomainError], ...]]] = {
     "issueCommand": (
         audience.UnknownDevices,
         audience.EmptyAudience,
-        queue.AudienceChanged,
-        queue.PushPayloadTooLarge,
+        issuing.AudienceChanged,
+        issuing.PushPayloadTooLarge,
     ),
     "changeDevice": (enrollment.DeviceRetired, enrollment.AliasTaken),
     "reinstateDevice": (enrollment.DeviceRetired,),

@@ -9,12 +9,12 @@ from django.conf import settings
 
 from nexmdm.common.overload.gates import GateFull
 
-RESERVED_CONNECTIONS: Final = 3
-"""Kept back for what a process does one at a time: the flushes of heartbeats and of reports, or a dispatcher's claims;
-and the look-up of its readiness."""
+RESERVED_CONNECTIONS: Final = 4
+"""Kept back for what a process does one at a time: the flushes of heartbeats, of reports and of small commands, or a
+dispatcher's claims; and the look-up of its readiness."""
 
-SIGNED_TURNS: Final = 2
-"""Turns that are left to signed calls, whatever phones, the admin site and anonymous clients send."""
+SIGNED_TURNS: Final = 1
+"""Turns that are left to other signed calls, whatever phones, the admin site and anonymous clients send."""
 
 LEAST_WORK_SECONDS: Final = 1
 """What is left of its time for work that has waited: with less, it would begin and not come to its end."""

@@ -1,0 +1,200 @@
+"""The issue of commands: for their audiences, which are frozen here.
+
+Each function runs inside its caller's transaction. All times are the database's.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+import orjson
+from uuid_utils.compat import uuid7
+
+from commands import envelope, queue
+from commands.models import Priority
+from devices import audience
+from devices.audience import EmptyAudience, Target, UnknownDevices
+from nexmdm.common import database
+from nexmdm.common.domain_error import DomainError
+
+
+class AudienceChanged(DomainError):
+    detail = "The audience has another size than expect_count says. Nothing was queued."
+
+
+class PushPayloadTooLarge(DomainError):
+    detail = "The command is larger than the 4096 bytes that a push can carry. Shorten its parameters."
+
+
+@dataclass(frozen=True, slots=True)
+class CommandRequest:
+    """What an admin asks: an action of the catalogue with its checked parameters, and of whom."""
+
+    action: str
+    params: str
+    target: Target
+    target_as_given: dict[str, Any]
+    issued_by: str
+    expires_in_seconds: int
+    priority: Priority = Priority.HIGH
+    note: str = ""
+    expect_count: int | None = None
+    supersede: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """What was queued (or, in a dry run, would be): for how many, and how many of them can be pushed to."""
+
+    content: envelope.Content
+    device_count: int
+    pushable: int
+
+
+Refusal = PushPayloadTooLarge | UnknownDevices | AudienceChanged
+
+# One statement, so that the audience is one and the same for the count, the older work and the new. FOR SHARE makes a
+# revocation wait (it then cancels what was issued here) and a revoked device fall out. Foreign keys are checked later.
+_ISSUE: Final = """
+    WITH asked AS MATERIALIZED (
+        SELECT * FROM jsonb_to_recordset(%(asked)s::jsonb) AS asked (
+            position int, request_id uuid, action text, params text, priority text, target jsonb, note text,
+            issued_by text, issued_at timestamptz, expires_at timestamptz
+        )
+    ), audience AS (
+        {audience}
+    ), issued AS (
+        INSERT INTO commands_command
+            (id, action, params, priority, target, note, issued_by, issued_at, expires_at, device_count)
+        SELECT request_id, action, params, priority, target, note, issued_by, issued_at, expires_at, count(*)
+        FROM asked JOIN audience USING (position)
+        GROUP BY position, request_id, action, params, priority, target, note, issued_by, issued_at, expires_at
+        ORDER BY position
+    ), older AS (
+        SELECT delivery.id
+        FROM commands_delivery delivery
+        JOIN audience ON audience.id = delivery.device_id
+        JOIN asked USING (position)
+        JOIN commands_command command ON command.id = delivery.command_id
+        WHERE %(supersede)s AND delivery.state IN ('pending', 'received') AND delivery.open_until > now()
+            AND command.action = asked.action
+        ORDER BY delivery.id FOR NO KEY UPDATE OF delivery
+    ), superseded AS (
+        UPDATE commands_delivery delivery
+        SET state = 'cancelled', withdrawn_by = 'superseded', settled_at = now(), next_attempt_at = NULL
+        FROM older WHERE delivery.id = older.id
+    ), queued AS (
+        INSERT INTO commands_delivery
+            (command_id, device_id, state, open_until, push_state, attempt_count, failure_count, next_attempt_at)
+        SELECT request_id, id, 'pending', expires_at,
+            CASE WHEN pushable THEN 'waiting' ELSE 'no_push_token' END, 0, 0, CASE WHEN pushable THEN now() END
+        FROM audience JOIN asked USING (position) ORDER BY position, id
+    )
+    SELECT position, count(*), count(*) FILTER (WHERE pushable) FROM audience GROUP BY position
+"""
+_PUSHABLE: Final = "device.push_token IS NOT NULL AND device.push_token_dead_at IS NULL"
+_MEANT: Final = f"""
+    SELECT 0 AS position, device.id, {_PUSHABLE} AS pushable
+    FROM devices_device device WHERE {{where}} ORDER BY device.id FOR SHARE
+"""  # noqa: S608  (constants of our modules; values are parameters)
+_NAMED: Final = f"""
+    SELECT named.position, device.id, {_PUSHABLE} AS pushable
+    FROM jsonb_to_recordset(%(named)s::jsonb) AS named (position int, id uuid)
+    JOIN devices_device device ON device.id = named.id AND device.revoked_at IS NULL
+    ORDER BY device.id FOR SHARE OF device
+"""  # noqa: S608  (as above)
+_COUNT: Final = f"SELECT count(*), count(*) FILTER (WHERE {_PUSHABLE}) FROM devices_device device WHERE {{where}}"  # noqa: S608  (as above)
+
+
+def issue(request: CommandRequest, *, dry_run: bool = False) -> Issued:
+    """Queue a command for its audience, and wake the dispatchers at commit; or only count it.
+
+    Raises PushPayloadTooLarge, UnknownDevices, EmptyAudience, AudienceChanged; nothing is queued then.
+    """
+    content = _content(request, database.now())
+    if envelope.size(content) > envelope.FCM_PAYLOAD_LIMIT:
+        raise PushPayloadTooLarge
+    request = replace(request, target=audience.lock_named(request.target))
+    where, parameters = request.target.where()
+    if dry_run:
+        device_count, pushable = database.row(_COUNT.format(where=where), parameters)
+    else:
+        found = _write([(request, content)], _MEANT.format(where=where), parameters, supersede=request.supersede)
+        device_count, pushable = found.get(0, (0, 0))
+    if device_count == 0:
+        raise EmptyAudience
+    if request.expect_count not in (None, device_count):
+        raise _audience_changed(device_count, request.expect_count)
+    return Issued(content, device_count, pushable)
+
+
+def issue_together(requests: Sequence[CommandRequest]) -> list[Issued | Refusal]:
+    """Queue commands whose targets name few devices by their ids, as issue() does each; none of them supersedes.
+
+    Returns for each what was queued, or why nothing was.
+    """
+    now = database.now()
+    contents = [_content(request, now) for request in requests]
+    unknown = audience.lock_all_named([request.target for request in requests])
+    outcomes: list[Any] = [_refusal(*one) for one in zip(requests, contents, unknown, strict=True)]
+    good = [position for position, refused in enumerate(outcomes) if refused is None]
+    if not good:
+        return outcomes
+    named = [{"position": place, "id": key} for place, at in enumerate(good) for key in requests[at].target.device_ids]
+    parameters = {"named": orjson.dumps(named).decode()}
+    written = _write([(requests[at], contents[at]) for at in good], _NAMED, parameters, supersede=False)
+    for place, at in enumerate(good):
+        outcomes[at] = Issued(contents[at], *written[place])
+    return outcomes
+
+
+def _content(request: CommandRequest, now: datetime) -> envelope.Content:
+    """Return what is issued now: times are whole seconds, and nothing ends early by that."""
+    issued_at = now.replace(microsecond=0)
+    expires_at = issued_at + timedelta(seconds=request.expires_in_seconds + (now.microsecond > 0))
+    return envelope.Content(uuid7(), request.action, request.params, issued_at, expires_at)
+
+
+def _refusal(request: CommandRequest, content: envelope.Content, unknown: UnknownDevices | None) -> Refusal | None:
+    if envelope.size(content) > envelope.FCM_PAYLOAD_LIMIT:
+        return PushPayloadTooLarge()
+    if unknown is not None:
+        return unknown
+    device_count = len(set(request.target.device_ids))
+    if request.expect_count not in (None, device_count):
+        return _audience_changed(device_count, request.expect_count)
+    return None
+
+
+def _audience_changed(device_count: int, expected: int | None) -> AudienceChanged:
+    devices = "1 device" if device_count == 1 else f"{device_count} devices"
+    return AudienceChanged(f"The audience is {devices}, not {expected}. Nothing was queued.")
+
+
+def _write(
+    commands: Sequence[tuple[CommandRequest, envelope.Content]],
+    members: str,
+    parameters: dict[str, Any],
+    *,
+    supersede: bool,
+) -> dict[int, tuple[int, int]]:
+    """Write commands and their deliveries; return by position how many there are, and how many can be pushed to."""
+    asked = [
+        {
+            "position": position,
+            "request_id": content.request_id,
+            "action": request.action,
+            "params": request.params,
+            "priority": request.priority,
+            "target": request.target_as_given,
+            "note": request.note,
+            "issued_by": request.issued_by,
+            "issued_at": content.issued_at,
+            "expires_at": content.expires_at,
+        }
+        for position, (request, content) in enumerate(commands)
+    ]
+    values = parameters | {"asked": orjson.dumps(asked).decode(), "supersede": supersede}
+    found, _ = database.execute_batch(_ISSUE.format(audience=members), queue.NOTIFY, parameters=values)
+    return {position: (device_count, pushable) for position, device_count, pushable in found}

@@ -1,0 +1,100 @@
+"""Signed writes that share a transaction: those that wait at the same moment are done by one group commit.
+
+Each keeps an answer, a place in the limit and a link in the audit's chain of its own.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, Generic, TypeVar
+from weakref import WeakKeyDictionary
+
+from django.db import DataError, IntegrityError
+
+from nexmdm.auth import signed_write
+from nexmdm.auth.signed_write import Outcome, SignedCaller, StoredAnswer, WriteResult
+from nexmdm.common import database
+from nexmdm.common.group_commit import GroupCommit
+
+BATCH: Final = 100
+WAITING_LIMIT: Final = 2000
+
+Asked = TypeVar("Asked")
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting(Generic[Asked]):
+    caller: SignedCaller
+    asked: Asked
+
+    def merge(self, later: "_Waiting[Asked]") -> bool:  # noqa: ARG002
+        """Tell that a repeat of a request comes after it, to get its answer."""
+        return False
+
+    def is_wanted(self) -> bool:
+        """Tell that a write is done even if its client has left."""
+        return True
+
+
+class SharedWrites(Generic[Asked]):
+    """Writes of one kind. `work` does several, in the transaction that it is called in, and returns what came of each.
+
+    A write that `work` returns an error for must have done nothing.
+    """
+
+    def __init__(self, work: Callable[[Sequence[Asked]], Sequence[WriteResult[Any] | Exception]]) -> None:
+        self._work = work
+        self._batchers: WeakKeyDictionary[
+            asyncio.AbstractEventLoop, GroupCommit[_Waiting[Asked], WriteResult[Any] | StoredAnswer]
+        ] = WeakKeyDictionary()
+
+    async def run(self, caller: SignedCaller, asked: Asked) -> WriteResult[Any] | StoredAnswer:
+        """Do one once, as SignedCaller.run() does; return what came of it, or what it was answered before.
+
+        Raises Overloaded and Draining beside what that raises.
+        """
+        key = f"{caller.principal}:{caller.idempotency_key}"
+        outcome = await self._batcher().submit(key, _Waiting(caller, asked))
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    async def drain(self) -> None:
+        """Take no more; return when those taken are answered."""
+        await self._batcher().drain()
+
+    def _batcher(self) -> GroupCommit[_Waiting[Asked], WriteResult[Any] | StoredAnswer]:
+        loop = asyncio.get_running_loop()
+        found = self._batchers.get(loop)
+        if found is None:
+            found = GroupCommit(self._flush, _flushed, batch_size=BATCH, waiting_limit=WAITING_LIMIT)
+            self._batchers[loop] = found
+        return found
+
+    def _flush(self, writes: Sequence[_Waiting[Asked]]) -> list[Outcome]:
+        """Count all; do those that are within the limit together, or each by itself if the data of one does not fit."""
+        outcomes: list[Any] = list(signed_write.count([write.caller for write in writes]))
+        allowed = [position for position, limited in enumerate(outcomes) if limited is None]
+        done = self._do([writes[position] for position in allowed]) if allowed else []
+        for position, outcome in zip(allowed, done, strict=True):
+            outcomes[position] = outcome
+        return outcomes
+
+    def _do(self, writes: Sequence[_Waiting[Asked]]) -> list[Outcome]:
+        try:
+            return database.retry_on_deadlock(partial(self._do_together, writes))
+        except (DataError, IntegrityError) as error:
+            if len(writes) == 1:
+                return [error]
+        return [outcome for write in writes for outcome in self._do([write])]
+
+    def _do_together(self, writes: Sequence[_Waiting[Asked]]) -> list[Outcome]:
+        def work(positions: Sequence[int]) -> Sequence[WriteResult[Any] | Exception]:
+            return self._work([writes[position].asked for position in positions])
+
+        return signed_write.run_together([write.caller for write in writes], work)
+
+
+def _flushed(outcomes: Sequence[Any], seconds: float) -> None:
+    """Nothing is measured here: admin requests are counted and timed where they are answered."""
