@@ -64,34 +64,37 @@ _ISSUE: Final = """
         )
     ), audience AS (
         {audience}
+    ), counted AS (
+        SELECT position, count(*) AS devices, count(*) FILTER (WHERE pushable) AS pushable
+        FROM audience GROUP BY position
     ), issued AS (
         INSERT INTO commands_command
             (id, action, params, priority, target, note, issued_by, issued_at, expires_at, device_count)
-        SELECT request_id, action, params, priority, target, note, issued_by, issued_at, expires_at, count(*)
-        FROM asked JOIN audience USING (position)
-        GROUP BY position, request_id, action, params, priority, target, note, issued_by, issued_at, expires_at
-        ORDER BY position
-    ), older AS (
-        SELECT delivery.id
-        FROM commands_delivery delivery
-        JOIN audience ON audience.id = delivery.device_id
-        JOIN asked USING (position)
-        JOIN commands_command command ON command.id = delivery.command_id
-        WHERE %(supersede)s AND delivery.state IN ('pending', 'received') AND delivery.open_until > now()
-            AND command.action = asked.action
-        ORDER BY delivery.id FOR NO KEY UPDATE OF delivery
-    ), superseded AS (
-        UPDATE commands_delivery delivery
-        SET state = 'cancelled', withdrawn_by = 'superseded', settled_at = now(), next_attempt_at = NULL
-        FROM older WHERE delivery.id = older.id
+        SELECT request_id, action, params, priority, target, note, issued_by, issued_at, expires_at, devices
+        FROM asked JOIN counted USING (position) ORDER BY position
     ), queued AS (
         INSERT INTO commands_delivery
             (command_id, device_id, state, open_until, push_state, attempt_count, failure_count, next_attempt_at)
         SELECT request_id, id, 'pending', expires_at,
             CASE WHEN pushable THEN 'waiting' ELSE 'no_push_token' END, 0, 0, CASE WHEN pushable THEN now() END
         FROM audience JOIN asked USING (position) ORDER BY position, id
+    ){superseding}
+    SELECT position, devices, pushable, CASE WHEN pushable > 0 THEN pg_notify('{channel}', '') END FROM counted
+"""
+_SUPERSEDING: Final = """, older AS (
+        SELECT delivery.id
+        FROM commands_delivery delivery
+        JOIN audience ON audience.id = delivery.device_id
+        JOIN asked USING (position)
+        JOIN commands_command command ON command.id = delivery.command_id
+        WHERE delivery.state IN ('pending', 'received') AND delivery.open_until > now()
+            AND command.action = asked.action
+        ORDER BY delivery.id FOR NO KEY UPDATE OF delivery
+    ), superseded AS (
+        UPDATE commands_delivery delivery
+        SET state = 'cancelled', withdrawn_by = 'superseded', settled_at = now(), next_attempt_at = NULL
+        FROM older WHERE delivery.id = older.id
     )
-    SELECT position, count(*), count(*) FILTER (WHERE pushable) FROM audience GROUP BY position
 """
 _PUSHABLE: Final = "device.push_token IS NOT NULL AND device.push_token_dead_at IS NULL"
 _MEANT: Final = f"""
@@ -134,9 +137,8 @@ def issue_together(requests: Sequence[CommandRequest]) -> list[Issued | Refusal]
 
     Returns for each what was queued, or why nothing was.
     """
-    now = database.now()
+    now, unknown = audience.lock_all_named([request.target for request in requests])
     contents = [_content(request, now) for request in requests]
-    unknown = audience.lock_all_named([request.target for request in requests])
     outcomes: list[Any] = [_refusal(*one) for one in zip(requests, contents, unknown, strict=True)]
     good = [position for position, refused in enumerate(outcomes) if refused is None]
     if not good:
@@ -195,6 +197,7 @@ def _write(
         }
         for position, (request, content) in enumerate(commands)
     ]
-    values = parameters | {"asked": orjson.dumps(asked).decode(), "supersede": supersede}
-    found, _ = database.execute_batch(_ISSUE.format(audience=members), queue.NOTIFY, parameters=values)
-    return {position: (device_count, pushable) for position, device_count, pushable in found}
+    superseding = _SUPERSEDING if supersede else ""
+    statement = _ISSUE.format(audience=members, superseding=superseding, channel=queue.CHANNEL)
+    found = database.rows(statement, parameters | {"asked": orjson.dumps(asked).decode()})
+    return {position: (device_count, pushable) for position, device_count, pushable, _ in found}

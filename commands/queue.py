@@ -21,8 +21,6 @@ from nexmdm.common.domain_error import DomainError
 CHANNEL: Final = "nexmdm_dispatch"
 """The NOTIFY channel that tells dispatchers of new work."""
 
-NOTIFY: Final = f"NOTIFY {CHANNEL}"
-"""Wakes the dispatchers, at commit."""
 
 OFFER_LIMIT: Final = 20
 
@@ -33,7 +31,7 @@ class UnknownCommand(DomainError):
 
 def wake() -> None:
     """Tell the dispatchers, at commit, that there is work."""
-    database.execute(NOTIFY)
+    database.execute(f"NOTIFY {CHANNEL}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from django.contrib.postgres.fields import ArrayField
@@ -11,6 +11,7 @@ from django.db.models import CharField, F, Func, Value
 
 from devices.identity import comparison_keys
 from devices.models import Device
+from nexmdm.common import database
 from nexmdm.common.domain_error import DomainError
 from nexmdm.common.identity import comparison_key
 
@@ -54,6 +55,11 @@ class Target:
         return "revoked_at IS NULL", {}
 
 
+_HOLD: Final = """
+    SELECT id FROM devices_device WHERE revoked_at IS NULL AND id = ANY(%(ids)s::uuid[]) ORDER BY id FOR NO KEY UPDATE
+"""
+
+
 def lock_named(target: Target) -> Target:
     """Hold the devices a target names as they are, to the end of the transaction; return the target with their ids.
 
@@ -61,21 +67,22 @@ def lock_named(target: Target) -> Target:
     """
     if target.aliases:
         return Target(device_ids=_lock_by_alias(target.aliases))
-    (unknown,) = lock_all_named([target])
+    _, (unknown,) = lock_all_named([target])
     if unknown is not None:
         raise unknown
     return target
 
 
-def lock_all_named(targets: Sequence[Target]) -> list[UnknownDevices | None]:
+def lock_all_named(targets: Sequence[Target]) -> tuple[datetime, list[UnknownDevices | None]]:
     """Hold the devices that targets name by their ids as they are, to the end of the transaction.
 
-    Returns for each target what is to be raised for it, or None.
+    Returns the transaction's time, and for each target what is to be raised for it, or None.
     """
     named = {device_id for target in targets for device_id in target.device_ids}
-    missing = named - set(lock(list(named)))
+    ((now,),), found = database.execute_batch("SELECT now()", _HOLD, parameters={"ids": list(named)})
+    missing = named.difference(device_id for (device_id,) in found)
     gone = dict(Device.objects.filter(id__in=missing).values_list("id", "retired_at")) if missing else {}
-    return [_unknown(missing.intersection(target.device_ids), gone) for target in targets]
+    return now, [_unknown(missing.intersection(target.device_ids), gone) for target in targets]
 
 
 def _unknown(missing: Collection[UUID], gone: Mapping[UUID, datetime | None]) -> UnknownDevices | None:
@@ -96,12 +103,6 @@ def _lock_by_alias(aliases: Sequence[str]) -> list[UUID]:
         gone = {alias: first[comparison_key(alias)][2] for alias in missing if comparison_key(alias) in first}
         raise UnknownDevices(missing - set(gone), gone)
     return sorted(active.values())
-
-
-def lock(device_ids: Sequence[UUID]) -> list[UUID]:
-    """Hold these devices as they are, to the end of the transaction; return those that are enrolled and active."""
-    meant = Device.objects.active().select_for_update(no_key=True).order_by("id")
-    return list(meant.filter(id__in=device_ids).values_list("id", flat=True))
 
 
 def retag(tag: str, add: Sequence[UUID], remove: Sequence[UUID]) -> tuple[int, int]:

@@ -226,7 +226,7 @@ def _finish(writes: Sequence[tuple[SignedCaller, Any]]) -> None:
     ]
     statements = [_STORE, _CHECK, entries.INSERT] if answers else [_CHECK, entries.INSERT]
     parameters = entries.parameters(given) | {"answers": orjson.dumps(answers).decode()}
-    database.execute_batch(*statements, parameters=parameters)
+    database.execute_last_batch(*statements, parameters=parameters)
 
 
 def _to_store(caller: SignedCaller, result: WriteResult[Any]) -> dict[str, str]:

@@ -296,6 +296,15 @@ def execute_batch(*statements: str, parameters: Any) -> list[list[Any]]:
     return found
 
 
+def execute_last_batch(*statements: str, parameters: Any) -> None:
+    """Run the statements that are the last ones of a transaction: its COMMIT travels with them.
+
+    Where the transaction is part of another one (a test's), nothing is committed yet.
+    """
+    is_outermost = len(connection.atomic_blocks) == 1
+    execute_batch(*statements, *(["COMMIT"] if is_outermost else []), parameters=parameters)
+
+
 def _found(cursor: Any) -> list[Any]:
     return list(cursor.fetchall()) if cursor.description else []
 

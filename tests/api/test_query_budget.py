@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from uuid import UUID
 
 import pytest
-from django.db import connection
+from django.db import connection, transaction
 from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
 
@@ -16,7 +17,7 @@ from devices import tokens
 from devices.models import Device, Presence
 from nexmdm.common import database
 from tests.support.actors import Admin, Phone
-from tests.support.moments import in_one_batch, let_pass, reports_in_one_batch, thread_hops
+from tests.support.moments import in_one_batch, let_pass, reports_in_one_batch, signed_in_one_batch, thread_hops
 
 # The two statements travel together, and PostgreSQL takes them as one transaction.
 FLUSH = ["WITH + SELECT"]
@@ -150,22 +151,54 @@ def test_a_report_that_may_retire_its_device_costs_a_transaction_of_its_own(admi
     assert 5 <= len(made) <= 20
 
 
-def test_a_signed_command_costs_six_round_trips_and_one_change_of_threads(admin: Admin, phone: Phone) -> None:
-    """Beside the BEGIN and the COMMIT: a test is a transaction, so that ours show as savepoints."""
+# Our transaction shows as a savepoint: a test is one, too.
+COMMAND = [
+    "INSERT",  # the limit, in a transaction of its own
+    "SAVEPOINT",
+    "SELECT + SELECT",  # the keys, and what is stored for them
+    "SELECT + SELECT",  # the time, and the devices
+    "WITH",
+    "INSERT + SET + INSERT",  # the stored answers, the foreign keys, the audit
+    "RELEASE",
+]
+
+
+def test_a_signed_command_costs_four_messages_beside_the_limit_and_one_change_of_threads(
+    admin: Admin, phone: Phone
+) -> None:
     admin.command(to=phone)
     with statements() as made, thread_hops() as hops:
         assert admin.command(to=phone).status == 200
-    assert made == [
-        "INSERT",  # the limit, in a transaction of its own
-        "SAVEPOINT",
-        "SELECT + SELECT",  # the key, and what is stored for it
-        "SELECT",  # the times
-        "SELECT",  # the devices
-        "WITH + NOTIFY",
-        "INSERT + SET + INSERT",  # the stored answer, the foreign keys, the audit
-        "RELEASE",
-    ]
-    assert len(hops) == 1
+    assert (made, len(hops)) == (COMMAND, 1)
+
+
+def test_the_small_commands_of_a_batch_cost_as_much_as_one(admin: Admin, fleet: list[Phone]) -> None:
+    with statements() as made, thread_hops() as hops:
+        answers = signed_in_one_batch(
+            admin,
+            *(("/admin/command", {"action": "ping", "target": {"device_ids": [one.device_id]}}, None) for one in fleet),
+        )
+    assert [answer.status for answer in answers] == [200] * 30
+    assert (made, len(hops)) == (COMMAND, 1)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_transaction_begins_in_the_message_of_its_first_statement_and_may_end_in_that_of_its_last(
+    tmp_path: Path,
+) -> None:
+    connection.ensure_connection()
+    with (tmp_path / "trace").open("w+") as trace:
+        connection.connection.pgconn.trace(trace.fileno())
+        with transaction.atomic():
+            assert database.row("SELECT 1") == (1,)
+            assert database.row("SELECT 2") == (2,)
+        with transaction.atomic():
+            assert database.row("SELECT 3") == (3,)
+            database.execute_last_batch("SELECT 4", "SELECT 5", parameters={})
+        connection.connection.pgconn.untrace()
+        trace.seek(0)
+        sent = [line.split('"')[1] for line in trace.read().splitlines() if "\tQuery\t" in line]
+    assert sent == ["BEGIN;SELECT 1", "SELECT 2", "COMMIT", "BEGIN;SELECT 3", "SELECT 4;SELECT 5;COMMIT"]
 
 
 def test_a_page_of_deliveries_costs_the_same_however_many_there_are_and_whatever_they_wait_for(

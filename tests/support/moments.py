@@ -16,7 +16,7 @@ from django.db import connection, transaction
 from django.db.models import DateTimeField, F
 
 from nexmdm.common import database
-from tests.support.actors import Answer, Client
+from tests.support.actors import Admin, Answer, Client, encode
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -40,6 +40,20 @@ def _at_once(path: str, *calls: tuple[str, Any]) -> list[Answer]:
         return await asyncio.gather(*(_post(path, token, body) for token, body in calls))
 
     return async_to_sync(gathered)()
+
+
+def signed_in_one_batch(admin: Admin, *calls: tuple[str, Any, str | None]) -> list[Answer]:
+    """Send signed POSTs (target, body, idempotency key or None) from one running loop, so that they can share."""
+
+    async def gathered() -> list[Answer]:
+        return await asyncio.gather(*(_post_signed(admin, *call) for call in calls))
+
+    return async_to_sync(gathered)()
+
+
+async def _post_signed(admin: Admin, target: str, body: Any, key: str | None) -> Answer:
+    raw = encode(body)
+    return await Client().arequest("POST", target, raw, admin.headers("POST", target, raw, idempotency_key=key))
 
 
 def in_batches(

@@ -6,8 +6,9 @@ in the same message as its first statement.
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, Self
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, Self, cast
 
 import psycopg
 from django.conf import settings
@@ -40,6 +41,8 @@ class Connection(psycopg.Connection[Any]):
 
     first_statements: tuple[str, ...] = ()
     """What each transaction begins with; empty where the session has its settings."""
+
+    _begins = False
 
     _unreplicated: Sequence[str] = ()
     """Warnings of commits that are perhaps not on the standby."""
@@ -85,6 +88,23 @@ class Connection(psycopg.Connection[Any]):
             self.pgconn.finish()
             raise NotReplicated(self._unreplicated[0])
         return answer
+
+    def begin_statements(self) -> tuple[str, ...]:
+        """Return what a transaction of several messages begins with."""
+        return (self._get_tx_start_command().decode(), *self.first_statements)
+
+    @contextmanager
+    def beginning_by_itself(self) -> Iterator[None]:
+        """Have the statement within begin its transaction: psycopg would do it by a message of its own."""
+        self._begins = True
+        try:
+            yield
+        finally:
+            self._begins = False
+
+    def _start_query(self) -> PQGen[None]:
+        if not self._begins:
+            yield from super()._start_query()
 
     def set_for_session(self, name: str, value: str) -> None:
         """Set this for all later transactions of this connection."""
@@ -139,17 +159,26 @@ class Connection(psycopg.Connection[Any]):
 
 
 class Cursor(base.CursorMixin, psycopg.ClientCursor[Any]):
-    """Django's cursor, which begins each transaction as its connection wants."""
+    """Django's cursor, which begins each transaction as its connection wants: in the message of the first statement."""
 
     def execute(self, query: Any, params: Any = None, **options: Any) -> Self:
         """Execute; the first result is that of the query."""
-        first = getattr(self.connection, "first_statements", ())
-        if not first or self.connection.info.transaction_status != pq.TransactionStatus.IDLE:
+        connection = self.connection
+        begins = self._beginning() if connection.pgconn.transaction_status == pq.TransactionStatus.IDLE else ()
+        if not begins:
             return super().execute(query, params, **options)
         text = self.mogrify(query, params)
-        if self.connection.autocommit and _NEVER_IN_A_TRANSACTION.match(text):
+        if connection.autocommit and _NEVER_IN_A_TRANSACTION.match(text):
             return super().execute(query, params, **options)
-        super().execute(";".join((*first, text)), None, **options)
-        for _ in first:
+        with cast("Connection", connection).beginning_by_itself():
+            super().execute(";".join((*begins, text)), None, **options)
+        for _ in begins:
             self.nextset()
         return self
+
+    def _beginning(self) -> tuple[str, ...]:
+        """Return what a transaction begins with."""
+        connection = self.connection
+        if not isinstance(connection, Connection):
+            return ()
+        return connection.first_statements if connection.autocommit else connection.begin_statements()
