@@ -123,12 +123,16 @@ def _what_had_come_of_it(row: Any) -> list[str]:
 
 
 def _last_sign(row: Any) -> str:
-    """Tell when the device was heard from: as kept at the expiry, else as it is known now."""
+    """Tell when the device was heard from: as kept at the expiry, else as it is known now.
+
+    Only the newest heartbeat is known. One that came after the end, and before the end was noted, hides those before
+    it: all that is certain then is that the device reported nothing.
+    """
     seen = row.device_seen_at or row.device.presence.last_seen_at
     if seen is None or row.device_was == DeviceWas.NEVER_SEEN:
         return "the device had never sent a heartbeat"
     if seen > row.open_until:
-        return "no heartbeat from before the end of its time is known"
+        return "the phone reported nothing in time, and its last heartbeat before the end is not known"
     at = rfc3339(seen.replace(microsecond=0))
     if seen < row.command.issued_at:
         was_offline = row.open_until - seen > online_window()
