@@ -220,6 +220,20 @@ def test_the_last_word_of_an_earlier_enrollment_is_no_more_taken(admin: Admin, p
     assert refusals(phone.report(request_id, "succeeded")) == {(403, "device_revoked")}
 
 
+@pytest.mark.parametrize("lapsed", [False, True])
+def test_a_wipe_from_before_a_new_enrollment_may_not_be_repeated_after_a_retirement_by_an_admin(
+    admin: Admin, phone: Phone, lapsed: bool
+) -> None:
+    request_id = wiped(admin, phone, expires_in_seconds=60)
+    if lapsed:
+        let_pass(hours=2)
+    phone.register(admin.enrollment_token(re_enroll=True))
+    assert phone.report(request_id, "succeeded").json["late"] is True
+    retire(admin, phone)
+    assert refusals(phone.report(request_id, "succeeded")) == {(403, "device_revoked")}
+    assert Report.objects.count() == 1
+
+
 def test_retiring_again_frees_an_alias_that_it_was_given_since(admin: Admin, phone: Phone) -> None:
     retire(admin, phone)
     Device.objects.update(alias="kiosk-1")  # by the version before
