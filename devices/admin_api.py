@@ -76,8 +76,8 @@ async def change_device(request: HttpRequest, device_id: UUID, body: DeviceChang
     """Change a device's alias (null clears it), or replace its tags. A retired device stays as it is."""
 
     def work() -> WriteResult:
-        queries.change(device_id, body.model_dump(exclude_unset=True))
-        return WriteResult(queries.device(device_id), device_count=1)
+        changed = queries.change(device_id, body.model_dump(exclude_unset=True))
+        return WriteResult(queries.device(device_id), device_count=int(changed))
 
     return await caller_of(request).run(work)
 
@@ -94,7 +94,7 @@ def _summarize_tag(request: HttpRequest, path: Mapping[str, Any]) -> Summary:
 async def change_tag(request: HttpRequest, tag: str, body: Retag) -> HttpResponse:
     """Put a tag on some devices, and take it off others. The answer counts those that changed.
 
-    If one of them is unknown or retired, nothing is done.
+    A device in both lists has the tag no more. If one of them is unknown or retired, nothing is done.
     """
 
     def work() -> WriteResult:
