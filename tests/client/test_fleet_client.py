@@ -411,6 +411,22 @@ def test_a_withdrawn_wipe_that_may_still_run_is_told_as_such(
     assert run("devices", "--json", transport=network).json[0]["presence"] == presence
 
 
+def test_reinstating_says_what_stays_withdrawn_and_what_of_it_may_still_run(
+    network: InProcess, admin: Admin, phone: Phone
+) -> None:
+    lock = admin.command("lock", to=phone).json["request_id"]
+    phone.heartbeat()
+    let_pass(minutes=1)
+    wipe = admin.command("wipe", to=phone).json["request_id"]
+    run("revoke", phone.device_id, transport=network)
+    said = run("reinstate", phone.device_id, transport=network).err
+    assert f"The revocation has withdrawn this wipe: {wipe}." in said
+    assert f"The revocation has withdrawn this lock: {lock}." in said
+    assert f"It may have reached the phone: {lock} may run all the same." in said
+    assert f"{wipe} may run" not in said
+    assert run("reinstate", phone.device_id, transport=network).err == ""
+
+
 def test_a_device_is_revoked_and_reinstated(network: InProcess, phone: Phone) -> None:
     assert run("revoke", phone.device_id, "--json", transport=network).json["revoked_at"] is not None
     assert phone.heartbeat().code == "device_revoked"
