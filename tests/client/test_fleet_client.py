@@ -419,7 +419,9 @@ def test_reinstating_says_what_stays_withdrawn_and_what_of_it_may_still_run(
     let_pass(minutes=1)
     wipe = admin.command("wipe", to=phone).json["request_id"]
     run("revoke", phone.device_id, transport=network)
-    said = run("reinstate", phone.device_id, transport=network).err
+    ran = run("reinstate", phone.device_id, transport=network)
+    assert f"action=lock, may_still_run=yes; request_id={wipe}, action=wipe, may_still_run=no\n" in ran.out
+    said = ran.err
     assert f"The revocation has withdrawn this wipe: {wipe}." in said
     assert f"The revocation has withdrawn this lock: {lock}." in said
     assert f"It may have reached the phone: {lock} may run all the same." in said
