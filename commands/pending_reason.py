@@ -118,8 +118,9 @@ def _last_word(row: Any) -> str:
 def _what_had_come_of_it(row: Any) -> list[str]:
     if row.last_word_in_time is not None:
         return [f"the phone had reported {_last_word(row)}"]
+    was_offered = row.device_seen_at is not None and row.device_seen_at >= row.command.issued_at
     push = _what_a_push_came_to(row)
-    return [push] if push else []
+    return ["the phone may have got it with a heartbeat"] * was_offered + ([push] if push else [])
 
 
 def _last_sign(row: Any) -> str:

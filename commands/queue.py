@@ -95,7 +95,8 @@ _ISSUE: Final = """
         ORDER BY delivery.id FOR NO KEY UPDATE OF delivery
     ), superseded AS (
         UPDATE commands_delivery delivery
-        SET state = 'cancelled', withdrawn_by = 'superseded', settled_at = now(), next_attempt_at = NULL
+        SET state = 'cancelled', withdrawn_by = 'superseded', settled_at = now(), next_attempt_at = NULL,
+            device_seen_at = (SELECT last_seen_at FROM devices_presence WHERE device_id = delivery.device_id)
         FROM older WHERE delivery.id = older.id
     ), queued AS (
         INSERT INTO commands_delivery
@@ -267,7 +268,8 @@ _WITHDRAW: Final = f"""
     ), withdrawn AS (
         UPDATE commands_delivery delivery
         SET state = 'cancelled', withdrawn_by = %(by)s, device_was = %(device_was)s,
-            settled_at = statement_timestamp(), next_attempt_at = NULL
+            settled_at = statement_timestamp(), next_attempt_at = NULL,
+            device_seen_at = (SELECT last_seen_at FROM devices_presence WHERE device_id = delivery.device_id)
         FROM judged WHERE delivery.id = judged.id
     )
     SELECT {{answer}} FROM (SELECT command_id, action, {_MAY_STILL_RUN} AS may_still_run FROM judged) AS judged

@@ -239,6 +239,36 @@ def test_what_was_withdrawn_keeps_what_the_push_came_to(
     assert why_unfinished(admin) == f"{by}{came_to}."
 
 
+@pytest.mark.parametrize(
+    ("ending", "by"),
+    [
+        ("cancel", "An admin cancelled the command"),
+        ("supersede", "A newer command of the same action took its place"),
+        ("revoke", "The device was revoked"),
+    ],
+)
+@pytest.mark.parametrize("is_offered", [False, True])
+def test_what_was_withdrawn_keeps_that_the_phone_may_have_got_it_with_a_heartbeat(
+    admin: Admin, phone: Phone, ending: str, by: str, is_offered: bool
+) -> None:
+    phone.heartbeat()
+    let_pass(minutes=1)
+    request_id = admin.command("lock", to=phone).json["request_id"]
+    if is_offered:
+        phone.heartbeat()
+    if ending == "cancel":
+        admin.post(f"/admin/commands/{request_id}/cancel")
+    elif ending == "supersede":
+        admin.command("lock", to=phone, supersede=True)
+        Delivery.objects.exclude(state="cancelled").delete()
+    else:
+        for verb in ("revoke", "reinstate"):
+            admin.post(f"/admin/devices/{phone.device_id}/{verb}")
+    for _ in range(2):
+        assert why_unfinished(admin) == f"{by}{'; the phone may have got it with a heartbeat' if is_offered else ''}."
+        phone.heartbeat()
+
+
 def test_a_push_that_had_not_left_is_not_told_of_what_was_withdrawn(admin: Admin) -> None:
     phone = admin.enrol("phone-1", push_token="ok-1")
     admin.command("ping", to=phone)
