@@ -92,7 +92,8 @@ _SUPERSEDING: Final = """, older AS (
         ORDER BY delivery.id FOR NO KEY UPDATE OF delivery
     ), superseded AS (
         UPDATE commands_delivery delivery
-        SET state = 'cancelled', withdrawn_by = 'superseded', settled_at = now(), next_attempt_at = NULL
+        SET state = 'cancelled', withdrawn_by = 'superseded', settled_at = now(), next_attempt_at = NULL,
+            device_seen_at = (SELECT last_seen_at FROM devices_presence WHERE device_id = delivery.device_id)
         FROM older WHERE delivery.id = older.id
     )
 """

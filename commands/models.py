@@ -207,8 +207,9 @@ class Delivery(models.Model):
     `open_until` is the command's `expires_at`, or an hour more once the phone has said it received or runs it.
     `next_attempt_at` is when the next push is due; NULL means none is. A claimed push moves it past a lease.
     `attempt_count` is the number of its last attempt. `reports_not_kept` counts the reports that were too many to keep.
-    `device_seen_at` is the device's last heartbeat when the delivery was marked as expired. `device_was` is NULL where
-    nothing is to be said, and where the version before ended the delivery.
+    `device_seen_at` is the device's last heartbeat when the delivery was marked as expired, or was withdrawn (NULL if
+    the version before withdrew it). `device_was` is NULL where nothing is to be said, and where the version before
+    ended the delivery.
     """
 
     id = models.BigAutoField(primary_key=True)

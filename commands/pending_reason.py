@@ -118,17 +118,22 @@ def _last_word(row: Any) -> str:
 def _what_had_come_of_it(row: Any) -> list[str]:
     if row.last_word_in_time is not None:
         return [f"the phone had reported {_last_word(row)}"]
+    was_offered = row.device_seen_at is not None and row.device_seen_at >= row.command.issued_at
     push = _what_a_push_came_to(row)
-    return [push] if push else []
+    return ["the phone may have got it with a heartbeat"] * was_offered + ([push] if push else [])
 
 
 def _last_sign(row: Any) -> str:
-    """Tell when the device was heard from: as kept at the expiry, else as it is known now."""
+    """Tell when the device was heard from: as kept at the expiry, else as it is known now.
+
+    Only the newest heartbeat is known. One that came after the end, and before the end was noted, hides those before
+    it: all that is certain then is that the device reported nothing.
+    """
     seen = row.device_seen_at or row.device.presence.last_seen_at
     if seen is None or row.device_was == DeviceWas.NEVER_SEEN:
         return "the device had never sent a heartbeat"
     if seen > row.open_until:
-        return "no heartbeat from before the end of its time is known"
+        return "the phone reported nothing in time, and its last heartbeat before the end is not known"
     at = rfc3339(seen.replace(microsecond=0))
     if seen < row.command.issued_at:
         was_offline = row.open_until - seen > online_window()

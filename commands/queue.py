@@ -5,6 +5,7 @@ Each function runs inside its caller's transaction unless it says otherwise. All
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
@@ -113,32 +114,43 @@ _HOLD_OPEN: Final = """
     ) held
 """
 
-# What may still run: FCM recalls no push, and a phone that spoke or sent a heartbeat since the issue has the command.
-_WITHDRAW: Final = """
-    WITH open AS (
-        SELECT delivery.id, delivery.device_id, delivery.received_at, delivery.command_id, command.action,
-            command.issued_at
-        FROM commands_delivery delivery JOIN commands_command command ON command.id = delivery.command_id
-        WHERE {which} AND delivery.state IN ('pending', 'received') AND delivery.open_until > now()
+# FCM recalls no push, and a phone that spoke or sent a heartbeat since the issue has the command. For one that was shut
+# out, this stays so until it is let in again.
+_MAY_STILL_RUN: Final = """
+    judged.received_at IS NOT NULL
+    OR EXISTS (
+        SELECT FROM commands_attempt attempt
+        WHERE attempt.delivery_id = judged.id AND attempt.outcome IN ('accepted', 'unknown', 'in_flight')
+    )
+    OR EXISTS (
+        SELECT FROM devices_presence presence
+        WHERE presence.device_id = judged.device_id AND presence.last_seen_at >= judged.issued_at
+    )
+"""
+_JUDGED: Final = """
+    SELECT delivery.id, delivery.device_id, delivery.received_at, delivery.command_id, command.action, command.issued_at
+    FROM commands_delivery delivery JOIN commands_command command ON command.id = delivery.command_id
+"""
+_WITHDRAW: Final = f"""
+    WITH judged AS (
+        {_JUDGED}
+        WHERE {{which}} AND delivery.state IN ('pending', 'received') AND delivery.open_until > now()
     ), withdrawn AS (
         UPDATE commands_delivery delivery
         SET state = 'cancelled', withdrawn_by = %(by)s, device_was = %(device_was)s,
-            settled_at = statement_timestamp(), next_attempt_at = NULL
-        FROM open WHERE delivery.id = open.id
-    ), judged AS (
-        SELECT command_id, action, received_at IS NOT NULL
-            OR EXISTS (
-                SELECT FROM commands_attempt attempt
-                WHERE attempt.delivery_id = open.id AND attempt.outcome IN ('accepted', 'unknown', 'in_flight')
-            )
-            OR EXISTS (
-                SELECT FROM devices_presence presence
-                WHERE presence.device_id = open.device_id AND presence.last_seen_at >= open.issued_at
-            ) AS may_still_run
-        FROM open
+            settled_at = statement_timestamp(), next_attempt_at = NULL,
+            device_seen_at = (SELECT last_seen_at FROM devices_presence WHERE device_id = delivery.device_id)
+        FROM judged WHERE delivery.id = judged.id
     )
-    SELECT {answer} FROM judged
-"""
+    SELECT {{answer}} FROM (SELECT command_id, action, {_MAY_STILL_RUN} AS may_still_run FROM judged) AS judged
+"""  # noqa: S608  (constants of this module; values are parameters)
+_WITHDRAWN_SINCE: Final = f"""
+    WITH judged AS (
+        {_JUDGED}
+        WHERE delivery.device_id = %(id)s AND delivery.withdrawn_by = 'revocation' AND delivery.settled_at >= %(since)s
+    )
+    SELECT command_id, action, {_MAY_STILL_RUN} FROM judged
+"""  # noqa: S608
 
 
 def cancel(command_id: UUID) -> Cancelled:
@@ -166,8 +178,16 @@ class Withdrawn:
 def cancel_all_of(device_id: UUID, by: Withdrawal, device_was: DeviceWas | None = None) -> list[Withdrawn]:
     """Withdraw a device's open deliveries (it was revoked, retired or enrolled again); return them, oldest first."""
     answer = "command_id, action, may_still_run"
-    found = _withdraw("delivery.device_id = %(id)s", device_id, by, answer, device_was)
-    return sorted((Withdrawn(*row) for row in found), key=lambda one: one.request_id)
+    return _oldest_first(_withdraw("delivery.device_id = %(id)s", device_id, by, answer, device_was))
+
+
+def withdrawn_since(device_id: UUID, revoked_at: datetime) -> list[Withdrawn]:
+    """Return what the revocation at this time has withdrawn of a device, oldest first, as it stands at its end."""
+    return _oldest_first(database.rows(_WITHDRAWN_SINCE, {"id": device_id, "since": revoked_at}))
+
+
+def _oldest_first(rows: Iterable[Any]) -> list[Withdrawn]:
+    return sorted((Withdrawn(*row) for row in rows), key=lambda one: one.request_id)
 
 
 def _withdraw(which: str, owner_id: UUID, by: Withdrawal, answer: str, device_was: DeviceWas | None = None) -> Any:

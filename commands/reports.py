@@ -278,7 +278,10 @@ def _retire_if_wiped(delivery: Any) -> None:
 
 
 def is_last_word(device_id: UUID, request_id: UUID, report: ReportInput) -> bool:
-    """Tell whether this repeats the success that retired a device lately: all that its old token may still say."""
+    """Tell whether this repeats the success that retired a device lately: all that its old token may still say.
+
+    As for _retire_if_wiped(), a wipe from before the device was enrolled again has retired nobody.
+    """
     return (
         report.status == ReportStatus.SUCCEEDED
         and Report.objects.filter(
@@ -286,8 +289,10 @@ def is_last_word(device_id: UUID, request_id: UUID, report: ReportInput) -> bool
             delivery__device=device_id,
             delivery__command__action__in=actions.RETIRING,
             delivery__device__retired_at__gt=Now() - LAST_WORD_TIME,
-            reported_at__gt=F("delivery__device__enrolled_at"),
+            delivery__settled_at__gt=F("delivery__device__enrolled_at"),
             status=ReportStatus.SUCCEEDED,
             duplicate=False,
-        ).exists()
+        )
+        .exclude(delivery__withdrawn_by=Withdrawal.ENROLLMENT)
+        .exists()
     )

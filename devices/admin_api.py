@@ -1,6 +1,6 @@
 """What an admin calls about devices and enrollment tokens."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -19,6 +19,7 @@ from devices.schemas import (
     DeviceChange,
     DevicePage,
     DeviceQuery,
+    DeviceReinstated,
     DeviceRevoked,
     DeviceRow,
     EnrollmentTokenMade,
@@ -76,8 +77,8 @@ async def change_device(request: HttpRequest, device_id: UUID, body: DeviceChang
     """Change a device's alias (null clears it), or replace its tags. A retired device stays as it is."""
 
     def work() -> WriteResult[Any]:
-        queries.change(device_id, body.model_dump(exclude_unset=True))
-        return WriteResult(queries.device(device_id), device_count=1)
+        changed = queries.change(device_id, body.model_dump(exclude_unset=True))
+        return WriteResult(queries.device(device_id), device_count=int(changed))
 
     return await caller_of(request).run(work)
 
@@ -94,7 +95,7 @@ def _summarize_tag(request: HttpRequest, path: Mapping[str, Any]) -> Summary:
 async def change_tag(request: HttpRequest, tag: str, body: Retag) -> HttpResponse:
     """Put a tag on some devices, and take it off others. The answer counts those that changed.
 
-    If one of them is unknown or retired, nothing is done.
+    A device in both lists has the tag no more. If one of them is unknown or retired, nothing is done.
     """
 
     def work() -> WriteResult[Any]:
@@ -188,12 +189,16 @@ async def retire_device(request: HttpRequest, device_id: UUID, body: EmptyBody |
 
 def _cancel_open_commands(device_id: UUID, device_was: DeviceWas | None = None) -> DeviceRevoked:
     """Cancel what is open for a device that was revoked or retired, and return the answer about it."""
-    withdrawn = [
+    withdrawn = _protective(queue.cancel_all_of(device_id, Withdrawal.REVOCATION, device_was))
+    return DeviceRevoked(**queries.device(device_id).model_dump(), withdrawn=withdrawn)
+
+
+def _protective(withdrawn: Iterable[queue.Withdrawn]) -> list[WithdrawnCommand]:
+    return [
         WithdrawnCommand(request_id=one.request_id, action=one.action, may_still_run=one.may_still_run)
-        for one in queue.cancel_all_of(device_id, Withdrawal.REVOCATION, device_was)
+        for one in withdrawn
         if actions.is_protective(one.action)
     ]
-    return DeviceRevoked(**queries.device(device_id).model_dump(), withdrawn=withdrawn)
 
 
 def _device_written(caller: SignedCaller, event: str, answer: DeviceRow, *, changed: bool) -> WriteResult[Any]:
@@ -204,17 +209,22 @@ def _device_written(caller: SignedCaller, event: str, answer: DeviceRow, *, chan
     return WriteResult(answer, device_count=int(changed))
 
 
-@router.post("/devices/{uuid:device_id}/reinstate", response=DeviceRow, url_name="reinstate", tags=["fleet"])
+@router.post("/devices/{uuid:device_id}/reinstate", response=DeviceReinstated, url_name="reinstate", tags=["fleet"])
 @summarized(by_path("reinstate", DEVICE))
 async def reinstate_device(request: HttpRequest, device_id: UUID, body: EmptyBody | None = None) -> HttpResponse:
     """Let a revoked device in again: the same token works. One that is retired stays out.
 
-    To reinstate a device that is not revoked is 200, and changes nothing.
+    What the revocation has withdrawn stays so: `withdrawn` names each `wipe` and `lock` of it, to be sent again if it
+    is still wanted. One whose `may_still_run` is true may have reached the phone, and its result is heard again: a
+    `wipe` that is reported as `succeeded` retires the device. To reinstate a device that is not revoked is 200, and
+    changes nothing.
     """
     caller = caller_of(request)
 
     def work() -> WriteResult[Any]:
-        changed = enrollment.reinstate(device_id)
-        return _device_written(caller, "device.reinstated", queries.device(device_id), changed=changed)
+        revoked_at = enrollment.reinstate(device_id)
+        withdrawn = [] if revoked_at is None else _protective(queue.withdrawn_since(device_id, revoked_at))
+        answer = DeviceReinstated(**queries.device(device_id).model_dump(), withdrawn=withdrawn)
+        return _device_written(caller, "device.reinstated", answer, changed=revoked_at is not None)
 
     return await caller.run(work)

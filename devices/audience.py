@@ -106,9 +106,10 @@ def _lock_by_alias(aliases: Sequence[str]) -> list[UUID]:
 
 
 def retag(tag: str, add: Sequence[UUID], remove: Sequence[UUID]) -> tuple[int, int]:
-    """Put a tag on some devices and take it off others; return how many changed. Runs in a transaction.
+    """Put a tag on some devices and take it off others; return how many got it, and how many lost it.
 
-    Raises UnknownDevices for ids that are not enrolled, or retired.
+    A device in both lists has the tag no more. Runs in a transaction. Raises UnknownDevices for ids that are not
+    enrolled, or retired.
     """
     asked = {str(key) for key in (*add, *remove)}
     rows = Device.objects.select_for_update(no_key=True).order_by("id").filter(id__in=[*add, *remove])
@@ -116,7 +117,8 @@ def retag(tag: str, add: Sequence[UUID], remove: Sequence[UUID]) -> tuple[int, i
     retired = {key: retired_at for key, retired_at in known.items() if retired_at is not None}
     if asked - set(known) or retired:
         raise UnknownDevices(asked - set(known), retired)
-    added = Device.objects.filter(id__in=add).exclude(tags__contains=[tag]).update(tags=_append(tag))
+    only_added = set(add) - set(remove)
+    added = Device.objects.filter(id__in=only_added).exclude(tags__contains=[tag]).update(tags=_append(tag))
     removed = Device.objects.filter(id__in=remove, tags__contains=[tag]).update(tags=_remove(tag))
     return added, removed
 

@@ -339,12 +339,12 @@ def retire_wiped(device_id: UUID, settled_at: datetime | None) -> bool:
     return retire(device_id)
 
 
-def reinstate(device_id: UUID) -> bool:
-    """Let a revoked device in again, with the same token; False if it is in. Raises UnknownDevice, DeviceRetired."""
-    if Device.objects.filter(id=device_id, retired_at=None, revoked_at__isnull=False).update(revoked_at=None):
-        return True
-    if Device.objects.filter(id=device_id, retired_at=None).exists():
-        return False
-    if Device.objects.filter(id=device_id).exists():
+def reinstate(device_id: UUID) -> datetime | None:
+    """Let a device in again; return when it was revoked, None if it is in. Raises UnknownDevice, DeviceRetired."""
+    device = Device.objects.select_for_update(no_key=True).only("revoked_at", "retired_at").filter(id=device_id).first()
+    if device is None:
+        raise UnknownDevice
+    if device.retired_at is not None:
         raise DeviceRetired
-    raise UnknownDevice
+    Device.objects.filter(id=device_id, revoked_at__isnull=False).update(revoked_at=None)
+    return device.revoked_at

@@ -53,19 +53,26 @@ def device(device_id: UUID) -> DeviceRow:
     return DeviceRow.of(found)
 
 
-def change(device_id: UUID, changes: dict[str, Any]) -> None:
-    """Set a device's alias or tags. Runs in a transaction. Raises UnknownDevice, DeviceRetired, AliasTaken."""
-    found = Device.objects.select_for_update(no_key=True).only("id", "retired_at").filter(id=device_id).first()
+def change(device_id: UUID, changes: dict[str, Any]) -> bool:
+    """Set a device's alias or tags; False if it has them already.
+
+    Runs in a transaction. Raises UnknownDevice, DeviceRetired, AliasTaken.
+    """
+    found = (
+        Device.objects.select_for_update(no_key=True).only("alias", "tags", "retired_at").filter(id=device_id).first()
+    )
     if found is None:
         raise UnknownDevice
     if found.retired_at is not None:
         raise DeviceRetired
-    if "alias" in changes:
-        if changes["alias"] is not None:
-            enrollment.claim_alias(changes["alias"], device_id)
-        enrollment.give_alias(device_id, changes["alias"])
-    if "tags" in changes:
-        Device.objects.filter(id=device_id).update(tags=enrollment.unique(changes["tags"]))
+    wanted = changes | ({"tags": enrollment.unique(changes["tags"])} if "tags" in changes else {})
+    if "alias" in wanted:
+        if wanted["alias"] is not None:
+            enrollment.claim_alias(wanted["alias"], device_id)
+        enrollment.give_alias(device_id, wanted["alias"])
+    if "tags" in wanted:
+        Device.objects.filter(id=device_id).update(tags=wanted["tags"])
+    return any(getattr(found, name) != value for name, value in wanted.items())
 
 
 def enrollment_tokens(query: ListQuery) -> EnrollmentTokenPage:

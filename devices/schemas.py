@@ -202,6 +202,15 @@ class DeviceRevoked(DeviceRow):
     withdrawn: list[WithdrawnCommand]
 
 
+class DeviceReinstated(DeviceRow):
+    """A device that was let in again. `withdrawn` names each `wipe` and `lock` that its revocation has cancelled.
+
+    One that may still run may be reported now; a `wipe` whose success is reported retires its device.
+    """
+
+    withdrawn: list[WithdrawnCommand]
+
+
 class DevicePage(ResponseSchema):
     """One page of devices."""
 

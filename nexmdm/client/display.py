@@ -169,7 +169,7 @@ def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
-        return ", ".join(map(_text, value))
+        return ("; " if any(isinstance(one, dict) for one in value) else ", ").join(map(_text, value))
     if isinstance(value, dict):
         return ", ".join(f"{name}={_text(inner)}" for name, inner in value.items())
     return str(value)

@@ -127,8 +127,16 @@ def _shut_out(session: Session, verb: str) -> int:
 
 
 def reinstate(session: Session) -> int:
-    """Let a device in again."""
-    return _show(session.terminal, session.client.post(f"/admin/devices/{session.options['device_id']}/reinstate"))
+    """Let a device in again, and say what of it stays withdrawn."""
+    found = session.client.post(f"/admin/devices/{session.options['device_id']}/reinstate")
+    _show(session.terminal, found)
+    for one in found.get("withdrawn", ()):
+        session.terminal.hint(
+            f"The revocation has withdrawn this {one['action']}: {one['request_id']}. Send it again if it is wanted."
+        )
+        if one["may_still_run"]:
+            session.terminal.hint(f"It may have reached the phone: {one['request_id']} may run all the same.")
+    return DONE
 
 
 def change(session: Session) -> int:

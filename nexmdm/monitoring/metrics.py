@@ -25,10 +25,10 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from commands.push import circuit_breaker
-from devices.models import online_window
 from nexmdm.common import database, request_facts
 from nexmdm.common.asgi_types import App, Receive, Scope, Send
-from nexmdm.monitoring import dispatcher_status
+from nexmdm.monitoring import dispatcher_status, fleet_summary
+from nexmdm.monitoring.fleet_summary import DevicesByPresence
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 GAUGES_LIVE_SECONDS: Final = 15
@@ -163,32 +163,25 @@ def note_memory(part: str) -> None:
 
 
 _FAMILIES: Final = (
+    ("nexmdm_devices", "Devices by presence; the revoked and the retired ones apart.", "presence",
+        tuple(DevicesByPresence.model_fields)),
     ("nexmdm_open_deliveries", "Deliveries that wait for their result.", None, (None,)),
     ("nexmdm_oldest_due_push_seconds", "How long the oldest due push has waited.", None, (None,)),
-    ("nexmdm_devices", "Devices by presence; the revoked and the retired ones apart.", "presence",
-        ("online", "offline", "never", "revoked", "retired")),
     ("nexmdm_dispatchers", "Dispatchers that are alive, by their circuit to FCM.", "circuit",
         (circuit_breaker.CLOSED, circuit_breaker.OPEN)),
     ("nexmdm_database_connections", "Connections of all processes to the database.", "state",
         ("active", "idle", "other")),
     ("nexmdm_database_connections_limit", "How many connections the database takes.", None, (None,)),
 )  # fmt: skip
-"""Name, help, label and its values: one gauge for each column of _GAUGES, in its order."""
+"""Name, help, label and its values: one gauge for each value of _values(), in its order."""
 
 _GAUGES: Final = """
-    WITH gone AS (SELECT id, retired_at FROM devices_device WHERE revoked_at IS NOT NULL)
     SELECT
         (SELECT count(*) FROM commands_delivery WHERE state IN ('pending', 'received') AND open_until > now()),
         (SELECT COALESCE(GREATEST(extract(epoch FROM now() - min(next_attempt_at)), 0), 0) FROM commands_delivery
             WHERE next_attempt_at IS NOT NULL AND %(pushes)s),
-        device.*, dispatcher.*, backend.*, current_setting('max_connections')::int
+        dispatcher.*, backend.*, current_setting('max_connections')::int
     FROM (
-        SELECT count(*) FILTER (WHERE last_seen_at > now() - %(online)s),
-            count(*) FILTER (WHERE last_seen_at <= now() - %(online)s),
-            count(*) FILTER (WHERE last_seen_at IS NULL), (SELECT count(*) FROM gone WHERE retired_at IS NULL),
-            (SELECT count(*) FROM gone WHERE retired_at IS NOT NULL)
-        FROM devices_presence WHERE NOT EXISTS (SELECT FROM gone WHERE id = device_id)
-    ) device, (
         SELECT count(*) FILTER (WHERE circuit <> %(open)s), count(*) FILTER (WHERE circuit = %(open)s)
         FROM nexmdm_dispatcherseen WHERE last_seen_at > now() - %(alive)s
     ) dispatcher, (
@@ -200,7 +193,7 @@ _GAUGES: Final = """
 
 
 class Gauges(Collector):
-    """The gauges that only the database knows, by one statement at scrape time, kept for 15 s."""
+    """The gauges that only the database knows, by two statements at scrape time, kept for 15 s."""
 
     def __init__(self) -> None:
         self._read_at = float("-inf")
@@ -209,7 +202,7 @@ class Gauges(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Yield the gauges."""
         if time.monotonic() - self._read_at > GAUGES_LIVE_SECONDS:
-            self._values = database.row(_GAUGES, _parameters())
+            self._values = _values()
             self._read_at = time.monotonic()
         values = iter(self._values)
         for name, description, label, words in _FAMILIES:
@@ -219,10 +212,14 @@ class Gauges(Collector):
             yield family
 
 
+def _values() -> Sequence[float]:
+    devices = fleet_summary.devices_by_presence().model_dump().values()
+    return (*devices, *database.row(_GAUGES, _parameters()))
+
+
 def _parameters() -> dict[str, Any]:
     return {
         "pushes": settings.FIREBASE_SERVICE_ACCOUNT is not None,
-        "online": online_window(),
         "open": circuit_breaker.OPEN,
         "alive": dispatcher_status.ALIVE,
     }

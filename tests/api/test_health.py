@@ -21,6 +21,7 @@ from nexmdm.api.application import api
 from nexmdm.config import secrets_file
 from nexmdm.models import DispatcherSeen
 from tests.support.actors import Admin, Client, Phone
+from tests.support.moments import let_pass
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 TOKEN: Final = "a-metrics-token-of-thirty-two-characters"
@@ -196,6 +197,25 @@ def test_gauges_count_open_deliveries_and_devices_online(admin: Admin, phone: Ph
     assert 'nexmdm_devices{presence="online"} 1.0' in lines
     assert 'nexmdm_devices{presence="never"} 1.0' in lines
     assert "nexmdm_oldest_due_push_seconds 0.0" in lines
+
+
+def test_gauges_and_summary_count_the_devices_alike(admin: Admin, fresh_gauges: None) -> None:
+    enrolled = {name: admin.enrol(name) for name in ("online", "offline", "never", "revoked", "retired", "wiped")}
+    for name, phone in enrolled.items():
+        if name not in ("online", "never"):
+            phone.heartbeat()
+    let_pass(hours=1)
+    enrolled["online"].heartbeat()
+    for name, verb in (("revoked", "revoke"), ("retired", "retire")):
+        admin.post(f"/admin/devices/{enrolled[name].device_id}/{verb}")
+    wiped = enrolled["wiped"]
+    wiped.report(admin.command("wipe", to=wiped).json["request_id"], "succeeded")
+    counted = {"online": 1, "offline": 1, "never": 1, "revoked": 1, "retired": 2}
+    assert admin.get("/admin/summary").json["devices"] == counted
+    lines = samples(admin.client.request("GET", "/metrics").body.decode())
+    assert [line for line in lines if line.startswith("nexmdm_devices{")] == [
+        f'nexmdm_devices{{presence="{name}"}} {float(count)}' for name, count in counted.items()
+    ]
 
 
 @pytest.mark.django_db

@@ -95,6 +95,29 @@ def test_a_change_of_a_tag_names_the_devices_as_far_as_there_is_room(admin: Admi
     assert (len(target), target[-1]) == (200, "…")
 
 
+def test_a_change_of_a_tag_counts_the_devices_that_got_or_lost_it(admin: Admin) -> None:
+    one, two, three = (phone.device_id for phone in admin.enrol_fleet(3))
+    for body, changed in (
+        ({"add": [one, two]}, {"added": 2, "removed": 0}),
+        ({"add": [one, two]}, {"added": 0, "removed": 0}),
+        ({"add": [one, three], "remove": [one, three]}, {"added": 0, "removed": 1}),
+        ({"add": [three], "remove": [two, three]}, {"added": 0, "removed": 1}),
+    ):
+        assert admin.post("/admin/tags/lab", body).json == {"tag": "lab", **changed}
+        assert newest(admin)["device_count"] == changed["added"] + changed["removed"]
+    assert admin.get("/admin/devices?tag=lab").json["items"] == []
+
+
+def test_a_change_of_a_device_counts_if_it_changes_anything(admin: Admin, phone: Phone) -> None:
+    for body, count in (
+        ({}, 0), ({"alias": None}, 0), ({"tags": []}, 0),
+        ({"alias": "Lobby", "tags": ["a", "b"]}, 1), ({"alias": "Lobby", "tags": ["a", "b", "a"]}, 0),
+        ({"alias": "lobby"}, 1), ({"tags": ["b"]}, 1), ({"alias": None, "tags": ["b"]}, 1),
+    ):  # fmt: skip
+        assert admin.call("PATCH", f"/admin/devices/{phone.device_id}", body).status == 200
+        assert newest(admin)["device_count"] == count, body
+
+
 @pytest.mark.parametrize("body", [b"no json", [], {"add": "all"}, {"add": [7]}, {"remove": None}])
 def test_a_change_of_a_tag_that_cannot_be_read_names_the_tag(admin: Admin, body: Any) -> None:
     assert admin.post("/admin/tags/lab", body).status in (400, 422)

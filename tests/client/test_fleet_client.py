@@ -411,6 +411,24 @@ def test_a_withdrawn_wipe_that_may_still_run_is_told_as_such(
     assert run("devices", "--json", transport=network).json[0]["presence"] == presence
 
 
+def test_reinstating_says_what_stays_withdrawn_and_what_of_it_may_still_run(
+    network: InProcess, admin: Admin, phone: Phone
+) -> None:
+    lock = admin.command("lock", to=phone).json["request_id"]
+    phone.heartbeat()
+    let_pass(minutes=1)
+    wipe = admin.command("wipe", to=phone).json["request_id"]
+    run("revoke", phone.device_id, transport=network)
+    ran = run("reinstate", phone.device_id, transport=network)
+    assert f"action=lock, may_still_run=yes; request_id={wipe}, action=wipe, may_still_run=no\n" in ran.out
+    said = ran.err
+    assert f"The revocation has withdrawn this wipe: {wipe}." in said
+    assert f"The revocation has withdrawn this lock: {lock}." in said
+    assert f"It may have reached the phone: {lock} may run all the same." in said
+    assert f"{wipe} may run" not in said
+    assert run("reinstate", phone.device_id, transport=network).err == ""
+
+
 def test_a_device_is_revoked_and_reinstated(network: InProcess, phone: Phone) -> None:
     assert run("revoke", phone.device_id, "--json", transport=network).json["revoked_at"] is not None
     assert phone.heartbeat().code == "device_revoked"

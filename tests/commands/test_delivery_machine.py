@@ -69,6 +69,29 @@ CALM: Final = 8
 """After so many steps without one, work may be withdrawn again: sooner, and hardly anything would ever be pushed."""
 PHONES: Final = st.integers(0, 1)
 DISPATCHERS: Final = st.integers(0, 1)
+STANDING_CLOCK: Final = """
+    CREATE SCHEMA standing;
+    CREATE FUNCTION standing.statement_timestamp() RETURNS timestamptz LANGUAGE sql STABLE AS 'SELECT now()';
+    SET LOCAL search_path TO standing, pg_catalog, public
+"""
+"""Has statements find a clock that stands still, in place of PostgreSQL's, to the end of the transaction."""
+BEFORE_SUCCESS: Final = st.sampled_from(
+    [(), (), ("it lapses",), ("enrolled again",), ("enrolled again",), ("it lapses", "enrolled again")]
+)
+AFTER_SUCCESS: Final = st.sampled_from(
+    [(), ("enrolled again",), ("enrolled again",), ("enrolled again", "retired"), ("retired",), ("retired",)]
+)
+WIPES: Final = {
+    "in time",
+    "again",
+    "late",
+    "late, again",
+    "again, after a new enrollment",
+    "late, after a new enrollment",
+    "late, again, after a new enrollment",
+    "refused, again, after a new enrollment",
+}
+"""How the success of a wipe is reported at least once in a play."""
 
 
 @dataclass(slots=True)
@@ -120,6 +143,8 @@ class Setup:
     standin: FcmStandin
     enrollment_tokens: Sequence[str]
     owners: Sequence[Owner]
+    wipes: set[str] = field(default_factory=set)
+    """How the success of a wipe was reported."""
 
 
 class Deliveries(RuleBasedStateMachine):
@@ -137,6 +162,7 @@ class Deliveries(RuleBasedStateMachine):
         self.calm = 0
         self.example = transaction.atomic()
         self.example.__enter__()
+        database.execute(STANDING_CLOCK)
         self.began = database.now()
 
     def teardown(self) -> None:
@@ -147,8 +173,12 @@ class Deliveries(RuleBasedStateMachine):
     def now(self) -> datetime:
         return self.began + self.passed
 
-    @initialize(push_tokens=st.tuples(PUSH_TOKENS, PUSH_TOKENS))
-    def begin(self, push_tokens: tuple[str | None, str | None]) -> None:
+    @initialize(push_tokens=st.tuples(PUSH_TOKENS, PUSH_TOKENS), before=BEFORE_SUCCESS, after=AFTER_SUCCESS)
+    def begin(self, push_tokens: tuple[str | None, str | None], before: Sequence[str], after: Sequence[str]) -> None:
+        self.time_passes(1)
+        self.wipe(0, before, after)
+        if self.owners[0].revoked:
+            self.enrol_with_the_other_token(0)
         for number, push_token in enumerate(push_tokens):
             self.new_push_token(number, push_token)
         self.issue({0, 1}, "ping", 86_400, supersede=False)
@@ -256,18 +286,62 @@ class Deliveries(RuleBasedStateMachine):
         via=st.sampled_from([*DeliveryChannel.values, None]),
     )
     def report(self, choice: st.DataObject, status: str, via: str | None) -> None:
-        life = choice.draw(st.sampled_from(list(self.lives.values())))
+        self.report_on(choice.draw(st.sampled_from(list(self.lives.values()))), status, via)
+
+    def report_on(self, life: DeliveryModel, status: str, via: str | None = None) -> None:
+        """Report on a delivery."""
         answer = life.owner.phone.report(life.request_id, status, via=via)
         owner = life.owner
         if owner.revoked and not life.is_last_word(ReportStatus(status), self.now):
             assert answer.code == "device_revoked"
+            self.note_wipe(life, status, is_refused=True)
             return
         owner.token_used = True
         state, duplicate, late = life.report(ReportStatus(status), via, self.now)
         expected = {"request_id": life.request_id, "state": state.value, "duplicate": duplicate, "late": late}
         assert answer.json == expected
+        self.note_wipe(life, status, late=late, duplicate=duplicate)
         if life.retires(ReportStatus(status), duplicate=duplicate):
             self.retired(owner)
+
+    def note_wipe(
+        self, life: DeliveryModel, status: str, *, late: bool = False, duplicate: bool = False, is_refused: bool = False
+    ) -> None:
+        """Note how the success of a wipe was reported."""
+        if (life.action, status) == ("wipe", "succeeded"):
+            words = {
+                "refused": is_refused,
+                "late": late,
+                "again": duplicate or (is_refused and life.has_succeeded),
+                "after a new enrollment": life.is_of_an_earlier_enrollment,
+            }
+            self.setup.wipes.add(", ".join(word for word, is_so in words.items() if is_so) or "in time")
+
+    @precondition(lambda self: self.calm >= CALM)
+    @rule(number=PHONES, before=BEFORE_SUCCESS, after=AFTER_SUCCESS)
+    def wipe(self, number: int, before: Sequence[str], after: Sequence[str]) -> None:
+        """A phone that is let in gets a wipe; it reports its success thrice, whatever happens before and meanwhile."""
+        owner = self.owners[number]
+        if owner.retired_at is not None:
+            self.enrol_with_the_other_token(number)
+        self.reinstate()
+        self.issue({number}, "wipe", 60, supersede=False)
+        life = self.lives_of(owner)[-1]
+        happens: dict[str, Callable[[], None]] = {
+            "it succeeds": lambda: self.report_on(life, "succeeded"),
+            "it lapses": lambda: self.time_passes(600),
+            "enrolled again": lambda: self.enrol_with_the_other_token(number),
+            "retired": lambda: self.retire(number),
+        }
+        for event in (*before, "it succeeds", "it succeeds", *after, "it succeeds"):
+            happens[event]()
+            self.rows_are_as_expected()
+        self.calm = 0
+
+    def enrol_with_the_other_token(self, number: int) -> None:
+        """Enrol a phone again: by the same enrollment token it might be a lost answer."""
+        tokens = self.setup.enrollment_tokens
+        self.enrol_again(number, 1 - tokens.index(self.owners[number].enrolled_by), None)
 
     @precondition(lambda self: self.calm >= CALM)
     @rule(choice=st.data())
@@ -315,22 +389,25 @@ class Deliveries(RuleBasedStateMachine):
     @rule(number=PHONES, token=st.integers(0, 1), push_token=PUSH_TOKENS)
     def enrol_again(self, number: int, token: int, push_token: str | None) -> None:
         self.calm = 0
+        self.time_passes(1)
         owner, enrollment_token = self.owners[number], self.setup.enrollment_tokens[token]
         said = {} if push_token is None else {"push_token": push_token}
         answer = owner.phone.register(enrollment_token, **said)
         if owner.revoked and owner.retired_at is None:
             assert answer.code == "device_revoked"
             return
-        answer_was_lost = owner.enrolled_by == enrollment_token and not owner.token_used and not owner.revoked
+        answer_was_lost = owner.lost_the_answer(enrollment_token, self.now)
         owner.revoked, owner.retired_at = False, None
         assert answer.json["re_enrolled"] is not answer_was_lost
         owner.enrolled_by, owner.token_used = enrollment_token, False
         if not answer_was_lost:
             owner.enrollments += 1
+            owner.enrolled_at = self.now
             self.cancel_all_of(owner)
             owner.push_token = None
         if push_token is not None:
             self.give_push_token(owner, push_token)
+        self.time_passes(1)
 
     @precondition(lambda self: self.calm >= CALM)
     @rule(number=PHONES, for_good=st.booleans())
@@ -338,11 +415,10 @@ class Deliveries(RuleBasedStateMachine):
         self.calm = 0
         owner = self.owners[number]
         withdrawn = [life for life in self.open_lives() if life.owner is owner and life.action in ("lock", "wipe")]
-        assert self.admin.post(f"/admin/devices/{owner.phone.device_id}/revoke").json["withdrawn"] == [
-            {"request_id": life.request_id, "action": life.action, "may_still_run": life.may_still_run()}
-            for life in sorted(withdrawn, key=lambda life: life.request_id)
-        ]
-        owner.revoked = True
+        answer = self.admin.post(f"/admin/devices/{owner.phone.device_id}/revoke")
+        assert answer.json["withdrawn"] == as_withdrawn(withdrawn)
+        if not owner.revoked:
+            owner.revoked, owner.withdrawn = True, withdrawn
         self.cancel_all_of(owner)
         if not for_good:
             self.reinstate()
@@ -352,8 +428,11 @@ class Deliveries(RuleBasedStateMachine):
     def reinstate(self) -> None:
         for owner in self.owners:
             answer = self.admin.post(f"/admin/devices/{owner.phone.device_id}/reinstate")
-            assert answer.status == (200 if owner.retired_at is None else 409)
-            owner.revoked = owner.retired_at is not None
+            if owner.retired_at is not None:
+                assert answer.code == "device_retired"
+                continue
+            assert answer.json["withdrawn"] == (as_withdrawn(owner.withdrawn) if owner.revoked else [])
+            owner.revoked = False
 
     @precondition(lambda self: self.calm >= CALM)
     @rule(number=PHONES)
@@ -478,6 +557,14 @@ def as_kept(report: Report) -> KeptReport:
     return KeptReport(report.status, report.via, report.duplicate, report.repeat_count + 1)
 
 
+def as_withdrawn(lives: list[DeliveryModel]) -> list[dict[str, Any]]:
+    """Return deliveries as the answer to a revocation names them."""
+    return [
+        {"request_id": life.request_id, "action": life.action, "may_still_run": life.may_still_run()}
+        for life in sorted(lives, key=lambda life: life.request_id)
+    ]
+
+
 def rounded_up(moment: datetime) -> datetime:
     """Return the next whole second."""
     whole = moment.replace(microsecond=0)
@@ -520,3 +607,4 @@ def test_no_delivery_is_lost_settled_twice_or_sent_too_late_whatever_happens_in_
             super().__init__(setup)
 
     run_state_machine_as_test(OnThisScene, settings=play)
+    assert setup.wipes >= WIPES

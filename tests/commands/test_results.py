@@ -328,6 +328,30 @@ def test_the_first_late_result_is_the_one_shown(admin: Admin, phone: Phone, requ
     assert admin.get(f"/admin/commands/{request_id}").json["counts"]["late"] == 1
 
 
+@pytest.mark.parametrize("is_cancelled", [False, True])
+@pytest.mark.parametrize("action", ["reboot", "wipe"])
+def test_a_late_success_that_is_repeated_is_late_and_a_duplicate_and_changes_nothing(
+    admin: Admin, phone: Phone, action: str, is_cancelled: bool
+) -> None:
+    request_id = admin.command(action, to=phone, expires_in_seconds=600).json["request_id"]
+    if is_cancelled:
+        admin.post(f"/admin/commands/{request_id}/cancel")
+    else:
+        let_pass(seconds=602)
+    state = "cancelled" if is_cancelled else "expired"
+    first = phone.report(request_id, "succeeded", message="first")
+    assert first.json == {"request_id": request_id, "state": state, "duplicate": False, "late": True}
+    told = delivery_as_told(admin, phone, request_id)
+    for _ in range(2):
+        again = phone.report(request_id, "succeeded", message="again")
+        assert again.json == {"request_id": request_id, "state": state, "duplicate": True, "late": True}
+    kept = list(Report.objects.order_by("id").values_list("status", "message", "late", "duplicate"))
+    assert kept == [("succeeded", "first", True, False), *[("succeeded", "again", True, True)] * 2]
+    assert Delivery.objects.get().state == state
+    assert delivery_as_told(admin, phone, request_id) | {"timeline": None} == told | {"timeline": None}
+    assert admin.get(f"/admin/commands/{request_id}").json["counts"]["late"] == 1
+
+
 @pytest.mark.parametrize("status", ["received", "running", "deferred"])
 def test_only_a_final_report_is_late(admin: Admin, phone: Phone, request_id: str, status: str) -> None:
     let_pass(seconds=602)

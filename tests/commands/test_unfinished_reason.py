@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 from functools import partial
+from typing import Final
 from uuid import UUID
 
 import pytest
@@ -20,6 +21,10 @@ from tests.support.actors import Admin, Phone
 from tests.support.moments import let_pass, overtaken
 
 pytestmark = pytest.mark.django_db(transaction=True)
+
+HEARD_FROM_AFTER_THE_END: Final = (
+    "The phone reported nothing in time, and its last heartbeat before the end is not known"
+)
 
 
 def why_unfinished(admin: Admin) -> str | None:
@@ -109,7 +114,7 @@ def test_what_the_version_before_did_not_keep_is_not_known_after_the_next_heartb
     Delivery.objects.update(device_was=None)
     assert why_unfinished(admin) == "The device had never sent a heartbeat; it had no live push token."
     phone.heartbeat()
-    reason = "No heartbeat from before the end of its time is known; it had no live push token."
+    reason = f"{HEARD_FROM_AFTER_THE_END}; it had no live push token."
     assert why_unfinished(admin) == reason
 
 
@@ -138,13 +143,16 @@ def test_a_phone_is_offline_if_its_silence_was_longer_than_the_online_window(
     assert why_unfinished(admin) == f"{sign.format(seen_at())}; it had no live push token."
 
 
-def test_a_heartbeat_after_its_time_does_not_count_as_one_in_time(admin: Admin, phone: Phone) -> None:
+def test_a_heartbeat_between_the_end_and_its_mark_hides_those_before_and_the_reason_stays(
+    admin: Admin, phone: Phone
+) -> None:
     admin.command("ping", to=phone)
     let_pass(hours=2)
     phone.heartbeat()
+    reason = f"{HEARD_FROM_AFTER_THE_END}; it had no live push token."
+    assert why_unfinished(admin) == reason
     assert queue.expire(10) == 1
     for _ in range(2):
-        reason = "No heartbeat from before the end of its time is known; it had no live push token."
         assert why_unfinished(admin) == reason
         phone.heartbeat()
 
@@ -229,6 +237,36 @@ def test_what_was_withdrawn_keeps_what_the_push_came_to(
     call_command("dispatch", once=True)
     admin.post(f"/admin/devices/{phone.device_id}/{verb}")
     assert why_unfinished(admin) == f"{by}{came_to}."
+
+
+@pytest.mark.parametrize(
+    ("ending", "by"),
+    [
+        ("cancel", "An admin cancelled the command"),
+        ("supersede", "A newer command of the same action took its place"),
+        ("revoke", "The device was revoked"),
+    ],
+)
+@pytest.mark.parametrize("is_offered", [False, True])
+def test_what_was_withdrawn_keeps_that_the_phone_may_have_got_it_with_a_heartbeat(
+    admin: Admin, phone: Phone, ending: str, by: str, is_offered: bool
+) -> None:
+    phone.heartbeat()
+    let_pass(minutes=1)
+    request_id = admin.command("lock", to=phone).json["request_id"]
+    if is_offered:
+        phone.heartbeat()
+    if ending == "cancel":
+        admin.post(f"/admin/commands/{request_id}/cancel")
+    elif ending == "supersede":
+        admin.command("lock", to=phone, supersede=True)
+        Delivery.objects.exclude(state="cancelled").delete()
+    else:
+        for verb in ("revoke", "reinstate"):
+            admin.post(f"/admin/devices/{phone.device_id}/{verb}")
+    for _ in range(2):
+        assert why_unfinished(admin) == f"{by}{'; the phone may have got it with a heartbeat' if is_offered else ''}."
+        phone.heartbeat()
 
 
 def test_a_push_that_had_not_left_is_not_told_of_what_was_withdrawn(admin: Admin) -> None:

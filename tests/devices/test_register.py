@@ -445,6 +445,19 @@ def test_an_alias_belongs_to_one_device(admin: Admin, client: Client) -> None:
     assert Device.objects.count() == 1
 
 
+@pytest.mark.parametrize("verb", ["revoke", "retire"])
+def test_an_alias_that_a_device_without_access_has_is_taken_and_the_refusal_says_what_it_is(
+    admin: Admin, client: Client, verb: str
+) -> None:
+    phone = admin.enrol("imei-1")
+    admin.post(f"/admin/devices/{phone.device_id}/{verb}")
+    Device.objects.update(alias="till 4")  # to a retired one, by the version before
+    answer = Phone(client, "imei-2").register(admin.enrollment_token(), alias="TILL 4")
+    assert (answer.status, answer.code, uses()) == (409, "alias_taken", [1, 0])
+    assert f"A {verb.removesuffix('e')}ed device has this alias" in answer.json["detail"]
+    assert Device.objects.count() == 1
+
+
 def test_a_refused_repeat_of_a_lost_answer_leaves_the_first_credentials(admin: Admin, client: Client) -> None:
     admin.enrol("imei-1", alias="till 4")
     enrollment_token, phone = admin.enrollment_token(), Phone(client, "imei-2")

@@ -6,11 +6,13 @@ from uuid import uuid4
 
 import pytest
 import structlog
+from django.core.management import call_command
 from django.db import IntegrityError, transaction
 from django.db.models.functions import Now
 
 from commands.models import Delivery, Report
 from devices.models import Device
+from loadtest.fake_fcm.server import FcmStandin
 from nexmdm.models import AuditEntry
 from tests.support.actors import Admin, Answer, Phone
 from tests.support.moments import let_pass
@@ -181,6 +183,58 @@ def test_a_late_success_of_a_wipe_retires_its_device_too(admin: Admin, phone: Ph
     assert admin.get(f"/admin/commands/{request_id}").json["outcome"] == "expired"
 
 
+@pytest.mark.parametrize(
+    ("withdrawn_by", "reason"),
+    [
+        ("cancel", "An admin cancelled the command."),
+        ("supersede", "A newer command of the same action took its place."),
+        ("revoke", "The device was revoked."),
+    ],
+)
+def test_a_wipe_that_was_withdrawn_and_worked_all_the_same_retires_its_device(
+    admin: Admin, phone: Phone, withdrawn_by: str, reason: str
+) -> None:
+    request_id = wiped(admin, phone)
+    if withdrawn_by == "cancel":
+        admin.post(f"/admin/commands/{request_id}/cancel")
+    elif withdrawn_by == "supersede":
+        wiped(admin, phone, supersede=True)
+    else:
+        for verb in ("revoke", "reinstate"):
+            admin.post(f"/admin/devices/{phone.device_id}/{verb}")
+    for is_repeat in (False, True):
+        answer = phone.report(request_id, "succeeded").json
+        assert answer == {"request_id": request_id, "state": "cancelled", "duplicate": is_repeat, "late": True}
+    assert shown(admin, phone)["retired_at"] is not None
+    assert refusals(phone.heartbeat()) == {(403, "device_revoked")}
+    row = admin.get(f"/admin/commands/{request_id}/deliveries/{phone.device_id}").json
+    assert (row["why_unfinished"], row["late_result"]["status"]) == (reason, "succeeded")
+    assert not Delivery.objects.open().exists()
+
+
+@pytest.mark.parametrize("by_wipe", [False, True])
+def test_no_push_leaves_for_a_device_that_is_retired(admin: Admin, fcm: FcmStandin, by_wipe: bool) -> None:
+    phone, other = (admin.enrol(name, push_token=f"ok-{name}") for name in ("phone-1", "phone-2"))
+    request_id = wiped(admin, phone)
+    admin.command("ping", to=[phone, other])
+    if by_wipe:
+        phone.report(request_id, "succeeded", via="heartbeat")
+    else:
+        retire(admin, phone)
+    admin.command("ping", to={"all": True})
+    call_command("dispatch", once=True)
+    assert {send.push_token for send in fcm.journal.sends()} == {"ok-phone-2"}
+
+
+def test_the_alias_of_a_wiped_device_is_free(admin: Admin) -> None:
+    phone = admin.enrol("phone-1", alias="front-desk")
+    phone.report(wiped(admin, phone), "succeeded")
+    assert shown(admin, phone)["alias"] is None
+    again = admin.enrol("phone-2", alias="Front-Desk")
+    assert again.device_id != phone.device_id
+    assert admin.command("ping", to={"aliases": ["front-desk"]}).json["device_count"] == 1
+
+
 def test_a_wiped_phone_may_repeat_its_last_word_for_a_day_and_say_nothing_else(admin: Admin, phone: Phone) -> None:
     other = admin.command("ping", to=phone).json["request_id"]
     phone.report(other, "succeeded")
@@ -218,6 +272,20 @@ def test_the_last_word_of_an_earlier_enrollment_is_no_more_taken(admin: Admin, p
     phone.register(admin.enrollment_token())
     retire(admin, phone)
     assert refusals(phone.report(request_id, "succeeded")) == {(403, "device_revoked")}
+
+
+@pytest.mark.parametrize("lapsed", [False, True])
+def test_a_wipe_from_before_a_new_enrollment_may_not_be_repeated_after_a_retirement_by_an_admin(
+    admin: Admin, phone: Phone, lapsed: bool
+) -> None:
+    request_id = wiped(admin, phone, expires_in_seconds=60)
+    if lapsed:
+        let_pass(hours=2)
+    phone.register(admin.enrollment_token(re_enroll=True))
+    assert phone.report(request_id, "succeeded").json["late"] is True
+    retire(admin, phone)
+    assert refusals(phone.report(request_id, "succeeded")) == {(403, "device_revoked")}
+    assert Report.objects.count() == 1
 
 
 def test_retiring_again_frees_an_alias_that_it_was_given_since(admin: Admin, phone: Phone) -> None:

@@ -75,3 +75,19 @@ def test_a_revocation_and_its_end_are_logged_with_who_did_it(admin: Admin, phone
         assert (line["event"], line["principal"]) == (f"device.{verb}d", "admin")
         assert line["device_id"] == phone.device_id
         assert audited_devices(admin) == 1
+
+
+def test_the_end_of_a_revocation_names_the_wipe_and_lock_that_it_has_withdrawn(admin: Admin, phone: Phone) -> None:
+    path = f"/admin/devices/{phone.device_id}"
+    admin.command("lock", to=phone)
+    phone.heartbeat()
+    let_pass(minutes=1)
+    for action in ("wipe", "ping"):
+        admin.command(action, to=phone)
+    withdrawn = admin.post(f"{path}/revoke").json["withdrawn"]
+    assert [(one["action"], one["may_still_run"]) for one in withdrawn] == [("lock", True), ("wipe", False)]
+    phone.heartbeat()
+    reinstated = admin.post(f"{path}/reinstate").json
+    assert reinstated == shown(admin, phone) | {"withdrawn": withdrawn}
+    for verb in ("reinstate", "revoke", "reinstate"):
+        assert admin.post(f"{path}/{verb}").json["withdrawn"] == []

@@ -9,6 +9,7 @@ from commands import reports
 from commands.models import FINAL, OPEN, AttemptOutcome, DeliveryState, PushState, ReportStatus
 from commands.push.outbox import LEASE, LEAST, Sent
 from commands.reports import EXTRA_TIME
+from devices.enrollment import LOST_ANSWER_WINDOW
 from tests.support.actors import Phone
 
 MAY_GO_AGAIN: Final = (
@@ -30,11 +31,19 @@ class Owner:
     phone: Phone
     push_token: str | None
     enrolled_by: str
+    enrolled_at: datetime | None = None
     token_used: bool = False
     revoked: bool = False
     retired_at: datetime | None = None
     enrollments: int = 1
     seen_at: datetime | None = None
+    withdrawn: "list[DeliveryModel]" = field(default_factory=list)
+    """The locks and wipes that its last revocation has withdrawn."""
+
+    def lost_the_answer(self, enrollment_token: str, now: datetime) -> bool:
+        """Tell whether it counts as a lost answer if the phone registers with this token now."""
+        is_recent = self.enrolled_at is None or now < self.enrolled_at + LOST_ANSWER_WINDOW
+        return self.enrolled_by == enrollment_token and not self.token_used and not self.revoked and is_recent
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +77,8 @@ class DeliveryModel:
     resumed_after: set[int] = field(default_factory=set)
     reports: list[KeptReport] = field(default_factory=list)
     reports_not_kept: int = 0
-    succeeded_in: int | None = None
-    """In which enrollment of its phone its success was kept, if it was."""
+    has_succeeded: bool = False
+    """Whether its success was kept, in time or late."""
 
     def __post_init__(self) -> None:
         """Begin as a delivery that was just issued."""
@@ -79,14 +88,19 @@ class DeliveryModel:
     def is_last_word(self, status: ReportStatus, now: datetime) -> bool:
         """Tell whether this repeats the success that retired its phone, within a day."""
         retired_at = self.owner.retired_at
-        has_succeeded = self.succeeded_in == self.owner.enrollments
-        is_repeat = self.action == "wipe" and status == ReportStatus.SUCCEEDED and has_succeeded
+        is_repeat = self.action == "wipe" and status == ReportStatus.SUCCEEDED and self.has_succeeded
+        is_repeat &= not self.is_of_an_earlier_enrollment
         return is_repeat and retired_at is not None and now < retired_at + timedelta(hours=24)
 
     def retires(self, status: ReportStatus, *, duplicate: bool) -> bool:
         """Tell whether this report was the last act of its phone, as it is enrolled now."""
         is_last = self.action == "wipe" and status == ReportStatus.SUCCEEDED and not duplicate
-        return is_last and self.owner.retired_at is None and self.enrollment == self.owner.enrollments
+        return is_last and self.owner.retired_at is None and not self.is_of_an_earlier_enrollment
+
+    @property
+    def is_of_an_earlier_enrollment(self) -> bool:
+        """Tell whether its phone was enrolled again since it was issued."""
+        return self.enrollment != self.owner.enrollments
 
     @property
     def is_in_flight(self) -> bool:
@@ -161,8 +175,7 @@ class DeliveryModel:
         if self.is_overdue(now):
             self.settle(DeliveryState.EXPIRED)
         duplicate = self.has_final_report
-        if status == ReportStatus.SUCCEEDED and not duplicate:
-            self.succeeded_in = self.owner.enrollments
+        self.has_succeeded |= status == ReportStatus.SUCCEEDED and not duplicate
         self._keep(KeptReport(status.value, via, duplicate))
         late = status in FINAL and self.state in (DeliveryState.EXPIRED, DeliveryState.CANCELLED)
         self.has_final_report |= status in FINAL
