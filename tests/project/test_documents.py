@@ -139,6 +139,15 @@ def test_every_target_of_make_that_is_named_exists(path: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_file_and_test_of_the_repository_that_is_named_exists(page: Path) -> None:
+    found = re.findall(
+        r"(?<![\w./-])((?:nexmdm|devices|commands|loadtest|tests|docs)/[\w/.-]+\.\w+)(?:::(\w+))?", code(page)
+    )
+    assert {path for path, _ in found if not (ROOT / path).exists()} == set()
+    assert [test for path, test in found if test and f"def {test}(" not in (ROOT / path).read_text()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_link_leads_to_a_file_and_to_a_heading_of_it(page: Path) -> None:
     dead = set()
     for link in links(page):
