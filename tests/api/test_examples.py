@@ -109,7 +109,7 @@ def steady_ids_and_secrets(monkeypatch: pytest.MonkeyPatch, settings: Settings) 
     made, asked = chain(islice(numbered(FIRST_TOKEN), 3), numbered(PATH["device_id"])), numbered(PATH["request_id"])
     secrets = (bytes(range(start, start + 32)) for start in count())
     monkeypatch.setattr("devices.enrollment.uuid7", partial(next, made))
-    monkeypatch.setattr("commands.queue.uuid7", partial(next, asked))
+    monkeypatch.setattr("commands.issuing.uuid7", partial(next, asked))
     monkeypatch.setattr("devices.credentials.secrets", SimpleNamespace(token_bytes=lambda _: next(secrets)))
     settings.SECRET_KEY, settings.COMMAND_SIGNING_KEYS = "the secret key of the documentation", [SIGNING_KEY]
 
