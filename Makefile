@@ -1,4 +1,4 @@
-# Two commands on a fresh machine: `make run` and `make test`. The rest is for those who change the code.
+# `make run` and `make test` work on a fresh machine. The other targets are for people who change the code.
 
 PYTHON ?= python3
 VENV := .venv
@@ -19,18 +19,18 @@ TEST_MANAGE := env -u DATABASE_URL NEXMDM_DATA_DIR="$(TEST_DATA_DIR)" $(BIN)/pyt
 .PHONY: help run install test checks lint format lock licenses audit clean
 
 help:
-	@echo "make run     start everything (Ctrl-C stops it)"
-	@echo "make install the environment alone, for those who start the parts by themselves"
-	@echo "make test    lint, types, migrations, tests"
-	@echo "make lint    ruff, mypy and the import contracts only"
-	@echo "make format  ruff's fixes and format"
-	@echo "make loadtest        100 devices for 5 minutes, judged; report in reports/"
+	@echo "make run     start NexMDM (Ctrl-C stops it)"
+	@echo "make install install the dependencies only, to start the parts yourself"
+	@echo "make test    run lint, the check for missing migrations, and all tests"
+	@echo "make lint    run ruff, mypy and the import contracts"
+	@echo "make format  repair and format the code with ruff"
+	@echo "make loadtest        100 devices for 5 minutes, compared with targets; report in reports/"
 	@echo "make loadtest-large  100,000 devices for 5 minutes"
-	@echo "make trust   what is promised, put to the test; a table of it"
+	@echo "make trust   test each promise against real servers, and print a table"
 	@echo "make lock    pin the newest dependencies that pyproject.toml allows"
-	@echo "make licenses  what is installed, with versions and licences"
-	@echo "make audit     known vulnerabilities of what is pinned; needs the internet"
-	@echo "make clean   remove the virtual environment and caches; data folders stay"
+	@echo "make licenses  list the dependencies with versions and licenses"
+	@echo "make audit     look for known vulnerabilities in the dependencies; needs the internet"
+	@echo "make clean   remove the virtual environment and caches; keep the data folders"
 
 run: $(VENV)/runtime.stamp
 	@exec $(BIN)/python manage.py serve --end-with-parent

@@ -1,4 +1,4 @@
-"""All settings, from the environment alone. Names and defaults: README, "Settings"."""
+"""All settings, from the environment alone. Names and defaults: docs/operations/settings.md."""
 
 from pathlib import Path
 from typing import Any

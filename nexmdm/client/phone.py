@@ -15,7 +15,18 @@ Status = Literal["received", "running", "deferred", "succeeded", "failed"]
 Channel = Literal["push", "heartbeat"]
 Envelope = Mapping[str, str]
 
-ACTIONS: Final = frozenset({"ping", "launch_app", "stop_app", "ring", "message", "lock", "reboot", "wipe"})
+ACTIONS: Final = frozenset(
+    {
+        "ping",
+        "launch_app",
+        "stop_app",
+        "ring",
+        "message",
+        "lock",
+        "reboot",
+        "wipe",
+    }
+)
 PROBLEM_TYPE: Final = "application/problem+json"
 _SIGNED_FIELDS: Final = ("request_id", "action", "params", "issued_at", "expires_at")
 

@@ -55,7 +55,7 @@ class Misconfigured(ImproperlyConfigured):
     """A variable cannot be right. The text says which, why, and what to do; it never shows a secret."""
 
     def __init__(
-        self, fault: ConfigError, message: str, hint: str = 'README.md, "Settings", says what it may hold.'
+        self, fault: ConfigError, message: str, hint: str = "docs/operations/settings.md describes its values."
     ) -> None:
         super().__init__(f"({fault}) {message} {hint}")
         self.check = Error(message, hint=hint, id=fault)

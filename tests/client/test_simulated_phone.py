@@ -10,7 +10,8 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from nexmdm.client.phone import Agent, Credentials, Outcome, Phone, Refusal, Report, sign
+from commands.actions import CATALOGUE
+from nexmdm.client.phone import ACTIONS, Agent, Credentials, Outcome, Phone, Refusal, Report, sign
 from nexmdm.client.simulated_phone import SimulatedPhone
 
 DEVICE_ID = "0192f0c1-a2b3-7d4e-8f90-a1b2c3d4e5f6"
@@ -44,6 +45,10 @@ def agent() -> Agent:
 def signed(key: str = COMMAND_KEY, **fields: str) -> dict[str, str]:
     envelope = ENVELOPE | fields
     return envelope | {"signature": sign(key, DEVICE_ID, envelope)}
+
+
+def test_the_phone_runs_every_action_of_the_catalogue() -> None:
+    assert set(CATALOGUE) == ACTIONS
 
 
 def test_the_vectors_of_the_contract_hold() -> None:

@@ -2,43 +2,48 @@
 
 import ast
 import re
+import tomllib
+from argparse import ArgumentParser
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
 import pytest
-from django.core.management import get_commands
+from django.core.management import get_commands, load_command_class
 
-from commands.models import FCM_ERRORS
+from commands.actions import CATALOGUE
+from commands.models import (
+    FCM_ERRORS,
+    AttemptOutcome,
+    CommandOutcome,
+    CommandState,
+    DeliveryState,
+    PushNow,
+    ReportStatus,
+)
 from devices.identity import device_checks
+from devices.models import PUSH_HEALTH, presences
 from nexmdm.config import checks
 from nexmdm.config.environment import ConfigError
+from tests.support.documents import PAGES, anchors, code, commands, links, name_of, options
 from tests.support.processes import ROOT
 
-OPERATIONS: Final = ROOT / "docs" / "operations"
+DOCS: Final = ROOT / "docs"
+OPERATIONS: Final = DOCS / "operations"
 DEPLOYMENT: Final = [
     *(ROOT / name for name in ("Dockerfile", "compose.yaml", "Procfile", ".replit", "Makefile")),
     *sorted(OPERATIONS.glob("systemd/*")),
     *sorted(OPERATIONS.glob("proxy/*")),
 ]
-PAGES: Final = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "loadtest").glob("*.md")])
+README_LINES: Final = 100
+"""Two screens."""
 
 OF_OTHERS: Final = {
     "POSTGRES_DB", "POSTGRES_PASSWORD", "POSTGRES_USER", "RESTORED_URL", "NEXMDM_LISTEN_FD", "NEXMDM_TEST_DATA_DIR",
+    "ENROLLMENT_TOKEN", "DEVICE_ID", "DEVICE_TOKEN", "REQUEST_ID",
 }  # fmt: skip
 """Names in the documents that are no settings: the database image's, a shell's, a parent's word to its child."""
-
-
-def name_of(path: Path) -> str:
-    return str(path.relative_to(ROOT))
-
-
-def code(page: Path) -> str:
-    """Return what a page shows as code; of any other file, all of it."""
-    text = page.read_text()
-    if page.suffix != ".md":
-        return text
-    return "\n".join(block or span for block, span in re.findall(r"```\w*\n(.*?)```|`([^`\n]+)`", text, re.DOTALL))
 
 
 def variables() -> set[str]:
@@ -58,12 +63,8 @@ def is_of_environment(call: ast.Call) -> bool:
     return isinstance(call.func, ast.Attribute) and ast.unparse(call.func.value) == "environment" and bool(call.args)
 
 
-def settings_of_the_readme() -> str:
-    return (ROOT / "README.md").read_text().split("\n## Settings\n")[1].split("\n## ")[0]
-
-
-def test_every_setting_is_in_the_readme_and_nothing_else() -> None:
-    rows = re.findall(r"^\| (`[A-Z].*?) \|", settings_of_the_readme(), re.MULTILINE)
+def test_every_setting_is_on_its_page_and_nothing_else() -> None:
+    rows = re.findall(r"^\| (`[A-Z].*?) \|", (OPERATIONS / "settings.md").read_text(), re.MULTILINE)
     documented = set(re.findall(r"`([A-Z_]+)`", " ".join(rows)))
     assert documented == variables()
 
@@ -77,22 +78,128 @@ def test_every_variable_that_operators_are_told_to_set_is_one(path: Path) -> Non
     assert named - variables() - OF_OTHERS - makefile - set(FCM_ERRORS) == set()
 
 
+@cache
+def parser_of(name: str) -> ArgumentParser:
+    return load_command_class(get_commands()[name], name).create_parser("manage.py", name)
+
+
+def verbs_of(parser: ArgumentParser) -> dict[str, ArgumentParser]:
+    """Return the verbs of a command that has some, each with its parser; a verb without one has the command's."""
+    for action in parser._actions:
+        if action.dest == "verb" and action.choices is not None:
+            return {
+                str(verb): action.choices[verb] if isinstance(action.choices, dict) else parser
+                for verb in action.choices
+            }
+    return {}
+
+
+def unknown_to_manage(name: str, words: list[str], given: set[str]) -> list[str]:
+    """Return what is wrong with a command of manage.py: its name, its verb, or its options."""
+    if name not in get_commands():
+        return [name]
+    parser = parser_of(name)
+    verbs = verbs_of(parser)
+    verb = words[0] if words and re.fullmatch(r"[a-z][a-z-]+", words[0]) else None
+    if verbs and verb is not None and verb not in verbs:
+        return [f"{name} {verb}"]
+    parsers = [parser, *([verbs[verb]] if verb in verbs else verbs.values())]
+    known = {option for one in parsers for option in one._option_string_actions}
+    return [f"{name} {verb or ''} {option}" for option in sorted(given - known)]
+
+
 @pytest.mark.parametrize("path", [*PAGES, *DEPLOYMENT], ids=name_of)
-def test_every_command_that_is_named_exists(path: Path) -> None:
+def test_every_command_of_manage_py_has_the_verbs_and_options_that_are_named(path: Path) -> None:
     text = code(path)
-    managed = set(re.findall(r"(?:manage\.py\"?,?|^manage) \"?([a-z][a-z_]+)", text, re.MULTILINE))
-    assert managed - set(get_commands()) == set()
-    modules = set(re.findall(r"-m\"?,? \"?((?:nexmdm|loadtest)\.[a-z_.]+)", text))
-    assert {module for module in modules if find_spec(module) is None} == set()
+    found = [*commands(text, r"manage\.py"), *commands(text, r"(?m:^manage)")]
+    found += [one._replace(name="fleet", words=[one.name, *one.words]) for one in commands(text, r"(?m:^fleet)")]
+    assert [fault for one in found for fault in unknown_to_manage(one.name, one.words, options(one))] == []
+
+
+@cache
+def options_in(package: str) -> set[str]:
+    """Return the options that the modules of a package declare, by their text."""
+    text = "".join(path.read_text() for path in (ROOT / package).rglob("*.py"))
+    return set(re.findall(r"[\"'](--[a-z][a-z0-9-]*)[\"']", text))
+
+
+@pytest.mark.parametrize("path", [*PAGES, *DEPLOYMENT], ids=name_of)
+def test_every_module_that_is_run_exists_and_has_the_options_that_are_named(path: Path) -> None:
+    found = list(commands(code(path), r"python[\d.]*[\"']?,? [\"']?-m"))
+    assert [one.name for one in found if find_spec(one.name) is None] == []
+    ours = [one for one in found if one.name.startswith("loadtest")]
+    assert [(one.name, given) for one in ours for given in options(one) - options_in("loadtest")] == []
+
+
+@pytest.mark.parametrize("path", [*PAGES, *DEPLOYMENT], ids=name_of)
+def test_every_target_of_make_that_is_named_exists(path: Path) -> None:
     targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    made = set(re.findall(r"^make (?:-C \S+ )?([a-z][a-z-]+)", text, re.MULTILINE))
+    made = set(re.findall(r"(?:^|['\"(])make (?:-C \S+ |[A-Z]+=\S+ )*([a-z][a-z-]+)", code(path), re.MULTILINE))
     assert made - targets == set()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_every_link_to_a_file_leads_to_one(page: Path) -> None:
-    links = set(re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()))
-    assert {link for link in links if not (page.parent / link).exists()} == set()
+def test_every_file_and_test_of_the_repository_that_is_named_exists(page: Path) -> None:
+    found = re.findall(
+        r"(?<![\w./-])((?:nexmdm|devices|commands|loadtest|tests|docs)/[\w/.-]+\.\w+)(?:::(\w+))?", code(page)
+    )
+    assert {path for path, _ in found if not (ROOT / path).exists()} == set()
+    assert [test for path, test in found if test and f"def {test}(" not in (ROOT / path).read_text()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_link_leads_to_a_file_and_to_a_heading_of_it(page: Path) -> None:
+    dead = set()
+    for link in links(page):
+        file, _, anchor = link.partition("#")
+        target = (page.parent / file) if file else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            dead.add(link)
+    assert dead == set()
+
+
+def test_the_index_lists_every_page_of_the_documents() -> None:
+    listed = {(DOCS / link).resolve() for link in links(DOCS / "README.md")}
+    listed |= {(DOCS / "decisions" / link).resolve() for link in links(DOCS / "decisions" / "README.md")}
+    assert [name_of(page) for page in DOCS.rglob("*.md") if page not in listed | {DOCS / "README.md"}] == []
+
+
+def test_the_readme_is_two_screens_long() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= README_LINES
+
+
+def test_the_figures_of_the_readme_are_those_of_the_pages_behind_it() -> None:
+    section = (ROOT / "README.md").read_text().split("\n## Figures\n")[1].split("\n## ")[0]
+    figures = [cell for row in re.findall(r"^\| .+ \|$", section, re.MULTILINE) for cell in row.split("|")[2:3]]
+    numbers = {number for cell in figures for number in re.findall(r"\d[\d.,]*\d|\d", cell)}
+    behind = "".join((DOCS / page).read_text() for page in ("performance.md", "reliability.md"))
+    assert numbers
+    assert {number for number in numbers if not re.search(rf"(?<![\d.,]){re.escape(number)}(?!\d)", behind)} == set()
+
+
+def test_every_name_of_a_state_is_in_the_glossary() -> None:
+    glossary = (DOCS / "glossary.md").read_text()
+    choices = (DeliveryState, CommandState, CommandOutcome, PushNow, AttemptOutcome, ReportStatus)
+    names = {value for choice in choices for value in choice.values} | {*presences(), *PUSH_HEALTH}
+    assert {name for name in names if f"`{name}`" not in glossary} == set()
+
+
+def test_every_action_is_on_the_page_of_the_api() -> None:
+    page = (OPERATIONS / "http-api.md").read_text()
+    assert [name for name in CATALOGUE if f"`{name}`" not in page] == []
+
+
+def test_the_changelog_has_a_section_for_this_version_and_known_headings_only() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    sections = re.findall(r"^## \[(.+?)\](?: - (\d{4}-\d\d-\d\d))?$", changelog, re.MULTILINE)
+    assert len(sections) == len(re.findall(r"^## ", changelog, re.MULTILINE))
+    assert sections[0] == ("Unreleased", "")
+    assert all(date for _, date in sections[1:])
+    released = [name for name, _ in sections[1:]]
+    assert not released or released[0] == version
+    kinds = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+    assert set(re.findall(r"^### (.+)$", changelog, re.MULTILINE)) <= kinds
 
 
 def test_every_page_of_operations_is_reached_from_the_first() -> None:

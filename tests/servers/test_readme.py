@@ -1,4 +1,4 @@
-"""The commands of the README and the recipes of the documentation, as they stand, against a server just started."""
+"""The commands of the README and of docs/operations/http-api.md, and the recipes of `/docs`, against a new server."""
 
 import re
 import shlex
@@ -19,6 +19,7 @@ from loadtest.testbed.serving import READY, WAIT_SECONDS, Serving
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 README: Final = (ROOT / "README.md").read_text(encoding="utf-8")
+HTTP_API: Final = (ROOT / "docs" / "operations" / "http-api.md").read_text(encoding="utf-8")
 DEFAULT_URL: Final = "http://127.0.0.1:8000"
 PYTHON: Final = ".venv/bin/python"
 
@@ -47,9 +48,9 @@ def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-def under(heading: str) -> str:
-    """Return the shell blocks of one section of the README."""
-    section = README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+def under(heading: str, page: str = README) -> str:
+    """Return the shell blocks of one section of the README, or of another page."""
+    section = page.split(f"\n## {heading}\n")[1].split("\n## ", maxsplit=1)[0]
     return "\n".join(blocks(section, "sh"))
 
 
@@ -118,7 +119,7 @@ def test_a_new_user_pings_a_simulated_phone_in_three_commands(serving: Serving) 
 
 
 def test_the_quick_start_goes_from_an_enrollment_token_to_a_completed_ping(serving: Serving) -> None:
-    script = under("Quick start with curl and openssl")
+    script = under("Quick start with curl and openssl", HTTP_API)
     assert DEFAULT_URL in script
     offered, taken, command = in_bash(serving, script.replace(DEFAULT_URL, serving.url)).splitlines()
     assert '"action":"ping"' in offered
