@@ -24,32 +24,30 @@ import re
 import secrets
 import signal
 import socket
-import struct
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 from http import HTTPStatus
 from math import inf
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
+from urllib.parse import parse_qsl
 
 import jwt
 import orjson
 import uvloop
-from aiohttp import web
 from cryptography.hazmat.primitives import serialization
 
 from loadtest.fake_fcm.access_tokens import GRANT_TYPE, AccessTokens, private_key
+from loadtest.fake_fcm.http_server import HttpServer, Request
 from loadtest.fake_fcm.journal import Journal, Send
 from loadtest.fake_fcm.replies import NOT_FCMS_OWN, PREFIX, REFUSALS, WORDS, Reply, invalid, script_of, violation_in
 
 _SEND: Final = re.compile(r"/v1/projects/[^/]+/messages:send")
-_CUT_AT_ONCE: Final = struct.pack("ii", 1, 0)
 
 
 _ORDERS: Final[Mapping[str, type]] = {
@@ -169,38 +167,39 @@ class FcmStandin:
             self._loop.close()
 
     async def _serve(self) -> None:
-        # Without the routing of an application, a third more sends a second.
-        server = web.Server(self._answer, access_log=None, handler_cancellation=True)
-        runner = web.ServerRunner(server, shutdown_timeout=0)
-        await runner.setup()
-        await web.SockSite(runner, self._socket, backlog=1024).start()
+        server = HttpServer(self._answer)
+        await server.start(self._socket)
         await self._closing.wait()
-        await runner.cleanup()
+        server.close()
+        await asyncio.sleep(0)
 
-    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+    def _answer(self, request: Request) -> None:
         if request.method == "POST" and _SEND.fullmatch(request.path):
-            return await self._send(request)
+            self._send(request)
+            return
         others = {
             ("POST", "/token"): self._token,
             ("POST", "/control"): self._control,
             ("GET", "/journal"): self._show_journal,
         }
         other = others.get((request.method, request.path))
-        return await other(request) if other else web.Response(status=HTTPStatus.NOT_FOUND)
+        if other is None:
+            request.answer(HTTPStatus.NOT_FOUND)
+        else:
+            other(request)
 
-    async def _send(self, request: web.BaseRequest) -> web.StreamResponse:
+    def _send(self, request: Request) -> None:
         at, monotonic = time.time(), time.monotonic()
-        message = _message_in(await request.read())
+        message = _message_in(request.body)
         reply = self._decide(request, message)
         self._note(at, monotonic, message, reply)
         delay_seconds = reply.delay_seconds + self.delay_ms / 1000
-        closed = delay_seconds > 0 and await self._closes_within(delay_seconds)
-        if closed or reply.status is None:
-            _cut(request)
-        headers = {"Content-Type": "application/json"}
-        if reply.retry_after:
-            headers["Retry-After"] = reply.retry_after
-        return web.Response(status=reply.status or HTTPStatus.OK, body=reply.body, headers=headers)
+        if delay_seconds == inf:
+            return  # Closing cuts it.
+        if delay_seconds > 0:
+            self._loop.call_later(delay_seconds, _reply, request, reply)
+        else:
+            _reply(request, reply)
 
     def _note(self, at: float, monotonic: float, message: dict[str, Any], reply: Reply) -> None:
         data = message.get("data")
@@ -209,11 +208,11 @@ class FcmStandin:
         said = (reply.answer, reply.status, reply.message_id)
         self.journal.add(Send(at, monotonic, push_token, request_id, message, *said))
 
-    def _decide(self, request: web.BaseRequest, message: dict[str, Any]) -> Reply:
+    def _decide(self, request: Request, message: dict[str, Any]) -> Reply:
         push_token = str(message.get("token", ""))
         if self._override:
             return self.scripted(f"{self._override}-", push_token)
-        if not self.access_tokens.accepts(request.headers.get("Authorization", "")):
+        if not self.access_tokens.accepts(request.authorization):
             return REFUSALS["unauthenticated"]
         if request.path != self._send_path:
             return REFUSALS["missing"]
@@ -246,44 +245,51 @@ class FcmStandin:
         body = b'{"name":"%s"}' % message_id.encode()
         return Reply(word, body=body, message_id=message_id, delay_seconds=delay_seconds)
 
-    async def _closes_within(self, seconds: float) -> bool:
-        if seconds < 1:
-            await asyncio.sleep(seconds)  # Cheaper, and closing waits for so long.
-            return self._closing.is_set()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(None if seconds == inf else seconds):
-                await self._closing.wait()
-        return self._closing.is_set()
-
-    async def _token(self, request: web.BaseRequest) -> web.Response:
+    def _token(self, request: Request) -> None:
         if self.oauth_down:
             # google-auth tries a 500, 503 or 504 again for seconds before it fails; a 502 fails at once.
-            return web.json_response({"error": "bad_gateway"}, status=HTTPStatus.BAD_GATEWAY)
+            request.answer(HTTPStatus.BAD_GATEWAY, orjson.dumps({"error": "bad_gateway"}))
+            return
         if self.oauth_says:
-            return web.Response(text=self.oauth_says)
-        form = await request.post()
+            request.answer(body=self.oauth_says.encode(), headers=(("Content-Type", "text/plain; charset=utf-8"),))
+            return
+        form = dict(parse_qsl(request.body.decode()))
         if form.get("grant_type") != GRANT_TYPE:
-            return web.json_response({"error": "unsupported_grant_type"}, status=HTTPStatus.BAD_REQUEST)
+            request.answer(HTTPStatus.BAD_REQUEST, orjson.dumps({"error": "unsupported_grant_type"}))
+            return
         try:
-            token = self.access_tokens.exchange(str(form.get("assertion", "")), self.expires_in_seconds)
+            token = self.access_tokens.exchange(form.get("assertion", ""), self.expires_in_seconds)
         except jwt.InvalidTokenError as error:
             refusal = {"error": "invalid_grant", "error_description": str(error)}
-            return web.json_response(refusal, status=HTTPStatus.BAD_REQUEST)
-        return web.json_response({"access_token": token, "expires_in": self.expires_in_seconds, "token_type": "Bearer"})
+            request.answer(HTTPStatus.BAD_REQUEST, orjson.dumps(refusal))
+            return
+        given = {"access_token": token, "expires_in": self.expires_in_seconds, "token_type": "Bearer"}
+        request.answer(body=orjson.dumps(given))
 
-    async def _control(self, request: web.BaseRequest) -> web.Response:
+    def _control(self, request: Request) -> None:
         try:
-            self.obey(orjson.loads(await request.read()))
+            self.obey(orjson.loads(request.body))
         except (ValueError, AttributeError) as error:
-            return web.json_response({"error": str(error)}, status=HTTPStatus.BAD_REQUEST)
+            request.answer(HTTPStatus.BAD_REQUEST, orjson.dumps({"error": str(error)}))
+            return
         state = {name: getattr(self, name) for name in ("override", "oauth_down", "delay_ms", "expires_in_seconds")}
-        return web.json_response(state)
+        request.answer(body=orjson.dumps(state))
 
-    async def _show_journal(self, request: web.BaseRequest) -> web.Response:
-        since = request.query.get("since", "0")
+    def _show_journal(self, request: Request) -> None:
+        since = dict(parse_qsl(request.query)).get("since", "0")
         sends = self.journal.sends(int(since) if since.isdecimal() else 0)
         shown = {"total": len(self.journal), "access_tokens_issued": self.access_tokens.issued, "sends": sends}
-        return web.Response(body=orjson.dumps(shown), content_type="application/json")
+        request.answer(body=orjson.dumps(shown))
+
+
+def _reply(request: Request, reply: Reply) -> None:
+    if reply.status is None:
+        request.cut()
+    elif reply.retry_after:
+        headers = (("Content-Type", "application/json"), ("Retry-After", reply.retry_after))
+        request.answer(reply.status, reply.body, headers)
+    else:
+        request.answer(reply.status, reply.body)
 
 
 def _message_in(body: bytes) -> dict[str, Any]:
@@ -293,12 +299,6 @@ def _message_in(body: bytes) -> dict[str, Any]:
         return {}
     message = content.get("message") if isinstance(content, dict) else None
     return message if isinstance(message, dict) else {}
-
-
-def _cut(request: web.BaseRequest) -> None:
-    if request.transport is not None:
-        request.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _CUT_AT_ONCE)
-        request.transport.abort()
 
 
 def _arguments() -> argparse.Namespace:

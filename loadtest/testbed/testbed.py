@@ -43,13 +43,14 @@ class NotSeeded(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ServerUnderTest:
-    """A server: its admin, the interval that it tells phones, and what is ours: itself, the journal of its FCM."""
+    """A server: its admin, and the interval that it tells phones. Where it is ours: itself, and its FCM."""
 
     admin: FleetClient
     interval_seconds: int
     described: str
     serving: Serving | None = None
     journal: Path | None = None
+    standin: int | None = None
 
 
 @contextmanager
@@ -73,12 +74,12 @@ def started(
         **settings,
     }
     with (
-        standin(folder, answer_ms) as fcm,
+        standin(folder, answer_ms) as (process, fcm),
         served(data_dir, **fcm, **limits) as serving,
         closing(serving.admin()) as admin,
     ):
         described = _described("PostgreSQL over TCP" if "DATABASE_URL" in settings else "embedded PostgreSQL")
-        yield ServerUnderTest(admin, interval, described, serving, folder / "journal")
+        yield ServerUnderTest(admin, interval, described, serving, folder / "journal", process)
 
 
 @contextmanager
@@ -117,8 +118,8 @@ def _described(database: str) -> str:
 
 
 @contextmanager
-def standin(folder: Path, answer_ms: int = 0) -> Iterator[dict[str, str]]:
-    """Run the stand-in for FCM; gives the settings by which a server finds it."""
+def standin(folder: Path, answer_ms: int = 0) -> Iterator[tuple[int, dict[str, str]]]:
+    """Run the stand-in for FCM; gives its process, and the settings by which a server finds it."""
     journal, account = folder / "journal", folder / "account.json"
     journal.touch()
     files = ["--journal", str(journal), "--credentials", str(account)]
@@ -127,7 +128,7 @@ def standin(folder: Path, answer_ms: int = 0) -> Iterator[dict[str, str]]:
         assert process.stdout is not None
         try:
             url = process.stdout.readline().strip()
-            yield {"FCM_BASE_URL": url, "FIREBASE_SERVICE_ACCOUNT_JSON": account.read_text()}
+            yield process.pid, {"FCM_BASE_URL": url, "FIREBASE_SERVICE_ACCOUNT_JSON": account.read_text()}
         finally:
             process.terminate()
 

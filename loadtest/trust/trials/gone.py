@@ -27,7 +27,7 @@ SETTINGS: Final = {"BCRYPT_ROUNDS": "4", "ADMIN_RATE_LIMIT": "100000/m", "ADMIN_
 def trial(folder: Path) -> Iterator[Finding]:
     """Cut connections after each byte of a command, and while it is answered."""
     with (
-        testbed.standin(folder) as fcm,
+        testbed.standin(folder) as (_, fcm),
         testbed.served(folder / "data", **fcm, **SETTINGS) as serving,
         serving.admin() as admin,
     ):

@@ -34,7 +34,7 @@ LEAST_ANSWERED: Final = ROUNDS * SECONDS * COMMANDS_PER_SECOND // 2
 def trial(folder: Path) -> Iterator[Finding]:
     """Have the stand-in for FCM answer one phone's pushes oddly, in two ways."""
     with (
-        testbed.standin(folder) as fcm,
+        testbed.standin(folder) as (_, fcm),
         beside.served(folder, with_push_tokens=True, **fcm) as (serving, members),
         serving.admin() as admin,
     ):
