@@ -37,6 +37,9 @@ FAN_OUT_SECONDS: Final = 60
 
 HEARTBEAT_P99_SECONDS: Final = 0.150
 RESULT_P99_SECONDS: Final = 2.0
+CONNECTIONS: Final = 1500
+"""Each phone has one of its own; so many at once are as good, and a server takes them from one address."""
+
 SETTINGS: Final = {"WEB_WORKERS": "1", "LOG_LEVEL": "INFO", "LOG_FORMAT": "json"}
 _WINDOW_SECONDS: Final = 10
 
@@ -120,6 +123,7 @@ def _play(console: Console, place: ServerUnderTest, folder: Path, arguments: arg
         roster=folder / "roster",
         journal=place.journal,
         answer_spread_seconds=arguments.spread,
+        connections=CONNECTIONS,
     )
     run = Run(load, place.serving)
     storm = asyncio.run(_run(console, place, run))

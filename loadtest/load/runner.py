@@ -66,6 +66,7 @@ class Load:
     p95_ms: float = 150
     p99_ms: float = 300
     answer_spread_seconds: float = 0
+    connections: int = CONNECTIONS
 
     @property
     def seconds(self) -> float:
@@ -93,7 +94,7 @@ class Load:
             duration_seconds=self.duration_seconds,
             interval_seconds=self.interval_seconds,
             scale=self.scale,
-            connections=max(1, CONNECTIONS // self.processes),
+            connections=max(1, self.connections // self.processes),
             journal=str(self.journal or ""),
             answer_spread_seconds=self.answer_spread_seconds,
         )

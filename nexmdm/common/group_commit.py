@@ -18,10 +18,12 @@ from itertools import islice
 from typing import Final, Generic, Protocol, Self, TypeVar
 
 from asgiref.sync import sync_to_async
+from django.conf import settings
 from django.db import InterfaceError, OperationalError, connection
 
 from nexmdm.common import database
 from nexmdm.common.domain_error import DomainError
+from nexmdm.common.overload.connection_turns import RESERVED_CONNECTIONS
 from nexmdm.common.postgresql import deadline
 from nexmdm.common.postgresql.errors import Meaning, meaning_of
 
@@ -214,6 +216,7 @@ class GroupCommit(Generic[Item, Outcome]):
     def _work(self, items: Sequence[Item]) -> Sequence[Outcome | Exception]:
         """Flush in a thread. A busy process keeps the connection for the next flush: fetching one is expensive.
 
+        (Not if its pool is so small that others would wait for this one.)
         If a kept one is gone, a fresh one shows whether PostgreSQL is gone, too. Recording twice loses nothing. The
         network may have forgotten one that was idle, silently: it goes back to the pool, which looks at it first.
         """
@@ -231,7 +234,7 @@ class GroupCommit(Generic[Item, Outcome]):
             outcomes = self._flush_items(items)
         finally:
             self._flushed_at = time.monotonic()
-            if not busy:
+            if not busy or settings.DATABASE_POOL_SIZE <= RESERVED_CONNECTIONS:
                 database.release_connections()
         return outcomes
 

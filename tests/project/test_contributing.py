@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -40,14 +41,18 @@ def commands() -> list[str]:
 
 
 @pytest.fixture
-def copy(tmp_path: Path) -> Iterator["Copy"]:
-    """A copy of the repository with an environment, and no database yet."""
-    folder = tmp_path / "nexmdm"
-    shutil.copytree(ROOT, folder, ignore=NOT_COPIED)
-    (folder / ".venv").symlink_to(sys.prefix)
-    made = Copy(folder)
-    yield made
-    made.run(f"{PYTHON}manage.py postgres stop")
+def copy() -> Iterator["Copy"]:
+    """A copy of the repository with an environment, and no database yet.
+
+    (Not in pytest's own folder: a pytest that starts meanwhile shuts PostgreSQL's account out of that.)
+    """
+    with tempfile.TemporaryDirectory(prefix="nexmdm-") as name:
+        folder = Path(name) / "nexmdm"
+        shutil.copytree(ROOT, folder, ignore=NOT_COPIED)
+        (folder / ".venv").symlink_to(sys.prefix)
+        made = Copy(folder)
+        yield made
+        made.run(f"{PYTHON}manage.py postgres stop")
 
 
 class Copy:
