@@ -1,6 +1,7 @@
 """The signed command as it travels, the same in a push and in a heartbeat."""
 
 import hmac
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -44,7 +45,7 @@ def seal(content: Content, to: Recipient) -> dict[str, str]:
     That is the lower-case hex HMAC-SHA256, under the text of the device's command key, of `NXC1`, device id,
     request_id, action, params, issued_at and expires_at, joined by LF.
     """
-    fields = _fields(content)
+    fields = dict(_fields(content))
     key = credentials.command_key(to.device_id, to.generation, to.command_key_id)
     message = "\n".join(("NXC1", str(to.device_id), *fields.values()))
     return fields | {"signature": hmac.digest(key.encode(), message.encode(), "sha256").hex()}
@@ -52,7 +53,7 @@ def seal(content: Content, to: Recipient) -> dict[str, str]:
 
 def size(content: Content) -> int:
     """Return how many of FCM's bytes the envelope takes: its keys and values in UTF-8."""
-    fields = _fields(content) | {"signature": "0" * _SIGNATURE_LENGTH}
+    fields = {**_fields(content), "signature": "0" * _SIGNATURE_LENGTH}
     return sum(len(key) + len(value.encode()) for key, value in fields.items())
 
 
@@ -62,7 +63,8 @@ def whole_seconds(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _fields(content: Content) -> dict[str, str]:
+@lru_cache(maxsize=1024)
+def _fields(content: Content) -> Mapping[str, str]:
     return {
         "request_id": str(content.request_id),
         "action": content.action,

@@ -137,6 +137,7 @@ class Sender:
             connector=aiohttp.TCPConnector(limit=self._connections, keepalive_timeout=60),
             timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=("Accept", "Accept-Encoding"),
         )
         return self
 
@@ -285,6 +286,8 @@ def _storable(text: object, length: int) -> str:
 
 def _retry_after(text: str) -> float | None:
     """Read a Retry-After header: seconds, or an HTTP date (RFC 9110, section 10.2.3)."""
+    if not text:
+        return None
     if text.strip().isdecimal():
         return float(text)
     try:

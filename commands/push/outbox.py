@@ -115,10 +115,12 @@ def claim_due(limit: int, passed_over: Sequence[int] = ()) -> list[Claimed]:
         "limit": limit, "passed_over": list(passed_over), "lease": LEASE, "least": LEAST, "orphaned": ORPHANED,
     }  # fmt: skip
     *_, rows = database.execute_batch(*_IN_ORDER, _CLAIM, parameters=parameters)
+    contents: dict[UUID, envelope.Content] = {}
     return [
         Claimed(
             delivery_id, number, failures, push_token, priority,
-            envelope.Content(*content), envelope.Recipient(device_id, generation, key_id), seconds_left,
+            contents.get(content[0]) or contents.setdefault(content[0], envelope.Content(*content)),
+            envelope.Recipient(device_id, generation, key_id), seconds_left,
         )
         for delivery_id, number, failures, push_token, priority, seconds_left,
             device_id, generation, key_id, *content in rows

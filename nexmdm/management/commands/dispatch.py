@@ -36,6 +36,8 @@ RETENTION_BATCH = 2000
 AUDIT_WITNESS_EVERY_SECONDS = 3600
 """How much of the audit can be rewritten without a trace in logs that were shipped elsewhere: that of an hour."""
 SHARED_BATCH = 1000
+COLLECT_AFTER = 100_000
+"""How many new objects there may be before the garbage collector looks: a claim of 500 pushes alone makes thousands."""
 
 
 class Command(BaseCommand):
@@ -74,7 +76,7 @@ async def _run(*, once: bool) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, dispatcher.stop)
         parent_watch.watch()
-        gc_tuning.freeze_startup_objects()
+        gc_tuning.freeze_startup_objects(COLLECT_AFTER)
         log.info("dispatch.started", name=dispatcher_status.NAME, push="ok" if sender else "unconfigured")
         await dispatcher.run()
         with suppress(Error, GateFull):  # While the database is away; others take it for gone a little later.
