@@ -126,6 +126,15 @@ def revoking_an_enrollment_token(fleet: Fleet) -> Send:
     return lambda: fleet.admin.post(path)
 
 
+def changing_the_alias(fleet: Fleet) -> Send:
+    path = f"/admin/devices/{fleet.phone.device_id}"
+    return lambda: fleet.admin.call("PATCH", path, {"alias": "till 7"})
+
+
+def putting_a_tag_on(fleet: Fleet) -> Send:
+    return lambda: fleet.admin.post("/admin/tags/kiosk", {"add": [fleet.phone.device_id]})
+
+
 def shutting_out(write: str) -> Callable[[Fleet], Send]:
     def prepare(fleet: Fleet) -> Send:
         fleet.commanded("lock")
@@ -194,18 +203,8 @@ WRITES: Final = [
     Write("cancel", cancelling, Cost(9, 11, 1)),
     Write("enrollment token made", lambda f: lambda: f.admin.post("/admin/enrollment-tokens", {}), Cost(6, 8, 1)),
     Write("enrollment token revoked", revoking_an_enrollment_token, Cost(6, 8, 1)),
-    Write(
-        "device changed",
-        lambda fleet: lambda: fleet.admin.call(
-            "PATCH", f"/admin/devices/{fleet.phone.device_id}", {"alias": "till 7", "tags": ["kiosk"]}
-        ),
-        Cost(14, 16, 1),
-    ),
-    Write(
-        "tag put on",
-        lambda fleet: lambda: fleet.admin.post("/admin/tags/kiosk", {"add": [fleet.phone.device_id]}),
-        Cost(6, 8, 1),
-    ),
+    Write("device changed", changing_the_alias, Cost(13, 15, 1)),
+    Write("tag put on", putting_a_tag_on, Cost(6, 8, 1)),
     Write("revoke", shutting_out("revoke"), Cost(10, 12, 1)),
     Write("retire", shutting_out("retire"), Cost(14, 16, 1)),
     Write("reinstate", reinstating, Cost(8, 10, 1)),
