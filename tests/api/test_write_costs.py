@@ -1,0 +1,224 @@
+"""What each write of a phone or an admin asks of the database: messages, statements and changes of threads, pinned."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from django.contrib.auth.models import User
+
+from tests.support.actors import LOGIN, Admin, Answer, Phone, Visitor
+from tests.support.moments import thread_hops
+from tests.support.wire import traffic
+
+Send = Callable[[], Answer]
+
+PASSWORD: Final = "correct horse battery"
+
+
+@dataclass(slots=True)
+class Fleet:
+    """An admin and three phones with push tokens."""
+
+    admin: Admin
+    phones: list[Phone]
+    folder: Path
+
+    @property
+    def phone(self) -> Phone:
+        """The first phone."""
+        return self.phones[0]
+
+    def commanded(self, action: str = "ping", **fields: Any) -> str:
+        """Send a command to the first phone and return its request id."""
+        return str(self.admin.command(action, to=self.phone, **fields).json["request_id"])
+
+    def reporting(self, request_id: str, status: str) -> Send:
+        """Return the sending of a report."""
+        return lambda: self.phone.report(request_id, status, via="push")
+
+    def on_device(self, write: str) -> Send:
+        """Return the sending of a write on the first phone."""
+        return lambda: self.admin.post(f"/admin/devices/{self.phone.device_id}/{write}")
+
+
+@pytest.fixture
+def fleet(admin: Admin, tmp_path: Path) -> Fleet:
+    """A fleet whose admin and phones have called before: the limits of this window are being counted."""
+    phones = admin.enrol_fleet(3, push_token="ok-")
+    for phone in phones:
+        assert phone.heartbeat().status == 200
+    return Fleet(admin, phones, tmp_path)
+
+
+def registering(fleet: Fleet, hardware_id: str, **token: Any) -> Send:
+    text = fleet.admin.enrollment_token(**token)
+    phone = Phone(fleet.admin.client, hardware_id)
+    return lambda: phone.register(text, push_token="ok-new", model="Example")
+
+
+def asking_again(fleet: Fleet) -> Send:
+    send = registering(fleet, "phone-new")
+    assert send().status == 200
+    return send
+
+
+def using_a_rotated_token(fleet: Fleet) -> Send:
+    fleet.phone.device_token = fleet.phone.rotate().json["device_token"]
+    return fleet.phone.heartbeat
+
+
+def using_a_first_token(fleet: Fleet) -> Send:
+    return fleet.admin.enrol("phone-new").heartbeat
+
+
+def showing_a_wrong_token(fleet: Fleet) -> Send:
+    old = fleet.phone.device_token
+    fleet.phone.device_token = fleet.phone.rotate().json["device_token"]
+    assert fleet.phone.heartbeat().status == 200
+    return lambda: fleet.phone.send("/v1/heartbeat", {}, old)
+
+
+def repeating(fleet: Fleet) -> Send:
+    send = fleet.reporting(fleet.commanded(), "succeeded")
+    assert send().status == 200
+    return send
+
+
+def reporting_late(fleet: Fleet) -> Send:
+    request_id = fleet.commanded()
+    assert fleet.admin.post(f"/admin/commands/{request_id}/cancel").status == 200
+    return fleet.reporting(request_id, "failed")
+
+
+def commanding_without_push(fleet: Fleet) -> Send:
+    assert fleet.phone.heartbeat(push_token=None).status == 200
+    return lambda: fleet.admin.command(to=fleet.phone)
+
+
+def commanding_a_tag(fleet: Fleet) -> Send:
+    fleet.admin.post("/admin/tags/kiosk", {"add": [phone.device_id for phone in fleet.phones]})
+    return lambda: fleet.admin.command(to={"tags": ["kiosk"]})
+
+
+def superseding(fleet: Fleet) -> Send:
+    fleet.commanded()
+    return lambda: fleet.admin.command(to=fleet.phone, supersede=True)
+
+
+def repeating_a_command(fleet: Fleet) -> Send:
+    def send() -> Answer:
+        body = {"action": "ping", "target": {"device_ids": [fleet.phone.device_id]}}
+        return fleet.admin.post("/admin/command", body, idempotency_key="0123456789abcdef")
+
+    assert send().status == 200
+    return send
+
+
+def cancelling(fleet: Fleet) -> Send:
+    path = f"/admin/commands/{fleet.commanded()}/cancel"
+    return lambda: fleet.admin.post(path)
+
+
+def revoking_an_enrollment_token(fleet: Fleet) -> Send:
+    path = f"/admin/enrollment-tokens/{fleet.admin.post('/admin/enrollment-tokens', {}).json['id']}/revoke"
+    return lambda: fleet.admin.post(path)
+
+
+def changing_the_alias(fleet: Fleet) -> Send:
+    path = f"/admin/devices/{fleet.phone.device_id}"
+    return lambda: fleet.admin.call("PATCH", path, {"alias": "till 7"})
+
+
+def putting_a_tag_on(fleet: Fleet) -> Send:
+    return lambda: fleet.admin.post("/admin/tags/kiosk", {"add": [fleet.phone.device_id]})
+
+
+def shutting_out(write: str) -> Callable[[Fleet], Send]:
+    def prepare(fleet: Fleet) -> Send:
+        fleet.commanded("lock")
+        return fleet.on_device(write)
+
+    return prepare
+
+
+def reinstating(fleet: Fleet) -> Send:
+    fleet.commanded("lock")
+    assert fleet.on_device("revoke")().status == 200
+    return fleet.on_device("reinstate")
+
+
+def logging_in(fleet: Fleet) -> Send:
+    User.objects.create_user("staff", password=PASSWORD, is_staff=True)
+    visitor = Visitor()
+    form = visitor.request("GET", LOGIN)
+    token = form.body.decode().split('name="csrfmiddlewaretoken" value="')[1].partition('"')[0]
+    words = {"username": "staff", "password": PASSWORD, "csrfmiddlewaretoken": token}
+    return lambda: visitor.post_form(f"{LOGIN}?next=/django-admin/", words, form.headers["set-cookie"])
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a write costs: messages to PostgreSQL, each of which is answered; statements; and changes of threads."""
+
+    messages: int
+    statements: int
+    hops: int
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """A write by name: what comes before it, its status, its cost."""
+
+    name: str
+    prepare: Callable[[Fleet], Send]
+    cost: Cost
+    status: int = 200
+
+
+WRITES: Final = [
+    Write("heartbeat", lambda fleet: lambda: fleet.phone.heartbeat(status={"battery_pct": 83}), Cost(2, 2, 1)),
+    Write("heartbeat, first use of a token", using_a_first_token, Cost(2, 2, 1)),
+    Write("heartbeat, another push token", lambda f: lambda: f.phone.heartbeat(push_token="ok-x"), Cost(11, 9, 2)),
+    Write("heartbeat, first use of a rotated token", using_a_rotated_token, Cost(8, 6, 4)),
+    Write("heartbeat, token of before a rotation", showing_a_wrong_token, Cost(4, 3, 2), 401),
+    Write("register, new hardware", lambda fleet: registering(fleet, "phone-new"), Cost(24, 21, 3)),
+    Write("register, known hardware", lambda fleet: registering(fleet, "phone-1", re_enroll=True), Cost(26, 23, 3)),
+    Write("register, lost answer asked for again", asking_again, Cost(22, 19, 3)),
+    Write("rotate", lambda fleet: fleet.phone.rotate, Cost(9, 5, 4)),
+    Write("report, received", lambda fleet: fleet.reporting(fleet.commanded(), "received"), Cost(2, 2, 1)),
+    Write("report, succeeded", lambda fleet: fleet.reporting(fleet.commanded(), "succeeded"), Cost(2, 2, 1)),
+    Write("report, succeeded again", repeating, Cost(2, 2, 1)),
+    Write("report, failed late", reporting_late, Cost(2, 2, 1)),
+    Write("report, wiped", lambda fleet: fleet.reporting(fleet.commanded("wipe"), "succeeded"), Cost(20, 18, 2)),
+    Write("command, one device", lambda fleet: lambda: fleet.admin.command(to=fleet.phone), Cost(6, 9, 1)),
+    Write("command, one device without push token", commanding_without_push, Cost(6, 9, 1)),
+    Write("command, repeated request", repeating_a_command, Cost(4, 3, 1)),
+    Write("command, a tag", commanding_a_tag, Cost(7, 10, 1)),
+    Write("command, all devices", lambda fleet: fleet.admin.command, Cost(7, 10, 1)),
+    Write("command, supersede", superseding, Cost(7, 10, 1)),
+    Write("command, dry run", lambda fleet: lambda: fleet.admin.command(to=fleet.phone, dry_run=True), Cost(7, 9, 1)),
+    Write("command, refused", lambda fleet: lambda: fleet.admin.command("dance"), Cost(3, 2, 1), 422),
+    Write("cancel", cancelling, Cost(9, 11, 1)),
+    Write("enrollment token made", lambda f: lambda: f.admin.post("/admin/enrollment-tokens", {}), Cost(6, 8, 1)),
+    Write("enrollment token revoked", revoking_an_enrollment_token, Cost(6, 8, 1)),
+    Write("device changed", changing_the_alias, Cost(13, 15, 1)),
+    Write("tag put on", putting_a_tag_on, Cost(6, 8, 1)),
+    Write("revoke", shutting_out("revoke"), Cost(10, 12, 1)),
+    Write("retire", shutting_out("retire"), Cost(14, 16, 1)),
+    Write("reinstate", reinstating, Cost(8, 10, 1)),
+    Write("read of a device", lambda f: lambda: f.admin.get(f"/admin/devices/{f.phone.device_id}"), Cost(4, 2, 2)),
+    Write("login of staff", logging_in, Cost(11, 6, 6), 302),
+]  # fmt: skip
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("write", WRITES, ids=lambda write: write.name)
+def test_a_write_costs_so_many_messages_statements_and_changes_of_threads(fleet: Fleet, write: Write) -> None:
+    send = write.prepare(fleet)
+    with traffic(fleet.folder) as counted, thread_hops() as hops:
+        answer = send()
+    assert answer.status == write.status, answer
+    made = Cost(len(counted.messages), counted.statements, len(hops))
+    assert made == write.cost, "\n".join(counted.messages)
