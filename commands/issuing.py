@@ -4,7 +4,7 @@ Each function runs inside its caller's transaction. All times are the database's
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -114,13 +114,13 @@ _COUNT: Final = f"SELECT count(*), count(*) FILTER (WHERE {_PUSHABLE}) FROM devi
 def issue(request: CommandRequest, *, dry_run: bool = False) -> Issued:
     """Queue a command for its audience, and wake the dispatchers at commit; or only count it.
 
-    Raises PushPayloadTooLarge, UnknownDevices, EmptyAudience, AudienceChanged; nothing is queued then.
+    Raises UnknownDevices, PushPayloadTooLarge, EmptyAudience, AudienceChanged; nothing is queued then.
     """
-    content = _content(request, database.now())
+    now, target = audience.lock_named(request.target)
+    content = _content(request, now)
     if envelope.size(content) > envelope.FCM_PAYLOAD_LIMIT:
         raise PushPayloadTooLarge
-    request = replace(request, target=audience.lock_named(request.target))
-    where, parameters = request.target.where()
+    where, parameters = target.where()
     if dry_run:
         device_count, pushable = database.row(_COUNT.format(where=where), parameters)
     else:
@@ -160,10 +160,10 @@ def _content(request: CommandRequest, now: datetime) -> envelope.Content:
 
 
 def _refusal(request: CommandRequest, content: envelope.Content, unknown: UnknownDevices | None) -> Refusal | None:
-    if envelope.size(content) > envelope.FCM_PAYLOAD_LIMIT:
-        return PushPayloadTooLarge()
     if unknown is not None:
         return unknown
+    if envelope.size(content) > envelope.FCM_PAYLOAD_LIMIT:
+        return PushPayloadTooLarge()
     device_count = len(set(request.target.device_ids))
     if request.expect_count not in (None, device_count):
         return _audience_changed(device_count, request.expect_count)

@@ -60,17 +60,20 @@ _HOLD: Final = """
 """
 
 
-def lock_named(target: Target) -> Target:
-    """Hold the devices a target names as they are, to the end of the transaction; return the target with their ids.
+def lock_named(target: Target) -> tuple[datetime, Target]:
+    """Hold the devices a target names as they are, to the end of the transaction.
 
-    A target that names none (tags, all) is returned as it is. Raises UnknownDevices.
+    Returns the transaction's time, and the target: with ids in the place of aliases, else as it is. Raises
+    UnknownDevices.
     """
     if target.aliases:
-        return Target(device_ids=_lock_by_alias(target.aliases))
-    _, (unknown,) = lock_all_named([target])
+        return database.now(), Target(device_ids=_lock_by_alias(target.aliases))
+    if not target.device_ids:
+        return database.now(), target
+    now, (unknown,) = lock_all_named([target])
     if unknown is not None:
         raise unknown
-    return target
+    return now, target
 
 
 def lock_all_named(targets: Sequence[Target]) -> tuple[datetime, list[UnknownDevices | None]]:
