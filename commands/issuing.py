@@ -20,11 +20,11 @@ from nexmdm.common.domain_error import DomainError
 
 
 class AudienceChanged(DomainError):
-    detail = "The audience has another size than expect_count says. Nothing was queued."
+    detail = "The number of devices in target differs from expect_count. Nothing was queued."
 
 
 class PushPayloadTooLarge(DomainError):
-    detail = "The command is larger than the 4096 bytes that a push can carry. Shorten its parameters."
+    detail = "The command is larger than the 4096 bytes of a push. Shorten its params."
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +172,7 @@ def _refusal(request: CommandRequest, content: envelope.Content, unknown: Unknow
 
 def _audience_changed(device_count: int, expected: int | None) -> AudienceChanged:
     devices = "1 device" if device_count == 1 else f"{device_count} devices"
-    return AudienceChanged(f"The audience is {devices}, not {expected}. Nothing was queued.")
+    return AudienceChanged(f"The target is {devices}, but expect_count is {expected}. Nothing was queued.")
 
 
 def _write(

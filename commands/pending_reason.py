@@ -144,19 +144,19 @@ def _last_sign(row: Any) -> str:
 def _what_the_push_came_to(row: Any) -> str:
     if row.push_state == PushState.NO_PUSH_TOKEN:
         return "it had no live push token"
-    return _what_a_push_came_to(row) or "no push left"
+    return _what_a_push_came_to(row) or "no push was sent"
 
 
 def _what_a_push_came_to(row: Any) -> str | None:
     """Return what became of the pushes that left; None if none did."""
     if row.push_state == PushState.ACCEPTED:
-        return "FCM took the push"
+        return "FCM accepted the push"
     if row.last_push == AttemptOutcome.REJECTED:
         return "FCM refused the push"
     if row.last_push == AttemptOutcome.TOKEN_DEAD and row.push_state == PushState.UNDELIVERABLE:
         return "the push token was dead"
     if row.last_push in (AttemptOutcome.IN_FLIGHT, AttemptOutcome.UNKNOWN):
-        return "a push left, and its answer is not known"
+        return "a push was sent, and FCM's answer is not known"
     return f"push failed {_times(row.failed_pushes)}" if row.failed_pushes else None
 
 
@@ -164,7 +164,7 @@ def _reports_of_the_phone(row: Any) -> list[str]:
     if row.last_word is None:
         return []
     deferred = row.last_word == ReportStatus.DEFERRED
-    return [f"deferred {_times(row.deferrals)}" if deferred else f"the phone says {row.last_word}"]
+    return [f"deferred {_times(row.deferrals)}" if deferred else f"the phone reported {row.last_word}"]
 
 
 def _silence(row: Any) -> list[str]:
@@ -191,8 +191,8 @@ def _why_no_further_push(row: Any) -> str:
     if row.last_push == AttemptOutcome.REJECTED:
         return "FCM refused the push"
     if row.failed_pushes:
-        return f"push failed {_times(row.failed_pushes)}, and no further one fits before the expiry"
-    return "no push fits before the expiry any more"
+        return f"push failed {_times(row.failed_pushes)}, and no time is left for another before the expiry"
+    return "no time is left for a push before the expiry"
 
 
 def _what_the_push_waits_for(row: Any) -> str:
@@ -200,11 +200,11 @@ def _what_the_push_waits_for(row: Any) -> str:
     # Due while it is in flight: its dispatcher died, and with the next claim it will count as unknown.
     failures = row.failed_pushes + (in_flight and row.due)
     if in_flight and not row.due:
-        stands = "is under way"
+        stands = "is being sent"
     elif row.due or not failures or row.last_push == AttemptOutcome.BLOCKED:
-        stands = "has not left yet"
+        stands = "is not sent yet"
     else:
-        return f"push failed {_times(failures)}, it is tried again"
+        return f"push failed {_times(failures)}, and will be tried again"
     if failures:
         return f"push failed {_times(failures)}, the next one {stands}"
     if row.last_push is None and settings.FIREBASE_SERVICE_ACCOUNT is None:

@@ -36,7 +36,7 @@ LAST_WORD_TIME: Final = timedelta(hours=24)
 
 
 class UnknownRequest(DomainError):
-    detail = "This device has no delivery of that request."
+    detail = "This device has no delivery with this request_id."
 
 
 class MayRetire(Exception):

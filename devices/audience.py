@@ -17,14 +17,14 @@ from nexmdm.common.identity import comparison_key
 
 
 class UnknownDevices(DomainError):
-    detail = "Some of the devices named are unknown, revoked or retired."
+    detail = "Some devices in the request are unknown, revoked or retired."
 
     def __init__(self, unknown: Iterable[str], gone: Mapping[str, datetime | None] | None = None) -> None:
         left = {name: "revoked" if retired_at is None else "retired" for name, retired_at in (gone or {}).items()}
         self.reasons = dict(sorted((dict.fromkeys(unknown, "unknown") | left).items()))
         """Each name, an id or an alias as it was given, and what is wrong with it."""
         verb = "is" if len(self.reasons) == 1 else "are"
-        some = f"{len(self.reasons)} of the devices named {verb} unknown, revoked or retired."
+        some = f"{len(self.reasons)} of the devices in the request {verb} unknown, revoked or retired."
         super().__init__(f"{some} Nothing was done.")
 
 

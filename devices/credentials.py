@@ -32,7 +32,7 @@ NEXT_LIVES: Final = timedelta(hours=24)
 
 
 class InvalidToken(DomainError):
-    detail = "The device token is not valid. Register again if it was lost."
+    detail = "The device token is not valid. If the phone lost its token, register it again."
 
 
 class DeviceRevoked(DomainError):

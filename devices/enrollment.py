@@ -42,7 +42,7 @@ class EnrollmentTokenRevoked(DomainError):
 
 
 class HardwareKnown(DomainError):
-    detail = "This hardware_id is enrolled already. Use an enrollment token made with re_enroll to enrol it again."
+    detail = "This hardware_id is enrolled already. To register it again, use a token made with re_enroll."
 
     def __init__(self, device_id: UUID) -> None:
         super().__init__()
@@ -50,12 +50,12 @@ class HardwareKnown(DomainError):
 
 
 class AliasTaken(DomainError):
-    detail = "Another device has this alias. Choose another one."
+    detail = "Another device has this alias. Choose a different alias."
 
     def __init__(self, *, by_revoked: bool = False, by_retired: bool = False) -> None:
         """`by_revoked`, `by_retired`: the device that has the alias is that."""
-        revoked = "A revoked device has this alias. Choose another one, or change that of the revoked device."
-        retired = "A retired device has this alias. Choose another one, or retire it again, which frees its alias."
+        revoked = "A revoked device has this alias. Choose a different alias, or change the alias of that device."
+        retired = "A retired device has this alias. Choose a different alias, or free it: retire that device again."
         super().__init__(retired if by_retired else revoked if by_revoked else "")
 
 
@@ -64,7 +64,7 @@ class UnknownEnrollmentToken(DomainError):
 
 
 class DeviceRetired(DomainError):
-    detail = "This device is retired, for good. It may register again with any valid enrollment token."
+    detail = "This device is retired permanently. Register it again with any valid enrollment token."
 
 
 class UnknownDevice(DomainError):

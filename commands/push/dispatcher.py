@@ -176,7 +176,7 @@ class Dispatcher:
             is_wanted = await batch.take(claimed)
         except Error as error:
             _log_failure(error)
-            return "the database could not say whether it is still wanted"
+            return "the database could not check whether it is still needed"
         return "" if is_wanted else "it was withdrawn while it waited for its turn"
 
     async def _send_now(self, claimed: Claimed, claimed_at: float) -> None:

@@ -217,7 +217,7 @@ def encode(push: FcmMessage) -> bytes:
     now = time.monotonic()
     seconds_left = push.expires_at - now
     if seconds_left < envelope.LEAST_TTL_SECONDS:
-        raise NotSent("its command had expired, or as good as")
+        raise NotSent("its command expired, or expires within 1 s")
     if now >= push.leaves_before:
         raise NotSent("it had waited for too long")
     android = {"priority": push.priority, "ttl": f"{min(int(seconds_left), MAX_TTL_SECONDS)}s"}

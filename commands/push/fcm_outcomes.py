@@ -42,11 +42,13 @@ class RetryDecision:
 
 _ADVICE: Final[dict[int, str]] = {
     HTTPStatus.UNAUTHORIZED: "FCM refuses our access token. Check the service account's key, and this machine's clock.",
-    HTTPStatus.FORBIDDEN: "The service account may not send. Give it the right to, and enable the FCM API.",
-    HTTPStatus.NOT_FOUND: "FCM knows no such project. Check the service account's project_id, and FCM_BASE_URL.",
+    HTTPStatus.FORBIDDEN: "The service account has no right to send. Give it this right, and enable the FCM API.",
+    HTTPStatus.NOT_FOUND: "FCM does not know the project. Check the service account's project_id, and FCM_BASE_URL.",
 }
-_NOT_FCM: Final = "The answer is not FCM's. If it stays so, check FCM_BASE_URL, and proxies on the way."
-_NO_ACCESS: Final = "There is no access token. Check the service account, this machine's clock, and its way to Google."
+_NOT_FCM: Final = "The answer is not from FCM. If this continues, check FCM_BASE_URL and the proxies."
+_NO_ACCESS: Final = (
+    "There is no access token. Check the service account, this machine's clock, and the route to Google."
+)
 _NO_TARGET: Final = "FCM calls the push token invalid."
 
 

@@ -40,7 +40,7 @@ def _warnings(using: str) -> list[CheckMessage]:
         return [*_same(using)] if comparison_keys.exist(using) else []
     except (OperationalError, InterfaceError):
         reason = direct.why_unreachable() or "The database could not be reached."
-        hint = "Its devices were not read. Mend it, then check again."
+        hint = "The devices were not read. Repair the connection, then check again."
         return [Warning(reason, hint=hint, id=UNCHECKED_DEVICES)]
     finally:
         database.release_connections()
@@ -48,17 +48,21 @@ def _warnings(using: str) -> list[CheckMessage]:
 
 def _same(using: str) -> Iterator[CheckMessage]:
     if found := comparison_keys.shadowed_aliases(using):
-        text = "Devices have an earlier device's alias, in another case or spelling; it names the earlier one"
-        hint = "Change one of the two: `manage.py fleet change ID --alias NAME`."
+        text = "Devices have an earlier device's alias, in another case or spelling; it now names the earlier device"
+        hint = "Change one of the two aliases: `manage.py fleet change ID --alias NAME`."
         yield _warning(found, text, hint, SAME_ALIAS)
     if found := comparison_keys.shadowed_hardware_ids(using):
-        text = "Devices have a hardware_id that an earlier device has without blanks; registrations are of the earlier"
+        text = (
+            "Devices have an earlier device's hardware_id, with blanks around it; registrations go to the earlier one"
+        )
         hint = "Revoke the one that is not in use: `manage.py fleet revoke ID`."
         yield _warning(found, text, hint, SAME_HARDWARE_ID)
     shared = push_targets.shared_installations(MOST_INSTALLATIONS, using)
     if shared and (found := push_targets.sharing(shared, using)):
-        text = "Devices have a push token of an installation that a device seen later has, too"
-        hint = "Run the dispatcher: within an hour it takes these push tokens. Those devices get commands by heartbeat."
+        text = "Devices have a push token of the same app installation as a device that was seen later"
+        hint = (
+            "Run the dispatcher: within an hour it removes these push tokens. Those devices get commands by heartbeat."
+        )
         yield _warning(found, text, hint, SAME_INSTALLATION)
 
 

@@ -29,10 +29,10 @@ _NXD1: Final = {"WWW-Authenticate": "NXD1"}
 
 
 class UnknownQuery(DomainError):
-    detail = "The operation does not know these query parameters."
+    detail = "The operation has no such query parameters."
 
     def __init__(self, names: list[str]) -> None:
-        super().__init__("The query has parameters that are not known here.")
+        super().__init__("The query has unknown parameters; see errors.")
         self.errors = [
             {"loc": ["query", shown_name(name)], "msg": "is not a parameter of this operation"} for name in names
         ]
@@ -109,7 +109,7 @@ def _overloaded(request: HttpRequest, error: group_commit.Overloaded) -> HttpRes
 
 def _http_error(request: HttpRequest, error: HttpError) -> HttpResponse:
     if error.status_code == 400:
-        detail = "The body is not JSON in UTF-8 (NaN and infinity are not JSON, nor are lone surrogates under /admin)."
+        detail = "The body is not JSON in UTF-8. NaN and infinity are not JSON; /admin also refuses lone surrogates."
         return Problem(400, "invalid_json", detail).response()
     return problems.general(error.status_code, error.message).response()
 
@@ -119,11 +119,11 @@ def _not_found(request: HttpRequest, error: Http404) -> HttpResponse:
 
 
 def _suspicious(request: HttpRequest, error: SuspiciousOperation) -> HttpResponse:
-    return problems.general(400, "The request cannot be served as it was sent.").response()
+    return problems.general(400, "The server refuses this request because it is malformed.").response()
 
 
 def _too_many_parameters(request: HttpRequest, error: TooManyFieldsSent) -> HttpResponse:
-    return Problem(422, "invalid_request", "The query has more parameters than any operation takes.", []).response()
+    return Problem(422, "invalid_request", "The query has more parameters than any operation has.", []).response()
 
 
 def _database_error(request: HttpRequest, error: Error) -> HttpResponse:

@@ -140,10 +140,10 @@ def _walk(place: Place, newest: Place) -> Iterator[Place]:
 
 def _check(entry: AuditEntry, before: Place, newest: Place) -> None:
     if not before.entry_id < entry.id <= newest.entry_id:
-        what = f"inserted: the chain has what comes after entry {before.entry_id}, up to {newest.entry_id}."
+        what = f"inserted: the chain contains other entries after {before.entry_id}, up to {newest.entry_id}."
         raise BrokenLink(entry.id, what)
     if digest(entry) != entry.hash:
-        raise BrokenLink(entry.id, "changed: its hash is not that of its fields.")
+        raise BrokenLink(entry.id, "changed: its hash does not match its fields.")
     if entry.previous != before.hash:
         raise _gap(entry, before)
 
@@ -165,7 +165,7 @@ def _gap(entry: AuditEntry, before: Place) -> BrokenLink:
 def _check_end(last: Place, newest: Place) -> None:
     """Compare the last entry that is there with the newest one that was written."""
     if last.entry_id < newest.entry_id:
-        raise BrokenLink(last.entry_id + 1, "deleted: nothing is left after them.", last=newest.entry_id)
+        raise BrokenLink(last.entry_id + 1, "deleted: no entry is left after them.", last=newest.entry_id)
     if last != newest:
         raise BrokenLink(last.entry_id, "rewritten: it was written with another hash.")
 
@@ -182,5 +182,5 @@ def _contradicted(witness: Place, after: Place, newest: Place) -> Exception:
     if witness.entry_id < after.entry_id:
         return WitnessGone(f"Retention has deleted entry {witness.entry_id}. Keep a newer place as a witness.")
     if witness.entry_id > newest.entry_id:
-        return BrokenLink(newest.entry_id + 1, "deleted, and the chain ended anew.", last=witness.entry_id)
+        return BrokenLink(newest.entry_id + 1, "deleted, and the end of the chain was changed.", last=witness.entry_id)
     return BrokenLink(witness.entry_id, "rewritten, or one before it: it had another hash.")

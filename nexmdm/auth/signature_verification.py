@@ -27,7 +27,7 @@ _IDEMPOTENCY_KEY: Final = re.compile(r"[A-Za-z0-9_-]{16,64}")
 
 
 class InvalidSignature(DomainError):
-    detail = "The request is not signed as it should be. See the signing recipe in the documentation."
+    detail = "The request is not signed correctly. See Signing in the API documentation (/docs)."
 
     def __init__(self, reason: str) -> None:
         super().__init__()

@@ -30,21 +30,21 @@ def url(text: str) -> str:
     if parsed.scheme not in ("http", "https") or not parsed.host or parsed.query or parsed.fragment:
         raise ArgumentTypeError("must look like https://mdm.example.com")
     if parsed.path != "/":
-        raise ArgumentTypeError("must have no path: what is signed is the path that the server sees")
+        raise ArgumentTypeError("must have no path, because the path is part of the signature")
     return text
 
 
 def identifier(text: str) -> str:
     """Return the id of a device or a command."""
     if not _IDENTIFIER.fullmatch(text):
-        raise ArgumentTypeError(f"{text!r} is no id")
+        raise ArgumentTypeError(f"{text!r} is not an id")
     return text.lower()
 
 
 def tag(text: str) -> str:
     """Return a tag, which is part of a path."""
     if not re.fullmatch(r"[A-Za-z0-9._:-]{1,64}", text):
-        raise ArgumentTypeError(f"{text!r} is no tag: up to 64 letters, digits and . _ : -")
+        raise ArgumentTypeError(f"{text!r} is not a tag, which has up to 64 letters, digits and . _ : -")
     return text
 
 

@@ -96,7 +96,7 @@ class Terminal:
             table.add_row(*map(_painted, fitting, row))
         console.print(table)
         if left_out := names[len(fitting) :]:
-            self.hint(f"Not shown, for want of width: {', '.join(left_out)}. --json has everything.")
+            self.hint(f"Not shown because the terminal is too narrow: {', '.join(left_out)}. --json shows all fields.")
 
     def _console(self) -> Console:
         return Console(file=cast("IO[str]", self.out), highlight=False)

@@ -18,14 +18,14 @@ WRONG_USAGE: Final = 2
 UNREACHABLE: Final = 3
 INTERRUPTED: Final = 130
 
-_ARE_THE_SECRETS_RIGHT: Final = "Are {key} and {secret} those of this server?"
+_ARE_THE_SECRETS_RIGHT: Final = "Check that {key} and {secret} are those of this server."
 _NAMED_ONE_BY_ONE: Final = "Name the phones by device id (`manage.py fleet devices` lists them)"
 _ADVICE: Final[Mapping[str, str]] = {
-    "invalid_signature": f"{_ARE_THE_SECRETS_RIGHT} Its log says why it refused (request.refused).",
-    "rate_limited": f"Refused signatures count, too. {_ARE_THE_SECRETS_RIGHT}",
-    "unknown_devices": "`manage.py fleet devices` lists all devices; the presence of some is revoked or retired.",
-    "empty_audience": "`manage.py fleet devices` lists all devices with their tags; retired and revoked ones get none.",
-    "not_found": "`manage.py fleet devices` and `manage.py fleet commands` list what there is.",
+    "invalid_signature": f"{_ARE_THE_SECRETS_RIGHT} Its log contains the reason (request.refused).",
+    "rate_limited": f"Refused signatures count too. {_ARE_THE_SECRETS_RIGHT}",
+    "unknown_devices": "`manage.py fleet devices` lists all devices, also revoked and retired ones.",
+    "empty_audience": "`manage.py fleet devices` lists all devices with their tags. Only active ones get commands.",
+    "not_found": "`manage.py fleet devices` and `manage.py fleet commands` list the ids.",
 }
 """What to do about a refusal, where its own words do not say it."""
 
@@ -55,14 +55,14 @@ def outcome(session: Session) -> int:
         return UNREACHABLE
     except (UnicodeError, httpx.InvalidURL) as error:
         what = "it is not UTF-8" if isinstance(error, UnicodeError) else error
-        session.terminal.complain(f"This cannot be part of an address: {what}.")
+        session.terminal.complain(f"This cannot be part of a URL: {what}.")
         return WRONG_USAGE
     except (LookupError, TypeError, ValueError) as error:
         what = f"{type(error).__name__}: {error}"
         session.terminal.complain(f"This does not look like NexMDM; its answer cannot be understood ({what}).")
         return FAILED
     except KeyboardInterrupt:
-        session.terminal.hint("Interrupted; what the server was asked to do goes on.")
+        session.terminal.hint("Interrupted. The server continues with the request that it got.")
         return INTERRUPTED
 
 
@@ -100,5 +100,5 @@ def _silence(url: str, unreachable: Unreachable) -> str:
         "Is the server running? Start it with `make run`, or name another one with --url.",
     ]
     if unreachable.perhaps_done:
-        lines.append("It may have done all the same what it was asked to do: look before you ask again.")
+        lines.append("The server may have carried out the request. Check this before you send it again.")
     return "\n".join(lines)

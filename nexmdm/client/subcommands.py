@@ -35,7 +35,7 @@ def enroll_token(session: Session) -> int:
         terminal.json(made)
         return DONE
     terminal.line(made["enrollment_token"])
-    phones = "1 phone registers" if made["max_uses"] == 1 else f"{made['max_uses']} phones register"
+    phones = "1 phone can register" if made["max_uses"] == 1 else f"{made['max_uses']} phones can register"
     until = display.shown("expires_at", made["expires_at"])
     terminal.hint(f"With this token {phones} until {until}: POST {session.client.url}/v1/register")
     return DONE
@@ -80,7 +80,7 @@ def _list(
     else:
         session.terminal.table(columns, list(map(described, found)))
     if more:
-        session.terminal.hint(f"There are more than these {len(found)}; --limit shows them.")
+        session.terminal.hint(f"There are more than these {len(found)}. To see more, use --limit.")
     return DONE
 
 
@@ -100,7 +100,7 @@ def cancel(session: Session) -> int:
     _show(session.terminal, cancelled)
     if cancelled["cancelled"]:
         return DONE
-    session.terminal.complain("Nothing was withdrawn, for nothing of it was open any more.")
+    session.terminal.complain("No delivery was cancelled, because none was open.")
     return FAILED
 
 
@@ -118,10 +118,10 @@ def _shut_out(session: Session, verb: str) -> int:
     found = session.client.post(f"/admin/devices/{session.options['device_id']}/{verb}")
     _show(session.terminal, found)
     for one in found["withdrawn"]:
-        session.terminal.hint(f"This has withdrawn the {one['action']} that was open: {one['request_id']}.")
+        session.terminal.hint(f"This withdrew the open {one['action']}: {one['request_id']}.")
         if one["may_still_run"]:
             session.terminal.hint(
-                f"It may have reached the phone: {one['request_id']} may still run, and its result will not be heard."
+                f"It may have reached the phone: {one['request_id']} may still run, and the server refuses its report."
             )
     return DONE
 
@@ -132,22 +132,22 @@ def reinstate(session: Session) -> int:
     _show(session.terminal, found)
     for one in found.get("withdrawn", ()):
         session.terminal.hint(
-            f"The revocation has withdrawn this {one['action']}: {one['request_id']}. Send it again if it is wanted."
+            f"The revocation withdrew this {one['action']}: {one['request_id']}. Send it again if you need it."
         )
         if one["may_still_run"]:
-            session.terminal.hint(f"It may have reached the phone: {one['request_id']} may run all the same.")
+            session.terminal.hint(f"It may have reached the phone: {one['request_id']} may still run.")
     return DONE
 
 
 def change(session: Session) -> int:
-    """Give a device another alias, other tags, or none."""
+    """Change or remove the alias and the tags of a device."""
     options = session.options
     path = f"/admin/devices/{options['device_id']}"
     return _show(session.terminal, session.client.patch(path, _chosen(options)))
 
 
 def tag(session: Session) -> int:
-    """Give devices a tag, or take it from them."""
+    """Add a tag to devices, or remove it from them."""
     options = session.options
     return _show(session.terminal, session.client.post(f"/admin/tags/{options['tag']}", _chosen(options)))
 
@@ -236,7 +236,7 @@ def _tell(session: Session, command: Json) -> None:
     session.terminal.line("")
     session.terminal.table(rows.DELIVERY_COLUMNS, [rows.delivery(row) for row in deliveries])
     if count > len(deliveries):
-        session.terminal.hint(f"These are {len(deliveries)} of {count}, the worst first.")
+        session.terminal.hint(f"These are {len(deliveries)} of {count}; failures come first.")
 
 
 def _deliveries(client: FleetClient, command: Json, *, only_failing: bool) -> tuple[list[Json], int]:

@@ -327,7 +327,7 @@ def now() -> datetime:
 
 
 class DeadlockRetriesExhausted(DomainError):
-    detail = "Too much happened to the same rows at once. Try again shortly."
+    detail = "Too many requests changed the same rows at the same time. Try again shortly."
 
 
 def retry_on_deadlock(work: Callable[[], R]) -> R:

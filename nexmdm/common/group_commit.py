@@ -46,7 +46,7 @@ MOST_SPREAD_SECONDS: Final = 60
 
 
 class Overloaded(DomainError):
-    detail = "Too many requests wait to be recorded. Try again as Retry-After says."
+    detail = "Too many requests wait to be recorded. Try again after the seconds in Retry-After."
 
     def __init__(self, retry_after_seconds: int = 1) -> None:
         super().__init__()
@@ -54,11 +54,11 @@ class Overloaded(DomainError):
 
 
 class Draining(DomainError):
-    detail = "This process is stopping. Try again: another one answers."
+    detail = "This process is stopping. Try again: another process answers."
 
 
 class ClientLeft(DomainError):
-    detail = "The client has left before its turn. Nothing was recorded."
+    detail = "The client closed its connection before its turn. Nothing was recorded."
 
 
 class Batchable(Protocol):

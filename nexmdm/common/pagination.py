@@ -39,11 +39,11 @@ def decode(cursor: str) -> UUID | int:
             return int(text)
         return UUID(text)
     except (binascii.Error, ValueError) as error:
-        raise ValueError("is not a cursor of this list: pass the next_cursor of an earlier answer") from error
+        raise ValueError("is not a cursor of this list: send a next_cursor from one of its answers") from error
 
 
 class ForeignCursor(DomainError):
-    detail = "The cursor belongs to another list. Pass the next_cursor of an earlier answer of this one."
+    detail = "The cursor belongs to another list. Send a next_cursor from an answer of this list."
 
 
 def paginate(rows: QuerySet[M], page: Page, key_type: type[Any]) -> tuple[list[M], str | None]:

@@ -81,9 +81,12 @@ def general(status: int, detail: str, **headers: str) -> Problem:
 
 
 TARGET_IS_NO_PATH: Final = general(
-    400, "The request target must be a path, with a query at most: no scheme and host before it, no fragment after it."
+    400,
+    "The request target must be a path, with or without a query. Remove scheme, host and fragment.",
 )
 NOT_FOUND: Final = general(404, "There is nothing at this path.")
-INTERNAL: Final = general(500, "Something went wrong here. The log names it under this answer's X-Correlation-ID.")
+INTERNAL: Final = general(500, "The server failed. Its log has the cause under this answer's X-Correlation-ID.")
 DATABASE_UNAVAILABLE: Final = Problem(503, "database_unavailable", "The database cannot be reached. Try again shortly.")
-STOPPING: Final = Problem(503, "overloaded", "This process is stopping. Send the request again: another one answers.")
+STOPPING: Final = Problem(
+    503, "overloaded", "This process is stopping. Send the request again: another process answers."
+)

@@ -54,7 +54,7 @@ class Body(BaseModel):
     def _no_heap_of_unknown_fields(cls, given: object) -> object:
         if isinstance(given, dict) and len(given) > len(cls.model_fields) + MAX_UNKNOWN:
             # Told one by one they would be an answer larger than the request, and take as long to make.
-            raise ValueError("has far more fields than are known here")
+            raise ValueError("has too many unknown fields")
         return given
 
 

@@ -61,7 +61,7 @@ def metrics_folder(**_: Any) -> list[CheckMessage]:
         return []
     return [
         Error(
-            "There is more than one web worker, and no PROMETHEUS_MULTIPROC_DIR: /metrics would show one of them.",
+            "PROMETHEUS_MULTIPROC_DIR is not set: /metrics would show only one of the web workers.",
             hint="Set it to an empty folder that the workers share. (`manage.py serve` makes one of its own.)",
             id=ConfigError.METRICS_FOLDER,
         )
@@ -80,7 +80,7 @@ def connections(**_: Any) -> list[CheckMessage]:
         if pooling := statement_pooling(error):
             return [pooling]
         reason = direct.why_unreachable() or safe_message(error)
-        hint = "Its max_connections was not compared with our pools. Mend it, then check again."
+        hint = "Its max_connections could not be checked. Repair the connection, then check again."
         return [Warning(reason, hint=hint, id=UNCHECKED_CONNECTIONS)]
     finally:
         database.release_connections()
@@ -98,7 +98,7 @@ def statement_pooling(error: Exception) -> CheckMessage | None:
     """Return the check that fails, if an error comes from a pooler that takes no transactions."""
     if _STATEMENT_POOLING not in str(error):
         return None
-    message = "The pooler in front of PostgreSQL pools statements (pool_mode = statement): it takes no transactions."
+    message = "The pooler in front of PostgreSQL pools statements (pool_mode = statement): it allows no transactions."
     return Error(message, hint="Set its pool_mode to transaction (or session).", id=ConfigError.STATEMENT_POOLING)
 
 
@@ -117,9 +117,9 @@ def _room(allowed: int) -> Iterator[CheckMessage]:
     needed = workers * pool + pool + 1 + COMMAND_CONNECTIONS
     if needed > allowed:
         yield Error(
-            f"PostgreSQL allows us {allowed} connections, and we may want {needed}: {workers} web workers × {pool}, "
-            f"{pool} of a dispatcher and one on which it listens, {COMMAND_CONNECTIONS} for commands.",
-            hint="Lower WEB_WORKERS or DATABASE_POOL_SIZE, or raise max_connections (or our role's limit).",
+            f"PostgreSQL allows {allowed} connections, and NexMDM may need {needed}: {workers} web workers × {pool}, "
+            f"{pool} + 1 for a dispatcher, {COMMAND_CONNECTIONS} for commands.",
+            hint="Lower WEB_WORKERS or DATABASE_POOL_SIZE, or raise max_connections (or the limit of the role).",
             id=ConfigError.CONNECTIONS,
         )
 
@@ -138,7 +138,7 @@ def refuse(found: Iterable[CheckMessage]) -> None:
 
 def _debug() -> Iterator[CheckMessage]:
     if settings.DEBUG:
-        hint = "Set it to False: it shows settings and source to whoever provokes an error."
+        hint = "Set it to False: it shows settings and source code to every client that causes an error."
         yield Error("DEBUG is on.", hint=hint, id=ConfigError.DEBUG)
 
 
@@ -180,7 +180,7 @@ def _unsound(secrets: Mapping[str, Sequence[str]]) -> Iterator[CheckMessage]:
 def _shared(secrets: Mapping[str, Sequence[str]]) -> Iterator[CheckMessage]:
     for (one, values), (other, others) in combinations(secrets.items(), 2):
         if set(values) & set(others):
-            message = f"{one} and {other} are the same (previous ones count, too): who is given one has the other."
+            message = f"{one} and {other} are the same (previous values count too): a person who has one has both."
             yield Error(message, hint="Give them different values.", id=ConfigError.SHARED)
 
 
@@ -188,7 +188,7 @@ def _repeated(secrets: Mapping[str, Sequence[str]]) -> Iterator[CheckMessage]:
     """Find a rotation that is none: the same value is current and on its way out."""
     for name, values in secrets.items():
         if len(set(values)) < len(values):
-            message = f"{name} and {name}_PREVIOUS have a value twice: what is on its way out would stay."
+            message = f"{name} and {name}_PREVIOUS contain the same value: the old value would stay valid."
             yield Error(message, hint="Make a new value, and keep the old one as the previous.", id=ConfigError.SHARED)
 
 
@@ -196,7 +196,7 @@ def _cache() -> Iterator[CheckMessage]:
     if isinstance(caches["default"], LocMemCache | DummyCache | FileBasedCache | DatabaseCache):
         kind = type(caches["default"]).__name__
         yield Error(
-            f"The default cache is a {kind}, which does not count exactly across processes: no rate limit would hold.",
+            f"The default cache is a {kind}, which does not count exactly across processes: rate limits would fail.",
             hint="Leave CACHES as nexmdm/settings.py has it.",
             id=ConfigError.CACHE,
         )

@@ -19,7 +19,7 @@ _ALIKE: Final = "is not a URL like postgresql://user:password@host/name."
 
 _HINTS: Final = {
     "schema": "Name the schema by options=-csearch_path%3D… instead.",
-    "pgbouncer": "Leave it away.",
+    "pgbouncer": "Remove it.",
 }
 
 _OURS: Final = {
@@ -61,10 +61,12 @@ def django_settings(url: str, variable: str = "DATABASE_URL") -> dict[str, Any]:
         raise Misconfigured(ConfigError.MALFORMED, f"{variable} {_ALIKE}") from None
     settings: dict[str, Any] = {_DJANGOS[key]: str(value) for key, value in parts.items() if key in _DJANGOS}
     if any(not re.fullmatch(r"[0-9]{0,5}", port) for port in settings.get("PORT", "").split(",")):
-        raise Misconfigured(ConfigError.MALFORMED, f"{variable} names a port that is no number.")
+        raise Misconfigured(ConfigError.MALFORMED, f"{variable} has a port that is not a number.")
     settings["OPTIONS"] = {key: value for key, value in parts.items() if key not in _DJANGOS}
     if not settings.get("NAME"):
-        raise Misconfigured(ConfigError.MALFORMED, f"{variable} names no database.", "Add /name after the host.")
+        raise Misconfigured(
+            ConfigError.MALFORMED, f"{variable} contains no database name.", "Add /name after the host."
+        )
     return settings
 
 
@@ -95,4 +97,4 @@ def _refuse_unknown(variable: str, url: str) -> None:
             # A raw ? in the password would make a name of what follows.
             shown = f" {name}" if "@" not in parts.query and _SHOWN.fullmatch(name) else ""
             message = f"{variable} has a parameter{shown} that PostgreSQL's client library does not know."
-            raise Misconfigured(ConfigError.MALFORMED, message, _HINTS.get(name, "Leave it away, or correct its name."))
+            raise Misconfigured(ConfigError.MALFORMED, message, _HINTS.get(name, "Remove it, or correct its name."))

@@ -117,7 +117,7 @@ def hosts(name: str, default: list[str]) -> list[str]:
     """Return a comma-separated list of host names as Host headers have them: `mdm.example.com`, `.example.com`, `*`."""
     found = names(name, default)
     if not found:
-        raise Misconfigured(ConfigError.MALFORMED, f"{name} names no host.", "Name one, or leave it unset.")
+        raise Misconfigured(ConfigError.MALFORMED, f"{name} contains no host.", "Add one, or do not set the variable.")
     return [sound_host(name, one) for one in found]
 
 
@@ -125,7 +125,7 @@ def sound_host(name: str, value: str) -> str:
     """Return a host name that a Host header can have. Raises Misconfigured for one that no request would ever match."""
     if value == "*" or _is_host(value) or (value.startswith(".") and _NAME.fullmatch(value[1:])):
         return value
-    message = f"{name} holds {value!r}, which no request's Host can match."
+    message = f"{name} contains {value!r}, which no request's Host can match."
     raise Misconfigured(ConfigError.MALFORMED, message, _how_to_write_host(value))
 
 
@@ -178,7 +178,7 @@ def networks(name: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
         raise Misconfigured(ConfigError.MALFORMED, message) from error
     for network in found:
         if isinstance(network, ipaddress.IPv6Network) and network.network_address.ipv4_mapped is not None:
-            message = f"{name} holds {network}, but such clients are known by their IPv4 addresses."
+            message = f"{name} contains {network}, but NexMDM knows such clients by their IPv4 addresses."
             raise Misconfigured(
                 ConfigError.MALFORMED, message, "Write it as an IPv4 address or network, such as 10.0.0.0/8."
             )
@@ -189,8 +189,8 @@ def folder(name: str) -> str:
     """Return the path of a folder that exists and can be written to, or nothing if it is not set."""
     path = text(name)
     if path and not (Path(path).is_dir() and os.access(path, os.W_OK | os.X_OK)):
-        message = f"{name} names no folder that this process can write to: {path}."
-        raise Misconfigured(ConfigError.METRICS_FOLDER, message, "Make it, empty, before the start.")
+        message = f"{name} is not a folder that this process can write to: {path}."
+        raise Misconfigured(ConfigError.METRICS_FOLDER, message, "Create it, empty, before the start.")
     return path
 
 
@@ -203,7 +203,7 @@ def secret(name: str, generated: dict[str, str] | None) -> str:
     if not value and generated is not None:
         value = generated.get(name, "")
     if not value:
-        message = f"{name} is not set. With DATABASE_URL every secret comes from the environment."
+        message = f"{name} is not set. With DATABASE_URL, set every secret in the environment."
         raise Misconfigured(ConfigError.MISSING, message, _MAKE_ONE)
     return sound_secret(name, value)
 
@@ -219,7 +219,7 @@ def generated_secrets(path: Path) -> dict[str, str]:
     try:
         return secrets_file.load_or_create(path)
     except OSError as error:
-        message = f"The secrets cannot be kept in {path}: {error.strerror}."
+        message = f"The secrets cannot be stored in {path}: {error.strerror}."
         hint = "Set NEXMDM_DATA_DIR to a folder that can be written to; or, for a PostgreSQL of your own, DATABASE_URL."
         raise Misconfigured(ConfigError.DATA_FOLDER, message, hint) from error
 
@@ -232,7 +232,7 @@ def previous_secrets(name: str) -> list[str]:
 def sound_secret(name: str, value: str) -> str:
     """Return a secret that can be sent, is long enough and no placeholder. Raises Misconfigured."""
     if not _SECRET.fullmatch(value):
-        message = f"{name} must be printable ASCII, on one line, without a blank at either end."
+        message = f"{name} must be printable ASCII, on one line, without spaces at its ends."
         raise Misconfigured(ConfigError.MALFORMED, message, _MAKE_ONE)
     if len(value) < MINIMUM_SECRET_LENGTH:
         message = f"{name} is shorter than {MINIMUM_SECRET_LENGTH} characters."
@@ -260,7 +260,9 @@ def firebase_service_account() -> dict[str, str] | None:
     if account.get("type") != "service_account":
         raise Misconfigured(ConfigError.FIREBASE, f'{name} is not of the type "service_account".', _TAKE_THE_FILE)
     if not _is_private_key(account["private_key"]):
-        raise Misconfigured(ConfigError.FIREBASE, f"The private_key in {name} is not a whole RSA key.", _TAKE_THE_FILE)
+        raise Misconfigured(
+            ConfigError.FIREBASE, f"The private_key in {name} is not a complete RSA key.", _TAKE_THE_FILE
+        )
     return account
 
 
@@ -269,7 +271,9 @@ def _read(name: str, path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         message = f"{name} names a file that cannot be read: {path}."
-        raise Misconfigured(ConfigError.FIREBASE, message, "Let the account that runs NexMDM read it.") from None
+        raise Misconfigured(
+            ConfigError.FIREBASE, message, "Give the account that runs NexMDM the right to read it."
+        ) from None
 
 
 def _parse_account(name: str, given: str) -> dict[str, str]:

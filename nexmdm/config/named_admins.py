@@ -19,7 +19,7 @@ _NAME: Final = re.compile("[A-Z0-9]{1,64}")
 
 _TAKEN: Final = {
     "ADMIN": f"{UNNAMED} is the principal of {KEY} and {SECRET}",
-    "PREVIOUS": f"{_PREVIOUS} marks values that are on their way out",
+    "PREVIOUS": f"{_PREVIOUS} marks previous values",
 }
 
 
@@ -61,7 +61,7 @@ def _name_in(variable: str) -> str:
     name = variable.removeprefix(f"{kind}_").removesuffix(_PREVIOUS)
     hint = f"Choose a name such as OPS1: {kind}_OPS1 is of the principal ops1."
     if not _NAME.fullmatch(name):
-        message = f"{variable!a} names no admin: a name is 1 to 64 letters A to Z and digits."
+        message = f"{variable!a} contains no valid name of an admin: a name is 1 to 64 letters A to Z and digits."
         raise Misconfigured(ConfigError.MALFORMED, message, hint)
     if name in _TAKEN:
         raise Misconfigured(ConfigError.MALFORMED, f"{variable} cannot name an admin {name}: {_TAKEN[name]}.", hint)
@@ -71,7 +71,7 @@ def _name_in(variable: str) -> str:
 def _live(variable: str, given: list[str]) -> list[str]:
     current = environment.text(variable)
     if not current:
-        message = f"{variable} is not set, while {', '.join(given)} would need it."
+        message = f"{variable} is not set, although it is required with {', '.join(given)}."
         hint = "A named admin has a key and a secret, each with a current value: set both, or neither."
         raise Misconfigured(ConfigError.MISSING, message, hint)
     return [environment.sound_secret(variable, current), *environment.previous_secrets(variable + _PREVIOUS)]

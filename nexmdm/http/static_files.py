@@ -22,7 +22,7 @@ _SOURCE_MAPS: Final = "*.map"
 """They are three quarters of all, and only a browser's development tools ask for them."""
 
 _METHODS: Final = ("GET", "HEAD")
-_WRONG_METHOD: Final = problems.general(405, "A static file takes GET and HEAD.", Allow=", ".join(_METHODS))
+_WRONG_METHOD: Final = problems.general(405, "A static file allows only GET and HEAD.", Allow=", ".join(_METHODS))
 
 
 @dataclass(frozen=True, slots=True)

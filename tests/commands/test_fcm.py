@@ -171,7 +171,7 @@ def test_a_page_in_the_place_of_every_25th_answer_holds_no_other_push(admin: Adm
     assert [line for line in lines if line["event"] == "push.circuit"] == []
     assert Attempt.objects.filter(outcome="accepted").count() == 48
     odd = Attempt.objects.filter(outcome="retry_later", http_status=404)
-    assert {attempt.detail.partition(".")[0] for attempt in odd} == {"The answer is not FCM's"}
+    assert {attempt.detail.partition(".")[0] for attempt in odd} == {"The answer is not from FCM"}
     assert odd.count() == 2
 
 
@@ -179,7 +179,7 @@ def test_a_page_in_the_place_of_every_25th_answer_holds_no_other_push(admin: Adm
     ("push_token", "advice"),
     [
         ("missing-", "Check the service account's project_id, and FCM_BASE_URL"),
-        ("forbidden-", "The service account may not send"),
+        ("forbidden-", "The service account has no right to send"),
         ("unauthenticated-", "Check the service account's key"),
     ],
 )
@@ -493,7 +493,7 @@ def test_what_a_push_waits_for_counts_a_connection_too(fcm: FcmStandin) -> None:
 
     first, expired, out_of_time, last = async_to_sync(sends)()
     assert (first.http_status, last.http_status) == (200, 200)
-    assert str(expired) == "its command had expired, or as good as"
+    assert str(expired) == "its command expired, or expires within 1 s"
     assert str(out_of_time) == "it had waited for too long"
     assert [send.message["android"]["ttl"] for send in fcm.journal.sends()[2:]] == ["9s"]
 

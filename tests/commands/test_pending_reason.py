@@ -95,7 +95,7 @@ def test_a_delivery_without_a_push_token_says_when_it_goes(admin: Admin, phone: 
     request_id = admin.command("ping", to=phone).json["request_id"]
     assert why_open(admin) == "No push token, so it goes with the next heartbeat."
     phone.report(request_id, "running")
-    assert why_open(admin) == "The phone says running; no push token."
+    assert why_open(admin) == "The phone reported running; no push token."
 
 
 @pytest.mark.parametrize(
@@ -104,11 +104,11 @@ def test_a_delivery_without_a_push_token_says_when_it_goes(admin: Admin, phone: 
         ("ok-1", 600, "Waiting for the phone to answer."),
         ("unregistered-1", 600, "Push token dead."),
         ("invalid-1", 600, "FCM refused the push."),
-        ("unavailable-1", 600, "Push failed once, it is tried again."),
-        ("reset-1", 600, "Push failed once, it is tried again."),
-        ("forbidden-1", 600, "Push failed once, the next one has not left yet."),
-        ("unavailable90-1", 60, "Push failed once, and no further one fits before the expiry."),
-        ("reset-1", 10, "Push failed once, and no further one fits before the expiry."),
+        ("unavailable-1", 600, "Push failed once, and will be tried again."),
+        ("reset-1", 600, "Push failed once, and will be tried again."),
+        ("forbidden-1", 600, "Push failed once, the next one is not sent yet."),
+        ("unavailable90-1", 60, "Push failed once, and no time is left for another before the expiry."),
+        ("reset-1", 10, "Push failed once, and no time is left for another before the expiry."),
     ],
 )
 def test_what_became_of_the_push_is_told_as_it_was(
@@ -125,7 +125,7 @@ def test_a_failed_push_of_what_the_phone_has_already_is_not_told(admin: Admin, f
     request_id = str(Delivery.objects.get().command_id)
     dispatch_overtaken(fcm, lambda: phone.report(request_id, status, via="heartbeat"))
     assert Delivery.objects.get().push_state == "undeliverable"
-    assert why_open(admin) == f"The phone says {status}."
+    assert why_open(admin) == f"The phone reported {status}."
 
 
 def test_without_firebase_it_goes_with_the_next_heartbeat(admin: Admin, settings: Settings) -> None:
@@ -137,7 +137,7 @@ def test_without_firebase_it_goes_with_the_next_heartbeat(admin: Admin, settings
 
 def test_a_push_that_no_dispatcher_takes_has_not_left(admin: Admin, fcm: FcmStandin) -> None:
     ping(admin, "ok-1")
-    assert why_open(admin) == "The push has not left yet."
+    assert why_open(admin) == "The push is not sent yet."
 
 
 def test_a_push_that_an_open_circuit_holds_has_not_left(admin: Admin, fcm: FcmStandin) -> None:
@@ -150,7 +150,7 @@ def test_a_push_that_an_open_circuit_holds_has_not_left(admin: Admin, fcm: FcmSt
 
     ping(admin, "ok-1")
     assert asyncio.run(held()) == 0
-    assert why_open(admin) == "The push has not left yet."
+    assert why_open(admin) == "The push is not sent yet."
 
 
 def test_a_push_that_was_given_back_has_not_left_and_counts_as_no_failure(
@@ -160,39 +160,39 @@ def test_a_push_that_was_given_back_has_not_left_and_counts_as_no_failure(
     *sent, given_back = [ping(admin, f"forbidden-{number}") for number in range(circuit_breaker.SEVERAL_DEVICES + 1)]
     dispatch()
     assert Attempt.objects.get(delivery__device_id=given_back.device_id).detail.startswith("not sent: ")
-    assert {why_open(admin, phone) for phone in sent} == {"Push failed once, the next one has not left yet."}
-    assert why_open(admin, given_back) == "The push has not left yet."
+    assert {why_open(admin, phone) for phone in sent} == {"Push failed once, the next one is not sent yet."}
+    assert why_open(admin, given_back) == "The push is not sent yet."
 
 
 def test_a_push_without_an_access_token_has_not_left(admin: Admin, fcm: FcmStandin) -> None:
     fcm.oauth_down = True
     ping(admin, "ok-1")
     dispatch()
-    assert why_open(admin) == "The push has not left yet."
+    assert why_open(admin) == "The push is not sent yet."
 
 
 def test_only_pushes_that_were_sent_count_as_failed(admin: Admin, fcm: FcmStandin) -> None:
     ping(admin, "unavailable-1")
     for _ in range(2):
         dispatch()
-    assert why_open(admin) == "Push failed twice, it is tried again."
+    assert why_open(admin) == "Push failed twice, and will be tried again."
 
     fcm.oauth_down = True
     dispatch()
-    assert why_open(admin) == "Push failed twice, the next one has not left yet."
+    assert why_open(admin) == "Push failed twice, the next one is not sent yet."
 
     Delivery.objects.update(next_attempt_at=Now())
     outbox.claim_due(1)
     assert Delivery.objects.get().attempt_count == 4
-    assert why_open(admin) == "Push failed twice, the next one is under way."
+    assert why_open(admin) == "Push failed twice, the next one is being sent."
 
 
 def test_a_push_whose_dispatcher_died_is_under_way_until_its_lease_is_over(admin: Admin, fcm: FcmStandin) -> None:
     ping(admin, "ok-1")
     outbox.claim_due(1)
-    assert why_open(admin) == "The push is under way."
+    assert why_open(admin) == "The push is being sent."
     let_pass(seconds=outbox.LEASE.total_seconds())
-    assert why_open(admin) == "Push failed once, the next one has not left yet."
+    assert why_open(admin) == "Push failed once, the next one is not sent yet."
 
 
 def test_a_push_that_came_too_late_to_leave_says_so(admin: Admin, fcm: FcmStandin) -> None:
@@ -202,14 +202,14 @@ def test_a_push_that_came_too_late_to_leave_says_so(admin: Admin, fcm: FcmStandi
     outbox.record_attempts(
         [outbox.Sent(claimed, AttemptOutcome.BLOCKED, detail="not sent: too late", retry_in_seconds=0)]
     )
-    assert why_open(admin) == "No push fits before the expiry any more."
+    assert why_open(admin) == "No time is left for a push before the expiry."
 
 
 def test_another_push_token_makes_a_refused_push_wait_for_its_turn(admin: Admin, fcm: FcmStandin) -> None:
     phone = ping(admin, "invalid-1")
     dispatch()
     phone.heartbeat(push_token="ok-1")
-    assert why_open(admin) == "Push failed once, the next one has not left yet."
+    assert why_open(admin) == "Push failed once, the next one is not sent yet."
 
 
 def test_the_admin_site_says_the_same_though_its_timeline_has_only_the_newest(
@@ -222,8 +222,8 @@ def test_the_admin_site_says_the_same_though_its_timeline_has_only_the_newest(
     (failed,) = Attempt.objects.values()
     Attempt.objects.bulk_create(Attempt(**failed | {"id": None, "number": number}) for number in range(2, 151))
     Delivery.objects.update(attempt_count=150)
-    assert why_open(admin) == "Push failed 150 times, it is tried again."
-    assert "Push failed 150 times, it is tried again." in admin_client.get(page).content.decode()
+    assert why_open(admin) == "Push failed 150 times, and will be tried again."
+    assert "Push failed 150 times, and will be tried again." in admin_client.get(page).content.decode()
 
     phone.report(str(delivery.command_id), "deferred")
     Report.objects.bulk_create(Report(delivery=delivery, status="deferred") for _ in range(149))

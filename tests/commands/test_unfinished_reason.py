@@ -189,7 +189,7 @@ def test_the_message_of_the_last_report_is_quoted(admin: Admin, phone: Phone, me
 @pytest.mark.parametrize(
     ("push_token", "came_to"),
     [
-        ("ok-1", "FCM took the push"),
+        ("ok-1", "FCM accepted the push"),
         ("unavailable-1", "push failed once"),
         ("invalid-1", "FCM refused the push"),
         ("unregistered-1", "the push token was dead"),
@@ -209,7 +209,7 @@ def test_a_push_that_never_left_is_told(admin: Admin) -> None:
     phone = admin.enrol("phone-1", push_token="token-1")
     admin.command("ping", to=phone)
     expire()
-    assert why_unfinished(admin) == "The device had never sent a heartbeat; no push left."
+    assert why_unfinished(admin) == "The device had never sent a heartbeat; no push was sent."
 
 
 def test_what_was_withdrawn_says_by_whom(admin: Admin, phone: Phone) -> None:
@@ -222,7 +222,7 @@ def test_what_was_withdrawn_says_by_whom(admin: Admin, phone: Phone) -> None:
     ("push_token", "came_to"),
     [
         (None, ""),
-        ("ok-1", "; FCM took the push"),
+        ("ok-1", "; FCM accepted the push"),
         ("unavailable-1", "; push failed once"),
         ("invalid-1", "; FCM refused the push"),
         ("unregistered-1", "; the push token was dead"),

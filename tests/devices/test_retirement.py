@@ -292,7 +292,7 @@ def test_retiring_again_frees_an_alias_that_it_was_given_since(admin: Admin, pho
     retire(admin, phone)
     Device.objects.update(alias="kiosk-1")  # by the version before
     answer = admin.call("PATCH", f"/admin/devices/{admin.enrol('phone-2').device_id}", {"alias": "kiosk-1"})
-    assert (answer.code, "retire it again" in answer.json["detail"]) == ("alias_taken", True)
+    assert (answer.code, "retire that device again" in answer.json["detail"]) == ("alias_taken", True)
     assert retire(admin, phone).json["alias"] is None
     assert audited_devices(admin) == 1
 

@@ -79,7 +79,7 @@ def test_a_service_account_is_json_or_base64_of_it(
         ("%%%", "neither JSON nor base64"),
         (json.dumps({"private_key": "do-not-show"}), "lacks project_id, client_email, token_uri"),
         (json.dumps(ACCOUNT | {"type": "authorized_user"}), "not of the type"),
-        (json.dumps(ACCOUNT), "private_key .* is not a whole RSA key"),
+        (json.dumps(ACCOUNT), "private_key .* is not a complete RSA key"),
     ],
 )
 def test_a_malformed_service_account_is_refused_without_being_shown(
@@ -163,7 +163,7 @@ def test_an_origin_with_a_password_is_refused_without_being_shown(monkeypatch: p
         ("::1", "in brackets and without a zone: \\[::1\\]"),
         ("fe80::1%eth0", "in brackets and without a zone: \\[fe80::1\\]"),
         ("münchen.example", "xn--"),
-        (" , ", "leave it unset"),
+        (" , ", "do not set the variable"),
     ],
 )
 def test_a_host_that_no_request_can_match_is_refused_with_what_to_write(
@@ -252,7 +252,7 @@ def test_a_database_url_is_read_as_libpq_does() -> None:
         "PORT": "6432",
         "OPTIONS": {"sslmode": "require"},
     }
-    with pytest.raises(ImproperlyConfigured, match="names no database"):
+    with pytest.raises(ImproperlyConfigured, match="contains no database name"):
         database_url.django_settings("postgresql://nex@db.example")
 
 

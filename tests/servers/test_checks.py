@@ -242,7 +242,7 @@ def test_too_many_connections_stop_a_web_worker(db: None, tmp_path: Path) -> Non
 
 def test_too_many_connections_stop_a_dispatcher(db: None, settings: Settings) -> None:
     settings.WEB_WORKERS = 64
-    with pytest.raises(ImproperlyConfigured, match=rf"^\({ConfigError.CONNECTIONS}\) PostgreSQL allows us 97 .* Lower"):
+    with pytest.raises(ImproperlyConfigured, match=rf"^\({ConfigError.CONNECTIONS}\) PostgreSQL allows 97 .* Lower"):
         call_command("dispatch", once=True)
 
 

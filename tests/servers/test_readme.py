@@ -114,7 +114,7 @@ def test_a_new_user_pings_a_simulated_phone_in_three_commands(serving: Serving) 
     assert [line.partition("  ")[2] for line in out.splitlines()] == [
         "ping {}: done",
         'message {"title":"Hello","body":"Back at ten."}: done',
-        "Switched off.",
+        "Stopped.",
     ]
 
 

@@ -22,7 +22,7 @@ REFUSED: Final = CounterMetric("nexmdm_gate_refused", "Work that found a gate fu
 
 
 class GateFull(DomainError):
-    detail = "Too many requests of this kind are under way or waiting. Try again shortly."
+    detail = "Too many requests of this kind are running or waiting. Try again shortly."
 
 
 @dataclass(slots=True)

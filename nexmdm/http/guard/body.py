@@ -53,12 +53,12 @@ def _check_media(path: str, headers: Headers) -> None:
     if b"content-encoding" in headers.values:
         encodings = b", ".join(headers.values[b"content-encoding"])
         if not {one.strip().lower() for one in encodings.split(b",")} <= {b"", b"identity"}:
-            detail = f"The body came with Content-Encoding: {_shown(encodings)}. Send it as it is, without that header."
+            detail = f"The body has Content-Encoding: {_shown(encodings)}. Send it uncompressed, without this header."
             raise Refused(problems.general(415, detail))
     if not path.startswith(_FORMS) and not _is_json(headers):
         sent = _shown(headers.last(b"content-type"))
         came = f"with Content-Type: {sent}" if sent else "without a Content-Type"
-        raise Refused(problems.general(415, f"The body came {came}. Send it as Content-Type: application/json."))
+        raise Refused(problems.general(415, f"The body was sent {came}. Send it as Content-Type: application/json."))
 
 
 def _shown(value: bytes) -> str:
@@ -142,13 +142,15 @@ class BodyMemoryBudget:
     def take(self, size: int) -> None:
         """Take this much in all."""
         if not LARGE_BODIES.fit(self._client, size - self._mine):
-            raise Refused(problems.general(503, "Too many large bodies are coming in. Try again shortly."), drain=True)
+            raise Refused(
+                problems.general(503, "Too many large bodies arrive at the same time. Try again shortly."), drain=True
+            )
         LARGE_BODIES.change(self._client, size - self._mine)
         self._mine = size
 
 
 def _too_large(limit: int) -> Problem:
-    return problems.general(413, f"The body may take {limit} bytes at most here.")
+    return problems.general(413, f"The body is too large: this path allows at most {limit} bytes.")
 
 
 def _is_json(headers: Headers) -> bool:

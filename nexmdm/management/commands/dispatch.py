@@ -43,13 +43,17 @@ COLLECT_AFTER = 100_000
 class Command(BaseCommand):
     """Run one dispatcher until SIGTERM or SIGINT; what is under way is then sent and recorded."""
 
-    help = "Push due commands through Firebase Cloud Messaging, and sweep what has expired."
+    help = "Send due pushes through Firebase Cloud Messaging, expire commands, and delete old rows."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
         parser.add_argument("--metrics-port", type=int, help="serve Prometheus metrics on this port of 127.0.0.1")
 
-        parser.add_argument("--once", action="store_true", help="push what is due now, sweep once, and exit")
+        parser.add_argument(
+            "--once",
+            action="store_true",
+            help="send the pushes that are due now, run each periodic task once, and exit",
+        )
 
     def handle(self, *_: object, metrics_port: int | None, once: bool, **__: Any) -> None:
         """Run the dispatcher."""

@@ -44,15 +44,15 @@ class Command(BaseCommand):
     def handle(self, *_: object, transport: httpx.BaseTransport | None = None, **options: Any) -> None:
         """Run it, and exit with its status."""
         if (wants := options.get("wants")) and not set(wants) & set(options):
-            raise CommandError("Say what is to be changed: --help lists it.", returncode=WRONG_USAGE)
+            raise CommandError("Nothing to change was given: see --help.", returncode=WRONG_USAGE)
         if options.get("dry_run") and (options["wait"] or options["timeout"] is not None):
-            raise CommandError("--dry-run sends nothing: there is nothing to --wait for.", returncode=WRONG_USAGE)
+            raise CommandError("--dry-run sends nothing, so it does not work with --wait.", returncode=WRONG_USAGE)
         principal = options["acts_as"].lower()
         variables = _variables(principal)
         terminal = Terminal(self.stdout, self.stderr, as_json=options["as_json"])
         url: str | None = options["url"]
         if url is not None and url.startswith("http:") and not on_loopback(url):
-            terminal.hint(f"Warning: {url} is not encrypted: the admin key and every answer travel in the open.")
+            terminal.hint(f"Warning: {url} has no TLS: the admin key and every answer travel unencrypted.")
         self._tolerate_letters()
         with closing(_client(principal, url, transport)) as client:
             try:
@@ -93,7 +93,9 @@ def _variables(principal: str) -> tuple[str, str]:
     """Return the variables of the environment with the key and the secret of an admin, who must have them if named."""
     found = named_admins.variables_of(principal)
     if found is None:
-        message = f"No admin can be named {principal!r}: a name is 1 to 64 letters A to Z and digits, such as OPS1."
+        message = (
+            f"{principal!r} cannot be the name of an admin: a name is 1 to 64 letters A to Z and digits, such as OPS1."
+        )
         raise CommandError(message, returncode=WRONG_USAGE)
     if principal != named_admins.UNNAMED and principal not in settings.NAMED_ADMIN_KEYS:
         message = f"There is no admin {principal!r}: set {' and '.join(found)} in the environment."
@@ -138,7 +140,7 @@ class _Arguments:
             "--timeout",
             type=arguments.seconds,
             metavar="TIME",
-            help="how long to wait (implies --wait); default: to the expiry",
+            help="how long to wait (implies --wait); default: until the command expires",
         )
 
     def declare(self) -> None:
@@ -160,18 +162,20 @@ class _Arguments:
         verb = self._verb(
             "enroll-token", subcommands.enroll_token, "Make an enrollment token and print it, alone on a line."
         )
-        verb.add_argument("--label", help="what it is for")
-        verb.add_argument("--max-uses", type=int, metavar="N", help="how many phones it lets in; default 1")
+        verb.add_argument("--label", help="a note on its purpose")
+        verb.add_argument("--max-uses", type=int, metavar="N", help="how many phones may register with it; default 1")
         verb.add_argument(
             "--expires-in", type=arguments.seconds, metavar="TIME", help="as 600, 10m, 12h or 7d; default 1d"
         )
-        verb.add_argument("--tag", action="append", help="a tag for the phones it lets in; may be repeated")
+        verb.add_argument("--tag", action="append", help="a tag for the phones that register with it; may be repeated")
         verb.add_argument(
-            "--re-enroll", action="store_true", default=None, help="let phones in that are enrolled already"
+            "--re-enroll", action="store_true", default=None, help="also valid for phones that are enrolled already"
         )
 
         _limit(self._verb("enroll-tokens", subcommands.enroll_tokens, "List enrollment tokens, newest first."))
-        verb = self._verb("revoke-token", subcommands.revoke_token, "Let nobody in any more with an enrollment token.")
+        verb = self._verb(
+            "revoke-token", subcommands.revoke_token, "Revoke an enrollment token: phones can no longer use it."
+        )
         verb.add_argument("token_id", type=arguments.identifier, metavar="ID")
 
     def _devices(self) -> None:
@@ -183,41 +187,45 @@ class _Arguments:
             devices.add_argument(name, metavar="TEXT", help="exactly as the device reported it")
         devices.add_argument(
             "--not-seen-for", type=arguments.seconds, metavar="TIME", dest="not_seen_for_seconds",
-            help="no heartbeat for so long (10m, 12h, 7d), revoked and retired devices too; before the first one, the "
-            "enrollment counts",
+            help="no heartbeat for this time (10m, 12h, 7d), also revoked and retired devices; before the first "
+            "heartbeat, the time since the enrollment counts",
         )  # fmt: skip
         devices.add_argument(
-            "--q", metavar="TEXT", help="part of an alias or a hardware id in any case, or a device id or its start"
+            "--q", metavar="TEXT", help="part of an alias or a hardware id, in any case; or the start of a device id"
         )
         _limit(devices)
         for name, run, text in (
             ("device", subcommands.device, "Show one device."),
-            ("revoke", subcommands.revoke, "Shut a device out at once; its open commands are cancelled."),
-            ("retire", subcommands.retire, "Shut a device out for good; its hardware may register anew."),
-            ("reinstate", subcommands.reinstate, "Let a revoked device in again, with the same token."),
+            ("revoke", subcommands.revoke, "Revoke a device immediately; its open commands are cancelled."),
+            ("retire", subcommands.retire, "Retire a device permanently; its hardware may register again."),
+            ("reinstate", subcommands.reinstate, "Reinstate a revoked device, with the same token."),
         ):
             self._verb(name, run, text).add_argument("device_id", type=arguments.identifier, metavar="ID")
         self._changes()
 
     def _changes(self) -> None:
-        change = self._verb("change", subcommands.change, "Give a device another alias, other tags, or none.")
+        change = self._verb("change", subcommands.change, "Change or remove the alias and the tags of a device.")
         change.add_argument("device_id", type=arguments.identifier, metavar="ID")
         alias = change.add_mutually_exclusive_group()
         alias.add_argument("--alias", default=SUPPRESS, metavar="NAME")
         alias.add_argument(
-            "--no-alias", action="store_const", const=None, default=SUPPRESS, dest="alias", help="take it away"
+            "--no-alias", action="store_const", const=None, default=SUPPRESS, dest="alias", help="remove the alias"
         )
         tags = change.add_mutually_exclusive_group()
         tags.add_argument(
-            "--tag", action="append", default=SUPPRESS, dest="tags", help="in the place of all; may be repeated"
+            "--tag",
+            action="append",
+            default=SUPPRESS,
+            dest="tags",
+            help="a tag that replaces all present ones; may be repeated",
         )
         tags.add_argument(
-            "--no-tags", action="store_const", const=[], default=SUPPRESS, dest="tags", help="take all of them away"
+            "--no-tags", action="store_const", const=[], default=SUPPRESS, dest="tags", help="remove all tags"
         )
         change.set_defaults(wants=("alias", "tags"))
-        tag = self._verb("tag", subcommands.tag, "Give devices a tag, or take it from them.")
+        tag = self._verb("tag", subcommands.tag, "Add a tag to devices, or remove it from them.")
         tag.add_argument("tag", type=arguments.tag, metavar="TAG")
-        for name, text in (("--add", "who gets it"), ("--remove", "who loses it")):
+        for name, text in (("--add", "devices that get the tag"), ("--remove", "devices that lose the tag")):
             tag.add_argument(
                 name,
                 type=arguments.identifier,
@@ -239,26 +247,32 @@ class _Arguments:
         _limit(commands)
         command = self._verb("command", subcommands.command, "Show one command with its deliveries.", waits=True)
         command.add_argument("request_id", type=arguments.identifier, metavar="ID")
-        command.add_argument("--not-succeeded", action="store_true", help="leave out those that succeeded in time")
-        delivery = self._verb("delivery", subcommands.delivery, "Show what became of a command on one device, in full.")
+        command.add_argument(
+            "--not-succeeded", action="store_true", help="leave out the devices that succeeded in time"
+        )
+        delivery = self._verb("delivery", subcommands.delivery, "Show the timeline of a command on one device.")
         delivery.add_argument("request_id", type=arguments.identifier, metavar="ID")
         delivery.add_argument("device_id", type=arguments.identifier, metavar="DEVICE")
-        cancel = self._verb("cancel", subcommands.cancel, "Withdraw what is still open of a command.")
+        cancel = self._verb("cancel", subcommands.cancel, "Cancel the open deliveries of a command.")
         cancel.add_argument("request_id", type=arguments.identifier, metavar="ID")
 
     def _whole(self) -> None:
-        self._verb("summary", subcommands.summary, "Count the fleet.")
+        self._verb("summary", subcommands.summary, "Show the summary of the fleet.")
         audit = self._verb("audit", subcommands.audit, "List the signed writes, carried out or refused, newest first.")
-        audit.add_argument("--action", help="what was asked for: wipe, retire, cancel, …")
+        audit.add_argument("--action", help="the action: wipe, retire, cancel, …")
         audit.add_argument("--device", type=arguments.identifier, metavar="ID", dest="device_id")
         audit.add_argument("--command", type=arguments.identifier, metavar="ID", dest="request_id")
-        audit.add_argument("--principal", type=str.lower, metavar="NAME", help="who asked, in any case")
-        audit.add_argument("--status", type=int, help="of the answer: 200, 422, …")
+        audit.add_argument(
+            "--principal", type=str.lower, metavar="NAME", help="the name of the admin, in upper or lower case"
+        )
+        audit.add_argument("--status", type=int, help="the status of the answer: 200, 422, …")
         _between(audit)
         _limit(audit)
 
     def _sending(self) -> None:
-        ping = self._verb("ping", subcommands.send, "Have devices answer, to show that the loop closes.", waits=True)
+        ping = self._verb(
+            "ping", subcommands.send, "Send a ping, which tests the way to the devices and back.", waits=True
+        )
         ping.set_defaults(action="ping", param=[], **dict.fromkeys(_ONLY_OF_SEND))
         ping.add_argument("target", type=arguments.target, metavar="TARGET", help=arguments.TARGET)
         send = self._verb("send", subcommands.send, "Send a command.", waits=True)
@@ -275,18 +289,23 @@ class _Arguments:
             help="as 600, 10m, 12h or 7d; by default 10m, reboot 1h, lock and wipe 28d",
         )
         send.add_argument("--priority", choices=["high", "normal"])
-        send.add_argument("--dry-run", action="store_true", default=None, help="check it all, and send nothing")
-        send.add_argument("--expect-count", type=int, metavar="N", help="refuse unless it is for N devices")
+        send.add_argument("--dry-run", action="store_true", default=None, help="check everything, and send nothing")
         send.add_argument(
-            "--supersede", action="store_true", default=None, help="cancel what is open of the same action there"
+            "--expect-count", type=int, metavar="N", help="the number of devices; if it differs, nothing is sent"
         )
-        send.add_argument("--note", metavar="TEXT", help="what it is for; kept with it")
+        send.add_argument(
+            "--supersede",
+            action="store_true",
+            default=None,
+            help="cancel open deliveries of the same action on these devices",
+        )
+        send.add_argument("--note", metavar="TEXT", help="a note that is stored with the command")
 
     def _any_request(self) -> None:
         call = self._verb("call", subcommands.call, "Sign and send any request, and print its answer as JSON.")
         _request(call)
-        text = "Print the headers that sign a request, the admin key among them, one a line: for curl -H @FILE."
-        _request(self._verb("sign", subcommands.sign, f"{text} With --url print all of the curl command."))
+        text = "Print the headers of a signed request, with the admin key, one a line: for curl -H @FILE."
+        _request(self._verb("sign", subcommands.sign, f"{text} With --url, print a complete curl command."))
 
 
 def _request(parser: ArgumentParser) -> None:
@@ -298,7 +317,7 @@ def _request(parser: ArgumentParser) -> None:
 
 
 def _between(parser: ArgumentParser) -> None:
-    for name, text in (("--since", "from then on"), ("--until", "before then")):
+    for name, text in (("--since", "from this time on"), ("--until", "before this time")):
         parser.add_argument(
             name, type=arguments.moment, metavar="TIME", help=f"{text}: 2h (ago), or 2026-01-01T00:00:00Z"
         )

@@ -90,8 +90,8 @@ class Command(migrate.Command):
             if not isinstance(error.__cause__, LockNotAvailable):
                 raise
             if not tries_left:
-                message = "A table was in use all the time. Nothing is half done: end the long transaction that uses it"
-                raise CommandError(f"{message} (see pg_stat_activity), and migrate again.") from error
+                message = "A table was in use all the time. No migration is half done. End the transaction that uses it"
+                raise CommandError(f"{message} (see pg_stat_activity), and run migrate again.") from error
             self.stdout.write(f"\n  A table is in use; trying again in {PAUSE_SECONDS} s …")
             time.sleep(PAUSE_SECONDS)
             return False
@@ -120,7 +120,7 @@ class Command(migrate.Command):
             connection.execute("SELECT set_config('idle_in_transaction_session_timeout', '0', true)")
             while not _takes(connection):
                 if time.monotonic() > give_up_at:
-                    raise CommandError(f"Another migration is under way since long: {_holder(connection)}.")
+                    raise CommandError(f"Another migration has run for a long time: {_holder(connection)}.")
                 time.sleep(_LOOK_SECONDS)
             yield
 
@@ -133,7 +133,7 @@ def _takes(connection: Connection) -> bool:
 
 def _holder(connection: Connection) -> str:
     found = connection.execute(_HOLDER, {"lock": LOCK}).fetchone()
-    return str(found[0]) if found and found[0] else "of a process that cannot be seen (see pg_locks, advisory)"
+    return str(found[0]) if found and found[0] else "a process that cannot be seen (see pg_locks, advisory)"
 
 
 def _refuse_lost_search_path() -> None:
@@ -155,7 +155,7 @@ def _as_command_errors() -> Iterator[None]:
         if refused is None or not isinstance(refused.__cause__, InsufficientPrivilege):
             raise
         hint = "Migrate as the owner of the tables, or: GRANT USAGE, CREATE ON SCHEMA public TO the role of the URL."
-        raise CommandError(f"The database refuses it: {safe_message(refused)}. {hint}") from error
+        raise CommandError(f"The database refuses the migration: {safe_message(refused)}. {hint}") from error
     except (OperationalError, psycopg.Error) as error:
         if (check := checks.statement_pooling(error)) is None:
             raise

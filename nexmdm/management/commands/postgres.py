@@ -22,7 +22,7 @@ class Command(BaseCommand):
     def handle(self, *_: object, verb: str, **__: Any) -> None:
         """Do it."""
         if not settings.EMBEDDED:
-            raise CommandError("DATABASE_URL is set, so that there is no embedded PostgreSQL.")
+            raise CommandError("DATABASE_URL is set, so there is no embedded PostgreSQL.")
         self.stdout.write({"start": _start, "stop": _stop, "url": _url}[verb]())
 
 
@@ -34,7 +34,7 @@ def _start() -> str:
 def _stop() -> str:
     instance = instance_lock.acquire(settings.DATA_DIR)
     if instance is None:
-        raise CommandError("serve uses this PostgreSQL: stop serve, and both end.")
+        raise CommandError("serve uses this PostgreSQL. Stop serve, which stops PostgreSQL too.")
     with instance:
         return "PostgreSQL stopped." if embedded_postgres.stop(settings.DATA_DIR) else "PostgreSQL did not run."
 

@@ -36,7 +36,7 @@ _NAMED_IN_COMMANDS: Final = ("NEXMDM_DATA_DIR", "HOST", "PORT")
 class Command(BaseCommand):
     """Run until SIGINT or SIGTERM; then stop the web and the dispatcher first, the embedded PostgreSQL last."""
 
-    help = "Run everything: the embedded PostgreSQL where there is no DATABASE_URL, migrations, web and dispatcher."
+    help = "Run everything: migrations, web workers, a dispatcher, and without DATABASE_URL an embedded PostgreSQL."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
@@ -88,9 +88,9 @@ class Command(BaseCommand):
                 return True
             processes.poll()
             if processes.lost:
-                raise CommandError(f"{processes.lost[0]} ended before the server was ready; what it said is above.")
+                raise CommandError(f"{processes.lost[0]} ended before the server was ready; its output is above.")
             if time.monotonic() > deadline:
-                raise CommandError(f"Not ready after {_READY_SECONDS} seconds; /readyz says: {answer}.")
+                raise CommandError(f"Not ready after {_READY_SECONDS} seconds; /readyz answers: {answer}.")
             time.sleep(_PAUSE_SECONDS)
         return False
 

@@ -19,7 +19,7 @@ from nexmdm.common import addresses
 class Command(BaseCommand):
     """Be a phone until Ctrl-C."""
 
-    help = "Be a phone: register with an enrollment token, send heartbeats, and carry out commands (by showing them)."
+    help = "Simulate a phone: register with an enrollment token, send heartbeats, show commands and report on them."
     requires_system_checks = ()
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -27,8 +27,8 @@ class Command(BaseCommand):
         add, whole = parser.add_argument, arguments.positive
         add("enrollment_token", metavar="TOKEN", help="an enrollment token, as manage.py fleet enroll-token prints it")
         add("--url", type=arguments.url, help="the server; default: HOST and PORT of the settings")
-        add("--alias", metavar="NAME", help="the name that admins call it by")
-        add("--hardware-id", metavar="ID", help="who it is; default: a phone that nobody has seen yet")
+        add("--alias", metavar="NAME", help="the alias of the device")
+        add("--hardware-id", metavar="ID", help="the hardware id of the phone; default: a new one")
         add("--interval", type=whole, default=2, metavar="S", help="seconds between heartbeats; default 2")
 
     def handle(self, *_: object, enrollment_token: str, **options: Any) -> None:
@@ -37,12 +37,12 @@ class Command(BaseCommand):
         try:
             asyncio.run(phone.live(enrollment_token))
         except Refusal as refusal:
-            raise CommandError(f"Not let in: {refusal}") from refusal
+            raise CommandError(f"Refused: {refusal}") from refusal
         except (aiohttp.ClientError, TimeoutError) as error:
             hint = "Is the server running? Start it with `make run`, or name another one with --url."
             raise CommandError(f"No answer from {phone.url}: {error or type(error).__name__}\n{hint}") from error
         except KeyboardInterrupt:
-            self._tell("Switched off.")
+            self._tell("Stopped.")
 
     def _phone(self, options: dict[str, Any]) -> SimulatedPhone:
         url, host = (options["url"].rstrip("/"), None) if options["url"] else addresses.of_settings()

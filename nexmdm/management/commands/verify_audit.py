@@ -20,11 +20,11 @@ class Command(BaseCommand):
         """Declare the options."""
         parser.add_argument(
             "--witness", type=_place, metavar="ENTRY:HASH",
-            help="the newest entry as an earlier run printed it, or a dispatcher logged it: it must still be there",
+            help="an entry that an earlier run printed or a dispatcher logged: it must still exist",
         )  # fmt: skip
         parser.add_argument(
             "--days", type=int, default=settings.RETENTION_DAYS,
-            help="fewer, if retention kept entries for fewer days lately than RETENTION_DAYS now says (%(default)s)",
+            help="a lower number, if retention recently used fewer days than RETENTION_DAYS (%(default)s)",
         )  # fmt: skip
 
     def handle(self, *_: object, days: int, witness: Place | None = None, **__: Any) -> None:
@@ -34,16 +34,14 @@ class Command(BaseCommand):
         except chain.BrokenLink as broken:
             raise CommandError(f"The audit is broken. {broken}") from broken
         except chain.DeletedTooSoon as early:
-            message = (
-                f"{early} Retention keeps {days} days: if it kept fewer when it deleted them, name those with --days."
-            )
-            raise CommandError(message) from early
+            message = f"Retention keeps {days} days. If it kept fewer when it deleted them, use that number as --days."
+            raise CommandError(f"{early} {message}") from early
         except chain.WitnessGone as gone:
             raise CommandError(str(gone)) from gone
         self.stdout.write(f"Verified {verified.entries:,} entries, from {verified.after.entry_id + 1} on.")
         self.stdout.write(f"The newest is {verified.newest}")
         self.stdout.write(
-            "Keep that elsewhere: given as --witness, it proves later that nothing up to there has changed."
+            "Keep it in another place. Given as --witness later, it proves that no entry up to it has changed."
         )
 
 
