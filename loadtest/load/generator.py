@@ -297,9 +297,9 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that ends standard input.
     plan = Plan.from_line(sys.stdin.buffer.readline())
     generator = Generator(plan, credentials_file.read(Path(plan.roster), plan.part, plan.parts))
-    # Else each full collection walks over all phones, and everything due meanwhile is late.
+    # Else each full collection walks over all phones and all that they wait for, and everything due meanwhile is late.
     gc.collect()
-    gc.freeze()
+    gc.disable()
     _say({"ready": True})
     starts_at = float(sys.stdin.buffer.readline())
     uvloop.run(_drive(generator, starts_at))
