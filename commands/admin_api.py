@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from contextvars import Context
 from typing import Any, Final
 from uuid import UUID
@@ -34,9 +35,10 @@ from commands.schemas import (
     TargetBody,
     WaitQuery,
 )
+from devices.audience import DevicesBusy
 from nexmdm.audit.summary import Summary, action_text, body_of, by_path, target_text
 from nexmdm.auth.admin_router import AdminRouter, summarized
-from nexmdm.auth.shared_writes import SharedWrites
+from nexmdm.auth.shared_writes import Alone, SharedWrites
 from nexmdm.auth.signed_write import WriteResult, caller_of
 from nexmdm.common import database, shutdown
 from nexmdm.common.database import run_in_db_thread
@@ -99,10 +101,11 @@ async def issue_command(request: HttpRequest, body: NewCommand) -> HttpResponse:
     caller = caller_of(request)
     command_request = _command_request(body, caller.principal)
     if _is_small(body):
-        outcome = await small_commands.run(caller, command_request)
-        if isinstance(outcome, WriteResult):
-            _tell(outcome.answer)
-        return outcome.response()
+        with suppress(Alone):
+            outcome = await small_commands.run(caller, command_request)
+            if isinstance(outcome, WriteResult):
+                _tell(outcome.answer)
+            return outcome.response()
 
     def work() -> WriteResult[Any]:
         result = _result(issuing.issue(command_request, dry_run=body.dry_run), dry_run=body.dry_run)
@@ -114,16 +117,19 @@ async def issue_command(request: HttpRequest, body: NewCommand) -> HttpResponse:
 
 
 def _is_small(body: NewCommand) -> bool:
-    """Tell whether a command may share a transaction: it holds few rows, and cancels none."""
+    """Tell whether a command may share a transaction: it writes few rows, and cancels none."""
     named = body.target.device_ids or ()
     return 0 < len(named) <= SMALL_AUDIENCE and not body.dry_run and not body.supersede
 
 
 def _issue_together(requests: Sequence[CommandRequest]) -> list[WriteResult[Any] | Exception]:
-    return [
-        _result(outcome, dry_run=False) if isinstance(outcome, Issued) else outcome
-        for outcome in issuing.issue_together(requests)
-    ]
+    return [_shared_result(outcome) for outcome in issuing.issue_together(requests)]
+
+
+def _shared_result(outcome: Issued | issuing.Refusal) -> WriteResult[Any] | Exception:
+    if isinstance(outcome, DevicesBusy):
+        return Alone()
+    return _result(outcome, dry_run=False) if isinstance(outcome, Issued) else outcome
 
 
 small_commands: Final = SharedWrites(_issue_together)

@@ -14,7 +14,7 @@ from uuid_utils.compat import uuid7
 from commands import envelope, queue
 from commands.models import Priority
 from devices import audience
-from devices.audience import EmptyAudience, Target, UnknownDevices
+from devices.audience import DevicesBusy, EmptyAudience, Target, UnknownDevices
 from nexmdm.common import database
 from nexmdm.common.domain_error import DomainError
 
@@ -52,7 +52,7 @@ class Issued:
     pushable: int
 
 
-Refusal = PushPayloadTooLarge | UnknownDevices | AudienceChanged
+Refusal = PushPayloadTooLarge | UnknownDevices | DevicesBusy | AudienceChanged
 
 # One statement, so that the audience is one and the same for the count, the older work and the new. FOR SHARE makes a
 # revocation wait (it then cancels what was issued here) and a revoked device fall out. Foreign keys are checked later.
@@ -136,9 +136,10 @@ def issue(request: CommandRequest, *, dry_run: bool = False) -> Issued:
 def issue_together(requests: Sequence[CommandRequest]) -> list[Issued | Refusal]:
     """Queue commands whose targets name few devices by their ids, as issue() does each; none of them supersedes.
 
-    Returns for each what was queued, or why nothing was.
+    Returns for each what was queued, or why nothing was: DevicesBusy, where it would have to wait for another
+    transaction.
     """
-    now, unknown = audience.lock_all_named([request.target for request in requests])
+    now, unknown = audience.lock_free_named([request.target for request in requests])
     contents = [_content(request, now) for request in requests]
     outcomes: list[Any] = [_refusal(*one) for one in zip(requests, contents, unknown, strict=True)]
     good = [position for position, refused in enumerate(outcomes) if refused is None]
@@ -159,7 +160,9 @@ def _content(request: CommandRequest, now: datetime) -> envelope.Content:
     return envelope.Content(uuid7(), request.action, request.params, issued_at, expires_at)
 
 
-def _refusal(request: CommandRequest, content: envelope.Content, unknown: UnknownDevices | None) -> Refusal | None:
+def _refusal(
+    request: CommandRequest, content: envelope.Content, unknown: UnknownDevices | DevicesBusy | None
+) -> Refusal | None:
     if unknown is not None:
         return unknown
     if envelope.size(content) > envelope.FCM_PAYLOAD_LIMIT:

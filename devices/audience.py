@@ -28,6 +28,10 @@ class UnknownDevices(DomainError):
         super().__init__(f"{some} Nothing was done.")
 
 
+class DevicesBusy(Exception):
+    """A device that is meant is held by another transaction."""
+
+
 class EmptyAudience(DomainError):
     detail = "No active device matches the target. Nothing was queued."
 
@@ -70,22 +74,36 @@ def lock_named(target: Target) -> tuple[datetime, Target]:
         return database.now(), Target(device_ids=_lock_by_alias(target.aliases))
     if not target.device_ids:
         return database.now(), target
-    now, (unknown,) = lock_all_named([target])
-    if unknown is not None:
-        raise unknown
+    now, (refused,) = _hold_all([target], _HOLD)
+    if refused is not None:
+        raise refused
     return now, target
 
 
-def lock_all_named(targets: Sequence[Target]) -> tuple[datetime, list[UnknownDevices | None]]:
-    """Hold the devices that targets name by their ids as they are, to the end of the transaction.
+def lock_free_named(targets: Sequence[Target]) -> tuple[datetime, list[UnknownDevices | DevicesBusy | None]]:
+    """Hold the devices that targets name by their ids as they are, to the end of the transaction; wait for none.
 
-    Returns the transaction's time, and for each target what is to be raised for it, or None.
+    Returns the transaction's time, and for each target why it cannot be served here, or None.
     """
+    return _hold_all(targets, f"{_HOLD} SKIP LOCKED")
+
+
+def _hold_all(targets: Sequence[Target], hold: str) -> tuple[datetime, list[UnknownDevices | DevicesBusy | None]]:
     named = {device_id for target in targets for device_id in target.device_ids}
-    ((now,),), found = database.execute_batch("SELECT now()", _HOLD, parameters={"ids": list(named)})
+    ((now,),), found = database.execute_batch("SELECT now()", hold, parameters={"ids": list(named)})
     missing = named.difference(device_id for (device_id,) in found)
-    gone = dict(Device.objects.filter(id__in=missing).values_list("id", "retired_at")) if missing else {}
-    return now, [_unknown(missing.intersection(target.device_ids), gone) for target in targets]
+    rows = Device.objects.filter(id__in=missing).values_list("id", "revoked_at", "retired_at") if missing else ()
+    busy = {device_id for device_id, revoked_at, _ in rows if revoked_at is None}
+    gone = {device_id: retired_at for device_id, revoked_at, retired_at in rows if revoked_at is not None}
+    return now, [_refusal(missing.intersection(target.device_ids), busy, gone) for target in targets]
+
+
+def _refusal(
+    missing: Collection[UUID], busy: Collection[UUID], gone: Mapping[UUID, datetime | None]
+) -> UnknownDevices | DevicesBusy | None:
+    if any(device_id in busy for device_id in missing):
+        return DevicesBusy()
+    return _unknown(missing, gone)
 
 
 def _unknown(missing: Collection[UUID], gone: Mapping[UUID, datetime | None]) -> UnknownDevices | None:

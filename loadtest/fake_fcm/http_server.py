@@ -65,6 +65,8 @@ class Connection(asyncio.Protocol):
         """Read on; what is no HTTP ends the connection."""
         try:
             self._parser.feed_data(data)
+        except httptools.HttpParserCallbackError:
+            raise  # A fault of ours.
         except httptools.HttpParserError:
             self.cut()
 

@@ -23,17 +23,21 @@ WAITING_LIMIT: Final = 2000
 Asked = TypeVar("Asked")
 
 
+class Alone(Exception):
+    """A write that would have to wait for another transaction: it needs one of its own, and nothing was done."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Waiting(Generic[Asked]):
     caller: SignedCaller
     asked: Asked
 
     def merge(self, later: "_Waiting[Asked]") -> bool:  # noqa: ARG002
-        """Tell that a repeat of a request comes after it, to get its answer."""
+        """Return False: a repeat waits for a later batch, and gets the stored answer there."""
         return False
 
     def is_wanted(self) -> bool:
-        """Tell that a write is done even if its client has left."""
+        """Return True: a write is done even if its client has left."""
         return True
 
 
@@ -52,7 +56,7 @@ class SharedWrites(Generic[Asked]):
     async def run(self, caller: SignedCaller, asked: Asked) -> WriteResult[Any] | StoredAnswer:
         """Do one once, as SignedCaller.run() does; return what came of it, or what it was answered before.
 
-        Raises Overloaded and Draining beside what that raises.
+        Raises Alone, Overloaded and Draining beside what that raises.
         """
         key = f"{caller.principal}:{caller.idempotency_key}"
         outcome = await self._batcher().submit(key, _Waiting(caller, asked))
@@ -73,7 +77,11 @@ class SharedWrites(Generic[Asked]):
         return found
 
     def _flush(self, writes: Sequence[_Waiting[Asked]]) -> list[Outcome]:
-        """Count all; do those that are within the limit together, or each by itself if the data of one does not fit."""
+        """Count all; do those that are within the limit together, or each by itself if the data of one does not fit.
+
+        A batch whose connection is lost after its transaction began is not run again: its outcome is unknown, and
+        Django has connected anew by then, so that GroupCommit raises the error.
+        """
         outcomes: list[Any] = list(signed_write.count([write.caller for write in writes]))
         allowed = [position for position, limited in enumerate(outcomes) if limited is None]
         done = self._do([writes[position] for position in allowed]) if allowed else []

@@ -77,10 +77,11 @@ class IdempotencyKeyReused(DomainError):
 
 
 @dataclass(slots=True)
-class Tally:
-    """Whether a signed write was counted."""
+class LimitCheck:
+    """Whether a signed write was counted, and what is to be raised if it was one too many."""
 
     is_counted: bool = False
+    limited: RateLimited | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ class SignedCaller:
     body_sha256: str
     correlation_id: str
     summarize: Callable[[], Summary]
-    tally: Tally = field(default_factory=Tally, compare=False)
+    limit_check: LimitCheck = field(default_factory=LimitCheck, compare=False)
 
     def count(self) -> None:
         """Count this write, if it is not counted yet. Raises RateLimited."""
@@ -140,19 +141,21 @@ Outcome = WriteResult[Any] | StoredAnswer | Exception
 
 
 def count(callers: Sequence[SignedCaller]) -> list[RateLimited | None]:
-    """Count writes, those that are not counted yet; return for each what is to be raised for one too many."""
-    uncounted: dict[str, list[int]] = {}
-    for position, caller in enumerate(callers):
-        if not caller.tally.is_counted:
-            uncounted.setdefault(caller.principal, []).append(position)
-    limited: list[RateLimited | None] = [None] * len(callers)
+    """Count writes, each once; return for each what is to be raised if it is one too many.
+
+    Asked again, it gives the same answers: a batch whose connection was lost is flushed once more.
+    """
+    uncounted: dict[str, list[LimitCheck]] = {}
+    for caller in callers:
+        if not caller.limit_check.is_counted:
+            uncounted.setdefault(caller.principal, []).append(caller.limit_check)
     for principal in sorted(uncounted):
-        positions = uncounted[principal]
-        too_many, error = rate_limits.count_writes(principal, len(positions))
-        for place, position in enumerate(positions):
-            callers[position].tally.is_counted = True
-            limited[position] = error if place >= len(positions) - too_many else None
-    return limited
+        checks = uncounted[principal]
+        too_many, limited = rate_limits.count_writes(principal, len(checks))
+        for place, check in enumerate(checks):
+            check.is_counted = True
+            check.limited = limited if place >= len(checks) - too_many else None
+    return [caller.limit_check.limited for caller in callers]
 
 
 def _run_alone(

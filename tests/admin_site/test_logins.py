@@ -76,7 +76,7 @@ def assert_problem(answer: Answer, status: int, code: str) -> None:
 def test_beyond_the_limit_of_its_address_no_password_is_hashed_not_even_the_right_one(
     staff: User, hashes: Hashes, settings: Settings
 ) -> None:
-    settings.LOGIN_RATE_LIMIT = "3/m"
+    settings.LOGIN_RATE_LIMIT = "3/d"
     visitor = Visitor("192.0.2.1")
     assert [visitor.log_in("root", "wrong").status for _ in range(3)] == [200] * 3
     made = hashes.made
@@ -87,7 +87,7 @@ def test_beyond_the_limit_of_its_address_no_password_is_hashed_not_even_the_righ
 
 
 def test_a_flood_of_logins_beyond_the_limit_asks_the_database_nothing(staff: User, settings: Settings) -> None:
-    settings.LOGIN_RATE_LIMIT = "1/m"
+    settings.LOGIN_RATE_LIMIT = "1/d"
     attempts = [partial(Visitor().post_form, LOGIN, {}, "") for _ in range(5)]
     assert [attempt().status for attempt in attempts[:2]] == [403, 429]
     with CaptureQueriesContext(connection) as queries:
@@ -96,12 +96,12 @@ def test_a_flood_of_logins_beyond_the_limit_asks_the_database_nothing(staff: Use
 
 
 def test_good_logins_count_too(staff: User, settings: Settings) -> None:
-    settings.LOGIN_RATE_LIMIT = "2/m"
+    settings.LOGIN_RATE_LIMIT = "2/d"
     assert [Visitor().log_in("root", PASSWORD).status for _ in range(3)] == [302, 302, 429]
 
 
 def test_an_attempt_to_change_a_password_counts_as_a_login(staff: User, settings: Settings) -> None:
-    settings.LOGIN_RATE_LIMIT = "1/m"
+    settings.LOGIN_RATE_LIMIT = "1/d"
     session = Visitor().log_in("root", PASSWORD).headers["set-cookie"].partition(";")[0]
     answer = Visitor(session=session.partition("=")[2]).post_form("/django-admin/password_change/", {}, "")
     assert_problem(answer, 429, "rate_limited")
@@ -110,7 +110,7 @@ def test_an_attempt_to_change_a_password_counts_as_a_login(staff: User, settings
 def test_failures_of_the_api_are_no_logins_and_logins_are_no_failures_of_the_api(
     staff: User, settings: Settings
 ) -> None:
-    settings.LOGIN_RATE_LIMIT = settings.AUTH_FAILURE_RATE_LIMIT = "1/m"
+    settings.LOGIN_RATE_LIMIT = settings.AUTH_FAILURE_RATE_LIMIT = "1/d"
     for _ in range(3):
         Phone(Client(), "phone-1", device_token="nxd_wrong").heartbeat()
     assert Visitor().log_in("root", "wrong").status == 200
@@ -178,7 +178,7 @@ def test_a_full_site_answers_with_a_problem_and_the_api_goes_on(
 def test_where_too_many_hashes_wait_a_login_is_503_and_pages_go_on(
     staff: User, hashes: Hashes, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings.LOGIN_RATE_LIMIT = "1/m"
+    settings.LOGIN_RATE_LIMIT = "1/d"
     made = hashes.made
     with monkeypatch.context() as patch:
         patch.setattr(admin_site_handler, "PASSWORDS", FULL())

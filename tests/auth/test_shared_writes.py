@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 from typing import Any, Final
+from uuid import UUID
 
 import pytest
 from django.db import DataError, IntegrityError, OperationalError
@@ -11,6 +12,10 @@ from commands import issuing
 from commands.issuing import CommandRequest
 from commands.models import Command, Delivery
 from nexmdm.audit import chain
+from nexmdm.auth import signed_write
+from nexmdm.auth.shared_writes import SharedWrites
+from nexmdm.common.postgresql import direct
+from nexmdm.common.postgresql.connection import Connection
 from nexmdm.models import AuditEntry, StoredAnswer
 from tests.support.actors import Admin, Answer, Phone
 from tests.support.moments import signed_in_one_batch
@@ -97,6 +102,57 @@ def test_the_limit_is_exact_within_a_batch(admin: Admin, fleet: list[Phone], set
     assert {int(answer.headers["retry-after"]) in range(1, 61) for answer in answers if answer.status == 429} == {True}
     assert Command.objects.count() == 5
     assert {told(answer) for answer in signed_in_one_batch(admin, ping(fleet[0]))} == {(429, "rate_limited")}
+
+
+def test_a_write_over_the_limit_is_told_so_even_if_its_batch_finds_no_database(
+    admin: Admin, fleet: list[Phone], settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(_: object) -> None:
+        raise OperationalError("server closed the connection unexpectedly")
+
+    settings.ADMIN_RATE_LIMIT = "5/m"
+    monkeypatch.setattr(issuing, "issue_together", away)
+    answers = signed_in_one_batch(admin, *(ping(phone) for phone in fleet))
+    assert sorted(answer.status for answer in answers) == [429] * 3 + [503] * 5
+
+
+def test_a_batch_that_is_flushed_again_counts_nobody_twice_and_lets_no_more_through(
+    admin: Admin, fleet: list[Phone], settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.ADMIN_RATE_LIMIT = "5/m"
+    flush = SharedWrites._flush
+
+    def twice(self: Any, writes: Any) -> Any:
+        signed_write.count([write.caller for write in writes])
+        return flush(self, writes)
+
+    monkeypatch.setattr(SharedWrites, "_flush", twice)
+    answers = signed_in_one_batch(admin, *(ping(phone) for phone in fleet))
+    assert sorted(answer.status for answer in answers) == [200] * 5 + [429] * 3
+    assert Command.objects.count() == 5
+
+
+def test_a_command_to_a_device_that_is_held_waits_by_itself(
+    admin: Admin, fleet: list[Phone], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, issue = fleet[3], issuing.issue
+    issued_alone: list[UUID] = []
+    with Connection.connect(**direct.parameters()) as holder:
+        holder.autocommit = False
+        holder.execute("SELECT FROM devices_device WHERE id = %s FOR UPDATE", [held.device_id])
+
+        def let_go_and_issue(request: CommandRequest, *, dry_run: bool) -> issuing.Issued:
+            assert Delivery.objects.exclude(device__id=held.device_id).count() == 7
+            holder.rollback()
+            issued_alone.extend(request.target.device_ids)
+            return issue(request, dry_run=dry_run)
+
+        monkeypatch.setattr(issuing, "issue", let_go_and_issue)
+        answers = signed_in_one_batch(admin, *(ping(phone) for phone in fleet))
+    assert [answer.status for answer in answers] == [200] * 8
+    assert issued_alone == [UUID(held.device_id)]
+    assert Delivery.objects.filter(device__id=held.device_id).count() == 1
+    verify_audit()
 
 
 @pytest.mark.parametrize("error", [DataError, IntegrityError])
