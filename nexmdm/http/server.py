@@ -13,6 +13,7 @@ import uvicorn
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
+from nexmdm.http.accepting import AcceptingServer
 from nexmdm.standalone import parent_watch
 
 VARIABLE: Final = "NEXMDM_LISTEN_FD"
@@ -32,7 +33,8 @@ def main() -> None:
     try:
         descriptor = os.environ.pop(VARIABLE, "")
         listener = socket.socket(fileno=int(descriptor)) if descriptor else listen()
-        server = uvicorn.Server(_config())
+        listener.setblocking(False)
+        server = AcceptingServer(_config())
         parent_watch.watch()
         server.run(sockets=[listener])
     except (ImproperlyConfigured, CannotListen) as error:
