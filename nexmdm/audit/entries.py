@@ -105,8 +105,8 @@ def values(
 def record(caller: Audited, *, status: int, code: str) -> None:
     """Write the entry of a refusal, in a transaction of its own.
 
-    Waits for whoever writes one at the same time, to the end of that one's transaction: so let it be the last thing
-    that a transaction does.
+    Waits until the transaction of every other writer of an entry has ended. So it must be the last statement of its
+    transaction.
     """
     database.execute(INSERT, parameters([values(caller, status=status, code=code)]))
 

@@ -1,7 +1,7 @@
-"""The embedded PostgreSQL, start to stop: the server for whoever brings none (no DATABASE_URL).
+"""The embedded PostgreSQL, start to stop: the server that is used if DATABASE_URL is not set.
 
-It lives in `<data folder>/pg`, listens on a Unix socket there and nowhere else, and whoever gets into that folder (mode
-0700) is let in. The binaries come from a wheel; root hands them to an unprivileged account.
+It is in `<data folder>/pg` and listens only on a Unix socket there. Every account that can enter that folder (mode
+0700) may connect. The binaries come from a wheel; root hands them to an unprivileged account.
 """
 
 import fcntl
