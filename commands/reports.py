@@ -1,4 +1,4 @@
-"""Reports: take phones' words on commands, many at once. All times are the database's."""
+"""Reports of phones on commands: judge and store them, many in one statement. All times are the database's."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -144,7 +144,7 @@ def _missing_migrations() -> int:
 
 @cache
 def _migrations() -> frozenset[tuple[str, str]]:
-    """Return the migrations that this code wants, read from disk once."""
+    """Return the migrations that this code requires, read from disk once."""
     return frozenset(MigrationLoader(None).disk_migrations)
 
 

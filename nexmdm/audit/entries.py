@@ -13,7 +13,7 @@ from nexmdm.common import database
 from nexmdm.models import AuditEntry, AuditMark
 
 # Of the oldest entries those that are old, up to the first one that is not: what is left is one chain without a gap.
-# Two that prune at once take turns on the mark, and the second one finds it moved.
+# Of two that prune at the same time, the second one waits for the mark, and then finds it moved.
 _MOVE_MARK: Final = """
     INSERT INTO nexmdm_auditmark AS mark (name, entry_id, hash)
     SELECT %(pruned)s, id, hash FROM (

@@ -105,7 +105,7 @@ def _ends_at() -> float:
 async def run_in_db_thread(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Run one plain function on the database in a thread, and return its connection to the pool on the way out.
 
-    No more of them run at once than the pool has connections to spare; the others wait their turn. All that waits for
+    At most as many of them run as the pool has spare connections; the others wait their turn. All that waits for
     the database has a deadline, here as below. Raises GateFull where it comes before the turn, OperationalError after.
     """
     return await _run_in_turn(_ends_at(), work, *args, **kwargs)
