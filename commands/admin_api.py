@@ -216,8 +216,8 @@ async def read_command(request: HttpRequest, request_id: UUID, query: Query[Wait
     Its `state` is the first that fits: `open`; `cancelled`, if a cancellation withdrew some of its deliveries, or all
     were withdrawn otherwise; `completed`, if a phone gave its final report in time; `expired`. Its `outcome` is null
     while it is open, then `succeeded` (on every device), `partial` (on some), `failed` (on none, and failed on one at
-    least), `expired` (nothing succeeded or failed) or `cancelled` (all of it was withdrawn). `push` counts the answers
-    of FCM; `counts` counts the reports of the phones. A server that is stopping does not wait.
+    least), `expired` (nothing succeeded or failed) or `cancelled` (all of it was withdrawn). `push` counts the
+    deliveries by the answers of FCM, `counts` by the reports of the phones. A server that is stopping does not wait.
     """
     until = time.monotonic() + query.wait_seconds
     # The news is in a row, so it is looked for rather than waited for.
