@@ -1,6 +1,7 @@
 """The catalogue of actions: one small class each, its parameters checked by pydantic.
 
-To add one, write a class: its name in `name`, its parameters as fields. The API and its document follow.
+To add one, write a class: its name in `name`, its parameters as fields. The API and its document follow the class.
+CONTRIBUTING.md lists the other files to change.
 """
 
 from typing import Annotated, Any, ClassVar, Final
@@ -16,27 +17,27 @@ FOUR_WEEKS: Final = 28 * 24 * HOUR
 
 
 class Action(Body):
-    """What a phone can be told to do. Unknown parameters are refused."""
+    """An action that a command can ask of a phone. Its fields are the parameters; unknown parameters are refused."""
 
     name: ClassVar[str]
     destructive: ClassVar[bool] = False
-    """Destructive actions want their devices named one by one, and counted when there are several."""
+    """A destructive action requires `target.device_ids`, and `expect_count` for several devices."""
 
     protective: ClassVar[bool] = False
-    """Protective actions keep a lost phone's data from others. A revocation that cancels one says so in its answer."""
+    """A protective action protects the data of a lost phone. The answer to a revocation that cancels one names it."""
 
     retires: ClassVar[bool] = False
-    """A device that reports its success has done its last act, and is retired."""
+    """A device that reports this action as `succeeded` is retired."""
 
     expires_in_seconds: ClassVar[int] = 600
-    """How long a phone has to begin, unless the command says otherwise."""
+    """How long a phone has to begin, unless the command has an `expires_in_seconds` of its own."""
 
 
 Package = Annotated[Text, Field(min_length=1)]
 
 
 class Ping(Action):
-    """Answer, to show that the loop closes."""
+    """Answer, to show that commands and results arrive."""
 
     name = "ping"
 
@@ -65,7 +66,7 @@ class Ring(Action):
 
 
 class Message(Action):
-    """Show a message to whoever holds the phone."""
+    """Show a message on the screen."""
 
     name = "message"
     title: Text

@@ -89,14 +89,14 @@ def _target_text(target: object) -> str:
 @router.post("/command", response=CommandIssued, url_name="command")
 @summarized(_summarize_command)
 async def issue_command(request: HttpRequest, body: NewCommand) -> HttpResponse:
-    """Queue a command for its audience, frozen here. The push leaves at once, but never inside this request.
+    """Queue a command for its audience, which is fixed now. The dispatcher sends the push immediately after.
 
     Devices named by id or alias must all be enrolled, neither revoked nor retired; `tags` (any of them) and `all` leave
-    such devices out. `expires_in_seconds` bounds the start: a phone that has said `received` or `running` by then has
-    one hour more for its final word. By default it is 600, for `reboot` 3600, for `lock` and `wipe` 2419200.
-    `expect_count` refuses an audience of another size; `supersede` cancels what is still open of the same action on
-    these devices; `dry_run` checks and counts, and queues nothing. `wipe` wants `device_ids`, and `expect_count` where
-    they are several.
+    such devices out. `expires_in_seconds` limits the time to begin: a phone that has reported `received` or `running`
+    by then has one hour more for its final report. By default it is 600, for `reboot` 3600, for `lock` and `wipe`
+    2419200. `expect_count` refuses an audience of another size; `supersede` cancels the open commands of the same
+    action on these devices; `dry_run` checks and counts, and queues nothing. `wipe` requires `target.device_ids`, and
+    `expect_count` for several devices.
     """
     caller = caller_of(request)
     command_request = _command_request(body, caller.principal)
@@ -170,9 +170,9 @@ def _error_of_params(one: ErrorDetails) -> dict[str, Any]:
 def _too_broad(body: NewCommand) -> dict[str, Any] | None:
     device_ids = body.target.to_target().device_ids
     if not device_ids:
-        return {"loc": ["body", "target"], "msg": f"{body.action} wants its devices named by device_ids"}
+        return {"loc": ["body", "target"], "msg": f"`{body.action}` requires `target.device_ids`"}
     if len(device_ids) > 1 and body.expect_count is None:
-        return {"loc": ["body", "expect_count"], "msg": f"{body.action} of several devices wants their expect_count"}
+        return {"loc": ["body", "expect_count"], "msg": f"`{body.action}` of several devices requires `expect_count`"}
     return None
 
 
@@ -211,13 +211,13 @@ async def list_commands(request: HttpRequest, query: Query[CommandQuery]) -> Htt
 
 @router.get("/commands/{uuid:request_id}", response=CommandDetail, url_name="command-detail")
 async def read_command(request: HttpRequest, request_id: UUID, query: Query[WaitQuery]) -> HttpResponse:
-    """Read a command with its counts; with `wait_seconds`, when nothing is open any more or the time is over.
+    """Read a command with its counts. With `wait_seconds`, the answer waits for the end of the command, or that long.
 
-    Its `state` is the first that fits: `open`; `cancelled`, if a cancellation withdrew something of it, or all of it
-    was withdrawn otherwise; `completed`, if a phone gave its final report in time; `expired`. Its `outcome` is null
+    Its `state` is the first that fits: `open`; `cancelled`, if a cancellation withdrew some of its deliveries, or all
+    were withdrawn otherwise; `completed`, if a phone gave its final report in time; `expired`. Its `outcome` is null
     while it is open, then `succeeded` (on every device), `partial` (on some), `failed` (on none, and failed on one at
-    least), `expired` (nothing succeeded or failed) or `cancelled` (all of it was withdrawn). What `push` says is FCM's
-    word; `counts` go by the phones' own. A server that is stopping answers at once, with what there is.
+    least), `expired` (nothing succeeded or failed) or `cancelled` (all of it was withdrawn). `push` counts the
+    deliveries by the answers of FCM, `counts` by the reports of the phones. A server that is stopping does not wait.
     """
     until = time.monotonic() + query.wait_seconds
     # The news is in a row, so it is looked for rather than waited for.
@@ -260,7 +260,10 @@ async def read_delivery(request: HttpRequest, request_id: UUID, device_id: UUID)
 @router.post("/commands/{uuid:request_id}/cancel", response=CommandCancelled, url_name="cancel")
 @summarized(by_path("cancel", "request_id"))
 async def cancel_command(request: HttpRequest, request_id: UUID, body: EmptyBody | None = None) -> HttpResponse:
-    """Withdraw what is still open. FCM recalls no push: `may_still_run` counts what a phone may have got already."""
+    """Withdraw the open deliveries of a command. A push cannot be recalled: the phone may have the command already.
+
+    `may_still_run` counts the withdrawn deliveries that may have reached their phones.
+    """
 
     def work() -> WriteResult[Any]:
         cancelled = queue.cancel(request_id)

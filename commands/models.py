@@ -296,7 +296,7 @@ class Attempt(models.Model):
         indexes: ClassVar = [
             # The last hour's pushes by FCM code.
             models.Index(name="attempt_finished", fields=["finished_at"], condition=~Q(finished_at=None)),
-            # The sweep of attempts that nobody closed.
+            # The sweep of attempts that were never closed.
             models.Index(
                 name="attempt_in_flight", fields=["started_at"], condition=Q(outcome=AttemptOutcome.IN_FLIGHT)
             ),
@@ -334,7 +334,7 @@ class Report(models.Model):
         constraints: ClassVar = [
             _one_of("status", ReportStatus, name="report_status_known"),
             _one_of("via", DeliveryChannel, name="report_channel_known", or_null=True),
-            # Two final reports at once: the second one fails here, however it got so far.
+            # Of two simultaneous final reports, the second one fails here, whatever its path.
             models.UniqueConstraint(
                 name="report_one_final_per_delivery",
                 fields=["delivery"],

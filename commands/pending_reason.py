@@ -64,7 +64,7 @@ AS_OF_NOW: Final = {
     # Counted only where the sentence has it: this reads every report of a delivery.
     "deferrals": Case(When(last_word=ReportStatus.DEFERRED, then=_DEFERRALS), default=0),
 }
-"""What is derived of a delivery beside its fields, for annotate(): all as of one moment. All functions here need it."""
+"""Values derived from a delivery, for annotate(), all as of one moment. All functions here require them."""
 
 
 def current_state(row: Delivery) -> DeliveryState:

@@ -1,4 +1,4 @@
-"""Reports: take phones' words on commands, many at once. All times are the database's."""
+"""Reports of phones on commands: judge and store them, many in one statement. All times are the database's."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -278,9 +278,9 @@ def _retire_if_wiped(delivery: Any) -> None:
 
 
 def is_last_word(device_id: UUID, request_id: UUID, report: ReportInput) -> bool:
-    """Tell whether this repeats the success that retired a device lately: all that its old token may still say.
+    """Tell whether this repeats the success that retired a device lately: its old token may send only that report.
 
-    As for _retire_if_wiped(), a wipe from before the device was enrolled again has retired nobody.
+    As for _retire_if_wiped(), a wipe from before the device was enrolled again has not retired it.
     """
     return (
         report.status == ReportStatus.SUCCEEDED

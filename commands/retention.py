@@ -22,7 +22,7 @@ SMALL: Final = 2000
 
 ROWS: Final = 10_000
 BYTES: Final = 8 * 1024 * 1024
-"""How many reports, and attempts, trim() deletes at once, and of which size: some tenths of a second's work."""
+"""The reports, and the attempts, that one call of trim() deletes, and their size: work for some tenths of a second."""
 
 # When a delivery has just got a million rows the planner knows nothing of them, so it is left no choice: rows are found
 # by the index of their delivery (by OFFSET 0 rather than all of a table, hashed), and deliveries in the index's order.

@@ -182,7 +182,7 @@ class CommandDetail(CommandRow):
 
 
 class WaitQuery(Body):
-    """How long to wait for a command to have nothing open any more."""
+    """`wait_seconds`: wait so long, 30 s at most, until no delivery of the command is open."""
 
     wait_seconds: Annotated[QueryNumber, Field(ge=0, le=30)] = 0
 
@@ -302,7 +302,11 @@ class ActionResult(DeviceBody):
 
 
 class ActionResultTaken(ResponseSchema):
-    """How the report was taken."""
+    """The state of the delivery after the report.
+
+    `duplicate`: a final report came before this one, so this one changes nothing. `late`: this is a final report, but
+    the delivery was expired or cancelled before, so its state stays.
+    """
 
     request_id: UUID
     state: DeliveryState

@@ -152,11 +152,11 @@ async def revoke_enrollment_token(request: HttpRequest, token_id: UUID, body: Em
 @router.post("/devices/{uuid:device_id}/revoke", response=DeviceRevoked, url_name="revoke", tags=["fleet"])
 @summarized(by_path("revoke", DEVICE))
 async def revoke_device(request: HttpRequest, device_id: UUID, body: EmptyBody | None = None) -> HttpResponse:
-    """Shut a device out at once, in every process; its open commands are cancelled, and no push leaves any more.
+    """Shut a device out: from this answer on, no process accepts its token. Its open commands are cancelled.
 
-    To wipe a phone and revoke it: wipe, wait for the result, then revoke. `withdrawn` names each `wipe` and `lock` that
-    was open. One whose `may_still_run` is true may have reached the phone; its result will not be heard. To revoke a
-    revoked device is 200, and changes nothing.
+    No push for it is sent any more. To wipe a phone and revoke it: wipe, wait for the result, then revoke. `withdrawn`
+    names each `wipe` and `lock` that was open. One whose `may_still_run` is true may have reached the phone; the server
+    refuses the report of its result. To revoke a revoked device is 200, and changes nothing.
     """
     caller = caller_of(request)
 
@@ -171,10 +171,10 @@ async def revoke_device(request: HttpRequest, device_id: UUID, body: EmptyBody |
 @router.post("/devices/{uuid:device_id}/retire", response=DeviceRevoked, url_name="retire", tags=["fleet"])
 @summarized(by_path("retire", DEVICE))
 async def retire_device(request: HttpRequest, device_id: UUID, body: EmptyBody | None = None) -> HttpResponse:
-    """Revoke a device for good: its alias is free, and of all counts it is in that of the retired ones alone.
+    """Revoke a device for good: its alias is free, and it is counted only as retired.
 
     Its history stays. Its hardware may register again with any valid enrollment token, under the same `device_id`. A
-    device whose `wipe` is reported as `succeeded` is retired by that. `withdrawn` is as for a revocation. To retire a
+    device that reports its `wipe` as `succeeded` is retired by that. `withdrawn` is as for a revocation. To retire a
     retired device is 200, and changes nothing.
     """
     caller = caller_of(request)
@@ -212,12 +212,12 @@ def _device_written(caller: SignedCaller, event: str, answer: DeviceRow, *, chan
 @router.post("/devices/{uuid:device_id}/reinstate", response=DeviceReinstated, url_name="reinstate", tags=["fleet"])
 @summarized(by_path("reinstate", DEVICE))
 async def reinstate_device(request: HttpRequest, device_id: UUID, body: EmptyBody | None = None) -> HttpResponse:
-    """Let a revoked device in again: the same token works. One that is retired stays out.
+    """Let a revoked device in again: the same token works. A retired device stays out.
 
-    What the revocation has withdrawn stays so: `withdrawn` names each `wipe` and `lock` of it, to be sent again if it
-    is still wanted. One whose `may_still_run` is true may have reached the phone, and its result is heard again: a
-    `wipe` that is reported as `succeeded` retires the device. To reinstate a device that is not revoked is 200, and
-    changes nothing.
+    The commands that the revocation withdrew stay withdrawn: `withdrawn` names each `wipe` and `lock` of them, so that
+    you can send it again. One whose `may_still_run` is true may have reached the phone, and the server accepts its
+    result as a late one: a `wipe` that is reported as `succeeded` retires the device. To reinstate a device that is not
+    revoked is 200, and changes nothing.
     """
     caller = caller_of(request)
 

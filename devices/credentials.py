@@ -168,9 +168,10 @@ def verifiers(device_id: UUID) -> list[Verifier]:
 
 
 def rehash(token: tokens.Token, matched: Verifier) -> None:
-    """Write the digest of a token that matched under the current key; promote it if it was the rotated one.
+    """Store a new digest, under the current key, for a token that matched the credential `matched`.
 
-    Does nothing if the row's credential has changed meanwhile: the next try then decides.
+    If the token is the rotated one, it becomes the device's current token. If the credential in the row has changed
+    since `matched` was read, nothing is written: the caller must check the token again.
     """
     key = tokens.digest_keys()[0]
     written = {"token_digest": tokens.digest(token.text, key.value), "token_digest_key": key.id}
@@ -199,7 +200,7 @@ NO_NEXT: Final = {
 
 @transaction.atomic
 def rotate(token: tokens.Token, secret: NewSecret) -> tuple[str, str]:
-    """Put a new credential beside the one in `token`; return its device token and command key.
+    """Add a new credential next to the one in `token`; return its device token and command key.
 
     The old pair works until the new one is first used. Raises what authenticate() raises.
     """

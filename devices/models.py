@@ -76,10 +76,11 @@ PUSH_HEALTH: Final = {
 
 
 def not_seen_after(moment: datetime) -> Q:
-    """Return the condition for devices without a heartbeat after a moment; before the first, the enrollment counts.
+    """Return the condition for devices that sent no heartbeat after a moment.
 
-    The moment is a value, which PostgreSQL knows when it plans, and does not work out again for each row. Every device
-    has a presence: the condition says so, for an inner join can begin with either table.
+    For a device that has sent none, the time of its enrollment counts. The moment is a value, not an expression, so
+    that PostgreSQL knows it when it plans. Every device has a presence row; the condition requires one all the same,
+    because PostgreSQL can then use an inner join, which may begin with either table.
     """
     silent = Q(presence__last_seen_at__lte=moment) | Q(presence__last_seen_at=None, enrolled_at__lte=moment)
     return Q(presence__isnull=False) & silent

@@ -34,11 +34,11 @@ REGISTERED = Counter("nexmdm_devices_registered", "Registrations, by whether the
 
 @router.post("/heartbeat", auth=DEVICE, response=HeartbeatAnswer, url_name="heartbeat")
 async def heartbeat(request: HttpRequest, body: Body[Reading[Heartbeat]]) -> HttpResponse:
-    """Say that this phone is alive; get what there is to do. The answer leaves after the commit.
+    """Report that this phone is alive, and get its open commands. The answer is sent after the commit.
 
-    A field that is not sent, or null, keeps its earlier value; only a null `push_token` forgets the one there was.
-    `commands` are at most 20: those that the phone has not spoken of first, oldest first; each is offered until its
-    final report. With `has_more`, report on these and send a heartbeat at once.
+    A field that is not sent, or null, keeps its earlier value; only a null `push_token` deletes the stored one.
+    `commands` contains at most 20 commands: first those without a report, oldest first. Each is offered until its final
+    report. If `has_more` is true, report on these, then send the next heartbeat immediately.
     """
     token: tokens.Token = request.auth  # type: ignore[attr-defined]
     answer = await check_in.check_in(token, body.fields, body.notes, request.META["REMOTE_ADDR"])
@@ -52,9 +52,9 @@ async def register(request: HttpRequest, body: Body[Reading[Register]]) -> HttpR
     """Enrol this phone. Its device token and command key are shown this once.
 
     If the answer is lost, register again with the same enrollment token before the device token is used, and within
-    15 minutes unless that enrollment token is for one device only. A phone that is known already is let in by a token
-    made with `re_enroll` only: it keeps its `device_id`, its old token stops at once, and its open commands are
-    cancelled.
+    15 minutes unless that enrollment token is for one device only. A known phone needs a token that was
+    created with `re_enroll`: it keeps its `device_id`, its old token stops working immediately, and its open commands
+    are cancelled.
     """
     presented: tokens.Token = request.auth  # type: ignore[attr-defined]
     registration = _registration(body.fields, request.META["REMOTE_ADDR"].partition("%")[0] or None)

@@ -82,9 +82,9 @@ def sharing(owner_digests: Collection[str], using: str = DEFAULT_DB_ALIAS) -> li
 
 
 def leave_to_the_last_seen(owner_digest: str) -> list[UUID]:
-    """Take the push tokens of an installation from all devices but the one seen last; return those that lose theirs.
+    """Leave the push token of an installation to one device: of those not revoked, the one that was seen last.
 
-    Runs in a transaction.
+    Delete it from all others, and return their ids. Must run in a transaction.
     """
     devices = _of_one_installation(owner_digest)
     for push_token in devices.order_by().values_list("push_token", flat=True)[:1]:

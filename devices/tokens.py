@@ -38,7 +38,7 @@ class Token:
 
     @property
     def secret(self) -> str:
-        """The 43 characters that nobody else knows (bcrypt takes no more than 72 bytes)."""
+        """The secret part: 43 characters (bcrypt takes no more than 72 bytes)."""
         return self.text[_ID_END + 1 : _SECRET_END]
 
     def __repr__(self) -> str:

@@ -103,7 +103,10 @@ class AuditMark(models.Model):
 
 
 class DispatcherSeen(models.Model):
-    """A dispatcher's own row, kept fresh while it runs: the web's way to know that one is alive, and its circuit."""
+    """The row of a dispatcher, which updates it while it runs.
+
+    Web workers read here whether a dispatcher runs, and the state of its circuit breaker.
+    """
 
     name = models.CharField(max_length=128, primary_key=True)
     started_at = models.DateTimeField(db_default=Now())

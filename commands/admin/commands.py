@@ -185,7 +185,7 @@ class CommandAdmin(ReadOnlyAdmin):
 
     @admin.display(description="devices")
     def meant(self, command: Any) -> str:
-        """Return how many devices a command is for; of a single one, a link to it."""
+        """Return the number of devices of a command; if it is for one device, a link to that device."""
         device = command.only_device
         return str(command.device_count) if device is None else link(device, device)
 
@@ -196,7 +196,7 @@ class CommandAdmin(ReadOnlyAdmin):
 
     @admin.display(description="outcome")
     def came_to(self, command: Any) -> str:
-        """Return what came of a command, once it is not open any more, and how many results came too late for it."""
+        """Return the outcome of a command that is not open any more, and the number of late results."""
         if not command.current or not command.current.outcome:
             return NOTHING
         late = command.current.counts.late

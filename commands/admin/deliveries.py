@@ -32,13 +32,13 @@ NOW: Final = {
     "push_now": PUSH_NOW,
     "next_push_at": Case(When(OVERDUE, then=None), default=F("next_attempt_at"), output_field=DateTimeField()),
 }
-"""How a delivery stands at this moment, swept or not."""
+"""Annotations with the present state of a delivery: an overdue one is shown as expired, before its row says so."""
 
 # A command may name thousands of devices in its target: no list reads that a hundred times.
 BULKY: Final = ("params", "target")
 
 MOST_EVENTS: Final = 100
-"""How many attempts, and how many reports, the timeline of a delivery tells at most; the newest ones."""
+"""The timeline of a delivery shows at most so many attempts and so many reports: the newest ones."""
 
 _key: Final = attrgetter("pk")
 
@@ -171,7 +171,7 @@ class DeliveryAdmin(_OfCommandAndDevice):
         return deliveries
 
     def complete(self, rows: Sequence[Any]) -> None:
-        """Give the deliveries of a page what is known of them beyond their own columns."""
+        """Add to the deliveries of a page the values that are not in their own columns."""
         complete(rows)
 
     def cells(self, rows: QuerySet[Any]) -> list[tuple[Any, ...]]:
@@ -181,7 +181,7 @@ class DeliveryAdmin(_OfCommandAndDevice):
         return [(*cells, *_derived(known.get(cells[0]))) for cells in found]
 
     def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
-        """Return the delivery with its story, or None."""
+        """Return the delivery with its timeline, or None."""
         delivery = super().get_object(request, object_id, from_field)
         if delivery is not None:
             found = deliveries.newest_of(delivery.pk, MOST_EVENTS)
@@ -230,7 +230,7 @@ OF_DELIVERY: Final = {
 
 
 class _OfDelivery(_OfCommandAndDevice):
-    """What belongs to a delivery, with the delivery's command and device beside it."""
+    """A row that belongs to a delivery, shown with the delivery's command and device."""
 
     to_delivery = "delivery__"
     search_fields = ("delivery__command__id", "delivery__device__id", "delivery__device__alias")

@@ -1,4 +1,4 @@
-"""By what the lists of the admin site can be narrowed: choices that are known beforehand, so that none is looked up."""
+"""The filters of the admin site's lists. Their choices are constants, so no filter queries the database for them."""
 
 from typing import Any, ClassVar, Final
 
@@ -25,10 +25,10 @@ from nexmdm.common.read_only_admin.filters import AgeFilter, ChoiceFilter, DateR
 HTTP_STATUSES: Final = (200, 400, 401, 403, 404, 429, 500, 502, 503, 504)
 
 LATEST: Final = 10_000
-"""How many commands are looked at to tell whether an action is common."""
+"""The number of latest commands that decide whether an action is common."""
 
 COMMON: Final = 1000
-"""An action is common if it has one in so many of the latest deliveries, and enough of them to fill a page."""
+"""An action is common if at least one of so many of the latest deliveries has it, and enough to fill a page."""
 
 
 class ActionFilter(ChoiceFilter):
@@ -39,7 +39,7 @@ class ActionFilter(ChoiceFilter):
     column: ClassVar = "action"
 
     def conditions(self) -> dict[str, Q]:
-        """Return the actions of the catalogue."""
+        """Return the condition for each action of the catalogue."""
         return {name: Q(**{self.column: name}) for name in CATALOGUE}
 
 
@@ -50,7 +50,7 @@ class DeliveryActionFilter(ActionFilter):
     delivery: ClassVar = "pk"
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        """Keep the rows of commands with this action, found by the way that suits how common it is."""
+        """Keep the rows of commands with this action. A common action and a rare one need different queries."""
         action = self.value()
         if action not in CATALOGUE or _is_common(action):
             return super().queryset(request, queryset)
@@ -65,7 +65,7 @@ class AttemptActionFilter(DeliveryActionFilter):
 
 
 def _is_common(action: str) -> bool:
-    """Tell whether a walk from the newest row soon fills a page with this action."""
+    """Tell whether reading from the newest row on soon fills a page with this action."""
     latest = Command.objects.order_by("-pk")[:LATEST]
     counted = latest.aggregate(
         all=Sum("device_count", default=0), mine=Sum("device_count", default=0, filter=Q(action=action))
@@ -74,35 +74,35 @@ def _is_common(action: str) -> bool:
 
 
 class CommandStateFilter(ChoiceFilter):
-    """By how the command stands as a whole."""
+    """By the state of the command."""
 
     title = "state"
     parameter_name = "state"
 
     def conditions(self) -> dict[str, Q]:
-        """Return the states that a command derives from its deliveries."""
+        """Return the condition for each state of a command."""
         return standing.state_conditions()
 
 
 class CommandOutcomeFilter(ChoiceFilter):
-    """By what came of the command."""
+    """By the outcome of the command."""
 
     title = "outcome"
     parameter_name = "outcome"
 
     def conditions(self) -> dict[str, Q]:
-        """Return the outcomes that a command derives from its deliveries."""
+        """Return the condition for each outcome of a command."""
         return standing.outcome_conditions()
 
 
 class StateFilter(ChoiceFilter):
-    """By the state as of now."""
+    """By the state of the delivery now; an overdue one counts as expired."""
 
     title = "state"
     parameter_name = "state"
 
     def conditions(self) -> dict[str, Q]:
-        """Return the states of a delivery."""
+        """Return the condition for each state of a delivery."""
         settled = {state: Q(state=state) for state in DeliveryState.values if state not in OPEN}
         still_open = {state.value: Q(state=state, open_until__gt=Now()) for state in OPEN}
         expired = {DeliveryState.EXPIRED.value: Q(state=DeliveryState.EXPIRED) | OVERDUE}
@@ -110,24 +110,24 @@ class StateFilter(ChoiceFilter):
 
 
 class PushFilter(ChoiceFilter):
-    """By how the push stands."""
+    """By the state of the push."""
 
     title = "push"
     parameter_name = "push"
 
     def conditions(self) -> dict[str, Q]:
-        """Return the states of a push as they are shown."""
+        """Return the condition for each state of a push that a list shows."""
         return push_now.conditions()
 
 
 class OutcomeFilter(ChoiceFilter):
-    """By how the send ended."""
+    """By the outcome of the attempt."""
 
     title = "outcome"
     parameter_name = "outcome"
 
     def conditions(self) -> dict[str, Q]:
-        """Return the outcomes of an attempt."""
+        """Return the condition for each outcome of an attempt."""
         return {outcome: Q(outcome=outcome) for outcome in AttemptOutcome.values}
 
 
@@ -138,7 +138,7 @@ class HttpStatusFilter(ChoiceFilter):
     parameter_name = "http_status"
 
     def conditions(self) -> dict[str, Q]:
-        """Return the statuses that FCM is known to answer with."""
+        """Return the condition for each known HTTP status of FCM, for any other, and for none."""
         known = {str(status): Q(http_status=status) for status in HTTP_STATUSES}
         other = Q(http_status__isnull=False) & ~Q(http_status__in=HTTP_STATUSES)
         return {**known, "other": other, "none": Q(http_status=None)}
@@ -151,7 +151,7 @@ class FcmErrorFilter(ChoiceFilter):
     parameter_name = "fcm_error"
 
     def conditions(self) -> dict[str, Q]:
-        """Return the codes that FCM is known to answer with."""
+        """Return the condition for each known error code of FCM, for any other, and for none."""
         known = {code: Q(fcm_error=code) for code in FCM_ERRORS}
         return {**known, "other": ~Q(fcm_error__in=["", *FCM_ERRORS]), "none": Q(fcm_error="")}
 
@@ -160,7 +160,7 @@ class DeliveryHttpStatusFilter(HttpStatusFilter):
     """By the HTTP status of any of its attempts."""
 
     def conditions(self) -> dict[str, Q]:
-        """Return the statuses, asked of the attempts."""
+        """Return conditions that are true for a delivery if they are true for one of its attempts."""
         return {name: _any_attempt(condition) for name, condition in super().conditions().items()}
 
 
@@ -168,7 +168,7 @@ class DeliveryFcmErrorFilter(FcmErrorFilter):
     """By the FCM code of any of its attempts."""
 
     def conditions(self) -> dict[str, Q]:
-        """Return the codes, asked of the attempts."""
+        """Return conditions that are true for a delivery if they are true for one of its attempts."""
         return {name: _any_attempt(condition) for name, condition in super().conditions().items()}
 
 
@@ -225,11 +225,11 @@ class ReportTime(DateRangeFilter):
 
 
 class ReportStatusFilter(ChoiceFilter):
-    """By what the phone said."""
+    """By the status in the report."""
 
     title = "status"
     parameter_name = "status"
 
     def conditions(self) -> dict[str, Q]:
-        """Return what a phone can say."""
+        """Return the condition for each status of a report."""
         return {status: Q(status=status) for status in ReportStatus.values}

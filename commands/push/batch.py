@@ -1,4 +1,4 @@
-"""What was claimed at once, while it waits for its turn to be sent."""
+"""Claimed pushes that wait for a send slot."""
 
 import asyncio
 import time
@@ -10,14 +10,14 @@ from commands.push.outbox import Claimed
 from nexmdm.common import database
 
 FRESH_SECONDS: Final = 1.0
-"""How long it may be taken for granted that a claimed push is still wanted; longer, and the database is asked again."""
+"""For so long after a check, a claimed push counts as still due; after that, the database is asked again."""
 
 
 class Batch:
-    """Pushes of one claim, and whether each is still wanted. `claimed_at` is a time of time.monotonic()."""
+    """The pushes of one claim that are not sent yet. `claimed_at` is a time of time.monotonic()."""
 
     def __init__(self, claimed: Sequence[Claimed], claimed_at: float, *, is_probe: bool = False) -> None:
-        """Take them for wanted, as of the claim."""
+        """Count all pushes as due at the time of the claim."""
         self.claimed_at = claimed_at
         self.is_probe = is_probe
         self._waiting = {one.delivery_id: one for one in claimed}
@@ -26,13 +26,14 @@ class Batch:
 
     @property
     def is_fresh(self) -> bool:
-        """Tell whether nobody needs to ask."""
+        """Tell whether the last check is recent enough to send without another."""
         return time.monotonic() - self._asked_at <= FRESH_SECONDS
 
     async def take(self, claimed: Claimed) -> bool:
-        """Take a push out; tell whether it may leave. One question serves all that wait. Raises what the database does.
+        """Remove a push from the batch, and tell whether to send it. Raises the errors of the database.
 
-        It may not if meanwhile it was settled or has expired, or its device was revoked or has another push token.
+        It must not be sent if its delivery was settled or has expired since the claim, or if its device was revoked or
+        has another push token. One query answers for all pushes that wait.
         """
         if not self.is_fresh:
             async with self._asking:
@@ -41,7 +42,7 @@ class Batch:
 
     async def _ask(self) -> None:
         if self.is_fresh:
-            return  # Another one has asked while this one waited to.
+            return  # Another push has asked while this one waited for the lock.
         asked_at = time.monotonic()
         wanted = await database.run_in_db_thread_ungated(outbox.wanted, list(self._waiting.values()))
         self._waiting = {number: one for number, one in self._waiting.items() if number in wanted}

@@ -32,7 +32,7 @@ from nexmdm.common.postgresql.errors import Meaning, meaning_of, safe_message
 log = structlog.get_logger()
 
 SLOTS: Final = 500
-"""Sends under way at once, and FCM connections: at 150 ms an answer they carry 3,300 pushes a second."""
+"""The most sends at the same time, and the most FCM connections. At 150 ms an answer: 3,300 pushes a second."""
 
 BATCH: Final = 500
 OUTSTANDING: Final = SLOTS + 2 * BATCH
@@ -42,7 +42,7 @@ LEAST_ROOM: Final = BATCH // 2
 """For fewer pushes than these nothing is claimed while others wait: a claim costs the same time for one as for many."""
 
 GATHER_SECONDS: Final = 0.02
-"""How long a dispatcher with more to send lets room come free, so that it claims a hundred at once and not ten."""
+"""How long a dispatcher with more to send waits for free slots, so that one claim takes a hundred pushes, not ten."""
 
 AFTER_FAILURE_SECONDS: Final = 1.0
 """How long nothing is claimed after a claim that failed."""

@@ -111,7 +111,7 @@ class AccessToken:
     def _refresh(self) -> asyncio.Task[None]:
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.ensure_future(asyncio.to_thread(self._refresh_now))
-            # Its failure is told to those who wait; when nobody does, the next send asks again.
+            # Sends that wait get its failure; if none waits, the next send tries again.
             self._refreshing.add_done_callback(lambda task: task.cancelled() or task.exception())
         return self._refreshing
 

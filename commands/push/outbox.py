@@ -32,7 +32,7 @@ ORPHANED: Final = "the dispatcher did not record an answer"
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """A push that this dispatcher may send now, and nobody else before the lease runs out."""
+    """A push that only this dispatcher may send, until the lease ends."""
 
     delivery_id: int
     number: int
@@ -66,9 +66,9 @@ class Sent:
 # Just after a command to a hundred thousand devices the planner knows nothing of them, so it is left no choice: rows
 # are picked from delivery_push_due alone, in its order and no further than the limit, rather than all that are due
 # sorted for each claim; and attempts are found by their delivery (`finished_at IS NULL` rather than `in_flight`, which
-# has an index of its own). What was picked but may not leave waits out the lease, so that it is in nobody's way. An
+# has an index of its own). What was picked but may not leave waits until the lease ends, and blocks no other push. An
 # attempt that is still open when its delivery comes due again belonged to a dispatcher that died: it is closed as
-# unknown, for nobody will ever know.
+# unknown, because its outcome was lost with that dispatcher.
 _IN_ORDER: Final = ("SET LOCAL enable_bitmapscan = off", "SET LOCAL enable_sort = off")
 _CLAIM: Final = """
     WITH picked AS (

@@ -20,7 +20,7 @@ def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:  # 
 
 
 def forbidden(request: HttpRequest, exception: Exception) -> HttpResponse:  # noqa: ARG001
-    """Answer a request for what nobody may do here."""
+    """Answer a request that the account's rights do not allow."""
     return _page(
         403, "Forbidden", "Your account may not see this page. Nothing can be added, changed or deleted on this site."
     )

@@ -1,7 +1,8 @@
-"""How passwords of the admin site are hashed: Django's way, but few at once, and holding nothing meanwhile.
+"""The password hasher of the admin site: Django's PBKDF2, with a limit on the hashes computed at the same time.
 
-A hash takes half a second of a processor. All of Django's ways to one lead through `encode`: a login, also of an
-unknown user, a change of the password, and the upgrade of an older hash.
+A hash takes half a second of processor time. While it is computed, its request has no database connection. Django
+calls `encode` for each hash: for a login (of an unknown user too), for a change of the password, and to upgrade an
+older hash.
 """
 
 from typing import Final
@@ -12,7 +13,7 @@ from nexmdm.admin_site import turns
 from nexmdm.common.overload import hashing
 
 AT_ONCE: Final = 1 if hashing.cores() <= 2 else 2
-"""How many hashes a process computes at the same time: on a small machine, the other core is the control loop's."""
+"""The number of hashes that a process computes at the same time. On two cores, one stays free for the phones."""
 
 _threads: Final = hashing.threads("password", AT_ONCE)
 
@@ -21,6 +22,6 @@ class PasswordHasher(PBKDF2PasswordHasher):
     """Django's hasher by PBKDF2, whose hashes it reads and writes."""
 
     def encode(self, password: str, salt: str, iterations: int | None = None) -> str:
-        """Hash a password in a thread of the few; the calling thread has no connection meanwhile."""
+        """Hash a password in one of AT_ONCE threads; the calling thread has no database connection until it is done."""
         with turns.given_up():
             return _threads.submit(super().encode, password, salt, iterations).result()

@@ -1,4 +1,4 @@
-"""Sessions of the admin site, kept so that nobody can read a cookie out of the database: by its SHA-256.
+"""Sessions of the admin site. The database contains only the SHA-256 of a session key, so it reveals no cookie.
 
 Only what runs in threads is here; the admin site has no asynchronous views.
 """

@@ -1,4 +1,4 @@
-"""A request's place among those that the admin site serves at once, and its turn at a database connection.
+"""A request's place among those that the admin site serves at the same time, and its turn at a database connection.
 
 Both are given up while a password is hashed, and when the answer begins: a slow hash or a slow reader holds nothing
 that others wait for.

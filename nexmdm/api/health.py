@@ -29,7 +29,7 @@ LOOK_SECONDS: Final = 2
 """How long its look-up may take, and each statement of it: so it ends before it is given up."""
 
 FRESH_SECONDS: Final = 1
-"""How long its outcome is kept: whoever asks more often learns nothing new, and must cost nothing."""
+"""How long its outcome is kept: more frequent requests get the same answer, and cost no look-up."""
 
 _WAITING_COMMITS: Final = """
     SELECT count(*) FROM pg_stat_activity
@@ -144,7 +144,7 @@ def _missing_migrations() -> int:
 
 @cache
 def _migrations() -> frozenset[tuple[str, str]]:
-    """Return the migrations that this code wants, read from disk once."""
+    """Return the migrations that this code requires, read from disk once."""
     return frozenset(MigrationLoader(None).disk_migrations)
 
 

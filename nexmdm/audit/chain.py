@@ -20,7 +20,7 @@ from nexmdm.models import AuditEntry, AuditMark
 WITHOUT_SUMMARY: Final = "nexmdm audit 1"
 WITH_SUMMARY: Final = "nexmdm audit 2"
 CHUNK: Final = 2000
-"""How many entries are in memory at once."""
+"""The number of entries in memory at the same time."""
 
 _PLACE: Final = re.compile(r"([0-9]{1,18}):([0-9a-f]{64})")
 

@@ -13,7 +13,7 @@ from nexmdm.common import database
 from nexmdm.models import AuditEntry, AuditMark
 
 # Of the oldest entries those that are old, up to the first one that is not: what is left is one chain without a gap.
-# Two that prune at once take turns on the mark, and the second one finds it moved.
+# Of two that prune at the same time, the second one waits for the mark, and then finds it moved.
 _MOVE_MARK: Final = """
     INSERT INTO nexmdm_auditmark AS mark (name, entry_id, hash)
     SELECT %(pruned)s, id, hash FROM (
@@ -105,8 +105,8 @@ def values(
 def record(caller: Audited, *, status: int, code: str) -> None:
     """Write the entry of a refusal, in a transaction of its own.
 
-    Waits for whoever writes one at the same time, to the end of that one's transaction: so let it be the last thing
-    that a transaction does.
+    Waits until the transaction of every other writer of an entry has ended. So it must be the last statement of its
+    transaction.
     """
     database.execute(INSERT, parameters([values(caller, status=status, code=code)]))
 

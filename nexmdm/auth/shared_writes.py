@@ -54,9 +54,9 @@ class SharedWrites(Generic[Asked]):
         ] = WeakKeyDictionary()
 
     async def run(self, caller: SignedCaller, asked: Asked) -> WriteResult[Any] | StoredAnswer:
-        """Do one once, as SignedCaller.run() does; return what came of it, or what it was answered before.
+        """Carry out one write once, as SignedCaller.run() does; return its result, or the stored answer of a repeat.
 
-        Raises Alone, Overloaded and Draining beside what that raises.
+        Raises Alone, Overloaded, Draining, and the errors of SignedCaller.run().
         """
         key = f"{caller.principal}:{caller.idempotency_key}"
         outcome = await self._batcher().submit(key, _Waiting(caller, asked))

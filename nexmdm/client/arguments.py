@@ -49,7 +49,7 @@ def tag(text: str) -> str:
 
 
 def target(text: str) -> Json:
-    """Return whom a command is for, as the API wants it."""
+    """Return the target of a command, in the form that the API requires."""
     if text.startswith(_LITERAL) and text != _LITERAL:
         return {"aliases": [text.removeprefix(_LITERAL)]}
     names = [name.strip() for name in text.split(",") if name.strip()]
@@ -102,7 +102,7 @@ def seconds(text: str) -> int:
 
 
 def moment(text: str) -> str:
-    """Return a time as the API wants it, from one that is written out (the server judges it) or from so long ago."""
+    """Return a time in the form of the API, from a written time (the server checks it) or from an age."""
     if re.match(r"[0-9]{4}-", text):
         return text
     if not re.fullmatch(r"[0-9]{1,6}[smhd]", text):

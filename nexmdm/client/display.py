@@ -115,9 +115,9 @@ def _painted(name: str, text: str) -> Text:
 
 @contextmanager
 def progress(device_count: int) -> Iterator[tuple[float, Callable[[Json], None]]]:
-    """Show how a command comes along, if somebody watches.
+    """Show the progress of a command, if stderr is a terminal.
 
-    Gives how often to look, in seconds, and whom to tell what was seen.
+    Yields the interval between two readings of the command, in seconds, and a function to call with each reading.
     """
     console = Console(stderr=True)
     if not console.is_terminal:

@@ -1,4 +1,4 @@
-"""Simulated phones: the agent's rules as a pure class, and a phone that carries them over real HTTP."""
+"""Simulated phones. `Agent` has the rules of the agent and does no I/O; `Phone` applies them over real HTTP."""
 
 import hmac
 import time
@@ -82,9 +82,9 @@ def sign(command_key: str, device_id: str, envelope: Envelope) -> str:
 
 @dataclass(slots=True)
 class Agent:
-    """A phone's rules without its network: which envelopes to trust, what to carry out, what to report.
+    """The rules of a phone, without its network: the envelopes to trust, the actions to run, the reports to send.
 
-    Tells server time by its own clock and what the server said last.
+    It computes the server's time from its own clock and the latest time that the server sent.
     """
 
     device_id: str

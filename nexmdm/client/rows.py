@@ -44,7 +44,7 @@ def command(row: Json) -> Json:
 
 
 def audit_entry(row: Json) -> Json:
-    """Return an entry of the audit with its summary beside the rest."""
+    """Return an entry of the audit with its summary as fields next to the others."""
     return {**row, **row["summary"]}
 
 

@@ -47,7 +47,7 @@ def enroll_tokens(session: Session) -> int:
 
 
 def revoke_token(session: Session) -> int:
-    """Let nobody in with an enrollment token any more."""
+    """Revoke an enrollment token: no phone can register with it any more."""
     return _show(
         session.terminal, session.client.post(f"/admin/enrollment-tokens/{session.options['token_id']}/revoke")
     )

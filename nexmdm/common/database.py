@@ -40,7 +40,7 @@ BRIEF_SECONDS: Final = 1
 """How long work may take that follows other work of the same request, whatever came of that."""
 
 CHORE_SECONDS: Final = 60
-"""How long one round of what a dispatcher does beside pushing may take."""
+"""The longest time for one round of the dispatcher's work other than pushes."""
 
 PHONES_WAITING: Final = 5000
 """As many as heartbeats may: a command to a large fleet is answered by all phones within seconds."""
@@ -105,7 +105,7 @@ def _ends_at() -> float:
 async def run_in_db_thread(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Run one plain function on the database in a thread, and return its connection to the pool on the way out.
 
-    No more of them run at once than the pool has connections to spare; the others wait their turn. All that waits for
+    At most as many of them run as the pool has spare connections; the others wait their turn. All that waits for
     the database has a deadline, here as below. Raises GateFull where it comes before the turn, OperationalError after.
     """
     return await _run_in_turn(_ends_at(), work, *args, **kwargs)
@@ -219,7 +219,7 @@ def note_unavailable(error: Error) -> None:
 
 
 def log_unavailable(error: Error) -> None:
-    """Log why the database is unavailable, once an outage."""
+    """Log why the database is unavailable. Each reason is logged once per outage, however often this is called."""
     is_vague = isinstance(error.__cause__, NoConnection) and not isinstance(error.__cause__, Unreachable)
     outage.note_failure(safe_message(error), vague=is_vague)
 
@@ -316,7 +316,7 @@ def row(statement: str, parameters: Any = None) -> Any:
 
 
 def advisory_lock(purpose: str, name: str) -> None:
-    """Wait, to the end of the transaction, for whoever does the same to the same name."""
+    """Take the lock on `name` for `purpose`, and keep it to the end of the transaction. Waits while another has it."""
     rows("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"{purpose}:{name}"])
 
 

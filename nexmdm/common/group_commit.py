@@ -1,6 +1,6 @@
 """Group commit: items join the batch now filling, which is flushed as soon as the flush before it is done.
 
-An idle process flushes at once, a busy one fills batches meanwhile, and no timer is needed. One flush is one
+An idle process flushes immediately, a busy one fills batches meanwhile, and no timer is needed. One flush is one
 transaction, and every outcome is returned after its commit.
 """
 

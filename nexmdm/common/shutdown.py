@@ -10,7 +10,7 @@ _requested: Final = threading.Event()
 
 
 def watch() -> None:
-    """Note SIGTERM and SIGINT, and pass them on to whoever handles them so far. Does nothing but in the main thread."""
+    """Note SIGTERM and SIGINT, then call their earlier handlers. Does nothing outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         return
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -67,7 +67,7 @@ class SiteHandler:
 async def _admit_password(turn: SiteTurn, held: AsyncExitStack) -> None:
     """Count an attempt, then wait until its password may be hashed, which it may until `held` is closed."""
     logins.refuse_over_limit(turn.address)
-    # An attempt that finds no place is none: in a flood, somebody who tries again and again must not use up the limit.
+    # An attempt that finds no place is not counted: in a flood, repeated attempts must not use up the address's limit.
     PASSWORDS.check(turn.address)
     await turn.take()
     try:

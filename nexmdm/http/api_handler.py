@@ -56,7 +56,7 @@ class ApiHandler(ASGIHandler):
             await self._send(response, send)
 
     async def refuse(self, scope: Scope, body: bytes, error: Exception, send: Send) -> None:
-        """Answer an error that was raised beside the resolver's views as if one of them had raised it."""
+        """Answer an error that was raised outside the resolver's views as if one of them had raised it."""
         database.begin_request(addresses.counting_key(scope["client"][0]))
         async with ThreadSensitiveContext():
             response = await refusal(ApiRequest(scope, body), error)

@@ -1,4 +1,4 @@
-"""Requests that a client sends ahead, before it has its answers: how far they are parsed, and when they are served."""
+"""Limits on pipelined requests: those that a client sends before it has the answers to its earlier ones."""
 
 import asyncio
 import re
@@ -11,21 +11,22 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from nexmdm.common.overload.shared_bytes import SharedBytes
 
 PIPELINED: Final = 16
-"""How many requests of a connection are parsed and not yet answered. The others wait, unparsed, and nothing is read."""
+"""The most requests of a connection that are parsed and not yet answered. Others wait unparsed, and reading pauses."""
 
 PORTION: Final = 16 * 1024
-"""How many bytes are parsed before it is looked whether requests wait."""
+"""The most bytes that are parsed before the next check whether requests wait."""
 
 PORTION_LINES: Final = 2 * (PIPELINED - 1) - 1
-"""And how many lines. A head has two or more (the request's and an empty one), the first of which may be parsed before:
-so these complete one request less than PIPELINED, which leaves room for the one under way."""
+"""The most lines that are parsed before that check. A head has two or more (the request's and an empty one), and its
+first line may be parsed already: so these lines complete at most PIPELINED - 1 requests, which leaves room for the one
+under way."""
 
 UNPARSED: Final = SharedBytes(64 * 1024 * 1024)
-"""How many bytes wait unparsed in all connections of a worker; uvloop reads up to 250 KiB before it can be paused."""
+"""The most bytes that wait unparsed in all connections of a worker. uvloop reads up to 250 KiB before it pauses."""
 
 PAUSE_SECONDS: Final = 0.002
-"""The least time between two turns. Beside a loop that never waits, a thread gets the interpreter every 5 ms only, and
-that of a signed call needs it a dozen times."""
+"""The least time between two turns. Next to an event loop that never waits, a thread gets the interpreter only every
+5 ms, and the thread of a signed call needs it a dozen times."""
 
 _PORTION: Final = re.compile(rb"(?:[^\n]*+\n){%d}" % PORTION_LINES)
 
@@ -52,8 +53,7 @@ class Flow(FlowControl):
 class Turns:
     """Starts requests that were sent ahead: one every PAUSE_SECONDS, each connection in its turn.
 
-    So other requests are delayed by one of these at a time, and by a part of the processor, however many connections
-    send ahead.
+    So at most one of them at a time delays other requests, however many connections send ahead.
     """
 
     def __init__(self) -> None:

@@ -16,7 +16,7 @@ _SECONDS: Final = 5
 
 
 def main() -> None:
-    """Ask for the path that the command line names, and exit with what came of it."""
+    """Request the path in the first argument (default: /healthz). If the answer is not 200, print why; exit with 1."""
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "nexmdm.settings")
     answer = status(settings.HOST, settings.PORT, *sys.argv[1:2])
     if answer != "200":
@@ -24,7 +24,7 @@ def main() -> None:
 
 
 def status(host: str, port: int, path: str = "/healthz") -> str:
-    """Return the status of the answer, or why there is none."""
+    """Return the status of the answer (`200`), or the text of the error if there is no answer."""
     name = addresses.host_instead_of("localhost") or "localhost"
     connection = http.client.HTTPConnection(addresses.LOOPBACK.get(host, host), port, timeout=_SECONDS)
     try:

@@ -127,7 +127,7 @@ class Protocol(HttpToolsProtocol):
             HELD.inc()
 
     def _parse(self, portion: bytes) -> int:
-        """Parse a portion; return how much of it was: all, or up to the head of a request that wants an upgrade."""
+        """Parse a portion; return how much of it was: all, or up to the head of a request that asks for an upgrade."""
         self._unset_keepalive_if_required()
         parsed = len(portion)
         try:

@@ -19,7 +19,7 @@ from nexmdm.standalone import parent_watch
 VARIABLE: Final = "NEXMDM_LISTEN_FD"
 BACKLOG: Final = 2048
 DESCRIPTORS: Final = 65_536
-"""How many files and connections a worker wants to be able to hold; the usual 1,024 are soon taken by strangers."""
+"""The limit on open files and connections that a worker sets. The usual 1,024 are easily exhausted by any client."""
 
 
 class CannotListen(RuntimeError):
@@ -27,7 +27,7 @@ class CannotListen(RuntimeError):
 
 
 def main() -> None:
-    """Serve until SIGTERM; requests in flight are then answered. What keeps it from starting is one line."""
+    """Serve until SIGTERM, then answer the requests in flight. If it cannot start, print why in one line, and exit."""
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "nexmdm.settings")
     _raise_descriptor_limit()
     try:
@@ -67,7 +67,7 @@ def _why(error: OSError) -> str:
 
 
 def _raise_descriptor_limit() -> None:
-    """Have as many descriptors as we want, or as the system's hard limit lets us have."""
+    """Raise the limit on open descriptors to DESCRIPTORS, or to the system's hard limit if that is lower."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -74,8 +74,8 @@ class Timed:
 class HistogramBuffer:
     """Observations of one series of REQUEST_SECONDS, added up here and handed over a few times a second.
 
-    Across processes a histogram lives in a shared file, and each observation writes to it twice, under a lock: for a
-    heartbeat, that is dearer than its log line.
+    With several processes, a histogram is in a shared file, and each observation writes to it twice, under a lock. For
+    a heartbeat, that costs more than its log line.
     """
 
     def __init__(self, route: str, method: str, status: int) -> None:

@@ -1,7 +1,7 @@
-"""The embedded PostgreSQL, start to stop: the server for whoever brings none (no DATABASE_URL).
+"""The embedded PostgreSQL, start to stop: the server that is used if DATABASE_URL is not set.
 
-It lives in `<data folder>/pg`, listens on a Unix socket there and nowhere else, and whoever gets into that folder (mode
-0700) is let in. The binaries come from a wheel; root hands them to an unprivileged account.
+It is in `<data folder>/pg` and listens only on a Unix socket there. Every account that can enter that folder (mode
+0700) may connect. The binaries come from a wheel; root hands them to an unprivileged account.
 """
 
 import fcntl
@@ -52,7 +52,7 @@ _SETTINGS: Final = {
     "random_page_cost": "1.1",
     "jit": "off",
     "cluster_name": NAME,
-    # Parallel plans want dynamic shared memory, and a container may have 64 MB of it.
+    # Parallel plans require dynamic shared memory, and a container may have 64 MB of it.
     "max_parallel_workers_per_gather": "0",
     "max_parallel_maintenance_workers": "0",
     "timezone": "UTC",
@@ -116,7 +116,7 @@ def url(data_dir: Path) -> str:
 def start(data_dir: Path) -> bool:
     """Make sure that the server of this data folder runs and has the database. Return whether this call started it.
 
-    Processes may call it at once, and after any crash: one starts the server, the others wait for it.
+    Several processes may call it at the same time, and after any crash: one starts the server, the others wait for it.
     """
     server = _Server(data_dir)
     _check_path(server)
@@ -211,7 +211,7 @@ def _works_in(cluster: Path, process: Path) -> bool:
     try:
         return (process / "comm").read_text() == "postgres\n" and (process / "cwd").samefile(cluster)
     except OSError:
-        return False  # it has ended, or is somebody else's
+        return False  # it has ended, or belongs to another account
 
 
 def _pid_file_names_a_process(server: _Server) -> bool:

@@ -121,7 +121,7 @@ class ProcessGroup:
             child.start()
 
     def poll(self) -> None:
-        """Restart whoever has died, after a pause that grows; `lost` names all that ever did."""
+        """Restart each process that has died, after a growing pause; `lost` names all that ever died."""
         for child in self._children:
             if (pid := child.dead()) is not None:
                 self.lost.append(child.name)

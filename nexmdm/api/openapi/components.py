@@ -52,7 +52,7 @@ HEADERS: Final[Json] = {
         "schema": {"type": "integer", "minimum": 1},
     },
     "WWW-Authenticate": {
-        "description": "The kind of credential that is wanted: Bearer, or NXD1 for a signed request.",
+        "description": "The kind of credential that is required: Bearer, or NXD1 for a signed request.",
         "required": True,
         "schema": {"type": "string"},
     },
@@ -91,11 +91,11 @@ SECURITY: Final[Mapping[str, Json]] = {
     "MetricsBearer": {"type": "http", "scheme": "bearer", "description": "METRICS_TOKEN, where it is set."},
 }
 TAGS: Final = (
-    {"name": "device", "description": "What a phone calls, with its token as the bearer."},
-    {"name": "commands", "description": "What an admin asks of phones, and what became of it."},
-    {"name": "devices", "description": "Who is enrolled, and who may enrol."},
-    {"name": "fleet", "description": "Shutting phones out, the whole at a glance, and who did what."},
-    {"name": "operations", "description": "What a monitor asks."},
+    {"name": "device", "description": "The calls of a phone, with its token as the bearer."},
+    {"name": "commands", "description": "Commands to phones, their deliveries and their results."},
+    {"name": "devices", "description": "Devices, their tags, and enrollment tokens."},
+    {"name": "fleet", "description": "Revocation of devices, the summary of the fleet, and the audit."},
+    {"name": "operations", "description": "Health, readiness and metrics, for monitoring."},
 )
 
 

@@ -48,7 +48,7 @@ class _Run(Generic[T]):
     def _note_end(self, task: asyncio.Task[T]) -> None:
         self._ended = task.get_loop().time()
         if not task.cancelled():
-            task.exception()  # It is raised to those who ask; if all have given up, nobody misses it.
+            task.exception()  # Raised in every waiting caller; without a caller, asyncio must not report it.
 
     def is_over(self, before: float) -> bool:
         """Tell whether it has ended before this moment."""

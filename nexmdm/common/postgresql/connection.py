@@ -159,7 +159,7 @@ class Connection(psycopg.Connection[Any]):
 
 
 class Cursor(base.CursorMixin, psycopg.ClientCursor[Any]):
-    """Django's cursor, which begins each transaction as its connection wants: in the message of the first statement."""
+    """Django's cursor, which begins each transaction in the message of its first statement."""
 
     def execute(self, query: Any, params: Any = None, **options: Any) -> Self:
         """Execute; the first result is that of the query."""

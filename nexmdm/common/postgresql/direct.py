@@ -15,7 +15,7 @@ _DJANGOS_OPTIONS: Final = ("pool", "cursor_factory")
 
 
 def parameters() -> dict[str, Any]:
-    """Return what psycopg wants for a connection of one's own, outside the pool (LISTEN)."""
+    """Return psycopg's arguments for a connection outside the pool (LISTEN)."""
     return _parameters(settings.DIRECT_DATABASE or settings.DATABASES["default"])
 
 

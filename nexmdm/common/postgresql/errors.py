@@ -8,7 +8,7 @@ from django.db import Error, InterfaceError, OperationalError
 
 
 class Meaning(StrEnum):
-    """What to do about an error: come back later; try again at once; look for our own mistake."""
+    """What to do about an error: try again later; try again immediately; find the fault in NexMDM."""
 
     UNAVAILABLE = "unavailable"
     CONTENDED = "contended"

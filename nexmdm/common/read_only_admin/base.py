@@ -1,7 +1,7 @@
-"""How the admin site shows rows: read-only, newest first, and just as fast when there are a million of them.
+"""The base of the admin site's pages: read-only, newest rows first, and as fast with a million rows as with a hundred.
 
-Nothing is counted and no page has an OFFSET: a list reads one page by falling key, and the next one continues below it.
-How many rows there are in all is PostgreSQL's own estimate, said where it is not less than what the page shows.
+A list counts no rows and has no OFFSET: it reads one page in descending order of the key, and the next page continues
+below the last key. The total is PostgreSQL's estimate; a page shows it unless it is less than the rows of the page.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ else:
     ModelAdmin, TabularInline, InlineFormSet = admin.ModelAdmin, admin.TabularInline, BaseInlineFormSet
 
 BEFORE: Final = "before"
-"""The query parameter that continues a list below a key."""
+"""The query parameter of a list's next page. Its value is a key: the page shows only rows with lower keys."""
 
 ROWS_PER_PAGE: Final = 100
 
@@ -100,7 +100,7 @@ def _estimated(model: type[Model]) -> int:
 
 
 class _ReadOnly:
-    """Every active member of staff may look, and nobody may touch."""
+    """Every active member of staff may read the rows; no one may change them."""
 
     admin_site: admin.AdminSite
 
@@ -125,10 +125,10 @@ class _ReadOnly:
 
 
 class ReadOnlyAdmin(_ReadOnly, ModelAdmin):
-    """A window on one table. Only what `fields` or `fieldsets` and `list_display` name is shown.
+    """A read-only view of one table. It shows only the fields in `fields` or `fieldsets` and in `list_display`.
 
-    A list can be narrowed by its filters, its search box, and the lookups in `linked_by`: no other column can be asked
-    for, so that nobody guesses a secret letter by letter.
+    A list can be filtered by its filters, its search box, and the lookups in `linked_by`. Lookups of other columns are
+    refused: they would allow to guess a secret letter by letter.
     """
 
     linked_by: ClassVar[Sequence[str]] = ()

@@ -12,4 +12,4 @@ class Refused(Exception):
 
 
 class ClientGone(Exception):
-    """The client left before its request was complete; nobody waits for an answer."""
+    """The client disconnected before its request was complete, so no answer is sent."""

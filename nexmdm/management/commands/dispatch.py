@@ -1,4 +1,4 @@
-"""manage.py dispatch: push what is due through FCM, and sweep what is over. Any number may run at once."""
+"""manage.py dispatch: sends due pushes through FCM, and expires overdue deliveries. Any number may run in parallel."""
 
 import asyncio
 import signal

@@ -1,9 +1,9 @@
-"""manage.py migrate: Django's own, one at a time on a database, and never at the cost of those who use it.
+"""manage.py migrate: Django's command, run by one process at a time, and without blocking requests.
 
 Afterwards it fills in the comparison keys of the devices that earlier versions wrote, batch by batch.
 
-A migration that wants a table to itself queues behind whoever uses it, and everybody else queues behind the migration:
-so it gives up soon, and tries again.
+A migration that requires an exclusive lock on a table waits for the transactions that use the table, and all later ones
+wait for the migration. So it stops waiting soon, and tries again.
 """
 
 import time
@@ -75,7 +75,7 @@ class Command(migrate.Command):
     def migration_progress_callback(self, action: str, migration: Migration | None = None, fake: bool = False) -> None:
         """Say how far it is; before each migration set how long it may wait for a lock.
 
-        CREATE INDEX CONCURRENTLY and its like wait as long as it takes: nobody queues behind them.
+        CREATE INDEX CONCURRENTLY and similar statements wait without limit: no other transaction waits for them.
         """
         if migration is not None and action in ("apply_start", "unapply_start"):
             patient = any(isinstance(operation, NotInTransactionMixin) for operation in migration.operations)

@@ -1,4 +1,4 @@
-"""manage.py postgres: the embedded PostgreSQL by hand, for whoever runs the parts one by one."""
+"""manage.py postgres: starts and stops the embedded PostgreSQL, if you start the parts one by one."""
 
 from argparse import ArgumentParser
 from typing import Any

@@ -80,7 +80,10 @@ class Command(BaseCommand):
         return self._listen(patiently=False)
 
     def _becomes_ready(self, processes: ProcessGroup, listener: socket.socket, stop: StopRequest) -> bool:
-        """Wait until /readyz answers 200; CommandError where it never does. False when stopped before."""
+        """Wait until /readyz answers 200, and return True; return False if a stop is requested before.
+
+        Raises CommandError if a process ends, or if /readyz does not answer 200 within _READY_SECONDS.
+        """
         deadline = time.monotonic() + _READY_SECONDS
         host, port = listener.getsockname()[:2]
         while not stop:
