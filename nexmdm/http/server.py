@@ -3,21 +3,25 @@
 NEXMDM_LISTEN_FD is the number of that socket, which workers may share: serve passes it on, and so can systemd.
 """
 
+import asyncio
 import os
 import resource
 import socket
 import sys
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 import uvicorn
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
-from nexmdm.http.accepting import AcceptingServer
 from nexmdm.standalone import parent_watch
 
 VARIABLE: Final = "NEXMDM_LISTEN_FD"
 BACKLOG: Final = 2048
+AT_ONCE: Final = 16
+"""How many connections one turn takes: so a worker leaves some to the others that share the socket."""
+
 DESCRIPTORS: Final = 65_536
 """The limit on open files and connections that a worker sets. The usual 1,024 are easily exhausted by any client."""
 
@@ -88,3 +92,50 @@ def _config() -> uvicorn.Config:
         timeout_graceful_shutdown=20,
         backlog=BACKLOG,
     )
+
+
+class AcceptingServer(uvicorn.Server):
+    """uvicorn's server on one socket that listens, but for how it takes connections: all that wait.
+
+    libuv (since 1.46) accepts one connection in a turn of the event loop. A worker whose turns are long because it is
+    busy would leave new connections in the kernel's queue until their clients give up.
+    """
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to take connections, with uvicorn's server and beside it."""
+        assert sockets is not None
+        self._listener = sockets[0]
+        self._make: Any = self.config.http_protocol_class
+        self._looks = False
+        self._opening: set[asyncio.Task[Any]] = set()
+        self.config.http_protocol_class = self._make_and_look  # type: ignore[assignment]
+        await super().startup(sockets)
+
+    def _make_and_look(self, **given: Any) -> asyncio.Protocol:
+        """Make the protocol of a connection that uvicorn's server has taken; then look whether more are waiting."""
+        if not self._looks:
+            self._looks = True
+            asyncio.get_running_loop().call_soon(self._take_waiting, given)
+        protocol: asyncio.Protocol = self._make(**given)
+        return protocol
+
+    def _take_waiting(self, given: dict[str, Any]) -> None:
+        self._looks = False
+        for _ in range(AT_ONCE):
+            if self.should_exit or not self._take_one(given):
+                return
+        self._looks = True
+        asyncio.get_running_loop().call_soon(self._take_waiting, given)
+
+    def _take_one(self, given: dict[str, Any]) -> bool:
+        """Take a connection that waits; tell whether there was one."""
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:  # None waits, or there is no descriptor left: uvicorn's server knows what to do.
+            return False
+        connection.setblocking(False)
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(loop.connect_accepted_socket(partial(self._make, **given), connection))
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+        return True

@@ -8,8 +8,8 @@ import uvicorn
 import uvloop
 
 from nexmdm.asgi import application
-from nexmdm.http.accepting import AcceptingServer
 from nexmdm.http.protocol import Protocol
+from nexmdm.http.server import AcceptingServer
 
 CLIENTS: Final = 100
 TURNS: Final = 20
