@@ -29,7 +29,7 @@ class UnknownDevices(DomainError):
 
 
 class DevicesBusy(Exception):
-    """A device that is meant is held by another transaction."""
+    """Another transaction holds a device of the target."""
 
 
 class EmptyAudience(DomainError):
@@ -59,9 +59,11 @@ class Target:
         return "revoked_at IS NULL", {}
 
 
+# Revoked devices too: whether one is revoked is read of the row that is held.
 _HOLD: Final = """
-    SELECT id FROM devices_device WHERE revoked_at IS NULL AND id = ANY(%(ids)s::uuid[]) ORDER BY id FOR NO KEY UPDATE
+    SELECT id, revoked_at, retired_at FROM devices_device WHERE id = ANY(%(ids)s::uuid[]) ORDER BY id FOR NO KEY UPDATE
 """
+_EXISTING: Final = "SELECT id FROM devices_device WHERE id = ANY(%(ids)s::uuid[])"
 
 
 def lock_named(target: Target) -> tuple[datetime, Target]:
@@ -74,9 +76,9 @@ def lock_named(target: Target) -> tuple[datetime, Target]:
         return database.now(), Target(device_ids=_lock_by_alias(target.aliases))
     if not target.device_ids:
         return database.now(), target
-    now, (refused,) = _hold_all([target], _HOLD)
-    if refused is not None:
-        raise refused
+    now, held = _hold(target.device_ids, _HOLD)
+    if unknown := _unknown(target, held):
+        raise unknown
     return now, target
 
 
@@ -85,32 +87,23 @@ def lock_free_named(targets: Sequence[Target]) -> tuple[datetime, list[UnknownDe
 
     Returns the transaction's time, and for each target why it cannot be served here, or None.
     """
-    return _hold_all(targets, f"{_HOLD} SKIP LOCKED")
-
-
-def _hold_all(targets: Sequence[Target], hold: str) -> tuple[datetime, list[UnknownDevices | DevicesBusy | None]]:
     named = {device_id for target in targets for device_id in target.device_ids}
-    ((now,),), found = database.execute_batch("SELECT now()", hold, parameters={"ids": list(named)})
-    missing = named.difference(device_id for (device_id,) in found)
-    rows = Device.objects.filter(id__in=missing).values_list("id", "revoked_at", "retired_at") if missing else ()
-    busy = {device_id for device_id, revoked_at, _ in rows if revoked_at is None}
-    gone = {device_id: retired_at for device_id, revoked_at, retired_at in rows if revoked_at is not None}
-    return now, [_refusal(missing.intersection(target.device_ids), busy, gone) for target in targets]
+    now, held = _hold(named, f"{_HOLD} SKIP LOCKED")
+    missing = list(named - held.keys())
+    busy = {device_id for (device_id,) in database.rows(_EXISTING, {"ids": missing})} if missing else set()
+    return now, [_unknown(target, held) if busy.isdisjoint(target.device_ids) else DevicesBusy() for target in targets]
 
 
-def _refusal(
-    missing: Collection[UUID], busy: Collection[UUID], gone: Mapping[UUID, datetime | None]
-) -> UnknownDevices | DevicesBusy | None:
-    if any(device_id in busy for device_id in missing):
-        return DevicesBusy()
-    return _unknown(missing, gone)
+def _hold(device_ids: Collection[UUID], hold: str) -> tuple[datetime, dict[UUID, tuple[Any, Any]]]:
+    """Return the transaction's time, and of each device that is held now when it was revoked and retired, if it was."""
+    ((now,),), rows = database.execute_batch("SELECT now()", hold, parameters={"ids": list(device_ids)})
+    return now, {device_id: (revoked_at, retired_at) for device_id, revoked_at, retired_at in rows}
 
 
-def _unknown(missing: Collection[UUID], gone: Mapping[UUID, datetime | None]) -> UnknownDevices | None:
-    if not missing:
-        return None
-    left = {str(device_id): gone[device_id] for device_id in missing if device_id in gone}
-    return UnknownDevices((str(device_id) for device_id in missing if device_id not in gone), left)
+def _unknown(target: Target, held: Mapping[UUID, tuple[Any, Any]]) -> UnknownDevices | None:
+    unknown = [str(device_id) for device_id in target.device_ids if device_id not in held]
+    gone = {str(key): held[key][1] for key in target.device_ids if key in held and held[key][0] is not None}
+    return UnknownDevices(unknown, gone) if unknown or gone else None
 
 
 def _lock_by_alias(aliases: Sequence[str]) -> list[UUID]:

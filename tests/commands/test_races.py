@@ -173,6 +173,14 @@ def issue_a_ping(phone: Phone) -> None:
     issuing.issue(CommandRequest("ping", "{}", target, target_as_given={}, issued_by="admin", expires_in_seconds=600))
 
 
+def test_a_command_to_a_device_that_is_reinstated_meanwhile_waits_for_that(admin: Admin) -> None:
+    phone = admin.enrol("phone-1")
+    assert admin.post(f"/admin/devices/{phone.device_id}/revoke").status == 200
+    answer = overtaken(lambda: enrollment.reinstate(UUID(phone.device_id)), lambda: admin.command(to=phone))
+    assert (answer.status, answer.json["device_count"]) == (200, 1)
+    assert Delivery.objects.get().state == "pending"
+
+
 @pytest.mark.parametrize("ending", ["revoked", "enrolled anew"])
 def test_what_is_issued_while_its_device_is_revoked_or_enrolled_anew_is_cancelled(admin: Admin, ending: str) -> None:
     phone = admin.enrol("phone-1")
