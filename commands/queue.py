@@ -22,7 +22,6 @@ from nexmdm.common.domain_error import DomainError
 CHANNEL: Final = "nexmdm_dispatch"
 """The NOTIFY channel that tells dispatchers of new work."""
 
-
 OFFER_LIMIT: Final = 20
 
 

@@ -83,7 +83,7 @@ async def _record_refusal(signed: SignedCaller, response: HttpResponse) -> HttpR
 
 
 def _count_and_record(signed: SignedCaller, status: int, code: str) -> None:
-    signed.count()
+    signed.check_limit()
     entries.record(signed, status=status, code=code)
 
 

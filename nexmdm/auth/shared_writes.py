@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 from django.db import DataError, IntegrityError
 
 from nexmdm.auth import signed_write
-from nexmdm.auth.signed_write import Outcome, SignedCaller, StoredAnswer, WriteResult
+from nexmdm.auth.signed_write import Outcome, Replay, SignedCaller, WriteResult
 from nexmdm.common import database
 from nexmdm.common.group_commit import GroupCommit
 
@@ -50,10 +50,10 @@ class SharedWrites(Generic[Asked]):
     def __init__(self, work: Callable[[Sequence[Asked]], Sequence[WriteResult[Any] | Exception]]) -> None:
         self._work = work
         self._batchers: WeakKeyDictionary[
-            asyncio.AbstractEventLoop, GroupCommit[_Waiting[Asked], WriteResult[Any] | StoredAnswer]
+            asyncio.AbstractEventLoop, GroupCommit[_Waiting[Asked], WriteResult[Any] | Replay]
         ] = WeakKeyDictionary()
 
-    async def run(self, caller: SignedCaller, asked: Asked) -> WriteResult[Any] | StoredAnswer:
+    async def run(self, caller: SignedCaller, asked: Asked) -> WriteResult[Any] | Replay:
         """Carry out one write once, as SignedCaller.run() does; return its result, or the stored answer of a repeat.
 
         Raises Alone, Overloaded, Draining, and the errors of SignedCaller.run().
@@ -68,7 +68,7 @@ class SharedWrites(Generic[Asked]):
         """Take no more; return when those taken are answered."""
         await self._batcher().drain()
 
-    def _batcher(self) -> GroupCommit[_Waiting[Asked], WriteResult[Any] | StoredAnswer]:
+    def _batcher(self) -> GroupCommit[_Waiting[Asked], WriteResult[Any] | Replay]:
         loop = asyncio.get_running_loop()
         found = self._batchers.get(loop)
         if found is None:
@@ -82,7 +82,7 @@ class SharedWrites(Generic[Asked]):
         A batch whose connection is lost after its transaction began is not run again: its outcome is unknown, and
         Django has connected anew by then, so that GroupCommit raises the error.
         """
-        outcomes: list[Any] = list(signed_write.count([write.caller for write in writes]))
+        outcomes: list[Any] = list(signed_write.check_limits([write.caller for write in writes]))
         allowed = [position for position, limited in enumerate(outcomes) if limited is None]
         done = self._do([writes[position] for position in allowed]) if allowed else []
         for position, outcome in zip(allowed, done, strict=True):

@@ -102,9 +102,9 @@ class SignedCaller:
     summarize: Callable[[], Summary]
     limit_check: LimitCheck = field(default_factory=LimitCheck, compare=False)
 
-    def count(self) -> None:
+    def check_limit(self) -> None:
         """Count this write, if it is not counted yet. Raises RateLimited."""
-        (limited,) = count([self])
+        (limited,) = check_limits([self])
         if limited is not None:
             raise limited
 
@@ -125,8 +125,8 @@ class SignedCaller:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredAnswer:
-    """What a write was answered, without its secrets."""
+class Replay:
+    """The answer that is stored for a repeated request, without its secrets."""
 
     body: str
 
@@ -137,10 +137,10 @@ class StoredAnswer:
         return response
 
 
-Outcome = WriteResult[Any] | StoredAnswer | Exception
+Outcome = WriteResult[Any] | Replay | Exception
 
 
-def count(callers: Sequence[SignedCaller]) -> list[RateLimited | None]:
+def check_limits(callers: Sequence[SignedCaller]) -> list[RateLimited | None]:
     """Count writes, each once; return for each what is to be raised if it is one too many.
 
     Asked again, it gives the same answers: a batch whose connection was lost is flushed once more.
@@ -161,11 +161,11 @@ def count(callers: Sequence[SignedCaller]) -> list[RateLimited | None]:
 def _run_alone(
     caller: SignedCaller, work: Callable[[], WriteResult[Any]], restore_secrets: RestoreSecrets | None
 ) -> HttpResponse:
-    caller.count()
+    caller.check_limit()
     (outcome,) = database.retry_on_deadlock(partial(run_together, [caller], lambda _: [work()]))
     if isinstance(outcome, Exception):
         raise outcome
-    if isinstance(outcome, StoredAnswer) and restore_secrets:
+    if isinstance(outcome, Replay) and restore_secrets:
         return outcome.response(restore_secrets(orjson.loads(outcome.body)))
     return outcome.response()
 
@@ -204,13 +204,13 @@ def _claim(callers: Sequence[SignedCaller]) -> list[Any]:
     ]
 
 
-def _claimed(caller: SignedCaller, is_ours: bool, stored: tuple[bytes, str] | None) -> StoredAnswer | Exception | None:
+def _claimed(caller: SignedCaller, is_ours: bool, stored: tuple[bytes, str] | None) -> Replay | Exception | None:
     if not is_ours:
         return IdempotencyInFlight()
     if stored is None:
         return None
     fingerprint, body = stored
-    return StoredAnswer(body) if fingerprint == caller.fingerprint else IdempotencyKeyReused()
+    return Replay(body) if fingerprint == caller.fingerprint else IdempotencyKeyReused()
 
 
 def _finish(writes: Sequence[tuple[SignedCaller, Any]]) -> None:

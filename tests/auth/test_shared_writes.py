@@ -64,12 +64,12 @@ def test_each_command_of_a_batch_is_issued_answered_stored_and_audited(admin: Ad
 def test_what_is_refused_in_a_batch_is_refused_alone(admin: Admin, fleet: list[Phone]) -> None:
     first, second, third, *_, revoked = fleet
     assert admin.post(f"/admin/devices/{revoked.device_id}/revoke").status == 200
-    stranger = Phone(first.client, "X", device_id="01890000-0000-7000-8000-000000000000")
+    unknown = Phone(first.client, "X", device_id="01890000-0000-7000-8000-000000000000")
     too_long: dict[str, Any] = {"action": "message", "params": {"title": "", "body": "x" * 4096}}
     expected: list[tuple[Call, Any]] = [
         (ping(first), 1),
         (ping(first, revoked), (422, "unknown_devices")),
-        (ping(stranger), (422, "unknown_devices")),
+        (ping(unknown), (422, "unknown_devices")),
         (ping(first, second, expect_count=3), (409, "audience_changed")),
         (ping(first, second, expect_count=2), 2),
         (ping(third, third), 1),
@@ -123,7 +123,7 @@ def test_a_batch_that_is_flushed_again_counts_nobody_twice_and_lets_no_more_thro
     flush = SharedWrites._flush
 
     def twice(self: Any, writes: Any) -> Any:
-        signed_write.count([write.caller for write in writes])
+        signed_write.check_limits([write.caller for write in writes])
         return flush(self, writes)
 
     monkeypatch.setattr(SharedWrites, "_flush", twice)

@@ -42,7 +42,7 @@ async def another(line: Line, source: str = "127.0.0.1") -> AsyncIterator[Line]:
 
 async def until_open(line: Line, count: int) -> None:
     """Wait until the server has so many connections."""
-    while len(line.state.connections) != count:  # noqa: ASYNC110  (uvicorn tells nobody)
+    while len(line.state.connections) != count:  # noqa: ASYNC110  (uvicorn has no event for it)
         await asyncio.sleep(0)
 
 
@@ -188,7 +188,7 @@ def test_of_many_refused_clients_few_are_waited_for(settings: Settings, monkeypa
             assert await third.ends()
             await assert_refused(first, "Too many")
             await assert_refused(second, "Too many")
-        while connection_bounds.of(line.state)._refused:  # noqa: ASYNC110  (it tells nobody)
+        while connection_bounds.of(line.state)._refused:  # noqa: ASYNC110  (there is no event for it)
             await asyncio.sleep(0)
 
     over_a_socket(talk)
@@ -202,7 +202,7 @@ def test_the_gauge_follows_the_connections_that_are_open(monkeypatch: pytest.Mon
             async with AsyncExitStack() as others:
                 for _ in range(count - 1):
                     await others.enter_async_context(another(line))
-                while REGISTRY.get_sample_value("nexmdm_connections") != count:  # noqa: ASYNC110  (it tells nobody)
+                while REGISTRY.get_sample_value("nexmdm_connections") != count:  # noqa: ASYNC110  (there is no event for it)
                     await asyncio.sleep(0)
 
     over_a_socket(talk)

@@ -83,7 +83,7 @@ def test_a_worker_writes_a_summary_again_and_again_and_the_last_one_when_it_stop
             for count in (1, 2):
                 await phone.client.arequest("POST", "/v1/heartbeat", {}, bearer)
                 async with asyncio.timeout(10):
-                    while len(lines(written)) < count:  # noqa: ASYNC110  (a log line tells nobody)
+                    while len(lines(written)) < count:  # noqa: ASYNC110  (a log line has no event)
                         await asyncio.sleep(0)
             monkeypatch.setattr("nexmdm.http.heartbeat_summary.SECONDS", 60)
             await asyncio.sleep(0)

@@ -145,7 +145,7 @@ def test_a_connection_that_is_gone_leaves_nothing_waiting() -> None:
         await line.say(ASKED * 200)
         await line.answer()
         line.writer.transport.abort()
-        while line.state.connections:  # noqa: ASYNC110  (uvicorn tells nobody)
+        while line.state.connections:  # noqa: ASYNC110  (uvicorn has no event for it)
             await asyncio.sleep(0)
 
     over_a_socket(talk)
@@ -163,10 +163,10 @@ def test_of_all_connections_that_send_ahead_one_is_served_at_a_time_with_a_pause
                     pass
 
         sending = [asyncio.create_task(send_ahead()) for _ in range(connections)]
-        while line.state.total_requests < 5 * connections:  # noqa: ASYNC110  (uvicorn tells nobody)
+        while line.state.total_requests < 5 * connections:  # noqa: ASYNC110  (uvicorn has no event for it)
             await asyncio.sleep(0)
         before, began = line.state.total_requests, time.monotonic()
-        while line.state.total_requests < before + requests:  # noqa: ASYNC110  (uvicorn tells nobody)
+        while line.state.total_requests < before + requests:  # noqa: ASYNC110  (uvicorn has no event for it)
             await asyncio.sleep(0)
         for task in sending:
             task.cancel()

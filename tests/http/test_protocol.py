@@ -67,7 +67,7 @@ class Line:
 
     async def begins(self) -> asyncio.Task[None]:
         """Wait until the server has begun to serve a request."""
-        while not self.state.tasks:  # noqa: ASYNC110  (uvicorn tells nobody)
+        while not self.state.tasks:  # noqa: ASYNC110  (uvicorn has no event for it)
             await asyncio.sleep(0)
         (task,) = self.state.tasks
         return task
@@ -283,7 +283,7 @@ def test_an_answer_that_nobody_takes_is_dropped_with_its_connection(
         (connection,) = line.state.connections
         if stopping:
             connection.shutdown()
-        while connection in line.state.connections:  # noqa: ASYNC110  (uvicorn tells nobody)
+        while connection in line.state.connections:  # noqa: ASYNC110  (uvicorn has no event for it)
             await asyncio.sleep(0)
         line.reading.resume_reading()
         taken = b""
@@ -412,7 +412,7 @@ def test_a_head_that_has_begun_to_arrive_when_the_worker_stops_is_waited_for(mon
         await line.answer()
         (connection,) = line.state.connections
         await line.say(HEALTH)
-        while not cast("Protocol", connection)._in_head:  # noqa: ASYNC110  (uvicorn tells nobody)
+        while not cast("Protocol", connection)._in_head:  # noqa: ASYNC110  (uvicorn has no event for it)
             await asyncio.sleep(0)
         connection.shutdown()
         await asyncio.sleep(SOON)

@@ -75,7 +75,7 @@ def test_a_report_is_not_recorded_for_a_client_that_left_before_its_turn(admin: 
         await asyncio.to_thread(began.wait, 10)
         async with another(line) as leaving:
             await leaving.say(request_of(second, "/v1/action-result", body))
-            while len(line.state.tasks) != 2:  # noqa: ASYNC110  (uvicorn tells nobody)
+            while len(line.state.tasks) != 2:  # noqa: ASYNC110  (uvicorn has no event for it)
                 await asyncio.sleep(0)
         await until_open(line, 1)
         may_end.set()
