@@ -4,13 +4,11 @@ Reports are recorded by group commit (nexmdm/common/group_commit.py), as heartbe
 they lock deliveries and write several rows each, and a heartbeat must not wait for that.
 """
 
-import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
-from weakref import WeakKeyDictionary
 
 import orjson
 import structlog
@@ -26,6 +24,7 @@ from devices.credentials import DeviceRevoked, InvalidToken, NeedsFullCheck
 from nexmdm.common import addresses, database
 from nexmdm.common.database import run_for_phone
 from nexmdm.common.group_commit import GroupCommit
+from nexmdm.common.overload.per_loop import PerLoop
 from nexmdm.common.tolerance import field_warnings
 from nexmdm.common.tolerance.repair import Note
 
@@ -58,27 +57,17 @@ class _Waiting(ReportRecord):
         """Tell that each report is recorded by itself, in the order in which they came."""
         return False
 
+    def log_fields(self) -> dict[str, str]:
+        """Return by what a log line names it."""
+        return {"device_id": str(self.token.id), "request_id": str(self.request_id)}
+
     def is_wanted(self) -> bool:
         """Tell whether the phone still waits for its answer: if not, it reports again."""
         return self.is_waited_for()
 
 
-def record_safely(records: Sequence[ReportRecord]) -> list[Outcome]:
-    """Record a batch; where its data does not fit the database, row by row, so that one bad row fails alone."""
-    try:
-        return database.retry_on_deadlock(lambda: reports.record(records))
-    except (DataError, IntegrityError):
-        if len(records) == 1:
-            raise
-    return [_record_one(record) for record in records]
-
-
-def _record_one(record: ReportRecord) -> Outcome:
-    try:
-        return reports.record([record])[0]
-    except (DataError, IntegrityError) as error:
-        log.error("report.unrecordable", device_id=str(record.token.id), error=type(error).__name__)
-        return error
+def _flush(records: Sequence[ReportRecord]) -> list[Outcome]:
+    return reports.record(records)
 
 
 def _flushed(outcomes: Sequence[Outcome], seconds: float) -> None:
@@ -87,16 +76,12 @@ def _flushed(outcomes: Sequence[Outcome], seconds: float) -> None:
 
 
 Batcher = GroupCommit[_Waiting, ReportResult]
-_batchers: WeakKeyDictionary[asyncio.AbstractEventLoop, Batcher] = WeakKeyDictionary()
+_batchers: Final = PerLoop(lambda: Batcher(_flush, _flushed, batch_size=BATCH, waiting_limit=WAITING_LIMIT))
 
 
 def batcher() -> Batcher:
     """Return the running loop's batcher."""
-    loop = asyncio.get_running_loop()
-    found = _batchers.get(loop)
-    if found is None:
-        found = _batchers[loop] = Batcher(record_safely, _flushed, batch_size=BATCH, waiting_limit=WAITING_LIMIT)
-    return found
+    return _batchers.get()
 
 
 async def take(

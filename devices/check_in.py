@@ -4,7 +4,6 @@ Heartbeats are recorded by group commit (nexmdm/common/group_commit.py): one flu
 and every answer leaves after its commit.
 """
 
-import asyncio
 import random
 import time
 from collections import Counter
@@ -12,13 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
-from weakref import WeakKeyDictionary
 
 import orjson
 import structlog
 from asgiref.sync import ThreadSensitiveContext
 from django.conf import settings
-from django.db import DataError, IntegrityError, transaction
+from django.db import transaction
 from prometheus_client import Counter as CounterMetric
 from prometheus_client import Histogram
 
@@ -32,6 +30,7 @@ from devices.schemas import Heartbeat
 from nexmdm.common import addresses, database
 from nexmdm.common.database import run_for_phone
 from nexmdm.common.group_commit import GroupCommit
+from nexmdm.common.overload.per_loop import PerLoop
 from nexmdm.common.tolerance import field_warnings
 from nexmdm.common.tolerance.repair import Note
 from nexmdm.common.types import rfc3339
@@ -103,24 +102,6 @@ def _outcome(record: HeartbeatRecord, result: HeartbeatResult, offer: Offer, ser
     return error or CheckedIn(offer, server_time, result.push_token_changed, record.push_token)
 
 
-def flush_safely(records: Sequence[HeartbeatRecord]) -> list[Outcome]:
-    """Flush a batch; where its data does not fit the database, row by row, so that one bad row fails alone."""
-    try:
-        return database.retry_on_deadlock(lambda: flush(records))
-    except (DataError, IntegrityError):
-        if len(records) == 1:
-            raise
-    return [_flush_one(record) for record in records]
-
-
-def _flush_one(record: HeartbeatRecord) -> Outcome:
-    try:
-        return flush([record])[0]
-    except (DataError, IntegrityError) as error:
-        log.error("heartbeat.unrecordable", device_id=str(record.token.id), error=type(error).__name__)
-        return error
-
-
 def build_record(token: tokens.Token, fields: Heartbeat) -> HeartbeatRecord:
     """Return what is to be recorded of a heartbeat."""
     return HeartbeatRecord(
@@ -176,16 +157,12 @@ def _flushed(outcomes: Sequence[Outcome], seconds: float) -> None:
 
 
 Batcher = GroupCommit[HeartbeatRecord, CheckedIn]
-_batchers: WeakKeyDictionary[asyncio.AbstractEventLoop, Batcher] = WeakKeyDictionary()
+_batchers: Final = PerLoop(lambda: Batcher(flush, _flushed, batch_size=BATCH, waiting_limit=WAITING_LIMIT))
 
 
 def batcher() -> Batcher:
     """Return the running loop's batcher."""
-    loop = asyncio.get_running_loop()
-    found = _batchers.get(loop)
-    if found is None:
-        found = _batchers[loop] = Batcher(flush_safely, _flushed, batch_size=BATCH, waiting_limit=WAITING_LIMIT)
-    return found
+    return _batchers.get()
 
 
 async def submit(record: HeartbeatRecord) -> Outcome:

@@ -31,6 +31,10 @@ class HeartbeatRecord:
             self.push_token_sent, self.push_token = True, later.push_token
         return True
 
+    def log_fields(self) -> dict[str, str]:
+        """Return by what a log line names it."""
+        return {"device_id": str(self.token.id)}
+
     def is_wanted(self) -> bool:
         """Return True: a heartbeat is recorded even if its client has left."""
         return True

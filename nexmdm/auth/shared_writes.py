@@ -3,19 +3,14 @@
 Each keeps an answer, a place in the limit and a link in the audit's chain of its own.
 """
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final, Generic, TypeVar
-from weakref import WeakKeyDictionary
-
-from django.db import DataError, IntegrityError
 
 from nexmdm.auth import signed_write
 from nexmdm.auth.signed_write import Outcome, Replay, SignedCaller, WriteResult
-from nexmdm.common import database
 from nexmdm.common.group_commit import GroupCommit
+from nexmdm.common.overload.per_loop import PerLoop
 
 BATCH: Final = 100
 WAITING_LIMIT: Final = 2000
@@ -36,6 +31,10 @@ class _Waiting(Generic[Asked]):
         """Return False: a repeat waits for a later batch, and gets the stored answer there."""
         return False
 
+    def log_fields(self) -> dict[str, str]:
+        """Return by what a log line names it."""
+        return {"principal": self.caller.principal, "correlation_id": self.caller.correlation_id}
+
     def is_wanted(self) -> bool:
         """Return True: a write is done even if its client has left."""
         return True
@@ -49,9 +48,9 @@ class SharedWrites(Generic[Asked]):
 
     def __init__(self, work: Callable[[Sequence[Asked]], Sequence[WriteResult[Any] | Exception]]) -> None:
         self._work = work
-        self._batchers: WeakKeyDictionary[
-            asyncio.AbstractEventLoop, GroupCommit[_Waiting[Asked], WriteResult[Any] | Replay]
-        ] = WeakKeyDictionary()
+        self._batchers: PerLoop[GroupCommit[_Waiting[Asked], WriteResult[Any] | Replay]] = PerLoop(
+            lambda: GroupCommit(self._flush, _flushed, batch_size=BATCH, waiting_limit=WAITING_LIMIT)
+        )
 
     async def run(self, caller: SignedCaller, asked: Asked) -> WriteResult[Any] | Replay:
         """Carry out one write once, as SignedCaller.run() does; return its result, or the stored answer of a repeat.
@@ -59,25 +58,17 @@ class SharedWrites(Generic[Asked]):
         Raises Alone, Overloaded, Draining, and the errors of SignedCaller.run().
         """
         key = f"{caller.principal}:{caller.idempotency_key}"
-        outcome = await self._batcher().submit(key, _Waiting(caller, asked))
+        outcome = await self._batchers.get().submit(key, _Waiting(caller, asked))
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
     async def drain(self) -> None:
         """Take no more; return when those taken are answered."""
-        await self._batcher().drain()
-
-    def _batcher(self) -> GroupCommit[_Waiting[Asked], WriteResult[Any] | Replay]:
-        loop = asyncio.get_running_loop()
-        found = self._batchers.get(loop)
-        if found is None:
-            found = GroupCommit(self._flush, _flushed, batch_size=BATCH, waiting_limit=WAITING_LIMIT)
-            self._batchers[loop] = found
-        return found
+        await self._batchers.get().drain()
 
     def _flush(self, writes: Sequence[_Waiting[Asked]]) -> list[Outcome]:
-        """Count all; do those that are within the limit together, or each by itself if the data of one does not fit.
+        """Count all, and do those that are within the limit.
 
         A batch whose connection is lost after its transaction began is not run again: its outcome is unknown, and
         Django has connected anew by then, so that GroupCommit raises the error.
@@ -90,14 +81,6 @@ class SharedWrites(Generic[Asked]):
         return outcomes
 
     def _do(self, writes: Sequence[_Waiting[Asked]]) -> list[Outcome]:
-        try:
-            return database.retry_on_deadlock(partial(self._do_together, writes))
-        except (DataError, IntegrityError) as error:
-            if len(writes) == 1:
-                return [error]
-        return [outcome for write in writes for outcome in self._do([write])]
-
-    def _do_together(self, writes: Sequence[_Waiting[Asked]]) -> list[Outcome]:
         def work(positions: Sequence[int]) -> Sequence[WriteResult[Any] | Exception]:
             return self._work([writes[position].asked for position in positions])
 

@@ -17,15 +17,18 @@ from functools import partial
 from itertools import islice
 from typing import Final, Generic, Protocol, Self, TypeVar
 
+import structlog
 from asgiref.sync import sync_to_async
 from django.conf import settings
-from django.db import InterfaceError, OperationalError, connection
+from django.db import DataError, IntegrityError, InterfaceError, OperationalError, connection
 
 from nexmdm.common import database
 from nexmdm.common.domain_error import DomainError
 from nexmdm.common.overload.connection_turns import RESERVED_CONNECTIONS
 from nexmdm.common.postgresql import deadline
 from nexmdm.common.postgresql.errors import Meaning, meaning_of
+
+log = structlog.get_logger()
 
 BUSY_SECONDS: Final = 1
 """Where one flush follows another within this time, more will follow."""
@@ -67,6 +70,9 @@ class Batchable(Protocol):
     def merge(self, later: Self) -> bool:
         """Take over what a later item of the same key says; False if that one is to be recorded after this one."""
 
+    def log_fields(self) -> dict[str, str]:
+        """Return by what a log line names it: nothing secret."""
+
     def is_wanted(self) -> bool:
         """Tell whether anybody still waits for this to be recorded; if not, nothing is done."""
 
@@ -93,8 +99,9 @@ class GroupCommit(Generic[Item, Outcome]):
     """The batch now filling of one event loop, and the task that flushes it.
 
     `flush` runs in a thread, on items sorted by key, no two with the same key; it returns an outcome or an error for
-    each. Items of one key are recorded in the order in which they came. `flushed` is called on the loop with the
-    outcomes of a batch, and the seconds that its flush took.
+    each. It is called again after a deadlock, and for each item alone if the data of one does not fit the database.
+    Items of one key are recorded in the order in which they came. `flushed` is called on the loop with the outcomes of
+    a batch, and the seconds that its flush took.
     """
 
     def __init__(
@@ -225,18 +232,28 @@ class GroupCommit(Generic[Item, Outcome]):
         kept = connection.connection is not None
         busy = False
         try:
-            outcomes = self._flush_items(items)
+            outcomes = self._flush_or_each(items)
             busy = time.monotonic() - self._flushed_at < BUSY_SECONDS
         except (OperationalError, InterfaceError):
             if not kept or database.is_connected() or deadline.seconds_left() == 0:
                 raise
             database.release_connections()
-            outcomes = self._flush_items(items)
+            outcomes = self._flush_or_each(items)
         finally:
             self._flushed_at = time.monotonic()
             if not busy or settings.DATABASE_POOL_SIZE <= RESERVED_CONNECTIONS:
                 database.release_connections()
         return outcomes
+
+    def _flush_or_each(self, items: Sequence[Item]) -> Sequence[Outcome | Exception]:
+        """Flush items; each by itself where the data of one does not fit the database, so that this one fails alone."""
+        try:
+            return database.retry_on_deadlock(partial(self._flush_items, items))
+        except (DataError, IntegrityError) as error:
+            if len(items) == 1:
+                log.error("group_commit.unrecordable", error=type(error).__name__, **items[0].log_fields())
+                return [error]
+        return [outcome for item in items for outcome in self._flush_or_each([item])]
 
     def _answer_waiting(self, error: Exception) -> None:
         """Give those who wait for the next flush the error of this one: they have waited as long as it took."""

@@ -944,7 +944,7 @@ def test_exports_at_the_same_moment_read_their_chunks_one_after_the_other(worked
         await csv_export.READING.enter("another")
         begun = asyncio.create_task(staff.arequest("GET", page_of(Report, "export"), None, staff.cookies))
         deadline = time.monotonic() + 10
-        while not any(state.waiters for state in csv_export.READING._states.values()):
+        while not any(state.waiters for state in csv_export.READING._states._made.values()):
             assert time.monotonic() < deadline, "it does not wait"
             await asyncio.sleep(0)
         csv_export.READING.leave("another")

@@ -103,7 +103,7 @@ def together(*calls: Coroutine[Any, Any, Answer], hold: Hashes, until: Callable[
 
 
 def waiting(gate: Gate) -> int:
-    return sum(len(state.waiters) for state in gate._states.values())
+    return sum(len(state.waiters) for state in gate._states._made.values())
 
 
 def spoilt(**fields: Any) -> Callable[[Admin], str]:

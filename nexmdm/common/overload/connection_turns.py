@@ -3,11 +3,11 @@
 import asyncio
 import time
 from typing import Final
-from weakref import WeakKeyDictionary
 
 from django.conf import settings
 
 from nexmdm.common.overload.gates import GateFull
+from nexmdm.common.overload.per_loop import PerLoop
 
 RESERVED_CONNECTIONS: Final = 4
 """Kept back for what a process does one at a time: the flushes of heartbeats, of reports and of small commands, or a
@@ -74,13 +74,9 @@ async def _take(turns: asyncio.Semaphore, until: float) -> None:
         raise GateFull from None
 
 
-_turns: WeakKeyDictionary[asyncio.AbstractEventLoop, Turns] = WeakKeyDictionary()
+_turns: Final = PerLoop(Turns)
 
 
 def of_loop() -> Turns:
-    """Return the running loop's turns: to be held by whatever uses a connection without run_in_db_thread()."""
-    loop = asyncio.get_running_loop()
-    found = _turns.get(loop)
-    if found is None:
-        found = _turns[loop] = Turns()
-    return found
+    """Return the running loop's turns: to be held by code that uses a connection without run_in_db_thread()."""
+    return _turns.get()

@@ -9,12 +9,12 @@ from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
-from weakref import WeakKeyDictionary
 
 from prometheus_client import Counter as CounterMetric
 from prometheus_client import Gauge
 
 from nexmdm.common.domain_error import DomainError
+from nexmdm.common.overload.per_loop import PerLoop
 
 IN_USE: Final = Gauge("nexmdm_gate_in_use", "Work that a gate has let in.", ["gate"], multiprocess_mode="livesum")
 WAITING: Final = Gauge("nexmdm_gate_waiting", "Work that waits at a gate.", ["gate"], multiprocess_mode="livesum")
@@ -60,7 +60,7 @@ class Gate:
         self._at_once, self._at_once_per_key = at_once, at_once_per_key or at_once
         self._waiting, self._waiting_per_key = waiting, waiting_per_key
         self._seconds = seconds
-        self._states: WeakKeyDictionary[asyncio.AbstractEventLoop, _State] = WeakKeyDictionary()
+        self._states = PerLoop(_State)
         self._in_use_metric, self._waiting_metric = IN_USE.labels(name), WAITING.labels(name)
         self._refused_metric = REFUSED.labels(name)
 
@@ -78,7 +78,7 @@ class Gate:
 
         Work that comes `again` has left for a while: it waits in front of the others, however many there are.
         """
-        state = self._state()
+        state = self._states.get()
         if self._has_room(state, key):
             self._admit(state, key)
             return False
@@ -91,14 +91,14 @@ class Gate:
 
     def check(self, key: Hashable) -> None:
         """Raise GateFull if the gate would refuse such work now, before anything is done for it."""
-        state = self._state()
+        state = self._states.get()
         if not self._has_room(state, key) and not self._may_wait(state, key):
             self._refused_metric.inc()
             raise GateFull
 
     def leave(self, key: Hashable) -> None:
         """Make room, and let in the first of those that wait for it."""
-        state = self._state()
+        state = self._states.get()
         state.under_way[key] -= 1
         if not state.under_way[key]:
             del state.under_way[key]
@@ -108,9 +108,6 @@ class Gate:
                 self._admit(state, waiter.key)
                 waiter.admitted.set_result(None)
                 return
-
-    def _state(self) -> _State:
-        return self._states.setdefault(asyncio.get_running_loop(), _State())
 
     def _has_room(self, state: _State, key: Hashable) -> bool:
         return state.under_way.total() < self._at_once and state.under_way[key] < self._at_once_per_key
