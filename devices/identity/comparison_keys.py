@@ -5,7 +5,7 @@ without keys, and a trigger drops the key of an alias that it changes. fill() co
 compared here one by one, so that what this module finds is always complete.
 
 No constraint keeps keys apart yet: rows of earlier versions may collide. The device that was enrolled first has the
-alias, or the hardware id; shadowed_…() name the others. Code that writes a key first locks it (database.take_turns).
+alias, or the hardware id; shadowed_…() name the others. Code that writes a key first locks it (database.advisory_lock).
 """
 
 from collections.abc import Iterable

@@ -274,14 +274,20 @@ def test_the_last_word_of_an_earlier_enrollment_is_no_more_taken(admin: Admin, p
     assert refusals(phone.report(request_id, "succeeded")) == {(403, "device_revoked")}
 
 
-@pytest.mark.parametrize("lapsed", [False, True])
-def test_a_wipe_from_before_a_new_enrollment_may_not_be_repeated_after_a_retirement_by_an_admin(
-    admin: Admin, phone: Phone, lapsed: bool
-) -> None:
+def wiped_before_it_was_enrolled_again(admin: Admin, phone: Phone, *, lapsed: bool) -> str:
+    """Issue a wipe that a new enrollment withdraws, or that has lapsed by then; return its request_id."""
     request_id = wiped(admin, phone, expires_in_seconds=60)
     if lapsed:
         let_pass(hours=2)
     phone.register(admin.enrollment_token(re_enroll=True))
+    return request_id
+
+
+@pytest.mark.parametrize("lapsed", [False, True])
+def test_a_wipe_from_before_a_new_enrollment_may_not_be_repeated_after_a_retirement_by_an_admin(
+    admin: Admin, phone: Phone, lapsed: bool
+) -> None:
+    request_id = wiped_before_it_was_enrolled_again(admin, phone, lapsed=lapsed)
     assert phone.report(request_id, "succeeded").json["late"] is True
     retire(admin, phone)
     assert refusals(phone.report(request_id, "succeeded")) == {(403, "device_revoked")}
@@ -343,10 +349,7 @@ def test_a_success_that_was_refused_retires_nobody(admin: Admin, phone: Phone) -
 def test_a_wipe_from_before_a_new_enrollment_does_not_retire_the_device(
     admin: Admin, phone: Phone, lapsed: bool
 ) -> None:
-    request_id = wiped(admin, phone, expires_in_seconds=60)
-    if lapsed:
-        let_pass(hours=2)
-    phone.register(admin.enrollment_token(re_enroll=True))
+    request_id = wiped_before_it_was_enrolled_again(admin, phone, lapsed=lapsed)
     answer = phone.report(request_id, "succeeded").json
     assert (answer["state"], answer["late"]) == ("expired" if lapsed else "cancelled", True)
     assert shown(admin, phone)["retired_at"] is None
