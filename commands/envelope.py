@@ -4,8 +4,8 @@ import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
-from typing import Final
+from functools import cached_property, lru_cache
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from devices import credentials
@@ -19,7 +19,7 @@ LEAST_TTL_SECONDS: Final = 1
 _SIGNATURE_LENGTH: Final = 64
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Content:
     """What is said to a phone, the same to each: a command without its signature."""
 
@@ -29,12 +29,22 @@ class Content:
     issued_at: datetime
     expires_at: datetime
 
+    @cached_property
+    def fields(self) -> Mapping[str, str]:
+        """The strings of the envelope, in the order in which they are signed."""
+        return {
+            "request_id": str(self.request_id),
+            "action": self.action,
+            "params": self.params,
+            "issued_at": whole_seconds(self.issued_at),
+            "expires_at": whole_seconds(self.expires_at),
+        }
 
-@dataclass(frozen=True, slots=True)
-class Recipient:
-    """To whom it is said, and under which of their credentials it is signed."""
 
-    device_id: UUID
+class Recipient(NamedTuple):
+    """The phone, by its device id in lower case, and which of its credentials the envelope is signed under."""
+
+    device_id: str
     generation: int
     command_key_id: str
 
@@ -45,15 +55,14 @@ def seal(content: Content, to: Recipient) -> dict[str, str]:
     That is the lower-case hex HMAC-SHA256, under the text of the device's command key, of `NXC1`, device id,
     request_id, action, params, issued_at and expires_at, joined by LF.
     """
-    fields = dict(_fields(content))
     key = credentials.command_key(to.device_id, to.generation, to.command_key_id)
-    message = "\n".join(("NXC1", str(to.device_id), *fields.values()))
-    return fields | {"signature": hmac.digest(key.encode(), message.encode(), "sha256").hex()}
+    message = "\n".join(("NXC1", to.device_id, *content.fields.values()))
+    return {**content.fields, "signature": hmac.digest(key.encode(), message.encode(), "sha256").hex()}
 
 
 def size(content: Content) -> int:
     """Return how many of FCM's bytes the envelope takes: its keys and values in UTF-8."""
-    fields = {**_fields(content), "signature": "0" * _SIGNATURE_LENGTH}
+    fields = {**content.fields, "signature": "0" * _SIGNATURE_LENGTH}
     return sum(len(key) + len(value.encode()) for key, value in fields.items())
 
 
@@ -61,14 +70,3 @@ def size(content: Content) -> int:
 def whole_seconds(moment: datetime) -> str:
     """Return a time as an envelope writes it."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-@lru_cache(maxsize=1024)
-def _fields(content: Content) -> Mapping[str, str]:
-    return {
-        "request_id": str(content.request_id),
-        "action": content.action,
-        "params": content.params,
-        "issued_at": whole_seconds(content.issued_at),
-        "expires_at": whole_seconds(content.expires_at),
-    }

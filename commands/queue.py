@@ -76,7 +76,7 @@ def offers(rows: Iterable[Any]) -> dict[UUID, Offer]:
     for device_id, generation, key_id, state, *content in rows:
         offer = found.setdefault(device_id, Offer([], has_more=False))
         if len(offer.commands) < OFFER_LIMIT:
-            to = envelope.Recipient(device_id, generation, key_id)
+            to = envelope.Recipient(str(device_id), generation, key_id)
             offer.commands.append(envelope.seal(envelope.Content(*content), to))
         elif state == DeliveryState.PENDING:
             found[device_id] = Offer(offer.commands, has_more=True)

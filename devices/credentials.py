@@ -250,7 +250,7 @@ def _key_id(key: str) -> str:
     return sha256(b"nexmdm command signing key:" + key.encode()).hexdigest()[:8]
 
 
-def command_key(device_id: UUID, generation: int, key_id: str) -> str:
+def command_key(device_id: UUID | str, generation: int, key_id: str) -> str:
     """Return the key with which commands for a device are signed: lower-case hex, shown once.
 
     That is the HMAC-SHA256, under the signing key, of `NXK1`, device id and generation, joined by LF.

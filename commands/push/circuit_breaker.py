@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
-from uuid import UUID
 
 FAILURES_TO_OPEN: Final = 20
 SEVERAL_DEVICES: Final = 3
@@ -50,8 +49,8 @@ class Circuit:
     next_probe_at: float = 0.0
     _failed: dict[int, None] = field(default_factory=dict)
     _failed_before_closing: list[int] = field(default_factory=list)
-    _failing_devices: set[UUID] = field(default_factory=set)
-    _refused_devices: set[UUID] = field(default_factory=set)
+    _failing_devices: set[str] = field(default_factory=set)
+    _refused_devices: set[str] = field(default_factory=set)
 
     @property
     def passed_over(self) -> list[int]:
@@ -71,7 +70,7 @@ class Circuit:
         else:
             self._failed_before_closing = []
 
-    def note(self, fault: Fault, reason: str, now: float, *, device_id: UUID, delivery_id: int) -> bool:
+    def note(self, fault: Fault, reason: str, now: float, *, device_id: str, delivery_id: int) -> bool:
         """Take the end of a send into account; return True if the circuit has opened or closed by it."""
         if fault == Fault.NONE:
             return self._close()
@@ -86,7 +85,7 @@ class Circuit:
         self.next_probe_at = now + PROBE_INTERVAL_SECONDS
         return True
 
-    def _remember(self, fault: Fault, device_id: UUID, delivery_id: int) -> None:
+    def _remember(self, fault: Fault, device_id: str, delivery_id: int) -> None:
         self.failures += 1
         self._failed[delivery_id] = None
         if len(self._failed) > MOST_PASSED_OVER:

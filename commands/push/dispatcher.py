@@ -195,7 +195,7 @@ class Dispatcher:
 
     def _give_back(self, claimed: Claimed, reason: str, retry_in_seconds: float = 0.0) -> None:
         """Close an attempt that has not left; the push is due again if it still is wanted. No failure of anybody's."""
-        request_id, device_id = str(claimed.content.request_id), str(claimed.recipient.device_id)
+        request_id, device_id = str(claimed.content.request_id), claimed.recipient.device_id
         log.info("command.not_sent", request_id=request_id, device_id=device_id, attempt=claimed.number, detail=reason)
         detail = f"not sent: {reason}"
         unsent = Sent(

@@ -8,21 +8,19 @@ import math
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
 from http import HTTPStatus
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
-import aiohttp
 import orjson
-from aiohttp.abc import AbstractStreamWriter
 from firebase_admin import credentials
 from google.auth.transport.requests import Request
 
 from commands import envelope
+from commands.push.fcm_connections import FcmConnections
 
 TIMEOUT_SECONDS: Final = 10
 REFRESH_AHEAD_SECONDS: Final = 300
@@ -43,8 +41,7 @@ class NoAccessToken(Exception):
     """There is no access token to be had; the text says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class FcmMessage:
+class FcmMessage(NamedTuple):
     """What goes to FCM for one phone: strings only, data only.
 
     It leaves a second before its command expires and before `leaves_before` (until then it is known whose it is), or
@@ -58,8 +55,7 @@ class FcmMessage:
     leaves_before: float = math.inf
 
 
-@dataclass(frozen=True, slots=True)
-class FcmResponse:
+class FcmResponse(NamedTuple):
     """What became of one send. `http_status` None: no answer came, and `fault` says why ("timeout", "oauth: …").
 
     `from_fcm` is False for an error that is not Google's JSON (HTML, an empty body): it says nothing of the message.
@@ -128,23 +124,18 @@ class Sender:
 
     def __init__(self, service_account: Mapping[str, str], base_url: str, *, connections: int) -> None:
         self._access = AccessToken(service_account)
-        self._url = f"{base_url}/v1/projects/{self._access.project_id}/messages:send"
-        self._connections = connections
-        self._session: aiohttp.ClientSession
+        self._origin, self._path = base_url, f"/v1/projects/{self._access.project_id}/messages:send"
+        self._limit = connections
+        self._connections: FcmConnections
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=self._connections, keepalive_timeout=60),
-            timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            skip_auto_headers=("Accept", "Accept-Encoding"),
-        )
+        self._connections = FcmConnections(self._origin, self._path, limit=self._limit)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._session.close()
+        self._connections.close()
 
     async def send(self, push: FcmMessage) -> FcmResponse:
         """Send one message and return FCM's answer. Never raises for what the network or FCM does.
@@ -161,11 +152,9 @@ class Sender:
         except TimeoutError:
             answer = FcmResponse(None, fault="timeout")
         except Exception as error:  # noqa: BLE001  (the network's edge: whatever comes of a strange answer)
-            if isinstance(error.__cause__, NotSent):
-                raise error.__cause__ from None
-            kind = "connection" if isinstance(error, aiohttp.ClientError | OSError) else "unexpected"
+            kind = "connection" if isinstance(error, OSError) else "unexpected"
             answer = FcmResponse(None, fault=f"{kind}: {type(error).__name__}")
-        return replace(answer, latency_ms=round((time.monotonic() - started) * 1000))
+        return answer._replace(latency_ms=round((time.monotonic() - started) * 1000))
 
     async def _send_with_token(self, push: FcmMessage) -> FcmResponse:
         token = await self._access.get()
@@ -180,33 +169,10 @@ class Sender:
         return await self._post(push, await self._access.get())
 
     async def _post(self, push: FcmMessage, token: str) -> FcmResponse:
-        headers = {"Authorization": f"Bearer {token}"}
-        async with self._session.post(
-            self._url, data=_Leaving(push), headers=headers, allow_redirects=False
-        ) as response:
-            return parse(response.status, response.headers, await response.read())
-
-
-class _Leaving(aiohttp.Payload):
-    """A push as a request's body. It is encoded once more when there is a connection to write it to.
-
-    So what it waited for, a connection too, counts against the message's time to live.
-    """
-
-    def __init__(self, push: FcmMessage) -> None:
-        """Raises NotSent."""
-        super().__init__(push, content_type="application/json")
-        self._push = push
-        self._size: int = len(encode(push))
-
-    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        """Return the body as text."""
-        return encode(self._push).decode(encoding, errors)
-
-    async def write(self, writer: AbstractStreamWriter) -> None:
-        """Write the body as it may leave now. Raises NotSent: the request is then broken off."""
-        # Time takes digits away and never adds one; blanks after a JSON text mean nothing.
-        await writer.write(encode(self._push).ljust(self._size))
+        # Encoded when there is a connection: what it waited for, a connection too, counts against its time to live.
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            response = await self._connections.post(partial(encode, push), f"Bearer {token}")
+        return parse(*response)
 
 
 def encode(push: FcmMessage) -> bytes:
@@ -224,9 +190,9 @@ def encode(push: FcmMessage) -> bytes:
     return orjson.dumps({"message": {"token": push.token, "data": push.data, "android": android}})
 
 
-def parse(status: int, headers: Mapping[str, str], body: bytes) -> FcmResponse:
+def parse(status: int, retry_after_header: str, body: bytes) -> FcmResponse:
     """Read FCM's answer: the error code stands in `error.details[]`, not in the HTTP status alone."""
-    retry_after = _retry_after(headers.get("Retry-After", ""))
+    retry_after = _retry_after(retry_after_header)
     content = _json_object(body)
     if status == HTTPStatus.OK:
         message_id = _storable(content.get("name", ""), 255)

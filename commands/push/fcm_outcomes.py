@@ -2,9 +2,8 @@
 
 import math
 import random
-from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Final
+from typing import Final, NamedTuple
 
 from commands.models import AttemptOutcome
 from commands.push.circuit_breaker import Fault
@@ -27,8 +26,7 @@ SPREAD: Final = 1.1
 """Up to a tenth more than a fixed wait, so that retries spread out."""
 
 
-@dataclass(frozen=True, slots=True)
-class RetryDecision:
+class RetryDecision(NamedTuple):
     """An attempt's outcome, and the seconds to the next one (None: no further push by this answer).
 
     `fault` is what the circuit learns from it. `advice` tells an operator what to do.

@@ -5,9 +5,8 @@ transaction open, and recorded. A claim is a lease: what a crashed dispatcher he
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 import structlog
@@ -30,8 +29,7 @@ LEAST: Final = timedelta(seconds=envelope.LEAST_TTL_SECONDS)
 ORPHANED: Final = "the dispatcher did not record an answer"
 
 
-@dataclass(frozen=True, slots=True)
-class Claimed:
+class Claimed(NamedTuple):
     """A push that only this dispatcher may send, until the lease ends."""
 
     delivery_id: int
@@ -45,8 +43,7 @@ class Claimed:
     """Until the command's `expires_at`, counted from the claim."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sent:
+class Sent(NamedTuple):
     """How a claimed push ended. `retry_in_seconds` None: no further push is due (by this answer).
 
     `is_given_back`: it was not sent, which is no failure.
@@ -101,7 +98,7 @@ _CLAIM: Final = """
         SELECT id, number, 'in_flight', '', '', '', now() FROM due WHERE may_leave
     )
     SELECT id, number, failure_count, push_token, priority, extract(epoch FROM expires_at - now())::float8,
-        device_id, generation, command_key_id, command_id, action, params, issued_at, expires_at
+        device_id::text, generation, command_key_id, command_id, action, params, issued_at, expires_at
     FROM due WHERE may_leave
 """
 
@@ -157,7 +154,7 @@ def wanted(claimed: Sequence[Claimed]) -> set[int]:
 # before deliveries, as in a revocation (reports lock the delivery first: a deadlock is retried). Of the devices only
 # those whose row may change: their push token is dead, or their count of failures gets another value.
 _HOLD_DEVICES: Final = """
-    SELECT id FROM devices_device
+    SELECT id::text FROM devices_device
     WHERE (id = ANY(%(failed)s::uuid[]) AND push_failures < %(failing_from)s)
         OR (id = ANY(%(accepted)s::uuid[]) AND push_failures > 0)
         OR md5(push_token) = ANY(ARRAY(SELECT md5(token) FROM unnest(%(dead)s::text[]) token))
@@ -246,7 +243,7 @@ def _record_alone(one: Sent) -> None:
         _record([one])
     except (DataError, IntegrityError):
         _record(
-            [replace(one, outcome=AttemptOutcome.UNKNOWN, fcm_error="", message_id="", detail="unrecordable answer")]
+            [one._replace(outcome=AttemptOutcome.UNKNOWN, fcm_error="", message_id="", detail="unrecordable answer")]
         )
 
 
@@ -261,7 +258,7 @@ def _record(sent: Sequence[Sent]) -> None:
 
 
 def _locks(sent: Sequence[Sent], dead: Collection[str]) -> dict[str, Any]:
-    ended = [(str(one.claimed.recipient.device_id), one.outcome) for one in sent if not one.is_given_back]
+    ended = [(one.claimed.recipient.device_id, one.outcome) for one in sent if not one.is_given_back]
     accepted = ",".join(device_id for device_id, outcome in ended if outcome == AttemptOutcome.ACCEPTED)
     failed = ",".join(device_id for device_id, outcome in ended if outcome != AttemptOutcome.ACCEPTED)
     # As one text each: psycopg takes longer to quote 500 ids than PostgreSQL to look them up.
@@ -269,7 +266,7 @@ def _locks(sent: Sequence[Sent], dead: Collection[str]) -> dict[str, Any]:
     return devices | {"delivery_ids": [one.claimed.delivery_id for one in sent], "failing_from": FAILING_FROM}
 
 
-def _columns(sent: Sequence[Sent], held: Collection[UUID]) -> dict[str, Any]:
+def _columns(sent: Sequence[Sent], held: Collection[str]) -> dict[str, Any]:
     """Return the parameters of _RECORD; the devices in `held` are locked, and so their failures can be counted."""
     counted = [None if one.is_given_back or one.claimed.recipient.device_id not in held else one for one in sent]
     return {

@@ -29,8 +29,8 @@ def log_push(sent: Sent) -> None:
     )
     level(
         "command.sent",
-        request_id=str(sent.claimed.content.request_id),
-        device_id=str(sent.claimed.recipient.device_id),
+        request_id=sent.claimed.content.fields["request_id"],
+        device_id=sent.claimed.recipient.device_id,
         attempt=sent.claimed.number,
         outcome=sent.outcome.value,
         http_status=sent.http_status,

@@ -107,7 +107,7 @@ class Line:
         reply = self.standin.scripted(push.token)
         if reply.status is None:
             return fcm.FcmResponse(None, fault="timeout")
-        return fcm.parse(reply.status, {"Retry-After": reply.retry_after}, reply.body)
+        return fcm.parse(reply.status, reply.retry_after or "", reply.body)
 
 
 class DispatcherDriver:

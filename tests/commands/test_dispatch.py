@@ -1,7 +1,5 @@
 """Pushing: from the outbox through the real sender and a real socket, and FCM's answer into the rows."""
 
-from dataclasses import replace
-
 import pytest
 from django.core.management import call_command
 from django.db.models.functions import Now
@@ -30,7 +28,7 @@ def answered(claimed: Claimed, outcome: AttemptOutcome) -> Sent:
 def ruled(claimed: Claimed, fcm: FcmStandin) -> Sent:
     """Return what follows from the stand-in's answer to this push, as the dispatcher would record it."""
     reply = fcm.scripted(claimed.push_token)
-    answer = parse(reply.status or 0, {"Retry-After": reply.retry_after}, reply.body)
+    answer = parse(reply.status or 0, reply.retry_after or "", reply.body)
     ruling = fcm_outcomes.decide(answer, claimed.failures)
     return Sent(claimed, ruling.outcome, answer.http_status, answer.fcm_error, retry_in_seconds=ruling.retry_in_seconds)
 
@@ -261,7 +259,7 @@ def test_a_push_that_ends_after_its_delivery_was_settled_is_superseded_if_it_cou
     )
     assert settled.status == 200
 
-    record_attempts([replace(answered(claimed, outcome), retry_in_seconds=10)])
+    record_attempts([answered(claimed, outcome)._replace(retry_in_seconds=10)])
 
     delivery = admin.get(f"/admin/commands/{request_id}/deliveries").json["items"][0]
     assert (delivery["push"]["state"], delivery["push"]["next_attempt_at"]) == (shown, None)
@@ -325,7 +323,7 @@ def test_an_answer_that_cannot_be_stored_keeps_no_other_from_being_recorded(admi
     bad, good = claim_due(2)
 
     record_attempts(
-        [replace(answered(bad, AttemptOutcome.ACCEPTED), message_id="x\x00"), answered(good, AttemptOutcome.ACCEPTED)]
+        [answered(bad, AttemptOutcome.ACCEPTED)._replace(message_id="x\x00"), answered(good, AttemptOutcome.ACCEPTED)]
     )
 
     outcomes = dict(Attempt.objects.values_list("delivery_id", "outcome"))

@@ -382,7 +382,7 @@ def test_command_key_and_signature_are_those_of_the_vector(settings: Settings) -
     )
     key = credentials.command_key(device_id, 1, key_id)
     assert key == "dc9436fa48f9627fb9b60096bf7e5807aba27f180d7cb012361ece39a553f8f9"
-    signature = envelope.seal(content, envelope.Recipient(device_id, 1, key_id))["signature"]
+    signature = envelope.seal(content, envelope.Recipient(str(device_id), 1, key_id))["signature"]
     assert signature == "7d9a3990e02731fe0114f3f4ca17f658be5b955b89fc82bd90e8778d8721f11e"
 
 
