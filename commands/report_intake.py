@@ -30,12 +30,15 @@ from nexmdm.common.tolerance.repair import Note
 
 log = structlog.get_logger()
 
-BATCH: Final = 200
+BATCH: Final = 500
 WAITING_LIMIT: Final = 5000
+LONGEST_WAIT_SECONDS: Final = 1.0
+"""How long a report may wait for its batch while more than a batch waits: so one that is taken is answered in 2 s."""
+
 
 RESULTS = Counter("nexmdm_action_results", "Reports of phones, by what they say.", ["status"])
 NOT_KEPT = Counter("nexmdm_reports_not_kept", "Reports that were counted and not kept, for their delivery has enough.")
-FLUSH_SIZE = Histogram("nexmdm_flush_reports", "Reports in one flush.", buckets=(1, 2, 5, 10, 20, 50, 100, 200))
+FLUSH_SIZE = Histogram("nexmdm_flush_reports", "Reports in one flush.", buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500))
 FLUSH_SECONDS = Histogram(
     "nexmdm_report_flush_seconds",
     "Time of one flush of reports.",
@@ -76,7 +79,15 @@ def _flushed(outcomes: Sequence[Outcome], seconds: float) -> None:
 
 
 Batcher = GroupCommit[_Waiting, ReportResult]
-_batchers: Final = PerLoop(lambda: Batcher(_flush, _flushed, batch_size=BATCH, waiting_limit=WAITING_LIMIT))
+_batchers: Final = PerLoop(
+    lambda: Batcher(
+        _flush,
+        _flushed,
+        batch_size=BATCH,
+        waiting_limit=WAITING_LIMIT,
+        longest_wait_seconds=LONGEST_WAIT_SECONDS,
+    )
+)
 
 
 def batcher() -> Batcher:

@@ -1,8 +1,8 @@
 """The storm: one command to a fleet whose phones all answer in the same minute: `python -m loadtest.benchmarks.storm`.
 
-All phones send heartbeats; then each gets the push of one `ping`, and reports a random part of the spread later. Who
-is refused comes again after `Retry-After`, with jitter. One web worker, the dispatcher, PostgreSQL, the stand-in for
-FCM and the generator share the machine.
+All phones send heartbeats; then each gets the push of one `ping`, and reports a random part of the spread later. A
+phone that is refused comes again after `Retry-After`, with jitter; one that gets no answer, after a random time that
+doubles. One web worker, the dispatcher, PostgreSQL, the stand-in for FCM and the generator share the machine.
 """
 
 import argparse
@@ -37,8 +37,11 @@ FAN_OUT_SECONDS: Final = 60
 
 HEARTBEAT_P99_SECONDS: Final = 0.150
 RESULT_P99_SECONDS: Final = 2.0
-CONNECTIONS: Final = 1500
-"""Each phone has one of its own; so many at once are as good, and a server takes them from one address."""
+CONNECTIONS: Final = 8000
+"""Each phone has one of its own. So many at the same time are enough to find out what the server does with them all."""
+
+SOURCES: Final = [f"127.0.3.{number}" for number in range(1, 7)]
+"""The addresses that they come from: a server takes a fifth of its connections from one address."""
 
 SETTINGS: Final = {"WEB_WORKERS": "1", "LOG_LEVEL": "INFO", "LOG_FORMAT": "json"}
 _WINDOW_SECONDS: Final = 10
@@ -124,6 +127,7 @@ def _play(console: Console, place: ServerUnderTest, folder: Path, arguments: arg
         journal=place.journal,
         answer_spread_seconds=arguments.spread,
         connections=CONNECTIONS,
+        sources=SOURCES,
     )
     run = Run(load, place.serving)
     storm = asyncio.run(_run(console, place, run))

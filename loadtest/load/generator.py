@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -57,6 +57,7 @@ class Plan:
     `scale` takes the server's `next_heartbeat_seconds` to the interval of this run. `journal` is the stand-in's file,
     from which phones get their pushes; empty: they get none. `disturbing requests` is the file of what is sent besides,
     at an even rate between two seconds of the run; empty: nothing. `answer_spread_seconds`: see Reporter.
+    `sources`: the addresses that phones come from, see Pool.
     """
 
     url: str
@@ -74,6 +75,7 @@ class Plan:
     nuisances_from: float = 0
     nuisances_until: float = 0
     answer_spread_seconds: float = 0
+    sources: Sequence[str] = ()
 
     def as_line(self) -> bytes:
         """Return it as from_line() reads it."""
@@ -125,7 +127,7 @@ class Generator:
         self._agents: dict[int, Agent] = {}
         self._dues: list[tuple[float, int]] = []
         self._starts_at = self._ends_at = 0.0
-        self._pool = Pool(server, plan.connections)
+        self._pool = Pool(server, plan.connections, sources=plan.sources)
         self._reporter = Reporter(self._pool, self._chance, plan.answer_spread_seconds)
         self._in_hand: set[tuple[int, str]] = set()
         self._side_tasks: list[asyncio.Task[None]] = []

@@ -12,6 +12,9 @@ from typing import Any, Final
 from loadtest.testbed.connections import NO_ANSWER, Pool, understood
 
 MOST_TRIES: Final = 5
+FIRST_BACKOFF_SECONDS: Final = 10.0
+"""The longest wait after a first try without an answer; each further one is twice as long."""
+
 _AGAIN: Final = (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS, NO_ANSWER)
 _JITTER: Final = 1.5
 
@@ -23,8 +26,8 @@ Note = Callable[[float, str], None]
 class Reporter:
     """Sends the reports of many phones.
 
-    With a spread, a phone reports a random part of it after its push, and tries again after `Retry-After`, with jitter,
-    a few times. Without one it reports at once, and once.
+    With a spread, a phone reports a random part of it after its push, and tries again a few times: after `Retry-After`,
+    with jitter, or, if there was no answer, after a random time that doubles. Without one it reports at once, and once.
     """
 
     pool: Pool
@@ -40,13 +43,19 @@ class Reporter:
 
     async def send(self, request: bytes, note: Note) -> dict[str, Any]:
         """Send a report; return the answer, or nothing if all tries have failed."""
-        for tries_left in reversed(range(MOST_TRIES if self.spread_seconds else 1)):
+        tries = MOST_TRIES if self.spread_seconds else 1
+        for number in range(1, tries + 1):
             began_at = monotonic()
             status, body, retry_after = await self.pool.ask(request)
             error, answer = understood(status, body)
             note(began_at, error)
-            if not error or status not in _AGAIN or not tries_left:
+            if not error or status not in _AGAIN or number == tries:
                 return answer
             self.retried[error] += 1
-            await asyncio.sleep(max(1.0, retry_after) * self.chance.uniform(1, _JITTER))
+            await asyncio.sleep(self._seconds_to_next(status, retry_after, number))
         return {}
+
+    def _seconds_to_next(self, status: int, retry_after: float, number: int) -> float:
+        if status == NO_ANSWER:
+            return self.chance.uniform(0.5, 1) * FIRST_BACKOFF_SECONDS * 2.0 ** (number - 1)
+        return max(1.0, retry_after) * self.chance.uniform(1, _JITTER)

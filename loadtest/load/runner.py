@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -49,7 +49,7 @@ class Load:
 
     `scale` takes the server's interval to ours; without a journal phones hear of no push. A run is judged by the next
     three: no more than so many requests in a hundred may fail (0: none), and heartbeats have to be quicker.
-    `answer_spread_seconds`: see Reporter.
+    `answer_spread_seconds`: see Reporter. `sources`: see Pool.
     """
 
     server: str
@@ -67,6 +67,7 @@ class Load:
     p99_ms: float = 300
     answer_spread_seconds: float = 0
     connections: int = CONNECTIONS
+    sources: Sequence[str] = ()
 
     @property
     def seconds(self) -> float:
@@ -97,6 +98,7 @@ class Load:
             connections=max(1, self.connections // self.processes),
             journal=str(self.journal or ""),
             answer_spread_seconds=self.answer_spread_seconds,
+            sources=self.sources,
         )
 
     def disturbing_requests(self) -> Path:

@@ -10,10 +10,11 @@ import select
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
+from itertools import cycle
 from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
@@ -177,12 +178,12 @@ class Pool:
     pool sends nothing twice, and fails it. It looks at a connection before it writes to it, and leaves one that the
     server has closed by then: `left` counts the requests that went over another one therefore.
 
-    `source` is the address that connections come from: one of the loopback network's, for a server on it.
+    `sources` are the addresses that connections come from in turn: those of the loopback network, for a server on it.
     """
 
-    def __init__(self, server: Server, limit: int, *, strict: bool = False, source: str = "") -> None:
+    def __init__(self, server: Server, limit: int, *, strict: bool = False, sources: Sequence[str] = ()) -> None:
         self._server = server
-        self._source = (source, 0) if source else None
+        self._sources = cycle([(source, 0) for source in sources] or [None])
         self._limit = limit
         self._strict = strict
         self.left = 0
@@ -282,7 +283,7 @@ class Pool:
         protocol = partial(_Connection, self, resends=not self._strict)
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
-                await loop.create_connection(protocol, host, port, ssl=self._tls, local_addr=self._source)
+                await loop.create_connection(protocol, host, port, ssl=self._tls, local_addr=next(self._sources))
         except (OSError, TimeoutError) as error:
             if self._queue:
                 self._queue.popleft().done(NO_ANSWER, f"cannot connect: {type(error).__name__}".encode())

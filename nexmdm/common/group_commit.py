@@ -102,6 +102,9 @@ class GroupCommit(Generic[Item, Outcome]):
     each. It is called again after a deadlock, and for each item alone if the data of one does not fit the database.
     Items of one key are recorded in the order in which they came. `flushed` is called on the loop with the outcomes of
     a batch, and the seconds that its flush took.
+
+    An item is refused if `waiting_limit` items wait, or if there is more than one batch of them and the first has
+    waited for `longest_wait_seconds`: the new one would wait as long.
     """
 
     def __init__(
@@ -111,11 +114,13 @@ class GroupCommit(Generic[Item, Outcome]):
         *,
         batch_size: int,
         waiting_limit: int,
+        longest_wait_seconds: float = math.inf,
     ) -> None:
         self._flush_items = flush
         self._flushed = flushed
         self._batch_size = batch_size
         self._waiting_limit = waiting_limit
+        self._longest_wait_seconds = longest_wait_seconds
         self._filling: dict[str, _Waiting[Item, Outcome]] = {}
         self._waiting = 0
         self._flusher: asyncio.Task[None] | None = None
@@ -135,7 +140,7 @@ class GroupCommit(Generic[Item, Outcome]):
         """
         if self._draining:
             raise Draining
-        if self._waiting >= self._waiting_limit:
+        if self._is_full():
             raise Overloaded(self._when_to_come_again())
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Outcome | Exception] = loop.create_future()
@@ -145,6 +150,14 @@ class GroupCommit(Generic[Item, Outcome]):
             # A context of its own: the first request's must not outlive it in the flusher.
             self._flusher = loop.create_task(self._flush_until_empty(), context=Context())
         return await future
+
+    def _is_full(self) -> bool:
+        if self._waiting >= self._waiting_limit:
+            return True
+        if len(self._filling) <= self._batch_size:
+            return False
+        first = next(iter(self._filling.values()))
+        return time.monotonic() - first.since > self._longest_wait_seconds
 
     def _when_to_come_again(self) -> int:
         """Return a random time within which there would be a place for all that were refused lately."""

@@ -195,6 +195,25 @@ def test_beyond_a_bound_nothing_waits_and_when_it_stops_everything_that_waits_is
     assert Delivery.objects.filter(state="succeeded").count() == 8
 
 
+@pytest.mark.parametrize(("seconds", "taken"), [(0.0, 5), (60.0, 12)])
+def test_where_more_than_a_batch_has_waited_for_too_long_nothing_more_waits(
+    admin: Admin, fleet: list[Phone], monkeypatch: pytest.MonkeyPatch, seconds: float, taken: int
+) -> None:
+    request_id = admin.command(to=fleet).json["request_id"]
+    monkeypatch.setattr(report_intake, "BATCH", 4)
+    monkeypatch.setattr(report_intake, "LONGEST_WAIT_SECONDS", seconds)
+
+    async def crowd() -> list[Any]:
+        batcher = report_intake.batcher()
+        items = [batch_of(phone, request_id) for phone in fleet]
+        tasks = [batcher.submit(str(number), one) for number, one in enumerate(items)]
+        return list(await asyncio.gather(*tasks, return_exceptions=True))
+
+    found = async_to_sync(crowd)()
+    assert [type(one) for one in found] == [reports.ReportResult] * taken + [Overloaded] * (12 - taken)
+    assert Delivery.objects.filter(state="succeeded").count() == taken
+
+
 def test_no_work_is_done_for_a_client_that_has_left(admin: Admin, fleet: list[Phone]) -> None:
     request_id = admin.command(to=fleet).json["request_id"]
     waiting = [batch_of(phone, request_id) for phone in fleet]

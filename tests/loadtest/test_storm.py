@@ -8,7 +8,7 @@ import pytest
 
 from loadtest.benchmarks import storm
 from loadtest.load.reporting import Reporter
-from loadtest.testbed.connections import Pool, Server
+from loadtest.testbed.connections import NO_ANSWER, Pool, Server
 
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 21\r\n\r\n" + b'{"code":"overloaded"}'
 DONE = b"HTTP/1.1 200 OK\r\nContent-Length: 21\r\n\r\n" + b'{"state":"succeeded"}'
@@ -46,6 +46,12 @@ def test_a_phone_comes_again_after_the_time_that_it_is_told_with_jitter() -> Non
     answer, errors, seconds = asyncio.run(report([BUSY, DONE], spread_seconds=0.1))
     assert (answer, errors) == ({"state": "succeeded"}, ["503 overloaded", ""])
     assert 1 <= seconds < 2.5
+
+
+def test_a_phone_that_gets_no_answer_comes_again_after_a_random_time_that_doubles() -> None:
+    reporter = Reporter(Pool(Server("127.0.0.1", 1, tls=False, authority=""), 1), random.Random(7), spread_seconds=1)
+    times = [[reporter._seconds_to_next(NO_ANSWER, 0, number) for _ in range(200)] for number in (1, 2, 3)]
+    assert [(round(min(some)), round(max(some))) for some in times] == [(5, 10), (10, 20), (20, 40)]
 
 
 def test_where_no_storm_is_played_it_reports_once() -> None:

@@ -108,7 +108,7 @@ async def _send(make: Callable[[Order], Request], order: Order, tally: Tally) ->
 def _pools(order: Order) -> Iterator[list[Pool]]:
     """Give a pool of connections for each address; they are cut at the end."""
     server, each = Server.of(order.url), max(1, order.connections // len(order.sources))
-    pools = [Pool(server, each, strict=True, source=source) for source in order.sources]
+    pools = [Pool(server, each, strict=True, sources=[source]) for source in order.sources]
     try:
         yield pools
     finally:
