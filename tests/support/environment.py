@@ -13,6 +13,10 @@ os.environ.update(
     BCRYPT_ROUNDS="4",
     LOG_LEVEL="INFO",
     LOG_FORMAT="json",
+    # What the client keeps: its profiles, and the last names that were used.
+    XDG_CONFIG_HOME=f"{_DATA_DIR}-client/config",
+    XDG_STATE_HOME=f"{_DATA_DIR}-client/state",
+    PYTHON_KEYRING_BACKEND="keyring.backends.fail.Keyring",
 )
 for _name in (
     "DATABASE_URL", "SECRET_KEY", "SECRET_KEY_FALLBACKS", "ADMIN_KEY", "ADMIN_KEY_PREVIOUS", "HMAC_SECRET",
@@ -21,6 +25,7 @@ for _name in (
     "PROMETHEUS_MULTIPROC_DIR", "HEARTBEAT_INTERVAL_SECONDS", "WEB_WORKERS", "DATABASE_POOL_SIZE", "HEARTBEAT_LOG",
     "HOST", "ADMIN_RATE_LIMIT", "ADMIN_READ_RATE_LIMIT", "AUTH_FAILURE_RATE_LIMIT", "LOGIN_RATE_LIMIT",
     "DEVICE_RATE_LIMIT", "MAX_CONNECTIONS", "MAX_CONNECTIONS_PER_ADDRESS",
+    "NEXMDM_URL", "NEXMDM_PROFILE",
 ):  # fmt: skip
     os.environ.pop(_name, None)
 for _name in [_name for _name in os.environ if _name.startswith(("ADMIN_KEY_", "HMAC_SECRET_"))]:
