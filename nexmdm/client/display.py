@@ -135,7 +135,7 @@ class Terminal:
 
 def _cell(name: str, value: Any) -> str:
     """Return a field's value in CSV, where nothing is empty."""
-    return "" if value is None else shown(name, value)
+    return "" if value is None else _readable(name, value)
 
 
 def _least_width(name: str, *cells: str) -> int:
@@ -190,8 +190,12 @@ def printable(text: str) -> str:
 
 def shown(name: str, value: Any) -> str:
     """Return a field's value as people read it; times, whose names are at or end in _at, to the second."""
+    return _readable(name, value) or NOTHING
+
+
+def _readable(name: str, value: Any) -> str:
     text = _text(value)
-    return printable(_FRACTION.sub("Z", text) if re.search(r"(^|_)at$", name) else text) or NOTHING
+    return printable(_FRACTION.sub("Z", text) if re.search(r"(^|_)at$", name) else text)
 
 
 def _text(value: Any) -> str:

@@ -79,7 +79,7 @@ class Names:
             raise NotFound(f"No device has the name {name!r}: a name has 1 to {_LONGEST} characters.")
         found: list[Json] = []
         for row in islice(self._client.rows("/admin/devices", PAGE, q=literal), MOST_LOOKED_AT):
-            if _is_alias(row, literal) and row["retired_at"] is None:
+            if row["alias"] == literal:
                 return row
             found.append(row)
         for meant in _by_rank(found, literal, only_aliases=literal != name):
@@ -122,23 +122,18 @@ class Names:
             yield row
 
 
-def _is_alias(row: Json, name: str) -> bool:
-    return row["alias"] is not None and fold(row["alias"]) == fold(name)
-
-
 def _by_rank(rows: list[Json], name: str, *, only_aliases: bool) -> Iterator[list[Json]]:
-    """Yield the devices that a name may mean, the likeliest group first; retired ones only where no other is meant."""
-    groups = [[row for row in rows if _is_alias(row, name)]]
+    """Yield the devices that a name may mean, the likeliest group first."""
+    folded = fold(name)
+    groups = [[row for row in rows if row["alias"] is not None and fold(row["alias"]) == folded]]
     if not only_aliases:
         digits = name.replace("-", "").lower() if _START.fullmatch(name) else None
-        groups[:0] = [
+        groups += [
             [row for row in rows if row["hardware_id"] == name],
-            [row for row in rows if fold(row["hardware_id"]) == fold(name)],
+            [row for row in rows if fold(row["hardware_id"]) == folded],
+            [row for row in rows if digits and row["device_id"].replace("-", "").startswith(digits)],
         ]
-        groups.append([row for row in rows if digits and row["device_id"].replace("-", "").startswith(digits)])
-    for group in groups:
-        if group:
-            yield [row for row in group if row["retired_at"] is None] or group
+    return filter(None, groups)
 
 
 def _listed(rows: list[Json]) -> str:

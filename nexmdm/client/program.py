@@ -3,6 +3,7 @@
 import importlib
 import sys
 from collections.abc import Iterator, Sequence
+from importlib import metadata
 from typing import Final, NamedTuple, NoReturn
 
 import rich_click as click
@@ -88,6 +89,16 @@ def _note(context: click.Context, /, **wish: str | None) -> None:
     context.obj.wish = wish
 
 
+def _show_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if not wanted:
+        return
+    try:
+        click.echo(f"nexmdm {metadata.version('nexmdm')}")
+    except metadata.PackageNotFoundError:
+        click.echo("nexmdm, run from a checkout")
+    context.exit()
+
+
 def make() -> Program:
     """Return the program."""
     found = Program(
@@ -97,7 +108,10 @@ def make() -> Program:
         epilog=_EXIT_STATUS,
         no_args_is_help=True,
     )
-    for option in reversed(REACH):
+    version = click.option(
+        "--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version, help="Show the version."
+    )
+    for option in (version, *reversed(REACH)):
         option(found)
     return found
 

@@ -1,6 +1,5 @@
 """The surroundings of a call, and the options that say which server is called; they stand before or after the verb."""
 
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any, Final
@@ -8,7 +7,6 @@ from typing import IO, TYPE_CHECKING, Any, Final
 import rich_click as click
 
 from nexmdm.client import arguments
-from nexmdm.client.display import Format, Terminal
 from nexmdm.client.profiles.own_server import OwnServer
 
 if TYPE_CHECKING:
@@ -46,7 +44,3 @@ class Surroundings:
     transport: "httpx.BaseTransport | None" = None
     out: IO[str] | None = None
     wish: Mapping[str, str | None] = field(default_factory=dict)
-
-    def terminal(self, form: Format = "table") -> Terminal:
-        """Return where a call prints."""
-        return Terminal(self.out or sys.stdout, sys.stderr, form)

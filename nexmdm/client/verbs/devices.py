@@ -45,9 +45,7 @@ def devices(session: Session, limit: int, *, newest_first: bool, **filters: Any)
         found = sorted(found, key=rows.device_rank)
     if not found and (tag := filters["tag"]):
         known = values.known_tags(session.client)
-        session.terminal.hint(
-            f"No device has the tag {tag!r} and what else was asked.{did_you_mean(tag, known - {tag})}"
-        )
+        session.terminal.hint(f"No such device has the tag {tag!r}.{did_you_mean(tag, known - {tag})}")
     return show_list(session, rows.DEVICES, found, more=more)
 
 

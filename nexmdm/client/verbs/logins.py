@@ -15,7 +15,7 @@ from nexmdm.client.profiles.connection import NotConnected
 from nexmdm.client.profiles.memory import Memory
 from nexmdm.client.profiles.profile_file import ProfileError
 from nexmdm.client.session import DONE, FAILED, WRONG_USAGE, Session
-from nexmdm.client.verbs.shared import surroundings
+from nexmdm.client.verbs.shared import surroundings, terminal_of
 
 _PROFILE = click.option("--profile", metavar="NAME", help="The name of the profile; default: default.")
 
@@ -36,7 +36,7 @@ def login(context: click.Context, profile: str | None, url: str | None, *, no_ke
     The secrets go into the keyring of this machine, or, where none works, into a file that only you can read. Without a
     terminal, the admin key and the signing secret are the next two lines of standard input.
     """
-    terminal = surroundings(context).terminal()
+    terminal = terminal_of(context)
     try:
         name = _name(context, profile)
         url = (url or surroundings(context).wish.get("url") or _asked_url()).rstrip("/")
@@ -106,7 +106,7 @@ def profiles(context: click.Context, form: Format) -> None:
     except ProfileError as error:
         sys.stderr.write(f"{error}\n")
         context.exit(FAILED)
-    terminal = surroundings(context).terminal(form)
+    terminal = terminal_of(context, form)
     shown = [{"name": one.name, "url": one.url, "secrets": one.secrets} for one in found]
     if terminal.is_structured:
         terminal.value(shown)

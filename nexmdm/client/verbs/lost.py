@@ -2,8 +2,9 @@
 
 import rich_click as click
 
+from nexmdm.client import display
 from nexmdm.client.rows import Json
-from nexmdm.client.session import Session
+from nexmdm.client.session import DONE, Session
 from nexmdm.client.verbs import following, shared, values
 from nexmdm.client.verbs.answers import given
 from nexmdm.client.verbs.confirmation import confirm
@@ -39,13 +40,13 @@ def _show(session: Session, device: Json, lock: Json, wipe: Json, *, seconds: in
     terminal, called = session.terminal, device["alias"] or device["hardware_id"]
     if terminal.is_structured and not wait:
         terminal.value({"device": device, "lock": lock, "wipe": wipe})
-        return 0
+        return DONE
     if not terminal.is_structured:
         terminal.line(f"Sent wipe {wipe['request_id']}.")
-    seen = device["last_seen_at"]
-    terminal.hint(f"{called} was last seen {'at ' + seen if seen else 'never'}, and has until {wipe['expires_at']}.")
+    seen = display.shown("last_seen_at", device["last_seen_at"]) if device["last_seen_at"] else "never"
+    terminal.hint(f"{called} (last seen: {seen}) has time until {wipe['expires_at']} to begin.")
     terminal.hint("When the phone reports that the wipe succeeded, the server retires it. Do not revoke it before.")
     if wait or seconds is not None:
         return following.follow(session, wipe, seconds=seconds)
     terminal.hint(f"To follow it: `{session.program} command {wipe['request_id']} --wait`.")
-    return 0
+    return DONE

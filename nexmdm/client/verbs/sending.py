@@ -1,6 +1,5 @@
 """The verbs that send a command: `ping` and `send`."""
 
-from datetime import timedelta
 from typing import Any, Final
 
 import rich_click as click
@@ -8,7 +7,7 @@ import rich_click as click
 from nexmdm.client import actions, arguments
 from nexmdm.client.arguments import Param, Target, Value
 from nexmdm.client.http_client import Refused
-from nexmdm.client.rows import Json, moment
+from nexmdm.client.rows import Json
 from nexmdm.client.session import DONE, Session
 from nexmdm.client.suggestions import did_you_mean
 from nexmdm.client.verbs import confirmation, following, shared, values
@@ -136,7 +135,6 @@ def warn_of_silence(session: Session, audience: Audience, body: Json, plan: Json
     except Refused:
         # It says nothing about the command, which is refused or not by itself.
         return
-    seconds = round((moment(plan["expires_at"]) - moment(plan["issued_at"])) / timedelta(seconds=1))
     were = "was" if plan["device_count"] == 1 else "were"
     session.terminal.hint(
         f"{silent} of {plan['device_count']} devices {were} last seen more than {_length(seconds)} ago, or never; "

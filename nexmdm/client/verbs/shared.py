@@ -95,7 +95,7 @@ def _called(run: Verb) -> Any:
     @click.pass_context
     @functools.wraps(run)
     def call(context: click.Context, /, form: Format, as_json: bool, watch: int | None = None, **given: Any) -> None:
-        terminal = surroundings(context).terminal("json" if as_json else form)
+        terminal = terminal_of(context, "json" if as_json else form)
         wish = {name: given.pop(name) for name in REACH_NAMES}
         with _usage_errors(context):
             session = connect(surroundings(context), wish, terminal, given)
@@ -112,6 +112,11 @@ def _usage_errors(context: click.Context) -> Iterator[None]:
     except (NotConnected, ProfileError) as error:
         sys.stderr.write(f"{error}\n")
         context.exit(WRONG_USAGE)
+
+
+def terminal_of(context: click.Context, form: Format = "table") -> Terminal:
+    """Return where a call prints."""
+    return Terminal(surroundings(context).out or sys.stdout, sys.stderr, form)
 
 
 def surroundings(context: click.Context) -> Surroundings:
