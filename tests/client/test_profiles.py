@@ -165,10 +165,12 @@ def test_a_working_keyring_has_the_secrets_and_the_file_has_none(
     assert not any(secret in config.read_text() for secret in secrets)
     assert set(working_keyring.kept.values()) == set(secrets)
     assert run_nexmdm("summary", transport=network).status == 0
+    login(network, secrets, "--url", SERVER, "--no-keyring")
+    assert working_keyring.kept == {}
+    login(network, secrets, "--url", SERVER)
     run_nexmdm("logout", transport=network)
     assert working_keyring.kept == {}
     login(network, secrets, "--url", SERVER, "--no-keyring")
-    assert working_keyring.kept == {}
     assert secrets[0] in config.read_text()
 
 

@@ -217,3 +217,6 @@ def test_which_devices_did_not_get_it_and_why_is_in_the_table_and_in_csv(
     assert lines[1].startswith(f'{fleet[1].device_id},tab-1,failed,"no, never",')
     assert lines[2].startswith(f"{fleet[2].device_id},tab-2,expired,")
     assert len(lines) == 3
+    one = run("command", request_id, "--not-succeeded", "-o", "csv", "--limit", "1", transport=network)
+    assert one.out.splitlines() == lines[:2]
+    assert f"These are 1 of 2; failures come first. `manage.py fleet command {request_id} --limit 2`" in one.err

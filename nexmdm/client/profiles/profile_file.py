@@ -3,6 +3,7 @@
 import configparser
 import io
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -64,6 +65,7 @@ def save(name: str, url: str, key: str, secret: str, *, use_keyring: bool) -> Pr
 
     Raises ProfileError and OSError.
     """
+    before = load_all().get(checked_name(name))
     place = IN_FILE
     if use_keyring:
         try:
@@ -72,11 +74,14 @@ def save(name: str, url: str, key: str, secret: str, *, use_keyring: bool) -> Pr
             place = IN_KEYRING
         except keychain.NoKeyring:
             place = IN_FILE
+    if before and before.secrets == IN_KEYRING and place == IN_FILE:
+        with suppress(keychain.NoKeyring):
+            _forget(name)
     shown = (key, secret) if place == IN_FILE else ("", "")
     profile = Profile(name, url, place, *shown)
     parsed = _read()
     values = zip(_FIELDS, (url, place, *shown), strict=True)
-    parsed[checked_name(name)] = {one: value for one, value in values if value}
+    parsed[name] = {one: value for one, value in values if value}
     _write(parsed)
     return profile
 
@@ -94,8 +99,7 @@ def remove(name: str) -> None:
     """Remove a profile and its secrets. Raises ProfileError and OSError."""
     if find(name).secrets == IN_KEYRING:
         try:
-            for kind in _FIELDS[2:]:
-                keychain.forget(_entry(name, kind))
+            _forget(name)
         except keychain.NoKeyring as error:
             message = f"The secrets of the profile {name!r} stay in the keyring: {error}."
             raise ProfileError(f"{message} Unlock it, then try again.") from error
@@ -111,6 +115,11 @@ def checked_name(text: str) -> str:
     return text
 
 
+def _forget(name: str) -> None:
+    for kind in _FIELDS[2:]:
+        keychain.forget(_entry(name, kind))
+
+
 def _entry(profile: str, kind: str) -> str:
     return f"{profile}/{kind}"
 
@@ -119,7 +128,7 @@ def _read() -> configparser.ConfigParser:
     parsed = configparser.ConfigParser(interpolation=None)
     try:
         parsed.read_string(path().read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return parsed
     except (configparser.Error, OSError, UnicodeError) as error:
         # The error's own text may show a line of the file.

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 import rich_click as click
 
-from nexmdm.client import rows
+from nexmdm.client import arguments, rows
 from nexmdm.client.session import DONE, FAILED, Session
 from nexmdm.client.verbs import following, shared, values
 from nexmdm.client.verbs.answers import show, show_list
@@ -40,12 +40,18 @@ def commands(session: Session, limit: int, device: str | None, *, newest_first: 
 @shared.waiting
 @click.argument("name", type=values.COMMAND, metavar="COMMAND")
 @click.option("--not-succeeded", is_flag=True, help="Leave out the devices that succeeded in time.")
-def command(session: Session, name: str, timeout: int | None, *, wait: bool, not_succeeded: bool) -> int:
+@click.option(
+    "--limit", type=arguments.POSITIVE, metavar="N", help="How many deliveries at most; default 100, the worst ones."
+)
+def command(
+    session: Session, name: str, timeout: int | None, limit: int | None, *, wait: bool, not_succeeded: bool
+) -> int:
     """Show one command with its deliveries, the worst first: which devices did not get it, and why."""
     found = session.client.command(session.names.command_id(name))
+    shown = following.Shown(not_succeeded, limit)
     if wait or timeout is not None:
-        return following.follow(session, found, seconds=timeout, only_failing=not_succeeded)
-    following.show_command(session, found, only_failing=not_succeeded)
+        return following.follow(session, found, seconds=timeout, shown=shown)
+    following.show_command(session, found, shown)
     return DONE
 
 

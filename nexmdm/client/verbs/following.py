@@ -1,7 +1,7 @@
 """One command with its deliveries: shown as it is, or once all of its devices are done."""
 
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 from nexmdm.client import display, rows
 from nexmdm.client.http_client import FleetClient, Refused, Unreachable
@@ -13,7 +13,17 @@ MOST_LATE: Final = 400
 """How many deliveries that succeeded late are read at most, in each state, to show others before them."""
 
 
-def follow(session: Session, command: Json, *, seconds: int | None, only_failing: bool = False) -> int:
+class Shown(NamedTuple):
+    """Which deliveries of a command are shown: those that did not succeed, or all of them; and how many at most."""
+
+    only_failing: bool = False
+    limit: int | None = None
+
+
+WORST: Final = Shown()
+
+
+def follow(session: Session, command: Json, *, seconds: int | None, shown: Shown = WORST) -> int:
     """Wait until nothing of a command is open, show what became of it, and judge it.
 
     `command` is as the API has it, or as it was issued. Without `seconds` it waits until the command has expired.
@@ -26,7 +36,7 @@ def follow(session: Session, command: Json, *, seconds: int | None, only_failing
     try:
         with display.progress(command["device_count"]) as (step, watch):
             command = session.client.wait(command["request_id"], seconds, step=step, watch=watch)
-        show_command(session, command, only_failing=only_failing)
+        show_command(session, command, shown)
     except (Refused, Unreachable):
         session.terminal.hint(f"To look again: `{session.program} command {command['request_id']} --wait`.")
         raise
@@ -35,9 +45,10 @@ def follow(session: Session, command: Json, *, seconds: int | None, only_failing
     return DONE if command["counts"]["succeeded"] == command["device_count"] else FAILED
 
 
-def show_command(session: Session, command: Json, *, only_failing: bool) -> None:
+def show_command(session: Session, command: Json, shown: Shown) -> None:
     """Print a command and its deliveries, the worst first; in CSV only the deliveries."""
-    deliveries, count = _deliveries(session.client, command, only_failing=only_failing)
+    limit = shown.limit or SHOWN_DELIVERIES
+    deliveries, count = _deliveries(session.client, command, limit, only_failing=shown.only_failing)
     if session.terminal.is_structured:
         session.terminal.value(command | {"deliveries": deliveries})
         return
@@ -46,30 +57,31 @@ def show_command(session: Session, command: Json, *, only_failing: bool) -> None
         session.terminal.line("")
     session.terminal.table(rows.DELIVERIES, [rows.delivery(row) for row in deliveries])
     if count > len(deliveries):
-        session.terminal.hint(f"These are {len(deliveries)} of {count}; failures come first.")
+        more = f"`{session.program} command {command['request_id']} --limit {count}` shows them all."
+        session.terminal.hint(f"These are {len(deliveries)} of {count}; failures come first. {more}")
 
 
-def _deliveries(client: FleetClient, command: Json, *, only_failing: bool) -> tuple[list[Json], int]:
+def _deliveries(client: FleetClient, command: Json, limit: int, *, only_failing: bool) -> tuple[list[Json], int]:
     """Return a command's deliveries, of very many those that went worst, and how many there are."""
     count = command["device_count"] - (command["counts"]["succeeded"] if only_failing else 0)
-    if count > SHOWN_DELIVERIES:
-        return _worst_deliveries(client, command, only_failing=only_failing), count
-    found, _ = client.items(_path(command), SHOWN_DELIVERIES, state="not_succeeded" if only_failing else None)
+    if count > limit:
+        return _worst_deliveries(client, command, limit, only_failing=only_failing), count
+    found, _ = client.items(_path(command), limit, state="not_succeeded" if only_failing else None)
     return sorted(found, key=rows.delivery_rank), count
 
 
-def _worst_deliveries(client: FleetClient, command: Json, *, only_failing: bool) -> list[Json]:
+def _worst_deliveries(client: FleetClient, command: Json, limit: int, *, only_failing: bool) -> list[Json]:
     """Return the deliveries that went worst; those that succeeded late are the last of those that did not in time."""
     counts = command["counts"]
     spare = min(counts["late"], MOST_LATE) if only_failing else 0
     in_time: list[Json] = []
     late: list[Json] = []
     for state in WORST_FIRST[:-1] if only_failing else WORST_FIRST:
-        missing = SHOWN_DELIVERIES - len(in_time)
+        missing = limit - len(in_time)
         if counts[state] and missing > 0:
             for row in client.items(_path(command), missing + spare, state=state)[0]:
                 (late if only_failing and rows.succeeded_late(row) else in_time).append(row)
-    return [*in_time, *late][:SHOWN_DELIVERIES]
+    return [*in_time, *late][:limit]
 
 
 def _path(command: Json) -> str:
