@@ -107,6 +107,7 @@ def make() -> Program:
         help="Speak to a NexMDM server as an admin: each request is signed. `nexmdm login` saves the server's address.",
         epilog=_EXIT_STATUS,
         no_args_is_help=True,
+        context_settings={"help_option_names": ["-h", "--help"]},
     )
     version = click.option(
         "--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version, help="Show the version."

@@ -143,6 +143,14 @@ def test_commands_are_listed_with_those_that_failed_first(network: InProcess, fl
     assert listed("--newest-first") == [still_open, failed, worked]
 
 
+class Screen(io.StringIO):
+    """A terminal."""
+
+    def isatty(self) -> bool:
+        """Say that it is one."""
+        return True
+
+
 def test_watch_shows_the_answer_again_until_ctrl_c(
     network: InProcess, fleet: list[Phone], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,8 +166,32 @@ def test_watch_shows_the_answer_again_until_ctrl_c(
     assert (ran.status, ran.out.count("open_deliveries"), slept) == (0, 3, [2, 2, 2])
     assert "\x1b" not in ran.out
     slept.clear()
+    screen = Screen()
+    assert run("summary", "--watch", transport=network, out=screen).status == 0
+    assert screen.getvalue().count("\x1b[H\x1b[J") == 2
+    slept.clear()
     assert run("devices", "--watch", "10", transport=network).status == 0
     assert slept == [10, 10, 10]
+
+
+def test_watch_outlasts_a_server_that_is_away_and_ends_with_a_refusal(
+    network: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nexmdm.client.verbs.shared.time.sleep", lambda _: None)
+    answers = iter(
+        [httpx.ConnectError("Connection refused"), None, httpx.Response(403, json={"code": "x", "detail": "No."})]
+    )
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        found = next(answers)
+        if isinstance(found, Exception):
+            raise found
+        return found or network.handle_request(request)
+
+    ran = run("summary", "--watch", transport=httpx.MockTransport(answer))
+    assert (ran.status, ran.out.count("open_deliveries")) == (1, 1)
+    assert "Connection refused" in ran.err
+    assert "No." in ran.err
 
 
 NOW: Final = datetime(2026, 11, 29, 12, 30, tzinfo=UTC)

@@ -188,6 +188,14 @@ def test_devices_that_are_silent_for_longer_than_the_command_lives_are_counted_b
     assert "expires in 2 min" in run("send", "ping", target, "--expires-in", "2m", transport=network).err
 
 
+def test_of_very_many_silent_devices_only_a_page_is_counted(
+    network: InProcess, fleet: list[Phone], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nexmdm.client.verbs.audience.PAGE", 2)
+    let_pass(hours=1)
+    assert "2 or more of 3 devices were last seen" in run("ping", "all", transport=network).err
+
+
 def test_a_device_named_by_its_id_is_looked_at_too_and_revoked_ones_do_not_count(
     network: InProcess, fleet: list[Phone]
 ) -> None:

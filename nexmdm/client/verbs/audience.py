@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 from nexmdm.client import rows
 from nexmdm.client.arguments import Target
@@ -42,17 +42,25 @@ class Audience:
         found = (row for row in self._listed(client, most) if row["presence"] in _ACTIVE)
         return [row for row, _ in zip(found, range(most), strict=False)]
 
-    def silent(self, client: FleetClient, seconds: int) -> int:
-        """Return how many active devices were last heard from longer ago than this, if it can be found out."""
-        if self.named:
-            return sum(_is_silent(row, seconds) for row in _described(client, self.named))
-        found = self._listed(client, PAGE, not_seen_for_seconds=seconds)
-        return len({row["device_id"] for row in found if row["presence"] in _ACTIVE})
+    def silent(self, client: FleetClient, seconds: int) -> tuple[int, bool]:
+        """Return how many active devices were last heard from longer ago than this; and whether there may be more.
 
-    def _listed(self, client: FleetClient, most: int, **query: Any) -> Iterator[Json]:
+        Of many devices that were named by their ids, none is looked at.
+        """
+        if self.named:
+            return sum(_is_silent(row, seconds) for row in _described(client, self.named)), False
+        found: set[str] = set()
+        are_more = False
+        for tag in self.target.tags or (None,):
+            listed, more = client.items("/admin/devices", PAGE, tag=tag, not_seen_for_seconds=seconds)
+            found |= {row["device_id"] for row in listed if row["presence"] in _ACTIVE}
+            are_more |= more
+        return len(found), are_more
+
+    def _listed(self, client: FleetClient, most: int) -> Iterator[Json]:
         """Yield devices of a target that names none: a few of a large fleet."""
         for tag in self.target.tags or (None,):
-            yield from client.items("/admin/devices", most, tag=tag, **query)[0]
+            yield from client.items("/admin/devices", most, tag=tag)[0]
 
 
 def _described(client: FleetClient, named: list[Json]) -> list[Json]:

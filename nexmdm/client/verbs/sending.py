@@ -128,17 +128,19 @@ def warn_of_silence(session: Session, audience: Audience, body: Json, plan: Json
     """Say how many devices have been silent for longer than the command lives: it would probably expire there."""
     seconds = body.get("expires_in_seconds") or actions.expires_in_seconds(body["action"])
     try:
-        silent = audience.silent(session.client, seconds)
+        silent, are_more = audience.silent(session.client, seconds)
         if not silent:
             return
         plan = plan or session.client.post("/admin/command", body | {"dry_run": True})
     except Refused:
         # It says nothing about the command, which is refused or not by itself.
         return
-    were = "was" if plan["device_count"] == 1 else "were"
+    count, life = plan["device_count"], _length(seconds)
+    silent_ones = f"{silent} or more" if are_more else f"{silent}"
+    were = "was" if count == 1 else "were"
     session.terminal.hint(
-        f"{silent} of {plan['device_count']} devices {were} last seen more than {_length(seconds)} ago, or never; "
-        f"the command expires in {_length(seconds)}."
+        f"{silent_ones} of {count} devices {were} last seen more than {life} ago, or never; "
+        f"the command expires in {life}."
     )
 
 
