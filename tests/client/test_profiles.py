@@ -2,7 +2,7 @@
 
 import io
 import stat
-import time
+import threading
 from pathlib import Path
 from typing import Any, Final
 
@@ -179,13 +179,15 @@ def test_a_keyring_that_does_not_answer_is_no_keyring(
 ) -> None:
     login(network, secrets, "--url", SERVER)
     monkeypatch.setattr("nexmdm.client.profiles.keychain.SECONDS", 0.05)
-    monkeypatch.setattr(Keyring, "get_password", lambda *_: time.sleep(0.5))
+    unlocked = threading.Event()
+    monkeypatch.setattr(Keyring, "get_password", lambda *_: unlocked.wait())
     ran = run_nexmdm("summary", transport=network)
     assert (ran.status, "the keyring did not answer within 0.05 s" in ran.err) == (2, True)
     stays = run_nexmdm("logout", transport=network)
     assert (stays.status, "stay in the keyring" in stays.err) == (1, True)
     saved = login(network, secrets, "--url", SERVER, "--profile", "other")
     assert "profiles.ini" in saved.err
+    unlocked.set()
 
 
 @pytest.mark.parametrize("broken", [RuntimeError("no bus"), None])

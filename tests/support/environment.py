@@ -13,13 +13,10 @@ os.environ.update(
     BCRYPT_ROUNDS="4",
     LOG_LEVEL="INFO",
     LOG_FORMAT="json",
-    # What the client keeps: its profiles, and the last names that were used.
-    XDG_CONFIG_HOME=f"{_DATA_DIR}-client/config",
-    XDG_STATE_HOME=f"{_DATA_DIR}-client/state",
     PYTHON_KEYRING_BACKEND="keyring.backends.fail.Keyring",
 )
 for _name in (
-    "NEXMDM_URL", "NEXMDM_PROFILE",
+    "NEXMDM_URL", "NEXMDM_PROFILE", "XDG_CONFIG_HOME", "XDG_STATE_HOME",
     "DATABASE_URL", "SECRET_KEY", "SECRET_KEY_FALLBACKS", "ADMIN_KEY", "ADMIN_KEY_PREVIOUS", "HMAC_SECRET",
     "HMAC_SECRET_PREVIOUS", "COMMAND_SIGNING_KEY", "COMMAND_SIGNING_KEY_PREVIOUS", "FIREBASE_SERVICE_ACCOUNT_JSON",
     "GOOGLE_APPLICATION_CREDENTIALS", "METRICS_TOKEN", "FCM_BASE_URL", "ALLOWED_HOSTS", "TRUSTED_PROXIES", "API_DOCS",

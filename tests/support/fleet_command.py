@@ -2,18 +2,23 @@
 
 import io
 import json
+import os
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import IO, Any, Final
 
 import httpx
 import pytest
+from django.conf import settings
 
 from nexmdm.client import program
 from nexmdm.client.surroundings import Surroundings
 from nexmdm.management.commands.fleet import PROGRAM, OwnServer
 from tests.support.actors import Answer, Client
+
+KEPT_IN: Final = ("XDG_CONFIG_HOME", "XDG_STATE_HOME")
+"""Name the folders in which the client keeps profiles and the last names, also where a test does not."""
 
 
 @dataclass(slots=True)
@@ -70,6 +75,9 @@ def _run(
 ) -> Ran:
     # (The server, which runs in this process, logs on the real standard output.)
     seen, said = io.StringIO(), io.StringIO()
-    with redirect_stderr(err or said), pytest.raises(SystemExit) as end:
-        program.run(arguments, Surroundings(name, own, transport, out or seen))
+    with pytest.MonkeyPatch.context() as patch, redirect_stderr(err or said):
+        for variable in KEPT_IN:
+            patch.setenv(variable, os.environ.get(variable, str(settings.DATA_DIR / "client")))
+        with pytest.raises(SystemExit) as end:
+            program.run(arguments, Surroundings(name, own, transport, out or seen))
     return Ran(int(str(end.value.code or 0)), seen.getvalue(), said.getvalue())
