@@ -29,7 +29,7 @@ def url(text: str) -> str:
         parsed = urlsplit(text)
         port = parsed.port
     except ValueError as error:
-        raise ArgumentTypeError(f"is no URL: {error}") from error
+        raise ArgumentTypeError(f"must be a URL: {error}") from error
     if parsed.scheme not in ("http", "https") or not parsed.hostname or parsed.query or parsed.fragment or port == 0:
         raise ArgumentTypeError("must look like https://mdm.example.com")
     if parsed.path not in ("", "/"):
@@ -164,7 +164,7 @@ class Value(click.ParamType[Any]):
         try:
             return self._parse(value)
         except ArgumentTypeError as error:
-            self.fail(f"{value!r} {error}" if str(error)[:4] in ("must", "is n") else str(error), param, ctx)
+            self.fail(str(error), param, ctx)
 
 
 URL: Final = Value("url", url)

@@ -11,7 +11,6 @@ import httpx
 from nexmdm.auth import signing
 from nexmdm.client.http_client import Refused, Unreachable
 from nexmdm.client.names import NotFound
-from nexmdm.client.profiles.profile_file import ProfileError
 from nexmdm.client.session import FAILED, INTERRUPTED, UNREACHABLE, WRONG_USAGE, Session
 from nexmdm.client.suggestions import did_you_mean
 
@@ -48,7 +47,7 @@ def outcome(session: Session, run: Callable[[], int]) -> int:
     except Unreachable as unreachable:
         complain(_silence(session, unreachable))
         return UNREACHABLE
-    except (NotFound, NotConfirmed, ProfileError) as error:
+    except (NotFound, NotConfirmed) as error:
         complain(str(error))
         return FAILED
     except ConfirmationRequired as error:

@@ -24,7 +24,7 @@ from pytest_django import Settings
 from commands.models import Attempt, Command, Delivery
 from devices.models import Device, EnrollmentToken
 from nexmdm.auth.rate_limits import RateLimited
-from nexmdm.client.display import FREE_TEXT, Terminal
+from nexmdm.client.display import FREE_TEXT, Format, Terminal
 from nexmdm.client.program import VERBS
 from nexmdm.client.rows import Columns
 from tests.support import processes
@@ -954,13 +954,13 @@ ROW: Final = {
 }
 
 
-def on_a_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> str:
+def on_a_terminal(width: int, monkeypatch: pytest.MonkeyPatch, form: Format = "table") -> str:
     """Return what a row looks like on a terminal of this width."""
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
     out = Screen()
-    Terminal(out, out).table(Columns(tuple(ROW)), [ROW])
+    Terminal(out, out, form).table(Columns(tuple(ROW)), [ROW])
     return out.getvalue()
 
 
@@ -985,3 +985,9 @@ def test_a_narrow_terminal_shows_the_first_columns_whole_and_names_the_others(
     assert headings.split() + left_out == list(ROW)
     whole = [value.replace(".123456", "") for name, value in ROW.items() if name not in {*left_out, *FREE_TEXT}]
     assert first.split()[: len(whole)] == whole
+
+
+def test_a_wide_table_has_all_columns_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = re.sub(r"\x1b\[[\d;]*m", "", on_a_terminal(40, monkeypatch, "wide"))
+    assert shown.splitlines()[0].split() == list(ROW)
+    assert "too narrow" not in shown
