@@ -73,8 +73,8 @@ trust: $(VENV)/dev.stamp
 	@$(BIN)/python -m loadtest.trust; outcome=$$?; $(TEST_MANAGE) postgres stop >/dev/null; exit $$outcome
 
 lock: $(BIN)/uv
-	$(COMPILE) --upgrade --output-file requirements.lock
-	$(COMPILE) --upgrade --extra dev --constraint requirements.lock --output-file requirements-dev.lock
+	$(COMPILE) --upgrade --extra server --output-file requirements.lock
+	$(COMPILE) --upgrade --extra server --extra dev --constraint requirements.lock --output-file requirements-dev.lock
 
 licenses: $(VENV)/runtime.stamp
 	@$(BIN)/python manage.py licenses

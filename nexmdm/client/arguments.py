@@ -1,42 +1,45 @@
-"""What an admin's client takes on its command line: each a type for argparse, which says what is wrong with a value."""
+"""Values of a command line: each function is a type for argparse, and for click within Value; it says what is wrong."""
 
 import json
 import re
 import sys
 from argparse import ArgumentTypeError
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
 
-import httpx
+import rich_click as click
 
-from nexmdm.client.http_client import Json
+from nexmdm.client import times
 
-TARGET: Final = (
-    "a device id, an alias in any case, tag:NAME, or all; several of a kind with commas between them; "
-    "or alias:NAME for one alias as it is, commas and all"
+DEVICE: Final = (
+    "an alias, a hardware id, a device id or its start, or @last; alias:NAME for an alias that looks like one"
 )
-_LITERAL: Final = "alias:"
-_IDENTIFIER: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE)
+TARGET: Final = f"devices ({DEVICE}), or tag:NAME, with commas between several of a kind; or all"
+LITERAL: Final = "alias:"
+TAG: Final = "tag:"
+IDENTIFIER: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE)
 _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def url(text: str) -> str:
     """Return a server's address."""
     try:
-        parsed = httpx.URL(text)
-    except httpx.InvalidURL as error:
-        raise ArgumentTypeError(str(error)) from error
-    if parsed.scheme not in ("http", "https") or not parsed.host or parsed.query or parsed.fragment:
+        parsed = urlsplit(text)
+        port = parsed.port
+    except ValueError as error:
+        raise ArgumentTypeError(f"must be a URL: {error}") from error
+    if parsed.scheme not in ("http", "https") or not parsed.hostname or parsed.query or parsed.fragment or port == 0:
         raise ArgumentTypeError("must look like https://mdm.example.com")
-    if parsed.path != "/":
+    if parsed.path not in ("", "/"):
         raise ArgumentTypeError("must have no path, because the path is part of the signature")
     return text
 
 
 def identifier(text: str) -> str:
-    """Return the id of a device or a command."""
-    if not _IDENTIFIER.fullmatch(text):
+    """Return the id of an enrollment token."""
+    if not IDENTIFIER.fullmatch(text):
         raise ArgumentTypeError(f"{text!r} is not an id")
     return text.lower()
 
@@ -48,26 +51,25 @@ def tag(text: str) -> str:
     return text
 
 
-def target(text: str) -> Json:
-    """Return the target of a command, in the form that the API requires."""
-    if text.startswith(_LITERAL) and text != _LITERAL:
-        return {"aliases": [text.removeprefix(_LITERAL)]}
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    kinds = {_kind(name) for name in names}
-    if len(kinds) != 1 or _LITERAL in names:
+class Target(NamedTuple):
+    """The devices of a command: all of them, those with any of these tags, or those with these names."""
+
+    everything: bool
+    tags: tuple[str, ...]
+    names: tuple[str, ...]
+
+
+def target(text: str) -> Target:
+    """Return the target of a command."""
+    if text.startswith(LITERAL) and text != LITERAL:
+        return Target(everything=False, tags=(), names=(text,))
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    kinds = {"all" if word == "all" else "tag" if word.startswith(TAG) else "name" for word in words}
+    if len(kinds) != 1 or {LITERAL, TAG} & set(words):
         raise ArgumentTypeError(f"must be {TARGET}")
-    kind = kinds.pop()
-    if kind == "all":
-        return {"all": True}
-    return {kind: [name.lower() if kind == "device_ids" else name.removeprefix("tag:") for name in names]}
-
-
-def _kind(name: str) -> str:
-    if name == "all":
-        return "all"
-    if name.startswith("tag:"):
-        return "tags"
-    return "device_ids" if _IDENTIFIER.fullmatch(name) else "aliases"
+    (kind,) = kinds
+    tags = tuple(word.removeprefix(TAG) for word in words) if kind == "tag" else ()
+    return Target(kind == "all", tags, tuple(dict.fromkeys(words)) if kind == "name" else ())
 
 
 class Param(NamedTuple):
@@ -102,16 +104,11 @@ def seconds(text: str) -> int:
 
 
 def moment(text: str) -> str:
-    """Return a time in the form of the API, from a written time (the server checks it) or from an age."""
-    if re.match(r"[0-9]{4}-", text):
-        return text
-    if not re.fullmatch(r"[0-9]{1,6}[smhd]", text):
-        raise ArgumentTypeError("must look like 2h, for two hours ago, or like 2026-01-01T00:00:00Z")
+    """Return a time in the form of the API, from a time as people write it."""
     try:
-        then = datetime.now(UTC) - timedelta(seconds=seconds(text))
-    except OverflowError as error:
-        raise ArgumentTypeError("must not be before the year 1") from error
-    return then.isoformat().replace("+00:00", "Z")
+        return times.moment(text)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from error
 
 
 def positive(text: str) -> int:
@@ -151,3 +148,26 @@ def content(name: str) -> Content:
         return Content(name, sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes())
     except OSError as error:
         raise ArgumentTypeError(str(error)) from error
+
+
+class Value(click.ParamType[Any]):
+    """Makes a type for click of a function of this module."""
+
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the value; one that is no text was parsed before."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._parse(value)
+        except ArgumentTypeError as error:
+            self.fail(str(error), param, ctx)
+
+
+URL: Final = Value("url", url)
+SECONDS: Final = Value("time", seconds)
+MOMENT: Final = Value("time", moment)
+POSITIVE: Final = Value("number", positive)

@@ -1,15 +1,11 @@
-"""How an admin's client shows what the server said: tables for people, plain text in a pipe, JSON for scripts."""
+"""The display of answers: tables for people, plain text in a pipe, JSON, YAML or CSV for scripts."""
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime
 from itertools import accumulate
-from typing import IO, Any, Final, cast
+from typing import IO, Any, Final, Literal
 
-from django.core.management.base import OutputWrapper
 from rich import box
 from rich.cells import cell_len
 from rich.console import Console
@@ -17,10 +13,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from nexmdm.client import formats
+from nexmdm.client.rows import Columns
+
 Json = dict[str, Any]
+Format = Literal["table", "wide", "json", "csv", "yaml"]
 
 NOTHING: Final = "-"
-FREE_TEXT: Final = ("note", "said", "tags", "path", "label", "target")
+FREE_TEXT: Final = ("note", "reason", "detail", "tags", "path", "label", "target")
 """Columns that may be folded; an id or a name that is cut in two cannot be copied."""
 
 NARROWEST_FREE_TEXT: Final = 20
@@ -35,59 +35,84 @@ _COLOURS: Final[Mapping[str, str]] = {
 """What the words in a coloured field look like; an HTTP status or a code that is not here is an error's."""
 
 _FRACTION: Final = re.compile(r"\.\d+Z$")
-_TOLD_WHILE_WAITING: Final = ("received", "succeeded", "failed", "expired", "cancelled")
+_SHOWN_WHILE_WAITING: Final = ("received", "succeeded", "failed", "expired", "cancelled")
 _IN_STEP: Final = 2.0
 _AT_LENGTH: Final = 30.0
+_TOP_LEFT: Final = "\x1b[H\x1b[J"
+"""Clears a terminal's screen."""
 
 
-@dataclass(frozen=True, slots=True)
 class Terminal:
-    """Where answers go (`out`) and where everything else does (`err`)."""
+    """Where answers go (`out`) and where everything else goes (`err`), and in which form."""
 
-    out: OutputWrapper
-    err: OutputWrapper
-    as_json: bool
+    def __init__(self, out: IO[str], err: IO[str], form: Format = "table") -> None:
+        self.out = out
+        self.err = err
+        self.form = form
+        self._clears = False
 
-    def json(self, value: Any) -> None:
-        """Print an answer as JSON."""
-        self.out.write(json.dumps(value, indent=2))
+    @property
+    def is_structured(self) -> bool:
+        """Whether answers are shown as the API has them, for scripts."""
+        return self.form in ("json", "yaml")
+
+    def clear(self) -> None:
+        """Let the next answer take the place of those before it, on a terminal."""
+        self._clears = self.out.isatty()
+
+    def value(self, value: Any) -> None:
+        """Print a value of the API as YAML, if that is the form, else as JSON."""
+        self.line(formats.to_yaml(value) if self.form == "yaml" else formats.to_json(value))
 
     def line(self, text: str) -> None:
         """Print one line of an answer."""
-        self.out.write(text)
+        self._before_output()
+        self.out.write(text + "\n")
 
     def hint(self, text: str) -> None:
-        """Tell the person something that is no part of the answer."""
-        self.err.write(printable(text), str)
+        """Show the person something that is no part of the answer."""
+        self.err.write(printable(text) + "\n")
 
     def complain(self, text: str) -> None:
         """Say what went wrong."""
-        self.err.write("\n".join(printable(line) for line in text.split("\n")))
+        self.err.write("\n".join(printable(line) for line in text.split("\n")) + "\n")
 
     def fields(self, row: Json) -> None:
-        """Print one row, a line for each field."""
+        """Print one row: a line for each field, or as the form says it."""
+        if self.is_structured:
+            self.value(row)
+            return
+        if self.form == "csv":
+            self.line(formats.to_csv(list(row), [[_cell(name, value) for name, value in row.items()]]))
+            return
         width = max(map(len, row), default=0)
+        self._before_output()
         console = self._console()
         for name, value in row.items():
             line = Text.assemble((name.ljust(width), "bold"), "  ", _painted(name, shown(name, value)))
             console.print(line, soft_wrap=True)
 
-    def table(self, names: Sequence[str], rows: Sequence[Json]) -> None:
-        """Print rows under these headings: framed on a terminal, else in columns of plain text."""
-        cells = [[shown(name, row[name]) for name in names] for row in rows]
+    def table(self, columns: Columns, rows: Sequence[Json]) -> None:
+        """Print rows under headings: framed on a terminal, in columns of plain text elsewhere, or as CSV."""
+        names = columns.shown if self.form == "table" else columns.shown + columns.more
+        if self.form == "csv":
+            self.line(formats.to_csv(names, ([_cell(name, columns.of(row, name)) for name in names] for row in rows)))
+            return
+        cells = [[shown(name, columns.of(row, name)) for name in names] for row in rows]
         if self.out.isatty():
             self._framed(names, cells)
             return
         widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
         for line in [names, *cells]:
-            self.out.write("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+            self.line("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
     def _framed(self, names: Sequence[str], cells: list[list[str]]) -> None:
+        self._before_output()
         console = self._console()
         widths = [_least_width(*column) for column in zip(names, *cells, strict=True)]
+        ends = list(accumulate(widths, lambda end, width: end + _GAP + width))
         # Rather one line that is longer than the terminal than an id that is cut.
-        console.width = max(console.width, widths[0])
-        ends = accumulate(widths, lambda end, width: end + _GAP + width)
+        console.width = max(console.width, ends[-1] if self.form == "wide" else widths[0])
         fitting = [name for name, end in zip(names, ends, strict=True) if end <= console.width]
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0))
         for name in fitting:
@@ -96,10 +121,21 @@ class Terminal:
             table.add_row(*map(_painted, fitting, row))
         console.print(table)
         if left_out := names[len(fitting) :]:
-            self.hint(f"Not shown because the terminal is too narrow: {', '.join(left_out)}. --json shows all fields.")
+            left = ", ".join(left_out)
+            self.hint(f"Not shown because the terminal is too narrow: {left}. `-o wide` shows them.")
+
+    def _before_output(self) -> None:
+        if self._clears:
+            self._clears = False
+            self.out.write(_TOP_LEFT)
 
     def _console(self) -> Console:
-        return Console(file=cast("IO[str]", self.out), highlight=False)
+        return Console(file=self.out, highlight=False)
+
+
+def _cell(name: str, value: Any) -> str:
+    """Return a field's value in CSV, where nothing is empty."""
+    return "" if value is None else _readable(name, value)
 
 
 def _least_width(name: str, *cells: str) -> int:
@@ -135,7 +171,7 @@ def progress(device_count: int) -> Iterator[tuple[float, Callable[[Json], None]]
 
 
 def _so_far(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{counts[state]} {state}" for state in _TOLD_WHILE_WAITING if counts[state])
+    return ", ".join(f"{counts[state]} {state}" for state in _SHOWN_WHILE_WAITING if counts[state])
 
 
 def _nobody(command: Json) -> None:
@@ -154,13 +190,12 @@ def printable(text: str) -> str:
 
 def shown(name: str, value: Any) -> str:
     """Return a field's value as people read it; times, whose names are at or end in _at, to the second."""
+    return _readable(name, value) or NOTHING
+
+
+def _readable(name: str, value: Any) -> str:
     text = _text(value)
-    return printable(_FRACTION.sub("Z", text) if re.search(r"(^|_)at$", name) else text) or NOTHING
-
-
-def to_the_millisecond(at: str) -> str:
-    """Return a time of the API with three digits after the second."""
-    return datetime.fromisoformat(at).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return printable(_FRACTION.sub("Z", text) if re.search(r"(^|_)at$", name) else text)
 
 
 def _text(value: Any) -> str:

@@ -88,6 +88,7 @@ class FleetClient:
         transport: httpx.BaseTransport | None = None,
         clock: Callable[[], float] = time.time,
         repeats: bool = False,
+        answer_seconds: float = LONGEST_WAIT_SECONDS + ANSWER_SECONDS,
     ) -> None:
         """Remember where and who. `host` is the Host header where the URL's own name is not the server's.
 
@@ -102,7 +103,7 @@ class FleetClient:
         self._http = httpx.Client(
             transport=transport,
             headers={"Host": host} if host else {},
-            timeout=httpx.Timeout(LONGEST_WAIT_SECONDS + ANSWER_SECONDS, connect=10),
+            timeout=httpx.Timeout(answer_seconds, connect=min(answer_seconds, 10)),
             # A proxy of the environment cannot see this machine's loopback.
             trust_env=not on_loopback(url),
         )
@@ -134,10 +135,11 @@ class FleetClient:
 
     def items(self, path: str, limit: int, **query: Any) -> tuple[list[Json], bool]:
         """Return the first `limit` rows of a list, over as many pages as it takes; and whether there are more."""
-        rows = list(islice(self._rows(path, min(limit + 1, PAGE), query), limit + 1))
+        rows = list(islice(self.rows(path, min(limit + 1, PAGE), **query), limit + 1))
         return rows[:limit], len(rows) > limit
 
-    def _rows(self, path: str, page: int, query: Json) -> Iterator[Json]:
+    def rows(self, path: str, page: int, **query: Any) -> Iterator[Json]:
+        """Yield the rows of a list, `page` of them with each request."""
         cursor = None
         while True:
             answer = self.get(path, limit=page, cursor=cursor, **query)

@@ -1,23 +1,60 @@
-"""The rows of the API as the client's tables show them: the columns of each, and what is worked out for them."""
+"""The rows of the API as the client shows them: the columns of each, what is worked out for them, and their order."""
 
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final, NamedTuple
 
-from nexmdm.client import display
-from nexmdm.client.http_client import Json
+Json = dict[str, Any]
 
-# The columns, those first that a narrow terminal has to show.
-DEVICE_COLUMNS: Final = ("device_id", "alias", "presence", "last_seen_at", "push", "hardware_id", "tags")
-TOKEN_COLUMNS: Final = ("id", "label", "state", "uses", "max_uses", "expires_at", "tags", "re_enroll", "created_at")
-COMMAND_COLUMNS: Final = (
-    "request_id", "action", "outcome", "state", "device_count", "issued_at", "expires_at", "note",
+
+class Columns(NamedTuple):
+    """The columns of a list: those of a table, the most important first, and those that only `wide` and CSV have."""
+
+    shown: tuple[str, ...]
+    more: tuple[str, ...] = ()
+
+    def of(self, row: Json, name: str) -> Any:
+        """Return a field of a row; a server of another version may lack one that is not in a table."""
+        return row.get(name) if name in self.more else row[name]
+
+
+DEVICES: Final = Columns(
+    ("device_id", "alias", "presence", "last_seen_at", "push", "hardware_id", "tags"),
+    (
+        "manufacturer", "model", "os_version", "agent_version", "enrolled_at", "revoked_at", "retired_at",
+        "last_status", "last_refusal",
+    ),
 )  # fmt: skip
-DELIVERY_COLUMNS: Final = ("device_id", "alias", "state", "said", "delivered_via")
-EVENT_COLUMNS: Final = ("when", "event", "outcome", "via", "http_status", "latency_ms", "said")
-AUDIT_COLUMNS: Final = (
-    "at", "status", "action", "target", "principal", "device_count", "dry_run", "code", "request_id", "address",
-    "method", "path", "correlation_id",
+TOKENS: Final = Columns(
+    ("id", "label", "state", "uses", "max_uses", "expires_at", "tags", "re_enroll", "created_at"), ("revoked_at",)
+)
+COMMANDS: Final = Columns(
+    ("request_id", "action", "outcome", "state", "device_count", "issued_at", "expires_at", "note"),
+    ("params", "target", "priority", "issued_by"),
+)
+DELIVERIES: Final = Columns(
+    ("device_id", "alias", "state", "reason", "delivered_via"),
+    ("push", "issued_at", "expires_at", "received_at", "settled_at", "result", "late_result"),
+)
+EVENTS: Final = Columns(("when", "event", "outcome", "via", "http_status", "latency_ms", "detail"))
+AUDIT: Final = Columns(
+    (
+        "at", "status", "action", "target", "principal", "device_count", "dry_run", "code", "request_id", "address",
+        "method", "path", "correlation_id",
+    ),
+    ("body_sha256",),
 )  # fmt: skip
+PROFILES: Final = Columns(("name", "url", "secrets"))
+
+WORST_FIRST: Final = ("failed", "expired", "cancelled", "received", "pending", "succeeded")
+"""The states of a delivery."""
+
+PRESENCES: Final = ("offline", "never", "online", "revoked", "retired")
+"""What a device's presence can be, the worst first."""
+
+_PUSHES: Final = ("dead", "failing", "none", "ok")
+_OUTCOMES: Final = ("failed", "expired", "partial", "cancelled", None, "succeeded")
+_LAST: Final = "~"
+"""Sorts after each time of the API."""
 
 
 def as_it_is(row: Json) -> Json:
@@ -49,31 +86,56 @@ def audit_entry(row: Json) -> Json:
 
 
 def delivery(row: Json) -> Json:
-    """Return a delivery with what was said of it."""
+    """Return a delivery with the reason of its state: what the phone reported, or why there is no report."""
     if row["result"]:
-        return row | {"said": row["result"]["message"] or row["result"]["status"]}
+        return row | {"reason": row["result"]["message"] or row["result"]["status"]}
     late = f"It reported {row['late_result']['status']} later." if row["late_result"] else None
-    return row | {"said": " ".join(filter(None, (row["why_open"], row["why_unfinished"], late)))}
+    return row | {"reason": " ".join(filter(None, (row["why_open"], row["why_unfinished"], late)))}
 
 
 def succeeded_late(row: Json) -> bool:
     """Tell whether a delivery succeeded after it was settled otherwise."""
-    return bool(row["late_result"]) and row["late_result"]["status"] == "succeeded"
+    return bool(row["late_result"] and row["late_result"]["status"] == "succeeded")
 
 
 def event(row: Json) -> Json:
     """Return an event of a timeline in the columns of one table."""
     remarks = [name for name in ("late", "duplicate") if row[name]]
     if last_at := row.get("last_at"):
-        remarks.append(f"{row['count']} times, last {display.to_the_millisecond(last_at)}")
+        remarks.append(f"{row['count']} times, last {_to_the_millisecond(last_at)}")
     details = [row[name] for name in ("fcm_error", "message_id", "message", "detail") if row[name]]
     return row | {
-        "when": display.to_the_millisecond(row["at"]),
+        "when": _to_the_millisecond(row["at"]),
         "outcome": row["outcome"] or row["status"] or row["state"],
-        "said": "; ".join([*remarks, *details]) or None,
+        "detail": "; ".join([*remarks, *details]) or None,
     }
+
+
+def device_rank(row: Json) -> tuple[int, str, int]:
+    """Return a key that sorts devices by what is wrong: silent ones first, the longest silence first of all."""
+    presence = row["presence"]
+    silence = (row["last_seen_at"] or _LAST) if presence == "offline" else _LAST
+    return _place(PRESENCES, presence), silence, _place(_PUSHES, row["push"])
+
+
+def command_rank(row: Json) -> int:
+    """Return a key that sorts commands by their outcome."""
+    return _place(_OUTCOMES, row["outcome"])
+
+
+def delivery_rank(row: Json) -> int:
+    """Return a key that sorts deliveries by their state; of those that did not succeed in time, late ones are last."""
+    return _place(WORST_FIRST, row["state"]) + len(WORST_FIRST) * succeeded_late(row)
 
 
 def moment(text: str) -> datetime:
     """Return a time of the API."""
     return datetime.fromisoformat(text)
+
+
+def _place(order: tuple[Any, ...], value: Any) -> int:
+    return order.index(value) if value in order else -1
+
+
+def _to_the_millisecond(at: str) -> str:
+    return moment(at).isoformat(timespec="milliseconds").replace("+00:00", "Z")

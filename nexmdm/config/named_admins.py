@@ -42,14 +42,6 @@ def keys_and_secrets() -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     return keys, secrets
 
 
-def variables_of(principal: str) -> tuple[str, str] | None:
-    """Return the variables with the current key and secret of an admin; None if no admin can have this name."""
-    if principal == UNNAMED:
-        return KEY, SECRET
-    name = principal.upper()
-    return (f"{KEY}_{name}", f"{SECRET}_{name}") if _NAME.fullmatch(name) and name not in _TAKEN else None
-
-
 def by_variable(kind: str, live: Mapping[str, list[str]]) -> dict[str, list[str]]:
     """Return live values by the variable of the current one, for messages; `kind` is KEY or SECRET."""
     return {f"{kind}_{principal.upper()}": values for principal, values in live.items()}

@@ -133,7 +133,7 @@ def test_the_client_shows_which_devices_did_not_get_it_and_why(
     admin: Admin, wiped: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for most in (100, 2):
-        monkeypatch.setattr("nexmdm.client.subcommands.SHOWN_DELIVERIES", most)
+        monkeypatch.setattr("nexmdm.client.verbs.following.SHOWN_DELIVERIES", most)
         ran = run("command", wiped, "--not-succeeded", transport=InProcess(admin.client))
         table = ran.out.split("\n\n")[1]
         assert "works" not in table

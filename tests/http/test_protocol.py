@@ -458,6 +458,6 @@ def test_uvicorn_has_the_private_parts_that_are_relied_on_and_is_pinned_to_the_v
         assert callable(getattr(HttpToolsProtocol, method))
     assert inspect.getsource(HttpToolsProtocol.on_response_complete).count("_start_asgi_task") == 1
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    (pinned,) = (one for one in project["dependencies"] if one.startswith("uvicorn"))
+    (pinned,) = (one for one in project["optional-dependencies"]["server"] if one.startswith("uvicorn"))
     major, minor, *_ = map(int, version("uvicorn").split("."))
     assert pinned == f"uvicorn>={major}.{minor},<{major}.{minor + 1}"

@@ -5,6 +5,7 @@ import re
 import tomllib
 from argparse import ArgumentParser
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
@@ -24,6 +25,7 @@ from commands.models import (
 )
 from devices.identity import device_checks
 from devices.models import PUSH_HEALTH, presences
+from nexmdm.client import program as client
 from nexmdm.config import checks
 from nexmdm.config.environment import ConfigError
 from tests.support.documents import PAGES, anchors, code, commands, links, name_of, options
@@ -41,9 +43,9 @@ README_LINES: Final = 100
 
 OF_OTHERS: Final = {
     "POSTGRES_DB", "POSTGRES_PASSWORD", "POSTGRES_USER", "RESTORED_URL", "NEXMDM_LISTEN_FD", "NEXMDM_TEST_DATA_DIR",
-    "ENROLLMENT_TOKEN", "DEVICE_ID", "DEVICE_TOKEN", "REQUEST_ID",
+    "ENROLLMENT_TOKEN", "DEVICE_ID", "DEVICE_TOKEN", "REQUEST_ID", "NEXMDM_URL", "NEXMDM_PROFILE",
 }  # fmt: skip
-"""Names in the documents that are no settings: the database image's, a shell's, a parent's word to its child."""
+"""Names in the documents that are no settings: of the database image, a shell, a parent to its child, the client."""
 
 
 def variables() -> set[str]:
@@ -83,6 +85,18 @@ def parser_of(name: str) -> ArgumentParser:
     return load_command_class(get_commands()[name], name).create_parser("manage.py", name)
 
 
+def unknown_to_the_client(words: list[str], given: set[str]) -> list[str]:
+    """Return what is wrong with a command of `nexmdm`, which `manage.py fleet` is, too: its verb, or its options."""
+    verb = words[0] if words and re.fullmatch(r"[a-z][a-z-]+", words[0]) else None
+    if verb is not None and verb not in client.VERBS:
+        return [f"fleet {verb}"]
+    known = {"--help"}
+    for name in [verb] if verb is not None else client.VERBS:
+        module = import_module(f"nexmdm.client.verbs.{client.VERBS[name].module}")
+        known |= {one for option in getattr(module, name.replace("-", "_")).params for one in option.opts}
+    return [f"fleet {verb or ''} {option}" for option in sorted(given - known)]
+
+
 def verbs_of(parser: ArgumentParser) -> dict[str, ArgumentParser]:
     """Return the verbs of a command that has some, each with its parser; a verb without one has the command's."""
     for action in parser._actions:
@@ -96,6 +110,8 @@ def verbs_of(parser: ArgumentParser) -> dict[str, ArgumentParser]:
 
 def unknown_to_manage(name: str, words: list[str], given: set[str]) -> list[str]:
     """Return what is wrong with a command of manage.py: its name, its verb, or its options."""
+    if name == "fleet":
+        return unknown_to_the_client(words, given)
     if name not in get_commands():
         return [name]
     parser = parser_of(name)
@@ -112,7 +128,8 @@ def unknown_to_manage(name: str, words: list[str], given: set[str]) -> list[str]
 def test_every_command_of_manage_py_has_the_verbs_and_options_that_are_named(path: Path) -> None:
     text = code(path)
     found = [*commands(text, r"manage\.py"), *commands(text, r"(?m:^manage)")]
-    found += [one._replace(name="fleet", words=[one.name, *one.words]) for one in commands(text, r"(?m:^fleet)")]
+    client_calls = commands(text, r"(?m:^(?:fleet|nexmdm))")
+    found += [one._replace(name="fleet", words=[one.name, *one.words]) for one in client_calls]
     assert [fault for one in found for fault in unknown_to_manage(one.name, one.words, options(one))] == []
 
 

@@ -2,14 +2,23 @@
 
 import io
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any, Final
 
 import httpx
-from django.core.management import call_command
+import pytest
+from django.conf import settings
 
+from nexmdm.client import program
+from nexmdm.client.surroundings import Surroundings
+from nexmdm.management.commands.fleet import PROGRAM, OwnServer
 from tests.support.actors import Answer, Client
+
+KEPT_IN: Final = ("XDG_CONFIG_HOME", "XDG_STATE_HOME")
+"""Name the folders in which the client keeps profiles and the last names, also where a test does not."""
 
 
 @dataclass(slots=True)
@@ -44,12 +53,31 @@ class Ran:
         return json.loads(self.out)
 
 
-def run(*arguments: str, transport: httpx.BaseTransport) -> Ran:
-    """Run `manage.py fleet …`."""
-    out, err = io.StringIO(), io.StringIO()
-    status = 0
-    try:
-        call_command("fleet", *arguments, transport=transport, stdout=out, stderr=err)
-    except SystemExit as end:
-        status = int(str(end.code))
-    return Ran(status, out.getvalue(), err.getvalue())
+def run(*arguments: str, transport: httpx.BaseTransport, out: IO[str] | None = None, err: IO[str] | None = None) -> Ran:
+    """Run `manage.py fleet …`; `out` and `err` stand in for what it prints on, and are not read."""
+    return _run(arguments, PROGRAM, OwnServer(), transport, out, err)
+
+
+def run_nexmdm(
+    *arguments: str, transport: httpx.BaseTransport, out: IO[str] | None = None, err: IO[str] | None = None
+) -> Ran:
+    """Run `nexmdm …`, which knows nothing of the settings."""
+    return _run(arguments, "nexmdm", None, transport, out, err)
+
+
+def _run(
+    arguments: Sequence[str],
+    name: str,
+    own: OwnServer | None,
+    transport: httpx.BaseTransport,
+    out: IO[str] | None,
+    err: IO[str] | None,
+) -> Ran:
+    # (The server, which runs in this process, logs on the real standard output.)
+    seen, said = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stderr(err or said):
+        for variable in KEPT_IN:
+            patch.setenv(variable, os.environ.get(variable, str(settings.DATA_DIR / "client")))
+        with pytest.raises(SystemExit) as end:
+            program.run(arguments, Surroundings(name, own, transport, out or seen))
+    return Ran(int(str(end.value.code or 0)), seen.getvalue(), said.getvalue())

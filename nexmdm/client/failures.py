@@ -1,0 +1,114 @@
+"""Failures of a call: the exit status of each, and what the person reads about it."""
+
+import json
+import re
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+import httpx
+
+from nexmdm.auth import signing
+from nexmdm.client.http_client import Refused, Unreachable
+from nexmdm.client.names import NotFound
+from nexmdm.client.session import FAILED, INTERRUPTED, UNREACHABLE, WRONG_USAGE, Session
+from nexmdm.client.suggestions import did_you_mean
+
+_ARE_THE_SECRETS_RIGHT: Final = "Check that {key} and {secret} are those of this server."
+_ADVICE: Final[Mapping[str, str]] = {
+    "invalid_signature": f"{_ARE_THE_SECRETS_RIGHT} Its log contains the reason (request.refused).",
+    "rate_limited": f"Refused signatures count too. {_ARE_THE_SECRETS_RIGHT}",
+    "unknown_devices": "`{program} devices` lists all devices, also revoked and retired ones. "
+    "A revoked device gets commands after `{program} reinstate`.",
+    "empty_audience": "`{program} devices` lists all devices with their tags. Only active ones get commands.",
+    "not_found": "`{program} devices` and `{program} commands` list the ids.",
+}
+"""What to do about a refusal, where its own words do not say it."""
+
+_CHOICES: Final = re.compile(r"must be one of ([\w, ]+)")
+
+
+class NotConfirmed(Exception):
+    """A question was not answered by its number."""
+
+
+class ConfirmationRequired(Exception):
+    """A question cannot be asked, because there is no terminal. The text names `--yes`."""
+
+
+def outcome(session: Session, run: Callable[[], int]) -> int:
+    """Run a verb and return the exit status; say what went wrong."""
+    complain = session.terminal.complain
+    try:
+        status = run()
+    except Refused as refused:
+        complain("\n".join([_refusal(refused, session), *_as_text(refused, session.given)]))
+        return FAILED
+    except Unreachable as unreachable:
+        complain(_silence(session, unreachable))
+        return UNREACHABLE
+    except (NotFound, NotConfirmed) as error:
+        complain(str(error))
+        return FAILED
+    except ConfirmationRequired as error:
+        complain(str(error))
+        return WRONG_USAGE
+    except (UnicodeError, httpx.InvalidURL) as error:
+        what = "it is not UTF-8" if isinstance(error, UnicodeError) else error
+        complain(f"This cannot be part of a URL: {what}.")
+        return WRONG_USAGE
+    except (LookupError, TypeError, ValueError) as error:
+        what = f"{type(error).__name__}: {error}"
+        complain(f"This does not look like NexMDM; its answer cannot be understood ({what}).")
+        return FAILED
+    except KeyboardInterrupt:
+        session.terminal.hint("Interrupted. The server continues with the request that it got.")
+        return INTERRUPTED
+    session.names.keep()
+    return status
+
+
+def _refusal(refused: Refused, session: Session) -> str:
+    lines = [f"Refused ({refused.status} {refused.code}".rstrip() + f"): {refused}"]
+    lines += [f"  {'.'.join(map(str, error['loc']))}: {error['msg']}" for error in refused.errors]
+    ahead = refused.clock_ahead_seconds or 0
+    if refused.code == "invalid_signature" and abs(ahead) > signing.CLOCK_TOLERANCE_SECONDS:
+        lines.append(f"This machine's clock is {_apart(ahead)} the server's: set the one that is wrong.")
+    elif advice := _ADVICE.get(refused.code):
+        key, secret = session.source
+        lines.append(advice.format(key=key, secret=secret, program=session.program))
+    elif any(error["loc"] == ["body", "target"] and "device_ids" in str(error["msg"]) for error in refused.errors):
+        lines.append("Name each phone, by its alias, hardware id or device id; for several add --expect-count N.")
+    elif any(error["loc"] == ["body", "expect_count"] for error in refused.errors):
+        lines.append("Add --expect-count N.")
+    elif meant := _meant_action(refused, session.given.get("action")):
+        lines.append(meant)
+    return "\n".join(lines)
+
+
+def _meant_action(refused: Refused, given: str | None) -> str:
+    """Return the question for a misspelled action; the server's own list counts, for it may be newer."""
+    for error in refused.errors:
+        if given and error["loc"] == ["body", "action"] and (found := _CHOICES.search(str(error["msg"]))):
+            return did_you_mean(given, found[1].split(", ")).strip()
+    return ""
+
+
+def _as_text(refused: Refused, given: Mapping[str, Any]) -> Iterator[str]:
+    """Say how to send as text what was taken for JSON, where that was refused for not being text."""
+    no_text = [error["loc"][-1:] for error in refused.errors if "string" in str(error["msg"])]
+    for param in given.get("param") or ():
+        if [param.name] in no_text and not isinstance(param.value, str):
+            yield f"To send it as text: --param {shlex.quote(f'{param.name}={json.dumps(param.text)}')}"
+
+
+def _apart(ahead: float) -> str:
+    return f"{round(abs(ahead) / 60)} minutes {'behind' if ahead > 0 else 'ahead of'}"
+
+
+def _silence(session: Session, unreachable: Unreachable) -> str:
+    start = "Start it with `make run`, or name another one with --url or --profile."
+    lines = [f"No answer from {session.client.url}: {unreachable}", f"Is the server running? {start}"]
+    if unreachable.perhaps_done:
+        lines.append("The server may have carried out the request. Check this before you send it again.")
+    return "\n".join(lines)

@@ -1,0 +1,145 @@
+"""Names of devices and commands: an alias, a hardware id, the start of an id, or `@last`."""
+
+import re
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from typing import Any, Final
+
+from nexmdm.client.arguments import IDENTIFIER, LITERAL
+from nexmdm.client.http_client import PAGE, FleetClient
+from nexmdm.client.profiles.memory import LAST, Kind, Memory
+from nexmdm.client.suggestions import did_you_mean, fold
+
+Json = dict[str, Any]
+
+MOST_LOOKED_AT: Final = 20_000
+"""How many devices with a text in their names are compared with it, and how many commands with the start of an id."""
+
+SHOWN: Final = 10
+_LONGEST: Final = 128
+_START: Final = re.compile(r"[0-9a-f][0-9a-f-]{3,35}", re.IGNORECASE)
+_TIME_DIGITS: Final = 12
+"""The first 48 bits of a UUIDv7 are its time in milliseconds (RFC 9562, section 5.7)."""
+
+
+class NotFound(Exception):
+    """No device or command has this name, or several have it. The text names those that might be meant."""
+
+
+class Names:
+    """Finds what is named on a server. Its methods raise NotFound, Refused and Unreachable."""
+
+    def __init__(self, client: FleetClient, memory: Memory) -> None:
+        self._client = client
+        self._memory = memory
+        self._used: dict[Kind, str] = {}
+
+    def use(self, kind: Kind, identifier: str) -> str:
+        """Make an id the last one, once keep() is called, and return it."""
+        self._used[kind] = identifier
+        return identifier
+
+    def keep(self) -> None:
+        """Remember the ids that were used."""
+        self._memory.remember(self._used)
+
+    def device(self, name: str) -> Json:
+        """Return the device with this name; of one that is named by its whole id, only the id."""
+        found = self._last("device") if name == LAST else name
+        row = {"device_id": found.lower()} if IDENTIFIER.fullmatch(found) else self._search(found)
+        self.use("device", row["device_id"])
+        return row
+
+    def devices(self, names: Iterable[str]) -> list[Json]:
+        """Return the devices with these names, each once."""
+        found = {row["device_id"]: row for row in map(self.device, names)}
+        return list(found.values())
+
+    def device_id(self, name: str) -> str:
+        """Return the id of the device with this name."""
+        return str(self.device(name)["device_id"])
+
+    def command_id(self, name: str) -> str:
+        """Return the id of the command with this name."""
+        found = self._last("command") if name == LAST else name.lower()
+        if not IDENTIFIER.fullmatch(found):
+            found = self._command_that_begins_with(found)
+        return self.use("command", found)
+
+    def _last(self, kind: Kind) -> str:
+        last = self._memory.last(kind)
+        if last is None:
+            raise NotFound(f"There is no last {kind} yet: name one.")
+        return last
+
+    def _search(self, name: str) -> Json:
+        literal = name.removeprefix(LITERAL)
+        if not 1 <= len(literal) <= _LONGEST:
+            raise NotFound(f"No device has the name {name!r}: a name has 1 to {_LONGEST} characters.")
+        found: list[Json] = []
+        for row in islice(self._client.rows("/admin/devices", PAGE, q=literal), MOST_LOOKED_AT):
+            if row["alias"] == literal:
+                return row
+            found.append(row)
+        for meant in _by_rank(found, literal, only_aliases=literal != name):
+            if len(meant) == 1:
+                return meant[0]
+            raise NotFound(f"{name!r} names {len(meant)} devices:\n{_listed(meant)}\nName one of them by its id.")
+        raise NotFound(f"No device has the alias, hardware id or id {name!r}.{self._suggestion(literal, found)}")
+
+    def _suggestion(self, name: str, found: list[Json]) -> str:
+        near, _ = self._client.items("/admin/devices", PAGE, q=name[:3])
+        newest, _ = self._client.items("/admin/devices", PAGE)
+        known = [row[key] for row in (*found, *near, *newest) for key in ("alias", "hardware_id") if row[key]]
+        if meant := did_you_mean(name, known):
+            return meant
+        return f" Devices with it in their names:\n{_listed(found)}" if found else ""
+
+    def _command_that_begins_with(self, start: str) -> str:
+        if not _START.fullmatch(start):
+            raise NotFound(f"{start!r} is no id of a command: give the id, its first four digits or more, or {LAST}.")
+        found = [row for row in self._commands_around(start) if row["request_id"].startswith(start)]
+        if len(found) == 1:
+            return str(found[0]["request_id"])
+        if not found:
+            raise NotFound(f"No command has an id that begins with {start!r}.")
+        listed = [f"  {row['request_id']}  {row['action']}  {row['issued_at']}" for row in found[:SHOWN]]
+        raise NotFound("\n".join([f"{len(found)} ids of commands begin with {start!r}:", *listed, *_rest(found)]))
+
+    def _commands_around(self, start: str) -> Iterator[Json]:
+        """Yield the commands that may have an id with this start, the newest first; ids contain their time."""
+        latest = int(start.replace("-", "")[:_TIME_DIGITS].ljust(_TIME_DIGITS, "f"), 16)
+        try:
+            # A day to spare, for a clock that was wrong.
+            until = datetime.fromtimestamp(latest / 1000, UTC) + timedelta(days=1)
+        except (ValueError, OverflowError):
+            until = datetime.max.replace(tzinfo=UTC)
+        shown = until.isoformat(timespec="seconds").replace("+00:00", "Z")
+        for row in islice(self._client.rows("/admin/commands", PAGE, until=shown), MOST_LOOKED_AT):
+            if row["request_id"] < start and not row["request_id"].startswith(start):
+                return
+            yield row
+
+
+def _by_rank(rows: list[Json], name: str, *, only_aliases: bool) -> Iterator[list[Json]]:
+    """Yield the devices that a name may mean, the likeliest group first."""
+    folded = fold(name)
+    groups = [[row for row in rows if row["alias"] is not None and fold(row["alias"]) == folded]]
+    if not only_aliases:
+        digits = name.replace("-", "").lower() if _START.fullmatch(name) else None
+        groups += [
+            [row for row in rows if row["hardware_id"] == name],
+            [row for row in rows if fold(row["hardware_id"]) == folded],
+            [row for row in rows if digits and row["device_id"].replace("-", "").startswith(digits)],
+        ]
+    return filter(None, groups)
+
+
+def _listed(rows: list[Json]) -> str:
+    lines = (f"  {row['device_id']}  {row['alias'] or '-'}  {row['hardware_id']}" for row in rows[:SHOWN])
+    return "\n".join([*lines, *_rest(rows)])
+
+
+def _rest(rows: list[Json]) -> list[str]:
+    return [f"  and {len(rows) - SHOWN} more"] if len(rows) > SHOWN else []

@@ -1,0 +1,127 @@
+"""Which server is called, and as whom: the command line, then the environment, then a profile."""
+
+import os
+import re
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from nexmdm.client.http_client import on_loopback
+from nexmdm.client.profiles import profile_file
+from nexmdm.client.profiles.own_server import OwnServer
+from nexmdm.client.profiles.profile_file import Profile
+
+UNNAMED: Final = "admin"
+"""The principal of ADMIN_KEY and HMAC_SECRET."""
+
+KEY: Final = "ADMIN_KEY"
+SECRET: Final = "HMAC_SECRET"  # noqa: S105
+URL: Final = "NEXMDM_URL"
+PROFILE: Final = "NEXMDM_PROFILE"
+OF_THE_CHECKOUT: Final = "manage.py"
+"""The name under which `manage.py fleet` remembers, where no profile is named."""
+
+_NAME: Final = re.compile("[A-Z0-9]{1,64}")
+_TAKEN: Final = ("ADMIN", "PREVIOUS")
+_SENDABLE: Final = re.compile(r"[!-~]([ -~]*[!-~])?")
+
+
+class NotConnected(Exception):
+    """It is not known which server to call, or with which secrets. The text says what to do."""
+
+
+class Wish(NamedTuple):
+    """What the command line says: `--url`, `--as` in lower case, `--profile`."""
+
+    url: str | None
+    principal: str
+    profile: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A server, and an admin of it. `source` names where the secrets are from, for messages."""
+
+    url: str
+    host: str | None
+    key: str = field(repr=False)
+    secret: str = field(repr=False)
+    source: tuple[str, str]
+    profile: str
+
+
+def choose(wish: Wish, own: OwnServer | None) -> Connection:
+    """Return what to call, and as whom. Raises NotConnected and ProfileError."""
+    variables = variables_of(wish.principal)
+    name = wish.profile or os.environ.get(PROFILE)
+    if own is not None and name is None:
+        return _own_server(wish, own, variables)
+    found = _profile(name)
+    url = wish.url or os.environ.get(URL) or (found.url if found else None)
+    if url is None:
+        raise NotConnected(f"No server is known. Run `nexmdm login`, or set {URL}, {KEY} and {SECRET}.")
+    profile = found.name if found else profile_file.DEFAULT
+    if pair := _of_the_environment(wish.principal, variables):
+        return Connection(url, None, *pair, variables, profile)
+    if found is None:
+        raise NotConnected(f"Set {' and '.join(variables)} in the environment, or run `nexmdm login`.")
+    if url.rstrip("/") != found.url.rstrip("/"):
+        message = f"The secrets of the profile {found.name!r} are for {found.url} only, not for {url}."
+        raise NotConnected(f"{message} Name another --profile, or set {' and '.join(variables)} in the environment.")
+    source = (f"the admin key of the profile {found.name!r}", "its signing secret")
+    return Connection(url, None, *found.credentials(), source, profile)
+
+
+def variables_of(principal: str) -> tuple[str, str]:
+    """Return the variables with the key and secret of an admin. Raises NotConnected if no admin can have this name."""
+    if principal == UNNAMED:
+        return KEY, SECRET
+    name = principal.upper()
+    if not _NAME.fullmatch(name) or name in _TAKEN:
+        hint = "a name is 1 to 64 letters A to Z and digits, such as OPS1."
+        raise NotConnected(f"{principal!r} cannot be the name of an admin: {hint}")
+    return f"{KEY}_{name}", f"{SECRET}_{name}"
+
+
+def sendable(name: str, value: str) -> str:
+    """Return a secret that can be sent in a header. Raises NotConnected, whose text does not show it."""
+    if not _SENDABLE.fullmatch(value):
+        raise NotConnected(f"{name} must be one line of printable ASCII characters.")
+    return value
+
+
+def _own_server(wish: Wish, own: OwnServer, variables: tuple[str, str]) -> Connection:
+    pair = own.credentials(wish.principal)
+    if pair is None:
+        message = f"There is no admin {wish.principal!r}: set {' and '.join(variables)} in the environment."
+        raise NotConnected(message)
+    if wish.url is None:
+        return Connection(own.url, own.host, *pair, variables, OF_THE_CHECKOUT)
+    if wish.principal == UNNAMED:
+        _check_secrets(wish.url, own.url)
+    return Connection(wish.url, None, *pair, variables, OF_THE_CHECKOUT)
+
+
+def _check_secrets(url: str, own: str) -> None:
+    """Refuse to sign for another server with the secrets that were generated for the one of this machine."""
+    missing = [name for name in (KEY, SECRET) if not os.environ.get(name)]
+    if not missing or on_loopback(url) or url.rstrip("/") == own:
+        return
+    message = f"{url} is another server: set {KEY} and {SECRET} in the environment to those of that server"
+    raise NotConnected(f"{message} (not set: {', '.join(missing)}).")
+
+
+def _profile(name: str | None) -> Profile | None:
+    """Return the profile of this name; without one, the default profile, if there is one."""
+    return profile_file.load_all().get(profile_file.DEFAULT) if name is None else profile_file.find(name)
+
+
+def _of_the_environment(principal: str, variables: tuple[str, str]) -> tuple[str, str] | None:
+    """Return an admin's key and secret if the environment has them. Raises NotConnected if it has only one of them."""
+    found = {name: value for name in variables if (value := os.environ.get(name))}
+    missing = [name for name in variables if name not in found]
+    if not missing:
+        return sendable(variables[0], found[variables[0]]), sendable(variables[1], found[variables[1]])
+    if found or principal != UNNAMED:
+        message = f"Set {' and '.join(variables)} in the environment, or neither"
+        raise NotConnected(f"{message} (not set: {', '.join(missing)}).")
+    return None

@@ -1,0 +1,79 @@
+"""The keyring of the operating system, where there is one that works. None of these calls hangs."""
+
+import importlib
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any, Final, TypeVar
+
+T = TypeVar("T")
+
+SECONDS: Final = 10
+"""How long a keyring may take: one that is locked asks for its password in a window that nobody may see."""
+
+_SERVICE: Final = "nexmdm"
+
+
+class NoKeyring(Exception):
+    """There is no keyring that works, or it did not answer in time."""
+
+
+def store(name: str, value: str) -> None:
+    """Store a secret, and check that it can be read again. Raises NoKeyring."""
+
+    def work() -> bool:
+        keyring = _backend()
+        keyring.set_password(_SERVICE, name, value)
+        return bool(keyring.get_password(_SERVICE, name) == value)
+
+    if not _in_time(work):
+        raise NoKeyring("the keyring does not return what was stored in it")
+
+
+def read(name: str) -> str | None:
+    """Return a secret; None if it is not there. Raises NoKeyring."""
+
+    def work() -> str | None:
+        found: str | None = _backend().get_password(_SERVICE, name)
+        return found
+
+    return _in_time(work)
+
+
+def forget(name: str) -> None:
+    """Remove a secret. Raises NoKeyring."""
+
+    def work() -> None:
+        keyring = _backend()
+        if keyring.get_password(_SERVICE, name) is not None:
+            keyring.delete_password(_SERVICE, name)
+
+    _in_time(work)
+
+
+def _backend() -> Any:
+    # Imported here, because it takes longer than most calls of the client, and few profiles need it.
+    backend = importlib.import_module("keyring").get_keyring()
+    if backend.priority < 1:
+        raise NoKeyring("this machine has no keyring")
+    return backend
+
+
+def _in_time(work: Callable[[], T]) -> T:
+    """Run work in a thread that may outlive its time; the end of the program does not wait for it."""
+    done: SimpleQueue[tuple[T | None, Exception | None]] = SimpleQueue()
+
+    def run() -> None:
+        try:
+            done.put((work(), None))
+        except Exception as error:  # noqa: BLE001 - each backend has errors of its own
+            done.put((None, error))
+
+    Thread(target=run, daemon=True).start()
+    try:
+        result, error = done.get(timeout=SECONDS)
+    except Empty:
+        raise NoKeyring(f"the keyring did not answer within {SECONDS} s") from None
+    if error is not None:
+        raise error if isinstance(error, NoKeyring) else NoKeyring(f"the keyring failed: {error}") from error
+    return result  # type: ignore[return-value] # of work that did not fail

@@ -1,0 +1,41 @@
+"""The last command and the last device that were named with a profile: `@last`."""
+
+import json
+from contextlib import suppress
+from typing import Final, Literal
+
+import platformdirs
+
+from nexmdm.client.profiles import private_file
+
+Kind = Literal["command", "device"]
+
+LAST: Final = "@last"
+
+
+class Memory:
+    """The state file of a profile. Names of another server do not count; a file that cannot be written is left out."""
+
+    def __init__(self, profile: str, url: str) -> None:
+        self._path = platformdirs.user_state_path("nexmdm") / f"{profile}.json"
+        self._url = url
+
+    def last(self, kind: Kind) -> str | None:
+        """Return the id that was remembered last."""
+        found = self._read().get(kind)
+        return found if isinstance(found, str) else None
+
+    def remember(self, named: dict[Kind, str]) -> None:
+        """Remember ids, until others are."""
+        kept = self._read()
+        changed = kept | {str(kind): identifier for kind, identifier in named.items()} | {"url": self._url}
+        if named and changed != kept:
+            with suppress(OSError):
+                private_file.write(self._path, json.dumps(changed) + "\n")
+
+    def _read(self) -> dict[str, object]:
+        try:
+            found = json.loads(self._path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) and found.get("url") == self._url else {}

@@ -1,0 +1,18 @@
+"""The server of the settings that `manage.py fleet` runs with."""
+
+from typing import Protocol
+
+
+class OwnServer(Protocol):
+    """Where it answers, and the secrets of its admins."""
+
+    @property
+    def url(self) -> str:
+        """Its address."""
+
+    @property
+    def host(self) -> str | None:
+        """A Host header that it accepts, where its address is none."""
+
+    def credentials(self, principal: str) -> tuple[str, str] | None:
+        """Return the current key and secret of an admin; None if there is no such admin."""

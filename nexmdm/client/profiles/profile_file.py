@@ -1,0 +1,143 @@
+"""The file of profiles: for each the address of a server, and its secrets where no keyring has them."""
+
+import configparser
+import io
+import re
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import platformdirs
+
+from nexmdm.client.profiles import keychain, private_file
+
+DEFAULT: Final = "default"
+IN_KEYRING: Final = "keyring"
+IN_FILE: Final = "file"
+_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_FIELDS: Final = ("url", "secrets", "admin_key", "hmac_secret")
+
+
+class ProfileError(Exception):
+    """A profile cannot be used. The text says why and what to do, and shows no secret."""
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A server, and an admin of it. `secrets` is where the admin's two secrets are: in the keyring, or in the file."""
+
+    name: str
+    url: str
+    secrets: str
+    admin_key: str = field(repr=False)
+    hmac_secret: str = field(repr=False)
+
+    def credentials(self) -> tuple[str, str]:
+        """Return the admin key and the signing secret. Raises ProfileError."""
+        if self.secrets == IN_FILE:
+            return self.admin_key, self.hmac_secret
+        try:
+            found = [keychain.read(_entry(self.name, kind)) for kind in _FIELDS[2:]]
+        except keychain.NoKeyring as error:
+            message = f"The secrets of the profile {self.name!r} cannot be read: {error}. Unlock the keyring, or set "
+            raise ProfileError(f"{message}ADMIN_KEY and HMAC_SECRET in the environment.") from error
+        key, secret = found
+        if key is None or secret is None:
+            message = f"The keyring no longer has the secrets of the profile {self.name!r}."
+            raise ProfileError(f"{message} Run `nexmdm login --profile {self.name}`.")
+        return key, secret
+
+
+def path() -> Path:
+    """Return where the file is."""
+    return platformdirs.user_config_path("nexmdm") / "profiles.ini"
+
+
+def load_all() -> dict[str, Profile]:
+    """Return all profiles by name. Raises ProfileError."""
+    parsed = _read()
+    return {name: Profile(name, *(parsed.get(name, one, fallback="") for one in _FIELDS)) for name in parsed.sections()}
+
+
+def save(name: str, url: str, key: str, secret: str, *, use_keyring: bool) -> Profile:
+    """Save a profile, with its secrets in the keyring where one works; a second one of a name replaces the first.
+
+    Raises ProfileError and OSError.
+    """
+    before = load_all().get(checked_name(name))
+    place = IN_FILE
+    if use_keyring:
+        try:
+            for kind, value in zip(_FIELDS[2:], (key, secret), strict=True):
+                keychain.store(_entry(name, kind), value)
+            place = IN_KEYRING
+        except keychain.NoKeyring:
+            place = IN_FILE
+    if before and before.secrets == IN_KEYRING and place == IN_FILE:
+        with suppress(keychain.NoKeyring):
+            _forget(name)
+    shown = (key, secret) if place == IN_FILE else ("", "")
+    profile = Profile(name, url, place, *shown)
+    parsed = _read()
+    values = zip(_FIELDS, (url, place, *shown), strict=True)
+    parsed[name] = {one: value for one, value in values if value}
+    _write(parsed)
+    return profile
+
+
+def find(name: str) -> Profile:
+    """Return a profile. Raises ProfileError."""
+    known = load_all()
+    if name not in known:
+        others = f" There are: {', '.join(known)}." if known else ""
+        raise ProfileError(f"There is no profile {name!r}.{others} `nexmdm login --profile {name}` makes it.")
+    return known[name]
+
+
+def remove(name: str) -> None:
+    """Remove a profile and its secrets. Raises ProfileError and OSError."""
+    if find(name).secrets == IN_KEYRING:
+        try:
+            _forget(name)
+        except keychain.NoKeyring as error:
+            message = f"The secrets of the profile {name!r} stay in the keyring: {error}."
+            raise ProfileError(f"{message} Unlock it, then try again.") from error
+    parsed = _read()
+    parsed.remove_section(name)
+    _write(parsed)
+
+
+def checked_name(text: str) -> str:
+    """Return the name of a profile. Raises ProfileError."""
+    if not _NAME.fullmatch(text) or text == configparser.DEFAULTSECT or not text.strip("."):
+        raise ProfileError(f"{text!r} cannot name a profile: a name has up to 64 letters, digits and . _ -")
+    return text
+
+
+def _forget(name: str) -> None:
+    for kind in _FIELDS[2:]:
+        keychain.forget(_entry(name, kind))
+
+
+def _entry(profile: str, kind: str) -> str:
+    return f"{profile}/{kind}"
+
+
+def _read() -> configparser.ConfigParser:
+    parsed = configparser.ConfigParser(interpolation=None)
+    try:
+        parsed.read_string(path().read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return parsed
+    except (configparser.Error, OSError, UnicodeError) as error:
+        # The error's own text may show a line of the file.
+        message = f"{path()} cannot be read ({type(error).__name__})."
+        raise ProfileError(f"{message} Repair it, or delete it and run `nexmdm login`.") from None
+    return parsed
+
+
+def _write(parsed: configparser.ConfigParser) -> None:
+    text = io.StringIO()
+    parsed.write(text)
+    private_file.write(path(), text.getvalue())

@@ -1,0 +1,46 @@
+"""The surroundings of a call, and the options that say which server is called; they stand before or after the verb."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import IO, TYPE_CHECKING, Any, Final
+
+import rich_click as click
+
+from nexmdm.client import arguments
+from nexmdm.client.profiles.own_server import OwnServer
+
+if TYPE_CHECKING:
+    # Its import takes longer than `--help` may.
+    import httpx
+
+Decorator = Callable[[Any], Any]
+PANEL: Final = "Server and output"
+REACH_NAMES: Final = ("url", "acts_as", "profile")
+REACH: Final[tuple[Decorator, ...]] = (
+    click.option(
+        "--url", type=arguments.URL, panel=PANEL,
+        help="The server. Default: NEXMDM_URL or that of the profile; of `manage.py fleet`, HOST and PORT.",
+    ),
+    click.option(
+        "--as", "acts_as", metavar="NAME", panel=PANEL,
+        help="Sign with ADMIN_KEY_<NAME> and HMAC_SECRET_<NAME> instead of ADMIN_KEY and HMAC_SECRET.",
+    ),
+    click.option(
+        "--profile", metavar="NAME", panel=PANEL, help="The profile, as `login` made it. Default: NEXMDM_PROFILE."
+    ),
+)  # fmt: skip
+
+
+@dataclass(slots=True)
+class Surroundings:
+    """What a call is part of: the program's name, and the server of `manage.py fleet`.
+
+    `transport` stands in for the network, `out` for standard output. `wish` has the options before the verb; those
+    after it outweigh them.
+    """
+
+    program: str = "nexmdm"
+    own: OwnServer | None = None
+    transport: "httpx.BaseTransport | None" = None
+    out: IO[str] | None = None
+    wish: Mapping[str, str | None] = field(default_factory=dict)

@@ -1,0 +1,33 @@
+"""The question before a write that is hard to undo: it shows how many devices are meant, and asks for their number."""
+
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+from nexmdm.client.display import printable
+from nexmdm.client.failures import ConfirmationRequired, NotConfirmed
+from nexmdm.client.rows import Json
+from nexmdm.client.session import Session
+
+SHOWN: Final = 5
+
+
+def confirm(session: Session, deed: str, count: int, examples: Sequence[Json]) -> None:
+    """Ask for the number of devices. `deed` is as `wipe`; `examples` are some of the devices, or all of them.
+
+    Raises NotConfirmed, and ConfirmationRequired where there is no terminal.
+    """
+    devices = "1 device" if count == 1 else f"{count} devices"
+    names = ", ".join(_name(row) for row in examples[:SHOWN])
+    more = ", …" if count > len(examples[:SHOWN]) else ""
+    question = f"{deed} {devices}: {names}{more}"
+    if not (sys.stdin.isatty() and session.terminal.err.isatty()):
+        raise ConfirmationRequired(f"Not done, because it is not confirmed: {question}. Add --yes.")
+    session.terminal.err.write(printable(f"{question}. Type {count} to confirm: "))
+    session.terminal.err.flush()
+    if sys.stdin.readline().strip() != str(count):
+        raise NotConfirmed("Not confirmed: nothing was done.")
+
+
+def _name(row: Json) -> str:
+    return str(row.get("alias") or row.get("hardware_id") or row["device_id"])

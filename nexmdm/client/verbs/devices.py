@@ -1,0 +1,117 @@
+"""The verbs for devices: list, show, change, tag."""
+
+from typing import Any, Final
+
+import rich_click as click
+
+from nexmdm.client import arguments, rows
+from nexmdm.client.names import Json
+from nexmdm.client.session import DONE, Session
+from nexmdm.client.suggestions import did_you_mean
+from nexmdm.client.verbs import shared, values
+from nexmdm.client.verbs.answers import given, show, show_list
+
+_PATH: Final = "/admin/devices"
+_REPORTED: Final = "Exactly as the device reported it."
+NEWEST_FIRST: Final = click.option(
+    "--newest-first", is_flag=True, help="Show the newest first, and not those with which something is wrong."
+)
+
+
+@click.command("devices")
+@shared.read
+@shared.listing
+@click.option("--status", type=click.Choice(["online", "offline", "never", "revoked", "retired"]), help="Its presence.")
+@click.option("--push", type=click.Choice(["ok", "failing", "dead", "none"]), help="Whether pushes reach it.")
+@click.option("--tag", type=values.TAG_FILTER, help="A tag that it has.")
+@click.option("--model", metavar="TEXT", help=_REPORTED)
+@click.option("--os-version", metavar="TEXT", help=_REPORTED)
+@click.option("--agent-version", metavar="TEXT", help=_REPORTED)
+@click.option(
+    "--not-seen-for", "not_seen_for_seconds", type=arguments.SECONDS, metavar="TIME",
+    help="No heartbeat for this time (10m, 12h, 7d), also revoked and retired devices; before the first heartbeat, the "
+    "time since the enrollment counts.",
+)  # fmt: skip
+@click.option(
+    "--q", metavar="TEXT", help="Part of an alias or a hardware id, in any case; or the start of a device id."
+)
+@NEWEST_FIRST
+def devices(session: Session, limit: int, *, newest_first: bool, **filters: Any) -> int:
+    """List devices: silent ones first, then by how well pushes reach them."""
+    found, more = session.client.items(_PATH, limit, **filters)
+    if not newest_first:
+        if more and filters["status"] is None:
+            found = _worst(session, limit, filters)
+        found = sorted(found, key=rows.device_rank)
+    if not found and (tag := filters["tag"]):
+        known = values.known_tags(session.client)
+        session.terminal.hint(f"No such device has the tag {tag!r}.{did_you_mean(tag, known - {tag})}")
+    return show_list(session, rows.DEVICES, found, more=more)
+
+
+def _worst(session: Session, limit: int, filters: dict[str, Any]) -> list[Json]:
+    """Return as many devices as are shown, those with the worst presence first."""
+    found: list[Json] = []
+    for presence in rows.PRESENCES:
+        if len(found) < limit:
+            found += session.client.items(_PATH, limit - len(found), **filters | {"status": presence})[0]
+    return found
+
+
+@click.command("device")
+@shared.read
+@click.argument("name", type=values.DEVICE, metavar="DEVICE")
+def device(session: Session, name: str) -> int:
+    """Show one device."""
+    return show(session, session.client.get(f"{_PATH}/{session.names.device_id(name)}"))
+
+
+@click.command("change")
+@shared.write
+@click.argument("name", type=values.DEVICE, metavar="DEVICE")
+@click.option("--alias", metavar="NAME", help="The new alias.")
+@click.option("--no-alias", is_flag=True, help="Remove the alias.")
+@click.option("--tag", "tags", multiple=True, help="A tag that replaces all present ones; may be repeated.")
+@click.option("--no-tags", is_flag=True, help="Remove all tags.")
+def change(
+    session: Session, name: str, alias: str | None, *, no_alias: bool, tags: tuple[str, ...], no_tags: bool
+) -> int:
+    """Change or remove the alias and the tags of a device."""
+    if (alias is not None and no_alias) or (tags and no_tags):
+        raise click.UsageError("--alias does not work with --no-alias, nor --tag with --no-tags.")
+    wanted: Json = {"alias": None} if no_alias else given(alias=alias)
+    if tags or no_tags:
+        wanted["tags"] = list(tags)
+    if not wanted:
+        raise click.UsageError("Nothing to change was given: see --help.")
+    return show(session, session.client.patch(f"{_PATH}/{session.names.device_id(name)}", wanted))
+
+
+class _SeveralValues(click.RichCommand):
+    """Lets one `--add` or `--remove` have several values, up to the next option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Repeat the option before each of its values."""
+        option, repeated = None, []
+        for position, word in enumerate(args):
+            if word.startswith("-") or option is None:
+                option = word if word in ("--add", "--remove") else None
+            elif args[position - 1] != option:
+                repeated.append(option)
+            repeated.append(word)
+        return super().parse_args(ctx, repeated)
+
+
+@click.command("tag", cls=_SeveralValues)
+@shared.write
+@click.argument("tag", type=values.TAG_NAME, metavar="TAG")
+@click.option("--add", multiple=True, type=values.DEVICE, metavar="DEVICE…", help="Devices that get the tag.")
+@click.option("--remove", multiple=True, type=values.DEVICE, metavar="DEVICE…", help="Devices that lose the tag.")
+def tag(session: Session, tag: str, add: tuple[str, ...], remove: tuple[str, ...]) -> int:
+    """Add a tag to devices, or remove it from them."""
+    if not add and not remove:
+        raise click.UsageError("Nothing to change was given: see --help.")
+    named = {"add": add, "remove": remove}
+    body = {way: [session.names.device_id(name) for name in names] for way, names in named.items() if names}
+    session.terminal.fields(session.client.post(f"/admin/tags/{tag}", body))
+    return DONE

@@ -1,0 +1,88 @@
+"""One command with its deliveries: shown as it is, or once all of its devices are done."""
+
+from datetime import UTC, datetime
+from typing import Final, NamedTuple
+
+from nexmdm.client import display, rows
+from nexmdm.client.http_client import FleetClient, Refused, Unreachable
+from nexmdm.client.rows import WORST_FIRST, Json
+from nexmdm.client.session import DONE, FAILED, Session
+
+SHOWN_DELIVERIES: Final = 100
+MOST_LATE: Final = 400
+"""How many deliveries that succeeded late are read at most, in each state, to show others before them."""
+
+
+class Shown(NamedTuple):
+    """Which deliveries of a command are shown: those that did not succeed, or all of them; and how many at most."""
+
+    only_failing: bool = False
+    limit: int | None = None
+
+
+WORST: Final = Shown()
+
+
+def follow(session: Session, command: Json, *, seconds: int | None, shown: Shown = WORST) -> int:
+    """Wait until nothing of a command is open, show what became of it, and judge it.
+
+    `command` is as the API has it, or as it was issued. Without `seconds` it waits until the command has expired.
+    """
+    if seconds is None:
+        begin = datetime.now(UTC) if "counts" in command else rows.moment(command["issued_at"])
+        left = (rows.moment(command["expires_at"]) - begin).total_seconds()
+        # A little more, so that the last look finds it expired.
+        seconds = max(0, round(left + 1))
+    try:
+        with display.progress(command["device_count"]) as (step, watch):
+            command = session.client.wait(command["request_id"], seconds, step=step, watch=watch)
+        show_command(session, command, shown)
+    except (Refused, Unreachable):
+        session.terminal.hint(f"To look again: `{session.program} command {command['request_id']} --wait`.")
+        raise
+    if still_open := display.open_deliveries(command):
+        session.terminal.complain(f"Waited {seconds} s; {still_open} of {command['device_count']} are still open.")
+    return DONE if command["counts"]["succeeded"] == command["device_count"] else FAILED
+
+
+def show_command(session: Session, command: Json, shown: Shown) -> None:
+    """Print a command and its deliveries, the worst first; in CSV only the deliveries."""
+    limit = shown.limit or SHOWN_DELIVERIES
+    deliveries, count = _deliveries(session.client, command, limit, only_failing=shown.only_failing)
+    if session.terminal.is_structured:
+        session.terminal.value(command | {"deliveries": deliveries})
+        return
+    if session.terminal.form != "csv":
+        session.terminal.fields(command)
+        session.terminal.line("")
+    session.terminal.table(rows.DELIVERIES, [rows.delivery(row) for row in deliveries])
+    if count > len(deliveries):
+        more = f"`{session.program} command {command['request_id']} --limit {count}` shows them all."
+        session.terminal.hint(f"These are {len(deliveries)} of {count}; failures come first. {more}")
+
+
+def _deliveries(client: FleetClient, command: Json, limit: int, *, only_failing: bool) -> tuple[list[Json], int]:
+    """Return a command's deliveries, of very many those that went worst, and how many there are."""
+    count = command["device_count"] - (command["counts"]["succeeded"] if only_failing else 0)
+    if count > limit:
+        return _worst_deliveries(client, command, limit, only_failing=only_failing), count
+    found, _ = client.items(_path(command), limit, state="not_succeeded" if only_failing else None)
+    return sorted(found, key=rows.delivery_rank), count
+
+
+def _worst_deliveries(client: FleetClient, command: Json, limit: int, *, only_failing: bool) -> list[Json]:
+    """Return the deliveries that went worst; those that succeeded late are the last of those that did not in time."""
+    counts = command["counts"]
+    spare = min(counts["late"], MOST_LATE) if only_failing else 0
+    in_time: list[Json] = []
+    late: list[Json] = []
+    for state in WORST_FIRST[:-1] if only_failing else WORST_FIRST:
+        missing = limit - len(in_time)
+        if counts[state] and missing > 0:
+            for row in client.items(_path(command), missing + spare, state=state)[0]:
+                (late if only_failing and rows.succeeded_late(row) else in_time).append(row)
+    return [*in_time, *late][:limit]
+
+
+def _path(command: Json) -> str:
+    return f"/admin/commands/{command['request_id']}/deliveries"

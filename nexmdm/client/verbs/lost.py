@@ -1,0 +1,52 @@
+"""The verb for a lost phone: lock it, then wipe it."""
+
+import rich_click as click
+
+from nexmdm.client import display
+from nexmdm.client.rows import Json
+from nexmdm.client.session import DONE, Session
+from nexmdm.client.verbs import following, shared, values
+from nexmdm.client.verbs.answers import given
+from nexmdm.client.verbs.confirmation import confirm
+
+
+@click.command("lost")
+@shared.write
+@shared.waiting
+@click.argument("name", type=values.DEVICE, metavar="DEVICE")
+@click.option("--note", metavar="TEXT", help="A note that is stored with both commands.")
+@shared.YES
+def lost(session: Session, name: str, note: str | None, timeout: int | None, *, yes: bool, wait: bool) -> int:
+    """Lock and wipe a lost phone.
+
+    It gets a `lock`, then a `wipe`, which have four weeks each to begin. The server retires the device when the phone
+    reports that the wipe succeeded. Do not revoke it before: that would withdraw both.
+    """
+    device = session.client.get(f"/admin/devices/{session.names.device_id(name)}")
+    body = {"target": {"device_ids": [device["device_id"]]}, "expect_count": 1, **given(note=note)}
+    # The harder of both: if it would be refused, neither is sent.
+    session.client.post("/admin/command", {**body, "action": "wipe", "dry_run": True})
+    if not yes:
+        confirm(session, "lock and wipe", 1, [device])
+    lock = session.client.post("/admin/command", {**body, "action": "lock"})
+    if not session.terminal.is_structured:
+        session.terminal.line(f"Sent lock {lock['request_id']}.")
+    wipe = session.client.post("/admin/command", {**body, "action": "wipe"})
+    session.names.use("command", wipe["request_id"])
+    return _show(session, device, lock, wipe, seconds=timeout, wait=wait)
+
+
+def _show(session: Session, device: Json, lock: Json, wipe: Json, *, seconds: int | None, wait: bool) -> int:
+    terminal, called = session.terminal, device["alias"] or device["hardware_id"]
+    if terminal.is_structured and not wait:
+        terminal.value({"device": device, "lock": lock, "wipe": wipe})
+        return DONE
+    if not terminal.is_structured:
+        terminal.line(f"Sent wipe {wipe['request_id']}.")
+    seen = display.shown("last_seen_at", device["last_seen_at"]) if device["last_seen_at"] else "never"
+    terminal.hint(f"{called} (last seen: {seen}) has time until {wipe['expires_at']} to begin.")
+    terminal.hint("When the phone reports that the wipe succeeded, the server retires it. Do not revoke it before.")
+    if wait or seconds is not None:
+        return following.follow(session, wipe, seconds=seconds)
+    terminal.hint(f"To follow it: `{session.program} command {wipe['request_id']} --wait`.")
+    return DONE

@@ -1,0 +1,160 @@
+"""The verbs that send a command: `ping` and `send`."""
+
+from typing import Any, Final
+
+import rich_click as click
+
+from nexmdm.client import actions, arguments
+from nexmdm.client.arguments import Param, Target, Value
+from nexmdm.client.http_client import Refused
+from nexmdm.client.rows import Json
+from nexmdm.client.session import DONE, Session
+from nexmdm.client.suggestions import did_you_mean
+from nexmdm.client.verbs import confirmation, following, shared, values
+from nexmdm.client.verbs.answers import given, show
+from nexmdm.client.verbs.audience import Audience
+
+CONFIRMED_ALWAYS: Final = ("wipe",)
+CONFIRMED_FOR_SEVERAL: Final = ("lock", "reboot")
+_OF_WHAT_WAS_SENT: Final = ("request_id", "state", "issued_at", "expires_at", "dry_run")
+_UNITS: Final = ((86_400, "d"), (3600, "h"), (60, "min"))
+
+
+@click.command("ping")
+@shared.write
+@shared.waiting
+@click.argument("target", type=values.TARGET, metavar="TARGET")
+def ping(session: Session, target: Target, timeout: int | None, *, wait: bool) -> int:
+    """Send a ping, which tests the way to the devices and back."""
+    return _send(session, target, {"action": "ping", "params": {}}, yes=True, wait=wait, timeout=timeout)
+
+
+def _help() -> str:
+    """Return the help of `send`, with the actions and their parameters."""
+    width = max(map(len, actions.catalogue()))
+    lines = ["Send a command.", "", f"TARGET is {arguments.TARGET}.", "", "\b", "Actions, and what --param may be:"]
+    for action in actions.catalogue().values():
+        lines.append(f"  {action.name:<{width}}  {action.description}")
+        lines += [f"  {'':<{width}}    {name}={kind}" for name, kind in action.parameters.items()]
+    return "\n".join(lines)
+
+
+@click.command("send", help=_help())
+@shared.write
+@shared.waiting
+@click.argument("action", type=values.ACTION, metavar="ACTION")
+@click.argument("target", type=values.TARGET, metavar="TARGET")
+@click.option(
+    "--param", type=Value("k=v", arguments.param), multiple=True, metavar="K=V",
+    help="A parameter of the action, as JSON or else as text; may be repeated.",
+)  # fmt: skip
+@click.option(
+    "--expires-in", type=arguments.SECONDS, metavar="TIME",
+    help="As 600, 10m, 12h or 7d; by default 10m, reboot 1h, lock and wipe 28d.",
+)  # fmt: skip
+@click.option("--priority", type=click.Choice(["high", "normal"]), help="Of the push; high by default.")
+@click.option("--dry-run", is_flag=True, help="Check everything, and send nothing.")
+@click.option("--expect-count", type=int, metavar="N", help="The number of devices; if it differs, nothing is sent.")
+@click.option("--supersede", is_flag=True, help="Cancel open deliveries of the same action on these devices.")
+@click.option("--note", metavar="TEXT", help="A note that is stored with the command.")
+@shared.YES
+def send(
+    session: Session,
+    action: str,
+    target: Target,
+    param: tuple[Param, ...],
+    timeout: int | None,
+    *,
+    dry_run: bool,
+    wait: bool,
+    yes: bool,
+    **options: Any,
+) -> int:
+    """Send a command, after the questions that its action needs."""
+    if dry_run and (wait or timeout is not None):
+        raise click.UsageError("--dry-run sends nothing, so it does not work with --wait.")
+    body = {"action": action, "params": {one.name: one.value for one in param}}
+    body |= given(
+        expires_in_seconds=options["expires_in"],
+        priority=options["priority"],
+        expect_count=options["expect_count"],
+        supersede=options["supersede"] or None,
+        note=options["note"],
+        dry_run=dry_run or None,
+    )
+    return _send(session, target, body, yes=yes, wait=wait, timeout=timeout)
+
+
+def _send(session: Session, target: Target, body: Json, *, yes: bool, wait: bool, timeout: int | None) -> int:
+    audience = Audience.find(session.names, target)
+    body["target"] = audience.body
+    is_dry = body.get("dry_run", False)
+    try:
+        plan = None if is_dry or yes else _confirm(session, audience, body)
+        warn_of_silence(session, audience, body, plan)
+        issued = session.client.post("/admin/command", body)
+    except Refused as refused:
+        if refused.code == "empty_audience" and target.tags:
+            known = values.known_tags(session.client)
+            meant = "".join(did_you_mean(tag, known) for tag in target.tags if tag not in known)
+            session.terminal.complain(f"No active device has the tag {' or '.join(target.tags)}.{meant}")
+        raise
+    if is_dry:
+        return _show_dry_run(session, issued)
+    session.names.use("command", issued["request_id"])
+    if not wait and timeout is None:
+        return show(session, issued)
+    session.terminal.hint(f"Waiting for command {issued['request_id']} (devices: {issued['device_count']}) …")
+    return following.follow(session, issued, seconds=timeout)
+
+
+def _confirm(session: Session, audience: Audience, body: Json) -> Json | None:
+    """Ask before what is hard to undo, and make sure that no other number of devices gets it. Returns the dry run."""
+    action = body["action"]
+    if action not in CONFIRMED_ALWAYS + CONFIRMED_FOR_SEVERAL:
+        return None
+    if audience.named:
+        body.setdefault("expect_count", len(audience.named))
+    plan = session.client.post("/admin/command", body | {"dry_run": True})
+    count = plan["device_count"]
+    if action in CONFIRMED_ALWAYS or count > 1:
+        examples = audience.examples(session.client, confirmation.SHOWN)
+        confirmation.confirm(session, action, count, examples)
+        body["expect_count"] = count
+    return plan
+
+
+def warn_of_silence(session: Session, audience: Audience, body: Json, plan: Json | None) -> None:
+    """Say how many devices have been silent for longer than the command lives: it would probably expire there."""
+    seconds = body.get("expires_in_seconds") or actions.expires_in_seconds(body["action"])
+    try:
+        silent, are_more = audience.silent(session.client, seconds)
+        if not silent:
+            return
+        plan = plan or session.client.post("/admin/command", body | {"dry_run": True})
+    except Refused:
+        # It says nothing about the command, which is refused or not by itself.
+        return
+    count, life = plan["device_count"], _length(seconds)
+    silent_ones = f"{silent} or more" if are_more else f"{silent}"
+    were = "was" if count == 1 else "were"
+    session.terminal.hint(
+        f"{silent_ones} of {count} devices {were} last seen more than {life} ago, or never; "
+        f"the command expires in {life}."
+    )
+
+
+def _length(seconds: int) -> str:
+    for size, unit in _UNITS:
+        if seconds >= size:
+            return f"{round(seconds / size)} {unit}"
+    return f"{seconds} s"
+
+
+def _show_dry_run(session: Session, issued: Json) -> int:
+    """Show what would be sent, without what only a command that was sent has."""
+    if session.terminal.form in ("table", "wide"):
+        session.terminal.line("Dry run: nothing was sent.")
+        issued = {name: value for name, value in issued.items() if name not in _OF_WHAT_WAS_SENT}
+    show(session, issued)
+    return DONE

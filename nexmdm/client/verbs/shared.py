@@ -1,0 +1,181 @@
+"""Options that several verbs share, and the way from a verb's words to its call."""
+
+import functools
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from typing import IO, Any, Final
+
+import rich_click as click
+
+from nexmdm.client import arguments, failures
+from nexmdm.client.display import Format, Terminal
+from nexmdm.client.http_client import ANSWER_SECONDS, LONGEST_WAIT_SECONDS, FleetClient, on_loopback
+from nexmdm.client.names import Names
+from nexmdm.client.profiles import connection
+from nexmdm.client.profiles.connection import NotConnected, Wish
+from nexmdm.client.profiles.memory import Memory
+from nexmdm.client.profiles.profile_file import ProfileError
+from nexmdm.client.session import DONE, FAILED, INTERRUPTED, UNREACHABLE, WRONG_USAGE, Session
+from nexmdm.client.surroundings import PANEL, REACH, REACH_NAMES, Decorator, Surroundings
+
+Verb = Callable[..., int]
+
+WATCH_SECONDS: Final = 2
+
+
+_FORM: Final = click.option(
+    "-o", "--output", "form", type=click.Choice(["table", "wide", "json", "csv", "yaml"]), default="table",
+    help="The form of the answer; table by default.", panel=PANEL,
+)  # fmt: skip
+_JSON: Final = click.option("--json", "as_json", is_flag=True, help="The same as -o json.", panel=PANEL)
+_WATCH: Final = click.option(
+    "--watch", type=arguments.POSITIVE, is_flag=False, flag_value=str(WATCH_SECONDS), metavar="[SECONDS]",
+    panel=PANEL,
+    help=f"Show the answer again every {WATCH_SECONDS} seconds, or every SECONDS, until Ctrl-C.",
+)  # fmt: skip
+_WAITING: Final = (
+    click.option("--wait", is_flag=True, help="Wait until every device is done."),
+    click.option(
+        "--timeout", type=arguments.SECONDS, metavar="TIME",
+        help="How long to wait (implies --wait); default: until the command expires.",
+    ),
+)  # fmt: skip
+_LIMIT: Final = click.option(
+    "--limit", type=arguments.POSITIVE, default=100, metavar="N", help="How many at most; default 100."
+)
+_BETWEEN: Final = tuple(
+    click.option(name, type=arguments.MOMENT, metavar="TIME", help=f"{text}: 2h ago, yesterday, 2026-11-29, …")
+    for name, text in (("--since", "From this time on"), ("--until", "Before this time"))
+)
+YES: Final = click.option("--yes", is_flag=True, help="Do it without the question how many devices are meant.")
+
+
+def write(run: Verb) -> Any:
+    """Make a verb of a function that takes a Session and its options, and returns the exit status."""
+    return _with_last(_called(run), *REACH, _FORM, _JSON)
+
+
+def read(run: Verb) -> Any:
+    """Make a verb of a function that only reads: its answer can be watched."""
+    return _with_last(_called(run), *REACH, _FORM, _JSON, _WATCH)
+
+
+def waiting(run: Verb) -> Any:
+    """Give a verb the options of those that can wait for a command."""
+    return _with(run, *_WAITING)
+
+
+def listing(run: Verb) -> Any:
+    """Give a verb the option of those that list."""
+    return _with(run, _LIMIT)
+
+
+def between(run: Verb) -> Any:
+    """Give a verb the options of those whose rows have a time."""
+    return _with(run, *_BETWEEN)
+
+
+def _with(run: Any, *options: Decorator) -> Any:
+    for option in reversed(options):
+        run = option(run)
+    return run
+
+
+def _with_last(run: Any, *options: Decorator) -> Any:
+    """Give a verb options that its help shows after its own: click keeps options in reverse order."""
+    own = run.__dict__.pop("__click_params__", [])
+    _with(run, *options).__click_params__ += own
+    return run
+
+
+def _called(run: Verb) -> Any:
+    @click.pass_context
+    @functools.wraps(run)
+    def call(context: click.Context, /, form: Format, as_json: bool, watch: int | None = None, **given: Any) -> None:
+        terminal = terminal_of(context, "json" if as_json else form)
+        wish = {name: given.pop(name) for name in REACH_NAMES}
+        with _usage_errors(context):
+            session = connect(surroundings(context), wish, terminal, given)
+        with closing(session.client):
+            context.exit(_run(session, functools.partial(run, session, **given), watch))
+
+    return call
+
+
+@contextmanager
+def _usage_errors(context: click.Context) -> Iterator[None]:
+    try:
+        yield
+    except (NotConnected, ProfileError) as error:
+        sys.stderr.write(f"{error}\n")
+        context.exit(WRONG_USAGE)
+
+
+def terminal_of(context: click.Context, form: Format = "table") -> Terminal:
+    """Return where a call prints."""
+    return Terminal(surroundings(context).out or sys.stdout, sys.stderr, form)
+
+
+def surroundings(context: click.Context) -> Surroundings:
+    """Return what a call is part of; in a completion, nothing."""
+    return context.find_object(Surroundings) or Surroundings()
+
+
+def connect(
+    around: Surroundings,
+    wish: Mapping[str, str | None],
+    terminal: Terminal,
+    given: dict[str, Any],
+    *,
+    answer_seconds: float = LONGEST_WAIT_SECONDS + ANSWER_SECONDS,
+) -> Session:
+    """Return a session with the server that is wished for. Raises NotConnected and ProfileError."""
+    wished = {name: wish.get(name) or around.wish.get(name) for name in REACH_NAMES}
+    principal = (wished["acts_as"] or connection.UNNAMED).lower()
+    chosen = connection.choose(Wish(wished["url"], principal, wished["profile"]), around.own)
+    is_own = around.own is not None and chosen.url == around.own.url
+    if chosen.url.startswith("http:") and not on_loopback(chosen.url) and not is_own:
+        terminal.hint(f"Warning: {chosen.url} has no TLS: the admin key and every answer travel unencrypted.")
+    client = FleetClient(
+        chosen.url,
+        key=chosen.key,
+        secret=chosen.secret,
+        host=chosen.host,
+        transport=around.transport,
+        repeats=True,
+        answer_seconds=answer_seconds,
+    )
+    memory = Memory(chosen.profile, client.url)
+    return Session(client, terminal, Names(client, memory), around.program, chosen.source, given)
+
+
+def _run(session: Session, run: Callable[[], int], watch: int | None) -> int:
+    """Run a verb once, or again and again, and return the exit status."""
+    # A mark in the place of letters that the output's encoding does not have.
+    if reconfigure := getattr(session.terminal.out, "reconfigure", None):
+        reconfigure(errors="replace")
+    try:
+        status = failures.outcome(session, run)
+        while watch is not None and status in (DONE, UNREACHABLE):
+            session.terminal.out.flush()
+            time.sleep(watch)
+            session.terminal.clear()
+            status = failures.outcome(session, run)
+        session.terminal.out.flush()
+    except KeyboardInterrupt:
+        return DONE
+    except OSError as error:
+        session.terminal.complain(f"The answer could not be written: {error.strerror or error}")
+        _give_up_output(session.terminal.out)
+        return FAILED
+    return DONE if watch is not None and status == INTERRUPTED else status
+
+
+def _give_up_output(out: IO[str]) -> None:
+    """Lose what is still to be written: Python would try once more at its end, and complain."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, out.fileno())
+    os.close(nowhere)

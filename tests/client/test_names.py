@@ -1,0 +1,159 @@
+"""Names of devices and commands, wherever one is named: alias, hardware id, the start of an id, @last."""
+
+from pathlib import Path
+
+import pytest
+
+from commands.models import Command, Delivery
+from devices.models import Device
+from tests.support.actors import Admin, Client, Phone
+from tests.support.fleet_command import InProcess, run
+from tests.support.moments import let_pass
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder in which the client keeps the last names of this test."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def network(client: Client, admin: Admin) -> InProcess:
+    return InProcess(client)
+
+
+@pytest.fixture
+def tablet(admin: Admin) -> Phone:
+    admin.enrol("HW-0001", alias="tab-30")
+    return admin.enrol("HW-0003", alias="tab-03")
+
+
+@pytest.mark.parametrize("name", ["tab-03", "TAB-03", "HW-0003", "hw-0003", "alias:Tab-03"])
+def test_a_device_is_named_by_alias_or_hardware_id(network: InProcess, tablet: Phone, name: str) -> None:
+    assert run("device", name, "--json", transport=network).json["device_id"] == tablet.device_id
+
+
+def test_every_verb_takes_a_name(network: InProcess, tablet: Phone) -> None:
+    request_id = run("ping", "tab-03", "--json", transport=network).json["request_id"]
+    for words in (
+        ("commands", "--device", "tab-03"), ("audit", "--device", "tab-03"), ("audit", "--command", "@last"),
+        ("delivery", "@last", "tab-03"), ("command", request_id[:-3]), ("cancel", "@last"),
+        ("change", "tab-03", "--tag", "lobby"), ("tag", "floor-1", "--add", "tab-03", "hw-0001", "--remove", "tab-30"),
+        ("revoke", "tab-03", "--yes"), ("reinstate", "tab-03"), ("retire", "tab-03", "--yes"),
+    ):  # fmt: skip
+        assert (words, run(*words, transport=network).status) == (words, 0)
+    assert Device.objects.get(hardware_id="HW-0003").tags == ["lobby", "floor-1"]
+    assert Device.objects.get(hardware_id="HW-0001").tags == []
+
+
+def test_a_name_that_is_spelled_exactly_comes_before_all_others(network: InProcess, admin: Admin) -> None:
+    exact = admin.enrol("one", alias="abcd")
+    admin.enrol("abcd", alias="other")
+    admin.enrol("abcde", alias="abcdef")
+    assert run("device", "abcd", "--json", transport=network).json["device_id"] == exact.device_id
+
+
+def test_of_two_aliases_of_an_earlier_version_that_differ_in_case_the_exact_one_is_meant(
+    network: InProcess, tablet: Phone
+) -> None:
+    Device.objects.filter(hardware_id="HW-0001").update(alias="TAB-03")
+    assert run("device", "TAB-03", "--json", transport=network).json["hardware_id"] == "HW-0001"
+    assert run("device", "tab-03", "--json", transport=network).json["hardware_id"] == "HW-0003"
+    assert "'Tab-03' names 2 devices:" in run("device", "Tab-03", transport=network).err
+
+
+def test_the_start_of_an_id_is_enough_where_only_one_begins_so(network: InProcess, tablet: Phone) -> None:
+    starts = (tablet.device_id[:-1], tablet.device_id.replace("-", "")[:-1])
+    for start in starts:
+        assert run("device", start, "--json", transport=network).json["device_id"] == tablet.device_id
+
+
+def test_an_ambiguous_start_lists_the_devices_and_nothing_is_sent(network: InProcess, tablet: Phone) -> None:
+    ran = run("ping", tablet.device_id[:6], transport=network)
+    assert ran.status == 1
+    assert f"'{tablet.device_id[:6]}' names 2 devices:" in ran.err
+    assert "tab-03  HW-0003" in ran.err
+    assert "tab-30  HW-0001" in ran.err
+    assert not Command.objects.exists()
+
+
+def test_an_unknown_name_is_answered_with_names_that_look_like_it(network: InProcess, tablet: Phone) -> None:
+    ran = run("revoke", "tba-03", "--yes", transport=network)
+    assert (ran.status, ran.out) == (1, "")
+    assert "No device has the alias, hardware id or id 'tba-03'. Did you mean tab-03" in ran.err
+    part = run("device", "hw", transport=network)
+    assert "Devices with it in their names:" in part.err
+    assert "tab-30  HW-0001" in part.err
+
+
+def test_a_part_of_an_alias_is_no_name(network: InProcess, admin: Admin) -> None:
+    admin.enrol("one", alias="front desk")
+    assert run("send", "wipe", "desk", "--yes", transport=network).status == 1
+    assert not Command.objects.exists()
+
+
+def test_last_is_the_device_and_the_command_that_were_named_last(network: InProcess, tablet: Phone) -> None:
+    first = run("device", "@last", transport=network)
+    assert (first.status, "There is no last device yet: name one." in first.err) == (1, True)
+    request_id = run("ping", "tab-03", "--json", transport=network).json["request_id"]
+    assert run("device", "@last", "--json", transport=network).json["device_id"] == tablet.device_id
+    assert run("command", "@last", "--json", transport=network).json["request_id"] == request_id
+    assert run("ping", "all", "--json", transport=network).json["request_id"] != request_id
+    assert run("command", "@last", "--json", transport=network).json["device_count"] == 2
+
+
+def test_a_name_that_was_refused_is_not_the_last(network: InProcess, tablet: Phone) -> None:
+    run("device", "tab-03", transport=network)
+    run("device", "0192f0c1-b000-7abc-8def-0123456789ab", transport=network)
+    assert run("device", "@last", "--json", transport=network).json["device_id"] == tablet.device_id
+
+
+def test_last_counts_for_its_own_server_only(network: InProcess, tablet: Phone) -> None:
+    run("device", "tab-03", transport=network)
+    elsewhere = run("device", "@last", "--url", "http://127.0.0.1:9000", transport=network)
+    assert "There is no last device yet" in elsewhere.err
+
+
+def test_a_client_that_can_keep_nothing_works_all_the_same(
+    network: InProcess, tablet: Phone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", "/proc/nowhere")
+    assert run("device", "tab-03", transport=network).status == 0
+
+
+def test_the_start_of_a_commands_id_is_found_among_many_or_lists_them(network: InProcess, tablet: Phone) -> None:
+    ids = [run("ping", "tab-03", "--json", transport=network).json["request_id"] for _ in range(3)]
+    let_pass(hours=30)
+    for request_id in ids:
+        found = run("command", request_id[:-2].upper(), "--json", transport=network)
+        assert (found.status, found.json["request_id"]) == (0, request_id)
+    several = run("cancel", ids[0][:6], transport=network)
+    assert (several.status, f"3 ids of commands begin with '{ids[0][:6]}'" in several.err) == (1, True)
+    assert ids[2] in several.err
+    none = run("cancel", "0000", transport=network)
+    assert "No command has an id that begins with '0000'." in none.err
+    assert "is no id of a command" in run("cancel", "tab-03", transport=network).err
+
+
+def test_several_devices_are_named_with_commas_each_in_its_own_way(network: InProcess, tablet: Phone) -> None:
+    target = f"tab-30,{tablet.device_id},hw-0003"
+    assert run("ping", target, "--json", transport=network).json["device_count"] == 2
+    assert Delivery.objects.count() == 2
+
+
+def test_a_misspelled_tag_is_answered_with_those_that_look_like_it(network: InProcess, admin: Admin) -> None:
+    Phone(network.client, "one").register(admin.enrollment_token(tags=["floor-1"]))
+    sent = run("ping", "tag:flor-1", transport=network)
+    assert "No active device has the tag flor-1. Did you mean floor-1?" in sent.err
+    listed = run("devices", "--tag", "floor1", transport=network)
+    assert "No such device has the tag 'floor1'. Did you mean floor-1?" in listed.err
+
+
+def test_a_misspelled_action_and_verb_are_answered_with_those_that_look_like_them(
+    network: InProcess, tablet: Phone
+) -> None:
+    assert "Did you mean ring?" in run("send", "rign", "tab-03", transport=network).err
+    verb = run("devcies", transport=network)
+    assert verb.status == 2
+    assert "devices" in verb.err
