@@ -3,7 +3,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := umask 022; $(BIN)/python -m pip install -qq --disable-pip-version-check --root-user-action=ignore --only-binary :all:
+PIP := umask 022; $(BIN)/python -m pip install --disable-pip-version-check --root-user-action=ignore --only-binary :all:
+# pip's names of packages, one after another on one line of a terminal; nothing of them elsewhere.
+QUIETLY = if [ -t 1 ]; then { $(1) || echo failed >&3; } 3>$(VENV)/.outcome | awk '/^Collecting/ { n++; printf "\r\033[K  %d packages, %s", n, $$2 } \
+	/^Installing/ { printf "\r\033[K  unpacking %d packages …", n } { fflush() } END { printf "\r\033[K" }'; test ! -s $(VENV)/.outcome; else $(1) -qq; fi
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --only-binary :all: \
 	--custom-compile-command "make lock" pyproject.toml
 RECENT := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
@@ -89,16 +92,18 @@ clean:
 # The development lock holds the runtime's versions too, so that one environment serves both.
 $(VENV)/runtime.stamp: requirements.lock
 	$(ENVIRONMENT)
-	@echo "Installing the dependencies into $(VENV) …"
-	@$(PIP) --requirement requirements.lock
+	@echo "Installing the dependencies into $(VENV); this takes about a minute …"
+	@$(call QUIETLY,$(PIP) --requirement requirements.lock)
+	@echo "Installed."
 	@touch $@
 
 $(VENV)/dev.stamp: requirements-dev.lock requirements.lock
 	$(ENVIRONMENT)
-	@echo "Installing the dependencies and development tools into $(VENV) …"
-	@$(PIP) --requirement requirements-dev.lock
+	@echo "Installing the dependencies and development tools into $(VENV); this takes a minute or two …"
+	@$(call QUIETLY,$(PIP) --requirement requirements-dev.lock)
+	@echo "Installed."
 	@touch $(VENV)/runtime.stamp $@
 
 $(BIN)/uv $(BIN)/pip-audit:
 	$(ENVIRONMENT)
-	@$(PIP) $(@F)
+	@$(PIP) -qq $(@F)

@@ -1,5 +1,6 @@
 """All settings, from the environment alone. Names and defaults: docs/operations/settings.md."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,9 @@ METRICS_TOKEN = environment.optional_secret("METRICS_TOKEN")
 # Read by prometheus_client itself: where the processes of one machine add up their metrics.
 PROMETHEUS_MULTIPROC_DIR = environment.folder("PROMETHEUS_MULTIPROC_DIR")
 LOG_LEVEL = environment.choice("LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR"))
-LOG_FORMAT = environment.choice("LOG_FORMAT", "json", ("json", "console"))
-HEARTBEAT_LOG = environment.choice("HEARTBEAT_LOG", "each", ("each", "summary"))
+_AT_A_TERMINAL = sys.stdout.isatty()
+LOG_FORMAT = environment.choice("LOG_FORMAT", "console" if _AT_A_TERMINAL else "json", ("json", "console"))
+HEARTBEAT_LOG = environment.choice("HEARTBEAT_LOG", "summary" if _AT_A_TERMINAL else "each", ("each", "summary"))
 
 # One web worker's connections; the connection budget is workers × this, plus the dispatchers' and a few to spare.
 DATABASE_POOL_SIZE = environment.whole("DATABASE_POOL_SIZE", 8, minimum=2, maximum=200)

@@ -6,6 +6,7 @@ The exit status is 0 if the answer is 200. The Host header is one that ALLOWED_H
 import http.client
 import os
 import sys
+from http import HTTPStatus
 from typing import Final
 
 from django.conf import settings
@@ -25,13 +26,31 @@ def main() -> None:
 
 def status(host: str, port: int, path: str = "/healthz") -> str:
     """Return the status of the answer (`200`), or the text of the error if there is no answer."""
+    try:
+        return str(_get(host, port, path, {})[0])
+    except OSError as error:
+        return str(error)
+
+
+def metrics(host: str, port: int) -> str:
+    """Return the text of /metrics. Raises OSError if there is none."""
+    bearer = {"Authorization": f"Bearer {settings.METRICS_TOKEN}"} if settings.METRICS_TOKEN else {}
+    answered, text = _get(host, port, "/metrics", bearer)
+    if answered != HTTPStatus.OK:
+        raise ConnectionError(f"/metrics answers {answered}.")
+    return text
+
+
+def _get(host: str, port: int, path: str, headers: dict[str, str]) -> tuple[int, str]:
+    """Return status and body of the answer. Raises OSError if there is none."""
     name = addresses.host_instead_of("localhost") or "localhost"
     connection = http.client.HTTPConnection(addresses.LOOPBACK.get(host, host), port, timeout=_SECONDS)
     try:
-        connection.request("GET", path, headers={"Host": f"{name}:{port}"})
-        return str(connection.getresponse().status)
-    except (OSError, http.client.HTTPException) as error:
-        return str(error)
+        connection.request("GET", path, headers={"Host": f"{name}:{port}", **headers})
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    except http.client.HTTPException as error:
+        raise ConnectionError(str(error)) from error
     finally:
         connection.close()
 

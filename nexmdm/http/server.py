@@ -4,10 +4,12 @@ NEXMDM_LISTEN_FD is the number of that socket, which workers may share: serve pa
 """
 
 import asyncio
+import errno
 import os
 import resource
 import socket
 import sys
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
@@ -22,12 +24,19 @@ BACKLOG: Final = 2048
 AT_ONCE: Final = 16
 """How many connections one turn takes: so a worker leaves some to the others that share the socket."""
 
+FIRST_UNPRIVILEGED_PORT: Final = 1024
+_PORTS_TRIED: Final = 50
+
 DESCRIPTORS: Final = 65_536
 """The limit on open files and connections that a worker sets. The usual 1,024 are easily exhausted by any client."""
 
 
 class CannotListen(RuntimeError):
-    """HOST and PORT cannot be listened on; the text says why."""
+    """HOST and PORT cannot be listened on; the text says why. `free_port` is another one that can, if one was found."""
+
+    def __init__(self, text: str, free_port: int | None = None) -> None:
+        super().__init__(text)
+        self.free_port = free_port
 
 
 def main() -> None:
@@ -55,19 +64,33 @@ def listen() -> socket.socket:
         )[0]
         listener = socket.socket(family, kind, protocol)
     except OSError as error:
-        raise CannotListen(_why(error)) from error
+        raise _cannot_listen(error) from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        raise CannotListen(_why(error)) from error
+        raise _cannot_listen(error) from error
     return listener
 
 
-def _why(error: OSError) -> str:
-    return f"Cannot listen on HOST {settings.HOST}, PORT {settings.PORT}: {error.strerror}. Set another one."
+def _cannot_listen(error: OSError) -> CannotListen:
+    text = f"Cannot listen on HOST {settings.HOST}, PORT {settings.PORT}: {error.strerror}."
+    free_port = _free_port() if error.errno in (errno.EADDRINUSE, errno.EACCES) else None
+    if free_port is None:
+        return CannotListen(f"{text} Set another one.")
+    return CannotListen(f"{text} Set another one: PORT={free_port} is free.", free_port)
+
+
+def _free_port() -> int | None:
+    """Return the first port above PORT, and above those that need privileges, that can be listened on."""
+    first = max(settings.PORT, FIRST_UNPRIVILEGED_PORT - 1) + 1
+    family = socket.AF_INET6 if ":" in settings.HOST else socket.AF_INET
+    for port in range(first, min(first + _PORTS_TRIED, 65_536)):
+        with suppress(OSError), socket.create_server((settings.HOST, port), family=family):
+            return port
+    return None
 
 
 def _raise_descriptor_limit() -> None:

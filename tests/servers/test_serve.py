@@ -2,10 +2,14 @@
 
 import json
 import os
+import pty
+import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -57,6 +61,68 @@ def test_it_is_ready_and_says_what_to_do_first(serve: Serving) -> None:
     assert f"Secrets      {serve.data_dir}/secrets.env" in serve.said
     assert "Firebase is not configured" in serve.said
     assert "manage.py fleet enroll-token" in serve.said
+
+
+def test_where_its_port_is_taken_it_prints_the_command_that_works(serve: Serving, tmp_path: Path) -> None:
+    port = serve.url.rpartition(":")[2]
+    environment = {**os.environ, "NEXMDM_DATA_DIR": str(tmp_path / "a folder"), "HOST": "127.0.0.1", "PORT": port}
+    program = [sys.executable, MANAGE, "serve", "--end-with-parent"]
+    refused = subprocess.run(
+        program, env=environment, capture_output=True, text=True, timeout=WAIT_SECONDS, check=False
+    )
+    assert refused.returncode == 1
+    found = re.search(r"^Start it there: (.*) PORT=(\d+) make run$", refused.stderr, re.MULTILINE)
+    assert found is not None
+    assert found[1] == f"NEXMDM_DATA_DIR='{tmp_path}/a folder' HOST=127.0.0.1"
+    socket.create_server(("127.0.0.1", int(found[2]))).close()
+
+
+def test_in_a_pipe_it_logs_json_and_controls_no_terminal(serve: Serving) -> None:
+    assert "\x1b" not in serve.said
+    assert serve.child("dispatch")
+
+
+def test_at_a_terminal_it_logs_for_people_and_its_last_lines_stay() -> None:
+    with tempfile.TemporaryDirectory(prefix="nexmdm-") as folder:
+        shown, rest = serve_at_a_terminal(Path(folder) / "data")
+    assert b"info" in shown
+    assert b"web.started" in shown
+    assert b'{"' not in shown
+    assert b"\x1b[1;21r" in shown, "the log scrolls above the last three lines"
+    assert b"\x1b[24;1H\x1b[2Kdevices: 0 online, 0 offline" in shown
+    assert rest.index(b"\x1b[r") < rest.index(b"web.stopped"), "the terminal is given back before the last lines"
+
+
+def serve_at_a_terminal(data_dir: Path) -> tuple[bytes, bytes]:
+    """Start serve at a terminal of 24 lines; return what it shows until its state, and from Ctrl-C to its end."""
+    leader, follower = pty.openpty()
+    termios.tcsetwinsize(follower, (24, 80))
+    environment = {**os.environ, "NEXMDM_DATA_DIR": str(data_dir), "HOST": "127.0.0.1", "PORT": "0"}
+    del environment["LOG_FORMAT"]
+    process = subprocess.Popen(
+        [sys.executable, MANAGE, "serve"],
+        env={**environment, "TERM": "xterm"},
+        stdin=subprocess.DEVNULL,
+        stdout=follower,
+        stderr=follower,
+        start_new_session=True,
+    )
+    os.close(follower)
+    with ThreadPoolExecutor(1) as threads, os.fdopen(leader, "rb", buffering=0) as terminal:
+        shown = until(terminal, b"open deliveries: 0")
+        process.send_signal(signal.SIGINT)
+        reading = threads.submit(until, terminal, b"never said")
+        assert process.wait(WAIT_SECONDS) == 0
+        return shown, reading.result()
+
+
+def until(terminal: Any, text: bytes) -> bytes:
+    """Return what a terminal shows until this text, or until nothing writes to it any more."""
+    shown = b""
+    with suppress(OSError):
+        while text not in shown and (more := terminal.read(4096)):
+            shown += more
+    return shown
 
 
 def test_it_says_in_one_line_that_it_runs_as_root_and_how_not_to(serve: Serving) -> None:

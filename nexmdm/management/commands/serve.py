@@ -9,6 +9,7 @@ import time
 from argparse import ArgumentParser
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +24,8 @@ from nexmdm.config import checks
 from nexmdm.http import probe, server
 from nexmdm.http.server import CannotListen
 from nexmdm.standalone import embedded_postgres, instance_lock, supervisor
+from nexmdm.standalone.fleet_status import FleetStatus
+from nexmdm.standalone.status_lines import StatusLines
 from nexmdm.standalone.supervisor import Child, Postgres, ProcessGroup, StopRequest
 
 log = structlog.get_logger()
@@ -30,7 +33,6 @@ log = structlog.get_logger()
 _PORT_WAIT_SECONDS: Final = 25
 _READY_SECONDS: Final = 90
 _PAUSE_SECONDS: Final = 0.1
-_NAMED_IN_COMMANDS: Final = ("NEXMDM_DATA_DIR", "HOST", "PORT")
 
 
 class Command(BaseCommand):
@@ -45,6 +47,7 @@ class Command(BaseCommand):
     def handle(self, *_: object, end_with_parent: bool, **__: Any) -> None:
         """Run it all."""
         stop = StopRequest(with_parent=end_with_parent)
+        self._restart = "make run" if end_with_parent else f"{_programs()} serve"
         try:
             with ExitStack() as stack:
                 self._run(stack, stop)
@@ -60,12 +63,17 @@ class Command(BaseCommand):
         processes = _start_processes(stack, listener, held)
         stack.callback(instance.note, instance_lock.STOPPING)
         stack.callback(log.info, "serve.stopping")
-        if self._becomes_ready(processes, listener, stop):
+        status = _status_lines(listener)
+        stack.callback(status.close)
+        is_ready = self._becomes_ready(processes, listener, stop)
+        if is_ready:
             self._say(_welcome(listener))
         while not stop:
             processes.poll()
             if postgres is not None:
                 postgres.poll()
+            if is_ready:
+                status.refresh()
             time.sleep(_PAUSE_SECONDS)
 
     def _listen(self, *, patiently: bool) -> socket.socket:
@@ -74,10 +82,14 @@ class Command(BaseCommand):
             return server.listen()
         except CannotListen as error:
             if not patiently:
-                raise CommandError(str(error)) from error
+                raise CommandError("\n".join([str(error), *self._with_free_port(error)])) from error
         self._say(f"Waiting for port {settings.PORT}, which the previous serve may still hold …")
         _wait_until_bindable(time.monotonic() + _PORT_WAIT_SECONDS)
         return self._listen(patiently=False)
+
+    def _with_free_port(self, error: CannotListen) -> Iterator[str]:
+        if error.free_port is not None:
+            yield f"Start it there: {_with_variables(self._restart, str(error.free_port))}"
 
     def _becomes_ready(self, processes: ProcessGroup, listener: socket.socket, stop: StopRequest) -> bool:
         """Wait until /readyz answers 200, and return True; return False if a stop is requested before.
@@ -142,11 +154,22 @@ def _fresh(folder: Path) -> Path:
     return folder
 
 
-def _welcome(listener: socket.socket) -> str:
+def _url(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     host = addresses.LOOPBACK.get(host, host)
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    command = _command_line(port)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _status_lines(listener: socket.socket) -> StatusLines:
+    url = _url(listener)
+    where = f"NexMDM {url} · admin site {url}/django-admin/ · Ctrl-C stops everything"
+    fleet = FleetStatus(partial(probe.metrics, *listener.getsockname()[:2]))
+    return StatusLines(sys.stdout, lambda: [where, fleet.line()])
+
+
+def _welcome(listener: socket.socket) -> str:
+    port = str(listener.getsockname()[1]) if os.environ.get("PORT") else ""
+    url, command = _url(listener), _with_variables(_programs(), port)
     lines = [f"NexMDM is ready: {url}", *_facts(url, command), "", "Ctrl-C stops everything."]
     return "\n".join(["", *lines, ""])
 
@@ -177,12 +200,14 @@ def _as_another_account() -> str:
     return f"chown -R ACCOUNT {owned} && su ACCOUNT -c {run}"
 
 
-def _command_line(port: int) -> str:
-    """Return how to call manage.py from the same folder, so that it finds this server and its secrets."""
-    values = {name: str(port) if name == "PORT" else os.environ.get(name, "") for name in _NAMED_IN_COMMANDS}
-    variables = [f"{name}={shlex.quote(values[name])}" for name in _NAMED_IN_COMMANDS if os.environ.get(name)]
-    programs = [_shortest(Path(sys.executable)), _shortest(settings.BASE_DIR / "manage.py")]
-    return " ".join([*variables, *map(shlex.quote, programs)])
+def _with_variables(command: str, port: str) -> str:
+    """Return a command with the variables by which it finds this server and its secrets; PORT only if one is named."""
+    values = {"NEXMDM_DATA_DIR": os.environ.get("NEXMDM_DATA_DIR"), "HOST": os.environ.get("HOST"), "PORT": port}
+    return " ".join([*(f"{name}={shlex.quote(value)}" for name, value in values.items() if value), command])
+
+
+def _programs() -> str:
+    return shlex.join([_shortest(Path(sys.executable)), _shortest(settings.BASE_DIR / "manage.py")])
 
 
 def _shortest(path: Path) -> str:

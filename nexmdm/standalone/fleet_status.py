@@ -1,0 +1,53 @@
+"""How the fleet is, in one line, from the metrics of the server."""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from prometheus_client.parser import text_string_to_metric_families
+
+_HEARTBEATS: Final = ("nexmdm_heartbeats_total", "good")
+_OPEN: Final = ("nexmdm_open_deliveries", "")
+_UNKNOWN: Final = "the server does not answer"
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    at: float
+    heartbeats: float
+
+
+class FleetStatus:
+    """The line, from one reading of the metrics to the next. `read` returns /metrics, or raises OSError."""
+
+    def __init__(self, read: Callable[[], str]) -> None:
+        self._read = read
+        self._last: _Seen | None = None
+
+    def line(self) -> str:
+        """Return the devices by presence, the heartbeats of each second since the line before, and the open work."""
+        try:
+            text = self._read()
+        except OSError:
+            self._last = None
+            return _UNKNOWN
+        values = _values(text)
+        seen = _Seen(time.monotonic(), values[_HEARTBEATS])
+        last, self._last = self._last, seen
+        devices = [f"{values['nexmdm_devices', presence]:.0f} {presence}" for presence in ("online", "offline")]
+        parts = [f"devices: {', '.join(devices)}"]
+        if last is not None and seen.at > last.at:
+            parts.append(f"heartbeats: {max(0.0, seen.heartbeats - last.heartbeats) / (seen.at - last.at):.1f}/s")
+        parts.append(f"open deliveries: {values[_OPEN]:.0f}")
+        return " · ".join(parts)
+
+
+def _values(text: str) -> defaultdict[tuple[str, str], float]:
+    """Return the sums of the samples by their name and the value of their first label."""
+    values: defaultdict[tuple[str, str], float] = defaultdict(float)
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            values[sample.name, next(iter(sample.labels.values()), "")] += sample.value
+    return values
