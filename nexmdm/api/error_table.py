@@ -1,4 +1,4 @@
-"""The one table from domain error to problem, and the answers to all other errors."""
+"""The one table from domain errors to problems, and the answers to all other errors."""
 
 from collections.abc import Callable
 from itertools import islice
@@ -38,7 +38,7 @@ class UnknownQuery(DomainError):
         ]
 
 
-# The one table of errors: what each means to the caller. The sentence for people is the error's own text.
+# The one table of errors: the problem that each becomes. The sentence for people is the error's own text.
 ERRORS: Final[dict[type[DomainError], tuple[int, str, dict[str, str]]]] = {
     signature_verification.InvalidSignature: (401, "invalid_signature", _NXD1),
     signature_verification.IdempotencyKeyRequired: (400, "idempotency_key_required", {}),

@@ -1,4 +1,4 @@
-"""What the OpenAPI document says once for all operations: errors, headers, credentials, the catalogue of actions."""
+"""The shared components of the OpenAPI document: errors, headers, credentials, the catalogue of actions."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -114,7 +114,7 @@ def _params_name(action: type[actions.Action]) -> str:
 
 
 def new_command(schema: Json) -> Json:
-    """Return the body of a command with the catalogue in it."""
+    """Return the schema of a command's body, with the catalogue in it."""
     listed = [f"`{action.name}`: {_params_name(action)}" for action in actions.CATALOGUE.values()]
     refs = [{"$ref": f"#/components/schemas/{_params_name(action)}"} for action in actions.CATALOGUE.values()]
     described = {

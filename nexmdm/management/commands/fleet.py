@@ -1,4 +1,4 @@
-"""manage.py fleet: an admin's client that signs by itself. It speaks HTTP only, and needs no database."""
+"""manage.py fleet: a client for admins that signs its requests. It speaks only HTTP, and needs no database."""
 
 import os
 import sys
@@ -26,12 +26,12 @@ cancel, or with --wait some device did not succeed in time; 2 wrong usage; 3 the
 
 
 class Command(BaseCommand):
-    """Run one sub-command. The option `transport` (an httpx.BaseTransport) stands in for the network."""
+    """Run one sub-command. The option `transport` (an httpx.BaseTransport) replaces the network."""
 
     help = "Speak to a running server as an admin: every request is signed with ADMIN_KEY and HMAC_SECRET."
     requires_system_checks = ()
     stealth_options = ("transport",)
-    # Nothing to say about any of them here; they still work.
+    # These options of Django are not shown in the help; they still work.
     suppressed_base_arguments = {
         "--version", "--verbosity", "--settings", "--pythonpath", "--traceback", "--no-color", "--force-color",
     }  # fmt: skip
@@ -42,7 +42,7 @@ class Command(BaseCommand):
         _Arguments(parser).declare()
 
     def handle(self, *_: object, transport: httpx.BaseTransport | None = None, **options: Any) -> None:
-        """Run it, and exit with its status."""
+        """Run the sub-command, and exit with its status."""
         if (wants := options.get("wants")) and not set(wants) & set(options):
             raise CommandError("Nothing to change was given: see --help.", returncode=WRONG_USAGE)
         if options.get("dry_run") and (options["wait"] or options["timeout"] is not None):
@@ -66,12 +66,12 @@ class Command(BaseCommand):
             sys.exit(status)
 
     def _tolerate_letters(self) -> None:
-        """Show a mark in the place of letters that the output's encoding does not have."""
+        """Print a mark instead of characters that the output's encoding does not have."""
         if reconfigure := getattr(self.stdout, "reconfigure", None):
             reconfigure(errors="replace")
 
     def _give_up_output(self) -> None:
-        """Lose what is still to be written: Python would try once more at its end, and complain."""
+        """Discard the rest of the output: Python would try once more at its end, and print an error."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.stdout.fileno())
         os.close(nowhere)
@@ -104,14 +104,14 @@ def _variables(principal: str) -> tuple[str, str]:
 
 
 def _credentials(principal: str) -> tuple[str, str]:
-    """Return the current key and secret of an admin. Those of a named one are always from the environment."""
+    """Return the current key and secret of an admin. Those of a named admin are always from the environment."""
     if principal == named_admins.UNNAMED:
         return settings.ADMIN_KEYS[0], settings.HMAC_SECRETS[0]
     return settings.NAMED_ADMIN_KEYS[principal][0], settings.NAMED_HMAC_SECRETS[principal][0]
 
 
 def _check_secrets(url: str, own: str) -> None:
-    """Refuse to sign for another server with the secrets that were generated for the one of this machine."""
+    """Refuse to sign for another server with the secrets that were generated for the server on this machine."""
     missing = [name for name in _OF_THE_SERVER if not environment.text(name)]
     if not missing or on_loopback(url) or url.rstrip("/") == own:
         return

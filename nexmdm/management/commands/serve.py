@@ -1,4 +1,4 @@
-"""manage.py serve: everything with one command: PostgreSQL where none is given, migrations, web, dispatcher."""
+"""manage.py serve: everything with one command: PostgreSQL if there is none, migrations, web workers, dispatcher."""
 
 import os
 import shlex
@@ -34,7 +34,7 @@ _NAMED_IN_COMMANDS: Final = ("NEXMDM_DATA_DIR", "HOST", "PORT")
 
 
 class Command(BaseCommand):
-    """Run until SIGINT or SIGTERM; then stop the web and the dispatcher first, the embedded PostgreSQL last."""
+    """Run until SIGINT or SIGTERM; then stop the web workers and the dispatcher first, the embedded PostgreSQL last."""
 
     help = "Run everything: migrations, web workers, a dispatcher, and without DATABASE_URL an embedded PostgreSQL."
 
@@ -43,7 +43,7 @@ class Command(BaseCommand):
         parser.add_argument("--end-with-parent", action="store_true", help="stop when the parent process has ended")
 
     def handle(self, *_: object, end_with_parent: bool, **__: Any) -> None:
-        """Run it all."""
+        """Run all parts."""
         stop = StopRequest(with_parent=end_with_parent)
         try:
             with ExitStack() as stack:
@@ -69,7 +69,7 @@ class Command(BaseCommand):
             time.sleep(_PAUSE_SECONDS)
 
     def _listen(self, *, patiently: bool) -> socket.socket:
-        """Open the listening socket. `patiently`: the children of a killed serve may hold the port a moment longer."""
+        """Open the listening socket. `patiently`: the children of a killed serve may keep the port a moment longer."""
         try:
             return server.listen()
         except CannotListen as error:
@@ -170,7 +170,7 @@ def _facts(url: str, command: str) -> Iterator[str]:
 
 
 def _as_another_account() -> str:
-    """Return how to start this as an account that is not root, by the folders that it has to own."""
+    """Return how to start this as an account that is not root, and the folders that the account must own."""
     folders = [settings.BASE_DIR, *([] if settings.DATA_DIR.is_relative_to(settings.BASE_DIR) else [settings.DATA_DIR])]
     owned = " ".join(shlex.quote(str(folder)) for folder in folders)
     run = shlex.quote(f"make -C {shlex.quote(str(settings.BASE_DIR))} run")
@@ -178,7 +178,7 @@ def _as_another_account() -> str:
 
 
 def _command_line(port: int) -> str:
-    """Return how to call manage.py from the same folder, so that it finds this server and its secrets."""
+    """Return the command line of manage.py for the same folder, so that it finds this server and its secrets."""
     values = {name: str(port) if name == "PORT" else os.environ.get(name, "") for name in _NAMED_IN_COMMANDS}
     variables = [f"{name}={shlex.quote(values[name])}" for name in _NAMED_IN_COMMANDS if os.environ.get(name)]
     programs = [_shortest(Path(sys.executable)), _shortest(settings.BASE_DIR / "manage.py")]
