@@ -33,8 +33,10 @@ log = structlog.get_logger()
 BATCH: Final = 200
 WAITING_LIMIT: Final = 5000
 
-RESULTS = Counter("nexmdm_action_results", "Reports of phones, by what they say.", ["status"])
-NOT_KEPT = Counter("nexmdm_reports_not_kept", "Reports that were counted and not kept, for their delivery has enough.")
+RESULTS = Counter("nexmdm_action_results", "Reports of phones, by status.", ["status"])
+NOT_KEPT = Counter(
+    "nexmdm_reports_not_kept", "Reports that were counted and not stored: their delivery had 100 already."
+)
 FLUSH_SIZE = Histogram("nexmdm_flush_reports", "Reports in one flush.", buckets=(1, 2, 5, 10, 20, 50, 100, 200))
 FLUSH_SECONDS = Histogram(
     "nexmdm_report_flush_seconds",

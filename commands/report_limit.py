@@ -31,7 +31,9 @@ overlap."""
 REMEMBERED: Final = 100_000
 """The largest number of devices that a process counts (20 MB). Beyond it, the counts of all devices begin again."""
 
-REFUSED: Final = CounterMetric("nexmdm_reports_refused", "Reports beyond DEVICE_RATE_LIMIT of their device.")
+REFUSED: Final = CounterMetric(
+    "nexmdm_reports_refused", "Reports answered 429, over the DEVICE_RATE_LIMIT of their device."
+)
 
 
 class TooManyReports(Exception):

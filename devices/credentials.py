@@ -37,9 +37,8 @@ class InvalidToken(DomainError):
 
 class DeviceRevoked(DomainError):
     detail = (
-        "This device is revoked or retired. An admin lets a revoked one in again by POST "
-        "/admin/devices/{device_id}/reinstate; one that is retired, by POST /admin/devices/{device_id}/retire, "
-        "registers anew with any enrollment token."
+        "This device is revoked or retired. If it is revoked, an admin can reinstate it by POST "
+        "/admin/devices/{device_id}/reinstate. If it is retired, register it again with any enrollment token."
     )
 
     def __init__(self, device_id: UUID | None = None) -> None:

@@ -219,7 +219,8 @@ class DevicePage(ResponseSchema):
 
 
 Reported = Annotated[
-    Detail | None, Field(description="Exactly as the device reported it; empty: the devices that reported none.")
+    Detail | None,
+    Field(description="Exactly as the device reported it. If it is empty: the devices that reported none."),
 ]
 
 
@@ -234,15 +235,15 @@ class DeviceQuery(Page, extra="forbid"):
     not_seen_for_seconds: Annotated[
         Annotated[QueryInteger, Field(ge=0, le=LONGEST_SILENCE_SECONDS)] | None,
         Field(
-            description="No heartbeat for so long; before the first heartbeat, the time since the enrollment counts. "
-            "Revoked and retired devices are among these, unless `status` leaves them out."
+            description="No heartbeat for this time; before the first heartbeat, the time since the enrollment counts. "
+            "Includes revoked and retired devices, unless `status` excludes them."
         ),
     ] = None
     push: Annotated[
         PushHealth | None,
         Field(
-            description="`failing`: the last five pushes or more, across deliveries, ended without one accepted. "
-            "`dead` outranks it; another push token starts the count anew."
+            description="`failing`: FCM accepted none of the last five or more pushes, across deliveries. "
+            "`dead` outranks it. Another push token sets the count to 0."
         ),
     ] = None
     q: Annotated[Text, Field(min_length=1, max_length=128)] | None = None

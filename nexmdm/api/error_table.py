@@ -123,7 +123,9 @@ def _suspicious(request: HttpRequest, error: SuspiciousOperation) -> HttpRespons
 
 
 def _too_many_parameters(request: HttpRequest, error: TooManyFieldsSent) -> HttpResponse:
-    return Problem(422, "invalid_request", "The query has more parameters than any operation has.", []).response()
+    return Problem(
+        422, "invalid_request", "The query has too many parameters. Send only those of the operation.", []
+    ).response()
 
 
 def _database_error(request: HttpRequest, error: Error) -> HttpResponse:

@@ -19,7 +19,7 @@ from nexmdm.common import request_facts
 from nexmdm.common.domain_error import DomainError
 from nexmdm.config import named_admins
 
-DENIED = Counter("nexmdm_admin_denied", "Admin requests whose signature was not good, by the reason.", ["reason"])
+DENIED = Counter("nexmdm_admin_denied", "Admin requests with a bad signature, by reason.", ["reason"])
 
 _TIMESTAMP: Final = re.compile(r"[0-9]{1,12}")
 _SIGNATURE: Final = re.compile(r"v1=[0-9a-f]{64}")

@@ -81,12 +81,10 @@ def _text(value: str) -> str:
 
 
 _HARDWARE_ID: Final = (
-    "What no other phone has; blanks around it are dropped. Texts that many phones report are refused: "
+    "A text that no other phone sends. Blanks around it are removed. Texts that many phones send are refused: "
     f"{', '.join(sorted(identity.SHARED_HARDWARE_IDS))}, and only zeros, in any case."
 )
-_ALIAS: Final = (
-    "Kept without blanks around it, in NFC. No control or format characters. Two that differ in case only are the same."
-)
+_ALIAS: Final = "Stored without blanks around it, in NFC. No control or format characters. Case makes no difference."
 _NAMED_ALIAS: Final = "The alias of a device, in any case."
 
 

@@ -32,7 +32,7 @@ LINES: Final = 1000
 """The number of different refusals that have their own lines within a second. Further ones share a line for each code,
 without address and device, so that thousands of failing addresses fill neither the memory nor the log."""
 
-REFUSED = Counter("nexmdm_requests_refused", "Answers 4xx and 503, by their code.", ["code"])
+REFUSED = Counter("nexmdm_requests_refused", "Answers 4xx and 503, by code.", ["code"])
 _UNMATCHED: Final = "unmatched"
 _PROVES_NOTHING: Final = frozenset(("invalid_token", "invalid_enrollment_token", "invalid_signature"))
 

@@ -42,7 +42,7 @@ Those of further devices are only logged."""
 
 CURTAILED = Counter(
     "nexmdm_refusals_curtailed",
-    "Refusals beyond a bound: logged without their address (lines) or device (look-ups), not kept for it (devices).",
+    "Refusals over a limit: logged without address (lines) or device (look-ups), or not stored (devices).",
     ["bound"],
 )
 for _bound in ("lines", "look-ups", "devices"):

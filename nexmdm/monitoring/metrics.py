@@ -45,7 +45,7 @@ REQUEST_SECONDS = Histogram(
 )
 MEMORY_BYTES = Gauge(
     "nexmdm_memory_bytes",
-    "Resident memory of a process: of the largest, where a part has several.",
+    "Resident memory of the largest process of each part.",
     ["part"],
     multiprocess_mode="livemax",
 )
@@ -163,7 +163,7 @@ def note_memory(part: str) -> None:
 
 
 _FAMILIES: Final = (
-    ("nexmdm_devices", "Devices by presence; the revoked and the retired ones apart.", "presence",
+    ("nexmdm_devices", "Devices by presence; revoked and retired ones are counted separately.", "presence",
         tuple(DevicesByPresence.model_fields)),
     ("nexmdm_open_deliveries", "Deliveries that wait for their result.", None, (None,)),
     ("nexmdm_oldest_due_push_seconds", "How long the oldest due push has waited.", None, (None,)),
@@ -171,7 +171,7 @@ _FAMILIES: Final = (
         (circuit_breaker.CLOSED, circuit_breaker.OPEN)),
     ("nexmdm_database_connections", "Connections of all processes to the database.", "state",
         ("active", "idle", "other")),
-    ("nexmdm_database_connections_limit", "How many connections the database takes.", None, (None,)),
+    ("nexmdm_database_connections_limit", "How many connections the database allows.", None, (None,)),
 )  # fmt: skip
 """Name, help, label and its values: one gauge for each value of _values(), in its order."""
 

@@ -75,7 +75,7 @@ class Command(BaseCommand):
         except CannotListen as error:
             if not patiently:
                 raise CommandError(str(error)) from error
-        self._say(f"Waiting for port {settings.PORT}, which the previous serve may still hold …")
+        self._say(f"Waiting for port {settings.PORT}, which the previous serve may still use …")
         _wait_until_bindable(time.monotonic() + _PORT_WAIT_SECONDS)
         return self._listen(patiently=False)
 
