@@ -41,8 +41,8 @@ PROBLEM: Final[Json] = {
 }
 HEADERS: Final[Json] = {
     "X-Correlation-ID": {
-        "description": "The id of this request in the log. It is the X-Correlation-ID of the request, if that is 1 to 64 "
-        "letters, digits, dots, hyphens and underscores; else a new one.",
+        "description": "The id of this request in the log. It is the X-Correlation-ID of the request, if that has 1 to "
+        "64 letters, digits, dots, hyphens and underscores; else a new one.",
         "required": True,
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"},
     },
