@@ -93,7 +93,7 @@ def test_the_messages_are_found_wherever_they_are_written(document: Json) -> Non
         ('LATE = {400: "Send the next cursor."}\nproblems.general(400, LATE[400])', "next_cursor"),
     ],
 )
-def test_a_made_up_paraphrase_is_found_under_its_name(names: set[str], source: str, name: str) -> None:
+def test_an_invented_paraphrase_is_found_under_its_name(names: set[str], source: str, name: str) -> None:
     scope: dict[str, Any] = {"DomainError": DomainError, "Problem": Problem, "problems": problems}
     scope["LATE"] = {400: "Send the next cursor."}
     found = [one for text in error_messages.messages_in(source, scope) for one in paraphrased(text, names)]
@@ -109,7 +109,7 @@ def test_a_made_up_paraphrase_is_found_under_its_name(names: set[str], source: s
         "The enrollment token has expired. Ask an admin for a new one.",
     ],
 )
-def test_a_name_itself_and_a_term_of_the_glossary_are_no_paraphrase(names: set[str], message: str) -> None:
+def test_a_name_and_a_term_of_the_glossary_are_not_paraphrases(names: set[str], message: str) -> None:
     assert paraphrased(message, names) == []
 
 

@@ -109,7 +109,7 @@ def test_operation_ids_are_short_and_unique(document: Json) -> None:
     assert {"issueCommand", "heartbeat", "register", "actionResult", "readMetrics"} <= set(names)
 
 
-def test_every_operation_is_told_in_one_sentence(document: Json) -> None:
+def test_every_operation_has_a_summary_of_one_sentence(document: Json) -> None:
     for _, _, found in operations(document):
         assert found["summary"]
         assert not found["summary"].endswith(".")
@@ -218,7 +218,7 @@ DECIDING: Final = {
 
 
 @pytest.mark.parametrize("name", DECIDING)
-def test_each_field_of_a_phone_says_whether_it_can_be_a_cause_of_422(document: Json, name: str) -> None:
+def test_each_field_of_a_phone_states_whether_it_can_be_a_cause_of_422(document: Json, name: str) -> None:
     body = resolved(document, operation(document, name)["requestBody"]["content"]["application/json"]["schema"])
     fields = body["properties"] | (
         document["components"]["schemas"]["Status"]["properties"] if name == "heartbeat" else {}
@@ -237,7 +237,7 @@ def test_the_warnings_of_an_answer_are_described_and_may_be_absent(document: Jso
     assert "warnings" not in described["required"]
 
 
-def test_refusals_are_answered_as_the_document_says(document: Json, admin: Admin) -> None:
+def test_refusals_match_the_document(document: Json, admin: Admin) -> None:
     unsigned = admin.client.request("GET", "/admin/devices")
     unknown = admin.get("/admin/devices/0192f0c1-b000-7abc-8def-0123456789ab")
     empty = admin.command("ping", to={"tags": ["nobody"]})

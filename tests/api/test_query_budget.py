@@ -163,7 +163,7 @@ COMMAND = [
 ]
 
 
-def test_a_signed_command_costs_four_messages_beside_the_limit_and_one_change_of_threads(
+def test_a_signed_command_costs_four_messages_without_the_limit_and_one_change_of_threads(
     admin: Admin, phone: Phone
 ) -> None:
     admin.command(to=phone)
@@ -201,9 +201,7 @@ def test_a_transaction_begins_in_the_message_of_its_first_statement_and_may_end_
     assert sent == ["BEGIN;SELECT 1", "SELECT 2", "COMMIT", "BEGIN;SELECT 3", "SELECT 4;SELECT 5;COMMIT"]
 
 
-def test_a_page_of_deliveries_costs_the_same_however_many_there_are_and_whatever_they_wait_for(
-    admin: Admin, fleet: list[Phone]
-) -> None:
+def test_a_page_of_deliveries_costs_the_same_for_any_number_and_any_reason(admin: Admin, fleet: list[Phone]) -> None:
     fleet[0].heartbeat(push_token="ok-1")
     targets = [f"/admin/commands/{admin.command(to=some).json['request_id']}/deliveries" for some in (fleet[:1], fleet)]
     outbox.claim_due(100)
@@ -228,7 +226,7 @@ def test_a_batch_of_pushes_is_claimed_by_one_round_trip_and_recorded_by_two(admi
     assert Delivery.objects.filter(push_state="accepted").count() == len(fleet)
 
 
-def test_a_claim_reads_no_more_than_it_takes_whatever_the_planner_expects(admin: Admin) -> None:
+def test_a_claim_reads_no_more_rows_than_it_takes_with_any_statistics(admin: Admin) -> None:
     phone = admin.enrol("phone-1", push_token="ok-1")
     database.execute(_PINGS)
     database.execute(_DELIVERIES, {"device_id": phone.device_id})

@@ -73,13 +73,13 @@ def assert_unsigned(answer: Answer) -> None:
     assert answer.headers["www-authenticate"] == "NXD1"
 
 
-def test_the_paths_walked_here_are_those_of_the_api_document() -> None:
+def test_these_tests_call_every_path_of_the_document() -> None:
     published = [path for path in api.get_openapi_schema()["paths"] if path.startswith("/admin/")]
     assert len(ADMIN_PATHS) == len(published) > 10
 
 
 @pytest.mark.parametrize("path", ADMIN_PATHS)
-def test_every_admin_route_wants_a_good_signature(admin: Admin, settings: Settings, path: str) -> None:
+def test_every_admin_route_requires_a_good_signature(admin: Admin, settings: Settings, path: str) -> None:
     settings.AUTH_FAILURE_RATE_LIMIT = "1000/m"
     stranger = Admin(admin.client, admin.key, "not-the-secret-but-just-as-long-as-it-is")
     for method in every_method(admin.client, path):
@@ -102,9 +102,7 @@ def test_every_admin_route_is_limited(admin: Admin, settings: Settings, path: st
 
 
 @pytest.mark.parametrize("path", ADMIN_PATHS)
-def test_every_signed_write_leaves_an_audit_entry_whatever_becomes_of_it(
-    admin: Admin, settings: Settings, path: str
-) -> None:
+def test_every_signed_write_has_an_audit_entry_with_any_result(admin: Admin, settings: Settings, path: str) -> None:
     settings.AUTH_FAILURE_RATE_LIMIT = "1000/m"
     writes = [method for method in every_method(admin.client, path) if method != "GET"]
     answers = [admin.call(method, path, {}) for method in writes]
@@ -112,7 +110,7 @@ def test_every_signed_write_leaves_an_audit_entry_whatever_becomes_of_it(
     assert list(found) == [(method, path, answer.status) for method, answer in zip(writes, answers, strict=True)]
 
 
-def test_beyond_the_limit_a_failure_is_429_and_says_when_to_come_back(db: None, settings: Settings) -> None:
+def test_over_the_limit_a_failure_is_429_with_retry_after(db: None, settings: Settings) -> None:
     settings.AUTH_FAILURE_RATE_LIMIT = "3/d"
     stranger = Phone(Client("192.0.2.1"), "phone-1", device_token="nxd_wrong")
     answers = [stranger.heartbeat() for _ in range(5)]
@@ -180,7 +178,7 @@ def rows_of_counters() -> int:
     return int(count)
 
 
-def test_however_many_addresses_fail_they_take_only_so_many_counters_and_good_credentials_pass(
+def test_any_number_of_failing_addresses_takes_a_limited_number_of_counters_and_good_credentials_pass(
     admin: Admin, phone: Phone, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nexmdm.auth.address_limits.COUNTED_ADDRESSES", 10)
@@ -242,7 +240,7 @@ def test_parallel_callers_are_counted_exactly() -> None:
     assert counted == list(range(1, 201))
 
 
-def test_a_counter_starts_anew_when_its_time_is_over(db: None) -> None:
+def test_a_counter_starts_again_when_its_time_is_over(db: None) -> None:
     assert cache.add("mine", 1, 60)
     assert not cache.add("mine", 1, 60)
     with connection.cursor() as cursor:
@@ -278,7 +276,7 @@ def test_reports_of_a_device_beyond_the_limit_are_429_and_do_nothing(
     assert (Report.objects.count(), Delivery.objects.get().state) == (30, "received")
 
 
-def test_the_limit_of_reports_holds_over_processes_but_for_a_tenth_of_each(
+def test_several_processes_exceed_the_limit_of_reports_by_at_most_a_tenth_each(
     admin: Admin, phone: Phone, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.DEVICE_RATE_LIMIT = "40/d"
@@ -292,7 +290,7 @@ def test_the_limit_of_reports_holds_over_processes_but_for_a_tenth_of_each(
     assert 40 <= taken <= 40 + 2 * 4
 
 
-def test_a_device_below_a_twentieth_of_the_limit_of_reports_costs_no_counting(
+def test_a_device_below_a_twentieth_of_the_limit_of_reports_costs_no_statement(
     admin: Admin, phone: Phone, settings: Settings
 ) -> None:
     settings.DEVICE_RATE_LIMIT = "60/d"
@@ -304,7 +302,7 @@ def test_a_device_below_a_twentieth_of_the_limit_of_reports_costs_no_counting(
     assert database.row("SELECT count(*), max(value) FROM nexmdm_counter") == (1, 4)
 
 
-def test_reports_on_requests_that_nobody_made_count_and_those_of_another_device_do_not(
+def test_reports_on_unknown_requests_count_and_those_of_another_device_do_not(
     admin: Admin, phone: Phone, settings: Settings
 ) -> None:
     settings.DEVICE_RATE_LIMIT = "5/d"
@@ -313,9 +311,7 @@ def test_reports_on_requests_that_nobody_made_count_and_those_of_another_device_
     assert reports(other, str(UUID(int=7)), 5) == ["unknown_request"] * 5
 
 
-def test_reports_without_the_devices_token_use_up_nothing_of_its_limit(
-    admin: Admin, phone: Phone, settings: Settings
-) -> None:
+def test_reports_without_the_devices_token_do_not_count_for_it(admin: Admin, phone: Phone, settings: Settings) -> None:
     settings.DEVICE_RATE_LIMIT = "5/d"
     request_id = admin.command("ping", to=phone).json["request_id"]
     forged = tokens.make(tokens.DEVICE_PREFIX, UUID(phone.device_id), bytes(32)).text
@@ -324,7 +320,7 @@ def test_reports_without_the_devices_token_use_up_nothing_of_its_limit(
     assert reports(phone, request_id, 6) == [None] * 5 + ["rate_limited"]
 
 
-def test_the_limit_of_reports_starts_anew_a_window_after_the_first_one(
+def test_the_limit_of_reports_starts_again_a_window_after_the_first_one(
     admin: Admin, phone: Phone, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.DEVICE_RATE_LIMIT = "5/m"

@@ -61,7 +61,7 @@ def test_each_command_of_a_batch_is_issued_answered_stored_and_audited(admin: Ad
     assert verify_audit() == before + 8
 
 
-def test_what_is_refused_in_a_batch_is_refused_alone(admin: Admin, fleet: list[Phone]) -> None:
+def test_a_refused_command_of_a_batch_is_refused_alone(admin: Admin, fleet: list[Phone]) -> None:
     first, second, third, *_, revoked = fleet
     assert admin.post(f"/admin/devices/{revoked.device_id}/revoke").status == 200
     unknown = Phone(first.client, "X", device_id="01890000-0000-7000-8000-000000000000")
@@ -104,7 +104,7 @@ def test_the_limit_is_exact_within_a_batch(admin: Admin, fleet: list[Phone], set
     assert {told(answer) for answer in signed_in_one_batch(admin, ping(fleet[0]))} == {(429, "rate_limited")}
 
 
-def test_a_write_over_the_limit_is_told_so_even_if_its_batch_finds_no_database(
+def test_a_write_over_the_limit_is_429_even_if_its_batch_finds_no_database(
     admin: Admin, fleet: list[Phone], settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def away(_: object) -> None:
@@ -116,7 +116,7 @@ def test_a_write_over_the_limit_is_told_so_even_if_its_batch_finds_no_database(
     assert sorted(answer.status for answer in answers) == [429] * 3 + [503] * 5
 
 
-def test_a_batch_that_is_flushed_again_counts_nobody_twice_and_lets_no_more_through(
+def test_a_batch_that_is_flushed_again_counts_no_write_twice_and_lets_no_more_through(
     admin: Admin, fleet: list[Phone], settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.ADMIN_RATE_LIMIT = "5/m"
@@ -132,7 +132,7 @@ def test_a_batch_that_is_flushed_again_counts_nobody_twice_and_lets_no_more_thro
     assert Command.objects.count() == 5
 
 
-def test_a_command_to_a_device_that_is_held_waits_by_itself(
+def test_a_command_to_a_locked_device_waits_alone(
     admin: Admin, fleet: list[Phone], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held, issue = fleet[3], issuing.issue
@@ -173,7 +173,7 @@ def test_a_command_that_the_database_refuses_fails_alone(
     verify_audit()
 
 
-def test_a_whole_batch_that_finds_no_database_is_told_so_and_nothing_is_issued(
+def test_a_whole_batch_that_finds_no_database_is_503_and_nothing_is_issued(
     admin: Admin, fleet: list[Phone], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def away(_: object) -> None:

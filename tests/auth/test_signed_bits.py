@@ -71,7 +71,7 @@ def without_limits(settings: Settings) -> None:
     settings.ADMIN_RATE_LIMIT = settings.ADMIN_READ_RATE_LIMIT = settings.AUTH_FAILURE_RATE_LIMIT = "1000000/s"
 
 
-def test_one_changed_bit_in_anything_that_is_signed_is_refused(
+def test_one_changed_bit_in_the_signed_content_is_refused(
     admin: Admin, client: Client, without_limits: None, record_property: Callable[[str, Any], None]
 ) -> None:
     flipped = 0

@@ -591,7 +591,7 @@ def setup(admin: Admin, fcm: FcmStandin, settings: Settings, monkeypatch: pytest
     return Setup(admin, fcm, texts, owners)
 
 
-def test_no_delivery_is_lost_settled_twice_or_sent_too_late_whatever_happens_in_whatever_order(
+def test_no_delivery_is_lost_settled_twice_or_sent_too_late_in_any_order_of_events(
     setup: Setup, time_stands_still: None
 ) -> None:
     play = hypothesis_settings(

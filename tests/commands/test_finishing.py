@@ -29,7 +29,7 @@ def told(events: list[Any]) -> list[tuple[str, str, str, str, int]]:
     return [tuple(event[name] for name in names) for event in events if event["event"] == "command.finished"]
 
 
-def test_the_dispatcher_writes_down_how_a_command_ended_and_tells_of_it_once(admin: Admin, phone: Phone) -> None:
+def test_the_dispatcher_stores_the_end_of_a_command_and_logs_it_once(admin: Admin, phone: Phone) -> None:
     other = admin.enrol("phone-2")
     request_id = admin.command(to=[phone, other]).json["request_id"]
     phone.report(request_id, "succeeded")
@@ -65,7 +65,7 @@ def test_a_command_whose_time_is_over_ends_when_that_is_marked(admin: Admin, pho
     assert command.finished_at == command.expires_at
 
 
-def test_a_late_report_changes_nothing_of_what_is_written(admin: Admin, phone: Phone) -> None:
+def test_a_late_report_does_not_change_the_stored_end(admin: Admin, phone: Phone) -> None:
     request_id = admin.command(to=phone).json["request_id"]
     let_pass(hours=2)
     queue.expire(10)
@@ -83,7 +83,7 @@ def test_a_cancellation_is_part_of_the_end(admin: Admin, phone: Phone) -> None:
     assert told(events) == [(request_id, "ping", "cancelled", "cancelled", 1)]
 
 
-def test_what_ended_long_ago_is_written_down_without_a_word(admin: Admin, phone: Phone) -> None:
+def test_the_end_of_an_old_command_is_stored_without_a_log_line(admin: Admin, phone: Phone) -> None:
     """As after an upgrade from a version that wrote nothing down."""
     request_id = admin.command(to=phone).json["request_id"]
     phone.report(request_id, "succeeded")
@@ -94,7 +94,7 @@ def test_what_ended_long_ago_is_written_down_without_a_word(admin: Admin, phone:
     assert admin.get(f"/admin/commands/{request_id}").json["outcome"] == "succeeded"
 
 
-def test_two_dispatchers_tell_of_an_end_once(admin: Admin, phone: Phone) -> None:
+def test_two_dispatchers_log_an_end_once(admin: Admin, phone: Phone) -> None:
     for _ in range(20):
         phone.report(admin.command(to=phone).json["request_id"], "succeeded")
     with structlog.testing.capture_logs() as events:
@@ -104,7 +104,7 @@ def test_two_dispatchers_tell_of_an_end_once(admin: Admin, phone: Phone) -> None
     assert len(told(events)) == len(set(told(events))) == 20
 
 
-def test_an_end_that_is_rolled_back_is_not_told(admin: Admin, phone: Phone) -> None:
+def test_an_end_that_is_rolled_back_is_not_logged(admin: Admin, phone: Phone) -> None:
     phone.report(admin.command(to=phone).json["request_id"], "succeeded")
     with structlog.testing.capture_logs() as events, transaction.atomic():
         assert finishing.finish_recent(10) == 1

@@ -24,7 +24,7 @@ from tests.support.moments import releasing_connection, waiting
     ("locked", "waits", "goes_on"),
     [(Delivery, "/v1/action-result", "/v1/heartbeat"), (Presence, "/v1/heartbeat", "/v1/action-result")],
 )
-def test_what_one_batch_waits_for_does_not_hold_up_the_other(
+def test_a_batch_does_not_wait_for_the_lock_of_another_batch(
     admin: Admin, phone: Phone, monkeypatch: pytest.MonkeyPatch, locked: Any, waits: str, goes_on: str
 ) -> None:
     phone.heartbeat()  # The first use of its token is noted in its device's row, by whichever comes first.

@@ -54,7 +54,7 @@ def test_a_command_has_no_outcome_while_anything_of_it_is_open(admin: Admin, pho
         (("failed", None), "failed"),
     ],
 )
-def test_what_phones_reported_in_time_decides_the_outcome(
+def test_reports_in_time_decide_the_outcome(
     admin: Admin, phone: Phone, words: tuple[str | None, ...], outcome: str
 ) -> None:
     phones = [phone, admin.enrol("phone-2")]
@@ -67,7 +67,7 @@ def test_what_phones_reported_in_time_decides_the_outcome(
     assert standing(admin, request_id) == ("completed", outcome)
 
 
-def test_a_wipe_that_lapsed_is_expired_and_never_listed_as_completed(admin: Admin, phone: Phone) -> None:
+def test_a_wipe_whose_time_is_over_is_expired_and_never_listed_as_completed(admin: Admin, phone: Phone) -> None:
     request_id = issue(admin, phone, "wipe", expires_in_seconds=60)
     let_pass(hours=2)
     assert Delivery.objects.get().state == "pending"
@@ -84,7 +84,7 @@ def test_a_late_final_report_changes_neither_state_nor_outcome(admin: Admin, pho
     assert standing(admin, request_id) == ("expired", "expired")
 
 
-def test_a_cancelled_command_says_what_it_came_to_before(admin: Admin, phone: Phone) -> None:
+def test_a_cancelled_command_has_the_outcome_from_before(admin: Admin, phone: Phone) -> None:
     request_id = issue(admin, [phone, admin.enrol("phone-2")])
     phone.report(request_id, "succeeded")
     admin.post(f"/admin/commands/{request_id}/cancel")
@@ -92,7 +92,7 @@ def test_a_cancelled_command_says_what_it_came_to_before(admin: Admin, phone: Ph
 
 
 @pytest.mark.parametrize("by", ["cancel", "supersede", "revoke"])
-def test_a_command_of_which_all_was_withdrawn_is_cancelled(admin: Admin, phone: Phone, by: str) -> None:
+def test_a_command_whose_deliveries_are_all_withdrawn_is_cancelled(admin: Admin, phone: Phone, by: str) -> None:
     request_id = issue(admin, phone)
     if by == "cancel":
         admin.post(f"/admin/commands/{request_id}/cancel")
@@ -157,7 +157,7 @@ def assert_said(admin: Admin, stands: dict[str, tuple[str, str | None]]) -> None
         assert (detail["state"], detail["outcome"]) == stands[key]
 
 
-def test_an_outcome_that_there_is_not_is_refused(admin: Admin) -> None:
+def test_an_unknown_outcome_is_refused(admin: Admin) -> None:
     answer = admin.get("/admin/commands?outcome=completed")
     assert (answer.status, answer.json["errors"][0]["loc"]) == (422, ["query", "outcome"])
 
@@ -166,7 +166,7 @@ def test_an_outcome_that_there_is_not_is_refused(admin: Admin) -> None:
     ("action", "seconds"),
     [("ping", 600), ("reboot", HOUR), ("lock", 28 * 24 * HOUR), ("wipe", 28 * 24 * HOUR)],
 )
-def test_how_long_phones_have_depends_on_the_action_unless_it_is_said(
+def test_the_default_of_expires_in_seconds_depends_on_the_action(
     admin: Admin, phone: Phone, action: str, seconds: int
 ) -> None:
     said: list[tuple[dict[str, Any], int]] = [

@@ -54,7 +54,7 @@ def count(phone: Phone) -> int:
     return Device.objects.get(id=phone.device_id).push_failures
 
 
-def test_pushing_fails_after_five_failures_in_a_row_across_deliveries(admin: Admin, pushed: Phone) -> None:
+def test_push_is_failing_after_five_failures_in_a_row_across_deliveries(admin: Admin, pushed: Phone) -> None:
     push(admin, pushed, times=3)
     push(admin, pushed)
     assert push_of(admin, pushed) == "ok"
@@ -81,7 +81,7 @@ def test_a_push_that_is_accepted_ends_the_row(admin: Admin, pushed: Phone, fcm: 
         "missing", "hang", "oauth",
     ],
 )  # fmt: skip
-def test_whatever_ends_a_push_but_fcms_acceptance_counts(
+def test_every_end_of_a_push_except_acceptance_counts(
     admin: Admin, fcm: FcmStandin, monkeypatch: pytest.MonkeyPatch, word: str
 ) -> None:
     monkeypatch.setattr("commands.push.fcm.TIMEOUT_SECONDS", 0.2 if word == "hang" else 10)
@@ -122,7 +122,9 @@ def _written_by_the_version_before(admin: Admin, phone: Phone) -> None:
 @pytest.mark.parametrize(
     "change", [_another, _none_and_the_same_again, _registered_again, _written_by_the_version_before]
 )
-def test_another_push_token_counts_anew(admin: Admin, pushed: Phone, change: Callable[[Admin, Phone], None]) -> None:
+def test_another_push_token_sets_the_count_to_zero(
+    admin: Admin, pushed: Phone, change: Callable[[Admin, Phone], None]
+) -> None:
     push(admin, pushed, times=5)
     change(admin, pushed)
     assert push_of(admin, pushed) == "ok"
@@ -132,13 +134,13 @@ def test_another_push_token_counts_anew(admin: Admin, pushed: Phone, change: Cal
     assert push_of(admin, pushed) == "failing"
 
 
-def test_the_same_push_token_sent_again_is_as_it_was(admin: Admin, pushed: Phone) -> None:
+def test_the_same_push_token_sent_again_keeps_the_count(admin: Admin, pushed: Phone) -> None:
     push(admin, pushed, times=5)
     pushed.heartbeat(push_token="ok-1")
     assert push_of(admin, pushed) == "failing"
 
 
-def test_a_phone_that_takes_over_a_failing_push_token_counts_anew(admin: Admin, pushed: Phone) -> None:
+def test_a_phone_that_takes_over_a_failing_push_token_has_a_count_of_zero(admin: Admin, pushed: Phone) -> None:
     push(admin, pushed, times=5)
     other = admin.enrol("phone-2", push_token="ok-1")
     assert (push_of(admin, pushed), push_of(admin, other)) == ("none", "ok")
@@ -182,14 +184,16 @@ def test_a_batch_that_is_recorded_twice_counts_once(admin: Admin, pushed: Phone)
     assert count(pushed) == 3
 
 
-def test_an_answer_about_an_earlier_push_token_says_nothing_of_the_present_one(admin: Admin, pushed: Phone) -> None:
+def test_an_answer_about_an_earlier_push_token_does_not_count_for_the_present_one(admin: Admin, pushed: Phone) -> None:
     claimed = claims(admin, pushed, 5)
     pushed.heartbeat(push_token="ok-2")
     outbox.record_attempts(list(map(failed, claimed)))
     assert (push_of(admin, pushed), count(pushed)) == ("ok", 0)
 
 
-def test_pushes_that_never_left_do_not_count(admin: Admin, fcm: FcmStandin, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pushes_that_were_never_sent_do_not_count(
+    admin: Admin, fcm: FcmStandin, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("commands.push.dispatcher.SLOTS", 1)
     fleet(admin, "unavailable-", 25)
     assert dispatched(fcm).circuit.state == circuit_breaker.OPEN

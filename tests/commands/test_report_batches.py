@@ -42,7 +42,7 @@ def told(answer: Answer) -> Any:
     return tuple(answer.json[name] for name in ("state", "duplicate", "late"))
 
 
-def test_each_report_of_a_batch_gets_the_answer_that_is_its_own(admin: Admin, fleet: list[Phone]) -> None:
+def test_each_report_of_a_batch_gets_its_own_answer(admin: Admin, fleet: list[Phone]) -> None:
     first, again, running, late, cancelled, unknown, revoked, wrong, _, deferred, failed, other = fleet
     old = admin.command(to=[late]).json["request_id"]
     let_pass(hours=2)
@@ -111,7 +111,7 @@ def test_a_report_that_the_database_refuses_fails_alone(
     assert Delivery.objects.filter(state="succeeded").count() == 11
 
 
-def test_a_whole_batch_that_finds_no_database_is_told_so(
+def test_a_whole_batch_that_finds_no_database_is_503(
     admin: Admin, fleet: list[Phone], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request_id = admin.command(to=fleet).json["request_id"]
@@ -125,7 +125,7 @@ def test_a_whole_batch_that_finds_no_database_is_told_so(
     assert {int(answer.headers["retry-after"]) >= 1 for answer in answers} == {True}
 
 
-def test_a_wipe_that_worked_retires_its_device_beside_others_in_the_batch(admin: Admin, fleet: list[Phone]) -> None:
+def test_a_successful_wipe_retires_its_device_next_to_others_in_the_batch(admin: Admin, fleet: list[Phone]) -> None:
     request_id = admin.command("wipe", to=fleet[:3], expect_count=3).json["request_id"]
     ping = admin.command(to=fleet[3:]).json["request_id"]
     calls = [word(fleet[0], request_id), word(fleet[1], request_id, "failed"), word(fleet[2], request_id, "running")]
@@ -141,7 +141,7 @@ LIMIT: Final = 40
 """Of which a twentieth, 2, is the process's own."""
 
 
-def test_the_limit_of_a_device_is_exact_however_many_of_its_reports_come_at_once(
+def test_the_limit_of_a_device_is_exact_for_any_number_of_simultaneous_reports(
     admin: Admin, fleet: list[Phone], settings: Settings
 ) -> None:
     settings.DEVICE_RATE_LIMIT = f"{LIMIT}/h"
@@ -153,7 +153,7 @@ def test_the_limit_of_a_device_is_exact_however_many_of_its_reports_come_at_once
     assert {answer.status for answer in answers[len(own) :]} == {200}
 
 
-def test_who_guesses_at_a_token_does_not_use_up_the_reports_of_its_device(
+def test_guesses_at_a_token_do_not_use_up_the_reports_of_its_device(
     admin: Admin, phone: Phone, settings: Settings
 ) -> None:
     settings.DEVICE_RATE_LIMIT = f"{LIMIT}/h"
@@ -172,7 +172,7 @@ def batch_of(phone: Phone, request_id: str) -> report_intake._Waiting:
     return report_intake._Waiting(token, UUID(request_id), ReportInput(ReportStatus.SUCCEEDED))
 
 
-def test_beyond_a_bound_nothing_waits_and_when_it_stops_everything_that_waits_is_recorded(
+def test_over_the_limit_nothing_waits_and_a_stop_records_everything_that_waits(
     admin: Admin, fleet: list[Phone], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request_id = admin.command(to=fleet).json["request_id"]
@@ -210,7 +210,7 @@ def test_no_work_is_done_for_a_client_that_has_left(admin: Admin, fleet: list[Ph
     assert Delivery.objects.filter(state="succeeded").count() == 7
 
 
-def test_who_is_refused_is_told_to_come_again_at_different_times(
+def test_refused_reports_get_different_values_of_retry_after(
     admin: Admin, fleet: list[Phone], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Spread over as long as it takes to record all of them: a second each, here."""

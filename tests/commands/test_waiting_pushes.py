@@ -78,7 +78,7 @@ def pushed_to(standin: FcmStandin) -> list[str]:
     return [str(send.message["token"]) for send in standin.journal.sends()]
 
 
-def test_what_is_cancelled_while_it_waits_for_its_turn_does_not_leave(
+def test_a_push_that_is_cancelled_while_it_waits_is_not_sent(
     admin: Admin, fcm: FcmStandin, phones: list[Phone], one_at_a_time: None
 ) -> None:
     request_id = Delivery.objects.values_list("command_id", flat=True)[0]
@@ -89,7 +89,7 @@ def test_what_is_cancelled_while_it_waits_for_its_turn_does_not_leave(
     assert Delivery.objects.filter(state="cancelled", next_attempt_at=None, failure_count=0).count() == PHONES
 
 
-def test_what_is_due_to_a_phone_that_is_revoked_meanwhile_does_not_leave(
+def test_a_push_to_a_phone_that_is_revoked_meanwhile_is_not_sent(
     admin: Admin, fcm: FcmStandin, phones: list[Phone], one_at_a_time: None
 ) -> None:
     def revoke_all() -> None:
@@ -100,7 +100,7 @@ def test_what_is_due_to_a_phone_that_is_revoked_meanwhile_does_not_leave(
     assert len(fcm.journal) == 1
 
 
-def test_a_phone_with_a_new_push_token_meanwhile_is_pushed_to_by_that_one_alone(
+def test_a_push_that_waits_is_sent_only_to_the_new_push_token(
     fcm: FcmStandin, phones: list[Phone], one_at_a_time: None
 ) -> None:
     def renew_all() -> None:
@@ -113,7 +113,7 @@ def test_a_phone_with_a_new_push_token_meanwhile_is_pushed_to_by_that_one_alone(
     assert not Delivery.objects.exclude(push_state="accepted").exists()
 
 
-def test_what_is_answered_by_heartbeat_while_it_waits_for_its_turn_does_not_leave(
+def test_a_push_whose_phone_reports_while_it_waits_is_not_sent(
     fcm: FcmStandin, phones: list[Phone], one_at_a_time: None
 ) -> None:
     def answer_all() -> None:
@@ -125,7 +125,7 @@ def test_what_is_answered_by_heartbeat_while_it_waits_for_its_turn_does_not_leav
     assert len(fcm.journal) == 1
 
 
-def test_a_dispatcher_that_is_stopped_gives_back_what_waits_for_its_turn(
+def test_a_dispatcher_that_stops_returns_its_waiting_pushes(
     fcm: FcmStandin, phones: list[Phone], one_at_a_time: None
 ) -> None:
     async def stopped(sender: Sender) -> None:
@@ -142,7 +142,7 @@ def test_a_dispatcher_that_is_stopped_gives_back_what_waits_for_its_turn(
     assert {attempt.detail for attempt in stayed} == {"not sent: the dispatcher stopped while it waited for its turn"}
 
 
-def test_what_has_waited_until_its_lease_is_nearly_over_is_given_back_and_claimed_anew(
+def test_a_push_whose_lease_is_nearly_over_is_returned_and_claimed_again(
     fcm: FcmStandin, phones: list[Phone], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("commands.push.dispatcher.SLOTS", 1)
@@ -155,7 +155,7 @@ def test_what_has_waited_until_its_lease_is_nearly_over_is_given_back_and_claime
     assert not Delivery.objects.exclude(push_state="accepted").exists()
 
 
-def test_pushes_leave_though_a_task_waits_for_a_lock(admin: Admin, fcm: FcmStandin, phones: list[Phone]) -> None:
+def test_pushes_are_sent_while_a_task_waits_for_a_lock(admin: Admin, fcm: FcmStandin, phones: list[Phone]) -> None:
     task = PeriodicTask("retention", 3600, lambda: retention.prune(timedelta(days=90), 10))
 
     def wait_and_issue() -> None:
@@ -179,7 +179,7 @@ def test_pushes_leave_though_a_task_waits_for_a_lock(admin: Admin, fcm: FcmStand
     assert Delivery.objects.filter(push_state="accepted").count() == 2 * PHONES
 
 
-def test_a_sweep_goes_on_while_there_is_a_full_batch_of_it(fcm: FcmStandin, phones: list[Phone]) -> None:
+def test_a_periodic_task_continues_while_its_batches_are_full(fcm: FcmStandin, phones: list[Phone]) -> None:
     Delivery.objects.update(open_until=Now())
     done = 0
 

@@ -15,7 +15,7 @@ CLIENTS: Final = 100
 TURNS: Final = 20
 
 
-def test_connections_that_wait_are_taken_together() -> None:
+def test_waiting_connections_are_accepted_together() -> None:
     async def taken() -> int:
         config = uvicorn.Config(application, http=Protocol, ws="none", log_config=None, lifespan="off")
         config.load()

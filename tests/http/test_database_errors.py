@@ -32,7 +32,7 @@ UNAVAILABLE = (503, "database_unavailable")
         ("XX000", (500, "internal")),  # PostgreSQL's own mistake
     ],
 )
-def test_an_error_is_answered_by_what_it_means(
+def test_an_error_is_answered_by_its_meaning(
     admin: Admin, monkeypatch: pytest.MonkeyPatch, code: str, status_and_code: tuple[int, str]
 ) -> None:
     def fail() -> None:

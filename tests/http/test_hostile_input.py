@@ -202,7 +202,7 @@ def _marked(value: Json, way: tuple[Json, ...]) -> Json:
 
 
 @pytest.mark.parametrize("label", OPERATIONS)
-def test_whatever_is_sent_is_answered_as_the_document_says(
+def test_every_request_is_answered_as_the_document_says(
     world: World, label: str, record_property: Callable[[str, Any], None]
 ) -> None:
     operation = OPERATIONS[label]

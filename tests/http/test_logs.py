@@ -52,14 +52,14 @@ def test_a_registration_that_postgresql_refuses_is_not_in_the_log(admin: Admin, 
         assert secret not in written.getvalue().decode()
 
 
-def test_a_value_that_does_not_fit_is_not_told(db: None) -> None:
+def test_a_value_that_does_not_fit_is_not_logged(db: None) -> None:
     with pytest.raises(DataError) as raised:
         database.rows("SELECT %s::uuid", ["secret"])
     assert "secret" in str(raised.value)
     assert safe_message(raised.value) == "SQLSTATE 22P02"
 
 
-def test_what_is_wrong_with_the_database_itself_is_told() -> None:
+def test_a_fault_of_the_database_itself_is_logged() -> None:
     with pytest.raises(psycopg.OperationalError) as raised:
         psycopg.connect("host=/nowhere connect_timeout=1")
     assert "/nowhere" in safe_message(raised.value)

@@ -38,7 +38,7 @@ def test_a_malformed_id_in_a_path_is_not_found(admin: Admin, settings: Settings,
 
 
 @pytest.mark.parametrize("path", [path for path in PATHS if path.startswith("/admin/")])
-def test_head_is_refused_under_admin_with_the_methods_that_there_are(admin: Admin, path: str) -> None:
+def test_head_is_refused_under_admin_with_the_allowed_methods(admin: Admin, path: str) -> None:
     target = path.replace("{tag}", "lobby")
     target = re.sub(r"{\w+}", ID, target)
     for headers in ({}, admin.headers("HEAD", target, b"")):

@@ -96,7 +96,7 @@ BY_THE_GUARD: Final[dict[str, tuple[str, str, Any, dict[str, str], int, str]]] =
 
 
 @pytest.mark.parametrize("refused", BY_THE_GUARD.values(), ids=BY_THE_GUARD)
-def test_what_the_guard_refuses_leaves_a_line(client: Client, log: Log, refused: Any) -> None:
+def test_a_refusal_of_the_guard_is_one_line(client: Client, log: Log, refused: Any) -> None:
     method, path, body, headers, status, code = refused
     answer = client.request(method, path, body, headers)
     assert answer.status == status
@@ -119,7 +119,7 @@ BY_THE_API: Final[dict[str, tuple[str, str, Any, dict[str, str]]]] = {
 
 @pytest.mark.django_db
 @pytest.mark.parametrize(("method", "path", "body", "told"), BY_THE_API.values(), ids=BY_THE_API)
-def test_what_the_api_refuses_leaves_a_line(
+def test_a_refusal_of_the_api_is_one_line(
     client: Client, log: Log, method: str, path: str, body: Any, told: dict[str, str]
 ) -> None:
     answer = client.request(method, path, body, {"X-Correlation-ID": "order-4711"})
@@ -128,7 +128,7 @@ def test_what_the_api_refuses_leaves_a_line(
 
 
 @pytest.mark.django_db(transaction=True)
-def test_what_the_admin_site_and_its_files_refuse_leaves_a_line(log: Log) -> None:
+def test_a_refusal_of_the_admin_site_and_its_files_is_one_line(log: Log) -> None:
     forged = Visitor("192.0.2.1").request(
         "POST", "/django-admin/login/", b"username=x", {"Content-Type": "application/x-www-form-urlencoded"}
     )
@@ -144,7 +144,7 @@ def no_database(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("django.db.connection.ensure_connection", Mock(side_effect=OperationalError("refused")))
 
 
-def test_what_cannot_be_done_leaves_a_line(client: Client, settings: Settings, log: Log, no_database: None) -> None:
+def test_a_503_is_one_line(client: Client, settings: Settings, log: Log, no_database: None) -> None:
     admin = Admin(client, settings.ADMIN_KEYS[0], settings.HMAC_SECRETS[0])
     refused, unready = admin.get("/admin/summary"), client.request("GET", "/readyz")
     first, second = log.lines
@@ -154,12 +154,12 @@ def test_what_cannot_be_done_leaves_a_line(client: Client, settings: Settings, l
     assert_tells_of(second, unready, code="not_ready", method="GET", route="/readyz")
 
 
-def test_what_is_answered_well_leaves_none(admin: Admin, phone: Phone, log: Log) -> None:
+def test_a_good_answer_has_no_line(admin: Admin, phone: Phone, log: Log) -> None:
     assert phone.heartbeat().status == admin.get("/admin/summary").status == 200
     assert log.lines == []
 
 
-def test_a_signed_request_is_told_with_its_principal_and_the_place_of_its_error(
+def test_a_signed_request_is_logged_with_its_principal_and_the_place_of_its_error(
     admin: Admin, log: Log, settings: Settings
 ) -> None:
     wrong = admin.post("/admin/command", {"action": "ping", "target": {"tags": ["!"]}})
@@ -187,9 +187,7 @@ def refused_requests_of(phone: Phone, admin: Admin) -> dict[str, Answer]:
     }
 
 
-def test_a_refused_phone_is_told_by_its_device_id_whatever_it_is_refused_for(
-    admin: Admin, phone: Phone, log: Log
-) -> None:
+def test_a_refused_phone_is_logged_with_its_device_id_for_every_reason(admin: Admin, phone: Phone, log: Log) -> None:
     answers = refused_requests_of(phone, admin)
     admin.post(f"/admin/devices/{phone.device_id}/revoke")
     answers["device_revoked"] = phone.heartbeat()
@@ -201,7 +199,7 @@ def test_a_refused_phone_is_told_by_its_device_id_whatever_it_is_refused_for(
     assert {line["device_id"] for line in lines} == {phone.device_id}
 
 
-def test_a_rotated_token_tells_its_device_too(phone: Phone, log: Log) -> None:
+def test_a_rotated_token_identifies_its_device_too(phone: Phone, log: Log) -> None:
     rotated = phone.rotate().json["device_token"]
     phone.send("/v1/heartbeat", b"{", rotated)
     assert log.line["device_id"] == phone.device_id
@@ -217,7 +215,7 @@ def test_a_token_with_another_secret_names_no_device(admin: Admin, phone: Phone,
     assert last_refusal(admin, phone) is None
 
 
-def test_a_refused_registration_is_told_with_its_enrollment_token_and_the_device_that_has_the_hardware(
+def test_a_refused_registration_is_logged_with_its_enrollment_token_and_the_device_with_that_hardware_id(
     admin: Admin, phone: Phone, log: Log
 ) -> None:
     text = admin.enrollment_token(max_uses=2)
@@ -238,7 +236,7 @@ def test_a_refused_registration_is_told_with_its_enrollment_token_and_the_device
     assert told[0]["address"] == "192.0.2.7"
 
 
-def test_phones_that_are_refused_with_one_enrollment_token_are_told_apart(admin: Admin, log: Log) -> None:
+def test_phones_refused_with_one_enrollment_token_have_separate_lines(admin: Admin, log: Log) -> None:
     phones, bearer = admin.enrol_fleet(2), {"Authorization": f"Bearer {admin.enrollment_token(max_uses=2)}"}
     send_together(
         *((Client(), "POST", "/v1/register", {"hardware_id": phone.hardware_id}, bearer) for phone in phones),
@@ -344,7 +342,7 @@ def test_a_flood_of_addresses_shares_a_line_for_each_code_and_nothing_grows(
     assert told(log.lines) == [("192.0.2.0", 1), ("192.0.2.1", 1), ("192.0.2.2", 1), (None, 1), (None, 96)]
 
 
-def test_invented_tokens_beyond_what_is_looked_up_at_once_are_logged_by_their_address(
+def test_invented_tokens_over_the_limit_of_a_look_up_are_logged_by_their_address(
     phone: Phone, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nexmdm.http.refused_devices.CLAIMS", 3)
@@ -391,9 +389,7 @@ def test_the_last_refusal_is_that_of_the_device_that_has_the_hardware(admin: Adm
     assert last_refusal(admin, phone)["code"] == "device_revoked"
 
 
-def test_a_service_that_cannot_answer_is_no_last_refusal(
-    admin: Admin, phone: Phone, log: Log, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_503_is_no_last_refusal(admin: Admin, phone: Phone, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("devices.check_in.WAITING_LIMIT", 0)
     assert phone.heartbeat().code == "overloaded"
     assert last_refusal(admin, phone) is None
@@ -419,7 +415,7 @@ def seconds_pass(clock: Clock, seconds: float) -> None:
     let_pass(seconds=seconds)
 
 
-def test_an_older_refusal_never_takes_the_place_of_a_later_one(admin: Admin, phone: Phone, clock: Clock) -> None:
+def test_an_older_refusal_never_replaces_a_later_one(admin: Admin, phone: Phone, clock: Clock) -> None:
     phone.send("/v1/heartbeat", b"{")
     clock.now += 600
     later = LastRefusal(device_id=phone.device_id, at=Now(), route="/v1/register", code="hardware_known")
@@ -429,7 +425,7 @@ def test_an_older_refusal_never_takes_the_place_of_a_later_one(admin: Admin, pho
 
 
 @pytest.mark.parametrize("error", [OperationalError("gone"), LookupError("gone")])
-def test_a_refusal_is_answered_and_logged_though_it_can_be_neither_looked_up_nor_written(
+def test_a_refusal_is_answered_and_logged_even_if_its_device_cannot_be_looked_up_or_written(
     phone: Phone, log: Log, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     monkeypatch.setattr("nexmdm.http.refused_devices.run_in_db_thread", AsyncMock(side_effect=error))
@@ -467,7 +463,7 @@ def test_neither_an_answer_nor_the_end_of_the_process_waits_long_for_a_look_up(
     assert (log.line["code"], "device_id" in log.line) == ("invalid_json", False)
 
 
-def test_a_refusal_that_cannot_be_logged_is_answered_all_the_same(
+def test_a_refusal_that_cannot_be_logged_is_still_answered(
     client: Client, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nexmdm.http.refusals._log", Mock(side_effect=RuntimeError))

@@ -142,7 +142,7 @@ def test_a_forgetful_proxy_forwards_only_new_connections(proxied: Proxied) -> No
     assert hears_nothing(server)
 
 
-def test_what_a_proxy_points_to_is_where_new_connections_go(proxied: Proxied) -> None:
+def test_new_connections_go_to_the_target_of_a_proxy(proxied: Proxied) -> None:
     client, server = proxied.pair()
     other = proxied.listening()
     proxied.proxy.point_to(other.getsockname()[1])
@@ -167,7 +167,7 @@ def values(server: PostgresServer) -> list[int]:
         return [value for (value,) in connection.execute("SELECT value FROM number ORDER BY value")]
 
 
-def test_a_standby_takes_over_and_its_old_primary_comes_back_in_both_ways(tmp_path: Path) -> None:
+def test_a_standby_is_promoted_and_its_old_primary_returns_in_both_ways(tmp_path: Path) -> None:
     with PostgresServers(tmp_path, durable=False) as servers:
         pair = PostgresPair.made_by(servers)
         first, second = pair.primary, pair.standby
@@ -191,7 +191,7 @@ def test_a_standby_takes_over_and_its_old_primary_comes_back_in_both_ways(tmp_pa
             write(first.url, INSERT, 0)
 
 
-def test_a_commit_waits_for_whichever_standby_there_is(tmp_path: Path) -> None:
+def test_a_commit_waits_for_the_present_standby(tmp_path: Path) -> None:
     with PostgresServers(tmp_path, durable=False) as servers:
         pair = PostgresPair.made_by(servers)
         for number in range(2):

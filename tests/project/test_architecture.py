@@ -55,7 +55,7 @@ def test_imports_stand_at_the_top_of_their_module() -> None:
     assert wrong == []
 
 
-def test_only_a_few_modules_look_at_the_applications_clock() -> None:
+def test_only_a_few_modules_read_the_applications_clock() -> None:
     """All other times are the database's: processes whose clocks differ agree on everything but a signature's age."""
     reading = {
         "time.time",
@@ -91,7 +91,7 @@ def test_no_file_is_too_long_to_be_about_one_thing() -> None:
     assert {path: length for path, length in lengths.items() if length > LONGEST_FILE} == {}
 
 
-def test_no_folder_has_too_many_modules_side_by_side_and_each_says_what_it_holds() -> None:
+def test_no_folder_has_too_many_modules_and_each_describes_its_content() -> None:
     packages = [path.parent for path in sources(*PRODUCT) if path.name == "__init__.py"]
     counts = {str(folder.relative_to(ROOT)): len(list(folder.glob("[!_]*.py"))) for folder in packages}
     assert {folder: count for folder, count in counts.items() if count > MOST_MODULES} == {}
@@ -100,7 +100,7 @@ def test_no_folder_has_too_many_modules_side_by_side_and_each_says_what_it_holds
     ] == []
 
 
-def test_each_module_says_what_it_is_for() -> None:
+def test_each_module_describes_its_purpose() -> None:
     wrong = [
         str(path.relative_to(ROOT))
         for path in sources(*OURS)

@@ -70,7 +70,7 @@ def test_every_setting_is_on_its_page_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("path", [*DEPLOYMENT, *OPERATIONS.glob("*.md")], ids=name_of)
-def test_every_variable_that_operators_are_told_to_set_is_one(path: Path) -> None:
+def test_every_variable_that_a_document_names_exists(path: Path) -> None:
     text = code(path)
     named = set(re.findall(r"(?:^|[\s\"'])([A-Z]+_[A-Z_]+)\s?[=:]", text, re.MULTILINE))
     named |= set(re.findall(r"^([A-Z]+_[A-Z_]+)$", text, re.MULTILINE))

@@ -45,7 +45,7 @@ def test_named_admins_are_served_on_the_embedded_default_which_generates_nothing
         assert not [secret for secret in named.values() if secret in serving.said]
 
 
-def test_named_admins_are_fit_for_production(db: None) -> None:
+def test_named_admins_are_accepted_in_production(db: None) -> None:
     done = run_in_production(MANAGE, "check", "--deploy", "--fail-level", "WARNING", **PAIR, **ROTATING)
     assert (done.returncode, "no issues" in done.stdout) == (0, True), done.stderr
 
@@ -84,7 +84,7 @@ WRONG: Final[dict[str, tuple[dict[str, str], str, str]]] = {
 
 
 @pytest.mark.parametrize(("variables", "fault", "named"), WRONG.values(), ids=WRONG)
-def test_a_named_admin_that_cannot_be_right_is_refused(
+def test_an_invalid_named_admin_is_refused(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], fault: str, named: str
 ) -> None:
     for variable, value in variables.items():
@@ -97,7 +97,7 @@ def test_a_named_admin_that_cannot_be_right_is_refused(
 
 
 @pytest.mark.parametrize("argv", EVERY_START)
-def test_a_named_admin_that_cannot_be_right_stops_every_start_in_production(db: None, argv: tuple[str, ...]) -> None:
+def test_an_invalid_named_admin_stops_every_start_in_production(db: None, argv: tuple[str, ...]) -> None:
     done = run_in_production(*argv, **given("ADMIN_KEY_X"))
     assert_stopped(done.returncode, done.stderr, given("ADMIN_KEY_X"))
     assert f"({ConfigError.MISSING}) HMAC_SECRET_X " in done.stderr

@@ -95,7 +95,7 @@ def has_every_row(folder: Path) -> bool:
 
 
 @needs_bash
-def test_what_is_restored_on_a_database_of_ones_own_has_every_row_and_serves_its_phones(
+def test_a_restore_into_an_own_database_has_every_row_and_serves_its_phones(
     serving: Serving,
 ) -> None:
     phone, request_id = used(serving)
@@ -117,7 +117,7 @@ def test_what_is_restored_on_a_database_of_ones_own_has_every_row_and_serves_its
 
 
 @needs_bash
-def test_what_is_restored_on_the_embedded_database_has_every_row_and_serves_its_phones(
+def test_a_restore_into_the_embedded_database_has_every_row_and_serves_its_phones(
     serving: Serving, tmp_path: Path
 ) -> None:
     phone, request_id = used(serving)

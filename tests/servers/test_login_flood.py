@@ -53,7 +53,7 @@ def open_with_a_made_up_session(url: str, number: int) -> list[httpx.Response]:
 
 
 @pytest.mark.parametrize("client", [log_in, open_with_a_made_up_session])
-def test_the_api_goes_on_and_every_answer_of_the_site_is_a_page_or_a_problem(
+def test_the_api_continues_and_every_answer_of_the_site_is_a_page_or_a_problem(
     serving: Serving, client: Callable[[str, int], list[httpx.Response]]
 ) -> None:
     calls = 0

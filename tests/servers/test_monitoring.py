@@ -107,7 +107,7 @@ def grouped_by(expression: str) -> set[str]:
 
 
 @pytest.mark.parametrize("name", EXPRESSIONS)
-def test_an_expression_asks_for_what_there_is(exposed: Series, name: str) -> None:
+def test_an_expression_uses_existing_metrics_and_labels(exposed: Series, name: str) -> None:
     expression = EXPRESSIONS[name]
     labels: set[str] = set()
     for selector in selectors(expression):
@@ -138,7 +138,7 @@ def test_every_metric_of_ours_is_on_the_dashboard(exposed: Series) -> None:
     assert families == {re.sub(r"_(bucket|sum|count|total)$", "", name) for name in shown if name.startswith("nexmdm_")}
 
 
-def test_every_metric_of_ours_is_told_of(exposed: Series) -> None:
+def test_every_metric_of_ours_is_documented(exposed: Series) -> None:
     told = (DOCS / "monitoring.md").read_text()
     families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in exposed if name.startswith("nexmdm_")}
     assert [name for name in families if name not in told and name != "nexmdm_database_connections_limit"] == []
@@ -160,14 +160,14 @@ def test_the_dashboard_fits_together() -> None:
     assert used == variables
 
 
-def test_an_alert_says_how_bad_it_is_and_what_to_do() -> None:
+def test_an_alert_has_a_severity_and_a_remedy() -> None:
     assert len({rule["alert"] for rule in ALERTS}) == len(ALERTS)
     for rule in ALERTS:
         assert rule["labels"]["severity"] in ("warning", "critical")
         assert rule["annotations"].keys() == {"summary", "description"}
 
 
-def test_an_alert_names_panels_that_there_are() -> None:
+def test_an_alert_names_existing_panels() -> None:
     titles = {panel["title"] for panel in panels()}
     for rule in ALERTS:
         assert set(re.findall(r'"([^"]+)"', rule["annotations"]["description"])) <= titles

@@ -104,7 +104,7 @@ def closed(administrator: psycopg.Connection) -> Iterator[str]:
     administrator.execute("DROP ROLE guest")
 
 
-def test_a_role_that_may_not_create_tables_is_told_so_in_one_line(closed: str) -> None:
+def test_a_role_that_may_not_create_tables_gets_an_error_of_one_line(closed: str) -> None:
     done = run_in_production(MANAGE, "migrate", DATABASE_URL=closed)
     assert (done.returncode, "Traceback" in done.stderr) == (1, False)
     assert "permission denied for schema public" in done.stderr.splitlines()[-1]

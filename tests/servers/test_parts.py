@@ -52,7 +52,7 @@ def status(listener: socket.socket) -> int:
     return httpx.get(f"{address(listener)}/healthz", headers={"Host": HOST}, timeout=30).status_code
 
 
-def test_nobody_is_refused_while_the_workers_on_a_socket_restart(
+def test_no_client_is_refused_while_the_workers_on_a_socket_restart(
     variables: dict[str, str], listener: socket.socket
 ) -> None:
     with web_worker(listener, variables):
@@ -63,14 +63,14 @@ def test_nobody_is_refused_while_the_workers_on_a_socket_restart(
             assert waiting.result() == 200
 
 
-def test_a_worker_whose_port_is_taken_says_so(variables: dict[str, str], listener: socket.socket) -> None:
+def test_a_worker_whose_port_is_in_use_ends_with_an_error(variables: dict[str, str], listener: socket.socket) -> None:
     port = str(listener.getsockname()[1])
     done = run("-m", "nexmdm.web", HOST="127.0.0.1", PORT=port, **variables)
     assert done.returncode == 1
     assert done.stderr == f"Cannot listen on HOST 127.0.0.1, PORT {port}: Address already in use. Set another one.\n"
 
 
-def test_the_probe_tells_by_its_exit_status_whether_the_worker_is_well(
+def test_the_exit_status_of_the_probe_shows_whether_the_worker_is_healthy(
     variables: dict[str, str], listener: socket.socket
 ) -> None:
     at = {"HOST": "127.0.0.1", "PORT": str(listener.getsockname()[1]), **variables}

@@ -64,7 +64,7 @@ def pooled_admin(pooled: None) -> Admin:
     return Admin(Client(), django_settings.ADMIN_KEYS[0], django_settings.HMAC_SECRETS[0])
 
 
-def test_the_loop_works_through_a_pooler_that_takes_no_options(pooled_admin: Admin) -> None:
+def test_the_loop_works_through_a_pooler_that_refuses_options(pooled_admin: Admin) -> None:
     phone = pooled_admin.enrol("phone-1", alias="Empfang Süd")
     pooled_admin.command("ping", to=phone)
     (command,) = phone.heartbeat().json["commands"]
@@ -98,7 +98,7 @@ def test_a_statement_is_stopped_at_its_time_out(pooled: None, pooler: str) -> No
         assert other.execute("SHOW statement_timeout").fetchone() == ("0",)
 
 
-def test_options_of_the_url_hold_in_each_transaction(pooler: str, django_db_blocker: DjangoDbBlocker) -> None:
+def test_options_of_the_url_apply_to_each_transaction(pooler: str, django_db_blocker: DjangoDbBlocker) -> None:
     with used_instead(django_db_blocker, f"{pooler}?options=-csearch_path%3Dpublic,pg_temp%20-c%20work_mem%3D5MB"):
         assert shown("search_path", "work_mem") == ["public, pg_temp", "5MB"]
 
@@ -128,7 +128,7 @@ async def listened(until: str) -> tuple[list[str], float]:
     return [line["event"] for line in lines], one.poll_seconds
 
 
-def test_without_a_direct_address_the_dispatcher_looks_more_often_and_says_why(pooled: None) -> None:
+def test_without_a_direct_address_the_dispatcher_polls_more_often_and_logs_why(pooled: None) -> None:
     assert asyncio.run(listened("set DIRECT_DATABASE_URL")) == (["listen.lost"], DEAF_POLL_SECONDS)
 
 
@@ -139,7 +139,7 @@ def test_with_a_direct_address_the_dispatcher_is_woken(
         assert asyncio.run(listened("listen.started")) == (["listen.started"], POLL_SECONDS)
 
 
-def test_a_migration_waits_its_turn_then_names_who_has_it(
+def test_a_migration_waits_for_another_one_then_names_its_session(
     pooled: None, server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(migrate_command, "TURN_SECONDS", 0)
@@ -165,7 +165,7 @@ def test_a_migration_that_waits_has_no_snapshot_for_which_an_index_would_wait(
     assert seen == {None}
 
 
-def test_the_control_loop_holds_as_it_is_through_a_pooler(tmp_path: Path) -> None:
+def test_the_tests_of_the_control_loop_pass_through_a_pooler(tmp_path: Path) -> None:
     done = processes.run(
         *("-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "--pooler", f"--basetemp={tmp_path}"),
         "tests/commands/test_control_loop.py",

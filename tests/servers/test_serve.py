@@ -52,21 +52,21 @@ def processes_of(folder: Path) -> list[str]:
     return found
 
 
-def test_it_is_ready_and_says_what_to_do_first(serve: Serving) -> None:
+def test_it_is_ready_and_prints_what_to_do_first(serve: Serving) -> None:
     assert get(serve, "/readyz") == 200
     assert f"Secrets      {serve.data_dir}/secrets.env" in serve.said
     assert "Firebase is not configured" in serve.said
     assert "manage.py fleet enroll-token" in serve.said
 
 
-def test_it_says_in_one_line_that_it_runs_as_root_and_how_not_to(serve: Serving) -> None:
+def test_it_prints_in_one_line_that_it_runs_as_root_and_the_remedy(serve: Serving) -> None:
     lines = [line for line in serve.said.splitlines() if "run as root" in line]
     assert len(lines) == (1 if os.geteuid() == 0 else 0)
     assert all("chown -R ACCOUNT" in line and "su ACCOUNT -c 'make -C" in line for line in lines)
 
 
 @pytest.mark.parametrize(("uid", "said"), [(0, True), (1000, False)])
-def test_only_root_is_told_how_to_run_it_as_another_account(
+def test_only_root_sees_how_to_run_it_as_another_account(
     monkeypatch: pytest.MonkeyPatch, settings: Settings, uid: int, said: bool
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: uid)
@@ -98,7 +98,7 @@ def test_signals_that_repeat_do_not_break_the_stop(serve: Serving) -> None:
     assert processes_of(serve.data_dir) == []
 
 
-def test_nothing_outlives_a_killed_serve(serve: Serving) -> None:
+def test_no_process_survives_a_killed_serve(serve: Serving) -> None:
     serve.kill()
     wait_for(lambda: not processes_of(serve.data_dir))
 

@@ -17,7 +17,9 @@ REASON = 'password authentication failed for user "nexmdm"'
 
 
 @pytest.mark.parametrize("argv", PARTS, ids=[part[-1] for part in PARTS])
-def test_a_wrong_password_is_said_in_one_line(server: PostgresServer, argv: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_wrong_password_is_an_error_of_one_line(
+    server: PostgresServer, argv: tuple[str, ...], tmp_path: Path
+) -> None:
     variables = {
         "DATABASE_URL": server.url.replace(server.password, "of-somebody-else"),
         "SECRET_KEY": SECRET + "-a-longer-one",
