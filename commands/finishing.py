@@ -26,7 +26,7 @@ for _name, _outcome in product(CATALOGUE, CommandOutcome):
     FINISHED.labels(_name, _outcome)  # Each series is 0 before its first event, so that a first failure is an increase.
 
 LATELY: Final = timedelta(seconds=60)
-"""How far back finish_recent() looks: a delivery is settled at its transaction's beginning, not at its end."""
+"""The time that finish_recent() looks back: a delivery is settled at its transaction's beginning, not at its end."""
 
 TOLD: Final = timedelta(days=7)
 """The end of a command that ended earlier is stored without a log line: ends were not stored at that time."""

@@ -81,7 +81,7 @@ class PushNow(models.TextChoices):
 
 
 class Withdrawal(models.TextChoices):
-    """What cancelled a delivery. The label is the text in its timeline."""
+    """The cause of a cancellation. The label is the text in its timeline."""
 
     ADMIN = "admin", "an admin cancelled the command"
     SUPERSEDED = "superseded", "a newer command of the same action took its place"

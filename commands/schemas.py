@@ -83,7 +83,7 @@ class NewCommand(Body):
 
 
 class PushPlan(ResponseSchema):
-    """How many devices of the audience get a push. The others get the command with their heartbeat."""
+    """The number of devices that get a push. The others get the command with their heartbeat."""
 
     queued: int
     no_push_token: int

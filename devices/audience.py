@@ -22,7 +22,7 @@ class UnknownDevices(DomainError):
     def __init__(self, unknown: Iterable[str], gone: Mapping[str, datetime | None] | None = None) -> None:
         left = {name: "revoked" if retired_at is None else "retired" for name, retired_at in (gone or {}).items()}
         self.reasons = dict(sorted((dict.fromkeys(unknown, "unknown") | left).items()))
-        """What is wrong with each id or alias, by its text in the request."""
+        """The fault of each id or alias, by its text in the request."""
         verb = "is" if len(self.reasons) == 1 else "are"
         some = f"{len(self.reasons)} of the devices in the request {verb} unknown, revoked or retired."
         super().__init__(f"{some} Nothing was done.")

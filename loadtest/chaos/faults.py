@@ -125,7 +125,7 @@ class Kills:
     say: Say
     killed: Counter[str] = field(default_factory=Counter)
     first_killed_at: list[float] = field(default_factory=list)
-    """When the dispatcher of `serve` was killed, in Unix time."""
+    """The time at which the dispatcher of `serve` was killed, in Unix time."""
 
     second_away: list[Interval] = field(default_factory=list)
 

@@ -31,7 +31,7 @@ ANSWER_SECONDS: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class Freeze:
-    """How long nothing is forwarded, and whether the old connections stay dead afterwards."""
+    """The time in which nothing is forwarded, and whether the old connections stay dead afterwards."""
 
     seconds: float
     forgets: bool = False

@@ -1,4 +1,4 @@
-"""A stand-in for Firebase Cloud Messaging and its OAuth endpoint, over real HTTP on the loopback interface.
+"""A fake of Firebase Cloud Messaging and its OAuth endpoint, over real HTTP on the loopback interface.
 
 The beginning of a push token chooses the answer: one word of `WORDS`, for some of them a number, and a hyphen.
 Any other push token is good.

@@ -59,7 +59,7 @@ def devices_by_presence() -> DevicesByPresence:
 
 @dataclass(frozen=True, slots=True)
 class Pushes:
-    """How many pushes ended with one code: FCM's error code, else the HTTP status, else the outcome."""
+    """The number of pushes that ended with one code: FCM's error code, else the HTTP status, else the outcome."""
 
     code: str
     count: int

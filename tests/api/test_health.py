@@ -1,4 +1,4 @@
-"""What operations see: health, readiness, metrics, and the API's own document."""
+"""The endpoints for operations: health, readiness, metrics, and the API's own document."""
 
 import os
 import re
@@ -29,7 +29,7 @@ TOKEN: Final = "a-metrics-token-of-thirty-two-characters"
 
 @pytest.fixture
 def no_database(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cut the way to PostgreSQL."""
+    """Make PostgreSQL unreachable."""
 
     def refuse() -> None:
         raise OperationalError("connection refused")
@@ -39,7 +39,7 @@ def no_database(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def fresh_gauges(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the next scrape read the gauges anew."""
+    """Make the next scrape read the gauges again."""
     monkeypatch.setattr("nexmdm.monitoring.metrics._gauges._read_at", float("-inf"))
 
 

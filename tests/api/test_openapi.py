@@ -1,4 +1,4 @@
-"""The OpenAPI document is well formed, whole, and true."""
+"""The OpenAPI document is valid, complete and correct."""
 
 import re
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ def document(client_of_module: Client) -> Json:
 
 @pytest.fixture(scope="module")
 def client_of_module() -> Client:
-    """A caller that lives as long as the document."""
+    """A client that lives as long as the document."""
     return Client()
 
 

@@ -1,4 +1,4 @@
-"""What the hot paths may ask of the database: their statements, pinned."""
+"""The cost of the hot paths on the database: their statements, pinned."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,9 +19,9 @@ from nexmdm.common import database
 from tests.support.actors import Admin, Phone
 from tests.support.moments import in_one_batch, let_pass, reports_in_one_batch, signed_in_one_batch, thread_hops
 
-# The two statements travel together, and PostgreSQL takes them as one transaction.
+# The two statements are sent together, and PostgreSQL runs them as one transaction.
 FLUSH = ["WITH + SELECT"]
-# The locks first, in a statement of their own.
+# The locks first, in their own statement.
 REPORTS = ["SELECT + WITH"]
 
 
@@ -40,7 +40,7 @@ def statements() -> Iterator[list[str]]:
 
 @pytest.fixture
 def fleet(admin: Admin) -> list[Phone]:
-    """Thirty phones, two of which have been heard."""
+    """Thirty phones, two of which have sent a heartbeat."""
     phones = admin.enrol_fleet(30)
     for phone in phones[:2]:
         phone.heartbeat()
@@ -91,7 +91,7 @@ def test_bad_tokens_in_a_batch_cost_the_flush_nothing(fleet: list[Phone]) -> Non
     with statements() as made:
         answers = in_one_batch(*((text, {}) for text in (*wrong, *(phone.device_token for phone in fleet))))
     assert sorted(answer.status for answer in answers) == [200] * 30 + [401] * 5
-    # What comes after the flush counts the failures of this address.
+    # The statements after the flush count the failures of this address.
     assert (made[:1], set(made[1:])) == (FLUSH, {"INSERT", "UPDATE"})
 
 
@@ -151,11 +151,11 @@ def test_a_report_that_may_retire_its_device_costs_a_transaction_of_its_own(admi
     assert 5 <= len(made) <= 20
 
 
-# Our transaction shows as a savepoint: a test is one, too.
+# Our transaction shows as a savepoint, because a test is a transaction too.
 COMMAND = [
-    "INSERT",  # the limit, in a transaction of its own
+    "INSERT",  # the limit, in its own transaction
     "SAVEPOINT",
-    "SELECT + SELECT",  # the keys, and what is stored for them
+    "SELECT + SELECT",  # the keys, and their stored answers
     "SELECT + SELECT",  # the time, and the devices
     "WITH",
     "INSERT + SET + INSERT",  # the stored answers, the foreign keys, the audit

@@ -1,4 +1,4 @@
-"""The audit: each signed write leaves an entry, nobody changes it afterwards, and who did so all the same is found."""
+"""The audit: each signed write has an entry, no role can change it afterwards, and a change by the owner is found."""
 
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -30,7 +30,7 @@ from tests.support.moments import in_parallel
 OLD_KEY: Final = "the-admin-key-that-was-in-use-until-yesterday"
 
 commits = pytest.mark.django_db(transaction=True)
-"""The chain is walked in a transaction of its own, and so sees only what was committed."""
+"""The chain is read in its own transaction, which sees only committed entries."""
 
 
 def verify(*options: str) -> str:
@@ -41,7 +41,7 @@ def verify(*options: str) -> str:
 
 
 def broken(*options: str) -> str:
-    """Return what it complains of."""
+    """Return the error that it prints."""
     with pytest.raises(CommandError) as complaint:
         verify(*options)
     assert complaint.value.returncode == 1
@@ -49,7 +49,7 @@ def broken(*options: str) -> str:
 
 
 def newest() -> str:
-    """Return the newest place, as the command prints it to be kept."""
+    """Return the newest place, in the form in which the command prints it."""
     return verify().partition("The newest is ")[2].split()[0]
 
 
@@ -187,7 +187,7 @@ def test_the_database_refuses_to_change_or_delete_an_entry(written: list[int], s
 def test_every_inserted_entry_is_numbered_dated_and_chained_by_the_database(written: list[int]) -> None:
     last = AuditEntry.objects.get(id=written[-1])
     began_at = timezone.now() - timedelta(minutes=1)
-    # As code from before the chain does it, which knows of no other columns.
+    # As code from before the chain does it, which does not know other columns.
     database.execute(
         """
         INSERT INTO nexmdm_auditentry
@@ -274,7 +274,7 @@ def test_writes_to_the_same_device_at_the_same_time_do_not_deadlock(admin: Admin
         lambda: admin.post("/admin/tags/lobby", {"add": [phone.device_id]}),
     ]
     answers = in_parallel(calls, all_wait_for="nexmdm_auditmark")
-    # Whether the command or the revocation comes first is left to them.
+    # The command and the revocation may run in any order.
     assert {answer.code for answer in answers} <= {None, "empty_audience"}
     assert verify().startswith("Verified 5 entries")
 
@@ -341,7 +341,7 @@ def test_a_deleted_entry_is_found(written: list[int], gone: list[int], what: str
 
 @commits
 def test_an_inserted_entry_is_found(written: list[int]) -> None:
-    # Before the first, in between (where there is room only by taking a number away), and after the last.
+    # Before the first, in between (possible only after a number is removed), and after the last.
     tampering.forge(-1, previous=chain.BEGINNING.hash)
     assert "Entry -1 was inserted" in broken()
     tampering.delete(-1)
@@ -373,7 +373,7 @@ def test_a_completely_rewritten_audit_is_found_by_a_witness(written: list[int]) 
 
 
 def assert_found_when_rewritten(written: list[int], witness: str) -> None:
-    """Assert that nothing is wrong by this witness, until the audit is written anew."""
+    """Assert that this witness finds no fault until the audit is rewritten."""
     assert verify("--witness", witness) == verify()
 
     tampering.change(written[2], principal="somebody")
@@ -392,7 +392,7 @@ def test_an_end_that_was_cut_off_with_its_mark_is_found_by_a_witness(written: li
 
 
 def logged_witnesses() -> list[str]:
-    """Return what a dispatcher logs for others to keep."""
+    """Return the witnesses that a dispatcher logs."""
     with structlog.testing.capture_logs() as lines:
         call_command("dispatch", once=True)
     return [line["witness"] for line in lines if line["event"] == "audit.witness"]
@@ -475,7 +475,7 @@ def test_a_witness_that_retention_has_deleted_proves_nothing_and_the_command_say
     grow_old(*written[:3])
     third = AuditEntry.objects.get(id=written[2])
     prune()
-    # The last one that was deleted is remembered.
+    # The mark stores the last deleted one.
     assert verify("--witness", f"{third.id}:{third.hash}").startswith("Verified 2 entries")
     assert "Retention has deleted entry 2. Keep a newer place" in broken("--witness", f"2:{third.previous}")
 
@@ -504,7 +504,7 @@ def an_entry() -> AuditEntry:
 
 @pytest.fixture
 def stranger(written: list[int]) -> Iterator[None]:
-    """Work as a role that may do with rows what it likes, and owns nothing. The first two entries are old."""
+    """Work as a role that has all rights on rows, and owns nothing. The first two entries are old."""
     grow_old(*written[:2])
     with transaction.atomic():
         for trigger in ("entry ENABLE TRIGGER audit_not_truncated", "mark ENABLE TRIGGER audit_mark_not_truncated"):
@@ -593,7 +593,7 @@ def test_several_entries_of_one_statement_make_one_chain(db: None) -> None:
 
 
 def test_every_router_of_the_admin_api_audits() -> None:
-    """By its class: one that was forgotten could not be mounted under /admin."""
+    """A router of another class cannot be mounted under /admin."""
     routers = [router for prefix, router in api._routers if prefix == "/admin"]
     assert len(routers) >= 3
     assert [router for router in routers if not isinstance(getattr(router, "template", router), AdminRouter)] == []

@@ -1,4 +1,4 @@
-"""The audit says what each signed write was about, and is found by that; the summary is part of what is hashed."""
+"""The audit describes each signed write by a summary, and finds it by that; the summary is part of the hash."""
 
 from datetime import timedelta
 from typing import Any, Final
@@ -17,7 +17,7 @@ NOTHING: Final = {"action": None, "target": None, "device_count": None, "dry_run
 
 
 def audited(admin: Admin, **query: object) -> list[dict[str, Any]]:
-    """Return the entries that fit, newest first."""
+    """Return the matching entries, newest first."""
     answer = admin.get(f"/admin/audit?{urlencode({'limit': 100} | query)}")
     assert answer.status == 200, answer
     items: list[dict[str, Any]] = answer.json["items"]
@@ -125,7 +125,7 @@ def test_a_change_of_a_tag_with_an_invalid_body_names_the_tag(admin: Admin, body
 
 
 def test_no_signed_write_is_without_a_summary(admin: Admin) -> None:
-    """Each is sent with a path to nothing and a body of another one, and so refused."""
+    """Each is sent with a path to nothing and the body of another one, and is refused."""
     values = {"device_id": str(uuid4()), "request_id": str(uuid4()), "token_id": str(uuid4()), "tag": "none"}
     for path, operations in api.get_openapi_schema()["paths"].items():
         for method in operations:
@@ -194,7 +194,7 @@ def test_the_entries_about_a_device_name_it_in_their_path_or_have_a_delivery_to_
     to_all = admin.command(to={"all": True}).json["request_id"]
     admin.post(f"/admin/commands/{to_all}/cancel")
     admin.command(to=other, dry_run=True)
-    # The same path, written in another way.
+    # The same path in another spelling.
     admin.post(f"/admin/devices/%{ord(meant.device_id[0]):x}{meant.device_id[1:]}/revoke")
     found = audited(admin, device_id=meant.device_id)
     assert [item["summary"]["action"] for item in found] == ["revoke", "cancel", "ping", "change_device", "ping"]
@@ -227,7 +227,7 @@ def test_an_invalid_filter_is_refused(admin: Admin, query: str) -> None:
 
 
 def written_by_the_version_before(path: str) -> None:
-    """Insert what a server that knows no summaries inserts."""
+    """Insert an entry as a server that knows no summaries does."""
     columns = "at, principal, admin_key_id, idempotency_key, address, method, path, body_sha256, status, code, "
     columns += "request_id, correlation_id"
     values = "now(), 'admin', '0a1b2c3d', '', '192.0.2.1', 'POST', %s, 'ab', 200, '', NULL, 'before'"

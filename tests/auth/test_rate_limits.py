@@ -1,4 +1,4 @@
-"""How often one may call, and fail; and that no route for admins goes without."""
+"""The rate limits of calls and failures; every route for admins has one."""
 
 import re
 import time
@@ -27,12 +27,12 @@ from tests.support.actors import Admin, Answer, Client, Phone
 
 METHODS: Final = ("GET", "POST", "PATCH", "PUT", "DELETE")
 EXAMPLES: Final = {"uuidstr": str(UUID(int=7)), "tag": "lobby"}
-"""What the converters of our routes take."""
+"""Values that the converters of our routes accept."""
 
 
 @pytest.fixture(autouse=True)
 def no_counters(db: None) -> None:
-    """Begin without counters: their table has no model, so that tests that commit leave theirs."""
+    """Begin without counters: their table has no model, so tests that commit leave theirs."""
     cache.clear()
 
 
@@ -48,18 +48,18 @@ def routes(resolver: Any, before: str = "") -> Iterator[str]:
 
 
 def concrete(route: str) -> str:
-    """A path that takes this route."""
+    """Return a path of this route."""
     path = "/" + re.sub(r"<(\w+):\w+>", lambda found: EXAMPLES[found[1]], route)
     assert resolve(path).route == route
     return path
 
 
-# A route that takes two methods stands there twice.
+# A route with two methods is in the list twice.
 ADMIN_PATHS: Final = sorted({concrete(route) for route in routes(get_resolver()) if route.startswith("admin/")})
 
 
 def every_method(client: Client, path: str) -> list[str]:
-    """The methods that a path takes; the others are 405, and name these."""
+    """The methods of a path; the others are 405, and the answer names these."""
     answers = {method: client.request(method, path) for method in METHODS}
     taken = [method for method, answer in answers.items() if answer.status != 405]
     allowed = [set(answer.headers["allow"].split(", ")) for answer in answers.values() if answer.status == 405]
@@ -136,7 +136,7 @@ def test_the_failures_of_one_address_do_not_count_for_another(db: None, settings
 
 
 def fails(address: str, *, times: int = 1) -> list[str | None]:
-    """Have a client with a wrong token fail so often; return the codes of its answers."""
+    """Send this number of requests with a wrong token; return the codes of the answers."""
     phone = Phone(Client(address), "phone-1", device_token="nxd_wrong")
     return [phone.heartbeat().code for _ in range(times)]
 
@@ -250,12 +250,12 @@ def test_a_counter_starts_again_when_its_time_is_over(db: None) -> None:
 
 
 def reports(phone: Phone, request_id: str, number: int) -> list[str | None]:
-    """Report so often; return the codes of the answers."""
+    """Send this number of reports; return the codes of the answers."""
     return [phone.report(request_id, "running", message=f"step {at}").code for at in range(number)]
 
 
 def refused_reports() -> float:
-    """Return how many reports /metrics says were refused for being too many."""
+    """Return the number of reports that /metrics shows as refused."""
     return REGISTRY.get_sample_value("nexmdm_reports_refused_total") or 0.0
 
 

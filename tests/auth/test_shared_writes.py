@@ -32,12 +32,12 @@ def fleet(admin: Admin) -> list[Phone]:
 
 
 def ping(*phones: Phone, key: str | None = None, **fields: Any) -> Call:
-    """Return a command to some phones, as a batch takes it."""
+    """Return a command to some phones, in the form that a batch takes."""
     return COMMAND, {"action": "ping", "target": {"device_ids": [phone.device_id for phone in phones]}, **fields}, key
 
 
 def told(answer: Answer) -> Any:
-    """Return what an answer says: of a command, to how many it goes; else status and code."""
+    """Return the number of devices of an answered command; of another answer, status and code."""
     return answer.json["device_count"] if answer.status == 200 else (answer.status, answer.code)
 
 

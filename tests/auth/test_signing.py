@@ -1,4 +1,4 @@
-"""Signed admin requests: what a good signature covers, and that everything else gets one and the same refusal."""
+"""Signed admin requests: the content that a signature covers; every other request gets the same refusal."""
 
 import hmac
 import json
@@ -269,7 +269,7 @@ def test_the_signature_is_checked_before_the_idempotency_key(admin: Admin, clien
 
 
 def routes() -> Iterator[tuple[str, str]]:
-    """Every route under /admin that the API serves, a made-up id in each path."""
+    """Every route under /admin of the API, with an invented id in each path."""
     for prefix, router in api._routers:
         for path, view in router.path_operations.items():
             names = path.replace("{tag:tag}", "floor-2").replace("{", "}").split("}")

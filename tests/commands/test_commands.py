@@ -1,4 +1,4 @@
-"""Issuing a command: whom it reaches, what it may say, and that a refusal queues nothing."""
+"""Issuing a command: its devices, its limits, and that a refusal queues nothing."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The table of FCM's answers, row by row, through the real sender and a real socket; then what follows from many."""
+"""The table of FCM's answers, row by row, through the real sender and a real socket; then the effect of many."""
 
 import asyncio
 import json
@@ -37,20 +37,20 @@ R = TypeVar("R")
 
 
 def push_to(admin: Admin, push_token: str) -> tuple[Attempt, Delivery]:
-    """Send one ping to a phone with this push token, dispatch once, and return what the rows say."""
+    """Send one ping to a phone with this push token, dispatch once, and return the state in the rows."""
     admin.command("ping", to=admin.enrol("phone-1", push_token=push_token), expires_in_seconds=86_400)
     call_command("dispatch", once=True)
     return Attempt.objects.get(), Delivery.objects.get()
 
 
 def fleet(admin: Admin, push_token: str, size: int) -> None:
-    """Enrol so many phones whose push tokens begin with this, and send them a ping."""
+    """Register this number of phones whose push tokens begin with this, and send them a ping."""
     admin.enrol_fleet(size, push_token)
     admin.command("ping", to={"all": True}, expires_in_seconds=86_400)
 
 
 def with_sender(fcm: FcmStandin, work: Callable[[Sender], Awaitable[R]]) -> R:
-    """Do something with a real sender to the stand-in."""
+    """Run a function with a real sender to the fake FCM."""
 
     async def working() -> R:
         async with Sender(fcm.service_account(), fcm.base_url, connections=100) as sender:
@@ -60,7 +60,7 @@ def with_sender(fcm: FcmStandin, work: Callable[[Sender], Awaitable[R]]) -> R:
 
 
 def dispatched(fcm: FcmStandin, breaker: Circuit | None = None) -> Dispatcher:
-    """Push what is due through the real sender, and return the dispatcher as it is then."""
+    """Send the due pushes through the real sender, and return the dispatcher after that."""
 
     async def dispatch(sender: Sender) -> Dispatcher:
         dispatcher = Dispatcher(sender, per_second=5000)
@@ -72,7 +72,7 @@ def dispatched(fcm: FcmStandin, breaker: Circuit | None = None) -> Dispatcher:
 
 
 def ping(push_token: str, *, seconds_left: float = 60, leaves_within: float = 60) -> FcmMessage:
-    """Return a push whose command lives for so long, and that may leave for so long."""
+    """Return a push whose command lives this long, and that may be sent within this time."""
     now = time.monotonic()
     return FcmMessage(push_token, {"action": "ping"}, "high", now + seconds_left, now + leaves_within)
 
@@ -86,7 +86,7 @@ def seconds_to_next(delivery: Delivery) -> float:
 
 
 def times_opened(cause: str) -> float:
-    """Return how often /metrics says that a circuit has opened for this cause."""
+    """Return how often /metrics shows that a circuit has opened for this cause."""
     return REGISTRY.get_sample_value("nexmdm_circuit_opened_total", {"cause": cause}) or 0.0
 
 
@@ -261,7 +261,7 @@ NOT_A_TOKEN = "The registration token is not a valid FCM registration token"
 
 
 def invalid_argument(message: str = "Request contains an invalid argument.", *fields: str, text: str = "") -> bytes:
-    """A 400 of FCM's with this message and a violation of each of these fields."""
+    """A 400 of FCM with this message and a violation of each of these fields."""
     violations = [{"field": field, "description": text} for field in fields]
     bad_request = {"@type": "type.googleapis.com/google.rpc.BadRequest", "fieldViolations": violations}
     code = {"@type": "type.googleapis.com/google.firebase.fcm.v1.FcmError", "errorCode": "INVALID_ARGUMENT"}
@@ -561,7 +561,7 @@ def test_a_message_equals_the_one_of_googles_library(priority: str, ttl_seconds:
     data = {"action": "message", "params": '{"title":"Café ✓"}'}
     android = messaging.AndroidConfig(priority=priority, ttl=min(ttl_seconds, MAX_TTL_SECONDS))
     expected = messaging.Message(data=data, android=android)
-    expected.token = "ok-1"  # The constructor warns of a successor to `token` that nobody sends.
+    expected.token = "ok-1"  # The constructor warns of a successor to `token` that is not in use.
     body = json.loads(encode(FcmMessage("ok-1", data, priority, time.monotonic() + ttl_seconds + 0.9)))
     assert body == {"message": json.loads(str(expected))}
 
@@ -614,7 +614,7 @@ def test_an_error_that_is_not_fcms_has_no_code_and_is_known_as_such(body: bytes)
 
 
 def failed(breaker: Circuit, fault: Fault, device: int, *, now: float = 0, delivery: int | None = None) -> bool:
-    """Let a send to this device fail; tell whether the circuit has opened or closed by it."""
+    """Let a send to this device fail; return whether it has opened or closed the circuit."""
     return breaker.note(fault, fault.value, now, device_id=UUID(int=device), delivery_id=delivery or device)
 
 
@@ -676,7 +676,7 @@ def test_fcms_own_answers_about_a_message_are_judgements(fcm: FcmStandin, script
 
 
 def probed(fcm: FcmStandin, breaker: Circuit) -> list[str]:
-    """Let all open pushes be due, those that failed first, and a probe; return the push tokens that were pushed to."""
+    """Make all open pushes due, failed ones first, and allow a probe; return the push tokens that got a push."""
     fcm.journal.clear()
     Delivery.objects.filter(failure_count=0, next_attempt_at__isnull=False).update(next_attempt_at=Now())
     failed_ones = Delivery.objects.filter(failure_count__gt=0, next_attempt_at__isnull=False)

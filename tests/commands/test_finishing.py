@@ -1,4 +1,4 @@
-"""A command's end is written down once, told of in the log and in a metric, and changes nothing that is said of it."""
+"""The end of a command is stored once, logged and counted, and does not change what the API shows."""
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -24,7 +24,7 @@ def finished(action: str, outcome: str) -> float:
 
 
 def told(events: list[Any]) -> list[tuple[str, str, str, str, int]]:
-    """Return what the log says of commands that have ended."""
+    """Return the log lines of commands that have ended."""
     names = ("request_id", "action", "state", "outcome", "device_count")
     return [tuple(event[name] for name in names) for event in events if event["event"] == "command.finished"]
 
@@ -84,7 +84,7 @@ def test_a_cancellation_is_part_of_the_end(admin: Admin, phone: Phone) -> None:
 
 
 def test_the_end_of_an_old_command_is_stored_without_a_log_line(admin: Admin, phone: Phone) -> None:
-    """As after an upgrade from a version that wrote nothing down."""
+    """As after an upgrade from a version that stored no ends."""
     request_id = admin.command(to=phone).json["request_id"]
     phone.report(request_id, "succeeded")
     Delivery.objects.update(settled_at=F("settled_at") - timedelta(days=8))

@@ -1,4 +1,4 @@
-"""What a command is said to have come to, as a whole: its state, its outcome, and how long its phones have for it."""
+"""The state and the outcome of a command, and the time that its phones have for it."""
 
 from datetime import datetime
 from itertools import product
@@ -25,7 +25,7 @@ def issue(admin: Admin, to: Any, action: str = "ping", **fields: Any) -> str:
 
 
 def standing(admin: Admin, request_id: str) -> tuple[str, str | None]:
-    """Return state and outcome, which list and detail must say alike."""
+    """Return state and outcome, which must be the same in list and detail."""
     detail = admin.get(f"/admin/commands/{request_id}").json
     (listed,) = [one for one in admin.get("/admin/commands").json["items"] if one["request_id"] == request_id]
     assert (listed["state"], listed["outcome"]) == (detail["state"], detail["outcome"])
@@ -84,7 +84,7 @@ def test_a_late_final_report_changes_neither_state_nor_outcome(admin: Admin, pho
     assert standing(admin, request_id) == ("expired", "expired")
 
 
-def test_a_cancelled_command_has_the_outcome_from_before(admin: Admin, phone: Phone) -> None:
+def test_a_cancelled_command_keeps_the_outcome_of_its_results(admin: Admin, phone: Phone) -> None:
     request_id = issue(admin, [phone, admin.enrol("phone-2")])
     phone.report(request_id, "succeeded")
     admin.post(f"/admin/commands/{request_id}/cancel")
@@ -107,7 +107,7 @@ KINDS: Final = ("pending", "overdue", "received", "succeeded", "failed", "expire
 
 
 def put(delivery: Delivery, kind: str) -> None:
-    """Bring a delivery into a state as its row has it; `overdue`: past its time, and not yet marked."""
+    """Bring a delivery into a state of its row; `overdue`: past its time, and not marked yet."""
     settled = kind not in ("pending", "overdue", "received")
     changes: dict[str, Any] = {"state": kind, "settled_at": Now() if settled else None, "next_attempt_at": None}
     if kind == "overdue":
@@ -133,7 +133,7 @@ def test_lists_filters_and_details_agree_for_every_mix_of_states(admin: Admin, p
         stands[str(command.pk)] = expected(set(mix), was_cancelled=was_cancelled)
 
     assert_said(admin, stands)
-    # The same when the ends are written down; first of those whose deliveries are all marked.
+    # The same with stored ends; first the end of those whose deliveries are all marked.
     written = finishing.finish(1000)
     assert_said(admin, stands)
     queue.expire(1000)
@@ -145,7 +145,7 @@ def test_lists_filters_and_details_agree_for_every_mix_of_states(admin: Admin, p
 
 
 def assert_said(admin: Admin, stands: dict[str, tuple[str, str | None]]) -> None:
-    """Look at the list, at every filter, and at some of the commands."""
+    """Check the list, every filter, and some of the commands."""
     rows = admin.get("/admin/commands?limit=500").json["items"]
     assert {row["request_id"]: (row["state"], row["outcome"]) for row in rows} == stands
     for state in STATES:

@@ -1,4 +1,4 @@
-"""Why a delivery is open: what the API says of it, and so the admin site, with pushes through the real sender."""
+"""Why a delivery is open, in the API and so on the admin site, with pushes through the real sender."""
 
 import asyncio
 from collections.abc import Callable
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 
 def ping(admin: Admin, push_token: str, *, expires_in_seconds: int = 600) -> Phone:
-    """Enrol a phone that has sent a heartbeat, and issue a ping for it."""
+    """Register a phone that has sent a heartbeat, and issue a ping for it."""
     phone = admin.enrol(f"phone-{push_token}", push_token=push_token)
     phone.heartbeat()
     admin.command("ping", to=phone, expires_in_seconds=expires_in_seconds)
@@ -35,13 +35,13 @@ def ping(admin: Admin, push_token: str, *, expires_in_seconds: int = 600) -> Pho
 
 
 def dispatch() -> None:
-    """Push what is due, whenever it may be due."""
+    """Send all open pushes, whenever they are due."""
     Delivery.objects.filter(next_attempt_at__isnull=False).update(next_attempt_at=Now())
     call_command("dispatch", once=True)
 
 
 def why_open(admin: Admin, phone: Phone | None = None) -> str:
-    """Return why a delivery is open (by default the only one), as the list and the delivery's own answer both say."""
+    """Return why a delivery is open (by default the only one); the list and the delivery's own answer must agree."""
     found = Delivery.objects.all() if phone is None else Delivery.objects.filter(device_id=phone.device_id)
     delivery = found.get()
     path = f"/admin/commands/{delivery.command_id}/deliveries"
@@ -51,14 +51,14 @@ def why_open(admin: Admin, phone: Phone | None = None) -> str:
 
 
 class Overtaken:
-    """A sender, and something that happens before FCM's answer is known."""
+    """A sender, and an event that happens before FCM's answer is known."""
 
     def __init__(self, sender: Sender, happening: Callable[[], object]) -> None:
         self.sender = sender
         self.happening = happening
 
     async def send(self, push: firebase.FcmMessage) -> firebase.FcmResponse:
-        """Send a push, and let it happen."""
+        """Send a push, and cause the event."""
         answer = await self.sender.send(push)
         await asyncio.to_thread(releasing_connection, self.happening)
         return answer

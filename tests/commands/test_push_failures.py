@@ -1,4 +1,4 @@
-"""When pushing to a device counts as failing: by the last pushes that ended, whatever commands they were for."""
+"""When pushing to a device counts as failing: by the last pushes that ended, of all commands."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +33,7 @@ def pushed(admin: Admin, fcm: FcmStandin) -> Phone:
 
 
 def push(admin: Admin, phone: Phone, *, times: int = 1) -> None:
-    """Send a command whose push is tried so many times, each by a dispatcher of its own; then withdraw the command."""
+    """Send a command whose push is tried this number of times, each by another dispatcher; then withdraw it."""
     request_id = admin.command("ping", to=phone, expires_in_seconds=86_400).json["request_id"]
     for _ in range(times):
         Delivery.objects.filter(command=request_id, next_attempt_at__isnull=False).update(next_attempt_at=Now())
@@ -42,7 +42,7 @@ def push(admin: Admin, phone: Phone, *, times: int = 1) -> None:
 
 
 def push_of(admin: Admin, phone: Phone) -> str:
-    """What the admin API says of pushing to a phone, by its row and by the filter of the list, which agree."""
+    """The push health of a phone in the admin API, by its row and by the filter of the list, which must agree."""
     shown = str(admin.get(f"/admin/devices/{phone.device_id}").json["push"])
     for name in ("ok", "failing", "dead", "none"):
         listed = [row["device_id"] for row in admin.get(f"/admin/devices?push={name}").json["items"]]
@@ -149,7 +149,7 @@ def test_a_phone_that_takes_over_a_failing_push_token_has_a_count_of_zero(admin:
 
 
 def claims(admin: Admin, phone: Phone, number: int) -> list[Claimed]:
-    """So many pushes to a phone, claimed at the same moment."""
+    """This number of pushes to a phone, claimed at the same moment."""
     for _ in range(number):
         admin.command("ping", to=phone)
     return outbox.claim_due(100)
@@ -208,7 +208,7 @@ def test_a_push_whose_dispatcher_died_does_not_count(admin: Admin, pushed: Phone
 
 
 def version_of_row(phone: Phone) -> Any:
-    """What tells whether a device's row was written or locked."""
+    """A value that changes when a device's row is written or locked."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT xmin::text, xmax::text FROM devices_device WHERE id = %s", [phone.device_id])
         return cursor.fetchone()

@@ -1,4 +1,4 @@
-"""Several at once: dispatchers that claim, and what comes between them and the rows they decide by."""
+"""Races: dispatchers that claim at the same time, and changes of the rows by which they decide."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +32,7 @@ ROUNDS = 40
 
 @pytest.fixture
 def fleet(admin: Admin) -> list[Phone]:
-    """Thirty phones that can be pushed to, with a command that is due for each."""
+    """Thirty phones with push tokens, and a due command for each."""
     phones = admin.enrol_fleet(PHONES, "ok-")
     admin.command("ping", to={"all": True})
     return phones
@@ -87,7 +87,7 @@ def test_a_command_that_reaches_a_phone_at_the_moment_of_its_revocation_may_stil
     token = tokens.parse("nxd", offered.device_token)
     assert token is not None
     beat = HeartbeatRecord(token)
-    offered.heartbeat()  # The first use of its token is behind it.
+    offered.heartbeat()  # So that the first use of its token is over.
     Presence.objects.update(last_seen_at=None)
     doings: list[tuple[Phone, Callable[[], object]]] = [
         (pushed, lambda: outbox.claim_due(1)), (offered, lambda: check_in.flush([beat])),

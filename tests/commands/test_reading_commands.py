@@ -1,4 +1,4 @@
-"""Reading and steering: lists, counts, deliveries and their timelines, waiting, and cancelling."""
+"""Reading and cancelling commands: lists, counts, deliveries and their timelines, waiting, and cancellation."""
 
 import asyncio
 import re
@@ -40,7 +40,7 @@ def issue(admin: Admin, to: Any, action: str = "ping", **fields: Any) -> str:
 
 
 def attempted(request_id: str, number: int = 1, **fields: Any) -> None:
-    """Write an FCM attempt as the dispatcher does."""
+    """Write an attempt as the dispatcher does."""
     delivery = Delivery.objects.get(command_id=request_id)
     finished = {} if fields.get("outcome") == AttemptOutcome.IN_FLIGHT else {"finished_at": Now()}
     Attempt.objects.create(delivery=delivery, number=number, **finished, **fields)
@@ -176,7 +176,7 @@ def test_every_list_takes_1_to_500_rows_and_its_own_cursors(admin: Admin, phone:
 
 
 def numbers_in_queries(client: Client) -> list[tuple[str, str, str]]:
-    """The path, name and type of each number that any operation takes in its query."""
+    """The path, name and type of each number in the query of an operation."""
     paths = client.request("GET", "/openapi.json").json["paths"]
     return [
         (re.sub(r"{\w+}", str(uuid7()), path), parameter["name"], parameter["schema"]["type"])
@@ -267,7 +267,7 @@ def by_the_sweep(admin: Admin, phone: Phone, request_id: str) -> None:
 
 
 def pushes_of(admin: Admin, request_id: str, device_id: str) -> list[Any]:
-    """Return what the list and the delivery's own answer say of its push, and what the command counts."""
+    """Return the push state in the list and in the delivery's own answer, and the counts of the command."""
     path = f"/admin/commands/{request_id}"
     (row,) = admin.get(f"{path}/deliveries").json["items"]
     detail = admin.get(f"{path}/deliveries/{device_id}").json

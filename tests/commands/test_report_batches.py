@@ -1,4 +1,4 @@
-"""Reports are taken many at once: each gets the answer that it would get alone, in its place, and fails alone."""
+"""Reports are recorded in batches: each gets the answer that it would get alone, and fails alone."""
 
 import asyncio
 from collections.abc import Callable
@@ -31,12 +31,12 @@ def fleet(admin: Admin) -> list[Phone]:
 
 
 def word(phone: Phone, request_id: str, status: str = "succeeded", **fields: Any) -> tuple[str, dict[str, Any]]:
-    """Return a report of a phone, as a batch takes it."""
+    """Return a report of a phone, in the form that a batch takes."""
     return phone.device_token, {"request_id": request_id, "status": status, **fields}
 
 
 def told(answer: Answer) -> Any:
-    """Return what an answer says: of a report that was taken, how; else status and code."""
+    """Return the result in the answer to a report; of another answer, status and code."""
     if answer.status != 200:
         return answer.status, answer.code
     return tuple(answer.json[name] for name in ("state", "duplicate", "late"))
@@ -138,7 +138,7 @@ def test_a_successful_wipe_retires_its_device_next_to_others_in_the_batch(admin:
 
 
 LIMIT: Final = 40
-"""Of which a twentieth, 2, is the process's own."""
+"""A twentieth of it, 2, is counted only by the process."""
 
 
 def test_the_limit_of_a_device_is_exact_for_any_number_of_simultaneous_reports(
@@ -213,7 +213,7 @@ def test_no_work_is_done_for_a_client_that_has_left(admin: Admin, fleet: list[Ph
 def test_refused_reports_get_different_values_of_retry_after(
     admin: Admin, fleet: list[Phone], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Spread over as long as it takes to record all of them: a second each, here."""
+    """Spread over the time to record all of them: a second each, here."""
     request_id = admin.command(to=fleet).json["request_id"]
     monkeypatch.setattr(report_intake, "WAITING_LIMIT", 0)
     monkeypatch.setattr(group_commit, "_EXPECTED_PER_SECOND", 1.0)

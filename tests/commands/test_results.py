@@ -1,4 +1,4 @@
-"""Action results: a phone's reports, of which each is kept and the first final one counts."""
+"""Action results: each report of a phone is stored, and the first final one counts."""
 
 from datetime import datetime, timedelta
 from functools import partial
@@ -69,7 +69,7 @@ def test_a_result_is_stored_as_the_phone_sent_it(admin: Admin, phone: Phone, req
 
 
 def kept() -> list[tuple[str, str, int]]:
-    """Return the status and message of each report that is kept, and how often it was sent in a row."""
+    """Return the status and message of each stored report, and how often it was sent in a row."""
     rows = Report.objects.order_by("id").values_list("status", "message", "repeat_count")
     return [(status, message, repeats + 1) for status, message, repeats in rows]
 
@@ -117,7 +117,7 @@ def test_a_repeated_report_is_one_event_with_its_count_and_last_time(
 
 
 def reported_without_end(phone: Phone, request_id: str, number: int, status: str = "running") -> None:
-    """Send so many reports, each with something new."""
+    """Send this number of reports, each with new content."""
     for at in range(number):
         assert phone.report(request_id, status, message=f"{status} {at}").status == 200
 

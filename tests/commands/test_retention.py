@@ -1,4 +1,4 @@
-"""What settled long ago leaves; what is open or recent stays."""
+"""Old settled deliveries are deleted; open and recent ones stay."""
 
 import secrets
 from datetime import timedelta
@@ -18,7 +18,7 @@ from tests.support.moments import let_pass
 
 
 def settled_days_ago(request_id: str, days: int) -> None:
-    """Let a command have ended so long ago."""
+    """Let a command have ended this number of days ago."""
     Delivery.objects.filter(command__id=request_id).update(settled_at=Now() - timedelta(days=days))
     Command.objects.filter(id=request_id).update(finished_at=None, outcome=None)
     assert finishing.finish(100) == 1
@@ -43,7 +43,7 @@ def test_a_delivery_is_deleted_with_its_attempts_and_reports_after_retention(adm
 
 
 def with_reports(admin: Admin, phone: Phone, number: int, attempts: int = 0) -> Delivery:
-    """Settle a delivery 91 days ago that has so many reports and attempts."""
+    """Settle a delivery with this number of reports and attempts 91 days ago."""
     request_id = admin.command("ping", to=phone).json["request_id"]
     phone.report(request_id, "succeeded")
     settled_days_ago(request_id, 91)
@@ -57,7 +57,7 @@ def with_reports(admin: Admin, phone: Phone, number: int, attempts: int = 0) -> 
 
 @pytest.fixture
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let retention take ten rows at a time from a delivery that has more than two."""
+    """Let retention delete ten rows at a time from a delivery with more than two."""
     monkeypatch.setattr(retention, "ROWS", 10)
     monkeypatch.setattr(retention, "FEW", 2)
 

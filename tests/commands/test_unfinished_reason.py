@@ -1,4 +1,4 @@
-"""Why a delivery was never finished: what the API says of it after its time, whatever its device does later."""
+"""Why a delivery did not succeed: the reason in the API after its time does not change with later events."""
 
 from datetime import timedelta
 from functools import partial
@@ -28,7 +28,7 @@ HEARD_FROM_AFTER_THE_END: Final = (
 
 
 def why_unfinished(admin: Admin) -> str | None:
-    """Return the reason of the only delivery, as the list and the delivery's own answer both say it."""
+    """Return the reason of the only delivery; the list and the delivery's own answer must agree."""
     delivery = Delivery.objects.get()
     path = f"/admin/commands/{delivery.command_id}/deliveries"
     (row,) = admin.get(path).json["items"]
@@ -46,7 +46,7 @@ def seen_at() -> str:
 
 
 def expire() -> None:
-    """Let its time be over, and have it marked so."""
+    """Let its time be over, and mark it as expired."""
     let_pass(hours=2)
     assert queue.expire(10) == 1
 

@@ -1,4 +1,4 @@
-"""What becomes of pushes that are claimed and wait for their turn, and of a dispatcher that has other work to do."""
+"""Claimed pushes that wait for their turn, and a dispatcher that has other work to do."""
 
 import asyncio
 import time
@@ -27,7 +27,7 @@ PHONES = 4
 
 @pytest.fixture
 def phones(admin: Admin, fcm: FcmStandin) -> list[Phone]:
-    """Phones that can be pushed to, with a ping that is due for each."""
+    """Phones with push tokens, and a due ping for each."""
     phones = admin.enrol_fleet(PHONES, "ok-")
     admin.command("ping", to={"all": True})
     return phones
@@ -35,20 +35,20 @@ def phones(admin: Admin, fcm: FcmStandin) -> list[Phone]:
 
 @pytest.fixture
 def one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a dispatcher have one slot, and ask of each push whether it is still wanted."""
+    """Give a dispatcher one slot, and let it check each push again before it is sent."""
     monkeypatch.setattr("commands.push.dispatcher.SLOTS", 1)
     monkeypatch.setattr("commands.push.batch.FRESH_SECONDS", -1)
 
 
 class Interrupted:
-    """A sender, and something that happens when its first push has been answered."""
+    """A sender, and an event that happens after the answer to its first push."""
 
     def __init__(self, sender: Sender, happening: Callable[[], object]) -> None:
         self.sender = sender
         self.happenings = [happening]
 
     async def send(self, push: fcm.FcmMessage) -> fcm.FcmResponse:
-        """Send a push; let happen what shall happen after the first one."""
+        """Send a push; cause the event after the first one."""
         answer = await self.sender.send(push)
         if self.happenings:
             await asyncio.to_thread(releasing_connection, self.happenings.pop())
@@ -56,7 +56,7 @@ class Interrupted:
 
 
 def with_sender(standin: FcmStandin, work: Callable[[Sender], Awaitable[None]]) -> None:
-    """Do something with a real sender to the stand-in, on a loop of its own as a dispatcher has it."""
+    """Run a function with a real sender to the fake FCM, on its own loop, as in a dispatcher."""
 
     async def working() -> None:
         async with Sender(standin.service_account(), standin.base_url, connections=10) as sender:
@@ -66,7 +66,7 @@ def with_sender(standin: FcmStandin, work: Callable[[Sender], Awaitable[None]]) 
 
 
 def dispatch(standin: FcmStandin, *, after_the_first: Callable[[], object]) -> None:
-    """Dispatch once; let something happen when the first push has been answered."""
+    """Dispatch once; cause an event after the answer to the first push."""
 
     async def dispatched(sender: Sender) -> None:
         await Dispatcher(Interrupted(sender, after_the_first), per_second=5000).run_once()

@@ -1,4 +1,4 @@
-"""Who may do what: a credential of the wrong kind opens nothing, and a device's own opens nothing of another's."""
+"""The rights of credentials: one of the wrong kind opens nothing, and a device's own nothing of another device."""
 
 import ipaddress
 import re
@@ -32,7 +32,7 @@ OPENS: Final = {
 
 
 def guarded() -> Iterator[tuple[str, str, str]]:
-    """Method, target and scheme of each operation that wants a credential."""
+    """Method, target and scheme of each operation that requires a credential."""
     for path, operations in api.get_openapi_schema()["paths"].items():
         target = re.sub(r"{\w+_id}", "0192f0c1-b000-7abc-8def-0123456789ab", path).replace("{tag}", "floor-1")
         for method, operation in operations.items():
@@ -41,7 +41,7 @@ def guarded() -> Iterator[tuple[str, str, str]]:
 
 
 def credentials(admin: Admin, phone: Phone, method: str, target: str, body: bytes) -> Iterator[tuple[str, Headers]]:
-    """Each kind of credential, good where it belongs, and some that are none."""
+    """Each kind of credential, valid for its own operations, and some invalid ones."""
     bearers = {
         "a device token": phone.device_token,
         "an enrollment token": admin.enrollment_token(),
@@ -125,5 +125,5 @@ def test_only_a_trusted_proxy_can_set_the_scheme_to_https(settings: Settings, pe
     }
     body = f"csrfmiddlewaretoken={token}&username=nobody&password=nothing".encode()
     answer = client.request("POST", login, body, headers)
-    # By https alone, Django wants to know the page that a form came from.
+    # Only over https, Django requires the page that a form came from.
     assert (answer.status, b"Referer" in answer.body) == ((403, True) if secure else (200, False))

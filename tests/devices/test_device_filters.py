@@ -1,4 +1,4 @@
-"""The filters of the list of devices: each alone, together, and what they refuse."""
+"""The filters of the list of devices: each alone, together, and their refusals."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The fleet as an admin reads and edits it; and the audit that says who did."""
+"""Devices as an admin reads and changes them, and the audit of these changes."""
 
 from datetime import datetime, timedelta
 from hashlib import sha256

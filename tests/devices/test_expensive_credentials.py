@@ -1,4 +1,4 @@
-"""bcrypt: what can be refused without it is, and nobody keeps others from it."""
+"""bcrypt: a request that can be refused without a hash costs none, and no client blocks the others."""
 
 import asyncio
 import time
@@ -27,7 +27,7 @@ GATE: Final = "of-this-test"
 
 
 class Hashes:
-    """The bcrypt hashes of a test: how many there were, and at most at once. They can be held."""
+    """The bcrypt hashes of a test: how many ran, and how many at the same time at most. They can be stopped."""
 
     def __init__(self) -> None:
         self.made = self.under_way = self.most = 0
@@ -85,7 +85,7 @@ def send(path: str, device_token: str) -> Coroutine[Any, Any, Answer]:
 
 
 def together(*calls: Coroutine[Any, Any, Answer], hold: Hashes, until: Callable[[], object]) -> list[Answer]:
-    """Make calls from one running loop, as a web worker does, and hold all hashes until something is so."""
+    """Make calls from one running loop, as a web worker does, and stop all hashes until a condition holds."""
 
     async def gathered() -> list[Answer]:
         hold.free.clear()
@@ -196,7 +196,7 @@ def test_registrations_beyond_those_that_may_wait_are_503_and_consume_no_use(
 
 
 def refused(times: int) -> Callable[[], bool]:
-    """Tell whether the gate of this test has refused so often since now."""
+    """Return whether the gate of this test has refused this number of requests since now."""
     before = REGISTRY.get_sample_value("nexmdm_gate_refused_total", {"gate": GATE}) or 0.0
     return lambda: REGISTRY.get_sample_value("nexmdm_gate_refused_total", {"gate": GATE}) == before + times
 

@@ -1,4 +1,4 @@
-"""The heartbeat: what a phone says of itself is kept, and it is given what there is to do."""
+"""The heartbeat: a phone's status is stored, and the phone gets its open commands."""
 
 import hmac
 import json
@@ -568,7 +568,7 @@ def test_a_kept_connection_that_was_cut_loses_no_heartbeat(admin: Admin) -> None
 
 @pytest.fixture
 def poisoned_presence(transactional_db: None) -> Iterator[None]:
-    """Have PostgreSQL take one agent version for bad data, as it may for something that nobody has thought of."""
+    """Make PostgreSQL refuse one agent version as bad data, as it may refuse an unforeseen value."""
     with connection.cursor() as cursor:
         cursor.execute("""
             CREATE FUNCTION refuse_poison() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN

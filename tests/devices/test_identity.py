@@ -1,4 +1,4 @@
-"""What names a phone: which texts are a hardware id or an alias, when two are the same, what earlier rows come to."""
+"""The names of a phone: valid hardware ids and aliases, when two are the same, and rows of earlier versions."""
 
 import unicodedata
 from functools import partial
@@ -43,7 +43,7 @@ def change(admin: Admin, phone: Phone, alias: str | None) -> Answer:
 
 
 def colliding(admin: Admin) -> tuple[Phone, Phone]:
-    """Two phones whose aliases differ in case only, as the version before let them; the first was enrolled first."""
+    """Two phones whose aliases differ only in case, as the version before allowed; the first was enrolled first."""
     first, second = admin.enrol("imei-1", alias="Till"), admin.enrol("imei-2")
     as_the_version_before(first)
     as_the_version_before(second, alias="till")
@@ -282,7 +282,7 @@ def test_once_the_first_gives_its_alias_up_the_second_has_it(admin: Admin) -> No
 
 
 def warnings(capsys: pytest.CaptureFixture[str]) -> str:
-    """What `manage.py check` says beside its summary."""
+    """The output of `manage.py check` without its summary."""
     call_command("check")
     return capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""Registration: who may enrol, what a phone is given once, and what is kept of it."""
+"""Registration: which phones may register, what they get once, and what is stored."""
 
 import hmac
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ from tests.support.moments import in_parallel, let_pass
 
 
 def all_rows_as_text() -> str:
-    """Everything the database holds, as it would appear in a dump."""
+    """The whole content of the database, as in a dump."""
     with connection.cursor() as cursor:
         names = connection.introspection.table_names(cursor)
         parts = []
@@ -216,7 +216,7 @@ def test_a_token_for_one_device_repeats_a_lost_answer_until_it_expires(admin: Ad
 
 
 def replacements(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What was logged of credentials that were replaced, without the ids."""
+    """The log lines of replaced credentials, without the ids."""
     fields = ("log_level", "lost_answer", "address", "earlier_address", "correlation_id")
     return [{name: line[name] for name in fields} for line in lines if line["event"] == "device.re_enrolled"]
 

@@ -1,4 +1,4 @@
-"""Retirement: a device leaves for good, by an admin's word or by its own last one, and its hardware may come anew."""
+"""Retirement: an admin or a final report removes a device for good, and its hardware may register again."""
 
 from datetime import timedelta
 from typing import Any
@@ -42,7 +42,7 @@ def wiped(admin: Admin, phone: Phone, **fields: Any) -> str:
 
 
 def audited_devices(admin: Admin) -> int:
-    """On how many devices the newest entry of the audit says that something was done."""
+    """The device_count of the newest audit entry."""
     count: int = admin.get("/admin/audit").json["items"][0]["summary"]["device_count"]
     return count
 
@@ -275,7 +275,7 @@ def test_the_final_report_of_an_earlier_enrollment_is_refused(admin: Admin, phon
 
 
 def wiped_before_it_was_enrolled_again(admin: Admin, phone: Phone, *, lapsed: bool) -> str:
-    """Issue a wipe that a new enrollment withdraws, or that has lapsed by then; return its request_id."""
+    """Issue a wipe that a new enrollment withdraws, or whose time is over by then; return its request_id."""
     request_id = wiped(admin, phone, expires_in_seconds=60)
     if lapsed:
         let_pass(hours=2)

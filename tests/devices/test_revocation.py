@@ -1,4 +1,4 @@
-"""Revocation and its end: what the answer, the audit and the log say of it."""
+"""Revocation and its end, in the answer, the audit and the log."""
 
 from datetime import timedelta
 from typing import Any
@@ -21,7 +21,7 @@ def shown(admin: Admin, phone: Phone) -> Any:
 
 
 def audited_devices(admin: Admin) -> int:
-    """On how many devices the newest entry of the audit says that something was done."""
+    """The device_count of the newest audit entry."""
     count: int = admin.get("/admin/audit").json["items"][0]["summary"]["device_count"]
     return count
 

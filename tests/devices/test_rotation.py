@@ -1,4 +1,4 @@
-"""Rotation: of a device's pair of credentials, and of the keys of this installation under them."""
+"""Rotation of a device's pair of credentials, and of the keys of this installation."""
 
 import hmac
 from datetime import timedelta
@@ -22,7 +22,7 @@ def beat(phone: Phone, token: str) -> int:
 
 
 def verified_with(answer: Answer, phone: Phone, command_key: str) -> bool:
-    """Tell whether the one command in a heartbeat's answer bears the signature of this key."""
+    """Return whether this key has signed the one command in a heartbeat's answer."""
     (command,) = answer.json["commands"]
     sealed = "\n".join(["NXC1", phone.device_id, *list(command.values())[:5]])
     mine = hmac.digest(command_key.encode(), sealed.encode(), "sha256").hex()

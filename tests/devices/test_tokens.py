@@ -1,4 +1,4 @@
-"""The forms of the two tokens: what is made, and what is refused before anybody asks the database."""
+"""The forms of the two tokens, and malformed ones that are refused without the database."""
 
 from uuid import UUID
 

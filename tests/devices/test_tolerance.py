@@ -1,4 +1,4 @@
-"""An invalid reading never makes a phone's request fail: it is repaired or dropped, and phone and operations know."""
+"""An invalid reading never makes a phone's request fail: it is repaired or dropped, with a warning and a log line."""
 
 import json
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ GOOD: Json = {"battery_pct": 50, "charging": True, "network": "wifi", "site": "n
 
 @pytest.fixture(autouse=True)
 def forget_logged_fields() -> Iterator[None]:
-    """Let no test find the second of another one's log line."""
+    """Let no test begin in the second of another test's log line."""
     field_warnings._collapsed.clear()
     yield
     field_warnings._collapsed.clear()
@@ -45,7 +45,7 @@ def status_of(phone: Phone) -> Json:
 
 
 def warned(answer: Answer) -> list[str]:
-    """The fields that an answer warns of, and "" for one whose warning does not say what was done."""
+    """The fields that an answer warns of, and "" for one whose warning does not describe the change."""
     assert answer.status == 200, answer.body
     return [".".join(one["loc"][1:]) if one["msg"] else "" for one in answer.json.get("warnings", [])]
 
@@ -234,7 +234,7 @@ def test_bad_readings_in_a_flush_do_not_disturb_the_others(admin: Admin) -> None
 
 
 def test_a_bad_reading_with_a_new_token_has_a_warning_too(phone: Phone) -> None:
-    """The first heartbeat with a rotated token takes another way through the server."""
+    """The first heartbeat with a rotated token takes another path through the server."""
     rotated = phone.rotate().json["device_token"]
     answer = phone.send("/v1/heartbeat", {"status": {"battery_pct": 255, "site": "north"}}, rotated)
     assert (warned(answer), status_of(phone)) == (["status.battery_pct"], {"site": "north"})
@@ -356,7 +356,7 @@ def test_bad_readings_of_unknown_callers_are_neither_counted_nor_logged(phone: P
 
 
 def fields_that_inform(document: Json) -> list[tuple[str, str]]:
-    """The path and the name of each field of a phone's body that informs, as the document says."""
+    """The path and the name of each field of a phone's body that informs, by the document."""
     found = []
     for path, methods in document["paths"].items():
         content = methods.get("post", {}).get("requestBody", {}).get("content", {})

@@ -1,4 +1,4 @@
-"""A busy worker takes the connections that wait: their clients do not have to wait for one turn of its loop each."""
+"""A busy worker accepts all waiting connections in one turn of its loop, so that their clients do not wait for many."""
 
 import asyncio
 import socket

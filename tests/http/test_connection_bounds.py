@@ -1,4 +1,4 @@
-"""Connections are bounded, in total and by address: nobody can take them all, and who is refused gets an answer."""
+"""Connections are limited, in total and by address: no client can take all, and a refused client gets an answer."""
 
 import asyncio
 import json
@@ -41,7 +41,7 @@ async def another(line: Line, source: str = "127.0.0.1") -> AsyncIterator[Line]:
 
 
 async def until_open(line: Line, count: int) -> None:
-    """Wait until the server has so many connections."""
+    """Wait until the server has this number of connections."""
     while len(line.state.connections) != count:  # noqa: ASYNC110  (uvicorn has no event for it)
         await asyncio.sleep(0)
 

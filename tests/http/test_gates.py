@@ -1,4 +1,4 @@
-"""Gates: how much of something expensive is under way, what waits for it, and what is refused."""
+"""Gates: how much expensive work runs, how much waits for it, and what is refused."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -21,7 +21,7 @@ def metric(name: str) -> float:
 
 
 async def begun(*work: Coroutine[Any, Any, Any]) -> list[asyncio.Task[Any]]:
-    """Start pieces of work one after the other; return when none of them can go on by itself."""
+    """Start pieces of work one after the other; return when none of them can continue without help."""
     tasks = []
     for one in work:
         tasks.append(asyncio.create_task(one))

@@ -1,4 +1,4 @@
-"""What is logged of heartbeats: a line each, or one line every ten seconds where HEARTBEAT_LOG is `summary`."""
+"""The log of heartbeats: a line for each, or one line every ten seconds if HEARTBEAT_LOG is `summary`."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ from tests.support.actors import Admin, Phone
 
 @pytest.fixture
 def written(monkeypatch: pytest.MonkeyPatch) -> BytesIO:
-    """What is logged of heartbeats."""
+    """The log lines of heartbeats."""
     written = BytesIO()
     for module in ("devices.check_in", "nexmdm.http.heartbeat_summary"):
         monkeypatch.setattr(f"{module}.log", structlog.wrap_logger(structlog.BytesLogger(written)))

@@ -1,4 +1,4 @@
-"""What is logged of an error: its name, its place, the rule that was broken; nothing of the row that it was about."""
+"""The log of an error: its name, its place and the broken rule, but no value of the row."""
 
 import json
 from io import BytesIO
@@ -18,14 +18,14 @@ PUSH_TOKEN = "unstorable-push-token-that-is-nobodys-business"
 
 @pytest.fixture
 def written(monkeypatch: pytest.MonkeyPatch) -> BytesIO:
-    """What the API writes to its log."""
+    """The lines that the API writes to its log."""
     written = BytesIO()
     monkeypatch.setattr("nexmdm.api.error_table.log", structlog.wrap_logger(structlog.BytesLogger(written)))
     return written
 
 
 def forbid_push_tokens() -> None:
-    """Have PostgreSQL refuse this push token; its message shows the whole row."""
+    """Make PostgreSQL refuse this push token; its message shows the whole row."""
     with connection.cursor() as cursor:
         cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
         cursor.execute("ALTER TABLE devices_device ADD CONSTRAINT trial CHECK (push_token NOT LIKE 'unstorable%')")

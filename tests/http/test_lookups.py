@@ -1,4 +1,4 @@
-"""What any client may look up without a credential: one look-up at a time, and no signed call waits for it."""
+"""Look-ups that any client can cause without a credential: one at a time, and no signed call waits for them."""
 
 import asyncio
 import threading
@@ -28,7 +28,7 @@ FULL = Gate("full", at_once=0, waiting=0, waiting_per_key=0, seconds=0)
 
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Note each look-up of the readiness."""
+    """Record each look-up of the readiness."""
     noted: list[str] = []
     state = dispatcher_status.dispatcher_state
 
@@ -89,7 +89,7 @@ def test_an_unavailable_database_is_asked_once_for_all_readiness_requests(
 
 @pytest.fixture
 def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Have the look-up of the readiness wait for this event."""
+    """Make the look-up of the readiness wait for this event."""
     free = threading.Event()
     monkeypatch.setattr(health, "READY_SECONDS", SOON)
     monkeypatch.setattr(dispatcher_status, "dispatcher_state", lambda: free.wait(10) and "ok")
@@ -140,14 +140,14 @@ def test_metrics_are_computed_once_for_simultaneous_requests(
 
 
 class Turnstile:
-    """Stands in for the database: whoever is let in stays until it is opened."""
+    """Replaces the database: work that is let in stays until it is opened."""
 
     def __init__(self) -> None:
         self.inside: list[str] = []
         self.open = asyncio.Event()
 
     async def until(self, _: float, name: str) -> str:
-        """Do as database.run_in_db_thread_until() does with its work."""
+        """Run the work like database.run_in_db_thread_until()."""
         self.inside.append(name)
         await self.open.wait()
         return name

@@ -1,4 +1,4 @@
-"""Requests sent ahead over one connection: all are answered in their order, and cost nobody else time or memory."""
+"""Pipelined requests: all are answered in their order, and cost other clients neither time nor memory."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ async def another(line: Line) -> AsyncIterator[Line]:
 
 @pytest.fixture
 def most_waiting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many requests are parsed and not answered, noted after each piece that is parsed."""
+    """The largest number of requests that are parsed and not answered, recorded after each parsed piece."""
     noted: list[int] = []
     parse = Protocol._parse
 
@@ -174,7 +174,7 @@ def test_pipelined_requests_are_started_one_at_a_time_with_a_pause_after_each() 
             task.cancel()
         return (time.monotonic() - began) / requests
 
-    # The loop's timers count whole milliseconds, so that a pause may be almost one shorter.
+    # The loop's timers count whole milliseconds, so a pause may be almost one shorter.
     assert over_a_socket(talk) > pipelining.PAUSE_SECONDS / 2
 
 

@@ -1,4 +1,4 @@
-"""The guard and the conventions: whatever is sent, the answer is a problem in JSON that a program can read."""
+"""The guard and the conventions: every refusal is a problem in JSON that a program can read."""
 
 import asyncio
 import gzip
@@ -36,7 +36,7 @@ def send_in_parts(
     then: Callable[[], Awaitable[Message]] | None = None,
     to: App = application,
 ) -> list[Message]:
-    """Send a request whose body comes in parts; after the last one `then` has the word. Return what was answered."""
+    """Send a request whose body comes in parts; after the last one, call `then`. Return the answer."""
     more = [{"type": "http.request", "body": part, "more_body": True} for part in parts]
     if then is None and more:
         more[-1]["more_body"] = False
@@ -205,7 +205,7 @@ def test_a_client_that_leaves_before_its_body_is_complete_gets_no_answer_and_cha
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "application/jsonp", ""])
-def test_a_body_without_a_content_type_is_refused(admin: Admin, phone: Phone, content_type: str) -> None:
+def test_a_body_without_the_content_type_of_json_is_refused(admin: Admin, phone: Phone, content_type: str) -> None:
     body = b'{"action":"ping","target":{"all":true}}'
     headers = admin.headers("POST", "/admin/command", body) | {"Content-Type": content_type}
     assert_problem(admin.client.request("POST", "/admin/command", body, headers), 415, "unsupported_media_type")
@@ -398,7 +398,7 @@ def test_the_log_lines_of_a_request_carry_its_correlation_id(
 
 
 def audited_address(admin: Admin, headers: list[tuple[str, str]], *, peer: str) -> str:
-    """The address from which a signed write came, as the audit has it."""
+    """The address of a signed write in the audit."""
     signed = admin.headers("POST", "/admin/enrollment-tokens", b"{}")
     answer = Client(peer).request("POST", "/admin/enrollment-tokens", {}, [*signed.items(), *headers])
     assert answer.status == 200, answer.body
@@ -477,7 +477,7 @@ def test_an_error_around_a_view_is_a_problem_without_a_trace(
 
 @pytest.fixture
 def no_database(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cut the way to PostgreSQL."""
+    """Make PostgreSQL unreachable."""
 
     def refuse() -> None:
         raise OperationalError("connection refused: <host> <password>")
@@ -507,7 +507,7 @@ def test_a_malformed_credential_is_refused_with_or_without_a_database(
 
 @pytest.mark.parametrize(("status", "header"), [(429, "retry-after"), (503, "retry-after"), (401, "www-authenticate")])
 def test_every_answer_has_the_header_that_its_status_requires(status: int, header: str) -> None:
-    """Whoever makes it: here, as the admin site's stack may, by somebody who does not know of it."""
+    """Whichever layer makes it: here, as in the admin site's stack, code that does not know of the header."""
 
     async def careless(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"text/html")]})

@@ -1,4 +1,4 @@
-"""HTTP/1.1 over a socket: what says nothing, too much, or takes nothing is ended; what is no HTTP gets a problem."""
+"""HTTP/1.1 over a socket: silent, endless or unread connections are closed, and bad HTTP gets a problem."""
 
 import asyncio
 import inspect
@@ -46,7 +46,7 @@ class Line:
     state: ServerState
 
     async def say(self, *pieces: bytes) -> None:
-        """Send pieces, each by itself; whether they are taken is another question."""
+        """Send pieces, each separately; the server may not accept them."""
         with suppress(ConnectionError):
             for piece in pieces:
                 self.writer.write(piece)
@@ -73,14 +73,14 @@ class Line:
         return task
 
     async def ends(self) -> bool:
-        """Wait for the end of the connection; whether nothing came before it."""
+        """Wait for the end of the connection; return whether nothing came before it."""
         with suppress(ConnectionError):
             return await self.reader.read() == b""
         return True
 
 
 def over_a_socket(talk: Callable[[Line], Awaitable[T]]) -> T:
-    """Have a client talk to the application over a real connection; none may take longer than 10 s."""
+    """Let a client talk to the application over a real connection, for at most 10 s."""
 
     async def served() -> T:
         config = uvicorn.Config(application, http=Protocol, ws="none", log_config=None)

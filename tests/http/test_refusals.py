@@ -1,4 +1,4 @@
-"""Refusals: each leaves a line in the log, and on its device; equal ones are counted, and no secret is in any."""
+"""Refusals: each is one line in the log, and on its device; equal ones are counted, and no line has a secret."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ Line = dict[str, Any]
 
 @dataclass
 class Log:
-    """What was logged of refusals."""
+    """The log lines of refusals."""
 
     written: BytesIO = field(default_factory=BytesIO)
 
@@ -43,7 +43,7 @@ class Log:
 
     @property
     def lines(self) -> list[Line]:
-        """The lines, once all that waits is looked up and logged."""
+        """The lines, once all waiting refusals are looked up and logged."""
         async_to_sync(refusals.drain)()
         return self.lines_so_far
 
@@ -62,7 +62,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
 
 
 def assert_tells_of(line: Line, answer: Answer, **more: Any) -> None:
-    """Assert that a line is on this answer, and holds besides exactly what is given."""
+    """Assert that a line describes this answer, and contains exactly these further fields."""
     told = {key: value for key, value in line.items() if key not in ("at", "level", "event")}
     assert (line["event"], line["level"]) == ("request.refused", "warning")
     assert told == {
@@ -140,7 +140,7 @@ def test_a_refusal_of_the_admin_site_and_its_files_is_one_line(log: Log) -> None
 
 @pytest.fixture
 def no_database(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cut the way to PostgreSQL."""
+    """Make PostgreSQL unreachable."""
     monkeypatch.setattr("django.db.connection.ensure_connection", Mock(side_effect=OperationalError("refused")))
 
 

@@ -1,4 +1,4 @@
-"""What only one kind of trouble can break is judged so that a run can fail; and the simulated crowd hides nothing."""
+"""The promises of a single kind of fault can fail, and the simulated traffic hides no error."""
 
 import asyncio
 import time
@@ -105,9 +105,9 @@ def test_no_push_is_possible_while_both_dispatchers_are_gone() -> None:
 
 
 class Outages:
-    """Three minutes of 503 from 1,000 on, whole again 12 s after; 80 pushes a second before and after.
+    """Three minutes of 503 from 1,000 on, normal again 12 s after; 80 pushes a second before and after.
 
-    Twenty deliveries are open through it until a heartbeat brings them.
+    Twenty deliveries are open during it until a heartbeat delivers them.
     """
 
     def __init__(self) -> None:
@@ -253,7 +253,7 @@ def heartbeat(*commands: dict[str, str]) -> web.Response:
 
 
 async def _live(tmp_path: Path, answer: Answer, heartbeats: int, settled: bool) -> Account:
-    """Have a crowd send so many heartbeats to a server that answers them so."""
+    """Let the traffic send this number of heartbeats to a server that gives these answers."""
     numbers, enough = count(1), asyncio.Event()
 
     async def hear(request: web.Request) -> web.Response:
@@ -280,7 +280,7 @@ async def _live(tmp_path: Path, answer: Answer, heartbeats: int, settled: bool) 
 
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the crowd see at once whether all is settled."""
+    """Let the traffic check immediately whether all is settled."""
     monkeypatch.setattr(traffic, "SETTLED_LOOK_SECONDS", 0.01)
     monkeypatch.setattr(traffic, "PATIENCE_SECONDS", 0.2)
 

@@ -1,4 +1,4 @@
-"""What a database that fails over, freezes or takes no writes must not break is judged so that a run can fail."""
+"""The promises for a database that fails over, freezes or accepts no writes can fail."""
 
 import asyncio
 import time
@@ -30,7 +30,7 @@ LATER: Final = replace(PROMPT, begun_at=200, ended_at=200.1)
 
 
 def processes(pids: dict[str, int], *, second_lives: bool = True) -> SameProcesses:
-    """Return processes as they were noted with these ids, which tests change afterwards."""
+    """Return processes as they were recorded with these ids, which tests change afterwards."""
     serving, second = SimpleNamespace(child=pids.__getitem__), SimpleNamespace(is_alive=lambda: second_lives)
     return SameProcesses(cast("Serving", serving), cast("SecondDispatcher", second))
 

@@ -1,4 +1,4 @@
-"""The stand-in for FCM answers as its table says, over a real socket, to the credentials that it gave out."""
+"""The fake FCM answers by its table, over a real socket, to the credentials that it issued."""
 
 import asyncio
 import signal

@@ -39,7 +39,7 @@ def blocked(detail: str) -> Attempt:
 
 
 def delivery(device_id: str, *attempts: Attempt, **fields: Any) -> Delivery:
-    """A delivery issued now for ten minutes, pushed, and waiting for its phone."""
+    """A delivery issued now for ten minutes, pushed, and without a report."""
     row = Delivery(
         attempts,
         "command-1",
@@ -69,7 +69,7 @@ def send(push_token: str, message_id: str, *, at: float = NOW + 0.5, answer: str
 
 
 class World:
-    """A command to two phones, a minute ago: one has answered, one was pushed to twice. Each test spoils one thing."""
+    """A command to two phones, a minute ago: one has answered, one got two pushes. Each test adds one error."""
 
     def __init__(self) -> None:
         self.away: list[Interval] = []
@@ -94,13 +94,13 @@ class World:
         self.sends = [send("ok-1", "m1"), send("ok-2", "m2"), send("ok-2", "m3", at=NOW + 45.5)]
 
     def spoil(self, number: int, **fields: Any) -> None:
-        """Change one delivery of the book."""
+        """Change one delivery of the ledger."""
         deliveries = list(self.snapshot.deliveries)
         deliveries[number] = replace(deliveries[number], **fields)
         self.snapshot = replace(self.snapshot, deliveries=deliveries)
 
     def retell(self, **fields: Any) -> None:
-        """Change what the phone was told of its result."""
+        """Change the answer that the phone got to its result."""
         self.account.results = [replace(one, **fields) for one in self.account.results]
 
     def missed(self) -> set[str]:
@@ -178,7 +178,7 @@ def push_what_nobody_asked_for(world: World) -> None:
 
 
 def record_the_message_of_another_push(world: World) -> None:
-    """Both ids are FCM's, but each stands with the other's delivery."""
+    """Both ids are FCM's, but each is at the other's delivery."""
     world.spoil(0, attempts=[accepted("m3")])
     world.spoil(1, attempts=[unknown(), accepted("m1", at=NOW + 45)])
 
@@ -237,7 +237,7 @@ def never_repeat_what_is_unknown(world: World) -> None:
 
 
 def never_repeat_what_was_refused(world: World) -> None:
-    """FCM's first 503 is tried again 20 s later at the latest."""
+    """FCM's first 503 is tried again after 20 s at the latest."""
     world.snapshot = replace(world.snapshot, read_at=NOW + 27)
     world.spoil(1, attempts=[refused()])
 

@@ -1,4 +1,4 @@
-"""The load test: its figures are right, its load is open, its report stands alone, and it runs from end to end."""
+"""The load test: its figures are correct, its load is open, its report is one file, and it runs from end to end."""
 
 import asyncio
 import random
@@ -149,7 +149,7 @@ Handler = Callable[[web.Request], Any]
 
 @contextmanager
 def answering(handler: Handler) -> Iterator[Callable[[Callable[[str], Any]], Any]]:
-    """Give a runner that hands the address of a server with this handler to a coroutine function."""
+    """Return a runner that calls a coroutine function with the address of a server with this handler."""
 
     async def run(play: Callable[[str], Any]) -> None:
         app = web.Application()

@@ -1,4 +1,4 @@
-"""The trials of one against all: an attack is one, and honest traffic that noticed it is a promise not held."""
+"""The trials of one against all: an attack must be real, and if it affects honest traffic the promise is not kept."""
 
 import asyncio
 from collections import Counter
@@ -91,7 +91,7 @@ def test_a_trial_that_fails_is_not_kept_and_the_next_one_runs() -> None:
 
 
 class Victim:
-    """A server that answers everything 404, and counts what came."""
+    """A server that answers everything 404, and counts the requests."""
 
     def __init__(self) -> None:
         self.requests: list[bytes] = []
@@ -115,7 +115,7 @@ class Victim:
 
 
 async def attacked(kind: str) -> tuple[Victim, list[Tally]]:
-    """Have an attack of this kind go on in two turns."""
+    """Run an attack of this kind in two turns."""
     victim = Victim()
     server = await asyncio.start_server(victim.serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]

@@ -1,4 +1,4 @@
-"""The storm: simulated phones that report in the same minute, and come again where the server says so."""
+"""The storm: simulated phones report in the same minute, and try again when the server asks for it."""
 
 import asyncio
 import random

@@ -1,4 +1,4 @@
-"""The proxy, the PostgreSQL servers and the pooler that tests break do what their orders say."""
+"""The proxy, the PostgreSQL servers and the pooler of the testbed follow their orders."""
 
 import fcntl
 import socket
@@ -75,7 +75,7 @@ def hears_nothing(receiver: socket.socket) -> bool:
 
 
 def is_acknowledged(sender: socket.socket) -> bool:
-    """Tell whether the other end's TCP has acknowledged all that was sent (tcp(7), SIOCOUTQ)."""
+    """Return whether the other end's TCP has acknowledged all data (tcp(7), SIOCOUTQ)."""
     (waiting,) = struct.unpack("i", fcntl.ioctl(sender.fileno(), termios.TIOCOUTQ, b"\0" * 4))
     return bool(waiting == 0)
 
@@ -210,7 +210,7 @@ def test_servers_end_with_their_block_and_refuse_wrong_passwords_and_settings(tm
         assert server.execute("SELECT current_setting('work_mem'), current_setting('fsync')") == ("5MB", "off")
         with pytest.raises(psycopg.OperationalError, match="password"):
             psycopg.connect(server.url.replace(server.password, "wrong"))
-        # FIRST is a word of this setting's own.
+        # FIRST is a keyword of this setting.
         with pytest.raises(PostgresFailed, match="synchronous_standby_names"):
             server.configure(synchronous_standby_names="first")
         raise ZeroDivisionError

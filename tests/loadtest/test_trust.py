@@ -1,4 +1,4 @@
-"""The table of promises: it names tests that exist, and holds nothing for kept that was not shown."""
+"""The table of promises: it names existing tests, and shows no promise as kept without proof."""
 
 import ast
 import asyncio
@@ -146,7 +146,7 @@ def test_links_of_the_admin_site_are_followed_but_not_to_other_sites() -> None:
 
 
 class Closing:
-    """A server that closes its first connection after one answer: while it is idle, or when a next request has come."""
+    """A server that closes its first connection after one answer: while it is idle, or when the next request comes."""
 
     def __init__(self, *, idle: bool) -> None:
         self._idle = idle
@@ -187,12 +187,12 @@ class Closing:
 
 
 async def two_requests(server: Closing, *, strict: bool, once_closed: bool = False) -> tuple[list[int], int]:
-    """Send two requests over a pool of one connection; return how they were answered, and how many took another one."""
+    """Send two requests over a pool of one connection; return their answers, and how many used another one."""
     pool = Pool(server.address, 1, strict=strict)
     request = server.address.head("POST", "/v1/heartbeat", {}) + with_body(b"")
     first, _ = await pool.call(request)
     if once_closed:
-        server.closed.wait()  # The event loop stands still, so that the client has not heard of it.
+        server.closed.wait()  # The event loop stands still, so that the client has not noticed it.
     second, _ = await pool.call(request)
     pool.close()
     return [first, second], pool.left

@@ -1,6 +1,6 @@
-"""How the code is written: where imports stand, who looks at the clock, how long a function may be.
+"""Rules for the code: the place of imports, use of the clock, length of functions, files and folders.
 
-Which way imports point is said by the contracts in pyproject.toml.
+The contracts in pyproject.toml define which imports are allowed.
 """
 
 import ast
@@ -19,7 +19,7 @@ OURS: Final = (*PRODUCT, "tests")
 LONGEST_FUNCTION: Final = 40
 LONGEST_FILE: Final = 350
 MOST_MODULES: Final = 16
-"""Of a folder, side by side."""
+"""The largest number of modules in a folder."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -56,7 +56,7 @@ def test_imports_stand_at_the_top_of_their_module() -> None:
 
 
 def test_only_a_few_modules_read_the_applications_clock() -> None:
-    """All other times are the database's: processes whose clocks differ agree on everything but a signature's age."""
+    """All other times are the database's: processes with different clocks agree on all but a signature's age."""
     reading = {
         "time.time",
         "time.time_ns",
@@ -110,7 +110,7 @@ def test_each_module_describes_its_purpose() -> None:
 
 
 def test_every_module_stands_in_a_layer() -> None:
-    """The contracts in pyproject.toml say nothing of a module that no layer names."""
+    """The contracts in pyproject.toml do not check a module that no layer names."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     layers = re.findall(r"[a-z_.]+", " ".join(contracts[0]["layers"]))
     modules = {
@@ -124,7 +124,7 @@ def test_every_module_stands_in_a_layer() -> None:
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:
-    """Of all packages together: the contract compares the modules of one package with each other."""
+    """For all packages together: the contract compares only the modules of one package with each other."""
     graph = grimp.build_graph(*PRODUCT)
     imports_of = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
     assert len(list(TopologicalSorter(imports_of).static_order())) >= len(graph.modules)

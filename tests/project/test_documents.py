@@ -1,4 +1,4 @@
-"""What the documents and deployment files name exists, and what exists is documented."""
+"""Everything that the documents and deployment files name exists, and everything that exists is documented."""
 
 import ast
 import re
@@ -43,7 +43,7 @@ OF_OTHERS: Final = {
     "POSTGRES_DB", "POSTGRES_PASSWORD", "POSTGRES_USER", "RESTORED_URL", "NEXMDM_LISTEN_FD", "NEXMDM_TEST_DATA_DIR",
     "ENROLLMENT_TOKEN", "DEVICE_ID", "DEVICE_TOKEN", "REQUEST_ID",
 }  # fmt: skip
-"""Names in the documents that are no settings: the database image's, a shell's, a parent's word to its child."""
+"""Names in the documents that are not settings: of the database image, of a shell, or of a parent process."""
 
 
 def variables() -> set[str]:

@@ -1,4 +1,4 @@
-"""Settings come from the environment: taken as they are, or refused with a sentence that never shows a secret."""
+"""Settings come from the environment: read unchanged, or refused with a sentence that never shows a secret."""
 
 import base64
 import json

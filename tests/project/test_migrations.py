@@ -1,4 +1,4 @@
-"""Migrations start from nothing or from a database in use, hold up nobody, and leave the version before working."""
+"""Migrations work with and without data, delay no request, and let the version before continue to work."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -55,13 +55,13 @@ def migrated(*target: str) -> None:
 
 
 def insert_rows(scratch: psycopg.Connection, number: int) -> None:
-    """Do what version 0.1.0 does, whatever has become of the tables since."""
+    """Do what version 0.1.0 does, after any migration."""
     scratch.execute(ROWS.replace("{n}", str(number)).encode())
     scratch.commit()
 
 
 def work_on(scratch: psycopg.Connection, number: int) -> None:
-    """Do what version 0.1.0 does to such rows in the course of their lives, to the end of those that have one."""
+    """Do what version 0.1.0 does to such rows in their lifetime, to their deletion if they have one."""
     for statement in WORK.replace("{n}", str(number)).strip().removesuffix(";").split(";\n"):
         assert scratch.execute(statement.encode()).rowcount == 1, statement
     scratch.commit()
@@ -262,7 +262,7 @@ def test_sql_that_delays_no_request_is_accepted(name: str, statement: str, atomi
 
 @pytest.fixture
 def busy(scratch: psycopg.Connection) -> psycopg.Connection:
-    """A transaction in the way of the next migration of "devices"; the command waits for it for a moment only."""
+    """A transaction in the way of the next migration of "devices"; the command waits for it only for a moment."""
     migrated("devices", "0001")
     scratch.execute("LOCK TABLE devices_presence IN SHARE UPDATE EXCLUSIVE MODE")
     return scratch

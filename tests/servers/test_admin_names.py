@@ -1,4 +1,4 @@
-"""The variables of named admins: a server with them knows each admin, and a mistake in them stops the start."""
+"""The variables of named admins: a server with them knows each admin, and an error in them stops the start."""
 
 import re
 from contextlib import closing
@@ -20,7 +20,7 @@ EVERY_START: Final = ((MANAGE, "serve"), (MANAGE, "dispatch"), (MANAGE, "migrate
 
 
 def given(*names: str) -> dict[str, str]:
-    """Return each of these variables with a sound value of its own."""
+    """Return each of these variables with its own valid value."""
     return {name: f"{SECRET}-of-{name}" for name in names}
 
 

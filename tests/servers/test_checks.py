@@ -1,4 +1,4 @@
-"""What would be wrong to run is refused, with an id and a hint, by `check --deploy` and by every way to start."""
+"""An invalid configuration is refused, with an id and a hint, by `check --deploy` and by every way to start."""
 
 import os
 import re
@@ -55,7 +55,7 @@ def run_in_production(*argv: str, **variables: str) -> subprocess.CompletedProce
 
 @pytest.fixture
 def unfit(tmp_path: Path) -> dict[str, str]:
-    """Settings of one's own, in which much is wrong."""
+    """Settings with many errors."""
     (tmp_path / "unfit.py").write_text(UNFIT)
     return {"PYTHONPATH": f"{tmp_path}{os.pathsep}{processes.ROOT}", "DJANGO_SETTINGS_MODULE": "unfit"}
 

@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL starts whatever the last one left behind, once for all who ask, and for its owner only."""
+"""The embedded PostgreSQL starts after any end of the last one, once for all callers, and only for its owner."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ def data_dir() -> Iterator[Path]:
 
 @pytest.fixture
 def bystander(data_dir: Path) -> Iterator[int]:
-    """Some other program of the account that PostgreSQL runs as."""
+    """Another program of the account that PostgreSQL runs as."""
     embedded_postgres.start(data_dir)
     embedded_postgres.stop(data_dir)
     owner = (data_dir / "pg").stat().st_uid

@@ -1,4 +1,4 @@
-"""Many logins to the admin site at the same moment, on a real server: the control loop does not notice."""
+"""Many logins to the admin site at the same moment, on a real server: the control loop is not affected."""
 
 import re
 import tempfile
@@ -37,7 +37,7 @@ def enrolled(admin: FleetClient) -> dict[str, str]:
 
 
 def log_in(url: str, number: int) -> list[httpx.Response]:
-    """Fill in the form a few times as a browser does, for a user that is not there; return the answers."""
+    """Fill in the form a few times as a browser does, for a user that does not exist; return the answers."""
     transport = httpx.HTTPTransport(local_address=f"127.0.0.{1 + number % ADDRESSES}")
     with httpx.Client(base_url=url, transport=transport, timeout=60, headers={"Origin": url}) as browser:
         answers = [browser.get(LOGIN)]

@@ -1,4 +1,4 @@
-"""The dashboard and the alerts ask for what /metrics really has: names, labels, and the values of labels."""
+"""The dashboard and the alerts use what /metrics really has: names, labels, and the values of labels."""
 
 import asyncio
 import json
@@ -34,13 +34,13 @@ VALUES: Final[dict[str, set[str]]] = {
     "fcm_error": {*FCM_ERRORS, "other", ""},
     "job": {"nexmdm"},
 }
-"""Labels whose values are known beforehand, though not every one of them can be seen in a test."""
+"""Labels with known values, some of which cannot occur in a test."""
 
 Series = dict[str, list[dict[str, str]]]
 
 
 async def _loop(place: ServerUnderTest) -> None:
-    """Enrol two phones, command them, and let one report (and send an odd reading); a push is due to the other one."""
+    """Register two phones, command them, and let one report (and send an odd reading); a push to the other is due."""
     token = place.admin.post("/admin/enrollment-tokens", {"max_uses": 2})["enrollment_token"]
     async with aiohttp.ClientSession() as session:
         phone = Phone(session, place.admin.url)
@@ -52,7 +52,7 @@ async def _loop(place: ServerUnderTest) -> None:
 
 @pytest.fixture(scope="module")
 def exposed() -> Iterator[Series]:
-    """What /metrics of a whole server says after a loop: the labels of each series, by the name of its samples."""
+    """The series in /metrics of a whole server after a loop: the labels of each, by the name of its samples."""
     with tempfile.TemporaryDirectory(prefix="nexmdm-") as name:
         folder = Path(name)
         with testbed.started(folder, folder / "data", interval_seconds=120, commands_per_minute=60) as place:
@@ -81,7 +81,7 @@ EXPRESSIONS: Final = {
 
 
 def parsed(expression: str) -> Any:
-    """Parse PromQL, with Grafana's variables as it would fill them in."""
+    """Parse PromQL, with Grafana's variables filled in."""
     return promql_parser.parse(expression.replace("$__rate_interval", "1m").replace("$route", ".*"))
 
 

@@ -1,4 +1,4 @@
-"""The parts one by one: a web worker on a socket of its own or one that it is given, and the probe of a container."""
+"""The parts one by one: a web worker on its own socket or on a given one, and the probe of a container."""
 
 import socket
 import subprocess
@@ -96,5 +96,5 @@ def test_the_parts_work_where_no_memory_may_become_executable(
 
 
 def under_mdwe(code: str) -> str:
-    """Return what this Python program complains of."""
+    """Return the error of this Python program."""
     return subprocess.run([*UNDER_MDWE, sys.executable, "-c", code], check=False, capture_output=True, text=True).stderr

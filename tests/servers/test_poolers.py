@@ -1,4 +1,4 @@
-"""PgBouncer in front of PostgreSQL: where it pools transactions, everything holds; where statements, it is refused."""
+"""PgBouncer in front of PostgreSQL: pooling of transactions works; pooling of statements is refused."""
 
 import asyncio
 import re
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.skipif(pgbouncer.program() is None, reason=pgbouncer.MI
 
 @pytest.fixture(scope="module")
 def server(open_folder: Path) -> Iterator[PostgresServer]:
-    """PostgreSQL whose defaults differ from what NexMDM needs, so that what we set is seen."""
+    """PostgreSQL whose defaults differ from what NexMDM needs, so that our settings are visible."""
     with PostgresServers(open_folder, durable=False) as servers:
         yield servers.primary("one", default_transaction_isolation="serializable", datestyle="SQL, DMY")
 
@@ -53,7 +53,7 @@ def pooler(server: PostgresServer, open_folder: Path) -> Iterator[str]:
 
 @pytest.fixture
 def pooled(pooler: str, django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
-    """Work on a migrated database behind it, and nowhere else."""
+    """Use a migrated database behind it, and nothing else."""
     with used_instead(django_db_blocker, pooler):
         migrate()
         yield
@@ -117,7 +117,7 @@ def test_statement_pooling_is_refused_by_name(
 
 
 async def listened(until: str) -> tuple[list[str], float]:
-    """Run a listener until it has logged this; return what it logged, and how often its dispatcher has to look then."""
+    """Run a listener until it has logged this; return its log lines, and how often its dispatcher must poll then."""
     one = Listener(lambda: None)
     with structlog.testing.capture_logs() as lines:
         running = asyncio.create_task(one.run())

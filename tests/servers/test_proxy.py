@@ -149,7 +149,7 @@ def signed(proxy: httpx.Client, serving: Serving, method: str, target: str, **he
 
 
 def is_a_problem(answer: httpx.Response, status: int, code: str) -> bool:
-    """Tell whether it is one of the API's own: its form, its code, and the headers that every answer has."""
+    """Return whether it is one of the API's problems: its form, its code, and the headers that every answer has."""
     problem = answer.headers["content-type"] == "application/problem+json" and answer.json()
     known = {"type", "title", "status", "code", "detail"}
     return bool(
@@ -186,7 +186,7 @@ def test_the_admin_site_knows_that_it_is_behind_https(proxy: httpx.Client) -> No
     token = proxy.get("/django-admin/login/").cookies["csrftoken"]
     form = {"username": "nobody", "password": "wrong", "csrfmiddlewaretoken": token}
     headers = {"Origin": f"https://{NAME}", "Cookie": f"csrftoken={token}"}
-    # Django takes the form only from its own origin, scheme included: a 403 would mean that it believes to be on http.
+    # Django accepts the form only from its own origin, scheme included: a 403 would mean that it assumes http.
     assert proxy.post("/django-admin/login/", data=form, headers=headers).status_code == 200
 
 
@@ -293,7 +293,7 @@ def connected(folder: Path, proxy: httpx.Client) -> Iterator[ssl.SSLSocket]:
 
 
 def said_to(folder: Path, proxy: httpx.Client, request: bytes) -> httpx.Response:
-    """Send these bytes, which no client of HTTP would; return the answer."""
+    """Send these bytes, which no HTTP client would send; return the answer."""
     with connected(folder, proxy) as connection:
         connection.sendall(request)
         answer = http.client.HTTPResponse(connection)

@@ -1,4 +1,4 @@
-"""A server that has become read-only, as a demoted primary is: it counts as unavailable, and is not stayed on."""
+"""A server that has become read-only, like a demoted primary: it counts as unavailable, and its connections end."""
 
 import re
 import time
@@ -22,7 +22,7 @@ Switch = Callable[[str], None]
 
 @pytest.fixture
 def read_only(transactional_db: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Switch]:
-    """Switch the whole server to read-only ("on"), or back ("off"); sessions that are open, too."""
+    """Switch the whole server to read-only ("on"), or back ("off"), including open sessions."""
     monkeypatch.setattr(outage, "HELD_OFF_SECONDS", 0)
     with psycopg.connect(embedded_postgres.url(django_settings.DATA_DIR), autocommit=True) as connection:
 

@@ -1,4 +1,4 @@
-"""serve runs everything and leaves nothing behind, however it ends."""
+"""serve runs everything and leaves nothing behind, whatever ends it."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def get(serve: Serving, path: str) -> int:
 
 
 def processes_of(folder: Path) -> list[str]:
-    """Return the command lines of all that works for this data folder, PostgreSQL's processes included."""
+    """Return the command lines of all processes for this data folder, including PostgreSQL's."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -149,5 +149,5 @@ def test_a_client_that_waits_for_a_command_is_answered_when_the_server_stops(ser
 
 
 def is_done(future: Future[Any], seconds: float) -> bool:
-    """Tell whether it is done within this time."""
+    """Return whether it is done within this time."""
     return bool(wait([future], timeout=seconds).done)

@@ -1,4 +1,4 @@
-"""What only real processes show, on one server of its own: expiry by the sweep, clients that wait, an open circuit."""
+"""Behaviour that only real processes show, on one server: expiry, clients that wait, an open circuit."""
 
 import json
 import tempfile

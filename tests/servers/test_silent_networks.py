@@ -1,4 +1,4 @@
-"""A network or a server that goes silent: all requests are answered in time, and all recovers."""
+"""A network or a server that becomes silent: all requests are answered in time, and everything recovers."""
 
 import asyncio
 import time
@@ -34,7 +34,7 @@ UNAVAILABLE = (503, "database_unavailable")
 def proxy(
     server: PostgresServer, django_db_blocker: DjangoDbBlocker, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[TcpProxy]:
-    """A proxy between NexMDM, which waits for nothing long, and its database, which is migrated."""
+    """A proxy between NexMDM, with short time-outs, and its migrated database."""
     settings.POOL_TIMEOUT_SECONDS = POOL_SECONDS
     monkeypatch.setattr(database, "WAIT_SECONDS", WAIT_SECONDS)
     monkeypatch.setattr(outage, "CALM_SECONDS", 0)
@@ -84,7 +84,7 @@ def test_readiness_is_answered_within_3_seconds_by_a_frozen_network(proxy: TcpPr
     proxy.freeze()
     begun_at = time.monotonic()
     while (answer := far_admin.client.request("GET", "/readyz")).status == 200:
-        pass  # What the last look found is kept for a second.
+        pass  # The result of the last check is kept for a second.
     assert (answer.status, answer.json["database"]) == (503, "unavailable")
     assert time.monotonic() - begun_at < 1 + 3
 
@@ -131,7 +131,7 @@ def test_after_a_failure_to_connect_other_requests_are_refused_immediately_for_a
 def test_reports_after_a_pause_do_not_wait_for_a_connection_that_the_network_has_dropped(
     proxy: TcpProxy, far_admin: Admin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """None came while the network was frozen: so the first one after it is the one to find out."""
+    """No report came while the network was frozen, so the first one after it finds the dropped connection."""
     monkeypatch.setattr(database, "WAIT_SECONDS", 8)
     phone = far_admin.enrol("paused-1")
     request_id = far_admin.command(to=phone).json["request_id"]

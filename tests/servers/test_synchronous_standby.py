@@ -1,4 +1,4 @@
-"""A synchronous standby that is not there: what waits for it is no commit, and nobody waits for ever."""
+"""A missing synchronous standby: a commit that waits for it does not count, and no request waits without limit."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor

@@ -14,7 +14,7 @@ from tests.support.actors import Answer, Client
 
 @dataclass(slots=True)
 class InProcess(httpx.BaseTransport):
-    """Takes a request to the real ASGI application instead of a socket; `after` sees each answer before the client."""
+    """Sends a request to the real ASGI application instead of a socket; `after` sees each answer before the client."""
 
     client: Client
     after: Callable[[httpx.Request, Answer], None] | None = None
@@ -32,7 +32,7 @@ class InProcess(httpx.BaseTransport):
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """How a run of the command ended."""
+    """The result of a run of the command."""
 
     status: int
     out: str

@@ -1,6 +1,6 @@
-"""What a migration may do to tables in use: hold no lock for long, and leave the code before it in working order.
+"""Rules for migrations on tables in use: no lock for long, and no change that breaks the version before.
 
-A worker of the version before goes on reading and writing while the migration runs, and until it is restarted.
+A worker of the version before continues to read and write while the migration runs, and until it is restarted.
 """
 
 import re
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 CONTRACT: Final = "contract"
-"""What the name of a migration says that drops what no running version uses any more."""
+"""Part of the name of a migration that drops what no running version uses any more."""
 
 ALLOWED: Final[Mapping[str, tuple[str, str]]] = {
     "0004_seal_the_audit": (
@@ -20,7 +20,7 @@ ALLOWED: Final[Mapping[str, tuple[str, str]]] = {
     "0008_audit_addresses": (r"^DO .* SET SEARCH_PATH = ", "as 0006"),
     "0009_audit_summary": (r"^DO .* SET SEARCH_PATH = ", "as 0006"),
 }
-"""The statements that a migration may have all the same, and why: each was looked at by itself."""
+"""The exceptions that migrations may have, each with its reason."""
 
 _ADD: Final = r"\bADD (COLUMN )?(?!COLUMN |CONSTRAINT |CHECK |UNIQUE |PRIMARY |FOREIGN |EXCLUDE )"
 _ALTER: Final = r"\bALTER (COLUMN )?(?!COLUMN )\S+ "
@@ -62,7 +62,7 @@ def faults(name: str, statements: str, *, atomic: bool) -> list[str]:
 
 
 def _fault(statement: str, name: str, *, atomic: bool, held: list[str]) -> str | None:
-    """Return what is wrong with one statement; `held` are those whose locks the transaction keeps."""
+    """Return what is wrong with one statement; `held` are the statements whose locks the transaction keeps."""
     for rule, why in _RULES:
         if re.search(rule, statement):
             return why

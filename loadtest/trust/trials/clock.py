@@ -27,13 +27,13 @@ from nexmdm.client.http_client import FleetClient, Refused
 HOUR: Final = 3600
 MOST_OFF_SECONDS: Final = 60
 PATIENCE_SECONDS: Final = 90
-"""How late a push may be on a busy machine; the wrong clock differs by much more."""
+"""The delay that a push may have on a busy machine; the wrong clock differs by much more."""
 
 RETRY_SECONDS: Final = (10, PATIENCE_SECONDS)
-"""When a push that FCM could not take is sent again: not before 10 s."""
+"""The pause before a push that FCM could not take is sent again: at least 10 s."""
 
 LEASE_SECONDS: Final = (35, PATIENCE_SECONDS)
-"""When a push is sent again whose dispatcher was killed: 45 s after its claim, minus the time until it reached FCM."""
+"""The pause before a push of a killed dispatcher is sent again: 45 s from its claim, minus its time to FCM."""
 
 LIFE_SECONDS: Final = (600 - PATIENCE_SECONDS, 600)
 SETTINGS: Final = {"BCRYPT_ROUNDS": "4"}

@@ -19,7 +19,7 @@ from nexmdm.client.http_client import FleetClient
 PHONES: Final = 3
 TARGET: Final = "/admin/command"
 READ_OF_THE_ANSWER: Final = (0, 0, 1, 20, 200)
-"""How much of the answer a client reads before it disconnects, once its request is complete."""
+"""The part of the answer that a client reads before it disconnects, once its request is complete."""
 
 SETTINGS: Final = {"BCRYPT_ROUNDS": "4", "ADMIN_RATE_LIMIT": "100000/m", "ADMIN_READ_RATE_LIMIT": "100000/m"}
 

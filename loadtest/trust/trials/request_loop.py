@@ -15,7 +15,7 @@ class RequestLoop:
 
     @property
     def left(self) -> int:
-        """How many requests used another connection, because the server had closed theirs before they were written."""
+        """The number of requests that used another connection, because theirs was closed before they were written."""
         return self._pool.left
 
     def end(self) -> None:

@@ -17,10 +17,10 @@ from loadtest.testbed.serving import MANAGE, Serving
 from loadtest.trust.trials.secret_evidence import PASSWORD, SITE, USER, WRONG_PASSWORD, Calls, Evidence
 
 MOST_ALIKE: Final = 2
-"""How many links are followed that differ only in the values of their query."""
+"""The number of followed links that differ only in the values of their query."""
 
 MOST_NAMES: Final = 2
-"""How many names the query of a followed link may have: filters combine without end."""
+"""The number of names that the query of a followed link may have: filters combine without end."""
 
 EXPORTS: Final = 6
 """The number of lists of the admin site that can be exported."""

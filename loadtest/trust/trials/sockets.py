@@ -18,7 +18,7 @@ _CUT_AT_ONCE: Final = struct.pack("ii", 1, 0)
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """What a client received: the status of the answer (0: none), and the seconds until it, or until the end."""
+    """The status of the answer to a client (0: none), and the seconds until it, or until the end."""
 
     status: int
     seconds: float

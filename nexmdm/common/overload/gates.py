@@ -35,7 +35,7 @@ class _Waiter:
 
 @dataclass(slots=True)
 class _State:
-    """How many run and wait, by key; and the waiting ones, first come first."""
+    """The numbers that run and wait, by key; and the waiting ones, first come first."""
 
     under_way: Counter[Hashable] = field(default_factory=Counter)
     waiting: Counter[Hashable] = field(default_factory=Counter)

@@ -24,7 +24,7 @@ _BEGIN_SECONDS: Final = 5
 """The longest time for the first query on a new connection."""
 
 _SPARE_SECONDS: Final = 1
-"""How much longer than PostgreSQL's own limit for a statement an answer may take."""
+"""The time that an answer may take beyond PostgreSQL's own limit for a statement."""
 
 _REFUSED_OPTIONS: Final = re.compile("unsupported startup parameter( in options)?: |support command-line options")
 """The messages of PgBouncer, Neon and RDS Proxy."""

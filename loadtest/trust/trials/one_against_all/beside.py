@@ -47,7 +47,7 @@ ENOUGH: Final = 0.8
 """The part of an attack's minimum that must be sent for it to count."""
 
 TOO_SLOW: Final = "time-out"
-"""What an attacker may get instead of an answer: there is no promise to answer attackers quickly."""
+"""The results that an attacker may get instead of an answer: there is no promise to answer attackers quickly."""
 
 LEAST_HONEST: Final = 1000
 """The least number of honest requests for a judgement on their failures."""

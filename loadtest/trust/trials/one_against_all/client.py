@@ -33,10 +33,10 @@ DEAD_TOKENS_PER_SECOND: Final = 20
 PIPELINING: Final = 60
 GUESSES: Final = 8000
 MOST_COUNTERS: Final = 200
-"""How many rows guesses from one network may add to the table of counters."""
+"""The number of rows that guesses from one network may add to the table of counters."""
 
 MOST_TRIED: Final = 250
-"""How many of the guesses may be tried: 60 a minute for two minutes, and those in progress at the limit."""
+"""The number of guesses that may be tried: 60 a minute for two minutes, and those in progress at the limit."""
 
 IDLE: Final = 12_000
 IDLE_GROWN_MEBIBYTES: Final = 150

@@ -19,7 +19,7 @@ PIPELINED: Final = 7400
 
 OPENED_PER_SECOND: Final = 4000
 REOPENED_PER_SECOND: Final = 200
-"""How fast idle connections are opened, and later those replaced that the server closed."""
+"""The rate at which idle connections are opened, and later replaced if the server closes them."""
 
 SETTLED_SECONDS: Final = 1
 """The time in which the server must have closed none of them: then they are open."""
