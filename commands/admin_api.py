@@ -104,13 +104,13 @@ async def issue_command(request: HttpRequest, body: NewCommand) -> HttpResponse:
         with suppress(Alone):
             outcome = await small_commands.run(caller, command_request)
             if isinstance(outcome, WriteResult):
-                _tell(outcome.answer)
+                _count_and_log(outcome.answer)
             return outcome.response()
 
     def work() -> WriteResult[Any]:
         result = _result(issuing.issue(command_request, dry_run=body.dry_run), dry_run=body.dry_run)
         if not body.dry_run:
-            transaction.on_commit(lambda: _tell(result.answer))
+            transaction.on_commit(lambda: _count_and_log(result.answer))
         return result
 
     return await caller.run(work)
@@ -176,7 +176,7 @@ def _too_broad(body: NewCommand) -> dict[str, Any] | None:
     return None
 
 
-def _tell(answer: CommandIssued) -> None:
+def _count_and_log(answer: CommandIssued) -> None:
     ISSUED.labels(answer.action).inc()
     log.info(
         "command.issued",

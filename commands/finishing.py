@@ -71,7 +71,7 @@ def _finish(which: Q, limit: int) -> int:
             "outcomes": [outcome.value for _, _, outcome in ended],
         },
     )
-    transaction.on_commit(lambda: _tell(ended))
+    transaction.on_commit(lambda: _count_and_log(ended))
     return len(ended)
 
 
@@ -81,7 +81,7 @@ def _standing(command: Any) -> tuple[CommandState, CommandOutcome]:
     return state, outcome
 
 
-def _tell(ended: list[tuple[Any, CommandState, CommandOutcome]]) -> None:
+def _count_and_log(ended: list[tuple[Any, CommandState, CommandOutcome]]) -> None:
     for command, state, outcome in ended:
         if command.is_news:
             FINISHED.labels(command.action, outcome).inc()

@@ -130,7 +130,7 @@ def _work(place: ServerUnderTest, phones: dict[str, httpx.Client]) -> None:
     ping = asked("ping", {"tags": ["floor-1"]}, note="n" * 200)
     wait_for(lambda: not place.admin.command(ping)["push"]["waiting"])
     said("front-desk", message, "succeeded", output={"shown": True, "seconds": 4})
-    said("lobby", message, "failed", message="Another app holds the screen, and it would not let go of it. " * 4)
+    said("lobby", message, "failed", message="Another app uses the screen, and it did not release it. " * 4)
     said("lobby", launch, "deferred", message="in use")
     said("lobby", launch, "deferred")
     said("front-desk", ping, "running")

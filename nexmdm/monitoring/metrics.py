@@ -118,7 +118,7 @@ class _FlushTimer:
             self._loop, self._timer = loop, loop.call_later(FLUSH_SECONDS, self.now)
 
     def now(self) -> None:
-        """Flush them."""
+        """Flush the buffers."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -229,7 +229,7 @@ _gauges: Final = Gauges()
 
 
 def exposition() -> bytes:
-    """Return all metrics: of every process that shares PROMETHEUS_MULTIPROC_DIR, else of this one."""
+    """Return the metrics of all processes that share PROMETHEUS_MULTIPROC_DIR; if it is not set, of this one."""
     registry = CollectorRegistry()
     if folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
         multiprocess.MultiProcessCollector(registry, path=str(Path(folder)))  # type: ignore[no-untyped-call]

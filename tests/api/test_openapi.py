@@ -156,16 +156,16 @@ def test_every_operation_lists_its_errors_as_problem_details(document: Json) -> 
 
 
 def test_every_error_of_the_table_is_an_answer_of_some_operation(document: Json) -> None:
-    told = {
+    documented = {
         (int(status), code)
         for _, path, found in operations(document)
         for status in found["responses"].keys() - {"200"}
         if (path, status) != ("/readyz", "503")
         for code in codes(document, found, status)
     }
-    assert {(status, code) for status, code, _ in ERRORS.values()} <= told
-    assert {(400, "invalid_host"), (400, "invalid_json"), (422, "unknown_devices"), (429, "rate_limited")} <= told
-    assert {(503, "overloaded"), (503, "database_unavailable")} <= told
+    assert {(status, code) for status, code, _ in ERRORS.values()} <= documented
+    assert {(400, "invalid_host"), (400, "invalid_json"), (422, "unknown_devices"), (429, "rate_limited")} <= documented
+    assert {(503, "overloaded"), (503, "database_unavailable")} <= documented
 
 
 def test_the_headers_of_answers_are_described(document: Json) -> None:
@@ -245,8 +245,8 @@ def test_refusals_match_the_document(document: Json, admin: Admin) -> None:
     for name, answer in (
         ("listDevices", unsigned), ("readDevice", unknown), ("issueCommand", empty), ("issueCommand", keyless),
     ):  # fmt: skip
-        told = operation(document, name)["responses"][str(answer.status)]
+        documented = operation(document, name)["responses"][str(answer.status)]
         assert answer.code in codes(document, operation(document, name), str(answer.status))
-        promised = {header.lower() for header in resolved(document, told)["headers"]}
+        promised = {header.lower() for header in resolved(document, documented)["headers"]}
         assert promised <= answer.headers.keys()
         assert answer.json.keys() <= document["components"]["schemas"]["ProblemDetails"]["properties"].keys()

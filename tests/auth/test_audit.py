@@ -35,9 +35,9 @@ commits = pytest.mark.django_db(transaction=True)
 
 def verify(*options: str) -> str:
     """Return what `manage.py verify_audit` prints."""
-    said = StringIO()
-    call_command("verify_audit", *options, stdout=said)
-    return said.getvalue()
+    printed = StringIO()
+    call_command("verify_audit", *options, stdout=printed)
+    return printed.getvalue()
 
 
 def broken(*options: str) -> str:
@@ -158,11 +158,11 @@ def test_a_failure_that_cannot_be_recorded_is_logged(
 def test_a_write_waits_for_the_audit_only_after_all_its_other_work(admin: Admin, phone: Phone) -> None:
     with CaptureQueriesContext(connection) as queries:
         admin.command(to=phone)
-    said = [query["sql"] for query in queries]
-    *_, constraints, entry = said[-2].split(";")
+    printed = [query["sql"] for query in queries]
+    *_, constraints, entry = printed[-2].split(";")
     assert constraints == "SET CONSTRAINTS ALL IMMEDIATE"
     assert entry.lstrip().startswith("INSERT INTO nexmdm_auditentry")
-    assert said[-1].startswith("RELEASE SAVEPOINT"), "a test is one transaction, so that a commit shows as this"
+    assert printed[-1].startswith("RELEASE SAVEPOINT"), "a test is one transaction, so that a commit shows as this"
 
 
 @pytest.mark.parametrize(
@@ -433,9 +433,9 @@ def grow_old(*entry_ids: int) -> None:
 
 
 def prune() -> str:
-    said = StringIO()
-    call_command("prune", stdout=said)
-    return said.getvalue()
+    printed = StringIO()
+    call_command("prune", stdout=printed)
+    return printed.getvalue()
 
 
 @commits

@@ -81,10 +81,10 @@ def test_these_tests_call_every_path_of_the_document() -> None:
 @pytest.mark.parametrize("path", ADMIN_PATHS)
 def test_every_admin_route_requires_a_good_signature(admin: Admin, settings: Settings, path: str) -> None:
     settings.AUTH_FAILURE_RATE_LIMIT = "1000/m"
-    stranger = Admin(admin.client, admin.key, "not-the-secret-but-just-as-long-as-it-is")
+    intruder = Admin(admin.client, admin.key, "not-the-secret-but-just-as-long-as-it-is")
     for method in every_method(admin.client, path):
         assert_unsigned(admin.client.request(method, path))
-        assert_unsigned(stranger.call(method, path))
+        assert_unsigned(intruder.call(method, path))
     assert not AuditEntry.objects.exists()
 
 
@@ -112,8 +112,8 @@ def test_every_signed_write_has_an_audit_entry_with_any_result(admin: Admin, set
 
 def test_over_the_limit_a_failure_is_429_with_retry_after(db: None, settings: Settings) -> None:
     settings.AUTH_FAILURE_RATE_LIMIT = "3/d"
-    stranger = Phone(Client("192.0.2.1"), "phone-1", device_token="nxd_wrong")
-    answers = [stranger.heartbeat() for _ in range(5)]
+    intruder = Phone(Client("192.0.2.1"), "phone-1", device_token="nxd_wrong")
+    answers = [intruder.heartbeat() for _ in range(5)]
     assert [answer.code for answer in answers] == ["invalid_token"] * 3 + ["rate_limited"] * 2
     assert all(1 <= int(answer.headers["retry-after"]) <= 86_400 for answer in answers[3:])
 
@@ -315,8 +315,8 @@ def test_reports_without_the_devices_token_do_not_count_for_it(admin: Admin, pho
     settings.DEVICE_RATE_LIMIT = "5/d"
     request_id = admin.command("ping", to=phone).json["request_id"]
     forged = tokens.make(tokens.DEVICE_PREFIX, UUID(phone.device_id), bytes(32)).text
-    stranger = Phone(phone.client, "phone-1", device_token=forged)
-    assert reports(stranger, request_id, 10) == ["invalid_token"] * 10
+    intruder = Phone(phone.client, "phone-1", device_token=forged)
+    assert reports(intruder, request_id, 10) == ["invalid_token"] * 10
     assert reports(phone, request_id, 6) == [None] * 5 + ["rate_limited"]
 
 

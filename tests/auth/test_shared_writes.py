@@ -36,7 +36,7 @@ def ping(*phones: Phone, key: str | None = None, **fields: Any) -> Call:
     return COMMAND, {"action": "ping", "target": {"device_ids": [phone.device_id for phone in phones]}, **fields}, key
 
 
-def told(answer: Answer) -> Any:
+def result_of(answer: Answer) -> Any:
     """Return the number of devices of an answered command; of another answer, status and code."""
     return answer.json["device_count"] if answer.status == 200 else (answer.status, answer.code)
 
@@ -50,7 +50,7 @@ def test_each_command_of_a_batch_is_issued_answered_stored_and_audited(admin: Ad
     before = verify_audit()
     calls = [ping(phone, key=f"one-of-several-{number}", note=f"{number}") for number, phone in enumerate(fleet)]
     answers = signed_in_one_batch(admin, *calls)
-    assert [told(answer) for answer in answers] == [1] * 8
+    assert [result_of(answer) for answer in answers] == [1] * 8
     for number, (phone, answer) in enumerate(zip(fleet, answers, strict=True)):
         delivery = Delivery.objects.select_related("command").get(device__id=phone.device_id)
         assert (str(delivery.command_id), delivery.command.note) == (answer.json["request_id"], f"{number}")
@@ -76,7 +76,7 @@ def test_a_refused_command_of_a_batch_is_refused_alone(admin: Admin, fleet: list
         (ping(second, **too_long), (422, "push_payload_too_large")),
     ]
     answers = signed_in_one_batch(admin, *(call for call, _ in expected))
-    assert [told(answer) for answer in answers] == [what for _, what in expected]
+    assert [result_of(answer) for answer in answers] == [what for _, what in expected]
     assert [error["msg"] for error in answers[1].json["errors"]] == [f"{revoked.device_id} is revoked"]
     assert Command.objects.count() == 3
     refused = AuditEntry.objects.exclude(status=200).order_by("id").values_list("status", "code", "device_count")
@@ -101,7 +101,7 @@ def test_the_limit_is_exact_within_a_batch(admin: Admin, fleet: list[Phone], set
     assert sorted(answer.status for answer in answers) == [200] * 5 + [429] * 3
     assert {int(answer.headers["retry-after"]) in range(1, 61) for answer in answers if answer.status == 429} == {True}
     assert Command.objects.count() == 5
-    assert {told(answer) for answer in signed_in_one_batch(admin, ping(fleet[0]))} == {(429, "rate_limited")}
+    assert {result_of(answer) for answer in signed_in_one_batch(admin, ping(fleet[0]))} == {(429, "rate_limited")}
 
 
 def test_a_write_over_the_limit_is_429_even_if_its_batch_finds_no_database(

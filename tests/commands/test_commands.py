@@ -134,8 +134,8 @@ def test_the_audience_is_frozen_when_the_command_is_issued(admin: Admin, fleet: 
 def test_unknown_and_revoked_devices_are_named_and_nothing_is_queued(admin: Admin, fleet: list[Phone], by: str) -> None:
     known, revoked, _ = fleet
     admin.post(f"/admin/devices/{revoked.device_id}/revoke")
-    stranger = str(uuid4())
-    names = {"device_ids": [known.device_id, revoked.device_id, stranger], "aliases": ["desk-1", "desk-2", stranger]}
+    unknown = str(uuid4())
+    names = {"device_ids": [known.device_id, revoked.device_id, unknown], "aliases": ["desk-1", "desk-2", unknown]}
     answer = admin.command(to={by: names[by]})
     assert_nothing_queued(answer, 422, "unknown_devices")
     _, second, third = names[by]
@@ -386,8 +386,8 @@ def test_a_dry_run_counts_and_changes_nothing(admin: Admin, phone: Phone) -> Non
 
 
 def test_a_dry_run_is_refused_like_the_command_itself(admin: Admin, phone: Phone) -> None:
-    stranger = {"device_ids": [str(uuid4())]}
-    assert_nothing_queued(admin.command(to=stranger, dry_run=True), 422, "unknown_devices")
+    unknown = {"device_ids": [str(uuid4())]}
+    assert_nothing_queued(admin.command(to=unknown, dry_run=True), 422, "unknown_devices")
     assert_nothing_queued(admin.command(to=phone, dry_run=True, expect_count=2), 409, "audience_changed")
     assert_nothing_queued(admin.command("ring", to=phone, dry_run=True), 422, "invalid_request")
 

@@ -23,7 +23,7 @@ def finished(action: str, outcome: str) -> float:
     return REGISTRY.get_sample_value("nexmdm_commands_finished_total", {"action": action, "outcome": outcome}) or 0.0
 
 
-def told(events: list[Any]) -> list[tuple[str, str, str, str, int]]:
+def logged(events: list[Any]) -> list[tuple[str, str, str, str, int]]:
     """Return the log lines of commands that have ended."""
     names = ("request_id", "action", "state", "outcome", "device_count")
     return [tuple(event[name] for name in names) for event in events if event["event"] == "command.finished"]
@@ -36,7 +36,7 @@ def test_the_dispatcher_stores_the_end_of_a_command_and_logs_it_once(admin: Admi
     before = finished("ping", "partial")
     with structlog.testing.capture_logs() as events:
         call_command("dispatch", once=True)
-    assert told(events) == []
+    assert logged(events) == []
     assert Command.objects.get().finished_at is None
 
     other.report(request_id, "failed")
@@ -47,7 +47,7 @@ def test_the_dispatcher_stores_the_end_of_a_command_and_logs_it_once(admin: Admi
     command = Command.objects.get()
     last = max(settled for settled in Delivery.objects.values_list("settled_at", flat=True) if settled)
     assert (command.finished_at, command.outcome) == (last, "partial")
-    assert told(events) == [(request_id, "ping", "completed", "partial", 2)]
+    assert logged(events) == [(request_id, "ping", "completed", "partial", 2)]
     assert finished("ping", "partial") == before + 1
     assert admin.get(f"/admin/commands/{request_id}").json == said
 
@@ -60,7 +60,7 @@ def test_a_command_whose_time_is_over_ends_when_that_is_marked(admin: Admin, pho
     with structlog.testing.capture_logs() as events:
         assert finishing.finish_recent(10) == 0, "it was settled more than a minute ago"
         assert finishing.finish(10) == 1
-    assert told(events) == [(request_id, "wipe", "expired", "expired", 1)]
+    assert logged(events) == [(request_id, "wipe", "expired", "expired", 1)]
     command = Command.objects.get()
     assert command.finished_at == command.expires_at
 
@@ -80,7 +80,7 @@ def test_a_cancellation_is_part_of_the_end(admin: Admin, phone: Phone) -> None:
     admin.post(f"/admin/commands/{request_id}/cancel")
     with structlog.testing.capture_logs() as events:
         assert finishing.finish_recent(10) == 1
-    assert told(events) == [(request_id, "ping", "cancelled", "cancelled", 1)]
+    assert logged(events) == [(request_id, "ping", "cancelled", "cancelled", 1)]
 
 
 def test_the_end_of_an_old_command_is_stored_without_a_log_line(admin: Admin, phone: Phone) -> None:
@@ -90,7 +90,7 @@ def test_the_end_of_an_old_command_is_stored_without_a_log_line(admin: Admin, ph
     Delivery.objects.update(settled_at=F("settled_at") - timedelta(days=8))
     with structlog.testing.capture_logs() as events:
         assert finishing.finish(10) == 1
-    assert told(events) == []
+    assert logged(events) == []
     assert admin.get(f"/admin/commands/{request_id}").json["outcome"] == "succeeded"
 
 
@@ -101,7 +101,7 @@ def test_two_dispatchers_log_an_end_once(admin: Admin, phone: Phone) -> None:
         with ThreadPoolExecutor(4) as threads:
             list(threads.map(lambda _: releasing_connection(lambda: finishing.finish_recent(100)), range(4)))
         finishing.finish_recent(100)
-    assert len(told(events)) == len(set(told(events))) == 20
+    assert len(logged(events)) == len(set(logged(events))) == 20
 
 
 def test_an_end_that_is_rolled_back_is_not_logged(admin: Admin, phone: Phone) -> None:
@@ -109,7 +109,7 @@ def test_an_end_that_is_rolled_back_is_not_logged(admin: Admin, phone: Phone) ->
     with structlog.testing.capture_logs() as events, transaction.atomic():
         assert finishing.finish_recent(10) == 1
         transaction.set_rollback(True)
-    assert told(events) == []
+    assert logged(events) == []
     assert Command.objects.get().finished_at is None
 
 

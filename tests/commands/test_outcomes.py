@@ -132,19 +132,19 @@ def test_lists_filters_and_details_agree_for_every_mix_of_states(admin: Admin, p
             put(delivery, kind)
         stands[str(command.pk)] = expected(set(mix), was_cancelled=was_cancelled)
 
-    assert_said(admin, stands)
+    assert_shown(admin, stands)
     # The same with stored ends; first the end of those whose deliveries are all marked.
     written = finishing.finish(1000)
-    assert_said(admin, stands)
+    assert_shown(admin, stands)
     queue.expire(1000)
     written += finishing.finish(1000)
-    assert_said(admin, stands)
+    assert_shown(admin, stands)
     assert written == len([state for state, _ in stands.values() if state != "open"])
     assert Command.objects.filter(finished_at=None).count() == len(stands) - written
     assert {one for stand in stands.values() for one in stand if one} == {*STATES, *OUTCOMES}
 
 
-def assert_said(admin: Admin, stands: dict[str, tuple[str, str | None]]) -> None:
+def assert_shown(admin: Admin, stands: dict[str, tuple[str, str | None]]) -> None:
     """Check the list, every filter, and some of the commands."""
     rows = admin.get("/admin/commands?limit=500").json["items"]
     assert {row["request_id"]: (row["state"], row["outcome"]) for row in rows} == stands

@@ -75,18 +75,18 @@ def test_a_push_that_is_accepted_ends_the_row(admin: Admin, pushed: Phone, fcm: 
 
 
 @pytest.mark.parametrize(
-    "word",
+    "answer",
     [
         "internal", "quota1", "reset", "garbage", "html404", "thirdparty", "invalid", "unauthenticated", "forbidden",
         "missing", "hang", "oauth",
     ],
 )  # fmt: skip
 def test_every_end_of_a_push_except_acceptance_counts(
-    admin: Admin, fcm: FcmStandin, monkeypatch: pytest.MonkeyPatch, word: str
+    admin: Admin, fcm: FcmStandin, monkeypatch: pytest.MonkeyPatch, answer: str
 ) -> None:
-    monkeypatch.setattr("commands.push.fcm.TIMEOUT_SECONDS", 0.2 if word == "hang" else 10)
-    fcm.oauth_down = word == "oauth"
-    phone = admin.enrol("phone-1", push_token=f"{word}-1")
+    monkeypatch.setattr("commands.push.fcm.TIMEOUT_SECONDS", 0.2 if answer == "hang" else 10)
+    fcm.oauth_down = answer == "oauth"
+    phone = admin.enrol("phone-1", push_token=f"{answer}-1")
     for _ in range(5):
         assert push_of(admin, phone) == "ok"
         push(admin, phone)

@@ -23,7 +23,7 @@ def request_id(admin: Admin, phone: Phone) -> str:
     return str(admin.command("reboot", to=phone, expires_in_seconds=600).json["request_id"])
 
 
-def delivery_as_told(admin: Admin, phone: Phone, request_id: str) -> Any:
+def delivery_of(admin: Admin, phone: Phone, request_id: str) -> Any:
     return admin.get(f"/admin/commands/{request_id}/deliveries/{phone.device_id}").json
 
 
@@ -57,15 +57,15 @@ def test_a_result_is_stored_as_the_phone_sent_it(admin: Admin, phone: Phone, req
         "via": "push",
     }
     phone.report(request_id, "succeeded", **content)
-    told = delivery_as_told(admin, phone, request_id)
-    result = told["result"]
+    shown = delivery_of(admin, phone, request_id)
+    result = shown["result"]
     assert (result["status"], result["message"], result["output"]) == (
         "succeeded",
         content["message"],
         content["output"],
     )
-    assert (result["finished_at"], told["delivered_via"]) == ("2026-01-01T00:00:00.500000Z", "push")
-    assert told["late_result"] is None
+    assert (result["finished_at"], shown["delivered_via"]) == ("2026-01-01T00:00:00.500000Z", "push")
+    assert shown["late_result"] is None
 
 
 def kept() -> list[tuple[str, str, int]]:
@@ -110,7 +110,7 @@ def test_a_repeated_report_is_one_event_with_its_count_and_last_time(
     let_pass(seconds=30)
     for _ in range(2):
         phone.report(request_id, "running", message="still")
-    (event,) = [one for one in delivery_as_told(admin, phone, request_id)["timeline"] if one["event"] == "report"]
+    (event,) = [one for one in delivery_of(admin, phone, request_id)["timeline"] if one["event"] == "report"]
     assert (event["status"], event["message"], event["count"]) == ("running", "still", 3)
     assert (datetime.fromisoformat(event["last_at"]) - datetime.fromisoformat(event["at"])).total_seconds() >= 30
     assert datetime.fromisoformat(event["at"]) == first - timedelta(seconds=30)
@@ -136,9 +136,9 @@ def test_the_first_hundred_reports_and_the_result_are_stored_and_the_others_coun
     assert [message for _, message, _ in kept()] == [*(f"running {at}" for at in range(100)), "done"]
     assert Delivery.objects.get().reports_not_kept == 3 + 1
     assert REGISTRY.get_sample_value("nexmdm_reports_not_kept_total") == before + 4
-    told = delivery_as_told(admin, phone, request_id)
-    assert (told["state"], told["result"]["message"]) == ("succeeded", "done")
-    (left_out,) = [event for event in told["timeline"] if event["event"] == "left_out"]
+    shown = delivery_of(admin, phone, request_id)
+    assert (shown["state"], shown["result"]["message"]) == ("succeeded", "done")
+    (left_out,) = [event for event in shown["timeline"] if event["event"] == "left_out"]
     assert (left_out["count"], left_out["detail"]) == (4, "4 further reports were counted and not kept")
 
 
@@ -157,7 +157,7 @@ def test_beyond_the_hundred_the_first_late_result_is_stored(
         assert answer.json == {"request_id": request_id, "state": ending, "duplicate": duplicate, "late": True}
     assert Report.objects.count() == 101
     assert Delivery.objects.get().reports_not_kept == 2
-    assert delivery_as_told(admin, phone, request_id)["late_result"]["status"] == "failed"
+    assert delivery_of(admin, phone, request_id)["late_result"]["status"] == "failed"
 
 
 def test_a_report_that_is_not_stored_still_counts_for_the_delivery(
@@ -185,15 +185,15 @@ def test_the_timeline_shows_a_limited_number_of_reports_of_an_older_version_and_
         Report(delivery=delivery, status="running", message=f"said {number}", output={"n": number}, duplicate=True)
         for number in range(500)
     )
-    told = delivery_as_told(admin, phone, request_id)
-    assert (told["result"]["message"], told["result"]["output"]) == ("done", {"exit": 0})
-    events = [event["event"] for event in told["timeline"]]
+    shown = delivery_of(admin, phone, request_id)
+    assert (shown["result"]["message"], shown["result"]["output"]) == ("done", {"exit": 0})
+    events = [event["event"] for event in shown["timeline"]]
     assert (events.count("report"), events.count("left_out")) == (102, 1)
-    assert told["timeline"][-1]["message"] == "said 499"
-    (left_out,) = [event for event in told["timeline"] if event["event"] == "left_out"]
+    assert shown["timeline"][-1]["message"] == "said 499"
+    (left_out,) = [event for event in shown["timeline"] if event["event"] == "left_out"]
     assert (left_out["detail"], left_out["count"]) == ("earlier reports are not shown", None)
     (row,) = admin.get(f"/admin/commands/{request_id}/deliveries").json["items"]
-    assert row["result"] == told["result"]
+    assert row["result"] == shown["result"]
 
 
 def test_the_timeline_shows_a_limited_number_of_attempts_and_says_so(
@@ -205,7 +205,7 @@ def test_the_timeline_shows_a_limited_number_of_attempts_and_says_so(
         Attempt(delivery=delivery, number=number, outcome="unknown", finished_at=Now(), started_at=Now())
         for number in range(1, 6)
     )
-    events = delivery_as_told(admin, phone, request_id)["timeline"]
+    events = delivery_of(admin, phone, request_id)["timeline"]
     assert [event["attempt"] for event in events if event["event"] == "attempt"] == [3, 4, 5]
     assert [event["detail"] for event in events if event["event"] == "left_out"] == ["earlier attempts are not shown"]
 
@@ -257,9 +257,9 @@ def test_a_repeat_before_the_final_status_is_no_duplicate(phone: Phone, request_
 def test_the_result_shown_is_the_first_one(admin: Admin, phone: Phone, request_id: str) -> None:
     phone.report(request_id, "failed", message="no root")
     phone.report(request_id, "succeeded", message="after all")
-    told = delivery_as_told(admin, phone, request_id)
-    assert (told["state"], told["result"]["status"], told["result"]["message"]) == ("failed", "failed", "no root")
-    assert [event.get("duplicate") for event in told["timeline"] if event["event"] == "report"] == [False, True]
+    shown = delivery_of(admin, phone, request_id)
+    assert (shown["state"], shown["result"]["status"], shown["result"]["message"]) == ("failed", "failed", "no root")
+    assert [event.get("duplicate") for event in shown["timeline"] if event["event"] == "report"] == [False, True]
 
 
 @pytest.mark.django_db(transaction=True)
@@ -302,10 +302,10 @@ def test_a_result_after_expiry_is_late_and_shown_as_such(
         queue.expire(100)
     answer = phone.report(request_id, status, message="slow")
     assert answer.json == {"request_id": request_id, "state": "expired", "duplicate": False, "late": True}
-    told = delivery_as_told(admin, phone, request_id)
-    assert (told["state"], told["result"]) == ("expired", None)
-    assert (told["late_result"]["status"], told["late_result"]["message"]) == (status, "slow")
-    assert told["settled_at"] == told["expires_at"]
+    shown = delivery_of(admin, phone, request_id)
+    assert (shown["state"], shown["result"]) == ("expired", None)
+    assert (shown["late_result"]["status"], shown["late_result"]["message"]) == (status, "slow")
+    assert shown["settled_at"] == shown["expires_at"]
     counts = admin.get(f"/admin/commands/{request_id}").json["counts"]
     assert (counts["expired"], counts["late"], counts["succeeded"], counts["failed"]) == (1, 1, 0, 0)
 
@@ -315,8 +315,8 @@ def test_a_result_after_cancellation_is_late_and_shown_as_such(admin: Admin, pho
     admin.post(f"/admin/commands/{request_id}/cancel")
     answer = phone.report(request_id, "succeeded")
     assert answer.json == {"request_id": request_id, "state": "cancelled", "duplicate": False, "late": True}
-    told = delivery_as_told(admin, phone, request_id)
-    assert (told["state"], told["result"], told["late_result"]["status"]) == ("cancelled", None, "succeeded")
+    shown = delivery_of(admin, phone, request_id)
+    assert (shown["state"], shown["result"], shown["late_result"]["status"]) == ("cancelled", None, "succeeded")
 
 
 def test_the_first_late_result_is_the_one_shown(admin: Admin, phone: Phone, request_id: str) -> None:
@@ -324,7 +324,7 @@ def test_the_first_late_result_is_the_one_shown(admin: Admin, phone: Phone, requ
     phone.report(request_id, "failed", message="first")
     again = phone.report(request_id, "succeeded").json
     assert (again["state"], again["duplicate"]) == ("cancelled", True)
-    assert delivery_as_told(admin, phone, request_id)["late_result"]["message"] == "first"
+    assert delivery_of(admin, phone, request_id)["late_result"]["message"] == "first"
     assert admin.get(f"/admin/commands/{request_id}").json["counts"]["late"] == 1
 
 
@@ -341,14 +341,14 @@ def test_a_late_success_that_is_repeated_is_late_and_a_duplicate_and_changes_not
     state = "cancelled" if is_cancelled else "expired"
     first = phone.report(request_id, "succeeded", message="first")
     assert first.json == {"request_id": request_id, "state": state, "duplicate": False, "late": True}
-    told = delivery_as_told(admin, phone, request_id)
+    shown = delivery_of(admin, phone, request_id)
     for _ in range(2):
         again = phone.report(request_id, "succeeded", message="again")
         assert again.json == {"request_id": request_id, "state": state, "duplicate": True, "late": True}
     kept = list(Report.objects.order_by("id").values_list("status", "message", "late", "duplicate"))
     assert kept == [("succeeded", "first", True, False), *[("succeeded", "again", True, True)] * 2]
     assert Delivery.objects.get().state == state
-    assert delivery_as_told(admin, phone, request_id) | {"timeline": None} == told | {"timeline": None}
+    assert delivery_of(admin, phone, request_id) | {"timeline": None} == shown | {"timeline": None}
     assert admin.get(f"/admin/commands/{request_id}").json["counts"]["late"] == 1
 
 
@@ -357,7 +357,7 @@ def test_only_a_final_report_is_late(admin: Admin, phone: Phone, request_id: str
     let_pass(seconds=602)
     answer = phone.report(request_id, status)
     assert answer.json == {"request_id": request_id, "state": "expired", "duplicate": False, "late": False}
-    assert delivery_as_told(admin, phone, request_id)["late_result"] is None
+    assert delivery_of(admin, phone, request_id)["late_result"] is None
     assert Report.objects.count() == 1
 
 
@@ -493,4 +493,4 @@ def test_a_report_is_counted_in_the_answer_about_its_command(admin: Admin, phone
     phone.report(request_id, "succeeded")
     command = admin.get(f"/admin/commands/{request_id}").json
     assert (command["state"], command["counts"]["succeeded"]) == ("completed", 1)
-    assert command["completed_at"] == delivery_as_told(admin, phone, request_id)["settled_at"]
+    assert command["completed_at"] == delivery_of(admin, phone, request_id)["settled_at"]

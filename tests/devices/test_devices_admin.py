@@ -28,7 +28,7 @@ DEVICE_KEYS: Final = {
 TOKEN_KEYS: Final = {
     "id", "label", "max_uses", "uses", "tags", "re_enroll", "expires_at", "revoked_at", "created_at",
 }  # fmt: skip
-NOBODY: Final = "6f1d2c3b-4a59-4e68-9c7d-8b0a1f2e3d4c"
+UNKNOWN_ID: Final = "6f1d2c3b-4a59-4e68-9c7d-8b0a1f2e3d4c"
 
 
 def found(admin: Admin, query: str) -> list[str]:
@@ -56,7 +56,7 @@ def test_a_device_is_shown_with_its_own_data_and_without_secrets(admin: Admin) -
     assert admin.get("/admin/devices").json == {"items": [shown], "next_cursor": None}
 
 
-@pytest.mark.parametrize("device_id", [NOBODY, "phone-1", NOBODY.replace("-", ""), NOBODY.upper(), "%00"])
+@pytest.mark.parametrize("device_id", [UNKNOWN_ID, "phone-1", UNKNOWN_ID.replace("-", ""), UNKNOWN_ID.upper(), "%00"])
 def test_an_unknown_device_is_not_found(admin: Admin, device_id: str) -> None:
     for method, suffix in (("GET", ""), ("PATCH", ""), ("POST", "/revoke"), ("POST", "/reinstate")):
         answer = admin.call(method, f"/admin/devices/{device_id}{suffix}", {} if method == "PATCH" else None)
@@ -364,7 +364,7 @@ def test_a_revoked_enrollment_token_is_refused_and_its_devices_stay(admin: Admin
     assert phone.heartbeat().status == 200
 
 
-@pytest.mark.parametrize("token_id", [NOBODY, "nonsense"])
+@pytest.mark.parametrize("token_id", [UNKNOWN_ID, "nonsense"])
 def test_an_unknown_enrollment_token_cannot_be_revoked(admin: Admin, token_id: str) -> None:
     answer = admin.post(f"/admin/enrollment-tokens/{token_id}/revoke")
     assert (answer.status, answer.code) == (404, "not_found")

@@ -482,9 +482,9 @@ def test_two_heartbeats_of_one_device_in_a_flush_merge_field_by_field(admin: Adm
     assert (presence.last_status, presence.agent_version) == ({"battery_pct": 8}, "2")
 
 
-@pytest.mark.parametrize("others_say", [[{}], [{}, {"agent_version": "2"}], [{"push_token": "fcm-0"}]])
-def test_a_push_token_is_stored_from_any_heartbeat_of_a_flush(phone: Phone, others_say: list[dict[str, Any]]) -> None:
-    before, after = others_say[:1], others_say[1:] or [{}]
+@pytest.mark.parametrize("others_send", [[{}], [{}, {"agent_version": "2"}], [{"push_token": "fcm-0"}]])
+def test_a_push_token_is_stored_from_any_heartbeat_of_a_flush(phone: Phone, others_send: list[dict[str, Any]]) -> None:
+    before, after = others_send[:1], others_send[1:] or [{}]
     calls = [(phone.device_token, said) for said in (*before, {"push_token": "fcm-1"}, *after)]
     assert [answer.status for answer in in_one_batch(*calls)] == [200] * len(calls)
     assert Device.objects.get().push_token == "fcm-1"

@@ -54,19 +54,21 @@ def test_a_phone_gets_its_identity_and_its_credentials(admin: Admin, client: Cli
 
 
 def test_the_device_token_names_the_device_and_the_command_key_is_its_first(admin: Admin, client: Client) -> None:
-    said = Phone(client, "imei-1").register(admin.enrollment_token()).json
-    token = tokens.parse(tokens.DEVICE_PREFIX, said["device_token"])
+    given = Phone(client, "imei-1").register(admin.enrollment_token()).json
+    token = tokens.parse(tokens.DEVICE_PREFIX, given["device_token"])
     assert token is not None
-    assert str(token.id) == said["device_id"]
+    assert str(token.id) == given["device_id"]
     first = hmac.digest(settings.COMMAND_SIGNING_KEYS[0].encode(), f"NXK1\n{token.id}\n1".encode(), "sha256")
-    assert said["command_key"] == first.hex()
+    assert given["command_key"] == first.hex()
 
 
 def test_the_details_of_a_registration_are_stored(admin: Admin, client: Client) -> None:
-    said = {"alias": "till 4", "push_token": "fcm-1", "manufacturer": "Acme", "model": "X", "os_version": "15"}
-    Phone(client, "imei-1").register(admin.enrollment_token(tags=["shop", "till", "shop"]), agent_version="2.0", **said)
+    given = {"alias": "till 4", "push_token": "fcm-1", "manufacturer": "Acme", "model": "X", "os_version": "15"}
+    Phone(client, "imei-1").register(
+        admin.enrollment_token(tags=["shop", "till", "shop"]), agent_version="2.0", **given
+    )
     device = Device.objects.select_related("presence").get()
-    assert {name: getattr(device, name) for name in said} == said
+    assert {name: getattr(device, name) for name in given} == given
     assert (device.hardware_id, device.tags) == ("imei-1", ["shop", "till"])
     assert device.presence.agent_version == "2.0"
 

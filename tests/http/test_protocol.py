@@ -151,21 +151,21 @@ def test_a_head_that_stops_is_408(impatient: None) -> None:
     assert ended
 
 
-@pytest.mark.parametrize("said", [b"", b"\r\n", b"\r\n\r\n"])
-def test_a_connection_without_a_request_is_closed(impatient: None, said: bytes) -> None:
+@pytest.mark.parametrize("sent", [b"", b"\r\n", b"\r\n\r\n"])
+def test_a_connection_without_a_request_is_closed(impatient: None, sent: bytes) -> None:
     async def talk(line: Line) -> bool:
-        await line.say(said)
+        await line.say(sent)
         return await line.ends()
 
     assert over_a_socket(talk)
 
 
-@pytest.mark.parametrize("said", [b"\r\n", b"G", HEALTH])
-def test_an_answered_connection_is_not_kept_by_a_few_bytes(impatient: None, said: bytes) -> None:
+@pytest.mark.parametrize("sent", [b"\r\n", b"G", HEALTH])
+def test_an_answered_connection_is_not_kept_by_a_few_bytes(impatient: None, sent: bytes) -> None:
     async def talk(line: Line) -> tuple[int, bool]:
         await line.say(HEALTH + b"\r\n")
         first = await line.answer()
-        await line.say(said)
+        await line.say(sent)
         with suppress(asyncio.IncompleteReadError):
             await line.answer()
         return first.status, await line.ends()
@@ -188,7 +188,7 @@ def test_a_body_is_waited_for_by_the_guard_not_by_the_protocol(
 
 
 @pytest.mark.parametrize(
-    "said",
+    "sent",
     [
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
         b"\0" * 100,
@@ -201,9 +201,9 @@ def test_a_body_is_waited_for_by_the_guard_not_by_the_protocol(
         HEARTBEAT + b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
     ],
 )
-def test_bad_http_gets_a_problem(said: bytes) -> None:
+def test_bad_http_gets_a_problem(sent: bytes) -> None:
     async def talk(line: Line) -> tuple[Answer, bool]:
-        await line.say(said)
+        await line.say(sent)
         return await line.answer(), await line.ends()
 
     answer, ended = over_a_socket(talk)
@@ -220,7 +220,7 @@ def refused(monkeypatch: pytest.MonkeyPatch) -> BytesIO:
 
 
 @pytest.mark.parametrize(
-    ("said", "code", "reason"),
+    ("sent", "code", "reason"),
     [
         (b"\0" * 100, "invalid_request", "no HTTP"),
         (HEALTH, "request_timeout", "head too slow"),
@@ -229,10 +229,10 @@ def refused(monkeypatch: pytest.MonkeyPatch) -> BytesIO:
     ],
 )
 def test_a_request_that_does_not_reach_the_guard_is_logged_with_the_id_of_its_answer(
-    impatient: None, refused: BytesIO, capfd: pytest.CaptureFixture[str], said: bytes, code: str, reason: str
+    impatient: None, refused: BytesIO, capfd: pytest.CaptureFixture[str], sent: bytes, code: str, reason: str
 ) -> None:
     async def talk(line: Line) -> Answer:
-        await line.say(*(said[place : place + 10_000] for place in range(0, len(said), 10_000)))
+        await line.say(*(sent[place : place + 10_000] for place in range(0, len(sent), 10_000)))
         return await line.answer()
 
     answer = over_a_socket(talk)

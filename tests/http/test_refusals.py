@@ -61,11 +61,11 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     return log
 
 
-def assert_tells_of(line: Line, answer: Answer, **more: Any) -> None:
+def assert_describes(line: Line, answer: Answer, **more: Any) -> None:
     """Assert that a line describes this answer, and contains exactly these further fields."""
-    told = {key: value for key, value in line.items() if key not in ("at", "level", "event")}
+    fields = {key: value for key, value in line.items() if key not in ("at", "level", "event")}
     assert (line["event"], line["level"]) == ("request.refused", "warning")
-    assert told == {
+    assert fields == {
         "correlation_id": answer.headers["x-correlation-id"],
         "status": answer.status,
         "code": more.get("code") or answer.code,
@@ -100,7 +100,7 @@ def test_a_refusal_of_the_guard_is_one_line(client: Client, log: Log, refused: A
     method, path, body, headers, status, code = refused
     answer = client.request(method, path, body, headers)
     assert answer.status == status
-    assert_tells_of(log.line, answer, code=code, method=method, route=path)
+    assert_describes(log.line, answer, code=code, method=method, route=path)
 
 
 BY_THE_API: Final[dict[str, tuple[str, str, Any, dict[str, str]]]] = {
@@ -118,13 +118,13 @@ BY_THE_API: Final[dict[str, tuple[str, str, Any, dict[str, str]]]] = {
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize(("method", "path", "body", "told"), BY_THE_API.values(), ids=BY_THE_API)
+@pytest.mark.parametrize(("method", "path", "body", "fields"), BY_THE_API.values(), ids=BY_THE_API)
 def test_a_refusal_of_the_api_is_one_line(
-    client: Client, log: Log, method: str, path: str, body: Any, told: dict[str, str]
+    client: Client, log: Log, method: str, path: str, body: Any, fields: dict[str, str]
 ) -> None:
     answer = client.request(method, path, body, {"X-Correlation-ID": "order-4711"})
     assert answer.headers["x-correlation-id"] == "order-4711"
-    assert_tells_of(log.line, answer, method=method, **told)
+    assert_describes(log.line, answer, method=method, **fields)
 
 
 @pytest.mark.django_db(transaction=True)
@@ -134,8 +134,8 @@ def test_a_refusal_of_the_admin_site_and_its_files_is_one_line(log: Log) -> None
     )
     unknown = Client().request("GET", "/static/nothing.css")
     first, second = log.lines
-    assert_tells_of(first, forged, code="forbidden", method="POST", route="/django-admin/", address="192.0.2.1")
-    assert_tells_of(second, unknown, method="GET", route="/static/")
+    assert_describes(first, forged, code="forbidden", method="POST", route="/django-admin/", address="192.0.2.1")
+    assert_describes(second, unknown, method="GET", route="/static/")
 
 
 @pytest.fixture
@@ -148,10 +148,10 @@ def test_a_503_is_one_line(client: Client, settings: Settings, log: Log, no_data
     admin = Admin(client, settings.ADMIN_KEYS[0], settings.HMAC_SECRETS[0])
     refused, unready = admin.get("/admin/summary"), client.request("GET", "/readyz")
     first, second = log.lines
-    assert_tells_of(
+    assert_describes(
         first, refused, code="database_unavailable", method="GET", route="/admin/summary", principal="admin"
     )
-    assert_tells_of(second, unready, code="not_ready", method="GET", route="/readyz")
+    assert_describes(second, unready, code="not_ready", method="GET", route="/readyz")
 
 
 def test_a_good_answer_has_no_line(admin: Admin, phone: Phone, log: Log) -> None:
@@ -167,8 +167,8 @@ def test_a_signed_request_is_logged_with_its_principal_and_the_place_of_its_erro
     answers = [wrong, *(admin.post("/admin/enrollment-tokens", {}) for _ in range(2))]
     first, second = log.lines
     where = {"method": "POST", "principal": "admin"}
-    assert_tells_of(first, answers[0], route="/admin/command", reason="body.target.tags.0", **where)
-    assert_tells_of(second, answers[2], route="/admin/enrollment-tokens", reason="writes", **where)
+    assert_describes(first, answers[0], route="/admin/command", reason="body.target.tags.0", **where)
+    assert_describes(second, answers[2], route="/admin/enrollment-tokens", reason="writes", **where)
 
 
 def refused_requests_of(phone: Phone, admin: Admin) -> dict[str, Answer]:
@@ -226,14 +226,14 @@ def test_a_refused_registration_is_logged_with_its_enrollment_token_and_the_devi
     expired = Phone(Client(), "phone-2").register(text)
     invented = Phone(Client(), "phone-2").register(tokens.make("nxe_", UUID(token_id), bytes(32)).text)
     lines = {line["correlation_id"]: line for line in log.lines}
-    told = [lines[answer.headers["x-correlation-id"]] for answer in (known, misspelt, expired, invented)]
-    assert [(line["code"], line.get("enrollment_token_id"), line.get("device_id")) for line in told] == [
+    fields = [lines[answer.headers["x-correlation-id"]] for answer in (known, misspelt, expired, invented)]
+    assert [(line["code"], line.get("enrollment_token_id"), line.get("device_id")) for line in fields] == [
         ("hardware_known", token_id, phone.device_id),
         ("invalid_request", token_id, None),
         ("enrollment_token_expired", token_id, None),
         ("invalid_enrollment_token", None, None),
     ]
-    assert told[0]["address"] == "192.0.2.7"
+    assert fields[0]["address"] == "192.0.2.7"
 
 
 def test_phones_refused_with_one_enrollment_token_have_separate_lines(admin: Admin, log: Log) -> None:
@@ -258,13 +258,13 @@ def addressed(addresses: Sequence[str], path: str = "/nothing") -> list[Answer]:
     return send_together(*((Client(address), "GET", path, None, {}) for address in addresses))
 
 
-def told(lines: list[Line]) -> list[tuple[str | None, int]]:
+def fields(lines: list[Line]) -> list[tuple[str | None, int]]:
     return [(line.get("address"), line["count"]) for line in lines]
 
 
 def test_equal_refusals_are_one_line_and_a_second_one_with_their_count(log: Log) -> None:
     answers = addressed(["192.0.2.1"] * 50)
-    assert told(log.lines_so_far) == [("192.0.2.1", 1)]
+    assert fields(log.lines_so_far) == [("192.0.2.1", 1)]
     first, rest = log.lines
     assert rest["count"] == 49
     ids = [answer.headers["x-correlation-id"] for answer in answers]
@@ -282,8 +282,8 @@ def test_other_codes_and_addresses_have_lines_of_their_own(db: None, log: Log) -
 
 def test_one_clients_ipv6_addresses_and_all_spellings_of_one_address_are_equal(log: Log) -> None:
     addressed(["2001:db8::1", "2001:DB8:0:0:ffff::2", "::ffff:8.8.4.4", "8.8.4.4", "2001:db8:0:1::1"])
-    assert told(log.lines_so_far) == [("2001:db8::1", 1), ("8.8.4.4", 1), ("2001:db8:0:1::1", 1)]
-    assert told(log.lines)[3:] == [("2001:db8::ffff:0:0:2", 1), ("8.8.4.4", 1)]
+    assert fields(log.lines_so_far) == [("2001:db8::1", 1), ("8.8.4.4", 1), ("2001:db8:0:1::1", 1)]
+    assert fields(log.lines)[3:] == [("2001:db8::ffff:0:0:2", 1), ("8.8.4.4", 1)]
 
 
 def test_a_phone_that_changes_its_address_is_one_phone_and_two_behind_one_address_are_two(
@@ -339,7 +339,7 @@ def test_a_flood_of_addresses_shares_a_line_for_each_code_and_nothing_grows(
     monkeypatch.setattr(refusals._lines, "_most", 3)
     addressed([f"192.0.2.{number}" for number in range(100)])
     assert len(refusals._lines._lines) == 4
-    assert told(log.lines) == [("192.0.2.0", 1), ("192.0.2.1", 1), ("192.0.2.2", 1), (None, 1), (None, 96)]
+    assert fields(log.lines) == [("192.0.2.0", 1), ("192.0.2.1", 1), ("192.0.2.2", 1), (None, 1), (None, 96)]
 
 
 def test_invented_tokens_over_the_limit_of_a_look_up_are_logged_by_their_address(

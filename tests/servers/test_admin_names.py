@@ -91,9 +91,9 @@ def test_an_invalid_named_admin_is_refused(
         monkeypatch.setenv(variable, value)
     with pytest.raises(Misconfigured) as refused:
         named_admins.keys_and_secrets()
-    said = str(refused.value)
-    assert re.search(rf"\({fault}\) {re.escape(named)} .+\. .+", said)
-    assert not [secret for secret in variables.values() if secret in said]
+    message = str(refused.value)
+    assert re.search(rf"\({fault}\) {re.escape(named)} .+\. .+", message)
+    assert not [secret for secret in variables.values() if secret in message]
 
 
 @pytest.mark.parametrize("argv", EVERY_START)
@@ -103,10 +103,10 @@ def test_an_invalid_named_admin_stops_every_start_in_production(db: None, argv: 
     assert f"({ConfigError.MISSING}) HMAC_SECRET_X " in done.stderr
 
 
-def assert_stopped(status: int, said: str, variables: dict[str, str]) -> None:
+def assert_stopped(status: int, message: str, variables: dict[str, str]) -> None:
     assert status != 0
-    assert "Traceback" not in said
-    assert not [secret for secret in variables.values() if secret in said]
+    assert "Traceback" not in message
+    assert not [secret for secret in variables.values() if secret in message]
 
 
 UNNAMED: Final = {

@@ -28,7 +28,7 @@ INSTALLED: Final = (f"BIN={Path(sys.executable).parent}", "--old-file=.venv/runt
 
 TOOLS: Final = ("bash", "curl", "make", "openssl")
 
-pytestmark = pytest.mark.skipif(not all(map(shutil.which, TOOLS)), reason=f"the README wants {', '.join(TOOLS)}")
+pytestmark = pytest.mark.skipif(not all(map(shutil.which, TOOLS)), reason=f"the README requires {', '.join(TOOLS)}")
 
 
 @pytest.fixture(scope="module")

@@ -234,7 +234,7 @@ def _expires(admin: FleetClient) -> str:
     command = admin.post("/admin/command", {"action": "ping", "target": {"all": True}, "expires_in_seconds": 2})
     path = f"/admin/commands/{command['request_id']}/deliveries"
     if admin.items(path, 1)[0][0]["state"] != "pending":
-        return "expired at once"
+        return "expired immediately"
     wait_for(lambda: admin.items(path, 1)[0][0]["state"] != "pending")
     headers = {"Authorization": f"Bearer {made['enrollment_token']}"}
     answer = httpx.post(

@@ -56,7 +56,7 @@ async def _one_token_for_many(admin: FleetClient, urls: list[str]) -> Finding:
     return Finding(
         "an enrollment token for one device makes exactly one",
         f"{AT_ONCE} registrations at the same time, on two workers",
-        f"{_told(statuses)}; {len(devices)} device",
+        f"{_counted(statuses)}; {len(devices)} device",
         statuses == {200: 1, 401: AT_ONCE - 1} and len(devices) == 1,
     )
 
@@ -76,7 +76,7 @@ async def _revoked(admin: FleetClient, urls: list[str], member: Member) -> Findi
     return Finding(
         "a revocation and a reinstatement are effective in every process at the next request",
         f"{rounds} times each, then a heartbeat to each of two workers",
-        _told(statuses),
+        _counted(statuses),
         statuses == {403: rounds * len(urls), 200: rounds * len(urls)},
     )
 
@@ -96,7 +96,7 @@ async def _guessed(admin: FleetClient, urls: list[str], member: Member) -> Findi
     return Finding(
         f"over {FAILURES_A_MINUTE} failures a minute guesses get 429, and valid requests from that address pass",
         f"{GUESSES} wrong tokens from one address, each with another X-Forwarded-For; good heartbeats among them",
-        f"guesses {_told(guessed)}; good ones {_told(good)}",
+        f"guesses {_counted(guessed)}; good ones {_counted(good)}",
         held,
     )
 
@@ -113,5 +113,5 @@ async def _post(
     return answer.status_code
 
 
-def _told(statuses: Counter[int]) -> str:
+def _counted(statuses: Counter[int]) -> str:
     return ", ".join(f"{count} × {status}" for status, count in sorted(statuses.items()))

@@ -99,7 +99,7 @@ _METRICS: Final = (_NOT_FOUND, _RATE_LIMITED, _DATABASE_UNAVAILABLE)
 _NO_METRICS_TOKEN: Final = Refusal(401, "invalid_token", "Send METRICS_TOKEN as the bearer token.")
 _NOT_THE_EXAMPLE: Final = (_NO_METRICS_TOKEN, _like(problems.TARGET_IS_NO_PATH))
 # This error names devices, so it is not a row of the table.
-_BESIDE_THE_TABLE: Final[ErrorTable] = {audience.UnknownDevices: (422, "unknown_devices", {})}
+_NOT_IN_THE_TABLE: Final[ErrorTable] = {audience.UnknownDevices: (422, "unknown_devices", {})}
 
 
 class DescribedAPI(NinjaAPI):
@@ -129,7 +129,7 @@ class _Completion:
 
     def __init__(self, document: Json, errors: ErrorTable) -> None:
         self._document = document
-        self._errors = {**errors, **_BESIDE_THE_TABLE}
+        self._errors = {**errors, **_NOT_IN_THE_TABLE}
         self._answers: Json = {}
 
     def apply(self) -> None:
