@@ -256,7 +256,7 @@ def tried(trial: Trial, folder: Path) -> Iterator[Finding]:
         yield from trial(folder)
     except Exception as error:  # noqa: BLE001  (the other trials are still to come)
         promise = (sys.modules[trial.__module__].__doc__ or "").partition("\n")[0]
-        yield Finding(promise, "broke off", f"{type(error).__name__}: {error}", held=False)
+        yield Finding(promise, "ended with an error", f"{type(error).__name__}: {error}", held=False)
 
 
 def _say(console: Console, name: str, found: Finding) -> None:

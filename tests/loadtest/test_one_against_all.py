@@ -148,7 +148,7 @@ def test_an_attack_that_ends_early_is_an_error() -> None:
             await attacker.begin()
             return await attacker.end()
 
-    with pytest.raises(RuntimeError, match="broke off"):
+    with pytest.raises(RuntimeError, match="ended early"):
         asyncio.run(ended())
 
 

@@ -177,7 +177,7 @@ def each(trials: Mapping[str, Callable[[], Coroutine[Any, Any, Finding]]]) -> It
         try:
             yield uvloop.run(trial())
         except Exception as error:  # noqa: BLE001  (the others are still to come)
-            yield Finding(f"{name} against all", "broke off", f"{type(error).__name__}: {error}", held=False)
+            yield Finding(f"{name} against all", "ended with an error", f"{type(error).__name__}: {error}", held=False)
 
 
 async def tried(case: Case, traffic: Honest, attacker: Attacker, serving: Serving) -> Finding:
