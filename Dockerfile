@@ -1,6 +1,6 @@
 # NexMDM without a PostgreSQL of its own: web worker (by default), dispatcher, management commands.
-# docs/operations/containers.md says how to run it.
-# The base image is named by its tag, which moves; containers.md says how to pin it by its digest.
+# docs/operations/containers.md shows how to run it.
+# The base image is named by its tag, which can change; containers.md shows how to pin it by its digest.
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS dependencies

@@ -14,7 +14,7 @@ define ENVIRONMENT
 @$(PYTHON) $(RECENT) || { echo "NexMDM needs Python 3.11 or later. Name one: make PYTHON=python3.12 …" >&2; exit 1; }
 @$(BIN)/python $(RECENT) 2>/dev/null || { umask 022; $(PYTHON) -m venv --clear $(VENV); }
 endef
-# The tests keep their own data folder, as tests/support/environment.py says it.
+# The tests have their own data folder, which tests/support/environment.py names too.
 TEST_DATA_DIR := $(or $(NEXMDM_TEST_DATA_DIR),$(CURDIR)/.nexmdm-test)
 STOP_POSTGRES = for folder in "$(TEST_DATA_DIR)"*/; do env -u DATABASE_URL NEXMDM_DATA_DIR="$$folder" $(BIN)/python manage.py postgres stop; done >/dev/null
 TEST_MANAGE := env -u DATABASE_URL NEXMDM_DATA_DIR="$(TEST_DATA_DIR)" $(BIN)/python manage.py
@@ -40,7 +40,7 @@ run: $(VENV)/runtime.stamp
 
 install: $(VENV)/runtime.stamp
 
-# The tests start hundreds of processes, which would each compile every module anew.
+# The tests start hundreds of processes, which would each compile every module again.
 test: export PYTHONDONTWRITEBYTECODE =
 
 # Three processes, each with a PostgreSQL of its own: two cores are busy while one of them waits for a server to start.
@@ -71,7 +71,7 @@ loadtest-large: $(VENV)/runtime.stamp
 	@$(BIN)/python -m loadtest --devices 100000 --interval 120 --duration 5m --ramp 30 --commands-per-minute 60 \
 		--errors 0 --p95 15 --p99 40 --report reports/loadtest-large.html
 
-# It runs tests, too, so that it shares their PostgreSQL.
+# It runs tests too, so it uses their PostgreSQL.
 trust: $(VENV)/dev.stamp
 	@$(BIN)/python -m loadtest.trust; outcome=$$?; $(TEST_MANAGE) postgres stop >/dev/null; exit $$outcome
 
@@ -89,7 +89,7 @@ clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The development lock holds the runtime's versions too, so that one environment serves both.
+# The development lock holds the runtime's versions too, so that one environment can be used for both.
 $(VENV)/runtime.stamp: requirements.lock
 	$(ENVIRONMENT)
 	@echo "Installing the dependencies into $(VENV); this takes about a minute …"

@@ -1,1 +1,1 @@
-"""Commands: the action catalogue, the queue, deliveries, reports; what phones and admins call about them."""
+"""Commands: the action catalogue, the queue, deliveries, reports, and the endpoints for them."""

@@ -1,7 +1,7 @@
-"""The catalogue of actions: one small class each, its parameters checked by pydantic.
+"""The catalogue of actions: one small class each; pydantic checks the parameters.
 
-To add one, write a class: its name in `name`, its parameters as fields. The API and its document follow the class.
-CONTRIBUTING.md lists the other files to change.
+To add an action, write a class: its name in `name`, its parameters as fields. The API and its document follow the
+class. CONTRIBUTING.md lists the other files to change.
 """
 
 from typing import Annotated, Any, ClassVar, Final
@@ -13,11 +13,11 @@ from nexmdm.common.types import Body, FreeObject, Text
 
 HOUR: Final = 3600
 FOUR_WEEKS: Final = 28 * 24 * HOUR
-"""The longest that FCM keeps a message (its `ttl`)."""
+"""The longest time that FCM keeps a message (its `ttl`)."""
 
 
 class Action(Body):
-    """An action that a command can ask of a phone. Its fields are the parameters; unknown parameters are refused."""
+    """An action that a command sends to a phone. Its fields are the parameters; unknown parameters are refused."""
 
     name: ClassVar[str]
     destructive: ClassVar[bool] = False
@@ -30,7 +30,7 @@ class Action(Body):
     """A device that reports this action as `succeeded` is retired."""
 
     expires_in_seconds: ClassVar[int] = 600
-    """How long a phone has to begin, unless the command has an `expires_in_seconds` of its own."""
+    """The time in which a phone must begin, unless the command has its own `expires_in_seconds`."""
 
 
 Package = Annotated[Text, Field(min_length=1)]
@@ -105,12 +105,12 @@ RETIRING: Final = [action.name for action in CATALOGUE.values() if action.retire
 
 
 def is_protective(name: str) -> bool:
-    """Tell whether an action is protective; one that is in the catalogue no more is not."""
+    """Return whether an action is protective. An action that is no longer in the catalogue is not."""
     action = CATALOGUE.get(name)
     return action is not None and action.protective
 
 
 def text_of(params: Action) -> str:
-    """Return the JSON text of an action's parameters as it is signed and sent: what was given, and no more."""
+    """Return the JSON text of an action's parameters as it is signed and sent: only the parameters given."""
     given: dict[str, Any] = params.model_dump(exclude_unset=True)
     return orjson.dumps(given).decode()

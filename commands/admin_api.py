@@ -1,4 +1,4 @@
-"""What an admin calls about commands: issue, read, wait, cancel. (Who may: nexmdm/auth/admin_router.py.)"""
+"""The endpoints of the admin API for commands: issue, read, wait, cancel. (Access: nexmdm/auth/admin_router.py.)"""
 
 import asyncio
 import time
@@ -49,13 +49,13 @@ log = structlog.get_logger()
 router = AdminRouter(tags=["commands"])
 
 WAIT_POLL_SECONDS: Final = 0.15
-"""How often is looked for a waiting client: with the looks themselves, it is answered within 250 ms of the result."""
+"""The time between two checks for a waiting client. With the checks, it is answered within 250 ms of the result."""
 
 SMALL_AUDIENCE: Final = 10
-"""A command to so many named devices may share a transaction with others."""
+"""A command to at most this number of named devices may share a transaction with others."""
 
 MAX_PARAM_ERRORS: Final = 100
-"""How many errors in the parameters of an action one answer names."""
+"""The largest number of parameter errors that one answer names."""
 ISSUED = Counter("nexmdm_commands_issued", "Commands queued, by action.", ["action"])
 
 
@@ -68,7 +68,7 @@ class InvalidParams(DomainError):
 
 
 def _summarize_command(request: HttpRequest, _: Mapping[str, Any]) -> Summary:
-    """Tell of the body, be it good or not, which action it asks for, and on whom."""
+    """Return the action and the target of a command, as the body names them, also if the body is invalid."""
     body = body_of(request)
     if body is None:
         return Summary()
@@ -89,7 +89,7 @@ def _target_text(target: object) -> str:
 @router.post("/command", response=CommandIssued, url_name="command")
 @summarized(_summarize_command)
 async def issue_command(request: HttpRequest, body: NewCommand) -> HttpResponse:
-    """Queue a command for its audience, which is fixed now. The dispatcher sends the push immediately after.
+    """Issue a command for its audience, which is fixed now. The dispatcher sends the push immediately after.
 
     Devices named by id or alias must all be enrolled, neither revoked nor retired; `tags` (any of them) and `all` leave
     such devices out. `expires_in_seconds` limits the time to begin: a phone that has reported `received` or `running`
@@ -104,20 +104,20 @@ async def issue_command(request: HttpRequest, body: NewCommand) -> HttpResponse:
         with suppress(Alone):
             outcome = await small_commands.run(caller, command_request)
             if isinstance(outcome, WriteResult):
-                _tell(outcome.answer)
+                _count_and_log(outcome.answer)
             return outcome.response()
 
     def work() -> WriteResult[Any]:
         result = _result(issuing.issue(command_request, dry_run=body.dry_run), dry_run=body.dry_run)
         if not body.dry_run:
-            transaction.on_commit(lambda: _tell(result.answer))
+            transaction.on_commit(lambda: _count_and_log(result.answer))
         return result
 
     return await caller.run(work)
 
 
 def _is_small(body: NewCommand) -> bool:
-    """Tell whether a command may share a transaction: it writes few rows, and cancels none."""
+    """Return whether a command may share a transaction: it writes few rows, and cancels none."""
     named = body.target.device_ids or ()
     return 0 < len(named) <= SMALL_AUDIENCE and not body.dry_run and not body.supersede
 
@@ -176,7 +176,7 @@ def _too_broad(body: NewCommand) -> dict[str, Any] | None:
     return None
 
 
-def _tell(answer: CommandIssued) -> None:
+def _count_and_log(answer: CommandIssued) -> None:
     ISSUED.labels(answer.action).inc()
     log.info(
         "command.issued",
@@ -213,14 +213,15 @@ async def list_commands(request: HttpRequest, query: Query[CommandQuery]) -> Htt
 async def read_command(request: HttpRequest, request_id: UUID, query: Query[WaitQuery]) -> HttpResponse:
     """Read a command with its counts. With `wait_seconds`, the answer waits for the end of the command, or that long.
 
-    Its `state` is the first that fits: `open`; `cancelled`, if a cancellation withdrew some of its deliveries, or all
-    were withdrawn otherwise; `completed`, if a phone gave its final report in time; `expired`. Its `outcome` is null
-    while it is open, then `succeeded` (on every device), `partial` (on some), `failed` (on none, and failed on one at
-    least), `expired` (nothing succeeded or failed) or `cancelled` (all of it was withdrawn). `push` counts the
-    deliveries by the answers of FCM, `counts` by the reports of the phones. A server that is stopping does not wait.
+    Its `state` is the first of these that applies. `open`: a delivery is open. `cancelled`: a cancellation withdrew
+    some of its deliveries, or all of them were withdrawn otherwise. `completed`: a phone sent its final report in time.
+    `expired`: none of these. Its `outcome` is null while the command is open, then `succeeded` (on every device),
+    `partial` (on some), `failed` (on none, and failed on at least one), `expired` (none succeeded or failed) or
+    `cancelled` (all were withdrawn). `push` counts the deliveries by the answers of FCM, `counts` by the reports of the
+    phones. A server that is stopping does not wait.
     """
     until = time.monotonic() + query.wait_seconds
-    # The news is in a row, so it is looked for rather than waited for.
+    # The end is stored in a row, so poll it; there is no notification.
     while time.monotonic() < until and not shutdown.is_requested():
         if not await run_in_db_thread(is_open, request_id):
             return respond(await _ended(request_id))
@@ -233,10 +234,10 @@ _ended_now: Final[dict[UUID, asyncio.Task[CommandDetail]]] = {}
 
 
 async def _ended(request_id: UUID) -> CommandDetail:
-    """Read a command that is not open any more, once for all who have waited for it: its counts may be long."""
+    """Read a command that is not open any more, once for all waiting clients: its counts may take long."""
     reading = _ended_now.get(request_id)
     if reading is None:
-        # A context of its own: the first one's request must not take it along when it ends.
+        # Use a new context: the context of the first request must not end this read when that request ends.
         reading = asyncio.get_running_loop().create_task(
             run_in_db_thread(command_detail, request_id), context=Context()
         )
@@ -260,7 +261,7 @@ async def read_delivery(request: HttpRequest, request_id: UUID, device_id: UUID)
 @router.post("/commands/{uuid:request_id}/cancel", response=CommandCancelled, url_name="cancel")
 @summarized(by_path("cancel", "request_id"))
 async def cancel_command(request: HttpRequest, request_id: UUID, body: EmptyBody | None = None) -> HttpResponse:
-    """Withdraw the open deliveries of a command. A push cannot be recalled: the phone may have the command already.
+    """Cancel the open deliveries of a command. A push cannot be recalled: the phone may have the command already.
 
     `may_still_run` counts the withdrawn deliveries that may have reached their phones.
     """

@@ -1,4 +1,4 @@
-"""The signed command as it travels, the same in a push and in a heartbeat."""
+"""The signed command that a phone gets, the same in a push and in a heartbeat."""
 
 import hmac
 from collections.abc import Mapping
@@ -11,17 +11,17 @@ from uuid import UUID
 from devices import credentials
 
 FCM_PAYLOAD_LIMIT: Final = 4096
-"""Bytes of an FCM message's data, keys and values (Firebase: "About FCM messages")."""
+"""The largest size in bytes of an FCM message's data, keys and values (Firebase: "About FCM messages")."""
 
 LEAST_TTL_SECONDS: Final = 1
-"""FCM's time to live is in whole seconds: with less than one left, a push would reach FCM when its time is over."""
+"""FCM's time to live is in whole seconds: with less than one left, a push would reach FCM after its time is over."""
 
 _SIGNATURE_LENGTH: Final = 64
 
 
 @dataclass(frozen=True)
 class Content:
-    """What is said to a phone, the same to each: a command without its signature."""
+    """The content of a command, the same for each phone, without its signature."""
 
     request_id: UUID
     action: str
@@ -42,7 +42,7 @@ class Content:
 
 
 class Recipient(NamedTuple):
-    """The phone, by its device id in lower case, and which of its credentials the envelope is signed under."""
+    """The phone that gets a command, by its device id in lower case, and the credential that signs the command."""
 
     device_id: str
     generation: int
@@ -61,12 +61,12 @@ def seal(content: Content, to: Recipient) -> dict[str, str]:
 
 
 def size(content: Content) -> int:
-    """Return how many of FCM's bytes the envelope takes: its keys and values in UTF-8."""
+    """Return how many bytes of an FCM message the envelope takes: its keys and values in UTF-8."""
     fields = {**content.fields, "signature": "0" * _SIGNATURE_LENGTH}
     return sum(len(key) + len(value.encode()) for key, value in fields.items())
 
 
 @lru_cache(maxsize=1024)
 def whole_seconds(moment: datetime) -> str:
-    """Return a time as an envelope writes it."""
+    """Return a time in the form that an envelope uses."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

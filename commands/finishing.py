@@ -1,7 +1,7 @@
-"""Finishing: a command of which nothing is open any more gets its end written down, once.
+"""Finishing: when no delivery of a command is open any more, the end of the command is stored, once.
 
-Settled deliveries do not change, so neither does what is written here; it makes lists by state and outcome fast, and
-stays true while retention takes the deliveries away. Until it is written, standing.py derives it at each look.
+Settled deliveries do not change, and neither do the stored columns. They make lists by state and outcome fast, and stay
+true while retention deletes the deliveries. Until they are stored, standing.py derives the state at each read.
 """
 
 from datetime import timedelta
@@ -23,13 +23,13 @@ log = structlog.get_logger()
 
 FINISHED: Final = Counter("nexmdm_commands_finished", "Commands that have ended.", ["action", "outcome"])
 for _name, _outcome in product(CATALOGUE, CommandOutcome):
-    FINISHED.labels(_name, _outcome)  # Each shows as 0 before the first time, so that a first failure is an increase.
+    FINISHED.labels(_name, _outcome)  # Each series is 0 before its first event, so that a first failure is an increase.
 
 LATELY: Final = timedelta(seconds=60)
-"""How far back finish_recent() looks: a delivery is settled as of its transaction's beginning, not as of its end."""
+"""The time that finish_recent() looks back: a delivery is settled at its transaction's beginning, not at its end."""
 
 TOLD: Final = timedelta(days=7)
-"""What ended longer ago is written down without a word: it is of the time before ends were written down."""
+"""The end of a command that ended earlier is stored without a log line: ends were not stored at that time."""
 
 _SETTLED: Final = ~Exists(Delivery.objects.filter(command=OuterRef("pk"), state__in=OPEN))
 _LAST_SETTLED: Final = Subquery(
@@ -47,13 +47,13 @@ _WRITE: Final = """
 
 
 def finish_recent(limit: int) -> int:
-    """Write down the end of up to `limit` commands that have just lost their last open delivery; return how many."""
+    """Store the end of up to `limit` commands that have just lost their last open delivery; return how many."""
     settled = Delivery.objects.filter(settled_at__gt=Now() - LATELY).order_by().values("command")
     return _finish(Q(pk__in=settled), limit)
 
 
 def finish(limit: int) -> int:
-    """Write down the end of up to `limit` commands that are over, however long ago; return how many."""
+    """Store the end of up to `limit` commands that ended at any time; return how many."""
     return _finish(Q(), limit)
 
 
@@ -71,7 +71,7 @@ def _finish(which: Q, limit: int) -> int:
             "outcomes": [outcome.value for _, _, outcome in ended],
         },
     )
-    transaction.on_commit(lambda: _tell(ended))
+    transaction.on_commit(lambda: _count_and_log(ended))
     return len(ended)
 
 
@@ -81,7 +81,7 @@ def _standing(command: Any) -> tuple[CommandState, CommandOutcome]:
     return state, outcome
 
 
-def _tell(ended: list[tuple[Any, CommandState, CommandOutcome]]) -> None:
+def _count_and_log(ended: list[tuple[Any, CommandState, CommandOutcome]]) -> None:
     for command, state, outcome in ended:
         if command.is_news:
             FINISHED.labels(command.action, outcome).inc()

@@ -1,4 +1,4 @@
-"""The issue of commands: for their audiences, which are frozen here.
+"""Issue commands: the audience of each is fixed here.
 
 Each function runs inside its caller's transaction. All times are the database's.
 """
@@ -29,7 +29,7 @@ class PushPayloadTooLarge(DomainError):
 
 @dataclass(frozen=True, slots=True)
 class CommandRequest:
-    """What an admin asks: an action of the catalogue with its checked parameters, and of whom."""
+    """The request for a command: an action of the catalogue with its checked parameters, and the target."""
 
     action: str
     params: str
@@ -45,7 +45,7 @@ class CommandRequest:
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """What was queued (or, in a dry run, would be): for how many, and how many of them can be pushed to."""
+    """The number of devices that a command was queued for (or would be, in a dry run), and how many get a push."""
 
     content: envelope.Content
     device_count: int
@@ -54,8 +54,9 @@ class Issued:
 
 Refusal = PushPayloadTooLarge | UnknownDevices | DevicesBusy | AudienceChanged
 
-# One statement, so that the audience is one and the same for the count, the older work and the new. FOR SHARE makes a
-# revocation wait (it then cancels what was issued here) and a revoked device fall out. Foreign keys are checked later.
+# One statement, so that the count, the superseded commands and the new deliveries have the same audience. FOR SHARE
+# makes a revocation wait (it then cancels the new deliveries), and leaves out a revoked device. Foreign keys are
+# checked later.
 _ISSUE: Final = """
     WITH asked AS MATERIALIZED (
         SELECT * FROM jsonb_to_recordset(%(asked)s::jsonb) AS asked (
@@ -112,7 +113,7 @@ _COUNT: Final = f"SELECT count(*), count(*) FILTER (WHERE {_PUSHABLE}) FROM devi
 
 
 def issue(request: CommandRequest, *, dry_run: bool = False) -> Issued:
-    """Queue a command for its audience, and wake the dispatchers at commit; or only count it.
+    """Issue a command for its audience, and wake the dispatchers at the commit; or only count the audience.
 
     Raises UnknownDevices, PushPayloadTooLarge, EmptyAudience, AudienceChanged; nothing is queued then.
     """
@@ -134,10 +135,10 @@ def issue(request: CommandRequest, *, dry_run: bool = False) -> Issued:
 
 
 def issue_together(requests: Sequence[CommandRequest]) -> list[Issued | Refusal]:
-    """Queue commands whose targets name few devices by their ids, as issue() does each; none of them supersedes.
+    """Issue commands whose targets name few devices by id, each as issue() does. None of them may supersede.
 
-    Returns for each what was queued, or why nothing was: DevicesBusy, where it would have to wait for another
-    transaction.
+    Returns for each command what was queued, or the error that prevented it: DevicesBusy, if it would have to wait for
+    another transaction.
     """
     now, unknown = audience.lock_free_named([request.target for request in requests])
     contents = [_content(request, now) for request in requests]
@@ -154,7 +155,7 @@ def issue_together(requests: Sequence[CommandRequest]) -> list[Issued | Refusal]
 
 
 def _content(request: CommandRequest, now: datetime) -> envelope.Content:
-    """Return what is issued now: times are whole seconds, and nothing ends early by that."""
+    """Return the content of a command that is issued now. Times are whole seconds, and no time ends early."""
     issued_at = now.replace(microsecond=0)
     expires_at = issued_at + timedelta(seconds=request.expires_in_seconds + (now.microsecond > 0))
     return envelope.Content(uuid7(), request.action, request.params, issued_at, expires_at)

@@ -1,4 +1,4 @@
-"""The work: what was asked, of whom, how often it was pushed, and what came back."""
+"""The tables of commands, deliveries, push attempts and reports."""
 
 from typing import ClassVar, Final, Self
 
@@ -11,14 +11,14 @@ from devices.models import Device
 
 
 class Priority(models.TextChoices):
-    """How urgently FCM is asked to wake the phone."""
+    """The priority with which FCM wakes the phone."""
 
     HIGH = "high"
     NORMAL = "normal"
 
 
 class DeliveryState(models.TextChoices):
-    """The life of a delivery: open (the first two), then settled in exactly one way."""
+    """The states of a delivery: open (the first two), then settled in exactly one way."""
 
     PENDING = "pending"
     RECEIVED = "received"
@@ -30,13 +30,13 @@ class DeliveryState(models.TextChoices):
 
 OPEN = (DeliveryState.PENDING, DeliveryState.RECEIVED)
 OVERDUE = Q(state__in=OPEN, open_until__lte=Now())
-"""Open, but past its time: expired for everybody who asks, though not marked so yet."""
+"""Open, but past its time: every reader treats it as expired, although it is not marked yet."""
 
 
 class CommandState(models.TextChoices):
-    """How a command stands as a whole: commands/standing.py derives it.
+    """The states of a command, as commands/standing.py derives them.
 
-    `cancelled`: a cancellation withdrew something of it, or all of it was withdrawn otherwise.
+    `cancelled`: a cancellation withdrew some of its deliveries, or all of them were withdrawn otherwise.
     """
 
     OPEN = "open"
@@ -46,10 +46,10 @@ class CommandState(models.TextChoices):
 
 
 class CommandOutcome(models.TextChoices):
-    """What came of a command that is not open any more: commands/standing.py derives it.
+    """The outcomes of a command that is not open any more, as commands/standing.py derives them.
 
-    `partial`: it succeeded on some devices. `failed`: on none, and failed on one at least. `expired`: nothing succeeded
-    or failed, and its time ran out on one device at least. `cancelled`: all of it was withdrawn.
+    `partial`: it succeeded on some devices. `failed`: on none, and failed on at least one. `expired`: none succeeded or
+    failed, and the time ran out on at least one device. `cancelled`: all deliveries were withdrawn.
     """
 
     SUCCEEDED = "succeeded"
@@ -60,7 +60,7 @@ class CommandOutcome(models.TextChoices):
 
 
 class PushState(models.TextChoices):
-    """How the push of a delivery stands. `accepted` is FCM's word, never the phone's."""
+    """The states of a delivery's push. `accepted` means that FCM took it, not that the phone has it."""
 
     WAITING = "waiting"
     ACCEPTED = "accepted"
@@ -70,7 +70,7 @@ class PushState(models.TextChoices):
 
 
 class PushNow(models.TextChoices):
-    """How a push is shown: the states above, and one that is never stored (commands/push_now.py)."""
+    """The states of a push as the API shows them: the stored ones, and one derived by commands/push_now.py."""
 
     WAITING = PushState.WAITING.value
     ACCEPTED = PushState.ACCEPTED.value
@@ -81,7 +81,7 @@ class PushNow(models.TextChoices):
 
 
 class Withdrawal(models.TextChoices):
-    """By what a delivery was cancelled; the label is what its timeline says."""
+    """The cause of a cancellation. The label is the text in its timeline."""
 
     ADMIN = "admin", "an admin cancelled the command"
     SUPERSEDED = "superseded", "a newer command of the same action took its place"
@@ -90,7 +90,7 @@ class Withdrawal(models.TextChoices):
 
 
 class DeviceWas(models.TextChoices):
-    """A fact about the device at the end of a delivery, which its other columns cannot tell.
+    """A fact about the device at the end of a delivery that the delivery's other columns cannot show.
 
     `never_seen`: no heartbeat had come when the delivery was marked as expired. `retired`: the revocation that withdrew
     it was a retirement (`withdrawn_by` is then still `revocation`, which the version before can read).
@@ -101,7 +101,7 @@ class DeviceWas(models.TextChoices):
 
 
 class AttemptOutcome(models.TextChoices):
-    """How one FCM send ended (`in_flight`: not yet known)."""
+    """The outcomes of one send to FCM (`in_flight`: not known yet)."""
 
     IN_FLIGHT = "in_flight"
     ACCEPTED = "accepted"
@@ -120,7 +120,7 @@ FCM_ERRORS: Final = (
 
 
 class ReportStatus(models.TextChoices):
-    """What a phone can say about a command; the last two are final."""
+    """The statuses that a phone can report about a command; the last two are final."""
 
     RECEIVED = "received"
     RUNNING = "running"
@@ -133,7 +133,7 @@ FINAL = (ReportStatus.SUCCEEDED, ReportStatus.FAILED)
 
 
 class DeliveryChannel(models.TextChoices):
-    """The way a command came to the phone."""
+    """The way in which a command reached the phone."""
 
     PUSH = "push"
     HEARTBEAT = "heartbeat"
@@ -147,10 +147,10 @@ def _one_of(
 
 
 class Command(models.Model):
-    """What an admin asked, once, of an audience frozen at that moment. Never changes, but for how it ends.
+    """One action that an admin sent to a fixed audience. Only its end changes it.
 
-    `params` is the JSON text that is signed and sent. The times are whole seconds, as they travel. `finished_at` is
-    when the last delivery was settled; it and the outcome are written when all are (commands/finishing.py).
+    `params` is the JSON text that is signed and sent. The times are whole seconds, as in the envelope. `finished_at` is
+    when the last delivery was settled; it and the outcome are written when all are settled (commands/finishing.py).
     """
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
@@ -177,11 +177,11 @@ class Command(models.Model):
         indexes: ClassVar = [
             # Lists filtered by action, newest first.
             models.Index(name="command_by_action", fields=["action", "-id"]),
-            # Those whose end is not written down yet, and the others by their outcome, newest first.
+            # Commands whose end is not stored yet, and the others by their outcome, newest first.
             models.Index(name="command_unfinished", fields=["id"], condition=Q(finished_at=None)),
             models.Index(name="command_by_outcome", fields=["outcome", "-id"], condition=~Q(finished_at=None)),
             models.Index(name="command_cancelled", fields=["-id"], condition=~Q(cancelled_at=None)),
-            # Retention: what ended long ago.
+            # Retention: commands that ended long ago.
             models.Index(name="command_finished", fields=["finished_at"], condition=~Q(finished_at=None)),
         ]
 
@@ -190,26 +190,26 @@ class Command(models.Model):
 
 
 class DeliveryQuerySet(models.QuerySet["Delivery"]):
-    """Deliveries by how they stand now, swept or not."""
+    """Filters of deliveries by their present state, whether they are marked as expired or not."""
 
     def open(self) -> Self:
-        """Keep what is still waiting for its final report and within its time."""
+        """Keep deliveries that wait for their final report and are within their time."""
         return self.filter(state__in=OPEN, open_until__gt=Now())
 
     def overdue(self) -> Self:
-        """Keep what has run out of time but has not been marked so yet."""
+        """Keep deliveries that are past their time and not marked as expired yet."""
         return self.filter(OVERDUE)
 
 
 class Delivery(models.Model):
     """One command for one device.
 
-    `open_until` is the command's `expires_at`, or an hour more once the phone has said it received or runs it.
-    `next_attempt_at` is when the next push is due; NULL means none is. A claimed push moves it past a lease.
-    `attempt_count` is the number of its last attempt. `reports_not_kept` counts the reports that were too many to keep.
+    `open_until` is the command's `expires_at`, or an hour more once the phone has reported `received` or `running`.
+    `next_attempt_at` is when the next push is due; NULL means that none is. A claim moves it to the end of the lease.
+    `attempt_count` is the number of its last attempt. `reports_not_kept` counts the reports over the limit.
     `device_seen_at` is the device's last heartbeat when the delivery was marked as expired, or was withdrawn (NULL if
-    the version before withdrew it). `device_was` is NULL where nothing is to be said, and where the version before
-    ended the delivery.
+    the version before withdrew it). `device_was` is NULL if it does not apply, or if the version before ended the
+    delivery.
     """
 
     id = models.BigAutoField(primary_key=True)
@@ -253,11 +253,11 @@ class Delivery(models.Model):
         indexes: ClassVar = [
             # A heartbeat's offer: this device's open deliveries.
             models.Index(name="delivery_open_by_device", fields=["device", "id"], condition=Q(state__in=OPEN)),
-            # The dispatcher's claim: what is due, oldest first.
+            # The dispatcher's claim: due pushes, oldest first.
             models.Index(name="delivery_push_due", fields=["next_attempt_at"], condition=~Q(next_attempt_at=None)),
-            # The sweep of what has run out of time.
+            # The periodic search for deliveries past their time.
             models.Index(name="delivery_open_until", fields=["open_until"], condition=Q(state__in=OPEN)),
-            # Retention: what settled long ago.
+            # Retention: deliveries that settled long ago.
             models.Index(name="delivery_settled", fields=["settled_at"], condition=~Q(settled_at=None)),
             # One device's history, newest first.
             models.Index(name="delivery_of_device", fields=["device", "-id"]),
@@ -268,7 +268,7 @@ class Delivery(models.Model):
 
 
 class Attempt(models.Model):
-    """One FCM send of a delivery: written before it leaves, closed when the answer is in."""
+    """One send to FCM for one delivery: written before the push is sent, closed when the answer is known."""
 
     id = models.BigAutoField(primary_key=True)
     delivery = models.ForeignKey(Delivery, on_delete=models.CASCADE, related_name="attempts", db_index=False)
@@ -296,11 +296,12 @@ class Attempt(models.Model):
         indexes: ClassVar = [
             # The last hour's pushes by FCM code.
             models.Index(name="attempt_finished", fields=["finished_at"], condition=~Q(finished_at=None)),
-            # The sweep of attempts that were never closed.
+            # The periodic search for attempts that were never closed.
             models.Index(
                 name="attempt_in_flight", fields=["started_at"], condition=Q(outcome=AttemptOutcome.IN_FLIGHT)
             ),
-            # The admin site's filters, newest first. Plain successes are in neither: the newest rows have them.
+            # The admin site's filters, newest first. Plain successes are in neither index: a list shows the newest rows
+            # anyway.
             models.Index(name="attempt_fcm_error", fields=["fcm_error", "-id"], condition=~Q(fcm_error="")),
             models.Index(name="attempt_http_failure", fields=["http_status", "-id"], condition=Q(http_status__gt=200)),
         ]
@@ -310,10 +311,10 @@ class Attempt(models.Model):
 
 
 class Report(models.Model):
-    """One thing a phone said about a delivery. An equal one that follows only counts up the one before.
+    """One report of a phone about a delivery. An equal one that follows only increases the count of this one.
 
-    The first final report of a delivery is its result, or, when it came after expiry or cancellation (`late`), its
-    late result. Whatever comes after a final report is a `duplicate`.
+    The first final report of a delivery is its result; or its late result, if it came after expiry or cancellation
+    (`late`). Every report after a final one is a `duplicate`.
     """
 
     id = models.BigAutoField(primary_key=True)
@@ -334,7 +335,7 @@ class Report(models.Model):
         constraints: ClassVar = [
             _one_of("status", ReportStatus, name="report_status_known"),
             _one_of("via", DeliveryChannel, name="report_channel_known", or_null=True),
-            # Of two simultaneous final reports, the second one fails here, whatever its path.
+            # Of two simultaneous final reports, the second one fails here, however it was sent.
             models.UniqueConstraint(
                 name="report_one_final_per_delivery",
                 fields=["delivery"],

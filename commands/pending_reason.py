@@ -28,12 +28,12 @@ from nexmdm.common.types import rfc3339
 SILENT_AFTER: Final = timedelta(minutes=10)
 
 QUOTED: Final = 100
-"""So many characters of a phone's message are quoted at most."""
+"""The largest number of characters of a phone's message that are quoted."""
 
 _FAILED: Final = Q(
     outcome__in=(AttemptOutcome.RETRY_LATER, AttemptOutcome.REJECTED, AttemptOutcome.TOKEN_DEAD, AttemptOutcome.UNKNOWN)
 ) | Q(outcome=AttemptOutcome.BLOCKED, http_status__isnull=False)
-"""Pushes that left in vain: neither those that were given back unsent, nor one that is in flight."""
+"""Pushes that were sent and failed: not those that were returned unsent, and not one that is in flight."""
 
 
 def _number_of(rows: QuerySet[Any], number: Any) -> Coalesce:
@@ -46,7 +46,7 @@ def _last(rows: QuerySet[Any], field: str) -> Subquery:
 
 
 _LAST_WORD: Final = _last(Report.objects.order_by("-id"), "status")
-# In time: before the end. A cancellation by the version before has an earlier time than a report that it waited for.
+# In time: before the end. The version before could write a cancellation time earlier than a report that it waited for.
 _END: Final = Greatest(Coalesce(OuterRef("settled_at"), OuterRef("open_until")), OuterRef("reported_at"))
 _IN_TIME: Final = Report.objects.exclude(status__in=FINAL).filter(reported_at__lte=_END).order_by("-id")
 _DEFERRALS: Final = _number_of(Report.objects.filter(status=ReportStatus.DEFERRED), Sum(F("repeat_count") + 1))
@@ -61,20 +61,20 @@ AS_OF_NOW: Final = {
     "last_word": _LAST_WORD,
     "last_word_in_time": _last(_IN_TIME, "status"),
     "last_message_in_time": _last(_IN_TIME, "message"),
-    # Counted only where the sentence has it: this reads every report of a delivery.
+    # Count only if the sentence shows the number: the count reads every report of a delivery.
     "deferrals": Case(When(last_word=ReportStatus.DEFERRED, then=_DEFERRALS), default=0),
 }
-"""Values derived from a delivery, for annotate(), all as of one moment. All functions here require them."""
+"""Values derived from a delivery, for annotate(), all of the same moment. All functions here require them."""
 
 
 def current_state(row: Delivery) -> DeliveryState:
-    """Return the state as of the database's time at the read of this row (annotated `overdue`)."""
+    """Return the state at the database's time of this read (annotated `overdue`)."""
     overdue = getattr(row, "overdue", False)
     return DeliveryState.EXPIRED if overdue and row.state in OPEN else DeliveryState(row.state)
 
 
 def why_open(row: Any) -> str | None:
-    """Return one plain sentence on what an open delivery (annotated AS_OF_NOW) waits for; None when it is settled."""
+    """Return one plain sentence on what an open delivery (annotated AS_OF_NOW) waits for; None if it is settled."""
     if current_state(row) not in OPEN:
         return None
     reasons = [*_reports_of_the_phone(row), *_silence(row), *_push_trouble(row)]
@@ -84,7 +84,7 @@ def why_open(row: Any) -> str | None:
 def why_unfinished(row: Any) -> str | None:
     """Return one plain sentence on why a delivery (annotated AS_OF_NOW) ended without the phone's final report in time.
 
-    None while it is open, and if the phone gave one. What the device does later changes nothing in it.
+    None while the delivery is open, and if the phone sent one. Later events on the device do not change the sentence.
     """
     state = current_state(row)
     if state == DeliveryState.CANCELLED:
@@ -98,7 +98,7 @@ def why_unfinished(row: Any) -> str | None:
 
 
 def withdrawn_by(row: Delivery) -> str | None:
-    """Return by what a delivery was cancelled; None if it was not, or a version ended it that did not note it."""
+    """Return what cancelled a delivery; None if it was not cancelled, or if an earlier version did not store it."""
     if row.withdrawn_by == Withdrawal.REVOCATION and row.device_was == DeviceWas.RETIRED:
         return "the device was retired"
     return Withdrawal(row.withdrawn_by).label if row.withdrawn_by else None
@@ -124,10 +124,10 @@ def _what_had_come_of_it(row: Any) -> list[str]:
 
 
 def _last_sign(row: Any) -> str:
-    """Tell when the device was heard from: as kept at the expiry, else as it is known now.
+    """Return when the last heartbeat of the device came: as stored at the expiry, else as it is known now.
 
-    Only the newest heartbeat is known. One that came after the end, and before the end was noted, hides those before
-    it: all that is certain then is that the device reported nothing.
+    Only the newest heartbeat is known. If it came after the end, and the end was stored later, it hides the earlier
+    ones. Then it is only certain that the device reported nothing.
     """
     seen = row.device_seen_at or row.device.presence.last_seen_at
     if seen is None or row.device_was == DeviceWas.NEVER_SEEN:
@@ -148,7 +148,7 @@ def _what_the_push_came_to(row: Any) -> str:
 
 
 def _what_a_push_came_to(row: Any) -> str | None:
-    """Return what became of the pushes that left; None if none did."""
+    """Return the result of the pushes that were sent; None if none was sent."""
     if row.push_state == PushState.ACCEPTED:
         return "FCM accepted the push"
     if row.last_push == AttemptOutcome.REJECTED:
@@ -197,7 +197,7 @@ def _why_no_further_push(row: Any) -> str:
 
 def _what_the_push_waits_for(row: Any) -> str:
     in_flight = row.last_push == AttemptOutcome.IN_FLIGHT
-    # Due while it is in flight: its dispatcher died, and with the next claim it will count as unknown.
+    # Due while in flight means that its dispatcher died; the next claim will count this attempt as unknown.
     failures = row.failed_pushes + (in_flight and row.due)
     if in_flight and not row.due:
         stands = "is being sent"

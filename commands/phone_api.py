@@ -1,4 +1,4 @@
-"""What a phone calls about commands: it reports what became of one."""
+"""The endpoint with which a phone reports on a command."""
 
 from django.http import HttpRequest, HttpResponse
 from ninja import Body, Router
@@ -14,15 +14,16 @@ router = Router(tags=["device"])
 
 @router.post("/action-result", response=ActionResultTaken, url_name="action-result")
 async def action_result(request: HttpRequest, body: Body[Reading[ActionResult]]) -> HttpResponse:
-    """Report on a command: received, running, deferred, or its final word. Sending it again changes nothing twice.
+    """Report on a command: received, running, deferred, succeeded or failed. A repeat changes nothing.
 
-    The first `succeeded` or `failed` wins; whatever comes after it is a `duplicate`. A final word after the expiry or a
-    cancellation is kept as `late`, and leaves the state. `via` is how the command had come. The first 100 reports on a
-    command are kept, equal ones in a row as one, and in any case the first final one; further ones are answered alike,
-    and only counted. A device that reports more often than DEVICE_RATE_LIMIT gets 429.
+    The first `succeeded` or `failed` report counts; any later report is a `duplicate`. A final report after the expiry
+    or a cancellation is stored as `late`, and does not change the state. `via` is how the command reached the phone.
+    The first 100 reports on a command are stored, equal ones in a row as one, and in any case the first final one.
+    Further reports get the same answer, and are only counted. A device that reports more often than DEVICE_RATE_LIMIT
+    gets 429.
 
-    A phone reports `succeeded` as its last act before it wipes itself, and is retired by that: for 24 hours its token
-    may still repeat this one report, and nothing else.
+    Before a phone wipes itself, it reports `succeeded`, and is retired by that report. For 24 hours its token can still
+    repeat this one report, and nothing else.
     """
     token: tokens.Token = request.auth  # type: ignore[attr-defined]
     answer = await report_intake.take(token, body.fields, body.notes, request.META["REMOTE_ADDR"])

@@ -1,6 +1,6 @@
-"""How a push is shown: as its row says, or `superseded`, which is derived here and nowhere else.
+"""The state of a push as the API shows it: the stored one, or `superseded`, which is derived only here.
 
-A push is superseded if it was waiting or retrying when its delivery was settled by other means.
+A push is superseded if it was waiting or retrying when its delivery was settled for another reason.
 """
 
 from typing import Final
@@ -17,7 +17,7 @@ _SUPERSEDED: Final = Q(push_state__in=_NOT_OVER) & (~Q(state__in=OPEN) | Q(open_
 PUSH_NOW: Final = Case(
     When(_SUPERSEDED, then=Value(PushNow.SUPERSEDED.value)), default=F("push_state"), output_field=CharField()
 )
-"""A delivery's push as it is shown, for annotate()."""
+"""The shown state of a delivery's push, for annotate()."""
 
 
 def _words(states: tuple[str, ...]) -> str:
@@ -34,6 +34,6 @@ PUSH_NOW_SQL: Final = f"""
 
 
 def conditions() -> dict[str, Q]:
-    """Return for each state that is shown which deliveries have it, for filter()."""
+    """Return the condition on deliveries for each shown state, for filter()."""
     stored = {state.value: Q(push_state=state) & ~_SUPERSEDED for state in PushState}
     return {state: stored.get(state, _SUPERSEDED) for state in PushNow.values}

@@ -1,6 +1,6 @@
-"""The queue: offer a command, cancel it, expire it. (It is issued in commands/issuing.py.)
+"""The queue: offer a command, cancel it, expire it. (commands/issuing.py issues it.)
 
-Each function runs inside its caller's transaction unless it says otherwise. All times are the database's.
+Each function runs inside its caller's transaction unless its docstring states otherwise. All times are the database's.
 """
 
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ from nexmdm.common import database
 from nexmdm.common.domain_error import DomainError
 
 CHANNEL: Final = "nexmdm_dispatch"
-"""The NOTIFY channel that tells dispatchers of new work."""
+"""The NOTIFY channel that wakes dispatchers for new work."""
 
 OFFER_LIMIT: Final = 20
 
@@ -30,13 +30,13 @@ class UnknownCommand(DomainError):
 
 
 def wake() -> None:
-    """Tell the dispatchers, at commit, that there is work."""
+    """Notify the dispatchers at the commit."""
     database.execute(f"NOTIFY {CHANNEL}")
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A device's open commands, as a heartbeat's answer carries them."""
+    """The open commands of a device, as the answer to its heartbeat contains them."""
 
     commands: list[dict[str, str]]
     has_more: bool
@@ -44,8 +44,8 @@ class Offer:
 
 NO_OFFER: Final = Offer([], has_more=False)
 
-# One more row than is offered, to know whether there are more. Pending ones first, oldest first; then those the device
-# has reported on, longest silent first. The device's few open rows come from delivery_open_by_device.
+# One more row than is offered, to know whether there are more. Pending ones come first, oldest first; then those that
+# the device has reported on, longest silent first. delivery_open_by_device finds the device's few open rows.
 OFFER: Final = """
     SELECT delivery.device_id, device.generation, device.command_key_id, delivery.state,
         command.id, command.action, command.params, command.issued_at, command.expires_at
@@ -66,12 +66,12 @@ OFFER: Final = """
 
 def offer_params(device_ids: Iterable[UUID]) -> dict[str, Any]:
     """Return the parameters of OFFER for these devices."""
-    # Each once: a device that is asked for twice would be offered everything twice.
+    # Each id once: a device that is given twice would get each command twice.
     return {"device_ids": f"{{{','.join(map(str, dict.fromkeys(device_ids)))}}}", "limit": OFFER_LIMIT + 1}
 
 
 def offers(rows: Iterable[Any]) -> dict[UUID, Offer]:
-    """Return what each device has open, sealed, from OFFER's rows; devices with nothing open are left out."""
+    """Return the sealed open commands of each device, from OFFER's rows. Devices without open commands are left out."""
     found: dict[UUID, Offer] = {}
     for device_id, generation, key_id, state, *content in rows:
         offer = found.setdefault(device_id, Offer([], has_more=False))
@@ -85,16 +85,16 @@ def offers(rows: Iterable[Any]) -> dict[UUID, Offer]:
 
 @dataclass(frozen=True, slots=True)
 class Cancelled:
-    """What a cancellation withdrew, what was settled before it, and what may run all the same."""
+    """The number of deliveries that a cancellation withdrew, that were settled before it, and that may still run."""
 
     withdrawn: int
     already_settled: int
     may_still_run: int
 
 
-# In statements of their own: what follows must see which heartbeats the holders before us answered, and which attempts
-# they began. `which` is a condition on deliveries. A revocation has locked its device before the presence, a heartbeat
-# with the first use of a token locks it after: on a deadlock both are tried again.
+# Separate statements: the following ones must see which heartbeats the transactions with the locks before us answered,
+# and which attempts they began. `which` is a condition on deliveries. A revocation has locked its device before the
+# presence; a heartbeat with the first use of a token locks it after. If they deadlock, both are tried again.
 _HOLD_PRESENCE: Final = """
     SELECT count(*) FROM (
         SELECT FROM devices_presence
@@ -113,8 +113,8 @@ _HOLD_OPEN: Final = """
     ) held
 """
 
-# FCM recalls no push, and a phone that spoke or sent a heartbeat since the issue has the command. For one that was shut
-# out, this stays so until it is let in again.
+# FCM recalls no push, and a phone that reported or sent a heartbeat since the issue has the command. While a device is
+# revoked, this does not change.
 _MAY_STILL_RUN: Final = """
     judged.received_at IS NOT NULL
     OR EXISTS (
@@ -153,7 +153,7 @@ _WITHDRAWN_SINCE: Final = f"""
 
 
 def cancel(command_id: UUID) -> Cancelled:
-    """Withdraw what is still open of a command. Raises UnknownCommand."""
+    """Cancel the open deliveries of a command. Raises UnknownCommand."""
     command = Command.objects.filter(id=command_id).first()
     if command is None:
         raise UnknownCommand
@@ -167,7 +167,7 @@ def cancel(command_id: UUID) -> Cancelled:
 
 @dataclass(frozen=True, slots=True)
 class Withdrawn:
-    """An open command that a device lost, and whether it may run all the same."""
+    """An open command that was withdrawn from a device, and whether it may still run."""
 
     request_id: UUID
     action: str
@@ -175,13 +175,13 @@ class Withdrawn:
 
 
 def cancel_all_of(device_id: UUID, by: Withdrawal, device_was: DeviceWas | None = None) -> list[Withdrawn]:
-    """Withdraw a device's open deliveries (it was revoked, retired or enrolled again); return them, oldest first."""
+    """Cancel a device's open deliveries (it was revoked, retired or enrolled again); return them, oldest first."""
     answer = "command_id, action, may_still_run"
     return _oldest_first(_withdraw("delivery.device_id = %(id)s", device_id, by, answer, device_was))
 
 
 def withdrawn_since(device_id: UUID, revoked_at: datetime) -> list[Withdrawn]:
-    """Return what the revocation at this time has withdrawn of a device, oldest first, as it stands at its end."""
+    """Return the commands that the revocation at this time withdrew from a device, oldest first, as they ended."""
     return _oldest_first(database.rows(_WITHDRAWN_SINCE, {"id": device_id, "since": revoked_at}))
 
 
@@ -205,7 +205,7 @@ EXPIRED: Final = {
         Presence.objects.filter(device=OuterRef("device_id"), last_seen_at=None).values(was=Value(DeviceWas.NEVER_SEEN))
     ),
 }
-"""What marks a delivery as expired, for update(): it was settled the moment its time was over."""
+"""The columns that mark a delivery as expired, for update(): it was settled at the moment its time was over."""
 
 
 @transaction.atomic

@@ -1,7 +1,7 @@
-"""Intake of reports: what becomes of one, from its parsed body to its answer.
+"""Intake of reports: one function records a report and answers it, for both paths that lead here.
 
-Reports are recorded by group commit (nexmdm/common/group_commit.py), as heartbeats are, but in batches of their own:
-they lock deliveries and write several rows each, and a heartbeat must not wait for that.
+Reports are recorded by group commit (nexmdm/common/group_commit.py), as heartbeats are, but in their own batches: they
+lock deliveries and write several rows each, and a heartbeat must not wait for that.
 """
 
 import time
@@ -36,8 +36,10 @@ LONGEST_WAIT_SECONDS: Final = 1.0
 """How long a report may wait for its batch while more than a batch waits: so one that is taken is answered in 2 s."""
 
 
-RESULTS = Counter("nexmdm_action_results", "Reports of phones, by what they say.", ["status"])
-NOT_KEPT = Counter("nexmdm_reports_not_kept", "Reports that were counted and not kept, for their delivery has enough.")
+RESULTS = Counter("nexmdm_action_results", "Reports of phones, by status.", ["status"])
+NOT_KEPT = Counter(
+    "nexmdm_reports_not_kept", "Reports that were counted and not stored: their delivery had 100 already."
+)
 FLUSH_SIZE = Histogram("nexmdm_flush_reports", "Reports in one flush.", buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500))
 FLUSH_SECONDS = Histogram(
     "nexmdm_report_flush_seconds",
@@ -57,15 +59,15 @@ class _Waiting(ReportRecord):
     is_waited_for: Callable[[], bool] = _always
 
     def merge(self, later: "_Waiting") -> bool:  # noqa: ARG002
-        """Tell that each report is recorded by itself, in the order in which they came."""
+        """Return False: each report is recorded by itself, in the order in which the reports came."""
         return False
 
     def log_fields(self) -> dict[str, str]:
-        """Return by what a log line names it."""
+        """Return the fields that identify the report in a log line."""
         return {"device_id": str(self.token.id), "request_id": str(self.request_id)}
 
     def is_wanted(self) -> bool:
-        """Tell whether the phone still waits for its answer: if not, it reports again."""
+        """Return whether the phone still waits for its answer: if not, it reports again."""
         return self.is_waited_for()
 
 
@@ -91,7 +93,7 @@ _batchers: Final = PerLoop(
 
 
 def batcher() -> Batcher:
-    """Return the running loop's batcher."""
+    """Return the group commit of the running event loop."""
     return _batchers.get()
 
 
@@ -102,13 +104,13 @@ async def take(
     client: str,
     is_waited_for: Callable[[], bool] = _always,
 ) -> bytes | InvalidToken:
-    """Record a report and return its answer, as JSON, after the commit; or the error of a token that is not valid.
+    """Record a report and return its answer as JSON, after the commit; or the error of a token that is not valid.
 
-    That error is returned: in a flood of wrong tokens, raising each costs pauses for the garbage collector. `notes` is
-    what was repaired or dropped of the body; `client` is the address, for the gates in front of expensive work.
-    `is_waited_for` tells whether the phone still waits: if not when its turn comes, nothing is done. Raises
-    TooManyReports, UnknownRequest, DeviceRevoked, GateFull, Overloaded, Draining, ClientLeft, and what the database
-    raises.
+    That error is returned, not raised: when many wrong tokens arrive, each raised error costs pauses for the garbage
+    collector. `notes` lists the fields of the body that were repaired or dropped. `client` is the address, for the
+    gates in front of expensive work. `is_waited_for` returns whether the phone still waits: if it does not when its
+    turn comes, nothing is done. Raises TooManyReports, UnknownRequest, DeviceRevoked, GateFull, Overloaded, Draining,
+    ClientLeft, and the errors of the database.
     """
     began_at = time.monotonic()
     report_limit.reports.check(token.id)
@@ -137,14 +139,14 @@ async def take(
 
 
 def unwrap(outcome: Outcome) -> ReportResult:
-    """Return how a report was taken, or raise the error."""
+    """Return the result of a report, or raise the error."""
     if isinstance(outcome, Exception):
         raise outcome
     return outcome
 
 
 async def _record(record: _Waiting, client: str, began_at: float) -> Outcome:
-    """Record a report in a batch, or by itself where a batch cannot."""
+    """Record a report in a batch, or by itself if a batch cannot."""
     if not report_limit.reports.reserve(record.token):
         return await _record_apart(record, client, began_at)
     is_proved = False
@@ -170,14 +172,14 @@ async def _submit(record: _Waiting, client: str, began_at: float) -> Outcome:
 
 
 async def _record_apart(record: ReportRecord, client: str, began_at: float) -> ReportResult:
-    """Record a report in a transaction of its own: it may retire its device, or is counted by all processes."""
+    """Record a report in its own transaction: it may retire its device, or all processes must count it."""
     database.begin_request(addresses.counting_key(client), began_at)
     async with ThreadSensitiveContext():
         return await token_check.with_token_check(record.token, lambda: run_for_phone(_take_apart, record))
 
 
 def _take_apart(record: ReportRecord) -> ReportResult:
-    # Counted before the transaction: a report that is refused in it counts all the same.
+    # Count it before the transaction: a report that is refused inside it counts too.
     device_id = _reporting_device(record)
     report_limit.reports.admit(device_id)
     return database.retry_on_deadlock(lambda: _record_report(device_id, record))
@@ -186,7 +188,7 @@ def _take_apart(record: ReportRecord) -> ReportResult:
 @transaction.atomic
 def _record_report(device_id: UUID, record: ReportRecord) -> ReportResult:
     result = reports.record_report(device_id, record.request_id, record.report)
-    # The delivery is ours now: had the phone been revoked or enrolled again since it was looked at, this undoes it all.
+    # The delivery is locked now. If the device was revoked or enrolled again since the check, this undoes everything.
     _reporting_device(record)
     return result
 

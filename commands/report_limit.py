@@ -1,11 +1,12 @@
-"""How often a device may report (DEVICE_RATE_LIMIT).
+"""The limit of reports of one device (DEVICE_RATE_LIMIT).
 
-Each process counts a device's reports by itself. Once a device has a twentieth of the limit, the process adds its count
-to one that all processes share, and from then on every further report. So a device of ordinary habits costs no
-statement; one process lets exactly the limit through, and each further process at most a tenth of it more.
+Each process counts a device's reports by itself. Once a device has sent a twentieth of the limit, the process adds its
+count to one that all processes share, and then each further report. So an ordinary device costs no statement. One
+process lets exactly the limit through, and each further process at most a tenth of it more.
 
-Only who has proved to be a device is counted as it: else anybody could use up its reports. A report whose token is
-looked at by the statement that records it is counted after that, and has a place reserved meanwhile.
+A report counts for a device only if its token is valid; otherwise any client could use up a device's reports. If the
+statement that records a report also checks its token, the report is counted after that, and has a reserved place until
+then.
 """
 
 import math
@@ -24,12 +25,15 @@ from devices import tokens
 from nexmdm.common import rates
 
 UNSHARED_PART: Final = 20
-"""A process keeps this part of the limit to itself, a twentieth: twice, where its window and the shared one overlap."""
+"""A process counts this part of the limit only by itself: a twentieth, or a tenth if its window and the shared one
+overlap."""
 
 REMEMBERED: Final = 100_000
-"""Devices that a process counts at most (20 MB): beyond it, all are counted anew."""
+"""The largest number of devices that a process counts (20 MB). Beyond it, the counts of all devices begin again."""
 
-REFUSED: Final = CounterMetric("nexmdm_reports_refused", "Reports beyond DEVICE_RATE_LIMIT of their device.")
+REFUSED: Final = CounterMetric(
+    "nexmdm_reports_refused", "Reports answered 429, over the DEVICE_RATE_LIMIT of their device."
+)
 
 
 class TooManyReports(Exception):
@@ -47,7 +51,7 @@ class _Count:
     ends_at: float
     number: int = 0
     shared: int = 0
-    """How many of them are in the count of all processes."""
+    """The number of them that are in the count of all processes."""
 
     is_over: bool = False
 
@@ -68,22 +72,23 @@ class ReportLimit:
             raise _refused(count.ends_at - now)
 
     def reserve(self, token: tokens.Token) -> bool:
-        """Reserve a place for a report that has yet to prove whose it is, in the part that is this process's own.
+        """Reserve a place for a report whose token is not checked yet, in the part that only this process counts.
 
-        False if there is none: then find out whose it is, and call admit(). Else call settle() in the end.
+        If the result is False, no place is free: check the token, then call admit(). Otherwise call settle() at the
+        end.
         """
         limit, _ = rates.parse(settings.DEVICE_RATE_LIMIT)
         with self._lock:
             count = self._counts.get(token.id)
             number = count.number if count is not None and time.monotonic() < count.ends_at else 0
-            # By the whole token: who guesses at a device's secret takes no place from the device.
+            # Counted by the whole token, so that guesses at a device's secret take no place from the device.
             if number + self._reserved[token.text] >= limit // UNSHARED_PART:
                 return False
             self._reserved[token.text] += 1
             return True
 
     def settle(self, token: tokens.Token, *, is_proved: bool) -> None:
-        """Give a reserved place back; count the report if its device has proved to be itself."""
+        """Free a reserved place, and count the report if its token was valid."""
         with self._lock:
             self._reserved[token.text] -= 1
             if not self._reserved[token.text]:
@@ -93,7 +98,7 @@ class ReportLimit:
             self._counted(token.id, time.monotonic(), seconds)
 
     def admit(self, device_id: UUID) -> None:
-        """Count a report of a device that has proved to be itself. Raises TooManyReports beyond the limit."""
+        """Count a report of a device whose token was valid. Raises TooManyReports beyond the limit."""
         limit, seconds = rates.parse(settings.DEVICE_RATE_LIMIT)
         now = time.monotonic()
         count = self._counted(device_id, now, seconds)
@@ -109,7 +114,7 @@ class ReportLimit:
             raise _refused(seconds_left)
 
     def forget(self) -> None:
-        """Begin anew."""
+        """Delete all counts."""
         with self._lock:
             self._counts.clear()
             self._reserved.clear()
@@ -132,7 +137,7 @@ class ReportLimit:
 
 
 def _share(key: str, number: int, seconds_left: float) -> int:
-    """Add to the count of all processes, which begins anew when its time is over; return it."""
+    """Add to the count of all processes, and return it. The count begins again when its window ends."""
     return number if cache.add(key, number, seconds_left) else cache.incr(key, number)
 
 
@@ -142,4 +147,4 @@ def _refused(seconds_left: float) -> TooManyReports:
 
 
 reports: Final = ReportLimit()
-"""This process's counts."""
+"""The counts of this process."""

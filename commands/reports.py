@@ -1,4 +1,4 @@
-"""Reports of phones on commands: judge and store them, many in one statement. All times are the database's."""
+"""Reports of phones on commands: check and store many of them in one statement. All times are the database's."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,17 +22,17 @@ from nexmdm.common.domain_error import DomainError
 log = structlog.get_logger()
 
 KEPT: Final = 100
-"""Reports of one delivery that are kept; beyond them only the one that is its result, or its late result.
+"""The number of reports of one delivery that are stored. Beyond it, only the result or the late result is stored.
 
-A phone that works needs a handful. One that reports without end must not fill the database.
+A phone in order sends only a few. A phone that reports without end must not fill the database.
 """
 
 EXTRA_TIME: Final = timedelta(hours=1)
-"""What a phone that has a command gets, beyond its expiry, for its final word."""
+"""The time beyond its expiry that a phone which has a command gets for its final report."""
 
 
 LAST_WORD_TIME: Final = timedelta(hours=24)
-"""How long a phone that was retired by its own success may repeat it: the answer may have been lost."""
+"""The time in which a phone that its own report retired may repeat that report: the answer may have been lost."""
 
 
 class UnknownRequest(DomainError):
@@ -40,7 +40,7 @@ class UnknownRequest(DomainError):
 
 
 class MayRetire(Exception):
-    """This report may retire its device: record it by record_report(), in a transaction of its own."""
+    """This report may retire its device: record it by record_report(), in its own transaction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class ReportInput:
 
 @dataclass(frozen=True, slots=True)
 class ReportResult:
-    """How a report was taken: the delivery's state after it, whether the report came again or too late, and is kept."""
+    """The delivery's state after a report, whether the report was a duplicate or late, and whether it is stored."""
 
     state: DeliveryState
     duplicate: bool
@@ -66,7 +66,7 @@ class ReportResult:
 
 @dataclass(frozen=True, slots=True)
 class ReportRecord:
-    """One report, and who claims to send it."""
+    """One report, and the token that was sent with it."""
 
     token: tokens.Token
     request_id: UUID
@@ -82,7 +82,7 @@ _ASKED: Final = """
     )"""
 _JUDGED: Final = f"CASE WHEN device.id IS NULL THEN 'wrong' WHEN %(is_known)s THEN 'good' ELSE {VERDICT} END"
 
-# The locks come first, in a statement of their own: what follows must see what the holders before us wrote.
+# The locks come first, in their own statement: the next one must see what the transactions that had the locks wrote.
 _HOLD: Final = f"""
     SELECT count(*) FROM (
         SELECT FROM {_ASKED}
@@ -94,10 +94,10 @@ _HOLD: Final = f"""
     ) held
 """  # noqa: S608  (constants of our modules; values are parameters)
 
-# From `judged` (whose token is good) by `found` (how the delivery stands: `was`, with what is past its time as expired)
-# to `taken` (what the report makes of it), which is then written. Each step is computed once. A report that equals the
-# last one, and is not final, is counted up there (`repeats`). `is_apart`: it may retire the device, and so is not taken
-# here. A late report keeps when the device was last heard from, if ever, as queue.EXPIRED does.
+# From `judged` (whose token is good) by `found` (the state of the delivery: `was`; past its time is expired) to `taken`
+# (the result of the report), which is then written. Each step is computed once. A report that equals the last one, and
+# is not final, only increases its count (`repeats`). `is_apart`: it may retire the device, and so is not recorded here.
+# A late report stores the device's last heartbeat, as queue.EXPIRED does.
 _TAKE: Final = f"""
     WITH judged AS MATERIALIZED (
         SELECT asked.*, {_JUDGED} AS verdict, device.token_used_at IS NULL AS first_use
@@ -188,10 +188,10 @@ _TAKE: Final = f"""
 
 
 def record(records: Sequence[ReportRecord]) -> list[Outcome]:
-    """Keep some reports, no two on one delivery, in one transaction; return for each its result or its error.
+    """Record reports, at most one for each delivery, in one transaction; return for each its result or its error.
 
     The first final report settles a delivery. Any report after a final one is a duplicate and changes nothing. A final
-    one after expiry or cancellation leaves the state and is late. What is too much to keep (see KEPT) is counted.
+    one after expiry or cancellation is late, and does not change the state. Reports over the limit KEPT are counted.
 
     The errors are UnknownRequest, MayRetire, and those of the token: InvalidToken, DeviceRevoked, NeedsFullCheck.
     """
@@ -238,7 +238,7 @@ def _outcome(verdict: str, is_known: bool, is_apart: bool | None, state: str, *f
 
 
 def record_report(device_id: UUID, request_id: UUID, report: ReportInput) -> ReportResult:
-    """Keep a report of a device that has proved to be itself, as record() does; a wipe that worked retires the device.
+    """Record a report of a device whose token was valid, as record() does. A successful wipe retires the device.
 
     Runs in a transaction. Raises UnknownRequest.
     """
@@ -259,10 +259,10 @@ def record_report(device_id: UUID, request_id: UUID, report: ReportInput) -> Rep
 
 
 def _retire_if_wiped(delivery: Any) -> None:
-    """Retire the device if its success is kept, and not that of the phone before it was enrolled again.
+    """Retire the device if its success was stored, and if the device was not enrolled again since the wipe.
 
-    `delivery` is as it was before the report. A repeat retires the device, too: a worker of the version before may have
-    taken the first report.
+    `delivery` is as it was before the report. A repeat retires the device too, because a worker of the version before
+    may have recorded the first report.
     """
     if delivery.action not in actions.RETIRING:
         return
@@ -278,7 +278,7 @@ def _retire_if_wiped(delivery: Any) -> None:
 
 
 def is_last_word(device_id: UUID, request_id: UUID, report: ReportInput) -> bool:
-    """Tell whether this repeats the success that retired a device lately: its old token may send only that report.
+    """Return whether a report repeats the success that retired its device lately: all that its old token may send.
 
     As for _retire_if_wiped(), a wipe from before the device was enrolled again has not retired it.
     """

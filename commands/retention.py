@@ -1,8 +1,8 @@
-"""Retention: commands that ended long ago leave, a small batch at a time, so that other work does not wait.
+"""Retention: delete commands that ended long ago, a small batch at a time, so that other work does not wait.
 
-Two kinds of steps, each a short transaction: prune() deletes deliveries that have little, together with it; trim()
-takes reports and attempts away from those that have much, until they have none. So no statement is long, and a delivery
-with a million reports keeps no other from leaving. While it is trimmed, the rest of its rows can still be read.
+There are two kinds of steps, each a short transaction. prune() deletes deliveries that have few rows, together with
+these. trim() deletes reports and attempts of deliveries that have many, until none is left. So no statement is long,
+and a delivery with a million reports does not delay the others. While it is trimmed, its other rows can still be read.
 """
 
 from datetime import timedelta
@@ -15,17 +15,20 @@ from commands.models import Command, Delivery
 from nexmdm.common import database
 
 FEW: Final = 5
-"""Reports, and attempts, of a delivery that leaves as a whole. Most have fewer; 2,000 such leave within a second."""
+"""The largest number of reports, and of attempts, of a delivery that is deleted as a whole. Most have fewer; 2,000 such
+deliveries are deleted within a second."""
 
 SMALL: Final = 2000
-"""Bytes of an output that leaves with its delivery. PostgreSQL keeps larger ones apart; to delete those takes long."""
+"""The largest output in bytes that is deleted with its delivery. PostgreSQL stores larger ones in another table, and to
+delete those takes long."""
 
 ROWS: Final = 10_000
 BYTES: Final = 8 * 1024 * 1024
-"""The reports, and the attempts, that one call of trim() deletes, and their size: work for some tenths of a second."""
+"""The number of reports, and of attempts, that one call of trim() deletes, and their size: some tenths of a second."""
 
-# When a delivery has just got a million rows the planner knows nothing of them, so it is left no choice: rows are found
-# by the index of their delivery (by OFFSET 0 rather than all of a table, hashed), and deliveries in the index's order.
+# The planner does not know that a delivery has just got a million rows, so these hints leave it no choice. It finds
+# rows by the index of their delivery (by OFFSET 0, instead of hashing the whole table), and deliveries in the index's
+# order.
 _BY_INDEX: Final = tuple(
     f"SET LOCAL enable_{way} = off" for way in ("seqscan", "bitmapscan", "hashjoin", "mergejoin", "sort")
 )
@@ -38,14 +41,14 @@ _HAS_MUCH: Final = """(
     )
 )"""
 
-# A command's deliveries begin to leave when all of them are old: a part of them would not be what became of it.
+# Delete a command's deliveries only when all of them are old: the rest alone would show a wrong state of the command.
 _OLD: Final = """
     old AS MATERIALIZED (
         SELECT id FROM commands_command WHERE finished_at < now() - %(kept)s ORDER BY finished_at LIMIT %(limit)s
     )
 """
-# A row that is locked is left for the next batch. The locks come first, in a statement of their own: what is deleted
-# then includes what their holders before have added.
+# A locked row is left for the next batch. The locks come first, in their own statement: so the deletion includes what
+# the transactions that had the locks before have added.
 _HOLD: Final = f"""
     WITH {_OLD}
     SELECT delivery.id FROM old JOIN commands_delivery delivery ON delivery.command_id = old.id
@@ -63,7 +66,7 @@ _PRUNE: Final = """
     RETURNING command_id
 """
 
-# Looked for among the oldest: since those with little leave, these are in the end the ones with much.
+# Search among the oldest: since those with few rows are deleted, these are in the end the ones with many.
 _TRIM: Final = f"""
     WITH {_OLD}, oldest AS MATERIALIZED (
         SELECT delivery.id FROM old JOIN commands_delivery delivery ON delivery.command_id = old.id LIMIT %(limit)s
@@ -93,11 +96,10 @@ _TRIM: Final = f"""
 
 @transaction.atomic
 def prune(kept: timedelta, limit: int) -> int:
-    """Delete up to `limit` deliveries of commands that ended before `kept` ago, with all they have; return how many.
+    """Delete up to `limit` deliveries of commands that ended before `kept` ago, with all their rows; return how many.
 
-    Those with many or large rows wait for trim(). A command goes with its last delivery. Who prunes takes turns: two
-    that each delete a part of a command's deliveries would each see the other's part still there, and leave the command
-    for ever.
+    Deliveries with many or large rows wait for trim(). A command is deleted with its last delivery. Two calls never run
+    at the same time: each would see the deliveries that the other one is deleting, and the command would stay.
     """
     database.advisory_lock("retention", "deliveries")
     *_, held = database.execute_batch(*_BY_INDEX, _HOLD, parameters=_bounds(kept, limit))
@@ -109,9 +111,9 @@ def prune(kept: timedelta, limit: int) -> int:
 
 
 def trim(kept: timedelta, limit: int) -> int:
-    """Take reports and attempts, up to ROWS and BYTES, from deliveries of commands that ended before `kept` ago.
+    """Delete reports and attempts, up to ROWS and BYTES, of deliveries of commands that ended before `kept` ago.
 
-    Looks at `limit` of the oldest. Returns how many of these had much: 0 when there is nothing left to trim.
+    Reads `limit` of the oldest. Returns how many of these had many rows: 0 when nothing is left to trim.
     """
     *_, ((large,),) = database.execute_batch(*_BY_INDEX, _TRIM, parameters=_bounds(kept, limit))
     return int(large)

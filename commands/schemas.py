@@ -1,4 +1,4 @@
-"""What is said about commands: bodies, queries and answers."""
+"""Schemas of commands: bodies, queries and answers."""
 
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -38,13 +38,13 @@ MAX_EXPIRY_SECONDS = FOUR_WEEKS
 
 
 def _true(value: object) -> object:
-    if value is not True:  # to pydantic, 1 is as good
+    if value is not True:  # pydantic accepts 1
         raise ValueError("must be true")
     return value
 
 
 class TargetBody(Body):
-    """Whom a command is for: exactly one of the four. Tags mean devices that have any of them."""
+    """The target of a command: exactly one of the four fields. `tags` selects devices that have any of the tags."""
 
     device_ids: Annotated[list[Identifier], Field(min_length=1, fail_fast=True)] | None = None
     aliases: Annotated[list[NamedAlias], Field(min_length=1, fail_fast=True)] | None = None
@@ -83,14 +83,14 @@ class NewCommand(Body):
 
 
 class PushPlan(ResponseSchema):
-    """How many of the audience are pushed to; the others hear of it in their heartbeat."""
+    """The number of devices that get a push. The others get the command with their heartbeat."""
 
     queued: int
     no_push_token: int
 
 
 class CommandIssued(ResponseSchema):
-    """What was queued; in a dry run, what would be."""
+    """The number of devices that a command was queued for; in a dry run, would be."""
 
     request_id: UUID | None
     action: str
@@ -103,7 +103,7 @@ class CommandIssued(ResponseSchema):
 
 
 class CommandQuery(Page, extra="forbid"):
-    """Which commands to list."""
+    """Filters of the list of commands."""
 
     action: Annotated[Text, Field(max_length=64)] | None = None
     state: CommandState | None = None
@@ -114,7 +114,7 @@ class CommandQuery(Page, extra="forbid"):
 
 
 class CommandRow(ResponseSchema):
-    """A command, with its outcome once it is not open any more. A late result changes neither of both."""
+    """A command, with its outcome once it is not open any more. A late result changes neither state nor outcome."""
 
     request_id: UUID
     action: str
@@ -133,7 +133,7 @@ class CommandRow(ResponseSchema):
 class ListedCommand(CommandRow):
     """A command in a list. `late` counts the final reports that came after expiry or cancellation.
 
-    It is null while the command is open, and for commands to so many devices that a list does not count them.
+    `late` is null while the command is open, and for commands to so many devices that a list does not count them.
     """
 
     late: int | None
@@ -159,9 +159,9 @@ class Counts(ResponseSchema):
 
 
 class PushCounts(ResponseSchema):
-    """The deliveries of a command by how their push stands. `accepted` is FCM's word, not the phone's.
+    """The deliveries of a command by their push state. `accepted`: FCM took it; the phone may not have it.
 
-    `superseded`: it was waiting or retrying when the delivery was settled by other means.
+    `superseded`: the push was waiting or retrying when the delivery was settled for another reason.
     """
 
     waiting: int
@@ -173,7 +173,7 @@ class PushCounts(ResponseSchema):
 
 
 class CommandDetail(CommandRow):
-    """A command with what became of it."""
+    """A command with its counts."""
 
     completed_at: Time | None
     cancelled_at: Time | None
@@ -182,13 +182,13 @@ class CommandDetail(CommandRow):
 
 
 class WaitQuery(Body):
-    """`wait_seconds`: wait so long, 30 s at most, until no delivery of the command is open."""
+    """`wait_seconds`: the time, 30 s at most, to wait until no delivery of the command is open."""
 
     wait_seconds: Annotated[QueryNumber, Field(ge=0, le=30)] = 0
 
 
 class PushSummary(ResponseSchema):
-    """The push of one delivery. `superseded`: it waited, or was retried, when the delivery was settled otherwise."""
+    """The push of one delivery. `superseded`: it was waiting or retrying when the delivery was settled otherwise."""
 
     state: PushNow
     attempts: int
@@ -199,7 +199,7 @@ class PushSummary(ResponseSchema):
 
 
 class Result(ResponseSchema):
-    """A phone's final word."""
+    """A phone's final report."""
 
     status: ReportStatus
     message: str | None
@@ -209,9 +209,10 @@ class Result(ResponseSchema):
 
 
 class DeliveryRow(ResponseSchema):
-    """One command for one device, and what became of it.
+    """One command for one device, with its state, push and result.
 
-    `why_open` says what it waits for; `why_unfinished` why it expired or was withdrawn, whatever the device does later.
+    `why_open` is what it waits for. `why_unfinished` is why it expired or was withdrawn; later events on the device do
+    not change it.
     """
 
     request_id: UUID
@@ -231,10 +232,10 @@ class DeliveryRow(ResponseSchema):
 
 
 class TimelineEvent(ResponseSchema):
-    """One thing that happened to a delivery: its issue, an attempt, a report, or its settlement.
+    """One event of a delivery: its issue, an attempt, a report, or its settlement.
 
-    A report that the phone repeated without anything new is one event with a `count`, and `last_at`. `left_out` says
-    that there were more events (`count` of them, where that is known) than are kept or shown.
+    Equal reports in a row are one event with a `count`, and `last_at`. `left_out` means that there were more events
+    (`count` of them, if that is known) than are stored or shown.
     """
 
     at: Time
@@ -257,13 +258,13 @@ class TimelineEvent(ResponseSchema):
 
 
 class DeliveryDetail(DeliveryRow):
-    """A delivery with its whole story, oldest first."""
+    """A delivery with its timeline, oldest event first."""
 
     timeline: list[TimelineEvent]
 
 
 class DeliveryQuery(Page, extra="forbid"):
-    """Which deliveries of a command to list. `not_succeeded`: all but those that succeeded in time."""
+    """Filters of the deliveries of a command. `not_succeeded`: all but those that succeeded in time."""
 
     state: DeliveryState | Literal["not_succeeded"] | None = None
 
@@ -276,7 +277,7 @@ class DeliveryPage(ResponseSchema):
 
 
 class CommandCancelled(ResponseSchema):
-    """What a cancellation withdrew. `may_still_run` counts those that a phone may have got already."""
+    """The deliveries that a cancellation withdrew. `may_still_run` counts those that may have reached a phone."""
 
     request_id: UUID
     cancelled: int
@@ -288,7 +289,7 @@ Message = Annotated[str, StringConstraints(max_length=1000), STORABLE_TEXT]
 
 
 class ActionResult(DeviceBody):
-    """A phone reports on a command. A field that is null counts as not sent.
+    """A phone's report on a command. A field that is null counts as not sent.
 
     An output of more than 16 KiB as JSON, or of more than 16 levels, is dropped as a whole.
     """

@@ -1,6 +1,6 @@
-"""How a command stands as a whole: its state and its outcome, derived from its deliveries here and nowhere else.
+"""The state and the outcome of a command, derived from its deliveries only in this module.
 
-The outcome of a command that is over is written down by and by (finishing.py); what is not yet, is derived.
+The outcome of a command that ended is stored a little later (finishing.py); until then it is derived.
 """
 
 from collections.abc import Collection
@@ -27,7 +27,7 @@ _STATES: Final = {
     CommandOutcome.EXPIRED: CommandState.EXPIRED,
     CommandOutcome.CANCELLED: CommandState.CANCELLED,
 }
-"""The state of a command that is over and was not cancelled, by its outcome."""
+"""The state of a command that ended and was not cancelled, by its outcome."""
 
 _BIT: Final = Case(
     When(OVERDUE, then=_BITS[DeliveryState.EXPIRED]),
@@ -45,17 +45,17 @@ SEEN: Final = Coalesce(
     ),
     0,
 )
-"""Which states a command's deliveries have now, for annotate(); of_seen() reads it. One walk over its deliveries."""
+"""The present states of a command's deliveries, for annotate(); of_seen() reads them. Reads the deliveries once."""
 
 
 STANDING: Final = {
     "seen": Case(When(finished_at__isnull=False, then=0), default=SEEN, output_field=IntegerField()),
 }
-"""What of() needs of a command, for annotate(); no deliveries are read of those that are finished."""
+"""The values that of() requires of a command, for annotate(). It reads no deliveries of finished commands."""
 
 
 def of(command: Any) -> Standing:
-    """Return how a command (annotated STANDING) stands."""
+    """Return the state and the outcome of a command (annotated STANDING)."""
     was_cancelled = command.cancelled_at is not None
     if command.finished_at is None:
         return of_seen(command.seen, was_cancelled=was_cancelled)
@@ -64,17 +64,17 @@ def of(command: Any) -> Standing:
 
 
 def of_outcome(outcome: CommandOutcome, *, was_cancelled: bool) -> CommandState:
-    """Return the state of a command that is over, by its outcome."""
+    """Return the state of a command that ended, by its outcome."""
     return CommandState.CANCELLED if was_cancelled else _STATES[outcome]
 
 
 def of_seen(seen: int, *, was_cancelled: bool) -> Standing:
-    """Return how a command stands, by SEEN and by whether a cancellation withdrew something of it."""
+    """Return the state and the outcome of a command, by SEEN and by whether a cancellation withdrew some of it."""
     return of_states([state for state, bit in _BITS.items() if seen & bit], was_cancelled=was_cancelled)
 
 
 def of_states(states: Collection[DeliveryState], *, was_cancelled: bool) -> Standing:
-    """Return how a command stands, by the states that its deliveries have now."""
+    """Return the state and the outcome of a command, by the present states of its deliveries."""
     if any(state in states for state in OPEN):
         return CommandState.OPEN, None
     outcome = _outcome(states)
@@ -98,7 +98,7 @@ _OPEN: Final = Q(finished_at=None) & Q(Exists(Delivery.objects.open().filter(com
 
 
 def state_conditions() -> dict[str, Q]:
-    """Return for each state which commands have it, for filter(): the same as of()."""
+    """Return the condition on commands for each state, for filter(): the same rules as of()."""
     by_outcome = outcome_conditions()
     was_cancelled = Q(cancelled_at__isnull=False)
     not_cancelled = {
@@ -114,7 +114,7 @@ def state_conditions() -> dict[str, Q]:
 
 
 def outcome_conditions() -> dict[str, Q]:
-    """Return for each outcome which commands have it, for filter(): the same as of()."""
+    """Return the condition on commands for each outcome, for filter(): the same rules as of()."""
     succeeded, failed, expired = (_has(state) for state in (*_REPORTED, DeliveryState.EXPIRED))
     others = _has(*(state for state in _SETTLED if state != DeliveryState.SUCCEEDED))
     derived = {

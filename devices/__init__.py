@@ -1,1 +1,1 @@
-"""Devices: enrollment, credentials, heartbeats, presence, tags; what phones and admins call about them."""
+"""Devices: enrollment, credentials, heartbeats, presence, tags, and the endpoints for them."""

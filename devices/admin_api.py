@@ -1,4 +1,4 @@
-"""What an admin calls about devices and enrollment tokens."""
+"""The endpoints of the admin API for devices and enrollment tokens."""
 
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
@@ -41,7 +41,7 @@ log = structlog.get_logger()
 
 
 class TagConverter(StringConverter):
-    """A tag in a path."""
+    """The path converter for a tag."""
 
     regex = "[A-Za-z0-9._:-]{1,64}"
 
@@ -55,12 +55,13 @@ router = AdminRouter(tags=["devices"])
 async def list_devices(request: HttpRequest, query: Query[DeviceQuery]) -> HttpResponse:
     """List devices, newest first.
 
-    The `presence` of a device is `revoked` or `retired` if it is that, `online` while its last heartbeat is younger
-    than 2.5 intervals, else `offline`, and `never` before its first; `status` filters by it. `q` is part of an alias or
-    a hardware id in any case, or a device id or its start; no character has a special meaning in it.
+    The `presence` of a device is `revoked` or `retired` if the device is. Otherwise it is `online` while its last
+    heartbeat is younger than 2.5 intervals, `never` before its first heartbeat, and else `offline`. `status` filters by
+    presence. `q` is part of an alias or a hardware id in upper or lower case, or a device id or its start; no character
+    in it has a special meaning.
 
-    `push` is `ok`, `failing` (the last five pushes or more ended without one accepted by FCM), `dead` (FCM knows the
-    push token no more) or `none` (the device has no push token). Commands reach a device by heartbeat in any case.
+    `push` is `ok`, `failing` (FCM accepted none of the last five or more pushes), `dead` (FCM no longer knows the push
+    token) or `none` (the device has no push token). Commands reach a device by heartbeat in any case.
     """
     return respond(await run_in_db_thread(queries.devices, query))
 
@@ -74,7 +75,7 @@ async def read_device(request: HttpRequest, device_id: UUID) -> HttpResponse:
 @router.patch("/devices/{uuid:device_id}", response=DeviceRow, url_name="device")
 @summarized(by_path("change_device", DEVICE))
 async def change_device(request: HttpRequest, device_id: UUID, body: DeviceChange) -> HttpResponse:
-    """Change a device's alias (null clears it), or replace its tags. A retired device stays as it is."""
+    """Change a device's alias (null deletes it), or replace its tags. A retired device cannot be changed."""
 
     def work() -> WriteResult[Any]:
         changed = queries.change(device_id, body.model_dump(exclude_unset=True))
@@ -84,7 +85,7 @@ async def change_device(request: HttpRequest, device_id: UUID, body: DeviceChang
 
 
 def _summarize_tag(request: HttpRequest, path: Mapping[str, Any]) -> Summary:
-    """Tell which tag it is, and of the body, be it good or not, which devices get or lose it."""
+    """Return the tag and the devices that get or lose it, as the body names them, also if the body is invalid."""
     body = body_of(request) or {}
     named = [target_text(name, body[name]) for name in ("add", "remove") if body.get(name)]
     return Summary("tag", joined(target_text("tag", [path["tag"]]), *named))
@@ -93,9 +94,9 @@ def _summarize_tag(request: HttpRequest, path: Mapping[str, Any]) -> Summary:
 @router.post("/tags/{tag:tag}", response=Retagged, url_name="tag")
 @summarized(_summarize_tag)
 async def change_tag(request: HttpRequest, tag: str, body: Retag) -> HttpResponse:
-    """Put a tag on some devices, and take it off others. The answer counts those that changed.
+    """Add a tag to some devices, and remove it from others. The answer counts the devices that changed.
 
-    A device in both lists has the tag no more. If one of them is unknown or retired, nothing is done.
+    A device in both lists loses the tag. If a device is unknown or retired, nothing is changed.
     """
 
     def work() -> WriteResult[Any]:
@@ -106,7 +107,7 @@ async def change_tag(request: HttpRequest, tag: str, body: Retag) -> HttpRespons
 
 
 def _summarize_enrollment_token(request: HttpRequest, _: Mapping[str, Any]) -> Summary:
-    """Tell the label that the body gives, if it gives one."""
+    """Return the label in the body, if it has one."""
     label = (body_of(request) or {}).get("label")
     return Summary("create_enrollment_token", target_text("label", [label]) if label else "")
 
@@ -114,7 +115,7 @@ def _summarize_enrollment_token(request: HttpRequest, _: Mapping[str, Any]) -> S
 @router.post("/enrollment-tokens", response=EnrollmentTokenMade, url_name="enrollment-tokens")
 @summarized(_summarize_enrollment_token)
 async def create_enrollment_token(request: HttpRequest, body: NewEnrollmentToken) -> HttpResponse:
-    """Make an enrollment token. Its text is in this answer (and in a replay of it), and nowhere else."""
+    """Create an enrollment token. Only this answer, and the answer to its repeat, contains the token's text."""
 
     def work() -> WriteResult[Any]:
         row, text = enrollment.create_token(
@@ -145,18 +146,18 @@ async def list_enrollment_tokens(request: HttpRequest, query: Query[ListQuery]) 
 )
 @summarized(by_path("revoke_enrollment_token", "token_id"))
 async def revoke_enrollment_token(request: HttpRequest, token_id: UUID, body: EmptyBody | None = None) -> HttpResponse:
-    """Revoke an enrollment token; the devices it has enrolled stay."""
+    """Revoke an enrollment token. The devices that registered with it stay."""
     return await caller_of(request).run(lambda: WriteResult(EnrollmentTokenRow.of(enrollment.revoke_token(token_id))))
 
 
 @router.post("/devices/{uuid:device_id}/revoke", response=DeviceRevoked, url_name="revoke", tags=["fleet"])
 @summarized(by_path("revoke", DEVICE))
 async def revoke_device(request: HttpRequest, device_id: UUID, body: EmptyBody | None = None) -> HttpResponse:
-    """Shut a device out: from this answer on, no process accepts its token. Its open commands are cancelled.
+    """Revoke a device: from this answer on, no process accepts its token. Its open commands are cancelled.
 
-    No push for it is sent any more. To wipe a phone and revoke it: wipe, wait for the result, then revoke. `withdrawn`
-    names each `wipe` and `lock` that was open. One whose `may_still_run` is true may have reached the phone; the server
-    refuses the report of its result. To revoke a revoked device is 200, and changes nothing.
+    The server sends it no more pushes. To wipe and revoke a phone, send a `wipe`, wait for its result, then revoke.
+    `withdrawn` names each `wipe` and `lock` that was open. If its `may_still_run` is true, the command may have reached
+    the phone; the server refuses the report of its result. To revoke a revoked device is 200, and changes nothing.
     """
     caller = caller_of(request)
 
@@ -171,11 +172,11 @@ async def revoke_device(request: HttpRequest, device_id: UUID, body: EmptyBody |
 @router.post("/devices/{uuid:device_id}/retire", response=DeviceRevoked, url_name="retire", tags=["fleet"])
 @summarized(by_path("retire", DEVICE))
 async def retire_device(request: HttpRequest, device_id: UUID, body: EmptyBody | None = None) -> HttpResponse:
-    """Revoke a device for good: its alias is free, and it is counted only as retired.
+    """Retire a device: revoke it for good. Its alias becomes free, and it counts only as retired.
 
     Its history stays. Its hardware may register again with any valid enrollment token, under the same `device_id`. A
-    device that reports its `wipe` as `succeeded` is retired by that. `withdrawn` is as for a revocation. To retire a
-    retired device is 200, and changes nothing.
+    device that reports its `wipe` as `succeeded` is retired by that report. `withdrawn` is as for a revocation. To
+    retire a retired device is 200, and changes nothing.
     """
     caller = caller_of(request)
 
@@ -188,7 +189,7 @@ async def retire_device(request: HttpRequest, device_id: UUID, body: EmptyBody |
 
 
 def _cancel_open_commands(device_id: UUID, device_was: DeviceWas | None = None) -> DeviceRevoked:
-    """Cancel what is open for a device that was revoked or retired, and return the answer about it."""
+    """Cancel the open commands of a device that was revoked or retired, and return the answer."""
     withdrawn = _protective(queue.cancel_all_of(device_id, Withdrawal.REVOCATION, device_was))
     return DeviceRevoked(**queries.device(device_id).model_dump(), withdrawn=withdrawn)
 
@@ -202,7 +203,7 @@ def _protective(withdrawn: Iterable[queue.Withdrawn]) -> list[WithdrawnCommand]:
 
 
 def _device_written(caller: SignedCaller, event: str, answer: DeviceRow, *, changed: bool) -> WriteResult[Any]:
-    """Return the outcome of a write on one device; log the event at the commit, unless the device was so already."""
+    """Return the result of a write on one device. If the device changed, log the event at the commit."""
     if changed:
         fields = {"device_id": str(answer.device_id), "principal": caller.principal}
         transaction.on_commit(lambda: log.info(event, **fields))
@@ -212,12 +213,12 @@ def _device_written(caller: SignedCaller, event: str, answer: DeviceRow, *, chan
 @router.post("/devices/{uuid:device_id}/reinstate", response=DeviceReinstated, url_name="reinstate", tags=["fleet"])
 @summarized(by_path("reinstate", DEVICE))
 async def reinstate_device(request: HttpRequest, device_id: UUID, body: EmptyBody | None = None) -> HttpResponse:
-    """Let a revoked device in again: the same token works. A retired device stays out.
+    """Reverse a revocation: the same device token works again. A retired device cannot be reinstated.
 
-    The commands that the revocation withdrew stay withdrawn: `withdrawn` names each `wipe` and `lock` of them, so that
-    you can send it again. One whose `may_still_run` is true may have reached the phone, and the server accepts its
-    result as a late one: a `wipe` that is reported as `succeeded` retires the device. To reinstate a device that is not
-    revoked is 200, and changes nothing.
+    The commands that the revocation withdrew stay withdrawn. `withdrawn` names each `wipe` and `lock` of them, so that
+    you can send it again. If its `may_still_run` is true, the command may have reached the phone, and the server
+    accepts its result as a late one; a `wipe` that is reported as `succeeded` retires the device. To reinstate a device
+    that is not revoked is 200, and changes nothing.
     """
     caller = caller_of(request)
 

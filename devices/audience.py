@@ -1,4 +1,4 @@
-"""Audiences: which devices an admin means by ids, aliases, tags, or all."""
+"""Audiences: the devices that an admin names by ids, aliases, tags, or all."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,14 +22,14 @@ class UnknownDevices(DomainError):
     def __init__(self, unknown: Iterable[str], gone: Mapping[str, datetime | None] | None = None) -> None:
         left = {name: "revoked" if retired_at is None else "retired" for name, retired_at in (gone or {}).items()}
         self.reasons = dict(sorted((dict.fromkeys(unknown, "unknown") | left).items()))
-        """Each name, an id or an alias as it was given, and what is wrong with it."""
+        """The fault of each id or alias, by its text in the request."""
         verb = "is" if len(self.reasons) == 1 else "are"
         some = f"{len(self.reasons)} of the devices in the request {verb} unknown, revoked or retired."
         super().__init__(f"{some} Nothing was done.")
 
 
 class DevicesBusy(Exception):
-    """Another transaction holds a device of the target."""
+    """Another transaction has locked a device of the target."""
 
 
 class EmptyAudience(DomainError):
@@ -38,7 +38,7 @@ class EmptyAudience(DomainError):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Whom a command is for: exactly one of the four is given (a list counts each entry once)."""
+    """The target of a command: exactly one of the four fields is given. A list counts each entry once."""
 
     device_ids: list[UUID] = field(default_factory=list)
     aliases: list[str] = field(default_factory=list)
@@ -46,9 +46,9 @@ class Target:
     everyone: bool = False
 
     def where(self) -> tuple[str, dict[str, Any]]:
-        """Return the SQL condition on devices_device that selects the active devices meant, and its parameters.
+        """Return the SQL condition on devices_device that selects this target's active devices, and its parameters.
 
-        Aliases are to be resolved before, by lock_named().
+        Resolve aliases first, by lock_named().
         """
         if self.aliases:
             raise ValueError("aliases name devices by their comparison keys: resolve them first")
@@ -59,7 +59,7 @@ class Target:
         return "revoked_at IS NULL", {}
 
 
-# Revoked devices too: whether one is revoked is read of the row that is held.
+# Include revoked devices: revoked_at is read from the locked row.
 _HOLD: Final = """
     SELECT id, revoked_at, retired_at FROM devices_device WHERE id = ANY(%(ids)s::uuid[]) ORDER BY id FOR NO KEY UPDATE
 """
@@ -67,10 +67,9 @@ _EXISTING: Final = "SELECT id FROM devices_device WHERE id = ANY(%(ids)s::uuid[]
 
 
 def lock_named(target: Target) -> tuple[datetime, Target]:
-    """Hold the devices a target names as they are, to the end of the transaction.
+    """Lock the devices that a target names by id or alias, until the transaction ends.
 
-    Returns the transaction's time, and the target: with ids in the place of aliases, else as it is. Raises
-    UnknownDevices.
+    Returns the transaction's time, and the target with ids in place of aliases. Raises UnknownDevices.
     """
     if target.aliases:
         return database.now(), Target(device_ids=_lock_by_alias(target.aliases))
@@ -83,9 +82,9 @@ def lock_named(target: Target) -> tuple[datetime, Target]:
 
 
 def lock_free_named(targets: Sequence[Target]) -> tuple[datetime, list[UnknownDevices | DevicesBusy | None]]:
-    """Hold the devices that targets name by their ids as they are, to the end of the transaction; wait for none.
+    """Lock the devices that targets name by id, until the transaction ends, without waiting for any lock.
 
-    Returns the transaction's time, and for each target why it cannot be served here, or None.
+    Returns the transaction's time, and for each target the error that prevents it from being served here, or None.
     """
     named = {device_id for target in targets for device_id in target.device_ids}
     now, held = _hold(named, f"{_HOLD} SKIP LOCKED")
@@ -95,7 +94,7 @@ def lock_free_named(targets: Sequence[Target]) -> tuple[datetime, list[UnknownDe
 
 
 def _hold(device_ids: Collection[UUID], hold: str) -> tuple[datetime, dict[UUID, tuple[Any, Any]]]:
-    """Return the transaction's time, and of each device that is held now when it was revoked and retired, if it was."""
+    """Return the transaction's time, and revoked_at and retired_at of each device that is locked now."""
     ((now,),), rows = database.execute_batch("SELECT now()", hold, parameters={"ids": list(device_ids)})
     return now, {device_id: (revoked_at, retired_at) for device_id, revoked_at, retired_at in rows}
 
@@ -107,7 +106,7 @@ def _unknown(target: Target, held: Mapping[UUID, tuple[Any, Any]]) -> UnknownDev
 
 
 def _lock_by_alias(aliases: Sequence[str]) -> list[UUID]:
-    """Hold the devices that have these aliases, in any case, and return their ids; each alias is one device's."""
+    """Lock the devices that have these aliases, in any case, and return their ids. An alias names one device."""
     locked = comparison_keys.with_aliases(aliases).select_for_update(no_key=True)
     first: dict[str, tuple[UUID, Any, Any]] = {}
     for device_id, alias, revoked_at, retired_at in locked.values_list("id", "alias", "revoked_at", "retired_at"):
@@ -120,10 +119,10 @@ def _lock_by_alias(aliases: Sequence[str]) -> list[UUID]:
 
 
 def retag(tag: str, add: Sequence[UUID], remove: Sequence[UUID]) -> tuple[int, int]:
-    """Put a tag on some devices and take it off others; return how many got it, and how many lost it.
+    """Add a tag to some devices and remove it from others; return how many got it, and how many lost it.
 
-    A device in both lists has the tag no more. Runs in a transaction. Raises UnknownDevices for ids that are not
-    enrolled, or retired.
+    A device in both lists loses the tag. Must run in a transaction. Raises UnknownDevices for ids that are not enrolled
+    or are retired.
     """
     asked = {str(key) for key in (*add, *remove)}
     rows = Device.objects.select_for_update(no_key=True).order_by("id").filter(id__in=[*add, *remove])

@@ -1,7 +1,7 @@
-"""Check-in: what becomes of a heartbeat, from its parsed body to its answer.
+"""Check-in: one function records a heartbeat and answers it, for both paths that lead here.
 
 Heartbeats are recorded by group commit (nexmdm/common/group_commit.py): one flush is one transaction for many phones,
-and every answer leaves after its commit.
+and every answer is sent after its commit.
 """
 
 import random
@@ -53,16 +53,16 @@ FLUSH_SECONDS = Histogram(
 
 
 def verdicts() -> Counter[str]:
-    """Return how many heartbeats this process has flushed so far, by the verdict on their token."""
+    """Return how many heartbeats this process has recorded since its start, by the verdict on their token."""
     samples = (sample for family in HEARTBEATS.collect() for sample in family.samples)
     return Counter({one.labels["verdict"]: int(one.value) for one in samples if one.name.endswith("_total")})
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedIn:
-    """What a good heartbeat gets: its offer, and the database's time; whether a push token must still be written.
+    """The result of a good heartbeat: its offer, the database's time, and whether a push token must be written.
 
-    The push token is the one of the heartbeats that were merged, so that all of them write the same.
+    The push token is the one of the heartbeats that were merged, so that all of them write the same one.
     """
 
     offer: Offer
@@ -75,16 +75,17 @@ Outcome = CheckedIn | Exception
 
 
 def unwrap(outcome: Outcome) -> CheckedIn:
-    """Return what a good heartbeat gets, or raise the error."""
+    """Return the result of a good heartbeat, or raise the error."""
     if isinstance(outcome, Exception):
         raise outcome
     return outcome
 
 
 def flush(records: Sequence[HeartbeatRecord]) -> list[Outcome]:
-    """Record a batch of heartbeats and hand each known device what is open for it, in one transaction.
+    """Record a batch of heartbeats, and return for each known device its open commands. Runs in one transaction.
 
-    The records are sorted by device, no two with one token. A record whose token is not good gets the error to raise.
+    The records must be sorted by device, with at most one for each token. For a record whose token is not good, the
+    outcome is the error.
     """
     params = heartbeats.query_params(records) | queue.offer_params(record.token.id for record in records)
     ((at, exceptions),), open_rows = database.execute_batch(heartbeats.RECORD, queue.OFFER, parameters=params)
@@ -97,13 +98,14 @@ def flush(records: Sequence[HeartbeatRecord]) -> list[Outcome]:
 
 
 def _outcome(record: HeartbeatRecord, result: HeartbeatResult, offer: Offer, server_time: str) -> Outcome:
-    # Not raised here: a trace would tie the error to the frame that holds it, and leave both to the garbage collector.
+    # Do not raise here: the traceback would reference the frame that references the error, a cycle that keeps both
+    # alive.
     error = None if result is heartbeats.GOOD_RESULT else credentials.error_of(result.verdict)
     return error or CheckedIn(offer, server_time, result.push_token_changed, record.push_token)
 
 
 def build_record(token: tokens.Token, fields: Heartbeat) -> HeartbeatRecord:
-    """Return what is to be recorded of a heartbeat."""
+    """Return the record of a heartbeat."""
     return HeartbeatRecord(
         token,
         status=fields.status,
@@ -116,14 +118,14 @@ def build_record(token: tokens.Token, fields: Heartbeat) -> HeartbeatRecord:
 @transaction.atomic
 def _change_push_token(token: tokens.Token, push_token: str | None) -> None:
     outbox.set_push_token(token.id, push_token)
-    # The row is ours now: had the phone been revoked or enrolled again since its heartbeat, this undoes the change.
+    # The device row is locked now. If the device was revoked or enrolled again since its heartbeat, undo the change.
     credentials.authenticate(token)
 
 
 async def _answer(
     token: tokens.Token, checked_in: CheckedIn, notes: Sequence[Note], client: str, began_at: float
 ) -> bytes:
-    """Finish a heartbeat that was recorded: write its push token if that is new, log it, and return its answer."""
+    """Finish a recorded heartbeat: write its push token if it is new, log it, and return its answer."""
     if checked_in.push_token_changed:
         database.begin_request(addresses.counting_key(client), began_at)
         change = partial(_change_push_token, token, checked_in.push_token)
@@ -146,7 +148,7 @@ async def _answer(
 
 
 _VERDICTS: Final[dict[type, str]] = {CheckedIn: "good", NeedsFullCheck: "Unsettled"}
-"""The label of what comes of a heartbeat, where it is not the name of its error."""
+"""The metric label of an outcome, if it is not the name of the error."""
 
 
 def _flushed(outcomes: Sequence[Outcome], seconds: float) -> None:
@@ -161,22 +163,23 @@ _batchers: Final = PerLoop(lambda: Batcher(flush, _flushed, batch_size=BATCH, wa
 
 
 def batcher() -> Batcher:
-    """Return the running loop's batcher."""
+    """Return the group commit of the running event loop."""
     return _batchers.get()
 
 
 async def submit(record: HeartbeatRecord) -> Outcome:
-    """Record a heartbeat; return when it is committed what it gets, or its error. Raises Overloaded, Draining."""
-    # By token is by device: the ids are of one length, in an alphabet that sorts as its digits do.
+    """Record a heartbeat; return its result or its error after the commit. Raises Overloaded, Draining."""
+    # Sorted by token is sorted by device: all ids have the same length, in an alphabet that sorts like its digits.
     return await batcher().submit(record.token.text, record)
 
 
 async def check_in(token: tokens.Token, fields: Heartbeat, notes: Sequence[Note], client: str) -> bytes | InvalidToken:
-    """Record a heartbeat and return its answer, as JSON, after the commit; or the error of a token that is not valid.
+    """Record a heartbeat and return its answer as JSON, after the commit; or the error of a token that is not valid.
 
-    That error is returned: in a flood of wrong tokens, raising each costs pauses for the garbage collector. `notes` is
-    what was repaired or dropped of the body; `client` is the address, for the gates in front of expensive work. Raises
-    DeviceRevoked, BcryptBusy, Overloaded, Draining, and what the database raises.
+    That error is returned, not raised: when many wrong tokens arrive, each raised error costs pauses for the garbage
+    collector. `notes` lists the fields of the body that were repaired or dropped. `client` is the address, for the
+    gates in front of expensive work. Raises DeviceRevoked, BcryptBusy, Overloaded, Draining, and the errors of the
+    database.
     """
     began_at = time.monotonic()
     outcome = await submit(build_record(token, fields))

@@ -1,6 +1,6 @@
-"""Claims: the device or enrollment token that a refused request's token names, and the proof that the token is genuine.
+"""Claims: the device or enrollment token that a refused request names, and the check whether the token is genuine.
 
-For the log and for admins only. It authorises nothing: that is decided by the statement that does the work.
+For the log and for admins only. A claim authorises nothing; only the statement that does the work decides.
 """
 
 from collections.abc import Collection, Iterator
@@ -17,7 +17,7 @@ from nexmdm.common import database
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A well-formed token without its secret: its kind, the id in it, and the digests by which it can be proved."""
+    """A well-formed token without its secret: its kind, the id in it, and the digests that can prove it."""
 
     prefix: str
     id: UUID
@@ -25,11 +25,12 @@ class Claim:
 
     @property
     def is_of_device(self) -> bool:
-        """Tell whether it is a device token; else it is an enrollment token."""
+        """Return whether it is a device token; otherwise it is an enrollment token."""
         return self.prefix == tokens.DEVICE_PREFIX
 
 
-# A rotated token is genuine too. A device whose digest was dropped cannot be proved until its next good request.
+# A rotated token is genuine too. If a device's digest was deleted, its token cannot be proved until its next good
+# request.
 _PROVED: Final = """
     WITH asked AS (
         SELECT * FROM jsonb_to_recordset(%(asked)s::jsonb) AS asked (
@@ -47,7 +48,7 @@ _PROVED: Final = """
 
 
 def of(text: str) -> Claim | None:
-    """Return the claim of a token; None if the text is no token."""
+    """Return the claim of a token, or None if the text is not a token."""
     if (token := tokens.parse(tokens.DEVICE_PREFIX, text)) is not None:
         digests = tuple(tokens.digest(token.text, key.value) for key in tokens.digest_keys())
         return Claim(tokens.DEVICE_PREFIX, token.id, digests)
@@ -57,7 +58,7 @@ def of(text: str) -> Claim | None:
 
 
 def proved(asked: Collection[Claim]) -> set[Claim]:
-    """Return the claims whose token is genuine: one of its device's live ones, revoked or not, or an enrollment token.
+    """Return the claims whose token is genuine: a live token of its device, revoked or not, or an enrollment token.
 
     Costs one statement.
     """

@@ -1,9 +1,9 @@
-"""Device credentials: one comparison in the statement that does the work, and bcrypt kept off the hot path.
+"""Device credentials: the statement that does a request's work compares a digest; bcrypt is rarely necessary.
 
-A row holds two verifiers of one secret: `token_hash` (bcrypt, the credential of record) and `token_digest` (an HMAC
-under a key from SECRET_KEY). `VERDICT` compares digests inside SQL. Where a row's digest is missing, was made under
-another key, or a rotated credential waits for its first use, the verdict is `unsettled`: then `check_fully()` looks
-more closely, rewrites the row, and the work is tried again.
+A row contains two verifiers of one secret: `token_hash` (bcrypt, the credential of record) and `token_digest` (an HMAC
+under a key from SECRET_KEY). `VERDICT` compares digests in SQL. The verdict is `unsettled` if a row has no digest, if
+its digest was made under another key, or if a rotated credential waits for its first use. Then `check_fully()` checks
+further and rewrites the row, and the caller tries the work again.
 """
 
 import hmac
@@ -28,7 +28,7 @@ from nexmdm.common import database
 from nexmdm.common.domain_error import DomainError
 
 NEXT_LIVES: Final = timedelta(hours=24)
-"""How long a rotated credential waits for its first use before it is dropped again."""
+"""The time within which a rotated credential must be used; then it is deleted."""
 
 
 class InvalidToken(DomainError):
@@ -37,23 +37,22 @@ class InvalidToken(DomainError):
 
 class DeviceRevoked(DomainError):
     detail = (
-        "This device is revoked or retired. An admin lets a revoked one in again by POST "
-        "/admin/devices/{device_id}/reinstate; one that is retired, by POST /admin/devices/{device_id}/retire, "
-        "registers anew with any enrollment token."
+        "This device is revoked or retired. If it is revoked, an admin can reinstate it by POST "
+        "/admin/devices/{device_id}/reinstate. If it is retired, register it again with any enrollment token."
     )
 
     def __init__(self, device_id: UUID | None = None) -> None:
         super().__init__()
         self.device_id = device_id
-        """Which device, where the caller does not know it by its token."""
+        """The device, if the caller cannot read it from the token."""
 
 
 class NeedsFullCheck(Exception):
-    """The digest cannot decide: call token_check.check_fully() and try again."""
+    """The digest cannot decide. The caller must call token_check.check_fully() and try again."""
 
 
 class Verdict(StrEnum):
-    """What the digest of a bearer token says about its sender."""
+    """The verdict of a bearer token's digest."""
 
     GOOD = "good"
     REVOKED = "revoked"
@@ -80,27 +79,27 @@ _AUTHENTICATE: Final = f"""
 
 @dataclass(frozen=True, slots=True)
 class NewSecret:
-    """The secret of a credential in the making, and its bcrypt hash."""
+    """The secret of a new credential, and its bcrypt hash."""
 
     value: bytes
     hash: str
 
     def token_for(self, device_id: UUID) -> tokens.Token:
-        """Return the device token to hand out, once."""
+        """Return the device token. Send it to the phone once."""
         return tokens.make(tokens.DEVICE_PREFIX, device_id, self.value)
 
 
 def new_secret() -> NewSecret:
-    """Make a secret. Costs one bcrypt hash: never call it on an event loop, nor inside a transaction."""
+    """Create a secret. Costs one bcrypt hash: never call it on an event loop or inside a transaction."""
     value = secrets.token_bytes(32)
     hashed = bcrypt.hashpw(tokens.secret_text(value).encode(), bcrypt.gensalt(settings.BCRYPT_ROUNDS))
     return NewSecret(value, hashed.decode())
 
 
 def authenticate(token: tokens.Token) -> UUID:
-    """Return the id of the device whose token this is, and note its first use. Costs one statement.
+    """Return the id of the device that has this token, and record the first use of the token. Costs one statement.
 
-    Raises InvalidToken, DeviceRevoked, or NeedsFullCheck. Unknown devices and wrong secrets are answered alike.
+    Raises InvalidToken, DeviceRevoked, or NeedsFullCheck. An unknown device and a wrong secret get the same answer.
     """
     key = tokens.digest_keys()[0]
     asked = {"device_id": token.id, "digest": tokens.digest(token.text, key.value), "digest_key": key.id}
@@ -113,13 +112,13 @@ def authenticate(token: tokens.Token) -> UUID:
 
 
 def check(verdict: str) -> None:
-    """Raise what a verdict other than `good` means."""
+    """Raise the error of a verdict other than `good`."""
     if (error := error_of(verdict)) is not None:
         raise error
 
 
 def error_of(verdict: str) -> Exception | None:
-    """Return what a verdict means to its sender: an error unless it is `good`."""
+    """Return the error that the sender gets for a verdict, or None for `good`."""
     if verdict == Verdict.GOOD:
         return None
     errors: dict[str, type[Exception]] = {Verdict.REVOKED: DeviceRevoked, Verdict.UNSETTLED: NeedsFullCheck}
@@ -128,7 +127,7 @@ def error_of(verdict: str) -> Exception | None:
 
 @dataclass(frozen=True, slots=True)
 class Verifier:
-    """One of a device's (at most two) live credentials, as a row keeps it."""
+    """One of a device's live credentials (at most two), as its row stores it."""
 
     hash: str
     digest: bytes | None
@@ -136,9 +135,9 @@ class Verifier:
     is_next: bool
 
     def matches_digest(self, token: tokens.Token) -> bool | None:
-        """Tell whether `token` is this credential, or None where only bcrypt can tell: its digest's key is gone.
+        """Return whether `token` is this credential; None if only bcrypt can decide, because the digest's key is gone.
 
-        A digest under one of our keys that differs is a wrong token: no bcrypt, so guessing costs the guesser more.
+        If its digest under one of our keys differs, the token is wrong. So a guess never costs a bcrypt check.
         """
         for key in tokens.digest_keys():
             if key.id == self.digest_key and self.digest is not None:
@@ -146,12 +145,12 @@ class Verifier:
         return None
 
     def matches_hash(self, token: tokens.Token) -> bool:
-        """Tell the same by bcrypt, which takes 60 ms and more: never on an event loop, nor inside a transaction."""
+        """Return the same by bcrypt, which takes 60 ms and more: never on an event loop or inside a transaction."""
         return bcrypt.checkpw(token.secret.encode(), self.hash.encode())
 
 
 def verifiers(device_id: UUID) -> list[Verifier]:
-    """Return the live credentials of a device; none if it is unknown."""
+    """Return the live credentials of a device; none if the device is unknown."""
     fields = ("token_hash", "token_digest", "token_digest_key", "next_hash", "next_digest", "next_digest_key")
     row = (
         Device.objects.filter(id=device_id)
@@ -195,14 +194,14 @@ NO_NEXT: Final = {
     "next_command_key_id": "",
     "next_expires_at": None,
 }
-"""The fields of a device that has no rotated credential (`next_generation` stays: no number is used twice)."""
+"""The fields of a device without a rotated credential. `next_generation` stays, so that no number is used twice."""
 
 
 @transaction.atomic
 def rotate(token: tokens.Token, secret: NewSecret) -> tuple[str, str]:
     """Add a new credential next to the one in `token`; return its device token and command key.
 
-    The old pair works until the new one is first used. Raises what authenticate() raises.
+    The old pair works until the new one is first used. Raises the errors of authenticate().
     """
     device = Device.objects.select_for_update().only("generation", "next_generation").filter(id=token.id).first()
     if device is None:
@@ -222,7 +221,7 @@ def rotate(token: tokens.Token, secret: NewSecret) -> tuple[str, str]:
 
 
 def replaced_by(secret: NewSecret, device_id: UUID, generation: int) -> dict[str, Any]:
-    """Return the fields of a device whose credential becomes `secret`, whatever it had before."""
+    """Return the fields of a device whose credential becomes `secret`. They replace every earlier credential."""
     key = tokens.digest_keys()[0]
     return {
         "token_hash": secret.hash,
@@ -236,7 +235,7 @@ def replaced_by(secret: NewSecret, device_id: UUID, generation: int) -> dict[str
 
 
 def forget_unused_next() -> int:
-    """Drop rotated credentials that were not used in time; return how many."""
+    """Delete rotated credentials that were not used in time; return how many."""
     return Device.objects.filter(next_expires_at__lte=Now()).update(**NO_NEXT)
 
 
@@ -251,11 +250,11 @@ def _key_id(key: str) -> str:
 
 
 def command_key(device_id: UUID | str, generation: int, key_id: str) -> str:
-    """Return the key with which commands for a device are signed: lower-case hex, shown once.
+    """Return the key that signs the commands of a device, as lower-case hex. Send it to the phone once.
 
-    That is the HMAC-SHA256, under the signing key, of `NXK1`, device id and generation, joined by LF.
+    It is the HMAC-SHA256, under the signing key, of `NXK1`, device id and generation, joined by LF.
 
-    A device whose signing key is no longer configured gets the current one's signature, which it refuses.
+    If the device's signing key is no longer configured, the current key is used, and the phone refuses its signatures.
     """
     ids = command_key_ids()
     master = settings.COMMAND_SIGNING_KEYS[ids.index(key_id) if key_id in ids else 0]

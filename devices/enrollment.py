@@ -1,4 +1,4 @@
-"""Enrollment: tokens that let phones in, registration, revocation."""
+"""Enrollment: enrollment tokens, registration, revocation and retirement."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -21,8 +21,8 @@ from nexmdm.common.domain_error import DomainError
 from nexmdm.common.identity import comparison_key
 
 LOST_ANSWER_WINDOW: Final = timedelta(minutes=15)
-"""How long the answer to a registration counts as lost if the same enrollment token asks again. Several clients may
-have that token: one that knows the hardware id gets the device's credentials, and those of the phone itself stop."""
+"""The time within which the same enrollment token can ask for the answer to a registration again. Several clients may
+have that token. A client that knows the hardware id gets the device's credentials, and the phone's own ones stop."""
 
 
 class InvalidEnrollmentToken(DomainError):
@@ -53,7 +53,7 @@ class AliasTaken(DomainError):
     detail = "Another device has this alias. Choose a different alias."
 
     def __init__(self, *, by_revoked: bool = False, by_retired: bool = False) -> None:
-        """`by_revoked`, `by_retired`: the device that has the alias is that."""
+        """`by_revoked`, `by_retired`: whether the device that has the alias is revoked or retired."""
         revoked = "A revoked device has this alias. Choose a different alias, or change the alias of that device."
         retired = "A retired device has this alias. Choose a different alias, or free it: retire that device again."
         super().__init__(retired if by_retired else revoked if by_revoked else "")
@@ -101,7 +101,7 @@ def text_of(token_id: UUID) -> str | None:
 
 
 def revoke_token(token_id: UUID) -> EnrollmentToken:
-    """Revoke an enrollment token, once and for all; what it has enrolled stays. Raises UnknownEnrollmentToken."""
+    """Revoke an enrollment token for good. Its devices stay. Raises UnknownEnrollmentToken."""
     EnrollmentToken.objects.filter(id=token_id, revoked_at=None).update(revoked_at=Now())
     row = EnrollmentToken.objects.filter(id=token_id).first()
     if row is None:
@@ -118,16 +118,16 @@ def _sha256(token: tokens.Token) -> bytes:
 
 
 def unique(tags: Iterable[str]) -> list[str]:
-    """Return tags in their order, each once."""
+    """Return each tag once, in the order given."""
     return list(dict.fromkeys(tags))
 
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """What a phone says when it registers, and from which address.
+    """The content of a registration, and the address from which the phone sent it.
 
-    `hardware_id` is trimmed, `alias` as identity.alias() returns it; `details` are manufacturer, model and os_version,
-    as far as sent.
+    `hardware_id` is trimmed, and `alias` is as identity.alias() returns it. `details` are manufacturer, model and
+    os_version, as far as the phone sent them.
     """
 
     hardware_id: str
@@ -140,10 +140,10 @@ class Registration:
 
 @dataclass(frozen=True, slots=True)
 class Enrolled:
-    """The outcome of a registration: token and command key are shown this once.
+    """The result of a registration, with the device token and the command key, which are shown only in its answer.
 
-    `replaced`: the device had credentials, which stopped; by a re-enrollment, or by the repeat of a lost answer
-    (`re_enrolled` is False then). `earlier_address` is the address that got them; None if it is not known.
+    `replaced`: the device had credentials, which no longer work, because of a re-enrollment or of the repeat of a lost
+    answer (`re_enrolled` is False then). `earlier_address` is the address that got them; None if it is not known.
     """
 
     device_id: UUID
@@ -155,9 +155,9 @@ class Enrolled:
 
 
 def check(presented: tokens.Token, registration: Registration) -> None:
-    """Raise what register() would refuse, in its order; before anything expensive is done, and without a transaction.
+    """Raise the refusals of register(), in the same order, before any expensive work and without a transaction.
 
-    register() checks again: the token may be spent, or the alias taken, before it gets its turn.
+    register() checks again, because the token may be used up, or the alias taken, before its turn.
     """
     token = _token(presented, EnrollmentToken.objects.all())
     device = next(iter(comparison_keys.with_hardware_id(registration.hardware_id, Device.objects.all())), None)
@@ -166,11 +166,11 @@ def check(presented: tokens.Token, registration: Registration) -> None:
 
 @transaction.atomic
 def register(presented: tokens.Token, registration: Registration, secret: credentials.NewSecret) -> Enrolled:
-    """Enrol a phone, or enrol it again, with a new secret.
+    """Enroll a phone, or enroll it again, with a new secret.
 
-    A push token that was sent is the caller's to write, in the same transaction, by push_targets.assign().
-    The refusals come in the contract's order, and none consumes a use. Registrations by one enrollment token take turns
-    on its row; those of one hardware id by different tokens, on an advisory lock.
+    The caller must write the push token, in the same transaction, by push_targets.assign(). The refusals come in a
+    fixed order, and no refusal uses up the token. Registrations with one enrollment token wait for its row; those of
+    one hardware id with different tokens wait for an advisory lock.
     """
     token = _token(presented, EnrollmentToken.objects.select_for_update())
     database.advisory_lock("hardware", registration.hardware_id)
@@ -280,16 +280,16 @@ def _enrol_again(
 
 
 def claim_alias(alias: str, device_id: UUID | None) -> None:
-    """Make sure, to the end of the transaction, that no other device has this alias. Raises AliasTaken."""
+    """Ensure, until the transaction ends, that no other device has this alias. Raises AliasTaken."""
     if not _has_exactly(device_id, alias):
         database.advisory_lock("alias", comparison_key(alias))
         check_alias(alias, device_id)
 
 
 def check_alias(alias: str, device_id: UUID | None) -> None:
-    """Look whether another device has this alias now; waits for no lock. Raises AliasTaken.
+    """Check whether another device has this alias now, without waiting for a lock. Raises AliasTaken.
 
-    An alias that an earlier version let two devices have is that of the first enrolled; the other one may keep it.
+    If an earlier version gave two devices one alias, it belongs to the first one enrolled; the other may keep it.
     """
     if _has_exactly(device_id, alias):
         return
@@ -303,16 +303,16 @@ def _has_exactly(device_id: UUID | None, alias: str) -> bool:
 
 
 def give_alias(device_id: UUID, alias: str | None) -> None:
-    """Set the alias of a device that has claimed it, or clear it."""
+    """Set the alias of a device that has claimed it, or delete it."""
     Device.objects.filter(id=device_id).update(alias=alias)
-    # Apart from the alias: a trigger drops a key that stays the same while the alias changes.
+    # Write the key in its own statement: a trigger deletes a key that stays the same while the alias changes.
     Device.objects.filter(id=device_id).update(alias_key=None if alias is None else comparison_key(alias))
 
 
 def revoke(device_id: UUID) -> bool:
-    """Shut a device out from its next request on; False if it is revoked already. Raises UnknownDevice.
+    """Revoke a device from its next request on; return False if it was revoked before. Raises UnknownDevice.
 
-    The row stays locked to the end of the transaction: no command is issued before the open ones are cancelled.
+    The row stays locked until the transaction ends, so no command is issued before the open ones are cancelled.
     """
     if not Device.objects.select_for_update().filter(id=device_id).exists():
         raise UnknownDevice
@@ -320,7 +320,7 @@ def revoke(device_id: UUID) -> bool:
 
 
 def retire(device_id: UUID) -> bool:
-    """Revoke a device for good, and free its alias; False if both was done already. Locks and raises as revoke()."""
+    """Retire a device and free its alias; False if it was retired before. Locks and raises as revoke()."""
     revoke(device_id)
     changed = Device.objects.filter(id=device_id).exclude(retired_at__isnull=False, alias=None).exists()
     Device.objects.filter(id=device_id, retired_at=None).update(retired_at=Now())
@@ -340,7 +340,7 @@ def retire_wiped(device_id: UUID, settled_at: datetime | None) -> bool:
 
 
 def reinstate(device_id: UUID) -> datetime | None:
-    """Let a device in again; return when it was revoked, None if it is in. Raises UnknownDevice, DeviceRetired."""
+    """Reinstate a device; return when it was revoked, or None if it was not. Raises UnknownDevice, DeviceRetired."""
     device = Device.objects.select_for_update(no_key=True).only("revoked_at", "retired_at").filter(id=device_id).first()
     if device is None:
         raise UnknownDevice

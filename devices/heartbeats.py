@@ -1,4 +1,4 @@
-"""Heartbeats: many phones' news in one statement, which also decides whose token is good."""
+"""Heartbeats: one statement checks the tokens of many phones and stores their readings."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from devices.credentials import VERDICT
 
 @dataclass(slots=True)
 class HeartbeatRecord:
-    """One heartbeat: who claims to send it, and what it says. None means "not sent: keep the earlier value".
+    """One heartbeat with its token and its readings. None means "not sent: keep the earlier value".
 
-    `status` is JSON. `push_token` is only compared here; `push_token_sent` tells an explicit null from silence.
+    `status` is JSON. `push_token` is only compared here; `push_token_sent` is true also for an explicit null.
     """
 
     token: tokens.Token
@@ -24,7 +24,7 @@ class HeartbeatRecord:
     push_token: str | None = None
 
     def merge(self, later: "HeartbeatRecord") -> bool:
-        """Take over what a later heartbeat with the same token says: the later one wins, field by field."""
+        """Merge a later heartbeat with the same token into this one; its fields override the earlier ones."""
         self.status = self.status if later.status is None else later.status
         self.agent_version = self.agent_version if later.agent_version is None else later.agent_version
         if later.push_token_sent:
@@ -32,7 +32,7 @@ class HeartbeatRecord:
         return True
 
     def log_fields(self) -> dict[str, str]:
-        """Return by what a log line names it."""
+        """Return the fields that identify the heartbeat in a log line."""
         return {"device_id": str(self.token.id)}
 
     def is_wanted(self) -> bool:
@@ -42,7 +42,7 @@ class HeartbeatRecord:
 
 @dataclass(frozen=True, slots=True)
 class HeartbeatResult:
-    """What became of one heartbeat: the verdict on its token, and whether its push token is new."""
+    """The outcome of one heartbeat: the verdict on its token, and whether its push token is new."""
 
     verdict: str
     push_token_changed: bool
@@ -50,10 +50,10 @@ class HeartbeatResult:
 
 GOOD_RESULT: Final = HeartbeatResult("good", push_token_changed=False)
 
-# One JSON text carries the batch: psycopg would quote seven arrays value by value, in Python. `judged` is read three
-# times, so PostgreSQL computes it once. `token_used_at` is written at a token's first use only. Only what is not plain
-# comes back, so that reading the answer costs nothing for the many. Unknown devices are judged like wrong tokens.
-# `last_seen_at` is the database's time, and never moves back.
+# One JSON text contains the batch: psycopg would quote seven arrays value by value, in Python. `judged` is read three
+# times, so PostgreSQL computes it once. `token_used_at` is written at a token's first use only. Only rows that are not
+# simply good are returned, so that reading the answer costs nothing for the others. Unknown devices get the verdict of
+# wrong tokens. `last_seen_at` is the database's time, and never moves back.
 RECORD: Final = f"""
     WITH judged AS (
         SELECT
@@ -89,8 +89,8 @@ RECORD: Final = f"""
 def query_params(records: Sequence[HeartbeatRecord]) -> dict[str, str]:
     """Return the parameters of RECORD for these heartbeats.
 
-    Give them sorted by device id, so that batches running side by side lock rows in one order, and no two with the
-    same token.
+    They must be sorted by device id, so that parallel batches lock rows in the same order, with at most one for each
+    token.
     """
     key = tokens.digest_keys()[0]
     rows = [
@@ -109,7 +109,7 @@ def query_params(records: Sequence[HeartbeatRecord]) -> dict[str, str]:
 
 
 def parse_results(count: int, exceptions: str | None) -> list[HeartbeatResult]:
-    """Return what became of each of so many heartbeats, from RECORD's answer, which names the exceptions."""
+    """Return the outcomes of `count` heartbeats from the rows of RECORD, which contain only the exceptions."""
     outcomes = [GOOD_RESULT] * count
     for position, verdict, push_token_changed in orjson.loads(exceptions or "[]"):
         outcomes[position] = HeartbeatResult(verdict, push_token_changed)

@@ -1,4 +1,4 @@
-"""The last refusal of each device, for the admin who looks for the reason why a phone does not work."""
+"""The last refusal of each device, so that an admin can find out why a phone does not work."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -11,7 +11,7 @@ import orjson
 from nexmdm.common import database
 
 PAUSE: Final = timedelta(minutes=1)
-"""How long a device's row stays unchanged after it is written, however often its phone is refused."""
+"""The time for which a device's row is not written again, however often the server refuses its phone."""
 
 # Ordered by id, so that concurrent writers lock rows in the same order. An older refusal never replaces a later one.
 _WRITE: Final = """
@@ -45,7 +45,7 @@ class LastRefused:
 def write(refused: Iterable[LastRefused]) -> list[UUID]:
     """Write the last refusals of devices, one each; return the devices whose row was written less than PAUSE ago.
 
-    The caller tries these again when PAUSE is over. Costs one statement.
+    The caller must write these again when PAUSE is over. Costs one statement.
     """
     rows = [asdict(one) for one in refused]
     held_back = database.rows(_WRITE, {"refused": orjson.dumps(rows).decode(), "pause": PAUSE})

@@ -1,4 +1,4 @@
-"""The fleet: who is enrolled, and what it last said."""
+"""The tables of devices: enrollment tokens, devices, their presence and their last refusals."""
 
 from datetime import datetime, timedelta
 from typing import ClassVar, Final, Self
@@ -21,7 +21,7 @@ def online_window() -> timedelta:
 
 
 class EnrollmentToken(models.Model):
-    """The right to register some devices for some time. Its secret is derived, never stored."""
+    """The right to register some devices for some time. Its secret is derived, and never stored."""
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     token_sha256 = models.BinaryField(max_length=32)
@@ -46,7 +46,7 @@ class EnrollmentToken(models.Model):
 
 
 def presences() -> dict[str, Q]:
-    """Return the presences by name, each with what it means at this moment; revoked and retired devices have none."""
+    """Return the presences by name, each with its condition at this moment; `revoked` and `retired` have None."""
     active, seen_at = Q(revoked_at=None), "presence__last_seen_at"
     return {
         "online": active & Q(**{f"{seen_at}__gt": Now() - online_window()}),
@@ -64,7 +64,7 @@ def presence_name() -> Case:
 
 
 FAILING_FROM: Final = 5
-"""So many pushes in a row that ended without one accepted: then pushing to a device counts as failing."""
+"""Pushing to a device counts as failing from this number of pushes in a row without an accepted one."""
 
 PUSH_HEALTH: Final = {
     "ok": Q(push_token__isnull=False, push_token_dead_at=None, push_failures__lt=FAILING_FROM),
@@ -79,15 +79,15 @@ def not_seen_after(moment: datetime) -> Q:
     """Return the condition for devices that sent no heartbeat after a moment.
 
     For a device that has sent none, the time of its enrollment counts. The moment is a value, not an expression, so
-    that PostgreSQL knows it when it plans. Every device has a presence row; the condition requires one all the same,
-    because PostgreSQL can then use an inner join, which may begin with either table.
+    that PostgreSQL knows it when it plans. Every device has a presence row; the condition still requires one, because
+    PostgreSQL can then use an inner join, which may begin with either table.
     """
     silent = Q(presence__last_seen_at__lte=moment) | Q(presence__last_seen_at=None, enrolled_at__lte=moment)
     return Q(presence__isnull=False) & silent
 
 
 class DeviceQuerySet(models.QuerySet["Device"]):
-    """Devices by what they may do."""
+    """Filters of devices by what they may do."""
 
     def active(self) -> Self:
         """Keep the devices that are neither revoked nor retired."""
@@ -105,25 +105,25 @@ PUSH_OWNER: Final = MD5(
         output_field=models.CharField(),
     )
 )
-"""The digest of the installation that a device's push token names (identity.push_owner_digest makes the same)."""
+"""The digest of the installation in a device's push token; identity.push_owner_digest() computes the same."""
 
 UNKEYED: Final = Q(hardware_key=None) | Q(alias__isnull=False, alias_key=None)
-"""The devices that the version before has written, whose comparison keys are still to be filled in."""
+"""The devices that the version before wrote, and whose comparison keys are not filled in yet."""
 
 
 class Device(models.Model):
-    """A phone's record: its identity and its credentials (hashes only).
+    """The record of a phone: its identity and its credentials (hashes only).
 
-    The credential of record is `token_hash` (bcrypt); `token_digest` is a keyed index of the same token, which may be
-    dropped at any time. The `next_…` fields hold a rotated credential until its first use. `generation` counts the
-    credentials, and with `command_key_id` (which signing key) gives the device's command key.
+    The credential of record is `token_hash` (bcrypt). `token_digest` is a keyed index of the same token, which may be
+    deleted at any time. The `next_…` fields contain a rotated credential until its first use. `generation` counts the
+    credentials, and with `command_key_id` (the id of the signing key) determines the device's command key.
 
     `alias_key` and `hardware_key` are comparison keys (devices/identity/comparison_keys.py), NULL until they are filled
-    in. `enrolled_from` is the address that the latest credential from a registration went to. A device that
-    is retired is revoked, too.
+    in. `enrolled_from` is the address that got the latest credential from a registration. A retired device is always
+    revoked too.
 
-    `push_failures` counts the pushes in a row, FAILING_FROM at most, that ended without one accepted. Another push
-    token, or none, sets it to 0: a trigger sees to that.
+    `push_failures` counts the pushes in a row, FAILING_FROM at most, that ended without an accepted one. When the push
+    token changes or is deleted, a trigger sets it to 0.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
@@ -173,7 +173,7 @@ class Device(models.Model):
                 name="device_dead_push_token_is_known",
                 condition=Q(push_token_dead_at=None) | Q(push_token__isnull=False),
             ),
-            # The version before has a reinstate that knows nothing of retirement.
+            # The version before can reinstate a device, and does not know retirement.
             models.CheckConstraint(
                 name="device_retired_is_revoked",
                 condition=Q(retired_at=None) | Q(revoked_at__isnull=False),
@@ -186,17 +186,17 @@ class Device(models.Model):
         indexes: ClassVar = [
             # Audiences and lists by tag.
             GinIndex(name="device_by_tag", fields=["tags"]),
-            # The device that an alias or a hardware id names; no constraint yet (docs/operations/upgrade.md).
+            # The device with a given alias or hardware id; no constraint yet (docs/operations/upgrade.md).
             models.Index(name="device_alias_key", fields=["alias_key"]),
             models.Index(name="device_hardware_key", fields=["hardware_key"]),
-            # What the version before has written.
+            # Rows that the version before has written.
             models.Index(name="device_without_keys", fields=["id"], condition=UNKEYED),
             # The devices that share the installation of a push token; no constraint yet, as above.
             models.Index(PUSH_OWNER, name="device_push_owner"),
             # The searches of the version before.
             models.Index(name="device_alias_starts", fields=["alias"], opclasses=["varchar_pattern_ops"]),
             models.Index(name="device_hardware_id_starts", fields=["hardware_id"], opclasses=["varchar_pattern_ops"]),
-            # The sweep of rotated credentials that were never used.
+            # The periodic deletion of rotated credentials that were never used.
             models.Index(name="device_next_expiry", fields=["next_expires_at"], condition=~Q(next_expires_at=None)),
         ]
 
@@ -205,7 +205,7 @@ class Device(models.Model):
 
 
 class DeadPushToken(models.Model):
-    """A push token that FCM called dead, by its SHA-256: it stays dead wherever and whenever it is sent again."""
+    """The SHA-256 of a push token that FCM called dead. It stays dead if any device sends it again."""
 
     sha256 = models.BinaryField(max_length=32, primary_key=True)
     died_at = models.DateTimeField(db_default=Now())
@@ -221,9 +221,9 @@ class DeadPushToken(models.Model):
 
 
 class Presence(models.Model):
-    """What a device last said. Written by every heartbeat, so kept narrow, and free of indexes but its key.
+    """The last readings of a device. Every heartbeat writes it, so it is narrow, with no index but its key.
 
-    (An index on a column that a heartbeat writes would make each update touch it; without one updates stay in place.)
+    (An index on a column that a heartbeat writes would be updated too; without one, updates stay in place.)
     """
 
     device = models.OneToOneField(Device, on_delete=models.CASCADE, primary_key=True)
@@ -239,10 +239,10 @@ class Presence(models.Model):
 
 
 class LastRefusal(models.Model):
-    """The last refusal of a device's requests: when, where, and the answer's code. Written once a minute at most.
+    """The last refusal of a device's requests: time, route and code. Written at most once a minute.
 
-    In a table of its own, so that the rows which heartbeats write stay narrow. Devices are never deleted, so that no
-    constraint has to lock them for it.
+    It has a separate table, so that the rows which heartbeats write stay narrow. It has no constraint on the device:
+    devices are never deleted, and a constraint would lock them.
     """
 
     device = models.OneToOneField(

@@ -1,4 +1,4 @@
-"""What a phone calls: heartbeat (the hottest path, so its route comes first), register, rotate."""
+"""The endpoints that phones call: heartbeat (the most frequent one, so its route comes first), register, rotate."""
 
 from datetime import datetime
 from functools import partial
@@ -49,12 +49,12 @@ async def heartbeat(request: HttpRequest, body: Body[Reading[Heartbeat]]) -> Htt
 
 @router.post("/register", auth=ENROLLMENT, response=Registered, url_name="register")
 async def register(request: HttpRequest, body: Body[Reading[Register]]) -> HttpResponse:
-    """Enrol this phone. Its device token and command key are shown this once.
+    """Register this phone. Only this answer contains its device token and its command key.
 
-    If the answer is lost, register again with the same enrollment token before the device token is used, and within
-    15 minutes unless that enrollment token is for one device only. A known phone needs a token that was
-    created with `re_enroll`: it keeps its `device_id`, its old token stops working immediately, and its open commands
-    are cancelled.
+    If the answer is lost, register again with the same enrollment token before the device token is used. This must be
+    within 15 minutes, unless that enrollment token is for one device only. A known phone needs a token that was created
+    with `re_enroll`: it keeps its `device_id`, its old token stops working immediately, and its open commands are
+    cancelled.
     """
     presented: tokens.Token = request.auth  # type: ignore[attr-defined]
     registration = _registration(body.fields, request.META["REMOTE_ADDR"].partition("%")[0] or None)
@@ -84,7 +84,7 @@ async def register(request: HttpRequest, body: Body[Reading[Register]]) -> HttpR
 
 
 def _warn_of_replacement(presented: tokens.Token, registration: Registration, enrolled: Enrolled) -> None:
-    """Log what could be a takeover: a re-enrollment, or a lost answer that another address asks for."""
+    """Log a possible takeover: a re-enrollment, or a lost answer that another address asks for."""
     if enrolled.re_enrolled or (enrolled.replaced and enrolled.earlier_address != registration.address):
         log.warning(
             "device.re_enrolled",
@@ -124,8 +124,8 @@ def _register(
 async def rotate(request: HttpRequest, body: Rotation | None = None) -> HttpResponse:
     """Get a new device token and command key. The old pair works until the new token is first used.
 
-    A new pair that is not used within 24 h is dropped, and the old one stays. Rotating again before the first use
-    replaces the new pair. More than 10 rotations an hour of one device are 429.
+    A new pair that is not used within 24 h is deleted, and the old one stays. Another rotation before the first use
+    replaces the new pair. More than 10 rotations of one device in an hour get 429.
     """
     token: tokens.Token = request.auth  # type: ignore[attr-defined]
     rate_limits.check_rotation(token.id)

@@ -1,7 +1,7 @@
-"""Push tokens: who owns one, and which ones FCM has called dead.
+"""Push tokens: which device has each one, and which ones FCM has called dead.
 
-A push token begins with the id of an installation of the app, which is on one phone only: so of all push tokens of one
-installation (identity.push_owner), one device has the one that counts.
+A push token begins with the id of an installation of the app, and an installation is on one phone only. So only one
+device has a push token of each installation (identity.push_owner).
 """
 
 from collections.abc import Collection, Iterable
@@ -19,18 +19,18 @@ from nexmdm.common import database
 from nexmdm.common.identity import push_owner, push_owner_digest
 
 _TURNS: Final = "push token"
-"""Who writes push tokens of one owner takes turns, by the owner's name."""
+"""The advisory lock's name: transactions that write push tokens of one installation wait for each other."""
 
 
 def assign(device_id: UUID, push_token: str | None) -> list[UUID]:
-    """Give a device another push token, or none; return the devices that lose theirs. Runs in a transaction.
+    """Set or delete a device's push token; return the devices that lose theirs. Runs in a transaction.
 
-    Any other device with a push token of the same installation loses it. One that FCM called dead stays dead on
-    whatever device it turns up again.
+    Any other device with a push token of the same installation loses it. A push token that FCM called dead stays dead,
+    whichever device sends it.
     """
     if push_token is not None:
         take_turns([push_token])
-    # One statement, by id: two phones that swap their push tokens wait for each other, rather than for ever.
+    # One statement, ordered by id: otherwise two phones that swap their push tokens would deadlock.
     others = Device.objects.none() if push_token is None else _of_one_installation(push_owner_digest(push_token))
     locked = (others | Device.objects.filter(id=device_id)).order_by("id").select_for_update(no_key=True)
     taken_from = [owner for owner in locked.values_list("id", flat=True) if owner != device_id]
@@ -42,16 +42,16 @@ def assign(device_id: UUID, push_token: str | None) -> list[UUID]:
 
 
 def take_turns(push_tokens: Collection[str]) -> None:
-    """Let no other transaction write push tokens of these installations until this one ends.
+    """Make other transactions that write push tokens of these installations wait until this one ends.
 
-    Comes before the lock of any device.
+    Must come before the lock of any device.
     """
     for owner in sorted(set(map(push_owner, push_tokens))):
         database.advisory_lock(_TURNS, owner)
 
 
 def mark_dead(push_tokens: Collection[str]) -> list[UUID]:
-    """Note that FCM called these push tokens dead; return the devices that have them now. Runs in a transaction."""
+    """Store that FCM called these push tokens dead; return the devices that have them now. Runs in a transaction."""
     take_turns(push_tokens)
     died = [DeadPushToken(sha256=_digest(push_token)) for push_token in push_tokens]
     DeadPushToken.objects.bulk_create(died, ignore_conflicts=True)
@@ -64,7 +64,7 @@ def mark_dead(push_tokens: Collection[str]) -> list[UUID]:
 def shared_installations(limit: int, using: str = DEFAULT_DB_ALIAS) -> list[str]:
     """Return the digests of up to `limit` installations whose push tokens several devices have.
 
-    Only earlier versions leave such. Reads all devices: 0.2 s for 100,000.
+    Only earlier versions wrote such rows. Reads all devices: 0.2 s for 100,000.
     """
     devices = Device.objects.using(using).filter(push_token__isnull=False).order_by()
     shared = devices.values(owner=PUSH_OWNER).annotate(count=Count("id")).filter(count__gt=1)
@@ -72,7 +72,7 @@ def shared_installations(limit: int, using: str = DEFAULT_DB_ALIAS) -> list[str]
 
 
 def sharing(owner_digests: Collection[str], using: str = DEFAULT_DB_ALIAS) -> list[UUID]:
-    """Return the devices that share one of these installations with one that was seen later, or is not revoked."""
+    """Return the devices that share one of these installations with a device seen later, or with one not revoked."""
     last_seen_first = [
         F("revoked_at").desc(nulls_first=True), F("presence__last_seen_at").desc(nulls_last=True), F("id").desc(),
     ]  # fmt: skip
@@ -84,7 +84,7 @@ def sharing(owner_digests: Collection[str], using: str = DEFAULT_DB_ALIAS) -> li
 def leave_to_the_last_seen(owner_digest: str) -> list[UUID]:
     """Leave the push token of an installation to one device: of those not revoked, the one that was seen last.
 
-    Delete it from all others, and return their ids. Must run in a transaction.
+    Deletes it from all others, and returns their ids. Must run in a transaction.
     """
     devices = _of_one_installation(owner_digest)
     for push_token in devices.order_by().values_list("push_token", flat=True)[:1]:
@@ -96,7 +96,7 @@ def leave_to_the_last_seen(owner_digest: str) -> list[UUID]:
 
 
 def prune(kept: timedelta, limit: int) -> int:
-    """Forget up to `limit` push tokens that died before `kept` ago; return how many."""
+    """Delete up to `limit` push tokens that died before `kept` ago; return how many."""
     old = DeadPushToken.objects.filter(died_at__lt=Now() - kept).order_by("died_at").values_list("sha256", flat=True)
     deleted, _ = DeadPushToken.objects.filter(sha256__in=list(old[:limit])).delete()
     return deleted
@@ -111,7 +111,7 @@ def _forget(device_ids: Collection[UUID]) -> None:
 
 
 def _owners_of(push_tokens: Iterable[str]) -> QuerySet[Device]:
-    # By MD5, which is what the unique index holds.
+    # By MD5, as the unique index stores it.
     digests = [md5(push_token.encode(), usedforsecurity=False).hexdigest() for push_token in push_tokens]
     return Device.objects.alias(digest=MD5("push_token")).filter(digest__in=digests)
 

@@ -1,4 +1,4 @@
-"""The fleet as an admin reads and edits it."""
+"""Reads and changes of devices and enrollment tokens for the admin API."""
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -54,7 +54,7 @@ def device(device_id: UUID) -> DeviceRow:
 
 
 def change(device_id: UUID, changes: dict[str, Any]) -> bool:
-    """Set a device's alias or tags; False if it has them already.
+    """Set a device's alias or tags; return False if it has them already.
 
     Runs in a transaction. Raises UnknownDevice, DeviceRetired, AliasTaken.
     """

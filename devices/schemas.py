@@ -38,7 +38,7 @@ LONGEST_SILENCE_SECONDS: Final = 10 * 365 * 86_400
 
 
 class Register(DeviceBody):
-    """A phone introduces itself. A field that is null counts as not sent."""
+    """The body of a registration. A field that is null counts as not sent."""
 
     hardware_id: Annotated[HardwareId, DECIDES]
     alias: Annotated[Alias | None, DECIDES] = None
@@ -50,7 +50,7 @@ class Register(DeviceBody):
 
 
 class Registered(ResponseSchema):
-    """A phone's identity and credentials, shown this once."""
+    """The identity and credentials of a new device. Only this answer contains the credentials."""
 
     device_id: UUID
     device_token: str
@@ -65,7 +65,7 @@ Amount = Annotated[StrictInt, Field(ge=0, le=MAX_INTEGER)]
 
 
 class Status(TypedDict, total=False):
-    """What a phone reports of itself; other keys are kept as they come. A field that is null counts as not sent.
+    """The status that a phone reports; other keys are stored as sent. A field that is null counts as not sent.
 
     A status of more than 8 KiB as JSON, or of more than 16 levels, is dropped as a whole.
     """
@@ -81,7 +81,7 @@ class Status(TypedDict, total=False):
 
 
 class Heartbeat(DeviceBody):
-    """A phone is alive. A field not sent, or null, keeps its earlier value; a null push_token forgets it."""
+    """The body of a heartbeat. A field not sent, or null, keeps its earlier value; a null push_token deletes it."""
 
     status: Annotated[Annotated[Status, Storable(8 * 1024)] | None, INFORMS] = None
     push_token: Annotated[PushToken | None, INFORMS_EXACTLY] = None
@@ -89,7 +89,7 @@ class Heartbeat(DeviceBody):
 
 
 class HeartbeatAnswer(ResponseSchema):
-    """When to send the next heartbeat, and what there is to do."""
+    """The time until the next heartbeat, and the open commands."""
 
     server_time: Time
     next_heartbeat_seconds: int
@@ -110,18 +110,18 @@ class Envelope(ResponseSchema):
 
 
 class Rotation(DeviceBody):
-    """The body of a rotation: none, or an object, of which nothing is read."""
+    """The body of a rotation: none, or an object, whose content is ignored."""
 
 
 class Rotated(ResponseSchema):
-    """A new pair of credentials; the old pair lives until the new token is first used."""
+    """A new device token and command key. The old pair works until the new token is first used."""
 
     device_token: str
     command_key: str
 
 
 class LastRefusalRow(ResponseSchema):
-    """The last time that a request of a device was refused (4xx): when, where, and the code of the answer."""
+    """The last time that the server refused a request of the device (4xx): time, route and code of the answer."""
 
     at: Time
     route: str
@@ -129,12 +129,12 @@ class LastRefusalRow(ResponseSchema):
 
     @classmethod
     def of(cls, refusal: LastRefusal) -> "LastRefusalRow":
-        """Describe a last refusal."""
+        """Return the last refusal as an answer contains it."""
         return cls(at=refusal.at, route=refusal.route, code=refusal.code)
 
 
 class DeviceRow(ResponseSchema):
-    """A device as an admin sees it."""
+    """A device, as the admin API shows it."""
 
     device_id: UUID
     hardware_id: str
@@ -155,9 +155,9 @@ class DeviceRow(ResponseSchema):
 
     @classmethod
     def of(cls, device: Any) -> "DeviceRow":
-        """Describe a device, annotated `presence_named`, with its presence and last refusal joined."""
+        """Return a device for an answer. It must have `presence_named`, and its presence and last refusal joined."""
         presence = device.presence
-        # Not there, where the device was never refused.
+        # It has no last refusal if no request of it was refused.
         refusal: LastRefusal | None = getattr(device, "last_refusal", None)
         return cls(
             device_id=device.id,
@@ -189,7 +189,7 @@ def _push_health(device: Device) -> PushHealth:
 
 
 class WithdrawnCommand(ResponseSchema):
-    """A command that a device does not get any more. `may_still_run`: the phone may have got it already."""
+    """A command that was withdrawn from a device. `may_still_run`: the phone may have received it already."""
 
     request_id: UUID
     action: str
@@ -203,9 +203,9 @@ class DeviceRevoked(DeviceRow):
 
 
 class DeviceReinstated(DeviceRow):
-    """A device that was let in again. `withdrawn` names each `wipe` and `lock` that its revocation has cancelled.
+    """A device that was reinstated. `withdrawn` names each `wipe` and `lock` that its revocation cancelled.
 
-    One that may still run may be reported now; a `wipe` whose success is reported retires its device.
+    If `may_still_run` is true, the phone may report on it now; a `wipe` reported as `succeeded` retires its device.
     """
 
     withdrawn: list[WithdrawnCommand]
@@ -219,12 +219,13 @@ class DevicePage(ResponseSchema):
 
 
 Reported = Annotated[
-    Detail | None, Field(description="Exactly as the device reported it; empty: the devices that reported none.")
+    Detail | None,
+    Field(description="Exactly as the device reported it. If it is empty: the devices that reported none."),
 ]
 
 
 class DeviceQuery(Page, extra="forbid"):
-    """Which devices to list. `q` is part of an alias or a hardware id in any case, or a device id or its start."""
+    """Filters of a list of devices. `q` is part of an alias or hardware id in any case, or a device id or its start."""
 
     status: Presence | None = None
     tag: Tag | None = None
@@ -234,36 +235,36 @@ class DeviceQuery(Page, extra="forbid"):
     not_seen_for_seconds: Annotated[
         Annotated[QueryInteger, Field(ge=0, le=LONGEST_SILENCE_SECONDS)] | None,
         Field(
-            description="No heartbeat for so long; before the first heartbeat, the time since the enrollment counts. "
-            "Revoked and retired devices are among these, unless `status` leaves them out."
+            description="No heartbeat for this time; before the first heartbeat, the time since the enrollment counts. "
+            "Includes revoked and retired devices, unless `status` excludes them."
         ),
     ] = None
     push: Annotated[
         PushHealth | None,
         Field(
-            description="`failing`: the last five pushes or more, across deliveries, ended without one accepted. "
-            "`dead` outranks it; another push token starts the count anew."
+            description="`failing`: FCM accepted none of the last five or more pushes, across deliveries. "
+            "`dead` outranks it. Another push token sets the count to 0."
         ),
     ] = None
     q: Annotated[Text, Field(min_length=1, max_length=128)] | None = None
 
 
 class DeviceChange(Body):
-    """What an admin may change of a device: its alias (null clears it), and all of its tags."""
+    """The fields of a device that an admin may change: its alias (null deletes it), and all of its tags."""
 
     alias: Alias | None = None
     tags: Annotated[list[Tag], Field(max_length=64, fail_fast=True)] = []
 
 
 class Retag(Body):
-    """Which devices get a tag, and which lose it."""
+    """The devices that get a tag, and the devices that lose it."""
 
     add: Annotated[list[Identifier], Field(max_length=25_000, fail_fast=True)] = []
     remove: Annotated[list[Identifier], Field(max_length=25_000, fail_fast=True)] = []
 
 
 class Retagged(ResponseSchema):
-    """How many devices got the tag, and how many lost it."""
+    """The number of devices that got the tag, and that lost it."""
 
     tag: str
     added: int
@@ -271,7 +272,7 @@ class Retagged(ResponseSchema):
 
 
 class NewEnrollmentToken(Body):
-    """What an enrollment token lets in, and for how long."""
+    """The limits of a new enrollment token: how many devices may use it, and for how long."""
 
     label: Annotated[Text, Field(max_length=200)] = ""
     max_uses: Annotated[StrictInt, Field(ge=1, le=2**31 - 1)] = 1
@@ -281,7 +282,7 @@ class NewEnrollmentToken(Body):
 
 
 class EnrollmentTokenRow(ResponseSchema):
-    """An enrollment token as an admin sees it."""
+    """An enrollment token, as the admin API shows it."""
 
     id: UUID
     label: str
@@ -295,12 +296,12 @@ class EnrollmentTokenRow(ResponseSchema):
 
     @classmethod
     def of(cls, token: EnrollmentToken) -> "EnrollmentTokenRow":
-        """Describe an enrollment token."""
+        """Return an enrollment token as an answer contains it."""
         return cls(**{name: getattr(token, name) for name in EnrollmentTokenRow.model_fields})
 
 
 class EnrollmentTokenMade(EnrollmentTokenRow):
-    """A new enrollment token with its text, shown in the answer to its making only."""
+    """A new enrollment token with its text, which only this answer contains."""
 
     enrollment_token: str = ""
 

@@ -1,4 +1,4 @@
-"""Do a phone's work; where its token's digest cannot decide, settle it (bcrypt, off the loop) and try once more.
+"""Do a phone's work; if its token's digest cannot decide, check by bcrypt in a thread and try once more.
 
 Checks of tokens and new credentials have gates and threads of their own, so that neither waits for the other.
 """
@@ -19,24 +19,24 @@ R = TypeVar("R")
 
 _THREADS: Final = 2
 _AT_ONCE: Final = 2 * _THREADS
-"""While some are in bcrypt, others are at the database."""
+"""More than the threads, because some of the work waits for the database meanwhile."""
 
 _WAITING: Final = 200
 _SECONDS: Final = 10
-"""A bcrypt hash takes 60 to 80 ms, so two threads get through the waiting ones within this time."""
+"""A bcrypt hash takes 60 to 80 ms, so two threads finish the waiting ones within this time."""
 
 TOKEN_CHECKS: Final = Gate(
     "token_checks", at_once=_AT_ONCE, at_once_per_key=1, waiting=_WAITING, waiting_per_key=8, seconds=_SECONDS
 )
-"""Checks of device tokens by bcrypt, by device: a phone repeats a heartbeat a few times, and no more."""
+"""Checks of device tokens by bcrypt, by device: a phone repeats a heartbeat only a few times."""
 
 NEW_CREDENTIALS: Final = Gate(
     "new_credentials", at_once=_AT_ONCE, at_once_per_key=1, waiting=_WAITING, waiting_per_key=100, seconds=_SECONDS
 )
 """Registrations by enrollment token, and rotations by device, one of each at a time.
 
-Many phones may register with one enrollment token in the same minute, so that they wait instead of being refused; they
-wait for half of the places, and are overtaken by who brings another token.
+Many phones may register with one enrollment token in the same minute. So they wait instead of being refused. They may
+use half of the places, and phones with other tokens overtake them.
 """
 
 _checking: Final = hashing.threads("bcrypt-check", _THREADS)
@@ -44,9 +44,9 @@ _making: Final = hashing.threads("bcrypt-new", _THREADS)
 
 
 async def with_token_check(token: tokens.Token, work: Callable[[], Awaitable[R]]) -> R:
-    """Await the work; if the token's digest could not decide, settle it and await the work again.
+    """Await the work; if the token's digest could not decide, check the token fully and await the work again.
 
-    Raises what the work raises, InvalidToken, and GateFull.
+    Raises InvalidToken, GateFull, and the errors of the work.
     """
     try:
         return await work()
@@ -59,9 +59,9 @@ async def with_token_check(token: tokens.Token, work: Callable[[], Awaitable[R]]
 
 
 async def check_fully(token: tokens.Token) -> None:
-    """Check a token against all its device's verifiers, and write its digest anew. Raises InvalidToken, GateFull.
+    """Check a token against all verifiers of its device, and write a new digest. Raises InvalidToken, GateFull.
 
-    Most tokens are decided by a digest; only the others go through the gate.
+    A digest decides most tokens; only the others go through the gate.
     """
     needs_bcrypt = False
     for verifier in await run_for_phone(credentials.verifiers, token.id):
@@ -77,7 +77,7 @@ async def check_fully(token: tokens.Token) -> None:
 
 
 async def _check_by_bcrypt(token: tokens.Token) -> None:
-    # Read again: a check of the same device that was in front may have settled it.
+    # Read again: an earlier check of the same device may have rewritten the row.
     for verifier in await run_for_phone(credentials.verifiers, token.id):
         matches = verifier.matches_digest(token)
         if matches is None:
@@ -89,7 +89,7 @@ async def _check_by_bcrypt(token: tokens.Token) -> None:
 
 
 async def new_secret() -> NewSecret:
-    """Make a new secret; to be called within a turn of NEW_CREDENTIALS."""
+    """Create a new secret. Call it only while NEW_CREDENTIALS has let the caller in."""
     return await _run(_making, credentials.new_secret)
 
 

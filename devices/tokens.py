@@ -1,7 +1,7 @@
 """The token formats: make, parse, digest. No input or output.
 
-A token is `prefix + 22 base62 (128-bit id) + "_" + 43 base62 (256-bit secret) + 6 base62 (CRC32 of all before it)`.
-The check sum is no secret: it only lets a mistyped token be refused before any database work.
+A token is `prefix + 22 base62 (128-bit id) + "_" + 43 base62 (256-bit secret) + 6 base62 (CRC32 of all before it)`. The
+check sum is no secret: with it, a mistyped token is refused before any database work.
 """
 
 import hmac
@@ -31,7 +31,7 @@ _FORM: Final = re.compile(f"[0-9A-Za-z]{{{_ID_LENGTH}}}_[0-9A-Za-z]{{{_SECRET_LE
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A well-formed token: whose it claims to be, and the whole of its text."""
+    """A well-formed token: the owner that it names, and its whole text."""
 
     id: UUID
     text: str
@@ -46,13 +46,13 @@ class Token:
 
 
 def make(prefix: str, owner: UUID, secret: bytes) -> Token:
-    """Return the token of `owner` with a secret of 32 bytes."""
+    """Return a token of `owner` with a secret of 32 bytes."""
     head = f"{prefix}{base62(owner.int, _ID_LENGTH)}_{secret_text(secret)}"
     return Token(owner, head + _checksum(head))
 
 
 def secret_text(secret: bytes) -> str:
-    """Return the 43 characters that stand for a secret of 32 bytes."""
+    """Return the 43 characters that encode a secret of 32 bytes."""
     return base62(int.from_bytes(secret), _SECRET_LENGTH)
 
 
@@ -75,7 +75,7 @@ def digest(text: str, key: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A derived key and the short name under which rows remember it."""
+    """A derived key, and the short name that rows store to identify it."""
 
     id: str
     value: bytes

@@ -1,1 +1,1 @@
-"""The NexMDM project: settings, composition, and what belongs to neither `devices` nor `commands` alone."""
+"""The NexMDM project: settings, composition, and everything that belongs to both `devices` and `commands`."""

@@ -1,4 +1,4 @@
-"""The composing app: idempotent answers, audit, dispatchers seen, and the management commands."""
+"""The composing app: stored answers, the audit, the state of dispatchers, and the management commands."""
 
 from importlib import import_module
 
@@ -9,15 +9,15 @@ from nexmdm.config import checks
 
 
 class NexmdmConfig(AppConfig):
-    """Owns what knows both `devices` and `commands`."""
+    """The Django app of everything that belongs to both `devices` and `commands`."""
 
     name = "nexmdm"
     verbose_name = "NexMDM"
 
     def ready(self) -> None:
-        """Have Django run our checks: the first before every command, all of them by `check --deploy`.
+        """Register our checks: the first runs before every command, all of them by `check --deploy`.
 
-        Those of the devices need the models; they run by `check` alone, which names a database.
+        The checks of the devices need the models. Only `check` runs them, because it names a database.
         """
         register(checks.settings_in_force, checks.TAG)
         register(checks.metrics_folder, checks.TAG, deploy=True)

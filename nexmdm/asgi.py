@@ -10,5 +10,5 @@ from nexmdm.common.asgi_types import App
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "nexmdm.settings")
 django.setup(set_prefix=False)
 
-# By name: what it imports needs the settings in force.
+# Import by name: the module needs the settings in force.
 application: App = import_string("nexmdm.http.application.build")()

@@ -1,4 +1,4 @@
-"""What the composing package itself remembers: answers for repeats, the audit, and which dispatchers are alive."""
+"""The tables of the composing app: stored answers, the audit, and the running dispatchers."""
 
 from typing import ClassVar, Final
 from uuid import UUID
@@ -25,7 +25,7 @@ class StoredAnswer(models.Model):
     class Meta:
         constraints: ClassVar = [models.UniqueConstraint(name="stored_answer_key", fields=["principal", "key"])]
         indexes: ClassVar = [
-            # The sweep of answers older than a day.
+            # The periodic deletion of answers older than a day.
             models.Index(name="stored_answer_age", fields=["created_at"]),
         ]
 
@@ -38,16 +38,16 @@ DEVICE_PATH: Final = Left("path", len("/admin/devices/") + len(str(UUID(int=0)))
 
 
 class AuditEntry(models.Model):
-    """One signed write, carried out or refused: who, from where, what, and how it ended. Append-only.
+    """One signed write, carried out or refused: its admin, address, request and result. Append-only.
 
-    `id`, `at`, `previous` and `hash` are the database's to write: a trigger numbers the entries without a gap, in the
-    order of their commits, and chains each to the one before (docs/decisions/0008-audit-chain.md).
+    The database writes `id`, `at`, `previous` and `hash`: a trigger numbers the entries without a gap, in the order of
+    their commits, and chains each to the one before (docs/decisions/0008-audit-chain.md).
     """
 
     id = models.BigAutoField(primary_key=True)
     at = models.DateTimeField(db_default=Now())
     principal = models.CharField(max_length=64)
-    # Which of the live admin keys: the first eight digits of a SHA-256.
+    # The id of the live admin key: the first eight digits of a SHA-256.
     admin_key_id = models.CharField(max_length=8, blank=True, db_default="")
     idempotency_key = models.CharField(max_length=64, blank=True, db_default="")
     address = models.GenericIPAddressField(null=True, blank=True)
@@ -58,7 +58,7 @@ class AuditEntry(models.Model):
     code = models.CharField(max_length=64, blank=True)
     request_id = models.UUIDField(null=True, blank=True)
     correlation_id = models.CharField(max_length=64)
-    # What it was about (nexmdm/audit/summary.py); on how many devices, if it was carried out.
+    # The summary (nexmdm/audit/summary.py), and the number of devices, if the write was carried out.
     action = models.CharField(max_length=64, blank=True, db_default="")
     target = models.CharField(max_length=200, blank=True, db_default="")
     device_count = models.IntegerField(null=True, blank=True)
@@ -75,7 +75,7 @@ class AuditEntry(models.Model):
             # The entries about an action, and about a command.
             models.Index(name="audit_action", fields=["action", "id"]),
             models.Index(name="audit_request", fields=["request_id"], condition=Q(request_id__isnull=False)),
-            # Those about a device: by what they are about; by their paths, from before they said so.
+            # The entries about a device: by their target, and by their path for entries without a summary.
             models.Index(name="audit_target", fields=["target"], condition=Q(request_id=None)),
             models.Index(DEVICE_PATH, name="audit_device_path", condition=Q(request_id=None)),
         ]
@@ -87,7 +87,7 @@ class AuditEntry(models.Model):
 class AuditMark(models.Model):
     """An end of the audit's chain: `newest`, the last entry written; `pruned`, the last one that retention deleted.
 
-    Triggers let a mark move only along the entries that are there, and write `at`: when the pruned one was written.
+    Triggers let a mark move only along existing entries. They write `at`: the time when the pruned entry was written.
     """
 
     NEWEST: ClassVar = "newest"

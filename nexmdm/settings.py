@@ -19,10 +19,10 @@ _GENERATED = environment.generated_secrets(SECRETS_FILE) if EMBEDDED else None
 DEBUG = False
 SECRET_KEY = environment.secret("SECRET_KEY", _GENERATED)
 SECRET_KEY_FALLBACKS = environment.previous_secrets("SECRET_KEY_FALLBACKS")
-# The first is current, the others are on their way out.
+# The first one is current, the others are previous values.
 ADMIN_KEYS = [environment.secret("ADMIN_KEY", _GENERATED), *environment.previous_secrets("ADMIN_KEY_PREVIOUS")]
 HMAC_SECRETS = [environment.secret("HMAC_SECRET", _GENERATED), *environment.previous_secrets("HMAC_SECRET_PREVIOUS")]
-# The same of further admins, by principal.
+# The same for further admins, by principal.
 NAMED_ADMIN_KEYS, NAMED_HMAC_SECRETS = named_admins.keys_and_secrets()
 COMMAND_SIGNING_KEYS = [
     environment.secret("COMMAND_SIGNING_KEY", _GENERATED),
@@ -54,19 +54,19 @@ RETENTION_DAYS = environment.whole("RETENTION_DAYS", 90, minimum=1, maximum=3650
 BCRYPT_ROUNDS = environment.whole("BCRYPT_ROUNDS", 10, minimum=4, maximum=16)
 API_DOCS = environment.flag("API_DOCS", default=EMBEDDED)
 METRICS_TOKEN = environment.optional_secret("METRICS_TOKEN")
-# Read by prometheus_client itself: where the processes of one machine add up their metrics.
+# prometheus_client itself reads this: the folder in which the processes of one machine add up their metrics.
 PROMETHEUS_MULTIPROC_DIR = environment.folder("PROMETHEUS_MULTIPROC_DIR")
 LOG_LEVEL = environment.choice("LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR"))
 _AT_A_TERMINAL = sys.stdout.isatty()
 LOG_FORMAT = environment.choice("LOG_FORMAT", "console" if _AT_A_TERMINAL else "json", ("json", "console"))
 HEARTBEAT_LOG = environment.choice("HEARTBEAT_LOG", "summary" if _AT_A_TERMINAL else "each", ("each", "summary"))
 
-# One web worker's connections; the connection budget is workers × this, plus the dispatchers' and a few to spare.
+# One web worker's connections. All processes together use workers × this, the dispatchers' connections and a few more.
 DATABASE_POOL_SIZE = environment.whole("DATABASE_POOL_SIZE", 8, minimum=2, maximum=200)
-# How long work waits for a connection.
+# The time that work waits for a connection.
 POOL_TIMEOUT_SECONDS = 2
-# After so long the pool tries once more to make a connection, then gives it up; the next request has it try anew. By
-# default it tries for five minutes at doubling pauses, and would sleep on when PostgreSQL is long back.
+# After this time, the pool tries once more to connect and then stops; the next request lets it try again. By default it
+# tries for five minutes with doubling pauses, and would wait longer than PostgreSQL is away.
 POOL_RECONNECT_SECONDS = 0.2
 STATEMENT_TIMEOUT_SECONDS = environment.whole("STATEMENT_TIMEOUT_SECONDS", 7, minimum=1, maximum=3600)
 LOCK_TIMEOUT_SECONDS = environment.whole("LOCK_TIMEOUT_SECONDS", 5, minimum=1, maximum=3600)
@@ -97,7 +97,7 @@ DATABASES = {
         embedded_postgres.database(DATA_DIR) if EMBEDDED else database_url.django_settings(_DATABASE_URL)
     )
 }
-# For LISTEN and migrations, where DATABASE_URL is a pooler's.
+# For LISTEN and migrations, if DATABASE_URL is a pooler's.
 _DIRECT_URL = environment.text("DIRECT_DATABASE_URL")
 DIRECT_DATABASE = connected(database_url.django_settings(_DIRECT_URL, "DIRECT_DATABASE_URL")) if _DIRECT_URL else None
 CACHES = {"default": {"BACKEND": "nexmdm.auth.rate_limit_windows.CounterCache"}}
@@ -121,7 +121,7 @@ INSTALLED_APPS = [
 ROOT_URLCONF = "nexmdm.urls"
 ASGI_APPLICATION = "nexmdm.asgi.application"
 
-# These run for /django-admin/ only; the API's own stack is nexmdm/http/application.py.
+# Only for /django-admin/; the API's own stack is nexmdm/http/application.py.
 MIDDLEWARE = [
     "nexmdm.admin_site.content_policy.content_security_policy",
     "django.middleware.security.SecurityMiddleware",
@@ -156,11 +156,11 @@ LOGIN_REDIRECT_URL = "admin:index"
 CSRF_FAILURE_VIEW = "nexmdm.admin_site.error_pages.csrf_failure"
 SESSION_ENGINE = "nexmdm.admin_site.sessions"
 SESSION_COOKIE_AGE = 12 * 3600
-# On the embedded default the site is http on loopback, where a Secure cookie would never come back.
+# With the embedded database the site is http on loopback, where browsers would not return a Secure cookie.
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = not (
     EMBEDDED and not TRUSTED_PROXIES and set(ALLOWED_HOSTS) <= set(LOOPBACK_HOSTS)
 )
-# HSTS and the redirect to https are the proxy's, which holds the certificate (docs/operations/proxy.md).
+# The proxy sets HSTS and redirects to https, because it has the certificate (docs/operations/proxy.md).
 SILENCED_SYSTEM_CHECKS = ["security.W004", "security.W008"]
 
 LOGGING_CONFIG = None

@@ -1,4 +1,4 @@
-"""Every path there is. They are tried in order, so what phones call comes first."""
+"""All paths. They are tried in order, so those that phones call come first."""
 
 from django.urls import path
 
@@ -11,7 +11,7 @@ urlpatterns = [
     path("django-admin/", site.urls),
 ]
 
-# What the admin site answers to errors; the API has its own table.
+# The admin site's answers to errors; the API has its own table.
 handler400 = error_pages.bad_request
 handler403 = error_pages.forbidden
 handler404 = error_pages.not_found

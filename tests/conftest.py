@@ -1,4 +1,4 @@
-"""The real stack for every test: the ASGI application, PostgreSQL, and phones and admins that speak the protocol."""
+"""The real stack for every test: the ASGI application, PostgreSQL, and phones and admins that use the protocol."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,21 +26,21 @@ from tests.support import other_database
 from tests.support.actors import Admin, Client, Phone
 
 SOON: Final = 0.1
-"""As long as an impatient server waits, in seconds."""
+"""The time that an impatient server waits, in seconds."""
 
 hypothesis.settings.register_profile("trust", max_examples=2000, deadline=None)
 
-# A logger that is kept would go on writing to what pytest had as standard output in the test that first used it.
+# A cached logger would continue to write to pytest's standard output of the test that first used it.
 structlog.configure(cache_logger_on_first_use=False)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what starts servers, which takes longest: else one process ends with a file of it, alone."""
+    """Begin with the tests that start servers, which take longest: else one process ends with such a file alone."""
     items.sort(key=lambda item: not item.nodeid.startswith(("tests/servers", "tests/loadtest")))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add what the tests of poolers run other tests with."""
+    """Add the options with which the tests of poolers run other tests."""
     parser.addoption(
         "--pooler", action="store_true", help="reach the database through PgBouncer, pool_mode=transaction"
     )
@@ -48,20 +48,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def django_db_keepdb(pytestconfig: pytest.Config) -> bool:
-    """Leave the database where it is if a pooler has sessions in it; it ends with its server."""
+    """Keep the database if a pooler has sessions in it; it ends with its server."""
     return bool(pytestconfig.getoption("pooler"))
 
 
 @pytest.fixture(scope="module")
 def open_folder() -> Iterator[Path]:
-    """A folder for servers of the module's tests that run under another account."""
+    """A folder for the module's servers that run under another account."""
     with other_database.open_folder() as folder:
         yield folder
 
 
 @pytest.fixture(scope="session")
 def django_db_modify_db_settings(pytestconfig: pytest.Config) -> Iterator[None]:
-    """Run PostgreSQL for as long as the tests do, some of which leave a transaction idle for longer than we ever do."""
+    """Run PostgreSQL as long as the tests, some of which leave a transaction idle for longer than NexMDM ever does."""
     options = django_settings.DATABASES["default"]["OPTIONS"]
     options["options"] += " -c idle_in_transaction_session_timeout=0"
     if pytestconfig.getoption("pooler"):
@@ -80,7 +80,7 @@ def django_db_modify_db_settings(pytestconfig: pytest.Config) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def django_db_setup(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> None:
-    """Let the tests that commit clear up behind themselves: that is a TRUNCATE, which the audit refuses."""
+    """Let the tests that commit delete their rows by TRUNCATE, which the audit refuses otherwise."""
     with django_db_blocker.unblock():
         database.execute("ALTER TABLE nexmdm_auditentry DISABLE TRIGGER audit_not_truncated")
         database.execute("ALTER TABLE nexmdm_auditmark DISABLE TRIGGER audit_mark_not_truncated")
@@ -89,7 +89,7 @@ def django_db_setup(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -
 
 @pytest.fixture(autouse=True)
 def forget_floods() -> None:
-    """Let no test start over a limit because of another one, nor with another one's refusals and outages to log."""
+    """Let no test start over a limit, or with refusals and outages to log, because of another test."""
     rate_limits.forget()
     logins.logins.forget()
     report_limit.reports.forget()
@@ -99,19 +99,19 @@ def forget_floods() -> None:
 
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have group commits use the thread of the test, and so its transaction."""
+    """Let group commits use the thread of the test, and so its transaction."""
     monkeypatch.setattr(group_commit, "HAS_OWN_THREAD", False)
 
 
 @pytest.fixture(autouse=True)
 def look_up_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have refusals looked up by refusals.drain() only: a background task has a connection that sees no fixtures."""
+    """Let only refusals.drain() look up refusals: the connection of a background task does not see the fixtures."""
     monkeypatch.setattr(refusals._devices._timer, "_call", lambda: None)
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the server wait for nothing longer than a moment."""
+    """Let the server wait for nothing longer than a moment."""
     for module, name in (
         (protocol, "HEAD_SECONDS"), (protocol, "TAKEN_SECONDS"), (protocol, "LAST_SECONDS"),
         (guard, "DRAIN_SECONDS"), (body, "BODY_SECONDS"),
@@ -121,7 +121,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def client() -> Client:
-    """A caller of the real ASGI application."""
+    """A client of the real ASGI application."""
     return Client()
 
 
@@ -140,7 +140,7 @@ def _standin() -> Iterator[FcmStandin]:
 
 @pytest.fixture
 def fcm(_standin: FcmStandin, settings: Settings) -> Iterator[FcmStandin]:
-    """A stand-in for FCM over a real socket, with this installation configured for it."""
+    """A fake FCM over a real socket, with this installation configured for it."""
     settings.FIREBASE_SERVICE_ACCOUNT = _standin.service_account()
     settings.FCM_BASE_URL = _standin.base_url
     _standin.journal.clear()

@@ -1,4 +1,4 @@
-"""Make room for by what a delivery was cancelled. Those cancelled before stay without."""
+"""Store what cancelled a delivery. Deliveries cancelled before have NULL."""
 
 from django.db import migrations, models
 

@@ -1,6 +1,6 @@
-"""Make room for counting what is not kept: further reports of a delivery, and equal ones in a row.
+"""Count the reports that are not stored: further reports of a delivery, and equal ones in a row.
 
-Columns without a CHECK: for one, PostgreSQL would read the whole table under its exclusive lock.
+Columns without a CHECK: for a CHECK, PostgreSQL would read the whole table under an exclusive lock.
 """
 
 from django.db import migrations, models

@@ -1,4 +1,4 @@
-"""Keep when a device was last heard from before its command expired: its later heartbeats would hide that."""
+"""Store a device's last heartbeat before its command expired: later heartbeats would hide it."""
 
 from django.db import migrations, models
 

@@ -1,4 +1,4 @@
-"""Make room for how a command ended: when, and with which outcome. Columns without a CHECK, as in 0003."""
+"""Store when a command ended, and with which outcome. Columns without a CHECK, as in 0003."""
 
 from django.db import migrations, models
 

@@ -1,4 +1,4 @@
-"""Find commands by how they ended, those that have not, and those that ended long ago."""
+"""Indexes to find commands by outcome, those that have not ended, and those that ended long ago."""
 
 from typing import Final
 

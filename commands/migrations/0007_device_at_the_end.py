@@ -1,6 +1,6 @@
-"""Keep that a device had never sent a heartbeat when its command expired, or was retired when that was withdrawn.
+"""Store that a device had no heartbeat before its command expired, or was retired when the command was withdrawn.
 
-A column without a CHECK, as in 0003. Deliveries that ended before stay without.
+A column without a CHECK, as in 0003. Deliveries that ended before have NULL.
 """
 
 from django.db import migrations, models

@@ -1,6 +1,6 @@
-"""Index of the attempts only what is no plain success: each push had four index entries for the filters of a site.
+"""Index only the attempts that are not plain successes: each push had four index entries for the admin site's filters.
 
-The old indexes go when the new ones are there; a version before does without them, more slowly.
+The old indexes are dropped when the new ones exist; the version before works without them, more slowly.
 """
 
 from typing import Final

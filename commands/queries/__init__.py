@@ -1,1 +1,1 @@
-"""What became of commands and deliveries: read from the rows. Whatever is past its time counts as expired."""
+"""Reads of commands and deliveries. A delivery past its time counts as expired."""

@@ -1,4 +1,4 @@
-"""What became of a command as a whole: its state, its outcome and its counts."""
+"""The state, the outcome and the counts of commands."""
 
 import json
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ _HAS_LATE: Final = """EXISTS (
         AND report.status IN ('succeeded', 'failed')
 )"""
 
-# `current` is the state as of now, swept or not.
+# `current` is the present state, whether the delivery is marked as expired or not.
 _COMMAND_STATUSES: Final = f"""
     SELECT command.id, command.cancelled_at, command.finished_at, command.outcome, counted.*
     FROM commands_command command, LATERAL (
@@ -60,7 +60,7 @@ _COMMAND_STATUSES: Final = f"""
     WHERE command.id = ANY(%s)
 """  # noqa: S608  (a constant of ours; values are parameters)
 
-# Late reports are of deliveries that are marked as settled: the first one on an overdue delivery marks it.
+# The deliveries of late reports are all marked as settled: the first late report on an overdue delivery marks it.
 _LATE: Final = f"""
     SELECT delivery.command_id, count(*)
     FROM commands_delivery delivery
@@ -69,15 +69,16 @@ _LATE: Final = f"""
 """  # noqa: S608  (a constant of ours; values are parameters)
 
 MOST_LOOKED_AT_FOR_LATE: Final = 50_000
-"""Among how many deliveries a list looks for late results at most, narrow commands first: that takes up to 0.2 s."""
+"""The largest number of deliveries in which a list counts late results, smaller commands first. This takes up to 0.2 s.
+"""
 
 DELIVERIES_PER_QUERY: Final = 200_000
-"""How many deliveries one query counts at most, unless a single command has more."""
+"""The largest number of deliveries that one query counts, unless a single command has more."""
 
 
 @dataclass(frozen=True, slots=True)
 class CommandStatus:
-    """How a command stands: its deliveries, counted, and what follows from that."""
+    """The state of a command, and its deliveries counted by state."""
 
     state: CommandState
     outcome: CommandOutcome | None
@@ -87,7 +88,7 @@ class CommandStatus:
 
 
 def is_open(request_id: UUID) -> bool:
-    """Tell whether a command waits for anything. Raises UnknownCommand."""
+    """Return whether a delivery of a command is open. Raises UnknownCommand."""
     if not Command.objects.filter(id=request_id).exists():
         raise UnknownCommand
     return Delivery.objects.open().filter(command_id=request_id).exists()
@@ -109,7 +110,7 @@ def command_detail(request_id: UUID) -> CommandDetail:
 
 
 def command_statuses(sizes: Mapping[UUID, int]) -> dict[UUID, CommandStatus]:
-    """Return how commands stand, each given with the number of its devices: a query for up to DELIVERIES_PER_QUERY."""
+    """Return the status of commands, given with the number of their devices. One query counts DELIVERIES_PER_QUERY."""
     found: dict[UUID, CommandStatus] = {}
     batch: list[UUID] = []
     total = 0
@@ -165,7 +166,7 @@ def command_page(query: CommandQuery) -> CommandPage:
 
 
 def _late(sizes: Mapping[UUID, int], stands: Mapping[UUID, standing.Standing]) -> dict[UUID, int]:
-    """Return how many late results commands have that are over, but for those that are too wide to be counted."""
+    """Return the number of late results of commands that ended; commands with too many deliveries are left out."""
     late = {request_id: 0 for request_id in sizes if stands[request_id][1] == CommandOutcome.SUCCEEDED}
     narrowest_first = sorted((size, request_id) for request_id, size in sizes.items() if request_id not in late)
     totals = accumulate(size for size, _ in narrowest_first)

@@ -1,4 +1,4 @@
-"""What became of a command on each device."""
+"""Deliveries of a command, with their state, reason and timeline."""
 
 from collections.abc import Collection
 from typing import Any, Final, Literal
@@ -25,7 +25,7 @@ from commands.queue import UnknownCommand
 from commands.schemas import DeliveryDetail, DeliveryPage, DeliveryQuery, DeliveryRow, PushSummary, Result
 from nexmdm.common import pagination
 
-# Each may be large, and no answer about a delivery has it.
+# These columns may be large, and no answer about a delivery contains them.
 _UNREAD: Final = ("command__params", "command__target", "device__presence__last_status", "device__tags")
 
 
@@ -47,12 +47,12 @@ def delivery_detail(request_id: UUID, device_id: UUID) -> DeliveryDetail:
 
 
 def newest_of(delivery_id: int, most: int) -> DeliveryDetail:
-    """Return a delivery as delivery_detail() does, with no more than so many of its newest attempts and reports."""
+    """Return a delivery as delivery_detail() does, with at most this number of its newest attempts and reports."""
     return _detail(_described().get(id=delivery_id), most, most)
 
 
 def rows_of(delivery_ids: Collection[int]) -> dict[int, DeliveryRow]:
-    """Return these deliveries as a list shows them, by their ids; those that have left are left out."""
+    """Return these deliveries by id, as a list shows them. Deleted ones are left out."""
     return {row.id: _delivery_row(row) for row in _deliveries().filter(id__in=delivery_ids)}
 
 
@@ -66,7 +66,7 @@ def _detail(row: Any, most_attempts: int, most_reports: int) -> DeliveryDetail:
 
 
 def _deliveries() -> QuerySet[Any]:
-    """Return deliveries as a list shows them: with one attempt and one report each at most, however many there are."""
+    """Return deliveries as a list shows them, with at most one attempt and one report each."""
     return _described().prefetch_related(
         Prefetch("attempts", Attempt.objects.filter(number=F("delivery__attempt_count")), to_attr="last_attempt"),
         Prefetch("reports", _final_reports(), to_attr="final_report"),
@@ -74,7 +74,7 @@ def _deliveries() -> QuerySet[Any]:
 
 
 def _final_reports() -> QuerySet[Report]:
-    """Return the results and late results, as report_one_final_per_delivery has them."""
+    """Return the results and late results, by the condition of the index report_one_final_per_delivery."""
     return Report.objects.filter(status__in=FINAL, duplicate=False)
 
 

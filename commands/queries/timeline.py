@@ -9,16 +9,16 @@ from commands.reports import KEPT
 from commands.schemas import TimelineEvent
 
 MOST_REPORTS: Final = KEPT + 2
-"""How many reports a timeline shows at most, the newest: all that are kept, unless they are of an older version."""
+"""The largest number of reports in a timeline, newest first: all stored ones, unless an older version stored more."""
 
 MOST_ATTEMPTS: Final = 1000
-"""How many attempts a timeline shows at most, the newest: those of ten days, if each fails."""
+"""The largest number of attempts in a timeline, newest first: those of ten days, if each fails."""
 
 
 def events(
     row: Delivery, attempts: list[Attempt], reports: list[Report], most_attempts: int, most_reports: int
 ) -> list[TimelineEvent]:
-    """Return what happened, oldest first: of the attempts and reports, given newest first, so many at most."""
+    """Return the events, oldest first, with at most so many attempts and reports. These are given newest first."""
     found = [
         TimelineEvent(at=row.command.issued_at, event="issued"),
         *_newest("attempts", [_attempt_event(attempt) for attempt in attempts], most_attempts),
@@ -30,7 +30,7 @@ def events(
 
 
 def _newest(kind: str, newest_first: list[TimelineEvent], most: int) -> list[TimelineEvent]:
-    """Return the newest of some events, oldest first; before them one that says so if there are more."""
+    """Return the newest of some events, oldest first. If there are more, an event before them shows that."""
     shown = newest_first[:most][::-1]
     if len(newest_first) <= most:
         return shown
@@ -38,7 +38,7 @@ def _newest(kind: str, newest_first: list[TimelineEvent], most: int) -> list[Tim
 
 
 def _not_kept(row: Delivery, newest_first: list[Report]) -> list[TimelineEvent]:
-    """Return the event that says how many reports came that were too many to keep: after the 100th that was kept."""
+    """Return the event that shows how many reports were not stored because the delivery had 100 already."""
     if not row.reports_not_kept or not newest_first:
         return []
     last = newest_first[0]
@@ -55,7 +55,7 @@ def _settlement(row: Delivery) -> list[TimelineEvent]:
 
 
 def settled_at(row: Delivery) -> datetime | None:
-    """Return when a delivery was settled, also of one that is past its time and not marked so yet."""
+    """Return when a delivery was settled, also if it is past its time and not marked as expired yet."""
     return row.open_until if row.state in OPEN and current_state(row) == DeliveryState.EXPIRED else row.settled_at
 
 

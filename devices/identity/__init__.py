@@ -1,1 +1,1 @@
-"""Which devices are the same: comparison keys of aliases and hardware ids, and the search for them."""
+"""The rules by which two devices are the same: comparison keys of aliases and hardware ids, and the search for them."""

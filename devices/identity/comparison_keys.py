@@ -1,11 +1,12 @@
-"""The comparison keys of devices, by which two aliases or two hardware ids are the same.
+"""The comparison keys of devices: two aliases or hardware ids with equal keys are the same.
 
-Python makes them (identity.comparison_key); `alias_key` and `hardware_key` hold them. The version before writes rows
-without keys, and a trigger drops the key of an alias that it changes. fill() completes such rows; until then they are
-compared here one by one, so that what this module finds is always complete.
+Python computes them (identity.comparison_key); the columns `alias_key` and `hardware_key` store them. The version
+before writes rows without keys, and a trigger deletes the key of an alias that it changes. fill() completes such rows.
+Until then this module compares them one by one, so that its results are always complete.
 
-No constraint keeps keys apart yet: rows of earlier versions may collide. The device that was enrolled first has the
-alias, or the hardware id; shadowed_…() name the others. Code that writes a key first locks it (database.advisory_lock).
+No constraint keeps keys unique yet, because rows of earlier versions may collide. The alias, or the hardware id,
+belongs to the device that was enrolled first; shadowed_…() name the others. Code that writes a key first locks it
+(database.advisory_lock).
 """
 
 from collections.abc import Iterable
@@ -34,7 +35,7 @@ _SHADOWED_ALIASES: Final = """
         FROM devices_device WHERE alias_key IS NOT NULL
     ) same WHERE id <> first ORDER BY id
 """
-# Candidates: the key has one case only, a hardware id has two.
+# These rows are candidates only: the key is in one case, but hardware ids differ by case.
 _SIMILAR_HARDWARE_IDS: Final = """
     SELECT id, hardware_id FROM (
         SELECT id, hardware_id, count(*) OVER (PARTITION BY hardware_key) AS count
@@ -50,7 +51,7 @@ class _Unkeyed(NamedTuple):
 
 
 class Keys(NamedTuple):
-    """The comparison keys of one device; their names are those of its columns."""
+    """The comparison keys of one device, under the names of their columns."""
 
     hardware_key: str
     alias_key: str | None
@@ -62,9 +63,9 @@ def keys_of(hardware_id: str, alias: str | None) -> Keys:
 
 
 def with_hardware_id(hardware_id: str, rows: QuerySet[Device]) -> list[Device]:
-    """Return those of the devices in `rows` that have this trimmed hardware id, the first enrolled first.
+    """Return the devices in `rows` that have this trimmed hardware id, the first enrolled first.
 
-    Letters of another case make another hardware id.
+    Hardware ids that differ in upper and lower case are different.
     """
     key = comparison_key(hardware_id)
     unkeyed = [row.id for row in _unkeyed() if comparison_key(row.hardware_id) == key]
@@ -73,7 +74,7 @@ def with_hardware_id(hardware_id: str, rows: QuerySet[Device]) -> list[Device]:
 
 
 def with_aliases(aliases: Iterable[str]) -> QuerySet[Device]:
-    """Return the devices that have one of these aliases, the first enrolled first, revoked ones among them."""
+    """Return the devices that have one of these aliases, the first enrolled first, including revoked ones."""
     keys = {comparison_key(alias) for alias in aliases}
     unkeyed = [row.id for row in _unkeyed() if row.alias is not None and comparison_key(row.alias) in keys]
     return Device.objects.filter(Q(alias_key__in=keys) | Q(id__in=unkeyed)).order_by("id")
@@ -85,14 +86,14 @@ def _unkeyed() -> Iterable[_Unkeyed]:
 
 
 def exist(using: str) -> bool:
-    """Tell whether a database has these columns: a migration may still be missing."""
+    """Return whether a database has these columns: a migration may still be missing."""
     with connections[using].cursor() as cursor:
         cursor.execute(_EXIST)
         return bool(cursor.fetchone()[0])
 
 
 def fill(limit: int, using: str = DEFAULT_DB_ALIAS) -> int:
-    """Complete up to `limit` rows without keys; return how many. Rows that are in use are left for the next time."""
+    """Complete up to `limit` rows without keys; return how many. Rows in use are skipped until the next call."""
     with transaction.atomic(using), connections[using].cursor() as cursor:
         free = Device.objects.using(using).filter(UNKEYED).select_for_update(no_key=True, skip_locked=True)
         rows = list(free.order_by("id").values_list("id", "hardware_id", "alias")[:limit])
@@ -103,14 +104,14 @@ def fill(limit: int, using: str = DEFAULT_DB_ALIAS) -> int:
 
 
 def shadowed_aliases(using: str = DEFAULT_DB_ALIAS) -> list[UUID]:
-    """Return the devices whose alias names an earlier one."""
+    """Return the devices that have the alias of a device enrolled before them."""
     with connections[using].cursor() as cursor:
         cursor.execute(_SHADOWED_ALIASES)
         return [device_id for (device_id,) in cursor.fetchall()]
 
 
 def shadowed_hardware_ids(using: str = DEFAULT_DB_ALIAS) -> list[UUID]:
-    """Return the devices whose hardware id, trimmed, is that of an earlier one."""
+    """Return the devices that have the trimmed hardware id of a device enrolled before them."""
     with connections[using].cursor() as cursor:
         cursor.execute(_SIMILAR_HARDWARE_IDS)
         similar = cursor.fetchall()

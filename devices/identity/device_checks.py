@@ -1,4 +1,4 @@
-"""Warnings of devices that earlier versions took for different ones, and that are the same by today's rules.
+"""Warnings of devices that earlier versions stored as different ones, and that are the same by today's rules.
 
 Imported when the models are loaded (nexmdm/apps.py); run by `manage.py check`.
 """
@@ -23,10 +23,10 @@ UNCHECKED_DEVICES: Final = "nexmdm.W005"
 WARNINGS: Final = (SAME_ALIAS, SAME_HARDWARE_ID, SAME_INSTALLATION, UNCHECKED_DEVICES)
 
 NAMED_DEVICES: Final = 20
-"""How many devices a warning names."""
+"""The largest number of devices that a warning names."""
 
 MOST_INSTALLATIONS: Final = 1000
-"""How many installations that devices share are looked at."""
+"""The largest number of shared installations that the check reads."""
 
 
 @register(checks.TAG, Tags.database)

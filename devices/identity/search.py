@@ -1,7 +1,7 @@
 """The search for devices: part of an alias or a hardware id in any case, or a device id or its start.
 
-It scans the comparison keys, which takes a few tens of milliseconds for 100,000 devices; no index helps, for a trigram
-index needs an extension that the embedded PostgreSQL lacks.
+It scans the comparison keys, which takes a few tens of milliseconds for 100,000 devices. No index helps: a trigram
+index needs an extension that the embedded PostgreSQL does not have.
 """
 
 import re
@@ -16,7 +16,7 @@ _DIGITS: Final = re.compile(r"[0-9a-f]{1,32}")
 
 
 def matching(text: str) -> Q:
-    """Return the condition on devices that a search stands for. `%`, `_` and `\\` have no special meaning."""
+    r"""Return the condition on devices for a search text. `%`, `_` and `\` have no special meaning."""
     ids = _ids_that_begin_with(text.lower())
     return named(text) if ids is None else named(text) | Q(id__range=ids)
 
@@ -24,8 +24,9 @@ def matching(text: str) -> Q:
 def named(text: str, device: str = "") -> Q:
     """Return the condition that a device has this text in its alias or its hardware id, in any case.
 
-    `device` is the path to the device, as `delivery__device__`. It is a join, and no subquery: so the planner, which
-    tries the text on a sample, begins with the devices where few match, and with the newest rows where many do.
+    `device` is the path to the device, as `delivery__device__`. The condition is a join and not a subquery. So the
+    planner, which tries the text on a sample, begins with the devices if few match, and with the newest rows if many
+    do.
     """
     part = folded(text)
     found = Q(**{f"{device}alias_key__contains": part}) | Q(**{f"{device}hardware_key__contains": part})
@@ -35,7 +36,7 @@ def named(text: str, device: str = "") -> Q:
 
 
 def _ids_that_begin_with(text: str) -> tuple[UUID, UUID] | None:
-    """Return the lowest and the highest id that begins with a text, hyphens or not; None if none can."""
+    """Return the lowest and the highest id that begins with a text, with or without hyphens; None if none can."""
     digits = text.replace("-", "")
     if not _DIGITS.fullmatch(digits):
         return None

@@ -1,4 +1,4 @@
-"""Let a heartbeat's update stay on its page (room for it, and an eager vacuum), without touching an index."""
+"""Let a heartbeat's update stay on its page: room on the page, frequent vacuum, and no index on its columns."""
 
 from django.db import migrations
 

@@ -1,7 +1,7 @@
 """Comparison keys for aliases and hardware ids, and the address of an enrollment.
 
-The columns are filled by `manage.py migrate` when it is done, and by the dispatcher. The version before changes an
-alias without its key: a trigger then drops the key, so that it is filled in again.
+At its end, `manage.py migrate` fills the columns, and the dispatcher does the same. The version before changes an alias
+without its key: a trigger then deletes the key, so that it is filled in again.
 """
 
 from typing import Final

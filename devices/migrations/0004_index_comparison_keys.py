@@ -1,4 +1,4 @@
-"""Find devices by their comparison keys, those without, and those that share the installation of a push token."""
+"""Indexes to find devices by their comparison keys, without keys, and by the installation of their push token."""
 
 from django.contrib.postgres.operations import AddIndexConcurrently
 from django.db import migrations, models

@@ -1,4 +1,4 @@
-"""A table of its own for the last refusal of each device."""
+"""A separate table for the last refusal of each device."""
 
 import django.db.models.deletion
 import django.db.models.functions.datetime

@@ -1,4 +1,4 @@
-"""Keep when a device was retired; until then `revoked_at` says all that the version before needs to know of it."""
+"""Store when a device was retired. The version before needs only `revoked_at`."""
 
 from django.db import migrations, models
 

@@ -1,6 +1,6 @@
 """Count the pushes to a device that failed in a row. A trigger sets the count to 0 when the push token changes.
 
-(The version before writes push tokens, and knows nothing of the column.)
+(The version before writes push tokens, and does not know the column.)
 """
 
 from typing import Final
@@ -27,7 +27,7 @@ class Migration(migrations.Migration):
     dependencies = [("devices", "0006_retired_devices")]
 
     operations = [
-        # No PositiveSmallIntegerField: for its CHECK, PostgreSQL would read the whole table under its exclusive lock.
+        # No PositiveSmallIntegerField: for its CHECK, PostgreSQL would read the whole table under an exclusive lock.
         migrations.AddField("device", "push_failures", models.SmallIntegerField(default=0, db_default=0)),
         migrations.RunSQL(_COUNT_ANEW, _REVERSE),
     ]

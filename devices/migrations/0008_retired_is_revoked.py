@@ -1,6 +1,6 @@
-"""Have the database refuse a retired device that is not revoked: the version before could reinstate one.
+"""Make the database refuse a retired device that is not revoked: the version before could reinstate one.
 
-Earlier rows are looked at by the next migration, without a lock that anybody waits for.
+The next migration checks earlier rows, without a lock that delays other transactions.
 """
 
 from django.contrib.postgres.operations import AddConstraintNotValid

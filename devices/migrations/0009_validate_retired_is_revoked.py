@@ -1,4 +1,4 @@
-"""Look at the devices from before the constraint on retired ones."""
+"""Validate the constraint on retired devices for earlier rows."""
 
 from django.contrib.postgres.operations import ValidateConstraint
 from django.db import migrations

@@ -1,4 +1,4 @@
-"""Debian's Chromium without a window, for what looks at the admin site as people do."""
+"""Debian's Chromium without a window, for programs that look at the admin site as a person does."""
 
 import shutil
 import tempfile
@@ -11,7 +11,7 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
 BINARY, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-WANTED: Final = "wants a browser: apt-get install chromium chromium-driver (Debian)"
+WANTED: Final = "requires a browser: apt-get install chromium chromium-driver (Debian)"
 LAPTOP: Final = {"width": 1280, "height": 800, "deviceScaleFactor": 1, "mobile": False}
 PHONE: Final = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
 _FLAGS: Final = (
@@ -21,13 +21,13 @@ _FLAGS: Final = (
 
 
 def is_there() -> bool:
-    """Tell whether Chromium and its driver are installed."""
+    """Return whether Chromium and its driver are installed."""
     return bool(BINARY and DRIVER)
 
 
 @contextmanager
 def started() -> Iterator[tuple[webdriver.Chrome, Path]]:
-    """Run Chromium; gives its driver, and the folder that downloads go to. Both are gone after the block."""
+    """Run Chromium; yield its driver, and the folder for downloads. Both are removed after the block."""
     with tempfile.TemporaryDirectory(prefix="nexmdm-") as folder:
         options = webdriver.ChromeOptions()
         assert BINARY is not None

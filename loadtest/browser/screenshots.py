@@ -1,7 +1,7 @@
 """Screenshots of every page of the admin site, light, dark and narrow: `python -m loadtest.browser.screenshots FOLDER`.
 
-Starts a server and a stand-in for FCM of its own, with a small fleet: phones with names that were given commands, over
-a month of seeded work. Wants Debian's Chromium. A page wider than a phone is named, and makes the exit status 1.
+Starts its own server and fake FCM, with a small fleet: named phones with commands, and a month of seeded work. Requires
+Debian's Chromium. If a page is wider than a phone, the program names it, and the exit status is 1.
 """
 
 import argparse
@@ -29,7 +29,7 @@ FLEET: Final = {
     "front-desk": "ok-1", "lobby": "ok-2", "warehouse-scanner-03": "unregistered-1", "yard": "unavailable-1",
     "kitchen": None, "delivery-van-12": "invalid-1", "Büro ✓": "ok-3",
 }  # fmt: skip
-"""The aliases of the phones, and the push tokens by which the stand-in knows what to answer."""
+"""The aliases of the phones, and the push tokens by which the fake FCM chooses its answer."""
 
 LISTS: Final = {
     "devices": "devices/device/", "commands": "commands/command/", "deliveries": "commands/delivery/",
@@ -44,7 +44,7 @@ ROWS: Final = {
     "devices-away": "devices/device/?presence=never",
     "audit-refused": "nexmdm/auditentry/?ending=refused",
 }
-"""Where the newest row is opened."""
+"""The pages of the newest row."""
 
 PAGES: Final = {
     "index": "",
@@ -64,9 +64,9 @@ _USER: Final = "staff"
 
 
 def main() -> int:
-    """Take the pictures; 0 if no page is wider than a phone."""
+    """Take the pictures; return 0 if no page is wider than a phone."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.browser.screenshots", description=__doc__)
-    parser.add_argument("folder", type=Path, help="where to write the pictures")
+    parser.add_argument("folder", type=Path, help="the folder for the pictures")
     arguments = parser.parse_args()
     if not chromium.is_there():
         sys.stderr.write(f"This {chromium.WANTED}.\n")
@@ -113,7 +113,7 @@ def _enrolled(place: ServerUnderTest, alias: str, push_token: str | None) -> htt
 
 
 def _work(place: ServerUnderTest, phones: dict[str, httpx.Client]) -> None:
-    """Have commands that succeeded, failed, were cancelled, and are open; and calls that were refused."""
+    """Create commands that succeeded, failed, were cancelled, and are open; and refused requests."""
 
     def asked(action: str, target: dict[str, Any], params: dict[str, Any] | None = None, note: str = "") -> str:
         body = {"action": action, "target": target, "params": params or {}, "note": note}
@@ -130,7 +130,7 @@ def _work(place: ServerUnderTest, phones: dict[str, httpx.Client]) -> None:
     ping = asked("ping", {"tags": ["floor-1"]}, note="n" * 200)
     wait_for(lambda: not place.admin.command(ping)["push"]["waiting"])
     said("front-desk", message, "succeeded", output={"shown": True, "seconds": 4})
-    said("lobby", message, "failed", message="Another app holds the screen, and it would not let go of it. " * 4)
+    said("lobby", message, "failed", message="Another app uses the screen, and it did not release it. " * 4)
     said("lobby", launch, "deferred", message="in use")
     said("lobby", launch, "deferred")
     said("front-desk", ping, "running")
@@ -140,7 +140,7 @@ def _work(place: ServerUnderTest, phones: dict[str, httpx.Client]) -> None:
 
 
 def _pictures(driver: webdriver.Chrome, site: tuple[str, str], folder: Path) -> Iterator[str]:
-    """Take each page in each look; yield those that are too wide for a phone."""
+    """Take each page in each mode; yield those that are too wide for a phone."""
     url, password = site
     for look in LOOKS:
         _appear(driver, look)

@@ -1,7 +1,7 @@
-"""Break a server of our own under load, and see that nothing is lost: `python -m loadtest.chaos FAULT`.
+"""Break our own server under load, and check that nothing is lost: `python -m loadtest.chaos FAULT`.
 
-A fleet of simulated phones and an admin go on through it, and three ledgers are compared at the end: what the clients
-were told, what the database has, what reached FCM (the stand-in's journal).
+A fleet of simulated phones and an admin continue through it. At the end three ledgers are compared: the answers that
+the clients got, the content of the database, and what reached FCM (the journal of the fake FCM).
 """
 
 import argparse
@@ -39,8 +39,8 @@ DEVICES: Final = 2000
 INTERVAL_SECONDS: Final = 60
 ANSWER_MS: Final = 20
 SILENT_COMMANDS_PER_SECOND: Final = 5
-"""Where a server that does not answer, or takes no writes, is stayed with for many seconds: two workers on two cores
-take little more than the results of 20 commands a second, and would be behind for half a minute afterwards."""
+"""For faults in which the server does not answer, or accepts no writes, for many seconds. Two workers on two cores
+handle little more than the results of 20 commands a second, and would need half a minute to catch up."""
 
 SETTINGS: Final = {"WEB_WORKERS": "2", "LOG_LEVEL": "INFO", "LOG_FORMAT": "json"}
 OUTAGES: Final = (
@@ -52,7 +52,7 @@ OUTAGES: Final = (
 
 
 def main() -> int:
-    """Break it in the way that was asked for, print each promise with its figure; 0 if all were held."""
+    """Cause the fault that was asked for, print each promise with its figure; return 0 if all were kept."""
     arguments = _arguments()
     os.environ.update(SETTINGS)
     console = Console()
@@ -72,14 +72,16 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--seconds",
         type=float,
-        help="how long processes are killed (300), or how long an outage of FCM or a freeze lasts at most",
+        help="how long processes are killed (300), or the longest time of an outage of FCM or a freeze",
     )
     parser.add_argument(
         "--times", type=int, default=5, help="how often PostgreSQL is stopped, fails over, freezes or is demoted (5)"
     )
     parser.add_argument("--devices", type=int, default=DEVICES, help="how many phones, more than 1,000 (2,000)")
     parser.add_argument(
-        "--commands-per-second", type=float, help="20; 5 in `frozen`, after which all that waited comes in one moment"
+        "--commands-per-second",
+        type=float,
+        help="20; 5 in `frozen` and `readonly`, after which all waiting requests arrive at the same moment",
     )
     parser.add_argument(
         "--pooler", action="store_true", help="kills: with a PostgreSQL behind PgBouncer, which pools transactions"
@@ -96,7 +98,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _database(folder: Path, arguments: argparse.Namespace) -> AbstractContextManager[Database | None]:
-    """Return the database that the fault is about; None: the embedded one."""
+    """Return the database for the fault; None: the embedded one."""
     if arguments.pooler:
         return databases.pooled(folder)
     if arguments.fault == "failover":
@@ -150,14 +152,14 @@ def _break(
     account = traffic.account
     return [
         *of_fault,
-        ledgers.waiting("deliveries at the end of the trouble", early),
+        ledgers.waiting("deliveries at the end of the fault", early),
         *ledgers.compare(account, snapshot),
         *pushes.compare(snapshot, sends, members, away),
     ]
 
 
 async def _trial(fault: Fault, traffic: Traffic, database_url: str) -> ledgers.DatabaseSnapshot:
-    """Make the trouble; return what the database says before anything had time to settle."""
+    """Cause the fault; return the content of the database before any delivery had time to settle."""
     await fault.run(traffic)
     return await asyncio.to_thread(ledgers.read, database_url)
 

@@ -1,4 +1,4 @@
-"""Answers to clients, judged by status, form and time: all of them, and those around a gap without a database."""
+"""Answers to clients, checked by status, form and time: all of them, and those around a gap without a database."""
 
 import time
 from collections import Counter
@@ -12,19 +12,20 @@ from loadtest.chaos.traffic import Exchange
 from loadtest.load.targets import Target
 
 SLOW_SECONDS: Final = 2
-"""How long a request may take that begins when all has to be normal again. One from before may take until then."""
+"""The longest time of a request that begins when all must be normal again. An earlier one may take until then."""
 
 LONG_SECONDS: Final = 3
-"""A gap so long is noticed: a request waits for 2 s to be let into the database, and a shorter one may pass by it."""
+"""From this length on, a gap must be noticed: a request waits for 2 s for a turn, so a shorter gap may not affect it.
+"""
 
 AWAY_CODES: Final = ("database_unavailable", "overloaded")
 
 
 @dataclass(slots=True)
 class Gap:
-    """When the database was taken away, and when it could be used again (monotonic).
+    """The time from the loss of the database until it could be used again (monotonic).
 
-    From `busy_at` on the machine has more to do than the server alone: answers may be slow.
+    From `busy_at` on, the machine has more to do than the server alone: answers may be slow.
     """
 
     stopped_at: float
@@ -33,39 +34,39 @@ class Gap:
 
 
 def lengths(gaps: Sequence[Gap]) -> str:
-    """Say how long each gap was."""
+    """Return the length of each gap as text."""
     return ", ".join(f"{gap.back_at - gap.stopped_at:.1f}" for gap in gaps) + " s"
 
 
 class InGaps:
-    """What faults have in common that take the database away for some time, again and again."""
+    """The common part of faults that repeatedly take the database away for some time."""
 
     __slots__ = ()
     normal_seconds: ClassVar[float]
-    """How soon after a gap no request may fail any more."""
+    """The time after a gap from which no request may fail any more."""
 
     gaps: list[Gap]
 
     def away(self) -> list[Interval]:
-        """Return the gaps, each with the time that it may take until all is normal, in Unix time."""
+        """Return the gaps, each with the time until all must be normal, in Unix time."""
         ahead = time.time() - time.monotonic()
         return [(gap.stopped_at + ahead, gap.back_at + ahead + self.normal_seconds) for gap in self.gaps]
 
     def around_gaps(self, exchanges: Sequence[Exchange]) -> list[Target]:
-        """Judge what clients were answered in the gaps and after them."""
+        """Check the answers that clients got in the gaps and after them."""
         return AroundGaps(self.gaps, exchanges, self.normal_seconds).judged()
 
 
 @dataclass(frozen=True, slots=True)
 class AroundGaps:
-    """What clients were answered around gaps, which are in order: in which `normal_seconds` all has to be normal."""
+    """The answers around gaps, which are in order. All must be normal `normal_seconds` after a gap."""
 
     gaps: Sequence[Gap]
     exchanges: Sequence[Exchange]
     normal_seconds: float
 
     def judged(self) -> list[Target]:
-        """Nothing but 200 and 503 ever; after a gap nothing but 200 soon."""
+        """Check that only 200 and 503 occur, and only 200 soon after a gap."""
         failed = [one for one in self.exchanges if one.status != 200]
         tails = [self._tail(number, failed) for number in range(len(self.gaps))]
         longest = max(max(tails, default=0.0), 0.0)
@@ -79,7 +80,7 @@ class AroundGaps:
         ]
 
     def _refused(self, failed: Sequence[Exchange]) -> Target:
-        """Judge that requests were refused in each gap, but for those that are over before a request gives up."""
+        """Check that requests were refused in each gap, except gaps that are shorter than a request waits."""
         refused = [
             sum(one.ended_at > gap.stopped_at and one.begun_at < gap.back_at for one in failed) for gap in self.gaps
         ]
@@ -88,10 +89,10 @@ class AroundGaps:
             for count, gap in zip(refused, self.gaps, strict=True)
         )
         limit = f"some in each gap of {LONG_SECONDS} s"
-        return Target("requests refused meanwhile", limit, ", ".join(map(str, refused)), any(refused) and not silent)
+        return Target("requests refused in the gaps", limit, ", ".join(map(str, refused)), any(refused) and not silent)
 
     def _brisk(self) -> Target:
-        """Judge that no request takes long once all has to be normal, up to the next stop."""
+        """Check that no request takes long once all must be normal, until the next stop."""
         slow, longest = 0, 0.0
         for number, gap in enumerate(self.gaps):
             normal_at = gap.back_at + self.normal_seconds
@@ -109,14 +110,14 @@ class AroundGaps:
         return self.gaps[number + 1].stopped_at if number + 1 < len(self.gaps) else inf
 
     def _tail(self, number: int, failed: Sequence[Exchange]) -> float:
-        """Return how long after it was back the last request failed before the next stop."""
+        """Return how long after the return of the database the last request failed, before the next stop."""
         gap, until = self.gaps[number], self._next_stop(number)
         ended = (one.ended_at for one in failed if gap.stopped_at < one.ended_at < until)
         return max((at - gap.back_at for at in ended), default=0.0)
 
 
 def _problems(failed: Sequence[Exchange]) -> Target:
-    """Judge the form of what was refused: problem details, with a code for a database that is away."""
+    """Check the form of refusals: problem details, with a code for a database that is away."""
     codes = Counter(one.code for one in failed)
     wrong = Counter(one.flaw or f"code {one.code}" for one in failed if one.flaw or one.code not in AWAY_CODES)
     figure = ", ".join(f"{count:,} × {what}" for what, count in (wrong or codes).most_common(4)) or "none"
@@ -124,7 +125,7 @@ def _problems(failed: Sequence[Exchange]) -> Target:
 
 
 def statuses(exchanges: Sequence[Exchange], *, allowed: tuple[int, ...]) -> Target:
-    """Judge all answers by their status; 0 is none."""
+    """Count all answers by their status; 0 is none."""
     others = Counter(f"{one.status} {one.code}".strip() for one in exchanges if one.status not in allowed)
     words = " or ".join("none" if status == 0 else str(status) for status in allowed)
     figure = ", ".join(f"{count} × {what}" for what, count in others.most_common(4)) or f"{len(exchanges):,}"

@@ -1,4 +1,4 @@
-"""Databases of our own for a server under test, in the place of the embedded one."""
+"""Our own databases for a server under test, instead of the embedded one."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ FaultOf = Callable[[SameProcesses, Say], Fault]
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """The server's settings for its database, where ledgers read it, and its fault, if it has one."""
+    """The server's settings for its database, the URL that ledgers read, and its fault, if it has one."""
 
     settings: Mapping[str, str]
     url: str
@@ -23,7 +23,7 @@ class Database:
 
 @contextmanager
 def servers(folder: Path) -> Iterator[PostgresServers]:
-    """Give a place for PostgreSQL servers in a run's folder; they end with the block."""
+    """Yield PostgreSQL servers in a run's folder; they end with the block."""
     with PostgresServers(folder / "postgres") as made:
         yield made
 

@@ -1,4 +1,4 @@
-"""The primary of a database killed under load, and its synchronous standby promoted in its place, to and fro."""
+"""Failover: a database's primary is killed under load, and its synchronous standby promoted, to and fro."""
 
 import asyncio
 import random
@@ -20,14 +20,14 @@ from loadtest.testbed.postgres_pair import PostgresPair
 from loadtest.testbed.postgres_servers import Mode
 
 NORMAL_SECONDS: Final = 5
-"""How soon after the promotion no request may fail any more."""
+"""The time after the promotion from which no request may fail any more."""
 
 MODES: Final[Sequence[Mode]] = ("kill", "immediate")
 
 
 @contextmanager
 def failing_over(folder: Path, times: int) -> Iterator[Database]:
-    """Run a primary and its synchronous standby, both in the server's DATABASE_URL, to fail over so many times."""
+    """Run a primary and its synchronous standby, both in the server's DATABASE_URL, for this number of failovers."""
     with databases.servers(folder) as made:
         pair = PostgresPair.made_by(made)
 
@@ -39,7 +39,7 @@ def failing_over(folder: Path, times: int) -> Iterator[Database]:
 
 @dataclass(slots=True)
 class Failovers(InGaps):
-    """The primary killed, the standby promoted seconds later, the old primary brought back as its standby."""
+    """The primary is killed, the standby promoted seconds later, and the old primary returns as its standby."""
 
     normal_seconds = NORMAL_SECONDS
 
@@ -50,7 +50,7 @@ class Failovers(InGaps):
     gaps: list[Gap] = field(default_factory=list)
 
     async def run(self, traffic: Traffic) -> None:
-        """Fail over so many times."""
+        """Fail over this number of times."""
         del traffic
         for number in range(self.times):
             await asyncio.sleep(random.uniform(10, 15))
@@ -64,7 +64,7 @@ class Failovers(InGaps):
     async def _fail_over(self, mode: Mode) -> None:
         stopped_at = time.monotonic()
         await asyncio.to_thread(self.pair.lose_primary, mode)
-        # As long as a failover manager takes to be sure.
+        # A failover manager needs this time to be certain.
         await asyncio.sleep(random.uniform(1, 6))
         await asyncio.to_thread(self.pair.promote_standby)
         self.gaps.append(Gap(stopped_at, time.monotonic()))
@@ -74,7 +74,7 @@ class Failovers(InGaps):
     def judged(
         self, exchanges: Sequence[Exchange], snapshot: DatabaseSnapshot, sends: Sequence[dict[str, Any]]
     ) -> list[Target]:
-        """Nothing but 200 and 503 ever; after a promotion nothing but 200 soon; all processes go on."""
+        """Check that only 200 and 503 occur, only 200 soon after a promotion, and that all processes continue."""
         del snapshot, sends
         figure = f"no primary for {answers.lengths(self.gaps)}"
         return [

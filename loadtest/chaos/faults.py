@@ -1,6 +1,6 @@
-"""What a server of our own is put through: processes killed, PostgreSQL stopped at once.
+"""The faults of our own server: processes are killed, PostgreSQL is stopped immediately.
 
-Each fault is a trial for a crowd: it runs for its time, notes what it did, and judges what only it can judge.
+Each fault is a trial for the traffic: it runs for its time, records what it did, and checks what only it can check.
 """
 
 import asyncio
@@ -32,10 +32,10 @@ from loadtest.testbed.serving import Serving
 Say = Callable[[str], None]
 
 NORMAL_SECONDS: Final = 5
-"""How soon after PostgreSQL is back no request may fail any more."""
+"""The time after PostgreSQL is back from which no request may fail any more."""
 
 SERVED: Final = ("web-1", "web-2", "dispatch")
-"""What `serve` starts, by the names that its log has."""
+"""The parts that `serve` starts, by their names in its log."""
 
 SECOND: Final = "second dispatch"
 STOP_SECONDS: Final = 25
@@ -45,22 +45,22 @@ _STARTED_AT: Final = re.compile(r'"event":"dispatch\.started".*"at":"([^"]+)"')
 
 
 class Fault(Protocol):
-    """One kind of trouble."""
+    """One kind of fault."""
 
     async def run(self, traffic: Traffic) -> None:
-        """Make the trouble, for as long as it takes."""
+        """Cause the fault, for as long as it takes."""
 
     def away(self) -> list[Interval]:
-        """Return when nobody could push, in Unix time."""
+        """Return when no dispatcher could push, in Unix time."""
 
     def judged(
         self, exchanges: Sequence[Exchange], snapshot: DatabaseSnapshot, sends: Sequence[dict[str, Any]]
     ) -> list[Target]:
-        """Return what this fault in particular has to leave intact."""
+        """Return the promises of this fault in particular."""
 
 
 class SecondDispatcher:
-    """A dispatcher beside the one of `serve`."""
+    """A dispatcher next to the one of `serve`."""
 
     def __init__(self, serving: Serving) -> None:
         """Start it."""
@@ -73,16 +73,16 @@ class SecondDispatcher:
         return self._process.pid
 
     def is_alive(self) -> bool:
-        """Tell whether it runs."""
+        """Return whether it runs."""
         return self._process.poll() is None
 
     def replace_killed(self) -> None:
-        """Take note of its end, and start another one."""
+        """Record its end, and start another one."""
         self._process.wait()
         self._process = self._start()
 
     def stop(self) -> None:
-        """Ask it to stop, and wait; kill it if that takes longer than `serve` lets its own parts take."""
+        """Ask it to stop, and wait; kill it if that takes longer than `serve` allows its own parts."""
         self._process.terminate()
         try:
             self._process.wait(STOP_SECONDS)
@@ -95,10 +95,10 @@ class SecondDispatcher:
 
 
 class SameProcesses:
-    """The web workers and dispatchers as they were before the trouble, which are to outlive it."""
+    """The web workers and dispatchers before the fault, which must survive it."""
 
     def __init__(self, serving: Serving, second: SecondDispatcher) -> None:
-        """Note them."""
+        """Record them."""
         self._serving = serving
         self._second = second
         self._before = self._pids()
@@ -107,7 +107,7 @@ class SameProcesses:
         return {name: self._serving.child(name) for name in SERVED}
 
     def judged(self) -> Target:
-        """Judge that none had to be started again."""
+        """Check that none was started again."""
         pids = self._pids()
         ended = [name for name in SERVED if pids[name] != self._before[name]]
         if not self._second.is_alive():
@@ -125,7 +125,7 @@ class Kills:
     say: Say
     killed: Counter[str] = field(default_factory=Counter)
     first_killed_at: list[float] = field(default_factory=list)
-    """When the dispatcher of `serve` was killed, in Unix time."""
+    """The time at which the dispatcher of `serve` was killed, in Unix time."""
 
     second_away: list[Interval] = field(default_factory=list)
 
@@ -159,7 +159,7 @@ class Kills:
     def judged(
         self, exchanges: Sequence[Exchange], snapshot: DatabaseSnapshot, sends: Sequence[dict[str, Any]]
     ) -> list[Target]:
-        """No answer may be worse than none."""
+        """Check that an answer is 200, or that there is none."""
         del sends
         closed = sum(attempt.outcome == "unknown" for one in snapshot.deliveries for attempt in one.attempts)
         kills = ", ".join(f"{count} × {name}" for name, count in sorted(self.killed.items()))
@@ -172,7 +172,7 @@ class Kills:
 
 @dataclass(slots=True)
 class DatabaseStops(InGaps):
-    """PostgreSQL stopped as by `pg_ctl stop -m immediate`, again and again; `serve` starts it anew."""
+    """PostgreSQL is stopped as by `pg_ctl stop -m immediate`, again and again; `serve` starts it again."""
 
     normal_seconds = NORMAL_SECONDS
 
@@ -183,7 +183,7 @@ class DatabaseStops(InGaps):
     gaps: list[Gap] = field(default_factory=list)
 
     async def run(self, traffic: Traffic) -> None:
-        """Stop it so many times."""
+        """Stop it this number of times."""
         del traffic
         for _ in range(self.times):
             await asyncio.sleep(random.uniform(10, 15))
@@ -212,7 +212,7 @@ class DatabaseStops(InGaps):
     def judged(
         self, exchanges: Sequence[Exchange], snapshot: DatabaseSnapshot, sends: Sequence[dict[str, Any]]
     ) -> list[Target]:
-        """Nothing but 200 and 503 ever; after the gap nothing but 200 soon."""
+        """Check that only 200 and 503 occur, and only 200 soon after the gap."""
         del snapshot, sends
         figure = f"away for {answers.lengths(self.gaps)}"
         return [

@@ -1,6 +1,6 @@
-"""The way to the database frozen under load: packets are acknowledged, and nothing arrives.
+"""Frozen networks: the way to the database acknowledges packets under load, and nothing arrives.
 
-So behaves a load balancer that hangs, a host that is being migrated, or a router that has forgotten a connection.
+A load balancer that hangs behaves like this, a host that is being migrated, or a router that has lost a connection.
 """
 
 import asyncio
@@ -23,21 +23,21 @@ from loadtest.load.targets import Target
 from loadtest.testbed.tcp_proxy import TcpProxy
 
 NORMAL_SECONDS: Final = 10
-"""How soon after the thaw no request may fail any more."""
+"""The time after the end of a freeze from which no request may fail any more."""
 
 ANSWER_SECONDS: Final = 10
-"""How long a request may take that meets a freeze."""
+"""The longest time of a request that overlaps a freeze."""
 
 
 @dataclass(frozen=True, slots=True)
 class Freeze:
-    """How long nothing is forwarded, and whether the connections from before stay dead afterwards."""
+    """The time in which nothing is forwarded, and whether the old connections stay dead afterwards."""
 
     seconds: float
     forgets: bool = False
 
     def __str__(self) -> str:
-        """Say it."""
+        """Return it as text."""
         return f"frozen for {self.seconds:.0f} s{', then forgotten' if self.forgets else ''}"
 
 
@@ -46,7 +46,7 @@ FREEZES: Final = (Freeze(40), Freeze(40, forgets=True), Freeze(0, forgets=True),
 
 @contextmanager
 def freezing(folder: Path, times: int, seconds: float) -> Iterator[Database]:
-    """Run a PostgreSQL behind a proxy, to freeze so many times, for so long at most."""
+    """Run a PostgreSQL behind a proxy, for this number of freezes, none longer than this."""
     freezes = [replace(one, seconds=min(one.seconds, seconds)) for one in FREEZES[:times]]
     with databases.servers(folder) as made:
         server = made.primary("only")
@@ -71,7 +71,7 @@ class Freezes(InGaps):
     gaps: list[Gap] = field(default_factory=list)
 
     async def run(self, traffic: Traffic) -> None:
-        """Freeze so many times."""
+        """Freeze this number of times."""
         del traffic
         for freeze in self.freezes:
             await asyncio.sleep(random.uniform(10, 15))
@@ -93,7 +93,7 @@ class Freezes(InGaps):
     def judged(
         self, exchanges: Sequence[Exchange], snapshot: DatabaseSnapshot, sends: Sequence[dict[str, Any]]
     ) -> list[Target]:
-        """Each request is refused in time meanwhile; afterwards all goes on, without a new process."""
+        """Check that requests are refused in time in a freeze, and that all continues later without a new process."""
         del snapshot, sends
         count, figure = len(self.freezes), answers.lengths(self.gaps)
         return [
@@ -105,7 +105,7 @@ class Freezes(InGaps):
         ]
 
     def _refused(self, exchanges: Sequence[Exchange]) -> Target:
-        """Judge that what began and ended in a freeze was refused."""
+        """Check that each request that began and ended in a freeze was refused."""
         meanwhile = Counter(
             one.status
             for one in exchanges
@@ -115,7 +115,7 @@ class Freezes(InGaps):
         return Target("answers meanwhile", "503", figure, set(meanwhile) == {503})
 
     def _in_time(self, exchanges: Sequence[Exchange]) -> Target:
-        """Judge how long requests took that met a freeze, or connections that were forgotten in it."""
+        """Check how long requests took that overlapped a freeze, or used connections that it dropped."""
         seconds = [
             one.ended_at - one.begun_at
             for one in exchanges
@@ -123,5 +123,5 @@ class Freezes(InGaps):
         ]
         hung = sum(one > ANSWER_SECONDS for one in seconds)
         figure = f"{hung:,} took longer; the longest {max(seconds, default=0):.1f} s"
-        name = "requests that met a freeze were answered"
+        name = "requests that overlapped a freeze were answered"
         return Target(name, f"≤ {ANSWER_SECONDS} s", figure, bool(seconds) and not hung)

@@ -17,11 +17,11 @@ def union(spans: Iterable[Interval]) -> list[Interval]:
 
 
 def common(some: Sequence[Interval], others: Sequence[Interval]) -> list[Interval]:
-    """Return the time that is in both; neither overlaps itself."""
+    """Return the time that is in both lists; neither overlaps itself."""
     pairs = ((max(one[0], other[0]), min(one[1], other[1])) for one in some for other in others)
     return [(begin, end) for begin, end in pairs if begin < end]
 
 
 def length(spans: Iterable[Interval]) -> float:
-    """Return how long they are together."""
+    """Return their total length."""
     return sum(end - begin for begin, end in spans)

@@ -1,4 +1,4 @@
-"""Three ledgers of one run, held against each other: the clients' account, the database, the journal of FCM."""
+"""Three ledgers of one run, compared with each other: the clients' account, the database, the journal of FCM."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,13 +16,14 @@ from loadtest.load.targets import Target
 OPEN: Final = ("pending", "received")
 FINAL: Final = ("succeeded", "failed")
 LEASE_SECONDS: Final = 45
-"""How long a claimed push belongs to its dispatcher, as the server has it."""
+"""The length of the lease of a claimed push, as in the server."""
 
 OVERDUE_SECONDS: Final = 15
-"""How long after its due time nothing may happen to a delivery: a dispatcher that was killed comes back, and sweeps."""
+"""The longest time that a due delivery may wait: a killed dispatcher is started again, and does the work."""
 
 TRANSACTION_SECONDS: Final = 1
-"""How far the times of two transactions may cross that want the same row: the one that waits has begun before."""
+"""The largest difference between the times of two transactions on one row: the one that waits began before the other
+ended."""
 
 Key = tuple[str, str]
 """A delivery's command and device."""
@@ -85,7 +86,7 @@ class Delivery:
 
     @property
     def key(self) -> Key:
-        """What it is a delivery of, and to whom."""
+        """Its command and its device."""
         return self.command_id, self.device_id
 
 
@@ -99,7 +100,7 @@ class FinalReport:
 
 @dataclass(frozen=True, slots=True)
 class DatabaseSnapshot:
-    """What the database says, and when it said so."""
+    """The content of the database, and the time of the snapshot."""
 
     read_at: float
     commands: Sequence[tuple[str, str]]
@@ -126,7 +127,7 @@ def read(database_url: str) -> DatabaseSnapshot:
 
 
 async def is_settled(database_url: str) -> bool:
-    """Tell whether nothing is open and nothing in flight any more; False while the database is away."""
+    """Return whether nothing is open or in flight any more; False while the database is away."""
     try:
         async with await psycopg.AsyncConnection.connect(database_url) as connection:
             row = await (await connection.execute(_UNSETTLED)).fetchone()
@@ -141,11 +142,11 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
 
 
 def compare(account: Account, snapshot: DatabaseSnapshot) -> list[Target]:
-    """Return what has to hold between what the clients know and the database, each with its figure."""
+    """Return the promises between the clients' account and the database, each with its figure."""
     results = {(one.request_id, one.device_id) for one in account.results}
     return [
         *_of_commands(account, snapshot),
-        _all("results that were taken are in the database", results, snapshot.results),
+        _all("results that were answered with 200 are in the database", results, snapshot.results),
         _answered(account, snapshot),
         none(
             "deliveries in a state without a cause",
@@ -159,7 +160,7 @@ def compare(account: Account, snapshot: DatabaseSnapshot) -> list[Target]:
 
 
 def waiting(name: str, snapshot: DatabaseSnapshot) -> Target:
-    """Judge that each delivery is settled, or open with a due time at which the server goes on by itself."""
+    """Check that each delivery is settled, or open with a due time at which the server continues by itself."""
     settled = sum(one.state not in OPEN for one in snapshot.deliveries)
     waits = sum(one.state in OPEN and _waits(one, snapshot.read_at) for one in snapshot.deliveries)
     lost = len(snapshot.deliveries) - settled - waits
@@ -168,7 +169,7 @@ def waiting(name: str, snapshot: DatabaseSnapshot) -> Target:
 
 
 def _waits(delivery: Delivery, now: float) -> bool:
-    """Tell whether something is due for an open delivery: its next push, or the end of its time, where the sweep is."""
+    """Return whether an open delivery has a due time: its next push, or the end of its time."""
     to_be_pushed = delivery.state == "pending" and delivery.push_state in ("waiting", "retrying")
     due_at = delivery.next_attempt_at if to_be_pushed else delivery.open_until
     if due_at is None or due_at > delivery.open_until + LEASE_SECONDS:
@@ -177,14 +178,14 @@ def _waits(delivery: Delivery, now: float) -> bool:
 
 
 def _answered(account: Account, snapshot: DatabaseSnapshot) -> Target:
-    """Judge that each delivery is what each answer to its result said: a state is final once it was told."""
+    """Check that each delivery matches the answers to its results: a state in an answer is final."""
     rows = {one.key: one for one in snapshot.deliveries}
     kept = sum(_stands(one, rows.get((one.request_id, one.device_id))) for one in account.results)
-    return Target("results stand as they were answered", "all", *part(kept, len(account.results)))
+    return Target("deliveries have the state that was answered", "all", *part(kept, len(account.results)))
 
 
 def _stands(result: Result, row: Delivery | None) -> bool:
-    """Tell whether an answer is true of the delivery, was so when it was given, and takes the phone at its word."""
+    """Return whether an answer is true for the delivery, was true when it was sent, and matches the phone's report."""
     if row is None or row.settled_at is None or row.settled_at > result.at:
         return False
     state = "expired" if result.late else result.said
@@ -192,7 +193,7 @@ def _stands(result: Result, row: Delivery | None) -> bool:
 
 
 def _is_caused(row: Delivery, snapshot: DatabaseSnapshot) -> bool:
-    """Tell whether a delivery is in a state that its time and its phone's word explain; nobody cancels any."""
+    """Return whether the time and the phone's report explain a delivery's state; no client cancels one."""
     word = snapshot.results.get(row.key)
     if row.settled_at is None:
         return row.state == "pending" and word is None
@@ -214,7 +215,7 @@ def _of_commands(account: Account, snapshot: DatabaseSnapshot) -> list[Target]:
     return [
         _all("accepted commands are in the database", set(account.accepted), {one for one, _ in snapshot.commands}),
         _all("with a delivery for each of their devices", set(account.accepted), whole),
-        none("commands there twice, or sent by nobody", strange),
+        none("commands that exist twice, or that no client sent", strange),
         none("POSTs that never got an answer", account.unanswered),
     ]
 
@@ -228,7 +229,7 @@ def _calm(account: Account) -> Target:
 def _heartbeats(account: Account, snapshot: DatabaseSnapshot) -> Target:
     never = datetime.min.replace(tzinfo=UTC)
     kept = sum(snapshot.seen.get(one, never) >= _second(at) for one, at in account.heard.items())
-    return Target("heartbeats that were answered are kept", "all", *part(kept, len(account.heard)))
+    return Target("heartbeats that were answered are stored", "all", *part(kept, len(account.heard)))
 
 
 def _second(text: str) -> datetime:
@@ -240,10 +241,10 @@ def _all(name: str, expected: set[Any], there: Iterable[Any]) -> Target:
 
 
 def part(part: int, whole: int) -> tuple[str, bool]:
-    """Return the figure of a part that has to be the whole, and whether it is; none of nothing is a miss."""
+    """Return the figure of a part that must be the whole, and whether it is; an empty whole is a failure."""
     return f"{part:,} of {whole:,}", part == whole > 0
 
 
 def none(name: str, count: int) -> Target:
-    """Judge that there is none of something."""
+    """Check that there is none of something."""
     return Target(name, "none", f"{count:,}", not count)

@@ -1,4 +1,4 @@
-"""FCM failing in one way after the other under load, and what has to go on meanwhile and come back afterwards."""
+"""Outages of FCM under load, of one kind after the other: what must continue meanwhile, and recover afterwards."""
 
 import asyncio
 import time
@@ -17,17 +17,17 @@ from loadtest.chaos.traffic import SPREAD, Exchange, Traffic
 from loadtest.load.targets import Target
 
 RESUMED_SECONDS: Final = 60
-"""How soon after FCM has recovered pushes have to go out again."""
+"""The time after the recovery of FCM from which pushes must be sent again."""
 
 LEAST_FAILURES: Final = 300
 FAILED: Final = ("retry_later", "unknown", "blocked")
 IN_THE_AIR_SECONDS: Final = 2
-"""How long into an outage phones still answer what was pushed before."""
+"""The time in an outage in which phones still answer earlier pushes."""
 
 LEAST_BY_HEARTBEAT: Final = 0.95
 RATE_SECONDS: Final = 10
 LEAST_RATE: Final = 0.5
-"""Over how long pushes are counted before and after an outage, and how many of those before go out afterwards."""
+"""Pushes are counted over this time before and after an outage; this part of the rate must be reached afterwards."""
 
 END: Final[dict[str, Any]] = {"override": None, "oauth_down": False}
 _LOOK_SECONDS: Final = 0.25
@@ -44,7 +44,7 @@ _WHOLE: Final = """
 
 @dataclass(frozen=True, slots=True)
 class Outage:
-    """How FCM fails, for how long: orders to the stand-in, and those that end it."""
+    """The kind and length of an outage: the orders for the fake FCM, and the orders that end it."""
 
     name: str
     orders: dict[str, Any]
@@ -53,7 +53,7 @@ class Outage:
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """One outage as it came, in Unix time, and how long after its end pushing was whole again; None: not in time."""
+    """One outage, in Unix time, and the time from its end until pushing was normal again; None: not in time."""
 
     begun_at: float
     ended_at: float
@@ -62,7 +62,7 @@ class Recovery:
 
 @dataclass(slots=True)
 class FcmOutages:
-    """FCM failing in one way after the other, with time to recover in between."""
+    """FCM fails in one way after the other, with time to recover in between."""
 
     control_url: str
     database_url: str
@@ -72,7 +72,7 @@ class FcmOutages:
     recoveries: list[Recovery] = field(default_factory=list)
 
     async def run(self, traffic: Traffic) -> None:
-        """Let it fail in each way; the first one finds a command to the whole fleet on its way."""
+        """Let it fail in each way; the first outage begins while a command to the whole fleet is being pushed."""
         async with httpx.AsyncClient() as client:
             for number, outage in enumerate(self.outages):
                 await asyncio.sleep(RATE_SECONDS)
@@ -82,7 +82,7 @@ class FcmOutages:
                     traffic.post_to_all()
                 await asyncio.sleep(outage.seconds)
                 ended_at = await self._order(client, END)
-                self.say("FCM is well again")
+                self.say("FCM works again")
                 self.recoveries.append(Recovery(begun_at, ended_at, await self._recover(ended_at)))
         await asyncio.sleep(RATE_SECONDS)
 
@@ -91,17 +91,17 @@ class FcmOutages:
         return time.time()
 
     async def _recover(self, ended_at: float) -> float | None:
-        """Wait until both dispatchers push and nothing is overdue; return how long it took, None: too long."""
+        """Wait until both dispatchers push and nothing is overdue; return the seconds, or None if it took too long."""
         async with await psycopg.AsyncConnection.connect(self.database_url, autocommit=True) as connection:
             while (waited := time.time() - ended_at) < RESUMED_SECONDS:
                 if await (await connection.execute(_WHOLE)).fetchone() == (True,):
-                    self.say(f"pushing is whole again after {waited:.1f} s")
+                    self.say(f"pushing is normal again after {waited:.1f} s")
                     return waited
                 await asyncio.sleep(_LOOK_SECONDS)
         return None
 
     def away(self) -> list[Interval]:
-        """Return the outages, and the time until pushing was whole again."""
+        """Return the outages, each with the time until pushing was normal again."""
         return [
             (one.begun_at, one.ended_at + (RESUMED_SECONDS if one.after_seconds is None else one.after_seconds))
             for one in self.recoveries
@@ -110,7 +110,7 @@ class FcmOutages:
     def judged(
         self, exchanges: Sequence[Exchange], snapshot: DatabaseSnapshot, sends: Sequence[dict[str, Any]]
     ) -> list[Target]:
-        """The API goes on, heartbeats bring the commands, and pushes go out again by themselves."""
+        """Check that the API continues, heartbeats deliver the commands, and pushes are sent again."""
         named = list(zip((outage.name for outage in self.outages), self.recoveries, strict=True))
         refused = sum(send["status"] == 503 for send in sends)
         failed = sum(_failed_within(snapshot, one.begun_at, one.ended_at) for one in self.recoveries)
@@ -125,10 +125,10 @@ class FcmOutages:
         ]
 
     def _reached(self, name: str, one: Recovery, snapshot: DatabaseSnapshot) -> Target:
-        """Judge that heartbeats brought what was open for longer than they are apart, and a fair share of the rest.
+        """Check that heartbeats delivered what was open for longer than an interval, and a fair share of the rest.
 
         A phone's next heartbeat comes at any moment of an interval. So a delivery that was open for a part of the
-        longest one is brought at least as likely as that part is large.
+        longest interval is delivered with at least that probability.
         """
         longest = (1 + SPREAD) * self.interval_seconds
         heard = {each.key for each in _answered(one, snapshot) if each.delivered_via == "heartbeat"}
@@ -138,7 +138,9 @@ class FcmOutages:
         reached = len(heard & long)
         figure = f"{reached:,} of {len(long):,} open for {longest:.0f} s; {len(heard):,} of all, {least:,.0f} expected"
         held = reached >= LEAST_BY_HEARTBEAT * len(long) and len(heard) >= least > 0
-        return Target(f"{name}: open meanwhile, heard of by heartbeat", f"≥ {LEAST_BY_HEARTBEAT:.0%}", figure, held)
+        return Target(
+            f"{name}: open in the outage, delivered by heartbeat", f"≥ {LEAST_BY_HEARTBEAT:.0%}", figure, held
+        )
 
 
 def _failed_within(snapshot: DatabaseSnapshot, begin: float, end: float) -> int:
@@ -151,17 +153,17 @@ def _accepted(name: str, one: Recovery, exchanges: Sequence[Exchange]) -> Target
     posts = [each for each in exchanges if each.kind == "command"]
     meanwhile = [each for each in posts if one.begun_at < each.begun_at + ahead < one.ended_at]
     taken = sum(each.status == 200 for each in meanwhile)
-    return Target(f"{name}: commands accepted meanwhile", "all", *part(taken, len(meanwhile)))
+    return Target(f"{name}: commands accepted in the outage", "all", *part(taken, len(meanwhile)))
 
 
 def _answered(one: Recovery, snapshot: DatabaseSnapshot) -> list[Delivery]:
-    """Return what phones answered in an outage, its first moments aside."""
+    """Return the results of phones in an outage, without its first moments."""
     begin, end = one.begun_at + IN_THE_AIR_SECONDS, one.ended_at
     return [each for each in snapshot.deliveries if each.state in FINAL and begin < (each.settled_at or 0) < end]
 
 
 def _open_seconds(delivery: Delivery, one: Recovery) -> float:
-    """Return how long a delivery could have been answered in an outage, its first moments aside."""
+    """Return how long a delivery could have been answered in an outage, without its first moments."""
     begin = one.begun_at + IN_THE_AIR_SECONDS
     if delivery.settled_at is not None and delivery.settled_at <= begin:
         return 0
@@ -169,23 +171,23 @@ def _open_seconds(delivery: Delivery, one: Recovery) -> float:
 
 
 def _by_heartbeat(name: str, answered: Sequence[Delivery]) -> Target:
-    """Judge that phones got by heartbeat what they answered in an outage."""
+    """Check that phones got by heartbeat what they answered in an outage."""
     heard = sum(each.delivered_via == "heartbeat" for each in answered)
     figure = f"{heard:,} of {len(answered):,}"
     held = heard > 0 and heard >= LEAST_BY_HEARTBEAT * len(answered)
-    return Target(f"{name}: results meanwhile, by heartbeat", f"≥ {LEAST_BY_HEARTBEAT:.0%}", figure, held)
+    return Target(f"{name}: results in the outage, by heartbeat", f"≥ {LEAST_BY_HEARTBEAT:.0%}", figure, held)
 
 
 def _resumed(name: str, one: Recovery, sends: Sequence[dict[str, Any]]) -> Target:
-    """Judge that pushing was whole again in time, and as quick as before the outage."""
+    """Check that pushing was normal again in time, and as fast as before the outage."""
     before = _per_second(sends, one.begun_at - RATE_SECONDS)
     limit = f"< {RESUMED_SECONDS} s, rate ≥ {LEAST_RATE:.0%}"
     if one.after_seconds is None:
-        return Target(f"{name}: pushing whole again", limit, "never", held=False)
+        return Target(f"{name}: pushing is normal again", limit, "never", held=False)
     after = _per_second(sends, one.ended_at + one.after_seconds)
     figure = f"{one.after_seconds:.1f} s; {before:.0f} → {after:.0f} pushes/s"
     held = one.after_seconds < RESUMED_SECONDS and after >= LEAST_RATE * before > 0
-    return Target(f"{name}: pushing whole again", limit, figure, held)
+    return Target(f"{name}: pushing is normal again", limit, figure, held)
 
 
 def _per_second(sends: Sequence[dict[str, Any]], since: float) -> float:

@@ -1,4 +1,4 @@
-"""The pushes of a run, message by message: what reached FCM, what the attempts say of it, and what nobody tried."""
+"""The pushes of a run, message by message: what reached FCM, what the attempts contain, and what was never tried."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,22 +23,22 @@ from loadtest.fleet.credentials_file import Member
 from loadtest.load.targets import Target
 
 MAY_REPEAT: Final = frozenset({"unknown", "retry_later", "blocked"})
-"""The outcomes after which a push goes again; only after `unknown` it may have reached FCM before."""
+"""The outcomes after which a push is sent again; only with `unknown` it may have reached FCM before."""
 
 UNHEARD: Final = frozenset({"unknown", "in_flight"})
-"""What an attempt is called as long as, or because, nobody kept FCM's answer."""
+"""The outcomes of an attempt while, or because, FCM's answer is not recorded."""
 
 PROMPT_SECONDS: Final = 5
-"""How long a push that is due may go untried while a dispatcher can push."""
+"""The longest time that a due push may wait while a dispatcher can push."""
 
 BLOCKED_SECONDS: Final = 30
 FIRST_RETRY_SECONDS: Final = 10
 LONGEST_RETRY_SECONDS: Final = 900
-"""When the server tries again what did not go through: blocked, or failed n times, with a random part."""
+"""The pauses before the server's next try: after `blocked`, or after n failures, with a random part."""
 
 ORPHANED: Final = "the dispatcher did not record an answer"
 NOT_SENT: Final = "not sent: "
-"""What the server says of an attempt whose dispatcher died, and of one that never left."""
+"""The server's texts for an attempt whose dispatcher died, and for one that was not sent."""
 
 ROUNDING_SECONDS: Final = 0.001
 
@@ -50,29 +50,29 @@ Send = Mapping[str, Any]
 class Pushed:
     """A delivery, and the messages that reached FCM for it in the order of arrival.
 
-    A message that FCM refused for its access token is not among them: it is one attempt with the next one.
+    A message that FCM refused for its access token is not included: it is one attempt with the next one.
     """
 
     delivery: Delivery
     sends: Sequence[Send]
 
     def sends_of(self, number: int) -> Sequence[Send]:
-        """Return what arrived between the begin of an attempt (from 0) and the begin of the next one."""
+        """Return the messages between the begin of an attempt (from 0) and the begin of the next one."""
         begins = [one.started_at for one in self.delivery.attempts]
         until = begins[number + 1] if number + 1 < len(begins) else inf
         return [send for send in self.sends if begins[number] <= send["at"] < until]
 
     def recorded(self) -> int:
-        """Return how many messages have an attempt of their own that was begun before, with the answer FCM gave."""
+        """Return how many messages have their own attempt that began before, with FCM's answer."""
         return sum(_is_of(attempt, sends[0]) for attempt, sends in self._answered())
 
     def founded(self) -> int:
-        """Return how many attempts with an answer of FCM have the one message that was answered so."""
+        """Return how many attempts with an answer of FCM have exactly one message with this answer."""
         pairs = self._answered()
         return sum(len(sends) == 1 and _is_answered(attempt) and _is_of(attempt, sends[0]) for attempt, sends in pairs)
 
     def taken_twice_unexplained(self) -> int:
-        """Return how many messages FCM took again although no attempt had ended without anybody hearing of it."""
+        """Return how many messages FCM accepted again although no attempt had ended as `unknown`."""
         taken = sum(bool(send["message_id"]) for send in self.sends)
         unknown = sum(one.outcome == "unknown" for one in self.delivery.attempts)
         return max(0, taken - 1 - unknown)
@@ -85,9 +85,9 @@ class Pushed:
 def compare(
     snapshot: DatabaseSnapshot, sends: Sequence[Send], members: Iterable[Member], away: Sequence[Interval]
 ) -> list[Target]:
-    """Return what has to hold between the database and FCM, each with its figure.
+    """Return the promises between the database and FCM, each with its figure.
 
-    `away` is when nobody could push, in Unix time. All members have a push token that FCM takes.
+    `away` is when no dispatcher could push, in Unix time. All phones have a push token that FCM accepts.
     """
     device_ids = {member.push_token: member.device_id for member in members}
     keyed = [((send["request_id"], device_ids[send["push_token"]]), send) for send in sends]
@@ -102,13 +102,13 @@ def compare(
     return [
         Target("messages at FCM have an attempt each, with its answer", "all", *part(recorded, arrived)),
         Target("attempts with an answer have their message at FCM", "all", *part(founded, answered)),
-        Target("messages after the time of their command", "none", _lateness(late), not late),
+        Target("messages after the expiry of their command", "none", _lateness(late), not late),
         none("attempts still in flight", sum(one.outcome == "in_flight" for one in attempts)),
-        none("attempts after one that FCM took", wrong),
-        none("attempts given up within their lease", sum(map(_is_given_up_early, attempts))),
+        none("attempts after one that FCM accepted", wrong),
+        none("attempts abandoned within their lease", sum(map(_is_given_up_early, attempts))),
         none("attempts begun before their pause was over", sum(map(_hasty, snapshot.deliveries))),
         none("attempts begun after their delivery was settled", sum(map(_belated, snapshot.deliveries))),
-        none("messages FCM took twice, no attempt unknown", sum(one.taken_twice_unexplained() for one in pushed)),
+        none("messages FCM accepted twice, no attempt unknown", sum(one.taken_twice_unexplained() for one in pushed)),
         _tried(snapshot, away),
     ]
 
@@ -132,7 +132,7 @@ def _is_answered(attempt: Attempt) -> bool:
 
 
 def _is_of(attempt: Attempt, send: Send) -> bool:
-    """Tell whether an attempt may be that of a message: it says of it what FCM said, or that nobody heard."""
+    """Return whether an attempt may be that of a message: it has the same answer, or no recorded one."""
     if attempt.outcome in UNHEARD:
         return True
     same = (attempt.http_status, attempt.message_id) == (send["status"], send["message_id"])
@@ -140,18 +140,18 @@ def _is_of(attempt: Attempt, send: Send) -> bool:
 
 
 def _is_given_up_early(attempt: Attempt) -> bool:
-    """Tell whether an attempt was closed as that of a dead dispatcher while its dispatcher might still record it."""
+    """Return whether an attempt was closed as abandoned while its dispatcher might still record it."""
     ended_at = attempt.finished_at or attempt.started_at
     return attempt.detail == ORPHANED and ended_at < attempt.started_at + LEASE_SECONDS - ROUNDING_SECONDS
 
 
 def _hasty(delivery: Delivery) -> int:
-    """Return how many attempts were begun too soon after the one before."""
+    """Return how many attempts began too soon after the one before."""
     return sum(second.started_at < _pause_over_at(first) for first, second in pairwise(delivery.attempts))
 
 
 def _pause_over_at(attempt: Attempt) -> float:
-    """Return when the next attempt may begin, at the earliest; what was not sent may be tried at once."""
+    """Return when the next attempt may begin, at the earliest; one that was not sent may be tried immediately."""
     ended_at = (attempt.finished_at or inf) - ROUNDING_SECONDS
     if attempt.detail == ORPHANED:
         return max(ended_at, attempt.started_at + LEASE_SECONDS - ROUNDING_SECONDS)
@@ -161,13 +161,13 @@ def _pause_over_at(attempt: Attempt) -> float:
 
 
 def _belated(delivery: Delivery) -> int:
-    """Return how many attempts were begun although the delivery had been settled before."""
+    """Return how many attempts began although the delivery was settled before."""
     until = (delivery.settled_at or inf) + TRANSACTION_SECONDS
     return sum(one.started_at > until for one in delivery.attempts)
 
 
 def _tried(snapshot: DatabaseSnapshot, away: Sequence[Interval]) -> Target:
-    """Judge that each push that came due was tried, unless its phone was quicker or nobody could push."""
+    """Check that each due push was tried, unless its phone answered before or no dispatcher could push."""
     away = intervals.union(away)
     missed = sum(_overdue_seconds(one, snapshot.read_at, away) > PROMPT_SECONDS for one in snapshot.deliveries)
     tried = sum(bool(one.attempts) for one in snapshot.deliveries)
@@ -177,14 +177,14 @@ def _tried(snapshot: DatabaseSnapshot, away: Sequence[Interval]) -> Target:
 
 
 def _overdue_seconds(delivery: Delivery, now: float, away: Sequence[Interval]) -> float:
-    """Return for how long nobody tried the push that was due last, though somebody could have."""
+    """Return for how long the last due push was not tried, although a dispatcher could push."""
     over_at = min(at for at in (delivery.received_at, delivery.settled_at, now) if at is not None)
     due_at = _due_at(delivery)
     return over_at - due_at - intervals.length(intervals.common([(due_at, over_at)], away))
 
 
 def _due_at(delivery: Delivery) -> float:
-    """Return when the next push has to come, by the attempts that there are; never, after one that FCM took."""
+    """Return when the next push is due, by the existing attempts; never, after one that FCM accepted."""
     if not delivery.attempts:
         return delivery.issued_at
     last = delivery.attempts[-1]

@@ -1,4 +1,4 @@
-"""The primary of a database demoted under load, while the address that clients know still leads to it."""
+"""Read-only primaries: a primary is demoted under load, while the address that clients know still leads to it."""
 
 import asyncio
 import random
@@ -22,7 +22,8 @@ from loadtest.testbed.serving import wait_for
 from loadtest.testbed.tcp_proxy import TcpProxy
 
 NORMAL_SECONDS: Final = 5
-"""How soon after the address leads to the new primary nothing may fail, or be connected to the old one, any more."""
+"""The time after the change of the address from which no request may fail, and no connection to the old primary may
+exist."""
 
 READ_ONLY_SECONDS: Final = 8
 _WRITING: Final = "SELECT count(*) FROM pg_stat_activity WHERE usename = %s AND backend_xid IS NOT NULL"
@@ -34,7 +35,7 @@ _CONNECTED: Final = """
 
 @contextmanager
 def demoting(folder: Path, times: int) -> Iterator[Database]:
-    """Run a primary and its standby behind an address that leads to one of them; demote the primary so many times."""
+    """Run a primary and its standby behind an address that leads to one of them, for this number of demotions."""
     with databases.servers(folder) as made:
         pair = PostgresPair.made_by(made)
         with TcpProxy(pair.primary.port) as proxy:
@@ -47,10 +48,10 @@ def demoting(folder: Path, times: int) -> Iterator[Database]:
 
 @dataclass(slots=True)
 class Demotions(InGaps):
-    """The primary takes no writes any more, its standby is promoted, and the address follows seconds later.
+    """The primary accepts no more writes, its standby is promoted, and the address follows seconds later.
 
-    In turn the old primary keeps its connections (default_transaction_read_only) and cuts them (it is started again as
-    a standby). It answers reads in both cases until long after the address has changed.
+    In turn the old primary keeps its connections (default_transaction_read_only) or cuts them (it restarts as a
+    standby). In both cases it answers reads until long after the address has changed.
     """
 
     normal_seconds = NORMAL_SECONDS
@@ -62,10 +63,10 @@ class Demotions(InGaps):
     say: Say
     gaps: list[Gap] = field(default_factory=list)
     left: list[tuple[int, str]] = field(default_factory=list)
-    """How many connections the old primary still had when all had to be normal, and their last statements."""
+    """The number of connections to the old primary when all had to be normal, and their last statements."""
 
     async def run(self, traffic: Traffic) -> None:
-        """Demote so many times."""
+        """Demote this number of times."""
         del traffic
         for number in range(self.times):
             await asyncio.sleep(random.uniform(10, 15))
@@ -78,11 +79,11 @@ class Demotions(InGaps):
         await asyncio.sleep(2 * NORMAL_SECONDS)
 
     async def _move(self, demote: Callable[[], None]) -> None:
-        """Demote the primary, later lead the address to the new one, and see what is still connected to the old one."""
+        """Demote the primary, later lead the address to the new one, and check for connections to the old one."""
         stopped_at = time.monotonic()
         await asyncio.to_thread(demote)
         old, new = self.pair.standby, self.pair.primary
-        self.say(f"{old.name} takes no writes any more")
+        self.say(f"{old.name} accepts no more writes")
         await asyncio.sleep(READ_ONLY_SECONDS)
         self.proxy.point_to(new.port)
         self.gaps.append(Gap(stopped_at, time.monotonic()))
@@ -91,7 +92,7 @@ class Demotions(InGaps):
         self.left.append(await asyncio.to_thread(old.execute, _CONNECTED, NAME))
 
     def _demote(self) -> None:
-        """Let what writes come to its end, and nothing else write; then promote the standby, which has it all."""
+        """Let open writes end, and refuse further ones; then promote the standby, which has all of them."""
         old = self.pair.primary
         old.configure(default_transaction_read_only="on")
         wait_for(lambda: old.execute(_WRITING, NAME) == (0,))
@@ -99,7 +100,7 @@ class Demotions(InGaps):
         self.pair.promote_standby()
 
     def _restart_as_standby(self) -> None:
-        """Stop the primary, which hands over all that it has before it ends; promote the standby, and follow it."""
+        """Stop the primary, which sends all its data before it ends; promote the standby, and follow it."""
         self.pair.lose_primary("fast")
         self.pair.promote_standby()
         self.pair.rejoin()
@@ -107,7 +108,7 @@ class Demotions(InGaps):
     def judged(
         self, exchanges: Sequence[Exchange], snapshot: DatabaseSnapshot, sends: Sequence[dict[str, Any]]
     ) -> list[Target]:
-        """Nothing but 200 and 503 ever; soon nothing but 200, and no connection to the old primary; processes go on."""
+        """Check for only 200 and 503, soon only 200, no connection to the old primary, and the same processes."""
         del snapshot, sends
         figure = f"read-only for {answers.lengths(self.gaps)}"
         return [

@@ -1,7 +1,7 @@
-"""A fleet and its admin that go on through faults, and keep account of everything they were told.
+"""A fleet and its admin that continue through faults, and record all answers.
 
-Phones answer each command once it reaches them, by push or by heartbeat. A command whose POST got no answer, or a 503,
-is sent again as it was, under its Idempotency-Key, until the server says what became of it.
+Phones answer each command when they get it, by push or by heartbeat. A command whose POST got no answer, or a 503, is
+sent again unchanged, under its Idempotency-Key, until the server answers.
 """
 
 import asyncio
@@ -29,42 +29,44 @@ Kind = Literal["heartbeat", "result", "command"]
 COMMANDS_PER_SECOND: Final = 20
 LARGEST_AUDIENCE: Final = 7
 LIVES_SECONDS: Final = (15, 60, 600)
-"""What commands get as their time, at random: some are over before a fault is."""
+"""The random lifetimes of commands: some end before a fault does."""
 
 ANSWER_SECONDS: Final = 15
 KEPT_SECONDS: Final = 3
-"""How long an idle connection is kept: less than the 5 s after which a web worker closes it."""
+"""The time for which an idle connection is kept: less than the 5 s after which a web worker closes it."""
 
 Connections = tuple[int, int]
-"""How many the phones may have, and how many the admin; 0: any number."""
+"""The largest number of connections of the phones, and of the admin; 0: no limit."""
 
 NORMAL_CONNECTIONS: Final[Connections] = (200, 50)
-"""The admin has some of its own: a fleet that answers all at once keeps no command waiting before it has left."""
+"""The admin has its own connections, so that a fleet whose phones all answer at the same time delays no command."""
 
 UNLIMITED_CONNECTIONS: Final[Connections] = (0, 0)
-"""For gaps in which many requests take long: none waits for a connection, which would count as the server's time."""
+"""For gaps in which many requests take long: none waits for a connection, because that would count as the server's
+time."""
 
 GIVE_UP_SECONDS: Final = 90
 PATIENCE_SECONDS: Final = 180
-"""How long everything may take to settle afterwards: a lease of 45 s, a heartbeat, a retry."""
+"""The longest time for all deliveries to settle at the end: a lease of 45 s, a heartbeat, a retry."""
 
 SETTLED_LOOK_SECONDS: Final = 1
 PAUSE_SECONDS: Final = 0.25
 LONGEST_PAUSE_SECONDS: Final = 4
-"""How long a command waits to be sent again: longer each time, so that a long outage does not end in a flood."""
+"""The longest pause before a command is sent again: each pause is longer, so that a long outage does not end in a
+flood."""
 
 TARGET: Final = "/admin/command"
 _LOOK_SECONDS: Final = 0.05
 
 SPREAD: Final = 0.2
-"""By how much of itself a phone's interval is shorter or longer, at random."""
+"""The random part by which a phone's interval is shorter or longer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One request: when it was sent and when it ended (monotonic), and its status; 0: no answer, `code` says why.
+    """One request: its begin and end (monotonic), and its status; 0: no answer, and `code` is the reason.
 
-    `flaw` is what a refusal lacks of being problem details.
+    `flaw` is what a refusal lacks as problem details.
     """
 
     kind: Kind
@@ -77,7 +79,7 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A final result that was answered with a 200: what the phone said, what it was told, and when (Unix time)."""
+    """A final result that was answered with 200: the phone's report, the answer, and the time (Unix time)."""
 
     request_id: str
     device_id: str
@@ -90,34 +92,34 @@ class Result:
 
 @dataclass(slots=True)
 class Account:
-    """What the clients know: what they asked, and what they were told with a 200."""
+    """The facts that the clients know: their requests, and the answers with 200."""
 
     sent: set[str] = field(default_factory=set)
-    """The notes of all commands that were posted, each with a note of its own."""
+    """The notes of all commands that were posted, each with its own note."""
 
     accepted: dict[str, frozenset[str]] = field(default_factory=dict)
     """The devices of each command whose POST was answered, by request_id."""
 
     unanswered: int = 0
-    """How many POSTs were given up."""
+    """The number of POSTs that were given up."""
 
     results: list[Result] = field(default_factory=list)
-    """Each final result that was taken, repeats too: of what came twice, or got no answer at first."""
+    """Each final result that was answered, with repeats: of reports sent twice, or without an answer at first."""
 
     heard: dict[str, str] = field(default_factory=dict)
     """The server's time in the last answer to a heartbeat, by device."""
 
     refused: int = 0
-    """How many envelopes phones did not trust, from whichever channel."""
+    """The number of envelopes that phones refused, from both channels."""
 
     exchanges: list[Exchange] = field(default_factory=list)
 
     settled_after_seconds: float | None = None
-    """How long after the trouble everything was settled; None: it was not, for as long as one waited."""
+    """The time from the fault's end until everything was settled; None: it was not, within the time to wait."""
 
 
 class Traffic:
-    """The phones of a roster and an admin, on one event loop."""
+    """The phones of a credentials file and an admin, on one event loop."""
 
     def __init__(
         self,
@@ -129,7 +131,7 @@ class Traffic:
         commands_per_second: float = COMMANDS_PER_SECOND,
         connections: Connections = NORMAL_CONNECTIONS,
     ) -> None:
-        """Do nothing yet. `journal` is where the pushes that reach FCM are found."""
+        """Start nothing yet. `journal` contains the pushes that reach FCM."""
         self.account = Account()
         self._admin = admin
         self._members = members
@@ -143,10 +145,10 @@ class Traffic:
         self._commanding = asyncio.Event()
 
     async def run(self, trial: Awaitable[T], settled: Callable[[], Awaitable[bool]]) -> T:
-        """Keep the fleet going and commands coming until the trial is over; then only the fleet, until all is settled.
+        """Run the fleet and issue commands until the trial ends; then run only the fleet, until all is settled.
 
-        Returns what the trial returns. `settled` is asked now and then, for no longer than PATIENCE_SECONDS. Raises an
-        ExceptionGroup as soon as a phone or the admin fails with something else than a refusal or no answer.
+        Returns the result of the trial. `settled` is called from time to time, for at most PATIENCE_SECONDS. Raises an
+        ExceptionGroup as soon as a phone or the admin fails with anything else than a refusal or no answer.
         """
         for_phones, for_admin = self._connections
         async with (
@@ -167,7 +169,7 @@ class Traffic:
         return found
 
     def post_to_all(self) -> None:
-        """Issue one command to the whole fleet, besides the others."""
+        """Issue one command to the whole fleet, in addition to the others."""
         self._work(self._post({"all": True}, [member.device_id for member in self._members], max(LIVES_SECONDS)))
 
     def _phone(self, member: Member) -> Phone:
@@ -176,7 +178,7 @@ class Traffic:
         return phone
 
     async def _beat(self, phone: Phone) -> None:
-        """Send one phone's heartbeats, and carry out what they bring."""
+        """Send one phone's heartbeats, and carry out the commands in the answers."""
         await asyncio.sleep(random.uniform(0, self._interval_seconds))
         while True:
             answer = await self._noted("heartbeat", phone.heartbeat(status={"battery_pct": random.randint(1, 100)}))
@@ -216,7 +218,7 @@ class Traffic:
             await asyncio.sleep(random.uniform(0.5, 1.5) / self._commands_per_second)
 
     async def _post(self, target: Mapping[str, Any], devices: list[str], lives_seconds: int) -> None:
-        """Post one command until the server says what became of it."""
+        """Post one command until the server answers."""
         note = f"chaos {next(self._numbers)}"
         command = {"action": "ping", "target": target, "note": note, "expires_in_seconds": lives_seconds}
         body = orjson.dumps(command)
@@ -237,7 +239,7 @@ class Traffic:
             return await answer_in(response)
 
     async def _noted(self, kind: Kind, exchange: Awaitable[T]) -> T | None:
-        """Await an exchange and keep account of it; None unless it was answered with a 200."""
+        """Await an exchange and record it; return None unless it was answered with a 200."""
         begun_at = time.monotonic()
         status, code, flaw, answer = int(HTTPStatus.OK), "", "", None
         try:

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 GRANT_TYPE: Final = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 GOOGLE_AUDIENCE: Final = "https://oauth2.googleapis.com/token"
-"""What google-auth writes as the audience of its assertions, whatever the account's `token_uri`."""
+"""The audience that google-auth writes into its assertions, whatever the account's `token_uri` is."""
 
 
 @cache
@@ -28,7 +28,7 @@ class AccessTokens:
         self.issued = 0
 
     def exchange(self, assertion: str, expires_in_seconds: int) -> str:
-        """Return a new access token. Raises jwt.InvalidTokenError for an assertion that is not good."""
+        """Return a new access token. Raises jwt.InvalidTokenError for an invalid assertion."""
         jwt.decode(
             assertion,
             private_key().public_key(),
@@ -43,7 +43,7 @@ class AccessTokens:
         return token
 
     def accepts(self, authorization: str) -> bool:
-        """Tell whether the header carries a token that was issued, is not revoked, and has not expired."""
+        """Return whether the header has a token that was issued, is not revoked, and has not expired."""
         expires_at = self._expiries.get(authorization.removeprefix("Bearer "))
         return authorization.startswith("Bearer ") and expires_at is not None and time.monotonic() < expires_at
 
@@ -52,5 +52,5 @@ class AccessTokens:
         return list(self._expiries)
 
     def revoke_all(self) -> None:
-        """Forget every token: the next send with one of them is answered 401."""
+        """Revoke every token: the next send with one of them is answered 401."""
         self._expiries.clear()

@@ -1,4 +1,4 @@
-"""A small HTTP/1.1 server for the stand-in: the machine that it shares with what is measured has little time for it.
+"""A small HTTP/1.1 server for the fake FCM: it shares the machine with the measured server, so it must be cheap.
 
 httptools reads the requests. There is one at a time on each connection, as clients of FCM send them.
 """
@@ -52,21 +52,21 @@ class Connection(asyncio.Protocol):
         self._body: list[bytes] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the connection among those that closing cuts."""
+        """Store the connection, so that a close can cut it."""
         self._transport = cast("asyncio.Transport", transport)
         self._connections.add(self)
 
     def connection_lost(self, _: Exception | None) -> None:
-        """Forget it."""
+        """Delete it."""
         self._transport = None
         self._connections.discard(self)
 
     def data_received(self, data: bytes) -> None:
-        """Read on; what is no HTTP ends the connection."""
+        """Read further data; if it is not HTTP, the connection ends."""
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError:
-            raise  # A fault of ours.
+            raise  # Our own fault.
         except httptools.HttpParserError:
             self.cut()
 
@@ -75,20 +75,20 @@ class Connection(asyncio.Protocol):
         self._request, self._url, self._body = Request(self), b"", []
 
     def on_url(self, part: bytes) -> None:
-        """Read on in the target."""
+        """Add to the target."""
         self._url += part
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep the only header that matters."""
+        """Store the only header that is needed."""
         if name.lower() == b"authorization":
             self._request.authorization = value.decode("latin-1")
 
     def on_body(self, part: bytes) -> None:
-        """Read on in the body."""
+        """Add to the body."""
         self._body.append(part)
 
     def on_message_complete(self) -> None:
-        """Have the request answered."""
+        """Answer the request."""
         request = self._request
         request.method = self._parser.get_method().decode()
         path, _, query = self._url.decode("latin-1").partition("?")
@@ -96,7 +96,7 @@ class Connection(asyncio.Protocol):
         self._serve(request)
 
     def write(self, status: int, body: bytes, headers: tuple[tuple[str, str], ...]) -> None:
-        """Write an answer, if the client is still there."""
+        """Write an answer, if the client is still connected."""
         if self._transport is None:
             return
         fields = "".join(f"{name}: {value}\r\n" for name, value in headers)
@@ -112,21 +112,21 @@ class Connection(asyncio.Protocol):
 
 @dataclass(slots=True)
 class HttpServer:
-    """A server on a socket that listens; `serve` is called with each request."""
+    """A server on a listening socket; `serve` is called with each request."""
 
     serve: Callable[[Request], None]
     connections: set[Connection] = field(default_factory=set)
     _server: Any = None
 
     async def start(self, listener: socket.socket) -> None:
-        """Begin to take connections."""
+        """Begin to accept connections."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
             lambda: Connection(self.serve, self.connections), sock=listener, backlog=1024
         )
 
     def close(self) -> None:
-        """Take no more, and cut those that there are."""
+        """Accept no more, and cut the open ones."""
         self._server.close()
         for connection in list(self.connections):
             connection.cut()

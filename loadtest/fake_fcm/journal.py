@@ -1,4 +1,4 @@
-"""Reads the journal file of the stand-in for FCM while it is written: how pushes reach simulated phones."""
+"""The journal of the fake FCM, and a reader of its file: so pushes reach simulated phones."""
 
 import threading
 from collections.abc import Callable
@@ -35,16 +35,16 @@ class Journal:
         return len(self._sends)
 
     def sends(self, since: int = 0) -> list[Send]:
-        """Return what has arrived, without the first `since`."""
+        """Return the sends that have arrived, without the first `since`."""
         with self._changed:
             return self._sends[since:]
 
     def wait_for(
         self, count: int, timeout: float = 10, *, matching: Callable[[Send], bool] = lambda _: True
     ) -> list[Send]:
-        """Block until so many sends have arrived, and return all that have. Raises TimeoutError.
+        """Block until this number of sends has arrived, and return all that have. Raises TimeoutError.
 
-        A send counts from its arrival on, which may be before its answer has left.
+        A send counts from its arrival on, which may be before its answer is sent.
         """
         found: list[Send] = []
         read = 0
@@ -61,7 +61,7 @@ class Journal:
         return found
 
     def add(self, send: Send) -> None:
-        """Append a send and wake who waits for it."""
+        """Append a send and wake the waiting threads."""
         with self._changed:
             self._sends.append(send)
             self._changed.notify_all()
@@ -69,7 +69,7 @@ class Journal:
             self._file.write(orjson.dumps(send, option=orjson.OPT_APPEND_NEWLINE))
 
     def clear(self) -> None:
-        """Forget all sends. The file keeps them."""
+        """Delete all sends. The file keeps them."""
         with self._changed:
             self._sends.clear()
 
@@ -80,7 +80,7 @@ class Journal:
 
 
 class JournalTail:
-    """The sends that have arrived since the last look, from the moment it was made. A look costs one read of a file."""
+    """The sends since the last read, from the creation of this object on. A read costs one read of a file."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb", buffering=0)
@@ -88,7 +88,7 @@ class JournalTail:
         self._rest = b""
 
     def sends(self) -> list[dict[str, Any]]:
-        """Return the sends that are new; a line that is not whole yet comes with the next look."""
+        """Return the new sends; an incomplete line comes with the next read."""
         *lines, self._rest = (self._rest + self._file.read()).split(b"\n")
         return [orjson.loads(line) for line in lines]
 

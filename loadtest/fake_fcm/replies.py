@@ -1,4 +1,4 @@
-"""What the fake FCM answers: one reply for each word that a push token may begin with."""
+"""The answers of the fake FCM: one reply for each word that a push token may begin with."""
 
 import re
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ _RESERVED_KEYS: Final = re.compile(r"from$|message_type$|google|gcm")
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What is said to one send. `status` None: nothing; the connection hangs or is cut."""
+    """The answer to one send. `status` None: no answer; the connection hangs or is cut."""
 
     answer: str
     status: int | None = HTTPStatus.OK
@@ -68,7 +68,7 @@ REFUSALS: Final = {
     )
 }
 NOT_FCMS_OWN: Final[Mapping[str, bytes]] = {"blank": b"", "html": b"<!DOCTYPE html><title>Error</title>"}
-"""The bodies of answers that a front end gives in FCM's place; the number behind the word is their status."""
+"""The bodies of answers that a front end gives in FCM's place; the number after the word is their status."""
 
 WORDS: Final = frozenset({*REFUSALS, *NOT_FCMS_OWN, "ok", "slow", "flaky", "hang", "reset", "garbage"})
 
@@ -82,9 +82,9 @@ def script_of(text: str) -> tuple[str, int | None]:
 
 
 def violation_in(message: Mapping[str, Any]) -> str:
-    """Return the field that is not as FCM wants it, or an empty string.
+    """Return the field that FCM would refuse, or an empty string.
 
-    Stricter than FCM in one way: `android.priority` and `android.ttl` have to be there.
+    Stricter than FCM in one way: `android.priority` and `android.ttl` are required.
     """
     android = message.get("android")
     android = android if isinstance(android, dict) else {}

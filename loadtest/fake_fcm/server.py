@@ -1,4 +1,4 @@
-"""A stand-in for Firebase Cloud Messaging and its OAuth endpoint, over real HTTP on the loopback interface.
+"""A fake of Firebase Cloud Messaging and its OAuth endpoint, over real HTTP on the loopback interface.
 
 The beginning of a push token chooses the answer: one word of `WORDS`, for some of them a number, and a hyphen.
 Any other push token is good.
@@ -63,9 +63,9 @@ _ORDERS: Final[Mapping[str, type]] = {
 class FcmStandin:
     """A Firebase project of its own: a server in a thread, from `start` to `close`.
 
-    Steer it by its attributes, from any thread: `override` answers every send alike, `delay_ms` slows every answer,
-    `oauth_down` fails the OAuth endpoint, `oauth_says` is what it answers with 200 instead of a token, and
-    `expires_in_seconds` is the life of access tokens issued from now on.
+    Set its attributes, from any thread: `override` answers every send alike, `delay_ms` slows every answer,
+    `oauth_down` makes the OAuth endpoint fail, `oauth_says` is its answer with 200 instead of a token, and
+    `expires_in_seconds` is the lifetime of access tokens issued from now on.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class FcmStandin:
 
     @property
     def override(self) -> str | None:
-        """What every send is answered, whatever its push token and credential: `unavailable7`, `hang`, … or None."""
+        """The answer to every send, whatever its push token and credential: `unavailable7`, `hang`, … or None."""
         return self._override
 
     @override.setter
@@ -121,14 +121,14 @@ class FcmStandin:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop answering; connections that hang are cut. The journal stays readable. A second call does nothing."""
+        """Stop answering; connections that hang are cut. The journal can still be read. A second call does nothing."""
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._closing.set)
         self._thread.join()
         self.journal.close()
 
     def service_account(self) -> dict[str, str]:
-        """Return the service account as a Google key file has it; its `token_uri` is the stand-in's."""
+        """Return the service account in the form of a Google key file; its `token_uri` is the fake's."""
         pem = private_key().private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
@@ -147,7 +147,7 @@ class FcmStandin:
         self.access_tokens.revoke_all()
 
     def obey(self, orders: Mapping[str, Any]) -> None:
-        """Carry out what `POST /control` says. Raises ValueError, and does nothing, for an order it does not know."""
+        """Carry out the order of `POST /control`. Raises ValueError, and does nothing, for an unknown order."""
         for name, value in orders.items():
             withdrawn = name == "override" and value is None
             if not withdrawn and type(value) is not _ORDERS.get(name):
@@ -195,7 +195,7 @@ class FcmStandin:
         self._note(at, monotonic, message, reply)
         delay_seconds = reply.delay_seconds + self.delay_ms / 1000
         if delay_seconds == inf:
-            return  # Closing cuts it.
+            return  # A close cuts it.
         if delay_seconds > 0:
             self._loop.call_later(delay_seconds, _reply, request, reply)
         else:
@@ -221,7 +221,7 @@ class FcmStandin:
         return self.scripted(push_token, push_token)
 
     def scripted(self, script: str, push_token: str = "") -> Reply:
-        """Return the answer that the beginning of a push token (or an override) stands for."""
+        """Return the answer for the beginning of a push token (or for an override)."""
         word, number = script_of(script)
         if word == "flaky":
             word, number = self._flaked(push_token, number or 1), None
@@ -247,7 +247,7 @@ class FcmStandin:
 
     def _token(self, request: Request) -> None:
         if self.oauth_down:
-            # google-auth tries a 500, 503 or 504 again for seconds before it fails; a 502 fails at once.
+            # google-auth tries a 500, 503 or 504 again for seconds before it fails; a 502 fails immediately.
             request.answer(HTTPStatus.BAD_GATEWAY, orjson.dumps({"error": "bad_gateway"}))
             return
         if self.oauth_says:
@@ -302,10 +302,10 @@ def _message_in(body: bytes) -> dict[str, Any]:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m loadtest.fake_fcm.server", description="A stand-in for FCM.")
+    parser = argparse.ArgumentParser(prog="python -m loadtest.fake_fcm.server", description="A fake FCM.")
     parser.add_argument("--port", type=int, default=0, help="0: any free one")
-    parser.add_argument("--credentials", type=Path, required=True, help="where to write the service account")
-    parser.add_argument("--delay-ms", type=int, default=0, help="how long each answer takes")
+    parser.add_argument("--credentials", type=Path, required=True, help="the file for the service account")
+    parser.add_argument("--delay-ms", type=int, default=0, help="the time of each answer")
     parser.add_argument("--journal", type=Path, help="a file to append each send to, as one line of JSON")
     return parser.parse_args()
 

@@ -1,1 +1,1 @@
-"""The simulated fleet: enrollment, seeding, and the file that holds its credentials."""
+"""The simulated fleet: enrollment, seeding, and the file with its credentials."""

@@ -1,4 +1,4 @@
-"""The roster: who the simulated fleet is, with its credentials, in a file that only its owner can read."""
+"""The simulated fleet and its credentials, in a file that only its owner can read."""
 
 import os
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ class Member:
 
 
 def write(path: Path, members: Iterable[Member]) -> None:
-    """Write the roster, a line a phone, with mode 0600 from the first byte on."""
+    """Write the file, a line for each phone, with mode 0600 from the first byte on."""
     path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w", encoding="ascii") as file:
@@ -27,6 +27,6 @@ def write(path: Path, members: Iterable[Member]) -> None:
 
 
 def read(path: Path, part: int = 0, parts: int = 1) -> list[Member]:
-    """Return the roster, or every `parts`-th phone of it."""
+    """Return the phones, or every `parts`-th one of them."""
     with path.open(encoding="ascii") as file:
         return [Member(*line.rstrip("\n").split("\t")) for line in islice(file, part, None, parts)]

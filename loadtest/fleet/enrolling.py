@@ -1,4 +1,4 @@
-"""Enrol a small fleet as phones do: an enrollment token, and a registration each."""
+"""Enroll a small fleet as phones do: an enrollment token, and a registration for each."""
 
 import asyncio
 from collections.abc import Callable
@@ -21,10 +21,10 @@ class NotEnrolled(Exception):
 def enrol(
     admin: FleetClient, count: int, *, with_push_tokens: bool, watch: Callable[[], None]
 ) -> tuple[list[Member], int]:
-    """Register so many phones; return them, and the server's heartbeat interval. `watch` is told of each.
+    """Register this number of phones; return them, and the server's heartbeat interval. `watch` is called for each.
 
-    Their hardware ids are the same at every call, and the enrollment token may enrol again: no fleet piles up. Raises
-    NotEnrolled, and what FleetClient raises.
+    Their hardware ids are the same in every call, and the enrollment token may enroll again, so the fleet does not
+    grow. Raises NotEnrolled, and the errors of FleetClient.
     """
     body = {"label": "load test", "max_uses": count, "expires_in_seconds": _LIVES_SECONDS, "re_enroll": True}
     token = admin.post("/admin/enrollment-tokens", body)

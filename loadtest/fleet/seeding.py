@@ -1,9 +1,9 @@
-"""Seed a large fleet, and a month of its work, straight into the database: `python -m loadtest.fleet`.
+"""Seed a large fleet, and a month of its work, directly into the database: `python -m loadtest.fleet`.
 
 Registration costs a bcrypt hash, 62 ms of a core: a hundred thousand take close to two hours. Here COPY writes the
-rows, with the digest of a real token and as if it had been used. The tokens are derived from SECRET_KEY, so that a
-fleet that is there already is used again. The work (history.sql) is past, or open without a push that is due: nothing
-is sent. To be run with the settings of the server whose database it is.
+rows, with the digest of a real token and as if it had been used. The tokens are derived from SECRET_KEY, so that an
+existing fleet is used again. The work (history.sql) is past, or open without a due push: nothing is sent. Run it with
+the settings of the server that uses the database.
 """
 
 import argparse
@@ -49,7 +49,7 @@ _AUDIT: Final = """
 FINISHED_AT_ONCE: Final = 5000
 AUDITED: Final = 100_000
 AUDITED_AT_ONCE: Final = 200
-"""Entries take turns on one row, whose versions PostgreSQL has to walk through until their transaction has ended."""
+"""Entries wait for one row, whose versions PostgreSQL must read through until their transaction ends."""
 
 _KNOWN: Final = """
     SELECT id, push_token, command_key_id FROM devices_device
@@ -59,7 +59,7 @@ _KNOWN: Final = """
 
 
 def seed(count: int, *, with_push_tokens: bool) -> list[Member]:
-    """Return so many phones that the server knows: those of an earlier seeding, and new ones for what they lack."""
+    """Return this number of phones that the server knows: those of an earlier seeding, and new ones for the rest."""
     known = [_member(*row) for row in _known(count, with_push_tokens)]
     missing = count - len(known)
     if not missing:
@@ -75,7 +75,7 @@ def _known(count: int, with_push_tokens: bool) -> list[Any]:
 
 
 def _prefix(with_push_tokens: bool) -> str:
-    """Return what the hardware ids of such a fleet begin with: tokens of another SECRET_KEY cannot be derived again."""
+    """Return the prefix of this fleet's hardware ids: tokens of another SECRET_KEY cannot be derived again."""
     return f"seeded-{tokens.digest_keys()[0].id}-{'push' if with_push_tokens else 'poll'}-"
 
 
@@ -110,7 +110,7 @@ def _insert(device_ids: list[UUID], with_push_tokens: bool) -> None:
 def _rows(device_ids: list[UUID], enrolled: tuple[UUID, datetime], with_push_tokens: bool) -> Iterable[tuple[Any, ...]]:
     key, command_key_id = tokens.digest_keys()[0], credentials.command_key_ids()[0]
     prefix = _prefix(with_push_tokens)
-    # A valid hash of nobody's secret: a token whose digest was dropped is refused, not an error.
+    # A valid hash of an unknown secret: a token whose digest was deleted is refused, and is not an error.
     unused_hash = credentials.new_secret().hash
     for one in device_ids:
         hardware_id = f"{prefix}{one}"
@@ -122,9 +122,9 @@ def _rows(device_ids: list[UUID], enrolled: tuple[UUID, datetime], with_push_tok
 
 
 def seed_history(deliveries: int) -> None:
-    """Give the devices that are there a month of commands, with so many deliveries, their attempts and reports.
+    """Give the existing devices a month of commands, with this number of deliveries, their attempts and reports.
 
-    The audit gets entries for the first AUDITED of the commands, as of now.
+    The audit gets entries for the first AUDITED of the commands, with the present time.
     """
     with transaction.atomic():
         database.execute(_HISTORY.read_text(encoding="utf-8"), {"deliveries": deliveries})
@@ -139,18 +139,18 @@ def seed_history(deliveries: int) -> None:
 
 
 def _settle() -> None:
-    """Have PostgreSQL know what it holds now, as it would after a day."""
+    """Let PostgreSQL analyse its tables, as it would within a day."""
     database.execute("SET statement_timeout = 0")
     database.execute("VACUUM ANALYZE")
 
 
 def main() -> int:
-    """Seed as the command line says, and write the roster."""
+    """Seed by the command line, and write the credentials file."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.fleet", description=__doc__)
-    parser.add_argument("--devices", type=int, default=1000, help="how many devices there are to be (1,000)")
-    parser.add_argument("--roster", type=Path, help="where to write who they are, with mode 0600")
-    parser.add_argument("--push-tokens", action="store_true", help="give them push tokens that the stand-in takes")
-    parser.add_argument("--deliveries", type=int, default=0, help="how many deliveries they are to have got (none)")
+    parser.add_argument("--devices", type=int, default=1000, help="the number of devices (1,000)")
+    parser.add_argument("--roster", type=Path, help="the file for their credentials, with mode 0600")
+    parser.add_argument("--push-tokens", action="store_true", help="give them push tokens that the fake FCM accepts")
+    parser.add_argument("--deliveries", type=int, default=0, help="the number of their past deliveries (none)")
     arguments = parser.parse_args()
     try:
         members = seed(arguments.devices, with_push_tokens=arguments.push_tokens)

@@ -1,8 +1,8 @@
-"""A minimal HTTP/1.1 client: requests as ready-made bytes over a bounded pool of kept connections.
+"""A minimal HTTP/1.1 client: requests as prepared bytes over a bounded pool of kept connections.
 
 A client library costs 150 to 250 µs a request, most of a generator's time. This one writes bytes that the caller has
 encoded, lets httptools find the end of the answer, and calls back: about a fifth of that. It never waits for a slot
-before it takes a request: one that finds all connections busy queues here, and its caller's clock runs on.
+before it accepts a request: a request that finds all connections busy waits here, and its caller's clock continues.
 """
 
 import asyncio
@@ -22,17 +22,17 @@ import httptools
 import orjson
 
 ANSWER_SECONDS: Final = 10
-"""How long a request may take, its time in the queue included."""
+"""The longest time of a request, including its time in the queue."""
 
 NO_ANSWER: Final = 0
-"""The status of a request that got none; the body then says why."""
+"""The status of a request without an answer; the body is then the reason."""
 
 Done = Callable[[int, bytes], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Where requests go."""
+    """The address for requests."""
 
     host: str
     port: int
@@ -41,7 +41,7 @@ class Server:
 
     @classmethod
     def of(cls, url: str) -> "Server":
-        """Return the server of a URL, of which the path is not looked at."""
+        """Return the server of a URL; its path is ignored."""
         parts = urlsplit(url)
         tls = parts.scheme == "https"
         return cls(parts.hostname or "", parts.port or (443 if tls else 80), tls, parts.netloc)
@@ -73,14 +73,14 @@ def understood(status: int, body: bytes) -> tuple[str, dict[str, Any]]:
 
 @dataclass(slots=True)
 class _Exchange:
-    """One request and whom to tell of its end. `again` if it was already sent over a connection that had gone stale."""
+    """One request and its callback. `again` if it was sent before, over a connection that the server had closed."""
 
     request: bytes
     done: Done
     begun_at: float
     again: bool = False
     retry_after: float = 0.0
-    """The seconds that the answer's Retry-After says."""
+    """The seconds in the answer's Retry-After."""
 
 
 class _Connection(asyncio.Protocol):
@@ -97,7 +97,7 @@ class _Connection(asyncio.Protocol):
         self.exchange: _Exchange | None = None
 
     def begin(self, exchange: _Exchange) -> None:
-        """Send a request; this connection has to be free."""
+        """Send a request; this connection must be free."""
         self.exchange = exchange
         self._heard = False
         assert self._transport is not None
@@ -109,7 +109,7 @@ class _Connection(asyncio.Protocol):
             self._transport.abort()
 
     def is_ended(self) -> bool:
-        """Tell whether the server has closed this connection; that may be known here before connection_lost()."""
+        """Return whether the server has closed this connection; this may be known here before connection_lost()."""
         assert self._transport is not None
         poll = select.poll()
         poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
@@ -117,11 +117,11 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin with a first exchange."""
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's are none by birth.
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's connections have none at first.
         self._pool.opened(self)
 
     def data_received(self, data: bytes) -> None:
-        """Read on in the answer."""
+        """Read further data of the answer."""
         self._heard = True
         try:
             self._parser.feed_data(data)
@@ -130,16 +130,16 @@ class _Connection(asyncio.Protocol):
             self.abort()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Note when to come again."""
+        """Store the time of the next try."""
         if name.lower() == b"retry-after" and value.isdigit() and self.exchange:
             self.exchange.retry_after = float(value)
 
     def on_body(self, body: bytes) -> None:
-        """Keep a part of the answer's body."""
+        """Store a part of the answer's body."""
         self._body.append(body)
 
     def on_message_complete(self) -> None:
-        """Hand the answer over, and be free again unless the server is about to close."""
+        """Deliver the answer, and become free unless the server is about to close."""
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         self._body.clear()
         self._used = True
@@ -152,13 +152,13 @@ class _Connection(asyncio.Protocol):
         done(self._parser.get_status_code(), body)
 
     def finish(self, status: int, body: bytes) -> None:
-        """End the exchange under way, if there is one."""
+        """End the current exchange, if there is one."""
         exchange, self.exchange = self.exchange, None
         if exchange is not None:
             exchange.done(status, body)
 
     def connection_lost(self, _: Exception | None) -> None:
-        """Try the exchange once more if the server may have closed the idle connection before; else it has failed."""
+        """Send the exchange again if the server may have closed the idle connection before; else it has failed."""
         exchange = self.exchange
         if exchange is not None and self._resends and self._used and not self._heard and not exchange.again:
             self.exchange, exchange.again = None, True
@@ -168,17 +168,17 @@ class _Connection(asyncio.Protocol):
 
 
 def _nobody(status: int, body: bytes) -> None:
-    """Be told of an answer to no request."""
+    """Ignore an answer without a request."""
 
 
 class Pool:
-    """At most `limit` connections to one server, opened when wanted; those used last are used first.
+    """At most `limit` connections to one server, opened when needed; those used last are used first.
 
-    What is cut before an answer is sent once more, without a word, if its connection had been used before. A strict
-    pool sends nothing twice, and fails it. It looks at a connection before it writes to it, and leaves one that the
-    server has closed by then: `left` counts the requests that went over another one therefore.
+    If a connection that was used before is cut before an answer, the request is sent once more. A strict pool sends
+    nothing twice, and fails the request. It checks a connection before it writes to it, and leaves one that the server
+    has closed: `left` counts the requests that used another one because of this.
 
-    `sources` are the addresses that connections come from in turn: those of the loopback network, for a server on it.
+    `sources` are the addresses of the connections, in turn: those of the loopback network, for a server on it.
     """
 
     def __init__(self, server: Server, limit: int, *, strict: bool = False, sources: Sequence[str] = ()) -> None:
@@ -224,7 +224,7 @@ class Pool:
         self._open_what_is_wanted()
 
     def sweep(self) -> None:
-        """Fail what has taken too long. To be called every second or so."""
+        """Fail requests that have taken too long. Call it about every second."""
         oldest = time.monotonic() - ANSWER_SECONDS
         while self._queue and self._queue[0].begun_at < oldest:
             self._queue.popleft().done(NO_ANSWER, b"time-out")
@@ -234,14 +234,14 @@ class Pool:
                 connection.abort()
 
     def close(self) -> None:
-        """Cut all connections; what is under way fails."""
+        """Cut all connections; requests in progress fail."""
         for task in self._opening:
             task.cancel()
         for connection in list(self._connections):
             connection.abort()
 
     def opened(self, connection: _Connection) -> None:
-        """Take up a new connection."""
+        """Add a new connection."""
         self._connections.add(connection)
         self.freed(connection)
 
@@ -253,7 +253,7 @@ class Pool:
             connection.begin(self._queue.popleft())
 
     def lost(self, connection: _Connection) -> None:
-        """Forget a connection."""
+        """Delete a connection."""
         self._connections.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)

@@ -1,4 +1,4 @@
-"""The address that servers of our own listen on, and ports for them."""
+"""The address and the ports of our own servers."""
 
 import random
 import socket
@@ -7,7 +7,7 @@ from typing import Final
 
 LOOPBACK: Final = "127.0.0.1"
 _PORTS: Final = range(15_000, 32_000)
-"""Below those that outgoing connections get (ip_local_port_range): a stopped server's port stays free."""
+"""Below those of outgoing connections (ip_local_port_range): the port of a stopped server stays free."""
 
 
 def free_port() -> int:

@@ -1,4 +1,4 @@
-"""What a run takes place on, and what processor time a server takes there."""
+"""The machine of a run, and the processor time that a server uses on it."""
 
 import os
 import platform
@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Final
 
 MEASURED_CORE: Final = 0
-"""The core that one process has to itself where a figure is said of one core."""
+"""The core that one process has alone when a figure is for one core."""
 
 OTHER_CORE: Final = 1
-"""Where all else runs meanwhile."""
+"""The core for everything else."""
 
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _FIRST_TIME: Final = 11
-"""Where utime, stime, cutime and cstime begin, among what follows the name in /proc/PID/stat."""
+"""The place of utime, stime, cutime and cstime after the name in /proc/PID/stat."""
 
 
 def described() -> str:
@@ -35,12 +35,12 @@ def described() -> str:
 
 
 def load_average() -> float:
-    """Return how many processes wanted a core in the last minute."""
+    """Return how many processes needed a core in the last minute."""
     return os.getloadavg()[0]
 
 
 def resident_mebibytes(process: int) -> float:
-    """Return the memory that a process has in RAM, what it shares with others included; NaN where /proc is not."""
+    """Return a process's memory in RAM, including shared memory; NaN if there is no /proc."""
     with suppress(OSError):
         pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
@@ -48,18 +48,18 @@ def resident_mebibytes(process: int) -> float:
 
 
 def lives(process: int) -> bool:
-    """Tell whether there is such a process."""
+    """Return whether there is such a process."""
     return Path(f"/proc/{process}").exists()
 
 
 def pin(process: int, core: int) -> None:
-    """Have all threads of a process, and those that they will start, run on one core."""
+    """Run all threads of a process, and those that they will start, on one core."""
     for thread in Path(f"/proc/{process}/task").iterdir():
         os.sched_setaffinity(int(thread.name), {core})
 
 
 def cpu_seconds(data_dir: Path) -> dict[str, float]:
-    """Return the processor time of the server of a data folder, and of its PostgreSQL; nothing where /proc is not."""
+    """Return the processor time of the server of a data folder, and of its PostgreSQL; nothing if there is no /proc."""
     seconds: defaultdict[str, float] = defaultdict(float)
     for process in Path("/proc").glob("[0-9]*"):
         if _works_for(process, data_dir):
@@ -68,7 +68,7 @@ def cpu_seconds(data_dir: Path) -> dict[str, float]:
 
 
 def cpu_seconds_of(process: int) -> float:
-    """Return the processor time of one process; 0 where /proc is not."""
+    """Return the processor time of one process; 0 if there is no /proc."""
     return _cpu_seconds(Path(f"/proc/{process}"))
 
 

@@ -1,4 +1,4 @@
-"""Files and processes of programs that refuse to be root: they belong to the account that runs PostgreSQL then."""
+"""Files and processes of programs that refuse to run as root: they belong to the account that runs PostgreSQL then."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ def write(path: Path, text: str) -> None:
 
 
 def subprocess_arguments(folder: Path) -> dict[str, Any]:
-    """Return what makes a subprocess run in a folder, as its owner, with no input and away from the terminal."""
+    """Return the arguments that make a subprocess run in a folder, as its owner, with no input and no terminal."""
     account = postgres_account.account_for(folder)
     identity = {"user": account.uid, "group": account.gid, "extra_groups": []} if account else {}
     return {

@@ -1,4 +1,4 @@
-"""A PgBouncer of our own in front of a PostgreSQL, as providers run one."""
+"""Our own PgBouncer in front of a PostgreSQL, as providers run one."""
 
 import os
 import shutil
@@ -22,21 +22,21 @@ _START_SECONDS: Final = 10
 
 
 class PgbouncerFailed(RuntimeError):
-    """PgBouncer did not start; the message has what it said."""
+    """PgBouncer did not start; the message contains its output."""
 
 
 def program() -> str | None:
-    """Return the path of PgBouncer, None where there is none."""
+    """Return the path of PgBouncer; None if it is not installed."""
     return shutil.which("pgbouncer", path=os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"]))
 
 
 @contextmanager
 def pooling(folder: Path, url: str, pool_mode: PoolMode, **settings: str) -> Iterator[str]:
-    """Run a PgBouncer in front of the PostgreSQL of this URL; gives the pooler's URL, and ends with the block.
+    """Run a PgBouncer in front of the PostgreSQL of this URL; yield the pooler's URL. It ends with the block.
 
     It serves all databases of the server.
 
-    It refuses every startup parameter that it does not track, as PgBouncer does by default: `options`, too.
+    It refuses every startup parameter that it does not track, as PgBouncer does by default, including `options`.
     """
     parts = conninfo_to_dict(url)
     port = free_port()

@@ -1,4 +1,4 @@
-"""A primary with one synchronous standby: what was committed is on both, whichever is lost."""
+"""A primary with one synchronous standby: committed data is on both, whichever is lost."""
 
 from typing import Self
 
@@ -9,25 +9,25 @@ class PostgresPair:
     """Two servers, of which one at a time is the primary; the other one may be away for a while."""
 
     def __init__(self, primary: PostgresServer, standby: PostgresServer) -> None:
-        """Take a primary and its standby, and have commits wait for the standby."""
+        """Take a primary and its standby, and let commits wait for the standby."""
         self.primary = primary
         self.standby = standby
         self._protect()
 
     @classmethod
     def made_by(cls, servers: PostgresServers, **settings: str) -> Self:
-        """Make both servers with these settings."""
+        """Create both servers with these settings."""
         primary = servers.primary("one", **settings)
         return cls(primary, servers.standby_of(primary, "two", **settings))
 
     @property
     def url(self) -> str:
-        """The address of both, as DATABASE_URL takes it."""
+        """The address of both, in the form of DATABASE_URL."""
         return url_of(self.primary, self.standby)
 
     @property
     def writable_url(self) -> str:
-        """The address of both for libpq by itself, which finds the one that takes writes."""
+        """The address of both for libpq, which finds the one that accepts writes."""
         return f"{self.url}?target_session_attrs=read-write&connect_timeout=5"
 
     def lose_primary(self, mode: Mode) -> None:
@@ -35,12 +35,12 @@ class PostgresPair:
         self.primary.stop(mode)
 
     def promote_standby(self) -> None:
-        """Make the standby the primary, for which no commit waits until the other one is back."""
+        """Make the standby the primary. No commit waits until the other one is back."""
         self.standby.promote()
         self.primary, self.standby = self.standby, self.primary
 
     def rejoin(self) -> None:
-        """Bring the former primary back as standby, and have commits wait for it."""
+        """Bring the former primary back as standby, and let commits wait for it."""
         self.standby.stop()
         self.standby.configure(synchronous_standby_names="", default_transaction_read_only="off")
         try:
@@ -51,5 +51,5 @@ class PostgresPair:
 
     def _protect(self) -> None:
         self.primary.configure(synchronous_standby_names=f'"{self.standby.name}"')
-        # What was committed before that has to be there, too.
+        # Earlier commits must be there too.
         self.standby.until_it_streams_from(self.primary)

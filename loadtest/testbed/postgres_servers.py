@@ -1,7 +1,7 @@
-"""PostgreSQL servers of our own over TCP: a primary, its standbys, and their changes of role.
+"""Our own PostgreSQL servers over TCP: a primary, its standbys, and their changes of role.
 
-The programs are those of the embedded PostgreSQL; as root they run under the account that runs that one. Each server
-is a child of this process, so that its end is seen at once.
+The programs are those of the embedded PostgreSQL; if root runs them, they run under that one's account. Each server is
+a child of this process, so that its end is noticed immediately.
 """
 
 import os
@@ -22,7 +22,7 @@ from loadtest.testbed.loopback import LOOPBACK, free_port
 from nexmdm.standalone import embedded_postgres
 
 NAME: Final = "nexmdm"
-"""The database, and the role that owns it and is nothing more."""
+"""The database, and the role that owns it and has no other rights."""
 
 SUPERUSER: Final = "postgres"
 WAIT_SECONDS: Final = 60
@@ -37,7 +37,7 @@ _SETTINGS: Final = {
     "unix_socket_directories": "",
     "shared_buffers": "64MB",
     "wal_level": "replica",
-    # Enough for pg_rewind to find where an old primary went its own way.
+    # Enough for pg_rewind to find where an old primary's history differs.
     "wal_keep_size": "1GB",
     "max_parallel_workers_per_gather": "0",
     "max_parallel_maintenance_workers": "0",
@@ -53,21 +53,21 @@ _SIGNALS: Final = {"fast": signal.SIGINT, "immediate": signal.SIGQUIT, "kill": s
 
 
 class PostgresFailed(RuntimeError):
-    """One of PostgreSQL's programs failed, or did not come to an end in time; the message has its last words."""
+    """One of PostgreSQL's programs failed, or did not end in time; the message contains the end of its output."""
 
 
 class PostgresServers:
     """Servers in one folder, which all end with the block."""
 
     def __init__(self, folder: Path, *, durable: bool = True) -> None:
-        """`durable=False` spares fsync: for tests, of which none survives a crash of the machine."""
+        """`durable=False` switches fsync off: for tests, which need not survive a crash of the machine."""
         self._folder = folder
         self._durable = durable
         self._passwords = {NAME: secrets.token_hex(16), SUPERUSER: secrets.token_hex(16)}
         self._running = ExitStack()
 
     def __enter__(self) -> Self:
-        """Make the folder; start none yet."""
+        """Make the folder; start no server yet."""
         self._folder.mkdir(mode=0o711, parents=True, exist_ok=True)
         return self
 
@@ -76,13 +76,13 @@ class PostgresServers:
         self._running.close()
 
     def primary(self, name: str, **settings: str) -> "PostgresServer":
-        """Make a server with an empty database and start it."""
+        """Create a server with an empty database and start it."""
         server = self._new(name, settings)
         server.create()
         return server
 
     def standby_of(self, primary: "PostgresServer", name: str, **settings: str) -> "PostgresServer":
-        """Make a server by a base backup of `primary`, which it then follows; return when it does."""
+        """Create a server by a base backup of `primary`, which it then follows; return when it does."""
         server = self._new(name, settings)
         server.follow_anew(primary)
         return server
@@ -95,10 +95,10 @@ class PostgresServers:
 
 
 class PostgresServer:
-    """One server. PostgresServers makes it, and stops it in the end."""
+    """One server. PostgresServers creates it, and stops it at the end."""
 
     def __init__(self, folder: Path, passwords: Mapping[str, str], settings: Mapping[str, str]) -> None:
-        """Do nothing but choose a port."""
+        """Only choose a port."""
         self.name = folder.name
         self.port = free_port()
         self._folder = folder
@@ -113,7 +113,7 @@ class PostgresServer:
         return url_of(self)
 
     def url_through(self, port: int) -> str:
-        """Return the address of the database by way of something that listens on this port of 127.0.0.1."""
+        """Return the address of the database through a program that listens on this port of 127.0.0.1."""
         return f"postgresql://{NAME}:{self.password}@{LOOPBACK}:{port}/{NAME}"
 
     @property
@@ -128,7 +128,7 @@ class PostgresServer:
         return self._passwords[NAME]
 
     def create(self) -> None:
-        """Make the cluster, start it, and make role and database."""
+        """Create the cluster, start it, and create role and database."""
         other_account.prepare(self._folder, embedded_postgres.binaries() / "postgres")
         given = self._folder / "password"
         other_account.write(given, self._passwords[SUPERUSER])
@@ -139,7 +139,7 @@ class PostgresServer:
         self.execute(f"CREATE DATABASE {NAME} OWNER {NAME}")
 
     def start(self) -> None:
-        """Start it; return when it takes connections, as primary or as standby."""
+        """Start it; return when it accepts connections, as primary or as standby."""
         self._write_settings()
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -165,19 +165,19 @@ class PostgresServer:
         self._until(self._is_gone, "end")
 
     def promote(self) -> None:
-        """Make a standby the primary; return when it takes writes."""
+        """Make a standby the primary; return when it accepts writes."""
         if self.execute("SELECT pg_promote(true, %s)", WAIT_SECONDS) != (True,):
             raise PostgresFailed(f"{self.name} was not promoted: {self._last_words()}")
         self._until(lambda: not self.is_standby(), "take writes")
 
     def is_standby(self) -> bool:
-        """Tell whether it follows another server."""
+        """Return whether it follows another server."""
         return bool(self.execute("SELECT pg_is_in_recovery()") == (True,))
 
     def configure(self, **settings: str) -> None:
         """Change settings. If it runs: those that need no restart; return when new sessions have them.
 
-        Old sessions take them up before their next statement. Raises PostgresFailed if PostgreSQL refuses one.
+        Old sessions get them before their next statement. Raises PostgresFailed if PostgreSQL refuses one.
         """
         self._settings.update(settings)
         if self._process is None:
@@ -190,7 +190,7 @@ class PostgresServer:
             raise PostgresFailed(f"{self.name} refuses a setting: {refused}")
 
     def follow_anew(self, primary: "PostgresServer") -> None:
-        """Make it a standby by a fresh base backup, whatever it had; start it, and return when it streams."""
+        """Make it a standby by a new base backup, whatever its state; start it, and return when it streams."""
         self.stop()
         other_account.prepare(self._folder, embedded_postgres.binaries() / "postgres")
         if self._data.exists():
@@ -211,14 +211,14 @@ class PostgresServer:
         self.until_it_streams_from(primary)
 
     def until_it_streams_from(self, primary: "PostgresServer") -> None:
-        """Return when it has all that `primary` has written so far, on disk, and goes on."""
+        """Return when it has on disk all that `primary` has written so far, and continues to stream."""
         end = primary.execute("SELECT pg_current_wal_lsn()")
         statement = "SELECT FROM pg_stat_replication WHERE application_name = %s AND state = 'streaming' "
         caught_up = statement + "AND flush_lsn >= %s::pg_lsn"
         self._until(lambda: primary.execute(caught_up, self.name, *end) is not None, f"follow {primary.name}")
 
     def execute(self, statement: str, *parameters: Any) -> Any:
-        """Run a statement as superuser by a connection of its own; return its first row, if it has one."""
+        """Run a statement as superuser over a separate connection; return its first row, if it has one."""
         with psycopg.connect(self.superuser_url, autocommit=True, connect_timeout=10) as connection:
             cursor = connection.execute(statement, parameters)
             return cursor.fetchone() if cursor.description is not None else None
@@ -230,7 +230,7 @@ class PostgresServer:
 
     @property
     def _config(self) -> Path:
-        """Its settings; beside the cluster, since base backup and rewind take over what lies within."""
+        """Its settings; outside the cluster, because base backup and rewind copy its content."""
         return self._folder / "server.conf"
 
     def _write_settings(self) -> None:
@@ -238,7 +238,7 @@ class PostgresServer:
         other_account.write(self._config, text)
 
     def _run_safely(self, program: str, *arguments: str) -> None:
-        """Run a program that copies a cluster; it syncs what it has written if this server is durable."""
+        """Run a program that copies a cluster; it syncs the written files if this server is durable."""
         self._run(program, *arguments, *(["--no-sync"] if self._settings.get("fsync") == "off" else []))
 
     def _run(self, program: str, *arguments: str) -> None:
@@ -254,7 +254,7 @@ class PostgresServer:
             raise PostgresFailed(f"{program} failed for {self.name}: {done.stdout}{done.stderr}")
 
     def _is_ready(self) -> bool:
-        """Tell whether the postmaster says so in the last line of its pid file ("Postmaster pid file format")."""
+        """Return whether the pid file's last line shows a ready postmaster ("Postmaster pid file format")."""
         assert self._process is not None
         if self._process.poll() is not None:
             raise PostgresFailed(f"{self.name} ended as it started: {self._last_words()}")

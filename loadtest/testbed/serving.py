@@ -1,4 +1,4 @@
-"""A server of one's own: `manage.py serve` as a process on a free port, with a data folder that nobody else uses."""
+"""Our own server: `manage.py serve` as a process on a free port, with its own data folder."""
 
 import os
 import re
@@ -31,7 +31,7 @@ class Serving:
     """A `manage.py serve` on a free port of 127.0.0.1; `settings` are environment variables for it."""
 
     def __init__(self, data_dir: Path, program: Sequence[str] = SERVE, **settings: str) -> None:
-        """Start it, by another program if one is given; its output goes to a file beside the data folder."""
+        """Start it, by another program if one is given; its output goes to a file next to the data folder."""
         self.data_dir = data_dir
         self._output = data_dir.parent / "output"
         self.environment = {
@@ -50,7 +50,7 @@ class Serving:
 
     @property
     def said(self) -> str:
-        """What it has printed so far."""
+        """Its output so far."""
         return self._output.read_text()
 
     @property
@@ -65,7 +65,7 @@ class Serving:
         return dict(line.split("=", 1) for line in lines)
 
     def database_url(self) -> str:
-        """Return the address of its PostgreSQL: of the embedded one, unless it was given another."""
+        """Return the address of its PostgreSQL: the embedded one, unless another was given."""
         if given := self.environment.get("DATABASE_URL"):
             return given
         program = [sys.executable, MANAGE, "postgres", "url"]
@@ -79,11 +79,11 @@ class Serving:
         """Return when it has printed this. Raises RuntimeError with its output if it ends before."""
         wait_for(lambda: text in self.said or self.process.poll() is not None)
         if text not in self.said:
-            raise RuntimeError(f"serve ended and never said {text!r}:\n{self.said}")
+            raise RuntimeError(f"serve ended and did not print {text!r}:\n{self.said}")
         return self
 
     def start(self, command: str, *, until_it_says: str) -> subprocess.Popen[bytes]:
-        """Start another management command beside it, with the same environment; return when it has printed this."""
+        """Start another management command next to it, with the same environment; return when it has printed this."""
         path = self.data_dir.parent / f"output-{command}"
         with path.open("wb") as output:
             process = subprocess.Popen(
@@ -108,10 +108,10 @@ class Serving:
         return self.process.wait(WAIT_SECONDS)
 
     def kill(self) -> None:
-        """Kill it, and it alone."""
+        """Kill only this process."""
         self.process.kill()
         self.process.wait()
 
     def child(self, name: str) -> int:
-        """Return the process id of its part of this name."""
+        """Return the process id of its part with this name."""
         return int(re.findall(rf'"name":"{name}","pid":(\d+)', self.said)[-1])

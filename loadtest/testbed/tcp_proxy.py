@@ -1,6 +1,6 @@
-"""A TCP proxy on loopback that breaks a connection on order in the ways a network does: cut, frozen, forgotten.
+"""A TCP proxy on loopback that breaks connections on order as a network does: cut, frozen, forgotten.
 
-It runs in a thread of its own, so that synchronous code can use it. Each order has taken effect when it returns.
+It runs in its own thread, so that synchronous code can use it. Each order has taken effect when its call returns.
 """
 
 import asyncio
@@ -19,17 +19,17 @@ _RESET: Final = struct.pack("ii", 1, 0)
 """SO_LINGER with no time to linger: close() then sends RST (socket(7))."""
 
 _OPEN_SECONDS: Final = 1
-"""How long a connection to the target may take to open before it is given up by reset()."""
+"""The time for a connection to the target to open, before reset() gives it up."""
 
 
 class TcpProxy:
     """Accepts on `port` of 127.0.0.1 and forwards to a port there; use it as a context manager.
 
-    What it holds back is not bounded: it is made for tests, where little is sent meanwhile.
+    There is no limit on the data that it keeps: it is for tests, which send little in that time.
     """
 
     def __init__(self, target: int) -> None:
-        """Hold the port; accept once the block is entered."""
+        """Reserve the port; accept connections once the block is entered."""
         self._target = target
         self._frozen = False
         self._links: set[_Link] = set()
@@ -46,7 +46,7 @@ class TcpProxy:
         return self
 
     def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
-        """Reset all connections, and let go of the port."""
+        """Reset all connections, and release the port."""
         self._do(self._cut)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -55,11 +55,11 @@ class TcpProxy:
 
     @property
     def connections(self) -> int:
-        """How many connections of clients are open, forgotten ones included."""
+        """The number of open connections of clients, including forgotten ones."""
         return self._do(self._count)
 
     def point_to(self, target: int) -> None:
-        """Forward new connections to another port; those that are open stay where they are."""
+        """Forward new connections to another port; open ones stay where they are."""
 
         async def point() -> None:
             self._target = target
@@ -81,7 +81,7 @@ class TcpProxy:
     def forget(self) -> None:
         """Never again forward a byte or the end of a connection that is open now; neither side notices.
 
-        So does a router that has lost its table: new connections work.
+        A router that has lost its table behaves like this: new connections work.
         """
 
         async def forget() -> None:
@@ -91,7 +91,7 @@ class TcpProxy:
         self._do(forget)
 
     def restore(self) -> None:
-        """Forward again, first what was kept; accept again."""
+        """Forward again, first the kept data; accept again."""
         self._do(self._restore)
 
     thaw = restore
@@ -135,7 +135,7 @@ class TcpProxy:
 
 
 def _bound(port: int) -> socket.socket:
-    """Return a socket that holds a port and does not listen: connections to it are refused."""
+    """Return a socket that reserves a port and does not listen: connections to it are refused."""
     bound = socket.socket()
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     bound.bind((LOOPBACK, port))
@@ -143,7 +143,7 @@ def _bound(port: int) -> socket.socket:
 
 
 class _Link:
-    """A client's connection and the one to the target, which is opened when something may be forwarded."""
+    """A client's connection and the one to the target, which is opened when data may be forwarded."""
 
     def __init__(
         self,
@@ -161,7 +161,7 @@ class _Link:
         self.forgotten = False
 
     def forward(self) -> None:
-        """Pass on what each end has received, and that it has ended, unless that has to be kept."""
+        """Forward the data that each end has received, and its end, unless these must be kept."""
         if self.forgotten or self._is_frozen():
             return
         if self._opening is None:
@@ -174,7 +174,7 @@ class _Link:
             self._ended(self)
 
     async def reset(self) -> None:
-        """End both connections by RST, the one that is just being opened too."""
+        """Reset both connections, including one that is just being opened."""
         if self._opening is not None and not self._opening.done():
             await asyncio.wait([self._opening], timeout=_OPEN_SECONDS)
             self._opening.cancel()

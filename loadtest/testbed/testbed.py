@@ -1,4 +1,4 @@
-"""Where a run takes place: a server that runs already, or one of its own with a stand-in for FCM; and its fleet."""
+"""The place of a run: a server that runs already, or our own one with a fake FCM; and its fleet."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ MOST_REGISTERED: Final = 1000
 """A larger fleet is seeded into the database: registrations cost a bcrypt hash each."""
 
 SHORTEST_INTERVAL_SECONDS: Final = 5
-"""What a server takes as HEARTBEAT_INTERVAL_SECONDS; phones that are to be quicker are so by themselves."""
+"""The shortest HEARTBEAT_INTERVAL_SECONDS of a server; phones that must be faster choose their own interval."""
 
 _ROOT: Final = Path(__file__).resolve().parent.parent.parent
 _UNSET: Final = (
@@ -30,20 +30,20 @@ _UNSET: Final = (
     "HMAC_SECRET", "HMAC_SECRET_PREVIOUS", "COMMAND_SIGNING_KEY", "COMMAND_SIGNING_KEY_PREVIOUS", "METRICS_TOKEN",
     "TRUSTED_PROXIES",
 )  # fmt: skip
-"""What a server of our own does not take from the environment: no load for a database that is somebody's."""
+"""Variables that our own server does not take from the environment, so that no load reaches a database in use."""
 
 
 BEHIND_A_POOLER: Final[ContextVar[bool]] = ContextVar("behind_a_pooler", default=False)
-"""Whether servers of our own have a PostgreSQL behind a PgBouncer that pools transactions, in place of the embedded."""
+"""Whether our own servers have a PostgreSQL behind a PgBouncer that pools transactions, instead of the embedded one."""
 
 
 class NotSeeded(Exception):
-    """The fleet was not seeded: a large one goes into the server's database, by the server's own settings."""
+    """The fleet was not seeded: a large one needs the server's own database settings."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerUnderTest:
-    """A server: its admin, and the interval that it tells phones. Where it is ours: itself, and its FCM."""
+    """A server with its admin, and the interval that phones get. Our own one also has its process and its FCM."""
 
     admin: FleetClient
     interval_seconds: int
@@ -65,7 +65,7 @@ def started(
 ) -> Iterator[ServerUnderTest]:
     """Start a server with this data folder, and what it needs in `folder`; both end with the block.
 
-    `answer_ms` is what the stand-in for FCM takes for each answer. `settings` are more environment variables.
+    `answer_ms` is the time that the fake FCM takes for each answer. `settings` are more environment variables.
     """
     interval = max(SHORTEST_INTERVAL_SECONDS, interval_seconds)
     limits = {
@@ -86,7 +86,7 @@ def started(
 def served(data_dir: Path, **settings: str) -> Iterator[Serving]:
     """Run a server with these settings, ready; it ends with the block.
 
-    With a DATABASE_URL among them it gets secrets that are made for it: it generates none then.
+    If they contain a DATABASE_URL, secrets are made for it, because it generates none then.
     """
     with _database(data_dir.parent, settings) as database:
         settings = database | settings
@@ -101,7 +101,7 @@ def served(data_dir: Path, **settings: str) -> Iterator[Serving]:
 
 @contextmanager
 def _database(folder: Path, settings: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    """Give the settings of a database of its own, if a server without one should not have the embedded one."""
+    """Return the settings of a separate database, if a server without one must not have the embedded one."""
     if "DATABASE_URL" in settings or not BEHIND_A_POOLER.get():
         yield {}
         return
@@ -119,7 +119,7 @@ def _described(database: str) -> str:
 
 @contextmanager
 def standin(folder: Path, answer_ms: int = 0) -> Iterator[tuple[int, dict[str, str]]]:
-    """Run the stand-in for FCM; gives its process, and the settings by which a server finds it."""
+    """Run the fake FCM; yield its process, and the settings by which a server finds it."""
     journal, account = folder / "journal", folder / "account.json"
     journal.touch()
     files = ["--journal", str(journal), "--credentials", str(account)]
@@ -134,9 +134,9 @@ def standin(folder: Path, answer_ms: int = 0) -> Iterator[tuple[int, dict[str, s
 
 
 def enroll_fleet(testbed: ServerUnderTest, count: int, path: Path, watch: Callable[[], None]) -> int:
-    """Have so many phones that the server knows, write the roster, and return the interval that they are told.
+    """Provide this number of phones that the server knows, write their credentials, and return their interval.
 
-    `watch` is told of each that registers. Raises NotSeeded, and what enrol() raises.
+    `watch` is called for each that registers. Raises NotSeeded, and the errors of enrol().
     """
     if count > MOST_REGISTERED:
         environment = testbed.serving.environment if testbed.serving else None
@@ -150,7 +150,7 @@ def enroll_fleet(testbed: ServerUnderTest, count: int, path: Path, watch: Callab
 
 
 def seed(environment: Mapping[str, str] | None, count: int, path: Path, *, with_push_tokens: bool) -> None:
-    """Write so many phones into the database of the server with this environment (None: ours), and their roster.
+    """Write this number of phones into the database of the server with this environment (None: ours), and their file.
 
     Raises NotSeeded.
     """

@@ -1,1 +1,1 @@
-"""The promises of NexMDM, each put to the test: `python -m loadtest.trust`."""
+"""The promises of NexMDM, each one tested: `python -m loadtest.trust`."""

@@ -1,8 +1,8 @@
-"""What NexMDM promises, put to the test: `python -m loadtest.trust`, or `make trust`.
+"""The promises of NexMDM and their tests: `python -m loadtest.trust`, or `make trust`.
 
-Prints a table: each promise, what was tried against it, the figure that came of it, and whether it was held. Some are
-held by tests, which run here with many more examples; the others by trials against real servers of their own. The exit
-status is 0 only if all were held.
+Prints a table: each promise, how it was tested, the measured figure, and whether it was kept. Some promises are tested
+by tests, which run here with many more examples; the others by trials against real servers. The exit status is 0 only
+if all were kept.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from loadtest.trust.trials.testrun import Case, HeldByTests
 
 NOT_HELD: Final = "NOT HELD"
 PLAIN_WIDTH: Final = 160
-"""How wide the table is where nobody watches."""
+"""The width of the table if the output is not a terminal."""
 
 _SIGNING: Final = "tests/auth/test_signing.py"
 _REGISTER: Final = "tests/devices/test_register.py"
@@ -36,7 +36,7 @@ _CREDENTIALS: Final = "tests/devices/test_credentials.py"
 
 @dataclass(frozen=True, slots=True)
 class Chapter:
-    """Promises of one kind: those that tests hold, and those that trials hold."""
+    """Promises of one kind, tested by tests and by trials."""
 
     name: str
     tested: Sequence[HeldByTests] = ()
@@ -48,7 +48,7 @@ CHAPTERS: Final = (
         "input",
         tested=(
             HeldByTests(
-                "whatever is sent, no answer is 500 or above, and each is as the OpenAPI document says",
+                "no request gets an answer of 500 or above, and each answer is as the OpenAPI document says",
                 "Schemathesis on each operation, and NUL, lone surrogates, big integers, NaN, depth, duplicate keys",
                 ("tests/http/test_hostile_input.py",),
                 at_least={"requests": 5000},
@@ -59,7 +59,7 @@ CHAPTERS: Final = (
         "guard",
         tested=(
             HeldByTests(
-                "a connection that says nothing, too much, or takes nothing, is ended; what is no HTTP gets a problem",
+                "a connection that is silent, sends too much or reads nothing is closed; bad HTTP gets a problem",
                 "over sockets, with short time-outs",
                 ("tests/http/test_protocol.py",),
             ),
@@ -70,13 +70,13 @@ CHAPTERS: Final = (
         "signing",
         tested=(
             HeldByTests(
-                "one changed bit in anything that is signed is 401",
+                "one changed bit in the signed content is 401",
                 "bits of headers, method, target and body, of requests of all kinds",
                 ("tests/auth/test_signed_bits.py",),
                 at_least={"bits changed": 2000},
             ),
             HeldByTests(
-                "±299 s pass, ±301 s do not; a header repeated or not ASCII is 401",
+                "±299 s are accepted, ±301 s are not; a header repeated or not ASCII is 401",
                 "frozen clock; each of the four headers",
                 (
                     f"{_SIGNING}::test_a_timestamp_within_300_seconds_passes",
@@ -85,7 +85,7 @@ CHAPTERS: Final = (
                 ),
             ),
             HeldByTests(
-                "keys and signatures are compared as bytes, in constant time, with all that are valid",
+                "keys and signatures are compared as bytes, in constant time, with all valid ones",
                 "compare_digest watched while requests are verified",
                 (f"{_SIGNING}::test_keys_and_signatures_are_compared_in_constant_time_with_each_that_is_valid",),
             ),
@@ -102,29 +102,29 @@ CHAPTERS: Final = (
                 at_least={"wrong credentials": 200},
             ),
             HeldByTests(
-                "nobody takes over an enrolled device without the right to re-enrol",
-                "its hardware id with other tokens, at once and after its first use; with its own after 15 minutes",
+                "no client takes over an enrolled device without the right to re-enroll",
+                "its hardware id with other tokens, immediately and after its first use; with its own after 15 minutes",
                 (
-                    f"{_REGISTER}::test_known_hardware_stays_what_it_is_without_the_right_to_enrol_anew",
+                    f"{_REGISTER}::test_known_hardware_is_refused_without_re_enroll",
                     f"{_REGISTER}::test_an_answer_is_lost_only_to_the_token_that_was_shown_it",
-                    f"{_REGISTER}::test_others_who_hold_the_enrollment_token_can_ask_for_a_lost_answer_for_15_minutes",
-                    f"{_REGISTER}::test_two_tokens_that_bring_the_same_hardware_at_once_make_one_device",
+                    f"{_REGISTER}::test_other_clients_with_the_enrollment_token_can_ask_for_a_lost_answer_for_15_minutes",
+                    f"{_REGISTER}::test_simultaneous_registrations_of_a_phone_with_two_tokens_make_one_device",
                 ),
             ),
             HeldByTests(
-                "a device reads and answers nothing of another one",
+                "a device cannot read or answer another one's commands",
                 "its commands, reports, rotation; tokens put together from both",
-                (f"{_CREDENTIALS}::test_a_device_reads_and_answers_nothing_of_another_one",
-                 f"{_CREDENTIALS}::test_a_token_put_together_from_two_devices_is_nobodys"),
+                (f"{_CREDENTIALS}::test_a_device_cannot_read_or_answer_commands_of_another_one",
+                 f"{_CREDENTIALS}::test_a_token_with_parts_of_two_devices_is_invalid"),
             ),
             HeldByTests(
                 "X-Forwarded-For and X-Forwarded-Proto change nothing unless the peer is trusted",
-                "from peers that are and are not",
+                "from trusted and other peers",
                 (
                     "tests/http/test_problems.py::test_without_trusted_proxies_the_address_is_the_peers",
-                    "tests/http/test_problems.py::test_others_than_trusted_proxies_name_nobody_else",
+                    "tests/http/test_problems.py::test_forwarded_addresses_are_ignored_unless_the_peer_is_trusted",
                     "tests/http/test_problems.py::test_a_trusted_proxy_names_the_nearest_address_that_is_not_one",
-                    f"{_CREDENTIALS}::test_only_a_trusted_proxy_says_that_a_request_came_by_https",
+                    f"{_CREDENTIALS}::test_only_a_trusted_proxy_can_set_the_scheme_to_https",
                 ),
             ),
         ),
@@ -134,7 +134,7 @@ CHAPTERS: Final = (
         "secrets",
         tested=(
             HeldByTests(
-                "an error's log line names the error, and none of the row that it was about",
+                "an error's log line names the error, and no value of the row",
                 "rows refused by PostgreSQL, with push tokens in them",
                 ("tests/http/test_logs.py",),
             ),
@@ -147,9 +147,9 @@ CHAPTERS: Final = (
         "clock",
         tested=(
             HeldByTests(
-                "no module but those that must look at the application's clock does",
+                "only the modules that need the application's clock read it",
                 "every module, read",
-                ("tests/project/test_architecture.py::test_only_a_few_modules_look_at_the_applications_clock",),
+                ("tests/project/test_architecture.py::test_only_a_few_modules_read_the_applications_clock",),
             ),
         ),
         trials=(clock.trial,),
@@ -158,7 +158,7 @@ CHAPTERS: Final = (
         "start",
         tested=(
             HeldByTests(
-                "a start that cannot be right is refused, with an id and what to do",
+                "an invalid configuration stops the start, with an id and what to do",
                 "DEBUG; secrets missing, short, placeholders; caches that cannot count; connections; a bad account",
                 ("tests/servers/test_checks.py", "tests/project/test_environment.py"),
             ),
@@ -168,8 +168,8 @@ CHAPTERS: Final = (
         "upgrade",
         tested=(
             HeldByTests(
-                "migrations come from nothing and from before with data, take no long lock, and let old code write on",
-                "each migration, its SQL read, and rows as the version before writes them",
+                "migrations work with and without data, take no long lock, and let old code continue to write",
+                "each migration's SQL, and rows as the version before writes them",
                 ("tests/project/test_migrations.py",),
             ),
         ),
@@ -178,7 +178,7 @@ CHAPTERS: Final = (
         "operations",
         tested=(
             HeldByTests(
-                "a back-up can be restored, and the restored server serves",
+                "a backup can be restored, and the restored server works",
                 "the commands of backup.md as printed; rows counted; a heartbeat",
                 ("tests/servers/test_backup.py",),
             ),
@@ -193,7 +193,7 @@ CHAPTERS: Final = (
 
 
 def main() -> int:
-    """Try what was asked for, print the table, and return 0 if all was held."""
+    """Run the chosen chapters, print the table, and return 0 if all promises were kept."""
     chapters, pooler = _chosen()
     testbed.BEHIND_A_POOLER.set(pooler)
     console, began_at = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH), time.monotonic()
@@ -211,7 +211,7 @@ def main() -> int:
     console.print(table)
     missed = sum(not one.held for one in findings)
     minutes = (time.monotonic() - began_at) / 60
-    verdict = f"{missed} not held" if missed else "all held"
+    verdict = f"{missed} not kept" if missed else "all kept"
     console.print(f"{len(findings)} promises in {minutes:.1f} minutes: {verdict}.", highlight=False)
     return 1 if missed or not findings else 0
 
@@ -251,12 +251,12 @@ def _findings(
 
 
 def tried(trial: Trial, folder: Path) -> Iterator[Finding]:
-    """Yield what a trial finds; that it broke off is a finding, too."""
+    """Yield the findings of a trial; if it ended with an error, that is a finding too."""
     try:
         yield from trial(folder)
     except Exception as error:  # noqa: BLE001  (the other trials are still to come)
         promise = (sys.modules[trial.__module__].__doc__ or "").partition("\n")[0]
-        yield Finding(promise, "broke off", f"{type(error).__name__}: {error}", held=False)
+        yield Finding(promise, "ended with an error", f"{type(error).__name__}: {error}", held=False)
 
 
 def _say(console: Console, name: str, found: Finding) -> None:
@@ -264,7 +264,7 @@ def _say(console: Console, name: str, found: Finding) -> None:
 
 
 def _word(found: Finding) -> Text:
-    return Text("held", style="green") if found.held else Text(NOT_HELD, style="bold red")
+    return Text("kept", style="green") if found.held else Text(NOT_HELD, style="bold red")
 
 
 if __name__ == "__main__":

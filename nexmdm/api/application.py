@@ -32,9 +32,9 @@ _DEVICE_ROUTES: Final = "/v1/"
 
 
 class OrjsonParser(Parser):
-    """Bodies by orjson; those with very long numbers by the standard library, which keeps them whole for the checks.
+    """Parse bodies by orjson; those with very long numbers by the standard library, which keeps the numbers unchanged.
 
-    Bodies of phones are read tolerantly, so that each field of them can be judged by its role.
+    Bodies of phones are parsed tolerantly, so that each field of them is checked by its role.
     """
 
     def parse_body(self, request: HttpRequest) -> Any:
@@ -47,12 +47,12 @@ _PAGE: Final[dict[str, Any]] = {"validatorUrl": None, "docExpansion": "list", "d
 
 
 class NexmdmAPI(DescribedAPI):
-    """Ninja, without the response that it prepares for each call: every operation here answers with one of its own."""
+    """Ninja, without the response that it prepares for each call: every operation here returns its own response."""
 
     _unused: Final = HttpResponse()
 
     def on_exception(self, request: HttpRequest, exc: Any) -> HttpResponse:
-        """Return the answer to an error, and note for the log of refusals what the error knows."""
+        """Return the answer to an error, and add the error's facts for the log of refusals."""
         request_facts.explain(_scope_of(request), exc)
         return super().on_exception(request, exc)
 
@@ -89,7 +89,7 @@ R = TypeVar("R", bound=HttpResponseBase)
 
 
 def _failures_limited(run: View) -> View:
-    """Answer 429 instead of 401 when an address has failed too often; a good credential always passes."""
+    """Answer 429 instead of 401 when an address has failed too often; a valid credential always works."""
 
     @wraps(run)
     async def limited(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
@@ -104,12 +104,12 @@ async def _limit_failures(request: HttpRequest, response: R) -> R | HttpResponse
     try:
         seconds = await rate_limits.count_failure(request.META["REMOTE_ADDR"])
     except (DatabaseError, InterfaceError):
-        return response  # A bad credential is one whether or not it can be counted.
+        return response  # A bad credential gets its answer, whether it can be counted or not.
     return response if seconds is None else api.on_exception(request, RateLimited(seconds, rate_limits.FAILURES))
 
 
 async def refusal(request: HttpRequest, error: Exception) -> HttpResponse:
-    """Return the answer to an error that was raised outside of Ninja's operations; a failure is counted as theirs."""
+    """Return the answer to an error raised outside Ninja's operations. A failed authentication counts there too."""
     return await _limit_failures(request, api.on_exception(request, error))
 
 

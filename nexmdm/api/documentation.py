@@ -1,4 +1,4 @@
-"""The API's own documentation as it is served: read only, made once, and nothing in it from elsewhere."""
+"""The API's documentation as it is served: read only, created once, and without content from other servers."""
 
 from collections.abc import Awaitable, Callable
 from functools import wraps
@@ -18,9 +18,9 @@ _FROM_HERE_ONLY: Final = (
 
 
 def made_once(view: View) -> Callable[..., Awaitable[HttpResponse]]:
-    """Answer with what the view makes at the first call: it takes some 40 ms, and any client may ask for it.
+    """Answer with the result of the view's first call: it takes about 40 ms, and any client may request it.
 
-    A client that has it already, by its ETag, gets 304. The page may load nothing from elsewhere.
+    If the client has it already, by its ETag, the answer is 304. The page may load nothing from other servers.
     """
     made: list[_Document] = []
 
@@ -34,7 +34,7 @@ def made_once(view: View) -> Callable[..., Awaitable[HttpResponse]]:
 
 
 class _Document:
-    """The bytes of a document, and the headers that go with it."""
+    """The bytes of a document, and its headers."""
 
     def __init__(self, response: HttpResponse) -> None:
         self._body = response.content

@@ -1,4 +1,4 @@
-"""The one table from domain error to problem, and the answers to all other errors."""
+"""The one table from domain errors to problems, and the answers to all other errors."""
 
 from collections.abc import Callable
 from itertools import islice
@@ -38,7 +38,7 @@ class UnknownQuery(DomainError):
         ]
 
 
-# The one table of errors: what each means to the caller. The sentence for people is the error's own text.
+# The one table of errors: the problem that each becomes. The sentence for people is the error's own text.
 ERRORS: Final[dict[type[DomainError], tuple[int, str, dict[str, str]]]] = {
     signature_verification.InvalidSignature: (401, "invalid_signature", _NXD1),
     signature_verification.IdempotencyKeyRequired: (400, "idempotency_key_required", {}),
@@ -123,7 +123,9 @@ def _suspicious(request: HttpRequest, error: SuspiciousOperation) -> HttpRespons
 
 
 def _too_many_parameters(request: HttpRequest, error: TooManyFieldsSent) -> HttpResponse:
-    return Problem(422, "invalid_request", "The query has more parameters than any operation has.", []).response()
+    return Problem(
+        422, "invalid_request", "The query has too many parameters. Send only those of the operation.", []
+    ).response()
 
 
 def _database_error(request: HttpRequest, error: Error) -> HttpResponse:

@@ -1,4 +1,4 @@
-"""What operations ask: does the process serve, is it ready, and what do the counters say."""
+"""The endpoints for operations: whether the process serves, whether it is ready, and the metrics."""
 
 import hmac
 from functools import cache
@@ -23,13 +23,13 @@ from nexmdm.common.types import ResponseSchema, respond
 from nexmdm.monitoring import dispatcher_status, metrics
 
 READY_SECONDS: Final = 2.5
-"""How long /readyz waits for its look-up: it answers within 3 s, whatever the database does."""
+"""The time that /readyz waits for its look-up: it answers within 3 s, in any state of the database."""
 
 LOOK_SECONDS: Final = 2
-"""How long its look-up may take, and each statement of it: so it ends before it is given up."""
+"""The time that the look-up, and each of its statements, may take: so it ends before /readyz stops waiting."""
 
 FRESH_SECONDS: Final = 1
-"""How long its outcome is kept: more frequent requests get the same answer, and cost no look-up."""
+"""The time for which a result is kept: more frequent requests get the same answer, and cost no look-up."""
 
 _WAITING_COMMITS: Final = """
     SELECT count(*) FROM pg_stat_activity
@@ -38,7 +38,7 @@ _WAITING_COMMITS: Final = """
 """
 _may_write = [True]
 _WRITE: Final = "SELECT pg_logical_emit_message(true, 'nexmdm', '')"
-"""What goes to PostgreSQL's log (WAL) and to no table: its commit is one that a standby has to confirm."""
+"""Writes to PostgreSQL's log (WAL) and to no table, so that a standby must confirm the commit."""
 
 log = structlog.get_logger()
 router = Router(tags=["operations"])
@@ -48,7 +48,7 @@ FORWARDING: Final = (
     "X-Real-IP", "X-Client-IP", "X-Cluster-Client-IP", "X-Original-Forwarded-For", "X-Envoy-External-Address",
     "True-Client-IP", "CF-Connecting-IP", "Fastly-Client-IP", "Fly-Client-IP", "Via",
 )  # fmt: skip
-"""Headers that proxies send: with one of them, the peer is not the client."""
+"""Headers that proxies send: if a request has one of them, its peer is not the client."""
 
 
 class Health(ResponseSchema):
@@ -58,7 +58,7 @@ class Health(ResponseSchema):
 
 
 class Readiness(ResponseSchema):
-    """Whether requests can be served, and (never making it 503) how dispatching and pushing stand."""
+    """Whether requests can be served, and the state of the dispatchers and of pushing, which never makes it 503."""
 
     status: str
     database: str
@@ -75,7 +75,7 @@ async def healthz(request: HttpRequest) -> HttpResponse:
 
 @router.api_operation(["GET", "HEAD"], "/readyz", response={200: Readiness, 503: Readiness}, url_name="readyz")
 async def readyz(request: HttpRequest) -> HttpResponse:
-    """Tell whether the database and its migrations are there; and whether a dispatcher runs and can push."""
+    """Report whether the database and its migrations are there, and whether a dispatcher runs and can push."""
     try:
         ready = await _ready.outcome(within_seconds=READY_SECONDS)
     except (DatabaseError, InterfaceError, TimeoutError):
@@ -98,7 +98,7 @@ def _readiness() -> Readiness:
         except ProgrammingError as error:
             if not (_may_write[0] and isinstance(error.__cause__, InsufficientPrivilege | UndefinedFunction)):
                 raise
-            # A provider that does not let us write so: then a commit without a write has to do.
+            # Some providers do not allow this write: then check a commit without a write.
             log.warning("readyz.without_write", detail=safe_message(error))
             _may_write[0] = False
             return _look(writing=False)
@@ -106,7 +106,7 @@ def _readiness() -> Readiness:
 
 @transaction.atomic
 def _look(*, writing: bool) -> Readiness:
-    """Look what works, the commit of a write included."""
+    """Check the database, including the commit of a write."""
     database.execute("SELECT set_config('statement_timeout', %s, true)", [f"{LOOK_SECONDS}s"])
     database.refuse_read_only()
     _refuse_waiting_commits()
@@ -129,7 +129,8 @@ def _look(*, writing: bool) -> Readiness:
 def _refuse_waiting_commits() -> None:
     """Raise OperationalError if commits wait for a synchronous standby; else the look-up's own commit will show it.
 
-    Those of look-ups that were given up wait on, each on a connection of PostgreSQL's: so no other one joins them.
+    Each look-up that /readyz stopped waiting for keeps one of PostgreSQL's connections. So no further one may join
+    them.
     """
     if database.row(_WAITING_COMMITS, {"seconds": LOOK_SECONDS}) != (0,):
         raise OperationalError("Commits wait for a synchronous standby (synchronous_standby_names) that is not there.")
@@ -144,15 +145,15 @@ def _missing_migrations() -> int:
 
 @cache
 def _migrations() -> frozenset[tuple[str, str]]:
-    """Return the migrations that this code requires, read from disk once."""
+    """Return the migrations that this code requires. They are read from disk once."""
     return frozenset(MigrationLoader(None).disk_migrations)
 
 
 @router.get("/metrics", include_in_schema=False, url_name="metrics")
 async def read_metrics(request: HttpRequest) -> HttpResponse:
-    """Return the metrics for Prometheus: with METRICS_TOKEN to its bearer, else to loopback clients only.
+    """Return the metrics for Prometheus: with METRICS_TOKEN to a client that sends it, else to loopback clients only.
 
-    A request that a proxy forwards is not from loopback, unless a trusted proxy names a loopback client.
+    A request that a proxy forwards does not count as loopback, unless a trusted proxy names a loopback client.
     """
     if refusal := _refuse_metrics(request):
         return refusal.response()
@@ -176,7 +177,7 @@ def _refuse_metrics(request: HttpRequest) -> Problem | None:
 
 
 def _is_local(request: HttpRequest) -> bool:
-    """Tell whether the client is on this machine. A proxy on this machine is not the client."""
+    """Return whether the client is on this machine. A proxy on this machine is not the client."""
     named_by_a_trusted_proxy = request_facts.of(request.scope).is_forwarded  # type: ignore[attr-defined]
     forwarded = any(name in request.headers for name in FORWARDING)
     return addresses.is_loopback(request.META["REMOTE_ADDR"]) and (named_by_a_trusted_proxy or not forwarded)

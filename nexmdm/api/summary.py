@@ -1,4 +1,4 @@
-"""What an admin calls about the whole: the summary, and the audit."""
+"""The endpoints of the admin API for the whole fleet: the summary, and the audit."""
 
 from django.http import HttpRequest, HttpResponse
 from ninja import Query
@@ -22,11 +22,11 @@ async def summary(request: HttpRequest) -> HttpResponse:
 
 @router.get("/audit", response=AuditPage, url_name="audit")
 async def list_audit(request: HttpRequest, query: Query[AuditQuery]) -> HttpResponse:
-    """List the signed writes, newest first: carried out, refused or failed. (Repeats and 429 leave no entry.)
+    """List the signed writes, newest first: carried out, refused or failed. (Repeats and 429 have no entry.)
 
-    `summary` says what a write was about: the action of a command, or else what was done (`cancel`, `retire`, …); its
-    target as the request named it; on how many devices it was done; whether it was a dry run. `device_id` finds the
-    entries whose path names the device, or whose command has a delivery to it, and refused commands and dry runs whose
-    target is this one id in `device_ids`.
+    `summary` describes a write: the action of a command, or else what was done (`cancel`, `retire`, …); its target as
+    the request named it; on how many devices it was done; whether it was a dry run. `device_id` finds the entries whose
+    path names the device, or whose command has a delivery to it, and refused commands and dry runs whose target is this
+    one id in `device_ids`.
     """
     return respond(await run_in_db_thread(queries.list_entries, query))

@@ -1,6 +1,6 @@
-"""The audit's chain: each entry carries a SHA-256 of its own fields and of the entry before it.
+"""The audit's chain: each entry contains a SHA-256 of its own fields and of the entry before it.
 
-The database writes them (nexmdm/migrations/0009_audit_summary.py); here they are verified by other code than that.
+The database writes the hashes (nexmdm/migrations/0009_audit_summary.py). This module verifies them with separate code.
 """
 
 import json
@@ -34,7 +34,7 @@ class Place:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Return the place written as `17:4f3a…`; ValueError if it is none."""
+        """Return the place written as `17:4f3a…`. Raises ValueError if the text is not a place."""
         found = _PLACE.fullmatch(text.strip())
         if found is None:
             raise ValueError("A place in the audit is an entry's number, a colon, and the 64 digits of its hash.")
@@ -45,12 +45,12 @@ class Place:
 
 
 BEGINNING: Final = Place(0, "0" * 64)
-"""What the first entry of all comes after."""
+"""The place before the first entry of all."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """A chain without a broken link: how many entries it has, what the oldest comes after, and the newest."""
+    """A chain without a broken link: the number of its entries, the place before the oldest one, and the newest one."""
 
     entries: int
     after: Place
@@ -58,7 +58,7 @@ class Verified:
 
 
 class BrokenLink(Exception):
-    """The audit was changed other than by NexMDM: at which entry first, and how."""
+    """The audit was changed other than by NexMDM. Names the first such entry, and how it was changed."""
 
     def __init__(self, first: int, what: str, *, last: int | None = None) -> None:
         several = last is not None and last > first
@@ -71,13 +71,13 @@ class WitnessGone(Exception):
 
 
 class DeletedTooSoon(Exception):
-    """Entries left that were younger than what retention keeps."""
+    """The deleted entries were younger than the time for which retention keeps entries."""
 
 
 def digest(entry: AuditEntry) -> str:
-    """Return the hash that an entry must carry: of a JSON array of all its fields, times to the microsecond.
+    """Return the hash that an entry must contain: of a JSON array of all its fields, times in microseconds.
 
-    One without any summary is hashed as entries were before they had one.
+    An entry without a summary is hashed as before summaries existed.
     """
     summary = [entry.action, entry.target, entry.device_count, entry.dry_run]
     has_summary = summary != ["", "", None, None]
@@ -109,10 +109,10 @@ def newest() -> Place | None:
 
 
 def verify(kept: timedelta, witness: Place | None = None) -> Verified:
-    """Walk the chain from the oldest entry to the newest, as it stands at one moment, in bounded memory.
+    """Verify the chain from the oldest entry to the newest, in one snapshot of the database and in bounded memory.
 
-    `kept` is how old retention lets entries become. `witness` is a place that was seen before and kept elsewhere: it
-    must still be there. Raises BrokenLink, DeletedTooSoon, and WitnessGone.
+    `kept` is the age at which retention deletes entries. `witness` is a place that was logged before: it must still be
+    in the chain. Raises BrokenLink, DeletedTooSoon, and WitnessGone.
     """
     with transaction.atomic():
         database.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
@@ -131,7 +131,7 @@ def verify(kept: timedelta, witness: Place | None = None) -> Verified:
 
 
 def _walk(place: Place, newest: Place) -> Iterator[Place]:
-    """Yield the place of each entry, after it was checked against the one before."""
+    """Yield the place of each entry, after the check against the one before."""
     for entry in AuditEntry.objects.order_by("id").iterator(chunk_size=CHUNK):
         _check(entry, place, newest)
         place = Place(entry.id, entry.hash)
@@ -149,7 +149,7 @@ def _check(entry: AuditEntry, before: Place, newest: Place) -> None:
 
 
 def _gap(entry: AuditEntry, before: Place) -> BrokenLink:
-    """Return what lies between an entry and the one that it was written after."""
+    """Return the description of a gap between an entry and the one that it was written after."""
     written_after = AuditEntry.objects.filter(hash=entry.previous, id__lt=before.entry_id).first()
     if written_after is not None:
         first = AuditEntry.objects.filter(id__gt=written_after.id).earliest("id")
@@ -163,7 +163,7 @@ def _gap(entry: AuditEntry, before: Place) -> BrokenLink:
 
 
 def _check_end(last: Place, newest: Place) -> None:
-    """Compare the last entry that is there with the newest one that was written."""
+    """Compare the last existing entry with the newest one that was written."""
     if last.entry_id < newest.entry_id:
         raise BrokenLink(last.entry_id + 1, "deleted: no entry is left after them.", last=newest.entry_id)
     if last != newest:
@@ -171,14 +171,14 @@ def _check_end(last: Place, newest: Place) -> None:
 
 
 def _check_beginning(kept: timedelta) -> None:
-    """Compare the age of the last entry that was deleted (where the mark knows it) with what is kept."""
+    """Compare the age of the last deleted entry, if the mark contains it, with the time for which entries are kept."""
     mark = AuditMark.objects.filter(name=AuditMark.PRUNED, at__gt=Now() - kept).first()
     if mark is not None:
         raise DeletedTooSoon(f"Entries up to {mark.entry_id} were deleted, of {mark.at:%Y-%m-%dT%H:%M:%SZ} and before.")
 
 
 def _contradicted(witness: Place, after: Place, newest: Place) -> Exception:
-    """Return what it means that a chain without a broken link lacks a place that it had."""
+    """Return the error for a chain without a broken link that no longer contains a place."""
     if witness.entry_id < after.entry_id:
         return WitnessGone(f"Retention has deleted entry {witness.entry_id}. Keep a newer place as a witness.")
     if witness.entry_id > newest.entry_id:

@@ -12,8 +12,8 @@ from nexmdm.audit.summary import Summary
 from nexmdm.common import database
 from nexmdm.models import AuditEntry, AuditMark
 
-# Of the oldest entries those that are old, up to the first one that is not: what is left is one chain without a gap.
-# Of two that prune at the same time, the second one waits for the mark, and then finds it moved.
+# Delete old entries from the oldest on, up to the first young one, so that the rest is one chain without a gap. If two
+# transactions prune at the same time, the second one waits for the mark, and then finds it moved.
 _MOVE_MARK: Final = """
     INSERT INTO nexmdm_auditmark AS mark (name, entry_id, hash)
     SELECT %(pruned)s, id, hash FROM (
@@ -27,12 +27,12 @@ _MOVE_MARK: Final = """
 """
 
 
-# Between the two steps the mark is where entries still are, whatever an outer transaction has said of constraints.
+# Between the two steps the mark is at an existing entry, whatever an outer transaction has set for constraints.
 _MARK_FIRST: Final = "SET CONSTRAINTS audit_mark_takes_all DEFERRED"
 
 
 class Audited(Protocol):
-    """What an entry says of a caller."""
+    """The facts about a caller that an entry contains."""
 
     @property
     def principal(self) -> str: ...
@@ -67,9 +67,9 @@ INSERT: Final = """
         device_count int, dry_run boolean
     )
 """
-"""Writes entries, in their order: those of parameters().
+"""Writes entries in the order of parameters().
 
-Let it be the last statement of a transaction, as record() says.
+It must be the last statement of a transaction, for the reason in record().
 """
 
 
@@ -81,7 +81,7 @@ def parameters(entries: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 def values(
     caller: Audited, *, status: int, code: str = "", request_id: UUID | None = None, device_count: int | None = None
 ) -> dict[str, Any]:
-    """Return what an entry says. `device_count` is on how many devices the work was done, or would be."""
+    """Return the content of an entry. `device_count` is how many devices the work changed, or would change."""
     summary = caller.summarize()
     return {
         "principal": caller.principal,
@@ -103,7 +103,7 @@ def values(
 
 
 def record(caller: Audited, *, status: int, code: str) -> None:
-    """Write the entry of a refusal, in a transaction of its own.
+    """Write the entry of a refusal, in its own transaction.
 
     Waits until the transaction of every other writer of an entry has ended. So it must be the last statement of its
     transaction.
@@ -115,8 +115,8 @@ def record(caller: Audited, *, status: int, code: str) -> None:
 def prune(kept: timedelta, limit: int) -> int:
     """Delete up to `limit` entries that are older than `kept`, the oldest first; return how many.
 
-    The last one deleted is remembered, so that the chain of those that stay still has a beginning. The database refuses
-    where `kept` is less than a day.
+    A mark stores the last deleted one, so that the remaining chain still has a beginning. The database refuses this if
+    `kept` is less than a day.
     """
     database.execute(_MARK_FIRST)
     moved = database.rows(_MOVE_MARK, {"pruned": AuditMark.PRUNED, "kept": kept, "limit": limit})

@@ -1,4 +1,4 @@
-"""The audit, as an admin reads it."""
+"""Reads of the audit for the admin API."""
 
 from typing import Annotated, Any
 from uuid import UUID
@@ -15,7 +15,7 @@ from nexmdm.models import DEVICE_PATH, AuditEntry
 
 
 class AuditQuery(Page, extra="forbid"):
-    """Which entries to list."""
+    """Filters of the audit's entries."""
 
     since: Time | None = None
     until: Time | None = None
@@ -26,7 +26,7 @@ class AuditQuery(Page, extra="forbid"):
     status: Annotated[QueryInteger, Field(ge=100, le=599)] | None = None
 
     def conditions(self) -> Q:
-        """Return what an entry has to be."""
+        """Return the condition for entries."""
         wanted = {"at__gte": self.since, "at__lt": self.until}
         wanted |= {name: getattr(self, name) for name in ("action", "request_id", "principal", "status")}
         conditions = Q(**{name: value for name, value in wanted.items() if value is not None})
@@ -34,7 +34,7 @@ class AuditQuery(Page, extra="forbid"):
 
 
 class AuditSummary(ResponseSchema):
-    """What a signed write was about; null where something does not apply, or where the body was none."""
+    """The summary of a signed write; null if something does not apply, or if there was no valid body."""
 
     action: str | None
     target: str | None
@@ -43,7 +43,7 @@ class AuditSummary(ResponseSchema):
 
 
 class AuditRow(ResponseSchema):
-    """One signed write: who, from where, what, and how it ended."""
+    """One signed write: its admin, address, request and result."""
 
     at: Time
     principal: str
@@ -68,14 +68,14 @@ class AuditPage(ResponseSchema):
 def about_device(device_id: UUID) -> Q:
     """Return the condition for entries whose path names a device, or whose command has a delivery to it.
 
-    A command that was refused or only tried has no delivery: it is found where its target is this one device_id.
+    A refused command or a dry run has no delivery: it is found if its target is this one device_id.
     """
     others: QuerySet[Any] = AuditEntry.objects.filter(request_id=None).order_by()
     named = others.filter(target__in=on_device(device_id))
     by_path = others.alias(device_path=DEVICE_PATH).filter(device_path=f"/admin/devices/{device_id}")
     sent = Delivery.objects.filter(device=device_id).order_by().values("command_id")
     about_commands: QuerySet[Any] = AuditEntry.objects.filter(request_id__in=sent).order_by()
-    # Each by an index of its own, which one condition with an OR could not be.
+    # Two conditions, each with its own index; one condition with an OR could use neither.
     return Q(pk__in=named.values("pk").union(by_path.values("pk"), about_commands.values("pk"), all=True))
 
 

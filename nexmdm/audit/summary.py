@@ -1,4 +1,4 @@
-"""What a signed write was about, in the words of the API: which action, on what, and whether it was only tried."""
+"""The summary of a signed write, in the words of the API: its action, its target, and whether it was a dry run."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from nexmdm.common.types import parse_json
 LONGEST_ACTION: Final = 64
 LONGEST_TARGET: Final = 200
 DEVICE: Final = "device_id"
-"""What the value in a path is called that names a device."""
+"""The name of the path parameter that names a device."""
 
 DEVICES: Final = "device_ids"
 """The kind of a command's target that names devices."""
@@ -20,7 +20,7 @@ DEVICES: Final = "device_ids"
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The action, and on what it was done; empty, or None, where they do not apply."""
+    """The action, and its target; empty, or None, if they do not apply."""
 
     action: str = ""
     target: str = ""
@@ -28,11 +28,12 @@ class Summary:
 
 
 Summarize = Callable[[HttpRequest, Mapping[str, Any]], Summary]
-"""Tells of a request, and the values in its path, what it is about. It may be refused for what is wrong in its body."""
+"""Returns the summary of a request, from it and the values in its path. It must accept a request with an invalid body.
+"""
 
 
 def by_path(action: str, name: str) -> Summarize:
-    """Return what summarizes requests by one value of their paths."""
+    """Return a function that summarizes requests by one value of their paths."""
 
     def summarize(_: HttpRequest, path: Mapping[str, Any]) -> Summary:
         return Summary(action, target_text(name, [str(path[name])]))
@@ -41,7 +42,7 @@ def by_path(action: str, name: str) -> Summarize:
 
 
 def body_of(request: HttpRequest) -> Mapping[str, Any] | None:
-    """Return the object that a body is, be it good or not; None if it is none."""
+    """Return the JSON object in a body, valid or not; None if there is none."""
     try:
         body = parse_json(request.body)
     except ValueError:
@@ -50,12 +51,12 @@ def body_of(request: HttpRequest) -> Mapping[str, Any] | None:
 
 
 def action_text(given: object) -> str:
-    """Return what a body says is its action; empty if that is no text."""
+    """Return the action that a body names; empty if it is not a text."""
     return _clip(given, LONGEST_ACTION) if isinstance(given, str) else ""
 
 
 def target_text(name: str, given: object) -> str:
-    """Return `name: the, texts, given`, cut where it is too long for the audit; empty if they are no list of texts."""
+    """Return `name: the, texts, given`, cut if it is too long for the audit; empty if it is not a list of texts."""
     if not isinstance(given, list):
         return ""
     shown = given[:LONGEST_TARGET]
@@ -65,17 +66,17 @@ def target_text(name: str, given: object) -> str:
 
 
 def joined(*targets: str) -> str:
-    """Return several targets as one, the empty ones left out, cut where it is too long for the audit."""
+    """Return several targets as one text without the empty ones, cut if it is too long for the audit."""
     return _clip(", ".join(filter(None, targets)), LONGEST_TARGET)
 
 
 def on_device(device_id: UUID) -> list[str]:
-    """Return the targets of requests about this device alone: its path names it, or a command's target does."""
+    """Return the targets of requests about this device alone: in the path, or as the target of a command."""
     return [target_text(name, [str(device_id)]) for name in (DEVICE, DEVICES)]
 
 
 def device_in(target: str) -> UUID | None:
-    """Return the device that a request was about, by the request's target; None if it named several, or none."""
+    """Return the device that a request's target names; None if it names several, or none."""
     _, _, value = target.partition(": ")
     try:
         device_id = UUID(value)

@@ -1,1 +1,1 @@
-"""Who calls, and how often: bearer tokens, signed requests, idempotency, rate limits."""
+"""Authentication and its limits: bearer tokens, signed requests, idempotency, rate limits."""

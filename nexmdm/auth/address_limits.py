@@ -1,4 +1,4 @@
-"""Limits by network address, with a ceiling on how many addresses are counted one by one."""
+"""Limits by network address, with a limit on how many addresses have their own counter."""
 
 import time
 from typing import Final
@@ -9,7 +9,7 @@ from nexmdm.auth.rate_limit_windows import count
 from nexmdm.common import addresses, rates
 
 COUNTED_ADDRESSES: Final = 1000
-"""How many addresses have a counter of their own, per process, limit and period (at least a minute). All further
+"""The number of addresses with their own counter, for each process, limit and period (at least a minute). All further
 addresses share one counter, so that an attack from many addresses cannot fill the table of counters."""
 
 _TOGETHER: Final = "further addresses"
@@ -31,7 +31,7 @@ class AddressLimit:
         self._counted_since = float("-inf")
 
     def seconds_over(self, client: str) -> int | None:
-        """Return how long an address that is known to be over the limit has to wait, else None. Costs no statement."""
+        """Return how long (s) an address known to be over the limit must wait, else None. Costs no statement."""
         key = addresses.counting_key(client)
         until = self._over_until.get(key, 0.0)
         if len(self._counted) >= COUNTED_ADDRESSES and key not in self._counted:
@@ -50,7 +50,7 @@ class AddressLimit:
         return seconds
 
     def forget(self) -> None:
-        """Drop this process's memory of the addresses; the counters in the database stay."""
+        """Delete this process's memory of the addresses; the counters in the database stay."""
         self._counted_since = float("-inf")
         self._over_until.clear()
         self._counted.clear()

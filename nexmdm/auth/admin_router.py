@@ -28,7 +28,7 @@ log = structlog.get_logger()
 
 
 def audited(run: View) -> View:
-    """Write an audit entry for a signed write that was not done (one that was done wrote its own, with the work)."""
+    """Write an audit entry for a signed write that was not done. (A write that was done wrote its own entry.)"""
 
     @wraps(run)
     async def audited(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
@@ -42,7 +42,7 @@ def audited(run: View) -> View:
 
 
 def summarized(summarize: Summarize) -> Callable[[TCallable], TCallable]:
-    """Decorate a signed write with what tells the audit what it is about, be it carried out or refused."""
+    """Decorate a signed write with the function that returns its audit summary, for writes carried out or refused."""
 
     def summarizing(run: View) -> View:
         @wraps(run)
@@ -56,9 +56,9 @@ def summarized(summarize: Summarize) -> Callable[[TCallable], TCallable]:
 
 
 async def _record_refusal(signed: SignedCaller, response: HttpResponse) -> HttpResponse:
-    """Record what was refused or failed, unless that was one write too many; return the answer.
+    """Record a refused or failed write, unless it was over the limit of writes; return the answer.
 
-    A refusal that cannot be recorded is none: the database is unavailable.
+    If the refusal cannot be recorded, the answer is that the database is unavailable.
     """
     status = response.status_code
     if status < HTTPStatus.BAD_REQUEST or status == HTTPStatus.TOO_MANY_REQUESTS:
@@ -70,7 +70,7 @@ async def _record_refusal(signed: SignedCaller, response: HttpResponse) -> HttpR
     except (DatabaseError, InterfaceError, GateFull) as error:
         if status < HTTPStatus.INTERNAL_SERVER_ERROR:
             raise
-        # It has failed, mostly for the same reason, and its answer says so; the log has to do for the audit.
+        # The record failed, mostly for the same reason, and the answer reports that; the log replaces the audit entry.
         log.error(
             "audit.unwritten",
             error=type(error).__name__,

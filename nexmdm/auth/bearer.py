@@ -1,4 +1,4 @@
-"""Bearer tokens of phones: the form is checked here; whose it is, the statement that does the work decides."""
+"""Bearer tokens of phones. Only the form is checked here; the statement that does the work finds the owner."""
 
 from typing import Any, Final
 
@@ -11,7 +11,7 @@ from devices.enrollment import InvalidEnrollmentToken
 
 
 class Bearer(HttpBearer):
-    """A bearer token of one kind, well formed. Whose it is, the statement that does the work decides."""
+    """A well-formed bearer token of one kind. The statement that does the work finds its owner."""
 
     def __init__(self, prefix: str, error: type[Exception], scheme: str) -> None:
         self._prefix = prefix
@@ -28,7 +28,7 @@ class Bearer(HttpBearer):
         return token
 
     async def authenticate(self, request: HttpRequest, token: str) -> Any:  # pragma: no cover
-        """Do nothing: __call__ does all of it, and nothing calls this."""
+        """Do nothing: __call__ does all of it, and nothing calls this method."""
         raise NotImplementedError
 
 

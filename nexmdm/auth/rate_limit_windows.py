@@ -2,7 +2,7 @@
 
 The lengths of the windows are in the rates: settings such as ADMIN_RATE_LIMIT `120/m` (rate_limits.py counts them).
 
-One UNLOGGED table: a crash of PostgreSQL forgets the counts, and counting costs no WAL. (Django's own DatabaseCache
+One UNLOGGED table: a crash of PostgreSQL deletes the counts, and counting costs no WAL. (Django's own DatabaseCache
 reads and then writes, so that parallel callers are not counted.)
 """
 
@@ -33,19 +33,19 @@ _FORGET: Final = "DELETE FROM nexmdm_counter WHERE expires_at <= now()"
 
 
 class CounterCache(BaseCache):
-    """Counters that expire: add(), incr(), get() and clear() are all that it can do."""
+    """Counters that expire. Only add(), incr(), get() and clear() are supported."""
 
     def __init__(self, _: str, params: dict[str, Any]) -> None:
         super().__init__(params)
 
     def add(self, key: str, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
-        """Start a counter; False if it is counting already."""
+        """Start a counter; return False if it exists already."""
         seconds = self.default_timeout if timeout is DEFAULT_TIMEOUT else timeout
         given = {"key": self.make_key(key, version), "value": value, "seconds": seconds}
         return database.execute(_ADD, given) == 1
 
     def incr(self, key: str, delta: int = 1, version: int | None = None) -> int:
-        """Count on; return the new value. ValueError if there is no such counter."""
+        """Increase the counter; return the new value. Raises ValueError if there is no such counter."""
         found = database.rows(_INCREMENT, {"key": self.make_key(key, version), "delta": delta})
         if not found:
             raise ValueError("There is no such counter.")
@@ -57,20 +57,20 @@ class CounterCache(BaseCache):
         return found[0][0] if found else default
 
     def clear(self) -> None:
-        """Forget every counter."""
+        """Delete every counter."""
         database.execute("DELETE FROM nexmdm_counter")
 
 
 def count(group: str, key: str, rate: str) -> dict[str, Any]:
-    """Count one more of a group's key, in a thread; return how that stands to the rate, as django-ratelimit says it."""
+    """Count one more of a group's key, in a thread; return the usage of the rate in django-ratelimit's form."""
     usage: dict[str, Any] = get_usage(None, group=group, key=lambda *_: key, rate=rate, increment=True)
     return usage
 
 
 def count_at_once(group: str, key: str, rate: str, calls: int = 1) -> tuple[int, float]:
-    """Count so many more of a group's key by one statement; return how many are too many, and the seconds left.
+    """Count `number` more of a group's key by one statement; return how many are over the limit, and the seconds left.
 
-    The window begins with its first call. For what is called often: django-ratelimit takes two statements, and a while.
+    The window begins with its first call. For frequent calls: django-ratelimit takes two statements, and more time.
     """
     limit, seconds = rates.parse(rate)
     parameters = {"key": f"{group}:{key}:{rate}", "seconds": seconds, "calls": calls}

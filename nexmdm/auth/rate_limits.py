@@ -1,8 +1,8 @@
-"""Rate limits: signed calls, failed authentications, rotations; all counted in PostgreSQL.
+"""Rate limits of signed calls, failed authentications and rotations; PostgreSQL counts all of them.
 
-The rates are settings, such as ADMIN_RATE_LIMIT `120/m`: so many calls in a window of a minute. The windows and their
+The rates are settings, such as ADMIN_RATE_LIMIT `120/m`: 120 calls in a window of a minute. The windows and their
 counters are in rate_limit_windows.py. (django-ratelimit's decorator does not work on Ninja's operations: above one it
-limits nothing, below one it is a 500.)
+limits nothing, below one it causes a 500.)
 """
 
 import math
@@ -23,7 +23,7 @@ FAILURES: Final = "failures"
 """The log's name for the limit of failed authentications."""
 
 failures: Final = AddressLimit("failure")
-"""Failed authentications, by address. Beyond the limit a failure is 429; a good credential passes all the same."""
+"""Failed authentications, by address. Beyond the limit a failure is 429; a valid credential always works."""
 
 
 class RateLimited(DomainError):
@@ -37,7 +37,7 @@ class RateLimited(DomainError):
 
     @property
     def problem(self) -> Problem:
-        """What the caller is told."""
+        """The text of the answer."""
         return Problem(429, "rate_limited", str(self), headers={"Retry-After": str(self.retry_after_seconds)})
 
 
@@ -45,14 +45,15 @@ ROTATIONS: Final = "rotations"
 """The log's name for the limit of rotations."""
 
 ROTATION_RATE_LIMIT: Final = "10/h"
-"""Rotations of one device. A phone needs one a day at the most, and each costs a bcrypt hash."""
+"""Rotations of one device. A phone needs at most one a day, and each costs a bcrypt hash."""
 
 
 ROTATING_DEVICES: Final = 10_000
-"""How many devices over the limit a process remembers; beyond it, the earliest is forgotten and counted again."""
+"""The number of devices over the limit that a process remembers; beyond it, the earliest is deleted and counted again.
+"""
 
 _rotated_too_often: dict[UUID, float] = {}
-"""Until when each device that is known to be over the limit stays so, by time.monotonic()."""
+"""The end of the limit for each device that is known to be over it, in time.monotonic()."""
 
 
 def check_rotation(device_id: UUID) -> None:
@@ -63,7 +64,7 @@ def check_rotation(device_id: UUID) -> None:
 
 
 async def count_rotation(device_id: UUID) -> None:
-    """Count a rotation of a device that has shown its token. Raises RateLimited beyond its limit."""
+    """Count a rotation of a device whose token was valid. Raises RateLimited over its limit."""
     usage = await run_for_phone(count, "rotation", str(device_id), ROTATION_RATE_LIMIT)
     if usage["should_limit"]:
         if len(_rotated_too_often) >= ROTATING_DEVICES:
@@ -73,14 +74,14 @@ async def count_rotation(device_id: UUID) -> None:
 
 
 async def count_read(principal: str) -> None:
-    """Count a signed read of a principal. Raises RateLimited beyond its limit."""
+    """Count a signed read of a principal. Raises RateLimited over its limit."""
     await run_in_db_thread(_count_call, "read", principal, settings.ADMIN_READ_RATE_LIMIT)
 
 
 def count_writes(principal: str, calls: int) -> tuple[int, RateLimited]:
-    """Count so many signed writes of a principal; call it in a thread, outside of a transaction.
+    """Count signed writes of a principal; call it in a thread, outside a transaction.
 
-    Returns how many of them are too many, and what is to be raised for those.
+    Returns how many of them are over the limit, and the error to raise for those.
     """
     return _count_calls("write", principal, settings.ADMIN_RATE_LIMIT, calls)
 
@@ -102,7 +103,7 @@ def _refuse_above_limit(usage: dict[str, Any], limit: str) -> None:
 
 
 def forget() -> None:
-    """Drop this process's memory of clients over a limit; the counters in the database stay."""
+    """Delete this process's memory of clients over a limit; the counters in the database stay."""
     failures.forget()
     _rotated_too_often.clear()
 
@@ -110,8 +111,8 @@ def forget() -> None:
 async def count_failure(client: str) -> int | None:
     """Count a failed authentication from an address; return the seconds to wait if there were too many, else None.
 
-    An address over its limit is remembered to the end of the period: a flood of failures costs one look-up here. In a
-    flood from many addresses, those that find too many waiting are not counted.
+    An address over its limit is remembered until the period ends: then a failure costs only one look-up here. When too
+    many failures from many addresses wait, further ones are not counted.
     """
     if (left := failures.seconds_over(client)) is not None:
         return left

@@ -1,6 +1,6 @@
-"""Signed writes that share a transaction: those that wait at the same moment are done by one group commit.
+"""Signed writes that share a transaction: one group commit does all those that wait at the same moment.
 
-Each keeps an answer, a place in the limit and a link in the audit's chain of its own.
+Each has its own answer, place in the limit and link in the audit's chain.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ Asked = TypeVar("Asked")
 
 
 class Alone(Exception):
-    """A write that would have to wait for another transaction: it needs one of its own, and nothing was done."""
+    """A write that would have to wait for another transaction: it needs its own transaction, and nothing was done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class _Waiting(Generic[Asked]):
         return False
 
     def log_fields(self) -> dict[str, str]:
-        """Return by what a log line names it."""
+        """Return the fields that identify the write in a log line."""
         return {"principal": self.caller.principal, "correlation_id": self.caller.correlation_id}
 
     def is_wanted(self) -> bool:
@@ -41,9 +41,9 @@ class _Waiting(Generic[Asked]):
 
 
 class SharedWrites(Generic[Asked]):
-    """Writes of one kind. `work` does several, in the transaction that it is called in, and returns what came of each.
+    """Writes of one kind. `work` does several in the transaction of its caller, and returns the result of each.
 
-    A write that `work` returns an error for must have done nothing.
+    If `work` returns an error for a write, it must have done nothing for it.
     """
 
     def __init__(self, work: Callable[[Sequence[Asked]], Sequence[WriteResult[Any] | Exception]]) -> None:
@@ -64,14 +64,14 @@ class SharedWrites(Generic[Asked]):
         return outcome
 
     async def drain(self) -> None:
-        """Take no more; return when those taken are answered."""
+        """Accept no more writes; return when all accepted ones are answered."""
         await self._batchers.get().drain()
 
     def _flush(self, writes: Sequence[_Waiting[Asked]]) -> list[Outcome]:
         """Count all, and do those that are within the limit.
 
-        A batch whose connection is lost after its transaction began is not run again: its outcome is unknown, and
-        Django has connected anew by then, so that GroupCommit raises the error.
+        A batch whose connection is lost after its transaction began is not run again: its outcome is unknown. Django
+        has connected again by then, so that GroupCommit raises the error.
         """
         outcomes: list[Any] = list(signed_write.check_limits([write.caller for write in writes]))
         allowed = [position for position, limited in enumerate(outcomes) if limited is None]
@@ -88,4 +88,4 @@ class SharedWrites(Generic[Asked]):
 
 
 def _flushed(outcomes: Sequence[Any], seconds: float) -> None:
-    """Nothing is measured here: admin requests are counted and timed where they are answered."""
+    """Measure nothing here: admin requests are counted and timed where they are answered."""

@@ -19,7 +19,7 @@ from nexmdm.common import request_facts
 from nexmdm.common.domain_error import DomainError
 from nexmdm.config import named_admins
 
-DENIED = Counter("nexmdm_admin_denied", "Admin requests whose signature was not good, by the reason.", ["reason"])
+DENIED = Counter("nexmdm_admin_denied", "Admin requests with a bad signature, by reason.", ["reason"])
 
 _TIMESTAMP: Final = re.compile(r"[0-9]{1,12}")
 _SIGNATURE: Final = re.compile(r"v1=[0-9a-f]{64}")
@@ -32,7 +32,7 @@ class InvalidSignature(DomainError):
     def __init__(self, reason: str) -> None:
         super().__init__()
         self.reason = reason
-        """Which part of the signature is wrong, for the log and a metric only."""
+        """The part of the signature that is wrong, only for the log and a metric."""
 
 
 class IdempotencyKeyRequired(DomainError):
@@ -40,10 +40,10 @@ class IdempotencyKeyRequired(DomainError):
 
 
 class SignedRequest(AuthBase):
-    """An admin request signed by NXD1 (see nexmdm/auth/signing.py), verified on the raw bytes before anything else.
+    """An admin request signed by NXD1 (see nexmdm/auth/signing.py), verified on the raw bytes before any other work.
 
-    A read is counted here; a write where it is carried out, or where its refusal is recorded (admin_router.py): by the
-    same thread and connection.
+    A read is counted here. A write is counted where it is carried out, or where its refusal is recorded
+    (admin_router.py), by the same thread and connection.
     """
 
     openapi_type: ClassVar = "apiKey"
@@ -51,7 +51,7 @@ class SignedRequest(AuthBase):
     openapi_name: ClassVar = "X-Signature"
 
     async def __call__(self, request: HttpRequest) -> SignedCaller:
-        """Return the caller. Raises InvalidSignature (why goes to the log only), then IdempotencyKeyRequired."""
+        """Return the caller. Raises InvalidSignature (the reason goes only to the log), then IdempotencyKeyRequired."""
         try:
             caller = verify(request)
         except InvalidSignature as denied:
@@ -70,7 +70,7 @@ SIGNED: Final = SignedRequest()
 
 
 def verify(request: HttpRequest) -> SignedCaller:
-    """Return the caller whose key and signature are good. Raises InvalidSignature.
+    """Return the caller if key and signature are valid. Raises InvalidSignature.
 
     An unknown key takes as long as a wrong signature.
     """
@@ -86,7 +86,7 @@ def verify(request: HttpRequest) -> SignedCaller:
     if not _SIGNATURE.fullmatch(signature):
         raise InvalidSignature("signature_form")
     target = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
-    # Not request.method: Django writes that in capitals, whatever was sent.
+    # Not request.method: Django changes that to capitals.
     message = signing.string_to_sign(timestamp, idempotency_key, scope["method"], target, request.body)
     good = [signing.SIGNATURE_PREFIX + signing.sign(secret, message) for secret in _secrets_of(principal)]
     is_signed = _any_equal(signature, good)
@@ -108,14 +108,14 @@ def verify(request: HttpRequest) -> SignedCaller:
 
 
 def _principal_of(key: str) -> str | None:
-    """Return the admin with this key, or None. It is compared with the live keys of all, in constant time."""
+    """Return the admin with this key, or None. The key is compared with all live keys, in constant time."""
     live = {named_admins.UNNAMED: settings.ADMIN_KEYS} | settings.NAMED_ADMIN_KEYS
     has_key = {principal: _any_equal(key, keys) for principal, keys in live.items()}
     return next((principal for principal, has in has_key.items() if has), None)
 
 
 def _secrets_of(principal: str | None) -> list[str]:
-    """Return the live secrets of an admin; for None some, so that trying them takes as long."""
+    """Return the live secrets of an admin; for None some others, so that the comparison takes as long."""
     if principal is None or principal == named_admins.UNNAMED:
         return settings.HMAC_SECRETS
     named: dict[str, list[str]] = settings.NAMED_HMAC_SECRETS
@@ -135,5 +135,5 @@ def _single(scope: dict[str, Any], name: bytes, *, required: bool = True) -> str
 
 
 def _any_equal(given: str, known: list[str]) -> bool:
-    """Compare with each in constant time; with all of them, so that the time does not tell which one it was."""
+    """Compare with each in constant time, and always with all, so that the time does not show which one matched."""
     return any([hmac.compare_digest(given.encode(), one.encode()) for one in known])  # noqa: C419

@@ -26,10 +26,10 @@ AnswerT_co = TypeVar("AnswerT_co", bound=BaseModel, covariant=True)
 
 @dataclass(frozen=True, slots=True)
 class WriteResult(Generic[AnswerT_co]):
-    """The outcome of a signed write: its answer, and what the audit and a repeat should know.
+    """The result of a signed write: its answer, and the facts for the audit and for a repeat.
 
-    `device_count` is on how many devices something was done, or would be; None where that does not apply. `secrets` are
-    shown in the answer and never stored; `kept` False (a dry run) stores nothing for a repeat.
+    `device_count` is the number of devices that it changed, or would change; None if that does not apply. `secrets` are
+    shown in the answer and never stored; with `kept` False (a dry run) nothing is stored for a repeat.
     """
 
     answer: AnswerT_co
@@ -48,7 +48,7 @@ class WriteResult(Generic[AnswerT_co]):
         return _answer(self.text, self.secrets)
 
 
-# Two statements of one message: the second must see what the holder of a key before us has committed.
+# Two statements of one message: the second one must see what the transaction that had the key before has committed.
 _LOCK: Final = """
     SELECT pg_try_advisory_xact_lock(hashtextextended(name, 0))
     FROM unnest(%(names)s::text[]) WITH ORDINALITY AS asked (name, position) ORDER BY position
@@ -78,7 +78,7 @@ class IdempotencyKeyReused(DomainError):
 
 @dataclass(slots=True)
 class LimitCheck:
-    """Whether a signed write was counted, and what is to be raised if it was one too many."""
+    """Whether a signed write was counted, and the error to raise if it was over the limit."""
 
     is_counted: bool = False
     limited: RateLimited | None = None
@@ -86,9 +86,9 @@ class LimitCheck:
 
 @dataclass(frozen=True, slots=True)
 class SignedCaller:
-    """Who called, from where, and what the signature covered. `target` is the path with its query.
+    """The admin who sent a request, its address, and the signed content. `target` is the path with its query.
 
-    `summarize` tells the audit what it is about.
+    `summarize` returns the summary for the audit.
     """
 
     principal: str
@@ -110,7 +110,7 @@ class SignedCaller:
 
     @property
     def fingerprint(self) -> bytes:
-        """What makes two requests the same: SHA-256 of method, target and body hash."""
+        """The SHA-256 of method, target and body hash; equal for equal requests."""
         return hashlib.sha256(f"{self.method}\n{self.target}\n{self.body_sha256}".encode()).digest()
 
     async def run(
@@ -119,14 +119,14 @@ class SignedCaller:
         """Do the work once and answer; a repeat of the request gets the stored answer, `Idempotent-Replayed: true`.
 
         Work, audit entry and stored answer commit together, or nothing does. Raises RateLimited, IdempotencyInFlight,
-        IdempotencyKeyReused, and what the work raises.
+        IdempotencyKeyReused, and the errors of the work.
         """
         return await run_in_db_thread(_run_alone, self, work, restore_secrets)
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """The answer that is stored for a repeated request, without its secrets."""
+    """The stored answer to a repeated request, without its secrets."""
 
     body: str
 
@@ -141,9 +141,9 @@ Outcome = WriteResult[Any] | Replay | Exception
 
 
 def check_limits(callers: Sequence[SignedCaller]) -> list[RateLimited | None]:
-    """Count writes, each once; return for each what is to be raised if it is one too many.
+    """Count writes, each once; return for each the error to raise if it is over the limit.
 
-    Asked again, it gives the same answers: a batch whose connection was lost is flushed once more.
+    A second call returns the same result: a batch whose connection was lost is flushed once more.
     """
     uncounted: dict[str, list[LimitCheck]] = {}
     for caller in callers:
@@ -174,9 +174,10 @@ def _run_alone(
 def run_together(
     callers: Sequence[SignedCaller], work: Callable[[Sequence[int]], Sequence[WriteResult[Any] | Exception]]
 ) -> list[Outcome]:
-    """Do several writes, each once, in one transaction; return for each what came of it.
+    """Do several writes, each once, in one transaction; return for each its result.
 
-    `work` does those whose positions it is given. A write that it returns an error for has done nothing.
+    `work` does the writes at the positions that it gets. If it returns an error for a write, it has done nothing for
+    it.
     """
     outcomes = _claim(callers)
     to_do = [position for position, found in enumerate(outcomes) if found is None]
@@ -188,9 +189,9 @@ def run_together(
 
 
 def _claim(callers: Sequence[SignedCaller]) -> list[Any]:
-    """Take the keys of writes, to the end of the transaction.
+    """Lock the keys of writes until the transaction ends.
 
-    Returns for each the answer that is stored for it, an error, or None if it is to be done.
+    Returns for each its stored answer, an error, or None if it must be done.
     """
     principals = [caller.principal for caller in callers]
     keys = [caller.idempotency_key for caller in callers]
@@ -214,10 +215,10 @@ def _claimed(caller: SignedCaller, is_ours: bool, stored: tuple[bytes, str] | No
 
 
 def _finish(writes: Sequence[tuple[SignedCaller, Any]]) -> None:
-    """Store the answers and write the audit entries, which come last: every other signed write waits from them on.
+    """Store the answers, then write the audit entries: from then on, every other signed write waits.
 
-    The foreign keys, which are else checked at the commit, are so before it: those of a command to 100,000 devices
-    take most of a second.
+    Foreign keys are checked before the entries, instead of at the commit: those of a command to 100,000 devices take
+    most of a second.
     """
     done = [(caller, result) for caller, result in writes if isinstance(result, WriteResult)]
     if not done:

@@ -1,4 +1,4 @@
-"""NXD1: how an admin request is signed. Pure functions, for the server and its clients alike."""
+"""NXD1: the signature of admin requests. Pure functions, used by the server and its clients."""
 
 import hmac
 from hashlib import sha256

@@ -1,4 +1,4 @@
-"""Stored answers: kept for a day, then forgotten."""
+"""Stored answers: kept for a day, then deleted."""
 
 from datetime import timedelta
 from typing import Final
@@ -12,7 +12,7 @@ SWEEP_BATCH: Final = 5000
 
 
 def forget_old_answers() -> int:
-    """Delete answers older than a day, some at a time; return how many."""
+    """Delete answers older than a day, a limited number at a time; return how many."""
     old = StoredAnswer.objects.filter(created_at__lt=Now() - KEPT).order_by("created_at").values_list("id", flat=True)
     deleted, _ = StoredAnswer.objects.filter(id__in=list(old[:SWEEP_BATCH])).delete()
     return deleted

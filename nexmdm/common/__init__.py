@@ -1,1 +1,1 @@
-"""The ground floor: database access, wire types, problems and other tools; it imports nothing of ours."""
+"""The shared base of all modules: database access, wire types, problems and other tools; it imports nothing of ours."""

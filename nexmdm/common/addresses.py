@@ -1,4 +1,4 @@
-"""Network addresses: where the server of these settings answers, and the one spelling of each client's address."""
+"""Network addresses: the address of the server, and the canonical form of each client's address."""
 
 import re
 from functools import lru_cache
@@ -9,23 +9,23 @@ from django.conf import settings
 from django.http.request import validate_host
 
 LOOPBACK: Final = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}  # noqa: S104
-"""By which address a server is reached that listens on all of them."""
+"""The address of a server that listens on all addresses, for clients on this machine."""
 
 IPV6_PREFIX: Final = 64
-"""How many bits of an IPv6 address name the network of one client."""
+"""The number of bits of an IPv6 address that name the network of one client."""
 
 _WITH_PORT: Final = re.compile(r"\[([^]]*)\](?::\d{1,5})?|([\d.]+):\d{1,5}")
 
 
 def of_settings() -> tuple[str, str | None]:
-    """Return its URL; and a Host header that it accepts, if the address in the URL is none."""
+    """Return the server's URL; and a Host header to send with it, if the server refuses the host in the URL."""
     name = LOOPBACK.get(settings.HOST, settings.HOST)
     name = f"[{name}]" if ":" in name else name
     return f"http://{name}:{settings.PORT}", host_instead_of(name)
 
 
 def host_instead_of(name: str) -> str | None:
-    """Return a Host header that the server accepts, where this name is none; else None."""
+    """Return a Host header that the server accepts, if it does not accept this name; else None."""
     if not settings.ALLOWED_HOSTS or validate_host(name, settings.ALLOWED_HOSTS):
         return None
     accepted: str = settings.ALLOWED_HOSTS[0]
@@ -48,7 +48,7 @@ def parse(text: str) -> IPv4Address | IPv6Address | None:
 
 @lru_cache(maxsize=4096)
 def canonical(text: str) -> str:
-    """Return an address in its canonical spelling; any other text (a Unix socket's is empty) as it is."""
+    """Return an address in its canonical form; any other text (that of a Unix socket is empty) unchanged."""
     parsed = parse(text)
     return text if parsed is None else str(parsed)
 
@@ -66,12 +66,12 @@ def counting_key(text: str) -> str:
 
 
 def is_trusted_proxy(text: str) -> bool:
-    """Tell whether TRUSTED_PROXIES names this address."""
+    """Return whether TRUSTED_PROXIES contains this address."""
     parsed = parse(text)
     return parsed is not None and any(parsed in network for network in settings.TRUSTED_PROXIES)
 
 
 def is_loopback(text: str) -> bool:
-    """Tell whether an address is this machine's own."""
+    """Return whether an address is this machine's own."""
     parsed = parse(text)
     return parsed is not None and parsed.is_loopback

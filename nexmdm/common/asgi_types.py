@@ -1,4 +1,4 @@
-"""The types of ASGI, as far as they are used here."""
+"""The types of ASGI that NexMDM uses."""
 
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any

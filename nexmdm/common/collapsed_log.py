@@ -1,4 +1,4 @@
-"""A log in which equal events are one line a second, with their count."""
+"""A log in which equal events become one line a second, with their count."""
 
 import time
 from collections.abc import Callable, Hashable
@@ -24,9 +24,9 @@ class _Line(Generic[E]):
 class CollapsedLog(Generic[E]):
     """Lines by key: events with the same key are equal. For use on the event loop.
 
-    The first event with its key is written immediately. Those that follow within a second become one line at its end,
-    with the first of them and their count; and so on for each second that has any. `write` writes one line. has_room()
-    lets the caller bound the number of keys to `most`.
+    The first event with its key is written immediately. Equal events within the next second become one line at its end,
+    with the first of them and their count. This repeats for each second. `write` writes one line. With has_room() the
+    caller can limit the number of keys to `most`.
     """
 
     def __init__(self, write: Callable[[E, int], None], most: int) -> None:
@@ -37,7 +37,7 @@ class CollapsedLog(Generic[E]):
         self._timer = Timer(self.write_due)
 
     def count(self, key: Hashable) -> bool:
-        """Count an event without describing it, where a line waits that it can join; else return False."""
+        """Count an event without describing it, if a line waits that it can join; else return False."""
         line = self._lines.get(key)
         if line is None or not line.count or line.due <= time.monotonic():
             return False
@@ -57,7 +57,7 @@ class CollapsedLog(Generic[E]):
             line.count += count
 
     def has_room(self, key: Hashable) -> bool:
-        """Tell whether an event of this kind can have a line of its own."""
+        """Return whether an event of this kind can have its own line."""
         return key in self._lines or len(self._lines) < self._most
 
     def write_due(self) -> None:
@@ -82,7 +82,7 @@ class CollapsedLog(Generic[E]):
                 self._write(line.first, line.count)
 
     def forget(self) -> None:
-        """Forget the lines that wait."""
+        """Delete the lines that wait."""
         self._timer.stop()
         self._lines.clear()
 

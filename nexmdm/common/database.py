@@ -31,19 +31,20 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 WAIT_SECONDS: Final = 8
-"""How long work may wait for its turn and then for PostgreSQL: no request waits for the database longer than 10 s."""
+"""The time that work may wait for its turn and then for PostgreSQL: no request waits for the database longer than 10 s.
+"""
 
 TURN_SECONDS: Final = WAIT_SECONDS - connection_turns.LEAST_WORK_SECONDS
-"""How long it may wait for its turn."""
+"""The time that work may wait for its turn."""
 
 BRIEF_SECONDS: Final = 1
-"""How long work may take that follows other work of the same request, whatever came of that."""
+"""The time for work that follows other work of the same request, whatever the result of that was."""
 
 CHORE_SECONDS: Final = 60
 """The longest time for one round of the dispatcher's work other than pushes."""
 
 PHONES_WAITING: Final = 5000
-"""As many as heartbeats may: a command to a large fleet is answered by all phones within seconds."""
+"""As many as heartbeats may wait: all phones report on a command to a large fleet within seconds."""
 
 LOOKUPS_WAITING: Final = 400
 """At a millisecond or two each, the last one waits for less than a second."""
@@ -52,24 +53,25 @@ LOOKUPS: Final = Gate(
     "lookups", at_once=1, waiting=LOOKUPS_WAITING, waiting_per_key=LOOKUPS_WAITING // 4, seconds=TURN_SECONDS
 )
 """Look-ups that any client can cause, without a valid credential, by address. As many of one address may wait as phones
-may register with one enrollment token in the same moment."""
+may register with one enrollment token at the same time."""
 
 REQUEST_SECONDS: Final = 9
-"""How long all work of one request may take together; what is brief may follow."""
+"""The time for all work of one request together; brief work may follow."""
 
 _request_ends_at: Final[ContextVar[float]] = ContextVar("request_ends_at", default=inf)
 
 CLIENT: Final[ContextVar[str]] = ContextVar("client", default="")
-"""The address for which a request's database work runs, as it is counted: the key of the gates here."""
+"""The address for which a request's database work runs, in its counted form: the key of the gates here."""
 
 DEADLOCK_TRIES: Final = 5
 
 
 @cache
 def phones() -> Gate:
-    """Return the gate of database work for clients that call themselves phones, by address.
+    """Return the gate of database work for clients that present a device token, valid or not, by address.
 
-    It leaves one turn to look-ups and the admin site, and one of its own to other addresses, whatever one sends.
+    It leaves one turn to look-ups and the admin site. It also leaves one turn to other addresses, however much one of
+    them sends.
     """
     at_once = max(1, connection_turns.unsigned() - 1)
     return Gate(
@@ -83,18 +85,18 @@ def phones() -> Gate:
 
 
 def begin_request(client: str, began_at: float | None = None) -> None:
-    """Count what the current context does for this address, and bound it from now or `began_at` (monotonic time)."""
+    """Count this context's work for an address, with a deadline counted from now or `began_at` (monotonic time)."""
     CLIENT.set(client)
     _request_ends_at.set((time.monotonic() if began_at is None else began_at) + REQUEST_SECONDS)
 
 
 def begin_long_request() -> None:
-    """Bound the pieces of work of the current context, each for itself: an export is read in many of them."""
+    """Give each piece of work of the current context its own deadline: an export is read in many pieces."""
     _request_ends_at.set(inf)
 
 
 def continue_request() -> None:
-    """Bound what follows from now: the request has waited for something else."""
+    """Begin the deadline again, because the request has waited for something else."""
     _request_ends_at.set(time.monotonic() + REQUEST_SECONDS)
 
 
@@ -103,28 +105,29 @@ def _ends_at() -> float:
 
 
 async def run_in_db_thread(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run one plain function on the database in a thread, and return its connection to the pool on the way out.
+    """Run one plain function on the database in a thread, and return its connection to the pool at the end.
 
-    At most as many of them run as the pool has spare connections; the others wait their turn. All that waits for
-    the database has a deadline, here as below. Raises GateFull where it comes before the turn, OperationalError after.
+    As many of them run as the pool has spare connections; the others wait for their turn. All waits for the database
+    have a deadline, also in the functions below. Raises GateFull if the deadline comes before the turn,
+    OperationalError after.
     """
     return await _run_in_turn(_ends_at(), work, *args, **kwargs)
 
 
 async def run_briefly(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run a function of which the answer does not depend, and that must not make it late."""
+    """Run a function whose result the answer does not need, and which must not delay the answer."""
     return await _run_in_turn(time.monotonic() + BRIEF_SECONDS, work, *args, **kwargs)
 
 
 async def run_chore(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run a function of which no request waits for the outcome: it may take longer."""
+    """Run a function whose outcome no request waits for: it may take longer."""
     return await _run_in_turn(time.monotonic() + CHORE_SECONDS, work, *args, **kwargs)
 
 
 async def run_for_phone(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run a function for a client that calls itself a phone: mostly the work itself finds out whether it is one.
+    """Run a function for a client that presents a device token; often only the work itself can check the token.
 
-    However many of them there are, signed calls need not wait for them. Raises GateFull.
+    Any number of such clients leaves turns to signed calls. Raises GateFull.
     """
     ends_at = _ends_at()
     async with phones().turn(CLIENT.get()):
@@ -134,7 +137,7 @@ async def run_for_phone(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs)
 async def run_lookup(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Run a short function that any client can cause, without a valid credential.
 
-    However many of them there are, neither signed calls nor phones need wait for them. Raises GateFull.
+    Any number of such clients leaves turns to signed calls and to phones. Raises GateFull.
     """
     ends_at = _ends_at()
     async with LOOKUPS.turn(CLIENT.get()):
@@ -142,12 +145,12 @@ async def run_lookup(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) ->
 
 
 async def run_unsigned(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run a function that is no signed call's, and that has a gate of its own in front of it. Raises GateFull."""
+    """Run a function that is not part of a signed call, and has its own gate in front of it. Raises GateFull."""
     return await _run_unsigned(_ends_at(), work, *args, **kwargs)
 
 
 async def run_in_db_thread_ungated(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run a function in a thread, but without waiting for a turn: for what each process does one at a time."""
+    """Run a function in a thread, but without waiting for a turn: for work that each process does one at a time."""
     return await run_in_db_thread_until(_ends_at(), work, *args, **kwargs)
 
 
@@ -184,9 +187,9 @@ def _work_and_release(ends_at: float, work: Callable[P, R], *args: P.args, **kwa
 
 
 def work_until(ends_at: float, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run a function in this thread, with a deadline (monotonic time); it has to return its connection by itself.
+    """Run a function in this thread, with a deadline (monotonic time). The function must return its connection itself.
 
-    Where the database is unavailable, raises OperationalError or InterfaceError.
+    Raises OperationalError or InterfaceError if the database is unavailable.
     """
     answered = deadline.times_answered()
     try:
@@ -205,9 +208,9 @@ def work_until(ends_at: float, work: Callable[P, R], *args: P.args, **kwargs: P.
 
 
 def note_unavailable(error: Error) -> None:
-    """Take note that the database is unavailable; keep no connection to a server that cannot do any work.
+    """Record that the database is unavailable, and close all connections to a server that cannot do any work.
 
-    A demoted primary, or a provider's database with a full disk, answers on: the next connection finds another server.
+    A demoted primary, or a provider's database with a full disk, still answers: a new connection finds another server.
     """
     log_unavailable(error)
     if is_read_only(error):
@@ -225,7 +228,7 @@ def log_unavailable(error: Error) -> None:
 
 
 def refuse_read_only() -> None:
-    """Raise OperationalError if the connection's server takes no writes. Costs one statement."""
+    """Raise OperationalError if the connection's server accepts no writes. Costs one statement."""
     if row("SHOW transaction_read_only") != ("off",):
         raise OperationalError(
             "The database takes no writes: transaction_read_only is on."
@@ -233,31 +236,31 @@ def refuse_read_only() -> None:
 
 
 def release_connections() -> None:
-    """Return this thread's connections to the pool; one inside an atomic block (a test's) stays."""
+    """Return this thread's connections to the pool; a connection inside an atomic block (of a test) stays."""
     for used in connections.all(initialized_only=True):
         if not used.in_atomic_block:
             used.close()
 
 
 def is_connected() -> bool:
-    """Tell whether this thread has a connection that was not cut: an error on it was then about the work."""
+    """Return whether this thread's connection still works: then an error on it was about the work."""
     return connection.connection is not None and not connection.connection.closed
 
 
 def is_pooled() -> bool:
-    """Tell whether a pooler is in between that gives each transaction another session."""
+    """Return whether a pooler gives each transaction another session."""
     connection.ensure_connection()
     return bool(connection.connection.first_statements)
 
 
 def settings_of_session() -> Mapping[str, str]:
-    """Return what the URL and NexMDM set in each session, or transaction, of this thread's connection."""
+    """Return the settings of the URL and of NexMDM for each session, or transaction, of this thread's connection."""
     connection.ensure_connection()
     return cast("Mapping[str, str]", connection.connection.settings_of_session())
 
 
 def set_for_session(name: str, value: str) -> None:
-    """Set a parameter of PostgreSQL for what follows on this thread's connection, until reset_session()."""
+    """Set a parameter of PostgreSQL for later statements on this thread's connection, until reset_session()."""
     connection.ensure_connection()
     connection.connection.set_for_session(name, value)
 
@@ -283,9 +286,9 @@ def execute(statement: str, parameters: Any = None) -> int:
 
 
 def execute_batch(*statements: str, parameters: Any) -> list[list[Any]]:
-    """Run statements by one round trip, as one transaction unless one is open; return the rows of each.
+    """Run statements in one round trip, as one transaction unless one is open; return the rows of each.
 
-    PostgreSQL takes a simple query of several statements as a whole, and commits all of it or nothing ("Multiple
+    PostgreSQL runs a simple query of several statements as a whole, and commits all of it or nothing ("Multiple
     Statements in a Simple Query" in the protocol's documentation).
     """
     with connection.cursor() as cursor:
@@ -297,9 +300,9 @@ def execute_batch(*statements: str, parameters: Any) -> list[list[Any]]:
 
 
 def execute_last_batch(*statements: str, parameters: Any) -> None:
-    """Run the statements that are the last ones of a transaction: its COMMIT travels with them.
+    """Run the last statements of a transaction; its COMMIT is sent with them in one message.
 
-    Where the transaction is part of another one (a test's), nothing is committed yet.
+    If the transaction is inside another one (of a test), nothing is committed yet.
     """
     is_outermost = len(connection.atomic_blocks) == 1
     execute_batch(*statements, *(["COMMIT"] if is_outermost else []), parameters=parameters)
@@ -316,12 +319,12 @@ def row(statement: str, parameters: Any = None) -> Any:
 
 
 def advisory_lock(purpose: str, name: str) -> None:
-    """Take the lock on `name` for `purpose`, and keep it to the end of the transaction. Waits while another has it."""
+    """Take the lock on `name` for `purpose`, and keep it until the transaction ends. Waits while another has it."""
     rows("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"{purpose}:{name}"])
 
 
 def now() -> datetime:
-    """Return the database's time, the one by which everything here is judged."""
+    """Return the database's time, to which all times here are compared."""
     (moment,) = row("SELECT now()")
     return cast("datetime", moment)
 
@@ -331,9 +334,9 @@ class DeadlockRetriesExhausted(DomainError):
 
 
 def retry_on_deadlock(work: Callable[[], R]) -> R:
-    """Run a whole transaction; again, a few times, if PostgreSQL chose it as the victim of a deadlock.
+    """Run a whole transaction. If PostgreSQL ends it because of a deadlock, run it again, a few times.
 
-    Raises DeadlockRetriesExhausted when it was chosen each time.
+    Raises DeadlockRetriesExhausted if every try ended so.
     """
     for attempt in range(DEADLOCK_TRIES):
         try:

@@ -1,6 +1,6 @@
-"""Group commit: items join the batch now filling, which is flushed as soon as the flush before it is done.
+"""Group commit: items join a batch, which is flushed as soon as the flush before it is done.
 
-An idle process flushes immediately, a busy one fills batches meanwhile, and no timer is needed. One flush is one
+An idle process flushes immediately; in a busy process batches fill meanwhile. No timer is necessary. One flush is one
 transaction, and every outcome is returned after its commit.
 """
 
@@ -31,12 +31,12 @@ from nexmdm.common.postgresql.errors import Meaning, meaning_of
 log = structlog.get_logger()
 
 BUSY_SECONDS: Final = 1
-"""Where one flush follows another within this time, more will follow."""
+"""If a flush follows another one within this time, more are expected."""
 
 HAS_OWN_THREAD = True
-"""Whether each group commit has a thread of its own, so that none waits for what another one waits for.
+"""Whether each group commit has its own thread, so that none waits for the work of another one.
 
-(Tests that are one transaction have to do everything in one thread.)
+(Tests that are one transaction must do everything in one thread.)
 """
 
 _EXPECTED_PER_SECOND: Final = 1000.0
@@ -45,7 +45,7 @@ _SHORTEST_SECONDS: Final = 0.001
 
 
 MOST_SPREAD_SECONDS: Final = 60
-"""Over how long those are spread at most that are to come again."""
+"""The longest time over which the repeats of refused items are spread."""
 
 
 class Overloaded(DomainError):
@@ -65,16 +65,16 @@ class ClientLeft(DomainError):
 
 
 class Batchable(Protocol):
-    """What can wait in a batch."""
+    """An item that can wait in a batch."""
 
     def merge(self, later: Self) -> bool:
-        """Take over what a later item of the same key says; False if that one is to be recorded after this one."""
+        """Merge a later item with the same key into this one; return False if it must be recorded separately."""
 
     def log_fields(self) -> dict[str, str]:
-        """Return by what a log line names it: nothing secret."""
+        """Return the fields that identify the item in a log line: nothing secret."""
 
     def is_wanted(self) -> bool:
-        """Tell whether anybody still waits for this to be recorded; if not, nothing is done."""
+        """Return whether a client still waits for this to be recorded; if not, nothing is done."""
 
 
 Item = TypeVar("Item", bound=Batchable)
@@ -84,7 +84,7 @@ R = TypeVar("R")
 
 @dataclass(slots=True)
 class _Waiting(Generic[Item, Outcome]):
-    """One item of the batch now filling, and those who wait for it (several, if items were merged)."""
+    """One item of the next batch, and the callers that wait for it (several, if items were merged)."""
 
     item: Item
     futures: list[asyncio.Future[Outcome | Exception]]
@@ -92,13 +92,13 @@ class _Waiting(Generic[Item, Outcome]):
     """In monotonic time."""
 
     later: "deque[_Waiting[Item, Outcome]] | None" = None
-    """Items of the same key that came after it, each for a batch of its own."""
+    """Later items with the same key, each for a batch of its own."""
 
 
 class GroupCommit(Generic[Item, Outcome]):
-    """The batch now filling of one event loop, and the task that flushes it.
+    """The next batch of one event loop, and the task that flushes it.
 
-    `flush` runs in a thread, on items sorted by key, no two with the same key; it returns an outcome or an error for
+    `flush` runs in a thread, on items sorted by key, at most one for each key; it returns an outcome or an error for
     each. It is called again after a deadlock, and for each item alone if the data of one does not fit the database.
     Items of one key are recorded in the order in which they came. `flushed` is called on the loop with the outcomes of
     a batch, and the seconds that its flush took.
@@ -131,12 +131,12 @@ class GroupCommit(Generic[Item, Outcome]):
         self._per_second = _EXPECTED_PER_SECOND
 
     async def submit(self, key: str, item: Item) -> Outcome | Exception:
-        """Record an item; return, when it is committed, its outcome or its error (ClientLeft: its client has left).
+        """Record an item; return its outcome or its error after the commit (ClientLeft: its client has left).
 
         Raises Overloaded, Draining.
 
-        An error is returned because only a few callers need it raised: in a flood of them, raising each costs pauses
-        for the garbage collector.
+        The error is returned, not raised, because few callers need it raised: each raised error costs pauses for the
+        garbage collector.
         """
         if self._draining:
             raise Draining
@@ -147,7 +147,7 @@ class GroupCommit(Generic[Item, Outcome]):
         self._add(key, item, future)
         self._waiting += 1
         if self._flusher is None:
-            # A context of its own: the first request's must not outlive it in the flusher.
+            # Use a new context: the flusher must not keep the context of the first request.
             self._flusher = loop.create_task(self._flush_until_empty(), context=Context())
         return await future
 
@@ -160,7 +160,7 @@ class GroupCommit(Generic[Item, Outcome]):
         return time.monotonic() - first.since > self._longest_wait_seconds
 
     def _when_to_come_again(self) -> int:
-        """Return a random time within which there would be a place for all that were refused lately."""
+        """Return a random time, within which there would be a place for all items that were refused lately."""
         self._refused += 1
         all_of_them = (self._waiting + self._refused) / self._per_second
         return random.randint(1, max(2, min(MOST_SPREAD_SECONDS, math.ceil(all_of_them))))
@@ -179,7 +179,7 @@ class GroupCommit(Generic[Item, Outcome]):
         first.later.append(_Waiting(item, [future], time.monotonic()))
 
     async def drain(self) -> None:
-        """Take no more items; return when those taken are answered."""
+        """Accept no more items; return when all accepted ones are answered."""
         self._draining = True
         if self._flusher is not None:
             await self._flusher
@@ -234,11 +234,11 @@ class GroupCommit(Generic[Item, Outcome]):
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     def _work(self, items: Sequence[Item]) -> Sequence[Outcome | Exception]:
-        """Flush in a thread. A busy process keeps the connection for the next flush: fetching one is expensive.
+        """Flush in a thread. A busy process keeps the connection for the next flush: the pool's check is expensive.
 
-        (Not if its pool is so small that others would wait for this one.)
-        If a kept one is gone, a fresh one shows whether PostgreSQL is gone, too. Recording twice loses nothing. The
-        network may have forgotten one that was idle, silently: it goes back to the pool, which looks at it first.
+        (It does not keep it if its pool is so small that other work would wait for it.) If a kept connection is broken,
+        a new one shows whether PostgreSQL is gone too. Recording twice does no harm. The network may have dropped an
+        idle connection silently. So such a connection goes back to the pool, which checks it first.
         """
         if time.monotonic() - self._flushed_at > BUSY_SECONDS:
             database.release_connections()
@@ -259,7 +259,7 @@ class GroupCommit(Generic[Item, Outcome]):
         return outcomes
 
     def _flush_or_each(self, items: Sequence[Item]) -> Sequence[Outcome | Exception]:
-        """Flush items; each by itself where the data of one does not fit the database, so that this one fails alone."""
+        """Flush items. If the data of one does not fit the database, flush each alone, so that only this one fails."""
         try:
             return database.retry_on_deadlock(partial(self._flush_items, items))
         except (DataError, IntegrityError) as error:
@@ -269,7 +269,7 @@ class GroupCommit(Generic[Item, Outcome]):
         return [outcome for item in items for outcome in self._flush_or_each([item])]
 
     def _answer_waiting(self, error: Exception) -> None:
-        """Give those who wait for the next flush the error of this one: they have waited as long as it took."""
+        """Give all callers that wait for the next flush the error of this one: they have waited as long as it took."""
         waiting, self._filling = self._filling, {}
         for first in waiting.values():
             for one in (first, *(first.later or ())):

@@ -7,7 +7,7 @@ from nexmdm.common.asgi_types import Scope
 
 @dataclass(frozen=True, slots=True)
 class Headers:
-    """The request's headers that the guard looks at, by lower-case name."""
+    """The request's headers that the guard reads, by lower-case name."""
 
     values: dict[bytes, list[bytes]]
     size: int

@@ -1,4 +1,4 @@
-"""What names a phone: hardware id, alias, push token. Which texts may be one, and when two of them are the same."""
+"""The names of a phone: hardware id, alias, push token. Which texts are valid, and when two of them are the same."""
 
 import re
 from hashlib import md5
@@ -6,19 +6,20 @@ from typing import Final
 from unicodedata import category, normalize
 
 LONGEST_NAME: Final = 128
-"""Characters of a hardware id or an alias, as it is kept."""
+"""The largest number of characters of a stored hardware id or alias."""
 
 LONGEST_GIVEN: Final = 4 * LONGEST_NAME
-"""Characters of an alias before it is normalised: a run of combining marks takes time that grows with its square."""
+"""The largest number of characters of an alias before it is normalised: the time for combining marks grows
+quadratically."""
 
 SHARED_HARDWARE_IDS: Final = frozenset(
     {"unknown", "null", "none", "n/a", "02:00:00:00:00:00", "9774d56d682e549c"},
 )
-"""What Android and its drivers report in the place of an id: 02:00:00:00:00:00 is the MAC address that apps get since
+"""Values that Android and its drivers report instead of an id: 02:00:00:00:00:00 is the MAC address that apps get since
 Android 6, 9774d56d682e549c the ANDROID_ID of a whole series of phones with Android 2.2."""
 
 PUSH_TOKEN_PLACEHOLDERS: Final = frozenset({"blacklisted", "unknown", "undefined", "null", "none", "n/a"})
-"""What agents send when there is no push token. Firebase's library hands out BLACKLISTED on some phones."""
+"""Texts that agents send when there is no push token. Firebase's library returns BLACKLISTED on some phones."""
 
 _ONLY_ZEROS: Final = re.compile(r"[0:.-]*0[0:.-]*")
 _INVISIBLE: Final = frozenset({"Cc", "Cf", "Zl", "Zp"})
@@ -47,7 +48,7 @@ def alias(given: str) -> str:
 
 
 def named_alias(given: str) -> str:
-    """Return the alias that a caller means, trimmed and in NFC; it may have any characters, as earlier ones have."""
+    """Return the alias that a caller names, trimmed and in NFC. It may have any characters, as earlier ones do."""
     text = given.strip()
     text = normalize("NFC", text) if len(text) <= LONGEST_GIVEN else text
     if not 1 <= len(text) <= LONGEST_NAME:
@@ -56,7 +57,7 @@ def named_alias(given: str) -> str:
 
 
 def comparison_key(text: str) -> str:
-    """Return what two texts have in common that differ only in case, in blanks around them, or in composition."""
+    """Return a key that is equal for texts that differ only in case, in blanks around them, or in composition."""
     return folded(text.strip())
 
 
@@ -66,9 +67,9 @@ def folded(text: str) -> str:
 
 
 def push_token(given: str) -> str:
-    """Return a push token as it is; ValueError for a text that can be none: blanks, control characters, placeholders.
+    """Return a push token unchanged; ValueError for an invalid one: blanks, control characters, placeholders.
 
-    Runs with each heartbeat that sends one. Its length is checked elsewhere.
+    Runs for each heartbeat that sends one. Its length is checked elsewhere.
     """
     if given.isascii():
         is_broken = len(given.encode().translate(None, _BLANK_OR_CONTROL)) != len(given)
@@ -82,9 +83,9 @@ def push_token(given: str) -> str:
 
 
 def push_owner(push_token: str) -> str:
-    """Return the part of a push token that names the app's installation: what is before the first colon.
+    """Return the part of a push token that names the app's installation: the text before the first colon.
 
-    A token that has none, or nothing before it, stands for itself. (FCM: a token begins with its installation's id.)
+    If there is no such part, the whole token is returned. (FCM: a token begins with its installation's id.)
     """
     return push_token.partition(":")[0] or push_token
 

@@ -1,4 +1,4 @@
-"""Lists by keyset: newest first, a page at a time, stable while rows come and go."""
+"""Lists by keyset: newest first, one page at a time, stable while rows are added and deleted."""
 
 import base64
 import binascii
@@ -32,7 +32,7 @@ def encode(key: UUID | int) -> str:
 
 
 def decode(cursor: str) -> UUID | int:
-    """Return the key in a cursor; ValueError if it is not one of ours."""
+    """Return the key in a cursor; ValueError if NexMDM did not create it."""
     try:
         text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii")
         if text.isdigit() and len(text) < 19:
@@ -47,7 +47,7 @@ class ForeignCursor(DomainError):
 
 
 def paginate(rows: QuerySet[M], page: Page, key_type: type[Any]) -> tuple[list[M], str | None]:
-    """Return one page of rows by falling primary key, and the cursor of the next page (None: this was the last).
+    """Return one page of rows by descending primary key, and the cursor of the next page (None: this is the last one).
 
     Raises ForeignCursor.
     """

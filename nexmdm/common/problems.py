@@ -1,4 +1,4 @@
-"""Problem details (RFC 9457): the one shape of every error that leaves the API."""
+"""Problem details (RFC 9457): the only form of an error in an answer of the API."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,9 +11,9 @@ from django.http import HttpResponse
 MEDIA_TYPE: Final = "application/problem+json"
 RETRY_AFTER_SECONDS: Final = 1
 MOST_ERRORS: Final = 100
-"""How many of its errors a problem names."""
+"""The largest number of errors that a problem names."""
 
-# The code of an error that nothing more particular is known about.
+# The code of an error for which there is no more specific one.
 GENERAL: Final[Mapping[int, str]] = {
     400: "invalid_request",
     401: "invalid_token",
@@ -32,7 +32,7 @@ GENERAL: Final[Mapping[int, str]] = {
 
 
 def demanded(status: int) -> dict[str, str]:
-    """Return the headers without which no answer with this status leaves."""
+    """Return the headers that every answer with this status must have."""
     if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
         return {"Retry-After": str(RETRY_AFTER_SECONDS)}
     return {"WWW-Authenticate": "Bearer"} if status == HTTPStatus.UNAUTHORIZED else {}
@@ -40,7 +40,7 @@ def demanded(status: int) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What went wrong: a stable code for programs, a sentence for people."""
+    """A problem: a stable code for programs, a sentence for people."""
 
     status: int
     code: str
@@ -54,7 +54,7 @@ class Problem:
         return HTTPStatus(self.status).phrase
 
     def body(self) -> bytes:
-        """Return the JSON of it."""
+        """Return its JSON."""
         content: dict[str, Any] = {
             "type": "about:blank",
             "title": self.title,
@@ -67,7 +67,7 @@ class Problem:
         return orjson.dumps(content)
 
     def all_headers(self) -> dict[str, str]:
-        """Return its headers, those included that its status demands."""
+        """Return its headers, including those that its status requires."""
         return {"Content-Type": MEDIA_TYPE, "Cache-Control": "no-store"} | demanded(self.status) | dict(self.headers)
 
     def response(self) -> HttpResponse:
@@ -76,7 +76,7 @@ class Problem:
 
 
 def general(status: int, detail: str, **headers: str) -> Problem:
-    """Return a problem that is known by its status alone."""
+    """Return the problem for a status alone."""
     return Problem(status, GENERAL.get(status, "error"), detail, headers=headers)
 
 

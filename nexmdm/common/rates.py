@@ -1,4 +1,4 @@
-"""Rates as settings have them: `120/m`, `5/10s`."""
+"""Rates in the form of the settings: `120/m`, `5/10s`."""
 
 from typing import Final
 
@@ -6,6 +6,6 @@ _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def parse(rate: str) -> tuple[int, int]:
-    """Return how many are let through, and in how many seconds."""
+    """Return how many are allowed, and in how many seconds."""
     number, _, period = rate.partition("/")
     return int(number), int(period[:-1] or 1) * _SECONDS[period[-1]]

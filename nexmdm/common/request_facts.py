@@ -1,4 +1,4 @@
-"""What the layers of the stack know about one request: one object, kept in the request's scope."""
+"""The facts about one request that the layers of the stack share: one object, stored in the request's scope."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -16,8 +16,8 @@ _NO_HEADERS: Final = Headers({}, 0)
 class RequestFacts:
     """Facts about one request; each layer adds those that it has verified. Never a secret.
 
-    `route` is empty until one was found, `status` 0 until the answer begins. `refused_body` is the problem to answer if
-    the protocol has refused the body, which ends there. `code` is for an answer whose body has no code.
+    `route` is empty until it is found, `status` 0 until the answer begins. `refused_body` is the problem to answer with
+    if the protocol has refused the body, which ends there. `code` is for an answer whose body has no code.
     """
 
     correlation_id: str = ""
@@ -28,7 +28,7 @@ class RequestFacts:
     """Whether the client's address comes from a trusted proxy."""
 
     is_another_target: bool = False
-    """Whether the request target is no path: the scope's `path` holds only a part of it."""
+    """Whether the request target is not a path: then the scope's `path` contains only a part of it."""
 
     refused_body: Problem | None = None
     principal: str = ""

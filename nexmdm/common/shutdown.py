@@ -1,4 +1,4 @@
-"""Whether this process has been asked to stop: for what would otherwise keep a client waiting."""
+"""Whether this process must stop; code that would let a client wait asks for it."""
 
 import signal
 import threading
@@ -10,7 +10,7 @@ _requested: Final = threading.Event()
 
 
 def watch() -> None:
-    """Note SIGTERM and SIGINT, then call their earlier handlers. Does nothing outside the main thread."""
+    """Record SIGTERM and SIGINT, then call their earlier handlers. Does nothing outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         return
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -18,7 +18,7 @@ def watch() -> None:
 
 
 def is_requested() -> bool:
-    """Tell whether this process is to stop."""
+    """Return whether this process must stop."""
     return _requested.is_set()
 
 

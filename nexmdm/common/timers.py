@@ -7,14 +7,14 @@ from contextvars import Context
 
 
 class OneCall:
-    """A call that comes due unless it is stopped before."""
+    """A call that is made at its time, unless it is stopped before."""
 
     def __init__(self, call: Callable[[], None]) -> None:
         self._call = call
         self._handle: asyncio.TimerHandle | None = None
 
     def stop(self) -> None:
-        """Make no call."""
+        """Do not make the call."""
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
@@ -25,7 +25,7 @@ class OneCall:
 
 
 class Timer(OneCall):
-    """Makes one call, at the earliest of the moments that were set."""
+    """Makes one call, at the earliest of the times that were set."""
 
     def __init__(self, call: Callable[[], None]) -> None:
         super().__init__(call)
@@ -33,11 +33,11 @@ class Timer(OneCall):
         self._at = 0.0
 
     def set(self, at: float) -> None:
-        """Make the call at this moment of time.monotonic(), or at the next turn of the loop if that has passed."""
+        """Make the call at this time of time.monotonic(), or in the next turn of the loop if it has passed."""
         loop = asyncio.get_running_loop()
         if self._handle is not None and self._loop is loop and self._at <= at:
             return
         self.stop()
         self._loop, self._at = loop, at
-        # A context of its own: the context of the request that sets the timer must not outlive the request.
+        # Use a new context: the context of the request that sets the timer must not outlive the request.
         self._handle = loop.call_later(max(0.0, at - time.monotonic()), self._due, context=Context())

@@ -1,4 +1,4 @@
-"""The types of which requests and answers are made, each refusing what PostgreSQL or the API would refuse."""
+"""The types of requests and answers. Each refuses the values that PostgreSQL or the API would refuse."""
 
 import json
 import re
@@ -31,16 +31,16 @@ TOO_DEEP: Final = f"must not be nested deeper than {MAX_DEPTH}"
 MAX_INTEGER: Final = 2**63 - 1
 MIN_INTEGER: Final = -(2**63)
 MAX_UNKNOWN: Final = 100
-"""How many fields of a body that are not known are refused by name."""
+"""The largest number of unknown fields of a body that an error names."""
 _UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
 _SHOWN_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,31}")
-"""No secret is as short as that (nexmdm/config/environment.py)."""
+"""Every secret is longer than this (nexmdm/config/environment.py)."""
 
 
 def shown_name(given: str) -> str:
-    """Return a name that a caller made up, if it could be one; not, say, a secret that got into the wrong place."""
+    """Return a name that a caller invented, if it looks like one; not a secret that was sent in the wrong place."""
     return given if _SHOWN_NAME.fullmatch(given) else "…"
 
 
@@ -53,13 +53,13 @@ class Body(BaseModel):
     @classmethod
     def _no_heap_of_unknown_fields(cls, given: object) -> object:
         if isinstance(given, dict) and len(given) > len(cls.model_fields) + MAX_UNKNOWN:
-            # Told one by one they would be an answer larger than the request, and take as long to make.
+            # An error for each of them would make the answer larger than the request, and as slow to make.
             raise ValueError("has too many unknown fields")
         return given
 
 
 class DeviceBody(BaseModel):
-    """A body from a phone: unknown fields are ignored, so that a newer agent can talk to an older server.
+    """A body from a phone: unknown fields are ignored, so that a newer agent can use an older server.
 
     Each field is annotated with its role (nexmdm/common/tolerance/repair.py): whether a value that does not fit refuses
     the request.
@@ -81,12 +81,10 @@ def _text(value: str) -> str:
 
 
 _HARDWARE_ID: Final = (
-    "What no other phone has; blanks around it are dropped. Texts that many phones report are refused: "
+    "A text that no other phone sends. Blanks around it are removed. Texts that many phones send are refused: "
     f"{', '.join(sorted(identity.SHARED_HARDWARE_IDS))}, and only zeros, in any case."
 )
-_ALIAS: Final = (
-    "Kept without blanks around it, in NFC. No control or format characters. Two that differ in case only are the same."
-)
+_ALIAS: Final = "Stored without blanks around it, in NFC. No control or format characters. Case makes no difference."
 _NAMED_ALIAS: Final = "The alias of a device, in any case."
 
 
@@ -131,7 +129,7 @@ _DATE_AND_TIME: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9:.]+([Zz
 
 
 def _moment(value: object) -> object:
-    # pydantic would take "1767225600" and U+2212 for the minus of a zone, too.
+    # pydantic would also accept "1767225600", and U+2212 as the minus of a zone.
     if not isinstance(value, datetime) and not (isinstance(value, str) and _DATE_AND_TIME.fullmatch(value)):
         raise ValueError("must be a time such as 2026-01-01T00:00:00Z")
     return value
@@ -144,7 +142,7 @@ def _utc(value: datetime) -> datetime:
 
 
 def rfc3339(value: datetime) -> str:
-    """Return a time as the contract writes it: UTC, with Z, fractions only where there are some."""
+    """Return a time as the API writes it: UTC, with Z, with fractions only if there are some."""
     return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
@@ -158,7 +156,7 @@ Time = Annotated[
 
 
 def _in_digits(value: object) -> object:
-    # pydantic would take "5_0", "5.0", "1e1" and " 5", too.
+    # pydantic would also accept "5_0", "5.0", "1e1" and " 5".
     if isinstance(value, str) and not _DIGITS.fullmatch(value):
         raise ValueError("must be a whole number in digits, such as 50")
     return value
@@ -184,10 +182,10 @@ _LONG_NUMBER: Final = re.compile(rb"[0-9]{19}")
 
 
 def parse_json(raw: bytes) -> Any:
-    """Parse a body; ValueError for what is not JSON (NaN, infinity, lone surrogates, invalid UTF-8, absurd depth).
+    """Parse a body; ValueError if it is not JSON (NaN, infinity, lone surrogates, invalid UTF-8, extreme depth).
 
-    A leading byte order mark is ignored. orjson makes floats of integers beyond 64 bit. Bodies that may hold one go to
-    the standard library, which keeps them whole, so that they can be refused for what they are.
+    A leading byte order mark is ignored. orjson reads integers beyond 64 bit as floats. So the standard library reads
+    bodies that may contain one. It keeps the integers, so that they can be refused with the right error.
     """
     raw = raw.removeprefix(BOM_UTF8)
     if _LONG_NUMBER.search(raw) is None:
@@ -213,7 +211,7 @@ def check_json(value: object, depth: int = 1) -> None:
     elif isinstance(value, str):
         _text(value)
     elif isinstance(value, int | float) and not MIN_INTEGER <= value <= MAX_INTEGER:
-        # 1e300 as well: jsonb keeps it as an integer of 301 digits, which orjson cannot render.
+        # 1e300 too: jsonb stores it as an integer of 301 digits, which orjson cannot write.
         raise ValueError("must not contain integers beyond signed 64 bit")
 
 
@@ -227,10 +225,10 @@ FreeObject = Annotated[dict[str, Any], AfterValidator(_free)]
 
 @dataclass(frozen=True, slots=True)
 class Storable:
-    """Annotates an object of JSON that is stored as it comes: it passes check_json(), and is not above this size."""
+    """Annotates a JSON object that is stored as sent: it must pass check_json(), and not be larger than `limit`."""
 
     limit: int
-    """Bytes of JSON text."""
+    """In bytes of JSON text."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_before_validator_function(self.check, handler(source))
@@ -243,7 +241,7 @@ class Storable:
         return value
 
     def check_shape(self, value: object) -> None:
-        """Raise ValueError for JSON that is too large or nested too deep, whatever numbers and text are in it."""
+        """Raise ValueError for JSON that is too large or nested too deep; its numbers and texts are not checked."""
         self._check_size(value)
         if _is_too_deep(value):
             raise ValueError(TOO_DEEP)
@@ -270,7 +268,7 @@ def _json_size(value: object) -> int:
 
 
 class EmptyBody(Body):
-    """The body of a POST that says everything by its path: none, or `{}`."""
+    """The body of a POST that needs only its path: none, or `{}`."""
 
 
 def respond(answer: BaseModel) -> HttpResponse:

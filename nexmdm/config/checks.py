@@ -1,6 +1,6 @@
-"""What must be right before anything is served: the settings in force, and room for our connections in PostgreSQL.
+"""The start-up checks: the settings in force, and enough connections in PostgreSQL.
 
-(What a variable alone cannot hold is refused earlier, when the settings are read: nexmdm/config/environment.py.)
+(An invalid variable is refused earlier, when the settings are read: nexmdm/config/environment.py.)
 """
 
 import multiprocessing
@@ -31,7 +31,7 @@ TAG: Final = "nexmdm"
 UNCHECKED_CONNECTIONS: Final = "nexmdm.W001"
 
 COMMAND_CONNECTIONS: Final = 3
-"""Kept for management commands, a backup, and a person with psql."""
+"""Reserved for management commands, a backup, and a person with psql."""
 
 _DATABASE_FACTS: Final = """
     SELECT least(
@@ -41,21 +41,21 @@ _DATABASE_FACTS: Final = """
         (SELECT nullif(datconnlimit, -1) FROM pg_database WHERE datname = current_database())
     ), current_setting('server_encoding')
 """
-"""How many connections we may have, and the database's encoding."""
+"""The number of connections that NexMDM may have, and the database's encoding."""
 
 _STATEMENT_POOLING: Final = "statement pooling mode"
-"""PgBouncer's words to a client that begins a transaction where it may not."""
+"""PgBouncer's message to a client that begins a transaction where it is not allowed."""
 
 _ENCODING: Final = "UTF8"
 
 
 def settings_in_force(**_: Any) -> list[CheckMessage]:
-    """Check what settings of one's own may have set without our environment: DEBUG, the hosts, secrets, the cache."""
+    """Check what other settings may change without our environment: DEBUG, the hosts, secrets, the cache."""
     return [*_debug(), *_hosts(), *_secrets(), *_cache()]
 
 
 def metrics_folder(**_: Any) -> list[CheckMessage]:
-    """Check that several web processes have a folder in which their metrics add up."""
+    """Check that several web processes have a folder in which their metrics are added up."""
     several = settings.WEB_WORKERS > 1 or multiprocessing.parent_process() is not None
     if settings.PROMETHEUS_MULTIPROC_DIR or not several:
         return []
@@ -69,7 +69,7 @@ def metrics_folder(**_: Any) -> list[CheckMessage]:
 
 
 def connections(**_: Any) -> list[CheckMessage]:
-    """Check that PostgreSQL is new enough, gives us transactions, stores all texts, and has room for our pools."""
+    """Check that PostgreSQL is new enough, allows transactions, stores all texts, and has enough connections."""
     try:
         with transaction.atomic():
             allowed, encoding = database.row(_DATABASE_FACTS)
@@ -84,18 +84,18 @@ def connections(**_: Any) -> list[CheckMessage]:
         return [Warning(reason, hint=hint, id=UNCHECKED_CONNECTIONS)]
     finally:
         database.release_connections()
-    # A pooler's connections are its own affair.
+    # A pooler manages its own connections.
     return [*_encoding(encoding), *([] if is_pooled else _room(allowed))]
 
 
 def too_old(error: Exception) -> CheckMessage:
-    """Return what Django says of a server that is too old, as the check that fails."""
+    """Return the failing check for Django's error about a server that is too old."""
     hint = "Move the database to a server of a newer version (docs/operations/database.md)."
     return Error(str(error), hint=hint, id=ConfigError.TOO_OLD)
 
 
 def statement_pooling(error: Exception) -> CheckMessage | None:
-    """Return the check that fails, if an error comes from a pooler that takes no transactions."""
+    """Return the failing check if an error comes from a pooler that allows no transactions."""
     if _STATEMENT_POOLING not in str(error):
         return None
     message = "The pooler in front of PostgreSQL pools statements (pool_mode = statement): it allows no transactions."
@@ -125,7 +125,7 @@ def _room(allowed: int) -> Iterator[CheckMessage]:
 
 
 def refuse(found: Iterable[CheckMessage]) -> None:
-    """Raise ImproperlyConfigured, with a line for each error that was found; log what is only a warning."""
+    """Raise ImproperlyConfigured with a line for each error that was found; log the warnings."""
     found = list(found)
     for message in found:
         if message.id == UNCHECKED_CONNECTIONS:
@@ -185,7 +185,7 @@ def _shared(secrets: Mapping[str, Sequence[str]]) -> Iterator[CheckMessage]:
 
 
 def _repeated(secrets: Mapping[str, Sequence[str]]) -> Iterator[CheckMessage]:
-    """Find a rotation that is none: the same value is current and on its way out."""
+    """Find a rotation without a change: the current value is also a previous one."""
     for name, values in secrets.items():
         if len(set(values)) < len(values):
             message = f"{name} and {name}_PREVIOUS contain the same value: the old value would stay valid."

@@ -31,27 +31,28 @@ _OURS: Final = {
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
 }
-"""What a connection gets if the URL does not say otherwise (libpq: "Connection Parameters"). A server that has become
-read-only is passed over. A network that drops packets without a word is noticed after 10 s with data under way
-(tcp_user_timeout, in ms), or 25 s without."""
+"""The parameters of a connection if the URL does not set them (libpq: "Connection Parameters"). A server that has
+become read-only is skipped. A network that drops packets silently is detected after 10 s with unacknowledged data
+(tcp_user_timeout, in ms), or after 25 s without."""
 
 _GONE: Final = (
     "-c idle_in_transaction_session_timeout=5s"
     " -c idle_session_timeout=0"
     " -c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3"
 )
-"""How PostgreSQL notices that we are gone without a word, and lets go of the rows that we had locked. No transaction of
-ours idles longer than it takes to send the next statement; a session may, for one of them only listens."""
+"""PostgreSQL's settings to detect that NexMDM has vanished, and to release the rows that it had locked. A transaction
+of NexMDM is idle no longer than it takes to send the next statement. A session may be idle: one of them only listens.
+"""
 
 _ALWAYS: Final = rf"-c {session.ISOLATION}=read\ committed -c datestyle=ISO -c timezone=UTC -c {session.MARK}=1"
-"""What every statement here is written for, whatever the database or the role has as a default: under another isolation
-statements fail that wait for each other, and psycopg reads dates in ISO only."""
+"""The settings that all statements here require, whatever the defaults of the database or the role are. Under another
+isolation, statements that wait for each other fail; and psycopg reads dates only in ISO."""
 
 
 def django_settings(url: str, variable: str = "DATABASE_URL") -> dict[str, Any]:
     """Return Django's settings for a libpq URL (`postgresql://user:password@host:port/name?sslmode=require`).
 
-    `variable` is the one that holds it. Raises Misconfigured, with no part of the URL but the name of a parameter.
+    `variable` is the variable with the URL. Raises Misconfigured, with no part of the URL but the name of a parameter.
     """
     _refuse_ambiguous(variable, url)
     _refuse_unknown(variable, url)
@@ -78,7 +79,7 @@ def options(given: Mapping[str, Any], *, statement_seconds: int, lock_seconds: i
 
 
 def _refuse_ambiguous(variable: str, url: str) -> None:
-    """Refuse a raw @ in the password: libpq would take what follows for the host, and show it in its errors."""
+    """Refuse a raw @ in the password: libpq would read the text after it as the host, and show it in its errors."""
     if "://" in url and url.partition("?")[0].count("@") > 1:
         message = f"{variable} has more than one @ in front of its host."
         raise Misconfigured(ConfigError.MALFORMED, message, "Write an @ of the user or the password as %40.")
@@ -90,11 +91,11 @@ def _refuse_unknown(variable: str, url: str) -> None:
     except ValueError:
         raise Misconfigured(ConfigError.MALFORMED, f"{variable} {_ALIKE}") from None
     if parts.scheme not in _SCHEMES:
-        return  # libpq takes `key=value` pairs, too.
+        return  # libpq also accepts `key=value` pairs.
     for name, _ in parse_qsl(parts.query, keep_blank_values=True):
-        # libpq takes JDBC's ssl=true for sslmode=require.
+        # libpq reads JDBC's ssl=true as sslmode=require.
         if name not in _PARAMETERS and name != "ssl":
-            # A raw ? in the password would make a name of what follows.
+            # A raw ? in the password would make the text after it a parameter's name.
             shown = f" {name}" if "@" not in parts.query and _SHOWN.fullmatch(name) else ""
             message = f"{variable} has a parameter{shown} that PostgreSQL's client library does not know."
             raise Misconfigured(ConfigError.MALFORMED, message, _HINTS.get(name, "Remove it, or correct its name."))

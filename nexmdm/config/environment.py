@@ -1,4 +1,4 @@
-"""Read the environment into typed values, and refuse what cannot be right."""
+"""Read the environment into typed values, and refuse invalid ones."""
 
 import base64
 import binascii
@@ -33,7 +33,7 @@ _TAKE_THE_FILE: Final = "Take the service account's JSON file from the Firebase 
 
 
 class ConfigError(StrEnum):
-    """What keeps NexMDM from starting, by the id that the message begins with."""
+    """The errors that stop the start, by the id at the beginning of the message."""
 
     DEBUG = "nexmdm.E001"
     MISSING = "nexmdm.E002"
@@ -52,7 +52,7 @@ class ConfigError(StrEnum):
 
 
 class Misconfigured(ImproperlyConfigured):
-    """A variable cannot be right. The text says which, why, and what to do; it never shows a secret."""
+    """A variable is invalid. The text names it, the reason and the remedy; it never shows a secret."""
 
     def __init__(
         self, fault: ConfigError, message: str, hint: str = "docs/operations/settings.md describes its values."
@@ -62,7 +62,7 @@ class Misconfigured(ImproperlyConfigured):
 
 
 def text(name: str, default: str = "") -> str:
-    """Return a variable letter by letter, or the default if it is unset or empty."""
+    """Return a variable unchanged, or the default if it is unset or empty."""
     return os.environ.get(name) or default
 
 
@@ -77,7 +77,7 @@ def whole(name: str, default: int, *, minimum: int, maximum: int) -> int:
 
 
 def choice(name: str, default: str, allowed: tuple[str, ...]) -> str:
-    """Return `name`, one of the words in `allowed`."""
+    """Return the value of `name`, one of the words in `allowed`."""
     value = text(name, default)
     if value not in allowed:
         raise Misconfigured(ConfigError.MALFORMED, f"{name} must be one of {', '.join(allowed)}, not {value!r}.")
@@ -93,7 +93,7 @@ def flag(name: str, *, default: bool) -> bool:
 
 
 def rate(name: str, default: str) -> str:
-    """Return a rate as django-ratelimit writes it: `120/m`."""
+    """Return a rate in django-ratelimit's form: `120/m`."""
     given = text(name, default)
     if not _RATE.fullmatch(given):
         message = f"{name} must look like 120/m (a number, a slash, s, m, h or d), not {given!r}."
@@ -114,7 +114,7 @@ def origin(name: str, default: str) -> str:
 
 
 def hosts(name: str, default: list[str]) -> list[str]:
-    """Return a comma-separated list of host names as Host headers have them: `mdm.example.com`, `.example.com`, `*`."""
+    """Return a comma-separated list of host names, as in Host headers: `mdm.example.com`, `.example.com`, `*`."""
     found = names(name, default)
     if not found:
         raise Misconfigured(ConfigError.MALFORMED, f"{name} contains no host.", "Add one, or do not set the variable.")
@@ -122,7 +122,7 @@ def hosts(name: str, default: list[str]) -> list[str]:
 
 
 def sound_host(name: str, value: str) -> str:
-    """Return a host name that a Host header can have. Raises Misconfigured for one that no request would ever match."""
+    """Return a host name that a Host header can contain. Raises Misconfigured for one that no request would match."""
     if value == "*" or _is_host(value) or (value.startswith(".") and _NAME.fullmatch(value[1:])):
         return value
     message = f"{name} contains {value!r}, which no request's Host can match."
@@ -130,7 +130,7 @@ def sound_host(name: str, value: str) -> str:
 
 
 def _is_host(value: str) -> bool:
-    """Tell whether this is a name, an IPv4 address, or an IPv6 address in brackets."""
+    """Return whether this is a name, an IPv4 address, or an IPv6 address in brackets."""
     if value.startswith("[") and value.endswith("]"):
         return "%" not in value and isinstance(_address(value[1:-1]), ipaddress.IPv6Address)
     return _NAME.fullmatch(value) is not None
@@ -197,7 +197,8 @@ def folder(name: str) -> str:
 def secret(name: str, generated: dict[str, str] | None) -> str:
     """Return a secret of at least 32 characters from the environment, else the generated one.
 
-    With `generated` None (a DATABASE_URL is set) a missing secret stops the start. The value never enters a message.
+    If `generated` is None (a DATABASE_URL is set), a missing secret stops the start. The value never appears in a
+    message.
     """
     value = text(name)
     if not value and generated is not None:
@@ -209,13 +210,13 @@ def secret(name: str, generated: dict[str, str] | None) -> str:
 
 
 def optional_secret(name: str) -> str:
-    """Return a secret that may be left out (and is empty then), but is as sound as any where it is set."""
+    """Return an optional secret: empty if it is not set, else checked like every other secret."""
     value = text(name)
     return sound_secret(name, value) if value else ""
 
 
 def generated_secrets(path: Path) -> dict[str, str]:
-    """Return the secrets that are kept in the data folder, made at the first call."""
+    """Return the secrets in the data folder. The first call creates them."""
     try:
         return secrets_file.load_or_create(path)
     except OSError as error:
@@ -225,12 +226,12 @@ def generated_secrets(path: Path) -> dict[str, str]:
 
 
 def previous_secrets(name: str) -> list[str]:
-    """Return the secrets that are on their way out (comma-separated), oldest last."""
+    """Return the previous values of a secret (comma-separated), oldest last."""
     return [sound_secret(name, value) for value in names(name, [])]
 
 
 def sound_secret(name: str, value: str) -> str:
-    """Return a secret that can be sent, is long enough and no placeholder. Raises Misconfigured."""
+    """Return a secret that can be sent, is long enough and not a placeholder. Raises Misconfigured."""
     if not _SECRET.fullmatch(value):
         message = f"{name} must be printable ASCII, on one line, without spaces at its ends."
         raise Misconfigured(ConfigError.MALFORMED, message, _MAKE_ONE)
@@ -243,9 +244,9 @@ def sound_secret(name: str, value: str) -> str:
 
 
 def firebase_service_account() -> dict[str, str] | None:
-    """Return the service account, or None where push is not configured.
+    """Return the service account, or None if push is not configured.
 
-    FIREBASE_SERVICE_ACCOUNT_JSON holds the JSON or base64 of it; GOOGLE_APPLICATION_CREDENTIALS names a file.
+    FIREBASE_SERVICE_ACCOUNT_JSON contains the JSON or base64 of it; GOOGLE_APPLICATION_CREDENTIALS names a file.
     """
     name = "FIREBASE_SERVICE_ACCOUNT_JSON"
     given = text(name).strip()

@@ -1,7 +1,7 @@
-"""Structured logs: one line an event, to standard output, JSON unless LOG_FORMAT is console.
+"""Structured logs: one line for each event, to standard output, JSON unless LOG_FORMAT is console.
 
-No line carries a token, key, signature or push token: what is logged is named at the call, never a whole request; of
-what PostgreSQL refused, the rule and not the row.
+No line contains a token, key, signature or push token. Each call names the values that it logs, and never logs a whole
+request. If PostgreSQL refused data, the line names the rule and not the row.
 """
 
 import logging
@@ -18,7 +18,7 @@ from nexmdm.common.postgresql.errors import safe_message
 
 
 def configure(*, level: str, style: str) -> None:
-    """Route structlog's and the standard library's events through one renderer."""
+    """Send structlog's and the standard library's events through one renderer."""
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -35,7 +35,7 @@ def configure(*, level: str, style: str) -> None:
 
 
 def _trace(exc_info: ExcInfo) -> str:
-    """Return an error's trace with those of its causes, as Python prints it; but of each only what may be told."""
+    """Return an error's trace with those of its causes, as Python prints it, but each without secrets."""
     error: BaseException | None = exc_info[1]
     parts: list[str] = []
     while error is not None:
@@ -83,11 +83,11 @@ def _standard_library(level: str, shared: list[Processor], *, console: bool) -> 
         },
         "root": {"handlers": ["stdout"], "level": level},
         "loggers": {
-            # Their "Bad Request" and "Not Found" lines repeat the metrics, and carry paths.
+            # Its "Bad Request" and "Not Found" lines repeat the metrics, and contain paths.
             "django.request": {"level": "ERROR"},
             "django.security.DisallowedHost": {"level": "CRITICAL"},
             "uvicorn.access": {"level": "CRITICAL"},
-            # What is no HTTP is logged as a refusal, and counted.
+            # Input that is not HTTP is logged as a refusal, and counted.
             "uvicorn.protocol": {"level": "ERROR"},
             "psycopg.pool": {"level": "ERROR"},
         },

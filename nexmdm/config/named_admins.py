@@ -1,4 +1,4 @@
-"""Named admins: ADMIN_KEY_<NAME> with HMAC_SECRET_<NAME>, for each name a principal."""
+"""Named admins: ADMIN_KEY_<NAME> with HMAC_SECRET_<NAME>; each name is a principal."""
 
 import os
 import re
@@ -15,7 +15,7 @@ KEY: Final = "ADMIN_KEY"
 SECRET: Final = "HMAC_SECRET"  # noqa: S105
 _PREVIOUS: Final = "_PREVIOUS"
 _NAME: Final = re.compile("[A-Z0-9]{1,64}")
-"""The database has room for a principal of 64 characters."""
+"""The database stores a principal of up to 64 characters."""
 
 _TAKEN: Final = {
     "ADMIN": f"{UNNAMED} is the principal of {KEY} and {SECRET}",
@@ -24,7 +24,7 @@ _TAKEN: Final = {
 
 
 def variables() -> list[str]:
-    """Return the variables of the environment that configure named admins, also where their names are malformed."""
+    """Return the variables of the environment that configure named admins, including those with malformed names."""
     beginnings, others = (f"{KEY}_", f"{SECRET}_"), (KEY + _PREVIOUS, SECRET + _PREVIOUS)
     return sorted(name for name in os.environ if name.startswith(beginnings) and name not in others)
 
@@ -32,7 +32,7 @@ def variables() -> list[str]:
 def keys_and_secrets() -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """Return the live admin keys and the live HMAC secrets by principal, the current one first in each list.
 
-    A principal that has keys has secrets. Raises Misconfigured, whose message shows no value.
+    A principal with keys always has secrets. Raises Misconfigured, whose message shows no value.
     """
     by_name: dict[str, list[str]] = {}
     for variable in filter(environment.text, variables()):
@@ -48,7 +48,7 @@ def by_variable(kind: str, live: Mapping[str, list[str]]) -> dict[str, list[str]
 
 
 def _name_in(variable: str) -> str:
-    """Return the name of the admin whom a variable configures. Raises Misconfigured where there can be none."""
+    """Return the name of the admin that a variable configures. Raises Misconfigured if the name is malformed."""
     kind = KEY if variable.startswith(KEY) else SECRET
     name = variable.removeprefix(f"{kind}_").removesuffix(_PREVIOUS)
     hint = f"Choose a name such as OPS1: {kind}_OPS1 is of the principal ops1."

@@ -1,4 +1,4 @@
-"""Secrets of the embedded default, made once and kept in one file that only their owner can read."""
+"""The generated secrets of the embedded database, in one file that only its owner can read."""
 
 import os
 import secrets
@@ -8,9 +8,9 @@ NAMES = ("SECRET_KEY", "ADMIN_KEY", "HMAC_SECRET", "COMMAND_SIGNING_KEY")
 
 
 def load_or_create(path: Path) -> dict[str, str]:
-    """Return the secrets kept in `path`, making file and folder (mode 0600) at the first call.
+    """Return the secrets in `path`; the first call creates file and folder (mode 0600).
 
-    Processes that start at the same moment agree: the file appears whole, and the first one wins.
+    Processes that start at the same moment get the same secrets: the file appears complete, and the first one wins.
     """
     if not path.exists():
         _create(path)

@@ -1,7 +1,7 @@
 """Django's full handler for the admin site, behind a limit on logins and two gates.
 
-The site shares a process and a pool of connections with the control loop, and anybody may ask for its pages: so it has
-few places, and whatever finds none is refused here, in front of Django.
+The site shares a process and a connection pool with the control loop, and any client may request its pages. So it has
+few places, and a request without a place is refused here, in front of Django.
 """
 
 import asyncio
@@ -27,19 +27,19 @@ ROUTE: Final = "/django-admin/"
 _HASHING: Final = frozenset(f"{ROUTE}{page}/" for page in ("login", "password_change"))
 
 PASSWORDS: Final = Gate("passwords", at_once=passwords.AT_ONCE, waiting=8, waiting_per_key=4, seconds=10)
-"""Requests that have a password hashed, by address. A hash takes half a second, so the last one waits for five."""
+"""Requests whose password must be hashed, by address. A hash takes half a second, so the last one waits for five."""
 
 REFUSAL_SECONDS: Final = 1
-"""How long a refusal takes: a client that repeats immediately would cost more by being refused than by being served."""
+"""The duration of a refusal: otherwise a client that repeats immediately would cost more than a served one."""
 
 
 def serves(path: str) -> bool:
-    """Tell whether a path belongs to the admin site."""
+    """Return whether a path belongs to the admin site."""
     return path.startswith(ROUTE) or path == ROUTE.rstrip("/")
 
 
 class SiteHandler:
-    """An ASGI application for the admin site; the problems that it answers with are the API's."""
+    """An ASGI application for the admin site; its problems have the API's form."""
 
     def __init__(self, api: ApiHandler) -> None:
         self._api = api
@@ -65,9 +65,9 @@ class SiteHandler:
 
 
 async def _admit_password(turn: SiteTurn, held: AsyncExitStack) -> None:
-    """Count an attempt, then wait until its password may be hashed, which it may until `held` is closed."""
+    """Count an attempt, then wait until its password may be hashed. The place is kept until `held` is closed."""
     logins.refuse_over_limit(turn.address)
-    # An attempt that finds no place is not counted: in a flood, repeated attempts must not use up the address's limit.
+    # Do not count an attempt without a place: in a flood, repeated attempts must not use up the address's limit.
     PASSWORDS.check(turn.address)
     await turn.take()
     try:
@@ -78,7 +78,7 @@ async def _admit_password(turn: SiteTurn, held: AsyncExitStack) -> None:
 
 
 async def _begin(turn: SiteTurn, send: Send, message: Message) -> None:
-    """Send a part of the answer; before its first, give up what a slow reader must not hold."""
+    """Send a part of the answer; before the first part, release what a slow reader must not keep."""
     if message["type"] == "http.response.start":
         await sync_to_async(database.release_connections)()
         turn.give_up()
@@ -88,7 +88,7 @@ async def _begin(turn: SiteTurn, send: Send, message: Message) -> None:
 class _Django(ASGIHandler):
     """Django's handler, with the middlewares and the view as one call in the request's thread.
 
-    Django's own changes threads for each of them: 8.6 ms of a processor for the login page instead of 6.1.
+    Django's own handler changes threads for each of them: 8.6 ms of a processor for the login page instead of 6.1.
     """
 
     def load_middleware(self, is_async: bool = False) -> None:  # noqa: ARG002

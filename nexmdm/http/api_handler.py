@@ -1,7 +1,7 @@
-"""The handler of the API: Django's resolver and views, and nothing between them and the server.
+"""The handler of the API: Django's resolver and views, without any other layer of Django.
 
-Stock Django spools each body, runs its signals' receivers and `response.close` in threads, and cancels a view whose
-client has left. This does none of that (docs/decisions/0002-lean-asgi-stack.md has the figures).
+Stock Django copies each body to a file object, runs its signals' receivers and `response.close` in threads, and cancels
+a view whose client has left. This handler does none of that (docs/decisions/0002-lean-asgi-stack.md has the figures).
 """
 
 from http import HTTPStatus
@@ -28,7 +28,7 @@ class ApiRequest(ASGIRequest):
 
 
 class ApiHandler(ASGIHandler):
-    """Django's resolver and views, and nothing between them and the server."""
+    """Django's resolver and views, without any other layer of Django."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class ApiHandler(ASGIHandler):
         self._exception_middleware: list[Any] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # type: ignore[override]
-        """Serve one request to its end, whether or not its client stays."""
+        """Serve one request to its end, even if its client has left."""
         message = await receive()
         await self.serve(scope, message["body"], send)
 
@@ -52,11 +52,12 @@ class ApiHandler(ASGIHandler):
             request = ApiRequest(scope, body)
             response = await self._respond(request)
             request_facts.of(scope).route = _route(request)
-            # Before the context is left: that waits for its thread, which a look-up may still have when it is given up.
+            # Before the context ends: its end waits for its thread, which may still run a look-up that the view no
+            # longer waits for.
             await self._send(response, send)
 
     async def refuse(self, scope: Scope, body: bytes, error: Exception, send: Send) -> None:
-        """Answer an error that was raised outside the resolver's views as if one of them had raised it."""
+        """Answer an error that was raised outside the resolver's views as if a view had raised it."""
         database.begin_request(addresses.counting_key(scope["client"][0]))
         async with ThreadSensitiveContext():
             response = await refusal(ApiRequest(scope, body), error)
@@ -70,7 +71,7 @@ class ApiHandler(ASGIHandler):
         return _as_problem(response)
 
     def resolve_request(self, request: HttpRequest) -> ResolverMatch:
-        """Find the view; a path without parameters in it is looked up once."""
+        """Find the view; a path without parameters is looked up once."""
         match = self._static_routes.get(request.path_info)
         if match is None:
             match = super().resolve_request(request)
@@ -94,7 +95,7 @@ def _route(request: ApiRequest) -> str:
 
 
 def _as_problem(response: HttpResponseBase) -> HttpResponse:
-    """Turn an error that is no problem yet (Ninja's 405, say) into one; keep its Allow."""
+    """Turn an error that is not a problem yet (such as Ninja's 405) into one; keep its Allow."""
     assert isinstance(response, HttpResponse)
     status = response.status_code
     if status < 400 or response["Content-Type"].startswith(("application/json", problems.MEDIA_TYPE)):

@@ -89,6 +89,6 @@ def _close_pools() -> None:
 
 
 def build() -> App:
-    """Return the whole stack. Raises ImproperlyConfigured where the settings in force cannot be right."""
+    """Return the whole stack. Raises ImproperlyConfigured if the settings in force are invalid."""
     checks.refuse([*checks.settings_in_force(), *checks.metrics_folder()])
     return Timed(Guard(Application()))

@@ -1,4 +1,4 @@
-"""Whole answers, sent by ASGI applications that are no Django handlers."""
+"""Complete answers, sent by ASGI applications that are not Django handlers."""
 
 from collections.abc import Iterable
 
@@ -9,7 +9,7 @@ Header = tuple[bytes, bytes]
 
 
 async def answer(scope: Scope, send: Send, status: int, headers: Iterable[Header], body: bytes = b"") -> None:
-    """Send an answer; to a HEAD request without its body."""
+    """Send an answer, without its body if the request is a HEAD."""
     length = (b"content-length", b"%d" % len(body))
     await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})

@@ -1,7 +1,7 @@
-"""The connections of a web worker: how many there may be, and what becomes of those beyond that.
+"""The connections of a web worker: the limits, and the answer to connections over a limit.
 
-Each costs a descriptor and some kilobytes before anything is known of its client. So one address must not be able to
-take them all, and all addresses together no more than the process can open.
+Each connection costs a descriptor and some kilobytes before its client is known. So one address must not take them all,
+and all addresses together must not take more than the process can open.
 """
 
 import asyncio
@@ -24,23 +24,25 @@ from nexmdm.http.pipelining import Turns
 log = structlog.get_logger()
 
 REFUSED_SECONDS: Final = 1
-"""How long a refused connection waits for its client's request, and for its client to take the answer."""
+"""The time that a refused connection waits for its client's request, and for its client to read the answer."""
 
 REFUSED_TOGETHER: Final = 100
-"""How many refused connections wait so at the same time; the others are answered and closed immediately."""
+"""The number of refused connections that wait like this at the same time; others are answered and closed immediately.
+"""
 
 REFUSED_BYTES: Final = 256 * 1024
-"""How much of a refused connection's request is read and thrown away."""
+"""The number of bytes of a refused connection's request that are read and discarded."""
 
 DESCRIPTORS_KEPT: Final = 100
-"""For what else a worker opens, apart from its database connections: its socket, event loop, log, metrics, files."""
+"""Reserved for the other descriptors of a worker, without its database connections: socket, event loop, log, metrics,
+files."""
 
 _NOTE_SECONDS: Final = 0.25
 _PER_ADDRESS: Final = "address"
 _IN_TOTAL: Final = "total"
 
 OPEN = Gauge("nexmdm_connections", "Connections that are open, of all web workers.", multiprocess_mode="livesum")
-REFUSED = Counter("nexmdm_connections_refused", "Connections refused, by the bound that they were beyond.", ["bound"])
+REFUSED = Counter("nexmdm_connections_refused", "Connections refused, by the limit that was reached.", ["bound"])
 for _bound in (_PER_ADDRESS, _IN_TOTAL):
     REFUSED.labels(_bound)
 
@@ -51,14 +53,14 @@ _TOO_MANY: Final = {
 
 
 class Bounds(NamedTuple):
-    """How many connections a worker takes."""
+    """The limits on the connections of a worker."""
 
     total: int
     per_address: int
 
 
 def bounds() -> Bounds:
-    """Return MAX_CONNECTIONS and MAX_CONNECTIONS_PER_ADDRESS; both lowered where the file limit is too low for them."""
+    """Return MAX_CONNECTIONS and MAX_CONNECTIONS_PER_ADDRESS, both lowered if the file limit is too low for them."""
     total, per_address = settings.MAX_CONNECTIONS, settings.MAX_CONNECTIONS_PER_ADDRESS
     limit = _file_limit()
     if limit is None:
@@ -70,7 +72,7 @@ def bounds() -> Bounds:
 
 
 def report_lowered() -> None:
-    """Log a warning if the file limit lowers the bounds."""
+    """Log a warning if the file limit lowers the limits."""
     lowered = bounds()
     if lowered.total < settings.MAX_CONNECTIONS:
         log.warning(
@@ -88,7 +90,7 @@ def _file_limit() -> int | None:
 
 
 class Connections:
-    """The open connections of one server, counted in total and by address; and whose turn it is to send ahead."""
+    """The open connections of one server, in total and by address, and the turns of their pipelined requests."""
 
     def __init__(self) -> None:
         self.turns = Turns()
@@ -99,7 +101,7 @@ class Connections:
         self._noting = False
 
     def enter(self, transport: asyncio.Transport, client: tuple[str, int] | None) -> str | None:
-        """Count a connection; return the name to leave() by. Beyond a bound, refuse it and return None.
+        """Count a connection; return the name for leave(). Over a limit, refuse the connection and return None.
 
         Clients of a Unix socket and trusted proxies count in total only.
         """
@@ -118,7 +120,7 @@ class Connections:
         return name
 
     def leave(self, name: str) -> None:
-        """Count a connection no longer."""
+        """Stop counting a connection."""
         self._total -= 1
         count = self._by_address[name] - 1
         if count:
@@ -137,11 +139,11 @@ class Connections:
         transport.set_protocol(RefusedConnection(transport, bound, self))
 
     def forget_refused(self) -> None:
-        """Count a refused connection no longer."""
+        """Stop counting a refused connection."""
         self._refused -= 1
 
     def _note_soon(self) -> None:
-        """Set the gauge a little later: across processes it lives in a file, which takes longer than to count."""
+        """Set the gauge a little later: across processes it is in a file, and a write takes longer than a count."""
         if not self._noting:
             self._noting = True
             asyncio.get_running_loop().call_later(_NOTE_SECONDS, self._note)
@@ -163,7 +165,7 @@ def of(server: ServerState) -> Connections:
 
 
 class RefusedConnection(asyncio.Protocol):
-    """A connection beyond the bounds: it gets one answer, to its request if that comes soon, and ends."""
+    """A connection over a limit: it gets one answer, to its request if that comes soon, and is closed."""
 
     def __init__(self, transport: asyncio.Transport, bound: str, connections: Connections) -> None:
         self._transport = transport
@@ -174,14 +176,14 @@ class RefusedConnection(asyncio.Protocol):
         self._timer = asyncio.get_running_loop().call_later(REFUSED_SECONDS, self._end)
 
     def data_received(self, data: bytes) -> None:
-        """Answer, and throw away what comes: to close on unread bytes would take the answer away from its client."""
+        """Answer, and discard further data: a close with unread bytes may drop the answer before it is read."""
         self._answer()
         self._drained += len(data)
         if self._drained > REFUSED_BYTES:
             self._end()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        """Forget the connection."""
+        """Delete the connection."""
         self._timer.cancel()
         self._connections.forget_refused()
 
@@ -203,7 +205,7 @@ def _write_too_many(transport: asyncio.Transport, bound: str) -> None:
 
 
 def write_problem(transport: asyncio.Transport, problem: Problem, reason: str) -> None:
-    """Write and log an answer with which its connection ends. Its client sees the end, but may send for a moment."""
+    """Write and log the last answer of a connection. Its client sees the stream's end, but may send for a moment."""
     if transport.is_closing():
         return
     correlation_id = uuid7().hex

@@ -1,4 +1,4 @@
-"""The timers of one connection, and how long each runs."""
+"""The timers of one connection, and the duration of each."""
 
 import asyncio
 from collections.abc import Callable
@@ -7,22 +7,22 @@ from typing import Final
 from nexmdm.common.timers import OneCall
 
 HEAD_SECONDS: Final = 10
-"""How long the head of a request may take, counted from the opening of the connection or its first byte."""
+"""The time for the head of a request, counted from the opening of the connection or from its first byte."""
 
 TAKEN_SECONDS: Final = 30
-"""How long an answer may wait for a client that takes nothing of it."""
+"""The time that an answer may wait for a client that reads nothing of it."""
 
 LAST_SECONDS: Final = 5
 """The same, once the worker is stopping."""
 
 LINGER_SECONDS: Final = 0.25
-"""How long an idle connection stays open at least when the worker stops, and twice as long at most: a client may have
-written a request by then that is still on its way, and to close on it would cut it. Each is closed at a moment of its
-own, for uvloop reads nothing more of those that it closes in one round, which with many of them takes milliseconds."""
+"""The shortest time that an idle connection stays open when the worker stops; the longest is twice that. A request may
+be on its way at that moment, and a close would cut it. Each connection is closed at its own moment: uvloop reads
+nothing more from those that it closes in one round, and with many of them a round takes milliseconds."""
 
 
 class ConnectionTimer(OneCall):
-    """A call that comes due some seconds after the last start()."""
+    """A call that is made some seconds after the last start()."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
         super().__init__(call)
@@ -30,10 +30,10 @@ class ConnectionTimer(OneCall):
 
     @property
     def runs(self) -> bool:
-        """Whether the call is to come."""
+        """Whether the call is still to come."""
         return self._handle is not None
 
     def start(self, seconds: float) -> None:
-        """Make the call in so many seconds from now."""
+        """Make the call after this number of seconds."""
         self.stop()
         self._handle = self._loop.call_later(seconds, self._due)

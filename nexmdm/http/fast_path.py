@@ -1,8 +1,8 @@
-"""The fast path of what phones send all the time: a heartbeat or a report that can be read passes here.
+"""The fast path for the most frequent requests of phones: ordinary heartbeats and reports.
 
 Django's request, its resolver and Ninja's parameters cost a heartbeat more than all of its own work
-(docs/performance.md has the figures). What this path does not take, it hands over untouched: the operations `heartbeat`
-in devices/phone_api.py and `action-result` in commands/phone_api.py are those that are published, and that say what is
+(docs/performance-changes.md has the figures). Every other request goes unchanged to the ordinary path: the published
+operations are `heartbeat` in devices/phone_api.py and `action-result` in commands/phone_api.py, and they report what is
 wrong with a body.
 """
 
@@ -43,7 +43,7 @@ class FastPath(Generic[Fields]):
         self._ordinary = ordinary
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Record what a phone sends and answer it; or have the ordinary way answer it."""
+        """Record a phone's request and answer it, or pass it to the ordinary path."""
         message = await receive()
         body = message["body"]
         facts = request_facts.of(scope)
@@ -65,7 +65,7 @@ class FastPath(Generic[Fields]):
             await _answer(200, [_JSON], answer, send)
 
     def _read(self, body: bytes) -> tuple[Fields, Sequence[Note]] | None:
-        """Return what a body says, and what had to be repaired or dropped for that; None if it says nothing."""
+        """Return the content of a body, and the notes on its repair; None if the body is invalid."""
         try:
             return self._schema.model_validate(parse_json(body)), ()
         except ValueError:  # no JSON, or pydantic's ValidationError
@@ -77,7 +77,7 @@ class FastPath(Generic[Fields]):
         return reading.fields, reading.notes
 
     async def _refuse(self, scope: Scope, body: bytes, error: InvalidToken, send: Send) -> None:
-        """Answer a wrong token; in a flood of them, from an address that is over its limit, at the least cost."""
+        """Answer a wrong token. If its address is over its limit, the answer costs as little as possible."""
         seconds = rate_limits.failures.seconds_over(scope["client"][0])
         if seconds is None:
             await self._ordinary.refuse(scope, body, error, send)
@@ -109,7 +109,7 @@ def _take_report(
 
 
 def _token(facts: RequestFacts) -> tokens.Token | None:
-    """Return the device token, if there is one header with one in the usual form."""
+    """Return the device token, if exactly one header has one in the usual form."""
     found = facts.headers.values.get(b"authorization", ())
     if len(found) != 1 or not found[0].startswith(_BEARER):
         return None

@@ -1,6 +1,6 @@
-"""One log line every ten seconds on the heartbeats of a web worker, if HEARTBEAT_LOG is `summary`.
+"""One log line every ten seconds about the heartbeats of a web worker, if HEARTBEAT_LOG is `summary`.
 
-It reads the counts that the metrics keep, so that it costs a heartbeat nothing.
+It reads the counts of the metrics, so it costs a heartbeat nothing.
 """
 
 import time
@@ -56,7 +56,7 @@ class HeartbeatSummary:
         self.write()
 
     def write(self) -> None:
-        """Write a line on the heartbeats since the last one, if there were any."""
+        """Write a line on the heartbeats since the last line, if there were any."""
         before, self._last = self._last, _Counted.now()
         verdicts = self._last.verdicts - before.verdicts
         if not verdicts:

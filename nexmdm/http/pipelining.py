@@ -18,21 +18,21 @@ PORTION: Final = 16 * 1024
 
 PORTION_LINES: Final = 2 * (PIPELINED - 1) - 1
 """The most lines that are parsed before that check. A head has two or more (the request's and an empty one), and its
-first line may be parsed already: so these lines complete at most PIPELINED - 1 requests, which leaves room for the one
-under way."""
+first line may be parsed already: so these lines complete at most PIPELINED - 1 requests. This leaves room for the one
+in progress."""
 
 UNPARSED: Final = SharedBytes(64 * 1024 * 1024)
 """The most bytes that wait unparsed in all connections of a worker. uvloop reads up to 250 KiB before it pauses."""
 
 PAUSE_SECONDS: Final = 0.002
-"""The least time between two turns. Next to an event loop that never waits, a thread gets the interpreter only every
+"""The shortest time between two turns. Next to an event loop that never waits, a thread gets the interpreter only every
 5 ms, and the thread of a signed call needs it a dozen times."""
 
 _PORTION: Final = re.compile(rb"(?:[^\n]*+\n){%d}" % PORTION_LINES)
 
 
 def portion_of(data: bytes, start: int) -> bytes:
-    """Return what may be parsed next."""
+    """Return the data that may be parsed next."""
     found = _PORTION.match(data, start, start + PORTION)
     return data[start : found.end() if found else start + PORTION]
 
@@ -45,15 +45,15 @@ class Flow(FlowControl):
         self._may_read = may_read
 
     def resume_reading(self) -> None:
-        """Resume, unless something that was read is still waiting."""
+        """Resume, unless data that was read still waits to be parsed."""
         if self.read_paused and self._may_read():
             super().resume_reading()
 
 
 class Turns:
-    """Starts requests that were sent ahead: one every PAUSE_SECONDS, each connection in its turn.
+    """Starts pipelined requests: one every PAUSE_SECONDS, each connection in its turn.
 
-    So at most one of them at a time delays other requests, however many connections send ahead.
+    So at most one of them at a time delays other requests, however many connections pipeline.
     """
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class Turns:
         self._free_at = 0.0
 
     def wait(self, start: Callable[[], None]) -> None:
-        """Call this when it is its turn."""
+        """Call this function when its turn comes."""
         self._waiting.append(start)
         if len(self._waiting) == 1:
             self._wait()

@@ -1,11 +1,11 @@
-"""HTTP/1.1 as a web worker speaks it: uvicorn's, with bounds where that has none.
+"""HTTP/1.1 of a web worker: uvicorn's protocol, with limits where it has none.
 
-The guard bounds what reaches the application. Before it, uvicorn would wait for ever for a request that does not come,
-keep whatever comes as its head, and parse as many requests as a client sends ahead; after it, wait for ever for a
-client that does not take its answer.
+The guard limits the requests that reach the application. Before the guard, uvicorn would wait without limit for a
+request that does not come, keep a head of any size, and parse any number of pipelined requests. After it, uvicorn would
+wait without limit for a client that does not read its answer.
 
-This builds on private parts of uvicorn (the fields `cycle`, `pipeline` and `flow`; that a waiting request is started by
-on_response_complete(); the fields of a RequestResponseCycle), so that pyproject.toml pins uvicorn's minor version.
+This builds on private parts of uvicorn: the fields `cycle`, `pipeline` and `flow`; that on_response_complete() starts a
+waiting request; the fields of a RequestResponseCycle. So pyproject.toml pins uvicorn's minor version.
 tests/http/test_protocol.py names these parts: run it first when that version changes.
 """
 
@@ -37,18 +37,18 @@ from nexmdm.http.pipelining import PORTION, PORTION_LINES, UNPARSED
 from nexmdm.http.protocol_errors import BROKEN_BODY, NO_HTTP, NO_UPGRADE, TOO_LARGE, TOO_MANY_AHEAD, TOO_SLOW
 
 HEAD_LIMIT: Final = 64 * 1024
-"""How many bytes of an unfinished head are kept; what is whole by then, the guard judges by its own limit."""
+"""The number of bytes of an unfinished head that are kept; the guard checks a complete head by its own limit."""
 
 WIRE_LIMIT: Final = 8 * 1024 * 1024
-"""How many bytes may come after a head, framing and trailers included; what is left as a body, the guard counts."""
+"""The number of bytes that may follow a head, with framing and trailers; the guard counts the body itself."""
 
-CUT = Counter("nexmdm_connections_cut", "Connections ended because of what their client did, by what.", ["reason"])
+CUT = Counter("nexmdm_connections_cut", "Connections ended because of their client, by reason.", ["reason"])
 for _reason in (
     "silent", "head too slow", "head too large", "no HTTP", "upgrade", "broken body", "body without end",
     "too many requests ahead", "answer not taken",
 ):  # fmt: skip
     CUT.labels(_reason)
-HELD = Counter("nexmdm_connections_held", "How often a connection was not read on until its requests were answered.")
+HELD = Counter("nexmdm_connections_held", "How often a worker stopped reading a connection until it had answered.")
 
 
 class Protocol(HttpToolsProtocol):
@@ -76,7 +76,7 @@ class Protocol(HttpToolsProtocol):
         self._drained = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wait for a first request, if the connection is within the bounds."""
+        """Wait for a first request, if the connection is within the limits."""
         super().connection_made(transport)
         self._counted_as = self._connections.enter(transport, self.client)
         if self._counted_as is None:
@@ -86,10 +86,10 @@ class Protocol(HttpToolsProtocol):
         self._head_timer.start(HEAD_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection."""
+        """Delete the connection."""
         super().connection_lost(exc)
         if self._served is not None:
-            # uvicorn tells the last request only, which may be one that waits behind this one.
+            # uvicorn notifies only the last request, which may be one that waits behind this one.
             self._served.disconnected = True
             request_facts.of(self._served.scope).client_has_left = True  # type: ignore[arg-type]
         self._deaf = True
@@ -102,7 +102,7 @@ class Protocol(HttpToolsProtocol):
             self._counted_as = None
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came, but no more requests than may wait."""
+        """Parse the data, but no more requests than may wait."""
         if self._deaf:
             self._throw_away(len(data))
         elif self._unparsed or self.pipeline:
@@ -115,7 +115,7 @@ class Protocol(HttpToolsProtocol):
             self._parse_portions(data)
 
     def _parse_portions(self, data: bytes) -> None:
-        """Parse a portion at a time, as long as nothing waits; then read no more until the rest has had its turn."""
+        """Parse a portion at a time, as long as no request waits; then stop reading until the rest has had its turn."""
         start = 0
         while start < len(data) and not self._deaf and not self._is_full():
             start += self._parse(pipelining.portion_of(data, start))
@@ -127,7 +127,7 @@ class Protocol(HttpToolsProtocol):
             HELD.inc()
 
     def _parse(self, portion: bytes) -> int:
-        """Parse a portion; return how much of it was: all, or up to the head of a request that asks for an upgrade."""
+        """Parse a portion; return its parsed length: all, or up to the head of a request that asks for an upgrade."""
         self._unset_keepalive_if_required()
         parsed = len(portion)
         try:
@@ -157,11 +157,11 @@ class Protocol(HttpToolsProtocol):
         return parsed
 
     def _is_full(self) -> bool:
-        """Tell whether a request waits behind another, or much of a body waits to be taken."""
+        """Return whether a request waits behind another, or much of a body waits to be read."""
         return bool(self.pipeline) or (not self._is_idle() and len(self.cycle.body) > HIGH_WATER_LIMIT)
 
     def _may_read(self) -> bool:
-        """Parse on; return whether more may be read."""
+        """Parse further data; return whether more may be read."""
         if self._catching_up:
             return False
         if self._unparsed:
@@ -175,7 +175,7 @@ class Protocol(HttpToolsProtocol):
         return True
 
     def _keep(self, rest: bytes) -> None:
-        """Keep what is not parsed yet; nothing, if it will never be."""
+        """Keep the data that is not parsed yet; nothing, if it will never be parsed."""
         rest = b"" if self._deaf else rest
         UNPARSED.change(self._counted_as or "", len(rest) - len(self._unparsed))
         self._unparsed = rest
@@ -189,9 +189,9 @@ class Protocol(HttpToolsProtocol):
         self._head_bytes = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header; but no trailer, which would join them when they have been judged already.
+        """Take a header. Ignore trailers: they would be added to headers that were checked already.
 
-        This does what uvicorn's does: to call that for each header costs a heartbeat half a microsecond.
+        This repeats uvicorn's code: a call of that for each header costs a heartbeat half a microsecond.
         """
         if self._in_head:
             name = name.lower()
@@ -200,12 +200,12 @@ class Protocol(HttpToolsProtocol):
             self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        """End a head, and begin to serve its request."""
+        """End a head, and start its request."""
         self._in_head = False
         self._wire_bytes = 0
         self._head_timer.stop()
         if self.parser.should_upgrade() and _announces_body(self.headers):
-            # httptools takes it for another protocol's bytes, and it would be lost.
+            # httptools treats it as the bytes of another protocol, and it would be lost.
             self._refuse("upgrade", NO_UPGRADE)
         else:
             super().on_headers_complete()
@@ -222,7 +222,7 @@ class Protocol(HttpToolsProtocol):
             super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Have the next request served; if that was the last one that waited, parse and read on."""
+        """Start the next request; if no further one waits, parse and read on."""
         if not (self.flow.read_paused or self._in_head or self._deaf):
             super().on_response_complete()
             return
@@ -233,7 +233,7 @@ class Protocol(HttpToolsProtocol):
             self._go_on()
 
     def _go_on(self) -> None:
-        """Do what had to wait for an answer."""
+        """Continue the work that waited for an answer."""
         self.flow.resume_reading()
         if not self._is_idle():
             return
@@ -244,7 +244,7 @@ class Protocol(HttpToolsProtocol):
             self._unset_keepalive_if_required()
 
     def shutdown(self) -> None:
-        """Finish what is under way or on its way; but not for a client that takes nothing of its answer."""
+        """Finish requests in progress or on their way, but do not wait for a client that does not read its answer."""
         self._stopping = True
         if self._is_idle():
             self._linger_timer.start(LINGER_SECONDS * random.uniform(1, 2))
@@ -254,16 +254,16 @@ class Protocol(HttpToolsProtocol):
         self._taken_timer.start(self._taken_seconds)
 
     def timeout_keep_alive_handler(self) -> None:
-        """Close an idle connection; one whose client has not taken its answer, without waiting for that."""
+        """Close an idle connection. If its client has not read its answer, do not wait for that."""
         self._close()
 
     def pause_writing(self) -> None:
-        """Wait for the client to take what was written, but only so long."""
+        """Wait for the client to read what was written, for a limited time."""
         super().pause_writing()
         self._taken_timer.start(self._taken_seconds)
 
     def resume_writing(self) -> None:
-        """Write on."""
+        """Continue to write."""
         super().resume_writing()
         self._taken_timer.stop()
 
@@ -283,7 +283,7 @@ class Protocol(HttpToolsProtocol):
 
     def _close_if_idle(self) -> None:
         if self.transport.is_closing() or not self._is_idle():
-            return  # It closes by itself: now, or with its answer.
+            return  # It closes itself: now, or with its answer.
         if self._in_head or self._has_unread():
             self._linger_timer.start(LINGER_SECONDS / 10)
         else:
@@ -313,7 +313,7 @@ class Protocol(HttpToolsProtocol):
         self.transport.close()
 
     def _refuse(self, reason: str, problem: Problem) -> None:
-        """Parse nothing more; answer, once the requests before are answered, and end the connection."""
+        """Parse no more data; answer after the answers to earlier requests, and close the connection."""
         CUT.labels(reason).inc()
         self._deaf = True
         self._keep(b"")
@@ -326,7 +326,7 @@ class Protocol(HttpToolsProtocol):
             self._end_with(problem, reason)
 
     def _refuse_body(self, problem: Problem) -> None:
-        """Have a request whose body is not whole answered by this, unless it has its answer."""
+        """Answer a request with an incomplete body with this problem, unless it has its answer."""
         if self._is_idle():
             self._close()
             return
@@ -336,7 +336,7 @@ class Protocol(HttpToolsProtocol):
         self.cycle.message_event.set()
 
     def _end_with(self, problem: Problem, reason: str) -> None:
-        """Answer, and close a little later: unread bytes would take the answer away from its client."""
+        """Answer, and close a little later: a close with unread bytes may drop the answer before it is read."""
         write_problem(self.transport, problem, reason)
         self.loop.call_later(guard.DRAIN_SECONDS, self._close)
 

@@ -1,4 +1,4 @@
-"""The answers that the protocol gives by itself."""
+"""The answers that the protocol itself sends."""
 
 from typing import Final
 

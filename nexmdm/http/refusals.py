@@ -1,8 +1,8 @@
-"""Refusals: each answer 4xx or 503 leaves a line in the log, whichever layer gave it.
+"""Refusals: each answer 4xx or 503 is one line in the log, whichever layer sent it.
 
-The guard calls note() with each refusal that it sends; the protocol calls note_unread() for requests that never reach
+The guard calls note() for each refusal that it sends; the protocol calls note_unread() for requests that never reach
 the guard. Equal refusals (the same code, and the same device or else the same address) are collapsed to one line a
-second. No line holds a token, a query or a header.
+second. No line contains a token, a query or a header.
 """
 
 import time
@@ -29,22 +29,22 @@ from nexmdm.http.refused_devices import CURTAILED, Refusal, RefusedDevices
 log = structlog.get_logger()
 
 LINES: Final = 1000
-"""How many different refusals have lines of their own within a second. Further ones share a line for each code, without
-address and device: thousands of addresses that fail at the same time must fill neither the memory nor the log."""
+"""The number of different refusals that have their own lines within a second. Further ones share a line for each code,
+without address and device, so that thousands of failing addresses fill neither the memory nor the log."""
 
-REFUSED = Counter("nexmdm_requests_refused", "Answers 4xx and 503, by their code.", ["code"])
+REFUSED = Counter("nexmdm_requests_refused", "Answers 4xx and 503, by code.", ["code"])
 _UNMATCHED: Final = "unmatched"
 _PROVES_NOTHING: Final = frozenset(("invalid_token", "invalid_enrollment_token", "invalid_signature"))
 
 
 def note(scope: Scope, status: int, body: bytes) -> None:
-    """Log an answer that is sent, if it is a refusal, and keep it for its device. Never raises."""
+    """Log an answer that is sent, if it is a refusal, and store it for its device. Never raises."""
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR and status != HTTPStatus.SERVICE_UNAVAILABLE:
         return
     try:
         _note(scope, status, body)
     except Exception as error:
-        # An answer must not fail for the sake of its log line.
+        # An error here must not make the answer fail.
         log.error("request.refused", status=status, error=type(error).__name__, exc_info=error)
 
 
@@ -89,7 +89,7 @@ async def drain() -> None:
 
 
 def forget() -> None:
-    """Drop all waiting refusals."""
+    """Delete all waiting refusals."""
     _devices.forget()
     _lines.forget()
 
@@ -118,7 +118,7 @@ def _route(path: str) -> str:
 
 
 def _claim(status: int, code: str, known: RequestFacts) -> Claim | None:
-    """Return the claim of the request's token, unless the refusal itself says that the token is wrong."""
+    """Return the claim of the request's token, unless the refusal means that the token is wrong."""
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR or code in _PROVES_NOTHING or known.reason == rate_limits.FAILURES:
         return None
     headers = known.headers.values.get(b"authorization", ())

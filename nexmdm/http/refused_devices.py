@@ -1,7 +1,7 @@
-"""The devices behind refused requests: each is found by its token after the answer, and keeps its last refusal.
+"""The devices of refused requests: after the answer, the token identifies the device, and its last refusal is stored.
 
-No answer waits for this. The tokens of a second are looked up together, by one statement, and the last refusals written
-by another one. Without the database, refusals are logged without their device and not kept.
+No answer waits for this. One statement looks up the tokens of a second together, and another one writes the last
+refusals. Without the database, refusals are logged without their device and are not stored.
 """
 
 import asyncio
@@ -30,19 +30,19 @@ log = structlog.get_logger()
 
 LOOK_UP_SECONDS: Final = 1.0
 DRAIN_SECONDS: Final = 5
-"""How long a process that stops waits for the database, for the sake of its last refusals."""
+"""The time that a process that stops waits for the database to write its last refusals."""
 
 CLAIMS: Final = 1000
-"""How many different refusals wait for the look-up of their token at most: invented tokens must neither fill the memory
-nor make the look-up long. Further ones are logged without a device."""
+"""The number of different refusals that wait for the look-up of their token: invented tokens must neither fill the
+memory nor make the look-up long. Further ones are logged without a device."""
 
 DEVICES: Final = 10_000
-"""How many devices' last refusals wait to be written at most, nearly all of them until their row may change again.
-Those of further devices are logged only."""
+"""The number of devices whose last refusals wait to be written, nearly all of them until their row may change again.
+Those of further devices are only logged."""
 
 CURTAILED = Counter(
     "nexmdm_refusals_curtailed",
-    "Refusals beyond a bound: logged without their address (lines) or device (look-ups), not kept for it (devices).",
+    "Refusals over a limit: logged without address (lines) or device (look-ups), or not stored (devices).",
     ["bound"],
 )
 for _bound in ("lines", "look-ups", "devices"):
@@ -51,7 +51,7 @@ for _bound in ("lines", "look-ups", "devices"):
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """One refusal as the log has it; `at` is when it was answered, by time.monotonic()."""
+    """One refusal as the log contains it; `at` is the time of its answer, by time.monotonic()."""
 
     code: str
     status: int
@@ -67,7 +67,7 @@ class Refusal:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What makes two refusals equal."""
+        """Equal for equal refusals."""
         return self.code, f"{self.device_id or addresses.counting_key(self.address)} {self.principal}"
 
     def of_owner(self, claim: Claim) -> "Refusal":
@@ -86,7 +86,7 @@ class _Waiting:
 
 
 class RefusedDevices:
-    """The refusals whose token waits to be looked up, and those that wait to be written. For use on the event loop.
+    """Refusals whose token waits to be looked up, and refusals that wait to be written. For use on the event loop.
 
     `write_line` is called with each refusal after its look-up, and with the number of refusals equal to it.
     """
@@ -102,7 +102,7 @@ class RefusedDevices:
         self._next_at = 0.0
 
     def look_up(self, refusal: Refusal, claim: Claim) -> None:
-        """Look the token of a refused request up soon; then log the refusal, and keep it for its device."""
+        """Look up the token of a refused request soon; then log the refusal, and store it for its device."""
         key = (claim, refusal.key)
         if key in self._waiting:
             self._waiting[key].count += 1
@@ -129,7 +129,7 @@ class RefusedDevices:
         self._waiting.clear()
 
     def forget(self) -> None:
-        """Drop all waiting refusals."""
+        """Delete all waiting refusals."""
         self._timer.stop()
         for waiting in (self._waiting, self._last, self._later):
             waiting.clear()
@@ -149,7 +149,7 @@ class RefusedDevices:
 
     async def _work(self) -> None:
         try:
-            # In a thread of its own, so that the heartbeats' flush never waits for this.
+            # In a separate thread, so that the heartbeats' flush never waits for this.
             async with ThreadSensitiveContext():
                 await self._look_up_waiting()
                 await self._write_last()

@@ -19,7 +19,7 @@ from nexmdm.http.asgi_answers import Header, answer, refuse
 
 PREFIX: Final = "/static/"
 _SOURCE_MAPS: Final = "*.map"
-"""They are three quarters of all, and only a browser's development tools ask for them."""
+"""They are three quarters of all files, and only a browser's development tools request them."""
 
 _METHODS: Final = ("GET", "HEAD")
 _WRONG_METHOD: Final = problems.general(405, "A static file allows only GET and HEAD.", Allow=", ".join(_METHODS))
@@ -27,7 +27,7 @@ _WRONG_METHOD: Final = problems.general(405, "A static file allows only GET and 
 
 @dataclass(frozen=True, slots=True)
 class StaticFile:
-    """A file as it is sent."""
+    """A file in the form in which it is sent."""
 
     body: bytes
     etag: bytes
@@ -50,7 +50,7 @@ class StaticFiles:
 
 
 async def _serve(scope: Scope, send: Send, file: StaticFile) -> None:
-    # A proxy that compresses makes a weak tag of ours.
+    # A proxy that compresses changes our tag into a weak one.
     known = request_facts.of(scope).headers.last(b"if-none-match").split(b",")
     if file.etag in [tag.strip().removeprefix(b"W/") for tag in known]:
         await answer(scope, send, 304, file.headers)
@@ -60,7 +60,7 @@ async def _serve(scope: Scope, send: Send, file: StaticFile) -> None:
 
 @cache
 def _paths() -> Mapping[str, Path]:
-    """Return where each file lies, by its name below the prefix; of two with one name, the first found."""
+    """Return the path of each file by its name below the prefix; of two with one name, the first one found."""
     found: dict[str, Path] = {}
     for finder in finders.get_finders():
         for name, storage in finder.list([_SOURCE_MAPS]):

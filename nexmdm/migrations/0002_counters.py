@@ -1,4 +1,4 @@
-"""The counters of the rate limits: unlogged, for they need not outlive a crash."""
+"""The counters of the rate limits: unlogged, because they need not survive a crash."""
 
 from django.db import migrations
 

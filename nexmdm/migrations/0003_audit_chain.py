@@ -1,13 +1,13 @@
-"""Make room for the audit's chain, and let nothing be deleted from it but by retention.
+"""The columns of the audit's chain, and a trigger that lets only retention delete entries.
 
-Nothing here reads or rewrites the table; code that does not know the new columns goes on writing entries.
+Nothing here reads or rewrites the table; code that does not know the new columns continues to write entries.
 """
 
 from typing import Final
 
 from django.db import migrations, models
 
-# What the hash of an entry covers, and how: nexmdm/audit/chain.py says the same in Python, and verifies by it.
+# The hash of an entry: nexmdm/audit/chain.py computes the same in Python, and verifies by it.
 _HASH: Final = """
     CREATE FUNCTION nexmdm_audit_hash(entry nexmdm_auditentry) RETURNS text LANGUAGE sql STABLE AS $$
         SELECT encode(sha256(convert_to(json_build_array(
@@ -18,7 +18,7 @@ _HASH: Final = """
         )::text, 'UTF8')), 'hex')
     $$
 """
-# Appends take turns on the mark's row, from here to their commit.
+# Appends wait for each other on the mark's row, from here to their commit.
 _APPEND: Final = """
     CREATE FUNCTION nexmdm_audit_append() RETURNS trigger LANGUAGE plpgsql AS $$
     DECLARE

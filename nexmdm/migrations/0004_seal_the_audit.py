@@ -1,7 +1,8 @@
-"""Chain the audit entries that exist, in their order, some at a time; then have a trigger chain the next ones.
+"""Chain the existing audit entries in their order, in batches; then have a trigger chain the next ones.
 
-The table is locked twice, each time for a moment: to learn which entries can still appear below the last one (none,
-once all writers have been waited for), and to change over with nobody writing. An interrupted run is taken up again.
+The table is locked twice, each time for a moment. The first time, to learn which entries can still appear below the
+last one (none, after all writers have ended). The second time, to change over while no transaction writes. An
+interrupted run is continued.
 """
 
 from typing import Final
@@ -51,7 +52,7 @@ _CHANGE_BACK: Final = """
 
 
 def seal(_: Apps, schema_editor: BaseDatabaseSchemaEditor) -> None:
-    """Chain what is there, then change over."""
+    """Chain the existing entries, then change over."""
     connection = schema_editor.connection
     with connection.cursor() as cursor:
         cursor.execute(_CHANGE_BACK)

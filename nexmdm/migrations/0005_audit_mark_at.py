@@ -1,4 +1,4 @@
-"""Make room for when the entry was written that a mark is about."""
+"""Store with a mark when its entry was written."""
 
 from django.db import migrations, models
 

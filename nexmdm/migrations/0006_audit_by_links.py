@@ -1,7 +1,8 @@
-"""Let the mark of the newest entry follow each entry, rather than go ahead of it; let nothing young be deleted.
+"""Move the mark of the newest entry after each entry instead of before it; let no young entry be deleted.
 
-A mark that follows can be held to what is there, which the next migration does. Only the entries' table is locked,
-for a moment: who appends has it, and then wants the mark; so both locks in one migration could be a deadlock.
+A mark that follows can be compared with existing entries, which the next migration does. Only the entries' table is
+locked, for a moment: a transaction that appends has this lock, and then requests the mark's. So both locks in one
+migration could be a deadlock.
 """
 
 from importlib import import_module
@@ -11,8 +12,8 @@ from django.db import migrations
 
 _BEFORE: Final = vars(import_module("nexmdm.migrations.0003_audit_chain"))
 
-# Appends take turns on the mark's row, from here to their commit. An entry comes after the one before it in the same
-# statement, which the mark does not know yet.
+# Appends wait for each other on the mark's row, from here to their commit. An entry comes after the one before it in
+# the same statement, which the mark does not know yet.
 _APPEND: Final = """
     CREATE OR REPLACE FUNCTION nexmdm_audit_append() RETURNS trigger LANGUAGE plpgsql AS $$
     DECLARE
@@ -60,7 +61,7 @@ _TRIGGER: Final = """
     CREATE TRIGGER audit_followed AFTER INSERT ON nexmdm_auditentry
         FOR EACH ROW EXECUTE FUNCTION nexmdm_audit_follow()
 """
-# Who calls cannot bring tables and functions of their own: a temporary table would come before all others.
+# The caller cannot use tables and functions of its own: a temporary table would be found before all others.
 _PATHS: Final = """
     DO $do$ DECLARE
         ours text := (SELECT relnamespace::regnamespace FROM pg_class WHERE oid = 'nexmdm_auditentry'::regclass);
@@ -82,7 +83,7 @@ class Migration(migrations.Migration):
 
     operations = [
         migrations.RunSQL(_FOLLOW, "DROP FUNCTION nexmdm_audit_follow()"),
-        # The trigger first: its lock waits for those who have appended in the old way.
+        # The trigger first: its lock waits for the transactions that have appended in the old way.
         migrations.RunSQL(_TRIGGER, "DROP TRIGGER audit_followed ON nexmdm_auditentry"),
         migrations.RunSQL(_APPEND, _again(_BEFORE["_APPEND"])),
         migrations.RunSQL(_REFUSE, _again(_BEFORE["_REFUSE"])),

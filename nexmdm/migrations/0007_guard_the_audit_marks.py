@@ -1,10 +1,10 @@
-"""Hold the audit's marks to what is there: each moves on only along the chain, and retention's takes all up to it."""
+"""Let the audit's marks move only along existing entries; retention must delete all entries up to its mark."""
 
 from typing import Final
 
 from django.db import migrations
 
-# What is inserted under a name that is taken fails, does nothing, or goes on as an UPDATE.
+# An insert under an existing name fails, does nothing, or continues as an UPDATE.
 _GUARD: Final = """
     CREATE FUNCTION nexmdm_audit_guard() RETURNS trigger LANGUAGE plpgsql AS $$
     DECLARE
@@ -62,7 +62,7 @@ _NO_TRIGGERS: Final = """
     DROP TRIGGER audit_mark_not_truncated ON nexmdm_auditmark;
     DROP TRIGGER audit_mark_guarded ON nexmdm_auditmark
 """
-# Who calls cannot bring tables and functions of their own: a temporary table would come before all others.
+# The caller cannot use tables and functions of its own: a temporary table would be found before all others.
 _PATHS: Final = """
     DO $do$ DECLARE
         ours text := (SELECT relnamespace::regnamespace FROM pg_class WHERE oid = 'nexmdm_auditmark'::regclass);

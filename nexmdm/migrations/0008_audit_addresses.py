@@ -1,4 +1,4 @@
-"""Keep the address of an audit entry as it is hashed: without the netmask that an insert by hand may bring."""
+"""Store the address of an audit entry as it is hashed: without the netmask that an insert by hand may have."""
 
 from importlib import import_module
 from typing import Final

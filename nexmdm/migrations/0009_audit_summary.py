@@ -1,6 +1,6 @@
-"""Make room for what an entry is about, and have its hash cover that; what is there keeps the hash that it has.
+"""Store the summary of an entry, and include it in the hash; existing entries keep their hashes.
 
-The version before goes on writing entries: without a summary, and hashed as ever.
+The version before continues to write entries: without a summary, and hashed as before.
 """
 
 from importlib import import_module
@@ -11,7 +11,7 @@ from django.db import migrations, models
 _CHAIN: Final = vars(import_module("nexmdm.migrations.0003_audit_chain"))
 _LINKS: Final = vars(import_module("nexmdm.migrations.0006_audit_by_links"))
 
-# What the hash of an entry covers, and how: nexmdm/audit/chain.py says the same in Python, and verifies by it.
+# The hash of an entry: nexmdm/audit/chain.py computes the same in Python, and verifies by it.
 _HASH: Final = """
     CREATE OR REPLACE FUNCTION nexmdm_audit_hash(entry nexmdm_auditentry) RETURNS text LANGUAGE sql STABLE AS $$
         SELECT encode(sha256(convert_to(CASE

@@ -1,4 +1,4 @@
-"""Find the audit's entries by action, command and device."""
+"""Indexes to find the audit's entries by action, command and device."""
 
 from typing import Final
 

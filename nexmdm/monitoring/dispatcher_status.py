@@ -1,4 +1,4 @@
-"""Which dispatchers are alive, and whether they can push: each keeps a row of its own fresh."""
+"""The dispatchers that are alive, and whether they can push: each updates its own row."""
 
 import os
 import socket
@@ -20,7 +20,7 @@ FORGOTTEN: Final = timedelta(days=1)
 
 
 def note_seen(state: Circuit) -> int:
-    """Say that this dispatcher is alive, and how its circuit stands; return how many are alive with it."""
+    """Record that this dispatcher is alive, and the state of its circuit; return how many are alive, including it."""
     fields = {"last_seen_at": Now(), "circuit": state.state, "circuit_reason": state.reason}
     DispatcherSeen.objects.update_or_create(name=NAME, defaults=fields)
     DispatcherSeen.objects.filter(last_seen_at__lt=Now() - FORGOTTEN).delete()
@@ -28,12 +28,12 @@ def note_seen(state: Circuit) -> int:
 
 
 def leave() -> None:
-    """Say that this dispatcher has stopped."""
+    """Record that this dispatcher has stopped."""
     DispatcherSeen.objects.filter(name=NAME).delete()
 
 
 def dispatcher_state() -> str:
-    """Return `ok`, or when a dispatcher was last seen."""
+    """Return `ok`, or the time when a dispatcher was last seen."""
     last = DispatcherSeen.objects.order_by("-last_seen_at").first()
     if last is None:
         return "never seen"

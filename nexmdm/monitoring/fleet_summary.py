@@ -1,4 +1,4 @@
-"""The fleet in figures: devices by presence, open deliveries, pushes by FCM code."""
+"""Counts of the fleet: devices by presence, open deliveries, pushes by FCM code."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -25,7 +25,7 @@ _PUSHES: Final = """
 
 
 class DevicesByPresence(ResponseSchema):
-    """Devices by presence; the revoked and the retired ones are counted apart."""
+    """Devices by presence; revoked and retired ones are counted separately."""
 
     online: int
     offline: int
@@ -35,7 +35,7 @@ class DevicesByPresence(ResponseSchema):
 
 
 class Summary(ResponseSchema):
-    """The fleet at a glance. Pushes are counted by FCM's error code, else by HTTP status, else by outcome."""
+    """Counts of the fleet. Pushes are counted by FCM's error code, else by HTTP status, else by outcome."""
 
     devices: DevicesByPresence
     open_deliveries: int
@@ -52,14 +52,14 @@ def summary() -> Summary:
 
 
 def devices_by_presence() -> DevicesByPresence:
-    """Count the devices, in one walk."""
+    """Count the devices; the table is read once."""
     counted = {name: Count("pk", filter=condition) for name, condition in presences().items()}
     return DevicesByPresence(**Device.objects.aggregate(**counted))
 
 
 @dataclass(frozen=True, slots=True)
 class Pushes:
-    """How many pushes ended with one code: FCM's error code, else the HTTP status, else the outcome."""
+    """The number of pushes that ended with one code: FCM's error code, else the HTTP status, else the outcome."""
 
     code: str
     count: int

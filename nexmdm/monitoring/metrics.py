@@ -45,7 +45,7 @@ REQUEST_SECONDS = Histogram(
 )
 MEMORY_BYTES = Gauge(
     "nexmdm_memory_bytes",
-    "Resident memory of a process: of the largest, where a part has several.",
+    "Resident memory of the largest process of each part.",
     ["part"],
     multiprocess_mode="livemax",
 )
@@ -72,7 +72,7 @@ class Timed:
 
 
 class HistogramBuffer:
-    """Observations of one series of REQUEST_SECONDS, added up here and handed over a few times a second.
+    """Observations of one series of REQUEST_SECONDS, added up here and moved to it a few times a second.
 
     With several processes, a histogram is in a shared file, and each observation writes to it twice, under a lock. For
     a heartbeat, that costs more than its log line.
@@ -90,7 +90,7 @@ class HistogramBuffer:
         _FLUSH_TIMER.start()
 
     def flush(self) -> None:
-        """Move what was added up to the histogram."""
+        """Move the added observations to the histogram."""
         counts, self._counts = self._counts, [0] * len(self._counts)
         seconds, self._seconds = self._seconds, 0.0
         for bucket, count in zip(self._child._buckets, counts, strict=True):  # noqa: SLF001
@@ -100,25 +100,25 @@ class HistogramBuffer:
             self._child._sum.inc(seconds)  # noqa: SLF001
 
     def handed_over(self) -> list[int]:
-        """Return what the histogram has got from this process, by bucket."""
+        """Return the observations that the histogram has received from this process, by bucket."""
         return [int(bucket.get()) for bucket in self._child._buckets]  # noqa: SLF001
 
 
 class _FlushTimer:
-    """The running loop's one timer by which buffers are handed over, if it is set."""
+    """The running loop's one timer that flushes the buffers, if it is set."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """See to it that the buffers are handed over soon."""
+        """Flush the buffers soon."""
         loop = asyncio.get_running_loop()
         if self._timer is None or self._loop is not loop:
             self._loop, self._timer = loop, loop.call_later(FLUSH_SECONDS, self.now)
 
     def now(self) -> None:
-        """Hand them over."""
+        """Flush the buffers."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -139,15 +139,15 @@ def _buffer_of(route: str, method: str, status: int) -> HistogramBuffer:
 
 
 def flush_buffers() -> None:
-    """Move what was observed lately to the histograms: before they are read, and before the process ends.
+    """Move recent observations to the histograms: before they are read, and before the process ends.
 
-    To be called on the event loop, as all of a buffer is.
+    Call it on the event loop, like every method of a buffer.
     """
     _FLUSH_TIMER.now()
 
 
 def bucket_counts(route: str, method: str) -> list[int]:
-    """Return how many requests of a route this process has answered within each of BUCKETS, and (last) beyond them."""
+    """Return how many requests of a route this process answered within each of BUCKETS, and (last) beyond them."""
     _FLUSH_TIMER.now()
     counts = [0] * (len(BUCKETS) + 1)
     for key, buffer in _buffers.items():
@@ -157,13 +157,13 @@ def bucket_counts(route: str, method: str) -> list[int]:
 
 
 def note_memory(part: str) -> None:
-    """Note how much memory this process has, which is a `part` of the whole (where the system tells)."""
+    """Store how much memory this process has, as one `part` of the whole, if the system reports it."""
     if _MEMORY.exists():
         MEMORY_BYTES.labels(part).set(int(_MEMORY.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
 
 
 _FAMILIES: Final = (
-    ("nexmdm_devices", "Devices by presence; the revoked and the retired ones apart.", "presence",
+    ("nexmdm_devices", "Devices by presence; revoked and retired ones are counted separately.", "presence",
         tuple(DevicesByPresence.model_fields)),
     ("nexmdm_open_deliveries", "Deliveries that wait for their result.", None, (None,)),
     ("nexmdm_oldest_due_push_seconds", "How long the oldest due push has waited.", None, (None,)),
@@ -171,7 +171,7 @@ _FAMILIES: Final = (
         (circuit_breaker.CLOSED, circuit_breaker.OPEN)),
     ("nexmdm_database_connections", "Connections of all processes to the database.", "state",
         ("active", "idle", "other")),
-    ("nexmdm_database_connections_limit", "How many connections the database takes.", None, (None,)),
+    ("nexmdm_database_connections_limit", "How many connections the database allows.", None, (None,)),
 )  # fmt: skip
 """Name, help, label and its values: one gauge for each value of _values(), in its order."""
 
@@ -193,7 +193,7 @@ _GAUGES: Final = """
 
 
 class Gauges(Collector):
-    """The gauges that only the database knows, by two statements at scrape time, kept for 15 s."""
+    """The gauges that only the database knows, read by two statements at scrape time and kept for 15 s."""
 
     def __init__(self) -> None:
         self._read_at = float("-inf")
@@ -229,7 +229,7 @@ _gauges: Final = Gauges()
 
 
 def exposition() -> bytes:
-    """Return all metrics: of every process that shares PROMETHEUS_MULTIPROC_DIR, else of this one."""
+    """Return the metrics of all processes that share PROMETHEUS_MULTIPROC_DIR; if it is not set, of this one."""
     registry = CollectorRegistry()
     if folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
         multiprocess.MultiProcessCollector(registry, path=str(Path(folder)))  # type: ignore[no-untyped-call]

@@ -1,1 +1,1 @@
-"""What `make run` adds: the embedded PostgreSQL, the supervisor, the lock on the data folder."""
+"""The additions of `make run`: the embedded PostgreSQL, the supervisor, the lock on the data folder."""

@@ -1,7 +1,7 @@
-"""The embedded PostgreSQL, start to stop: the server that is used if DATABASE_URL is not set.
+"""The embedded PostgreSQL, from start to stop: the server that is used if DATABASE_URL is not set.
 
 It is in `<data folder>/pg` and listens only on a Unix socket there. Every account that can enter that folder (mode
-0700) may connect. The binaries come from a wheel; root hands them to an unprivileged account.
+0700) may connect. The binaries come from a wheel; if root starts them, they run as an unprivileged account.
 """
 
 import fcntl
@@ -39,7 +39,7 @@ _INITDB: Final = (
 # fsync, full_page_writes and synchronous_commit keep their default: on.
 _SETTINGS: Final = {
     "listen_addresses": "",
-    # Relative to the cluster, which the server enters: no path needs quoting, and the data folder may be moved.
+    # Relative to the cluster, the server's working folder: no path needs quotes, and the data folder may be moved.
     "unix_socket_directories": "..",
     "unix_socket_permissions": "0700",
     "port": PORT,
@@ -58,7 +58,7 @@ _SETTINGS: Final = {
     "timezone": "UTC",
     "log_timezone": "UTC",
     "lc_messages": "C",
-    # One file per weekday, begun anew each week; no statement, parameter or key in it.
+    # One file for each weekday, overwritten each week; it contains no statement, parameter or key.
     "logging_collector": "on",
     "log_directory": "../log",
     "log_filename": "%a.log",
@@ -72,7 +72,7 @@ _SETTINGS: Final = {
 
 
 class EmbeddedError(RuntimeError):
-    """The embedded PostgreSQL cannot do what was asked; the message says why, and what to do about it."""
+    """The embedded PostgreSQL cannot do the requested work; the message contains the reason and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -103,18 +103,18 @@ class _Server:
 def database(data_dir: Path) -> dict[str, Any]:
     """Return Django's settings for the embedded database of this data folder. Starts nothing.
 
-    The port is named because a PGPORT in the environment would rename the socket.
+    The port is set because a PGPORT in the environment would rename the socket.
     """
     return {"NAME": NAME, "USER": USER, "HOST": str(_Server(data_dir).folder), "PORT": PORT}
 
 
 def url(data_dir: Path) -> str:
-    """Return the database's address as psql and DATABASE_URL take it."""
+    """Return the database's address in the form of psql and DATABASE_URL."""
     return f"postgresql://{USER}@/{NAME}?host={quote(str(_Server(data_dir).folder), safe='')}&port={PORT}"
 
 
 def start(data_dir: Path) -> bool:
-    """Make sure that the server of this data folder runs and has the database. Return whether this call started it.
+    """Start the server of this data folder and create its database; return whether this call started the server.
 
     Several processes may call it at the same time, and after any crash: one starts the server, the others wait for it.
     """
@@ -172,7 +172,7 @@ def _answers(server: _Server) -> bool:
 
 
 def _connect(server: _Server) -> psycopg.Connection:
-    # What PG… variables could change is named, since they are meant for another server.
+    # Every value that a PG… variable could change is set, because such variables are for another server.
     return psycopg.connect(
         host=str(server.folder),
         hostaddr="",
@@ -186,7 +186,7 @@ def _connect(server: _Server) -> psycopg.Connection:
 
 
 def _settles(server: _Server) -> bool:
-    """Wait while a server that does not answer is on its way up or down; return whether it answers in the end."""
+    """Wait while a server that does not answer starts or stops; return whether it answers at the end."""
     deadline = time.monotonic() + _START_SECONDS
     while _lives(server):
         if _answers(server):
@@ -198,9 +198,9 @@ def _settles(server: _Server) -> bool:
 
 
 def _lives(server: _Server) -> bool:
-    """Return whether a PostgreSQL process works in this cluster, answering or not.
+    """Return whether a PostgreSQL process works in this cluster, even if it does not answer.
 
-    Each of its processes has the cluster as its working folder; a pid file may name anybody by now.
+    Each of its processes has the cluster as its working folder. A pid file may name a process of another program.
     """
     if not Path("/proc/self/cwd").exists():
         return _pid_file_names_a_process(server)
@@ -238,7 +238,7 @@ def _start_anew(server: _Server) -> None:
 
 
 def _initialise(server: _Server) -> None:
-    """Make the cluster; it appears under its name only when it is whole."""
+    """Create the cluster; it appears under its name only when it is complete."""
     draft = server.folder / "cluster.new"
     shutil.rmtree(draft, ignore_errors=True)
     _run(server, "initdb", f"--pgdata={draft}", *_INITDB)
@@ -246,7 +246,7 @@ def _initialise(server: _Server) -> None:
 
 
 def _launch(server: _Server) -> None:
-    """Start the server; a pid in a stale lock file may belong to another program now, and must not prevent it."""
+    """Start the server. A pid in an old lock file may belong to another program now, and must not prevent the start."""
     try:
         _pg_ctl_start(server)
     except EmbeddedError:
@@ -268,9 +268,9 @@ def _pg_ctl(server: _Server, verb: str, *options: str) -> None:
 
 
 def _run(server: _Server, program: str, *arguments: str) -> None:
-    """Run one of PostgreSQL's programs, as the folder's owner, away from the terminal's signals.
+    """Run one of PostgreSQL's programs, as the folder's owner, without the terminal's signals.
 
-    The cluster's path goes by environment: pg_ctl would put it into a shell command.
+    The cluster's path is in the environment: pg_ctl would put it into a shell command.
     """
     account = postgres_account.account_for(server.folder)
     try:

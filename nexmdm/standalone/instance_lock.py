@@ -13,18 +13,18 @@ RUNNING: Final = "running"
 STOPPING: Final = "stopping"
 ENDED: Final = ""
 
-# A little more than a stop takes at most: 25 s for the children, then PostgreSQL.
+# A little more than the longest stop: 25 s for the children, then PostgreSQL.
 _WAIT_SECONDS: Final = 35
-# How long a serve may still look alive after it was killed.
+# The time for which a killed serve may still seem to be alive.
 _DYING_SECONDS: Final = 2
 
 
 class InstanceLockedError(RuntimeError):
-    """Nobody can take charge of the data folder now: another serve has it, or it cannot be used."""
+    """The data folder cannot be locked now: another serve has it, or it cannot be used."""
 
 
 class InstanceLock:
-    """The exclusive right to run NexMDM on one data folder, until it is given back or this process ends."""
+    """The exclusive right to run NexMDM on one data folder, until it is released or this process ends."""
 
     def __init__(self, descriptor: int) -> None:
         """Take over the locked file."""
@@ -33,22 +33,22 @@ class InstanceLock:
         self.note(RUNNING)
 
     def note(self, state: str) -> None:
-        """Let others see how far it is."""
+        """Write the state of the start into the file, for other processes."""
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, state.encode(), 0)
 
     def __enter__(self) -> Self:
-        """Hold it."""
+        """Keep the lock."""
         return self
 
     def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
-        """Give it back."""
+        """Release the lock."""
         self.note(ENDED)
         os.close(self._descriptor)
 
 
 def acquire(data_dir: Path) -> InstanceLock | None:
-    """Lock the folder, or return None where another process holds it. Raises InstanceLockedError."""
+    """Lock the folder, or return None if another process has the lock. Raises InstanceLockedError."""
     try:
         data_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
         descriptor = os.open(data_dir / "serve.lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -62,7 +62,7 @@ def acquire(data_dir: Path) -> InstanceLock | None:
 
 
 def acquire_when_free(data_dir: Path, say: Callable[[str], object]) -> InstanceLock:
-    """Lock the folder; wait for a process that is stopping. Raises InstanceLockedError where one runs."""
+    """Lock the folder; wait for a process that is stopping. Raises InstanceLockedError if one runs."""
     began, announced = time.monotonic(), False
     while (instance := acquire(data_dir)) is None:
         waited = time.monotonic() - began

@@ -1,6 +1,6 @@
 """A child process ends when its parent does, however the parent ended.
 
-The parent holds the write end of a pipe and passes the read end, its number in NEXMDM_LIFELINE_FD.
+The parent keeps the write end of a pipe and passes the read end, its number in NEXMDM_LIFELINE_FD.
 """
 
 import os
@@ -14,7 +14,7 @@ _SECONDS_TO_FINISH: Final = 30
 
 
 def watch() -> None:
-    """Send this process SIGTERM once its parent is gone, and SIGKILL 30 s later; without one to watch, do nothing."""
+    """Send this process SIGTERM once its parent is gone, and SIGKILL 30 s later; without a parent, do nothing."""
     descriptor = os.environ.pop(VARIABLE, "")
     if descriptor:
         threading.Thread(target=_end_with_parent, args=[int(descriptor)], name="parent-watch", daemon=True).start()

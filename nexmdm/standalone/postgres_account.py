@@ -1,4 +1,4 @@
-"""Run programs that refuse to be root: who runs them instead, and what that account must be let into."""
+"""The account that runs programs which refuse to run as root, and its access to their folders."""
 
 import os
 import pwd
@@ -12,7 +12,7 @@ _CANDIDATES: Final = ("postgres", "nobody")
 
 
 class CannotDelegateError(RuntimeError):
-    """The work cannot be handed to an unprivileged account; the message says what to do instead."""
+    """An unprivileged account cannot do the work; the message contains the remedy."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Account:
 
 
 def account_for(folder: Path) -> Account | None:
-    """Return who must run a program that works in `folder`, or None where we are not root and run it ourselves.
+    """Return the account for a program that works in `folder`, or None if we are not root and run it ourselves.
 
-    The folder's owner keeps it, so that a folder once used by an ordinary user stays usable for that user.
+    The folder's owner keeps it, so that an ordinary user can continue to use the folder.
     """
     if os.geteuid() != 0:
         return None
@@ -43,7 +43,7 @@ def account_for(folder: Path) -> Account | None:
 
 
 def give(folder: Path, account: Account | None) -> None:
-    """Make `folder` with all that it holds this account's own, closed to everybody else."""
+    """Make this account the owner of `folder` and all its content, and remove the access of all others."""
     folder.mkdir(mode=0o700, exist_ok=True)
     if account is None or folder.stat().st_uid == account.uid:
         return
@@ -55,9 +55,9 @@ def give(folder: Path, account: Account | None) -> None:
 
 
 def admit(account: Account | None, path: Path) -> None:
-    """Let the account reach `path`: give passage (not sight) through root's folders above it, and say so.
+    """Let the account reach `path`: add the execute bit to root's folders above it, and print that.
 
-    Folders of other owners are left alone: where one bars the way, CannotDelegateError names it.
+    Folders of other owners are not changed: if one of them blocks the way, CannotDelegateError names it.
     """
     if account is None:
         return

@@ -1,7 +1,7 @@
 """The watchdog that stops the embedded PostgreSQL after a `serve` that was killed.
 
-`serve` starts `python -m nexmdm.standalone.postgres_watchdog <data folder>`. Serve and its children hold the other end
-of the watchdog's standard input, which ends when the last of them has gone.
+`serve` starts `python -m nexmdm.standalone.postgres_watchdog <data folder>`. Serve and its children have the other end
+of the watchdog's standard input, which ends when the last of them has ended.
 """
 
 import sys

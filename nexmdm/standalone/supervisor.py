@@ -23,14 +23,14 @@ log = structlog.get_logger()
 
 _STOP_SECONDS: Final = 25
 _STEADY_SECONDS: Final = 10
-"""A child that lived so long did not fail to start: whatever ended it, the next one comes after the shortest pause."""
+"""A child that ran this long did not fail to start: whatever ended it, its restart comes after the shortest pause."""
 
 _LONGEST_PAUSE_SECONDS: Final = 30.0
 _POSTGRES_CHECK_SECONDS: Final = 5
 
 
 class StopRequest:
-    """Whether to stop: true from the first SIGINT or SIGTERM on, or once the parent is gone where that was asked."""
+    """Whether to stop: true from the first SIGINT or SIGTERM on, or, if this was requested, once the parent is gone."""
 
     def __init__(self, *, with_parent: bool) -> None:
         """Listen to the signals; a second one changes nothing."""
@@ -48,10 +48,10 @@ class StopRequest:
 
 
 class Child:
-    """One process in a session of its own, so that the terminal's signals do not reach it."""
+    """One process in its own session, so that the terminal's signals do not reach it."""
 
     def __init__(self, name: str, argv: Sequence[str], environment: dict[str, str], descriptors: Sequence[int]) -> None:
-        """Describe it; `descriptors` are the open files that it inherits."""
+        """Describe the process; `descriptors` are the open files that it inherits."""
         self.name = name
         self._argv = argv
         self._environment = environment
@@ -73,7 +73,7 @@ class Child:
         log.info(event, name=self.name, pid=self._process.pid)
 
     def dead(self) -> int | None:
-        """Return the id of the process if it has died since it was last looked at, and plan its restart."""
+        """Return the id of the process if it has died since the last call, and plan its restart."""
         if self._process is None or (status := self._process.poll()) is None:
             return None
         pid, self._process = self._process.pid, None
@@ -85,7 +85,7 @@ class Child:
         return pid
 
     def restart_if_due(self) -> None:
-        """Start it again, once it is down and its pause is over."""
+        """Start it again, once it has ended and its pause is over."""
         if self._process is None and time.monotonic() >= self._due:
             self.start("process.restarted")
 
@@ -95,7 +95,7 @@ class Child:
             self._process.terminate()
 
     def await_end(self, deadline: float) -> None:
-        """Wait for its end; past the deadline, kill it."""
+        """Wait for its end; after the deadline, kill it."""
         if self._process is None:
             return
         try:
@@ -141,13 +141,13 @@ class Postgres:
     """The embedded PostgreSQL as a part of serve."""
 
     def __init__(self, data_dir: Path) -> None:
-        """Name the data folder."""
+        """Store the data folder."""
         self._data_dir = data_dir
         self._due = 0.0
 
     @contextmanager
     def running(self, environment: dict[str, str]) -> Iterator[int]:
-        """Start it; stop it in the end, which a watchdog does in the place of a serve that was killed.
+        """Start it, and stop it at the end. If serve is killed, a watchdog stops it instead.
 
         Yield a descriptor for the children to inherit: the watchdog waits until the last process that has it is gone.
         """
@@ -163,7 +163,7 @@ class Postgres:
                 embedded_postgres.stop(self._data_dir)
 
     def poll(self) -> None:
-        """Look every few seconds that it runs, and start it again if not."""
+        """Check every few seconds that it runs, and start it again if not."""
         if time.monotonic() < self._due:
             return
         self._due = time.monotonic() + _POSTGRES_CHECK_SECONDS
@@ -188,7 +188,7 @@ def parent_watch_pipe() -> Iterator[int]:
 def environment(path: Path, **extra: str) -> dict[str, str]:
     """Return our environment for a child that imports from `path`, with these variables added.
 
-    The working folder stays: paths in the environment may be relative to it.
+    The working folder does not change: paths in the environment may be relative to it.
     """
     imports = os.pathsep.join(filter(None, [str(path), os.environ.get("PYTHONPATH", "")]))
     return {**os.environ, "PYTHONPATH": imports, **extra}

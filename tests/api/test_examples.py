@@ -1,4 +1,4 @@
-"""The examples of the document: each request is sent as it stands and succeeds, and the answers are those shown.
+"""The examples of the document: each request is sent unchanged and succeeds, and its answer equals the example.
 
 `WRITE_EXAMPLES=1 .venv/bin/python -m pytest tests/api/test_examples.py` records the answers that are missing or differ.
 """
@@ -39,7 +39,7 @@ A_MESSAGE_ID: Final = re.compile(r"projects/[^/]+/messages/\S+")
 
 
 def steady(value: Any, name: str = "") -> Any:
-    """Return JSON with a word in the place of each value that is another one every time."""
+    """Return JSON with a placeholder for each value that differs in every run."""
     if isinstance(value, dict):
         return {key: steady(inner, key) for key, inner in value.items()}
     if isinstance(value, list):
@@ -54,7 +54,7 @@ def steady(value: Any, name: str = "") -> Any:
 
 
 def compact(value: Any, indent: str = "") -> str:
-    """Return JSON text with whatever fits into one line on one line."""
+    """Return JSON text in which everything that fits into one line is on one line."""
     text = json.dumps(value, ensure_ascii=False)
     if len(indent) + len(text) <= 110 or not isinstance(value, dict | list):
         return text
@@ -67,7 +67,7 @@ def compact(value: Any, indent: str = "") -> str:
 
 
 def record(change: Callable[[Json], None]) -> None:
-    """Write answers into the file of examples, if that was asked for."""
+    """Write answers into the file of examples, if WRITE_EXAMPLES is set."""
     if os.environ.get("WRITE_EXAMPLES"):
         found = json.loads(FILE.read_text(encoding="utf-8"))
         change(found)
@@ -105,7 +105,7 @@ def numbered(first: str) -> Iterator[UUID]:
 
 @pytest.fixture
 def steady_ids_and_secrets(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:
-    """Let the world of the examples come about again as it was: the same ids, tokens and keys."""
+    """Make each run of the examples equal: the same ids, tokens and keys."""
     made, asked = chain(islice(numbered(FIRST_TOKEN), 3), numbered(PATH["device_id"])), numbered(PATH["request_id"])
     secrets = (bytes(range(start, start + 32)) for start in count())
     monkeypatch.setattr("devices.enrollment.uuid7", partial(next, made))
@@ -116,14 +116,14 @@ def steady_ids_and_secrets(monkeypatch: pytest.MonkeyPatch, settings: Settings) 
 
 @dataclass
 class Scenario:
-    """Runs examples of the document, and keeps what was answered."""
+    """Runs examples of the document, and stores the answers."""
 
     document: Json
     admin: Admin
     answers: dict[str, Json] = field(default_factory=dict)
 
     def run(self, operation_id: str, *names: str, bearer: str = "") -> None:
-        """Run the examples of these names, or all of an operation, as an admin or with a bearer token."""
+        """Run the examples with these names, or all of an operation, as an admin or with a bearer token."""
         method, path, described = operations(self.document)[operation_id]
         target = path.format_map({one["name"]: one.get("example") for one in self.parameters(described)})
         for name in names or OPERATIONS[operation_id]:
@@ -169,7 +169,7 @@ def test_the_examples_of_all_operations_run_one_after_the_other(
     run("issueCommand", *list(OPERATIONS["issueCommand"])[1:])
     for operation_id in ("listDevices", "readDevice", "summary", "listAudit", "listEnrollmentTokens"):
         run(operation_id)
-    scenario.send("POST", "/v1/heartbeat", {}, phone)  # So it surely has the commands that the revocation withdraws.
+    scenario.send("POST", "/v1/heartbeat", {}, phone)  # The device must have the commands to withdraw.
     for operation_id in ("revokeEnrollmentToken", "revokeDevice", "reinstateDevice", "healthz", "readyz"):
         run(operation_id)
     run("rotate", bearer=phone)
@@ -220,7 +220,7 @@ def test_an_operation_has_an_example_of_its_body_and_of_its_answer(document: Jso
 
 @dataclass
 class World:
-    """What a test of an error works with."""
+    """The actors of a test of an error."""
 
     admin: Admin
     phone: Phone

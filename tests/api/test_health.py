@@ -1,4 +1,4 @@
-"""What operations see: health, readiness, metrics, and the API's own document."""
+"""The endpoints for operations: health, readiness, metrics, and the API's own document."""
 
 import os
 import re
@@ -29,7 +29,7 @@ TOKEN: Final = "a-metrics-token-of-thirty-two-characters"
 
 @pytest.fixture
 def no_database(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cut the way to PostgreSQL."""
+    """Make PostgreSQL unreachable."""
 
     def refuse() -> None:
         raise OperationalError("connection refused")
@@ -39,14 +39,12 @@ def no_database(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def fresh_gauges(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the next scrape read the gauges anew."""
+    """Make the next scrape read the gauges again."""
     monkeypatch.setattr("nexmdm.monitoring.metrics._gauges._read_at", float("-inf"))
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_health_is_answered_while_the_process_serves_whatever_became_of_the_database(
-    client: Client, no_database: None, method: str
-) -> None:
+def test_health_is_answered_in_any_state_of_the_database(client: Client, no_database: None, method: str) -> None:
     assert client.request(method, "/healthz").status == 200
 
 
@@ -77,7 +75,7 @@ def test_a_server_whose_database_lacks_a_migration_is_not_ready(client: Client, 
     assert "retry-after" in answer.headers
 
 
-def test_readiness_says_when_a_dispatcher_was_last_seen(client: Client, db: None) -> None:
+def test_readiness_shows_when_a_dispatcher_was_last_seen(client: Client, db: None) -> None:
     seen = DispatcherSeen.objects.create(name="host:1", circuit=circuit_breaker.CLOSED)
     assert client.request("GET", "/readyz").json["dispatcher"] == "ok"
 
@@ -89,7 +87,7 @@ def test_readiness_says_when_a_dispatcher_was_last_seen(client: Client, db: None
     assert datetime.fromisoformat(moment) == seen.last_seen_at
 
 
-def test_readiness_says_how_pushing_stands(client: Client, db: None, settings: Settings) -> None:
+def test_readiness_shows_the_state_of_pushing(client: Client, db: None, settings: Settings) -> None:
     settings.FIREBASE_SERVICE_ACCOUNT = {"project_id": "p"}
     assert client.request("GET", "/readyz").json["push"] == "ok"
 
@@ -116,7 +114,7 @@ def test_metrics_without_a_token_are_for_loopback_clients(db: None, address: str
     ["X-Forwarded-For", "Forwarded", "X-Real-IP", "Via", "X-Forwarded-Proto", "X-Forwarded-Host", "CF-Connecting-IP"],
 )
 @pytest.mark.parametrize("proxies", [[], ["10.0.0.0/8"]])
-def test_metrics_without_a_token_are_for_nobody_who_comes_through_a_proxy_on_this_machine(
+def test_metrics_without_a_token_are_refused_through_a_proxy_on_this_machine(
     client: Client, db: None, settings: Settings, header: str, proxies: list[str]
 ) -> None:
     settings.TRUSTED_PROXIES = [ip_network(one) for one in proxies]
@@ -143,21 +141,19 @@ def test_metrics_through_a_trusted_proxy_are_for_the_loopback_clients_that_it_na
     assert client.request("GET", "/metrics", None, headers).status == status
 
 
-def test_metrics_without_a_token_are_for_nobody_on_a_database_of_its_own(client: Client, settings: Settings) -> None:
+def test_metrics_without_a_token_are_refused_if_database_url_is_set(client: Client, settings: Settings) -> None:
     settings.EMBEDDED = False
     assert client.request("GET", "/metrics").code == "not_found"
 
 
 @pytest.mark.parametrize("embedded", [True, False])
-def test_metrics_with_a_token_are_for_its_bearer_wherever_it_comes_from(
-    db: None, settings: Settings, embedded: bool
-) -> None:
+def test_metrics_with_a_token_are_for_its_bearer_from_any_address(db: None, settings: Settings, embedded: bool) -> None:
     settings.METRICS_TOKEN, settings.EMBEDDED = TOKEN, embedded
     assert Client("192.0.2.1").request("GET", "/metrics", None, {"Authorization": f"Bearer {TOKEN}"}).status == 200
 
 
 @pytest.mark.parametrize("given", [None, "", TOKEN, f"Basic {TOKEN}", "Bearer ", f"Bearer {TOKEN}x", "Bearer é"])
-def test_metrics_with_a_token_refuse_everybody_else(
+def test_metrics_with_a_token_are_refused_to_all_other_clients(
     client: Client, db: None, settings: Settings, given: str | None
 ) -> None:
     settings.METRICS_TOKEN = TOKEN
@@ -231,7 +227,7 @@ def test_requests_are_counted_by_route_method_and_status(client: Client) -> None
     assert counted() == before + 1
 
 
-def test_the_document_of_the_api_is_served_here(client: Client) -> None:
+def test_the_document_of_the_api_is_served(client: Client) -> None:
     answer = client.request("GET", "/openapi.json")
     assert (answer.status, answer.headers["content-type"].partition(";")[0]) == (200, "application/json")
     assert "/admin/command" in answer.json["paths"]
@@ -239,7 +235,7 @@ def test_the_document_of_the_api_is_served_here(client: Client) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_page_to_read_the_document_is_served_here_with_all_that_it_loads(client: Client) -> None:
+def test_a_page_shows_the_document_with_all_files_that_it_loads(client: Client) -> None:
     answer = client.request("GET", "/docs")
     assert (answer.status, answer.headers["content-type"].partition(";")[0]) == (200, "text/html")
     assert b"/openapi.json" in answer.body
@@ -250,7 +246,7 @@ def test_a_page_to_read_the_document_is_served_here_with_all_that_it_loads(clien
         assert client.request("GET", path).status == 200, path
 
 
-def test_the_page_may_not_load_anything_from_elsewhere(client: Client) -> None:
+def test_the_page_may_not_load_anything_from_another_server(client: Client) -> None:
     policy = client.request("GET", "/docs").headers["content-security-policy"]
     sources = {source for directive in policy.split("; ") for source in directive.split(" ")[1:]}
     assert policy.startswith("default-src 'none'; ")
@@ -260,7 +256,7 @@ def test_the_page_may_not_load_anything_from_elsewhere(client: Client) -> None:
 
 @pytest.mark.parametrize("path", ["/openapi.json", "/docs"])
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_a_client_that_has_the_document_is_not_sent_it_again(client: Client, method: str, path: str) -> None:
+def test_a_client_that_has_the_document_gets_304(client: Client, method: str, path: str) -> None:
     first = client.request("GET", path)
     etag = first.headers["etag"]
     for known in (etag, f"W/{etag}", f'"other", {etag}', "*"):
@@ -293,7 +289,7 @@ ON_A_DATABASE_OF_ITS_OWN: Final = {
         (ON_A_DATABASE_OF_ITS_OWN | {"API_DOCS": "on"}, 200),
     ],
 )
-def test_the_documents_are_served_where_they_are_wanted(environment: dict[str, str], status: int) -> None:
+def test_the_documents_are_served_if_the_setting_is_on(environment: dict[str, str], status: int) -> None:
     asked = "print([Client().request('GET', path).status for path in ('/docs', '/openapi.json')])"
     program = [sys.executable, "-c", f"import nexmdm.asgi; from tests.support.actors import Client; {asked}"]
     done = subprocess.run(program, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=True)
@@ -322,13 +318,13 @@ HARDENED: Final = {
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: str(unit.name))
-def test_a_part_under_systemd_is_bounded_and_leaves_its_secrets_nowhere(unit: Path) -> None:
+def test_a_part_under_systemd_has_limits_and_writes_no_secrets_to_disk(unit: Path) -> None:
     directives = dict(line.split("=", 1) for line in unit.read_text().splitlines() if re.match(r"[A-Z]\w+=", line))
     assert directives.items() >= HARDENED.items()
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: str(unit.name))
-def test_systemd_calls_the_units_hardly_exposed(unit: Path) -> None:
+def test_systemd_rates_the_exposure_of_the_units_as_ok(unit: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("there is no systemd-analyze")
     program = ["systemd-analyze", "security", "--offline=true", "--threshold=16", str(unit)]

@@ -1,4 +1,4 @@
-"""The OpenAPI document is well formed, whole, and true."""
+"""The OpenAPI document is valid, complete and correct."""
 
 import re
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ def document(client_of_module: Client) -> Json:
 
 @pytest.fixture(scope="module")
 def client_of_module() -> Client:
-    """A caller that lives as long as the document."""
+    """A client that lives as long as the document."""
     return Client()
 
 
@@ -109,7 +109,7 @@ def test_operation_ids_are_short_and_unique(document: Json) -> None:
     assert {"issueCommand", "heartbeat", "register", "actionResult", "readMetrics"} <= set(names)
 
 
-def test_every_operation_is_told_in_one_sentence(document: Json) -> None:
+def test_every_operation_has_a_summary_of_one_sentence(document: Json) -> None:
     for _, _, found in operations(document):
         assert found["summary"]
         assert not found["summary"].endswith(".")
@@ -156,16 +156,16 @@ def test_every_operation_lists_its_errors_as_problem_details(document: Json) -> 
 
 
 def test_every_error_of_the_table_is_an_answer_of_some_operation(document: Json) -> None:
-    told = {
+    documented = {
         (int(status), code)
         for _, path, found in operations(document)
         for status in found["responses"].keys() - {"200"}
         if (path, status) != ("/readyz", "503")
         for code in codes(document, found, status)
     }
-    assert {(status, code) for status, code, _ in ERRORS.values()} <= told
-    assert {(400, "invalid_host"), (400, "invalid_json"), (422, "unknown_devices"), (429, "rate_limited")} <= told
-    assert {(503, "overloaded"), (503, "database_unavailable")} <= told
+    assert {(status, code) for status, code, _ in ERRORS.values()} <= documented
+    assert {(400, "invalid_host"), (400, "invalid_json"), (422, "unknown_devices"), (429, "rate_limited")} <= documented
+    assert {(503, "overloaded"), (503, "database_unavailable")} <= documented
 
 
 def test_the_headers_of_answers_are_described(document: Json) -> None:
@@ -218,7 +218,7 @@ DECIDING: Final = {
 
 
 @pytest.mark.parametrize("name", DECIDING)
-def test_each_field_of_a_phone_says_whether_it_can_be_a_cause_of_422(document: Json, name: str) -> None:
+def test_each_field_of_a_phone_states_whether_it_can_be_a_cause_of_422(document: Json, name: str) -> None:
     body = resolved(document, operation(document, name)["requestBody"]["content"]["application/json"]["schema"])
     fields = body["properties"] | (
         document["components"]["schemas"]["Status"]["properties"] if name == "heartbeat" else {}
@@ -237,7 +237,7 @@ def test_the_warnings_of_an_answer_are_described_and_may_be_absent(document: Jso
     assert "warnings" not in described["required"]
 
 
-def test_refusals_are_answered_as_the_document_says(document: Json, admin: Admin) -> None:
+def test_refusals_match_the_document(document: Json, admin: Admin) -> None:
     unsigned = admin.client.request("GET", "/admin/devices")
     unknown = admin.get("/admin/devices/0192f0c1-b000-7abc-8def-0123456789ab")
     empty = admin.command("ping", to={"tags": ["nobody"]})
@@ -245,8 +245,8 @@ def test_refusals_are_answered_as_the_document_says(document: Json, admin: Admin
     for name, answer in (
         ("listDevices", unsigned), ("readDevice", unknown), ("issueCommand", empty), ("issueCommand", keyless),
     ):  # fmt: skip
-        told = operation(document, name)["responses"][str(answer.status)]
+        documented = operation(document, name)["responses"][str(answer.status)]
         assert answer.code in codes(document, operation(document, name), str(answer.status))
-        promised = {header.lower() for header in resolved(document, told)["headers"]}
+        promised = {header.lower() for header in resolved(document, documented)["headers"]}
         assert promised <= answer.headers.keys()
         assert answer.json.keys() <= document["components"]["schemas"]["ProblemDetails"]["properties"].keys()

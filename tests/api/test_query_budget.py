@@ -1,4 +1,4 @@
-"""What the hot paths may ask of the database: their statements, pinned."""
+"""The cost of the hot paths on the database: their statements, pinned."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,9 +19,9 @@ from nexmdm.common import database
 from tests.support.actors import Admin, Phone
 from tests.support.moments import in_one_batch, let_pass, reports_in_one_batch, signed_in_one_batch, thread_hops
 
-# The two statements travel together, and PostgreSQL takes them as one transaction.
+# The two statements are sent together, and PostgreSQL runs them as one transaction.
 FLUSH = ["WITH + SELECT"]
-# The locks first, in a statement of their own.
+# The locks first, in their own statement.
 REPORTS = ["SELECT + WITH"]
 
 
@@ -40,7 +40,7 @@ def statements() -> Iterator[list[str]]:
 
 @pytest.fixture
 def fleet(admin: Admin) -> list[Phone]:
-    """Thirty phones, two of which have been heard."""
+    """Thirty phones, two of which have sent a heartbeat."""
     phones = admin.enrol_fleet(30)
     for phone in phones[:2]:
         phone.heartbeat()
@@ -91,7 +91,7 @@ def test_bad_tokens_in_a_batch_cost_the_flush_nothing(fleet: list[Phone]) -> Non
     with statements() as made:
         answers = in_one_batch(*((text, {}) for text in (*wrong, *(phone.device_token for phone in fleet))))
     assert sorted(answer.status for answer in answers) == [200] * 30 + [401] * 5
-    # What comes after the flush counts the failures of this address.
+    # The statements after the flush count the failures of this address.
     assert (made[:1], set(made[1:])) == (FLUSH, {"INSERT", "UPDATE"})
 
 
@@ -151,11 +151,11 @@ def test_a_report_that_may_retire_its_device_costs_a_transaction_of_its_own(admi
     assert 5 <= len(made) <= 20
 
 
-# Our transaction shows as a savepoint: a test is one, too.
+# Our transaction shows as a savepoint, because a test is a transaction too.
 COMMAND = [
-    "INSERT",  # the limit, in a transaction of its own
+    "INSERT",  # the limit, in its own transaction
     "SAVEPOINT",
-    "SELECT + SELECT",  # the keys, and what is stored for them
+    "SELECT + SELECT",  # the keys, and their stored answers
     "SELECT + SELECT",  # the time, and the devices
     "WITH",
     "INSERT + SET + INSERT",  # the stored answers, the foreign keys, the audit
@@ -163,7 +163,7 @@ COMMAND = [
 ]
 
 
-def test_a_signed_command_costs_four_messages_beside_the_limit_and_one_change_of_threads(
+def test_a_signed_command_costs_four_messages_without_the_limit_and_one_change_of_threads(
     admin: Admin, phone: Phone
 ) -> None:
     admin.command(to=phone)
@@ -201,9 +201,7 @@ def test_a_transaction_begins_in_the_message_of_its_first_statement_and_may_end_
     assert sent == ["BEGIN;SELECT 1", "SELECT 2", "COMMIT", "BEGIN;SELECT 3", "SELECT 4;SELECT 5;COMMIT"]
 
 
-def test_a_page_of_deliveries_costs_the_same_however_many_there_are_and_whatever_they_wait_for(
-    admin: Admin, fleet: list[Phone]
-) -> None:
+def test_a_page_of_deliveries_costs_the_same_for_any_number_and_any_reason(admin: Admin, fleet: list[Phone]) -> None:
     fleet[0].heartbeat(push_token="ok-1")
     targets = [f"/admin/commands/{admin.command(to=some).json['request_id']}/deliveries" for some in (fleet[:1], fleet)]
     outbox.claim_due(100)
@@ -228,7 +226,7 @@ def test_a_batch_of_pushes_is_claimed_by_one_round_trip_and_recorded_by_two(admi
     assert Delivery.objects.filter(push_state="accepted").count() == len(fleet)
 
 
-def test_a_claim_reads_no_more_than_it_takes_whatever_the_planner_expects(admin: Admin) -> None:
+def test_a_claim_reads_no_more_rows_than_it_takes_with_any_statistics(admin: Admin) -> None:
     phone = admin.enrol("phone-1", push_token="ok-1")
     database.execute(_PINGS)
     database.execute(_DELIVERIES, {"device_id": phone.device_id})

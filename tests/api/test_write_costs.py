@@ -1,4 +1,4 @@
-"""What each write of a phone or an admin asks of the database: messages, statements and changes of threads, pinned."""
+"""The cost of each write of a phone or an admin, pinned: messages, statements and changes of threads."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,17 +35,17 @@ class Fleet:
         return str(self.admin.command(action, to=self.phone, **fields).json["request_id"])
 
     def reporting(self, request_id: str, status: str) -> Send:
-        """Return the sending of a report."""
+        """Return a function that sends a report."""
         return lambda: self.phone.report(request_id, status, via="push")
 
     def on_device(self, write: str) -> Send:
-        """Return the sending of a write on the first phone."""
+        """Return a function that sends a write on the first phone."""
         return lambda: self.admin.post(f"/admin/devices/{self.phone.device_id}/{write}")
 
 
 @pytest.fixture
 def fleet(admin: Admin, tmp_path: Path) -> Fleet:
-    """A fleet whose admin and phones have called before: the limits of this window are being counted."""
+    """A fleet whose admin and phones have called before, so that the limits of this window exist."""
     phones = admin.enrol_fleet(3, push_token="ok-")
     for phone in phones:
         assert phone.heartbeat().status == 200
@@ -160,7 +160,7 @@ def logging_in(fleet: Fleet) -> Send:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a write costs: messages to PostgreSQL, each of which is answered; statements; and changes of threads."""
+    """The cost of a write: messages to PostgreSQL, each of which is answered; statements; and changes of threads."""
 
     messages: int
     statements: int
@@ -169,7 +169,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """A write by name: what comes before it, its status, its cost."""
+    """A write by name: the work before it, its status, its cost."""
 
     name: str
     prepare: Callable[[Fleet], Send]

@@ -1,4 +1,4 @@
-"""The audit: each signed write leaves an entry, nobody changes it afterwards, and who did so all the same is found."""
+"""The audit: each signed write has an entry, no role can change it afterwards, and a change by the owner is found."""
 
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -30,18 +30,18 @@ from tests.support.moments import in_parallel
 OLD_KEY: Final = "the-admin-key-that-was-in-use-until-yesterday"
 
 commits = pytest.mark.django_db(transaction=True)
-"""The chain is walked in a transaction of its own, and so sees only what was committed."""
+"""The chain is read in its own transaction, which sees only committed entries."""
 
 
 def verify(*options: str) -> str:
     """Return what `manage.py verify_audit` prints."""
-    said = StringIO()
-    call_command("verify_audit", *options, stdout=said)
-    return said.getvalue()
+    printed = StringIO()
+    call_command("verify_audit", *options, stdout=printed)
+    return printed.getvalue()
 
 
 def broken(*options: str) -> str:
-    """Return what it complains of."""
+    """Return the error that it prints."""
     with pytest.raises(CommandError) as complaint:
         verify(*options)
     assert complaint.value.returncode == 1
@@ -49,7 +49,7 @@ def broken(*options: str) -> str:
 
 
 def newest() -> str:
-    """Return the newest place, as the command prints it to be kept."""
+    """Return the newest place, in the form in which the command prints it."""
     return verify().partition("The newest is ")[2].split()[0]
 
 
@@ -65,7 +65,7 @@ def key_id(key: str) -> str:
     return sha256(b"id:" + key.encode()).hexdigest()[:8]
 
 
-def test_an_entry_says_which_admin_key_and_which_idempotency_key_were_used(
+def test_an_entry_contains_the_ids_of_the_admin_key_and_the_idempotency_key(
     admin: Admin, client: Client, settings: Settings
 ) -> None:
     settings.ADMIN_KEYS = [admin.key, OLD_KEY]
@@ -78,7 +78,7 @@ def test_an_entry_says_which_admin_key_and_which_idempotency_key_were_used(
     assert ids[0] != ids[1]
 
 
-def test_an_idempotency_key_that_is_none_is_not_kept(admin: Admin) -> None:
+def test_an_invalid_idempotency_key_is_not_stored(admin: Admin) -> None:
     admin.post("/admin/enrollment-tokens", {}, idempotency_key="x" * 5000)
     entry = AuditEntry.objects.get()
     assert (entry.code, entry.idempotency_key) == ("idempotency_key_required", "")
@@ -94,7 +94,7 @@ def test_an_idempotency_key_that_is_none_is_not_kept(admin: Admin) -> None:
         ("POST", "/admin/command", b"{}", "text/plain", 415),
     ],
 )
-def test_what_is_refused_before_its_signature_is_looked_at_leaves_no_entry(
+def test_a_request_refused_before_its_signature_is_checked_has_no_entry(
     admin: Admin, method: str, target: str, body: bytes, kind: str | None, status: int
 ) -> None:
     headers = admin.headers(method, target, body)
@@ -139,7 +139,7 @@ def test_a_write_whose_entry_cannot_be_written_is_not_done(
     assert Device.objects.get().revoked_at is None
 
 
-def test_a_refusal_that_cannot_be_recorded_is_not_given(admin: Admin, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refusal_that_cannot_be_recorded_is_not_sent(admin: Admin, monkeypatch: pytest.MonkeyPatch) -> None:
     unwritable(monkeypatch)
     assert admin.post(f"/admin/devices/{uuid4()}/revoke").code == "database_unavailable"
 
@@ -155,14 +155,14 @@ def test_a_failure_that_cannot_be_recorded_is_logged(
     assert (line["principal"], line["path"]) == ("admin", f"/admin/devices/{phone.device_id}/revoke")
 
 
-def test_a_write_takes_its_turn_when_all_else_is_done_and_checked(admin: Admin, phone: Phone) -> None:
+def test_a_write_waits_for_the_audit_only_after_all_its_other_work(admin: Admin, phone: Phone) -> None:
     with CaptureQueriesContext(connection) as queries:
         admin.command(to=phone)
-    said = [query["sql"] for query in queries]
-    *_, constraints, entry = said[-2].split(";")
+    printed = [query["sql"] for query in queries]
+    *_, constraints, entry = printed[-2].split(";")
     assert constraints == "SET CONSTRAINTS ALL IMMEDIATE"
     assert entry.lstrip().startswith("INSERT INTO nexmdm_auditentry")
-    assert said[-1].startswith("RELEASE SAVEPOINT"), "a test is one transaction, so that a commit shows as this"
+    assert printed[-1].startswith("RELEASE SAVEPOINT"), "a test is one transaction, so that a commit shows as this"
 
 
 @pytest.mark.parametrize(
@@ -184,10 +184,10 @@ def test_the_database_refuses_to_change_or_delete_an_entry(written: list[int], s
     assert list(AuditEntry.objects.values()) == before
 
 
-def test_whatever_is_inserted_is_numbered_dated_and_chained_by_the_database(written: list[int]) -> None:
+def test_every_inserted_entry_is_numbered_dated_and_chained_by_the_database(written: list[int]) -> None:
     last = AuditEntry.objects.get(id=written[-1])
     began_at = timezone.now() - timedelta(minutes=1)
-    # As code from before the chain does it, which knows of no other columns.
+    # As code from before the chain does it, which does not know other columns.
     database.execute(
         """
         INSERT INTO nexmdm_auditentry
@@ -202,7 +202,7 @@ def test_whatever_is_inserted_is_numbered_dated_and_chained_by_the_database(writ
 
 @pytest.mark.parametrize("address", [None, "192.0.2.1", "2001:db8::1", "::ffff:192.0.2.1", "::"])
 @pytest.mark.parametrize("text", ["", "Café ✓ 📱", '"\\/\b\f\n\r\t', "\x01\x1f\x7f\x80\u2028\ufeff", "', NULL, '"])
-def test_what_the_database_hashes_is_what_is_verified(db: None, address: str | None, text: str) -> None:
+def test_the_database_and_python_hash_the_same_content(db: None, address: str | None, text: str) -> None:
     entry = AuditEntry.objects.create(
         principal=text, address=address, method="POST", path=text, body_sha256="", status=200, request_id=uuid4()
     )
@@ -231,7 +231,7 @@ def test_what_the_database_hashes_is_what_is_verified(db: None, address: str | N
         ("hash", "f" * 64),
     ],
 )
-def test_whatever_anybody_inserts_is_verified(written: list[int], column: str, value: str) -> None:
+def test_every_entry_that_can_be_inserted_is_verified(written: list[int], column: str, value: str) -> None:
     fields = {"principal": "", "method": "", "path": "", "body_sha256": "", "status": "0", "code": ""}
     fields |= {"correlation_id": "by-hand", column: value}
     marks = ", ".join(["%s"] * len(fields))
@@ -244,12 +244,12 @@ def test_whatever_anybody_inserts_is_verified(written: list[int], column: str, v
 
 
 @commits
-def test_the_audit_of_a_new_installation_holds(db: None) -> None:
+def test_the_audit_of_a_new_installation_is_valid(db: None) -> None:
     assert verify().startswith("Verified 0 entries")
 
 
 @commits
-def test_the_command_says_how_many_entries_it_verified_and_what_to_keep(written: list[int]) -> None:
+def test_the_command_prints_how_many_entries_it_verified_and_the_witness(written: list[int]) -> None:
     last = AuditEntry.objects.latest("id")
     assert verify().splitlines()[:2] == ["Verified 5 entries, from 1 on.", f"The newest is {last.id}:{last.hash}"]
 
@@ -265,7 +265,7 @@ def test_writes_at_the_same_time_make_one_chain(admin: Admin) -> None:
 
 
 @commits
-def test_writes_to_the_same_device_at_the_same_time_do_not_lock_each_other_out(admin: Admin, phone: Phone) -> None:
+def test_writes_to_the_same_device_at_the_same_time_do_not_deadlock(admin: Admin, phone: Phone) -> None:
     device = f"/admin/devices/{phone.device_id}"
     calls: list[Callable[[], Any]] = [
         lambda: admin.post(f"{device}/revoke"),
@@ -274,7 +274,7 @@ def test_writes_to_the_same_device_at_the_same_time_do_not_lock_each_other_out(a
         lambda: admin.post("/admin/tags/lobby", {"add": [phone.device_id]}),
     ]
     answers = in_parallel(calls, all_wait_for="nexmdm_auditmark")
-    # Whether the command or the revocation comes first is left to them.
+    # The command and the revocation may run in any order.
     assert {answer.code for answer in answers} <= {None, "empty_audience"}
     assert verify().startswith("Verified 5 entries")
 
@@ -341,7 +341,7 @@ def test_a_deleted_entry_is_found(written: list[int], gone: list[int], what: str
 
 @commits
 def test_an_inserted_entry_is_found(written: list[int]) -> None:
-    # Before the first, in between (where there is room only by taking a number away), and after the last.
+    # Before the first, in between (possible only after a number is removed), and after the last.
     tampering.forge(-1, previous=chain.BEGINNING.hash)
     assert "Entry -1 was inserted" in broken()
     tampering.delete(-1)
@@ -368,12 +368,12 @@ def test_an_entry_that_fills_a_gap_is_found(admin: Admin, written: list[int]) ->
 
 
 @commits
-def test_an_audit_that_was_written_anew_as_a_whole_is_found_by_a_witness(written: list[int]) -> None:
+def test_a_completely_rewritten_audit_is_found_by_a_witness(written: list[int]) -> None:
     assert_found_when_rewritten(written, newest())
 
 
 def assert_found_when_rewritten(written: list[int], witness: str) -> None:
-    """Assert that nothing is wrong by this witness, until the audit is written anew."""
+    """Assert that this witness finds no fault until the audit is rewritten."""
     assert verify("--witness", witness) == verify()
 
     tampering.change(written[2], principal="somebody")
@@ -392,14 +392,14 @@ def test_an_end_that_was_cut_off_with_its_mark_is_found_by_a_witness(written: li
 
 
 def logged_witnesses() -> list[str]:
-    """Return what a dispatcher logs for others to keep."""
+    """Return the witnesses that a dispatcher logs."""
     with structlog.testing.capture_logs() as lines:
         call_command("dispatch", once=True)
     return [line["witness"] for line in lines if line["event"] == "audit.witness"]
 
 
 @commits
-def test_what_a_dispatcher_logs_finds_an_audit_that_was_written_anew(written: list[int]) -> None:
+def test_a_witness_in_the_log_of_a_dispatcher_finds_a_rewritten_audit(written: list[int]) -> None:
     (witness,) = logged_witnesses()
     assert witness == newest()
     assert_found_when_rewritten(written, witness)
@@ -416,14 +416,14 @@ def test_a_dispatcher_logs_a_witness_every_hour() -> None:
 
 
 @commits
-def test_a_witness_stays_one_while_the_chain_grows(admin: Admin, written: list[int]) -> None:
+def test_a_witness_stays_valid_while_the_chain_grows(admin: Admin, written: list[int]) -> None:
     witness = newest()
     admin.enrollment_token()
     assert verify("--witness", witness).startswith("Verified 6 entries")
 
 
 @pytest.mark.parametrize("text", ["", "5", "5:abc", "five:" + "0" * 64, "5:" + "g" * 64])
-def test_a_witness_that_is_none_is_refused(db: None, text: str) -> None:
+def test_a_malformed_witness_is_refused(db: None, text: str) -> None:
     with pytest.raises(CommandError, match="an entry's number, a colon, and the 64 digits of its hash"):
         verify("--witness", text)
 
@@ -433,9 +433,9 @@ def grow_old(*entry_ids: int) -> None:
 
 
 def prune() -> str:
-    said = StringIO()
-    call_command("prune", stdout=said)
-    return said.getvalue()
+    printed = StringIO()
+    call_command("prune", stdout=printed)
+    return printed.getvalue()
 
 
 @commits
@@ -450,7 +450,7 @@ def test_after_retention_the_chain_begins_with_the_oldest_entry_that_stays(admin
 
 
 @commits
-def test_retention_deletes_nothing_that_is_old_behind_an_entry_that_is_not(written: list[int]) -> None:
+def test_retention_deletes_no_old_entry_after_a_young_one(written: list[int]) -> None:
     grow_old(written[0], written[2])
     assert "1 audit entries" in prune()
     assert list(AuditEntry.objects.order_by("id").values_list("id", flat=True)) == written[1:]
@@ -458,7 +458,7 @@ def test_retention_deletes_nothing_that_is_old_behind_an_entry_that_is_not(writt
 
 
 @commits
-def test_the_chain_goes_on_after_retention_has_deleted_everything(admin: Admin, written: list[int]) -> None:
+def test_the_chain_continues_after_retention_has_deleted_everything(admin: Admin, written: list[int]) -> None:
     grow_old(*written)
     witness = newest()
     assert [entries.prune(timedelta(days=90), 3) for _ in range(3)] == [3, 2, 0]
@@ -469,11 +469,13 @@ def test_the_chain_goes_on_after_retention_has_deleted_everything(admin: Admin, 
 
 
 @commits
-def test_a_witness_that_retention_has_deleted_proves_nothing_and_says_so(admin: Admin, written: list[int]) -> None:
+def test_a_witness_that_retention_has_deleted_proves_nothing_and_the_command_says_so(
+    admin: Admin, written: list[int]
+) -> None:
     grow_old(*written[:3])
     third = AuditEntry.objects.get(id=written[2])
     prune()
-    # The last one that was deleted is remembered.
+    # The mark stores the last deleted one.
     assert verify("--witness", f"{third.id}:{third.hash}").startswith("Verified 2 entries")
     assert "Retention has deleted entry 2. Keep a newer place" in broken("--witness", f"2:{third.previous}")
 
@@ -488,7 +490,7 @@ def test_the_mark_of_retention_does_not_excuse_a_deleted_entry(written: list[int
 
 
 @commits
-def test_entries_that_left_before_their_time_are_found(written: list[int]) -> None:
+def test_entries_deleted_too_early_are_found(written: list[int]) -> None:
     tampering.grow_old(*written[:2], at=timezone.now() - timedelta(days=30))
     call_command("prune", "--days", "7", stdout=StringIO())
     assert "Entries up to 2 were deleted, of 2" in broken()
@@ -502,7 +504,7 @@ def an_entry() -> AuditEntry:
 
 @pytest.fixture
 def stranger(written: list[int]) -> Iterator[None]:
-    """Work as a role that may do with rows what it likes, and owns nothing. The first two entries are old."""
+    """Work as a role that has all rights on rows, and owns nothing. The first two entries are old."""
     grow_old(*written[:2])
     with transaction.atomic():
         for trigger in ("entry ENABLE TRIGGER audit_not_truncated", "mark ENABLE TRIGGER audit_mark_not_truncated"):
@@ -552,7 +554,7 @@ def execute_all(statements: tuple[str, ...]) -> None:
         (("TRUNCATE nexmdm_auditmark",), "append-only: TRUNCATE"),
     ],
 )
-def test_a_role_that_owns_nothing_cannot_delete_what_is_young_nor_lie_about_the_ends(
+def test_a_role_that_owns_nothing_cannot_delete_young_entries_or_forge_the_marks(
     stranger: None, statements: tuple[str, ...], refused: str
 ) -> None:
     before = list(AuditEntry.objects.values()), list(AuditMark.objects.values())
@@ -561,7 +563,7 @@ def test_a_role_that_owns_nothing_cannot_delete_what_is_young_nor_lie_about_the_
     assert (list(AuditEntry.objects.values()), list(AuditMark.objects.values())) == before
 
 
-def test_a_role_that_owns_nothing_cannot_bring_a_mark_of_its_own(stranger: None) -> None:
+def test_a_role_that_owns_nothing_cannot_use_its_own_table_of_marks(stranger: None) -> None:
     last = AuditEntry.objects.latest("id")
     database.execute(OWN_MARK)
     entry = an_entry()
@@ -590,8 +592,8 @@ def test_several_entries_of_one_statement_make_one_chain(db: None) -> None:
     assert AuditMark.objects.values_list("entry_id", "hash").get() == (3, place.hash)
 
 
-def test_every_router_of_the_admin_api_is_one_that_audits() -> None:
-    """By its class: one that was forgotten could not be mounted under /admin."""
+def test_every_router_of_the_admin_api_audits() -> None:
+    """A router of another class cannot be mounted under /admin."""
     routers = [router for prefix, router in api._routers if prefix == "/admin"]
     assert len(routers) >= 3
     assert [router for router in routers if not isinstance(getattr(router, "template", router), AdminRouter)] == []

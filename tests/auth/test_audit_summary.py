@@ -1,4 +1,4 @@
-"""The audit says what each signed write was about, and is found by that; the summary is part of what is hashed."""
+"""The audit describes each signed write by a summary, and finds it by that; the summary is part of the hash."""
 
 from datetime import timedelta
 from typing import Any, Final
@@ -17,7 +17,7 @@ NOTHING: Final = {"action": None, "target": None, "device_count": None, "dry_run
 
 
 def audited(admin: Admin, **query: object) -> list[dict[str, Any]]:
-    """Return the entries that fit, newest first."""
+    """Return the matching entries, newest first."""
     answer = admin.get(f"/admin/audit?{urlencode({'limit': 100} | query)}")
     assert answer.status == 200, answer
     items: list[dict[str, Any]] = answer.json["items"]
@@ -46,7 +46,7 @@ def test_a_command_is_summed_up_by_its_action_target_and_audience(admin: Admin) 
         assert newest(admin) == {"action": "ping", "target": text, "device_count": count, "dry_run": False}
 
 
-def test_a_dry_run_looks_like_one(admin: Admin, phone: Phone) -> None:
+def test_a_dry_run_is_marked_as_such(admin: Admin, phone: Phone) -> None:
     assert admin.command("wipe", to=phone, dry_run=True).status == 200
     (entry,) = audited(admin, action="wipe")
     assert (entry["status"], entry["request_id"]) == (200, None)
@@ -62,7 +62,7 @@ def test_a_long_target_is_cut(admin: Admin) -> None:
     assert target.endswith("…")
 
 
-def test_every_other_write_says_what_it_did(admin: Admin, phone: Phone) -> None:
+def test_every_other_write_has_its_action_in_the_summary(admin: Admin, phone: Phone) -> None:
     request_id = admin.command(to=phone).json["request_id"]
     device = f"device_id: {phone.device_id}"
     token_id = admin.post("/admin/enrollment-tokens", {"label": "yard"}).json["id"]
@@ -84,7 +84,7 @@ def test_every_other_write_says_what_it_did(admin: Admin, phone: Phone) -> None:
         assert newest(admin) == {"action": action, "target": about, "device_count": count, "dry_run": None}
 
 
-def test_a_change_of_a_tag_names_the_devices_as_far_as_there_is_room(admin: Admin) -> None:
+def test_a_change_of_a_tag_names_as_many_devices_as_fit(admin: Admin) -> None:
     phones = admin.enrol_fleet(6)
     first, second, *_ = ids = [phone.device_id for phone in phones]
     admin.post("/admin/tags/lab", {"add": [first], "remove": [second]})
@@ -119,13 +119,13 @@ def test_a_change_of_a_device_counts_if_it_changes_anything(admin: Admin, phone:
 
 
 @pytest.mark.parametrize("body", [b"no json", [], {"add": "all"}, {"add": [7]}, {"remove": None}])
-def test_a_change_of_a_tag_that_cannot_be_read_names_the_tag(admin: Admin, body: Any) -> None:
+def test_a_change_of_a_tag_with_an_invalid_body_names_the_tag(admin: Admin, body: Any) -> None:
     assert admin.post("/admin/tags/lab", body).status in (400, 422)
     assert newest(admin)["target"] == "tag: lab"
 
 
 def test_no_signed_write_is_without_a_summary(admin: Admin) -> None:
-    """Each is sent with a path to nothing and a body of another one, and so refused."""
+    """Each is sent with a path to nothing and the body of another one, and is refused."""
     values = {"device_id": str(uuid4()), "request_id": str(uuid4()), "token_id": str(uuid4()), "tag": "none"}
     for path, operations in api.get_openapi_schema()["paths"].items():
         for method in operations:
@@ -157,7 +157,7 @@ def test_no_signed_write_is_without_a_summary(admin: Admin) -> None:
         (b"\xff", NOTHING),
     ],
 )  # fmt: skip
-def test_a_refused_command_is_summed_up_as_far_as_its_body_can_be_read(
+def test_a_refused_command_has_the_part_of_a_summary_that_its_body_allows(
     admin: Admin, phone: Phone, body: Any, summary: dict[str, Any]
 ) -> None:
     assert admin.post("/admin/command", body).status in (400, 422)
@@ -166,14 +166,14 @@ def test_a_refused_command_is_summed_up_as_far_as_its_body_can_be_read(
     assert found | summary == found
 
 
-def test_a_command_that_is_refused_for_its_audience_was_done_on_none(admin: Admin, phone: Phone) -> None:
+def test_a_command_that_is_refused_for_its_audience_counts_no_device(admin: Admin, phone: Phone) -> None:
     assert admin.command("wipe", to=phone, expect_count=7).code == "audience_changed"
     assert newest(admin) == {
         "action": "wipe", "target": f"device_ids: {phone.device_id}", "device_count": None, "dry_run": False,
     }  # fmt: skip
 
 
-def test_entries_are_found_by_what_they_say(admin: Admin, phone: Phone) -> None:
+def test_entries_are_found_by_their_fields(admin: Admin, phone: Phone) -> None:
     wipe = admin.command("wipe", to=phone).json["request_id"]
     admin.command(to=phone)
     admin.command("wipe", to=phone, expect_count=7)
@@ -194,7 +194,7 @@ def test_the_entries_about_a_device_name_it_in_their_path_or_have_a_delivery_to_
     to_all = admin.command(to={"all": True}).json["request_id"]
     admin.post(f"/admin/commands/{to_all}/cancel")
     admin.command(to=other, dry_run=True)
-    # The same path, written in another way.
+    # The same path in another spelling.
     admin.post(f"/admin/devices/%{ord(meant.device_id[0]):x}{meant.device_id[1:]}/revoke")
     found = audited(admin, device_id=meant.device_id)
     assert [item["summary"]["action"] for item in found] == ["revoke", "cancel", "ping", "change_device", "ping"]
@@ -221,13 +221,13 @@ def test_commands_that_sent_nothing_are_found_by_the_one_device_that_they_name(a
     "query",
     ["status=wrong", "status=99", "device_id=7", "request_id=x", "action=a%00b", f"action={'x' * 65}", "who=me"],
 )
-def test_a_filter_that_can_match_nothing_is_refused(admin: Admin, query: str) -> None:
+def test_an_invalid_filter_is_refused(admin: Admin, query: str) -> None:
     answer = admin.get(f"/admin/audit?{query}")
     assert (answer.status, answer.code) == (422, "invalid_request")
 
 
 def written_by_the_version_before(path: str) -> None:
-    """Insert what a server that knows no summaries inserts."""
+    """Insert an entry as a server that knows no summaries does."""
     columns = "at, principal, admin_key_id, idempotency_key, address, method, path, body_sha256, status, code, "
     columns += "request_id, correlation_id"
     values = "now(), 'admin', '0a1b2c3d', '', '192.0.2.1', 'POST', %s, 'ab', 200, '', NULL, 'before'"
@@ -252,7 +252,7 @@ def test_a_chain_of_entries_with_and_without_summaries_is_verified(admin: Admin,
 
 @pytest.mark.parametrize("text", ["", "Café ✓ 📱", '"\\/\b\f\n\r\t', "\x01\x1f\x7f\x80\u2028\ufeff", "', NULL, '"])
 @pytest.mark.parametrize(("device_count", "dry_run"), [(None, None), (0, False), (100_000, True), (-1, None)])
-def test_what_the_database_hashes_of_a_summary_is_what_is_verified(
+def test_the_database_and_python_hash_the_same_summary(
     db: None, text: str, device_count: int | None, dry_run: bool | None
 ) -> None:
     entry = AuditEntry.objects.create(

@@ -32,7 +32,7 @@ def test_a_repeat_gets_the_same_answer_and_the_work_is_done_once(admin: Admin, p
     assert AuditEntry.objects.filter(path="/admin/command").count() == 1
 
 
-def test_a_repeat_gets_the_stored_answer_even_when_the_world_has_moved_on(admin: Admin, phone: Phone) -> None:
+def test_a_repeat_gets_the_stored_answer_even_if_the_state_has_changed(admin: Admin, phone: Phone) -> None:
     target = f"/admin/devices/{phone.device_id}"
     first = admin.call("PATCH", target, {"alias": "lobby"}, idempotency_key=KEY)
     admin.call("PATCH", target, {"alias": "gate"})
@@ -59,7 +59,7 @@ def another_connection(admin: Admin) -> Iterator["psycopg.Connection[Any]"]:
         yield connection
 
 
-def test_a_repeat_while_the_first_is_still_running_is_told_so(
+def test_a_repeat_while_the_first_is_still_running_is_409(
     admin: Admin, phone: Phone, another_connection: "psycopg.Connection[Any]"
 ) -> None:
     lock = "SELECT pg_advisory_lock(hashtextextended(%s, 0))"
@@ -74,7 +74,7 @@ def test_a_repeat_while_the_first_is_still_running_is_told_so(
 
 
 @pytest.mark.parametrize("key", ["", "fifteen-letters", "x" * 65, "sixteen letters!", "sixteen.letters.", "a/b" * 8])
-def test_a_write_wants_a_well_formed_key_after_a_good_signature(admin: Admin, phone: Phone, key: str) -> None:
+def test_a_write_requires_a_well_formed_key_after_a_good_signature(admin: Admin, phone: Phone, key: str) -> None:
     answer = admin.post("/admin/command", PING, idempotency_key=key)
     assert (answer.status, answer.code) == (400, "idempotency_key_required")
     assert not Command.objects.exists()
@@ -108,7 +108,7 @@ def test_a_dry_run_is_not_stored(admin: Admin, phone: Phone) -> None:
     assert not StoredAnswer.objects.filter(key=KEY).exists()
 
 
-def test_a_replay_shows_the_enrollment_token_again_though_it_is_stored_nowhere(admin: Admin) -> None:
+def test_a_replay_shows_the_enrollment_token_again_although_it_is_not_stored(admin: Admin) -> None:
     first = admin.post("/admin/enrollment-tokens", {"label": "stock"}, idempotency_key=KEY)
     again = admin.post("/admin/enrollment-tokens", {"label": "stock"}, idempotency_key=KEY)
     token = first.json["enrollment_token"]
@@ -121,13 +121,13 @@ def test_a_replay_shows_the_enrollment_token_again_though_it_is_stored_nowhere(a
         assert token[27:] not in text
 
 
-def test_the_token_of_a_replay_still_enrols(admin: Admin) -> None:
+def test_the_enrollment_token_of_a_replay_is_valid(admin: Admin) -> None:
     admin.post("/admin/enrollment-tokens", {}, idempotency_key=KEY)
     token = admin.post("/admin/enrollment-tokens", {}, idempotency_key=KEY).json["enrollment_token"]
     assert Phone(admin.client, "phone-1").register(token).status == 200
 
 
-def test_an_answer_is_kept_for_a_day_and_then_forgotten(admin: Admin, phone: Phone) -> None:
+def test_an_answer_is_stored_for_a_day_and_then_deleted(admin: Admin, phone: Phone) -> None:
     admin.post("/admin/command", PING, idempotency_key=KEY)
     mine = StoredAnswer.objects.filter(key=KEY)
     mine.update(created_at=Now() - timedelta(hours=23, minutes=59))

@@ -1,4 +1,4 @@
-"""Named admins: each is a principal with a key and a secret of its own, and shares nothing with another one."""
+"""Named admins: each is a principal with its own key and secret, and shares nothing with another one."""
 
 import hmac
 import json
@@ -31,7 +31,7 @@ def credential(text: str) -> str:
 
 @pytest.fixture
 def admins(admin: Admin, client: Client, settings: Settings) -> dict[str, Admin]:
-    """The unnamed admin and two named ones, each with the key and the secret that are current."""
+    """The unnamed admin and two named ones, each with its current key and secret."""
     settings.NAMED_ADMIN_KEYS = {name: [credential(f"{name}-key"), credential(f"{name}-old-key")] for name in NAMES[1:]}
     settings.NAMED_HMAC_SECRETS = {name: [credential(f"{name}-secret")] for name in NAMES[1:]}
     named = {name: Admin(client, credential(f"{name}-key"), credential(f"{name}-secret")) for name in NAMES[1:]}
@@ -42,7 +42,7 @@ def assert_refused(answer: Answer) -> None:
     assert (answer.status, answer.code) == (401, "invalid_signature")
 
 
-def test_a_named_admin_may_do_all_that_the_unnamed_one_may_and_is_named_in_the_audit(
+def test_a_named_admin_may_call_all_of_the_admin_api_and_is_named_in_the_audit(
     admins: dict[str, Admin], phone: Phone
 ) -> None:
     for name, admin in admins.items():
@@ -56,7 +56,7 @@ def test_a_named_admin_may_do_all_that_the_unnamed_one_may_and_is_named_in_the_a
 
 
 @pytest.mark.parametrize(("one", "other"), list(permutations(NAMES, 2)))
-def test_a_request_signed_for_one_admin_is_worth_nothing_under_the_key_of_another(
+def test_a_request_signed_for_one_admin_is_refused_under_the_key_of_another(
     admins: dict[str, Admin], client: Client, phone: Phone, one: str, other: str
 ) -> None:
     raw = json.dumps(PING).encode()
@@ -84,7 +84,7 @@ def test_an_unknown_key_with_a_known_secret_gets_the_same_refusal_as_a_wrong_sec
 
 
 @pytest.mark.parametrize("key", ["the admin's", "a named one's", "nobody's"])
-def test_the_key_is_compared_with_every_key_and_the_signature_with_one_admins_whatever_the_key_is(
+def test_the_key_is_compared_with_all_keys_and_the_signature_with_one_admins_secrets(
     admins: dict[str, Admin], client: Client, settings: Settings, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
     compared: list[tuple[bytes, bytes]] = []
@@ -174,13 +174,13 @@ def test_refusals_of_two_admins_behind_one_address_are_logged_under_their_names(
     assert [(line["principal"], line["count"]) for line in lines] == [("ops1", 1), ("night", 1), ("ops1", 2)]
 
 
-def test_the_keys_and_secrets_of_named_admins_are_masked_where_settings_are_shown(admins: dict[str, Admin]) -> None:
+def test_the_keys_and_secrets_of_named_admins_are_masked_in_shown_settings(admins: dict[str, Admin]) -> None:
     mask = SafeExceptionReporterFilter()
     shown = mask.get_safe_settings()
     assert shown["NAMED_ADMIN_KEYS"] == shown["NAMED_HMAC_SECRETS"] == mask.cleansed_substitute
 
 
-def test_the_command_line_client_signs_as_the_admin_that_it_is_told(admins: dict[str, Admin], client: Client) -> None:
+def test_the_command_line_client_signs_as_the_admin_that_is_named(admins: dict[str, Admin], client: Client) -> None:
     ops = {"ADMIN_KEY_OPS1": admins["ops1"].key, "HMAC_SECRET_OPS1": admins["ops1"].secret}
     sign = ("manage.py", "fleet", "sign", "GET", "/admin/summary", "--json", "--as")
     elsewhere = processes.run(*sign, "OPS1", "--url", "https://mdm.example.com", **ops)

@@ -1,4 +1,4 @@
-"""How often one may call, and fail; and that no route for admins goes without."""
+"""The rate limits of calls and failures; every route for admins has one."""
 
 import re
 import time
@@ -27,12 +27,12 @@ from tests.support.actors import Admin, Answer, Client, Phone
 
 METHODS: Final = ("GET", "POST", "PATCH", "PUT", "DELETE")
 EXAMPLES: Final = {"uuidstr": str(UUID(int=7)), "tag": "lobby"}
-"""What the converters of our routes take."""
+"""Values that the converters of our routes accept."""
 
 
 @pytest.fixture(autouse=True)
 def no_counters(db: None) -> None:
-    """Begin without counters: their table has no model, so that tests that commit leave theirs."""
+    """Begin without counters: their table has no model, so tests that commit leave theirs."""
     cache.clear()
 
 
@@ -48,18 +48,18 @@ def routes(resolver: Any, before: str = "") -> Iterator[str]:
 
 
 def concrete(route: str) -> str:
-    """A path that takes this route."""
+    """Return a path of this route."""
     path = "/" + re.sub(r"<(\w+):\w+>", lambda found: EXAMPLES[found[1]], route)
     assert resolve(path).route == route
     return path
 
 
-# A route that takes two methods stands there twice.
+# A route with two methods is in the list twice.
 ADMIN_PATHS: Final = sorted({concrete(route) for route in routes(get_resolver()) if route.startswith("admin/")})
 
 
 def every_method(client: Client, path: str) -> list[str]:
-    """The methods that a path takes; the others are 405, and name these."""
+    """The methods of a path; the others are 405, and the answer names these."""
     answers = {method: client.request(method, path) for method in METHODS}
     taken = [method for method, answer in answers.items() if answer.status != 405]
     allowed = [set(answer.headers["allow"].split(", ")) for answer in answers.values() if answer.status == 405]
@@ -73,18 +73,18 @@ def assert_unsigned(answer: Answer) -> None:
     assert answer.headers["www-authenticate"] == "NXD1"
 
 
-def test_the_paths_walked_here_are_those_of_the_api_document() -> None:
+def test_these_tests_call_every_path_of_the_document() -> None:
     published = [path for path in api.get_openapi_schema()["paths"] if path.startswith("/admin/")]
     assert len(ADMIN_PATHS) == len(published) > 10
 
 
 @pytest.mark.parametrize("path", ADMIN_PATHS)
-def test_every_admin_route_wants_a_good_signature(admin: Admin, settings: Settings, path: str) -> None:
+def test_every_admin_route_requires_a_good_signature(admin: Admin, settings: Settings, path: str) -> None:
     settings.AUTH_FAILURE_RATE_LIMIT = "1000/m"
-    stranger = Admin(admin.client, admin.key, "not-the-secret-but-just-as-long-as-it-is")
+    intruder = Admin(admin.client, admin.key, "not-the-secret-but-just-as-long-as-it-is")
     for method in every_method(admin.client, path):
         assert_unsigned(admin.client.request(method, path))
-        assert_unsigned(stranger.call(method, path))
+        assert_unsigned(intruder.call(method, path))
     assert not AuditEntry.objects.exists()
 
 
@@ -102,9 +102,7 @@ def test_every_admin_route_is_limited(admin: Admin, settings: Settings, path: st
 
 
 @pytest.mark.parametrize("path", ADMIN_PATHS)
-def test_every_signed_write_leaves_an_audit_entry_whatever_becomes_of_it(
-    admin: Admin, settings: Settings, path: str
-) -> None:
+def test_every_signed_write_has_an_audit_entry_with_any_result(admin: Admin, settings: Settings, path: str) -> None:
     settings.AUTH_FAILURE_RATE_LIMIT = "1000/m"
     writes = [method for method in every_method(admin.client, path) if method != "GET"]
     answers = [admin.call(method, path, {}) for method in writes]
@@ -112,10 +110,10 @@ def test_every_signed_write_leaves_an_audit_entry_whatever_becomes_of_it(
     assert list(found) == [(method, path, answer.status) for method, answer in zip(writes, answers, strict=True)]
 
 
-def test_beyond_the_limit_a_failure_is_429_and_says_when_to_come_back(db: None, settings: Settings) -> None:
+def test_over_the_limit_a_failure_is_429_with_retry_after(db: None, settings: Settings) -> None:
     settings.AUTH_FAILURE_RATE_LIMIT = "3/d"
-    stranger = Phone(Client("192.0.2.1"), "phone-1", device_token="nxd_wrong")
-    answers = [stranger.heartbeat() for _ in range(5)]
+    intruder = Phone(Client("192.0.2.1"), "phone-1", device_token="nxd_wrong")
+    answers = [intruder.heartbeat() for _ in range(5)]
     assert [answer.code for answer in answers] == ["invalid_token"] * 3 + ["rate_limited"] * 2
     assert all(1 <= int(answer.headers["retry-after"]) <= 86_400 for answer in answers[3:])
 
@@ -138,7 +136,7 @@ def test_the_failures_of_one_address_do_not_count_for_another(db: None, settings
 
 
 def fails(address: str, *, times: int = 1) -> list[str | None]:
-    """Have a client with a wrong token fail so often; return the codes of its answers."""
+    """Send this number of requests with a wrong token; return the codes of the answers."""
     phone = Phone(Client(address), "phone-1", device_token="nxd_wrong")
     return [phone.heartbeat().code for _ in range(times)]
 
@@ -180,7 +178,7 @@ def rows_of_counters() -> int:
     return int(count)
 
 
-def test_however_many_addresses_fail_they_take_only_so_many_counters_and_good_credentials_pass(
+def test_any_number_of_failing_addresses_takes_a_limited_number_of_counters_and_good_credentials_pass(
     admin: Admin, phone: Phone, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nexmdm.auth.address_limits.COUNTED_ADDRESSES", 10)
@@ -242,7 +240,7 @@ def test_parallel_callers_are_counted_exactly() -> None:
     assert counted == list(range(1, 201))
 
 
-def test_a_counter_starts_anew_when_its_time_is_over(db: None) -> None:
+def test_a_counter_starts_again_when_its_time_is_over(db: None) -> None:
     assert cache.add("mine", 1, 60)
     assert not cache.add("mine", 1, 60)
     with connection.cursor() as cursor:
@@ -252,12 +250,12 @@ def test_a_counter_starts_anew_when_its_time_is_over(db: None) -> None:
 
 
 def reports(phone: Phone, request_id: str, number: int) -> list[str | None]:
-    """Report so often; return the codes of the answers."""
+    """Send this number of reports; return the codes of the answers."""
     return [phone.report(request_id, "running", message=f"step {at}").code for at in range(number)]
 
 
 def refused_reports() -> float:
-    """Return how many reports /metrics says were refused for being too many."""
+    """Return the number of reports that /metrics shows as refused."""
     return REGISTRY.get_sample_value("nexmdm_reports_refused_total") or 0.0
 
 
@@ -278,7 +276,7 @@ def test_reports_of_a_device_beyond_the_limit_are_429_and_do_nothing(
     assert (Report.objects.count(), Delivery.objects.get().state) == (30, "received")
 
 
-def test_the_limit_of_reports_holds_over_processes_but_for_a_tenth_of_each(
+def test_several_processes_exceed_the_limit_of_reports_by_at_most_a_tenth_each(
     admin: Admin, phone: Phone, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.DEVICE_RATE_LIMIT = "40/d"
@@ -292,7 +290,7 @@ def test_the_limit_of_reports_holds_over_processes_but_for_a_tenth_of_each(
     assert 40 <= taken <= 40 + 2 * 4
 
 
-def test_a_device_below_a_twentieth_of_the_limit_of_reports_costs_no_counting(
+def test_a_device_below_a_twentieth_of_the_limit_of_reports_costs_no_statement(
     admin: Admin, phone: Phone, settings: Settings
 ) -> None:
     settings.DEVICE_RATE_LIMIT = "60/d"
@@ -304,7 +302,7 @@ def test_a_device_below_a_twentieth_of_the_limit_of_reports_costs_no_counting(
     assert database.row("SELECT count(*), max(value) FROM nexmdm_counter") == (1, 4)
 
 
-def test_reports_on_requests_that_nobody_made_count_and_those_of_another_device_do_not(
+def test_reports_on_unknown_requests_count_and_those_of_another_device_do_not(
     admin: Admin, phone: Phone, settings: Settings
 ) -> None:
     settings.DEVICE_RATE_LIMIT = "5/d"
@@ -313,18 +311,16 @@ def test_reports_on_requests_that_nobody_made_count_and_those_of_another_device_
     assert reports(other, str(UUID(int=7)), 5) == ["unknown_request"] * 5
 
 
-def test_reports_without_the_devices_token_use_up_nothing_of_its_limit(
-    admin: Admin, phone: Phone, settings: Settings
-) -> None:
+def test_reports_without_the_devices_token_do_not_count_for_it(admin: Admin, phone: Phone, settings: Settings) -> None:
     settings.DEVICE_RATE_LIMIT = "5/d"
     request_id = admin.command("ping", to=phone).json["request_id"]
     forged = tokens.make(tokens.DEVICE_PREFIX, UUID(phone.device_id), bytes(32)).text
-    stranger = Phone(phone.client, "phone-1", device_token=forged)
-    assert reports(stranger, request_id, 10) == ["invalid_token"] * 10
+    intruder = Phone(phone.client, "phone-1", device_token=forged)
+    assert reports(intruder, request_id, 10) == ["invalid_token"] * 10
     assert reports(phone, request_id, 6) == [None] * 5 + ["rate_limited"]
 
 
-def test_the_limit_of_reports_starts_anew_a_window_after_the_first_one(
+def test_the_limit_of_reports_starts_again_a_window_after_the_first_one(
     admin: Admin, phone: Phone, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.DEVICE_RATE_LIMIT = "5/m"

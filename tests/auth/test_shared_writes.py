@@ -32,12 +32,12 @@ def fleet(admin: Admin) -> list[Phone]:
 
 
 def ping(*phones: Phone, key: str | None = None, **fields: Any) -> Call:
-    """Return a command to some phones, as a batch takes it."""
+    """Return a command to some phones, in the form that a batch takes."""
     return COMMAND, {"action": "ping", "target": {"device_ids": [phone.device_id for phone in phones]}, **fields}, key
 
 
-def told(answer: Answer) -> Any:
-    """Return what an answer says: of a command, to how many it goes; else status and code."""
+def result_of(answer: Answer) -> Any:
+    """Return the number of devices of an answered command; of another answer, status and code."""
     return answer.json["device_count"] if answer.status == 200 else (answer.status, answer.code)
 
 
@@ -50,7 +50,7 @@ def test_each_command_of_a_batch_is_issued_answered_stored_and_audited(admin: Ad
     before = verify_audit()
     calls = [ping(phone, key=f"one-of-several-{number}", note=f"{number}") for number, phone in enumerate(fleet)]
     answers = signed_in_one_batch(admin, *calls)
-    assert [told(answer) for answer in answers] == [1] * 8
+    assert [result_of(answer) for answer in answers] == [1] * 8
     for number, (phone, answer) in enumerate(zip(fleet, answers, strict=True)):
         delivery = Delivery.objects.select_related("command").get(device__id=phone.device_id)
         assert (str(delivery.command_id), delivery.command.note) == (answer.json["request_id"], f"{number}")
@@ -61,7 +61,7 @@ def test_each_command_of_a_batch_is_issued_answered_stored_and_audited(admin: Ad
     assert verify_audit() == before + 8
 
 
-def test_what_is_refused_in_a_batch_is_refused_alone(admin: Admin, fleet: list[Phone]) -> None:
+def test_a_refused_command_of_a_batch_is_refused_alone(admin: Admin, fleet: list[Phone]) -> None:
     first, second, third, *_, revoked = fleet
     assert admin.post(f"/admin/devices/{revoked.device_id}/revoke").status == 200
     unknown = Phone(first.client, "X", device_id="01890000-0000-7000-8000-000000000000")
@@ -76,7 +76,7 @@ def test_what_is_refused_in_a_batch_is_refused_alone(admin: Admin, fleet: list[P
         (ping(second, **too_long), (422, "push_payload_too_large")),
     ]
     answers = signed_in_one_batch(admin, *(call for call, _ in expected))
-    assert [told(answer) for answer in answers] == [what for _, what in expected]
+    assert [result_of(answer) for answer in answers] == [what for _, what in expected]
     assert [error["msg"] for error in answers[1].json["errors"]] == [f"{revoked.device_id} is revoked"]
     assert Command.objects.count() == 3
     refused = AuditEntry.objects.exclude(status=200).order_by("id").values_list("status", "code", "device_count")
@@ -101,10 +101,10 @@ def test_the_limit_is_exact_within_a_batch(admin: Admin, fleet: list[Phone], set
     assert sorted(answer.status for answer in answers) == [200] * 5 + [429] * 3
     assert {int(answer.headers["retry-after"]) in range(1, 61) for answer in answers if answer.status == 429} == {True}
     assert Command.objects.count() == 5
-    assert {told(answer) for answer in signed_in_one_batch(admin, ping(fleet[0]))} == {(429, "rate_limited")}
+    assert {result_of(answer) for answer in signed_in_one_batch(admin, ping(fleet[0]))} == {(429, "rate_limited")}
 
 
-def test_a_write_over_the_limit_is_told_so_even_if_its_batch_finds_no_database(
+def test_a_write_over_the_limit_is_429_even_if_its_batch_finds_no_database(
     admin: Admin, fleet: list[Phone], settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def away(_: object) -> None:
@@ -116,7 +116,7 @@ def test_a_write_over_the_limit_is_told_so_even_if_its_batch_finds_no_database(
     assert sorted(answer.status for answer in answers) == [429] * 3 + [503] * 5
 
 
-def test_a_batch_that_is_flushed_again_counts_nobody_twice_and_lets_no_more_through(
+def test_a_batch_that_is_flushed_again_counts_no_write_twice_and_lets_no_more_through(
     admin: Admin, fleet: list[Phone], settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.ADMIN_RATE_LIMIT = "5/m"
@@ -132,7 +132,7 @@ def test_a_batch_that_is_flushed_again_counts_nobody_twice_and_lets_no_more_thro
     assert Command.objects.count() == 5
 
 
-def test_a_command_to_a_device_that_is_held_waits_by_itself(
+def test_a_command_to_a_locked_device_waits_alone(
     admin: Admin, fleet: list[Phone], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held, issue = fleet[3], issuing.issue
@@ -173,7 +173,7 @@ def test_a_command_that_the_database_refuses_fails_alone(
     verify_audit()
 
 
-def test_a_whole_batch_that_finds_no_database_is_told_so_and_nothing_is_issued(
+def test_a_whole_batch_that_finds_no_database_is_503_and_nothing_is_issued(
     admin: Admin, fleet: list[Phone], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def away(_: object) -> None:

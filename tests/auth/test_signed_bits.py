@@ -1,4 +1,4 @@
-"""One changed bit in anything that a signature covers, or in the signature itself, and the request is refused."""
+"""One changed bit in the content that a signature covers, or in the signature itself, and the request is refused."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,12 +14,12 @@ from tests.support.actors import Admin, Client
 
 HEADERS: Final = ("X-Admin", "X-Timestamp", "X-Signature", "Idempotency-Key")
 NOWHERE: Final = {400, 404, 405}
-"""Where the changed target or method leads nowhere, nobody asks for a signature."""
+"""If the changed target or method leads nowhere, no signature is required."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A signed request in the parts that can change."""
+    """The parts of a signed request that can change."""
 
     method: str
     target: str
@@ -67,11 +67,11 @@ _UNSIGNED: Final = st.one_of(
 
 @pytest.fixture
 def without_limits(settings: Settings) -> None:
-    """Let nobody be refused for calling too often."""
+    """Switch the rate limits off."""
     settings.ADMIN_RATE_LIMIT = settings.ADMIN_READ_RATE_LIMIT = settings.AUTH_FAILURE_RATE_LIMIT = "1000000/s"
 
 
-def test_one_changed_bit_in_anything_that_is_signed_is_refused(
+def test_one_changed_bit_in_the_signed_content_is_refused(
     admin: Admin, client: Client, without_limits: None, record_property: Callable[[str, Any], None]
 ) -> None:
     flipped = 0

@@ -1,4 +1,4 @@
-"""Signed admin requests: what a good signature covers, and that everything else gets one and the same refusal."""
+"""Signed admin requests: the content that a signature covers; every other request gets the same refusal."""
 
 import hmac
 import json
@@ -79,7 +79,7 @@ def test_the_published_vectors_hold(request_parts: tuple[str, str, str, bytes], 
 
 
 @pytest.mark.parametrize(("request_parts", "signature"), VECTORS.values(), ids=VECTORS)
-def test_a_client_signs_as_the_vectors_say(request_parts: tuple[str, str, str, bytes], signature: str) -> None:
+def test_a_client_signs_like_the_vectors(request_parts: tuple[str, str, str, bytes], signature: str) -> None:
     key, method, target, body = request_parts
     headers = signing.headers(
         key="admin", secret=SECRET, timestamp=NOW, idempotency_key=key, method=method, target=target, body=body
@@ -92,7 +92,7 @@ def test_a_client_signs_as_the_vectors_say(request_parts: tuple[str, str, str, b
     ("vector", "status", "code"),
     [("A", 200, None), ("B", 404, "not_found"), ("C", 404, "not_found"), ("D", 422, "invalid_request")],
 )
-def test_the_server_takes_the_signatures_of_the_vectors_as_they_are_published(
+def test_the_server_accepts_the_signatures_of_the_published_vectors(
     admin: Admin, client: Client, phone: Phone, clock: None, settings: Settings, vector: str, status: int, code: str
 ) -> None:
     (key, method, target, body), signature = VECTORS[vector]
@@ -187,7 +187,7 @@ def test_the_query_is_signed_as_it_is_sent(admin: Admin, client: Client, clock: 
     assert_refused(client.request("GET", "/admin/devices?q=caf%c3%a9&limit=5", None, headers))
 
 
-def test_a_secret_that_is_not_ours_is_refused(admin: Admin, client: Client, phone: Phone) -> None:
+def test_an_unknown_secret_is_refused(admin: Admin, client: Client, phone: Phone) -> None:
     assert_refused(Admin(client, admin.key, "x" * 43).command(to=phone))
     assert_refused(Admin(client, admin.key, admin.key).command(to=phone))
     assert_refused(Admin(client, admin.secret, admin.secret).command(to=phone))
@@ -227,7 +227,7 @@ def test_keys_and_signatures_are_compared_in_constant_time_with_each_that_is_val
     assert [other for _, other in compared][:2] == [admin.key.encode(), b"old-key"]
 
 
-def test_two_keys_and_two_secrets_live_side_by_side_as_one_principal(
+def test_two_keys_and_two_secrets_of_one_principal_are_valid_at_the_same_time(
     admin: Admin, client: Client, phone: Phone, settings: Settings
 ) -> None:
     settings.ADMIN_KEYS = ["new-key", "old-key"]
@@ -269,7 +269,7 @@ def test_the_signature_is_checked_before_the_idempotency_key(admin: Admin, clien
 
 
 def routes() -> Iterator[tuple[str, str]]:
-    """Every route under /admin that the API serves, a made-up id in each path."""
+    """Every route under /admin of the API, with an invented id in each path."""
     for prefix, router in api._routers:
         for path, view in router.path_operations.items():
             names = path.replace("{tag:tag}", "floor-2").replace("{", "}").split("}")
@@ -278,7 +278,7 @@ def routes() -> Iterator[tuple[str, str]]:
                 yield from ((method, prefix + filled) for operation in view.operations for method in operation.methods)
 
 
-def test_every_route_under_admin_wants_a_signature(client: Client, db: None) -> None:
+def test_every_route_under_admin_requires_a_signature(client: Client, db: None) -> None:
     found = list(routes())
     assert len(found) > 15
     for method, target in found:
@@ -294,7 +294,9 @@ def test_head_is_not_allowed_under_admin(admin: Admin, client: Client) -> None:
         assert (answer.status, answer.headers["allow"].find("GET") >= 0) == (405, True), target
 
 
-def test_why_a_signature_was_refused_is_not_told(admin: Admin, client: Client, phone: Phone, clock: None) -> None:
+def test_the_answer_does_not_show_why_a_signature_was_refused(
+    admin: Admin, client: Client, phone: Phone, clock: None
+) -> None:
     answers = [client.request("POST", "/admin/command", BODY, tamper(signed(admin))) for tamper in TAMPERED.values()]
     assert len({answer.body for answer in answers}) == 1
 
@@ -311,7 +313,7 @@ REASONS: Final = {
 
 
 @pytest.mark.parametrize(("tampered", "reason"), REASONS.items())
-def test_why_a_signature_was_refused_is_in_the_log_and_in_a_metric(
+def test_the_reason_why_a_signature_was_refused_is_in_the_log_and_in_a_metric(
     admin: Admin, client: Client, clock: None, monkeypatch: pytest.MonkeyPatch, tampered: str, reason: str
 ) -> None:
     def counted() -> float:

@@ -1,4 +1,4 @@
-"""Issuing a command: whom it reaches, what it may say, and that a refusal queues nothing."""
+"""Issuing a command: its devices, its limits, and that a refusal queues nothing."""
 
 import json
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ def assert_nothing_queued(answer: Answer, status: int, code: str) -> None:
     assert (Command.objects.count(), Delivery.objects.count()) == (0, 0)
 
 
-def test_the_answer_says_what_was_queued_and_for_how_many(admin: Admin, phone: Phone) -> None:
+def test_the_answer_contains_the_command_and_the_number_of_devices(admin: Admin, phone: Phone) -> None:
     answer = admin.command("launch_app", to=phone, params={"package": "com.example.kiosk"}, note="after the update")
     assert set(answer.json) == ANSWER_KEYS
     assert answer.json["push"] == {"queued": 0, "no_push_token": 1}
@@ -76,13 +76,13 @@ def test_expires_at_is_rounded_up(admin: Admin, phone: Phone) -> None:
     assert timedelta(0) <= early < timedelta(seconds=1)
 
 
-def test_a_command_expires_after_ten_minutes_unless_it_says_otherwise(admin: Admin, phone: Phone) -> None:
+def test_a_command_expires_after_ten_minutes_by_default(admin: Admin, phone: Phone) -> None:
     issued = admin.command(to=phone).json
     span = datetime.fromisoformat(issued["expires_at"]) - datetime.fromisoformat(issued["issued_at"])
     assert span in (timedelta(seconds=600), timedelta(seconds=601))
 
 
-def test_what_is_queued_for_push_and_what_has_no_token_add_up_to_all(admin: Admin) -> None:
+def test_devices_with_and_without_a_push_token_add_up_to_the_audience(admin: Admin) -> None:
     admin.enrol("phone-1", push_token="alive")
     admin.enrol("phone-2", push_token="dead")
     admin.enrol("phone-3")
@@ -92,7 +92,7 @@ def test_what_is_queued_for_push_and_what_has_no_token_add_up_to_all(admin: Admi
     assert Delivery.objects.filter(push_state="no_push_token", next_attempt_at=None).count() == 2
 
 
-def test_the_priority_is_kept(admin: Admin, phone: Phone) -> None:
+def test_the_priority_is_stored(admin: Admin, phone: Phone) -> None:
     admin.command(to=phone, priority="normal")
     assert Command.objects.get().priority == "normal"
 
@@ -134,8 +134,8 @@ def test_the_audience_is_frozen_when_the_command_is_issued(admin: Admin, fleet: 
 def test_unknown_and_revoked_devices_are_named_and_nothing_is_queued(admin: Admin, fleet: list[Phone], by: str) -> None:
     known, revoked, _ = fleet
     admin.post(f"/admin/devices/{revoked.device_id}/revoke")
-    stranger = str(uuid4())
-    names = {"device_ids": [known.device_id, revoked.device_id, stranger], "aliases": ["desk-1", "desk-2", stranger]}
+    unknown = str(uuid4())
+    names = {"device_ids": [known.device_id, revoked.device_id, unknown], "aliases": ["desk-1", "desk-2", unknown]}
     answer = admin.command(to={by: names[by]})
     assert_nothing_queued(answer, 422, "unknown_devices")
     _, second, third = names[by]
@@ -225,7 +225,7 @@ BAD: Final[dict[str, list[dict[str, Any]]]] = {
 }  # fmt: skip
 
 
-def test_every_action_of_the_catalogue_is_tried_here() -> None:
+def test_every_action_of_the_catalogue_is_tested_here() -> None:
     assert set(GOOD) == set(BAD) == set(actions.CATALOGUE)
 
 
@@ -301,18 +301,18 @@ def test_a_refused_command_is_audited_but_not_queued(admin: Admin, phone: Phone)
 
 
 @pytest.mark.parametrize("target", [EVERYONE, {"tags": ["lobby"]}, {"aliases": ["desk-1"]}])
-def test_wipe_wants_its_devices_named_by_id(admin: Admin, fleet: list[Phone], target: dict[str, Any]) -> None:
+def test_wipe_requires_device_ids(admin: Admin, fleet: list[Phone], target: dict[str, Any]) -> None:
     assert_nothing_queued(admin.command("wipe", to=target, expect_count=1), 422, "invalid_request")
     assert_nothing_queued(admin.command("wipe", to=target, dry_run=True), 422, "invalid_request")
 
 
-def test_wipe_of_several_devices_wants_their_count(admin: Admin, fleet: list[Phone]) -> None:
+def test_wipe_of_several_devices_requires_expect_count(admin: Admin, fleet: list[Phone]) -> None:
     assert_nothing_queued(admin.command("wipe", to=fleet), 422, "invalid_request")
     assert_nothing_queued(admin.command("wipe", to=fleet, expect_count=2), 409, "audience_changed")
     assert admin.command("wipe", to=fleet, expect_count=3).json["device_count"] == 3
 
 
-def test_wipe_of_one_device_wants_no_count_even_if_its_id_is_repeated(admin: Admin, phone: Phone) -> None:
+def test_wipe_of_one_device_needs_no_expect_count_even_if_its_id_is_repeated(admin: Admin, phone: Phone) -> None:
     assert admin.command("wipe", to=[phone, phone]).json["device_count"] == 1
 
 
@@ -386,8 +386,8 @@ def test_a_dry_run_counts_and_changes_nothing(admin: Admin, phone: Phone) -> Non
 
 
 def test_a_dry_run_is_refused_like_the_command_itself(admin: Admin, phone: Phone) -> None:
-    stranger = {"device_ids": [str(uuid4())]}
-    assert_nothing_queued(admin.command(to=stranger, dry_run=True), 422, "unknown_devices")
+    unknown = {"device_ids": [str(uuid4())]}
+    assert_nothing_queued(admin.command(to=unknown, dry_run=True), 422, "unknown_devices")
     assert_nothing_queued(admin.command(to=phone, dry_run=True, expect_count=2), 409, "audience_changed")
     assert_nothing_queued(admin.command("ring", to=phone, dry_run=True), 422, "invalid_request")
 

@@ -1,4 +1,4 @@
-"""The whole loop, in the order in which a user meets it: one test for each sentence of what was promised."""
+"""The whole loop, in the order in which a user meets it: one test for each promise."""
 
 import pytest
 from django.contrib.auth.models import User

@@ -1,8 +1,8 @@
 """The life of deliveries, played at random: two dispatchers, two phones, an admin, and time that passes.
 
-Each example is one transaction, which is rolled back. The time stands still in it: it passes by moving all stored times
-into the past. NEXMDM_MACHINE_EXAMPLES=2000 plays so many examples, other ones each time; by default it is always the
-same few.
+Each example is one transaction, which is rolled back. Its time stands still: to let time pass, all stored times are
+moved into the past. NEXMDM_MACHINE_EXAMPLES=2000 plays this number of examples, other ones each time; by default it
+plays the same few.
 """
 
 import os
@@ -66,7 +66,7 @@ SCRIPTS: Final = (
 PUSH_TOKENS: Final = st.sampled_from([*(f"{script}-{number}" for script in SCRIPTS for number in (1, 2)), None])
 AFTER_SECONDS: Final = st.sampled_from([0, 31, 46, 46, 91])
 CALM: Final = 8
-"""After so many steps without one, work may be withdrawn again: sooner, and hardly anything would ever be pushed."""
+"""The number of steps between two withdrawals: with fewer, hardly any push would be sent."""
 PHONES: Final = st.integers(0, 1)
 DISPATCHERS: Final = st.integers(0, 1)
 STANDING_CLOCK: Final = """
@@ -74,7 +74,7 @@ STANDING_CLOCK: Final = """
     CREATE FUNCTION standing.statement_timestamp() RETURNS timestamptz LANGUAGE sql STABLE AS 'SELECT now()';
     SET LOCAL search_path TO standing, pg_catalog, public
 """
-"""Has statements find a clock that stands still, in place of PostgreSQL's, to the end of the transaction."""
+"""Replaces PostgreSQL's clock by one that stands still, until the transaction ends."""
 BEFORE_SUCCESS: Final = st.sampled_from(
     [(), (), ("it lapses",), ("enrolled again",), ("enrolled again",), ("it lapses", "enrolled again")]
 )
@@ -91,12 +91,12 @@ WIPES: Final = {
     "late, again, after a new enrollment",
     "refused, again, after a new enrollment",
 }
-"""How the success of a wipe is reported at least once in a play."""
+"""The ways to report the success of a wipe, each of which must occur in a play."""
 
 
 @dataclass(slots=True)
 class Line:
-    """FCM as the stand-in's script has it, without a socket; keeps what has left."""
+    """FCM as the fake's script defines it, without a socket; stores the messages that were sent."""
 
     standin: FcmStandin
     left: list[dict[str, Any]] = field(default_factory=list)
@@ -111,44 +111,44 @@ class Line:
 
 
 class DispatcherDriver:
-    """One dispatcher's own knowledge, which a crash takes away."""
+    """The state of one dispatcher, which a crash deletes."""
 
     def __init__(self, line: Line) -> None:
         self.line = line
         self.crash()
 
     def crash(self) -> None:
-        """Forget what was claimed and what was answered."""
+        """Delete the claimed pushes and the answers."""
         self.dispatcher = Dispatcher(self.line, per_second=ALL)
         self.claimed: list[tuple[Claimed, datetime]] = []
 
     def send(self, claimed: Claimed, waited: timedelta) -> Mapping[str, Any] | None:
-        """Send a push that was claimed so long ago; return the message if one has left."""
+        """Send a push that was claimed this long ago; return the message if one was sent."""
         before = len(self.line.left)
         batch = Batch([claimed], time.monotonic() - waited.total_seconds(), is_probe=True)
         async_to_sync(self.dispatcher._send)(claimed, batch)
         return self.line.left[-1] if len(self.line.left) > before else None
 
     def answered(self) -> list[outbox.Sent]:
-        """Return what has been answered and is not recorded, and forget it."""
+        """Return the answers that are not recorded yet, and delete them."""
         answered, self.dispatcher.recorder.waiting = self.dispatcher.recorder.waiting, []
         return answered
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What stands before each example: two phones, and two enrollment tokens that let them in again and again."""
+    """The state before each example: two phones, and two enrollment tokens for many registrations."""
 
     admin: Admin
     standin: FcmStandin
     enrollment_tokens: Sequence[str]
     owners: Sequence[Owner]
     wipes: set[str] = field(default_factory=set)
-    """How the success of a wipe was reported."""
+    """The ways in which the success of a wipe was reported."""
 
 
 class Deliveries(RuleBasedStateMachine):
-    """What admins, phones, dispatchers and time may do, in any order; after each step the rows are as expected."""
+    """The actions of admins, phones, dispatchers and time, in any order; after each step the rows match the model."""
 
     def __init__(self, setup: Setup) -> None:
         super().__init__()
@@ -230,7 +230,7 @@ class Deliveries(RuleBasedStateMachine):
     @precondition(lambda self: any(driver.claimed for driver in self.drivers))
     @rule(number=DISPATCHERS)
     def send(self, number: int) -> None:
-        """Nothing leaves after its time or its lease, without an open attempt, or when it was withdrawn long ago."""
+        """No message is sent after its time or its lease, without an open attempt, or long after its withdrawal."""
         driver = self.one_of(number, lambda driver: bool(driver.claimed))
         for claimed, claimed_at in driver.claimed:
             life, waited = self.life_of(claimed), self.now - claimed_at
@@ -307,7 +307,7 @@ class Deliveries(RuleBasedStateMachine):
     def note_wipe(
         self, life: DeliveryModel, status: str, *, late: bool = False, duplicate: bool = False, is_refused: bool = False
     ) -> None:
-        """Note how the success of a wipe was reported."""
+        """Record how the success of a wipe was reported."""
         if (life.action, status) == ("wipe", "succeeded"):
             words = {
                 "refused": is_refused,
@@ -320,7 +320,7 @@ class Deliveries(RuleBasedStateMachine):
     @precondition(lambda self: self.calm >= CALM)
     @rule(number=PHONES, before=BEFORE_SUCCESS, after=AFTER_SUCCESS)
     def wipe(self, number: int, before: Sequence[str], after: Sequence[str]) -> None:
-        """A phone that is let in gets a wipe; it reports its success thrice, whatever happens before and meanwhile."""
+        """A registered phone gets a wipe; it reports its success three times, whatever happens in between."""
         owner = self.owners[number]
         if owner.retired_at is not None:
             self.enrol_with_the_other_token(number)
@@ -339,7 +339,7 @@ class Deliveries(RuleBasedStateMachine):
         self.calm = 0
 
     def enrol_with_the_other_token(self, number: int) -> None:
-        """Enrol a phone again: by the same enrollment token it might be a lost answer."""
+        """Enroll a phone again: with the same enrollment token it could be a lost answer."""
         tokens = self.setup.enrollment_tokens
         self.enrol_again(number, 1 - tokens.index(self.owners[number].enrolled_by), None)
 
@@ -444,7 +444,7 @@ class Deliveries(RuleBasedStateMachine):
             self.retired(owner)
 
     def retired(self, owner: Owner) -> None:
-        """Note that a phone was retired."""
+        """Record that a phone was retired."""
         owner.revoked, owner.retired_at = True, self.now
         self.cancel_all_of(owner)
 
@@ -456,7 +456,7 @@ class Deliveries(RuleBasedStateMachine):
 
     @rule(is_written_down=st.booleans())
     def look_at_the_commands(self, *, is_written_down: bool) -> None:
-        """What is said of each command follows from its deliveries, before its end is written down and after."""
+        """The state of each command follows from its deliveries, before its end is stored and after."""
         if is_written_down:
             finishing.finish(1000)
         for request_id in {request_id for request_id, _ in self.lives}:
@@ -497,11 +497,11 @@ class Deliveries(RuleBasedStateMachine):
             assert row.next_attempt_at is not None, "nothing would ever push it again"
 
     def one_of(self, number: int, fit: Callable[[DispatcherDriver], bool]) -> DispatcherDriver:
-        """Return this dispatcher's desk if it fits, else the other one."""
+        """Return this dispatcher if it can act, else the other one."""
         return next(driver for driver in (self.drivers[number], self.drivers[1 - number]) if fit(driver))
 
     def beats(self, owner: Owner, refused: str | None) -> bool:
-        """Tell whether a heartbeat of this phone counts, and note it."""
+        """Return whether a heartbeat of this phone counts, and record it."""
         assert refused == ("device_revoked" if owner.revoked else None)
         if not owner.revoked:
             owner.token_used, owner.seen_at = True, self.now
@@ -541,7 +541,7 @@ class Deliveries(RuleBasedStateMachine):
         return self.lives[str(claimed.content.request_id), str(claimed.recipient.device_id)]
 
     def is_at(self, stored: datetime | None, expected: datetime | None) -> bool:
-        """Compare a stored time with one of ours; the two sides round their microseconds differently."""
+        """Compare a stored time with one of ours; the two sides round microseconds differently."""
         if stored is None or expected is None:
             return stored is expected
         return abs(stored + self.passed - expected) < timedelta(milliseconds=1)
@@ -558,7 +558,7 @@ def as_kept(report: Report) -> KeptReport:
 
 
 def as_withdrawn(lives: list[DeliveryModel]) -> list[dict[str, Any]]:
-    """Return deliveries as the answer to a revocation names them."""
+    """Return deliveries in the form in which the answer to a revocation names them."""
     return [
         {"request_id": life.request_id, "action": life.action, "may_still_run": life.may_still_run()}
         for life in sorted(lives, key=lambda life: life.request_id)
@@ -573,7 +573,7 @@ def rounded_up(moment: datetime) -> datetime:
 
 @pytest.fixture
 def time_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let Django's Now(), like now() in SQL, be the time at which the transaction began."""
+    """Make Django's Now(), like now() in SQL, return the time at which the transaction began."""
     monkeypatch.setattr(Now, "as_postgresql", Func.as_sql)
 
 
@@ -591,7 +591,7 @@ def setup(admin: Admin, fcm: FcmStandin, settings: Settings, monkeypatch: pytest
     return Setup(admin, fcm, texts, owners)
 
 
-def test_no_delivery_is_lost_settled_twice_or_sent_too_late_whatever_happens_in_whatever_order(
+def test_no_delivery_is_lost_settled_twice_or_sent_too_late_in_any_order_of_events(
     setup: Setup, time_stands_still: None
 ) -> None:
     play = hypothesis_settings(

@@ -1,4 +1,4 @@
-"""The table of FCM's answers, row by row, through the real sender and a real socket; then what follows from many."""
+"""The table of FCM's answers, row by row, through the real sender and a real socket; then the effect of many."""
 
 import asyncio
 import json
@@ -36,20 +36,20 @@ R = TypeVar("R")
 
 
 def push_to(admin: Admin, push_token: str) -> tuple[Attempt, Delivery]:
-    """Send one ping to a phone with this push token, dispatch once, and return what the rows say."""
+    """Send one ping to a phone with this push token, dispatch once, and return the state in the rows."""
     admin.command("ping", to=admin.enrol("phone-1", push_token=push_token), expires_in_seconds=86_400)
     call_command("dispatch", once=True)
     return Attempt.objects.get(), Delivery.objects.get()
 
 
 def fleet(admin: Admin, push_token: str, size: int) -> None:
-    """Enrol so many phones whose push tokens begin with this, and send them a ping."""
+    """Register this number of phones whose push tokens begin with this, and send them a ping."""
     admin.enrol_fleet(size, push_token)
     admin.command("ping", to={"all": True}, expires_in_seconds=86_400)
 
 
 def with_sender(fcm: FcmStandin, work: Callable[[Sender], Awaitable[R]]) -> R:
-    """Do something with a real sender to the stand-in."""
+    """Run a function with a real sender to the fake FCM."""
 
     async def working() -> R:
         async with Sender(fcm.service_account(), fcm.base_url, connections=100) as sender:
@@ -59,7 +59,7 @@ def with_sender(fcm: FcmStandin, work: Callable[[Sender], Awaitable[R]]) -> R:
 
 
 def dispatched(fcm: FcmStandin, breaker: Circuit | None = None) -> Dispatcher:
-    """Push what is due through the real sender, and return the dispatcher as it is then."""
+    """Send the due pushes through the real sender, and return the dispatcher after that."""
 
     async def dispatch(sender: Sender) -> Dispatcher:
         dispatcher = Dispatcher(sender, per_second=5000)
@@ -71,7 +71,7 @@ def dispatched(fcm: FcmStandin, breaker: Circuit | None = None) -> Dispatcher:
 
 
 def ping(push_token: str, *, seconds_left: float = 60, leaves_within: float = 60) -> FcmMessage:
-    """Return a push whose command lives for so long, and that may leave for so long."""
+    """Return a push whose command lives this long, and that may be sent within this time."""
     now = time.monotonic()
     return FcmMessage(push_token, {"action": "ping"}, "high", now + seconds_left, now + leaves_within)
 
@@ -85,7 +85,7 @@ def seconds_to_next(delivery: Delivery) -> float:
 
 
 def times_opened(cause: str) -> float:
-    """Return how often /metrics says that a circuit has opened for this cause."""
+    """Return how often /metrics shows that a circuit has opened for this cause."""
     return REGISTRY.get_sample_value("nexmdm_circuit_opened_total", {"cause": cause}) or 0.0
 
 
@@ -116,7 +116,7 @@ def test_unregistered_and_sender_id_mismatch_kill_the_push_token_and_leave_the_d
 @pytest.mark.parametrize(
     ("push_token", "status"), [("missing-1", 404), ("forbidden-1", 403), ("unauthenticated-1", 401)]
 )
-def test_a_fault_of_our_own_blocks_the_attempt_and_spares_the_push_token(
+def test_a_fault_of_our_own_blocks_the_attempt_and_keeps_the_push_token(
     admin: Admin, fcm: FcmStandin, push_token: str, status: int
 ) -> None:
     attempt, delivery = push_to(admin, push_token)
@@ -148,7 +148,7 @@ def test_an_answer_that_is_not_fcms_own_is_tried_again_with_growing_backoff(
 
 
 @pytest.mark.parametrize("bad", ["blank401-1", "html404-1", "forbidden-1", "missing-1", "unauthenticated-1"])
-def test_a_push_token_that_alone_fails_for_ever_holds_no_other_push(admin: Admin, fcm: FcmStandin, bad: str) -> None:
+def test_a_single_push_token_that_always_fails_stops_no_other_push(admin: Admin, fcm: FcmStandin, bad: str) -> None:
     admin.enrol("the-odd-one", push_token=bad)
     admin.enrol_fleet(3, "ok-")
     dispatchers = []
@@ -161,7 +161,7 @@ def test_a_push_token_that_alone_fails_for_ever_holds_no_other_push(admin: Admin
     assert Delivery.objects.filter(push_state="retrying").count() == 4
 
 
-def test_a_page_in_the_place_of_every_25th_answer_holds_no_other_push(admin: Admin, fcm: FcmStandin) -> None:
+def test_a_page_instead_of_every_25th_answer_stops_no_other_push(admin: Admin, fcm: FcmStandin) -> None:
     for number in range(1, 51):
         admin.enrol(f"phone-{number}", push_token=f"{'html404' if number % 25 == 0 else 'ok'}-{number}")
     admin.command("ping", to={"all": True}, expires_in_seconds=86_400)
@@ -182,7 +182,7 @@ def test_a_page_in_the_place_of_every_25th_answer_holds_no_other_push(admin: Adm
         ("unauthenticated-", "Check the service account's key"),
     ],
 )
-def test_a_fault_of_our_own_at_several_devices_opens_the_circuit_and_the_log_says_what_to_mend(
+def test_a_fault_of_our_own_at_several_devices_opens_the_circuit_and_the_log_says_what_to_repair(
     admin: Admin, fcm: FcmStandin, push_token: str, advice: str
 ) -> None:
     fleet(admin, push_token, 3)
@@ -203,7 +203,7 @@ def test_a_fault_of_our_own_at_several_devices_opens_the_circuit_and_the_log_say
     ("push_token", "statuses"),
     [("unauthenticated-1", [401, 401]), ("forbidden-1", [403, 403]), ("mismatch-1", [403]), ("missing-1", [404])],
 )
-def test_401_and_other_403_have_the_access_token_refreshed_once_before_the_attempt_counts(
+def test_401_and_other_403_refresh_the_access_token_once_before_the_attempt_counts(
     admin: Admin, fcm: FcmStandin, push_token: str, statuses: list[int]
 ) -> None:
     issued = fcm.access_tokens.issued
@@ -238,7 +238,7 @@ def test_an_access_token_that_one_push_is_refused_with_still_serves_the_others_w
     assert not any(answer.oauth_failed for answer in answers)
 
 
-def test_400_rejects_the_message_spares_the_push_token_and_is_logged_as_an_error(admin: Admin, fcm: FcmStandin) -> None:
+def test_400_rejects_the_message_keeps_the_push_token_and_is_logged_as_an_error(admin: Admin, fcm: FcmStandin) -> None:
     with capture_logs() as lines:
         attempt, delivery = push_to(admin, "invalid-1")
     assert [line["log_level"] for line in lines if line["event"] == "command.sent"] == ["error"]
@@ -260,7 +260,7 @@ NOT_A_TOKEN = "The registration token is not a valid FCM registration token"
 
 
 def invalid_argument(message: str = "Request contains an invalid argument.", *fields: str, text: str = "") -> bytes:
-    """A 400 of FCM's with this message and a violation of each of these fields."""
+    """A 400 of FCM with this message and a violation of each of these fields."""
     violations = [{"field": field, "description": text} for field in fields]
     bad_request = {"@type": "type.googleapis.com/google.rpc.BadRequest", "fieldViolations": violations}
     code = {"@type": "type.googleapis.com/google.firebase.fcm.v1.FcmError", "errorCode": "INVALID_ARGUMENT"}
@@ -321,7 +321,7 @@ def test_500_and_503_wait_for_the_larger_of_retry_after_and_the_backoff(
 
 @pytest.mark.parametrize("word", ["unavailable999999999", "quota999999999"])
 @pytest.mark.parametrize("lives", [600, 7200])
-def test_an_absurd_retry_after_is_followed_for_an_hour_at_most_and_the_push_goes_again_while_its_command_lives(
+def test_a_too_long_retry_after_is_limited_to_an_hour_and_the_push_is_sent_again_before_the_expiry(
     admin: Admin, fcm: FcmStandin, word: str, lives: int
 ) -> None:
     admin.command("ping", to=admin.enrol("phone-1", push_token=f"{word}-1"), expires_in_seconds=lives)
@@ -332,7 +332,7 @@ def test_an_absurd_retry_after_is_followed_for_an_hour_at_most_and_the_push_goes
     assert 0.85 * half <= seconds_to_next(delivery) <= 1.1 * half
 
 
-def test_a_push_token_of_another_kind_is_rejected_and_stops_nobody_elses_pushes(admin: Admin, fcm: FcmStandin) -> None:
+def test_a_push_token_of_another_kind_is_rejected_and_stops_no_other_push(admin: Admin, fcm: FcmStandin) -> None:
     fleet(admin, "ok-", 3)
     admin.command("ping", to=admin.enrol("an-iphone", push_token="thirdparty-1"), expires_in_seconds=86_400)
     assert dispatched(fcm).circuit.state == circuit_breaker.CLOSED
@@ -342,7 +342,7 @@ def test_a_push_token_of_another_kind_is_rejected_and_stops_nobody_elses_pushes(
     assert Device.objects.reachable_by_push().count() == 4
 
 
-def test_429_slows_the_dispatcher_as_a_whole(admin: Admin, fcm: FcmStandin) -> None:
+def test_429_slows_the_whole_dispatcher(admin: Admin, fcm: FcmStandin) -> None:
     fleet(admin, "quota-", 3)
     assert dispatched(fcm).pace.factor == 0.5
 
@@ -353,7 +353,7 @@ def test_twenty_failures_in_a_row_open_the_circuit(admin: Admin, fcm: FcmStandin
     assert dispatched(fcm).circuit.state == state
 
 
-def test_what_waits_for_a_slot_when_the_circuit_opens_is_given_back_unsent(
+def test_pushes_that_wait_for_a_slot_when_the_circuit_opens_are_returned_unsent(
     admin: Admin, fcm: FcmStandin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("commands.push.dispatcher.SLOTS", 1)
@@ -395,7 +395,7 @@ def test_a_failing_oauth_endpoint_blocks_the_attempt_and_nothing_is_sent(admin: 
 
 
 @pytest.mark.parametrize("said", ["<html>", "[]", '{"access_token": "a", "expires_in": []}'])
-def test_something_else_than_an_oauth_endpoint_blocks_the_attempt_and_opens_the_circuit(
+def test_an_endpoint_that_is_not_oauth_blocks_the_attempt_and_opens_the_circuit(
     admin: Admin, fcm: FcmStandin, said: str
 ) -> None:
     fcm.oauth_says = said
@@ -405,14 +405,14 @@ def test_something_else_than_an_oauth_endpoint_blocks_the_attempt_and_opens_the_
     assert len(fcm.journal) == 0
 
 
-def test_whatever_else_goes_wrong_with_a_send_is_unknown_and_tried_again(admin: Admin, fcm: FcmStandin) -> None:
+def test_any_other_error_of_a_send_is_unknown_and_tried_again(admin: Admin, fcm: FcmStandin) -> None:
     fcm.oauth_says = '{"access_token": "no\\nheader"}'
     attempt, delivery = push_to(admin, "ok-1")
     assert (attempt.outcome, attempt.detail) == ("unknown", "unexpected: ValueError")
     assert (delivery.push_state, delivery.failure_count) == ("retrying", 1)
 
 
-def test_a_failing_oauth_endpoint_opens_the_circuit_and_the_log_says_what_to_mend(
+def test_a_failing_oauth_endpoint_opens_the_circuit_and_the_log_says_what_to_repair(
     admin: Admin, fcm: FcmStandin
 ) -> None:
     fcm.oauth_down = True
@@ -445,7 +445,7 @@ def test_an_access_token_is_refreshed_in_a_thread_ahead_of_its_expiry_and_no_pus
     assert len([hop for hop in hops if "refresh" in hop]) >= 2
 
 
-def test_the_largest_command_there_may_be_is_taken_by_fcm(admin: Admin, fcm: FcmStandin) -> None:
+def test_the_largest_possible_command_is_accepted_by_fcm(admin: Admin, fcm: FcmStandin) -> None:
     phone = admin.enrol("phone-1", push_token="ok-1")
     admin.command("message", to=phone, params={"title": "t", "body": ""})
     (envelope,) = phone.heartbeat().json["commands"]
@@ -459,13 +459,13 @@ def test_the_largest_command_there_may_be_is_taken_by_fcm(admin: Admin, fcm: Fcm
     assert [send.status for send in fcm.journal.sends()] == [200]
 
 
-def test_the_longest_command_there_may_be_is_taken_by_fcm(admin: Admin, fcm: FcmStandin) -> None:
+def test_the_longest_possible_command_is_accepted_by_fcm(admin: Admin, fcm: FcmStandin) -> None:
     admin.command("ping", to=admin.enrol("phone-1", push_token="ok-1"), expires_in_seconds=2_419_200)
     call_command("dispatch", once=True)
     assert [send.status for send in fcm.journal.sends()] == [200]
 
 
-def test_a_push_lives_no_longer_than_its_command_whatever_it_waited_for(fcm: FcmStandin) -> None:
+def test_the_time_to_live_of_a_push_ends_with_its_command_after_any_wait(fcm: FcmStandin) -> None:
     async def sends(sender: Sender) -> list[Any]:
         await sender.send(ping("ok-1"))
         fcm.journal.clear()
@@ -479,7 +479,7 @@ def test_a_push_lives_no_longer_than_its_command_whatever_it_waited_for(fcm: Fcm
     assert sorted(ttls) == ["1s", "2s", "2s"]
 
 
-def test_what_a_push_waits_for_counts_a_connection_too(fcm: FcmStandin) -> None:
+def test_the_wait_for_a_connection_shortens_the_time_to_live(fcm: FcmStandin) -> None:
     fcm.delay_ms = 500
 
     async def sends() -> list[Any]:
@@ -497,7 +497,7 @@ def test_what_a_push_waits_for_counts_a_connection_too(fcm: FcmStandin) -> None:
     assert [send.message["android"]["ttl"] for send in fcm.journal.sends()[2:]] == ["9s"]
 
 
-def test_a_refused_access_token_gives_no_push_longer_than_it_may_take(fcm: FcmStandin) -> None:
+def test_a_refused_access_token_does_not_extend_the_time_of_a_push(fcm: FcmStandin) -> None:
     async def sends(sender: Sender) -> None:
         await sender.send(ping("ok-1"))
         fcm.override, fcm.delay_ms = "unauthenticated", 400
@@ -533,12 +533,12 @@ def test_dispatchers_share_the_limit_of_pushes_a_second(
         (502, AttemptOutcome.RETRY_LATER),
     ],
 )
-def test_an_error_that_fcm_does_not_document_has_an_outcome_too(status: int, outcome: AttemptOutcome) -> None:
+def test_an_undocumented_error_of_fcm_has_an_outcome_too(status: int, outcome: AttemptOutcome) -> None:
     body = json.dumps({"error": {"code": status, "message": "No.", "status": "UNKNOWN"}}).encode()
     assert fcm_outcomes.decide(parse(status, "", body), failures=0).outcome == outcome
 
 
-def test_a_retry_never_goes_past_the_expiry_of_its_command(admin: Admin, fcm: FcmStandin) -> None:
+def test_a_retry_is_never_sent_after_the_expiry_of_its_command(admin: Admin, fcm: FcmStandin) -> None:
     phone = admin.enrol("phone-1", push_token="unavailable90-1")
     admin.command("ping", to=phone, expires_in_seconds=60)
     call_command("dispatch", once=True)
@@ -546,7 +546,7 @@ def test_a_retry_never_goes_past_the_expiry_of_its_command(admin: Admin, fcm: Fc
     assert (delivery.push_state, delivery.next_attempt_at) == ("undeliverable", None)
 
 
-def test_a_push_that_failed_goes_again_under_the_same_request_id(admin: Admin, fcm: FcmStandin) -> None:
+def test_a_push_that_failed_is_sent_again_under_the_same_request_id(admin: Admin, fcm: FcmStandin) -> None:
     push_to(admin, "flaky1-1")
     Delivery.objects.update(next_attempt_at=Now())
     call_command("dispatch", once=True)
@@ -556,11 +556,11 @@ def test_a_push_that_failed_goes_again_under_the_same_request_id(admin: Admin, f
 
 @pytest.mark.parametrize("priority", ["high", "normal"])
 @pytest.mark.parametrize("ttl_seconds", [1, 90, MAX_TTL_SECONDS, MAX_TTL_SECONDS + 1])
-def test_a_message_is_what_googles_own_library_makes_of_it(priority: str, ttl_seconds: int) -> None:
+def test_a_message_equals_the_one_of_googles_library(priority: str, ttl_seconds: int) -> None:
     data = {"action": "message", "params": '{"title":"Café ✓"}'}
     android = messaging.AndroidConfig(priority=priority, ttl=min(ttl_seconds, MAX_TTL_SECONDS))
     expected = messaging.Message(data=data, android=android)
-    expected.token = "ok-1"  # The constructor warns of a successor to `token` that nobody sends.
+    expected.token = "ok-1"  # The constructor warns of a successor to `token` that is not in use.
     body = json.loads(encode(FcmMessage("ok-1", data, priority, time.monotonic() + ttl_seconds + 0.9)))
     assert body == {"message": json.loads(str(expected))}
 
@@ -574,14 +574,14 @@ def test_the_backoff_is_ten_seconds_and_a_random_part_that_doubles_up_to_a_quart
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_an_absurd_retry_after_is_spread_within_the_hour(status: int) -> None:
+def test_retries_after_a_too_long_retry_after_are_spread_within_the_hour(status: int) -> None:
     answer = parse(status, "Fri, 31 Dec 9999 23:59:59 GMT", b"")
     waits = [fcm_outcomes.decide(answer, failures=0).retry_in_seconds or 0 for _ in range(200)]
     assert 3200 <= min(waits) < max(waits) <= 3600
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_retry_after_is_kept_and_those_who_are_told_the_same_do_not_come_back_at_once(status: int) -> None:
+def test_retry_after_is_followed_and_retries_with_the_same_value_are_spread(status: int) -> None:
     told = FcmResponse(status, retry_after_seconds=300)
     waits = [fcm_outcomes.decide(told, failures=0).retry_in_seconds or 0 for _ in range(200)]
     assert 300 <= min(waits) < max(waits) <= 330
@@ -613,7 +613,7 @@ def test_an_error_that_is_not_fcms_has_no_code_and_is_known_as_such(body: bytes)
 
 
 def failed(breaker: Circuit, fault: Fault, device: int, *, now: float = 0, delivery: int | None = None) -> bool:
-    """Let a send to this device fail; tell whether the circuit has opened or closed by it."""
+    """Let a send to this device fail; return whether it has opened or closed the circuit."""
     return breaker.note(fault, fault.value, now, device_id=str(device), delivery_id=delivery or device)
 
 
@@ -644,13 +644,13 @@ def test_the_circuit_opens_for_a_fault_of_our_own_at_several_devices_with_no_suc
     assert breaker.cause == Fault.CONFIGURATION
 
 
-def test_what_passes_by_counts_for_no_fault_of_our_own() -> None:
+def test_an_error_that_passes_does_not_count_as_a_fault_of_our_own() -> None:
     breaker = Circuit()
     assert not any(failed(breaker, Fault.CONFIGURATION, device) for device in (1, 2))
     assert not any(failed(breaker, Fault.PASSING, device) for device in range(3, 12))
 
 
-def test_a_failure_of_oauth_is_everybodys_and_opens_the_circuit_at_once() -> None:
+def test_a_failure_of_oauth_opens_the_circuit_immediately() -> None:
     breaker = Circuit()
     assert failed(breaker, Fault.OAUTH, 1)
     assert (breaker.state, breaker.cause) == (circuit_breaker.OPEN, Fault.OAUTH)
@@ -669,13 +669,13 @@ def test_any_judgement_of_a_message_closes_the_circuit() -> None:
 
 
 @pytest.mark.parametrize("script", ["ok", "unregistered", "invalid", "malformed", "thirdparty"])
-def test_what_fcm_says_of_a_message_is_a_judgement(fcm: FcmStandin, script: str) -> None:
+def test_fcms_own_answers_about_a_message_are_judgements(fcm: FcmStandin, script: str) -> None:
     reply = fcm.scripted(f"{script}-1")
     assert fcm_outcomes.decide(parse(reply.status or 0, "", reply.body), failures=0).fault == Fault.NONE
 
 
 def probed(fcm: FcmStandin, breaker: Circuit) -> list[str]:
-    """Let all open pushes be due, those that failed first, and a probe; return the push tokens that were pushed to."""
+    """Make all open pushes due, failed ones first, and allow a probe; return the push tokens that got a push."""
     fcm.journal.clear()
     Delivery.objects.filter(failure_count=0, next_attempt_at__isnull=False).update(next_attempt_at=Now())
     failed_ones = Delivery.objects.filter(failure_count__gt=0, next_attempt_at__isnull=False)
@@ -685,7 +685,7 @@ def probed(fcm: FcmStandin, breaker: Circuit) -> list[str]:
     return list(dict.fromkeys(send.push_token for send in fcm.journal.sends()))
 
 
-def test_each_probe_is_another_delivery_and_what_opened_the_circuit_is_not_the_first_to_go_after_it(
+def test_each_probe_is_another_delivery_and_failed_ones_are_not_sent_first_after_it(
     admin: Admin, fcm: FcmStandin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("commands.push.dispatcher.SLOTS", 1)
@@ -706,7 +706,7 @@ def test_each_probe_is_another_delivery_and_what_opened_the_circuit_is_not_the_f
     assert set(went[4:]) == {"forbidden-0", "forbidden-1", "forbidden-2"}
 
 
-def test_where_only_what_failed_is_due_the_probe_takes_turns_among_it(admin: Admin, fcm: FcmStandin) -> None:
+def test_if_only_failed_deliveries_are_due_the_probes_take_them_in_turn(admin: Admin, fcm: FcmStandin) -> None:
     breaker = Circuit()
     fleet(admin, "forbidden-", 3)
     dispatched(fcm, breaker)
@@ -720,7 +720,7 @@ def test_where_only_what_failed_is_due_the_probe_takes_turns_among_it(admin: Adm
     assert sorted(probes) == ["forbidden-0", "forbidden-1", "forbidden-2"]
 
 
-def test_a_429_slows_the_dispatcher_as_a_whole_and_the_pace_comes_back() -> None:
+def test_a_429_slows_the_whole_dispatcher_and_its_rate_recovers() -> None:
     pace = Pace(per_second=100)
     assert pace.permits(now=0) == 10
     pace.slow_down(now=0)
@@ -731,7 +731,7 @@ def test_a_429_slows_the_dispatcher_as_a_whole_and_the_pace_comes_back() -> None
     assert pace.permits(now=12) == 10
 
 
-def test_a_pause_is_not_made_up_for_by_a_burst() -> None:
+def test_no_burst_follows_a_pause() -> None:
     pace = Pace(per_second=100)
     pace.permits(now=0)
     sent = 0

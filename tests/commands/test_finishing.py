@@ -1,4 +1,4 @@
-"""A command's end is written down once, told of in the log and in a metric, and changes nothing that is said of it."""
+"""The end of a command is stored once, logged and counted, and does not change what the API shows."""
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -23,20 +23,20 @@ def finished(action: str, outcome: str) -> float:
     return REGISTRY.get_sample_value("nexmdm_commands_finished_total", {"action": action, "outcome": outcome}) or 0.0
 
 
-def told(events: list[Any]) -> list[tuple[str, str, str, str, int]]:
-    """Return what the log says of commands that have ended."""
+def logged(events: list[Any]) -> list[tuple[str, str, str, str, int]]:
+    """Return the log lines of commands that have ended."""
     names = ("request_id", "action", "state", "outcome", "device_count")
     return [tuple(event[name] for name in names) for event in events if event["event"] == "command.finished"]
 
 
-def test_the_dispatcher_writes_down_how_a_command_ended_and_tells_of_it_once(admin: Admin, phone: Phone) -> None:
+def test_the_dispatcher_stores_the_end_of_a_command_and_logs_it_once(admin: Admin, phone: Phone) -> None:
     other = admin.enrol("phone-2")
     request_id = admin.command(to=[phone, other]).json["request_id"]
     phone.report(request_id, "succeeded")
     before = finished("ping", "partial")
     with structlog.testing.capture_logs() as events:
         call_command("dispatch", once=True)
-    assert told(events) == []
+    assert logged(events) == []
     assert Command.objects.get().finished_at is None
 
     other.report(request_id, "failed")
@@ -47,7 +47,7 @@ def test_the_dispatcher_writes_down_how_a_command_ended_and_tells_of_it_once(adm
     command = Command.objects.get()
     last = max(settled for settled in Delivery.objects.values_list("settled_at", flat=True) if settled)
     assert (command.finished_at, command.outcome) == (last, "partial")
-    assert told(events) == [(request_id, "ping", "completed", "partial", 2)]
+    assert logged(events) == [(request_id, "ping", "completed", "partial", 2)]
     assert finished("ping", "partial") == before + 1
     assert admin.get(f"/admin/commands/{request_id}").json == said
 
@@ -60,12 +60,12 @@ def test_a_command_whose_time_is_over_ends_when_that_is_marked(admin: Admin, pho
     with structlog.testing.capture_logs() as events:
         assert finishing.finish_recent(10) == 0, "it was settled more than a minute ago"
         assert finishing.finish(10) == 1
-    assert told(events) == [(request_id, "wipe", "expired", "expired", 1)]
+    assert logged(events) == [(request_id, "wipe", "expired", "expired", 1)]
     command = Command.objects.get()
     assert command.finished_at == command.expires_at
 
 
-def test_a_late_report_changes_nothing_of_what_is_written(admin: Admin, phone: Phone) -> None:
+def test_a_late_report_does_not_change_the_stored_end(admin: Admin, phone: Phone) -> None:
     request_id = admin.command(to=phone).json["request_id"]
     let_pass(hours=2)
     queue.expire(10)
@@ -80,36 +80,36 @@ def test_a_cancellation_is_part_of_the_end(admin: Admin, phone: Phone) -> None:
     admin.post(f"/admin/commands/{request_id}/cancel")
     with structlog.testing.capture_logs() as events:
         assert finishing.finish_recent(10) == 1
-    assert told(events) == [(request_id, "ping", "cancelled", "cancelled", 1)]
+    assert logged(events) == [(request_id, "ping", "cancelled", "cancelled", 1)]
 
 
-def test_what_ended_long_ago_is_written_down_without_a_word(admin: Admin, phone: Phone) -> None:
-    """As after an upgrade from a version that wrote nothing down."""
+def test_the_end_of_an_old_command_is_stored_without_a_log_line(admin: Admin, phone: Phone) -> None:
+    """As after an upgrade from a version that stored no ends."""
     request_id = admin.command(to=phone).json["request_id"]
     phone.report(request_id, "succeeded")
     Delivery.objects.update(settled_at=F("settled_at") - timedelta(days=8))
     with structlog.testing.capture_logs() as events:
         assert finishing.finish(10) == 1
-    assert told(events) == []
+    assert logged(events) == []
     assert admin.get(f"/admin/commands/{request_id}").json["outcome"] == "succeeded"
 
 
-def test_two_dispatchers_tell_of_an_end_once(admin: Admin, phone: Phone) -> None:
+def test_two_dispatchers_log_an_end_once(admin: Admin, phone: Phone) -> None:
     for _ in range(20):
         phone.report(admin.command(to=phone).json["request_id"], "succeeded")
     with structlog.testing.capture_logs() as events:
         with ThreadPoolExecutor(4) as threads:
             list(threads.map(lambda _: releasing_connection(lambda: finishing.finish_recent(100)), range(4)))
         finishing.finish_recent(100)
-    assert len(told(events)) == len(set(told(events))) == 20
+    assert len(logged(events)) == len(set(logged(events))) == 20
 
 
-def test_an_end_that_is_rolled_back_is_not_told(admin: Admin, phone: Phone) -> None:
+def test_an_end_that_is_rolled_back_is_not_logged(admin: Admin, phone: Phone) -> None:
     phone.report(admin.command(to=phone).json["request_id"], "succeeded")
     with structlog.testing.capture_logs() as events, transaction.atomic():
         assert finishing.finish_recent(10) == 1
         transaction.set_rollback(True)
-    assert told(events) == []
+    assert logged(events) == []
     assert Command.objects.get().finished_at is None
 
 

@@ -1,4 +1,4 @@
-"""Heartbeats and reports do not wait for each other: each group commit has a thread and a connection of its own."""
+"""Heartbeats and reports do not wait for each other: each group commit has its own thread and connection."""
 
 import asyncio
 import threading
@@ -24,10 +24,10 @@ from tests.support.moments import releasing_connection, waiting
     ("locked", "waits", "goes_on"),
     [(Delivery, "/v1/action-result", "/v1/heartbeat"), (Presence, "/v1/heartbeat", "/v1/action-result")],
 )
-def test_what_one_batch_waits_for_does_not_hold_up_the_other(
+def test_a_batch_does_not_wait_for_the_lock_of_another_batch(
     admin: Admin, phone: Phone, monkeypatch: pytest.MonkeyPatch, locked: Any, waits: str, goes_on: str
 ) -> None:
-    phone.heartbeat()  # The first use of its token is noted in its device's row, by whichever comes first.
+    phone.heartbeat()  # The first request stores the first use of its token in its device's row.
     monkeypatch.setattr(group_commit, "HAS_OWN_THREAD", True)
     request_id = admin.command(to=phone).json["request_id"]
     bodies = {"/v1/heartbeat": {}, "/v1/action-result": {"request_id": request_id, "status": "running"}}
@@ -59,7 +59,7 @@ def test_what_one_batch_waits_for_does_not_hold_up_the_other(
 
 
 class _Holder:
-    """Locks the rows of a table in a transaction of another thread, until it may let go."""
+    """Locks the rows of a table in a transaction of another thread, until it is released."""
 
     def __init__(self, model: Any) -> None:
         self._model = model

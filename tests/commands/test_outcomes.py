@@ -1,4 +1,4 @@
-"""What a command is said to have come to, as a whole: its state, its outcome, and how long its phones have for it."""
+"""The state and the outcome of a command, and the time that its phones have for it."""
 
 from datetime import datetime
 from itertools import product
@@ -25,7 +25,7 @@ def issue(admin: Admin, to: Any, action: str = "ping", **fields: Any) -> str:
 
 
 def standing(admin: Admin, request_id: str) -> tuple[str, str | None]:
-    """Return state and outcome, which list and detail must say alike."""
+    """Return state and outcome, which must be the same in list and detail."""
     detail = admin.get(f"/admin/commands/{request_id}").json
     (listed,) = [one for one in admin.get("/admin/commands").json["items"] if one["request_id"] == request_id]
     assert (listed["state"], listed["outcome"]) == (detail["state"], detail["outcome"])
@@ -54,7 +54,7 @@ def test_a_command_has_no_outcome_while_anything_of_it_is_open(admin: Admin, pho
         (("failed", None), "failed"),
     ],
 )
-def test_what_phones_reported_in_time_decides_the_outcome(
+def test_reports_in_time_decide_the_outcome(
     admin: Admin, phone: Phone, words: tuple[str | None, ...], outcome: str
 ) -> None:
     phones = [phone, admin.enrol("phone-2")]
@@ -67,7 +67,7 @@ def test_what_phones_reported_in_time_decides_the_outcome(
     assert standing(admin, request_id) == ("completed", outcome)
 
 
-def test_a_wipe_that_lapsed_is_expired_and_never_listed_as_completed(admin: Admin, phone: Phone) -> None:
+def test_a_wipe_whose_time_is_over_is_expired_and_never_listed_as_completed(admin: Admin, phone: Phone) -> None:
     request_id = issue(admin, phone, "wipe", expires_in_seconds=60)
     let_pass(hours=2)
     assert Delivery.objects.get().state == "pending"
@@ -84,7 +84,7 @@ def test_a_late_final_report_changes_neither_state_nor_outcome(admin: Admin, pho
     assert standing(admin, request_id) == ("expired", "expired")
 
 
-def test_a_cancelled_command_says_what_it_came_to_before(admin: Admin, phone: Phone) -> None:
+def test_a_cancelled_command_keeps_the_outcome_of_its_results(admin: Admin, phone: Phone) -> None:
     request_id = issue(admin, [phone, admin.enrol("phone-2")])
     phone.report(request_id, "succeeded")
     admin.post(f"/admin/commands/{request_id}/cancel")
@@ -92,7 +92,7 @@ def test_a_cancelled_command_says_what_it_came_to_before(admin: Admin, phone: Ph
 
 
 @pytest.mark.parametrize("by", ["cancel", "supersede", "revoke"])
-def test_a_command_of_which_all_was_withdrawn_is_cancelled(admin: Admin, phone: Phone, by: str) -> None:
+def test_a_command_whose_deliveries_are_all_withdrawn_is_cancelled(admin: Admin, phone: Phone, by: str) -> None:
     request_id = issue(admin, phone)
     if by == "cancel":
         admin.post(f"/admin/commands/{request_id}/cancel")
@@ -107,7 +107,7 @@ KINDS: Final = ("pending", "overdue", "received", "succeeded", "failed", "expire
 
 
 def put(delivery: Delivery, kind: str) -> None:
-    """Bring a delivery into a state as its row has it; `overdue`: past its time, and not yet marked."""
+    """Bring a delivery into a state of its row; `overdue`: past its time, and not marked yet."""
     settled = kind not in ("pending", "overdue", "received")
     changes: dict[str, Any] = {"state": kind, "settled_at": Now() if settled else None, "next_attempt_at": None}
     if kind == "overdue":
@@ -132,20 +132,20 @@ def test_lists_filters_and_details_agree_for_every_mix_of_states(admin: Admin, p
             put(delivery, kind)
         stands[str(command.pk)] = expected(set(mix), was_cancelled=was_cancelled)
 
-    assert_said(admin, stands)
-    # The same when the ends are written down; first of those whose deliveries are all marked.
+    assert_shown(admin, stands)
+    # The same with stored ends; first the end of those whose deliveries are all marked.
     written = finishing.finish(1000)
-    assert_said(admin, stands)
+    assert_shown(admin, stands)
     queue.expire(1000)
     written += finishing.finish(1000)
-    assert_said(admin, stands)
+    assert_shown(admin, stands)
     assert written == len([state for state, _ in stands.values() if state != "open"])
     assert Command.objects.filter(finished_at=None).count() == len(stands) - written
     assert {one for stand in stands.values() for one in stand if one} == {*STATES, *OUTCOMES}
 
 
-def assert_said(admin: Admin, stands: dict[str, tuple[str, str | None]]) -> None:
-    """Look at the list, at every filter, and at some of the commands."""
+def assert_shown(admin: Admin, stands: dict[str, tuple[str, str | None]]) -> None:
+    """Check the list, every filter, and some of the commands."""
     rows = admin.get("/admin/commands?limit=500").json["items"]
     assert {row["request_id"]: (row["state"], row["outcome"]) for row in rows} == stands
     for state in STATES:
@@ -157,7 +157,7 @@ def assert_said(admin: Admin, stands: dict[str, tuple[str, str | None]]) -> None
         assert (detail["state"], detail["outcome"]) == stands[key]
 
 
-def test_an_outcome_that_there_is_not_is_refused(admin: Admin) -> None:
+def test_an_unknown_outcome_is_refused(admin: Admin) -> None:
     answer = admin.get("/admin/commands?outcome=completed")
     assert (answer.status, answer.json["errors"][0]["loc"]) == (422, ["query", "outcome"])
 
@@ -166,7 +166,7 @@ def test_an_outcome_that_there_is_not_is_refused(admin: Admin) -> None:
     ("action", "seconds"),
     [("ping", 600), ("reboot", HOUR), ("lock", 28 * 24 * HOUR), ("wipe", 28 * 24 * HOUR)],
 )
-def test_how_long_phones_have_depends_on_the_action_unless_it_is_said(
+def test_the_default_of_expires_in_seconds_depends_on_the_action(
     admin: Admin, phone: Phone, action: str, seconds: int
 ) -> None:
     said: list[tuple[dict[str, Any], int]] = [

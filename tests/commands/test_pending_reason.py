@@ -1,4 +1,4 @@
-"""Why a delivery is open: what the API says of it, and so the admin site, with pushes through the real sender."""
+"""Why a delivery is open, in the API and so on the admin site, with pushes through the real sender."""
 
 import asyncio
 from collections.abc import Callable
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 
 def ping(admin: Admin, push_token: str, *, expires_in_seconds: int = 600) -> Phone:
-    """Enrol a phone that has sent a heartbeat, and issue a ping for it."""
+    """Register a phone that has sent a heartbeat, and issue a ping for it."""
     phone = admin.enrol(f"phone-{push_token}", push_token=push_token)
     phone.heartbeat()
     admin.command("ping", to=phone, expires_in_seconds=expires_in_seconds)
@@ -34,13 +34,13 @@ def ping(admin: Admin, push_token: str, *, expires_in_seconds: int = 600) -> Pho
 
 
 def dispatch() -> None:
-    """Push what is due, whenever it may be due."""
+    """Send all open pushes, whenever they are due."""
     Delivery.objects.filter(next_attempt_at__isnull=False).update(next_attempt_at=Now())
     call_command("dispatch", once=True)
 
 
 def why_open(admin: Admin, phone: Phone | None = None) -> str:
-    """Return why a delivery is open (by default the only one), as the list and the delivery's own answer both say."""
+    """Return why a delivery is open (by default the only one); the list and the delivery's own answer must agree."""
     found = Delivery.objects.all() if phone is None else Delivery.objects.filter(device_id=phone.device_id)
     delivery = found.get()
     path = f"/admin/commands/{delivery.command_id}/deliveries"
@@ -50,14 +50,14 @@ def why_open(admin: Admin, phone: Phone | None = None) -> str:
 
 
 class Overtaken:
-    """A sender, and something that happens before FCM's answer is known."""
+    """A sender, and an event that happens before FCM's answer is known."""
 
     def __init__(self, sender: Sender, happening: Callable[[], object]) -> None:
         self.sender = sender
         self.happening = happening
 
     async def send(self, push: firebase.FcmMessage) -> firebase.FcmResponse:
-        """Send a push, and let it happen."""
+        """Send a push, and cause the event."""
         answer = await self.sender.send(push)
         await asyncio.to_thread(releasing_connection, self.happening)
         return answer
@@ -71,7 +71,7 @@ def dispatch_overtaken(standin: FcmStandin, happening: Callable[[], object]) -> 
     asyncio.run(dispatched())
 
 
-def test_a_phone_that_is_silent_or_defers_is_the_reason(admin: Admin, fcm: FcmStandin) -> None:
+def test_the_reason_names_a_phone_that_is_silent_or_defers(admin: Admin, fcm: FcmStandin) -> None:
     phone = admin.enrol("phone-1", push_token="ok-1")
     request_id = admin.command("ping", to=phone).json["request_id"]
     call_command("dispatch", once=True)
@@ -89,7 +89,7 @@ def test_a_phone_that_is_silent_or_defers_is_the_reason(admin: Admin, fcm: FcmSt
     assert why_open(admin) == "Deferred twice; silent for 3 h; push token dead."
 
 
-def test_a_delivery_without_a_push_token_says_when_it_goes(admin: Admin, phone: Phone) -> None:
+def test_the_reason_without_a_push_token_names_the_next_heartbeat(admin: Admin, phone: Phone) -> None:
     phone.heartbeat()
     request_id = admin.command("ping", to=phone).json["request_id"]
     assert why_open(admin) == "No push token, so it goes with the next heartbeat."
@@ -110,7 +110,7 @@ def test_a_delivery_without_a_push_token_says_when_it_goes(admin: Admin, phone: 
         ("reset-1", 10, "Push failed once, and no time is left for another before the expiry."),
     ],
 )
-def test_what_became_of_the_push_is_told_as_it_was(
+def test_the_reason_contains_the_result_of_the_push(
     admin: Admin, fcm: FcmStandin, push_token: str, expires_in_seconds: int, sentence: str
 ) -> None:
     ping(admin, push_token, expires_in_seconds=expires_in_seconds)
@@ -119,7 +119,7 @@ def test_what_became_of_the_push_is_told_as_it_was(
 
 
 @pytest.mark.parametrize("status", ["received", "running"])
-def test_a_failed_push_of_what_the_phone_has_already_is_not_told(admin: Admin, fcm: FcmStandin, status: str) -> None:
+def test_the_reason_omits_a_failed_push_if_the_phone_has_reported(admin: Admin, fcm: FcmStandin, status: str) -> None:
     phone = ping(admin, "unavailable-1")
     request_id = str(Delivery.objects.get().command_id)
     dispatch_overtaken(fcm, lambda: phone.report(request_id, status, via="heartbeat"))
@@ -127,19 +127,19 @@ def test_a_failed_push_of_what_the_phone_has_already_is_not_told(admin: Admin, f
     assert why_open(admin) == f"The phone reported {status}."
 
 
-def test_without_firebase_it_goes_with_the_next_heartbeat(admin: Admin, settings: Settings) -> None:
+def test_without_firebase_the_reason_names_the_next_heartbeat(admin: Admin, settings: Settings) -> None:
     settings.FIREBASE_SERVICE_ACCOUNT = None
     ping(admin, "ok-1")
     call_command("dispatch", once=True)
     assert why_open(admin) == "Firebase is not configured, so it goes with the next heartbeat."
 
 
-def test_a_push_that_no_dispatcher_takes_has_not_left(admin: Admin, fcm: FcmStandin) -> None:
+def test_a_push_without_a_dispatcher_is_not_sent_yet(admin: Admin, fcm: FcmStandin) -> None:
     ping(admin, "ok-1")
     assert why_open(admin) == "The push is not sent yet."
 
 
-def test_a_push_that_an_open_circuit_holds_has_not_left(admin: Admin, fcm: FcmStandin) -> None:
+def test_a_push_behind_an_open_circuit_is_not_sent_yet(admin: Admin, fcm: FcmStandin) -> None:
     async def held() -> int:
         async with Sender(fcm.service_account(), fcm.base_url, connections=10) as sender:
             dispatcher = Dispatcher(sender, per_second=5000)
@@ -152,7 +152,7 @@ def test_a_push_that_an_open_circuit_holds_has_not_left(admin: Admin, fcm: FcmSt
     assert why_open(admin) == "The push is not sent yet."
 
 
-def test_a_push_that_was_given_back_has_not_left_and_counts_as_no_failure(
+def test_a_returned_push_is_not_sent_yet_and_counts_as_no_failure(
     admin: Admin, fcm: FcmStandin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("commands.push.dispatcher.SLOTS", 1)
@@ -163,7 +163,7 @@ def test_a_push_that_was_given_back_has_not_left_and_counts_as_no_failure(
     assert why_open(admin, given_back) == "The push is not sent yet."
 
 
-def test_a_push_without_an_access_token_has_not_left(admin: Admin, fcm: FcmStandin) -> None:
+def test_a_push_without_an_access_token_is_not_sent_yet(admin: Admin, fcm: FcmStandin) -> None:
     fcm.oauth_down = True
     ping(admin, "ok-1")
     dispatch()
@@ -186,7 +186,7 @@ def test_only_pushes_that_were_sent_count_as_failed(admin: Admin, fcm: FcmStandi
     assert why_open(admin) == "Push failed twice, the next one is being sent."
 
 
-def test_a_push_whose_dispatcher_died_is_under_way_until_its_lease_is_over(admin: Admin, fcm: FcmStandin) -> None:
+def test_a_push_whose_dispatcher_died_is_being_sent_until_its_lease_is_over(admin: Admin, fcm: FcmStandin) -> None:
     ping(admin, "ok-1")
     outbox.claim_due(1)
     assert why_open(admin) == "The push is being sent."
@@ -194,7 +194,7 @@ def test_a_push_whose_dispatcher_died_is_under_way_until_its_lease_is_over(admin
     assert why_open(admin) == "Push failed once, the next one is not sent yet."
 
 
-def test_a_push_that_came_too_late_to_leave_says_so(admin: Admin, fcm: FcmStandin) -> None:
+def test_the_reason_shows_that_no_time_was_left_for_a_push(admin: Admin, fcm: FcmStandin) -> None:
     ping(admin, "ok-1")
     (claimed,) = outbox.claim_due(1)
     Command.objects.update(expires_at=Now() + outbox.LEAST)
@@ -204,14 +204,14 @@ def test_a_push_that_came_too_late_to_leave_says_so(admin: Admin, fcm: FcmStandi
     assert why_open(admin) == "No time is left for a push before the expiry."
 
 
-def test_another_push_token_makes_a_refused_push_wait_for_its_turn(admin: Admin, fcm: FcmStandin) -> None:
+def test_after_a_new_push_token_a_refused_push_is_due_again(admin: Admin, fcm: FcmStandin) -> None:
     phone = ping(admin, "invalid-1")
     dispatch()
     phone.heartbeat(push_token="ok-1")
     assert why_open(admin) == "Push failed once, the next one is not sent yet."
 
 
-def test_the_admin_site_says_the_same_though_its_timeline_has_only_the_newest(
+def test_the_admin_site_shows_the_same_reason_although_its_timeline_is_cut(
     admin: Admin, fcm: FcmStandin, admin_client: Client
 ) -> None:
     phone = ping(admin, "unavailable-1")

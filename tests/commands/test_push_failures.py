@@ -1,4 +1,4 @@
-"""When pushing to a device counts as failing: by the last pushes that ended, whatever commands they were for."""
+"""When pushing to a device counts as failing: by the last pushes that ended, of all commands."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +33,7 @@ def pushed(admin: Admin, fcm: FcmStandin) -> Phone:
 
 
 def push(admin: Admin, phone: Phone, *, times: int = 1) -> None:
-    """Send a command whose push is tried so many times, each by a dispatcher of its own; then withdraw the command."""
+    """Send a command whose push is tried this number of times, each by another dispatcher; then withdraw it."""
     request_id = admin.command("ping", to=phone, expires_in_seconds=86_400).json["request_id"]
     for _ in range(times):
         Delivery.objects.filter(command=request_id, next_attempt_at__isnull=False).update(next_attempt_at=Now())
@@ -42,7 +42,7 @@ def push(admin: Admin, phone: Phone, *, times: int = 1) -> None:
 
 
 def push_of(admin: Admin, phone: Phone) -> str:
-    """What the admin API says of pushing to a phone, by its row and by the filter of the list, which agree."""
+    """The push health of a phone in the admin API, by its row and by the filter of the list, which must agree."""
     shown = str(admin.get(f"/admin/devices/{phone.device_id}").json["push"])
     for name in ("ok", "failing", "dead", "none"):
         listed = [row["device_id"] for row in admin.get(f"/admin/devices?push={name}").json["items"]]
@@ -54,7 +54,7 @@ def count(phone: Phone) -> int:
     return Device.objects.get(id=phone.device_id).push_failures
 
 
-def test_pushing_fails_after_five_failures_in_a_row_across_deliveries(admin: Admin, pushed: Phone) -> None:
+def test_push_is_failing_after_five_failures_in_a_row_across_deliveries(admin: Admin, pushed: Phone) -> None:
     push(admin, pushed, times=3)
     push(admin, pushed)
     assert push_of(admin, pushed) == "ok"
@@ -75,18 +75,18 @@ def test_a_push_that_is_accepted_ends_the_row(admin: Admin, pushed: Phone, fcm: 
 
 
 @pytest.mark.parametrize(
-    "word",
+    "answer",
     [
         "internal", "quota1", "reset", "garbage", "html404", "thirdparty", "invalid", "unauthenticated", "forbidden",
         "missing", "hang", "oauth",
     ],
 )  # fmt: skip
-def test_whatever_ends_a_push_but_fcms_acceptance_counts(
-    admin: Admin, fcm: FcmStandin, monkeypatch: pytest.MonkeyPatch, word: str
+def test_every_end_of_a_push_except_acceptance_counts(
+    admin: Admin, fcm: FcmStandin, monkeypatch: pytest.MonkeyPatch, answer: str
 ) -> None:
-    monkeypatch.setattr("commands.push.fcm.TIMEOUT_SECONDS", 0.2 if word == "hang" else 10)
-    fcm.oauth_down = word == "oauth"
-    phone = admin.enrol("phone-1", push_token=f"{word}-1")
+    monkeypatch.setattr("commands.push.fcm.TIMEOUT_SECONDS", 0.2 if answer == "hang" else 10)
+    fcm.oauth_down = answer == "oauth"
+    phone = admin.enrol("phone-1", push_token=f"{answer}-1")
     for _ in range(5):
         assert push_of(admin, phone) == "ok"
         push(admin, phone)
@@ -122,7 +122,9 @@ def _written_by_the_version_before(admin: Admin, phone: Phone) -> None:
 @pytest.mark.parametrize(
     "change", [_another, _none_and_the_same_again, _registered_again, _written_by_the_version_before]
 )
-def test_another_push_token_counts_anew(admin: Admin, pushed: Phone, change: Callable[[Admin, Phone], None]) -> None:
+def test_another_push_token_sets_the_count_to_zero(
+    admin: Admin, pushed: Phone, change: Callable[[Admin, Phone], None]
+) -> None:
     push(admin, pushed, times=5)
     change(admin, pushed)
     assert push_of(admin, pushed) == "ok"
@@ -132,13 +134,13 @@ def test_another_push_token_counts_anew(admin: Admin, pushed: Phone, change: Cal
     assert push_of(admin, pushed) == "failing"
 
 
-def test_the_same_push_token_sent_again_is_as_it_was(admin: Admin, pushed: Phone) -> None:
+def test_the_same_push_token_sent_again_keeps_the_count(admin: Admin, pushed: Phone) -> None:
     push(admin, pushed, times=5)
     pushed.heartbeat(push_token="ok-1")
     assert push_of(admin, pushed) == "failing"
 
 
-def test_a_phone_that_takes_over_a_failing_push_token_counts_anew(admin: Admin, pushed: Phone) -> None:
+def test_a_phone_that_takes_over_a_failing_push_token_has_a_count_of_zero(admin: Admin, pushed: Phone) -> None:
     push(admin, pushed, times=5)
     other = admin.enrol("phone-2", push_token="ok-1")
     assert (push_of(admin, pushed), push_of(admin, other)) == ("none", "ok")
@@ -147,7 +149,7 @@ def test_a_phone_that_takes_over_a_failing_push_token_counts_anew(admin: Admin, 
 
 
 def claims(admin: Admin, phone: Phone, number: int) -> list[Claimed]:
-    """So many pushes to a phone, claimed at the same moment."""
+    """This number of pushes to a phone, claimed at the same moment."""
     for _ in range(number):
         admin.command("ping", to=phone)
     return outbox.claim_due(100)
@@ -182,14 +184,16 @@ def test_a_batch_that_is_recorded_twice_counts_once(admin: Admin, pushed: Phone)
     assert count(pushed) == 3
 
 
-def test_an_answer_about_an_earlier_push_token_says_nothing_of_the_present_one(admin: Admin, pushed: Phone) -> None:
+def test_an_answer_about_an_earlier_push_token_does_not_count_for_the_present_one(admin: Admin, pushed: Phone) -> None:
     claimed = claims(admin, pushed, 5)
     pushed.heartbeat(push_token="ok-2")
     outbox.record_attempts(list(map(failed, claimed)))
     assert (push_of(admin, pushed), count(pushed)) == ("ok", 0)
 
 
-def test_pushes_that_never_left_do_not_count(admin: Admin, fcm: FcmStandin, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pushes_that_were_never_sent_do_not_count(
+    admin: Admin, fcm: FcmStandin, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("commands.push.dispatcher.SLOTS", 1)
     fleet(admin, "unavailable-", 25)
     assert dispatched(fcm).circuit.state == circuit_breaker.OPEN
@@ -204,7 +208,7 @@ def test_a_push_whose_dispatcher_died_does_not_count(admin: Admin, pushed: Phone
 
 
 def version_of_row(phone: Phone) -> Any:
-    """What tells whether a device's row was written or locked."""
+    """A value that changes when a device's row is written or locked."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT xmin::text, xmax::text FROM devices_device WHERE id = %s", [phone.device_id])
         return cursor.fetchone()

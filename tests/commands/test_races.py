@@ -1,4 +1,4 @@
-"""Several at once: dispatchers that claim, and what comes between them and the rows they decide by."""
+"""Races: dispatchers that claim at the same time, and changes of the rows by which they decide."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -32,13 +32,13 @@ ROUNDS = 40
 
 @pytest.fixture
 def fleet(admin: Admin) -> list[Phone]:
-    """Thirty phones that can be pushed to, with a command that is due for each."""
+    """Thirty phones with push tokens, and a due command for each."""
     phones = admin.enrol_fleet(PHONES, "ok-")
     admin.command("ping", to={"all": True})
     return phones
 
 
-def test_dispatchers_that_claim_at_the_same_moment_share_what_is_due(fleet: list[Phone]) -> None:
+def test_dispatchers_that_claim_at_the_same_moment_share_the_due_pushes(fleet: list[Phone]) -> None:
     ready = Barrier(2)
 
     def claim() -> list[Claimed]:
@@ -56,7 +56,7 @@ def test_dispatchers_that_claim_at_the_same_moment_share_what_is_due(fleet: list
     assert Attempt.objects.count() == PHONES * ROUNDS
 
 
-def test_a_dispatcher_does_not_wait_for_what_another_one_is_claiming(fleet: list[Phone]) -> None:
+def test_a_dispatcher_does_not_wait_for_the_claim_of_another_one(fleet: list[Phone]) -> None:
     with ThreadPoolExecutor(1) as other, transaction.atomic():
         mine = outbox.claim_due(PHONES // 2)
         theirs = other.submit(releasing_connection, partial(outbox.claim_due, PHONES)).result(timeout=5)
@@ -71,7 +71,7 @@ def test_a_push_that_is_claimed_at_the_moment_of_its_cancellation_may_still_run(
     assert (answer.json["cancelled"], answer.json["may_still_run"]) == (1, 1)
 
 
-def test_a_heartbeat_that_is_being_answered_at_the_moment_of_a_cancellation_may_have_it_run(admin: Admin) -> None:
+def test_a_command_in_a_heartbeats_answer_at_the_moment_of_its_cancellation_may_still_run(admin: Admin) -> None:
     phone = admin.enrol("phone-1")
     request_id = admin.command("ping", to=phone).json["request_id"]
     token = tokens.parse("nxd", phone.device_token)
@@ -81,13 +81,13 @@ def test_a_heartbeat_that_is_being_answered_at_the_moment_of_a_cancellation_may_
     assert (answer.json["cancelled"], answer.json["may_still_run"]) == (1, 1)
 
 
-def test_what_reaches_a_phone_at_the_moment_of_its_revocation_may_still_run(admin: Admin) -> None:
+def test_a_command_that_reaches_a_phone_at_the_moment_of_its_revocation_may_still_run(admin: Admin) -> None:
     pushed, offered = admin.enrol("phone-1", push_token="ok-1"), admin.enrol("phone-2")
     admin.command("wipe", to=[pushed, offered], expect_count=2)
     token = tokens.parse("nxd", offered.device_token)
     assert token is not None
     beat = HeartbeatRecord(token)
-    offered.heartbeat()  # The first use of its token is behind it.
+    offered.heartbeat()  # So that the first use of its token is over.
     Presence.objects.update(last_seen_at=None)
     doings: list[tuple[Phone, Callable[[], object]]] = [
         (pushed, lambda: outbox.claim_due(1)), (offered, lambda: check_in.flush([beat])),
@@ -109,7 +109,7 @@ def test_a_result_that_comes_while_its_delivery_ends_is_late(admin: Admin, endin
     assert (answer.json["state"], answer.json["late"]) == (ending, True)
 
 
-def test_a_result_that_is_being_taken_is_not_withdrawn(admin: Admin) -> None:
+def test_a_result_that_is_being_recorded_is_not_withdrawn(admin: Admin) -> None:
     phone = admin.enrol("phone-1")
     request_id = admin.command("ping", to=phone).json["request_id"]
     take = partial(reports.record_report, UUID(phone.device_id), UUID(request_id), ReportInput(ReportStatus.SUCCEEDED))
@@ -130,7 +130,7 @@ def test_no_push_is_due_again_for_a_phone_that_loses_its_push_token_while_the_an
     assert (Delivery.objects.get().push_state, Delivery.objects.get().next_attempt_at) == ("undeliverable", None)
 
 
-def test_a_push_token_that_dies_at_the_moment_another_phone_brings_it_is_dead_there(admin: Admin) -> None:
+def test_a_push_token_that_dies_at_the_moment_another_phone_sends_it_is_dead_there(admin: Admin) -> None:
     phone, other = admin.enrol("phone-1", push_token="token-1"), admin.enrol("phone-2")
     admin.command("ping", to=phone)
     (claimed,) = outbox.claim_due(1)
@@ -148,7 +148,7 @@ def cancelled_long_ago(span: timedelta) -> None:
 
 
 @pytest.mark.parametrize("sweep", ["prune", "expire"])
-def test_a_sweep_waits_for_nobody(fleet: list[Phone], sweep: str) -> None:
+def test_expiry_waits_for_no_lock(fleet: list[Phone], sweep: str) -> None:
     kept = timedelta(days=90)
     if sweep == "prune":
         cancelled_long_ago(kept)
@@ -161,7 +161,7 @@ def test_a_sweep_waits_for_nobody(fleet: list[Phone], sweep: str) -> None:
         assert other.submit(releasing_connection, work).result(timeout=5) == PHONES - 1
 
 
-def test_a_command_goes_with_its_last_delivery_whoever_prunes_it(fleet: list[Phone]) -> None:
+def test_a_command_is_deleted_with_its_last_delivery_by_any_process(fleet: list[Phone]) -> None:
     kept = timedelta(days=90)
     cancelled_long_ago(kept)
     overtaken(lambda: retention.prune(kept, PHONES // 2), lambda: retention.prune(kept, PHONES))
@@ -173,7 +173,7 @@ def issue_a_ping(phone: Phone) -> None:
     issuing.issue(CommandRequest("ping", "{}", target, target_as_given={}, issued_by="admin", expires_in_seconds=600))
 
 
-def test_a_command_to_a_device_that_is_reinstated_meanwhile_waits_for_that(admin: Admin) -> None:
+def test_a_command_waits_for_the_reinstatement_of_its_device(admin: Admin) -> None:
     phone = admin.enrol("phone-1")
     assert admin.post(f"/admin/devices/{phone.device_id}/revoke").status == 200
     answer = overtaken(lambda: enrollment.reinstate(UUID(phone.device_id)), lambda: admin.command(to=phone))
@@ -182,7 +182,7 @@ def test_a_command_to_a_device_that_is_reinstated_meanwhile_waits_for_that(admin
 
 
 @pytest.mark.parametrize("ending", ["revoked", "enrolled anew"])
-def test_what_is_issued_while_its_device_is_revoked_or_enrolled_anew_is_cancelled(admin: Admin, ending: str) -> None:
+def test_a_command_issued_during_a_revocation_or_re_enrollment_is_cancelled(admin: Admin, ending: str) -> None:
     phone = admin.enrol("phone-1")
     text = admin.enrollment_token(re_enroll=True)
 
@@ -196,7 +196,7 @@ def test_what_is_issued_while_its_device_is_revoked_or_enrolled_anew_is_cancelle
     assert Delivery.objects.get().state == "cancelled"
 
 
-def test_what_is_issued_while_its_device_is_being_revoked_finds_it_revoked(admin: Admin) -> None:
+def test_a_command_issued_during_a_revocation_finds_its_device_revoked(admin: Admin) -> None:
     phone = admin.enrol("phone-1")
 
     def revoke() -> None:

@@ -1,4 +1,4 @@
-"""Reading and steering: lists, counts, deliveries and their timelines, waiting, and cancelling."""
+"""Reading and cancelling commands: lists, counts, deliveries and their timelines, waiting, and cancellation."""
 
 import asyncio
 import re
@@ -40,7 +40,7 @@ def issue(admin: Admin, to: Any, action: str = "ping", **fields: Any) -> str:
 
 
 def attempted(request_id: str, number: int = 1, **fields: Any) -> None:
-    """Write an FCM attempt as the dispatcher does."""
+    """Write an attempt as the dispatcher does."""
     delivery = Delivery.objects.get(command_id=request_id)
     finished = {} if fields.get("outcome") == AttemptOutcome.IN_FLIGHT else {"finished_at": Now()}
     Attempt.objects.create(delivery=delivery, number=number, **finished, **fields)
@@ -62,7 +62,7 @@ def pages(admin: Admin, target: str) -> Iterator[list[dict[str, Any]]]:
         cursor = f"&cursor={page['next_cursor']}"
 
 
-def test_commands_are_listed_newest_first_with_what_was_asked(admin: Admin, phone: Phone) -> None:
+def test_commands_are_listed_newest_first_with_their_content(admin: Admin, phone: Phone) -> None:
     first = issue(admin, phone)
     second = issue(admin, {"all": True}, "ring", params={"duration_seconds": 5}, note="lost", priority="normal")
     newest, oldest = admin.get("/admin/commands").json["items"]
@@ -93,7 +93,7 @@ def test_commands_are_filtered_by_action_state_device_and_time(admin: Admin, pho
     assert ids(admin.get(f"/admin/commands?action=ping&state=completed&device_id={phone.device_id}")) == [done]
 
 
-def test_a_command_past_its_time_is_not_open_though_nobody_swept_it(admin: Admin, phone: Phone) -> None:
+def test_a_command_past_its_time_is_not_open_before_it_is_marked(admin: Admin, phone: Phone) -> None:
     request_id = issue(admin, phone)
     let_pass(hours=2)
     assert Delivery.objects.get().state == "pending"
@@ -112,7 +112,7 @@ def test_pages_are_stable_while_new_commands_arrive(admin: Admin, phone: Phone) 
     assert (seen, sizes) == (expected, [2, 2, 1])
 
 
-def test_a_page_has_a_hundred_rows_unless_it_is_asked_for_another_number(admin: Admin, phone: Phone) -> None:
+def test_a_page_has_a_hundred_rows_by_default(admin: Admin, phone: Phone) -> None:
     issue(admin, phone)
     issued = Command.objects.values().get()
     Command.objects.bulk_create(Command(**issued | {"id": uuid7()}) for _ in range(100))
@@ -156,7 +156,7 @@ QUERIES_REFUSED: Final = (
 
 
 @pytest.mark.parametrize("query", QUERIES_REFUSED)
-def test_a_query_that_is_not_understood_is_refused(admin: Admin, query: str) -> None:
+def test_an_invalid_query_is_refused(admin: Admin, query: str) -> None:
     answer = admin.get(f"/admin/commands?{query}")
     assert (answer.status, answer.code) == (422, "invalid_request")
 
@@ -176,7 +176,7 @@ def test_every_list_takes_1_to_500_rows_and_its_own_cursors(admin: Admin, phone:
 
 
 def numbers_in_queries(client: Client) -> list[tuple[str, str, str]]:
-    """The path, name and type of each number that any operation takes in its query."""
+    """The path, name and type of each number in the query of an operation."""
     paths = client.request("GET", "/openapi.json").json["paths"]
     return [
         (re.sub(r"{\w+}", str(uuid7()), path), parameter["name"], parameter["schema"]["type"])
@@ -267,7 +267,7 @@ def by_the_sweep(admin: Admin, phone: Phone, request_id: str) -> None:
 
 
 def pushes_of(admin: Admin, request_id: str, device_id: str) -> list[Any]:
-    """Return what the list and the delivery's own answer say of its push, and what the command counts."""
+    """Return the push state in the list and in the delivery's own answer, and the counts of the command."""
     path = f"/admin/commands/{request_id}"
     (row,) = admin.get(f"{path}/deliveries").json["items"]
     detail = admin.get(f"{path}/deliveries/{device_id}").json
@@ -277,7 +277,7 @@ def pushes_of(admin: Admin, request_id: str, device_id: str) -> list[Any]:
 
 @pytest.mark.parametrize("settle", [by_heartbeat, by_cancellation, by_a_newer_one, by_time, by_the_sweep])
 @pytest.mark.parametrize("push_state", [PushState.WAITING, PushState.RETRYING])
-def test_a_push_that_waits_or_is_retried_is_superseded_once_its_delivery_is_settled_by_other_means(
+def test_a_waiting_or_retried_push_is_superseded_once_its_delivery_is_settled_otherwise(
     admin: Admin, push_state: PushState, settle: Callable[[Admin, Phone, str], None]
 ) -> None:
     phone = admin.enrol("phone-1", push_token="token-1")
@@ -291,7 +291,7 @@ def test_a_push_that_waits_or_is_retried_is_superseded_once_its_delivery_is_sett
 
 
 @pytest.mark.parametrize("push_state", [PushState.ACCEPTED, PushState.UNDELIVERABLE, PushState.NO_PUSH_TOKEN])
-def test_a_push_that_is_over_stays_what_it_was_when_its_delivery_is_settled(
+def test_a_finished_push_keeps_its_state_when_its_delivery_is_settled(
     admin: Admin, phone: Phone, push_state: PushState
 ) -> None:
     request_id = issue(admin, phone)
@@ -314,7 +314,7 @@ def test_a_command_is_completed_when_its_last_delivery_settles(admin: Admin, pho
     assert datetime.fromisoformat(command["completed_at"]) == last
 
 
-def test_what_is_past_its_time_counts_as_expired_swept_or_not(admin: Admin, phone: Phone) -> None:
+def test_a_delivery_past_its_time_counts_as_expired_marked_or_not(admin: Admin, phone: Phone) -> None:
     phone.heartbeat(push_token="token-1")
     request_id = issue(admin, phone)
     let_pass(hours=2)
@@ -328,7 +328,7 @@ def test_what_is_past_its_time_counts_as_expired_swept_or_not(admin: Admin, phon
     assert swept == unswept
 
 
-def test_what_is_past_its_time_is_not_offered_nor_counted_as_open_nor_superseded_nor_cancelled(
+def test_a_delivery_past_its_time_is_not_offered_counted_as_open_superseded_or_cancelled(
     admin: Admin, phone: Phone
 ) -> None:
     request_id = issue(admin, phone)
@@ -394,7 +394,7 @@ def by_enrolment(admin: Admin, phone: Phone, _: str) -> None:
         (by_enrolment, "the device was enrolled again"),
     ],
 )
-def test_the_timeline_says_by_what_a_delivery_was_cancelled(
+def test_the_timeline_shows_what_cancelled_a_delivery(
     admin: Admin, phone: Phone, withdraw: Callable[[Admin, Phone, str], None], said: str
 ) -> None:
     request_id = issue(admin, phone)
@@ -410,7 +410,7 @@ def test_an_unknown_command_is_not_found(admin: Admin, phone: Phone, path: str) 
         assert (answer.status, answer.code) == (404, "not_found")
 
 
-def test_a_delivery_to_a_device_that_was_not_meant_is_not_found(admin: Admin, phone: Phone) -> None:
+def test_a_delivery_to_a_device_outside_the_target_is_not_found(admin: Admin, phone: Phone) -> None:
     other = admin.enrol("phone-2")
     request_id = issue(admin, phone)
     for device_id in (other.device_id, str(uuid4()), "nonsense"):
@@ -418,7 +418,7 @@ def test_a_delivery_to_a_device_that_was_not_meant_is_not_found(admin: Admin, ph
         assert (answer.status, answer.code) == (404, "not_found")
 
 
-def test_waiting_for_a_command_with_nothing_open_answers_at_once(admin: Admin, phone: Phone) -> None:
+def test_waiting_for_a_command_with_nothing_open_answers_immediately(admin: Admin, phone: Phone) -> None:
     request_id = issue(admin, phone)
     phone.report(request_id, "succeeded")
     started = time.monotonic()
@@ -445,7 +445,7 @@ def test_waiting_ends_when_the_last_delivery_settles(admin: Admin, phone: Phone)
     assert time.monotonic() - started < 5
 
 
-def test_who_waits_is_answered_by_the_first_look_after_the_last_result_and_looks_are_no_fifth_of_a_second_apart(
+def test_a_waiting_client_is_answered_by_the_first_check_after_the_last_result_and_checks_are_less_than_200_ms_apart(
     admin: Admin, phone: Phone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request_id = issue(admin, phone)
@@ -466,7 +466,7 @@ def test_who_waits_is_answered_by_the_first_look_after_the_last_result_and_looks
     assert max(naps) < 0.2
 
 
-def test_the_counts_are_taken_once_for_all_who_wait_for_a_command(admin: Admin, phone: Phone) -> None:
+def test_the_counts_are_read_once_for_all_clients_that_wait_for_a_command(admin: Admin, phone: Phone) -> None:
     request_id = issue(admin, phone)
     phone.report(request_id, "succeeded")
     target = f"/admin/commands/{request_id}?wait_seconds=30"
@@ -481,23 +481,23 @@ def test_the_counts_are_taken_once_for_all_who_wait_for_a_command(admin: Admin, 
     assert len([query for query in queries if "LATERAL" in query["sql"]]) < 5
 
 
-def test_waiting_in_vain_answers_with_what_there_is(admin: Admin, phone: Phone) -> None:
+def test_a_wait_that_ends_without_results_answers_with_the_present_state(admin: Admin, phone: Phone) -> None:
     request_id = issue(admin, phone)
     answer = admin.get(f"/admin/commands/{request_id}?wait_seconds=0.05")
     assert (answer.status, answer.json["state"]) == (200, "open")
 
 
 @pytest.mark.parametrize("seconds", ["-1", "30.1", "31", "nan", "inf", "soon", ""])
-def test_one_waits_from_0_to_30_seconds(admin: Admin, phone: Phone, seconds: str) -> None:
+def test_wait_seconds_is_0_to_30(admin: Admin, phone: Phone, seconds: str) -> None:
     answer = admin.get(f"/admin/commands/{issue(admin, phone)}?wait_seconds={seconds}")
     assert (answer.status, answer.code) == (422, "invalid_request")
 
 
-def test_waiting_for_an_unknown_command_is_not_found_at_once(admin: Admin) -> None:
+def test_waiting_for_an_unknown_command_is_404_immediately(admin: Admin) -> None:
     assert admin.get(f"/admin/commands/{uuid4()}?wait_seconds=30").code == "not_found"
 
 
-def test_a_delivery_shows_the_result_as_the_phone_gave_it(admin: Admin) -> None:
+def test_a_delivery_shows_the_result_as_the_phone_sent_it(admin: Admin) -> None:
     phone = admin.enrol("phone-1", alias="lobby")
     request_id = issue(admin, phone)
     phone.report(request_id, "received", via="heartbeat")
@@ -530,7 +530,7 @@ def test_a_delivery_sums_up_its_push(admin: Admin) -> None:
     assert row["state"] == "pending"
 
 
-def test_a_delivery_says_when_its_next_push_is_due_while_it_is_open(admin: Admin) -> None:
+def test_an_open_delivery_shows_when_its_next_push_is_due(admin: Admin) -> None:
     phone = admin.enrol("phone-1", push_token="token-1")
     request_id = issue(admin, phone)
     attempted(request_id, outcome=AttemptOutcome.RETRY_LATER, http_status=503, fcm_error="UNAVAILABLE")
@@ -564,7 +564,7 @@ def test_deliveries_are_filtered_by_state_and_come_in_pages(admin: Admin) -> Non
     assert admin.get(f"{one}?state=open").code == "invalid_request"
 
 
-def test_the_timeline_tells_issue_attempts_reports_and_settlement_in_order(admin: Admin) -> None:
+def test_the_timeline_has_issue_attempts_reports_and_settlement_in_order(admin: Admin) -> None:
     phone = admin.enrol("phone-1", push_token="token-1")
     request_id = issue(admin, phone)
     attempted(
@@ -592,7 +592,7 @@ def cancel(admin: Admin, request_id: str) -> dict[str, Any]:
     return {name: count for name, count in answer.json.items() if name != "request_id"}
 
 
-def test_cancelling_withdraws_what_is_open_and_leaves_what_is_settled(admin: Admin, phone: Phone) -> None:
+def test_a_cancellation_withdraws_open_deliveries_and_leaves_settled_ones(admin: Admin, phone: Phone) -> None:
     other = admin.enrol("phone-2")
     request_id = issue(admin, [phone, other])
     other.report(request_id, "succeeded")
@@ -605,7 +605,7 @@ def test_cancelling_withdraws_what_is_open_and_leaves_what_is_settled(admin: Adm
     assert AuditEntry.objects.latest("id").request_id == Command.objects.get().id
 
 
-def test_cancelling_again_finds_nothing_more(admin: Admin, phone: Phone) -> None:
+def test_a_second_cancellation_changes_nothing(admin: Admin, phone: Phone) -> None:
     request_id = issue(admin, phone)
     cancel(admin, request_id)
     assert cancel(admin, request_id) == {"cancelled": 0, "already_settled": 1, "may_still_run": 0}
@@ -634,7 +634,7 @@ def test_a_push_that_may_have_arrived_may_still_run(
     assert cancel(admin, request_id) == {"cancelled": 1, "already_settled": 0, "may_still_run": may_still_run}
 
 
-def test_a_phone_that_spoke_of_it_or_sent_a_heartbeat_since_may_still_run_it(admin: Admin) -> None:
+def test_a_phone_that_reported_or_sent_a_heartbeat_since_the_issue_may_still_run_it(admin: Admin) -> None:
     silent, earlier, beat, reported = [admin.enrol(f"phone-{number}") for number in range(4)]
     request_id = issue(admin, [silent, earlier, beat, reported])
     beat.heartbeat()

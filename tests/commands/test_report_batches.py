@@ -1,4 +1,4 @@
-"""Reports are taken many at once: each gets the answer that it would get alone, in its place, and fails alone."""
+"""Reports are recorded in batches: each gets the answer that it would get alone, and fails alone."""
 
 import asyncio
 from collections.abc import Callable
@@ -30,19 +30,19 @@ def fleet(admin: Admin) -> list[Phone]:
     return admin.enrol_fleet(12)
 
 
-def word(phone: Phone, request_id: str, status: str = "succeeded", **fields: Any) -> tuple[str, dict[str, Any]]:
-    """Return a report of a phone, as a batch takes it."""
+def report_input(phone: Phone, request_id: str, status: str = "succeeded", **fields: Any) -> tuple[str, dict[str, Any]]:
+    """Return a report of a phone, in the form that a batch takes."""
     return phone.device_token, {"request_id": request_id, "status": status, **fields}
 
 
-def told(answer: Answer) -> Any:
-    """Return what an answer says: of a report that was taken, how; else status and code."""
+def result_of(answer: Answer) -> Any:
+    """Return the result in the answer to a report; of another answer, status and code."""
     if answer.status != 200:
         return answer.status, answer.code
     return tuple(answer.json[name] for name in ("state", "duplicate", "late"))
 
 
-def test_each_report_of_a_batch_gets_the_answer_that_is_its_own(admin: Admin, fleet: list[Phone]) -> None:
+def test_each_report_of_a_batch_gets_its_own_answer(admin: Admin, fleet: list[Phone]) -> None:
     first, again, running, late, cancelled, unknown, revoked, wrong, _, deferred, failed, other = fleet
     old = admin.command(to=[late]).json["request_id"]
     let_pass(hours=2)
@@ -54,20 +54,20 @@ def test_each_report_of_a_batch_gets_the_answer_that_is_its_own(admin: Admin, fl
     guessed = tokens.make(tokens.DEVICE_PREFIX, UUID(wrong.device_id), bytes(32)).text
     elsewhere = admin.command(to=[first]).json["request_id"]
     calls: list[tuple[tuple[str, dict[str, Any]], Any]] = [
-        (word(first, request_id), ("succeeded", False, False)),
-        (word(again, request_id), ("failed", True, False)),
-        (word(running, request_id, "running"), ("received", False, False)),
-        (word(late, old), ("expired", False, True)),
-        (word(cancelled, withdrawn, "failed"), ("cancelled", False, True)),
-        (word(unknown, str(uuid4())), (404, "unknown_request")),
-        (word(other, elsewhere), (404, "unknown_request")),
-        (word(revoked, request_id), (403, "device_revoked")),
-        ((guessed, word(wrong, request_id)[1]), (401, "invalid_token")),
-        (word(deferred, request_id, "deferred"), ("received", False, False)),
-        (word(failed, request_id, "failed", message="no"), ("failed", False, False)),
+        (report_input(first, request_id), ("succeeded", False, False)),
+        (report_input(again, request_id), ("failed", True, False)),
+        (report_input(running, request_id, "running"), ("received", False, False)),
+        (report_input(late, old), ("expired", False, True)),
+        (report_input(cancelled, withdrawn, "failed"), ("cancelled", False, True)),
+        (report_input(unknown, str(uuid4())), (404, "unknown_request")),
+        (report_input(other, elsewhere), (404, "unknown_request")),
+        (report_input(revoked, request_id), (403, "device_revoked")),
+        ((guessed, report_input(wrong, request_id)[1]), (401, "invalid_token")),
+        (report_input(deferred, request_id, "deferred"), ("received", False, False)),
+        (report_input(failed, request_id, "failed", message="no"), ("failed", False, False)),
     ]
     answers = reports_in_one_batch(*(call for call, _ in calls))
-    assert [told(answer) for answer in answers] == [expected for _, expected in calls]
+    assert [result_of(answer) for answer in answers] == [expected for _, expected in calls]
     assert Delivery.objects.get(command=request_id, device__id=wrong.device_id).state == "pending"
     assert Delivery.objects.get(command=request_id, device__id=revoked.device_id).state == "cancelled"
     assert Report.objects.get(delivery__device__id=failed.device_id).message == "no"
@@ -76,8 +76,8 @@ def test_each_report_of_a_batch_gets_the_answer_that_is_its_own(admin: Admin, fl
 def test_two_reports_on_one_delivery_keep_their_order(admin: Admin, fleet: list[Phone]) -> None:
     request_id = admin.command(to=fleet).json["request_id"]
     said = ["received", "running", "running", "failed", "succeeded", "running"]
-    answers = reports_in_one_batch(*(word(phone, request_id, status) for status in said for phone in fleet[:3]))
-    by_status = [[told(answer) for answer in answers[start : start + 3]] for start in range(0, len(answers), 3)]
+    answers = reports_in_one_batch(*(report_input(phone, request_id, status) for status in said for phone in fleet[:3]))
+    by_status = [[result_of(answer) for answer in answers[start : start + 3]] for start in range(0, len(answers), 3)]
     expected = [
         ("received", False, False), ("received", False, False), ("received", False, False), ("failed", False, False),
         ("failed", True, False), ("failed", True, False),
@@ -104,14 +104,14 @@ def test_a_report_that_the_database_refuses_fails_alone(
         return record(records)
 
     monkeypatch.setattr(reports, "record", refusing)
-    answers = reports_in_one_batch(*(word(phone, request_id) for phone in fleet))
+    answers = reports_in_one_batch(*(report_input(phone, request_id) for phone in fleet))
     refused = [answer.status for phone, answer in zip(fleet, answers, strict=True) if UUID(phone.device_id) == bad]
     assert refused == [500]
     assert sorted(answer.status for answer in answers) == [200] * 11 + [500]
     assert Delivery.objects.filter(state="succeeded").count() == 11
 
 
-def test_a_whole_batch_that_finds_no_database_is_told_so(
+def test_a_whole_batch_that_finds_no_database_is_503(
     admin: Admin, fleet: list[Phone], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request_id = admin.command(to=fleet).json["request_id"]
@@ -120,16 +120,20 @@ def test_a_whole_batch_that_finds_no_database_is_told_so(
         raise OperationalError("server closed the connection unexpectedly")
 
     monkeypatch.setattr(reports, "record", away)
-    answers = reports_in_one_batch(*(word(phone, request_id) for phone in fleet))
+    answers = reports_in_one_batch(*(report_input(phone, request_id) for phone in fleet))
     assert {(answer.status, answer.code) for answer in answers} == {(503, "database_unavailable")}
     assert {int(answer.headers["retry-after"]) >= 1 for answer in answers} == {True}
 
 
-def test_a_wipe_that_worked_retires_its_device_beside_others_in_the_batch(admin: Admin, fleet: list[Phone]) -> None:
+def test_a_successful_wipe_retires_its_device_next_to_others_in_the_batch(admin: Admin, fleet: list[Phone]) -> None:
     request_id = admin.command("wipe", to=fleet[:3], expect_count=3).json["request_id"]
     ping = admin.command(to=fleet[3:]).json["request_id"]
-    calls = [word(fleet[0], request_id), word(fleet[1], request_id, "failed"), word(fleet[2], request_id, "running")]
-    answers = reports_in_one_batch(*calls, *(word(phone, ping) for phone in fleet[3:]), calls[0])
+    calls = [
+        report_input(fleet[0], request_id),
+        report_input(fleet[1], request_id, "failed"),
+        report_input(fleet[2], request_id, "running"),
+    ]
+    answers = reports_in_one_batch(*calls, *(report_input(phone, ping) for phone in fleet[3:]), calls[0])
     states = ["succeeded", "failed", "received", *["succeeded"] * 9, "succeeded"]
     assert [answer.json["state"] for answer in answers] == states
     assert {answers[0].json["duplicate"], answers[-1].json["duplicate"]} == {True, False}
@@ -138,29 +142,29 @@ def test_a_wipe_that_worked_retires_its_device_beside_others_in_the_batch(admin:
 
 
 LIMIT: Final = 40
-"""Of which a twentieth, 2, is the process's own."""
+"""A twentieth of it, 2, is counted only by the process."""
 
 
-def test_the_limit_of_a_device_is_exact_however_many_of_its_reports_come_at_once(
+def test_the_limit_of_a_device_is_exact_for_any_number_of_simultaneous_reports(
     admin: Admin, fleet: list[Phone], settings: Settings
 ) -> None:
     settings.DEVICE_RATE_LIMIT = f"{LIMIT}/h"
     report_limit.reports.forget()
     request_id = admin.command(to=fleet).json["request_id"]
-    own = [word(fleet[0], request_id, "running") for _ in range(LIMIT + 15)]
-    answers = reports_in_one_batch(*own, *(word(phone, request_id) for phone in fleet[1:]))
+    own = [report_input(fleet[0], request_id, "running") for _ in range(LIMIT + 15)]
+    answers = reports_in_one_batch(*own, *(report_input(phone, request_id) for phone in fleet[1:]))
     assert sorted(answer.status for answer in answers[: len(own)]) == [200] * LIMIT + [429] * 15
     assert {answer.status for answer in answers[len(own) :]} == {200}
 
 
-def test_who_guesses_at_a_token_does_not_use_up_the_reports_of_its_device(
+def test_guesses_at_a_token_do_not_use_up_the_reports_of_its_device(
     admin: Admin, phone: Phone, settings: Settings
 ) -> None:
     settings.DEVICE_RATE_LIMIT = f"{LIMIT}/h"
     report_limit.reports.forget()
     request_id = admin.command(to=phone).json["request_id"]
     guesses = [tokens.make(tokens.DEVICE_PREFIX, UUID(phone.device_id), bytes([n]) * 32).text for n in range(60)]
-    answers = reports_in_one_batch(*((text, word(phone, request_id)[1]) for text in guesses))
+    answers = reports_in_one_batch(*((text, report_input(phone, request_id)[1]) for text in guesses))
     assert {answer.status for answer in answers} <= {401, 429}
     for _ in range(LIMIT):
         assert phone.report(request_id, "running").status == 200
@@ -172,7 +176,7 @@ def batch_of(phone: Phone, request_id: str) -> report_intake._Waiting:
     return report_intake._Waiting(token, UUID(request_id), ReportInput(ReportStatus.SUCCEEDED))
 
 
-def test_beyond_a_bound_nothing_waits_and_when_it_stops_everything_that_waits_is_recorded(
+def test_over_the_limit_nothing_waits_and_a_stop_records_everything_that_waits(
     admin: Admin, fleet: list[Phone], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request_id = admin.command(to=fleet).json["request_id"]
@@ -229,14 +233,14 @@ def test_no_work_is_done_for_a_client_that_has_left(admin: Admin, fleet: list[Ph
     assert Delivery.objects.filter(state="succeeded").count() == 7
 
 
-def test_who_is_refused_is_told_to_come_again_at_different_times(
+def test_refused_reports_get_different_values_of_retry_after(
     admin: Admin, fleet: list[Phone], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Spread over as long as it takes to record all of them: a second each, here."""
+    """Spread over the time to record all of them: a second each, here."""
     request_id = admin.command(to=fleet).json["request_id"]
     monkeypatch.setattr(report_intake, "WAITING_LIMIT", 0)
     monkeypatch.setattr(group_commit, "_EXPECTED_PER_SECOND", 1.0)
-    answers = reports_in_one_batch(*(word(phone, request_id) for phone in fleet * 20))
+    answers = reports_in_one_batch(*(report_input(phone, request_id) for phone in fleet * 20))
     assert {(answer.status, answer.code) for answer in answers} == {(503, "overloaded")}
     times = [int(answer.headers["retry-after"]) for answer in answers]
     assert 1 <= min(times) < 10

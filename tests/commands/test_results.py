@@ -1,4 +1,4 @@
-"""Action results: a phone's reports, of which each is kept and the first final one counts."""
+"""Action results: each report of a phone is stored, and the first final one counts."""
 
 from datetime import datetime, timedelta
 from functools import partial
@@ -23,7 +23,7 @@ def request_id(admin: Admin, phone: Phone) -> str:
     return str(admin.command("reboot", to=phone, expires_in_seconds=600).json["request_id"])
 
 
-def delivery_as_told(admin: Admin, phone: Phone, request_id: str) -> Any:
+def delivery_of(admin: Admin, phone: Phone, request_id: str) -> Any:
     return admin.get(f"/admin/commands/{request_id}/deliveries/{phone.device_id}").json
 
 
@@ -49,7 +49,7 @@ def test_each_status_leads_to_its_state(phone: Phone, request_id: str, status: s
     assert delivery.reported_at is not None
 
 
-def test_a_result_is_kept_as_the_phone_told_it(admin: Admin, phone: Phone, request_id: str) -> None:
+def test_a_result_is_stored_as_the_phone_sent_it(admin: Admin, phone: Phone, request_id: str) -> None:
     content: dict[str, Any] = {
         "message": "done ✓",
         "output": {"exit": 0, "lines": ["a", "b"]},
@@ -57,24 +57,24 @@ def test_a_result_is_kept_as_the_phone_told_it(admin: Admin, phone: Phone, reque
         "via": "push",
     }
     phone.report(request_id, "succeeded", **content)
-    told = delivery_as_told(admin, phone, request_id)
-    result = told["result"]
+    shown = delivery_of(admin, phone, request_id)
+    result = shown["result"]
     assert (result["status"], result["message"], result["output"]) == (
         "succeeded",
         content["message"],
         content["output"],
     )
-    assert (result["finished_at"], told["delivered_via"]) == ("2026-01-01T00:00:00.500000Z", "push")
-    assert told["late_result"] is None
+    assert (result["finished_at"], shown["delivered_via"]) == ("2026-01-01T00:00:00.500000Z", "push")
+    assert shown["late_result"] is None
 
 
 def kept() -> list[tuple[str, str, int]]:
-    """Return the status and message of each report that is kept, and how often it was sent in a row."""
+    """Return the status and message of each stored report, and how often it was sent in a row."""
     rows = Report.objects.order_by("id").values_list("status", "message", "repeat_count")
     return [(status, message, repeats + 1) for status, message, repeats in rows]
 
 
-def test_every_report_is_kept_and_equal_ones_in_a_row_as_one_unless_they_are_final(
+def test_every_report_is_stored_and_equal_ones_in_a_row_as_one_unless_they_are_final(
     phone: Phone, request_id: str
 ) -> None:
     sent = ["received", "deferred", "running", "running", "deferred", "succeeded", "succeeded", "failed", "running"]
@@ -96,13 +96,13 @@ def test_every_report_is_kept_and_equal_ones_in_a_row_as_one_unless_they_are_fin
 @pytest.mark.parametrize(
     "new", [{"message": "step 2"}, {"output": {"step": 2}}, {"via": "push"}, {"finished_at": "2026-01-01T00:00:00Z"}]
 )
-def test_a_report_with_anything_new_is_kept_by_itself(phone: Phone, request_id: str, new: dict[str, Any]) -> None:
+def test_a_report_with_new_content_is_stored_separately(phone: Phone, request_id: str, new: dict[str, Any]) -> None:
     for fields in ({}, new, new, {}):
         phone.report(request_id, "running", **fields)
     assert [count for _, _, count in kept()] == [1, 2, 1]
 
 
-def test_a_repeated_report_is_told_once_with_how_often_and_when_last(
+def test_a_repeated_report_is_one_event_with_its_count_and_last_time(
     admin: Admin, phone: Phone, request_id: str
 ) -> None:
     phone.report(request_id, "running", message="still")
@@ -110,19 +110,19 @@ def test_a_repeated_report_is_told_once_with_how_often_and_when_last(
     let_pass(seconds=30)
     for _ in range(2):
         phone.report(request_id, "running", message="still")
-    (event,) = [one for one in delivery_as_told(admin, phone, request_id)["timeline"] if one["event"] == "report"]
+    (event,) = [one for one in delivery_of(admin, phone, request_id)["timeline"] if one["event"] == "report"]
     assert (event["status"], event["message"], event["count"]) == ("running", "still", 3)
     assert (datetime.fromisoformat(event["last_at"]) - datetime.fromisoformat(event["at"])).total_seconds() >= 30
     assert datetime.fromisoformat(event["at"]) == first - timedelta(seconds=30)
 
 
 def reported_without_end(phone: Phone, request_id: str, number: int, status: str = "running") -> None:
-    """Send so many reports, each with something new."""
+    """Send this number of reports, each with new content."""
     for at in range(number):
         assert phone.report(request_id, status, message=f"{status} {at}").status == 200
 
 
-def test_of_reports_without_end_the_first_hundred_are_kept_and_the_result_and_the_others_are_counted(
+def test_the_first_hundred_reports_and_the_result_are_stored_and_the_others_counted(
     admin: Admin, phone: Phone, request_id: str, settings: Settings
 ) -> None:
     settings.DEVICE_RATE_LIMIT = "10000/m"
@@ -136,14 +136,14 @@ def test_of_reports_without_end_the_first_hundred_are_kept_and_the_result_and_th
     assert [message for _, message, _ in kept()] == [*(f"running {at}" for at in range(100)), "done"]
     assert Delivery.objects.get().reports_not_kept == 3 + 1
     assert REGISTRY.get_sample_value("nexmdm_reports_not_kept_total") == before + 4
-    told = delivery_as_told(admin, phone, request_id)
-    assert (told["state"], told["result"]["message"]) == ("succeeded", "done")
-    (left_out,) = [event for event in told["timeline"] if event["event"] == "left_out"]
+    shown = delivery_of(admin, phone, request_id)
+    assert (shown["state"], shown["result"]["message"]) == ("succeeded", "done")
+    (left_out,) = [event for event in shown["timeline"] if event["event"] == "left_out"]
     assert (left_out["count"], left_out["detail"]) == (4, "4 further reports were counted and not kept")
 
 
 @pytest.mark.parametrize("ending", ["expired", "cancelled"])
-def test_beyond_the_hundred_the_first_late_result_is_kept(
+def test_beyond_the_hundred_the_first_late_result_is_stored(
     admin: Admin, phone: Phone, request_id: str, settings: Settings, ending: str
 ) -> None:
     settings.DEVICE_RATE_LIMIT = "10000/m"
@@ -157,10 +157,10 @@ def test_beyond_the_hundred_the_first_late_result_is_kept(
         assert answer.json == {"request_id": request_id, "state": ending, "duplicate": duplicate, "late": True}
     assert Report.objects.count() == 101
     assert Delivery.objects.get().reports_not_kept == 2
-    assert delivery_as_told(admin, phone, request_id)["late_result"]["status"] == "failed"
+    assert delivery_of(admin, phone, request_id)["late_result"]["status"] == "failed"
 
 
-def test_what_is_not_kept_counts_for_the_delivery_all_the_same(
+def test_a_report_that_is_not_stored_still_counts_for_the_delivery(
     phone: Phone, request_id: str, settings: Settings
 ) -> None:
     settings.DEVICE_RATE_LIMIT = "10000/m"
@@ -176,7 +176,7 @@ def test_what_is_not_kept_counts_for_the_delivery_all_the_same(
     assert after.open_until - before.open_until == timedelta(hours=1)
 
 
-def test_reports_of_an_older_version_are_told_up_to_a_bound_and_the_timeline_says_so(
+def test_the_timeline_shows_a_limited_number_of_reports_of_an_older_version_and_says_so(
     admin: Admin, phone: Phone, request_id: str
 ) -> None:
     phone.report(request_id, "succeeded", message="done", output={"exit": 0})
@@ -185,18 +185,18 @@ def test_reports_of_an_older_version_are_told_up_to_a_bound_and_the_timeline_say
         Report(delivery=delivery, status="running", message=f"said {number}", output={"n": number}, duplicate=True)
         for number in range(500)
     )
-    told = delivery_as_told(admin, phone, request_id)
-    assert (told["result"]["message"], told["result"]["output"]) == ("done", {"exit": 0})
-    events = [event["event"] for event in told["timeline"]]
+    shown = delivery_of(admin, phone, request_id)
+    assert (shown["result"]["message"], shown["result"]["output"]) == ("done", {"exit": 0})
+    events = [event["event"] for event in shown["timeline"]]
     assert (events.count("report"), events.count("left_out")) == (102, 1)
-    assert told["timeline"][-1]["message"] == "said 499"
-    (left_out,) = [event for event in told["timeline"] if event["event"] == "left_out"]
+    assert shown["timeline"][-1]["message"] == "said 499"
+    (left_out,) = [event for event in shown["timeline"] if event["event"] == "left_out"]
     assert (left_out["detail"], left_out["count"]) == ("earlier reports are not shown", None)
     (row,) = admin.get(f"/admin/commands/{request_id}/deliveries").json["items"]
-    assert row["result"] == told["result"]
+    assert row["result"] == shown["result"]
 
 
-def test_attempts_are_told_up_to_a_bound_and_the_timeline_says_so(
+def test_the_timeline_shows_a_limited_number_of_attempts_and_says_so(
     admin: Admin, phone: Phone, request_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("commands.queries.timeline.MOST_ATTEMPTS", 3)
@@ -205,12 +205,12 @@ def test_attempts_are_told_up_to_a_bound_and_the_timeline_says_so(
         Attempt(delivery=delivery, number=number, outcome="unknown", finished_at=Now(), started_at=Now())
         for number in range(1, 6)
     )
-    events = delivery_as_told(admin, phone, request_id)["timeline"]
+    events = delivery_of(admin, phone, request_id)["timeline"]
     assert [event["attempt"] for event in events if event["event"] == "attempt"] == [3, 4, 5]
     assert [event["detail"] for event in events if event["event"] == "left_out"] == ["earlier attempts are not shown"]
 
 
-def test_the_times_of_a_delivery_are_those_of_its_first_and_its_last_word(phone: Phone, request_id: str) -> None:
+def test_the_times_of_a_delivery_are_those_of_its_first_and_its_final_report(phone: Phone, request_id: str) -> None:
     phone.report(request_id, "received")
     let_pass(minutes=5)
     before = Delivery.objects.get()
@@ -222,7 +222,7 @@ def test_the_times_of_a_delivery_are_those_of_its_first_and_its_last_word(phone:
     assert (after.reported_at - before.reported_at).total_seconds() >= 300
 
 
-def test_a_phone_that_has_spoken_is_not_pushed_to_any_more(admin: Admin, phone: Phone) -> None:
+def test_a_phone_that_has_reported_gets_no_more_pushes(admin: Admin, phone: Phone) -> None:
     phone.heartbeat(push_token="fcm-1")
     request_id = admin.command(to=phone).json["request_id"]
     assert Delivery.objects.get().next_attempt_at is not None
@@ -257,9 +257,9 @@ def test_a_repeat_before_the_final_status_is_no_duplicate(phone: Phone, request_
 def test_the_result_shown_is_the_first_one(admin: Admin, phone: Phone, request_id: str) -> None:
     phone.report(request_id, "failed", message="no root")
     phone.report(request_id, "succeeded", message="after all")
-    told = delivery_as_told(admin, phone, request_id)
-    assert (told["state"], told["result"]["status"], told["result"]["message"]) == ("failed", "failed", "no root")
-    assert [event.get("duplicate") for event in told["timeline"] if event["event"] == "report"] == [False, True]
+    shown = delivery_of(admin, phone, request_id)
+    assert (shown["state"], shown["result"]["status"], shown["result"]["message"]) == ("failed", "failed", "no root")
+    assert [event.get("duplicate") for event in shown["timeline"] if event["event"] == "report"] == [False, True]
 
 
 @pytest.mark.django_db(transaction=True)
@@ -277,7 +277,7 @@ def test_of_final_reports_at_the_same_moment_one_wins(admin: Admin) -> None:
     assert (winner.status, Report.objects.count()) == (Delivery.objects.get().state, 6)
 
 
-def test_the_first_way_that_is_given_stands(phone: Phone, request_id: str) -> None:
+def test_the_first_via_that_is_sent_is_kept(phone: Phone, request_id: str) -> None:
     phone.report(request_id, "received")
     assert Delivery.objects.get().delivered_via is None
     phone.report(request_id, "running", via="heartbeat")
@@ -286,7 +286,7 @@ def test_the_first_way_that_is_given_stands(phone: Phone, request_id: str) -> No
     assert list(Report.objects.order_by("id").values_list("via", flat=True)) == [None, "heartbeat", "push"]
 
 
-def test_a_way_that_is_told_after_the_result_still_counts(phone: Phone, request_id: str) -> None:
+def test_a_via_that_is_sent_after_the_result_still_counts(phone: Phone, request_id: str) -> None:
     phone.report(request_id, "succeeded")
     phone.report(request_id, "succeeded", via="push")
     assert (Delivery.objects.get().delivered_via, Delivery.objects.get().state) == ("push", "succeeded")
@@ -302,10 +302,10 @@ def test_a_result_after_expiry_is_late_and_shown_as_such(
         queue.expire(100)
     answer = phone.report(request_id, status, message="slow")
     assert answer.json == {"request_id": request_id, "state": "expired", "duplicate": False, "late": True}
-    told = delivery_as_told(admin, phone, request_id)
-    assert (told["state"], told["result"]) == ("expired", None)
-    assert (told["late_result"]["status"], told["late_result"]["message"]) == (status, "slow")
-    assert told["settled_at"] == told["expires_at"]
+    shown = delivery_of(admin, phone, request_id)
+    assert (shown["state"], shown["result"]) == ("expired", None)
+    assert (shown["late_result"]["status"], shown["late_result"]["message"]) == (status, "slow")
+    assert shown["settled_at"] == shown["expires_at"]
     counts = admin.get(f"/admin/commands/{request_id}").json["counts"]
     assert (counts["expired"], counts["late"], counts["succeeded"], counts["failed"]) == (1, 1, 0, 0)
 
@@ -315,8 +315,8 @@ def test_a_result_after_cancellation_is_late_and_shown_as_such(admin: Admin, pho
     admin.post(f"/admin/commands/{request_id}/cancel")
     answer = phone.report(request_id, "succeeded")
     assert answer.json == {"request_id": request_id, "state": "cancelled", "duplicate": False, "late": True}
-    told = delivery_as_told(admin, phone, request_id)
-    assert (told["state"], told["result"], told["late_result"]["status"]) == ("cancelled", None, "succeeded")
+    shown = delivery_of(admin, phone, request_id)
+    assert (shown["state"], shown["result"], shown["late_result"]["status"]) == ("cancelled", None, "succeeded")
 
 
 def test_the_first_late_result_is_the_one_shown(admin: Admin, phone: Phone, request_id: str) -> None:
@@ -324,7 +324,7 @@ def test_the_first_late_result_is_the_one_shown(admin: Admin, phone: Phone, requ
     phone.report(request_id, "failed", message="first")
     again = phone.report(request_id, "succeeded").json
     assert (again["state"], again["duplicate"]) == ("cancelled", True)
-    assert delivery_as_told(admin, phone, request_id)["late_result"]["message"] == "first"
+    assert delivery_of(admin, phone, request_id)["late_result"]["message"] == "first"
     assert admin.get(f"/admin/commands/{request_id}").json["counts"]["late"] == 1
 
 
@@ -341,14 +341,14 @@ def test_a_late_success_that_is_repeated_is_late_and_a_duplicate_and_changes_not
     state = "cancelled" if is_cancelled else "expired"
     first = phone.report(request_id, "succeeded", message="first")
     assert first.json == {"request_id": request_id, "state": state, "duplicate": False, "late": True}
-    told = delivery_as_told(admin, phone, request_id)
+    shown = delivery_of(admin, phone, request_id)
     for _ in range(2):
         again = phone.report(request_id, "succeeded", message="again")
         assert again.json == {"request_id": request_id, "state": state, "duplicate": True, "late": True}
     kept = list(Report.objects.order_by("id").values_list("status", "message", "late", "duplicate"))
     assert kept == [("succeeded", "first", True, False), *[("succeeded", "again", True, True)] * 2]
     assert Delivery.objects.get().state == state
-    assert delivery_as_told(admin, phone, request_id) | {"timeline": None} == told | {"timeline": None}
+    assert delivery_of(admin, phone, request_id) | {"timeline": None} == shown | {"timeline": None}
     assert admin.get(f"/admin/commands/{request_id}").json["counts"]["late"] == 1
 
 
@@ -357,11 +357,11 @@ def test_only_a_final_report_is_late(admin: Admin, phone: Phone, request_id: str
     let_pass(seconds=602)
     answer = phone.report(request_id, status)
     assert answer.json == {"request_id": request_id, "state": "expired", "duplicate": False, "late": False}
-    assert delivery_as_told(admin, phone, request_id)["late_result"] is None
+    assert delivery_of(admin, phone, request_id)["late_result"] is None
     assert Report.objects.count() == 1
 
 
-def test_a_result_before_a_cancellation_stands(admin: Admin, phone: Phone, request_id: str) -> None:
+def test_a_result_before_a_cancellation_stays(admin: Admin, phone: Phone, request_id: str) -> None:
     phone.report(request_id, "succeeded")
     cancelled = admin.post(f"/admin/commands/{request_id}/cancel").json
     assert (cancelled["cancelled"], cancelled["already_settled"]) == (0, 1)
@@ -369,7 +369,7 @@ def test_a_result_before_a_cancellation_stands(admin: Admin, phone: Phone, reque
 
 
 @pytest.mark.parametrize("status", ["received", "running"])
-def test_who_has_received_or_runs_a_command_has_an_hour_more_for_the_final_word(
+def test_a_phone_that_reported_received_or_running_has_an_hour_more_for_the_final_report(
     phone: Phone, request_id: str, status: str
 ) -> None:
     phone.report(request_id, status)
@@ -388,21 +388,21 @@ def test_the_hour_ends(phone: Phone, request_id: str) -> None:
     assert (answer.json["state"], answer.json["late"]) == ("expired", True)
 
 
-def test_who_only_defers_has_no_hour_more(phone: Phone, request_id: str) -> None:
+def test_a_phone_that_only_defers_has_no_hour_more(phone: Phone, request_id: str) -> None:
     phone.report(request_id, "deferred")
     let_pass(seconds=602)
     answer = phone.report(request_id, "succeeded")
     assert (answer.json["state"], answer.json["late"]) == ("expired", True)
 
 
-def test_who_defers_after_having_received_keeps_the_hour(phone: Phone, request_id: str) -> None:
+def test_a_phone_that_defers_after_received_keeps_the_hour(phone: Phone, request_id: str) -> None:
     phone.report(request_id, "received")
     phone.report(request_id, "deferred")
     let_pass(minutes=69)
     assert phone.report(request_id, "succeeded").json["state"] == "succeeded"
 
 
-def test_the_sweep_settles_what_ran_out_of_time_at_the_moment_it_did(phone: Phone, request_id: str) -> None:
+def test_an_expired_delivery_is_settled_at_the_moment_its_time_was_over(phone: Phone, request_id: str) -> None:
     let_pass(hours=2)
     assert queue.expire(100) == 1
     delivery = Delivery.objects.select_related("command").get()
@@ -410,7 +410,7 @@ def test_the_sweep_settles_what_ran_out_of_time_at_the_moment_it_did(phone: Phon
     assert queue.expire(100) == 0
 
 
-def test_a_request_that_nobody_made_is_unknown(phone: Phone) -> None:
+def test_an_unknown_request_id_is_404(phone: Phone) -> None:
     answer = phone.report(ABSENT, "succeeded")
     assert (answer.status, answer.code, Report.objects.count()) == (404, "unknown_request", 0)
 
@@ -423,7 +423,7 @@ def test_a_device_cannot_report_for_another(admin: Admin, phone: Phone, request_
     assert (Delivery.objects.get().state, Report.objects.count()) == ("pending", 0)
 
 
-def test_a_device_reports_for_itself_alone(admin: Admin, phone: Phone) -> None:
+def test_a_report_changes_only_its_own_delivery(admin: Admin, phone: Phone) -> None:
     other = admin.enrol("phone-2")
     request_id = admin.command(to=[phone, other]).json["request_id"]
     other.report(request_id, "failed")
@@ -431,7 +431,7 @@ def test_a_device_reports_for_itself_alone(admin: Admin, phone: Phone) -> None:
     assert states == {"phone-1": "pending", "phone-2": "failed"}
 
 
-def test_a_result_outlives_an_enrolment_anew(admin: Admin, phone: Phone, request_id: str) -> None:
+def test_a_result_stays_after_a_re_enrollment(admin: Admin, phone: Phone, request_id: str) -> None:
     phone.register(admin.enrollment_token(re_enroll=True))
     answer = phone.report(request_id, "succeeded")
     assert (answer.status, answer.json["state"], answer.json["late"]) == (200, "cancelled", True)
@@ -452,7 +452,7 @@ def output_of(size: int) -> dict[str, str]:
         {"finished_at": "2026-01-01T00:00:00.123456-11:00"},
     ],
 )
-def test_a_report_within_the_limits_is_kept(phone: Phone, request_id: str, fields: dict[str, Any]) -> None:
+def test_a_report_within_the_limits_is_stored(phone: Phone, request_id: str, fields: dict[str, Any]) -> None:
     assert phone.report(request_id, "succeeded", **fields).status == 200
     report = Report.objects.get()
     assert (report.message, report.output) == (fields.get("message") or "", fields.get("output"))
@@ -482,15 +482,15 @@ def test_a_report_on_no_request_or_without_a_known_status_is_422_and_changes_not
 
 
 @pytest.mark.parametrize("missing", ["request_id", "status"])
-def test_a_report_says_on_what_and_what(phone: Phone, request_id: str, missing: str) -> None:
+def test_a_report_requires_request_id_and_status(phone: Phone, request_id: str, missing: str) -> None:
     body = {"request_id": request_id, "status": "succeeded"}
     del body[missing]
     answer = phone.send("/v1/action-result", body)
     assert (answer.status, answer.json["errors"][0]["loc"]) == (422, ["body", missing])
 
 
-def test_a_report_is_counted_where_the_command_is_read(admin: Admin, phone: Phone, request_id: str) -> None:
+def test_a_report_is_counted_in_the_answer_about_its_command(admin: Admin, phone: Phone, request_id: str) -> None:
     phone.report(request_id, "succeeded")
     command = admin.get(f"/admin/commands/{request_id}").json
     assert (command["state"], command["counts"]["succeeded"]) == ("completed", 1)
-    assert command["completed_at"] == delivery_as_told(admin, phone, request_id)["settled_at"]
+    assert command["completed_at"] == delivery_of(admin, phone, request_id)["settled_at"]

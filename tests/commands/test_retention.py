@@ -1,4 +1,4 @@
-"""What settled long ago leaves; what is open or recent stays."""
+"""Old settled deliveries are deleted; open and recent ones stay."""
 
 import secrets
 from datetime import timedelta
@@ -18,7 +18,7 @@ from tests.support.moments import let_pass
 
 
 def settled_days_ago(request_id: str, days: int) -> None:
-    """Let a command have ended so long ago."""
+    """Let a command have ended this number of days ago."""
     Delivery.objects.filter(command__id=request_id).update(settled_at=Now() - timedelta(days=days))
     Command.objects.filter(id=request_id).update(finished_at=None, outcome=None)
     assert finishing.finish(100) == 1
@@ -30,7 +30,7 @@ def prune(*options: str) -> str:
     return said.getvalue()
 
 
-def test_a_delivery_leaves_with_its_attempts_and_reports_when_its_time_is_over(admin: Admin, phone: Phone) -> None:
+def test_a_delivery_is_deleted_with_its_attempts_and_reports_after_retention(admin: Admin, phone: Phone) -> None:
     request_id = admin.command("ping", to=phone).json["request_id"]
     Attempt.objects.create(delivery=Delivery.objects.get(), number=1)
     phone.report(request_id, "succeeded")
@@ -43,7 +43,7 @@ def test_a_delivery_leaves_with_its_attempts_and_reports_when_its_time_is_over(a
 
 
 def with_reports(admin: Admin, phone: Phone, number: int, attempts: int = 0) -> Delivery:
-    """Settle a delivery 91 days ago that has so many reports and attempts."""
+    """Settle a delivery with this number of reports and attempts 91 days ago."""
     request_id = admin.command("ping", to=phone).json["request_id"]
     phone.report(request_id, "succeeded")
     settled_days_ago(request_id, 91)
@@ -57,12 +57,12 @@ def with_reports(admin: Admin, phone: Phone, number: int, attempts: int = 0) -> 
 
 @pytest.fixture
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let retention take ten rows at a time from a delivery that has more than two."""
+    """Let retention delete ten rows at a time from a delivery with more than two."""
     monkeypatch.setattr(retention, "ROWS", 10)
     monkeypatch.setattr(retention, "FEW", 2)
 
 
-def test_a_delivery_with_many_reports_leaves_step_by_step_and_keeps_no_other_from_leaving(
+def test_a_delivery_with_many_reports_is_deleted_in_steps_and_delays_no_other(
     admin: Admin, phone: Phone, small_steps: None
 ) -> None:
     large = with_reports(admin, phone, 35, attempts=13)
@@ -82,7 +82,7 @@ def test_a_delivery_with_many_reports_leaves_step_by_step_and_keeps_no_other_fro
     assert not Command.objects.exists()
 
 
-def test_one_step_takes_rows_from_several_deliveries_and_no_more_than_its_bound(
+def test_one_step_deletes_rows_of_several_deliveries_and_no_more_than_its_limit(
     admin: Admin, phone: Phone, small_steps: None
 ) -> None:
     for _ in range(3):
@@ -92,7 +92,7 @@ def test_one_step_takes_rows_from_several_deliveries_and_no_more_than_its_bound(
     assert retention.trim(timedelta(days=90), 100) == 0
 
 
-def test_a_step_takes_no_more_bytes_of_outputs_than_its_bound_and_large_outputs_leave_by_steps_too(
+def test_a_step_deletes_no_more_bytes_of_outputs_than_its_limit_and_large_outputs_go_in_steps_too(
     admin: Admin, phone: Phone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retention, "BYTES", 20_000)
@@ -129,7 +129,7 @@ def test_the_dispatcher_trims_and_prunes(admin: Admin, phone: Phone, small_steps
     assert (Delivery.objects.count(), Report.objects.count()) == (0, 0)
 
 
-def test_what_is_open_or_recent_stays(admin: Admin, phone: Phone) -> None:
+def test_open_and_recent_deliveries_stay(admin: Admin, phone: Phone) -> None:
     admin.command("ping", to=phone)
     recent = admin.command("ping", to=phone).json["request_id"]
     phone.report(recent, "succeeded")
@@ -157,7 +157,7 @@ def test_a_command_stays_with_all_its_deliveries_until_the_last_one_is_old(admin
     assert not Command.objects.exists()
 
 
-def test_a_command_that_is_leaving_keeps_its_outcome(admin: Admin, phone: Phone) -> None:
+def test_a_command_keeps_its_outcome_while_its_deliveries_are_deleted(admin: Admin, phone: Phone) -> None:
     other = admin.enrol("phone-2")
     request_id = admin.command("ping", to=[phone, other]).json["request_id"]
     phone.report(request_id, "succeeded")
@@ -170,7 +170,7 @@ def test_a_command_that_is_leaving_keeps_its_outcome(admin: Admin, phone: Phone)
         assert (one["state"], one["outcome"]) == ("completed", "partial")
 
 
-def test_the_audit_leaves_after_the_same_time(admin: Admin, phone: Phone) -> None:
+def test_audit_entries_are_deleted_after_the_same_time(admin: Admin, phone: Phone) -> None:
     tampering.grow_old(AuditEntry.objects.get().id, at=timezone.now() - timedelta(days=8))
     admin.command("ping", to=phone)
 
@@ -180,7 +180,7 @@ def test_the_audit_leaves_after_the_same_time(admin: Admin, phone: Phone) -> Non
 
 
 @pytest.mark.parametrize("days", ["0", "-1", "1.5", "all"])
-def test_what_is_younger_than_a_day_cannot_be_pruned(admin: Admin, phone: Phone, days: str) -> None:
+def test_entries_younger_than_a_day_cannot_be_pruned(admin: Admin, phone: Phone, days: str) -> None:
     with pytest.raises(CommandError, match="a whole number of days, at least 1"):
         prune("--days", days)
     assert AuditEntry.objects.count() == 1

@@ -1,4 +1,4 @@
-"""Why a delivery was never finished: what the API says of it after its time, whatever its device does later."""
+"""Why a delivery did not succeed: the reason in the API after its time does not change with later events."""
 
 from datetime import timedelta
 from functools import partial
@@ -28,7 +28,7 @@ HEARD_FROM_AFTER_THE_END: Final = (
 
 
 def why_unfinished(admin: Admin) -> str | None:
-    """Return the reason of the only delivery, as the list and the delivery's own answer both say it."""
+    """Return the reason of the only delivery; the list and the delivery's own answer must agree."""
     delivery = Delivery.objects.get()
     path = f"/admin/commands/{delivery.command_id}/deliveries"
     (row,) = admin.get(path).json["items"]
@@ -46,19 +46,19 @@ def seen_at() -> str:
 
 
 def expire() -> None:
-    """Let its time be over, and have it marked so."""
+    """Let its time be over, and mark it as expired."""
     let_pass(hours=2)
     assert queue.expire(10) == 1
 
 
-def test_what_is_open_or_was_reported_in_time_has_no_such_reason(admin: Admin, phone: Phone) -> None:
+def test_an_open_delivery_or_one_reported_in_time_has_no_such_reason(admin: Admin, phone: Phone) -> None:
     request_id = admin.command("ping", to=phone).json["request_id"]
     assert why_unfinished(admin) is None
     phone.report(request_id, "failed")
     assert why_unfinished(admin) is None
 
 
-def test_a_phone_that_was_off_stays_the_reason_after_it_has_come_back(admin: Admin, phone: Phone) -> None:
+def test_the_reason_of_an_offline_phone_stays_after_it_is_back(admin: Admin, phone: Phone) -> None:
     phone.heartbeat()
     Presence.objects.update(last_seen_at=Now() - timedelta(hours=3))
     request_id = admin.command("wipe", to=phone, expires_in_seconds=60).json["request_id"]
@@ -71,7 +71,7 @@ def test_a_phone_that_was_off_stays_the_reason_after_it_has_come_back(admin: Adm
     assert why_unfinished(admin) == reason
 
 
-def test_what_nobody_has_marked_yet_has_the_same_reason(admin: Admin, phone: Phone) -> None:
+def test_a_delivery_that_is_not_marked_yet_has_the_same_reason(admin: Admin, phone: Phone) -> None:
     phone.heartbeat()
     Presence.objects.update(last_seen_at=Now() - timedelta(hours=3))
     admin.command("ping", to=phone)
@@ -80,7 +80,7 @@ def test_what_nobody_has_marked_yet_has_the_same_reason(admin: Admin, phone: Pho
     assert why_unfinished(admin) == f"Offline since {seen_at()}; it had no live push token."
 
 
-def test_a_late_report_keeps_when_the_phone_was_heard_from(admin: Admin, phone: Phone) -> None:
+def test_a_late_report_keeps_the_time_of_the_last_heartbeat(admin: Admin, phone: Phone) -> None:
     phone.heartbeat()
     Presence.objects.update(last_seen_at=Now() - timedelta(hours=3))
     request_id = admin.command("ping", to=phone).json["request_id"]
@@ -91,7 +91,7 @@ def test_a_late_report_keeps_when_the_phone_was_heard_from(admin: Admin, phone: 
     assert why_unfinished(admin) == offline
 
 
-def test_a_device_that_never_sent_a_heartbeat_is_told_so(admin: Admin, phone: Phone) -> None:
+def test_the_reason_says_that_a_device_never_sent_a_heartbeat(admin: Admin, phone: Phone) -> None:
     admin.command("ping", to=phone)
     expire()
     never = "The device had never sent a heartbeat; it had no live push token."
@@ -100,7 +100,7 @@ def test_a_device_that_never_sent_a_heartbeat_is_told_so(admin: Admin, phone: Ph
     assert why_unfinished(admin) == never
 
 
-def test_a_late_report_keeps_that_the_phone_had_never_sent_a_heartbeat(admin: Admin, phone: Phone) -> None:
+def test_a_late_report_keeps_the_fact_that_the_phone_had_sent_no_heartbeat(admin: Admin, phone: Phone) -> None:
     request_id = admin.command("ping", to=phone).json["request_id"]
     let_pass(hours=2)
     assert phone.report(request_id, "succeeded").json["late"] is True
@@ -108,7 +108,9 @@ def test_a_late_report_keeps_that_the_phone_had_never_sent_a_heartbeat(admin: Ad
     assert why_unfinished(admin) == "The device had never sent a heartbeat; it had no live push token."
 
 
-def test_what_the_version_before_did_not_keep_is_not_known_after_the_next_heartbeat(admin: Admin, phone: Phone) -> None:
+def test_a_fact_that_the_version_before_did_not_store_is_unknown_after_the_next_heartbeat(
+    admin: Admin, phone: Phone
+) -> None:
     admin.command("ping", to=phone)
     expire()
     Delivery.objects.update(device_was=None)
@@ -118,7 +120,7 @@ def test_what_the_version_before_did_not_keep_is_not_known_after_the_next_heartb
     assert why_unfinished(admin) == reason
 
 
-def test_a_phone_that_was_there_and_did_not_answer_is_told_apart(admin: Admin, phone: Phone) -> None:
+def test_a_phone_that_was_online_and_did_not_answer_has_its_own_reason(admin: Admin, phone: Phone) -> None:
     admin.command("ping", to=phone)
     phone.heartbeat()
     expire()
@@ -130,7 +132,7 @@ def test_a_phone_that_was_there_and_did_not_answer_is_told_apart(admin: Admin, p
 @pytest.mark.parametrize(
     ("silence", "sign"), [(299, "Last heard from at {}, before the command"), (301, "Offline since {}")]
 )
-def test_a_phone_is_offline_if_its_silence_was_longer_than_the_online_window(
+def test_a_phone_was_offline_if_its_silence_was_longer_than_the_online_window(
     admin: Admin, phone: Phone, settings: Settings, silence: float, sign: str
 ) -> None:
     settings.HEARTBEAT_INTERVAL_SECONDS = 120
@@ -158,7 +160,7 @@ def test_a_heartbeat_between_the_end_and_its_mark_hides_those_before_and_the_rea
 
 
 @pytest.mark.parametrize("status", ["received", "running", "deferred"])
-def test_what_the_phone_reported_last_is_the_reason(admin: Admin, phone: Phone, status: str) -> None:
+def test_the_last_report_of_the_phone_is_the_reason(admin: Admin, phone: Phone, status: str) -> None:
     phone.heartbeat()
     request_id = admin.command("ping", to=phone).json["request_id"]
     phone.report(request_id, status)
@@ -195,7 +197,9 @@ def test_the_message_of_the_last_report_is_quoted(admin: Admin, phone: Phone, me
         ("unregistered-1", "the push token was dead"),
     ],
 )
-def test_what_the_push_came_to_is_told_with_it(admin: Admin, fcm: FcmStandin, push_token: str, came_to: str) -> None:
+def test_the_reason_contains_the_result_of_the_push(
+    admin: Admin, fcm: FcmStandin, push_token: str, came_to: str
+) -> None:
     phone = admin.enrol("phone-1", push_token=push_token)
     phone.heartbeat()
     Presence.objects.update(last_seen_at=Now() - timedelta(hours=3))
@@ -205,14 +209,14 @@ def test_what_the_push_came_to_is_told_with_it(admin: Admin, fcm: FcmStandin, pu
     assert why_unfinished(admin) == f"Offline since {seen_at()}; {came_to}."
 
 
-def test_a_push_that_never_left_is_told(admin: Admin) -> None:
+def test_the_reason_says_that_no_push_was_sent(admin: Admin) -> None:
     phone = admin.enrol("phone-1", push_token="token-1")
     admin.command("ping", to=phone)
     expire()
     assert why_unfinished(admin) == "The device had never sent a heartbeat; no push was sent."
 
 
-def test_what_was_withdrawn_says_by_whom(admin: Admin, phone: Phone) -> None:
+def test_the_reason_of_a_withdrawn_delivery_names_what_withdrew_it(admin: Admin, phone: Phone) -> None:
     request_id = admin.command("ping", to=phone).json["request_id"]
     admin.post(f"/admin/commands/{request_id}/cancel")
     assert why_unfinished(admin) == "An admin cancelled the command."
@@ -229,7 +233,7 @@ def test_what_was_withdrawn_says_by_whom(admin: Admin, phone: Phone) -> None:
     ],
 )
 @pytest.mark.parametrize(("verb", "by"), [("revoke", "The device was revoked"), ("retire", "The device was retired")])
-def test_what_was_withdrawn_keeps_what_the_push_came_to(
+def test_a_withdrawn_delivery_keeps_the_result_of_its_push(
     admin: Admin, fcm: FcmStandin, push_token: str | None, came_to: str, verb: str, by: str
 ) -> None:
     phone = admin.enrol("phone-1", push_token=push_token)
@@ -248,7 +252,7 @@ def test_what_was_withdrawn_keeps_what_the_push_came_to(
     ],
 )
 @pytest.mark.parametrize("is_offered", [False, True])
-def test_what_was_withdrawn_keeps_that_the_phone_may_have_got_it_with_a_heartbeat(
+def test_a_withdrawn_delivery_keeps_the_fact_that_a_heartbeat_may_have_delivered_it(
     admin: Admin, phone: Phone, ending: str, by: str, is_offered: bool
 ) -> None:
     phone.heartbeat()
@@ -269,7 +273,7 @@ def test_what_was_withdrawn_keeps_that_the_phone_may_have_got_it_with_a_heartbea
         phone.heartbeat()
 
 
-def test_a_push_that_had_not_left_is_not_told_of_what_was_withdrawn(admin: Admin) -> None:
+def test_the_reason_of_a_withdrawn_delivery_omits_an_unsent_push(admin: Admin) -> None:
     phone = admin.enrol("phone-1", push_token="ok-1")
     admin.command("ping", to=phone)
     admin.command("ping", to=phone, supersede=True)
@@ -277,7 +281,7 @@ def test_a_push_that_had_not_left_is_not_told_of_what_was_withdrawn(admin: Admin
     assert why_unfinished(admin) == "A newer command of the same action took its place."
 
 
-def test_what_was_withdrawn_keeps_what_the_phone_had_reported(admin: Admin, phone: Phone) -> None:
+def test_a_withdrawn_delivery_keeps_the_last_report_of_the_phone(admin: Admin, phone: Phone) -> None:
     request_id = admin.command("ping", to=phone).json["request_id"]
     phone.report(request_id, "received", message="soon")
     admin.post(f"/admin/commands/{request_id}/cancel")
@@ -286,7 +290,7 @@ def test_what_was_withdrawn_keeps_what_the_phone_had_reported(admin: Admin, phon
         phone.report(request_id, "running")
 
 
-def test_what_a_phone_reports_of_what_was_withdrawn_changes_nothing(admin: Admin, phone: Phone) -> None:
+def test_a_report_on_a_withdrawn_delivery_does_not_change_the_reason(admin: Admin, phone: Phone) -> None:
     request_id = admin.command("ping", to=phone).json["request_id"]
     admin.post(f"/admin/commands/{request_id}/cancel")
     phone.report(request_id, "running")

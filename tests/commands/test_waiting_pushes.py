@@ -1,4 +1,4 @@
-"""What becomes of pushes that are claimed and wait for their turn, and of a dispatcher that has other work to do."""
+"""Claimed pushes that wait for their turn, and a dispatcher that has other work to do."""
 
 import asyncio
 import time
@@ -27,7 +27,7 @@ PHONES = 4
 
 @pytest.fixture
 def phones(admin: Admin, fcm: FcmStandin) -> list[Phone]:
-    """Phones that can be pushed to, with a ping that is due for each."""
+    """Phones with push tokens, and a due ping for each."""
     phones = admin.enrol_fleet(PHONES, "ok-")
     admin.command("ping", to={"all": True})
     return phones
@@ -35,20 +35,20 @@ def phones(admin: Admin, fcm: FcmStandin) -> list[Phone]:
 
 @pytest.fixture
 def one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a dispatcher have one slot, and ask of each push whether it is still wanted."""
+    """Give a dispatcher one slot, and let it check each push again before it is sent."""
     monkeypatch.setattr("commands.push.dispatcher.SLOTS", 1)
     monkeypatch.setattr("commands.push.batch.FRESH_SECONDS", -1)
 
 
 class Interrupted:
-    """A sender, and something that happens when its first push has been answered."""
+    """A sender, and an event that happens after the answer to its first push."""
 
     def __init__(self, sender: Sender, happening: Callable[[], object]) -> None:
         self.sender = sender
         self.happenings = [happening]
 
     async def send(self, push: fcm.FcmMessage) -> fcm.FcmResponse:
-        """Send a push; let happen what shall happen after the first one."""
+        """Send a push; cause the event after the first one."""
         answer = await self.sender.send(push)
         if self.happenings:
             await asyncio.to_thread(releasing_connection, self.happenings.pop())
@@ -56,7 +56,7 @@ class Interrupted:
 
 
 def with_sender(standin: FcmStandin, work: Callable[[Sender], Awaitable[None]]) -> None:
-    """Do something with a real sender to the stand-in, on a loop of its own as a dispatcher has it."""
+    """Run a function with a real sender to the fake FCM, on its own loop, as in a dispatcher."""
 
     async def working() -> None:
         async with Sender(standin.service_account(), standin.base_url, connections=10) as sender:
@@ -66,7 +66,7 @@ def with_sender(standin: FcmStandin, work: Callable[[Sender], Awaitable[None]]) 
 
 
 def dispatch(standin: FcmStandin, *, after_the_first: Callable[[], object]) -> None:
-    """Dispatch once; let something happen when the first push has been answered."""
+    """Dispatch once; cause an event after the answer to the first push."""
 
     async def dispatched(sender: Sender) -> None:
         await Dispatcher(Interrupted(sender, after_the_first), per_second=5000).run_once()
@@ -78,7 +78,7 @@ def pushed_to(standin: FcmStandin) -> list[str]:
     return [str(send.message["token"]) for send in standin.journal.sends()]
 
 
-def test_what_is_cancelled_while_it_waits_for_its_turn_does_not_leave(
+def test_a_push_that_is_cancelled_while_it_waits_is_not_sent(
     admin: Admin, fcm: FcmStandin, phones: list[Phone], one_at_a_time: None
 ) -> None:
     request_id = Delivery.objects.values_list("command_id", flat=True)[0]
@@ -89,7 +89,7 @@ def test_what_is_cancelled_while_it_waits_for_its_turn_does_not_leave(
     assert Delivery.objects.filter(state="cancelled", next_attempt_at=None, failure_count=0).count() == PHONES
 
 
-def test_what_is_due_to_a_phone_that_is_revoked_meanwhile_does_not_leave(
+def test_a_push_to_a_phone_that_is_revoked_meanwhile_is_not_sent(
     admin: Admin, fcm: FcmStandin, phones: list[Phone], one_at_a_time: None
 ) -> None:
     def revoke_all() -> None:
@@ -100,7 +100,7 @@ def test_what_is_due_to_a_phone_that_is_revoked_meanwhile_does_not_leave(
     assert len(fcm.journal) == 1
 
 
-def test_a_phone_with_a_new_push_token_meanwhile_is_pushed_to_by_that_one_alone(
+def test_a_push_that_waits_is_sent_only_to_the_new_push_token(
     fcm: FcmStandin, phones: list[Phone], one_at_a_time: None
 ) -> None:
     def renew_all() -> None:
@@ -113,7 +113,7 @@ def test_a_phone_with_a_new_push_token_meanwhile_is_pushed_to_by_that_one_alone(
     assert not Delivery.objects.exclude(push_state="accepted").exists()
 
 
-def test_what_is_answered_by_heartbeat_while_it_waits_for_its_turn_does_not_leave(
+def test_a_push_whose_phone_reports_while_it_waits_is_not_sent(
     fcm: FcmStandin, phones: list[Phone], one_at_a_time: None
 ) -> None:
     def answer_all() -> None:
@@ -125,7 +125,7 @@ def test_what_is_answered_by_heartbeat_while_it_waits_for_its_turn_does_not_leav
     assert len(fcm.journal) == 1
 
 
-def test_a_dispatcher_that_is_stopped_gives_back_what_waits_for_its_turn(
+def test_a_dispatcher_that_stops_returns_its_waiting_pushes(
     fcm: FcmStandin, phones: list[Phone], one_at_a_time: None
 ) -> None:
     async def stopped(sender: Sender) -> None:
@@ -142,7 +142,7 @@ def test_a_dispatcher_that_is_stopped_gives_back_what_waits_for_its_turn(
     assert {attempt.detail for attempt in stayed} == {"not sent: the dispatcher stopped while it waited for its turn"}
 
 
-def test_what_has_waited_until_its_lease_is_nearly_over_is_given_back_and_claimed_anew(
+def test_a_push_whose_lease_is_nearly_over_is_returned_and_claimed_again(
     fcm: FcmStandin, phones: list[Phone], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("commands.push.dispatcher.SLOTS", 1)
@@ -155,7 +155,7 @@ def test_what_has_waited_until_its_lease_is_nearly_over_is_given_back_and_claime
     assert not Delivery.objects.exclude(push_state="accepted").exists()
 
 
-def test_pushes_leave_though_a_task_waits_for_a_lock(admin: Admin, fcm: FcmStandin, phones: list[Phone]) -> None:
+def test_pushes_are_sent_while_a_task_waits_for_a_lock(admin: Admin, fcm: FcmStandin, phones: list[Phone]) -> None:
     task = PeriodicTask("retention", 3600, lambda: retention.prune(timedelta(days=90), 10))
 
     def wait_and_issue() -> None:
@@ -179,7 +179,7 @@ def test_pushes_leave_though_a_task_waits_for_a_lock(admin: Admin, fcm: FcmStand
     assert Delivery.objects.filter(push_state="accepted").count() == 2 * PHONES
 
 
-def test_a_sweep_goes_on_while_there_is_a_full_batch_of_it(fcm: FcmStandin, phones: list[Phone]) -> None:
+def test_a_periodic_task_continues_while_its_batches_are_full(fcm: FcmStandin, phones: list[Phone]) -> None:
     Delivery.objects.update(open_until=Now())
     done = 0
 

@@ -1,4 +1,4 @@
-"""Who may do what: a credential of the wrong kind opens nothing, and a device's own opens nothing of another's."""
+"""The rights of credentials: one of the wrong kind opens nothing, and a device's own nothing of another device."""
 
 import ipaddress
 import re
@@ -32,7 +32,7 @@ OPENS: Final = {
 
 
 def guarded() -> Iterator[tuple[str, str, str]]:
-    """Method, target and scheme of each operation that wants a credential."""
+    """Method, target and scheme of each operation that requires a credential."""
     for path, operations in api.get_openapi_schema()["paths"].items():
         target = re.sub(r"{\w+_id}", "0192f0c1-b000-7abc-8def-0123456789ab", path).replace("{tag}", "floor-1")
         for method, operation in operations.items():
@@ -41,7 +41,7 @@ def guarded() -> Iterator[tuple[str, str, str]]:
 
 
 def credentials(admin: Admin, phone: Phone, method: str, target: str, body: bytes) -> Iterator[tuple[str, Headers]]:
-    """Each kind of credential, good where it belongs, and some that are none."""
+    """Each kind of credential, valid for its own operations, and some invalid ones."""
     bearers = {
         "a device token": phone.device_token,
         "an enrollment token": admin.enrollment_token(),
@@ -77,7 +77,7 @@ def test_a_credential_of_the_wrong_kind_is_401_on_every_route(
     record_property("wrong credentials", tried)
 
 
-def test_a_device_reads_and_answers_nothing_of_another_one(admin: Admin, phone: Phone) -> None:
+def test_a_device_cannot_read_or_answer_commands_of_another_one(admin: Admin, phone: Phone) -> None:
     other = admin.enrol("phone-2", push_token="fcm-2")
     request_id = admin.command("ping", to=other).json["request_id"]
     before = Device.objects.values().get(id=other.device_id)
@@ -93,7 +93,7 @@ def test_a_device_reads_and_answers_nothing_of_another_one(admin: Admin, phone: 
     assert other.report(offered["request_id"], "succeeded").json["state"] == "succeeded"
 
 
-def test_a_token_put_together_from_two_devices_is_nobodys(admin: Admin, phone: Phone) -> None:
+def test_a_token_with_parts_of_two_devices_is_invalid(admin: Admin, phone: Phone) -> None:
     other = admin.enrol("phone-2")
     for mine, theirs in ((phone, other), (other, phone)):
         token = tokens.parse(tokens.DEVICE_PREFIX, mine.device_token)
@@ -113,7 +113,7 @@ def test_a_token_put_together_from_two_devices_is_nobodys(admin: Admin, phone: P
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize(("peer", "secure"), [("192.0.2.1", False), ("10.0.0.1", True)])
-def test_only_a_trusted_proxy_says_that_a_request_came_by_https(settings: Settings, peer: str, secure: bool) -> None:
+def test_only_a_trusted_proxy_can_set_the_scheme_to_https(settings: Settings, peer: str, secure: bool) -> None:
     settings.TRUSTED_PROXIES = [ipaddress.ip_network("10.0.0.0/8")]
     client, login = Client(peer), "/django-admin/login/"
     form = client.request("GET", login)
@@ -125,5 +125,5 @@ def test_only_a_trusted_proxy_says_that_a_request_came_by_https(settings: Settin
     }
     body = f"csrfmiddlewaretoken={token}&username=nobody&password=nothing".encode()
     answer = client.request("POST", login, body, headers)
-    # By https alone, Django wants to know the page that a form came from.
+    # Only over https, Django requires the page that a form came from.
     assert (answer.status, b"Referer" in answer.body) == ((403, True) if secure else (200, False))

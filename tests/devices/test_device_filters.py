@@ -1,4 +1,4 @@
-"""The filters of the list of devices: each alone, together, and what they refuse."""
+"""The filters of the list of devices: each alone, together, and their refusals."""
 
 from typing import Any
 
@@ -51,7 +51,7 @@ def test_an_empty_text_names_the_devices_that_reported_none(admin: Admin, report
     assert [found(admin, f"{name}=") for name in ("model", "os_version", "agent_version")] == [["bare"], [], ["bare"]]
 
 
-def test_an_agent_that_was_updated_is_found_by_what_its_heartbeat_says(admin: Admin, reported: list[Phone]) -> None:
+def test_an_agent_that_was_updated_is_found_by_its_new_version(admin: Admin, reported: list[Phone]) -> None:
     reported[0].heartbeat(agent_version="1.3")
     assert (found(admin, "agent_version=1.3"), found(admin, "agent_version=1.2.0")) == (["a"], ["c"])
 
@@ -99,7 +99,7 @@ def test_silence_leaves_no_device_out_and_goes_with_the_other_filters(admin: Adm
         f"model={'x' * 129}", "os_version=%00", "agent_version=%00", "push=fail", "manufacturer=Acme",
     ],
 )  # fmt: skip
-def test_a_filter_that_makes_no_sense_is_refused(admin: Admin, query: str) -> None:
+def test_an_invalid_filter_is_refused(admin: Admin, query: str) -> None:
     answer = admin.get(f"/admin/devices?{query}")
     assert (answer.status, answer.code) == (422, "invalid_request")
     assert answer.json["errors"][0]["loc"] == ["query", query.partition("=")[0]]

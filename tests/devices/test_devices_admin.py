@@ -1,4 +1,4 @@
-"""The fleet as an admin reads and edits it; and the audit that says who did."""
+"""Devices as an admin reads and changes them, and the audit of these changes."""
 
 from datetime import datetime, timedelta
 from hashlib import sha256
@@ -28,7 +28,7 @@ DEVICE_KEYS: Final = {
 TOKEN_KEYS: Final = {
     "id", "label", "max_uses", "uses", "tags", "re_enroll", "expires_at", "revoked_at", "created_at",
 }  # fmt: skip
-NOBODY: Final = "6f1d2c3b-4a59-4e68-9c7d-8b0a1f2e3d4c"
+UNKNOWN_ID: Final = "6f1d2c3b-4a59-4e68-9c7d-8b0a1f2e3d4c"
 
 
 def found(admin: Admin, query: str) -> list[str]:
@@ -43,7 +43,7 @@ def device(admin: Admin, phone: Phone) -> dict[str, Any]:
     return answer
 
 
-def test_a_device_is_shown_with_what_it_said_of_itself_and_without_secrets(admin: Admin) -> None:
+def test_a_device_is_shown_with_its_own_data_and_without_secrets(admin: Admin) -> None:
     details = {"manufacturer": "Acme", "model": "One", "os_version": "15", "agent_version": "1.2"}
     phone = admin.enrol("phone-1", alias="lobby", push_token="token-1", **details)
     phone.heartbeat(status={"battery_pct": 83, "custom": [1]})
@@ -56,7 +56,7 @@ def test_a_device_is_shown_with_what_it_said_of_itself_and_without_secrets(admin
     assert admin.get("/admin/devices").json == {"items": [shown], "next_cursor": None}
 
 
-@pytest.mark.parametrize("device_id", [NOBODY, "phone-1", NOBODY.replace("-", ""), NOBODY.upper(), "%00"])
+@pytest.mark.parametrize("device_id", [UNKNOWN_ID, "phone-1", UNKNOWN_ID.replace("-", ""), UNKNOWN_ID.upper(), "%00"])
 def test_an_unknown_device_is_not_found(admin: Admin, device_id: str) -> None:
     for method, suffix in (("GET", ""), ("PATCH", ""), ("POST", "/revoke"), ("POST", "/reinstate")):
         answer = admin.call(method, f"/admin/devices/{device_id}{suffix}", {} if method == "PATCH" else None)
@@ -136,7 +136,7 @@ def test_devices_are_found_by_their_id_or_its_start_with_hyphens_or_without(admi
 
 
 @pytest.mark.parametrize("sign", ["%", "_", "\\", "'", '"', "*", "."])
-def test_no_sign_has_a_special_meaning_in_a_search(admin: Admin, sign: str) -> None:
+def test_no_character_has_a_special_meaning_in_a_search(admin: Admin, sign: str) -> None:
     admin.enrol("SN-100", alias=f"a{sign}b")
     admin.enrol("SN-200", alias="axb")
     for text in (sign, f"a{sign}b", f"A{sign}"):
@@ -172,7 +172,7 @@ def test_devices_come_in_stable_pages(admin: Admin) -> None:
 @pytest.mark.parametrize(
     "query", ["status=lost", "push=yes", "tag=a%20b", "q=", "q=%00", f"q={'x' * 129}", "limit=501", "sort=alias"]
 )
-def test_a_device_list_refuses_what_it_does_not_know(admin: Admin, query: str) -> None:
+def test_a_device_list_refuses_unknown_parameters(admin: Admin, query: str) -> None:
     answer = admin.get(f"/admin/devices?{query}")
     assert (answer.status, answer.code) == (422, "invalid_request")
 
@@ -181,7 +181,7 @@ def change(admin: Admin, phone: Phone, body: Any) -> Answer:
     return admin.call("PATCH", f"/admin/devices/{phone.device_id}", body)
 
 
-def test_an_alias_is_set_and_null_clears_it(admin: Admin, phone: Phone) -> None:
+def test_an_alias_is_set_and_null_deletes_it(admin: Admin, phone: Phone) -> None:
     assert change(admin, phone, {"alias": "lobby"}).json["alias"] == "lobby"
     assert change(admin, phone, {"tags": []}).json["alias"] == "lobby"
     answer = change(admin, phone, {"alias": None})
@@ -216,14 +216,14 @@ def test_a_device_may_be_given_the_alias_it_has(admin: Admin) -> None:
         {"hardware_id": "x"}, {"push_token": None}, [], "lobby",
     ],
 )  # fmt: skip
-def test_a_change_that_makes_no_sense_is_refused(admin: Admin, phone: Phone, body: Any) -> None:
+def test_an_invalid_change_is_refused(admin: Admin, phone: Phone, body: Any) -> None:
     before = device(admin, phone)
     answer = change(admin, phone, body)
     assert (answer.status, answer.code) == (422, "invalid_request")
     assert device(admin, phone) == before
 
 
-def test_a_tag_is_put_on_and_taken_off_many_and_the_changes_are_counted(admin: Admin) -> None:
+def test_a_tag_is_added_to_and_removed_from_many_devices_and_the_changes_are_counted(admin: Admin) -> None:
     one, two, three = (admin.enrol(f"phone-{number}").device_id for number in (1, 2, 3))
     first = admin.post("/admin/tags/a.B_c:1-2", {"add": [one, two, one]})
     assert first.json == {"tag": "a.B_c:1-2", "added": 2, "removed": 0}
@@ -256,11 +256,11 @@ def test_a_malformed_tag_in_the_path_is_not_found(admin: Admin, phone: Phone, ta
 
 
 @pytest.mark.parametrize("body", [{"add": ["x"]}, {"add": None}, {"set": []}, {"add": "x"}, []])
-def test_a_retagging_that_makes_no_sense_is_refused(admin: Admin, body: Any) -> None:
+def test_an_invalid_change_of_a_tag_is_refused(admin: Admin, body: Any) -> None:
     assert admin.post("/admin/tags/floor-2", body).code == "invalid_request"
 
 
-def test_a_revoked_device_is_shut_out_at_its_next_request(admin: Admin, phone: Phone) -> None:
+def test_a_revoked_device_is_refused_at_its_next_request(admin: Admin, phone: Phone) -> None:
     request_id = admin.command(to=phone).json["request_id"]
     answer = admin.post(f"/admin/devices/{phone.device_id}/revoke")
     assert answer.json == device(admin, phone) | {"withdrawn": []}
@@ -270,7 +270,7 @@ def test_a_revoked_device_is_shut_out_at_its_next_request(admin: Admin, phone: P
     assert Presence.objects.get().last_seen_at is None
 
 
-def test_revoking_cancels_what_is_open_and_no_push_leaves_any_more(admin: Admin) -> None:
+def test_a_revocation_cancels_open_commands_and_no_more_pushes_are_sent(admin: Admin) -> None:
     phone = admin.enrol("phone-1", push_token="token-1")
     done, waiting = (admin.command(to=phone).json["request_id"] for _ in range(2))
     phone.report(done, "succeeded")
@@ -308,12 +308,12 @@ def test_a_device_is_revoked_and_its_commands_are_cancelled_or_neither(
     assert len(phone.heartbeat().json["commands"]) == 1
 
 
-def test_revoking_again_keeps_the_first_time(admin: Admin, phone: Phone) -> None:
+def test_a_second_revocation_keeps_the_time_of_the_first(admin: Admin, phone: Phone) -> None:
     first = admin.post(f"/admin/devices/{phone.device_id}/revoke").json
     assert admin.post(f"/admin/devices/{phone.device_id}/revoke").json == first
 
 
-def test_a_reinstated_device_is_let_in_with_the_same_token(admin: Admin, phone: Phone) -> None:
+def test_a_reinstated_device_works_with_the_same_token(admin: Admin, phone: Phone) -> None:
     admin.command(to=phone)
     admin.post(f"/admin/devices/{phone.device_id}/revoke")
     answer = admin.post(f"/admin/devices/{phone.device_id}/reinstate")
@@ -323,7 +323,7 @@ def test_a_reinstated_device_is_let_in_with_the_same_token(admin: Admin, phone: 
     assert admin.command(to=phone).status == 200
 
 
-def test_a_new_enrollment_token_says_what_it_lets_in(admin: Admin) -> None:
+def test_a_new_enrollment_token_is_answered_with_its_limits(admin: Admin) -> None:
     asked = {"label": "stock", "max_uses": 5, "tags": ["new", "new"], "re_enroll": True, "expires_in_seconds": 3600}
     made = admin.post("/admin/enrollment-tokens", asked).json
     assert set(made) == TOKEN_KEYS | {"enrollment_token"}
@@ -334,7 +334,7 @@ def test_a_new_enrollment_token_says_what_it_lets_in(admin: Admin) -> None:
     assert (made["enrollment_token"][:4], len(made["enrollment_token"])) == ("nxe_", 76)
 
 
-def test_an_enrollment_token_lets_one_device_in_for_a_day_unless_it_says_otherwise(admin: Admin) -> None:
+def test_an_enrollment_token_is_for_one_device_and_a_day_by_default(admin: Admin) -> None:
     made = admin.post("/admin/enrollment-tokens", {}).json
     assert (made["label"], made["max_uses"], made["tags"], made["re_enroll"]) == ("", 1, [], False)
     lives = datetime.fromisoformat(made["expires_at"]) - datetime.fromisoformat(made["created_at"])
@@ -352,7 +352,7 @@ def test_enrollment_tokens_are_listed_newest_first_without_their_texts(admin: Ad
     assert set(first) == TOKEN_KEYS
 
 
-def test_a_revoked_enrollment_token_lets_nobody_in_and_its_devices_stay(admin: Admin) -> None:
+def test_a_revoked_enrollment_token_is_refused_and_its_devices_stay(admin: Admin) -> None:
     made = admin.post("/admin/enrollment-tokens", {"max_uses": 2}).json
     phone = Phone(admin.client, "phone-1")
     phone.register(made["enrollment_token"])
@@ -364,7 +364,7 @@ def test_a_revoked_enrollment_token_lets_nobody_in_and_its_devices_stay(admin: A
     assert phone.heartbeat().status == 200
 
 
-@pytest.mark.parametrize("token_id", [NOBODY, "nonsense"])
+@pytest.mark.parametrize("token_id", [UNKNOWN_ID, "nonsense"])
 def test_an_unknown_enrollment_token_cannot_be_revoked(admin: Admin, token_id: str) -> None:
     answer = admin.post(f"/admin/enrollment-tokens/{token_id}/revoke")
     assert (answer.status, answer.code) == (404, "not_found")
@@ -378,7 +378,7 @@ def test_an_unknown_enrollment_token_cannot_be_revoked(admin: Admin, token_id: s
         {"reenroll": True}, [],
     ],
 )  # fmt: skip
-def test_an_enrollment_token_that_makes_no_sense_is_refused(admin: Admin, body: Any) -> None:
+def test_an_invalid_enrollment_token_request_is_refused(admin: Admin, body: Any) -> None:
     answer = admin.post("/admin/enrollment-tokens", body)
     assert (answer.status, answer.code) == (422, "invalid_request")
     assert not EnrollmentToken.objects.exists()
@@ -491,7 +491,7 @@ def test_the_audit_is_listed_newest_first_in_pages_and_by_time(admin: Admin) -> 
     assert admin.get("/admin/audit?since=today").code == "invalid_request"
 
 
-def test_a_post_that_says_all_by_its_path_takes_no_body_or_an_empty_one(admin: Admin, phone: Phone) -> None:
+def test_a_post_that_needs_only_its_path_takes_no_body_or_an_empty_one(admin: Admin, phone: Phone) -> None:
     token_id = admin.post("/admin/enrollment-tokens", {}).json["id"]
     one = f"/admin/devices/{phone.device_id}"
     for target in (f"{one}/revoke", f"{one}/reinstate", f"/admin/enrollment-tokens/{token_id}/revoke"):

@@ -1,4 +1,4 @@
-"""bcrypt: what can be refused without it is, and nobody keeps others from it."""
+"""bcrypt: a request that can be refused without a hash costs none, and no client blocks the others."""
 
 import asyncio
 import time
@@ -27,7 +27,7 @@ GATE: Final = "of-this-test"
 
 
 class Hashes:
-    """The bcrypt hashes of a test: how many there were, and at most at once. They can be held."""
+    """The bcrypt hashes of a test: how many ran, and how many at the same time at most. They can be stopped."""
 
     def __init__(self) -> None:
         self.made = self.under_way = self.most = 0
@@ -85,7 +85,7 @@ def send(path: str, device_token: str) -> Coroutine[Any, Any, Answer]:
 
 
 def together(*calls: Coroutine[Any, Any, Answer], hold: Hashes, until: Callable[[], object]) -> list[Answer]:
-    """Make calls from one running loop, as a web worker does, and hold all hashes until something is so."""
+    """Make calls from one running loop, as a web worker does, and stop all hashes until a condition holds."""
 
     async def gathered() -> list[Answer]:
         hold.free.clear()
@@ -173,7 +173,7 @@ def test_registrations_by_other_enrollment_tokens_do_not_wait_for_it(admin: Admi
     assert new_secrets.most == 2
 
 
-def test_an_enrollment_token_that_is_spent_while_others_wait_for_it_costs_them_no_hash(
+def test_an_enrollment_token_that_is_used_up_costs_the_waiting_requests_no_hash(
     admin: Admin, new_secrets: Hashes
 ) -> None:
     text = admin.enrollment_token()
@@ -196,7 +196,7 @@ def test_registrations_beyond_those_that_may_wait_are_503_and_consume_no_use(
 
 
 def refused(times: int) -> Callable[[], bool]:
-    """Tell whether the gate of this test has refused so often since now."""
+    """Return whether the gate of this test has refused this number of requests since now."""
     before = REGISTRY.get_sample_value("nexmdm_gate_refused_total", {"gate": GATE}) or 0.0
     return lambda: REGISTRY.get_sample_value("nexmdm_gate_refused_total", {"gate": GATE}) == before + times
 
@@ -225,7 +225,7 @@ def test_a_device_has_one_check_in_bcrypt_at_a_time_and_those_that_waited_need_n
     assert (checks.made, checks.most) == (1, 1)
 
 
-def test_a_wrong_token_beside_a_rotation_under_way_costs_no_check(phone: Phone, checks: Hashes) -> None:
+def test_a_wrong_token_during_a_rotation_costs_no_check(phone: Phone, checks: Hashes) -> None:
     phone.rotate()
     wrong = tokens.make(tokens.DEVICE_PREFIX, UUID(phone.device_id), bytes(32)).text
     assert phone.send("/v1/heartbeat", {}, wrong).code == "invalid_token"
@@ -253,7 +253,7 @@ def test_more_than_ten_rotations_an_hour_are_429_and_cost_no_hash(
 
 
 @pytest.mark.django_db(transaction=True)
-def test_rotations_are_counted_exactly_however_many_processes_take_them(admin: Admin) -> None:
+def test_rotations_are_counted_exactly_across_processes(admin: Admin) -> None:
     phone = admin.enrol("phone-1")
     phones = [Phone(Client(), "phone-1", device_token=phone.device_token) for _ in range(14)]
     with ThreadPoolExecutor(4) as threads:
@@ -261,7 +261,7 @@ def test_rotations_are_counted_exactly_however_many_processes_take_them(admin: A
     assert statuses == [200] * 10 + [429] * 4
 
 
-def test_who_does_not_have_a_devices_token_uses_none_of_its_rotations_up(phone: Phone) -> None:
+def test_requests_without_the_devices_token_use_up_none_of_its_rotations(phone: Phone) -> None:
     wrong = tokens.make(tokens.DEVICE_PREFIX, UUID(phone.device_id), bytes(32)).text
     assert {phone.send("/v1/token/rotate", None, wrong).status for _ in range(15)} == {401}
     assert phone.rotate().status == 200

@@ -1,4 +1,4 @@
-"""The heartbeat: what a phone says of itself is kept, and it is given what there is to do."""
+"""The heartbeat: a phone's status is stored, and the phone gets its open commands."""
 
 import hmac
 import json
@@ -90,7 +90,7 @@ def test_the_status_is_replaced_whole(phone: Phone) -> None:
     assert presence_of(phone).last_status == {}
 
 
-def test_typed_fields_and_others_are_kept_as_they_come(phone: Phone) -> None:
+def test_typed_fields_and_others_are_stored_as_sent(phone: Phone) -> None:
     status = {
         "battery_pct": 0,
         "charging": False,
@@ -140,7 +140,7 @@ def nested(depth: int, core: str = "1") -> bytes:
         nested(2000)[:-1],
     ],
 )
-def test_what_is_not_json_is_400(phone: Phone, body: bytes) -> None:
+def test_a_body_that_is_not_json_is_400(phone: Phone, body: bytes) -> None:
     answer = phone.send("/v1/heartbeat", body)
     assert (answer.status, answer.code) == (400, "invalid_json")
     assert presence_of(phone).last_seen_at is None
@@ -160,7 +160,7 @@ def test_what_is_not_json_is_400(phone: Phone, body: bytes) -> None:
         b"[" * 30_000 + b"]" * 30_000,
     ],
 )
-def test_what_is_no_object_is_422(phone: Phone, body: bytes) -> None:
+def test_a_body_that_is_not_an_object_is_422(phone: Phone, body: bytes) -> None:
     answer = phone.send("/v1/heartbeat", body)
     assert (answer.status, answer.code) == (422, "invalid_request")
     assert answer.json["errors"][0]["loc"] == ["body"]
@@ -168,7 +168,7 @@ def test_what_is_no_object_is_422(phone: Phone, body: bytes) -> None:
 
 
 @pytest.mark.parametrize("body", [nested(16), b'{"status": {"a": [9.2e18, -9.2e18, 5e-324, 0.1]}}'])
-def test_what_is_just_within_the_limits_is_kept(phone: Phone, body: bytes) -> None:
+def test_values_at_the_limits_are_stored(phone: Phone, body: bytes) -> None:
     assert phone.send("/v1/heartbeat", body).status == 200
     assert presence_of(phone).last_status == json.loads(body)["status"]
 
@@ -187,7 +187,7 @@ def test_a_status_may_take_eight_kibibytes_of_json(phone: Phone, text: str) -> N
     assert presence_of(phone).last_status == {"a": text}
 
 
-def test_of_a_key_that_is_sent_twice_the_last_one_counts(phone: Phone) -> None:
+def test_the_last_value_of_a_repeated_key_counts(phone: Phone) -> None:
     assert phone.send("/v1/heartbeat", b'{"status": {"a": 1, "a": 2}, "status": {"a": 3}}').status == 200
     assert presence_of(phone).last_status == {"a": 3}
 
@@ -218,7 +218,7 @@ def test_an_enrollment_token_is_no_device_token(admin: Admin, client: Client, ta
 
 
 @pytest.mark.parametrize("target", ROUTES)
-def test_a_revoked_device_is_told_so_until_it_is_reinstated(admin: Admin, phone: Phone, target: str) -> None:
+def test_a_revoked_device_gets_device_revoked_until_it_is_reinstated(admin: Admin, phone: Phone, target: str) -> None:
     admin.post(f"/admin/devices/{phone.device_id}/revoke")
     refused = phone.send(target, ROUTES[target])
     assert (refused.status, refused.code) == (403, "device_revoked")
@@ -228,13 +228,13 @@ def test_a_revoked_device_is_told_so_until_it_is_reinstated(admin: Admin, phone:
 
 
 @pytest.mark.parametrize("target", ROUTES)
-def test_a_wrong_token_does_not_learn_that_the_device_is_revoked(admin: Admin, phone: Phone, target: str) -> None:
+def test_a_wrong_token_for_a_revoked_device_gets_the_ordinary_401(admin: Admin, phone: Phone, target: str) -> None:
     admin.post(f"/admin/devices/{phone.device_id}/revoke")
     wrong = tokens.make(tokens.DEVICE_PREFIX, UUID(phone.device_id), bytes(32)).text
     assert phone.send(target, ROUTES[target], wrong).code == "invalid_token"
 
 
-def test_the_first_use_of_a_token_is_noted_once(phone: Phone) -> None:
+def test_the_first_use_of_a_token_is_stored_once(phone: Phone) -> None:
     assert Device.objects.get().token_used_at is None
     phone.heartbeat()
     used = Device.objects.get().token_used_at
@@ -253,7 +253,7 @@ def test_a_push_token_has_one_owner(admin: Admin, phone: Phone) -> None:
     assert dict(Device.objects.values_list("hardware_id", "push_token")) == {"phone-1": "fcm-1", "phone-2": "fcm-2"}
 
 
-def test_a_null_push_token_forgets_it(admin: Admin, phone: Phone) -> None:
+def test_a_null_push_token_deletes_it(admin: Admin, phone: Phone) -> None:
     phone.heartbeat(push_token="fcm-1")
     issue(admin, phone)
     assert Delivery.objects.get().push_state == "waiting"
@@ -282,7 +282,7 @@ def test_a_dead_push_token_stays_dead_on_another_device(admin: Admin, phone: Pho
 
 
 @pytest.mark.parametrize("meanwhile", [None, "fcm-2"])
-def test_a_dead_push_token_stays_dead_when_it_comes_back(admin: Admin, phone: Phone, meanwhile: str | None) -> None:
+def test_a_dead_push_token_stays_dead_after_it_was_replaced(admin: Admin, phone: Phone, meanwhile: str | None) -> None:
     phone.heartbeat(push_token="fcm-1")
     fcm_calls_dead("fcm-1")
     phone.heartbeat(push_token=meanwhile)
@@ -291,7 +291,7 @@ def test_a_dead_push_token_stays_dead_when_it_comes_back(admin: Admin, phone: Ph
     assert admin.command(to=phone).json["push"] == {"queued": 0, "no_push_token": 1}
 
 
-def test_a_different_push_token_revives_pushing(admin: Admin, phone: Phone) -> None:
+def test_a_different_push_token_ends_the_state_dead(admin: Admin, phone: Phone) -> None:
     phone.heartbeat(push_token="fcm-1")
     fcm_calls_dead("fcm-1")
     phone.heartbeat(push_token="fcm-2")
@@ -300,7 +300,7 @@ def test_a_different_push_token_revives_pushing(admin: Admin, phone: Phone) -> N
 
 
 @pytest.mark.parametrize("push_state", ["no_push_token", "undeliverable", "retrying"])
-def test_a_different_push_token_revives_the_push_of_what_is_open(admin: Admin, phone: Phone, push_state: str) -> None:
+def test_a_different_push_token_makes_open_deliveries_due(admin: Admin, phone: Phone, push_state: str) -> None:
     phone.heartbeat(push_token="fcm-1")
     issue(admin, phone)
     Delivery.objects.update(push_state=push_state, next_attempt_at=None, attempt_count=1, failure_count=3)
@@ -310,7 +310,7 @@ def test_a_different_push_token_revives_the_push_of_what_is_open(admin: Admin, p
     assert delivery.next_attempt_at is not None
 
 
-def test_what_the_phone_has_reported_on_is_not_pushed_again(admin: Admin, phone: Phone) -> None:
+def test_a_command_that_the_phone_has_reported_on_is_not_pushed_again(admin: Admin, phone: Phone) -> None:
     (request_id,) = issue(admin, phone)
     phone.report(request_id, "received")
     phone.heartbeat(push_token="fcm-2")
@@ -318,7 +318,7 @@ def test_what_the_phone_has_reported_on_is_not_pushed_again(admin: Admin, phone:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_two_phones_that_swap_their_push_tokens_at_once_leave_each_with_one_owner(admin: Admin) -> None:
+def test_phones_that_swap_their_push_tokens_at_the_same_time_leave_each_with_one_owner(admin: Admin) -> None:
     left, right = admin.enrol("phone-1", push_token="fcm-1"), admin.enrol("phone-2", push_token="fcm-2")
     left.client, right.client = Client(), Client()
     calls = [partial(left.heartbeat, push_token="fcm-2"), partial(right.heartbeat, push_token="fcm-1")]
@@ -444,7 +444,7 @@ def test_pending_commands_come_first_oldest_first_then_reported_ones_longest_sil
     assert offered(phone.heartbeat()) == [third, fifth, first, fourth, second]
 
 
-def test_twenty_commands_fit_and_more_pending_ones_are_announced(admin: Admin, phone: Phone) -> None:
+def test_twenty_commands_fit_and_has_more_is_true_for_further_pending_ones(admin: Admin, phone: Phone) -> None:
     ids = issue(admin, phone, 22)
     answer = phone.heartbeat()
     assert (offered(answer), answer.json["has_more"]) == (ids[:20], True)
@@ -454,7 +454,7 @@ def test_twenty_commands_fit_and_more_pending_ones_are_announced(admin: Admin, p
     assert (offered(answer), answer.json["has_more"]) == (ids[2:], False)
 
 
-def test_more_reported_ones_than_fit_are_no_reason_to_come_back_at_once(admin: Admin, phone: Phone) -> None:
+def test_has_more_is_false_for_further_reported_ones(admin: Admin, phone: Phone) -> None:
     ids = issue(admin, phone, 21)
     for request_id in ids:
         phone.report(request_id, "received")
@@ -482,11 +482,9 @@ def test_two_heartbeats_of_one_device_in_a_flush_merge_field_by_field(admin: Adm
     assert (presence.last_status, presence.agent_version) == ({"battery_pct": 8}, "2")
 
 
-@pytest.mark.parametrize("others_say", [[{}], [{}, {"agent_version": "2"}], [{"push_token": "fcm-0"}]])
-def test_a_push_token_survives_the_heartbeats_it_shares_a_flush_with(
-    phone: Phone, others_say: list[dict[str, Any]]
-) -> None:
-    before, after = others_say[:1], others_say[1:] or [{}]
+@pytest.mark.parametrize("others_send", [[{}], [{}, {"agent_version": "2"}], [{"push_token": "fcm-0"}]])
+def test_a_push_token_is_stored_from_any_heartbeat_of_a_flush(phone: Phone, others_send: list[dict[str, Any]]) -> None:
+    before, after = others_send[:1], others_send[1:] or [{}]
     calls = [(phone.device_token, said) for said in (*before, {"push_token": "fcm-1"}, *after)]
     assert [answer.status for answer in in_one_batch(*calls)] == [200] * len(calls)
     assert Device.objects.get().push_token == "fcm-1"
@@ -545,7 +543,7 @@ def test_a_heartbeat_that_the_database_refuses_fails_alone(admin: Admin, poisone
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_heartbeat_with_a_new_push_token_does_not_undo_a_later_one(phone: Phone) -> None:
+def test_a_heartbeat_with_a_new_push_token_does_not_override_a_later_one(phone: Phone) -> None:
     first = (phone.device_token, {"push_token": "fcm-1", "agent_version": "1"})
     second = (phone.device_token, {"agent_version": "2"})
     answers = one_after_the_other(first, second)
@@ -554,7 +552,7 @@ def test_a_heartbeat_with_a_new_push_token_does_not_undo_a_later_one(phone: Phon
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_connection_that_was_cut_while_it_was_kept_costs_no_heartbeat(admin: Admin) -> None:
+def test_a_kept_connection_that_was_cut_loses_no_heartbeat(admin: Admin) -> None:
     phones = [admin.enrol(f"phone-{number}") for number in range(3)]
     beats: list[tuple[str, Any]] = [(phone.device_token, {}) for phone in phones]
     with Connection.connect(**direct.parameters(), autocommit=True) as other:
@@ -570,7 +568,7 @@ def test_a_connection_that_was_cut_while_it_was_kept_costs_no_heartbeat(admin: A
 
 @pytest.fixture
 def poisoned_presence(transactional_db: None) -> Iterator[None]:
-    """Have PostgreSQL take one agent version for bad data, as it may for something that nobody has thought of."""
+    """Make PostgreSQL refuse one agent version as bad data, as it may refuse an unforeseen value."""
     with connection.cursor() as cursor:
         cursor.execute("""
             CREATE FUNCTION refuse_poison() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -584,7 +582,7 @@ def poisoned_presence(transactional_db: None) -> Iterator[None]:
         cursor.execute("DROP FUNCTION refuse_poison CASCADE")
 
 
-def test_nothing_a_heartbeat_does_adds_a_row(admin: Admin, phone: Phone) -> None:
+def test_a_heartbeat_adds_no_row(admin: Admin, phone: Phone) -> None:
     issue(admin, phone)
 
     def counts() -> list[int]:

@@ -1,4 +1,4 @@
-"""What names a phone: which texts are a hardware id or an alias, when two are the same, what earlier rows come to."""
+"""The names of a phone: valid hardware ids and aliases, when two are the same, and rows of earlier versions."""
 
 import unicodedata
 from functools import partial
@@ -43,7 +43,7 @@ def change(admin: Admin, phone: Phone, alias: str | None) -> Answer:
 
 
 def colliding(admin: Admin) -> tuple[Phone, Phone]:
-    """Two phones whose aliases differ in case only, as the version before let them; the first was enrolled first."""
+    """Two phones whose aliases differ only in case, as the version before allowed; the first was enrolled first."""
     first, second = admin.enrol("imei-1", alias="Till"), admin.enrol("imei-2")
     as_the_version_before(first)
     as_the_version_before(second, alias="till")
@@ -62,7 +62,7 @@ def test_a_hardware_id_that_many_phones_share_is_refused_and_the_message_says_wh
 
 
 @pytest.mark.parametrize("text", ["unknown-1", "0a", "10", "nullx", "9774d56d682e549d", "x/n/a"])
-def test_a_hardware_id_that_only_looks_like_one_of_those_is_taken(admin: Admin, client: Client, text: str) -> None:
+def test_a_hardware_id_that_only_resembles_one_of_those_is_accepted(admin: Admin, client: Client, text: str) -> None:
     assert Phone(client, text).register(admin.enrollment_token()).status == 200
 
 
@@ -71,7 +71,7 @@ def test_a_hardware_id_of_nothing_but_blanks_is_refused(admin: Admin, client: Cl
     assert Phone(client, text).register(admin.enrollment_token()).code == "invalid_request"
 
 
-def test_blanks_around_a_hardware_id_make_no_other_phone(admin: Admin, client: Client) -> None:
+def test_blanks_around_a_hardware_id_make_no_difference(admin: Admin, client: Client) -> None:
     phone = admin.enrol("\t imei-1\u00a0\n")
     assert Device.objects.get().hardware_id == "imei-1"
     assert Phone(client, " imei-1 ").register(admin.enrollment_token()).code == "hardware_known"
@@ -79,14 +79,14 @@ def test_blanks_around_a_hardware_id_make_no_other_phone(admin: Admin, client: C
     assert again.json["device_id"] == phone.device_id
 
 
-def test_letters_of_another_case_in_a_hardware_id_make_another_phone(admin: Admin) -> None:
+def test_hardware_ids_that_differ_in_case_are_different(admin: Admin) -> None:
     admin.enrol("abc")
     admin.enrol("ABC")
     assert Device.objects.count() == 2
 
 
 @pytest.mark.parametrize("filled", [False, True])
-def test_a_hardware_id_that_was_kept_with_blanks_is_known_without_them(
+def test_a_hardware_id_that_was_stored_with_blanks_is_found_without_them(
     admin: Admin, client: Client, filled: bool
 ) -> None:
     phone = admin.enrol("imei-1")
@@ -109,13 +109,13 @@ def test_an_alias_with_invisible_characters_is_refused(admin: Admin, client: Cli
 
 
 @pytest.mark.parametrize("alias", ["", " ", "\u3000", "x" * 129, "e\u0301" * 129, "\u0958" * 128])
-def test_an_alias_is_one_to_128_characters_as_it_is_kept(admin: Admin, phone: Phone, alias: str) -> None:
+def test_an_alias_has_1_to_128_characters_as_stored(admin: Admin, phone: Phone, alias: str) -> None:
     answer = change(admin, phone, alias)
     assert (answer.status, "1 to 128 characters" in answer.json["errors"][0]["msg"]) == (422, True)
 
 
 @pytest.mark.parametrize("alias", [f"  {COMPOSED}\n", DECOMPOSED, f"\u00a0{DECOMPOSED} "])
-def test_an_alias_is_kept_trimmed_and_in_nfc(admin: Admin, phone: Phone, alias: str) -> None:
+def test_an_alias_is_stored_trimmed_and_in_nfc(admin: Admin, phone: Phone, alias: str) -> None:
     assert change(admin, phone, alias).json["alias"] == COMPOSED
     admin.enrol("imei-2", alias=f" 2 {alias}")
     assert Device.objects.get(hardware_id="imei-2").alias == f"2 {alias}".strip().replace(DECOMPOSED, COMPOSED)
@@ -160,7 +160,7 @@ def test_a_device_may_write_its_alias_in_another_case(admin: Admin, client: Clie
     assert Device.objects.values_list("alias", "alias_key").get() == ("Lobby", "lobby")
 
 
-def test_an_alias_that_was_cleared_is_free(admin: Admin, phone: Phone) -> None:
+def test_an_alias_that_was_deleted_is_free(admin: Admin, phone: Phone) -> None:
     other = admin.enrol("imei-1", alias="Lobby")
     change(admin, other, None)
     assert change(admin, phone, "lobby").status == 200
@@ -183,7 +183,7 @@ def test_an_unknown_alias_is_named_as_it_was_given(admin: Admin) -> None:
     assert (answer.code, ["Foyer" in error["msg"] for error in answer.json["errors"]]) == ("unknown_devices", [True])
 
 
-def test_an_alias_taken_by_a_revoked_device_is_said_to_be(admin: Admin, client: Client, phone: Phone) -> None:
+def test_the_refusal_says_that_a_revoked_device_has_the_alias(admin: Admin, client: Client, phone: Phone) -> None:
     holder = admin.enrol("imei-1", alias="Lobby")
     assert "revoked" not in change(admin, phone, "lobby").json["detail"]
     admin.post(f"/admin/devices/{holder.device_id}/revoke")
@@ -192,7 +192,7 @@ def test_an_alias_taken_by_a_revoked_device_is_said_to_be(admin: Admin, client: 
         assert (answer.status, answer.code, "revoked" in answer.json["detail"]) == (409, "alias_taken", True)
 
 
-def test_the_refusal_of_a_revoked_phone_names_the_way_back(admin: Admin, client: Client, phone: Phone) -> None:
+def test_the_refusal_of_a_revoked_phone_names_the_remedy(admin: Admin, client: Client, phone: Phone) -> None:
     admin.post(f"/admin/devices/{phone.device_id}/revoke")
     registered = Phone(client, phone.hardware_id).register(admin.enrollment_token(re_enroll=True))
     for answer in (phone.heartbeat(), phone.rotate(), registered):
@@ -201,7 +201,7 @@ def test_the_refusal_of_a_revoked_phone_names_the_way_back(admin: Admin, client:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_two_phones_that_want_the_same_alias_in_two_cases_at_once_get_it_once(admin: Admin) -> None:
+def test_only_one_of_two_simultaneous_registrations_gets_an_alias_in_two_cases(admin: Admin) -> None:
     texts = [admin.enrollment_token() for _ in range(4)]
     calls = [
         partial(Phone(Client(), f"imei-{number}").register, text, alias="till" if number % 2 else "Till")
@@ -243,7 +243,7 @@ def test_rows_of_the_version_before_are_filled_in_batches_until_none_is_left(adm
 
 
 @pytest.mark.django_db(transaction=True)
-def test_the_dispatcher_fills_in_what_the_version_before_goes_on_writing(admin: Admin) -> None:
+def test_the_dispatcher_fills_in_rows_that_the_version_before_continues_to_write(admin: Admin) -> None:
     as_the_version_before(admin.enrol("imei-1", alias="Till"))
     call_command("dispatch", once=True)
     assert not Device.objects.filter(UNKEYED).exists()
@@ -267,7 +267,7 @@ def test_of_two_devices_with_one_alias_the_first_enrolled_keeps_it_and_no_row_ch
     assert change(admin, second, "Till").code == "alias_taken"
 
 
-def test_a_phone_whose_alias_an_earlier_one_has_too_registers_with_it_all_the_same(admin: Admin) -> None:
+def test_a_phone_whose_alias_an_earlier_one_has_too_can_still_register_with_it(admin: Admin) -> None:
     _, second = colliding(admin)
     answer = second.register(admin.enrollment_token(re_enroll=True), alias="till")
     assert (answer.status, Device.objects.get(id=second.device_id).alias) == (200, "till")
@@ -282,7 +282,7 @@ def test_once_the_first_gives_its_alias_up_the_second_has_it(admin: Admin) -> No
 
 
 def warnings(capsys: pytest.CaptureFixture[str]) -> str:
-    """What `manage.py check` says beside its summary."""
+    """The output of `manage.py check` without its summary."""
     call_command("check")
     return capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""Push tokens: which texts are one, whose one is, and that each installation of the app has one owner."""
+"""Push tokens: valid texts, their owners, and that each installation of the app has one owner."""
 
 from functools import partial
 from typing import Any, Final
@@ -29,12 +29,12 @@ def owners() -> dict[str, str | None]:
 
 
 def as_the_version_before(phone: Phone, push_token: str) -> None:
-    """Give a phone a push token as the version before does, which knows nothing of installations."""
+    """Give a phone a push token as the version before does, which does not know installations."""
     Device.objects.filter(id=phone.device_id).update(push_token=push_token)
 
 
 @pytest.mark.parametrize("text", NO_PUSH_TOKENS)
-def test_what_is_no_push_token_is_never_kept_and_takes_none_away(admin: Admin, client: Client, text: str) -> None:
+def test_an_invalid_push_token_is_never_stored_and_changes_no_other(admin: Admin, client: Client, text: str) -> None:
     phone = admin.enrol("imei-1", push_token="fcm-1")
     phone.heartbeat(push_token=text)
     Phone(client, "imei-2").register(admin.enrollment_token(), push_token=text)
@@ -50,7 +50,7 @@ def test_any_other_text_is_a_push_token(admin: Admin, text: str) -> None:
     assert owners() == {"imei-1": text}
 
 
-def test_six_phones_that_send_the_same_placeholder_take_nothing_from_one_another(admin: Admin) -> None:
+def test_phones_that_send_the_same_placeholder_keep_their_push_tokens(admin: Admin) -> None:
     phones = admin.enrol_fleet(6, "fid-")
     for phone in phones * 2:
         phone.heartbeat(push_token="BLACKLISTED")
@@ -98,7 +98,7 @@ def test_a_dead_push_token_stays_dead_and_another_one_of_its_installation_revive
 
 
 @pytest.mark.django_db(transaction=True)
-def test_phones_that_bring_push_tokens_of_one_installation_at_once_leave_it_with_one_owner(admin: Admin) -> None:
+def test_simultaneous_push_tokens_of_one_installation_leave_it_with_one_owner(admin: Admin) -> None:
     texts = [admin.enrollment_token() for _ in range(5)]
     calls = [
         partial(Phone(Client(), f"imei-{number}").register, text, push_token=f"fid-1:{number}")
@@ -109,7 +109,7 @@ def test_phones_that_bring_push_tokens_of_one_installation_at_once_leave_it_with
     assert len([token for token in owners().values() if token is not None]) == 1
 
 
-def test_the_database_and_python_agree_on_whose_a_push_token_is(phone: Phone) -> None:
+def test_the_database_and_python_agree_on_the_installation_of_a_push_token(phone: Phone) -> None:
     for text in ("a", "fid:b", "fid:b:c", ":b", "::", "é:b", "p" * 4096, f"{'p' * 2000}:b"):
         Device.objects.update(push_token=text)
         assert Device.objects.values_list(PUSH_OWNER, flat=True).get() == identity.push_owner_digest(text)
@@ -156,7 +156,7 @@ def test_a_revoked_device_keeps_no_push_token_that_another_one_has(admin: Admin)
 
 
 @pytest.mark.django_db(transaction=True)
-def test_the_dispatcher_settles_whose_a_shared_installation_is(admin: Admin) -> None:
+def test_the_dispatcher_leaves_a_shared_installation_to_one_device(admin: Admin) -> None:
     sharing(admin)
     call_command("dispatch", once=True)
     assert owners() == {"imei-0": "fid-1:0", "imei-1": None, "imei-2": None}

@@ -1,4 +1,4 @@
-"""Registration: who may enrol, what a phone is given once, and what is kept of it."""
+"""Registration: which phones may register, what they get once, and what is stored."""
 
 import hmac
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ from tests.support.moments import in_parallel, let_pass
 
 
 def all_rows_as_text() -> str:
-    """Everything the database holds, as it would appear in a dump."""
+    """The whole content of the database, as in a dump."""
     with connection.cursor() as cursor:
         names = connection.introspection.table_names(cursor)
         parts = []
@@ -54,24 +54,26 @@ def test_a_phone_gets_its_identity_and_its_credentials(admin: Admin, client: Cli
 
 
 def test_the_device_token_names_the_device_and_the_command_key_is_its_first(admin: Admin, client: Client) -> None:
-    said = Phone(client, "imei-1").register(admin.enrollment_token()).json
-    token = tokens.parse(tokens.DEVICE_PREFIX, said["device_token"])
+    given = Phone(client, "imei-1").register(admin.enrollment_token()).json
+    token = tokens.parse(tokens.DEVICE_PREFIX, given["device_token"])
     assert token is not None
-    assert str(token.id) == said["device_id"]
+    assert str(token.id) == given["device_id"]
     first = hmac.digest(settings.COMMAND_SIGNING_KEYS[0].encode(), f"NXK1\n{token.id}\n1".encode(), "sha256")
-    assert said["command_key"] == first.hex()
+    assert given["command_key"] == first.hex()
 
 
-def test_what_a_phone_says_of_itself_is_kept(admin: Admin, client: Client) -> None:
-    said = {"alias": "till 4", "push_token": "fcm-1", "manufacturer": "Acme", "model": "X", "os_version": "15"}
-    Phone(client, "imei-1").register(admin.enrollment_token(tags=["shop", "till", "shop"]), agent_version="2.0", **said)
+def test_the_details_of_a_registration_are_stored(admin: Admin, client: Client) -> None:
+    given = {"alias": "till 4", "push_token": "fcm-1", "manufacturer": "Acme", "model": "X", "os_version": "15"}
+    Phone(client, "imei-1").register(
+        admin.enrollment_token(tags=["shop", "till", "shop"]), agent_version="2.0", **given
+    )
     device = Device.objects.select_related("presence").get()
-    assert {name: getattr(device, name) for name in said} == said
+    assert {name: getattr(device, name) for name in given} == given
     assert (device.hardware_id, device.tags) == ("imei-1", ["shop", "till"])
     assert device.presence.agent_version == "2.0"
 
 
-def test_no_row_of_any_table_holds_a_token_a_secret_or_a_command_key(admin: Admin, client: Client) -> None:
+def test_no_row_of_any_table_contains_a_token_a_secret_or_a_command_key(admin: Admin, client: Client) -> None:
     enrollment_token, phone = admin.enrollment_token(), Phone(client, "imei-1")
     phone.register(enrollment_token)
     shown_once = [phone.device_token, phone.command_key, enrollment_token]
@@ -84,7 +86,7 @@ def test_no_row_of_any_table_holds_a_token_a_secret_or_a_command_key(admin: Admi
         assert text.encode().hex() not in kept
 
 
-def test_no_line_of_the_log_holds_a_token_a_secret_or_a_command_key(admin: Admin, client: Client) -> None:
+def test_no_line_of_the_log_contains_a_token_a_secret_or_a_command_key(admin: Admin, client: Client) -> None:
     phone = Phone(client, "imei-1")
     with capture_logs() as lines:
         enrollment_token = admin.enrollment_token()
@@ -129,7 +131,7 @@ def test_the_longest_texts_fit(admin: Admin, client: Client, fields: dict[str, A
         ("alias", 7),
     ],
 )
-def test_an_identity_that_cannot_be_kept_is_422_and_consumes_no_use(
+def test_an_invalid_identity_is_422_and_consumes_no_use(
     admin: Admin, client: Client, field: str, value: object
 ) -> None:
     answer = Phone(client, "imei-1").register(admin.enrollment_token(), **{field: value})
@@ -154,7 +156,7 @@ def test_a_lost_answer_is_asked_for_again_and_consumes_no_use(admin: Admin, clie
     assert (Device.objects.get().generation, Presence.objects.count(), uses()) == (2, 1, [1])
 
 
-def test_a_lost_answer_leaves_open_commands_open_and_signs_them_anew(admin: Admin, client: Client) -> None:
+def test_a_lost_answer_leaves_open_commands_open_and_signs_them_again(admin: Admin, client: Client) -> None:
     enrollment_token, phone = admin.enrollment_token(), Phone(client, "imei-1")
     phone.register(enrollment_token, push_token="fcm-1", alias="till", model="X")
     request_id = admin.command("ping", to=phone).json["request_id"]
@@ -167,7 +169,7 @@ def test_a_lost_answer_leaves_open_commands_open_and_signs_them_anew(admin: Admi
     assert (device.push_token, device.alias, device.model) == ("fcm-1", "till", "X")
 
 
-def test_a_lost_answer_may_be_asked_for_again_and_again(admin: Admin, client: Client) -> None:
+def test_a_lost_answer_may_be_asked_for_several_times(admin: Admin, client: Client) -> None:
     enrollment_token, phone = admin.enrollment_token(), Phone(client, "imei-1")
     answers = [phone.register(enrollment_token) for _ in range(4)]
     assert [answer.json["re_enrolled"] for answer in answers] == [False] * 4
@@ -175,7 +177,7 @@ def test_a_lost_answer_may_be_asked_for_again_and_again(admin: Admin, client: Cl
     assert (Device.objects.get().generation, uses()) == (4, [1])
 
 
-def test_others_who_hold_the_enrollment_token_can_ask_for_a_lost_answer_for_15_minutes(
+def test_other_clients_with_the_enrollment_token_can_ask_for_a_lost_answer_for_15_minutes(
     admin: Admin, client: Client
 ) -> None:
     text, phone = admin.enrollment_token(max_uses=5), Phone(client, "imei-1")
@@ -197,7 +199,7 @@ def test_a_repeat_of_a_lost_answer_gives_no_more_time(admin: Admin, client: Clie
     assert phone.register(text).code == "hardware_known"
 
 
-def test_after_15_minutes_the_right_to_enrol_anew_decides(admin: Admin, client: Client) -> None:
+def test_after_15_minutes_a_repeat_requires_re_enroll(admin: Admin, client: Client) -> None:
     text, phone = admin.enrollment_token(max_uses=5, re_enroll=True), Phone(client, "imei-1")
     phone.register(text)
     let_pass(minutes=16)
@@ -206,7 +208,7 @@ def test_after_15_minutes_the_right_to_enrol_anew_decides(admin: Admin, client: 
     assert uses() == [2]
 
 
-def test_a_token_for_one_device_repeats_a_lost_answer_as_long_as_it_lives(admin: Admin, client: Client) -> None:
+def test_a_token_for_one_device_repeats_a_lost_answer_until_it_expires(admin: Admin, client: Client) -> None:
     text, phone = admin.enrollment_token(expires_in_seconds=86_400), Phone(client, "imei-1")
     lost = phone.register(text).json
     let_pass(hours=23)
@@ -216,7 +218,7 @@ def test_a_token_for_one_device_repeats_a_lost_answer_as_long_as_it_lives(admin:
 
 
 def replacements(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What was logged of credentials that were replaced, without the ids."""
+    """The log lines of replaced credentials, without the ids."""
     fields = ("log_level", "lost_answer", "address", "earlier_address", "correlation_id")
     return [{name: line[name] for name in fields} for line in lines if line["event"] == "device.re_enrolled"]
 
@@ -269,7 +271,7 @@ def test_an_answer_is_lost_only_to_the_token_that_was_shown_it(admin: Admin, cli
     assert phone.heartbeat().status == 200
 
 
-def test_the_answer_to_an_enrolment_anew_can_be_lost_too(admin: Admin, client: Client) -> None:
+def test_the_answer_to_a_re_enrollment_can_be_lost_too(admin: Admin, client: Client) -> None:
     phone, again = admin.enrol("imei-1"), admin.enrollment_token(re_enroll=True)
     phone.heartbeat()
     assert phone.register(again).json["re_enrolled"] is True
@@ -278,7 +280,7 @@ def test_the_answer_to_an_enrolment_anew_can_be_lost_too(admin: Admin, client: C
     assert (Device.objects.get().generation, uses()) == (3, [1, 1])
 
 
-def test_known_hardware_stays_what_it_is_without_the_right_to_enrol_anew(admin: Admin, client: Client) -> None:
+def test_known_hardware_is_refused_without_re_enroll(admin: Admin, client: Client) -> None:
     phone = admin.enrol("imei-1")
     before = Device.objects.values().get()
     assert Phone(client, "imei-1").register(admin.enrollment_token(), alias="mine").code == "hardware_known"
@@ -287,7 +289,7 @@ def test_known_hardware_stays_what_it_is_without_the_right_to_enrol_anew(admin: 
     assert uses() == [1, 0]
 
 
-def test_enrolling_anew_keeps_the_device_and_stops_its_old_tokens_at_once(admin: Admin, client: Client) -> None:
+def test_a_re_enrollment_keeps_the_device_and_stops_its_old_tokens_immediately(admin: Admin, client: Client) -> None:
     phone = admin.enrol("imei-1")
     old, rotated = phone.device_token, phone.rotate().json["device_token"]
     answer = phone.register(admin.enrollment_token(re_enroll=True))
@@ -298,14 +300,14 @@ def test_enrolling_anew_keeps_the_device_and_stops_its_old_tokens_at_once(admin:
     assert uses() == [1, 1]
 
 
-def test_enrolling_anew_never_hands_out_a_command_key_twice(admin: Admin, client: Client) -> None:
+def test_a_re_enrollment_never_gives_the_same_command_key_twice(admin: Admin, client: Client) -> None:
     phone = admin.enrol("imei-1")
     keys = [phone.command_key, phone.rotate().json["command_key"]]
     keys += [phone.register(admin.enrollment_token(re_enroll=True)).json["command_key"] for _ in range(2)]
     assert len(set(keys)) == 4
 
 
-def test_enrolling_anew_cancels_what_was_open(admin: Admin, client: Client) -> None:
+def test_a_re_enrollment_cancels_open_commands(admin: Admin, client: Client) -> None:
     phone, other = admin.enrol("imei-1", push_token="fcm-1"), admin.enrol("imei-2")
     admin.command("ping", to=[phone, other])
     phone.register(admin.enrollment_token(re_enroll=True))
@@ -315,7 +317,7 @@ def test_enrolling_anew_cancels_what_was_open(admin: Admin, client: Client) -> N
     assert phone.heartbeat().json["commands"] == []
 
 
-def test_a_phone_is_enrolled_anew_and_its_commands_are_cancelled_or_neither(
+def test_a_phone_is_enrolled_again_and_its_commands_are_cancelled_or_neither(
     admin: Admin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     phone = admin.enrol("imei-1")
@@ -329,7 +331,7 @@ def test_a_phone_is_enrolled_anew_and_its_commands_are_cancelled_or_neither(
     assert phone.register(token).json["re_enrolled"] is True
 
 
-def test_enrolling_anew_keeps_the_alias_adds_tags_and_forgets_the_push_token(admin: Admin, client: Client) -> None:
+def test_a_re_enrollment_keeps_the_alias_adds_tags_and_deletes_the_push_token(admin: Admin, client: Client) -> None:
     phone = Phone(client, "imei-1")
     phone.register(admin.enrollment_token(tags=["shop", "till"]), alias="till 4", push_token="fcm-1", model="X")
     phone.register(admin.enrollment_token(tags=["till", "north"], re_enroll=True))
@@ -338,7 +340,7 @@ def test_enrolling_anew_keeps_the_alias_adds_tags_and_forgets_the_push_token(adm
     assert (device.push_token, device.push_token_dead_at) == (None, None)
 
 
-def test_enrolling_anew_takes_what_is_sent(admin: Admin, client: Client) -> None:
+def test_a_re_enrollment_stores_the_fields_that_are_sent(admin: Admin, client: Client) -> None:
     phone = admin.enrol("imei-1", alias="till 4", push_token="fcm-1", model="X", agent_version="1")
     phone.register(
         admin.enrollment_token(re_enroll=True), alias="till 5", push_token="fcm-2", model="Y", agent_version="2"
@@ -348,7 +350,7 @@ def test_enrolling_anew_takes_what_is_sent(admin: Admin, client: Client) -> None
     assert device.presence.agent_version == "2"
 
 
-def test_enrolling_anew_with_a_dead_push_token_leaves_it_dead(admin: Admin, client: Client) -> None:
+def test_a_re_enrollment_with_a_dead_push_token_leaves_it_dead(admin: Admin, client: Client) -> None:
     phone = admin.enrol("imei-1", push_token="fcm-1")
     fcm_calls_dead("fcm-1")
     phone.register(admin.enrollment_token(re_enroll=True), push_token="fcm-1")
@@ -356,7 +358,7 @@ def test_enrolling_anew_with_a_dead_push_token_leaves_it_dead(admin: Admin, clie
     assert (device.push_token, device.push_token_dead_at is None) == ("fcm-1", False)
 
 
-def test_an_alias_of_ones_own_is_not_taken(admin: Admin, client: Client) -> None:
+def test_a_device_may_register_again_with_its_own_alias(admin: Admin, client: Client) -> None:
     phone = admin.enrol("imei-1", alias="till 4")
     assert phone.register(admin.enrollment_token(re_enroll=True), alias="till 4").status == 200
 
@@ -367,7 +369,7 @@ def test_a_push_token_is_taken_from_the_device_that_had_it(admin: Admin) -> None
     assert owners == {before.hardware_id: None, after.hardware_id: "fcm-1"}
 
 
-def test_a_dead_push_token_stays_dead_on_the_device_that_brings_it_again(admin: Admin) -> None:
+def test_a_dead_push_token_stays_dead_on_the_device_that_sends_it_again(admin: Admin) -> None:
     admin.enrol("imei-1", push_token="fcm-1")
     fcm_calls_dead("fcm-1")
     admin.enrol("imei-2", push_token="fcm-1")
@@ -411,7 +413,7 @@ def test_refusals_come_in_their_order_and_consume_no_use(admin: Admin, client: C
     assert known.heartbeat().status == 200
 
 
-def test_a_token_that_nobody_made_is_invalid_whatever_else_is_wrong(admin: Admin, client: Client) -> None:
+def test_an_unknown_token_is_invalid_whatever_else_is_wrong(admin: Admin, client: Client) -> None:
     text = admin.enrollment_token()
     mine = tokens.parse(tokens.ENROLLMENT_PREFIX, text)
     assert mine is not None
@@ -430,7 +432,7 @@ def test_a_device_token_does_not_register(phone: Phone) -> None:
     assert Device.objects.count() == 1
 
 
-def test_a_revoked_device_is_not_enrolled_anew(admin: Admin, client: Client) -> None:
+def test_a_revoked_device_is_not_enrolled_again(admin: Admin, client: Client) -> None:
     phone = admin.enrol("imei-1")
     admin.post(f"/admin/devices/{phone.device_id}/revoke")
     answer = Phone(client, "imei-1").register(admin.enrollment_token(re_enroll=True))
@@ -446,7 +448,7 @@ def test_an_alias_belongs_to_one_device(admin: Admin, client: Client) -> None:
 
 
 @pytest.mark.parametrize("verb", ["revoke", "retire"])
-def test_an_alias_that_a_device_without_access_has_is_taken_and_the_refusal_says_what_it_is(
+def test_an_alias_of_a_revoked_or_retired_device_is_taken_and_the_refusal_says_which(
     admin: Admin, client: Client, verb: str
 ) -> None:
     phone = admin.enrol("imei-1")
@@ -467,7 +469,7 @@ def test_a_refused_repeat_of_a_lost_answer_leaves_the_first_credentials(admin: A
     assert Device.objects.get(hardware_id="imei-2").push_token == "fcm-2"
 
 
-def test_a_token_enrols_as_many_devices_as_it_has_uses(admin: Admin, client: Client) -> None:
+def test_an_enrollment_token_registers_as_many_devices_as_it_has_uses(admin: Admin, client: Client) -> None:
     text = admin.enrollment_token(max_uses=2)
     answers = [Phone(client, f"imei-{number}").register(text) for number in range(3)]
     assert [answer.code for answer in answers] == [None, None, "enrollment_token_exhausted"]
@@ -475,7 +477,7 @@ def test_a_token_enrols_as_many_devices_as_it_has_uses(admin: Admin, client: Cli
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_token_for_one_device_lets_exactly_one_of_many_in(admin: Admin) -> None:
+def test_a_token_for_one_device_registers_exactly_one_of_many(admin: Admin) -> None:
     text = admin.enrollment_token()
     phones = [Phone(Client(), f"imei-{number}") for number in range(6)]
     answers = in_parallel([partial(phone.register, text) for phone in phones], all_wait_for="devices_device")
@@ -485,7 +487,7 @@ def test_a_token_for_one_device_lets_exactly_one_of_many_in(admin: Admin) -> Non
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_phone_that_registers_several_times_at_once_is_one_device(admin: Admin) -> None:
+def test_simultaneous_registrations_of_a_phone_make_one_device(admin: Admin) -> None:
     text = admin.enrollment_token()
     phones = [Phone(Client(), "imei-1") for _ in range(6)]
     answers = in_parallel([partial(phone.register, text) for phone in phones], all_wait_for="devices_device")
@@ -495,7 +497,7 @@ def test_a_phone_that_registers_several_times_at_once_is_one_device(admin: Admin
 
 
 @pytest.mark.django_db(transaction=True)
-def test_two_tokens_that_bring_the_same_hardware_at_once_make_one_device(admin: Admin) -> None:
+def test_simultaneous_registrations_of_a_phone_with_two_tokens_make_one_device(admin: Admin) -> None:
     texts = [admin.enrollment_token() for _ in range(4)]
     calls = [partial(Phone(Client(), "imei-1").register, text) for text in texts]
     answers = in_parallel(calls, all_wait_for="devices_device")
@@ -504,7 +506,7 @@ def test_two_tokens_that_bring_the_same_hardware_at_once_make_one_device(admin: 
 
 
 @pytest.mark.django_db(transaction=True)
-def test_two_phones_that_want_the_same_alias_at_once_get_it_once(admin: Admin) -> None:
+def test_only_one_of_two_simultaneous_registrations_gets_an_alias(admin: Admin) -> None:
     texts = [admin.enrollment_token() for _ in range(4)]
     calls = [
         partial(Phone(Client(), f"imei-{number}").register, text, alias="till 4") for number, text in enumerate(texts)
@@ -515,7 +517,7 @@ def test_two_phones_that_want_the_same_alias_at_once_get_it_once(admin: Admin) -
 
 
 @pytest.mark.django_db(transaction=True)
-def test_phones_that_bring_the_same_push_token_at_once_leave_it_with_one_owner(admin: Admin) -> None:
+def test_phones_that_send_the_same_push_token_at_the_same_time_leave_it_with_one_owner(admin: Admin) -> None:
     texts = [admin.enrollment_token() for _ in range(5)]
     calls = [
         partial(Phone(Client(), f"imei-{number}").register, text, push_token="fcm-1")

@@ -1,4 +1,4 @@
-"""Retirement: a device leaves for good, by an admin's word or by its own last one, and its hardware may come anew."""
+"""Retirement: an admin or a final report removes a device for good, and its hardware may register again."""
 
 from datetime import timedelta
 from typing import Any
@@ -42,12 +42,12 @@ def wiped(admin: Admin, phone: Phone, **fields: Any) -> str:
 
 
 def audited_devices(admin: Admin) -> int:
-    """On how many devices the newest entry of the audit says that something was done."""
+    """The device_count of the newest audit entry."""
     count: int = admin.get("/admin/audit").json["items"][0]["summary"]["device_count"]
     return count
 
 
-def test_a_retired_device_is_shut_out_and_leaves_every_count_but_its_own(admin: Admin, phone: Phone) -> None:
+def test_a_retired_device_is_refused_and_counts_only_as_retired(admin: Admin, phone: Phone) -> None:
     phone.heartbeat()
     request_id = admin.command("ping", to=phone).json["request_id"]
     answer = retire(admin, phone)
@@ -67,7 +67,7 @@ def test_a_revoked_device_is_listed_as_such(admin: Admin, phone: Phone) -> None:
     assert (listed(admin, "revoked"), listed(admin, "retired")) == ([phone.device_id], [])
 
 
-def test_what_was_open_for_it_is_cancelled_and_its_history_stays(admin: Admin, phone: Phone) -> None:
+def test_its_open_commands_are_cancelled_and_its_history_stays(admin: Admin, phone: Phone) -> None:
     done = admin.command("ping", to=phone).json["request_id"]
     phone.report(done, "succeeded")
     lock = admin.command("lock", to=phone).json["request_id"]
@@ -191,7 +191,7 @@ def test_a_late_success_of_a_wipe_retires_its_device_too(admin: Admin, phone: Ph
         ("revoke", "The device was revoked."),
     ],
 )
-def test_a_wipe_that_was_withdrawn_and_worked_all_the_same_retires_its_device(
+def test_a_withdrawn_wipe_that_succeeded_anyway_retires_its_device(
     admin: Admin, phone: Phone, withdrawn_by: str, reason: str
 ) -> None:
     request_id = wiped(admin, phone)
@@ -213,7 +213,7 @@ def test_a_wipe_that_was_withdrawn_and_worked_all_the_same_retires_its_device(
 
 
 @pytest.mark.parametrize("by_wipe", [False, True])
-def test_no_push_leaves_for_a_device_that_is_retired(admin: Admin, fcm: FcmStandin, by_wipe: bool) -> None:
+def test_no_push_is_sent_to_a_retired_device(admin: Admin, fcm: FcmStandin, by_wipe: bool) -> None:
     phone, other = (admin.enrol(name, push_token=f"ok-{name}") for name in ("phone-1", "phone-2"))
     request_id = wiped(admin, phone)
     admin.command("ping", to=[phone, other])
@@ -235,7 +235,7 @@ def test_the_alias_of_a_wiped_device_is_free(admin: Admin) -> None:
     assert admin.command("ping", to={"aliases": ["front-desk"]}).json["device_count"] == 1
 
 
-def test_a_wiped_phone_may_repeat_its_last_word_for_a_day_and_say_nothing_else(admin: Admin, phone: Phone) -> None:
+def test_a_wiped_phone_may_repeat_its_final_report_for_a_day_and_send_nothing_else(admin: Admin, phone: Phone) -> None:
     other = admin.command("ping", to=phone).json["request_id"]
     phone.report(other, "succeeded")
     request_id = wiped(admin, phone)
@@ -259,14 +259,14 @@ def test_a_repeat_of_a_success_retires_a_device_that_is_not_retired_yet(admin: A
     assert shown(admin, phone)["retired_at"] is not None
 
 
-def test_a_success_after_a_failure_retires_nobody(admin: Admin, phone: Phone) -> None:
+def test_a_success_after_a_failure_retires_no_device(admin: Admin, phone: Phone) -> None:
     request_id = wiped(admin, phone)
     phone.report(request_id, "failed")
     assert phone.report(request_id, "succeeded").json["duplicate"] is True
     assert shown(admin, phone)["retired_at"] is None
 
 
-def test_the_last_word_of_an_earlier_enrollment_is_no_more_taken(admin: Admin, phone: Phone) -> None:
+def test_the_final_report_of_an_earlier_enrollment_is_refused(admin: Admin, phone: Phone) -> None:
     request_id = wiped(admin, phone)
     phone.report(request_id, "succeeded")
     phone.register(admin.enrollment_token())
@@ -275,7 +275,7 @@ def test_the_last_word_of_an_earlier_enrollment_is_no_more_taken(admin: Admin, p
 
 
 def wiped_before_it_was_enrolled_again(admin: Admin, phone: Phone, *, lapsed: bool) -> str:
-    """Issue a wipe that a new enrollment withdraws, or that has lapsed by then; return its request_id."""
+    """Issue a wipe that a new enrollment withdraws, or whose time is over by then; return its request_id."""
     request_id = wiped(admin, phone, expires_in_seconds=60)
     if lapsed:
         let_pass(hours=2)
@@ -294,7 +294,7 @@ def test_a_wipe_from_before_a_new_enrollment_may_not_be_repeated_after_a_retirem
     assert Report.objects.count() == 1
 
 
-def test_retiring_again_frees_an_alias_that_it_was_given_since(admin: Admin, phone: Phone) -> None:
+def test_a_second_retirement_frees_an_alias_that_it_got_meanwhile(admin: Admin, phone: Phone) -> None:
     retire(admin, phone)
     Device.objects.update(alias="kiosk-1")  # by the version before
     answer = admin.call("PATCH", f"/admin/devices/{admin.enrol('phone-2').device_id}", {"alias": "kiosk-1"})
@@ -304,7 +304,7 @@ def test_retiring_again_frees_an_alias_that_it_was_given_since(admin: Admin, pho
 
 
 @pytest.mark.parametrize("body", [{"alias": "kiosk-1"}, {"alias": None}, {"tags": ["lobby"]}, {"tags": []}])
-def test_its_alias_and_tags_are_changed_no_more(admin: Admin, phone: Phone, body: Any) -> None:
+def test_its_alias_and_tags_cannot_be_changed(admin: Admin, phone: Phone, body: Any) -> None:
     admin.post("/admin/tags/floor-1", {"add": [phone.device_id]})
     retire(admin, phone)
     answer = admin.call("PATCH", f"/admin/devices/{phone.device_id}", body)
@@ -314,7 +314,7 @@ def test_its_alias_and_tags_are_changed_no_more(admin: Admin, phone: Phone, body
 
 
 @pytest.mark.parametrize("change", ["add", "remove"])
-def test_a_tag_is_not_put_on_it_or_taken_off_with_those_of_others(admin: Admin, phone: Phone, change: str) -> None:
+def test_a_tag_cannot_be_added_to_it_or_removed_together_with_others(admin: Admin, phone: Phone, change: str) -> None:
     other = admin.enrol("phone-2")
     retire(admin, phone)
     answer = admin.post("/admin/tags/floor-1", {"add": [other.device_id], change: [other.device_id, phone.device_id]})
@@ -330,14 +330,14 @@ def test_a_device_that_registers_again_after_its_retirement_can_be_changed(admin
     assert (answer.json["alias"], answer.json["tags"]) == ("kiosk-1", ["lobby"])
 
 
-def test_the_reinstate_of_the_version_before_fails_rather_than_bring_it_back(admin: Admin, phone: Phone) -> None:
+def test_the_version_before_cannot_reinstate_it(admin: Admin, phone: Phone) -> None:
     retire(admin, phone)
     with pytest.raises(IntegrityError, match="device_retired_is_revoked"), transaction.atomic():
         Device.objects.filter(id=phone.device_id).update(revoked_at=None)
     assert refusals(phone.heartbeat()) == {(403, "device_revoked")}
 
 
-def test_a_success_that_was_refused_retires_nobody(admin: Admin, phone: Phone) -> None:
+def test_a_refused_success_retires_no_device(admin: Admin, phone: Phone) -> None:
     request_id = wiped(admin, phone)
     admin.post(f"/admin/devices/{phone.device_id}/revoke")
     assert refusals(phone.report(request_id, "succeeded")) == {(403, "device_revoked")}

@@ -1,4 +1,4 @@
-"""Revocation and its end: what the answer, the audit and the log say of it."""
+"""Revocation and its end, in the answer, the audit and the log."""
 
 from datetime import timedelta
 from typing import Any
@@ -21,7 +21,7 @@ def shown(admin: Admin, phone: Phone) -> Any:
 
 
 def audited_devices(admin: Admin) -> int:
-    """On how many devices the newest entry of the audit says that something was done."""
+    """The device_count of the newest audit entry."""
     count: int = admin.get("/admin/audit").json["items"][0]["summary"]["device_count"]
     return count
 
@@ -54,7 +54,7 @@ def test_a_withdrawn_wipe_that_the_phone_may_have_may_still_run(admin: Admin, fc
     ("before", "verb"),
     [(["revoke"], "revoke"), (["retire"], "revoke"), ([], "reinstate"), (["revoke", "reinstate"], "reinstate")],
 )
-def test_what_changes_nothing_is_on_no_device_and_no_event(
+def test_a_write_without_a_change_counts_no_device_and_logs_no_event(
     admin: Admin, phone: Phone, before: list[str], verb: str
 ) -> None:
     for earlier in before:
@@ -67,7 +67,7 @@ def test_what_changes_nothing_is_on_no_device_and_no_event(
     assert audited_devices(admin) == 0
 
 
-def test_a_revocation_and_its_end_are_logged_with_who_did_it(admin: Admin, phone: Phone) -> None:
+def test_a_revocation_and_its_end_are_logged_with_their_principal(admin: Admin, phone: Phone) -> None:
     for verb in ("revoke", "reinstate"):
         with structlog.testing.capture_logs() as lines:
             admin.post(f"/admin/devices/{phone.device_id}/{verb}")

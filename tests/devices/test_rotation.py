@@ -1,4 +1,4 @@
-"""Rotation: of a device's pair of credentials, and of the keys of this installation under them."""
+"""Rotation of a device's pair of credentials, and of the keys of this installation."""
 
 import hmac
 from datetime import timedelta
@@ -22,7 +22,7 @@ def beat(phone: Phone, token: str) -> int:
 
 
 def verified_with(answer: Answer, phone: Phone, command_key: str) -> bool:
-    """Tell whether the one command in a heartbeat's answer bears the signature of this key."""
+    """Return whether this key has signed the one command in a heartbeat's answer."""
     (command,) = answer.json["commands"]
     sealed = "\n".join(["NXC1", phone.device_id, *list(command.values())[:5]])
     mine = hmac.digest(command_key.encode(), sealed.encode(), "sha256").hex()
@@ -39,7 +39,7 @@ def test_a_rotation_gives_a_new_pair_for_the_same_device(phone: Phone) -> None:
 
 
 @pytest.mark.parametrize("body", [None, {}, b"null", {"why": "routine"}, b'{"why": "\\ud800", "count": 1e400}'])
-def test_a_rotation_needs_no_body_and_ignores_what_a_newer_agent_sends(phone: Phone, body: object) -> None:
+def test_a_rotation_needs_no_body_and_ignores_fields_of_a_newer_agent(phone: Phone, body: object) -> None:
     assert phone.send("/v1/token/rotate", body).status == 200
 
 
@@ -88,7 +88,7 @@ def test_a_new_pair_can_be_rotated_in_turn(phone: Phone) -> None:
     assert Device.objects.get().generation == 4
 
 
-def test_a_new_pair_that_is_not_used_within_a_day_is_dropped_and_the_old_one_lives_on(phone: Phone) -> None:
+def test_a_new_pair_that_is_not_used_within_a_day_is_deleted_and_the_old_one_stays(phone: Phone) -> None:
     old, new = phone.device_token, phone.rotate().json["device_token"]
     let_pass(hours=24, seconds=1)
     assert (beat(phone, new), beat(phone, old)) == (401, 200)
@@ -112,7 +112,7 @@ def test_a_pair_once_used_does_not_expire(phone: Phone) -> None:
     assert beat(phone, new) == 200
 
 
-def test_a_wrong_token_is_wrong_while_a_new_pair_waits_too(phone: Phone) -> None:
+def test_a_wrong_token_is_refused_while_a_new_pair_waits_too(phone: Phone) -> None:
     phone.rotate()
     wrong = tokens.make(tokens.DEVICE_PREFIX, UUID(phone.device_id), bytes(32)).text
     assert (beat(phone, wrong), beat(phone, phone.device_token)) == (401, 200)
@@ -156,7 +156,7 @@ def test_commands_are_signed_with_the_key_of_the_pair_in_use(admin: Admin, phone
     assert not verified_with(answer, phone, phone.command_key)
 
 
-def test_no_command_key_is_given_out_twice(phone: Phone) -> None:
+def test_no_command_key_is_issued_twice(phone: Phone) -> None:
     keys = [phone.command_key]
     keys += [phone.rotate().json["command_key"] for _ in range(2)]
     let_pass(hours=25)
@@ -165,7 +165,7 @@ def test_no_command_key_is_given_out_twice(phone: Phone) -> None:
     assert len(set(keys)) == 4
 
 
-def test_a_device_moves_to_a_new_signing_key_with_its_next_pair(admin: Admin, phone: Phone, settings: Settings) -> None:
+def test_a_device_gets_the_new_signing_key_with_its_next_pair(admin: Admin, phone: Phone, settings: Settings) -> None:
     old_keys = settings.COMMAND_SIGNING_KEYS
     settings.COMMAND_SIGNING_KEYS = [NEW_KEY, *old_keys]
     admin.command(to=phone)
@@ -190,7 +190,7 @@ def test_a_device_whose_signing_key_is_gone_refuses_commands_until_its_next_pair
 
 
 @pytest.mark.parametrize("fallbacks", ["kept", "gone"])
-def test_a_token_outlives_the_secret_key_and_its_digest_is_written_anew(
+def test_a_token_stays_valid_without_its_secret_key_and_gets_a_new_digest(
     phone: Phone, settings: Settings, fallbacks: str
 ) -> None:
     before: dict[str, Any] = dict(Device.objects.values().get())
@@ -208,7 +208,7 @@ def test_a_token_outlives_the_secret_key_and_its_digest_is_written_anew(
     assert phone.heartbeat().status == 200
 
 
-def test_bcrypt_is_asked_only_where_the_key_is_gone(phone: Phone, settings: Settings) -> None:
+def test_bcrypt_runs_only_if_the_key_is_gone(phone: Phone, settings: Settings) -> None:
     settings.SECRET_KEY_FALLBACKS, settings.SECRET_KEY = [settings.SECRET_KEY], NEW_KEY
     Device.objects.update(token_hash="no hash of anything")
     assert phone.heartbeat().status == 200
@@ -216,16 +216,14 @@ def test_bcrypt_is_asked_only_where_the_key_is_gone(phone: Phone, settings: Sett
     assert phone.heartbeat().code == "invalid_token"
 
 
-def test_a_digest_may_be_dropped_at_any_time(phone: Phone) -> None:
+def test_a_digest_may_be_deleted_at_any_time(phone: Phone) -> None:
     Device.objects.update(token_digest=None, token_digest_key="")
     assert phone.heartbeat().status == 200
     assert Device.objects.get().token_digest is not None
 
 
 @pytest.mark.parametrize("fallbacks", ["kept", "gone"])
-def test_a_wrong_token_stays_wrong_whatever_became_of_the_secret_key(
-    phone: Phone, settings: Settings, fallbacks: str
-) -> None:
+def test_a_wrong_token_stays_wrong_with_any_secret_key(phone: Phone, settings: Settings, fallbacks: str) -> None:
     before = Device.objects.values().get()
     settings.SECRET_KEY_FALLBACKS = [settings.SECRET_KEY] if fallbacks == "kept" else []
     settings.SECRET_KEY = NEW_KEY
@@ -235,7 +233,9 @@ def test_a_wrong_token_stays_wrong_whatever_became_of_the_secret_key(
 
 
 @pytest.mark.parametrize("fallbacks", ["kept", "gone"])
-def test_a_rotation_under_way_outlives_the_secret_key(phone: Phone, settings: Settings, fallbacks: str) -> None:
+def test_a_pending_rotation_stays_valid_without_its_secret_key(
+    phone: Phone, settings: Settings, fallbacks: str
+) -> None:
     new = phone.rotate().json["device_token"]
     settings.SECRET_KEY_FALLBACKS = [settings.SECRET_KEY] if fallbacks == "kept" else []
     settings.SECRET_KEY = NEW_KEY
@@ -243,7 +243,9 @@ def test_a_rotation_under_way_outlives_the_secret_key(phone: Phone, settings: Se
     assert statuses == [200, 200, 401]
 
 
-def test_reports_and_rotations_outlive_the_secret_key_too(admin: Admin, phone: Phone, settings: Settings) -> None:
+def test_reports_and_rotations_work_without_the_old_secret_key_too(
+    admin: Admin, phone: Phone, settings: Settings
+) -> None:
     request_id = admin.command(to=phone).json["request_id"]
     settings.SECRET_KEY = NEW_KEY
     assert phone.report(request_id, "succeeded").json["state"] == "succeeded"
@@ -251,7 +253,9 @@ def test_reports_and_rotations_outlive_the_secret_key_too(admin: Admin, phone: P
     assert phone.rotate().status == 200
 
 
-def test_an_enrollment_token_outlives_the_secret_key(admin: Admin, client: Client, settings: Settings) -> None:
+def test_an_enrollment_token_stays_valid_without_its_secret_key(
+    admin: Admin, client: Client, settings: Settings
+) -> None:
     text = admin.enrollment_token()
     settings.SECRET_KEY = NEW_KEY
     assert Phone(client, "imei-1").register(text).status == 200

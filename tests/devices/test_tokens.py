@@ -1,4 +1,4 @@
-"""The forms of the two tokens: what is made, and what is refused before anybody asks the database."""
+"""The forms of the two tokens, and malformed ones that are refused without the database."""
 
 from uuid import UUID
 
@@ -16,12 +16,12 @@ def with_checksum(head: str) -> str:
     return head + tokens._checksum(head)
 
 
-def test_a_device_token_is_made_as_the_vector_says() -> None:
+def test_a_device_token_matches_the_vector() -> None:
     token = tokens.make(tokens.DEVICE_PREFIX, DEVICE, SECRET)
     assert (token.text, len(token.text)) == (VECTOR, 76)
 
 
-def test_a_token_says_whose_it_claims_to_be() -> None:
+def test_a_token_contains_the_id_of_its_owner() -> None:
     token = tokens.parse(tokens.DEVICE_PREFIX, VECTOR)
     assert token is not None
     assert (token.id, token.secret) == (DEVICE, VECTOR[27:70])

@@ -1,4 +1,4 @@
-"""An invalid reading never makes a phone's request fail: it is repaired or dropped, and phone and operations know."""
+"""An invalid reading never makes a phone's request fail: it is repaired or dropped, with a warning and a log line."""
 
 import json
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ GOOD: Json = {"battery_pct": 50, "charging": True, "network": "wifi", "site": "n
 
 @pytest.fixture(autouse=True)
 def forget_logged_fields() -> Iterator[None]:
-    """Let no test find the second of another one's log line."""
+    """Let no test begin in the second of another test's log line."""
     field_warnings._collapsed.clear()
     yield
     field_warnings._collapsed.clear()
@@ -45,7 +45,7 @@ def status_of(phone: Phone) -> Json:
 
 
 def warned(answer: Answer) -> list[str]:
-    """The fields that an answer warns of, and "" for one whose warning does not say what was done."""
+    """The fields that an answer warns of, and "" for one whose warning does not describe the change."""
     assert answer.status == 200, answer.body
     return [".".join(one["loc"][1:]) if one["msg"] else "" for one in answer.json.get("warnings", [])]
 
@@ -119,7 +119,7 @@ def test_a_reading_that_cannot_be_repaired_is_dropped_alone(phone: Phone, reques
 
 
 @pytest.mark.parametrize("number", ["1e400", "-1e400", "9" * 5000])
-def test_a_number_beyond_all_range_is_a_reading_too(phone: Phone, number: str) -> None:
+def test_a_number_beyond_all_ranges_is_dropped_alone(phone: Phone, number: str) -> None:
     body = f'{{"status": {{"load": {number}, "battery_pct": {number}, "site": "north"}}, "later": {number}}}'
     assert warned(phone.send("/v1/heartbeat", body.encode())) == ["status.battery_pct", "status.load"]
     assert status_of(phone) == {"site": "north"}
@@ -174,7 +174,7 @@ def test_a_push_token_is_dropped_and_never_changed(phone: Phone, push_token: obj
     assert status_of(phone) == {"site": "north"}
 
 
-def test_a_null_push_token_is_forgotten_beside_a_bad_reading(phone: Phone) -> None:
+def test_a_null_push_token_deletes_it_next_to_a_bad_reading(phone: Phone) -> None:
     phone.heartbeat(push_token="fcm-1")
     assert warned(phone.heartbeat(push_token=None, status={"battery_pct": 255})) == ["status.battery_pct"]
     assert Device.objects.get().push_token is None
@@ -199,7 +199,7 @@ def test_a_version_is_repaired_or_the_earlier_one_stays(
     assert Presence.objects.get().agent_version == kept
 
 
-def test_what_no_schema_knows_is_not_looked_at(phone: Phone) -> None:
+def test_undeclared_fields_are_not_checked(phone: Phone) -> None:
     body = b'{"later": {"\\ud800": 1e400, "a": ' + b"[" * 9000 + b"]" * 9000 + b'}, "\\udfff": "\\u0000"}'
     answer = phone.send("/v1/heartbeat", body)
     assert (answer.status, "warnings" in answer.json) == (200, False)
@@ -233,8 +233,8 @@ def test_bad_readings_in_a_flush_do_not_disturb_the_others(admin: Admin) -> None
     assert status_of(phones[1]) == {name: value for name, value in GOOD.items() if name != "battery_pct"}
 
 
-def test_a_bad_reading_with_a_new_token_is_warned_of_as_well(phone: Phone) -> None:
-    """The first heartbeat with a rotated token takes another way through the server."""
+def test_a_bad_reading_with_a_new_token_has_a_warning_too(phone: Phone) -> None:
+    """The first heartbeat with a rotated token takes another path through the server."""
     rotated = phone.rotate().json["device_token"]
     answer = phone.send("/v1/heartbeat", {"status": {"battery_pct": 255, "site": "north"}}, rotated)
     assert (warned(answer), status_of(phone)) == (["status.battery_pct"], {"site": "north"})
@@ -266,7 +266,7 @@ def test_a_byte_order_mark_is_ignored(admin: Admin, phone: Phone, request_id: st
         ("alias", None, None, []),
     ],
 )
-def test_a_phone_is_let_in_whatever_it_says_of_itself(
+def test_a_phone_registers_with_any_values_of_its_details(
     admin: Admin, client: Client, field: str, sent: object, kept: str | None, warnings: list[str]
 ) -> None:
     answer = Phone(client, "imei-1").register(admin.enrollment_token(), **{field: sent})
@@ -315,7 +315,7 @@ def output_of(size: int) -> Json:
         ("via", 1, None, True),
     ],
 )
-def test_a_report_counts_whatever_is_said_with_it(
+def test_a_report_counts_with_any_values_of_its_other_fields(
     phone: Phone, request_id: str, field: str, sent: object, kept: object, warned_of: bool
 ) -> None:
     name = field.removeprefix("device_")
@@ -325,7 +325,9 @@ def test_a_report_counts_whatever_is_said_with_it(
     assert getattr(Report.objects.get(), field) == kept
 
 
-def test_operations_are_told_by_field_and_in_one_line_a_second(phone: Phone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_readings_are_counted_by_field_and_logged_in_one_line_a_second(
+    phone: Phone, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = 1000.0
     monkeypatch.setattr("nexmdm.common.tolerance.field_warnings.time.monotonic", lambda: now)
     before = counted("/v1/heartbeat", "status.battery_pct")
@@ -341,7 +343,7 @@ def test_operations_are_told_by_field_and_in_one_line_a_second(phone: Phone, mon
     ]
 
 
-def test_what_an_unknown_caller_sends_is_neither_counted_nor_logged(phone: Phone) -> None:
+def test_bad_readings_of_unknown_callers_are_neither_counted_nor_logged(phone: Phone) -> None:
     before = counted("/v1/heartbeat", "status.battery_pct")
     token = tokens.parse(tokens.DEVICE_PREFIX, phone.device_token)
     assert token is not None
@@ -354,7 +356,7 @@ def test_what_an_unknown_caller_sends_is_neither_counted_nor_logged(phone: Phone
 
 
 def fields_that_inform(document: Json) -> list[tuple[str, str]]:
-    """The path and the name of each field of a phone's body that informs, as the document says."""
+    """The path and the name of each field of a phone's body that informs, by the document."""
     found = []
     for path, methods in document["paths"].items():
         content = methods.get("post", {}).get("requestBody", {}).get("content", {})
@@ -417,7 +419,7 @@ STATUSES = ANYTHING | st.fixed_dictionaries({}, optional=dict.fromkeys(READINGS,
 EXAMPLES = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
 
-def test_whatever_a_heartbeat_says_it_is_recorded_and_commands_are_handed_out(phone: Phone, request_id: str) -> None:
+def test_a_heartbeat_with_any_content_is_recorded_and_gets_its_commands(phone: Phone, request_id: str) -> None:
     @EXAMPLES
     @given(st.fixed_dictionaries({}, optional={"status": STATUSES, "push_token": ANYTHING, "agent_version": ANYTHING}))
     def recorded(body: Json) -> None:
@@ -429,7 +431,7 @@ def test_whatever_a_heartbeat_says_it_is_recorded_and_commands_are_handed_out(ph
     recorded()
 
 
-def test_whatever_a_report_says_beside_its_status_it_counts(admin: Admin, phone: Phone) -> None:
+def test_a_report_with_any_content_next_to_its_status_counts(admin: Admin, phone: Phone) -> None:
     names = ["message", "output", "finished_at", "via", "later"]
 
     @EXAMPLES
@@ -442,7 +444,7 @@ def test_whatever_a_report_says_beside_its_status_it_counts(admin: Admin, phone:
     counts()
 
 
-def test_whatever_a_phone_says_of_itself_it_is_enrolled(admin: Admin, client: Client) -> None:
+def test_a_registration_with_any_details_succeeds(admin: Admin, client: Client) -> None:
     names = ["push_token", "manufacturer", "model", "os_version", "agent_version", "later"]
     enrollment_token = admin.enrollment_token(max_uses=2)
 

@@ -1,4 +1,4 @@
-"""A busy worker takes the connections that wait: their clients do not have to wait for one turn of its loop each."""
+"""A busy worker accepts all waiting connections in one turn of its loop, so that their clients do not wait for many."""
 
 import asyncio
 import socket
@@ -15,7 +15,7 @@ CLIENTS: Final = 100
 TURNS: Final = 20
 
 
-def test_connections_that_wait_are_taken_together() -> None:
+def test_waiting_connections_are_accepted_together() -> None:
     async def taken() -> int:
         config = uvicorn.Config(application, http=Protocol, ws="none", log_config=None, lifespan="off")
         config.load()

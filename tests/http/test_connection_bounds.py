@@ -1,4 +1,4 @@
-"""Connections are bounded, in total and by address: nobody can take them all, and who is refused gets an answer."""
+"""Connections are limited, in total and by address: no client can take all, and a refused client gets an answer."""
 
 import asyncio
 import json
@@ -41,7 +41,7 @@ async def another(line: Line, source: str = "127.0.0.1") -> AsyncIterator[Line]:
 
 
 async def until_open(line: Line, count: int) -> None:
-    """Wait until the server has so many connections."""
+    """Wait until the server has this number of connections."""
     while len(line.state.connections) != count:  # noqa: ASYNC110  (uvicorn has no event for it)
         await asyncio.sleep(0)
 
@@ -149,7 +149,7 @@ def test_clients_of_a_unix_socket_count_in_total_only(settings: Settings, tmp_pa
     async_to_sync(served)()
 
 
-def test_a_refused_client_that_says_nothing_is_answered_too_and_soon_closed(
+def test_a_silent_refused_client_is_answered_too_and_soon_closed(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.MAX_CONNECTIONS = 1
@@ -164,7 +164,7 @@ def test_a_refused_client_that_says_nothing_is_answered_too_and_soon_closed(
     over_a_socket(talk)
 
 
-def test_a_refused_client_is_not_listened_to_for_long(settings: Settings) -> None:
+def test_a_refused_client_is_not_read_for_long(settings: Settings) -> None:
     settings.MAX_CONNECTIONS = 1
 
     async def talk(line: Line) -> None:
@@ -177,7 +177,7 @@ def test_a_refused_client_is_not_listened_to_for_long(settings: Settings) -> Non
     over_a_socket(talk)
 
 
-def test_of_many_refused_clients_few_are_waited_for(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_few_of_many_refused_clients_are_waited_for(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.MAX_CONNECTIONS = 1
     monkeypatch.setattr(connection_bounds, "REFUSED_TOGETHER", 2)
     monkeypatch.setattr(connection_bounds, "REFUSED_SECONDS", 60)
@@ -212,7 +212,7 @@ def file_limit(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
 
 
-def test_a_file_limit_that_is_too_low_lowers_both_bounds_alike_and_the_log_says_so(
+def test_a_file_limit_that_is_too_low_lowers_both_limits_in_proportion_and_the_log_says_so(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file_limit(monkeypatch, 1208)
@@ -229,7 +229,7 @@ def test_a_file_limit_that_is_too_low_lowers_both_bounds_alike_and_the_log_says_
 
 
 @pytest.mark.parametrize("limit", [65_536, resource.RLIM_INFINITY])
-def test_a_file_limit_that_suffices_leaves_the_bounds_and_the_log_alone(
+def test_a_sufficient_file_limit_changes_no_limit_and_logs_nothing(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], limit: int
 ) -> None:
     file_limit(monkeypatch, limit)
@@ -266,7 +266,7 @@ def test_by_default_one_address_gets_a_fifth_at_most(variables: dict[str, str], 
         ),
     ],
 )
-def test_a_bound_that_can_never_be_right_stops_the_start(variables: dict[str, str], said: str) -> None:
+def test_an_invalid_limit_stops_the_start(variables: dict[str, str], said: str) -> None:
     done = run("-m", "nexmdm.web", **variables)
     assert done.returncode == 1
     assert f"({ConfigError.MALFORMED}) {said}" in done.stderr
@@ -287,7 +287,7 @@ def test_a_bound_that_can_never_be_right_stops_the_start(variables: dict[str, st
         ("testclient", "testclient"),
     ],
 )
-def test_an_address_is_counted_by_one_name_however_it_is_written(given: str, name: str) -> None:
+def test_all_spellings_of_an_address_are_counted_together(given: str, name: str) -> None:
     assert addresses.counting_key(given) == name
 
 
@@ -295,6 +295,8 @@ def test_an_address_is_counted_by_one_name_however_it_is_written(given: str, nam
     ("given", "trusted"),
     [("10.1.2.3", True), ("::ffff:10.1.2.3", True), ("11.1.2.3", False), ("", False)],
 )
-def test_a_trusted_proxy_is_one_however_its_address_is_written(settings: Settings, given: str, trusted: bool) -> None:
+def test_a_trusted_proxy_is_recognized_by_any_spelling_of_its_address(
+    settings: Settings, given: str, trusted: bool
+) -> None:
     settings.TRUSTED_PROXIES = [ip_network("10.0.0.0/8")]
     assert addresses.is_trusted_proxy(given) == trusted

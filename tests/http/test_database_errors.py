@@ -1,4 +1,4 @@
-"""What an error of PostgreSQL means to the caller: come back later, try again, or our own mistake."""
+"""The meaning of PostgreSQL's errors for the client: try again later, try again immediately, or our own fault."""
 
 import pytest
 
@@ -14,7 +14,7 @@ UNAVAILABLE = (503, "database_unavailable")
     ("code", "status_and_code"),
     [
         ("08006", UNAVAILABLE),  # connection failure
-        ("08P01", UNAVAILABLE),  # what PgBouncer says of most that is wrong
+        ("08P01", UNAVAILABLE),  # PgBouncer's code for most errors
         ("25006", UNAVAILABLE),  # read-only
         ("25P03", UNAVAILABLE),  # an idle transaction was ended
         ("53100", UNAVAILABLE),  # disk full
@@ -29,10 +29,10 @@ UNAVAILABLE = (503, "database_unavailable")
         ("40P01", (503, "overloaded")),  # deadlock
         ("22P02", (500, "internal")),  # malformed text
         ("42P01", (500, "internal")),  # no such table
-        ("XX000", (500, "internal")),  # PostgreSQL's own mistake
+        ("XX000", (500, "internal")),  # PostgreSQL's own fault
     ],
 )
-def test_an_error_is_answered_by_what_it_means(
+def test_an_error_is_answered_by_its_meaning(
     admin: Admin, monkeypatch: pytest.MonkeyPatch, code: str, status_and_code: tuple[int, str]
 ) -> None:
     def fail() -> None:

@@ -1,4 +1,4 @@
-"""Gates: how much of something expensive is under way, what waits for it, and what is refused."""
+"""Gates: how much expensive work runs, how much waits for it, and what is refused."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -21,7 +21,7 @@ def metric(name: str) -> float:
 
 
 async def begun(*work: Coroutine[Any, Any, Any]) -> list[asyncio.Task[Any]]:
-    """Start pieces of work one after the other; return when none of them can go on by itself."""
+    """Start pieces of work one after the other; return when none of them can continue without help."""
     tasks = []
     for one in work:
         tasks.append(asyncio.create_task(one))
@@ -34,7 +34,7 @@ def run(test: Coroutine[Any, Any, None]) -> None:
     asyncio.run(test)
 
 
-def test_so_many_are_under_way_and_the_others_follow_in_their_order() -> None:
+def test_a_limited_number_runs_and_the_others_follow_in_order() -> None:
     async def test() -> None:
         two, done, seen = gate(at_once=2), asyncio.Event(), []
 
@@ -52,7 +52,7 @@ def test_so_many_are_under_way_and_the_others_follow_in_their_order() -> None:
     run(test())
 
 
-def test_what_finds_no_room_to_wait_is_refused_and_counted() -> None:
+def test_work_without_a_place_to_wait_is_refused_and_counted() -> None:
     async def test() -> None:
         full, before = gate(waiting=1), metric("nexmdm_gate_refused_total")
         await full.enter("a")
@@ -69,7 +69,7 @@ def test_what_finds_no_room_to_wait_is_refused_and_counted() -> None:
     run(test())
 
 
-def test_what_has_waited_long_enough_is_refused_and_takes_no_place() -> None:
+def test_work_that_has_waited_too_long_is_refused_and_frees_its_place() -> None:
     async def test() -> None:
         impatient, before = gate(seconds=0), metric("nexmdm_gate_refused_total")
         await impatient.enter("a")
@@ -84,7 +84,7 @@ def test_what_has_waited_long_enough_is_refused_and_takes_no_place() -> None:
 
 
 @pytest.mark.parametrize("admitted_meanwhile", [False, True])
-def test_who_gives_up_waiting_takes_no_place_with_it(admitted_meanwhile: bool) -> None:
+def test_a_cancelled_wait_frees_its_place(admitted_meanwhile: bool) -> None:
     async def test() -> None:
         one = gate()
         await one.enter("a")
@@ -134,7 +134,7 @@ def test_a_key_has_a_share_of_the_places_to_wait() -> None:
     run(test())
 
 
-def test_what_comes_again_waits_in_front_of_the_others_even_at_a_full_gate() -> None:
+def test_returning_work_waits_in_front_of_the_others_even_at_a_full_gate() -> None:
     async def test() -> None:
         full = gate(waiting=1)
         await full.enter("a")

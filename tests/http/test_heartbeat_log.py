@@ -1,4 +1,4 @@
-"""What is logged of heartbeats: a line each, or one line every ten seconds where HEARTBEAT_LOG is `summary`."""
+"""The log of heartbeats: a line for each, or one line every ten seconds if HEARTBEAT_LOG is `summary`."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ from tests.support.actors import Admin, Phone
 
 @pytest.fixture
 def written(monkeypatch: pytest.MonkeyPatch) -> BytesIO:
-    """What is logged of heartbeats."""
+    """The log lines of heartbeats."""
     written = BytesIO()
     for module in ("devices.check_in", "nexmdm.http.heartbeat_summary"):
         monkeypatch.setattr(f"{module}.log", structlog.wrap_logger(structlog.BytesLogger(written)))
@@ -60,7 +60,7 @@ def test_a_summary_has_the_count_the_verdicts_and_the_time_of_the_heartbeats_sin
     assert line["seconds"] >= 0
 
 
-def test_single_heartbeats_are_at_debug_where_there_is_a_summary(
+def test_single_heartbeats_are_logged_at_debug_if_there_is_a_summary(
     phone: Phone, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = Mock()
@@ -108,5 +108,5 @@ def test_nothing_is_written_while_there_are_no_heartbeats(db: None, settings: Se
         ([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], 0.002),
     ],
 )
-def test_the_p95_is_reckoned_from_the_buckets_as_prometheus_does(answered: list[int], p95: float) -> None:
+def test_the_p95_is_computed_from_the_buckets_as_prometheus_does(answered: list[int], p95: float) -> None:
     assert heartbeat_summary._quantile(answered, 0.95) == pytest.approx(p95)

@@ -1,4 +1,4 @@
-"""Whatever is sent, no answer is 500 or above, and each is one that the published OpenAPI document promises."""
+"""No request gets an answer of 500 or above, and each answer is one that the published OpenAPI document describes."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ CHECKS: Final = [
     checks.response_schema_conformance,
 ]
 PART_OF_EXAMPLES: Final = 7
-"""One in so many of the profile's examples goes to each of the two dozen operations."""
+"""Each of the two dozen operations gets this part of the profile's examples."""
 
 TEXTS: Final = [
     rb'"\u0000"', rb'"a\u0000b"', rb'"\ud800"', rb'"\udfff\ud800"', b'"\xed\xa0\x80"', b'"\xff"', b'"\0"', b'""',
@@ -49,7 +49,7 @@ OBJECTS: Final = [
     *(b'{"a":' * depth + b"1" + b"}" * depth for depth in (15, 16, 17, 300, 9_000)),
 ]  # fmt: skip
 TWISTED: Final = st.sampled_from([*TEXTS, *NUMBERS, *OBJECTS])
-"""JSON, or what would be taken for it, that parsers and databases stumble over."""
+"""JSON, or similar text, that parsers and databases fail on."""
 
 TWISTED_QUERY: Final = st.sampled_from([
     "%00", "a%00b", "%ed%a0%80", "%ff", "%", "%zz", "", "-1", "1.5", "NaN", "1e9", "9" * 30, "null", "%27%22%3c",
@@ -75,7 +75,7 @@ _MARK: Final = "here the twisted value goes"
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is sent, but for its credential; `case` is what it was made of."""
+    """A request without its credential; `case` is its origin."""
 
     case: Case[Any]
     target: str
@@ -85,7 +85,7 @@ class Request:
 
 @dataclass(slots=True)
 class World:
-    """Somebody for each kind of credential, and something that each kind of id names."""
+    """A client for each kind of credential, and an object for each kind of id."""
 
     admin: Admin
     phone: Phone
@@ -93,7 +93,7 @@ class World:
     bodies: dict[str, Json]
 
     def send(self, request: Request) -> Answer:
-        """Send a request with the credential that its operation wants."""
+        """Send a request with the credential that its operation requires."""
         operation = request.case.operation.definition.raw
         schemes = {name for one in operation.get("security", []) for name in one}
         given = {}
@@ -108,7 +108,7 @@ class World:
 
 @pytest.fixture
 def world(admin: Admin, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> World:
-    """A phone with a command, and nobody who is limited or has to wait."""
+    """A phone with a command, without limits and waits."""
     settings.ADMIN_RATE_LIMIT = settings.ADMIN_READ_RATE_LIMIT = settings.AUTH_FAILURE_RATE_LIMIT = "1000000/s"
     monkeypatch.setattr("nexmdm.common.shutdown.is_requested", lambda: True)
     phone = admin.enrol("phone-1", alias="till 1")
@@ -134,7 +134,7 @@ def world(admin: Admin, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> 
 
 @st.composite
 def hostile(draw: st.DrawFn, cases: st.SearchStrategy[Case[Any]], world: World) -> Request:
-    """A request as the document describes it, or not quite, or one that is good; and in some places it is twisted."""
+    """A request of the document, a similar one, or a good one; with twisted values in some places."""
     case = draw(cases)
     path = case.path
     for name, value in (case.path_parameters or {}).items():
@@ -155,7 +155,7 @@ def hostile(draw: st.DrawFn, cases: st.SearchStrategy[Case[Any]], world: World) 
 
 @st.composite
 def bodies(draw: st.DrawFn, body: Json) -> bytes:
-    """The body as JSON: as it is, or with something twisted in a place of it, as the value of a key, or twice."""
+    """The body as JSON: unchanged, or with a twisted value in one place, as the value of a key, or twice."""
     if not isinstance(body, dict | list):
         body = {}
     kind = draw(st.sampled_from(["as it is", "in a place", "in a place", "as a key", "twice", "altogether"]))
@@ -175,7 +175,7 @@ def _encoded(value: Json) -> bytes:
 
 
 def _places(value: Json, way: tuple[Json, ...] = ()) -> Iterator[tuple[Json, ...]]:
-    """The way to each value in a body, and to some of those that could be in it."""
+    """The path of each value in a body, and of some possible ones."""
     yield way
     for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
         yield from _places(inner, (*way, key))
@@ -202,7 +202,7 @@ def _marked(value: Json, way: tuple[Json, ...]) -> Json:
 
 
 @pytest.mark.parametrize("label", OPERATIONS)
-def test_whatever_is_sent_is_answered_as_the_document_says(
+def test_every_request_is_answered_as_the_document_says(
     world: World, label: str, record_property: Callable[[str, Any], None]
 ) -> None:
     operation = OPERATIONS[label]

@@ -1,4 +1,4 @@
-"""What is logged of an error: its name, its place, the rule that was broken; nothing of the row that it was about."""
+"""The log of an error: its name, its place and the broken rule, but no value of the row."""
 
 import json
 from io import BytesIO
@@ -18,14 +18,14 @@ PUSH_TOKEN = "unstorable-push-token-that-is-nobodys-business"
 
 @pytest.fixture
 def written(monkeypatch: pytest.MonkeyPatch) -> BytesIO:
-    """What the API writes to its log."""
+    """The lines that the API writes to its log."""
     written = BytesIO()
     monkeypatch.setattr("nexmdm.api.error_table.log", structlog.wrap_logger(structlog.BytesLogger(written)))
     return written
 
 
 def forbid_push_tokens() -> None:
-    """Have PostgreSQL refuse this push token; its message shows the whole row."""
+    """Make PostgreSQL refuse this push token; its message shows the whole row."""
     with connection.cursor() as cursor:
         cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
         cursor.execute("ALTER TABLE devices_device ADD CONSTRAINT trial CHECK (push_token NOT LIKE 'unstorable%')")
@@ -52,14 +52,14 @@ def test_a_registration_that_postgresql_refuses_is_not_in_the_log(admin: Admin, 
         assert secret not in written.getvalue().decode()
 
 
-def test_a_value_that_does_not_fit_is_not_told(db: None) -> None:
+def test_a_value_that_does_not_fit_is_not_logged(db: None) -> None:
     with pytest.raises(DataError) as raised:
         database.rows("SELECT %s::uuid", ["secret"])
     assert "secret" in str(raised.value)
     assert safe_message(raised.value) == "SQLSTATE 22P02"
 
 
-def test_what_is_wrong_with_the_database_itself_is_told() -> None:
+def test_a_fault_of_the_database_itself_is_logged() -> None:
     with pytest.raises(psycopg.OperationalError) as raised:
         psycopg.connect("host=/nowhere connect_timeout=1")
     assert "/nowhere" in safe_message(raised.value)

@@ -1,4 +1,4 @@
-"""What any client may look up without a credential: one look-up at a time, and no signed call waits for it."""
+"""Look-ups that any client can cause without a credential: one at a time, and no signed call waits for them."""
 
 import asyncio
 import threading
@@ -28,7 +28,7 @@ FULL = Gate("full", at_once=0, waiting=0, waiting_per_key=0, seconds=0)
 
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Note each look-up of the readiness."""
+    """Record each look-up of the readiness."""
     noted: list[str] = []
     state = dispatcher_status.dispatcher_state
 
@@ -44,7 +44,7 @@ def in_one_loop(talk: Callable[[], Awaitable[T]]) -> T:
     return async_to_sync(talk)()
 
 
-def test_however_many_ask_for_readiness_it_is_looked_up_once(client: Client, db: None, looks: list[str]) -> None:
+def test_any_number_of_readiness_requests_costs_one_look_up(client: Client, db: None, looks: list[str]) -> None:
     async def talk() -> list[Answer]:
         at_once = await asyncio.gather(*(client.arequest("GET", "/readyz") for _ in range(100)))
         return [*at_once, await client.arequest("HEAD", "/readyz"), await client.arequest("GET", "/readyz")]
@@ -53,7 +53,7 @@ def test_however_many_ask_for_readiness_it_is_looked_up_once(client: Client, db:
     assert looks == ["readyz"]
 
 
-def test_readiness_is_looked_up_anew_after_a_second(
+def test_readiness_is_looked_up_again_after_a_second(
     client: Client, db: None, looks: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert health._ready._fresh_seconds == health.FRESH_SECONDS == 1
@@ -68,7 +68,7 @@ def test_readiness_is_looked_up_anew_after_a_second(
     assert len(looks) == 2
 
 
-def test_a_database_that_is_away_is_asked_once_for_all_who_want_to_know(
+def test_an_unavailable_database_is_asked_once_for_all_readiness_requests(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried: list[int] = []
@@ -89,7 +89,7 @@ def test_a_database_that_is_away_is_asked_once_for_all_who_want_to_know(
 
 @pytest.fixture
 def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Have the look-up of the readiness wait for this event."""
+    """Make the look-up of the readiness wait for this event."""
     free = threading.Event()
     monkeypatch.setattr(health, "READY_SECONDS", SOON)
     monkeypatch.setattr(dispatcher_status, "dispatcher_state", lambda: free.wait(10) and "ok")
@@ -120,7 +120,7 @@ def test_a_database_that_does_not_answer_is_not_ready_within_the_deadline(
     assert answer.json["database"] == "ok"
 
 
-def test_metrics_are_put_together_once_for_all_who_ask_at_the_same_time(
+def test_metrics_are_computed_once_for_simultaneous_requests(
     client: Client, db: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[bytes] = []
@@ -140,14 +140,14 @@ def test_metrics_are_put_together_once_for_all_who_ask_at_the_same_time(
 
 
 class Turnstile:
-    """Stands in for the database: whoever is let in stays until it is opened."""
+    """Replaces the database: work that is let in stays until it is opened."""
 
     def __init__(self) -> None:
         self.inside: list[str] = []
         self.open = asyncio.Event()
 
     async def until(self, _: float, name: str) -> str:
-        """Do as database.run_in_db_thread_until() does with its work."""
+        """Run the work like database.run_in_db_thread_until()."""
         self.inside.append(name)
         await self.open.wait()
         return name
@@ -176,7 +176,7 @@ def test_signed_calls_have_turns_that_neither_phones_nor_anonymous_clients_can_t
 
 
 @pytest.mark.parametrize(("unit", "kind"), [(database.run_for_phone, "phones"), (database.run_lookup, "lookups")])
-def test_no_more_wait_for_the_database_than_are_soon_served(
+def test_the_number_of_requests_that_wait_for_the_database_is_limited(
     monkeypatch: pytest.MonkeyPatch, unit: Callable[..., Awaitable[str]], kind: str
 ) -> None:
     limit, turns = {"phones": (database.PHONES_WAITING // 2, 1), "lookups": (database.LOOKUPS_WAITING // 4, 1)}[kind]
@@ -218,16 +218,14 @@ def test_a_credential_that_cannot_be_looked_up_now_is_503(
     assert int(answer.headers["retry-after"]) >= 1
 
 
-def test_a_failure_that_cannot_be_counted_now_is_one_all_the_same(
-    phone: Phone, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failure_that_cannot_be_counted_now_is_still_401(phone: Phone, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database, "LOOKUPS", FULL)
     answer = phone.send("/v1/heartbeat", {}, "nxd_wrong")
     assert (answer.status, answer.code) == (401, "invalid_token")
 
 
 @pytest.mark.parametrize("unit", [database.run_for_phone, database.run_lookup])
-def test_an_address_that_fills_its_places_leaves_others_to_other_addresses(
+def test_an_address_that_fills_its_places_leaves_places_to_other_addresses(
     monkeypatch: pytest.MonkeyPatch, unit: Callable[..., Awaitable[str]]
 ) -> None:
     async def ask(address: str) -> str:
@@ -249,7 +247,7 @@ def test_an_address_that_fills_its_places_leaves_others_to_other_addresses(
     assert len(refused) > 400
 
 
-def test_rotations_without_end_take_no_turn_of_signed_calls_and_soon_no_statement(
+def test_endless_rotations_take_no_turn_of_signed_calls_and_soon_no_statement(
     phone: Phone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kinds: list[str] = []

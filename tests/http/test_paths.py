@@ -1,4 +1,4 @@
-"""Paths: whatever stands where an id should, there is nothing at it; and under /admin nothing is asked for by HEAD."""
+"""Paths: a malformed id in a path is not found; and HEAD is refused under /admin."""
 
 import re
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ MALFORMED_TAGS: Final = ("a%20b", "x" * 65, "%C3%A9", "a,b", "%00", "<b>")
 
 
 def malformed(path: str) -> Iterator[str]:
-    """The paths that come of one with parameters, if one of these is malformed at a time."""
+    """The paths of a route with parameters, with one malformed parameter at a time."""
     good = {name: "lobby" if name == "tag" else ID for name in re.findall(r"{(\w+)}", path)}
     for name in good:
         for wrong in MALFORMED_TAGS if name == "tag" else MALFORMED_IDS:
@@ -38,7 +38,7 @@ def test_a_malformed_id_in_a_path_is_not_found(admin: Admin, settings: Settings,
 
 
 @pytest.mark.parametrize("path", [path for path in PATHS if path.startswith("/admin/")])
-def test_head_is_refused_under_admin_with_the_methods_that_there_are(admin: Admin, path: str) -> None:
+def test_head_is_refused_under_admin_with_the_allowed_methods(admin: Admin, path: str) -> None:
     target = path.replace("{tag}", "lobby")
     target = re.sub(r"{\w+}", ID, target)
     for headers in ({}, admin.headers("HEAD", target, b"")):

@@ -1,4 +1,4 @@
-"""Requests sent ahead over one connection: all are answered in their order, and cost nobody else time or memory."""
+"""Pipelined requests: all are answered in their order, and cost other clients neither time nor memory."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ async def another(line: Line) -> AsyncIterator[Line]:
 
 @pytest.fixture
 def most_waiting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many requests are parsed and not answered, noted after each piece that is parsed."""
+    """The largest number of requests that are parsed and not answered, recorded after each parsed piece."""
     noted: list[int] = []
     parse = Protocol._parse
 
@@ -81,7 +81,9 @@ def test_nothing_more_is_read_while_requests_wait(admin: Admin, phone: Phone) ->
 
 
 @pytest.mark.parametrize("most_headers", [1, 2, 3, 50])
-def test_no_more_are_kept_parsed_whatever_they_look_like(most_waiting: list[int], most_headers: int) -> None:
+def test_the_number_of_parsed_requests_is_limited_for_any_form_of_them(
+    most_waiting: list[int], most_headers: int
+) -> None:
     sent = b"".join(HEALTH + b"X: x\r\n" * (number % most_headers) + b"\r\n" for number in range(100))
 
     async def talk(line: Line) -> set[int]:
@@ -103,7 +105,7 @@ def test_the_limit_of_a_head_counts_each_head_by_itself(monkeypatch: pytest.Monk
     assert over_a_socket(talk) == {404}
 
 
-def test_what_waits_unparsed_in_all_connections_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_unparsed_data_of_all_connections_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipelining.UNPARSED, "total", 4000)
 
     async def talk(line: Line) -> tuple[list[int], bool]:
@@ -140,7 +142,7 @@ def test_a_body_that_waits_behind_too_much_is_refused_by_its_own_answer(
     assert answer.headers["x-correlation-id"] == "mine"
 
 
-def test_a_connection_that_is_gone_leaves_nothing_waiting() -> None:
+def test_a_closed_connection_leaves_nothing_waiting() -> None:
     async def talk(line: Line) -> None:
         await line.say(ASKED * 200)
         await line.answer()
@@ -152,7 +154,7 @@ def test_a_connection_that_is_gone_leaves_nothing_waiting() -> None:
     assert pipelining.UNPARSED.taken == 0
 
 
-def test_of_all_connections_that_send_ahead_one_is_served_at_a_time_with_a_pause_after_it() -> None:
+def test_pipelined_requests_are_started_one_at_a_time_with_a_pause_after_each() -> None:
     connections, requests = 40, 100
 
     async def talk(line: Line) -> float:
@@ -172,7 +174,7 @@ def test_of_all_connections_that_send_ahead_one_is_served_at_a_time_with_a_pause
             task.cancel()
         return (time.monotonic() - began) / requests
 
-    # The loop's timers count whole milliseconds, so that a pause may be almost one shorter.
+    # The loop's timers count whole milliseconds, so a pause may be almost one shorter.
     assert over_a_socket(talk) > pipelining.PAUSE_SECONDS / 2
 
 
@@ -226,7 +228,7 @@ def test_bodies_beyond_what_is_buffered_go_together_with_requests_sent_ahead(adm
     assert over_a_socket(talk) == [401, 200, 404] * 4
 
 
-def test_what_follows_a_request_that_wants_an_upgrade_is_answered_too() -> None:
+def test_requests_after_one_that_asks_for_an_upgrade_are_answered_too() -> None:
     upgrade = HEALTH + b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
 
     async def talk(line: Line) -> list[int]:
@@ -241,7 +243,7 @@ NO_HTTP: Final = (b"RUBBISH\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", HEALTH.replace(
 
 @pytest.mark.parametrize("sent", NO_HTTP)
 @pytest.mark.parametrize("before", [1, 5, 40])
-def test_what_is_no_http_is_answered_after_the_requests_before_it(sent: bytes, before: int) -> None:
+def test_bad_http_is_answered_after_the_requests_before_it(sent: bytes, before: int) -> None:
     async def talk(line: Line) -> tuple[list[int], Any, bool]:
         await line.say(ASKED * before + sent + ASKED)
         return [(await line.answer()).status for _ in range(before)], await line.answer(), await line.ends()
@@ -251,7 +253,7 @@ def test_what_is_no_http_is_answered_after_the_requests_before_it(sent: bytes, b
     assert_last_problem(last, 400, "invalid_request")
 
 
-def test_an_answer_under_way_is_not_cut_by_rubbish_behind_its_request(
+def test_an_answer_in_progress_is_not_cut_by_bad_http_after_its_request(
     impatient: None, admin: Admin, phone: Phone
 ) -> None:
     request_id = admin.command(to=phone).json["request_id"]

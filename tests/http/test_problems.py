@@ -1,4 +1,4 @@
-"""The guard and the conventions: whatever is sent, the answer is a problem in JSON that a program can read."""
+"""The guard and the conventions: every refusal is a problem in JSON that a program can read."""
 
 import asyncio
 import gzip
@@ -36,7 +36,7 @@ def send_in_parts(
     then: Callable[[], Awaitable[Message]] | None = None,
     to: App = application,
 ) -> list[Message]:
-    """Send a request whose body comes in parts; after the last one `then` has the word. Return what was answered."""
+    """Send a request whose body comes in parts; after the last one, call `then`. Return the answer."""
     more = [{"type": "http.request", "body": part, "more_body": True} for part in parts]
     if then is None and more:
         more[-1]["more_body"] = False
@@ -112,13 +112,13 @@ def test_a_host_that_is_not_served_is_refused(client: Client, host: str) -> None
 
 
 @pytest.mark.parametrize("hosts", [["evil.example", "localhost"], ["localhost", "evil.example"], ["localhost"] * 2])
-def test_two_hosts_are_no_host(client: Client, hosts: list[str]) -> None:
+def test_two_host_headers_are_refused(client: Client, hosts: list[str]) -> None:
     for path in ("/healthz", "/django-admin/login/"):
         answer = client.request("GET", path, None, [("Host", host) for host in hosts])
         assert_problem(answer, 400, "invalid_host")
 
 
-def test_a_host_is_taken_with_any_port(client: Client) -> None:
+def test_a_host_is_accepted_with_any_port(client: Client) -> None:
     for host in ("localhost", "LOCALHOST:1", "127.0.0.1:8000", "[::1]:8000"):
         assert client.request("GET", "/healthz", None, {"Host": host}).status == 200
 
@@ -133,7 +133,7 @@ METHODS_REFUSED: Final = [
 
 
 @pytest.mark.parametrize(("method", "path", "allowed"), METHODS_REFUSED)
-def test_a_method_that_a_path_does_not_take_is_refused_with_those_it_takes(
+def test_a_wrong_method_is_refused_with_the_allowed_ones(
     admin: Admin, phone: Phone, method: str, path: str, allowed: str
 ) -> None:
     target = path.replace("{device}", phone.device_id)
@@ -156,7 +156,7 @@ def test_a_body_that_grows_over_its_limit_in_chunks_is_refused(client: Client, p
 
 
 @pytest.mark.parametrize(("part", "peer"), [(1, "192.0.2.7"), (4, "127.0.0.1")])
-def test_large_bodies_get_so_much_room_together_and_a_part_of_it_from_one_address_and_small_ones_always(
+def test_large_bodies_share_limited_memory_by_address_and_small_ones_are_always_accepted(
     db: None, monkeypatch: pytest.MonkeyPatch, part: int, peer: str
 ) -> None:
     client = Client(peer)
@@ -192,7 +192,7 @@ def test_a_body_in_chunks_within_its_limit_is_read_whole(admin: Admin, phone: Ph
     assert answer_of(answered).json["device_count"] == 1
 
 
-def test_a_body_that_does_not_arrive_in_time_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_body_that_does_not_arrive_in_time_is_408(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nexmdm.http.guard.body.BODY_SECONDS", 0.05)
     answered = send_in_parts("/v1/heartbeat", b"{", headers=[JSON, (b"content-length", b"2")], then=nothing_more)
     assert_problem(answer_of(answered), 408, "request_timeout")
@@ -205,7 +205,7 @@ def test_a_client_that_leaves_before_its_body_is_complete_gets_no_answer_and_cha
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "application/jsonp", ""])
-def test_a_body_that_does_not_say_it_is_json_is_refused(admin: Admin, phone: Phone, content_type: str) -> None:
+def test_a_body_without_the_content_type_of_json_is_refused(admin: Admin, phone: Phone, content_type: str) -> None:
     body = b'{"action":"ping","target":{"all":true}}'
     headers = admin.headers("POST", "/admin/command", body) | {"Content-Type": content_type}
     assert_problem(admin.client.request("POST", "/admin/command", body, headers), 415, "unsupported_media_type")
@@ -242,12 +242,12 @@ def test_a_compressed_body_is_refused_by_the_name_of_its_encoding(client: Client
 
 
 @pytest.mark.parametrize("encodings", [["identity"], ["Identity"], [""], ["identity", "identity"]])
-def test_a_body_that_says_it_is_not_compressed_is_taken(phone: Phone, encodings: list[str]) -> None:
+def test_a_body_with_content_encoding_identity_is_accepted(phone: Phone, encodings: list[str]) -> None:
     headers = [("Authorization", f"Bearer {phone.device_token}"), *(("Content-Encoding", one) for one in encodings)]
     assert phone.client.request("POST", "/v1/heartbeat", {}, headers).status == 200
 
 
-def test_a_content_encoding_without_a_body_is_nothing(client: Client) -> None:
+def test_a_content_encoding_without_a_body_is_ignored(client: Client) -> None:
     assert client.request("GET", "/healthz", None, {"Content-Encoding": "gzip"}).status == 200
 
 
@@ -327,7 +327,7 @@ MUCH_WRONG: Final[dict[str, tuple[str, dict[str, Any]]]] = {
 
 
 @pytest.mark.parametrize(("target", "body"), MUCH_WRONG.values(), ids=MUCH_WRONG)
-def test_a_refusal_stays_small_however_much_is_wrong(admin: Admin, target: str, body: dict[str, Any]) -> None:
+def test_a_refusal_stays_small_for_any_number_of_errors(admin: Admin, target: str, body: dict[str, Any]) -> None:
     answer = admin.post(target, body) if body else admin.get(target)
     assert_problem(answer, 422, "invalid_request")
     assert 1 <= len(answer.json["errors"]) <= 100
@@ -351,7 +351,7 @@ def test_a_name_that_could_be_a_secret_is_not_repeated_either(admin: Admin) -> N
     assert secret.encode() not in query.body + body.body
 
 
-def test_the_guard_refuses_before_anybody_asks_for_credentials(client: Client) -> None:
+def test_the_guard_refuses_before_credentials_are_checked(client: Client) -> None:
     text = {"Content-Type": "text/plain"}
     assert_problem(client.request("POST", "/admin/command", b"{}", text), 415, "unsupported_media_type")
     assert_problem(client.request("POST", "/v1/register", b"{}", text), 415, "unsupported_media_type")
@@ -398,7 +398,7 @@ def test_the_log_lines_of_a_request_carry_its_correlation_id(
 
 
 def audited_address(admin: Admin, headers: list[tuple[str, str]], *, peer: str) -> str:
-    """The address from which a signed write came, as the audit has it."""
+    """The address of a signed write in the audit."""
     signed = admin.headers("POST", "/admin/enrollment-tokens", b"{}")
     answer = Client(peer).request("POST", "/admin/enrollment-tokens", {}, [*signed.items(), *headers])
     assert answer.status == 200, answer.body
@@ -445,12 +445,12 @@ def test_the_audit_has_the_one_spelling_of_an_address(admin: Admin, peer: str, a
     assert audited_address(admin, [], peer=peer) == address
 
 
-def test_a_proxy_is_trusted_however_its_address_is_written(admin: Admin, settings: Settings) -> None:
+def test_a_proxy_is_trusted_by_any_spelling_of_its_address(admin: Admin, settings: Settings) -> None:
     settings.TRUSTED_PROXIES = [ipaddress.ip_network("10.0.0.0/8")]
     assert audited_address(admin, [("X-Forwarded-For", "203.0.113.7")], peer="::ffff:10.0.0.1") == "203.0.113.7"
 
 
-def test_others_than_trusted_proxies_name_nobody_else(admin: Admin, settings: Settings) -> None:
+def test_forwarded_addresses_are_ignored_unless_the_peer_is_trusted(admin: Admin, settings: Settings) -> None:
     settings.TRUSTED_PROXIES = [ipaddress.ip_network("10.0.0.0/8")]
     assert audited_address(admin, [("X-Forwarded-For", "203.0.113.7")], peer="192.0.2.1") == "192.0.2.1"
 
@@ -477,7 +477,7 @@ def test_an_error_around_a_view_is_a_problem_without_a_trace(
 
 @pytest.fixture
 def no_database(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cut the way to PostgreSQL."""
+    """Make PostgreSQL unreachable."""
 
     def refuse() -> None:
         raise OperationalError("connection refused: <host> <password>")
@@ -486,7 +486,7 @@ def no_database(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("method", "target"), [("GET", "/admin/devices"), ("POST", "/admin/command")])
-def test_without_the_database_each_route_says_so_and_when_to_try_again(
+def test_without_the_database_each_route_is_503_with_retry_after(
     client: Client, no_database: None, settings: Settings, method: str, target: str
 ) -> None:
     admin = Admin(client, settings.ADMIN_KEYS[0], settings.HMAC_SECRETS[0])
@@ -506,8 +506,8 @@ def test_a_malformed_credential_is_refused_with_or_without_a_database(
 
 
 @pytest.mark.parametrize(("status", "header"), [(429, "retry-after"), (503, "retry-after"), (401, "www-authenticate")])
-def test_no_answer_leaves_without_the_header_that_its_status_demands(status: int, header: str) -> None:
-    """Whoever makes it: here, as the admin site's stack may, by somebody who does not know of it."""
+def test_every_answer_has_the_header_that_its_status_requires(status: int, header: str) -> None:
+    """Whichever layer makes it: here, as in the admin site's stack, code that does not know of the header."""
 
     async def careless(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"text/html")]})
@@ -517,7 +517,7 @@ def test_no_answer_leaves_without_the_header_that_its_status_demands(status: int
     assert answer_of(answered).headers[header] in ("1", "Bearer")
 
 
-def test_a_bad_credential_is_told_which_scheme_is_wanted(client: Client, db: None) -> None:
+def test_the_answer_to_a_bad_credential_names_the_required_scheme(client: Client, db: None) -> None:
     wanted = {"/admin/command": "NXD1", "/v1/heartbeat": "Bearer", "/v1/register": "Bearer"}
     for target, scheme in wanted.items():
         answer = client.request("POST", target, {"hardware_id": "x"})

@@ -1,4 +1,4 @@
-"""HTTP/1.1 over a socket: what says nothing, too much, or takes nothing is ended; what is no HTTP gets a problem."""
+"""HTTP/1.1 over a socket: silent, endless or unread connections are closed, and bad HTTP gets a problem."""
 
 import asyncio
 import inspect
@@ -46,7 +46,7 @@ class Line:
     state: ServerState
 
     async def say(self, *pieces: bytes) -> None:
-        """Send pieces, each by itself; whether they are taken is another question."""
+        """Send pieces, each separately; the server may not accept them."""
         with suppress(ConnectionError):
             for piece in pieces:
                 self.writer.write(piece)
@@ -73,14 +73,14 @@ class Line:
         return task
 
     async def ends(self) -> bool:
-        """Wait for the end of the connection; whether nothing came before it."""
+        """Wait for the end of the connection; return whether nothing came before it."""
         with suppress(ConnectionError):
             return await self.reader.read() == b""
         return True
 
 
 def over_a_socket(talk: Callable[[Line], Awaitable[T]]) -> T:
-    """Have a client talk to the application over a real connection; none may take longer than 10 s."""
+    """Let a client talk to the application over a real connection, for at most 10 s."""
 
     async def served() -> T:
         config = uvicorn.Config(application, http=Protocol, ws="none", log_config=None)
@@ -128,7 +128,7 @@ def test_requests_sent_ahead_are_answered_in_their_order() -> None:
 
 
 @pytest.mark.parametrize("separator", [b"", b"\r\nX-Padding: "])
-def test_a_head_without_end_is_431_and_not_kept(impatient: None, separator: bytes) -> None:
+def test_an_endless_head_is_431_and_not_kept(impatient: None, separator: bytes) -> None:
     async def talk(line: Line) -> tuple[Answer, bool]:
         await line.say(HEALTH + b"X-Padding: ")
         saying = asyncio.create_task(line.say(*([separator + b"x" * 10_000] * 2000)))
@@ -141,7 +141,7 @@ def test_a_head_without_end_is_431_and_not_kept(impatient: None, separator: byte
     assert ended
 
 
-def test_a_head_that_does_not_go_on_is_408(impatient: None) -> None:
+def test_a_head_that_stops_is_408(impatient: None) -> None:
     async def talk(line: Line) -> tuple[Answer, bool]:
         await line.say(HEALTH)
         return await line.answer(), await line.ends()
@@ -151,21 +151,21 @@ def test_a_head_that_does_not_go_on_is_408(impatient: None) -> None:
     assert ended
 
 
-@pytest.mark.parametrize("said", [b"", b"\r\n", b"\r\n\r\n"])
-def test_a_connection_without_a_request_is_closed(impatient: None, said: bytes) -> None:
+@pytest.mark.parametrize("sent", [b"", b"\r\n", b"\r\n\r\n"])
+def test_a_connection_without_a_request_is_closed(impatient: None, sent: bytes) -> None:
     async def talk(line: Line) -> bool:
-        await line.say(said)
+        await line.say(sent)
         return await line.ends()
 
     assert over_a_socket(talk)
 
 
-@pytest.mark.parametrize("said", [b"\r\n", b"G", HEALTH])
-def test_an_answered_connection_is_not_kept_by_a_few_bytes(impatient: None, said: bytes) -> None:
+@pytest.mark.parametrize("sent", [b"\r\n", b"G", HEALTH])
+def test_an_answered_connection_is_not_kept_by_a_few_bytes(impatient: None, sent: bytes) -> None:
     async def talk(line: Line) -> tuple[int, bool]:
         await line.say(HEALTH + b"\r\n")
         first = await line.answer()
-        await line.say(said)
+        await line.say(sent)
         with suppress(asyncio.IncompleteReadError):
             await line.answer()
         return first.status, await line.ends()
@@ -188,7 +188,7 @@ def test_a_body_is_waited_for_by_the_guard_not_by_the_protocol(
 
 
 @pytest.mark.parametrize(
-    "said",
+    "sent",
     [
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
         b"\0" * 100,
@@ -201,9 +201,9 @@ def test_a_body_is_waited_for_by_the_guard_not_by_the_protocol(
         HEARTBEAT + b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
     ],
 )
-def test_what_is_no_http_gets_a_problem(said: bytes) -> None:
+def test_bad_http_gets_a_problem(sent: bytes) -> None:
     async def talk(line: Line) -> tuple[Answer, bool]:
-        await line.say(said)
+        await line.say(sent)
         return await line.answer(), await line.ends()
 
     answer, ended = over_a_socket(talk)
@@ -220,7 +220,7 @@ def refused(monkeypatch: pytest.MonkeyPatch) -> BytesIO:
 
 
 @pytest.mark.parametrize(
-    ("said", "code", "reason"),
+    ("sent", "code", "reason"),
     [
         (b"\0" * 100, "invalid_request", "no HTTP"),
         (HEALTH, "request_timeout", "head too slow"),
@@ -228,11 +228,11 @@ def refused(monkeypatch: pytest.MonkeyPatch) -> BytesIO:
         (HEARTBEAT + UPGRADE + b"Content-Length: 2\r\n\r\n{}", "invalid_request", "upgrade"),
     ],
 )
-def test_what_does_not_get_as_far_as_the_guard_leaves_a_line_with_the_id_of_its_answer(
-    impatient: None, refused: BytesIO, capfd: pytest.CaptureFixture[str], said: bytes, code: str, reason: str
+def test_a_request_that_does_not_reach_the_guard_is_logged_with_the_id_of_its_answer(
+    impatient: None, refused: BytesIO, capfd: pytest.CaptureFixture[str], sent: bytes, code: str, reason: str
 ) -> None:
     async def talk(line: Line) -> Answer:
-        await line.say(*(said[place : place + 10_000] for place in range(0, len(said), 10_000)))
+        await line.say(*(sent[place : place + 10_000] for place in range(0, len(sent), 10_000)))
         return await line.answer()
 
     answer = over_a_socket(talk)
@@ -272,7 +272,7 @@ def test_a_number_sign_that_is_escaped_is_part_of_a_path(db: None) -> None:
 
 
 @pytest.mark.parametrize("stopping", [False, True])
-def test_an_answer_that_nobody_takes_is_dropped_with_its_connection(
+def test_an_answer_that_is_not_read_is_dropped_with_its_connection(
     impatient: None, monkeypatch: pytest.MonkeyPatch, stopping: bool
 ) -> None:
     monkeypatch.setattr(protocol, "TAKEN_SECONDS" if stopping else "LAST_SECONDS", 60)
@@ -297,7 +297,7 @@ def test_an_answer_that_nobody_takes_is_dropped_with_its_connection(
     assert not taken.endswith(b"}")
 
 
-def test_a_client_that_expects_to_go_on_is_refused_without_being_asked_to(impatient: None) -> None:
+def test_a_client_that_sends_expect_continue_is_refused_without_100(impatient: None) -> None:
     async def talk(line: Line) -> Answer:
         await line.say(HEARTBEAT + b"Expect: 100-continue\r\nContent-Length: 99999999\r\n\r\n")
         return await line.answer()
@@ -305,7 +305,7 @@ def test_a_client_that_expects_to_go_on_is_refused_without_being_asked_to(impati
     assert_last_problem(over_a_socket(talk), 413, "payload_too_large")
 
 
-def test_a_client_that_expects_to_go_on_is_asked_to_for_a_body_that_may_come(db: None) -> None:
+def test_a_client_that_sends_expect_continue_gets_100_for_an_allowed_body(db: None) -> None:
     async def talk(line: Line) -> tuple[bytes, Answer]:
         await line.say(HEARTBEAT + b"EXPECT: 100-Continue\r\nContent-Length: 2\r\n\r\n")
         asked = await line.reader.readuntil(b"\r\n\r\n")
@@ -316,7 +316,7 @@ def test_a_client_that_expects_to_go_on_is_asked_to_for_a_body_that_may_come(db:
     assert (asked, answer.status) == (b"HTTP/1.1 100 Continue\r\n\r\n", 401)
 
 
-def test_a_body_without_end_for_a_host_that_is_not_served_is_not_read_on(impatient: None) -> None:
+def test_an_endless_body_for_a_wrong_host_is_not_read_further(impatient: None) -> None:
     async def talk(line: Line) -> tuple[Answer, bool]:
         await line.say(HEARTBEAT.replace(b"localhost", b"evil.example") + b"Transfer-Encoding: chunked\r\n\r\n")
         saying = asyncio.create_task(line.say(*([b"2710\r\n" + b"x" * 10_000 + b"\r\n"] * 2000)))
@@ -339,7 +339,7 @@ def test_a_trailer_is_no_header(phone: Phone) -> None:
 
 
 @pytest.mark.parametrize("separator", [b"", b"\r\nX-Padding: "])
-def test_trailers_without_end_are_cut(monkeypatch: pytest.MonkeyPatch, separator: bytes) -> None:
+def test_endless_trailers_are_cut(monkeypatch: pytest.MonkeyPatch, separator: bytes) -> None:
     monkeypatch.setattr(protocol, "WIRE_LIMIT", 100_000)
 
     async def talk(line: Line) -> bool:
@@ -351,9 +351,7 @@ def test_trailers_without_end_are_cut(monkeypatch: pytest.MonkeyPatch, separator
 
 
 @pytest.mark.parametrize("wanted", [b"websocket", b"h2c"])
-def test_who_wants_another_protocol_gets_this_one_but_for_a_body_that_would_be_lost(
-    impatient: None, wanted: bytes
-) -> None:
+def test_an_upgrade_is_ignored_unless_its_body_would_be_lost(impatient: None, wanted: bytes) -> None:
     upgrade = b"Connection: Upgrade\r\nUpgrade: " + wanted + b"\r\n"
 
     async def talk(line: Line) -> tuple[int, Answer, bool]:

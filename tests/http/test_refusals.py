@@ -1,4 +1,4 @@
-"""Refusals: each leaves a line in the log, and on its device; equal ones are counted, and no secret is in any."""
+"""Refusals: each is one line in the log, and on its device; equal ones are counted, and no line has a secret."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ Line = dict[str, Any]
 
 @dataclass
 class Log:
-    """What was logged of refusals."""
+    """The log lines of refusals."""
 
     written: BytesIO = field(default_factory=BytesIO)
 
@@ -43,7 +43,7 @@ class Log:
 
     @property
     def lines(self) -> list[Line]:
-        """The lines, once all that waits is looked up and logged."""
+        """The lines, once all waiting refusals are looked up and logged."""
         async_to_sync(refusals.drain)()
         return self.lines_so_far
 
@@ -61,11 +61,11 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     return log
 
 
-def assert_tells_of(line: Line, answer: Answer, **more: Any) -> None:
-    """Assert that a line is on this answer, and holds besides exactly what is given."""
-    told = {key: value for key, value in line.items() if key not in ("at", "level", "event")}
+def assert_describes(line: Line, answer: Answer, **more: Any) -> None:
+    """Assert that a line describes this answer, and contains exactly these further fields."""
+    fields = {key: value for key, value in line.items() if key not in ("at", "level", "event")}
     assert (line["event"], line["level"]) == ("request.refused", "warning")
-    assert told == {
+    assert fields == {
         "correlation_id": answer.headers["x-correlation-id"],
         "status": answer.status,
         "code": more.get("code") or answer.code,
@@ -96,11 +96,11 @@ BY_THE_GUARD: Final[dict[str, tuple[str, str, Any, dict[str, str], int, str]]] =
 
 
 @pytest.mark.parametrize("refused", BY_THE_GUARD.values(), ids=BY_THE_GUARD)
-def test_what_the_guard_refuses_leaves_a_line(client: Client, log: Log, refused: Any) -> None:
+def test_a_refusal_of_the_guard_is_one_line(client: Client, log: Log, refused: Any) -> None:
     method, path, body, headers, status, code = refused
     answer = client.request(method, path, body, headers)
     assert answer.status == status
-    assert_tells_of(log.line, answer, code=code, method=method, route=path)
+    assert_describes(log.line, answer, code=code, method=method, route=path)
 
 
 BY_THE_API: Final[dict[str, tuple[str, str, Any, dict[str, str]]]] = {
@@ -118,48 +118,48 @@ BY_THE_API: Final[dict[str, tuple[str, str, Any, dict[str, str]]]] = {
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize(("method", "path", "body", "told"), BY_THE_API.values(), ids=BY_THE_API)
-def test_what_the_api_refuses_leaves_a_line(
-    client: Client, log: Log, method: str, path: str, body: Any, told: dict[str, str]
+@pytest.mark.parametrize(("method", "path", "body", "fields"), BY_THE_API.values(), ids=BY_THE_API)
+def test_a_refusal_of_the_api_is_one_line(
+    client: Client, log: Log, method: str, path: str, body: Any, fields: dict[str, str]
 ) -> None:
     answer = client.request(method, path, body, {"X-Correlation-ID": "order-4711"})
     assert answer.headers["x-correlation-id"] == "order-4711"
-    assert_tells_of(log.line, answer, method=method, **told)
+    assert_describes(log.line, answer, method=method, **fields)
 
 
 @pytest.mark.django_db(transaction=True)
-def test_what_the_admin_site_and_its_files_refuse_leaves_a_line(log: Log) -> None:
+def test_a_refusal_of_the_admin_site_and_its_files_is_one_line(log: Log) -> None:
     forged = Visitor("192.0.2.1").request(
         "POST", "/django-admin/login/", b"username=x", {"Content-Type": "application/x-www-form-urlencoded"}
     )
     unknown = Client().request("GET", "/static/nothing.css")
     first, second = log.lines
-    assert_tells_of(first, forged, code="forbidden", method="POST", route="/django-admin/", address="192.0.2.1")
-    assert_tells_of(second, unknown, method="GET", route="/static/")
+    assert_describes(first, forged, code="forbidden", method="POST", route="/django-admin/", address="192.0.2.1")
+    assert_describes(second, unknown, method="GET", route="/static/")
 
 
 @pytest.fixture
 def no_database(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cut the way to PostgreSQL."""
+    """Make PostgreSQL unreachable."""
     monkeypatch.setattr("django.db.connection.ensure_connection", Mock(side_effect=OperationalError("refused")))
 
 
-def test_what_cannot_be_done_leaves_a_line(client: Client, settings: Settings, log: Log, no_database: None) -> None:
+def test_a_503_is_one_line(client: Client, settings: Settings, log: Log, no_database: None) -> None:
     admin = Admin(client, settings.ADMIN_KEYS[0], settings.HMAC_SECRETS[0])
     refused, unready = admin.get("/admin/summary"), client.request("GET", "/readyz")
     first, second = log.lines
-    assert_tells_of(
+    assert_describes(
         first, refused, code="database_unavailable", method="GET", route="/admin/summary", principal="admin"
     )
-    assert_tells_of(second, unready, code="not_ready", method="GET", route="/readyz")
+    assert_describes(second, unready, code="not_ready", method="GET", route="/readyz")
 
 
-def test_what_is_answered_well_leaves_none(admin: Admin, phone: Phone, log: Log) -> None:
+def test_a_good_answer_has_no_line(admin: Admin, phone: Phone, log: Log) -> None:
     assert phone.heartbeat().status == admin.get("/admin/summary").status == 200
     assert log.lines == []
 
 
-def test_a_signed_request_is_told_with_its_principal_and_the_place_of_its_error(
+def test_a_signed_request_is_logged_with_its_principal_and_the_place_of_its_error(
     admin: Admin, log: Log, settings: Settings
 ) -> None:
     wrong = admin.post("/admin/command", {"action": "ping", "target": {"tags": ["!"]}})
@@ -167,8 +167,8 @@ def test_a_signed_request_is_told_with_its_principal_and_the_place_of_its_error(
     answers = [wrong, *(admin.post("/admin/enrollment-tokens", {}) for _ in range(2))]
     first, second = log.lines
     where = {"method": "POST", "principal": "admin"}
-    assert_tells_of(first, answers[0], route="/admin/command", reason="body.target.tags.0", **where)
-    assert_tells_of(second, answers[2], route="/admin/enrollment-tokens", reason="writes", **where)
+    assert_describes(first, answers[0], route="/admin/command", reason="body.target.tags.0", **where)
+    assert_describes(second, answers[2], route="/admin/enrollment-tokens", reason="writes", **where)
 
 
 def refused_requests_of(phone: Phone, admin: Admin) -> dict[str, Answer]:
@@ -187,9 +187,7 @@ def refused_requests_of(phone: Phone, admin: Admin) -> dict[str, Answer]:
     }
 
 
-def test_a_refused_phone_is_told_by_its_device_id_whatever_it_is_refused_for(
-    admin: Admin, phone: Phone, log: Log
-) -> None:
+def test_a_refused_phone_is_logged_with_its_device_id_for_every_reason(admin: Admin, phone: Phone, log: Log) -> None:
     answers = refused_requests_of(phone, admin)
     admin.post(f"/admin/devices/{phone.device_id}/revoke")
     answers["device_revoked"] = phone.heartbeat()
@@ -201,7 +199,7 @@ def test_a_refused_phone_is_told_by_its_device_id_whatever_it_is_refused_for(
     assert {line["device_id"] for line in lines} == {phone.device_id}
 
 
-def test_a_rotated_token_tells_its_device_too(phone: Phone, log: Log) -> None:
+def test_a_rotated_token_identifies_its_device_too(phone: Phone, log: Log) -> None:
     rotated = phone.rotate().json["device_token"]
     phone.send("/v1/heartbeat", b"{", rotated)
     assert log.line["device_id"] == phone.device_id
@@ -217,7 +215,7 @@ def test_a_token_with_another_secret_names_no_device(admin: Admin, phone: Phone,
     assert last_refusal(admin, phone) is None
 
 
-def test_a_refused_registration_is_told_with_its_enrollment_token_and_the_device_that_has_the_hardware(
+def test_a_refused_registration_is_logged_with_its_enrollment_token_and_the_device_with_that_hardware_id(
     admin: Admin, phone: Phone, log: Log
 ) -> None:
     text = admin.enrollment_token(max_uses=2)
@@ -228,17 +226,17 @@ def test_a_refused_registration_is_told_with_its_enrollment_token_and_the_device
     expired = Phone(Client(), "phone-2").register(text)
     invented = Phone(Client(), "phone-2").register(tokens.make("nxe_", UUID(token_id), bytes(32)).text)
     lines = {line["correlation_id"]: line for line in log.lines}
-    told = [lines[answer.headers["x-correlation-id"]] for answer in (known, misspelt, expired, invented)]
-    assert [(line["code"], line.get("enrollment_token_id"), line.get("device_id")) for line in told] == [
+    fields = [lines[answer.headers["x-correlation-id"]] for answer in (known, misspelt, expired, invented)]
+    assert [(line["code"], line.get("enrollment_token_id"), line.get("device_id")) for line in fields] == [
         ("hardware_known", token_id, phone.device_id),
         ("invalid_request", token_id, None),
         ("enrollment_token_expired", token_id, None),
         ("invalid_enrollment_token", None, None),
     ]
-    assert told[0]["address"] == "192.0.2.7"
+    assert fields[0]["address"] == "192.0.2.7"
 
 
-def test_phones_that_are_refused_with_one_enrollment_token_are_told_apart(admin: Admin, log: Log) -> None:
+def test_phones_refused_with_one_enrollment_token_have_separate_lines(admin: Admin, log: Log) -> None:
     phones, bearer = admin.enrol_fleet(2), {"Authorization": f"Bearer {admin.enrollment_token(max_uses=2)}"}
     send_together(
         *((Client(), "POST", "/v1/register", {"hardware_id": phone.hardware_id}, bearer) for phone in phones),
@@ -260,13 +258,13 @@ def addressed(addresses: Sequence[str], path: str = "/nothing") -> list[Answer]:
     return send_together(*((Client(address), "GET", path, None, {}) for address in addresses))
 
 
-def told(lines: list[Line]) -> list[tuple[str | None, int]]:
+def fields(lines: list[Line]) -> list[tuple[str | None, int]]:
     return [(line.get("address"), line["count"]) for line in lines]
 
 
 def test_equal_refusals_are_one_line_and_a_second_one_with_their_count(log: Log) -> None:
     answers = addressed(["192.0.2.1"] * 50)
-    assert told(log.lines_so_far) == [("192.0.2.1", 1)]
+    assert fields(log.lines_so_far) == [("192.0.2.1", 1)]
     first, rest = log.lines
     assert rest["count"] == 49
     ids = [answer.headers["x-correlation-id"] for answer in answers]
@@ -284,8 +282,8 @@ def test_other_codes_and_addresses_have_lines_of_their_own(db: None, log: Log) -
 
 def test_one_clients_ipv6_addresses_and_all_spellings_of_one_address_are_equal(log: Log) -> None:
     addressed(["2001:db8::1", "2001:DB8:0:0:ffff::2", "::ffff:8.8.4.4", "8.8.4.4", "2001:db8:0:1::1"])
-    assert told(log.lines_so_far) == [("2001:db8::1", 1), ("8.8.4.4", 1), ("2001:db8:0:1::1", 1)]
-    assert told(log.lines)[3:] == [("2001:db8::ffff:0:0:2", 1), ("8.8.4.4", 1)]
+    assert fields(log.lines_so_far) == [("2001:db8::1", 1), ("8.8.4.4", 1), ("2001:db8:0:1::1", 1)]
+    assert fields(log.lines)[3:] == [("2001:db8::ffff:0:0:2", 1), ("8.8.4.4", 1)]
 
 
 def test_a_phone_that_changes_its_address_is_one_phone_and_two_behind_one_address_are_two(
@@ -341,10 +339,10 @@ def test_a_flood_of_addresses_shares_a_line_for_each_code_and_nothing_grows(
     monkeypatch.setattr(refusals._lines, "_most", 3)
     addressed([f"192.0.2.{number}" for number in range(100)])
     assert len(refusals._lines._lines) == 4
-    assert told(log.lines) == [("192.0.2.0", 1), ("192.0.2.1", 1), ("192.0.2.2", 1), (None, 1), (None, 96)]
+    assert fields(log.lines) == [("192.0.2.0", 1), ("192.0.2.1", 1), ("192.0.2.2", 1), (None, 1), (None, 96)]
 
 
-def test_invented_tokens_beyond_what_is_looked_up_at_once_are_logged_by_their_address(
+def test_invented_tokens_over_the_limit_of_a_look_up_are_logged_by_their_address(
     phone: Phone, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nexmdm.http.refused_devices.CLAIMS", 3)
@@ -391,9 +389,7 @@ def test_the_last_refusal_is_that_of_the_device_that_has_the_hardware(admin: Adm
     assert last_refusal(admin, phone)["code"] == "device_revoked"
 
 
-def test_a_service_that_cannot_answer_is_no_last_refusal(
-    admin: Admin, phone: Phone, log: Log, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_503_is_no_last_refusal(admin: Admin, phone: Phone, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("devices.check_in.WAITING_LIMIT", 0)
     assert phone.heartbeat().code == "overloaded"
     assert last_refusal(admin, phone) is None
@@ -419,7 +415,7 @@ def seconds_pass(clock: Clock, seconds: float) -> None:
     let_pass(seconds=seconds)
 
 
-def test_an_older_refusal_never_takes_the_place_of_a_later_one(admin: Admin, phone: Phone, clock: Clock) -> None:
+def test_an_older_refusal_never_replaces_a_later_one(admin: Admin, phone: Phone, clock: Clock) -> None:
     phone.send("/v1/heartbeat", b"{")
     clock.now += 600
     later = LastRefusal(device_id=phone.device_id, at=Now(), route="/v1/register", code="hardware_known")
@@ -429,7 +425,7 @@ def test_an_older_refusal_never_takes_the_place_of_a_later_one(admin: Admin, pho
 
 
 @pytest.mark.parametrize("error", [OperationalError("gone"), LookupError("gone")])
-def test_a_refusal_is_answered_and_logged_though_it_can_be_neither_looked_up_nor_written(
+def test_a_refusal_is_answered_and_logged_even_if_its_device_cannot_be_looked_up_or_written(
     phone: Phone, log: Log, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     monkeypatch.setattr("nexmdm.http.refused_devices.run_in_db_thread", AsyncMock(side_effect=error))
@@ -467,7 +463,7 @@ def test_neither_an_answer_nor_the_end_of_the_process_waits_long_for_a_look_up(
     assert (log.line["code"], "device_id" in log.line) == ("invalid_json", False)
 
 
-def test_a_refusal_that_cannot_be_logged_is_answered_all_the_same(
+def test_a_refusal_that_cannot_be_logged_is_still_answered(
     client: Client, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nexmdm.http.refusals._log", Mock(side_effect=RuntimeError))

@@ -1,4 +1,4 @@
-"""What the server keeps of a request: nothing once it is answered, and whether its client still waits."""
+"""The server keeps nothing of an answered request, and knows whether its client still waits."""
 
 import asyncio
 import gc
@@ -31,7 +31,7 @@ def request_of(phone: Phone, path: str, body: dict[str, Any]) -> bytes:
 
 
 def facts() -> int:
-    """Return for how many requests there is still something in memory."""
+    """Return the number of requests that still have facts in memory."""
     return sum(isinstance(one, RequestFacts) for one in gc.get_objects())
 
 

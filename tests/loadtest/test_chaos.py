@@ -1,4 +1,4 @@
-"""What only one kind of trouble can break is judged so that a run can fail; and the simulated crowd hides nothing."""
+"""The promises of a single kind of fault can fail, and the simulated traffic hides no error."""
 
 import asyncio
 import time
@@ -54,19 +54,19 @@ def missed_by_the_database(*exchanges: Exchange) -> set[str]:
     return missed(stops(Gap(100, 104)).judged([PROMPT, *exchanges], NO_BOOK, []))
 
 
-def test_a_database_that_is_away_is_told_as_problem_details() -> None:
+def test_a_database_that_is_away_must_be_answered_with_problem_details() -> None:
     assert missed_by_the_database(AWAY) == set()
     assert missed_by_the_database(AWAY, replace(AWAY, code="overloaded")) == set()
     for spoilt in (replace(AWAY, flaw="text/html"), replace(AWAY, code="internal"), replace(AWAY, code="")):
         assert missed_by_the_database(AWAY, spoilt) == {"refusals are problem details"}
 
 
-def test_a_database_that_is_away_is_noticed_unless_it_is_back_at_once() -> None:
+def test_a_database_that_is_away_is_noticed_unless_it_is_back_immediately() -> None:
     first, short, long = Gap(100, 104), Gap(120, 122), Gap(120, 123)
     later = replace(PROMPT, begun_at=130, ended_at=131)
     assert missed(stops(first, short).judged([AWAY, later], NO_BOOK, [])) == set()
-    assert missed(stops(first, long).judged([AWAY, later], NO_BOOK, [])) == {"requests refused meanwhile"}
-    assert missed(stops(short).judged([AWAY, later], NO_BOOK, [])) == {"requests refused meanwhile"}
+    assert missed(stops(first, long).judged([AWAY, later], NO_BOOK, [])) == {"requests refused in the gaps"}
+    assert missed(stops(short).judged([AWAY, later], NO_BOOK, [])) == {"requests refused in the gaps"}
 
 
 def test_a_request_that_fails_long_after_the_database_is_back_is_a_miss_whenever_it_began() -> None:
@@ -92,11 +92,11 @@ def test_a_request_that_takes_long_because_of_the_next_stop_is_none() -> None:
     assert missed(twice.judged([AWAY, replace(waiting, ended_at=127.1)], NO_BOOK, [])) == {SLOW}
 
 
-def test_nothing_is_normal_where_nobody_asks_any_more() -> None:
+def test_no_requests_after_a_gap_is_a_miss() -> None:
     assert missed(stops(Gap(100, 104)).judged([AWAY], NO_BOOK, [])) == {SLOW}
 
 
-def test_nobody_can_push_while_both_dispatchers_are_gone() -> None:
+def test_no_push_is_possible_while_both_dispatchers_are_gone() -> None:
     message = '{"name":"host:7","push":"ok","event":"dispatch.started","level":"info","at":"1970-01-01T00:01:43.5Z"}\n'
     serving, second = SimpleNamespace(said=f"NexMDM is ready\n{message}"), cast("SecondDispatcher", None)
     kills = Kills(cast("Serving", serving), second, 300, print)
@@ -105,9 +105,9 @@ def test_nobody_can_push_while_both_dispatchers_are_gone() -> None:
 
 
 class Outages:
-    """Three minutes of 503 from 1,000 on, whole again 12 s after; 80 pushes a second before and after.
+    """Three minutes of 503 from 1,000 on, normal again 12 s after; 80 pushes a second before and after.
 
-    Twenty deliveries are open through it until a heartbeat brings them.
+    Twenty deliveries are open during it until a heartbeat delivers them.
     """
 
     def __init__(self) -> None:
@@ -192,16 +192,16 @@ def accept_nothing_meanwhile(trial: Outages) -> None:
     trial.exchanges = [replace(trial.exchanges[0], begun_at=0)]
 
 
-REACHED = "503: open meanwhile, heard of by heartbeat"
+REACHED = "503: open in the outage, delivered by heartbeat"
 
 
-def test_outages_that_are_got_over_hold_every_promise() -> None:
+def test_outages_with_a_recovery_keep_every_promise() -> None:
     trial = Outages()
     trial.deliveries.append(trial.by_push)
     assert missed(trial.judged()) == set()
 
 
-def test_what_is_settled_or_over_too_soon_for_a_heartbeat_need_not_be_brought_by_one() -> None:
+def test_a_delivery_that_ends_before_a_heartbeat_need_not_arrive_by_heartbeat() -> None:
     trial = Outages()
     settled = replace(trial.open, state="succeeded", delivered_via="push", issued_at=900, settled_at=1001)
     over = replace(trial.open, state="expired", expires_at=1004, settled_at=1004)
@@ -214,25 +214,25 @@ def test_what_is_settled_or_over_too_soon_for_a_heartbeat_need_not_be_brought_by
 @pytest.mark.parametrize(
     ("spoil", "promise"),
     [
-        (open_a_circuit_for_good, "503: pushing whole again"),
-        (push_only_once_afterwards, "503: pushing whole again"),
-        (push_nothing_before, "503: pushing whole again"),
+        (open_a_circuit_for_good, "503: pushing is normal again"),
+        (push_only_once_afterwards, "503: pushing is normal again"),
+        (push_nothing_before, "503: pushing is normal again"),
         (fail_too_little, "messages that FCM answered with 503"),
-        (answer_nothing_meanwhile, "503: results meanwhile, by heartbeat"),
-        (answer_pushes_meanwhile, "503: results meanwhile, by heartbeat"),
-        (let_all_expire_meanwhile, "503: results meanwhile, by heartbeat"),
+        (answer_nothing_meanwhile, "503: results in the outage, by heartbeat"),
+        (answer_pushes_meanwhile, "503: results in the outage, by heartbeat"),
+        (let_all_expire_meanwhile, "503: results in the outage, by heartbeat"),
         (bring_only_a_trickle_meanwhile, REACHED),
         (bring_only_a_trickle_of_what_is_open_for_less_than_an_interval, REACHED),
         (bring_late_what_was_open, REACHED),
         (bring_little_of_what_was_open_and_much_of_the_rest, REACHED),
         (let_nothing_be_open_meanwhile, REACHED),
         (let_all_expire_meanwhile, REACHED),
-        (refuse_a_command, "503: commands accepted meanwhile"),
+        (refuse_a_command, "503: commands accepted in the outage"),
         (refuse_a_command, "answers are 200"),
-        (accept_nothing_meanwhile, "503: commands accepted meanwhile"),
+        (accept_nothing_meanwhile, "503: commands accepted in the outage"),
     ],
 )
-def test_each_way_not_to_get_over_an_outage_is_noticed(spoil: Callable[[Outages], None], promise: str) -> None:
+def test_each_failure_to_recover_from_an_outage_is_noticed(spoil: Callable[[Outages], None], promise: str) -> None:
     trial = Outages()
     spoil(trial)
     assert promise in missed(trial.judged())
@@ -253,7 +253,7 @@ def heartbeat(*commands: dict[str, str]) -> web.Response:
 
 
 async def _live(tmp_path: Path, answer: Answer, heartbeats: int, settled: bool) -> Account:
-    """Have a crowd send so many heartbeats to a server that answers them so."""
+    """Let the traffic send this number of heartbeats to a server that gives these answers."""
     numbers, enough = count(1), asyncio.Event()
 
     async def hear(request: web.Request) -> web.Response:
@@ -280,7 +280,7 @@ async def _live(tmp_path: Path, answer: Answer, heartbeats: int, settled: bool) 
 
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the crowd see at once whether all is settled."""
+    """Let the traffic check immediately whether all is settled."""
     monkeypatch.setattr(traffic, "SETTLED_LOOK_SECONDS", 0.01)
     monkeypatch.setattr(traffic, "PATIENCE_SECONDS", 0.2)
 
@@ -289,7 +289,7 @@ def live(tmp_path: Path, answer: Answer, *, heartbeats: int = 1, settled: bool =
     return asyncio.run(_live(tmp_path, answer, heartbeats, settled))
 
 
-def test_a_phone_that_cannot_go_on_ends_the_run_with_its_error(tmp_path: Path) -> None:
+def test_an_error_of_a_phone_ends_the_run(tmp_path: Path) -> None:
     nothing = {"server_time": "2026-11-25T12:00:00Z"}
     with pytest.raises(ExceptionGroup) as caught:
         live(tmp_path, lambda _: web.json_response(nothing), heartbeats=10**6)
@@ -303,7 +303,7 @@ def test_an_envelope_that_a_phone_does_not_trust_is_counted_and_no_result_is_cla
     assert account.results == []
 
 
-def test_what_a_refusal_lacks_is_kept(tmp_path: Path) -> None:
+def test_the_flaw_of_a_refusal_is_recorded(tmp_path: Path) -> None:
     problem = {"status": 503, "code": "database_unavailable"}
     account = live(tmp_path, lambda _: web.json_response(problem, status=503), heartbeats=2)
     refused = {(one.status, one.code, one.flaw) for one in account.exchanges if one.kind == "heartbeat"}
@@ -311,7 +311,7 @@ def test_what_a_refusal_lacks_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("settled", [True, False])
-def test_how_long_it_took_to_settle_is_kept(tmp_path: Path, settled: bool) -> None:
+def test_the_time_to_settle_is_recorded(tmp_path: Path, settled: bool) -> None:
     account = live(tmp_path, lambda _: heartbeat(), settled=settled)
     assert (account.settled_after_seconds is not None) == settled
 
@@ -322,7 +322,7 @@ def address() -> str:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_the_books_of_a_server_at_work_are_in_order_and_a_loss_in_them_is_seen(admin: Admin, fcm: FcmStandin) -> None:
+def test_the_ledgers_of_a_working_server_agree_and_a_loss_is_noticed(admin: Admin, fcm: FcmStandin) -> None:
     phones = [admin.enrol(token, push_token=token) for token in ("ok-1", "unavailable-2")]
     request_id = admin.command("ping", to=phones, note="chaos 1").json["request_id"]
     call_command("dispatch", once=True)
@@ -352,7 +352,7 @@ def test_the_books_of_a_server_at_work_are_in_order_and_a_loss_in_them_is_seen(a
 
 
 @pytest.mark.django_db(transaction=True)
-def test_pushing_is_whole_once_both_circuits_are_closed_and_nothing_is_overdue(
+def test_pushing_is_normal_once_both_circuits_are_closed_and_nothing_is_overdue(
     admin: Admin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outages, "RESUMED_SECONDS", 0.1)

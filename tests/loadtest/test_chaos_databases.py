@@ -1,4 +1,4 @@
-"""What a database that fails over, freezes or takes no writes must not break is judged so that a run can fail."""
+"""The promises for a database that fails over, freezes or accepts no writes can fail."""
 
 import asyncio
 import time
@@ -30,7 +30,7 @@ LATER: Final = replace(PROMPT, begun_at=200, ended_at=200.1)
 
 
 def processes(pids: dict[str, int], *, second_lives: bool = True) -> SameProcesses:
-    """Return processes as they were noted with these ids, which tests change afterwards."""
+    """Return processes as they were recorded with these ids, which tests change afterwards."""
     serving, second = SimpleNamespace(child=pids.__getitem__), SimpleNamespace(is_alive=lambda: second_lives)
     return SameProcesses(cast("Serving", serving), cast("SecondDispatcher", second))
 
@@ -59,7 +59,7 @@ def test_a_failover_may_refuse_requests_as_long_as_there_is_no_primary_and_littl
     assert missed_by(fault, AWAY) == set()
     assert missed_by(fault, replace(AWAY, ended_at=110.9)) == set()
     assert missed_by(fault, replace(AWAY, ended_at=111)) == {"last failure after it was back"}
-    assert missed_by(fault) == {"requests refused meanwhile"}
+    assert missed_by(fault) == {"requests refused in the gaps"}
     assert missed_by(replace(fault, times=2), AWAY) == {"failovers"}
     ahead = time.time() - time.monotonic()
     assert fault.away() == [pytest.approx((100 + ahead, 111 + ahead), abs=1)]
@@ -73,13 +73,13 @@ def test_nothing_but_200_and_503_is_answered(status: int) -> None:
         assert missed_by(fault, AWAY, exchange) == spoilt
 
 
-def test_what_is_slow_while_the_old_primary_comes_back_is_the_machines_affair() -> None:
+def test_slow_requests_while_the_old_primary_returns_do_not_count() -> None:
     slow = Exchange("command", 116, 119, 200)
     assert missed_by(failovers(Gap(100, 104)), AWAY, slow) == {"slow requests 5 s after it was back"}
     assert missed_by(failovers(Gap(100, 104, busy_at=115)), AWAY, PROMPT, slow) == set()
 
 
-def test_a_process_that_does_not_outlive_a_failover_is_named() -> None:
+def test_a_process_that_ends_in_a_failover_is_named() -> None:
     pids = {"web-1": 1, "web-2": 2, "dispatch": 3}
     same = processes(pids)
     assert missed_by(failovers(Gap(100, 104), same=same), AWAY) == set()
@@ -90,7 +90,7 @@ def test_a_process_that_does_not_outlive_a_failover_is_named() -> None:
 
 
 REFUSED: Final = "answers meanwhile"
-IN_TIME: Final = "requests that met a freeze were answered"
+IN_TIME: Final = "requests that overlapped a freeze were answered"
 
 
 @pytest.mark.parametrize(
@@ -112,12 +112,12 @@ def test_each_request_in_a_freeze_is_refused_in_time(exchange: Exchange, missed_
     assert missed_by(freezes(Gap(100, 140)), AWAY, exchange) == missed_then
 
 
-def test_a_freeze_in_which_nobody_asked_shows_nothing() -> None:
-    assert missed_by(freezes(Gap(100, 140))) == {REFUSED, IN_TIME, "requests refused meanwhile"}
+def test_a_freeze_without_requests_proves_nothing() -> None:
+    assert missed_by(freezes(Gap(100, 140))) == {REFUSED, IN_TIME, "requests refused in the gaps"}
     assert missed_by(replace(freezes(Gap(100, 140)), freezes=[]), AWAY) == {"freezes"}
 
 
-def test_connections_that_are_forgotten_are_a_freeze_of_no_time() -> None:
+def test_dropped_connections_count_as_a_freeze_without_duration() -> None:
     meeting = replace(AWAY, begun_at=200, ended_at=209.9)
     fault = freezes(Gap(100, 140), Gap(200, 200))
     assert missed_by(fault, AWAY, meeting, replace(LATER, begun_at=211, ended_at=212)) == set()
@@ -128,7 +128,7 @@ def test_connections_that_are_forgotten_are_a_freeze_of_no_time() -> None:
 
 
 @pytest.mark.parametrize(("forgets", "orders"), [(False, ["freeze", "thaw"]), (True, ["freeze", "forget", "thaw"])])
-def test_a_freeze_ends_by_a_thaw_whatever_was_forgotten(forgets: bool, orders: list[str]) -> None:
+def test_a_freeze_ends_by_a_thaw_even_if_connections_are_dropped(forgets: bool, orders: list[str]) -> None:
     given: list[str] = []
 
     class Proxy:
@@ -154,7 +154,7 @@ def arguments(monkeypatch: pytest.MonkeyPatch, *given: str) -> Any:
     return chaos._arguments()
 
 
-def test_a_pooler_is_for_kills_and_a_freeze_is_met_by_fewer_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pooler_is_for_kills_and_a_freeze_has_fewer_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pgbouncer, "program", lambda: "/usr/sbin/pgbouncer")
     assert arguments(monkeypatch, "kills", "--pooler").commands_per_second == 20
     assert arguments(monkeypatch, "frozen").commands_per_second == 5

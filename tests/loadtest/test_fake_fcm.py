@@ -1,4 +1,4 @@
-"""The stand-in for FCM answers as its table says, over a real socket, to the credentials that it gave out."""
+"""The fake FCM answers by its table, over a real socket, to the credentials that it issued."""
 
 import asyncio
 import signal
@@ -141,7 +141,7 @@ def test_a_reset_cuts_the_connection_without_an_answer(client: httpx.Client) -> 
 
 
 @pytest.mark.parametrize("override", ["hang", "slow60000"])
-def test_what_still_waits_is_cut_by_closing(standin: FcmStandin, override: str) -> None:
+def test_a_close_cuts_waiting_connections(standin: FcmStandin, override: str) -> None:
     standin.override = override
 
     async def hang() -> None:
@@ -178,7 +178,7 @@ def test_a_misshapen_message_is_an_invalid_argument(client: httpx.Client, field:
     assert field in answer.json()["error"]["message"]
 
 
-def test_another_project_is_not_found_without_a_word_on_the_push_token(client: httpx.Client) -> None:
+def test_another_project_is_not_found_without_an_error_about_the_push_token(client: httpx.Client) -> None:
     answer = send(client, message(), project="another")
     assert (answer.status_code, fcm_error(answer)) == (404, None)
 
@@ -233,7 +233,7 @@ def test_an_override_answers_everything_until_it_is_withdrawn(client: httpx.Clie
 
 
 @pytest.mark.parametrize("word", ["down", "503", "", "unavailable-"])
-def test_an_override_that_means_nothing_is_refused(standin: FcmStandin, word: str) -> None:
+def test_an_unknown_override_is_refused(standin: FcmStandin, word: str) -> None:
     with pytest.raises(ValueError, match="override cannot be"):
         standin.override = word
 
@@ -273,7 +273,7 @@ def test_an_order_it_does_not_know_changes_nothing(client: httpx.Client, standin
     assert (answer.status_code, standin.override, standin.delay_ms) == (400, None, 0)
 
 
-def test_as_a_program_it_gives_out_credentials_and_stops_when_told(tmp_path: Path) -> None:
+def test_as_a_program_it_writes_credentials_and_stops_on_a_signal(tmp_path: Path) -> None:
     credentials, journal = tmp_path / "account.json", tmp_path / "journal.jsonl"
     command = [sys.executable, "-m", "loadtest.fake_fcm.server", "--credentials", str(credentials)]
     command += ["--journal", str(journal)]

@@ -39,7 +39,7 @@ def blocked(detail: str) -> Attempt:
 
 
 def delivery(device_id: str, *attempts: Attempt, **fields: Any) -> Delivery:
-    """A delivery issued now for ten minutes, pushed, and waiting for its phone."""
+    """A delivery issued now for ten minutes, pushed, and without a report."""
     row = Delivery(
         attempts,
         "command-1",
@@ -69,7 +69,7 @@ def send(push_token: str, message_id: str, *, at: float = NOW + 0.5, answer: str
 
 
 class World:
-    """A command to two phones, a minute ago: one has answered, one was pushed to twice. Each test spoils one thing."""
+    """A command to two phones, a minute ago: one has answered, one got two pushes. Each test adds one error."""
 
     def __init__(self) -> None:
         self.away: list[Interval] = []
@@ -94,13 +94,13 @@ class World:
         self.sends = [send("ok-1", "m1"), send("ok-2", "m2"), send("ok-2", "m3", at=NOW + 45.5)]
 
     def spoil(self, number: int, **fields: Any) -> None:
-        """Change one delivery of the book."""
+        """Change one delivery of the ledger."""
         deliveries = list(self.snapshot.deliveries)
         deliveries[number] = replace(deliveries[number], **fields)
         self.snapshot = replace(self.snapshot, deliveries=deliveries)
 
     def retell(self, **fields: Any) -> None:
-        """Change what the phone was told of its result."""
+        """Change the answer that the phone got to its result."""
         self.account.results = [replace(one, **fields) for one in self.account.results]
 
     def missed(self) -> set[str]:
@@ -178,7 +178,7 @@ def push_what_nobody_asked_for(world: World) -> None:
 
 
 def record_the_message_of_another_push(world: World) -> None:
-    """Both ids are FCM's, but each stands with the other's delivery."""
+    """Both ids are FCM's, but each is at the other's delivery."""
     world.spoil(0, attempts=[accepted("m3")])
     world.spoil(1, attempts=[unknown(), accepted("m1", at=NOW + 45)])
 
@@ -237,7 +237,7 @@ def never_repeat_what_is_unknown(world: World) -> None:
 
 
 def never_repeat_what_was_refused(world: World) -> None:
-    """FCM's first 503 is tried again 20 s later at the latest."""
+    """FCM's first 503 is tried again after 20 s at the latest."""
     world.snapshot = replace(world.snapshot, read_at=NOW + 27)
     world.spoil(1, attempts=[refused()])
 
@@ -368,12 +368,12 @@ NOT_DUE = "deliveries settled, or open with a due time"
 UNRECORDED = "messages at FCM have an attempt each, with its answer"
 UNFOUNDED = "attempts with an answer have their message at FCM"
 UNTRIED = "pushes that came due were tried"
-UNTRUE = "results stand as they were answered"
+UNTRUE = "deliveries have the state that was answered"
 UNCAUSED = "deliveries in a state without a cause"
 HASTY = "attempts begun before their pause was over"
 
 
-def test_a_world_in_order_holds_every_promise() -> None:
+def test_correct_ledgers_keep_every_promise() -> None:
     assert World().missed() == set()
 
 
@@ -382,12 +382,12 @@ def test_a_world_in_order_holds_every_promise() -> None:
     [
         (lose_the_command, "accepted commands are in the database"),
         (lose_a_delivery, "with a delivery for each of their devices"),
-        (carry_out_a_post_twice, "commands there twice, or sent by nobody"),
+        (carry_out_a_post_twice, "commands that exist twice, or that no client sent"),
         (never_answer_a_post, "POSTs that never got an answer"),
         (refuse_an_envelope, "envelopes that a phone refused"),
         (never_settle, "everything was settled afterwards"),
-        (lose_a_result, "results that were taken are in the database"),
-        (lose_a_heartbeat, "heartbeats that were answered are kept"),
+        (lose_a_result, "results that were answered with 200 are in the database"),
+        (lose_a_heartbeat, "heartbeats that were answered are stored"),
         (wait_for_a_push_that_is_not_due, NOT_DUE),
         (retry_a_push_at_no_time, NOT_DUE),
         (retry_a_push_long_after_the_command_is_over, NOT_DUE),
@@ -402,11 +402,11 @@ def test_a_world_in_order_holds_every_promise() -> None:
         (record_a_failure_of_what_fcm_took, UNRECORDED),
         (record_an_acceptance_of_what_fcm_refused, UNFOUNDED),
         (invent_an_acceptance, UNFOUNDED),
-        (push_too_late, "messages after the time of their command"),
-        (push_too_late_with_a_bad_access_token, "messages after the time of their command"),
+        (push_too_late, "messages after the expiry of their command"),
+        (push_too_late_with_a_bad_access_token, "messages after the expiry of their command"),
         (leave_an_attempt_in_flight, "attempts still in flight"),
-        (push_after_an_acceptance, "attempts after one that FCM took"),
-        (push_twice_though_nothing_was_unknown, "messages FCM took twice, no attempt unknown"),
+        (push_after_an_acceptance, "attempts after one that FCM accepted"),
+        (push_twice_though_nothing_was_unknown, "messages FCM accepted twice, no attempt unknown"),
         (never_push_as_the_heartbeat_came_in_the_end, UNTRIED),
         (never_push_what_expired, UNTRIED),
         (never_push_what_is_open, UNTRIED),
@@ -441,7 +441,7 @@ def test_a_world_in_order_holds_every_promise() -> None:
         (retry_within_the_lease, HASTY),
         (retry_before_the_lost_attempt_is_closed, HASTY),
         (retry_beside_an_attempt_that_is_under_way, HASTY),
-        (give_up_within_the_lease, "attempts given up within their lease"),
+        (give_up_within_the_lease, "attempts abandoned within their lease"),
     ],
 )
 def test_each_loss_is_noticed_under_its_name(spoil: Callable[[World], None], promise: str) -> None:
@@ -456,7 +456,7 @@ def test_a_message_refused_for_its_access_token_is_one_attempt_with_the_next() -
     assert world.missed() == set()
 
 
-def test_a_late_result_leaves_its_delivery_expired_and_is_answered_so_each_time() -> None:
+def test_a_late_result_leaves_its_delivery_expired_and_gets_that_answer_each_time() -> None:
     world = World()
     told = replace(world.account.results[0], state="expired", late=True)
     world.account.results = [told, replace(told, at=NOW + 25)]
@@ -465,7 +465,7 @@ def test_a_late_result_leaves_its_delivery_expired_and_is_answered_so_each_time(
     assert world.missed() == set()
 
 
-def test_a_push_goes_again_as_soon_as_its_pause_is_over() -> None:
+def test_a_push_is_sent_again_as_soon_as_its_pause_is_over() -> None:
     for attempt, message, seconds in (
         (refused(), send("ok-2", "", answer="unavailable"), 11),
         (unanswered(), send("ok-2", "", answer="hang"), 20),
@@ -479,7 +479,7 @@ def test_a_push_goes_again_as_soon_as_its_pause_is_over() -> None:
         assert world.missed() == set()
 
 
-def test_what_waits_for_its_next_push_or_for_its_phone_is_not_lost() -> None:
+def test_a_delivery_that_waits_for_its_next_push_or_for_its_phone_is_not_lost() -> None:
     for fields in (
         {"push_state": "retrying", "next_attempt_at": NOW + 70},
         {"push_state": "retrying", "next_attempt_at": NOW + 50},
@@ -491,7 +491,7 @@ def test_what_waits_for_its_next_push_or_for_its_phone_is_not_lost() -> None:
         assert NOT_DUE not in world.missed()
 
 
-def test_a_push_is_not_missed_where_the_phone_was_quicker_or_nobody_could_push() -> None:
+def test_a_push_is_not_missed_if_the_phone_was_faster_or_no_dispatcher_could_push() -> None:
     world = World()
     del world.sends[0]
     world.spoil(0, attempts=[], received_at=NOW + 4, settled_at=NOW + 4)

@@ -1,4 +1,4 @@
-"""The load test: its figures are right, its load is open, its report stands alone, and it runs from end to end."""
+"""The load test: its figures are correct, its load is open, its report is one file, and it runs from end to end."""
 
 import asyncio
 import random
@@ -99,7 +99,7 @@ def test_a_latency_belongs_to_the_second_of_its_due_time_and_an_answer_to_its_ow
     assert (figures.answered(3, 4), figures.answered(4, 5)) == (0, 1)
 
 
-def test_the_ledger_takes_news_in_any_order_and_counts_the_first() -> None:
+def test_the_ledger_accepts_events_in_any_order_and_counts_the_first() -> None:
     ledger = Ledger()
     ledger.pushed("a", 10.02)
     ledger.posted("a", 10.0)
@@ -124,7 +124,7 @@ def test_over_the_ramp_the_load_grows_evenly() -> None:
     assert second == pytest.approx(375, rel=0.25)
 
 
-def test_the_roster_is_for_its_owner_only_and_is_dealt_out_in_parts(tmp_path: Path) -> None:
+def test_the_credentials_file_is_for_its_owner_only_and_is_read_in_parts(tmp_path: Path) -> None:
     members = [Member(f"id-{number}", "token", "key", "" if number % 2 else "push") for number in range(5)]
     credentials_file.write(tmp_path / "roster", members)
     assert stat.S_IMODE((tmp_path / "roster").stat().st_mode) == 0o600
@@ -149,7 +149,7 @@ Handler = Callable[[web.Request], Any]
 
 @contextmanager
 def answering(handler: Handler) -> Iterator[Callable[[Callable[[str], Any]], Any]]:
-    """Give a runner that hands the address of a server with this handler to a coroutine function."""
+    """Return a runner that calls a coroutine function with the address of a server with this handler."""
 
     async def run(play: Callable[[str], Any]) -> None:
         app = web.Application()
@@ -168,7 +168,7 @@ def plan_for(url: str, **changes: Any) -> Plan:
     return Plan(**{**given, **changes})
 
 
-def test_a_stall_is_charged_with_the_heartbeats_that_were_due_meanwhile() -> None:
+def test_a_stall_counts_for_all_heartbeats_that_were_due_meanwhile() -> None:
     stalled = asyncio.Event()
 
     async def handler(request: web.Request) -> web.Response:
@@ -194,7 +194,7 @@ def test_a_stall_is_charged_with_the_heartbeats_that_were_due_meanwhile() -> Non
         run(play)
 
 
-def test_a_refusal_is_an_error_by_its_code_and_the_phone_goes_on() -> None:
+def test_a_refusal_is_an_error_by_its_code_and_the_phone_continues() -> None:
     async def handler(request: web.Request) -> web.Response:
         return web.json_response({"code": "overloaded"}, status=503)
 
@@ -229,7 +229,7 @@ def test_a_connection_that_had_gone_stale_costs_no_error() -> None:
         run(play)
 
 
-def test_nobody_at_the_address_is_an_answer_too() -> None:
+def test_an_address_without_a_server_counts_as_no_answer() -> None:
     async def play() -> None:
         server = Server.of("http://127.0.0.1:1")
         request = server.head("POST", "/v1/heartbeat", {}) + with_body(b"{}")
@@ -238,7 +238,7 @@ def test_nobody_at_the_address_is_an_answer_too() -> None:
     asyncio.run(play())
 
 
-def test_seeded_phones_are_let_in_trust_their_commands_and_are_found_again(client: Client, admin: Admin) -> None:
+def test_seeded_phones_are_accepted_trust_their_commands_and_are_found_again(client: Client, admin: Admin) -> None:
     members = seeding.seed(3, with_push_tokens=True)
     admin.command(to={"device_ids": [members[1].device_id]})
     answer = client.request("POST", "/v1/heartbeat", {}, {"Authorization": f"Bearer {members[1].device_token}"})
@@ -269,7 +269,7 @@ def test_a_seeded_history_is_whole_in_the_order_of_time_and_has_nothing_to_push(
         assert times == sorted(times)
 
 
-def test_the_strangers_of_a_trial_have_tokens_that_only_the_database_can_refuse(client: Client, admin: Admin) -> None:
+def test_the_invalid_tokens_of_a_trial_can_be_refused_only_by_the_database(client: Client, admin: Admin) -> None:
     members = seeding.seed(2, with_push_tokens=False)
     for token, _ in islice(disturbances.invalid_tokens(members), 20):
         stranger = tokens.parse(tokens.DEVICE_PREFIX, token)
@@ -279,7 +279,7 @@ def test_the_strangers_of_a_trial_have_tokens_that_only_the_database_can_refuse(
         assert (answer.status, answer.code) == (401, "invalid_token")
 
 
-def test_rubbish_is_repaired_or_refused_and_the_good_heartbeats_beside_it_are_recorded(admin: Admin) -> None:
+def test_malformed_requests_are_repaired_or_refused_and_good_heartbeats_are_recorded(admin: Admin) -> None:
     members = seeding.seed(10 + len(disturbances._MALFORMED), with_push_tokens=False)
     good: list[tuple[str, Any]] = [(member.device_token, {"status": {"battery_pct": 7}}) for member in members[:10]]
     bad = [(member.device_token, body) for member, body in zip(members[10:], disturbances._MALFORMED, strict=True)]
@@ -313,7 +313,7 @@ def missed(run: Run) -> list[str]:
     return [target.name for target in targets.judged(run) if not target.held]
 
 
-def test_a_good_run_holds_all_targets(run: Run) -> None:
+def test_a_good_run_reaches_all_targets(run: Run) -> None:
     assert [target.name for target in targets.judged(run)] == [
         "error rate", "heartbeat p95", "heartbeat p99", "dispatch p95"
     ]  # fmt: skip
@@ -321,7 +321,7 @@ def test_a_good_run_holds_all_targets(run: Run) -> None:
     assert targets.lateness(run) == ""
 
 
-def test_each_target_is_missed_on_its_own(run: Run) -> None:
+def test_each_target_is_missed_separately(run: Run) -> None:
     for number in range(70):
         run.figures.ended("heartbeat", 20 + number / 10, 0.31, "")
     assert missed(run) == ["heartbeat p99"]
@@ -347,7 +347,7 @@ def test_a_restart_may_cost_what_was_in_flight_and_no_more(run: Run) -> None:
     held = {target.name: target for target in targets.judged(run)}
     assert held["web away"].figure == "1.5 s"
     assert held["failed at the restart"].held
-    assert held["heartbeat p99, the gap aside"].held, "nobody can be quick where nobody is"
+    assert held["heartbeat p99, the gap aside"].held, "no worker can be fast while there is none"
     run.figures.error(run.half + 20, "heartbeat: 503 overloaded")
     assert "failed at the restart" in missed(run)
 
@@ -379,7 +379,7 @@ def test_a_generator_that_was_late_says_so(run: Run) -> None:
     assert "The generator itself was late" in document.page(run, targets.judged(run))
 
 
-def test_the_report_is_one_file_without_anything_from_outside(run: Run) -> None:
+def test_the_report_is_one_file_that_loads_nothing(run: Run) -> None:
     run.figures.error(20.5, "heartbeat: <b>503</b>")
     page = document.page(run, targets.judged(run))
     assert re.findall(r"(?i)<script|<link|<img|<iframe|@import|url\(|src=|href=", page) == []
@@ -388,7 +388,7 @@ def test_the_report_is_one_file_without_anything_from_outside(run: Run) -> None:
     assert "heartbeat: &lt;b&gt;503&lt;/b&gt;" in page
 
 
-def test_the_report_of_a_run_without_a_single_answer_is_a_report(run: Run) -> None:
+def test_a_run_without_an_answer_still_has_a_report(run: Run) -> None:
     nothing = Run(run.load, starts_at=1000.0)
     page = document.page(nothing, targets.judged(nothing))
     assert "Missed: error rate, heartbeat p95, heartbeat p99, dispatch p95" in page
@@ -401,7 +401,7 @@ def test_a_logarithmic_axis_has_round_steps(low: float, high: float, steps: list
     assert charts.logarithmic(low, high)[2] == pytest.approx(steps)
 
 
-def test_a_small_fleet_holds_its_targets_against_a_server_of_its_own(
+def test_a_small_fleet_reaches_its_targets_against_its_own_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner, "HEARTBEATS_PER_PROCESS", 2)  # several generators, where there are several cores

@@ -1,4 +1,4 @@
-"""The trials of one against all: an attack is one, and honest traffic that noticed it is a promise not held."""
+"""The trials of one against all: an attack must be real, and if it affects honest traffic the promise is not kept."""
 
 import asyncio
 from collections import Counter
@@ -31,7 +31,7 @@ def slower(seconds: float | None) -> list[Latencies]:
     return [{**TURN, "heartbeats": seconds}] * 3
 
 
-def test_a_trial_is_held_by_honest_traffic_that_did_not_notice_an_attack_that_was_one() -> None:
+def test_a_trial_is_kept_if_a_real_attack_did_not_affect_honest_traffic() -> None:
     found = beside.judged(CASE, MEASURED, attack(_200=100, _429=1900))
     assert found.held
     assert "heartbeats 20.0 ms → 20.0 ms; signed calls 30.0 ms → 30.0 ms; 0 of 3,000 failed" in found.figure
@@ -49,7 +49,7 @@ def test_a_trial_is_held_by_honest_traffic_that_did_not_notice_an_attack_that_wa
     ],
     ids=["slower", "unanswered", "failed", "grown", "too little"],
 )
-def test_a_trial_is_not_held_by_honest_traffic_that_noticed(measured: Measured) -> None:
+def test_a_trial_is_not_kept_if_honest_traffic_was_affected(measured: Measured) -> None:
     assert not beside.judged(CASE, measured, attack(_200=2000)).held
 
 
@@ -64,7 +64,7 @@ def test_a_trial_is_not_held_by_honest_traffic_that_noticed(measured: Measured) 
     ],
     ids=["too few", "none", "cut off", "broken", "what it left"],
 )
-def test_a_trial_is_not_held_by_an_attack_that_was_none_or_broke_something(case: Case, tally: Tally) -> None:
+def test_a_trial_is_not_kept_if_the_attack_was_too_small_or_did_damage(case: Case, tally: Tally) -> None:
     assert not beside.judged(case, MEASURED, tally).held
 
 
@@ -78,7 +78,7 @@ def test_a_p99_below_the_floor_is_good_and_above_it_counts_the_ratio(
     assert beside.judged(CASE, measured, attack(_200=2000)).held == held
 
 
-def test_a_trial_that_breaks_off_is_not_held_and_the_next_one_is_tried() -> None:
+def test_a_trial_that_fails_is_not_kept_and_the_next_one_runs() -> None:
     async def breaks() -> Any:
         raise TimeoutError("nothing came")
 
@@ -91,7 +91,7 @@ def test_a_trial_that_breaks_off_is_not_held_and_the_next_one_is_tried() -> None
 
 
 class Victim:
-    """A server that answers everything 404, and counts what came."""
+    """A server that answers everything 404, and counts the requests."""
 
     def __init__(self) -> None:
         self.requests: list[bytes] = []
@@ -115,7 +115,7 @@ class Victim:
 
 
 async def attacked(kind: str) -> tuple[Victim, list[Tally]]:
-    """Have an attack of this kind go on in two turns."""
+    """Run an attack of this kind in two turns."""
     victim = Victim()
     server = await asyncio.start_server(victim.serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
@@ -142,13 +142,13 @@ def test_each_attack_sends_and_counts_in_each_of_its_turns(kind: str) -> None:
         assert set().union(*(tally.answers for tally in tallies)) <= {"404"}
 
 
-def test_an_attack_that_breaks_off_is_none() -> None:
+def test_an_attack_that_ends_early_is_an_error() -> None:
     async def ended() -> Tally:
         async with beside.processes(Order("no such attack", "http://127.0.0.1:1", ["127.0.0.2"], 1)) as attacker:
             await attacker.begin()
             return await attacker.end()
 
-    with pytest.raises(RuntimeError, match="broke off"):
+    with pytest.raises(RuntimeError, match="ended early"):
         asyncio.run(ended())
 
 

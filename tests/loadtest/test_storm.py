@@ -1,4 +1,4 @@
-"""The storm: simulated phones that report in the same minute, and come again where the server says so."""
+"""The storm: simulated phones report in the same minute, and try again when the server asks for it."""
 
 import asyncio
 import random
@@ -42,24 +42,24 @@ async def report(answers: list[bytes], spread_seconds: float) -> tuple[dict[str,
     return answer, errors, seconds
 
 
-def test_a_phone_comes_again_after_the_time_that_it_is_told_with_jitter() -> None:
+def test_a_phone_tries_again_after_retry_after_with_jitter() -> None:
     answer, errors, seconds = asyncio.run(report([BUSY, DONE], spread_seconds=0.1))
     assert (answer, errors) == ({"state": "succeeded"}, ["503 overloaded", ""])
     assert 1 <= seconds < 2.5
 
 
-def test_a_phone_that_gets_no_answer_comes_again_after_a_random_time_that_doubles() -> None:
+def test_a_phone_without_an_answer_tries_again_after_a_random_time_that_doubles() -> None:
     reporter = Reporter(Pool(Server("127.0.0.1", 1, tls=False, authority=""), 1), random.Random(7), spread_seconds=1)
     times = [[reporter._seconds_to_next(NO_ANSWER, 0, number) for _ in range(200)] for number in (1, 2, 3)]
     assert [(round(min(some)), round(max(some))) for some in times] == [(5, 10), (10, 20), (20, 40)]
 
 
-def test_where_no_storm_is_played_it_reports_once() -> None:
+def test_without_a_storm_a_phone_reports_once() -> None:
     answer, errors, _ = asyncio.run(report([BUSY, DONE], spread_seconds=0))
     assert (answer, errors) == ({}, ["503 overloaded"])
 
 
-def test_a_small_storm_brings_every_result_in(
+def test_a_small_storm_delivers_every_result(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, seconds in (("RAMP_SECONDS", 1), ("QUIET_SECONDS", 1), ("FAN_OUT_SECONDS", 3)):

@@ -1,4 +1,4 @@
-"""The proxy, the PostgreSQL servers and the pooler that tests break do what their orders say."""
+"""The proxy, the PostgreSQL servers and the pooler of the testbed follow their orders."""
 
 import fcntl
 import socket
@@ -75,7 +75,7 @@ def hears_nothing(receiver: socket.socket) -> bool:
 
 
 def is_acknowledged(sender: socket.socket) -> bool:
-    """Tell whether the other end's TCP has acknowledged all that was sent (tcp(7), SIOCOUTQ)."""
+    """Return whether the other end's TCP has acknowledged all data (tcp(7), SIOCOUTQ)."""
     (waiting,) = struct.unpack("i", fcntl.ioctl(sender.fileno(), termios.TIOCOUTQ, b"\0" * 4))
     return bool(waiting == 0)
 
@@ -142,7 +142,7 @@ def test_a_forgetful_proxy_forwards_only_new_connections(proxied: Proxied) -> No
     assert hears_nothing(server)
 
 
-def test_what_a_proxy_points_to_is_where_new_connections_go(proxied: Proxied) -> None:
+def test_new_connections_go_to_the_target_of_a_proxy(proxied: Proxied) -> None:
     client, server = proxied.pair()
     other = proxied.listening()
     proxied.proxy.point_to(other.getsockname()[1])
@@ -167,7 +167,7 @@ def values(server: PostgresServer) -> list[int]:
         return [value for (value,) in connection.execute("SELECT value FROM number ORDER BY value")]
 
 
-def test_a_standby_takes_over_and_its_old_primary_comes_back_in_both_ways(tmp_path: Path) -> None:
+def test_a_standby_is_promoted_and_its_old_primary_returns_in_both_ways(tmp_path: Path) -> None:
     with PostgresServers(tmp_path, durable=False) as servers:
         pair = PostgresPair.made_by(servers)
         first, second = pair.primary, pair.standby
@@ -191,7 +191,7 @@ def test_a_standby_takes_over_and_its_old_primary_comes_back_in_both_ways(tmp_pa
             write(first.url, INSERT, 0)
 
 
-def test_a_commit_waits_for_whichever_standby_there_is(tmp_path: Path) -> None:
+def test_a_commit_waits_for_the_present_standby(tmp_path: Path) -> None:
     with PostgresServers(tmp_path, durable=False) as servers:
         pair = PostgresPair.made_by(servers)
         for number in range(2):
@@ -210,7 +210,7 @@ def test_servers_end_with_their_block_and_refuse_wrong_passwords_and_settings(tm
         assert server.execute("SELECT current_setting('work_mem'), current_setting('fsync')") == ("5MB", "off")
         with pytest.raises(psycopg.OperationalError, match="password"):
             psycopg.connect(server.url.replace(server.password, "wrong"))
-        # FIRST is a word of this setting's own.
+        # FIRST is a keyword of this setting.
         with pytest.raises(PostgresFailed, match="synchronous_standby_names"):
             server.configure(synchronous_standby_names="first")
         raise ZeroDivisionError

@@ -1,4 +1,4 @@
-"""The table of promises: it names tests that exist, and holds nothing for kept that was not shown."""
+"""The table of promises: it names existing tests, and shows no promise as kept without proof."""
 
 import ast
 import asyncio
@@ -42,7 +42,7 @@ def test_each_test_that_a_promise_names_exists() -> None:
         assert not function or function in functions(file), test
 
 
-def test_a_promise_is_held_by_all_its_tests_and_sums_what_they_count() -> None:
+def test_a_promise_requires_all_its_tests_and_adds_up_their_counts() -> None:
     found = PROMISE.finding(PASSED | {"tests/test_a.py::test_one_more": Case("failure: not mine")})
     assert (found.held, found.figure) == (True, "1,002 requests")
 
@@ -56,26 +56,26 @@ def test_a_promise_is_held_by_all_its_tests_and_sums_what_they_count() -> None:
         PASSED | {"tests/test_b.py::test_more": Case("skipped: no Chromium")},
     ],
 )
-def test_a_promise_is_not_held_by_tests_that_fail_are_skipped_or_do_not_run(cases: dict[str, Case]) -> None:
+def test_a_promise_is_not_kept_if_tests_fail_are_skipped_or_do_not_run(cases: dict[str, Case]) -> None:
     assert not PROMISE.finding(cases).held
 
 
 @pytest.mark.parametrize(("least", "held"), [(1002, True), (1003, False)])
-def test_a_promise_of_a_number_is_held_by_no_fewer(least: int, held: bool) -> None:
+def test_a_promise_of_a_number_requires_that_number(least: int, held: bool) -> None:
     promise = HeldByTests("promise", "tried", PROMISE.tests, at_least={"requests": least})
     found = promise.finding(PASSED)
     assert (found.held, "at least 1,003 requests" in found.figure) == (held, not held)
     assert not promise.finding(dict.fromkeys(PASSED, Case())).held
 
 
-def test_a_promise_is_not_held_when_one_of_its_tests_did_not_run() -> None:
+def test_a_promise_is_not_kept_if_one_of_its_tests_did_not_run() -> None:
     found = PROMISE.finding({"tests/test_b.py::test_more": Case()})
     assert (found.held, found.figure) == (False, "1 test, tests/test_a.py::test_one did not run")
 
 
 def test_tests_are_run_and_told_apart_by_pytests_own_names(tmp_path: Path) -> None:
     names = (
-        "test_a_promise_is_held_by_all_its_tests_and_sums_what_they_count",
+        "test_a_promise_requires_all_its_tests_and_adds_up_their_counts",
         "test_a_leak_is_found_in_each_encoding",
     )
     promises = [HeldByTests("promise", "tried", (f"tests/loadtest/test_trust.py::{name}",)) for name in names]
@@ -83,7 +83,7 @@ def test_tests_are_run_and_told_apart_by_pytests_own_names(tmp_path: Path) -> No
     assert [promise.finding(cases).figure for promise in promises] == ["1 test", "3 tests"]
 
 
-def test_a_trial_that_breaks_off_is_a_promise_that_is_not_held(tmp_path: Path) -> None:
+def test_a_trial_that_fails_is_a_promise_that_is_not_kept(tmp_path: Path) -> None:
     def trial(_: Path) -> Iterator[Finding]:
         yield Finding("first", "tried", "figure", held=True)
         raise RuntimeError("the server is gone")
@@ -111,12 +111,12 @@ def complete() -> secret_evidence.Evidence:
     return evidence
 
 
-def test_a_search_is_held_for_complete_after_every_error_with_every_secret() -> None:
+def test_a_search_is_complete_after_every_error_with_every_secret() -> None:
     assert secret_leaks.provoked(complete()).held
 
 
 @pytest.mark.parametrize("missing", ["no 503", "no push answered quota", "no session cookie", "5 of 6 exports"])
-def test_a_search_is_not_held_for_complete_with_less(missing: str) -> None:
+def test_a_search_with_less_is_not_complete(missing: str) -> None:
     evidence = complete()
     if missing == "no 503":
         evidence.errors.remove("503 {}")
@@ -130,7 +130,7 @@ def test_a_search_is_not_held_for_complete_with_less(missing: str) -> None:
     assert (found.held, found.figure) == (False, missing)
 
 
-def test_links_of_the_admin_site_are_followed_relative_ones_too_but_not_out_of_it() -> None:
+def test_links_of_the_admin_site_are_followed_but_not_to_other_sites() -> None:
     text = """
         <a href="export/?q=a&amp;state=open">CSV</a> <a href="?page=2#top">Older</a> <a href="#filter">Filter</a>
         <a href="/django-admin/devices/">Devices</a> <a href="/django-admin/logout/">Out</a> <a href="/docs">API</a>
@@ -146,7 +146,7 @@ def test_links_of_the_admin_site_are_followed_relative_ones_too_but_not_out_of_i
 
 
 class Closing:
-    """A server that closes its first connection after one answer: while it is idle, or when a next request has come."""
+    """A server that closes its first connection after one answer: while it is idle, or when the next request comes."""
 
     def __init__(self, *, idle: bool) -> None:
         self._idle = idle
@@ -187,30 +187,30 @@ class Closing:
 
 
 async def two_requests(server: Closing, *, strict: bool, once_closed: bool = False) -> tuple[list[int], int]:
-    """Send two requests over a pool of one connection; return how they were answered, and how many took another one."""
+    """Send two requests over a pool of one connection; return their answers, and how many used another one."""
     pool = Pool(server.address, 1, strict=strict)
     request = server.address.head("POST", "/v1/heartbeat", {}) + with_body(b"")
     first, _ = await pool.call(request)
     if once_closed:
-        server.closed.wait()  # The event loop stands still, so that the client has not heard of it.
+        server.closed.wait()  # The event loop stands still, so that the client has not noticed it.
     second, _ = await pool.call(request)
     pool.close()
     return [first, second], pool.left
 
 
-def test_what_is_cut_after_it_was_written_has_failed_and_is_not_sent_again() -> None:
+def test_a_request_that_is_cut_after_it_was_written_has_failed_and_is_not_sent_again() -> None:
     with Closing(idle=False) as server:
         assert asyncio.run(two_requests(server, strict=True)) == ([200, NO_ANSWER], 0)
     assert server.heard == 2
 
 
-def test_what_finds_its_connection_closed_takes_another_and_is_counted() -> None:
+def test_a_request_on_a_closed_connection_uses_another_and_is_counted() -> None:
     with Closing(idle=True) as server:
         assert asyncio.run(two_requests(server, strict=True, once_closed=True)) == ([200, 200], 1)
     assert server.heard == 2
 
 
-def test_a_load_test_sends_once_more_what_was_cut() -> None:
+def test_a_load_test_sends_a_cut_request_once_more() -> None:
     with Closing(idle=False) as server:
         assert asyncio.run(two_requests(server, strict=False)) == ([200, 200], 0)
     assert server.heard == 3
@@ -226,7 +226,7 @@ def test_a_load_test_sends_once_more_what_was_cut() -> None:
         (Borne(0, 500, 0, Counter()), "401", False),
     ],
 )
-def test_a_rotation_is_held_by_enough_requests_of_both_kinds_none_of_which_failed(
+def test_a_rotation_requires_enough_requests_of_both_kinds_and_no_failure(
     borne: Borne, refused: str, held: bool
 ) -> None:
     assert rotation.found(borne, refused).held == held

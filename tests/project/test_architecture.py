@@ -1,6 +1,6 @@
-"""How the code is written: where imports stand, who looks at the clock, how long a function may be.
+"""Rules for the code: the place of imports, use of the clock, length of functions, files and folders.
 
-Which way imports point is said by the contracts in pyproject.toml.
+The contracts in pyproject.toml define which imports are allowed.
 """
 
 import ast
@@ -19,7 +19,7 @@ OURS: Final = (*PRODUCT, "tests")
 LONGEST_FUNCTION: Final = 40
 LONGEST_FILE: Final = 350
 MOST_MODULES: Final = 16
-"""Of a folder, side by side."""
+"""The largest number of modules in a folder."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -55,8 +55,8 @@ def test_imports_stand_at_the_top_of_their_module() -> None:
     assert wrong == []
 
 
-def test_only_a_few_modules_look_at_the_applications_clock() -> None:
-    """All other times are the database's: processes whose clocks differ agree on everything but a signature's age."""
+def test_only_a_few_modules_read_the_applications_clock() -> None:
+    """All other times are the database's: processes with different clocks agree on all but a signature's age."""
     reading = {
         "time.time",
         "time.time_ns",
@@ -91,7 +91,7 @@ def test_no_file_is_too_long_to_be_about_one_thing() -> None:
     assert {path: length for path, length in lengths.items() if length > LONGEST_FILE} == {}
 
 
-def test_no_folder_has_too_many_modules_side_by_side_and_each_says_what_it_holds() -> None:
+def test_no_folder_has_too_many_modules_and_each_describes_its_content() -> None:
     packages = [path.parent for path in sources(*PRODUCT) if path.name == "__init__.py"]
     counts = {str(folder.relative_to(ROOT)): len(list(folder.glob("[!_]*.py"))) for folder in packages}
     assert {folder: count for folder, count in counts.items() if count > MOST_MODULES} == {}
@@ -100,7 +100,7 @@ def test_no_folder_has_too_many_modules_side_by_side_and_each_says_what_it_holds
     ] == []
 
 
-def test_each_module_says_what_it_is_for() -> None:
+def test_each_module_describes_its_purpose() -> None:
     wrong = [
         str(path.relative_to(ROOT))
         for path in sources(*OURS)
@@ -110,7 +110,7 @@ def test_each_module_says_what_it_is_for() -> None:
 
 
 def test_every_module_stands_in_a_layer() -> None:
-    """The contracts in pyproject.toml say nothing of a module that no layer names."""
+    """The contracts in pyproject.toml do not check a module that no layer names."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     layers = re.findall(r"[a-z_.]+", " ".join(contracts[0]["layers"]))
     modules = {
@@ -124,7 +124,7 @@ def test_every_module_stands_in_a_layer() -> None:
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:
-    """Of all packages together: the contract compares the modules of one package with each other."""
+    """For all packages together: the contract compares only the modules of one package with each other."""
     graph = grimp.build_graph(*PRODUCT)
     imports_of = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
     assert len(list(TopologicalSorter(imports_of).static_order())) >= len(graph.modules)

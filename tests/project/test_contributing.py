@@ -1,4 +1,4 @@
-"""The worked examples of CONTRIBUTING.md: all diffs apply to a copy of the repository, and the commands there pass."""
+"""The worked examples of CONTRIBUTING.md: all diffs apply to a copy of the repository, and their commands pass."""
 
 import os
 import re
@@ -20,7 +20,7 @@ RECIPES: Final = re.split(r"^## ", PAGE, flags=re.MULTILINE)[1:]
 PYTHON: Final = ".venv/bin/python "
 NOT_COPIED: Final = shutil.ignore_patterns(".git", ".venv", ".nexmdm*", ".mypy_cache", ".hypothesis", "reports")
 OF_THIS_RUN: Final = ("NEXMDM_", "PYTEST_", "DATABASE_URL", "BCRYPT_")
-"""The beginnings of variables that tests/support/environment.py and pytest set for this process."""
+"""The prefixes of variables that tests/support/environment.py and pytest set for this process."""
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="the diffs are applied by git")
 
@@ -44,7 +44,7 @@ def commands() -> list[str]:
 def copy() -> Iterator["Copy"]:
     """A copy of the repository with an environment, and no database yet.
 
-    (Not in pytest's own folder: a pytest that starts meanwhile shuts PostgreSQL's account out of that.)
+    (Not in pytest's own folder: another pytest that starts would close it for PostgreSQL's account.)
     """
     with tempfile.TemporaryDirectory(prefix="nexmdm-") as name:
         folder = Path(name) / "nexmdm"
@@ -66,7 +66,7 @@ class Copy:
         }  # fmt: skip
 
     def run(self, command: str, given: str = "") -> str:
-        """Run a shell command in the copy and return what it printed; it has to succeed."""
+        """Run a shell command in the copy and return its output; it must succeed."""
         done = subprocess.run(
             ["/bin/sh", "-c", command],
             cwd=self.folder,

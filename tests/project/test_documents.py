@@ -1,4 +1,4 @@
-"""What the documents and deployment files name exists, and what exists is documented."""
+"""Everything that the documents and deployment files name exists, and everything that exists is documented."""
 
 import ast
 import re
@@ -45,7 +45,7 @@ OF_OTHERS: Final = {
     "POSTGRES_DB", "POSTGRES_PASSWORD", "POSTGRES_USER", "RESTORED_URL", "NEXMDM_LISTEN_FD", "NEXMDM_TEST_DATA_DIR",
     "ENROLLMENT_TOKEN", "DEVICE_ID", "DEVICE_TOKEN", "REQUEST_ID", "NEXMDM_URL", "NEXMDM_PROFILE",
 }  # fmt: skip
-"""Names in the documents that are no settings: of the database image, a shell, a parent to its child, the client."""
+"""Names in the documents that are not settings: of the database image, a shell, a parent process, or the client."""
 
 
 def variables() -> set[str]:
@@ -72,7 +72,7 @@ def test_every_setting_is_on_its_page_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("path", [*DEPLOYMENT, *OPERATIONS.glob("*.md")], ids=name_of)
-def test_every_variable_that_operators_are_told_to_set_is_one(path: Path) -> None:
+def test_every_variable_that_a_document_names_exists(path: Path) -> None:
     text = code(path)
     named = set(re.findall(r"(?:^|[\s\"'])([A-Z]+_[A-Z_]+)\s?[=:]", text, re.MULTILINE))
     named |= set(re.findall(r"^([A-Z]+_[A-Z_]+)$", text, re.MULTILINE))

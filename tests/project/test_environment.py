@@ -1,4 +1,4 @@
-"""Settings come from the environment: taken as they are, or refused with a sentence that never shows a secret."""
+"""Settings come from the environment: read unchanged, or refused with a sentence that never shows a secret."""
 
 import base64
 import json
@@ -23,7 +23,7 @@ ACCOUNT = {
 
 
 @pytest.mark.parametrize("value", [GOOD, "$" + GOOD, f"{GOOD}=", f'"{GOOD}"', f"${{{GOOD}}}", f"{GOOD} {GOOD}"])
-def test_a_secret_is_taken_letter_by_letter(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_a_secret_is_read_unchanged(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("ADMIN_KEY", value)
     assert environment.secret("ADMIN_KEY", {"ADMIN_KEY": "the generated one"}) == value
 
@@ -54,7 +54,7 @@ def test_a_missing_short_malformed_or_placeholder_secret_stops_the_start_without
 
 
 @pytest.mark.parametrize("name", ["ADMIN_KEY_PREVIOUS", "SECRET_KEY_FALLBACKS"])
-def test_a_secret_on_its_way_out_is_as_long_as_any(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_previous_secret_has_the_same_minimum_length(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, f"{GOOD}, {GOOD[::-1]}")
     assert environment.previous_secrets(name) == [GOOD, GOOD[::-1]]
     monkeypatch.setenv(name, f"{GOOD},short")
@@ -93,7 +93,7 @@ def test_a_malformed_service_account_is_refused_without_being_shown(
 
 
 @pytest.mark.parametrize("broken", [lambda key: key[:-80], lambda key: key.replace("\n", "\\n")])
-def test_a_key_that_suffered_on_its_way_is_refused_without_being_shown(
+def test_a_damaged_key_is_refused_without_being_shown(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fcm: FcmStandin, broken: Callable[[str], str]
 ) -> None:
     account = fcm.service_account()
@@ -198,7 +198,7 @@ def test_hosts_are_taken_as_they_are_and_match_the_requests_that_they_name(
 
 
 @pytest.mark.parametrize("value", ["http://0.0.0.0", "0.0.0.0:8000", "[::]", "a b", "*", "127.0.0.1/8"])
-def test_what_cannot_be_listened_on_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_an_invalid_listening_address_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("HOST", value)
     with pytest.raises(Misconfigured, match=rf"^\({ConfigError.MALFORMED}\) HOST .* PORT has the port"):
         environment.listening_host("HOST", "127.0.0.1")
@@ -230,7 +230,7 @@ def test_a_network_that_no_client_can_be_in_is_refused(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     "value", ["60", "0/m", "60/0m", "60/01m", "-1/m", "60/min", "60 /m", "1e3/m", "9999999999/m", "1/99999d"]
 )
-def test_a_rate_that_cannot_be_kept_to_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_an_invalid_rate_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("ADMIN_RATE_LIMIT", value)
     with pytest.raises(Misconfigured, match=rf"^\({ConfigError.MALFORMED}\) ADMIN_RATE_LIMIT must look like 120/m"):
         environment.rate("ADMIN_RATE_LIMIT", "120/m")
@@ -294,7 +294,7 @@ def test_a_database_url_whose_port_is_no_number_is_refused_without_being_shown()
     assert database_url.django_settings("postgresql://nex@a,b:6432/fleet")["HOST"] == "a,b"
 
 
-def test_a_database_url_that_is_none_is_not_shown() -> None:
+def test_a_malformed_database_url_is_not_shown() -> None:
     url = "postgres:/nex:p4ss" + "word@db.example/fleet"
     with pytest.raises(Misconfigured, match=ConfigError.MALFORMED) as refused:
         database_url.django_settings(url)

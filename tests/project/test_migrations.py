@@ -1,4 +1,4 @@
-"""Migrations start from nothing or from a database in use, hold up nobody, and leave the version before working."""
+"""Migrations work with and without data, delay no request, and let the version before continue to work."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -55,13 +55,13 @@ def migrated(*target: str) -> None:
 
 
 def insert_rows(scratch: psycopg.Connection, number: int) -> None:
-    """Do what version 0.1.0 does, whatever has become of the tables since."""
+    """Do what version 0.1.0 does, after any migration."""
     scratch.execute(ROWS.replace("{n}", str(number)).encode())
     scratch.commit()
 
 
 def work_on(scratch: psycopg.Connection, number: int) -> None:
-    """Do what version 0.1.0 does to such rows in the course of their lives, to the end of those that have one."""
+    """Do what version 0.1.0 does to such rows in their lifetime, to their deletion if they have one."""
     for statement in WORK.replace("{n}", str(number)).strip().removesuffix(";").split(";\n"):
         assert scratch.execute(statement.encode()).rowcount == 1, statement
     scratch.commit()
@@ -85,14 +85,14 @@ def previous(app: str) -> str:
     return str(before[0][1] if before else newest[1])
 
 
-def test_an_empty_database_gets_all_of_it(scratch: psycopg.Connection) -> None:
+def test_an_empty_database_gets_all_migrations(scratch: psycopg.Connection) -> None:
     migrated()
     assert counts(scratch) == dict.fromkeys(TABLES, 0)
     migrated("--check")
 
 
 @pytest.mark.parametrize("start", [initial, previous])
-def test_a_database_in_use_keeps_its_rows_and_takes_the_work_of_the_version_before(
+def test_a_database_in_use_keeps_its_rows_and_accepts_the_writes_of_the_version_before(
     scratch: psycopg.Connection, start: Callable[[str], str]
 ) -> None:
     for app in APPS:
@@ -227,7 +227,7 @@ def test_no_migration_locks_for_long_or_breaks_the_version_before(app: str) -> N
         "CREATE FUNCTION f() RETURNS void AS $$ SELECT 1 $$ LANGUAGE sql; DO $$ BEGIN DROP TABLE t; END $$",
     ],
 )
-def test_what_would_lock_for_long_or_break_the_version_before_is_found(statement: str) -> None:
+def test_sql_that_locks_for_too_long_or_breaks_the_version_before_is_found(statement: str) -> None:
     assert len(migration_rules.faults("0002_change", statement, atomic=True)) == 1
 
 
@@ -256,19 +256,19 @@ def test_what_would_lock_for_long_or_break_the_version_before_is_found(statement
         ("0003_contract_t", 'ALTER TABLE "t" DROP COLUMN "c"', True),
     ],
 )
-def test_what_holds_up_nobody_is_let_through(name: str, statement: str, atomic: bool) -> None:
+def test_sql_that_delays_no_request_is_accepted(name: str, statement: str, atomic: bool) -> None:
     assert migration_rules.faults(name, statement, atomic=atomic) == []
 
 
 @pytest.fixture
 def busy(scratch: psycopg.Connection) -> psycopg.Connection:
-    """A transaction in the way of the next migration of "devices"; the command waits for it for a moment only."""
+    """A transaction in the way of the next migration of "devices"; the command waits for it only for a moment."""
     migrated("devices", "0001")
     scratch.execute("LOCK TABLE devices_presence IN SHARE UPDATE EXCLUSIVE MODE")
     return scratch
 
 
-def test_a_migration_gives_way_to_those_who_use_the_table_and_tries_again(
+def test_a_migration_lets_requests_on_its_table_pass_and_tries_again(
     busy: psycopg.Connection, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(migrate, "LOCK_SECONDS", 0.05)
@@ -279,7 +279,7 @@ def test_a_migration_gives_way_to_those_who_use_the_table_and_tries_again(
     migrated("devices", "--check")
 
 
-def test_a_migration_that_never_gets_its_turn_says_so(
+def test_a_migration_whose_table_is_always_in_use_ends_with_an_error(
     busy: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(migrate, "LOCK_SECONDS", 0.05)

@@ -1,1 +1,1 @@
-"""Tests that start servers of their own; they run on a PostgreSQL of their own."""
+"""Tests that start their own servers, on their own PostgreSQL."""

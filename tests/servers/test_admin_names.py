@@ -1,4 +1,4 @@
-"""The variables of named admins: a server with them knows each admin, and a mistake in them stops the start."""
+"""The variables of named admins: a server with them knows each admin, and an error in them stops the start."""
 
 import re
 from contextlib import closing
@@ -20,7 +20,7 @@ EVERY_START: Final = ((MANAGE, "serve"), (MANAGE, "dispatch"), (MANAGE, "migrate
 
 
 def given(*names: str) -> dict[str, str]:
-    """Return each of these variables with a sound value of its own."""
+    """Return each of these variables with its own valid value."""
     return {name: f"{SECRET}-of-{name}" for name in names}
 
 
@@ -45,7 +45,7 @@ def test_named_admins_are_served_on_the_embedded_default_which_generates_nothing
         assert not [secret for secret in named.values() if secret in serving.said]
 
 
-def test_named_admins_are_fit_for_production(db: None) -> None:
+def test_named_admins_are_accepted_in_production(db: None) -> None:
     done = run_in_production(MANAGE, "check", "--deploy", "--fail-level", "WARNING", **PAIR, **ROTATING)
     assert (done.returncode, "no issues" in done.stdout) == (0, True), done.stderr
 
@@ -84,29 +84,29 @@ WRONG: Final[dict[str, tuple[dict[str, str], str, str]]] = {
 
 
 @pytest.mark.parametrize(("variables", "fault", "named"), WRONG.values(), ids=WRONG)
-def test_a_named_admin_that_cannot_be_right_is_refused(
+def test_an_invalid_named_admin_is_refused(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], fault: str, named: str
 ) -> None:
     for variable, value in variables.items():
         monkeypatch.setenv(variable, value)
     with pytest.raises(Misconfigured) as refused:
         named_admins.keys_and_secrets()
-    said = str(refused.value)
-    assert re.search(rf"\({fault}\) {re.escape(named)} .+\. .+", said)
-    assert not [secret for secret in variables.values() if secret in said]
+    message = str(refused.value)
+    assert re.search(rf"\({fault}\) {re.escape(named)} .+\. .+", message)
+    assert not [secret for secret in variables.values() if secret in message]
 
 
 @pytest.mark.parametrize("argv", EVERY_START)
-def test_a_named_admin_that_cannot_be_right_stops_every_start_in_production(db: None, argv: tuple[str, ...]) -> None:
+def test_an_invalid_named_admin_stops_every_start_in_production(db: None, argv: tuple[str, ...]) -> None:
     done = run_in_production(*argv, **given("ADMIN_KEY_X"))
     assert_stopped(done.returncode, done.stderr, given("ADMIN_KEY_X"))
     assert f"({ConfigError.MISSING}) HMAC_SECRET_X " in done.stderr
 
 
-def assert_stopped(status: int, said: str, variables: dict[str, str]) -> None:
+def assert_stopped(status: int, message: str, variables: dict[str, str]) -> None:
     assert status != 0
-    assert "Traceback" not in said
-    assert not [secret for secret in variables.values() if secret in said]
+    assert "Traceback" not in message
+    assert not [secret for secret in variables.values() if secret in message]
 
 
 UNNAMED: Final = {

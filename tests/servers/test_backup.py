@@ -1,4 +1,4 @@
-"""Back-up and restore: the commands of docs/operations/backup.md as they stand, and a phone on what they restored."""
+"""Backup and restore: the commands of docs/operations/backup.md unchanged, and a phone on the restored database."""
 
 import os
 import re
@@ -58,7 +58,7 @@ def heard_from(url: str, phone: dict[str, Any]) -> list[str]:
 
 
 def used(serving: Serving) -> tuple[dict[str, Any], str]:
-    """Have two phones and an open command in the database; return one of them, and its command."""
+    """Create two phones and an open command in the database; return one of the phones, and its command."""
     with serving.admin() as admin:
         token = admin.post("/admin/enrollment-tokens", {"max_uses": 2})["enrollment_token"]
         phone, _ = (registered(serving.url, token, f"phone-{number}") for number in range(2))
@@ -68,15 +68,15 @@ def used(serving: Serving) -> tuple[dict[str, Any], str]:
 
 
 def installation(serving: Serving) -> Path:
-    """Return a folder that looks as an installation does to the commands of the page."""
-    folder = serving.data_dir.parent  # which PostgreSQL's account may enter where root runs this
+    """Return a folder that looks like an installation to the commands of the page."""
+    folder = serving.data_dir.parent  # PostgreSQL's account must be able to enter it if root runs the tests
     (folder / ".venv").symlink_to(sys.prefix)
     (folder / "manage.py").symlink_to(MANAGE)
     return folder
 
 
 def done(folder: Path, environment: dict[str, str], *headings: str) -> str:
-    """Do what the page says under these headings; return what it prints."""
+    """Run the commands of the page under these headings; return the output."""
     done = subprocess.run(
         ["/usr/bin/env", "bash", "-eu", "-o", "pipefail", "-c", commands_of("backup.md", *headings)],
         env=environment,
@@ -95,7 +95,7 @@ def has_every_row(folder: Path) -> bool:
 
 
 @needs_bash
-def test_what_is_restored_on_a_database_of_ones_own_has_every_row_and_serves_its_phones(
+def test_a_restore_into_an_own_database_has_every_row_and_serves_its_phones(
     serving: Serving,
 ) -> None:
     phone, request_id = used(serving)
@@ -117,7 +117,7 @@ def test_what_is_restored_on_a_database_of_ones_own_has_every_row_and_serves_its
 
 
 @needs_bash
-def test_what_is_restored_on_the_embedded_database_has_every_row_and_serves_its_phones(
+def test_a_restore_into_the_embedded_database_has_every_row_and_serves_its_phones(
     serving: Serving, tmp_path: Path
 ) -> None:
     phone, request_id = used(serving)

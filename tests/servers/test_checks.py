@@ -1,4 +1,4 @@
-"""What would be wrong to run is refused, with an id and a hint, by `check --deploy` and by every way to start."""
+"""An invalid configuration is refused, with an id and a hint, by `check --deploy` and by every way to start."""
 
 import os
 import re
@@ -55,12 +55,12 @@ def run_in_production(*argv: str, **variables: str) -> subprocess.CompletedProce
 
 @pytest.fixture
 def unfit(tmp_path: Path) -> dict[str, str]:
-    """Settings of one's own, in which much is wrong."""
+    """Settings with many errors."""
     (tmp_path / "unfit.py").write_text(UNFIT)
     return {"PYTHONPATH": f"{tmp_path}{os.pathsep}{processes.ROOT}", "DJANGO_SETTINGS_MODULE": "unfit"}
 
 
-def test_the_settings_as_they_come_are_fit() -> None:
+def test_the_default_settings_are_accepted() -> None:
     assert checks.settings_in_force() == []
     assert checks.metrics_folder() == []
 
@@ -70,7 +70,7 @@ def test_debug_is_refused(settings: Settings) -> None:
     assert ids(checks.settings_in_force()) == [ConfigError.DEBUG]
 
 
-def test_hosts_of_ones_own_settings_are_refused_where_no_request_can_match_them(settings: Settings) -> None:
+def test_hosts_in_other_settings_that_no_request_can_match_are_refused(settings: Settings) -> None:
     settings.ALLOWED_HOSTS = ["mdm.example.com", "https://mdm.example.com", "*.example.com"]
     found = checks.settings_in_force()
     assert ids(found) == [ConfigError.MALFORMED] * 2
@@ -92,7 +92,7 @@ HOSTS_REFUSED: Final = ("https://mdm.example.com", "mdm.example.com:443", '["mdm
         ((MANAGE, "check"), "HEARTBEAT_LOG", "none"),
     ],
 )
-def test_a_value_that_can_never_be_right_stops_every_start_with_an_id_and_a_hint(
+def test_an_invalid_value_stops_every_start_with_an_id_and_a_hint(
     tmp_path: Path, argv: tuple[str, ...], name: str, value: str
 ) -> None:
     done = processes.run(*argv, NEXMDM_DATA_DIR=str(tmp_path / "data"), **{name: value})
@@ -114,14 +114,14 @@ def test_a_weak_secret_among_the_live_ones_is_refused(settings: Settings, name: 
         combinations(["SECRET_KEY_FALLBACKS", "ADMIN_KEYS", "HMAC_SECRETS", "COMMAND_SIGNING_KEYS", "METRICS_TOKEN"], 2)
     ),
 )
-def test_a_secret_that_does_the_work_of_two_is_refused(settings: Settings, first: str, second: str) -> None:
+def test_one_value_for_two_secrets_is_refused(settings: Settings, first: str, second: str) -> None:
     for name in (first, second):
         setattr(settings, name, SECRET if name == "METRICS_TOKEN" else [*getattr(settings, name), SECRET])
     (found,) = checks.settings_in_force()
     assert (found.id, SECRET in str(found)) == (ConfigError.SHARED, False)
 
 
-def test_a_secret_may_be_given_twice_for_the_same_work(settings: Settings) -> None:
+def test_a_value_may_be_set_twice_for_the_same_secret(settings: Settings) -> None:
     settings.ADMIN_KEYS = [SECRET, SECRET]
     assert checks.settings_in_force() == []
 
@@ -134,12 +134,12 @@ def test_a_key_or_a_secret_of_a_named_admin_given_twice_is_refused(settings: Set
 
 
 @pytest.mark.parametrize("token", ["x", "change-me-change-me-change-me-change-me"])
-def test_a_token_for_the_metrics_is_as_sound_as_any_secret(db: None, token: str) -> None:
+def test_a_metrics_token_is_checked_like_every_secret(db: None, token: str) -> None:
     done = run_in_production(MANAGE, "check", "--deploy", METRICS_TOKEN=token)
     assert (done.returncode, "METRICS_TOKEN" in done.stderr) == (1, True)
 
 
-def test_secrets_that_are_one_are_named_before_the_start(db: None) -> None:
+def test_equal_secrets_are_named_before_the_start(db: None) -> None:
     done = run_in_production(MANAGE, "check", "--deploy", SECRET_KEY=SECRET, ADMIN_KEY=SECRET, METRICS_TOKEN=SECRET)
     assert (done.returncode, done.stderr.count(f"({ConfigError.SHARED})"), SECRET in done.stderr) == (1, 3, False)
 
@@ -162,7 +162,7 @@ def test_several_workers_need_a_folder_for_their_metrics(
     assert ids(checks.metrics_folder()) == found
 
 
-def test_pools_that_fit_into_postgresql_are_accepted_to_the_last_connection(db: None, settings: Settings) -> None:
+def test_pools_that_use_all_of_postgresqls_connections_are_accepted(db: None, settings: Settings) -> None:
     def found(workers: int, pool: int) -> list[str | None]:
         settings.WEB_WORKERS, settings.DATABASE_POOL_SIZE = workers, pool
         return ids(checks.connections())
@@ -183,7 +183,7 @@ def test_the_limit_of_the_role_counts_too(db: None, settings: Settings) -> None:
         assert ids(checks.connections()) == [ConfigError.CONNECTIONS]
 
 
-def test_a_database_out_of_reach_is_a_warning(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_database_is_a_warning(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise OperationalError("connection refused")
 
@@ -208,7 +208,7 @@ def test_check_deploy_finds_nothing_in_production(db: None) -> None:
     assert (done.returncode, "no issues" in done.stdout) == (0, True), done.stderr
 
 
-def test_check_deploy_names_all_that_is_unfit_and_shows_no_secret(db: None, unfit: dict[str, str]) -> None:
+def test_check_deploy_names_all_invalid_settings_and_shows_no_secret(db: None, unfit: dict[str, str]) -> None:
     done = run_in_production(MANAGE, "check", "--deploy", WEB_WORKERS="64", **unfit)
     named = {
         ConfigError.DEBUG,
@@ -226,7 +226,7 @@ def test_check_deploy_names_all_that_is_unfit_and_shows_no_secret(db: None, unfi
 @pytest.mark.parametrize(
     "argv", [(MANAGE, "serve"), (MANAGE, "dispatch"), ("-m", "uvicorn", "nexmdm.asgi:application", "--port", "0")]
 )
-def test_unfit_settings_stop_every_way_to_start(db: None, unfit: dict[str, str], argv: tuple[str, ...]) -> None:
+def test_invalid_settings_stop_every_way_to_start(db: None, unfit: dict[str, str], argv: tuple[str, ...]) -> None:
     done = run_in_production(*argv, **unfit)
     assert done.returncode != 0
     assert {ConfigError.DEBUG, ConfigError.PLACEHOLDER, ConfigError.SHORT, ConfigError.CACHE} <= set(

@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL starts whatever the last one left behind, once for all who ask, and for its owner only."""
+"""The embedded PostgreSQL starts after any end of the last one, once for all callers, and only for its owner."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ def data_dir() -> Iterator[Path]:
 
 @pytest.fixture
 def bystander(data_dir: Path) -> Iterator[int]:
-    """Some other program of the account that PostgreSQL runs as."""
+    """Another program of the account that PostgreSQL runs as."""
     embedded_postgres.start(data_dir)
     embedded_postgres.stop(data_dir)
     owner = (data_dir / "pg").stat().st_uid
@@ -46,7 +46,7 @@ def test_naming_the_database_starts_nothing(data_dir: Path) -> None:
     assert not data_dir.exists()
 
 
-def test_only_the_call_that_started_it_says_so(data_dir: Path) -> None:
+def test_only_the_call_that_started_it_returns_true(data_dir: Path) -> None:
     assert [embedded_postgres.start(data_dir), embedded_postgres.start(data_dir)] == [True, False]
     assert [embedded_postgres.stop(data_dir), embedded_postgres.stop(data_dir)] == [True, False]
 
@@ -58,7 +58,7 @@ def test_only_its_owner_gets_in_and_only_by_the_socket(data_dir: Path) -> None:
     assert (data_dir / "pg").stat().st_mode & 0o777 == 0o700
 
 
-def test_it_is_utf8_whatever_the_machine_speaks_and_durable(data_dir: Path) -> None:
+def test_it_is_utf8_in_every_locale_and_durable(data_dir: Path) -> None:
     embedded_postgres.start(data_dir)
     names = ("server_encoding", "fsync", "synchronous_commit", "full_page_writes", "jit")
     with connect(data_dir) as connection:
@@ -66,7 +66,7 @@ def test_it_is_utf8_whatever_the_machine_speaks_and_durable(data_dir: Path) -> N
     assert values == [("UTF8",), ("on",), ("on",), ("on",), ("off",)]
 
 
-def test_what_was_committed_outlives_a_kill(data_dir: Path) -> None:
+def test_committed_data_survives_a_kill(data_dir: Path) -> None:
     embedded_postgres.start(data_dir)
     with connect(data_dir) as connection:
         connection.execute("CREATE TABLE kept AS SELECT 7 AS n")
@@ -84,19 +84,19 @@ def test_lock_files_with_a_reused_pid_do_not_prevent_a_start(data_dir: Path, bys
     os.kill(bystander, 0)  # still there
 
 
-def test_a_stop_beside_a_stale_pid_file_signals_nobody(data_dir: Path, bystander: int) -> None:
+def test_a_stop_with_a_stale_pid_file_signals_no_process(data_dir: Path, bystander: int) -> None:
     (data_dir / "pg/cluster/postmaster.pid").write_text(f"{bystander}\n")
     assert not embedded_postgres.stop(data_dir)
     os.kill(bystander, 0)
 
 
-def test_an_interrupted_creation_is_begun_anew(data_dir: Path) -> None:
+def test_an_interrupted_creation_is_started_again(data_dir: Path) -> None:
     (data_dir / "pg" / "cluster.new").mkdir(parents=True)
     (data_dir / "pg" / "cluster.new" / "PG_VERSION").write_text("18\n")
     assert embedded_postgres.start(data_dir)
 
 
-def test_processes_that_start_it_at_once_agree(data_dir: Path) -> None:
+def test_processes_that_start_it_at_the_same_time_agree(data_dir: Path) -> None:
     start = "from nexmdm.standalone import embedded_postgres; print(embedded_postgres.start(Path(sys.argv[1])))"
     code = f"import sys; from pathlib import Path; {start}"
     argv = [sys.executable, "-c", code, str(data_dir)]

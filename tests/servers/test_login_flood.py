@@ -1,4 +1,4 @@
-"""Many logins to the admin site at the same moment, on a real server: the control loop does not notice."""
+"""Many logins to the admin site at the same moment, on a real server: the control loop is not affected."""
 
 import re
 import tempfile
@@ -37,7 +37,7 @@ def enrolled(admin: FleetClient) -> dict[str, str]:
 
 
 def log_in(url: str, number: int) -> list[httpx.Response]:
-    """Fill in the form a few times as a browser does, for a user that is not there; return the answers."""
+    """Fill in the form a few times as a browser does, for a user that does not exist; return the answers."""
     transport = httpx.HTTPTransport(local_address=f"127.0.0.{1 + number % ADDRESSES}")
     with httpx.Client(base_url=url, transport=transport, timeout=60, headers={"Origin": url}) as browser:
         answers = [browser.get(LOGIN)]
@@ -53,7 +53,7 @@ def open_with_a_made_up_session(url: str, number: int) -> list[httpx.Response]:
 
 
 @pytest.mark.parametrize("client", [log_in, open_with_a_made_up_session])
-def test_the_api_goes_on_and_every_answer_of_the_site_is_a_page_or_a_problem(
+def test_the_api_continues_and_every_answer_of_the_site_is_a_page_or_a_problem(
     serving: Serving, client: Callable[[str, int], list[httpx.Response]]
 ) -> None:
     calls = 0

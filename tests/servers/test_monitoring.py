@@ -1,4 +1,4 @@
-"""The dashboard and the alerts ask for what /metrics really has: names, labels, and the values of labels."""
+"""The dashboard and the alerts use what /metrics really has: names, labels, and the values of labels."""
 
 import asyncio
 import json
@@ -34,13 +34,13 @@ VALUES: Final[dict[str, set[str]]] = {
     "fcm_error": {*FCM_ERRORS, "other", ""},
     "job": {"nexmdm"},
 }
-"""Labels whose values are known beforehand, though not every one of them can be seen in a test."""
+"""Labels with known values, some of which cannot occur in a test."""
 
 Series = dict[str, list[dict[str, str]]]
 
 
 async def _loop(place: ServerUnderTest) -> None:
-    """Enrol two phones, command them, and let one report (and send an odd reading); a push is due to the other one."""
+    """Register two phones, command them, and let one report (and send an odd reading); a push to the other is due."""
     token = place.admin.post("/admin/enrollment-tokens", {"max_uses": 2})["enrollment_token"]
     async with aiohttp.ClientSession() as session:
         phone = Phone(session, place.admin.url)
@@ -52,7 +52,7 @@ async def _loop(place: ServerUnderTest) -> None:
 
 @pytest.fixture(scope="module")
 def exposed() -> Iterator[Series]:
-    """What /metrics of a whole server says after a loop: the labels of each series, by the name of its samples."""
+    """The series in /metrics of a whole server after a loop: the labels of each, by the name of its samples."""
     with tempfile.TemporaryDirectory(prefix="nexmdm-") as name:
         folder = Path(name)
         with testbed.started(folder, folder / "data", interval_seconds=120, commands_per_minute=60) as place:
@@ -81,7 +81,7 @@ EXPRESSIONS: Final = {
 
 
 def parsed(expression: str) -> Any:
-    """Parse PromQL, with Grafana's variables as it would fill them in."""
+    """Parse PromQL, with Grafana's variables filled in."""
     return promql_parser.parse(expression.replace("$__rate_interval", "1m").replace("$route", ".*"))
 
 
@@ -107,7 +107,7 @@ def grouped_by(expression: str) -> set[str]:
 
 
 @pytest.mark.parametrize("name", EXPRESSIONS)
-def test_an_expression_asks_for_what_there_is(exposed: Series, name: str) -> None:
+def test_an_expression_uses_existing_metrics_and_labels(exposed: Series, name: str) -> None:
     expression = EXPRESSIONS[name]
     labels: set[str] = set()
     for selector in selectors(expression):
@@ -138,7 +138,7 @@ def test_every_metric_of_ours_is_on_the_dashboard(exposed: Series) -> None:
     assert families == {re.sub(r"_(bucket|sum|count|total)$", "", name) for name in shown if name.startswith("nexmdm_")}
 
 
-def test_every_metric_of_ours_is_told_of(exposed: Series) -> None:
+def test_every_metric_of_ours_is_documented(exposed: Series) -> None:
     told = (DOCS / "monitoring.md").read_text()
     families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in exposed if name.startswith("nexmdm_")}
     assert [name for name in families if name not in told and name != "nexmdm_database_connections_limit"] == []
@@ -160,14 +160,14 @@ def test_the_dashboard_fits_together() -> None:
     assert used == variables
 
 
-def test_an_alert_says_how_bad_it_is_and_what_to_do() -> None:
+def test_an_alert_has_a_severity_and_a_remedy() -> None:
     assert len({rule["alert"] for rule in ALERTS}) == len(ALERTS)
     for rule in ALERTS:
         assert rule["labels"]["severity"] in ("warning", "critical")
         assert rule["annotations"].keys() == {"summary", "description"}
 
 
-def test_an_alert_names_panels_that_there_are() -> None:
+def test_an_alert_names_existing_panels() -> None:
     titles = {panel["title"] for panel in panels()}
     for rule in ALERTS:
         assert set(re.findall(r'"([^"]+)"', rule["annotations"]["description"])) <= titles

@@ -1,4 +1,4 @@
-"""Databases with defaults of their own: what NexMDM sets itself, what the URL adds, and what is refused in one line."""
+"""Databases with other defaults: NexMDM's own settings, those of the URL, and errors of one line."""
 
 import re
 from collections.abc import Iterator
@@ -96,7 +96,7 @@ def test_a_server_that_is_too_old_stops_the_start_in_one_line(db: None, argv: tu
 
 @pytest.fixture
 def closed(administrator: psycopg.Connection) -> Iterator[str]:
-    """The URL of a database in which our role may connect and nothing else, as PostgreSQL 15 has it."""
+    """The URL of a database in which our role may only connect, as in PostgreSQL 15."""
     administrator.execute("CREATE ROLE guest LOGIN")
     administrator.execute("CREATE DATABASE closed")
     yield url_of("closed").replace("//postgres@", "//guest@")
@@ -104,7 +104,7 @@ def closed(administrator: psycopg.Connection) -> Iterator[str]:
     administrator.execute("DROP ROLE guest")
 
 
-def test_a_role_that_may_not_create_tables_is_told_so_in_one_line(closed: str) -> None:
+def test_a_role_that_may_not_create_tables_gets_an_error_of_one_line(closed: str) -> None:
     done = run_in_production(MANAGE, "migrate", DATABASE_URL=closed)
     assert (done.returncode, "Traceback" in done.stderr) == (1, False)
     assert "permission denied for schema public" in done.stderr.splitlines()[-1]

@@ -1,4 +1,4 @@
-"""The parts one by one: a web worker on a socket of its own or one that it is given, and the probe of a container."""
+"""The parts one by one: a web worker on its own socket or on a given one, and the probe of a container."""
 
 import socket
 import subprocess
@@ -52,7 +52,7 @@ def status(listener: socket.socket) -> int:
     return httpx.get(f"{address(listener)}/healthz", headers={"Host": HOST}, timeout=30).status_code
 
 
-def test_nobody_is_refused_while_the_workers_on_a_socket_restart(
+def test_no_client_is_refused_while_the_workers_on_a_socket_restart(
     variables: dict[str, str], listener: socket.socket
 ) -> None:
     with web_worker(listener, variables):
@@ -63,7 +63,7 @@ def test_nobody_is_refused_while_the_workers_on_a_socket_restart(
             assert waiting.result() == 200
 
 
-def test_a_worker_whose_port_is_taken_says_so(variables: dict[str, str], listener: socket.socket) -> None:
+def test_a_worker_whose_port_is_in_use_ends_with_an_error(variables: dict[str, str], listener: socket.socket) -> None:
     port = str(listener.getsockname()[1])
     done = run("-m", "nexmdm.web", HOST="127.0.0.1", PORT=port, **variables)
     assert done.returncode == 1
@@ -74,7 +74,7 @@ def test_a_worker_whose_port_is_taken_says_so(variables: dict[str, str], listene
     socket.create_server(("127.0.0.1", free)).close()
 
 
-def test_the_probe_tells_by_its_exit_status_whether_the_worker_is_well(
+def test_the_exit_status_of_the_probe_shows_whether_the_worker_is_healthy(
     variables: dict[str, str], listener: socket.socket
 ) -> None:
     at = {"HOST": "127.0.0.1", "PORT": str(listener.getsockname()[1]), **variables}
@@ -100,5 +100,5 @@ def test_the_parts_work_where_no_memory_may_become_executable(
 
 
 def under_mdwe(code: str) -> str:
-    """Return what this Python program complains of."""
+    """Return the error of this Python program."""
     return subprocess.run([*UNDER_MDWE, sys.executable, "-c", code], check=False, capture_output=True, text=True).stderr

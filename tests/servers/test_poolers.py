@@ -1,4 +1,4 @@
-"""PgBouncer in front of PostgreSQL: where it pools transactions, everything holds; where statements, it is refused."""
+"""PgBouncer in front of PostgreSQL: pooling of transactions works; pooling of statements is refused."""
 
 import asyncio
 import re
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.skipif(pgbouncer.program() is None, reason=pgbouncer.MI
 
 @pytest.fixture(scope="module")
 def server(open_folder: Path) -> Iterator[PostgresServer]:
-    """PostgreSQL whose defaults differ from what NexMDM needs, so that what we set is seen."""
+    """PostgreSQL whose defaults differ from what NexMDM needs, so that our settings are visible."""
     with PostgresServers(open_folder, durable=False) as servers:
         yield servers.primary("one", default_transaction_isolation="serializable", datestyle="SQL, DMY")
 
@@ -53,7 +53,7 @@ def pooler(server: PostgresServer, open_folder: Path) -> Iterator[str]:
 
 @pytest.fixture
 def pooled(pooler: str, django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
-    """Work on a migrated database behind it, and nowhere else."""
+    """Use a migrated database behind it, and nothing else."""
     with used_instead(django_db_blocker, pooler):
         migrate()
         yield
@@ -64,7 +64,7 @@ def pooled_admin(pooled: None) -> Admin:
     return Admin(Client(), django_settings.ADMIN_KEYS[0], django_settings.HMAC_SECRETS[0])
 
 
-def test_the_loop_works_through_a_pooler_that_takes_no_options(pooled_admin: Admin) -> None:
+def test_the_loop_works_through_a_pooler_that_refuses_options(pooled_admin: Admin) -> None:
     phone = pooled_admin.enrol("phone-1", alias="Empfang Süd")
     pooled_admin.command("ping", to=phone)
     (command,) = phone.heartbeat().json["commands"]
@@ -98,7 +98,7 @@ def test_a_statement_is_stopped_at_its_time_out(pooled: None, pooler: str) -> No
         assert other.execute("SHOW statement_timeout").fetchone() == ("0",)
 
 
-def test_options_of_the_url_hold_in_each_transaction(pooler: str, django_db_blocker: DjangoDbBlocker) -> None:
+def test_options_of_the_url_apply_to_each_transaction(pooler: str, django_db_blocker: DjangoDbBlocker) -> None:
     with used_instead(django_db_blocker, f"{pooler}?options=-csearch_path%3Dpublic,pg_temp%20-c%20work_mem%3D5MB"):
         assert shown("search_path", "work_mem") == ["public, pg_temp", "5MB"]
 
@@ -117,7 +117,7 @@ def test_statement_pooling_is_refused_by_name(
 
 
 async def listened(until: str) -> tuple[list[str], float]:
-    """Run a listener until it has logged this; return what it logged, and how often its dispatcher has to look then."""
+    """Run a listener until it has logged this; return its log lines, and how often its dispatcher must poll then."""
     one = Listener(lambda: None)
     with structlog.testing.capture_logs() as lines:
         running = asyncio.create_task(one.run())
@@ -128,7 +128,7 @@ async def listened(until: str) -> tuple[list[str], float]:
     return [line["event"] for line in lines], one.poll_seconds
 
 
-def test_without_a_direct_address_the_dispatcher_looks_more_often_and_says_why(pooled: None) -> None:
+def test_without_a_direct_address_the_dispatcher_polls_more_often_and_logs_why(pooled: None) -> None:
     assert asyncio.run(listened("set DIRECT_DATABASE_URL")) == (["listen.lost"], DEAF_POLL_SECONDS)
 
 
@@ -139,7 +139,7 @@ def test_with_a_direct_address_the_dispatcher_is_woken(
         assert asyncio.run(listened("listen.started")) == (["listen.started"], POLL_SECONDS)
 
 
-def test_a_migration_waits_its_turn_then_names_who_has_it(
+def test_a_migration_waits_for_another_one_then_names_its_session(
     pooled: None, server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(migrate_command, "TURN_SECONDS", 0)
@@ -165,7 +165,7 @@ def test_a_migration_that_waits_has_no_snapshot_for_which_an_index_would_wait(
     assert seen == {None}
 
 
-def test_the_control_loop_holds_as_it_is_through_a_pooler(tmp_path: Path) -> None:
+def test_the_tests_of_the_control_loop_pass_through_a_pooler(tmp_path: Path) -> None:
     done = processes.run(
         *("-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "--pooler", f"--basetemp={tmp_path}"),
         "tests/commands/test_control_loop.py",

@@ -149,7 +149,7 @@ def signed(proxy: httpx.Client, serving: Serving, method: str, target: str, **he
 
 
 def is_a_problem(answer: httpx.Response, status: int, code: str) -> bool:
-    """Tell whether it is one of the API's own: its form, its code, and the headers that every answer has."""
+    """Return whether it is one of the API's problems: its form, its code, and the headers that every answer has."""
     problem = answer.headers["content-type"] == "application/problem+json" and answer.json()
     known = {"type", "title", "status", "code", "detail"}
     return bool(
@@ -159,7 +159,7 @@ def is_a_problem(answer: httpx.Response, status: int, code: str) -> bool:
     )
 
 
-def test_a_phone_registers_and_beats_through_the_proxy(proxy: httpx.Client, serving: Serving) -> None:
+def test_a_phone_registers_and_sends_heartbeats_through_the_proxy(proxy: httpx.Client, serving: Serving) -> None:
     token = signed(proxy, serving, "POST", "/admin/enrollment-tokens").json()["enrollment_token"]
     bearer = {"Authorization": f"Bearer {token}"}
     phone = proxy.post("/v1/register", json={"hardware_id": token[:20]}, headers=bearer).json()
@@ -176,7 +176,7 @@ def test_a_target_arrives_as_it_was_signed(proxy: httpx.Client, serving: Serving
     assert signed(proxy, serving, "GET", target).status_code == status
 
 
-def test_what_a_caller_says_of_his_address_is_not_believed(proxy: httpx.Client, serving: Serving) -> None:
+def test_an_address_that_a_client_invents_is_ignored(proxy: httpx.Client, serving: Serving) -> None:
     signed(proxy, serving, "POST", "/admin/enrollment-tokens", **{"X-Forwarded-For": "203.0.113.9"})
     (entry,) = signed(proxy, serving, "GET", "/admin/audit?limit=1").json()["items"]
     assert entry["address"] == "127.0.0.1"
@@ -186,21 +186,19 @@ def test_the_admin_site_knows_that_it_is_behind_https(proxy: httpx.Client) -> No
     token = proxy.get("/django-admin/login/").cookies["csrftoken"]
     form = {"username": "nobody", "password": "wrong", "csrfmiddlewaretoken": token}
     headers = {"Origin": f"https://{NAME}", "Cookie": f"csrftoken={token}"}
-    # Django takes the form only from its own origin, scheme included: a 403 would mean that it believes to be on http.
+    # Django accepts the form only from its own origin, scheme included: a 403 would mean that it assumes http.
     assert proxy.post("/django-admin/login/", data=form, headers=headers).status_code == 200
 
 
 @pytest.mark.parametrize(("path", "size"), [("/v1/heartbeat", 64 * 1024 + 1), ("/admin/command", 1024 * 1024 + 1)])
-def test_a_body_beyond_the_limit_is_refused_in_the_words_of_the_api(proxy: httpx.Client, path: str, size: int) -> None:
+def test_a_body_over_the_limit_gets_problem_details(proxy: httpx.Client, path: str, size: int) -> None:
     body = b"{" + b" " * (size - 2) + b"}"
     answer = proxy.post(path, content=body, headers={"Content-Type": "application/json"})
     assert is_a_problem(answer, 413, "payload_too_large")
 
 
 @pytest.mark.parametrize("headers", [{"X-Long": "x" * 20_000}, {"X-One": "x" * 9_000, "X-Two": "x" * 9_000}])
-def test_headers_beyond_the_limit_are_refused_in_the_words_of_the_api(
-    proxy: httpx.Client, headers: dict[str, str]
-) -> None:
+def test_headers_over_the_limit_get_problem_details(proxy: httpx.Client, headers: dict[str, str]) -> None:
     assert is_a_problem(proxy.get("/healthz", headers=headers), 431, "headers_too_large")
 
 
@@ -220,7 +218,7 @@ NO_GOOD_TO_NGINX: Final[dict[str, tuple[bytes, int, str]]] = {
 
 
 @pytest.mark.parametrize(("request_", "status", "code"), NO_GOOD_TO_NGINX.values(), ids=NO_GOOD_TO_NGINX)
-def test_what_nginx_itself_refuses_is_refused_in_the_words_of_the_api_and_nowhere_in_html(
+def test_refusals_of_nginx_itself_are_problem_details_and_never_html(
     kind: Kind, folder: Path, proxy: httpx.Client, request_: bytes, status: int, code: str
 ) -> None:
     answer = said_to(folder, proxy, request_.replace(b"%b", NAME.encode()).replace(b"%%", b"%"))
@@ -252,7 +250,7 @@ def test_a_body_of_broken_chunks_is_the_callers_fault(folder: Path, proxy: httpx
         ("2001:db8:0a0a:0a0a::1", "2001:db8:0a0a:0a0a::2", "2001:db8:0a0a:0a0b::1"),
     ],
 )
-def test_nginx_bounds_what_one_address_has_under_way(
+def test_nginx_limits_the_simultaneous_requests_of_one_address(
     kind: Kind, folder: Path, address: str, neighbour: str, another: str
 ) -> None:
     if kind is not nginx:
@@ -295,7 +293,7 @@ def connected(folder: Path, proxy: httpx.Client) -> Iterator[ssl.SSLSocket]:
 
 
 def said_to(folder: Path, proxy: httpx.Client, request: bytes) -> httpx.Response:
-    """Send these bytes, which no client of HTTP would; return the answer."""
+    """Send these bytes, which no HTTP client would send; return the answer."""
     with connected(folder, proxy) as connection:
         connection.sendall(request)
         answer = http.client.HTTPResponse(connection)
@@ -303,7 +301,7 @@ def said_to(folder: Path, proxy: httpx.Client, request: bytes) -> httpx.Response
         return httpx.Response(answer.status, headers=answer.getheaders(), content=answer.read())
 
 
-def test_without_a_server_behind_it_the_proxy_says_so_in_the_words_of_the_api(kind: Kind, folder: Path) -> None:
+def test_without_a_server_behind_it_the_proxy_answers_with_problem_details(kind: Kind, folder: Path) -> None:
     with proxied(kind, folder, f"127.0.0.1:{free_port()}") as proxy:
         answer = proxy.get("/healthz")
     assert is_a_problem(answer, 503, "overloaded")

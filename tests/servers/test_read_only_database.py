@@ -1,4 +1,4 @@
-"""A server that has become read-only, as a demoted primary is: it counts as unavailable, and is not stayed on."""
+"""A server that has become read-only, like a demoted primary: it counts as unavailable, and its connections end."""
 
 import re
 import time
@@ -22,7 +22,7 @@ Switch = Callable[[str], None]
 
 @pytest.fixture
 def read_only(transactional_db: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Switch]:
-    """Switch the whole server to read-only ("on"), or back ("off"); sessions that are open, too."""
+    """Switch the whole server to read-only ("on"), or back ("off"), including open sessions."""
     monkeypatch.setattr(outage, "HELD_OFF_SECONDS", 0)
     with psycopg.connect(embedded_postgres.url(django_settings.DATA_DIR), autocommit=True) as connection:
 
@@ -52,7 +52,7 @@ def ended(before: set[int]) -> bool:
     return not before & sessions()
 
 
-def test_phones_and_admins_get_503_while_the_database_takes_no_writes_and_are_served_right_after(
+def test_phones_and_admins_get_503_while_the_database_accepts_no_writes_and_are_served_right_after(
     read_only: Switch, admin: Admin
 ) -> None:
     phone = admin.enrol("phone-1")
@@ -71,7 +71,7 @@ def test_phones_and_admins_get_503_while_the_database_takes_no_writes_and_are_se
     assert Delivery.objects.get().state == "succeeded"
 
 
-def test_the_admin_site_answers_503_where_it_would_write(read_only: Switch) -> None:
+def test_the_admin_site_answers_503_to_requests_that_write(read_only: Switch) -> None:
     get_user_model().objects.create_superuser("root", password="a-Password-1")
     signed_in = Visitor().log_in("root", "a-Password-1")
     session = re.search(r"sessionid=(\w+)", signed_in.headers["set-cookie"])
@@ -89,14 +89,14 @@ def test_the_admin_site_answers_503_where_it_would_write(read_only: Switch) -> N
     assert ended(stayed_on)
 
 
-def test_readiness_says_that_a_read_only_database_is_unavailable(read_only: Switch, client: Client) -> None:
+def test_readiness_reports_a_read_only_database_as_unavailable(read_only: Switch, client: Client) -> None:
     assert client.request("GET", "/readyz").json["database"] == "ok"
     read_only("on")
     answer = client.request("GET", "/readyz")
     assert (answer.status, answer.json["database"]) == (503, "unavailable")
 
 
-def test_a_dispatcher_keeps_its_answers_until_the_database_takes_writes_again(
+def test_a_dispatcher_keeps_its_answers_until_the_database_accepts_writes_again(
     read_only: Switch, admin: Admin, fcm: FcmStandin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     admin.command("ping", to=admin.enrol("phone-1", push_token="ok-1"))

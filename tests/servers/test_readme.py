@@ -24,11 +24,11 @@ DEFAULT_URL: Final = "http://127.0.0.1:8000"
 PYTHON: Final = ".venv/bin/python"
 
 INSTALLED: Final = (f"BIN={Path(sys.executable).parent}", "--old-file=.venv/runtime.stamp")
-"""What keeps make from installing anything: the tests run in an environment that has it all."""
+"""Keeps make from installing anything: the tests run in an environment with all packages."""
 
 TOOLS: Final = ("bash", "curl", "make", "openssl")
 
-pytestmark = pytest.mark.skipif(not all(map(shutil.which, TOOLS)), reason=f"the README wants {', '.join(TOOLS)}")
+pytestmark = pytest.mark.skipif(not all(map(shutil.which, TOOLS)), reason=f"the README requires {', '.join(TOOLS)}")
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +55,13 @@ def under(heading: str, page: str = README) -> str:
 
 
 def recipes(serving: Serving, language: str) -> list[str]:
-    """Return the code of the documentation that is served, with this server's address in it."""
+    """Return the code of the served documentation, with this server's address in it."""
     description = httpx.get(f"{serving.url}/openapi.json").json()["info"]["description"]
     return [block.replace(DEFAULT_URL, serving.url) for block in blocks(description, language)]
 
 
 def ran(serving: Serving, *program: str) -> str:
-    """Run a program beside the data folder and return what it printed; it has to succeed, and complain of nothing."""
+    """Run a program next to the data folder and return its output; it must succeed, and print no error."""
     folder = serving.data_dir.parent
     done = subprocess.run(program, cwd=folder, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -92,7 +92,7 @@ def started(serving: Serving, command: str) -> Iterator["subprocess.Popen[str]"]
 
 
 def done(serving: Serving, command: str) -> str:
-    """Run a command of the README to its end and return what it printed."""
+    """Run a command of the README to its end and return its output."""
     with started(serving, command) as process:
         out, err = process.communicate(timeout=WAIT_SECONDS)
         assert process.returncode == 0, (command, out, err)

@@ -1,4 +1,4 @@
-"""serve runs everything and leaves nothing behind, however it ends."""
+"""serve runs everything and leaves nothing behind, whatever ends it."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def get(serve: Serving, path: str) -> int:
 
 
 def processes_of(folder: Path) -> list[str]:
-    """Return the command lines of all that works for this data folder, PostgreSQL's processes included."""
+    """Return the command lines of all processes for this data folder, including PostgreSQL's."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -56,7 +56,7 @@ def processes_of(folder: Path) -> list[str]:
     return found
 
 
-def test_it_is_ready_and_says_what_to_do_first(serve: Serving) -> None:
+def test_it_is_ready_and_prints_what_to_do_first(serve: Serving) -> None:
     assert get(serve, "/readyz") == 200
     assert f"Secrets      {serve.data_dir}/secrets.env" in serve.said
     assert "Firebase is not configured" in serve.said
@@ -125,14 +125,14 @@ def until(terminal: Any, text: bytes) -> bytes:
     return shown
 
 
-def test_it_says_in_one_line_that_it_runs_as_root_and_how_not_to(serve: Serving) -> None:
+def test_it_prints_in_one_line_that_it_runs_as_root_and_the_remedy(serve: Serving) -> None:
     lines = [line for line in serve.said.splitlines() if "run as root" in line]
     assert len(lines) == (1 if os.geteuid() == 0 else 0)
     assert all("chown -R ACCOUNT" in line and "su ACCOUNT -c 'make -C" in line for line in lines)
 
 
 @pytest.mark.parametrize(("uid", "said"), [(0, True), (1000, False)])
-def test_only_root_is_told_how_to_run_it_as_another_account(
+def test_only_root_sees_how_to_run_it_as_another_account(
     monkeypatch: pytest.MonkeyPatch, settings: Settings, uid: int, said: bool
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: uid)
@@ -164,7 +164,7 @@ def test_signals_that_repeat_do_not_break_the_stop(serve: Serving) -> None:
     assert processes_of(serve.data_dir) == []
 
 
-def test_nothing_outlives_a_killed_serve(serve: Serving) -> None:
+def test_no_process_survives_a_killed_serve(serve: Serving) -> None:
     serve.kill()
     wait_for(lambda: not processes_of(serve.data_dir))
 
@@ -215,5 +215,5 @@ def test_a_client_that_waits_for_a_command_is_answered_when_the_server_stops(ser
 
 
 def is_done(future: Future[Any], seconds: float) -> bool:
-    """Tell whether it is done within this time."""
+    """Return whether it is done within this time."""
     return bool(wait([future], timeout=seconds).done)

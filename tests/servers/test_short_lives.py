@@ -1,4 +1,4 @@
-"""What only real processes show, on one server of its own: expiry by the sweep, clients that wait, an open circuit."""
+"""Behaviour that only real processes show, on one server: expiry, clients that wait, an open circuit."""
 
 import json
 import tempfile
@@ -63,7 +63,7 @@ def ping(admin: FleetClient, phone: Any, **fields: Any) -> str:
     return str(admin.post("/admin/command", body)["request_id"])
 
 
-def test_a_command_of_two_seconds_is_expired_within_five_and_its_late_result_is_kept(
+def test_a_command_of_two_seconds_is_expired_within_five_and_its_late_result_is_stored(
     serving: Serving, admin: FleetClient
 ) -> None:
     phone = enrol(admin)
@@ -86,7 +86,7 @@ def test_a_command_of_two_seconds_is_expired_within_five_and_its_late_result_is_
     assert (delivery["state"], delivery["late_result"]["message"]) == ("expired", "sorry")
 
 
-def test_those_who_wait_for_a_command_hold_no_connection(admin: FleetClient) -> None:
+def test_clients_that_wait_for_a_command_use_no_database_connection(admin: FleetClient) -> None:
     phone = enrol(admin)
     request_id = ping(admin, phone)
     with ThreadPoolExecutor(WAITING) as threads:
@@ -97,7 +97,7 @@ def test_those_who_wait_for_a_command_hold_no_connection(admin: FleetClient) -> 
         assert {one.result(timeout=10)["state"] for one in waiting} == {"completed"}
 
 
-def test_readiness_tells_that_the_dispatcher_cannot_push(admin: FleetClient, standin: FcmStandin) -> None:
+def test_readiness_shows_that_the_dispatcher_cannot_push(admin: FleetClient, standin: FcmStandin) -> None:
     def push() -> Any:
         return httpx.get(f"{admin.url}/readyz").json()["push"]
 

@@ -1,4 +1,4 @@
-"""A network or a server that goes silent: all requests are answered in time, and all recovers."""
+"""A network or a server that becomes silent: all requests are answered in time, and everything recovers."""
 
 import asyncio
 import time
@@ -34,7 +34,7 @@ UNAVAILABLE = (503, "database_unavailable")
 def proxy(
     server: PostgresServer, django_db_blocker: DjangoDbBlocker, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[TcpProxy]:
-    """A proxy between NexMDM, which waits for nothing long, and its database, which is migrated."""
+    """A proxy between NexMDM, with short time-outs, and its migrated database."""
     settings.POOL_TIMEOUT_SECONDS = POOL_SECONDS
     monkeypatch.setattr(database, "WAIT_SECONDS", WAIT_SECONDS)
     monkeypatch.setattr(outage, "CALM_SECONDS", 0)
@@ -52,7 +52,7 @@ def far_admin(proxy: TcpProxy) -> Admin:
     return Admin(Client(), django_settings.ADMIN_KEYS[0], django_settings.HMAC_SECRETS[0])
 
 
-def test_while_the_network_is_frozen_all_get_503_in_time_and_are_served_when_it_is_back(
+def test_while_the_network_is_frozen_all_requests_get_503_in_time_and_then_work_again(
     proxy: TcpProxy, far_admin: Admin
 ) -> None:
     phone = far_admin.enrol("frozen-1")
@@ -84,14 +84,12 @@ def test_readiness_is_answered_within_3_seconds_by_a_frozen_network(proxy: TcpPr
     proxy.freeze()
     begun_at = time.monotonic()
     while (answer := far_admin.client.request("GET", "/readyz")).status == 200:
-        pass  # What the last look found is kept for a second.
+        pass  # The result of the last check is kept for a second.
     assert (answer.status, answer.json["database"]) == (503, "unavailable")
     assert time.monotonic() - begun_at < 1 + 3
 
 
-def test_one_failure_is_enough_where_the_network_has_forgotten_all_connections(
-    proxy: TcpProxy, far_admin: Admin
-) -> None:
+def test_one_request_fails_if_the_network_has_dropped_all_connections(proxy: TcpProxy, far_admin: Admin) -> None:
     phones = [far_admin.enrol(f"forgotten-{number}") for number in range(3)]
     with structlog.testing.capture_logs() as lines:
         proxy.forget()
@@ -103,7 +101,7 @@ def test_one_failure_is_enough_where_the_network_has_forgotten_all_connections(
     )  # fmt: skip
 
 
-def test_an_outage_is_said_once_with_its_reason_and_once_that_it_is_over(proxy: TcpProxy, far_admin: Admin) -> None:
+def test_an_outage_is_logged_once_with_its_reason_and_once_at_its_end(proxy: TcpProxy, far_admin: Admin) -> None:
     phone = far_admin.enrol("unlucky-1")
     with structlog.testing.capture_logs() as lines:
         proxy.cut()
@@ -115,7 +113,7 @@ def test_an_outage_is_said_once_with_its_reason_and_once_that_it_is_over(proxy: 
     assert "Connection refused" in said[0]["reason"] or "closed the connection" in said[0]["reason"]
 
 
-def test_after_a_failure_to_connect_others_are_refused_immediately_for_a_moment(
+def test_after_a_failure_to_connect_other_requests_are_refused_immediately_for_a_moment(
     proxy: TcpProxy, far_admin: Admin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outage, "HELD_OFF_SECONDS", 60)
@@ -130,10 +128,10 @@ def test_after_a_failure_to_connect_others_are_refused_immediately_for_a_moment(
     assert phone.heartbeat().status == 200
 
 
-def test_reports_that_come_after_a_pause_do_not_wait_for_a_connection_that_the_network_has_forgotten(
+def test_reports_after_a_pause_do_not_wait_for_a_connection_that_the_network_has_dropped(
     proxy: TcpProxy, far_admin: Admin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """None came while the network was frozen: so the first one after it is the one to find out."""
+    """No report came while the network was frozen, so the first one after it finds the dropped connection."""
     monkeypatch.setattr(database, "WAIT_SECONDS", 8)
     phone = far_admin.enrol("paused-1")
     request_id = far_admin.command(to=phone).json["request_id"]
@@ -164,7 +162,7 @@ async def drained() -> None:
     await check_in.batcher().drain()
 
 
-def test_a_transaction_that_the_network_has_forgotten_lets_go_of_its_rows(
+def test_a_transaction_that_the_network_has_dropped_releases_its_rows(
     server: PostgresServer, proxy: TcpProxy, far_admin: Admin
 ) -> None:
     phone = far_admin.enrol("locked-1")
@@ -183,7 +181,7 @@ def test_no_transaction_of_ours_idles_longer_than_5_seconds(proxy: TcpProxy) -> 
         assert database.row("SHOW idle_in_transaction_session_timeout") == ("5s",)
 
 
-def test_a_listening_connection_that_died_without_a_word_is_replaced(
+def test_a_listening_connection_that_died_silently_is_replaced(
     proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listener, "CHECK_SECONDS", 0.1)

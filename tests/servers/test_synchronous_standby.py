@@ -1,4 +1,4 @@
-"""A synchronous standby that is not there: what waits for it is no commit, and nobody waits for ever."""
+"""A missing synchronous standby: a commit that waits for it does not count, and no request waits without limit."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -36,7 +36,7 @@ def waiting(server: PostgresServer) -> list[int]:
         return [pid for (pid,) in connection.execute(WAITING)]
 
 
-def test_writes_get_503_in_time_and_readiness_says_it_without_filling_the_server_with_waiting_commits(
+def test_writes_get_503_in_time_and_readiness_shows_it_without_many_waiting_commits(
     server: PostgresServer, far_admin: Admin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database, "WAIT_SECONDS", 0.5)
@@ -60,7 +60,9 @@ def test_writes_get_503_in_time_and_readiness_says_it_without_filling_the_server
     assert far_admin.client.request("GET", "/readyz").status == 200
 
 
-def test_a_commit_whose_wait_for_the_standby_was_ended_counts_as_none(server: PostgresServer, far_admin: Admin) -> None:
+def test_a_commit_whose_wait_for_the_standby_was_cancelled_counts_as_failed(
+    server: PostgresServer, far_admin: Admin
+) -> None:
     phone = far_admin.enrol("ended-1")
     server.configure(synchronous_standby_names="nobody")
     with ThreadPoolExecutor(1) as thread:

@@ -23,7 +23,7 @@ from nexmdm.client.http_client import FleetClient, Refused
 
 DEVICES, COMMANDS = 20, 25
 PUSHES_PER_SECOND = 200
-"""So few that one dispatcher could not send all before the other one, woken by each command, sends some."""
+"""So few that one dispatcher cannot send all before the other one, woken by each command, sends some."""
 
 SENT = '"event":"command.sent"'
 LIMIT, CLIENTS = 60, 8
@@ -81,7 +81,7 @@ def enroll(admin: FleetClient) -> None:
 
 @pytest.fixture
 def limited() -> Iterator[Serving]:
-    """Two workers that share a limit for writes; that for reads shows, whenever asked, when the minute ends."""
+    """Two workers that share a limit for writes; the limit for reads shows when the minute ends."""
     with tempfile.TemporaryDirectory(prefix="nexmdm-") as folder:
         limits = {"ADMIN_RATE_LIMIT": f"{LIMIT}/m", "ADMIN_READ_RATE_LIMIT": "1/m"}
         serving = Serving(Path(folder) / "data", WEB_WORKERS="2", **limits)
@@ -118,7 +118,7 @@ def connected_to(worker: str, serving: Serving, stack: ExitStack) -> list[FleetC
 
 
 def seconds_left(client: FleetClient) -> int:
-    """How long the minute of the limits still lasts, as a refused read says; 0 if this one was the first in it."""
+    """The remaining seconds of the limits' minute, from a refused read; 0 if this was the first read in it."""
     try:
         client.get("/admin/summary")
     except Refused as refused:
@@ -127,12 +127,12 @@ def seconds_left(client: FleetClient) -> int:
 
 
 def write_until_refused(client: FleetClient) -> int:
-    """Make enrollment tokens until the limit says no; return how many."""
+    """Create enrollment tokens until the limit refuses one; return how many."""
     return len(list(takewhile(writes, repeat(client, LIMIT + 1))))
 
 
 def writes(client: FleetClient) -> bool:
-    """Make an enrollment token; tell whether the limit let it."""
+    """Create an enrollment token; return whether the limit allowed it."""
     try:
         client.post("/admin/enrollment-tokens", {})
     except Refused as refused:

@@ -1,4 +1,4 @@
-"""A first deployment with a wrong password: every process says so, in one line and with libpq's words."""
+"""A first deployment with a wrong password: every process reports it, in one line and with libpq's text."""
 
 import os
 import subprocess
@@ -17,7 +17,9 @@ REASON = 'password authentication failed for user "nexmdm"'
 
 
 @pytest.mark.parametrize("argv", PARTS, ids=[part[-1] for part in PARTS])
-def test_a_wrong_password_is_said_in_one_line(server: PostgresServer, argv: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_wrong_password_is_an_error_of_one_line(
+    server: PostgresServer, argv: tuple[str, ...], tmp_path: Path
+) -> None:
     variables = {
         "DATABASE_URL": server.url.replace(server.password, "of-somebody-else"),
         "SECRET_KEY": SECRET + "-a-longer-one",
@@ -34,7 +36,7 @@ def test_a_wrong_password_is_said_in_one_line(server: PostgresServer, argv: tupl
             [sys.executable, *argv], env={**os.environ, **variables}, cwd=processes.ROOT, stdout=output, stderr=output
         )
     try:
-        # Those that stay up have tried once more when they have ended: the dispatcher says goodbye to the others.
+        # Processes that keep running have tried once more at their end: the dispatcher deletes its row.
         wait_for(lambda: process.poll() is not None or '.started"' in said.read_text())
     finally:
         process.terminate()

@@ -1,4 +1,4 @@
-"""Those who take part in a test: a client of the real ASGI application, an admin, a phone."""
+"""The actors of a test: a client of the real ASGI application, an admin, a phone."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ LOGIN: Final = "/django-admin/login/"
 
 @dataclass(slots=True)
 class Answer:
-    """What the application answered."""
+    """The answer of the application."""
 
     status: int
     headers: dict[str, str]
@@ -51,7 +51,7 @@ def encode(body: Any) -> bytes:
 
 
 class Client:
-    """Drives nexmdm.asgi.application in the test's own thread, so that it sees fixtures and its queries are counted."""
+    """Runs nexmdm.asgi.application in the test's own thread, so that it sees fixtures and its queries are counted."""
 
     def __init__(self, address: str = "127.0.0.1") -> None:
         self.address = address
@@ -105,7 +105,7 @@ class Client:
             sent.append(message)
 
         await application(scope, receive, send)
-        # A server gives each request a context of its own, with its own time.
+        # A server gives each request its own context, with its own deadline.
         database.begin_long_request()
         start = sent[0]
         answered = {name.decode().lower(): value.decode("latin-1") for name, value in start["headers"]}
@@ -113,7 +113,7 @@ class Client:
 
 
 class Visitor(Client):
-    """A caller of the admin site, where Django's full handler answers; with a session if somebody has logged in."""
+    """A client of the admin site, where Django's full handler answers; with a session after a login."""
 
     def __init__(self, address: str = "127.0.0.1", *, session: str = "") -> None:
         super().__init__(address)
@@ -126,7 +126,7 @@ class Visitor(Client):
 
     @contextmanager
     def keeping_the_connection(self) -> Iterator[None]:
-        """Keep Django from closing the connection in which the test's rows are, as its own test client does."""
+        """Keep Django from closing the connection that contains the test's rows, as its own test client does."""
         for signal in (request_started, request_finished):
             signal.disconnect(close_old_connections)
         try:
@@ -152,7 +152,7 @@ class Visitor(Client):
 
 @dataclass(slots=True)
 class Admin:
-    """Signs its requests as the contract says."""
+    """Signs its requests by NXD1."""
 
     client: Client
     key: str
@@ -200,7 +200,7 @@ class Admin:
         return phone
 
     def enrol_fleet(self, size: int, push_token: str | None = None) -> "list[Phone]":
-        """Register so many phones; their push tokens, if they have any, are this with a number behind it."""
+        """Register this number of phones; their push tokens, if they have any, are this text and a number."""
         text = self.enrollment_token(max_uses=size)
         phones = [Phone(self.client, f"phone-{number}") for number in range(size)]
         for number, phone in enumerate(phones):
@@ -230,7 +230,7 @@ class Phone:
     last: dict[str, Any] = field(default_factory=dict)
 
     def register(self, enrollment_token: str, **fields: Any) -> Answer:
-        """Register, and remember the credentials."""
+        """Register, and store the credentials."""
         answer = self.send("/v1/register", {"hardware_id": self.hardware_id, **fields}, enrollment_token)
         if answer.status == 200:
             self.last = answer.json

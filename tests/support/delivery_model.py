@@ -1,4 +1,4 @@
-"""What is expected of deliveries: their rules once more, in plain Python and for one caller at a time."""
+"""A model of deliveries: their rules once more, in plain Python and for one caller at a time."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -18,7 +18,8 @@ MAY_GO_AGAIN: Final = (
     AttemptOutcome.BLOCKED,
     AttemptOutcome.TOKEN_DEAD,
 )
-"""After these a push goes again (after the last one, to another push token); after others, only if it was resumed."""
+"""After these a push is sent again (after the last one, to another push token); after others, only if it was resumed.
+"""
 
 MAY_HAVE_ARRIVED: Final = (AttemptOutcome.ACCEPTED, AttemptOutcome.UNKNOWN, AttemptOutcome.IN_FLIGHT)
 STUCK: Final = (PushState.NO_PUSH_TOKEN, PushState.UNDELIVERABLE, PushState.RETRYING)
@@ -26,7 +27,7 @@ STUCK: Final = (PushState.NO_PUSH_TOKEN, PushState.UNDELIVERABLE, PushState.RETR
 
 @dataclass(slots=True, eq=False)
 class Owner:
-    """A phone, and what the server should know of it."""
+    """A phone, and the server's expected knowledge of it."""
 
     phone: Phone
     push_token: str | None
@@ -41,14 +42,14 @@ class Owner:
     """The locks and wipes that its last revocation has withdrawn."""
 
     def lost_the_answer(self, enrollment_token: str, now: datetime) -> bool:
-        """Tell whether it counts as a lost answer if the phone registers with this token now."""
+        """Return whether a registration with this token now counts as a lost answer."""
         is_recent = self.enrolled_at is None or now < self.enrolled_at + LOST_ANSWER_WINDOW
         return self.enrolled_by == enrollment_token and not self.token_used and not self.revoked and is_recent
 
 
 @dataclass(frozen=True, slots=True)
 class KeptReport:
-    """A report as it is kept: once, however often it was sent in a row."""
+    """A report as it is stored: once, however often it was sent in a row."""
 
     status: str
     via: str | None
@@ -78,7 +79,7 @@ class DeliveryModel:
     reports: list[KeptReport] = field(default_factory=list)
     reports_not_kept: int = 0
     has_succeeded: bool = False
-    """Whether its success was kept, in time or late."""
+    """Whether its success was stored, in time or late."""
 
     def __post_init__(self) -> None:
         """Begin as a delivery that was just issued."""
@@ -86,43 +87,43 @@ class DeliveryModel:
         self.enrollment = self.owner.enrollments
 
     def is_last_word(self, status: ReportStatus, now: datetime) -> bool:
-        """Tell whether this repeats the success that retired its phone, within a day."""
+        """Return whether this repeats the success that retired its phone, within a day."""
         retired_at = self.owner.retired_at
         is_repeat = self.action == "wipe" and status == ReportStatus.SUCCEEDED and self.has_succeeded
         is_repeat &= not self.is_of_an_earlier_enrollment
         return is_repeat and retired_at is not None and now < retired_at + timedelta(hours=24)
 
     def retires(self, status: ReportStatus, *, duplicate: bool) -> bool:
-        """Tell whether this report was the last act of its phone, as it is enrolled now."""
+        """Return whether this report was the last one of its phone's present enrollment."""
         is_last = self.action == "wipe" and status == ReportStatus.SUCCEEDED and not duplicate
         return is_last and self.owner.retired_at is None and not self.is_of_an_earlier_enrollment
 
     @property
     def is_of_an_earlier_enrollment(self) -> bool:
-        """Tell whether its phone was enrolled again since it was issued."""
+        """Return whether its phone was enrolled again since it was issued."""
         return self.enrollment != self.owner.enrollments
 
     @property
     def is_in_flight(self) -> bool:
-        """Tell whether its last push has not been recorded."""
+        """Return whether its last push has not been recorded."""
         return self.outcomes[-1:] == [AttemptOutcome.IN_FLIGHT]
 
     def is_open(self, now: datetime) -> bool:
-        """Tell whether it waits for a final report, and is within its time."""
+        """Return whether it waits for a final report, and is within its time."""
         return self.state in OPEN and now < self.open_until
 
     def is_overdue(self, now: datetime) -> bool:
-        """Tell whether the next sweep marks it as expired."""
+        """Return whether the next expiry marks it as expired."""
         return self.state in OPEN and now >= self.open_until
 
     def is_due(self, now: datetime) -> bool:
-        """Tell whether it may be pushed now, as far as its phone can be pushed to."""
+        """Return whether it may be pushed now, if its phone has a live push token."""
         return (
             self.state == DeliveryState.PENDING and self.due is not None and self.due <= now < self.expires_at - LEAST
         )
 
     def may_still_run(self) -> bool:
-        """Tell whether the phone may have got it."""
+        """Return whether the phone may have it."""
         beat_since = self.owner.seen_at is not None and self.owner.seen_at >= self.issued_at
         return self.reported_at is not None or beat_since or any(one in MAY_HAVE_ARRIVED for one in self.outcomes)
 
@@ -131,7 +132,7 @@ class DeliveryModel:
         self.state, self.due = state, None
 
     def claim(self, now: datetime) -> None:
-        """Begin an attempt; the one before it, if nobody recorded it, is closed."""
+        """Begin an attempt; close the one before it, if it was not recorded."""
         self.abandon()
         last = self.outcomes[-1:]
         assert not last or last[0] in MAY_GO_AGAIN or len(self.outcomes) in self.resumed_after
@@ -139,12 +140,12 @@ class DeliveryModel:
         self.due = self.lease_until = now + LEASE
 
     def abandon(self) -> None:
-        """Give up hope for the answer to the push that is under way."""
+        """Close the attempt in flight without an answer."""
         if self.is_in_flight:
             self.outcomes[-1] = AttemptOutcome.UNKNOWN
 
     def record(self, sent: Sent, now: datetime, *, pushable: bool) -> None:
-        """Close an attempt, if it is the one under way, and decide on the next one."""
+        """Close an attempt, if it is the one in flight, and decide on the next one."""
         if sent.claimed.number != len(self.outcomes) or not self.is_in_flight:
             return
         self.outcomes[-1] = sent.outcome
@@ -165,13 +166,13 @@ class DeliveryModel:
             self.push, self.due = PushState.UNDELIVERABLE if self.outcomes else PushState.NO_PUSH_TOKEN, None
 
     def resume_pushing(self, now: datetime) -> None:
-        """Its phone was given a live push token: it goes at once, or when the push under way has had its time."""
+        """Its phone got a live push token: the push is due immediately, or after the one in flight."""
         if self.state == DeliveryState.PENDING and self.is_open(now) and self.push in STUCK:
             self.push, self.due = PushState.WAITING, max(now, self.lease_until) if self.is_in_flight else now
             self.resumed_after.add(len(self.outcomes))
 
     def report(self, status: ReportStatus, via: str | None, now: datetime) -> tuple[DeliveryState, bool, bool]:
-        """Take the phone's word; return the state after it, and whether it is a duplicate, and late."""
+        """Record the phone's report; return the state after it, and whether it is a duplicate, and late."""
         if self.is_overdue(now):
             self.settle(DeliveryState.EXPIRED)
         duplicate = self.has_final_report
@@ -197,7 +198,7 @@ class DeliveryModel:
 
 
 def offered(lives: Iterable[DeliveryModel], now: datetime) -> list[str]:
-    """Return the request ids that a heartbeat offers of a phone's deliveries, which are given oldest first."""
+    """Return the request ids that a heartbeat offers, of a phone's deliveries, which are given oldest first."""
     waiting = [life for life in lives if life.is_open(now)]
     pending = [life for life in waiting if life.state == DeliveryState.PENDING]
     reported = sorted((life for life in waiting if life.reported_at), key=lambda life: life.reported_at or now)

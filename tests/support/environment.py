@@ -1,4 +1,4 @@
-"""Settings of the test run, in place before Django reads any (a pytest plugin, loaded with -p)."""
+"""Settings of the test run, set before Django reads any (a pytest plugin, loaded with -p)."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _DATA_DIR = os.environ.get("NEXMDM_TEST_DATA_DIR", str(_ROOT / ".nexmdm-test"))
 _PROCESS = os.environ.get("PYTEST_XDIST_WORKER", "")
-"""pytest-xdist's name of this process, one of several: each has a PostgreSQL of its own."""
+"""pytest-xdist's name of this process, one of several: each has its own PostgreSQL."""
 
 os.environ.update(
     NEXMDM_DATA_DIR=f"{_DATA_DIR}-{_PROCESS}" if _PROCESS else _DATA_DIR,

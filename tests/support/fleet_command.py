@@ -23,7 +23,7 @@ KEPT_IN: Final = ("XDG_CONFIG_HOME", "XDG_STATE_HOME")
 
 @dataclass(slots=True)
 class InProcess(httpx.BaseTransport):
-    """Takes a request to the real ASGI application instead of a socket; `after` sees each answer before the client."""
+    """Sends a request to the real ASGI application instead of a socket; `after` sees each answer before the client."""
 
     client: Client
     after: Callable[[httpx.Request, Answer], None] | None = None
@@ -41,7 +41,7 @@ class InProcess(httpx.BaseTransport):
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """How a run of the command ended."""
+    """The result of a run of the command."""
 
     status: int
     out: str

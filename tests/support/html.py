@@ -1,4 +1,4 @@
-"""Pages of the admin site, as tests read them."""
+"""The pages of the admin site as plain text."""
 
 import re
 

@@ -1,6 +1,6 @@
-"""What a migration may do to tables in use: hold no lock for long, and leave the code before it in working order.
+"""Rules for migrations on tables in use: no lock for long, and no change that breaks the version before.
 
-A worker of the version before goes on reading and writing while the migration runs, and until it is restarted.
+A worker of the version before continues to read and write while the migration runs, and until it is restarted.
 """
 
 import re
@@ -8,25 +8,25 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 CONTRACT: Final = "contract"
-"""What the name of a migration says that drops what no running version uses any more."""
+"""Part of the name of a migration that drops what no running version uses any more."""
 
 ALLOWED: Final[Mapping[str, tuple[str, str]]] = {
     "0004_seal_the_audit": (
         r"^THIS OPERATION CANNOT BE WRITTEN AS SQL$",
-        "not atomic; it seals in batches, and locks the audit's table for two moments, with nobody writing",
+        "not atomic; it seals in batches, and locks the audit's table for two moments, while no transaction writes",
     ),
     "0006_audit_by_links": (r"^DO .* SET SEARCH_PATH = ", "it sets the search path of functions, and touches no table"),
     "0007_guard_the_audit_marks": (r"^DO .* SET SEARCH_PATH = ", "as 0006"),
     "0008_audit_addresses": (r"^DO .* SET SEARCH_PATH = ", "as 0006"),
     "0009_audit_summary": (r"^DO .* SET SEARCH_PATH = ", "as 0006"),
 }
-"""The statements that a migration may have all the same, and why: each was looked at by itself."""
+"""The exceptions that migrations may have, each with its reason."""
 
 _ADD: Final = r"\bADD (COLUMN )?(?!COLUMN |CONSTRAINT |CHECK |UNIQUE |PRIMARY |FOREIGN |EXCLUDE )"
 _ALTER: Final = r"\bALTER (COLUMN )?(?!COLUMN )\S+ "
 _RULES: Final = (
-    (r"CREATE (UNIQUE )?INDEX (?!CONCURRENTLY)", "nobody can write while it is built: use AddIndexConcurrently"),
-    (r"DROP INDEX (?!CONCURRENTLY)", "nobody can read meanwhile: use RemoveIndexConcurrently"),
+    (r"CREATE (UNIQUE )?INDEX (?!CONCURRENTLY)", "it blocks all writes while it is built: use AddIndexConcurrently"),
+    (r"DROP INDEX (?!CONCURRENTLY)", "it blocks all reads meanwhile: use RemoveIndexConcurrently"),
     (r"REINDEX (?!.*CONCURRENTLY)|VACUUM FULL|CLUSTER", "it rewrites under an exclusive lock"),
     (rf"{_ADD}(?!.* DEFAULT ).* NOT NULL", "the version before does not fill it: null=True, or a db_default"),
     (rf"{_ADD}.*( GENERATED |SERIAL| DEFAULT .*(RANDOM|UUID|CLOCK_TIMESTAMP|NEXTVAL))", "it rewrites the table"),
@@ -38,12 +38,12 @@ _RULES: Final = (
     (r"ADD CONSTRAINT .* (UNIQUE|PRIMARY KEY|EXCLUDE)(?!.* USING INDEX )", "it builds an index: build it before"),
     (r"ADD (CHECK|UNIQUE|PRIMARY KEY|FOREIGN KEY|EXCLUDE)\b", "it reads all of the table: by name, and NOT VALID"),
     (r"\bRENAME (?!CONSTRAINT )", "the version before uses the old name: add, fill, change over, drop later"),
-    (r"NOT VALID,.* VALIDATE CONSTRAINT ", "the lock of ALTER TABLE is held meanwhile: do it in the next migration"),
+    (r"NOT VALID,.* VALIDATE CONSTRAINT ", "the lock of ALTER TABLE is kept meanwhile: do it in the next migration"),
     (r"SET (UNLOGGED|LOGGED|TABLESPACE|ACCESS METHOD)\b", "it rewrites the table"),
-    (r"^LOCK\b", "it holds up whoever uses the table, to the end of the transaction"),
-    (r"^TRUNCATE\b", "it waits for everybody, and takes what the version before has written"),
-    (r"^DO\b", "what it does cannot be read here: write the statements"),
-    (r"^THIS OPERATION CANNOT BE WRITTEN AS SQL", "what it does cannot be read here: say why in ALLOWED"),
+    (r"^LOCK\b", "it delays all work on the table until the transaction ends"),
+    (r"^TRUNCATE\b", "it waits for all transactions, and deletes rows of the version before"),
+    (r"^DO\b", "its effect cannot be read here: write the statements"),
+    (r"^THIS OPERATION CANNOT BE WRITTEN AS SQL", "its effect cannot be read here: give the reason in ALLOWED"),
 )  # fmt: skip
 _DROPS: Final = r"^DROP TABLE |^ALTER TABLE .*\bDROP (?!CONSTRAINT |DEFAULT|NOT NULL|EXPRESSION|IDENTITY)"
 _WRITES: Final = r"^(UPDATE|DELETE FROM|MERGE)\b|^(INSERT INTO|WITH)\b.*\bSELECT\b|^WITH\b.*\b(UPDATE|DELETE|INSERT)\b"
@@ -62,16 +62,16 @@ def faults(name: str, statements: str, *, atomic: bool) -> list[str]:
 
 
 def _fault(statement: str, name: str, *, atomic: bool, held: list[str]) -> str | None:
-    """Return what is wrong with one statement; `held` are those whose locks the transaction keeps."""
+    """Return what is wrong with one statement; `held` are the statements whose locks the transaction keeps."""
     for rule, why in _RULES:
         if re.search(rule, statement):
             return why
     if CONTRACT not in name and re.search(_DROPS, statement):
         return f"the version before may use it: in a later migration, named {CONTRACT}"
     if atomic and re.search(_WRITES, statement):
-        return "its locks are held to the end of the migration: in batches, with atomic = False"
+        return "its locks are kept until the migration ends: in batches, with atomic = False"
     if re.search(_VALIDATES, statement) and [other for other in held if other != statement]:
-        return "the lock of ALTER TABLE is held meanwhile: do it in the next migration"
+        return "the lock of ALTER TABLE is kept meanwhile: do it in the next migration"
     return None
 
 

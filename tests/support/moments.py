@@ -1,4 +1,4 @@
-"""Time in tests, where nobody waits: much at the same moment, or all of it some time ago."""
+"""Time in tests without waiting: many events at the same moment, or all of them some time ago."""
 
 import asyncio
 import time
@@ -22,7 +22,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 STEPS_INTO_A_FLUSH = 5
-"""After so many turns of the event loop a heartbeat's flush has begun."""
+"""After this number of turns of the event loop, a heartbeat's flush has begun."""
 
 
 def in_one_batch(*calls: tuple[str, Any]) -> list[Answer]:
@@ -59,7 +59,7 @@ async def _post_signed(admin: Admin, target: str, body: Any, key: str | None) ->
 def in_batches(
     batches: Sequence[Sequence[tuple[str, Any]]], *, before_the_last: Callable[[], None]
 ) -> list[list[Answer]]:
-    """Send batches of heartbeats one after the other from one running loop; do something before the last one."""
+    """Send batches of heartbeats one after the other from one running loop; do some work before the last one."""
 
     async def one_by_one() -> list[list[Answer]]:
         answers = []
@@ -73,7 +73,7 @@ def in_batches(
 
 
 def one_after_the_other(*calls: tuple[str, Any]) -> list[Answer]:
-    """Send heartbeats from one running loop, each when the one before is under way: each is in a flush of its own."""
+    """Send heartbeats from one running loop, each while the one before is in progress, so each is in its own flush."""
 
     async def begun() -> list[Answer]:
         tasks = []
@@ -96,7 +96,7 @@ async def _post(path: str, token: str, body: Any) -> Answer:
 
 @contextmanager
 def thread_hops() -> Iterator[list[str]]:
-    """Collect what event loops hand to threads meanwhile."""
+    """Collect the work that event loops pass to threads."""
     hops: list[str] = []
     handed = BaseEventLoop.run_in_executor
 
@@ -109,10 +109,10 @@ def thread_hops() -> Iterator[list[str]]:
 
 
 def in_parallel(calls: Sequence[Callable[[], Answer]], *, all_wait_for: str) -> list[Answer]:
-    """Make calls from as many threads, each with a connection of its own; return their answers in order.
+    """Make calls from as many threads, each with its own connection; return their answers in order.
 
-    Nobody may write to the table `all_wait_for` before every call waits, for that or for another of them: so each has
-    read what it will decide by, unless something keeps it from reading too early.
+    No call may write to the table `all_wait_for` before every call waits, for that or for another one of them. So each
+    has read the rows by which it will decide, unless something prevents it from reading too early.
     """
     with ThreadPoolExecutor(len(calls)) as threads:
         with transaction.atomic(), connection.cursor() as cursor:
@@ -125,9 +125,9 @@ def in_parallel(calls: Sequence[Callable[[], Answer]], *, all_wait_for: str) -> 
 
 
 def overtaken(first: Callable[[], object], then: Callable[[], R]) -> R:
-    """Do one thing, and before its transaction has committed another one, in a thread with a connection of its own.
+    """Do one thing, and before its transaction commits another one, in a thread with its own connection.
 
-    The commit comes when the other one waits for it, or is done without. Return what the other one returned.
+    The commit comes when the other one waits for it, or is done without it. Returns the result of the other one.
     """
     with ThreadPoolExecutor(1) as thread:
         with transaction.atomic():
@@ -140,7 +140,7 @@ def overtaken(first: Callable[[], object], then: Callable[[], R]) -> R:
 
 
 def releasing_connection(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Do some work in a thread of the test's, and return its connection to the pool."""
+    """Do some work in a thread of the test, and return its connection to the pool."""
     try:
         return work(*args, **kwargs)
     finally:
@@ -150,14 +150,14 @@ def releasing_connection(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs
 def waiting() -> int:
     """Return how many connections wait for a lock."""
     with connection.cursor() as cursor:
-        # Not pg_stat_activity: a transaction sees that as it was at the first look.
+        # Not pg_stat_activity: a transaction sees its state at the first read.
         cursor.execute("SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted")
         (count,) = cursor.fetchone()
     return int(count)
 
 
 def let_pass(**length: float) -> None:
-    """Let time pass (`hours=1`): move all times of devices and commands in the database so far into the past."""
+    """Let time pass (`hours=1`): move all times of devices and commands in the database into the past."""
     for app in ("devices", "commands"):
         for model in apps.get_app_config(app).get_models():
             times = [field.name for field in model._meta.fields if isinstance(field, DateTimeField)]

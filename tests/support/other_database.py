@@ -1,4 +1,4 @@
-"""Another database in place of the tests' own, as DATABASE_URL and DIRECT_DATABASE_URL would name it."""
+"""Another database instead of the tests' own, as DATABASE_URL and DIRECT_DATABASE_URL would name it."""
 
 import tempfile
 from collections.abc import Iterator
@@ -17,14 +17,14 @@ from nexmdm.config import database_url
 
 @contextmanager
 def open_folder() -> Iterator[Path]:
-    """Make a folder that another account can be let into; those of pytest close again when another run starts."""
+    """Make a folder that another account can enter; pytest closes its own folders when another run starts."""
     with tempfile.TemporaryDirectory(prefix="nexmdm-") as folder:
         yield Path(folder)
 
 
 @contextmanager
 def used_instead(blocker: DjangoDbBlocker, url: str, direct_url: str | None = None) -> Iterator[None]:
-    """Have all that this process does go to another database."""
+    """Send all database work of this process to another database."""
     before, direct_before = dict(settings.DATABASES["default"]), settings.DIRECT_DATABASE
     switch_to(url)
     settings.DIRECT_DATABASE = ours.connected(database_url.django_settings(direct_url)) if direct_url else None
@@ -37,12 +37,12 @@ def used_instead(blocker: DjangoDbBlocker, url: str, direct_url: str | None = No
 
 
 def switch_to(url: str) -> None:
-    """Have all that this process does go to another database from now on."""
+    """Send all database work of this process to another database from now on."""
     _switch(settings.DATABASES["default"] | ours.connected(database_url.django_settings(url)))
 
 
 def _switch(to: dict[str, Any]) -> None:
-    # In place: the wrapper of each thread has this very dictionary.
+    # In place: the wrapper of each thread has this same dictionary.
     connection: Any = connections["default"]
     connection.close()
     connection.close_pool()
@@ -51,5 +51,5 @@ def _switch(to: dict[str, Any]) -> None:
 
 
 def migrate() -> None:
-    """Make the tables there."""
+    """Create the tables there."""
     call_command("migrate", verbosity=0, interactive=False)

@@ -1,8 +1,8 @@
-"""What the contract says of a command, by the states of its deliveries: written once more, for the tests."""
+"""The expected state and outcome of a command, by the states of its deliveries: a second definition, for the tests."""
 
 
 def expected(kinds: set[str], *, was_cancelled: bool) -> tuple[str, str | None]:
-    """Return what the contract says of deliveries in these states, and no others."""
+    """Return the state and the outcome for deliveries in these states, and no others."""
     if kinds & {"pending", "received"}:
         return "open", None
     has_expired = bool(kinds & {"expired", "overdue"})

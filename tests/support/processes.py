@@ -1,4 +1,4 @@
-"""Parts of NexMDM as processes of their own, the way production starts them."""
+"""Parts of NexMDM as separate processes, started as in production."""
 
 import os
 import signal
@@ -34,7 +34,7 @@ WEB: Final = (sys.executable, "-m", "nexmdm.web")
 
 @contextmanager
 def web_worker(listener: socket.socket, variables: Mapping[str, str], program: Sequence[str] = WEB) -> Iterator[None]:
-    """Run a web worker on a socket that listens already: who connects before it is ready waits."""
+    """Run a web worker on a listening socket: clients that connect before it is ready wait."""
     descriptor = listener.fileno()
     process = subprocess.Popen(
         program,
@@ -47,7 +47,7 @@ def web_worker(listener: socket.socket, variables: Mapping[str, str], program: S
         yield
     finally:
         process.send_signal(signal.SIGTERM)
-        # uvicorn lets go of everything first, then ends by the signal itself.
+        # uvicorn releases everything first, then ends by the signal itself.
         assert process.wait(STOP_SECONDS) == -signal.SIGTERM
 
 

@@ -1,4 +1,4 @@
-"""What the owner of the database can do to the audit behind the server's back."""
+"""Changes that the owner of the database can make to the audit without the server."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from nexmdm.audit import chain
 from nexmdm.common import database
 from nexmdm.models import AuditEntry, AuditMark
 
-# All but those against TRUNCATE, which are off as long as the tests run (see conftest).
+# All except those against TRUNCATE, which are off while the tests run (see conftest).
 GUARDS = (
     *(("nexmdm_auditentry", f"audit_{name}") for name in ("appended", "followed", "not_changed", "not_deleted")),
     ("nexmdm_auditmark", "audit_mark_guarded"),
@@ -45,7 +45,7 @@ def delete(*entry_ids: int) -> None:
 
 
 def forge(entry_id: int, *, previous: str, **values: Any) -> AuditEntry:
-    """Insert an entry that carries the right hash of itself."""
+    """Insert an entry with the right hash of itself."""
     fields = {"principal": "admin", "method": "POST", "path": "/admin/forged", "status": 200, "previous": previous}
     with unguarded():
         AuditEntry.objects.create(id=entry_id, **fields, **values)
@@ -54,14 +54,14 @@ def forge(entry_id: int, *, previous: str, **values: Any) -> AuditEntry:
 
 
 def seal(entry_id: int) -> str:
-    """Give an entry the right hash of what it now says; return it."""
+    """Give an entry the right hash of its present content; return it."""
     right = chain.digest(AuditEntry.objects.get(id=entry_id))
     change(entry_id, hash=right)
     return right
 
 
 def rewrite() -> None:
-    """Chain all entries anew as they stand, and move the mark: what an expert does who covers up everything."""
+    """Chain all entries again as they are, and move the mark, like an expert who hides a change."""
     previous = chain.BEGINNING.hash
     for entry_id in AuditEntry.objects.order_by("id").values_list("id", flat=True):
         change(entry_id, previous=previous)
@@ -71,7 +71,7 @@ def rewrite() -> None:
 
 
 def grow_old(*entry_ids: int, at: datetime) -> None:
-    """Let entries have been written at another time."""
+    """Change the times of entries."""
     with unguarded():
         AuditEntry.objects.filter(id__in=entry_ids).update(at=at)
     rewrite()

@@ -1,4 +1,4 @@
-"""The messages between the application and PostgreSQL, as libpq writes them down."""
+"""The messages between the application and PostgreSQL, as libpq logs them."""
 
 import re
 from collections.abc import Iterator
@@ -20,10 +20,10 @@ _COMPLETED: Final = re.compile(r'B\t\d+\tCommandComplete\t "(?!BEGIN|COMMIT|ROLL
 
 @dataclass(slots=True)
 class Traffic:
-    """The messages that ask PostgreSQL for something, each of which it answers; and how many statements were in them.
+    """The messages that PostgreSQL must answer, and the number of statements in them.
 
-    Of each message the beginning is kept. The empty one by which a pool tests a connection is among them; what only
-    begins or ends a transaction is not among the statements.
+    The beginning of each message is stored. The empty message by which a pool tests a connection is included;
+    statements that only begin or end a transaction do not count as statements.
     """
 
     messages: list[str] = field(default_factory=list)
@@ -32,7 +32,7 @@ class Traffic:
 
 @contextmanager
 def traffic(folder: Path) -> Iterator[Traffic]:
-    """Count what all connections of this process's pool carry meanwhile; none may be in use at the start."""
+    """Count the messages on all connections of this process's pool; none may be in use at the start."""
     counted, traced = Traffic(), list[Any]()
     connection.ensure_connection()
     connection.close()

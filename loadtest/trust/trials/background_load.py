@@ -1,4 +1,4 @@
-"""The pulse of a small fleet: heartbeats at an even rate, while something else is tried on the server."""
+"""The background load of a small fleet: heartbeats at an even rate, while a trial runs on the server."""
 
 import asyncio
 import time
@@ -35,7 +35,7 @@ class BackgroundLoad(RequestLoop):
         self.latencies = Histogram()
 
     async def beat(self, seconds: float) -> Histogram:
-        """Send heartbeats for so long, or until end(), await their answers, and return their latencies."""
+        """Send heartbeats for this time, or until end(), await their answers, and return their latencies."""
         self.latencies = Histogram()
         began = time.monotonic()
         first = self._number
@@ -51,7 +51,7 @@ class BackgroundLoad(RequestLoop):
 
     @property
     def sent(self) -> int:
-        """How many there were."""
+        """The number of heartbeats."""
         return self._number
 
     def _send(self, due: float) -> None:

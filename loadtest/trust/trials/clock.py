@@ -1,4 +1,4 @@
-"""The application's clock on trial: an hour fast, an hour slow. Every time that decides anything is the database's."""
+"""The trial with a wrong application clock, an hour fast or slow. All deciding times are the database's."""
 
 import importlib.util
 import os
@@ -27,24 +27,24 @@ from nexmdm.client.http_client import FleetClient, Refused
 HOUR: Final = 3600
 MOST_OFF_SECONDS: Final = 60
 PATIENCE_SECONDS: Final = 90
-"""How late a push may be on a busy machine, whose clock is off by much more."""
+"""The delay that a push may have on a busy machine; the wrong clock differs by much more."""
 
 RETRY_SECONDS: Final = (10, PATIENCE_SECONDS)
-"""When a push that FCM could not take comes again: not before 10 s."""
+"""The pause before a push that FCM could not take is sent again: at least 10 s."""
 
 LEASE_SECONDS: Final = (35, PATIENCE_SECONDS)
-"""When one comes again whose dispatcher was killed: 45 s after it was claimed, less what it then took to FCM."""
+"""The pause before a push of a killed dispatcher is sent again: 45 s from its claim, minus its time to FCM."""
 
 LIFE_SECONDS: Final = (600 - PATIENCE_SECONDS, 600)
 SETTINGS: Final = {"BCRYPT_ROUNDS": "4"}
 
 
 class NoLibrary(Exception):
-    """There is no libfaketime here, without which no process can be given a wrong clock."""
+    """libfaketime is not installed; without it no process can have a wrong clock."""
 
 
 def trial(folder: Path) -> Iterator[Finding]:
-    """Go through the loop with a server whose clock is wrong, at once in each direction."""
+    """Run the loop with a server whose clock is wrong, in both directions at the same time."""
     library = _library()
     with ThreadPoolExecutor() as threads:
         tried = [
@@ -94,7 +94,7 @@ def _found(name: str, admin: FleetClient, punctual: FleetClient) -> Finding:
     signed = _status(admin), _status(punctual)
     held = off < MOST_OFF_SECONDS and expired == "expired, 401" and signed == (200, 401)
     return Finding(
-        "a wrong clock of the application changes nothing but the signing window",
+        "a wrong clock of the application changes only the time window for signatures",
         f"an hour {name}: registration, heartbeat, command, result, rotation, expiries, audit",
         f"times off by {off:.1f} s; after 2 s: {expired}; signed by that clock {signed[0]}, by ours {signed[1]}",
         held,
@@ -103,7 +103,7 @@ def _found(name: str, admin: FleetClient, punctual: FleetClient) -> Finding:
 
 @dataclass(frozen=True, slots=True)
 class _Phone:
-    """A phone whose push token says how the stand-in for FCM answers."""
+    """A phone whose push token chooses the answer of the fake FCM."""
 
     url: str
     device_id: str
@@ -116,7 +116,7 @@ class _Phone:
         return cls(admin.url, phone["device_id"], phone["device_token"])
 
     def succeed(self, admin: FleetClient, request_id: str, via: str) -> dict[str, Any]:
-        """Report that a command succeeded, and return what the admin is shown of it."""
+        """Report that a command succeeded, and return the delivery as an admin reads it."""
         report = {"request_id": request_id, "status": "succeeded", "via": via}
         _post(self.url, "/v1/action-result", self.device_token, report)
         found: dict[str, Any] = admin.get(f"/admin/commands/{request_id}/deliveries/{self.device_id}")
@@ -129,7 +129,7 @@ def _ping(admin: FleetClient, phone: _Phone) -> str:
 
 
 def _without_access(name: str, admin: FleetClient, standin: FcmStandin) -> Finding:
-    """Command a phone while the stand-in, as Google, refuses the assertions of a clock that is wrong."""
+    """Command a phone while the fake FCM, like Google, refuses the assertions of a wrong clock."""
     phone = _Phone.registered(admin, "ok-refused")
     request_id = _ping(admin, phone)
     wait_for(lambda: admin.command(request_id)["push"]["retrying"])
@@ -138,7 +138,7 @@ def _without_access(name: str, admin: FleetClient, standin: FcmStandin) -> Findi
     delivery = phone.succeed(admin, envelope["request_id"], "heartbeat")
     issued, sent, state = standin.access_tokens.issued, len(standin.journal), delivery["state"]
     return Finding(
-        "where Google refuses that clock, no push leaves, and commands travel by heartbeat",
+        "if Google refuses that clock, no push is sent, and phones get commands by heartbeat",
         f"an hour {name}: a command to a phone with a push token; OAuth checks the assertion's times",
         f"{issued} access tokens, {sent} pushes, /readyz says circuit_open; {state} by {delivery['delivered_via']}",
         (issued, sent, state, delivery["delivered_via"]) == (0, 0, "succeeded", "heartbeat"),
@@ -146,7 +146,7 @@ def _without_access(name: str, admin: FleetClient, standin: FcmStandin) -> Findi
 
 
 def _with_access(name: str, admin: FleetClient, serving: Serving, standin: FcmStandin) -> Finding:
-    """Command phones once the stand-in gives an access token all the same: FCM fails once, a dispatcher is killed."""
+    """Command phones while the fake FCM gives an access token anyway: FCM fails once, a dispatcher is killed."""
     standin.oauth_says = _access(standin)
     _end_dispatcher(serving, signal.SIGTERM)  # The next one knows of no open circuit.
     phones = [_Phone.registered(admin, push_token) for push_token in ("ok-taken", "flaky1-again", "hang-killed")]
@@ -163,14 +163,14 @@ def _with_access(name: str, admin: FleetClient, serving: Serving, standin: FcmSt
     spans = ((life, LIFE_SECONDS), (retry, RETRY_SECONDS), (lease, LEASE_SECONDS))
     return Finding(
         "pushes, their leases, retries and time to live are the database's",
-        f"an hour {name}, given an access token: FCM takes one, is unavailable once, a dispatcher is killed at one",
+        f"an hour {name}, with an access token: FCM accepts one, is unavailable once, a dispatcher is killed",
         f"{life} s to live; again after {retry:.1f} s, and {lease:.1f} s; {done} of {len(phones)} succeeded by push",
         done == len(phones) and all(least <= seconds <= most for seconds, (least, most) in spans),
     )
 
 
 def _access(standin: FcmStandin) -> str:
-    """Return what the OAuth endpoint says to an assertion whose times are right."""
+    """Return the answer of the OAuth endpoint to an assertion with correct times."""
     account, now = standin.service_account(), int(time.time())
     claims = {"iss": account["client_email"], "aud": account["token_uri"], "iat": now, "exp": now + HOUR}
     assertion = jwt.encode(claims, account["private_key"], algorithm="RS256")
@@ -186,7 +186,7 @@ def _end_dispatcher(serving: Serving, how: signal.Signals) -> None:
 
 
 def _sends(standin: FcmStandin, request_id: str, times: int) -> list[Send]:
-    """Wait for so many pushes of a command, and return them. Raises TimeoutError."""
+    """Wait for this number of pushes of a command, and return them. Raises TimeoutError."""
     return standin.journal.wait_for(times, PATIENCE_SECONDS, matching=partial(_is_of, request_id))
 
 
@@ -204,7 +204,7 @@ def _ready(admin: FleetClient) -> dict[str, Any]:
 
 
 def _times(admin: FleetClient) -> Iterator[tuple[datetime, float]]:
-    """Go through the loop; yield each time that is told on the way, and what it should be."""
+    """Run the loop; yield each time that the server sends, and its correct value."""
     now = time.time()
     made = admin.post("/admin/enrollment-tokens", {})
     phone = _post(admin.url, "/v1/register", made["enrollment_token"], {"hardware_id": "phone-1"})
@@ -229,12 +229,12 @@ def _times(admin: FleetClient) -> Iterator[tuple[datetime, float]]:
 
 
 def _expires(admin: FleetClient) -> str:
-    """Return what became, after two seconds, of a command and of an enrollment token that live so long."""
+    """Return the state, after two seconds, of a command and an enrollment token with that lifetime."""
     made = admin.post("/admin/enrollment-tokens", {"expires_in_seconds": 2})
     command = admin.post("/admin/command", {"action": "ping", "target": {"all": True}, "expires_in_seconds": 2})
     path = f"/admin/commands/{command['request_id']}/deliveries"
     if admin.items(path, 1)[0][0]["state"] != "pending":
-        return "expired at once"
+        return "expired immediately"
     wait_for(lambda: admin.items(path, 1)[0][0]["state"] != "pending")
     headers = {"Authorization": f"Bearer {made['enrollment_token']}"}
     answer = httpx.post(

@@ -1,4 +1,4 @@
-"""What a trial finds."""
+"""The findings of a trial."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A promise, what was tried against it, the figure that came of it, and whether it was held."""
+    """A promise, how it was tested, the measured figure, and whether it was kept."""
 
     promise: str
     tried: str
@@ -16,4 +16,4 @@ class Finding:
 
 
 Trial = Callable[[Path], Iterator[Finding]]
-"""A trial has a folder of its own for the servers that it starts, and yields its findings as they come."""
+"""A trial gets a folder for the servers that it starts, and yields its findings one by one."""

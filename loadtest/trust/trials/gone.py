@@ -1,4 +1,4 @@
-"""Clients that are gone at any moment of a POST /admin/command: what is left is nothing, or a whole command."""
+"""The trial of clients that disconnect during a POST /admin/command: nothing remains, or a whole command."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from nexmdm.client.http_client import FleetClient
 PHONES: Final = 3
 TARGET: Final = "/admin/command"
 READ_OF_THE_ANSWER: Final = (0, 0, 1, 20, 200)
-"""How much a client reads of the answer before it is gone, once its request is complete."""
+"""The part of the answer that a client reads before it disconnects, once its request is complete."""
 
 SETTINGS: Final = {"BCRYPT_ROUNDS": "4", "ADMIN_RATE_LIMIT": "100000/m", "ADMIN_READ_RATE_LIMIT": "100000/m"}
 
@@ -35,15 +35,15 @@ def trial(folder: Path) -> Iterator[Finding]:
         incomplete, complete = _cut(admin)
         commands = _settled(admin)
         yield Finding(
-            "a POST that was cut short leaves nothing",
-            f"{incomplete:,} clients gone after each byte of it, by FIN and by RST",
+            "an incomplete POST leaves nothing",
+            f"{incomplete:,} clients disconnected after each byte of it, by FIN and by RST",
             f"{sum(note.startswith('incomplete') for note in commands)} commands",
             not any(note.startswith("incomplete") for note in commands),
         )
         whole = [_is_whole(command) for notes in commands.values() for command in notes]
         yield Finding(
-            "a whole one leaves nothing, or a whole command that reaches every phone",
-            f"{len(complete):,} clients gone while it was carried out or answered",
+            "a complete one leaves nothing, or a whole command that reaches every phone",
+            f"{len(complete):,} clients disconnected while it was carried out or answered",
             f"{len(whole)} commands, {whole.count(True)} whole and pushed to all",
             all(whole) and bool(whole),
         )
@@ -51,14 +51,14 @@ def trial(folder: Path) -> Iterator[Finding]:
         counts = Counter(len(notes) for note, notes in _settled(admin).items())
         yield Finding(
             "sent again, it is carried out once",
-            f"the {len(complete):,} whole requests once more, byte by byte the same",
+            f"the {len(complete):,} complete requests once more, with the same bytes",
             f"{statuses[200]:,} × 200, {counts.total():,} commands, {counts.total() - counts[1]} of them twice",
             statuses.total() == statuses[200] == counts[1] == counts.total(),
         )
 
 
 def _cut(admin: FleetClient) -> tuple[int, list[bytes]]:
-    """Be gone after each byte, then while the answer comes; return how many were cut short, and the whole requests."""
+    """Disconnect after each byte, then during the answer; return the number of cut and of complete requests."""
     length = len(_request(admin, "incomplete 0000"))
     moments = [(size, politely) for size in range(length) for politely in (True, False)]
     for number, (size, politely) in enumerate(moments):
@@ -80,7 +80,7 @@ def _request(admin: FleetClient, note: str) -> bytes:
 
 
 def _settled(admin: FleetClient) -> dict[str, list[dict[str, Any]]]:
-    """Return the commands by note, once every push has left."""
+    """Return the commands by note, once every push was sent."""
     found: dict[str, list[dict[str, Any]]] = {}
 
     def pushed() -> bool:

@@ -1,4 +1,4 @@
-"""The guard on trial over real sockets: what is too large, too slow, or says nothing; and a stop among such clients."""
+"""The trial of the guard over real sockets: too large, too slow or silent clients; and a stop among them."""
 
 import asyncio
 import signal
@@ -28,7 +28,7 @@ from nexmdm.client.http_client import FleetClient, Refused, Unreachable
 
 HUNDRED_MB: Final = 100_000_000
 MOST_READ: Final = 5 * 1024 * 1024
-"""The 4 MiB that are thrown away so that an honest client gets to read its answer, and what was under way by then."""
+"""The 4 MiB that are discarded so that an honest client can read its answer, and the data in transit by then."""
 
 MEGABYTE: Final = 1_000_000
 LARGE: Final = 300
@@ -49,7 +49,7 @@ _HEARTBEAT: Final = "/v1/heartbeat"
 
 
 def trial(folder: Path) -> Iterator[Finding]:
-    """Try the guard of one web worker."""
+    """Test the guard of one web worker."""
     data_dir = folder / "data"
     with testbed.served(data_dir, **SETTINGS) as serving, serving.admin() as admin:
         members, _ = enrolling.enrol(admin, PHONES, with_push_tokens=False, watch=lambda: None)
@@ -83,7 +83,7 @@ def _sizes(serving: Serving) -> Iterator[Finding]:
         read = _bytes_read(serving) - before
         figure = f"{received.status} after {received.seconds:.1f} s, {read / 2**20:.1f} MiB read"
         held = received.status == status and read <= MOST_READ
-        yield Finding(f"too much is {status}, and not read to its end", tried, figure, held)
+        yield Finding(f"a request that is too large gets {status}, and not read to its end", tried, figure, held)
 
 
 def _bytes_read(serving: Serving) -> int:
@@ -97,8 +97,8 @@ def _times(url: str) -> Iterator[Finding]:
         "a body that does not finish is 408 at 10 s": ("1 of 100 bytes", 408, (
             head(_HEARTBEAT, _JSON, "Content-Length: 100"), b"\r\n", b"{",
         )),
-        "nor is a head waited for longer": ("half a head", 408, (head(_HEARTBEAT, _JSON), b"X-Padding: x")),
-        "a connection without a word is closed": ("silence", 0, ()),
+        "a head that does not finish is 408 too": ("half a head", 408, (head(_HEARTBEAT, _JSON), b"X-Padding: x")),
+        "a silent connection is closed": ("silence", 0, ()),
     }  # fmt: skip
     with ThreadPoolExecutor(len(unfinished)) as threads:
         received = [threads.submit(sockets.say, url, *pieces) for _, _, pieces in unfinished.values()]
@@ -113,7 +113,7 @@ def _in_time(promise: str, tried: str, heard: Received, status: int) -> Finding:
 
 
 def _memory(serving: Serving) -> Finding:
-    """Have strangers hold as many large bodies as they can, and weigh the worker."""
+    """Let hostile clients send as many large bodies as they can, and measure the worker's memory."""
     worker = serving.child("web-1")
     before = machine.resident_mebibytes(worker)
     unfinished = head("/admin/command", _JSON, f"Content-Length: {MEGABYTE}") + b"\r\n" + b" " * (MEGABYTE - 1)
@@ -126,15 +126,15 @@ def _memory(serving: Serving) -> Finding:
     statuses = Counter(one.result().status for one in received)
     message = ", ".join(f"{count} × {status}" for status, count in sorted(statuses.items()))
     return Finding(
-        f"large bodies that do not finish take {MOST_GROWN_MEBIBYTES} MiB of a worker at most",
-        f"{LARGE} strangers, each with 999,999 of 1,000,000 bytes",
+        f"large bodies that do not finish take at most {MOST_GROWN_MEBIBYTES} MiB of a worker",
+        f"{LARGE} clients without a credential, each with 999,999 of 1,000,000 bytes",
         f"{grown:.0f} MiB; {message}",
         grown <= MOST_GROWN_MEBIBYTES and set(statuses) == {408, 503},
     )
 
 
 async def _squatters(url: str, members: list[Member]) -> Finding:
-    """Measure heartbeats without and with clients that only hold connections, in turns."""
+    """Measure heartbeats without and with clients that only keep connections open, in turns."""
     pulse = BackgroundLoad(url, members, per_second=PER_SECOND)
     await pulse.beat(2)
     without, beside = [], []
@@ -146,8 +146,8 @@ async def _squatters(url: str, members: list[Member]) -> Finding:
     ratio = median(beside) / median(without)
     failed = pulse.failures.total()
     return Finding(
-        f"who holds connections does not slow the others (p99 within {MOST_SLOWER} ×)",
-        f"{SILENT:,} silent connections and {SLOW} slow bodies beside {PER_SECOND} heartbeats/s",
+        f"clients that keep connections open do not slow down others (p99 within {MOST_SLOWER} ×)",
+        f"{SILENT:,} silent connections and {SLOW} slow bodies next to {PER_SECOND} heartbeats/s",
         f"{milliseconds(median(without))} → {milliseconds(median(beside))}, {ratio:.2f} ×, {failed} failed",
         ratio <= MOST_SLOWER and not failed,
     )
@@ -160,7 +160,7 @@ def _p99(latencies: Any) -> float:
 
 @asynccontextmanager
 async def squatting(url: str) -> AsyncIterator[None]:
-    """Hold connections, silent ones and such with a slow body; those that the server closes are opened anew."""
+    """Keep connections open, silent ones and slow ones; those that the server closes are opened again."""
     tasks = [asyncio.create_task(_squat(url, _in_silence)) for _ in range(SILENT)]
     tasks += [asyncio.create_task(_squat(url, _drop_by_drop)) for _ in range(SLOW)]
     await asyncio.sleep(1)
@@ -195,7 +195,7 @@ async def _drop_by_drop(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 
 
 async def _no_reading(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Ask for large answers, and take none of them."""
+    """Request large answers, and do not read them."""
     transport = cast("asyncio.Transport", writer.transport)
     transport.pause_reading()
     writer.write((head("/openapi.json", method="GET") + b"\r\n") * 50)
@@ -204,7 +204,7 @@ async def _no_reading(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """How a stop went: its length, what was answered 200 (each phone's last number, commands), traces in the log."""
+    """The result of a stop: duration, what was answered 200 (each phone's last number, commands), traces logged."""
 
     seconds: float
     acknowledged: dict[str, int]
@@ -213,7 +213,7 @@ class Stopped:
 
 
 async def _stop(serving: Serving, admin: FleetClient, members: list[Member]) -> Stopped:
-    """Stop the server under load, hostile clients among it."""
+    """Stop the server under load, with hostile clients."""
     pulse = BackgroundLoad(serving.url, members, per_second=PER_SECOND)
     accepted: list[str] = []
     async with squatting(serving.url):
@@ -233,7 +233,7 @@ async def _stop(serving: Serving, admin: FleetClient, members: list[Member]) -> 
 
 
 def _command(admin: FleetClient, accepted: list[str]) -> None:
-    """Send pings until the server is gone, and note those that it accepted."""
+    """Send pings until the server is gone, and record those that it accepted."""
     with suppress(Unreachable, Refused):
         while True:
             accepted.append(admin.post("/admin/command", {"action": "ping", "target": {"all": True}})["request_id"])
@@ -249,7 +249,7 @@ def _what_is_left(admin: FleetClient, stopped: Stopped) -> Finding:
     message = f"{len(phones)} phones' last heartbeats and {len(accepted)} commands: {lost} lost"
     return Finding(
         f"SIGTERM ends within {STOP_SECONDS} s, and loses nothing that was answered 200",
-        "the same squatters, 20 who take no answer, heartbeats and commands",
+        "the same connections, 20 clients that read no answer, heartbeats and commands",
         f"{stopped.seconds:.1f} s; {message}; {stopped.traces} traces in the log",
         stopped.seconds < STOP_SECONDS and not lost and not stopped.traces and bool(phones) and bool(accepted),
     )

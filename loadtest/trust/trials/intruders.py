@@ -1,4 +1,4 @@
-"""Intruders on trial: many at once with one token, guessers, the revoked; on two workers with one database."""
+"""The trial of intruders: many clients with one token, guesses, revoked devices; on two workers with one database."""
 
 import asyncio
 from collections import Counter
@@ -27,7 +27,7 @@ SETTINGS: Final = {"BCRYPT_ROUNDS": "10", "AUTH_FAILURE_RATE_LIMIT": f"{FAILURES
 
 
 def trial(folder: Path) -> Iterator[Finding]:
-    """Have intruders call two workers, each on a port of its own."""
+    """Let intruders call two workers, each on its own port."""
     with ExitStack() as stack:
         serving = stack.enter_context(testbed.served(folder / "data", **SETTINGS))
         admin = stack.enter_context(serving.admin())
@@ -55,8 +55,8 @@ async def _one_token_for_many(admin: FleetClient, urls: list[str]) -> Finding:
     devices, _ = admin.items("/admin/devices", AT_ONCE)
     return Finding(
         "an enrollment token for one device makes exactly one",
-        f"{AT_ONCE} registrations at once, on two workers",
-        f"{_told(statuses)}; {len(devices)} device",
+        f"{AT_ONCE} registrations at the same time, on two workers",
+        f"{_counted(statuses)}; {len(devices)} device",
         statuses == {200: 1, 401: AT_ONCE - 1} and len(devices) == 1,
     )
 
@@ -74,9 +74,9 @@ async def _revoked(admin: FleetClient, urls: list[str], member: Member) -> Findi
                 if answers != [wanted] * len(urls):
                     break
     return Finding(
-        "a revoked device is out, and a reinstated one in, in every process at its next request",
+        "a revocation and a reinstatement are effective in every process at the next request",
         f"{rounds} times each, then a heartbeat to each of two workers",
-        _told(statuses),
+        _counted(statuses),
         statuses == {403: rounds * len(urls), 200: rounds * len(urls)},
     )
 
@@ -94,9 +94,9 @@ async def _guessed(admin: FleetClient, urls: list[str], member: Member) -> Findi
     await asyncio.to_thread(admin.get, "/admin/summary")
     held = set(guessed) == {401, 429} and guessed[401] <= 2 * FAILURES_A_MINUTE and set(good) == {200}
     return Finding(
-        f"beyond {FAILURES_A_MINUTE} failures a minute a guesser gets 429, whoever is good at that address passes",
+        f"over {FAILURES_A_MINUTE} failures a minute guesses get 429, and valid requests from that address pass",
         f"{GUESSES} wrong tokens from one address, each with another X-Forwarded-For; good heartbeats among them",
-        f"guesses {_told(guessed)}; good ones {_told(good)}",
+        f"guesses {_counted(guessed)}; good ones {_counted(good)}",
         held,
     )
 
@@ -113,5 +113,5 @@ async def _post(
     return answer.status_code
 
 
-def _told(statuses: Counter[int]) -> str:
+def _counted(statuses: Counter[int]) -> str:
     return ", ".join(f"{count} × {status}" for status, count in sorted(statuses.items()))

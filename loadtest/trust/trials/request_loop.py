@@ -1,4 +1,4 @@
-"""What all loops of requests have: connections, a count of failures, and an end."""
+"""The common part of all loops of requests: connections, a count of failures, and an end."""
 
 from collections import Counter
 
@@ -15,7 +15,7 @@ class RequestLoop:
 
     @property
     def left(self) -> int:
-        """How many went over another connection, since the server had closed theirs before they were written."""
+        """The number of requests that used another connection, because theirs was closed before they were written."""
         return self._pool.left
 
     def end(self) -> None:
@@ -23,5 +23,5 @@ class RequestLoop:
         self._goes_on = False
 
     def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         self._pool.close()

@@ -1,7 +1,7 @@
-"""Rotation on trial: the admin key, the HMAC secret and SECRET_KEY change in running workers, and no request fails.
+"""The trial of rotation: the secrets of running workers are changed one by one, without a failed request.
 
-Workers that share the work know the new secret before any of them, or a client, uses it: first it is let in beside the
-old one, then it takes its place, then the old one goes. At each step the workers are replaced one by one.
+Workers that share the work know the new secret before any of them, or a client, uses it. First it is accepted next to
+the old one, then it replaces it, then the old one is removed. At each step the workers are replaced one by one.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ LEAST_HEARTBEATS: Final = 2000
 LEAST_ADMIN_CALLS: Final = 200
 ADMIN_PAUSE_SECONDS: Final = 0.05
 BREATH_SECONDS: Final = 3
-"""How long a step is borne before the next: each phone sends a heartbeat meanwhile."""
+"""The duration of a step: each phone sends a heartbeat in it."""
 
 ROTATED: Final = {
     "ADMIN_KEY": "ADMIN_KEY_PREVIOUS", "HMAC_SECRET": "HMAC_SECRET_PREVIOUS", "SECRET_KEY": "SECRET_KEY_FALLBACKS",
@@ -59,7 +59,7 @@ def trial(folder: Path) -> Iterator[Finding]:
 
 
 class Rollout:
-    """The workers on one socket, and how they are replaced one by one."""
+    """The workers on one socket, and their replacement one by one."""
 
     def __init__(self, listener: socket.socket, environment: Mapping[str, str], folder: Path) -> None:
         self._listener = listener
@@ -70,7 +70,7 @@ class Rollout:
         self.url = workers.url_of(listener)
 
     def settings(self, current: Secrets, others: Secrets | None = None) -> None:
-        """Replace each worker by one with these secrets, the others let in beside them."""
+        """Replace each worker by one with these secrets, which accepts the other ones too."""
         beside = {variable: others[name] if others else "" for name, variable in ROTATED.items()}
         for _ in range(WORKERS):
             self._started += 1
@@ -80,13 +80,13 @@ class Rollout:
                 self._running.pop(0).stop()
 
     def end(self) -> None:
-        """Stop what runs."""
+        """Stop all processes."""
         while self._running:
             self._running.pop().stop()
 
 
 class Admin(RequestLoop):
-    """One who calls again and again, with the credentials of the hour."""
+    """An admin that calls again and again, with the present credentials."""
 
     def __init__(self, url: str, credentials: Secrets) -> None:
         self._server = Server.of(url)
@@ -118,7 +118,7 @@ class Admin(RequestLoop):
 
 @dataclass(frozen=True, slots=True)
 class Borne:
-    """What was sent meanwhile, how much of it left a closed connection for another one first, and what failed."""
+    """The number of requests, how many of them used another connection because theirs was closed, and the failures."""
 
     heartbeats: int
     calls: int
@@ -149,7 +149,7 @@ async def _rotate(rollout: Rollout, members: list[Member], old: Secrets, new: Se
 
 
 def found(borne: Borne, refused: str) -> Finding:
-    """Judge what became of the requests, and what the old secrets were answered in the end."""
+    """Check the results of the requests, and the answers to the old secrets at the end."""
     failed = borne.failures.total()
     message = ", ".join(f"{count} × {error}" for error, count in borne.failures.most_common(3))
     enough = borne.heartbeats >= LEAST_HEARTBEATS and borne.calls >= LEAST_ADMIN_CALLS
@@ -157,13 +157,13 @@ def found(borne: Borne, refused: str) -> Finding:
         "admin key, HMAC secret and SECRET_KEY are rotated without a failed request",
         f"{WORKERS} workers replaced one by one, three times, under load; at the end the old ones get {refused}",
         f"{borne.heartbeats:,} heartbeats, {borne.calls:,} admin calls: {failed} failed {message}".strip()
-        + f"; {borne.left} found their connection closed before they were written, and took another",
+        + f"; {borne.left} used another connection because theirs was closed before they were written",
         not failed and refused == "401" and enough,
     )
 
 
 async def _refusals(url: str, old: Secrets) -> str:
-    """Return what a request signed with the old credentials is answered."""
+    """Return the answer to a request signed with the old credentials."""
     admin = Admin(url, old)
     await admin.once("GET", "/admin/summary", b"")
     admin.close()

@@ -1,4 +1,4 @@
-"""The evidence of a search for secrets: every secret that was used, and an HTTP client that remembers them."""
+"""The evidence of a search for secrets: every secret that was used, and an HTTP client that records them."""
 
 import socket
 from collections import defaultdict
@@ -18,13 +18,13 @@ PASSWORD: Final = "a password that must not be read"  # noqa: S105
 WRONG_PASSWORD: Final = "one that opens nothing, and must not be read"  # noqa: S105
 
 OTHER_ADDRESS: Final = "127.0.0.2"
-"""Another address of this machine: who fails too often there spoils nothing here."""
+"""Another address of this machine: failures from it do not affect others."""
 SITE: Final = "/django-admin/"
 
 
 @dataclass(slots=True)
 class Evidence:
-    """The secrets by kind, and what is written in each place where they must not be."""
+    """The secrets by kind, and the content of each place where they must not be."""
 
     secrets: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     places: dict[str, str] = field(default_factory=dict)
@@ -34,7 +34,7 @@ class Evidence:
     exports: set[str] = field(default_factory=set)
 
     def secret(self, kind: str, text: str) -> str:
-        """Remember a secret, and return it."""
+        """Record a secret, and return it."""
         self.secrets[kind].add(text)
         return text
 
@@ -45,7 +45,7 @@ class Evidence:
 
 
 class Calls:
-    """An HTTP client that remembers what was sent and got as a secret, and each answer that was an error."""
+    """An HTTP client that records the secrets it sent and got, and each answer that was an error."""
 
     def __init__(self, url: str, configured: dict[str, str], evidence: Evidence) -> None:
         self.evidence = evidence
@@ -94,7 +94,7 @@ class Calls:
         )
 
     def phone(self, target: str, bearer: str, body: Any = None) -> Any:
-        """Send what a phone sends, and remember what it is given."""
+        """Send a phone's request, and record the secrets in its answer."""
         answer = self.call("POST", target, body, {"Authorization": f"Bearer {bearer}"})
         for name in ("device_token", "command_key"):
             if isinstance(answer, dict) and name in answer:
@@ -104,7 +104,7 @@ class Calls:
         return answer
 
     def unfinished(self, target: str, bearer: str) -> None:
-        """Begin a request whose body does not end, and hear how the server ends it."""
+        """Begin a request whose body does not end, and return how the server ends it."""
         server = Server.of(self.url)
         head = server.head("POST", target, {"Authorization": f"Bearer {bearer}", "Content-Length": "1000"})
         with socket.create_connection((server.host, server.port), timeout=60) as connection:

@@ -1,7 +1,7 @@
-"""Leaks on trial: after a whole loop with every kind of error in it, no secret is found anywhere but where it belongs.
+"""The trial of leaks: after a complete loop with every kind of error, secrets are only where they belong.
 
-Looked for is what was configured, issued, or sent as a credential. Looked through are the logs, PostgreSQL's own among
-them, the metrics, each answer that was an error, the audit, the pages of the admin site, and a dump of the database.
+It searches for everything that was configured, issued, or sent as a credential. It searches through the logs, also
+PostgreSQL's, the metrics, each error answer, the audit, the pages of the admin site, and a dump of the database.
 """
 
 import base64
@@ -38,25 +38,25 @@ PUSH_WORDS: Final = (
     "ok", "unregistered", "mismatch", "invalid", "malformed", "unavailable", "internal", "quota", "garbage", "reset",
     "blank", "html", "forbidden", "missing", "unauthenticated",
 )  # fmt: skip
-"""The beginnings of push tokens by which the stand-in for FCM chooses its answer."""
+"""The beginnings of push tokens by which the fake FCM chooses its answer."""
 
 STATUSES: Final = frozenset({400, 401, 403, 404, 405, 408, 409, 413, 415, 422, 429, 431, 500, 503})
-"""Each kind of error: all of them have to be provoked."""
+"""Each kind of error: all of them must be provoked."""
 
 KINDS: Final = frozenset({
     *CONFIGURED, "service account", "access token", "push token", "enrollment token", "device token", "command key",
     "signature", "envelope's signature", "session cookie", "password",
 })  # fmt: skip
-"""Each kind of secret: some of all of them have to be looked for."""
+"""Each kind of secret: the search must include some of each."""
 UNSTORABLE: Final = "unstorable"
 FAILURES: Final = 70
-"""More than an address may have in a minute."""
+"""More than the limit of an address in a minute."""
 
 PUSH_SECONDS: Final = 30
 
 
 def trial(folder: Path) -> Iterator[Finding]:
-    """Go through the loop, provoke what can go wrong, and look for what should not be there."""
+    """Run the loop, provoke the errors, and search for secrets."""
     evidence = Evidence()
     with ExitStack() as stack:
         standin = stack.enter_context(FcmStandin())
@@ -88,7 +88,7 @@ def _push_token(evidence: Evidence, word: str) -> str:
 
 
 def _loop(calls: Calls, standin: FcmStandin, serving: Serving) -> dict[str, dict[str, Any]]:
-    """Enrol a phone for each of FCM's answers, command them, have them answer, rotate and enrol again."""
+    """Enroll a phone for each of FCM's answers, command them, let them answer, rotate and enroll again."""
     phones = {}
     for word in PUSH_WORDS:
         token = calls.enrollment_token(re_enroll=True)
@@ -111,7 +111,7 @@ def _loop(calls: Calls, standin: FcmStandin, serving: Serving) -> dict[str, dict
 
 
 def _write_as_named_admin(calls: Calls) -> None:
-    """Leave a named admin in the audit, by the key on its way out and the current secret."""
+    """Write an audit entry of a named admin, by the previous key and the current secret."""
     key, secret = calls.configured[f"{NAMED_KEY}_PREVIOUS"], calls.configured[NAMED_SECRET]
     with closing(FleetClient(calls.url, key=key, secret=secret)) as admin:
         made = admin.post("/admin/enrollment-tokens", {"label": "of a named admin"})
@@ -119,7 +119,7 @@ def _write_as_named_admin(calls: Calls) -> None:
 
 
 def _command(calls: Calls, phone: dict[str, Any], pushed: Callable[[], object]) -> None:
-    """Have a phone carry out a command once it is pushed, and say so twice."""
+    """Let a phone carry out a command once it is pushed, and report it twice."""
     target = {"device_ids": [phone["device_id"]]}
     command = calls.signed("POST", "/admin/command", {"action": "ping", "target": target})
     calls.phone("/v1/heartbeat", phone["device_token"], {"status": {"battery_pct": 50}})
@@ -130,7 +130,7 @@ def _command(calls: Calls, phone: dict[str, Any], pushed: Callable[[], object]) 
 
 
 def _await_push(evidence: Evidence, standin: FcmStandin, word: str) -> None:
-    """Wait for a push that is answered so. Raises TimeoutError."""
+    """Wait for a push with this answer. Raises TimeoutError."""
     standin.journal.wait_for(1, PUSH_SECONDS, matching=partial(_is_to, word))
     evidence.pushed.add(word)
 
@@ -140,7 +140,7 @@ def _is_to(word: str, send: Send) -> bool:
 
 
 def _close_the_circuit(serving: Serving) -> None:
-    """Replace the dispatcher: a new one does not know that the one before had stopped pushing for a while."""
+    """Replace the dispatcher: a new one does not know that the one before had stopped pushing."""
     before = serving.child("dispatch")
     os.kill(before, signal.SIGTERM)
     wait_for(lambda: serving.child("dispatch") != before)
@@ -189,7 +189,7 @@ def _provoke(calls: Calls, phones: dict[str, dict[str, Any]], serving: Serving) 
 
 
 def _break_the_database(calls: Calls, phone: dict[str, Any], serving: Serving) -> None:
-    """Have PostgreSQL refuse rows, with all that is in them, and cut its connections."""
+    """Make PostgreSQL refuse rows with all their content, and cut its connections."""
     rule = sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} CHECK ({} NOT LIKE {}) NOT VALID")
     with psycopg.connect(serving.database_url(), autocommit=True) as database:
         for table, column in (
@@ -213,7 +213,7 @@ def _break_the_database(calls: Calls, phone: dict[str, Any], serving: Serving) -
 
 
 def _shut_the_database(calls: Calls, phone: dict[str, Any], serving: Serving) -> None:
-    """Have PostgreSQL let nobody in for a while."""
+    """Make PostgreSQL refuse connections for a while."""
     url = serving.database_url()
     with psycopg.connect(url) as database:
         name = database.info.dbname
@@ -233,7 +233,7 @@ def _shut_the_database(calls: Calls, phone: dict[str, Any], serving: Serving) ->
 
 
 def provoked(evidence: Evidence) -> Finding:
-    """Judge whether all was tried and looked at that there is to be; without that, a search finds nothing easily."""
+    """Check that everything was tried and searched; otherwise an empty result means nothing."""
     missing = [
         *(f"no {status}" for status in sorted(STATUSES - evidence.statuses)),
         *(f"no push answered {word}" for word in PUSH_WORDS if word not in evidence.pushed),
@@ -242,7 +242,7 @@ def provoked(evidence: Evidence) -> Finding:
     ]
     answered = " ".join(map(str, sorted(evidence.statuses)))
     return Finding(
-        "the search comes after every kind of error, and knows every kind of secret",
+        "the search follows every kind of error, and includes every kind of secret",
         f"answers {answered}; pushes answered {', '.join(sorted(evidence.pushed))}",
         ", ".join(missing) or f"{evidence.pages} pages of the admin site, {len(evidence.exports)} lists exported",
         not missing,

@@ -17,19 +17,19 @@ from loadtest.testbed.serving import MANAGE, Serving
 from loadtest.trust.trials.secret_evidence import PASSWORD, SITE, USER, WRONG_PASSWORD, Calls, Evidence
 
 MOST_ALIKE: Final = 2
-"""How many links are followed that differ in nothing but the values of their query."""
+"""The number of followed links that differ only in the values of their query."""
 
 MOST_NAMES: Final = 2
-"""How many names the query of a link that is followed may have: filters combine without end."""
+"""The number of names that the query of a followed link may have: filters combine without end."""
 
 EXPORTS: Final = 6
-"""How many lists of the admin site can be exported."""
+"""The number of lists of the admin site that can be exported."""
 
 _LINK: Final = re.compile(r'href="([^"]*)"')
 
 
 def look(calls: Calls, serving: Serving) -> None:
-    """Read what is written in each place."""
+    """Read the content of each place."""
     places = calls.evidence.places
     bearer = {"Authorization": f"Bearer {calls.configured['METRICS_TOKEN']}"}
     places["the metrics"] = str(calls.call("GET", "/metrics", None, bearer))
@@ -65,7 +65,7 @@ def _pages(serving: Serving, evidence: Evidence) -> Iterator[str]:
 
 
 def _linked(browser: httpx.Client, evidence: Evidence) -> Iterator[str]:
-    """Yield every page and every export that a link leads to. Raises HTTPStatusError for one that leads nowhere."""
+    """Yield every page and every export that a link leads to. Raises HTTPStatusError for a link to an error."""
     alike: Counter[tuple[str, frozenset[str]]] = Counter()
     waiting, seen = [SITE], {SITE}
     while waiting:
@@ -86,7 +86,7 @@ def _linked(browser: httpx.Client, evidence: Evidence) -> Iterator[str]:
 
 
 def links(page: httpx.Response) -> Iterator[str]:
-    """Yield what a page of the admin site leads to within it, but for the way out."""
+    """Yield the links of a page within the admin site, except the logout."""
     for link in _LINK.findall(page.text):
         target = urldefrag(urljoin(page.url.raw_path.decode(), unescape(link))).url
         if target.startswith(SITE) and not target.startswith(f"{SITE}logout"):
@@ -94,7 +94,7 @@ def links(page: httpx.Response) -> Iterator[str]:
 
 
 def _dump(url: str) -> str:
-    """Return all rows of all tables, but for the one column that has to hold push tokens."""
+    """Return all rows of all tables, without the one column that contains push tokens."""
     columns = (
         "SELECT table_name, array_agg(column_name::text) FROM information_schema.columns"
         " WHERE table_schema = 'public' AND (table_name, column_name) <> ('devices_device', 'push_token')"

@@ -1,4 +1,4 @@
-"""Clients below HTTP: they send what bytes they like, when they like, and see what becomes of their connection."""
+"""Clients below HTTP: they send any bytes at any time, and observe the answer and the end of their connection."""
 
 import asyncio
 import socket
@@ -18,14 +18,14 @@ _CUT_AT_ONCE: Final = struct.pack("ii", 1, 0)
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """What a client heard: the status of the answer (0: none), and after how many seconds it came, or the end."""
+    """The status of the answer to a client (0: none), and the seconds until it, or until the end."""
 
     status: int
     seconds: float
 
 
 def head(target: str, *headers: str, method: str = "POST") -> bytes:
-    """Return the head of a request but for the empty line that ends it."""
+    """Return the head of a request without the empty line that ends it."""
     return "\r\n".join([f"{method} {target} HTTP/1.1", "Host: 127.0.0.1", *headers, ""]).encode()
 
 
@@ -41,12 +41,12 @@ async def connected(url: str) -> AsyncIterator[tuple[asyncio.StreamReader, async
 
 
 def say(url: str, *pieces: bytes) -> Received:
-    """Send these pieces, whatever is answered, and return what was heard."""
+    """Send these pieces, whatever is answered, and return what was received."""
     return flood(url, iter(pieces))
 
 
 def flood(url: str, pieces: Iterator[bytes]) -> Received:
-    """Send pieces until there are no more or the server takes none: a hostile client does not stop at an answer."""
+    """Send pieces until there are no more or the server accepts none: a hostile client does not stop at an answer."""
     began = time.monotonic()
     with _open(url) as connection:
         sending = threading.Thread(target=_send, args=[connection, pieces], daemon=True)
@@ -78,7 +78,7 @@ def _hear(connection: socket.socket) -> int:
 
 
 def cut_after(url: str, sent: bytes, *, politely: bool, read: int = 0) -> None:
-    """Send these bytes, read so many of the answer, and be gone: with a FIN, or with an RST."""
+    """Send these bytes, read this number of bytes of the answer, and disconnect: with a FIN, or with an RST."""
     with _open(url) as connection:
         if not politely:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _CUT_AT_ONCE)
@@ -88,7 +88,7 @@ def cut_after(url: str, sent: bytes, *, politely: bool, read: int = 0) -> None:
 
 
 def replay(url: str, request: bytes) -> int:
-    """Send a whole request over a connection of its own, and return the status of the answer; 0: there was none."""
+    """Send a whole request over its own connection, and return the status of the answer; 0: there was none."""
     with _open(url) as connection:
         connection.sendall(request)
         return _hear(connection)

@@ -1,4 +1,4 @@
-"""Tests that hold a promise, run with more examples than `make test` gives them."""
+"""Tests of a promise, run with more examples than `make test` uses."""
 
 import subprocess
 import sys
@@ -33,9 +33,9 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class HeldByTests:
-    """A promise, and the tests that hold it: files, or single ones as pytest names them.
+    """A promise, and its tests: files, or single ones in pytest's form.
 
-    `at_least` is how much they have to count, of what `record_property` names.
+    `at_least` is the minimum that they must count, of what `record_property` names.
     """
 
     promise: str
@@ -44,7 +44,7 @@ class HeldByTests:
     at_least: Mapping[str, int] = field(default_factory=dict)
 
     def finding(self, cases: Mapping[str, Case]) -> Finding:
-        """Return what came of its tests. It is held if each of them has run and passed, and they counted enough."""
+        """Return the result of its tests. The promise is kept if each has run and passed, and they counted enough."""
         mine = {name: case for name, case in cases.items() if any(_belongs(name, test) for test in self.tests)}
         counted: Counter[str] = Counter()
         for case in mine.values():

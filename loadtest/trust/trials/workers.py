@@ -1,4 +1,4 @@
-"""Web workers by hand: as a process manager runs them, on listening sockets that outlive them."""
+"""Web workers as a process manager runs them, on listening sockets that outlive them."""
 
 import signal
 import socket
@@ -23,7 +23,7 @@ def listening() -> Iterator[socket.socket]:
 
 
 def url_of(listener: socket.socket) -> str:
-    """Return the address at which a worker on this socket serves."""
+    """Return the address of a worker on this socket."""
     return f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
@@ -44,9 +44,9 @@ class Worker:
             )
         wait_for(lambda: "web.started" in output.read_text() or self._process.poll() is not None)
         if self._process.poll() is not None:
-            raise RuntimeError(f"a web worker ended at once:\n{output.read_text()}")
+            raise RuntimeError(f"a web worker ended immediately:\n{output.read_text()}")
 
     def stop(self) -> None:
-        """Have it finish what is in flight, as for an upgrade, and wait for its end."""
+        """Let it finish the requests in flight, as for an upgrade, and wait for its end."""
         self._process.send_signal(signal.SIGTERM)
         self._process.wait(STOP_SECONDS)

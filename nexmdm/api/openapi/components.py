@@ -1,4 +1,4 @@
-"""What the OpenAPI document says once for all operations: errors, headers, credentials, the catalogue of actions."""
+"""The shared components of the OpenAPI document: errors, headers, credentials, the catalogue of actions."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -22,8 +22,8 @@ PROBLEM: Final[Json] = {
         "errors": {
             "type": "array",
             "maxItems": problems.MOST_ERRORS,
-            "description": f"With status 422 only: what is wrong, and where; {problems.MOST_ERRORS} of it at most, "
-            "and of a list the first wrong entry.",
+            "description": f"Only with status 422: what is wrong, and where. At most {problems.MOST_ERRORS} errors, "
+            "and of a list only the first wrong entry.",
             "items": {
                 "type": "object",
                 "required": ["loc", "msg"],
@@ -41,13 +41,13 @@ PROBLEM: Final[Json] = {
 }
 HEADERS: Final[Json] = {
     "X-Correlation-ID": {
-        "description": "Names this request in the log. The caller's own X-Correlation-ID, if it is 1 to 64 letters, "
-        "digits, dots, hyphens and underscores; else a new one.",
+        "description": "The id of this request in the log. It is the X-Correlation-ID of the request, if that has 1 to "
+        "64 letters, digits, dots, hyphens and underscores; else a new one.",
         "required": True,
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"},
     },
     "Retry-After": {
-        "description": "How many seconds to wait before trying again.",
+        "description": "The seconds to wait before the next try.",
         "required": True,
         "schema": {"type": "integer", "minimum": 1},
     },
@@ -67,7 +67,7 @@ PARAMETERS: Final[Json] = {
         "schema": {"type": "string"},
     },
     "X-Timestamp": {
-        "description": "Now, in whole seconds since 1970; at most 300 away from the server's clock.",
+        "description": "The present time in whole seconds since 1970, at most 300 s from the server's clock.",
         "schema": {"type": "string", "pattern": "^[0-9]{1,12}$"},
     },
     "X-Signature": {
@@ -75,23 +75,23 @@ PARAMETERS: Final[Json] = {
         "schema": {"type": "string", "pattern": "^v1=[0-9a-f]{64}$"},
     },
     "Idempotency-Key": {
-        "description": "A new one for each new request. Repeating a request with its key repeats the answer, not the "
-        "work, for 24 hours.",
+        "description": "A new one for each new request. For 24 hours, a repeat of a request with its key gets the same "
+        "answer, and is not carried out again.",
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]{16,64}$"},
     },
 }
 SECURITY: Final[Mapping[str, Json]] = {
     "DeviceBearer": {"description": "A phone's device token, from its registration or its latest rotation."},
-    "EnrollmentBearer": {"description": "An enrollment token, made by an admin."},
+    "EnrollmentBearer": {"description": "An enrollment token that an admin created."},
     "SignedRequest": {
-        "description": "Sign every request with the HMAC secret that belongs to the admin key, and send X-Admin, "
-        "X-Timestamp, X-Signature, and with every method but GET an Idempotency-Key: see Signing, above. `manage.py "
-        "fleet sign` prints these headers."
+        "description": "Sign every request with the HMAC secret of the admin key, and send X-Admin, X-Timestamp and "
+        "X-Signature. Every method except GET also requires an Idempotency-Key. See Signing, above. `manage.py fleet "
+        "sign` prints these headers."
     },
-    "MetricsBearer": {"type": "http", "scheme": "bearer", "description": "METRICS_TOKEN, where it is set."},
+    "MetricsBearer": {"type": "http", "scheme": "bearer", "description": "METRICS_TOKEN, if it is set."},
 }
 TAGS: Final = (
-    {"name": "device", "description": "The calls of a phone, with its token as the bearer."},
+    {"name": "device", "description": "The requests of a phone, with its token as the bearer token."},
     {"name": "commands", "description": "Commands to phones, their deliveries and their results."},
     {"name": "devices", "description": "Devices, their tags, and enrollment tokens."},
     {"name": "fleet", "description": "Revocation of devices, the summary of the fleet, and the audit."},
@@ -114,7 +114,7 @@ def _params_name(action: type[actions.Action]) -> str:
 
 
 def new_command(schema: Json) -> Json:
-    """Return the body of a command with the catalogue in it."""
+    """Return the schema of a command's body, with the catalogue in it."""
     listed = [f"`{action.name}`: {_params_name(action)}" for action in actions.CATALOGUE.values()]
     refs = [{"$ref": f"#/components/schemas/{_params_name(action)}"} for action in actions.CATALOGUE.values()]
     described = {

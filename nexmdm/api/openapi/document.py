@@ -1,7 +1,7 @@
-"""The OpenAPI document: Ninja's, and with it what each operation may refuse and which headers travel.
+"""The OpenAPI document: Ninja's, completed with each operation's refusals and headers.
 
-The refusals follow from the table of errors, the operation's credentials, its path and its body. Only what one
-operation alone can raise is named here, by operation id.
+The refusals follow from the table of errors, the operation's credentials, its path and its body. Only a refusal of one
+single operation is named here, by operation id.
 """
 
 import re
@@ -31,7 +31,7 @@ ErrorTable = Mapping[type[DomainError], tuple[int, str, dict[str, str]]]
 
 
 class Refusal(NamedTuple):
-    """One error answer: its status, its code, and a sentence that people may get to read with it."""
+    """One error answer: its status, its code, and a sentence that it may contain."""
 
     status: int
     code: str
@@ -98,12 +98,12 @@ _BY_OPERATION: Final[Mapping[str, tuple[type[DomainError], ...]]] = {
 _METRICS: Final = (_NOT_FOUND, _RATE_LIMITED, _DATABASE_UNAVAILABLE)
 _NO_METRICS_TOKEN: Final = Refusal(401, "invalid_token", "Send METRICS_TOKEN as the bearer token.")
 _NOT_THE_EXAMPLE: Final = (_NO_METRICS_TOKEN, _like(problems.TARGET_IS_NO_PATH))
-# This one names devices in its errors, so that it is no row of the table.
-_BESIDE_THE_TABLE: Final[ErrorTable] = {audience.UnknownDevices: (422, "unknown_devices", {})}
+# This error names devices, so it is not a row of the table.
+_NOT_IN_THE_TABLE: Final[ErrorTable] = {audience.UnknownDevices: (422, "unknown_devices", {})}
 
 
 class DescribedAPI(NinjaAPI):
-    """A NinjaAPI whose document tells of its errors and headers; `errors` is the table by which they are answered."""
+    """A NinjaAPI whose document contains its errors and headers. `errors` is the table by which it answers."""
 
     def __init__(self, *, errors: ErrorTable, **options: Any) -> None:
         super().__init__(**options)
@@ -111,12 +111,12 @@ class DescribedAPI(NinjaAPI):
         self._document: OpenAPISchema | None = None
 
     def get_openapi_operation_id(self, operation: Operation) -> str:
-        """Return the function's name as issueCommand."""
+        """Return the operation id, the function's name in the form issueCommand."""
         first, *others = operation.view_func.__name__.split("_")
         return first + "".join(map(str.capitalize, others))
 
     def get_openapi_schema(self, *, path_prefix: str | None = None, path_params: Json | None = None) -> OpenAPISchema:
-        """Return the whole document. It is made once: that takes 35 ms, and anybody may ask for it."""
+        """Return the whole document. It is created once: that takes 35 ms, and any client may request it."""
         if self._document is None:
             document = super().get_openapi_schema(path_prefix=path_prefix, path_params=path_params)
             _Completion(document, self._errors).apply()
@@ -129,7 +129,7 @@ class _Completion:
 
     def __init__(self, document: Json, errors: ErrorTable) -> None:
         self._document = document
-        self._errors = {**errors, **_BESIDE_THE_TABLE}
+        self._errors = {**errors, **_NOT_IN_THE_TABLE}
         self._answers: Json = {}
 
     def apply(self) -> None:
@@ -169,7 +169,7 @@ class _Completion:
         return described
 
     def _causes_of_422(self, found: Json) -> str:
-        """Return which fields of a phone's body can be a cause of 422; nothing for other bodies."""
+        """Return the fields of a phone's body that can cause a 422; none for other bodies."""
         schema = found.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
         body = self._document["components"]["schemas"].get(schema.get("$ref", "").rpartition("/")[2], {})
         described = {name: one.get("description", "") for name, one in body.get("properties", {}).items()}
@@ -194,7 +194,7 @@ class _Completion:
         return dict(sorted((refused | own).items()))
 
     def _refusals(self, method: str, path: str, found: Json) -> Iterable[Refusal]:
-        """Yield whatever may be refused, the guard's refusals first; some of it more than once."""
+        """Yield every possible refusal, the guard's refusals first; some of them more than once."""
         yield from _ANYWHERE
         if "requestBody" in found:
             yield _NOT_JSON
@@ -216,7 +216,7 @@ class _Completion:
             yield Refusal(status, code, error.detail)
 
     def _refused(self, status: int, refusals: list[Refusal]) -> Json:
-        """Return a reference to the answer with these refusals; operations that refuse the same share it."""
+        """Return a reference to the answer with these refusals; operations with the same refusals share it."""
         name = "Or".join("".join(map(str.capitalize, refusal.code.split("_"))) for refusal in refusals)
         self._answers[name] = _problem_answer(refusals) | {"headers": _headers(status)}
         return {"$ref": f"#/components/responses/{name}"}
@@ -249,7 +249,7 @@ def _metrics() -> Json:
 
 
 def _split(text: str) -> tuple[str, str]:
-    """Return a docstring's first sentence without its full stop, and what follows."""
+    """Return a docstring's first sentence without its full stop, and the rest."""
     first, *rest = re.split(r"\.(?:\s+|$)", " ".join(text.split()), maxsplit=1)
     return first, "".join(rest)
 
@@ -293,7 +293,7 @@ def _line(refusal: Refusal) -> str:
 
 
 def _example(refusal: Refusal) -> Any:
-    """Return the problem as it was really answered; as it is described, if another one has its code."""
+    """Return the problem of a real answer; if that has another code, the problem of the description."""
     problem = orjson.loads(Problem(refusal.status, refusal.code, refusal.detail).body())
     real = examples.PROBLEMS.get(refusal.code, problem)
     return problem if refusal in _NOT_THE_EXAMPLE or real["status"] != refusal.status else real

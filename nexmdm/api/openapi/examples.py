@@ -1,7 +1,7 @@
-"""The examples of the OpenAPI document. All of them were really run: tests/api/test_examples.py runs them again.
+"""The examples of the OpenAPI document. All of them were really run, and tests/api/test_examples.py runs them again.
 
-In examples.json, `operations` has the examples of each operation: `body` is what is sent (a name with `=` in it
-is the query), `answer` what came back. `path` has what stands in paths, `problems` an error for each code.
+In examples.json, `operations` has the examples of each operation: `body` is the request (a name with `=` in it is the
+query), `answer` the response. `path` has the values in paths, `problems` an error for each code.
 """
 
 import json
@@ -19,7 +19,7 @@ PROBLEMS: Final[Mapping[str, Json]] = _ALL["problems"]
 
 
 def shown(operation_id: str, part: str) -> Json:
-    """Return an operation's examples as OpenAPI has them. `part` is `body` or `answer`."""
+    """Return an operation's examples in OpenAPI's form. `part` is `body` or `answer`."""
     named = OPERATIONS.get(operation_id, {}).items()
     return {name: _summary(one) | {"value": one[part]} for name, one in named if part in one}
 

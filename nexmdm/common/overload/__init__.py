@@ -1,1 +1,1 @@
-"""What keeps expensive work from harming the rest: gates, hashing threads, shared look-ups."""
+"""Protection of other work from expensive work: gates, hashing threads, shared look-ups."""

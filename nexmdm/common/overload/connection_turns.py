@@ -1,4 +1,4 @@
-"""Turns at the connections of a process's pool: so many as it has to spare, and some that only signed calls take."""
+"""Turns for the connections of a process's pool: one for each spare connection, and some only for signed calls."""
 
 import asyncio
 import time
@@ -10,18 +10,18 @@ from nexmdm.common.overload.gates import GateFull
 from nexmdm.common.overload.per_loop import PerLoop
 
 RESERVED_CONNECTIONS: Final = 4
-"""Kept back for what a process does one at a time: the flushes of heartbeats, of reports and of small commands, or a
-dispatcher's claims; and the look-up of its readiness."""
+"""Reserved for work that a process does one at a time: the flushes of heartbeats, of reports and of small commands, or
+a dispatcher's claims; and the look-up of its readiness."""
 
 SIGNED_TURNS: Final = 1
-"""Turns that are left to other signed calls, whatever phones, the admin site and anonymous clients send."""
+"""Turns that are reserved for other signed calls, whatever phones, the admin site and anonymous clients send."""
 
 LEAST_WORK_SECONDS: Final = 1
-"""What is left of its time for work that has waited: with less, it would begin and not come to its end."""
+"""The time that must be left for work that has waited: with less, it would begin and not end in time."""
 
 
 def unsigned() -> int:
-    """Return how many turns there are for what is no signed call."""
+    """Return how many turns there are for work that does not belong to a signed call."""
     return max(1, _shared() - SIGNED_TURNS)
 
 
@@ -30,9 +30,9 @@ def _shared() -> int:
 
 
 class Turns:
-    """The turns of one event loop. acquire() and release() are for what is no signed call.
+    """The turns of one event loop. acquire() and release() are for work that does not belong to a signed call.
 
-    `ends_at` is when the work has to be done, in monotonic time. Raises GateFull if there is no turn in time.
+    `ends_at` is the deadline of the work, in monotonic time. Raises GateFull if there is no turn in time.
     """
 
     def __init__(self) -> None:
@@ -50,16 +50,16 @@ class Turns:
             raise
 
     def release(self) -> None:
-        """Give the turn up."""
+        """Free the turn."""
         self._shared.release()
         self._unsigned.release()
 
     async def acquire_signed(self, ends_at: float, *, least: float = LEAST_WORK_SECONDS) -> None:
-        """Wait for a signed call's turn, for which `least` seconds have to be left."""
+        """Wait for a signed call's turn, with at least `least` seconds left for the work."""
         await _take(self._shared, ends_at - least)
 
     def release_signed(self) -> None:
-        """Give a signed call's turn up."""
+        """Free a signed call's turn."""
         self._shared.release()
 
 
@@ -78,5 +78,5 @@ _turns: Final = PerLoop(Turns)
 
 
 def of_loop() -> Turns:
-    """Return the running loop's turns: to be held by code that uses a connection without run_in_db_thread()."""
+    """Return the running loop's turns, for code that uses a connection without run_in_db_thread()."""
     return _turns.get()

@@ -1,6 +1,6 @@
-"""Gates in front of expensive work: how much of it is under way, how much waits and for how long, also by key.
+"""Gates in front of expensive work: limits on how much of it runs, how much waits and for how long, also by key.
 
-A gate belongs to the event loop that the requests run on, and is used from there only.
+A gate belongs to the event loop of the requests, and is used only there.
 """
 
 import asyncio
@@ -18,7 +18,9 @@ from nexmdm.common.overload.per_loop import PerLoop
 
 IN_USE: Final = Gauge("nexmdm_gate_in_use", "Work that a gate has let in.", ["gate"], multiprocess_mode="livesum")
 WAITING: Final = Gauge("nexmdm_gate_waiting", "Work that waits at a gate.", ["gate"], multiprocess_mode="livesum")
-REFUSED: Final = CounterMetric("nexmdm_gate_refused", "Work that found a gate full, or waited too long.", ["gate"])
+REFUSED: Final = CounterMetric(
+    "nexmdm_gate_refused", "Work that was refused: the gate was full, or the wait too long.", ["gate"]
+)
 
 
 class GateFull(DomainError):
@@ -33,7 +35,7 @@ class _Waiter:
 
 @dataclass(slots=True)
 class _State:
-    """How many are under way and wait, by key; and those that wait, first come first."""
+    """The numbers that run and wait, by key; and the waiting ones, first come first."""
 
     under_way: Counter[Hashable] = field(default_factory=Counter)
     waiting: Counter[Hashable] = field(default_factory=Counter)
@@ -41,10 +43,10 @@ class _State:
 
 
 class Gate:
-    """Lets in `at_once` pieces of work, and has `waiting` more wait for at most `seconds`; the others are refused.
+    """Lets in `at_once` pieces of work, and lets `waiting` more wait for at most `seconds`; the others are refused.
 
-    Of one key no more than `at_once_per_key` are let in and `waiting_per_key` wait; a piece of work whose key has its
-    share is overtaken by those of other keys.
+    With one key, at most `at_once_per_key` run and `waiting_per_key` wait. Work of other keys overtakes work whose key
+    has reached its limit.
     """
 
     def __init__(
@@ -66,7 +68,7 @@ class Gate:
 
     @asynccontextmanager
     async def turn(self, key: Hashable) -> AsyncIterator[bool]:
-        """Do the block's work when the gate lets it in; gives whether it had to wait. Raises GateFull."""
+        """Do the block's work when the gate lets it in; yield whether it had to wait. Raises GateFull."""
         waited = await self.enter(key)
         try:
             yield waited
@@ -76,7 +78,7 @@ class Gate:
     async def enter(self, key: Hashable, *, again: bool = False) -> bool:
         """Return when the gate lets this work in, and whether it had to wait; leave() must follow. Raises GateFull.
 
-        Work that comes `again` has left for a while: it waits in front of the others, however many there are.
+        Work that comes `again` has left the gate for a while: it waits in front of the others, however many there are.
         """
         state = self._states.get()
         if self._has_room(state, key):
@@ -90,14 +92,14 @@ class Gate:
         return True
 
     def check(self, key: Hashable) -> None:
-        """Raise GateFull if the gate would refuse such work now, before anything is done for it."""
+        """Raise GateFull if the gate would refuse such work now, before any work is done for it."""
         state = self._states.get()
         if not self._has_room(state, key) and not self._may_wait(state, key):
             self._refused_metric.inc()
             raise GateFull
 
     def leave(self, key: Hashable) -> None:
-        """Make room, and let in the first of those that wait for it."""
+        """Leave the gate, and let in the first work that waits."""
         state = self._states.get()
         state.under_way[key] -= 1
         if not state.under_way[key]:
@@ -126,7 +128,7 @@ class Gate:
             async with asyncio.timeout(self._seconds):
                 await waiter.admitted
         except BaseException as error:
-            # It may have been let in at the very moment at which it gave up.
+            # The gate may have let it in at the same moment at which its time ended.
             if waiter.admitted.done() and not waiter.admitted.cancelled():
                 self.leave(waiter.key)
             if not isinstance(error, TimeoutError):

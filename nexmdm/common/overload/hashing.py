@@ -8,13 +8,13 @@ from contextlib import suppress
 from typing import Final
 
 NICENESS: Final = 5
-"""Added to the process's own: a hash then gets a quarter of a processor that the event loop needs as well."""
+"""Added to the process's own niceness: a hash then gets a quarter of a processor that the event loop needs too."""
 
 _NICEST: Final = 19
 
 
 def threads(name: str, count: int) -> ThreadPoolExecutor:
-    """Return so many threads of their own, to run functions that release the GIL for most of their time."""
+    """Return a pool of threads for functions that release the GIL for most of their time."""
     return ThreadPoolExecutor(count, thread_name_prefix=name, initializer=_lower_priority)
 
 
@@ -24,7 +24,7 @@ def cores() -> int:
 
 
 def _lower_priority() -> None:
-    """Lower the priority of this thread. Only Linux has one per thread; it takes a thread's id as a process's."""
+    """Lower the priority of this thread. Only Linux has one for each thread, under the id of a process."""
     if sys.platform != "linux":
         return
     niceness = os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) + NICENESS

@@ -1,4 +1,4 @@
-"""One object for each event loop: what waits on one loop cannot be woken from another."""
+"""One object for each event loop: a waiter on one loop cannot be woken from another."""
 
 import asyncio
 from collections.abc import Callable
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class PerLoop(Generic[T]):
-    """Makes an object for each event loop that asks, and keeps it as long as the loop."""
+    """Creates an object for each event loop that asks, and keeps it as long as the loop."""
 
     def __init__(self, make: Callable[[], T]) -> None:
         self._make = make

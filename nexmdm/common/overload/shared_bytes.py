@@ -1,15 +1,16 @@
-"""How many bytes are kept for clients that have proved nothing: together, and for each address."""
+"""A limit on the bytes that are kept for clients without a valid credential: in total, and for each address."""
 
 from typing import Final
 
 PART: Final = 4
-"""An address gets this part of the bytes at most, a quarter: so it takes several to leave none for the others."""
+"""An address gets at most this part of the bytes, a quarter: so only several addresses together can take all of them.
+"""
 
 
 class SharedBytes:
     """Bytes that are taken and given back under the name of an address, as address.counting_key() returns it.
 
-    The empty name counts in total only: it stands for clients of a Unix socket or behind a trusted proxy.
+    The empty name counts in total only: clients of a Unix socket or behind a trusted proxy have it.
     """
 
     def __init__(self, total: int) -> None:
@@ -18,13 +19,13 @@ class SharedBytes:
         self._by_name: dict[str, int] = {}
 
     def fit(self, name: str, more: int) -> bool:
-        """Tell whether so many more bytes are within both bounds."""
+        """Return whether this number of further bytes is within both limits."""
         if self.taken + more > self.total:
             return False
         return not name or self._by_name.get(name, 0) + more <= self.total // PART
 
     def change(self, name: str, by: int) -> None:
-        """Take so many more bytes; give some back if it is less than nothing."""
+        """Take this number of bytes; a negative number gives bytes back."""
         if not by:
             return
         self.taken += by

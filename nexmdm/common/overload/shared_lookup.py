@@ -1,4 +1,4 @@
-"""A look-up that any client may ask for, without a credential: one at a time in each process, however many ask."""
+"""A look-up that any client may request without a credential: each process runs one at a time, for all clients."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class SharedLookup(Generic[T]):
-    """Runs a look-up for all who ask while it runs, and keeps its outcome, an error too, for `fresh_seconds`."""
+    """Runs one look-up for all clients that ask meanwhile, and keeps its outcome or error for `fresh_seconds`."""
 
     def __init__(self, look: Callable[[], Awaitable[T]], *, fresh_seconds: float = 0) -> None:
         self._look = look
@@ -19,7 +19,7 @@ class SharedLookup(Generic[T]):
     async def outcome(self, within_seconds: float | None = None) -> T:
         """Return the outcome, or raise the look-up's error.
 
-        Raises TimeoutError if the look-up has run for longer than `within_seconds`; it goes on, and is not repeated
+        Raises TimeoutError if the look-up has run for longer than `within_seconds`. It continues, and is not repeated
         before its end.
         """
         loop = asyncio.get_running_loop()
@@ -48,8 +48,8 @@ class _Run(Generic[T]):
     def _note_end(self, task: asyncio.Task[T]) -> None:
         self._ended = task.get_loop().time()
         if not task.cancelled():
-            task.exception()  # Raised in every waiting caller; without a caller, asyncio must not report it.
+            task.exception()  # Raised in every waiting caller; if there is none, asyncio must not report it.
 
     def is_over(self, before: float) -> bool:
-        """Tell whether it has ended before this moment."""
+        """Return whether it ended before this moment."""
         return self._ended is not None and self._ended <= before

@@ -1,1 +1,1 @@
-"""Django's PostgreSQL backend for databases as people have them: behind poolers, demoted, or gone without a word."""
+"""Django's PostgreSQL backend, extended for poolers, demoted primaries and servers that vanish without a message."""

@@ -14,14 +14,14 @@ from nexmdm.common.postgresql.errors import NO_ANSWER, NoConnection, Unreachable
 
 _NO_CONNECTION: Final = "No connection came free in time: all of the pool are in use, or PostgreSQL does not answer."
 _BRIEF_SECONDS: Final = 2 * settings.POOL_RECONNECT_SECONDS
-"""How long a connection is waited for after one could not be made: long enough for the pool to try again."""
+"""The longest wait for a connection after one could not be made: long enough for the pool to try again."""
 
 _HELD_OFF: Final = "The database could not be reached a moment ago."
 _TOO_LATE: Final = "The time of this work was over before it had a connection."
 
 
 class DatabaseWrapper(base.DatabaseWrapper):  # type: ignore[misc]  # Its package is not typed.
-    """The backend of django-prometheus; it says why there is no connection, and none is waited for too long."""
+    """The backend of django-prometheus; it gives the reason if there is no connection, and limits each wait for one."""
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
         """Take a connection from the pool, or make one. Raises Unreachable with the reason, NoConnection."""
@@ -52,7 +52,7 @@ class DatabaseWrapper(base.DatabaseWrapper):  # type: ignore[misc]  # Its packag
                 return self.pool.getconn(seconds)
         except PoolTimeout as error:
             if deadline.times_missed() > missed:
-                # One of the pool did not answer: the others are likely to be as dead.
+                # A connection of the pool did not answer: the others are probably dead too.
                 self.pool.drain()
                 reason: str | None = NO_ANSWER
             else:
@@ -63,11 +63,11 @@ class DatabaseWrapper(base.DatabaseWrapper):  # type: ignore[misc]  # Its packag
             raise Unreachable(reason) from error
 
     def _configure_timezone(self, connection: Any) -> bool:  # noqa: ARG002
-        """Set nothing: the time zone is among the settings that each session or transaction has."""
+        """Set nothing: the time zone is among the settings of each session or transaction."""
         return False
 
     def create_cursor(self, name: str | None = None) -> Any:
-        """Make a cursor; one of the server's lives no longer than a transaction, where a pooler has the sessions."""
+        """Create a cursor. Behind a pooler, a server-side cursor lives no longer than a transaction."""
         if name and self.connection.autocommit and self.connection.first_statements:
             name = None
         return super().create_cursor(name)

@@ -1,8 +1,8 @@
-"""One connection: it waits no longer than its work may, and carries its settings through a pooler.
+"""One connection: it waits no longer than its work may, and keeps its settings through a pooler.
 
-A pooler in transaction mode gives each transaction whichever session is free. It takes no options at the start, or
-drops them, and what is set in a session is lost or another client's: so each transaction is given its settings again,
-in the same message as its first statement.
+A pooler in transaction mode gives each transaction any free session. It refuses options at the start, or drops them. A
+setting of a session is lost, or goes to another client. So each transaction gets its settings again, in the same
+message as its first statement.
 """
 
 import re
@@ -21,31 +21,31 @@ from nexmdm.common.postgresql import deadline, outage, session
 from nexmdm.common.postgresql.errors import NoAnswer, NotReplicated
 
 _BEGIN_SECONDS: Final = 5
-"""How long the first question to a new connection may take."""
+"""The longest time for the first query on a new connection."""
 
 _SPARE_SECONDS: Final = 1
-"""How much longer an answer may take than PostgreSQL lets a statement run."""
+"""The time that an answer may take beyond PostgreSQL's own limit for a statement."""
 
 _REFUSED_OPTIONS: Final = re.compile("unsupported startup parameter( in options)?: |support command-line options")
-"""PgBouncer's words, Neon's, and those of RDS Proxy."""
+"""The messages of PgBouncer, Neon and RDS Proxy."""
 
 _NEVER_IN_A_TRANSACTION: Final = re.compile(
     r"\s*(?:VACUUM|(?:CREATE|DROP) DATABASE|(?:CREATE|DROP|REINDEX)\b[^;]*\bCONCURRENTLY)\b", re.IGNORECASE
 )
 _SYNC_REP_WAIT: Final = "SyncRepWaitForLSN"
-"""The function of PostgreSQL that warns of a commit whose wait for the standby was ended (its text is translated)."""
+"""PostgreSQL's function that warns of a commit whose wait for the standby was ended (the text itself is translated)."""
 
 
 class Connection(psycopg.Connection[Any]):
     """A psycopg connection with a deadline."""
 
     first_statements: tuple[str, ...] = ()
-    """What each transaction begins with; empty where the session has its settings."""
+    """The statements with which each transaction begins; empty if the session has its settings."""
 
     _begins = False
 
     _unreplicated: Sequence[str] = ()
-    """Warnings of commits that are perhaps not on the standby."""
+    """Warnings of commits that may not be on the standby."""
 
     @classmethod
     def connect(cls, conninfo: str = "", **parameters: Any) -> Self:
@@ -70,7 +70,7 @@ class Connection(psycopg.Connection[Any]):
         return super().connect(conninfo, **parameters | {"options": others})
 
     def wait(self, gen: PQGen[Any], interval: float = 0.1, timeout: float | None = None) -> Any:
-        """Wait as psycopg does, but no longer than the work of this thread may. Raises NoAnswer, NotReplicated."""
+        """Wait as psycopg does, but no longer than this thread's deadline. Raises NoAnswer, NotReplicated."""
         left = deadline.seconds_left()
         if left is None or (timeout is not None and timeout < left):
             answer = super().wait(gen, interval, timeout)
@@ -79,7 +79,8 @@ class Connection(psycopg.Connection[Any]):
             try:
                 answer = super().wait(gen, interval, min(left, longest))
             except _WaitTimeout:
-                # Not cancelled: PostgreSQL would end a commit's wait for its standby so, and call it done.
+                # Do not cancel it: PostgreSQL would end the wait of a commit for its standby, and report the commit as
+                # done.
                 self.pgconn.finish()
                 deadline.note_missed()
                 raise NoAnswer(is_silent=left >= settings.STATEMENT_TIMEOUT_SECONDS) from None
@@ -90,12 +91,12 @@ class Connection(psycopg.Connection[Any]):
         return answer
 
     def begin_statements(self) -> tuple[str, ...]:
-        """Return what a transaction of several messages begins with."""
+        """Return the first statements of a transaction of several messages."""
         return (self._get_tx_start_command().decode(), *self.first_statements)
 
     @contextmanager
     def beginning_by_itself(self) -> Iterator[None]:
-        """Have the statement within begin its transaction: psycopg would do it by a message of its own."""
+        """Let the statement in the block begin its transaction: psycopg would send a separate message for it."""
         self._begins = True
         try:
             yield
@@ -123,11 +124,11 @@ class Connection(psycopg.Connection[Any]):
             self.execute("RESET ALL")
 
     def settings_of_session(self) -> Mapping[str, str]:
-        """Return what the URL and NexMDM set in each session or transaction."""
+        """Return the settings of the URL and of NexMDM for each session or transaction."""
         return self._settings
 
     def _begin(self, options: str) -> None:
-        """Find out whether the session took our options."""
+        """Find out whether the session accepted our options."""
         unreplicated: list[str] = []
         self._unreplicated = unreplicated
 
@@ -150,8 +151,8 @@ class Connection(psycopg.Connection[Any]):
     def _set_per_transaction(self) -> None:
         """Give each transaction our settings.
 
-        How dates are written is set once more: psycopg reads them after the transaction, as the server says then.
-        (Poolers keep this setting of each client's, as they do the client's encoding.)
+        Set the date style once more for the session: psycopg reads it after the transaction, as the server reports it
+        then. (Poolers keep this setting for each client, like the client's encoding.)
         """
         if not (self.info.parameter_status("DateStyle") or "").startswith("ISO"):
             self.execute("SET datestyle = ISO")
@@ -162,7 +163,7 @@ class Cursor(base.CursorMixin, psycopg.ClientCursor[Any]):
     """Django's cursor, which begins each transaction in the message of its first statement."""
 
     def execute(self, query: Any, params: Any = None, **options: Any) -> Self:
-        """Execute; the first result is that of the query."""
+        """Execute the query. The first result is that of the query."""
         connection = self.connection
         begins = self._beginning() if connection.pgconn.transaction_status == pq.TransactionStatus.IDLE else ()
         if not begins:
@@ -177,7 +178,7 @@ class Cursor(base.CursorMixin, psycopg.ClientCursor[Any]):
         return self
 
     def _beginning(self) -> tuple[str, ...]:
-        """Return what a transaction begins with."""
+        """Return the first statements of a transaction."""
         connection = self.connection
         if not isinstance(connection, Connection):
             return ()

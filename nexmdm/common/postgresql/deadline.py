@@ -1,4 +1,4 @@
-"""The deadline of the work that a thread does: none of its waits for PostgreSQL lasts longer."""
+"""The deadline of a thread's work: no wait for PostgreSQL in this thread lasts longer."""
 
 import threading
 import time
@@ -20,7 +20,7 @@ _work = _Work()
 
 @contextmanager
 def until(ends_at: float) -> Iterator[None]:
-    """Have all waits in this thread end by then (monotonic time), or earlier where that was said already."""
+    """End all waits in this thread at that time (monotonic time), or earlier if an earlier deadline is set already."""
     before = _work.ends_at
     _work.ends_at = min(before, ends_at)
     try:
@@ -30,30 +30,30 @@ def until(ends_at: float) -> Iterator[None]:
 
 
 def within(seconds: float) -> AbstractContextManager[None]:
-    """Have all waits in this thread end within so many seconds."""
+    """End all waits in this thread within this number of seconds."""
     return until(time.monotonic() + seconds)
 
 
 def seconds_left() -> float | None:
-    """Return how long this thread may still wait, at least 0; None: for ever."""
+    """Return how long this thread may still wait, at least 0; None: without limit."""
     return None if _work.ends_at == inf else max(0.0, _work.ends_at - time.monotonic())
 
 
 def note_answered() -> None:
-    """Count a wait of this thread that had an answer."""
+    """Count a wait of this thread that got an answer."""
     _work.answered += 1
 
 
 def times_answered() -> int:
-    """Return how many there were."""
+    """Return how many waits got an answer."""
     return _work.answered
 
 
 def note_missed() -> None:
-    """Count a wait of this thread that came to its end without an answer."""
+    """Count a wait of this thread that ended without an answer."""
     _work.missed += 1
 
 
 def times_missed() -> int:
-    """Return how many there were."""
+    """Return how many waits ended without an answer."""
     return _work.missed

@@ -1,4 +1,4 @@
-"""Connections that lead to PostgreSQL itself: by DIRECT_DATABASE_URL, where DATABASE_URL is a pooler's."""
+"""Connections to PostgreSQL itself: by DIRECT_DATABASE_URL, if DATABASE_URL is a pooler's."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ def parameters() -> dict[str, Any]:
 
 
 def why_unreachable() -> str | None:
-    """Say in one line why no connection can be made as DATABASE_URL has it, or DIRECT_DATABASE_URL; None if one can.
+    """Return in one line why DATABASE_URL, or DIRECT_DATABASE_URL, cannot be reached; None if both can.
 
     The pool would hide the reason.
     """
@@ -37,7 +37,7 @@ def why_unreachable() -> str | None:
 
 @contextmanager
 def directly(using: str) -> Iterator[None]:
-    """Have Django's connection lead to PostgreSQL itself within the block."""
+    """Let Django's connection lead to PostgreSQL itself within the block."""
     connection: Any = connections[using]
     pooled = connection.settings_dict
     if settings.DIRECT_DATABASE is None:

@@ -1,4 +1,4 @@
-"""What an error of PostgreSQL, of the network to it or of a pooler in front of it means."""
+"""The meaning of an error of PostgreSQL, of the network to it, or of a pooler in front of it."""
 
 from enum import StrEnum
 from typing import Final
@@ -8,7 +8,7 @@ from django.db import Error, InterfaceError, OperationalError
 
 
 class Meaning(StrEnum):
-    """What to do about an error: try again later; try again immediately; find the fault in NexMDM."""
+    """The reaction to an error: try again later; try again immediately; find the fault in NexMDM."""
 
     UNAVAILABLE = "unavailable"
     CONTENDED = "contended"
@@ -19,9 +19,9 @@ NO_ANSWER: Final = "PostgreSQL did not answer in time; the connection was closed
 
 
 class NoAnswer(psycopg.OperationalError):
-    """PostgreSQL did not answer by the deadline of the work; the connection was closed, not the statement cancelled.
+    """PostgreSQL did not answer by the work's deadline. The connection was closed; the statement was not cancelled.
 
-    `is_silent`: it had longer than any statement may take.
+    `is_silent`: it had more time than any statement may take.
     """
 
     def __init__(self, *, is_silent: bool) -> None:
@@ -30,26 +30,26 @@ class NoAnswer(psycopg.OperationalError):
 
 
 class NotReplicated(psycopg.OperationalError):
-    """A commit is here, but perhaps not on the synchronous standby: it counts as none."""
+    """A commit may not be on the synchronous standby: it counts as failed."""
 
 
 class NoConnection(psycopg.OperationalError):
-    """No connection could be had in time: perhaps all of the pool are in use."""
+    """There was no connection in time: perhaps all of the pool are in use."""
 
 
 class Unreachable(NoConnection):
-    """None could be made; the text is the reason."""
+    """No connection could be made; the text is the reason."""
 
 
 _ABOUT_DATA: Final = ("22", "23")
-"""The classes of SQLSTATE of which PostgreSQL's messages may show values: data exceptions and broken constraints."""
+"""The classes of SQLSTATE whose messages may show values: data exceptions and broken constraints."""
 
 _CONTENDED: Final = ("40001", "40P01")
 """A serialization failure, a deadlock."""
 
 _READ_ONLY: Final = "25006"
 _UNAVAILABLE: Final = ("25P03", "25P04", "55P03", _READ_ONLY)
-"""A transaction that idled or took too long, a lock that was not free in time, a server that takes no writes."""
+"""A transaction that was idle or took too long, a lock that was not free in time, a server that accepts no writes."""
 
 _ENDS_CONNECTION: Final = ("FATAL", "PANIC")
 
@@ -58,7 +58,7 @@ _UNAVAILABLE_CLASSES: Final = ("08", "53", "57", "58")
 
 
 def meaning_of(error: BaseException) -> Meaning:
-    """Return what an error means: one of psycopg's, or one of Django's that has it as its cause.
+    """Return what an error means: one of psycopg's, or one of Django's with such a cause.
 
     (SQLSTATE: PostgreSQL's documentation, "PostgreSQL Error Codes".)
     """
@@ -76,21 +76,21 @@ def meaning_of(error: BaseException) -> Meaning:
 
 
 def is_of_server(error: Error) -> bool:
-    """Tell whether an error speaks against all connections to its server: it takes no writes, or is silent."""
+    """Return whether an error affects all connections to its server: it accepts no writes, or does not answer."""
     cause = error.__cause__
     return (isinstance(cause, NoAnswer) and cause.is_silent) or is_read_only(error)
 
 
 def is_read_only(error: Error) -> bool:
-    """Tell whether a statement failed because its server takes no writes."""
+    """Return whether a statement failed because its server accepts no writes."""
     cause = error.__cause__
     return isinstance(cause, psycopg.Error) and cause.sqlstate == _READ_ONLY
 
 
 def safe_message(error: BaseException) -> str:
-    """Say what an error is about. Of what PostgreSQL refuses for its data, that is the rule and not the row: no secret.
+    """Return the text of an error without secrets. For refused data, this is the rule and not the row.
 
-    (PostgreSQL's own text goes on to say "Failing row contains …".)
+    (PostgreSQL's own text continues with "Failing row contains …".)
     """
     cause = error if isinstance(error, psycopg.Error) else error.__cause__
     if not isinstance(error, Error | psycopg.Error) or not isinstance(cause, psycopg.Error):

@@ -1,4 +1,4 @@
-"""An outage of the database, as this process sees it: said once in the log, with its reason, and once at its end."""
+"""An outage of the database, as this process sees it: logged once with its reason, and once at its end."""
 
 import threading
 import time
@@ -10,14 +10,13 @@ import structlog
 log = structlog.get_logger()
 
 CALM_SECONDS: Final = 5
-"""So long after the last failure an outage is over. (In the midst of one, something may work: a disk that is full can
-be read.)"""
+"""An outage is over this long after the last failure. (During one, some work may succeed: a full disk can be read.)"""
 
 HELD_OFF_SECONDS: Final = 0.5
-"""How long no connection is waited for after one could not be made: else all work would wait for the same, in turn."""
+"""The time in which no work waits for a connection after one could not be made: else all work would wait, in turn."""
 
 VAGUE_SECONDS: Final = 6
-"""How long a reason of libpq's may take: as long as an attempt to connect (5 s)."""
+"""The time that libpq may take to give a reason: as long as an attempt to connect (5 s)."""
 
 _RECENT_SECONDS: Final = 10
 _MOST_REASONS: Final = 8
@@ -32,7 +31,7 @@ class _Outage:
 
 
 class _Refusal:
-    """The latest attempt at a connection that failed: the pool makes it elsewhere, and says only that it has none."""
+    """The latest failed attempt to connect: the pool connects in another thread, and does not report the reason."""
 
     reason = ""
     at = float("-inf")
@@ -45,7 +44,7 @@ _present: list[_Outage] = []
 
 
 def note_no_connection(reason: str) -> None:
-    """Keep why a connection could not be made."""
+    """Store why a connection could not be made."""
     _refusal.reason, _refusal.at = reason, time.monotonic()
 
 
@@ -57,28 +56,28 @@ def why_no_connection() -> str | None:
 
 
 def note_connection() -> None:
-    """Take note that a connection was had: the earlier reason is none any more."""
+    """Record that there was a connection: the stored reason no longer applies."""
     if _refusal.reason:
         _refusal.reason, _refusal.at = "", float("-inf")
 
 
 def is_present() -> bool:
-    """Tell whether there is an outage as far as is known."""
+    """Return whether an outage is known."""
     return bool(_present)
 
 
 def hold_off() -> None:
-    """Have no connection waited for, for a moment."""
+    """Let no work wait for a connection, for HELD_OFF_SECONDS."""
     _refusal.held_off_until = time.monotonic() + HELD_OFF_SECONDS
 
 
 def is_held_off() -> bool:
-    """Tell whether no connection should be waited for now."""
+    """Return whether no work should wait for a connection now."""
     return time.monotonic() < _refusal.held_off_until
 
 
 def note_failure(reason: str, *, vague: bool = False) -> None:
-    """Take note that the database could not do some work; a new reason is logged, a vague one if none follows."""
+    """Record that work on the database failed. A new reason is logged; a vague one only if no better one follows."""
     now = time.monotonic()
     with _lock:
         if not _present:
@@ -95,7 +94,7 @@ def note_failure(reason: str, *, vague: bool = False) -> None:
 
 
 def note_success() -> None:
-    """Take note that the database has done some work; that may be the end of an outage."""
+    """Record that work on the database succeeded; this may be the end of an outage."""
     if not _present:
         return
     _refusal.held_off_until = float("-inf")
@@ -108,7 +107,7 @@ def note_success() -> None:
 
 
 def forget() -> None:
-    """Start anew, as after a start of the process."""
+    """Delete the state, as after a start of the process."""
     with _lock:
         _present.clear()
     _refusal.reason, _refusal.at, _refusal.held_off_until = "", float("-inf"), float("-inf")

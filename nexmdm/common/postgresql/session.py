@@ -1,27 +1,27 @@
-"""The settings of a session (libpq's `options`), for servers that take them at the start, and poolers that do not."""
+"""The settings of a session (libpq's `options`), for servers that accept them at the start and poolers that do not."""
 
 import re
 from collections.abc import Mapping
 from typing import Final
 
 MARK: Final = "nexmdm.session"
-"""A setting of no meaning: a session that has it took all of our options."""
+"""A setting without a meaning: a session that has it accepted all of our options."""
 
 ISOLATION: Final = "default_transaction_isolation"
 _OF_SOCKETS: Final = "tcp_"
-"""The settings of a connection, which is a pooler's to care for."""
+"""The settings of a network connection, which belong to the pooler."""
 
 _LISTS_OF_NAMES: Final = ("search_path", "temp_tablespaces")
-"""Of which each part is quoted for itself."""
+"""Settings whose values are lists: each part is quoted separately."""
 
 _WORD: Final = re.compile(r"(?:\\.|\S)+")
 _SETTING: Final = re.compile(r"(?:-c|--)([A-Za-z_][A-Za-z0-9_.-]*)=(.*)", re.DOTALL)
 
 
 def parse(options: str) -> tuple[dict[str, str], str]:
-    """Split libpq's options into the settings that they name (the last of a name counts), and what they say else.
+    """Split libpq's options into their settings (the last one of a name counts), and the rest.
 
-    (What else there is, such as Neon's `endpoint=…`, is for a proxy.)
+    (The rest, such as Neon's `endpoint=…`, is for a proxy.)
     """
     settings: dict[str, str] = {}
     others = []
@@ -34,9 +34,9 @@ def parse(options: str) -> tuple[dict[str, str], str]:
 
 
 def statements(settings: Mapping[str, str]) -> list[str]:
-    """Return what gives one transaction these settings: to be run before its first statement.
+    """Return the statements that give one transaction these settings. Run them before its first statement.
 
-    SET, and not set_config(): after a query no transaction can be given another isolation level.
+    SET, not set_config(): after a query, a transaction cannot get another isolation level.
     """
     given = {name: value for name, value in settings.items() if name != MARK and not name.startswith(_OF_SOCKETS)}
     isolation = given.pop(ISOLATION, "read committed")

@@ -1,4 +1,4 @@
-"""Field warnings: what is told of fields that were repaired or dropped, to the phone and to operations."""
+"""Field warnings: the notes on fields that were repaired or dropped, for the phone and for operators."""
 
 import time
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from nexmdm.common.types import ResponseSchema
 log = structlog.get_logger()
 
 MAX_WARNINGS: Final = 10
-"""How many warnings one answer lists; a phone that sends a thousand bad keys must not get a larger answer for it."""
+"""The largest number of warnings in one answer; a phone that sends a thousand bad keys must not get a larger answer."""
 
 LOG_SECONDS: Final = 1
 """Each field of each route is logged at most once in this time, with the count since its previous line."""
@@ -53,7 +53,7 @@ def shown(notes: Sequence[Note]) -> list[FieldWarning]:
 
 
 class _Collapsed:
-    """The lines of one field of one route: when the latest one was written, and what has not been counted in one."""
+    """The log lines of one field of a route: when the last one was written, and how many notes are not logged yet."""
 
     __slots__ = ("count", "logged_at")
 
@@ -62,11 +62,11 @@ class _Collapsed:
 
 
 _collapsed: Final[dict[tuple[str, str], _Collapsed]] = {}
-"""Bounded by the declared fields: a note's `field` never has a key that a phone made up."""
+"""Limited by the declared fields: the `field` of a note never contains a key that a phone invented."""
 
 
 def record(route: str, device_id: UUID, notes: Sequence[Note]) -> None:
-    """Tell operations of the notes on the body of a device whose credential was good."""
+    """Log and count the notes on the body of a device whose credential was valid."""
     for note in notes:
         INVALID_FIELDS.labels(route, note.field).inc()
         lines = _collapsed.setdefault((route, note.field), _Collapsed())

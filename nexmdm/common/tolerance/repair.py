@@ -1,7 +1,7 @@
-"""Tolerance: a phone's request is refused for the fields that decide; those that inform are repaired or dropped.
+"""Tolerance: a phone's request is refused only for fields that decide; fields that inform are repaired or dropped.
 
-Each field of a device body is annotated with its role. How a value is repaired follows from its field's type. A body
-that fits as it was sent is not looked at a second time.
+Each field of a device body is annotated with its role. The repair of a value follows from its field's type. A body that
+fits as it was sent is not examined again.
 """
 
 import re
@@ -51,7 +51,7 @@ INFORMS_EXACTLY: Final = Role(
 
 
 class Note(NamedTuple):
-    """What was done to a field that informs. `field` is its name for metrics: it has no key that a phone made up."""
+    """The repair or drop of a field that informs. `field` is its name for metrics, with no key from a phone."""
 
     loc: tuple[str, ...]
     msg: str
@@ -59,12 +59,12 @@ class Note(NamedTuple):
 
 
 class Reading(Generic[B]):
-    """A phone's body as it was understood, and what was repaired or dropped for that, beyond mere spelling.
+    """A phone's body after the repair, and the notes on the repair; a mere change of spelling has no note.
 
-    To annotate an operation's body with Reading[Model] has it read tolerantly; the OpenAPI document shows the model.
+    An operation whose body is annotated with Reading[Model] reads it tolerantly; the OpenAPI document shows the model.
     """
 
-    # Not a dataclass nor a named tuple: pydantic would validate those by itself, as objects with these two members.
+    # Neither a dataclass nor a named tuple: pydantic would validate those itself, as objects with these two members.
     def __init__(self, fields: B, notes: Sequence[Note] = ()) -> None:
         self.fields = fields
         self.notes = notes
@@ -84,9 +84,9 @@ def _read(model: type[B], given: object, validate: Callable[[object], B]) -> Rea
 
 
 def repair(model: type[B], given: object, validate: Callable[[object], B] | None = None) -> Reading[B]:
-    """Read parsed JSON that did not fit as it was sent; `validate` is the model's own validation unless given.
+    """Repair parsed JSON that did not fit as it was sent; `validate` is the model's own validation unless given.
 
-    Raises pydantic's ValidationError for a field that decides, and for what is no object.
+    Raises pydantic's ValidationError for a field that decides, and for a body that is not an object.
     """
     validate = validate or model.model_validate
     if not isinstance(given, dict):
@@ -98,7 +98,7 @@ def repair(model: type[B], given: object, validate: Callable[[object], B] | None
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where in a body a value stands, and the notes on that body."""
+    """The place of a value in a body, and the notes on that body."""
 
     loc: tuple[str, ...]
     field: str
@@ -108,14 +108,14 @@ class _Place:
         return _Place((*self.loc, name), f"{self.field}.{field}" if self.field else field, self.notes)
 
     def note(self, msg: str) -> None:
-        """Add a note; a second one on this very place joins the first."""
+        """Add a note; a second one on the same place is merged into the first."""
         if self.notes and self.notes[-1].loc is self.loc:
             msg = f"{self.notes.pop().msg}; {msg}"
         self.notes.append(Note(self.loc, msg, self.field))
 
 
 class Unrepairable(ValueError):
-    """There is no value that fits."""
+    """No value fits."""
 
 
 Repair = Callable[[Any, _Place], Any]
@@ -123,7 +123,7 @@ Repair = Callable[[Any, _Place], Any]
 
 
 class Informing(NamedTuple):
-    """A field that informs: what its values must fit, and how one that does not is repaired."""
+    """A field that informs: the type that its values must fit, and the repair of one that does not."""
 
     adapter: TypeAdapter[Any]
     repair: Repair
@@ -183,7 +183,7 @@ def _max_length(annotations: Sequence[Any]) -> int:
 
 
 def _fit(fields: Mapping[str, Informing], given: Mapping[str, Any], place: _Place) -> dict[str, Any]:
-    """Return what was given for these fields, without what does not fit and cannot be repaired."""
+    """Return the given values of these fields, without those that do not fit and cannot be repaired."""
     fitted: dict[str, Any] = {}
     for name, field in fields.items():
         if name in given:
@@ -192,7 +192,7 @@ def _fit(fields: Mapping[str, Informing], given: Mapping[str, Any], place: _Plac
 
 
 def _put(fitted: dict[str, Any], name: str, field: Informing, value: Any, place: _Place) -> None:
-    """Put the value where it belongs, or note why it is dropped. A null that does not fit counts as not sent."""
+    """Put the value in its place, or note why it is dropped. A null that does not fit counts as not sent."""
     noted = len(place.notes)
     try:
         fitted[name] = _fitting(field, value, place)
@@ -227,7 +227,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _whole_number(value: Any, place: _Place) -> int:
-    """Take 83.9 and "83" for 83."""
+    """Read 83.9 and "83" as 83."""
     if isinstance(value, str) and _DECIMAL.fullmatch(value.strip()):
         value = Decimal(value.strip())
     elif not _is_number(value):
@@ -239,7 +239,7 @@ def _whole_number(value: Any, place: _Place) -> int:
 
 
 def _text(limit: int, value: Any, place: _Place) -> str:
-    """Take a number for its text; cut what is too long."""
+    """Read a number as its text; cut a text that is too long."""
     if _is_number(value):
         value = str(value)
     if not isinstance(value, str):
@@ -291,11 +291,11 @@ def _checked(value: Any) -> Any:
 
 
 MOST_NOTES: Final = 32
-"""Notes on a body from which on an object with further keys is dropped as a whole: each repair costs 15 µs, and a body
-may ask for one without a valid credential."""
+"""From this number of notes on a body, an object with further keys is dropped as a whole: each repair costs 15 µs, and
+a client without a valid credential can cause them."""
 
 OTHER_KEYS: Final = "*"
-"""The name under which the keys that no schema declares are counted."""
+"""The name under which keys that no schema declares are counted."""
 
 _OTHER: Final = Informing(TypeAdapter(Annotated[Any, AfterValidator(_checked)]), _storable_text)
 _DECIMAL: Final = re.compile(r"-?[0-9]{1,19}(\.[0-9]{1,19})?")

@@ -1,7 +1,7 @@
-"""JSON of phones: what a strict parser refuses, but a tolerant one can read.
+"""JSON of phones: a strict parser refuses some of it, and a tolerant one can read it.
 
-Lone surrogates and numbers beyond any range are read as they are, so that the field they are in can be judged by its
-role (nexmdm/common/tolerance/repair.py). NaN, infinity, broken JSON and bytes that are not UTF-8 stay unreadable.
+Lone surrogates and numbers of any size are read as they are, so that their field is checked by its role
+(nexmdm/common/tolerance/repair.py). NaN, infinity, broken JSON and bytes that are not UTF-8 stay unreadable.
 """
 
 import json
@@ -14,14 +14,14 @@ MAX_DIGITS: Final = 4000
 """Longer integers are read as an infinite number. Python's int() raises ValueError beyond 4300 digits."""
 
 READ_DEPTH: Final = 2 * MAX_DEPTH
-"""Deeper levels are replaced by null where the parser cannot follow them. No field takes that many levels."""
+"""Deeper levels are replaced by null if the parser cannot read them. No field allows that many levels."""
 
 _STRING: Final = re.compile(r'"(?:[^"\\]|\\.)*"?', re.DOTALL)
-"""A string, closed or not: were the end not optional, unclosed ones would take quadratic time."""
+"""A string, closed or not: if the end were required, unclosed strings would take quadratic time."""
 
 
 def parse(raw: bytes) -> Any:
-    """Parse the body of a phone; ValueError for what is not JSON."""
+    """Parse the body of a phone; ValueError if it is not JSON."""
     try:
         return parse_json(raw)
     except ValueError:
@@ -32,7 +32,7 @@ def parse(raw: bytes) -> Any:
         text = _cut_deep_levels(text)
     try:
         return _loads(text)
-    except RecursionError as error:  # brackets that nothing closes
+    except RecursionError as error:  # brackets that are not closed
         raise ValueError("nested too deep") from error
 
 
@@ -49,7 +49,7 @@ def _refuse_constant(name: str) -> None:
 
 
 def _cut_deep_levels(text: str) -> str:
-    """Return JSON text with null for each object or array below READ_DEPTH levels, whatever is in it."""
+    """Return JSON text with null for each object or array below READ_DEPTH levels."""
     kept, copied_to, cut_from, depth = [], 0, 0, 0
     for position, character in enumerate(_STRING.sub(_blank, text)):
         if character in "[{":

@@ -1,4 +1,4 @@
-"""A request's body: read whole, within its limits of size, time and memory."""
+"""A request's body: read completely, within its limits of size, time and memory."""
 
 import asyncio
 import re
@@ -16,11 +16,11 @@ BODY_LIMITS: Final = (("/v1/", 64 * 1024), ("/admin/", 1024 * 1024), ("/django-a
 OTHER_BODY_LIMIT: Final = 64 * 1024
 LARGE: Final = 64 * 1024
 LARGE_BODIES: Final = SharedBytes(64 * 1024 * 1024)
-"""What bodies above LARGE may take while they come in: any client may send them, as well as an admin."""
+"""The memory for bodies above LARGE while they arrive: any client may send them, not only admins."""
 
 BODY_SECONDS: Final = 10
 SHOWN: Final = 64
-"""The length to which a refused header's value is cut in the answer."""
+"""The number of characters of a refused header's value that the answer shows."""
 
 _UNSHOWN: Final = re.compile(r"[^A-Za-z0-9!#$%&'*+.^_`|~/;=, -]")
 
@@ -49,7 +49,7 @@ async def read_body(scope: Scope, headers: Headers, receive: Receive) -> bytes:
 
 
 def _check_media(path: str, headers: Headers) -> None:
-    """Refuse a compressed body, and where only JSON is read, a body of another type."""
+    """Refuse a compressed body, and a body of another type on routes that read only JSON."""
     if b"content-encoding" in headers.values:
         encodings = b", ".join(headers.values[b"content-encoding"])
         if not {one.strip().lower() for one in encodings.split(b",")} <= {b"", b"identity"}:
@@ -75,7 +75,7 @@ def _body_limit(path: str) -> int:
 
 
 async def _in_time(collecting: Coroutine[Any, Any, bytes]) -> bytes:
-    """Do what asyncio.timeout does, at 40 % of its cost (docs/decisions/0010): nearly every body is there already."""
+    """Do the same as asyncio.timeout at 40 % of its cost (docs/decisions/0010): most bodies have arrived already."""
     task, expired = asyncio.current_task(), False
     assert task is not None
 
@@ -96,7 +96,7 @@ async def _in_time(collecting: Coroutine[Any, Any, bytes]) -> bytes:
 
 
 async def _collect(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """Return a body; nearly every one is small, and comes in one piece."""
+    """Return a body; nearly every one is small, and arrives in one piece."""
     piece, more = _piece(await receive(), 0, limit)
     return await _collect_on(scope, receive, limit, piece, more) if more or len(piece) > LARGE else piece
 
@@ -115,7 +115,7 @@ async def _collect_on(scope: Scope, receive: Receive, limit: int, piece: bytes, 
 
 
 def _piece(message: Message, before: int, limit: int) -> tuple[bytes, bool]:
-    """Return what came of a body, of which so many bytes came before, and whether there is more."""
+    """Return the next piece of a body, of which `before` bytes came earlier, and whether there is more."""
     if message["type"] == "http.disconnect":
         raise ClientGone
     piece: bytes = message.get("body", b"")
@@ -125,7 +125,7 @@ def _piece(message: Message, before: int, limit: int) -> tuple[bytes, bool]:
 
 
 class BodyMemoryBudget:
-    """The room that one large body takes of LARGE_BODIES while it comes in."""
+    """The part of LARGE_BODIES that one large body takes while it arrives."""
 
     __slots__ = ("_client", "_mine")
 
@@ -140,7 +140,7 @@ class BodyMemoryBudget:
         LARGE_BODIES.change(self._client, -self._mine)
 
     def take(self, size: int) -> None:
-        """Take this much in all."""
+        """Take this amount in total."""
         if not LARGE_BODIES.fit(self._client, size - self._mine):
             raise Refused(
                 problems.general(503, "Too many large bodies arrive at the same time. Try again shortly."), drain=True

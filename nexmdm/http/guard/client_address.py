@@ -11,7 +11,7 @@ from nexmdm.common.asgi_types import Scope
 from nexmdm.common.headers import Headers
 
 HOPS: Final = 32
-"""How many entries of X-Forwarded-For are read, from its end. Earlier ones are not the trusted proxies' own."""
+"""The number of entries of X-Forwarded-For that are read, from its end. Trusted proxies did not write earlier ones."""
 
 
 def set_client(scope: Scope, headers: Headers) -> None:
@@ -32,7 +32,7 @@ def set_client(scope: Scope, headers: Headers) -> None:
 
 
 def _nearest_untrusted(entries: Iterable[str]) -> str | None:
-    """Return the first address that is not a trusted proxy's, else the last one before an entry that is no address."""
+    """Return the first address that is not a trusted proxy's, else the last one before an invalid entry."""
     nearest = None
     for entry in islice(entries, HOPS):
         parsed = addresses.parse(entry.strip())

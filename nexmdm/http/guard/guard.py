@@ -1,8 +1,8 @@
-"""The outermost layer: who calls, how large and how slow a request may be, and that no HTML error leaves the API.
+"""The outermost layer: the client's address, limits on size and time, and problem details for every error.
 
-It refuses before any other code runs: a bad Host, and a request target that is no path (400), oversized headers (431)
-and bodies (413), slow bodies (408), bodies that are compressed or not JSON (415). What it lets through arrives with its
-body read, and the caller's address and scheme set.
+It refuses these requests before any other code runs: a bad Host, and a request target that is not a path (400),
+oversized headers (431) and bodies (413), slow bodies (408), bodies that are compressed or not JSON (415). Every other
+request continues with its body read, and with the caller's address and scheme set.
 """
 
 import asyncio
@@ -30,17 +30,17 @@ log = structlog.get_logger()
 
 HEADERS_LIMIT: Final = 16 * 1024
 DRAIN_LIMIT: Final = 4 * 1024 * 1024
-"""How much of a refused body is read and thrown away, so that an honest client gets to read the answer."""
+"""The number of bytes of a refused body that are read and discarded, so that an honest client can read the answer."""
 
 DRAIN_SECONDS: Final = 2
 
 _LOWEST_REFUSAL: Final = 400
-"""The lowest status of a refusal. (A member of HTTPStatus takes a heartbeat a tenth of a microsecond to look up.)"""
+"""The lowest status of a refusal. (To look up a member of HTTPStatus takes a tenth of a microsecond.)"""
 _CORRELATION_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
 class Guard:
-    """An ASGI application around the others."""
+    """The outermost ASGI application."""
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -64,7 +64,7 @@ class Guard:
         except Refused as refused:
             await answer.refuse(refused.problem, receive if refused.drain else None)
         except asyncio.CancelledError:
-            # The server has waited long enough for its requests, and is going.
+            # The server has waited long enough for its requests, and stops.
             if not answer.started:
                 await answer.refuse(problems.STOPPING, None)
         except Exception as error:
@@ -74,7 +74,7 @@ class Guard:
 
 
 class _Answer:
-    """The way out: adds the correlation id, notes the status of the answer, and has refusals logged."""
+    """The answer: adds the correlation id, records the status of the answer, and has refusals logged."""
 
     def __init__(self, scope: Scope, facts: RequestFacts, send: Send) -> None:
         self._scope = scope
@@ -104,7 +104,7 @@ class _Answer:
         await self._send(message)
 
     async def refuse(self, problem: Problem, receive: Receive | None) -> None:
-        """Answer with a problem; first with all of it, then throw away what still comes, then close."""
+        """Answer with the complete problem; then read and discard the rest of the request, and close."""
         self._facts.code = problem.code
         body = problem.body()
         headers = problem.all_headers() | {"Content-Length": str(len(body))}
@@ -120,7 +120,7 @@ class _Answer:
 
 
 def _add_demanded(message: Message) -> None:
-    """Add the headers that this status demands (Retry-After, WWW-Authenticate), if the answer lacks them."""
+    """Add the headers that this status requires (Retry-After, WWW-Authenticate), if the answer lacks them."""
     names = {name.lower() for name, _ in message["headers"]}
     for name, value in problems.demanded(message["status"]).items():
         if (encoded := name.lower().encode()) not in names:
@@ -165,7 +165,7 @@ async def _drain(receive: Receive) -> None:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """Return a receive() that first gives the body that was read, then what the server has to say (a disconnect)."""
+    """Return a receive() that first gives the body that was read, then the server's next message (a disconnect)."""
     waiting = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replayed() -> Message:

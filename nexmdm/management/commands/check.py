@@ -1,4 +1,4 @@
-"""manage.py check: Django's own, which looks into the database, too."""
+"""manage.py check: Django's own command, which also checks the database."""
 
 from typing import Any
 
@@ -7,8 +7,8 @@ from django.db import DEFAULT_DB_ALIAS
 
 
 class Command(check.Command):
-    """Check the settings, and the devices that the database holds."""
+    """Check the settings, and the devices in the database."""
 
     def handle(self, *app_labels: Any, **options: Any) -> None:
-        """Check; without --database, the one that everything here uses."""
+        """Check; without --database, the database that NexMDM uses."""
         super().handle(*app_labels, **options | {"databases": options["databases"] or [DEFAULT_DB_ALIAS]})

@@ -34,14 +34,14 @@ log = structlog.get_logger()
 SWEEP_BATCH = 5000
 RETENTION_BATCH = 2000
 AUDIT_WITNESS_EVERY_SECONDS = 3600
-"""How much of the audit can be rewritten without a trace in logs that were shipped elsewhere: that of an hour."""
+"""The time of an hour in which the audit could be rewritten without a trace in logs that were sent elsewhere."""
 SHARED_BATCH = 1000
 COLLECT_AFTER = 100_000
-"""How many new objects there may be before the garbage collector looks: a claim of 500 pushes alone makes thousands."""
+"""The number of new objects that starts a garbage collection: a claim of 500 pushes alone creates thousands."""
 
 
 class Command(BaseCommand):
-    """Run one dispatcher until SIGTERM or SIGINT; what is under way is then sent and recorded."""
+    """Run one dispatcher until SIGTERM or SIGINT; it then sends and records the pushes in progress."""
 
     help = "Send due pushes through Firebase Cloud Messaging, expire commands, and delete old rows."
 
@@ -83,7 +83,7 @@ async def _run(*, once: bool) -> None:
         gc_tuning.freeze_startup_objects(COLLECT_AFTER)
         log.info("dispatch.started", name=dispatcher_status.NAME, push="ok" if sender else "unconfigured")
         await dispatcher.run()
-        with suppress(Error, GateFull):  # While the database is away; others take it for gone a little later.
+        with suppress(Error, GateFull):  # While the database is away; then the others treat it as gone a little later.
             await run_in_db_thread(dispatcher_status.leave)
     log.info("dispatch.stopped", name=dispatcher_status.NAME)
 
@@ -118,6 +118,6 @@ def _periodic_tasks(dispatcher: Dispatcher) -> list[PeriodicTask]:
 
 
 def _log_audit_witness() -> None:
-    """Log the newest place of the audit's chain, as `verify_audit --witness` takes it."""
+    """Log the newest place of the audit's chain, in the form of `verify_audit --witness`."""
     if (place := chain.newest()) is not None:
         log.info("audit.witness", witness=str(place))

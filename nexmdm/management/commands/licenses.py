@@ -1,4 +1,4 @@
-"""manage.py licenses: what is installed here, in which version, under which licence."""
+"""manage.py licenses: the installed packages, with version and license."""
 
 from importlib.metadata import Distribution, PackageMetadata, distributions
 from typing import Any, Final
@@ -7,7 +7,7 @@ from django.core.management.base import BaseCommand
 
 _CLASSIFIER: Final = "License :: "
 _LONGEST: Final = 60
-"""What is longer is the licence's text, where its name should be."""
+"""A longer text is the license's own text instead of its name."""
 
 
 class Command(BaseCommand):
@@ -25,7 +25,7 @@ class Command(BaseCommand):
 
 
 def _licence(package: Distribution) -> str:
-    """Return an SPDX expression where there is one, else what the package says in older ways."""
+    """Return the package's SPDX expression if it has one, else its license in an older form."""
     metadata = package.metadata
     if expression := _first(metadata, "License-Expression"):
         return expression

@@ -30,14 +30,14 @@ from nexmdm.config import checks
 
 LOCK_SECONDS: Final = 3
 TURN_SECONDS: Final = 600
-"""How long another migration may take before this one gives up."""
+"""The time that another migration may take before this one stops."""
 
 FILL_BATCH: Final = 2000
 TRIES: Final = 20
 PAUSE_SECONDS: Final = 2
 _LOOK_SECONDS: Final = 0.2
 LOCK: Final = 0x4E58_4D44
-"""The advisory lock of who migrates: "NXMD"."""
+"""The advisory lock of the process that migrates: "NXMD"."""
 
 _HOLDER: Final = """
     SELECT concat_ws(
@@ -52,7 +52,7 @@ class Command(migrate.Command):
     """Bring the database's tables up to date."""
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Migrate, by DIRECT_DATABASE_URL where it is set; what the database cannot or may not do is one line."""
+        """Migrate, by DIRECT_DATABASE_URL if it is set. An error of the database is one line."""
         if reason := direct.why_unreachable():
             raise CommandError(reason)
         with _as_command_errors(), direct.directly(options["database"]), self._alone():
@@ -73,7 +73,7 @@ class Command(migrate.Command):
         return {**super().get_check_kwargs(options), "databases": None}
 
     def migration_progress_callback(self, action: str, migration: Migration | None = None, fake: bool = False) -> None:
-        """Say how far it is; before each migration set how long it may wait for a lock.
+        """Print the progress; before each migration set how long it may wait for a lock.
 
         CREATE INDEX CONCURRENTLY and similar statements wait without limit: no other transaction waits for them.
         """
@@ -83,7 +83,7 @@ class Command(migrate.Command):
         super().migration_progress_callback(action, migration, fake)
 
     def _migrated(self, tries_left: int, *args: Any, **options: Any) -> bool:
-        """Do it, from wherever an earlier try has come to; False where a table was busy for too long."""
+        """Migrate from the point that an earlier try has reached; return False if a table was busy for too long."""
         try:
             super().handle(*args, **options)
         except OperationalError as error:
@@ -98,7 +98,7 @@ class Command(migrate.Command):
         return True
 
     def _fill_keys(self, using: str, verbosity: int) -> None:
-        """Fill in what is missing; an earlier run may have been interrupted, or the version before still running."""
+        """Fill in missing keys: an earlier run may have been interrupted, or the version before may still run."""
         if not comparison_keys.exist(using):
             return
         filled = 0
@@ -109,10 +109,10 @@ class Command(migrate.Command):
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Be the only one that migrates, by a transaction of its own connection's: nothing of it outlives that.
+        """Lock out other migrations, by a transaction on its own connection, which ends with that connection.
 
-        It must have no snapshot, for CREATE INDEX CONCURRENTLY waits for those: so it neither waits inside of a
-        statement, nor is its isolation the database's default.
+        The transaction must have no snapshot, because CREATE INDEX CONCURRENTLY waits for snapshots. So it does not
+        wait inside a statement, and its isolation is not the database's default.
         """
         give_up_at = time.monotonic() + TURN_SECONDS
         with Connection.connect(**direct.parameters()) as connection:
@@ -126,7 +126,7 @@ class Command(migrate.Command):
 
 
 def _takes(connection: Connection) -> bool:
-    # Without parameters: a statement that has some leaves a portal, with its snapshot, until the next one.
+    # Without parameters: a statement with parameters leaves a portal, with its snapshot, until the next one.
     found = connection.execute(f"SELECT pg_try_advisory_xact_lock({LOCK})").fetchone()
     return found is not None and bool(found[0])
 
@@ -137,7 +137,7 @@ def _holder(connection: Connection) -> str:
 
 
 def _refuse_lost_search_path() -> None:
-    """Raise CommandError where CREATE INDEX CONCURRENTLY would miss the schema: it takes no settings with it."""
+    """Raise CommandError if CREATE INDEX CONCURRENTLY would miss the schema: it is sent without settings."""
     if database.is_pooled() and "search_path" in database.settings_of_session():
         message = "DATABASE_URL names a search_path, which a pooler does not keep for all statements of a migration."
         raise CommandError(f"{message} Set DIRECT_DATABASE_URL to PostgreSQL's own address.")
@@ -145,7 +145,7 @@ def _refuse_lost_search_path() -> None:
 
 @contextmanager
 def _as_command_errors() -> Iterator[None]:
-    """Raise CommandError, in one line, for what is up to the database or its owner."""
+    """Raise CommandError, in one line, for errors that the database or its owner must repair."""
     try:
         yield
     except NotSupportedError as error:

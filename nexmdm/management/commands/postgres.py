@@ -20,7 +20,7 @@ class Command(BaseCommand):
         parser.add_argument("verb", choices=["start", "stop", "url"])
 
     def handle(self, *_: object, verb: str, **__: Any) -> None:
-        """Do it."""
+        """Carry out the verb."""
         if not settings.EMBEDDED:
             raise CommandError("DATABASE_URL is set, so there is no embedded PostgreSQL.")
         self.stdout.write({"start": _start, "stop": _stop, "url": _url}[verb]())

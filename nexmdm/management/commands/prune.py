@@ -1,4 +1,4 @@
-"""manage.py prune: delete what ended before the retention time, without waiting for the dispatcher's sweep."""
+"""manage.py prune: delete everything older than the retention time, without waiting for the dispatcher."""
 
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable
@@ -16,7 +16,7 @@ BATCH: Final = 2000
 
 
 class Command(BaseCommand):
-    """Delete the deliveries of old commands (with all that they have) and old audit entries, batch by batch."""
+    """Delete the deliveries of old commands (with all their rows) and old audit entries, batch by batch."""
 
     help = "Delete commands that ended, and audit entries that were written, more than RETENTION_DAYS ago."
 
@@ -39,7 +39,7 @@ class Command(BaseCommand):
 
 
 def _days(text: str) -> int:
-    # Whoever asks, the database lets no audit entry go that is younger than a day.
+    # The database never deletes an audit entry that is younger than a day.
     if not text.isdecimal() or not 1 <= int(text) <= 36_500:
         raise ArgumentTypeError("must be a whole number of days, at least 1")
     return int(text)

@@ -1,4 +1,4 @@
-"""manage.py serve: everything with one command: PostgreSQL where none is given, migrations, web, dispatcher."""
+"""manage.py serve: everything with one command: PostgreSQL if there is none, migrations, web workers, dispatcher."""
 
 import os
 import shlex
@@ -36,7 +36,7 @@ _PAUSE_SECONDS: Final = 0.1
 
 
 class Command(BaseCommand):
-    """Run until SIGINT or SIGTERM; then stop the web and the dispatcher first, the embedded PostgreSQL last."""
+    """Run until SIGINT or SIGTERM; then stop the web workers and the dispatcher first, the embedded PostgreSQL last."""
 
     help = "Run everything: migrations, web workers, a dispatcher, and without DATABASE_URL an embedded PostgreSQL."
 
@@ -45,7 +45,7 @@ class Command(BaseCommand):
         parser.add_argument("--end-with-parent", action="store_true", help="stop when the parent process has ended")
 
     def handle(self, *_: object, end_with_parent: bool, **__: Any) -> None:
-        """Run it all."""
+        """Run all parts."""
         stop = StopRequest(with_parent=end_with_parent)
         self._restart = "make run" if end_with_parent else f"{_programs()} serve"
         try:
@@ -77,13 +77,13 @@ class Command(BaseCommand):
             time.sleep(_PAUSE_SECONDS)
 
     def _listen(self, *, patiently: bool) -> socket.socket:
-        """Open the listening socket. `patiently`: the children of a killed serve may hold the port a moment longer."""
+        """Open the listening socket. `patiently`: the children of a killed serve may keep the port a moment longer."""
         try:
             return server.listen()
         except CannotListen as error:
             if not patiently:
                 raise CommandError("\n".join([str(error), *self._with_free_port(error)])) from error
-        self._say(f"Waiting for port {settings.PORT}, which the previous serve may still hold …")
+        self._say(f"Waiting for port {settings.PORT}, which the previous serve may still use …")
         _wait_until_bindable(time.monotonic() + _PORT_WAIT_SECONDS)
         return self._listen(patiently=False)
 
@@ -193,7 +193,7 @@ def _facts(url: str, command: str) -> Iterator[str]:
 
 
 def _as_another_account() -> str:
-    """Return how to start this as an account that is not root, by the folders that it has to own."""
+    """Return how to start this as an account that is not root, and the folders that the account must own."""
     folders = [settings.BASE_DIR, *([] if settings.DATA_DIR.is_relative_to(settings.BASE_DIR) else [settings.DATA_DIR])]
     owned = " ".join(shlex.quote(str(folder)) for folder in folders)
     run = shlex.quote(f"make -C {shlex.quote(str(settings.BASE_DIR))} run")

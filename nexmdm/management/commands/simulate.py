@@ -1,4 +1,4 @@
-"""manage.py simulate: a phone on this terminal, for trying things out. It speaks HTTP only, and needs no database."""
+"""manage.py simulate: a simulated phone on this terminal, for trials. It speaks only HTTP, and needs no database."""
 
 import asyncio
 import secrets
@@ -17,7 +17,7 @@ from nexmdm.common import addresses
 
 
 class Command(BaseCommand):
-    """Be a phone until Ctrl-C."""
+    """Simulate a phone until Ctrl-C."""
 
     help = "Simulate a phone: register with an enrollment token, send heartbeats, show commands and report on them."
     requires_system_checks = ()
@@ -32,7 +32,7 @@ class Command(BaseCommand):
         add("--interval", type=whole, default=2, metavar="S", help="seconds between heartbeats; default 2")
 
     def handle(self, *_: object, enrollment_token: str, **options: Any) -> None:
-        """Live, and say how it ended if that was not Ctrl-C."""
+        """Run the phone, and print why it ended if that was not Ctrl-C."""
         phone = self._phone(options)
         try:
             asyncio.run(phone.live(enrollment_token))

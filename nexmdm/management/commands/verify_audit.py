@@ -1,4 +1,4 @@
-"""manage.py verify_audit: walk the audit's chain, and name the first broken link."""
+"""manage.py verify_audit: check the audit's chain, and name the first broken link."""
 
 from argparse import ArgumentParser, ArgumentTypeError
 from datetime import timedelta
@@ -12,7 +12,7 @@ from nexmdm.audit.chain import Place
 
 
 class Command(BaseCommand):
-    """Exit status 0 if the chain holds; 1, with the first broken link, if it does not."""
+    """Exit status 0 if the chain is unbroken; 1, with the first broken link, if not."""
 
     help = "Verify that no audit entry was changed, deleted or inserted other than by NexMDM."
 
@@ -28,7 +28,7 @@ class Command(BaseCommand):
         )  # fmt: skip
 
     def handle(self, *_: object, days: int, witness: Place | None = None, **__: Any) -> None:
-        """Verify, and print what to keep."""
+        """Verify, and print the witness to keep."""
         try:
             verified = chain.verify(timedelta(days=days), witness)
         except chain.BrokenLink as broken:

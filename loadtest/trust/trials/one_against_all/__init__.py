@@ -1,1 +1,1 @@
-"""One against all: a phone, a client or an answer that goes wrong, beside honest traffic that must not notice."""
+"""One against all: a phone, a client or an odd answer of FCM, next to honest traffic that must not be affected."""

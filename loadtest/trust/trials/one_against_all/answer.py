@@ -1,4 +1,4 @@
-"""One push token against all: FCM's front end answers its pushes in its own way, and every other push goes out."""
+"""One push token against all: FCM's front end answers its pushes oddly, and every other push must be sent."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
@@ -22,17 +22,17 @@ from nexmdm.client.http_client import FleetClient
 HEARTBEATS_PER_SECOND: Final = 100
 COMMANDS_PER_SECOND: Final = 2
 PUSHED: Final = 24
-"""Good phones that each command goes to; with the bad one, every 25th push is answered oddly."""
+"""The number of good phones of each command; with the bad one, every 25th push is answered oddly."""
 
 ANSWERS: Final = {"blank401": "401 with an empty body", "html404": "404 with a page of HTML"}
-"""The words of the stand-in, and what they mean."""
+"""The words of the fake FCM, and their meaning."""
 
 LEAST_ANSWERED: Final = ROUNDS * SECONDS * COMMANDS_PER_SECOND // 2
-"""How often FCM has to have given the odd answer: the bad phone is pushed to by each command, if the last one waits."""
+"""The least number of odd answers: each command pushes to the bad phone, while its last push may still wait."""
 
 
 def trial(folder: Path) -> Iterator[Finding]:
-    """Have the stand-in for FCM answer one phone's pushes oddly, in two ways."""
+    """Let the fake FCM answer one phone's pushes oddly, in two ways."""
     with (
         testbed.standin(folder) as (_, fcm),
         beside.served(folder, with_push_tokens=True, **fcm) as (serving, members),
@@ -68,7 +68,7 @@ def _give(url: str, member: Member, push_token: str) -> None:
 
 
 class OddOne:
-    """The bad phone as an attack: while it goes on, commands go to it, too."""
+    """The bad phone as an attack: while it lasts, commands are sent to it too."""
 
     def __init__(self, pushes: Pushes, device_ids: Sequence[str]) -> None:
         self._pushes = pushes
@@ -79,7 +79,7 @@ class OddOne:
         self._pushes.also = self._device_ids
 
     async def end(self) -> Tally:
-        """Leave it out again; return how its pushes were answered since the last time."""
+        """Leave it out again; return the answers to its pushes since the last call."""
         self._pushes.also = ()
         answers, self._pushes.answers = self._pushes.answers, type(self._pushes.answers)()
         return Tally(answers.total(), answers=answers)

@@ -1,9 +1,8 @@
-"""Attacks in processes of their own: `python -m loadtest.trust.trials.one_against_all.attacks`.
+"""Attacks in separate processes: `python -m loadtest.trust.trials.one_against_all.attacks`.
 
-Lines on standard input steer one. The first is the order, as JSON. Of those that follow, each begins the attack or
-ends it, in turns. An empty line on standard output says that the attack is under way; a line of JSON, at its end, what
-was sent and answered. A process of its own, because what it costs to attack must not delay the clock of the honest
-client.
+Lines on standard input control one. The first is the order, as JSON. Each further line begins or ends the attack, in
+turns. An empty line on standard output means that the attack has begun. At its end, a line of JSON contains the numbers
+of requests and answers. A separate process, because the cost of an attack must not delay the honest client's clock.
 """
 
 import asyncio
@@ -106,7 +105,7 @@ async def _send(make: Callable[[Order], Request], order: Order, tally: Tally) ->
 
 @contextmanager
 def _pools(order: Order) -> Iterator[list[Pool]]:
-    """Give a pool of connections for each address; they are cut at the end."""
+    """Yield a pool of connections for each address; they are cut at the end."""
     server, each = Server.of(order.url), max(1, order.connections // len(order.sources))
     pools = [Pool(server, each, strict=True, sources=[source]) for source in order.sources]
     try:

@@ -1,4 +1,4 @@
-"""One against all: honest traffic without an attack and beside it, in turns, and what the attack costs it."""
+"""One against all: honest traffic with and without an attack, in turns, and the cost of the attack."""
 
 import asyncio
 import sys
@@ -24,32 +24,33 @@ from loadtest.trust.trials.one_against_all.honest import Honest, Latencies
 from loadtest.trust.trials.one_against_all.order import Order, Tally
 
 ROUNDS: Final = 5
-"""A p99 of three seconds is that of five heartbeats, which the disk alone may delay: the median of several counts."""
+"""A p99 of three seconds is that of five heartbeats, which the disk alone may delay: the median of several rounds
+counts."""
 
 SECONDS: Final = 3
 WARM_UP_SECONDS: Final = 1
 MOST_SLOWER: Final = 3
 FLOOR_SECONDS: Final = {"heartbeats": 0.03}
-"""Below this a p99 is good whatever it was without the attack: three times 2 ms is what a neighbour's work costs."""
+"""Below this a p99 is always good: three times 2 ms is the effect of any other work on the machine."""
 
 FLOOR_SECONDS_OF_FEW: Final = 0.25
-"""The same for what comes a few times a second: the p99 of so few is the longest of all."""
+"""The same for traffic of a few requests a second: the p99 of so few is the longest of all."""
 
 MOST_GROWN_MEBIBYTES: Final = 64
 RECOVERY_SECONDS: Final = 20
-"""How long the honest traffic may be slow when an attack has ended, before the next turn without it."""
+"""The time that honest traffic may be slow after an attack, before the next turn without it."""
 
 ANSWER_SECONDS: Final = 60
-"""How long an attack may take to begin, and to end."""
+"""The time that an attack may take to begin, and to end."""
 
 ENOUGH: Final = 0.8
-"""How much of what an attack was to send has to have been sent, for it to be one."""
+"""The part of an attack's minimum that must be sent for it to count."""
 
 TOO_SLOW: Final = "time-out"
-"""What an attacker may get instead of an answer: it is no promise to be quick for one."""
+"""The results that an attacker may get instead of an answer: there is no promise to answer attackers quickly."""
 
 LEAST_HONEST: Final = 1000
-"""How many honest requests there have to be for their failures to say anything."""
+"""The least number of honest requests for a judgement on their failures."""
 
 PHONES: Final = 300
 SETTINGS: Final = {
@@ -62,28 +63,28 @@ _LONGEST_FAILURE: Final = 80
 
 
 class Attacker(Protocol):
-    """An attack that goes on from begin() to end(), again and again."""
+    """An attack that lasts from begin() to end(), again and again."""
 
     async def begin(self) -> None:
-        """Go on."""
+        """Begin again."""
 
     async def end(self) -> Tally:
-        """Stop, and return what was sent since begin(), and how it was answered."""
+        """Stop, and return the numbers of requests since begin() and of their answers."""
 
 
 class Processes:
-    """Attackers in processes of their own, one for each order (`attacks.py`)."""
+    """Attackers in separate processes, one for each order (`attacks.py`)."""
 
     def __init__(self, processes: Sequence[asyncio.subprocess.Process]) -> None:
         self._processes = processes
 
     async def begin(self) -> None:
-        """Have all of them attack, and return when they do."""
+        """Let all of them attack, and return when they do."""
         self._write(b"\n")
         await self._lines()
 
     async def end(self) -> Tally:
-        """Have all of them stop; return what they counted."""
+        """Stop all of them; return their counts."""
         self._write(b"\n")
         whole, held = Tally(), 0
         for line in await self._lines():
@@ -94,11 +95,11 @@ class Processes:
         return whole
 
     async def _lines(self) -> list[bytes]:
-        """Return a line of each. Raises RuntimeError if one has broken off, and TimeoutError."""
+        """Return a line of each. Raises RuntimeError if one has failed, and TimeoutError."""
         async with asyncio.timeout(ANSWER_SECONDS):
             lines = [await cast("asyncio.StreamReader", process.stdout).readline() for process in self._processes]
         if not all(lines):
-            raise RuntimeError("an attack broke off")
+            raise RuntimeError("an attack ended early")
         return lines
 
     def _write(self, data: bytes) -> None:
@@ -134,12 +135,12 @@ async def _started() -> asyncio.subprocess.Process:
 
 
 Check = Callable[[Tally], tuple[str, bool]]
-"""Looks at what an attack has left behind; returns a figure, and whether it is as promised."""
+"""Checks what an attack has left behind; returns a figure, and whether it is as promised."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Who is one against all, by what attack, and how much it has to send and may be answered."""
+    """An attacker, its attack, how much it must send, and which answers it may get."""
 
     who: str
     tried: str
@@ -152,7 +153,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The latencies of the turns, how many honest requests there were, what failed, by how much the worker grew."""
+    """The latencies of the turns, the number of honest requests, the failures, and the growth of the worker."""
 
     without: Sequence[Latencies]
     beside: Sequence[Latencies]
@@ -171,16 +172,16 @@ def served(folder: Path, *, with_push_tokens: bool = False, **settings: str) -> 
 
 
 def each(trials: Mapping[str, Callable[[], Coroutine[Any, Any, Finding]]]) -> Iterator[Finding]:
-    """Try one after the other, by name; that one broke off is a finding, too."""
+    """Run one trial after the other, by name; if one fails with an error, that is a finding too."""
     for name, trial in trials.items():
         try:
             yield uvloop.run(trial())
         except Exception as error:  # noqa: BLE001  (the others are still to come)
-            yield Finding(f"{name} against all", "broke off", f"{type(error).__name__}: {error}", held=False)
+            yield Finding(f"{name} against all", "ended with an error", f"{type(error).__name__}: {error}", held=False)
 
 
 async def tried(case: Case, traffic: Honest, attacker: Attacker, serving: Serving) -> Finding:
-    """Measure honest traffic without and beside an attack in turns, close it, and judge what became of it."""
+    """Measure honest traffic without and with an attack in turns, close it, and check the result."""
     await traffic.turn(WARM_UP_SECONDS)
     worker = serving.child("web-1")
     failed, sent = traffic.failures, traffic.sent
@@ -201,7 +202,7 @@ async def tried(case: Case, traffic: Honest, attacker: Attacker, serving: Servin
 
 
 async def _heaviest(process: int) -> float:
-    """Return the most memory that a process had, when cancelled."""
+    """Return the largest memory that a process had, when cancelled."""
     heaviest = 0.0
     try:
         while True:
@@ -217,7 +218,7 @@ async def _ended(weighing: asyncio.Task[float]) -> float:
 
 
 async def _recovered(traffic: Honest, first: Latencies) -> None:
-    """Wait until the traffic is quick again, so that the next turn without the attack is one; but not for ever."""
+    """Wait until the traffic is fast again before the next turn without the attack, for a limited time."""
     deadline = time.monotonic() + RECOVERY_SECONDS
     while time.monotonic() < deadline:
         turn = await traffic.turn(1)
@@ -226,7 +227,7 @@ async def _recovered(traffic: Honest, first: Latencies) -> None:
 
 
 def judged(case: Case, measured: Measured, tally: Tally) -> Finding:
-    """Judge what an attack cost the honest traffic, and that it was one."""
+    """Check the cost of an attack for the honest traffic, and that it was one."""
     kinds = [_judged(kind, measured) for kind in measured.without[0]]
     left, is_right = case.check(tally) if case.check else ("", True)
     figures = [*(figure for figure, _ in kinds), *_figures(measured), _told(tally), *filter(None, [left])]
@@ -256,7 +257,7 @@ def _figures(measured: Measured) -> Iterator[str]:
 
 
 def _judged(kind: str, measured: Measured) -> tuple[str, bool]:
-    """Return the figure of one kind of traffic, and whether it was quick enough beside the attack."""
+    """Return the figure of one kind of traffic, and whether it was fast enough during the attack."""
     without, beside = (_median([turn[kind] for turn in turns]) for turns in (measured.without, measured.beside))
     return f"{kind} {milliseconds(without)} → {milliseconds(beside)}", _is_quick(kind, without, beside)
 
@@ -275,7 +276,7 @@ def _floor(kind: str) -> float:
 
 
 def _floors(measured: Measured) -> str:
-    """Return the floors as people read them: that of heartbeats, and that of the rest."""
+    """Return the floors as text: that of heartbeats, and that of the rest."""
     floors = dict.fromkeys(milliseconds(_floor(kind)) for kind in measured.without[0])
     return ", ".join(floors)
 

@@ -26,30 +26,30 @@ from nexmdm.client.http_client import FleetClient
 HEARTBEATS_PER_SECOND: Final = 150
 LOGINS: Final = 40
 LOGIN_SECONDS: Final = 6
-"""Five times of it are the half minute for which signed calls have to be answered within a second."""
+"""Five times this is the half minute in which signed calls must be answered within a second."""
 
 SESSIONS: Final = 300
 DEAD_TOKENS_PER_SECOND: Final = 20
 PIPELINING: Final = 60
 GUESSES: Final = 8000
 MOST_COUNTERS: Final = 200
-"""By how many rows the table of counters may grow for guesses from one network."""
+"""The number of rows that guesses from one network may add to the table of counters."""
 
 MOST_TRIED: Final = 250
-"""How many of the guesses may be tried: 60 a minute for two minutes, and what was under way at the limit."""
+"""The number of guesses that may be tried: 60 a minute for two minutes, and those in progress at the limit."""
 
 IDLE: Final = 12_000
 IDLE_GROWN_MEBIBYTES: Final = 150
 FILES_TO_SPARE: Final = 500
 READINESS_PER_SECOND: Final = 325
 PROXY: Final = "127.0.7.1"
-"""The address that guesses come from, as through a proxy that names theirs."""
+"""The address of the guesses, as through a proxy that forwards the guessers' addresses."""
 
 _TOKENS: Final = "/admin/enrollment-tokens"
 
 
 def trial(folder: Path) -> Iterator[Finding]:
-    """Let clients without a credential do what they can, one kind after the other."""
+    """Let clients without a credential attack, one kind after the other."""
     with beside.served(folder, TRUSTED_PROXIES=PROXY) as (serving, members), serving.admin() as admin:
         yield from beside.each({name: partial(tried, serving, members, admin) for name, tried in _ATTACKS.items()})
 
@@ -90,7 +90,7 @@ async def _sessions(serving: Serving, members: list[Member], admin: FleetClient)
 async def _dead_tokens(serving: Serving, members: list[Member], admin: FleetClient) -> Finding:
     tokens = await asyncio.to_thread(_dead, admin)
     case = Case(
-        "a client with spent, revoked and expired enrollment tokens",
+        "a client with used-up, revoked and expired enrollment tokens",
         f"{DEAD_TOKENS_PER_SECOND} registrations a second; phones with a good one register meanwhile",
         least_sent=ENOUGH * DEAD_TOKENS_PER_SECOND * ROUNDS * SECONDS,
         answers={"401", "429"},
@@ -102,7 +102,7 @@ async def _dead_tokens(serving: Serving, members: list[Member], admin: FleetClie
 
 
 def _dead(admin: FleetClient) -> list[str]:
-    """Return enrollment tokens that are no good any more: expired (in a second), spent, revoked."""
+    """Return enrollment tokens that are not valid any more: expired (after a second), used up, revoked."""
     expired, spent, revoked = (admin.post(_TOKENS, {"expires_in_seconds": seconds}) for seconds in (1, 600, 600))
     bearer = {"Authorization": f"Bearer {spent['enrollment_token']}"}
     httpx.post(f"{admin.url}/v1/register", json={"hardware_id": "spends-it"}, headers=bearer).raise_for_status()
@@ -154,7 +154,7 @@ async def _idle(serving: Serving, members: list[Member], admin: FleetClient) -> 
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     each = min(IDLE, hard - FILES_TO_SPARE)
     case = Case(
-        "two clients that hold connections",
+        "two clients that keep connections open",
         f"{each:,} idle connections each, where a process may have {hard:,} files; others come over new ones",
         least_sent=ENOUGH * 2 * each * ROUNDS,
         answers={"408", "503"},

@@ -1,4 +1,4 @@
-"""Attacks below HTTP: connections full of requests, and connections that say nothing."""
+"""Attacks below HTTP: connections full of requests, and silent connections."""
 
 import asyncio
 import re
@@ -15,14 +15,14 @@ from loadtest.testbed.connections import Server
 from loadtest.trust.trials.one_against_all.order import ROUND_TRIP_SECONDS, Order, Tally
 
 PIPELINED: Final = 7400
-"""How many requests a connection carries at a time."""
+"""The number of requests on a connection at a time."""
 
 OPENED_PER_SECOND: Final = 4000
 REOPENED_PER_SECOND: Final = 200
-"""How quickly idle connections are opened, and then those replaced that the server closed."""
+"""The rate at which idle connections are opened, and later replaced if the server closes them."""
 
 SETTLED_SECONDS: Final = 1
-"""For how long the server has to have closed none of them: then they are held."""
+"""The time in which the server must have closed none of them: then they are open."""
 
 _TICK_SECONDS: Final = 0.005
 _STATUS: Final = re.compile(rb"HTTP/1\.1 (\d{3})")
@@ -31,7 +31,7 @@ _RESET: Final = struct.pack("ii", 1, 0)
 
 
 class _Pipelining(asyncio.Protocol):
-    """A connection with thousands of requests at a time, of which it takes the answers; then as many again."""
+    """A connection with thousands of requests at a time; it reads their answers, then sends as many again."""
 
     def __init__(self, heads: bytes, tally: Tally) -> None:
         self._heads = heads
@@ -42,7 +42,7 @@ class _Pipelining(asyncio.Protocol):
         self.closed = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's are none by birth.
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's connections have none at first.
         self._write()
 
     def data_received(self, data: bytes) -> None:
@@ -66,7 +66,7 @@ class _Pipelining(asyncio.Protocol):
 
 
 async def pipeline(order: Order, tally: Tally) -> None:
-    """Keep so many connections full of requests, until cancelled."""
+    """Keep this number of connections full of requests, until cancelled."""
     server = Server.of(order.url)
     tally.under_way.set()
     heads = f"GET /x HTTP/1.1\r\nHost: {server.authority}\r\n\r\n".encode() * PIPELINED
@@ -89,7 +89,7 @@ async def _fill(server: Server, source: str, heads: bytes, tally: Tally) -> None
 
 
 class _Crowd:
-    """Connections without a word, each a bare socket: asyncio would take a third of a millisecond of a core for one."""
+    """Silent connections, each a bare socket: with asyncio, one would cost a third of a millisecond of a core."""
 
     def __init__(self, server: Server, source: str, tally: Tally) -> None:
         self._address = (server.host, server.port)
@@ -105,7 +105,7 @@ class _Crowd:
         """Begin to open one more."""
         one = socket.socket()
         one.setblocking(False)
-        # Cut so, at the end of a turn, it does not keep its port for a minute.
+        # Cut at the end of a turn, a connection does not keep its port for a minute.
         one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         one.bind(self._source)
         one.connect_ex(self._address)
@@ -114,7 +114,7 @@ class _Crowd:
         self._tally.sent += 1
 
     def look(self) -> None:
-        """Read what came, and let go of what the server has closed."""
+        """Read the received data, and release the connections that the server has closed."""
         for descriptor, _ in self._ready.poll(0):
             said = b""
             with suppress(OSError):
@@ -132,7 +132,7 @@ class _Crowd:
 
 
 async def hold(order: Order, tally: Tally) -> None:
-    """Open so many connections, hold them, and replace some of those that the server closes, until cancelled."""
+    """Open this number of connections, and replace some of those that the server closes, until cancelled."""
     with closing(_Crowd(Server.of(order.url), order.sources[0], tally)) as crowd:
         await _open(crowd, order, tally, OPENED_PER_SECOND, until=order.connections)
         await _settle(crowd)
@@ -141,7 +141,7 @@ async def hold(order: Order, tally: Tally) -> None:
 
 
 async def _open(crowd: _Crowd, order: Order, tally: Tally, per_second: float, *, until: float = inf) -> None:
-    """Open what is missing, until so many were opened in all."""
+    """Open the missing ones, until this number was opened in total."""
     began, before = time.monotonic(), tally.sent
     while tally.sent < until:
         due = (time.monotonic() - began) * per_second - (tally.sent - before)

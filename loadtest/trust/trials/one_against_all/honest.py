@@ -1,4 +1,4 @@
-"""Honest traffic: the heartbeats of a fleet, and what admins, new phones and pushes do at the same time."""
+"""Honest traffic: the heartbeats of a fleet, and the requests of admins, new phones and pushes at the same time."""
 
 import asyncio
 import time
@@ -16,7 +16,7 @@ from loadtest.testbed.connections import ANSWER_SECONDS, Pool, Server, understoo
 from nexmdm.client.http_client import FleetClient
 
 PUSH_SECONDS: Final = 10
-"""How long a push may take to reach FCM; one that takes longer has failed."""
+"""The time in which a push must reach FCM; one that takes longer has failed."""
 
 COMMAND: Final = "/admin/command"
 _TICK_SECONDS: Final = 0.005
@@ -30,20 +30,20 @@ class Traffic(Protocol):
 
     @property
     def sent(self) -> int:
-        """How many there were."""
+        """The number of requests."""
 
     async def beat(self, seconds: float) -> Histogram:
-        """Send for so long, await the answers, and return the latencies of those that were good."""
+        """Send for this time, await the answers, and return the latencies of the good ones."""
 
     def close(self) -> None:
-        """Let go of what is open."""
+        """Release open connections."""
 
 
 class Steady:
-    """Requests at an even rate, each over a connection of its own, as a client sends it that has just come."""
+    """Requests at an even rate, each over its own connection, like those of a new client."""
 
     def __init__(self, url: str, per_second: float, request: Callable[[int], bytes]) -> None:
-        """`request` gives the bytes of a request by its number."""
+        """`request` returns the bytes of a request by its number."""
         self._server = Server.of(url)
         self._per_second = per_second
         self._request = request
@@ -51,7 +51,7 @@ class Steady:
         self.failures: Counter[str] = Counter()
 
     async def beat(self, seconds: float) -> Histogram:
-        """Send for so long, await the answers, and return the latencies of those that were good."""
+        """Send for this time, await the answers, and return the latencies of the good ones."""
         latencies = Histogram()
         await at_even_pace(seconds, self._per_second, lambda due: self._once(due, latencies))
         return latencies
@@ -69,7 +69,7 @@ class Steady:
 
 
 async def at_even_pace(seconds: float, per_second: float, once: Callable[[float], Coroutine[Any, Any, None]]) -> None:
-    """Begin `once` with each due time within so many seconds, and return when all have ended."""
+    """Begin `once` with each due time within this number of seconds, and return when all have ended."""
     began, due = time.monotonic(), time.monotonic()
     async with asyncio.TaskGroup() as tasks:
         while due < began + seconds:
@@ -79,7 +79,7 @@ async def at_even_pace(seconds: float, per_second: float, once: Callable[[float]
 
 
 async def answer(server: Server, request: bytes) -> tuple[str, dict[str, Any]]:
-    """Send a request over a connection of its own; return what went wrong (empty: nothing) and the answer."""
+    """Send a request over its own connection; return what went wrong (empty: nothing) and the answer."""
     pool = Pool(server, 1, strict=True)
     try:
         async with asyncio.timeout(ANSWER_SECONDS):
@@ -91,7 +91,7 @@ async def answer(server: Server, request: bytes) -> tuple[str, dict[str, Any]]:
 
 
 def calls(admin: FleetClient, *targets: str, per_second: float = 2) -> Steady:
-    """Return an admin who makes an enrollment token, and reads each of these, in turns."""
+    """Return an admin who creates an enrollment token, and reads each of these, in turns."""
     server, work = (
         Server.of(admin.url),
         [("POST", "/admin/enrollment-tokens"), *(("GET", target) for target in targets)],
@@ -112,15 +112,15 @@ def probes(url: str, *, per_second: float = 5) -> Steady:
 
 
 def registrations(url: str, enrollment_token: str, *, per_second: float = 1) -> Steady:
-    """Return new phones that register, each with hardware of its own."""
+    """Return new phones that register, each with its own hardware id."""
     head = Server.of(url).head("POST", "/v1/register", {"Authorization": f"Bearer {enrollment_token}"})
     return Steady(url, per_second, lambda number: head + with_body(b'{"hardware_id":"honest-%d"}' % number))
 
 
 class Pushes:
-    """Commands at an even rate to good phones, each time from its due time to its push's arrival at FCM.
+    """Commands at an even rate to good phones, measured from the due time to the push's arrival at FCM.
 
-    `also` are the devices that each command goes to besides, as long as they are there.
+    `also` are further devices of each command, as long as they are there.
     """
 
     def __init__(self, admin: FleetClient, members: Sequence[Member], journal: Path, *, per_second: float) -> None:
@@ -132,14 +132,14 @@ class Pushes:
         self._journal = JournalTail(journal)
         self._arrived: defaultdict[str, dict[str, float]] = defaultdict(dict)
         self.answers: Counter[str] = Counter()
-        """How FCM answered the pushes to others."""
+        """The answers of FCM to the pushes to the further devices."""
 
         self.also: Sequence[str] = ()
         self.sent = 0
         self.failures: Counter[str] = Counter()
 
     async def beat(self, seconds: float) -> Histogram:
-        """Send commands for so long, await the pushes, and return their latencies."""
+        """Send commands for this time, await the pushes, and return their latencies."""
         latencies = Histogram()
         watching = asyncio.create_task(self._watch())
         try:
@@ -182,7 +182,7 @@ class Pushes:
 
 
 Latencies = Mapping[str, float | None]
-"""The 99th percentile of each kind of traffic in a turn, in seconds; None: nothing was answered."""
+"""The 99th percentile of each kind of traffic in a turn, in seconds; None: there was no answer."""
 
 
 class Honest:
@@ -192,24 +192,24 @@ class Honest:
         self._traffic = traffic
 
     async def turn(self, seconds: float) -> Latencies:
-        """Send all of it for so long, and return the latencies by kind."""
+        """Send all kinds for this time, and return the latencies by kind."""
         found = await asyncio.gather(*(one.beat(seconds) for one in self._traffic.values()))
         return {name: latencies.percentile(99) for name, latencies in zip(self._traffic, found, strict=True)}
 
     @property
     def sent(self) -> int:
-        """How many requests there were, and pushes."""
+        """The number of requests and pushes."""
         return sum(one.sent for one in self._traffic.values())
 
     @property
     def failures(self) -> Counter[str]:
-        """What failed, by kind and reason."""
+        """The failures, by kind and reason."""
         failures: Counter[str] = Counter()
         for name, one in self._traffic.items():
             failures.update({f"{name}: {error}": count for error, count in one.failures.items()})
         return failures
 
     def close(self) -> None:
-        """Let go of what is open."""
+        """Release open connections."""
         for one in self._traffic.values():
             one.close()

@@ -20,13 +20,14 @@ from nexmdm.client.http_client import FleetClient
 
 HEARTBEATS_PER_SECOND: Final = 150
 CONNECTIONS: Final = 8
-"""Of the phone: with the round trip of order.py they carry up to 200 requests a second, as one bad phone did."""
+"""The phone's connections: with the round trip of order.py they allow up to 200 requests a second, as one bad phone
+sent."""
 
 LEAST_PER_SECOND: Final = 4
-"""How many of its requests have to be sent: a server may take its time to answer them."""
+"""The least number of its requests that must be sent: a server may take its time to answer them."""
 
 MOST_KEPT: Final = 102
-"""The reports of a delivery that are kept: the first hundred, its first final and its first late final one."""
+"""The reports of a delivery that are stored: the first hundred, its first final and its first late final one."""
 
 _REPORTS: Final = """
     SELECT count(*) FROM commands_report
@@ -36,7 +37,7 @@ _REPORTS: Final = """
 
 
 def trial(folder: Path) -> Iterator[Finding]:
-    """Let one phone of a fleet go wrong, in two ways."""
+    """Let one phone of a fleet misbehave, in two ways."""
     with beside.served(folder) as (serving, members), serving.admin() as admin:
         bad, *good = members
         attacks = {"reports": _reports, "rotations": _rotations}
