@@ -1,15 +1,16 @@
-"""One simulated phone that shows what it does: it registers, sends heartbeats, and carries out what it is told."""
+"""Simulated phones that show what they do: they register, send heartbeats, and carry out commands."""
 
 import asyncio
+import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Final
 
 import aiohttp
 import orjson
 
-from nexmdm.client.phone import Outcome, Phone, Refusal
+from nexmdm.client.phone import Channel, Envelope, Outcome, Phone, Refusal
 
 ANSWER_SECONDS: Final = 30
 RETRY_SECONDS: Final = 5
@@ -19,8 +20,22 @@ Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
+class Traits:
+    """A phone's description, and its faults.
+
+    `fields` goes into its registration. `battery_pct` is its first reading. `fails`: it reports each command as failed.
+    `is_silent`: it sends one heartbeat, and nothing after it.
+    """
+
+    fields: dict[str, str] = field(default_factory=lambda: {"model": "Simulated"})
+    battery_pct: int = 90
+    fails: bool = False
+    is_silent: bool = False
+
+
+@dataclass(slots=True)
 class SimulatedPhone:
-    """Who the phone is, where its server is, and whom it tells what it does."""
+    """The phone, its server, and the function that shows what it does."""
 
     url: str
     host: str | None
@@ -28,6 +43,9 @@ class SimulatedPhone:
     alias: str | None
     interval_seconds: float
     tell: Tell
+    traits: Traits = field(default_factory=Traits)
+    push_token: str | None = None
+    _phone: Phone | None = None
 
     async def live(self, enrollment_token: str) -> None:
         """Register, and be a phone until cancelled. Raises Refusal when it is not let in, or not any more.
@@ -36,18 +54,52 @@ class SimulatedPhone:
         """
         headers = {"Host": self.host} if self.host else None
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(ANSWER_SECONDS), headers=headers) as session:
-            phone = Phone(session, self.url, perform=self._perform)
-            fields = {"model": "Simulated", **({"alias": self.alias} if self.alias else {})}
-            answer = await phone.register(enrollment_token, self.hardware_id, **fields)
-            self.tell(f"Registered as {answer['device_id']}; a heartbeat every {self.interval_seconds:g} s.")
-            for number in count():
-                await self._check_in(phone, number)
-                await asyncio.sleep(self.interval_seconds)
+            await self.register(session, enrollment_token)
+            self.tell(f"Registered as {self.device_id}; a heartbeat every {self.interval_seconds:g} s.")
+            await self.check_in_for_ever()
 
-    async def _check_in(self, phone: Phone, number: int) -> None:
-        status = {"battery_pct": 90 - number // 100 % 80, "charging": False, "network": "wifi"}
+    @property
+    def device_id(self) -> str:
+        """The device id that it got."""
+        assert self._phone is not None
+        return self._phone.agent.device_id
+
+    async def register(self, session: aiohttp.ClientSession, enrollment_token: str) -> None:
+        """Register. Raises Refusal, aiohttp.ClientError and TimeoutError."""
+        phone = Phone(session, self.url, perform=self._perform)
+        named = {"alias": self.alias, "push_token": self.push_token}
+        fields = self.traits.fields | {name: value for name, value in named.items() if value}
+        await phone.register(enrollment_token, self.hardware_id, **fields)
+        self._phone = phone
+
+    async def check_in_for_ever(self, *, first_after: float = 0) -> None:
+        """Send a heartbeat each interval, the first one after some seconds. Raises Refusal when it is shut out."""
+        await asyncio.sleep(first_after)
+        for number in count():
+            await self._check_in(number)
+            if self.traits.is_silent:
+                return
+            await asyncio.sleep(self.interval_seconds)
+
+    async def take_push(self, envelope: Envelope) -> None:
+        """Carry out a command that was pushed, and report on it; the next heartbeat does so if that does not work."""
+        if self._phone is not None and not self.traits.is_silent:
+            await self._in_spite_of_trouble(self._receive(envelope, "push"))
+
+    async def _receive(self, envelope: Envelope, via: Channel) -> None:
+        assert self._phone is not None
+        await self._phone.receive(envelope, via)
+
+    async def _check_in(self, number: int) -> None:
+        assert self._phone is not None
+        battery = max(1, self.traits.battery_pct - number // 100 % 80)
+        status = {"battery_pct": battery, "charging": False, "network": "wifi"}
+        uptime = int(number * self.interval_seconds)
+        await self._in_spite_of_trouble(self._phone.check_in(status=status | {"uptime_seconds": uptime}))
+
+    async def _in_spite_of_trouble(self, call: Any) -> None:
         try:
-            await phone.check_in(status=status | {"uptime_seconds": int(number * self.interval_seconds)})
+            await call
         except Refusal as refusal:
             if refusal.status in SHUT_OUT:
                 raise
@@ -58,5 +110,34 @@ class SimulatedPhone:
             await asyncio.sleep(RETRY_SECONDS)
 
     def _perform(self, action: str, params: dict[str, Any]) -> Outcome:
-        self.tell(f"{action} {orjson.dumps(params).decode()}: done")
+        shown = f"{action} {orjson.dumps(params).decode()}"
+        if self.traits.fails:
+            self.tell(f"{shown}: failed")
+            return Outcome("failed", f"{action} is not possible on this simulated phone")
+        self.tell(f"{shown}: done")
         return Outcome(message="done by a simulated phone")
+
+
+MODELS: Final = (
+    {"manufacturer": "Google", "model": "Pixel 9", "os_version": "16", "agent_version": "1.2.0"},
+    {"manufacturer": "Samsung", "model": "Galaxy Tab A9", "os_version": "15", "agent_version": "1.2.0"},
+    {"manufacturer": "Lenovo", "model": "Tab M10", "os_version": "14", "agent_version": "1.1.0"},
+)
+"""The descriptions that the phones of a simulated fleet have in turn."""
+
+
+def various_traits(total: int, *, failing: float, silent: float, chance: random.Random) -> list[Traits]:
+    """Return traits for a fleet of which these shares (0 to 1, rounded) fail each command, or fall silent.
+
+    Those that fail come first, those that fall silent after them.
+    """
+    fails, silents = round(total * failing), round(total * silent)
+    return [
+        Traits(
+            dict(MODELS[number % len(MODELS)]),
+            battery_pct=chance.randint(5, 100),
+            fails=number < fails,
+            is_silent=fails <= number < fails + silents,
+        )
+        for number in range(total)
+    ]

@@ -60,7 +60,7 @@ def test_it_is_ready_and_prints_what_to_do_first(serve: Serving) -> None:
     assert get(serve, "/readyz") == 200
     assert f"Secrets      {serve.data_dir}/secrets.env" in serve.said
     assert "Firebase is not configured" in serve.said
-    assert "manage.py fleet enroll-token" in serve.said
+    assert "manage.py simulate\n" in serve.said
 
 
 def test_where_its_port_is_taken_it_prints_the_command_that_works(serve: Serving, tmp_path: Path) -> None:

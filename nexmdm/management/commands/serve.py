@@ -187,7 +187,7 @@ def _facts(url: str, command: str) -> Iterator[str]:
     else:
         yield f"  Push         Firebase project {settings.FIREBASE_SERVICE_ACCOUNT['project_id']}"
     yield "  A simulated phone, in another terminal" + ("" if settings.EMBEDDED else " with the same environment")
-    yield f'    {command} simulate "$({command} fleet enroll-token)"'
+    yield f"    {command} simulate"
     yield "  and a first command for it, in a third one"
     yield f"    {command} fleet ping all --wait"
 
