@@ -201,7 +201,7 @@ class Device(models.Model):
         ]
 
     def __str__(self) -> str:
-        return self.alias or str(self.id)
+        return self.alias or self.hardware_id
 
 
 class DeadPushToken(models.Model):

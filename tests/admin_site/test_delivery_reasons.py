@@ -68,7 +68,7 @@ def test_the_pages_of_a_command_and_a_device_say_why(wiped: str, phones: list[Ph
 def test_the_list_and_the_page_of_a_command_say_how_many_results_came_too_late(wiped: str, browser: Browser) -> None:
     for address in (reverse("nexmdm-admin:commands_command_changelist"),
                     reverse("nexmdm-admin:commands_command_change", args=[wiped])):  # fmt: skip
-        assert "partial, 1 late" in plain(browser.get(address).content.decode())
+        assert "partial , 1 late" in plain(browser.get(address).content.decode())
 
 
 def test_the_csv_has_the_reasons_and_the_results(wiped: str, browser: Browser) -> None:

@@ -1,0 +1,87 @@
+"""The search of the whole site: devices, commands and enrollment tokens, by names, ids, actions and notes."""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from django.db.models import Case, IntegerField, Model, Q, QuerySet, Value, When
+
+from commands.actions import CATALOGUE
+from commands.admin.deliveries import BULKY
+from commands.models import Command
+from devices.admin import SECRETS
+from devices.identity import search
+from devices.models import Device, EnrollmentToken, presence_name
+from nexmdm.common.identity import folded
+
+SHOWN: Final = 20
+"""How many rows of each kind a result page shows at most."""
+
+LATEST: Final = 10_000
+"""The notes of so many newest commands are searched: notes have no index."""
+
+LONGEST: Final = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a text stands for, newest first: SHOWN of each kind at most, and whether there are more of a kind."""
+
+    text: str
+    devices: list[Any]
+    commands: list[Any]
+    tokens: list[Any]
+    more_devices: bool = False
+    more_commands: bool = False
+
+    @property
+    def only(self) -> Model | None:
+        """The one row that was found; None if there are several, or none."""
+        rows = [*self.devices, *self.commands, *self.tokens]
+        return rows[0] if len(rows) == 1 else None
+
+    @property
+    def action(self) -> str | None:
+        """The action that the text names."""
+        return self.text.lower() if self.text.lower() in CATALOGUE else None
+
+
+def find(given: str) -> Found:
+    """Look a text up. A whole id is looked up as an id alone."""
+    text = given.strip()[:LONGEST]
+    if not text or "\0" in text:
+        return Found(text, [], [], [])
+    ids = search.ids_that_begin_with(text.lower())
+    is_whole = ids is not None and ids[0] == ids[1]
+    by_id = Q() if ids is None else Q(id__range=ids)
+    devices = _devices(by_id if is_whole else search.matching(text), text)
+    commands = _commands(by_id, "" if is_whole else text)
+    tokens = list(EnrollmentToken.objects.filter(by_id).defer("token_sha256")[:SHOWN]) if by_id else []
+    return Found(
+        text, devices[:SHOWN], commands[:SHOWN], tokens, len(devices) > SHOWN, len(commands) > SHOWN
+    )  # fmt: skip
+
+
+def _devices(condition: Q, text: str) -> list[Any]:
+    """Return the devices, one more than are shown; the one that has the very name comes first."""
+    key = folded(text)
+    is_it = Case(
+        When(Q(alias_key=key) | Q(hardware_key=key), then=Value(0)), default=Value(1), output_field=IntegerField()
+    )
+    rows: QuerySet[Any] = Device.objects.filter(condition).select_related("presence").defer(*SECRETS)
+    return list(rows.annotate(presence_named=presence_name(), is_it=is_it).order_by("is_it", "-pk")[: SHOWN + 1])
+
+
+def _commands(by_id: Q, text: str) -> list[Any]:
+    """Return the newest commands, one more than are shown. Each way to find them is a query of its own."""
+    rows = Command.objects.order_by("-pk").defer(*BULKY)
+    found = list(rows.filter(by_id)[: SHOWN + 1]) if by_id else []
+    if text:
+        found += rows.filter(action=text.lower())[: SHOWN + 1]
+        found += _latest(rows).filter(note__icontains=text)[: SHOWN + 1]
+    newest_first = sorted({command.pk: command for command in found}.items(), reverse=True)
+    return [command for _, command in newest_first][: SHOWN + 1]
+
+
+def _latest(rows: QuerySet[Command]) -> QuerySet[Command]:
+    oldest = Command.objects.order_by("-pk").values_list("pk", flat=True)[LATEST - 1 : LATEST].first()
+    return rows if oldest is None else rows.filter(pk__gte=oldest)
