@@ -19,6 +19,7 @@ from nexmdm.common.read_only_admin.columns import (
     WARN,
     Column,
     Id,
+    Name,
     Narrowed,
     State,
     badge,
@@ -32,6 +33,9 @@ from nexmdm.models import AuditEntry
 SECRETS: Final = ("push_token", "token_hash", "token_digest", "next_hash", "next_digest")
 """The columns of a device that no list of this site reads."""
 
+
+REPORTED: Final = ("manufacturer", "same_model", "same_os", "same_agent")
+"""What the page of a device shows of what the phone reported about itself."""
 
 ACTIVE: Final = "active"
 """The choice of the presence filter for all devices that are neither revoked nor retired."""
@@ -141,7 +145,7 @@ class DeviceAdmin(ReadOnlyAdmin):
     """The devices, and what each last said."""
 
     list_display = (
-        "name", "presence_now", "last_seen_at", "push", "battery", "tag_list", "model", "os_version", "agent_version",
+        "name", "presence_now", "last_seen_at", "push", "battery", "tag_list", "model", "agent_version",
         "hardware_id", "device_id",
     )  # fmt: skip
     list_filter = (PresenceFilter, SilenceFilter, PushFilter, BatteryFilter, TagFilter, ReportedFilter)
@@ -150,10 +154,10 @@ class DeviceAdmin(ReadOnlyAdmin):
     search_fields = ("alias", "hardware_id", "id")
     search_help_text = "Part of an alias or a hardware id, or a device id or its start."
     fieldsets: ClassVar = [
-        (None, {"fields": ["id", "hardware_id", "alias", "tag_list", "manufacturer", "same_model", "same_os"]}),
-        ("Presence", {"fields": ["presence_now", "last_seen_at", "battery", "same_agent", "last_status", "refused"]}),
-        ("Push", {"fields": ["push"]}),
+        (None, {"fields": ["presence_now", "last_seen_at", "battery", "push", "tag_list", *REPORTED]}),
+        ("Status", {"fields": ["last_status", "refused"]}),
         ("Enrollment", {"fields": ["enrolled_with", "enrolled", "enrolled_from", "revoked", "retired"]}),
+        ("Names and ids", {"fields": ["alias", "hardware_id", "id"]}),
     ]
     exported: ClassVar = {
         "device_id": "id", "hardware_id": "hardware_id", "alias": "alias", "tags": "tags",
@@ -166,7 +170,7 @@ class DeviceAdmin(ReadOnlyAdmin):
         "last_refusal_code": "last_refusal__code",
     }  # fmt: skip
 
-    name = Column("__str__")
+    name = Name("device")
     device_id = Id("pk", "device id")
     presence_now = State("presence_named", "presence")
     last_seen_at = Column("presence.last_seen_at")
@@ -254,7 +258,7 @@ class EnrollmentTokenAdmin(ReadOnlyAdmin):
         "created_at": "created_at", "expires_at": "expires_at", "revoked_at": "revoked_at",
     }  # fmt: skip
 
-    name = Column("__str__", "label")
+    name = Name("label")
     token_id = Id("pk", "id")
     created = Column("created_at")
     expires = Column("expires_at")

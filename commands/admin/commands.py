@@ -42,7 +42,7 @@ class CommandAdmin(ReadOnlyAdmin):
     """What was asked, and how it stands by device."""
 
     list_display = (
-        "action", "standing", "came_to", "counts", "meant", "note", "issued", "issued_by", "expires", "request_id",
+        "action", "standing", "came_to", "counts", "meant", "note", "issued", "issued_by", "request_id",
     )  # fmt: skip
     empty = "Send one: manage.py fleet ping all."
     list_filter = (
@@ -59,7 +59,7 @@ class CommandAdmin(ReadOnlyAdmin):
     inlines: ClassVar = [NotSucceeded, Succeeded]
     fieldsets: ClassVar = [
         (None, {"fields": ["state", "came_to", "counts", "meant", "note", "issued", "issued_by", "audit_entries"]}),
-        ("Deliveries", {"fields": ["device_count", "pushes", "unsuccessful", "all_deliveries"]}),
+        ("Deliveries", {"fields": ["pushes", "unsuccessful", "all_deliveries"]}),
         ("Times", {"fields": ["expires", "completed", "cancelled"]}),
         ("The request", {"fields": ["action", "pretty_params", "urgency", "pretty_target", "id"]}),
     ]

@@ -153,6 +153,8 @@ class AuditEntryAdmin(ReadOnlyAdmin):
         row, (kind, _, name) = entry.row, entry.target.partition(": ")
         if row is not None:
             return link(row, f"{row._meta.verbose_name} {row}")  # noqa: SLF001
+        if entry.request_id is not None and name == str(entry.request_id):
+            return link(Command(pk=entry.request_id), "the command")
         if kind == "label":
             return format_html("{}: {}", kind, link_to_list(EnrollmentToken, name, q=name))
         return entry.target or NOTHING

@@ -10,7 +10,7 @@ from django.db.models import Count, Model
 from commands.admin.filters import HTTP_STATUSES
 from commands.models import FCM_ERRORS, OPEN, Attempt, AttemptOutcome, Delivery
 from devices.models import Device, presences
-from nexmdm.admin_site import attention
+from nexmdm.admin_site import attention, hourly_charts
 from nexmdm.common import database
 from nexmdm.common.read_only_admin.columns import address_of
 from nexmdm.monitoring import fleet_summary
@@ -66,6 +66,7 @@ def home() -> dict[str, Any]:
     )
     return {
         "attention": attention.lines(devices),
+        "hourly_charts": hourly_charts.charts(),
         "charts": [_fleet(devices), _open_deliveries(), _pushes()],
     }
 

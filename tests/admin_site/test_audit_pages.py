@@ -52,7 +52,7 @@ def test_the_list_says_what_was_done_on_what_and_whether_only_to_try(
     admin.command("wipe", to=phone, dry_run=True)
     assert "admin wipe dry run device phone-1 1 only checked - " in list_text(browser, action="wipe")
     request_id = admin.command("wipe", to=phone).json["request_id"]
-    ends = f"{request_id[:-12]} {request_id[-12:]}"
+    ends = f"{request_id[:-8]} {request_id[-8:]}"
     assert f"admin wipe device phone-1 1 done {ends} " in list_text(browser, request_id=request_id)
     admin.command("wipe", to=phone, expect_count=7)
     assert "admin wipe device phone-1 - 409 audience_changed - " in list_text(browser, ending="refused")

@@ -2,15 +2,18 @@
 
 import html
 import re
+from datetime import timedelta
 
 import pytest
 from django.contrib.auth.models import User
 from django.test import Client as Browser
 
 from commands import finishing, queue
+from commands.models import Attempt, Delivery
 from commands.push import circuit_breaker
 from commands.push.circuit_breaker import Circuit
 from devices.models import Device
+from nexmdm.common import database
 from nexmdm.models import DispatcherSeen
 from nexmdm.monitoring import dispatcher_status
 from tests.support.actors import Admin, Phone, fcm_calls_dead
@@ -32,7 +35,7 @@ def browser(db: None) -> Browser:
 def attention(browser: Browser) -> dict[str, str]:
     """Return the lines of what needs attention, each with its address."""
     page = browser.get(HOME).content.decode()
-    part = page[page.index('id="attention"') : page.index('class="charts"')]
+    part = page[page.index('id="attention"') :].partition("</section>")[0]
     return {plain(text): html.unescape(address) for address, text in re.findall(r'<a href="(.*?)">(.*?)</a>', part)}
 
 
@@ -126,3 +129,64 @@ def test_counts_are_bounded_and_say_so(admin: Admin, browser: Browser, monkeypat
     assert list(attention(browser)) == [
         "1+ commands failed in the last day", "1+ devices have 15% battery or less, and not charging",
     ]  # fmt: skip
+
+
+def hours(browser: Browser, name: str) -> list[tuple[str, int, int]]:
+    """Return the rows of a chart's table that count anything, newest first."""
+    page = browser.get(HOME).content.decode()
+    table = page[page.index(f'id="{name}"') :].partition("<tbody>")[2].partition("</tbody>")[0]
+    rows = re.findall(r'<th scope="row">(.*?)</th><td class="number">(\d+)</td><td class="number">(\d+)</td>', table)
+    assert len(rows) == 24
+    return [(plain(hour), int(good), int(bad)) for hour, good, bad in rows if int(good) + int(bad)]
+
+
+def test_results_are_counted_by_hour_and_without_what_was_withdrawn(
+    admin: Admin, phone: Phone, browser: Browser
+) -> None:
+    for outcome in ("succeeded", "failed"):
+        phone.report(admin.command(to=phone).json["request_id"], outcome)
+    let_pass(hours=3)
+    phone.report(admin.command(to=phone).json["request_id"], "succeeded")
+    admin.post(f"/admin/commands/{admin.command(to=phone).json['request_id']}/cancel")
+    new, old = (
+        f"{Delivery.objects.filter(state=state).latest('id').settled_at:%H}:00" for state in ("succeeded", "failed")
+    )
+    assert hours(browser, "results-per-hour") == [(new, 1, 0), (old, 1, 1)]
+    assert "2 succeeded, 1 failed or expired since" in browser.get(HOME).content.decode()
+    let_pass(days=1)
+    assert hours(browser, "results-per-hour") == []
+
+
+def test_pushes_are_counted_by_hour_and_each_hour_leads_to_its_pushes(
+    admin: Admin, phone: Phone, browser: Browser
+) -> None:
+    admin.command(to=phone)
+    delivery, now = Delivery.objects.get(), database.now()
+    for number, (outcome, age) in enumerate((("accepted", 5), ("rejected", 0), ("accepted", 0)), start=1):
+        at = now - timedelta(hours=age)
+        Attempt.objects.create(delivery=delivery, number=number, outcome=outcome, started_at=at, finished_at=at)
+    assert hours(browser, "pushes-per-hour") == [
+        (f"{now:%H}:00", 1, 1), (f"{now - timedelta(hours=5):%H}:00", 1, 0),
+    ]  # fmt: skip
+    page = browser.get(HOME).content.decode()
+    for hour, count in ((now, 2), (now - timedelta(hours=5), 1)):
+        (address,) = re.findall(rf'<a href="([^"]+)">{hour:%H}:00</a>', page)
+        assert listed(browser, html.unescape(address)) == count
+
+
+def test_a_chart_has_a_name_and_says_the_same_in_words(browser: Browser) -> None:
+    page = browser.get(HOME).content.decode()
+    for name in ("pushes-per-hour", "results-per-hour"):
+        assert f'role="img" aria-labelledby="{name}" aria-describedby="{name}-summary"' in page
+        assert f'<p id="{name}-summary"' in page
+        assert f"0 {'accepted by FCM' if name.startswith('p') else 'succeeded'}, 0 " in page
+
+
+def test_a_chart_counts_the_newest_and_says_so(
+    admin: Admin, phone: Phone, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nexmdm.admin_site.hourly_charts.MOST", 1)
+    for _ in range(2):
+        phone.report(admin.command(to=phone).json["request_id"], "succeeded")
+    assert [counts for _, *counts in hours(browser, "results-per-hour")] == [[1, 0]]
+    assert "Only the newest 1 are counted: earlier hours lack some." in browser.get(HOME).content.decode()

@@ -14,7 +14,7 @@ from tests.support.actors import LOGIN, Answer, Client, Visitor
 
 PASSWORD: Final = "correct horse battery"
 HOME: Final = "/django-admin/"
-WITH_A_WAY_BACK: Final = f'<a href="{HOME}">To the first page</a>'
+WITH_A_WAY_BACK: Final = f'<a href="{HOME}">To the home page</a>'
 
 
 @pytest.fixture(autouse=True)

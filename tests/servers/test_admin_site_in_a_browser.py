@@ -207,7 +207,7 @@ def test_the_pages_around_the_lists_ask_for_nothing_from_outside_either(browser:
         lines = [line for line in browser.complaints() if line["level"] != "DEBUG"]
         assert [line for line in lines if "status of 40" not in line["message"]] == [], path
         assert browser.run("getComputedStyle(document.querySelector('#header')).backgroundColor") == "rgb(65, 118, 144)"
-    browser.click("To the first page")
+    browser.click("To the home page")
     assert browser.driver.current_url == f"{browser.url}/django-admin/"
 
 

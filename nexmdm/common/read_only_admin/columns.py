@@ -46,6 +46,17 @@ class Column:
         return moment(value) if isinstance(value, datetime) else str(display_for_value(value, NOTHING))
 
 
+class Name(Column):
+    """A column with the name of the row itself."""
+
+    def __init__(self, label: str) -> None:
+        super().__init__("pk", label)
+
+    def __call__(self, row: Model) -> str:
+        """Return the name."""
+        return str(row)
+
+
 class State(Column):
     """A column with a badge: one of the API's words for a state, a push, an outcome or a presence."""
 
@@ -113,7 +124,7 @@ def badge(word: str, look: str | None = None) -> SafeString:
 def short_id(key: UUID) -> SafeString:
     """Return an id of which the style sheet shows the two ends. All of it is in the page: a click selects it."""
     text = str(key)
-    return format_html('<code class="id" title="{}"><span>{}</span>{}</code>', text, text[:-12], text[-12:])
+    return format_html('<code class="id" title="{}"><span>{}</span>{}</code>', text, text[:-8], text[-8:])
 
 
 def moment(value: datetime) -> SafeString:
