@@ -1,6 +1,6 @@
 """The filters of the admin site's lists. Their choices are constants, so no filter queries the database for them."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, ClassVar, Final
 
 from django.db.models import Q, QuerySet, Sum
@@ -188,7 +188,7 @@ class CommandEnd(SpanFilter):
 
     title = "ended, up to"
     parameter_name = "ended"
-    spans: ClassVar = AgeFilter.spans
+    spans: ClassVar = {"1 hour": timedelta(hours=1), "1 day": timedelta(days=1), "7 days": timedelta(days=7)}
 
     def narrowed(self, rows: QuerySet[Any], moment: datetime) -> QuerySet[Any]:
         """Keep the commands that ended later. Their end is noted a few seconds after it."""

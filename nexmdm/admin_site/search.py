@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Final
 
-from django.db.models import Case, IntegerField, Model, Q, QuerySet, Value, When
+from django.db.models import Model, Q, QuerySet
 
 from commands.actions import CATALOGUE
 from commands.admin.deliveries import BULKY
@@ -63,12 +63,13 @@ def find(given: str) -> Found:
 
 def _devices(condition: Q, text: str) -> list[Any]:
     """Return the devices, one more than are shown; the one that has the very name comes first."""
+    rows: QuerySet[Any] = Device.objects.select_related("presence").defer(*SECRETS)
+    rows = rows.annotate(presence_named=presence_name()).order_by("-pk")
     key = folded(text)
-    is_it = Case(
-        When(Q(alias_key=key) | Q(hardware_key=key), then=Value(0)), default=Value(1), output_field=IntegerField()
-    )
-    rows: QuerySet[Any] = Device.objects.filter(condition).select_related("presence").defer(*SECRETS)
-    return list(rows.annotate(presence_named=presence_name(), is_it=is_it).order_by("is_it", "-pk")[: SHOWN + 1])
+    # Two queries: one that sorted by both could not stop after the newest matches.
+    named = list(rows.filter(Q(alias_key=key) | Q(hardware_key=key)))
+    others = rows.filter(condition).exclude(pk__in=[device.pk for device in named])
+    return [*named, *others[: SHOWN + 1]][: SHOWN + 1]
 
 
 def _commands(by_id: Q, text: str) -> list[Any]:
