@@ -249,7 +249,7 @@ class EnrollmentTokenAdmin(ReadOnlyAdmin):
     search_help_text = "Part of a label, or the id of an enrollment token or its start."
     empty = "Create one: manage.py fleet enroll-token."
     fieldsets: ClassVar = [
-        (None, {"fields": ["name", "state", "used", "tag_list", "re_enroll", "audit_entries"]}),
+        (None, {"fields": ["name", "state", "used", "tag_list", "again", "audit_entries"]}),
         ("Times", {"fields": ["created", "expires", "revoked"]}),
         ("Ids", {"fields": ["token_id"]}),
     ]
@@ -263,6 +263,7 @@ class EnrollmentTokenAdmin(ReadOnlyAdmin):
     created = Column("created_at")
     expires = Column("expires_at")
     revoked = Column("revoked_at")
+    again = Column("re_enroll")
     state = State("state_named", "state")
     tag_list = DeviceAdmin.tag_list
 

@@ -2,7 +2,10 @@
 
 import html
 import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import timedelta
+from typing import Any, Final
 
 import pytest
 from django.contrib.auth.models import User
@@ -20,7 +23,9 @@ from tests.support.actors import Admin, Phone, fcm_calls_dead
 from tests.support.html import plain
 from tests.support.moments import let_pass
 
-HOME = "/django-admin/"
+MaxQueries = Callable[[int], AbstractContextManager[Any]]
+
+HOME: Final = "/django-admin/"
 
 
 @pytest.fixture
@@ -190,3 +195,14 @@ def test_a_chart_counts_the_newest_and_says_so(
         phone.report(admin.command(to=phone).json["request_id"], "succeeded")
     assert [counts for _, *counts in hours(browser, "results-per-hour")] == [[1, 0]]
     assert "Only the newest 1 are counted: earlier hours lack some." in browser.get(HOME).content.decode()
+
+
+def test_the_home_page_costs_twelve_queries_however_much_there_is(
+    admin: Admin, browser: Browser, django_assert_max_num_queries: MaxQueries
+) -> None:
+    for phone in admin.enrol_fleet(20):
+        phone.heartbeat(status={"battery_pct": 1})
+        phone.report(admin.command(to=phone).json["request_id"], "failed")
+    end_everything()
+    with django_assert_max_num_queries(12):
+        assert len(attention(browser)) == 2

@@ -72,6 +72,13 @@ def test_a_page_that_is_not_there_has_a_way_back(staff: Visitor) -> None:
         assert (answer.status, WITH_A_WAY_BACK in answer.body.decode()) == (404, True)
 
 
+def test_an_error_page_says_what_to_do(staff: Visitor) -> None:
+    not_there = staff.request("GET", "/django-admin/nothing/").body.decode()
+    assert "use the search box of the home page" in not_there
+    refused = staff.request("GET", "/django-admin/devices/device/?token_hash=x").body.decode()
+    assert "Open the list and choose its filters there." in refused
+
+
 def test_a_request_that_cannot_be_served_has_a_way_back(staff: Visitor) -> None:
     answer = staff.request("GET", "/django-admin/devices/device/?token_hash=x")
     assert (answer.status, WITH_A_WAY_BACK in answer.body.decode()) == (400, True)

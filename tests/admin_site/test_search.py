@@ -1,6 +1,9 @@
 """The search box of the admin site: straight to the one thing it finds, else to a page with what it found."""
 
 import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Final
 
 import pytest
 from django.contrib.auth.models import User
@@ -9,7 +12,9 @@ from django.test import Client as Browser
 from tests.support.actors import Admin, Phone
 from tests.support.html import plain
 
-SEARCH = "/django-admin/search/"
+MaxQueries = Callable[[int], AbstractContextManager[Any]]
+
+SEARCH: Final = "/django-admin/search/"
 
 
 @pytest.fixture
@@ -111,3 +116,12 @@ def test_every_page_of_the_site_has_the_search_box(admin: Admin, phone: Phone, b
     for address in ("/django-admin/", "/django-admin/devices/device/", SEARCH, "/django-admin/password_change/"):
         assert f'action="{SEARCH}" role="search"' in browser.get(address).content.decode()
     assert 'role="search"' not in Browser().get("/django-admin/login/").content.decode()
+
+
+def test_a_search_costs_ten_queries_however_much_it_finds(
+    admin: Admin, browser: Browser, django_assert_max_num_queries: MaxQueries
+) -> None:
+    for phone in admin.enrol_fleet(25):
+        admin.command(to=phone, note="0 phone")
+    with django_assert_max_num_queries(10):
+        assert len(finds(browser, "0")) == 40
