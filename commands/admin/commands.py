@@ -83,7 +83,7 @@ class CommandAdmin(ReadOnlyAdmin):
         command = super().get_object(request, object_id, from_field)
         if command is not None:
             command.current = command_detail(command.pk)
-            command.only_device = _only_devices([command.pk]).get(command.pk) if command.device_count == 1 else None
+            command.only_device = only_devices([command.pk]).get(command.pk) if command.device_count == 1 else None
         return command
 
     def name_of(self, row: Any) -> str:
@@ -96,7 +96,7 @@ class CommandAdmin(ReadOnlyAdmin):
         totals = accumulate(command.device_count for command in narrowest_first)
         few = takewhile(lambda one: one[1] <= MOST, zip(narrowest_first, totals, strict=True))
         statuses = command_statuses({command.pk: command.device_count for command, _ in few})
-        alone = _only_devices([command.pk for command in rows if command.device_count == 1])
+        alone = only_devices([command.pk for command in rows if command.device_count == 1])
         for command in rows:
             command.current, command.only_device = statuses.get(command.pk), alone.get(command.pk)
 
@@ -188,8 +188,8 @@ class CommandAdmin(ReadOnlyAdmin):
         return link_to_list(AuditEntry, "Signed requests about this command", request_id=command.pk)
 
 
-def _only_devices(request_ids: list[UUID]) -> dict[UUID, Device]:
-    """Return the device of each of these commands, which are for one device each."""
+def only_devices(request_ids: list[UUID]) -> dict[UUID, Device]:
+    """Return the device of each of these commands, which are for one device each, by request id."""
     unread = [f"device__{name}" for name in SECRETS]
     deliveries = Delivery.objects.filter(command__in=request_ids).select_related("device").defer(*unread).order_by()
     return {delivery.command_id: delivery.device for delivery in deliveries}

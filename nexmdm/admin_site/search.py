@@ -1,11 +1,13 @@
 """The search of the whole site: devices, commands and enrollment tokens, by names, ids, actions and notes."""
 
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Final
 
 from django.db.models import Model, Q, QuerySet
 
 from commands.actions import CATALOGUE
+from commands.admin.commands import only_devices
 from commands.admin.deliveries import BULKY
 from commands.models import Command
 from devices.admin import SECRETS
@@ -20,6 +22,8 @@ LATEST: Final = 10_000
 """The notes of so many newest commands are searched: notes have no index."""
 
 LONGEST: Final = 200
+
+_key: Final = attrgetter("pk")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +77,21 @@ def _devices(condition: Q, text: str) -> list[Any]:
 
 
 def _commands(by_id: Q, text: str) -> list[Any]:
-    """Return the newest commands, one more than are shown. Each way to find them is a query of its own."""
+    """Return the newest commands, one more than are shown, each with its device if it is for one alone.
+
+    Each way to find them is a query of its own.
+    """
     rows = Command.objects.order_by("-pk").defer(*BULKY)
     found = list(rows.filter(by_id)[: SHOWN + 1]) if by_id else []
     if text:
         found += rows.filter(action=text.lower())[: SHOWN + 1]
         found += _latest(rows).filter(note__icontains=text)[: SHOWN + 1]
-    newest_first = sorted({command.pk: command for command in found}.items(), reverse=True)
-    return [command for _, command in newest_first][: SHOWN + 1]
+    newest_first: list[Any] = sorted({command.pk: command for command in found}.values(), key=_key, reverse=True)
+    shown = newest_first[: SHOWN + 1]
+    alone = only_devices([command.pk for command in shown if command.device_count == 1])
+    for command in shown:
+        command.only_device = alone.get(command.pk)
+    return shown
 
 
 def _latest(rows: QuerySet[Command]) -> QuerySet[Command]:
