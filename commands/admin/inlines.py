@@ -1,9 +1,9 @@
 """The deliveries on the page of their command: first those that did not succeed."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from django.contrib import admin
-from django.db.models import Q, QuerySet
+from django.db.models import Case, Q, QuerySet, When
 from django.http import HttpRequest
 from django.utils.safestring import SafeString
 
@@ -13,9 +13,15 @@ from devices.admin import SECRETS
 from nexmdm.common.read_only_admin.base import NewestRows, ReadOnlyInline
 from nexmdm.common.read_only_admin.columns import NOTHING, link
 
+_FAILED_FIRST: Final = Case(
+    When(state_now=DeliveryState.FAILED, then=0), When(state_now=DeliveryState.EXPIRED, then=1), default=2
+)
+
 
 class _NewestDeliveries(NewestRows):
-    """The newest deliveries, with what is known of them beyond their own columns."""
+    """The newest deliveries, those that failed or expired first, with what is known of them beyond their columns."""
+
+    order = (_FAILED_FIRST, "-pk")
 
     def get_queryset(self) -> QuerySet[Any]:
         """Return the newest deliveries, read once."""
@@ -60,7 +66,7 @@ class _Deliveries(ReadOnlyInline):
 
 
 class NotSucceeded(_Deliveries):
-    """The newest deliveries that failed, expired, were cancelled, or are still open."""
+    """The newest deliveries that failed; then those that expired, then those that were cancelled or are open."""
 
     verbose_name_plural = "not succeeded"
     empty = "It succeeded on every device."

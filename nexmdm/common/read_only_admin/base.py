@@ -242,15 +242,16 @@ class ReadOnlyAdmin(_ReadOnly, ModelAdmin):
 
 
 class NewestRows(InlineFormSet):
-    """The newest rows of an inline, and no more of them than a page can take."""
+    """The newest rows of an inline, and no more of them than a page can take; `order` may put others first."""
 
     most = 20
+    order: ClassVar[Sequence[Any]] = ("-pk",)
 
     def get_queryset(self) -> QuerySet[Any]:
         """Return the newest rows, read once."""
         if not hasattr(self, "_newest"):
             rows: Any = self.queryset
-            newest: QuerySet[Any] = rows.filter(pk__in=all_of(super().get_queryset())).order_by("-pk")
+            newest: QuerySet[Any] = rows.filter(pk__in=all_of(super().get_queryset())).order_by(*self.order)
             self._newest = newest[: self.most]
         return self._newest
 
