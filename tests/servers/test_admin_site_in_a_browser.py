@@ -3,7 +3,7 @@
 import csv
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -11,9 +11,9 @@ from typing import Any, Final
 import httpx
 import pytest
 from selenium import webdriver
+from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.expected_conditions import staleness_of
 from selenium.webdriver.support.wait import WebDriverWait
 
 from loadtest.browser import chromium
@@ -51,8 +51,16 @@ class Browser:
         """Use the search box of the header, by keyboard, and return when its page is there."""
         box = self.driver.find_element(By.CSS_SELECTOR, "#site-search input")
         box.clear()
-        box.send_keys(text, Keys.ENTER)
-        WebDriverWait(self.driver, 10).until(staleness_of(box))
+        box.send_keys(text)
+        self.leave(lambda: box.send_keys(Keys.ENTER))
+
+    def leave(self, act: Callable[[], object]) -> None:
+        """Do what leads to another page, and return when that page is there."""
+        self.run("window.isLeft = true")
+        act()
+        # Between two pages, Chromium may know neither.
+        wait = WebDriverWait(self.driver, 10, ignored_exceptions=[WebDriverException])
+        wait.until(lambda _: self.run("!window.isLeft && document.readyState === 'complete'"))
 
     @property
     def heading(self) -> str:
@@ -216,9 +224,9 @@ def test_devices_are_filtered_by_tag_and_by_version(browser: Browser) -> None:
     (row,) = browser.rows()
     assert row.startswith("yard")
     browser.open("devices/device/")
-    browser.fill(agent_version="2.1\n")
-    WebDriverWait(browser.driver, 10).until(lambda _: len(browser.rows()) == 1)
-    assert browser.rows()[0].startswith("lobby")
+    browser.leave(lambda: browser.fill(agent_version="2.1\n"))
+    (row,) = browser.rows()
+    assert row.startswith("lobby")
     browser.open("devices/device/?agent_version=9")
     assert "No devices match." in browser.text
     browser.click("Show all devices")
