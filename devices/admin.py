@@ -5,18 +5,52 @@ from typing import Any, ClassVar, Final
 from uuid import UUID
 
 from django.contrib import admin
-from django.db.models import Case, CharField, Q, QuerySet, Value, When
+from django.db.models import Case, CharField, F, Q, QuerySet, Value, When
+from django.db.models.functions import Now
 from django.http import HttpRequest
-from django.utils.html import format_html
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString
 
 from devices.identity import search
-from devices.models import PUSH_HEALTH, Device, LastRefusal, not_seen_after, presence_name, presences
+from devices.models import PUSH_HEALTH, Device, EnrollmentToken, LastRefusal, not_seen_after, presence_name, presences
 from nexmdm.common.read_only_admin.base import ReadOnlyAdmin
-from nexmdm.common.read_only_admin.columns import NOTHING, Column, Narrowed, moment, pretty
+from nexmdm.common.read_only_admin.columns import (
+    NOTHING,
+    WARN,
+    Column,
+    Id,
+    Name,
+    Narrowed,
+    State,
+    badge,
+    link_to_list,
+    moment,
+    pretty,
+)
 from nexmdm.common.read_only_admin.filters import ChoiceFilter, ExactTextFilter, SpanFilter
+from nexmdm.models import AuditEntry
 
 SECRETS: Final = ("push_token", "token_hash", "token_digest", "next_hash", "next_digest")
 """The columns of a device that no list of this site reads."""
+
+
+REPORTED: Final = ("manufacturer", "same_model", "same_os", "same_agent")
+"""What the page of a device shows of what the phone reported about itself."""
+
+ACTIVE: Final = "active"
+"""The choice of the presence filter for all devices that are neither revoked nor retired."""
+
+LOW_BATTERY_PERCENT: Final = 15
+
+
+def low_battery() -> Q:
+    """Return the condition for active devices that reported a low battery in the last day, and no charging."""
+    status = "presence__last_status"
+    in_last_day = Q(revoked_at=None, presence__last_seen_at__gt=Now() - timedelta(days=1))
+    # JSON sorts texts and null below all numbers.
+    is_low = Q(**{f"{status}__battery_pct__gte": 0, f"{status}__battery_pct__lte": LOW_BATTERY_PERCENT})
+    # Not by ~Q: where there is no such key, that is neither true nor false.
+    return in_last_day & is_low & (Q(**{f"{status}__charging": False}) | Q(**{f"{status}__charging__isnull": True}))
 
 
 class PresenceFilter(ChoiceFilter):
@@ -26,8 +60,19 @@ class PresenceFilter(ChoiceFilter):
     parameter_name = "presence"
 
     def conditions(self) -> dict[str, Q]:
-        """Return the presences."""
-        return presences()
+        """Return the presences, and all devices that have one."""
+        return {ACTIVE: Q(revoked_at=None), **presences()}
+
+
+class BatteryFilter(ChoiceFilter):
+    """By the battery, as reported in the last day."""
+
+    title = "battery"
+    parameter_name = "battery"
+
+    def conditions(self) -> dict[str, Q]:
+        """Return the one choice."""
+        return {"low": low_battery()}
 
 
 class PushFilter(ChoiceFilter):
@@ -61,22 +106,58 @@ class ReportedFilter(ExactTextFilter):
     columns: ClassVar = {"model": "model", "os_version": "os_version", "agent_version": "presence__agent_version"}
 
 
+class TagFilter(ExactTextFilter):
+    """By a tag."""
+
+    title = "tag"
+    parameters = ("tag",)
+    columns: ClassVar = {"tag": "tags__contains"}
+
+    def value_of(self, text: str) -> Any:
+        """Return the tag as PostgreSQL compares it: a list that the device's tags contain."""
+        return [text]
+
+
+def token_states() -> dict[str, Q]:
+    """Return the states of an enrollment token by name, each with what it means at this moment."""
+    unused = Q(uses__lt=F("max_uses"))
+    kept = Q(revoked_at=None)
+    return {
+        "live": kept & unused & Q(expires_at__gt=Now()),
+        "used up": kept & ~unused,
+        "expired": kept & unused & Q(expires_at__lte=Now()),
+        "revoked": ~kept,
+    }
+
+
+class TokenStateFilter(ChoiceFilter):
+    """By whether a phone can register with the enrollment token."""
+
+    title = "state"
+    parameter_name = "state"
+
+    def conditions(self) -> dict[str, Q]:
+        """Return the states."""
+        return token_states()
+
+
 class DeviceAdmin(ReadOnlyAdmin):
     """The devices, and what each last said."""
 
     list_display = (
-        "id", "alias", "hardware_id", "model", "tag_list", "presence_now", "last_seen_at", "push",
-        "agent_version",
+        "name", "presence_now", "last_seen_at", "push", "battery", "tag_list", "model", "agent_version",
+        "hardware_id", "device_id",
     )  # fmt: skip
-    list_display_links = ("id", "alias")
-    list_filter = (PresenceFilter, SilenceFilter, PushFilter, ReportedFilter)
+    list_filter = (PresenceFilter, SilenceFilter, PushFilter, BatteryFilter, TagFilter, ReportedFilter)
+    linked_by = ("enrolled_with__id__exact",)
+    empty = "A phone becomes a device when it registers with an enrollment token: manage.py fleet enroll-token."
     search_fields = ("alias", "hardware_id", "id")
     search_help_text = "Part of an alias or a hardware id, or a device id or its start."
     fieldsets: ClassVar = [
-        (None, {"fields": ["id", "hardware_id", "alias", "tag_list", "manufacturer", "same_model", "same_os"]}),
-        ("Presence", {"fields": ["presence_now", "last_seen_at", "same_agent", "last_status", "refused"]}),
-        ("Push", {"fields": ["push"]}),
+        (None, {"fields": ["presence_now", "last_seen_at", "battery", "push", "tag_list", *REPORTED]}),
+        ("Status", {"fields": ["last_status", "refused"]}),
         ("Enrollment", {"fields": ["enrolled_with", "enrolled", "enrolled_from", "revoked", "retired"]}),
+        ("Names and ids", {"fields": ["alias", "hardware_id", "id"]}),
     ]
     exported: ClassVar = {
         "device_id": "id", "hardware_id": "hardware_id", "alias": "alias", "tags": "tags",
@@ -89,13 +170,14 @@ class DeviceAdmin(ReadOnlyAdmin):
         "last_refusal_code": "last_refusal__code",
     }  # fmt: skip
 
-    presence_now = Column("presence_named", "presence")
+    name = Name("device")
+    device_id = Id("pk", "device id")
+    presence_now = State("presence_named", "presence")
     last_seen_at = Column("presence.last_seen_at")
     agent_version = Column("presence.agent_version")
     same_model = Narrowed("model", "model")
     same_os = Narrowed("os_version", "os_version")
     same_agent = Narrowed("presence.agent_version", "agent_version")
-    tag_list = Column("tags")
     enrolled = Column("enrolled_at")
     revoked = Column("revoked_at")
     retired = Column("retired_at")
@@ -124,8 +206,25 @@ class DeviceAdmin(ReadOnlyAdmin):
     def push(self, device: Any) -> str:
         """Return ok, failing, none, or since when the push token is dead."""
         if device.push_named == "dead":
-            return format_html("dead since {}", moment(device.push_token_dead_at))
-        return str(device.push_named)
+            return format_html("{} since {}", badge("dead"), moment(device.push_token_dead_at))
+        return badge(device.push_named)
+
+    @admin.display(description="tags")
+    def tag_list(self, device: Device) -> SafeString:
+        """Return the tags, each a link to the devices that have it."""
+        links = ((link_to_list(Device, tag, tag=tag),) for tag in device.tags)
+        return format_html_join(", ", "{}", links) or SafeString(NOTHING)
+
+    @admin.display(description="battery")
+    def battery(self, device: Device) -> str:
+        """Return the battery as the phone last reported it."""
+        status = device.presence.last_status or {}
+        percent = status.get("battery_pct")
+        if percent is None:
+            return NOTHING
+        charging = bool(status.get("charging"))
+        text = f"{percent}%{', charging' if charging else ''}"
+        return badge(text, WARN) if percent <= LOW_BATTERY_PERCENT and not charging else text
 
     @admin.display(description="last refusal")
     def refused(self, device: Device) -> str:
@@ -139,3 +238,60 @@ class DeviceAdmin(ReadOnlyAdmin):
     def last_status(self, device: Device) -> str:
         """Return what the phone last said about itself."""
         return pretty(device.presence.last_status)
+
+
+class EnrollmentTokenAdmin(ReadOnlyAdmin):
+    """The rights to register, and what became of them. Their texts are not stored, and their digests not read."""
+
+    list_display = ("name", "state", "used", "tag_list", "expires", "created", "token_id")
+    list_filter = (TokenStateFilter,)
+    search_fields = ("label", "id")
+    search_help_text = "Part of a label, or the id of an enrollment token or its start."
+    empty = "Create one: manage.py fleet enroll-token."
+    fieldsets: ClassVar = [
+        (None, {"fields": ["name", "state", "used", "tag_list", "again", "audit_entries"]}),
+        ("Times", {"fields": ["created", "expires", "revoked"]}),
+        ("Ids", {"fields": ["token_id"]}),
+    ]
+    exported: ClassVar = {
+        "id": "id", "label": "label", "tags": "tags", "re_enroll": "re_enroll", "max_uses": "max_uses", "uses": "uses",
+        "created_at": "created_at", "expires_at": "expires_at", "revoked_at": "revoked_at",
+    }  # fmt: skip
+
+    name = Name("label")
+    token_id = Id("pk", "id")
+    created = Column("created_at")
+    expires = Column("expires_at")
+    revoked = Column("revoked_at")
+    again = Column("re_enroll")
+    state = State("state_named", "state")
+    tag_list = DeviceAdmin.tag_list
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        """Return the tokens with their states, and without their digests."""
+        states = [When(condition, then=Value(name)) for name, condition in token_states().items()]
+        described: QuerySet[Any] = (
+            super().get_queryset(request).defer("token_sha256").annotate(
+                state_named=Case(*states, output_field=CharField())
+            )
+        )  # fmt: skip
+        return described
+
+    def named(self, text: str) -> Q:
+        """Return the condition for part of a label, or the start of an id."""
+        ids = search.ids_that_begin_with(text.lower())
+        by_label = Q(label__icontains=text) if "\0" not in text else Q(pk=None)
+        return by_label if ids is None else by_label | Q(id__range=ids)
+
+    @admin.display(description="audit")
+    def audit_entries(self, token: EnrollmentToken) -> SafeString:
+        """Return links to the signed requests about the token. The one that made it could not name it yet."""
+        about = link_to_list(AuditEntry, "Signed requests about this enrollment token", q=token.pk)
+        made = link_to_list(AuditEntry, "all that made one", action="create_enrollment_token")
+        return format_html("{}; {}", about, made)
+
+    @admin.display(description="used")
+    def used(self, token: EnrollmentToken) -> SafeString:
+        """Return how often the token was used, as a link to the devices that were last enrolled with it."""
+        text = f"{token.uses:,} of {token.max_uses:,}"
+        return link_to_list(Device, text, enrolled_with__id__exact=token.pk)

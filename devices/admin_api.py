@@ -31,7 +31,7 @@ from devices.schemas import (
     Retagged,
     WithdrawnCommand,
 )
-from nexmdm.audit.summary import DEVICE, Summary, body_of, by_path, joined, target_text
+from nexmdm.audit.summary import DEVICE, TOKEN, Summary, body_of, by_path, joined, target_text
 from nexmdm.auth.admin_router import AdminRouter, summarized
 from nexmdm.auth.signed_write import SignedCaller, WriteResult, caller_of
 from nexmdm.common.database import run_in_db_thread
@@ -144,7 +144,7 @@ async def list_enrollment_tokens(request: HttpRequest, query: Query[ListQuery]) 
 @router.post(
     "/enrollment-tokens/{uuid:token_id}/revoke", response=EnrollmentTokenRow, url_name="revoke-enrollment-token"
 )
-@summarized(by_path("revoke_enrollment_token", "token_id"))
+@summarized(by_path("revoke_enrollment_token", TOKEN))
 async def revoke_enrollment_token(request: HttpRequest, token_id: UUID, body: EmptyBody | None = None) -> HttpResponse:
     """Revoke an enrollment token. The devices that registered with it stay."""
     return await caller_of(request).run(lambda: WriteResult(EnrollmentTokenRow.of(enrollment.revoke_token(token_id))))

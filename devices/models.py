@@ -42,7 +42,7 @@ class EnrollmentToken(models.Model):
         ]
 
     def __str__(self) -> str:
-        return self.label or str(self.id)
+        return self.label or f"without a label, of {self.created_at:%Y-%m-%d %H:%M}Z"
 
 
 def presences() -> dict[str, Q]:
@@ -201,7 +201,7 @@ class Device(models.Model):
         ]
 
     def __str__(self) -> str:
-        return self.alias or str(self.id)
+        return self.alias or self.hardware_id
 
 
 class DeadPushToken(models.Model):

@@ -81,7 +81,7 @@ class AuditEntry(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{self.method} {self.path} {self.status}"
+        return f"{self.action or f'{self.method} {self.path}'} {self.status}"
 
 
 class AuditMark(models.Model):

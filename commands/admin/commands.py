@@ -1,4 +1,4 @@
-"""A read-only window on the work: commands, and devices with the work they were given."""
+"""The admin pages of commands: what was asked, and how it stands by device."""
 
 from collections.abc import Sequence
 from itertools import accumulate, takewhile
@@ -10,19 +10,20 @@ from django.contrib import admin
 from django.db.models import Case, F, JSONField, Q, QuerySet, TextField, When
 from django.db.models.functions import Cast, Length
 from django.http import HttpRequest
-from django.utils.html import format_html_join
+from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from commands.admin import filters
-from commands.admin.deliveries import BULKY, NOW, DeliveryAdmin, complete, reason
+from commands.admin.deliveries import BULKY
+from commands.admin.inlines import NotSucceeded, Succeeded
 from commands.models import Command, Delivery, DeliveryState
 from commands.queries.commands import CommandStatus, command_detail, command_statuses
 from commands.schemas import Counts
-from devices.admin import SECRETS, DeviceAdmin
+from devices.admin import SECRETS
 from devices.identity import search
 from devices.models import Device
-from nexmdm.common.read_only_admin.base import NewestRows, ReadOnlyAdmin, ReadOnlyInline
-from nexmdm.common.read_only_admin.columns import NOTHING, Column, link, link_to_list, pretty
+from nexmdm.common.read_only_admin.base import ReadOnlyAdmin
+from nexmdm.common.read_only_admin.columns import NOTHING, Column, Id, State, badge, link, link_to_list, pretty
 from nexmdm.models import AuditEntry
 
 LONGEST_TARGET: Final = 20_000
@@ -37,89 +38,30 @@ MOST: Final = 100_000
 """How many deliveries a list of commands counts at most. What it leaves out is counted on each command's own page."""
 
 
-class _NewestDeliveries(NewestRows):
-    """The newest deliveries, with what is known of them beyond their own columns."""
-
-    def get_queryset(self) -> QuerySet[Any]:
-        """Return the newest deliveries, read once."""
-        was_read = hasattr(self, "_newest")
-        newest = super().get_queryset()
-        if not was_read:
-            complete(newest)
-        return newest
-
-
-class _Deliveries(ReadOnlyInline):
-    """The last deliveries of a device or a command, each a link away."""
-
-    model = Delivery
-    formset = _NewestDeliveries
-
-    action = DeliveryAdmin.action
-    request_id = DeliveryAdmin.request_id
-    to_device = DeliveryAdmin.to_device
-    channel = DeliveryAdmin.channel
-    state_now = DeliveryAdmin.state_now
-    issued = DeliveryAdmin.issued
-    settled = DeliveryAdmin.settled
-    push = DeliveryAdmin.push
-    attempts = DeliveryAdmin.attempts
-
-    @admin.display(description="reason")
-    def reason(self, delivery: Any) -> str:
-        """Return why a delivery is open, or has come to nothing."""
-        return reason(delivery.current) if delivery.current else NOTHING
-
-    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        """Return the deliveries as they stand now."""
-        unread = [f"command__{name}" for name in BULKY] + [f"device__{name}" for name in SECRETS]
-        deliveries = super().get_queryset(request).select_related("command", "device").defer(*unread)
-        described: QuerySet[Any] = deliveries.annotate(**NOW)
-        return described
-
-    @admin.display(description="delivery")
-    def itself(self, delivery: Delivery) -> SafeString:
-        """Return a link to the delivery's own page."""
-        return link(delivery, delivery.pk)
-
-
-class DeliveriesOfDevice(_Deliveries):
-    """The last commands of a device."""
-
-    verbose_name_plural = "last commands"
-    fields: ClassVar = [
-        "itself", "action", "request_id", "state_now", "reason", "push", "attempts", "channel", "issued", "settled",
-    ]  # fmt: skip
-
-
-class DeliveriesOfCommand(_Deliveries):
-    """The last deliveries of a command."""
-
-    verbose_name_plural = "deliveries"
-    fields: ClassVar = ["itself", "to_device", "state_now", "reason", "push", "attempts", "channel", "settled"]
-
-
 class CommandAdmin(ReadOnlyAdmin):
     """What was asked, and how it stands by device."""
 
     list_display = (
-        "id", "action", "standing", "came_to", "counts", "meant", "issued", "note", "issued_by", "expires",
+        "action", "standing", "came_to", "counts", "meant", "note", "issued", "issued_by", "request_id",
     )  # fmt: skip
+    empty = "Send one: manage.py fleet ping all."
     list_filter = (
         filters.ActionFilter,
         filters.CommandStateFilter,
         filters.CommandOutcomeFilter,
+        filters.CommandEnd,
         filters.CommandAge,
         filters.CommandTime,
     )
     search_fields = ("id", "deliveries__device__alias")
     search_help_text = "A whole request id or device id, or part of a device's alias or hardware id."
-    inlines: ClassVar = [DeliveriesOfCommand]
+    change_form_template = "commands/command.html"
+    inlines: ClassVar = [NotSucceeded, Succeeded]
     fieldsets: ClassVar = [
-        (None, {"fields": ["id", "action", "pretty_params", "urgency", "pretty_target", "note"]}),
-        ("Asked by", {"fields": ["issued_by", "audit_entries"]}),
-        ("Times", {"fields": ["issued", "expires", "completed", "cancelled"]}),
-        ("Deliveries", {"fields": ["state", "came_to", "device_count", "counts", "pushes", "all_deliveries"]}),
+        (None, {"fields": ["state", "came_to", "counts", "meant", "note", "issued", "issued_by", "audit_entries"]}),
+        ("Deliveries", {"fields": ["pushes", "unsuccessful", "all_deliveries"]}),
+        ("Times", {"fields": ["expires", "completed", "cancelled"]}),
+        ("The request", {"fields": ["action", "pretty_params", "urgency", "pretty_target", "id"]}),
     ]
     exported: ClassVar = {
         "request_id": "id", "action": "action", "params": "params", "target": "short_target", "priority": "priority",
@@ -128,11 +70,12 @@ class CommandAdmin(ReadOnlyAdmin):
     }  # fmt: skip
     derived = ("state", "outcome", "completed_at", *Counts.model_fields)
 
+    request_id = Id("pk", "request id")
     urgency = Column("priority")
     issued = Column("issued_at")
     expires = Column("expires_at")
     cancelled = Column("cancelled_at")
-    state = Column("current.state")
+    state = State("current.state")
     completed = Column("current.completed_at")
 
     def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
@@ -140,7 +83,12 @@ class CommandAdmin(ReadOnlyAdmin):
         command = super().get_object(request, object_id, from_field)
         if command is not None:
             command.current = command_detail(command.pk)
+            command.only_device = only_devices([command.pk]).get(command.pk) if command.device_count == 1 else None
         return command
+
+    def name_of(self, row: Any) -> str:
+        """Return the action, and how many devices it is for; the device itself if it is one."""
+        return f"{row.action} for {row.only_device or f'{row.device_count:,} devices'}"
 
     def complete(self, rows: Sequence[Any]) -> None:
         """Give the commands of a page their counts, the narrowest first, as long as MOST allows."""
@@ -148,7 +96,7 @@ class CommandAdmin(ReadOnlyAdmin):
         totals = accumulate(command.device_count for command in narrowest_first)
         few = takewhile(lambda one: one[1] <= MOST, zip(narrowest_first, totals, strict=True))
         statuses = command_statuses({command.pk: command.device_count for command, _ in few})
-        alone = _only_devices([command.pk for command in rows if command.device_count == 1])
+        alone = only_devices([command.pk for command in rows if command.device_count == 1])
         for command in rows:
             command.current, command.only_device = statuses.get(command.pk), alone.get(command.pk)
 
@@ -192,7 +140,7 @@ class CommandAdmin(ReadOnlyAdmin):
     @admin.display(description="state")
     def standing(self, command: Any) -> str:
         """Return the state of a command in a list."""
-        return command.current.state if command.current else NOTHING
+        return badge(command.current.state) if command.current else NOTHING
 
     @admin.display(description="outcome")
     def came_to(self, command: Any) -> str:
@@ -200,7 +148,8 @@ class CommandAdmin(ReadOnlyAdmin):
         if not command.current or not command.current.outcome:
             return NOTHING
         late = command.current.counts.late
-        return f"{command.current.outcome}, {late} late" if late else str(command.current.outcome)
+        outcome = badge(command.current.outcome)
+        return format_html("{}, {} late", outcome, late) if late else outcome
 
     @admin.display(description="by state")
     def counts(self, command: Any) -> SafeString:
@@ -222,6 +171,12 @@ class CommandAdmin(ReadOnlyAdmin):
         counted = command.current.push.model_dump()
         return ", ".join(f"{count} {state}" for state, count in counted.items() if count) or NOTHING
 
+    @admin.display(description="not succeeded")
+    def unsuccessful(self, command: Command) -> SafeString:
+        """Return a link to the deliveries that did not succeed."""
+        text = "All deliveries of this command that have not succeeded"
+        return link_to_list(Delivery, text, command__id__exact=command.pk, state="not succeeded")
+
     @admin.display(description="one by one")
     def all_deliveries(self, command: Command) -> SafeString:
         """Return a link to the deliveries."""
@@ -233,8 +188,8 @@ class CommandAdmin(ReadOnlyAdmin):
         return link_to_list(AuditEntry, "Signed requests about this command", request_id=command.pk)
 
 
-def _only_devices(request_ids: list[UUID]) -> dict[UUID, Device]:
-    """Return the device of each of these commands, which are for one device each."""
+def only_devices(request_ids: list[UUID]) -> dict[UUID, Device]:
+    """Return the device of each of these commands, which are for one device each, by request id."""
     unread = [f"device__{name}" for name in SECRETS]
     deliveries = Delivery.objects.filter(command__in=request_ids).select_related("device").defer(*unread).order_by()
     return {delivery.command_id: delivery.device for delivery in deliveries}
@@ -245,21 +200,3 @@ def _derived(status: CommandStatus | None) -> tuple[Any, ...]:
     if status is None:
         return (None,) * len(CommandAdmin.derived)
     return (status.state, status.outcome, status.completed_at, *status.counts.model_dump().values())
-
-
-class BusyDeviceAdmin(DeviceAdmin):
-    """A device with the work it was given."""
-
-    inlines: ClassVar = [DeliveriesOfDevice]
-    fieldsets: ClassVar = [*DeviceAdmin.fieldsets, ("Work", {"fields": ["all_deliveries", "audit_entries"]})]
-
-    @admin.display(description="deliveries")
-    def all_deliveries(self, device: Device) -> SafeString:
-        """Return a link to the device's deliveries."""
-        return link_to_list(Delivery, "All deliveries to this device", device__id__exact=device.pk)
-
-    @admin.display(description="audit")
-    def audit_entries(self, device: Device) -> SafeString:
-        """Return a link to the signed requests about the device."""
-        text = "Signed requests about this device, but for tag changes, and refused commands to several devices"
-        return link_to_list(AuditEntry, text, q=device.pk)

@@ -23,7 +23,16 @@ from commands.schemas import DeliveryRow
 from devices.admin import SECRETS
 from devices.identity import search
 from nexmdm.common.read_only_admin.base import ReadOnlyAdmin
-from nexmdm.common.read_only_admin.columns import NOTHING, Column, Link, link_to_list, pretty
+from nexmdm.common.read_only_admin.columns import (
+    NOTHING,
+    Column,
+    Link,
+    State,
+    badge,
+    link_to_list,
+    pretty,
+    short_id,
+)
 from nexmdm.common.read_only_admin.filters import all_of
 
 NOW: Final = {
@@ -41,6 +50,10 @@ MOST_EVENTS: Final = 100
 """The timeline of a delivery shows at most so many attempts and so many reports: the newest ones."""
 
 _key: Final = attrgetter("pk")
+
+
+def _short_key(command: Command) -> SafeString:
+    return short_id(command.pk)
 
 
 class _OfCommandAndDevice(ReadOnlyAdmin):
@@ -69,7 +82,7 @@ class _Sent:
     """What became of a send, in the contract's own words."""
 
     nth = Column("number", "no.")
-    ended = Column("outcome")
+    ended = State("outcome")
     http = Column("http_status", "HTTP")
     fcm_code = Column("fcm_error", "FCM code")
     latency = Column("latency_ms", "ms")
@@ -80,7 +93,7 @@ class _Sent:
 class _ReportColumns:
     """What a report says, in the contract's own words."""
 
-    status_shown = Column("status")
+    status_shown = State("status")
     channel = Column("via")
     done = Column("device_finished_at")
     reported = Column("reported_at")
@@ -122,10 +135,9 @@ class DeliveryAdmin(_OfCommandAndDevice):
     """One command for one device, with its result, and its story from the issue to its settlement."""
 
     change_form_template = "commands/delivery.html"
+    empty = "Each command has one for each of its devices. Send one: manage.py fleet ping all."
 
-    list_display = (
-        "id", "action", "to_device", "state_now", "reason", "push", "issued", "settled", "request_id",
-    )  # fmt: skip
+    list_display = ("action", "to_device", "state_now", "reason", "push", "issued", "settled", "request_id", "id")
     list_filter = (
         filters.DeliveryActionFilter,
         filters.StateFilter,
@@ -152,15 +164,15 @@ class DeliveryAdmin(_OfCommandAndDevice):
     derived = ("why_open", "why_unfinished", "result", "result_message", "late_result", "late_result_message")
 
     action = Column("command.action")
-    request_id = Link("command", "request id", _key)
+    request_id = Link("command", "request id", _short_key)
     to_device = Link("device")
-    state_now = Column("state_now", "state")
+    state_now = State("state_now", "state")
     issued = Column("command.issued_at")
     until = Column("open_until")
     received = Column("received_at")
     reported = Column("reported_at")
     settled = Column("settled_now", "settled at")
-    push = Column("push_now", "push")
+    push = State("push_now", "push")
     attempts = Column("attempt_count", "attempts")
     channel = Column("delivered_via", "via")
     next_push = Column("next_push_at", "next attempt at")
@@ -179,6 +191,10 @@ class DeliveryAdmin(_OfCommandAndDevice):
         found = super().cells(rows)
         known = deliveries.rows_of([cells[0] for cells in found])
         return [(*cells, *_derived(known.get(cells[0]))) for cells in found]
+
+    def name_of(self, row: Delivery) -> str:
+        """Return the action, and for which device it is."""
+        return f"{row.command.action} for {row.device}"
 
     def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
         """Return the delivery with its timeline, or None."""
@@ -210,9 +226,9 @@ class DeliveryAdmin(_OfCommandAndDevice):
         final = late or delivery.current.result
         if final is None:
             return NOTHING
-        word = f"{final.status}, late: the delivery was settled before" if late else final.status
+        word = ", late: the delivery was settled before" if late else ""
         output = "" if final.output is None else pretty(final.output)
-        return format_html("<strong>{}</strong> {} {}", word, final.message or "", output)
+        return format_html("{}{} {} {}", badge(final.status), word, final.message or "", output)
 
     @admin.display(description="whole lists")
     def everything(self, delivery: Delivery) -> SafeString:
@@ -237,9 +253,18 @@ class _OfDelivery(_OfCommandAndDevice):
     linked_by = ("delivery__id__exact",)
 
     action = Column("delivery.command.action")
-    request_id = Link("delivery.command", "request id", _key)
+    request_id = Link("delivery.command", "request id", _short_key)
     to_device = Link("delivery.device")
     of_delivery = Link("delivery", text=_key)
+
+    def name_of(self, row: Any) -> str:
+        """Return what the row is in itself, and of which action for which device."""
+        delivery = row.delivery
+        return f"{self.kind_of(row)} of {delivery.command.action} for {delivery.device}"
+
+    def kind_of(self, row: Any) -> str:
+        """Return what the row is in itself."""
+        raise NotImplementedError
 
     def identified(self, key: UUID) -> Q:
         """Return the condition for a request id, whose deliveries may all be old, or for a device id."""
@@ -251,9 +276,10 @@ class _OfDelivery(_OfCommandAndDevice):
 class AttemptAdmin(_Sent, _OfDelivery):
     """One FCM send, with FCM's answer."""
 
+    empty = "Each push is an attempt. Phones are reached by heartbeats until Firebase is configured."
+
     list_display = (
-        "id", "action", "to_device", "nth", "ended", "http", "fcm_code", "latency", "started", "of_delivery",
-        "request_id",
+        "action", "to_device", "nth", "ended", "http", "fcm_code", "latency", "started", "of_delivery", "request_id",
     )  # fmt: skip
     list_filter = (
         filters.FcmErrorFilter,
@@ -273,12 +299,18 @@ class AttemptAdmin(_Sent, _OfDelivery):
         "started_at": "started_at", "finished_at": "finished_at",
     }  # fmt: skip
 
+    def kind_of(self, row: Attempt) -> str:
+        """Return which push it is."""
+        return f"push {row.number}"
+
 
 class ReportAdmin(_ReportColumns, _OfDelivery):
     """One thing a phone said about a delivery."""
 
+    empty = "A phone reports on each command that it gets."
+
     list_display = (
-        "id", "action", "to_device", "status_shown", "message", "channel", "too_late", "again", "reported",
+        "action", "to_device", "status_shown", "message", "channel", "too_late", "again", "reported",
         "of_delivery", "request_id",
     )  # fmt: skip
     list_filter = (filters.ReportStatusFilter, filters.ReportAge, filters.ReportTime)
@@ -291,6 +323,10 @@ class ReportAdmin(_ReportColumns, _OfDelivery):
         "late": "late", "duplicate": "duplicate", "finished_at": "device_finished_at", "reported_at": "reported_at",
         "repeats": "repeat_count", "last_repeated_at": "last_repeated_at",
     }  # fmt: skip
+
+    def kind_of(self, row: Report) -> str:
+        """Return the status that the phone reported."""
+        return row.status
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         """Return the reports without what the phones sent along: only a report's own page shows it."""

@@ -1,5 +1,6 @@
 """The filters of the admin site's lists. Their choices are constants, so no filter queries the database for them."""
 
+from datetime import datetime, timedelta
 from typing import Any, ClassVar, Final
 
 from django.db.models import Q, QuerySet, Sum
@@ -20,7 +21,7 @@ from commands.models import (
     ReportStatus,
 )
 from nexmdm.common.read_only_admin.base import ROWS_PER_PAGE
-from nexmdm.common.read_only_admin.filters import AgeFilter, ChoiceFilter, DateRangeFilter, all_of
+from nexmdm.common.read_only_admin.filters import AgeFilter, ChoiceFilter, DateRangeFilter, SpanFilter, all_of
 
 HTTP_STATUSES: Final = (200, 400, 401, 403, 404, 429, 500, 502, 503, 504)
 
@@ -180,6 +181,18 @@ class CommandAge(AgeFilter):
     """By how long ago the command was issued."""
 
     column = "issued_at"
+
+
+class CommandEnd(SpanFilter):
+    """By how long ago the last delivery of the command was settled."""
+
+    title = "ended, up to"
+    parameter_name = "ended"
+    spans: ClassVar = {"1 hour": timedelta(hours=1), "1 day": timedelta(days=1), "7 days": timedelta(days=7)}
+
+    def narrowed(self, rows: QuerySet[Any], moment: datetime) -> QuerySet[Any]:
+        """Keep the commands that ended later. Their end is noted a few seconds after it."""
+        return rows.filter(pk__in=all_of(Command.objects.filter(finished_at__gt=moment)))
 
 
 class CommandTime(DateRangeFilter):

@@ -17,7 +17,7 @@ _DIGITS: Final = re.compile(r"[0-9a-f]{1,32}")
 
 def matching(text: str) -> Q:
     r"""Return the condition on devices for a search text. `%`, `_` and `\` have no special meaning."""
-    ids = _ids_that_begin_with(text.lower())
+    ids = ids_that_begin_with(text.lower())
     return named(text) if ids is None else named(text) | Q(id__range=ids)
 
 
@@ -35,7 +35,7 @@ def named(text: str, device: str = "") -> Q:
     return found | Q(**{f"{device}hardware_key": None}) & Q(**{f"{device}hardware_id__icontains": text})
 
 
-def _ids_that_begin_with(text: str) -> tuple[UUID, UUID] | None:
+def ids_that_begin_with(text: str) -> tuple[UUID, UUID] | None:
     """Return the lowest and the highest id that begins with a text, with or without hyphens; None if none can."""
     digits = text.replace("-", "")
     if not _DIGITS.fullmatch(digits):

@@ -49,8 +49,11 @@ NARROWED: Final = {
     "/django-admin/devices/device/": (
         "?model=Simulated", "?model=Rare", "?model=nowhere", "?os_version=9", "?agent_version=0.9",
         "?agent_version=nowhere", "?model=Rare&agent_version=1.0&silent=1 hour", "?silent=1 day&push=failing",
+        "?presence=active&silent=1 day", "?presence=active&push=failing", "?tag=none",
     ),
-    "/django-admin/commands/command/": ("?action=reboot&state=open",),
+    "/django-admin/commands/command/": (
+        "?action=reboot&state=open", "?outcome=failed&ended=1 day", "?outcome=partial&ended=1 day",
+    ),
     "/django-admin/commands/delivery/": ("?action=reboot&state=pending", "?http_status=400&state=failed"),
     "/django-admin/commands/attempt/": (
         "?action=reboot&fcm_error=UNAVAILABLE", "?action=reboot&http_status=429", "?outcome=unknown&action=reboot",
@@ -198,6 +201,9 @@ def _site_paths(browser: httpx.Client, facts: Facts) -> Iterator[str]:
     day = urlencode({"since": f"{facts.since:%Y-%m-%dT%H:%M}", "until": f"{facts.until:%Y-%m-%dT%H:%M}"})
     searches = ("seeded", "nowhere", facts.device[-12:], facts.device, facts.newest_command, facts.oldest_wide_command)
     yield "/django-admin/"
+    for text in (*searches, "ping", "wipe", "0"):
+        yield f"/django-admin/search/?q={text}"
+    yield "/django-admin/devices/enrollmenttoken/"
     for path in LISTS:
         page = browser.get(path).raise_for_status().text
         yield path

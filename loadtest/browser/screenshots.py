@@ -34,7 +34,7 @@ FLEET: Final = {
 LISTS: Final = {
     "devices": "devices/device/", "commands": "commands/command/", "deliveries": "commands/delivery/",
     "attempts": "commands/attempt/", "reports": "commands/report/", "audit": "nexmdm/auditentry/",
-    "dispatchers": "nexmdm/dispatcherseen/",
+    "tokens": "devices/enrollmenttoken/", "dispatchers": "nexmdm/dispatcherseen/",
 }  # fmt: skip
 ROWS: Final = {
     **{f"{name}-row": path for name, path in LISTS.items()},
@@ -51,6 +51,10 @@ PAGES: Final = {
     **LISTS,
     "attempts-narrowed": "commands/attempt/?fcm_error=UNREGISTERED&age=1 day",
     "deliveries-none": "commands/delivery/?q=nobody",
+    "search": "search/?q=ping",
+    "search-none": "search/?q=nobody",
+    "not-there": "nothing/",
+    "refused": "devices/device/?token_hash=x",
     "password": "password_change/",
 }
 LOOKS: Final = {

@@ -1,21 +1,40 @@
 """The admin page of the audit."""
 
-from typing import ClassVar, Final
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, Final
 from uuid import UUID
 
 from django.contrib import admin
-from django.db.models import Q
+from django.db.models import Model, Q, QuerySet
+from django.http import HttpRequest
 from django.utils.html import format_html
+from django.utils.safestring import SafeString
 
 from commands.models import Command
-from devices.models import Device
+from devices.admin import SECRETS
+from devices.models import Device, EnrollmentToken
 from nexmdm.audit import queries, summary
 from nexmdm.common.read_only_admin.base import ReadOnlyAdmin
-from nexmdm.common.read_only_admin.columns import NOTHING, Column, Narrowed, link, link_to_list
+from nexmdm.common.read_only_admin.columns import (
+    BAD,
+    GOOD,
+    NOTHING,
+    QUIET,
+    WARN,
+    Column,
+    Narrowed,
+    badge,
+    link,
+    link_to_list,
+    short_id,
+)
 from nexmdm.common.read_only_admin.filters import AgeFilter, ChoiceFilter, DateRangeFilter, ExactTextFilter
 from nexmdm.models import AuditEntry
 
 STATUSES: Final = (200, 400, 404, 409, 422, 500, 503)
+
+REFUSED: Final = 400
+"""A status from which on a request was refused."""
 
 
 class AuditAge(AgeFilter):
@@ -49,7 +68,7 @@ class EndingFilter(ChoiceFilter):
 
     def conditions(self) -> dict[str, Q]:
         """Return the two endings."""
-        return {"carried out": Q(status__lt=400), "refused": Q(status__gte=400)}
+        return {"carried out": Q(status__lt=REFUSED), "refused": Q(status__gte=REFUSED)}
 
 
 class StatusFilter(ChoiceFilter):
@@ -87,16 +106,20 @@ class AuditEntryAdmin(ReadOnlyAdmin):
     """Who asked for what, and how it ended."""
 
     list_display = (
-        "when", "who", "address", "asked", "target", "device_count", "status", "code", "command",
+        "when", "who", "asked", "about", "device_count", "ended", "command", "address",
     )  # fmt: skip
+    empty = "Each signed write of an admin is an entry, carried out or refused."
     list_filter = (PrincipalFilter, EndingFilter, StatusFilter, AttemptFilter, MethodFilter, AuditAge, AuditTime)
     linked_by = ("action", "request_id")
     search_fields = ("request_id", "path")
     search_help_text = "A whole request id or device id, an action, a principal, or the start of a path."
-    fields: ClassVar = [
-        "when", "principal", "action", "target", "device_count", "trial", "status", "code", "command", "device",
-        "address", "admin_key_id", "method", "path", "body_sha256", "idempotency_key", "request_id", "correlation_id",
-        "previous", "hash",
+    fieldsets: ClassVar = [
+        (None, {"fields": ["when", "principal", "asked", "trial", "ended", "about", "device_count", "command"]}),
+        ("The request", {"fields": [
+            "address", "admin_key_id", "method", "path", "action", "target", "status", "code", "request_id",
+            "correlation_id", "idempotency_key", "body_sha256",
+        ]}),
+        ("The audit chain", {"fields": ["previous", "hash"]}),
     ]  # fmt: skip
 
     exported: ClassVar = {
@@ -117,26 +140,62 @@ class AuditEntryAdmin(ReadOnlyAdmin):
         if not entry.action:
             return f"{entry.method} {entry.path}"
         action = link_to_list(AuditEntry, entry.action, action=entry.action)
-        return format_html("{} (dry run)", action) if entry.dry_run else action
+        return format_html("{} {}", action, badge("dry run", WARN)) if entry.dry_run else action
 
     @admin.display(description="command")
     def command(self, entry: AuditEntry) -> str:
         """Return a link to the command."""
-        return link(Command(pk=entry.request_id), entry.request_id) if entry.request_id else NOTHING
+        return link(Command(pk=entry.request_id), short_id(entry.request_id)) if entry.request_id else NOTHING
 
-    @admin.display(description="device")
-    def device(self, entry: AuditEntry) -> str:
-        """Return a link to the device that the path names, or the command's target alone; of an unknown one, its id."""
-        device_id = summary.device_in(entry.target)
-        if device_id is None:
-            return NOTHING
-        is_known = Device.objects.filter(pk=device_id).exists()
-        return link(Device(pk=device_id), device_id) if is_known else str(device_id)
+    @admin.display(description="about")
+    def about(self, entry: Any) -> str:
+        """Return links to the device, or the enrollment token, that the request was about; else its target."""
+        row, (kind, _, name) = entry.row, entry.target.partition(": ")
+        if row is not None:
+            return link(row, f"{row._meta.verbose_name} {row}")  # noqa: SLF001
+        if entry.request_id is not None and name == str(entry.request_id):
+            return link(Command(pk=entry.request_id), "the command")
+        if kind == "label":
+            return format_html("{}: {}", kind, link_to_list(EnrollmentToken, name, q=name))
+        return entry.target or NOTHING
+
+    @admin.display(description="ending")
+    def ended(self, entry: AuditEntry) -> SafeString:
+        """Return whether the request was carried out, or with which code it was refused."""
+        if entry.status < REFUSED:
+            return badge("only checked" if entry.dry_run else "done", QUIET if entry.dry_run else GOOD)
+        return badge(f"{entry.status} {entry.code}".strip(), BAD)
+
+    def name_of(self, row: AuditEntry) -> str:
+        """Return what was asked for, by whom, and how it ended."""
+        what = row.action or f"{row.method} {row.path}"
+        dry_run = " (dry run)" if row.dry_run else ""
+        ending = "" if row.status < REFUSED else f", refused with {row.status} {row.code}".rstrip()
+        return f"{what}{dry_run} by {row.principal}{ending}"
+
+    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
+        """Return the entry with the row that it is about, or None."""
+        entry = super().get_object(request, object_id, from_field)
+        if entry is not None:
+            self.complete([entry])
+        return entry
+
+    def complete(self, rows: Sequence[Any]) -> None:
+        """Give each entry the device, or the enrollment token, that it is about; None where there is none."""
+        devices = {entry.pk: summary.device_in(entry.target) for entry in rows}
+        tokens = {entry.pk: summary.token_in(entry.target) for entry in rows}
+        found = _by_key(Device.objects.defer(*SECRETS), devices.values())
+        found |= _by_key(EnrollmentToken.objects.defer("token_sha256"), tokens.values())
+        for entry in rows:
+            key = devices[entry.pk] or tokens[entry.pk]
+            entry.row = None if key is None else found.get(key)
 
     def identified(self, key: UUID) -> Q:
-        """Return the condition for the request id of a command, or for a device."""
+        """Return the condition for the request id of a command, for an enrollment token, or for a device."""
         if AuditEntry.objects.filter(request_id=key).exists():
             return Q(request_id=key)
+        if EnrollmentToken.objects.filter(pk=key).exists():
+            return Q(request_id=None, target=summary.on_token(key))
         return queries.about_device(key)
 
     def named(self, text: str) -> Q:
@@ -145,3 +204,8 @@ class AuditEntryAdmin(ReadOnlyAdmin):
             return Q(path__startswith=text)
         # By the index of the actions; principals have none.
         return Q(action=text) if AuditEntry.objects.filter(action=text).exists() else Q(principal=text.lower())
+
+
+def _by_key(rows: QuerySet[Any], keys: Iterable[UUID | None]) -> dict[UUID, Model]:
+    wanted = {key for key in keys if key is not None}
+    return rows.in_bulk(wanted) if wanted else {}

@@ -1,15 +1,16 @@
-"""The fleet at a glance, as the charts on the admin site's first page: who is there, what is open, how pushes went."""
+"""The home page of the admin site: what needs attention, then charts: who is there, what is open, how pushes went."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, timedelta
-from typing import Final
+from typing import Any, Final
 
-from django.db.models import Model
+from django.db.models import Count, Model
 
 from commands.admin.filters import HTTP_STATUSES
 from commands.models import FCM_ERRORS, OPEN, Attempt, AttemptOutcome, Delivery
-from devices.models import Device
+from devices.models import Device, presences
+from nexmdm.admin_site import attention, hourly_charts
 from nexmdm.common import database
 from nexmdm.common.read_only_admin.columns import address_of
 from nexmdm.monitoring import fleet_summary
@@ -56,15 +57,23 @@ class Chart:
     note: str = ""
 
 
-def charts() -> list[Chart]:
-    """Count, and return the charts."""
-    return [_fleet(), _open_deliveries(), _pushes()]
+def home() -> dict[str, Any]:
+    """Count, and return the parts of the home page by their names in its template."""
+    conditions = {**presences(), **attention.device_conditions()}
+    # One walk over the devices for all of their counts.
+    devices = Device.objects.aggregate(
+        **{name: Count("pk", filter=condition) for name, condition in conditions.items()}
+    )
+    return {
+        "attention": attention.lines(devices),
+        "hourly_charts": hourly_charts.charts(),
+        "charts": [_fleet(devices), _open_deliveries(), _pushes()],
+    }
 
 
-def _fleet() -> Chart:
-    counted = fleet_summary.devices_by_presence()
+def _fleet(counted: Mapping[str, int]) -> Chart:
     looks = {"online": "good", "offline": "bad", "never": "quiet", "revoked": "quiet", "retired": "quiet"}
-    counts = [(name, getattr(counted, name), look) for name, look in looks.items()]
+    counts = [(name, counted[name], look) for name, look in looks.items()]
     return Chart("fleet", "Devices", _bars((name, n, look, _to(Device, presence=name)) for name, n, look in counts))
 
 

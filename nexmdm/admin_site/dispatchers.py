@@ -2,18 +2,29 @@
 
 from typing import ClassVar
 
+from django.contrib import admin
+from django.utils.safestring import SafeString
+
+from commands.push.circuit_breaker import CLOSED
 from nexmdm.common.read_only_admin.base import ReadOnlyAdmin
-from nexmdm.common.read_only_admin.columns import Column
+from nexmdm.common.read_only_admin.columns import BAD, GOOD, Column, badge
+from nexmdm.models import DispatcherSeen
 
 
 class DispatcherSeenAdmin(ReadOnlyAdmin):
     """Which dispatchers are alive, and whether they can push."""
 
-    list_display = ("name", "started", "last_seen", "circuit", "circuit_reason")
-    fields: ClassVar = ["name", "started", "last_seen", "circuit", "circuit_reason"]
+    list_display = ("name", "started", "last_seen", "circuit_now", "circuit_reason")
+    empty = "Start one: manage.py dispatch. (make run starts one.)"
+    fields: ClassVar = ["name", "started", "last_seen", "circuit_now", "circuit_reason"]
     # They are forgotten after a day, so one page holds them all.
     ordering: ClassVar = ["-last_seen_at"]
     list_per_page = 1000
 
     started = Column("started_at")
     last_seen = Column("last_seen_at")
+
+    @admin.display(description="circuit")
+    def circuit_now(self, dispatcher: DispatcherSeen) -> SafeString:
+        """Return whether pushes go out (closed), or wait (open)."""
+        return badge(dispatcher.circuit, GOOD if dispatcher.circuit == CLOSED else BAD)

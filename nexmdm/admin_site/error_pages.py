@@ -16,7 +16,12 @@ _PATH: Final = "/django-admin/"
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:  # noqa: ARG001
     """Answer a request that cannot be read."""
-    return _page(400, "Bad request", "This request cannot be served as it was sent.")
+    return _page(
+        400,
+        "Bad request",
+        "The server cannot read this request. Its address may have a filter that the list does not have, or characters "
+        "that no address may have. Open the list and choose its filters there.",
+    )
 
 
 def forbidden(request: HttpRequest, exception: Exception) -> HttpResponse:  # noqa: ARG001
@@ -30,7 +35,12 @@ def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:  # no
     """Answer an unknown path: a page in the admin site, a problem elsewhere."""
     if not request.path.startswith(_PATH):
         return problems.NOT_FOUND.response()
-    return _page(404, "Page not found", "There is no page at this address.")
+    return _page(
+        404,
+        "Page not found",
+        "There is no page at this address. If somebody sent it to you, compare it with the original. To find a device "
+        "or a command, use the search box of the home page.",
+    )
 
 
 def failed(request: HttpRequest) -> HttpResponse:

@@ -70,13 +70,25 @@ def about_device(device_id: UUID) -> Q:
 
     A refused command or a dry run has no delivery: it is found if its target is this one device_id.
     """
-    others: QuerySet[Any] = AuditEntry.objects.filter(request_id=None).order_by()
-    named = others.filter(target__in=on_device(device_id))
-    by_path = others.alias(device_path=DEVICE_PATH).filter(device_path=f"/admin/devices/{device_id}")
     sent = Delivery.objects.filter(device=device_id).order_by().values("command_id")
     about_commands: QuerySet[Any] = AuditEntry.objects.filter(request_id__in=sent).order_by()
-    # Two conditions, each with its own index; one condition with an OR could use neither.
-    return Q(pk__in=named.values("pk").union(by_path.values("pk"), about_commands.values("pk"), all=True))
+    return _any_of(*_naming_device(device_id), about_commands)
+
+
+def naming_device(device_id: UUID) -> Q:
+    """Return the condition for entries whose path or target names this device alone, and that sent no command."""
+    return _any_of(*_naming_device(device_id))
+
+
+def _naming_device(device_id: UUID) -> tuple[QuerySet[Any], QuerySet[Any]]:
+    others: QuerySet[Any] = AuditEntry.objects.filter(request_id=None).order_by()
+    by_path = others.alias(device_path=DEVICE_PATH).filter(device_path=f"/admin/devices/{device_id}")
+    return others.filter(target__in=on_device(device_id)), by_path
+
+
+def _any_of(first: QuerySet[Any], *others: QuerySet[Any]) -> Q:
+    # Separate conditions, each with its own index; one condition with an OR could use none of them.
+    return Q(pk__in=first.values("pk").union(*(rows.values("pk") for rows in others), all=True))
 
 
 def list_entries(query: AuditQuery) -> AuditPage:

@@ -14,6 +14,9 @@ LONGEST_TARGET: Final = 200
 DEVICE: Final = "device_id"
 """The name of the path parameter that names a device."""
 
+TOKEN: Final = "token_id"  # noqa: S105
+"""The name of the path parameter that names an enrollment token."""
+
 DEVICES: Final = "device_ids"
 """The kind of a command's target that names devices."""
 
@@ -77,12 +80,26 @@ def on_device(device_id: UUID) -> list[str]:
 
 def device_in(target: str) -> UUID | None:
     """Return the device that a request's target names; None if it names several, or none."""
-    _, _, value = target.partition(": ")
+    device_id = _id_in(target)
+    return device_id if device_id and target in on_device(device_id) else None
+
+
+def on_token(token_id: UUID) -> str:
+    """Return the target of requests about this enrollment token, which their paths name."""
+    return target_text(TOKEN, [str(token_id)])
+
+
+def token_in(target: str) -> UUID | None:
+    """Return the enrollment token that a request's target names; None if it names none."""
+    token_id = _id_in(target)
+    return token_id if token_id and target == on_token(token_id) else None
+
+
+def _id_in(target: str) -> UUID | None:
     try:
-        device_id = UUID(value)
+        return UUID(target.partition(": ")[2])
     except ValueError:
         return None
-    return device_id if target in on_device(device_id) else None
 
 
 def _clip(text: str, longest: int) -> str:

@@ -292,7 +292,8 @@ def test_a_device_shows_whether_its_push_token_lives(worked: World, browser: Cli
     mute = worked.device("mute")
     assert "Push token: ok" in text_of(browser, Device.objects.get(alias="lobby"))
     assert re.search(
-        r"Push token: dead since \d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ", text_of(browser, Device.objects.get(alias="yard"))
+        r"Push token: dead since \d+ s ago \d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ",
+        text_of(browser, Device.objects.get(alias="yard")),
     )
     assert "Push token: none" in text_of(browser, mute)
 
@@ -394,11 +395,11 @@ def standings(browser: Client) -> dict[str, tuple[str, str, str]]:
     """Return the state, the outcome and the counts that the list of commands shows for each action."""
     page = browser.get(page_of(Command)).content.decode()
     shown = re.findall(
-        r'field-action">(\w+)</td><td class="field-standing">(.*?)</td><td class="field-came_to">(.*?)</td>'
+        r'field-action"><a[^>]*>(\w+)</a></th><td class="field-standing">(.*?)</td><td class="field-came_to">(.*?)</td>'
         r'<td class="field-counts">(.*?)</td>',
         page,
     )
-    return {action: (state, outcome, plain(counts)) for action, state, outcome, counts in shown}
+    return {action: (plain(state), plain(outcome), plain(counts)) for action, state, outcome, counts in shown}
 
 
 def test_the_list_of_commands_shows_how_each_stands(worked: World, browser: Client) -> None:
@@ -598,7 +599,7 @@ def test_a_late_result_is_shown_as_such(worked: World, browser: Client) -> None:
     Report.objects.create(delivery=delivery, status="failed", message="again", late=True, duplicate=True)
     text = text_of(browser, delivery)
     assert "State: expired" in text
-    assert "Result: succeeded, late: the delivery was settled before at last" in text
+    assert "Result: succeeded , late: the delivery was settled before at last" in text
 
 
 def test_what_is_past_its_time_is_expired_everywhere_swept_or_not(worked: World, browser: Client) -> None:
@@ -607,7 +608,7 @@ def test_what_is_past_its_time_is_expired_everywhere_swept_or_not(worked: World,
     assert listed(browser, Delivery, state="pending") == []
     assert listed(browser, Delivery, state="expired") == [overdue.pk]
     assert listed(browser, Command, state="open") == []
-    assert browser.get(page_of(Delivery), {"state": "expired"}).content.decode().count(">expired</td>") == 1
+    assert browser.get(page_of(Delivery), {"state": "expired"}).content.decode().count(">expired</span>") == 1
     for row in (overdue, overdue.device):
         assert "expired" in text_of(browser, row)
         assert "pending" not in text_of(browser, row)
@@ -639,7 +640,7 @@ def test_a_device_shows_why_it_was_last_refused(worked: World, browser: Client, 
     assert "Last refusal: -" in text_of(browser, lobby)
     LastRefusal.objects.create(device=lobby, at=worked.now, route="/v1/heartbeat", code="device_revoked")
     when = f"{worked.now:%Y-%m-%d %H:%M:%SZ}"
-    assert f"Last refusal: {when} device_revoked at /v1/heartbeat" in text_of(browser, lobby)
+    assert re.search(rf"Last refusal: \d+ s ago {when} device_revoked at /v1/heartbeat", text_of(browser, lobby))
     refused = {row["alias"]: row["last_refusal_code"] for row in exported(staff, Device)}
     assert refused == {"lobby": "device_revoked", "yard": ""}
 
@@ -659,14 +660,14 @@ WITH_MORE: Final = {Command: 1, Delivery: 3}
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_list_costs_three_queries_however_long_it_is_and_a_few_where_it_tells_more(
+def test_a_list_costs_four_queries_however_long_it_is_and_a_few_where_it_tells_more(
     worked: World, browser: Client, model: type[Model], django_assert_max_num_queries: MaxQueries
 ) -> None:
     for number in range(20):
         delivery = worked.delivery(worked.command("reboot"), worked.device(f"device-{number}"))
         worked.attempt(delivery, "accepted", 200)
         Report.objects.create(delivery=delivery, status="received")
-    with django_assert_max_num_queries(3 + WITH_MORE.get(model, 0)):
+    with django_assert_max_num_queries(4 + WITH_MORE.get(model, 0)):
         assert listed(browser, model)
 
 
@@ -674,11 +675,11 @@ def test_a_search_costs_one_query_more(
     worked: World, browser: Client, django_assert_max_num_queries: MaxQueries
 ) -> None:
     command = Command.objects.get(action="launch_app")
-    with django_assert_max_num_queries(4 + WITH_MORE[Delivery]):
+    with django_assert_max_num_queries(5 + WITH_MORE[Delivery]):
         assert len(listed(browser, Delivery, q=command.pk)) == 2
 
 
-@pytest.mark.parametrize(("model", "queries"), [(Delivery, 7), (Command, 9), (Device, 7)])
+@pytest.mark.parametrize(("model", "queries"), [(Delivery, 8), (Command, 14), (Device, 11)])
 def test_a_page_costs_a_few_queries_however_much_there_is_on_it(
     worked: World, browser: Client, model: type[Model], queries: int, django_assert_max_num_queries: MaxQueries
 ) -> None:
@@ -689,6 +690,7 @@ def test_a_page_costs_a_few_queries_however_much_there_is_on_it(
         worked.delivery(done.command, worked.device(f"device-{number}"))
         worked.delivery(worked.command("reboot"), done.device)
     row = {Delivery: done, Command: done.command, Device: done.device}[model]
+    text_of(browser, row)  # Django keeps the content type of a model for as long as the process runs
     with django_assert_max_num_queries(queries):
         text_of(browser, row)
 
@@ -720,7 +722,7 @@ def test_a_delivery_tells_how_often_a_report_was_repeated_and_how_many_were_not_
     assert f"42 times, the last one at {last:%Y-%m-%d %H:%M:%S}Z" in text
     assert "7 further reports were counted and not kept" in text
     assert "Reports not kept: 7" in text
-    assert re.search("Repeats: 41 Last repeat: 20", text_of(browser, running))
+    assert re.search("Repeats: 41 Last repeat: in 5[0-9] s 20", text_of(browser, running))
     (row,) = [row for row in exported(staff, Report) if row["report_id"] == str(running.pk)]
     assert (row["repeats"], row["last_repeated_at"]) == ("41", rfc3339(last))
 
@@ -733,7 +735,8 @@ def test_a_command_shows_its_counts_and_the_newest_of_its_deliveries(worked: Wor
     assert "State: open" in plain(page)
     assert "By state: 1 pending , 1 succeeded , 25 failed " in plain(page)
     assert "By push: 27 accepted" in plain(page)
-    newest = list(command.deliveries.values_list("pk", flat=True)[:20])
+    newest = list(command.deliveries.exclude(state="succeeded").values_list("pk", flat=True)[:20])
+    newest += command.deliveries.filter(state="succeeded").values_list("pk", flat=True)
     assert [int(key) for key in re.findall(r'href="/django-admin/commands/delivery/(\d+)/change/"', page)] == newest
 
 

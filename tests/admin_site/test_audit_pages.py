@@ -50,11 +50,44 @@ def test_the_list_says_what_was_done_on_what_and_whether_only_to_try(
     admin: Admin, phone: Phone, browser: Browser
 ) -> None:
     admin.command("wipe", to=phone, dry_run=True)
-    assert f"wipe (dry run) device_ids: {phone.device_id} 1 200 - - " in list_text(browser, action="wipe")
+    assert "admin wipe dry run device phone-1 1 only checked - " in list_text(browser, action="wipe")
     request_id = admin.command("wipe", to=phone).json["request_id"]
-    assert f"wipe device_ids: {phone.device_id} 1 200 - {request_id} " in list_text(browser, request_id=request_id)
+    ends = f"{request_id[:-8]} {request_id[-8:]}"
+    assert f"admin wipe device phone-1 1 done {ends} " in list_text(browser, request_id=request_id)
     admin.command("wipe", to=phone, expect_count=7)
-    assert f"wipe device_ids: {phone.device_id} - 409 audience_changed - " in list_text(browser, ending="refused")
+    assert "admin wipe device phone-1 - 409 audience_changed - " in list_text(browser, ending="refused")
+
+
+def test_a_wipe_is_named_in_the_title_of_its_entry_and_a_dry_run_as_such(
+    admin: Admin, phone: Phone, browser: Browser
+) -> None:
+    admin.command("wipe", to=phone, dry_run=True)
+    admin.command("wipe", to=phone)
+    admin.command("wipe", to=phone, expect_count=7)
+    titles: dict[str, dict[str, Any]] = {
+        "wipe (dry run) by admin": {"dry_run": True},
+        "wipe by admin": {"dry_run": False, "status": 200},
+        "wipe by admin, refused with 409 audience_changed": {"status": 409},
+    }
+    for title, fields in titles.items():
+        text = page(browser, "nexmdm_auditentry", number(**fields))
+        assert f"<title>Audit entry {title} | NexMDM</title>" in text
+        assert f"<h1>Audit entry {title}</h1>" in text
+        assert f"&rsaquo; {title}\n" in text
+
+
+def test_an_entry_leads_to_its_enrollment_token_and_the_token_leads_back(admin: Admin, browser: Browser) -> None:
+    token = admin.post("/admin/enrollment-tokens", {"label": "first floor"}).json
+    admin.post(f"/admin/enrollment-tokens/{token['id']}/revoke")
+    tokens = reverse("nexmdm-admin:devices_enrollmenttoken_changelist")
+    revoked = number(action="revoke_enrollment_token")
+    entry = page(browser, "nexmdm_auditentry", revoked)
+    assert f'href="{tokens}{token["id"]}/change/">enrollment token first floor</a>' in entry
+    made = page(browser, "nexmdm_auditentry", number(action="create_enrollment_token"))
+    assert f'<a href="{tokens}?q=first+floor">first floor</a>' in made
+    entries = reverse("nexmdm-admin:nexmdm_auditentry_changelist")
+    assert f'href="{entries}?q={token["id"]}"' in page(browser, "devices_enrollmenttoken", token["id"])
+    assert listed(browser, q=token["id"]) == [revoked]
 
 
 def test_an_entry_leads_to_its_command_and_its_device_and_they_lead_back(
@@ -85,9 +118,9 @@ def test_an_entry_of_a_command_to_one_device_leads_to_it(admin: Admin, phone: Ph
     assert f'href="{device_page}"' not in for_both
     assert "Dry run: no" in plain(for_both)
     unknown = "0192f0c1-b000-7abc-8def-0123456789ab"
-    for named, shown in ((unknown, unknown), ("Lobby", "-"), (7, "-")):
+    for named, shown in ((unknown, f"device_ids: {unknown}"), ("Lobby", "device_ids: Lobby"), (7, "-")):
         admin.post("/admin/command", {"action": "ping", "target": {"device_ids": [named]}})
-        assert f"Device: {shown}" in plain(page(browser, "nexmdm_auditentry", number(action="ping")))
+        assert f"About: {shown} " in plain(page(browser, "nexmdm_auditentry", number(action="ping")))
 
 
 def test_entries_are_found_by_action_by_trial_and_by_what_the_search_box_takes(

@@ -65,10 +65,28 @@ def test_the_pages_of_a_command_and_a_device_say_why(wiped: str, phones: list[Ph
     assert NEVER_SEEN in plain(silent.content.decode())
 
 
+def test_the_page_of_a_command_begins_with_failures_then_expiries_then_what_is_open(
+    admin: Admin, phones: list[Phone], browser: Browser
+) -> None:
+    works, fails, silent, _ = phones
+    request_id = admin.command(to=phones).json["request_id"]
+    works.report(request_id, "succeeded", message="pong")
+    fails.report(request_id, "failed", message="no device owner")
+    past = Command.objects.get().issued_at
+    Delivery.objects.filter(device__id=silent.device_id).update(open_until=past)
+    page = browser.get(reverse("nexmdm-admin:commands_command_change", args=[request_id])).content.decode()
+    rows = [plain(row) for row in re.findall(r'<tr class="form-row">.*?</tr>', page, re.DOTALL)]
+    assert [row.split()[:2] for row in rows] == [
+        ["fails", "failed"], ["silent", "expired"], ["late", "pending"], ["works", "succeeded"],
+    ]  # fmt: skip
+    assert "failed no device owner" in rows[0]
+    assert page.index("Not succeeded") < page.index(">Succeeded") < page.index("The request")
+
+
 def test_the_list_and_the_page_of_a_command_say_how_many_results_came_too_late(wiped: str, browser: Browser) -> None:
     for address in (reverse("nexmdm-admin:commands_command_changelist"),
                     reverse("nexmdm-admin:commands_command_change", args=[wiped])):  # fmt: skip
-        assert "partial, 1 late" in plain(browser.get(address).content.decode())
+        assert "partial , 1 late" in plain(browser.get(address).content.decode())
 
 
 def test_the_csv_has_the_reasons_and_the_results(wiped: str, browser: Browser) -> None:

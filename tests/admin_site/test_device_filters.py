@@ -72,7 +72,7 @@ def test_the_form_keeps_the_other_filters_and_shows_what_was_asked_for(staff: Vi
 
 
 @pytest.mark.parametrize("text", ["-" + "9" * 5000, "%ED%A0%80", "%25", "'", "%00", "a%00b"])
-@pytest.mark.parametrize("name", ["model", "os_version", "agent_version"])
+@pytest.mark.parametrize("name", ["tag", "model", "os_version", "agent_version"])
 def test_an_odd_text_is_no_error_of_ours(admin: Admin, staff: Visitor, name: str, text: str) -> None:
     admin.enrol("a", model="One", os_version="15", agent_version="1.0")
     answer = staff.request("GET", f"{LIST}?{name}={text}")
@@ -87,3 +87,31 @@ def test_a_device_to_which_pushing_fails_is_shown_and_listed_as_such(admin: Admi
     assert re.search(r"Push token:.*?failing", page_of(staff, phone), re.DOTALL)
     exported = staff.request("GET", f"{LIST}export/?push=failing").body.decode()
     assert (exported.count("\n"), ",failing," in exported) == (2, True)
+
+
+def test_devices_are_listed_by_tag_and_a_tag_leads_to_those_that_have_it(admin: Admin, staff: Visitor) -> None:
+    for name, tags in (("a", ["floor-1", "shared"]), ("b", ["shared"]), ("c", [])):
+        Phone(admin.client, name).register(admin.enrollment_token(tags=tags))
+    assert listed(staff, tag="shared") == ["b", "a"]
+    assert listed(staff, tag="floor-1") == ["a"]
+    assert listed(staff, tag="floor") == listed(staff, tag="nobody") == []
+    page = staff.request("GET", LIST).body.decode()
+    assert f'<a href="{LIST}?tag=floor-1">floor-1</a>, <a href="{LIST}?tag=shared">shared</a>' in page
+
+
+def test_active_devices_are_those_that_are_neither_revoked_nor_retired(admin: Admin, staff: Visitor) -> None:
+    phones = [admin.enrol(name) for name in ("active", "revoked", "retired")]
+    for action, phone in zip(("revoke", "retire"), phones[1:], strict=True):
+        admin.post(f"/admin/devices/{phone.device_id}/{action}")
+    assert listed(staff, presence="active") == ["active"]
+
+
+def test_the_battery_is_shown_as_last_reported_and_a_low_one_is_marked(admin: Admin, staff: Visitor) -> None:
+    for name, status in (("low", {"battery_pct": 15}), ("charging", {"battery_pct": 15, "charging": True}),
+                         ("full", {"battery_pct": 100}), ("silent", {})):  # fmt: skip
+        admin.enrol(name).heartbeat(status=status)
+    page = staff.request("GET", LIST).body.decode()
+    assert re.findall(r'field-battery">(.*?)</td>', page) == [
+        "-", "100%", "15%, charging", '<span class="badge warn">15%</span>',
+    ]  # fmt: skip
+    assert listed(staff, battery="low") == ["low"]

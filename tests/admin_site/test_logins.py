@@ -240,7 +240,7 @@ def test_where_the_pool_has_no_connection_left_the_site_answers_with_a_problem_a
 def test_an_error_of_ours_on_the_site_is_a_problem_and_no_page(
     staff: User, session: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nexmdm.admin_site.dashboard.charts", lambda: 1 / 0)
+    monkeypatch.setattr("nexmdm.admin_site.dashboard.home", lambda: 1 / 0)
     answer = Visitor(session=session).request("GET", "/django-admin/")
     assert (answer.status, answer.code) == (500, "internal")
 

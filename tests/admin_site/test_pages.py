@@ -14,7 +14,7 @@ from tests.support.actors import LOGIN, Answer, Client, Visitor
 
 PASSWORD: Final = "correct horse battery"
 HOME: Final = "/django-admin/"
-WITH_A_WAY_BACK: Final = f'<a href="{HOME}">To the first page</a>'
+WITH_A_WAY_BACK: Final = f'<a href="{HOME}">To the home page</a>'
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +70,13 @@ def test_a_page_that_is_not_there_has_a_way_back(staff: Visitor) -> None:
     for path in ("/django-admin/nothing/", "/django-admin/auth/user/"):
         answer = staff.request("GET", path)
         assert (answer.status, WITH_A_WAY_BACK in answer.body.decode()) == (404, True)
+
+
+def test_an_error_page_says_what_to_do(staff: Visitor) -> None:
+    not_there = staff.request("GET", "/django-admin/nothing/").body.decode()
+    assert "use the search box of the home page" in not_there
+    refused = staff.request("GET", "/django-admin/devices/device/?token_hash=x").body.decode()
+    assert "Open the list and choose its filters there." in refused
 
 
 def test_a_request_that_cannot_be_served_has_a_way_back(staff: Visitor) -> None:

@@ -3,7 +3,7 @@
 import csv
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -11,7 +11,9 @@ from typing import Any, Final
 import httpx
 import pytest
 from selenium import webdriver
+from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 
 from loadtest.browser import chromium
@@ -45,6 +47,25 @@ class Browser:
         for name, value in fields.items():
             self.driver.find_element(By.NAME, name).send_keys(value)
 
+    def find(self, text: str) -> None:
+        """Use the search box of the header, by keyboard, and return when its page is there."""
+        box = self.driver.find_element(By.CSS_SELECTOR, "#site-search input")
+        box.clear()
+        box.send_keys(text)
+        self.leave(lambda: box.send_keys(Keys.ENTER))
+
+    def leave(self, act: Callable[[], object]) -> None:
+        """Do what leads to another page, and return when that page is there."""
+        self.run("window.isLeft = true")
+        act()
+        # Between two pages, Chromium may know neither.
+        wait = WebDriverWait(self.driver, 10, ignored_exceptions=[WebDriverException])
+        wait.until(lambda _: self.run("!window.isLeft && document.readyState === 'complete'"))
+
+    @property
+    def heading(self) -> str:
+        return self.driver.find_element(By.TAG_NAME, "h1").text
+
     @property
     def text(self) -> str:
         return self.driver.find_element(By.TAG_NAME, "body").text
@@ -76,7 +97,7 @@ def place() -> Iterator[ServerUnderTest]:
         testbed.started(Path(name), Path(name) / "data", interval_seconds=120, commands_per_minute=60) as place,
     ):
         assert place.serving is not None
-        lobby, _ = enrol(place, "lobby", "ok-1"), enrol(place, "yard", "unregistered-1")
+        lobby, _ = enrol(place, "lobby", "ok-1", "2.1"), enrol(place, "yard", "unregistered-1", "2.0")
         request_id = place.admin.post("/admin/command", PING)["request_id"]
         wait_for(lambda: not place.admin.command(request_id)["push"]["waiting"])
         result = {"request_id": request_id, "status": "succeeded", "message": "=all is well", "via": "push"}
@@ -86,10 +107,10 @@ def place() -> Iterator[ServerUnderTest]:
         yield place
 
 
-def enrol(place: ServerUnderTest, alias: str, push_token: str) -> dict[str, str]:
-    """Register a phone, and return its credential as headers."""
-    token = place.admin.post("/admin/enrollment-tokens", {})["enrollment_token"]
-    body = {"hardware_id": alias, "alias": alias, "push_token": push_token}
+def enrol(place: ServerUnderTest, alias: str, push_token: str, agent_version: str) -> dict[str, str]:
+    """Register a phone with a tag of its own, and return its credential as headers."""
+    token = place.admin.post("/admin/enrollment-tokens", {"tags": [f"{alias}-tag"]})["enrollment_token"]
+    body = {"hardware_id": alias, "alias": alias, "push_token": push_token, "agent_version": agent_version}
     headers = {"Authorization": f"Bearer {token}"}
     phone = httpx.post(f"{place.admin.url}/v1/register", json=body, headers=headers).raise_for_status().json()
     return {"Authorization": f"Bearer {phone['device_token']}"}
@@ -156,15 +177,94 @@ def test_a_filtered_list_is_saved_as_csv(browser: Browser) -> None:
     assert (row["alias"], row["action"], row["outcome"], row["http_status"]) == ("yard", "ping", "token_dead", "404")
 
 
+def test_the_search_of_the_home_page_leads_straight_to_a_device(browser: Browser) -> None:
+    browser.open("")
+    browser.find("obb")
+    assert browser.heading == "Device lobby"
+    assert browser.driver.title == "Device lobby | NexMDM"
+
+
+def test_the_search_leads_to_a_command_by_the_start_of_its_id_and_to_a_page_for_several(browser: Browser) -> None:
+    browser.open("commands/command/")
+    request_id = browser.run("document.querySelector('td.field-request_id .id').textContent")
+    browser.find(request_id[:20])
+    assert browser.heading == "Command ping for 2 devices"
+    browser.find("y")
+    assert browser.heading == "Search"
+    assert "lobby" in browser.text
+    browser.find("nobody")
+    assert "Nothing matches nobody." in browser.text
+
+
+def test_a_click_on_an_id_selects_all_of_it(browser: Browser) -> None:
+    browser.open("devices/device/")
+    shown = browser.driver.find_element(By.CSS_SELECTOR, "td.field-device_id .id")
+    shown.click()
+    selected = browser.run("getSelection().toString()")
+    assert selected == shown.get_attribute("title")
+    assert len(selected) == 36
+
+
+def test_the_page_of_a_device_has_one_timeline_newest_first(browser: Browser) -> None:
+    browser.open("search/?q=lobby")
+    kinds = [kind.text for kind in browser.driver.find_elements(By.CSS_SELECTOR, ".timeline li > .quiet")]
+    assert sorted(kinds) == ["command", "device", "push", "report"]
+    assert kinds[0] == "report"
+    report = browser.steps()[0]
+    assert "phone reports on ping: succeeded" in report
+    assert "=all is well" in report
+    browser.click("push 1", within=".timeline")
+    assert browser.heading == "Attempt push 1 of ping for lobby"
+
+
+def test_devices_are_filtered_by_tag_and_by_version(browser: Browser) -> None:
+    browser.open("devices/device/")
+    assert len(browser.rows()) == 2
+    browser.click("yard-tag", within="#result_list")
+    (row,) = browser.rows()
+    assert row.startswith("yard")
+    browser.open("devices/device/")
+    browser.leave(lambda: browser.fill(agent_version="2.1\n"))
+    (row,) = browser.rows()
+    assert row.startswith("lobby")
+    browser.open("devices/device/?agent_version=9")
+    assert "No devices match." in browser.text
+    browser.click("Show all devices")
+    assert len(browser.rows()) == 2
+
+
+def test_the_audit_and_what_it_is_about_lead_to_each_other(browser: Browser) -> None:
+    browser.open("nexmdm/auditentry/?action=ping")
+    browser.driver.find_element(By.CSS_SELECTOR, "td.field-command a").click()
+    assert browser.heading == "Command ping for 2 devices"
+    browser.click("Signed requests about this command")
+    (row,) = browser.rows()
+    assert "admin ping all 2" in row
+    browser.driver.find_element(By.CSS_SELECTOR, "#result_list th a").click()
+    assert browser.heading == "Audit entry ping by admin"
+
+
+def test_a_command_shows_first_where_it_did_not_succeed_and_why(browser: Browser) -> None:
+    browser.open("commands/command/")
+    browser.driver.find_element(By.CSS_SELECTOR, "#result_list th a").click()
+    first, second = browser.driver.find_elements(By.CSS_SELECTOR, ".inline-group")
+    assert first.text.upper().startswith("NOT SUCCEEDED")
+    assert "yard" in first.text
+    assert "push token dead" in first.text
+    assert "lobby" in second.text
+
+
 LISTS: Final = (
-    "devices/device/", "commands/command/", "commands/delivery/", "commands/attempt/", "commands/report/",
-    "nexmdm/auditentry/", "nexmdm/dispatcherseen/",
+    "devices/device/", "devices/enrollmenttoken/", "commands/command/", "commands/delivery/", "commands/attempt/",
+    "commands/report/", "nexmdm/auditentry/", "nexmdm/dispatcherseen/",
 )  # fmt: skip
 
 
 def pages(browser: Browser) -> Iterator[str]:
     """Open the first page, each list, and a row of each."""
     browser.open("")
+    yield browser.driver.current_url
+    browser.open("search/?q=y")
     yield browser.driver.current_url
     for path in LISTS:
         browser.open(path)
@@ -187,7 +287,7 @@ def test_no_page_has_a_form_control_that_writes(browser: Browser) -> None:
         posted = browser.run("[...document.querySelectorAll('form[method=post]')].map(form => form.id)")
         assert posted == ["logout-form"], page
         assert browser.run(CONTROLS.strip()) == [], page
-    assert seen == 1 + 2 * len(LISTS)
+    assert seen == 2 + 2 * len(LISTS)
 
 
 def test_no_page_asks_for_anything_from_outside_or_fails_to_find_it(browser: Browser) -> None:
@@ -207,7 +307,7 @@ def test_the_pages_around_the_lists_ask_for_nothing_from_outside_either(browser:
         lines = [line for line in browser.complaints() if line["level"] != "DEBUG"]
         assert [line for line in lines if "status of 40" not in line["message"]] == [], path
         assert browser.run("getComputedStyle(document.querySelector('#header')).backgroundColor") == "rgb(65, 118, 144)"
-    browser.click("To the first page")
+    browser.click("To the home page")
     assert browser.driver.current_url == f"{browser.url}/django-admin/"
 
 
@@ -245,7 +345,7 @@ def test_no_page_cuts_anything_off_on_a_laptop(browser: Browser) -> None:
 
 def test_every_bar_stands_out_from_its_row(browser: Browser) -> None:
     colours = "[row, row.querySelector('svg')].map(one => getComputedStyle(one).backgroundColor)"
-    tracks = f"[...document.querySelectorAll('.chart tr')].map(row => {colours})"
+    tracks = f"[...document.querySelectorAll('.chart tr:has(svg)')].map(row => {colours})"
     for theme in ("light", "dark"):
         browser.emulate("setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": theme}])
         browser.open("")

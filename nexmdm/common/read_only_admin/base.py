@@ -135,6 +135,9 @@ class ReadOnlyAdmin(_ReadOnly, ModelAdmin):
     exported: ClassVar[Mapping[str, str]] = {}
     """The columns of a list as CSV: the name that the API has for each, and where it is read."""
 
+    empty: ClassVar[str] = "They appear here as soon as there are any."
+    """What the list says while the table is empty."""
+
     derived: ClassVar[Sequence[str]] = ()
     """The columns after these, which no column of the database holds: `cells` works them out."""
 
@@ -161,7 +164,8 @@ class ReadOnlyAdmin(_ReadOnly, ModelAdmin):
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         """Return the list under its own name."""
         title = capfirst(self.opts.verbose_name_plural)
-        return super().changelist_view(request, {"title": title, "exported": self.exported} | (extra_context or {}))
+        context = {"title": title, "exported": self.exported, "empty": self.empty}
+        return super().changelist_view(request, context | (extra_context or {}))
 
     def export_view(self, request: HttpRequest) -> HttpResponseBase:
         """Answer with the whole list, as it is narrowed, as CSV."""
@@ -189,6 +193,24 @@ class ReadOnlyAdmin(_ReadOnly, ModelAdmin):
         filters: Any = self.get_list_filter(request)
         known = (name for one in filters for name in getattr(one, "parameters", None) or [one.parameter_name])
         return lookup in self.linked_by or lookup in known
+
+    def name_of(self, row: Any) -> str:
+        """Return the name of a row, for the title of its page and the breadcrumbs."""
+        return str(row)
+
+    def render_change_form(
+        self,
+        request: HttpRequest,
+        context: dict[str, Any],
+        add: bool = False,
+        change: bool = False,
+        form_url: str = "",
+        obj: Any = None,
+    ) -> HttpResponse:
+        """Return a row's page under the row's name."""
+        name = self.name_of(obj)
+        context |= {"title": f"{capfirst(self.opts.verbose_name)} {name}", "subtitle": None, "name": name}
+        return super().render_change_form(request, context, add, change, form_url, obj)
 
     def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
         """Return the row with this key, or None, also for keys that PostgreSQL would refuse."""
@@ -220,21 +242,25 @@ class ReadOnlyAdmin(_ReadOnly, ModelAdmin):
 
 
 class NewestRows(InlineFormSet):
-    """The newest rows of an inline, and no more of them than a page can take."""
+    """The newest rows of an inline, and no more of them than a page can take; `order` may put others first."""
 
     most = 20
+    order: ClassVar[Sequence[Any]] = ("-pk",)
 
     def get_queryset(self) -> QuerySet[Any]:
         """Return the newest rows, read once."""
         if not hasattr(self, "_newest"):
             rows: Any = self.queryset
-            newest: QuerySet[Any] = rows.filter(pk__in=all_of(super().get_queryset())).order_by("-pk")
+            newest: QuerySet[Any] = rows.filter(pk__in=all_of(super().get_queryset())).order_by(*self.order)
             self._newest = newest[: self.most]
         return self._newest
 
 
 class ReadOnlyInline(_ReadOnly, TabularInline):
     """The newest rows that belong to the one shown."""
+
+    empty: ClassVar[str] = "None."
+    """What is shown if there are none."""
 
     template = "read_only_admin/rows.html"
     formset = NewestRows

@@ -1,4 +1,4 @@
-"""Columns and links of the read-only admin pages."""
+"""Columns and links of the read-only admin pages: names, states, times, ids."""
 
 import json
 from collections.abc import Callable
@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from operator import attrgetter
 from typing import Any, Final
 from urllib.parse import urlencode
+from uuid import UUID
 
 from django.contrib.admin.utils import display_for_value
 from django.db.models import Model
@@ -13,8 +14,21 @@ from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
+from nexmdm.common.read_only_admin import page_time
+
 LONGEST_TEXT: Final = 64_000
 NOTHING: Final = "-"
+
+GOOD, BAD, WARN, BUSY, QUIET = "good", "bad", "warn", "busy", "quiet"
+"""The looks of a badge. Each has a colour and a sign of its own (nexmdm/static/nexmdm/site.css)."""
+
+_LOOKS: Final = {
+    GOOD: "succeeded completed online ok accepted closed live",
+    BAD: "failed expired offline failing dead rejected token_dead undeliverable refused",
+    WARN: "partial retrying retry_later unknown blocked low",
+    BUSY: "open pending received waiting in_flight running deferred",
+}
+_LOOK_OF: Final = {word: look for look, words in _LOOKS.items() for word in words.split()}
 
 
 class Column:
@@ -30,6 +44,34 @@ class Column:
         if isinstance(value, bool):
             return "yes" if value else "no"
         return moment(value) if isinstance(value, datetime) else str(display_for_value(value, NOTHING))
+
+
+class Name(Column):
+    """A column with the name of the row itself."""
+
+    def __init__(self, label: str) -> None:
+        super().__init__("pk", label)
+
+    def __call__(self, row: Model) -> str:
+        """Return the name."""
+        return str(row)
+
+
+class State(Column):
+    """A column with a badge: one of the API's words for a state, a push, an outcome or a presence."""
+
+    def __call__(self, row: Model) -> str:
+        """Return the badge."""
+        value = self.follow(row)
+        return badge(str(value)) if value else NOTHING
+
+
+class Id(Column):
+    """A column with an id, shown short: a click selects all of it."""
+
+    def __call__(self, row: Model) -> str:
+        """Return the id."""
+        return short_id(self.follow(row))
 
 
 class Link(Column):
@@ -74,10 +116,38 @@ def address_of(model: type[Model], page: str, /, *key: object, **query: object) 
     return reverse(f"admin:{label}_{page}", args=key) + (f"?{urlencode(query)}" if query else "")
 
 
+def badge(word: str, look: str | None = None) -> SafeString:
+    """Return a state as a label. Its look follows from the word, unless it is given."""
+    return format_html('<span class="badge {}">{}</span>', look or _LOOK_OF.get(word, QUIET), word)
+
+
+def short_id(key: UUID) -> SafeString:
+    """Return an id of which the style sheet shows the two ends. All of it is in the page: a click selects it."""
+    text = str(key)
+    return format_html('<code class="id" title="{}"><span>{}</span>{}</code>', text, text[:-8], text[-8:])
+
+
 def moment(value: datetime) -> SafeString:
-    """Return a time in UTC, to the second. (Django's own format for people has none.)"""
-    day, time = f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%SZ}".split()
-    return format_html('<span class="moment"><span class="nowrap">{}</span> <span>{}</span></span>', day, time)
+    """Return a time as people say it, and in UTC to the second. (Lists show the latter on hover only.)"""
+    exact = f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%SZ}"
+    return format_html(
+        '<time class="moment" datetime="{}" title="{}">{} <span class="exact">{}</span></time>',
+        value.astimezone(UTC).isoformat(timespec="seconds"), exact, relative(value, page_time.now()), exact,
+    )  # fmt: skip
+
+
+def relative(value: datetime, now: datetime) -> str:
+    """Return how long ago a time was, or how far ahead it is, in its largest unit."""
+    seconds = (now - value).total_seconds()
+    length = _length(abs(seconds))
+    return f"{length} ago" if seconds >= 0 else f"in {length}"
+
+
+def _length(seconds: float) -> str:
+    for unit, size, most in (("s", 1, 60), ("min", 60, 3600), ("h", 3600, 48 * 3600)):
+        if seconds < most:
+            return f"{int(seconds // size)} {unit}"
+    return f"{int(seconds // 86_400)} days"
 
 
 def pretty(value: Any) -> str:

@@ -135,7 +135,11 @@ class ExactTextFilter(FormFilter):
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:  # noqa: ARG002
         """Keep the rows that have these texts."""
         texts = {self.columns[name]: str(text) for name, text in self.used_parameters.items() if text}
-        return queryset.filter(**{column: text for column, text in texts.items() if "\0" not in text})
+        return queryset.filter(**{column: self.value_of(text) for column, text in texts.items() if "\0" not in text})
+
+    def value_of(self, text: str) -> Any:
+        """Return what a column is compared with."""
+        return text
 
 
 class DateRangeFilter(FormFilter):

@@ -1,0 +1,81 @@
+"""The deliveries on the page of their command: first those that did not succeed."""
+
+from typing import Any, ClassVar, Final
+
+from django.contrib import admin
+from django.db.models import Case, Q, QuerySet, When
+from django.http import HttpRequest
+from django.utils.safestring import SafeString
+
+from commands.admin.deliveries import BULKY, NOW, DeliveryAdmin, complete, reason
+from commands.models import Delivery, DeliveryState
+from devices.admin import SECRETS
+from nexmdm.common.read_only_admin.base import NewestRows, ReadOnlyInline
+from nexmdm.common.read_only_admin.columns import NOTHING, link
+
+_FAILED_FIRST: Final = Case(
+    When(state_now=DeliveryState.FAILED, then=0), When(state_now=DeliveryState.EXPIRED, then=1), default=2
+)
+
+
+class _NewestDeliveries(NewestRows):
+    """The newest deliveries, those that failed or expired first, with what is known of them beyond their columns."""
+
+    order = (_FAILED_FIRST, "-pk")
+
+    def get_queryset(self) -> QuerySet[Any]:
+        """Return the newest deliveries, read once."""
+        was_read = hasattr(self, "_newest")
+        newest = super().get_queryset()
+        if not was_read:
+            complete(newest)
+        return newest
+
+
+class _Deliveries(ReadOnlyInline):
+    """The newest deliveries of a command that are in some states."""
+
+    model = Delivery
+    formset = _NewestDeliveries
+    condition: ClassVar[Q]
+    fields: ClassVar = ["to_device", "state_now", "reason", "push", "attempts", "channel", "settled", "itself"]
+
+    to_device = DeliveryAdmin.to_device
+    channel = DeliveryAdmin.channel
+    state_now = DeliveryAdmin.state_now
+    settled = DeliveryAdmin.settled
+    push = DeliveryAdmin.push
+    attempts = DeliveryAdmin.attempts
+
+    @admin.display(description="reason")
+    def reason(self, delivery: Any) -> str:
+        """Return why a delivery is open, or has come to nothing."""
+        return reason(delivery.current) if delivery.current else NOTHING
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        """Return the deliveries as they stand now."""
+        unread = [f"command__{name}" for name in BULKY] + [f"device__{name}" for name in SECRETS]
+        deliveries = super().get_queryset(request).select_related("command", "device").defer(*unread)
+        described: QuerySet[Any] = deliveries.filter(self.condition).annotate(**NOW)
+        return described
+
+    @admin.display(description="delivery")
+    def itself(self, delivery: Delivery) -> SafeString:
+        """Return a link to the delivery's own page."""
+        return link(delivery, delivery.pk)
+
+
+class NotSucceeded(_Deliveries):
+    """The newest deliveries that failed; then those that expired, then those that were cancelled or are open."""
+
+    verbose_name_plural = "not succeeded"
+    empty = "It succeeded on every device."
+    condition = ~Q(state=DeliveryState.SUCCEEDED)
+
+
+class Succeeded(_Deliveries):
+    """The newest deliveries that succeeded."""
+
+    verbose_name_plural = "succeeded"
+    empty = "It has not succeeded on any device."
+    condition = Q(state=DeliveryState.SUCCEEDED)

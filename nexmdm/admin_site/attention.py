@@ -1,0 +1,123 @@
+"""The first part of the home page: each line counts something that needs attention, and leads to its list."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+
+from django.db.models import Model, Q
+from django.db.models.functions import Now
+
+from commands.models import Command, CommandOutcome
+from commands.push.circuit_breaker import CLOSED
+from devices.admin import ACTIVE, LOW_BATTERY_PERCENT, low_battery
+from devices.models import PUSH_HEALTH, Device, not_seen_after
+from nexmdm.common import database
+from nexmdm.common.read_only_admin.columns import BAD, WARN, address_of
+from nexmdm.models import DispatcherSeen
+from nexmdm.monitoring.dispatcher_status import ALIVE
+
+MOST_COMMANDS: Final = 10_000
+"""How many commands that ended in the last day are looked at, the newest."""
+
+MOST_LOW: Final = 1_000
+"""How many devices with a low battery are counted at most: each has a JSON to be read."""
+
+_ENDED: Final = """
+    SELECT outcome, count(*)
+    FROM (
+        SELECT outcome FROM commands_command WHERE finished_at > now() - interval '1 day'
+        ORDER BY finished_at DESC LIMIT %s
+    ) newest
+    GROUP BY outcome
+"""
+
+_OUTCOMES: Final = {
+    CommandOutcome.FAILED: ("command failed", "commands failed", BAD),
+    CommandOutcome.EXPIRED: ("command expired", "commands expired", BAD),
+    CommandOutcome.PARTIAL: (
+        "command succeeded on some of its devices only", "commands succeeded on some of their devices only", WARN,
+    ),
+}  # fmt: skip
+
+_DEVICES: Final = {
+    "silent": (
+        "device has been silent for a day", "devices have been silent for a day", WARN,
+        {"presence": ACTIVE, "silent": "1 day"},
+    ),
+    "failing": (
+        "device takes no push: the last five or more failed", "devices take no push: the last five or more failed", BAD,
+        {"presence": ACTIVE, "push": "failing"},
+    ),
+    "dead": (
+        "device has a dead push token", "devices have dead push tokens", WARN, {"presence": ACTIVE, "push": "dead"},
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Something that needs attention: how often, what, the look of its badge, and where it is listed."""
+
+    count: str
+    text: str
+    look: str
+    address: str
+
+
+def device_conditions() -> dict[str, Q]:
+    """Return the conditions of the devices that lines() counts, by name."""
+    active = Q(revoked_at=None)
+    return {
+        "silent": active & not_seen_after(database.now() - timedelta(days=1)),
+        "failing": active & PUSH_HEALTH["failing"],
+        "dead": active & PUSH_HEALTH["dead"],
+    }
+
+
+def lines(devices: Mapping[str, int]) -> list[Line]:
+    """Return the lines, without those that count nothing; `devices` has the counts of device_conditions()."""
+    return [*_dispatchers(), *_commands(), *_devices(devices), *_batteries()]
+
+
+def _dispatchers() -> Iterator[Line]:
+    """Yield a line if no dispatcher runs, and one for the live ones whose circuit breaker has stopped their pushes."""
+    alive = DispatcherSeen.objects.filter(last_seen_at__gt=Now() - ALIVE)
+    circuits = dict(alive.values_list("circuit", "circuit_reason"))
+    address = address_of(DispatcherSeen, "changelist")
+    if not circuits:
+        yield Line("No", "dispatcher is running: pushes wait, and commands go out with heartbeats only", BAD, address)
+    reason = next((reason for circuit, reason in circuits.items() if circuit != CLOSED), None)
+    if reason is not None:
+        yield Line("FCM", f"circuit breaker is open, pushes wait: {reason or 'no reason is known'}", BAD, address)
+
+
+def _commands() -> Iterator[Line]:
+    counted = dict(database.rows(_ENDED, [MOST_COMMANDS]))
+    more = "+" if sum(counted.values()) == MOST_COMMANDS else ""
+    for outcome, (one, several, look) in _OUTCOMES.items():
+        if count := counted.get(outcome, 0):
+            address = _to(Command, outcome=outcome.value, ended="1 day")
+            yield _line(count, more, f"{one} in the last day", f"{several} in the last day", look, address)
+
+
+def _devices(counted: Mapping[str, int]) -> Iterator[Line]:
+    for name, (one, several, look, query) in _DEVICES.items():
+        if counted[name]:
+            yield _line(counted[name], "", one, several, look, _to(Device, **query))
+
+
+def _batteries() -> Iterator[Line]:
+    count = Device.objects.filter(low_battery()).order_by()[:MOST_LOW].count()
+    if count:
+        more = "+" if count == MOST_LOW else ""
+        percent = f"{LOW_BATTERY_PERCENT}% battery or less, and not charging"
+        yield _line(count, more, f"device has {percent}", f"devices have {percent}", WARN, _to(Device, battery="low"))
+
+
+def _line(count: int, more: str, one: str, several: str, look: str, address: str) -> Line:
+    return Line(f"{count:,}{more}", one if count == 1 and not more else several, look, address)
+
+
+def _to(model: type[Model], **filters: str) -> str:
+    return address_of(model, "changelist", **filters)
