@@ -102,9 +102,14 @@ def _too_many_reports(request: HttpRequest, error: report_limit.TooManyReports) 
     return RateLimited(error.retry_after_seconds).problem.response()
 
 
-def _overloaded(request: HttpRequest, error: group_commit.Overloaded) -> HttpResponse:
+def overloaded(error: group_commit.Overloaded) -> Problem:
+    """Return the problem of a request that would wait for too long."""
     status, code, _ = ERRORS[group_commit.Overloaded]
-    return Problem(status, code, str(error), headers={"Retry-After": str(error.retry_after_seconds)}).response()
+    return Problem(status, code, str(error), headers={"Retry-After": str(error.retry_after_seconds)})
+
+
+def _overloaded(request: HttpRequest, error: group_commit.Overloaded) -> HttpResponse:
+    return overloaded(error).response()
 
 
 def _http_error(request: HttpRequest, error: HttpError) -> HttpResponse:

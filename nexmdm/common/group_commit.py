@@ -123,7 +123,9 @@ class GroupCommit(Generic[Item, Outcome]):
         self._longest_wait_seconds = longest_wait_seconds
         self._filling: dict[str, _Waiting[Item, Outcome]] = {}
         self._waiting = 0
-        self._flusher: asyncio.Task[None] | None = None
+        self._flushers: dict[int, asyncio.Task[None]] = {}
+        """The tasks that flush, by the number of items that must wait for a batch of theirs."""
+
         self._draining = False
         self._flushed_at = float("-inf")
         self._thread = ThreadPoolExecutor(1, "group-commit") if HAS_OWN_THREAD else None
@@ -140,16 +142,20 @@ class GroupCommit(Generic[Item, Outcome]):
         """
         if self._draining:
             raise Draining
-        if self._is_full():
-            raise Overloaded(self._when_to_come_again())
+        if (seconds := self.seconds_if_full()) is not None:
+            raise Overloaded(seconds)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Outcome | Exception] = loop.create_future()
         self._add(key, item, future)
         self._waiting += 1
-        if self._flusher is None:
-            # Use a new context: the flusher must not keep the context of the first request.
-            self._flusher = loop.create_task(self._flush_until_empty(), context=Context())
+        self._start_flusher(1)
+        # So the thread has its next batch, if that is full, without waiting for a turn of a busy loop.
+        self._start_flusher(self._batch_size)
         return await future
+
+    def seconds_if_full(self) -> int | None:
+        """Return the seconds after which a client should try again; None if there is a place for its item."""
+        return self._when_to_come_again() if self._is_full() else None
 
     def _is_full(self) -> bool:
         if self._waiting >= self._waiting_limit:
@@ -158,6 +164,12 @@ class GroupCommit(Generic[Item, Outcome]):
             return False
         first = next(iter(self._filling.values()))
         return time.monotonic() - first.since > self._longest_wait_seconds
+
+    def _start_flusher(self, least: int) -> None:
+        if len(self._filling) >= least and least not in self._flushers:
+            # Use a new context: the flusher must not keep the context of the first request.
+            task = asyncio.get_running_loop().create_task(self._flush_while_waiting(least), context=Context())
+            self._flushers[least] = task
 
     def _when_to_come_again(self) -> int:
         """Return a random time, within which there would be a place for all items that were refused lately."""
@@ -181,19 +193,19 @@ class GroupCommit(Generic[Item, Outcome]):
     async def drain(self) -> None:
         """Accept no more items; return when all accepted ones are answered."""
         self._draining = True
-        if self._flusher is not None:
-            await self._flusher
+        await asyncio.gather(*self._flushers.values())
         await self._in_thread(database.release_connections)
         if self._thread is not None:
             self._thread.shutdown(wait=False)
 
-    async def _flush_until_empty(self) -> None:
+    async def _flush_while_waiting(self, least: int) -> None:
+        """Flush batches while `least` items wait. The thread takes batches in the order in which they were taken."""
         try:
-            while self._filling:
+            while len(self._filling) >= least:
                 if batch := self._take():
                     await self._flush(batch, min(waiting.since for waiting in batch) + database.WAIT_SECONDS)
         finally:
-            self._flusher = None
+            del self._flushers[least]
 
     def _take(self) -> list[_Waiting[Item, Outcome]]:
         """Return the next batch: the first item of each key, without those whose client has left."""
@@ -212,15 +224,14 @@ class GroupCommit(Generic[Item, Outcome]):
 
     async def _flush(self, batch: list[_Waiting[Item, Outcome]], ends_at: float) -> None:
         outcomes: Sequence[Outcome | Exception]
-        started = time.perf_counter()
+        seconds = _SHORTEST_SECONDS
         try:
             items = [waiting.item for waiting in batch]
-            outcomes = await self._in_thread(partial(database.work_until, ends_at, self._work, items))
+            outcomes, seconds = await self._in_thread(partial(database.work_until, ends_at, self._timed_work, items))
         except Exception as error:  # noqa: BLE001  (no caller may wait for ever: all of the batch get the error)
             outcomes = [error] * len(batch)
             if meaning_of(error) is Meaning.UNAVAILABLE:
                 self._answer_waiting(error)
-        seconds = time.perf_counter() - started
         for waiting, outcome in zip(batch, outcomes, strict=True):
             self._answer(waiting, outcome)
         self._flushed(outcomes, seconds)
@@ -232,6 +243,10 @@ class GroupCommit(Generic[Item, Outcome]):
         if self._thread is None:
             return await sync_to_async(work)()
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def _timed_work(self, items: Sequence[Item]) -> tuple[Sequence[Outcome | Exception], float]:
+        started = time.perf_counter()
+        return self._work(items), time.perf_counter() - started
 
     def _work(self, items: Sequence[Item]) -> Sequence[Outcome | Exception]:
         """Flush in a thread. A busy process keeps the connection for the next flush: the pool's check is expensive.

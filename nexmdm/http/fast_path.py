@@ -14,10 +14,13 @@ from commands.schemas import ActionResult
 from devices import check_in, tokens
 from devices.credentials import InvalidToken
 from devices.schemas import Heartbeat
+from nexmdm.api import error_table
 from nexmdm.auth import rate_limits
 from nexmdm.auth.rate_limits import RateLimited
 from nexmdm.common import request_facts
 from nexmdm.common.asgi_types import Receive, Scope, Send
+from nexmdm.common.group_commit import Overloaded
+from nexmdm.common.problems import Problem
 from nexmdm.common.request_facts import RequestFacts
 from nexmdm.common.tolerance import repair, tolerant_json
 from nexmdm.common.tolerance.repair import Note
@@ -36,10 +39,18 @@ Take = Callable[[tokens.Token, Fields, Sequence[Note], Scope], Awaitable[bytes |
 class FastPath(Generic[Fields]):
     """An ASGI application for one path, around the handler of all paths."""
 
-    def __init__(self, path: str, schema: type[Fields], take: Take[Fields], ordinary: ApiHandler) -> None:
+    def __init__(
+        self,
+        path: str,
+        schema: type[Fields],
+        take: Take[Fields],
+        seconds_if_full: Callable[[], int | None],
+        ordinary: ApiHandler,
+    ) -> None:
         self._path = path
         self._schema = schema
         self._take = take
+        self._seconds_if_full = seconds_if_full
         self._ordinary = ordinary
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,6 +58,10 @@ class FastPath(Generic[Fields]):
         message = await receive()
         body = message["body"]
         facts = request_facts.of(scope)
+        if scope["method"] == "POST" and (seconds := self._seconds_if_full()) is not None:
+            facts.route = self._path
+            await _refuse(error_table.overloaded(Overloaded(seconds)), send)
+            return
         token = _token(facts)
         reading = None if token is None else self._read(body)
         if token is None or reading is None or scope["method"] != "POST" or scope["query_string"]:
@@ -83,15 +98,15 @@ class FastPath(Generic[Fields]):
             await self._ordinary.refuse(scope, body, error, send)
             return
         request_facts.of(scope).reason = rate_limits.FAILURES
-        problem = RateLimited(seconds, rate_limits.FAILURES).problem
-        headers = [(name.lower().encode(), value.encode()) for name, value in problem.all_headers().items()]
-        await _answer(problem.status, headers, problem.body(), send)
+        await _refuse(RateLimited(seconds, rate_limits.FAILURES).problem, send)
 
 
 def fast_paths(ordinary: ApiHandler) -> dict[str, FastPath[Any]]:
     """Return the applications by their paths."""
-    heartbeats = FastPath(HEARTBEAT, Heartbeat, _take_heartbeat, ordinary)
-    reports = FastPath(ACTION_RESULT, ActionResult, _take_report, ordinary)
+    heartbeats = FastPath(HEARTBEAT, Heartbeat, _take_heartbeat, lambda: check_in.batcher().seconds_if_full(), ordinary)
+    reports = FastPath(
+        ACTION_RESULT, ActionResult, _take_report, lambda: report_intake.batcher().seconds_if_full(), ordinary
+    )
     return {HEARTBEAT: heartbeats, ACTION_RESULT: reports}
 
 
@@ -114,6 +129,12 @@ def _token(facts: RequestFacts) -> tokens.Token | None:
     if len(found) != 1 or not found[0].startswith(_BEARER):
         return None
     return tokens.parse(tokens.DEVICE_PREFIX, found[0][len(_BEARER) :].decode("latin-1"))
+
+
+async def _refuse(problem: Problem, send: Send) -> None:
+    """Answer a problem at the least cost."""
+    headers = [(name.lower().encode(), value.encode()) for name, value in problem.all_headers().items()]
+    await _answer(problem.status, headers, problem.body(), send)
 
 
 async def _answer(status: int, headers: list[tuple[bytes, bytes]], body: bytes, send: Send) -> None:

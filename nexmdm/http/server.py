@@ -21,8 +21,8 @@ from nexmdm.standalone import parent_watch
 
 VARIABLE: Final = "NEXMDM_LISTEN_FD"
 BACKLOG: Final = 2048
-AT_ONCE: Final = 16
-"""How many connections one turn takes: so a worker leaves some to the others that share the socket."""
+AT_ONCE: Final = 128
+"""How many connections one turn takes at most, so that a crowd of new ones does not keep the others waiting."""
 
 FIRST_UNPRIVILEGED_PORT: Final = 1024
 _PORTS_TRIED: Final = 50

@@ -1,7 +1,9 @@
 """Reports are recorded in batches: each gets the answer that it would get alone, and fails alone."""
 
 import asyncio
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID, uuid4
 
@@ -16,7 +18,7 @@ from commands.reports import ReportInput, ReportRecord
 from devices import tokens
 from devices.models import Device
 from nexmdm.common import group_commit
-from nexmdm.common.group_commit import ClientLeft, Draining, Overloaded
+from nexmdm.common.group_commit import ClientLeft, Draining, GroupCommit, Overloaded
 from tests.support.actors import Admin, Answer, Phone
 from tests.support.moments import let_pass, reports_in_one_batch
 
@@ -216,6 +218,51 @@ def test_where_more_than_a_batch_has_waited_for_too_long_nothing_more_waits(
     found = async_to_sync(crowd)()
     assert [type(one) for one in found] == [reports.ReportResult] * taken + [Overloaded] * (12 - taken)
     assert Delivery.objects.filter(state="succeeded").count() == taken
+
+
+@dataclass
+class Numbered:
+    name: str
+
+    def merge(self, later: "Numbered") -> bool:
+        del later
+        return False
+
+    def log_fields(self) -> dict[str, str]:
+        return {"name": self.name}
+
+    def is_wanted(self) -> bool:
+        return True
+
+
+def test_a_full_batch_follows_the_one_before_it_although_the_event_loop_is_busy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(group_commit, "HAS_OWN_THREAD", True)
+    may_end, has_followed = threading.Event(), threading.Event()
+    flushed: list[list[str]] = []
+
+    def flush(items: Sequence[Numbered]) -> list[str]:
+        flushed.append([one.name for one in items])
+        if len(flushed) == 1:
+            assert may_end.wait(10)
+        else:
+            has_followed.set()
+        return [one.name for one in items]
+
+    async def crowd() -> list[Any]:
+        batcher = GroupCommit[Numbered, str](flush, lambda *_: None, batch_size=2, waiting_limit=10)
+        tasks = [asyncio.create_task(batcher.submit(name, Numbered(name))) for name in "abcde"]
+        for _ in range(5):
+            await asyncio.sleep(0)
+        may_end.set()
+        assert has_followed.wait(10), "the second batch waits for the event loop, which waits here"
+        found = await asyncio.gather(*tasks)
+        await batcher.drain()
+        return list(found)
+
+    assert asyncio.run(crowd()) == ["a", "b", "c", "d", "e"]
+    assert flushed == [["a", "b"], ["c", "d"], ["e"]]
 
 
 def test_no_work_is_done_for_a_client_that_has_left(admin: Admin, fleet: list[Phone]) -> None:
