@@ -6,13 +6,12 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
-import httpx
-
 from nexmdm.auth import signing
-from nexmdm.client.http_client import Refused, Unreachable
+from nexmdm.client.http_client import Refused, Unreachable, UnsendableTarget
 from nexmdm.client.names import NotFound
 from nexmdm.client.session import FAILED, INTERRUPTED, UNREACHABLE, WRONG_USAGE, Session
 from nexmdm.client.suggestions import did_you_mean
+from nexmdm.client.surroundings import PROGRAM
 
 _ARE_THE_SECRETS_RIGHT: Final = "Check that {key} and {secret} are those of this server."
 _ADVICE: Final[Mapping[str, str]] = {
@@ -53,9 +52,8 @@ def outcome(session: Session, run: Callable[[], int]) -> int:
     except ConfirmationRequired as error:
         complain(str(error))
         return WRONG_USAGE
-    except (UnicodeError, httpx.InvalidURL) as error:
-        what = "it is not UTF-8" if isinstance(error, UnicodeError) else error
-        complain(f"This cannot be part of a URL: {what}.")
+    except UnsendableTarget as error:
+        complain(f"This cannot be part of a URL: {error}.")
         return WRONG_USAGE
     except (LookupError, TypeError, ValueError) as error:
         what = f"{type(error).__name__}: {error}"
@@ -107,8 +105,9 @@ def _apart(ahead: float) -> str:
 
 
 def _silence(session: Session, unreachable: Unreachable) -> str:
-    start = "Start it with `make run`, or name another one with --url or --profile."
-    lines = [f"No answer from {session.client.url}: {unreachable}", f"Is the server running? {start}"]
+    start = "Start it with `make run`, or name" if session.program != PROGRAM else "Check its address, or name"
+    advice = unreachable.advice or f"Is the server running? {start} another one with --url or --profile."
+    lines = [f"No answer from {session.client.url}: {unreachable}", advice]
     if unreachable.perhaps_done:
         lines.append("The server may have carried out the request. Check this before you send it again.")
     return "\n".join(lines)

@@ -46,7 +46,7 @@ def test_no_verb_imports_django_or_the_server() -> None:
 
 
 def test_the_help_waits_for_no_http_client_no_keyring_and_no_yaml() -> None:
-    assert not {"httpx", "keyring", "yaml", "platformdirs"} & imported_by("nexmdm.client.program")
+    assert not {"http.client", "ssl", "keyring", "yaml", "platformdirs"} & imported_by("nexmdm.client.program")
 
 
 def test_the_package_is_the_client_alone_and_requires_what_it_imports() -> None:
@@ -55,7 +55,7 @@ def test_the_package_is_the_client_alone_and_requires_what_it_imports() -> None:
     assert all((ROOT / path).exists() for path in (*wheel["only-include"], *wheel["exclude"]))
     assert project["project"]["scripts"] == {"nexmdm": "nexmdm.client.program:main"}
     required = {re.split(r"[<>=;\[ ]", one)[0] for one in project["project"]["dependencies"]}
-    assert required == {"click", "httpx", "keyring", "platformdirs", "pyyaml", "rich", "rich-click"}
+    assert required == {"click", "keyring", "platformdirs", "pyyaml", "rich", "rich-click"}
     files = [
         path
         for path in (ROOT / "nexmdm" / "client").rglob("*.py")
