@@ -76,9 +76,7 @@ def _refusal(refused: Refused, session: Session) -> str:
         key, secret = session.source
         lines.append(advice.format(key=key, secret=secret, program=session.program))
     elif any(error["loc"] == ["body", "target"] and "device_ids" in str(error["msg"]) for error in refused.errors):
-        lines.append("Name each phone, by its alias, hardware id or device id; for several add --expect-count N.")
-    elif any(error["loc"] == ["body", "expect_count"] for error in refused.errors):
-        lines.append("Add --expect-count N.")
+        lines.append("Name each phone, by its alias, hardware id or device id.")
     elif meant := _meant_action(refused, session.given.get("action")):
         lines.append(meant)
     return "\n".join(lines)
