@@ -816,6 +816,11 @@ def test_sign_prints_a_whole_curl_command_for_an_address(network: InProcess, tmp
     assert network.client.request("POST", "/admin/enrollment-tokens", b"{}", headers).status == 200
 
 
+def test_an_address_before_the_verb_makes_a_curl_command_too(network: InProcess) -> None:
+    ran = run("--url", "http://127.0.0.1:8000", "sign", "GET", "/admin/summary", transport=network)
+    assert ran.out.startswith("curl ")
+
+
 ELSEWHERE: Final = "https://mdm.example.com"
 
 

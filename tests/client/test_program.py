@@ -54,7 +54,7 @@ def test_the_package_is_the_client_alone_and_requires_what_it_imports() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
     assert all((ROOT / path).exists() for path in (*wheel["only-include"], *wheel["exclude"]))
-    assert project["project"]["scripts"] == {"nexmdm": "nexmdm.client.program:main"}
+    assert project["project"]["scripts"] == {"nexmdm": "nexmdm.client.__main__:main"}
     required = {re.split(r"[<>=;\[ ]", one)[0] for one in project["project"]["dependencies"]}
     assert required == {"click", "keyring", "platformdirs", "pyyaml", "rich", "rich-click"}
     files = [
