@@ -67,7 +67,9 @@ def outcome(session: Session, run: Callable[[], int]) -> int:
 
 
 def _refusal(refused: Refused, session: Session) -> str:
-    lines = [f"Refused ({refused.status} {refused.code}".rstrip() + f"): {refused}"]
+    if not refused.code:
+        return f"{refused}\nIs {session.client.url} the address of a NexMDM server? Another one: --url or --profile."
+    lines = [f"Refused ({refused.status} {refused.code}): {refused}"]
     lines += [f"  {'.'.join(map(str, error['loc']))}: {error['msg']}" for error in refused.errors]
     ahead = refused.clock_ahead_seconds or 0
     if refused.code == "invalid_signature" and abs(ahead) > signing.CLOCK_TOLERANCE_SECONDS:

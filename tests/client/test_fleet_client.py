@@ -675,7 +675,9 @@ def test_a_stranger_at_the_address_is_exit_status_1() -> None:
     stranger = httpx.MockTransport(lambda _: httpx.Response(200, text="<html>\x1b[2J"))
     ran = run("summary", transport=stranger)
     assert ran.status == 1
-    assert "does not look like NexMDM" in ran.err
+    assert "This does not look like NexMDM; it answered 200: <html>" in ran.err
+    assert "Is http://127.0.0.1:8000 the address of a NexMDM server?" in ran.err
+    assert "Refused" not in ran.err
     assert "\x1b" not in ran.err
 
 
