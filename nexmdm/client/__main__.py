@@ -1,6 +1,16 @@
-"""python -m nexmdm.client: the program `nexmdm`."""
+"""The start of the program `nexmdm`, also as python -m nexmdm.client."""
 
-from nexmdm.client.program import main
+import importlib
+import signal
+
+
+def main() -> None:
+    """Import the program and run it. Ctrl-C during the import ends it without a trace."""
+    handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    program = importlib.import_module("nexmdm.client.program")
+    signal.signal(signal.SIGINT, handler)
+    program.main()
+
 
 if __name__ == "__main__":
     main()

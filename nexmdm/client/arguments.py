@@ -37,13 +37,6 @@ def url(text: str) -> str:
     return text
 
 
-def identifier(text: str) -> str:
-    """Return the id of an enrollment token."""
-    if not IDENTIFIER.fullmatch(text):
-        raise ArgumentTypeError(f"{text!r} is not an id")
-    return text.lower()
-
-
 def tag(text: str) -> str:
     """Return a tag, which is part of a path."""
     if not re.fullmatch(r"[A-Za-z0-9._:-]{1,64}", text):

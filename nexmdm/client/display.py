@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
-from typing import IO, Any, Final, Literal
+from typing import IO, Any, Final, Literal, NoReturn
 
 from rich import box
 from rich.cells import cell_len
@@ -18,12 +18,17 @@ from nexmdm.client.rows import Columns
 
 Json = dict[str, Any]
 Format = Literal["table", "wide", "json", "csv", "yaml"]
+PEOPLE: Final = ("table", "wide")
+"""The forms that people read, and no program."""
 
 NOTHING: Final = "-"
 FREE_TEXT: Final = ("note", "reason", "detail", "tags", "path", "label", "target")
 """Columns that may be folded; an id or a name that is cut in two cannot be copied."""
 
 NARROWEST_FREE_TEXT: Final = 20
+WIDEST_WORD: Final = 37
+"""A longer word of a free text may be cut. An id and a comma have 37 characters."""
+
 _GAP: Final = 2
 _COLOURED: Final = ("state", "outcome", "presence", "push", "status", "code")
 _COLOURS: Final[Mapping[str, str]] = {
@@ -40,6 +45,14 @@ _IN_STEP: Final = 2.0
 _AT_LENGTH: Final = 30.0
 _TOP_LEFT: Final = "\x1b[H\x1b[J"
 """Clears a terminal's screen."""
+
+
+class _Output(Console):
+    """Leaves the end of a pipe's reader to the caller, where rich would end the program."""
+
+    def on_broken_pipe(self) -> NoReturn:
+        """Raise what an output raises that is no console."""
+        raise BrokenPipeError
 
 
 class Terminal:
@@ -109,14 +122,15 @@ class Terminal:
     def _framed(self, names: Sequence[str], cells: list[list[str]]) -> None:
         self._before_output()
         console = self._console()
-        widths = [_least_width(*column) for column in zip(names, *cells, strict=True)]
+        columns = zip(names, *cells, strict=True)
+        widths = [max(map(cell_len, column)) if self.form == "wide" else _least_width(*column) for column in columns]
         ends = list(accumulate(widths, lambda end, width: end + _GAP + width))
         # Rather one line that is longer than the terminal than an id that is cut.
         console.width = max(console.width, ends[-1] if self.form == "wide" else widths[0])
         fitting = [name for name, end in zip(names, ends, strict=True) if end <= console.width]
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0))
         for name in fitting:
-            table.add_column(name, no_wrap=name not in FREE_TEXT, overflow="fold")
+            table.add_column(name, no_wrap=self.form == "wide" or name not in FREE_TEXT, overflow="fold")
         for row in cells:
             table.add_row(*map(_painted, fitting, row))
         console.print(table)
@@ -130,7 +144,7 @@ class Terminal:
             self.out.write(_TOP_LEFT)
 
     def _console(self) -> Console:
-        return Console(file=self.out, highlight=False)
+        return _Output(file=self.out, highlight=False)
 
 
 def _cell(name: str, value: Any) -> str:
@@ -139,8 +153,12 @@ def _cell(name: str, value: Any) -> str:
 
 
 def _least_width(name: str, *cells: str) -> int:
+    if name not in FREE_TEXT:
+        return max(map(cell_len, (name, *cells)))
+    # An id in a text is a word, and is not cut either.
+    longest_word = max(cell_len(word) for text in (name, *cells) for word in (text.split() or [""]))
     widest = max(map(cell_len, (name, *cells)))
-    return min(widest, NARROWEST_FREE_TEXT) if name in FREE_TEXT else widest
+    return min(widest, max(NARROWEST_FREE_TEXT, min(longest_word, WIDEST_WORD)))
 
 
 def _painted(name: str, text: str) -> Text:
@@ -206,5 +224,5 @@ def _text(value: Any) -> str:
     if isinstance(value, list):
         return ("; " if any(isinstance(one, dict) for one in value) else ", ").join(map(_text, value))
     if isinstance(value, dict):
-        return ", ".join(f"{name}={_text(inner)}" for name, inner in value.items())
+        return ", ".join(f"{name}={_readable(name, inner)}" for name, inner in value.items() if inner is not None)
     return str(value)

@@ -6,13 +6,12 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
-import httpx
-
 from nexmdm.auth import signing
-from nexmdm.client.http_client import Refused, Unreachable
+from nexmdm.client.http_client import Refused, Unreachable, UnsendableTarget
 from nexmdm.client.names import NotFound
 from nexmdm.client.session import FAILED, INTERRUPTED, UNREACHABLE, WRONG_USAGE, Session
 from nexmdm.client.suggestions import did_you_mean
+from nexmdm.client.surroundings import PROGRAM
 
 _ARE_THE_SECRETS_RIGHT: Final = "Check that {key} and {secret} are those of this server."
 _ADVICE: Final[Mapping[str, str]] = {
@@ -53,9 +52,8 @@ def outcome(session: Session, run: Callable[[], int]) -> int:
     except ConfirmationRequired as error:
         complain(str(error))
         return WRONG_USAGE
-    except (UnicodeError, httpx.InvalidURL) as error:
-        what = "it is not UTF-8" if isinstance(error, UnicodeError) else error
-        complain(f"This cannot be part of a URL: {what}.")
+    except UnsendableTarget as error:
+        complain(f"This cannot be part of a URL: {error}.")
         return WRONG_USAGE
     except (LookupError, TypeError, ValueError) as error:
         what = f"{type(error).__name__}: {error}"
@@ -69,7 +67,9 @@ def outcome(session: Session, run: Callable[[], int]) -> int:
 
 
 def _refusal(refused: Refused, session: Session) -> str:
-    lines = [f"Refused ({refused.status} {refused.code}".rstrip() + f"): {refused}"]
+    if not refused.code:
+        return f"{refused}\nIs {session.client.url} the address of a NexMDM server? Another one: --url or --profile."
+    lines = [f"Refused ({refused.status} {refused.code}): {refused}"]
     lines += [f"  {'.'.join(map(str, error['loc']))}: {error['msg']}" for error in refused.errors]
     ahead = refused.clock_ahead_seconds or 0
     if refused.code == "invalid_signature" and abs(ahead) > signing.CLOCK_TOLERANCE_SECONDS:
@@ -78,9 +78,7 @@ def _refusal(refused: Refused, session: Session) -> str:
         key, secret = session.source
         lines.append(advice.format(key=key, secret=secret, program=session.program))
     elif any(error["loc"] == ["body", "target"] and "device_ids" in str(error["msg"]) for error in refused.errors):
-        lines.append("Name each phone, by its alias, hardware id or device id; for several add --expect-count N.")
-    elif any(error["loc"] == ["body", "expect_count"] for error in refused.errors):
-        lines.append("Add --expect-count N.")
+        lines.append("Name each phone, by its alias, hardware id or device id.")
     elif meant := _meant_action(refused, session.given.get("action")):
         lines.append(meant)
     return "\n".join(lines)
@@ -107,8 +105,9 @@ def _apart(ahead: float) -> str:
 
 
 def _silence(session: Session, unreachable: Unreachable) -> str:
-    start = "Start it with `make run`, or name another one with --url or --profile."
-    lines = [f"No answer from {session.client.url}: {unreachable}", f"Is the server running? {start}"]
+    start = "Start it with `make run`, or name" if session.program != PROGRAM else "Check its address, or name"
+    advice = unreachable.advice or f"Is the server running? {start} another one with --url or --profile."
+    lines = [f"No answer from {session.client.url}: {unreachable}", advice]
     if unreachable.perhaps_done:
         lines.append("The server may have carried out the request. Check this before you send it again.")
     return "\n".join(lines)

@@ -1,7 +1,6 @@
 """An admin's HTTP client: it signs each request by itself, and a refusal keeps the words of the server's problem."""
 
 import json
-import logging
 import re
 import secrets
 import time
@@ -10,13 +9,11 @@ from email.utils import parsedate_to_datetime
 from itertools import islice
 from types import TracebackType
 from typing import Any, Final, Self
-
-import httpx
+from urllib.parse import quote, urlencode, urlsplit
 
 from nexmdm.auth import signing
-
-# A line for each request, and with the others on standard output, would spoil what a script reads.
-logging.getLogger("httpx").setLevel(logging.WARNING)
+from nexmdm.client.network.connections import Connections
+from nexmdm.client.network.transport import AnswerLost, NoConnection, Request, Response, Transport
 
 Json = dict[str, Any]
 
@@ -32,6 +29,9 @@ AGAIN_SECONDS: Final = 1.0
 """How long a wait for a command pauses when the server did not answer."""
 
 _LOOPBACK: Final = re.compile(r"localhost|127(\.[0-9]{1,3}){3}|::1")
+_LONGEST_TARGET: Final = 16_384
+"""Characters of path and query: a server of NexMDM refuses longer headers."""
+
 _SHOWN_OF_A_STRANGER: Final = 200
 _OF_NO_ACCOUNT: Final = ("idempotency_in_flight", "rate_limited")
 """Refusals of a repeat, other than the server's troubles, that do not say whether the write was done."""
@@ -41,7 +41,7 @@ _AWAY: Final = (502, 503, 504)
 
 def on_loopback(url: str) -> bool:
     """Say whether what is sent to this address stays on this machine."""
-    return _LOOPBACK.fullmatch(httpx.URL(url).host) is not None
+    return _LOOPBACK.fullmatch(urlsplit(url).hostname or "") is not None
 
 
 class Refused(Exception):
@@ -68,11 +68,19 @@ class Refused(Exception):
 
 
 class Unreachable(Exception):
-    """The server gave no answer; `perhaps_done` if the request may have reached it all the same."""
+    """The server gave no answer; `perhaps_done` if the request may have reached it all the same.
 
-    def __init__(self, reason: str, *, perhaps_done: bool) -> None:
+    `advice` says what to do, where that is known.
+    """
+
+    def __init__(self, reason: str, *, perhaps_done: bool, advice: str = "") -> None:
         super().__init__(reason)
         self.perhaps_done = perhaps_done
+        self.advice = advice
+
+
+class UnsendableTarget(Exception):
+    """A path with its query cannot be sent. The text says why."""
 
 
 class FleetClient:
@@ -85,7 +93,7 @@ class FleetClient:
         key: str,
         secret: str,
         host: str | None = None,
-        transport: httpx.BaseTransport | None = None,
+        transport: Transport | None = None,
         clock: Callable[[], float] = time.time,
         repeats: bool = False,
         answer_seconds: float = LONGEST_WAIT_SECONDS + ANSWER_SECONDS,
@@ -100,17 +108,13 @@ class FleetClient:
         self._secret = secret
         self._clock = clock
         self._pauses = PAUSES_SECONDS if repeats else ()
-        self._http = httpx.Client(
-            transport=transport,
-            headers={"Host": host} if host else {},
-            timeout=httpx.Timeout(answer_seconds, connect=min(answer_seconds, 10)),
-            # A proxy of the environment cannot see this machine's loopback.
-            trust_env=not on_loopback(url),
-        )
+        self._headers = {"Host": host} if host else {}
+        self._answer_seconds = answer_seconds
+        self._transport = transport or Connections(url)
 
     def close(self) -> None:
         """Let go of the connection."""
-        self._http.close()
+        self._transport.close()
 
     def __enter__(self) -> Self:
         return self
@@ -118,7 +122,7 @@ class FleetClient:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._http.close()
+        self._transport.close()
 
     def get(self, path: str, **query: Any) -> Json:
         """Read a resource; queries that are None are left out."""
@@ -189,22 +193,21 @@ class FleetClient:
 
     def call(self, method: str, path: str, *, query: Json | None = None, content: bytes = b"") -> Json:
         """Send any request; `path` may have a query of its own, and `content` is JSON."""
-        kind = {"Content-Type": "application/json"} if content else {}
-        request = self._http.build_request(method, self.url + path, params=query or None, content=content, headers=kind)
+        target = _target(path, query)
         key = _new_key(method)
         try:
-            return self._send(request, key)
+            return self._send(method, target, content, key)
         except Unreachable as lost:
             if not lost.perhaps_done:
                 raise
-            return self._repeat(request, key, lost)
+            return self._repeat(method, target, content, key, lost)
 
-    def _repeat(self, request: httpx.Request, idempotency_key: str, lost: Unreachable) -> Json:
+    def _repeat(self, method: str, target: str, content: bytes, idempotency_key: str, lost: Unreachable) -> Json:
         """Send a write again whose answer was lost, until the server says what became of it."""
         for pause in self._pauses:
             time.sleep(pause)
             try:
-                return self._send(request, idempotency_key)
+                return self._send(method, target, content, idempotency_key)
             except Unreachable:
                 continue
             except Refused as refused:
@@ -212,17 +215,28 @@ class FleetClient:
                     raise
         raise lost
 
-    def _send(self, request: httpx.Request, idempotency_key: str) -> Json:
-        # What is signed is what is sent: the target as httpx has written it.
-        target = request.url.raw_path.decode("ascii")
-        request.headers.update(self.sign(request.method, target, request.content, idempotency_key=idempotency_key))
+    def _send(self, method: str, target: str, content: bytes, idempotency_key: str) -> Json:
+        kind = {"Content-Type": "application/json"} if content else {}
+        signed = self.sign(method, target, content, idempotency_key=idempotency_key)
+        headers = {**self._headers, **kind, **signed}
         try:
-            response = self._http.send(request)
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise Unreachable(str(error) or type(error).__name__, perhaps_done=False) from error
-        except httpx.RequestError as error:
-            raise Unreachable(str(error) or type(error).__name__, perhaps_done=bool(idempotency_key)) from error
+            response = self._transport.send(Request(method, self.url, target, headers, content, self._answer_seconds))
+        except NoConnection as error:
+            raise Unreachable(str(error), perhaps_done=False, advice=error.advice) from error
+        except AnswerLost as error:
+            raise Unreachable(str(error), perhaps_done=bool(idempotency_key)) from error
         return _answer(response)
+
+
+def _target(path: str, query: Json | None) -> str:
+    """Return path and query as they are signed and sent. Raises UnsendableTarget."""
+    try:
+        target = f"{path}?{urlencode(query, quote_via=quote)}" if query else path
+    except UnicodeEncodeError as error:
+        raise UnsendableTarget("it is not UTF-8") from error
+    if len(target) > _LONGEST_TARGET:
+        raise UnsendableTarget("it is too long")
+    return target
 
 
 def _new_key(method: str) -> str:
@@ -238,19 +252,18 @@ def _pause(trouble: Refused | Unreachable) -> float | None:
     return AGAIN_SECONDS if trouble.status in _AWAY else None
 
 
-def _answer(response: httpx.Response) -> Json:
+def _answer(response: Response) -> Json:
     content = _json(response)
-    if response.status_code == 200 and content:
+    if response.status == 200 and content:
         return content
     code, detail = content.get("code"), content.get("detail")
     if isinstance(code, str) and isinstance(detail, str):
-        wait = response.headers.get("Retry-After", "")
+        wait = response.headers.get("retry-after", "")
         seconds = int(wait) if re.fullmatch(r"[0-9]{1,9}", wait) else None
-        raise Refused(
-            response.status_code, code, detail, _errors(content.get("errors")), seconds, _clock_ahead(response)
-        )
-    shown = " ".join(response.text.split())[:_SHOWN_OF_A_STRANGER]
-    raise Refused(response.status_code, "", f"This does not look like NexMDM; it answered: {shown}")
+        errors = _errors(content.get("errors"))
+        raise Refused(response.status, code, detail, errors, seconds, _clock_ahead(response))
+    shown = " ".join(response.content.decode(errors="replace").split())[:_SHOWN_OF_A_STRANGER]
+    raise Refused(response.status, "", f"This does not look like NexMDM; it answered {response.status}: {shown}")
 
 
 def _errors(content: Any) -> list[Json]:
@@ -259,17 +272,17 @@ def _errors(content: Any) -> list[Json]:
     return [one for one in errors if isinstance(one, dict) and isinstance(one.get("loc"), list) and "msg" in one]
 
 
-def _clock_ahead(response: httpx.Response) -> float | None:
+def _clock_ahead(response: Response) -> float | None:
     try:
-        return parsedate_to_datetime(response.headers["Date"]).timestamp() - time.time()
+        return parsedate_to_datetime(response.headers["date"]).timestamp() - time.time()
     except (KeyError, ValueError, OverflowError):
         return None
 
 
-def _json(response: httpx.Response) -> Json:
+def _json(response: Response) -> Json:
     """Return an answer's object, or an empty one where there is none."""
     try:
-        content = response.json()
+        content = json.loads(response.content)
     except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

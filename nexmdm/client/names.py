@@ -1,10 +1,12 @@
 """Names of devices and commands: an alias, a hardware id, the start of an id, or `@last`."""
 
 import re
+import string
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any, Final
+from uuid import UUID
 
 from nexmdm.client.arguments import IDENTIFIER, LITERAL
 from nexmdm.client.http_client import PAGE, FleetClient
@@ -19,6 +21,9 @@ MOST_LOOKED_AT: Final = 20_000
 SHOWN: Final = 10
 _LONGEST: Final = 128
 _START: Final = re.compile(r"[0-9a-f][0-9a-f-]{3,35}", re.IGNORECASE)
+_TOKEN: Final = re.compile(r"nxe_([0-9A-Za-z]{22})_[0-9A-Za-z]{49}")
+_DIGITS: Final = string.digits + string.ascii_uppercase + string.ascii_lowercase
+_ID_BITS: Final = 128
 _TIME_DIGITS: Final = 12
 """The first 48 bits of a UUIDv7 are its time in milliseconds (RFC 9562, section 5.7)."""
 
@@ -66,6 +71,25 @@ class Names:
         if not IDENTIFIER.fullmatch(found):
             found = self._command_that_begins_with(found)
         return self.use("command", found)
+
+    def token_id(self, name: str) -> str:
+        """Return the id of the enrollment token with this label, id, start of an id, or text."""
+        if IDENTIFIER.fullmatch(name):
+            return name.lower()
+        if contained := _id_in_token(name):
+            return contained
+        rows = list(islice(self._client.rows("/admin/enrollment-tokens", PAGE), MOST_LOOKED_AT))
+        found = [row for row in rows if row["label"] and fold(row["label"]) == fold(name)]
+        found = [row for row in found if row["revoked_at"] is None] or found
+        if not found and _START.fullmatch(name):
+            found = [row for row in rows if row["id"].startswith(name.lower())]
+        if len(found) == 1:
+            return str(found[0]["id"])
+        if not found:
+            meant = did_you_mean(name, [row["label"] for row in rows if row["label"]])
+            raise NotFound(f"No enrollment token has the label or id {name!r}.{meant}")
+        listed = [f"  {row['id']}  {row['label']}  {row['created_at']}" for row in found[:SHOWN]]
+        raise NotFound("\n".join([f"{name!r} names {len(found)} enrollment tokens:", *listed, *_rest(found)]))
 
     def _last(self, kind: Kind) -> str:
         last = self._memory.last(kind)
@@ -120,6 +144,17 @@ class Names:
             if row["request_id"] < start and not row["request_id"].startswith(start):
                 return
             yield row
+
+
+def _id_in_token(text: str) -> str | None:
+    """Return the id that an enrollment token begins with: 22 digits in base 62 after `nxe_`; None for other texts."""
+    found = _TOKEN.fullmatch(text)
+    if found is None:
+        return None
+    number = 0
+    for digit in found[1]:
+        number = number * len(_DIGITS) + _DIGITS.index(digit)
+    return str(UUID(int=number)) if number.bit_length() <= _ID_BITS else None
 
 
 def _by_rank(rows: list[Json], name: str, *, only_aliases: bool) -> Iterator[list[Json]]:

@@ -12,6 +12,8 @@ FAILED: Final = 1
 WRONG_USAGE: Final = 2
 UNREACHABLE: Final = 3
 INTERRUPTED: Final = 130
+READER_GONE: Final = 141
+"""As of a program that SIGPIPE ended: `| head` has read enough."""
 
 
 @dataclass(frozen=True, slots=True)

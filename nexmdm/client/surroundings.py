@@ -2,18 +2,18 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import IO, Any, Final
 
 import rich_click as click
 
 from nexmdm.client import arguments
+from nexmdm.client.network.transport import Transport
 from nexmdm.client.profiles.own_server import OwnServer
 
-if TYPE_CHECKING:
-    # Its import takes longer than `--help` may.
-    import httpx
-
 Decorator = Callable[[Any], Any]
+PROGRAM: Final = "nexmdm"
+"""The program where it is installed alone; in a checkout it is `manage.py fleet`."""
+
 PANEL: Final = "Server and output"
 REACH_NAMES: Final = ("url", "acts_as", "profile")
 REACH: Final[tuple[Decorator, ...]] = (
@@ -39,8 +39,8 @@ class Surroundings:
     after it outweigh them.
     """
 
-    program: str = "nexmdm"
+    program: str = PROGRAM
     own: OwnServer | None = None
-    transport: "httpx.BaseTransport | None" = None
+    transport: Transport | None = None
     out: IO[str] | None = None
     wish: Mapping[str, str | None] = field(default_factory=dict)

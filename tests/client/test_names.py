@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from commands.models import Command, Delivery
-from devices.models import Device
+from devices.models import Device, EnrollmentToken
 from tests.support.actors import Admin, Client, Phone
 from tests.support.fleet_command import InProcess, run
 from tests.support.moments import let_pass
@@ -157,3 +157,24 @@ def test_a_misspelled_action_and_verb_are_answered_with_those_that_look_like_the
     verb = run("devcies", transport=network)
     assert verb.status == 2
     assert "devices" in verb.err
+
+
+@pytest.mark.parametrize("words", [("first floor",), ("FIRST FLOOR",), ("id",), ("start",), ("text",)])
+def test_an_enrollment_token_is_revoked_by_its_label_its_id_or_itself(
+    network: InProcess, admin: Admin, words: tuple[str, ...]
+) -> None:
+    made = admin.post("/admin/enrollment-tokens", {"label": "first floor"}).json
+    names = {"id": made["id"], "start": made["id"][:-2], "text": made["enrollment_token"]}
+    ran = run("revoke-token", names.get(words[0], words[0]), transport=network)
+    assert ran.status == 0
+    assert [str(token.pk) for token in EnrollmentToken.objects.filter(revoked_at__isnull=False)] == [made["id"]]
+    assert not any(made["enrollment_token"] in request.url.path for request in network.seen)
+
+
+def test_a_label_that_several_enrollment_tokens_have_or_none_revokes_nothing(network: InProcess, admin: Admin) -> None:
+    made = [admin.post("/admin/enrollment-tokens", {"label": "first floor"}).json["id"] for _ in range(2)]
+    several = run("revoke-token", "first floor", transport=network)
+    assert several.status == 1
+    assert all(token_id in several.err for token_id in made)
+    assert "Did you mean first floor?" in run("revoke-token", "frist floor", transport=network).err
+    assert not EnrollmentToken.objects.filter(revoked_at__isnull=False).exists()

@@ -226,3 +226,36 @@ def test_a_file_that_cannot_be_read_is_named_and_not_shown(network: InProcess, c
 def test_a_name_that_cannot_be_a_profiles_is_refused(network: InProcess, name: str) -> None:
     ran = login(network, (), "--url", SERVER, "--profile", name)
     assert (ran.status, "cannot name a profile" in ran.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("url = nonsense", "The url of the profile 'default' must look like https://mdm.example.com"),
+        ("url = https://x.example\nsecrets = vault", "`secrets` must be keyring or file"),
+        (
+            "url = https://x.example\nsecrets = file\nadmin_key = \u00e9\nhmac_secret = x",
+            "The admin key of the profile",
+        ),
+        ("url = https://x.example\nsecrets = file\nadmin_key = x", "The signing secret of the profile"),
+    ],
+)
+def test_a_damaged_profile_is_refused_before_a_call_and_can_be_listed_and_removed(
+    network: InProcess, config: Path, text: str, said: str
+) -> None:
+    config.parent.mkdir(exist_ok=True)
+    config.write_text(f"[default]\n{text}\n", encoding="utf-8")
+    ran = run_nexmdm("summary", transport=network)
+    assert (ran.status, network.seen) == (2, [])
+    assert said in ran.err
+    assert run_nexmdm("profiles", transport=network).status == 0
+    assert run_nexmdm("logout", transport=network).status == 0
+
+
+def test_an_address_of_the_environment_that_cannot_be_one_is_named(
+    network: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEXMDM_URL", "mdm.example.com")
+    ran = run_nexmdm("summary", transport=network)
+    assert (ran.status, network.seen) == (2, [])
+    assert ran.err == "NEXMDM_URL must look like https://mdm.example.com, but it is 'mdm.example.com'.\n"

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -46,16 +47,16 @@ def test_no_verb_imports_django_or_the_server() -> None:
 
 
 def test_the_help_waits_for_no_http_client_no_keyring_and_no_yaml() -> None:
-    assert not {"httpx", "keyring", "yaml", "platformdirs"} & imported_by("nexmdm.client.program")
+    assert not {"http.client", "ssl", "keyring", "yaml", "platformdirs"} & imported_by("nexmdm.client.program")
 
 
 def test_the_package_is_the_client_alone_and_requires_what_it_imports() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
     assert all((ROOT / path).exists() for path in (*wheel["only-include"], *wheel["exclude"]))
-    assert project["project"]["scripts"] == {"nexmdm": "nexmdm.client.program:main"}
+    assert project["project"]["scripts"] == {"nexmdm": "nexmdm.client.__main__:main"}
     required = {re.split(r"[<>=;\[ ]", one)[0] for one in project["project"]["dependencies"]}
-    assert required == {"click", "httpx", "keyring", "platformdirs", "pyyaml", "rich", "rich-click"}
+    assert required == {"click", "keyring", "platformdirs", "pyyaml", "rich", "rich-click"}
     files = [
         path
         for path in (ROOT / "nexmdm" / "client").rglob("*.py")
@@ -129,6 +130,14 @@ def test_devices_are_listed_with_the_worst_first_over_pages_too(network: InProce
     assert listed("--limit", "1") == ["offline"]
     assert listed("--newest-first") == ["never", "offline", "online"]
     assert listed("--status", "online", "--limit", "1") == ["online"]
+
+
+def test_of_many_silent_devices_those_that_are_silent_for_longest_are_listed(network: InProcess, admin: Admin) -> None:
+    for name in ("first", "second", "third"):
+        admin.enrol(name).heartbeat()
+        let_pass(hours=1)
+    for words in (("--limit", "1"), ("--status", "offline", "--limit", "1")):
+        assert [row["hardware_id"] for row in run("devices", *words, "--json", transport=network).json] == ["first"]
 
 
 def test_commands_are_listed_with_those_that_failed_first(network: InProcess, fleet: list[Phone], admin: Admin) -> None:
@@ -274,7 +283,38 @@ def test_a_server_that_does_not_answer_completes_nothing(
     assert completed("device ta") == []
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_each_shell_has_a_completion_script(capsys: pytest.CaptureFixture[str], network: InProcess, shell: str) -> None:
+@pytest.mark.parametrize(("shell", "way"), [("bash", "fish"), ("zsh", "zsh"), ("fish", "fish")])
+def test_each_shell_has_a_completion_script(
+    capsys: pytest.CaptureFixture[str], network: InProcess, shell: str, way: str
+) -> None:
     assert run("completion", shell, transport=network).status == 0
-    assert f"_NEXMDM_COMPLETE={shell}_complete" in capsys.readouterr().out
+    assert f"_NEXMDM_COMPLETE={way}_complete" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered", "inserted"),
+    [
+        (["device", "Fr"], "Front Desk", "Front\\ Desk"),
+        (["ping", "tag", ":", "fl"], "tag:floor-1", "floor-1"),
+        (["ping", "tag", ":"], "tag:floor-1", "floor-1"),
+        (["ping", "tab-1,ta"], "tab-1,tab-2", "tab-1,tab-2"),
+    ],
+)
+def test_bash_inserts_tags_in_spite_of_their_colon_and_aliases_with_their_space(
+    capsys: pytest.CaptureFixture[str], network: InProcess, typed: list[str], offered: str, inserted: str
+) -> None:
+    run("completion", "bash", transport=network)
+    line = f"nexmdm {' '.join(typed)}".replace(" : ", ":").replace(" :", ":")
+    script = f"""{capsys.readouterr().out}
+        offer() {{ [[ $COMP_WORDS == {shlex.quote(line)} ]] && printf 'plain,%s\\thelp\\n' {shlex.quote(offered)}; }}
+        compopt() {{ :; }}
+        complete_now() {{
+            local COMP_LINE={shlex.quote(line)} COMP_POINT={len(line)} COMP_CWORD={len(typed)}
+            local COMP_WORDS=(nexmdm {shlex.join(typed)})
+            _nexmdm_completion offer
+        }}
+        complete_now
+        printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    done = subprocess.run(["/bin/bash", "--norc", "-c", script], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == (f"{inserted}\n", "")

@@ -1,6 +1,7 @@
 """What is asked, or said, before a command is sent: the number of devices, and which of them are silent."""
 
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -117,6 +118,38 @@ def test_what_was_confirmed_is_what_is_sent(network: InProcess, admin: Admin, fl
     assert ran.status == 1
     assert "409 audience_changed" in asked
     assert not Command.objects.exists()
+
+
+def test_yes_answers_for_several_devices_and_their_number_goes_into_the_request(
+    network: InProcess, fleet: list[Phone]
+) -> None:
+    def count_of_the_last() -> int:
+        return int(json.loads(network.seen[-1].content)["expect_count"])
+
+    assert run("send", "wipe", "tab-0,tab-2", "--yes", transport=network).status == 0
+    assert count_of_the_last() == 2
+    assert run("send", "reboot", "all", "--yes", transport=network).status == 0
+    assert count_of_the_last() == len(fleet)
+    assert run("send", "wipe", "tab-0,tab-2", "--dry-run", transport=network).status == 0
+    assert Command.objects.count() == 2
+
+
+def test_an_expected_count_of_the_person_counts_even_with_yes(network: InProcess, fleet: list[Phone]) -> None:
+    ran = run("send", "wipe", "tab-0,tab-2", "--yes", "--expect-count", "3", transport=network)
+    assert (ran.status, "409 audience_changed" in ran.err) == (1, True)
+    assert not Command.objects.exists()
+
+
+def test_a_tag_that_is_taken_for_a_name_is_pointed_out(network: InProcess, fleet: list[Phone]) -> None:
+    run("tag", "floor-2", "--add", "tab-2", transport=network)
+    ran = run("send", "reboot", "floor-2", transport=network)
+    assert ran.status == 1
+    assert ran.err.endswith("There is a tag of this name: write tag:floor-2.\n")
+
+
+def test_a_command_that_was_sent_says_how_to_follow_it(network: InProcess, fleet: list[Phone]) -> None:
+    assert run("ping", "tab-0", transport=network).err == "To follow it: `manage.py fleet command @last --wait`.\n"
+    assert run("ping", "tab-0", "--json", transport=network).err == ""
 
 
 def test_a_wipe_of_several_devices_is_confirmed_by_their_number_alone(fleet: list[Phone], typed: Typed) -> None:

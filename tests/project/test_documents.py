@@ -44,6 +44,7 @@ README_LINES: Final = 100
 OF_OTHERS: Final = {
     "POSTGRES_DB", "POSTGRES_PASSWORD", "POSTGRES_USER", "RESTORED_URL", "NEXMDM_LISTEN_FD", "NEXMDM_TEST_DATA_DIR",
     "ENROLLMENT_TOKEN", "DEVICE_ID", "DEVICE_TOKEN", "REQUEST_ID", "NEXMDM_URL", "NEXMDM_PROFILE",
+    "SSL_CERT_FILE", "HTTPS_PROXY", "NO_PROXY",
 }  # fmt: skip
 """Names in the documents that are not settings: of the database image, a shell, a parent process, or the client."""
 

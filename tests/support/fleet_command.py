@@ -13,6 +13,7 @@ import pytest
 from django.conf import settings
 
 from nexmdm.client import program
+from nexmdm.client.network.transport import AnswerLost, NoConnection, Request, Response
 from nexmdm.client.surroundings import Surroundings
 from nexmdm.management.commands.fleet import PROGRAM, OwnServer
 from tests.support.actors import Answer, Client
@@ -40,6 +41,33 @@ class InProcess(httpx.BaseTransport):
 
 
 @dataclass(frozen=True, slots=True)
+class Carrier:
+    """The client's way to a transport of httpx, whose stand-ins for a network the tests use."""
+
+    transport: httpx.BaseTransport
+
+    def send(self, request: Request) -> Response:
+        """Return the response to a request. Raises NoConnection and AnswerLost."""
+        carried = httpx.Request(
+            request.method,
+            request.url + request.target,
+            headers=dict(request.headers),
+            content=request.content,
+            extensions={"timeout": {"read": request.answer_seconds}},
+        )
+        try:
+            response = self.transport.handle_request(carried)
+        except httpx.ConnectError as error:
+            raise NoConnection(str(error)) from error
+        except httpx.RequestError as error:
+            raise AnswerLost(str(error)) from error
+        return Response(response.status_code, dict(response.headers), response.read())
+
+    def close(self) -> None:
+        """Leave the transport open: the next run uses it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ran:
     """The result of a run of the command."""
 
@@ -53,13 +81,15 @@ class Ran:
         return json.loads(self.out)
 
 
-def run(*arguments: str, transport: httpx.BaseTransport, out: IO[str] | None = None, err: IO[str] | None = None) -> Ran:
-    """Run `manage.py fleet …`; `out` and `err` stand in for what it prints on, and are not read."""
+def run(
+    *arguments: str, transport: httpx.BaseTransport | None, out: IO[str] | None = None, err: IO[str] | None = None
+) -> Ran:
+    """Run `manage.py fleet …`; without a transport, over sockets. `out` and `err` stand in for what it prints on."""
     return _run(arguments, PROGRAM, OwnServer(), transport, out, err)
 
 
 def run_nexmdm(
-    *arguments: str, transport: httpx.BaseTransport, out: IO[str] | None = None, err: IO[str] | None = None
+    *arguments: str, transport: httpx.BaseTransport | None, out: IO[str] | None = None, err: IO[str] | None = None
 ) -> Ran:
     """Run `nexmdm …`, which knows nothing of the settings."""
     return _run(arguments, "nexmdm", None, transport, out, err)
@@ -69,15 +99,16 @@ def _run(
     arguments: Sequence[str],
     name: str,
     own: OwnServer | None,
-    transport: httpx.BaseTransport,
+    transport: httpx.BaseTransport | None,
     out: IO[str] | None,
     err: IO[str] | None,
 ) -> Ran:
     # (The server, which runs in this process, logs on the real standard output.)
     seen, said = io.StringIO(), io.StringIO()
+    carrier = None if transport is None else Carrier(transport)
     with pytest.MonkeyPatch.context() as patch, redirect_stderr(err or said):
         for variable in KEPT_IN:
             patch.setenv(variable, os.environ.get(variable, str(settings.DATA_DIR / "client")))
         with pytest.raises(SystemExit) as end:
-            program.run(arguments, Surroundings(name, own, transport, out or seen))
+            program.run(arguments, Surroundings(name, own, carrier, out or seen))
     return Ran(int(str(end.value.code or 0)), seen.getvalue(), said.getvalue())

@@ -2,9 +2,11 @@
 
 import os
 import re
+from argparse import ArgumentTypeError
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from nexmdm.client import arguments
 from nexmdm.client.http_client import on_loopback
 from nexmdm.client.profiles import profile_file
 from nexmdm.client.profiles.own_server import OwnServer
@@ -56,7 +58,9 @@ def choose(wish: Wish, own: OwnServer | None) -> Connection:
     if own is not None and name is None:
         return _own_server(wish, own, variables)
     found = _profile(name)
-    url = wish.url or os.environ.get(URL) or (found.url if found else None)
+    url = wish.url or _address(URL, os.environ.get(URL))
+    if url is None and found is not None:
+        url = _address(f"The url of the profile {found.name!r}", found.url)
     if url is None:
         raise NotConnected(f"No server is known. Run `nexmdm login`, or set {URL}, {KEY} and {SECRET}.")
     profile = found.name if found else profile_file.DEFAULT
@@ -68,7 +72,18 @@ def choose(wish: Wish, own: OwnServer | None) -> Connection:
         message = f"The secrets of the profile {found.name!r} are for {found.url} only, not for {url}."
         raise NotConnected(f"{message} Name another --profile, or set {' and '.join(variables)} in the environment.")
     source = (f"the admin key of the profile {found.name!r}", "its signing secret")
-    return Connection(url, None, *found.credentials(), source, profile)
+    key, secret = found.credentials()
+    sendable(f"The admin key of the profile {found.name!r}", key)
+    sendable(f"The signing secret of the profile {found.name!r}", secret)
+    return Connection(url, None, key, secret, source, profile)
+
+
+def _address(name: str, url: str | None) -> str | None:
+    """Return a server's address. Raises NotConnected, whose text names where the address is from."""
+    try:
+        return arguments.url(url) if url else None
+    except ArgumentTypeError as error:
+        raise NotConnected(f"{name} {error}, but it is {url!r}.") from error
 
 
 def variables_of(principal: str) -> tuple[str, str]:

@@ -37,6 +37,9 @@ class Profile:
         """Return the admin key and the signing secret. Raises ProfileError."""
         if self.secrets == IN_FILE:
             return self.admin_key, self.hmac_secret
+        if self.secrets != IN_KEYRING:
+            message = f"The profile {self.name!r} does not say where its secrets are: `secrets` must be {IN_KEYRING} or"
+            raise ProfileError(f"{message} {IN_FILE} in {path()}. Run `nexmdm login --profile {self.name}`.")
         try:
             found = [keychain.read(_entry(self.name, kind)) for kind in _FIELDS[2:]]
         except keychain.NoKeyring as error:

@@ -1,7 +1,13 @@
 """The verb that prints a completion script."""
 
+from pathlib import Path
+from typing import Final
+
 import rich_click as click
 from click.shell_completion import get_completion_class
+
+_BASH: Final = Path(__file__).with_name("completion.bash")
+"""The script of click completes neither `tag:NAME`, because bash splits words at colons, nor an alias with a space."""
 
 
 @click.command("completion")
@@ -16,6 +22,7 @@ def completion(context: click.Context, shell: str) -> None:
     fish: nexmdm completion fish > ~/.config/fish/completions/nexmdm.fish
     """
     found = get_completion_class(shell)
-    if found is None:
-        raise click.UsageError(f"There is no completion for {shell}.")
+    if shell == "bash" or found is None:
+        click.echo(_BASH.read_text(encoding="utf-8"), nl=False)
+        return
     click.echo(found(context.find_root().command, {}, "nexmdm", "_NEXMDM_COMPLETE").source())

@@ -5,6 +5,7 @@ from typing import Any, Final
 import rich_click as click
 
 from nexmdm.client import arguments, rows
+from nexmdm.client.http_client import PAGE
 from nexmdm.client.names import Json
 from nexmdm.client.session import DONE, Session
 from nexmdm.client.suggestions import did_you_mean
@@ -40,9 +41,7 @@ def devices(session: Session, limit: int, *, newest_first: bool, **filters: Any)
     """List devices: silent ones first, then by how well pushes reach them."""
     found, more = session.client.items(_PATH, limit, **filters)
     if not newest_first:
-        if more and filters["status"] is None:
-            found = _worst(session, limit, filters)
-        found = sorted(found, key=rows.device_rank)
+        found = _worst(session, limit, filters) if more else sorted(found, key=rows.device_rank)
     if not found and (tag := filters["tag"]):
         known = values.known_tags(session.client)
         session.terminal.hint(f"No such device has the tag {tag!r}.{did_you_mean(tag, known - {tag})}")
@@ -50,11 +49,12 @@ def devices(session: Session, limit: int, *, newest_first: bool, **filters: Any)
 
 
 def _worst(session: Session, limit: int, filters: dict[str, Any]) -> list[Json]:
-    """Return as many devices as are shown, those with the worst presence first."""
+    """Return as many devices as are shown, the worst first; of each presence, the newest few hundred are compared."""
     found: list[Json] = []
-    for presence in rows.PRESENCES:
+    for presence in (filters["status"],) if filters["status"] else rows.PRESENCES:
         if len(found) < limit:
-            found += session.client.items(_PATH, limit - len(found), **filters | {"status": presence})[0]
+            listed, _ = session.client.items(_PATH, max(limit, PAGE), **filters | {"status": presence})
+            found += sorted(listed, key=rows.device_rank)[: limit - len(found)]
     return found
 
 

@@ -6,7 +6,7 @@ import rich_click as click
 
 from nexmdm.client import arguments, display, rows
 from nexmdm.client.session import DONE, Session
-from nexmdm.client.verbs import shared
+from nexmdm.client.verbs import shared, values
 from nexmdm.client.verbs.answers import given, show, show_list
 
 _PATH: Final = "/admin/enrollment-tokens"
@@ -53,7 +53,10 @@ def enroll_tokens(session: Session, limit: int) -> int:
 
 @click.command("revoke-token")
 @shared.write
-@click.argument("token_id", type=arguments.Value("id", arguments.identifier), metavar="ID")
-def revoke_token(session: Session, token_id: str) -> int:
-    """Revoke an enrollment token: phones can no longer use it."""
-    return show(session, session.client.post(f"{_PATH}/{token_id}/revoke"))
+@click.argument("name", type=values.TOKEN, metavar="TOKEN")
+def revoke_token(session: Session, name: str) -> int:
+    """Revoke an enrollment token: phones can no longer use it.
+
+    TOKEN is its label, its id, the start of its id, or the token itself.
+    """
+    return show(session, session.client.post(f"{_PATH}/{session.names.token_id(name)}/revoke"))

@@ -44,7 +44,7 @@ def sign(context: click.Context, /, session: Session, method: str, target: str, 
         headers["Content-Type"] = "application/json"
     if session.terminal.is_structured:
         session.terminal.value(headers)
-    elif context.params["url"] is not None:
+    elif context.params["url"] is not None or shared.surroundings(context).wish.get("url") is not None:
         session.terminal.line(_curl(method, session.client.url + target, headers, body))
     else:
         for name, value in headers.items():

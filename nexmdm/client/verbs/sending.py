@@ -6,7 +6,9 @@ import rich_click as click
 
 from nexmdm.client import actions, arguments
 from nexmdm.client.arguments import Param, Target, Value
+from nexmdm.client.display import PEOPLE
 from nexmdm.client.http_client import Refused
+from nexmdm.client.names import NotFound
 from nexmdm.client.rows import Json
 from nexmdm.client.session import DONE, Session
 from nexmdm.client.suggestions import did_you_mean
@@ -86,11 +88,13 @@ def send(
 
 
 def _send(session: Session, target: Target, body: Json, *, yes: bool, wait: bool, timeout: int | None) -> int:
-    audience = Audience.find(session.names, target)
+    audience = _audience(session, target)
     body["target"] = audience.body
+    if audience.named and body["action"] in CONFIRMED_ALWAYS:
+        body.setdefault("expect_count", len(audience.named))
     is_dry = body.get("dry_run", False)
     try:
-        plan = None if is_dry or yes else _confirm(session, audience, body)
+        plan = None if is_dry else _confirm(session, audience, body, yes=yes)
         warn_of_silence(session, audience, body, plan)
         issued = session.client.post("/admin/command", body)
     except Refused as refused:
@@ -103,23 +107,37 @@ def _send(session: Session, target: Target, body: Json, *, yes: bool, wait: bool
         return _show_dry_run(session, issued)
     session.names.use("command", issued["request_id"])
     if not wait and timeout is None:
-        return show(session, issued)
+        show(session, issued)
+        if session.terminal.form in PEOPLE:
+            session.terminal.hint(f"To follow it: `{session.program} command @last --wait`.")
+        return DONE
     session.terminal.hint(f"Waiting for command {issued['request_id']} (devices: {issued['device_count']}) …")
     return following.follow(session, issued, seconds=timeout)
 
 
-def _confirm(session: Session, audience: Audience, body: Json) -> Json | None:
-    """Ask before what is hard to undo, and make sure that no other number of devices gets it. Returns the dry run."""
+def _audience(session: Session, target: Target) -> Audience:
+    """Find the devices of a target. Raises NotFound, whose text also says which of the names is a tag."""
+    try:
+        return Audience.find(session.names, target)
+    except NotFound as error:
+        if tags := [name for name in target.names if name in values.known_tags(session.client)]:
+            raise NotFound(f"{error} There is a tag of this name: write tag:{tags[0]}.") from error
+        raise
+
+
+def _confirm(session: Session, audience: Audience, body: Json, *, yes: bool) -> Json | None:
+    """Ask before what is hard to undo, and make sure that no other number of devices gets it. Returns the dry run.
+
+    `yes` answers the question: the number that the dry run counted goes into the request all the same.
+    """
     action = body["action"]
     if action not in CONFIRMED_ALWAYS + CONFIRMED_FOR_SEVERAL:
         return None
-    if audience.named:
-        body.setdefault("expect_count", len(audience.named))
     plan = session.client.post("/admin/command", body | {"dry_run": True})
     count = plan["device_count"]
     if action in CONFIRMED_ALWAYS or count > 1:
-        examples = audience.examples(session.client, confirmation.SHOWN)
-        confirmation.confirm(session, action, count, examples)
+        if not yes:
+            confirmation.confirm(session, action, count, audience.examples(session.client, confirmation.SHOWN))
         body["expect_count"] = count
     return plan
 
@@ -153,7 +171,7 @@ def _length(seconds: int) -> str:
 
 def _show_dry_run(session: Session, issued: Json) -> int:
     """Show what would be sent, without what only a command that was sent has."""
-    if session.terminal.form in ("table", "wide"):
+    if session.terminal.form in PEOPLE:
         session.terminal.line("Dry run: nothing was sent.")
         issued = {name: value for name, value in issued.items() if name not in _OF_WHAT_WAS_SENT}
     show(session, issued)

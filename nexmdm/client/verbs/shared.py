@@ -18,7 +18,7 @@ from nexmdm.client.profiles import connection
 from nexmdm.client.profiles.connection import NotConnected, Wish
 from nexmdm.client.profiles.memory import Memory
 from nexmdm.client.profiles.profile_file import ProfileError
-from nexmdm.client.session import DONE, FAILED, INTERRUPTED, UNREACHABLE, WRONG_USAGE, Session
+from nexmdm.client.session import DONE, FAILED, INTERRUPTED, READER_GONE, UNREACHABLE, WRONG_USAGE, Session
 from nexmdm.client.surroundings import PANEL, REACH, REACH_NAMES, Decorator, Surroundings
 
 Verb = Callable[..., int]
@@ -167,6 +167,9 @@ def _run(session: Session, run: Callable[[], int], watch: int | None) -> int:
         session.terminal.out.flush()
     except KeyboardInterrupt:
         return DONE
+    except BrokenPipeError:
+        _give_up_output(session.terminal.out)
+        return READER_GONE
     except OSError as error:
         session.terminal.complain(f"The answer could not be written: {error.strerror or error}")
         _give_up_output(session.terminal.out)

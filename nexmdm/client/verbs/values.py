@@ -100,7 +100,15 @@ def _commands(client: FleetClient, start: str) -> list[str]:
     return [LAST, *(row["request_id"] for row in client.items("/admin/commands", MOST)[0])]
 
 
+def _labels(client: FleetClient, start: str) -> Iterator[str]:
+    del start
+    for row in client.items("/admin/enrollment-tokens", MOST)[0]:
+        if row["label"] and row["revoked_at"] is None:
+            yield row["label"]
+
+
 DEVICE: Final = Asked("device", _as_it_is, _devices)
+TOKEN: Final = Asked("token", _as_it_is, _labels)
 COMMAND: Final = Asked("command", _as_it_is, _commands)
 TAG_FILTER: Final = Asked("tag", _as_it_is, _tags)
 TAG_NAME: Final = Asked("tag", arguments.tag, _tags)

@@ -1,0 +1,106 @@
+"""Connections to one server, kept from one request to the next, over TLS where its address says so."""
+
+import selectors
+import ssl
+from http.client import BadStatusLine, HTTPConnection, HTTPException, HTTPSConnection, RemoteDisconnected
+from typing import Final
+from urllib.parse import urlsplit
+
+from nexmdm.client.network import proxies
+from nexmdm.client.network.transport import AnswerLost, NoConnection, Request, Response
+
+CONNECT_SECONDS: Final = 10
+"""How long a connection, and the agreement on TLS, may take."""
+
+_AGENT: Final = {"User-Agent": "nexmdm"}
+
+
+class Connections:
+    """The transport over real sockets. A redirect is not followed: a signature is valid for one target."""
+
+    def __init__(self, url: str) -> None:
+        """Remember the server's address. A proxy of the environment is used for https only."""
+        parts = urlsplit(url)
+        self._host = parts.hostname or ""
+        self._port = parts.port
+        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self._idle: list[HTTPConnection] = []
+
+    def send(self, request: Request) -> Response:
+        """Return the response to a request. Raises NoConnection and AnswerLost."""
+        connection = self._kept() or self._opened(min(request.answer_seconds, CONNECT_SECONDS))
+        connection.sock.settimeout(request.answer_seconds)
+        try:
+            connection.request(request.method, request.target, request.content or None, {**_AGENT, **request.headers})
+            answer = connection.getresponse()
+            content = answer.read()
+        except (OSError, HTTPException) as error:
+            connection.close()
+            raise AnswerLost(_reason(error)) from error
+        if answer.will_close:
+            connection.close()
+        else:
+            self._idle.append(connection)
+        return Response(answer.status, {name.lower(): value for name, value in answer.getheaders()}, content)
+
+    def close(self) -> None:
+        """Close the connections."""
+        while self._idle:
+            self._idle.pop().close()
+
+    def _kept(self) -> HTTPConnection | None:
+        """Return a connection of an earlier request; one that the server has closed meanwhile is left out."""
+        while True:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                return None
+            if not _is_readable(connection):
+                return connection
+            connection.close()
+
+    def _opened(self, seconds: float) -> HTTPConnection:
+        connection = self._new(seconds)
+        try:
+            connection.connect()
+        except (OSError, HTTPException, UnicodeError) as error:
+            connection.close()
+            raise NoConnection(_reason(error), _advice(error)) from error
+        return connection
+
+    def _new(self, seconds: float) -> HTTPConnection:
+        if self._tls is None:
+            return HTTPConnection(self._host, self._port, timeout=seconds)
+        proxy = proxies.proxy_for(self._host, self._port)
+        if proxy is None:
+            return HTTPSConnection(self._host, self._port, timeout=seconds, context=self._tls)
+        connection = HTTPSConnection(proxy.host, proxy.port, timeout=seconds, context=self._tls)
+        connection.set_tunnel(self._host, self._port, proxy.headers)
+        return connection
+
+
+def _is_readable(connection: HTTPConnection) -> bool:
+    """Tell whether there is something to read, which between two answers is the end of the connection."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(connection.sock, selectors.EVENT_READ)
+        return bool(selector.select(0))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate cannot be verified: {error.verify_message}"
+    if isinstance(error, BadStatusLine) and not isinstance(error, RemoteDisconnected):
+        return "its answer is not HTTP"
+    if isinstance(error, UnicodeError):
+        return "this cannot be the name of a host"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
+
+
+def _advice(error: Exception) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return "If the certificate is from your own authority, set SSL_CERT_FILE to the file of its certificate."
+    if isinstance(error, ssl.SSLError):
+        return "It does not speak TLS as expected. Check its address: http:// or https://, and the port."
+    return ""

@@ -1,0 +1,40 @@
+"""The proxy that the environment names for a server."""
+
+import base64
+import importlib
+from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
+
+from nexmdm.client.network.transport import NoConnection
+
+
+class Proxy(NamedTuple):
+    """An HTTP proxy, which opens a tunnel to the server and sees nothing of what travels in it."""
+
+    host: str
+    port: int
+    headers: dict[str, str]
+
+
+def proxy_for(host: str, port: int | None) -> Proxy | None:
+    """Return the proxy for an https server, by HTTPS_PROXY, ALL_PROXY and NO_PROXY. Raises NoConnection."""
+    # Imported here, because a server of this machine is called without it.
+    request = importlib.import_module("urllib.request")
+    known = request.getproxies()
+    address = known.get("https") or known.get("all")
+    if not address or request.proxy_bypass(host if port is None else f"{host}:{port}"):
+        return None
+    parts = urlsplit(address if "://" in address else f"http://{address}")
+    if parts.scheme != "http" or not parts.hostname:
+        raise NoConnection(
+            f"the proxy of the environment ({parts.scheme}://{parts.hostname}) is not an HTTP proxy",
+            "Set HTTPS_PROXY to one that begins with http://, or add the server to NO_PROXY.",
+        )
+    return Proxy(parts.hostname, parts.port or 80, _headers(parts.username, parts.password))
+
+
+def _headers(name: str | None, password: str | None) -> dict[str, str]:
+    if name is None:
+        return {}
+    pair = f"{unquote(name)}:{unquote(password or '')}"
+    return {"Proxy-Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
