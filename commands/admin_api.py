@@ -142,7 +142,7 @@ def _command_request(body: NewCommand, issued_by: str) -> CommandRequest:
         known = f"must be one of {', '.join(actions.CATALOGUE)}"
         raise InvalidParams([{"loc": ["body", "action"], "msg": known}], "There is no such action.")
     if action.destructive and (trouble := _too_broad(body)):
-        raise InvalidParams([trouble])
+        raise InvalidParams([trouble], f"{trouble['msg']}.")
     try:
         params = action.model_validate(body.params)
     except ValidationError as error:

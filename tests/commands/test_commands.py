@@ -303,11 +303,15 @@ def test_a_refused_command_is_audited_but_not_queued(admin: Admin, phone: Phone)
 @pytest.mark.parametrize("target", [EVERYONE, {"tags": ["lobby"]}, {"aliases": ["desk-1"]}])
 def test_wipe_requires_device_ids(admin: Admin, fleet: list[Phone], target: dict[str, Any]) -> None:
     assert_nothing_queued(admin.command("wipe", to=target, expect_count=1), 422, "invalid_request")
-    assert_nothing_queued(admin.command("wipe", to=target, dry_run=True), 422, "invalid_request")
+    refused = admin.command("wipe", to=target, dry_run=True)
+    assert_nothing_queued(refused, 422, "invalid_request")
+    assert refused.json["detail"] == "`wipe` requires `target.device_ids`. Nothing was queued."
 
 
 def test_wipe_of_several_devices_requires_expect_count(admin: Admin, fleet: list[Phone]) -> None:
-    assert_nothing_queued(admin.command("wipe", to=fleet), 422, "invalid_request")
+    refused = admin.command("wipe", to=fleet)
+    assert_nothing_queued(refused, 422, "invalid_request")
+    assert refused.json["detail"] == "`wipe` of several devices requires `expect_count`. Nothing was queued."
     assert_nothing_queued(admin.command("wipe", to=fleet, expect_count=2), 409, "audience_changed")
     assert admin.command("wipe", to=fleet, expect_count=3).json["device_count"] == 3
 
