@@ -37,12 +37,9 @@ DELIVERIES: Final = Columns(
 )
 EVENTS: Final = Columns(("when", "event", "outcome", "via", "http_status", "latency_ms", "detail"))
 AUDIT: Final = Columns(
-    (
-        "at", "status", "action", "target", "principal", "device_count", "dry_run", "code", "request_id", "address",
-        "method", "path", "correlation_id",
-    ),
-    ("body_sha256",),
-)  # fmt: skip
+    ("at", "status", "action", "target", "principal", "device_count", "dry_run", "code", "request_id"),
+    ("address", "method", "path", "correlation_id", "body_sha256"),
+)
 PROFILES: Final = Columns(("name", "url", "secrets"))
 
 WORST_FIRST: Final = ("failed", "expired", "cancelled", "received", "pending", "succeeded")

@@ -21,8 +21,12 @@ def lost(session: Session, name: str, note: str | None, timeout: int | None, *, 
 
     It gets a `lock`, then a `wipe`, which have four weeks each to begin. The server retires the device when the phone
     reports that the wipe succeeded. Do not revoke it before: that would withdraw both.
+
+    A retired device has no alias any more. So the note of both commands is its alias, unless another one is given.
     """
     device = session.client.get(f"/admin/devices/{session.names.device_id(name)}")
+    if note is None and device["alias"]:
+        note = f"lost: {device['alias']}"
     body = {"target": {"device_ids": [device["device_id"]]}, "expect_count": 1, **given(note=note)}
     # The harder of both: if it would be refused, neither is sent.
     session.client.post("/admin/command", {**body, "action": "wipe", "dry_run": True})
@@ -46,6 +50,7 @@ def _show(session: Session, device: Json, lock: Json, wipe: Json, *, seconds: in
     seen = display.shown("last_seen_at", device["last_seen_at"]) if device["last_seen_at"] else "never"
     terminal.hint(f"{called} (last seen: {seen}) has time until {wipe['expires_at']} to begin.")
     terminal.hint("When the phone reports that the wipe succeeded, the server retires it. Do not revoke it before.")
+    terminal.hint(f"It has no alias then; its hardware id stays: {device['hardware_id']}.")
     if wait or seconds is not None:
         return following.follow(session, wipe, seconds=seconds)
     terminal.hint(f"To follow it: `{session.program} command {wipe['request_id']} --wait`.")

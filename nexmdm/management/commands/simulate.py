@@ -6,6 +6,7 @@ import random
 import re
 import secrets
 import shlex
+import signal
 from argparse import ArgumentParser, ArgumentTypeError
 from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass
@@ -130,6 +131,8 @@ class Command(BaseCommand):
 
     def handle(self, *_: object, enrollment_token: str | None, **options: Any) -> None:
         """Live, and say how it ended if that was not Ctrl-C."""
+        # A shell starts a job in the background with SIGINT ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         url, host = (options["url"].rstrip("/"), None) if options["url"] else addresses.of_settings()
         if enrollment_token is None and options["url"]:
             raise CommandError("With --url, name an enrollment token of that server: `nexmdm enroll-token` makes one.")
