@@ -1,4 +1,4 @@
-"""By what the lists of the admin site are narrowed: known choices, spans of time, exact texts. Nothing is counted."""
+"""The filters of the admin site's lists: known choices, spans of time, exact texts. They count no rows."""
 
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
