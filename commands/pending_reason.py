@@ -1,4 +1,4 @@
-"""Why a delivery is still open, or was settled without the phone's final report, in one plain sentence."""
+"""The reason why a delivery is still open, or was settled without the phone's final report, in one plain sentence."""
 
 from collections.abc import Sequence
 from datetime import timedelta

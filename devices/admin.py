@@ -1,4 +1,7 @@
-"""A read-only window on the fleet. Of credentials and push tokens it shows that there are some, never what they are."""
+"""The read-only admin pages of devices and enrollment tokens.
+
+They show whether there are credentials and push tokens, never their values.
+"""
 
 from datetime import datetime, timedelta
 from typing import Any, ClassVar, Final
@@ -35,7 +38,7 @@ SECRETS: Final = ("push_token", "token_hash", "token_digest", "next_hash", "next
 
 
 REPORTED: Final = ("manufacturer", "same_model", "same_os", "same_agent")
-"""What the page of a device shows of what the phone reported about itself."""
+"""The columns with the phone's reports about itself that the page of a device shows."""
 
 ACTIVE: Final = "active"
 """The choice of the presence filter for all devices that are neither revoked nor retired."""
@@ -47,14 +50,14 @@ def low_battery() -> Q:
     """Return the condition for active devices that reported a low battery in the last day, and no charging."""
     status = "presence__last_status"
     in_last_day = Q(revoked_at=None, presence__last_seen_at__gt=Now() - timedelta(days=1))
-    # JSON sorts texts and null below all numbers.
+    # PostgreSQL sorts JSON texts and null below all numbers.
     is_low = Q(**{f"{status}__battery_pct__gte": 0, f"{status}__battery_pct__lte": LOW_BATTERY_PERCENT})
-    # Not by ~Q: where there is no such key, that is neither true nor false.
+    # Not with ~Q: without such a key, the condition is neither true nor false.
     return in_last_day & is_low & (Q(**{f"{status}__charging": False}) | Q(**{f"{status}__charging__isnull": True}))
 
 
 class PresenceFilter(ChoiceFilter):
-    """By when the device was last heard."""
+    """The filter by presence."""
 
     title = "presence"
     parameter_name = "presence"
@@ -65,7 +68,7 @@ class PresenceFilter(ChoiceFilter):
 
 
 class BatteryFilter(ChoiceFilter):
-    """By the battery, as reported in the last day."""
+    """The filter by a low battery that was reported in the last day."""
 
     title = "battery"
     parameter_name = "battery"
@@ -76,18 +79,18 @@ class BatteryFilter(ChoiceFilter):
 
 
 class PushFilter(ChoiceFilter):
-    """By what is known of the push token."""
+    """The filter by push health."""
 
     title = "push token"
     parameter_name = "push"
 
     def conditions(self) -> dict[str, Q]:
-        """Return what can be known of a push token."""
+        """Return the values of push health."""
         return PUSH_HEALTH
 
 
 class SilenceFilter(SpanFilter):
-    """By for how long the device has sent no heartbeat; before its first one, the enrollment counts."""
+    """The filter by silence: the time since the last heartbeat, or since the enrollment if there was none."""
 
     title = "silent for"
     parameter_name = "silent"
@@ -99,7 +102,7 @@ class SilenceFilter(SpanFilter):
 
 
 class ReportedFilter(ExactTextFilter):
-    """By what the device reported of itself."""
+    """The filter by an exact value that the device reported."""
 
     title = "what it reported, exactly"
     parameters = ("model", "os_version", "agent_version")
@@ -107,14 +110,14 @@ class ReportedFilter(ExactTextFilter):
 
 
 class TagFilter(ExactTextFilter):
-    """By a tag."""
+    """The filter by a tag."""
 
     title = "tag"
     parameters = ("tag",)
     columns: ClassVar = {"tag": "tags__contains"}
 
     def value_of(self, text: str) -> Any:
-        """Return the tag as PostgreSQL compares it: a list that the device's tags contain."""
+        """Return the tag in the form of the condition: a list that the device's tags must contain."""
         return [text]
 
 
@@ -131,7 +134,7 @@ def token_states() -> dict[str, Q]:
 
 
 class TokenStateFilter(ChoiceFilter):
-    """By whether a phone can register with the enrollment token."""
+    """The filter by the state of the enrollment token."""
 
     title = "state"
     parameter_name = "state"
@@ -142,7 +145,7 @@ class TokenStateFilter(ChoiceFilter):
 
 
 class DeviceAdmin(ReadOnlyAdmin):
-    """The devices, and what each last said."""
+    """The list of devices, with the last report of each."""
 
     list_display = (
         "name", "presence_now", "last_seen_at", "push", "battery", "tag_list", "model", "agent_version",
@@ -204,7 +207,7 @@ class DeviceAdmin(ReadOnlyAdmin):
 
     @admin.display(description="push token")
     def push(self, device: Any) -> str:
-        """Return ok, failing, none, or since when the push token is dead."""
+        """Return the push health, with the time since which a push token is dead."""
         if device.push_named == "dead":
             return format_html("{} since {}", badge("dead"), moment(device.push_token_dead_at))
         return badge(device.push_named)
@@ -236,12 +239,15 @@ class DeviceAdmin(ReadOnlyAdmin):
 
     @admin.display(description="last status")
     def last_status(self, device: Device) -> str:
-        """Return what the phone last said about itself."""
+        """Return the phone's last report about itself."""
         return pretty(device.presence.last_status)
 
 
 class EnrollmentTokenAdmin(ReadOnlyAdmin):
-    """The rights to register, and what became of them. Their texts are not stored, and their digests not read."""
+    """The enrollment tokens, and the devices that used them.
+
+    Their texts are not stored, and their digests are not read.
+    """
 
     list_display = ("name", "state", "used", "tag_list", "expires", "created", "token_id")
     list_filter = (TokenStateFilter,)

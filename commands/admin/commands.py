@@ -1,4 +1,4 @@
-"""The admin pages of commands: what was asked, and how it stands by device."""
+"""The admin pages of commands: the action and target of each, and its state on the devices."""
 
 from collections.abc import Sequence
 from itertools import accumulate, takewhile
@@ -27,7 +27,7 @@ from nexmdm.common.read_only_admin.columns import NOTHING, Column, Id, State, ba
 from nexmdm.models import AuditEntry
 
 LONGEST_TARGET: Final = 20_000
-"""How long the JSON text of a target is at most in the CSV, as of five hundred device ids: a chunk has many."""
+"""The longest JSON text of a target in the CSV, in characters: about five hundred device ids. A chunk has many rows."""
 
 _SHORT_TARGET: Final = {
     "target_length": Length(Cast("target", TextField())),
@@ -35,11 +35,11 @@ _SHORT_TARGET: Final = {
 }
 
 MOST: Final = 100_000
-"""How many deliveries a list of commands counts at most. What it leaves out is counted on each command's own page."""
+"""The most deliveries that a list of commands counts. The other ones are counted on the page of their command."""
 
 
 class CommandAdmin(ReadOnlyAdmin):
-    """What was asked, and how it stands by device."""
+    """The list of commands, and the page of each."""
 
     list_display = (
         "action", "standing", "came_to", "counts", "meant", "note", "issued", "issued_by", "request_id",
@@ -87,11 +87,11 @@ class CommandAdmin(ReadOnlyAdmin):
         return command
 
     def name_of(self, row: Any) -> str:
-        """Return the action, and how many devices it is for; the device itself if it is one."""
+        """Return the action, and the number of its devices; for one device, the device itself."""
         return f"{row.action} for {row.only_device or f'{row.device_count:,} devices'}"
 
     def complete(self, rows: Sequence[Any]) -> None:
-        """Give the commands of a page their counts, the narrowest first, as long as MOST allows."""
+        """Add the counts to the commands of a page, those to few devices first, until MOST is reached."""
         narrowest_first = sorted(rows, key=attrgetter("device_count"))
         totals = accumulate(command.device_count for command in narrowest_first)
         few = takewhile(lambda one: one[1] <= MOST, zip(narrowest_first, totals, strict=True))
@@ -112,23 +112,23 @@ class CommandAdmin(ReadOnlyAdmin):
         return super().get_queryset(request).defer(*BULKY)
 
     def identified(self, key: UUID) -> Q:
-        """Return the condition for a request id, or for a device that was meant."""
+        """Return the condition for a request id, or for a target device."""
         if Command.objects.filter(pk=key).exists():
             return Q(pk=key)
         return Q(pk__in=Delivery.objects.filter(device=key).order_by().values("command"))
 
     def named(self, text: str) -> Q:
-        """Return the condition for a device that was meant, by part of its alias or hardware id."""
+        """Return the condition for a target device, by part of its alias or hardware id."""
         return Q(pk__in=Delivery.objects.filter(search.named(text, "device__")).order_by().values("command"))
 
     @admin.display(description="parameters")
     def pretty_params(self, command: Any) -> str:
-        """Return the parameters, laid out for people."""
+        """Return the parameters, formatted for people."""
         return pretty(command.current.params)
 
     @admin.display(description="target")
     def pretty_target(self, command: Any) -> str:
-        """Return whom the command was for."""
+        """Return the target of the command."""
         return pretty(command.current.target)
 
     @admin.display(description="devices")
@@ -153,7 +153,7 @@ class CommandAdmin(ReadOnlyAdmin):
 
     @admin.display(description="by state")
     def counts(self, command: Any) -> SafeString:
-        """Return how many deliveries are in each state now, each number a link to them; and how many came too late."""
+        """Return the number of deliveries in each state now, with links to them, and the number of late results."""
         if not command.current:
             return link(command, "on its own page")
         counted = command.current.counts.model_dump()
@@ -167,7 +167,7 @@ class CommandAdmin(ReadOnlyAdmin):
 
     @admin.display(description="by push")
     def pushes(self, command: Any) -> str:
-        """Return how the pushes stand."""
+        """Return the number of pushes in each state."""
         counted = command.current.push.model_dump()
         return ", ".join(f"{count} {state}" for state, count in counted.items() if count) or NOTHING
 
@@ -196,7 +196,7 @@ def only_devices(request_ids: list[UUID]) -> dict[UUID, Device]:
 
 
 def _derived(status: CommandStatus | None) -> tuple[Any, ...]:
-    """Return the CSV's cells on how a command stands; empty ones if it has just been deleted."""
+    """Return the CSV's cells about the state of a command. They are empty if it has just been deleted."""
     if status is None:
         return (None,) * len(CommandAdmin.derived)
     return (status.state, status.outcome, status.completed_at, *status.counts.model_dump().values())

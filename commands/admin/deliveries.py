@@ -1,7 +1,4 @@
-"""A read-only window on each device's part of the work: deliveries, attempts, reports.
-
-What is past its time shows as expired.
-"""
+"""The read-only admin pages of deliveries, attempts and reports. A delivery past its time is shown as expired."""
 
 from collections.abc import Iterable, Sequence
 from itertools import chain
@@ -41,13 +38,16 @@ NOW: Final = {
     "push_now": PUSH_NOW,
     "next_push_at": Case(When(OVERDUE, then=None), default=F("next_attempt_at"), output_field=DateTimeField()),
 }
-"""Annotations with the present state of a delivery: an overdue one is shown as expired, before its row says so."""
+"""Annotations with the present state of a delivery.
 
-# A command may name thousands of devices in its target: no list reads that a hundred times.
+An overdue one is shown as expired, even if its row is not updated yet.
+"""
+
+# The target of a command may contain thousands of device ids. A list must not read it for each of its hundred rows.
 BULKY: Final = ("params", "target")
 
 MOST_EVENTS: Final = 100
-"""The timeline of a delivery shows at most so many attempts and so many reports: the newest ones."""
+"""The most attempts, and the most reports, that the timeline of a delivery shows: the newest ones."""
 
 _key: Final = attrgetter("pk")
 
@@ -57,20 +57,20 @@ def _short_key(command: Command) -> SafeString:
 
 
 class _OfCommandAndDevice(ReadOnlyAdmin):
-    """What belongs to one command for one device: found by request id, or as the device is."""
+    """Base of the pages of deliveries, attempts and reports. Their search finds a request id or a device."""
 
     to_delivery: ClassVar = ""
 
     search_help_text = "A whole request id or device id, or part of a device's alias or hardware id."
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        """Return the rows with their command and device, but for what is bulky or secret."""
+        """Return the rows with their command and device, without bulky and secret columns."""
         command, device = f"{self.to_delivery}command", f"{self.to_delivery}device"
         unread = [f"{command}__{name}" for name in BULKY] + [f"{device}__{name}" for name in SECRETS]
         return super().get_queryset(request).select_related(command, device).defer(*unread)
 
     def identified(self, key: UUID) -> Q:
-        """Return the condition for a request id or a device id, whichever it is: each has an index of its own."""
+        """Return the condition for a request id or a device id. Each has its own index."""
         return Q(command=key) if Command.objects.filter(pk=key).exists() else Q(device=key)
 
     def named(self, text: str) -> Q:
@@ -79,7 +79,7 @@ class _OfCommandAndDevice(ReadOnlyAdmin):
 
 
 class _Sent:
-    """What became of a send, in the contract's own words."""
+    """The outcomes of an attempt, in the words of the API."""
 
     nth = Column("number", "no.")
     ended = State("outcome")
@@ -91,7 +91,7 @@ class _Sent:
 
 
 class _ReportColumns:
-    """What a report says, in the contract's own words."""
+    """The statuses of a report, in the words of the API."""
 
     status_shown = State("status")
     channel = Column("via")
@@ -104,12 +104,15 @@ class _ReportColumns:
 
     @admin.display(description="output")
     def pretty_output(self, report: Report) -> str:
-        """Return what the phone sent along, laid out for people."""
+        """Return the output that the phone sent, formatted for people."""
         return pretty(report.output)
 
 
 def complete(rows: Iterable[Any]) -> None:
-    """Give deliveries what is known of them beyond their own columns, as `current`; None to those that have left."""
+    """Set `current` of deliveries: their values from other tables.
+
+    It is None for a delivery that was deleted meanwhile.
+    """
     listed = list(rows)
     known = deliveries.rows_of([row.pk for row in listed])
     for row in listed:
@@ -117,14 +120,14 @@ def complete(rows: Iterable[Any]) -> None:
 
 
 def reason(row: DeliveryRow) -> str:
-    """Return why a delivery is open, or has come to nothing; of one that failed, what the phone said of it."""
+    """Return why a delivery is open or did not succeed. For a failed one, this is the phone's own text."""
     late = f"It reported {row.late_result.status} later." if row.late_result else None
     said = row.result.message if row.result and row.state == DeliveryState.FAILED else None
     return " ".join(filter(None, (row.why_open, row.why_unfinished, late, said))) or NOTHING
 
 
 def _derived(row: DeliveryRow | None) -> tuple[Any, ...]:
-    """Return the CSV's cells of what no column of a delivery holds; empty ones if it has just left."""
+    """Return the CSV's cells that are not in columns of a delivery. They are empty if it has just been deleted."""
     if row is None:
         return (None,) * len(DeliveryAdmin.derived)
     results = ((result.status, result.message) if result else (None, None) for result in (row.result, row.late_result))
@@ -132,7 +135,7 @@ def _derived(row: DeliveryRow | None) -> tuple[Any, ...]:
 
 
 class DeliveryAdmin(_OfCommandAndDevice):
-    """One command for one device, with its result, and its story from the issue to its settlement."""
+    """One command for one device, with its result, and its timeline from issue to settlement."""
 
     change_form_template = "commands/delivery.html"
     empty = "Each command has one for each of its devices. Send one: manage.py fleet ping all."
@@ -178,7 +181,7 @@ class DeliveryAdmin(_OfCommandAndDevice):
     next_push = Column("next_push_at", "next attempt at")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        """Return the deliveries as they stand now."""
+        """Return the deliveries with their present states."""
         deliveries: QuerySet[Any] = super().get_queryset(request).annotate(**NOW)
         return deliveries
 
@@ -193,7 +196,7 @@ class DeliveryAdmin(_OfCommandAndDevice):
         return [(*cells, *_derived(known.get(cells[0]))) for cells in found]
 
     def name_of(self, row: Delivery) -> str:
-        """Return the action, and for which device it is."""
+        """Return the action, and its device."""
         return f"{row.command.action} for {row.device}"
 
     def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
@@ -206,7 +209,7 @@ class DeliveryAdmin(_OfCommandAndDevice):
 
     @admin.display(description="reason")
     def reason(self, delivery: Any) -> str:
-        """Return why a delivery is open, or has come to nothing; of one that failed, what the phone said of it."""
+        """Return why a delivery is open or did not succeed. For a failed one, this is the phone's own text."""
         return reason(delivery.current) if delivery.current else NOTHING
 
     @admin.display(description="why open")
@@ -221,7 +224,7 @@ class DeliveryAdmin(_OfCommandAndDevice):
 
     @admin.display(description="result")
     def result(self, delivery: Any) -> str:
-        """Return the phone's final word, late or not."""
+        """Return the phone's final report, late or not."""
         late = delivery.current.late_result
         final = late or delivery.current.result
         if final is None:
@@ -232,7 +235,7 @@ class DeliveryAdmin(_OfCommandAndDevice):
 
     @admin.display(description="whole lists")
     def everything(self, delivery: Delivery) -> SafeString:
-        """Return links to all attempts and reports, since the timeline tells the newest only."""
+        """Return links to all attempts and reports, because the timeline shows only the newest."""
         attempts = link_to_list(Attempt, "attempts", delivery__id__exact=delivery.pk)
         reports = link_to_list(Report, "reports", delivery__id__exact=delivery.pk)
         return format_html("{}, {}", attempts, reports)
@@ -242,7 +245,7 @@ OF_DELIVERY: Final = {
     "delivery_id": "delivery_id", "request_id": "delivery__command_id", "action": "delivery__command__action",
     "device_id": "delivery__device_id", "alias": "delivery__device__alias",
 }  # fmt: skip
-"""How the CSV of what belongs to a delivery names it."""
+"""The columns that identify the delivery in the CSV of attempts and reports."""
 
 
 class _OfDelivery(_OfCommandAndDevice):
@@ -258,23 +261,23 @@ class _OfDelivery(_OfCommandAndDevice):
     of_delivery = Link("delivery", text=_key)
 
     def name_of(self, row: Any) -> str:
-        """Return what the row is in itself, and of which action for which device."""
+        """Return the kind of the row, with the action and the device of its delivery."""
         delivery = row.delivery
         return f"{self.kind_of(row)} of {delivery.command.action} for {delivery.device}"
 
     def kind_of(self, row: Any) -> str:
-        """Return what the row is in itself."""
+        """Return the kind of the row."""
         raise NotImplementedError
 
     def identified(self, key: UUID) -> Q:
-        """Return the condition for a request id, whose deliveries may all be old, or for a device id."""
+        """Return the condition for a request id or a device id. All deliveries of a request id may be old."""
         if Command.objects.filter(pk=key).exists():
             return Q(delivery__in=all_of(Delivery.objects.filter(command=key)))
         return Q(delivery__device=key)
 
 
 class AttemptAdmin(_Sent, _OfDelivery):
-    """One FCM send, with FCM's answer."""
+    """One request to FCM, with its answer."""
 
     empty = "Each push is an attempt. Phones are reached by heartbeats until Firebase is configured."
 
@@ -305,7 +308,7 @@ class AttemptAdmin(_Sent, _OfDelivery):
 
 
 class ReportAdmin(_ReportColumns, _OfDelivery):
-    """One thing a phone said about a delivery."""
+    """One report of a phone about a delivery."""
 
     empty = "A phone reports on each command that it gets."
 
@@ -329,5 +332,5 @@ class ReportAdmin(_ReportColumns, _OfDelivery):
         return row.status
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        """Return the reports without what the phones sent along: only a report's own page shows it."""
+        """Return the reports without their outputs. Only the page of a report shows its output."""
         return super().get_queryset(request).defer("output")

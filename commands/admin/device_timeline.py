@@ -1,7 +1,8 @@
 """The timeline of a device: commands, pushes, reports, refusals and signed requests about it, in one order.
 
-Each source gives its newest rows. Where a source has more, the timeline ends with the oldest row that it gave: so it
-has no gap. (Later events of commands that are older than the last DELIVERIES are on the pages of those.)
+Each source gives its newest rows. If a source has more, the timeline ends with the oldest row that it gave, so it has
+no gap. (The newest DELIVERIES commands are included. Later events of older commands are on the pages of those
+commands.)
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,15 +23,15 @@ from nexmdm.models import AuditEntry
 
 DELIVERIES: Final = 20
 EVENTS: Final = 100
-"""A timeline shows at most so many events; and reads so many attempts, and so many reports."""
+"""The most events that a timeline shows. It reads as many attempts, and as many reports."""
 
 SIGNED: Final = 30
-"""A timeline shows at most so many signed requests that name the device."""
+"""The most signed requests about the device that a timeline shows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened to a device: when, what (with links), and more about it."""
+    """An event of a device: its time, a text with links, and details."""
 
     at: datetime
     kind: str
@@ -40,7 +41,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """Events of one source, newest first; `since` is how far back they are complete, None: to the beginning."""
+    """Events of one source, newest first. They are complete back to `since` (None: to the beginning)."""
 
     events: list[Event]
     since: datetime | None = None

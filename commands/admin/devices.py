@@ -1,4 +1,4 @@
-"""The admin page of a device, with what happened to it."""
+"""The admin page of a device, with its timeline."""
 
 from typing import Any, ClassVar
 

@@ -29,11 +29,13 @@ LATEST: Final = 10_000
 """The number of latest commands that decide whether an action is common."""
 
 COMMON: Final = 1000
-"""An action is common if at least one of so many of the latest deliveries has it, and enough to fill a page."""
+"""An action is common if at least one in this number of the latest deliveries has it, and enough of them to fill a
+page.
+"""
 
 
 class ActionFilter(ChoiceFilter):
-    """By the command's action."""
+    """The filter by the command's action."""
 
     title = "action"
     parameter_name = "action"
@@ -45,7 +47,7 @@ class ActionFilter(ChoiceFilter):
 
 
 class DeliveryActionFilter(ActionFilter):
-    """By the action of the delivery's command."""
+    """The filter by the action of the delivery's command."""
 
     column = "command__action"
     delivery: ClassVar = "pk"
@@ -59,14 +61,14 @@ class DeliveryActionFilter(ActionFilter):
 
 
 class AttemptActionFilter(DeliveryActionFilter):
-    """By the action of the attempt's command."""
+    """The filter by the action of the attempt's command."""
 
     column = "delivery__command__action"
     delivery = "delivery"
 
 
 def _is_common(action: str) -> bool:
-    """Tell whether reading from the newest row on soon fills a page with this action."""
+    """Return whether a scan from the newest row on soon fills a page with this action."""
     latest = Command.objects.order_by("-pk")[:LATEST]
     counted = latest.aggregate(
         all=Sum("device_count", default=0), mine=Sum("device_count", default=0, filter=Q(action=action))
@@ -75,7 +77,7 @@ def _is_common(action: str) -> bool:
 
 
 class CommandStateFilter(ChoiceFilter):
-    """By the state of the command."""
+    """The filter by the state of the command."""
 
     title = "state"
     parameter_name = "state"
@@ -86,7 +88,7 @@ class CommandStateFilter(ChoiceFilter):
 
 
 class CommandOutcomeFilter(ChoiceFilter):
-    """By the outcome of the command."""
+    """The filter by the outcome of the command."""
 
     title = "outcome"
     parameter_name = "outcome"
@@ -97,7 +99,7 @@ class CommandOutcomeFilter(ChoiceFilter):
 
 
 class StateFilter(ChoiceFilter):
-    """By the state of the delivery now; an overdue one counts as expired."""
+    """The filter by the present state of the delivery. An overdue one counts as expired."""
 
     title = "state"
     parameter_name = "state"
@@ -111,7 +113,7 @@ class StateFilter(ChoiceFilter):
 
 
 class PushFilter(ChoiceFilter):
-    """By the state of the push."""
+    """The filter by the state of the push."""
 
     title = "push"
     parameter_name = "push"
@@ -122,7 +124,7 @@ class PushFilter(ChoiceFilter):
 
 
 class OutcomeFilter(ChoiceFilter):
-    """By the outcome of the attempt."""
+    """The filter by the outcome of the attempt."""
 
     title = "outcome"
     parameter_name = "outcome"
@@ -133,7 +135,7 @@ class OutcomeFilter(ChoiceFilter):
 
 
 class HttpStatusFilter(ChoiceFilter):
-    """By FCM's HTTP status; `none` is a send that got no answer (yet)."""
+    """The filter by FCM's HTTP status. `none`: the request got no answer, or none yet."""
 
     title = "HTTP status"
     parameter_name = "http_status"
@@ -146,7 +148,7 @@ class HttpStatusFilter(ChoiceFilter):
 
 
 class FcmErrorFilter(ChoiceFilter):
-    """By FCM's error code; `none` is an answer without one, and no answer at all."""
+    """The filter by FCM's error code. `none`: an answer without one, or no answer."""
 
     title = "FCM code"
     parameter_name = "fcm_error"
@@ -158,7 +160,7 @@ class FcmErrorFilter(ChoiceFilter):
 
 
 class DeliveryHttpStatusFilter(HttpStatusFilter):
-    """By the HTTP status of any of its attempts."""
+    """The filter by the HTTP status of any of its attempts."""
 
     def conditions(self) -> dict[str, Q]:
         """Return conditions that are true for a delivery if they are true for one of its attempts."""
@@ -166,7 +168,7 @@ class DeliveryHttpStatusFilter(HttpStatusFilter):
 
 
 class DeliveryFcmErrorFilter(FcmErrorFilter):
-    """By the FCM code of any of its attempts."""
+    """The filter by the FCM code of any of its attempts."""
 
     def conditions(self) -> dict[str, Q]:
         """Return conditions that are true for a delivery if they are true for one of its attempts."""
@@ -178,67 +180,67 @@ def _any_attempt(condition: Q) -> Q:
 
 
 class CommandAge(AgeFilter):
-    """By how long ago the command was issued."""
+    """The filter by the age of the command."""
 
     column = "issued_at"
 
 
 class CommandEnd(SpanFilter):
-    """By how long ago the last delivery of the command was settled."""
+    """The filter by the time since the last delivery of the command was settled."""
 
     title = "ended, up to"
     parameter_name = "ended"
     spans: ClassVar = {"1 hour": timedelta(hours=1), "1 day": timedelta(days=1), "7 days": timedelta(days=7)}
 
     def narrowed(self, rows: QuerySet[Any], moment: datetime) -> QuerySet[Any]:
-        """Keep the commands that ended later. Their end is noted a few seconds after it."""
+        """Keep the commands that ended later. The server stores the end a few seconds after it."""
         return rows.filter(pk__in=all_of(Command.objects.filter(finished_at__gt=moment)))
 
 
 class CommandTime(DateRangeFilter):
-    """By when the command was issued."""
+    """The filter by the time of issue of the command."""
 
     column = "issued_at"
 
 
 class DeliveryAge(AgeFilter):
-    """By how long ago the delivery's command was issued."""
+    """The filter by the age of the delivery's command."""
 
     column = "command__issued_at"
 
 
 class DeliveryTime(DateRangeFilter):
-    """By when the delivery's command was issued."""
+    """The filter by the time of issue of the delivery's command."""
 
     column = "command__issued_at"
 
 
 class AttemptAge(AgeFilter):
-    """By how long ago the send began."""
+    """The filter by the age of the attempt."""
 
     column = "started_at"
 
 
 class AttemptTime(DateRangeFilter):
-    """By when the send began."""
+    """The filter by the time of the attempt."""
 
     column = "started_at"
 
 
 class ReportAge(AgeFilter):
-    """By how long ago the report came."""
+    """The filter by the age of the report."""
 
     column = "reported_at"
 
 
 class ReportTime(DateRangeFilter):
-    """By when the report came."""
+    """The filter by the time of the report."""
 
     column = "reported_at"
 
 
 class ReportStatusFilter(ChoiceFilter):
-    """By the status in the report."""
+    """The filter by the status in the report."""
 
     title = "status"
     parameter_name = "status"

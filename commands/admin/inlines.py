@@ -19,7 +19,7 @@ _FAILED_FIRST: Final = Case(
 
 
 class _NewestDeliveries(NewestRows):
-    """The newest deliveries, those that failed or expired first, with what is known of them beyond their columns."""
+    """The newest deliveries, those that failed or expired first, with their values from other tables."""
 
     order = (_FAILED_FIRST, "-pk")
 
@@ -49,11 +49,11 @@ class _Deliveries(ReadOnlyInline):
 
     @admin.display(description="reason")
     def reason(self, delivery: Any) -> str:
-        """Return why a delivery is open, or has come to nothing."""
+        """Return why a delivery is open or did not succeed."""
         return reason(delivery.current) if delivery.current else NOTHING
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        """Return the deliveries as they stand now."""
+        """Return the deliveries with their present states."""
         unread = [f"command__{name}" for name in BULKY] + [f"device__{name}" for name in SECRETS]
         deliveries = super().get_queryset(request).select_related("command", "device").defer(*unread)
         described: QuerySet[Any] = deliveries.filter(self.condition).annotate(**NOW)

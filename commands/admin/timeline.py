@@ -1,4 +1,6 @@
-"""The timeline of a delivery as people read it: each event with its time to the millisecond, and how long it took."""
+"""The timeline of a delivery, formatted for people: each event with its time and the time since the issue, to the
+millisecond.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +11,7 @@ from commands.schemas import TimelineEvent
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """An event, when it was, and how long after the issue."""
+    """An event, its time, and the time since the issue."""
 
     event: TimelineEvent
     at: str

@@ -10,7 +10,7 @@ from commands.push.outbox import Claimed
 from nexmdm.common import database
 
 FRESH_SECONDS: Final = 1.0
-"""For so long after a check, a claimed push counts as still due; after that, the database is asked again."""
+"""How long a claimed push counts as due after a check, in seconds. After that, the database is asked again."""
 
 
 class Batch:
@@ -26,14 +26,14 @@ class Batch:
 
     @property
     def is_fresh(self) -> bool:
-        """Tell whether the last check is recent enough to send without another."""
+        """Return whether the last check is recent enough to send without another one."""
         return time.monotonic() - self._asked_at <= FRESH_SECONDS
 
     async def take(self, claimed: Claimed) -> bool:
-        """Remove a push from the batch, and tell whether to send it. Raises the errors of the database.
+        """Remove a push from the batch, and return whether to send it. Raises the errors of the database.
 
         It must not be sent if its delivery was settled or has expired since the claim, or if its device was revoked or
-        has another push token. One query answers for all pushes that wait.
+        has another push token. One query checks all pushes that wait.
         """
         if not self.is_fresh:
             async with self._asking:
@@ -42,7 +42,7 @@ class Batch:
 
     async def _ask(self) -> None:
         if self.is_fresh:
-            return  # Another push has asked while this one waited for the lock.
+            return  # The query of another push has checked this one while it waited for the lock.
         asked_at = time.monotonic()
         wanted = await database.run_in_db_thread_ungated(outbox.wanted, list(self._waiting.values()))
         self._waiting = {number: one for number, one in self._waiting.items() if number in wanted}

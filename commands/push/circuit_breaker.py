@@ -1,4 +1,4 @@
-"""The circuit breaker: when to stop pushing for a while. Pure state, no clock of its own."""
+"""The circuit breaker, which stops pushing for a while. It is pure state, without a clock."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -6,10 +6,10 @@ from typing import Final
 
 FAILURES_TO_OPEN: Final = 20
 SEVERAL_DEVICES: Final = 3
-"""Sends to so many devices have to fail before it is our side's fault: one or two may be the phones' own."""
+"""The number of devices whose sends must fail before it is our side's fault. One or two may be the phones' fault."""
 
 MOST_PASSED_OVER: Final = 1000
-"""How many deliveries a circuit remembers as failed: more than fail before it opens, with all slots in use."""
+"""The most failed deliveries that a circuit stores: more than can fail before it opens, with all slots in use."""
 
 PROBE_INTERVAL_SECONDS: Final = 30.0
 
@@ -18,7 +18,7 @@ OPEN: Final = "open"
 
 
 class Fault(StrEnum):
-    """What a send tells of our own side. NONE: FCM has judged this message, so all of our side is in order."""
+    """The fault of our side that a send shows. NONE: FCM accepted or rejected this message, so our side works."""
 
     NONE = "none"
     PASSING = "failures"
@@ -27,19 +27,22 @@ class Fault(StrEnum):
 
 
 CAUSES: Final = (Fault.PASSING, Fault.CONFIGURATION, Fault.OAUTH)
-"""What opens a circuit."""
+"""The causes for which a circuit opens."""
 
 
 @dataclass(slots=True)
 class Circuit:
-    """Closed: pushes go out. Open: one probe each 30 s; the first one that FCM judges closes it again.
+    """Closed: all pushes are sent.
 
-    It opens after an OAuth failure, since that is everybody's; when FCM refuses our side for several devices and judges
-    no message in between; and after 20 failures in a row of any kind, if they are of several devices. `cause` is which
-    of these it was.
+    Open: one probe is sent every 30 s, and the first one that FCM accepts or rejects closes it.
 
-    Deliveries that have failed are passed over if any other is due: while the circuit is open, and by the first claim
-    after it. So each probe is another one, and what has opened the circuit is not the first to go when it closes.
+    It opens after an OAuth failure, which concerns all pushes. It opens when FCM refuses our side for several devices,
+    and accepts or rejects no message in between. It opens after 20 failures of any kind in a row, if they are of
+    several devices. `cause` is the one of these three that opened it.
+
+    While the circuit is open, and in the first claim after it, deliveries that have failed are passed over if any other
+    one is due. So each probe is another delivery, and a delivery that opened the circuit is not the first one after it
+    closes.
     """
 
     state: str = CLOSED
@@ -54,24 +57,24 @@ class Circuit:
 
     @property
     def passed_over(self) -> list[int]:
-        """The ids of the deliveries that the next claim leaves for later."""
+        """The ids of the deliveries that the next claim passes over."""
         return list(self._failed) if self.state == OPEN else self._failed_before_closing
 
     def permits(self, now: float) -> int | None:
-        """Return how many pushes may leave now; None means any number."""
+        """Return how many pushes may be sent now; None means any number."""
         if self.state == CLOSED:
             return None
         return 1 if now >= self.next_probe_at else 0
 
     def claimed(self, now: float) -> None:
-        """Note that pushes leave. If it is a probe, the next one waits its interval."""
+        """Note that pushes are sent. After a probe, the next one waits for its interval."""
         if self.state == OPEN:
             self.next_probe_at = now + PROBE_INTERVAL_SECONDS
         else:
             self._failed_before_closing = []
 
     def note(self, fault: Fault, reason: str, now: float, *, device_id: str, delivery_id: int) -> bool:
-        """Take the end of a send into account; return True if the circuit has opened or closed by it."""
+        """Note the end of a send. Return True if it opened or closed the circuit."""
         if fault == Fault.NONE:
             return self._close()
         self._remember(fault, device_id, delivery_id)

@@ -1,7 +1,7 @@
 """The dispatcher: claims pushes that are due, sends them to FCM, and has the answers recorded.
 
-While PostgreSQL is away it claims nothing, gives back what waits, and keeps the answers until they can be recorded
-(recorder.py). Why it is away is in the log once an outage (nexmdm/common/postgresql/outage.py).
+While PostgreSQL is away, it claims nothing, returns the pushes that wait, and keeps the answers until they can be
+recorded (recorder.py). The log contains the reason once for each outage (nexmdm/common/postgresql/outage.py).
 """
 
 import asyncio
@@ -32,37 +32,40 @@ from nexmdm.common.postgresql.errors import Meaning, meaning_of, safe_message
 log = structlog.get_logger()
 
 SLOTS: Final = 500
-"""The most sends at the same time, and the most FCM connections. At 150 ms an answer: 3,300 pushes a second."""
+"""The most sends at the same time, and the most FCM connections.
+
+If FCM takes 150 ms for an answer, this is 3,300 pushes a second.
+"""
 
 BATCH: Final = 500
 OUTSTANDING: Final = SLOTS + 2 * BATCH
-"""Pushes claimed and not yet answered: two batches more than there are slots, so that no slot waits for a claim."""
+"""The most pushes that are claimed and not answered: two batches more than slots, so that no slot waits for a claim."""
 
 LEAST_ROOM: Final = BATCH // 2
-"""For fewer pushes than these nothing is claimed while others wait: a claim costs the same time for one as for many."""
+"""The smallest claim while other pushes wait. A claim takes the same time for one push as for many."""
 
 GATHER_SECONDS: Final = 0.02
 """How long a dispatcher with more to send waits for free slots, so that one claim takes a hundred pushes, not ten."""
 
 AFTER_FAILURE_SECONDS: Final = 1.0
-"""How long nothing is claimed after a claim that failed."""
+"""The pause after a claim that failed, in seconds."""
 
 LEAVES_WITHIN_SECONDS: Final = outbox.LEASE.total_seconds() - fcm.TIMEOUT_SECONDS - 5
-"""How long after its claim a push may leave: the answer then has its time, and 5 s to be recorded, within the lease."""
+"""How long after its claim a push may be sent, in seconds. So the answer, and 5 s to record it, fit into the lease."""
 CIRCUIT_OPENED = Counter("nexmdm_circuit_opened", "Times that a circuit to FCM has opened, by the cause.", ["cause"])
 for _cause in circuit_breaker.CAUSES:
-    CIRCUIT_OPENED.labels(_cause.value)  # It shows as 0 before the first time.
+    CIRCUIT_OPENED.labels(_cause.value)  # So the metric is 0 before the first time, and not absent.
 
 
 class FcmSender(Protocol):
-    """What the dispatcher needs of FCM."""
+    """The part of FCM's client that the dispatcher uses."""
 
     async def send(self, push: fcm.FcmMessage) -> fcm.FcmResponse:
-        """Send one message; never raise for what FCM or the network does."""
+        """Send one message. Errors of FCM or of the network are returned, not raised."""
 
 
 class Dispatcher:
-    """One dispatcher; any number may run on any number of machines (row locks keep them apart)."""
+    """One dispatcher. Any number may run on any number of machines: row locks coordinate them."""
 
     def __init__(
         self, sender: FcmSender | None, *, per_second: float, periodic_tasks: Sequence[PeriodicTask] = ()
@@ -80,7 +83,9 @@ class Dispatcher:
         self._listener = Listener(self._awake.set)
 
     def stop(self) -> None:
-        """Claim nothing more; run() returns when what is under way is answered, what waits given back, all recorded."""
+        """Claim nothing more. run() returns when sent pushes are answered, waiting ones are returned, and all is
+        recorded.
+        """
         self._stopping.set()
         self._awake.set()
 
@@ -100,7 +105,9 @@ class Dispatcher:
         await asyncio.gather(*side_tasks, return_exceptions=True)
 
     async def run_once(self) -> None:
-        """Do each periodic task once, push what is due as pace and circuit allow, and return when it is recorded."""
+        """Run each periodic task once, send the due pushes that rate and circuit allow, and return when they are
+        recorded.
+        """
         for periodic_task in self._periodic_tasks:
             await database.run_chore(periodic_task.work)
         if self._sender is not None:
@@ -116,7 +123,7 @@ class Dispatcher:
         await recording
 
     async def dispatch_once(self) -> int:
-        """Claim what is due and may leave now, and start sending it; return how many."""
+        """Claim the due pushes that may be sent now, and start to send them. Return their number."""
         now = time.monotonic()
         permitted = self.circuit.permits(now)
         room = OUTSTANDING - len(self._sends)
@@ -160,7 +167,7 @@ class Dispatcher:
                 await self._sleep_until_woken(self._listener.poll_seconds)
 
     async def _send(self, claimed: Claimed, batch: Batch) -> None:
-        """Send a push once there is a slot, or give it back unsent if it should not leave any more."""
+        """Send a push when there is a slot, or return it unsent if it must not be sent any more."""
         async with self._slots:
             if self.circuit.state == circuit_breaker.OPEN and not batch.is_probe:
                 self._give_back(claimed, "the circuit opened while it waited for its turn", fcm_outcomes.PROBE_SECONDS)
@@ -194,7 +201,10 @@ class Dispatcher:
             self.recorder.add(sent)
 
     def _give_back(self, claimed: Claimed, reason: str, retry_in_seconds: float = 0.0) -> None:
-        """Close an attempt that has not left; the push is due again if it still is wanted. No failure of anybody's."""
+        """Close an attempt that was not sent.
+
+        The push is due again if it is still needed. This does not count as a failure.
+        """
         request_id, device_id = str(claimed.content.request_id), claimed.recipient.device_id
         log.info("command.not_sent", request_id=request_id, device_id=device_id, attempt=claimed.number, detail=reason)
         detail = f"not sent: {reason}"
@@ -222,7 +232,7 @@ class Dispatcher:
         )
 
     def _note(self, claimed: Claimed, decision: fcm_outcomes.RetryDecision, reason: str) -> None:
-        """Let the circuit learn from a send, and say so when it opens or closes."""
+        """Report the end of a send to the circuit, and log it if the circuit opens or closes."""
         device_id, delivery_id = claimed.recipient.device_id, claimed.delivery_id
         now = time.monotonic()
         if not self.circuit.note(decision.fault, reason, now, device_id=device_id, delivery_id=delivery_id):

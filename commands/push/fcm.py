@@ -1,4 +1,6 @@
-"""Speak Firebase Cloud Messaging's HTTP v1 API: send one message, return FCM's answer. Touches no database.
+"""The client of Firebase Cloud Messaging's HTTP v1 API: sends one message and returns FCM's answer.
+
+It does not use the database.
 
 Sources: Google's pages "FCM: Send messages with HTTP v1", "ErrorCode", "Scale FCM", "Throttling and quotas".
 """
@@ -30,22 +32,22 @@ MAX_TTL_SECONDS: Final = 2_419_200
 _FCM_ERROR: Final = "google.firebase.fcm.v1.FcmError"
 _BAD_REQUEST: Final = "google.rpc.BadRequest"
 _TARGET: Final = re.compile(r"\bmessage\.(token|fid)\b|registration token", re.IGNORECASE)
-"""How FCM names the push target in a 400: by its field, or in words."""
+"""The names of the push target in a 400 of FCM: as a field, or in words."""
 
 
 class NotSent(Exception):
-    """The push could not leave in time; its text says which time was over. FCM has not got it, or has refused it."""
+    """The push could not be sent in time; the text names the time that was over. FCM has not got it, or refused it."""
 
 
 class NoAccessToken(Exception):
-    """There is no access token to be had; the text says why."""
+    """No access token could be obtained. The text says why."""
 
 
 class FcmMessage(NamedTuple):
-    """What goes to FCM for one phone: strings only, data only.
+    """The message to FCM for one phone: only data, only strings.
 
-    It leaves a second before its command expires and before `leaves_before` (until then it is known whose it is), or
-    not at all. Both are times of time.monotonic().
+    It is sent at least a second before its command expires, and before `leaves_before`, or not at all.
+    (`leaves_before`: until then the claim is valid.) Both are times of time.monotonic().
     """
 
     token: str
@@ -56,10 +58,11 @@ class FcmMessage(NamedTuple):
 
 
 class FcmResponse(NamedTuple):
-    """What became of one send. `http_status` None: no answer came, and `fault` says why ("timeout", "oauth: …").
+    """The result of one send.
 
-    `from_fcm` is False for an error that is not Google's JSON (HTML, an empty body): it says nothing of the message.
-    `names_target`: the error is about the push target.
+    `http_status` None: no answer came, and `fault` says why ("timeout", "oauth: …"). `from_fcm` is False for an error
+    that is not Google's JSON (HTML, an empty body): it does not concern the message. `names_target`: the error is about
+    the push target.
     """
 
     http_status: int | None
@@ -74,7 +77,7 @@ class FcmResponse(NamedTuple):
 
 
 class AccessToken:
-    """The OAuth access token of a service account, refreshed in a thread ahead of its expiry."""
+    """The OAuth access token of a service account, refreshed in a thread before it expires."""
 
     def __init__(self, service_account: Mapping[str, str]) -> None:
         certificate = credentials.Certificate(dict(service_account))
@@ -84,7 +87,7 @@ class AccessToken:
         self._refreshing: asyncio.Task[None] | None = None
 
     async def get(self) -> str:
-        """Return a live token; wait for a refresh only if there is none. Raises NoAccessToken."""
+        """Return a valid token; wait for a refresh only if there is none. Raises NoAccessToken."""
         seconds_left = self._expires_at - time.monotonic()
         if seconds_left <= REFRESH_LATEST_SECONDS:
             await self._refreshed()
@@ -93,7 +96,7 @@ class AccessToken:
         return str(self._credential.token)
 
     async def renew(self, refused: str) -> None:
-        """Refresh a token that FCM has refused, unless that has happened meanwhile. Raises NoAccessToken."""
+        """Refresh a token that FCM has refused, unless it was refreshed meanwhile. Raises NoAccessToken."""
         if self._credential.token == refused:
             await self._refreshed()
 
@@ -101,26 +104,29 @@ class AccessToken:
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS):
                 await asyncio.shield(self._refresh())
-        except Exception as error:  # google-auth trips over some answers that are no OAuth endpoint's
+        except Exception as error:  # google-auth raises many kinds for an answer that is not from an OAuth endpoint
             raise NoAccessToken(type(error).__name__) from error
 
     def _refresh(self) -> asyncio.Task[None]:
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.ensure_future(asyncio.to_thread(self._refresh_now))
-            # Sends that wait get its failure; if none waits, the next send tries again.
+            # Sends that wait get its error. If none waits, the next send tries again.
             self._refreshing.add_done_callback(lambda task: task.cancelled() or task.exception())
         return self._refreshing
 
     def _refresh_now(self) -> None:
         self._credential.refresh(partial(Request(), timeout=TIMEOUT_SECONDS))
-        # google-auth keeps its expiry as naive UTC, and none if it was not told: then FCM says when the token is over.
+        # google-auth has the expiry as naive UTC, or None if the answer did not contain it. Then FCM refuses the token
+        # when it has expired.
         expiry: datetime | None = self._credential.expiry
         seconds_left = math.inf if expiry is None else (expiry.replace(tzinfo=UTC) - datetime.now(UTC)).total_seconds()
         self._expires_at = time.monotonic() + seconds_left
 
 
 class Sender:
-    """One session to FCM: bounded connections, a 10 s time-out, no retry of its own but one after a refused token."""
+    """One session to FCM: a limited number of connections, a time-out of 10 s, and no retry except one after a refused
+    token.
+    """
 
     def __init__(self, service_account: Mapping[str, str], base_url: str, *, connections: int) -> None:
         self._access = AccessToken(service_account)
@@ -138,9 +144,9 @@ class Sender:
         self._connections.close()
 
     async def send(self, push: FcmMessage) -> FcmResponse:
-        """Send one message and return FCM's answer. Never raises for what the network or FCM does.
+        """Send one message and return FCM's answer.
 
-        Raises NotSent if the push could not leave in time.
+        Errors of the network or of FCM are returned, not raised. Raises NotSent if the push could not be sent in time.
         """
         started = time.monotonic()
         try:
@@ -164,21 +170,21 @@ class Sender:
         try:
             await self._access.renew(token)
         except NoAccessToken:
-            # The token that was refused here may serve the other pushes for the rest of its hour.
+            # Other pushes may use the token that was refused here for the rest of its hour.
             return answer
         return await self._post(push, await self._access.get())
 
     async def _post(self, push: FcmMessage, token: str) -> FcmResponse:
-        # Encoded when there is a connection: what it waited for, a connection too, counts against its time to live.
+        # Encoded only when there is a connection, because the waits before count against the time to live.
         async with asyncio.timeout(TIMEOUT_SECONDS):
             response = await self._connections.post(partial(encode, push), f"Bearer {token}")
         return parse(*response)
 
 
 def encode(push: FcmMessage) -> bytes:
-    """Return the body of the HTTP v1 request as it may leave now. Raises NotSent.
+    """Return the body of the HTTP v1 request, for a push that is sent now. Raises NotSent.
 
-    It is what firebase_admin.messaging makes of such a message, in a third of the time.
+    It equals the body that firebase_admin.messaging makes of such a message, and takes a third of the time.
     """
     now = time.monotonic()
     seconds_left = push.expires_at - now
@@ -191,7 +197,7 @@ def encode(push: FcmMessage) -> bytes:
 
 
 def parse(status: int, retry_after_header: str, body: bytes) -> FcmResponse:
-    """Read FCM's answer: the error code stands in `error.details[]`, not in the HTTP status alone."""
+    """Read FCM's answer. The error code is in `error.details[]`; the HTTP status alone is not enough."""
     retry_after = _retry_after(retry_after_header)
     content = _json_object(body)
     if status == HTTPStatus.OK:
@@ -218,7 +224,7 @@ def _json_object(body: bytes) -> dict[str, Any]:
 
 
 def _is_refused(answer: FcmResponse) -> bool:
-    """Tell whether FCM may have refused the access token. A 403 that is not FCM's own comes from a proxy on the way."""
+    """Return whether FCM may have refused the access token. A 403 that is not FCM's own comes from a proxy."""
     if answer.http_status == HTTPStatus.UNAUTHORIZED:
         return not answer.fcm_error
     return answer.http_status == HTTPStatus.FORBIDDEN and answer.from_fcm and not answer.fcm_error
@@ -229,7 +235,9 @@ def _error_code(error: Mapping[str, Any]) -> str:
 
 
 def _names_target(error: Mapping[str, Any]) -> bool:
-    """Tell whether the invalid argument is the push target: by the field violations if any, else by the message."""
+    """Return whether the invalid argument is the push target: by the field violations if there are any, else by the
+    message.
+    """
     if "INVALID_ARGUMENT" not in (error.get("status"), _error_code(error)):
         return False
     violations = [one for detail in _details(error, _BAD_REQUEST) for one in _objects(detail.get("fieldViolations"))]
@@ -246,7 +254,7 @@ def _objects(given: object) -> list[dict[str, Any]]:
 
 
 def _storable(text: object, length: int) -> str:
-    """Return a text as a column can hold it."""
+    """Return a text in a form that a column can store."""
     return str(text).replace("\x00", "")[:length]
 
 

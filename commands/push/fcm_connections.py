@@ -1,6 +1,7 @@
 """The kept connections to FCM: HTTP/1.1, one request at a time on each, read by httptools.
 
-docs/decisions/0013-connections-to-fcm.md has the reason and the figures: aiohttp took half of a push's time.
+docs/decisions/0013-connections-to-fcm.md has the reason and the figures: aiohttp took half of the processor time of a
+push.
 """
 
 import asyncio
@@ -19,13 +20,15 @@ KEPT_SECONDS: Final = 60
 """How long an idle connection is kept."""
 
 LOOKUP_KEPT_SECONDS: Final = 10
-"""How long the addresses of FCM's host are used, so that 500 new connections ask the resolver once."""
+"""How long the addresses of FCM's host are used, in seconds: so 500 new connections ask the resolver once."""
 
 NEXT_ADDRESS_SECONDS: Final = 0.25
-"""How long one address of the host may take to connect until the next one is tried, too (RFC 8305, section 5)."""
+"""How long one address of the host may take to connect before the next one is tried too, in seconds (RFC 8305, section
+5).
+"""
 
 MOST_BYTES: Final = 1_000_000
-"""The longest response that is read. FCM's own are shorter than a kilobyte."""
+"""The longest response that is read, in bytes. FCM's own are shorter than a kilobyte."""
 
 
 class NoResponse(ConnectionError):
@@ -33,7 +36,7 @@ class NoResponse(ConnectionError):
 
 
 class HttpResponse(NamedTuple):
-    """A complete response: of its headers only the text of Retry-After, empty if there is none."""
+    """A complete response. Of its headers it has only the text of Retry-After, empty if there is none."""
 
     status: int
     retry_after: str
@@ -61,9 +64,9 @@ class FcmConnections:
     async def post(self, make_body: Callable[[], bytes], authorization: str) -> HttpResponse:
         """Send one request and return its response; wait for a free connection if all are in use.
 
-        `make_body` is called when the connection is there, directly before the request is written; what it raises
-        leaves this function, and then nothing is sent. Raises OSError for what the network does, NoResponse included,
-        and ValueError for an `authorization` that is no header. A cancelled request takes its connection with it.
+        `make_body` is called when there is a connection, directly before the request is written. If it raises, nothing
+        is sent, and the caller gets its error. Raises OSError for errors of the network, including NoResponse, and
+        ValueError for an `authorization` that cannot be a header. A cancelled request closes its connection.
         """
         if not (authorization.isascii() and authorization.isprintable()):
             raise ValueError("the authorization has characters that no HTTP header can have")
@@ -79,7 +82,7 @@ class FcmConnections:
             return response
 
     def close(self) -> None:
-        """Close all connections; requests under way fail."""
+        """Close all connections. Requests in progress fail."""
         if self._closing_idle is not None:
             self._closing_idle.cancel()
         for connection in list(self._open):
@@ -90,7 +93,7 @@ class FcmConnections:
         return (self._request_line + fields).encode("ascii")
 
     def _take_idle(self) -> "_Connection | None":
-        """Return the connection that was used last, so that those no longer needed grow old."""
+        """Return the connection that was used last, so that connections that are no longer needed time out."""
         while self._idle:
             connection = self._idle.pop()
             if connection.is_usable:
@@ -150,7 +153,7 @@ class _Connection(asyncio.Protocol):
 
     @property
     def is_usable(self) -> bool:
-        """Whether another request may be written on it."""
+        """Whether a further request may be written on it."""
         return not self._transport.is_closing()
 
     async def exchange(self, request: bytes) -> HttpResponse:
@@ -178,7 +181,7 @@ class _Connection(asyncio.Protocol):
         self._connections.add(self)
 
     def connection_lost(self, error: Exception | None) -> None:
-        """End the response if the end of the connection is its end (RFC 9112, section 6.3), else fail it."""
+        """End the response if it ends with the connection (RFC 9112, section 6.3); otherwise it has failed."""
         self._connections.discard(self)
         if self._is_whole_at_the_end and error is None:
             self._finish()
@@ -186,7 +189,7 @@ class _Connection(asyncio.Protocol):
             self._fail(error or NoResponse("the connection was closed"))
 
     def data_received(self, data: bytes) -> None:
-        """Read on in the response."""
+        """Read further data of the response."""
         self._received += len(data)
         if self._response is None or self._received > MOST_BYTES:
             self._fail(NoResponse("there was more than one response"))
@@ -197,7 +200,7 @@ class _Connection(asyncio.Protocol):
             self._fail(NoResponse("it was not HTTP"))
 
     def on_message_begin(self) -> None:
-        """Close the connection if a second response follows: the next request must not be given it."""
+        """Close the connection if a second response follows: the next request must not get it."""
         if self._response is None or self._response.done():
             self._transport.abort()
 
@@ -210,15 +213,15 @@ class _Connection(asyncio.Protocol):
                 self._has_length = True
 
     def on_headers_complete(self) -> None:
-        """Note that without a length the body goes on until the connection ends."""
+        """Note whether the body has no length, and so ends with the connection."""
         self._is_whole_at_the_end = not self._has_length
 
     def on_body(self, part: bytes) -> None:
-        """Keep a part of the body."""
+        """Store a part of the body."""
         self._body.append(part)
 
     def on_message_complete(self) -> None:
-        """Hand over the response; what comes before the final one (100 to 199) is left out (RFC 9110, section 15.2)."""
+        """Deliver the response. Responses before the final one (100 to 199) are ignored (RFC 9110, section 15.2)."""
         if self._parser.get_status_code() < 200:
             self._retry_after, self._has_length, self._is_whole_at_the_end = "", False, False
             return

@@ -1,4 +1,4 @@
-"""What follows from FCM's answer: the table of answers, and when to try again. Pure decisions."""
+"""Decisions after an answer of FCM: the table of answers, and the time of the next try. Pure functions."""
 
 import math
 import random
@@ -10,26 +10,29 @@ from commands.push.circuit_breaker import Fault
 from commands.push.fcm import FcmResponse
 
 FIRST_RETRY_SECONDS: Final = 10.0
-"""FCM asks for no retry before 10 s ("Scale FCM")."""
+"""The least wait before a retry, in seconds ("Scale FCM")."""
 
 LONGEST_RETRY_SECONDS: Final = 900.0
 QUOTA_RETRY_SECONDS: Final = 60.0
 """The least wait after a 429 without Retry-After ("Throttling and quotas")."""
 
 LONGEST_RETRY_AFTER_SECONDS: Final = 3600.0
-"""The longest Retry-After that is followed. A longer one is no answer to a push, which is to wake a phone soon."""
+"""The longest Retry-After that is followed, in seconds.
+
+A longer one is of no use for a push, which must wake a phone soon.
+"""
 
 PROBE_SECONDS: Final = 30.0
-"""The least wait after a failure of our own side (OAuth, configuration)."""
+"""The least wait after a fault of our own side (OAuth, configuration), in seconds."""
 
 SPREAD: Final = 1.1
-"""Up to a tenth more than a fixed wait, so that retries spread out."""
+"""The random part that is added to a fixed wait: up to a tenth of it, so that retries spread out."""
 
 
 class RetryDecision(NamedTuple):
-    """An attempt's outcome, and the seconds to the next one (None: no further push by this answer).
+    """An attempt's outcome, and the seconds until the next one (None: this answer causes no further push).
 
-    `fault` is what the circuit learns from it. `advice` tells an operator what to do.
+    `fault` is the fault that the circuit counts. `advice` tells an operator what to do.
     """
 
     outcome: AttemptOutcome
@@ -51,7 +54,7 @@ _NO_TARGET: Final = "FCM calls the push token invalid."
 
 
 def decide(answer: FcmResponse, failures: int, seconds_left: float = math.inf) -> RetryDecision:
-    """Return what an answer means for its attempt, after `failures` of this delivery; its command lives `seconds_left`.
+    """Return the decision for an answer, after `failures` of this delivery. Its command expires in `seconds_left`.
 
     | answer                                     | outcome       | then                                     |
     | 200                                        | accepted      | done                                     |
@@ -62,8 +65,8 @@ def decide(answer: FcmResponse, failures: int, seconds_left: float = math.inf) -
     | any other that is not FCM's own JSON       | retry_later   | as 5xx                                   |
     | FCM's own errors                           | see _refused  |                                          |
 
-    An answer that is not FCM's own JSON (a front end's page, an empty body, a redirect) says nothing of the message,
-    the push token or the configuration, whatever its status.
+    An answer that is not FCM's own JSON (a front end's page, an empty body, a redirect) proves nothing about the
+    message, the push token or the configuration, whatever its status.
     """
     status = answer.http_status
     asked = _capped_retry_after(answer, seconds_left)
@@ -86,7 +89,7 @@ def decide(answer: FcmResponse, failures: int, seconds_left: float = math.inf) -
 
 
 def _refused(answer: FcmResponse, failures: int) -> RetryDecision:
-    """Return what a 4xx of FCM's own means.
+    """Return the decision for a 4xx that is FCM's own.
 
     | answer                                     | outcome       | then                                     |
     | 404 UNREGISTERED, 403 SENDER_ID_MISMATCH   | token_dead    | no push until another token comes        |
@@ -96,7 +99,8 @@ def _refused(answer: FcmResponse, failures: int) -> RetryDecision:
     | 400 and other 4xx                          | rejected      | no further push                          |
 
     THIRD_PARTY_AUTH_ERROR is FCM's word for a push token of iOS or of a browser for which the project has no
-    certificate or key ("ErrorCode"). A phone chooses its push token by itself: the others' pushes must not stop for it.
+    certificate or key ("ErrorCode"). A phone chooses its push token itself, so the pushes of other phones must not stop
+    because of it.
     """
     if answer.fcm_error in ("UNREGISTERED", "SENDER_ID_MISMATCH"):
         return RetryDecision(AttemptOutcome.TOKEN_DEAD)
@@ -110,9 +114,9 @@ def _refused(answer: FcmResponse, failures: int) -> RetryDecision:
 
 
 def _capped_retry_after(answer: FcmResponse, seconds_left: float) -> float:
-    """Return for how long an answer asks to wait, an hour at most; 0.0 if it does not.
+    """Return the seconds of an answer's Retry-After, an hour at most; 0.0 if it has none.
 
-    Of one that asks for longer the push gets further tries all the same: at half of the time that its command has left.
+    One of more than an hour is cut to half of the time that the command has left, so that the push gets further tries.
     """
     asked = answer.retry_after_seconds or 0.0
     if asked > LONGEST_RETRY_AFTER_SECONDS:

@@ -1,7 +1,7 @@
-"""The listener of one dispatcher: hears PostgreSQL's NOTIFY when a transaction has queued pushes.
+"""The listener of one dispatcher: it receives PostgreSQL's NOTIFY when a transaction has queued pushes.
 
-A connection may be dead silently, or a pooler's, by which nothing is heard. So the dispatcher notifies itself
-again and again, over its pool: what is not heard proves the listening connection deaf, and it is replaced.
+A connection may be dead without an error, or may lead to a pooler that passes no notifications on. So the dispatcher
+regularly notifies itself through its pool. If a notification does not arrive, the listening connection is replaced.
 """
 
 import asyncio
@@ -23,18 +23,18 @@ from nexmdm.common.postgresql.errors import safe_message
 log = structlog.get_logger()
 
 CHECK_SECONDS: Final = 10
-"""How often it notifies itself."""
+"""The seconds between two notifications to itself."""
 
 HEARD_SECONDS: Final = 3
-"""How long its own notification may take."""
+"""The time limit for its own notification, in seconds."""
 
 RECONNECT_SECONDS: Final = 1.0
 CONNECT_SECONDS: Final = 10
 POLL_SECONDS: Final = 1.0
-"""How long a lost notification can delay a push."""
+"""How long a lost notification can delay a push, in seconds."""
 
 DEAF_POLL_SECONDS: Final = 0.1
-"""How long a push can be delayed while nothing is heard."""
+"""How long a push can be delayed while no notifications arrive, in seconds."""
 
 
 class Listener:
@@ -49,12 +49,12 @@ class Listener:
 
     @property
     def poll_seconds(self) -> float:
-        """How often a dispatcher has to look by itself: seldom while its own notifications are heard."""
+        """The seconds between two polls of the dispatcher: long while its own notifications arrive."""
         return POLL_SECONDS if self._is_proven else DEAF_POLL_SECONDS
 
     async def run(self) -> None:
         """Listen until cancelled."""
-        async with ThreadSensitiveContext():  # A thread of its own: to notify itself it waits for no claim.
+        async with ThreadSensitiveContext():  # A separate thread, so that the notification does not wait for a claim.
             while True:
                 reason = await self._listen()
                 self._is_proven = False
@@ -62,7 +62,7 @@ class Listener:
                 await asyncio.sleep(RECONNECT_SECONDS)
 
     async def _listen(self) -> str:
-        """Listen on one connection; return why it is of no use any more."""
+        """Listen on one connection. Return the reason why it cannot be used any more."""
         try:
             if settings.DIRECT_DATABASE is None and await database.run_in_db_thread_ungated(database.is_pooled):
                 return "The database is behind a pooler, which passes no notifications on: set DIRECT_DATABASE_URL."
@@ -80,7 +80,7 @@ class Listener:
         finally:
             hearing.cancel()
             try:
-                # First it has to let go of the socket. (psycopg gives a statement under way 10 s to be cancelled.)
+                # First the task must release the socket. (psycopg gives a statement under way 10 s to be cancelled.)
                 await asyncio.wait([hearing])
             finally:
                 await connection.close()
@@ -97,7 +97,7 @@ class Listener:
                 self._wake()
 
     async def _check(self, hearing: "asyncio.Task[None]") -> str:
-        """Notify itself until that is not heard any more; return the reason."""
+        """Notify itself until a notification does not arrive. Return the reason."""
         if not await self._hears_itself(hearing):
             return _reason(hearing)
         while True:
@@ -126,7 +126,7 @@ class Listener:
         await asyncio.wait([hearing], timeout=seconds)
 
     def _log_once(self, event: str, reason: str) -> None:
-        """Log it once, until something else is to be said."""
+        """Log a reason once, until it changes."""
         if (line := event + reason) != self._last_logged:
             self._last_logged = line
             if reason:

@@ -1,7 +1,7 @@
-"""The transactional outbox: which pushes are due, who sends them, and what FCM said.
+"""The transactional outbox: due pushes, claims, and FCM's answers.
 
-Each function is one short transaction. A push is claimed (a row says that it is about to leave), sent with no
-transaction open, and recorded. A claim is a lease: what a crashed dispatcher held comes due again by itself.
+Each function is one short transaction. A push is claimed (a row records that it will be sent), sent without an open
+transaction, and recorded. A claim is a lease: a push that a crashed dispatcher had claimed becomes due again.
 """
 
 from collections.abc import Collection, Sequence
@@ -23,7 +23,8 @@ from nexmdm.common import database
 log = structlog.get_logger()
 
 LEASE: Final = timedelta(seconds=45)
-"""How long a claimed push belongs to its dispatcher: more than three times the 10 s that one send may take."""
+"""How long a claimed push belongs to its dispatcher, in seconds: more than three times the 10 s that one send may take.
+"""
 
 LEAST: Final = timedelta(seconds=envelope.LEAST_TTL_SECONDS)
 ORPHANED: Final = "the dispatcher did not record an answer"
@@ -40,13 +41,13 @@ class Claimed(NamedTuple):
     content: envelope.Content
     recipient: envelope.Recipient
     seconds_left: float
-    """Until the command's `expires_at`, counted from the claim."""
+    """The seconds from the claim to the command's `expires_at`."""
 
 
 class Sent(NamedTuple):
-    """How a claimed push ended. `retry_in_seconds` None: no further push is due (by this answer).
+    """The end of a claimed push.
 
-    `is_given_back`: it was not sent, which is no failure.
+    `retry_in_seconds` None: no further push is due. `is_given_back`: it was not sent, which is not a failure.
     """
 
     claimed: Claimed
@@ -60,12 +61,12 @@ class Sent(NamedTuple):
     is_given_back: bool = False
 
 
-# Just after a command to a hundred thousand devices the planner knows nothing of them, so it is left no choice: rows
-# are picked from delivery_push_due alone, in its order and no further than the limit, rather than all that are due
-# sorted for each claim; and attempts are found by their delivery (`finished_at IS NULL` rather than `in_flight`, which
-# has an index of its own). What was picked but may not leave waits until the lease ends, and blocks no other push. An
-# attempt that is still open when its delivery comes due again belonged to a dispatcher that died: it is closed as
-# unknown, because its outcome was lost with that dispatcher.
+# Just after a command to a hundred thousand devices, the planner has no statistics of the new rows. So the statement
+# leaves it no choice. Rows are picked only from delivery_push_due, in its order, up to the limit; otherwise each claim
+# would sort all due rows. Attempts are found by their delivery: by `finished_at IS NULL`, because `in_flight` has
+# another index. A picked push that must not be sent waits until the lease ends, and blocks no other push. If an attempt
+# is still open when its delivery becomes due again, its dispatcher died. It is closed as unknown, because its outcome
+# was lost with that dispatcher.
 _IN_ORDER: Final = ("SET LOCAL enable_bitmapscan = off", "SET LOCAL enable_sort = off")
 _CLAIM: Final = """
     WITH picked AS (
@@ -104,9 +105,9 @@ _CLAIM: Final = """
 
 
 def claim_due(limit: int, passed_over: Sequence[int] = ()) -> list[Claimed]:
-    """Take up to `limit` due pushes, each with an open attempt that says so. Never two dispatchers the same one.
+    """Claim up to `limit` due pushes, and open an attempt for each.
 
-    Deliveries whose ids are in `passed_over` are left out.
+    No two dispatchers claim the same one. Deliveries whose ids are in `passed_over` are left out.
     """
     parameters = {
         "limit": limit, "passed_over": list(passed_over), "lease": LEASE, "least": LEAST, "orphaned": ORPHANED,
@@ -124,7 +125,7 @@ def claim_due(limit: int, passed_over: Sequence[int] = ()) -> list[Claimed]:
     ]  # fmt: skip
 
 
-# As the claim judges it, for pushes that were claimed a while ago.
+# The same conditions as in the claim, for pushes that were claimed a while ago.
 _WANTED: Final = """
     SELECT delivery.id
     FROM unnest(%(delivery_ids)s::bigint[], %(numbers)s::int[], %(push_tokens)s::text[], %(generations)s::int[])
@@ -139,7 +140,7 @@ _WANTED: Final = """
 
 
 def wanted(claimed: Sequence[Claimed]) -> set[int]:
-    """Return the `delivery_id` of those that may still be sent as they were claimed."""
+    """Return the `delivery_id` of each claimed push that may still be sent."""
     columns = {
         "delivery_ids": [one.delivery_id for one in claimed],
         "numbers": [one.number for one in claimed],
@@ -150,9 +151,9 @@ def wanted(claimed: Sequence[Claimed]) -> set[int]:
     return {delivery_id for (delivery_id,) in database.rows(_WANTED, columns)}
 
 
-# The locks come first, in statements of their own: what follows must see what the holders before us wrote. Devices
-# before deliveries, as in a revocation (reports lock the delivery first: a deadlock is retried). Of the devices only
-# those whose row may change: their push token is dead, or their count of failures gets another value.
+# The locks come first, in separate statements: the next statement must see what earlier owners of the locks wrote.
+# Devices are locked before deliveries, as in a revocation. (Reports lock the delivery first: a deadlock is retried.)
+# Only those devices are locked whose row may change: their push token is dead, or their count of failures changes.
 _HOLD_DEVICES: Final = """
     SELECT id::text FROM devices_device
     WHERE (id = ANY(%(failed)s::uuid[]) AND push_failures < %(failing_from)s)
@@ -166,11 +167,11 @@ _HOLD: Final = """
     ) held
 """
 
-# Fenced on the attempt's number and on its being open: an answer after the lease has run out changes nothing. Each step
-# carries on what the next one needs, so that no two lists of the batch are joined: row by row, as the planner guesses.
-# A push that failed for the moment stays `retrying` if its delivery was settled meanwhile: it is shown as superseded.
-# Failures are counted in the order of the batch, which is that in which the pushes ended, and only for the push token
-# that the device still has; `device_id` is NULL where nothing is to be counted.
+# Only an open attempt with this number is closed, so an answer after the end of the lease changes nothing. Each step
+# passes on the columns that the next one needs, so that no two lists of the batch are joined: the planner would join
+# them row by row. A push with a temporary failure stays `retrying` if its delivery was settled meanwhile: it is shown
+# as superseded. Failures are counted in the order of the batch, in which the pushes ended, and only for the push token
+# that the device still has. `device_id` is NULL if nothing is counted.
 _RECORD: Final = """
     WITH sent AS (
         SELECT * FROM unnest(
@@ -226,10 +227,9 @@ _RECORD: Final = """
 
 
 def record_attempts(sent: Sequence[Sent]) -> None:
-    """Close the attempts of these pushes and say what comes next for each: done, a further push, or none.
+    """Close the attempts of these pushes, and set the next step of each: done, a further push, or none.
 
-    An answer that the database refuses must not keep the others from being recorded: then each is recorded alone, and
-    one that still fails, without its texts.
+    If the database refuses an answer, each is recorded alone, and one that still fails, without its texts.
     """
     try:
         _record(sent)
@@ -261,13 +261,13 @@ def _locks(sent: Sequence[Sent], dead: Collection[str]) -> dict[str, Any]:
     ended = [(one.claimed.recipient.device_id, one.outcome) for one in sent if not one.is_given_back]
     accepted = ",".join(device_id for device_id, outcome in ended if outcome == AttemptOutcome.ACCEPTED)
     failed = ",".join(device_id for device_id, outcome in ended if outcome != AttemptOutcome.ACCEPTED)
-    # As one text each: psycopg takes longer to quote 500 ids than PostgreSQL to look them up.
+    # Each list is one text: psycopg would take longer to quote 500 ids than PostgreSQL to look them up.
     devices = {"accepted": f"{{{accepted}}}", "failed": f"{{{failed}}}", "dead": list(dead)}
     return devices | {"delivery_ids": [one.claimed.delivery_id for one in sent], "failing_from": FAILING_FROM}
 
 
 def _columns(sent: Sequence[Sent], held: Collection[str]) -> dict[str, Any]:
-    """Return the parameters of _RECORD; the devices in `held` are locked, and so their failures can be counted."""
+    """Return the parameters of _RECORD. Failures are counted only for the devices in `held`, which are locked."""
     counted = [None if one.is_given_back or one.claimed.recipient.device_id not in held else one for one in sent]
     return {
         "delivery_ids": [one.claimed.delivery_id for one in sent],
@@ -287,22 +287,22 @@ def _columns(sent: Sequence[Sent], held: Collection[str]) -> dict[str, Any]:
 
 
 def _retry_in_seconds(one: Sent) -> float | None:
-    # A dead push token is no reason to wait, if the device has been given another one meanwhile.
+    # After a dead push token, the push is due immediately if the device has another push token meanwhile.
     return 0.0 if one.outcome == AttemptOutcome.TOKEN_DEAD else one.retry_in_seconds
 
 
 def stop_pushing(device_ids: Sequence[UUID]) -> None:
-    """Make no push due for these devices: they have no live push token any more. Heartbeats carry on."""
+    """Make no push due for these devices, because they have no live push token any more.
+
+    Heartbeats deliver their commands.
+    """
     waiting = Delivery.objects.filter(device_id__in=device_ids, next_attempt_at__isnull=False)
     waiting.filter(attempt_count=0).update(push_state=PushState.NO_PUSH_TOKEN, next_attempt_at=None)
     waiting.filter(attempt_count__gt=0).update(push_state=PushState.UNDELIVERABLE, next_attempt_at=None)
 
 
 def resume_pushing(device_id: UUID) -> int:
-    """Make what is open for a device due again: it has another push token. Return how many.
-
-    A push that is under way keeps its lease.
-    """
+    """Make the open pushes of a device due, when it gets a push token; return their number. Leases in progress stay."""
     stuck = Q(push_state__in=(PushState.NO_PUSH_TOKEN, PushState.UNDELIVERABLE, PushState.RETRYING))
     waiting = Delivery.objects.open().filter(stuck, device_id=device_id, state=DeliveryState.PENDING)
     under_way = Attempt.objects.filter(delivery_id=OuterRef("id"), outcome=AttemptOutcome.IN_FLIGHT)
@@ -314,7 +314,7 @@ def resume_pushing(device_id: UUID) -> int:
 
 
 def set_push_token(device_id: UUID, push_token: str | None) -> None:
-    """Give a device another push token, or none, and let that decide which pushes are due. Runs in a transaction."""
+    """Set or remove the push token of a device, and update which of its pushes are due. Runs in a transaction."""
     stop_pushing(push_targets.assign(device_id, push_token))
     if Device.objects.reachable_by_push().filter(id=device_id).exists():
         resume_pushing(device_id)
@@ -323,9 +323,9 @@ def set_push_token(device_id: UUID, push_token: str | None) -> None:
 
 
 def settle_shared_push_tokens(limit: int) -> int:
-    """Leave up to `limit` push tokens that several devices share to the device seen last; return how many there were.
+    """Leave each push token that several devices share to the device that was seen last, up to `limit` of them.
 
-    Earlier versions let devices share those of one installation. Those that lose theirs get commands by heartbeat.
+    Return their number. Earlier versions let devices share push tokens of one installation.
     """
     shared = push_targets.shared_installations(limit)
     for owner_digest in shared:
@@ -337,9 +337,10 @@ def settle_shared_push_tokens(limit: int) -> int:
 
 
 def close_abandoned(limit: int) -> int:
-    """Close as `unknown` up to `limit` attempts whose lease is over; return how many. Nobody will record them any more.
+    """Close as `unknown` up to `limit` attempts whose lease is over, and return their number.
 
-    (A delivery that comes due again closes its own; one that was settled meanwhile does not come due.)
+    No dispatcher will record them any more. (A claim closes the old attempt of its delivery, but a delivery that was
+    settled meanwhile is not claimed again.)
     """
     in_flight = Attempt.objects.filter(outcome=AttemptOutcome.IN_FLIGHT)
     old = in_flight.filter(started_at__lt=Now() - LEASE).order_by("id").values_list("id", flat=True)

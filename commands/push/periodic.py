@@ -1,4 +1,4 @@
-"""Periodic tasks of a dispatcher's process: what is repeated next to the pushing, such as expiry and retention."""
+"""The periodic tasks of a dispatcher's process, such as expiry and retention."""
 
 import asyncio
 from collections.abc import Callable
@@ -15,9 +15,9 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class PeriodicTask:
-    """Work that is repeated; ten times as often while there is a full `batch` of it.
+    """Work that is repeated; ten times as often while each run does a full `batch`.
 
-    `work` runs in a thread and returns how much it did.
+    `work` runs in a thread, and returns the amount that it did.
     """
 
     name: str
@@ -27,8 +27,8 @@ class PeriodicTask:
 
 
 async def repeat(task: PeriodicTask) -> None:
-    """Do the work again and again, until cancelled. An error is logged; that the database is away, once an outage."""
-    # A thread of its own: neither the pushing nor another task waits for one that waits for a lock.
+    """Repeat the work until cancelled. Errors are logged; an unavailable database only once for each outage."""
+    # A separate thread: if this task waits for a lock, neither pushing nor another task waits.
     async with ThreadSensitiveContext():
         while True:
             done = await _do(task)

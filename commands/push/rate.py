@@ -1,17 +1,18 @@
-"""The rate of one dispatcher's pushes. Pure state, no clock of its own."""
+"""The rate of one dispatcher's pushes. It is pure state, without a clock."""
 
 from dataclasses import dataclass
 from typing import Final
 
 BURST_SECONDS: Final = 0.1
-"""For how long a dispatcher that had nothing to send may send more than its pace, when it has again."""
+"""For how long a dispatcher may exceed its pace after it had nothing to send, in seconds."""
 
 
 @dataclass(slots=True)
 class Pace:
-    """A token bucket of `per_second` pushes: halved by each second with a 429 in it, won back by a tenth a second.
+    """A token bucket of `per_second` pushes.
 
-    The bucket holds a tenth of a second's pushes, so that neither a pause nor a start exceeds the pace by much.
+    Each second with a 429 halves the pace; afterwards it grows by a tenth a second. The bucket contains the pushes of a
+    tenth of a second, so neither a pause nor a start exceeds the pace by much.
     """
 
     per_second: float
@@ -21,7 +22,7 @@ class Pace:
     slowed_at: float = float("-inf")
 
     def permits(self, now: float) -> int:
-        """Return how many pushes may leave now."""
+        """Return how many pushes may be sent now."""
         elapsed = BURST_SECONDS if self.updated_at is None else max(0.0, now - self.updated_at)
         self.updated_at = now
         if now - self.slowed_at >= 1:
@@ -30,7 +31,7 @@ class Pace:
         return int(self.available)
 
     def seconds_to_next(self) -> float:
-        """Return how long after the last look the next push may leave; 0.0 if it might have then."""
+        """Return the seconds from the last update until the next push may be sent; 0.0 if it could be sent then."""
         return max(0.0, 1.0 - self.available) / self._allowed
 
     @property
@@ -38,11 +39,11 @@ class Pace:
         return max(1.0, self.per_second * self.factor)
 
     def spend(self, count: int) -> None:
-        """Note that `count` pushes have left."""
+        """Note that `count` pushes were sent."""
         self.available -= count
 
     def slow_down(self, now: float) -> None:
-        """Halve the pace: FCM said 429. Once a second at most, for one overload brings many of them."""
+        """Halve the pace after a 429 of FCM, at most once a second: one overload causes many of them."""
         if now - self.slowed_at >= 1:
             self.factor = max(0.01, self.factor / 2)
             self.slowed_at = now

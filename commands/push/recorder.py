@@ -1,4 +1,4 @@
-"""The recorder of one dispatcher: writes what FCM answered, in batches, and waits for PostgreSQL if it is away."""
+"""The recorder of one dispatcher: it writes FCM's answers in batches, and waits while PostgreSQL is away."""
 
 import asyncio
 from collections.abc import Callable
@@ -17,7 +17,7 @@ log = structlog.get_logger()
 
 BATCH: Final = 500
 TRIES_AT_THE_END: Final = 15
-"""How often it tries once nothing more will come."""
+"""The number of tries after close()."""
 
 RETRY_SECONDS: Final = 1.0
 
@@ -32,18 +32,18 @@ class Recorder:
         self._closing = False
 
     def add(self, sent: Sent) -> None:
-        """Record this soon."""
+        """Add an answer, to be recorded soon."""
         self.waiting.append(sent)
         self._changed.set()
 
     def close(self) -> None:
-        """Have run() return once all is recorded; nothing more will be added."""
+        """Let run() return when all is recorded. Nothing may be added after this."""
         self._closing = True
         self._changed.set()
 
     async def run(self) -> None:
-        """Record what is added until close()."""
-        async with ThreadSensitiveContext():  # A thread of its own: what is recorded waits for no claim.
+        """Record the added answers until close()."""
+        async with ThreadSensitiveContext():  # A separate thread, so that a record does not wait for a claim.
             while self.waiting or not self._closing:
                 await self._changed.wait()
                 self._changed.clear()
@@ -51,9 +51,10 @@ class Recorder:
                     await self._record(self.waiting[:BATCH])
 
     async def _record(self, batch: list[Sent]) -> None:
-        """Record a batch; while PostgreSQL is away, try again until it is back, or until run() has to return.
+        """Record a batch.
 
-        What is dropped goes again when its lease has run out.
+        While PostgreSQL is away, try again until it is back, or until run() must return. Then the batch is dropped, and
+        its pushes are sent again after their lease.
         """
         tries_left = TRIES_AT_THE_END
         while tries_left:

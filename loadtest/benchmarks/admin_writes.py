@@ -1,8 +1,8 @@
-"""How many signed writes a second a server takes: `python -m loadtest.benchmarks.admin_writes`.
+"""Measures the signed writes a second of a server: `python -m loadtest.benchmarks.admin_writes`.
 
-Starts a server of its own. So many clients, each with a connection that it keeps, make enrollment tokens one after the
-other: about the least that a signed write can do, so that what it shares with all others weighs the most (the turn
-that each takes at the audit). Server, PostgreSQL and clients share the machine.
+Starts its own server. Clients, each with one kept connection, create enrollment tokens one after the other. This is one
+of the cheapest signed writes. So the part that all signed writes share, the turn at the audit, has the largest weight.
+Server, PostgreSQL and clients share the machine.
 """
 
 import argparse
@@ -54,10 +54,10 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m loadtest.benchmarks.admin_writes", description=__doc__)
     add = parser.add_argument
-    add("--clients", type=int, default=8, help="how many write at once (8)")
+    add("--clients", type=int, default=8, help="how many clients write at the same time (8)")
     add("--workers", type=int, default=2, help="how many web workers (2)")
-    add("--rounds", type=int, default=3, help="how often it is measured (3)")
-    add("--seconds", type=int, default=8, help="how long each time (8), after a warm-up of 2")
+    add("--rounds", type=int, default=3, help="number of rounds (3)")
+    add("--seconds", type=int, default=8, help="seconds of each round (8), after a warm-up of 2")
     return parser.parse_args()
 
 

@@ -1,8 +1,8 @@
-"""The ceiling: a bare ASGI function with a group commit to PostgreSQL, and nothing else that a heartbeat needs.
+"""The upper limit: a bare ASGI function with a group commit to PostgreSQL, without the other work of a heartbeat.
 
 It reads the body, parses it, and stores it for the device whose token's digest matches; it validates nothing, looks for
-no commands, logs and counts nothing, and answers with a constant. What `python -m loadtest.benchmarks.one_core`
-compares with: `python -m loadtest.benchmarks.bare_asgi N` serves on the listening socket that is descriptor N.
+no commands, logs and counts nothing, and answers with a constant. `python -m loadtest.benchmarks.one_core` compares
+NexMDM with it. `python -m loadtest.benchmarks.bare_asgi N` serves on the listening socket with descriptor N.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 
 
 def prepare(dsn: str, members: Iterable[Member]) -> None:
-    """Make the table that it works on, with a row for each phone."""
+    """Create its table, with a row for each phone."""
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute(_TABLE)
         with connection.cursor() as cursor, cursor.copy("COPY bare_presence (digest) FROM STDIN") as copy:
@@ -56,7 +56,7 @@ def _digest(token: bytes) -> bytes:
 
 
 class Batch:
-    """The batch now filling, and the thread that stores it."""
+    """The present batch, and the thread that stores it."""
 
     def __init__(self) -> None:
         self._filling: list[tuple[dict[str, Any], asyncio.Future[None]]] = []

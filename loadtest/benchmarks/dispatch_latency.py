@@ -1,9 +1,9 @@
-"""How soon a command's two messages arrive: `python -m loadtest.benchmarks.dispatch_latency`.
+"""Measures how soon a push and a result arrive: `python -m loadtest.benchmarks.dispatch_latency`.
 
-Starts a server of its own and a stand-in for FCM, and sends pings one after the other to one phone. From POST
-/admin/command to the push arriving at FCM: the whole of the request, the transaction, the notification, the claim and
-the send lie in between. And from the answer to the phone's result to that of the admin who waits for it by
-`wait_seconds`.
+Starts its own server and a fake FCM, and sends pings to one phone, one after the other. It measures the time from POST
+/admin/command to the arrival of the push at FCM. This includes the request, the transaction, the notification, the
+claim and the send. It also measures the time from the answer to the phone's result to the answer to the admin who waits
+for it by `wait_seconds`.
 """
 
 import argparse
@@ -30,16 +30,17 @@ from nexmdm.client.http_client import FleetClient
 
 PUSH_P95_LIMIT_MS: Final = 50.0
 ALONE_P95_LIMIT_MS: Final = 300.0
-"""Where the dispatcher cannot listen, and looks by itself."""
+"""The limit if the dispatcher cannot listen and must poll, in milliseconds."""
 
 WAIT_LIMIT_MS: Final = 250.0
 _LONGEST_PAUSE_SECONDS: Final = 0.3
-"""How long a phone takes before it answers, at most: a random part of it, so that no poll fits by chance."""
+"""The longest wait of a phone before it answers. It waits for a random part of it, so that no poll matches by chance.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """How many milliseconds one ping took to FCM, and its result to the admin who waited for it."""
+    """The milliseconds of one ping to FCM, and of its result to the waiting admin."""
 
     to_push: float
     to_waiting_admin: float
@@ -61,7 +62,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--pooler",
         choices=("direct", "alone"),
-        help="have a PgBouncer in between that pools transactions: with a direct address for LISTEN, or without",
+        help="put a PgBouncer in between that pools transactions: with a direct address for LISTEN, or without",
     )
     return parser.parse_args()
 
@@ -78,12 +79,12 @@ def _measure(folder: Path, pings: int, settings: Mapping[str, str]) -> list[Late
             _phone(admin) as phone,
         ):
             run = partial(_ping, admin, waiting, waiter, standin, phone)
-            run()  # The first one also fetches an access token.
+            run()  # The first push also requests an access token.
             return [run() for _ in range(pings)]
 
 
 def _phone(admin: FleetClient) -> httpx.Client:
-    """Return the client of a phone that is registered."""
+    """Return the client of a registered phone."""
     token = admin.post("/admin/enrollment-tokens", {})["enrollment_token"]
     body = {"hardware_id": "dispatch-latency", "push_token": "ok-1"}
     answer = httpx.post(f"{admin.url}/v1/register", json=body, headers={"Authorization": f"Bearer {token}"})

@@ -1,8 +1,7 @@
-"""How long one command takes to reach a whole fleet through FCM: `python -m loadtest.benchmarks.fan_out`.
+"""Measures the time of one command to a whole fleet through FCM: `python -m loadtest.benchmarks.fan_out`.
 
-One dispatcher has core 0 to itself; the web worker, PostgreSQL and the stand-in for FCM, which takes 20 ms for an
-answer, share core 1. A push is handed over when FCM has its request; the clock starts when the POST is about to be
-written.
+One dispatcher runs alone on core 0. The web worker, PostgreSQL and the fake FCM, which takes 20 ms for an answer, share
+core 1. A push is handed over when FCM has its request. The clock starts just before the POST is written.
 """
 
 import argparse
@@ -35,10 +34,10 @@ COMMAND: Final = {
 }
 SETTINGS: Final = {"FCM_MAX_PER_SECOND": "20000"}
 LIMITS: Final = {10_000: (1.0, 2.0), 100_000: (3.0, 20.0)}
-"""Seconds to the answer of the POST, and to the last push, for fleets of these sizes."""
+"""Limits in seconds to the answer of the POST, and to the last push, for fleets of these sizes."""
 
 GIVE_UP_SECONDS: Final = 300
-PARTS: Final = ("dispatcher", "PostgreSQL", "stand-in")
+PARTS: Final = ("dispatcher", "PostgreSQL", "fake FCM")
 _POLL_SECONDS: Final = 0.1
 _PLAIN_WIDTH: Final = 130
 
@@ -51,7 +50,7 @@ class FanOut:
     handed_over: float
     recorded: float
     costs: dict[str, float]
-    """Processor time of each push, in µs: of the dispatcher, PostgreSQL and the stand-in, until all was recorded."""
+    """The processor time of each push in µs, of the dispatcher, PostgreSQL and the fake FCM, until all was recorded."""
 
 
 def main() -> int:
@@ -70,14 +69,14 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m loadtest.benchmarks.fan_out", description=__doc__)
     sizes, rounds = list(LIMITS), 3
     parser.add_argument("--devices", type=int, nargs="+", default=sizes, metavar="N", help="fleets (10000 100000)")
-    history = "deliveries of a month's work, before which and after which each fleet is measured (0)"
+    history = "deliveries of a month's history; each fleet is measured without and with it (0)"
     parser.add_argument("--history", type=int, default=0, metavar="N", help=history)
-    parser.add_argument("--rounds", type=int, default=rounds, metavar="N", help="how often each is measured (3)")
+    parser.add_argument("--rounds", type=int, default=rounds, metavar="N", help="number of rounds (3)")
     return parser.parse_args()
 
 
 def _measure(devices: int, rounds: int, history: int) -> dict[int, list[FanOut]]:
-    """Return the rounds with an empty history, and those with a history if one is asked for, by its deliveries."""
+    """Return the rounds by the deliveries of their history: without one, and with one if it is requested."""
     with tempfile.TemporaryDirectory(prefix="nexmdm-") as name:
         folder = Path(name)
         with testbed.started(
@@ -127,14 +126,15 @@ def _used(place: ServerUnderTest) -> dict[str, float]:
     return {
         "dispatcher": machine.cpu_seconds_of(place.serving.child("dispatch")),
         "PostgreSQL": machine.cpu_seconds(place.serving.data_dir)["PostgreSQL"],
-        "stand-in": machine.cpu_seconds_of(place.standin),
+        "fake FCM": machine.cpu_seconds_of(place.standin),
     }
 
 
 def _await_sends(journal: JournalTail, request_id: str, devices: int) -> list[dict[str, Any]]:
     """Return the sends of a command when there are as many as devices. Raises TimeoutError.
 
-    Until then only the journal is read: to count the command's pushes takes PostgreSQL as long as to send hundreds.
+    Until then only the journal is read, because a count of the command's pushes costs PostgreSQL as much as hundreds of
+    sends.
     """
     deadline = time.monotonic() + GIVE_UP_SECONDS
     sends: list[dict[str, Any]] = []

@@ -1,7 +1,8 @@
-"""The largest fleet that one web worker holds on this machine: `python -m loadtest.benchmarks.largest_fleet`.
+"""Finds the largest fleet that one web worker serves on this machine: `python -m loadtest.benchmarks.largest_fleet`.
 
-Doubles the fleet as long as every request is answered and the heartbeats' 99th percentile stays within its limit, then
-halves the step between what was held and what was not. Server, PostgreSQL, stand-in and generator share the machine.
+A fleet passes if every request is answered and the heartbeats' 99th percentile is within its limit. Doubles the fleet
+as long as it passes, then halves the step between the largest that passed and the smallest that did not. Server,
+PostgreSQL, fake FCM and generator share the machine.
 """
 
 import argparse
@@ -39,7 +40,7 @@ def main() -> int:
             Path(folder), data / "data", interval_seconds=INTERVAL_SECONDS, commands_per_minute=COMMANDS_PER_MINUTE
         ) as place:
             largest = _search(console, place, Path(folder), arguments)
-    console.print(f"The largest fleet that was held: {largest:,} devices at {INTERVAL_SECONDS} s.", highlight=False)
+    console.print(f"The largest fleet that passed: {largest:,} devices at {INTERVAL_SECONDS} s.", highlight=False)
     return 0 if largest else 1
 
 
@@ -47,14 +48,14 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m loadtest.benchmarks.largest_fleet", description=__doc__)
     add = parser.add_argument
     add("--first", type=int, default=200_000, metavar="N", help="the fleet to begin with (200,000)")
-    add("--step", type=int, default=50_000, metavar="N", help="how exact the answer is to be (50,000)")
-    add("--seconds", type=int, default=30, help="how long each fleet is measured (30), after a ramp of half of that")
-    add("--keep", type=Path, metavar="FOLDER", help="where the server keeps its data, for a next time")
+    add("--step", type=int, default=50_000, metavar="N", help="the precision of the result (50,000)")
+    add("--seconds", type=int, default=30, help="seconds of each run (30), after a ramp of half of that")
+    add("--keep", type=Path, metavar="FOLDER", help="folder for the server's data, for further runs")
     return parser.parse_args()
 
 
 def _search(console: Console, place: ServerUnderTest, folder: Path, arguments: argparse.Namespace) -> int:
-    """Return the largest fleet that was held; 0 if not even the first was."""
+    """Return the largest fleet that passed; 0 if the first one did not."""
     held, missed, devices = 0, 0, arguments.first
     while not missed or missed - held > arguments.step:
         if _is_held(console, place, folder, devices, arguments.seconds):

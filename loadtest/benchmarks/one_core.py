@@ -1,8 +1,8 @@
-"""How many heartbeats a second one web worker takes on one core: `python -m loadtest.benchmarks.one_core`.
+"""Measures the heartbeats a second of one web worker on one core: `python -m loadtest.benchmarks.one_core`.
 
-The worker has core 0 to itself; PostgreSQL, the dispatcher and wrk (a Debian package) share core 1. A hundredth of the
-fleet has one open delivery. Log lines and metrics are on, as `serve` has them. In turn with it, in the same rounds,
-runs the ceiling (loadtest/benchmarks/bare_asgi.py) and, with --against, whatever else listens for the same request.
+The worker runs alone on core 0. PostgreSQL, the dispatcher and wrk (a Debian package) share core 1. A hundredth of the
+fleet has one open delivery. Log lines and metrics are on, as in `serve`. The same rounds measure, in turn, the upper
+limit (loadtest/benchmarks/bare_asgi.py) and, with --against, any other server that accepts the same request.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from loadtest.testbed.machine import MEASURED_CORE, pin
 from loadtest.testbed.testbed import ServerUnderTest
 
 OPEN_PART: Final = 100
-"""One phone of so many has an open delivery."""
+"""One phone in this number has an open delivery."""
 
 _ROOT: Final = Path(__file__).resolve().parent.parent.parent
 
@@ -56,12 +56,12 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m loadtest.benchmarks.one_core", description=__doc__)
     add = parser.add_argument
     add("--devices", type=int, default=100_000, help="how many phones (100,000)")
-    add("--rounds", type=int, default=3, help="how often each is measured, in turn (3)")
-    add("--seconds", type=int, default=8, help="how long each time (8), after a warm-up of 3")
-    add("--keep", type=Path, metavar="FOLDER", help="where the server keeps its data, for a next time")
+    add("--rounds", type=int, default=3, help="number of rounds (3)")
+    add("--seconds", type=int, default=8, help="seconds of each measurement (8), after a warm-up of 3")
+    add("--keep", type=Path, metavar="FOLDER", help="folder for the server's data, for further runs")
     add(
         "--against", nargs=3, action="append", default=[], metavar=("NAME", "URL", "TOKENS"),
-        help="another server that takes POST /v1/heartbeat, pinned to core 0 by you, and a file of its tokens",
+        help="another server with POST /v1/heartbeat, which you have pinned to core 0, and a file of its tokens",
     )  # fmt: skip
     return parser.parse_args()
 
@@ -98,7 +98,7 @@ def _leave_open(place: ServerUnderTest, device_ids: list[str]) -> None:
 
 @contextmanager
 def _bare(dsn: str) -> Iterator[str]:
-    """Run the ceiling beside the server, on its core and its PostgreSQL; gives its address."""
+    """Run the upper limit next to the server, on the same core and PostgreSQL. Yields its address."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         descriptor = listener.fileno()
         program = [

@@ -1,9 +1,9 @@
-"""How long the pages and lists of a fleet with a history take: `python -m loadtest.benchmarks.page_times`.
+"""Measures the pages and lists of a fleet with a history: `python -m loadtest.benchmarks.page_times`.
 
-Starts a server of its own, seeds the fleet and a month of work, has a third of the fleet online and a third offline,
-and asks for each page so many times, one after the other: signed for the API, logged in for the admin site. Of the
-site that is every list, bare and narrowed by each choice of each filter, searched, at its far end and as CSV (to the
-first chunk of rows); and pages of rows new and old.
+Starts its own server, and seeds the fleet and a month of work. A third of the fleet is online, a third is offline.
+Requests each page several times, one after the other: signed for the API, logged in for the admin site. On the site it
+requests every list without a filter and with each choice of each filter, with a search, at its last page, and as CSV
+(to the first chunk of rows). It also requests pages of new and old rows.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from nexmdm.client.http_client import FleetClient
 
 LIMIT_MS: Final = 500
 DEVICES_LIMIT_MS: Final = 200
-"""For what lists nothing but devices."""
+"""The limit for lists of devices, in milliseconds."""
 
 LISTS: Final = {
     "/django-admin/devices/device/": "devices_device",
@@ -44,7 +44,7 @@ LISTS: Final = {
     "/django-admin/commands/report/": "commands_report",
     "/django-admin/nexmdm/auditentry/": "nexmdm_auditentry",
 }
-# Filters together, where each alone keeps much and both keep little; and a day a fortnight ago.
+# Filters that each keep many rows, and together keep few; and a day two weeks ago.
 NARROWED: Final = {
     "/django-admin/devices/device/": (
         "?model=Simulated", "?model=Rare", "?model=nowhere", "?os_version=9", "?agent_version=0.9",
@@ -79,7 +79,7 @@ _REPORTED: Final = """
     FROM (SELECT id, row_number() OVER (ORDER BY id) AS number FROM devices_device) place
     WHERE place.id = device.id AND (place.number % 1000 IN (7, 8) OR place.number <= 50)
 """
-# An online third, an offline third; the rest was never heard.
+# A third is online, a third is offline, and the rest never sent a heartbeat.
 _HEARD: Final = """
     UPDATE devices_presence SET last_seen_at = now() - make_interval(secs => place.number % 2 * 3600),
         agent_version = CASE WHEN place.number % 1000 = 9 THEN '0.9' ELSE '1.0' END
@@ -98,7 +98,7 @@ _FACTS: Final = """
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the database has to be asked for: a command, two of the widest, a device, and a day long ago."""
+    """Values from the database: a command, two commands to the most devices, a device, and a day long ago."""
 
     newest_command: str
     oldest_wide_command: str
@@ -113,8 +113,8 @@ def main() -> int:
     """Measure, print a table; 0 if every page kept within its limit."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.benchmarks.page_times", description=__doc__)
     parser.add_argument("--devices", type=int, default=100_000, help="how many phones (100,000)")
-    parser.add_argument("--deliveries", type=int, default=1_000_000, help="how many deliveries they got (1,000,000)")
-    parser.add_argument("--times", type=int, default=20, help="how often each page is asked for (20)")
+    parser.add_argument("--deliveries", type=int, default=1_000_000, help="number of their deliveries (1,000,000)")
+    parser.add_argument("--times", type=int, default=20, help="number of requests of each page (20)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="nexmdm-") as folder:
         times = _measure(Path(folder), arguments)
@@ -246,7 +246,7 @@ def _first_rows(browser: httpx.Client, path: str) -> Callable[[], object]:
 
 
 def _times(ask: Callable[[], object], count: int) -> list[float]:
-    """Return the milliseconds that each of so many calls took, after one that does not count."""
+    """Return the milliseconds of each call, after a first one that does not count."""
     ask()
     return [_time(ask) for _ in range(count)]
 
@@ -258,7 +258,7 @@ def _time(ask: Callable[[], object]) -> float:
 
 
 def _logged_in(serving: Serving) -> httpx.Client:
-    """Return a browser that a new superuser has logged in with."""
+    """Return a browser in which a new superuser is logged in."""
     password = secrets.token_urlsafe(24)
     account = ("--username", _USER, "--email", "page-times@example.com")
     serving.manage("createsuperuser", "--noinput", *account, DJANGO_SUPERUSER_PASSWORD=password)

@@ -1,8 +1,8 @@
-"""How many results a second one web worker takes on one core: `python -m loadtest.benchmarks.results`.
+"""Measures the results a second of one web worker on one core: `python -m loadtest.benchmarks.results`.
 
-The worker has core 0 to itself; PostgreSQL, the dispatcher and wrk share core 1, as in one_core. In turn, in the same
-rounds, come heartbeats. For each round there is a new command to all phones, none of which is pushed to: each result is
-the first one of its delivery, with a message and an output, and settles it.
+The worker runs alone on core 0. PostgreSQL, the dispatcher and wrk share core 1, as in one_core. The same rounds
+measure heartbeats, in turn. Each round has a new command to all phones, without pushes. Each result is the first one of
+its delivery, with a message and an output, and settles it.
 """
 
 import argparse
@@ -38,9 +38,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m loadtest.benchmarks.results", description=__doc__)
     add = parser.add_argument
     add("--devices", type=int, default=120_000, help="how many phones (120,000): each reports once a round at most")
-    add("--rounds", type=int, default=3, help="how often each is measured, in turn (3)")
-    add("--seconds", type=int, default=8, help="how long each time (8), after a warm-up of 3")
-    add("--keep", type=Path, metavar="FOLDER", help="where the server keeps its data, for a next time")
+    add("--rounds", type=int, default=3, help="number of rounds (3)")
+    add("--seconds", type=int, default=8, help="seconds of each measurement (8), after a warm-up of 3")
+    add("--keep", type=Path, metavar="FOLDER", help="folder for the server's data, for further runs")
     return parser.parse_args()
 
 
@@ -72,10 +72,10 @@ def _issue(place: ServerUnderTest) -> dict[str, Any]:
 
 
 def _check(place: ServerUnderTest, command: dict[str, Any], least: float) -> None:
-    """See to it that what was answered is there, and that no phone had to report twice."""
+    """Check that each answered result is stored, and that no phone had to report twice."""
     counts = place.admin.get(f"/admin/commands/{command['request_id']}")["counts"]
     if not least <= counts["succeeded"] < command["device_count"]:
-        raise wrk.Failed(f"results: {counts['succeeded']} are there, of {least:.0f} and more; more --devices, perhaps")
+        raise wrk.Failed(f"results: {counts['succeeded']} are stored, of at least {least:.0f}; try more --devices")
 
 
 def _print(heartbeats: Contestant, results: Contestant) -> None:

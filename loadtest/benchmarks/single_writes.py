@@ -1,8 +1,9 @@
-"""How many signed commands to one device a second one worker takes: `python -m loadtest.benchmarks.single_writes`.
+"""Measures the signed commands a second of one worker, each to one device.
 
-The worker has core 0 to itself; PostgreSQL, the dispatcher and wrk share core 1, as in one_core. In turn, in the same
-rounds, come heartbeats, commands of 64 connections, and those of a single one. Each command is a `ping` of a request of
-its own, signed before, to a device without a push token. The audit is verified at the end.
+`python -m loadtest.benchmarks.single_writes`: the worker runs alone on core 0. PostgreSQL, the dispatcher and wrk share
+core 1, as in one_core. Each round measures, in turn, heartbeats, commands over 64 connections, and commands over one
+connection. Each command is a `ping` to a device without a push token, in a separate request that was signed before. The
+audit is verified at the end.
 """
 
 import argparse
@@ -46,7 +47,7 @@ class Measured:
 
 
 def main() -> int:
-    """Measure in rounds, print a table; 0 if every answer was a 200 and the audit holds."""
+    """Measure in rounds, print a table; 0 if every answer was a 200 and the audit is valid."""
     arguments = _arguments()
     measured = wrk.run(lambda stack: _measured(stack, arguments))
     if measured is None:
@@ -59,9 +60,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m loadtest.benchmarks.single_writes", description=__doc__)
     add = parser.add_argument
     add("--devices", type=int, default=10_000, help="how many phones (10,000)")
-    add("--requests", type=int, default=40_000, help="how many requests are signed for each run (40,000)")
-    add("--rounds", type=int, default=3, help="how often each is measured, in turn (3)")
-    add("--seconds", type=int, default=8, help="how long each time (8), after a warm-up of 3")
+    add("--requests", type=int, default=40_000, help="number of requests that are signed for each run (40,000)")
+    add("--rounds", type=int, default=3, help="number of rounds (3)")
+    add("--seconds", type=int, default=8, help="seconds of each measurement (8), after a warm-up of 3")
     return parser.parse_args()
 
 
@@ -97,7 +98,7 @@ def _measured(stack: ExitStack, arguments: argparse.Namespace) -> Measured:
 
 
 def _sign(place: ServerUnderTest, file: Path, device_ids: Sequence[str], count: int) -> dict[str, str]:
-    """Write so many signed requests; return what the script needs to know besides."""
+    """Write signed requests to a file. Return the further variables of the script."""
     assert place.serving is not None
     key, secret = place.serving.secrets["ADMIN_KEY"], place.serving.secrets["HMAC_SECRET"]
     now = int(time.time())
@@ -114,7 +115,10 @@ def _sign(place: ServerUnderTest, file: Path, device_ids: Sequence[str], count: 
 
 
 def _analyze(place: ServerUnderTest) -> None:
-    """Do what autovacuum does within a minute: plans that were made for empty tables read all of them for each row."""
+    """Do what autovacuum does within a minute.
+
+    Before it, plans that were made for empty tables read the whole table for each row.
+    """
     assert place.serving is not None
     with psycopg.connect(place.serving.database_url(), autocommit=True) as database:
         database.execute("ANALYZE")
@@ -128,7 +132,7 @@ def _verify_audit(place: ServerUnderTest) -> None:
     )
     sys.stderr.write(done.stdout + done.stderr)
     if done.returncode:
-        raise wrk.Failed("The audit does not hold.")
+        raise wrk.Failed("The audit is not valid.")
 
 
 def _print(measured: Measured) -> None:

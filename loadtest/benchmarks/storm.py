@@ -1,8 +1,9 @@
-"""The storm: one command to a fleet whose phones all answer in the same minute: `python -m loadtest.benchmarks.storm`.
+"""The storm: one command to a fleet whose phones all answer in the same minute.
 
-All phones send heartbeats; then each gets the push of one `ping`, and reports a random part of the spread later. A
-phone that is refused comes again after `Retry-After`, with jitter; one that gets no answer, after a random time that
-doubles. One web worker, the dispatcher, PostgreSQL, the stand-in for FCM and the generator share the machine.
+`python -m loadtest.benchmarks.storm`: all phones send heartbeats. Then each gets the push of one `ping`, and reports
+after a random part of the spread. A phone that is refused tries again after `Retry-After`, with jitter. One that gets
+no answer tries again after a random time that doubles. One web worker, the dispatcher, PostgreSQL, the fake FCM and the
+generator share the machine.
 """
 
 import argparse
@@ -30,18 +31,21 @@ from loadtest.testbed.testbed import ServerUnderTest
 INTERVAL_SECONDS: Final = 120
 RAMP_SECONDS: Final = 20
 QUIET_SECONDS: Final = 15
-"""How long heartbeats are measured alone, before the command; and after the last answer can have come."""
+"""How long only heartbeats are measured, in seconds: before the command, and after the last answer may come."""
 
 FAN_OUT_SECONDS: Final = 60
-"""What the pushes may take."""
+"""How long the pushes may take, in seconds."""
 
 HEARTBEAT_P99_SECONDS: Final = 0.150
 RESULT_P99_SECONDS: Final = 2.0
 CONNECTIONS: Final = 3000
-"""The most at the same time. A phone has one of its own; with more, the generator would take the server's cores."""
+"""The most connections at the same time.
+
+A real phone has its own, but with more connections the generator would use too much of the server's cores.
+"""
 
 SOURCES: Final = ["127.0.3.1", "127.0.3.2"]
-"""The addresses of these connections: a server takes 2,000 from one address."""
+"""The number of their addresses: a server accepts 2,000 connections from one address."""
 
 SETTINGS: Final = {"WEB_WORKERS": "1", "LOG_LEVEL": "INFO", "LOG_FORMAT": "json"}
 _WINDOW_SECONDS: Final = 10
@@ -49,7 +53,7 @@ _WINDOW_SECONDS: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class Storm:
-    """What came of one."""
+    """The result of one storm."""
 
     run: Run
     command: dict[str, Any]
@@ -58,18 +62,20 @@ class Storm:
 
     @property
     def errors(self) -> Counter[str]:
-        """What went wrong, but for reports that were refused and came again."""
+        """The errors, without reports that were refused and sent again."""
         errors = self.run.figures.errors(since=self.run.measured_since)
         return Counter({name: count for name, count in errors.items() if not name.startswith("result: ")})
 
     @property
     def refused(self) -> Counter[str]:
-        """How often a report was not taken at first."""
+        """The number of reports that were not accepted at first."""
         errors = self.run.figures.errors(since=self.run.measured_since)
         return Counter({name: count for name, count in errors.items() if name.startswith("result: ")})
 
     def is_held(self) -> bool:
-        """Tell whether every result is there, heartbeats and results were quick, and it was over in the end."""
+        """Return whether every result is stored, heartbeats and results were fast enough, and latencies were normal at
+        the end.
+        """
         figures, since = self.run.figures, self.run.measured_since
         heartbeats, results = figures.latencies("heartbeat", since=since), figures.latencies("result", since=since)
         last = figures.latencies("heartbeat", since=self.run.load.seconds - _WINDOW_SECONDS)
@@ -88,7 +94,7 @@ def _is_below(latencies: Histogram, limit: float) -> bool:
 
 
 def main() -> int:
-    """Play it, print what came of it; 0 if it was held each time."""
+    """Run storms and print their results; 0 if each one met its limits."""
     arguments = _arguments()
     os.environ.update(SETTINGS)
     console = Console()
@@ -108,8 +114,8 @@ def _arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--devices", type=int, default=100_000, metavar="N", help="how many phones (100,000)")
     add("--spread", type=float, default=60, metavar="SECONDS", help="within which each answers after its push (60)")
-    add("--rounds", type=int, default=1, metavar="N", help="how often it is played (1)")
-    add("--keep", type=Path, metavar="FOLDER", help="where the server keeps its data, for a next time")
+    add("--rounds", type=int, default=1, metavar="N", help="number of storms (1)")
+    add("--keep", type=Path, metavar="FOLDER", help="folder for the server's data, for further runs")
     return parser.parse_args()
 
 
@@ -144,7 +150,7 @@ async def _run(console: Console, place: ServerUnderTest, run: Run) -> Storm:
 
 
 async def _issue(place: ServerUnderTest, run: Run) -> tuple[str, float]:
-    """Send the command when the quiet is over; return its id, and in which second that was."""
+    """Send the command after the time with heartbeats only. Return its id, and the second of the run."""
     while not run.starts_at or run.elapsed_seconds < RAMP_SECONDS + QUIET_SECONDS:  # noqa: ASYNC110
         await asyncio.sleep(0.1)
     began_at = time.monotonic() - run.starts_at

@@ -1,9 +1,9 @@
-"""What each write of a phone or an admin costs the server: `python -m loadtest.benchmarks.write_costs`.
+"""Measures the cost of each write of a phone or an admin: `python -m loadtest.benchmarks.write_costs`.
 
-One web worker has core 0 to itself; PostgreSQL and the client share core 1. In each round every kind of write
-(write_kinds.py) is done so often, each time to a fresh phone, one after the other over one connection. Processor time
-is what the kernel has counted for the worker and for PostgreSQL's backends; WAL and entries of indexes are what
-pg_waldump finds. Push is not configured: the dispatcher's part is measured by fan_out.
+One web worker runs alone on core 0. PostgreSQL and the client share core 1. Each round repeats every kind of write
+(write_kinds.py), each time to a fresh phone, one after the other over one connection. The kernel counts the processor
+time of the worker and of PostgreSQL's backends. pg_waldump counts the WAL and the index entries. Push is not
+configured: fan_out measures the dispatcher's part.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from nexmdm.standalone import embedded_postgres
 
 UNLIMITED: Final = dict.fromkeys(("ADMIN_RATE_LIMIT", "AUTH_FAILURE_RATE_LIMIT", "LOGIN_RATE_LIMIT"), "1000000/s")
 WARM_UP: Final = 10
-"""How often each write is done before."""
+"""The number of writes of each kind before the measurement."""
 
 INDEX_ENTRIES: Final = frozenset(
     f"{method}/{record}"
@@ -48,20 +48,20 @@ INDEX_ENTRIES: Final = frozenset(
     }.items()
     for record in records
 )
-"""The records of the WAL that stand for one entry of an index each. (Indexes of unlogged tables write none.)"""
+"""The WAL records that each mean one index entry. (Indexes of unlogged tables write none.)"""
 
 _STATISTICS: Final = re.compile(r"^(\w+/\w+)\s+(\d+) \(.*?\)\s+(\d+) \(", re.MULTILINE)
-"""Of pg_waldump: the type, how many records there are, and their bytes without images of pages."""
+"""A line of pg_waldump: the type, the number of records, and their bytes without page images."""
 
 _BACKENDS: Final = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
 _FLUSH: Final = "SELECT pg_logical_emit_message(true, 'write_costs', '')"
 _PROCESSOR_CLOCK: Final = 2
-"""The clock that a process's scheduler keeps (CPUCLOCK_SCHED in Linux's posix-timers)."""
+"""The number of a process's scheduler clock (CPUCLOCK_SCHED in Linux's posix-timers)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one write of a kind has cost in a round."""
+    """The cost of one write of a kind in a round."""
 
     worker_us: float
     postgres_us: float
@@ -71,7 +71,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The processor time that has been used, in nanoseconds, and where the WAL is."""
+    """The processor time used so far, in nanoseconds, and the position in the WAL."""
 
     worker: int
     backends: dict[int, int]
@@ -80,22 +80,22 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Meter:
-    """Reads what the worker and PostgreSQL have used."""
+    """Reads the processor time of the worker and of PostgreSQL, and the position in the WAL."""
 
     worker: int
     database: psycopg.Connection[Any]
     wal: Path
 
     def read(self) -> Reading:
-        """Read all of it."""
+        """Read all three."""
         backends = {pid: _processor_ns(pid) for (pid,) in self.database.execute(_BACKENDS)}
-        # What was committed without waiting for the disk is flushed before a later commit that waits.
+        # A later commit that waits for the disk also flushes the earlier commits that did not wait.
         self.database.execute(_FLUSH)
         (position,) = _row(self.database, "SELECT pg_current_wal_flush_lsn()")
         return Reading(_processor_ns(self.worker), backends, str(position))
 
     def records(self, since: Reading, until: Reading) -> dict[str, tuple[int, int]]:
-        """Return how many records of each type the WAL has between two readings, and their bytes."""
+        """Return the number of WAL records of each type between two readings, and their bytes."""
         program = [str(embedded_postgres.binaries() / "pg_waldump"), "--stats=record", f"--path={self.wal}"]
         done = subprocess.run(
             [*program, f"--start={since.position}", f"--end={until.position}"],
@@ -107,7 +107,7 @@ class Meter:
 
 
 def main() -> int:
-    """Measure each kind of write and print a table; 0 if every request was answered as it should be."""
+    """Measure each kind of write and print a table; 0 if every request got the expected status."""
     arguments = _arguments()
     os.sched_setaffinity(0, {OTHER_CORE})
     os.environ.update(wrk.SETTINGS)
@@ -125,8 +125,8 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m loadtest.benchmarks.write_costs", description=__doc__)
     add = parser.add_argument
     add("--devices", type=int, default=10_000, help="how many phones (10,000)")
-    add("--rounds", type=int, default=5, help="how often all is measured (5)")
-    add("--times", type=int, default=20, help="how often each write is done in a round (20), roughly")
+    add("--rounds", type=int, default=5, help="number of rounds (5)")
+    add("--times", type=int, default=20, help="about how many writes of each kind a round has (20)")
     return parser.parse_args()
 
 
@@ -135,7 +135,7 @@ def _measure_in_rounds(fleet: Fleet, meter: Meter, arguments: argparse.Namespace
     costs: dict[str, list[Cost]] = {kind.name: [] for kind in (*KINDS, TO_ALL)}
     for kind in KINDS:
         _measure(fleet, meter, kind, WARM_UP)
-    # What PostgreSQL has planned so far, it has planned for tables that were empty.
+    # Until now PostgreSQL's plans are for empty tables.
     fleet.database.execute("ANALYZE")
     for number in range(1, arguments.rounds + 1):
         for kind in KINDS:
@@ -148,7 +148,7 @@ def _measure_in_rounds(fleet: Fleet, meter: Meter, arguments: argparse.Namespace
 
 @contextmanager
 def _prepared(folder: Path, arguments: argparse.Namespace) -> Iterator[tuple[Fleet, Meter]]:
-    """Give a fleet of a server of our own, and a meter for the server."""
+    """Yield the fleet of our own server, and a meter of the server."""
     with testbed.served(folder / "data", **UNLIMITED) as serving, closing(serving.admin()) as admin:
         worker, password = serving.child("web-1"), secrets.token_hex(16)
         pin(worker, MEASURED_CORE)
@@ -189,7 +189,9 @@ def _row(database: psycopg.Connection[Any], statement: str) -> Any:
 
 
 def _processor_ns(process: int) -> int:
-    """Return the processor time of a process and its threads, those that have ended included; 0 if it has ended."""
+    """Return the processor time of a process and all its threads, including those that have ended; 0 if the process has
+    ended.
+    """
     try:
         return time.clock_gettime_ns((~process << 3) | _PROCESSOR_CLOCK)
     except OSError:

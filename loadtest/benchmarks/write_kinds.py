@@ -1,6 +1,6 @@
 """Every write that a phone or an admin can cause, as requests that are ready to be sent (for write_costs).
 
-`prepare` of each kind does what has to come first, with phones of its own, and returns the requests to be measured.
+`prepare` of each kind does the necessary work before, with its own phones, and returns the requests to measure.
 """
 
 import http.client
@@ -24,10 +24,10 @@ from nexmdm.client.http_client import FleetClient
 STAFF: Final = "root"
 LOGIN: Final = "/django-admin/login/"
 COMPARED: Final = 0.2
-"""Five times as many requests of what all others are compared with."""
+"""Five times as many requests of heartbeats, because all others are compared with them."""
 
 EXPENSIVE: Final = 5
-"""A fifth of the requests will do where one of them computes a hash of a password or a token."""
+"""A fifth of the requests is enough for kinds that hash a password or a token."""
 
 _HARDWARE: Final = "SELECT hardware_id FROM devices_device WHERE id = ANY(%s::uuid[])"
 _FORM: Final = "application/x-www-form-urlencoded"
@@ -35,7 +35,7 @@ _CSRF: Final = re.compile(r'name="csrfmiddlewaretoken" value="(\w+)"')
 
 
 class Failed(Exception):
-    """A request was not answered as it should be."""
+    """A request did not get the expected status."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Request:
 
 @dataclass(slots=True)
 class Fleet:
-    """The phones to which nothing has been done yet, an admin, and one connection to the server that is kept."""
+    """The unused phones, an admin, and one kept connection to the server."""
 
     members: Iterator[Member]
     admin: FleetClient
@@ -64,10 +64,10 @@ class Fleet:
         self.connection = http.client.HTTPConnection(parts.hostname or "", parts.port)
 
     def take(self, count: int) -> list[Member]:
-        """Return so many fresh phones. Raises Failed if there are no more."""
+        """Return this number of unused phones. Raises Failed if there are not enough."""
         taken = list(islice(self.members, count))
         if len(taken) < count:
-            raise Failed("Too few phones: take more devices, or fewer times.")
+            raise Failed("Too few phones: use more --devices, or fewer --times.")
         return taken
 
     def signed(self, target: str, body: Any = None, *, method: str = "POST", status: int = HTTPStatus.OK) -> Request:
@@ -94,13 +94,16 @@ class Fleet:
         return str(self.post("/admin/command", {**_ping(members, action), "expect_count": len(members)})["request_id"])
 
     def enrollment_token(self, **fields: Any) -> str:
-        """Make an enrollment token and return its text."""
+        """Create an enrollment token and return its text."""
         return str(self.post("/admin/enrollment-tokens", fields)["enrollment_token"])
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of write, and how to get so many requests of it; `share` times fewer than of the others are enough."""
+    """A kind of write, with a function that prepares its requests.
+
+    `share` times fewer than of the other kinds are enough.
+    """
 
     name: str
     prepare: Callable[[Fleet, int], list[Request]]
@@ -303,4 +306,4 @@ KINDS: Final = (
     Kind("login of staff (302)", _logins, EXPENSIVE),
 )
 TO_ALL: Final = Kind("command, all devices", _fleet_commands)
-"""To be done after the others: from then on each phone has open commands."""
+"""The kind that must be measured last: after it, each phone has open commands."""

@@ -1,4 +1,4 @@
-"""Load by wrk (a Debian package): so many connections, each of which waits for its answer before it sends again."""
+"""Load by wrk (a Debian package): connections that each wait for the answer before they send the next request."""
 
 import os
 import re
@@ -18,7 +18,7 @@ R = TypeVar("R")
 CONNECTIONS: Final = 64
 WARM_UP_SECONDS: Final = 3
 SETTINGS: Final = {"WEB_WORKERS": "1", "LOG_LEVEL": "INFO", "LOG_FORMAT": "json"}
-"""Of the server that is measured: log lines are on, as `serve` has them."""
+"""Settings of the measured server: log lines are on, as in `serve`."""
 
 HEARTBEAT: Final = Path(__file__).parent / "heartbeat.lua"
 REPORT: Final = Path(__file__).parent / "report.lua"
@@ -36,7 +36,7 @@ class Failed(Exception):
 
 
 def run(measure: Callable[[ExitStack], R]) -> R | None:
-    """Do a measurement on the core beside that of the worker; None if it failed, which is printed."""
+    """Run a measurement on the other core than the worker's. None: it failed, and the error was printed."""
     if _WRK is None:
         sys.stderr.write("This needs wrk: apt-get install wrk\n")
         return None
@@ -52,7 +52,7 @@ def run(measure: Callable[[ExitStack], R]) -> R | None:
 
 @dataclass(slots=True)
 class Contestant:
-    """A server under the load, by name; its rates and percentiles (ms), one of each a round."""
+    """A server under load: its name, and its rate and percentiles (ms) of each round."""
 
     name: str
     url: str
@@ -64,7 +64,7 @@ class Contestant:
     p99_ms: list[float] = field(default_factory=list)
 
     def run(self, seconds: int, **variables: str) -> None:
-        """Warm it up, load it, note the figures; `variables` are for the script. Raises Failed."""
+        """Warm the server up, load it, and store the figures. `variables` are for the script. Raises Failed."""
         self._wrk(WARM_UP_SECONDS, {**variables, "PART": "warm-up"})
         measured = self._wrk(seconds, {**variables, "PART": "measured"})
         rate, percentiles = _RATE.search(measured), _PERCENTILE.findall(measured)

@@ -184,7 +184,7 @@ def _overdue_seconds(delivery: Delivery, now: float, away: Sequence[Interval]) -
 
 
 def _due_at(delivery: Delivery) -> float:
-    """Return when the next push is due, by the existing attempts; never, after one that FCM accepted."""
+    """Return the time when the existing attempts make the next push due; after an accepted one, there is none."""
     if not delivery.attempts:
         return delivery.issued_at
     last = delivery.attempts[-1]

@@ -126,7 +126,7 @@ class HttpServer:
         )
 
     def close(self) -> None:
-        """Accept no more, and cut the open ones."""
+        """Accept no more connections, and cut the open ones."""
         self._server.close()
         for connection in list(self.connections):
             connection.cut()

@@ -31,29 +31,39 @@ _INTERRUPTED: Final = 130
 
 
 class Command(BaseCommand):
-    """Exit status: 0 if every target was held, else 1."""
+    """The exit status is 0 if every target was met, else 1."""
 
-    help = "Put a server under the load of a simulated fleet, and judge it. Without --url it starts one of its own."
+    help = "Put a server under the load of a simulated fleet, and check its targets. Without --url it starts its own."
     requires_system_checks = ()
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
         long, seconds, add = _some_seconds, arguments.seconds, parser.add_argument
         add("--devices", type=arguments.positive, default=100, metavar="N", help="how many phones; default 100")
-        add("--interval", type=long, metavar="TIME", help="between a phone's heartbeats; default: what the server says")
+        add("--interval", type=long, metavar="TIME", help="between a phone's heartbeats; default: as the server says")
         add("--duration", type=long, default=300, metavar="TIME", help="how long to measure, as 300 or 5m; default 5m")
         add("--ramp", type=seconds, default=10, metavar="TIME", help="how long phones join before; default 10")
         add("--commands-per-minute", type=_none_or_more, default=60, metavar="N", help="to random phones; default 60")
         add("--url", type=arguments.url, help="a running server with these settings' secrets; phones get no push")
-        add("--keep", type=Path, metavar="FOLDER", help="where its own server keeps its data, for a next time")
-        add("--errors", type=float, default=1, metavar="PERCENT", help="of all requests; default: less than 1; 0: none")
-        add("--p95", type=float, default=150, metavar="MS", help="what the heartbeats' p95 has to stay under; 150")
-        add("--p99", type=float, default=300, metavar="MS", help="and their p99; default 300")
-        add("--halfway", choices=disturbances.KINDS, help="what the second half has to bear, judged by the first")
+        add("--keep", type=Path, metavar="FOLDER", help="folder for the data of its own server, for further runs")
+        add(
+            "--errors",
+            type=float,
+            default=1,
+            metavar="PERCENT",
+            help="of all requests that may fail; default: less than 1; 0: none",
+        )
+        add("--p95", type=float, default=150, metavar="MS", help="limit for the heartbeats' p95; default 150")
+        add("--p99", type=float, default=300, metavar="MS", help="limit for the heartbeats' p99; default 300")
+        add(
+            "--halfway",
+            choices=disturbances.KINDS,
+            help="a disturbance of the second half, which is compared with the first half",
+        )
         add("--report", type=Path, metavar="FILE", help="write the figures as one HTML file")
 
     def handle(self, *_: object, **options: Any) -> None:
-        """Run, judge, report."""
+        """Run the load test, compare it with its targets, and report."""
         console = Console(file=cast("IO[str]", self.stdout))
         if options["halfway"] == "restart" and options["url"]:
             raise CommandError("--halfway restart is for a server of its own: leave --url away.")
@@ -63,7 +73,7 @@ class Command(BaseCommand):
         except (Refused, Unreachable, NotEnrolled, NotSeeded, GeneratorEnded, RuntimeError) as error:
             raise CommandError(str(error)) from error
         except KeyboardInterrupt as interrupt:
-            raise CommandError("Interrupted: nothing was judged.", returncode=_INTERRUPTED) from interrupt
+            raise CommandError("Interrupted: there is no verdict.", returncode=_INTERRUPTED) from interrupt
         if not _judge(console, run, options["report"]):
             sys.exit(1)
 
@@ -81,7 +91,7 @@ def _none_or_more(text: str) -> int:
 
 @contextmanager
 def _sigterm_like_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM, too, stop the processes that were started."""
+    """Let SIGTERM also stop the processes that were started."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -109,7 +119,7 @@ def _testbed(console: Console, options: dict[str, Any], folder: Path) -> Iterato
         with closing(FleetClient(url, key=key, secret=secret)) as admin:
             yield ServerUnderTest(admin, settings.HEARTBEAT_INTERVAL_SECONDS, url)
         return
-    console.print("Starting a server and a stand-in for FCM …", highlight=False)
+    console.print("Starting a server and a fake FCM …", highlight=False)
     kept = (options["keep"] or folder).resolve()
     kept.mkdir(parents=True, exist_ok=True)
     interval = options["interval"] or settings.HEARTBEAT_INTERVAL_SECONDS
@@ -139,7 +149,7 @@ def _load(options: dict[str, Any], place: ServerUnderTest, fleet: Path, server_i
 
 @contextmanager
 def _server_time(run: Run, place: ServerUnderTest) -> Iterator[None]:
-    """Note how much of a core each part of a server of our own takes."""
+    """Store how much of a core each part of our own server uses."""
     if place.serving is None:
         yield
         return
@@ -150,7 +160,7 @@ def _server_time(run: Run, place: ServerUnderTest) -> Iterator[None]:
 
 
 def _judge(console: Console, run: Run, path: Path | None) -> bool:
-    """Print the verdict, write the report if one is wanted, and return whether all targets were held."""
+    """Print the verdict, write the report if it was requested, and return whether all targets were met."""
     judged = targets.judged(run)
     view.print_verdict(console, run, judged)
     if path:

@@ -1,4 +1,4 @@
-"""The admin of a load test: issues commands at due times of its own, and keeps account of what became of them."""
+"""The admin of a load test: it issues commands at due times, and stores what happened to each."""
 
 import asyncio
 import random
@@ -24,7 +24,7 @@ _ACTIONS: Final[tuple[dict[str, Any], ...]] = (
 
 @dataclass(slots=True)
 class Life:
-    """When a command was posted, when its push arrived at FCM, when its result was taken; None: not yet."""
+    """The times at which a command was posted, its push arrived at FCM, and its result was accepted; None: not yet."""
 
     posted_at: float | None = None
     pushed_at: float | None = None
@@ -33,12 +33,12 @@ class Life:
 
 @dataclass(slots=True)
 class Ledger:
-    """The commands by request id. What is said of one may come in any order, and counts once."""
+    """The commands by request id. The events of a command may come in any order, and each counts once."""
 
     lives: dict[str, Life] = field(default_factory=dict)
 
     def posted(self, request_id: str, at: float) -> None:
-        """Note that a command was accepted, and when its request was begun."""
+        """Note that a command was accepted, and when its request began."""
         self._life(request_id).posted_at = at
 
     def pushed(self, request_id: str, at: float) -> None:
@@ -47,18 +47,18 @@ class Ledger:
         life.pushed_at = at if life.pushed_at is None else min(life.pushed_at, at)
 
     def settled(self, request_id: str, at: float) -> None:
-        """Note that a phone's result was taken."""
+        """Note that a phone's result was accepted."""
         life = self._life(request_id)
         life.settled_at = at if life.settled_at is None else min(life.settled_at, at)
 
     @property
     def done(self) -> int:
-        """How many commands have their result."""
+        """The number of commands that have a result."""
         return sum(life.settled_at is not None for life in self._since(0))
 
     @property
     def open(self) -> int:
-        """How many commands wait for their result."""
+        """The number of commands that wait for a result."""
         return sum(life.settled_at is None for life in self._since(0))
 
     def unanswered(self) -> list[float]:
@@ -89,7 +89,7 @@ def _histogram(spans: Iterator[tuple[float | None, float | None]]) -> Histogram:
 
 
 class CommandLoad:
-    """Issues commands to random phones, so many a minute, whatever became of those before."""
+    """Issues commands to random phones at a fixed rate a minute, independent of the results of earlier ones."""
 
     def __init__(
         self, admin: FleetClient, device_ids: Sequence[str], *, per_minute: float, figures: Figures, ledger: Ledger

@@ -1,6 +1,6 @@
-"""Disturbances from the half of a run on: a restart of the web workers, invalid tokens, malformed requests.
+"""Disturbances of the second half of a run: a restart of the web workers, invalid tokens, malformed requests.
 
-The first half is the measure of the second, so that both have the same machine, fleet and hour.
+The second half is compared with the first, so both have the same machine, fleet and hour.
 """
 
 import asyncio
@@ -53,7 +53,9 @@ _MALFORMED: Final = (
 
 @dataclass(slots=True)
 class Disturbance:
-    """What is to be borne, and what became of it: the statuses that disturbing requests got, when the web was back."""
+    """A disturbance and its result: the statuses that disturbing requests got, or the time when the web worker was
+    back.
+    """
 
     kind: Kind
     sent: int = 0
@@ -67,17 +69,17 @@ class Disturbance:
 
     @property
     def per_second(self) -> int:
-        """How many disturbing requests there are to be."""
+        """The number of planned disturbing requests."""
         return INVALID_TOKENS_PER_SECOND if self.kind == "invalid_tokens" else MALFORMED_PER_SECOND
 
     @property
     def expected(self) -> set[int]:
-        """The statuses that it may get: malformed bodies are recorded without what cannot be stored, or refused."""
+        """The statuses that its requests may get: a malformed body is repaired and recorded, or refused."""
         return {401, 429} if self.kind == "invalid_tokens" else {200, 400, 422}
 
 
 def write_requests(path: Path, disturbance: Disturbance, members: Sequence[Member]) -> None:
-    """Write what the generators are to send besides: a line each, with mode 0600."""
+    """Write the disturbing requests for the generators: a line for each, with mode 0600."""
     disturbing_requests = invalid_tokens(members) if disturbance.kind == "invalid_tokens" else _malformed(members)
     path.touch(mode=0o600)
     lines = (orjson.dumps([bearer, body.decode("latin-1")]) for bearer, body in islice(disturbing_requests, PREPARED))
@@ -91,7 +93,7 @@ def read_requests(path: Path) -> list[tuple[str, bytes]]:
 
 
 async def restart(disturbance: Disturbance, serving: Serving) -> None:
-    """Have the web worker stop as for an upgrade; its parent starts it again. Return when it serves."""
+    """Stop the web worker as for an upgrade; its parent starts it again. Return when it serves."""
     process = serving.child("web-1")
     os.kill(process, signal.SIGTERM)
     while machine.lives(process):  # noqa: ASYNC110
@@ -102,7 +104,7 @@ async def restart(disturbance: Disturbance, serving: Serving) -> None:
 
 
 def invalid_tokens(members: Sequence[Member]) -> Iterator[tuple[str, bytes]]:
-    """Yield tokens of known phones with a secret that is not theirs, well-formed to the check sum."""
+    """Yield tokens of known phones with a wrong secret, and with a correct check sum."""
     while True:
         token = random.choice(members).device_token
         guessed = "0" + "".join(random.choices(tokens.ALPHABET, k=_SECRET.stop - _SECRET.start - 1))
@@ -111,6 +113,6 @@ def invalid_tokens(members: Sequence[Member]) -> Iterator[tuple[str, bytes]]:
 
 
 def _malformed(members: Sequence[Member]) -> Iterator[tuple[str, bytes]]:
-    """Yield good tokens with bodies that must not reach the database as they are."""
+    """Yield good tokens with bodies that the server must not store unchanged."""
     while True:
         yield random.choice(members).device_token, random.choice(_MALFORMED)

@@ -1,4 +1,4 @@
-"""The figures of a run in bounded memory: latencies by kind and second, errors, and how those of processes add up.
+"""The figures of a run in bounded memory: latencies by kind and second, errors, and sums over processes.
 
 Seconds count from the start of the run. A latency belongs to the second in which its request was due.
 """
@@ -15,16 +15,16 @@ KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 
 SHORTEST_SECONDS: Final = 1e-5
 GROWTH: Final = 1.02
-"""Each bucket of a histogram is this much wider than the one before: how exact a percentile is."""
+"""The growth of the buckets of a histogram, which is the error of a percentile."""
 
 _LAST: Final = 1000
-"""The last bucket, of all that took more than about an hour."""
+"""The last bucket: all latencies of more than about an hour."""
 
 _SCALE: Final = 1 / log(GROWTH)
 
 
 class Histogram:
-    """Latencies in buckets that grow by 2 %: at most a thousand numbers, however many are added."""
+    """Latencies in buckets that grow by 2 %: at most a thousand numbers, for any number of latencies."""
 
     __slots__ = ("count", "counts", "longest")
 
@@ -41,14 +41,14 @@ class Histogram:
         self.longest = max(self.longest, seconds)
 
     def merge(self, other: "Histogram") -> None:
-        """Add all that another one holds."""
+        """Add the content of another one."""
         for bucket, count in other.counts.items():
             self.counts[bucket] = self.counts.get(bucket, 0) + count
         self.count += other.count
         self.longest = max(self.longest, other.longest)
 
     def percentile(self, percent: float) -> float | None:
-        """Return the seconds within which so many per cent stayed: never too few, at most 2 % too many. None: empty."""
+        """Return a percentile in seconds: never too low, at most 2 % too high. None: empty."""
         wanted = max(1, ceil(percent / 100 * self.count))
         for bucket in sorted(self.counts):
             wanted -= self.counts[bucket]
@@ -57,12 +57,12 @@ class Histogram:
         return None
 
     def as_json(self) -> list[Any]:
-        """Return it as JSON holds it."""
+        """Return it in a form for JSON."""
         return [self.longest, *(number for pair in self.counts.items() for number in pair)]
 
     @classmethod
     def of(cls, said: list[Any]) -> "Histogram":
-        """Return what as_json() said."""
+        """Return the object of which as_json() returned this."""
         histogram = cls()
         histogram.longest = said[0]
         histogram.counts = dict(zip(said[1::2], said[2::2], strict=True))
@@ -80,7 +80,7 @@ def merged(histograms: Iterable[Histogram]) -> Histogram:
 
 @dataclass(slots=True)
 class Second:
-    """What happened in a second: heartbeats that were due and that were answered, and the fate of what was due."""
+    """The events of a second: heartbeats that were due, that were answered, and the results of the due requests."""
 
     due: int = 0
     answered: int = 0
@@ -88,7 +88,7 @@ class Second:
     errors: Counter[str] = field(default_factory=Counter)
 
     def merge(self, other: "Second") -> None:
-        """Add all that another one holds."""
+        """Add the content of another one."""
         self.due += other.due
         self.answered += other.answered
         self.errors.update(other.errors)
@@ -96,32 +96,32 @@ class Second:
             self.latencies.setdefault(kind, Histogram()).merge(histogram)
 
     def as_json(self) -> dict[str, Any]:
-        """Return it as JSON holds it."""
+        """Return it in a form for JSON."""
         latencies = {kind: histogram.as_json() for kind, histogram in self.latencies.items()}
         return {"due": self.due, "answered": self.answered, "latencies": latencies, "errors": self.errors}
 
     @classmethod
     def of(cls, said: Mapping[str, Any]) -> "Second":
-        """Return what as_json() said."""
+        """Return the object of which as_json() returned this."""
         latencies = {kind: Histogram.of(histogram) for kind, histogram in said["latencies"].items()}
         return cls(said["due"], said["answered"], latencies, Counter(said["errors"]))
 
 
 class Figures:
-    """What one process has seen, or several together."""
+    """The figures of one process, or of several together."""
 
     def __init__(self) -> None:
         self.seconds: defaultdict[int, Second] = defaultdict(Second)
         self.late = Histogram()
-        """How long after their due time the generator itself began its requests."""
+        """How long after their due time the generator began its requests."""
 
     def due(self, second: float, late_seconds: float) -> None:
-        """Note a heartbeat that was due then, and how late it was begun."""
+        """Note a heartbeat with its due second, and how late it began."""
         self.seconds[int(second)].due += 1
         self.late.add(late_seconds)
 
     def ended(self, kind: Kind, second: float, latency_seconds: float, error: str) -> None:
-        """Note the end of a request that was due then; `error` is empty if it went well."""
+        """Note the end of a request with its due second; `error` is empty if it succeeded."""
         row = self.seconds[int(second)]
         histogram = row.latencies.get(kind)
         if histogram is None:
@@ -133,22 +133,22 @@ class Figures:
             self.seconds[int(second + latency_seconds)].answered += 1
 
     def error(self, second: float, error: str) -> None:
-        """Note something that went wrong without being a request."""
+        """Note an error that is not the error of a request."""
         self.seconds[int(second)].errors[error] += 1
 
     def merge(self, other: "Figures") -> None:
-        """Add all that another one holds."""
+        """Add the content of another one."""
         self.late.merge(other.late)
         for second, row in other.seconds.items():
             self.seconds[second].merge(row)
 
     def latencies(self, *kinds: Kind, since: float = 0, until: float = float("inf")) -> Histogram:
-        """Return the latencies of what was due in these seconds."""
+        """Return the latencies of the requests that were due in these seconds."""
         rows = self.between(since, until)
         return merged(row.latencies[kind] for row in rows for kind in kinds if kind in row.latencies)
 
     def errors(self, since: float = 0, until: float = float("inf")) -> Counter[str]:
-        """Return how often each error came of what was due in these seconds."""
+        """Return the number of each error among the requests that were due in these seconds."""
         counts: Counter[str] = Counter()
         for row in self.between(since, until):
             counts.update(row.errors)
@@ -159,11 +159,11 @@ class Figures:
         return sum(row.answered for row in self.between(since, until))
 
     def between(self, since: float, until: float) -> list[Second]:
-        """Return these seconds, as far as anything happened in them."""
+        """Return those of these seconds in which something happened."""
         return [row for second, row in self.seconds.items() if since <= second < until]
 
     def as_json(self) -> dict[str, Any]:
-        """Return them as JSON holds them."""
+        """Return them in a form for JSON."""
         return {
             "seconds": [[second, row.as_json()] for second, row in self.seconds.items()],
             "late": self.late.as_json(),
@@ -171,7 +171,7 @@ class Figures:
 
     @classmethod
     def of(cls, said: Mapping[str, Any]) -> "Figures":
-        """Return what as_json() said."""
+        """Return the object of which as_json() returned this."""
         figures = cls()
         figures.late = Histogram.of(said["late"])
         figures.seconds.update((second, Second.of(row)) for second, row in said["seconds"])
@@ -179,11 +179,11 @@ class Figures:
 
 
 def percentile(values: Iterable[float], percent: float) -> float:
-    """Return a percentile of a few values as they are, the nearest of them. (Many go into a Histogram.)"""
+    """Return a percentile of a few values: the nearest one of them. (For many values, use a Histogram.)"""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, round(percent / 100 * len(ordered)))]
 
 
 def spread(values: Sequence[float], form: str) -> str:
-    """Return the median of some rounds, and in brackets their least and greatest, each in this format."""
+    """Return the median of some rounds, and in brackets the least and the greatest value, each in this format."""
     return f"{median(values):{form}} ({min(values):{form}}–{max(values):{form}})"

@@ -1,11 +1,11 @@
 """An open-loop generator: the part of a fleet that one process drives (`python -m loadtest.load.generator`).
 
-Each phone has due times of its own, whatever became of its heartbeats before; latency counts from the due time, so that
-a server that stalls is charged for all that should have happened meanwhile. A phone is a few fields and an entry in a
-heap; only one that has a command in hand gets a task.
+Each phone has its own due times, independent of its earlier heartbeats. Latency counts from the due time, so a stall of
+the server adds to the latency of every request that was due meanwhile. A phone is a few fields and an entry in a heap;
+only a phone with a command gets a task.
 
 The process reads a plan from standard input, says that it is ready, reads when to start, and works until standard input
-ends. Twice a second it writes what it has seen since the last time to standard output, as a line of JSON.
+ends. Twice a second it writes its figures since the last time to standard output, as a line of JSON.
 """
 
 import asyncio
@@ -39,10 +39,10 @@ from nexmdm.client.phone import Agent, Channel, Credentials, Envelope
 
 SAYS_EVERY_SECONDS: Final = 0.5
 NUISANCE: Final = -1
-"""The number, among those of phones, of what is sent besides."""
+"""The phone number that stands for disturbing requests."""
 
 _TICK_SECONDS: Final = 0.001
-"""The event loop's timers are not finer."""
+"""The resolution of the event loop's timers, in seconds."""
 
 _IDLE_TICK_SECONDS: Final = 0.05
 _JOURNAL_SECONDS: Final = 0.02
@@ -52,12 +52,12 @@ _BODIES: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What one generator has to do.
+    """The plan of one generator.
 
-    `scale` takes the server's `next_heartbeat_seconds` to the interval of this run. `journal` is the stand-in's file,
-    from which phones get their pushes; empty: they get none. `disturbing requests` is the file of what is sent besides,
-    at an even rate between two seconds of the run; empty: nothing. `answer_spread_seconds`: see Reporter.
-    `sources`: the addresses that phones come from, see Pool.
+    `scale` converts the server's `next_heartbeat_seconds` to the interval of this run. `journal` is the file of the
+    fake FCM, from which phones get their pushes; empty: they get none. `disturbing_requests` is the file of the
+    disturbing requests, which are sent at an even rate between two seconds of the run; empty: none.
+    `answer_spread_seconds`: see Reporter. `sources`: the addresses of the phones, see Pool.
     """
 
     url: str
@@ -90,14 +90,14 @@ class Plan:
 def first_dues(count: int, *, ramp_seconds: float, interval_seconds: float, chance: random.Random) -> list[float]:
     """Return when each phone's first heartbeat is due.
 
-    Phones join evenly over the ramp, each at a random point of its interval: the load grows as a straight line to where
-    it stays, without a wave that comes back every interval.
+    Phones join evenly over the ramp, each at a random point of its interval. So the load grows in a straight line and
+    then stays constant, without a wave in each interval.
     """
     return [ramp_seconds * number / count + chance.uniform(0, interval_seconds) for number in range(count)]
 
 
 def heartbeat_bodies(chance: random.Random) -> list[bytes]:
-    """Return some bodies of heartbeats, the end of the head included, as phones would send them."""
+    """Return some typical bodies of heartbeats, including the end of the head."""
     statuses = (
         {
             "battery_pct": chance.randint(5, 100),
@@ -113,7 +113,7 @@ def heartbeat_bodies(chance: random.Random) -> list[bytes]:
 
 
 class Generator:
-    """The phones of one process, on one event loop. `figures` and `results` are the caller's to take away."""
+    """The phones of one process, on one event loop. The caller may remove `figures` and `results`."""
 
     def __init__(self, plan: Plan, members: Iterable[Member]) -> None:
         self._plan = plan
@@ -138,7 +138,7 @@ class Generator:
         self.nuisance_statuses: Counter[int] = Counter()
         self.figures = Figures()
         self.results: list[tuple[str, float, Channel]] = []
-        """Commands that were answered: their request id, when, and by which channel they had come."""
+        """Reports that were accepted: the request id, the time, and the channel of the command."""
 
     def _read_disturbing_requests(self, server: Server) -> Iterator[bytes]:
         if not self._plan.disturbing_requests:
@@ -148,7 +148,7 @@ class Generator:
         return cycle([head + with_body(body) for head, (_, body) in zip(heads, pairs, strict=True)])
 
     def start(self, starts_at: float) -> None:
-        """Begin at a time of the monotonic clock; the heartbeats then send themselves."""
+        """Begin at a time of the monotonic clock. From then on heartbeats are sent by timers."""
         plan = self._plan
         self._starts_at, self._ends_at = starts_at, starts_at + plan.ramp_seconds + plan.duration_seconds
         dues = first_dues(
@@ -167,7 +167,7 @@ class Generator:
             self._side_tasks.append(asyncio.create_task(self._hear_pushes(Path(plan.journal))))
 
     async def finish(self) -> None:
-        """Return when nothing is under way any more, or has taken too long."""
+        """Return when no request is in progress any more, or when they have taken too long."""
         self._dues.clear()
         deadline = time.monotonic() + ANSWER_SECONDS + _SWEEP_SECONDS
         while (self._under_way or self._at_work) and time.monotonic() < deadline:  # noqa: ASYNC110
@@ -181,7 +181,7 @@ class Generator:
             heappush(self._dues, (due, number))
 
     def _tick(self) -> None:
-        """Begin every heartbeat that is due; come again when the next one is."""
+        """Begin every due heartbeat, and set a timer for the next one."""
         dues, now = self._dues, time.monotonic()
         while dues and dues[0][0] <= now:
             due, number = heappop(dues)
@@ -199,7 +199,7 @@ class Generator:
         self._pool.send(request, partial(self._beaten, number, due, regular))
 
     def _send_disturbance(self, due: float) -> None:
-        """Send a disturbing request, and have the next one due."""
+        """Send a disturbing request, and set the due time of the next one."""
         self._under_way += 1
         self.nuisances_sent += 1
         self._pool.send(next(self._disturbing_requests), self._disturbance_ended)
@@ -220,21 +220,21 @@ class Generator:
             self._work(self._carry_out(number, answer))
 
     def _wait(self, answer: dict[str, Any]) -> float:
-        """Return the seconds from one due time to the next: the server's word, else the phone's own interval."""
+        """Return the seconds from one due time to the next: as the server says, else the phone's own interval."""
         seconds: int | None = answer.get("next_heartbeat_seconds")
         if seconds is not None:
             return seconds * self._plan.scale
         return self._chance.uniform(0.9, 1.1) * self._plan.interval_seconds
 
     async def _carry_out(self, number: int, answer: dict[str, Any]) -> None:
-        """Report on a heartbeat's commands in their order; if there are more, send a heartbeat at once."""
+        """Report on a heartbeat's commands in their order; if there are more, send a heartbeat immediately."""
         self._agent(number).set_server_time(answer["server_time"])
         reported = [await self._receive(number, envelope, "heartbeat") for envelope in answer["commands"]]
         if answer["has_more"] and any(reported):
             self._beat(number, time.monotonic(), regular=False)
 
     async def _hear_pushes(self, path: Path) -> None:
-        """Wake the phones of this process for which the stand-in has taken a push."""
+        """Wake the phones of this process for which the fake FCM got a push."""
         owners = {member.push_token: number for number, member in enumerate(self._members)}
         with closing(JournalTail(path)) as journal:
             while True:
@@ -251,7 +251,7 @@ class Generator:
             self.figures.error(time.monotonic() - self._starts_at, "command: bad signature")
             return False
         key = number, report.request_id
-        if key in self._in_hand:  # The other channel has brought it, too.
+        if key in self._in_hand:  # The other channel has delivered it too.
             return True
         self._in_hand.add(key)
         await self._reporter.wait()
@@ -296,10 +296,10 @@ class Generator:
 
 def main() -> None:
     """Drive phones as the plan on standard input says."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that ends standard input.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent process, which closes standard input.
     plan = Plan.from_line(sys.stdin.buffer.readline())
     generator = Generator(plan, credentials_file.read(Path(plan.roster), plan.part, plan.parts))
-    # Else each full collection walks over all phones and all that they wait for, and everything due meanwhile is late.
+    # Otherwise each full collection visits all phones and their tasks, and everything that is due meanwhile is late.
     gc.collect()
     gc.disable()
     _say({"ready": True})

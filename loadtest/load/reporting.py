@@ -1,4 +1,4 @@
-"""How a simulated phone reports: after a while if a storm is played, and again where the server says so."""
+"""The reports of simulated phones: with a delay in a storm, and repeated if the server asks for it."""
 
 import asyncio
 import random
@@ -13,36 +13,37 @@ from loadtest.testbed.connections import NO_ANSWER, Pool, understood
 
 MOST_TRIES: Final = 5
 FIRST_BACKOFF_SECONDS: Final = 10.0
-"""The longest wait after a first try without an answer; each further one is twice as long."""
+"""The longest wait after a first try without an answer, in seconds. Each further one is twice as long."""
 
 _AGAIN: Final = (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS, NO_ANSWER)
 _JITTER: Final = 1.5
 
 Note = Callable[[float, str], None]
-"""Called after each try, with when it began and what went wrong (empty: nothing)."""
+"""Called after each try, with its start and its error (empty: none)."""
 
 
 @dataclass(slots=True)
 class Reporter:
     """Sends the reports of many phones.
 
-    With a spread, a phone reports a random part of it after its push, and tries again a few times: after `Retry-After`,
-    with jitter, or, if there was no answer, after a random time that doubles. Without one it reports at once, and once.
+    With a spread, a phone reports after a random part of it, and tries again a few times: after `Retry-After` with
+    jitter, or, if there was no answer, after a random time that doubles. Without a spread, it reports immediately, and
+    only once.
     """
 
     pool: Pool
     chance: random.Random
     spread_seconds: float
     retried: Counter[str] = field(default_factory=Counter)
-    """Tries that came to nothing and were followed by another one, by what went wrong."""
+    """The number of failed tries that were repeated, by error."""
 
     async def wait(self) -> None:
-        """Take the time that a phone takes to carry a command out."""
+        """Wait as long as a phone takes to carry a command out."""
         if self.spread_seconds:
             await asyncio.sleep(self.chance.uniform(0, self.spread_seconds))
 
     async def send(self, request: bytes, note: Note) -> dict[str, Any]:
-        """Send a report; return the answer, or nothing if all tries have failed."""
+        """Send a report. Return the answer, or an empty one if all tries have failed."""
         tries = MOST_TRIES if self.spread_seconds else 1
         for number in range(1, tries + 1):
             began_at = monotonic()

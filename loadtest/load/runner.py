@@ -1,4 +1,6 @@
-"""Conducts a run: starts the generators, plays the admin, adds up what they see, and says when it is over."""
+"""The runner of a load test: it starts the generators, sends the admin's commands, adds up the figures, and ends the
+run.
+"""
 
 import asyncio
 import math
@@ -27,12 +29,12 @@ from loadtest.testbed.serving import Serving
 from nexmdm.client.http_client import FleetClient
 
 HEARTBEATS_PER_PROCESS: Final = 5000
-"""What a generator is asked for at most: it could do twice that, but then shares its core with nobody."""
+"""The highest rate of one generator. It could send twice as much, but only with a core of its own."""
 
 CONNECTIONS: Final = 256
 WEIGH_SECONDS: Final = 10
 GRACE_SECONDS: Final = 10
-"""How long the last commands may take once the heartbeats have ended."""
+"""How long the last commands may take after the end of the heartbeats, in seconds."""
 
 _WATCH_SECONDS: Final = 0.25
 _LINE_LIMIT: Final = 2**26
@@ -40,16 +42,16 @@ _ROOT: Final = Path(__file__).resolve().parent.parent.parent
 
 
 class GeneratorEnded(Exception):
-    """A generator ended before its time; what it said is above."""
+    """A generator ended before its time. Its output is above."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a run is to do, and against which server, in words.
+    """The plan of a run, with its server in words.
 
-    `scale` takes the server's interval to ours; without a journal phones hear of no push. A run is judged by the next
-    three: no more than so many requests in a hundred may fail (0: none), and heartbeats have to be quicker.
-    `answer_spread_seconds`: see Reporter. `sources`: see Pool.
+    `scale` converts the server's interval to that of the run. Without a journal, phones get no pushes. The next three
+    are targets: the percentage of requests that may fail (0: none), and limits for heartbeats. `answer_spread_seconds`:
+    see Reporter. `sources`: see Pool.
     """
 
     server: str
@@ -71,21 +73,21 @@ class Load:
 
     @property
     def seconds(self) -> float:
-        """How long it sends heartbeats."""
+        """How long the plan sends heartbeats, in seconds."""
         return self.ramp_seconds + self.duration_seconds
 
     @property
     def heartbeats_per_second(self) -> float:
-        """What it comes to after the ramp."""
+        """The heartbeats a second after the ramp."""
         return self.devices / self.interval_seconds
 
     @property
     def processes(self) -> int:
-        """How many generators it takes, of those that have a core."""
+        """The number of generators, at most one for each core."""
         return min(os.cpu_count() or 1, math.ceil(self.heartbeats_per_second / HEARTBEATS_PER_PROCESS))
 
     def plan(self, part: int) -> Plan:
-        """Return one generator's share."""
+        """Return the plan of one generator."""
         return Plan(
             url=self.url,
             roster=str(self.roster),
@@ -102,13 +104,13 @@ class Load:
         )
 
     def disturbing_requests(self) -> Path:
-        """Return where the disturbing requests of a trial are written, beside the roster."""
+        """Return the path of a trial's disturbing requests, next to the file of credentials."""
         return self.roster.with_name("disturbing_requests")
 
 
 @dataclass(slots=True)
 class Run:
-    """A run while it goes on, and what is known of it afterwards."""
+    """A run: its state while it runs, and its figures afterwards."""
 
     load: Load
     serving: Serving | None = None
@@ -120,13 +122,13 @@ class Run:
     cpu_seconds: dict[int, float] = field(default_factory=dict)
     server_cores: dict[str, float] = field(default_factory=dict)
     memory: list[tuple[float, float]] = field(default_factory=list)
-    """When (seconds) a web worker took how many MiB of memory."""
+    """The memory of a web worker: pairs of seconds and MiB."""
 
     load_average: float = field(default_factory=machine.load_average)
 
     @property
     def elapsed_seconds(self) -> float:
-        """How long it has sent heartbeats."""
+        """How long the run has sent heartbeats, in seconds."""
         return min(self.load.seconds, max(0.0, time.monotonic() - self.starts_at)) if self.starts_at else 0.0
 
     @property
@@ -136,11 +138,11 @@ class Run:
 
     @property
     def half(self) -> float:
-        """The second in which the second half of what is measured begins."""
+        """The second in which the second half of the measured time begins."""
         return self.measured_since + self.load.duration_seconds / 2
 
     def plan(self, part: int) -> Plan:
-        """Return one generator's share, of a trial's disturbing requests too."""
+        """Return the plan of one generator, with its share of a trial's disturbing requests."""
         plan = self.load.plan(part)
         if self.disturbance is None or not self.disturbance.sends_requests:
             return plan
@@ -153,7 +155,7 @@ class Run:
         )
 
     def take(self, part: int, line: bytes) -> None:
-        """Add what a generator has seen."""
+        """Add the figures of a generator."""
         content = orjson.loads(line)
         if self.disturbance is not None:
             self.disturbance.sent += content["nuisances_sent"]
@@ -167,7 +169,7 @@ class Run:
 
 
 async def run_load(run: Run, admin: FleetClient, watch: Callable[[], None]) -> None:
-    """Carry out a run to its end; `watch` is called four times a second. Raises GeneratorEnded."""
+    """Carry out a run. `watch` is called four times a second. Raises GeneratorEnded."""
     async with AsyncExitStack() as stack:
         if run.disturbance is not None and run.disturbance.sends_requests:
             disturbances.write_requests(
@@ -215,11 +217,11 @@ def _end_input(generator: Process) -> None:
 
 
 async def _begin(run: Run, generators: list[Process]) -> None:
-    """Wait until all generators have read who their phones are, and start them together."""
+    """Wait until all generators have read their phones, and start them together."""
     for generator in generators:
         assert generator.stdout is not None
         if not await generator.stdout.readline():
-            raise GeneratorEnded("A generator ended before its time; what it said is above.")
+            raise GeneratorEnded("A generator ended before its time. Its output is above.")
     run.starts_at = time.monotonic() + _WATCH_SECONDS
     run.begun = datetime.now(UTC)
     for generator in generators:
@@ -231,7 +233,7 @@ async def _hear(run: Run, part: int, generator: Process) -> None:
     async for line in generator.stdout:
         run.take(part, line)
     if await generator.wait():
-        raise GeneratorEnded("A generator ended before its time; what it said is above.")
+        raise GeneratorEnded("A generator ended before its time. Its output is above.")
 
 
 async def _command(run: Run, admin: FleetClient) -> None:
@@ -251,7 +253,7 @@ async def _command(run: Run, admin: FleetClient) -> None:
 
 
 async def _restart(run: Run) -> None:
-    """Restart the web halfway, if that is the trial."""
+    """Restart the web workers halfway, if that is the trial."""
     if run.disturbance is None or run.disturbance.sends_requests:
         return
     assert run.serving is not None
@@ -260,7 +262,7 @@ async def _restart(run: Run) -> None:
 
 
 async def _weigh(run: Run) -> None:
-    """Note the memory of a web worker of our own every few seconds."""
+    """Store the memory of our own web worker every few seconds."""
     if run.serving is None or (run.disturbance and not run.disturbance.sends_requests):
         return
     process = run.serving.child("web-1")
@@ -270,7 +272,7 @@ async def _weigh(run: Run) -> None:
 
 
 async def _watch(run: Run, watch: Callable[[], None], workers: list[asyncio.Task[None]]) -> None:
-    """Return when the heartbeats have ended and the commands have their results, or have had time enough."""
+    """Return when the heartbeats have ended, and the commands have results or their time is over."""
     ends_at = run.starts_at + run.load.seconds
     patience = GRACE_SECONDS if run.load.journal else 0
     with closing(JournalTail(run.load.journal or Path(os.devnull))) as journal:
@@ -285,7 +287,9 @@ async def _watch(run: Run, watch: Callable[[], None], workers: list[asyncio.Task
 
 
 def _note_unanswered(run: Run) -> None:
-    """Count as an error each command without a result that had time for one: a push, or an interval and a bit."""
+    """Count each command without a result as an error, if it had enough time: for a push, or for a bit more than an
+    interval.
+    """
     load = run.load
     needed = 0 if load.journal else 1.2 * load.interval_seconds
     for posted_at in run.ledger.unanswered():

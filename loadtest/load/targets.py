@@ -1,4 +1,4 @@
-"""What a run has to hold, and whether it did."""
+"""The targets of a run, and whether it met them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ MOST_GROWTH_PERCENT: Final = 5
 MOST_AWAY_SECONDS: Final = 5
 MOST_SLOWER: Final = 2
 LEAST_SENT: Final = 0.95
-"""How many of the disturbing requests of a trial have to have been sent, for it to be one."""
+"""The share of a trial's disturbing requests that must be sent, so that the trial is valid."""
 
 MOST_IN_FLIGHT: Final = CONNECTIONS
 LATE_P99_MS: Final = 10
-"""From here on the generator says that it was late itself."""
+"""The lateness of the generator, in seconds, from which on the verdict names it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One target with its figure; a figure that is missing is a miss."""
+    """One target with its figure. A missing figure counts as a miss."""
 
     name: str
     limit: str
@@ -33,7 +33,7 @@ class Target:
 
 
 def judged(run: Run) -> list[Target]:
-    """Return the targets that this run can be held to: dispatch is one where there are commands and a stand-in."""
+    """Return the targets of this run. Dispatch is one of them if there are commands and a fake FCM."""
     heartbeats = _heartbeats(run)
     aside = ", the gap aside" if run.disturbance and run.disturbance.kind == "restart" else ""
     targets = [
@@ -55,18 +55,18 @@ def _heartbeats(run: Run) -> Histogram:
 
 
 def _back(run: Run) -> float:
-    """Return the second in which the web was back after a restart."""
+    """Return the second in which a web worker was back after a restart."""
     return run.disturbance.back_at - run.starts_at if run.disturbance and run.disturbance.back_at else run.half
 
 
 def error_percent(run: Run) -> float | None:
-    """Return how many of a hundred requests failed; None without any."""
+    """Return the percentage of requests that failed; None without requests."""
     requests = run.figures.latencies(*KINDS, since=run.measured_since).count
     return 100 * run.figures.errors(since=run.measured_since).total() / requests if requests else None
 
 
 def lateness(run: Run) -> str:
-    """Return a sentence if the generator itself was late, else nothing."""
+    """Return a sentence if the generator was late, else an empty text."""
     p99 = run.figures.late.percentile(99) or 0.0
     if p99 * 1000 < LATE_P99_MS:
         return ""
@@ -83,7 +83,7 @@ def milliseconds(seconds: float | None) -> str:
 
 
 def _memory(run: Run) -> Iterator[Target]:
-    """Judge the memory of a web worker, where there was time for it to settle."""
+    """Check the memory of a web worker, if the run was long enough."""
     settled = [mebibytes for second, mebibytes in run.memory if second >= SETTLED_SECONDS]
     if len(settled) < 2 or all(map(isnan, settled)):
         return
@@ -95,7 +95,7 @@ def _memory(run: Run) -> Iterator[Target]:
 
 
 def _trial(run: Run) -> Iterator[Target]:
-    """Judge the second half by the first; at a restart, the new worker's first minute by the old one's last."""
+    """Compare the second half with the first; at a restart, the new worker's first minute with the old one's last."""
     if (disturbance := run.disturbance) is None:
         return
     after = run.half
@@ -120,7 +120,7 @@ def _trial(run: Run) -> Iterator[Target]:
 
 
 def _failed_with_the_worker(run: Run, back: float) -> Target:
-    """Judge the errors of a restart: what was in flight may fail, no more than there are connections."""
+    """Check the errors of a restart. Requests in progress may fail, at most one for each connection."""
     here = run.figures.errors(run.half - 1, ceil(back) + 1).total()
     elsewhere = run.figures.errors(since=run.measured_since).total() - here
     held = here <= MOST_IN_FLIGHT and not elsewhere

@@ -1,4 +1,4 @@
-"""A run in a terminal: the live view while it goes on, the verdict at its end."""
+"""The view of a run in a terminal: live while it runs, and the verdict at its end."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -25,9 +25,9 @@ _PLAIN_EVERY_SECONDS: Final = 30
 
 @contextmanager
 def gathering(console: Console, count: int) -> Iterator[Callable[[], None]]:
-    """Show how a fleet of so many phones comes together: gives what to call for each that registers."""
+    """Show the progress of registration. Yields a function to call for each phone that registers."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    console.print(f"Gathering {count:,} phones …", highlight=False)
+    console.print(f"Registering {count:,} phones …", highlight=False)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("registered", total=count)
         yield lambda: bar.advance(task)
@@ -35,7 +35,7 @@ def gathering(console: Console, count: int) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def shown(console: Console, run: Run) -> Iterator[Callable[[], None]]:
-    """Show a run: gives what to call, as often as one likes. Where nobody watches, a line now and then."""
+    """Show a run. Yields a function to call at any time. Without a terminal, it prints a line every half minute."""
     if not console.is_terminal:
         yield _Plain(console, run)
         return
@@ -52,7 +52,7 @@ class _Plain:
         self._next_at = time.monotonic() + _PLAIN_EVERY_SECONDS
 
     def __call__(self) -> None:
-        """Say how it stands, if it is time."""
+        """Print the state of the run, if it is time."""
         if time.monotonic() < self._next_at:
             return
         self._next_at += _PLAIN_EVERY_SECONDS
@@ -68,7 +68,7 @@ class _Plain:
 
 
 def picture(run: Run) -> Panel:
-    """Return how a run stands."""
+    """Return the state of a run."""
     now = run.elapsed_seconds
     since = run.measured_since if now > run.measured_since else 0
     recent = max(0.0, int(now) - RECENT_SECONDS)
@@ -121,7 +121,7 @@ def _clock(seconds: float) -> str:
 
 
 def print_verdict(console: Console, run: Run, judged: list[Target]) -> None:
-    """Print each target with its figure, errors by kind, and whether the generator itself was late."""
+    """Print each target with its figure, the errors by kind, and whether the generator was late."""
     print_targets(console, judged)
     console.print(_summary(run), highlight=False)
     for error, count in run.figures.errors().most_common():
@@ -133,7 +133,7 @@ def print_verdict(console: Console, run: Run, judged: list[Target]) -> None:
 
 
 def print_targets(console: Console, judged: Iterable[Target]) -> None:
-    """Print each target with its limit, its figure, and whether it was held."""
+    """Print each target with its limit, its figure, and whether it was met."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("target", "limit", "figure", ""):
         table.add_column(name, justify="left" if name == "target" else "right")

@@ -98,7 +98,7 @@ class PostgresServer:
     """One server. PostgresServers creates it, and stops it at the end."""
 
     def __init__(self, folder: Path, passwords: Mapping[str, str], settings: Mapping[str, str]) -> None:
-        """Only choose a port."""
+        """Choose a port. Nothing is started."""
         self.name = folder.name
         self.port = free_port()
         self._folder = folder

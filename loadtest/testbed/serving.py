@@ -19,7 +19,7 @@ SERVE: Final = (sys.executable, MANAGE, "serve")
 
 
 def wait_for(condition: Callable[[], object]) -> None:
-    """Return when the condition holds. Raises TimeoutError after a minute."""
+    """Return when the condition is true. Raises TimeoutError after a minute."""
     deadline = time.monotonic() + WAIT_SECONDS
     while not condition():
         if time.monotonic() >= deadline:

@@ -1,4 +1,4 @@
-"""The place of a run: a server that runs already, or our own one with a fake FCM; and its fleet."""
+"""The testbed of a run: a running server, or our own one with a fake FCM; and its fleet."""
 
 import os
 import subprocess

@@ -1,1 +1,1 @@
-"""The command-line client for admins, and the simulated phone; both only speak HTTP."""
+"""The command-line client for admins, and the simulated phone; both use only HTTP."""

@@ -5,7 +5,7 @@ import signal
 
 
 def main() -> None:
-    """Import the program and run it. Ctrl-C during the import ends it without a trace."""
+    """Import the program and run it. Ctrl-C during the import ends it without a traceback."""
     handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
     program = importlib.import_module("nexmdm.client.program")
     signal.signal(signal.SIGINT, handler)

@@ -1,4 +1,4 @@
-"""The actions that a server of this version knows, for the help. Any other action is sent, too."""
+"""The actions that a server of this version knows, for the help. The client sends any other action too."""
 
 import json
 from functools import cache
@@ -9,11 +9,11 @@ _FILE: Final = Path(__file__).with_name("actions.json")
 """Written from `commands/actions.py` by `tests/client/test_actions.py`, because the client imports no server."""
 
 _EXPIRES_IN_SECONDS: Final = 600
-"""Of an action that this version does not know."""
+"""The time to begin of an action that this version does not know, in seconds."""
 
 
 class Action(NamedTuple):
-    """An action: what it does, its parameters in their order with what may be in each, and how long it waits."""
+    """An action: its description, its parameters in order with their types in words, and its time to begin."""
 
     name: str
     description: str
@@ -28,6 +28,6 @@ def catalogue() -> dict[str, Action]:
 
 
 def expires_in_seconds(name: str) -> int:
-    """Return how long a phone has to begin an action, where the command does not say it."""
+    """Return how long a phone has to begin an action if the command does not set it."""
     known = catalogue().get(name)
     return known.expires_in_seconds if known else _EXPIRES_IN_SECONDS

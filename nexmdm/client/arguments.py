@@ -1,4 +1,6 @@
-"""Values of a command line: each function is a type for argparse, and for click within Value; it says what is wrong."""
+"""Values of a command line: each function is a type for argparse, or for click inside Value; its error says what is
+wrong.
+"""
 
 import json
 import re
@@ -66,7 +68,7 @@ def target(text: str) -> Target:
 
 
 class Param(NamedTuple):
-    """A parameter of a command, and its value as it was given."""
+    """A parameter of a command, with its parsed value and its text."""
 
     name: str
     value: Any
@@ -74,7 +76,7 @@ class Param(NamedTuple):
 
 
 def param(text: str) -> Param:
-    """Return a parameter: its value is JSON if it is JSON, else text."""
+    """Return a parameter. The value is read as JSON if it is JSON, else as text."""
     name, equals, value = text.partition("=")
     if not name or not equals:
         raise ArgumentTypeError("must look like name=value")
@@ -89,7 +91,7 @@ def _not_json(text: str) -> Any:
 
 
 def seconds(text: str) -> int:
-    """Return a length of time."""
+    """Return a length of time, in seconds."""
     found = re.fullmatch(r"([0-9]{1,9})([smhd]?)", text)
     if found is None:
         raise ArgumentTypeError("must look like 600, 10m, 12h or 7d")
@@ -97,7 +99,7 @@ def seconds(text: str) -> int:
 
 
 def moment(text: str) -> str:
-    """Return a time in the form of the API, from a time as people write it."""
+    """Return a time in the form of the API, from a time in a form of nexmdm/client/times.py."""
     try:
         return times.moment(text)
     except ValueError as error:
@@ -119,14 +121,14 @@ def method(text: str) -> str:
 
 
 def path(text: str) -> str:
-    """Return a request target as it is signed."""
+    """Return a request target, in the form that is signed."""
     if not re.fullmatch(r"/[!-\"$-~]*", text):
         raise ArgumentTypeError("must begin with / and be percent-encoded")
     return text.removesuffix("?")
 
 
 class Content(NamedTuple):
-    """The body of a request, and the file that it is from."""
+    """The body of a request, and the name of its file."""
 
     name: str
     body: bytes
@@ -136,7 +138,7 @@ NO_BODY: Final = Content("", b"")
 
 
 def content(name: str) -> Content:
-    """Return what a file holds."""
+    """Return the content of a file."""
     try:
         return Content(name, sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes())
     except OSError as error:
@@ -144,14 +146,14 @@ def content(name: str) -> Content:
 
 
 class Value(click.ParamType[Any]):
-    """Makes a type for click of a function of this module."""
+    """A type for click, made from a function of this module."""
 
     def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
         self.name = name
         self._parse = parse
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the value; one that is no text was parsed before."""
+        """Return the value. A value that is not a text was parsed already."""
         if not isinstance(value, str):
             return value
         try:

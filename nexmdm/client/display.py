@@ -19,15 +19,15 @@ from nexmdm.client.rows import Columns
 Json = dict[str, Any]
 Format = Literal["table", "wide", "json", "csv", "yaml"]
 PEOPLE: Final = ("table", "wide")
-"""The forms that people read, and no program."""
+"""The forms for people."""
 
 NOTHING: Final = "-"
 FREE_TEXT: Final = ("note", "reason", "detail", "tags", "path", "label", "target")
-"""Columns that may be folded; an id or a name that is cut in two cannot be copied."""
+"""Columns that may be folded. Others may not: an id or a name on two lines cannot be copied."""
 
 NARROWEST_FREE_TEXT: Final = 20
 WIDEST_WORD: Final = 37
-"""A longer word of a free text may be cut. An id and a comma have 37 characters."""
+"""A word of a free text may be cut if it is longer. An id with a comma has 37 characters."""
 
 _GAP: Final = 2
 _COLOURED: Final = ("state", "outcome", "presence", "push", "status", "code")
@@ -37,7 +37,7 @@ _COLOURS: Final[Mapping[str, str]] = {
     **dict.fromkeys(("failed", "expired", "dead", "revoked"), "red"),
     **dict.fromkeys(("cancelled", "completed", "exhausted", "never", "none", "retired", NOTHING), "dim"),
 }
-"""What the words in a coloured field look like; an HTTP status or a code that is not here is an error's."""
+"""The style of each word in a coloured field. An HTTP status or a code that is not here has the style of an error."""
 
 _FRACTION: Final = re.compile(r"\.\d+Z$")
 _SHOWN_WHILE_WAITING: Final = ("received", "succeeded", "failed", "expired", "cancelled")
@@ -48,15 +48,15 @@ _TOP_LEFT: Final = "\x1b[H\x1b[J"
 
 
 class _Output(Console):
-    """Leaves the end of a pipe's reader to the caller, where rich would end the program."""
+    """A console that raises BrokenPipeError to its caller. rich's own would end the program."""
 
     def on_broken_pipe(self) -> NoReturn:
-        """Raise what an output raises that is no console."""
+        """Raise the error, as an output that is not a console does."""
         raise BrokenPipeError
 
 
 class Terminal:
-    """Where answers go (`out`) and where everything else goes (`err`), and in which form."""
+    """The output of a call: `out` for answers, `err` for everything else, and the form of the answers."""
 
     def __init__(self, out: IO[str], err: IO[str], form: Format = "table") -> None:
         self.out = out
@@ -66,11 +66,11 @@ class Terminal:
 
     @property
     def is_structured(self) -> bool:
-        """Whether answers are shown as the API has them, for scripts."""
+        """Whether answers are printed for scripts, with the fields of the API."""
         return self.form in ("json", "yaml")
 
     def clear(self) -> None:
-        """Let the next answer take the place of those before it, on a terminal."""
+        """On a terminal, clear the screen for the next answer."""
         self._clears = self.out.isatty()
 
     def value(self, value: Any) -> None:
@@ -83,15 +83,15 @@ class Terminal:
         self.out.write(text + "\n")
 
     def hint(self, text: str) -> None:
-        """Show the person something that is no part of the answer."""
+        """Show a message that is not part of the answer."""
         self.err.write(printable(text) + "\n")
 
     def complain(self, text: str) -> None:
-        """Say what went wrong."""
+        """Show an error."""
         self.err.write("\n".join(printable(line) for line in text.split("\n")) + "\n")
 
     def fields(self, row: Json) -> None:
-        """Print one row: a line for each field, or as the form says it."""
+        """Print one row: a line for each field, or in the form for scripts."""
         if self.is_structured:
             self.value(row)
             return
@@ -125,7 +125,7 @@ class Terminal:
         columns = zip(names, *cells, strict=True)
         widths = [max(map(cell_len, column)) if self.form == "wide" else _least_width(*column) for column in columns]
         ends = list(accumulate(widths, lambda end, width: end + _GAP + width))
-        # Rather one line that is longer than the terminal than an id that is cut.
+        # A line may be longer than the terminal, because an id must not be cut.
         console.width = max(console.width, ends[-1] if self.form == "wide" else widths[0])
         fitting = [name for name, end in zip(names, ends, strict=True) if end <= console.width]
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0))
@@ -148,14 +148,14 @@ class Terminal:
 
 
 def _cell(name: str, value: Any) -> str:
-    """Return a field's value in CSV, where nothing is empty."""
+    """Return a field's value in CSV. No value is an empty text."""
     return "" if value is None else _readable(name, value)
 
 
 def _least_width(name: str, *cells: str) -> int:
     if name not in FREE_TEXT:
         return max(map(cell_len, (name, *cells)))
-    # An id in a text is a word, and is not cut either.
+    # An id in a text must not be cut either.
     longest_word = max(cell_len(word) for text in (name, *cells) for word in (text.split() or [""]))
     widest = max(map(cell_len, (name, *cells)))
     return min(widest, max(NARROWEST_FREE_TEXT, min(longest_word, WIDEST_WORD)))
@@ -193,7 +193,7 @@ def _so_far(counts: Mapping[str, int]) -> str:
 
 
 def _nobody(command: Json) -> None:
-    """Be told, and show nothing."""
+    """Ignore a reading."""
 
 
 def open_deliveries(command: Json) -> int:
@@ -202,12 +202,12 @@ def open_deliveries(command: Json) -> int:
 
 
 def printable(text: str) -> str:
-    """Return text without what could steer a terminal: names and messages are the phones' own."""
+    """Return text without control characters. Phones choose names and messages, which could control a terminal."""
     return "".join(character if character.isprintable() else "\ufffd" for character in text)
 
 
 def shown(name: str, value: Any) -> str:
-    """Return a field's value as people read it; times, whose names are at or end in _at, to the second."""
+    """Return a field's value for people. Times (`at`, and names that end in `_at`) have no fractions of seconds."""
     return _readable(name, value) or NOTHING
 
 

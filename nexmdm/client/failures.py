@@ -1,4 +1,4 @@
-"""Failures of a call: the exit status of each, and what the person reads about it."""
+"""Failures of a call: the exit status and the message of each."""
 
 import json
 import re
@@ -22,13 +22,13 @@ _ADVICE: Final[Mapping[str, str]] = {
     "empty_audience": "`{program} devices` lists all devices with their tags. Only active ones get commands.",
     "not_found": "`{program} devices` and `{program} commands` list the ids.",
 }
-"""What to do about a refusal, where its own words do not say it."""
+"""Advice on a refusal, if its own text does not say what to do."""
 
 _CHOICES: Final = re.compile(r"must be one of ([\w, ]+)")
 
 
 class NotConfirmed(Exception):
-    """A question was not answered by its number."""
+    """The answer to a question was not its number."""
 
 
 class ConfirmationRequired(Exception):
@@ -36,7 +36,7 @@ class ConfirmationRequired(Exception):
 
 
 def outcome(session: Session, run: Callable[[], int]) -> int:
-    """Run a verb and return the exit status; say what went wrong."""
+    """Run a verb and return the exit status. Show an error if it failed."""
     complain = session.terminal.complain
     try:
         status = run()
@@ -57,7 +57,7 @@ def outcome(session: Session, run: Callable[[], int]) -> int:
         return WRONG_USAGE
     except (LookupError, TypeError, ValueError) as error:
         what = f"{type(error).__name__}: {error}"
-        complain(f"This does not look like NexMDM; its answer cannot be understood ({what}).")
+        complain(f"This does not look like NexMDM: the client cannot read its answer ({what}).")
         return FAILED
     except KeyboardInterrupt:
         session.terminal.hint("Interrupted. The server continues with the request that it got.")
@@ -68,7 +68,8 @@ def outcome(session: Session, run: Callable[[], int]) -> int:
 
 def _refusal(refused: Refused, session: Session) -> str:
     if not refused.code:
-        return f"{refused}\nIs {session.client.url} the address of a NexMDM server? Another one: --url or --profile."
+        asked = f"Is {session.client.url} the address of a NexMDM server?"
+        return f"{refused}\n{asked} Name another one with --url or --profile."
     lines = [f"Refused ({refused.status} {refused.code}): {refused}"]
     lines += [f"  {'.'.join(map(str, error['loc']))}: {error['msg']}" for error in refused.errors]
     ahead = refused.clock_ahead_seconds or 0
@@ -85,7 +86,7 @@ def _refusal(refused: Refused, session: Session) -> str:
 
 
 def _meant_action(refused: Refused, given: str | None) -> str:
-    """Return the question for a misspelled action; the server's own list counts, for it may be newer."""
+    """Return the question for a misspelled action. It uses the server's own list, because the server may be newer."""
     for error in refused.errors:
         if given and error["loc"] == ["body", "action"] and (found := _CHOICES.search(str(error["msg"]))):
             return did_you_mean(given, found[1].split(", ")).strip()
@@ -93,7 +94,7 @@ def _meant_action(refused: Refused, given: str | None) -> str:
 
 
 def _as_text(refused: Refused, given: Mapping[str, Any]) -> Iterator[str]:
-    """Say how to send as text what was taken for JSON, where that was refused for not being text."""
+    """Return advice if a value was read as JSON and the server refused it because it requires a text."""
     no_text = [error["loc"][-1:] for error in refused.errors if "string" in str(error["msg"])]
     for param in given.get("param") or ():
         if [param.name] in no_text and not isinstance(param.value, str):

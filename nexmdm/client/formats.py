@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
-"""What a spreadsheet takes for the beginning of a formula (OWASP, "CSV Injection")."""
+"""The characters that begin a formula in a spreadsheet (OWASP, "CSV Injection")."""
 
 
 def to_json(value: Any) -> str:
@@ -24,7 +24,10 @@ def to_yaml(value: Any) -> str:
 
 
 def to_csv(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return rows as CSV, without a newline at its end. A cell that a spreadsheet would calculate begins with '."""
+    """Return rows as CSV, without a newline at its end.
+
+    A cell that a spreadsheet would calculate gets an apostrophe in front.
+    """
     lines = io.StringIO(newline="")
     writer = csv.writer(lines, lineterminator="\n")
     writer.writerow(headings)

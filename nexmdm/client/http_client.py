@@ -1,4 +1,4 @@
-"""An admin's HTTP client: it signs each request by itself, and a refusal keeps the words of the server's problem."""
+"""An admin's HTTP client. It signs each request, and a refusal contains the text of the server's problem."""
 
 import json
 import re
@@ -19,35 +19,36 @@ Json = dict[str, Any]
 
 ANSWER_SECONDS: Final = 30
 LONGEST_WAIT_SECONDS: Final = 30
-"""How long one request asks the server to wait for a command."""
+"""The longest `wait_seconds` of one request, in seconds."""
 
 PAGE: Final = 500
 PAUSES_SECONDS: Final = (0.5, 2.0)
-"""How long to wait before a write is repeated whose answer was lost: each time a little longer, then no more."""
+"""The pauses before each repeat of a write whose answer was lost, in seconds. After the last one there is no repeat."""
 
 AGAIN_SECONDS: Final = 1.0
-"""How long a wait for a command pauses when the server did not answer."""
+"""The pause of a wait for a command after the server did not answer, in seconds."""
 
 _LOOPBACK: Final = re.compile(r"localhost|127(\.[0-9]{1,3}){3}|::1")
 _LONGEST_TARGET: Final = 16_384
-"""Characters of path and query: a server of NexMDM refuses longer headers."""
+"""The most characters of path and query. A NexMDM server refuses longer headers."""
 
 _SHOWN_OF_A_STRANGER: Final = 200
 _OF_NO_ACCOUNT: Final = ("idempotency_in_flight", "rate_limited")
-"""Refusals of a repeat, other than the server's troubles, that do not say whether the write was done."""
+"""Statuses of a repeat, apart from 5xx, that do not show whether the write was carried out."""
 
 _AWAY: Final = (502, 503, 504)
 
 
 def on_loopback(url: str) -> bool:
-    """Say whether what is sent to this address stays on this machine."""
+    """Return whether requests to this address stay on this machine."""
     return _LOOPBACK.fullmatch(urlsplit(url).hostname or "") is not None
 
 
 class Refused(Exception):
-    """The server answered, but not with 200. `code` is empty where the answer is none of NexMDM's.
+    """The server answered, but not with 200.
 
-    `clock_ahead_seconds` is how far the server's clock is ahead of ours, where its answer tells.
+    `code` is empty if the answer is not from NexMDM. `clock_ahead_seconds` is how far the server's clock is ahead of
+    ours, if its answer has a time.
     """
 
     def __init__(
@@ -68,9 +69,9 @@ class Refused(Exception):
 
 
 class Unreachable(Exception):
-    """The server gave no answer; `perhaps_done` if the request may have reached it all the same.
+    """The server gave no answer; `perhaps_done`: the request may have reached it.
 
-    `advice` says what to do, where that is known.
+    `advice` says what to do, if that is known.
     """
 
     def __init__(self, reason: str, *, perhaps_done: bool, advice: str = "") -> None:
@@ -84,7 +85,7 @@ class UnsendableTarget(Exception):
 
 
 class FleetClient:
-    """Speaks to one server as an admin. Every method raises Refused and Unreachable."""
+    """The client of one server, for one admin. Every method raises Refused and Unreachable."""
 
     def __init__(
         self,
@@ -98,10 +99,10 @@ class FleetClient:
         repeats: bool = False,
         answer_seconds: float = LONGEST_WAIT_SECONDS + ANSWER_SECONDS,
     ) -> None:
-        """Remember where and who. `host` is the Host header where the URL's own name is not the server's.
+        """Store the address and the admin.
 
-        With `repeats`, a write whose answer was lost is sent again, a few times, under the same Idempotency-Key: the
-        server does it once.
+        `host` is the Host header, if it is not the name in the URL. With `repeats`, a write whose answer was lost is
+        sent again a few times under the same Idempotency-Key, and the server carries it out once.
         """
         self.url = url.rstrip("/")
         self._key = key
@@ -113,7 +114,7 @@ class FleetClient:
         self._transport = transport or Connections(url)
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connections."""
         self._transport.close()
 
     def __enter__(self) -> Self:
@@ -138,7 +139,7 @@ class FleetClient:
         return self.call("PATCH", path, content=json.dumps(body).encode())
 
     def items(self, path: str, limit: int, **query: Any) -> tuple[list[Json], bool]:
-        """Return the first `limit` rows of a list, over as many pages as it takes; and whether there are more."""
+        """Return the first `limit` rows of a list, from as many pages as necessary, and whether there are more."""
         rows = list(islice(self.rows(path, min(limit + 1, PAGE), **query), limit + 1))
         return rows[:limit], len(rows) > limit
 
@@ -157,10 +158,10 @@ class FleetClient:
         return self.get(f"/admin/commands/{request_id}")
 
     def wait(self, request_id: str, seconds: float, *, step: float, watch: Callable[[Json], None]) -> Json:
-        """Return the command when nothing of it is open any more; or after `seconds`, with what there is.
+        """Return the command when none of its deliveries is open any more, or as it is after `seconds`.
 
-        `watch` is told how the command stands, every `step` seconds at least. A server that is busy or away is asked
-        again while there is time.
+        `watch` is called with the command at least every `step` seconds. If the server is busy or away, the request is
+        repeated while there is time.
         """
         until = time.monotonic() + seconds
         while True:
@@ -192,7 +193,7 @@ class FleetClient:
         )
 
     def call(self, method: str, path: str, *, query: Json | None = None, content: bytes = b"") -> Json:
-        """Send any request; `path` may have a query of its own, and `content` is JSON."""
+        """Send any request. `path` may contain a query, and `content` is JSON."""
         target = _target(path, query)
         key = _new_key(method)
         try:
@@ -203,7 +204,7 @@ class FleetClient:
             return self._repeat(method, target, content, key, lost)
 
     def _repeat(self, method: str, target: str, content: bytes, idempotency_key: str, lost: Unreachable) -> Json:
-        """Send a write again whose answer was lost, until the server says what became of it."""
+        """Repeat a write whose answer was lost, until an answer shows whether it was carried out."""
         for pause in self._pauses:
             time.sleep(pause)
             try:
@@ -229,7 +230,7 @@ class FleetClient:
 
 
 def _target(path: str, query: Json | None) -> str:
-    """Return path and query as they are signed and sent. Raises UnsendableTarget."""
+    """Return path and query in the form that is signed and sent. Raises UnsendableTarget."""
     try:
         target = f"{path}?{urlencode(query, quote_via=quote)}" if query else path
     except UnicodeEncodeError as error:
@@ -244,7 +245,7 @@ def _new_key(method: str) -> str:
 
 
 def _pause(trouble: Refused | Unreachable) -> float | None:
-    """Return how long to wait before a read is repeated; None if its answer would be the same."""
+    """Return the seconds to wait before a read is repeated, or None if a repeat would get the same answer."""
     if isinstance(trouble, Unreachable):
         return AGAIN_SECONDS
     if trouble.retry_after_seconds is not None:
@@ -280,7 +281,7 @@ def _clock_ahead(response: Response) -> float | None:
 
 
 def _json(response: Response) -> Json:
-    """Return an answer's object, or an empty one where there is none."""
+    """Return an answer's object, or an empty one if the answer has none."""
     try:
         content = json.loads(response.content)
     except (ValueError, RecursionError):

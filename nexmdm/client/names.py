@@ -16,7 +16,7 @@ from nexmdm.client.suggestions import did_you_mean, fold
 Json = dict[str, Any]
 
 MOST_LOOKED_AT: Final = 20_000
-"""How many devices with a text in their names are compared with it, and how many commands with the start of an id."""
+"""The most devices, and the most commands, that are compared with a name."""
 
 SHOWN: Final = 10
 _LONGEST: Final = 128
@@ -29,11 +29,14 @@ _TIME_DIGITS: Final = 12
 
 
 class NotFound(Exception):
-    """No device or command has this name, or several have it. The text names those that might be meant."""
+    """No device or command has this name, or several have it. The text lists candidates."""
 
 
 class Names:
-    """Finds what is named on a server. Its methods raise NotFound, Refused and Unreachable."""
+    """Finds devices, commands and enrollment tokens of a server by name.
+
+    Its methods raise NotFound, Refused and Unreachable.
+    """
 
     def __init__(self, client: FleetClient, memory: Memory) -> None:
         self._client = client
@@ -41,16 +44,16 @@ class Names:
         self._used: dict[Kind, str] = {}
 
     def use(self, kind: Kind, identifier: str) -> str:
-        """Make an id the last one, once keep() is called, and return it."""
+        """Return the id, and make it the last one when keep() is called."""
         self._used[kind] = identifier
         return identifier
 
     def keep(self) -> None:
-        """Remember the ids that were used."""
+        """Store the last ids."""
         self._memory.remember(self._used)
 
     def device(self, name: str) -> Json:
-        """Return the device with this name; of one that is named by its whole id, only the id."""
+        """Return the device with this name. A device that is named by its whole id has only its id."""
         found = self._last("device") if name == LAST else name
         row = {"device_id": found.lower()} if IDENTIFIER.fullmatch(found) else self._search(found)
         self.use("device", row["device_id"])
@@ -122,7 +125,9 @@ class Names:
 
     def _command_that_begins_with(self, start: str) -> str:
         if not _START.fullmatch(start):
-            raise NotFound(f"{start!r} is no id of a command: give the id, its first four digits or more, or {LAST}.")
+            raise NotFound(
+                f"{start!r} is not an id of a command: give the id, its first four digits or more, or {LAST}."
+            )
         found = [row for row in self._commands_around(start) if row["request_id"].startswith(start)]
         if len(found) == 1:
             return str(found[0]["request_id"])
@@ -135,7 +140,7 @@ class Names:
         """Yield the commands that may have an id with this start, the newest first; ids contain their time."""
         latest = int(start.replace("-", "")[:_TIME_DIGITS].ljust(_TIME_DIGITS, "f"), 16)
         try:
-            # A day to spare, for a clock that was wrong.
+            # One day more, because a clock may have been wrong.
             until = datetime.fromtimestamp(latest / 1000, UTC) + timedelta(days=1)
         except (ValueError, OverflowError):
             until = datetime.max.replace(tzinfo=UTC)
@@ -158,7 +163,7 @@ def _id_in_token(text: str) -> str | None:
 
 
 def _by_rank(rows: list[Json], name: str, *, only_aliases: bool) -> Iterator[list[Json]]:
-    """Yield the devices that a name may mean, the likeliest group first."""
+    """Yield the devices that a name may mean, in groups: the most likely group first."""
     folded = fold(name)
     groups = [[row for row in rows if row["alias"] is not None and fold(row["alias"]) == folded]]
     if not only_aliases:

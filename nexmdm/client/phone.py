@@ -33,7 +33,7 @@ _SIGNED_FIELDS: Final = ("request_id", "action", "params", "issued_at", "expires
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of an action."""
+    """The result of an action."""
 
     status: Status = "succeeded"
     message: str = ""
@@ -44,14 +44,14 @@ Perform = Callable[[str, dict[str, Any]], Outcome]
 
 
 def succeed(action: str, params: dict[str, Any]) -> Outcome:
-    """Do nothing, successfully."""
+    """Return success without any work."""
     del action, params
     return Outcome()
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a phone says about a command."""
+    """The report of a phone about a command."""
 
     request_id: str
     status: Status
@@ -61,7 +61,7 @@ class Report:
     finished_at: str | None = None
 
     def body(self) -> dict[str, Any]:
-        """Return the body of `/v1/action-result`: what is known, and no more."""
+        """Return the body of `/v1/action-result`, without the fields that are unknown."""
         fields = {name: getattr(self, name) for name in self.__slots__}
         return {name: value for name, value in fields.items() if value}
 
@@ -75,7 +75,7 @@ class Credentials:
 
 
 def sign(command_key: str, device_id: str, envelope: Envelope) -> str:
-    """Return the signature that an envelope to this device has to carry."""
+    """Return the signature that an envelope to this device must have."""
     message = "\n".join(("NXC1", device_id, *(envelope[name] for name in _SIGNED_FIELDS)))
     return hmac.digest(command_key.encode(), message.encode(), "sha256").hex()
 
@@ -99,24 +99,24 @@ class Agent:
 
     @property
     def device_token(self) -> str:
-        """The token to send: a new one as soon as there is one."""
+        """The token to send. A new one is used as soon as the phone has it."""
         return (self.next or self.current).device_token
 
     def set_server_time(self, server_time: str) -> None:
-        """Go by the server's time from now on."""
+        """Store the server's time. From now on the phone computes its time from it."""
         self._ahead_seconds = datetime.fromisoformat(server_time).timestamp() - self.clock()
 
     def rotated(self, credentials: Credentials) -> None:
-        """Take a new pair. The old one stays good until the new one is used; an unused new one is replaced."""
+        """Store a new pair. The old pair stays valid until the new one is used. An unused new pair is replaced."""
         self.next = credentials
 
     def used(self, device_token: str) -> None:
-        """Learn that the server has accepted a token: the first use of a new one ends the old pair."""
+        """Note that the server has accepted a token. The first use of a new token ends the old pair."""
         if self.next and device_token == self.next.device_token:
             self.current, self.next = self.next, None
 
     def trusts(self, envelope: Envelope) -> bool:
-        """Tell whether an envelope is whole and signed for this device under a live command key."""
+        """Return whether an envelope is complete, and signed for this device with a valid command key."""
         fields = [envelope.get(name) for name in (*_SIGNED_FIELDS, "signature")]
         if not all(isinstance(value, str) for value in fields):
             return False
@@ -125,10 +125,10 @@ class Agent:
         return any(hmac.compare_digest(signature, envelope["signature"].encode()) for signature in signatures)
 
     def receive(self, envelope: Envelope, via: Channel) -> Report | None:
-        """Carry out a command, once, and return what to report; for a repeat, the last report again.
+        """Carry out a command once, and return its report.
 
-        A deferred one has not been carried out: it gets another chance when it is offered again. None: a bad
-        envelope, which is refused and counted, and of which the server is told nothing.
+        A repeat gets the last report again. A deferred command was not carried out: the phone tries again when the
+        server offers it again. None: the envelope is bad. The phone refuses and counts it, and reports nothing.
         """
         if not self.trusts(envelope):
             self.refused += 1
@@ -142,7 +142,7 @@ class Agent:
         return last
 
     def remember(self, report: Report) -> None:
-        """Keep a report as the last one on its command."""
+        """Store a report as the last one on its command."""
         self._last[report.request_id] = report
 
     def _outcome(self, envelope: Envelope) -> Outcome:
@@ -165,7 +165,7 @@ class Refusal(Exception):
     def __init__(self, status: int, problem: Mapping[str, Any], *, retry_after: str | None, content_type: str) -> None:
         self.status = status
         self.flaw = _flaw_in(status, problem, retry_after, content_type)
-        """What the answer lacks of problem details as the contract has them; empty: nothing."""
+        """The parts of problem details that the answer lacks, in words; empty if it is complete."""
 
         self.code = str(problem.get("code", ""))
         self.retry_after_seconds = int(retry_after) if retry_after else None
@@ -192,20 +192,20 @@ class Phone:
         self._perform = perform
 
     async def register(self, enrollment_token: str, hardware_id: str, **fields: Any) -> dict[str, Any]:
-        """Register, or register anew with the memory of a reset phone. Raises Refusal."""
+        """Register, or register again as a phone that was reset. Raises Refusal."""
         answer = await self._post("/v1/register", {"hardware_id": hardware_id, **fields}, enrollment_token)
         self.agent = Agent(answer["device_id"], _credentials_in(answer), self._perform)
         self.agent.set_server_time(answer["server_time"])
         return answer
 
     async def heartbeat(self, **fields: Any) -> dict[str, Any]:
-        """Send a heartbeat and return the answer; its commands are not carried out. Raises Refusal."""
+        """Send a heartbeat and return the answer, without carrying out its commands. Raises Refusal."""
         answer = await self._say("/v1/heartbeat", fields)
         self.agent.set_server_time(answer["server_time"])
         return answer
 
     async def check_in(self, **fields: Any) -> int:
-        """Send a heartbeat and carry out its commands, again while there are more. Return how many were reported on."""
+        """Send heartbeats and carry out their commands, until there are no more. Return the number of reports."""
         answer = await self.heartbeat(**fields)
         reported = total = await self.carry_out(answer["commands"])
         while answer["has_more"] and reported:
@@ -215,7 +215,10 @@ class Phone:
         return total
 
     async def carry_out(self, commands: Iterable[Envelope]) -> int:
-        """Receive a heartbeat's commands and report on them, in order. Return how many were not refused."""
+        """Carry out a heartbeat's commands and report on them, in order.
+
+        Return the number of those that were not refused.
+        """
         reports = [self.agent.receive(envelope, "heartbeat") for envelope in commands]
         good = [report for report in reports if report]
         for report in good:
@@ -223,18 +226,18 @@ class Phone:
         return len(good)
 
     async def receive(self, envelope: Envelope, via: Channel) -> dict[str, Any] | None:
-        """Receive a command and report on it. Return the server's answer; None if it was refused."""
+        """Carry out a command and report on it. Return the server's answer, or None for a refused command."""
         report = self.agent.receive(envelope, via)
         return await self._say("/v1/action-result", report.body()) if report else None
 
     async def report(self, request_id: str, status: Status, **fields: Any) -> dict[str, Any]:
-        """Report on a command, by the fields of `Report`; a repeat of it is answered so from now on. Raises Refusal."""
+        """Report on a command, with the fields of `Report`. From now on a repeat gets this report. Raises Refusal."""
         report = Report(request_id, status, **fields)
         self.agent.remember(report)
         return await self._say("/v1/action-result", report.body())
 
     async def rotate(self) -> None:
-        """Ask for a new pair, by the token in use, not by a new one that is still unused. Raises Refusal."""
+        """Request a new pair with the token in use, not with a new token that is still unused. Raises Refusal."""
         answer = await self._post("/v1/token/rotate", {}, self.agent.current.device_token)
         self.agent.rotated(_credentials_in(answer))
 
@@ -251,7 +254,7 @@ class Phone:
 
 
 async def answer_in(response: aiohttp.ClientResponse) -> dict[str, Any]:
-    """Return the JSON of a 200. Raises Refusal for another status, and JSONDecodeError for what is no JSON."""
+    """Return the JSON of a 200. Raises Refusal for another status, and JSONDecodeError for a body that is not JSON."""
     answer: dict[str, Any] = orjson.loads(await response.read())
     if response.status != HTTPStatus.OK:
         retry_after = response.headers.get("Retry-After")

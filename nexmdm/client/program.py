@@ -31,7 +31,7 @@ PANELS: Final = {
         _Verb("enrollment", "revoke-token", "Revoke an enrollment token: phones can no longer use it."),
     ),
     "Commands for devices": (
-        _Verb("sending", "ping", "Send a ping, which tests the way to the devices and back."),
+        _Verb("sending", "ping", "Send a ping, which tests the path to the devices and back."),
         _Verb("sending", "send", "Send a command."),
         _Verb("commands", "commands", "List the newest commands, those that failed first."),
         _Verb("commands", "command", "Show one command with its deliveries."),
@@ -61,7 +61,7 @@ VERBS: Final = {verb.name: verb for verbs in PANELS.values() for verb in verbs}
 
 
 class Program(click.RichGroup):
-    """Knows the name and a line on each verb, and imports the module of the one that is called."""
+    """The group of all verbs. It knows their names and help lines, and imports only the module of the called verb."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all verbs, as the help lists them."""
@@ -71,7 +71,7 @@ class Program(click.RichGroup):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the verb that is called; an unknown one is refused with those that look like it."""
+        """Return the called verb. The error for an unknown verb names similar ones."""
         name, listed, rest = super().resolve_command(ctx, args)
         if listed is None or listed.name is None:
             return name, listed, rest

@@ -1,4 +1,4 @@
-"""The rows of the API as the client shows them: the columns of each, what is worked out for them, and their order."""
+"""The rows of the API as the client shows them: their columns, computed values, and order."""
 
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
@@ -46,7 +46,7 @@ WORST_FIRST: Final = ("failed", "expired", "cancelled", "received", "pending", "
 """The states of a delivery."""
 
 PRESENCES: Final = ("offline", "never", "online", "revoked", "retired")
-"""What a device's presence can be, the worst first."""
+"""The presences of a device, the worst first."""
 
 _PUSHES: Final = ("dead", "failing", "none", "ok")
 _OUTCOMES: Final = ("failed", "expired", "partial", "cancelled", None, "succeeded")
@@ -69,8 +69,8 @@ def token(row: Json) -> Json:
 
 
 def command(row: Json) -> Json:
-    """Return a command whose outcome says how many results came too late for it; ? where the server did not count."""
-    # A server of the version before does not count them in a list.
+    """Return a command with the number of late results in its outcome: `?` if the server did not count them."""
+    # The version before does not count them in a list.
     if not row["outcome"] or row.get("late", 0) == 0:
         return row
     late = "?" if row["late"] is None else row["late"]
@@ -91,7 +91,7 @@ def delivery(row: Json) -> Json:
 
 
 def succeeded_late(row: Json) -> bool:
-    """Tell whether a delivery succeeded after it was settled otherwise."""
+    """Return whether a delivery succeeded after it had expired or was cancelled."""
     return bool(row["late_result"] and row["late_result"]["status"] == "succeeded")
 
 
@@ -109,7 +109,7 @@ def event(row: Json) -> Json:
 
 
 def device_rank(row: Json) -> tuple[int, str, int]:
-    """Return a key that sorts devices by what is wrong: silent ones first, the longest silence first of all."""
+    """Return a key that sorts devices by their problems: silent ones first, the longest silence before all."""
     presence = row["presence"]
     silence = (row["last_seen_at"] or _LAST) if presence == "offline" else _LAST
     return _place(PRESENCES, presence), silence, _place(_PUSHES, row["push"])
@@ -121,7 +121,10 @@ def command_rank(row: Json) -> int:
 
 
 def delivery_rank(row: Json) -> int:
-    """Return a key that sorts deliveries by their state; of those that did not succeed in time, late ones are last."""
+    """Return a key that sorts deliveries by state.
+
+    Those that succeeded late come after the others that did not succeed in time.
+    """
     return _place(WORST_FIRST, row["state"]) + len(WORST_FIRST) * succeeded_late(row)
 
 

@@ -1,4 +1,4 @@
-"""One call of the admin's client: what a verb works with."""
+"""The session of one call of the admin's client."""
 
 from dataclasses import dataclass
 from typing import Any, Final
@@ -13,15 +13,15 @@ WRONG_USAGE: Final = 2
 UNREACHABLE: Final = 3
 INTERRUPTED: Final = 130
 READER_GONE: Final = 141
-"""As of a program that SIGPIPE ended: `| head` has read enough."""
+"""The exit status of a program that SIGPIPE ended, as by `| head`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What a verb works with.
+    """The objects that a verb uses.
 
-    `program` is what the person called, as `nexmdm` or `manage.py fleet`; `source` names where the admin's key and
-    secret are from; `given` are the options of the verb, for what is said of a refusal.
+    `program` is the called program: `nexmdm` or `manage.py fleet`. `source` names the place of the admin's key and
+    secret. `given` contains the options of the verb, for advice on a refusal.
     """
 
     client: FleetClient

@@ -1,7 +1,7 @@
-"""A place on this machine that takes FCM's requests, and hands each push to its simulated phone.
+"""A simulated FCM on this machine, which passes each push to its simulated phone.
 
-It takes the requests of the dispatcher whose FCM_BASE_URL and service account name it: an access token, and
-`messages:send` of the HTTP v1 API. A push token that no phone has is UNREGISTERED, as at FCM.
+It serves a dispatcher whose FCM_BASE_URL and service account name it: access tokens, and `messages:send` of the HTTP v1
+API. A push token that no phone has gets UNREGISTERED, as at FCM.
 """
 
 import secrets
@@ -22,7 +22,7 @@ TakePush = Callable[[Envelope], None]
 
 
 class SimulatedFcm:
-    """The place, while its context is open. `phones` are those that get pushes, by push token."""
+    """The simulated FCM, which listens while its context is open. `phones` are those that get pushes, by push token."""
 
     def __init__(self, host: str, port: int) -> None:
         self.url = f"http://{host}:{port}"
@@ -60,7 +60,7 @@ class SimulatedFcm:
 
 
 def service_account(url: str) -> dict[str, str]:
-    """Return a new service account for the place at this URL, in the form of a Google key file."""
+    """Return a new service account for the simulated FCM at this URL, in the form of a Google key file."""
     key = rsa.generate_private_key(public_exponent=65_537, key_size=_KEY_BITS)
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     return {

@@ -48,9 +48,10 @@ class SimulatedPhone:
     _phone: Phone | None = None
 
     async def live(self, enrollment_token: str) -> None:
-        """Register, and be a phone until cancelled. Raises Refusal when it is not let in, or not any more.
+        """Register, and act as a phone until cancelled.
 
-        Raises aiohttp.ClientError and TimeoutError when there is no server to register with; later, it waits for one.
+        Raises Refusal if the server refuses the registration, or the device later. Raises aiohttp.ClientError and
+        TimeoutError if no server answers the registration; later, the phone waits for the server.
         """
         headers = {"Host": self.host} if self.host else None
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(ANSWER_SECONDS), headers=headers) as session:
@@ -73,7 +74,10 @@ class SimulatedPhone:
         self._phone = phone
 
     async def check_in_for_ever(self, *, first_after: float = 0) -> None:
-        """Send a heartbeat each interval, the first one after some seconds. Raises Refusal when it is shut out."""
+        """Send a heartbeat each interval, the first one after `first_after` seconds.
+
+        Raises Refusal if the device was revoked.
+        """
         await asyncio.sleep(first_after)
         for number in count():
             await self._check_in(number)
@@ -82,7 +86,7 @@ class SimulatedPhone:
             await asyncio.sleep(self.interval_seconds)
 
     async def take_push(self, envelope: Envelope) -> None:
-        """Carry out a command that was pushed, and report on it; the next heartbeat does so if that does not work."""
+        """Carry out a pushed command, and report on it. If that fails, the next heartbeat does it."""
         if self._phone is not None and not self.traits.is_silent:
             await self._in_spite_of_trouble(self._receive(envelope, "push"))
 
@@ -115,7 +119,7 @@ class SimulatedPhone:
             self.tell(f"{shown}: failed")
             return Outcome("failed", f"{action} is not possible on this simulated phone")
         self.tell(f"{shown}: done")
-        return Outcome(message="done by a simulated phone")
+        return Outcome(message="carried out by a simulated phone")
 
 
 MODELS: Final = (
@@ -123,13 +127,14 @@ MODELS: Final = (
     {"manufacturer": "Samsung", "model": "Galaxy Tab A9", "os_version": "15", "agent_version": "1.2.0"},
     {"manufacturer": "Lenovo", "model": "Tab M10", "os_version": "14", "agent_version": "1.1.0"},
 )
-"""The descriptions that the phones of a simulated fleet have in turn."""
+"""Descriptions for the phones of a simulated fleet, used in turn."""
 
 
 def various_traits(total: int, *, failing: float, silent: float, chance: random.Random) -> list[Traits]:
-    """Return traits for a fleet of which these shares (0 to 1, rounded) fail each command, or fall silent.
+    """Return the traits of a fleet.
 
-    Those that fail come first, those that fall silent after them.
+    `failing` and `silent` are shares from 0 to 1; the numbers of phones are rounded. Phones that fail each command come
+    first, then those that fall silent.
     """
     fails, silents = round(total * failing), round(total * silent)
     return [

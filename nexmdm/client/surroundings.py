@@ -1,4 +1,4 @@
-"""The surroundings of a call, and the options that say which server is called; they stand before or after the verb."""
+"""The surroundings of a call, and the options that choose the server. These may be before or after the verb."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,31 +12,31 @@ from nexmdm.client.profiles.own_server import OwnServer
 
 Decorator = Callable[[Any], Any]
 PROGRAM: Final = "nexmdm"
-"""The program where it is installed alone; in a checkout it is `manage.py fleet`."""
+"""The name of the program if it is installed alone. In a checkout it is `manage.py fleet`."""
 
 PANEL: Final = "Server and output"
 REACH_NAMES: Final = ("url", "acts_as", "profile")
 REACH: Final[tuple[Decorator, ...]] = (
     click.option(
         "--url", type=arguments.URL, panel=PANEL,
-        help="The server. Default: NEXMDM_URL or that of the profile; of `manage.py fleet`, HOST and PORT.",
+        help="The server. Default: NEXMDM_URL, or the server of the profile; for `manage.py fleet`, HOST and PORT.",
     ),
     click.option(
         "--as", "acts_as", metavar="NAME", panel=PANEL,
         help="Sign with ADMIN_KEY_<NAME> and HMAC_SECRET_<NAME> instead of ADMIN_KEY and HMAC_SECRET.",
     ),
     click.option(
-        "--profile", metavar="NAME", panel=PANEL, help="The profile, as `login` made it. Default: NEXMDM_PROFILE."
+        "--profile", metavar="NAME", panel=PANEL, help="The profile that `login` saved. Default: NEXMDM_PROFILE."
     ),
 )  # fmt: skip
 
 
 @dataclass(slots=True)
 class Surroundings:
-    """What a call is part of: the program's name, and the server of `manage.py fleet`.
+    """The surroundings of a call: the program's name, and the server of `manage.py fleet`.
 
-    `transport` stands in for the network, `out` for standard output. `wish` has the options before the verb; those
-    after it outweigh them.
+    `transport` replaces the network, and `out` replaces standard output. `wish` has the options before the verb; those
+    after it override them.
     """
 
     program: str = PROGRAM

@@ -1,4 +1,4 @@
-"""Times as people write them: `2026-11-29`, `yesterday`, `2h ago`, or as the API has them."""
+"""Times as people write them: `2026-11-29`, `yesterday`, `2h ago`, or in the form of the API."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -13,7 +13,7 @@ _DAY: Final = re.compile(r"(now|today|yesterday)|(?:(today|yesterday) )?([0-9]{1
 
 
 def moment(text: str) -> str:
-    """Return a time in the form of the API. One without a zone is in this machine's. Raises ValueError."""
+    """Return a time in the form of the API. A time without a zone is in the zone of this machine. Raises ValueError."""
     written = " ".join(text.split())
     try:
         found = _age(written) or _day(written) or datetime.fromisoformat(written)
@@ -37,6 +37,6 @@ def _day(text: str) -> datetime | None:
     word = (found[1] or found[2] or "today").lower()
     if word == "now":
         return now
-    # Without its zone, so that midnight is right on the day on which the clocks change.
+    # Without a zone: so midnight is right on a day on which the clocks change.
     day = now.replace(tzinfo=None) - timedelta(days=word == "yesterday")
     return day.replace(hour=int(found[3] or 0), minute=int(found[4] or 0), second=0, microsecond=0)

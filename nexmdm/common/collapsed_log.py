@@ -22,7 +22,7 @@ class _Line(Generic[E]):
 
 
 class CollapsedLog(Generic[E]):
-    """Lines by key: events with the same key are equal. For use on the event loop.
+    """A log that collapses equal events; events with the same key are equal. For use on the event loop.
 
     The first event with its key is written immediately. Equal events within the next second become one line at its end,
     with the first of them and their count. This repeats for each second. `write` writes one line. With has_room() the

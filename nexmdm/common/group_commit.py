@@ -31,7 +31,7 @@ from nexmdm.common.postgresql.errors import Meaning, meaning_of
 log = structlog.get_logger()
 
 BUSY_SECONDS: Final = 1
-"""If a flush follows another one within this time, more are expected."""
+"""If a flush follows another one within this time (in seconds), more are expected."""
 
 HAS_OWN_THREAD = True
 """Whether each group commit has its own thread, so that none waits for the work of another one.
@@ -89,7 +89,7 @@ class _Waiting(Generic[Item, Outcome]):
     item: Item
     futures: list[asyncio.Future[Outcome | Exception]]
     since: float
-    """In monotonic time."""
+    """A time of time.monotonic()."""
 
     later: "deque[_Waiting[Item, Outcome]] | None" = None
     """Later items with the same key, each for a batch of its own."""
@@ -103,8 +103,8 @@ class GroupCommit(Generic[Item, Outcome]):
     Items of one key are recorded in the order in which they came. `flushed` is called on the loop with the outcomes of
     a batch, and the seconds that its flush took.
 
-    An item is refused if `waiting_limit` items wait, or if there is more than one batch of them and the first has
-    waited for `longest_wait_seconds`: the new one would wait as long.
+    An item is refused if `waiting_limit` items wait. It is also refused if more than one batch waits, and the first
+    item has waited for `longest_wait_seconds`, because the new item would wait as long.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class GroupCommit(Generic[Item, Outcome]):
         self._filling: dict[str, _Waiting[Item, Outcome]] = {}
         self._waiting = 0
         self._flushers: dict[int, asyncio.Task[None]] = {}
-        """The tasks that flush, by the number of items that must wait for a batch of theirs."""
+        """The tasks that flush, by the least number of waiting items for which each takes a batch."""
 
         self._draining = False
         self._flushed_at = float("-inf")
@@ -149,7 +149,7 @@ class GroupCommit(Generic[Item, Outcome]):
         self._add(key, item, future)
         self._waiting += 1
         self._start_flusher(1)
-        # So the thread has its next batch, if that is full, without waiting for a turn of a busy loop.
+        # So the thread gets its next batch, if that is full, without waiting for a turn of a busy loop.
         self._start_flusher(self._batch_size)
         return await future
 
@@ -172,7 +172,10 @@ class GroupCommit(Generic[Item, Outcome]):
             self._flushers[least] = task
 
     def _when_to_come_again(self) -> int:
-        """Return a random time, within which there would be a place for all items that were refused lately."""
+        """Return a random number of seconds.
+
+        Its maximum is the time in which all items that were refused lately can be recorded.
+        """
         self._refused += 1
         all_of_them = (self._waiting + self._refused) / self._per_second
         return random.randint(1, max(2, min(MOST_SPREAD_SECONDS, math.ceil(all_of_them))))

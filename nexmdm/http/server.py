@@ -22,7 +22,7 @@ from nexmdm.standalone import parent_watch
 VARIABLE: Final = "NEXMDM_LISTEN_FD"
 BACKLOG: Final = 2048
 AT_ONCE: Final = 128
-"""How many connections one turn takes at most, so that a crowd of new ones does not keep the others waiting."""
+"""The most connections that are accepted in one turn, so that many new ones do not delay the others."""
 
 FIRST_UNPRIVILEGED_PORT: Final = 1024
 _PORTS_TRIED: Final = 50
@@ -32,7 +32,10 @@ DESCRIPTORS: Final = 65_536
 
 
 class CannotListen(RuntimeError):
-    """HOST and PORT cannot be listened on; the text says why. `free_port` is another one that can, if one was found."""
+    """The worker cannot listen on HOST and PORT; the text says why.
+
+    `free_port` is a port that is free, if one was found.
+    """
 
     def __init__(self, text: str, free_port: int | None = None) -> None:
         super().__init__(text)
@@ -118,14 +121,14 @@ def _config() -> uvicorn.Config:
 
 
 class AcceptingServer(uvicorn.Server):
-    """uvicorn's server on one socket that listens, but for how it takes connections: all that wait.
+    """uvicorn's server on one listening socket, except that it accepts all connections that wait.
 
     libuv (since 1.46) accepts one connection in a turn of the event loop. A worker whose turns are long because it is
     busy would leave new connections in the kernel's queue until their clients give up.
     """
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to take connections, with uvicorn's server and beside it."""
+        """Begin to accept connections: uvicorn's server accepts one, and this class accepts the others that wait."""
         assert sockets is not None
         self._listener = sockets[0]
         self._make: Any = self.config.http_protocol_class
@@ -135,7 +138,7 @@ class AcceptingServer(uvicorn.Server):
         await super().startup(sockets)
 
     def _make_and_look(self, **given: Any) -> asyncio.Protocol:
-        """Make the protocol of a connection that uvicorn's server has taken; then look whether more are waiting."""
+        """Create the protocol of a connection that uvicorn's server has accepted. Then accept those that wait."""
         if not self._looks:
             self._looks = True
             asyncio.get_running_loop().call_soon(self._take_waiting, given)
@@ -151,10 +154,10 @@ class AcceptingServer(uvicorn.Server):
         asyncio.get_running_loop().call_soon(self._take_waiting, given)
 
     def _take_one(self, given: dict[str, Any]) -> bool:
-        """Take a connection that waits; tell whether there was one."""
+        """Accept a waiting connection, and return whether there was one."""
         try:
             connection, _ = self._listener.accept()
-        except OSError:  # None waits, or there is no descriptor left: uvicorn's server knows what to do.
+        except OSError:  # No connection waits, or no descriptor is left: uvicorn's server handles both.
             return False
         connection.setblocking(False)
         loop = asyncio.get_running_loop()

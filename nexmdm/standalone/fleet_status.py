@@ -1,4 +1,4 @@
-"""How the fleet is, in one line, from the metrics of the server."""
+"""The state of the fleet in one line, from the metrics of the server."""
 
 import time
 from collections import defaultdict

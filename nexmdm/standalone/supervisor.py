@@ -1,4 +1,4 @@
-"""Child processes of `serve`: started, started again when they die, stopped in order.
+"""The child processes of `serve`: it starts them, restarts those that die, and stops them in order.
 
 The order of a stop (Ctrl-C) is in nexmdm/management/commands/serve.py.
 """

@@ -1,1 +1,1 @@
-"""What the templates of the admin site use."""
+"""The template tags of the admin site."""

@@ -1,4 +1,4 @@
-"""The client knows the actions of its own version without importing the server: its file is made of the catalogue."""
+"""The client knows the actions of its version without the server's modules: a file contains the catalogue."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from commands.actions import CATALOGUE, Action
 
 FILE: Final = Path(__file__).parent.parent.parent / "nexmdm" / "client" / "actions.json"
 WRITE: Final = "WRITE_ACTIONS"
-"""Set in the environment, it writes the file anew."""
+"""If this is set in the environment, the test writes the file again."""
 
 
 def described(action: type[Action]) -> dict[str, Any]:

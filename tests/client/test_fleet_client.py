@@ -1,4 +1,4 @@
-"""manage.py fleet, from its command line to the database: only the socket between is not there."""
+"""manage.py fleet, from its command line to the database. Only the socket in between is replaced."""
 
 import io
 import json
@@ -36,7 +36,7 @@ UNKNOWN = "0192f0c1-b000-7abc-8def-0123456789ab"
 
 
 def failing(error: type[httpx.TransportError]) -> httpx.BaseTransport:
-    """Return a network on which nothing is heard."""
+    """Return a network without any answer."""
 
     def fail(request: httpx.Request) -> httpx.Response:
         raise error("Connection refused", request=request)
@@ -46,12 +46,12 @@ def failing(error: type[httpx.TransportError]) -> httpx.BaseTransport:
 
 @pytest.fixture
 def network(client: Client, admin: Admin) -> InProcess:
-    """The way to a server with an empty database."""
+    """A transport to a server with an empty database."""
     return InProcess(client)
 
 
 def reporting(phones: list[Phone], status: str) -> Callable[[httpx.Request, Answer], None]:
-    """Let phones report on a command as soon as it is issued."""
+    """A transport whose phones report on a command as soon as it is issued."""
 
     def report(request: httpx.Request, answer: Answer) -> None:
         if request.url.path == "/admin/command" and answer.status == 200:
@@ -91,9 +91,7 @@ def test_devices_are_columns_of_plain_text_in_a_pipe_and_json_on_request(network
     assert "more" in few.err
 
 
-def test_devices_are_listed_by_what_they_report_by_their_silence_and_by_failing_pushes(
-    network: InProcess, admin: Admin
-) -> None:
+def test_devices_are_filtered_by_reported_values_silence_and_failing_pushes(network: InProcess, admin: Admin) -> None:
     admin.enrol("phone-1", model="Pixel 8", os_version="15", agent_version="1.2", push_token="ok-1")
     let_pass(days=2)
     admin.enrol("phone-2", model="Pixel 8", os_version="14", agent_version="1.3", push_token="ok-2")
@@ -109,7 +107,7 @@ def test_devices_are_listed_by_what_they_report_by_their_silence_and_by_failing_
     assert (found("--push", "failing"), found("--push", "ok")) == (["phone-2"], ["phone-1"])
 
 
-def test_a_list_goes_over_as_many_pages_as_it_takes(
+def test_a_list_reads_as_many_pages_as_necessary(
     network: InProcess, admin: Admin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nexmdm.client.http_client.PAGE", 2)
@@ -128,7 +126,7 @@ def test_a_device_and_the_summary_are_shown_field_by_field(network: InProcess, p
     assert run("summary", "--json", transport=network).json["devices"]["online"] == 1
 
 
-def test_what_a_phone_says_of_itself_cannot_steer_the_terminal(network: InProcess, admin: Admin) -> None:
+def test_texts_of_a_phone_cannot_control_the_terminal(network: InProcess, admin: Admin) -> None:
     admin.enrol("phone\x1b]0;owned\x07", alias="red")
     Device.objects.update(alias="[red]\u202e")  # as an earlier version let it
     ran = run("devices", transport=network)
@@ -154,13 +152,13 @@ def test_a_failure_on_a_phone_is_exit_status_1(network: InProcess, phone: Phone)
     assert ran.json["deliveries"][0]["result"]["message"] == "said failed"
 
 
-def test_what_is_still_open_after_the_timeout_is_exit_status_1(network: InProcess, phone: Phone) -> None:
+def test_a_command_that_is_open_after_the_timeout_is_exit_status_1(network: InProcess, phone: Phone) -> None:
     ran = run("ping", phone.device_id, "--timeout", "0", transport=network)
     assert ran.status == 1
     assert "1 of 1 are still open" in ran.err
 
 
-def test_waiting_outlasts_a_server_that_is_busy(
+def test_waiting_continues_while_the_server_is_busy(
     network: InProcess, phone: Phone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slept: list[float] = []
@@ -181,14 +179,14 @@ def _busy_once(network: InProcess) -> Callable[..., Any]:
 
 @dataclass(slots=True)
 class Interrupted(httpx.BaseTransport):
-    """A network that loses what is asked once a command is issued, as often as there are answers to give instead."""
+    """A transport that answers in place of the server after a command is issued, until its own answers are used up."""
 
     network: InProcess
     instead: list[httpx.Response | None]
     issued: bool = False
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """Answer a request, or not."""
+        """Answer a request, or raise."""
         if not self.issued or not self.instead:
             self.issued |= request.method == "POST"
             return self.network.handle_request(request)
@@ -197,7 +195,7 @@ class Interrupted(httpx.BaseTransport):
         return answer
 
 
-def test_waiting_outlasts_a_server_that_is_away(network: InProcess, phone: Phone, pauses: list[float]) -> None:
+def test_waiting_continues_while_the_server_is_away(network: InProcess, phone: Phone, pauses: list[float]) -> None:
     network.after = reporting([phone], "succeeded")
     away = Interrupted(network, [None, httpx.Response(502, text="Bad Gateway"), None])
     assert run("ping", "all", "--wait", transport=away).status == 0
@@ -205,7 +203,7 @@ def test_waiting_outlasts_a_server_that_is_away(network: InProcess, phone: Phone
 
 
 @pytest.mark.parametrize(("instead", "status"), [(None, 3), (httpx.Response(404, text="Not here"), 1)])
-def test_who_gives_up_waiting_says_how_to_go_on(
+def test_a_wait_that_ends_early_says_how_to_continue(
     network: InProcess, phone: Phone, pauses: list[float], instead: httpx.Response | None, status: int
 ) -> None:
     ran = run("ping", "all", "--timeout", "0", transport=Interrupted(network, [instead]))
@@ -240,7 +238,7 @@ def test_a_dry_run_sends_nothing(network: InProcess, phone: Phone) -> None:
     assert not Command.objects.exists()
 
 
-def test_an_action_that_there_is_not_is_refused_as_such(network: InProcess, phone: Phone) -> None:
+def test_an_unknown_action_of_send_is_refused(network: InProcess, phone: Phone) -> None:
     ran = run("send", "wipee", phone.device_id, transport=network)
     assert "422 invalid_request): There is no such action. Nothing was queued." in ran.err
     assert "body.action: must be one of ping, " in ran.err
@@ -255,7 +253,7 @@ def test_a_wipe_says_how_to_name_the_phones(network: InProcess, admin: Admin, ta
     assert not Command.objects.exists()
 
 
-def test_of_one_device_the_server_speaks_in_the_singular(network: InProcess, phone: Phone) -> None:
+def test_a_message_about_one_device_is_in_the_singular(network: InProcess, phone: Phone) -> None:
     ran = run("send", "ping", "all", "--expect-count", "20", transport=network)
     assert "The target is 1 device, but expect_count is 20." in ran.err
     assert (
@@ -317,7 +315,7 @@ def test_a_cancellation_that_withdraws_nothing_is_exit_status_1(network: InProce
     assert "No delivery was cancelled" in ran.err
 
 
-def test_of_a_large_command_the_worst_deliveries_are_shown(
+def test_a_large_command_shows_its_worst_deliveries(
     network: InProcess, admin: Admin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nexmdm.client.verbs.following.SHOWN_DELIVERIES", 2)
@@ -364,7 +362,7 @@ def test_commands_are_found_by_device_and_by_time(network: InProcess, admin: Adm
     assert found("--until", "1h") == found("--since", "2100-01-01T00:00:00Z") == []
 
 
-def test_the_audit_tells_who_did_what_and_what_was_refused(network: InProcess, phone: Phone) -> None:
+def test_the_audit_shows_principals_actions_and_refusals(network: InProcess, phone: Phone) -> None:
     run("send", "ping", "all", "--note", "a look", "--supersede", transport=network)
     run("ping", UNKNOWN, transport=network)
     refused, done, *_ = run("audit", "--since", "1h", "--json", transport=network).json
@@ -397,7 +395,7 @@ def test_revoking_says_which_wipe_or_lock_it_withdraws(network: InProcess, admin
 
 
 @pytest.mark.parametrize("verb", ["revoke", "retire"])
-def test_a_withdrawn_wipe_that_may_still_run_is_told_as_such(
+def test_a_withdrawn_wipe_that_may_still_run_is_reported_as_such(
     network: InProcess, admin: Admin, phone: Phone, verb: str
 ) -> None:
     request_id = admin.command("wipe", to=phone).json["request_id"]
@@ -409,7 +407,7 @@ def test_a_withdrawn_wipe_that_may_still_run_is_told_as_such(
     assert run("devices", "--json", transport=network).json[0]["presence"] == presence
 
 
-def test_reinstating_says_what_stays_withdrawn_and_what_of_it_may_still_run(
+def test_reinstating_shows_withdrawn_commands_and_those_that_may_still_run(
     network: InProcess, admin: Admin, phone: Phone
 ) -> None:
     lock = admin.command("lock", to=phone).json["request_id"]
@@ -449,8 +447,8 @@ def test_a_device_gets_another_alias_and_other_tags_or_none(network: InProcess, 
 def test_devices_get_a_tag_and_lose_it(network: InProcess, admin: Admin) -> None:
     first, second = (admin.enrol(f"phone-{number}").device_id for number in range(2))
     run("tag", "lobby", "--add", first, second, transport=network)
-    told = run("tag", "lobby", "--add", first, "--remove", second, "--json", transport=network)
-    assert (told.status, told.json) == (0, {"tag": "lobby", "added": 0, "removed": 1})
+    answer = run("tag", "lobby", "--add", first, "--remove", second, "--json", transport=network)
+    assert (answer.status, answer.json) == (0, {"tag": "lobby", "added": 0, "removed": 1})
     tagged = run("devices", "--tag", "lobby", "--json", transport=network).json
     assert [row["device_id"] for row in tagged] == [first]
     unknown = run("tag", "lobby", "--add", UNKNOWN, transport=network)
@@ -474,7 +472,7 @@ def test_enrollment_tokens_are_listed_and_revoked(network: InProcess, admin: Adm
     assert made["no more"] not in rows.out
 
 
-def test_a_delivery_is_told_event_by_event(network: InProcess, phone: Phone) -> None:
+def test_a_delivery_is_shown_event_by_event(network: InProcess, phone: Phone) -> None:
     request_id = run("ping", phone.device_id, "--json", transport=network).json["request_id"]
     Attempt.objects.create(
         delivery=Delivery.objects.get(),
@@ -487,8 +485,8 @@ def test_a_delivery_is_told_event_by_event(network: InProcess, phone: Phone) -> 
     phone.report(request_id, "succeeded", message="it rang", via="heartbeat")
     phone.report(request_id, "failed")
 
-    told = run("delivery", request_id, phone.device_id, transport=network).out
-    fields, _, table = told.partition("\n\n")
+    answer = run("delivery", request_id, phone.device_id, transport=network).out
+    fields, _, table = answer.partition("\n\n")
     assert re.search(r"^state +succeeded$", fields, re.MULTILINE)
     header, *lines = table.splitlines()
     assert header.split() == ["when", "event", "outcome", "via", "http_status", "latency_ms", "detail"]
@@ -532,14 +530,14 @@ def test_a_refusal_shows_the_problem_and_is_exit_status_1(network: InProcess) ->
     assert "fleet devices" in ran.err
 
 
-def test_a_device_that_is_not_there_says_where_to_look(network: InProcess) -> None:
+def test_an_unknown_device_is_refused_with_advice(network: InProcess) -> None:
     ran = run("device", UNKNOWN, transport=network)
     assert (ran.status, ran.out) == (1, "")
     assert "fleet devices" in ran.err
 
 
 def wrongly_signed(network: InProcess, *, at: str) -> httpx.BaseTransport:
-    """Return a way to a server whose clock, by its Date, shows this time, and to which each timestamp is wrong."""
+    """Return a transport to a server whose Date is this time, and which refuses each timestamp."""
 
     def spoil(request: httpx.Request) -> httpx.Response:
         request.headers["X-Timestamp"] = "1767225600"
@@ -601,13 +599,13 @@ def test_a_server_out_of_reach_is_exit_status_3() -> None:
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Pass the pauses between repeats, and tell how long they were."""
+    """Skip the pauses between repeats, and yield their lengths."""
     slept: list[float] = []
     monkeypatch.setattr("nexmdm.client.http_client.time.sleep", slept.append)
     return slept
 
 
-def test_an_answer_that_is_lost_time_and_again_says_that_it_may_be_done(pauses: list[float]) -> None:
+def test_a_write_whose_answers_are_all_lost_may_have_been_carried_out(pauses: list[float]) -> None:
     ran = run("enroll-token", transport=failing(httpx.ReadTimeout))
     assert ran.status == 3
     assert "may have carried out" in ran.err
@@ -635,7 +633,7 @@ def test_a_command_whose_answer_was_lost_is_sent_again_and_done_once(
 
 
 def answered(server: socket.socket, client: Client, *, lose: str | None = None) -> str:
-    """Take a request from a socket to the application; bring the answer back, or lose it. Return its key."""
+    """Pass a request from a socket to the application, and its answer back, or lose the answer. Return its key."""
     connection, _ = server.accept()
     with connection, connection.makefile("rb") as stream:
         method, target, _ = stream.readline().decode().split()
@@ -653,9 +651,7 @@ def answered(server: socket.socket, client: Client, *, lose: str | None = None) 
     ("status", "code", "exit_status"),
     [(409, "idempotency_in_flight", 3), (429, "rate_limited", 3), (503, "overloaded", 3), (422, "invalid_request", 1)],
 )
-def test_only_a_refusal_that_settles_it_ends_the_repeats(
-    pauses: list[float], status: int, code: str, exit_status: int
-) -> None:
+def test_only_a_final_refusal_ends_the_repeats(pauses: list[float], status: int, code: str, exit_status: int) -> None:
     seen: list[str] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -671,9 +667,9 @@ def test_only_a_refusal_that_settles_it_ends_the_repeats(
     assert len(seen) == (3 if exit_status == 3 else 2)
 
 
-def test_a_stranger_at_the_address_is_exit_status_1() -> None:
-    stranger = httpx.MockTransport(lambda _: httpx.Response(200, text="<html>\x1b[2J"))
-    ran = run("summary", transport=stranger)
+def test_another_server_at_the_address_is_exit_status_1() -> None:
+    other_server = httpx.MockTransport(lambda _: httpx.Response(200, text="<html>\x1b[2J"))
+    ran = run("summary", transport=other_server)
     assert ran.status == 1
     assert "This does not look like NexMDM; it answered 200: <html>" in ran.err
     assert "Is http://127.0.0.1:8000 the address of a NexMDM server?" in ran.err
@@ -693,9 +689,9 @@ def test_a_stranger_at_the_address_is_exit_status_1() -> None:
         ("ping all", {"x": 1}),
     ],
 )
-def test_json_of_a_stranger_is_exit_status_1(verb: str, said: Any) -> None:
-    stranger = httpx.MockTransport(lambda _: httpx.Response(200, json=said))
-    ran = run(*verb.split(), transport=stranger)
+def test_json_of_another_server_is_exit_status_1(verb: str, said: Any) -> None:
+    other_server = httpx.MockTransport(lambda _: httpx.Response(200, json=said))
+    ran = run(*verb.split(), transport=other_server)
     assert ran.status == 1
     assert "does not look like NexMDM" in ran.err
 
@@ -711,7 +707,7 @@ def test_json_of_a_stranger_is_exit_status_1(verb: str, said: Any) -> None:
         httpx.Response(200, text="[" * 200_000),
     ],
 )
-def test_a_refusal_of_a_stranger_is_exit_status_1(answer: httpx.Response) -> None:
+def test_a_refusal_of_another_server_is_exit_status_1(answer: httpx.Response) -> None:
     ran = run("summary", transport=httpx.MockTransport(lambda _: answer))
     assert (ran.status, ran.out) == (1, "")
     assert ran.err
@@ -721,7 +717,7 @@ def test_a_refusal_of_a_stranger_is_exit_status_1(answer: httpx.Response) -> Non
     ("arguments", "said"),
     [(("devices", "--q", "\udcff"), "UTF-8"), (("devices", "--q", "x" * 70_000), "too long")],
 )
-def test_what_cannot_be_part_of_an_address_is_wrong_usage(arguments: tuple[str, ...], said: str) -> None:
+def test_a_text_that_cannot_be_part_of_a_url_is_wrong_usage(arguments: tuple[str, ...], said: str) -> None:
     ran = run(*arguments, transport=failing(httpx.ConnectError))
     assert ran.status == 2
     assert said in ran.err
@@ -842,7 +838,7 @@ def test_another_server_gets_no_signature_with_the_secrets_of_this_one(
 
 @pytest.fixture
 def with_secrets(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:
-    """Have the secrets in the environment."""
+    """Put the secrets into the environment."""
     monkeypatch.setenv("ADMIN_KEY", settings.ADMIN_KEYS[0])
     monkeypatch.setenv("HMAC_SECRET", settings.HMAC_SECRETS[0])
 
@@ -858,7 +854,7 @@ def with_secrets(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:
         ("http://[::1]:8000", False),
     ],
 )
-def test_what_is_sent_in_the_open_is_warned_of(
+def test_an_unencrypted_call_gets_a_warning(
     network: InProcess, settings: Settings, with_secrets: None, url: str, warned: bool
 ) -> None:
     settings.ALLOWED_HOSTS = ["*"]
@@ -878,7 +874,7 @@ def test_the_server_of_this_machine_has_its_own_secrets(
 
 
 @pytest.mark.parametrize("key", ["too-short-for-a-key", f"{'x' * 40}\n{'y' * 40}"])
-def test_secrets_that_cannot_be_right_are_exit_status_2(key: str) -> None:
+def test_invalid_secrets_are_exit_status_2(key: str) -> None:
     ran = processes.run("manage.py", "fleet", "summary", "--url", ELSEWHERE, ADMIN_KEY=key)
     assert (ran.returncode, ran.stdout) == (2, "")
     assert re.fullmatch(r"\(nexmdm\.E00\d\) ADMIN_KEY .*\n", ran.stderr)
@@ -894,7 +890,7 @@ def test_the_address_is_that_of_the_settings(network: InProcess, settings: Setti
 PAGE: Final = Path(__file__).parent.parent.parent / "docs" / "operations" / "fleet.md"
 
 
-def test_every_command_of_its_page_works_and_every_one_is_on_it(
+def test_every_example_of_the_page_works_and_every_verb_is_on_the_page(
     network: InProcess, admin: Admin, settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     settings.NAMED_ADMIN_KEYS, settings.NAMED_HMAC_SECRETS = {"ops1": ["ops1's key"]}, {"ops1": ["ops1's secret"]}
@@ -924,7 +920,7 @@ class Screen(io.StringIO):
 
 
 @pytest.mark.parametrize(("channel", "shown"), [(os.openpty, True), (os.pipe, False)])
-def test_waiting_shows_how_far_it_is_on_a_terminal_and_nothing_in_a_pipe(
+def test_waiting_shows_progress_on_a_terminal_and_nothing_in_a_pipe(
     network: InProcess,
     admin: Admin,
     monkeypatch: pytest.MonkeyPatch,
@@ -957,7 +953,7 @@ ROW: Final = {
 
 
 def on_a_terminal(width: int, monkeypatch: pytest.MonkeyPatch, form: Format = "table") -> str:
-    """Return what a row looks like on a terminal of this width."""
+    """Return a row as a terminal of this width shows it."""
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)

@@ -1,4 +1,4 @@
-"""Names of devices and commands, wherever one is named: alias, hardware id, the start of an id, @last."""
+"""Names of devices and commands: alias, hardware id, the start of an id, @last."""
 
 from pathlib import Path
 
@@ -54,9 +54,7 @@ def test_a_name_that_is_spelled_exactly_comes_before_all_others(network: InProce
     assert run("device", "abcd", "--json", transport=network).json["device_id"] == exact.device_id
 
 
-def test_of_two_aliases_of_an_earlier_version_that_differ_in_case_the_exact_one_is_meant(
-    network: InProcess, tablet: Phone
-) -> None:
+def test_the_exact_alias_is_chosen_of_two_that_differ_in_case(network: InProcess, tablet: Phone) -> None:
     Device.objects.filter(hardware_id="HW-0001").update(alias="TAB-03")
     assert run("device", "TAB-03", "--json", transport=network).json["hardware_id"] == "HW-0001"
     assert run("device", "tab-03", "--json", transport=network).json["hardware_id"] == "HW-0003"
@@ -87,7 +85,7 @@ def test_an_unknown_name_is_answered_with_names_that_look_like_it(network: InPro
     assert "tab-30  HW-0001" in part.err
 
 
-def test_a_part_of_an_alias_is_no_name(network: InProcess, admin: Admin) -> None:
+def test_a_part_of_an_alias_is_not_a_name(network: InProcess, admin: Admin) -> None:
     admin.enrol("one", alias="front desk")
     assert run("send", "wipe", "desk", "--yes", transport=network).status == 1
     assert not Command.objects.exists()
@@ -115,7 +113,7 @@ def test_last_counts_for_its_own_server_only(network: InProcess, tablet: Phone) 
     assert "There is no last device yet" in elsewhere.err
 
 
-def test_a_client_that_can_keep_nothing_works_all_the_same(
+def test_a_client_that_cannot_store_names_works(
     network: InProcess, tablet: Phone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", "/proc/nowhere")
@@ -133,7 +131,7 @@ def test_the_start_of_a_commands_id_is_found_among_many_or_lists_them(network: I
     assert ids[2] in several.err
     none = run("cancel", "0000", transport=network)
     assert "No command has an id that begins with '0000'." in none.err
-    assert "is no id of a command" in run("cancel", "tab-03", transport=network).err
+    assert "is not an id of a command" in run("cancel", "tab-03", transport=network).err
 
 
 def test_several_devices_are_named_with_commas_each_in_its_own_way(network: InProcess, tablet: Phone) -> None:

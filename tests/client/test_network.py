@@ -1,4 +1,4 @@
-"""The way to a server, over real sockets: connections that are kept, and each way in which a call can fail."""
+"""The client's network over real sockets: kept connections, and each way in which a call can fail."""
 
 import socket
 import ssl
@@ -21,7 +21,7 @@ Serve = Callable[[socket.socket], None]
 
 @pytest.fixture
 def served() -> Iterator[Callable[..., str]]:
-    """Serve connections, one after the other, each by a function of its own; returns `127.0.0.1:port`."""
+    """Serve connections, one after the other, each by its own function. Return `127.0.0.1:port`."""
     with ExitStack() as stack:
 
         def serve(*each: Serve) -> str:
@@ -106,7 +106,7 @@ def test_a_request_that_did_not_leave_is_not_done(url: str, said: str) -> None:
     assert not failed.value.perhaps_done
 
 
-def test_a_server_without_tls_is_told_from_one_that_is_away(served: Callable[..., str]) -> None:
+def test_a_server_without_tls_gets_another_message_than_one_that_is_away(served: Callable[..., str]) -> None:
     def refuse(connection: socket.socket) -> None:
         connection.recv(65_536)
         connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
@@ -158,7 +158,7 @@ def test_a_certificate_is_verified_and_ssl_cert_file_names_an_authority(
 
 @pytest.fixture
 def proxied(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Name a proxy in the environment, as a company's machine does."""
+    """Name a proxy in the environment, as on a company's machine."""
 
     def name(proxy: str) -> None:
         for variable in ("http_proxy", "https_proxy"):
@@ -192,7 +192,7 @@ def test_a_proxy_of_another_kind_is_named_with_what_to_do(proxied: Callable[[str
     assert "NO_PROXY" in failed.value.advice
 
 
-def test_a_server_without_tls_and_one_of_no_proxy_are_called_directly(
+def test_servers_without_tls_or_in_no_proxy_are_called_directly(
     served: Callable[..., str], proxied: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proxied("http://127.0.0.1:1")

@@ -1,4 +1,4 @@
-"""Profiles: a server and an admin's secrets, saved once; the environment outweighs them, and nothing shows them."""
+"""Profiles: a server and an admin's secrets, saved once. The environment overrides them, and no output shows them."""
 
 import io
 import stat
@@ -174,7 +174,7 @@ def test_a_working_keyring_has_the_secrets_and_the_file_has_none(
     assert secrets[0] in config.read_text()
 
 
-def test_a_keyring_that_does_not_answer_is_no_keyring(
+def test_a_keyring_that_does_not_answer_counts_as_none(
     network: InProcess, secrets: tuple[str, str], working_keyring: Keyring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     login(network, secrets, "--url", SERVER)
@@ -223,7 +223,7 @@ def test_a_file_that_cannot_be_read_is_named_and_not_shown(network: InProcess, c
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", "DEFAULT", "x" * 65])
-def test_a_name_that_cannot_be_a_profiles_is_refused(network: InProcess, name: str) -> None:
+def test_an_invalid_name_of_a_profile_is_refused(network: InProcess, name: str) -> None:
     ran = login(network, (), "--url", SERVER, "--profile", name)
     assert (ran.status, "cannot name a profile" in ran.err) == (2, True)
 
@@ -252,9 +252,7 @@ def test_a_damaged_profile_is_refused_before_a_call_and_can_be_listed_and_remove
     assert run_nexmdm("logout", transport=network).status == 0
 
 
-def test_an_address_of_the_environment_that_cannot_be_one_is_named(
-    network: InProcess, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_invalid_address_in_the_environment_is_named(network: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEXMDM_URL", "mdm.example.com")
     ran = run_nexmdm("summary", transport=network)
     assert (ran.status, network.seen) == (2, [])

@@ -1,4 +1,4 @@
-"""The program itself: what it imports, how it is installed, its forms of output, its times, its completion."""
+"""The program itself: its imports, its installation, its forms of output, its times, its completion."""
 
 import csv
 import io
@@ -46,7 +46,7 @@ def test_no_verb_imports_django_or_the_server() -> None:
     assert ours == {"nexmdm.auth", "nexmdm.auth.signing"}
 
 
-def test_the_help_waits_for_no_http_client_no_keyring_and_no_yaml() -> None:
+def test_the_help_imports_no_http_client_no_keyring_and_no_yaml() -> None:
     assert not {"http.client", "ssl", "keyring", "yaml", "platformdirs"} & imported_by("nexmdm.client.program")
 
 
@@ -91,7 +91,7 @@ def test_the_help_of_send_lists_actions_with_their_parameters(
 
 @pytest.fixture
 def fleet(admin: Admin) -> list[Phone]:
-    """A device that is silent, one that never said anything, and one that is online; enrolled in another order."""
+    """A silent device, one that never sent a heartbeat, and one that is online. They were enrolled in another order."""
     online, silent = admin.enrol("online", alias="=1+1"), admin.enrol("silent", alias="tab, 2")
     silent.heartbeat()
     let_pass(hours=1)
@@ -115,7 +115,7 @@ def test_every_read_has_every_form(network: InProcess, fleet: list[Phone], verb:
         assert headings[: len(shown["table"].out.splitlines()[0].split())] == shown["table"].out.splitlines()[0].split()
 
 
-def test_csv_has_no_formulas_and_nothing_for_nothing(network: InProcess, fleet: list[Phone]) -> None:
+def test_csv_has_no_formulas_and_empty_cells_for_missing_values(network: InProcess, fleet: list[Phone]) -> None:
     rows = list(csv.DictReader(io.StringIO(run("devices", "-o", "csv", transport=network).out)))
     assert [row["alias"] for row in rows] == ["tab, 2", "", "'=1+1"]
     assert {row["model"] for row in rows} == {""}
@@ -132,7 +132,7 @@ def test_devices_are_listed_with_the_worst_first_over_pages_too(network: InProce
     assert listed("--status", "online", "--limit", "1") == ["online"]
 
 
-def test_of_many_silent_devices_those_that_are_silent_for_longest_are_listed(network: InProcess, admin: Admin) -> None:
+def test_the_longest_silent_of_many_devices_are_listed(network: InProcess, admin: Admin) -> None:
     for name in ("first", "second", "third"):
         admin.enrol(name).heartbeat()
         let_pass(hours=1)
@@ -183,7 +183,7 @@ def test_watch_shows_the_answer_again_until_ctrl_c(
     assert slept == [10, 10, 10]
 
 
-def test_watch_outlasts_a_server_that_is_away_and_ends_with_a_refusal(
+def test_watch_continues_while_the_server_is_away_and_ends_with_a_refusal(
     network: InProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nexmdm.client.verbs.shared.time.sleep", lambda _: None)
@@ -225,7 +225,7 @@ def test_a_time_is_written_as_people_write_it(monkeypatch: pytest.MonkeyPatch, w
 
 
 @pytest.mark.parametrize("written", ["", "soon", "25:00", "2026-13-01", "2026", "999999999d"])
-def test_what_is_no_time_is_refused_with_examples(network: InProcess, written: str) -> None:
+def test_a_text_that_is_not_a_time_is_refused_with_examples(network: InProcess, written: str) -> None:
     ran = run("commands", f"--since={written}", transport=network)
     assert ran.status == 2
     assert "must look like" in ran.err
@@ -236,7 +236,7 @@ def test_what_is_no_time_is_refused_with_examples(network: InProcess, written: s
 def completed(
     network: InProcess, settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., list[str]]:
-    """Return what a shell offers for the last word of a command line."""
+    """Return the completions for the last word of a command line."""
     monkeypatch.setenv("ADMIN_KEY", settings.ADMIN_KEYS[0])
     monkeypatch.setenv("HMAC_SECRET", settings.HMAC_SECRETS[0])
     monkeypatch.setenv("NEXMDM_URL", "http://127.0.0.1:8000")

@@ -1,4 +1,4 @@
-"""What is asked, or said, before a command is sent: the number of devices, and which of them are silent."""
+"""Questions and messages before a command is sent: the number of devices, and of silent ones."""
 
 import io
 import json
@@ -16,7 +16,7 @@ from tests.support.moments import let_pass
 
 
 class Terminal(io.StringIO):
-    """What a person types, or sees."""
+    """The input or output of a terminal."""
 
     def isatty(self) -> bool:
         """Say that it is one."""
@@ -38,7 +38,7 @@ Typed = Callable[..., tuple[Ran, str]]
 
 @pytest.fixture
 def typed(network: InProcess, monkeypatch: pytest.MonkeyPatch) -> Typed:
-    """Run a command on a terminal on which a person types a line; returns what came of it, and what was asked."""
+    """Run a command on a terminal on which a person types a line. Return its result and its question."""
 
     def type_(line: str, *arguments: str) -> tuple[Ran, str]:
         monkeypatch.setattr("sys.stdin", Terminal(f"{line}\n"))
@@ -108,7 +108,9 @@ def test_one_device_and_harmless_actions_ask_nothing(
     assert run(*words, transport=network).status == 0
 
 
-def test_what_was_confirmed_is_what_is_sent(network: InProcess, admin: Admin, fleet: list[Phone], typed: Typed) -> None:
+def test_a_number_that_changes_after_the_confirmation_sends_nothing(
+    network: InProcess, admin: Admin, fleet: list[Phone], typed: Typed
+) -> None:
     def enrol_another(request: httpx.Request, answer: Answer) -> None:
         if b"dry_run" in request.content and Device.objects.count() == len(fleet):
             admin.enrol("phone-4")
@@ -140,7 +142,7 @@ def test_an_expected_count_of_the_person_counts_even_with_yes(network: InProcess
     assert not Command.objects.exists()
 
 
-def test_a_tag_that_is_taken_for_a_name_is_pointed_out(network: InProcess, fleet: list[Phone]) -> None:
+def test_a_tag_written_as_a_name_is_pointed_out(network: InProcess, fleet: list[Phone]) -> None:
     run("tag", "floor-2", "--add", "tab-2", transport=network)
     ran = run("send", "reboot", "floor-2", transport=network)
     assert ran.status == 1
@@ -158,7 +160,7 @@ def test_a_wipe_of_several_devices_is_confirmed_by_their_number_alone(fleet: lis
     assert (ran.status, ran.json["device_count"]) == (0, 2)
 
 
-def test_of_many_devices_the_question_names_a_few(network: InProcess, admin: Admin, typed: Typed) -> None:
+def test_the_question_names_a_few_of_many_devices(network: InProcess, admin: Admin, typed: Typed) -> None:
     for number in range(9):
         admin.enrol(f"phone-{number}", alias=f"tab-{number}")
     run("retire", "tab-8", "--yes", transport=network)
@@ -178,7 +180,7 @@ def test_lost_locks_then_wipes_and_the_success_of_the_wipe_retires(network: InPr
     lock, wipe = Command.objects.order_by("pk")
     assert (lock.action, wipe.action, lock.note, wipe.note) == ("lock", "wipe", "left on a bus", "left on a bus")
     assert ran.out == f"Sent lock {lock.pk}.\nSent wipe {wipe.pk}.\n"
-    assert "tab-1 (last seen: never) has time until" in ran.err
+    assert "tab-1 (last seen: never) has until" in ran.err
     assert "When the phone reports that the wipe succeeded, the server retires it." in ran.err
     assert f"To follow it: `manage.py fleet command {wipe.pk} --wait`." in ran.err
     fleet[1].report(str(wipe.pk), "succeeded")
@@ -202,7 +204,7 @@ def test_lost_waits_for_the_wipe(network: InProcess, fleet: list[Phone]) -> None
     assert (ran.status, ran.json["action"], ran.json["outcome"]) == (0, "wipe", "succeeded")
 
 
-def test_lost_is_refused_as_a_whole_for_a_revoked_device_and_says_how_to_go_on(
+def test_lost_is_refused_as_a_whole_for_a_revoked_device_and_says_how_to_continue(
     network: InProcess, fleet: list[Phone]
 ) -> None:
     run("revoke", "tab-1", "--yes", transport=network)
@@ -227,7 +229,7 @@ def test_devices_that_are_silent_for_longer_than_the_command_lives_are_counted_b
     assert "expires in 2 min" in run("send", "ping", target, "--expires-in", "2m", transport=network).err
 
 
-def test_of_very_many_silent_devices_only_a_page_is_counted(
+def test_only_a_page_of_very_many_silent_devices_is_counted(
     network: InProcess, fleet: list[Phone], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nexmdm.client.verbs.audience.PAGE", 2)
@@ -247,7 +249,7 @@ def test_a_device_named_by_its_id_is_looked_at_too_and_revoked_ones_do_not_count
     )
 
 
-def test_which_devices_did_not_get_it_and_why_is_in_the_table_and_in_csv(
+def test_devices_that_did_not_get_it_and_the_reasons_are_in_the_table_and_in_csv(
     network: InProcess, fleet: list[Phone], tmp_path: Path
 ) -> None:
     request_id = run("ping", "all", "--json", transport=network).json["request_id"]

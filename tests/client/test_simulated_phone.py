@@ -1,4 +1,4 @@
-"""The simulated phone keeps the agent's rules: whom it trusts, what it carries out, what it reports."""
+"""The simulated phone follows the agent's rules: which envelopes it trusts, carries out and reports."""
 
 import asyncio
 import hmac
@@ -51,7 +51,7 @@ def test_the_phone_runs_every_action_of_the_catalogue() -> None:
     assert set(CATALOGUE) == ACTIONS
 
 
-def test_the_vectors_of_the_contract_hold() -> None:
+def test_the_signatures_are_those_of_the_contract() -> None:
     key = hmac.digest(b"nxk_test_c2lnbmluZy1tYXN0ZXIta2V5LWRvLW5vdC11c2U", f"NXK1\n{DEVICE_ID}\n1".encode(), "sha256")
     assert key.hex() == COMMAND_KEY
     assert sign(COMMAND_KEY, DEVICE_ID, ENVELOPE) == ENVELOPE["signature"]
@@ -77,7 +77,7 @@ def test_a_good_envelope_is_carried_out_and_reported(agent: Agent) -> None:
         {"params": None},
     ],
 )
-def test_a_changed_envelope_is_refused_in_silence(agent: Agent, change: dict[str, Any]) -> None:
+def test_a_changed_envelope_is_refused_without_a_report(agent: Agent, change: dict[str, Any]) -> None:
     assert agent.receive(ENVELOPE | change, "push") is None
     assert (agent.refused, agent.executed) == (1, [])
 
@@ -113,7 +113,7 @@ def test_a_forged_repeat_is_refused(agent: Agent) -> None:
     ("server_time", "status"),
     [("2026-01-01T00:09:59.999Z", "succeeded"), ("2026-01-01T00:10:00Z", "failed"), ("2027-01-01T00:00:00Z", "failed")],
 )
-def test_nothing_starts_past_its_time_by_the_servers_clock(agent: Agent, server_time: str, status: str) -> None:
+def test_no_command_starts_after_its_time_by_the_servers_clock(agent: Agent, server_time: str, status: str) -> None:
     agent.set_server_time(server_time)
     report = agent.receive(ENVELOPE, "push")
     assert report is not None
@@ -133,7 +133,7 @@ def test_an_unknown_action_is_reported_failed(agent: Agent) -> None:
     assert (report.status, report.message, agent.executed) == ("failed", "unknown action", [])
 
 
-def test_a_deferred_command_gets_another_chance(agent: Agent) -> None:
+def test_a_deferred_command_is_tried_again(agent: Agent) -> None:
     outcomes = iter([Outcome("deferred"), Outcome()])
     agent.perform = lambda *_: next(outcomes)
     reports = [agent.receive(ENVELOPE, "heartbeat") for _ in range(3)]
@@ -141,7 +141,7 @@ def test_a_deferred_command_gets_another_chance(agent: Agent) -> None:
     assert len(agent.executed) == 1
 
 
-def test_both_keys_are_good_until_the_new_one_is_used(agent: Agent) -> None:
+def test_both_keys_are_valid_until_the_new_one_is_used(agent: Agent) -> None:
     old, new = ENVELOPE, signed("n" * 64)
     assert not agent.trusts(new)
     agent.rotated(Credentials("nxd_new", "n" * 64))
@@ -159,7 +159,7 @@ def test_rotating_again_replaces_an_unused_pair(agent: Agent) -> None:
 
 
 class Server:
-    """A server of canned answers that remembers who asked what."""
+    """A server with prepared answers, which stores the requests."""
 
     retry_after: str | None = "3"
 
@@ -168,7 +168,7 @@ class Server:
         self.calls: list[tuple[str, str, Any]] = []
 
     def run(self, play: Callable[[Phone], Awaitable[None]]) -> None:
-        """Let a phone play against this server."""
+        """Run a phone against this server."""
         asyncio.run(self._run(play))
 
     async def _run(self, play: Callable[[Phone], Awaitable[None]]) -> None:
@@ -218,7 +218,7 @@ def test_a_pushed_command_is_reported_on_once_trusted() -> None:
     assert [body["via"] for _, _, body in server.calls] == ["push"]
 
 
-def test_a_rotated_phone_goes_over_to_the_new_token() -> None:
+def test_a_rotated_phone_changes_to_the_new_token() -> None:
     new = {"device_token": "nxd_new", "command_key": "n" * 64}
     server = Server(heartbeat=heartbeat_answer(), **{"token/rotate": new})
 
@@ -269,12 +269,12 @@ def test_a_refusal_carries_the_servers_code() -> None:
         (503, {"problem": {"status": 500, "code": "overloaded"}}, "another status, or no code"),
     ],
 )
-def test_a_refusal_says_what_it_lacks_of_problem_details(status: int, changes: dict[str, Any], flaw: str) -> None:
+def test_a_refusal_names_the_missing_parts_of_problem_details(status: int, changes: dict[str, Any], flaw: str) -> None:
     good = {"problem": {"status": status, "code": "c"}, "retry_after": "1", "content_type": "application/problem+json"}
     assert Refusal(status, **(good | changes)).flaw == flaw
 
 
-def test_a_handset_shows_what_it_does_and_outlives_a_server_in_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_simulated_phone_shows_its_work_and_survives_errors_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nexmdm.client.simulated_phone.RETRY_SECONDS", 0)
     given = {"device_id": DEVICE_ID, "device_token": "nxd_1", "command_key": COMMAND_KEY}
     in_time = signed(expires_at="2100-01-01T00:00:00Z")

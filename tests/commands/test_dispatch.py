@@ -1,4 +1,4 @@
-"""Pushing: from the outbox through the real sender and a real socket, and FCM's answer into the rows."""
+"""Pushing: from the outbox, through the real sender and a real socket, to the rows with FCM's answer."""
 
 import pytest
 from django.core.management import call_command
@@ -26,7 +26,7 @@ def answered(claimed: Claimed, outcome: AttemptOutcome) -> Sent:
 
 
 def ruled(claimed: Claimed, fcm: FcmStandin) -> Sent:
-    """Return what follows from the stand-in's answer to this push, as the dispatcher would record it."""
+    """Return the outcome of the fake FCM's answer to this push, in the form that the dispatcher records."""
     reply = fcm.scripted(claimed.push_token)
     answer = parse(reply.status or 0, reply.retry_after or "", reply.body)
     ruling = fcm_outcomes.decide(answer, claimed.failures)
@@ -122,7 +122,7 @@ def test_the_other_open_pushes_of_a_dead_token_are_not_sent_either(admin: Admin,
     ]
 
 
-def test_what_a_killed_dispatcher_held_is_closed_as_unknown_and_sent_again(admin: Admin, fcm: FcmStandin) -> None:
+def test_pushes_of_a_killed_dispatcher_are_closed_as_unknown_and_sent_again(admin: Admin, fcm: FcmStandin) -> None:
     admin.command("ping", to=admin.enrol("phone-1", push_token="ok-1"))
     assert len(claim_due(10)) == 1
     dispatch()
@@ -152,7 +152,7 @@ def test_an_answer_that_comes_after_the_lease_changes_nothing(admin: Admin, fcm:
     assert list(Attempt.objects.order_by("number").values_list("outcome", flat=True)) == ["unknown", "accepted"]
 
 
-def test_nothing_is_pushed_that_is_expired_cancelled_or_answered(admin: Admin, fcm: FcmStandin) -> None:
+def test_expired_cancelled_and_answered_commands_are_not_pushed(admin: Admin, fcm: FcmStandin) -> None:
     phone = admin.enrol("phone-1", push_token="ok-1")
     expired, cancelled, done = (admin.command("ping", to=phone).json["request_id"] for _ in range(3))
     Delivery.objects.filter(command=expired).update(open_until=Now())
@@ -188,7 +188,7 @@ def test_a_push_is_signed_for_the_phone_that_gets_it(admin: Admin, fcm: FcmStand
     assert not agent.trusts(envelope | {"action": "wipe"})
 
 
-def test_without_firebase_nothing_is_sent_and_the_loop_closes_by_heartbeat(admin: Admin, settings: Settings) -> None:
+def test_without_firebase_nothing_is_sent_and_heartbeats_deliver_commands(admin: Admin, settings: Settings) -> None:
     settings.FIREBASE_SERVICE_ACCOUNT = None
     phone = admin.enrol("phone-1", push_token="ok-1")
     request_id = admin.command("ping", to=phone).json["request_id"]
@@ -211,7 +211,7 @@ def test_a_fan_out_reaches_every_phone_once(admin: Admin, fcm: FcmStandin) -> No
     assert Attempt.objects.filter(outcome="accepted").count() == len(phones)
 
 
-def test_the_dispatcher_marks_what_has_expired(admin: Admin, fcm: FcmStandin) -> None:
+def test_the_dispatcher_marks_expired_deliveries(admin: Admin, fcm: FcmStandin) -> None:
     phone = admin.enrol("phone-1")
     admin.command("ping", to=phone)
     Delivery.objects.update(open_until=Now())
@@ -316,7 +316,7 @@ def test_answers_of_every_kind_are_recorded_in_one_batch(admin: Admin, fcm: FcmS
     assert waits == len(["forbidden", "unavailable", "unavailable7", "quota", "quota7", "garbage"])
 
 
-def test_an_answer_that_cannot_be_stored_keeps_no_other_from_being_recorded(admin: Admin, fcm: FcmStandin) -> None:
+def test_an_answer_that_cannot_be_stored_does_not_prevent_the_others(admin: Admin, fcm: FcmStandin) -> None:
     admin.enrol("phone-1", push_token="ok-1")
     admin.enrol("phone-2", push_token="ok-2")
     admin.command("ping", to={"all": True})
@@ -330,9 +330,7 @@ def test_an_answer_that_cannot_be_stored_keeps_no_other_from_being_recorded(admi
     assert outcomes == {bad.delivery_id: "unknown", good.delivery_id: "accepted"}
 
 
-def test_an_attempt_that_nobody_closed_is_closed_as_unknown_though_its_delivery_is_settled(
-    admin: Admin, fcm: FcmStandin
-) -> None:
+def test_an_abandoned_attempt_of_a_settled_delivery_is_closed_as_unknown(admin: Admin, fcm: FcmStandin) -> None:
     phone = admin.enrol("phone-1", push_token="ok-1")
     request_id = admin.command("ping", to=phone).json["request_id"]
     claim_due(1)

@@ -1,4 +1,4 @@
-"""The connections to FCM: what a server may send, and what becomes of the connection it came on."""
+"""The connections to FCM: the responses of a server, and their effect on the connection."""
 
 import asyncio
 import datetime as dt
@@ -82,9 +82,9 @@ async def post(connections: FcmConnections, body: bytes = b"{}") -> HttpResponse
         return await connections.post(lambda: body, "Bearer token")
 
 
-async def until(holds: Callable[[], bool]) -> None:
+async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
-        while not holds():  # noqa: ASYNC110  (what is waited for sets no event)
+        while not condition():  # noqa: ASYNC110  (what is waited for sets no event)
             await asyncio.sleep(0)
 
 
@@ -182,7 +182,7 @@ def test_after_a_good_response_a_connection_is_kept_only_if_it_is_clean(
     ],
     ids=["nothing", "half a body", "no last chunk", "another protocol", "an upgrade", "a huge body", "endless headers"],
 )
-def test_what_is_no_whole_response_fails_its_request_and_no_other(packet: bytes, close_after: bool) -> None:
+def test_an_incomplete_response_fails_only_its_own_request(packet: bytes, close_after: bool) -> None:
     async def run() -> tuple[HttpResponse, list[int]]:
         server = Server((packet,), close_after=close_after)
         async with served(server.serve) as connections:
@@ -194,7 +194,7 @@ def test_what_is_no_whole_response_fails_its_request_and_no_other(packet: bytes,
     assert (response, requests) == ((200, "", b"body"), [1, 1])
 
 
-def test_a_cancelled_request_takes_its_connection_with_it() -> None:
+def test_a_cancelled_request_closes_its_connection() -> None:
     async def run() -> tuple[HttpResponse, list[int]]:
         server = Server(())
         async with served(server.serve, limit=1) as connections:

@@ -384,7 +384,7 @@ def test_the_report_is_one_file_that_loads_nothing(run: Run) -> None:
     page = document.page(run, targets.judged(run))
     assert re.findall(r"(?i)<script|<link|<img|<iframe|@import|url\(|src=|href=", page) == []
     assert "prefers-color-scheme: dark" in page
-    assert "All targets held" in page
+    assert "All targets met" in page
     assert "heartbeat: &lt;b&gt;503&lt;/b&gt;" in page
 
 
@@ -414,4 +414,4 @@ def test_a_small_fleet_reaches_its_targets_against_its_own_server(
     words = output.getvalue()
     assert words.count("pass") == 4, words
     assert re.search(r"[1-9]\d* commands done, 0 open", words), words
-    assert "All targets held" in (tmp_path / "report.html").read_text()
+    assert "All targets met" in (tmp_path / "report.html").read_text()

@@ -1,4 +1,4 @@
-"""serve runs everything and leaves nothing behind, whatever ends it."""
+"""`serve` runs everything, and leaves no process behind after any kind of end."""
 
 import json
 import os
@@ -56,14 +56,14 @@ def processes_of(folder: Path) -> list[str]:
     return found
 
 
-def test_it_is_ready_and_prints_what_to_do_first(serve: Serving) -> None:
+def test_it_is_ready_and_prints_the_first_steps(serve: Serving) -> None:
     assert get(serve, "/readyz") == 200
     assert f"Secrets      {serve.data_dir}/secrets.env" in serve.said
     assert "Firebase is not configured" in serve.said
     assert "manage.py simulate\n" in serve.said
 
 
-def test_where_its_port_is_taken_it_prints_the_command_that_works(serve: Serving, tmp_path: Path) -> None:
+def test_if_its_port_is_in_use_it_prints_the_command_that_works(serve: Serving, tmp_path: Path) -> None:
     port = serve.url.rpartition(":")[2]
     environment = {**os.environ, "NEXMDM_DATA_DIR": str(tmp_path / "a folder"), "HOST": "127.0.0.1", "PORT": port}
     program = [sys.executable, MANAGE, "serve", "--end-with-parent"]
@@ -94,7 +94,7 @@ def test_at_a_terminal_it_logs_for_people_and_its_last_lines_stay() -> None:
 
 
 def serve_at_a_terminal(data_dir: Path) -> tuple[bytes, bytes]:
-    """Start serve at a terminal of 24 lines; return what it shows until its state, and from Ctrl-C to its end."""
+    """Start `serve` on a terminal of 24 lines. Return its output until the state, and from Ctrl-C to the end."""
     leader, follower = pty.openpty()
     termios.tcsetwinsize(follower, (24, 80))
     environment = {**os.environ, "NEXMDM_DATA_DIR": str(data_dir), "HOST": "127.0.0.1", "PORT": "0"}
@@ -117,7 +117,7 @@ def serve_at_a_terminal(data_dir: Path) -> tuple[bytes, bytes]:
 
 
 def until(terminal: Any, text: bytes) -> bytes:
-    """Return what a terminal shows until this text, or until nothing writes to it any more."""
+    """Return the output of a terminal until this text, or until its end."""
     shown = b""
     with suppress(OSError):
         while text not in shown and (more := terminal.read(4096)):

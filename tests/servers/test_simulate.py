@@ -1,4 +1,4 @@
-"""A simulated fleet, as a new user tries it: `manage.py simulate --count 6 --fail 50% --silent 17% --push`."""
+"""A simulated fleet, as a new user starts it: `manage.py simulate --count 6 --fail 50% --silent 17% --push`."""
 
 import json
 import signal
@@ -18,7 +18,7 @@ from nexmdm.client.simulated_fcm import service_account
 
 @contextmanager
 def simulating(serve: Serving, *options: str) -> Iterator[Path]:
-    """Run `simulate` beside a server while this context is open; yield the file with what it prints."""
+    """Run `simulate` next to a server while this context is open. Yield the file with its output."""
     path = serve.data_dir.parent / "phones"
     with path.open("wb") as output:
         process = subprocess.Popen(
@@ -75,9 +75,7 @@ def test_a_simulated_fleet_takes_pushes_and_some_of_its_phones_fail_or_fall_sile
         ((), "Is the server running? Start it with `make run`"),
     ],
 )
-def test_what_cannot_be_simulated_is_refused_with_what_to_do(
-    tmp_path: Path, options: tuple[str, ...], error: str
-) -> None:
+def test_invalid_options_are_refused_with_advice(tmp_path: Path, options: tuple[str, ...], error: str) -> None:
     environment = {"PATH": "/usr/bin:/bin", "NEXMDM_DATA_DIR": str(tmp_path / "data"), "PORT": "1"}
     done = subprocess.run(
         [sys.executable, MANAGE, "simulate", *options],

@@ -1,4 +1,4 @@
-"""Line charts as SVG text: no script, colours by class, so that one picture serves light and dark."""
+"""Line charts as SVG text: without scripts, and with colours by class, so that one picture works in light and dark."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ WIDTH: Final = 960
 HEIGHT: Final = 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 92, 14, 34
 _APART: Final = 15
-"""How far apart, in pixels, the names at the lines' ends have to be."""
+"""The least distance between the names at the ends of lines, in pixels."""
 
 _DOTTED_UP_TO: Final = 60
 _STEPS: Final = (1, 2, 5)
@@ -20,7 +20,7 @@ _CLOCK_TICKS: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """From where to where, and what is written where. Logarithmic if `is_log`."""
+    """An axis: its range and its labels. It is logarithmic if `is_log`."""
 
     low: float
     high: float
@@ -36,7 +36,7 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line: its name, the class that gives its colour, its points, and what each of them says when pointed at."""
+    """A line: its name, the class with its colour, its points, and the tooltip of each point."""
 
     name: str
     look: str
@@ -46,7 +46,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A value not to be passed, in the colour of its line."""
+    """An upper limit, in the colour of its line."""
 
     value: float
     look: str
@@ -55,7 +55,7 @@ class Limit:
 def chart(
     title: str, x: Axis, y: Axis, lines: Sequence[Line], *, limits: Sequence[Limit] = (), shade: float = 0
 ) -> str:
-    """Return a chart. `shade`: up to where along x it does not count."""
+    """Return a chart. `shade`: the end of the shaded part along x, which does not count."""
     drawn = [line for line in lines if line.points]
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">',
@@ -137,7 +137,7 @@ def _line(x: Axis, y: Axis, line: Line) -> str:
 
 
 def _names(y: Axis, lines: Sequence[Line]) -> list[str]:
-    """Write each line's name at its end, moved apart where they would lie on each other."""
+    """Write each line's name at its end. Names that would overlap are moved apart."""
     ordered = sorted(lines, key=lambda line: line.points[-1][1])
     places: list[float] = []
     for line in ordered:

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that needs nothing from outside, light or dark as its reader's screen is."""
+"""The report of a run: one HTML file that loads no other files, light or dark as the reader's screen."""
 
 from collections.abc import Sequence
 from html import escape
@@ -26,8 +26,8 @@ _METHOD: Final = (
     (
         "Load",
         (
-            "Open loop: each phone has due times of its own, whatever became of its heartbeats before. Latency counts "
-            "from the due time, so that a stall is charged with all that should have happened meanwhile."
+            "Open loop: each phone has its own due times, independent of its earlier heartbeats. Latency counts from "
+            "the due time, so a stall adds to the latency of every request that was due meanwhile."
         ),
     ),
     ("Connections", "Kept alive and bounded, as behind a load balancer. Waiting for a free one is latency."),
@@ -38,7 +38,7 @@ _METHOD: Final = (
             f"A request without an answer after {ANSWER_SECONDS} s is an error."
         ),
     ),
-    ("Dispatch", "From the moment the POST is written to the arrival of the push at a stand-in for FCM."),
+    ("Dispatch", "From the moment the POST is written to the arrival of the push at a fake FCM."),
 )
 
 
@@ -68,7 +68,7 @@ def page(run: Run, judged: Sequence[Target]) -> str:
 def _header(run: Run, judged: Sequence[Target], *, held: bool) -> str:
     load = run.load
     missed = ", ".join(target.name for target in judged if not target.held)
-    verdict = "All targets held" if held else f"Missed: {missed}"
+    verdict = "All targets met" if held else f"Missed: {missed}"
     lead = (
         f"{load.devices:,} devices, a heartbeat each every {load.interval_seconds:g} s, "
         f"for {_length(load.duration_seconds)} after a ramp of {load.ramp_seconds:g} s; "
@@ -134,14 +134,16 @@ def _latency_over_time(run: Run) -> str:
 
 
 def point_seconds(run: Run) -> int:
-    """Return how many seconds a point of a chart covers: few enough points, and enough heartbeats in each."""
+    """Return the seconds that a point of a chart covers, so that there are not too many points and enough heartbeats in
+    each.
+    """
     rate = run.figures.latencies("heartbeat").count / max(run.load.seconds, 1)
     wanted = max(run.load.seconds / _MOST_POINTS, _FEWEST_IN_A_POINT / max(rate, 0.01))
     return next((width for width in _WIDTHS if width >= wanted), _WIDTHS[-1])
 
 
 def _spans(run: Run, width: int) -> list[tuple[int, int]]:
-    """Return the spans of a run; what is left at its end belongs to the last one."""
+    """Return the spans of a run. The last one includes the remaining seconds."""
     count = max(1, round(run.load.seconds) // width)
     ends = [width * number for number in range(1, count)] + [ceil(run.load.seconds)]
     return list(zip([0, *ends[:-1]], ends, strict=True))
@@ -179,9 +181,7 @@ def _heartbeats(run: Run) -> str:
     high, steps = charts.linear(max([*due, *answered, 0.1]))
     y = Axis(0, high, [(step, f"{step:,g}") for step in steps])
     picture = charts.chart("heartbeats a second", charts.clock(run.load.seconds), y, lines, shade=run.load.ramp_seconds)
-    note = (
-        "Due is what the fleet asks for, whatever the server does; where answered stays below, the server falls behind."
-    )
+    note = "Due: the heartbeats that the fleet sends by its plan. If answered stays below due, the server falls behind."
     return _section("Heartbeats per second", note, picture)
 
 

@@ -1,1 +1,1 @@
-"""The way to a server: kept connections, TLS, the proxy of the environment."""
+"""The network between client and server: kept connections, TLS, the proxy of the environment."""

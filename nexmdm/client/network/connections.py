@@ -1,4 +1,4 @@
-"""Connections to one server, kept from one request to the next, over TLS where its address says so."""
+"""Connections to one server, kept from one request to the next; over TLS if the address begins with https."""
 
 import selectors
 import ssl
@@ -10,7 +10,7 @@ from nexmdm.client.network import proxies
 from nexmdm.client.network.transport import AnswerLost, NoConnection, Request, Response
 
 CONNECT_SECONDS: Final = 10
-"""How long a connection, and the agreement on TLS, may take."""
+"""The time limit for a connection, and for its TLS handshake, in seconds."""
 
 _AGENT: Final = {"User-Agent": "nexmdm"}
 
@@ -19,7 +19,7 @@ class Connections:
     """The transport over real sockets. A redirect is not followed: a signature is valid for one target."""
 
     def __init__(self, url: str) -> None:
-        """Remember the server's address. A proxy of the environment is used for https only."""
+        """Store the server's address. A proxy of the environment is used only for https."""
         parts = urlsplit(url)
         self._host = parts.hostname or ""
         self._port = parts.port
@@ -49,7 +49,7 @@ class Connections:
             self._idle.pop().close()
 
     def _kept(self) -> HTTPConnection | None:
-        """Return a connection of an earlier request; one that the server has closed meanwhile is left out."""
+        """Return a connection of an earlier request, unless the server has closed it."""
         while True:
             try:
                 connection = self._idle.pop()
@@ -80,7 +80,7 @@ class Connections:
 
 
 def _is_readable(connection: HTTPConnection) -> bool:
-    """Tell whether there is something to read, which between two answers is the end of the connection."""
+    """Return whether there is something to read. Between two answers, this is the end of the connection."""
     with selectors.DefaultSelector() as selector:
         selector.register(connection.sock, selectors.EVENT_READ)
         return bool(selector.select(0))

@@ -9,7 +9,7 @@ from nexmdm.client.network.transport import NoConnection
 
 
 class Proxy(NamedTuple):
-    """An HTTP proxy, which opens a tunnel to the server and sees nothing of what travels in it."""
+    """An HTTP proxy. It opens a tunnel to the server, whose content is encrypted."""
 
     host: str
     port: int
@@ -17,8 +17,8 @@ class Proxy(NamedTuple):
 
 
 def proxy_for(host: str, port: int | None) -> Proxy | None:
-    """Return the proxy for an https server, by HTTPS_PROXY, ALL_PROXY and NO_PROXY. Raises NoConnection."""
-    # Imported here, because a server of this machine is called without it.
+    """Return the proxy for an https server, from HTTPS_PROXY, ALL_PROXY and NO_PROXY. Raises NoConnection."""
+    # Imported here, because calls to this machine do not need it.
     request = importlib.import_module("urllib.request")
     known = request.getproxies()
     address = known.get("https") or known.get("all")

@@ -1,4 +1,4 @@
-"""A request and its response as they travel, and the two ways in which that can fail."""
+"""A request, its response, and the two ways in which a call can fail."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Response:
 
 
 class NoConnection(Exception):
-    """The request did not leave. The text says why; `advice` says what to do, where that is known."""
+    """The request was not sent. The text says why; `advice` says what to do, if that is known."""
 
     def __init__(self, reason: str, advice: str = "") -> None:
         super().__init__(reason)
@@ -36,11 +36,11 @@ class NoConnection(Exception):
 
 
 class AnswerLost(Exception):
-    """The request left, and no whole answer came. The text says why."""
+    """The request was sent, and no complete answer came. The text says why."""
 
 
 class Transport(Protocol):
-    """Takes requests to a server. Several threads may use it at the same time."""
+    """Carries requests to a server. Several threads may use it at the same time."""
 
     def send(self, request: Request) -> Response:
         """Return the response to a request. Raises NoConnection and AnswerLost."""

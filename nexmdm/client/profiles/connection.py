@@ -1,4 +1,4 @@
-"""Which server is called, and as whom: the command line, then the environment, then a profile."""
+"""The choice of server and admin: from the command line, then the environment, then a profile."""
 
 import os
 import re
@@ -20,7 +20,7 @@ SECRET: Final = "HMAC_SECRET"  # noqa: S105
 URL: Final = "NEXMDM_URL"
 PROFILE: Final = "NEXMDM_PROFILE"
 OF_THE_CHECKOUT: Final = "manage.py"
-"""The name under which `manage.py fleet` remembers, where no profile is named."""
+"""The profile under which `manage.py fleet` stores the last names if no profile is named."""
 
 _NAME: Final = re.compile("[A-Z0-9]{1,64}")
 _TAKEN: Final = ("ADMIN", "PREVIOUS")
@@ -28,11 +28,11 @@ _SENDABLE: Final = re.compile(r"[!-~]([ -~]*[!-~])?")
 
 
 class NotConnected(Exception):
-    """It is not known which server to call, or with which secrets. The text says what to do."""
+    """The server or its secrets are unknown. The text says what to do."""
 
 
 class Wish(NamedTuple):
-    """What the command line says: `--url`, `--as` in lower case, `--profile`."""
+    """The options of the command line: `--url`, `--as` in lower case, `--profile`."""
 
     url: str | None
     principal: str
@@ -41,7 +41,7 @@ class Wish(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """A server, and an admin of it. `source` names where the secrets are from, for messages."""
+    """A server, and one of its admins. `source` names the place of the secrets, for messages."""
 
     url: str
     host: str | None
@@ -52,7 +52,7 @@ class Connection:
 
 
 def choose(wish: Wish, own: OwnServer | None) -> Connection:
-    """Return what to call, and as whom. Raises NotConnected and ProfileError."""
+    """Return the server to call, and the admin. Raises NotConnected and ProfileError."""
     variables = variables_of(wish.principal)
     name = wish.profile or os.environ.get(PROFILE)
     if own is not None and name is None:
@@ -79,7 +79,7 @@ def choose(wish: Wish, own: OwnServer | None) -> Connection:
 
 
 def _address(name: str, url: str | None) -> str | None:
-    """Return a server's address. Raises NotConnected, whose text names where the address is from."""
+    """Return a server's address. Raises NotConnected, whose text names the source of the address."""
     try:
         return arguments.url(url) if url else None
     except ArgumentTypeError as error:

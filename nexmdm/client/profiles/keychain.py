@@ -1,4 +1,4 @@
-"""The keyring of the operating system, where there is one that works. None of these calls hangs."""
+"""The keyring of the operating system, if one works. Each call ends within SECONDS."""
 
 import importlib
 from collections.abc import Callable
@@ -9,13 +9,14 @@ from typing import Any, Final, TypeVar
 T = TypeVar("T")
 
 SECONDS: Final = 10
-"""How long a keyring may take: one that is locked asks for its password in a window that nobody may see."""
+"""The time limit for a keyring, in seconds. A locked one waits for its password in a window that the admin may not see.
+"""
 
 _SERVICE: Final = "nexmdm"
 
 
 class NoKeyring(Exception):
-    """There is no keyring that works, or it did not answer in time."""
+    """No keyring works, or it did not answer in time."""
 
 
 def store(name: str, value: str) -> None:
@@ -60,7 +61,7 @@ def _backend() -> Any:
 
 
 def _in_time(work: Callable[[], T]) -> T:
-    """Run work in a thread that may outlive its time; the end of the program does not wait for it."""
+    """Run work in a thread, for a limited time. The end of the program does not wait for the thread."""
     done: SimpleQueue[tuple[T | None, Exception | None]] = SimpleQueue()
 
     def run() -> None:

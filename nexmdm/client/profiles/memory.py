@@ -1,4 +1,4 @@
-"""The last command and the last device that were named with a profile: `@last`."""
+"""The last command and the last device that were used with a profile: `@last`."""
 
 import json
 from contextlib import suppress
@@ -14,19 +14,19 @@ LAST: Final = "@last"
 
 
 class Memory:
-    """The state file of a profile. Names of another server do not count; a file that cannot be written is left out."""
+    """The state file of a profile. Names of another server do not count. A file that cannot be written is ignored."""
 
     def __init__(self, profile: str, url: str) -> None:
         self._path = platformdirs.user_state_path("nexmdm") / f"{profile}.json"
         self._url = url
 
     def last(self, kind: Kind) -> str | None:
-        """Return the id that was remembered last."""
+        """Return the id that was stored last."""
         found = self._read().get(kind)
         return found if isinstance(found, str) else None
 
     def remember(self, named: dict[Kind, str]) -> None:
-        """Remember ids, until others are."""
+        """Store ids, in place of the earlier ones."""
         kept = self._read()
         changed = kept | {str(kind): identifier for kind, identifier in named.items()} | {"url": self._url}
         if named and changed != kept:

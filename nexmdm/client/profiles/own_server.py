@@ -4,7 +4,7 @@ from typing import Protocol
 
 
 class OwnServer(Protocol):
-    """Where it answers, and the secrets of its admins."""
+    """The address of this server, and the secrets of its admins."""
 
     @property
     def url(self) -> str:
@@ -12,7 +12,7 @@ class OwnServer(Protocol):
 
     @property
     def host(self) -> str | None:
-        """A Host header that it accepts, where its address is none."""
+        """A Host header that it accepts, if it does not accept its address as one."""
 
     def credentials(self, principal: str) -> tuple[str, str] | None:
         """Return the current key and secret of an admin; None if there is no such admin."""

@@ -1,4 +1,4 @@
-"""The file of profiles: for each the address of a server, and its secrets where no keyring has them."""
+"""The file of profiles: each has the address of a server, and its secrets if no keyring has them."""
 
 import configparser
 import io
@@ -25,7 +25,7 @@ class ProfileError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """A server, and an admin of it. `secrets` is where the admin's two secrets are: in the keyring, or in the file."""
+    """A server, and one of its admins. `secrets` is the place of the admin's two secrets: the keyring or the file."""
 
     name: str
     url: str
@@ -53,7 +53,7 @@ class Profile:
 
 
 def path() -> Path:
-    """Return where the file is."""
+    """Return the path of the file."""
     return platformdirs.user_config_path("nexmdm") / "profiles.ini"
 
 
@@ -64,9 +64,9 @@ def load_all() -> dict[str, Profile]:
 
 
 def save(name: str, url: str, key: str, secret: str, *, use_keyring: bool) -> Profile:
-    """Save a profile, with its secrets in the keyring where one works; a second one of a name replaces the first.
+    """Save a profile, with its secrets in the keyring if one works.
 
-    Raises ProfileError and OSError.
+    It replaces an earlier profile of this name. Raises ProfileError and OSError.
     """
     before = load_all().get(checked_name(name))
     place = IN_FILE
@@ -134,7 +134,7 @@ def _read() -> configparser.ConfigParser:
     except (FileNotFoundError, NotADirectoryError):
         return parsed
     except (configparser.Error, OSError, UnicodeError) as error:
-        # The error's own text may show a line of the file.
+        # The error's own text may contain a line of the file.
         message = f"{path()} cannot be read ({type(error).__name__})."
         raise ProfileError(f"{message} Repair it, or delete it and run `nexmdm login`.") from None
     return parsed

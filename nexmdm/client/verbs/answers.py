@@ -1,4 +1,4 @@
-"""Answers of the API, as every verb shows them: a list, or one row."""
+"""The display of an answer of the API by a verb: a list, or one row."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ Described = Callable[[Json], Json]
 def show_list(
     session: Session, columns: Columns, found: Sequence[Json], *, more: bool, described: Described = rows.as_it_is
 ) -> int:
-    """Print the rows of a list, and say whether there are more."""
+    """Print the rows of a list, and a message if there are more."""
     if session.terminal.is_structured:
         session.terminal.value(list(found))
     else:

@@ -1,4 +1,4 @@
-"""The devices of a command before it is sent: which they are, some of their names, and how many of them are silent."""
+"""The devices of a command before it is sent: their ids, some of their names, and the number of silent ones."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from nexmdm.client.names import Names
 from nexmdm.client.rows import Json
 
 MOST_READ: Final = 20
-"""Devices that are named by their whole ids are read one by one, up to so many."""
+"""The most devices that are read one by one if they are named by their whole ids."""
 
 _ACTIVE: Final = ("online", "offline", "never")
 
 
 @dataclass(frozen=True, slots=True)
 class Audience:
-    """A target whose names are found: `body` is what the API takes, `named` are the devices that were named."""
+    """A target with its names resolved: `body` is the target for the API, `named` are the named devices."""
 
     target: Target
     body: Json
@@ -27,7 +27,7 @@ class Audience:
 
     @classmethod
     def find(cls, names: Names, target: Target) -> "Audience":
-        """Find the devices that are named. Raises NotFound."""
+        """Find the named devices. Raises NotFound."""
         if target.everything:
             return cls(target, {"all": True}, [])
         if target.tags:
@@ -36,16 +36,16 @@ class Audience:
         return cls(target, {"device_ids": [row["device_id"] for row in named]}, named)
 
     def examples(self, client: FleetClient, most: int) -> list[Json]:
-        """Return some of the devices, with their names where that is cheap."""
+        """Return some of the devices, with their names if that needs few requests."""
         if self.named:
             return _described(client, self.named[:most])
         found = (row for row in self._listed(client, most) if row["presence"] in _ACTIVE)
         return [row for row, _ in zip(found, range(most), strict=False)]
 
     def silent(self, client: FleetClient, seconds: int) -> tuple[int, bool]:
-        """Return how many active devices were last heard from longer ago than this; and whether there may be more.
+        """Return the number of active devices without a heartbeat for this time, and whether there may be more.
 
-        Of many devices that were named by their ids, none is looked at.
+        If many devices are named by their ids, none of them is counted.
         """
         if self.named:
             return sum(_is_silent(row, seconds) for row in _described(client, self.named)), False
@@ -58,13 +58,13 @@ class Audience:
         return len(found), are_more
 
     def _listed(self, client: FleetClient, most: int) -> Iterator[Json]:
-        """Yield devices of a target that names none: a few of a large fleet."""
+        """Yield devices of a target without named devices: a few of a large fleet."""
         for tag in self.target.tags or (None,):
             yield from client.items("/admin/devices", most, tag=tag)[0]
 
 
 def _described(client: FleetClient, named: list[Json]) -> list[Json]:
-    """Return devices with their fields; those that were named by their ids are read, unless they are many."""
+    """Return devices with their fields. Devices that were named by their ids are read, unless they are many."""
     bare = [row for row in named if "hardware_id" not in row]
     if not 0 < len(bare) <= MOST_READ:
         return named
@@ -75,7 +75,7 @@ def _read(client: FleetClient, row: Json) -> Json:
     try:
         return client.get(f"/admin/devices/{row['device_id']}")
     except Refused:
-        # The command will be refused for the same reason, and say it better.
+        # The command will be refused for the same reason, with a better message.
         return row
 
 

@@ -46,7 +46,7 @@ def commands(session: Session, limit: int, device: str | None, *, newest_first: 
 def command(
     session: Session, name: str, timeout: int | None, limit: int | None, *, wait: bool, not_succeeded: bool
 ) -> int:
-    """Show one command with its deliveries, the worst first: which devices did not get it, and why."""
+    """Show one command with its deliveries, the worst first: the devices that did not get it, and the reasons."""
     found = session.client.command(session.names.command_id(name))
     shown = following.Shown(not_succeeded, limit)
     if wait or timeout is not None:
@@ -77,7 +77,7 @@ def delivery(session: Session, command: str, device: str) -> int:
 @shared.write
 @click.argument("name", type=values.COMMAND, metavar="COMMAND")
 def cancel(session: Session, name: str) -> int:
-    """Cancel the open deliveries of a command; it is a failure if none was open."""
+    """Cancel the open deliveries of a command. If none was open, the exit status is 1."""
     cancelled = session.client.post(f"{_PATH}/{session.names.command_id(name)}/cancel")
     show(session, cancelled)
     if cancelled["cancelled"]:

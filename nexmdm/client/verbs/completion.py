@@ -7,7 +7,9 @@ import rich_click as click
 from click.shell_completion import get_completion_class
 
 _BASH: Final = Path(__file__).with_name("completion.bash")
-"""The script of click completes neither `tag:NAME`, because bash splits words at colons, nor an alias with a space."""
+"""Repairs of click's script for bash: bash splits words at colons and spaces, and so would not complete `tag:NAME` or
+an alias with a space.
+"""
 
 
 @click.command("completion")

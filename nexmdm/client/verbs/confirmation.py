@@ -1,4 +1,4 @@
-"""The question before a write that is hard to undo: it shows how many devices are meant, and asks for their number."""
+"""The question before a write that is hard to undo: it shows the number of devices, and asks for it."""
 
 import sys
 from collections.abc import Sequence
@@ -13,9 +13,10 @@ SHOWN: Final = 5
 
 
 def confirm(session: Session, deed: str, count: int, examples: Sequence[Json]) -> None:
-    """Ask for the number of devices. `deed` is as `wipe`; `examples` are some of the devices, or all of them.
+    """Ask for the number of devices.
 
-    Raises NotConfirmed, and ConfirmationRequired where there is no terminal.
+    `deed` is the work, such as `wipe`. `examples` are some of the devices, or all of them. Raises NotConfirmed, and
+    ConfirmationRequired if there is no terminal.
     """
     devices = "1 device" if count == 1 else f"{count} devices"
     names = ", ".join(_name(row) for row in examples[:SHOWN])

@@ -15,7 +15,7 @@ from nexmdm.client.verbs.answers import given, show, show_list
 _PATH: Final = "/admin/devices"
 _REPORTED: Final = "Exactly as the device reported it."
 NEWEST_FIRST: Final = click.option(
-    "--newest-first", is_flag=True, help="Show the newest first, and not those with which something is wrong."
+    "--newest-first", is_flag=True, help="Show the newest first, instead of those with problems."
 )
 
 
@@ -38,7 +38,7 @@ NEWEST_FIRST: Final = click.option(
 )
 @NEWEST_FIRST
 def devices(session: Session, limit: int, *, newest_first: bool, **filters: Any) -> int:
-    """List devices: silent ones first, then by how well pushes reach them."""
+    """List devices: silent ones first, then those with failing pushes."""
     found, more = session.client.items(_PATH, limit, **filters)
     if not newest_first:
         found = _worst(session, limit, filters) if more else sorted(found, key=rows.device_rank)
@@ -49,7 +49,7 @@ def devices(session: Session, limit: int, *, newest_first: bool, **filters: Any)
 
 
 def _worst(session: Session, limit: int, filters: dict[str, Any]) -> list[Json]:
-    """Return as many devices as are shown, the worst first; of each presence, the newest few hundred are compared."""
+    """Return the devices to show, the worst first. Only the newest few hundred of each presence are compared."""
     found: list[Json] = []
     for presence in (filters["status"],) if filters["status"] else rows.PRESENCES:
         if len(found) < limit:

@@ -1,4 +1,4 @@
-"""The verbs that shut a device out, and let it in again."""
+"""The verbs that exclude a device, and include it again."""
 
 import rich_click as click
 
@@ -52,7 +52,7 @@ def _shut_out(session: Session, name: str, verb: str, *, yes: bool) -> int:
 @shared.write
 @click.argument("name", type=values.DEVICE, metavar="DEVICE")
 def reinstate(session: Session, name: str) -> int:
-    """Reinstate a revoked device, with the same token, and say which commands stay withdrawn."""
+    """Reinstate a revoked device, with the same token, and show the commands that stay withdrawn."""
     found = session.client.post(f"/admin/devices/{session.names.device_id(name)}/reinstate")
     show(session, found)
     for one in found.get("withdrawn", ()):

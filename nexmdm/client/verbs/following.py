@@ -1,4 +1,4 @@
-"""One command with its deliveries: shown as it is, or once all of its devices are done."""
+"""The display of one command with its deliveries: immediately, or when all of its devices are done."""
 
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
@@ -10,11 +10,11 @@ from nexmdm.client.session import DONE, FAILED, Session
 
 SHOWN_DELIVERIES: Final = 100
 MOST_LATE: Final = 400
-"""How many deliveries that succeeded late are read at most, in each state, to show others before them."""
+"""The most late deliveries that are read in each state, so that others can be shown before them."""
 
 
 class Shown(NamedTuple):
-    """Which deliveries of a command are shown: those that did not succeed, or all of them; and how many at most."""
+    """The choice of deliveries to show: those that did not succeed, or all of them; and the most of them."""
 
     only_failing: bool = False
     limit: int | None = None
@@ -24,14 +24,15 @@ WORST: Final = Shown()
 
 
 def follow(session: Session, command: Json, *, seconds: int | None, shown: Shown = WORST) -> int:
-    """Wait until nothing of a command is open, show what became of it, and judge it.
+    """Wait until no delivery of a command is open, show the command, and return the exit status.
 
-    `command` is as the API has it, or as it was issued. Without `seconds` it waits until the command has expired.
+    `command` is a command of the API, or the answer to its POST. Without `seconds` it waits until the command has
+    expired.
     """
     if seconds is None:
         begin = datetime.now(UTC) if "counts" in command else rows.moment(command["issued_at"])
         left = (rows.moment(command["expires_at"]) - begin).total_seconds()
-        # A little more, so that the last look finds it expired.
+        # A little longer, so that the last reading shows it as expired.
         seconds = max(0, round(left + 1))
     try:
         with display.progress(command["device_count"]) as (step, watch):
@@ -62,7 +63,7 @@ def show_command(session: Session, command: Json, shown: Shown) -> None:
 
 
 def _deliveries(client: FleetClient, command: Json, limit: int, *, only_failing: bool) -> tuple[list[Json], int]:
-    """Return a command's deliveries, of very many those that went worst, and how many there are."""
+    """Return the worst deliveries of a command, and the number of all of them."""
     count = command["device_count"] - (command["counts"]["succeeded"] if only_failing else 0)
     if count > limit:
         return _worst_deliveries(client, command, limit, only_failing=only_failing), count
@@ -71,7 +72,7 @@ def _deliveries(client: FleetClient, command: Json, limit: int, *, only_failing:
 
 
 def _worst_deliveries(client: FleetClient, command: Json, limit: int, *, only_failing: bool) -> list[Json]:
-    """Return the deliveries that went worst; those that succeeded late are the last of those that did not in time."""
+    """Return the worst deliveries. Those that succeeded late come after the others that did not succeed in time."""
     counts = command["counts"]
     spare = min(counts["late"], MOST_LATE) if only_failing else 0
     in_time: list[Json] = []

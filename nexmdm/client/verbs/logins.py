@@ -26,15 +26,15 @@ def _name(context: click.Context, profile: str | None) -> str:
 
 @click.command("login")
 @_PROFILE
-@click.option("--url", type=arguments.URL, help="The server; asked for, if it is not given.")
+@click.option("--url", type=arguments.URL, help="The server. Without it, the program asks for it.")
 @click.option("--no-keyring", is_flag=True, help="Keep the secrets in the file of profiles, which only you can read.")
 @click.option("--no-check", is_flag=True, help="Save the profile without a call to the server.")
 @click.pass_context
 def login(context: click.Context, profile: str | None, url: str | None, *, no_keyring: bool, no_check: bool) -> None:
     """Save a server's address, admin key and signing secret as a profile.
 
-    The secrets go into the keyring of this machine, or, where none works, into a file that only you can read. Without a
-    terminal, the admin key and the signing secret are the next two lines of standard input.
+    The secrets go into the keyring of this machine. If none works, they go into a file that only you can read. Without
+    a terminal, the admin key and the signing secret are the next two lines of standard input.
     """
     terminal = terminal_of(context)
     try:
@@ -64,7 +64,7 @@ def _asked_url() -> str:
 
 
 def _secret(question: str) -> str:
-    """Return a secret: typed without being shown, or a line of standard input."""
+    """Return a secret, typed without echo, or read as a line of standard input."""
     return getpass.getpass(question) if sys.stdin.isatty() else sys.stdin.readline().rstrip("\r\n")
 
 
@@ -100,7 +100,7 @@ def logout(context: click.Context, profile: str | None) -> None:
 @click.option("-o", "--output", "form", type=click.Choice(["table", "wide", "json", "csv", "yaml"]), default="table")
 @click.pass_context
 def profiles(context: click.Context, form: Format) -> None:
-    """List the profiles: their servers, and where their secrets are. No secret is shown."""
+    """List the profiles, with their servers and the places of their secrets. No secret is shown."""
     try:
         found = profile_file.load_all().values()
     except ProfileError as error:

@@ -28,7 +28,7 @@ def lost(session: Session, name: str, note: str | None, timeout: int | None, *, 
     if note is None and device["alias"]:
         note = f"lost: {device['alias']}"
     body = {"target": {"device_ids": [device["device_id"]]}, "expect_count": 1, **given(note=note)}
-    # The harder of both: if it would be refused, neither is sent.
+    # `wipe` has the stricter rules. If it would be refused, neither command is sent.
     session.client.post("/admin/command", {**body, "action": "wipe", "dry_run": True})
     if not yes:
         confirm(session, "lock and wipe", 1, [device])
@@ -48,7 +48,7 @@ def _show(session: Session, device: Json, lock: Json, wipe: Json, *, seconds: in
     if not terminal.is_structured:
         terminal.line(f"Sent wipe {wipe['request_id']}.")
     seen = display.shown("last_seen_at", device["last_seen_at"]) if device["last_seen_at"] else "never"
-    terminal.hint(f"{called} (last seen: {seen}) has time until {wipe['expires_at']} to begin.")
+    terminal.hint(f"{called} (last seen: {seen}) has until {wipe['expires_at']} to begin.")
     terminal.hint("When the phone reports that the wipe succeeded, the server retires it. Do not revoke it before.")
     terminal.hint(f"It has no alias then; its hardware id stays: {device['hardware_id']}.")
     if wait or seconds is not None:

@@ -27,7 +27,7 @@ _UNITS: Final = ((86_400, "d"), (3600, "h"), (60, "min"))
 @shared.waiting
 @click.argument("target", type=values.TARGET, metavar="TARGET")
 def ping(session: Session, target: Target, timeout: int | None, *, wait: bool) -> int:
-    """Send a ping, which tests the way to the devices and back."""
+    """Send a ping, which tests the path to the devices and back."""
     return _send(session, target, {"action": "ping", "params": {}}, yes=True, wait=wait, timeout=timeout)
 
 
@@ -54,7 +54,7 @@ def _help() -> str:
     "--expires-in", type=arguments.SECONDS, metavar="TIME",
     help="As 600, 10m, 12h or 7d; by default 10m, reboot 1h, lock and wipe 28d.",
 )  # fmt: skip
-@click.option("--priority", type=click.Choice(["high", "normal"]), help="Of the push; high by default.")
+@click.option("--priority", type=click.Choice(["high", "normal"]), help="The priority of the push; high by default.")
 @click.option("--dry-run", is_flag=True, help="Check everything, and send nothing.")
 @click.option("--expect-count", type=int, metavar="N", help="The number of devices; if it differs, nothing is sent.")
 @click.option("--supersede", is_flag=True, help="Cancel open deliveries of the same action on these devices.")
@@ -116,7 +116,7 @@ def _send(session: Session, target: Target, body: Json, *, yes: bool, wait: bool
 
 
 def _audience(session: Session, target: Target) -> Audience:
-    """Find the devices of a target. Raises NotFound, whose text also says which of the names is a tag."""
+    """Find the devices of a target. Raises NotFound, whose text also names a tag that was written without `tag:`."""
     try:
         return Audience.find(session.names, target)
     except NotFound as error:
@@ -126,9 +126,9 @@ def _audience(session: Session, target: Target) -> Audience:
 
 
 def _confirm(session: Session, audience: Audience, body: Json, *, yes: bool) -> Json | None:
-    """Ask before what is hard to undo, and make sure that no other number of devices gets it. Returns the dry run.
+    """Ask before a command that is hard to undo, and put the number of devices into its request.
 
-    `yes` answers the question: the number that the dry run counted goes into the request all the same.
+    Returns the dry run. With `yes` there is no question, and the request contains the number that the dry run counted.
     """
     action = body["action"]
     if action not in CONFIRMED_ALWAYS + CONFIRMED_FOR_SEVERAL:
@@ -143,7 +143,7 @@ def _confirm(session: Session, audience: Audience, body: Json, *, yes: bool) -> 
 
 
 def warn_of_silence(session: Session, audience: Audience, body: Json, plan: Json | None) -> None:
-    """Say how many devices have been silent for longer than the command lives: it would probably expire there."""
+    """Show how many devices have been silent for longer than the command lives. It would probably expire there."""
     seconds = body.get("expires_in_seconds") or actions.expires_in_seconds(body["action"])
     try:
         silent, are_more = audience.silent(session.client, seconds)
@@ -151,7 +151,7 @@ def warn_of_silence(session: Session, audience: Audience, body: Json, plan: Json
             return
         plan = plan or session.client.post("/admin/command", body | {"dry_run": True})
     except Refused:
-        # It says nothing about the command, which is refused or not by itself.
+        # An error here must not stop the command: the server decides about it.
         return
     count, life = plan["device_count"], _length(seconds)
     silent_ones = f"{silent} or more" if are_more else f"{silent}"
@@ -170,7 +170,7 @@ def _length(seconds: int) -> str:
 
 
 def _show_dry_run(session: Session, issued: Json) -> int:
-    """Show what would be sent, without what only a command that was sent has."""
+    """Show the result of a dry run, without the fields that only an issued command has."""
     if session.terminal.form in PEOPLE:
         session.terminal.line("Dry run: nothing was sent.")
         issued = {name: value for name, value in issued.items() if name not in _OF_WHAT_WAS_SENT}

@@ -1,4 +1,4 @@
-"""Options that several verbs share, and the way from a verb's words to its call."""
+"""Options that several verbs share, and the call of a verb with its options."""
 
 import functools
 import os
@@ -28,7 +28,7 @@ WATCH_SECONDS: Final = 2
 
 _FORM: Final = click.option(
     "-o", "--output", "form", type=click.Choice(["table", "wide", "json", "csv", "yaml"]), default="table",
-    help="The form of the answer; table by default.", panel=PANEL,
+    help="The form of the answer; default: table.", panel=PANEL,
 )  # fmt: skip
 _JSON: Final = click.option("--json", "as_json", is_flag=True, help="The same as -o json.", panel=PANEL)
 _WATCH: Final = click.option(
@@ -50,7 +50,7 @@ _BETWEEN: Final = tuple(
     click.option(name, type=arguments.MOMENT, metavar="TIME", help=f"{text}: 2h ago, yesterday, 2026-11-29, …")
     for name, text in (("--since", "From this time on"), ("--until", "Before this time"))
 )
-YES: Final = click.option("--yes", is_flag=True, help="Do it without the question how many devices are meant.")
+YES: Final = click.option("--yes", is_flag=True, help="Do not ask for the number of devices.")
 
 
 def write(run: Verb) -> Any:
@@ -59,7 +59,7 @@ def write(run: Verb) -> Any:
 
 
 def read(run: Verb) -> Any:
-    """Make a verb of a function that only reads: its answer can be watched."""
+    """Make a verb of a function that only reads. The verb gets `--watch`."""
     return _with_last(_called(run), *REACH, _FORM, _JSON, _WATCH)
 
 
@@ -115,12 +115,12 @@ def _usage_errors(context: click.Context) -> Iterator[None]:
 
 
 def terminal_of(context: click.Context, form: Format = "table") -> Terminal:
-    """Return where a call prints."""
+    """Return the display of a call."""
     return Terminal(surroundings(context).out or sys.stdout, sys.stderr, form)
 
 
 def surroundings(context: click.Context) -> Surroundings:
-    """Return what a call is part of; in a completion, nothing."""
+    """Return the surroundings of a call; in a completion, those of `nexmdm`."""
     return context.find_object(Surroundings) or Surroundings()
 
 
@@ -132,7 +132,7 @@ def connect(
     *,
     answer_seconds: float = LONGEST_WAIT_SECONDS + ANSWER_SECONDS,
 ) -> Session:
-    """Return a session with the server that is wished for. Raises NotConnected and ProfileError."""
+    """Return a session with the chosen server. Raises NotConnected and ProfileError."""
     wished = {name: wish.get(name) or around.wish.get(name) for name in REACH_NAMES}
     principal = (wished["acts_as"] or connection.UNNAMED).lower()
     chosen = connection.choose(Wish(wished["url"], principal, wished["profile"]), around.own)
@@ -153,8 +153,8 @@ def connect(
 
 
 def _run(session: Session, run: Callable[[], int], watch: int | None) -> int:
-    """Run a verb once, or again and again, and return the exit status."""
-    # A mark in the place of letters that the output's encoding does not have.
+    """Run a verb once, or repeatedly with `--watch`, and return the exit status."""
+    # Letters that the output's encoding does not have become question marks.
     if reconfigure := getattr(session.terminal.out, "reconfigure", None):
         reconfigure(errors="replace")
     try:
@@ -178,7 +178,7 @@ def _run(session: Session, run: Callable[[], int], watch: int | None) -> int:
 
 
 def _give_up_output(out: IO[str]) -> None:
-    """Lose what is still to be written: Python would try once more at its end, and complain."""
+    """Drop the rest of the output. Otherwise Python would write it at its end, and print an error."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, out.fileno())
     os.close(nowhere)

@@ -27,14 +27,17 @@ Ask = Callable[[FleetClient, str], Iterable[str]]
 
 
 class Asked(Value):
-    """A value that is completed with what a server knows; a server that does not answer completes nothing."""
+    """A value that a shell completes with names from the server.
+
+    If the server does not answer, there are no completions.
+    """
 
     def __init__(self, name: str, parse: Callable[[str], Any], ask: Ask) -> None:
         super().__init__(name, parse)
         self._ask = ask
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Return what the value may be; of several with commas between them, the last."""
+        """Return the completions of the value. If it contains commas, only the part after the last one is completed."""
         del param
         before, comma, start = incomplete.rpartition(",")
         try:
@@ -46,19 +49,19 @@ class Asked(Value):
 
 
 class ActionName(click.ParamType[str]):
-    """The name of an action, completed with those that this version knows; a newer server may know others."""
+    """The name of an action, completed from the actions of this version. A newer server may know others."""
 
     name = "action"
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Return the actions that begin so."""
+        """Return the actions that begin with this text."""
         del ctx, param
         known = actions.catalogue().values()
         return [CompletionItem(one.name, help=one.description) for one in known if one.name.startswith(incomplete)]
 
 
 def _session(context: click.Context) -> Session:
-    """Return a session that is quiet, and does not wait for long."""
+    """Return a session that prints nothing and has a short time-out."""
     wish: dict[str, str | None] = {}
     for one in (context.find_root(), context):
         wish |= {name: value for name in REACH_NAMES if (value := one.params.get(name))}

@@ -1,4 +1,4 @@
-"""The base of the admin site's pages: read-only, newest rows first, and as fast with a million rows as with a hundred.
+"""The base of the admin site's pages: read-only, newest rows first, and equally fast with a million rows and a hundred.
 
 A list counts no rows and has no OFFSET: it reads one page in descending order of the key, and the next page continues
 below the last key. The total is PostgreSQL's estimate; a page shows it unless it is less than the rows of the page.
@@ -38,16 +38,16 @@ ROWS_PER_PAGE: Final = 100
 
 
 class NewestFirst(ChangeList):
-    """One page of a list, in the one order that an index serves."""
+    """One page of a list, in the only order that has an index."""
 
     older: str = ""
     continued: bool = False
     estimate: int = 0
-    """About how many rows there are in all; 0 where that is not known, or contradicts the page itself."""
+    """An estimate of the number of all rows; 0 if it is unknown, or contradicts the page."""
 
     @property
     def estimate_shown(self) -> str:
-        """The estimate as people read it."""
+        """The estimate, formatted for people."""
         return f"{self.estimate:,}"
 
     def get_queryset(self, request: HttpRequest, exclude_parameters: list[str | None] | None = None) -> QuerySet[Any]:
@@ -76,7 +76,7 @@ class NewestFirst(ChangeList):
         self.multi_page = self.can_show_all = self.show_full_result_count = self.show_admin_actions = False
 
     def page(self, below: Any, most: int) -> QuerySet[Any]:
-        """Return so many of the rows below a key; None: from the newest."""
+        """Return this number of rows below a key; None: from the newest."""
         # The keys first: sorting them must not carry, nor join, the columns of all the rows that match.
         keys = self._below(below).values("pk")[:most]
         rows: QuerySet[Any] = self.root_queryset.filter(pk__in=keys).order_by(*self.queryset.query.order_by)
@@ -93,7 +93,7 @@ class NewestFirst(ChangeList):
 
 
 def _estimated(model: type[Model]) -> int:
-    """Return about how many rows a table has, by PostgreSQL's statistics; 0 while it has none."""
+    """Return PostgreSQL's estimate of the number of rows of a table; 0 while it has no statistics."""
     table = model._meta.db_table  # noqa: SLF001
     (estimate,) = database.row("SELECT reltuples::bigint FROM pg_class WHERE oid = %s::regclass", [table])
     return max(0, int(estimate))
@@ -128,18 +128,18 @@ class ReadOnlyAdmin(_ReadOnly, ModelAdmin):
     """A read-only view of one table. It shows only the fields in `fields` or `fieldsets` and in `list_display`.
 
     A list can be filtered by its filters, its search box, and the lookups in `linked_by`. Lookups of other columns are
-    refused: they would allow to guess a secret letter by letter.
+    refused: with them, a client could guess a secret letter by letter.
     """
 
     linked_by: ClassVar[Sequence[str]] = ()
     exported: ClassVar[Mapping[str, str]] = {}
-    """The columns of a list as CSV: the name that the API has for each, and where it is read."""
+    """The columns of the CSV: the API's name of each, and the path of its value."""
 
     empty: ClassVar[str] = "They appear here as soon as there are any."
-    """What the list says while the table is empty."""
+    """The text of the list while the table is empty."""
 
     derived: ClassVar[Sequence[str]] = ()
-    """The columns after these, which no column of the database holds: `cells` works them out."""
+    """The further columns, which are not in the database: `cells` computes them."""
 
     actions = None
     sortable_by: ClassVar = ()
@@ -151,7 +151,7 @@ class ReadOnlyAdmin(_ReadOnly, ModelAdmin):
     change_form_template = "read_only_admin/row.html"
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:  # noqa: ARG002
-        """Return the list that counts nothing."""
+        """Return the list class, which counts no rows."""
         return NewestFirst
 
     def get_urls(self) -> list[URLPattern]:
@@ -168,7 +168,7 @@ class ReadOnlyAdmin(_ReadOnly, ModelAdmin):
         return super().changelist_view(request, context | (extra_context or {}))
 
     def export_view(self, request: HttpRequest) -> HttpResponseBase:
-        """Answer with the whole list, as it is narrowed, as CSV."""
+        """Answer with the whole filtered list as CSV."""
         try:
             changes: Any = self.get_changelist_instance(request)
         except IncorrectLookupParameters:
@@ -186,10 +186,10 @@ class ReadOnlyAdmin(_ReadOnly, ModelAdmin):
         return list(rows.values_list("pk", *self.exported.values()))
 
     def complete(self, rows: Sequence[Any]) -> None:
-        """Give the rows of a page what none of their columns holds."""
+        """Add to the rows of a page the values that are not in their columns."""
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:  # noqa: ARG002
-        """Tell whether a query parameter may narrow the list."""
+        """Return whether a query parameter may filter the list."""
         filters: Any = self.get_list_filter(request)
         known = (name for one in filters for name in getattr(one, "parameters", None) or [one.parameter_name])
         return lookup in self.linked_by or lookup in known
@@ -222,7 +222,7 @@ class ReadOnlyAdmin(_ReadOnly, ModelAdmin):
         queryset: QuerySet[Any],
         search_term: str,
     ) -> tuple[QuerySet[Any], bool]:
-        """Look a whole id up exactly; what anything else stands for, named() says."""
+        """Search a whole id exactly, and any other text by named()."""
         text = search_term.strip()
         if not text or not self.search_fields:
             return queryset, False
@@ -233,16 +233,16 @@ class ReadOnlyAdmin(_ReadOnly, ModelAdmin):
         return queryset.filter(self.identified(key)), False
 
     def identified(self, key: UUID) -> Q:
-        """Return the condition that a searched id stands for."""
+        """Return the condition for a searched id."""
         return Q(pk=key)
 
     def named(self, text: str) -> Q:
-        """Return the condition that a searched text stands for."""
+        """Return the condition for a searched text."""
         raise NotImplementedError
 
 
 class NewestRows(InlineFormSet):
-    """The newest rows of an inline, and no more of them than a page can take; `order` may put others first."""
+    """The newest rows of an inline, at most as many as a page can show; `order` may put others first."""
 
     most = 20
     order: ClassVar[Sequence[Any]] = ("-pk",)
@@ -257,10 +257,10 @@ class NewestRows(InlineFormSet):
 
 
 class ReadOnlyInline(_ReadOnly, TabularInline):
-    """The newest rows that belong to the one shown."""
+    """The newest rows that belong to the row of the page."""
 
     empty: ClassVar[str] = "None."
-    """What is shown if there are none."""
+    """The text that is shown if there are none."""
 
     template = "read_only_admin/rows.html"
     formset = NewestRows

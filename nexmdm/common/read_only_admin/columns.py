@@ -20,7 +20,7 @@ LONGEST_TEXT: Final = 64_000
 NOTHING: Final = "-"
 
 GOOD, BAD, WARN, BUSY, QUIET = "good", "bad", "warn", "busy", "quiet"
-"""The looks of a badge. Each has a colour and a sign of its own (nexmdm/static/nexmdm/site.css)."""
+"""The looks of a badge. Each has its own colour and sign (nexmdm/static/nexmdm/site.css)."""
 
 _LOOKS: Final = {
     GOOD: "succeeded completed online ok accepted closed live",
@@ -32,14 +32,17 @@ _LOOK_OF: Final = {word: look for look, words in _LOOKS.items() for word in word
 
 
 class Column:
-    """A column of a list or a page: what a path of attributes leads to. (Under a field's own name, the field wins.)"""
+    """A column of a list or a page: the value of a path of attributes.
+
+    (With the name of a field, Django shows the field.)
+    """
 
     def __init__(self, path: str, label: str = "") -> None:
         self.follow = attrgetter(path)
         self.short_description = label or path.rpartition(".")[2].replace("_", " ")
 
     def __call__(self, row: Model) -> str:
-        """Return what to show of a row."""
+        """Return the value to show for a row."""
         value = self.follow(row)
         if isinstance(value, bool):
             return "yes" if value else "no"
@@ -75,7 +78,7 @@ class Id(Column):
 
 
 class Link(Column):
-    """A column that leads to the page of another row, under a text of its own."""
+    """A column with a link to the page of another row, with its own text."""
 
     def __init__(self, path: str, label: str = "", text: Callable[[Any], object] = str) -> None:
         super().__init__(path, label)
@@ -88,7 +91,7 @@ class Link(Column):
 
 
 class Narrowed(Column):
-    """A column that leads to the list of its rows, narrowed to those with the same text; `parameter` is the filter."""
+    """A column with a link to the list, filtered by the same text; `parameter` is the filter."""
 
     def __init__(self, path: str, parameter: str) -> None:
         super().__init__(path)
@@ -106,7 +109,7 @@ def link(row: Model, text: object) -> SafeString:
 
 
 def link_to_list(model: type[Model], text: str, /, **filters: object) -> SafeString:
-    """Return a link to a list, narrowed by these query parameters."""
+    """Return a link to a list, filtered by these query parameters."""
     return format_html('<a href="{}">{}</a>', address_of(model, "changelist", **filters), text)
 
 
@@ -122,13 +125,13 @@ def badge(word: str, look: str | None = None) -> SafeString:
 
 
 def short_id(key: UUID) -> SafeString:
-    """Return an id of which the style sheet shows the two ends. All of it is in the page: a click selects it."""
+    """Return an id, of which the style sheet shows only both ends. The page contains all of it: a click selects it."""
     text = str(key)
     return format_html('<code class="id" title="{}"><span>{}</span>{}</code>', text, text[:-8], text[-8:])
 
 
 def moment(value: datetime) -> SafeString:
-    """Return a time as people say it, and in UTC to the second. (Lists show the latter on hover only.)"""
+    """Return a time as a relative time, and in UTC to the second. (Lists show the latter only on hover.)"""
     exact = f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%SZ}"
     return format_html(
         '<time class="moment" datetime="{}" title="{}">{} <span class="exact">{}</span></time>',
@@ -137,7 +140,7 @@ def moment(value: datetime) -> SafeString:
 
 
 def relative(value: datetime, now: datetime) -> str:
-    """Return how long ago a time was, or how far ahead it is, in its largest unit."""
+    """Return the time between now and a past or future time, in its largest unit."""
     seconds = (now - value).total_seconds()
     length = _length(abs(seconds))
     return f"{length} ago" if seconds >= 0 else f"in {length}"
@@ -151,7 +154,7 @@ def _length(seconds: float) -> str:
 
 
 def pretty(value: Any) -> str:
-    """Return JSON as people read it, cut where it would outgrow a page."""
+    """Return JSON formatted for people, cut if it is too long for a page."""
     if value is None:
         return NOTHING
     text = json.dumps(value, indent=2, ensure_ascii=False)

@@ -1,6 +1,7 @@
-"""A list of the admin site as CSV, however long: read by falling key a few hundred rows at a time, sent as it is read.
+"""A list of the admin site as CSV, of any length: read in descending order of the key, a few hundred rows at a time.
 
-No transaction and no connection is held while a slow reader takes its time, and no more than one chunk is in memory.
+Each chunk is sent when it is read. No transaction and no connection stays open while a slow client reads, and only one
+chunk is in memory.
 """
 
 import csv
@@ -23,7 +24,7 @@ READING: Final = Gate("exports", at_once=1, waiting=100, waiting_per_key=1, seco
 """All exports together have one connection at a time; a chunk takes 30 ms, and each export reads one at a time."""
 
 FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
-"""What a spreadsheet takes for the beginning of a formula (OWASP, "CSV Injection")."""
+"""The characters that begin a formula in a spreadsheet (OWASP, "CSV Injection")."""
 
 Read = Callable[[Any, int], Sequence[tuple[Any, ...]]]
 
@@ -61,7 +62,7 @@ def _text(rows: Iterable[Iterable[Any]]) -> str:
 
 
 def _cell(value: Any) -> str:
-    """Return a value as the API writes it; a text that a spreadsheet would run gets an apostrophe before it."""
+    """Return a value in the form of the API. A text that a spreadsheet would run gets an apostrophe in front."""
     if value is None:
         return ""
     if isinstance(value, datetime):

@@ -1,4 +1,4 @@
-"""By what the lists of the admin site are narrowed: known choices, spans of time, exact texts. Nothing is counted."""
+"""The filters of the admin site's lists: known choices, spans of time, exact texts. They count no rows."""
 
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
@@ -23,11 +23,16 @@ T = TypeVar("T")
 EVERY: Final = 2**62
 
 DISORDER: Final = timedelta(minutes=5)
-"""How far keys and times may be apart: a row's time is its transaction's beginning, its key is drawn later."""
+"""The longest time between a row's time and its key: the time is that of its transaction's beginning, and the key is
+made later.
+"""
 
 
 def _chosen(by: admin.SimpleListFilter, choices: Mapping[str, T]) -> T | None:
-    """Return what a filter's choice stands for; None if there is none. A list that ignored it would look filtered."""
+    """Return the value of a filter's choice; None if no choice is given.
+
+    An unknown one is an error, because the unfiltered list would look filtered.
+    """
     choice = by.value()
     if not choice:
         return None
@@ -37,18 +42,18 @@ def _chosen(by: admin.SimpleListFilter, choices: Mapping[str, T]) -> T | None:
 
 
 class ChoiceFilter(admin.SimpleListFilter):
-    """A filter whose choices are known beforehand: nothing is read to offer them. An unknown choice is refused."""
+    """A filter with constant choices, which needs no query to show them. An unknown choice is refused."""
 
     def conditions(self) -> dict[str, Q]:
-        """Return the choices, each with what it stands for."""
+        """Return the choices, each with its condition."""
         raise NotImplementedError
 
     def lookups(self, request: HttpRequest, model_admin: ModelAdmin) -> list[tuple[str, str]]:  # noqa: ARG002
-        """Return the choices; each is its own label."""
+        """Return the choices. Each is also its label."""
         return [(choice, choice) for choice in self.conditions()]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:  # noqa: ARG002
-        """Keep the rows that the choice stands for. Raises IncorrectLookupParameters for an unknown one."""
+        """Keep the rows of the choice. Raises IncorrectLookupParameters for an unknown one."""
         condition = _chosen(self, self.conditions())
         return queryset if condition is None else queryset.filter(condition)
 
@@ -59,7 +64,7 @@ class SpanFilter(admin.SimpleListFilter):
     spans: ClassVar[Mapping[str, timedelta]]
 
     def lookups(self, request: HttpRequest, model_admin: ModelAdmin) -> list[tuple[str, str]]:  # noqa: ARG002
-        """Return the spans; each is its own label."""
+        """Return the spans. Each is also its label."""
         return [(name, name) for name in self.spans]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:  # noqa: ARG002
@@ -68,12 +73,12 @@ class SpanFilter(admin.SimpleListFilter):
         return queryset if span is None else self.narrowed(queryset, database.now() - span)
 
     def narrowed(self, rows: QuerySet[Any], moment: datetime) -> QuerySet[Any]:
-        """Return the rows that the moment stands for."""
+        """Return the rows for the moment."""
         raise NotImplementedError
 
 
 class AgeFilter(SpanFilter):
-    """A filter by how long ago something happened at most."""
+    """A filter by the greatest age."""
 
     title = "age, up to"
     parameter_name = "age"
@@ -87,12 +92,12 @@ class AgeFilter(SpanFilter):
     }
 
     def narrowed(self, rows: QuerySet[Any], moment: datetime) -> QuerySet[Any]:
-        """Keep the rows that are no older."""
+        """Keep the rows that are not older."""
         return in_date_range(rows, self.column, moment, None)
 
 
 class FormFilter(admin.ListFilter):
-    """A filter by the fields of a form, whose names are the `parameters`; one that is empty narrows nothing."""
+    """A filter by the fields of a form, whose names are the `parameters`; an empty field does not filter."""
 
     parameters: ClassVar[tuple[str, ...]]
 
@@ -107,20 +112,20 @@ class FormFilter(admin.ListFilter):
         return list(self.parameters)
 
     def has_output(self) -> bool:
-        """Tell that there is something to show."""
+        """Return True: the filter is always shown."""
         return True
 
     def choices(self, changelist: ChangeList) -> Iterator[Any]:
-        """Return the other parameters of the query, which the form has to send along."""
+        """Return the other parameters of the query, which the form must send too."""
         for name, values in changelist.filter_params.items():
             if name not in self.parameters:
                 yield from ({"name": name, "value": value} for value in values)
 
 
 class ExactTextFilter(FormFilter):
-    """A filter by texts as they are, one for each parameter; `columns` says where each is.
+    """A filter by exact texts, one for each parameter; `columns` has the column of each.
 
-    A text that no column can hold narrows nothing.
+    A text that a column cannot store does not filter.
     """
 
     template = "read_only_admin/exact_text.html"
@@ -138,12 +143,12 @@ class ExactTextFilter(FormFilter):
         return queryset.filter(**{column: self.value_of(text) for column, text in texts.items() if "\0" not in text})
 
     def value_of(self, text: str) -> Any:
-        """Return what a column is compared with."""
+        """Return the value with which a column is compared."""
         return text
 
 
 class DateRangeFilter(FormFilter):
-    """A filter by two minutes in UTC, either of which may be left out. What is no time narrows nothing."""
+    """A filter by two minutes in UTC. Each is optional. A text that is not a time does not filter."""
 
     title = "time (UTC)"
     template = "read_only_admin/date_range.html"
@@ -157,7 +162,7 @@ class DateRangeFilter(FormFilter):
 
 
 def _moment(text: Any) -> datetime | None:
-    """Return the time that a form's field holds, in UTC; None if it is empty or no time of ours."""
+    """Return the time in a form's field, in UTC; None if it is empty or not a time."""
     try:
         moment = datetime.fromisoformat(text)
         # PostgreSQL refuses offsets of 16 hours and more.
@@ -168,10 +173,10 @@ def _moment(text: Any) -> datetime | None:
 
 
 def in_date_range(rows: QuerySet[Any], column: str, since: datetime | None, until: datetime | None) -> QuerySet[Any]:
-    """Keep what happened in a span of time.
+    """Keep the rows of a span of time.
 
-    Keys that are numbers grow with time, so the span is a range of keys: a list by falling key reads that and nothing
-    else, and times need no index.
+    Keys that are numbers grow with time, so the span is a range of keys. A list in descending order of the key reads
+    only this range, and times need no index.
     """
     numbered = isinstance(rows.model._meta.pk, BigAutoField)  # noqa: SLF001
     if since is not None:
@@ -184,7 +189,7 @@ def in_date_range(rows: QuerySet[Any], column: str, since: datetime | None, unti
 
 
 def _first_key(model: type[Model], column: str, moment: datetime) -> int:
-    """Return the key from which on all is of this moment or later, by some twenty look-ups in the key's index."""
+    """Return the first key whose row is of this moment or later, by about twenty look-ups in the key's index."""
     rows: QuerySet[Any] = model._default_manager.order_by("pk")  # noqa: SLF001
 
     def time_at(key: int) -> datetime:
@@ -196,9 +201,9 @@ def _first_key(model: type[Model], column: str, moment: datetime) -> int:
 
 
 def all_of(rows: QuerySet[Any]) -> QuerySet[Any]:
-    """Return the same keys, found for themselves: PostgreSQL flattens no subquery that has a LIMIT.
+    """Return the same keys from a separate subquery: PostgreSQL does not flatten a subquery with a LIMIT.
 
-    For a filter whose matches may all be old. Left to itself the planner spreads them evenly, and so walks the list
-    from its newest row, joining each, until it has met a hundred: that may mean all of them.
+    This is for a filter whose matches may all be old. Otherwise the planner assumes that they are spread evenly. Then
+    it reads and joins the list from its newest row until it has found a hundred matches, which may be the whole list.
     """
     return rows.order_by().values("pk")[:EVERY]

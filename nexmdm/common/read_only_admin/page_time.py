@@ -1,4 +1,4 @@
-"""The time at which a page is made: the database's, asked once for each page that shows how long ago something was."""
+"""The time of a page, from the database's clock. It is read once for each page with relative times."""
 
 from contextvars import ContextVar
 from datetime import datetime

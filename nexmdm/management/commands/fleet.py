@@ -29,13 +29,13 @@ class OwnServer:
 
 
 class Command(BaseCommand):
-    """Pass the command line on: the program has a parser of its own."""
+    """Pass the command line on: the program has its own parser."""
 
     help = "Speak to a running server as an admin: every request is signed with ADMIN_KEY and HMAC_SECRET."
     requires_system_checks = ()
 
     def run_from_argv(self, argv: list[str]) -> NoReturn:
-        """Run the program with what stands after `fleet`, and exit with its status."""
+        """Run the program with the arguments after `fleet`, and exit with its status."""
         program.run(argv[2:], Surroundings(PROGRAM, OwnServer()))
 
     def print_help(self, prog_name: str, subcommand: str) -> NoReturn:

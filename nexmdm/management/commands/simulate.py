@@ -1,4 +1,4 @@
-"""manage.py simulate: phones on this terminal, for trying things out. They speak HTTP only, and need no database."""
+"""manage.py simulate: simulated phones in a terminal. They use only HTTP, and need no database."""
 
 import asyncio
 import os
@@ -32,7 +32,7 @@ from nexmdm.config import named_admins
 from nexmdm.management.commands.fleet import OwnServer
 
 FCM_PORT: Final = 8099
-"""Where pushes are taken, unless FCM_BASE_URL names another port of this machine."""
+"""The port of the simulated FCM, unless FCM_BASE_URL names another port of this machine."""
 
 _REGISTERING: Final = 4
 """How many phones register at the same time: each registration costs the server a password hash."""
@@ -42,7 +42,7 @@ _START: Final = "Is the server running? Start it with `make run`, or name anothe
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """Phones, and what they have in common."""
+    """Simulated phones, with their common settings."""
 
     phones: list[SimulatedPhone]
     interval_seconds: float
@@ -50,7 +50,7 @@ class Fleet:
     fcm: SimulatedFcm | None
 
     async def live(self, enrollment_token: str) -> None:
-        """Register them all, and let them live until cancelled. Raises what SimulatedPhone.live() raises."""
+        """Register all of them, and run them until cancelled. Raises what SimulatedPhone.live() raises."""
         async with AsyncExitStack() as stack:
             timeout = aiohttp.ClientTimeout(ANSWER_SECONDS)
             headers = {"Host": self.phones[0].host} if self.phones[0].host else None
@@ -106,7 +106,7 @@ def _names(phones: list[SimulatedPhone]) -> str:
 
 
 class Command(BaseCommand):
-    """Be phones until Ctrl-C."""
+    """Run simulated phones until Ctrl-C."""
 
     help = "Simulate phones: register, send heartbeats, show commands and report on them."
     requires_system_checks = ()
@@ -130,7 +130,7 @@ class Command(BaseCommand):
         add("--push", action="store_true", help="take pushes in FCM's place; says how to start the server for it")
 
     def handle(self, *_: object, enrollment_token: str | None, **options: Any) -> None:
-        """Live, and say how it ended if that was not Ctrl-C."""
+        """Run the phones. If they end before Ctrl-C, show the reason."""
         # A shell starts a job in the background with SIGINT ignored.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         url, host = (options["url"].rstrip("/"), None) if options["url"] else addresses.of_settings()

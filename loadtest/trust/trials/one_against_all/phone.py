@@ -1,4 +1,4 @@
-"""One enrolled phone against all: it reports on one delivery without end, or asks for new tokens without end."""
+"""The attacks of one enrolled phone: endless reports on one delivery, and endless rotations of its token."""
 
 import asyncio
 from collections.abc import Callable, Iterator
