@@ -186,7 +186,7 @@ class CommandAge(AgeFilter):
 class CommandEnd(SpanFilter):
     """By how long ago the last delivery of the command was settled."""
 
-    title = "ended, up to"
+    title = "time since the end, up to"
     parameter_name = "ended"
     spans: ClassVar = {"1 hour": timedelta(hours=1), "1 day": timedelta(days=1), "7 days": timedelta(days=7)}
 
