@@ -264,15 +264,6 @@ class _OfDelivery(_OfCommandAndDevice):
     to_device = Link("delivery.device")
     of_delivery = Link("delivery", text=_key)
 
-    def name_of(self, row: Any) -> str:
-        """Return what the row is in itself, and of which action for which device."""
-        delivery = row.delivery
-        return f"{self.kind_of(row)} of {delivery.command.action} for {delivery.device}"
-
-    def kind_of(self, row: Any) -> str:
-        """Return what the row is in itself."""
-        raise NotImplementedError
-
     def identified(self, key: UUID) -> Q:
         """Return the condition for a request id, whose deliveries may all be old, or for a device id."""
         if Command.objects.filter(pk=key).exists():
@@ -306,9 +297,9 @@ class AttemptAdmin(_Sent, _OfDelivery):
         "started_at": "started_at", "finished_at": "finished_at",
     }  # fmt: skip
 
-    def kind_of(self, row: Attempt) -> str:
-        """Return which push it is."""
-        return f"push {row.number}"
+    def name_of(self, row: Attempt) -> str:
+        """Return which push it is, of which action for which device."""
+        return f"push {row.number} of {row.delivery.command.action} for {row.delivery.device}"
 
 
 class ReportAdmin(_ReportColumns, _OfDelivery):
@@ -331,9 +322,9 @@ class ReportAdmin(_ReportColumns, _OfDelivery):
         "repeats": "repeat_count", "last_repeated_at": "last_repeated_at",
     }  # fmt: skip
 
-    def kind_of(self, row: Report) -> str:
-        """Return the status that the phone reported."""
-        return row.status
+    def name_of(self, row: Report) -> str:
+        """Return the action, for which device, and the status that the phone reported."""
+        return f"{row.delivery.command.action} for {row.delivery.device}: {row.status}"
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         """Return the reports without what the phones sent along: only a report's own page shows it."""
