@@ -37,13 +37,15 @@ SECRETS: Final = ("push_token", "token_hash", "token_digest", "next_hash", "next
 """The columns of a device that no list of this site reads."""
 
 
-REPORTED: Final = ("manufacturer", "same_model", "same_os", "same_agent")
+REPORTED: Final = ("same_manufacturer", "same_model", "same_os", "same_agent")
 """The columns with the phone's reports about itself that the page of a device shows."""
 
 ACTIVE: Final = "active"
 """The choice of the presence filter for all devices that are neither revoked nor retired."""
 
 LOW_BATTERY_PERCENT: Final = 15
+
+_MINUTE: Final = timedelta(minutes=1)
 
 
 def low_battery() -> Q:
@@ -92,7 +94,7 @@ class PushFilter(ChoiceFilter):
 class SilenceFilter(SpanFilter):
     """The filter by silence: the time since the last heartbeat, or since the enrollment if there was none."""
 
-    title = "silent for"
+    title = "silence, at least"
     parameter_name = "silent"
     spans: ClassVar = {"1 hour": timedelta(hours=1), "1 day": timedelta(days=1), "7 days": timedelta(days=7)}
 
@@ -101,12 +103,27 @@ class SilenceFilter(SpanFilter):
         return rows.filter(not_seen_after(moment))
 
 
+class SeenFilter(SpanFilter):
+    """By how long ago the last heartbeat came, at most. No index: one would make each heartbeat write to it, too."""
+
+    title = "last seen, within"
+    parameter_name = "seen"
+    spans: ClassVar = SilenceFilter.spans
+
+    def narrowed(self, rows: QuerySet[Any], moment: datetime) -> QuerySet[Any]:
+        """Keep the devices with a heartbeat after this moment."""
+        return rows.filter(presence__last_seen_at__gt=moment)
+
+
 class ReportedFilter(ExactTextFilter):
     """The filter by an exact value that the device reported."""
 
     title = "what it reported, exactly"
-    parameters = ("model", "os_version", "agent_version")
-    columns: ClassVar = {"model": "model", "os_version": "os_version", "agent_version": "presence__agent_version"}
+    parameters = ("manufacturer", "model", "os_version", "agent_version")
+    columns: ClassVar = {
+        "manufacturer": "manufacturer", "model": "model", "os_version": "os_version",
+        "agent_version": "presence__agent_version",
+    }  # fmt: skip
 
 
 class TagFilter(ExactTextFilter):
@@ -151,7 +168,7 @@ class DeviceAdmin(ReadOnlyAdmin):
         "name", "presence_now", "last_seen_at", "push", "battery", "tag_list", "model", "agent_version",
         "hardware_id", "device_id",
     )  # fmt: skip
-    list_filter = (PresenceFilter, SilenceFilter, PushFilter, BatteryFilter, TagFilter, ReportedFilter)
+    list_filter = (PresenceFilter, SeenFilter, SilenceFilter, PushFilter, BatteryFilter, TagFilter, ReportedFilter)
     linked_by = ("enrolled_with__id__exact",)
     empty = "A phone becomes a device when it registers with an enrollment token: manage.py fleet enroll-token."
     search_fields = ("alias", "hardware_id", "id")
@@ -178,6 +195,7 @@ class DeviceAdmin(ReadOnlyAdmin):
     presence_now = State("presence_named", "presence")
     last_seen_at = Column("presence.last_seen_at")
     agent_version = Column("presence.agent_version")
+    same_manufacturer = Narrowed("manufacturer", "manufacturer")
     same_model = Narrowed("model", "model")
     same_os = Narrowed("os_version", "os_version")
     same_agent = Narrowed("presence.agent_version", "agent_version")
@@ -291,9 +309,16 @@ class EnrollmentTokenAdmin(ReadOnlyAdmin):
 
     @admin.display(description="audit")
     def audit_entries(self, token: EnrollmentToken) -> SafeString:
-        """Return links to the signed requests about the token. The one that made it could not name it yet."""
+        """Return links to the signed requests about the token, and to the one that made it: it could not name it."""
         about = link_to_list(AuditEntry, "Signed requests about this enrollment token", q=token.pk)
-        made = link_to_list(AuditEntry, "all that made one", action="create_enrollment_token")
+        first, last = (f"{token.created_at + one:%Y-%m-%dT%H:%M}" for one in (-_MINUTE, 2 * _MINUTE))
+        made = link_to_list(
+            AuditEntry,
+            "requests that created a token at that time",
+            action="create_enrollment_token",
+            since=first,
+            until=last,
+        )
         return format_html("{}; {}", about, made)
 
     @admin.display(description="used")

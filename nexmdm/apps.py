@@ -12,7 +12,7 @@ class NexmdmConfig(AppConfig):
     """The Django app of everything that belongs to both `devices` and `commands`."""
 
     name = "nexmdm"
-    verbose_name = "NexMDM"
+    verbose_name = "Audit and dispatchers"
 
     def ready(self) -> None:
         """Register our checks: the first runs before every command, all of them by `check --deploy`.

@@ -54,7 +54,10 @@ class CommandAdmin(ReadOnlyAdmin):
         filters.CommandTime,
     )
     search_fields = ("id", "deliveries__device__alias")
-    search_help_text = "A whole request id or device id, or part of a device's alias or hardware id."
+    search_help_text = (
+        "A whole request id or device id, or part of a device's alias or hardware id. "
+        "The box at the top of the page searches notes."
+    )
     change_form_template = "commands/command.html"
     inlines: ClassVar = [NotSucceeded, Succeeded]
     fieldsets: ClassVar = [

@@ -56,6 +56,10 @@ def _short_key(command: Command) -> SafeString:
     return short_id(command.pk)
 
 
+def _command_name(command: Command) -> str:
+    return f"{command.action} for {command.device_count:,} device{'' if command.device_count == 1 else 's'}"
+
+
 class _OfCommandAndDevice(ReadOnlyAdmin):
     """Base of the pages of deliveries, attempts and reports. Their search finds a request id or a device."""
 
@@ -85,7 +89,7 @@ class _Sent:
     ended = State("outcome")
     http = Column("http_status", "HTTP")
     fcm_code = Column("fcm_error", "FCM code")
-    latency = Column("latency_ms", "ms")
+    latency = Column("latency_ms", "latency (ms)")
     started = Column("started_at")
     finished = Column("finished_at")
 
@@ -153,10 +157,11 @@ class DeliveryAdmin(_OfCommandAndDevice):
     search_fields = ("command__id", "device__id", "device__alias")
     linked_by = ("command__id__exact", "device__id__exact")
     fieldsets: ClassVar = [
-        (None, {"fields": ["action", "request_id", "to_device", "state_now", "why_open", "why_unfinished", "channel"]}),
+        (None, {"fields": ["of_command", "to_device", "state_now", "why_open", "why_unfinished", "channel"]}),
         ("Result", {"fields": ["result", "reports_not_kept"]}),
         ("Times", {"fields": ["issued", "until", "received", "reported", "settled"]}),
         ("Push", {"fields": ["push", "attempts", "failure_count", "next_push", "everything"]}),
+        ("Ids", {"fields": ["request_id", "id"]}),
     ]
     exported: ClassVar = {
         "delivery_id": "id", "request_id": "command_id", "action": "command__action", "device_id": "device_id",
@@ -167,6 +172,7 @@ class DeliveryAdmin(_OfCommandAndDevice):
     derived = ("why_open", "why_unfinished", "result", "result_message", "late_result", "late_result_message")
 
     action = Column("command.action")
+    of_command = Link("command", "command", _command_name)
     request_id = Link("command", "request id", _short_key)
     to_device = Link("device")
     state_now = State("state_now", "state")
@@ -256,18 +262,10 @@ class _OfDelivery(_OfCommandAndDevice):
     linked_by = ("delivery__id__exact",)
 
     action = Column("delivery.command.action")
+    of_command = Link("delivery.command", "command", _command_name)
     request_id = Link("delivery.command", "request id", _short_key)
     to_device = Link("delivery.device")
     of_delivery = Link("delivery", text=_key)
-
-    def name_of(self, row: Any) -> str:
-        """Return the kind of the row, with the action and the device of its delivery."""
-        delivery = row.delivery
-        return f"{self.kind_of(row)} of {delivery.command.action} for {delivery.device}"
-
-    def kind_of(self, row: Any) -> str:
-        """Return the kind of the row."""
-        raise NotImplementedError
 
     def identified(self, key: UUID) -> Q:
         """Return the condition for a request id or a device id. All deliveries of a request id may be old."""
@@ -293,8 +291,8 @@ class AttemptAdmin(_Sent, _OfDelivery):
         filters.AttemptTime,
     )
     fields: ClassVar = [
-        "action", "request_id", "to_device", "of_delivery", "nth", "ended", "http", "fcm_code", "message_id",
-        "latency", "detail", "started", "finished",
+        "of_command", "to_device", "of_delivery", "nth", "ended", "http", "fcm_code", "latency", "detail", "started",
+        "finished", "message_id", "request_id",
     ]  # fmt: skip
     exported: ClassVar = {
         "attempt_id": "id", **OF_DELIVERY, "attempt": "number", "outcome": "outcome", "http_status": "http_status",
@@ -302,9 +300,9 @@ class AttemptAdmin(_Sent, _OfDelivery):
         "started_at": "started_at", "finished_at": "finished_at",
     }  # fmt: skip
 
-    def kind_of(self, row: Attempt) -> str:
-        """Return which push it is."""
-        return f"push {row.number}"
+    def name_of(self, row: Attempt) -> str:
+        """Return which push it is, of which action for which device."""
+        return f"push {row.number} of {row.delivery.command.action} for {row.delivery.device}"
 
 
 class ReportAdmin(_ReportColumns, _OfDelivery):
@@ -318,8 +316,8 @@ class ReportAdmin(_ReportColumns, _OfDelivery):
     )  # fmt: skip
     list_filter = (filters.ReportStatusFilter, filters.ReportAge, filters.ReportTime)
     fields: ClassVar = [
-        "action", "request_id", "to_device", "of_delivery", "status_shown", "message", "pretty_output", "channel",
-        "too_late", "again", "done", "reported", "repeats", "last_repeat",
+        "of_command", "to_device", "of_delivery", "status_shown", "message", "pretty_output", "channel",
+        "too_late", "again", "done", "reported", "repeats", "last_repeat", "request_id",
     ]  # fmt: skip
     exported: ClassVar = {
         "report_id": "id", **OF_DELIVERY, "status": "status", "message": "message", "output": "output", "via": "via",
@@ -327,9 +325,9 @@ class ReportAdmin(_ReportColumns, _OfDelivery):
         "repeats": "repeat_count", "last_repeated_at": "last_repeated_at",
     }  # fmt: skip
 
-    def kind_of(self, row: Report) -> str:
-        """Return the status that the phone reported."""
-        return row.status
+    def name_of(self, row: Report) -> str:
+        """Return the action, for which device, and the status that the phone reported."""
+        return f"{row.delivery.command.action} for {row.delivery.device}: {row.status}"
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         """Return the reports without their outputs. Only the page of a report shows its output."""

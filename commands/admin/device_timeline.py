@@ -18,7 +18,7 @@ from commands.models import Attempt, Delivery, DeliveryState, Report
 from commands.queries import deliveries
 from devices.models import LastRefusal
 from nexmdm.audit.queries import naming_device
-from nexmdm.common.read_only_admin.columns import BAD, QUIET, WARN, badge, link
+from nexmdm.common.read_only_admin.columns import BAD, NOTHING, QUIET, WARN, badge, link
 from nexmdm.models import AuditEntry
 
 DELIVERIES: Final = 20
@@ -79,7 +79,8 @@ def _commands(work: Sequence[Any]) -> Iterator[Event]:
             "{} issued by {}: {}", _of(delivery), command.issued_by, badge(delivery.state_now)
         )  # fmt: skip
         row = known.get(delivery.pk)
-        yield Event(command.issued_at, "command", what, reason(row) if row else "")
+        why = reason(row) if row else NOTHING
+        yield Event(command.issued_at, "command", what, "" if why == NOTHING else why)
         if delivery.state_now in (DeliveryState.EXPIRED, DeliveryState.CANCELLED):
             what = format_html("{} {}", _of(delivery), badge(delivery.state_now))
             yield Event(delivery.settled_now, "end", what)

@@ -19,8 +19,9 @@ class BusyDeviceAdmin(DeviceAdmin):
 
     change_form_template = "commands/device.html"
     fieldsets: ClassVar = [
-        *DeviceAdmin.fieldsets,
+        *DeviceAdmin.fieldsets[:-1],
         ("Everything about it", {"fields": ["all_deliveries", "all_attempts", "all_reports", "audit_entries"]}),
+        *DeviceAdmin.fieldsets[-1:],
     ]
 
     def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
@@ -48,5 +49,5 @@ class BusyDeviceAdmin(DeviceAdmin):
     @admin.display(description="audit")
     def audit_entries(self, device: Device) -> SafeString:
         """Return a link to the signed requests about the device."""
-        text = "Signed requests about this device, but for tag changes, and refused commands to several devices"
+        text = "Signed requests about this device (not: tag changes, refused commands to several devices)"
         return link_to_list(AuditEntry, text, q=device.pk)

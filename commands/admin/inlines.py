@@ -9,9 +9,10 @@ from django.utils.safestring import SafeString
 
 from commands.admin.deliveries import BULKY, NOW, DeliveryAdmin, complete, reason
 from commands.models import Delivery, DeliveryState
+from commands.schemas import Counts
 from devices.admin import SECRETS
 from nexmdm.common.read_only_admin.base import NewestRows, ReadOnlyInline
-from nexmdm.common.read_only_admin.columns import NOTHING, link
+from nexmdm.common.read_only_admin.columns import NOTHING, link, link_to_list
 
 _FAILED_FIRST: Final = Case(
     When(state_now=DeliveryState.FAILED, then=0), When(state_now=DeliveryState.EXPIRED, then=1), default=2
@@ -22,6 +23,8 @@ class _NewestDeliveries(NewestRows):
     """The newest deliveries, those that failed or expired first, with their values from other tables."""
 
     order = (_FAILED_FIRST, "-pk")
+    state: ClassVar[str]
+    """The choice of the state filter that lists all of them."""
 
     def get_queryset(self) -> QuerySet[Any]:
         """Return the newest deliveries, read once."""
@@ -31,12 +34,41 @@ class _NewestDeliveries(NewestRows):
             complete(newest)
         return newest
 
+    @property
+    def counts(self) -> Counts:
+        """Return how many deliveries of the command are in each state now."""
+        counts: Counts = self.instance.current.counts
+        return counts
+
+    @property
+    def whole_list(self) -> SafeString:
+        """Return a link to all of these deliveries."""
+        text = f"All deliveries: {self.state}"
+        return link_to_list(Delivery, text, command__id__exact=self.instance.pk, state=self.state)
+
+
+class _NotSucceededRows(_NewestDeliveries):
+    state = "not succeeded"
+
+    @property
+    def total(self) -> int:
+        """Return how many deliveries did not succeed."""
+        return int(self.instance.device_count) - self.counts.succeeded
+
+
+class _SucceededRows(_NewestDeliveries):
+    state = "succeeded"
+
+    @property
+    def total(self) -> int:
+        """Return how many deliveries succeeded."""
+        return self.counts.succeeded
+
 
 class _Deliveries(ReadOnlyInline):
     """The newest deliveries of a command that are in some states."""
 
     model = Delivery
-    formset = _NewestDeliveries
     condition: ClassVar[Q]
     fields: ClassVar = ["to_device", "state_now", "reason", "push", "attempts", "channel", "settled", "itself"]
 
@@ -62,12 +94,13 @@ class _Deliveries(ReadOnlyInline):
     @admin.display(description="delivery")
     def itself(self, delivery: Delivery) -> SafeString:
         """Return a link to the delivery's own page."""
-        return link(delivery, delivery.pk)
+        return link(delivery, "timeline")
 
 
 class NotSucceeded(_Deliveries):
     """The newest deliveries that failed; then those that expired, then those that were cancelled or are open."""
 
+    formset = _NotSucceededRows
     verbose_name_plural = "not succeeded"
     empty = "It succeeded on every device."
     condition = ~Q(state=DeliveryState.SUCCEEDED)
@@ -76,6 +109,7 @@ class NotSucceeded(_Deliveries):
 class Succeeded(_Deliveries):
     """The newest deliveries that succeeded."""
 
+    formset = _SucceededRows
     verbose_name_plural = "succeeded"
     empty = "It has not succeeded on any device."
     condition = Q(state=DeliveryState.SUCCEEDED)

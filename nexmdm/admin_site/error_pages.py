@@ -38,8 +38,8 @@ def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:  # no
     return _page(
         404,
         "Page not found",
-        "There is no page at this address. If somebody sent it to you, compare it with the original. To find a device "
-        "or a command, use the search box of the home page.",
+        "There is no page at this address. If another person sent it to you, compare it with the original. To find a "
+        "device or a command, use the search box of the home page.",
     )
 
 

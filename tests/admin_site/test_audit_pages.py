@@ -2,7 +2,10 @@
 
 import csv
 import json
+import re
+from datetime import timedelta
 from hashlib import sha256
+from html import unescape
 from io import StringIO
 from typing import Any
 
@@ -12,7 +15,7 @@ from django.test import Client as Browser
 from django.urls import reverse
 
 from commands.models import Command
-from devices.models import Device
+from devices.models import Device, EnrollmentToken
 from nexmdm.models import AuditEntry
 from tests.support.actors import Admin, Phone, Visitor
 from tests.support.html import plain
@@ -74,6 +77,20 @@ def test_a_wipe_is_named_in_the_title_of_its_entry_and_a_dry_run_as_such(
         assert f"<title>Audit entry {title} | NexMDM</title>" in text
         assert f"<h1>Audit entry {title}</h1>" in text
         assert f"&rsaquo; {title}\n" in text
+
+
+def test_the_page_of_an_enrollment_token_leads_to_the_request_that_created_it(admin: Admin, browser: Browser) -> None:
+    admin.enrollment_token(label="till")
+    token = EnrollmentToken.objects.get()
+
+    def created_with_it() -> list[str]:
+        text = page(browser, "devices_enrollmenttoken", token.pk)
+        (address,) = re.findall(r'<a href="([^"]*)">requests that created a token at that time</a>', text)
+        return [entry.target for entry in browser.get(unescape(address)).context["cl"].result_list]
+
+    assert created_with_it() == ["label: till"]
+    EnrollmentToken.objects.update(created_at=token.created_at - timedelta(hours=1))
+    assert created_with_it() == []
 
 
 def test_an_entry_leads_to_its_enrollment_token_and_the_token_leads_back(admin: Admin, browser: Browser) -> None:

@@ -83,6 +83,19 @@ def test_the_page_of_a_command_begins_with_failures_then_expiries_then_what_is_o
     assert page.index("Not succeeded") < page.index(">Succeeded") < page.index("The request")
 
 
+def test_the_page_of_a_command_says_how_many_deliveries_it_does_not_show(admin: Admin, browser: Browser) -> None:
+    fleet = admin.enrol_fleet(42)
+    request_id = admin.command(to=fleet).json["request_id"]
+    for phone in fleet[:20]:
+        phone.report(request_id, "succeeded")
+    page = browser.get(reverse("nexmdm-admin:commands_command_change", args=[request_id])).content.decode()
+    everything = f"{reverse('nexmdm-admin:commands_delivery_changelist')}?command__id__exact={request_id}"
+    whole = f'<a href="{everything}&amp;state=not+succeeded">All deliveries: not succeeded</a>'
+    assert f"These are 20 of 22. {whole}" in page
+    assert page.count("These are") == 1
+    assert len(browser.get(f"{everything}&state=not+succeeded").context["cl"].result_list) == 22
+
+
 def test_the_list_and_the_page_of_a_command_say_how_many_results_came_too_late(wiped: str, browser: Browser) -> None:
     for address in (reverse("nexmdm-admin:commands_command_changelist"),
                     reverse("nexmdm-admin:commands_command_change", args=[wiped])):  # fmt: skip

@@ -47,6 +47,25 @@ def test_devices_are_listed_by_how_long_they_are_silent(admin: Admin, staff: Vis
     assert listed(staff, silent="1 day", presence="never") == ["never-day", "never-week"]
 
 
+def test_devices_are_listed_by_how_recently_they_were_seen(admin: Admin, staff: Visitor) -> None:
+    for name in ("week", "day", "hour", "now"):
+        let_pass(days={"day": 6, "hour": 2}.get(name, 0), hours={"now": 1}.get(name, 0), seconds=1)
+        admin.enrol(f"never-{name}")
+        admin.enrol(name).heartbeat()
+    assert listed(staff, seen="1 hour") == ["now"]
+    assert listed(staff, seen="1 day") == ["now", "hour"]
+    assert listed(staff, seen="7 days") == ["now", "hour", "day"]
+    assert listed(staff, seen="7 days", silent="1 day") == ["day"]
+
+
+def test_devices_are_listed_by_manufacturer_and_agent_version(admin: Admin, staff: Visitor) -> None:
+    admin.enrol("a", manufacturer="Lenovo", model="Tab M10", agent_version="1.1.0")
+    admin.enrol("b", manufacturer="Lenovo", model="Tab M9", agent_version="1.0.0")
+    admin.enrol("c", manufacturer="Google", model="Pixel 9", agent_version="1.1.0")
+    assert listed(staff, manufacturer="Lenovo") == ["b", "a"]
+    assert listed(staff, manufacturer="Lenovo", agent_version="1.1.0") == ["a"]
+
+
 def test_devices_are_listed_by_what_they_report_exactly(admin: Admin, staff: Visitor) -> None:
     admin.enrol("a", model="One & Only", os_version="15", agent_version="1.0")
     admin.enrol("b", model="One & Only", os_version="14", agent_version="2.0")
@@ -57,8 +76,9 @@ def test_devices_are_listed_by_what_they_report_exactly(admin: Admin, staff: Vis
 
 
 def test_a_device_leads_to_those_that_report_the_same(admin: Admin, staff: Visitor) -> None:
-    page = page_of(staff, admin.enrol("a", model="One & Only", os_version="15", agent_version="1.0"))
-    for query in ("model=One+%26+Only", "os_version=15", "agent_version=1.0"):
+    reported = {"manufacturer": "Maker", "model": "One & Only", "os_version": "15", "agent_version": "1.0"}
+    page = page_of(staff, admin.enrol("a", **reported))
+    for query in ("manufacturer=Maker", "model=One+%26+Only", "os_version=15", "agent_version=1.0"):
         assert f'<a href="{LIST}?{query}">' in page
     assert f"{LIST}?" not in page_of(staff, admin.enrol("bare"))
 
@@ -72,9 +92,9 @@ def test_the_form_keeps_the_other_filters_and_shows_what_was_asked_for(staff: Vi
 
 
 @pytest.mark.parametrize("text", ["-" + "9" * 5000, "%ED%A0%80", "%25", "'", "%00", "a%00b"])
-@pytest.mark.parametrize("name", ["tag", "model", "os_version", "agent_version"])
+@pytest.mark.parametrize("name", ["tag", "manufacturer", "model", "os_version", "agent_version"])
 def test_an_odd_text_is_no_error_of_ours(admin: Admin, staff: Visitor, name: str, text: str) -> None:
-    admin.enrol("a", model="One", os_version="15", agent_version="1.0")
+    admin.enrol("a", manufacturer="Maker", model="One", os_version="15", agent_version="1.0")
     answer = staff.request("GET", f"{LIST}?{name}={text}")
     assert (answer.status, "field-hardware_id" in answer.body.decode()) == (200, "%00" in text)
 

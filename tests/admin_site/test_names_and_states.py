@@ -48,7 +48,7 @@ def test_titles_and_breadcrumbs_have_names(admin: Admin, browser: Browser) -> No
         ("commands_command", wide, "Command ping for 2 devices"),
         ("commands_delivery", delivery.pk, "Delivery lock for lobby"),
         ("commands_attempt", attempt.pk, "Attempt push 3 of lock for lobby"),
-        ("commands_report", Report.objects.get().pk, "Report running of lock for lobby"),
+        ("commands_report", Report.objects.get().pk, "Report lock for lobby: running"),
     ):
         text = page(browser, model, key)
         assert f"<title>{title} | NexMDM</title>" in text

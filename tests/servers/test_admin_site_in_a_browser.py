@@ -154,7 +154,10 @@ def test_attempts_are_filtered_by_fcm_code_and_one_of_them_leads_to_its_delivery
     issued, pushed = browser.steps()
     assert "Issued by admin" in issued
     assert "Push 1: token_dead HTTP 404 UNREGISTERED in" in pushed
+    assert browser.run("document.querySelector('.timeline .badge').className") == "badge bad"
     assert "never sent a heartbeat; push token dead." in browser.text
+    browser.click("ping for 2 devices")
+    assert browser.heading == "Command ping for 2 devices"
 
 
 def test_the_timeline_of_a_settled_delivery_ends_with_its_settlement(browser: Browser) -> None:
@@ -227,6 +230,9 @@ def test_devices_are_filtered_by_tag_and_by_version(browser: Browser) -> None:
     browser.leave(lambda: browser.fill(agent_version="2.1\n"))
     (row,) = browser.rows()
     assert row.startswith("lobby")
+    browser.open("devices/device/?agent_version=2.1")
+    browser.click("7 days", within="#changelist-filter")
+    assert "No devices match." in browser.text
     browser.open("devices/device/?agent_version=9")
     assert "No devices match." in browser.text
     browser.click("Show all devices")

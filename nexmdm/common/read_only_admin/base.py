@@ -255,6 +255,16 @@ class NewestRows(InlineFormSet):
             self._newest = newest[: self.most]
         return self._newest
 
+    @property
+    def total(self) -> int:
+        """Return how many rows there are, with those that the page does not show."""
+        raise NotImplementedError
+
+    @property
+    def whole_list(self) -> str:
+        """Return a link to all of the rows."""
+        raise NotImplementedError
+
 
 class ReadOnlyInline(_ReadOnly, TabularInline):
     """The newest rows that belong to the row of the page."""

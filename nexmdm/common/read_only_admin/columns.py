@@ -23,7 +23,7 @@ GOOD, BAD, WARN, BUSY, QUIET = "good", "bad", "warn", "busy", "quiet"
 """The looks of a badge. Each has its own colour and sign (nexmdm/static/nexmdm/site.css)."""
 
 _LOOKS: Final = {
-    GOOD: "succeeded completed online ok accepted closed live",
+    GOOD: "succeeded online ok accepted closed live",
     BAD: "failed expired offline failing dead rejected token_dead undeliverable refused",
     WARN: "partial retrying retry_later unknown blocked low",
     BUSY: "open pending received waiting in_flight running deferred",
