@@ -33,8 +33,7 @@ log = structlog.get_logger()
 BATCH: Final = 500
 WAITING_LIMIT: Final = 5000
 LONGEST_WAIT_SECONDS: Final = 1.0
-"""How long a report may wait for its batch while more than a batch waits: so one that is taken is answered in 2 s."""
-
+"""The longest wait for a batch while more than one waits. The time until a busy event loop reads it comes on top."""
 
 RESULTS = Counter("nexmdm_action_results", "Reports of phones, by status.", ["status"])
 NOT_KEPT = Counter(
