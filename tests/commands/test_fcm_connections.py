@@ -151,7 +151,7 @@ def test_requests_one_after_another_share_a_connection_and_many_take_no_more_tha
         ((WITH_LENGTH + b"HTTP/1.1 2",), False),
         ((WITH_LENGTH, b"HTTP/1.1 200 OK\r\n"), False),
     ],
-    ids=["it says close", "the server closes it", "two responses", "the start of another", "one that nobody asked for"],
+    ids=["it says close", "the server closes it", "two responses", "the start of another", "one without a request"],
 )
 def test_after_a_good_response_a_connection_is_kept_only_if_it_is_clean(
     script: tuple[bytes, ...], close_after: bool

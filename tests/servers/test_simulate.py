@@ -84,3 +84,17 @@ def test_invalid_options_are_refused_with_advice(tmp_path: Path, options: tuple[
     assert done.returncode != 0
     assert error in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_each_port_for_pushes_has_a_service_account_that_names_it(tmp_path: Path) -> None:
+    environment = {"PATH": "/usr/bin:/bin", "NEXMDM_DATA_DIR": str(tmp_path / "data"), "PORT": "1"}
+    for port in ("8101", "8102"):
+        done = subprocess.run(
+            [sys.executable, MANAGE, "simulate", "--push"],
+            env={**environment, "FCM_BASE_URL": f"http://127.0.0.1:{port}"},
+            capture_output=True, text=True, timeout=WAIT_SECONDS, check=False,
+        )  # fmt: skip
+        path = tmp_path / "data" / f"simulated-firebase-{port}.json"
+        assert json.loads(path.read_text())["token_uri"] == f"http://127.0.0.1:{port}/token"
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert f"FCM_BASE_URL=http://127.0.0.1:{port} GOOGLE_APPLICATION_CREDENTIALS={path} make run" in done.stdout

@@ -1,7 +1,7 @@
 """manage.py simulate: simulated phones in a terminal. They use only HTTP, and need no database."""
 
 import asyncio
-import os
+import json
 import random
 import re
 import secrets
@@ -12,12 +12,10 @@ from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import aiohttp
-import orjson
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
@@ -25,6 +23,7 @@ from nexmdm.client import arguments, simulated_fcm
 from nexmdm.client.display import printable
 from nexmdm.client.http_client import FleetClient, Refused, Unreachable
 from nexmdm.client.phone import Refusal
+from nexmdm.client.profiles import private_file
 from nexmdm.client.simulated_fcm import SimulatedFcm
 from nexmdm.client.simulated_phone import ANSWER_SECONDS, SimulatedPhone, Tell, Traits, various_traits
 from nexmdm.common import addresses
@@ -175,9 +174,9 @@ class Command(BaseCommand):
         configured = urlsplit(settings.FCM_BASE_URL)
         port = (configured.port or FCM_PORT) if configured.hostname == "127.0.0.1" else FCM_PORT
         fcm = SimulatedFcm("127.0.0.1", port)
-        path = settings.DATA_DIR / "simulated-firebase.json"
+        path = settings.DATA_DIR / f"simulated-firebase-{port}.json"
         if not path.exists():
-            _write_private(path, orjson.dumps(simulated_fcm.service_account(fcm.url)))
+            private_file.write(path, json.dumps(simulated_fcm.service_account(fcm.url)))
         account = settings.FIREBASE_SERVICE_ACCOUNT
         if account is None or account["project_id"] != simulated_fcm.PROJECT:
             variables = f"FCM_BASE_URL={fcm.url} GOOGLE_APPLICATION_CREDENTIALS={shlex.quote(str(path))}"
@@ -216,10 +215,3 @@ def _share(text: str) -> float:
     if found is None or float(found[1]) > 100:
         raise ArgumentTypeError(f"{text!r} is not a percentage from 0 to 100, such as 10%")
     return float(found[1]) / 100
-
-
-def _write_private(path: Path, content: bytes) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
