@@ -850,7 +850,7 @@ def test_the_form_that_asks_for_a_time_keeps_the_other_filters(worked: World, br
 
 @pytest.fixture
 def staff(browser: Client) -> Visitor:
-    """Somebody who has logged in, on the real ASGI stack."""
+    """A visitor who has logged in, on the real ASGI stack."""
     return Visitor(session=browser.cookies["sessionid"].value)
 
 

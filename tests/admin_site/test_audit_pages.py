@@ -23,7 +23,7 @@ from tests.support.html import plain
 
 @pytest.fixture
 def browser(db: None) -> Browser:
-    """Somebody who has logged in."""
+    """A visitor who has logged in."""
     browser = Browser()
     browser.force_login(User.objects.create_superuser("root", password="not-a-real-password"))
     return browser

@@ -22,7 +22,7 @@ NEVER_SEEN: Final = "The device had never sent a heartbeat; it had no live push 
 
 @pytest.fixture
 def browser(db: None) -> Browser:
-    """Somebody who has logged in."""
+    """A visitor who has logged in."""
     browser = Browser()
     browser.force_login(User.objects.create_superuser("root", password="not-a-real-password"))
     return browser

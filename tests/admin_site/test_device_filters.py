@@ -17,7 +17,7 @@ LIST: Final = "/django-admin/devices/device/"
 
 @pytest.fixture
 def staff(db: None) -> Visitor:
-    """Somebody who has logged in."""
+    """A visitor who has logged in."""
     browser = Browser()
     browser.force_login(User.objects.create_user("staff", is_staff=True))
     return Visitor(session=browser.cookies["sessionid"].value)

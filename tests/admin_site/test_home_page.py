@@ -30,7 +30,7 @@ HOME: Final = "/django-admin/"
 
 @pytest.fixture
 def browser(db: None) -> Browser:
-    """Somebody who has logged in, while a dispatcher runs."""
+    """A visitor who has logged in, while a dispatcher runs."""
     dispatcher_status.note_seen(Circuit())
     browser = Browser()
     browser.force_login(User.objects.create_user("staff", is_staff=True))

@@ -17,7 +17,7 @@ from tests.support.html import plain
 
 @pytest.fixture
 def browser(db: None) -> Browser:
-    """Somebody who has logged in."""
+    """A visitor who has logged in."""
     browser = Browser()
     browser.force_login(User.objects.create_user("staff", is_staff=True))
     return browser

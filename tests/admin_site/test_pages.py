@@ -24,7 +24,7 @@ def quick_hashing(settings: Settings) -> None:
 
 @pytest.fixture
 def staff(db: None) -> Visitor:
-    """Somebody who has logged in."""
+    """A visitor who has logged in."""
     browser = Browser()
     browser.force_login(User.objects.create_superuser("root", password=PASSWORD))
     return Visitor(session=browser.cookies["sessionid"].value)
