@@ -29,6 +29,9 @@ class Action(Body):
     retires: ClassVar[bool] = False
     """A device that reports this action as `succeeded` is retired."""
 
+    direct_boot: ClassVar[bool] = False
+    """A phone that was restarted runs this action even before its user has unlocked it (Android: "Direct Boot")."""
+
     expires_in_seconds: ClassVar[int] = 600
     """The time in which a phone must begin, unless the command has its own `expires_in_seconds`."""
 
@@ -62,6 +65,7 @@ class Ring(Action):
     """Ring, so that the phone can be found."""
 
     name = "ring"
+    direct_boot = True
     duration_seconds: Annotated[StrictInt, Field(ge=5, le=120)]
 
 
@@ -78,6 +82,7 @@ class Lock(Action):
 
     name = "lock"
     protective = True
+    direct_boot = True
     expires_in_seconds = FOUR_WEEKS
 
 
@@ -85,6 +90,7 @@ class Reboot(Action):
     """Restart the phone."""
 
     name = "reboot"
+    direct_boot = True
     expires_in_seconds = HOUR
 
 
@@ -95,6 +101,7 @@ class Wipe(Action):
     destructive = True
     protective = True
     retires = True
+    direct_boot = True
     expires_in_seconds = FOUR_WEEKS
 
 
@@ -108,6 +115,12 @@ def is_protective(name: str) -> bool:
     """Return whether an action is protective. An action that is no longer in the catalogue is not."""
     action = CATALOGUE.get(name)
     return action is not None and action.protective
+
+
+def runs_in_direct_boot(name: str) -> bool:
+    """Return whether the phone runs an action before it is unlocked. One that is no longer in the catalogue: no."""
+    action = CATALOGUE.get(name)
+    return action is not None and action.direct_boot
 
 
 def text_of(params: Action) -> str:

@@ -209,7 +209,7 @@ class Delivery(models.Model):
     `attempt_count` is the number of its last attempt. `reports_not_kept` counts the reports over the limit.
     `device_seen_at` is the device's last heartbeat when the delivery was marked as expired, or was withdrawn (NULL if
     the version before withdrew it). `device_was` is NULL if it does not apply, or if the version before ended the
-    delivery.
+    delivery. `push_arrival` is the FCM message as the phone got it (schemas.PushArrival).
     """
 
     id = models.BigAutoField(primary_key=True)
@@ -224,7 +224,7 @@ class Delivery(models.Model):
     device_seen_at = models.DateTimeField(null=True, blank=True)
     device_was = models.CharField(max_length=16, choices=DeviceWas, null=True, blank=True)  # noqa: DJ001
     delivered_via = models.CharField(max_length=16, choices=DeliveryChannel, null=True, blank=True)  # noqa: DJ001
-
+    push_arrival = models.JSONField(null=True, blank=True)
     push_state = models.CharField(max_length=16, choices=PushState)
     attempt_count = models.PositiveIntegerField(default=0)
     failure_count = models.PositiveIntegerField(default=0)

@@ -7,7 +7,7 @@ lock deliveries and write several rows each, and a heartbeat must not wait for t
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 import orjson
@@ -96,6 +96,10 @@ def batcher() -> Batcher:
     return _batchers.get()
 
 
+def _arrival(body: ActionResult) -> dict[str, Any] | None:
+    return {name: value for name, value in (body.push or {}).items() if value is not None} or None
+
+
 async def take(
     token: tokens.Token,
     body: ActionResult,
@@ -113,7 +117,7 @@ async def take(
     """
     began_at = time.monotonic()
     report_limit.reports.check(token.id)
-    report = ReportInput(body.status, body.message or "", body.output, body.finished_at, body.via)
+    report = ReportInput(body.status, body.message or "", body.output, body.finished_at, body.via, _arrival(body))
     outcome = await _record(_Waiting(token, body.request_id, report, is_waited_for), client, began_at)
     if isinstance(outcome, InvalidToken):
         return outcome

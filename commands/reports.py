@@ -52,6 +52,7 @@ class ReportInput:
     output: dict[str, Any] | None = None
     finished_at: datetime | None = None
     via: DeliveryChannel | None = None
+    push: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ Outcome = ReportResult | Exception
 _ASKED: Final = """
     jsonb_to_recordset(%(reports)s::jsonb) AS asked (
         position int, device_id uuid, request_id uuid, digest bytea, status text, message text, output jsonb, via text,
-        finished_at timestamptz
+        finished_at timestamptz, push jsonb
     )"""
 _JUDGED: Final = f"CASE WHEN device.id IS NULL THEN 'wrong' WHEN %(is_known)s THEN 'good' ELSE {VERDICT} END"
 
@@ -103,7 +104,7 @@ _TAKE: Final = f"""
         SELECT asked.*, {_JUDGED} AS verdict, device.token_used_at IS NULL AS first_use
         FROM {_ASKED} LEFT JOIN devices_device device ON device.id = asked.device_id
     ), found AS MATERIALIZED (
-        SELECT judged.*, delivery.id AS delivery_id, delivery.open_until, delivery.delivered_via,
+        SELECT judged.*, delivery.id AS delivery_id, delivery.open_until, delivery.delivered_via, delivery.push_arrival,
             command.expires_at + %(extra_time)s AS longer, judged.status IN ('succeeded', 'failed') AS is_final,
             delivery.state IN ('pending', 'received') AND delivery.open_until <= statement_timestamp() AS is_overdue,
             CASE WHEN delivery.state IN ('pending', 'received') AND delivery.open_until <= statement_timestamp()
@@ -160,6 +161,7 @@ _TAKE: Final = f"""
                 THEN GREATEST(taken.open_until, taken.longer) ELSE delivery.open_until END,
             next_attempt_at = CASE WHEN taken.is_open OR taken.is_overdue THEN NULL ELSE delivery.next_attempt_at END,
             delivered_via = COALESCE(delivery.delivered_via, taken.via),
+            push_arrival = COALESCE(delivery.push_arrival, taken.push),
             device_seen_at = CASE WHEN taken.is_overdue
                 THEN (SELECT last_seen_at FROM devices_presence WHERE device_id = taken.device_id)
                 ELSE delivery.device_seen_at END,
@@ -171,6 +173,7 @@ _TAKE: Final = f"""
         WHERE delivery.id = taken.delivery_id AND (
             taken.is_open OR taken.is_overdue OR NOT taken.keeps
             OR (taken.via IS NOT NULL AND taken.delivered_via IS NULL)
+            OR (taken.push IS NOT NULL AND taken.push_arrival IS NULL)
         )
     ), first_used AS (
         UPDATE devices_device device
@@ -215,6 +218,7 @@ def _parameters(records: Sequence[ReportRecord], *, is_known: bool) -> dict[str,
             "output": record.report.output,
             "via": record.report.via,
             "finished_at": record.report.finished_at,
+            "push": record.report.push,
         }
         for position, record in enumerate(records)
     ]

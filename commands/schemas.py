@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from pydantic import BeforeValidator, Field, StrictBool, StrictInt, StringConstraints, model_validator
+from typing_extensions import TypedDict
 
 from commands.actions import FOUR_WEEKS
 from commands.models import (
@@ -18,7 +19,7 @@ from commands.models import (
 from devices.audience import Target
 from nexmdm.common.pagination import Page
 from nexmdm.common.tolerance.field_warnings import Warnings
-from nexmdm.common.tolerance.repair import DECIDES, INFORMS
+from nexmdm.common.tolerance.repair import DECIDES, INFORMS, INFORMS_EXACTLY
 from nexmdm.common.types import (
     STORABLE_TEXT,
     Body,
@@ -288,6 +289,28 @@ class CommandCancelled(ResponseSchema):
 Message = Annotated[str, StringConstraints(max_length=1000), STORABLE_TEXT]
 
 
+def _priority(value: object) -> object:
+    # Android's constants in RemoteMessage: PRIORITY_UNKNOWN, PRIORITY_HIGH, PRIORITY_NORMAL.
+    if isinstance(value, int) and not isinstance(value, bool):
+        return {0: "unknown", 1: "high", 2: "normal"}.get(value, value)
+    return value.lower() if isinstance(value, str) else value
+
+
+ArrivalPriority = Annotated[Literal["high", "normal", "unknown"], BeforeValidator(_priority)]
+
+
+class PushArrival(TypedDict, total=False):
+    """The FCM message as the phone got it. A priority is a word, or the number that Android's RemoteMessage has for it.
+
+    With `priority` normal and `original_priority` high, FCM has downgraded the message.
+    """
+
+    priority: Annotated[ArrivalPriority | None, INFORMS_EXACTLY]
+    original_priority: Annotated[ArrivalPriority | None, INFORMS_EXACTLY]
+    sent_at: Annotated[Time | None, INFORMS_EXACTLY]
+    received_at: Annotated[Time | None, INFORMS_EXACTLY]
+
+
 class ActionResult(DeviceBody):
     """A phone's report on a command. A field that is null counts as not sent.
 
@@ -300,6 +323,7 @@ class ActionResult(DeviceBody):
     output: Annotated[Annotated[dict[str, Any], Storable(16 * 1024)] | None, INFORMS] = None
     finished_at: Annotated[Time | None, INFORMS] = None
     via: Annotated[DeliveryChannel | None, INFORMS] = None
+    push: Annotated[Annotated[PushArrival, Storable(1024)] | None, INFORMS] = None
 
 
 class ActionResultTaken(ResponseSchema):

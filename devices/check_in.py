@@ -26,6 +26,7 @@ from commands.queue import NO_OFFER, Offer
 from devices import credentials, heartbeats, token_check, tokens
 from devices.credentials import InvalidToken, NeedsFullCheck, Verdict
 from devices.heartbeats import HeartbeatRecord, HeartbeatResult
+from devices.push_targets import PushTarget
 from devices.schemas import Heartbeat
 from nexmdm.common import addresses, database
 from nexmdm.common.database import run_for_phone
@@ -60,15 +61,15 @@ def verdicts() -> Counter[str]:
 
 @dataclass(frozen=True, slots=True)
 class CheckedIn:
-    """The result of a good heartbeat: its offer, the database's time, and whether a push token must be written.
+    """The result of a good heartbeat: its offer, the database's time, and whether a push target must be written.
 
-    The push token is the one of the heartbeats that were merged, so that all of them write the same one.
+    The push target is the one of the heartbeats that were merged, so that all of them write the same one.
     """
 
     offer: Offer
     server_time: str
-    push_token_changed: bool
-    push_token: str | None
+    push_target_changed: bool
+    push_target: PushTarget | None
 
 
 Outcome = CheckedIn | Exception
@@ -101,7 +102,7 @@ def _outcome(record: HeartbeatRecord, result: HeartbeatResult, offer: Offer, ser
     # Do not raise here: the traceback would reference the frame that references the error, a cycle that keeps both
     # alive.
     error = None if result is heartbeats.GOOD_RESULT else credentials.error_of(result.verdict)
-    return error or CheckedIn(offer, server_time, result.push_token_changed, record.push_token)
+    return error or CheckedIn(offer, server_time, result.push_target_changed, record.push_target)
 
 
 def build_record(token: tokens.Token, fields: Heartbeat) -> HeartbeatRecord:
@@ -110,14 +111,14 @@ def build_record(token: tokens.Token, fields: Heartbeat) -> HeartbeatRecord:
         token,
         status=fields.status,
         agent_version=fields.agent_version,
-        push_token_sent="push_token" in fields.model_fields_set,
-        push_token=fields.push_token,
+        push_target_sent=fields.sends_push_target,
+        push_target=fields.sent_push_target(),
     )
 
 
 @transaction.atomic
-def _change_push_token(token: tokens.Token, push_token: str | None) -> None:
-    outbox.set_push_token(token.id, push_token)
+def _change_push_target(token: tokens.Token, target: PushTarget | None) -> None:
+    outbox.set_push_target(token.id, target)
     # The device row is locked now. If the device was revoked or enrolled again since its heartbeat, undo the change.
     credentials.authenticate(token)
 
@@ -125,10 +126,10 @@ def _change_push_token(token: tokens.Token, push_token: str | None) -> None:
 async def _answer(
     token: tokens.Token, checked_in: CheckedIn, notes: Sequence[Note], client: str, began_at: float
 ) -> bytes:
-    """Finish a recorded heartbeat: write its push token if it is new, log it, and return its answer."""
-    if checked_in.push_token_changed:
+    """Finish a recorded heartbeat: write its push target if it is new, log it, and return its answer."""
+    if checked_in.push_target_changed:
         database.begin_request(addresses.counting_key(client), began_at)
-        change = partial(_change_push_token, token, checked_in.push_token)
+        change = partial(_change_push_target, token, checked_in.push_target)
         async with ThreadSensitiveContext():
             await token_check.with_token_check(token, lambda: run_for_phone(database.retry_on_deadlock, change))
     write = log.info if settings.HEARTBEAT_LOG == "each" else log.debug

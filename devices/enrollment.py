@@ -12,7 +12,7 @@ from django.db.models import F, QuerySet
 from django.db.models.functions import Now
 from uuid_utils.compat import uuid7
 
-from devices import credentials, tokens
+from devices import credentials, push_targets, tokens
 from devices.credentials import DeviceRevoked
 from devices.identity import comparison_keys
 from devices.models import Device, EnrollmentToken, Presence
@@ -132,7 +132,7 @@ class Registration:
 
     hardware_id: str
     alias: str | None = None
-    push_token: str | None = None
+    push_target: push_targets.PushTarget | None = None
     agent_version: str | None = None
     details: dict[str, str] = field(default_factory=dict)
     address: str | None = None
@@ -271,8 +271,8 @@ def _enrol_again(
     if not lost_answer:
         changes |= {"enrolled_with_id": token.id, "enrolled_at": Now(), "tags": unique([*kept_tags, *token.tags])}
         changes |= {"revoked_at": None, "retired_at": None}
-    if registration.push_token is None and not lost_answer:
-        changes |= {"push_token": None, "push_token_dead_at": None}
+    if registration.push_target is None and not lost_answer:
+        changes |= push_targets.NO_TARGET
     Device.objects.filter(id=device.id).update(**changes)
     if registration.agent_version is not None:
         Presence.objects.filter(device=device).update(agent_version=registration.agent_version)

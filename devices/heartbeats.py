@@ -8,27 +8,28 @@ import orjson
 
 from devices import tokens
 from devices.credentials import VERDICT
+from devices.push_targets import REGISTERED_LATER, PushTarget
 
 
 @dataclass(slots=True)
 class HeartbeatRecord:
     """One heartbeat with its token and its readings. None means "not sent: keep the earlier value".
 
-    `status` is JSON. `push_token` is only compared here; `push_token_sent` is true also for an explicit null.
+    `status` is JSON. `push_target` is only compared here; `push_target_sent` is true also for an explicit null.
     """
 
     token: tokens.Token
     status: Mapping[str, Any] | None = None
     agent_version: str | None = None
-    push_token_sent: bool = False
-    push_token: str | None = None
+    push_target_sent: bool = False
+    push_target: PushTarget | None = None
 
     def merge(self, later: "HeartbeatRecord") -> bool:
         """Merge a later heartbeat with the same token into this one; its fields override the earlier ones."""
         self.status = self.status if later.status is None else later.status
         self.agent_version = self.agent_version if later.agent_version is None else later.agent_version
-        if later.push_token_sent:
-            self.push_token_sent, self.push_token = True, later.push_token
+        if later.push_target_sent:
+            self.push_target_sent, self.push_target = True, later.push_target
         return True
 
     def log_fields(self) -> dict[str, str]:
@@ -42,13 +43,13 @@ class HeartbeatRecord:
 
 @dataclass(frozen=True, slots=True)
 class HeartbeatResult:
-    """The outcome of one heartbeat: the verdict on its token, and whether its push token is new."""
+    """The outcome of one heartbeat: the verdict on its token, and whether its push target must be written."""
 
     verdict: str
-    push_token_changed: bool
+    push_target_changed: bool
 
 
-GOOD_RESULT: Final = HeartbeatResult("good", push_token_changed=False)
+GOOD_RESULT: Final = HeartbeatResult("good", push_target_changed=False)
 
 # One JSON text contains the batch: psycopg would quote seven arrays value by value, in Python. `judged` is read three
 # times, so PostgreSQL computes it once. `token_used_at` is written at a token's first use only. Only rows that are not
@@ -60,10 +61,15 @@ RECORD: Final = f"""
             asked.position, asked.device_id, asked.digest, asked.status, asked.agent_version,
             CASE WHEN device.id IS NULL THEN 'wrong' ELSE {VERDICT} END AS verdict,
             device.token_used_at IS NULL AS first_use,
-            asked.push_token_sent AND asked.push_token IS DISTINCT FROM device.push_token AS push_token_changed
+            asked.push_target_sent AND (
+                asked.push_token IS DISTINCT FROM device.push_token
+                OR (asked.push_kind, device.push_kind) IN (('fid', 'token'), ('token', 'fid'))
+                OR ({REGISTERED_LATER})
+            ) AS push_target_changed
         FROM jsonb_to_recordset(%(beats)s::jsonb) AS asked (
             position int, device_id uuid, digest bytea, status jsonb,
-            agent_version text, push_token_sent boolean, push_token text
+            agent_version text, push_target_sent boolean, push_token text, push_kind text,
+            push_registered_at timestamptz
         )
         LEFT JOIN devices_device device ON device.id = asked.device_id
     ), seen AS (
@@ -80,8 +86,8 @@ RECORD: Final = f"""
         WHERE judged.verdict = 'good' AND judged.first_use AND device.id = judged.device_id
             AND device.token_digest = judged.digest
     )
-    SELECT now(), json_agg(json_build_array(position, verdict, push_token_changed))
-        FILTER (WHERE verdict <> 'good' OR push_token_changed)::text
+    SELECT now(), json_agg(json_build_array(position, verdict, push_target_changed))
+        FILTER (WHERE verdict <> 'good' OR push_target_changed)::text
     FROM judged
 """  # noqa: S608  (constants of our modules; values are parameters)
 
@@ -100,17 +106,25 @@ def query_params(records: Sequence[HeartbeatRecord]) -> dict[str, str]:
             "digest": "\\x" + tokens.digest(record.token.text, key.value).hex(),
             "status": record.status,
             "agent_version": record.agent_version,
-            "push_token_sent": record.push_token_sent,
-            "push_token": record.push_token,
+            **_push_columns(record),
         }
         for position, record in enumerate(records)
     ]
     return {"digest_key": key.id, "beats": orjson.dumps(rows).decode()}
 
 
+def _push_columns(record: HeartbeatRecord) -> Mapping[str, Any]:
+    if not record.push_target_sent:
+        return {}
+    if record.push_target is None:
+        return {"push_target_sent": True}
+    kind, value, registered_at = record.push_target
+    return {"push_target_sent": True, "push_token": value, "push_kind": kind, "push_registered_at": registered_at}
+
+
 def parse_results(count: int, exceptions: str | None) -> list[HeartbeatResult]:
     """Return the outcomes of `count` heartbeats from the rows of RECORD, which contain only the exceptions."""
     outcomes = [GOOD_RESULT] * count
-    for position, verdict, push_token_changed in orjson.loads(exceptions or "[]"):
-        outcomes[position] = HeartbeatResult(verdict, push_token_changed)
+    for position, verdict, push_target_changed in orjson.loads(exceptions or "[]"):
+        outcomes[position] = HeartbeatResult(verdict, push_target_changed)
     return outcomes

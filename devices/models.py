@@ -1,7 +1,7 @@
 """The tables of devices: enrollment tokens, devices, their presence and their last refusals."""
 
 from datetime import datetime, timedelta
-from typing import ClassVar, Final, Self
+from typing import ClassVar, Final, Literal, Self
 
 from django.conf import settings
 from django.contrib.postgres.fields import ArrayField
@@ -86,6 +86,13 @@ def not_seen_after(moment: datetime) -> Q:
     return Q(presence__isnull=False) & silent
 
 
+class PushKind(models.TextChoices):
+    """The kinds of push targets: the field of FCM's message that has the text."""
+
+    TOKEN = "token"  # noqa: S105
+    FID = "fid"
+
+
 class DeviceQuerySet(models.QuerySet["Device"]):
     """Filters of devices by what they may do."""
 
@@ -122,6 +129,10 @@ class Device(models.Model):
     in. `enrolled_from` is the address that got the latest credential from a registration. A retired device is always
     revoked too.
 
+    `push_token` is the text of the push target, and `push_kind` its kind. `push_registered_at` is when the phone
+    registered it with Firebase, by the phone's own word, and never in the future. `push_revived_at` is when a dead FID
+    of this device last lived again.
+
     `push_failures` counts the pushes in a row, FAILING_FROM at most, that ended without an accepted one. When the push
     token changes or is deleted, a trigger sets it to 0.
     """
@@ -137,6 +148,9 @@ class Device(models.Model):
     os_version = models.CharField(max_length=128, blank=True)
 
     push_token = models.CharField(max_length=4096, null=True, blank=True)  # noqa: DJ001  (unique, so absent is NULL)
+    push_kind = models.CharField(max_length=8, choices=PushKind, default=PushKind.TOKEN, db_default=PushKind.TOKEN)
+    push_registered_at = models.DateTimeField(null=True, blank=True)
+    push_revived_at = models.DateTimeField(null=True, blank=True)
     push_token_dead_at = models.DateTimeField(null=True, blank=True)
     push_failures = models.SmallIntegerField(default=0, db_default=0)
 
@@ -203,9 +217,21 @@ class Device(models.Model):
     def __str__(self) -> str:
         return self.alias or self.hardware_id
 
+    @property
+    def push_health(self) -> Literal["ok", "failing", "dead", "none"]:
+        """The state of PUSH_HEALTH that the device is in."""
+        if self.push_token is None:
+            return "none"
+        if self.push_token_dead_at is not None:
+            return "dead"
+        return "failing" if self.push_failures >= FAILING_FROM else "ok"
+
 
 class DeadPushToken(models.Model):
-    """The SHA-256 of a push token that FCM called dead. It stays dead if any device sends it again."""
+    """The digest of a push target that FCM called dead, and when the push that showed it was sent.
+
+    A token stays dead if any device sends it again. A FID lives again when a phone has registered it later.
+    """
 
     sha256 = models.BinaryField(max_length=32, primary_key=True)
     died_at = models.DateTimeField(db_default=Now())

@@ -101,7 +101,7 @@ def _registration(fields: Register, address: str | None) -> Registration:
     return Registration(
         hardware_id=fields.hardware_id,
         alias=fields.alias,
-        push_token=fields.push_token,
+        push_target=fields.sent_push_target(),
         agent_version=fields.agent_version,
         details={name: value for name, value in details.items() if value is not None},
         address=address,
@@ -115,8 +115,8 @@ def _register(
     enrolled = enrollment.register(presented, registration, secret)
     if enrolled.re_enrolled:
         queue.cancel_all_of(enrolled.device_id, Withdrawal.ENROLLMENT)
-    if registration.push_token is not None:
-        outbox.set_push_token(enrolled.device_id, registration.push_token)
+    if registration.push_target is not None:
+        outbox.set_push_target(enrolled.device_id, registration.push_target)
     return enrolled, database.now()
 
 

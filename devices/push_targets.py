@@ -1,48 +1,146 @@
-"""Push tokens: which device has each one, and which ones FCM has called dead.
+"""Push targets: which device has each one, and which ones FCM has called dead.
 
-A push token begins with the id of an installation of the app, and an installation is on one phone only. So only one
-device has a push token of each installation (identity.push_owner).
+A push target is a registration token of FCM, or a FID: the id of an installation of the app (Firebase: "Manage Firebase
+installations"). A token begins with its installation's FID, and an installation is on one phone only. So only one
+device has a push target of each installation (identity.push_owner).
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 from hashlib import md5, sha256
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from django.db import DEFAULT_DB_ALIAS
 from django.db.models import Count, F, QuerySet, Window
 from django.db.models.functions import MD5, Now, RowNumber
 
-from devices.models import PUSH_OWNER, DeadPushToken, Device
+from devices.models import PUSH_OWNER, DeadPushToken, Device, PushKind
 from nexmdm.common import database
 from nexmdm.common.identity import push_owner, push_owner_digest
 
+REVIVED_AT_MOST_EVERY: Final = timedelta(hours=1)
+"""The least time between two revivals of dead FIDs of one device."""
+
+REGISTERED_EVERY: Final = timedelta(minutes=10)
+"""The least time between two stored registrations of a live push target.
+
+A phone whose clock is ahead of the server's sends a later time with each heartbeat.
+"""
+
 _TURNS: Final = "push token"
-"""The advisory lock's name: transactions that write push tokens of one installation wait for each other."""
+"""The advisory lock's name: transactions that write push targets of one installation wait for each other."""
+
+NO_TARGET: Final = {
+    "push_token": None, "push_kind": PushKind.TOKEN, "push_registered_at": None, "push_token_dead_at": None,
+}  # fmt: skip
+"""The columns of a device without a push target."""
 
 
-def assign(device_id: UUID, push_token: str | None) -> list[UUID]:
-    """Set or delete a device's push token; return the devices that lose theirs. Runs in a transaction.
+class PushTarget(NamedTuple):
+    """A push target, as a phone sends it. `registered_at`: when it was registered with Firebase, by server time."""
 
-    Any other device with a push token of the same installation loses it. A push token that FCM called dead stays dead,
-    whichever device sends it.
+    kind: str
+    value: str
+    registered_at: datetime | None = None
+
+
+class Death(NamedTuple):
+    """A push target that FCM called dead, and when the push that showed it was sent."""
+
+    kind: str
+    value: str
+    at: datetime
+
+
+class Assigned(NamedTuple):
+    """The result of assign(): the devices that lost their push target, and whether pushing to this one is changed."""
+
+    taken_from: list[UUID]
+    is_changed: bool
+
+
+def _interval(length: timedelta) -> str:
+    return f"interval '{length.total_seconds():.0f} seconds'"
+
+
+def _not_after_now(moment: str) -> str:
+    # Not LEAST: it ignores NULL.
+    return f"CASE WHEN {moment} IS NOT NULL THEN LEAST({moment}, now()) END"
+
+
+# A target that was dead before stays dead if the record of its death is deleted meanwhile.
+_ASSIGN: Final = f"""
+    WITH judged AS (
+        SELECT id, is_same, died_at, registered_at,
+            %(kind)s = 'fid' AND registered_at > died_at
+                AND COALESCE(push_revived_at <= now() - {_interval(REVIVED_AT_MOST_EVERY)}, true) AS revives
+        FROM devices_device
+        CROSS JOIN LATERAL (
+            SELECT (push_token = %(value)s AND push_kind = %(kind)s) IS TRUE AS is_same
+        ) same
+        CROSS JOIN LATERAL (
+            SELECT {_not_after_now("%(registered_at)s::timestamptz")} AS registered_at, COALESCE(
+                (SELECT died_at FROM devices_deadpushtoken WHERE sha256 = %(digest)s),
+                CASE WHEN is_same THEN push_token_dead_at END
+            ) AS died_at
+        ) sent
+        WHERE id = %(device_id)s
+    )
+    UPDATE devices_device device
+    SET push_token = %(value)s, push_kind = %(kind)s,
+        push_registered_at = COALESCE(
+            judged.registered_at, CASE WHEN judged.is_same THEN device.push_registered_at END
+        ),
+        push_token_dead_at = CASE WHEN judged.revives THEN NULL ELSE judged.died_at END,
+        push_revived_at = CASE WHEN judged.revives THEN now() ELSE device.push_revived_at END,
+        push_failures = CASE WHEN judged.revives THEN 0 ELSE device.push_failures END
+    FROM judged WHERE device.id = judged.id
+    RETURNING COALESCE(judged.revives, false), judged.is_same
+"""  # noqa: S608  (constants of this module; values are parameters)
+
+
+REGISTERED_LATER: Final = f"""
+    {_not_after_now("asked.push_registered_at")} > CASE
+        WHEN device.push_token_dead_at IS NULL
+            THEN COALESCE(device.push_registered_at + {_interval(REGISTERED_EVERY)}, '-infinity')
+        WHEN device.push_kind = 'fid'
+            AND COALESCE(device.push_revived_at <= now() - {_interval(REVIVED_AT_MOST_EVERY)}, true)
+            THEN device.push_token_dead_at
+        ELSE 'infinity' END
+"""
+"""The condition under which assign() must write a target that only has another `registered_at`.
+
+`asked` has the target's push_registered_at; `device` is the row of its device.
+"""
+
+
+def assign(device_id: UUID, target: PushTarget | None) -> Assigned:
+    """Set or delete a device's push target. Runs in a transaction.
+
+    Any other device with a push target of the same installation loses it. A token that FCM called dead stays dead,
+    whichever device sends it. A FID that FCM called dead lives again if it was registered after its death, but not
+    within an hour after the device's last revival.
     """
-    if push_token is not None:
-        take_turns([push_token])
-    # One statement, ordered by id: otherwise two phones that swap their push tokens would deadlock.
-    others = Device.objects.none() if push_token is None else _of_one_installation(push_owner_digest(push_token))
+    if target is not None:
+        take_turns([target.value])
+    # One statement, ordered by id: otherwise two phones that swap their push targets would deadlock.
+    others = Device.objects.none() if target is None else _of_one_installation(push_owner_digest(target.value))
     locked = (others | Device.objects.filter(id=device_id)).order_by("id").select_for_update(no_key=True)
     taken_from = [owner for owner in locked.values_list("id", flat=True) if owner != device_id]
     _forget(taken_from)
-    Device.objects.filter(id=device_id).exclude(push_token=push_token).update(
-        push_token=push_token, push_token_dead_at=_died_at(push_token)
-    )
-    return taken_from
+    if target is None:
+        had_one = Device.objects.filter(id=device_id, push_token__isnull=False)
+        return Assigned(taken_from, is_changed=had_one.update(**NO_TARGET) > 0)
+    digest = _digest(target.kind, target.value)
+    revives, is_same = database.row(_ASSIGN, target._asdict() | {"device_id": device_id, "digest": digest})
+    if revives:
+        DeadPushToken.objects.filter(sha256=digest).delete()
+    return Assigned(taken_from, is_changed=revives or not is_same)
 
 
 def take_turns(push_tokens: Collection[str]) -> None:
-    """Make other transactions that write push tokens of these installations wait until this one ends.
+    """Make other transactions that write push targets of these installations wait until this one ends.
 
     Must come before the lock of any device.
     """
@@ -50,19 +148,43 @@ def take_turns(push_tokens: Collection[str]) -> None:
         database.advisory_lock(_TURNS, owner)
 
 
-def mark_dead(push_tokens: Collection[str]) -> list[UUID]:
-    """Store that FCM called these push tokens dead; return the devices that have them now. Runs in a transaction."""
-    take_turns(push_tokens)
-    died = [DeadPushToken(sha256=_digest(push_token)) for push_token in push_tokens]
-    DeadPushToken.objects.bulk_create(died, ignore_conflicts=True)
-    locked = _owners_of(push_tokens).order_by("id").select_for_update(no_key=True)
-    owners = list(locked.values_list("id", flat=True))
-    Device.objects.filter(id__in=owners, push_token_dead_at=None).update(push_token_dead_at=Now())
-    return owners
+_MARK: Final = """
+    UPDATE devices_device device
+    SET push_token_dead_at = death.at
+    FROM unnest(%(ids)s::uuid[], %(times)s::timestamptz[]) AS death (id, at)
+    WHERE device.id = death.id AND device.push_token_dead_at IS NULL
+"""
+
+
+def mark_dead(deaths: Sequence[Death]) -> list[UUID]:
+    """Store that FCM called these push targets dead; return the devices that have them now. Runs in a transaction.
+
+    A FID that its device registered after the push was sent is not dead: the answer concerns the registration before.
+    """
+    if not deaths:
+        return []
+    take_turns([death.value for death in deaths])
+    died_at = {(death.kind, death.value): death.at for death in sorted(deaths, key=lambda death: death.at)}
+    locked = _owners_of([death.value for death in deaths]).order_by("id").select_for_update(no_key=True)
+    owners: list[tuple[UUID, datetime]] = []
+    for device_id, kind, value, registered_at in locked.values_list(
+        "id", "push_kind", "push_token", "push_registered_at"
+    ):
+        target = (kind, str(value))
+        at = died_at.get(target)
+        if at is not None and kind == PushKind.FID and registered_at is not None and registered_at > at:
+            del died_at[target]
+        elif at is not None:
+            owners.append((device_id, at))
+    dead = [DeadPushToken(sha256=_digest(*target), died_at=at) for target, at in died_at.items()]
+    DeadPushToken.objects.bulk_create(dead, ignore_conflicts=True)
+    ids = [device_id for device_id, _ in owners]
+    database.execute(_MARK, {"ids": ids, "times": [at for _, at in owners]})
+    return ids
 
 
 def shared_installations(limit: int, using: str = DEFAULT_DB_ALIAS) -> list[str]:
-    """Return the digests of up to `limit` installations whose push tokens several devices have.
+    """Return the digests of up to `limit` installations whose push targets several devices have.
 
     Only earlier versions wrote such rows. Reads all devices: 0.2 s for 100,000.
     """
@@ -82,7 +204,7 @@ def sharing(owner_digests: Collection[str], using: str = DEFAULT_DB_ALIAS) -> li
 
 
 def leave_to_the_last_seen(owner_digest: str) -> list[UUID]:
-    """Leave the push token of an installation to one device: of those not revoked, the one that was seen last.
+    """Leave the push target of an installation to one device: of those not revoked, the one that was seen last.
 
     Deletes it from all others, and returns their ids. Must run in a transaction.
     """
@@ -96,7 +218,7 @@ def leave_to_the_last_seen(owner_digest: str) -> list[UUID]:
 
 
 def prune(kept: timedelta, limit: int) -> int:
-    """Delete up to `limit` push tokens that died before `kept` ago; return how many."""
+    """Delete up to `limit` records of push targets that died before `kept` ago; return how many."""
     old = DeadPushToken.objects.filter(died_at__lt=Now() - kept).order_by("died_at").values_list("sha256", flat=True)
     deleted, _ = DeadPushToken.objects.filter(sha256__in=list(old[:limit])).delete()
     return deleted
@@ -107,7 +229,7 @@ def _of_one_installation(owner_digest: str) -> QuerySet[Device]:
 
 
 def _forget(device_ids: Collection[UUID]) -> None:
-    Device.objects.filter(id__in=device_ids).update(push_token=None, push_token_dead_at=None)
+    Device.objects.filter(id__in=device_ids).update(**NO_TARGET)
 
 
 def _owners_of(push_tokens: Iterable[str]) -> QuerySet[Device]:
@@ -116,11 +238,9 @@ def _owners_of(push_tokens: Iterable[str]) -> QuerySet[Device]:
     return Device.objects.alias(digest=MD5("push_token")).filter(digest__in=digests)
 
 
-def _died_at(push_token: str | None) -> datetime | None:
-    if push_token is None:
-        return None
-    return DeadPushToken.objects.filter(sha256=_digest(push_token)).values_list("died_at", flat=True).first()
+def _digest(kind: str, value: str) -> bytes:
+    """Return the key of a push target among the dead ones. That of a token is its SHA-256, as earlier versions wrote.
 
-
-def _digest(push_token: str) -> bytes:
-    return sha256(push_token.encode()).digest()
+    No push target contains a NUL, so the two kinds have different keys.
+    """
+    return sha256(value.encode() if kind == PushKind.TOKEN else f"{kind}\0{value}".encode()).digest()

@@ -9,7 +9,8 @@ from uuid import UUID
 from pydantic import ConfigDict, Field, StrictBool, StrictInt, StringConstraints
 from typing_extensions import TypedDict
 
-from devices.models import FAILING_FROM, Device, EnrollmentToken, LastRefusal
+from devices.models import EnrollmentToken, LastRefusal
+from devices.push_targets import PushTarget
 from nexmdm.common.pagination import Page
 from nexmdm.common.tolerance.field_warnings import Warnings
 from nexmdm.common.tolerance.repair import DECIDES, INFORMS, INFORMS_EXACTLY
@@ -37,12 +38,46 @@ PushHealth = Literal["ok", "failing", "dead", "none"]
 LONGEST_SILENCE_SECONDS: Final = 10 * 365 * 86_400
 
 
-class Register(DeviceBody):
+class _PushTargetText(TypedDict):
+    kind: Annotated[Literal["token", "fid"], INFORMS_EXACTLY]
+    value: Annotated[PushToken, INFORMS_EXACTLY]
+
+
+class SentPushTarget(_PushTargetText, total=False):
+    """A registration token of FCM, or a FID: the id of a Firebase installation.
+
+    `registered_at` is when the phone registered it, by the server's time; a later time than now counts as now. A token
+    that FCM called dead stays dead. A FID that FCM called dead lives again when it is sent with a `registered_at` after
+    its death, at most once an hour. Of the devices that send a target of the same installation, the last one has it.
+    """
+
+    registered_at: Annotated[Time | None, INFORMS_EXACTLY]
+
+
+class PushTargetBody(DeviceBody):
+    """The two fields for a push target: a `push_token` is one of kind `token`, and `push_target` outranks it."""
+
+    push_token: Annotated[PushToken | None, INFORMS_EXACTLY] = None
+    push_target: Annotated[Annotated[SentPushTarget, Storable(20_000)] | None, INFORMS] = None
+
+    @property
+    def sends_push_target(self) -> bool:
+        """Return whether a push target or a null was sent."""
+        return not self.model_fields_set.isdisjoint(("push_token", "push_target"))
+
+    def sent_push_target(self) -> PushTarget | None:
+        """Return the push target that was sent, if any."""
+        if "push_target" in self.model_fields_set:
+            sent = self.push_target
+            return sent and PushTarget(sent["kind"], sent["value"], sent.get("registered_at"))
+        return None if self.push_token is None else PushTarget("token", self.push_token)
+
+
+class Register(PushTargetBody):
     """The body of a registration. A field that is null counts as not sent."""
 
     hardware_id: Annotated[HardwareId, DECIDES]
     alias: Annotated[Alias | None, DECIDES] = None
-    push_token: Annotated[PushToken | None, INFORMS_EXACTLY] = None
     manufacturer: Annotated[Detail | None, INFORMS] = None
     model: Annotated[Detail | None, INFORMS] = None
     os_version: Annotated[Detail | None, INFORMS] = None
@@ -80,11 +115,13 @@ class Status(TypedDict, total=False):
     foreground_app: Annotated[str, StringConstraints(max_length=256), STORABLE_TEXT, INFORMS]
 
 
-class Heartbeat(DeviceBody):
-    """The body of a heartbeat. A field not sent, or null, keeps its earlier value; a null push_token deletes it."""
+class Heartbeat(PushTargetBody):
+    """The body of a heartbeat. A field not sent, or null, keeps its earlier value.
+
+    Only a null `push_token` or `push_target` deletes the stored push target.
+    """
 
     status: Annotated[Annotated[Status, Storable(8 * 1024)] | None, INFORMS] = None
-    push_token: Annotated[PushToken | None, INFORMS_EXACTLY] = None
     agent_version: Annotated[Detail | None, INFORMS] = None
 
 
@@ -171,21 +208,12 @@ class DeviceRow(ResponseSchema):
             presence=device.presence_named,
             last_seen_at=presence.last_seen_at,
             last_status=presence.last_status,
-            push=_push_health(device),
+            push=device.push_health,
             enrolled_at=device.enrolled_at,
             revoked_at=device.revoked_at,
             retired_at=device.retired_at,
             last_refusal=None if refusal is None else LastRefusalRow.of(refusal),
         )
-
-
-def _push_health(device: Device) -> PushHealth:
-    """Return the state of models.PUSH_HEALTH that a device is in."""
-    if device.push_token is None:
-        return "none"
-    if device.push_token_dead_at is not None:
-        return "dead"
-    return "failing" if device.push_failures >= FAILING_FROM else "ok"
 
 
 class WithdrawnCommand(ResponseSchema):

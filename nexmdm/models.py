@@ -102,6 +102,38 @@ class AuditMark(models.Model):
         return f"{self.name} {self.entry_id}"
 
 
+class PushHealthHour(models.Model):
+    """The pushes of one hour that is over, counted for one value of a device's field.
+
+    nexmdm/monitoring/push_health.py writes and reads it. `latencies` counts answers by their latency band. The row
+    without a field is there for every hour, so that it shows which hours are counted.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    starts_at = models.DateTimeField()
+    field = models.CharField(max_length=16, blank=True)
+    value = models.CharField(max_length=128, blank=True)
+    attempts = models.IntegerField(default=0)
+    accepted = models.IntegerField(default=0)
+    answered_by_push = models.IntegerField(default=0)
+    answered_by_heartbeat = models.IntegerField(default=0)
+    downgraded = models.IntegerField(default=0)
+    latencies = models.JSONField(default=dict)
+
+    class Meta:
+        constraints: ClassVar = [
+            # Also the reads: one field's hours from some time on.
+            models.UniqueConstraint(name="push_health_once", fields=["field", "starts_at", "value"]),
+        ]
+        indexes: ClassVar = [
+            # Retention.
+            models.Index(name="push_health_age", fields=["starts_at"]),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.field} {self.value} at {self.starts_at:%Y-%m-%d %H}h"
+
+
 class DispatcherSeen(models.Model):
     """The row of a dispatcher, which updates it while it runs.
 

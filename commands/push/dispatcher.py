@@ -15,7 +15,7 @@ import structlog
 from django.db import Error
 from prometheus_client import Counter
 
-from commands import envelope
+from commands import actions, envelope
 from commands.models import AttemptOutcome
 from commands.push import circuit_breaker, fcm, fcm_outcomes, outbox, periodic
 from commands.push.batch import Batch
@@ -190,7 +190,10 @@ class Dispatcher:
         assert self._sender is not None
         data = envelope.seal(claimed.content, claimed.recipient)
         expires_at, leaves_before = claimed_at + claimed.seconds_left, claimed_at + LEAVES_WITHIN_SECONDS
-        push = fcm.FcmMessage(claimed.push_token, data, claimed.priority, expires_at, leaves_before)
+        push = fcm.FcmMessage(
+            claimed.push_kind, claimed.push_token, data, claimed.priority, expires_at, leaves_before,
+            direct_boot=actions.runs_in_direct_boot(claimed.content.action),
+        )  # fmt: skip
         try:
             answer = await self._sender.send(push)
         except fcm.NotSent as reason:

@@ -44,17 +44,20 @@ class NoAccessToken(Exception):
 
 
 class FcmMessage(NamedTuple):
-    """The message to FCM for one phone: only data, only strings.
+    """The message to FCM for one phone: an envelope as its data. `kind` is the field of the message that has `target`.
 
     It is sent at least a second before its command expires, and before `leaves_before`, or not at all.
-    (`leaves_before`: until then the claim is valid.) Both are times of time.monotonic().
+    (`leaves_before`: until then the claim is valid.) Both are times of time.monotonic(). With `direct_boot`, a phone
+    that was restarted gets the message before its user has unlocked it. FCM counts messages by their action.
     """
 
-    token: str
+    kind: str
+    target: str
     data: dict[str, str]
     priority: str
     expires_at: float
     leaves_before: float = math.inf
+    direct_boot: bool = False
 
 
 class FcmResponse(NamedTuple):
@@ -192,8 +195,12 @@ def encode(push: FcmMessage) -> bytes:
         raise NotSent("its command expired, or expires within 1 s")
     if now >= push.leaves_before:
         raise NotSent("it had waited for too long")
-    android = {"priority": push.priority, "ttl": f"{min(int(seconds_left), MAX_TTL_SECONDS)}s"}
-    return orjson.dumps({"message": {"token": push.token, "data": push.data, "android": android}})
+    android: dict[str, Any] = {"priority": push.priority, "ttl": f"{min(int(seconds_left), MAX_TTL_SECONDS)}s"}
+    if push.direct_boot:
+        android["direct_boot_ok"] = True
+    options = {"analytics_label": push.data["action"]}
+    message = {push.kind: push.target, "data": push.data, "android": android, "fcm_options": options}
+    return orjson.dumps({"message": message})
 
 
 def parse(status: int, retry_after_header: str, body: bytes) -> FcmResponse:

@@ -7,7 +7,7 @@ from typing import Final
 import structlog
 from asgiref.sync import ThreadSensitiveContext
 
-from commands.push import outbox
+from commands.push import attempts
 from commands.push.outbox import Sent
 from nexmdm.common import database
 from nexmdm.common.overload.gates import GateFull
@@ -59,7 +59,7 @@ class Recorder:
         tries_left = TRIES_AT_THE_END
         while tries_left:
             try:
-                await database.run_in_db_thread(outbox.record_attempts, batch)
+                await database.run_in_db_thread(attempts.record_attempts, batch)
                 break
             except Exception as error:
                 if meaning_of(error) is Meaning.OURS and not isinstance(error, GateFull):

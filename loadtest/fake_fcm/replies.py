@@ -37,11 +37,12 @@ def refusal(answer: str, status: HTTPStatus, name: str, code: str = "", text: st
     return Reply(answer, status, orjson.dumps({"error": error}))
 
 
-def _malformed() -> Reply:
-    text = "The registration token is not a valid FCM registration token"
+def malformed(field: str) -> Reply:
+    kind = {"message.token": "registration token", "message.fid": "Firebase installation ID"}[field]
+    text = f"The {kind} is not a valid FCM {kind}"
     details = [
         {"@type": FCM_ERROR, "errorCode": "INVALID_ARGUMENT"},
-        {"@type": BAD_REQUEST, "fieldViolations": [{"field": "message.token", "description": text}]},
+        {"@type": BAD_REQUEST, "fieldViolations": [{"field": field, "description": text}]},
     ]
     error = {"code": HTTPStatus.BAD_REQUEST, "message": text, "status": "INVALID_ARGUMENT", "details": details}
     return Reply("malformed", HTTPStatus.BAD_REQUEST, orjson.dumps({"error": error}))
@@ -64,7 +65,7 @@ REFUSALS: Final = {
         refusal("unauthenticated", HTTPStatus.UNAUTHORIZED, "UNAUTHENTICATED"),
         refusal("thirdparty", HTTPStatus.UNAUTHORIZED, "UNAUTHENTICATED", "THIRD_PARTY_AUTH_ERROR"),
         invalid(),
-        _malformed(),
+        malformed("message.token"),
     )
 }
 NOT_FCMS_OWN: Final[Mapping[str, bytes]] = {"blank": b"", "html": b"<!DOCTYPE html><title>Error</title>"}
@@ -89,12 +90,22 @@ def violation_in(message: Mapping[str, Any]) -> str:
     android = message.get("android")
     android = android if isinstance(android, dict) else {}
     fields = {
-        "message.token": isinstance(message.get("token"), str) and message["token"] != "",
+        "message.token": _has_one_target(message),
         "message.data": _is_data(message.get("data")),
         "message.android.priority": str(android.get("priority")).lower() in ("high", "normal"),
         "message.android.ttl": _is_ttl(android.get("ttl")),
     }
     return next((name for name, good in fields.items() if not good), "")
+
+
+def target_of(message: Mapping[str, Any]) -> str:
+    """Return the text of the push target, whichever of the two fields has it; empty if none has."""
+    return str(message.get("fid", message.get("token", "")))
+
+
+def _has_one_target(message: Mapping[str, Any]) -> bool:
+    targets = [message[name] for name in ("token", "fid") if name in message]
+    return len(targets) == 1 and isinstance(targets[0], str) and targets[0] != ""
 
 
 def _is_data(data: object) -> bool:

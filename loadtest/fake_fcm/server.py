@@ -1,7 +1,7 @@
 """A fake of Firebase Cloud Messaging and its OAuth endpoint, over real HTTP on the loopback interface.
 
-The beginning of a push token chooses the answer: one word of `WORDS`, for some of them a number, and a hyphen.
-Any other push token is good.
+The beginning of a push target chooses the answer: one word of `WORDS`, for some of them a number, and a hyphen.
+Any other push target is good, but for a registration token that is sent as a FID: it is UNREGISTERED.
 
 | begins with                        | answer                                                                         |
 | unregistered- mismatch- invalid-   | 404 UNREGISTERED, 403 SENDER_ID_MISMATCH, 400 INVALID_ARGUMENT                 |
@@ -45,7 +45,18 @@ from cryptography.hazmat.primitives import serialization
 from loadtest.fake_fcm.access_tokens import GRANT_TYPE, AccessTokens, private_key
 from loadtest.fake_fcm.http_server import HttpServer, Request
 from loadtest.fake_fcm.journal import Journal, Send
-from loadtest.fake_fcm.replies import NOT_FCMS_OWN, PREFIX, REFUSALS, WORDS, Reply, invalid, script_of, violation_in
+from loadtest.fake_fcm.replies import (
+    NOT_FCMS_OWN,
+    PREFIX,
+    REFUSALS,
+    WORDS,
+    Reply,
+    invalid,
+    malformed,
+    script_of,
+    target_of,
+    violation_in,
+)
 
 _SEND: Final = re.compile(r"/v1/projects/[^/]+/messages:send")
 
@@ -204,12 +215,12 @@ class FcmStandin:
     def _note(self, at: float, monotonic: float, message: dict[str, Any], reply: Reply) -> None:
         data = message.get("data")
         request_id = str(data.get("request_id", "")) if isinstance(data, dict) else ""
-        push_token = str(message.get("token", ""))
+        push_token = target_of(message)
         said = (reply.answer, reply.status, reply.message_id)
         self.journal.add(Send(at, monotonic, push_token, request_id, message, *said))
 
     def _decide(self, request: Request, message: dict[str, Any]) -> Reply:
-        push_token = str(message.get("token", ""))
+        push_token = target_of(message)
         if self._override:
             return self.scripted(f"{self._override}-", push_token)
         if not self.access_tokens.accepts(request.authorization):
@@ -218,7 +229,10 @@ class FcmStandin:
             return REFUSALS["missing"]
         if violation := violation_in(message):
             return invalid(f"Invalid value at '{violation}'")
-        return self.scripted(push_token, push_token)
+        if ":" in str(message.get("fid")):
+            return REFUSALS["unregistered"]
+        reply = self.scripted(push_token, push_token)
+        return malformed("message.fid") if reply.answer == "malformed" and "fid" in message else reply
 
     def scripted(self, script: str, push_token: str = "") -> Reply:
         """Return the answer for the beginning of a push token (or for an override)."""

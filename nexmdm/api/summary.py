@@ -1,4 +1,4 @@
-"""The endpoints of the admin API for the whole fleet: the summary, and the audit."""
+"""The endpoints of the admin API for the whole fleet: the summary, push health, and the audit."""
 
 from django.http import HttpRequest, HttpResponse
 from ninja import Query
@@ -8,8 +8,9 @@ from nexmdm.audit.queries import AuditPage, AuditQuery
 from nexmdm.auth.admin_router import AdminRouter
 from nexmdm.common.database import run_in_db_thread
 from nexmdm.common.types import respond
-from nexmdm.monitoring import fleet_summary
+from nexmdm.monitoring import fleet_summary, push_health
 from nexmdm.monitoring.fleet_summary import Summary
+from nexmdm.monitoring.push_health import PushHealthList, PushHealthQuery
 
 router = AdminRouter(tags=["fleet"])
 
@@ -18,6 +19,16 @@ router = AdminRouter(tags=["fleet"])
 async def summary(request: HttpRequest) -> HttpResponse:
     """Count the fleet: devices by presence, open deliveries, and the last hour's pushes by FCM code."""
     return respond(await run_in_db_thread(fleet_summary.summary))
+
+
+@router.get("/push-health", response=PushHealthList, url_name="push-health")
+async def list_push_health(request: HttpRequest, query: Query[PushHealthQuery]) -> HttpResponse:
+    """Show how pushes fare since a moment, by default for a day: by model, manufacturer, os_version or agent_version.
+
+    Compare `answered_by_heartbeat` with `answered_by_push`: where pushes do not wake the phone, heartbeats deliver the
+    commands. FCM's acceptance is not an arrival.
+    """
+    return respond(await run_in_db_thread(push_health.list_health, query.by, query.since))
 
 
 @router.get("/audit", response=AuditPage, url_name="audit")

@@ -33,7 +33,15 @@ Json = dict[str, Any]
 FIRST_TOKEN: Final = "0192f0c1-a000-7abc-8def-000000000001"
 SIGNING_KEY: Final = "nxk_test_c2lnbmluZy1tYXN0ZXIta2V5LWRvLW5vdC11c2U"
 WITHOUT_EXAMPLES: Final = {"headHealthz", "headReadyz", "readMetrics"}
-CHANGING: Final = {"signature", "correlation_id", "next_heartbeat_seconds", "latency_ms", "next_cursor"}
+CHANGING: Final = {
+    "signature",
+    "correlation_id",
+    "next_heartbeat_seconds",
+    "latency_ms",
+    "next_cursor",
+    "p50_ms",
+    "p95_ms",
+}
 A_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 A_MESSAGE_ID: Final = re.compile(r"projects/[^/]+/messages/\S+")
 
@@ -167,7 +175,7 @@ def test_the_examples_of_all_operations_run_one_after_the_other(
     for operation_id in ("readCommand", "listCommands", "listDeliveries", "readDelivery", "cancelCommand"):
         run(operation_id)
     run("issueCommand", *list(OPERATIONS["issueCommand"])[1:])
-    for operation_id in ("listDevices", "readDevice", "summary", "listAudit", "listEnrollmentTokens"):
+    for operation_id in ("listDevices", "readDevice", "summary", "listPushHealth", "listAudit", "listEnrollmentTokens"):
         run(operation_id)
     scenario.send("POST", "/v1/heartbeat", {}, phone)  # The device must have the commands to withdraw.
     for operation_id in ("revokeEnrollmentToken", "revokeDevice", "reinstateDevice", "healthz", "readyz"):

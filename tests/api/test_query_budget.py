@@ -11,7 +11,7 @@ from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
 
 from commands.models import AttemptOutcome, Delivery, Report
-from commands.push import outbox
+from commands.push import attempts, outbox
 from commands.push.outbox import Sent
 from devices import tokens
 from devices.models import Device, Presence
@@ -221,7 +221,7 @@ def test_a_batch_of_pushes_is_claimed_by_one_round_trip_and_recorded_by_two(admi
     admin.command()
     with statements() as made:
         claimed = outbox.claim_due(100)
-        outbox.record_attempts([Sent(one, AttemptOutcome.ACCEPTED, http_status=200) for one in claimed])
+        attempts.record_attempts([Sent(one, AttemptOutcome.ACCEPTED, http_status=200) for one in claimed])
     assert made == ["SET + SET + WITH", "SAVEPOINT", "SELECT + SELECT", "WITH", "RELEASE"]
     assert Delivery.objects.filter(push_state="accepted").count() == len(fleet)
 

@@ -44,16 +44,18 @@ from commands.models import (
     Report,
     ReportStatus,
 )
-from commands.push import fcm, outbox
+from commands.push import attempts, fcm, outbox
 from commands.push.batch import FRESH_SECONDS, Batch
 from commands.push.dispatcher import LEAVES_WITHIN_SECONDS, Dispatcher
 from commands.push.outbox import Claimed
 from loadtest.fake_fcm.server import FcmStandin
 from nexmdm.common import database
+from nexmdm.common.types import rfc3339
 from tests.support.actors import Admin, Phone
 from tests.support.delivery_model import DeliveryModel, KeptReport, Owner, offered
 from tests.support.moments import let_pass
 from tests.support.outcomes import expected
+from tests.support.push_target_model import Deaths, OwnedTarget, Target
 
 EXAMPLES: Final = int(os.environ.get("NEXMDM_MACHINE_EXAMPLES", "0"))
 STEPS: Final = 40
@@ -63,7 +65,18 @@ SCRIPTS: Final = (
     "unavailable90", "internal", "unauthenticated", "reset", "garbage", "malformed", "blank401", "html404",
     "quota999999999",
 )  # fmt: skip
-PUSH_TOKENS: Final = st.sampled_from([*(f"{script}-{number}" for script in SCRIPTS for number in (1, 2)), None])
+KINDS: Final = st.sampled_from(["fid", "fid", "token"])
+PUSH_TARGETS: Final = st.one_of(
+    st.none(),
+    st.builds(
+        Target,
+        KINDS,
+        st.builds("{}-{}".format, st.sampled_from(SCRIPTS), st.integers(1, 2)),
+    ),
+)
+UNTIL_REGISTERED: Final = st.sampled_from([60, 3600])
+REGISTERED: Final = st.sampled_from([None, 0, 0, 60, 7200, -60])
+"""How many seconds ago a target was registered; a negative one is in the future. None: the phone does not send it."""
 AFTER_SECONDS: Final = st.sampled_from([0, 31, 46, 46, 91])
 CALM: Final = 8
 """The number of steps between two withdrawals: with fewer, hardly any push would be sent."""
@@ -81,6 +94,15 @@ BEFORE_SUCCESS: Final = st.sampled_from(
 AFTER_SUCCESS: Final = st.sampled_from(
     [(), ("enrolled again",), ("enrolled again",), ("enrolled again", "retired"), ("retired",), ("retired",)]
 )
+PUSH_TARGET_RULES: Final = {
+    "moved",
+    "revived",
+    "revived within the last hour",
+    "registered after the push that FCM answered",
+    "a dead token stays dead",
+    "a dead fid stays dead",
+}
+"""The rules of push targets that must be of consequence at least once."""
 WIPES: Final = {
     "in time",
     "again",
@@ -104,7 +126,7 @@ class Line:
     async def send(self, push: fcm.FcmMessage) -> fcm.FcmResponse:
         """Answer as a sender would."""
         self.left.append(orjson.loads(fcm.encode(push))["message"])
-        reply = self.standin.scripted(push.token)
+        reply = self.standin.scripted(push.target)
         if reply.status is None:
             return fcm.FcmResponse(None, fault="timeout")
         return fcm.parse(reply.status, reply.retry_after or "", reply.body)
@@ -145,6 +167,8 @@ class Setup:
     owners: Sequence[Owner]
     wipes: set[str] = field(default_factory=set)
     """The ways in which the success of a wipe was reported."""
+    push_target_rules: set[str] = field(default_factory=set)
+    """The rules of push targets that were of consequence."""
 
 
 class Deliveries(RuleBasedStateMachine):
@@ -153,10 +177,11 @@ class Deliveries(RuleBasedStateMachine):
     def __init__(self, setup: Setup) -> None:
         super().__init__()
         self.setup, self.admin = setup, setup.admin
-        self.owners = [replace(owner, phone=replace(owner.phone)) for owner in setup.owners]
+        self.owners = [replace(owner, phone=replace(owner.phone), push=replace(owner.push)) for owner in setup.owners]
         self.drivers = [DispatcherDriver(Line(setup.standin)) for _ in range(2)]
         self.lives: dict[tuple[str, str], DeliveryModel] = {}
-        self.dead: set[str] = set()
+        self.deaths = Deaths(seen=setup.push_target_rules)
+        self.claimed_at: dict[tuple[int, int], datetime] = {}
         self.settled: dict[tuple[str, str], str] = {}
         self.passed = timedelta()
         self.calm = 0
@@ -173,14 +198,30 @@ class Deliveries(RuleBasedStateMachine):
     def now(self) -> datetime:
         return self.began + self.passed
 
-    @initialize(push_tokens=st.tuples(PUSH_TOKENS, PUSH_TOKENS), before=BEFORE_SUCCESS, after=AFTER_SUCCESS)
-    def begin(self, push_tokens: tuple[str | None, str | None], before: Sequence[str], after: Sequence[str]) -> None:
+    @initialize(
+        push_targets=st.tuples(PUSH_TARGETS, PUSH_TARGETS),
+        before=BEFORE_SUCCESS,
+        after=AFTER_SUCCESS,
+        kind=KINDS,
+        overtakes=st.booleans(),
+        seconds=UNTIL_REGISTERED,
+    )
+    def begin(
+        self,
+        push_targets: tuple[Target | None, Target | None],
+        before: Sequence[str],
+        after: Sequence[str],
+        kind: str,
+        overtakes: bool,
+        seconds: int,
+    ) -> None:
         self.time_passes(1)
         self.wipe(0, before, after)
+        self.dead_target(1, kind, overtakes=overtakes, seconds=seconds)
         if self.owners[0].revoked:
             self.enrol_with_the_other_token(0)
-        for number, push_token in enumerate(push_tokens):
-            self.new_push_token(number, push_token)
+        for number, target in enumerate(push_targets):
+            self.new_push_target(number, target, None)
         self.issue({0, 1}, "ping", 86_400, supersede=False)
 
     @rule(
@@ -224,7 +265,8 @@ class Deliveries(RuleBasedStateMachine):
             life = self.life_of(one)
             assert life in due
             life.claim(self.now)
-            assert (one.number, one.push_token) == (len(life.outcomes), life.owner.push_token)
+            assert (one.number, target_of(one)) == (len(life.outcomes), life.owner.push.target)
+            self.claimed_at[one.delivery_id, one.number] = self.now
             self.drivers[number].claimed.append((one, self.now))
 
     @precondition(lambda self: any(driver.claimed for driver in self.drivers))
@@ -237,12 +279,14 @@ class Deliveries(RuleBasedStateMachine):
             message = driver.send(claimed, waited)
             in_time = self.now < life.expires_at - outbox.LEAST and waited.total_seconds() < LEAVES_WITHIN_SECONDS
             is_wanted = life.state == DeliveryState.PENDING and self.can_be_pushed_to(life.owner)
-            is_wanted &= life.owner.push_token == claimed.push_token and claimed.number == len(life.outcomes)
+            is_wanted &= life.owner.push.target == target_of(claimed) and claimed.number == len(life.outcomes)
             if message is not None:
                 assert in_time
                 assert is_wanted or waited.total_seconds() <= FRESH_SECONDS
                 assert float(message["android"]["ttl"][:-1]) <= (life.expires_at - self.now).total_seconds()
                 assert message["data"]["request_id"] == life.request_id
+                assert (message.get("token"), message.get("fid")).count(None) == 1
+                assert message[claimed.push_kind] == claimed.push_token
                 attempt = Attempt.objects.get(delivery_id=claimed.delivery_id, number=claimed.number)
                 assert attempt.outcome == AttemptOutcome.IN_FLIGHT
             else:
@@ -253,13 +297,18 @@ class Deliveries(RuleBasedStateMachine):
     @rule(number=DISPATCHERS)
     def record(self, number: int) -> None:
         answered = self.one_of(number, lambda driver: bool(driver.dispatcher.recorder.waiting)).answered()
-        outbox.record_attempts(answered)
-        self.dead |= {sent.claimed.push_token for sent in answered if sent.outcome == AttemptOutcome.TOKEN_DEAD}
+        attempts.record_attempts(answered)
+        died: dict[Target, datetime] = {}
+        for claimed in (sent.claimed for sent in answered if sent.outcome == AttemptOutcome.TOKEN_DEAD):
+            at, target = self.claimed_at[claimed.delivery_id, claimed.number], target_of(claimed)
+            died[target] = max(at, died.get(target, at))
+        for target, at in died.items():
+            self.deaths.record(target, at, [owner.push for owner in self.owners])
         for sent in answered:
             life = self.life_of(sent.claimed)
             life.record(sent, self.now, pushable=self.can_be_pushed_to(life.owner))
         for owner in self.owners:
-            if owner.push_token in self.dead:
+            if owner.push.target in died and not owner.push.is_live:
                 self.stop_pushing_to(owner)
 
     @rule(number=DISPATCHERS, after_seconds=AFTER_SECONDS)
@@ -363,7 +412,7 @@ class Deliveries(RuleBasedStateMachine):
     def sweep(self) -> None:
         overdue = [life for life in self.lives.values() if life.is_overdue(self.now)]
         assert queue.expire(ALL) == len(overdue)
-        outbox.close_abandoned(ALL)
+        attempts.close_abandoned(ALL)
         for life in overdue:
             life.settle(DeliveryState.EXPIRED)
         for life in self.lives.values():
@@ -378,20 +427,54 @@ class Deliveries(RuleBasedStateMachine):
             offers = [command["request_id"] for command in answer.json["commands"]]
             assert offers == offered(self.lives_of(owner), self.now)[: queue.OFFER_LIMIT]
 
-    @rule(number=PHONES, push_token=PUSH_TOKENS)
-    def new_push_token(self, number: int, push_token: str | None) -> None:
-        owner = self.owners[number]
-        answer = owner.phone.heartbeat(push_token=push_token)
-        if self.beats(owner, answer.code) and push_token != owner.push_token:
-            self.give_push_token(owner, push_token)
+    @rule(number=PHONES, push_target=PUSH_TARGETS, registered=REGISTERED)
+    def new_push_target(self, number: int, push_target: Target | None, registered: int | None) -> None:
+        owner, target = self.owners[number], push_target
+        answer = owner.phone.heartbeat(push_target=self.as_sent(target, registered))
+        at = self.at(registered)
+        if self.beats(owner, answer.code) and self.deaths.is_written(owner.push, target, at, self.now):
+            self.give_push_target(owner, target, at)
 
     @precondition(lambda self: self.calm >= CALM)
-    @rule(number=PHONES, token=st.integers(0, 1), push_token=PUSH_TOKENS)
-    def enrol_again(self, number: int, token: int, push_token: str | None) -> None:
+    @rule(number=PHONES, kind=KINDS, overtakes=st.booleans(), seconds=UNTIL_REGISTERED)
+    def dead_target(self, number: int, kind: str, overtakes: bool, seconds: int) -> None:
+        """A target dies twice, and its phone registers it again: before FCM's answer is recorded, or this long after.
+
+        In the end the other phone sends it, and says nothing about a registration.
+        """
+        owner, target = self.owners[number], Target(kind, "unregistered-1")
+        if owner.retired_at is not None:
+            self.enrol_with_the_other_token(number)
+        self.reinstate()
+        self.new_push_target(number, target, 0)
+        self.issue({number}, "ping", 86_400, supersede=False)
+        for _ in range(2):
+            self.claim(0, 1, ALL)
+            if self.drivers[0].claimed:
+                self.send(0)
+            if overtakes:
+                self.time_passes(600 + 1)
+                self.new_push_target(number, target, 0)
+            if self.drivers[0].dispatcher.recorder.waiting:
+                self.record(0)
+            self.rows_are_as_expected()
+            self.time_passes(seconds)
+            self.new_push_target(number, target, 0)
+            self.rows_are_as_expected()
+        self.new_push_target(1 - number, target, None)
+        self.calm = 0
+
+    @rule(number=PHONES, registered=REGISTERED)
+    def same_push_target(self, number: int, registered: int | None) -> None:
+        self.new_push_target(number, self.owners[number].push.target, registered)
+
+    @precondition(lambda self: self.calm >= CALM)
+    @rule(number=PHONES, token=st.integers(0, 1), push_target=PUSH_TARGETS, registered=REGISTERED)
+    def enrol_again(self, number: int, token: int, push_target: Target | None, registered: int | None = None) -> None:
         self.calm = 0
         self.time_passes(1)
         owner, enrollment_token = self.owners[number], self.setup.enrollment_tokens[token]
-        said = {} if push_token is None else {"push_token": push_token}
+        said = {} if push_target is None else {"push_target": self.as_sent(push_target, registered)}
         answer = owner.phone.register(enrollment_token, **said)
         if owner.revoked and owner.retired_at is None:
             assert answer.code == "device_revoked"
@@ -404,9 +487,10 @@ class Deliveries(RuleBasedStateMachine):
             owner.enrollments += 1
             owner.enrolled_at = self.now
             self.cancel_all_of(owner)
-            owner.push_token = None
-        if push_token is not None:
-            self.give_push_token(owner, push_token)
+            if push_target is None:
+                owner.push.forget()
+        if push_target is not None:
+            self.give_push_target(owner, push_target, self.at(registered))
         self.time_passes(1)
 
     @precondition(lambda self: self.calm >= CALM)
@@ -508,14 +592,26 @@ class Deliveries(RuleBasedStateMachine):
         return not owner.revoked
 
     def can_be_pushed_to(self, owner: Owner) -> bool:
-        return owner.push_token is not None and owner.push_token not in self.dead and not owner.revoked
+        return owner.push.is_live and not owner.revoked
 
-    def give_push_token(self, owner: Owner, push_token: str | None) -> None:
+    def at(self, seconds_ago: int | None) -> datetime | None:
+        return None if seconds_ago is None else self.now - timedelta(seconds=seconds_ago)
+
+    def as_sent(self, target: Target | None, seconds_ago: int | None) -> dict[str, Any] | None:
+        """Return a push target as a phone sends it now; for the database it is always the beginning."""
+        if target is None:
+            return None
+        at = None if seconds_ago is None else rfc3339(self.began - timedelta(seconds=seconds_ago))
+        return {"kind": target.kind, "value": target.value, "registered_at": at}
+
+    def give_push_target(self, owner: Owner, target: Target | None, registered_at: datetime | None) -> None:
         for other in self.owners:
-            if other is not owner and push_token is not None and other.push_token == push_token:
-                other.push_token = None
+            if other is not owner and target and other.push.target and other.push.target.value == target.value:
+                other.push.forget()
+                self.setup.push_target_rules.add("moved")
                 self.stop_pushing_to(other)
-        owner.push_token = push_token
+        if not self.deaths.assign(owner.push, target, registered_at, self.now):
+            return
         if not self.can_be_pushed_to(owner):
             self.stop_pushing_to(owner)
             return
@@ -553,6 +649,10 @@ def deliveries() -> QuerySet[Any]:
     return Delivery.objects.order_by("id").select_related("device").prefetch_related(by_number, reports_in_order)
 
 
+def target_of(claimed: Claimed) -> Target:
+    return Target(claimed.push_kind, claimed.push_token)
+
+
 def as_kept(report: Report) -> KeptReport:
     return KeptReport(report.status, report.via, report.duplicate, report.repeat_count + 1)
 
@@ -587,7 +687,8 @@ def setup(admin: Admin, fcm: FcmStandin, settings: Settings, monkeypatch: pytest
     for number in range(2):
         phone = Phone(admin.client, f"phone-{number}")
         phone.register(texts[0], push_token=f"ok-phone-{number}")
-        owners.append(Owner(phone, f"ok-phone-{number}", enrolled_by=texts[0]))
+        push = OwnedTarget(Target("token", f"ok-phone-{number}"))
+        owners.append(Owner(phone, push, enrolled_by=texts[0]))
     return Setup(admin, fcm, texts, owners)
 
 
@@ -608,3 +709,4 @@ def test_no_delivery_is_lost_settled_twice_or_sent_too_late_in_any_order_of_even
 
     run_state_machine_as_test(OnThisScene, settings=play)
     assert setup.wipes >= WIPES
+    assert setup.push_target_rules >= PUSH_TARGET_RULES

@@ -7,8 +7,9 @@ from pytest_django import Settings
 
 from commands.models import Attempt, AttemptOutcome, Command, Delivery
 from commands.push import fcm_outcomes
+from commands.push.attempts import record_attempts
 from commands.push.fcm import parse
-from commands.push.outbox import LEASE, Claimed, Sent, claim_due, record_attempts
+from commands.push.outbox import LEASE, Claimed, Sent, claim_due
 from devices.models import Device
 from loadtest.fake_fcm.server import FcmStandin
 from nexmdm.client.phone import Agent, Credentials
@@ -59,7 +60,7 @@ def test_a_push_is_data_only_of_high_priority_and_lives_no_longer_than_its_comma
     dispatch()
 
     message = fcm.journal.sends()[0].message
-    assert set(message) == {"token", "data", "android"}
+    assert set(message) == {"token", "data", "android", "fcm_options"}
     assert message["android"]["priority"] == "high"
     assert 85 <= int(message["android"]["ttl"].removesuffix("s")) <= 91
     assert all(isinstance(value, str) for value in message["data"].values())

@@ -73,7 +73,7 @@ def dispatched(fcm: FcmStandin, breaker: Circuit | None = None) -> Dispatcher:
 def ping(push_token: str, *, seconds_left: float = 60, leaves_within: float = 60) -> FcmMessage:
     """Return a push whose command lives this long, and that may be sent within this time."""
     now = time.monotonic()
-    return FcmMessage(push_token, {"action": "ping"}, "high", now + seconds_left, now + leaves_within)
+    return FcmMessage("token", push_token, {"action": "ping"}, "high", now + seconds_left, now + leaves_within)
 
 
 def seconds_to_next(delivery: Delivery) -> float:
@@ -554,14 +554,21 @@ def test_a_push_that_failed_is_sent_again_under_the_same_request_id(admin: Admin
     assert list(Attempt.objects.order_by("number").values_list("outcome", flat=True)) == ["retry_later", "accepted"]
 
 
+@pytest.mark.parametrize("kind", ["token", "fid"])
+@pytest.mark.parametrize("direct_boot", [False, True])
 @pytest.mark.parametrize("priority", ["high", "normal"])
 @pytest.mark.parametrize("ttl_seconds", [1, 90, MAX_TTL_SECONDS, MAX_TTL_SECONDS + 1])
-def test_a_message_equals_the_one_of_googles_library(priority: str, ttl_seconds: int) -> None:
+def test_a_message_equals_the_one_of_googles_library(
+    kind: str, direct_boot: bool, priority: str, ttl_seconds: int
+) -> None:
     data = {"action": "message", "params": '{"title":"Café ✓"}'}
-    android = messaging.AndroidConfig(priority=priority, ttl=min(ttl_seconds, MAX_TTL_SECONDS))
-    expected = messaging.Message(data=data, android=android)
-    expected.token = "ok-1"  # The constructor warns of a successor to `token` that is not in use.
-    body = json.loads(encode(FcmMessage("ok-1", data, priority, time.monotonic() + ttl_seconds + 0.9)))
+    android = messaging.AndroidConfig(
+        priority=priority, ttl=min(ttl_seconds, MAX_TTL_SECONDS), direct_boot_ok=direct_boot or None
+    )
+    expected = messaging.Message(data=data, android=android, fcm_options=messaging.FCMOptions("message"))
+    setattr(expected, kind, "ok-1")  # The constructor warns that `token` is deprecated.
+    expires_at = time.monotonic() + ttl_seconds + 0.9
+    body = json.loads(encode(FcmMessage(kind, "ok-1", data, priority, expires_at, direct_boot=direct_boot)))
     assert body == {"message": json.loads(str(expected))}
 
 

@@ -12,7 +12,7 @@ from django.urls import reverse
 from pytest_django import Settings
 
 from commands.models import Attempt, AttemptOutcome, Command, Delivery, Report
-from commands.push import circuit_breaker, outbox
+from commands.push import attempts, circuit_breaker, outbox
 from commands.push import fcm as firebase
 from commands.push.circuit_breaker import Fault
 from commands.push.dispatcher import Dispatcher
@@ -198,7 +198,7 @@ def test_the_reason_shows_that_no_time_was_left_for_a_push(admin: Admin, fcm: Fc
     ping(admin, "ok-1")
     (claimed,) = outbox.claim_due(1)
     Command.objects.update(expires_at=Now() + outbox.LEAST)
-    outbox.record_attempts(
+    attempts.record_attempts(
         [outbox.Sent(claimed, AttemptOutcome.BLOCKED, detail="not sent: too late", retry_in_seconds=0)]
     )
     assert why_open(admin) == "No time is left for a push before the expiry."

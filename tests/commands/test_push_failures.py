@@ -12,7 +12,7 @@ from django.db import connection
 from django.db.models.functions import Now
 
 from commands.models import AttemptOutcome, Delivery
-from commands.push import circuit_breaker, outbox
+from commands.push import attempts, circuit_breaker, outbox
 from commands.push.outbox import Claimed, Sent
 from devices.models import Device
 from loadtest.fake_fcm.server import FcmStandin
@@ -171,7 +171,7 @@ def test_pushes_that_are_recorded_together_count_in_the_order_in_which_they_ende
     admin: Admin, pushed: Phone, ends: str, push: str
 ) -> None:
     claimed = claims(admin, pushed, len(ends))
-    outbox.record_attempts(
+    attempts.record_attempts(
         [accepted(one) if end == "A" else failed(one) for end, one in zip(ends, claimed, strict=True)]
     )
     assert push_of(admin, pushed) == push
@@ -179,15 +179,15 @@ def test_pushes_that_are_recorded_together_count_in_the_order_in_which_they_ende
 
 def test_a_batch_that_is_recorded_twice_counts_once(admin: Admin, pushed: Phone) -> None:
     answers = list(map(failed, claims(admin, pushed, 3)))
-    outbox.record_attempts(answers)
-    outbox.record_attempts(answers)
+    attempts.record_attempts(answers)
+    attempts.record_attempts(answers)
     assert count(pushed) == 3
 
 
 def test_an_answer_about_an_earlier_push_token_does_not_count_for_the_present_one(admin: Admin, pushed: Phone) -> None:
     claimed = claims(admin, pushed, 5)
     pushed.heartbeat(push_token="ok-2")
-    outbox.record_attempts(list(map(failed, claimed)))
+    attempts.record_attempts(list(map(failed, claimed)))
     assert (push_of(admin, pushed), count(pushed)) == ("ok", 0)
 
 
@@ -203,7 +203,7 @@ def test_pushes_that_were_never_sent_do_not_count(
 def test_a_push_whose_dispatcher_died_does_not_count(admin: Admin, pushed: Phone) -> None:
     claims(admin, pushed, 5)
     let_pass(minutes=5)
-    assert outbox.close_abandoned(100) == 5
+    assert attempts.close_abandoned(100) == 5
     assert count(pushed) == 0
 
 
@@ -217,12 +217,12 @@ def version_of_row(phone: Phone) -> Any:
 def test_a_device_whose_count_stays_the_same_is_neither_written_nor_locked(admin: Admin, pushed: Phone) -> None:
     claimed = claims(admin, pushed, 9)
     untouched = version_of_row(pushed)
-    outbox.record_attempts(list(map(accepted, claimed[:2])))
+    attempts.record_attempts(list(map(accepted, claimed[:2])))
     assert version_of_row(pushed) == untouched
-    outbox.record_attempts(list(map(failed, claimed[2:7])))
+    attempts.record_attempts(list(map(failed, claimed[2:7])))
     failing = version_of_row(pushed)
     assert failing != untouched
-    outbox.record_attempts(list(map(failed, claimed[7:])))
+    attempts.record_attempts(list(map(failed, claimed[7:])))
     assert version_of_row(pushed) == failing
 
 
@@ -234,7 +234,7 @@ def test_dispatchers_that_record_at_the_same_moment_count_together_and_wait_for_
 
     def record(answers: list[Sent]) -> None:
         ready.wait()
-        outbox.record_attempts(answers)
+        attempts.record_attempts(answers)
 
     with ThreadPoolExecutor(2) as dispatchers:
         for _ in range(ROUNDS):
@@ -261,7 +261,7 @@ def test_a_push_token_that_dies_next_to_a_failure_of_another_device_is_recorded_
 
     def record(answers: list[Sent]) -> None:
         ready.wait()
-        outbox.record_attempts(answers)
+        attempts.record_attempts(answers)
 
     with ThreadPoolExecutor(2) as dispatchers:
         for number in range(ROUNDS):

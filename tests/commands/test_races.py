@@ -14,7 +14,7 @@ from django.db.models.functions import Now
 from commands import finishing, issuing, queue, reports, retention
 from commands.issuing import CommandRequest
 from commands.models import Attempt, AttemptOutcome, Command, Delivery, ReportStatus, Withdrawal
-from commands.push import outbox
+from commands.push import attempts, outbox
 from commands.push.outbox import Claimed, Sent
 from commands.reports import ReportInput
 from devices import check_in, enrollment, tokens
@@ -124,7 +124,7 @@ def test_no_push_is_due_again_for_a_phone_that_loses_its_push_token_while_the_an
     (claimed,) = outbox.claim_due(1)
     answer = Sent(claimed, AttemptOutcome.RETRY_LATER, http_status=503, retry_in_seconds=10)
 
-    overtaken(lambda: phone.heartbeat(push_token=None), lambda: outbox.record_attempts([answer]))
+    overtaken(lambda: phone.heartbeat(push_token=None), lambda: attempts.record_attempts([answer]))
 
     assert Attempt.objects.get().outcome == "retry_later"
     assert (Delivery.objects.get().push_state, Delivery.objects.get().next_attempt_at) == ("undeliverable", None)
@@ -137,7 +137,7 @@ def test_a_push_token_that_dies_at_the_moment_another_phone_sends_it_is_dead_the
     phone.heartbeat(push_token=None)
     dead = Sent(claimed, AttemptOutcome.TOKEN_DEAD, http_status=404)
 
-    overtaken(lambda: outbox.record_attempts([dead]), lambda: other.heartbeat(push_token="token-1"))
+    overtaken(lambda: attempts.record_attempts([dead]), lambda: other.heartbeat(push_token="token-1"))
 
     assert Device.objects.get(push_token="token-1").push_token_dead_at is not None
 

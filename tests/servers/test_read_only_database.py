@@ -11,7 +11,7 @@ from django.contrib.auth import get_user_model
 from django.core.management import call_command
 
 from commands.models import Attempt, Delivery
-from commands.push import outbox
+from commands.push import attempts
 from loadtest.fake_fcm.server import FcmStandin
 from nexmdm.common.postgresql import outage
 from nexmdm.standalone import embedded_postgres
@@ -100,7 +100,7 @@ def test_a_dispatcher_keeps_its_answers_until_the_database_accepts_writes_again(
     read_only: Switch, admin: Admin, fcm: FcmStandin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     admin.command("ping", to=admin.enrol("phone-1", push_token="ok-1"))
-    record, tries = outbox.record_attempts, iter(("on", "off"))
+    record, tries = attempts.record_attempts, iter(("on", "off"))
 
     def recorded(*arguments: object) -> None:
         if state := next(tries, ""):
@@ -108,6 +108,6 @@ def test_a_dispatcher_keeps_its_answers_until_the_database_accepts_writes_again(
         record(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr("commands.push.recorder.RETRY_SECONDS", 0)
-    monkeypatch.setattr(outbox, "record_attempts", recorded)
+    monkeypatch.setattr(attempts, "record_attempts", recorded)
     call_command("dispatch", once=True)
     assert (Attempt.objects.get().outcome, Delivery.objects.get().push_state) == ("accepted", "accepted")

@@ -16,6 +16,7 @@ from django.core.signals import request_finished, request_started
 from django.db import close_old_connections
 
 from devices import push_targets
+from devices.push_targets import Death
 from nexmdm.asgi import application  # first: it sets Django up
 from nexmdm.auth import signing
 from nexmdm.common import database
@@ -258,4 +259,4 @@ class Phone:
 
 def fcm_calls_dead(push_token: str) -> None:
     """Do what the dispatcher does when FCM calls a push token dead."""
-    push_targets.mark_dead([push_token])
+    push_targets.mark_dead([Death("token", push_token, database.now())])

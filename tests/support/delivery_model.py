@@ -11,6 +11,7 @@ from commands.push.outbox import LEASE, LEAST, Sent
 from commands.reports import EXTRA_TIME
 from devices.enrollment import LOST_ANSWER_WINDOW
 from tests.support.actors import Phone
+from tests.support.push_target_model import OwnedTarget
 
 MAY_GO_AGAIN: Final = (
     AttemptOutcome.UNKNOWN,
@@ -30,7 +31,7 @@ class Owner:
     """A phone, and the server's expected knowledge of it."""
 
     phone: Phone
-    push_token: str | None
+    push: OwnedTarget
     enrolled_by: str
     enrolled_at: datetime | None = None
     token_used: bool = False

@@ -197,9 +197,10 @@ def _put(fitted: dict[str, Any], name: str, field: Informing, value: Any, place:
     try:
         fitted[name] = _fitting(field, value, place)
     except ValueError as error:
+        within = place.notes[noted:]
         del place.notes[noted:]
         if value is not None:
-            place.note(f"{_reason(error)}; dropped")
+            place.note(_reason_within(error, within) or f"{_reason(error)}; dropped")
 
 
 def _fitting(field: Informing, value: Any, place: _Place) -> Any:
@@ -216,6 +217,15 @@ def _reason(error: ValueError) -> str:
         return str(error)
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     return first["msg"].removeprefix("Value error, ")
+
+
+def _reason_within(error: ValueError, notes: Sequence[Note]) -> str:
+    """Return why an object lacks a required member, with the member's name; empty if the error is another one."""
+    if not isinstance(error, ValidationError):
+        return ""
+    missing = [str(one["loc"][-1]) for one in error.errors(include_url=False) if one["type"] == "missing"]
+    dropped = {note.loc[-1]: note.msg for note in notes}
+    return f"{missing[0]} {dropped.get(missing[0], 'is required; dropped')}" if missing else ""
 
 
 def _as_it_is(value: Any, place: _Place) -> Any:  # noqa: ARG001  (it is a Repair)

@@ -15,7 +15,7 @@ from django.db import Error
 from prometheus_client import start_http_server
 
 from commands import finishing, queue, retention
-from commands.push import fcm, outbox
+from commands.push import attempts, fcm, outbox
 from commands.push.dispatcher import SLOTS, Dispatcher
 from commands.push.periodic import PeriodicTask
 from devices import credentials, push_targets
@@ -26,7 +26,7 @@ from nexmdm.common import gc_tuning
 from nexmdm.common.database import run_in_db_thread
 from nexmdm.common.overload.gates import GateFull
 from nexmdm.config import checks
-from nexmdm.monitoring import dispatcher_status, metrics
+from nexmdm.monitoring import dispatcher_status, metrics, push_health
 from nexmdm.standalone import parent_watch
 
 log = structlog.get_logger()
@@ -36,6 +36,7 @@ RETENTION_BATCH = 2000
 AUDIT_WITNESS_EVERY_SECONDS = 3600
 """The time of an hour in which the audit could be rewritten without a trace in logs that were sent elsewhere."""
 SHARED_BATCH = 1000
+HOURS_BATCH = 24
 COLLECT_AFTER = 100_000
 """The number of new objects that starts a garbage collection: a claim of 500 pushes alone creates thousands."""
 
@@ -101,7 +102,7 @@ def _periodic_tasks(dispatcher: Dispatcher) -> list[PeriodicTask]:
         PeriodicTask("expire", 1, lambda: queue.expire(SWEEP_BATCH), SWEEP_BATCH),
         PeriodicTask("ends of commands", 5, lambda: finishing.finish_recent(SWEEP_BATCH), SWEEP_BATCH),
         PeriodicTask("ends of older commands", 60, lambda: finishing.finish(SWEEP_BATCH), SWEEP_BATCH),
-        PeriodicTask("abandoned attempts", 10, lambda: outbox.close_abandoned(SWEEP_BATCH), SWEEP_BATCH),
+        PeriodicTask("abandoned attempts", 10, lambda: attempts.close_abandoned(SWEEP_BATCH), SWEEP_BATCH),
         PeriodicTask("comparison keys", 10, lambda: comparison_keys.fill(RETENTION_BATCH), RETENTION_BATCH),
         PeriodicTask("shared push tokens", 3600, lambda: outbox.settle_shared_push_tokens(SHARED_BATCH), SHARED_BATCH),
         PeriodicTask("unused credentials", 60, credentials.forget_unused_next),
@@ -112,6 +113,8 @@ def _periodic_tasks(dispatcher: Dispatcher) -> list[PeriodicTask]:
         PeriodicTask(
             "retention of dead push tokens", 60, lambda: push_targets.prune(kept, RETENTION_BATCH), RETENTION_BATCH
         ),
+        PeriodicTask("push health", 60, lambda: push_health.count_hours(HOURS_BATCH), HOURS_BATCH),
+        PeriodicTask("retention of push health", 60, lambda: push_health.prune(kept, RETENTION_BATCH), RETENTION_BATCH),
         PeriodicTask("witness of the audit", AUDIT_WITNESS_EVERY_SECONDS, _log_audit_witness),
         PeriodicTask("retention of the audit", 10, lambda: entries.prune(kept, RETENTION_BATCH), RETENTION_BATCH),
     ]

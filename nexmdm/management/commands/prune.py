@@ -11,6 +11,7 @@ from django.core.management.base import BaseCommand
 from commands import finishing, retention
 from devices import push_targets
 from nexmdm.audit import entries
+from nexmdm.monitoring import push_health
 
 BATCH: Final = 2000
 
@@ -32,6 +33,7 @@ class Command(BaseCommand):
         _all_batches(lambda: finishing.finish(BATCH))
         deliveries = _all_deliveries(kept)
         _all_batches(lambda: push_targets.prune(kept, BATCH))
+        _all_batches(lambda: push_health.prune(kept, BATCH))
         deleted_entries = _all_batches(lambda: entries.prune(kept, BATCH))
         self.stdout.write(
             f"Deleted {deliveries} deliveries and {deleted_entries} audit entries older than {days} days."

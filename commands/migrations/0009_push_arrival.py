@@ -1,0 +1,9 @@
+"""Store how a push arrived at the phone, by the phone's report."""
+
+from django.db import migrations, models
+
+
+class Migration(migrations.Migration):
+    dependencies = [("commands", "0008_index_failed_attempts")]
+
+    operations = [migrations.AddField("delivery", "push_arrival", models.JSONField(blank=True, null=True))]

@@ -1,0 +1,239 @@
+"""Push health: how pushes fare by model, manufacturer, Android version or agent version.
+
+An hour that is over is counted once, by the dispatcher. So an answer reads at most two parts of hours row by row.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Annotated, Any, Final
+
+import orjson
+from django.db import transaction
+from django.db.models import Max
+from django.db.models.functions import Now
+from pydantic import Field
+
+from nexmdm.common import database
+from nexmdm.common.types import Body, ResponseSchema, Time
+from nexmdm.models import PushHealthHour
+
+HOUR: Final = timedelta(hours=1)
+DAY: Final = timedelta(days=1)
+SETTLING: Final = timedelta(minutes=5)
+"""How long after its end an hour is counted: by then, each transaction that began in it has ended."""
+
+BANDS_PER_DOUBLING: Final = 8
+"""The latency bands: a latency is known to 4.5 %, half of a band."""
+
+
+class PushHealthField(StrEnum):
+    """The fields of a device by which pushes are counted."""
+
+    MODEL = "model"
+    MANUFACTURER = "manufacturer"
+    OS_VERSION = "os_version"
+    AGENT_VERSION = "agent_version"
+
+
+class PushHealthQuery(Body):
+    """`since`: a day ago if it is not given."""
+
+    by: PushHealthField = PushHealthField.MODEL
+    since: Time | None = None
+
+
+class PushHealthRow(ResponseSchema):
+    """The pushes to the devices with one value (`key`) of a field, empty where the phone reported none.
+
+    Pushes are counted by their end, and answers by the end of their delivery, whatever the field's value was before.
+    """
+
+    key: str
+    devices: Annotated[int, Field(description="Devices that have this value now, neither revoked nor retired.")]
+    attempts: Annotated[int, Field(description="Pushes that were sent to FCM.")]
+    accepted: Annotated[int, Field(description="Pushes that FCM accepted.")]
+    answered_by_push: Annotated[int, Field(description="Settled deliveries on which a phone reported `via` push.")]
+    answered_by_heartbeat: Annotated[int, Field(description="Those on which a phone reported `via` heartbeat.")]
+    downgraded: Annotated[int, Field(description="Those whose push was sent with priority high and arrived as normal.")]
+    p50_ms: Annotated[
+        int | None, Field(description="The median from FCM's acceptance to the first report, by push; within 5 %.")
+    ]
+    p95_ms: int | None
+
+
+class PushHealthList(ResponseSchema):
+    """Push health, the value with most attempts first."""
+
+    items: list[PushHealthRow]
+
+
+# The events of a span, each with its device. Attempts that were not sent do not count.
+_COUNTED: Final = """
+    WITH event AS (
+        SELECT delivery.device_id, 1 AS attempts, (attempt.outcome = 'accepted')::int AS accepted,
+            0 AS answered_by_push, 0 AS answered_by_heartbeat, 0 AS downgraded, NULL::float8 AS seconds
+        FROM commands_attempt attempt JOIN commands_delivery delivery ON delivery.id = attempt.delivery_id
+        WHERE attempt.finished_at >= %(since)s AND attempt.finished_at < %(until)s
+            AND NOT (attempt.outcome = 'blocked' AND attempt.http_status IS NULL)
+        UNION ALL
+        SELECT device_id, 0, 0, (delivered_via = 'push')::int, (delivered_via = 'heartbeat')::int,
+            (push_arrival @> '{"original_priority": "high", "priority": "normal"}')::int,
+            CASE WHEN delivered_via = 'push' THEN (
+                SELECT extract(epoch FROM delivery.received_at - min(finished_at))::float8
+                FROM commands_attempt WHERE delivery_id = delivery.id AND outcome = 'accepted'
+            ) END
+        FROM commands_delivery delivery
+        WHERE settled_at >= %(since)s AND settled_at < %(until)s AND received_at IS NOT NULL
+    ), part AS (
+        SELECT field, value, event.*,
+            CASE WHEN seconds IS NOT NULL
+                THEN floor(log(2, GREATEST(seconds * 1000, 1)::numeric) * %(bands_per_doubling)s)::int END AS band
+        FROM event
+        JOIN devices_device device ON device.id = event.device_id
+        JOIN devices_presence presence ON presence.device_id = event.device_id
+        CROSS JOIN LATERAL (VALUES
+            ('model', device.model), ('manufacturer', device.manufacturer),
+            ('os_version', device.os_version), ('agent_version', presence.agent_version)
+        ) AS part (field, value)
+        WHERE field = ANY(%(fields)s)
+    ), banded AS (
+        SELECT field, value, band, sum(attempts) AS attempts, sum(accepted) AS accepted,
+            sum(answered_by_push) AS answered_by_push, sum(answered_by_heartbeat) AS answered_by_heartbeat,
+            sum(downgraded) AS downgraded, count(*) AS events
+        FROM part GROUP BY field, value, band
+    )
+    SELECT field, value, sum(attempts)::int AS attempts, sum(accepted)::int AS accepted,
+        COALESCE(sum(answered_by_push), 0)::int AS answered_by_push,
+        COALESCE(sum(answered_by_heartbeat), 0)::int AS answered_by_heartbeat,
+        COALESCE(sum(downgraded), 0)::int AS downgraded,
+        COALESCE(jsonb_object_agg(band, events) FILTER (WHERE band IS NOT NULL), '{}') AS latencies
+    FROM banded GROUP BY field, value
+"""
+_READ: Final = f"""
+    SELECT field, value, attempts, accepted, answered_by_push, answered_by_heartbeat, downgraded, latencies::text
+    FROM ({_COUNTED}) counted
+"""  # noqa: S608  (constants of this module; values are parameters)
+_COUNT_HOUR: Final = f"""
+    INSERT INTO nexmdm_pushhealthhour (
+        starts_at, field, value, attempts, accepted, answered_by_push, answered_by_heartbeat, downgraded, latencies
+    )
+    SELECT %(since)s, counted.* FROM ({_COUNTED}) counted
+    UNION ALL SELECT %(since)s, '', '', 0, 0, 0, 0, 0, '{{}}'
+    ON CONFLICT DO NOTHING
+"""  # noqa: S608
+_HOURS: Final = """
+    SELECT field, value, attempts, accepted, answered_by_push, answered_by_heartbeat, downgraded, latencies::text
+    FROM nexmdm_pushhealthhour
+    WHERE field = ANY(%(fields)s) AND starts_at >= %(since)s AND starts_at < %(until)s
+"""
+# The first hour with anything in it, if no hour is counted yet. A delivery that is past its time and not marked will be
+# settled within an hour that is over; until then, that hour is not counted.
+_NEXT_HOUR: Final = """
+    SELECT date_trunc('hour', COALESCE(
+        (SELECT max(starts_at) + interval '1 hour' FROM nexmdm_pushhealthhour WHERE field = ''),
+        LEAST((SELECT min(finished_at) FROM commands_attempt), (SELECT min(settled_at) FROM commands_delivery)),
+        now() - interval '1 hour'
+    ), 'UTC'), LEAST(now() - %(settling)s, (
+        SELECT min(open_until) FROM commands_delivery
+        WHERE state IN ('pending', 'received') AND open_until < now()
+    ))
+"""
+_DEVICES: Final = """
+    SELECT CASE %(by)s WHEN 'model' THEN device.model WHEN 'manufacturer' THEN device.manufacturer
+        WHEN 'os_version' THEN device.os_version ELSE presence.agent_version END AS key, count(*)
+    FROM devices_device device JOIN devices_presence presence ON presence.device_id = device.id
+    WHERE device.revoked_at IS NULL
+    GROUP BY key
+"""
+
+
+def list_health(by: PushHealthField, since: datetime | None) -> PushHealthList:
+    """Return the push health since a moment, by default since a day ago."""
+    now = database.now()
+    since = now - DAY if since is None else since
+    totals: dict[str, Counter[str]] = {}
+    latencies: dict[str, Counter[int]] = {}
+    for _, value, *counts, bands in _counted([by], since, now):
+        totals.setdefault(value, Counter()).update(dict(zip(_COUNTS, counts, strict=True)))
+        latencies.setdefault(value, Counter()).update({int(band): n for band, n in orjson.loads(bands).items()})
+    devices = dict(database.rows(_DEVICES, {"by": by}))
+    rows = [
+        _row(key, devices.get(key, 0), totals.get(key, Counter()), latencies.get(key, Counter()))
+        for key in {*devices, *totals}
+    ]
+    return PushHealthList(items=sorted(rows, key=lambda row: (-row.attempts, -row.devices, row.key)))
+
+
+_COUNTS: Final = ("attempts", "accepted", "answered_by_push", "answered_by_heartbeat", "downgraded")
+
+
+def _counted(fields: list[str], since: datetime, until: datetime) -> Iterable[tuple[Any, ...]]:
+    """Return the counts of a span by the fields' values: whole hours as they are stored, the rest from the rows."""
+    first = _hour_of(since + HOUR - timedelta(microseconds=1))
+    last = PushHealthHour.objects.filter(field="").aggregate(last=Max("starts_at"))["last"]
+    stored_until = until if last is None else min(until, last + HOUR)
+    if last is None or stored_until <= first:
+        return _rows(_READ, fields, since, until)
+    return [
+        *_rows(_READ, fields, since, first),
+        *_rows(_HOURS, fields, first, stored_until),
+        *_rows(_READ, fields, stored_until, until),
+    ]
+
+
+def _rows(query: str, fields: list[str], since: datetime, until: datetime) -> list[tuple[Any, ...]]:
+    bounds = {"fields": fields, "since": since, "until": until, "bands_per_doubling": BANDS_PER_DOUBLING}
+    return database.rows(query, bounds) if since < until else []
+
+
+def _hour_of(moment: datetime) -> datetime:
+    return moment.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
+
+
+def _row(key: str, devices: int, counts: Counter[str], latencies: Counter[int]) -> PushHealthRow:
+    return PushHealthRow(
+        key=key,
+        devices=devices,
+        **{name: counts[name] for name in _COUNTS},
+        p50_ms=_percentile(latencies, 0.5),
+        p95_ms=_percentile(latencies, 0.95),
+    )
+
+
+def _percentile(latencies: Counter[int], share: float) -> int | None:
+    """Return the middle of the band in which this share of the latencies is reached, in milliseconds."""
+    left = math.ceil(latencies.total() * share)
+    for band in sorted(latencies):
+        left -= latencies[band]
+        if left <= 0:
+            return round(2 ** ((band + 0.5) / BANDS_PER_DOUBLING))
+    return None
+
+
+def count_hours(limit: int) -> int:
+    """Count up to `limit` hours that are over and not counted yet, each in its own transaction; return how many."""
+    for done in range(limit):
+        if not _count_next_hour():
+            return done
+    return limit
+
+
+@transaction.atomic
+def _count_next_hour() -> bool:
+    database.advisory_lock("push health", "hours")
+    starts_at, complete_until = database.row(_NEXT_HOUR, {"settling": SETTLING})
+    if starts_at + HOUR > complete_until:
+        return False
+    bounds = {"since": starts_at, "until": starts_at + HOUR, "bands_per_doubling": BANDS_PER_DOUBLING}
+    database.execute(_COUNT_HOUR, bounds | {"fields": [field.value for field in PushHealthField]})
+    return True
+
+
+def prune(kept: timedelta, limit: int) -> int:
+    """Delete up to `limit` rows of hours that began before `kept` ago; return how many."""
+    old = PushHealthHour.objects.filter(starts_at__lt=Now() - kept).order_by("starts_at").values_list("id", flat=True)
+    deleted, _ = PushHealthHour.objects.filter(id__in=list(old[:limit])).delete()
+    return deleted
