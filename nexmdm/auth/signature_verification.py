@@ -115,7 +115,10 @@ def _principal_of(key: str) -> str | None:
 
 
 def _secrets_of(principal: str | None) -> list[str]:
-    """Return the live secrets of an admin; for None, secrets of equal number, so that the comparison takes as long."""
+    """Return the live secrets of an admin.
+
+    For None, return those of the unnamed admin, so that a comparison takes as long.
+    """
     if principal is None or principal == named_admins.UNNAMED:
         return settings.HMAC_SECRETS
     named: dict[str, list[str]] = settings.NAMED_HMAC_SECRETS

@@ -1,5 +1,4 @@
-"""Values of a command line. Each function parses one kind of value, and its error says what is wrong.
-"""
+"""Values of a command line. Each function parses one kind of value, and its error says what is wrong."""
 
 import json
 import re

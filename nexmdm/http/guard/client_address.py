@@ -32,7 +32,7 @@ def set_client(scope: Scope, headers: Headers) -> None:
 
 
 def _nearest_untrusted(entries: Iterable[str]) -> str | None:
-    """Return the first address that is not a trusted proxy's, else the last one before an invalid entry."""
+    """Return the first address, from the end, of no trusted proxy; else the last one before an invalid entry."""
     nearest = None
     for entry in islice(entries, HOPS):
         parsed = addresses.parse(entry.strip())

@@ -74,7 +74,7 @@ class Guard:
 
 
 class _Answer:
-    """The answer: adds the correlation id, records the status of the answer, and has refusals logged."""
+    """The answer to one request: it adds the correlation id, records the status, and logs refusals."""
 
     def __init__(self, scope: Scope, facts: RequestFacts, send: Send) -> None:
         self._scope = scope

@@ -170,7 +170,7 @@ class Command(BaseCommand):
         return phones
 
     def _fcm(self) -> SimulatedFcm:
-        """Return the place for pushes, and say how the server is started so that it sends them there."""
+        """Return the simulated FCM, and print how to start the server so that it sends its pushes there."""
         configured = urlsplit(settings.FCM_BASE_URL)
         port = (configured.port or FCM_PORT) if configured.hostname == "127.0.0.1" else FCM_PORT
         fcm = SimulatedFcm("127.0.0.1", port)
