@@ -84,7 +84,7 @@ def lock_named(target: Target) -> tuple[datetime, Target]:
 def lock_free_named(targets: Sequence[Target]) -> tuple[datetime, list[UnknownDevices | DevicesBusy | None]]:
     """Lock the devices that targets name by id, until the transaction ends, without waiting for any lock.
 
-    Returns the transaction's time, and for each target the error that prevents it from being served here, or None.
+    Returns the transaction's time, and for each target None or the error that prevents the lock.
     """
     named = {device_id for target in targets for device_id in target.device_ids}
     now, held = _hold(named, f"{_HOLD} SKIP LOCKED")

@@ -21,7 +21,7 @@ _TOO_LATE: Final = "The time of this work was over before it had a connection."
 
 
 class DatabaseWrapper(base.DatabaseWrapper):  # type: ignore[misc]  # Its package is not typed.
-    """The backend of django-prometheus, with a reason in the error if there is no connection, and a limit on each wait."""
+    """The backend of django-prometheus. Its errors say why there is no connection, and each wait has a limit."""
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
         """Take a connection from the pool, or make a new one. Raises Unreachable (with the reason) and NoConnection."""
