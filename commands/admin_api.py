@@ -60,7 +60,7 @@ ISSUED = Counter("nexmdm_commands_issued", "Commands queued, by action.", ["acti
 
 
 class InvalidParams(DomainError):
-    detail = "The params do not fit the action."
+    detail = "The params are not valid for this action."
 
     def __init__(self, errors: list[dict[str, Any]], detail: str = detail) -> None:
         super().__init__(f"{detail} Nothing was queued.")

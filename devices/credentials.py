@@ -32,13 +32,13 @@ NEXT_LIVES: Final = timedelta(hours=24)
 
 
 class InvalidToken(DomainError):
-    detail = "The device token is not valid. If the phone lost its token, register it again."
+    detail = "The device token is not valid. If the phone lost its token, register the phone again."
 
 
 class DeviceRevoked(DomainError):
     detail = (
         "This device is revoked or retired. If it is revoked, an admin can reinstate it by POST "
-        "/admin/devices/{device_id}/reinstate. If it is retired, register it again with any enrollment token."
+        "/admin/devices/{device_id}/reinstate. If it is retired, register the phone again with any enrollment token."
     )
 
     def __init__(self, device_id: UUID | None = None) -> None:
@@ -135,7 +135,7 @@ class Verifier:
     is_next: bool
 
     def matches_digest(self, token: tokens.Token) -> bool | None:
-        """Return whether `token` is this credential; None if only bcrypt can decide, because the digest's key is missing.
+        """Return whether `token` is this credential; None if the digest's key is missing, so that only bcrypt decides.
 
         If the stored digest was made with a configured key and differs, the token is wrong. So a guess costs no bcrypt
         check.

@@ -42,7 +42,7 @@ class EnrollmentTokenRevoked(DomainError):
 
 
 class HardwareKnown(DomainError):
-    detail = "This hardware_id is enrolled already. To register it again, use a token made with re_enroll."
+    detail = "This hardware_id is enrolled already. To register it again, use an enrollment token made with re_enroll."
 
     def __init__(self, device_id: UUID) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class UnknownEnrollmentToken(DomainError):
 
 
 class DeviceRetired(DomainError):
-    detail = "This device is retired permanently. Register it again with any valid enrollment token."
+    detail = "This device is retired. Register the phone again with any valid enrollment token: it keeps its device_id."
 
 
 class UnknownDevice(DomainError):

@@ -76,7 +76,7 @@ class IdempotencyInFlight(DomainError):
 
 
 class IdempotencyKeyReused(DomainError):
-    detail = "This Idempotency-Key belongs to another request. Use a new one for each new request."
+    detail = "This Idempotency-Key belongs to another request. Use a new key for each new request."
 
 
 @dataclass(slots=True)

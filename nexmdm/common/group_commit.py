@@ -57,11 +57,11 @@ class Overloaded(DomainError):
 
 
 class Draining(DomainError):
-    detail = "This process is stopping. Try again: another process answers."
+    detail = "This server process is stopping. Try again: another process will answer."
 
 
 class ClientLeft(DomainError):
-    detail = "The client closed its connection before its turn. Nothing was recorded."
+    detail = "The client closed its connection while its request waited. Nothing was recorded."
 
 
 class Batchable(Protocol):

@@ -88,5 +88,5 @@ NOT_FOUND: Final = general(404, "There is nothing at this path.")
 INTERNAL: Final = general(500, "The server failed. Its log has the cause under this answer's X-Correlation-ID.")
 DATABASE_UNAVAILABLE: Final = Problem(503, "database_unavailable", "The database cannot be reached. Try again shortly.")
 STOPPING: Final = Problem(
-    503, "overloaded", "This process is stopping. Send the request again: another process answers."
+    503, "overloaded", "This server process is stopping. Send the request again: another process will answer."
 )
