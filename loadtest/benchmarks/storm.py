@@ -34,7 +34,7 @@ QUIET_SECONDS: Final = 15
 """The seconds in which the phones send only heartbeats: before the command, and after the time for answers."""
 
 FAN_OUT_SECONDS: Final = 60
-"""How long the pushes may take, in seconds."""
+"""The seconds that the pushes may take."""
 
 HEARTBEAT_P99_SECONDS: Final = 0.150
 RESULT_P99_SECONDS: Final = 2.0

@@ -34,7 +34,7 @@ HEARTBEATS_PER_PROCESS: Final = 5000
 CONNECTIONS: Final = 256
 WEIGH_SECONDS: Final = 10
 GRACE_SECONDS: Final = 10
-"""How long the last commands may take after the end of the heartbeats, in seconds."""
+"""The seconds that the last commands may take after the end of the heartbeats."""
 
 _WATCH_SECONDS: Final = 0.25
 _LINE_LIMIT: Final = 2**26

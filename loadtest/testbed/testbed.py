@@ -101,7 +101,7 @@ def served(data_dir: Path, **settings: str) -> Iterator[Serving]:
 
 @contextmanager
 def _database(folder: Path, settings: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    """Return the settings of a separate database, if the server has no DATABASE_URL and must not use the embedded one."""
+    """Return the settings of a separate database, if the server has none and must not use the embedded one."""
     if "DATABASE_URL" in settings or not BEHIND_A_POOLER.get():
         yield {}
         return

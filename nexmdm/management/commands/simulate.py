@@ -34,7 +34,7 @@ FCM_PORT: Final = 8099
 """The port of the simulated FCM, unless FCM_BASE_URL names another port of this machine."""
 
 _REGISTERING: Final = 4
-"""How many phones register at the same time: each registration costs the server a password hash."""
+"""The number of phones that register at the same time. Each registration costs the server a password hash."""
 
 _START: Final = "Is the server running? Start it with `make run`, or name another one with --url."
 
