@@ -33,7 +33,7 @@ QUOTED: Final = 100
 _FAILED: Final = Q(
     outcome__in=(AttemptOutcome.RETRY_LATER, AttemptOutcome.REJECTED, AttemptOutcome.TOKEN_DEAD, AttemptOutcome.UNKNOWN)
 ) | Q(outcome=AttemptOutcome.BLOCKED, http_status__isnull=False)
-"""Pushes that were sent and failed: not those that were returned unsent, and not one that is in flight."""
+"""The condition for pushes that were sent and failed. A push that was returned unsent, or is in flight, is not one."""
 
 
 def _number_of(rows: QuerySet[Any], number: Any) -> Coalesce:

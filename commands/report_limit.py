@@ -2,7 +2,7 @@
 
 Each process counts a device's reports by itself. When a device has sent a twentieth of the limit, the process adds
 its count, and each further report, to a count that all processes share. So an ordinary device costs no statement. One
-process lets exactly the limit through, and each further process at most a tenth of it more.
+process allows exactly the limit, and each further process at most a tenth of the limit more.
 
 A report counts for a device only if its token is valid; otherwise any client could use up a device's reports. If the
 statement that records a report also checks its token, the report is counted after the statement. Until then, the report

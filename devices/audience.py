@@ -51,7 +51,7 @@ class Target:
         Resolve aliases first, by lock_named().
         """
         if self.aliases:
-            raise ValueError("resolve the target's aliases to device ids first, by lock_named()")
+            raise ValueError("resolve aliases first, by lock_named()")
         if self.device_ids:
             return "revoked_at IS NULL AND id = ANY(%(ids)s)", {"ids": self.device_ids}
         if self.tags:

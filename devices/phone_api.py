@@ -37,8 +37,8 @@ async def heartbeat(request: HttpRequest, body: Body[Reading[Heartbeat]]) -> Htt
     """Report that this phone is alive, and get its open commands. The answer is sent after the commit.
 
     A field that is not sent, or null, keeps its earlier value; only a null `push_token` deletes the stored one.
-    `commands` contains at most 20 commands: first those without a report, oldest first. Each is offered until its final
-    report. If `has_more` is true, report on these, then send the next heartbeat immediately.
+    `commands` contains at most 20 commands: first those without a report, oldest first. The server sends each
+    command until its final report. If `has_more` is true, report on these commands, then send the next heartbeat.
     """
     token: tokens.Token = request.auth  # type: ignore[attr-defined]
     answer = await check_in.check_in(token, body.fields, body.notes, request.META["REMOTE_ADDR"])

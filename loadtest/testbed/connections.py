@@ -172,7 +172,7 @@ def _nobody(status: int, body: bytes) -> None:
 
 
 class Pool:
-    """At most `limit` connections to one server, opened when needed; those used last are used first.
+    """At most `limit` connections to one server, opened when needed. The connection that was used last is used first.
 
     If a used connection is cut before an answer, the request is sent once more. A strict pool sends nothing twice: the
     request then fails. A strict pool checks a connection before it writes, and does not use one that the server has

@@ -175,7 +175,7 @@ class PostgresServer:
         return bool(self.execute("SELECT pg_is_in_recovery()") == (True,))
 
     def configure(self, **settings: str) -> None:
-        """Change settings. If it runs: those that need no restart; return when new sessions have them.
+        """Change settings. If the server runs, only settings without a restart; return when new sessions have them.
 
         Old sessions get them before their next statement. Raises PostgresFailed if PostgreSQL refuses one.
         """

@@ -81,7 +81,7 @@ async def count_read(principal: str) -> None:
 def count_writes(principal: str, calls: int) -> tuple[int, RateLimited]:
     """Count signed writes of a principal; call it in a thread, outside a transaction.
 
-    Returns how many of them are over the limit, and the error to raise for those.
+    Returns how many of these writes are over the limit, and the error to raise for them.
     """
     return _count_calls("write", principal, settings.ADMIN_RATE_LIMIT, calls)
 

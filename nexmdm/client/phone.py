@@ -222,7 +222,7 @@ class Phone:
     async def carry_out(self, commands: Iterable[Envelope]) -> int:
         """Carry out a heartbeat's commands and report on them, in order.
 
-        Return the number of those that were not refused.
+        Return the number of commands whose reports were not refused.
         """
         reports = [self.agent.receive(envelope, "heartbeat") for envelope in commands]
         good = [report for report in reports if report]

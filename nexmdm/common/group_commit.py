@@ -211,7 +211,7 @@ class GroupCommit(Generic[Item, Outcome]):
             del self._flushers[least]
 
     def _take(self) -> list[_Waiting[Item, Outcome]]:
-        """Return the next batch: the first item of each key, without those whose client has left."""
+        """Return the next batch: the first item of each key, except items whose client has left."""
         batch = []
         for key in sorted(islice(self._filling, self._batch_size)):
             waiting = self._filling.pop(key)

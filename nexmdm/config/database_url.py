@@ -74,7 +74,7 @@ def django_settings(url: str, variable: str = "DATABASE_URL") -> dict[str, Any]:
 
 
 def options(given: Mapping[str, Any], *, statement_seconds: int, lock_seconds: int) -> dict[str, Any]:
-    """Return libpq's parameters of a connection: ours, those of the URL (`given`), and the options of both."""
+    """Return libpq's parameters of a connection: NexMDM's own and the URL's (`given`), with the options of both."""
     times = f"-c statement_timeout={statement_seconds}s -c lock_timeout={lock_seconds}s"
     joined = " ".join(filter(None, (times, _GONE, str(given.get("options", "")), _ALWAYS)))
     return {**_OURS, **given, "options": joined}

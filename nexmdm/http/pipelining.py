@@ -1,4 +1,4 @@
-"""Limits on pipelined requests: those that a client sends before it has the answers to its earlier ones."""
+"""Limits on pipelined requests, which a client sends before it has the answers to its earlier requests."""
 
 import asyncio
 import re

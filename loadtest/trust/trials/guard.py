@@ -160,7 +160,7 @@ def _p99(latencies: Any) -> float:
 
 @asynccontextmanager
 async def squatting(url: str) -> AsyncIterator[None]:
-    """Keep connections open, silent ones and slow ones; those that the server closes are opened again."""
+    """Keep silent and slow connections open; if the server closes one, open another one."""
     tasks = [asyncio.create_task(_squat(url, _in_silence)) for _ in range(SILENT)]
     tasks += [asyncio.create_task(_squat(url, _drop_by_drop)) for _ in range(SLOW)]
     await asyncio.sleep(1)
@@ -233,7 +233,7 @@ async def _stop(serving: Serving, admin: FleetClient, members: list[Member]) -> 
 
 
 def _command(admin: FleetClient, accepted: list[str]) -> None:
-    """Send pings until the server is gone, and record those that it accepted."""
+    """Send pings until the server has stopped, and record the pings that it accepted."""
     with suppress(Unreachable, Refused):
         while True:
             accepted.append(admin.post("/admin/command", {"action": "ping", "target": {"all": True}})["request_id"])

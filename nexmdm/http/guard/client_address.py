@@ -1,4 +1,4 @@
-"""The client's address and scheme: the peer's own, or those that a trusted proxy forwards."""
+"""The client's address and scheme: those of the connection, or those that a trusted proxy forwards."""
 
 from collections.abc import Iterable
 from itertools import islice

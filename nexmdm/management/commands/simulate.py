@@ -148,7 +148,7 @@ class Command(BaseCommand):
         except (aiohttp.ClientError, TimeoutError) as error:
             raise CommandError(f"No answer from {url}: {error or type(error).__name__}\n{_START}") from error
         except OSError as error:
-            raise CommandError(f"Pushes cannot be taken: {error.strerror or error}") from error
+            raise CommandError(f"The simulated FCM cannot listen: {error.strerror or error}") from error
         except KeyboardInterrupt:
             self._tell("Stopped.")
 

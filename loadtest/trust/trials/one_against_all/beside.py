@@ -110,7 +110,7 @@ class Processes:
 
 @asynccontextmanager
 async def processes(*orders: Order) -> AsyncIterator[Processes]:
-    """Start a process for each order, which waits for its turn; all end with the block."""
+    """Start a process for each order; it waits for begin(). All processes end with the block."""
     started = [await _started() for _ in orders]
     try:
         for process, order in zip(started, orders, strict=True):
@@ -181,7 +181,7 @@ def each(trials: Mapping[str, Callable[[], Coroutine[Any, Any, Finding]]]) -> It
 
 
 async def tried(case: Case, traffic: Honest, attacker: Attacker, serving: Serving) -> Finding:
-    """Measure honest traffic without and with an attack in turns, close it, and check the result."""
+    """Measure honest traffic alternately without and with an attack, close it, and check the result."""
     await traffic.turn(WARM_UP_SECONDS)
     worker = serving.child("web-1")
     failed, sent = traffic.failures, traffic.sent

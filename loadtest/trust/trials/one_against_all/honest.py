@@ -91,7 +91,7 @@ async def answer(server: Server, request: bytes) -> tuple[str, dict[str, Any]]:
 
 
 def calls(admin: FleetClient, *targets: str, per_second: float = 2) -> Steady:
-    """Return an admin who creates an enrollment token, and reads each of these, in turns."""
+    """Return an admin who alternately creates an enrollment token and reads it."""
     server, work = (
         Server.of(admin.url),
         [("POST", "/admin/enrollment-tokens"), *(("GET", target) for target in targets)],

@@ -16,7 +16,7 @@ class Order:
     """An attack of a kind of `attacks.ATTACKS`: its server, addresses, and total number of connections.
 
     `per_second` is its rate; without one, each connection sends the next request after the last answer. `tokens` are
-    the bearer tokens, used in turns.
+    the bearer tokens, used one after the other.
     """
 
     kind: str
