@@ -143,8 +143,7 @@ class Enrolled:
     """The result of a registration, with the device token and the command key, which are shown only in its answer.
 
     `replaced`: the device had earlier credentials, which no longer work. The cause is a re-enrollment, or a repeat
-    after a lost answer (`re_enrolled` is then False). `earlier_address` is the address that got the earlier
-    credentials, or None.
+    after a lost answer (`re_enrolled` is then False). `earlier_address` got the earlier credentials (None: unknown).
     """
 
     device_id: UUID

@@ -191,8 +191,7 @@ class Protocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header. Ignore trailers: they would be added to headers that were checked already.
 
-        This repeats uvicorn's code, because a call of uvicorn's method for each header costs half a microsecond a
-        heartbeat.
+        This repeats uvicorn's code: to call uvicorn's method for each header costs half a microsecond a heartbeat.
         """
         if self._in_head:
             name = name.lower()
