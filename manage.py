@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Run a management command; on the embedded default, start PostgreSQL first for those that need it."""
+"""Run a management command. With the embedded PostgreSQL, start it first for commands that need it."""
 
 import os
 import sys
@@ -23,7 +23,7 @@ except ModuleNotFoundError as missing:
     )
 
 WRONG_USAGE: Final = 2
-"""What `fleet` ends with when it cannot even begin."""
+"""The exit status of `fleet` if it cannot begin."""
 
 WITHOUT_DATABASE: Final = {
     "check", "collectstatic", "compilemessages", "diffsettings", "findstatic", "fleet", "licenses",
@@ -32,7 +32,7 @@ WITHOUT_DATABASE: Final = {
 
 
 def main() -> None:
-    """Run the command line; configuration that cannot work, or a database out of reach, ends it with one line."""
+    """Run the command line. An invalid configuration, or a database that cannot be reached, ends it with one line."""
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "nexmdm.settings")
     try:
         _prepare(sys.argv[1:])

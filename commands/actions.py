@@ -24,7 +24,9 @@ class Action(Body):
     """A destructive action requires `target.device_ids`, and `expect_count` for several devices."""
 
     protective: ClassVar[bool] = False
-    """A protective action protects the data of a lost phone. The answer to a revocation that cancels one names it."""
+    """A protective action protects the data of a lost phone. If a revocation cancels such a command, its answer names
+    it.
+    """
 
     retires: ClassVar[bool] = False
     """A device that reports this action as `succeeded` is retired."""

@@ -49,7 +49,7 @@ log = structlog.get_logger()
 router = AdminRouter(tags=["commands"])
 
 WAIT_POLL_SECONDS: Final = 0.15
-"""The time between two checks for a waiting client. With the checks, it is answered within 250 ms of the result."""
+"""The time between two checks for a waiting client. So the client gets its answer within 250 ms after the result."""
 
 SMALL_AUDIENCE: Final = 10
 """A command to at most this number of named devices may share a transaction with others."""
@@ -60,7 +60,7 @@ ISSUED = Counter("nexmdm_commands_issued", "Commands queued, by action.", ["acti
 
 
 class InvalidParams(DomainError):
-    detail = "The params do not fit the action."
+    detail = "The params are not valid for this action."
 
     def __init__(self, errors: list[dict[str, Any]], detail: str = detail) -> None:
         super().__init__(f"{detail} Nothing was queued.")
@@ -93,7 +93,7 @@ async def issue_command(request: HttpRequest, body: NewCommand) -> HttpResponse:
 
     Devices named by id or alias must all be enrolled, neither revoked nor retired; `tags` (any of them) and `all` leave
     such devices out. `expires_in_seconds` limits the time to begin: a phone that has reported `received` or `running`
-    by then has one hour more for its final report. By default it is 600, for `reboot` 3600, for `lock` and `wipe`
+    by then has one hour more for its final report. The default is 600, for `reboot` 3600, for `lock` and `wipe`
     2419200. `expect_count` refuses an audience of another size; `supersede` cancels the open commands of the same
     action on these devices; `dry_run` checks and counts, and queues nothing. `wipe` requires `target.device_ids`, and
     `expect_count` for several devices.
@@ -211,14 +211,14 @@ async def list_commands(request: HttpRequest, query: Query[CommandQuery]) -> Htt
 
 @router.get("/commands/{uuid:request_id}", response=CommandDetail, url_name="command-detail")
 async def read_command(request: HttpRequest, request_id: UUID, query: Query[WaitQuery]) -> HttpResponse:
-    """Read a command with its counts. With `wait_seconds`, the answer waits for the end of the command, or that long.
+    """Read a command with its counts. With `wait_seconds`, the answer comes at the command's end, or after this time.
 
     Its `state` is the first of these that applies. `open`: a delivery is open. `cancelled`: a cancellation withdrew
-    some of its deliveries, or all of them were withdrawn otherwise. `completed`: a phone sent its final report in time.
-    `expired`: none of these. Its `outcome` is null while the command is open, then `succeeded` (on every device),
-    `partial` (on some), `failed` (on none, and failed on at least one), `expired` (none succeeded or failed) or
-    `cancelled` (all were withdrawn). `push` counts the deliveries by the answers of FCM, `counts` by the reports of the
-    phones. A server that is stopping does not wait.
+    some of its deliveries, or all of them were withdrawn for other reasons. `completed`: a phone sent its final report
+    in time. `expired`: none of these. Its `outcome` is null while the command is open, then `succeeded` (on every
+    device), `partial` (on some), `failed` (on none, and failed on at least one), `expired` (none succeeded or failed)
+    or `cancelled` (all were withdrawn). `push` counts the deliveries by the answers of FCM, `counts` by the reports of
+    the phones. A server that is stopping does not wait.
     """
     until = time.monotonic() + query.wait_seconds
     # The end is stored in a row, so poll it; there is no notification.
@@ -234,7 +234,7 @@ _ended_now: Final[dict[UUID, asyncio.Task[CommandDetail]]] = {}
 
 
 async def _ended(request_id: UUID) -> CommandDetail:
-    """Read a command that is not open any more, once for all waiting clients: its counts may take long."""
+    """Read a command that is not open any more, once for all waiting clients, because its counts may take long."""
     reading = _ended_now.get(request_id)
     if reading is None:
         # Use a new context: the context of the first request must not end this read when that request ends.

@@ -14,7 +14,7 @@ FCM_PAYLOAD_LIMIT: Final = 4096
 """The largest size in bytes of an FCM message's data, keys and values (Firebase: "About FCM messages")."""
 
 LEAST_TTL_SECONDS: Final = 1
-"""FCM's time to live is in whole seconds: with less than one left, a push would reach FCM after its time is over."""
+"""FCM's time to live is in whole seconds. With less than one second left, a push could reach FCM after its expiry."""
 
 _SIGNATURE_LENGTH: Final = 64
 

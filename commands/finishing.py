@@ -1,7 +1,8 @@
 """Finishing: when no delivery of a command is open any more, the end of the command is stored, once.
 
-Settled deliveries do not change, and neither do the stored columns. They make lists by state and outcome fast, and stay
-true while retention deletes the deliveries. Until they are stored, standing.py derives the state at each read.
+Settled deliveries do not change, so the stored end does not change either. It makes lists by state and outcome fast,
+and stays true while retention deletes the deliveries. Until the end is stored, standing.py derives the state at each
+read.
 """
 
 from datetime import timedelta
@@ -26,7 +27,7 @@ for _name, _outcome in product(CATALOGUE, CommandOutcome):
     FINISHED.labels(_name, _outcome)  # Each series is 0 before its first event, so that a first failure is an increase.
 
 LATELY: Final = timedelta(seconds=60)
-"""The time that finish_recent() looks back: a delivery is settled at its transaction's beginning, not at its end."""
+"""The time that finish_recent() looks back. `settled_at` is the beginning of a transaction, which may end later."""
 
 TOLD: Final = timedelta(days=7)
 """The end of a command that ended earlier is stored without a log line: ends were not stored at that time."""

@@ -113,7 +113,7 @@ _COUNT: Final = f"SELECT count(*), count(*) FILTER (WHERE {_PUSHABLE}) FROM devi
 
 
 def issue(request: CommandRequest, *, dry_run: bool = False) -> Issued:
-    """Issue a command for its audience, and wake the dispatchers at the commit; or only count the audience.
+    """Issue a command for its audience, and wake the dispatchers at the commit. In a dry run, only count the audience.
 
     Raises UnknownDevices, PushPayloadTooLarge, EmptyAudience, AudienceChanged; nothing is queued then.
     """
@@ -135,10 +135,10 @@ def issue(request: CommandRequest, *, dry_run: bool = False) -> Issued:
 
 
 def issue_together(requests: Sequence[CommandRequest]) -> list[Issued | Refusal]:
-    """Issue commands whose targets name few devices by id, each as issue() does. None of them may supersede.
+    """Issue commands whose targets name few devices by id, each as issue() does. No command may have `supersede`.
 
-    Returns for each command what was queued, or the error that prevented it: DevicesBusy, if it would have to wait for
-    another transaction.
+    Returns for each command what was queued, or the error. The error is DevicesBusy if the command would have to wait
+    for another transaction.
     """
     now, unknown = audience.lock_free_named([request.target for request in requests])
     contents = [_content(request, now) for request in requests]
@@ -155,7 +155,10 @@ def issue_together(requests: Sequence[CommandRequest]) -> list[Issued | Refusal]
 
 
 def _content(request: CommandRequest, now: datetime) -> envelope.Content:
-    """Return the content of a command that is issued now. Times are whole seconds, and no time ends early."""
+    """Return the content of a command that is issued now.
+
+    Times are whole seconds, rounded so that no time ends early.
+    """
     issued_at = now.replace(microsecond=0)
     expires_at = issued_at + timedelta(seconds=request.expires_in_seconds + (now.microsecond > 0))
     return envelope.Content(uuid7(), request.action, request.params, issued_at, expires_at)

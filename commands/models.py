@@ -30,7 +30,7 @@ class DeliveryState(models.TextChoices):
 
 OPEN = (DeliveryState.PENDING, DeliveryState.RECEIVED)
 OVERDUE = Q(state__in=OPEN, open_until__lte=Now())
-"""Open, but past its time: every reader treats it as expired, although it is not marked yet."""
+"""The condition for deliveries past their time that are not marked yet: every reader treats them as expired."""
 
 
 class CommandState(models.TextChoices):
@@ -90,7 +90,7 @@ class Withdrawal(models.TextChoices):
 
 
 class DeviceWas(models.TextChoices):
-    """A fact about the device at the end of a delivery that the delivery's other columns cannot show.
+    """A fact about the device at the end of a delivery. No other column of the delivery shows this fact.
 
     `never_seen`: no heartbeat had come when the delivery was marked as expired. `retired`: the revocation that withdrew
     it was a retirement (`withdrawn_by` is then still `revocation`, which the version before can read).
@@ -150,7 +150,7 @@ class Command(models.Model):
     """One action that an admin sent to a fixed audience. Only its end changes it.
 
     `params` is the JSON text that is signed and sent. The times are whole seconds, as in the envelope. `finished_at` is
-    when the last delivery was settled; it and the outcome are written when all are settled (commands/finishing.py).
+    when the last delivery was settled. It is written, with the outcome, when all are settled (commands/finishing.py).
     """
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)

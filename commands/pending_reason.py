@@ -33,7 +33,7 @@ QUOTED: Final = 100
 _FAILED: Final = Q(
     outcome__in=(AttemptOutcome.RETRY_LATER, AttemptOutcome.REJECTED, AttemptOutcome.TOKEN_DEAD, AttemptOutcome.UNKNOWN)
 ) | Q(outcome=AttemptOutcome.BLOCKED, http_status__isnull=False)
-"""Pushes that were sent and failed: not those that were returned unsent, and not one that is in flight."""
+"""The condition for pushes that were sent and failed. A push that was returned unsent, or is in flight, is not one."""
 
 
 def _number_of(rows: QuerySet[Any], number: Any) -> Coalesce:
@@ -84,7 +84,7 @@ def why_open(row: Any) -> str | None:
 def why_unfinished(row: Any) -> str | None:
     """Return one plain sentence on why a delivery (annotated AS_OF_NOW) ended without the phone's final report in time.
 
-    None while the delivery is open, and if the phone sent one. Later events on the device do not change the sentence.
+    None while the delivery is open, or if a final report came in time. Later events do not change the sentence.
     """
     state = current_state(row)
     if state == DeliveryState.CANCELLED:
@@ -124,10 +124,10 @@ def _what_had_come_of_it(row: Any) -> list[str]:
 
 
 def _last_sign(row: Any) -> str:
-    """Return when the last heartbeat of the device came: as stored at the expiry, else as it is known now.
+    """Return the time of the device's last heartbeat: the time that was stored at the expiry, else the present one.
 
-    Only the newest heartbeat is known. If it came after the end, and the end was stored later, it hides the earlier
-    ones. Then it is only certain that the device reported nothing.
+    The server stores only the newest heartbeat. If it came after the expiry, and the expiry was stored later, earlier
+    heartbeats are not known. It is then only certain that the device reported nothing.
     """
     seen = row.device_seen_at or row.device.presence.last_seen_at
     if seen is None or row.device_was == DeviceWas.NEVER_SEEN:

@@ -30,7 +30,7 @@ PUSH_NOW_SQL: Final = f"""
             THEN '{PushNow.SUPERSEDED}'
         ELSE push_state
     END"""
-"""The same in SQL, of a row of commands_delivery."""
+"""The same expression in SQL, for a row of commands_delivery."""
 
 
 def conditions() -> dict[str, Q]:

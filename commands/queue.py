@@ -1,4 +1,4 @@
-"""The queue: offer a command, cancel it, expire it. (commands/issuing.py issues it.)
+"""The queue of open commands: send them to phones, cancel them, expire them. (commands/issuing.py issues commands.)
 
 Each function runs inside its caller's transaction unless its docstring states otherwise. All times are the database's.
 """
@@ -181,7 +181,7 @@ def cancel_all_of(device_id: UUID, by: Withdrawal, device_was: DeviceWas | None 
 
 
 def withdrawn_since(device_id: UUID, revoked_at: datetime) -> list[Withdrawn]:
-    """Return the commands that the revocation at this time withdrew from a device, oldest first, as they ended."""
+    """Return the commands that the revocation at this time withdrew from a device, oldest first."""
     return _oldest_first(database.rows(_WITHDRAWN_SINCE, {"id": device_id, "since": revoked_at}))
 
 
@@ -205,7 +205,7 @@ EXPIRED: Final = {
         Presence.objects.filter(device=OuterRef("device_id"), last_seen_at=None).values(was=Value(DeviceWas.NEVER_SEEN))
     ),
 }
-"""The columns that mark a delivery as expired, for update(): it was settled at the moment its time was over."""
+"""The columns that mark a delivery as expired, for update(). `settled_at` is the end of the delivery's time."""
 
 
 @transaction.atomic

@@ -33,7 +33,7 @@ log = structlog.get_logger()
 BATCH: Final = 500
 WAITING_LIMIT: Final = 5000
 LONGEST_WAIT_SECONDS: Final = 1.0
-"""The longest wait for a batch while more than one waits. The time until a busy event loop reads it comes on top."""
+"""The longest wait of a report while more than one batch waits, without the time until a busy event loop reads it."""
 
 RESULTS = Counter("nexmdm_action_results", "Reports of phones, by status.", ["status"])
 NOT_KEPT = Counter(
@@ -66,7 +66,7 @@ class _Waiting(ReportRecord):
         return {"device_id": str(self.token.id), "request_id": str(self.request_id)}
 
     def is_wanted(self) -> bool:
-        """Return whether the phone still waits for its answer: if not, it reports again."""
+        """Return whether the phone still waits for its answer; if not, the phone will report again."""
         return self.is_waited_for()
 
 
@@ -109,11 +109,11 @@ async def take(
 ) -> bytes | InvalidToken:
     """Record a report and return its answer as JSON, after the commit; or the error of a token that is not valid.
 
-    That error is returned, not raised: when many wrong tokens arrive, each raised error costs pauses for the garbage
+    The error is returned, not raised: when many wrong tokens arrive, each raised error makes work for the garbage
     collector. `notes` lists the fields of the body that were repaired or dropped. `client` is the address, for the
-    gates in front of expensive work. `is_waited_for` returns whether the phone still waits: if it does not when its
-    turn comes, nothing is done. Raises TooManyReports, UnknownRequest, DeviceRevoked, GateFull, Overloaded, Draining,
-    ClientLeft, and the errors of the database.
+    gates in front of expensive work. `is_waited_for` returns whether the phone still waits. If it does not wait any
+    more when the batch begins, nothing is done. Raises TooManyReports, UnknownRequest, DeviceRevoked, GateFull,
+    Overloaded, Draining, ClientLeft, and the errors of the database.
     """
     began_at = time.monotonic()
     report_limit.reports.check(token.id)
@@ -149,7 +149,7 @@ def unwrap(outcome: Outcome) -> ReportResult:
 
 
 async def _record(record: _Waiting, client: str, began_at: float) -> Outcome:
-    """Record a report in a batch, or by itself if a batch cannot."""
+    """Record a report in a batch, or alone if a batch cannot record it."""
     if not report_limit.reports.reserve(record.token):
         return await _record_apart(record, client, began_at)
     is_proved = False

@@ -1,12 +1,12 @@
 """The limit of reports of one device (DEVICE_RATE_LIMIT).
 
-Each process counts a device's reports by itself. Once a device has sent a twentieth of the limit, the process adds its
-count to one that all processes share, and then each further report. So an ordinary device costs no statement. One
-process lets exactly the limit through, and each further process at most a tenth of it more.
+Each process counts a device's reports by itself. When a device has sent a twentieth of the limit, the process adds
+its count, and each further report, to a count that all processes share. So an ordinary device costs no statement. One
+process allows exactly the limit, and each further process at most a tenth of the limit more.
 
 A report counts for a device only if its token is valid; otherwise any client could use up a device's reports. If the
-statement that records a report also checks its token, the report is counted after that, and has a reserved place until
-then.
+statement that records a report also checks its token, the report is counted after the statement. Until then, the report
+has a reserved place.
 """
 
 import math
@@ -51,7 +51,7 @@ class _Count:
     ends_at: float
     number: int = 0
     shared: int = 0
-    """The number of them that are in the count of all processes."""
+    """The number of these reports that are included in the count of all processes."""
 
     is_over: bool = False
 

@@ -24,7 +24,7 @@ log = structlog.get_logger()
 KEPT: Final = 100
 """The number of reports of one delivery that are stored. Beyond it, only the result or the late result is stored.
 
-A phone in order sends only a few. A phone that reports without end must not fill the database.
+An ordinary phone sends only a few. A phone that reports without end must not fill the database.
 """
 
 EXTRA_TIME: Final = timedelta(hours=1)
@@ -194,7 +194,7 @@ def record(records: Sequence[ReportRecord]) -> list[Outcome]:
     """Record reports, at most one for each delivery, in one transaction; return for each its result or its error.
 
     The first final report settles a delivery. Any report after a final one is a duplicate and changes nothing. A final
-    one after expiry or cancellation is late, and does not change the state. Reports over the limit KEPT are counted.
+    report after expiry or cancellation is late, and does not change the state. Reports over the limit KEPT are counted.
 
     The errors are UnknownRequest, MayRetire, and those of the token: InvalidToken, DeviceRevoked, NeedsFullCheck.
     """
@@ -265,8 +265,8 @@ def record_report(device_id: UUID, request_id: UUID, report: ReportInput) -> Rep
 def _retire_if_wiped(delivery: Any) -> None:
     """Retire the device if its success was stored, and if the device was not enrolled again since the wipe.
 
-    `delivery` is as it was before the report. A repeat retires the device too, because a worker of the version before
-    may have recorded the first report.
+    `delivery` has the values from before the report. A repeat retires the device too, because a worker of the previous
+    version may have recorded the first report.
     """
     if delivery.action not in actions.RETIRING:
         return
@@ -282,7 +282,7 @@ def _retire_if_wiped(delivery: Any) -> None:
 
 
 def is_last_word(device_id: UUID, request_id: UUID, report: ReportInput) -> bool:
-    """Return whether a report repeats the success that retired its device lately: all that its old token may send.
+    """Return whether a report repeats the success that retired its device. The old token may send only this report.
 
     As for _retire_if_wiped(), a wipe from before the device was enrolled again has not retired it.
     """

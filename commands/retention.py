@@ -19,8 +19,8 @@ FEW: Final = 5
 deliveries are deleted within a second."""
 
 SMALL: Final = 2000
-"""The largest output in bytes that is deleted with its delivery. PostgreSQL stores larger ones in another table, and to
-delete those takes long."""
+"""The largest output in bytes that is deleted with its delivery. PostgreSQL stores larger outputs in another table,
+where it takes long to delete them."""
 
 ROWS: Final = 10_000
 BYTES: Final = 8 * 1024 * 1024
@@ -98,8 +98,8 @@ _TRIM: Final = f"""
 def prune(kept: timedelta, limit: int) -> int:
     """Delete up to `limit` deliveries of commands that ended before `kept` ago, with all their rows; return how many.
 
-    Deliveries with many or large rows wait for trim(). A command is deleted with its last delivery. Two calls never run
-    at the same time: each would see the deliveries that the other one is deleting, and the command would stay.
+    Deliveries with many or large rows wait for trim(). A command is deleted with its last delivery. Two calls
+    never run at the same time: each would see the deliveries that the other call is deleting, and keep their command.
     """
     database.advisory_lock("retention", "deliveries")
     *_, held = database.execute_batch(*_BY_INDEX, _HOLD, parameters=_bounds(kept, limit))
@@ -113,7 +113,7 @@ def prune(kept: timedelta, limit: int) -> int:
 def trim(kept: timedelta, limit: int) -> int:
     """Delete reports and attempts, up to ROWS and BYTES, of deliveries of commands that ended before `kept` ago.
 
-    Reads `limit` of the oldest. Returns how many of these had many rows: 0 when nothing is left to trim.
+    Reads the oldest `limit` deliveries. Returns how many of them had many rows: 0 when nothing is left to trim.
     """
     *_, ((large,),) = database.execute_batch(*_BY_INDEX, _TRIM, parameters=_bounds(kept, limit))
     return int(large)

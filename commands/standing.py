@@ -69,7 +69,7 @@ def of_outcome(outcome: CommandOutcome, *, was_cancelled: bool) -> CommandState:
 
 
 def of_seen(seen: int, *, was_cancelled: bool) -> Standing:
-    """Return the state and the outcome of a command, by SEEN and by whether a cancellation withdrew some of it."""
+    """Return the state and the outcome of a command, from SEEN, and from whether a cancellation withdrew deliveries."""
     return of_states([state for state, bit in _BITS.items() if seen & bit], was_cancelled=was_cancelled)
 
 

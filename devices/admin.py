@@ -49,7 +49,7 @@ _MINUTE: Final = timedelta(minutes=1)
 
 
 def low_battery() -> Q:
-    """Return the condition for active devices that reported a low battery in the last day, and no charging."""
+    """Return the condition for active devices that reported a low battery in the last day, and were not charging."""
     status = "presence__last_status"
     in_last_day = Q(revoked_at=None, presence__last_seen_at__gt=Now() - timedelta(days=1))
     # PostgreSQL sorts JSON texts and null below all numbers.
@@ -104,7 +104,7 @@ class SilenceFilter(SpanFilter):
 
 
 class SeenFilter(SpanFilter):
-    """By how long ago the last heartbeat came, at most. No index: one would make each heartbeat write to it, too."""
+    """The filter by the longest time since the last heartbeat. (No index: each heartbeat would have to write to it.)"""
 
     title = "last seen, within"
     parameter_name = "seen"
@@ -139,7 +139,7 @@ class TagFilter(ExactTextFilter):
 
 
 def token_states() -> dict[str, Q]:
-    """Return the states of an enrollment token by name, each with what it means at this moment."""
+    """Return the states of an enrollment token by name, each with its condition at this moment."""
     unused = Q(uses__lt=F("max_uses"))
     kept = Q(revoked_at=None)
     return {
@@ -309,7 +309,7 @@ class EnrollmentTokenAdmin(ReadOnlyAdmin):
 
     @admin.display(description="audit")
     def audit_entries(self, token: EnrollmentToken) -> SafeString:
-        """Return links to the signed requests about the token, and to the one that made it: it could not name it."""
+        """Return links to the signed requests that name the token, and to those that created a token at its time."""
         about = link_to_list(AuditEntry, "Signed requests about this enrollment token", q=token.pk)
         first, last = (f"{token.created_at + one:%Y-%m-%dT%H:%M}" for one in (-_MINUTE, 2 * _MINUTE))
         made = link_to_list(

@@ -155,9 +155,10 @@ async def revoke_enrollment_token(request: HttpRequest, token_id: UUID, body: Em
 async def revoke_device(request: HttpRequest, device_id: UUID, body: EmptyBody | None = None) -> HttpResponse:
     """Revoke a device: from this answer on, no process accepts its token. Its open commands are cancelled.
 
-    The server sends it no more pushes. To wipe and revoke a phone, send a `wipe`, wait for its result, then revoke.
-    `withdrawn` names each `wipe` and `lock` that was open. If its `may_still_run` is true, the command may have reached
-    the phone; the server refuses the report of its result. To revoke a revoked device is 200, and changes nothing.
+    The server sends the device no more pushes. To wipe and revoke a phone, send a `wipe`, wait for its result, then
+    revoke. `withdrawn` names each `wipe` and `lock` that was open. If its `may_still_run` is true, the command may have
+    reached the phone, and the server refuses the report of its result. If the device is revoked already, the answer is
+    200 and nothing changes.
     """
     caller = caller_of(request)
 
@@ -175,8 +176,8 @@ async def retire_device(request: HttpRequest, device_id: UUID, body: EmptyBody |
     """Retire a device: revoke it for good. Its alias becomes free, and it counts only as retired.
 
     Its history stays. Its hardware may register again with any valid enrollment token, under the same `device_id`. A
-    device that reports its `wipe` as `succeeded` is retired by that report. `withdrawn` is as for a revocation. To
-    retire a retired device is 200, and changes nothing.
+    device that reports its `wipe` as `succeeded` is retired by that report. `withdrawn` is as for a revocation. If
+    the device is retired already, the answer is 200 and nothing changes.
     """
     caller = caller_of(request)
 
@@ -215,10 +216,10 @@ def _device_written(caller: SignedCaller, event: str, answer: DeviceRow, *, chan
 async def reinstate_device(request: HttpRequest, device_id: UUID, body: EmptyBody | None = None) -> HttpResponse:
     """Reverse a revocation: the same device token works again. A retired device cannot be reinstated.
 
-    The commands that the revocation withdrew stay withdrawn. `withdrawn` names each `wipe` and `lock` of them, so that
-    you can send it again. If its `may_still_run` is true, the command may have reached the phone, and the server
-    accepts its result as a late one; a `wipe` that is reported as `succeeded` retires the device. To reinstate a device
-    that is not revoked is 200, and changes nothing.
+    The commands that the revocation withdrew stay withdrawn. `withdrawn` names each `wipe` and `lock` among them, so
+    that you can send it again. If its `may_still_run` is true, the command may have reached the phone, and the server
+    accepts its result as a late one; a `wipe` that is reported as `succeeded` retires the device. If the device is
+    not revoked, the answer is 200 and nothing changes.
     """
     caller = caller_of(request)
 

@@ -51,7 +51,7 @@ class Target:
         Resolve aliases first, by lock_named().
         """
         if self.aliases:
-            raise ValueError("aliases name devices by their comparison keys: resolve them first")
+            raise ValueError("resolve aliases first, by lock_named()")
         if self.device_ids:
             return "revoked_at IS NULL AND id = ANY(%(ids)s)", {"ids": self.device_ids}
         if self.tags:
@@ -84,7 +84,7 @@ def lock_named(target: Target) -> tuple[datetime, Target]:
 def lock_free_named(targets: Sequence[Target]) -> tuple[datetime, list[UnknownDevices | DevicesBusy | None]]:
     """Lock the devices that targets name by id, until the transaction ends, without waiting for any lock.
 
-    Returns the transaction's time, and for each target the error that prevents it from being served here, or None.
+    Returns the transaction's time, and for each target None or the error that prevents the lock.
     """
     named = {device_id for target in targets for device_id in target.device_ids}
     now, held = _hold(named, f"{_HOLD} SKIP LOCKED")

@@ -1,6 +1,6 @@
-"""Claims: the device or enrollment token that a refused request names, and the check whether the token is genuine.
+"""The device or the enrollment token that the token of a refused request names (a claim), and whether it is genuine.
 
-For the log and for admins only. A claim authorises nothing; only the statement that does the work decides.
+A claim is used only in the log and for admins. It gives no access: only the statement that does the work decides.
 """
 
 from collections.abc import Collection, Iterator
@@ -58,7 +58,7 @@ def of(text: str) -> Claim | None:
 
 
 def proved(asked: Collection[Claim]) -> set[Claim]:
-    """Return the claims whose token is genuine: a live token of its device, revoked or not, or an enrollment token.
+    """Return the claims whose token is genuine: a valid token of a device (even a revoked one), or an enrollment token.
 
     Costs one statement.
     """

@@ -28,17 +28,17 @@ from nexmdm.common import database
 from nexmdm.common.domain_error import DomainError
 
 NEXT_LIVES: Final = timedelta(hours=24)
-"""The time within which a rotated credential must be used; then it is deleted."""
+"""The time within which a phone must use a new credential after a rotation; then the new credential is deleted."""
 
 
 class InvalidToken(DomainError):
-    detail = "The device token is not valid. If the phone lost its token, register it again."
+    detail = "The device token is not valid. If the phone lost its token, register the phone again."
 
 
 class DeviceRevoked(DomainError):
     detail = (
         "This device is revoked or retired. If it is revoked, an admin can reinstate it by POST "
-        "/admin/devices/{device_id}/reinstate. If it is retired, register it again with any enrollment token."
+        "/admin/devices/{device_id}/reinstate. If it is retired, register the phone again with any enrollment token."
     )
 
     def __init__(self, device_id: UUID | None = None) -> None:
@@ -135,9 +135,10 @@ class Verifier:
     is_next: bool
 
     def matches_digest(self, token: tokens.Token) -> bool | None:
-        """Return whether `token` is this credential; None if only bcrypt can decide, because the digest's key is gone.
+        """Return whether `token` is this credential; None if the digest's key is missing, so that only bcrypt decides.
 
-        If its digest under one of our keys differs, the token is wrong. So a guess never costs a bcrypt check.
+        If the stored digest was made with a configured key and differs, the token is wrong. So a guess costs no bcrypt
+        check.
         """
         for key in tokens.digest_keys():
             if key.id == self.digest_key and self.digest is not None:
@@ -145,7 +146,7 @@ class Verifier:
         return None
 
     def matches_hash(self, token: tokens.Token) -> bool:
-        """Return the same by bcrypt, which takes 60 ms and more: never on an event loop or inside a transaction."""
+        """Return whether bcrypt matches: 60 ms and more, so do not call it on an event loop or in a transaction."""
         return bcrypt.checkpw(token.secret.encode(), self.hash.encode())
 
 
@@ -201,7 +202,7 @@ NO_NEXT: Final = {
 def rotate(token: tokens.Token, secret: NewSecret) -> tuple[str, str]:
     """Add a new credential next to the one in `token`; return its device token and command key.
 
-    The old pair works until the new one is first used. Raises the errors of authenticate().
+    The old token and key work until the new token is first used. Raises the errors of authenticate().
     """
     device = Device.objects.select_for_update().only("generation", "next_generation").filter(id=token.id).first()
     if device is None:

@@ -42,7 +42,7 @@ class EnrollmentTokenRevoked(DomainError):
 
 
 class HardwareKnown(DomainError):
-    detail = "This hardware_id is enrolled already. To register it again, use a token made with re_enroll."
+    detail = "This hardware_id is enrolled already. To register it again, use an enrollment token made with re_enroll."
 
     def __init__(self, device_id: UUID) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class UnknownEnrollmentToken(DomainError):
 
 
 class DeviceRetired(DomainError):
-    detail = "This device is retired permanently. Register it again with any valid enrollment token."
+    detail = "This device is retired. Register the phone again with any valid enrollment token: it keeps its device_id."
 
 
 class UnknownDevice(DomainError):
@@ -142,8 +142,8 @@ class Registration:
 class Enrolled:
     """The result of a registration, with the device token and the command key, which are shown only in its answer.
 
-    `replaced`: the device had credentials, which no longer work, because of a re-enrollment or of the repeat of a lost
-    answer (`re_enrolled` is False then). `earlier_address` is the address that got them; None if it is not known.
+    `replaced`: the device had earlier credentials, which no longer work. The cause is a re-enrollment, or a repeat
+    after a lost answer (`re_enrolled` is then False). `earlier_address` got the earlier credentials (None: unknown).
     """
 
     device_id: UUID
@@ -155,9 +155,9 @@ class Enrolled:
 
 
 def check(presented: tokens.Token, registration: Registration) -> None:
-    """Raise the refusals of register(), in the same order, before any expensive work and without a transaction.
+    """Raise the errors of register(), in the same order, before any expensive work and without a transaction.
 
-    register() checks again, because the token may be used up, or the alias taken, before its turn.
+    register() checks again, because the token may be used up, or the alias taken, in the meantime.
     """
     token = _token(presented, EnrollmentToken.objects.all())
     device = next(iter(comparison_keys.with_hardware_id(registration.hardware_id, Device.objects.all())), None)
@@ -168,9 +168,9 @@ def check(presented: tokens.Token, registration: Registration) -> None:
 def register(presented: tokens.Token, registration: Registration, secret: credentials.NewSecret) -> Enrolled:
     """Enroll a phone, or enroll it again, with a new secret.
 
-    The caller must write the push token, in the same transaction, by push_targets.assign(). The refusals come in a
-    fixed order, and no refusal uses up the token. Registrations with one enrollment token wait for its row; those of
-    one hardware id with different tokens wait for an advisory lock.
+    The caller must write the push token, in the same transaction, by push_targets.assign(). The checks have a fixed
+    order, and a refused registration does not count as a use of the token. Registrations with one enrollment token wait
+    for its row; those of one hardware id with different tokens wait for an advisory lock.
     """
     token = _token(presented, EnrollmentToken.objects.select_for_update())
     database.advisory_lock("hardware", registration.hardware_id)
@@ -289,7 +289,7 @@ def claim_alias(alias: str, device_id: UUID | None) -> None:
 def check_alias(alias: str, device_id: UUID | None) -> None:
     """Check whether another device has this alias now, without waiting for a lock. Raises AliasTaken.
 
-    If an earlier version gave two devices one alias, it belongs to the first one enrolled; the other may keep it.
+    If an earlier version gave two devices the same alias, the alias belongs to the device that was enrolled first.
     """
     if _has_exactly(device_id, alias):
         return
@@ -331,7 +331,7 @@ def retire(device_id: UUID) -> bool:
 def retire_wiped(device_id: UUID, settled_at: datetime | None) -> bool:
     """Retire a device that was wiped; False if it is retired, or was enrolled again since its wipe was settled.
 
-    `settled_at` is None if the wipe was open until now: a new enrollment would have cancelled it.
+    `settled_at` is None if the wipe was open until now, because a new enrollment would have cancelled an open wipe.
     """
     device = Device.objects.select_for_update().filter(id=device_id, retired_at=None)
     if not (device if settled_at is None else device.filter(enrolled_at__lt=settled_at)).exists():

@@ -11,7 +11,7 @@ import orjson
 from nexmdm.common import database
 
 PAUSE: Final = timedelta(minutes=1)
-"""The time for which a device's row is not written again, however often the server refuses its phone."""
+"""The shortest time between two writes of a device's row, however often the server refuses its phone."""
 
 # Ordered by id, so that concurrent writers lock rows in the same order. An older refusal never replaces a later one.
 _WRITE: Final = """

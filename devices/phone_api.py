@@ -37,8 +37,8 @@ async def heartbeat(request: HttpRequest, body: Body[Reading[Heartbeat]]) -> Htt
     """Report that this phone is alive, and get its open commands. The answer is sent after the commit.
 
     A field that is not sent, or null, keeps its earlier value; only a null `push_token` deletes the stored one.
-    `commands` contains at most 20 commands: first those without a report, oldest first. Each is offered until its final
-    report. If `has_more` is true, report on these, then send the next heartbeat immediately.
+    `commands` contains at most 20 commands: first those without a report, oldest first. The server sends each
+    command until its final report. If `has_more` is true, report on these commands, then send the next heartbeat.
     """
     token: tokens.Token = request.auth  # type: ignore[attr-defined]
     answer = await check_in.check_in(token, body.fields, body.notes, request.META["REMOTE_ADDR"])
@@ -84,7 +84,7 @@ async def register(request: HttpRequest, body: Body[Reading[Register]]) -> HttpR
 
 
 def _warn_of_replacement(presented: tokens.Token, registration: Registration, enrolled: Enrolled) -> None:
-    """Log a possible takeover: a re-enrollment, or a lost answer that another address asks for."""
+    """Log a possible takeover: a re-enrollment, or a repeat of a registration from another address."""
     if enrolled.re_enrolled or (enrolled.replaced and enrolled.earlier_address != registration.address):
         log.warning(
             "device.re_enrolled",
@@ -122,10 +122,11 @@ def _register(
 
 @router.post("/token/rotate", auth=DEVICE, response=Rotated, url_name="rotate")
 async def rotate(request: HttpRequest, body: Rotation | None = None) -> HttpResponse:
-    """Get a new device token and command key. The old pair works until the new token is first used.
+    """Get a new device token and command key. The old token and key work until the new token is first used.
 
-    A new pair that is not used within 24 h is deleted, and the old one stays. Another rotation before the first use
-    replaces the new pair. More than 10 rotations of one device in an hour get 429.
+    If the new token is not used within 24 h, the new token and key are deleted, and the old ones stay valid. Another
+    rotation before the first use replaces the new token and key. More than 10 rotations of one device in an hour get
+    429.
     """
     token: tokens.Token = request.auth  # type: ignore[attr-defined]
     rate_limits.check_rotation(token.id)

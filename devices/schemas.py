@@ -1,6 +1,6 @@
 """Schemas of devices: bodies, queries and answers.
 
-A reading of a phone that does not fit is repaired or dropped by nexmdm/common/tolerance/repair.py.
+nexmdm/common/tolerance/repair.py repairs or drops values of phones that are not valid.
 """
 
 from typing import Annotated, Any, Final, Literal
@@ -151,7 +151,7 @@ class Rotation(DeviceBody):
 
 
 class Rotated(ResponseSchema):
-    """A new device token and command key. The old pair works until the new token is first used."""
+    """A new device token and command key. The old token and key work until the new token is first used."""
 
     device_token: str
     command_key: str

@@ -1,6 +1,6 @@
-"""Do a phone's work; if its token's digest cannot decide, check by bcrypt in a thread and try once more.
+"""Do a phone's work. If the digest cannot decide on its token, check the token by bcrypt and try once more.
 
-Checks of tokens and new credentials have gates and threads of their own, so that neither waits for the other.
+Checks of tokens, and hashes of new credentials, have separate gates and threads, so that neither waits for the other.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ R = TypeVar("R")
 
 _THREADS: Final = 2
 _AT_ONCE: Final = 2 * _THREADS
-"""More than the threads, because some of the work waits for the database meanwhile."""
+"""A larger number than that of the threads, because some of the work waits for the database."""
 
 _WAITING: Final = 200
 _SECONDS: Final = 10
@@ -28,12 +28,12 @@ _SECONDS: Final = 10
 TOKEN_CHECKS: Final = Gate(
     "token_checks", at_once=_AT_ONCE, at_once_per_key=1, waiting=_WAITING, waiting_per_key=8, seconds=_SECONDS
 )
-"""Checks of device tokens by bcrypt, by device: a phone repeats a heartbeat only a few times."""
+"""The gate for bcrypt checks of device tokens, by device. A phone repeats a heartbeat only a few times."""
 
 NEW_CREDENTIALS: Final = Gate(
     "new_credentials", at_once=_AT_ONCE, at_once_per_key=1, waiting=_WAITING, waiting_per_key=100, seconds=_SECONDS
 )
-"""Registrations by enrollment token, and rotations by device, one of each at a time.
+"""The gate for registrations (one at a time for each enrollment token) and rotations (one at a time for each device).
 
 Many phones may register with one enrollment token in the same minute. So they wait instead of being refused. They may
 use half of the places, and phones with other tokens overtake them.

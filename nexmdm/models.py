@@ -87,7 +87,7 @@ class AuditEntry(models.Model):
 class AuditMark(models.Model):
     """An end of the audit's chain: `newest`, the last entry written; `pruned`, the last one that retention deleted.
 
-    Triggers let a mark move only along existing entries. They write `at`: the time when the pruned entry was written.
+    Triggers allow a mark to move only to an existing entry. They set `at` to the time of the last deleted entry.
     """
 
     NEWEST: ClassVar = "newest"

@@ -1,4 +1,4 @@
-"""All paths. They are tried in order, so those that phones call come first."""
+"""All paths. Django tries them in order, so the paths that phones call come first."""
 
 from django.urls import path
 

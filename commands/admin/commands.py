@@ -35,7 +35,7 @@ _SHORT_TARGET: Final = {
 }
 
 MOST: Final = 100_000
-"""The most deliveries that a list of commands counts. The other ones are counted on the page of their command."""
+"""The largest number of deliveries that a list of commands counts. The page of each command counts all of its own."""
 
 
 class CommandAdmin(ReadOnlyAdmin):

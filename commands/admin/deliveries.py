@@ -115,7 +115,7 @@ class _ReportColumns:
 def complete(rows: Iterable[Any]) -> None:
     """Set `current` of deliveries: their values from other tables.
 
-    It is None for a delivery that was deleted meanwhile.
+    `current` is None for a delivery that has just been deleted.
     """
     listed = list(rows)
     known = deliveries.rows_of([row.pk for row in listed])

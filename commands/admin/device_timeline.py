@@ -23,7 +23,7 @@ from nexmdm.models import AuditEntry
 
 DELIVERIES: Final = 20
 EVENTS: Final = 100
-"""The most events that a timeline shows. It reads as many attempts, and as many reports."""
+"""The largest number of events in a timeline, and of attempts and of reports that the timeline reads."""
 
 SIGNED: Final = 30
 """The most signed requests about the device that a timeline shows."""

@@ -24,7 +24,7 @@ class _NewestDeliveries(NewestRows):
 
     order = (_FAILED_FIRST, "-pk")
     state: ClassVar[str]
-    """The choice of the state filter that lists all of them."""
+    """The choice of the state filter that lists all these deliveries."""
 
     def get_queryset(self) -> QuerySet[Any]:
         """Return the newest deliveries, read once."""

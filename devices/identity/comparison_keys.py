@@ -1,8 +1,8 @@
 """The comparison keys of devices: two aliases or hardware ids with equal keys are the same.
 
-Python computes them (identity.comparison_key); the columns `alias_key` and `hardware_key` store them. The version
-before writes rows without keys, and a trigger deletes the key of an alias that it changes. fill() completes such rows.
-Until then this module compares them one by one, so that its results are always complete.
+Python computes the keys (identity.comparison_key); the columns `alias_key` and `hardware_key` store them. The previous
+version writes rows without keys, and a trigger deletes the key when that version changes an alias. fill() completes
+such rows. Until then, this module compares such rows one by one, so that its results are always complete.
 
 No constraint keeps keys unique yet, because rows of earlier versions may collide. The alias, or the hardware id,
 belongs to the device that was enrolled first; shadowed_…() name the others. Code that writes a key first locks it
@@ -86,7 +86,7 @@ def _unkeyed() -> Iterable[_Unkeyed]:
 
 
 def exist(using: str) -> bool:
-    """Return whether a database has these columns: a migration may still be missing."""
+    """Return whether the database has these columns; if not, a migration is still missing."""
     with connections[using].cursor() as cursor:
         cursor.execute(_EXIST)
         return bool(cursor.fetchone()[0])

@@ -1,4 +1,4 @@
-"""Warnings of devices that earlier versions stored as different ones, and that are the same by today's rules.
+"""Warnings about devices that earlier versions stored as different devices, but that are the same by the present rules.
 
 Imported when the models are loaded (nexmdm/apps.py); run by `manage.py check`.
 """

@@ -24,9 +24,9 @@ def matching(text: str) -> Q:
 def named(text: str, device: str = "") -> Q:
     """Return the condition that a device has this text in its alias or its hardware id, in any case.
 
-    `device` is the path to the device, as `delivery__device__`. The condition is a join and not a subquery. So the
-    planner, which tries the text on a sample, begins with the devices if few match, and with the newest rows if many
-    do.
+    `device` is the path to the device, as `delivery__device__`. The condition is a join and not a subquery. So
+    PostgreSQL's planner, which tries the text on a sample, begins with the devices if few of them match, and with the
+    newest rows if many match.
     """
     part = folded(text)
     found = Q(**{f"{device}alias_key__contains": part}) | Q(**{f"{device}hardware_key__contains": part})

@@ -1,7 +1,7 @@
 """Measures the signed writes a second of a server: `python -m loadtest.benchmarks.admin_writes`.
 
 Starts its own server. Clients, each with one kept connection, create enrollment tokens one after the other. This is one
-of the cheapest signed writes. So the part that all signed writes share, the turn at the audit, has the largest weight.
+of the cheapest signed writes, so the part that all signed writes share (the lock on the audit) has the largest weight.
 Server, PostgreSQL and clients share the machine.
 """
 

@@ -1,8 +1,8 @@
 """The upper limit: a bare ASGI function with a group commit to PostgreSQL, without the other work of a heartbeat.
 
-It reads the body, parses it, and stores it for the device whose token's digest matches; it validates nothing, looks for
-no commands, logs and counts nothing, and answers with a constant. `python -m loadtest.benchmarks.one_core` compares
-NexMDM with it. `python -m loadtest.benchmarks.bare_asgi N` serves on the listening socket with descriptor N.
+The function parses the body, and stores it for the device whose token's digest matches. It validates nothing, looks for
+no commands, writes no log, counts nothing, and answers with a constant. `python -m loadtest.benchmarks.one_core`
+compares NexMDM with it. `python -m loadtest.benchmarks.bare_asgi N` serves on the listening socket with descriptor N.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 
 
 def prepare(dsn: str, members: Iterable[Member]) -> None:
-    """Create its table, with a row for each phone."""
+    """Create the table of this server, with a row for each phone."""
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute(_TABLE)
         with connection.cursor() as cursor, cursor.copy("COPY bare_presence (digest) FROM STDIN") as copy:

@@ -34,7 +34,7 @@ ALONE_P95_LIMIT_MS: Final = 300.0
 
 WAIT_LIMIT_MS: Final = 250.0
 _LONGEST_PAUSE_SECONDS: Final = 0.3
-"""The longest wait of a phone before it answers. It waits for a random part of it, so that no poll matches by chance.
+"""The longest wait of a phone before it answers. The wait is random, so that no poll comes at the same time by chance.
 """
 
 
@@ -47,7 +47,7 @@ class Latency:
 
 
 def main() -> int:
-    """Measure, print a table, and return 0 if both are within their limits."""
+    """Measure, print a table, and return 0 if both latencies are within their limits."""
     arguments = _arguments()
     testbed.BEHIND_A_POOLER.set(arguments.pooler is not None)
     settings = {"DIRECT_DATABASE_URL": ""} if arguments.pooler == "alone" else {}

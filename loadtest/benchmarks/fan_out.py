@@ -1,7 +1,7 @@
 """Measures the time of one command to a whole fleet through FCM: `python -m loadtest.benchmarks.fan_out`.
 
-One dispatcher runs alone on core 0. The web worker, PostgreSQL and the fake FCM, which takes 20 ms for an answer, share
-core 1. A push is handed over when FCM has its request. The clock starts just before the POST is written.
+One dispatcher runs alone on core 0. The web worker, PostgreSQL and the fake FCM, which answers after 20 ms, share core
+1. A push is handed over when FCM has its request. The clock starts just before the POST is written.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _measure(devices: int, rounds: int, history: int) -> dict[int, list[FanOut]]:
-    """Return the rounds by the deliveries of their history: without one, and with one if it is requested."""
+    """Return the rounds by the number of older deliveries in the database: 0, and the requested number."""
     with tempfile.TemporaryDirectory(prefix="nexmdm-") as name:
         folder = Path(name)
         with testbed.started(
@@ -156,7 +156,7 @@ def _await_answers(place: ServerUnderTest, request_id: str, devices: int) -> Non
 
 
 def _print(measured: dict[tuple[int, int], list[FanOut]]) -> bool:
-    """Print medians with their spread; return whether those that have limits are within them."""
+    """Print medians with their spread; return whether all medians that have limits are within their limits."""
     table = Table(title=f"One command to a fleet, FCM answers after {ANSWER_MS} ms: median (spread)")
     for heading in (
         "devices",

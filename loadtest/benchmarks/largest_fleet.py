@@ -1,7 +1,8 @@
 """Finds the largest fleet that one web worker serves on this machine: `python -m loadtest.benchmarks.largest_fleet`.
 
-A fleet passes if every request is answered and the heartbeats' 99th percentile is within its limit. Doubles the fleet
-as long as it passes, then halves the step between the largest that passed and the smallest that did not. Server,
+A fleet passes if every request is answered and the heartbeats' 99th percentile is within its limit. The search
+doubles the fleet as long as it passes. Then it halves the step between the largest fleet that passed and the smallest
+fleet that did not. Server,
 PostgreSQL, fake FCM and generator share the machine.
 """
 

@@ -1,7 +1,7 @@
 """Measures the heartbeats a second of one web worker on one core: `python -m loadtest.benchmarks.one_core`.
 
 The worker runs alone on core 0. PostgreSQL, the dispatcher and wrk (a Debian package) share core 1. A hundredth of the
-fleet has one open delivery. Log lines and metrics are on, as in `serve`. The same rounds measure, in turn, the upper
+fleet has one open delivery. Log lines and metrics are on, as in `serve`. The same rounds also measure the upper
 limit (loadtest/benchmarks/bare_asgi.py) and, with --against, any other server that accepts the same request.
 """
 

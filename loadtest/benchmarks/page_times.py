@@ -1,9 +1,9 @@
 """Measures the pages and lists of a fleet with a history: `python -m loadtest.benchmarks.page_times`.
 
 Starts its own server, and seeds the fleet and a month of work. A third of the fleet is online, a third is offline.
-Requests each page several times, one after the other: signed for the API, logged in for the admin site. On the site it
-requests every list without a filter and with each choice of each filter, with a search, at its last page, and as CSV
-(to the first chunk of rows). It also requests pages of new and old rows.
+Requests each page several times, one after the other: signed for the API, logged in for the admin site. On the site,
+these are every list without a filter, with each choice of each filter, with a search, at its last page, and as CSV (to
+the first chunk of rows); and the pages of new and old rows.
 """
 
 import argparse

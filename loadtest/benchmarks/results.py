@@ -1,7 +1,7 @@
 """Measures the results a second of one web worker on one core: `python -m loadtest.benchmarks.results`.
 
-The worker runs alone on core 0. PostgreSQL, the dispatcher and wrk share core 1, as in one_core. The same rounds
-measure heartbeats, in turn. Each round has a new command to all phones, without pushes. Each result is the first one of
+The worker runs alone on core 0. PostgreSQL, the dispatcher and wrk share core 1, as in one_core. Each round also
+measures heartbeats. Each round has a new command to all phones, without pushes. Each result is the first one of
 its delivery, with a message and an output, and settles it.
 """
 

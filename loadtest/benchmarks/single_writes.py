@@ -1,9 +1,9 @@
 """Measures the signed commands a second of one worker, each to one device.
 
 `python -m loadtest.benchmarks.single_writes`: the worker runs alone on core 0. PostgreSQL, the dispatcher and wrk share
-core 1, as in one_core. Each round measures, in turn, heartbeats, commands over 64 connections, and commands over one
-connection. Each command is a `ping` to a device without a push token, in a separate request that was signed before. The
-audit is verified at the end.
+core 1, as in one_core. Each round measures heartbeats, commands over 64 connections, and commands over one connection.
+Each command is a `ping` to a device without a push token, in a separate request that was signed before. The audit is
+verified at the end.
 """
 
 import argparse
@@ -115,9 +115,9 @@ def _sign(place: ServerUnderTest, file: Path, device_ids: Sequence[str], count: 
 
 
 def _analyze(place: ServerUnderTest) -> None:
-    """Do what autovacuum does within a minute.
+    """Run ANALYZE, as autovacuum does within a minute.
 
-    Before it, plans that were made for empty tables read the whole table for each row.
+    Without it, plans that PostgreSQL made for empty tables read the whole table for each row.
     """
     assert place.serving is not None
     with psycopg.connect(place.serving.database_url(), autocommit=True) as database:

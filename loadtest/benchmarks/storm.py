@@ -1,9 +1,9 @@
 """The storm: one command to a fleet whose phones all answer in the same minute.
 
 `python -m loadtest.benchmarks.storm`: all phones send heartbeats. Then each gets the push of one `ping`, and reports
-after a random part of the spread. A phone that is refused tries again after `Retry-After`, with jitter. One that gets
-no answer tries again after a random time that doubles. One web worker, the dispatcher, PostgreSQL, the fake FCM and the
-generator share the machine.
+after a random part of the spread. A phone that is refused tries again after `Retry-After`, with jitter. A phone that
+gets no answer tries again after a random time that doubles with each try. One web worker, the dispatcher, PostgreSQL,
+the fake FCM and the generator share the machine.
 """
 
 import argparse
@@ -31,21 +31,21 @@ from loadtest.testbed.testbed import ServerUnderTest
 INTERVAL_SECONDS: Final = 120
 RAMP_SECONDS: Final = 20
 QUIET_SECONDS: Final = 15
-"""How long only heartbeats are measured, in seconds: before the command, and after the last answer may come."""
+"""The seconds in which the phones send only heartbeats: before the command, and after the time for answers."""
 
 FAN_OUT_SECONDS: Final = 60
-"""How long the pushes may take, in seconds."""
+"""The seconds that the pushes may take."""
 
 HEARTBEAT_P99_SECONDS: Final = 0.150
 RESULT_P99_SECONDS: Final = 2.0
 CONNECTIONS: Final = 3000
 """The most connections at the same time.
 
-A real phone has its own, but with more connections the generator would use too much of the server's cores.
+Each real phone has its own connection. But with more connections, the generator would use too much of the two cores.
 """
 
 SOURCES: Final = ["127.0.3.1", "127.0.3.2"]
-"""The number of their addresses: a server accepts 2,000 connections from one address."""
+"""The number of addresses of the phones, because a server accepts 2,000 connections from one address."""
 
 SETTINGS: Final = {"WEB_WORKERS": "1", "LOG_LEVEL": "INFO", "LOG_FORMAT": "json"}
 _WINDOW_SECONDS: Final = 10

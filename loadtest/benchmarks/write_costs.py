@@ -131,7 +131,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _measure_in_rounds(fleet: Fleet, meter: Meter, arguments: argparse.Namespace) -> dict[str, list[Cost]]:
-    """Return the costs of each kind, by round; those of a command to all devices, by command."""
+    """Return the costs of each kind of write, by round. A command to all devices has one cost for each command."""
     costs: dict[str, list[Cost]] = {kind.name: [] for kind in (*KINDS, TO_ALL)}
     for kind in KINDS:
         _measure(fleet, meter, kind, WARM_UP)

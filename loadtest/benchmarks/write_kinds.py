@@ -1,6 +1,6 @@
 """Every write that a phone or an admin can cause, as requests that are ready to be sent (for write_costs).
 
-`prepare` of each kind does the necessary work before, with its own phones, and returns the requests to measure.
+`prepare` of each kind does the necessary work with its own phones, and returns the requests to measure.
 """
 
 import http.client
@@ -102,7 +102,7 @@ class Fleet:
 class Kind:
     """A kind of write, with a function that prepares its requests.
 
-    `share` times fewer than of the other kinds are enough.
+    The benchmark sends `share` times fewer requests of this kind than of others.
     """
 
     name: str

@@ -1,1 +1,1 @@
-"""Chaos runs: faults under load, and three ledgers that must agree afterwards."""
+"""Chaos runs: faults under load, and three lists of events (ledgers) that must agree after the run."""

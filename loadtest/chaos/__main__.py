@@ -1,7 +1,7 @@
 """Break our own server under load, and check that nothing is lost: `python -m loadtest.chaos FAULT`.
 
-A fleet of simulated phones and an admin continue through it. At the end three ledgers are compared: the answers that
-the clients got, the content of the database, and what reached FCM (the journal of the fake FCM).
+A fleet of simulated phones and an admin continue during the fault. At the end, three ledgers are compared: the answers
+that the clients got, the content of the database, and the messages that reached FCM (the journal of the fake FCM).
 """
 
 import argparse

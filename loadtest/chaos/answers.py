@@ -1,4 +1,4 @@
-"""Answers to clients, checked by status, form and time: all of them, and those around a gap without a database."""
+"""Checks of the answers to clients, by status, form and time; also around a gap: a time without a usable database."""
 
 import time
 from collections import Counter
@@ -12,10 +12,10 @@ from loadtest.chaos.traffic import Exchange
 from loadtest.load.targets import Target
 
 SLOW_SECONDS: Final = 2
-"""The longest time of a request that begins when all must be normal again. An earlier one may take until then."""
+"""The longest time of a request that begins after the server must be normal again."""
 
 LONG_SECONDS: Final = 3
-"""From this length on, a gap must be noticed: a request waits for 2 s for a turn, so a shorter gap may not affect it.
+"""In a gap of at least this length, some requests must fail. A request waits for 2 s, so a shorter gap may affect none.
 """
 
 AWAY_CODES: Final = ("database_unavailable", "overloaded")
@@ -25,7 +25,7 @@ AWAY_CODES: Final = ("database_unavailable", "overloaded")
 class Gap:
     """The time from the loss of the database until it could be used again (monotonic).
 
-    From `busy_at` on, the machine has more to do than the server alone: answers may be slow.
+    From `busy_at` on, answers may be slow, because other programs than the server use the machine.
     """
 
     stopped_at: float
@@ -48,7 +48,7 @@ class InGaps:
     gaps: list[Gap]
 
     def away(self) -> list[Interval]:
-        """Return the gaps, each with the time until all must be normal, in Unix time."""
+        """Return the gaps, each with the time until the server must be normal again, in Unix time."""
         ahead = time.time() - time.monotonic()
         return [(gap.stopped_at + ahead, gap.back_at + ahead + self.normal_seconds) for gap in self.gaps]
 
@@ -59,7 +59,7 @@ class InGaps:
 
 @dataclass(frozen=True, slots=True)
 class AroundGaps:
-    """The answers around gaps, which are in order. All must be normal `normal_seconds` after a gap."""
+    """The answers around gaps; the gaps are in order of time. Answers must be normal `normal_seconds` after a gap."""
 
     gaps: Sequence[Gap]
     exchanges: Sequence[Exchange]
@@ -92,7 +92,7 @@ class AroundGaps:
         return Target("requests refused in the gaps", limit, ", ".join(map(str, refused)), any(refused) and not silent)
 
     def _brisk(self) -> Target:
-        """Check that no request takes long once all must be normal, until the next stop."""
+        """Check that no request takes long from the time when the server must be normal, until the next gap."""
         slow, longest = 0, 0.0
         for number, gap in enumerate(self.gaps):
             normal_at = gap.back_at + self.normal_seconds

@@ -14,7 +14,7 @@ FaultOf = Callable[[SameProcesses, Say], Fault]
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """The server's settings for its database, the URL that ledgers read, and its fault, if it has one."""
+    """A database: the server's settings for it, the URL from which the ledgers are read, and its fault, if any."""
 
     settings: Mapping[str, str]
     url: str

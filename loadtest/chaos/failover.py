@@ -1,4 +1,4 @@
-"""Failover: a database's primary is killed under load, and its synchronous standby promoted, to and fro."""
+"""Failover: the primary is killed under load, and its synchronous standby is promoted, again and again."""
 
 import asyncio
 import random
@@ -27,7 +27,7 @@ MODES: Final[Sequence[Mode]] = ("kill", "immediate")
 
 @contextmanager
 def failing_over(folder: Path, times: int) -> Iterator[Database]:
-    """Run a primary and its synchronous standby, both in the server's DATABASE_URL, for this number of failovers."""
+    """Run a primary and its synchronous standby, both named in DATABASE_URL, for this number of failovers."""
     with databases.servers(folder) as made:
         pair = PostgresPair.made_by(made)
 
@@ -39,7 +39,7 @@ def failing_over(folder: Path, times: int) -> Iterator[Database]:
 
 @dataclass(slots=True)
 class Failovers(InGaps):
-    """The primary is killed, the standby promoted seconds later, and the old primary returns as its standby."""
+    """The fault: the primary is killed, the standby is promoted, and the old primary returns as a standby."""
 
     normal_seconds = NORMAL_SECONDS
 

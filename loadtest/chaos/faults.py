@@ -1,6 +1,7 @@
 """The faults of our own server: processes are killed, PostgreSQL is stopped immediately.
 
-Each fault is a trial for the traffic: it runs for its time, records what it did, and checks what only it can check.
+Each fault runs for its time while phones and an admin send requests. It records its actions, and checks its own
+promises.
 """
 
 import asyncio
@@ -48,15 +49,15 @@ class Fault(Protocol):
     """One kind of fault."""
 
     async def run(self, traffic: Traffic) -> None:
-        """Cause the fault, for as long as it takes."""
+        """Cause the fault; return when it is over."""
 
     def away(self) -> list[Interval]:
-        """Return when no dispatcher could push, in Unix time."""
+        """Return the times in which no dispatcher could push, in Unix time."""
 
     def judged(
         self, exchanges: Sequence[Exchange], snapshot: DatabaseSnapshot, sends: Sequence[dict[str, Any]]
     ) -> list[Target]:
-        """Return the promises of this fault in particular."""
+        """Return the promises that apply only to this fault."""
 
 
 class SecondDispatcher:
@@ -77,12 +78,12 @@ class SecondDispatcher:
         return self._process.poll() is None
 
     def replace_killed(self) -> None:
-        """Record its end, and start another one."""
+        """Record the end of the dispatcher that was killed, and start another dispatcher in its place."""
         self._process.wait()
         self._process = self._start()
 
     def stop(self) -> None:
-        """Ask it to stop, and wait; kill it if that takes longer than `serve` allows its own parts."""
+        """Ask the dispatcher to stop, and wait; kill it if this takes longer than `serve` allows its own parts."""
         self._process.terminate()
         try:
             self._process.wait(STOP_SECONDS)
@@ -98,7 +99,7 @@ class SameProcesses:
     """The web workers and dispatchers before the fault, which must survive it."""
 
     def __init__(self, serving: Serving, second: SecondDispatcher) -> None:
-        """Record them."""
+        """Record the processes."""
         self._serving = serving
         self._second = second
         self._before = self._pids()
@@ -107,7 +108,7 @@ class SameProcesses:
         return {name: self._serving.child(name) for name in SERVED}
 
     def judged(self) -> Target:
-        """Check that none was started again."""
+        """Check that none of these processes was started again."""
         pids = self._pids()
         ended = [name for name in SERVED if pids[name] != self._before[name]]
         if not self._second.is_alive():
@@ -130,7 +131,7 @@ class Kills:
     second_away: list[Interval] = field(default_factory=list)
 
     async def run(self, traffic: Traffic) -> None:
-        """Kill until the time is over."""
+        """Kill processes until the time is over."""
         del traffic
         ends_at = time.monotonic() + self.seconds
         while time.monotonic() < ends_at:
@@ -151,7 +152,7 @@ class Kills:
                 self.second_away.append((killed_at, time.time()))
 
     def away(self) -> list[Interval]:
-        """Return when both dispatchers were dead, or not started yet."""
+        """Return the times in which no dispatcher ran."""
         started = [datetime.fromisoformat(at).timestamp() for at in _STARTED_AT.findall(self.serving.said)]
         first = [(at, min((one for one in started if one > at), default=inf)) for at in self.first_killed_at]
         return intervals.common(intervals.union(first), intervals.union(self.second_away))
@@ -159,7 +160,7 @@ class Kills:
     def judged(
         self, exchanges: Sequence[Exchange], snapshot: DatabaseSnapshot, sends: Sequence[dict[str, Any]]
     ) -> list[Target]:
-        """Check that an answer is 200, or that there is none."""
+        """Check that each request got 200 or no answer."""
         del sends
         closed = sum(attempt.outcome == "unknown" for one in snapshot.deliveries for attempt in one.attempts)
         kills = ", ".join(f"{count} × {name}" for name, count in sorted(self.killed.items()))
@@ -183,7 +184,7 @@ class DatabaseStops(InGaps):
     gaps: list[Gap] = field(default_factory=list)
 
     async def run(self, traffic: Traffic) -> None:
-        """Stop it this number of times."""
+        """Stop PostgreSQL this number of times."""
         del traffic
         for _ in range(self.times):
             await asyncio.sleep(random.uniform(10, 15))

@@ -1,6 +1,7 @@
-"""Frozen networks: the way to the database acknowledges packets under load, and nothing arrives.
+"""Frozen networks: under load, a proxy acknowledges packets to the database but forwards nothing.
 
-A load balancer that hangs behaves like this, a host that is being migrated, or a router that has lost a connection.
+This is the behaviour of a load balancer that hangs, of a host that is being migrated, and of a router that has lost a
+connection.
 """
 
 import asyncio
@@ -31,13 +32,13 @@ ANSWER_SECONDS: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class Freeze:
-    """The time in which nothing is forwarded, and whether the old connections stay dead afterwards."""
+    """A freeze: the time in which nothing is forwarded, and whether the old connections stay dead after it."""
 
     seconds: float
     forgets: bool = False
 
     def __str__(self) -> str:
-        """Return it as text."""
+        """Return the freeze as text."""
         return f"frozen for {self.seconds:.0f} s{', then forgotten' if self.forgets else ''}"
 
 
@@ -46,7 +47,7 @@ FREEZES: Final = (Freeze(40), Freeze(40, forgets=True), Freeze(0, forgets=True),
 
 @contextmanager
 def freezing(folder: Path, times: int, seconds: float) -> Iterator[Database]:
-    """Run a PostgreSQL behind a proxy, for this number of freezes, none longer than this."""
+    """Run a PostgreSQL behind a proxy, for this number of freezes; `seconds` limits the length of each."""
     freezes = [replace(one, seconds=min(one.seconds, seconds)) for one in FREEZES[:times]]
     with databases.servers(folder) as made:
         server = made.primary("only")
@@ -93,7 +94,7 @@ class Freezes(InGaps):
     def judged(
         self, exchanges: Sequence[Exchange], snapshot: DatabaseSnapshot, sends: Sequence[dict[str, Any]]
     ) -> list[Target]:
-        """Check that requests are refused in time in a freeze, and that all continues later without a new process."""
+        """Check that requests are refused in time during a freeze, and served by the same processes after it."""
         del snapshot, sends
         count, figure = len(self.freezes), answers.lengths(self.gaps)
         return [

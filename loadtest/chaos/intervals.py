@@ -1,4 +1,4 @@
-"""Spans of time: pairs of a begin and an end, in seconds of one clock."""
+"""Spans of time: each is its beginning and its end, in seconds of one clock."""
 
 from collections.abc import Iterable, Sequence
 
@@ -17,11 +17,11 @@ def union(spans: Iterable[Interval]) -> list[Interval]:
 
 
 def common(some: Sequence[Interval], others: Sequence[Interval]) -> list[Interval]:
-    """Return the time that is in both lists; neither overlaps itself."""
+    """Return the time that is in both lists. The spans of one list must not overlap."""
     pairs = ((max(one[0], other[0]), min(one[1], other[1])) for one in some for other in others)
     return [(begin, end) for begin, end in pairs if begin < end]
 
 
 def length(spans: Iterable[Interval]) -> float:
-    """Return their total length."""
+    """Return the total length of the spans."""
     return sum(end - begin for begin, end in spans)

@@ -1,4 +1,4 @@
-"""Three ledgers of one run, compared with each other: the clients' account, the database, the journal of FCM."""
+"""The three ledgers of a run, and their comparison: the clients' account, the database, and FCM's journal."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -86,7 +86,7 @@ class Delivery:
 
     @property
     def key(self) -> Key:
-        """Its command and its device."""
+        """The command and the device of the delivery."""
         return self.command_id, self.device_id
 
 
@@ -127,7 +127,7 @@ def read(database_url: str) -> DatabaseSnapshot:
 
 
 async def is_settled(database_url: str) -> bool:
-    """Return whether nothing is open or in flight any more; False while the database is away."""
+    """Return whether no delivery is open and no attempt is in flight; False while the database cannot be reached."""
     try:
         async with await psycopg.AsyncConnection.connect(database_url) as connection:
             row = await (await connection.execute(_UNSETTLED)).fetchone()
@@ -142,7 +142,7 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
 
 
 def compare(account: Account, snapshot: DatabaseSnapshot) -> list[Target]:
-    """Return the promises between the clients' account and the database, each with its figure."""
+    """Compare the clients' account with the database; return each promise with its figure."""
     results = {(one.request_id, one.device_id) for one in account.results}
     return [
         *_of_commands(account, snapshot),
@@ -169,7 +169,7 @@ def waiting(name: str, snapshot: DatabaseSnapshot) -> Target:
 
 
 def _waits(delivery: Delivery, now: float) -> bool:
-    """Return whether an open delivery has a due time: its next push, or the end of its time."""
+    """Return whether an open delivery is due for its next push or its expiry, at a time that is not long over."""
     to_be_pushed = delivery.state == "pending" and delivery.push_state in ("waiting", "retrying")
     due_at = delivery.next_attempt_at if to_be_pushed else delivery.open_until
     if due_at is None or due_at > delivery.open_until + LEASE_SECONDS:
@@ -241,10 +241,10 @@ def _all(name: str, expected: set[Any], there: Iterable[Any]) -> Target:
 
 
 def part(part: int, whole: int) -> tuple[str, bool]:
-    """Return the figure of a part that must be the whole, and whether it is; an empty whole is a failure."""
+    """Return "part of whole" as a figure, and whether the part is the whole; an empty whole is a failure."""
     return f"{part:,} of {whole:,}", part == whole > 0
 
 
 def none(name: str, count: int) -> Target:
-    """Check that there is none of something."""
+    """Return a count that must be 0 as a promise with its figure."""
     return Target(name, "none", f"{count:,}", not count)

@@ -1,4 +1,4 @@
-"""Outages of FCM under load, of one kind after the other: what must continue meanwhile, and recover afterwards."""
+"""Outages of FCM under load, one kind after the other: the API must continue, and pushing must recover."""
 
 import asyncio
 import time
@@ -22,12 +22,12 @@ RESUMED_SECONDS: Final = 60
 LEAST_FAILURES: Final = 300
 FAILED: Final = ("retry_later", "unknown", "blocked")
 IN_THE_AIR_SECONDS: Final = 2
-"""The time in an outage in which phones still answer earlier pushes."""
+"""The time at the beginning of an outage in which phones still answer earlier pushes."""
 
 LEAST_BY_HEARTBEAT: Final = 0.95
 RATE_SECONDS: Final = 10
 LEAST_RATE: Final = 0.5
-"""Pushes are counted over this time before and after an outage; this part of the rate must be reached afterwards."""
+"""The part of the rate before an outage that pushes must reach after it."""
 
 END: Final[dict[str, Any]] = {"override": None, "oauth_down": False}
 _LOOK_SECONDS: Final = 0.25
@@ -44,7 +44,7 @@ _WHOLE: Final = """
 
 @dataclass(frozen=True, slots=True)
 class Outage:
-    """The kind and length of an outage: the orders for the fake FCM, and the orders that end it."""
+    """One outage: its kind and length, the orders to the fake FCM that begin it, and those that end it."""
 
     name: str
     orders: dict[str, Any]
@@ -53,7 +53,7 @@ class Outage:
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """One outage, in Unix time, and the time from its end until pushing was normal again; None: not in time."""
+    """One outage, in Unix time, and the seconds from its end until pushing was normal (None: not in time)."""
 
     begun_at: float
     ended_at: float
@@ -72,7 +72,7 @@ class FcmOutages:
     recoveries: list[Recovery] = field(default_factory=list)
 
     async def run(self, traffic: Traffic) -> None:
-        """Let it fail in each way; the first outage begins while a command to the whole fleet is being pushed."""
+        """Cause each outage, one after the other. The first begins while a command to the whole fleet is pushed."""
         async with httpx.AsyncClient() as client:
             for number, outage in enumerate(self.outages):
                 await asyncio.sleep(RATE_SECONDS)
@@ -125,7 +125,7 @@ class FcmOutages:
         ]
 
     def _reached(self, name: str, one: Recovery, snapshot: DatabaseSnapshot) -> Target:
-        """Check that heartbeats delivered what was open for longer than an interval, and a fair share of the rest.
+        """Check that heartbeats delivered commands that were open for a whole interval, and a fair share of the others.
 
         A phone's next heartbeat comes at any moment of an interval. So a delivery that was open for a part of the
         longest interval is delivered with at least that probability.
@@ -171,7 +171,7 @@ def _open_seconds(delivery: Delivery, one: Recovery) -> float:
 
 
 def _by_heartbeat(name: str, answered: Sequence[Delivery]) -> Target:
-    """Check that phones got by heartbeat what they answered in an outage."""
+    """Check that phones answered in an outage only commands that came by heartbeat."""
     heard = sum(each.delivered_via == "heartbeat" for each in answered)
     figure = f"{heard:,} of {len(answered):,}"
     held = heard > 0 and heard >= LEAST_BY_HEARTBEAT * len(answered)

@@ -1,4 +1,4 @@
-"""The pushes of a run, message by message: what reached FCM, what the attempts contain, and what was never tried."""
+"""The pushes of a run: messages that reached FCM, attempts in the database, and pushes without an attempt."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -85,9 +85,10 @@ class Pushed:
 def compare(
     snapshot: DatabaseSnapshot, sends: Sequence[Send], members: Iterable[Member], away: Sequence[Interval]
 ) -> list[Target]:
-    """Return the promises between the database and FCM, each with its figure.
+    """Compare the database with FCM's journal; return each promise with its figure.
 
-    `away` is when no dispatcher could push, in Unix time. All phones have a push token that FCM accepts.
+    `away` contains the times in which no dispatcher could push, in Unix time. All phones have a push token that FCM
+    accepts.
     """
     device_ids = {member.push_token: member.device_id for member in members}
     keyed = [((send["request_id"], device_ids[send["push_token"]]), send) for send in sends]
@@ -146,12 +147,12 @@ def _is_given_up_early(attempt: Attempt) -> bool:
 
 
 def _hasty(delivery: Delivery) -> int:
-    """Return how many attempts began too soon after the one before."""
+    """Return how many attempts began too soon after the attempt before them."""
     return sum(second.started_at < _pause_over_at(first) for first, second in pairwise(delivery.attempts))
 
 
 def _pause_over_at(attempt: Attempt) -> float:
-    """Return when the next attempt may begin, at the earliest; one that was not sent may be tried immediately."""
+    """Return the earliest time of the next attempt. A push that was not sent may be tried immediately."""
     ended_at = (attempt.finished_at or inf) - ROUNDING_SECONDS
     if attempt.detail == ORPHANED:
         return max(ended_at, attempt.started_at + LEASE_SECONDS - ROUNDING_SECONDS)
@@ -161,13 +162,13 @@ def _pause_over_at(attempt: Attempt) -> float:
 
 
 def _belated(delivery: Delivery) -> int:
-    """Return how many attempts began although the delivery was settled before."""
+    """Return how many attempts began after their delivery was settled."""
     until = (delivery.settled_at or inf) + TRANSACTION_SECONDS
     return sum(one.started_at > until for one in delivery.attempts)
 
 
 def _tried(snapshot: DatabaseSnapshot, away: Sequence[Interval]) -> Target:
-    """Check that each due push was tried, unless its phone answered before or no dispatcher could push."""
+    """Check that each due push was tried, unless its phone answered first or no dispatcher could push."""
     away = intervals.union(away)
     missed = sum(_overdue_seconds(one, snapshot.read_at, away) > PROMPT_SECONDS for one in snapshot.deliveries)
     tried = sum(bool(one.attempts) for one in snapshot.deliveries)

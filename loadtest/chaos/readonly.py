@@ -48,10 +48,10 @@ def demoting(folder: Path, times: int) -> Iterator[Database]:
 
 @dataclass(slots=True)
 class Demotions(InGaps):
-    """The primary accepts no more writes, its standby is promoted, and the address follows seconds later.
+    """The primary accepts no more writes, its standby is promoted, and the address leads to it seconds later.
 
-    In turn the old primary keeps its connections (default_transaction_read_only) or cuts them (it restarts as a
-    standby). In both cases it answers reads until long after the address has changed.
+    The old primary either keeps its connections (default_transaction_read_only) or cuts them (a restart as standby);
+    the two ways alternate. In both cases, it answers reads until long after the address has changed.
     """
 
     normal_seconds = NORMAL_SECONDS
@@ -108,7 +108,7 @@ class Demotions(InGaps):
     def judged(
         self, exchanges: Sequence[Exchange], snapshot: DatabaseSnapshot, sends: Sequence[dict[str, Any]]
     ) -> list[Target]:
-        """Check for only 200 and 503, soon only 200, no connection to the old primary, and the same processes."""
+        """Check that answers are 200 or 503, and soon only 200; the old primary's connections; and the processes."""
         del snapshot, sends
         figure = f"read-only for {answers.lengths(self.gaps)}"
         return [

@@ -42,8 +42,8 @@ NORMAL_CONNECTIONS: Final[Connections] = (200, 50)
 """The admin has its own connections, so that a fleet whose phones all answer at the same time delays no command."""
 
 UNLIMITED_CONNECTIONS: Final[Connections] = (0, 0)
-"""For gaps in which many requests take long: none waits for a connection, because that would count as the server's
-time."""
+"""For gaps in which many requests take long. No request waits for a connection, because the wait would count as the
+server's time."""
 
 GIVE_UP_SECONDS: Final = 90
 PATIENCE_SECONDS: Final = 180
@@ -95,16 +95,16 @@ class Account:
     """The facts that the clients know: their requests, and the answers with 200."""
 
     sent: set[str] = field(default_factory=set)
-    """The notes of all commands that were posted, each with its own note."""
+    """The `note` of each command that was posted; each command has a different note."""
 
     accepted: dict[str, frozenset[str]] = field(default_factory=dict)
     """The devices of each command whose POST was answered, by request_id."""
 
     unanswered: int = 0
-    """The number of POSTs that were given up."""
+    """The number of POSTs that never got an answer."""
 
     results: list[Result] = field(default_factory=list)
-    """Each final result that was answered, with repeats: of reports sent twice, or without an answer at first."""
+    """Each final result that was answered, including repeats of a result."""
 
     heard: dict[str, str] = field(default_factory=dict)
     """The server's time in the last answer to a heartbeat, by device."""
@@ -115,7 +115,7 @@ class Account:
     exchanges: list[Exchange] = field(default_factory=list)
 
     settled_after_seconds: float | None = None
-    """The time from the fault's end until everything was settled; None: it was not, within the time to wait."""
+    """The time from the fault's end until everything was settled; None if it was not settled in time."""
 
 
 class Traffic:

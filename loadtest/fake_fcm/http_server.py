@@ -1,6 +1,6 @@
-"""A small HTTP/1.1 server for the fake FCM: it shares the machine with the measured server, so it must be cheap.
+"""A small HTTP/1.1 server for the fake FCM. It needs little processor time, because the tested server needs the rest.
 
-httptools reads the requests. There is one at a time on each connection, as clients of FCM send them.
+httptools reads the requests. Each connection has one request at a time, as from the clients of FCM.
 """
 
 import asyncio
@@ -57,7 +57,7 @@ class Connection(asyncio.Protocol):
         self._connections.add(self)
 
     def connection_lost(self, _: Exception | None) -> None:
-        """Delete it."""
+        """Delete the connection."""
         self._transport = None
         self._connections.discard(self)
 
@@ -75,7 +75,7 @@ class Connection(asyncio.Protocol):
         self._request, self._url, self._body = Request(self), b"", []
 
     def on_url(self, part: bytes) -> None:
-        """Add to the target."""
+        """Add a part to the request target."""
         self._url += part
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -84,7 +84,7 @@ class Connection(asyncio.Protocol):
             self._request.authorization = value.decode("latin-1")
 
     def on_body(self, part: bytes) -> None:
-        """Add to the body."""
+        """Add a part to the body."""
         self._body.append(part)
 
     def on_message_complete(self) -> None:

@@ -24,7 +24,7 @@ class Send:
 
 
 class Journal:
-    """Every send request in the order of arrival, readable from any thread, and kept in a file if one is named."""
+    """All send requests in the order of arrival, readable from any thread, and written to a file if one is named."""
 
     def __init__(self, path: Path | None = None) -> None:
         self._sends: list[Send] = []
@@ -35,7 +35,7 @@ class Journal:
         return len(self._sends)
 
     def sends(self, since: int = 0) -> list[Send]:
-        """Return the sends that have arrived, without the first `since`."""
+        """Return the sends that have arrived, except the first `since` of them."""
         with self._changed:
             return self._sends[since:]
 

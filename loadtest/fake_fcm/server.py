@@ -1,7 +1,7 @@
 """A fake of Firebase Cloud Messaging and its OAuth endpoint, over real HTTP on the loopback interface.
 
-The beginning of a push target chooses the answer: one word of `WORDS`, for some of them a number, and a hyphen.
-Any other push target is good, but for a registration token that is sent as a FID: it is UNREGISTERED.
+The beginning of a push target chooses the answer: a word of `WORDS`, for some words a number, and a hyphen. Any other
+push target gets 200, except a registration token in the place of a FID: it gets 404 UNREGISTERED.
 
 | begins with                        | answer                                                                         |
 | unregistered- mismatch- invalid-   | 404 UNREGISTERED, 403 SENDER_ID_MISMATCH, 400 INVALID_ARGUMENT                 |
@@ -74,7 +74,7 @@ _ORDERS: Final[Mapping[str, type]] = {
 class FcmStandin:
     """A Firebase project of its own: a server in a thread, from `start` to `close`.
 
-    Set its attributes, from any thread: `override` answers every send alike, `delay_ms` slows every answer,
+    Set its attributes, from any thread: `override` is one answer for every send, `delay_ms` slows every answer,
     `oauth_down` makes the OAuth endpoint fail, `oauth_says` is its answer with 200 instead of a token, and
     `expires_in_seconds` is the lifetime of access tokens issued from now on.
     """
@@ -128,7 +128,7 @@ class FcmStandin:
         self._override = text
 
     def start(self) -> None:
-        """Begin to answer."""
+        """Begin to answer requests."""
         self._thread.start()
 
     def close(self) -> None:

@@ -1,9 +1,9 @@
 """Seed a large fleet, and a month of its work, directly into the database: `python -m loadtest.fleet`.
 
-Registration costs a bcrypt hash, 62 ms of a core: a hundred thousand take close to two hours. Here COPY writes the
-rows, with the digest of a real token and as if it had been used. The tokens are derived from SECRET_KEY, so that an
-existing fleet is used again. The work (history.sql) is past, or open without a due push: nothing is sent. Run it with
-the settings of the server that uses the database.
+A registration costs a bcrypt hash, 62 ms of a core, so a hundred thousand registrations take close to two hours. Here
+COPY writes the rows, with the digest of a real token, as if the token had been used. The tokens are derived from
+SECRET_KEY, so that the next run uses the same fleet. The deliveries (history.sql) are settled, or open without a due
+push, so no push is sent. Run the program with the settings of the server that uses the database.
 """
 
 import argparse
@@ -49,7 +49,8 @@ _AUDIT: Final = """
 FINISHED_AT_ONCE: Final = 5000
 AUDITED: Final = 100_000
 AUDITED_AT_ONCE: Final = 200
-"""Entries wait for one row, whose versions PostgreSQL must read through until their transaction ends."""
+"""The number of audit entries in one transaction. Each entry updates the same row, and PostgreSQL must read through all
+versions of this row until the transaction ends."""
 
 _KNOWN: Final = """
     SELECT id, push_token, command_key_id FROM devices_device
@@ -59,7 +60,7 @@ _KNOWN: Final = """
 
 
 def seed(count: int, *, with_push_tokens: bool) -> list[Member]:
-    """Return this number of phones that the server knows: those of an earlier seeding, and new ones for the rest."""
+    """Return this number of phones that the server knows: those of an earlier seeding first, then new ones."""
     known = [_member(*row) for row in _known(count, with_push_tokens)]
     missing = count - len(known)
     if not missing:
@@ -139,7 +140,7 @@ def seed_history(deliveries: int) -> None:
 
 
 def _settle() -> None:
-    """Let PostgreSQL analyse its tables, as it would within a day."""
+    """Let PostgreSQL analyse its tables, as autovacuum would within a day."""
     database.execute("SET statement_timeout = 0")
     database.execute("VACUUM ANALYZE")
 

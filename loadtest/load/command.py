@@ -1,4 +1,4 @@
-"""python -m loadtest: a simulated fleet over real HTTP, against a running server or one of its own."""
+"""python -m loadtest: a simulated fleet over real HTTP, against a running server or a server of the test."""
 
 import asyncio
 import os
@@ -149,7 +149,7 @@ def _load(options: dict[str, Any], place: ServerUnderTest, fleet: Path, server_i
 
 @contextmanager
 def _server_time(run: Run, place: ServerUnderTest) -> Iterator[None]:
-    """Store how much of a core each part of our own server uses."""
+    """Store the part of a core that each part of the test's own server uses."""
     if place.serving is None:
         yield
         return

@@ -114,7 +114,7 @@ class CommandLoad:
             due += random.uniform(0.5, 1.5) * self._gap_seconds
 
     def close(self) -> None:
-        """Cut the connections."""
+        """Close the connections."""
         self._pool.close()
 
     def _post(self, due: float) -> None:

@@ -64,7 +64,7 @@ class Disturbance:
 
     @property
     def sends_requests(self) -> bool:
-        """Whether it consists of disturbing requests."""
+        """Whether the disturbance consists of requests."""
         return self.kind != "restart"
 
     @property
@@ -113,6 +113,6 @@ def invalid_tokens(members: Sequence[Member]) -> Iterator[tuple[str, bytes]]:
 
 
 def _malformed(members: Sequence[Member]) -> Iterator[tuple[str, bytes]]:
-    """Yield good tokens with bodies that the server must not store unchanged."""
+    """Yield right tokens with bodies that the server must not store unchanged."""
     while True:
         yield random.choice(members).device_token, random.choice(_MALFORMED)

@@ -159,7 +159,7 @@ class Figures:
         return sum(row.answered for row in self.between(since, until))
 
     def between(self, since: float, until: float) -> list[Second]:
-        """Return those of these seconds in which something happened."""
+        """Return the seconds in this range in which something happened."""
         return [row for second, row in self.seconds.items() if since <= second < until]
 
     def as_json(self) -> dict[str, Any]:

@@ -39,7 +39,7 @@ from nexmdm.client.phone import Agent, Channel, Credentials, Envelope
 
 SAYS_EVERY_SECONDS: Final = 0.5
 NUISANCE: Final = -1
-"""The phone number that stands for disturbing requests."""
+"""The number that stands for disturbing requests instead of a phone."""
 
 _TICK_SECONDS: Final = 0.001
 """The resolution of the event loop's timers, in seconds."""
@@ -90,14 +90,14 @@ class Plan:
 def first_dues(count: int, *, ramp_seconds: float, interval_seconds: float, chance: random.Random) -> list[float]:
     """Return when each phone's first heartbeat is due.
 
-    Phones join evenly over the ramp, each at a random point of its interval. So the load grows in a straight line and
-    then stays constant, without a wave in each interval.
+    Phones begin evenly over the ramp, each at a random point of its interval. So the load grows evenly and then stays
+    constant, without a wave in each interval.
     """
     return [ramp_seconds * number / count + chance.uniform(0, interval_seconds) for number in range(count)]
 
 
 def heartbeat_bodies(chance: random.Random) -> list[bytes]:
-    """Return some typical bodies of heartbeats, including the end of the head."""
+    """Return some typical bodies of heartbeats, each with the end of its request's head."""
     statuses = (
         {
             "battery_pct": chance.randint(5, 100),
@@ -113,7 +113,7 @@ def heartbeat_bodies(chance: random.Random) -> list[bytes]:
 
 
 class Generator:
-    """The phones of one process, on one event loop. The caller may remove `figures` and `results`."""
+    """The phones of one process, on one event loop. The caller may take `figures` and `results` away."""
 
     def __init__(self, plan: Plan, members: Iterable[Member]) -> None:
         self._plan = plan
@@ -245,7 +245,7 @@ class Generator:
                 await asyncio.sleep(_JOURNAL_SECONDS)
 
     async def _receive(self, number: int, envelope: Envelope, via: Channel) -> bool:
-        """Have a phone carry out a command and report on it; False if it refuses the envelope."""
+        """Let a phone carry out a command and report on it; return False if the phone refuses the envelope."""
         report = self._agent(number).receive(envelope, via)
         if report is None:
             self.figures.error(time.monotonic() - self._starts_at, "command: bad signature")

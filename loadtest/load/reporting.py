@@ -13,7 +13,7 @@ from loadtest.testbed.connections import NO_ANSWER, Pool, understood
 
 MOST_TRIES: Final = 5
 FIRST_BACKOFF_SECONDS: Final = 10.0
-"""The longest wait after a first try without an answer, in seconds. Each further one is twice as long."""
+"""The longest wait after a first try without an answer, in seconds. Each further wait is twice as long."""
 
 _AGAIN: Final = (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS, NO_ANSWER)
 _JITTER: Final = 1.5

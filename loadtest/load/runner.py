@@ -29,12 +29,12 @@ from loadtest.testbed.serving import Serving
 from nexmdm.client.http_client import FleetClient
 
 HEARTBEATS_PER_PROCESS: Final = 5000
-"""The highest rate of one generator. It could send twice as much, but only with a core of its own."""
+"""The highest rate of one generator. A generator with a core of its own could send twice as much."""
 
 CONNECTIONS: Final = 256
 WEIGH_SECONDS: Final = 10
 GRACE_SECONDS: Final = 10
-"""How long the last commands may take after the end of the heartbeats, in seconds."""
+"""The seconds that the last commands may take after the end of the heartbeats."""
 
 _WATCH_SECONDS: Final = 0.25
 _LINE_LIMIT: Final = 2**26
@@ -50,8 +50,8 @@ class Load:
     """The plan of a run, with its server in words.
 
     `scale` converts the server's interval to that of the run. Without a journal, phones get no pushes. The next three
-    are targets: the percentage of requests that may fail (0: none), and limits for heartbeats. `answer_spread_seconds`:
-    see Reporter. `sources`: see Pool.
+    fields are targets: the percentage of requests that may fail (0: none), and limits for heartbeats.
+    `answer_spread_seconds`: see Reporter. `sources`: see Pool.
     """
 
     server: str
@@ -262,7 +262,7 @@ async def _restart(run: Run) -> None:
 
 
 async def _weigh(run: Run) -> None:
-    """Store the memory of our own web worker every few seconds."""
+    """Store the memory of the test's own web worker every few seconds."""
     if run.serving is None or (run.disturbance and not run.disturbance.sends_requests):
         return
     process = run.serving.child("web-1")

@@ -48,7 +48,7 @@ def judged(run: Run) -> list[Target]:
 
 
 def _heartbeats(run: Run) -> Histogram:
-    """Return the latencies that count: all but those of the seconds in which a restart had no web worker."""
+    """Return the latencies for the targets: all, except those of the seconds in which a restart had no web worker."""
     gap = ceil(_back(run)) - int(run.half) if run.disturbance and run.disturbance.kind == "restart" else 0
     before = run.figures.latencies("heartbeat", since=run.measured_since, until=int(run.half))
     return merged((before, run.figures.latencies("heartbeat", since=int(run.half) + gap)))

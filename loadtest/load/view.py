@@ -52,7 +52,7 @@ class _Plain:
         self._next_at = time.monotonic() + _PLAIN_EVERY_SECONDS
 
     def __call__(self) -> None:
-        """Print the state of the run, if it is time."""
+        """Print the state of the run, if half a minute has passed."""
         if time.monotonic() < self._next_at:
             return
         self._next_at += _PLAIN_EVERY_SECONDS

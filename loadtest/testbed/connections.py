@@ -1,8 +1,8 @@
 """A minimal HTTP/1.1 client: requests as prepared bytes over a bounded pool of kept connections.
 
-A client library costs 150 to 250 µs a request, most of a generator's time. This one writes bytes that the caller has
-encoded, lets httptools find the end of the answer, and calls back: about a fifth of that. It never waits for a slot
-before it accepts a request: a request that finds all connections busy waits here, and its caller's clock continues.
+A client library costs 150 to 250 µs a request, most of a generator's time. This client writes bytes that the caller
+has encoded, lets httptools find the end of the answer, and calls back, in about a fifth of the time. It accepts each
+request immediately: if all connections are busy, the request waits here, and its wait counts as latency.
 """
 
 import asyncio
@@ -59,7 +59,7 @@ def with_body(body: bytes) -> bytes:
 
 
 def understood(status: int, body: bytes) -> tuple[str, dict[str, Any]]:
-    """Return what went wrong (empty: nothing) and the answer (empty: none that can be used)."""
+    """Return the error (empty if there is none) and the answer (empty if it cannot be used)."""
     if status == NO_ANSWER:
         return body.decode(), {}
     try:
@@ -73,7 +73,7 @@ def understood(status: int, body: bytes) -> tuple[str, dict[str, Any]]:
 
 @dataclass(slots=True)
 class _Exchange:
-    """One request and its callback. `again` if it was sent before, over a connection that the server had closed."""
+    """One request and its callback. `again`: it was sent before, over a connection that the server had closed."""
 
     request: bytes
     done: Done
@@ -172,13 +172,13 @@ def _nobody(status: int, body: bytes) -> None:
 
 
 class Pool:
-    """At most `limit` connections to one server, opened when needed; those used last are used first.
+    """At most `limit` connections to one server, opened when needed. The connection that was used last is used first.
 
-    If a connection that was used before is cut before an answer, the request is sent once more. A strict pool sends
-    nothing twice, and fails the request. It checks a connection before it writes to it, and leaves one that the server
-    has closed: `left` counts the requests that used another one because of this.
+    If a used connection is cut before an answer, the request is sent once more. A strict pool sends nothing twice: the
+    request then fails. A strict pool checks a connection before it writes, and does not use one that the server has
+    closed: `left` counts the requests that used another connection for this reason.
 
-    `sources` are the addresses of the connections, in turn: those of the loopback network, for a server on it.
+    `sources` are the local addresses of the connections, used one after the other; the server must be on loopback.
     """
 
     def __init__(self, server: Server, limit: int, *, strict: bool = False, sources: Sequence[str] = ()) -> None:

@@ -7,7 +7,8 @@ from typing import Final
 
 LOOPBACK: Final = "127.0.0.1"
 _PORTS: Final = range(15_000, 32_000)
-"""Below those of outgoing connections (ip_local_port_range): the port of a stopped server stays free."""
+"""These ports are below the range of outgoing connections (ip_local_port_range), so a stopped server's port stays free.
+"""
 
 
 def free_port() -> int:

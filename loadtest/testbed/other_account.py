@@ -1,4 +1,4 @@
-"""Files and processes of programs that refuse to run as root: they belong to the account that runs PostgreSQL then."""
+"""Files and processes of programs that refuse to run as root. Under root, they belong to the account of PostgreSQL."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""A primary with one synchronous standby: committed data is on both, whichever is lost."""
+"""A primary with one synchronous standby: committed data is on both, so that one of them can be lost."""
 
 from typing import Self
 
@@ -6,7 +6,7 @@ from loadtest.testbed.postgres_servers import Mode, PostgresFailed, PostgresServ
 
 
 class PostgresPair:
-    """Two servers, of which one at a time is the primary; the other one may be away for a while."""
+    """Two servers. One of them is the primary, and the other one is its standby or is stopped."""
 
     def __init__(self, primary: PostgresServer, standby: PostgresServer) -> None:
         """Take a primary and its standby, and let commits wait for the standby."""
@@ -31,11 +31,11 @@ class PostgresPair:
         return f"{self.url}?target_session_attrs=read-write&connect_timeout=5"
 
     def lose_primary(self, mode: Mode) -> None:
-        """Stop the primary in this way."""
+        """Stop the primary, by this mode."""
         self.primary.stop(mode)
 
     def promote_standby(self) -> None:
-        """Make the standby the primary. No commit waits until the other one is back."""
+        """Make the standby the primary. No commit waits for a standby until rejoin()."""
         self.standby.promote()
         self.primary, self.standby = self.standby, self.primary
 

@@ -1,7 +1,7 @@
 """Our own PostgreSQL servers over TCP: a primary, its standbys, and their changes of role.
 
-The programs are those of the embedded PostgreSQL; if root runs them, they run under that one's account. Each server is
-a child of this process, so that its end is noticed immediately.
+The programs are those of the embedded PostgreSQL. If root starts them, they run under another account. Each server is a
+child of this process, so that its end is noticed immediately.
 """
 
 import os
@@ -82,7 +82,7 @@ class PostgresServers:
         return server
 
     def standby_of(self, primary: "PostgresServer", name: str, **settings: str) -> "PostgresServer":
-        """Create a server by a base backup of `primary`, which it then follows; return when it does."""
+        """Create a server by a base backup of `primary`; return when it follows `primary`."""
         server = self._new(name, settings)
         server.follow_anew(primary)
         return server
@@ -175,7 +175,7 @@ class PostgresServer:
         return bool(self.execute("SELECT pg_is_in_recovery()") == (True,))
 
     def configure(self, **settings: str) -> None:
-        """Change settings. If it runs: those that need no restart; return when new sessions have them.
+        """Change settings. If the server runs, only settings without a restart; return when new sessions have them.
 
         Old sessions get them before their next statement. Raises PostgresFailed if PostgreSQL refuses one.
         """
@@ -190,7 +190,7 @@ class PostgresServer:
             raise PostgresFailed(f"{self.name} refuses a setting: {refused}")
 
     def follow_anew(self, primary: "PostgresServer") -> None:
-        """Make it a standby by a new base backup, whatever its state; start it, and return when it streams."""
+        """Make this server a standby by a new base backup, whatever its state; start it, and return when it streams."""
         self.stop()
         other_account.prepare(self._folder, embedded_postgres.binaries() / "postgres")
         if self._data.exists():
@@ -201,7 +201,7 @@ class PostgresServer:
         self.until_it_streams_from(primary)
 
     def rejoin(self, primary: "PostgresServer") -> None:
-        """Make a former primary a standby of the one that was promoted in its place, by pg_rewind; start it."""
+        """Make a former primary a standby of the new primary, by pg_rewind, and start it."""
         self.stop()
         # The source's control file has its new timeline from its first checkpoint on.
         primary.execute("CHECKPOINT")
@@ -211,7 +211,7 @@ class PostgresServer:
         self.until_it_streams_from(primary)
 
     def until_it_streams_from(self, primary: "PostgresServer") -> None:
-        """Return when it has on disk all that `primary` has written so far, and continues to stream."""
+        """Return when this server has stored everything that `primary` has written so far, and continues to stream."""
         end = primary.execute("SELECT pg_current_wal_lsn()")
         statement = "SELECT FROM pg_stat_replication WHERE application_name = %s AND state = 'streaming' "
         caught_up = statement + "AND flush_lsn >= %s::pg_lsn"

@@ -72,7 +72,7 @@ class Serving:
         return subprocess.run(program, env=self.environment, capture_output=True, text=True, check=True).stdout.strip()
 
     def admin(self) -> FleetClient:
-        """Return an admin of it, to be closed after use."""
+        """Return a client of an admin of this server. Close the client after use."""
         return FleetClient(self.url, key=self.secrets["ADMIN_KEY"], secret=self.secrets["HMAC_SECRET"])
 
     def until_it_says(self, text: str) -> "Serving":

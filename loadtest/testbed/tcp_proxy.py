@@ -1,4 +1,4 @@
-"""A TCP proxy on loopback that breaks connections on order as a network does: cut, frozen, forgotten.
+"""A TCP proxy on loopback that can break connections as a network does: it cuts, freezes or forgets them.
 
 It runs in its own thread, so that synchronous code can use it. Each order has taken effect when its call returns.
 """
@@ -25,7 +25,7 @@ _OPEN_SECONDS: Final = 1
 class TcpProxy:
     """Accepts on `port` of 127.0.0.1 and forwards to a port there; use it as a context manager.
 
-    There is no limit on the data that it keeps: it is for tests, which send little in that time.
+    There is no limit on the data that it keeps, because tests send little data during a freeze.
     """
 
     def __init__(self, target: int) -> None:
@@ -81,7 +81,7 @@ class TcpProxy:
     def forget(self) -> None:
         """Never again forward a byte or the end of a connection that is open now; neither side notices.
 
-        A router that has lost its table behaves like this: new connections work.
+        A router that has lost its table has the same effect: new connections work.
         """
 
         async def forget() -> None:

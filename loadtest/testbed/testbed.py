@@ -1,4 +1,4 @@
-"""The testbed of a run: a running server, or our own one with a fake FCM; and its fleet."""
+"""The testbed of a run: a running server, or a new server with a fake FCM; and its fleet."""
 
 import os
 import subprocess
@@ -30,7 +30,7 @@ _UNSET: Final = (
     "HMAC_SECRET", "HMAC_SECRET_PREVIOUS", "COMMAND_SIGNING_KEY", "COMMAND_SIGNING_KEY_PREVIOUS", "METRICS_TOKEN",
     "TRUSTED_PROXIES",
 )  # fmt: skip
-"""Variables that our own server does not take from the environment, so that no load reaches a database in use."""
+"""Variables of the environment that the test's server does not get, so that no load reaches a database in use."""
 
 
 BEHIND_A_POOLER: Final[ContextVar[bool]] = ContextVar("behind_a_pooler", default=False)
@@ -101,7 +101,7 @@ def served(data_dir: Path, **settings: str) -> Iterator[Serving]:
 
 @contextmanager
 def _database(folder: Path, settings: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    """Return the settings of a separate database, if a server without one must not have the embedded one."""
+    """Return the settings of a separate database, if the server has none and must not use the embedded one."""
     if "DATABASE_URL" in settings or not BEHIND_A_POOLER.get():
         yield {}
         return

@@ -18,10 +18,10 @@ from nexmdm.models import DispatcherSeen
 from nexmdm.monitoring.dispatcher_status import ALIVE
 
 MOST_COMMANDS: Final = 10_000
-"""How many commands that ended in the last day are looked at, the newest."""
+"""The largest number of commands of the last day that are read: the ones that ended last."""
 
 MOST_LOW: Final = 1_000
-"""How many devices with a low battery are counted at most: each has a JSON to be read."""
+"""The largest number of devices with a low battery that are counted, because their JSON must be read."""
 
 _ENDED: Final = """
     SELECT outcome, count(*)
@@ -57,7 +57,7 @@ _DEVICES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Something that needs attention: how often, what, the look of its badge, and where it is listed."""
+    """A line of the list: a number, its text, the look of its badge, and the address of the list that it links to."""
 
     count: str
     text: str
@@ -66,7 +66,7 @@ class Line:
 
 
 def device_conditions() -> dict[str, Q]:
-    """Return the conditions of the devices that lines() counts, by name."""
+    """Return, by name, the query conditions that lines() needs for devices."""
     active = Q(revoked_at=None)
     return {
         "silent": active & not_seen_after(database.now() - timedelta(days=1)),
@@ -76,12 +76,12 @@ def device_conditions() -> dict[str, Q]:
 
 
 def lines(devices: Mapping[str, int]) -> list[Line]:
-    """Return the lines, without those that count nothing; `devices` has the counts of device_conditions()."""
+    """Return the lines whose number is not 0; `devices` has the number of devices for each of device_conditions()."""
     return [*_dispatchers(), *_commands(), *_devices(devices), *_batteries()]
 
 
 def _dispatchers() -> Iterator[Line]:
-    """Yield a line if no dispatcher runs, and one for the live ones whose circuit breaker has stopped their pushes."""
+    """Yield a line if no dispatcher runs, and a line if running dispatchers have stopped their pushes."""
     alive = DispatcherSeen.objects.filter(last_seen_at__gt=Now() - ALIVE)
     circuits = dict(alive.values_list("circuit", "circuit_reason"))
     address = address_of(DispatcherSeen, "changelist")

@@ -34,23 +34,23 @@ from nexmdm.models import AuditEntry
 STATUSES: Final = (200, 400, 404, 409, 422, 500, 503)
 
 REFUSED: Final = 400
-"""A status from which on a request was refused."""
+"""The lowest status of a refused request."""
 
 
 class AuditAge(AgeFilter):
-    """By how long ago the request came."""
+    """Filters entries by the age of the request."""
 
     column = "at"
 
 
 class AuditTime(DateRangeFilter):
-    """By when the request came."""
+    """Filters entries by the time of the request."""
 
     column = "at"
 
 
 class MethodFilter(ChoiceFilter):
-    """By the request's method."""
+    """Filters entries by the request's method."""
 
     title = "method"
     parameter_name = "method"
@@ -61,7 +61,7 @@ class MethodFilter(ChoiceFilter):
 
 
 class EndingFilter(ChoiceFilter):
-    """By whether the request was carried out."""
+    """Filters entries by the ending: carried out or refused."""
 
     title = "ending"
     parameter_name = "ending"
@@ -72,19 +72,19 @@ class EndingFilter(ChoiceFilter):
 
 
 class StatusFilter(ChoiceFilter):
-    """By the status of the answer."""
+    """Filters entries by the status of the answer."""
 
     title = "status"
     parameter_name = "status"
 
     def conditions(self) -> dict[str, Q]:
-        """Return the statuses that a signed write is answered with."""
+        """Return the statuses that the answer to a signed write can have."""
         known = {str(status): Q(status=status) for status in STATUSES}
         return {**known, "other": ~Q(status__in=STATUSES)}
 
 
 class PrincipalFilter(ExactTextFilter):
-    """By who asked. It may be an admin who is not configured any more."""
+    """Filters entries by the principal. The principal may be an admin who is not configured any more."""
 
     title = "principal, exactly"
     parameters = ("principal",)
@@ -92,7 +92,7 @@ class PrincipalFilter(ExactTextFilter):
 
 
 class AttemptFilter(ChoiceFilter):
-    """By whether a command was sent, or only tried."""
+    """Filters entries by dry run: the command was sent, or only checked."""
 
     title = "dry run"
     parameter_name = "dry_run"
@@ -103,7 +103,7 @@ class AttemptFilter(ChoiceFilter):
 
 
 class AuditEntryAdmin(ReadOnlyAdmin):
-    """Who asked for what, and how it ended."""
+    """The pages of audit entries: the list, and one page for each entry."""
 
     list_display = (
         "when", "who", "asked", "about", "device_count", "ended", "command", "address",
@@ -136,7 +136,7 @@ class AuditEntryAdmin(ReadOnlyAdmin):
 
     @admin.display(description="action")
     def asked(self, entry: AuditEntry) -> str:
-        """Return what was asked for, and whether only to try it; of an entry without a summary, its path."""
+        """Return the action, marked if it was a dry run; for an entry without a summary, the path."""
         if not entry.action:
             return f"{entry.method} {entry.path}"
         action = link_to_list(AuditEntry, entry.action, action=entry.action)
@@ -149,7 +149,7 @@ class AuditEntryAdmin(ReadOnlyAdmin):
 
     @admin.display(description="about")
     def about(self, entry: Any) -> str:
-        """Return links to the device, or the enrollment token, that the request was about; else its target."""
+        """Return a link to the device or enrollment token of the request; for other requests, the target as text."""
         row, (kind, _, name) = entry.row, entry.target.partition(": ")
         if row is not None:
             return link(row, f"{row._meta.verbose_name} {row}")  # noqa: SLF001
@@ -161,27 +161,27 @@ class AuditEntryAdmin(ReadOnlyAdmin):
 
     @admin.display(description="ending")
     def ended(self, entry: AuditEntry) -> SafeString:
-        """Return whether the request was carried out, or with which code it was refused."""
+        """Return that the request was carried out, or the code with which it was refused."""
         if entry.status < REFUSED:
             return badge("only checked" if entry.dry_run else "done", QUIET if entry.dry_run else GOOD)
         return badge(f"{entry.status} {entry.code}".strip(), BAD)
 
     def name_of(self, row: AuditEntry) -> str:
-        """Return what was asked for, by whom, and how it ended."""
+        """Return the action, the principal and the ending as one text."""
         what = row.action or f"{row.method} {row.path}"
         dry_run = " (dry run)" if row.dry_run else ""
         ending = "" if row.status < REFUSED else f", refused with {row.status} {row.code}".rstrip()
         return f"{what}{dry_run} by {row.principal}{ending}"
 
     def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
-        """Return the entry with the row that it is about, or None."""
+        """Return the entry, with its device or enrollment token as in complete(), or None."""
         entry = super().get_object(request, object_id, from_field)
         if entry is not None:
             self.complete([entry])
         return entry
 
     def complete(self, rows: Sequence[Any]) -> None:
-        """Give each entry the device, or the enrollment token, that it is about; None where there is none."""
+        """Set on each entry the device or the enrollment token that its request names, or None."""
         devices = {entry.pk: summary.device_in(entry.target) for entry in rows}
         tokens = {entry.pk: summary.token_in(entry.target) for entry in rows}
         found = _by_key(Device.objects.defer(*SECRETS), devices.values())
@@ -199,7 +199,7 @@ class AuditEntryAdmin(ReadOnlyAdmin):
         return queries.about_device(key)
 
     def named(self, text: str) -> Q:
-        """Return the condition for the start of a path, an action, or else a principal in any case."""
+        """Return the condition for the start of a path, an action, or else a principal in upper or lower case."""
         if text.startswith("/"):
             return Q(path__startswith=text)
         # By the index of the actions; principals have none.

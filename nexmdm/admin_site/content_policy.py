@@ -1,4 +1,4 @@
-"""The admin site's Content-Security-Policy, as middleware: its pages need our own files, and nothing inline."""
+"""The admin site's Content-Security-Policy, as middleware: only files from this server, and nothing inline."""
 
 from collections.abc import Callable
 from typing import Final

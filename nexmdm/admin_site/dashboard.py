@@ -1,4 +1,4 @@
-"""The home page of the admin site: what needs attention, then charts: who is there, what is open, how pushes went."""
+"""The home page of the admin site: the list of what needs attention, then charts of devices, deliveries and pushes."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from nexmdm.monitoring.fleet_summary import Pushes
 DAY: Final = timedelta(days=1)
 
 MOST: Final = 200_000
-"""How many open deliveries, and how many pushes of a day, are counted at most: the page stays quick, and says so."""
+"""The largest number of open deliveries, and of a day's pushes, that are counted; the page says if there are more."""
 
 _OPEN: Final = """
     SELECT state, count(*)
@@ -33,7 +33,7 @@ _OPEN: Final = """
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A number, its length as a percentage of the longest, its look (good, bad or quiet), and where it is listed."""
+    """One bar: its number, its length as a percentage of the longest bar, its look (good, bad or quiet), its link."""
 
     label: str
     count: int
@@ -49,7 +49,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A few bars under a heading; `note` says what they leave out."""
+    """A few bars under a heading; `note` is the text about rows that are not counted."""
 
     name: str
     heading: str
@@ -58,7 +58,7 @@ class Chart:
 
 
 def home() -> dict[str, Any]:
-    """Count, and return the parts of the home page by their names in its template."""
+    """Read all counts, and return the parts of the home page by their names in its template."""
     conditions = {**presences(), **attention.device_conditions()}
     # One walk over the devices for all of their counts.
     devices = Device.objects.aggregate(
@@ -96,7 +96,7 @@ def _pushes() -> Chart:
 
 
 def _to_pushes(pushes: Pushes) -> str:
-    """Return the address of the attempts with this code."""
+    """Return the address of the list of attempts with this code."""
     if pushes.code == "OK":
         return _to(Attempt, age="1 day", outcome=AttemptOutcome.ACCEPTED.value)
     if pushes.code.lower() in AttemptOutcome.values:

@@ -1,4 +1,4 @@
-"""The admin page of the dispatchers that are alive."""
+"""The admin page of the running dispatchers."""
 
 from typing import ClassVar
 
@@ -12,7 +12,7 @@ from nexmdm.models import DispatcherSeen
 
 
 class DispatcherSeenAdmin(ReadOnlyAdmin):
-    """Which dispatchers are alive, and whether they can push."""
+    """The list of running dispatchers, each with the state of its circuit."""
 
     list_display = ("name", "started", "last_seen", "circuit_now", "circuit_reason")
     empty = "Start one: manage.py dispatch. (make run starts one.)"
@@ -26,5 +26,5 @@ class DispatcherSeenAdmin(ReadOnlyAdmin):
 
     @admin.display(description="circuit")
     def circuit_now(self, dispatcher: DispatcherSeen) -> SafeString:
-        """Return whether pushes go out (closed), or wait (open)."""
+        """Return the state of the circuit: `closed` (the dispatcher sends pushes) or `open` (pushes wait)."""
         return badge(dispatcher.circuit, GOOD if dispatcher.circuit == CLOSED else BAD)

@@ -1,4 +1,4 @@
-"""Errors on the admin site: pages with a way back for what is wrong with a request, problems for everything else."""
+"""Errors of Django's views: a page with a link back on the admin site, and problem details elsewhere."""
 
 import sys
 from typing import Final
@@ -44,7 +44,7 @@ def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:  # no
 
 
 def failed(request: HttpRequest) -> HttpResponse:
-    """Answer an error that none of Django's handlers knows by the API's table of errors, which logs what is ours."""
+    """Answer any other error by the API's table of errors, which also logs the errors that are NexMDM's own fault."""
     error = sys.exc_info()[1]
     if isinstance(error, Error) and meaning_of(error) is Meaning.UNAVAILABLE:
         # Django has it answered here; where the site's work is run, it is not seen any more.
@@ -53,7 +53,7 @@ def failed(request: HttpRequest) -> HttpResponse:
 
 
 def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
-    """Answer a form that Django takes for forged: mostly a proxy does not pass on where the browser sent it."""
+    """Answer a form that Django refuses as forged. The usual cause is a proxy that does not forward Host and scheme."""
     context = {
         "reason": reason,
         "seen": f"{request.scheme}://{request.get_host()}",
@@ -69,6 +69,6 @@ def _page(status: int, title: str, text: str) -> HttpResponse:
 
 
 def _logged(response: HttpResponse) -> HttpResponse:
-    """Keep Django from logging the same again, with a trace."""
+    """Mark an answer as logged, so that Django does not log the same error again with a trace."""
     response._has_been_logged = True  # type: ignore[attr-defined]  # noqa: SLF001
     return response

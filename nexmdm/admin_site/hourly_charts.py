@@ -14,7 +14,7 @@ HOURS: Final = 24
 HOUR: Final = timedelta(hours=1)
 
 MOST: Final = 100_000
-"""How many pushes, and how many results, are counted at most, the newest: the page stays quick, and says so."""
+"""The largest number of pushes, and of results, that are counted (the newest); the page says if there are more."""
 
 _PUSHES: Final = """
     SELECT date_trunc('hour', finished_at, 'UTC'), is_good, count(*)
@@ -43,7 +43,7 @@ _LOWEST: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Hour:
-    """The counts of an hour, its bar, and where its rows are listed (empty: nowhere)."""
+    """The counts of one hour, the heights of its bar, and the address of its list (empty if there is none)."""
 
     label: str
     good: int
@@ -58,7 +58,7 @@ class Hour:
 
 @dataclass(frozen=True, slots=True)
 class HourlyChart:
-    """Bars of the last 24 hours, each with a good part and a bad part on top; `summary` says the same in words."""
+    """Bars of the last 24 hours: a part for success below a part for failure. `summary` is the chart in words."""
 
     name: str
     heading: str
@@ -70,7 +70,7 @@ class HourlyChart:
 
 
 def charts() -> list[HourlyChart]:
-    """Count, and return the charts."""
+    """Read the counts, and return the charts."""
     since = page_time.now().astimezone(UTC).replace(minute=0, second=0, microsecond=0) - (HOURS - 1) * HOUR
     return [
         _chart(
@@ -125,7 +125,7 @@ def _hour(place: int, at: datetime, good: int, bad: int, highest: int, address: 
 
 
 def _height(count: int, highest: int) -> float:
-    """Return how high a part of a bar is: visible if it counts anything."""
+    """Return the height of a part of a bar; a part with a count above 0 is always visible."""
     return max(_LOWEST, (_HEIGHT - _LOWEST) * count / highest) if count else 0
 
 

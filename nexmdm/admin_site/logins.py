@@ -1,6 +1,6 @@
-"""How often an address may have a password of the admin site hashed, be it right or wrong.
+"""The limit on attempts to log in to the admin site from one address, with a right or a wrong password.
 
-Each attempt counts, before its hash: counted afterwards, all that run at the same moment would pass.
+Each attempt is counted before its password is hashed. Otherwise, attempts at the same moment would all pass the limit.
 """
 
 from typing import Final
@@ -37,6 +37,7 @@ def _refuse(seconds: int | None) -> None:
 
 
 def note(*, good: bool, address: str, username: str) -> None:
-    """Note how a login ended. The name is logged of a good one only: people type their password into its field, too."""
+    """Log and count the result of a login. The log contains the name only after a successful login, because people
+    sometimes type their password into the field for the name."""
     (_GOOD if good else _FAILED).inc()
     log.info("site.login", good=good, address=address, **({"username": username} if good else {}))

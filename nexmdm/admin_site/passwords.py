@@ -19,9 +19,12 @@ _threads: Final = hashing.threads("password", AT_ONCE)
 
 
 class PasswordHasher(PBKDF2PasswordHasher):
-    """Django's hasher by PBKDF2, whose hashes it reads and writes."""
+    """Django's PBKDF2 hasher with the limit; the stored hashes are the same as Django's."""
 
     def encode(self, password: str, salt: str, iterations: int | None = None) -> str:
-        """Hash a password in one of AT_ONCE threads; the calling thread has no database connection until it is done."""
+        """Hash a password in one of AT_ONCE threads.
+
+        Until the hash is finished, the calling thread has no database connection.
+        """
         with turns.given_up():
             return _threads.submit(super().encode, password, salt, iterations).result()

@@ -16,10 +16,10 @@ from devices.models import Device, EnrollmentToken, presence_name
 from nexmdm.common.identity import folded
 
 SHOWN: Final = 20
-"""How many rows of each kind a result page shows at most."""
+"""The largest number of rows of each kind on a result page."""
 
 LATEST: Final = 10_000
-"""The notes of so many newest commands are searched: notes have no index."""
+"""The number of newest commands whose notes are searched, because notes have no index."""
 
 LONGEST: Final = 200
 
@@ -28,7 +28,7 @@ _key: Final = attrgetter("pk")
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a text stands for, newest first: SHOWN of each kind at most, and whether there are more of a kind."""
+    """The rows that a search found, newest first: at most SHOWN of each kind, and whether there are more."""
 
     text: str
     devices: list[Any]
@@ -39,18 +39,18 @@ class Found:
 
     @property
     def only(self) -> Model | None:
-        """The one row that was found; None if there are several, or none."""
+        """The row, if exactly one was found; else None."""
         rows = [*self.devices, *self.commands, *self.tokens]
         return rows[0] if len(rows) == 1 else None
 
     @property
     def action(self) -> str | None:
-        """The action that the text names."""
+        """The action whose name is the searched text."""
         return self.text.lower() if self.text.lower() in CATALOGUE else None
 
 
 def find(given: str) -> Found:
-    """Look a text up. A whole id is looked up as an id alone."""
+    """Search for a text. If the text is a whole id, search only for this id."""
     text = given.strip()[:LONGEST]
     if not text or "\0" in text:
         return Found(text, [], [], [])
@@ -66,7 +66,7 @@ def find(given: str) -> Found:
 
 
 def _devices(condition: Q, text: str) -> list[Any]:
-    """Return the devices, one more than are shown; the one that has the very name comes first."""
+    """Return the devices, one more than a page shows. A device whose name equals the text comes first."""
     rows: QuerySet[Any] = Device.objects.select_related("presence").defer(*SECRETS)
     rows = rows.annotate(presence_named=presence_name()).order_by("-pk")
     key = folded(text)
@@ -77,9 +77,9 @@ def _devices(condition: Q, text: str) -> list[Any]:
 
 
 def _commands(by_id: Q, text: str) -> list[Any]:
-    """Return the newest commands, one more than are shown, each with its device if it is for one alone.
+    """Return the newest commands, one more than a page shows. A command to one device has this device.
 
-    Each way to find them is a query of its own.
+    Ids, actions and notes are searched by separate queries.
     """
     rows = Command.objects.order_by("-pk").defer(*BULKY)
     found = list(rows.filter(by_id)[: SHOWN + 1]) if by_id else []

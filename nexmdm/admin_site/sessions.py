@@ -1,6 +1,6 @@
 """Sessions of the admin site. The database contains only the SHA-256 of a session key, so it reveals no cookie.
 
-Only what runs in threads is here; the admin site has no asynchronous views.
+This module has only synchronous methods, because the admin site has no asynchronous views.
 """
 
 from hashlib import sha256
@@ -12,14 +12,14 @@ from django.contrib.sessions.models import Session
 from django.db.models.functions import Now
 
 _LENGTH = 40
-"""What Django's column holds: 160 bits of the digest."""
+"""The number of characters that fit into Django's column: 160 bits of the digest."""
 
 
 class SessionStore(db.SessionStore):
     """Django's sessions in the database, under another name than the cookie's."""
 
     def load(self) -> dict[str, Any]:
-        """Return what the session holds; nothing if it is over, or was never there."""
+        """Return the content of the session; an empty dict if the session has ended or does not exist."""
         kept = Session.objects.filter(session_key=_kept(self.session_key or ""), expire_date__gt=Now()).first()
         if kept is None:
             self._session_key = None
@@ -27,17 +27,17 @@ class SessionStore(db.SessionStore):
         return self.decode(kept.session_data)
 
     def exists(self, session_key: str) -> bool:
-        """Tell whether there is such a session."""
+        """Return whether a session with this key exists."""
         return super().exists(_kept(session_key))
 
     def create_model_instance(self, data: dict[str, Any]) -> AbstractBaseSession:
-        """Return the row to be written."""
+        """Return the row of the session, to be saved."""
         row = super().create_model_instance(data)
         row.session_key = _kept(row.session_key)
         return row
 
     def delete(self, session_key: str | None = None) -> None:
-        """End a session, by default this one."""
+        """Delete the session with this key, or by default this session."""
         ended = session_key or self.session_key
         if ended is not None:
             super().delete(_kept(ended))

@@ -1,6 +1,6 @@
-"""The admin site: staff look at devices, commands, deliveries and attempts. Nothing can be changed here.
+"""The read-only admin site: staff read devices, commands, deliveries and attempts.
 
-A site of our own, with our models only: on Django's default one a superuser could still write accounts.
+This site has only NexMDM's models: on Django's default site, a superuser could change accounts.
 """
 
 from functools import wraps
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class NexmdmAdminSite(AdminSite):
-    """Read-only, whatever a model's own page would allow: only login, logout and the change of one's password write."""
+    """The site. It is read-only, whatever a page allows: only login, logout and the change of one's password write."""
 
     site_title = site_header = "NexMDM"
     index_title = "The fleet at a glance"
@@ -40,7 +40,10 @@ class NexmdmAdminSite(AdminSite):
     index_template = "nexmdm/index.html"
 
     def admin_view(self, view: "_ViewType", cacheable: bool = False) -> "_ViewType":
-        """Guard a view; all but two answer 405 to anything but GET and HEAD. (The login is not wrapped by this.)"""
+        """Wrap a view: for other methods than GET and HEAD, all views except two answer 405.
+
+        (The login is not wrapped.)
+        """
         if view in (self.logout, self.password_change):
             return super().admin_view(view, cacheable)
 
@@ -52,7 +55,7 @@ class NexmdmAdminSite(AdminSite):
         return require_safe(super().admin_view(cast("_ViewType", begun), cacheable))
 
     def index(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> TemplateResponse:
-        """Return the home page: what needs attention, the charts, and the lists to browse."""
+        """Return the home page: the list of what needs attention, the charts, and links to all lists."""
         return super().index(request, dashboard.home() | (extra_context or {}))
 
     def get_urls(self) -> list[URLPattern | URLResolver]:
@@ -60,7 +63,7 @@ class NexmdmAdminSite(AdminSite):
         return [path("search/", self.admin_view(self.search), name="search"), *super().get_urls()]
 
     def search(self, request: HttpRequest) -> HttpResponse:
-        """Go to the row that the text `q` stands for; if it stands for several, or none, return what was found."""
+        """Redirect to the row that the text `q` finds; if it finds several rows or none, return the page of results."""
         found = search.find(request.GET.get("q", ""))
         if found.only is not None:
             return HttpResponseRedirect(address_of(type(found.only), "change", found.only.pk))
@@ -68,7 +71,7 @@ class NexmdmAdminSite(AdminSite):
         return TemplateResponse(request, "nexmdm/search.html", context)
 
     def login(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        """Let staff in, and note each attempt. (How many there may be: nexmdm/http/admin_site_handler.py.)"""
+        """Log staff in, and log each attempt. (nexmdm/http/admin_site_handler.py limits the attempts.)"""
         response = super().login(request, extra_context)
         if request.method == "POST":
             good = response.status_code == HTTPStatus.FOUND

@@ -32,7 +32,7 @@ _DEVICE_ROUTES: Final = "/v1/"
 
 
 class OrjsonParser(Parser):
-    """Parse bodies by orjson; those with very long numbers by the standard library, which keeps the numbers unchanged.
+    """Parse bodies by orjson. The standard library parses bodies with very long numbers, and keeps the numbers.
 
     Bodies of phones are parsed tolerantly, so that each field of them is checked by its role.
     """

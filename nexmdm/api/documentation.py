@@ -20,7 +20,7 @@ _FROM_HERE_ONLY: Final = (
 def made_once(view: View) -> Callable[..., Awaitable[HttpResponse]]:
     """Answer with the result of the view's first call: it takes about 40 ms, and any client may request it.
 
-    If the client has it already, by its ETag, the answer is 304. The page may load nothing from other servers.
+    If the client sends the ETag of this answer, the answer is 304. The page may load nothing from other servers.
     """
     made: list[_Document] = []
 
@@ -47,6 +47,6 @@ class _Document:
         }
 
     def answer_to(self, request: HttpRequest) -> HttpResponse:
-        """Return the answer: the document, or 304 if the client has it."""
+        """Return the answer: the document, or 304 if the client has the same document already."""
         whole = HttpResponse(self._body, headers=self._headers)
         return get_conditional_response(request, etag=self._etag, response=whole) or whole

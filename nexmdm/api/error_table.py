@@ -1,4 +1,4 @@
-"""The one table from domain errors to problems, and the answers to all other errors."""
+"""The one table that gives the problem for each domain error, and the answers to all other errors."""
 
 from collections.abc import Callable
 from itertools import islice

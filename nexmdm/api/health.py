@@ -58,7 +58,7 @@ class Health(ResponseSchema):
 
 
 class Readiness(ResponseSchema):
-    """Whether requests can be served, and the state of the dispatchers and of pushing, which never makes it 503."""
+    """Whether the server can serve requests, with the states of dispatchers and of pushing, which never cause a 503."""
 
     status: str
     database: str
@@ -129,8 +129,8 @@ def _look(*, writing: bool) -> Readiness:
 def _refuse_waiting_commits() -> None:
     """Raise OperationalError if commits wait for a synchronous standby; else the look-up's own commit will show it.
 
-    Each look-up that /readyz stopped waiting for keeps one of PostgreSQL's connections. So no further one may join
-    them.
+    Each look-up that /readyz no longer waits for still uses one of PostgreSQL's connections. So no further look-up may
+    begin.
     """
     if database.row(_WAITING_COMMITS, {"seconds": LOOK_SECONDS}) != (0,):
         raise OperationalError("Commits wait for a synchronous standby (synchronous_standby_names) that is not there.")
@@ -151,7 +151,7 @@ def _migrations() -> frozenset[tuple[str, str]]:
 
 @router.get("/metrics", include_in_schema=False, url_name="metrics")
 async def read_metrics(request: HttpRequest) -> HttpResponse:
-    """Return the metrics for Prometheus: with METRICS_TOKEN to a client that sends it, else to loopback clients only.
+    """Return the metrics to a client that sends METRICS_TOKEN; if it is not set, only to clients on loopback.
 
     A request that a proxy forwards does not count as loopback, unless a trusted proxy names a loopback client.
     """

@@ -58,7 +58,7 @@ class Verified:
 
 
 class BrokenLink(Exception):
-    """The audit was changed other than by NexMDM. Names the first such entry, and how it was changed."""
+    """The audit was changed, but not by NexMDM. The text names the first changed entry, and the kind of the change."""
 
     def __init__(self, first: int, what: str, *, last: int | None = None) -> None:
         several = last is not None and last > first
@@ -77,7 +77,7 @@ class DeletedTooSoon(Exception):
 def digest(entry: AuditEntry) -> str:
     """Return the hash that an entry must contain: of a JSON array of all its fields, times in microseconds.
 
-    An entry without a summary is hashed as before summaries existed.
+    An entry without a summary has the same hash as in versions before summaries.
     """
     summary = [entry.action, entry.target, entry.device_count, entry.dry_run]
     has_summary = summary != ["", "", None, None]
@@ -103,7 +103,7 @@ def digest(entry: AuditEntry) -> str:
 
 
 def newest() -> Place | None:
-    """Return the newest place, unverified; None before the first entry."""
+    """Return the place of the newest entry, without verifying it; None if there is no entry."""
     mark = AuditMark.objects.filter(name=AuditMark.NEWEST).first()
     return None if mark is None else Place(mark.entry_id, mark.hash)
 
@@ -111,8 +111,8 @@ def newest() -> Place | None:
 def verify(kept: timedelta, witness: Place | None = None) -> Verified:
     """Verify the chain from the oldest entry to the newest, in one snapshot of the database and in bounded memory.
 
-    `kept` is the age at which retention deletes entries. `witness` is a place that was logged before: it must still be
-    in the chain. Raises BrokenLink, DeletedTooSoon, and WitnessGone.
+    `kept` is the age at which retention deletes entries. `witness` is a place that was logged earlier, and must still
+    be in the chain. Raises BrokenLink, DeletedTooSoon, and WitnessGone.
     """
     with transaction.atomic():
         database.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
@@ -131,7 +131,7 @@ def verify(kept: timedelta, witness: Place | None = None) -> Verified:
 
 
 def _walk(place: Place, newest: Place) -> Iterator[Place]:
-    """Yield the place of each entry, after the check against the one before."""
+    """Yield the place of each entry, after comparing the entry with the one before it."""
     for entry in AuditEntry.objects.order_by("id").iterator(chunk_size=CHUNK):
         _check(entry, place, newest)
         place = Place(entry.id, entry.hash)
@@ -178,7 +178,7 @@ def _check_beginning(kept: timedelta) -> None:
 
 
 def _contradicted(witness: Place, after: Place, newest: Place) -> Exception:
-    """Return the error for a chain without a broken link that no longer contains a place."""
+    """Return the error for a place that is missing from a chain without a broken link."""
     if witness.entry_id < after.entry_id:
         return WitnessGone(f"Retention has deleted entry {witness.entry_id}. Keep a newer place as a witness.")
     if witness.entry_id > newest.entry_id:

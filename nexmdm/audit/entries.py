@@ -105,8 +105,8 @@ def values(
 def record(caller: Audited, *, status: int, code: str) -> None:
     """Write the entry of a refusal, in its own transaction.
 
-    Waits until the transaction of every other writer of an entry has ended. So it must be the last statement of its
-    transaction.
+    The statement waits until every other transaction that has written an entry has ended. So it must be the last
+    statement of its transaction.
     """
     database.execute(INSERT, parameters([values(caller, status=status, code=code)]))
 
@@ -115,8 +115,8 @@ def record(caller: Audited, *, status: int, code: str) -> None:
 def prune(kept: timedelta, limit: int) -> int:
     """Delete up to `limit` entries that are older than `kept`, the oldest first; return how many.
 
-    A mark stores the last deleted one, so that the remaining chain still has a beginning. The database refuses this if
-    `kept` is less than a day.
+    A mark stores the last deleted entry, so that the remaining chain still has a known beginning. The database refuses
+    the deletion if `kept` is less than a day.
     """
     database.execute(_MARK_FIRST)
     moved = database.rows(_MOVE_MARK, {"pruned": AuditMark.PRUNED, "kept": kept, "limit": limit})

@@ -76,7 +76,7 @@ def about_device(device_id: UUID) -> Q:
 
 
 def naming_device(device_id: UUID) -> Q:
-    """Return the condition for entries whose path or target names this device alone, and that sent no command."""
+    """Return the condition for entries without a command whose path or target names only this device."""
     return _any_of(*_naming_device(device_id))
 
 

@@ -31,7 +31,7 @@ class Summary:
 
 
 Summarize = Callable[[HttpRequest, Mapping[str, Any]], Summary]
-"""Returns the summary of a request, from it and the values in its path. It must accept a request with an invalid body.
+"""Returns the summary of a request, from the request and the values in its path. The body may be invalid.
 """
 
 

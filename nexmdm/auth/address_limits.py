@@ -50,13 +50,13 @@ class AddressLimit:
         return seconds
 
     def forget(self) -> None:
-        """Delete this process's memory of the addresses; the counters in the database stay."""
+        """Forget the addresses that this process remembers; the counters in the database stay."""
         self._counted_since = float("-inf")
         self._over_until.clear()
         self._counted.clear()
 
     def _counted_as(self, key: str, rate: str) -> str:
-        """Return the name of an address's counter: its own while the process has room for one, else the shared one."""
+        """Return the name of an address's counter: a separate one while the process has room, else the shared one."""
         now = time.monotonic()
         if now - self._counted_since > max(_LEAST_SECONDS, rates.parse(rate)[1]):
             self._counted_since = now

@@ -1,4 +1,4 @@
-"""Access to the admin API: a client that signs with an admin key and its secret may call all of it, and is audited."""
+"""Access to the admin API: a client with an admin's key and secret may call all of it; its writes are audited."""
 
 from collections.abc import Awaitable, Callable
 from functools import partial, wraps
@@ -28,7 +28,10 @@ log = structlog.get_logger()
 
 
 def audited(run: View) -> View:
-    """Write an audit entry for a signed write that was not done. (A write that was done wrote its own entry.)"""
+    """Write an audit entry for a signed write that was not carried out.
+
+    (A write that was carried out has its entry.)
+    """
 
     @wraps(run)
     async def audited(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:

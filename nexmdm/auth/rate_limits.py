@@ -23,7 +23,7 @@ FAILURES: Final = "failures"
 """The log's name for the limit of failed authentications."""
 
 failures: Final = AddressLimit("failure")
-"""Failed authentications, by address. Beyond the limit a failure is 429; a valid credential always works."""
+"""Failed authentications, by address. Over the limit, a further failure gets 429; a valid credential always works."""
 
 
 class RateLimited(DomainError):
@@ -49,7 +49,7 @@ ROTATION_RATE_LIMIT: Final = "10/h"
 
 
 ROTATING_DEVICES: Final = 10_000
-"""The number of devices over the limit that a process remembers; beyond it, the earliest is deleted and counted again.
+"""The number of devices over the limit that a process remembers. If there are more, the process forgets the earliest.
 """
 
 _rotated_too_often: dict[UUID, float] = {}
@@ -81,7 +81,7 @@ async def count_read(principal: str) -> None:
 def count_writes(principal: str, calls: int) -> tuple[int, RateLimited]:
     """Count signed writes of a principal; call it in a thread, outside a transaction.
 
-    Returns how many of them are over the limit, and the error to raise for those.
+    Returns how many of these writes are over the limit, and the error to raise for them.
     """
     return _count_calls("write", principal, settings.ADMIN_RATE_LIMIT, calls)
 
@@ -103,7 +103,7 @@ def _refuse_above_limit(usage: dict[str, Any], limit: str) -> None:
 
 
 def forget() -> None:
-    """Delete this process's memory of clients over a limit; the counters in the database stay."""
+    """Forget the clients over a limit that this process remembers; the counters in the database stay."""
     failures.forget()
     _rotated_too_often.clear()
 
@@ -111,8 +111,8 @@ def forget() -> None:
 async def count_failure(client: str) -> int | None:
     """Count a failed authentication from an address; return the seconds to wait if there were too many, else None.
 
-    An address over its limit is remembered until the period ends: then a failure costs only one look-up here. When too
-    many failures from many addresses wait, further ones are not counted.
+    The process remembers an address over its limit until the period ends. Until then, a failure costs no statement.
+    When too many failures from many addresses wait to be counted, further failures are not counted.
     """
     if (left := failures.seconds_over(client)) is not None:
         return left

@@ -1,6 +1,6 @@
-"""Signed writes that share a transaction: one group commit does all those that wait at the same moment.
+"""Signed writes that share a transaction: a group commit carries out all writes that wait at the same moment.
 
-Each has its own answer, place in the limit and link in the audit's chain.
+Each write has its own answer and its own audit entry, and counts separately towards the rate limit.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ Asked = TypeVar("Asked")
 
 
 class Alone(Exception):
-    """A write that would have to wait for another transaction: it needs its own transaction, and nothing was done."""
+    """A write would have to wait for another transaction. Nothing was done; the write needs its own transaction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +36,14 @@ class _Waiting(Generic[Asked]):
         return {"principal": self.caller.principal, "correlation_id": self.caller.correlation_id}
 
     def is_wanted(self) -> bool:
-        """Return True: a write is done even if its client has left."""
+        """Return True: a write is carried out even if its client has disconnected."""
         return True
 
 
 class SharedWrites(Generic[Asked]):
-    """Writes of one kind. `work` does several in the transaction of its caller, and returns the result of each.
+    """Writes of one kind. `work` does several writes in the transaction of its caller, and returns the result of each.
 
-    If `work` returns an error for a write, it must have done nothing for it.
+    If `work` returns an error for a write, it must not have changed anything for this write.
     """
 
     def __init__(self, work: Callable[[Sequence[Asked]], Sequence[WriteResult[Any] | Exception]]) -> None:
@@ -68,7 +68,7 @@ class SharedWrites(Generic[Asked]):
         await self._batchers.get().drain()
 
     def _flush(self, writes: Sequence[_Waiting[Asked]]) -> list[Outcome]:
-        """Count all, and do those that are within the limit.
+        """Count all writes, and carry out those that are within the limit.
 
         A batch whose connection is lost after its transaction began is not run again: its outcome is unknown. Django
         has connected again by then, so that GroupCommit raises the error.
@@ -88,4 +88,4 @@ class SharedWrites(Generic[Asked]):
 
 
 def _flushed(outcomes: Sequence[Any], seconds: float) -> None:
-    """Measure nothing here: admin requests are counted and timed where they are answered."""
+    """Do nothing: the metrics of admin requests are recorded with their answers."""

@@ -115,7 +115,10 @@ def _principal_of(key: str) -> str | None:
 
 
 def _secrets_of(principal: str | None) -> list[str]:
-    """Return the live secrets of an admin; for None some others, so that the comparison takes as long."""
+    """Return the live secrets of an admin.
+
+    For None, return those of the unnamed admin, so that a comparison takes as long.
+    """
     if principal is None or principal == named_admins.UNNAMED:
         return settings.HMAC_SECRETS
     named: dict[str, list[str]] = settings.NAMED_HMAC_SECRETS
@@ -135,5 +138,5 @@ def _single(scope: dict[str, Any], name: bytes, *, required: bool = True) -> str
 
 
 def _any_equal(given: str, known: list[str]) -> bool:
-    """Compare with each in constant time, and always with all, so that the time does not show which one matched."""
+    """Compare a value with every candidate in constant time, so that the time does not show which one matched."""
     return any([hmac.compare_digest(given.encode(), one.encode()) for one in known])  # noqa: C419

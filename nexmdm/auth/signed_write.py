@@ -1,4 +1,7 @@
-"""The signed caller of an admin request: each write once, in one transaction with its audit entry and stored answer."""
+"""The signed caller of an admin request.
+
+A write is carried out once, in one transaction with its audit entry and answer.
+"""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -73,7 +76,7 @@ class IdempotencyInFlight(DomainError):
 
 
 class IdempotencyKeyReused(DomainError):
-    detail = "This Idempotency-Key belongs to another request. Use a new one for each new request."
+    detail = "This Idempotency-Key belongs to another request. Use a new key for each new request."
 
 
 @dataclass(slots=True)
@@ -116,7 +119,7 @@ class SignedCaller:
     async def run(
         self, work: Callable[[], WriteResult[Any]], *, restore_secrets: RestoreSecrets | None = None
     ) -> HttpResponse:
-        """Do the work once and answer; a repeat of the request gets the stored answer, `Idempotent-Replayed: true`.
+        """Do the work once and answer. A repeat gets the stored answer, with `Idempotent-Replayed: true`.
 
         Work, audit entry and stored answer commit together, or nothing does. Raises RateLimited, IdempotencyInFlight,
         IdempotencyKeyReused, and the errors of the work.
@@ -141,7 +144,7 @@ Outcome = WriteResult[Any] | Replay | Exception
 
 
 def check_limits(callers: Sequence[SignedCaller]) -> list[RateLimited | None]:
-    """Count writes, each once; return for each the error to raise if it is over the limit.
+    """Count each write once; return for each write the error to raise, or None if the write is within the limit.
 
     A second call returns the same result: a batch whose connection was lost is flushed once more.
     """
@@ -174,10 +177,10 @@ def _run_alone(
 def run_together(
     callers: Sequence[SignedCaller], work: Callable[[Sequence[int]], Sequence[WriteResult[Any] | Exception]]
 ) -> list[Outcome]:
-    """Do several writes, each once, in one transaction; return for each its result.
+    """Carry out several writes, each once, in one transaction; return the result of each.
 
-    `work` does the writes at the positions that it gets. If it returns an error for a write, it has done nothing for
-    it.
+    `work` carries out the writes at the positions that it gets. If it returns an error for a write, it must not have
+    changed anything for this write.
     """
     outcomes = _claim(callers)
     to_do = [position for position, found in enumerate(outcomes) if found is None]
@@ -189,9 +192,9 @@ def run_together(
 
 
 def _claim(callers: Sequence[SignedCaller]) -> list[Any]:
-    """Lock the keys of writes until the transaction ends.
+    """Lock the idempotency keys of writes until the transaction ends.
 
-    Returns for each its stored answer, an error, or None if it must be done.
+    Returns for each write its stored answer, an error, or None if the write must be carried out.
     """
     principals = [caller.principal for caller in callers]
     keys = [caller.idempotency_key for caller in callers]
@@ -215,10 +218,10 @@ def _claimed(caller: SignedCaller, is_ours: bool, stored: tuple[bytes, str] | No
 
 
 def _finish(writes: Sequence[tuple[SignedCaller, Any]]) -> None:
-    """Store the answers, then write the audit entries: from then on, every other signed write waits.
+    """Store the answers, then write the audit entries. From then to the commit, all other signed writes wait.
 
-    Foreign keys are checked before the entries, instead of at the commit: those of a command to 100,000 devices take
-    most of a second.
+    So foreign keys are checked before the audit entries, not at the commit: for a command to 100,000 devices, this
+    check takes most of a second.
     """
     done = [(caller, result) for caller, result in writes if isinstance(result, WriteResult)]
     if not done:

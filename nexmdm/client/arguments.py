@@ -1,6 +1,4 @@
-"""Values of a command line: each function is a type for argparse, or for click inside Value; its error says what is
-wrong.
-"""
+"""Values of a command line. Each function parses one kind of value, and its error says what is wrong."""
 
 import json
 import re

@@ -23,7 +23,7 @@ PEOPLE: Final = ("table", "wide")
 
 NOTHING: Final = "-"
 FREE_TEXT: Final = ("note", "reason", "detail", "tags", "path", "label", "target")
-"""Columns that may be folded. Others may not: an id or a name on two lines cannot be copied."""
+"""The columns that may be folded onto several lines. An id or a name is never folded, so that it can be copied."""
 
 NARROWEST_FREE_TEXT: Final = 20
 WIDEST_WORD: Final = 37
@@ -74,7 +74,7 @@ class Terminal:
         self._clears = self.out.isatty()
 
     def value(self, value: Any) -> None:
-        """Print a value of the API as YAML, if that is the form, else as JSON."""
+        """Print a value of the API: as YAML if the chosen form is YAML, else as JSON."""
         self.line(formats.to_yaml(value) if self.form == "yaml" else formats.to_json(value))
 
     def line(self, text: str) -> None:

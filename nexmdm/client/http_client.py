@@ -34,7 +34,7 @@ _LONGEST_TARGET: Final = 16_384
 
 _SHOWN_OF_A_STRANGER: Final = 200
 _OF_NO_ACCOUNT: Final = ("idempotency_in_flight", "rate_limited")
-"""Statuses of a repeat, apart from 5xx, that do not show whether the write was carried out."""
+"""The statuses, apart from 5xx, with which the answer to a repeat does not show whether the write was carried out."""
 
 _AWAY: Final = (502, 503, 504)
 
@@ -160,8 +160,8 @@ class FleetClient:
     def wait(self, request_id: str, seconds: float, *, step: float, watch: Callable[[Json], None]) -> Json:
         """Return the command when none of its deliveries is open any more, or as it is after `seconds`.
 
-        `watch` is called with the command at least every `step` seconds. If the server is busy or away, the request is
-        repeated while there is time.
+        `watch` is called with the command at least every `step` seconds. If the server is busy or gives no answer, the
+        request is repeated while there is time.
         """
         until = time.monotonic() + seconds
         while True:

@@ -16,7 +16,7 @@ from nexmdm.client.suggestions import did_you_mean, fold
 Json = dict[str, Any]
 
 MOST_LOOKED_AT: Final = 20_000
-"""The most devices, and the most commands, that are compared with a name."""
+"""The largest number of devices, and of commands, that the client compares with a name."""
 
 SHOWN: Final = 10
 _LONGEST: Final = 128
@@ -44,12 +44,12 @@ class Names:
         self._used: dict[Kind, str] = {}
 
     def use(self, kind: Kind, identifier: str) -> str:
-        """Return the id, and make it the last one when keep() is called."""
+        """Return the id; keep() then stores it as `@last`."""
         self._used[kind] = identifier
         return identifier
 
     def keep(self) -> None:
-        """Store the last ids."""
+        """Store the ids for `@last`."""
         self._memory.remember(self._used)
 
     def device(self, name: str) -> Json:
@@ -137,7 +137,10 @@ class Names:
         raise NotFound("\n".join([f"{len(found)} ids of commands begin with {start!r}:", *listed, *_rest(found)]))
 
     def _commands_around(self, start: str) -> Iterator[Json]:
-        """Yield the commands that may have an id with this start, the newest first; ids contain their time."""
+        """Yield the commands whose ids may begin with this text, the newest first.
+
+        (An id contains the time of its command.)
+        """
         latest = int(start.replace("-", "")[:_TIME_DIGITS].ljust(_TIME_DIGITS, "f"), 16)
         try:
             # One day more, because a clock may have been wrong.

@@ -99,7 +99,7 @@ class Agent:
 
     @property
     def device_token(self) -> str:
-        """The token to send. A new one is used as soon as the phone has it."""
+        """The token to send. A phone uses a new token as soon as it has it."""
         return (self.next or self.current).device_token
 
     def set_server_time(self, server_time: str) -> None:
@@ -107,11 +107,16 @@ class Agent:
         self._ahead_seconds = datetime.fromisoformat(server_time).timestamp() - self.clock()
 
     def rotated(self, credentials: Credentials) -> None:
-        """Store a new pair. The old pair stays valid until the new one is used. An unused new pair is replaced."""
+        """Store a new device token and command key. The old ones stay valid until the new token is used.
+
+        A new token that was never used is replaced."""
         self.next = credentials
 
     def used(self, device_token: str) -> None:
-        """Note that the server has accepted a token. The first use of a new token ends the old pair."""
+        """Record that the server has accepted this token.
+
+        If it is the new token, delete the old token and command key.
+        """
         if self.next and device_token == self.next.device_token:
             self.current, self.next = self.next, None
 
@@ -128,7 +133,7 @@ class Agent:
         """Carry out a command once, and return its report.
 
         A repeat gets the last report again. A deferred command was not carried out: the phone tries again when the
-        server offers it again. None: the envelope is bad. The phone refuses and counts it, and reports nothing.
+        server sends the command again. Returns None if the envelope is bad: the phone counts it, and reports nothing.
         """
         if not self.trusts(envelope):
             self.refused += 1
@@ -217,7 +222,7 @@ class Phone:
     async def carry_out(self, commands: Iterable[Envelope]) -> int:
         """Carry out a heartbeat's commands and report on them, in order.
 
-        Return the number of those that were not refused.
+        Return the number of commands whose reports were not refused.
         """
         reports = [self.agent.receive(envelope, "heartbeat") for envelope in commands]
         good = [report for report in reports if report]
@@ -237,7 +242,10 @@ class Phone:
         return await self._say("/v1/action-result", report.body())
 
     async def rotate(self) -> None:
-        """Request a new pair with the token in use, not with a new token that is still unused. Raises Refusal."""
+        """Request a new token and command key, with the token in use and not with an unused new token.
+
+        Raises Refusal.
+        """
         answer = await self._post("/v1/token/rotate", {}, self.agent.current.device_token)
         self.agent.rotated(_credentials_in(answer))
 

@@ -7,13 +7,13 @@ Json = dict[str, Any]
 
 
 class Columns(NamedTuple):
-    """The columns of a list: those of a table, the most important first, and those that only `wide` and CSV have."""
+    """The columns of a list: those of the table, the most important first, and further ones for `wide` and CSV."""
 
     shown: tuple[str, ...]
     more: tuple[str, ...] = ()
 
     def of(self, row: Json, name: str) -> Any:
-        """Return a field of a row; a server of another version may lack one that is not in a table."""
+        """Return a field of a row. The field may be missing in the answer of an older server."""
         return row.get(name) if name in self.more else row[name]
 
 

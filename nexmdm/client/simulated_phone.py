@@ -127,7 +127,7 @@ MODELS: Final = (
     {"manufacturer": "Samsung", "model": "Galaxy Tab A9", "os_version": "15", "agent_version": "1.2.0"},
     {"manufacturer": "Lenovo", "model": "Tab M10", "os_version": "14", "agent_version": "1.1.0"},
 )
-"""Descriptions for the phones of a simulated fleet, used in turn."""
+"""Descriptions for the phones of a simulated fleet, used one after the other."""
 
 
 def various_traits(total: int, *, failing: float, silent: float, chance: random.Random) -> list[Traits]:

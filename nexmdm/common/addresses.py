@@ -18,7 +18,7 @@ _WITH_PORT: Final = re.compile(r"\[([^]]*)\](?::\d{1,5})?|([\d.]+):\d{1,5}")
 
 
 def of_settings() -> tuple[str, str | None]:
-    """Return the server's URL; and a Host header to send with it, if the server refuses the host in the URL."""
+    """Return the server's URL, and a Host header to send if the server refuses the host in this URL."""
     name = LOOPBACK.get(settings.HOST, settings.HOST)
     name = f"[{name}]" if ":" in name else name
     return f"http://{name}:{settings.PORT}", host_instead_of(name)

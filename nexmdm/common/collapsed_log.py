@@ -14,7 +14,7 @@ LINE_SECONDS: Final = 1.0
 
 @dataclass(slots=True)
 class _Line(Generic[E]):
-    """Equal events that wait for their line: the first of them, their number, and when the line is due."""
+    """Equal events that wait for their common line: the first event, their number, and when the line is due."""
 
     first: E
     count: int
@@ -25,8 +25,8 @@ class CollapsedLog(Generic[E]):
     """A log that collapses equal events; events with the same key are equal. For use on the event loop.
 
     The first event with its key is written immediately. Equal events within the next second become one line at its end,
-    with the first of them and their count. This repeats for each second. `write` writes one line. With has_room() the
-    caller can limit the number of keys to `most`.
+    with the first of them and their count. Later seconds follow the same rule. `write` writes one line. With has_room()
+    the caller can limit the number of keys to `most`.
     """
 
     def __init__(self, write: Callable[[E, int], None], most: int) -> None:
@@ -37,7 +37,7 @@ class CollapsedLog(Generic[E]):
         self._timer = Timer(self.write_due)
 
     def count(self, key: Hashable) -> bool:
-        """Count an event without describing it, if a line waits that it can join; else return False."""
+        """Count an event without describing it, if a line for equal events waits; else return False."""
         line = self._lines.get(key)
         if line is None or not line.count or line.due <= time.monotonic():
             return False

@@ -31,23 +31,23 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 WAIT_SECONDS: Final = 8
-"""The time that work may wait for its turn and then for PostgreSQL: no request waits for the database longer than 10 s.
+"""The time that work may wait in the queue and then for PostgreSQL. No request waits for the database longer than 10 s.
 """
 
 TURN_SECONDS: Final = WAIT_SECONDS - connection_turns.LEAST_WORK_SECONDS
-"""The time that work may wait for its turn."""
+"""The time that work may wait in the queue."""
 
 BRIEF_SECONDS: Final = 1
-"""The time for work that follows other work of the same request, whatever the result of that was."""
+"""The time for work that follows other work of the same request, whatever the result of the other work was."""
 
 CHORE_SECONDS: Final = 60
 """The longest time for one round of the dispatcher's work other than pushes."""
 
 PHONES_WAITING: Final = 5000
-"""As many as heartbeats may wait: all phones report on a command to a large fleet within seconds."""
+"""The limit is the same as for heartbeats, because all phones report on a command to a large fleet within seconds."""
 
 LOOKUPS_WAITING: Final = 400
-"""At a millisecond or two each, the last one waits for less than a second."""
+"""A look-up takes a millisecond or two, so the last of them waits for less than a second."""
 
 LOOKUPS: Final = Gate(
     "lookups", at_once=1, waiting=LOOKUPS_WAITING, waiting_per_key=LOOKUPS_WAITING // 4, seconds=TURN_SECONDS
@@ -70,8 +70,8 @@ DEADLOCK_TRIES: Final = 5
 def phones() -> Gate:
     """Return the gate of database work for clients that present a device token, valid or not, by address.
 
-    It leaves one turn to look-ups and the admin site. It also leaves one turn to other addresses, however much one of
-    them sends.
+    The gate leaves one connection to look-ups and the admin site. It also leaves one connection to other addresses,
+    however much one address sends.
     """
     at_once = max(1, connection_turns.unsigned() - 1)
     return Gate(
@@ -96,7 +96,7 @@ def begin_long_request() -> None:
 
 
 def continue_request() -> None:
-    """Begin the deadline again, because the request has waited for something else."""
+    """Begin the deadline again, because the request has waited for other work than the database."""
     _request_ends_at.set(time.monotonic() + REQUEST_SECONDS)
 
 
@@ -107,9 +107,9 @@ def _ends_at() -> float:
 async def run_in_db_thread(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Run one plain function on the database in a thread, and return its connection to the pool at the end.
 
-    As many of them run as the pool has spare connections; the others wait for their turn. All waits for the database
-    have a deadline, also in the functions below. Raises GateFull if the deadline comes before the turn,
-    OperationalError after.
+    As many functions run as the pool has spare connections; the others wait in a queue. All waits for the database have
+    a deadline, also in the functions below. Raises GateFull if the deadline comes while the function waits in the
+    queue, and OperationalError if it comes later.
     """
     return await _run_in_turn(_ends_at(), work, *args, **kwargs)
 
@@ -127,7 +127,7 @@ async def run_chore(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> 
 async def run_for_phone(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Run a function for a client that presents a device token; often only the work itself can check the token.
 
-    Any number of such clients leaves turns to signed calls. Raises GateFull.
+    However many such clients there are, connections remain for signed calls. Raises GateFull.
     """
     ends_at = _ends_at()
     async with phones().turn(CLIENT.get()):
@@ -137,7 +137,7 @@ async def run_for_phone(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs)
 async def run_lookup(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Run a short function that any client can cause, without a valid credential.
 
-    Any number of such clients leaves turns to signed calls and to phones. Raises GateFull.
+    However many such clients there are, connections remain for signed calls and for phones. Raises GateFull.
     """
     ends_at = _ends_at()
     async with LOOKUPS.turn(CLIENT.get()):
@@ -150,7 +150,7 @@ async def run_unsigned(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) 
 
 
 async def run_in_db_thread_ungated(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run a function in a thread, but without waiting for a turn: for work that each process does one at a time."""
+    """Run a function in a thread without waiting in the queue, for work that each process does one at a time."""
     return await run_in_db_thread_until(_ends_at(), work, *args, **kwargs)
 
 
@@ -175,7 +175,7 @@ async def _run_unsigned(ends_at: float, work: Callable[P, R], *args: P.args, **k
 
 
 async def run_in_db_thread_until(ends_at: float, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run a function in a thread, without waiting for a turn, with this deadline (monotonic time)."""
+    """Run a function in a thread without waiting in the queue, with this deadline (monotonic time)."""
     return await sync_to_async(_work_and_release)(ends_at, work, *args, **kwargs)
 
 
@@ -243,7 +243,7 @@ def release_connections() -> None:
 
 
 def is_connected() -> bool:
-    """Return whether this thread's connection still works: then an error on it was about the work."""
+    """Return whether this thread's connection still works. If it does, an error was caused by the work itself."""
     return connection.connection is not None and not connection.connection.closed
 
 
@@ -319,12 +319,12 @@ def row(statement: str, parameters: Any = None) -> Any:
 
 
 def advisory_lock(purpose: str, name: str) -> None:
-    """Take the lock on `name` for `purpose`, and keep it until the transaction ends. Waits while another has it."""
+    """Take the lock on `name` for `purpose`, and keep it until the transaction ends. Waits while it is taken."""
     rows("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"{purpose}:{name}"])
 
 
 def now() -> datetime:
-    """Return the database's time, to which all times here are compared."""
+    """Return the database's time. All times in the database are compared with this time."""
     (moment,) = row("SELECT now()")
     return cast("datetime", moment)
 

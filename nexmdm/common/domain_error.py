@@ -4,7 +4,7 @@ from typing import ClassVar
 
 
 class DomainError(Exception):
-    """An error with a sentence for people: the text that it was raised with, else its class's `detail`."""
+    """An error with a sentence for people: its text if it was raised with one, else the `detail` of its class."""
 
     detail: ClassVar[str] = ""
 

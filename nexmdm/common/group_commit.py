@@ -1,7 +1,7 @@
-"""Group commit: items join a batch, which is flushed as soon as the flush before it is done.
+"""Group commit: items join a batch, which is flushed as soon as the flush before it has ended.
 
-An idle process flushes immediately; in a busy process batches fill meanwhile. No timer is necessary. One flush is one
-transaction, and every outcome is returned after its commit.
+An idle process flushes immediately; in a busy process, a batch fills while the flush before it runs. No timer is
+necessary. One flush is one transaction, and every outcome is returned after its commit.
 """
 
 import asyncio
@@ -31,10 +31,10 @@ from nexmdm.common.postgresql.errors import Meaning, meaning_of
 log = structlog.get_logger()
 
 BUSY_SECONDS: Final = 1
-"""If a flush follows another one within this time (in seconds), more are expected."""
+"""If a flush follows another one within this time (in seconds), a further flush is expected soon."""
 
 HAS_OWN_THREAD = True
-"""Whether each group commit has its own thread, so that none waits for the work of another one.
+"""Whether each group commit has its own thread, so that no group commit waits for another.
 
 (Tests that are one transaction must do everything in one thread.)
 """
@@ -57,11 +57,11 @@ class Overloaded(DomainError):
 
 
 class Draining(DomainError):
-    detail = "This process is stopping. Try again: another process answers."
+    detail = "This server process is stopping. Try again: another process will answer."
 
 
 class ClientLeft(DomainError):
-    detail = "The client closed its connection before its turn. Nothing was recorded."
+    detail = "The client closed its connection while its request waited. Nothing was recorded."
 
 
 class Batchable(Protocol):
@@ -74,7 +74,7 @@ class Batchable(Protocol):
         """Return the fields that identify the item in a log line: nothing secret."""
 
     def is_wanted(self) -> bool:
-        """Return whether a client still waits for this to be recorded; if not, nothing is done."""
+        """Return whether a client still waits for this item; if not, the item is not recorded."""
 
 
 Item = TypeVar("Item", bound=Batchable)
@@ -137,8 +137,8 @@ class GroupCommit(Generic[Item, Outcome]):
 
         Raises Overloaded, Draining.
 
-        The error is returned, not raised, because few callers need it raised: each raised error costs pauses for the
-        garbage collector.
+        The error is returned, not raised, because few callers need an exception, and each raised error makes work for
+        the garbage collector.
         """
         if self._draining:
             raise Draining
@@ -154,7 +154,7 @@ class GroupCommit(Generic[Item, Outcome]):
         return await future
 
     def seconds_if_full(self) -> int | None:
-        """Return the seconds after which a client should try again; None if there is a place for its item."""
+        """Return the seconds after which a client should try again; None if the queue has a place for its item."""
         return self._when_to_come_again() if self._is_full() else None
 
     def _is_full(self) -> bool:
@@ -174,7 +174,7 @@ class GroupCommit(Generic[Item, Outcome]):
     def _when_to_come_again(self) -> int:
         """Return a random number of seconds.
 
-        Its maximum is the time in which all items that were refused lately can be recorded.
+        The maximum is the time in which all recently refused items can be recorded.
         """
         self._refused += 1
         all_of_them = (self._waiting + self._refused) / self._per_second
@@ -202,7 +202,7 @@ class GroupCommit(Generic[Item, Outcome]):
             self._thread.shutdown(wait=False)
 
     async def _flush_while_waiting(self, least: int) -> None:
-        """Flush batches while `least` items wait. The thread takes batches in the order in which they were taken."""
+        """Flush batches while `least` items wait. Batches are flushed in the order in which they were formed."""
         try:
             while len(self._filling) >= least:
                 if batch := self._take():
@@ -211,7 +211,7 @@ class GroupCommit(Generic[Item, Outcome]):
             del self._flushers[least]
 
     def _take(self) -> list[_Waiting[Item, Outcome]]:
-        """Return the next batch: the first item of each key, without those whose client has left."""
+        """Return the next batch: the first item of each key, except items whose client has left."""
         batch = []
         for key in sorted(islice(self._filling, self._batch_size)):
             waiting = self._filling.pop(key)
@@ -254,9 +254,10 @@ class GroupCommit(Generic[Item, Outcome]):
     def _work(self, items: Sequence[Item]) -> Sequence[Outcome | Exception]:
         """Flush in a thread. A busy process keeps the connection for the next flush: the pool's check is expensive.
 
-        (It does not keep it if its pool is so small that other work would wait for it.) If a kept connection is broken,
-        a new one shows whether PostgreSQL is gone too. Recording twice does no harm. The network may have dropped an
-        idle connection silently. So such a connection goes back to the pool, which checks it first.
+        (If the pool is so small that other work would wait for this connection, it is not kept.) If a kept connection
+        is broken, a new connection shows whether PostgreSQL has stopped too. To record items twice does no harm. The
+        network may have dropped an idle connection silently, so an idle connection goes back to the pool, which checks
+        it.
         """
         if time.monotonic() - self._flushed_at > BUSY_SECONDS:
             database.release_connections()
@@ -277,7 +278,10 @@ class GroupCommit(Generic[Item, Outcome]):
         return outcomes
 
     def _flush_or_each(self, items: Sequence[Item]) -> Sequence[Outcome | Exception]:
-        """Flush items. If the data of one does not fit the database, flush each alone, so that only this one fails."""
+        """Flush items.
+
+        If PostgreSQL refuses the data of an item, flush each item alone, so that only this item fails.
+        """
         try:
             return database.retry_on_deadlock(partial(self._flush_items, items))
         except (DataError, IntegrityError) as error:
@@ -287,7 +291,7 @@ class GroupCommit(Generic[Item, Outcome]):
         return [outcome for item in items for outcome in self._flush_or_each([item])]
 
     def _answer_waiting(self, error: Exception) -> None:
-        """Give all callers that wait for the next flush the error of this one: they have waited as long as it took."""
+        """Return the error of this flush also to the callers of the next one: they have waited for as long."""
         waiting, self._filling = self._filling, {}
         for first in waiting.values():
             for one in (first, *(first.later or ())):

@@ -48,7 +48,10 @@ def alias(given: str) -> str:
 
 
 def named_alias(given: str) -> str:
-    """Return the alias that a caller names, trimmed and in NFC. It may have any characters, as earlier ones do."""
+    """Return the alias that a caller names, trimmed and in NFC.
+
+    Any character is allowed, because older aliases have them.
+    """
     text = given.strip()
     text = normalize("NFC", text) if len(text) <= LONGEST_GIVEN else text
     if not 1 <= len(text) <= LONGEST_NAME:
@@ -69,7 +72,7 @@ def folded(text: str) -> str:
 def push_token(given: str) -> str:
     """Return a push token unchanged; ValueError for an invalid one: blanks, control characters, placeholders.
 
-    Runs for each heartbeat that sends one. Its length is checked elsewhere.
+    This function runs for each heartbeat with a push token. The length is checked elsewhere.
     """
     if given.isascii():
         is_broken = len(given.encode().translate(None, _BLANK_OR_CONTROL)) != len(given)

@@ -1,4 +1,4 @@
-"""Lists by keyset: newest first, one page at a time, stable while rows are added and deleted."""
+"""Pages of lists: newest row first. A page continues below the last key, so new and deleted rows do not move it."""
 
 import base64
 import binascii

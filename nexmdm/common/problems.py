@@ -32,7 +32,7 @@ GENERAL: Final[Mapping[int, str]] = {
 
 
 def demanded(status: int) -> dict[str, str]:
-    """Return the headers that every answer with this status must have."""
+    """Return the headers that each answer with this status must have."""
     if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
         return {"Retry-After": str(RETRY_AFTER_SECONDS)}
     return {"WWW-Authenticate": "Bearer"} if status == HTTPStatus.UNAUTHORIZED else {}
@@ -50,11 +50,11 @@ class Problem:
 
     @property
     def title(self) -> str:
-        """The name of its status."""
+        """The name of the status."""
         return HTTPStatus(self.status).phrase
 
     def body(self) -> bytes:
-        """Return its JSON."""
+        """Return the problem as JSON."""
         content: dict[str, Any] = {
             "type": "about:blank",
             "title": self.title,
@@ -67,11 +67,11 @@ class Problem:
         return orjson.dumps(content)
 
     def all_headers(self) -> dict[str, str]:
-        """Return its headers, including those that its status requires."""
+        """Return all headers of the answer, including those that its status requires."""
         return {"Content-Type": MEDIA_TYPE, "Cache-Control": "no-store"} | demanded(self.status) | dict(self.headers)
 
     def response(self) -> HttpResponse:
-        """Return it as Django's response."""
+        """Return the problem as a response of Django."""
         return HttpResponse(self.body(), status=self.status, headers=self.all_headers())
 
 
@@ -88,5 +88,5 @@ NOT_FOUND: Final = general(404, "There is nothing at this path.")
 INTERNAL: Final = general(500, "The server failed. Its log has the cause under this answer's X-Correlation-ID.")
 DATABASE_UNAVAILABLE: Final = Problem(503, "database_unavailable", "The database cannot be reached. Try again shortly.")
 STOPPING: Final = Problem(
-    503, "overloaded", "This process is stopping. Send the request again: another process answers."
+    503, "overloaded", "This server process is stopping. Send the request again: another process will answer."
 )

@@ -14,10 +14,11 @@ _NO_HEADERS: Final = Headers({}, 0)
 
 @dataclass(slots=True)
 class RequestFacts:
-    """Facts about one request; each layer adds those that it has verified. Never a secret.
+    """Facts about one request. Each layer adds the facts that it has verified; none of them is a secret.
 
-    `route` is empty until it is found, `status` 0 until the answer begins. `refused_body` is the problem to answer with
-    if the protocol has refused the body, which ends there. `code` is for an answer whose body has no code.
+    `route` is empty until the route is known. `status` is 0 until the answer begins. `refused_body` is set if the
+    protocol has refused the body: it is the problem for the answer, and no more of the body arrives. `code` is for an
+    answer whose body contains no code.
     """
 
     correlation_id: str = ""
@@ -28,7 +29,7 @@ class RequestFacts:
     """Whether the client's address comes from a trusted proxy."""
 
     is_another_target: bool = False
-    """Whether the request target is not a path: then the scope's `path` contains only a part of it."""
+    """Whether the request target is not a path. If so, the scope's `path` contains only a part of the target."""
 
     refused_body: Problem | None = None
     principal: str = ""
@@ -48,7 +49,7 @@ def of(scope: Scope) -> RequestFacts:
 
 
 def explain(scope: Scope, error: Exception) -> None:
-    """Add the `reason` and the `device_id` of an error to the facts about the request that it ends."""
+    """Add the `reason` and the `device_id` of an error to the facts about the request that the error ends."""
     reason, device_id = getattr(error, "reason", None), getattr(error, "device_id", None)
     if isinstance(reason, str) and reason:
         of(scope).reason = reason

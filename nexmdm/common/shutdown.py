@@ -1,4 +1,4 @@
-"""Whether this process must stop; code that would let a client wait asks for it."""
+"""Whether this process must stop; code that lets a client wait must check this."""
 
 import signal
 import threading

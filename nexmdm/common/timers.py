@@ -7,14 +7,14 @@ from contextvars import Context
 
 
 class OneCall:
-    """A call that is made at its time, unless it is stopped before."""
+    """A call that a timer makes at a set time, unless it is stopped earlier."""
 
     def __init__(self, call: Callable[[], None]) -> None:
         self._call = call
         self._handle: asyncio.TimerHandle | None = None
 
     def stop(self) -> None:
-        """Do not make the call."""
+        """Cancel the call."""
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None

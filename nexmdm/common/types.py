@@ -36,7 +36,7 @@ _UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9
 
 
 _SHOWN_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,31}")
-"""Every secret is longer than this (nexmdm/config/environment.py)."""
+"""A name that an error may show: it is shorter than every secret (nexmdm/config/environment.py)."""
 
 
 def shown_name(given: str) -> str:
@@ -184,8 +184,8 @@ _LONG_NUMBER: Final = re.compile(rb"[0-9]{19}")
 def parse_json(raw: bytes) -> Any:
     """Parse a body; ValueError if it is not JSON (NaN, infinity, lone surrogates, invalid UTF-8, extreme depth).
 
-    A leading byte order mark is ignored. orjson reads integers beyond 64 bit as floats. So the standard library reads
-    bodies that may contain one. It keeps the integers, so that they can be refused with the right error.
+    A leading byte order mark is ignored. orjson reads integers beyond 64 bit as floats. So the standard library
+    reads bodies that may contain such integers. It keeps them unchanged, so that the error can name them.
     """
     raw = raw.removeprefix(BOM_UTF8)
     if _LONG_NUMBER.search(raw) is None:
@@ -228,7 +228,7 @@ class Storable:
     """Annotates a JSON object that is stored as sent: it must pass check_json(), and not be larger than `limit`."""
 
     limit: int
-    """In bytes of JSON text."""
+    """The limit in bytes of JSON text."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_before_validator_function(self.check, handler(source))

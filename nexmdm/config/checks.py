@@ -50,12 +50,12 @@ _ENCODING: Final = "UTF8"
 
 
 def settings_in_force(**_: Any) -> list[CheckMessage]:
-    """Check what other settings may change without our environment: DEBUG, the hosts, secrets, the cache."""
+    """Check values that a settings module of the operator may set itself: DEBUG, the hosts, secrets, the cache."""
     return [*_debug(), *_hosts(), *_secrets(), *_cache()]
 
 
 def metrics_folder(**_: Any) -> list[CheckMessage]:
-    """Check that several web processes have a folder in which their metrics are added up."""
+    """Check that several web workers have a folder in which they add up their metrics."""
     several = settings.WEB_WORKERS > 1 or multiprocessing.parent_process() is not None
     if settings.PROMETHEUS_MULTIPROC_DIR or not several:
         return []
@@ -185,7 +185,7 @@ def _shared(secrets: Mapping[str, Sequence[str]]) -> Iterator[CheckMessage]:
 
 
 def _repeated(secrets: Mapping[str, Sequence[str]]) -> Iterator[CheckMessage]:
-    """Find a rotation without a change: the current value is also a previous one."""
+    """Return the failing checks for secrets whose current value is also a previous value."""
     for name, values in secrets.items():
         if len(set(values)) < len(values):
             message = f"{name} and {name}_PREVIOUS contain the same value: the old value would stay valid."

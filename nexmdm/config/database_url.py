@@ -41,7 +41,8 @@ _GONE: Final = (
     " -c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3"
 )
 """PostgreSQL's settings to detect that NexMDM has vanished, and to release the rows that it had locked. A transaction
-of NexMDM is idle no longer than it takes to send the next statement. A session may be idle: one of them only listens.
+of NexMDM is idle no longer than it takes to send the next statement. A session may be idle for long, because the
+dispatcher's listening session only waits.
 """
 
 _ALWAYS: Final = rf"-c {session.ISOLATION}=read\ committed -c datestyle=ISO -c timezone=UTC -c {session.MARK}=1"
@@ -52,7 +53,8 @@ isolation, statements that wait for each other fail; and psycopg reads dates onl
 def django_settings(url: str, variable: str = "DATABASE_URL") -> dict[str, Any]:
     """Return Django's settings for a libpq URL (`postgresql://user:password@host:port/name?sslmode=require`).
 
-    `variable` is the variable with the URL. Raises Misconfigured, with no part of the URL but the name of a parameter.
+    `variable` is the variable with the URL. Raises Misconfigured, whose text shows no part of the URL except the name
+    of a parameter.
     """
     _refuse_ambiguous(variable, url)
     _refuse_unknown(variable, url)
@@ -72,7 +74,7 @@ def django_settings(url: str, variable: str = "DATABASE_URL") -> dict[str, Any]:
 
 
 def options(given: Mapping[str, Any], *, statement_seconds: int, lock_seconds: int) -> dict[str, Any]:
-    """Return libpq's parameters of a connection: ours, those of the URL (`given`), and the options of both."""
+    """Return libpq's parameters of a connection: NexMDM's own and the URL's (`given`), with the options of both."""
     times = f"-c statement_timeout={statement_seconds}s -c lock_timeout={lock_seconds}s"
     joined = " ".join(filter(None, (times, _GONE, str(given.get("options", "")), _ALWAYS)))
     return {**_OURS, **given, "options": joined}

@@ -33,7 +33,7 @@ _TAKE_THE_FILE: Final = "Take the service account's JSON file from the Firebase 
 
 
 class ConfigError(StrEnum):
-    """The errors that stop the start, by the id at the beginning of the message."""
+    """The ids of the errors with which NexMDM does not start; each message begins with its id."""
 
     DEBUG = "nexmdm.E001"
     MISSING = "nexmdm.E002"
@@ -195,10 +195,9 @@ def folder(name: str) -> str:
 
 
 def secret(name: str, generated: dict[str, str] | None) -> str:
-    """Return a secret of at least 32 characters from the environment, else the generated one.
+    """Return a secret of at least 32 characters from the environment, else the generated secret.
 
-    If `generated` is None (a DATABASE_URL is set), a missing secret stops the start. The value never appears in a
-    message.
+    If `generated` is None (because DATABASE_URL is set), a missing secret is an error. No message contains the value.
     """
     value = text(name)
     if not value and generated is not None:

@@ -43,7 +43,7 @@ def keys_and_secrets() -> tuple[dict[str, list[str]], dict[str, list[str]]]:
 
 
 def by_variable(kind: str, live: Mapping[str, list[str]]) -> dict[str, list[str]]:
-    """Return live values by the variable of the current one, for messages; `kind` is KEY or SECRET."""
+    """Return the live values of each variable, for messages; `kind` is KEY or SECRET."""
     return {f"{kind}_{principal.upper()}": values for principal, values in live.items()}
 
 

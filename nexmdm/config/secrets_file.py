@@ -10,7 +10,7 @@ NAMES = ("SECRET_KEY", "ADMIN_KEY", "HMAC_SECRET", "COMMAND_SIGNING_KEY")
 def load_or_create(path: Path) -> dict[str, str]:
     """Return the secrets in `path`; the first call creates file and folder (mode 0600).
 
-    Processes that start at the same moment get the same secrets: the file appears complete, and the first one wins.
+    Processes that start at the same moment get the same secrets: the first process creates the whole file in one step.
     """
     if not path.exists():
         _create(path)

@@ -1,7 +1,7 @@
 """Django's full handler for the admin site, behind a limit on logins and two gates.
 
-The site shares a process and a connection pool with the control loop, and any client may request its pages. So it has
-few places, and a request without a place is refused here, in front of Django.
+The site shares a process and a connection pool with the control loop, and any client may request its pages. So only a
+few requests run at the same time, and others are refused here, before Django.
 """
 
 import asyncio
@@ -27,10 +27,13 @@ ROUTE: Final = "/django-admin/"
 _HASHING: Final = frozenset(f"{ROUTE}{page}/" for page in ("login", "password_change"))
 
 PASSWORDS: Final = Gate("passwords", at_once=passwords.AT_ONCE, waiting=8, waiting_per_key=4, seconds=10)
-"""Requests whose password must be hashed, by address. A hash takes half a second, so the last one waits for five."""
+"""The gate for requests whose password must be hashed, by address. A hash takes half a second, so the last waiting
+request waits for 5 s."""
 
 REFUSAL_SECONDS: Final = 1
-"""The duration of a refusal: otherwise a client that repeats immediately would cost more than a served one."""
+"""The duration of a refusal. Without it, a client that repeats immediately would cost more than a client that is
+served.
+"""
 
 
 def serves(path: str) -> bool:
@@ -78,7 +81,10 @@ async def _admit_password(turn: SiteTurn, held: AsyncExitStack) -> None:
 
 
 async def _begin(turn: SiteTurn, send: Send, message: Message) -> None:
-    """Send a part of the answer; before the first part, release what a slow reader must not keep."""
+    """Send a part of the answer.
+
+    Before the first part, give up the place and the connection: a client may read slowly.
+    """
     if message["type"] == "http.response.start":
         await sync_to_async(database.release_connections)()
         turn.give_up()

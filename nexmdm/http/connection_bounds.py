@@ -34,8 +34,8 @@ REFUSED_BYTES: Final = 256 * 1024
 """The number of bytes of a refused connection's request that are read and discarded."""
 
 DESCRIPTORS_KEPT: Final = 100
-"""Reserved for the other descriptors of a worker, without its database connections: socket, event loop, log, metrics,
-files."""
+"""The number of descriptors that are kept free for other uses than connections of clients and of the database: socket,
+event loop, log, metrics, files."""
 
 _NOTE_SECONDS: Final = 0.25
 _PER_ADDRESS: Final = "address"
@@ -143,7 +143,7 @@ class Connections:
         self._refused -= 1
 
     def _note_soon(self) -> None:
-        """Set the gauge a little later: across processes it is in a file, and a write takes longer than a count."""
+        """Set the gauge a little later: with several processes, the gauge is in a file, which is slow to write."""
         if not self._noting:
             self._noting = True
             asyncio.get_running_loop().call_later(_NOTE_SECONDS, self._note)
@@ -165,7 +165,7 @@ def of(server: ServerState) -> Connections:
 
 
 class RefusedConnection(asyncio.Protocol):
-    """A connection over a limit: it gets one answer, to its request if that comes soon, and is closed."""
+    """A connection over a limit. It gets one answer, after its request or after REFUSED_SECONDS, and is closed."""
 
     def __init__(self, transport: asyncio.Transport, bound: str, connections: Connections) -> None:
         self._transport = transport
@@ -205,7 +205,7 @@ def _write_too_many(transport: asyncio.Transport, bound: str) -> None:
 
 
 def write_problem(transport: asyncio.Transport, problem: Problem, reason: str) -> None:
-    """Write and log the last answer of a connection. Its client sees the stream's end, but may send for a moment."""
+    """Write and log the last answer of a connection, and end the stream. The client may still send for a moment."""
     if transport.is_closing():
         return
     correlation_id = uuid7().hex

@@ -10,15 +10,16 @@ HEAD_SECONDS: Final = 10
 """The time for the head of a request, counted from the opening of the connection or from its first byte."""
 
 TAKEN_SECONDS: Final = 30
-"""The time that an answer may wait for a client that reads nothing of it."""
+"""The time that an answer may wait while its client reads nothing."""
 
 LAST_SECONDS: Final = 5
-"""The same, once the worker is stopping."""
+"""The same time while the worker is stopping."""
 
 LINGER_SECONDS: Final = 0.25
 """The shortest time that an idle connection stays open when the worker stops; the longest is twice that. A request may
-be on its way at that moment, and a close would cut it. Each connection is closed at its own moment: uvloop reads
-nothing more from those that it closes in one round, and with many of them a round takes milliseconds."""
+be on its way at that moment, and would be lost if the connection were closed immediately. Connections are closed at
+different moments: uvloop reads nothing more from the connections that it closes in one turn of the loop, and such a
+turn takes milliseconds if there are many of them."""
 
 
 class ConnectionTimer(OneCall):

@@ -92,7 +92,10 @@ class FastPath(Generic[Fields]):
         return reading.fields, reading.notes
 
     async def _refuse(self, scope: Scope, body: bytes, error: InvalidToken, send: Send) -> None:
-        """Answer a wrong token. If its address is over its limit, the answer costs as little as possible."""
+        """Answer a request with a wrong token.
+
+        If its address is over the limit, the answer costs as little as possible.
+        """
         seconds = rate_limits.failures.seconds_over(scope["client"][0])
         if seconds is None:
             await self._ordinary.refuse(scope, body, error, send)
@@ -124,7 +127,7 @@ def _take_report(
 
 
 def _token(facts: RequestFacts) -> tokens.Token | None:
-    """Return the device token, if exactly one header has one in the usual form."""
+    """Return the device token, if the request has exactly one Authorization header, in the usual form."""
     found = facts.headers.values.get(b"authorization", ())
     if len(found) != 1 or not found[0].startswith(_BEARER):
         return None

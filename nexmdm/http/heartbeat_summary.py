@@ -1,6 +1,6 @@
 """One log line every ten seconds about the heartbeats of a web worker, if HEARTBEAT_LOG is `summary`.
 
-It reads the counts of the metrics, so it costs a heartbeat nothing.
+The summary reads the counts of the metrics, so a heartbeat costs nothing more.
 """
 
 import time

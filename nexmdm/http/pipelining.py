@@ -1,4 +1,4 @@
-"""Limits on pipelined requests: those that a client sends before it has the answers to its earlier ones."""
+"""Limits on pipelined requests, which a client sends before it has the answers to its earlier requests."""
 
 import asyncio
 import re
@@ -17,16 +17,16 @@ PORTION: Final = 16 * 1024
 """The most bytes that are parsed before the next check whether requests wait."""
 
 PORTION_LINES: Final = 2 * (PIPELINED - 1) - 1
-"""The most lines that are parsed before that check. A head has two or more (the request's and an empty one), and its
-first line may be parsed already: so these lines complete at most PIPELINED - 1 requests. This leaves room for the one
-in progress."""
+"""The largest number of lines that are parsed before that check. The head of a request has at least two lines (the
+request line and an empty line), and the first of them may be parsed already. So these lines complete at most
+PIPELINED - 1 requests, which leaves room for the request in progress."""
 
 UNPARSED: Final = SharedBytes(64 * 1024 * 1024)
 """The most bytes that wait unparsed in all connections of a worker. uvloop reads up to 250 KiB before it pauses."""
 
 PAUSE_SECONDS: Final = 0.002
-"""The shortest time between two turns. Next to an event loop that never waits, a thread gets the interpreter only every
-5 ms, and the thread of a signed call needs it a dozen times."""
+"""The shortest time between the starts of two pipelined requests. If the event loop never waits, a thread gets the
+interpreter only every 5 ms, and the thread of a signed call needs the interpreter a dozen times."""
 
 _PORTION: Final = re.compile(rb"(?:[^\n]*+\n){%d}" % PORTION_LINES)
 
@@ -51,9 +51,9 @@ class Flow(FlowControl):
 
 
 class Turns:
-    """Starts pipelined requests: one every PAUSE_SECONDS, each connection in its turn.
+    """Starts pipelined requests: one every PAUSE_SECONDS, from one connection after the other.
 
-    So at most one of them at a time delays other requests, however many connections pipeline.
+    So at most one pipelined request at a time delays other requests, however many connections send ahead.
     """
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class Turns:
         self._free_at = 0.0
 
     def wait(self, start: Callable[[], None]) -> None:
-        """Call this function when its turn comes."""
+        """Call this function when the earlier ones have been called."""
         self._waiting.append(start)
         if len(self._waiting) == 1:
             self._wait()

@@ -1,8 +1,8 @@
-"""HTTP/1.1 of a web worker: uvicorn's protocol, with limits where it has none.
+"""HTTP/1.1 of a web worker: uvicorn's protocol, with limits that uvicorn does not have.
 
-The guard limits the requests that reach the application. Before the guard, uvicorn would wait without limit for a
-request that does not come, keep a head of any size, and parse any number of pipelined requests. After it, uvicorn would
-wait without limit for a client that does not read its answer.
+The guard limits the requests that reach the application. Before a request reaches the guard, uvicorn
+would wait without limit for a request that does not come, keep a head of any size, and parse any number of pipelined
+requests. After the application's answer, uvicorn would wait without limit for a client that does not read it.
 
 This builds on private parts of uvicorn: the fields `cycle`, `pipeline` and `flow`; that on_response_complete() starts a
 waiting request; the fields of a RequestResponseCycle. So pyproject.toml pins uvicorn's minor version.
@@ -37,7 +37,7 @@ from nexmdm.http.pipelining import PORTION, PORTION_LINES, UNPARSED
 from nexmdm.http.protocol_errors import BROKEN_BODY, NO_HTTP, NO_UPGRADE, TOO_LARGE, TOO_MANY_AHEAD, TOO_SLOW
 
 HEAD_LIMIT: Final = 64 * 1024
-"""The number of bytes of an unfinished head that are kept; the guard checks a complete head by its own limit."""
+"""The largest number of bytes of an unfinished head; the guard checks a complete head by its own limit."""
 
 WIRE_LIMIT: Final = 8 * 1024 * 1024
 """The number of bytes that may follow a head, with framing and trailers; the guard counts the body itself."""
@@ -115,7 +115,7 @@ class Protocol(HttpToolsProtocol):
             self._parse_portions(data)
 
     def _parse_portions(self, data: bytes) -> None:
-        """Parse a portion at a time, as long as no request waits; then stop reading until the rest has had its turn."""
+        """Parse one portion after the other while no request waits; then stop reading until the rest is parsed too."""
         start = 0
         while start < len(data) and not self._deaf and not self._is_full():
             start += self._parse(pipelining.portion_of(data, start))
@@ -127,7 +127,7 @@ class Protocol(HttpToolsProtocol):
             HELD.inc()
 
     def _parse(self, portion: bytes) -> int:
-        """Parse a portion; return its parsed length: all, or up to the head of a request that asks for an upgrade."""
+        """Parse a portion; return the parsed length, which ends after the head of a request for an upgrade."""
         self._unset_keepalive_if_required()
         parsed = len(portion)
         try:
@@ -175,7 +175,7 @@ class Protocol(HttpToolsProtocol):
         return True
 
     def _keep(self, rest: bytes) -> None:
-        """Keep the data that is not parsed yet; nothing, if it will never be parsed."""
+        """Keep the data that is not parsed yet, unless it will never be parsed."""
         rest = b"" if self._deaf else rest
         UNPARSED.change(self._counted_as or "", len(rest) - len(self._unparsed))
         self._unparsed = rest
@@ -191,7 +191,7 @@ class Protocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header. Ignore trailers: they would be added to headers that were checked already.
 
-        This repeats uvicorn's code: a call of that for each header costs a heartbeat half a microsecond.
+        This repeats uvicorn's code: to call uvicorn's method for each header costs half a microsecond a heartbeat.
         """
         if self._in_head:
             name = name.lower()
@@ -222,7 +222,7 @@ class Protocol(HttpToolsProtocol):
             super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Start the next request; if no further one waits, parse and read on."""
+        """Start the next request. If no further request waits, continue to parse and to read."""
         if not (self.flow.read_paused or self._in_head or self._deaf):
             super().on_response_complete()
             return
@@ -254,7 +254,7 @@ class Protocol(HttpToolsProtocol):
         self._taken_timer.start(self._taken_seconds)
 
     def timeout_keep_alive_handler(self) -> None:
-        """Close an idle connection. If its client has not read its answer, do not wait for that."""
+        """Close an idle connection, also if its client has not read its last answer."""
         self._close()
 
     def pause_writing(self) -> None:
@@ -326,7 +326,7 @@ class Protocol(HttpToolsProtocol):
             self._end_with(problem, reason)
 
     def _refuse_body(self, problem: Problem) -> None:
-        """Answer a request with an incomplete body with this problem, unless it has its answer."""
+        """Answer a request whose body is incomplete with this problem, unless it already has an answer."""
         if self._is_idle():
             self._close()
             return

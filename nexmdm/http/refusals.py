@@ -1,8 +1,8 @@
 """Refusals: each answer 4xx or 503 is one line in the log, whichever layer sent it.
 
 The guard calls note() for each refusal that it sends; the protocol calls note_unread() for requests that never reach
-the guard. Equal refusals (the same code, and the same device or else the same address) are collapsed to one line a
-second. No line contains a token, a query or a header.
+the guard. Equal refusals (the same code, and the same device or else the same address) within a second share one
+line. No line contains a token, a query or a header.
 """
 
 import time
@@ -105,7 +105,7 @@ def _problem_in(body: bytes) -> dict[str, Any]:
 
 
 def _place(answered: dict[str, Any]) -> str:
-    """Return the location of the first error in the answer: `body.target.tags`."""
+    """Return the location of the first error in the answer, such as `body.target.tags`."""
     errors = answered.get("errors")
     return ".".join(shown_name(str(part)) for part in errors[0]["loc"])[:200] if errors else ""
 
@@ -118,7 +118,7 @@ def _route(path: str) -> str:
 
 
 def _claim(status: int, code: str, known: RequestFacts) -> Claim | None:
-    """Return the claim of the request's token, unless the refusal means that the token is wrong."""
+    """Return the ids in the request's token, to be looked up; None if the refusal means that the token is wrong."""
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR or code in _PROVES_NOTHING or known.reason == rate_limits.FAILURES:
         return None
     headers = known.headers.values.get(b"authorization", ())

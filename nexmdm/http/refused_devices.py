@@ -1,6 +1,6 @@
-"""The devices of refused requests: after the answer, the token identifies the device, and its last refusal is stored.
+"""The devices of refused requests. After the answer, NexMDM finds the device by the token, and stores its last refusal.
 
-No answer waits for this. One statement looks up the tokens of a second together, and another one writes the last
+No answer waits for this work. One statement looks up the tokens of a second together, and another one writes the last
 refusals. Without the database, refusals are logged without their device and are not stored.
 """
 
@@ -33,12 +33,12 @@ DRAIN_SECONDS: Final = 5
 """The time that a process that stops waits for the database to write its last refusals."""
 
 CLAIMS: Final = 1000
-"""The number of different refusals that wait for the look-up of their token: invented tokens must neither fill the
-memory nor make the look-up long. Further ones are logged without a device."""
+"""The largest number of different refusals that wait for the look-up of their token. Otherwise invented tokens could
+fill the memory and make the look-up slow. Further refusals are logged without a device."""
 
 DEVICES: Final = 10_000
-"""The number of devices whose last refusals wait to be written, nearly all of them until their row may change again.
-Those of further devices are only logged."""
+"""The largest number of devices whose last refusals wait to be written; a device's row changes at most once a minute.
+The refusals of further devices are only logged."""
 
 CURTAILED = Counter(
     "nexmdm_refusals_curtailed",
@@ -67,7 +67,7 @@ class Refusal:
 
     @property
     def key(self) -> tuple[str, str]:
-        """Equal for equal refusals."""
+        """A key that is equal for equal refusals."""
         return self.code, f"{self.device_id or addresses.counting_key(self.address)} {self.principal}"
 
     def of_owner(self, claim: Claim) -> "Refusal":
@@ -115,7 +115,7 @@ class RefusedDevices:
             self._soon()
 
     async def drain(self) -> None:
-        """Finish the waiting look-ups, log their refusals, and write those whose row may change."""
+        """Finish the waiting look-ups, log their refusals, and write those whose device's row may change again."""
         self._timer.stop()
         with suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_SECONDS):

@@ -1,6 +1,6 @@
 """One web worker: `python -m nexmdm.web`, on HOST and PORT, or on a socket that its parent opened and listens on.
 
-NEXMDM_LISTEN_FD is the number of that socket, which workers may share: serve passes it on, and so can systemd.
+NEXMDM_LISTEN_FD is the number of that socket. Several workers can share the socket; `serve` or systemd opens it.
 """
 
 import asyncio
@@ -87,7 +87,7 @@ def _cannot_listen(error: OSError) -> CannotListen:
 
 
 def _free_port() -> int | None:
-    """Return the first port above PORT, and above those that need privileges, that can be listened on."""
+    """Return the first free port above PORT that needs no privileges."""
     first = max(settings.PORT, FIRST_UNPRIVILEGED_PORT - 1) + 1
     family = socket.AF_INET6 if ":" in settings.HOST else socket.AF_INET
     for port in range(first, min(first + _PORTS_TRIED, 65_536)):
@@ -121,10 +121,10 @@ def _config() -> uvicorn.Config:
 
 
 class AcceptingServer(uvicorn.Server):
-    """uvicorn's server on one listening socket, except that it accepts all connections that wait.
+    """uvicorn's server on one listening socket, which accepts up to AT_ONCE waiting connections in one turn.
 
-    libuv (since 1.46) accepts one connection in a turn of the event loop. A worker whose turns are long because it is
-    busy would leave new connections in the kernel's queue until their clients give up.
+    libuv (since 1.46) accepts only one connection in each turn of the event loop. The turns of a busy worker are long,
+    so new connections would wait in the kernel's queue until their clients give up.
     """
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

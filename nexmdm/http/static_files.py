@@ -19,7 +19,8 @@ from nexmdm.http.asgi_answers import Header, answer, refuse
 
 PREFIX: Final = "/static/"
 _SOURCE_MAPS: Final = "*.map"
-"""They are three quarters of all files, and only a browser's development tools request them."""
+"""Source maps are not served: they are three quarters of all files, and only a browser's development tools need them.
+"""
 
 _METHODS: Final = ("GET", "HEAD")
 _WRONG_METHOD: Final = problems.general(405, "A static file allows only GET and HEAD.", Allow=", ".join(_METHODS))
@@ -60,7 +61,10 @@ async def _serve(scope: Scope, send: Send, file: StaticFile) -> None:
 
 @cache
 def _paths() -> Mapping[str, Path]:
-    """Return the path of each file by its name below the prefix; of two with one name, the first one found."""
+    """Return the path of each file by its name below the prefix.
+
+    If two files have the same name, the first one counts.
+    """
     found: dict[str, Path] = {}
     for finder in finders.get_finders():
         for name, storage in finder.list([_SOURCE_MAPS]):

@@ -53,7 +53,7 @@ _MEMORY: Final = Path("/proc/self/statm")
 
 
 class Timed:
-    """An ASGI application that measures another one, whose answer is noted in RequestFacts."""
+    """An ASGI application that measures the requests of another one, by the facts in RequestFacts."""
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -72,7 +72,7 @@ class Timed:
 
 
 class HistogramBuffer:
-    """Observations of one series of REQUEST_SECONDS, added up here and moved to it a few times a second.
+    """Observations of one series of REQUEST_SECONDS, added up here and moved to the histogram a few times a second.
 
     With several processes, a histogram is in a shared file, and each observation writes to it twice, under a lock. For
     a heartbeat, that costs more than its log line.
@@ -105,7 +105,7 @@ class HistogramBuffer:
 
 
 class _FlushTimer:
-    """The running loop's one timer that flushes the buffers, if it is set."""
+    """The one timer of an event loop, which flushes the buffers."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -157,7 +157,7 @@ def bucket_counts(route: str, method: str) -> list[int]:
 
 
 def note_memory(part: str) -> None:
-    """Store how much memory this process has, as one `part` of the whole, if the system reports it."""
+    """Set the gauge of this process's memory, if the system reports it; `part` is its label, `web` or `dispatch`."""
     if _MEMORY.exists():
         MEMORY_BYTES.labels(part).set(int(_MEMORY.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
 
@@ -193,7 +193,7 @@ _GAUGES: Final = """
 
 
 class Gauges(Collector):
-    """The gauges that only the database knows, read by two statements at scrape time and kept for 15 s."""
+    """The gauges whose values come from the database, read by two statements at a scrape and kept for 15 s."""
 
     def __init__(self) -> None:
         self._read_at = float("-inf")

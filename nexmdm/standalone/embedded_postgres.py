@@ -186,7 +186,7 @@ def _connect(server: _Server) -> psycopg.Connection:
 
 
 def _settles(server: _Server) -> bool:
-    """Wait while a server that does not answer starts or stops; return whether it answers at the end."""
+    """Wait while a server that does not answer is starting or stopping; return whether it answers at the end."""
     deadline = time.monotonic() + _START_SECONDS
     while _lives(server):
         if _answers(server):
@@ -198,9 +198,9 @@ def _settles(server: _Server) -> bool:
 
 
 def _lives(server: _Server) -> bool:
-    """Return whether a PostgreSQL process works in this cluster, even if it does not answer.
+    """Return whether a PostgreSQL process runs in this cluster, even if it does not answer.
 
-    Each of its processes has the cluster as its working folder. A pid file may name a process of another program.
+    Each process of PostgreSQL has the cluster as its working folder. A pid file may name a process of another program.
     """
     if not Path("/proc/self/cwd").exists():
         return _pid_file_names_a_process(server)
@@ -246,7 +246,10 @@ def _initialise(server: _Server) -> None:
 
 
 def _launch(server: _Server) -> None:
-    """Start the server. A pid in an old lock file may belong to another program now, and must not prevent the start."""
+    """Start the server.
+
+    If an old lock file contains a pid that now belongs to another program, the start succeeds too.
+    """
     try:
         _pg_ctl_start(server)
     except EmbeddedError:

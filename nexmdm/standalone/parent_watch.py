@@ -1,6 +1,6 @@
-"""A child process ends when its parent does, however the parent ended.
+"""The watch on the parent: a child process of `serve` ends soon after its parent, however the parent ended.
 
-The parent keeps the write end of a pipe and passes the read end, its number in NEXMDM_LIFELINE_FD.
+The parent keeps the write end of a pipe. The child inherits the read end; NEXMDM_LIFELINE_FD contains its number.
 """
 
 import os
@@ -14,7 +14,10 @@ _SECONDS_TO_FINISH: Final = 30
 
 
 def watch() -> None:
-    """Send this process SIGTERM once its parent is gone, and SIGKILL 30 s later; without a parent, do nothing."""
+    """Send this process SIGTERM when its parent has ended, and SIGKILL 30 s later.
+
+    Do nothing if there is no such pipe.
+    """
     descriptor = os.environ.pop(VARIABLE, "")
     if descriptor:
         threading.Thread(target=_end_with_parent, args=[int(descriptor)], name="parent-watch", daemon=True).start()

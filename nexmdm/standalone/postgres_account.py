@@ -25,9 +25,9 @@ class Account:
 
 
 def account_for(folder: Path) -> Account | None:
-    """Return the account for a program that works in `folder`, or None if we are not root and run it ourselves.
+    """Return the account for a program that works in `folder`; None if this process does not run as root.
 
-    The folder's owner keeps it, so that an ordinary user can continue to use the folder.
+    If the folder's owner is not root, this is the account, so that the owner can continue to use the folder.
     """
     if os.geteuid() != 0:
         return None
@@ -55,7 +55,7 @@ def give(folder: Path, account: Account | None) -> None:
 
 
 def admit(account: Account | None, path: Path) -> None:
-    """Let the account reach `path`: add the execute bit to root's folders above it, and print that.
+    """Give the account access to `path`: add the execute bit to root's folders above it, and print each change.
 
     Folders of other owners are not changed: if one of them blocks the way, CannotDelegateError names it.
     """

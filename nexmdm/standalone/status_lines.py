@@ -19,8 +19,8 @@ _WHOLE_SCREEN: Final = "\x1b[r"
 class StatusLines:
     """A rule and the lines that `lines` returns, on the last rows of the terminal that `out` writes to.
 
-    Other processes write to the same terminal: its scroll region ends above these rows (DECSTBM, ECMA-48 terminals), so
-    what they write does not reach them. Where `out` is no such terminal, nothing is written.
+    Other processes write to the same terminal. Its scroll region ends above these rows (DECSTBM, ECMA-48 terminals), so
+    the output of other processes does not overwrite them. If `out` is not such a terminal, nothing is written.
     """
 
     def __init__(self, out: TextIO, lines: Callable[[], list[str]]) -> None:
@@ -72,7 +72,7 @@ class StatusLines:
 
 
 def _size_of(out: TextIO) -> os.terminal_size | None:
-    """Return the size of a terminal that can keep lines; None if `out` is none, or is too small."""
+    """Return the size of the terminal; None if `out` is not a terminal, or the terminal is too small."""
     if not out.isatty() or os.environ.get("TERM", "dumb") == "dumb":
         return None
     size = os.get_terminal_size(out.fileno())

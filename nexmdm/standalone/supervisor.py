@@ -23,14 +23,14 @@ log = structlog.get_logger()
 
 _STOP_SECONDS: Final = 25
 _STEADY_SECONDS: Final = 10
-"""A child that ran this long did not fail to start: whatever ended it, its restart comes after the shortest pause."""
+"""A child that ran for this long did not fail at its start, so it is restarted after the shortest pause."""
 
 _LONGEST_PAUSE_SECONDS: Final = 30.0
 _POSTGRES_CHECK_SECONDS: Final = 5
 
 
 class StopRequest:
-    """Whether to stop: true from the first SIGINT or SIGTERM on, or, if this was requested, once the parent is gone."""
+    """Whether to stop: true from the first SIGINT or SIGTERM on, or, if requested, when the parent has ended."""
 
     def __init__(self, *, with_parent: bool) -> None:
         """Listen to the signals; a second one changes nothing."""
@@ -73,7 +73,7 @@ class Child:
         log.info(event, name=self.name, pid=self._process.pid)
 
     def dead(self) -> int | None:
-        """Return the id of the process if it has died since the last call, and plan its restart."""
+        """Return the process's id if the process has died since the last call, and plan its restart."""
         if self._process is None or (status := self._process.poll()) is None:
             return None
         pid, self._process = self._process.pid, None
@@ -129,7 +129,7 @@ class ProcessGroup:
             child.restart_if_due()
 
     def stop(self) -> None:
-        """Send each one SIGTERM, wait for all, and kill what is left after 25 s."""
+        """Send SIGTERM to each child, wait for all of them, and kill those that still run after 25 s."""
         deadline = time.monotonic() + _STOP_SECONDS
         for child in self._children:
             child.ask_to_stop()
@@ -147,9 +147,9 @@ class Postgres:
 
     @contextmanager
     def running(self, environment: dict[str, str]) -> Iterator[int]:
-        """Start it, and stop it at the end. If serve is killed, a watchdog stops it instead.
+        """Start PostgreSQL, and stop it at the end. If serve is killed, a watchdog stops it instead.
 
-        Yield a descriptor for the children to inherit: the watchdog waits until the last process that has it is gone.
+        Yields a descriptor that the children must inherit: the watchdog waits until the last process with it has ended.
         """
         argv = [sys.executable, "-m", "nexmdm.standalone.postgres_watchdog", str(self._data_dir)]
         watched, held = os.pipe()
@@ -163,7 +163,7 @@ class Postgres:
                 embedded_postgres.stop(self._data_dir)
 
     def poll(self) -> None:
-        """Check every few seconds that it runs, and start it again if not."""
+        """Check every few seconds that PostgreSQL runs, and start it again if it does not."""
         if time.monotonic() < self._due:
             return
         self._due = time.monotonic() + _POSTGRES_CHECK_SECONDS

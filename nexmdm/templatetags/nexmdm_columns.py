@@ -17,7 +17,7 @@ register.filter("short_id", columns.short_id)
 
 @register.filter
 def moment(value: datetime | None) -> str:
-    """Return a time as people say it; a dash for none."""
+    """Return a time as a relative time; a dash if there is none."""
     return columns.NOTHING if value is None else columns.moment(value)
 
 

@@ -116,7 +116,7 @@ def test_every_operation_has_a_summary_of_one_sentence(document: Json) -> None:
         assert "\n" not in found["summary"]
     rotate = operation(document, "rotate")
     assert rotate["summary"] == "Get a new device token and command key"
-    assert rotate["description"].startswith("The old pair works until the new token is first used.")
+    assert rotate["description"].startswith("The old token and key work until the new token is first used.")
 
 
 def test_every_registered_route_and_its_methods_are_in_the_document(document: Json, client: Client) -> None:

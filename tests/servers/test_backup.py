@@ -104,7 +104,7 @@ def test_a_restore_into_an_own_database_has_every_row_and_serves_its_phones(
     path = f"{embedded_postgres.binaries()}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, **serving.secrets, "PATH": path, "DATABASE_URL": source, "RESTORED_URL": restored}
 
-    headings = ("Back up", "Restore", "Change over to it: a database of your own")
+    headings = ("Back up", "Restore", "Use the restored database: your own PostgreSQL")
     folder = installation(serving)
     assert "Every row is back.\n" in done(folder, environment, *headings)
     assert has_every_row(folder)
@@ -126,7 +126,7 @@ def test_a_restore_into_the_embedded_database_has_every_row_and_serves_its_phone
     assert "runs already" in done(folder, environment, "On the embedded database", "Back up")
     assert serving.interrupt() == 0
 
-    headings = ("On the embedded database", "Restore", "Change over to it: the embedded database")
+    headings = ("On the embedded database", "Restore", "Use the restored database: the embedded PostgreSQL")
     assert "Every row is back.\n" in done(folder, environment, *headings)
     assert has_every_row(folder)
 

@@ -20,7 +20,7 @@ _CLOCK_TICKS: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """An axis: its range and its labels. It is logarithmic if `is_log`."""
+    """An axis: its range and its labels. The axis is logarithmic if `is_log`."""
 
     low: float
     high: float
@@ -55,7 +55,7 @@ class Limit:
 def chart(
     title: str, x: Axis, y: Axis, lines: Sequence[Line], *, limits: Sequence[Limit] = (), shade: float = 0
 ) -> str:
-    """Return a chart. `shade`: the end of the shaded part along x, which does not count."""
+    """Return a chart. `shade`: the end of the shaded part along x, the time that is not measured."""
     drawn = [line for line in lines if line.points]
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">',
@@ -80,7 +80,7 @@ def logarithmic(low: float, high: float) -> tuple[float, float, list[float]]:
 
 
 def linear(high: float) -> tuple[float, list[float]]:
-    """Return a round end of an axis that begins at zero, and four or five values along it."""
+    """Return a round number for the end of an axis that begins at zero, and four or five values along the axis."""
     rough = max(high, 1e-9) / 4
     power = 10.0 ** floor(log10(rough))
     step = next(step * power for step in (*_STEPS, 10) if step * power >= rough)

@@ -18,9 +18,10 @@ _CONNECTIONS: Final = 64
 
 
 class BackgroundLoad(RequestLoop):
-    """Heartbeats in an open loop: latency counts from the due time, and a slow server gets no fewer of them.
+    """Heartbeats in an open loop: latency counts from the due time, and a slow server gets no fewer heartbeats.
 
-    Each carries a number in its status that only grows; `acknowledged` has each phone's last one that was answered 200.
+    The status of each heartbeat contains a growing number. `acknowledged` has, for each phone, the number in the last
+    heartbeat that got 200.
     """
 
     def __init__(self, url: str, members: Sequence[Member], *, per_second: float) -> None:

@@ -1,4 +1,4 @@
-"""The trial with a wrong application clock, an hour fast or slow. All deciding times are the database's."""
+"""The trial with a wrong application clock, an hour fast or slow. The server must decide by the database's clock."""
 
 import importlib.util
 import os
@@ -146,7 +146,7 @@ def _without_access(name: str, admin: FleetClient, standin: FcmStandin) -> Findi
 
 
 def _with_access(name: str, admin: FleetClient, serving: Serving, standin: FcmStandin) -> Finding:
-    """Command phones while the fake FCM gives an access token anyway: FCM fails once, a dispatcher is killed."""
+    """Command phones while the fake FCM accepts the wrong clock. FCM fails once, and a dispatcher is killed."""
     standin.oauth_says = _access(standin)
     _end_dispatcher(serving, signal.SIGTERM)  # The next one knows of no open circuit.
     phones = [_Phone.registered(admin, push_token) for push_token in ("ok-taken", "flaky1-again", "hang-killed")]
@@ -229,7 +229,7 @@ def _times(admin: FleetClient) -> Iterator[tuple[datetime, float]]:
 
 
 def _expires(admin: FleetClient) -> str:
-    """Return the state, after two seconds, of a command and an enrollment token with that lifetime."""
+    """Create a command and an enrollment token with short lifetimes; return their states two seconds later."""
     made = admin.post("/admin/enrollment-tokens", {"expires_in_seconds": 2})
     command = admin.post("/admin/command", {"action": "ping", "target": {"all": True}, "expires_in_seconds": 2})
     path = f"/admin/commands/{command['request_id']}/deliveries"

@@ -58,7 +58,7 @@ def trial(folder: Path) -> Iterator[Finding]:
 
 
 def _cut(admin: FleetClient) -> tuple[int, list[bytes]]:
-    """Disconnect after each byte, then during the answer; return the number of cut and of complete requests."""
+    """Disconnect after each byte, then during the answer. Return the numbers of incomplete and of complete requests."""
     length = len(_request(admin, "incomplete 0000"))
     moments = [(size, politely) for size in range(length) for politely in (True, False)]
     for number, (size, politely) in enumerate(moments):

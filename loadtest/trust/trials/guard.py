@@ -1,4 +1,4 @@
-"""The trial of the guard over real sockets: too large, too slow or silent clients; and a stop among them."""
+"""The trial of the guard over real sockets: clients that send too much, too slowly or nothing; a stop under load."""
 
 import asyncio
 import signal
@@ -28,7 +28,7 @@ from nexmdm.client.http_client import FleetClient, Refused, Unreachable
 
 HUNDRED_MB: Final = 100_000_000
 MOST_READ: Final = 5 * 1024 * 1024
-"""The 4 MiB that are discarded so that an honest client can read its answer, and the data in transit by then."""
+"""The 4 MiB that the server discards so that an honest client can read its answer, plus the data in transit."""
 
 MEGABYTE: Final = 1_000_000
 LARGE: Final = 300
@@ -134,7 +134,7 @@ def _memory(serving: Serving) -> Finding:
 
 
 async def _squatters(url: str, members: list[Member]) -> Finding:
-    """Measure heartbeats without and with clients that only keep connections open, in turns."""
+    """Measure heartbeats alternately without and with clients that only keep connections open."""
     pulse = BackgroundLoad(url, members, per_second=PER_SECOND)
     await pulse.beat(2)
     without, beside = [], []
@@ -160,7 +160,7 @@ def _p99(latencies: Any) -> float:
 
 @asynccontextmanager
 async def squatting(url: str) -> AsyncIterator[None]:
-    """Keep connections open, silent ones and slow ones; those that the server closes are opened again."""
+    """Keep silent and slow connections open; if the server closes one, open another one."""
     tasks = [asyncio.create_task(_squat(url, _in_silence)) for _ in range(SILENT)]
     tasks += [asyncio.create_task(_squat(url, _drop_by_drop)) for _ in range(SLOW)]
     await asyncio.sleep(1)
@@ -233,7 +233,7 @@ async def _stop(serving: Serving, admin: FleetClient, members: list[Member]) -> 
 
 
 def _command(admin: FleetClient, accepted: list[str]) -> None:
-    """Send pings until the server is gone, and record those that it accepted."""
+    """Send pings until the server has stopped, and record the pings that it accepted."""
     with suppress(Unreachable, Refused):
         while True:
             accepted.append(admin.post("/admin/command", {"action": "ping", "target": {"all": True}})["request_id"])

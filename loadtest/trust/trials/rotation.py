@@ -1,7 +1,8 @@
 """The trial of rotation: the secrets of running workers are changed one by one, without a failed request.
 
-Workers that share the work know the new secret before any of them, or a client, uses it. First it is accepted next to
-the old one, then it replaces it, then the old one is removed. At each step the workers are replaced one by one.
+All workers know the new secret before a worker or a client uses it. First the workers accept the new secret in addition
+to the old one. Then the new secret becomes the current one, and at last the old one is removed. At each step, the
+workers are replaced one by one.
 """
 
 import asyncio
@@ -70,7 +71,7 @@ class Rollout:
         self.url = workers.url_of(listener)
 
     def settings(self, current: Secrets, others: Secrets | None = None) -> None:
-        """Replace each worker by one with these secrets, which accepts the other ones too."""
+        """Replace each worker by a worker with the secrets `current`, which also accepts `others`."""
         beside = {variable: others[name] if others else "" for name, variable in ROTATED.items()}
         for _ in range(WORKERS):
             self._started += 1
@@ -95,12 +96,12 @@ class Admin(RequestLoop):
         self.sent = 0
 
     def use(self, credentials: Secrets) -> None:
-        """Sign with these from now on."""
+        """Sign with these credentials from now on."""
         url = f"http://{self._server.authority}"
         self._signing = FleetClient(url, key=credentials["ADMIN_KEY"], secret=credentials["HMAC_SECRET"])
 
     async def call(self) -> None:
-        """Read and write in turns, until end()."""
+        """Read and write alternately, until end()."""
         while self._goes_on:
             await self.once("GET", "/admin/summary", b"")
             await self.once("POST", "/admin/enrollment-tokens", b"{}")
@@ -118,7 +119,7 @@ class Admin(RequestLoop):
 
 @dataclass(frozen=True, slots=True)
 class Borne:
-    """The number of requests, how many of them used another connection because theirs was closed, and the failures."""
+    """The number of requests, the number that used another connection because theirs was closed, and the failures."""
 
     heartbeats: int
     calls: int

@@ -73,7 +73,7 @@ class Calls:
         *,
         from_other_address: bool = False,
     ) -> Any:
-        """Send a request; return the answer's JSON, if it is one."""
+        """Send a request; return the JSON of the answer, if it is JSON."""
         raw = body if isinstance(body, bytes) else b"" if body is None else orjson.dumps(body)
         kind = {"Content-Type": "application/json"} if raw else {}
         http = self._from_other_address if from_other_address else self._http

@@ -1,4 +1,4 @@
-"""The trial of leaks: after a complete loop with every kind of error, secrets are only where they belong.
+"""The trial of leaks: a complete loop with every kind of error, and then a search for secrets where none may be.
 
 It searches for everything that was configured, issued, or sent as a credential. It searches through the logs, also
 PostgreSQL's, the metrics, each error answer, the audit, the pages of the admin site, and a dump of the database.
@@ -140,7 +140,7 @@ def _is_to(word: str, send: Send) -> bool:
 
 
 def _close_the_circuit(serving: Serving) -> None:
-    """Replace the dispatcher: a new one does not know that the one before had stopped pushing."""
+    """Replace the dispatcher, because a new dispatcher does not know that the earlier one had stopped pushing."""
     before = serving.child("dispatch")
     os.kill(before, signal.SIGTERM)
     wait_for(lambda: serving.child("dispatch") != before)

@@ -1,4 +1,4 @@
-"""Web workers as a process manager runs them, on listening sockets that outlive them."""
+"""Web workers as a process manager runs them: the listening sockets stay open when a worker ends."""
 
 import signal
 import socket

@@ -116,7 +116,10 @@ class DescribedAPI(NinjaAPI):
         return first + "".join(map(str.capitalize, others))
 
     def get_openapi_schema(self, *, path_prefix: str | None = None, path_params: Json | None = None) -> OpenAPISchema:
-        """Return the whole document. It is created once: that takes 35 ms, and any client may request it."""
+        """Return the whole document.
+
+        It is created only once, because this takes 35 ms and any client may request it.
+        """
         if self._document is None:
             document = super().get_openapi_schema(path_prefix=path_prefix, path_params=path_params)
             _Completion(document, self._errors).apply()
@@ -293,7 +296,7 @@ def _line(refusal: Refusal) -> str:
 
 
 def _example(refusal: Refusal) -> Any:
-    """Return the problem of a real answer; if that has another code, the problem of the description."""
+    """Return the problem from a recorded answer; if its code is another one, the problem of the description."""
     problem = orjson.loads(Problem(refusal.status, refusal.code, refusal.detail).body())
     real = examples.PROBLEMS.get(refusal.code, problem)
     return problem if refusal in _NOT_THE_EXAMPLE or real["status"] != refusal.status else real

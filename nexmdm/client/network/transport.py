@@ -15,7 +15,7 @@ class Request:
     headers: Mapping[str, str]
     content: bytes
     answer_seconds: float
-    """How long the server may take for each part of its answer."""
+    """The seconds that the server may take for each part of its answer."""
 
 
 @dataclass(frozen=True, slots=True)

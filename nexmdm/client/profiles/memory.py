@@ -14,7 +14,10 @@ LAST: Final = "@last"
 
 
 class Memory:
-    """The state file of a profile. Names of another server do not count. A file that cannot be written is ignored."""
+    """The state file of a profile.
+
+    Ids from another server are ignored. If the file cannot be written, nothing is stored.
+    """
 
     def __init__(self, profile: str, url: str) -> None:
         self._path = platformdirs.user_state_path("nexmdm") / f"{profile}.json"
@@ -26,7 +29,7 @@ class Memory:
         return found if isinstance(found, str) else None
 
     def remember(self, named: dict[Kind, str]) -> None:
-        """Store ids, in place of the earlier ones."""
+        """Store ids; they replace the earlier ids."""
         kept = self._read()
         changed = kept | {str(kind): identifier for kind, identifier in named.items()} | {"url": self._url}
         if named and changed != kept:

@@ -12,7 +12,7 @@ class OwnServer(Protocol):
 
     @property
     def host(self) -> str | None:
-        """A Host header that it accepts, if it does not accept its address as one."""
+        """A Host header that this server accepts, if it does not accept its address as Host."""
 
     def credentials(self, principal: str) -> tuple[str, str] | None:
         """Return the current key and secret of an admin; None if there is no such admin."""

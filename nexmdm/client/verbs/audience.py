@@ -45,7 +45,7 @@ class Audience:
     def silent(self, client: FleetClient, seconds: int) -> tuple[int, bool]:
         """Return the number of active devices without a heartbeat for this time, and whether there may be more.
 
-        If many devices are named by their ids, none of them is counted.
+        If the target names more than MOST_READ devices by their ids, no device is counted.
         """
         if self.named:
             return sum(_is_silent(row, seconds) for row in _described(client, self.named)), False

@@ -14,7 +14,7 @@ MOST_LATE: Final = 400
 
 
 class Shown(NamedTuple):
-    """The choice of deliveries to show: those that did not succeed, or all of them; and the most of them."""
+    """The choice of deliveries to show: all of them or only the unsuccessful ones, and the largest number of them."""
 
     only_failing: bool = False
     limit: int | None = None

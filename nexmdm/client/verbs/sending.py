@@ -72,7 +72,7 @@ def send(
     yes: bool,
     **options: Any,
 ) -> int:
-    """Send a command, after the questions that its action needs."""
+    """Send a command; for an action that needs it, ask for confirmation first."""
     if dry_run and (wait or timeout is not None):
         raise click.UsageError("--dry-run sends nothing, so it does not work with --wait.")
     body = {"action": action, "params": {one.name: one.value for one in param}}
@@ -143,7 +143,7 @@ def _confirm(session: Session, audience: Audience, body: Json, *, yes: bool) -> 
 
 
 def warn_of_silence(session: Session, audience: Audience, body: Json, plan: Json | None) -> None:
-    """Show how many devices have been silent for longer than the command lives. It would probably expire there."""
+    """Show how many devices have been silent for longer than the command's time to begin; it would expire on them."""
     seconds = body.get("expires_in_seconds") or actions.expires_in_seconds(body["action"])
     try:
         silent, are_more = audience.silent(session.client, seconds)

@@ -64,17 +64,17 @@ def read(run: Verb) -> Any:
 
 
 def waiting(run: Verb) -> Any:
-    """Give a verb the options of those that can wait for a command."""
+    """Give a verb the options for waiting for a command."""
     return _with(run, *_WAITING)
 
 
 def listing(run: Verb) -> Any:
-    """Give a verb the option of those that list."""
+    """Give a verb the option for the length of a list."""
     return _with(run, _LIMIT)
 
 
 def between(run: Verb) -> Any:
-    """Give a verb the options of those whose rows have a time."""
+    """Give a verb the options for a span of time."""
     return _with(run, *_BETWEEN)
 
 

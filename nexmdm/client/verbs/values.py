@@ -20,7 +20,7 @@ from nexmdm.client.surroundings import REACH_NAMES
 from nexmdm.client.verbs.shared import connect, surroundings
 
 SECONDS: Final = 1.0
-"""How long a completion may wait for the server."""
+"""The seconds that a completion may wait for the server."""
 
 MOST: Final = 100
 Ask = Callable[[FleetClient, str], Iterable[str]]

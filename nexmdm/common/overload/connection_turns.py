@@ -1,4 +1,4 @@
-"""Turns for the connections of a process's pool: one for each spare connection, and some only for signed calls."""
+"""Permissions (turns) to use a connection of the process's pool. Some of them are reserved for signed calls."""
 
 import asyncio
 import time
@@ -17,7 +17,7 @@ SIGNED_TURNS: Final = 1
 """Turns that are reserved for other signed calls, whatever phones, the admin site and anonymous clients send."""
 
 LEAST_WORK_SECONDS: Final = 1
-"""The time that must be left for work that has waited: with less, it would begin and not end in time."""
+"""The time that work must still have after its wait. With less time, the work would begin but not end in time."""
 
 
 def unsigned() -> int:

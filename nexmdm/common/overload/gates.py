@@ -1,4 +1,4 @@
-"""Gates in front of expensive work: limits on how much of it runs, how much waits and for how long, also by key.
+"""Gates in front of expensive work: limits on how much work runs, how much waits, and for how long; also for each key.
 
 A gate belongs to the event loop of the requests, and is used only there.
 """
@@ -35,7 +35,7 @@ class _Waiter:
 
 @dataclass(slots=True)
 class _State:
-    """The numbers that run and wait, by key; and the waiting ones, first come first."""
+    """The numbers of running and waiting pieces of work, by key, and the waiting pieces in their order."""
 
     under_way: Counter[Hashable] = field(default_factory=Counter)
     waiting: Counter[Hashable] = field(default_factory=Counter)
@@ -43,7 +43,7 @@ class _State:
 
 
 class Gate:
-    """Lets in `at_once` pieces of work, and lets `waiting` more wait for at most `seconds`; the others are refused.
+    """Lets `at_once` pieces of work run, and `waiting` more wait for at most `seconds`; refuses further pieces.
 
     With one key, at most `at_once_per_key` run and `waiting_per_key` wait. Work of other keys overtakes work whose key
     has reached its limit.
@@ -68,7 +68,7 @@ class Gate:
 
     @asynccontextmanager
     async def turn(self, key: Hashable) -> AsyncIterator[bool]:
-        """Do the block's work when the gate lets it in; yield whether it had to wait. Raises GateFull."""
+        """Run the block when the gate lets it in; yield whether it had to wait. Raises GateFull."""
         waited = await self.enter(key)
         try:
             yield waited
@@ -78,7 +78,7 @@ class Gate:
     async def enter(self, key: Hashable, *, again: bool = False) -> bool:
         """Return when the gate lets this work in, and whether it had to wait; leave() must follow. Raises GateFull.
 
-        Work that comes `again` has left the gate for a while: it waits in front of the others, however many there are.
+        Work that comes `again` had left the gate for a while: it waits in front of all other work.
         """
         state = self._states.get()
         if self._has_room(state, key):

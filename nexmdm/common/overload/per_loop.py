@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class PerLoop(Generic[T]):
-    """Creates an object for each event loop that asks, and keeps it as long as the loop."""
+    """Creates one object for each event loop, and keeps the object as long as the loop exists."""
 
     def __init__(self, make: Callable[[], T]) -> None:
         self._make = make

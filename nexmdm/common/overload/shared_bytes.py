@@ -3,12 +3,12 @@
 from typing import Final
 
 PART: Final = 4
-"""An address gets at most this part of the bytes, a quarter: so only several addresses together can take all of them.
+"""One address gets at most a quarter (1 / PART) of the bytes, so only several addresses together can take all of them.
 """
 
 
 class SharedBytes:
-    """Bytes that are taken and given back under the name of an address, as address.counting_key() returns it.
+    """Counts the bytes that each address uses; the names of addresses are those of addresses.counting_key().
 
     The empty name counts in total only: clients of a Unix socket or behind a trusted proxy have it.
     """

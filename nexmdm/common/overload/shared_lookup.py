@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class SharedLookup(Generic[T]):
-    """Runs one look-up for all clients that ask meanwhile, and keeps its outcome or error for `fresh_seconds`."""
+    """Runs one look-up for all clients that ask while it runs, and keeps its outcome or error for `fresh_seconds`."""
 
     def __init__(self, look: Callable[[], Awaitable[T]], *, fresh_seconds: float = 0) -> None:
         self._look = look
@@ -19,8 +19,8 @@ class SharedLookup(Generic[T]):
     async def outcome(self, within_seconds: float | None = None) -> T:
         """Return the outcome, or raise the look-up's error.
 
-        Raises TimeoutError if the look-up has run for longer than `within_seconds`. It continues, and is not repeated
-        before its end.
+        Raises TimeoutError if the look-up has run for longer than `within_seconds`. The look-up continues, and no
+        other one begins before its end.
         """
         loop = asyncio.get_running_loop()
         run = self._running.get(loop)
@@ -51,5 +51,5 @@ class _Run(Generic[T]):
             task.exception()  # Raised in every waiting caller; if there is none, asyncio must not report it.
 
     def is_over(self, before: float) -> bool:
-        """Return whether it ended before this moment."""
+        """Return whether the run ended before this moment."""
         return self._ended is not None and self._ended <= before

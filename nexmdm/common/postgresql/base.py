@@ -14,17 +14,17 @@ from nexmdm.common.postgresql.errors import NO_ANSWER, NoConnection, Unreachable
 
 _NO_CONNECTION: Final = "No connection came free in time: all of the pool are in use, or PostgreSQL does not answer."
 _BRIEF_SECONDS: Final = 2 * settings.POOL_RECONNECT_SECONDS
-"""The longest wait for a connection after one could not be made: long enough for the pool to try again."""
+"""The longest wait for a connection after a failed attempt to connect: long enough for the pool to try again."""
 
 _HELD_OFF: Final = "The database could not be reached a moment ago."
 _TOO_LATE: Final = "The time of this work was over before it had a connection."
 
 
 class DatabaseWrapper(base.DatabaseWrapper):  # type: ignore[misc]  # Its package is not typed.
-    """The backend of django-prometheus; it gives the reason if there is no connection, and limits each wait for one."""
+    """The backend of django-prometheus. Its errors say why there is no connection, and each wait has a limit."""
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
-        """Take a connection from the pool, or make one. Raises Unreachable with the reason, NoConnection."""
+        """Take a connection from the pool, or make a new one. Raises Unreachable (with the reason) and NoConnection."""
         self.isolation_level = IsolationLevel.READ_COMMITTED
         if self.pool is None:
             return Connection.connect(**conn_params)

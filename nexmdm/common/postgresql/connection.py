@@ -1,4 +1,4 @@
-"""One connection: it waits no longer than its work may, and keeps its settings through a pooler.
+"""One connection to PostgreSQL: each of its waits has a deadline, and its settings also apply through a pooler.
 
 A pooler in transaction mode gives each transaction any free session. It refuses options at the start, or drops them. A
 setting of a session is lost, or goes to another client. So each transaction gets its settings again, in the same
@@ -96,7 +96,7 @@ class Connection(psycopg.Connection[Any]):
 
     @contextmanager
     def beginning_by_itself(self) -> Iterator[None]:
-        """Let the statement in the block begin its transaction: psycopg would send a separate message for it."""
+        """Let the statement in the block begin its transaction: psycopg would send a separate message with BEGIN."""
         self._begins = True
         try:
             yield

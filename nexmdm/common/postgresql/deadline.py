@@ -1,4 +1,4 @@
-"""The deadline of a thread's work: no wait for PostgreSQL in this thread lasts longer."""
+"""The deadline of a thread's work: each wait for PostgreSQL in this thread ends at the deadline."""
 
 import threading
 import time
@@ -35,7 +35,7 @@ def within(seconds: float) -> AbstractContextManager[None]:
 
 
 def seconds_left() -> float | None:
-    """Return how long this thread may still wait, at least 0; None: without limit."""
+    """Return how many seconds this thread may still wait (at least 0), or None if there is no limit."""
     return None if _work.ends_at == inf else max(0.0, _work.ends_at - time.monotonic())
 
 

@@ -21,7 +21,7 @@ NO_ANSWER: Final = "PostgreSQL did not answer in time; the connection was closed
 class NoAnswer(psycopg.OperationalError):
     """PostgreSQL did not answer by the work's deadline. The connection was closed; the statement was not cancelled.
 
-    `is_silent`: it had more time than any statement may take.
+    `is_silent`: PostgreSQL had more time than any statement may take.
     """
 
     def __init__(self, *, is_silent: bool) -> None:
@@ -34,7 +34,7 @@ class NotReplicated(psycopg.OperationalError):
 
 
 class NoConnection(psycopg.OperationalError):
-    """There was no connection in time: perhaps all of the pool are in use."""
+    """There was no connection in time: perhaps all connections of the pool are in use."""
 
 
 class Unreachable(NoConnection):
@@ -58,7 +58,7 @@ _UNAVAILABLE_CLASSES: Final = ("08", "53", "57", "58")
 
 
 def meaning_of(error: BaseException) -> Meaning:
-    """Return what an error means: one of psycopg's, or one of Django's with such a cause.
+    """Return the meaning of an error of psycopg, or of an error of Django that psycopg caused.
 
     (SQLSTATE: PostgreSQL's documentation, "PostgreSQL Error Codes".)
     """
@@ -88,7 +88,7 @@ def is_read_only(error: Error) -> bool:
 
 
 def safe_message(error: BaseException) -> str:
-    """Return the text of an error without secrets. For refused data, this is the rule and not the row.
+    """Return the text of an error without secrets. If PostgreSQL refused data, the text names the rule, not the data.
 
     (PostgreSQL's own text continues with "Failing row contains …".)
     """

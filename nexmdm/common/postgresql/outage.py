@@ -10,10 +10,11 @@ import structlog
 log = structlog.get_logger()
 
 CALM_SECONDS: Final = 5
-"""An outage is over this long after the last failure. (During one, some work may succeed: a full disk can be read.)"""
+"""The seconds after the last failure until an outage is over. (During an outage, some work may succeed: a full disk can
+be read.)"""
 
 HELD_OFF_SECONDS: Final = 0.5
-"""The time in which no work waits for a connection after one could not be made: else all work would wait, in turn."""
+"""The time after a failed attempt to connect in which no work waits for a connection. Otherwise all work would wait."""
 
 VAGUE_SECONDS: Final = 6
 """The time that libpq may take to give a reason: as long as an attempt to connect (5 s)."""
@@ -49,14 +50,14 @@ def note_no_connection(reason: str) -> None:
 
 
 def why_no_connection() -> str | None:
-    """Return why a connection could not be made a moment ago, in one line."""
+    """Return the reason of the latest failed attempt to connect, in one line."""
     if time.monotonic() - _refusal.at > _RECENT_SECONDS:
         return None
     return f"The database cannot be reached: {' '.join(_refusal.reason.split())}"
 
 
 def note_connection() -> None:
-    """Record that there was a connection: the stored reason no longer applies."""
+    """Record that a connection was made: the stored reason no longer applies."""
     if _refusal.reason:
         _refusal.reason, _refusal.at = "", float("-inf")
 
@@ -77,7 +78,7 @@ def is_held_off() -> bool:
 
 
 def note_failure(reason: str, *, vague: bool = False) -> None:
-    """Record that work on the database failed. A new reason is logged; a vague one only if no better one follows."""
+    """Record that work on the database failed. A new reason is logged; a vague reason only if no better one follows."""
     now = time.monotonic()
     with _lock:
         if not _present:

@@ -1,7 +1,8 @@
 """The base of the admin site's pages: read-only, newest rows first, and equally fast with a million rows and a hundred.
 
 A list counts no rows and has no OFFSET: it reads one page in descending order of the key, and the next page continues
-below the last key. The total is PostgreSQL's estimate; a page shows it unless it is less than the rows of the page.
+below the last key. The total is PostgreSQL's estimate. A page shows the estimate unless it is smaller than the page's
+own rows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -76,7 +77,7 @@ class NewestFirst(ChangeList):
         self.multi_page = self.can_show_all = self.show_full_result_count = self.show_admin_actions = False
 
     def page(self, below: Any, most: int) -> QuerySet[Any]:
-        """Return this number of rows below a key; None: from the newest."""
+        """Return this number of rows below a key, or the newest rows if the key is None."""
         # The keys first: sorting them must not carry, nor join, the columns of all the rows that match.
         keys = self._below(below).values("pk")[:most]
         rows: QuerySet[Any] = self.root_queryset.filter(pk__in=keys).order_by(*self.queryset.query.order_by)
@@ -242,7 +243,7 @@ class ReadOnlyAdmin(_ReadOnly, ModelAdmin):
 
 
 class NewestRows(InlineFormSet):
-    """The newest rows of an inline, at most as many as a page can show; `order` may put others first."""
+    """The newest rows of an inline, at most as many as a page can show; `order` can sort them in another way."""
 
     most = 20
     order: ClassVar[Sequence[Any]] = ("-pk",)
@@ -257,7 +258,7 @@ class NewestRows(InlineFormSet):
 
     @property
     def total(self) -> int:
-        """Return how many rows there are, with those that the page does not show."""
+        """Return the number of all rows, including rows that the page does not show."""
         raise NotImplementedError
 
     @property
@@ -270,7 +271,7 @@ class ReadOnlyInline(_ReadOnly, TabularInline):
     """The newest rows that belong to the row of the page."""
 
     empty: ClassVar[str] = "None."
-    """The text that is shown if there are none."""
+    """The text that is shown if there are no rows."""
 
     template = "read_only_admin/rows.html"
     formset = NewestRows

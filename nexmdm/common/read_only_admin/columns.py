@@ -70,7 +70,7 @@ class State(Column):
 
 
 class Id(Column):
-    """A column with an id, shown short: a click selects all of it."""
+    """A column with a shortened id: a click selects the whole id."""
 
     def __call__(self, row: Model) -> str:
         """Return the id."""
@@ -120,18 +120,18 @@ def address_of(model: type[Model], page: str, /, *key: object, **query: object) 
 
 
 def badge(word: str, look: str | None = None) -> SafeString:
-    """Return a state as a label. Its look follows from the word, unless it is given."""
+    """Return a state as a label. If no look is given, the word decides the look."""
     return format_html('<span class="badge {}">{}</span>', look or _LOOK_OF.get(word, QUIET), word)
 
 
 def short_id(key: UUID) -> SafeString:
-    """Return an id, of which the style sheet shows only both ends. The page contains all of it: a click selects it."""
+    """Return an id. The style sheet shows only both ends of it, and a click selects the whole id."""
     text = str(key)
     return format_html('<code class="id" title="{}"><span>{}</span>{}</code>', text, text[:-8], text[-8:])
 
 
 def moment(value: datetime) -> SafeString:
-    """Return a time as a relative time, and in UTC to the second. (Lists show the latter only on hover.)"""
+    """Return a time as a relative time, and in UTC to the second. (Lists show the time in UTC only on hover.)"""
     exact = f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%SZ}"
     return format_html(
         '<time class="moment" datetime="{}" title="{}">{} <span class="exact">{}</span></time>',

@@ -1,4 +1,4 @@
-"""A list of the admin site as CSV, of any length: read in descending order of the key, a few hundred rows at a time.
+"""A list of the admin site as CSV, of any length, read in descending order of the key, a few hundred rows at a time.
 
 Each chunk is sent when it is read. No transaction and no connection stays open while a slow client reads, and only one
 chunk is in memory.
@@ -21,7 +21,7 @@ from nexmdm.common.types import rfc3339
 CHUNK: Final = 500
 
 READING: Final = Gate("exports", at_once=1, waiting=100, waiting_per_key=1, seconds=60)
-"""All exports together have one connection at a time; a chunk takes 30 ms, and each export reads one at a time."""
+"""The gate for exports: all exports together use one connection at a time. To read a chunk takes 30 ms."""
 
 FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 """The characters that begin a formula in a spreadsheet (OWASP, "CSV Injection")."""
@@ -32,8 +32,8 @@ Read = Callable[[Any, int], Sequence[tuple[Any, ...]]]
 def response(name: str, headings: Iterable[str], read: Read, *, with_body: bool) -> HttpResponseBase:
     """Return the answer that streams a list.
 
-    `read` is given a key (None at first) and a number, and returns that many rows below the key, each with its own key
-    before its cells.
+    `read` gets a key (None at first) and a number. It returns so many rows below the key, each row's key before its
+    cells.
     """
     headers = {"Content-Disposition": f'attachment; filename="{name}.csv"'}
     kind = "text/csv; charset=utf-8"

@@ -23,15 +23,15 @@ T = TypeVar("T")
 EVERY: Final = 2**62
 
 DISORDER: Final = timedelta(minutes=5)
-"""The longest time between a row's time and its key: the time is that of its transaction's beginning, and the key is
-made later.
+"""The longest time between a row's time and its key: the row's time is the beginning of its transaction, and the key is
+created later.
 """
 
 
 def _chosen(by: admin.SimpleListFilter, choices: Mapping[str, T]) -> T | None:
     """Return the value of a filter's choice; None if no choice is given.
 
-    An unknown one is an error, because the unfiltered list would look filtered.
+    An unknown choice is an error, because the unfiltered list would look filtered.
     """
     choice = by.value()
     if not choice:
@@ -45,7 +45,7 @@ class ChoiceFilter(admin.SimpleListFilter):
     """A filter with constant choices, which needs no query to show them. An unknown choice is refused."""
 
     def conditions(self) -> dict[str, Q]:
-        """Return the choices, each with its condition."""
+        """Return the condition of each choice."""
         raise NotImplementedError
 
     def lookups(self, request: HttpRequest, model_admin: ModelAdmin) -> list[tuple[str, str]]:  # noqa: ARG002
@@ -59,7 +59,7 @@ class ChoiceFilter(admin.SimpleListFilter):
 
 
 class SpanFilter(admin.SimpleListFilter):
-    """A filter by a moment that is one of these spans ago."""
+    """A filter with spans of time, each counted from now into the past."""
 
     spans: ClassVar[Mapping[str, timedelta]]
 
@@ -73,12 +73,12 @@ class SpanFilter(admin.SimpleListFilter):
         return queryset if span is None else self.narrowed(queryset, database.now() - span)
 
     def narrowed(self, rows: QuerySet[Any], moment: datetime) -> QuerySet[Any]:
-        """Return the rows for the moment."""
+        """Return the rows for this moment."""
         raise NotImplementedError
 
 
 class AgeFilter(SpanFilter):
-    """A filter by the greatest age."""
+    """A filter by the largest age."""
 
     title = "age, up to"
     parameter_name = "age"
@@ -92,7 +92,7 @@ class AgeFilter(SpanFilter):
     }
 
     def narrowed(self, rows: QuerySet[Any], moment: datetime) -> QuerySet[Any]:
-        """Keep the rows that are not older."""
+        """Return the rows that are not older than the moment."""
         return in_date_range(rows, self.column, moment, None)
 
 
@@ -203,7 +203,8 @@ def _first_key(model: type[Model], column: str, moment: datetime) -> int:
 def all_of(rows: QuerySet[Any]) -> QuerySet[Any]:
     """Return the same keys from a separate subquery: PostgreSQL does not flatten a subquery with a LIMIT.
 
-    This is for a filter whose matches may all be old. Otherwise the planner assumes that they are spread evenly. Then
-    it reads and joins the list from its newest row until it has found a hundred matches, which may be the whole list.
+    Use it for a filter whose matches may all be old. Otherwise PostgreSQL's planner assumes that the matches are spread
+    evenly. PostgreSQL would then read and join the list from its newest row until it has found a hundred matches, and
+    may read the whole list.
     """
     return rows.order_by().values("pk")[:EVERY]

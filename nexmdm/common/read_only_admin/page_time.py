@@ -1,4 +1,4 @@
-"""The time of a page, from the database's clock. It is read once for each page with relative times."""
+"""The time of a page, from the database's clock, which is read once for each page with relative times."""
 
 from contextvars import ContextVar
 from datetime import datetime
@@ -10,7 +10,7 @@ _asked: Final[ContextVar[list[datetime] | None]] = ContextVar("page_time", defau
 
 
 def begin() -> None:
-    """Begin a page: the first call of now() after this asks the database."""
+    """Begin a page: the next call of now() reads the database's clock."""
     _asked.set([])
 
 

@@ -1,1 +1,1 @@
-"""Bodies of phones: informative fields that do not fit are repaired or dropped."""
+"""Bodies of phones: values that are not valid are repaired or dropped, in fields that only inform the server."""

@@ -44,7 +44,7 @@ Warnings = Annotated[
         description="Fields that were repaired or dropped, and how. Absent when there are none.",
     ),
 ]
-"""The `warnings` of an answer to a device body; give the field the default []."""
+"""The type of the field `warnings` in an answer to a device body; the field needs the default []."""
 
 
 def shown(notes: Sequence[Note]) -> list[FieldWarning]:

@@ -1,7 +1,7 @@
 """Tolerance: a phone's request is refused only for fields that decide; fields that inform are repaired or dropped.
 
-Each field of a device body is annotated with its role. The repair of a value follows from its field's type. A body that
-fits as it was sent is not examined again.
+Each field of a device body is annotated with its role. The repair of a value follows from its field's type. A body
+that is valid as sent is not examined again.
 """
 
 import re
@@ -84,7 +84,7 @@ def _read(model: type[B], given: object, validate: Callable[[object], B]) -> Rea
 
 
 def repair(model: type[B], given: object, validate: Callable[[object], B] | None = None) -> Reading[B]:
-    """Repair parsed JSON that did not fit as it was sent; `validate` is the model's own validation unless given.
+    """Repair parsed JSON that is not valid as sent; `validate` replaces the model's own validation.
 
     Raises pydantic's ValidationError for a field that decides, and for a body that is not an object.
     """
@@ -115,15 +115,15 @@ class _Place:
 
 
 class Unrepairable(ValueError):
-    """No value fits."""
+    """The value cannot be repaired."""
 
 
 Repair = Callable[[Any, _Place], Any]
-"""Returns a value that may fit, with a note unless only the spelling was changed. Raises ValueError."""
+"""Returns a value that may be valid, with a note unless only its spelling was changed. Raises ValueError."""
 
 
 class Informing(NamedTuple):
-    """A field that informs: the type that its values must fit, and the repair of one that does not."""
+    """A field that informs: the type of its values, and the repair of a value that does not have this type."""
 
     adapter: TypeAdapter[Any]
     repair: Repair
@@ -183,7 +183,7 @@ def _max_length(annotations: Sequence[Any]) -> int:
 
 
 def _fit(fields: Mapping[str, Informing], given: Mapping[str, Any], place: _Place) -> dict[str, Any]:
-    """Return the given values of these fields, without those that do not fit and cannot be repaired."""
+    """Return the valid and the repaired values of these fields, without values that cannot be repaired."""
     fitted: dict[str, Any] = {}
     for name, field in fields.items():
         if name in given:
@@ -192,7 +192,7 @@ def _fit(fields: Mapping[str, Informing], given: Mapping[str, Any], place: _Plac
 
 
 def _put(fitted: dict[str, Any], name: str, field: Informing, value: Any, place: _Place) -> None:
-    """Put the value in its place, or note why it is dropped. A null that does not fit counts as not sent."""
+    """Put the value in its place, or note why it is dropped. A null that is not allowed counts as not sent."""
     noted = len(place.notes)
     try:
         fitted[name] = _fitting(field, value, place)

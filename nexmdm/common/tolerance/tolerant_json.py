@@ -1,4 +1,4 @@
-"""JSON of phones: a strict parser refuses some of it, and a tolerant one can read it.
+"""A tolerant parser for the JSON of phones, for bodies that a strict parser refuses.
 
 Lone surrogates and numbers of any size are read as they are, so that their field is checked by its role
 (nexmdm/common/tolerance/repair.py). NaN, infinity, broken JSON and bytes that are not UTF-8 stay unreadable.
@@ -14,7 +14,7 @@ MAX_DIGITS: Final = 4000
 """Longer integers are read as an infinite number. Python's int() raises ValueError beyond 4300 digits."""
 
 READ_DEPTH: Final = 2 * MAX_DEPTH
-"""Deeper levels are replaced by null if the parser cannot read them. No field allows that many levels."""
+"""If the parser cannot read deeper levels, they are replaced by null. No field allows that many levels."""
 
 _STRING: Final = re.compile(r'"(?:[^"\\]|\\.)*"?', re.DOTALL)
 """A string, closed or not: if the end were required, unclosed strings would take quadratic time."""

@@ -16,7 +16,7 @@ BODY_LIMITS: Final = (("/v1/", 64 * 1024), ("/admin/", 1024 * 1024), ("/django-a
 OTHER_BODY_LIMIT: Final = 64 * 1024
 LARGE: Final = 64 * 1024
 LARGE_BODIES: Final = SharedBytes(64 * 1024 * 1024)
-"""The memory for bodies above LARGE while they arrive: any client may send them, not only admins."""
+"""The memory for bodies larger than LARGE while they arrive. Any client can send such bodies, not only admins."""
 
 BODY_SECONDS: Final = 10
 SHOWN: Final = 64
@@ -96,7 +96,7 @@ async def _in_time(collecting: Coroutine[Any, Any, bytes]) -> bytes:
 
 
 async def _collect(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """Return a body; nearly every one is small, and arrives in one piece."""
+    """Return a body; nearly every body is small, and arrives in one piece."""
     piece, more = _piece(await receive(), 0, limit)
     return await _collect_on(scope, receive, limit, piece, more) if more or len(piece) > LARGE else piece
 
@@ -115,7 +115,7 @@ async def _collect_on(scope: Scope, receive: Receive, limit: int, piece: bytes, 
 
 
 def _piece(message: Message, before: int, limit: int) -> tuple[bytes, bool]:
-    """Return the next piece of a body, of which `before` bytes came earlier, and whether there is more."""
+    """Return the next piece of a body, and whether more follow; `before` is the number of bytes that came earlier."""
     if message["type"] == "http.disconnect":
         raise ClientGone
     piece: bytes = message.get("body", b"")
@@ -140,7 +140,7 @@ class BodyMemoryBudget:
         LARGE_BODIES.change(self._client, -self._mine)
 
     def take(self, size: int) -> None:
-        """Take this amount in total."""
+        """Take memory until the body has this amount in total."""
         if not LARGE_BODIES.fit(self._client, size - self._mine):
             raise Refused(
                 problems.general(503, "Too many large bodies arrive at the same time. Try again shortly."), drain=True

@@ -1,4 +1,4 @@
-"""The client's address and scheme: the peer's own, or those that a trusted proxy forwards."""
+"""The client's address and scheme: those of the connection, or those that a trusted proxy forwards."""
 
 from collections.abc import Iterable
 from itertools import islice
@@ -32,7 +32,7 @@ def set_client(scope: Scope, headers: Headers) -> None:
 
 
 def _nearest_untrusted(entries: Iterable[str]) -> str | None:
-    """Return the first address that is not a trusted proxy's, else the last one before an invalid entry."""
+    """Return the first address, from the end, of no trusted proxy; else the last one before an invalid entry."""
     nearest = None
     for entry in islice(entries, HOPS):
         parsed = addresses.parse(entry.strip())

@@ -4,7 +4,7 @@ from nexmdm.common.problems import Problem
 
 
 class Refused(Exception):
-    """The guard refuses the request with a problem. `drain`: a part of its body has not arrived yet."""
+    """The guard refuses the request with a problem. `drain` is true if a part of its body has not arrived yet."""
 
     def __init__(self, problem: Problem, *, drain: bool = False) -> None:
         self.problem = problem

@@ -74,7 +74,7 @@ class Guard:
 
 
 class _Answer:
-    """The answer: adds the correlation id, records the status of the answer, and has refusals logged."""
+    """The answer to one request: it adds the correlation id, records the status, and logs refusals."""
 
     def __init__(self, scope: Scope, facts: RequestFacts, send: Send) -> None:
         self._scope = scope
@@ -141,7 +141,7 @@ def _admit(scope: Scope, facts: RequestFacts) -> None:
         raise Refused(problems.TARGET_IS_NO_PATH, drain=True)
     hosts = headers.values.get(b"host", [])
     if len(hosts) != 1 or not _is_served(hosts[0], tuple(settings.ALLOWED_HOSTS)):
-        detail = "This host name is not in ALLOWED_HOSTS. Add it there to allow it."
+        detail = "This host name is not in ALLOWED_HOSTS. To allow it, add it to ALLOWED_HOSTS."
         raise Refused(Problem(400, "invalid_host", detail), drain=True)
 
 

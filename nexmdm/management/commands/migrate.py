@@ -3,7 +3,7 @@
 Afterwards it fills in the comparison keys of the devices that earlier versions wrote, batch by batch.
 
 A migration that requires an exclusive lock on a table waits for the transactions that use the table, and all later ones
-wait for the migration. So it stops waiting soon, and tries again.
+wait for the migration. So this command stops waiting soon, and tries again.
 """
 
 import time
@@ -30,7 +30,7 @@ from nexmdm.config import checks
 
 LOCK_SECONDS: Final = 3
 TURN_SECONDS: Final = 600
-"""The time that another migration may take before this one stops."""
+"""The time that this command waits for another migration before it stops."""
 
 FILL_BATCH: Final = 2000
 TRIES: Final = 20
@@ -98,7 +98,7 @@ class Command(migrate.Command):
         return True
 
     def _fill_keys(self, using: str, verbosity: int) -> None:
-        """Fill in missing keys: an earlier run may have been interrupted, or the version before may still run."""
+        """Fill in missing keys. An earlier run may have been interrupted, or the previous version may still run."""
         if not comparison_keys.exist(using):
             return
         filled = 0
@@ -111,8 +111,8 @@ class Command(migrate.Command):
     def _alone(self) -> Iterator[None]:
         """Lock out other migrations, by a transaction on its own connection, which ends with that connection.
 
-        The transaction must have no snapshot, because CREATE INDEX CONCURRENTLY waits for snapshots. So it does not
-        wait inside a statement, and its isolation is not the database's default.
+        The transaction must have no snapshot, because CREATE INDEX CONCURRENTLY waits for snapshots. So the transaction
+        does not wait inside a statement, and sets its own isolation.
         """
         give_up_at = time.monotonic() + TURN_SECONDS
         with Connection.connect(**direct.parameters()) as connection:

@@ -77,7 +77,10 @@ class Command(BaseCommand):
             time.sleep(_PAUSE_SECONDS)
 
     def _listen(self, *, patiently: bool) -> socket.socket:
-        """Open the listening socket. `patiently`: the children of a killed serve may keep the port a moment longer."""
+        """Open the listening socket.
+
+        With `patiently`, wait a moment for a port that the children of a killed serve still use.
+        """
         try:
             return server.listen()
         except CannotListen as error:
@@ -193,7 +196,7 @@ def _facts(url: str, command: str) -> Iterator[str]:
 
 
 def _as_another_account() -> str:
-    """Return how to start this as an account that is not root, and the folders that the account must own."""
+    """Return the text that says how to start NexMDM as another account than root, with the folders that it must own."""
     folders = [settings.BASE_DIR, *([] if settings.DATA_DIR.is_relative_to(settings.BASE_DIR) else [settings.DATA_DIR])]
     owned = " ".join(shlex.quote(str(folder)) for folder in folders)
     run = shlex.quote(f"make -C {shlex.quote(str(settings.BASE_DIR))} run")
@@ -201,7 +204,10 @@ def _as_another_account() -> str:
 
 
 def _with_variables(command: str, port: str) -> str:
-    """Return a command with the variables by which it finds this server and its secrets; PORT only if one is named."""
+    """Return a command with the variables by which it finds this server and its secrets.
+
+    PORT is included if it is set.
+    """
     values = {"NEXMDM_DATA_DIR": os.environ.get("NEXMDM_DATA_DIR"), "HOST": os.environ.get("HOST"), "PORT": port}
     return " ".join([*(f"{name}={shlex.quote(value)}" for name, value in values.items() if value), command])
 

@@ -34,7 +34,7 @@ FCM_PORT: Final = 8099
 """The port of the simulated FCM, unless FCM_BASE_URL names another port of this machine."""
 
 _REGISTERING: Final = 4
-"""How many phones register at the same time: each registration costs the server a password hash."""
+"""The number of phones that register at the same time. Each registration costs the server a password hash."""
 
 _START: Final = "Is the server running? Start it with `make run`, or name another one with --url."
 
@@ -148,7 +148,7 @@ class Command(BaseCommand):
         except (aiohttp.ClientError, TimeoutError) as error:
             raise CommandError(f"No answer from {url}: {error or type(error).__name__}\n{_START}") from error
         except OSError as error:
-            raise CommandError(f"Pushes cannot be taken: {error.strerror or error}") from error
+            raise CommandError(f"The simulated FCM cannot listen: {error.strerror or error}") from error
         except KeyboardInterrupt:
             self._tell("Stopped.")
 
@@ -170,7 +170,7 @@ class Command(BaseCommand):
         return phones
 
     def _fcm(self) -> SimulatedFcm:
-        """Return the place for pushes, and say how the server is started so that it sends them there."""
+        """Return the simulated FCM, and print how to start the server so that it sends its pushes there."""
         configured = urlsplit(settings.FCM_BASE_URL)
         port = (configured.port or FCM_PORT) if configured.hostname == "127.0.0.1" else FCM_PORT
         fcm = SimulatedFcm("127.0.0.1", port)

@@ -34,7 +34,7 @@ class Command(BaseCommand):
         except chain.BrokenLink as broken:
             raise CommandError(f"The audit is broken. {broken}") from broken
         except chain.DeletedTooSoon as early:
-            message = f"Retention keeps {days} days. If it kept fewer when it deleted them, use that number as --days."
+            message = f"Retention keeps {days} days. If it kept fewer days before, give that number as --days."
             raise CommandError(f"{early} {message}") from early
         except chain.WitnessGone as gone:
             raise CommandError(str(gone)) from gone

@@ -75,11 +75,11 @@ class OddOne:
         self._device_ids = device_ids
 
     async def begin(self) -> None:
-        """Send the commands to it, too."""
+        """Send the commands also to the bad phone."""
         self._pushes.also = self._device_ids
 
     async def end(self) -> Tally:
-        """Leave it out again; return the answers to its pushes since the last call."""
+        """Send no more commands to the bad phone; return the answers to its pushes since the last call."""
         self._pushes.also = ()
         answers, self._pushes.answers = self._pushes.answers, type(self._pushes.answers)()
         return Tally(answers.total(), answers=answers)

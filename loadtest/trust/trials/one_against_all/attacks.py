@@ -1,8 +1,9 @@
 """Attacks in separate processes: `python -m loadtest.trust.trials.one_against_all.attacks`.
 
-Lines on standard input control one. The first is the order, as JSON. Each further line begins or ends the attack, in
-turns. An empty line on standard output means that the attack has begun. At its end, a line of JSON contains the numbers
-of requests and answers. A separate process, because the cost of an attack must not delay the honest client's clock.
+Lines on standard input control an attack. The first line is the order, as JSON. The next line begins the attack, the
+line after it ends the attack, and so on. An empty line on standard output means that the attack has begun. At its end,
+a line of JSON contains the numbers of requests and answers. The attack has its own process, so that it does not delay
+the honest clients.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""One against all: honest traffic with and without an attack, in turns, and the cost of the attack."""
+"""One against all: honest traffic alternately with and without an attack, and the cost of the attack."""
 
 import asyncio
 import sys
@@ -24,17 +24,17 @@ from loadtest.trust.trials.one_against_all.honest import Honest, Latencies
 from loadtest.trust.trials.one_against_all.order import Order, Tally
 
 ROUNDS: Final = 5
-"""A p99 of three seconds is that of five heartbeats, which the disk alone may delay: the median of several rounds
-counts."""
+"""The number of rounds. The p99 of three seconds depends on five heartbeats, which the disk alone may delay, so the
+median of several rounds is used."""
 
 SECONDS: Final = 3
 WARM_UP_SECONDS: Final = 1
 MOST_SLOWER: Final = 3
 FLOOR_SECONDS: Final = {"heartbeats": 0.03}
-"""Below this a p99 is always good: three times 2 ms is the effect of any other work on the machine."""
+"""A p99 below this is always good enough: any other work on the machine can turn 2 ms into three times 2 ms."""
 
 FLOOR_SECONDS_OF_FEW: Final = 0.25
-"""The same for traffic of a few requests a second: the p99 of so few is the longest of all."""
+"""The same for traffic of a few requests a second, whose p99 is the longest latency of all."""
 
 MOST_GROWN_MEBIBYTES: Final = 64
 RECOVERY_SECONDS: Final = 20
@@ -47,7 +47,7 @@ ENOUGH: Final = 0.8
 """The part of an attack's minimum that must be sent for it to count."""
 
 TOO_SLOW: Final = "time-out"
-"""The results that an attacker may get instead of an answer: there is no promise to answer attackers quickly."""
+"""The errors that an attacker may get instead of an answer, because NexMDM does not promise attackers quick answers."""
 
 LEAST_HONEST: Final = 1000
 """The least number of honest requests for a judgement on their failures."""
@@ -66,7 +66,7 @@ class Attacker(Protocol):
     """An attack that lasts from begin() to end(), again and again."""
 
     async def begin(self) -> None:
-        """Begin again."""
+        """Begin the attack again."""
 
     async def end(self) -> Tally:
         """Stop, and return the numbers of requests since begin() and of their answers."""
@@ -79,7 +79,7 @@ class Processes:
         self._processes = processes
 
     async def begin(self) -> None:
-        """Let all of them attack, and return when they do."""
+        """Let all of them attack, and return when they have begun."""
         self._write(b"\n")
         await self._lines()
 
@@ -110,7 +110,7 @@ class Processes:
 
 @asynccontextmanager
 async def processes(*orders: Order) -> AsyncIterator[Processes]:
-    """Start a process for each order, which waits for its turn; all end with the block."""
+    """Start a process for each order; it waits for begin(). All processes end with the block."""
     started = [await _started() for _ in orders]
     try:
         for process, order in zip(started, orders, strict=True):
@@ -181,7 +181,7 @@ def each(trials: Mapping[str, Callable[[], Coroutine[Any, Any, Finding]]]) -> It
 
 
 async def tried(case: Case, traffic: Honest, attacker: Attacker, serving: Serving) -> Finding:
-    """Measure honest traffic without and with an attack in turns, close it, and check the result."""
+    """Measure honest traffic alternately without and with an attack, close it, and check the result."""
     await traffic.turn(WARM_UP_SECONDS)
     worker = serving.child("web-1")
     failed, sent = traffic.failures, traffic.sent
@@ -227,7 +227,7 @@ async def _recovered(traffic: Honest, first: Latencies) -> None:
 
 
 def judged(case: Case, measured: Measured, tally: Tally) -> Finding:
-    """Check the cost of an attack for the honest traffic, and that it was one."""
+    """Check that the attack sent its minimum, and its cost for the honest traffic."""
     kinds = [_judged(kind, measured) for kind in measured.without[0]]
     left, is_right = case.check(tally) if case.check else ("", True)
     figures = [*(figure for figure, _ in kinds), *_figures(measured), _told(tally), *filter(None, [left])]

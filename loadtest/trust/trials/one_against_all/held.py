@@ -22,7 +22,7 @@ REOPENED_PER_SECOND: Final = 200
 """The rate at which idle connections are opened, and later replaced if the server closes them."""
 
 SETTLED_SECONDS: Final = 1
-"""The time in which the server must have closed none of them: then they are open."""
+"""Connections count as open when the server has closed none of them for this time."""
 
 _TICK_SECONDS: Final = 0.005
 _STATUS: Final = re.compile(rb"HTTP/1\.1 (\d{3})")
@@ -89,7 +89,7 @@ async def _fill(server: Server, source: str, heads: bytes, tally: Tally) -> None
 
 
 class _Crowd:
-    """Silent connections, each a bare socket: with asyncio, one would cost a third of a millisecond of a core."""
+    """Silent connections. Each is a plain socket: with asyncio, it would cost a third of a millisecond of a core."""
 
     def __init__(self, server: Server, source: str, tally: Tally) -> None:
         self._address = (server.host, server.port)

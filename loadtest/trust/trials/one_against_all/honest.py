@@ -79,7 +79,7 @@ async def at_even_pace(seconds: float, per_second: float, once: Callable[[float]
 
 
 async def answer(server: Server, request: bytes) -> tuple[str, dict[str, Any]]:
-    """Send a request over its own connection; return what went wrong (empty: nothing) and the answer."""
+    """Send a request over its own connection; return the error (empty if there is none) and the answer."""
     pool = Pool(server, 1, strict=True)
     try:
         async with asyncio.timeout(ANSWER_SECONDS):
@@ -91,7 +91,7 @@ async def answer(server: Server, request: bytes) -> tuple[str, dict[str, Any]]:
 
 
 def calls(admin: FleetClient, *targets: str, per_second: float = 2) -> Steady:
-    """Return an admin who creates an enrollment token, and reads each of these, in turns."""
+    """Return an admin who alternately creates an enrollment token and reads it."""
     server, work = (
         Server.of(admin.url),
         [("POST", "/admin/enrollment-tokens"), *(("GET", target) for target in targets)],
@@ -120,7 +120,7 @@ def registrations(url: str, enrollment_token: str, *, per_second: float = 1) -> 
 class Pushes:
     """Commands at an even rate to good phones, measured from the due time to the push's arrival at FCM.
 
-    `also` are further devices of each command, as long as they are there.
+    `also` contains further devices for each command; it may change during a run.
     """
 
     def __init__(self, admin: FleetClient, members: Sequence[Member], journal: Path, *, per_second: float) -> None:

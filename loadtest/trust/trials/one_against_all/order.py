@@ -8,7 +8,7 @@ from typing import Final
 from loadtest.testbed.connections import NO_ANSWER
 
 ROUND_TRIP_SECONDS: Final = 0.04
-"""The distance of an attacker that waits for an answer: the time until it sends the next request of a loop."""
+"""The pause of an attacker between an answer and its next request, as if the attacker were far away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +16,7 @@ class Order:
     """An attack of a kind of `attacks.ATTACKS`: its server, addresses, and total number of connections.
 
     `per_second` is its rate; without one, each connection sends the next request after the last answer. `tokens` are
-    the bearer tokens, used in turns.
+    the bearer tokens, used one after the other.
     """
 
     kind: str
