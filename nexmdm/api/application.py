@@ -27,6 +27,7 @@ from nexmdm.auth.rate_limits import RateLimited
 from nexmdm.common import asgi_types, request_facts
 from nexmdm.common.tolerance import tolerant_json
 from nexmdm.common.types import parse_json
+from nexmdm.version import VERSION
 
 _DEVICE_ROUTES: Final = "/v1/"
 
@@ -64,7 +65,8 @@ class NexmdmAPI(DescribedAPI):
 api = NexmdmAPI(
     errors=ERRORS,
     title="NexMDM",
-    version="1",
+    version=VERSION,
+    servers=[{"url": "/", "description": "The server that publishes this document"}],
     description=Path(__file__).with_name("openapi").joinpath("description.md").read_text(encoding="utf-8"),
     parser=OrjsonParser(),
     openapi_url="/openapi.json" if settings.API_DOCS else None,

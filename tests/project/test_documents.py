@@ -2,7 +2,6 @@
 
 import ast
 import re
-import tomllib
 from argparse import ArgumentParser
 from functools import cache
 from importlib import import_module
@@ -28,6 +27,7 @@ from devices.models import PUSH_HEALTH, presences
 from nexmdm.client import program as client
 from nexmdm.config import checks
 from nexmdm.config.environment import ConfigError
+from nexmdm.version import VERSION
 from tests.support.documents import PAGES, anchors, code, commands, links, name_of, options
 from tests.support.processes import ROOT
 
@@ -209,13 +209,12 @@ def test_every_action_has_a_row_on_the_page_of_the_api() -> None:
 
 def test_the_changelog_has_a_section_for_this_version_and_known_headings_only() -> None:
     changelog = (ROOT / "CHANGELOG.md").read_text()
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     sections = re.findall(r"^## \[(.+?)\](?: - (\d{4}-\d\d-\d\d))?$", changelog, re.MULTILINE)
     assert len(sections) == len(re.findall(r"^## ", changelog, re.MULTILINE))
     assert sections[0] == ("Unreleased", "")
     assert all(date for _, date in sections[1:])
     released = [name for name, _ in sections[1:]]
-    assert not released or released[0] == version
+    assert not released or released[0] == VERSION
     kinds = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
     assert set(re.findall(r"^### (.+)$", changelog, re.MULTILINE)) <= kinds
 

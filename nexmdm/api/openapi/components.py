@@ -122,7 +122,6 @@ def new_command(schema: Json) -> Json:
         "params": {
             "title": "Params",
             "anyOf": refs,
-            "default": {},
             "description": f"The parameters of the action. {'; '.join(listed)}.",
         },
     }
