@@ -1,7 +1,7 @@
 """The limit of reports of one device (DEVICE_RATE_LIMIT).
 
 Each process counts a device's reports by itself. When a device has sent a twentieth of the limit, the process adds
-its count, and each further report, to a count that all processes share. So an ordinary device costs no statement. One
+its count, and each further report, to a count that all processes share. So an ordinary device causes no SQL. One
 process allows exactly the limit, and each further process at most a tenth of the limit more.
 
 A report counts for a device only if its token is valid; otherwise any client could use up a device's reports. If the
@@ -66,7 +66,7 @@ class ReportLimit:
         self._sweep_at = 0.0
 
     def check(self, device_id: UUID) -> None:
-        """Raise TooManyReports for a device that is known to be over the limit. Costs no statement."""
+        """Raise TooManyReports for a device that is known to be over the limit. Runs no SQL."""
         count, now = self._counts.get(device_id), time.monotonic()
         if count is not None and count.is_over and now < count.ends_at:
             raise _refused(count.ends_at - now)

@@ -134,7 +134,7 @@ class CommandRow(ResponseSchema):
 class ListedCommand(CommandRow):
     """A command in a list. `late` counts the final reports that came after expiry or cancellation.
 
-    `late` is null while the command is open, and for commands to so many devices that a list does not count them.
+    `late` is null while the command is open. It is also null if the command has too many devices to count late reports.
     """
 
     late: int | None

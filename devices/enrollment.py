@@ -55,7 +55,7 @@ class AliasTaken(DomainError):
     def __init__(self, *, by_revoked: bool = False, by_retired: bool = False) -> None:
         """`by_revoked`, `by_retired`: whether the device that has the alias is revoked or retired."""
         revoked = "A revoked device has this alias. Choose a different alias, or change the alias of that device."
-        retired = "A retired device has this alias. Choose a different alias, or retire that device again to free it."
+        retired = "A retired device has this alias. Choose another one, or retire that device again to free the alias."
         super().__init__(retired if by_retired else revoked if by_revoked else "")
 
 

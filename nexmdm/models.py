@@ -135,7 +135,7 @@ class PushHealthHour(models.Model):
 
 
 class DispatcherSeen(models.Model):
-    """The row of a dispatcher, which updates it while it runs.
+    """A row for each dispatcher. While a dispatcher runs, it updates its row.
 
     Web workers read here whether a dispatcher runs, and the state of its circuit breaker.
     """

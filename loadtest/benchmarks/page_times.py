@@ -98,7 +98,10 @@ _FACTS: Final = """
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Values from the database: a command, two commands to the most devices, a device, and a day long ago."""
+    """Values from the database: ids of a device and of three commands, and the start and end of an old day.
+
+    A wide command is one to the largest number of devices.
+    """
 
     newest_command: str
     oldest_wide_command: str

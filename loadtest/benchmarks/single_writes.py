@@ -39,7 +39,7 @@ _ROOT: Final = Path(__file__).resolve().parent.parent.parent
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Heartbeats, commands of many connections, and commands of one."""
+    """The measured rates: heartbeats, commands over many connections, and commands over one connection."""
 
     heartbeats: Contestant
     many: Contestant

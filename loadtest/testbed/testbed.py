@@ -150,11 +150,11 @@ def enroll_fleet(testbed: ServerUnderTest, count: int, path: Path, watch: Callab
 
 
 def seed(environment: Mapping[str, str] | None, count: int, path: Path, *, with_push_tokens: bool) -> None:
-    """Write this number of phones into the database of the server with this environment (None: ours), and their file.
+    """Write this number of phones into a server's database, and their credentials into the file `path`.
 
-    Raises NotSeeded.
+    `environment` is the environment of that server; None means ours. Raises NotSeeded.
     """
     pushed = ["--push-tokens"] if with_push_tokens else []
     seeding = [sys.executable, "-m", "loadtest.fleet", "--devices", str(count), "--roster", str(path), *pushed]
     if subprocess.run(seeding, cwd=_ROOT, env=environment, check=False).returncode:
-        raise NotSeeded("The fleet was not seeded: a large one goes into the server's database, by its own settings.")
+        raise NotSeeded("The fleet was not seeded; the error is above. Use the settings of the server.")

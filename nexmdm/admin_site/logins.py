@@ -21,7 +21,7 @@ logins: Final = AddressLimit("login")
 
 
 def refuse_over_limit(address: str) -> None:
-    """Raise RateLimited for an address that is known to be over its limit. Costs no statement."""
+    """Raise RateLimited for an address that is known to be over its limit. Runs no SQL."""
     _refuse(logins.seconds_over(address))
 
 

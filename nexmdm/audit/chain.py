@@ -165,7 +165,7 @@ def _gap(entry: AuditEntry, before: Place) -> BrokenLink:
 def _check_end(last: Place, newest: Place) -> None:
     """Compare the last existing entry with the newest one that was written."""
     if last.entry_id < newest.entry_id:
-        raise BrokenLink(last.entry_id + 1, "deleted: no entry is left after them.", last=newest.entry_id)
+        raise BrokenLink(last.entry_id + 1, "deleted: no later entry exists.", last=newest.entry_id)
     if last != newest:
         raise BrokenLink(last.entry_id, "rewritten: it was written with another hash.")
 

@@ -31,7 +31,7 @@ class AddressLimit:
         self._counted_since = float("-inf")
 
     def seconds_over(self, client: str) -> int | None:
-        """Return how long (s) an address known to be over the limit must wait, else None. Costs no statement."""
+        """Return how long (s) an address known to be over the limit must wait, else None. Runs no SQL."""
         key = addresses.counting_key(client)
         until = self._over_until.get(key, 0.0)
         if len(self._counted) >= COUNTED_ADDRESSES and key not in self._counted:

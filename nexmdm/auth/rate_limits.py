@@ -57,7 +57,7 @@ _rotated_too_often: dict[UUID, float] = {}
 
 
 def check_rotation(device_id: UUID) -> None:
-    """Raise RateLimited for a device that is known to be over the limit of rotations. Costs no statement."""
+    """Raise RateLimited for a device that is known to be over the limit of rotations. Runs no SQL."""
     left = _rotated_too_often.get(device_id, 0.0) - time.monotonic()
     if left > 0:
         raise RateLimited(max(1, round(left)), ROTATIONS)
@@ -111,7 +111,7 @@ def forget() -> None:
 async def count_failure(client: str) -> int | None:
     """Count a failed authentication from an address; return the seconds to wait if there were too many, else None.
 
-    The process remembers an address over its limit until the period ends. Until then, a failure costs no statement.
+    The process remembers an address over its limit until the period ends. Until then, a failure runs no SQL.
     When too many failures from many addresses wait to be counted, further failures are not counted.
     """
     if (left := failures.seconds_over(client)) is not None:

@@ -13,5 +13,5 @@ NO_HTTP: Final = Problem(400, "invalid_request", "This is not an HTTP/1.1 reques
 BROKEN_BODY: Final = Problem(400, "invalid_request", "The chunks of the body are not valid HTTP/1.1.")
 NO_UPGRADE: Final = Problem(400, "invalid_request", "This server speaks only HTTP/1.1. Remove the Upgrade header.")
 TOO_MANY_AHEAD: Final = problems.general(
-    503, "This connection sent too many requests before their answers. Read the answers before you send more."
+    503, "This connection sent too many requests before it got their answers. Read the answers before you send more."
 )

@@ -494,7 +494,7 @@ def test_entries_deleted_too_early_are_found(written: list[int]) -> None:
     tampering.grow_old(*written[:2], at=timezone.now() - timedelta(days=30))
     call_command("prune", "--days", "7", stdout=StringIO())
     assert "Entries up to 2 were deleted, of 2" in broken()
-    assert "use that number as --days" in broken("--days", "31")
+    assert "give that number as --days" in broken("--days", "31")
     assert verify("--days", "29").startswith("Verified 3 entries, from 3 on.")
 
 

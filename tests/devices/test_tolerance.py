@@ -386,7 +386,7 @@ def test_a_text_without_a_limit_stops_the_start() -> None:
     class Endless(DeviceBody):
         note: Annotated[str, INFORMS]
 
-    with pytest.raises(TypeError, match="needs a max_length"):
+    with pytest.raises(TypeError, match="must have a max_length"):
         TypeAdapter(Reading[Endless])
 
 

@@ -1,4 +1,4 @@
-"""The verbs for any other request: send it, or only sign it."""
+"""The verbs `call` and `sign`, for requests that have no verb of their own: send one, or only sign it."""
 
 import shlex
 from collections.abc import Mapping

@@ -163,7 +163,7 @@ class ReadOnlyAdmin(_ReadOnly, ModelAdmin):
         return [path("export/", self.admin_site.admin_view(self.export_view), name=name), *super().get_urls()]
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        """Return the list under its own name."""
+        """Return the list, titled with the plural name of the model."""
         title = capfirst(self.opts.verbose_name_plural)
         context = {"title": title, "exported": self.exported, "empty": self.empty}
         return super().changelist_view(request, context | (extra_context or {}))

@@ -179,7 +179,7 @@ def _max_length(annotations: Sequence[Any]) -> int:
         for constraint in (annotation, *getattr(annotation, "metadata", ())):
             if isinstance(limit := getattr(constraint, "max_length", None), int):
                 return limit
-    raise TypeError("A text that informs needs a max_length, at which it is cut.")
+    raise TypeError("A text field that only informs must have a max_length: longer values are cut there.")
 
 
 def _fit(fields: Mapping[str, Informing], given: Mapping[str, Any], place: _Place) -> dict[str, Any]:
