@@ -131,11 +131,13 @@ class CommandRow(ResponseSchema):
 
 
 class ListedCommand(CommandRow):
-    """A command in a list. `late` counts the final reports that came after expiry or cancellation.
+    """A command in a list. `succeeded` counts the devices that succeeded in time.
 
-    `late` is null while the command is open, and for commands to so many devices that a list does not count them.
+    `late` counts the final reports that came after expiry or cancellation; it is null while the command is open. Both
+    are null for commands to so many devices that a list does not count them.
     """
 
+    succeeded: int | None
     late: int | None
 
 
