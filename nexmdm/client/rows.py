@@ -94,8 +94,8 @@ def audit_entry(row: Json) -> Json:
 
 def device_ids(target: str) -> list[str]:
     """Return the device ids in the target of an entry of the audit, as `device_ids: …, …`."""
-    kind, _, texts = target.partition(": ")
-    return IDENTIFIER.findall(texts) if kind in ("device_id", "device_ids") else []
+    by_id = target.partition(": ")[0] in ("device_id", "device_ids", "tag")
+    return IDENTIFIER.findall(target) if by_id else []
 
 
 def with_names(entry: Json, names: Mapping[str, str]) -> Json:

@@ -396,12 +396,18 @@ def test_the_audit_names_devices_in_its_table_and_their_ids_elsewhere(
     run("ping", f"{desk.device_id},{nameless.device_id}", transport=network)
     run("revoke", "front desk", "--yes", transport=network)
     run("ping", ",".join(phone.device_id for phone in many), transport=network)
+    run("tag", "lobby", "--add", "tab-3", "--remove", "HW-2", transport=network)
 
     def targets() -> list[str]:
-        lines = run("audit", transport=network).out.splitlines()[1:4]
+        lines = run("audit", transport=network).out.splitlines()[1:5]
         return [re.split(r" {2,}", line)[3] for line in lines]
 
-    named = ["device_ids: tab-3, tab-4, tab-5, tab-6, …", "device_id: front desk", "device_ids: front desk, HW-2"]
+    named = [
+        "tag: lobby, add: tab-3, remove: HW-2",
+        "device_ids: tab-3, tab-4, tab-5, tab-6, …",
+        "device_id: front desk",
+        "device_ids: front desk, HW-2",
+    ]
     assert targets() == named
     monkeypatch.setattr("nexmdm.client.names.PAGE", 1)
     assert targets() == named
