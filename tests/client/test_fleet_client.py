@@ -373,12 +373,12 @@ def test_a_list_of_commands_says_on_how_many_devices_each_succeeded(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("devices", "--status", "online", "--limit", "5"), "No device matches --status.\n"),
-        (("devices", "--tag", "a", "--newest-first", "--q", "b"), "No device matches --tag and --q.\n"),
+        (("devices", "--status", "online", "--limit", "5"), "No device matches --status online.\n"),
+        (("devices", "--tag", "a", "--newest-first", "--q", "b c"), "No device matches --tag a and --q 'b c'.\n"),
         (("devices",), "There is no device.\n"),
         (("commands", "-o", "wide"), "There is no command.\n"),
-        (("commands", "--since", "1h"), "No command matches --since.\n"),
-        (("audit", "--principal", "ops1"), "No entry matches --principal.\n"),
+        (("devices", "--not-seen-for", "1h"), "No device matches --not-seen-for.\n"),
+        (("audit", "--principal", "ops1"), "No entry matches --principal ops1.\n"),
         (("enroll-tokens",), "There is no enrollment token.\n"),
     ],
 )  # fmt: skip

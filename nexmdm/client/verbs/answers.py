@@ -1,5 +1,6 @@
 """The display of an answer of the API by a verb: a list, or one row."""
 
+import shlex
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -40,15 +41,19 @@ def show_list(
 
 
 def _none(one: str) -> str:
-    """Return the message about an empty list: it names the options that chose its rows."""
+    """Return the message about an empty list: it names the options that chose its rows, with their texts."""
     context = get_current_context()
     chosen = [
-        param.opts[0]
+        _option(param.opts[0], context.params[param.name or ""])
         for param in context.command.params
         if param.name not in _NO_FILTERS
         and context.get_parameter_source(param.name or "") == ParameterSource.COMMANDLINE
     ]
     return f"No {one} matches {' and '.join(chosen)}." if chosen else f"There is no {one}."
+
+
+def _option(name: str, value: Any) -> str:
+    return f"{name} {shlex.quote(value)}" if isinstance(value, str) else name
 
 
 def show(session: Session, row: Json) -> int:

@@ -46,7 +46,7 @@ def devices(session: Session, limit: int, *, newest_first: bool, **filters: Any)
     if not found and (tag := filters["tag"]):
         known = values.known_tags(session.client)
         if meant := did_you_mean(tag, known - {tag}):
-            session.terminal.hint(f"No such device has the tag {tag!r}.{meant}")
+            session.terminal.hint(meant.strip())
     return status
 
 
