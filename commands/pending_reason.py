@@ -25,7 +25,7 @@ from commands.push_now import PUSH_NOW
 from devices.models import online_window
 from nexmdm.common.types import rfc3339
 
-SILENT_AFTER: Final = timedelta(minutes=10)
+_MINUTE: Final = timedelta(minutes=1)
 
 QUOTED: Final = 100
 """The largest number of characters of a phone's message that are quoted."""
@@ -171,7 +171,8 @@ def _silence(row: Any) -> list[str]:
     seen = row.device.presence.last_seen_at
     if seen is None:
         return ["the device has never sent a heartbeat"]
-    return [f"silent for {_span(row.now - seen)}"] if row.now - seen >= SILENT_AFTER else []
+    silence = row.now - seen
+    return [f"silent for {_span(silence)}"] if silence > max(online_window(), _MINUTE) else []
 
 
 def _push_trouble(row: Any) -> list[str]:

@@ -132,11 +132,13 @@ class CommandRow(ResponseSchema):
 
 
 class ListedCommand(CommandRow):
-    """A command in a list. `late` counts the final reports that came after expiry or cancellation.
+    """A command in a list. `succeeded` counts the devices that succeeded in time.
 
-    `late` is null while the command is open. It is also null if the command has too many devices to count late reports.
+    `late` counts the final reports that came after expiry or cancellation; it is null while the command is open. Both
+    are null if the command has too many devices to count in a list.
     """
 
+    succeeded: int | None
     late: int | None
 
 

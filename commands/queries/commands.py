@@ -61,16 +61,17 @@ _COMMAND_STATUSES: Final = f"""
 """  # noqa: S608  (a constant of ours; values are parameters)
 
 # The deliveries of late reports are all marked as settled: the first late report on an overdue delivery marks it.
-_LATE: Final = f"""
-    SELECT delivery.command_id, count(*)
+_RESULTS: Final = f"""
+    SELECT
+        delivery.command_id, count(*) FILTER (WHERE delivery.state = 'succeeded'),
+        count(*) FILTER (WHERE delivery.state IN ('expired', 'cancelled') AND {_HAS_LATE})
     FROM commands_delivery delivery
-    WHERE delivery.command_id = ANY(%s) AND delivery.state IN ('expired', 'cancelled') AND {_HAS_LATE}
+    WHERE delivery.command_id = ANY(%s)
     GROUP BY delivery.command_id
 """  # noqa: S608  (a constant of ours; values are parameters)
 
-MOST_LOOKED_AT_FOR_LATE: Final = 50_000
-"""The largest number of deliveries in which a list counts late results, smaller commands first. This takes up to 0.2 s.
-"""
+MOST_COUNTED: Final = 50_000
+"""The largest number of deliveries in which a list counts results, smaller commands first. This takes up to 0.2 s."""
 
 DELIVERIES_PER_QUERY: Final = 200_000
 """The largest number of deliveries that one query counts, unless a single command has more."""
@@ -160,19 +161,29 @@ def command_page(query: CommandQuery) -> CommandPage:
         rows = rows.filter(standing.outcome_conditions()[query.outcome])
     found, next_cursor = pagination.paginate(rows, query, UUID)
     stands = {row.id: standing.of(row) for row in found}
-    late = _late({row.id: row.device_count for row in found if stands[row.id][1] is not None}, stands)
-    items = [ListedCommand(**_command_fields(row, *stands[row.id]), late=late.get(row.id)) for row in found]
+    results = _results({row.id: row.device_count for row in found}, stands)
+    items = [_listed(row, stands[row.id], *results.get(row.id, (None, None))) for row in found]
     return CommandPage(items=items, next_cursor=next_cursor)
 
 
-def _late(sizes: Mapping[UUID, int], stands: Mapping[UUID, standing.Standing]) -> dict[UUID, int]:
-    """Return the number of late results of commands that ended; commands with too many deliveries are left out."""
-    late = {request_id: 0 for request_id in sizes if stands[request_id][1] == CommandOutcome.SUCCEEDED}
-    narrowest_first = sorted((size, request_id) for request_id, size in sizes.items() if request_id not in late)
+def _results(sizes: Mapping[UUID, int], stands: Mapping[UUID, standing.Standing]) -> dict[UUID, tuple[int, int]]:
+    """Return how many results of commands are successes, and how many are late.
+
+    Commands with too many deliveries are left out. Those that succeeded are not counted: their size is known.
+    """
+    whole = {one: (size, 0) for one, size in sizes.items() if stands[one][1] == CommandOutcome.SUCCEEDED}
+    narrowest_first = sorted((size, request_id) for request_id, size in sizes.items() if request_id not in whole)
     totals = accumulate(size for size, _ in narrowest_first)
-    few = [one for (_, one), total in zip(narrowest_first, totals, strict=True) if total <= MOST_LOOKED_AT_FOR_LATE]
-    counted = dict(database.rows(_LATE, [few])) if few else {}
-    return late | {request_id: counted.get(request_id, 0) for request_id in few}
+    few = [one for (_, one), total in zip(narrowest_first, totals, strict=True) if total <= MOST_COUNTED]
+    counted = database.rows(_RESULTS, [few]) if few else []
+    none: dict[UUID, tuple[int, int]] = dict.fromkeys(few, (0, 0))
+    return whole | none | {request_id: (succeeded, late) for request_id, succeeded, late in counted}
+
+
+def _listed(row: Command, stands: standing.Standing, succeeded: int | None, late: int | None) -> ListedCommand:
+    state, outcome = stands
+    shown_late = None if outcome is None else late
+    return ListedCommand(**_command_fields(row, state, outcome), succeeded=succeeded, late=shown_late)
 
 
 def _command_fields(row: Command, state: CommandState, outcome: CommandOutcome | None) -> dict[str, Any]:

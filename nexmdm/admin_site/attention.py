@@ -111,7 +111,7 @@ def _batteries() -> Iterator[Line]:
     count = Device.objects.filter(low_battery()).order_by()[:MOST_LOW].count()
     if count:
         more = "+" if count == MOST_LOW else ""
-        percent = f"{LOW_BATTERY_PERCENT}% battery or less, and not charging"
+        percent = f"{LOW_BATTERY_PERCENT}% battery or less and no charger"
         yield _line(count, more, f"device has {percent}", f"devices have {percent}", WARN, _to(Device, battery="low"))
 
 

@@ -157,7 +157,7 @@ class AuditEntryAdmin(ReadOnlyAdmin):
             return link(Command(pk=entry.request_id), "the command")
         if kind == "label":
             return format_html("{}: {}", kind, link_to_list(EnrollmentToken, name, q=name))
-        return entry.target or NOTHING
+        return entry.target_named or NOTHING
 
     @admin.display(description="ending")
     def ended(self, entry: AuditEntry) -> SafeString:
@@ -181,14 +181,19 @@ class AuditEntryAdmin(ReadOnlyAdmin):
         return entry
 
     def complete(self, rows: Sequence[Any]) -> None:
-        """Set on each entry the device or the enrollment token that its request names, or None."""
-        devices = {entry.pk: summary.device_in(entry.target) for entry in rows}
+        """Set on each entry the device or the enrollment token that its request names, or None.
+
+        In entries about several devices, the ids are replaced by the names of the devices.
+        """
         tokens = {entry.pk: summary.token_in(entry.target) for entry in rows}
-        found = _by_key(Device.objects.defer(*SECRETS), devices.values())
-        found |= _by_key(EnrollmentToken.objects.defer("token_sha256"), tokens.values())
+        named = [key for entry in rows for key in summary.devices_in(entry.target)]
+        devices = _by_key(Device.objects.defer(*SECRETS), named)
+        names = {key: str(device) for key, device in devices.items()}
+        found = devices | _by_key(EnrollmentToken.objects.defer("token_sha256"), tokens.values())
         for entry in rows:
-            key = devices[entry.pk] or tokens[entry.pk]
+            key = summary.device_in(entry.target) or tokens[entry.pk]
             entry.row = None if key is None else found.get(key)
+            entry.target_named = summary.with_names(entry.target, names)
 
     def identified(self, key: UUID) -> Q:
         """Return the condition for the request id of a command, for an enrollment token, or for a device."""

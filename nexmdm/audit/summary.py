@@ -1,5 +1,6 @@
 """The summary of a signed write, in the words of the API: its action, its target, and whether it was a dry run."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -19,6 +20,8 @@ TOKEN: Final = "token_id"  # noqa: S105
 
 DEVICES: Final = "device_ids"
 """The kind of a command's target that names devices."""
+
+_ID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,19 @@ def device_in(target: str) -> UUID | None:
     """Return the device that a request's target names; None if it names several, or none."""
     device_id = _id_in(target)
     return device_id if device_id and target in on_device(device_id) else None
+
+
+def devices_in(target: str) -> list[UUID]:
+    """Return all devices that a request's target names by their ids. In a target that was cut, the last are missing."""
+    by_id = target.partition(": ")[0] in (DEVICE, DEVICES, "tag")
+    return [UUID(one) for one in _ID.findall(target)] if by_id else []
+
+
+def with_names(target: str, names: Mapping[UUID, str]) -> str:
+    """Return a request's target with the names of devices instead of their ids, where there is one."""
+    for device_id in devices_in(target):
+        target = target.replace(str(device_id), names.get(device_id, str(device_id)))
+    return target
 
 
 def on_token(token_id: UUID) -> str:

@@ -2,14 +2,15 @@
 
 import re
 import string
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any, Final
 from uuid import UUID
 
 from nexmdm.client.arguments import IDENTIFIER, LITERAL
-from nexmdm.client.http_client import PAGE, FleetClient
+from nexmdm.client.http_client import PAGE, FleetClient, Refused
 from nexmdm.client.profiles.memory import LAST, Kind, Memory
 from nexmdm.client.suggestions import did_you_mean, fold
 
@@ -17,6 +18,12 @@ Json = dict[str, Any]
 
 MOST_LOOKED_AT: Final = 20_000
 """The largest number of devices, and of commands, that the client compares with a name."""
+
+MOST_READ: Final = 20
+"""The most devices that are read one by one."""
+
+LOST: Final = "lost: "
+"""The beginning of the note on the commands of `lost`; the alias of the phone follows."""
 
 SHOWN: Final = 10
 _LONGEST: Final = 128
@@ -67,6 +74,22 @@ class Names:
     def device_id(self, name: str) -> str:
         """Return the id of the device with this name."""
         return str(self.device(name)["device_id"])
+
+    def of_devices(self, device_ids: Collection[str]) -> dict[str, str]:
+        """Return the alias of each device, or else its hardware id, by device id; some may be left out.
+
+        The newest devices are read with one request, and a few others one by one.
+        """
+        if not device_ids:
+            return {}
+        rows, _ = self._client.items("/admin/devices", PAGE)
+        found = {row["device_id"]: row["alias"] or row["hardware_id"] for row in rows}
+        for device_id in [one for one in device_ids if one not in found][:MOST_READ]:
+            # A refused request may have named a device that does not exist.
+            with suppress(Refused):
+                row = self._client.get(f"/admin/devices/{device_id}")
+                found[device_id] = row["alias"] or row["hardware_id"]
+        return found
 
     def command_id(self, name: str) -> str:
         """Return the id of the command with this name."""
@@ -119,9 +142,21 @@ class Names:
         near, _ = self._client.items("/admin/devices", PAGE, q=name[:3])
         newest, _ = self._client.items("/admin/devices", PAGE)
         known = [row[key] for row in (*found, *near, *newest) for key in ("alias", "hardware_id") if row[key]]
+        if was_lost := self._lost(name):
+            return was_lost
         if meant := did_you_mean(name, known):
             return meant
         return f" Devices with it in their names:\n{_listed(found)}" if found else ""
+
+    def _lost(self, alias: str) -> str:
+        """Return what became of the phone that had this alias when it was lost; empty if there was none."""
+        for row in self._client.items("/admin/commands", PAGE, action="wipe")[0]:
+            if fold(row["note"]) == fold(LOST + alias) and (device_ids := row["target"].get("device_ids")):
+                return (
+                    f" The phone with this alias was lost: a wipe was sent on {row['issued_at']}. "
+                    f"Since the wipe succeeded, it has no alias. Name it by its id: {device_ids[0]}."
+                )
+        return ""
 
     def _command_that_begins_with(self, start: str) -> str:
         if not _START.fullmatch(start):

@@ -1,7 +1,11 @@
 """The rows of the API as the client shows them: their columns, computed values, and order."""
 
+import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
+
+from nexmdm.client.arguments import IDENTIFIER
 
 Json = dict[str, Any]
 
@@ -28,7 +32,7 @@ TOKENS: Final = Columns(
     ("id", "label", "state", "uses", "max_uses", "expires_at", "tags", "re_enroll", "created_at"), ("revoked_at",)
 )
 COMMANDS: Final = Columns(
-    ("request_id", "action", "outcome", "state", "device_count", "issued_at", "expires_at", "note"),
+    ("request_id", "action", "outcome", "state", "succeeded", "device_count", "issued_at", "expires_at", "note"),
     ("params", "target", "priority", "issued_by"),
 )
 DELIVERIES: Final = Columns(
@@ -50,6 +54,7 @@ PRESENCES: Final = ("offline", "never", "online", "revoked", "retired")
 
 _PUSHES: Final = ("dead", "failing", "none", "ok")
 _OUTCOMES: Final = ("failed", "expired", "partial", "cancelled", None, "succeeded")
+_CUT_ID: Final = re.compile(r"(?<=, )[0-9a-f-]*…$")
 _LAST: Final = "~"
 """Sorts after each time of the API."""
 
@@ -69,8 +74,13 @@ def token(row: Json) -> Json:
 
 
 def command(row: Json) -> Json:
-    """Return a command with the number of late results in its outcome: `?` if the server did not count them."""
-    # The version before does not count them in a list.
+    """Return a command with the number of late results in its outcome.
+
+    `?` stands for late results and for successes that the server did not count.
+    """
+    # The version before counts neither in a list.
+    succeeded = row.get("succeeded")
+    row = row | {"succeeded": "?" if succeeded is None else succeeded}
     if not row["outcome"] or row.get("late", 0) == 0:
         return row
     late = "?" if row["late"] is None else row["late"]
@@ -80,6 +90,23 @@ def command(row: Json) -> Json:
 def audit_entry(row: Json) -> Json:
     """Return an entry of the audit with its summary as fields next to the others."""
     return {**row, **row["summary"]}
+
+
+def device_ids(target: str) -> list[str]:
+    """Return the device ids in the target of an entry of the audit, as `device_ids: …, …`."""
+    by_id = target.partition(": ")[0] in ("device_id", "device_ids", "tag")
+    return IDENTIFIER.findall(target) if by_id else []
+
+
+def with_names(entry: Json, names: Mapping[str, str]) -> Json:
+    """Return an entry of the audit whose target has names of devices instead of their ids, where there is one.
+
+    The server cuts long targets: a part of an id at the end is left out.
+    """
+    target = _CUT_ID.sub("…", entry["summary"]["target"] or "")
+    for one in device_ids(target):
+        target = target.replace(one, names.get(one, one))
+    return entry | {"summary": entry["summary"] | {"target": target or None}}
 
 
 def delivery(row: Json) -> Json:

@@ -140,6 +140,17 @@ def test_an_entry_of_a_command_to_one_device_leads_to_it(admin: Admin, phone: Ph
         assert f"About: {shown} " in plain(page(browser, "nexmdm_auditentry", number(action="ping")))
 
 
+def test_an_entry_about_several_devices_names_them(admin: Admin, phone: Phone, browser: Browser) -> None:
+    other = admin.enrol("HW-2", alias="front desk")
+    request_id = admin.command(to=[phone, other]).json["request_id"]
+    admin.post("/admin/tags/lobby", {"add": [other.device_id], "remove": [phone.device_id]})
+    assert "device_ids: phone-1, front desk 2 done" in list_text(browser, request_id=request_id)
+    assert "tag: lobby, add: front desk, remove: phone-1" in list_text(browser, action="tag")
+    text = plain(page(browser, "nexmdm_auditentry", number(action="tag")))
+    assert "tag: lobby, add: front desk, remove: phone-1" in text
+    assert f"tag: lobby, add: {other.device_id}, remove: {phone.device_id}" in text
+
+
 def test_entries_are_found_by_action_by_trial_and_by_what_the_search_box_takes(
     admin: Admin, phone: Phone, browser: Browser
 ) -> None:

@@ -110,7 +110,7 @@ def test_devices_that_need_attention_lead_to_their_list_and_revoked_ones_need_no
         "2 devices have been silent for a day": 2,
         "1 device takes no push: the last five or more failed": 1,
         "1 device has a dead push token": 1,
-        "1 device has 15% battery or less, and not charging": 1,
+        "1 device has 15% battery or less and no charger": 1,
     }
 
 
@@ -132,7 +132,7 @@ def test_counts_are_bounded_and_say_so(admin: Admin, browser: Browser, monkeypat
         phone.report(admin.command(to=phone).json["request_id"], "failed")
     end_everything()
     assert list(attention(browser)) == [
-        "1+ commands failed in the last day", "1+ devices have 15% battery or less, and not charging",
+        "1+ commands failed in the last day", "1+ devices have 15% battery or less and no charger",
     ]  # fmt: skip
 
 

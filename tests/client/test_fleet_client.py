@@ -344,10 +344,84 @@ def test_a_list_of_commands_says_how_many_results_came_too_late(
     assert listed() == {late: "expired, 1 late", failed: "failed", silent: "expired", still_open: "-"}
     rows = {row["request_id"]: row["late"] for row in run("commands", "--json", transport=network).json}
     assert rows == {late: 1, failed: 0, silent: 0, still_open: None}
-    monkeypatch.setattr("commands.queries.commands.MOST_LOOKED_AT_FOR_LATE", 0)
+    monkeypatch.setattr("commands.queries.commands.MOST_COUNTED", 0)
     assert listed() == {
         late: "expired, ? late", failed: "failed, ? late", silent: "expired, ? late", still_open: "-",
     }  # fmt: skip
+
+
+def test_a_list_of_commands_says_on_how_many_devices_each_succeeded(
+    network: InProcess, admin: Admin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = admin.enrol("one"), admin.enrol("other")
+    partial, whole, none = (admin.command().json["request_id"] for _ in range(3))
+    for phone, request_id, status in (
+        (one, partial, "succeeded"), (other, partial, "failed"), (one, whole, "succeeded"), (other, whole, "succeeded"),
+    ):  # fmt: skip
+        phone.report(request_id, status)
+
+    def listed() -> dict[str, list[str]]:
+        headings, *lines = (re.split(r" {2,}", line) for line in run("commands", transport=network).out.splitlines())
+        assert headings[2:6] == ["outcome", "state", "succeeded", "device_count"]
+        return {line[0]: line[4:6] for line in lines}
+
+    assert listed() == {partial: ["1", "2"], whole: ["2", "2"], none: ["0", "2"]}
+    monkeypatch.setattr("commands.queries.commands.MOST_COUNTED", 1)
+    assert listed() == {partial: ["?", "2"], whole: ["2", "2"], none: ["?", "2"]}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("devices", "--status", "online", "--limit", "5"), "No device matches --status online.\n"),
+        (("devices", "--tag", "a", "--newest-first", "--q", "b c"), "No device matches --tag a and --q 'b c'.\n"),
+        (("devices",), "There is no device.\n"),
+        (("commands", "-o", "wide"), "There is no command.\n"),
+        (("devices", "--not-seen-for", "1h"), "No device matches --not-seen-for.\n"),
+        (("audit", "--principal", "ops1"), "No entry matches --principal ops1.\n"),
+        (("enroll-tokens",), "There is no enrollment token.\n"),
+    ],
+)  # fmt: skip
+def test_an_empty_list_says_which_options_chose_it(network: InProcess, words: tuple[str, ...], said: str) -> None:
+    assert run(*words, transport=network).err == said
+    for form in ("json", "csv", "yaml"):
+        assert run(*words, "-o", form, transport=network).err == ""
+
+
+def test_the_audit_names_devices_in_its_table_and_their_ids_elsewhere(
+    network: InProcess, admin: Admin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk, nameless = admin.enrol("HW-1", alias="front desk"), admin.enrol("HW-2")
+    many = [admin.enrol(f"HW-{number}", alias=f"tab-{number}") for number in range(3, 10)]
+    run("ping", f"{desk.device_id},{nameless.device_id}", transport=network)
+    run("revoke", "front desk", "--yes", transport=network)
+    run("ping", ",".join(phone.device_id for phone in many), transport=network)
+    run("tag", "lobby", "--add", "tab-3", "--remove", "HW-2", transport=network)
+
+    def targets() -> list[str]:
+        lines = run("audit", transport=network).out.splitlines()[1:5]
+        return [re.split(r" {2,}", line)[3] for line in lines]
+
+    named = [
+        "tag: lobby, add: tab-3, remove: HW-2",
+        "device_ids: tab-3, tab-4, tab-5, tab-6, …",
+        "device_id: front desk",
+        "device_ids: front desk, HW-2",
+    ]
+    assert targets() == named
+    monkeypatch.setattr("nexmdm.client.names.PAGE", 1)
+    assert targets() == named
+    for form in ("wide", "json", "csv", "yaml"):
+        ran = run("audit", "-o", form, transport=network)
+        assert f"device_ids: {desk.device_id}, {nameless.device_id}" in ran.out
+        assert "front desk" not in ran.out
+
+
+def test_a_field_of_a_field_is_readable_in_csv(network: InProcess, phone: Phone) -> None:
+    phone.heartbeat(status={"battery_pct": 83, "charging": True})
+    run("ping", "all", transport=network)
+    assert '"charging=yes, battery_pct=83"' in run("devices", "-o", "csv", transport=network).out
+    assert ",all=yes," in run("commands", "-o", "csv", transport=network).out
 
 
 def test_commands_are_found_by_device_and_by_time(network: InProcess, admin: Admin, phone: Phone) -> None:

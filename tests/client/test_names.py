@@ -85,6 +85,23 @@ def test_an_unknown_name_is_answered_with_names_that_look_like_it(network: InPro
     assert "tab-30  HW-0001" in part.err
 
 
+def test_another_number_of_the_same_series_is_no_suggestion(network: InProcess, tablet: Phone) -> None:
+    unknown = run("device", "tab-04", transport=network)
+    assert unknown.err == "No device has the alias, hardware id or id 'tab-04'.\n"
+    assert "Did you mean tab-03?" in run("device", "tab-3", transport=network).err
+    assert "Did you mean" not in run("device", "tablet", transport=network).err
+
+
+def test_the_alias_of_a_wiped_phone_names_its_id(network: InProcess, tablet: Phone) -> None:
+    run("lost", "tab-03", "--yes", transport=network)
+    tablet.report(str(Command.objects.get(action="wipe").pk), "succeeded")
+    ran = run("device", "TAB-03", transport=network)
+    assert ran.status == 1
+    assert "The phone with this alias was lost: a wipe was sent on 20" in ran.err
+    assert f"Name it by its id: {tablet.device_id}." in ran.err
+    assert run("device", tablet.device_id, "--json", transport=network).json["presence"] == "retired"
+
+
 def test_a_part_of_an_alias_is_not_a_name(network: InProcess, admin: Admin) -> None:
     admin.enrol("one", alias="front desk")
     assert run("send", "wipe", "desk", "--yes", transport=network).status == 1
@@ -145,7 +162,7 @@ def test_a_misspelled_tag_is_answered_with_those_that_look_like_it(network: InPr
     sent = run("ping", "tag:flor-1", transport=network)
     assert "No active device has the tag flor-1. Did you mean floor-1?" in sent.err
     listed = run("devices", "--tag", "floor1", transport=network)
-    assert "No such device has the tag 'floor1'. Did you mean floor-1?" in listed.err
+    assert listed.err == "No device matches --tag floor1.\nDid you mean floor-1?\n"
 
 
 def test_a_misspelled_action_and_verb_are_answered_with_those_that_look_like_them(

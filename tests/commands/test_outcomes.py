@@ -148,6 +148,7 @@ def assert_shown(admin: Admin, stands: dict[str, tuple[str, str | None]]) -> Non
     """Check the list, every filter, and some of the commands."""
     rows = admin.get("/admin/commands?limit=500").json["items"]
     assert {row["request_id"]: (row["state"], row["outcome"]) for row in rows} == stands
+    succeeded = {row["request_id"]: row["succeeded"] for row in rows}
     for state in STATES:
         assert found(admin, state=state) == {key for key, one in stands.items() if one[0] == state}
     for outcome in OUTCOMES:
@@ -155,6 +156,7 @@ def assert_shown(admin: Admin, stands: dict[str, tuple[str, str | None]]) -> Non
     for key in list(stands)[::7]:
         detail = admin.get(f"/admin/commands/{key}").json
         assert (detail["state"], detail["outcome"]) == stands[key]
+        assert detail["counts"]["succeeded"] == succeeded[key]
 
 
 def test_an_unknown_outcome_is_refused(admin: Admin) -> None:

@@ -89,6 +89,24 @@ def test_the_reason_names_a_phone_that_is_silent_or_defers(admin: Admin, fcm: Fc
     assert why_open(admin) == "Deferred twice; silent for 3 h; push token dead."
 
 
+def test_a_phone_is_silent_for_the_reason_when_its_presence_is_offline(
+    admin: Admin, phone: Phone, settings: Settings
+) -> None:
+    phone.heartbeat()
+    admin.command("ping", to=phone)
+    for interval, seconds, presence, reason in (
+        (120, 290, "online", "No push token, so it goes with the next heartbeat."),
+        (120, 370, "offline", "Silent for 6 min; no push token, so it goes with the next heartbeat."),
+        (3600, 7200, "online", "No push token, so it goes with the next heartbeat."),
+        (5, 50, "offline", "No push token, so it goes with the next heartbeat."),
+        (5, 70, "offline", "Silent for 1 min; no push token, so it goes with the next heartbeat."),
+    ):
+        settings.HEARTBEAT_INTERVAL_SECONDS = interval
+        Presence.objects.update(last_seen_at=Now() - timedelta(seconds=seconds))
+        found = admin.get(f"/admin/devices/{phone.device_id}").json["presence"]
+        assert (found, why_open(admin)) == (presence, reason)
+
+
 def test_the_reason_without_a_push_token_names_the_next_heartbeat(admin: Admin, phone: Phone) -> None:
     phone.heartbeat()
     request_id = admin.command("ping", to=phone).json["request_id"]

@@ -339,6 +339,17 @@ def test_every_page_fits_on_a_phone(browser: Browser) -> None:
     assert wide == {}
 
 
+def test_the_help_of_a_search_box_does_not_touch_it(browser: Browser) -> None:
+    box, text = (f"document.querySelector('{one}').getBoundingClientRect()" for one in ("#searchbar", ".help"))
+    try:
+        for screen in (chromium.PHONE, chromium.LAPTOP):
+            browser.emulate("setDeviceMetricsOverride", **screen)
+            browser.open("devices/device/")
+            assert browser.run(f"{text}.top - {box}.bottom") >= 2
+    finally:
+        browser.emulate("clearDeviceMetricsOverride")
+
+
 def test_no_page_cuts_anything_off_on_a_laptop(browser: Browser) -> None:
     browser.emulate("setDeviceMetricsOverride", **chromium.LAPTOP)
     wider = "[...document.querySelectorAll('.results, .form-row')].filter(one => one.scrollWidth > one.clientWidth)"

@@ -1,26 +1,59 @@
 """The display of an answer of the API by a verb: a list, or one row."""
 
+import shlex
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
+
+from click import get_current_context
+from click.core import ParameterSource
 
 from nexmdm.client import rows
+from nexmdm.client.display import PEOPLE
 from nexmdm.client.rows import Columns, Json
 from nexmdm.client.session import DONE, Session
+from nexmdm.client.surroundings import REACH_NAMES
 
 Described = Callable[[Json], Json]
 
+_NO_FILTERS: Final = (*REACH_NAMES, "form", "as_json", "watch", "limit", "newest_first")
+"""The parameters of the verbs that list, and do not choose rows."""
+
 
 def show_list(
-    session: Session, columns: Columns, found: Sequence[Json], *, more: bool, described: Described = rows.as_it_is
+    session: Session,
+    columns: Columns,
+    found: Sequence[Json],
+    *,
+    more: bool,
+    one: str,
+    described: Described = rows.as_it_is,
 ) -> int:
-    """Print the rows of a list, and a message if there are more."""
+    """Print the rows of a list, and a message if there are more, or none. `one` is the name of a row."""
     if session.terminal.is_structured:
         session.terminal.value(list(found))
     else:
         session.terminal.table(columns, list(map(described, found)))
+    if not found and session.terminal.form in PEOPLE:
+        session.terminal.hint(_none(one))
     if more:
         session.terminal.hint(f"There are more than these {len(found)}. To see more, use --limit.")
     return DONE
+
+
+def _none(one: str) -> str:
+    """Return the message about an empty list: it names the options that chose its rows, with their texts."""
+    context = get_current_context()
+    chosen = [
+        _option(param.opts[0], context.params[param.name or ""])
+        for param in context.command.params
+        if param.name not in _NO_FILTERS
+        and context.get_parameter_source(param.name or "") == ParameterSource.COMMANDLINE
+    ]
+    return f"No {one} matches {' and '.join(chosen)}." if chosen else f"There is no {one}."
+
+
+def _option(name: str, value: Any) -> str:
+    return f"{name} {shlex.quote(value)}" if isinstance(value, str) else name
 
 
 def show(session: Session, row: Json) -> int:

@@ -1,18 +1,15 @@
 """The devices of a command before it is sent: their ids, some of their names, and the number of silent ones."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from nexmdm.client import rows
 from nexmdm.client.arguments import Target
 from nexmdm.client.http_client import PAGE, FleetClient, Refused
-from nexmdm.client.names import Names
+from nexmdm.client.names import MOST_READ, Names
 from nexmdm.client.rows import Json
-
-MOST_READ: Final = 20
-"""The most devices that are read one by one if they are named by their whole ids."""
 
 _ACTIVE: Final = ("online", "offline", "never")
 
@@ -42,13 +39,21 @@ class Audience:
         found = (row for row in self._listed(client, most) if row["presence"] in _ACTIVE)
         return [row for row, _ in zip(found, range(most), strict=False)]
 
+    def described(self, client: FleetClient) -> "Audience":
+        """Return the audience with the fields of its named devices; of many that are named by their ids, without."""
+        return replace(self, named=_described(client, self.named))
+
+    def offline(self) -> list[Json]:
+        """Return the named devices that are offline. They must be described()."""
+        return [row for row in self.named if row.get("presence") == "offline"]
+
     def silent(self, client: FleetClient, seconds: int) -> tuple[int, bool]:
         """Return the number of active devices without a heartbeat for this time, and whether there may be more.
 
-        If the target names more than MOST_READ devices by their ids, no device is counted.
+        Named devices must be described(). Devices that are not described do not count.
         """
         if self.named:
-            return sum(_is_silent(row, seconds) for row in _described(client, self.named)), False
+            return sum(_is_silent(row, seconds) for row in self.named), False
         found: set[str] = set()
         are_more = False
         for tag in self.target.tags or (None,):

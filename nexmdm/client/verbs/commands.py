@@ -32,7 +32,7 @@ def commands(session: Session, limit: int, device: str | None, *, newest_first: 
     found, more = session.client.items(_PATH, limit, device_id=device_id, **filters)
     if not newest_first:
         found = sorted(found, key=rows.command_rank)
-    return show_list(session, rows.COMMANDS, found, more=more, described=rows.command)
+    return show_list(session, rows.COMMANDS, found, more=more, one="command", described=rows.command)
 
 
 @click.command("command")

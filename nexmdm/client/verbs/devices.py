@@ -42,10 +42,12 @@ def devices(session: Session, limit: int, *, newest_first: bool, **filters: Any)
     found, more = session.client.items(_PATH, limit, **filters)
     if not newest_first:
         found = _worst(session, limit, filters) if more else sorted(found, key=rows.device_rank)
+    status = show_list(session, rows.DEVICES, found, more=more, one="device")
     if not found and (tag := filters["tag"]):
         known = values.known_tags(session.client)
-        session.terminal.hint(f"No such device has the tag {tag!r}.{did_you_mean(tag, known - {tag})}")
-    return show_list(session, rows.DEVICES, found, more=more)
+        if meant := did_you_mean(tag, known - {tag}):
+            session.terminal.hint(meant.strip())
+    return status
 
 
 def _worst(session: Session, limit: int, filters: dict[str, Any]) -> list[Json]:

@@ -48,7 +48,7 @@ def enroll_token(
 def enroll_tokens(session: Session, limit: int) -> int:
     """List enrollment tokens, newest first."""
     found, more = session.client.items(_PATH, limit)
-    return show_list(session, rows.TOKENS, found, more=more, described=rows.token)
+    return show_list(session, rows.TOKENS, found, more=more, one="enrollment token", described=rows.token)
 
 
 @click.command("revoke-token")

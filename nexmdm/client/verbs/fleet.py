@@ -39,4 +39,8 @@ def audit(
         principal=principal.lower() if principal is not None else None,
         **filters,
     )
-    return show_list(session, rows.AUDIT, found, more=more, described=rows.audit_entry)
+    if session.terminal.form == "table":
+        texts = [row["summary"]["target"] or "" for row in found]
+        called = names.of_devices(dict.fromkeys(one for text in texts for one in rows.device_ids(text)))
+        found = [rows.with_names(row, called) for row in found]
+    return show_list(session, rows.AUDIT, found, more=more, one="entry", described=rows.audit_entry)

@@ -3,10 +3,13 @@
 import rich_click as click
 
 from nexmdm.client import display
+from nexmdm.client.arguments import Target
+from nexmdm.client.names import LOST
 from nexmdm.client.rows import Json
 from nexmdm.client.session import DONE, Session
-from nexmdm.client.verbs import following, shared, values
+from nexmdm.client.verbs import following, sending, shared, values
 from nexmdm.client.verbs.answers import given
+from nexmdm.client.verbs.audience import Audience
 from nexmdm.client.verbs.confirmation import confirm
 
 
@@ -26,10 +29,12 @@ def lost(session: Session, name: str, note: str | None, timeout: int | None, *, 
     """
     device = session.client.get(f"/admin/devices/{session.names.device_id(name)}")
     if note is None and device["alias"]:
-        note = f"lost: {device['alias']}"
+        note = LOST + device["alias"]
     body = {"target": {"device_ids": [device["device_id"]]}, "expect_count": 1, **given(note=note)}
     # `wipe` has the stricter rules. If it would be refused, neither command is sent.
-    session.client.post("/admin/command", {**body, "action": "wipe", "dry_run": True})
+    plan = session.client.post("/admin/command", {**body, "action": "wipe", "dry_run": True})
+    audience = Audience(Target(everything=False, tags=(), names=(name,)), body["target"], [device])
+    sending.warn_of_silence(session, audience, {**body, "action": "wipe"}, plan)
     if not yes:
         confirm(session, "lock and wipe", 1, [device])
     lock = session.client.post("/admin/command", {**body, "action": "lock"})

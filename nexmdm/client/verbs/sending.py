@@ -4,7 +4,7 @@ from typing import Any, Final
 
 import rich_click as click
 
-from nexmdm.client import actions, arguments
+from nexmdm.client import actions, arguments, display
 from nexmdm.client.arguments import Param, Target, Value
 from nexmdm.client.display import PEOPLE
 from nexmdm.client.http_client import Refused
@@ -143,23 +143,41 @@ def _confirm(session: Session, audience: Audience, body: Json, *, yes: bool) -> 
 
 
 def warn_of_silence(session: Session, audience: Audience, body: Json, plan: Json | None) -> None:
-    """Show how many devices have been silent for longer than the command's time to begin; it would expire on them."""
+    """Show how many devices have been silent for longer than the command's time to begin; it would expire on them.
+
+    If there is none, show which of the named devices are offline.
+    """
     seconds = body.get("expires_in_seconds") or actions.expires_in_seconds(body["action"])
+    life = _length(seconds)
     try:
+        audience = audience.described(session.client)
         silent, are_more = audience.silent(session.client, seconds)
         if not silent:
+            _warn_of_offline(session, audience, life)
             return
         plan = plan or session.client.post("/admin/command", body | {"dry_run": True})
     except Refused:
         # An error here must not stop the command: the server decides about it.
         return
-    count, life = plan["device_count"], _length(seconds)
+    count = plan["device_count"]
     silent_ones = f"{silent} or more" if are_more else f"{silent}"
     were = "was" if count == 1 else "were"
     session.terminal.hint(
         f"{silent_ones} of {count} devices {were} last seen more than {life} ago, or never; "
         f"the command expires in {life}."
     )
+
+
+def _warn_of_offline(session: Session, audience: Audience, life: str) -> None:
+    offline, count = audience.offline(), len(audience.named)
+    if not offline:
+        return
+    are = f"{len(offline)} of {count} devices {'is' if len(offline) == 1 else 'are'} offline"
+    if count == 1:
+        (one,) = offline
+        seen = display.shown("last_seen_at", one["last_seen_at"])
+        are = f"{one['alias'] or one['hardware_id']} is offline (last seen: {seen})"
+    session.terminal.hint(f"{are}. A command reaches a phone only if the phone is back within {life}.")
 
 
 def _length(seconds: int) -> str:
