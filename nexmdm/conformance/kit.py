@@ -18,7 +18,7 @@ from nexmdm.conformance.pushes import PushStandin
 from nexmdm.conformance.scenario import Scenario
 from nexmdm.conformance.server import Server
 
-JOBS: Final = 6
+JOBS: Final = 8
 """How many agents run at the same time."""
 
 

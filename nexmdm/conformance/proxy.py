@@ -76,6 +76,7 @@ class Proxy:
         self.hidden: dict[str, Envelope] = {}
         self._faults: dict[str, deque[Fault]] = defaultdict(deque)
         self._blocked: dict[str, Fault] = {}
+        self._triggers: dict[str, tuple[str, Fault]] = {}
         application = web.Application()
         application.router.add_route("*", "/{path:.*}", self._pass_on)
         self._runner = web.AppRunner(application, access_log=None)
@@ -102,6 +103,10 @@ class Proxy:
     def block(self, path: str, fault: Fault) -> None:
         """Inject a fault into each call of a path, until `unblock`."""
         self._blocked[path] = fault
+
+    def block_after(self, trigger: str, path: str, fault: Fault) -> None:
+        """Block a path from the moment at which a call of the path `trigger` is answered with 200."""
+        self._triggers[trigger] = (path, fault)
 
     def unblock(self, path: str) -> None:
         """Let the calls of a path through again."""
@@ -140,7 +145,7 @@ class Proxy:
         else:
             response = await self._forward(call, request, raw)
             if fault is not None:
-                response = _cut(request)
+                call.status, response = None, _cut(request)
         self.calls.append(call)
         response.force_close()
         return response
@@ -154,6 +159,8 @@ class Proxy:
             kept = {key: value for key, value in answer.headers.items() if key in ("Retry-After", "X-Correlation-ID")}
         if call.status == HTTPStatus.OK:
             self._edit(call)
+            if trigger := self._triggers.pop(call.path, None):
+                self.block(*trigger)
         return web.Response(
             status=call.status, body=orjson.dumps(call.answer), headers=kept, content_type=answer.content_type
         )
