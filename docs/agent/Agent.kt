@@ -169,7 +169,8 @@ class Agent(private val url: String, private val device: Device, private val rot
         }
         val report = JSONObject().put("request_id", requestId).put("status", "running").put("via", via)
         val expires = Instant.parse(envelope.getString("expires_at")).toEpochMilli()
-        reports.put(requestId, JSONObject().put("report", report).put("expires", expires).put("unsent", true))
+        val record = JSONObject().put("report", report).put("action", envelope.getString("action"))
+        reports.put(requestId, record.put("expires", expires).put("unsent", true))
         device.store(state)
         val done = if (now() >= expires) JSONObject().put("status", "failed").put("message", "expired")
         else device.perform(requestId, envelope.getString("action"), JSONObject(envelope.getString("params")))
@@ -185,7 +186,11 @@ class Agent(private val url: String, private val device: Device, private val rot
         for (id in reports.keys().asSequence().map { it.toString() }.toList()) {
             val record = reports.getJSONObject(id)
             val report = record.getJSONObject("report")
-            if (report.getString("status") == "running") report.put("status", "failed").put("message", "restarted")
+            if (report.getString("status") == "running") {
+                val status = if (record.getString("action") == "reboot") "succeeded" else "failed"
+                report.put("status", status).put("message", "the agent was restarted")
+                record.put("unsent", true)
+            }
             if (record.getLong("expires") + DAY_MILLIS < now()) reports.remove(id)
         }
         device.store(state)
