@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 _STOP_SECONDS: Final = 10
+_WITHOUT_PROXY: Final = {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
 
 
 class AgentProcess:
@@ -21,7 +22,8 @@ class AgentProcess:
         state = folder / "state"
         state.mkdir(parents=True)
         self._environment = {
-            **os.environ, **variables, "PHONE_STATE_DIR": str(state), "PHONE_ACTIONS_FILE": str(self._actions)
+            **os.environ, **_WITHOUT_PROXY, **variables,
+            "PHONE_STATE_DIR": str(state), "PHONE_ACTIONS_FILE": str(self._actions),
         }  # fmt: skip
         self._process: subprocess.Popen[bytes] | None = None
 

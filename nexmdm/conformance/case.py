@@ -43,9 +43,11 @@ class Case:
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def enroll(self) -> None:
-        """Start the agent, and wait for its first heartbeat."""
+        """Start the agent, and wait for its registration and its first heartbeat."""
         self.agent.start()
-        await self.heartbeat("the agent has registered and sent no heartbeat that was accepted")
+        await self.until(lambda: self._accepted(REGISTER, 0), "the agent did not register")
+        what = "the agent sent no heartbeat that was accepted after it had registered"
+        await self.until(lambda: self._accepted(HEARTBEAT, 0), what)
 
     async def heartbeat(self, what: str = "the agent sent no heartbeat", *, within: float = SOON_SECONDS) -> Call:
         """Wait for a heartbeat from now on that the server answers with 200."""
@@ -58,6 +60,15 @@ class Case:
         since = time.monotonic()
         what = f"the agent sent fewer than {number} heartbeats"
         await self.until(lambda: len(self._accepted(HEARTBEAT, since)) >= number, what, within=within)
+
+    async def refused(self, path: str, status: int) -> Call:
+        """Wait for the first call of a path that got this status, and return it."""
+
+        def found() -> list[Call]:
+            return [call for call in self.proxy.to(path) if call.status == status]
+
+        await self.until(found, f"the agent did not call {path}")
+        return found()[0]
 
     def _accepted(self, path: str, since: float) -> list[Call]:
         return [call for call in self.proxy.to(path, since=since) if call.status == 200]

@@ -57,8 +57,7 @@ async def _refused_registration(case: Case) -> None:
 async def _unauthorized(case: Case) -> None:
     await case.enroll()
     case.proxy.fail(HEARTBEAT, Refusal(401, "invalid_token"))
-    await case.until(lambda: case.proxy.to(HEARTBEAT)[-1].status == 401, "the agent sent no heartbeat")
-    refused = case.proxy.to(HEARTBEAT)[-1]
+    refused = await case.refused(HEARTBEAT, 401)
     await case.heartbeat("the agent sent no further heartbeat after a 401")
     if len(case.proxy.to(REGISTER)) != 1:
         raise Missed("the agent registered again by itself after a 401")

@@ -99,10 +99,9 @@ async def _overloaded(case: Case) -> None:
     case.withhold()
     command = await case.withheld()
     case.proxy.fail(HEARTBEAT, Refusal(503, "overloaded", _RETRY_AFTER))
-    await case.until(lambda: case.proxy.to(HEARTBEAT)[-1].status == 503, "the agent sent no heartbeat")
+    refused = await case.refused(HEARTBEAT, 503)
     case.push(command)
     await _returns(case, HEARTBEAT, 503)
-    refused = next(call for call in case.proxy.to(HEARTBEAT) if call.status == 503)
     if [call for call in case.proxy.to(REPORT) if call.at < refused.at + _RETRY_AFTER]:
         raise Missed("the agent sent a report before the Retry-After of a 503 was over")
     await case.done(command["request_id"])
@@ -110,8 +109,7 @@ async def _overloaded(case: Case) -> None:
 
 async def _returns(case: Case, path: str, status: int) -> None:
     """Wait for a refusal and the call after it. Raises Missed if that comes before Retry-After, or not."""
-    await case.until(lambda: any(call.status == status for call in case.proxy.to(path)), f"the agent called no {path}")
-    refused = next(call for call in case.proxy.to(path) if call.status == status)
+    refused = await case.refused(path, status)
     await case.until(
         lambda: case.proxy.to(path, since=refused.at),
         f"the agent did not call {path} again after {status} with Retry-After: {_RETRY_AFTER}",
