@@ -12,6 +12,7 @@ import javax.crypto.Mac
 import javax.crypto.spec.SecretKeySpec
 import kotlin.math.pow
 import kotlin.random.Random
+import org.json.JSONException
 import org.json.JSONObject
 
 /** The phone around the agent. */
@@ -61,18 +62,27 @@ class Agent(private val url: String, private val device: Device, private val rot
         connection.connectTimeout = 10_000
         connection.readTimeout = 30_000
         connection.doOutput = true
+        connection.instanceFollowRedirects = false // A captive portal must not get the token.
         connection.setRequestProperty("Authorization", "Bearer $bearer")
         connection.setRequestProperty("Content-Type", "application/json")
         connection.outputStream.use { it.write(body.toString().toByteArray()) }
         val status = connection.responseCode
-        if (status == 200) return JSONObject(connection.inputStream.use { it.readBytes() }.toString(Charsets.UTF_8))
-        val problem = connection.errorStream?.use { it.readBytes() }?.toString(Charsets.UTF_8) ?: ""
+        val text = (if (status < 400) connection.inputStream else connection.errorStream)
+            ?.use { it.readBytes() }?.toString(Charsets.UTF_8) ?: ""
+        val isProblem = connection.contentType?.startsWith("application/problem+json") ?: false
+        if (status != 200 && !isProblem) throw IOException("$status, but no problem details")
+        val answer = try {
+            JSONObject(text)
+        } catch (error: JSONException) {
+            throw IOException("$status, but no JSON", error)
+        }
+        if (status == 200) return answer
         val retryAfter = connection.getHeaderFieldInt("Retry-After", 0)
         if (retryAfter > 0) { // A 429 closes its own call until then, a 503 closes all of them.
             val pause = retryAfter * 1000L + Random.nextLong(0, 1000 + retryAfter * 100L)
             openFrom[if (status == 503) "" else path] = device.elapsedMillis() + pause
         }
-        throw Refused(status, Regex("\"code\": ?\"(\\w+)\"").find(problem)?.groupValues?.get(1) ?: "", retryAfter)
+        throw Refused(status, answer.optString("code"), retryAfter)
     }
 
     /** The credentials, the newest first: two from a rotation until the new token's first 200. */

@@ -39,6 +39,17 @@ class Refused(Exception):
         self.status, self.code, self.retry_after = status, code, retry_after
 
 
+class NoAnswer(OSError):
+    """The answer is not the server's: for example the page of a captive portal."""
+
+
+class FollowNoRedirect(urllib.request.HTTPRedirectHandler):
+    """The server sends no redirects. A captive portal does, and it must not get the token."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
 class State(dict[str, Any]):
     """What must survive a restart, in one file that is replaced as a whole. A phone encrypts it by a Keystore key."""
 
@@ -67,7 +78,7 @@ def is_intact(token: str) -> bool:
 def sign(command_key: str, device_id: str, envelope: Json) -> str:
     """The signature that an envelope for this phone must have."""
     text = "\n".join(["NXC1", device_id, *(envelope[name] for name in SIGNED)])
-    return hmac.new(command_key.encode(), text.encode(), "sha256").hexdigest()
+    return hmac.new(command_key.encode(), text.encode(errors="surrogatepass"), "sha256").hexdigest()
 
 
 def seconds(text: str) -> float:
@@ -83,6 +94,7 @@ class Agent:
     def __init__(self) -> None:
         self.url, self.state = os.environ["PHONE_SERVER_URL"], State(Path(os.environ["PHONE_STATE_DIR"]))
         self.lock = threading.RLock()
+        self.opener = urllib.request.build_opener(FollowNoRedirect)
         self.not_before: dict[str, float] = {}
         self.failures = self.refusals = 0
         self.interval = float(self.state.get("interval", 120))
@@ -97,31 +109,37 @@ class Agent:
 
     def learn_time(self, server_time: str) -> None:
         self.ahead = seconds(server_time) - time.monotonic()
-        self.state["own_clock_behind"] = self.ahead - self.own_clock_ahead
+        with self.lock:
+            self.state["own_clock_behind"] = self.ahead - self.own_clock_ahead
 
     # --- requests
 
     def call(self, path: str, body: Json, bearer: str) -> Json:
-        """Send one request. Raises Refused, or OSError and HTTPException if no answer came."""
+        """Send one request. Raises Refused, or OSError and HTTPException if no answer of the server came."""
         wait = max(self.not_before.get(path, 0), self.not_before.get("", 0)) - time.monotonic()
         if wait > 0:
             raise Refused(429, "not_yet", max(1, round(wait)))
         headers = {"Authorization": f"Bearer {bearer}", "Content-Type": "application/json"}
         request = urllib.request.Request(self.url + path, json.dumps(body).encode(), headers)
         try:
-            with urllib.request.urlopen(request, timeout=30) as response:
+            return self.exchange(path, request)
+        except ValueError as error:
+            raise NoAnswer("an answer, but no JSON") from error
+
+    def exchange(self, path: str, request: urllib.request.Request) -> Json:
+        try:
+            with self.opener.open(request, timeout=30) as response:
                 answer: Json = json.load(response)
                 return answer
         except urllib.error.HTTPError as error:
             raise self.refusal(path, error) from error
 
     def refusal(self, path: str, error: urllib.error.HTTPError) -> Refused:
-        """Read a refusal. A 429 closes its own call until Retry-After, a 503 closes all of them."""
+        """Read a refusal. A 429 closes its own call until Retry-After, a 503 closes all of them. Raises NoAnswer."""
+        if error.headers.get_content_type() != "application/problem+json":
+            raise NoAnswer(f"{error.code}, but no problem details")
+        code = str(json.load(error).get("code", ""))
         retry_after = int(error.headers.get("Retry-After") or 0)
-        try:
-            code = str(json.load(error).get("code", ""))
-        except ValueError:
-            code = ""
         if retry_after:
             pause = retry_after + random.uniform(0, 1 + retry_after / 10)
             self.not_before["" if error.code == 503 else path] = time.monotonic() + pause
@@ -141,8 +159,9 @@ class Agent:
                 raise
             self.state["next"] = None
             return self.say(path, body)
-        if pair is self.state.get("next"):
-            self.state["current"], self.state["next"] = pair, None
+        with self.lock:
+            if pair is self.state.get("next"):
+                self.state["current"], self.state["next"] = pair, None
         return answer
 
     # --- register, heartbeat, rotate
@@ -177,8 +196,9 @@ class Agent:
         if self.state.get("next") or self.now() - self.state["current"]["since"] < after:
             return
         answer = self.call("/v1/token/rotate", {}, self.state["current"]["device_token"])
-        self.state["next"] = self.pair_in(answer)
-        self.state.save()
+        with self.lock:
+            self.state["next"] = self.pair_in(answer)
+            self.state.save()
 
     def heartbeat(self) -> None:
         """Send a heartbeat, carry out what it offers, report, and plan the next one."""
@@ -229,7 +249,8 @@ class Agent:
         if not all(isinstance(envelope.get(name), str) for name in (*SIGNED, "signature")):
             return False
         good = [sign(pair["command_key"], self.state["device_id"], envelope) for pair in self.pairs()]
-        return any(hmac.compare_digest(one.encode(), envelope["signature"].encode()) for one in good)
+        sent = envelope["signature"].encode(errors="surrogatepass")
+        return any(hmac.compare_digest(one.encode(), sent) for one in good)
 
     def take(self, envelope: Json, via: str) -> bool:
         """Carry out a command once. A repeat gets the last report again. A bad signature gets nothing, and False."""
@@ -270,13 +291,15 @@ class Agent:
     def send_reports(self) -> None:
         """Send each report that the server has not answered yet. Raises Refused, OSError and HTTPException."""
         with self.lock:
-            for record in [one for one in self.state["reports"].values() if one.get("unsent")]:
-                try:
-                    self.say("/v1/action-result", record["report"])
-                except Refused as refused:
-                    if refused.status not in (404, 413, 422):
-                        raise
-                record["unsent"] = False
+            unsent = [(one, one["report"]) for one in self.state["reports"].values() if one.get("unsent")]
+        for record, report in unsent:
+            try:
+                self.say("/v1/action-result", report)
+            except Refused as refused:
+                if refused.status not in (404, 413, 422):
+                    raise
+            with self.lock:
+                record["unsent"] = record["report"] is not report
                 self.state.save()
 
     def forget_old_reports(self) -> None:

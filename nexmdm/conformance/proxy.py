@@ -19,6 +19,7 @@ REGISTER: Final = "/v1/register"
 HEARTBEAT: Final = "/v1/heartbeat"
 REPORT: Final = "/v1/action-result"
 ROTATE: Final = "/v1/token/rotate"
+PORTAL: Final = "/portal"
 
 INTERVAL_SECONDS: Final = 2
 """The heartbeat interval of the agents under test: short, so that the kit is quick."""
@@ -56,7 +57,14 @@ class Refusal:
     retry_after: int | None = None
 
 
-Fault = Lost | Refusal
+@dataclass(frozen=True, slots=True)
+class Portal:
+    """The page of a captive portal in the server's place, or a redirect to it."""
+
+    status: int
+
+
+Fault = Lost | Refusal | Portal
 
 
 class Proxy:
@@ -140,6 +148,9 @@ class Proxy:
         if isinstance(fault, Refusal):
             call.status = fault.status
             response = _problem(fault)
+        elif isinstance(fault, Portal):
+            call.status = fault.status
+            response = self._portal(fault)
         elif fault == Lost(done=False):
             response = _cut(request)
         else:
@@ -149,6 +160,11 @@ class Proxy:
         self.calls.append(call)
         response.force_close()
         return response
+
+    def _portal(self, fault: Portal) -> web.Response:
+        headers = {"Location": self.url + PORTAL} if fault.status == HTTPStatus.FOUND else {}
+        text = "<!DOCTYPE html><title>Welcome to the hotel</title><p>Log in to use the internet."
+        return web.Response(status=fault.status, text=text, content_type="text/html", headers=headers)
 
     async def _forward(self, call: Call, request: web.Request, raw: bytes) -> web.Response:
         headers = {key: value for key, value in request.headers.items() if key in ("Authorization", "Content-Type")}

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
+import orjson
 
 from nexmdm.client.phone import Agent, Channel, Credentials, Envelope, Outcome, Phone, Refusal, Report
 from nexmdm.client.profiles import private_file
@@ -27,7 +28,7 @@ _ANSWER_SECONDS: Final = 30
 _LONGEST_RETRY_SECONDS: Final = 300
 _LONGEST_REFUSED_SECONDS: Final = 3600
 _REFUSED_FOR_GOOD: Final = (404, 413, 422)
-_GONE: Final = (aiohttp.ClientError, TimeoutError)
+_GONE: Final = (aiohttp.ClientError, TimeoutError, orjson.JSONDecodeError)
 
 
 def _variable(name: str) -> str:

@@ -99,9 +99,8 @@ SABOTAGES: Final = (
     Sabotage("repeats no report", "repeated-report", 'known["unsent"] = True', "pass"),
     Sabotage(
         "forgets a report that got no answer", "lost-report",
-        '                try:\n                    self.say("/v1/action-result"',
-        '                record["unsent"] = False\n'
-        '                try:\n                    self.say("/v1/action-result"',
+        '                self.say("/v1/action-result", report)\n',
+        '                record["unsent"] = False\n                self.say("/v1/action-result", report)\n',
     ),
     Sabotage(
         "reports an unknown action as succeeded", "unknown-action",
@@ -130,8 +129,16 @@ SABOTAGES: Final = (
     ),
     Sabotage(
         "uses new credentials before it stores them", "rotation",
-        '        self.state["next"] = self.pair_in(answer)\n        self.state.save()\n',
-        '        self.state["next"] = self.pair_in(answer)\n        self.state.save = lambda: None\n',
+        'self.state["next"] = self.pair_in(answer)\n            self.state.save()\n',
+        'self.state["next"] = self.pair_in(answer)\n            self.state.save = lambda: None\n',
+    ),
+    Sabotage(
+        "takes any page for a refusal", "captive-portal",
+        'raise NoAnswer(f"{error.code}, but no problem details")', 'raise Refused(403, "", None)',
+    ),
+    Sabotage(
+        "follows redirects", "captive-portal",
+        "urllib.request.build_opener(FollowNoRedirect)", "urllib.request.build_opener()",
     ),
     Sabotage(
         "repeats a refused registration", "refused-registration",

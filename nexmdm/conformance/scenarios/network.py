@@ -5,7 +5,7 @@ from statistics import fmean
 from typing import Final
 
 from nexmdm.conformance.case import Case, Missed
-from nexmdm.conformance.proxy import HEARTBEAT, REGISTER, REPORT, Call, Lost, Refusal, pause
+from nexmdm.conformance.proxy import HEARTBEAT, PORTAL, REGISTER, REPORT, Call, Lost, Portal, Refusal, pause
 from nexmdm.conformance.scenario import Scenario
 
 _PACES: Final = (1, 4, 2)
@@ -18,6 +18,7 @@ _LEAST_SPREAD: Final = 0.07
 half of a time and all of it, they differ by 0.33 on average, and in 1 of 3,000 runs by less than this."""
 
 _RETRY_AFTER: Final = 4
+_PORTAL_STATUSES: Final = (200, 302, 404)
 _AWAY_SECONDS: Final = 12
 _BACK_SECONDS: Final = 30
 
@@ -122,6 +123,22 @@ async def _returns(case: Case, path: str, status: int) -> None:
         )
 
 
+async def _captive_portal(case: Case) -> None:
+    case.proxy.fail(REGISTER, *map(Portal, _PORTAL_STATUSES))
+    await case.enroll()
+    case.proxy.fail(HEARTBEAT, *map(Portal, _PORTAL_STATUSES))
+    await case.until(
+        lambda: {call.status for call in case.proxy.to(HEARTBEAT)} >= {*_PORTAL_STATUSES},
+        "the agent stopped at a captive portal",
+        within=_BACK_SECONDS,
+    )
+    await case.heartbeat("the agent did not go on after a captive portal")
+    if case.proxy.to(PORTAL):
+        raise Missed("the agent followed a redirect")
+    if len(case.proxy.to(REGISTER)) != len(_PORTAL_STATUSES) + 1:
+        raise Missed("the agent registered again after a captive portal")
+
+
 async def _server_away(case: Case) -> None:
     await case.enroll()
     case.withhold()
@@ -169,6 +186,12 @@ SCENARIOS: Final = (
         "overloaded",
         "After 503, a phone sends no request before Retry-After is over; then it goes on.",
         _overloaded,
+    ),
+    Scenario(
+        "captive-portal",
+        "An answer that is not the server's JSON, such as the page of a captive portal, counts as no answer. A phone"
+        " follows no redirect.",
+        _captive_portal,
     ),
     Scenario(
         "server-away",
