@@ -48,7 +48,7 @@ class Agent(private val url: String, private val device: Device, private val rot
 
     private fun now() = device.elapsedMillis() + aheadMillis
 
-    private fun learnTime(serverTime: String) {
+    @Synchronized private fun learnTime(serverTime: String) {
         aheadMillis = Instant.parse(serverTime).toEpochMilli() - device.elapsedMillis()
         state.put("wall_behind", now() - device.wallMillis())
     }
@@ -99,7 +99,9 @@ class Agent(private val url: String, private val device: Device, private val rot
             state.remove("next")
             return say(path, body)
         }
-        if (isNew) state.put("current", pair).remove("next")
+        synchronized(this) {
+            if (pair === state.optJSONObject("next")) state.put("current", pair).remove("next")
+        }
         return answer
     }
 
@@ -117,15 +119,17 @@ class Agent(private val url: String, private val device: Device, private val rot
         device.store(state)
     }
 
-    /** Send a heartbeat, carry out its commands, report. Return the milliseconds until the next one, after any outcome. */
+    /** Send a heartbeat, carry out its commands, report. Return the milliseconds until the next one, in any case. */
     fun beat(): Long = try {
         rotateIfDue()
-        val answer = say("/v1/heartbeat", withPushTarget(JSONObject().put("status", JSONObject().put("battery_pct", 90))))
+        val status = JSONObject().put("battery_pct", 90)
+        val answer = say("/v1/heartbeat", withPushTarget(JSONObject().put("status", status)))
         learnTime(answer.getString("server_time"))
         failures = 0
         refusals = 0
         val commands = answer.getJSONArray("commands")
         val took = (0 until commands.length()).map { take(commands.getJSONObject(it), "heartbeat") }
+        forgetOldReports()
         sendReports()
         if (answer.getBoolean("has_more") && took.any { it }) 0 else answer.getInt("next_heartbeat_seconds") * 1000L
     } catch (refused: Refused) {
@@ -134,7 +138,7 @@ class Agent(private val url: String, private val device: Device, private val rot
         pauseMillis(null)
     }
 
-    /** How long to wait after a failure: Retry-After; long after 401 and 403; else 1 s, 2 s, 4 s … up to 5 minutes. */
+    /** The wait after a failure: Retry-After; long after 401 and 403; else 1 s, 2 s, 4 s … at most 5 minutes. */
     fun pauseMillis(refused: Refused?): Long {
         if (refused != null && refused.retryAfter > 0) {
             val closed = maxOf(openFrom["/v1/heartbeat"] ?: 0, openFrom[""] ?: 0) - device.elapsedMillis()
@@ -153,8 +157,10 @@ class Agent(private val url: String, private val device: Device, private val rot
         val current = state.getJSONObject("current")
         if (!state.has("next") && now() - current.getLong("since") >= rotateAfterMillis) {
             val answer = call("/v1/token/rotate", JSONObject(), current.getString("device_token"))
-            state.put("next", pairIn(answer))
-            device.store(state)
+            synchronized(this) {
+                state.put("next", pairIn(answer))
+                device.store(state)
+            }
         }
     }
 
@@ -164,60 +170,85 @@ class Agent(private val url: String, private val device: Device, private val rot
         return pairs().any {
             val mac = Mac.getInstance("HmacSHA256")
             mac.init(SecretKeySpec(it.getString("command_key").toByteArray(), "HmacSHA256"))
-            val good = mac.doFinal(lines.joinToString("\n").toByteArray()).joinToString("") { byte -> "%02x".format(byte) }
+            val digest = mac.doFinal(lines.joinToString("\n").toByteArray())
+            val good = digest.joinToString("") { byte -> "%02x".format(byte) }
             MessageDigest.isEqual(good.toByteArray(), envelope.getString("signature").toByteArray())
         }
     }
 
     /** Carry out a command once; a repeat gets the last report again. False: it is not signed for this phone. */
-    @Synchronized fun take(envelope: JSONObject, via: String): Boolean {
-        if (!trusts(envelope)) return false
-        val requestId = envelope.getString("request_id")
-        reports.optJSONObject(requestId)?.let {
-            it.put("unsent", true)
-            return true
-        }
+    fun take(envelope: JSONObject, via: String): Boolean {
+        val requestId = envelope.optString("request_id")
         val report = JSONObject().put("request_id", requestId).put("status", "running").put("via", via)
-        val expires = Instant.parse(envelope.getString("expires_at")).toEpochMilli()
-        val record = JSONObject().put("report", report).put("action", envelope.getString("action"))
-        reports.put(requestId, record.put("expires", expires).put("unsent", true))
-        device.store(state)
-        val done = if (now() >= expires) JSONObject().put("status", "failed").put("message", "expired")
-        else device.perform(requestId, envelope.getString("action"), JSONObject(envelope.getString("params")))
-            ?: JSONObject().put("status", "failed").put("message", "unknown action")
-        report.put("status", done.getString("status")).put("message", done.optString("message"))
-        report.put("finished_at", Instant.ofEpochMilli(now()).toString())
-        device.store(state)
+        val record = synchronized(this) {
+            if (!trusts(envelope)) return false
+            reports.optJSONObject(requestId)?.let {
+                it.put("unsent", true)
+                return true
+            }
+            val expires = Instant.parse(envelope.getString("expires_at")).toEpochMilli()
+            val begun = JSONObject().put("report", report).put("action", envelope.getString("action"))
+            reports.put(requestId, begun.put("expires", expires).put("unsent", false))
+            device.store(state)
+            begun
+        }
+        val done = outcome(envelope, record.getLong("expires"))
+        synchronized(this) {
+            val last = JSONObject().put("request_id", requestId).put("via", via).put("status", done.getString("status"))
+            last.put("message", done.optString("message")).put("finished_at", Instant.ofEpochMilli(now()).toString())
+            record.put("report", last).put("unsent", true)
+            device.store(state)
+        }
         return true
     }
 
-    /** After a restart: what was begun has failed, unless it was the restart itself. Forget what expired a day ago. */
+    private fun outcome(envelope: JSONObject, expires: Long): JSONObject {
+        val failed = JSONObject().put("status", "failed")
+        if (now() >= expires) return failed.put("message", "expired")
+        val action = envelope.getString("action")
+        return device.perform(envelope.getString("request_id"), action, JSONObject(envelope.getString("params")))
+            ?: failed.put("message", "unknown action")
+    }
+
+    /** Call it once after a start: what was begun has failed, unless it was the restart itself. */
     @Synchronized fun finishInterrupted() {
-        for (id in reports.keys().asSequence().map { it.toString() }.toList()) {
-            val record = reports.getJSONObject(id)
+        for (record in records()) {
             val report = record.getJSONObject("report")
             if (report.getString("status") == "running") {
                 val status = if (record.getString("action") == "reboot") "succeeded" else "failed"
                 report.put("status", status).put("message", "the agent was restarted")
                 record.put("unsent", true)
             }
-            if (record.getLong("expires") + DAY_MILLIS < now()) reports.remove(id)
+        }
+        device.store(state)
+    }
+
+    private fun requestIds() = reports.keys().asSequence().map { it.toString() }.toList()
+    private fun records() = requestIds().map { reports.getJSONObject(it) }
+
+    /** A request id is kept until a day after its expires_at: until then a repeat may come. */
+    @Synchronized private fun forgetOldReports() {
+        for (id in requestIds()) {
+            if (reports.getJSONObject(id).getLong("expires") + DAY_MILLIS < now()) reports.remove(id)
         }
         device.store(state)
     }
 
     /** Send each report that was not answered yet. What fails now is sent after the next heartbeat. */
-    @Synchronized fun sendReports() = quietly {
-        for (id in reports.keys().asSequence().map { it.toString() }.toList()) {
-            val record = reports.getJSONObject(id)
-            if (!record.getBoolean("unsent")) continue
+    fun sendReports() = quietly {
+        val unsent = synchronized(this) {
+            records().filter { it.getBoolean("unsent") }.map { it to it.getJSONObject("report") }
+        }
+        for ((record, report) in unsent) {
             try {
-                say("/v1/action-result", record.getJSONObject("report"))
+                say("/v1/action-result", report)
             } catch (refused: Refused) {
                 if (refused.status !in listOf(404, 413, 422)) throw refused
             }
-            record.put("unsent", false)
-            device.store(state)
+            synchronized(this) {
+                record.put("unsent", record.getJSONObject("report") !== report)
+                device.store(state)
+            }
         }
     }
 
