@@ -84,7 +84,7 @@ class Proxy:
         self.hidden: dict[str, Envelope] = {}
         self._faults: dict[str, deque[Fault]] = defaultdict(deque)
         self._blocked: dict[str, Fault] = {}
-        self._triggers: dict[str, tuple[str, Fault]] = {}
+        self._triggers: dict[str, list[tuple[str, Fault]]] = defaultdict(list)
         application = web.Application()
         application.router.add_route("*", "/{path:.*}", self._pass_on)
         self._runner = web.AppRunner(application, access_log=None)
@@ -114,7 +114,7 @@ class Proxy:
 
     def block_after(self, trigger: str, path: str, fault: Fault) -> None:
         """Block a path from the moment at which a call of the path `trigger` is answered with 200."""
-        self._triggers[trigger] = (path, fault)
+        self._triggers[trigger].append((path, fault))
 
     def unblock(self, path: str) -> None:
         """Let the calls of a path through again."""
@@ -175,8 +175,8 @@ class Proxy:
             kept = {key: value for key, value in answer.headers.items() if key in ("Retry-After", "X-Correlation-ID")}
         if call.status == HTTPStatus.OK:
             self._edit(call)
-            if trigger := self._triggers.pop(call.path, None):
-                self.block(*trigger)
+            for path, fault in self._triggers.pop(call.path, []):
+                self.block(path, fault)
         return web.Response(
             status=call.status, body=orjson.dumps(call.answer), headers=kept, content_type=answer.content_type
         )

@@ -3,7 +3,7 @@
 from typing import Final
 
 from nexmdm.conformance.case import Case, Missed
-from nexmdm.conformance.proxy import HEARTBEAT, REGISTER, ROTATE, Lost
+from nexmdm.conformance.proxy import HEARTBEAT, REGISTER, ROTATE, Lost, Refusal
 from nexmdm.conformance.scenario import Scenario
 
 _ROTATE_AFTER_SECONDS: Final = 4
@@ -28,6 +28,7 @@ async def _lost_rotation(case: Case) -> None:
 
 async def _rotation(case: Case) -> None:
     case.proxy.block_after(ROTATE, HEARTBEAT, Lost(done=False))
+    case.proxy.block_after(ROTATE, ROTATE, Refusal(429, "rate_limited", retry_after=600))
     await case.enroll()
     case.withhold()
     in_flight, fresh = await case.withheld(), await case.withheld()
