@@ -71,7 +71,12 @@ class Case:
         return found()[0]
 
     def _accepted(self, path: str, since: float) -> list[Call]:
-        return [call for call in self.proxy.to(path, since=since) if call.status == 200]
+        return [call for call in self.proxy.to(path, since=since) if call.status == 200 and call.answer]
+
+    def registered_once(self, after: str) -> None:
+        """Raise Missed if the agent has registered again."""
+        if len(self.proxy.to(REGISTER)) > 1:
+            raise Missed(f"the agent registered again after {after}")
 
     # --- commands
 

@@ -10,6 +10,7 @@ from typing import Final
 
 import aiohttp
 
+from nexmdm.client.http_client import Refused, Unreachable
 from nexmdm.conformance import server
 from nexmdm.conformance.agent_process import AgentProcess, target
 from nexmdm.conformance.case import Case, Missed
@@ -61,6 +62,8 @@ class Kit:
                 await scenario.play(Case(proxy, mailbox, agent, self.server, name, token))
             except Missed as missed:
                 return Result(scenario, str(missed), agent.last_words())
+            except (Refused, Unreachable) as error:
+                return Result(scenario, f"the server of the kit answered its admin: {error}")
             finally:
                 await asyncio.to_thread(agent.stop)
         return Result(scenario, "")

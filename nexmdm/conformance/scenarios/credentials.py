@@ -3,7 +3,7 @@
 from typing import Final
 
 from nexmdm.conformance.case import Case, Missed
-from nexmdm.conformance.proxy import HEARTBEAT, REGISTER, ROTATE, Lost, Refusal
+from nexmdm.conformance.proxy import HEARTBEAT, ROTATE, Lost, Refusal
 from nexmdm.conformance.scenario import Scenario
 
 _ROTATE_AFTER_SECONDS: Final = 4
@@ -51,23 +51,18 @@ async def _rotation(case: Case) -> None:
 async def _revoked(case: Case) -> None:
     await case.enroll()
     await case.server.post(f"/admin/devices/{case.device_id}/revoke")
-    refused = [403]
-    await case.until(
-        lambda: [call.status for call in case.proxy.to(HEARTBEAT)[-2:]] == refused * 2,
-        "the agent sent no second heartbeat after it was refused with 403 device_revoked",
-        within=20,
-    )
-    if len(case.proxy.to(REGISTER)) > 1:
-        raise Missed("the agent registered again after 403 device_revoked")
-    first, second = case.proxy.to(HEARTBEAT)[-2:]
+    first = await case.refused(HEARTBEAT, 403)
+    await case.until(lambda: case.proxy.calls[-1].at > first.at, "the agent sent nothing after a 403", within=20)
+    case.registered_once("403 device_revoked")
+    await case.until(lambda: case.proxy.to(HEARTBEAT, since=first.at), "the agent sent no heartbeat after a 403")
+    second = case.proxy.to(HEARTBEAT, since=first.at)[0]
     if second.at - first.at < case.proxy.interval / 2:
         raise Missed(f"the agent tried again after {second.at - first.at:.1f} s, faster than its heartbeats")
     await case.server.post(f"/admin/devices/{case.device_id}/reinstate")
     await case.heartbeat("the agent did not come back after its device was reinstated", within=_REINSTATED_SECONDS)
     request_id = await case.order()
     await case.done(request_id)
-    if len(case.proxy.to(REGISTER)) > 1:
-        raise Missed("the agent registered again after 403 device_revoked")
+    case.registered_once("403 device_revoked")
 
 
 _ROTATING: Final = {"PHONE_ROTATE_AFTER_SECONDS": str(_ROTATE_AFTER_SECONDS)}
