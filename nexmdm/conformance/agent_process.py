@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 _STOP_SECONDS: Final = 10
+_LAST_LINES: Final = 5
 _WITHOUT_PROXY: Final = {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
 
 
@@ -61,8 +62,11 @@ class AgentProcess:
         return [line.split()[0] for line in lines if line.strip()]
 
     def last_words(self) -> str:
-        """Return the last lines of its output."""
-        return "\n".join(self.output.read_text(errors="replace").splitlines()[-5:]) if self.output.exists() else ""
+        """Return the last lines of its output, and its exit status if it has ended by itself."""
+        lines = self.output.read_text(errors="replace").splitlines()[-_LAST_LINES:]
+        if self._process is not None and (status := self._process.poll()) is not None:
+            lines.append(f"(It ended with exit status {status}.)")
+        return "\n".join(lines)
 
 
 def target(value: str) -> str:

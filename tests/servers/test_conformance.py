@@ -40,6 +40,7 @@ def runs() -> Runs:
         folder = Path(path)
         tasks = [Task(one.rule, one.scenario, one.command(folder)) for one in SABOTAGES]
         tasks += [Task("agent.py", name, PYTHON_AGENT) for name in SCENARIOS]
+        tasks.append(Task("an agent that ends", "restart", ["sh", "-c", "echo no such module >&2; exit 3"]))
         unknown = next(one for one in SABOTAGES if one.scenario == "unknown-action")
         options = ("--only", unknown.scenario, "--only", "enroll", "--", *unknown.command(folder))
         simulated = stack.enter_context(conformance("--", *SIMULATED_PHONE))
@@ -73,6 +74,12 @@ def test_a_miss_quotes_the_rule_and_the_command_ends_with_1(runs: Runs) -> None:
     assert "Rule: A phone reports an action that it does not know as failed." in output
     assert "Seen: the agent reported 'succeeded' instead of 'failed'." in output
     assert output.endswith("1 of 2 held.\n")
+
+
+def test_an_agent_that_ends_by_itself_is_shown_with_its_last_words(runs: Runs) -> None:
+    result = runs.results["an agent that ends", "restart"]
+    assert result.missed == "within 12 s, the agent did not register"
+    assert result.output == "no such module\n(It ended with exit status 3.)"
 
 
 @pytest.mark.parametrize(
