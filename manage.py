@@ -26,7 +26,7 @@ WRONG_USAGE: Final = 2
 """The exit status of `fleet` if it cannot begin."""
 
 WITHOUT_DATABASE: Final = {
-    "check", "collectstatic", "compilemessages", "diffsettings", "findstatic", "fleet", "licenses",
+    "check", "collectstatic", "compilemessages", "conformance", "diffsettings", "findstatic", "fleet", "licenses",
     "makemessages", "optimizemigration", "postgres", "sendtestemail", "serve", "simulate", "startapp", "startproject",
 }  # fmt: skip
 

@@ -257,7 +257,8 @@ class Phone:
 
     async def _post(self, path: str, body: Mapping[str, Any], bearer: str) -> dict[str, Any]:
         headers = {"Authorization": f"Bearer {bearer}", "Content-Type": "application/json"}
-        async with self._session.post(self._base_url + path, data=orjson.dumps(body), headers=headers) as response:
+        url, data = self._base_url + path, orjson.dumps(body)
+        async with self._session.post(url, data=data, headers=headers, allow_redirects=False) as response:
             return await answer_in(response)
 
 

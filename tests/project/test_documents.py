@@ -27,6 +27,7 @@ from devices.models import PUSH_HEALTH, presences
 from nexmdm.client import program as client
 from nexmdm.config import checks
 from nexmdm.config.environment import ConfigError
+from nexmdm.conformance.catalogue import SCENARIOS
 from nexmdm.version import VERSION
 from tests.support.documents import PAGES, anchors, code, commands, links, name_of, options
 from tests.support.processes import ROOT
@@ -205,6 +206,12 @@ def test_every_name_of_a_state_is_in_the_glossary() -> None:
 def test_every_action_has_a_row_on_the_page_of_the_api() -> None:
     section = (OPERATIONS / "http-api.md").read_text().partition("## Actions\n")[2].partition("\n## ")[0]
     assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == list(CATALOGUE)
+
+
+def test_every_scenario_of_the_conformance_kit_is_on_the_page_of_agents_with_its_rule() -> None:
+    table = (DOCS / "agent.md").read_text().partition("\n| scenario | the rule |\n")[2]
+    rows = re.findall(r"^\| `([a-z-]+)` \| (.+) \|$", table, re.MULTILINE)
+    assert rows == [(scenario.name, scenario.promise) for scenario in SCENARIOS.values()]
 
 
 def test_the_changelog_has_a_section_for_this_version_and_known_headings_only() -> None:

@@ -1,0 +1,159 @@
+"""One scenario's world: an agent, the proxy in front of the server, its pushes, and an admin."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from nexmdm.client.phone import Credentials, Envelope, sign
+from nexmdm.conformance.agent_process import AgentProcess
+from nexmdm.conformance.proxy import HEARTBEAT, REGISTER, REPORT, ROTATE, Call, Proxy
+from nexmdm.conformance.pushes import Mailbox
+from nexmdm.conformance.server import Server
+
+SOON_SECONDS: Final = 12
+"""The time for what an agent does at its next heartbeat, the one after it, or its first retries."""
+
+_LOOK_SECONDS: Final = 0.05
+
+
+class Missed(Exception):
+    """The agent did not do what the scenario promises. The text says what it did instead."""
+
+
+@dataclass(slots=True)
+class Case:
+    """What a scenario works with."""
+
+    proxy: Proxy
+    mailbox: Mailbox
+    agent: AgentProcess
+    server: Server
+    hardware_id: str
+    enrollment_token: str
+    _orders: list[str] = field(default_factory=list)
+
+    async def until(self, condition: Callable[[], object], what: str, *, within: float = SOON_SECONDS) -> None:
+        """Wait until a condition is true. Raises Missed, with what did not happen."""
+        deadline = time.monotonic() + within
+        while not condition():
+            if time.monotonic() >= deadline:
+                raise Missed(f"within {within:g} s, {what}")
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def enroll(self) -> None:
+        """Start the agent, and wait for its registration and its first heartbeat."""
+        self.agent.start()
+        await self.until(lambda: self._accepted(REGISTER, 0), "the agent did not register")
+        what = "the agent sent no heartbeat that was accepted after it had registered"
+        await self.until(lambda: self._accepted(HEARTBEAT, 0), what)
+
+    async def heartbeat(self, what: str = "the agent sent no heartbeat", *, within: float = SOON_SECONDS) -> Call:
+        """Wait for a heartbeat from now on that the server answers with 200."""
+        since = time.monotonic()
+        await self.until(lambda: self._accepted(HEARTBEAT, since), what, within=within)
+        return self._accepted(HEARTBEAT, since)[0]
+
+    async def heartbeats(self, number: int, *, within: float = SOON_SECONDS) -> None:
+        """Wait for some more heartbeats that the server answers with 200."""
+        since = time.monotonic()
+        what = f"the agent sent fewer than {number} heartbeats"
+        await self.until(lambda: len(self._accepted(HEARTBEAT, since)) >= number, what, within=within)
+
+    async def refused(self, path: str, status: int) -> Call:
+        """Wait for the first call of a path that got this status, and return it."""
+
+        def found() -> list[Call]:
+            return [call for call in self.proxy.to(path) if call.status == status]
+
+        await self.until(found, f"the agent did not call {path}")
+        return found()[0]
+
+    def _accepted(self, path: str, since: float) -> list[Call]:
+        return [call for call in self.proxy.to(path, since=since) if call.status == 200 and call.answer]
+
+    def registered_once(self, after: str) -> None:
+        """Raise Missed if the agent has registered again."""
+        if len(self.proxy.to(REGISTER)) > 1:
+            raise Missed(f"the agent registered again after {after}")
+
+    # --- commands
+
+    async def order(self, action: str = "ping", **fields: Any) -> str:
+        """Send the agent a command as an admin, and return its request id."""
+        body = {"action": action, "target": {"device_ids": [self.device_id]}, **fields}
+        answer = await self.server.post("/admin/command", body)
+        self._orders.append(str(answer["request_id"]))
+        return self._orders[-1]
+
+    async def withheld(self, action: str = "ping", **fields: Any) -> Envelope:
+        """Send a command whose push and offer do not reach the agent, and return its envelope."""
+        assert self.mailbox.is_held
+        assert self.proxy.hides_commands
+        request_id = await self.order(action, **fields)
+        await self.until(lambda: request_id in self.mailbox.kept, "the dispatcher sent no push: a fault of the kit")
+        return self.mailbox.kept[request_id]
+
+    def withhold(self) -> None:
+        """From now on, commands reach the agent only by `offer` and `push`."""
+        self.mailbox.is_held = self.proxy.hides_commands = True
+
+    def offer(self, *envelopes: Envelope) -> None:
+        """Add envelopes to the answer of the next heartbeat."""
+        self.proxy.offers.append(list(envelopes))
+
+    def push(self, envelope: Envelope) -> None:
+        """Push an envelope."""
+        self.mailbox.put(envelope)
+
+    async def delivery(self, request_id: str) -> dict[str, Any]:
+        """Return the server's record of a command to this phone."""
+        return await self.server.get(f"/admin/commands/{request_id}/deliveries/{self.device_id}")
+
+    async def done(self, request_id: str, status: str = "succeeded", *, within: float = SOON_SECONDS) -> Call:
+        """Wait for a final report that the server accepted, and return the first one. Raises Missed if it differs."""
+        final = ("succeeded", "failed")
+        await self.until(
+            lambda: [one for one in self.reports(request_id) if one.body.get("status") in final and one.status == 200],
+            f"the agent did not report {status!r}",
+            within=within,
+        )
+        report = next(one for one in self.reports(request_id) if one.body.get("status") in final and one.status == 200)
+        if report.body["status"] != status:
+            raise Missed(f"the agent reported {report.body['status']!r} instead of {status!r}")
+        return report
+
+    def reports(self, request_id: str) -> list[Call]:
+        """Return the agent's reports on a command, also those that got no answer."""
+        return [call for call in self.proxy.to(REPORT) if call.body.get("request_id") == request_id]
+
+    def ran(self, request_id: str, times: int) -> None:
+        """Check how often a command was carried out. Raises Missed."""
+        found = self.agent.executed().count(request_id)
+        if found != times:
+            raise Missed(f"the agent carried the command out {_often(found)} instead of {_often(times)}")
+
+    # --- credentials
+
+    @property
+    def device_id(self) -> str:
+        """The agent's device id."""
+        return str(self._answers()[-1]["device_id"])
+
+    def credentials(self) -> list[Credentials]:
+        """Return all pairs that the server sent to the agent, the newest last, also those whose answer was lost."""
+        return [Credentials(one["device_token"], one["command_key"]) for one in self._answers(REGISTER, ROTATE)]
+
+    def resign(self, envelope: Envelope, command_key: str, **changes: str) -> Envelope:
+        """Return an envelope with changes, signed for this phone by a command key."""
+        changed = {**envelope, **changes}
+        return {**changed, "signature": sign(command_key, self.device_id, changed)}
+
+    def _answers(self, *paths: str) -> list[dict[str, Any]]:
+        paths = paths or (REGISTER,)
+        return [call.answer for call in self.proxy.calls if call.path in paths and "device_token" in call.answer]
+
+
+def _often(times: int) -> str:
+    return {0: "never", 1: "once", 2: "twice"}.get(times, f"{times} times")

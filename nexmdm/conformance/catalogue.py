@@ -1,0 +1,16 @@
+"""All scenarios, in the order of the table."""
+
+from typing import Final
+
+from nexmdm.conformance.scenarios import clock, commands, credentials, enrollment, network
+
+SCENARIOS: Final = {
+    scenario.name: scenario
+    for scenario in (
+        *enrollment.SCENARIOS,
+        *network.SCENARIOS,
+        *commands.SCENARIOS,
+        *clock.SCENARIOS,
+        *credentials.SCENARIOS,
+    )
+}

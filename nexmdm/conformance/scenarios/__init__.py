@@ -1,0 +1,1 @@
+"""The scenarios of the conformance kit, by what they test."""

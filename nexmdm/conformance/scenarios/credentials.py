@@ -1,0 +1,91 @@
+"""Rotation with a lost answer and a command on its way; revocation and reinstatement."""
+
+from typing import Final
+
+from nexmdm.conformance.case import Case, Missed
+from nexmdm.conformance.proxy import HEARTBEAT, ROTATE, Lost, Refusal
+from nexmdm.conformance.scenario import Scenario
+
+_ROTATE_AFTER_SECONDS: Final = 4
+_REINSTATED_SECONDS: Final = 30
+
+
+async def _lost_rotation(case: Case) -> None:
+    case.proxy.fail(ROTATE, Lost(done=True))
+    await case.enroll()
+    old = case.credentials()[0]
+    await case.until(lambda: case.proxy.to(ROTATE), "the agent did not rotate", within=_ROTATE_AFTER_SECONDS + 10)
+    await case.until(lambda: len(case.proxy.to(ROTATE)) > 1, "the agent did not rotate again after a lost answer")
+    lost, second = case.proxy.to(ROTATE)[:2]
+    if {call.bearer for call in case.proxy.calls if lost.at < call.at <= second.at} != {old.device_token}:
+        raise Missed("the agent did not go on with the old token after the answer to its rotation was lost")
+    new = case.credentials()[-1]
+    await case.until(
+        lambda: any(call.bearer == new.device_token and call.status == 200 for call in case.proxy.to(HEARTBEAT)),
+        "the agent sent no heartbeat with the new token",
+    )
+
+
+async def _rotation(case: Case) -> None:
+    case.proxy.block_after(ROTATE, HEARTBEAT, Lost(done=False))
+    case.proxy.block_after(ROTATE, ROTATE, Refusal(429, "rate_limited", retry_after=600))
+    await case.enroll()
+    case.withhold()
+    in_flight, fresh = await case.withheld(), await case.withheld()
+    await case.until(lambda: case.proxy.to(ROTATE), "the agent did not rotate", within=_ROTATE_AFTER_SECONDS + 10)
+    new = case.credentials()[-1]
+    case.push(in_flight)
+    await case.done(in_flight["request_id"])
+    case.push(case.resign(fresh, new.command_key))
+    await case.done(fresh["request_id"])
+    case.ran(in_flight["request_id"], 1)
+    case.ran(fresh["request_id"], 1)
+    case.agent.kill()
+    case.proxy.unblock(HEARTBEAT)
+    case.agent.start()
+    accepted = await case.heartbeat("no heartbeat was accepted after a restart in the middle of a rotation")
+    if accepted.bearer != new.device_token:
+        raise Missed("the agent forgot the new token when it was restarted")
+
+
+async def _revoked(case: Case) -> None:
+    await case.enroll()
+    await case.server.post(f"/admin/devices/{case.device_id}/revoke")
+    first = await case.refused(HEARTBEAT, 403)
+    await case.until(lambda: case.proxy.calls[-1].at > first.at, "the agent sent nothing after a 403", within=20)
+    case.registered_once("403 device_revoked")
+    await case.until(lambda: case.proxy.to(HEARTBEAT, since=first.at), "the agent sent no heartbeat after a 403")
+    second = case.proxy.to(HEARTBEAT, since=first.at)[0]
+    if second.at - first.at < case.proxy.interval / 2:
+        raise Missed(f"the agent tried again after {second.at - first.at:.1f} s, faster than its heartbeats")
+    await case.server.post(f"/admin/devices/{case.device_id}/reinstate")
+    await case.heartbeat("the agent did not come back after its device was reinstated", within=_REINSTATED_SECONDS)
+    request_id = await case.order()
+    await case.done(request_id)
+    case.registered_once("403 device_revoked")
+
+
+_ROTATING: Final = {"PHONE_ROTATE_AFTER_SECONDS": str(_ROTATE_AFTER_SECONDS)}
+
+SCENARIOS: Final = (
+    Scenario(
+        "lost-rotation",
+        "If the answer to a rotation is lost, the phone goes on with the old token, which still works, and rotates"
+        " again.",
+        _lost_rotation,
+        _ROTATING,
+    ),
+    Scenario(
+        "rotation",
+        "A phone stores a new pair before it uses it, and trusts both command keys until a request with the new token"
+        " was answered with 200.",
+        _rotation,
+        _ROTATING,
+    ),
+    Scenario(
+        "revoked",
+        "After 403 device_revoked a phone keeps its credentials, does not register again, and tries a heartbeat more"
+        " and more slowly: once it is reinstated, it goes on.",
+        _revoked,
+    ),
+)

@@ -1,0 +1,30 @@
+"""The table of a run: which promises held, and for each miss the rule and what the agent did instead."""
+
+import textwrap
+from collections.abc import Sequence
+from typing import Final
+
+from nexmdm.conformance.kit import Result
+
+_WIDTH: Final = 110
+_NAME_WIDTH: Final = 22
+
+
+def table(results: Sequence[Result]) -> str:
+    """Return the table as text, with the number of promises that held in the last line."""
+    lines = [f"{result.scenario.name:{_NAME_WIDTH}}{'MISSED' if result.missed else 'held'}" for result in results]
+    for result in results:
+        if result.missed:
+            lines += ["", *_miss(result)]
+    held = sum(not result.missed for result in results)
+    return "\n".join([*lines, "", f"{held} of {len(results)} held."])
+
+
+def _miss(result: Result) -> list[str]:
+    parts = [("Rule: ", result.scenario.promise), ("Seen: ", f"{result.missed}.")]
+    lines = [result.scenario.name]
+    for head, text in parts:
+        lines += textwrap.wrap(text, _WIDTH, initial_indent=f"  {head}", subsequent_indent="        ")
+    if result.output:
+        lines += ["  The agent's last lines:", textwrap.indent(result.output, "    ")]
+    return lines

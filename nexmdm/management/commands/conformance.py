@@ -1,0 +1,69 @@
+"""manage.py conformance: play the scenarios of the kit against an agent, and print which promises held."""
+
+import asyncio
+import shutil
+import signal
+import sys
+import tempfile
+from argparse import REMAINDER, ArgumentParser
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+
+from nexmdm.conformance import kit
+from nexmdm.conformance.catalogue import SCENARIOS
+from nexmdm.conformance.kit import Result
+from nexmdm.conformance.scenario import Scenario
+from nexmdm.conformance.server import ServerFailed
+from nexmdm.conformance.table import table
+
+
+class Command(BaseCommand):
+    """Exit status 0 if all promises held, else 1."""
+
+    help = "Test an agent: start a server for it, inject faults, and print which promises of docs/agent.md it keeps."
+    requires_system_checks = ()
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Declare the options."""
+        add = parser.add_argument
+        add("--only", action="append", metavar="NAME", choices=SCENARIOS, help="play this scenario; may be repeated")
+        add("--list", action="store_true", help="print the scenarios and their promises, and play none")
+        add("--keep", type=Path, metavar="FOLDER", help="keep all outputs and states in this new folder")
+        add("command", nargs=REMAINDER, metavar="-- COMMAND …", help="the command that starts the agent")
+
+    def handle(self, *_: object, only: list[str] | None, command: list[str], keep: Path | None, **options: Any) -> None:
+        """Play the scenarios."""
+        scenarios = [scenario for name, scenario in SCENARIOS.items() if not only or name in only]
+        if options["list"]:
+            self.stdout.write("\n".join(f"{scenario.name:22}{scenario.promise}" for scenario in scenarios))
+            return
+        command = command[1:] if command[:1] == ["--"] else command
+        if not command or shutil.which(command[0]) is None:
+            named = f"{command[0]!r} is no program" if command else "No agent is named"
+            raise CommandError(f"{named}. Name its command: manage.py conformance -- python docs/agent/agent.py")
+        # A shell starts a job in the background with SIGINT ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            with tempfile.TemporaryDirectory(prefix="nexmdm-") as folder:
+                kept = keep or Path(folder)
+                kept.mkdir(parents=True, exist_ok=True)
+                results = asyncio.run(self._play(kept, scenarios, command))
+        except ServerFailed as error:
+            raise CommandError(str(error)) from error
+        except KeyboardInterrupt:
+            sys.exit("Stopped.")
+        self.stdout.write(f"\n{table(results)}")
+        if any(result.missed for result in results):
+            sys.exit(1)
+
+    async def _play(self, folder: Path, scenarios: Sequence[Scenario], command: Sequence[str]) -> list[Result]:
+        self.stdout.write(f"Starting a server for {len(scenarios)} scenarios …")
+        async with kit.running(folder) as running:
+            return await running.play_all(scenarios, command, self._tell)
+
+    def _tell(self, result: Result) -> None:
+        self.stdout.write(f"  {result.scenario.name}: {'MISSED' if result.missed else 'held'}")
+        self.stdout.flush()
