@@ -1,7 +1,7 @@
 """A simulated FCM on this machine, which passes each push to its simulated phone.
 
 It serves a dispatcher whose FCM_BASE_URL and service account name it: access tokens, and `messages:send` of the HTTP v1
-API. A push token that no phone has gets UNREGISTERED, as at FCM.
+API. A push target that no phone has gets UNREGISTERED, as at FCM.
 """
 
 import secrets
@@ -22,7 +22,7 @@ TakePush = Callable[[Envelope], None]
 
 
 class SimulatedFcm:
-    """The simulated FCM, which listens while its context is open. `phones` are those that get pushes, by push token."""
+    """The simulated FCM, which listens while its context is open. `phones` are those that get pushes, by push target."""
 
     def __init__(self, host: str, port: int) -> None:
         self.url = f"http://{host}:{port}"
@@ -52,7 +52,7 @@ class SimulatedFcm:
         if request.headers.get("Authorization", "").removeprefix("Bearer ") not in self._access_tokens:
             return _problem(401, "UNAUTHENTICATED", "")
         message = orjson.loads(await request.read())["message"]
-        take_push = self.phones.get(message["token"])
+        take_push = self.phones.get(message.get("fid") or message.get("token"))
         if take_push is None:
             return _problem(404, "NOT_FOUND", "UNREGISTERED")
         take_push(message["data"])

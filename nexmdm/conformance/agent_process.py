@@ -71,4 +71,4 @@ class AgentProcess:
 
 def target(value: str) -> str:
     """Return a push target as the agent gets it."""
-    return json.dumps({"kind": "token", "value": value})
+    return json.dumps({"kind": "fid", "value": value})
