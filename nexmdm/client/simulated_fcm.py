@@ -22,7 +22,7 @@ TakePush = Callable[[Envelope], None]
 
 
 class SimulatedFcm:
-    """The simulated FCM, which listens while its context is open. `phones` are those that get pushes, by push target."""
+    """The simulated FCM, which listens while its context is open. `phones` maps push targets to their phones."""
 
     def __init__(self, host: str, port: int) -> None:
         self.url = f"http://{host}:{port}"
