@@ -21,8 +21,8 @@ from nexmdm.common.domain_error import DomainError
 from nexmdm.common.identity import comparison_key
 
 LOST_ANSWER_WINDOW: Final = timedelta(minutes=15)
-"""The time within which the same enrollment token can ask for the answer to a registration again. Several clients may
-have that token. A client that knows the hardware id gets the device's credentials, and the phone's own ones stop."""
+"""A phone can repeat its registration with the same enrollment token for this time. Several clients may have the token:
+one that knows the hardware id gets the device's credentials, and those of the phone stop working."""
 
 
 class InvalidEnrollmentToken(DomainError):

@@ -130,8 +130,8 @@ class Device(models.Model):
     revoked too.
 
     `push_token` is the text of the push target, and `push_kind` its kind. `push_registered_at` is when the phone
-    registered it with Firebase, by the phone's own word, and never in the future. `push_revived_at` is when a dead FID
-    of this device last lived again.
+    registered it with Firebase, as the phone reported it, and never in the future. `push_revived_at` is when a dead FID
+    of this device last became live again.
 
     `push_failures` counts the pushes in a row, FAILING_FROM at most, that ended without an accepted one. When the push
     token changes or is deleted, a trigger sets it to 0.

@@ -105,8 +105,8 @@ class AuditMark(models.Model):
 class PushHealthHour(models.Model):
     """The pushes of one hour that is over, counted for one value of a device's field.
 
-    nexmdm/monitoring/push_health.py writes and reads it. `latencies` counts answers by their latency band. The row
-    without a field is there for every hour, so that it shows which hours are counted.
+    nexmdm/monitoring/push_health.py writes and reads it. `latencies` counts answers by their latency band. Each counted
+    hour also has a row without a field, so that these rows show which hours are counted.
     """
 
     id = models.BigAutoField(primary_key=True)

@@ -1,8 +1,8 @@
 """Rate limits of signed calls, failed authentications and rotations; PostgreSQL counts all of them.
 
 The rates are settings, such as ADMIN_RATE_LIMIT `120/m`: 120 calls in a window of a minute. The windows and their
-counters are in rate_limit_windows.py. (django-ratelimit's decorator does not work on Ninja's operations: above one it
-limits nothing, below one it causes a 500.)
+counters are in rate_limit_windows.py. (django-ratelimit's decorator does not work on Ninja's operations. Above Ninja's
+decorator it limits nothing; below that decorator it causes a 500.)
 """
 
 import math
