@@ -47,7 +47,7 @@ def _like(problem: Problem) -> Refusal:
 
 
 _ANYWHERE: Final = (
-    Refusal(400, "invalid_host", "This host name is not served here."),
+    Refusal(400, "invalid_host", "This host name is not in ALLOWED_HOSTS."),
     _like(problems.TARGET_IS_NO_PATH),
     _general(400, "The request, or the chunks of its body, are not valid HTTP/1.1."),
     _general(408, "The body did not arrive in time."),
