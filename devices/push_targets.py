@@ -20,10 +20,10 @@ from nexmdm.common import database
 from nexmdm.common.identity import push_owner, push_owner_digest
 
 REVIVED_AT_MOST_EVERY: Final = timedelta(hours=1)
-"""The least time between two revivals of dead FIDs of one device."""
+"""The shortest time between two revivals of dead FIDs of one device."""
 
 REGISTERED_EVERY: Final = timedelta(minutes=10)
-"""The least time between two stored registrations of a live push target.
+"""The shortest time between two stored registrations of a live push target.
 
 A phone whose clock is ahead of the server's sends a later time with each heartbeat.
 """
@@ -159,7 +159,8 @@ _MARK: Final = """
 def mark_dead(deaths: Sequence[Death]) -> list[UUID]:
     """Store that FCM called these push targets dead; return the devices that have them now. Runs in a transaction.
 
-    A FID that its device registered after the push was sent is not dead: the answer concerns the registration before.
+    A FID that its device registered after the push was sent is not dead: FCM's answer is about the earlier
+    registration.
     """
     if not deaths:
         return []

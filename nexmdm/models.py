@@ -122,7 +122,7 @@ class PushHealthHour(models.Model):
 
     class Meta:
         constraints: ClassVar = [
-            # Also the reads: one field's hours from some time on.
+            # The reads use this index too: one field's hours from some time on.
             models.UniqueConstraint(name="push_health_once", fields=["field", "starts_at", "value"]),
         ]
         indexes: ClassVar = [

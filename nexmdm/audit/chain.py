@@ -37,7 +37,7 @@ class Place:
         """Return the place written as `17:4f3a…`. Raises ValueError if the text is not a place."""
         found = _PLACE.fullmatch(text.strip())
         if found is None:
-            raise ValueError("A place in the audit is an entry's number, a colon, and the 64 digits of its hash.")
+            raise ValueError("A place in the audit is an entry's number, a colon, and the 64 hex digits of its hash.")
         return cls(int(found[1]), found[2])
 
     def __str__(self) -> str:
@@ -149,7 +149,7 @@ def _check(entry: AuditEntry, before: Place, newest: Place) -> None:
 
 
 def _gap(entry: AuditEntry, before: Place) -> BrokenLink:
-    """Return the description of a gap between an entry and the one that it was written after."""
+    """Return how the chain was broken between an entry and the entry before it."""
     written_after = AuditEntry.objects.filter(hash=entry.previous, id__lt=before.entry_id).first()
     if written_after is not None:
         first = AuditEntry.objects.filter(id__gt=written_after.id).earliest("id")

@@ -33,7 +33,7 @@ REACH: Final[tuple[Decorator, ...]] = (
 
 @dataclass(slots=True)
 class Surroundings:
-    """The surroundings of a call: the program's name, and the server of `manage.py fleet`.
+    """The environment of a call: the program's name, and the server of `manage.py fleet`.
 
     `transport` replaces the network, and `out` replaces standard output. `wish` has the options before the verb; those
     after it override them.

@@ -309,7 +309,7 @@ MOST_NOTES: Final = 32
 a client without a valid credential can cause them."""
 
 OTHER_KEYS: Final = "*"
-"""The name under which keys that no schema declares are counted."""
+"""The name under which the metrics count keys that no schema declares."""
 
 _OTHER: Final = Informing(TypeAdapter(Annotated[Any, AfterValidator(_checked)]), _storable_text)
 _DECIMAL: Final = re.compile(r"-?[0-9]{1,19}(\.[0-9]{1,19})?")
