@@ -101,7 +101,7 @@ def text_of(token_id: UUID) -> str | None:
 
 
 def revoke_token(token_id: UUID) -> EnrollmentToken:
-    """Revoke an enrollment token for good. Its devices stay. Raises UnknownEnrollmentToken."""
+    """Revoke an enrollment token permanently. Its devices stay. Raises UnknownEnrollmentToken."""
     EnrollmentToken.objects.filter(id=token_id, revoked_at=None).update(revoked_at=Now())
     row = EnrollmentToken.objects.filter(id=token_id).first()
     if row is None:

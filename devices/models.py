@@ -230,7 +230,7 @@ class Device(models.Model):
 class DeadPushToken(models.Model):
     """The digest of a push target that FCM called dead, and when the push that showed it was sent.
 
-    A token stays dead if any device sends it again. A FID lives again when a phone has registered it later.
+    A token stays dead, whichever device sends it again. A FID becomes live again when a phone registers it later.
     """
 
     sha256 = models.BinaryField(max_length=32, primary_key=True)

@@ -119,8 +119,8 @@ def assign(device_id: UUID, target: PushTarget | None) -> Assigned:
     """Set or delete a device's push target. Runs in a transaction.
 
     Any other device with a push target of the same installation loses it. A token that FCM called dead stays dead,
-    whichever device sends it. A FID that FCM called dead lives again if it was registered after its death, but not
-    within an hour after the device's last revival.
+    whichever device sends it. A FID that FCM called dead becomes live again if it was registered after its death, but
+    not within an hour after the device's last revival.
     """
     if target is not None:
         take_turns([target.value])
@@ -240,7 +240,7 @@ def _owners_of(push_tokens: Iterable[str]) -> QuerySet[Device]:
 
 
 def _digest(kind: str, value: str) -> bytes:
-    """Return the key of a push target among the dead ones. That of a token is its SHA-256, as earlier versions wrote.
+    """Return the key of a push target among the dead ones. A token's key is its SHA-256, as earlier versions wrote it.
 
     No push target contains a NUL, so the two kinds have different keys.
     """

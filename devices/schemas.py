@@ -47,9 +47,9 @@ class SentPushTarget(_PushTargetText, total=False):
     """A registration token of FCM, or a FID: the id of a Firebase installation.
 
     `registered_at` is when the phone registered it, by the server's time; a later time than now counts as now. A token
-    that FCM called dead stays dead. A FID that FCM called dead lives again when it is sent with a `registered_at` after
-    its death, at most once an hour. If several devices send a target of the same installation, only the last one keeps
-    it.
+    that FCM called dead stays dead. A FID that FCM called dead becomes live again when it is sent with a
+    `registered_at` after its death, at most once an hour. If several devices send a target of the same installation,
+    only the last one keeps it.
     """
 
     registered_at: Annotated[Time | None, INFORMS_EXACTLY]

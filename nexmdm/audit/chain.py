@@ -37,7 +37,7 @@ class Place:
         """Return the place written as `17:4f3a…`. Raises ValueError if the text is not a place."""
         found = _PLACE.fullmatch(text.strip())
         if found is None:
-            raise ValueError("A place in the audit is an entry's number, a colon, and the 64 hex digits of its hash.")
+            raise ValueError("A place in the audit is an entry's number, a colon, and the 64 digits of its hash.")
         return cls(int(found[1]), found[2])
 
     def __str__(self) -> str:

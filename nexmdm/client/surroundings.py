@@ -1,4 +1,4 @@
-"""The surroundings of a call, and the options that choose the server. These may be before or after the verb."""
+"""The environment of a call, and the options that choose the server, which may be before or after the verb."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
