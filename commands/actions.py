@@ -114,13 +114,13 @@ RETIRING: Final = [action.name for action in CATALOGUE.values() if action.retire
 
 
 def is_protective(name: str) -> bool:
-    """Return whether an action is protective. An action that is no longer in the catalogue is not."""
+    """Return whether an action is protective; False if it is no longer in the catalogue."""
     action = CATALOGUE.get(name)
     return action is not None and action.protective
 
 
 def runs_in_direct_boot(name: str) -> bool:
-    """Return whether the phone runs an action before it is unlocked. One that is no longer in the catalogue: no."""
+    """Return whether the phone runs an action before it is unlocked; False if it is no longer in the catalogue."""
     action = CATALOGUE.get(name)
     return action is not None and action.direct_boot
 

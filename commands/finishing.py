@@ -1,8 +1,8 @@
 """Finishing: when no delivery of a command is open any more, the end of the command is stored, once.
 
-Settled deliveries do not change, so the stored end does not change either. It makes lists by state and outcome fast,
-and stays true while retention deletes the deliveries. Until the end is stored, standing.py derives the state at each
-read.
+Settled deliveries do not change, so the stored end does not change either. The stored end makes lists by state and
+outcome fast, and stays true while retention deletes the deliveries. Until the end is stored, standing.py derives the
+state at each read.
 """
 
 from datetime import timedelta

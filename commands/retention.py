@@ -26,7 +26,7 @@ ROWS: Final = 10_000
 BYTES: Final = 8 * 1024 * 1024
 """The number of reports, and of attempts, that one call of trim() deletes, and their size: some tenths of a second."""
 
-# The planner does not know that a delivery has just got a million rows, so these hints leave it no choice. It finds
+# The planner does not know that a delivery has just got a million rows, so these hints allow only one plan. It finds
 # rows by the index of their delivery (by OFFSET 0, instead of hashing the whole table), and deliveries in the index's
 # order.
 _BY_INDEX: Final = tuple(

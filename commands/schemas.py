@@ -91,7 +91,7 @@ class PushPlan(ResponseSchema):
 
 
 class CommandIssued(ResponseSchema):
-    """The number of devices that a command was queued for; in a dry run, would be."""
+    """The number of devices that a command was queued for; in a dry run, that it would be queued for."""
 
     request_id: UUID | None
     action: str

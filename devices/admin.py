@@ -38,7 +38,7 @@ SECRETS: Final = ("push_token", "token_hash", "token_digest", "next_hash", "next
 
 
 REPORTED: Final = ("same_manufacturer", "same_model", "same_os", "same_agent")
-"""The columns with the phone's reports about itself that the page of a device shows."""
+"""The columns with the phone's own readings, for the page of a device."""
 
 ACTIVE: Final = "active"
 """The choice of the presence filter for all devices that are neither revoked nor retired."""

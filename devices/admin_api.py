@@ -173,7 +173,7 @@ async def revoke_device(request: HttpRequest, device_id: UUID, body: EmptyBody |
 @router.post("/devices/{uuid:device_id}/retire", response=DeviceRevoked, url_name="retire", tags=["fleet"])
 @summarized(by_path("retire", DEVICE))
 async def retire_device(request: HttpRequest, device_id: UUID, body: EmptyBody | None = None) -> HttpResponse:
-    """Retire a device: revoke it for good. Its alias becomes free, and it counts only as retired.
+    """Retire a device: revoke it permanently. Its alias becomes free, and the device counts only as retired.
 
     Its history stays. Its hardware may register again with any valid enrollment token, under the same `device_id`. A
     device that reports its `wipe` as `succeeded` is retired by that report. `withdrawn` is as for a revocation. If

@@ -37,7 +37,7 @@ from nexmdm.common.tolerance.repair import Note
 from nexmdm.common.types import rfc3339
 
 INTERVAL_SPREAD: Final = 10
-"""The next heartbeat is due this part of the interval earlier or later: a tenth."""
+"""The next heartbeat is due up to this part of the interval earlier or later: a tenth."""
 
 log = structlog.get_logger()
 
@@ -63,7 +63,7 @@ def verdicts() -> Counter[str]:
 class CheckedIn:
     """The result of a good heartbeat: its offer, the database's time, and whether a push target must be written.
 
-    The push target is the one of the heartbeats that were merged, so that all of them write the same one.
+    Heartbeats that were merged share one result, so that all of them write the same push target.
     """
 
     offer: Offer
@@ -177,7 +177,7 @@ async def submit(record: HeartbeatRecord) -> Outcome:
 async def check_in(token: tokens.Token, fields: Heartbeat, notes: Sequence[Note], client: str) -> bytes | InvalidToken:
     """Record a heartbeat and return its answer as JSON, after the commit; or the error of a token that is not valid.
 
-    That error is returned, not raised: when many wrong tokens arrive, each raised error costs pauses for the garbage
+    That error is returned, not raised: when many wrong tokens arrive, each raised error makes work for the garbage
     collector. `notes` lists the fields of the body that were repaired or dropped. `client` is the address, for the
     gates in front of expensive work. Raises DeviceRevoked, BcryptBusy, Overloaded, Draining, and the errors of the
     database.

@@ -48,7 +48,7 @@ class DeviceRevoked(DomainError):
 
 
 class NeedsFullCheck(Exception):
-    """The digest cannot decide. The caller must call token_check.check_fully() and try again."""
+    """The stored digest cannot show whether the token is valid. Call token_check.check_fully(), then try again."""
 
 
 class Verdict(StrEnum):

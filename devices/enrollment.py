@@ -21,8 +21,8 @@ from nexmdm.common.domain_error import DomainError
 from nexmdm.common.identity import comparison_key
 
 LOST_ANSWER_WINDOW: Final = timedelta(minutes=15)
-"""The time within which the same enrollment token can ask for the answer to a registration again. Several clients may
-have that token. A client that knows the hardware id gets the device's credentials, and the phone's own ones stop."""
+"""A phone can repeat its registration with the same enrollment token for this time. Several clients may have the token:
+one that knows the hardware id gets the device's credentials, and those of the phone stop working."""
 
 
 class InvalidEnrollmentToken(DomainError):
@@ -101,7 +101,7 @@ def text_of(token_id: UUID) -> str | None:
 
 
 def revoke_token(token_id: UUID) -> EnrollmentToken:
-    """Revoke an enrollment token for good. Its devices stay. Raises UnknownEnrollmentToken."""
+    """Revoke an enrollment token permanently. Its devices stay. Raises UnknownEnrollmentToken."""
     EnrollmentToken.objects.filter(id=token_id, revoked_at=None).update(revoked_at=Now())
     row = EnrollmentToken.objects.filter(id=token_id).first()
     if row is None:

@@ -37,7 +37,7 @@ class HeartbeatRecord:
         return {"device_id": str(self.token.id)}
 
     def is_wanted(self) -> bool:
-        """Return True: a heartbeat is recorded even if its client has left."""
+        """Return True: a heartbeat is recorded even if its client has disconnected."""
         return True
 
 

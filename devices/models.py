@@ -130,8 +130,8 @@ class Device(models.Model):
     revoked too.
 
     `push_token` is the text of the push target, and `push_kind` its kind. `push_registered_at` is when the phone
-    registered it with Firebase, by the phone's own word, and never in the future. `push_revived_at` is when a dead FID
-    of this device last lived again.
+    registered it with Firebase, as the phone reported it, and never in the future. `push_revived_at` is when a dead FID
+    of this device last became live again.
 
     `push_failures` counts the pushes in a row, FAILING_FROM at most, that ended without an accepted one. When the push
     token changes or is deleted, a trigger sets it to 0.
@@ -230,7 +230,7 @@ class Device(models.Model):
 class DeadPushToken(models.Model):
     """The digest of a push target that FCM called dead, and when the push that showed it was sent.
 
-    A token stays dead if any device sends it again. A FID lives again when a phone has registered it later.
+    A token stays dead, whichever device sends it again. A FID becomes live again when a phone registers it later.
     """
 
     sha256 = models.BinaryField(max_length=32, primary_key=True)

@@ -20,10 +20,10 @@ from nexmdm.common import database
 from nexmdm.common.identity import push_owner, push_owner_digest
 
 REVIVED_AT_MOST_EVERY: Final = timedelta(hours=1)
-"""The least time between two revivals of dead FIDs of one device."""
+"""The shortest time between two revivals of dead FIDs of one device."""
 
 REGISTERED_EVERY: Final = timedelta(minutes=10)
-"""The least time between two stored registrations of a live push target.
+"""The shortest time between two stored registrations of a live push target.
 
 A phone whose clock is ahead of the server's sends a later time with each heartbeat.
 """
@@ -119,8 +119,8 @@ def assign(device_id: UUID, target: PushTarget | None) -> Assigned:
     """Set or delete a device's push target. Runs in a transaction.
 
     Any other device with a push target of the same installation loses it. A token that FCM called dead stays dead,
-    whichever device sends it. A FID that FCM called dead lives again if it was registered after its death, but not
-    within an hour after the device's last revival.
+    whichever device sends it. A FID that FCM called dead becomes live again if it was registered after its death, but
+    not within an hour after the device's last revival.
     """
     if target is not None:
         take_turns([target.value])
@@ -159,7 +159,8 @@ _MARK: Final = """
 def mark_dead(deaths: Sequence[Death]) -> list[UUID]:
     """Store that FCM called these push targets dead; return the devices that have them now. Runs in a transaction.
 
-    A FID that its device registered after the push was sent is not dead: the answer concerns the registration before.
+    A FID that its device registered after the push was sent is not dead: FCM's answer is about the earlier
+    registration.
     """
     if not deaths:
         return []
@@ -239,7 +240,7 @@ def _owners_of(push_tokens: Iterable[str]) -> QuerySet[Device]:
 
 
 def _digest(kind: str, value: str) -> bytes:
-    """Return the key of a push target among the dead ones. That of a token is its SHA-256, as earlier versions wrote.
+    """Return the key of a push target among the dead ones. A token's key is its SHA-256, as earlier versions wrote it.
 
     No push target contains a NUL, so the two kinds have different keys.
     """

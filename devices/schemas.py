@@ -47,15 +47,18 @@ class SentPushTarget(_PushTargetText, total=False):
     """A registration token of FCM, or a FID: the id of a Firebase installation.
 
     `registered_at` is when the phone registered it, by the server's time; a later time than now counts as now. A token
-    that FCM called dead stays dead. A FID that FCM called dead lives again when it is sent with a `registered_at` after
-    its death, at most once an hour. Of the devices that send a target of the same installation, the last one has it.
+    that FCM called dead stays dead. A FID that FCM called dead becomes live again when it is sent with a
+    `registered_at` after its death, at most once an hour. If several devices send a target of the same installation,
+    only the last one keeps it.
     """
 
     registered_at: Annotated[Time | None, INFORMS_EXACTLY]
 
 
 class PushTargetBody(DeviceBody):
-    """The two fields for a push target: a `push_token` is one of kind `token`, and `push_target` outranks it."""
+    """The two fields for a push target. `push_token` is a target of kind `token`; if both are sent, `push_target`
+    counts.
+    """
 
     push_token: Annotated[PushToken | None, INFORMS_EXACTLY] = None
     push_target: Annotated[Annotated[SentPushTarget, Storable(20_000)] | None, INFORMS] = None
@@ -225,7 +228,7 @@ class WithdrawnCommand(ResponseSchema):
 
 
 class DeviceRevoked(DeviceRow):
-    """A device that was revoked or retired. `withdrawn` names each `wipe` and `lock` that was open, now cancelled."""
+    """A device that was revoked or retired. `withdrawn` names each open `wipe` and `lock` that was cancelled."""
 
     withdrawn: list[WithdrawnCommand]
 
@@ -248,7 +251,7 @@ class DevicePage(ResponseSchema):
 
 Reported = Annotated[
     Detail | None,
-    Field(description="Exactly as the device reported it. If it is empty: the devices that reported none."),
+    Field(description="The value exactly as the device reported it. An empty one finds devices that reported none."),
 ]
 
 
@@ -263,7 +266,8 @@ class DeviceQuery(Page, extra="forbid"):
     not_seen_for_seconds: Annotated[
         Annotated[QueryInteger, Field(ge=0, le=LONGEST_SILENCE_SECONDS)] | None,
         Field(
-            description="No heartbeat for this time; before the first heartbeat, the time since the enrollment counts. "
+            description="Only devices without a heartbeat for this time; before the first heartbeat, "
+            "the time since the enrollment counts. "
             "Includes revoked and retired devices, unless `status` excludes them."
         ),
     ] = None

@@ -19,7 +19,7 @@ R = TypeVar("R")
 
 _THREADS: Final = 2
 _AT_ONCE: Final = 2 * _THREADS
-"""A larger number than that of the threads, because some of the work waits for the database."""
+"""More than the number of threads, because some of the work waits for the database."""
 
 _WAITING: Final = 200
 _SECONDS: Final = 10

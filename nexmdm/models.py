@@ -105,8 +105,8 @@ class AuditMark(models.Model):
 class PushHealthHour(models.Model):
     """The pushes of one hour that is over, counted for one value of a device's field.
 
-    nexmdm/monitoring/push_health.py writes and reads it. `latencies` counts answers by their latency band. The row
-    without a field is there for every hour, so that it shows which hours are counted.
+    nexmdm/monitoring/push_health.py writes and reads it. `latencies` counts answers by their latency band. Each counted
+    hour also has a row without a field, so that these rows show which hours are counted.
     """
 
     id = models.BigAutoField(primary_key=True)
@@ -122,7 +122,7 @@ class PushHealthHour(models.Model):
 
     class Meta:
         constraints: ClassVar = [
-            # Also the reads: one field's hours from some time on.
+            # The reads use this index too: one field's hours from some time on.
             models.UniqueConstraint(name="push_health_once", fields=["field", "starts_at", "value"]),
         ]
         indexes: ClassVar = [

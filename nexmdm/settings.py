@@ -22,7 +22,7 @@ SECRET_KEY_FALLBACKS = environment.previous_secrets("SECRET_KEY_FALLBACKS")
 # The first one is current, the others are previous values.
 ADMIN_KEYS = [environment.secret("ADMIN_KEY", _GENERATED), *environment.previous_secrets("ADMIN_KEY_PREVIOUS")]
 HMAC_SECRETS = [environment.secret("HMAC_SECRET", _GENERATED), *environment.previous_secrets("HMAC_SECRET_PREVIOUS")]
-# The same for further admins, by principal.
+# The keys and secrets of the named admins, by principal.
 NAMED_ADMIN_KEYS, NAMED_HMAC_SECRETS = named_admins.keys_and_secrets()
 COMMAND_SIGNING_KEYS = [
     environment.secret("COMMAND_SIGNING_KEY", _GENERATED),
@@ -63,7 +63,7 @@ HEARTBEAT_LOG = environment.choice("HEARTBEAT_LOG", "summary" if _AT_A_TERMINAL 
 
 # One web worker's connections. All processes together use workers × this, the dispatchers' connections and a few more.
 DATABASE_POOL_SIZE = environment.whole("DATABASE_POOL_SIZE", 8, minimum=2, maximum=200)
-# The time that work waits for a connection.
+# The longest time that work waits for a connection, in seconds.
 POOL_TIMEOUT_SECONDS = 2
 # After this time, the pool tries once more to connect and then stops; the next request lets it try again. By default it
 # tries for five minutes with doubling pauses, and would wait longer than PostgreSQL is away.

@@ -1,8 +1,8 @@
 """The timeline of a device: commands, pushes, reports, refusals and signed requests about it, in one order.
 
-Each source gives its newest rows. If a source has more, the timeline ends with the oldest row that it gave, so it has
-no gap. (The newest DELIVERIES commands are included. Later events of older commands are on the pages of those
-commands.)
+The timeline reads the newest rows of each source. If a source has more, the timeline ends with the oldest row that was
+read, so that it has no gap. (The newest DELIVERIES commands are included. Later events of older commands are on the
+pages of those commands.)
 """
 
 from collections.abc import Iterator, Sequence

@@ -160,7 +160,7 @@ class FcmErrorFilter(ChoiceFilter):
 
 
 class DeliveryHttpStatusFilter(HttpStatusFilter):
-    """The filter by the HTTP status of any of its attempts."""
+    """The filter by the HTTP status of any attempt of the delivery."""
 
     def conditions(self) -> dict[str, Q]:
         """Return conditions that are true for a delivery if they are true for one of its attempts."""
@@ -168,7 +168,7 @@ class DeliveryHttpStatusFilter(HttpStatusFilter):
 
 
 class DeliveryFcmErrorFilter(FcmErrorFilter):
-    """The filter by the FCM code of any of its attempts."""
+    """The filter by the FCM code of any attempt of the delivery."""
 
     def conditions(self) -> dict[str, Q]:
         """Return conditions that are true for a delivery if they are true for one of its attempts."""

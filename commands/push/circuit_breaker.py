@@ -6,7 +6,7 @@ from typing import Final
 
 FAILURES_TO_OPEN: Final = 20
 SEVERAL_DEVICES: Final = 3
-"""The number of devices whose sends must fail before it is our side's fault. One or two may be the phones' fault."""
+"""The number of devices whose sends must fail before the fault counts as our side's: one or two may be the phones'."""
 
 MOST_PASSED_OVER: Final = 1000
 """The most failed deliveries that a circuit stores: more than can fail before it opens, with all slots in use."""

@@ -206,7 +206,7 @@ class Dispatcher:
     def _give_back(self, claimed: Claimed, reason: str, retry_in_seconds: float = 0.0) -> None:
         """Close an attempt that was not sent.
 
-        The push is due again if it is still needed. This does not count as a failure.
+        The push is due again if it is still needed. An attempt that was not sent does not count as a failure.
         """
         request_id, device_id = str(claimed.content.request_id), claimed.recipient.device_id
         log.info("command.not_sent", request_id=request_id, device_id=device_id, attempt=claimed.number, detail=reason)

@@ -32,7 +32,7 @@ SPREAD: Final = 1.1
 class RetryDecision(NamedTuple):
     """An attempt's outcome, and the seconds until the next one (None: this answer causes no further push).
 
-    `fault` is the fault that the circuit counts. `advice` tells an operator what to do.
+    `fault` is the fault that the circuit counts. `advice` states what an operator must do.
     """
 
     outcome: AttemptOutcome

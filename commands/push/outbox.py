@@ -65,7 +65,7 @@ class Sent(NamedTuple):
 
 
 # Just after a command to a hundred thousand devices, the planner has no statistics of the new rows. So the statement
-# leaves it no choice. Rows are picked only from delivery_push_due, in its order, up to the limit; otherwise each claim
+# allows only one plan. Rows are picked only from delivery_push_due, in its order, up to the limit; otherwise each claim
 # would sort all due rows. Attempts are found by their delivery: by `finished_at IS NULL`, because `in_flight` has
 # another index. A picked push that must not be sent waits until the lease ends, and blocks no other push. If an attempt
 # is still open when its delivery becomes due again, its dispatcher died. It is closed as unknown, because its outcome

@@ -71,7 +71,7 @@ _RESULTS: Final = f"""
 """  # noqa: S608  (a constant of ours; values are parameters)
 
 MOST_COUNTED: Final = 50_000
-"""The largest number of deliveries in which a list counts results, smaller commands first. This takes up to 0.2 s."""
+"""The largest number of deliveries in which a list counts results, smaller commands first: up to 0.2 s of work."""
 
 DELIVERIES_PER_QUERY: Final = 200_000
 """The largest number of deliveries that one query counts, unless a single command has more."""

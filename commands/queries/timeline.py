@@ -18,7 +18,10 @@ MOST_ATTEMPTS: Final = 1000
 def events(
     row: Delivery, attempts: list[Attempt], reports: list[Report], most_attempts: int, most_reports: int
 ) -> list[TimelineEvent]:
-    """Return the events, oldest first, with a limited number of attempts and reports. These are given newest first."""
+    """Return the events, oldest first, with a limited number of attempts and reports.
+
+    `attempts` and `reports` must be sorted newest first.
+    """
     found = [
         TimelineEvent(at=row.command.issued_at, event="issued"),
         *_newest("attempts", [_attempt_event(attempt) for attempt in attempts], most_attempts),

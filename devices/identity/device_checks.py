@@ -31,7 +31,7 @@ MOST_INSTALLATIONS: Final = 1000
 
 @register(checks.TAG, Tags.database)
 def same_devices(*, databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
-    """Warn of devices that share an alias, a hardware id or an installation. Reads all devices of each database."""
+    """Warn about devices that share an alias, a hardware id or an installation. Reads all devices of each database."""
     return [message for using in databases or () for message in _warnings(using)]
 
 
@@ -48,13 +48,13 @@ def _warnings(using: str) -> list[CheckMessage]:
 
 def _same(using: str) -> Iterator[CheckMessage]:
     if found := comparison_keys.shadowed_aliases(using):
-        text = "Devices have an earlier device's alias, in another case or spelling; it now names the earlier device"
+        text = (
+            "Devices have the alias of an earlier device, in another case or spelling; it now names the earlier device"
+        )
         hint = "Change one of the two aliases: `manage.py fleet change ID --alias NAME`."
         yield _warning(found, text, hint, SAME_ALIAS)
     if found := comparison_keys.shadowed_hardware_ids(using):
-        text = (
-            "Devices have an earlier device's hardware_id, with blanks around it; registrations go to the earlier one"
-        )
+        text = "Devices have the hardware_id of an earlier device, with blanks around it; registrations go to that one"
         hint = "Revoke the one that is not in use: `manage.py fleet revoke ID`."
         yield _warning(found, text, hint, SAME_HARDWARE_ID)
     shared = push_targets.shared_installations(MOST_INSTALLATIONS, using)

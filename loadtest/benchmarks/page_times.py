@@ -153,7 +153,7 @@ def _facts(connection: psycopg.Connection[Any]) -> Facts:
     assert row is not None
     far_ends = {}
     for path, table in LISTS.items():
-        # The last page but a half one.
+        # The last full page: fifty older rows follow it.
         found = connection.execute(f"SELECT id FROM {table} ORDER BY id OFFSET 150 LIMIT 1").fetchone()  # noqa: S608
         far_ends[path] = str(found[0]) if found else ""
     newest, oldest_wide, newest_wide, device, since, until = row

@@ -81,10 +81,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--commands-per-second",
         type=float,
-        help="20; 5 in `frozen` and `readonly`, after which all waiting requests arrive at the same moment",
+        help="default 20; 5 in `frozen` and `readonly`, after which all waiting requests arrive at the same moment",
     )
     parser.add_argument(
-        "--pooler", action="store_true", help="kills: with a PostgreSQL behind PgBouncer, which pools transactions"
+        "--pooler",
+        action="store_true",
+        help="for `kills`: with a PostgreSQL behind PgBouncer, which pools transactions",
     )
     arguments = parser.parse_args()
     if arguments.pooler and arguments.fault != "kills":

@@ -6,7 +6,7 @@ Interval = tuple[float, float]
 
 
 def union(spans: Iterable[Interval]) -> list[Interval]:
-    """Return the same time as spans that do not overlap, in order."""
+    """Return spans that cover the same time, in order and without overlap."""
     joined: list[Interval] = []
     for begin, end in sorted(spans):
         if joined and begin <= joined[-1][1]:
@@ -17,7 +17,7 @@ def union(spans: Iterable[Interval]) -> list[Interval]:
 
 
 def common(some: Sequence[Interval], others: Sequence[Interval]) -> list[Interval]:
-    """Return the time that is in both lists. The spans of one list must not overlap."""
+    """Return the spans of time that are in both lists. The spans of one list must not overlap."""
     pairs = ((max(one[0], other[0]), min(one[1], other[1])) for one in some for other in others)
     return [(begin, end) for begin, end in pairs if begin < end]
 

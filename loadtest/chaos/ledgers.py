@@ -16,7 +16,7 @@ from loadtest.load.targets import Target
 OPEN: Final = ("pending", "received")
 FINAL: Final = ("succeeded", "failed")
 LEASE_SECONDS: Final = 45
-"""The length of the lease of a claimed push, as in the server."""
+"""The seconds of the lease of a claimed push, as in the server."""
 
 OVERDUE_SECONDS: Final = 15
 """The longest time that a due delivery may wait: a killed dispatcher is started again, and does the work."""

@@ -172,8 +172,8 @@ def _tried(snapshot: DatabaseSnapshot, away: Sequence[Interval]) -> Target:
     away = intervals.union(away)
     missed = sum(_overdue_seconds(one, snapshot.read_at, away) > PROMPT_SECONDS for one in snapshot.deliveries)
     tried = sum(bool(one.attempts) for one in snapshot.deliveries)
-    untried, nobody = len(snapshot.deliveries) - tried, intervals.length(away)
-    figure = f"{tried:,} tried, {untried:,} never; {missed:,} missed, {nobody:.0f} s aside"
+    untried, paused = len(snapshot.deliveries) - tried, intervals.length(away)
+    figure = f"{tried:,} tried, {untried:,} never; {missed:,} missed, {paused:.0f} s without pushing left out"
     return Target("pushes that came due were tried", "all", figure, tried > 0 and not missed)
 
 

@@ -72,7 +72,7 @@ _ORDERS: Final[Mapping[str, type]] = {
 
 
 class FcmStandin:
-    """A Firebase project of its own: a server in a thread, from `start` to `close`.
+    """A fake Firebase project: a server in a thread, from `start` to `close`.
 
     Set its attributes, from any thread: `override` is one answer for every send, `delay_ms` slows every answer,
     `oauth_down` makes the OAuth endpoint fail, `oauth_says` is its answer with 200 instead of a token, and

@@ -40,10 +40,18 @@ class Command(BaseCommand):
         """Declare the options."""
         long, seconds, add = _some_seconds, arguments.seconds, parser.add_argument
         add("--devices", type=arguments.positive, default=100, metavar="N", help="how many phones; default 100")
-        add("--interval", type=long, metavar="TIME", help="between a phone's heartbeats; default: as the server says")
+        add("--interval", type=long, metavar="TIME", help="time between a phone's heartbeats; default: the server's")
         add("--duration", type=long, default=300, metavar="TIME", help="how long to measure, as 300 or 5m; default 5m")
-        add("--ramp", type=seconds, default=10, metavar="TIME", help="how long phones join before; default 10")
-        add("--commands-per-minute", type=_none_or_more, default=60, metavar="N", help="to random phones; default 60")
+        add(
+            "--ramp", type=seconds, default=10, metavar="TIME", help="time before, in which the phones join; default 10"
+        )
+        add(
+            "--commands-per-minute",
+            type=_none_or_more,
+            default=60,
+            metavar="N",
+            help="each to a random phone; default 60",
+        )
         add("--url", type=arguments.url, help="a running server with these settings' secrets; phones get no push")
         add("--keep", type=Path, metavar="FOLDER", help="folder for the data of its own server, for further runs")
         add(
@@ -51,7 +59,7 @@ class Command(BaseCommand):
             type=float,
             default=1,
             metavar="PERCENT",
-            help="of all requests that may fail; default: less than 1; 0: none",
+            help="percentage of requests that may fail; default: less than 1; 0: none",
         )
         add("--p95", type=float, default=150, metavar="MS", help="limit for the heartbeats' p95; default 150")
         add("--p99", type=float, default=300, metavar="MS", help="limit for the heartbeats' p99; default 300")

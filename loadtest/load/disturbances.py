@@ -113,6 +113,6 @@ def invalid_tokens(members: Sequence[Member]) -> Iterator[tuple[str, bytes]]:
 
 
 def _malformed(members: Sequence[Member]) -> Iterator[tuple[str, bytes]]:
-    """Yield right tokens with bodies that the server must not store unchanged."""
+    """Yield valid tokens with bodies that the server must not store unchanged."""
     while True:
         yield random.choice(members).device_token, random.choice(_MALFORMED)

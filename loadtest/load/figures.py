@@ -113,7 +113,7 @@ class Figures:
     def __init__(self) -> None:
         self.seconds: defaultdict[int, Second] = defaultdict(Second)
         self.late = Histogram()
-        """How long after their due time the generator began its requests."""
+        """How late the generator began its requests after their due time."""
 
     def due(self, second: float, late_seconds: float) -> None:
         """Note a heartbeat with its due second, and how late it began."""

@@ -299,7 +299,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent process, which closes standard input.
     plan = Plan.from_line(sys.stdin.buffer.readline())
     generator = Generator(plan, credentials_file.read(Path(plan.roster), plan.part, plan.parts))
-    # Otherwise each full collection visits all phones and their tasks, and everything that is due meanwhile is late.
+    # Otherwise each full garbage collection visits all phones and their tasks, and delays everything that is due
+    # meanwhile.
     gc.collect()
     gc.disable()
     _say({"ready": True})

@@ -1,4 +1,4 @@
-"""Files and processes of programs that refuse to run as root. Under root, they belong to the account of PostgreSQL."""
+"""Files and processes of programs that refuse to run as root. Under root, they get PostgreSQL's account."""
 
 import os
 import subprocess

@@ -18,7 +18,7 @@ from nexmdm.models import DispatcherSeen
 from nexmdm.monitoring.dispatcher_status import ALIVE
 
 MOST_COMMANDS: Final = 10_000
-"""The largest number of commands of the last day that are read: the ones that ended last."""
+"""The largest number of commands of the last day that are read, beginning with those that ended last."""
 
 MOST_LOW: Final = 1_000
 """The largest number of devices with a low battery that are counted, because their JSON must be read."""

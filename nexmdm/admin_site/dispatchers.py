@@ -17,7 +17,7 @@ class DispatcherSeenAdmin(ReadOnlyAdmin):
     list_display = ("name", "started", "last_seen", "circuit_now", "circuit_reason")
     empty = "Start one: manage.py dispatch. (make run starts one.)"
     fields: ClassVar = ["name", "started", "last_seen", "circuit_now", "circuit_reason"]
-    # They are forgotten after a day, so one page holds them all.
+    # A dispatcher's row is deleted at most a day after its end, so one page shows all rows.
     ordering: ClassVar = ["-last_seen_at"]
     list_per_page = 1000
 

@@ -47,7 +47,7 @@ def failed(request: HttpRequest) -> HttpResponse:
     """Answer any other error by the API's table of errors, which also logs the errors that are NexMDM's own fault."""
     error = sys.exc_info()[1]
     if isinstance(error, Error) and meaning_of(error) is Meaning.UNAVAILABLE:
-        # Django has it answered here; where the site's work is run, it is not seen any more.
+        # Django answers the error here, so the code that runs the site's work does not see the error any more.
         database.note_unavailable(error)
     return _logged(api.on_exception(request, error) if isinstance(error, Exception) else problems.INTERNAL.response())
 

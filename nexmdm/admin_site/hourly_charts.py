@@ -34,7 +34,7 @@ _RESULTS: Final = """
     GROUP BY 1, 2
 """
 
-# In units of the view box; the style sheet makes it as wide as there is room.
+# In units of the view box. The style sheet stretches the chart to the width of its place.
 _STEP: Final = 20
 _BAR: Final = 14
 _HEIGHT: Final = 100

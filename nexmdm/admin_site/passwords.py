@@ -13,7 +13,7 @@ from nexmdm.admin_site import turns
 from nexmdm.common.overload import hashing
 
 AT_ONCE: Final = 1 if hashing.cores() <= 2 else 2
-"""The number of hashes that a process computes at the same time. On two cores, one stays free for the phones."""
+"""The number of hashes that a process computes at the same time. On two cores, one core stays free for the phones."""
 
 _threads: Final = hashing.threads("password", AT_ONCE)
 

@@ -12,7 +12,7 @@ from django.contrib.sessions.models import Session
 from django.db.models.functions import Now
 
 _LENGTH = 40
-"""The number of characters that fit into Django's column: 160 bits of the digest."""
+"""The number of hex digits of the digest that fit into Django's column: 160 bits."""
 
 
 class SessionStore(db.SessionStore):

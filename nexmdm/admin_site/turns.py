@@ -34,7 +34,7 @@ class SiteTurn:
     def __init__(self, address: str) -> None:
         self.address = address
         self.ends_at = 0.0
-        """When its work is over, in monotonic time; what it waited for its turn counts."""
+        """The deadline of its work, in monotonic time; the wait for its turn counts."""
         self._loop = asyncio.get_running_loop()
         self._held = False
 

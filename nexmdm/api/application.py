@@ -33,9 +33,9 @@ _DEVICE_ROUTES: Final = "/v1/"
 
 
 class OrjsonParser(Parser):
-    """Parse bodies by orjson. The standard library parses bodies with very long numbers, and keeps the numbers.
+    """Parse bodies with orjson; bodies with very long numbers with the standard library, which keeps such numbers.
 
-    Bodies of phones are parsed tolerantly, so that each field of them is checked by its role.
+    The body of a phone is parsed tolerantly. Each of its fields is then checked by its role (decides or informs).
     """
 
     def parse_body(self, request: HttpRequest) -> Any:
@@ -48,7 +48,7 @@ _PAGE: Final[dict[str, Any]] = {"validatorUrl": None, "docExpansion": "list", "d
 
 
 class NexmdmAPI(DescribedAPI):
-    """Ninja, without the response that it prepares for each call: every operation here returns its own response."""
+    """Ninja's API without the response that Ninja prepares for each call: every operation here creates its own."""
 
     _unused: Final = HttpResponse()
 
@@ -58,7 +58,7 @@ class NexmdmAPI(DescribedAPI):
         return super().on_exception(request, exc)
 
     def create_temporal_response(self, request: HttpRequest) -> HttpResponse:  # noqa: ARG002
-        """Return a value that is not used."""
+        """Return the same empty response for each call: no operation here uses it."""
         return self._unused
 
 
@@ -106,12 +106,12 @@ async def _limit_failures(request: HttpRequest, response: R) -> R | HttpResponse
     try:
         seconds = await rate_limits.count_failure(request.META["REMOTE_ADDR"])
     except (DatabaseError, InterfaceError):
-        return response  # A bad credential gets its answer, whether it can be counted or not.
+        return response  # A bad credential gets its 401 even if the failure cannot be counted.
     return response if seconds is None else api.on_exception(request, RateLimited(seconds, rate_limits.FAILURES))
 
 
 async def refusal(request: HttpRequest, error: Exception) -> HttpResponse:
-    """Return the answer to an error raised outside Ninja's operations. A failed authentication counts there too."""
+    """Return the answer to an error raised outside Ninja's operations. A failed authentication counts here too."""
     return await _limit_failures(request, api.on_exception(request, error))
 
 

@@ -38,7 +38,7 @@ class UnknownQuery(DomainError):
         ]
 
 
-# The one table of errors: the problem that each becomes. The sentence for people is the error's own text.
+# The one table of errors: status, code and headers of each error's problem. `detail` is the error's own text.
 ERRORS: Final[dict[type[DomainError], tuple[int, str, dict[str, str]]]] = {
     signature_verification.InvalidSignature: (401, "invalid_signature", _NXD1),
     signature_verification.IdempotencyKeyRequired: (400, "idempotency_key_required", {}),
@@ -124,7 +124,7 @@ def _not_found(request: HttpRequest, error: Http404) -> HttpResponse:
 
 
 def _suspicious(request: HttpRequest, error: SuspiciousOperation) -> HttpResponse:
-    return problems.general(400, "The server refuses this request because it is malformed.").response()
+    return problems.general(400, "The request is malformed. Correct it before you send it again.").response()
 
 
 def _too_many_parameters(request: HttpRequest, error: TooManyFieldsSent) -> HttpResponse:

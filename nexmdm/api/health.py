@@ -127,13 +127,15 @@ def _look(*, writing: bool) -> Readiness:
 
 
 def _refuse_waiting_commits() -> None:
-    """Raise OperationalError if commits wait for a synchronous standby; else the look-up's own commit will show it.
+    """Raise OperationalError if earlier commits wait for a synchronous standby.
 
-    Each look-up that /readyz no longer waits for still uses one of PostgreSQL's connections. So no further look-up may
-    begin.
+    A look-up that then committed would wait too, and keep one of PostgreSQL's connections after /readyz has answered.
+    If no commit waits yet, the look-up's own commit shows whether it must.
     """
     if database.row(_WAITING_COMMITS, {"seconds": LOOK_SECONDS}) != (0,):
-        raise OperationalError("Commits wait for a synchronous standby (synchronous_standby_names) that is not there.")
+        raise OperationalError(
+            "Commits wait for a synchronous standby that is not connected: see synchronous_standby_names."
+        )
 
 
 _ready: Final = SharedLookup(lambda: database.run_in_db_thread_ungated(_readiness), fresh_seconds=FRESH_SECONDS)

@@ -23,10 +23,10 @@ async def summary(request: HttpRequest) -> HttpResponse:
 
 @router.get("/push-health", response=PushHealthList, url_name="push-health")
 async def list_push_health(request: HttpRequest, query: Query[PushHealthQuery]) -> HttpResponse:
-    """Show how pushes fare since a moment, by default for a day: by model, manufacturer, os_version or agent_version.
+    """Count pushes and their results by model, manufacturer, os_version or agent_version; by default of the last day.
 
     Compare `answered_by_heartbeat` with `answered_by_push`: where pushes do not wake the phone, heartbeats deliver the
-    commands. FCM's acceptance is not an arrival.
+    commands. A push that FCM accepted may still not arrive.
     """
     return respond(await run_in_db_thread(push_health.list_health, query.by, query.since))
 
@@ -37,7 +37,7 @@ async def list_audit(request: HttpRequest, query: Query[AuditQuery]) -> HttpResp
 
     `summary` describes a write: the action of a command, or else what was done (`cancel`, `retire`, …); its target as
     the request named it; on how many devices it was done; whether it was a dry run. `device_id` finds the entries whose
-    path names the device, or whose command has a delivery to it, and refused commands and dry runs whose target is this
-    one id in `device_ids`.
+    path names the device, or whose command has a delivery to it. It also finds refused commands and dry runs whose
+    `device_ids` contains only this device.
     """
     return respond(await run_in_db_thread(queries.list_entries, query))

@@ -149,7 +149,7 @@ def _check(entry: AuditEntry, before: Place, newest: Place) -> None:
 
 
 def _gap(entry: AuditEntry, before: Place) -> BrokenLink:
-    """Return the description of a gap between an entry and the one that it was written after."""
+    """Return how the chain was broken between an entry and the entry before it."""
     written_after = AuditEntry.objects.filter(hash=entry.previous, id__lt=before.entry_id).first()
     if written_after is not None:
         first = AuditEntry.objects.filter(id__gt=written_after.id).earliest("id")
@@ -183,4 +183,4 @@ def _contradicted(witness: Place, after: Place, newest: Place) -> Exception:
         return WitnessGone(f"Retention has deleted entry {witness.entry_id}. Keep a newer place as a witness.")
     if witness.entry_id > newest.entry_id:
         return BrokenLink(newest.entry_id + 1, "deleted, and the end of the chain was changed.", last=witness.entry_id)
-    return BrokenLink(witness.entry_id, "rewritten, or one before it: it had another hash.")
+    return BrokenLink(witness.entry_id, "rewritten, or one before it was: this entry had another hash.")

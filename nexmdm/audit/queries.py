@@ -34,7 +34,7 @@ class AuditQuery(Page, extra="forbid"):
 
 
 class AuditSummary(ResponseSchema):
-    """The summary of a signed write; null if something does not apply, or if there was no valid body."""
+    """The summary of a signed write. A field is null if it does not apply, or if the request had no valid body."""
 
     action: str | None
     target: str | None

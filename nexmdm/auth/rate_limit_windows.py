@@ -70,7 +70,8 @@ def count(group: str, key: str, rate: str) -> dict[str, Any]:
 def count_at_once(group: str, key: str, rate: str, calls: int = 1) -> tuple[int, float]:
     """Count `number` more of a group's key by one statement; return how many are over the limit, and the seconds left.
 
-    The window begins with its first call. For frequent calls: django-ratelimit takes two statements, and more time.
+    The window begins with its first call. Use it for frequent calls: django-ratelimit runs two statements, and takes
+    more time.
     """
     limit, seconds = rates.parse(rate)
     parameters = {"key": f"{group}:{key}:{rate}", "seconds": seconds, "calls": calls}

@@ -1,8 +1,8 @@
 """Rate limits of signed calls, failed authentications and rotations; PostgreSQL counts all of them.
 
 The rates are settings, such as ADMIN_RATE_LIMIT `120/m`: 120 calls in a window of a minute. The windows and their
-counters are in rate_limit_windows.py. (django-ratelimit's decorator does not work on Ninja's operations: above one it
-limits nothing, below one it causes a 500.)
+counters are in rate_limit_windows.py. (django-ratelimit's decorator does not work on Ninja's operations. Above Ninja's
+decorator it limits nothing; below that decorator it causes a 500.)
 """
 
 import math
@@ -20,7 +20,7 @@ from nexmdm.common.overload.gates import GateFull
 from nexmdm.common.problems import Problem
 
 FAILURES: Final = "failures"
-"""The log's name for the limit of failed authentications."""
+"""The name of the limit of failed authentications in the log."""
 
 failures: Final = AddressLimit("failure")
 """Failed authentications, by address. Over the limit, a further failure gets 429; a valid credential always works."""
@@ -37,12 +37,12 @@ class RateLimited(DomainError):
 
     @property
     def problem(self) -> Problem:
-        """The text of the answer."""
+        """The problem that the answer contains."""
         return Problem(429, "rate_limited", str(self), headers={"Retry-After": str(self.retry_after_seconds)})
 
 
 ROTATIONS: Final = "rotations"
-"""The log's name for the limit of rotations."""
+"""The name of the limit of rotations in the log."""
 
 ROTATION_RATE_LIMIT: Final = "10/h"
 """Rotations of one device. A phone needs at most one a day, and each costs a bcrypt hash."""

@@ -51,7 +51,7 @@ class WriteResult(Generic[AnswerT_co]):
         return _answer(self.text, self.secrets)
 
 
-# Two statements of one message: the second one must see what the transaction that had the key before has committed.
+# Two statements in one message: the second one must see what the earlier transaction with the key has committed.
 _LOCK: Final = """
     SELECT pg_try_advisory_xact_lock(hashtextextended(name, 0))
     FROM unnest(%(names)s::text[]) WITH ORDINALITY AS asked (name, position) ORDER BY position
@@ -218,9 +218,8 @@ def _claimed(caller: SignedCaller, is_ours: bool, stored: tuple[bytes, str] | No
 
 
 def _finish(writes: Sequence[tuple[SignedCaller, Any]]) -> None:
-    """Store the answers, then write the audit entries. From then to the commit, all other signed writes wait.
-
-    So foreign keys are checked before the audit entries, not at the commit: for a command to 100,000 devices, this
+    """Store the answers, then write the audit entries. From the first entry to the commit, all other signed writes
+    wait. So foreign keys are checked before the first entry, not at the commit: for a command to 100,000 devices, this
     check takes most of a second.
     """
     done = [(caller, result) for caller, result in writes if isinstance(result, WriteResult)]

@@ -28,11 +28,11 @@ _CHOICES: Final = re.compile(r"must be one of ([\w, ]+)")
 
 
 class NotConfirmed(Exception):
-    """The answer to a question was not its number."""
+    """The admin did not confirm: the answer was not the number of devices."""
 
 
 class ConfirmationRequired(Exception):
-    """A question cannot be asked, because there is no terminal. The text names `--yes`."""
+    """The client cannot ask for confirmation, because there is no terminal. The text names `--yes`."""
 
 
 def outcome(session: Session, run: Callable[[], int]) -> int:

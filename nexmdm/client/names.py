@@ -149,7 +149,7 @@ class Names:
         return f" Devices with it in their names:\n{_listed(found)}" if found else ""
 
     def _lost(self, alias: str) -> str:
-        """Return what became of the phone that had this alias when it was lost; empty if there was none."""
+        """Return a sentence about the lost phone that had this alias, and how to name it now; empty without one."""
         for row in self._client.items("/admin/commands", PAGE, action="wipe")[0]:
             if fold(row["note"]) == fold(LOST + alias) and (device_ids := row["target"].get("device_ids")):
                 return (

@@ -104,7 +104,7 @@ def make() -> Program:
     found = Program(
         commands=list(_listed()),
         callback=click.pass_context(_note),
-        help="Speak to a NexMDM server as an admin: each request is signed. `nexmdm login` saves the server's address.",
+        help="Call a NexMDM server as an admin: each request is signed. `nexmdm login` saves the server's address.",
         epilog=_EXIT_STATUS,
         no_args_is_help=True,
         context_settings={"help_option_names": ["-h", "--help"]},

@@ -1,4 +1,4 @@
-"""The surroundings of a call, and the options that choose the server. These may be before or after the verb."""
+"""The environment of a call, and the options that choose the server, which may be before or after the verb."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -33,7 +33,7 @@ REACH: Final[tuple[Decorator, ...]] = (
 
 @dataclass(slots=True)
 class Surroundings:
-    """The surroundings of a call: the program's name, and the server of `manage.py fleet`.
+    """The environment of a call: the program's name, and the server of `manage.py fleet`.
 
     `transport` replaces the network, and `out` replaces standard output. `wish` has the options before the verb; those
     after it override them.

@@ -38,22 +38,22 @@ TURN_SECONDS: Final = WAIT_SECONDS - connection_turns.LEAST_WORK_SECONDS
 """The time that work may wait in the queue."""
 
 BRIEF_SECONDS: Final = 1
-"""The time for work that follows other work of the same request, whatever the result of the other work was."""
+"""The time for brief work that follows the main work of a request, such as the audit entry of a refusal."""
 
 CHORE_SECONDS: Final = 60
 """The longest time for one round of the dispatcher's work other than pushes."""
 
 PHONES_WAITING: Final = 5000
-"""The limit is the same as for heartbeats, because all phones report on a command to a large fleet within seconds."""
+"""The most work of phones that waits: as many as heartbeats, because a large fleet may report within seconds."""
 
 LOOKUPS_WAITING: Final = 400
-"""A look-up takes a millisecond or two, so the last of them waits for less than a second."""
+"""The most look-ups that wait. Each takes a millisecond or two, so the last one waits for less than a second."""
 
 LOOKUPS: Final = Gate(
     "lookups", at_once=1, waiting=LOOKUPS_WAITING, waiting_per_key=LOOKUPS_WAITING // 4, seconds=TURN_SECONDS
 )
-"""Look-ups that any client can cause, without a valid credential, by address. As many of one address may wait as phones
-may register with one enrollment token at the same time."""
+"""The gate for look-ups that any client can cause without a valid credential, by address. One address may have as many
+waiting look-ups as phones may register with one enrollment token at the same time."""
 
 REQUEST_SECONDS: Final = 9
 """The time for all work of one request together; brief work may follow."""
@@ -231,7 +231,7 @@ def refuse_read_only() -> None:
     """Raise OperationalError if the connection's server accepts no writes. Costs one statement."""
     if row("SHOW transaction_read_only") != ("off",):
         raise OperationalError(
-            "The database takes no writes: transaction_read_only is on."
+            "The database accepts no writes: transaction_read_only is on."
         ) from ReadOnlySqlTransaction()
 
 

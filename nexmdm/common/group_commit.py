@@ -124,7 +124,7 @@ class GroupCommit(Generic[Item, Outcome]):
         self._filling: dict[str, _Waiting[Item, Outcome]] = {}
         self._waiting = 0
         self._flushers: dict[int, asyncio.Task[None]] = {}
-        """The tasks that flush, by the least number of waiting items for which each takes a batch."""
+        """The tasks that flush. The key is the least number of waiting items with which the task takes a batch."""
 
         self._draining = False
         self._flushed_at = float("-inf")
@@ -291,7 +291,7 @@ class GroupCommit(Generic[Item, Outcome]):
         return [outcome for item in items for outcome in self._flush_or_each([item])]
 
     def _answer_waiting(self, error: Exception) -> None:
-        """Return the error of this flush also to the callers of the next one: they have waited for as long."""
+        """Return the error of this flush also to the callers of the next flush: they have waited for as long."""
         waiting, self._filling = self._filling, {}
         for first in waiting.values():
             for one in (first, *(first.later or ())):

@@ -33,7 +33,7 @@ def hardware_id(given: str) -> str:
         raise ValueError(f"must have 1 to {LONGEST_NAME} characters, not counting blanks around them")
     if text.casefold() in SHARED_HARDWARE_IDS or _ONLY_ZEROS.fullmatch(text):
         raise ValueError(
-            f"is not unique: many phones report {text!r}, and would all be one device. "
+            f"is not unique: many phones report {text!r}, so they would all be one device. "
             "Send an id that no other phone has, such as a UUID that the agent makes once and keeps"
         )
     return text

@@ -6,6 +6,6 @@ _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def parse(rate: str) -> tuple[int, int]:
-    """Return how many are allowed, and in how many seconds."""
+    """Return the number of calls that a rate allows, and in how many seconds."""
     number, _, period = rate.partition("/")
     return int(number), int(period[:-1] or 1) * _SECONDS[period[-1]]

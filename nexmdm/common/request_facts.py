@@ -29,7 +29,7 @@ class RequestFacts:
     """Whether the client's address comes from a trusted proxy."""
 
     is_another_target: bool = False
-    """Whether the request target is not a path. If so, the scope's `path` contains only a part of the target."""
+    """Whether the request target is not a path. Then the scope's `path` contains only a part of the target."""
 
     refused_body: Problem | None = None
     principal: str = ""

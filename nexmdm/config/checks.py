@@ -80,7 +80,7 @@ def connections(**_: Any) -> list[CheckMessage]:
         if pooling := statement_pooling(error):
             return [pooling]
         reason = direct.why_unreachable() or safe_message(error)
-        hint = "Its max_connections could not be checked. Repair the connection, then check again."
+        hint = "PostgreSQL's max_connections could not be checked. Repair the connection, then check again."
         return [Warning(reason, hint=hint, id=UNCHECKED_CONNECTIONS)]
     finally:
         database.release_connections()
@@ -106,7 +106,7 @@ def _encoding(encoding: str) -> Iterator[CheckMessage]:
     if encoding != _ENCODING:
         yield Error(
             f"The database has the encoding {encoding}: names and messages in other alphabets could not be stored.",
-            hint="Create one with ENCODING 'UTF8' (and TEMPLATE template0), and move the data there.",
+            hint="Create a database with ENCODING 'UTF8' (and TEMPLATE template0), and move the data there.",
             id=ConfigError.ENCODING,
         )
 
@@ -180,7 +180,7 @@ def _unsound(secrets: Mapping[str, Sequence[str]]) -> Iterator[CheckMessage]:
 def _shared(secrets: Mapping[str, Sequence[str]]) -> Iterator[CheckMessage]:
     for (one, values), (other, others) in combinations(secrets.items(), 2):
         if set(values) & set(others):
-            message = f"{one} and {other} are the same (previous values count too): a person who has one has both."
+            message = f"{one} and {other} are the same (previous values count too): a person who knows one knows both."
             yield Error(message, hint="Give them different values.", id=ConfigError.SHARED)
 
 
@@ -197,6 +197,6 @@ def _cache() -> Iterator[CheckMessage]:
         kind = type(caches["default"]).__name__
         yield Error(
             f"The default cache is a {kind}, which does not count exactly across processes: rate limits would fail.",
-            hint="Leave CACHES as nexmdm/settings.py has it.",
+            hint="Keep CACHES as nexmdm/settings.py sets it.",
             id=ConfigError.CACHE,
         )

@@ -18,7 +18,7 @@ _SHOWN: Final = re.compile(r"[A-Za-z_]{1,40}")
 _ALIKE: Final = "is not a URL like postgresql://user:password@host/name."
 
 _HINTS: Final = {
-    "schema": "Name the schema by options=-csearch_path%3D… instead.",
+    "schema": "Set the schema by options=-csearch_path%3D… instead.",
     "pgbouncer": "Remove it.",
 }
 

@@ -27,7 +27,8 @@ REFUSED_SECONDS: Final = 1
 """The time that a refused connection waits for its client's request, and for its client to read the answer."""
 
 REFUSED_TOGETHER: Final = 100
-"""The number of refused connections that wait like this at the same time; others are answered and closed immediately.
+"""The number of refused connections that wait for their client at the same time; others are answered and closed
+immediately.
 """
 
 REFUSED_BYTES: Final = 256 * 1024

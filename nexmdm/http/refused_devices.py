@@ -95,7 +95,7 @@ class RefusedDevices:
         self._write_line = write_line
         self._waiting: dict[tuple[Claim, tuple[str, str]], _Waiting] = {}
         self._last: dict[UUID, Refusal] = {}
-        # Each with the moment from which its row may change again; ordered by that.
+        # Each has the moment from which its row may change again, and is in the order of these moments.
         self._later: dict[UUID, tuple[float, Refusal]] = {}
         self._task: asyncio.Task[None] | None = None
         self._timer = Timer(self._begin)

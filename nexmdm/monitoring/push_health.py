@@ -1,6 +1,7 @@
-"""Push health: how pushes fare by model, manufacturer, Android version or agent version.
+"""Push health: counts of pushes and their results by model, manufacturer, Android version or agent version.
 
-An hour that is over is counted once, by the dispatcher. So an answer reads at most two parts of hours row by row.
+The dispatcher counts each hour once, after its end. So an answer reads only the first and the last part of an hour row
+by row.
 """
 
 import math
@@ -56,8 +57,12 @@ class PushHealthRow(ResponseSchema):
     attempts: Annotated[int, Field(description="Pushes that were sent to FCM.")]
     accepted: Annotated[int, Field(description="Pushes that FCM accepted.")]
     answered_by_push: Annotated[int, Field(description="Settled deliveries on which a phone reported `via` push.")]
-    answered_by_heartbeat: Annotated[int, Field(description="Those on which a phone reported `via` heartbeat.")]
-    downgraded: Annotated[int, Field(description="Those whose push was sent with priority high and arrived as normal.")]
+    answered_by_heartbeat: Annotated[
+        int, Field(description="Settled deliveries on which a phone reported `via` heartbeat.")
+    ]
+    downgraded: Annotated[
+        int, Field(description="Settled deliveries whose push was sent with priority high and arrived as normal.")
+    ]
     p50_ms: Annotated[
         int | None, Field(description="The median from FCM's acceptance to the first report, by push; within 5 %.")
     ]
@@ -151,7 +156,7 @@ _DEVICES: Final = """
 
 
 def list_health(by: PushHealthField, since: datetime | None) -> PushHealthList:
-    """Return the push health since a moment, by default since a day ago."""
+    """Return the push health since a time, by default since a day ago."""
     now = database.now()
     since = now - DAY if since is None else since
     totals: dict[str, Counter[str]] = {}

@@ -13,7 +13,7 @@ RUNNING: Final = "running"
 STOPPING: Final = "stopping"
 ENDED: Final = ""
 
-# A little more than the longest stop: 25 s for the children, then PostgreSQL.
+# A little more than the longest stop of a serve: 25 s for its children, then PostgreSQL.
 _WAIT_SECONDS: Final = 35
 # The time for which a killed serve may still seem to be alive.
 _DYING_SECONDS: Final = 2

@@ -17,7 +17,7 @@ _WHOLE_SCREEN: Final = "\x1b[r"
 
 
 class StatusLines:
-    """A rule and the lines that `lines` returns, on the last rows of the terminal that `out` writes to.
+    """A horizontal rule and the lines that `lines` returns, on the last rows of the terminal that `out` writes to.
 
     Other processes write to the same terminal. Its scroll region ends above these rows (DECSTBM, ECMA-48 terminals), so
     the output of other processes does not overwrite them. If `out` is not such a terminal, nothing is written.

@@ -1,4 +1,4 @@
-"""The trial of clients that disconnect during a POST /admin/command: nothing remains, or a whole command."""
+"""The trial of clients that disconnect during a POST /admin/command: nothing remains, or one whole command."""
 
 from collections import Counter
 from collections.abc import Iterator

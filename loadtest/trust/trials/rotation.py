@@ -119,7 +119,7 @@ class Admin(RequestLoop):
 
 @dataclass(frozen=True, slots=True)
 class Borne:
-    """The number of requests, the number that used another connection because theirs was closed, and the failures."""
+    """The results under load: requests, those that used another connection because theirs was closed, failures."""
 
     heartbeats: int
     calls: int

@@ -43,7 +43,7 @@ def look(calls: Calls, serving: Serving) -> None:
     places["the admin site"] = "\n".join(_pages(serving, calls.evidence))
     logs = (serving.data_dir / "pg" / "log").glob("*.log")
     places["PostgreSQL's log"] = "\n".join(path.read_text(errors="replace") for path in logs)
-    places["a dump of the database (devices_device.push_token aside)"] = _dump(serving.database_url())
+    places["a dump of the database, without devices_device.push_token"] = _dump(serving.database_url())
     places["answers that are errors"] = "\n".join(calls.evidence.errors)
 
 

@@ -15,15 +15,15 @@ PROBLEM: Final[Json] = {
     "required": ["type", "title", "status", "code", "detail"],
     "properties": {
         "type": {"type": "string", "const": "about:blank"},
-        "title": {"type": "string", "description": "The name of the status."},
+        "title": {"type": "string", "description": "The name of the HTTP status."},
         "status": {"type": "integer", "minimum": 400, "maximum": 599},
         "code": {"type": "string", "pattern": "^[a-z_]+$"},
         "detail": {"type": "string"},
         "errors": {
             "type": "array",
             "maxItems": problems.MOST_ERRORS,
-            "description": f"Only with status 422: what is wrong, and where. At most {problems.MOST_ERRORS} errors, "
-            "and of a list only the first wrong entry.",
+            "description": "Only with status 422: each error and its place in the request. At most "
+            f"{problems.MOST_ERRORS} errors, and of a list only the first wrong entry.",
             "items": {
                 "type": "object",
                 "required": ["loc", "msg"],
@@ -57,7 +57,7 @@ HEADERS: Final[Json] = {
         "schema": {"type": "string"},
     },
     "Idempotent-Replayed": {
-        "description": "Present when this is the answer to an earlier request with the same Idempotency-Key.",
+        "description": "Present if this is the stored answer to an earlier request with the same Idempotency-Key.",
         "schema": {"type": "string", "const": "true"},
     },
 }
@@ -75,7 +75,7 @@ PARAMETERS: Final[Json] = {
         "schema": {"type": "string", "pattern": "^v1=[0-9a-f]{64}$"},
     },
     "Idempotency-Key": {
-        "description": "A new one for each new request. For 24 hours, a repeat of a request with its key gets the same "
+        "description": "A new key for each new request. For 24 hours, a repeat of a request with its key gets the same "
         "answer, and is not carried out again.",
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]{16,64}$"},
     },

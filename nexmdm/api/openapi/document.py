@@ -1,7 +1,7 @@
 """The OpenAPI document: Ninja's, completed with each operation's refusals and headers.
 
-The refusals follow from the table of errors, the operation's credentials, its path and its body. Only a refusal of one
-single operation is named here, by operation id.
+The refusals follow from the table of errors, the operation's credentials, its path and its body. A refusal that only
+one operation has is listed in this module, under its operation id.
 """
 
 import re
@@ -47,7 +47,7 @@ def _like(problem: Problem) -> Refusal:
 
 
 _ANYWHERE: Final = (
-    Refusal(400, "invalid_host", "This host name is not served here."),
+    Refusal(400, "invalid_host", "This host name is not in ALLOWED_HOSTS."),
     _like(problems.TARGET_IS_NO_PATH),
     _general(400, "The request, or the chunks of its body, are not valid HTTP/1.1."),
     _general(408, "The body did not arrive in time."),
@@ -103,7 +103,7 @@ _NOT_IN_THE_TABLE: Final[ErrorTable] = {audience.UnknownDevices: (422, "unknown_
 
 
 class DescribedAPI(NinjaAPI):
-    """A NinjaAPI whose document contains its errors and headers. `errors` is the table by which it answers."""
+    """A NinjaAPI whose document contains its errors and headers. `errors` is the table of errors."""
 
     def __init__(self, *, errors: ErrorTable, **options: Any) -> None:
         super().__init__(**options)
@@ -296,7 +296,7 @@ def _line(refusal: Refusal) -> str:
 
 
 def _example(refusal: Refusal) -> Any:
-    """Return the problem from a recorded answer; if its code is another one, the problem of the description."""
+    """Return the recorded problem with this code and status; if there is none, one with the refusal's sentence."""
     problem = orjson.loads(Problem(refusal.status, refusal.code, refusal.detail).body())
     real = examples.PROBLEMS.get(refusal.code, problem)
     return problem if refusal in _NOT_THE_EXAMPLE or real["status"] != refusal.status else real

@@ -1,4 +1,5 @@
-"""The examples of the OpenAPI document. All of them were really run, and tests/api/test_examples.py runs them again.
+"""The examples of the OpenAPI document. All were recorded from real runs, and tests/api/test_examples.py runs them
+again.
 
 In examples.json, `operations` has the examples of each operation: `body` is the request (a name with `=` in it is the
 query), `answer` the response. `path` has the values in paths, `problems` an error for each code.

@@ -1,4 +1,4 @@
-"""A request, its response, and the two ways in which a call can fail."""
+"""A request, its response, and the two errors of a call."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -16,7 +16,7 @@ from nexmdm.client.surroundings import REACH_NAMES
 Described = Callable[[Json], Json]
 
 _NO_FILTERS: Final = (*REACH_NAMES, "form", "as_json", "watch", "limit", "newest_first")
-"""The parameters of the verbs that list, and do not choose rows."""
+"""The parameters of list verbs that do not choose rows."""
 
 
 def show_list(

@@ -18,10 +18,12 @@ _PATH: Final = "/admin/commands"
 @shared.listing
 @click.option("--action", type=values.ACTION, help="The action: ping, lock, …")
 @click.option(
-    "--state", type=click.Choice(["open", "completed", "expired", "cancelled"]), help="As `commands` shows it."
+    "--state", type=click.Choice(["open", "completed", "expired", "cancelled"]), help="The state of the command."
 )
 @click.option(
-    "--outcome", type=click.Choice(["succeeded", "partial", "failed", "expired", "cancelled"]), help="How it ended."
+    "--outcome",
+    type=click.Choice(["succeeded", "partial", "failed", "expired", "cancelled"]),
+    help="How the command ended.",
 )
 @click.option("--device", type=values.DEVICE, metavar="DEVICE", help="Commands to this device.")
 @shared.between

@@ -1,4 +1,4 @@
-"""The question before a write that is hard to undo: it shows the number of devices, and asks for it."""
+"""The question before a write that is hard to undo: the admin must type the number of devices."""
 
 import sys
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ SHOWN: Final = 5
 
 
 def confirm(session: Session, deed: str, count: int, examples: Sequence[Json]) -> None:
-    """Ask for the number of devices.
+    """Show the number of devices, and let the admin type it.
 
     `deed` is the work, such as `wipe`. `examples` are some of the devices, or all of them. Raises NotConfirmed, and
     ConfirmationRequired if there is no terminal.

@@ -13,7 +13,7 @@ from nexmdm.client.verbs import shared, values
 from nexmdm.client.verbs.answers import given, show, show_list
 
 _PATH: Final = "/admin/devices"
-_REPORTED: Final = "Exactly as the device reported it."
+_REPORTED: Final = "The value exactly as the device reported it."
 NEWEST_FIRST: Final = click.option(
     "--newest-first", is_flag=True, help="Show the newest first, instead of those with problems."
 )
@@ -22,9 +22,13 @@ NEWEST_FIRST: Final = click.option(
 @click.command("devices")
 @shared.read
 @shared.listing
-@click.option("--status", type=click.Choice(["online", "offline", "never", "revoked", "retired"]), help="Its presence.")
-@click.option("--push", type=click.Choice(["ok", "failing", "dead", "none"]), help="Whether pushes reach it.")
-@click.option("--tag", type=values.TAG_FILTER, help="A tag that it has.")
+@click.option(
+    "--status",
+    type=click.Choice(["online", "offline", "never", "revoked", "retired"]),
+    help="The presence of the device.",
+)
+@click.option("--push", type=click.Choice(["ok", "failing", "dead", "none"]), help="Whether pushes reach the device.")
+@click.option("--tag", type=values.TAG_FILTER, help="A tag of the device.")
 @click.option("--model", metavar="TEXT", help=_REPORTED)
 @click.option("--os-version", metavar="TEXT", help=_REPORTED)
 @click.option("--agent-version", metavar="TEXT", help=_REPORTED)

@@ -16,7 +16,12 @@ _PATH: Final = "/admin/enrollment-tokens"
 @shared.write
 @click.option("--label", help="A note on its purpose.")
 @click.option("--max-uses", type=int, metavar="N", help="How many phones may register with it; default 1.")
-@click.option("--expires-in", type=arguments.SECONDS, metavar="TIME", help="As 600, 10m, 12h or 7d; default 1d.")
+@click.option(
+    "--expires-in",
+    type=arguments.SECONDS,
+    metavar="TIME",
+    help="How long the token is valid: 600, 10m, 12h or 7d; default 1d.",
+)
 @click.option("--tag", "tags", multiple=True, help="A tag for the phones that register with it; may be repeated.")
 @click.option("--re-enroll", is_flag=True, help="Also valid for phones that are enrolled already.")
 def enroll_token(

@@ -1,4 +1,4 @@
-"""The verbs that exclude a device, and include it again."""
+"""The verbs `revoke`, `retire` and `reinstate`."""
 
 import rich_click as click
 

@@ -10,7 +10,7 @@ from nexmdm.client.session import DONE, FAILED, Session
 
 SHOWN_DELIVERIES: Final = 100
 MOST_LATE: Final = 400
-"""The most late deliveries that are read in each state, so that others can be shown before them."""
+"""The most deliveries with a late success that are read in each state, so that others can be shown before them."""
 
 
 class Shown(NamedTuple):

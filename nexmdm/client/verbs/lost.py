@@ -22,8 +22,9 @@ from nexmdm.client.verbs.confirmation import confirm
 def lost(session: Session, name: str, note: str | None, timeout: int | None, *, yes: bool, wait: bool) -> int:
     """Lock and wipe a lost phone.
 
-    It gets a `lock`, then a `wipe`, which have four weeks each to begin. The server retires the device when the phone
-    reports that the wipe succeeded. Do not revoke it before: that would withdraw both.
+    The phone gets a `lock`, then a `wipe`, and has four weeks to begin each of them. The server retires the device when
+    the phone reports that the wipe succeeded. Do not revoke the device before: a revocation would withdraw both
+    commands.
 
     A retired device has no alias any more. So the note of both commands is its alias, unless another one is given.
     """

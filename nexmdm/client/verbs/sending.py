@@ -52,7 +52,7 @@ def _help() -> str:
 )  # fmt: skip
 @click.option(
     "--expires-in", type=arguments.SECONDS, metavar="TIME",
-    help="As 600, 10m, 12h or 7d; by default 10m, reboot 1h, lock and wipe 28d.",
+    help="The time to begin: 600, 10m, 12h or 7d; default 10m, for reboot 1h, for lock and wipe 28d.",
 )  # fmt: skip
 @click.option("--priority", type=click.Choice(["high", "normal"]), help="The priority of the push; high by default.")
 @click.option("--dry-run", is_flag=True, help="Check everything, and send nothing.")

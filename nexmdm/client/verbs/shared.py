@@ -44,7 +44,7 @@ _WAITING: Final = (
     ),
 )  # fmt: skip
 _LIMIT: Final = click.option(
-    "--limit", type=arguments.POSITIVE, default=100, metavar="N", help="How many at most; default 100."
+    "--limit", type=arguments.POSITIVE, default=100, metavar="N", help="The most rows to list; default 100."
 )
 _BETWEEN: Final = tuple(
     click.option(name, type=arguments.MOMENT, metavar="TIME", help=f"{text}: 2h ago, yesterday, 2026-11-29, …")

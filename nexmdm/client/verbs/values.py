@@ -1,4 +1,4 @@
-"""Arguments that a shell can complete by asking the server: devices, tags, actions, commands."""
+"""Arguments that a shell completes with names from the server: devices, tags, actions, commands."""
 
 import io
 from collections.abc import Callable, Iterable, Iterator

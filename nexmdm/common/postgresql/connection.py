@@ -152,7 +152,7 @@ class Connection(psycopg.Connection[Any]):
         """Give each transaction our settings.
 
         Set the date style once more for the session: psycopg reads it after the transaction, as the server reports it
-        then. (Poolers keep this setting for each client, like the client's encoding.)
+        then. (Poolers keep the date style for each client, like the client's encoding.)
         """
         if not (self.info.parameter_status("DateStyle") or "").startswith("ISO"):
             self.execute("SET datestyle = ISO")

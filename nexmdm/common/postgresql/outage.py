@@ -14,7 +14,7 @@ CALM_SECONDS: Final = 5
 be read.)"""
 
 HELD_OFF_SECONDS: Final = 0.5
-"""The time after a failed attempt to connect in which no work waits for a connection. Otherwise all work would wait."""
+"""The seconds after a failed attempt to connect in which no work waits for a connection, so that work fails quickly."""
 
 VAGUE_SECONDS: Final = 6
 """The time that libpq may take to give a reason: as long as an attempt to connect (5 s)."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Final
 
 MARK: Final = "nexmdm.session"
-"""A setting without a meaning: a session that has it accepted all of our options."""
+"""A setting without a meaning. If a session has it, the server or pooler has accepted all of our options."""
 
 ISOLATION: Final = "default_transaction_isolation"
 _OF_SOCKETS: Final = "tcp_"

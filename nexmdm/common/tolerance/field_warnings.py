@@ -15,7 +15,7 @@ from nexmdm.common.types import ResponseSchema
 log = structlog.get_logger()
 
 MAX_WARNINGS: Final = 10
-"""The largest number of warnings in one answer; a phone that sends a thousand bad keys must not get a larger answer."""
+"""The largest number of warnings in one answer, so that a thousand bad keys do not make the answer large."""
 
 LOG_SECONDS: Final = 1
 """Each field of each route is logged at most once in this time, with the count since its previous line."""

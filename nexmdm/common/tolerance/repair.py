@@ -41,12 +41,16 @@ class Role:
         return described | {"description": " ".join(filter(None, (self.description, described.get("description"))))}
 
 
-DECIDES: Final = Role(decides=True, repairs=False, description="Decides: a value that does not fit is 422.")
+DECIDES: Final = Role(decides=True, repairs=False, description="Decides: a value that does not fit causes 422.")
 INFORMS: Final = Role(
-    decides=False, repairs=True, description="Informs: a value that does not fit is repaired or dropped, never 422."
+    decides=False,
+    repairs=True,
+    description="Informs: a value that does not fit is repaired or dropped; it never causes 422.",
 )
 INFORMS_EXACTLY: Final = Role(
-    decides=False, repairs=False, description="Informs: a value that does not fit is dropped, never changed or 422."
+    decides=False,
+    repairs=False,
+    description="Informs: a value that does not fit is dropped. It is never changed, and never causes 422.",
 )
 
 
@@ -305,7 +309,7 @@ MOST_NOTES: Final = 32
 a client without a valid credential can cause them."""
 
 OTHER_KEYS: Final = "*"
-"""The name under which keys that no schema declares are counted."""
+"""The name under which the metrics count keys that no schema declares."""
 
 _OTHER: Final = Informing(TypeAdapter(Annotated[Any, AfterValidator(_checked)]), _storable_text)
 _DECIMAL: Final = re.compile(r"-?[0-9]{1,19}(\.[0-9]{1,19})?")

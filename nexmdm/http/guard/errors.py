@@ -1,4 +1,4 @@
-"""The two ways in which a request ends before the application runs."""
+"""The two errors that end a request before the application runs."""
 
 from nexmdm.common.problems import Problem
 

@@ -84,7 +84,8 @@ async def _run(*, once: bool) -> None:
         gc_tuning.freeze_startup_objects(COLLECT_AFTER)
         log.info("dispatch.started", name=dispatcher_status.NAME, push="ok" if sender else "unconfigured")
         await dispatcher.run()
-        with suppress(Error, GateFull):  # While the database is away; then the others treat it as gone a little later.
+        # If the database is away, the other processes treat this dispatcher as gone a little later.
+        with suppress(Error, GateFull):
             await run_in_db_thread(dispatcher_status.leave)
     log.info("dispatch.stopped", name=dispatcher_status.NAME)
 

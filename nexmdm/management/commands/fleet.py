@@ -14,7 +14,7 @@ PROGRAM = "manage.py fleet"
 
 
 class OwnServer:
-    """The server of these settings."""
+    """The server that these settings configure."""
 
     def __init__(self) -> None:
         self.url, self.host = addresses.of_settings()
@@ -31,7 +31,7 @@ class OwnServer:
 class Command(BaseCommand):
     """Pass the command line on: the program has its own parser."""
 
-    help = "Speak to a running server as an admin: every request is signed with ADMIN_KEY and HMAC_SECRET."
+    help = "Call a running server as an admin: every request is signed with ADMIN_KEY and HMAC_SECRET."
     requires_system_checks = ()
 
     def run_from_argv(self, argv: list[str]) -> NoReturn:

@@ -86,7 +86,7 @@ class Fleet:
                 first_after=0 if phone.traits.is_silent else random.uniform(0, self.interval_seconds)
             )
         except Refusal as refusal:
-            phone.tell(f"Refused for good: {refusal}")
+            phone.tell(f"Ended, because the server refuses this phone: {refusal}")
 
 
 def _take_push(tasks: asyncio.TaskGroup, phone: SimulatedPhone, envelope: Any) -> None:
@@ -126,7 +126,7 @@ class Command(BaseCommand):
         add("--count", type=whole, default=1, metavar="N", help="how many phones; default 1")
         add("--fail", type=_share, default=0.0, metavar="P%", help="the share that reports each command as failed")
         add("--silent", type=_share, default=0.0, metavar="P%", help="the share that sends one heartbeat only")
-        add("--push", action="store_true", help="take pushes in FCM's place; says how to start the server for it")
+        add("--push", action="store_true", help="get pushes in place of FCM; prints how to start the server for this")
 
     def handle(self, *_: object, enrollment_token: str | None, **options: Any) -> None:
         """Run the phones. If they end before Ctrl-C, show the reason."""
@@ -180,7 +180,7 @@ class Command(BaseCommand):
         account = settings.FIREBASE_SERVICE_ACCOUNT
         if account is None or account["project_id"] != simulated_fcm.PROJECT:
             variables = f"FCM_BASE_URL={fcm.url} GOOGLE_APPLICATION_CREDENTIALS={shlex.quote(str(path))}"
-            self._tell(f"For pushes, start the server so: {variables} make run")
+            self._tell(f"For pushes, start the server with: {variables} make run")
         return fcm
 
     def _tell_of(self, name: str, text: str) -> None:

@@ -182,7 +182,7 @@ def _say(line: bytes) -> None:
 
 
 def main() -> None:
-    """Obey until standard input is closed."""
+    """Carry out the orders on standard input until it is closed."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     uvloop.run(_obey())

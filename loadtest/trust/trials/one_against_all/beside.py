@@ -31,10 +31,10 @@ SECONDS: Final = 3
 WARM_UP_SECONDS: Final = 1
 MOST_SLOWER: Final = 3
 FLOOR_SECONDS: Final = {"heartbeats": 0.03}
-"""A p99 below this is always good enough: any other work on the machine can turn 2 ms into three times 2 ms."""
+"""A p99 below this floor always passes: any other work on the machine can turn 2 ms into three times 2 ms."""
 
 FLOOR_SECONDS_OF_FEW: Final = 0.25
-"""The same for traffic of a few requests a second, whose p99 is the longest latency of all."""
+"""The floor for traffic of a few requests a second, whose p99 is its longest latency."""
 
 MOST_GROWN_MEBIBYTES: Final = 64
 RECOVERY_SECONDS: Final = 20

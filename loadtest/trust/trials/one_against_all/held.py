@@ -15,7 +15,7 @@ from loadtest.testbed.connections import Server
 from loadtest.trust.trials.one_against_all.order import ROUND_TRIP_SECONDS, Order, Tally
 
 PIPELINED: Final = 7400
-"""The number of requests on a connection at a time."""
+"""The number of unanswered requests on a connection."""
 
 OPENED_PER_SECOND: Final = 4000
 REOPENED_PER_SECOND: Final = 200

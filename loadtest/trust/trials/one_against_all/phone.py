@@ -24,7 +24,7 @@ CONNECTIONS: Final = 8
 sent."""
 
 LEAST_PER_SECOND: Final = 4
-"""The least number of its requests that must be sent: a server may take its time to answer them."""
+"""The least number of its requests that must be sent; it is low, because a server may answer them slowly."""
 
 MOST_KEPT: Final = 102
 """The reports of a delivery that are stored: the first hundred, its first final and its first late final one."""
