@@ -135,19 +135,19 @@ def _write(file: IO[bytes], suffix: str, code: segno.QRCode) -> None:
 def _draw(terminal: IO[str], code: segno.QRCode) -> None:
     modules = [bytes(row) for row in code.matrix_iter(border=_MARGIN)]
     columns = len(modules)
-    screen = Console(file=terminal)
+    is_screen, width = terminal.isatty(), Console(file=terminal).width
     try:
         "".join(_BLOCKS.values()).encode(getattr(terminal, "encoding", None) or "utf-8")
     except UnicodeEncodeError as error:
         raise Unfulfilled("The terminal has no block characters. Write the QR code into a --qr-file.") from error
-    if screen.is_terminal and screen.width < columns:
+    if is_screen and width < columns:
         raise Unfulfilled(
-            f"The QR code needs {columns} columns, and the terminal has {screen.width}. Widen the terminal, or write "
+            f"The QR code needs {columns} columns, and the terminal has {width}. Widen the terminal, or write "
             "the QR code into a --qr-file."
         )
     for upper, lower in zip_longest(modules[::2], modules[1::2], fillvalue=bytes(columns)):
         line = "".join(_BLOCKS[pair] for pair in zip(upper, lower, strict=True))
-        terminal.write((_BLACK_ON_WHITE.format(line) if terminal.isatty() else line) + "\n")
+        terminal.write((_BLACK_ON_WHITE.format(line) if is_screen else line) + "\n")
 
 
 @click.command("enroll-tokens")
