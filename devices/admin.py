@@ -15,7 +15,16 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from devices.identity import search
-from devices.models import PUSH_HEALTH, Device, EnrollmentToken, LastRefusal, not_seen_after, presence_name, presences
+from devices.models import (
+    PUSH_HEALTH,
+    Device,
+    EnrollmentToken,
+    LastRefusal,
+    PushKind,
+    not_seen_after,
+    presence_name,
+    presences,
+)
 from nexmdm.common.read_only_admin.base import ReadOnlyAdmin
 from nexmdm.common.read_only_admin.columns import (
     NOTHING,
@@ -45,6 +54,7 @@ ACTIVE: Final = "active"
 
 LOW_BATTERY_PERCENT: Final = 15
 
+_KINDS: Final = {PushKind.TOKEN: "registration token", PushKind.FID: "installation id (FID)"}
 _MINUTE: Final = timedelta(minutes=1)
 
 
@@ -176,6 +186,7 @@ class DeviceAdmin(ReadOnlyAdmin):
     fieldsets: ClassVar = [
         (None, {"fields": ["presence_now", "last_seen_at", "battery", "push", "tag_list", *REPORTED]}),
         ("Status", {"fields": ["last_status", "refused"]}),
+        ("Push target", {"fields": ["push_target", "push_registered", "push_revived", "push_dead"]}),
         ("Enrollment", {"fields": ["enrolled_with", "enrolled", "enrolled_from", "revoked", "retired"]}),
         ("Names and ids", {"fields": ["alias", "hardware_id", "id"]}),
     ]
@@ -199,6 +210,9 @@ class DeviceAdmin(ReadOnlyAdmin):
     same_model = Narrowed("model", "model")
     same_os = Narrowed("os_version", "os_version")
     same_agent = Narrowed("presence.agent_version", "agent_version")
+    push_registered = Column("push_registered_at", "registered at")
+    push_revived = Column("push_revived_at", "revived at")
+    push_dead = Column("push_token_dead_at", "dead since")
     enrolled = Column("enrolled_at")
     revoked = Column("revoked_at")
     retired = Column("retired_at")
@@ -229,6 +243,11 @@ class DeviceAdmin(ReadOnlyAdmin):
         if device.push_named == "dead":
             return format_html("{} since {}", badge("dead"), moment(device.push_token_dead_at))
         return badge(device.push_named)
+
+    @admin.display(description="kind")
+    def push_target(self, device: Any) -> str:
+        """Return the kind of the push target, never its text."""
+        return NOTHING if device.push_named == "none" else _KINDS[device.push_kind]
 
     @admin.display(description="tags")
     def tag_list(self, device: Device) -> SafeString:

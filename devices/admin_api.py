@@ -36,6 +36,7 @@ from nexmdm.auth.admin_router import AdminRouter, summarized
 from nexmdm.auth.signed_write import SignedCaller, WriteResult, caller_of
 from nexmdm.common.database import run_in_db_thread
 from nexmdm.common.types import EmptyBody, respond
+from nexmdm.config import provisioning
 
 log = structlog.get_logger()
 
@@ -115,7 +116,11 @@ def _summarize_enrollment_token(request: HttpRequest, _: Mapping[str, Any]) -> S
 @router.post("/enrollment-tokens", response=EnrollmentTokenMade, url_name="enrollment-tokens")
 @summarized(_summarize_enrollment_token)
 async def create_enrollment_token(request: HttpRequest, body: NewEnrollmentToken) -> HttpResponse:
-    """Create an enrollment token. Only this answer, and the answer to its repeat, contains the token's text."""
+    """Create an enrollment token. Only this answer, and the answer to its repeat, contains the token's text.
+
+    `provisioning` is the content of the QR code with which Android's setup wizard installs the agent as device owner
+    and hands it the token. It is null unless the server has `PUBLIC_URL` and `AGENT_COMPONENT`.
+    """
 
     def work() -> WriteResult[Any]:
         row, text = enrollment.create_token(
@@ -125,14 +130,18 @@ async def create_enrollment_token(request: HttpRequest, body: NewEnrollmentToken
             tags=body.tags,
             re_enroll=body.re_enroll,
         )
-        return WriteResult(EnrollmentTokenRow.of(row), secrets={"enrollment_token": text})
+        return WriteResult(EnrollmentTokenRow.of(row), secrets=_secrets(text))
 
     return await caller_of(request).run(work, restore_secrets=_restore_secrets)
 
 
-def _restore_secrets(answer: dict[str, Any]) -> Mapping[str, str]:
+def _secrets(enrollment_token: str) -> Mapping[str, Any]:
+    return {"enrollment_token": enrollment_token, "provisioning": provisioning.content(enrollment_token)}
+
+
+def _restore_secrets(answer: dict[str, Any]) -> Mapping[str, Any]:
     text = enrollment.text_of(UUID(answer["id"]))
-    return {} if text is None else {"enrollment_token": text}
+    return {} if text is None else _secrets(text)
 
 
 @router.get("/enrollment-tokens", response=EnrollmentTokenPage, url_name="enrollment-tokens")

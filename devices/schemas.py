@@ -31,6 +31,7 @@ from nexmdm.common.types import (
     Text,
     Time,
 )
+from nexmdm.config.provisioning import Provisioning
 
 Presence = Literal["online", "offline", "never", "revoked", "retired"]
 PushHealth = Literal["ok", "failing", "dead", "none"]
@@ -336,6 +337,7 @@ class EnrollmentTokenMade(EnrollmentTokenRow):
     """A new enrollment token with its text, which only this answer contains."""
 
     enrollment_token: str = ""
+    provisioning: Provisioning | None = None
 
 
 class EnrollmentTokenPage(ResponseSchema):

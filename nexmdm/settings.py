@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from nexmdm.common.postgresql.connection import Connection, Cursor
-from nexmdm.config import database_url, environment, logging, named_admins
+from nexmdm.config import database_url, environment, logging, named_admins, provisioning
 from nexmdm.standalone import embedded_postgres
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -43,6 +43,12 @@ MAX_CONNECTIONS = environment.whole("MAX_CONNECTIONS", 10_000, minimum=1, maximu
 MAX_CONNECTIONS_PER_ADDRESS = environment.whole(
     "MAX_CONNECTIONS_PER_ADDRESS", max(1, min(2000, MAX_CONNECTIONS // 5)), minimum=1, maximum=MAX_CONNECTIONS
 )
+
+# For the QR codes with which phones are set up: docs/operations/provisioning.md.
+PUBLIC_URL = provisioning.public_url(environment.text("PUBLIC_URL"))
+AGENT_COMPONENT = provisioning.agent_component(environment.text("AGENT_COMPONENT"))
+AGENT_DOWNLOAD_URL = provisioning.agent_download_url(environment.text("AGENT_DOWNLOAD_URL"))
+AGENT_SIGNATURE_CHECKSUM = provisioning.agent_signature_checksum(environment.text("AGENT_SIGNATURE_CHECKSUM"))
 
 HEARTBEAT_INTERVAL_SECONDS = environment.whole("HEARTBEAT_INTERVAL_SECONDS", 120, minimum=5, maximum=86_400)
 ADMIN_RATE_LIMIT = environment.rate("ADMIN_RATE_LIMIT", "120/m")

@@ -12,7 +12,7 @@ from django.http import HttpRequest
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from commands.admin import filters, timeline
+from commands.admin import arrival, filters, timeline
 from commands.models import OVERDUE, Attempt, Command, Delivery, DeliveryState, Report
 from commands.push_now import PUSH_NOW
 from commands.queries import deliveries
@@ -160,7 +160,7 @@ class DeliveryAdmin(_OfCommandAndDevice):
         (None, {"fields": ["of_command", "to_device", "state_now", "why_open", "why_unfinished", "channel"]}),
         ("Result", {"fields": ["result", "reports_not_kept"]}),
         ("Times", {"fields": ["issued", "until", "received", "reported", "settled"]}),
-        ("Push", {"fields": ["push", "attempts", "failure_count", "next_push", "everything"]}),
+        ("Push", {"fields": ["push", "arrived", "attempts", "failure_count", "next_push", "everything"]}),
         ("Ids", {"fields": ["request_id", "id"]}),
     ]
     exported: ClassVar = {
@@ -238,6 +238,11 @@ class DeliveryAdmin(_OfCommandAndDevice):
         word = ", late: the delivery was settled before" if late else ""
         output = "" if final.output is None else pretty(final.output)
         return format_html("{}{} {} {}", badge(final.status), word, final.message or "", output)
+
+    @admin.display(description="arrival")
+    def arrived(self, delivery: Delivery) -> SafeString:
+        """Return how the push arrived at the phone, if the phone reported it."""
+        return arrival.describe(delivery.push_arrival)
 
     @admin.display(description="whole lists")
     def everything(self, delivery: Delivery) -> SafeString:

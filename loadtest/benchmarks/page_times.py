@@ -86,6 +86,8 @@ _HEARD: Final = """
     FROM (SELECT device_id, row_number() OVER (ORDER BY device_id) AS number FROM devices_presence) place
     WHERE place.device_id = devices_presence.device_id AND place.number % 3 <> 2
 """
+_COUNT_HOURS: Final = "from nexmdm.monitoring import push_health; push_health.count_hours(31 * 24)"
+PUSH_HEALTH_FIELDS: Final = ("model", "manufacturer", "os_version", "agent_version")
 _FACTS: Final = """
     SELECT
         (SELECT id FROM commands_command ORDER BY id DESC LIMIT 1),
@@ -131,6 +133,9 @@ def _measure(folder: Path, arguments: argparse.Namespace) -> dict[str, list[floa
         assert place.serving is not None
         _seed(place.serving, arguments)
         with psycopg.connect(place.serving.database_url(), autocommit=True) as connection:
+            # The dispatcher had counted hours before there was a history.
+            connection.execute("DELETE FROM nexmdm_pushhealthhour")
+            place.serving.manage("shell", "--command", _COUNT_HOURS)
             connection.execute(_HEARD)
             connection.execute(_REPORTED)
             connection.execute("VACUUM ANALYZE devices_presence, devices_device")
@@ -163,6 +168,9 @@ def _facts(connection: psycopg.Connection[Any]) -> Facts:
 def _api_paths(facts: Facts) -> Iterator[str]:
     day = urlencode({"since": facts.since.isoformat(), "until": facts.until.isoformat()})
     yield "/admin/summary"
+    for field in PUSH_HEALTH_FIELDS:
+        yield f"/admin/push-health?by={field}"
+        yield f"/admin/push-health?by={field}&since=2026-01-01T00:00:00Z"
     yield "/admin/devices"
     for query in DEVICE_FILTERS:
         yield f"/admin/devices?{query}"
@@ -206,6 +214,9 @@ def _site_paths(browser: httpx.Client, facts: Facts) -> Iterator[str]:
     yield "/django-admin/"
     for text in (*searches, "ping", "wipe", "0"):
         yield f"/django-admin/search/?q={text}"
+    for field in PUSH_HEALTH_FIELDS:
+        for last in ("hour", "day", "7days", "30days"):
+            yield f"/django-admin/push-health/?by={field}&last={last}"
     yield "/django-admin/devices/enrollmenttoken/"
     for path in LISTS:
         page = browser.get(path).raise_for_status().text

@@ -51,6 +51,7 @@ PAGES: Final = {
     **LISTS,
     "attempts-narrowed": "commands/attempt/?fcm_error=UNREGISTERED&age=1 day",
     "deliveries-none": "commands/delivery/?q=nobody",
+    "push-health": "push-health/",
     "search": "search/?q=ping",
     "search-none": "search/?q=nobody",
     "not-there": "nothing/",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from django.contrib.admin import AdminSite
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
-from django.urls import URLPattern, URLResolver, path
+from django.urls import URLPattern, URLResolver, path, reverse
 from django.views.decorators.http import require_safe
 
 from commands.admin.commands import CommandAdmin
@@ -19,7 +19,7 @@ from commands.admin.devices import BusyDeviceAdmin
 from commands.models import Attempt, Command, Delivery, Report
 from devices.admin import EnrollmentTokenAdmin
 from devices.models import Device, EnrollmentToken
-from nexmdm.admin_site import dashboard, logins, search
+from nexmdm.admin_site import dashboard, logins, push_health, search
 from nexmdm.admin_site.audit import AuditEntryAdmin
 from nexmdm.admin_site.dispatchers import DispatcherSeenAdmin
 from nexmdm.common.read_only_admin import page_time
@@ -60,7 +60,29 @@ class NexmdmAdminSite(AdminSite):
 
     def get_urls(self) -> list[URLPattern | URLResolver]:
         """Return the pages of the site."""
-        return [path("search/", self.admin_view(self.search), name="search"), *super().get_urls()]
+        return [
+            path("search/", self.admin_view(self.search), name="search"),
+            path("push-health/", self.admin_view(self.push_health), name="push-health"),
+            *super().get_urls(),
+        ]
+
+    def get_app_list(self, request: HttpRequest, app_label: str | None = None) -> list[Any]:
+        """Return the lists of the site by app, with the page of push health among those of NexMDM."""
+        found = super().get_app_list(request, app_label)
+        for app in found:
+            if app["app_label"] == "nexmdm":
+                entry = {"name": "Push health", "object_name": "PushHealth", "admin_url": reverse("admin:push-health")}
+                app["models"].append({**entry, "add_url": None, "view_only": True})
+        return found
+
+    def push_health(self, request: HttpRequest) -> HttpResponse:
+        """Return the page of push health. An unknown choice leads to the usual page."""
+        try:
+            chosen = push_health.page(request.GET.dict())
+        except push_health.UnknownChoice:
+            return HttpResponseRedirect(request.path)
+        context = {**self.each_context(request), "title": "Push health", **chosen}
+        return TemplateResponse(request, "nexmdm/push_health.html", context)
 
     def search(self, request: HttpRequest) -> HttpResponse:
         """Redirect to the row that the text `q` finds; if it finds several rows or none, return the page of results."""

@@ -38,7 +38,7 @@ class WriteResult(Generic[AnswerT_co]):
     answer: AnswerT_co
     request_id: UUID | None = None
     device_count: int | None = None
-    secrets: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, Any] = field(default_factory=dict)
     kept: bool = True
 
     @property
@@ -68,7 +68,7 @@ _STORE: Final = """
 """
 _CHECK: Final = "SET CONSTRAINTS ALL IMMEDIATE"
 
-RestoreSecrets = Callable[[dict[str, Any]], Mapping[str, str]]
+RestoreSecrets = Callable[[dict[str, Any]], Mapping[str, Any]]
 
 
 class IdempotencyInFlight(DomainError):
@@ -133,7 +133,7 @@ class Replay:
 
     body: str
 
-    def response(self, secrets: Mapping[str, str] = MappingProxyType({})) -> HttpResponse:
+    def response(self, secrets: Mapping[str, Any] = MappingProxyType({})) -> HttpResponse:
         """Return the answer to a repeat."""
         response = _answer(self.body, secrets)
         response["Idempotent-Replayed"] = "true"
@@ -244,7 +244,7 @@ def _to_store(caller: SignedCaller, result: WriteResult[Any]) -> dict[str, str]:
     }
 
 
-def _answer(body: str, secrets: Mapping[str, str]) -> HttpResponse:
+def _answer(body: str, secrets: Mapping[str, Any]) -> HttpResponse:
     content = orjson.dumps(orjson.loads(body) | dict(secrets)) if secrets else body
     return HttpResponse(content, content_type="application/json")
 

@@ -31,6 +31,10 @@ class NotConfirmed(Exception):
     """The admin did not confirm: the answer was not the number of devices."""
 
 
+class Unfulfilled(Exception):
+    """A verb could not do a part of what was asked. The text says why, and what to do."""
+
+
 class ConfirmationRequired(Exception):
     """The client cannot ask for confirmation, because there is no terminal. The text names `--yes`."""
 
@@ -46,7 +50,7 @@ def outcome(session: Session, run: Callable[[], int]) -> int:
     except Unreachable as unreachable:
         complain(_silence(session, unreachable))
         return UNREACHABLE
-    except (NotFound, NotConfirmed) as error:
+    except (NotFound, NotConfirmed, Unfulfilled) as error:
         complain(str(error))
         return FAILED
     except ConfirmationRequired as error:

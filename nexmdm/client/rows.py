@@ -1,7 +1,7 @@
 """The rows of the API as the client shows them: their columns, computed values, and order."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
@@ -44,6 +44,10 @@ AUDIT: Final = Columns(
     ("at", "status", "action", "target", "principal", "device_count", "dry_run", "code", "request_id"),
     ("address", "method", "path", "correlation_id", "body_sha256"),
 )
+_PUSH_HEALTH: Final = (
+    "answered_percent", "accepted", "answered_by_push", "answered_by_heartbeat", "downgraded", "p50_ms", "p95_ms",
+    "devices", "attempts",
+)  # fmt: skip
 PROFILES: Final = Columns(("name", "url", "secrets"))
 
 WORST_FIRST: Final = ("failed", "expired", "cancelled", "received", "pending", "succeeded")
@@ -133,6 +137,34 @@ def event(row: Json) -> Json:
         "outcome": row["outcome"] or row["status"] or row["state"],
         "detail": "; ".join([*remarks, *details]) or None,
     }
+
+
+def push_health_columns(by: str) -> Columns:
+    """Return the columns of push health by a field of devices."""
+    return Columns((by, *_PUSH_HEALTH))
+
+
+def push_health(by: str) -> Callable[[Json], Json]:
+    """Return the function that gives a row of push health its computed values."""
+
+    def described(row: Json) -> Json:
+        share = _answered_share(row)
+        return row | {by: row["key"], "answered_percent": None if share is None else round(100 * share)}
+
+    return described
+
+
+def push_health_rank(row: Json) -> tuple[bool, float, int, str]:
+    """Return a key that sorts by the share of accepted pushes that were answered by push, the lowest first.
+
+    Where FCM accepted no push at all, the share counts as 0. Values without any push come last.
+    """
+    return row["attempts"] == row["accepted"] == 0, _answered_share(row) or 0, -row["attempts"], row["key"]
+
+
+def _answered_share(row: Json) -> float | None:
+    # An answer may belong to a push before the span.
+    return min(1.0, row["answered_by_push"] / row["accepted"]) if row["accepted"] else None
 
 
 def device_rank(row: Json) -> tuple[int, str, int]:

@@ -13,10 +13,11 @@ from typing import Annotated, Any, Final
 
 import orjson
 from django.db import transaction
-from django.db.models import Max
+from django.db.models import Count, Max, QuerySet
 from django.db.models.functions import Now
 from pydantic import Field
 
+from devices.models import Device, Presence
 from nexmdm.common import database
 from nexmdm.common.types import Body, ResponseSchema, Time
 from nexmdm.models import PushHealthHour
@@ -146,13 +147,6 @@ _NEXT_HOUR: Final = """
         WHERE state IN ('pending', 'received') AND open_until < now()
     ))
 """
-_DEVICES: Final = """
-    SELECT CASE %(by)s WHEN 'model' THEN device.model WHEN 'manufacturer' THEN device.manufacturer
-        WHEN 'os_version' THEN device.os_version ELSE presence.agent_version END AS key, count(*)
-    FROM devices_device device JOIN devices_presence presence ON presence.device_id = device.id
-    WHERE device.revoked_at IS NULL
-    GROUP BY key
-"""
 
 
 def list_health(by: PushHealthField, since: datetime | None) -> PushHealthList:
@@ -164,12 +158,21 @@ def list_health(by: PushHealthField, since: datetime | None) -> PushHealthList:
     for _, value, *counts, bands in _counted([by], since, now):
         totals.setdefault(value, Counter()).update(dict(zip(_COUNTS, counts, strict=True)))
         latencies.setdefault(value, Counter()).update({int(band): n for band, n in orjson.loads(bands).items()})
-    devices = dict(database.rows(_DEVICES, {"by": by}))
+    devices = _devices(by)
     rows = [
         _row(key, devices.get(key, 0), totals.get(key, Counter()), latencies.get(key, Counter()))
         for key in {*devices, *totals}
     ]
     return PushHealthList(items=sorted(rows, key=lambda row: (-row.attempts, -row.devices, row.key)))
+
+
+def _devices(by: PushHealthField) -> dict[str, int]:
+    """Return how many active devices have each value of a field."""
+    rows: QuerySet[Any] = Device.objects.active()
+    if by is PushHealthField.AGENT_VERSION:
+        rows = Presence.objects.filter(device__revoked_at=None)
+    # The other fields need no join of all devices, which would take most of the time.
+    return dict(rows.order_by().values_list(by.value).annotate(Count("pk")))
 
 
 _COUNTS: Final = ("attempts", "accepted", "answered_by_push", "answered_by_heartbeat", "downgraded")

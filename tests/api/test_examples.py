@@ -120,6 +120,7 @@ def steady_ids_and_secrets(monkeypatch: pytest.MonkeyPatch, settings: Settings) 
     monkeypatch.setattr("commands.issuing.uuid7", partial(next, asked))
     monkeypatch.setattr("devices.credentials.secrets", SimpleNamespace(token_bytes=lambda _: next(secrets)))
     settings.SECRET_KEY, settings.COMMAND_SIGNING_KEYS = "the secret key of the documentation", [SIGNING_KEY]
+    settings.PUBLIC_URL, settings.AGENT_COMPONENT = "https://mdm.example.com", "com.example.agent/.AdminReceiver"
 
 
 @dataclass

@@ -8,6 +8,7 @@ from typing import Any, Final
 import psycopg
 import pytest
 from django.db.models.functions import Now
+from pytest_django import Settings
 
 from commands.models import Command
 from devices.models import EnrollmentToken
@@ -119,6 +120,24 @@ def test_a_replay_shows_the_enrollment_token_again_although_it_is_not_stored(adm
     for table in ("nexmdm_storedanswer", "nexmdm_auditentry", "devices_enrollmenttoken"):
         (text,) = database.row(f"SELECT string_agg(row::text, '') FROM {table} row")  # noqa: S608
         assert token[27:] not in text
+
+
+def test_a_replay_shows_the_provisioning_again_although_it_is_neither_stored_nor_logged(
+    admin: Admin, settings: Settings, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings.PUBLIC_URL, settings.AGENT_COMPONENT = "https://mdm.example.com", "com.example.agent/.AdminReceiver"
+    first = admin.post("/admin/enrollment-tokens", {}, idempotency_key=KEY)
+    again = admin.post("/admin/enrollment-tokens", {}, idempotency_key=KEY)
+    extras = first.json["provisioning"]["android.app.extra.PROVISIONING_ADMIN_EXTRAS_BUNDLE"]
+    token = extras["nexmdm.enrollment_token"]
+    assert (again.json, token) == (first.json, first.json["enrollment_token"])
+    assert again.headers["idempotent-replayed"] == "true"
+    assert "provisioning" not in StoredAnswer.objects.get(key=KEY).body
+    for table in ("nexmdm_storedanswer", "nexmdm_auditentry", "devices_enrollmenttoken"):
+        (text,) = database.row(f"SELECT string_agg(row::text, '') FROM {table} row")  # noqa: S608
+        assert token[27:] not in text
+    captured = capfd.readouterr()
+    assert token[27:] not in captured.out + captured.err
 
 
 def test_the_enrollment_token_of_a_replay_is_valid(admin: Admin) -> None:

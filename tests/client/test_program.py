@@ -56,7 +56,7 @@ def test_the_package_is_the_client_alone_and_requires_what_it_imports() -> None:
     assert all((ROOT / path).exists() for path in (*wheel["only-include"], *wheel["exclude"]))
     assert project["project"]["scripts"] == {"nexmdm": "nexmdm.client.__main__:main"}
     required = {re.split(r"[<>=;\[ ]", one)[0] for one in project["project"]["dependencies"]}
-    assert required == {"click", "keyring", "platformdirs", "pyyaml", "rich", "rich-click"}
+    assert required == {"click", "keyring", "platformdirs", "pyyaml", "rich", "rich-click", "segno"}
     files = [
         path
         for path in (ROOT / "nexmdm" / "client").rglob("*.py")
@@ -261,6 +261,7 @@ def test_a_shell_completes_verbs_options_actions_and_what_the_server_knows(
     assert completed("enroll") == ["enroll-token", "enroll-tokens"]
     assert completed("devices --not") == ["--not-seen-for"]
     assert completed("devices --status o") == ["online", "offline"]
+    assert completed("push-health --by m") == ["model", "manufacturer"]
     assert completed("send re") == ["reboot"]
     assert completed("device ta") == ["tab-03"]
     assert completed("revoke ") == ["@last", "hw-2", "tab-03"]

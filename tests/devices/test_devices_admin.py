@@ -326,7 +326,7 @@ def test_a_reinstated_device_works_with_the_same_token(admin: Admin, phone: Phon
 def test_a_new_enrollment_token_is_answered_with_its_limits(admin: Admin) -> None:
     asked = {"label": "stock", "max_uses": 5, "tags": ["new", "new"], "re_enroll": True, "expires_in_seconds": 3600}
     made = admin.post("/admin/enrollment-tokens", asked).json
-    assert set(made) == TOKEN_KEYS | {"enrollment_token"}
+    assert set(made) == TOKEN_KEYS | {"enrollment_token", "provisioning"}
     assert (made["label"], made["max_uses"], made["uses"], made["tags"]) == ("stock", 5, 0, ["new"])
     assert (made["re_enroll"], made["revoked_at"]) == (True, None)
     lives = datetime.fromisoformat(made["expires_at"]) - datetime.fromisoformat(made["created_at"])

@@ -12,11 +12,12 @@ from django.core.exceptions import ImproperlyConfigured
 from pytest_django import Settings
 
 from loadtest.fake_fcm.server import FcmStandin
-from nexmdm.config import database_url, environment
+from nexmdm.config import database_url, environment, provisioning
 from nexmdm.config.environment import ConfigError, Misconfigured
 from tests.support.actors import Client
 
 GOOD = "a-Secret-of-more-than-32-characters-0123"
+CHECKSUM = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8"
 ACCOUNT = {
     "type": "service_account", "project_id": "p", "client_email": "e", "private_key": "do-not-show", "token_uri": "u"
 }  # fmt: skip
@@ -315,3 +316,66 @@ def test_a_data_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(Misconfigured, match=rf"^\({ConfigError.DATA_FOLDER}\) .*{tmp_path}/file.* Set NEXMDM_DATA_DIR"):
         environment.generated_secrets(tmp_path / "file" / "secrets.env")
+
+
+@pytest.mark.parametrize(
+    ("read", "value"),
+    [
+        *((provisioning.public_url, value) for value in ("", "https://mdm.example.com", "http://10.0.0.5:8000")),
+        *(
+            (provisioning.agent_component, value)
+            for value in ("", "com.example.agent/.AdminReceiver", "com.example.agent/org.other.Admin$Receiver")
+        ),
+        *(
+            (provisioning.agent_download_url, value)
+            for value in ("", "https://mdm.example.com/a%20b.apk?v=1", "http://[2001:db8::1]:8080/agent.apk")
+        ),
+        *((provisioning.agent_signature_checksum, value) for value in ("", CHECKSUM, CHECKSUM + "=")),
+    ],
+)
+def test_a_setting_of_provisioning_is_read_unchanged(
+    read: Callable[[str], str], value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PUBLIC_URL", value)
+    assert read(value) == value
+
+
+@pytest.mark.parametrize(
+    ("read", "values"),
+    [
+        (provisioning.public_url, ("mdm.example.com", "https://a.example/path", "https://u:p@a.example", "ftp://a.b")),
+        (
+            provisioning.agent_component,
+            ("com.example.agent", "agent/.Receiver", "com.example.agent/", "com.example/.A b", "com.example/é",
+             "com.example/" + "A" * 501),
+        ),
+        (
+            provisioning.agent_download_url,
+            ("/agent.apk", "ftp://a.example/agent.apk", "https:///agent.apk", "https://a.example/a b.apk",
+             "https://a.b:0/a", "https://a.example:x/a", "https://a.example/a#b", "https://a.example/" + "a" * 1007),
+        ),
+        (
+            provisioning.agent_signature_checksum,
+            (CHECKSUM[:-1], CHECKSUM + "A", CHECKSUM[:-1] + "9", CHECKSUM.replace("A", "+"), "0123"),
+        ),
+    ],
+)  # fmt: skip
+def test_a_setting_of_provisioning_that_can_never_be_right_is_refused(
+    read: Callable[[str], str], values: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for value in values:
+        monkeypatch.setenv("PUBLIC_URL", value)
+        with pytest.raises(Misconfigured, match=rf"^\({ConfigError.MALFORMED}\) "):
+            read(value)
+
+
+def test_the_hint_shows_a_hexadecimal_checksum_in_the_right_form() -> None:
+    digits = bytes(range(32)).hex(":").upper()
+    with pytest.raises(Misconfigured, match=f"Write it as {CHECKSUM}"):
+        provisioning.agent_signature_checksum(digits)
+
+
+def test_no_message_shows_the_password_in_an_address() -> None:
+    with pytest.raises(Misconfigured) as refused:
+        provisioning.agent_download_url("https://user:do-not-show@mdm.example.com/agent.apk")
+    assert "do-not-show" not in str(refused.value)

@@ -270,8 +270,9 @@ def pages(browser: Browser) -> Iterator[str]:
     """Open the first page, each list, and a row of each."""
     browser.open("")
     yield browser.driver.current_url
-    browser.open("search/?q=y")
-    yield browser.driver.current_url
+    for path in ("search/?q=y", "push-health/?by=agent_version"):
+        browser.open(path)
+        yield browser.driver.current_url
     for path in LISTS:
         browser.open(path)
         yield browser.driver.current_url
@@ -293,7 +294,7 @@ def test_no_page_has_a_form_control_that_writes(browser: Browser) -> None:
         posted = browser.run("[...document.querySelectorAll('form[method=post]')].map(form => form.id)")
         assert posted == ["logout-form"], page
         assert browser.run(CONTROLS.strip()) == [], page
-    assert seen == 2 + 2 * len(LISTS)
+    assert seen == 3 + 2 * len(LISTS)
 
 
 def test_no_page_asks_for_anything_from_outside_or_fails_to_find_it(browser: Browser) -> None:

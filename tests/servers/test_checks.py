@@ -90,6 +90,10 @@ HOSTS_REFUSED: Final = ("https://mdm.example.com", "mdm.example.com:443", '["mdm
         ((MANAGE, "check"), "FCM_BASE_URL", "fcm.googleapis.com"),
         ((MANAGE, "check"), "HOST", "http://0.0.0.0"),
         ((MANAGE, "check"), "HEARTBEAT_LOG", "none"),
+        ((MANAGE, "check"), "PUBLIC_URL", "https://mdm.example.com/nexmdm"),
+        ((MANAGE, "serve"), "AGENT_COMPONENT", "com.example.agent"),
+        ((MANAGE, "check"), "AGENT_DOWNLOAD_URL", "agent.apk"),
+        ((MANAGE, "check"), "AGENT_SIGNATURE_CHECKSUM", "00" * 32),
     ],
 )
 def test_an_invalid_value_stops_every_start_with_an_id_and_a_hint(

@@ -1,11 +1,12 @@
-"""The verbs for the whole fleet: its summary, and its audit."""
+"""The verbs for the whole fleet: its summary, its push health, and its audit."""
 
 from typing import Any
 
 import rich_click as click
 
-from nexmdm.client import rows
-from nexmdm.client.session import Session
+from nexmdm.client import arguments, rows
+from nexmdm.client.display import PEOPLE
+from nexmdm.client.session import DONE, Session
 from nexmdm.client.verbs import shared, values
 from nexmdm.client.verbs.answers import show, show_list
 
@@ -15,6 +16,30 @@ from nexmdm.client.verbs.answers import show, show_list
 def summary(session: Session) -> int:
     """Show the summary of the fleet."""
     return show(session, session.client.get("/admin/summary"))
+
+
+@click.command("push-health")
+@shared.read
+@click.option(
+    "--by",
+    type=click.Choice(["model", "manufacturer", "os_version", "agent_version"]),
+    default="model",
+    help="The field of the devices; default: model.",
+)
+@click.option(
+    "--since", type=arguments.MOMENT, metavar="TIME",
+    help="From this time on: 2h ago, yesterday, 2026-11-29, …; default: a day ago.",
+)  # fmt: skip
+def push_health(session: Session, by: str, since: str | None) -> int:
+    """Show how pushes fare by model, maker or version, the worst first.
+
+    The worst value has the lowest share of pushes that FCM accepted and the phone answered by push.
+    """
+    found = sorted(session.client.get("/admin/push-health", by=by, since=since)["items"], key=rows.push_health_rank)
+    if not found and session.terminal.form in PEOPLE:
+        session.terminal.hint("There are no devices and no pushes.")
+        return DONE
+    return show_list(session, rows.push_health_columns(by), found, more=False, described=rows.push_health(by))
 
 
 @click.command("audit")

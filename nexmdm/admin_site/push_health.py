@@ -1,0 +1,116 @@
+"""The page that compares how pushes fare, by model, manufacturer, Android version or agent version."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final
+from urllib.parse import urlencode
+
+from devices.models import Device
+from nexmdm.common.read_only_admin import page_time
+from nexmdm.common.read_only_admin.columns import BAD, GOOD, NOTHING, WARN, address_of
+from nexmdm.monitoring import push_health
+from nexmdm.monitoring.push_health import PushHealthField, PushHealthRow
+
+SHOWN: Final = 100
+"""The largest number of values on the page. Phones choose their values, so there may be very many."""
+
+FIELDS: Final = {
+    PushHealthField.MODEL: "model",
+    PushHealthField.MANUFACTURER: "manufacturer",
+    PushHealthField.OS_VERSION: "Android version",
+    PushHealthField.AGENT_VERSION: "agent version",
+}
+SPANS: Final = {
+    "hour": ("last hour", timedelta(hours=1)),
+    "day": ("last day", timedelta(days=1)),
+    "7days": ("7 days", timedelta(days=7)),
+    "30days": ("30 days", timedelta(days=30)),
+}
+_USUAL: Final = {"by": PushHealthField.MODEL.value, "last": "day"}
+_GOOD_PERCENT: Final = 90
+_BAD_PERCENT: Final = 50
+
+
+class UnknownChoice(ValueError):
+    """The address has a field or a span that the page does not have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A field or a span to choose, and the address of the page with it."""
+
+    label: str
+    address: str
+    is_chosen: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """The row of one value; `address` is the list of its devices, and `percent` the share that was answered by push."""
+
+    counted: PushHealthRow
+    address: str
+    percent: int | None
+
+    @property
+    def look(self) -> str:
+        """The look of the share."""
+        if self.percent is None or self.percent < _BAD_PERCENT:
+            return BAD
+        return GOOD if self.percent >= _GOOD_PERCENT else WARN
+
+    @property
+    def half_within(self) -> str:
+        """The median time from acceptance to the first report."""
+        return _length(self.counted.p50_ms)
+
+    @property
+    def most_within(self) -> str:
+        """The time within which 95 % of the first reports came."""
+        return _length(self.counted.p95_ms)
+
+
+def page(given: dict[str, str]) -> dict[str, Any]:
+    """Return the context of the page with these query parameters. Raises UnknownChoice."""
+    chosen = _USUAL | given
+    if chosen.keys() != _USUAL.keys() or chosen["by"] not in FIELDS or chosen["last"] not in SPANS:
+        raise UnknownChoice
+    by = PushHealthField(chosen["by"])
+    span_name, span = SPANS[chosen["last"]]
+    found = sorted(push_health.list_health(by, page_time.now() - span).items, key=_rank)
+    return {
+        "fields": [_choice(label, chosen, by=field.value) for field, label in FIELDS.items()],
+        "spans": [_choice(label, chosen, last=name) for name, (label, _) in SPANS.items()],
+        "field": FIELDS[by],
+        "span": span_name,
+        "lines": [_line(by, row) for row in found[:SHOWN]],
+        "more": max(0, len(found) - SHOWN),
+    }
+
+
+def _choice(label: str, chosen: dict[str, str], **changed: str) -> Choice:
+    return Choice(label, f"?{urlencode(chosen | changed)}", all(chosen[name] == one for name, one in changed.items()))
+
+
+def _line(by: PushHealthField, row: PushHealthRow) -> Line:
+    address = address_of(Device, "changelist", **{by.value: row.key}) if row.key else ""
+    return Line(row, address, None if not row.accepted else round(100 * _share(row)))
+
+
+def _share(row: PushHealthRow) -> float:
+    # An answer may belong to a push before the span.
+    return min(1.0, row.answered_by_push / row.accepted) if row.accepted else 0.0
+
+
+def _rank(row: PushHealthRow) -> tuple[bool, float, int, str]:
+    """Return a key that sorts as the client does: the lowest share first, and values without any push last."""
+    return row.attempts == row.accepted == 0, _share(row), -row.attempts, row.key
+
+
+def _length(milliseconds: int | None) -> str:
+    if milliseconds is None:
+        return NOTHING
+    seconds = milliseconds / 1000
+    if seconds < 10:
+        return f"{milliseconds} ms" if seconds < 1 else f"{seconds:.1f} s"
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,118 @@
+"""Provisioning: its settings, and the content of the QR code with which Android's setup wizard installs the agent.
+
+The names are those of android.app.admin.DevicePolicyManager.
+"""
+
+import base64
+import re
+from typing import Final, NotRequired
+from urllib.parse import urlsplit
+
+from django.conf import settings
+from typing_extensions import TypedDict
+
+from nexmdm.config import environment
+from nexmdm.config.environment import ConfigError, Misconfigured
+
+LONGEST_COMPONENT: Final = 512
+LONGEST_DOWNLOAD_URL: Final = 1024
+"""With these lengths, the content fits into one QR code."""
+
+_NAME: Final = "[A-Za-z][A-Za-z0-9_]*"
+_CLASS_NAME: Final = "[A-Za-z_$][A-Za-z0-9_$]*"
+_COMPONENT: Final = re.compile(rf"{_NAME}(\.{_NAME})+/\.?{_CLASS_NAME}(\.{_CLASS_NAME})*")
+_HEXADECIMAL: Final = re.compile(r"([0-9A-Fa-f]{2}:?){32}")
+_SHA256_BYTES: Final = 32
+
+AdminExtras = TypedDict("AdminExtras", {"nexmdm.server_url": str, "nexmdm.enrollment_token": str})
+Provisioning = TypedDict(
+    "Provisioning",
+    {
+        "android.app.extra.PROVISIONING_DEVICE_ADMIN_COMPONENT_NAME": str,
+        "android.app.extra.PROVISIONING_DEVICE_ADMIN_PACKAGE_DOWNLOAD_LOCATION": NotRequired[str],
+        "android.app.extra.PROVISIONING_DEVICE_ADMIN_SIGNATURE_CHECKSUM": NotRequired[str],
+        "android.app.extra.PROVISIONING_ADMIN_EXTRAS_BUNDLE": AdminExtras,
+    },
+)
+
+
+def public_url(given: str) -> str:
+    """Return the server's address for phones, or nothing if it is not set. Raises Misconfigured."""
+    return environment.origin("PUBLIC_URL", "https://mdm.example.com") if given else ""
+
+
+def agent_component(given: str) -> str:
+    """Return the agent's package and receiver, or nothing if it is not set. Raises Misconfigured."""
+    if given and not (_COMPONENT.fullmatch(given) and len(given) <= LONGEST_COMPONENT):
+        raise Misconfigured(
+            ConfigError.MALFORMED,
+            f"AGENT_COMPONENT is not a package and the class of a receiver: {given!r}.",
+            "Write it as com.example.agent/com.example.agent.AdminReceiver or com.example.agent/.AdminReceiver.",
+        )
+    return given
+
+
+def agent_download_url(given: str) -> str:
+    """Return the address of the agent's APK, or nothing if it is not set. Raises Misconfigured."""
+    if given and not _is_download_url(given):
+        shown = "it contains a user or a password" if "@" in given else repr(given)
+        raise Misconfigured(
+            ConfigError.MALFORMED,
+            f"AGENT_DOWNLOAD_URL is not the address of a file: {shown}.",
+            f"Write it as https://mdm.example.com/agent.apk, percent-encoded, at most {LONGEST_DOWNLOAD_URL} long.",
+        )
+    return given
+
+
+def _is_download_url(given: str) -> bool:
+    if not re.fullmatch(r"https?://[!-~]+", given) or "@" in given or len(given) > LONGEST_DOWNLOAD_URL:
+        return False
+    try:
+        parsed = urlsplit(given)
+        port = parsed.port
+    except ValueError:
+        return False
+    return bool(parsed.hostname) and port != 0 and not parsed.fragment
+
+
+def agent_signature_checksum(given: str) -> str:
+    """Return the SHA-256 of the agent's certificate in URL-safe base64, or nothing if it is not set.
+
+    Raises Misconfigured.
+    """
+    if given and not _is_sha256(given):
+        if _HEXADECIMAL.fullmatch(given):
+            right = base64.urlsafe_b64encode(bytes.fromhex(given.replace(":", ""))).decode().rstrip("=")
+            hint = f"Hexadecimal digits are not base64. Write it as {right}."
+        else:
+            hint = (
+                "Take the 32 bytes of the SHA-256 of the agent's signing certificate: docs/operations/provisioning.md."
+            )
+        message = f"AGENT_SIGNATURE_CHECKSUM is not a SHA-256 in URL-safe base64 (43 characters): {given!r}."
+        raise Misconfigured(ConfigError.MALFORMED, message, hint)
+    return given
+
+
+def _is_sha256(given: str) -> bool:
+    if not re.fullmatch(r"[A-Za-z0-9_-]{43}=?", given):
+        return False
+    digest = base64.urlsafe_b64decode(given.rstrip("=") + "=")
+    return len(digest) == _SHA256_BYTES and base64.urlsafe_b64encode(digest).decode().rstrip("=") == given.rstrip("=")
+
+
+def content(enrollment_token: str) -> Provisioning | None:
+    """Return the content of the QR code with an enrollment token, or None if provisioning is not configured."""
+    if not (settings.PUBLIC_URL and settings.AGENT_COMPONENT):
+        return None
+    found: Provisioning = {
+        "android.app.extra.PROVISIONING_DEVICE_ADMIN_COMPONENT_NAME": settings.AGENT_COMPONENT,
+        "android.app.extra.PROVISIONING_ADMIN_EXTRAS_BUNDLE": {
+            "nexmdm.server_url": settings.PUBLIC_URL,
+            "nexmdm.enrollment_token": enrollment_token,
+        },
+    }
+    if settings.AGENT_DOWNLOAD_URL:
+        found["android.app.extra.PROVISIONING_DEVICE_ADMIN_PACKAGE_DOWNLOAD_LOCATION"] = settings.AGENT_DOWNLOAD_URL
+    if settings.AGENT_SIGNATURE_CHECKSUM:
+        found["android.app.extra.PROVISIONING_DEVICE_ADMIN_SIGNATURE_CHECKSUM"] = settings.AGENT_SIGNATURE_CHECKSUM
+    return found
