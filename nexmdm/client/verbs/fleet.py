@@ -39,7 +39,8 @@ def push_health(session: Session, by: str, since: str | None) -> int:
     if not found and session.terminal.form in PEOPLE:
         session.terminal.hint("There are no devices and no pushes.")
         return DONE
-    return show_list(session, rows.push_health_columns(by), found, more=False, described=rows.push_health(by))
+    columns = rows.push_health_columns(by)
+    return show_list(session, columns, found, more=False, one="device", described=rows.push_health(by))
 
 
 @click.command("audit")
