@@ -36,7 +36,8 @@ REGISTERED = Counter("nexmdm_devices_registered", "Registrations, by whether the
 async def heartbeat(request: HttpRequest, body: Body[Reading[Heartbeat]]) -> HttpResponse:
     """Report that this phone is alive, and get its open commands. The answer is sent after the commit.
 
-    A field that is not sent, or null, keeps its earlier value; only a null `push_token` deletes the stored one.
+    A field that is not sent, or null, keeps its earlier value; only a null `push_token` or `push_target` deletes
+    the stored one.
     `commands` contains at most 20 commands: first those without a report, oldest first. The server sends each
     command until its final report. If `has_more` is true, report on these commands, then send the next heartbeat.
     """

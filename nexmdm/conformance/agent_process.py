@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 _STOP_SECONDS: Final = 10
-_LAST_LINES: Final = 5
+_LAST_LINES: Final = 10
 _WITHOUT_PROXY: Final = {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
 
 

@@ -16,6 +16,11 @@ SOON_SECONDS: Final = 12
 """The time for what an agent does at its next heartbeat, the one after it, or its first retries."""
 
 _LOOK_SECONDS: Final = 0.05
+_NO_PUSH: Final = {
+    "none": "it has no push target of the agent. Send PHONE_PUSH_TARGET as push_target",
+    "dead": "FCM does not know the push target of the agent. Send PHONE_PUSH_TARGET unchanged as push_target",
+}
+"""Reasons why the server sends no push, by the state of the device's push target."""
 
 
 class Missed(Exception):
@@ -34,12 +39,14 @@ class Case:
     enrollment_token: str
     _orders: list[str] = field(default_factory=list)
 
-    async def until(self, condition: Callable[[], object], what: str, *, within: float = SOON_SECONDS) -> None:
-        """Wait until a condition is true. Raises Missed, with what did not happen."""
+    async def until(
+        self, condition: Callable[[], object], what: str | Callable[[], str], *, within: float = SOON_SECONDS
+    ) -> None:
+        """Wait until a condition is true. Raises Missed, with what did not happen: a function tells it at the end."""
         deadline = time.monotonic() + within
         while not condition():
             if time.monotonic() >= deadline:
-                raise Missed(f"within {within:g} s, {what}")
+                raise Missed(f"within {within:g} s, {what if isinstance(what, str) else what()}")
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def enroll(self) -> None:
@@ -91,8 +98,15 @@ class Case:
         """Send a command whose push and offer do not reach the agent, and return its envelope."""
         assert self.mailbox.is_held
         assert self.proxy.hides_commands
-        request_id = await self.order(action, **fields)
-        await self.until(lambda: request_id in self.mailbox.kept, "the dispatcher sent no push: a fault of the kit")
+        return await self.sent(await self.order(action, **fields))
+
+    async def sent(self, request_id: str) -> Envelope:
+        """Wait until the dispatcher has pushed a command, and return its envelope. Raises Missed."""
+        try:
+            await self.until(lambda: request_id in self.mailbox.kept, "the server sent no push")
+        except Missed as missed:
+            push = (await self.server.get(f"/admin/devices/{self.device_id}"))["push"]
+            raise Missed(f"{missed}: {_NO_PUSH.get(push, 'a fault of the kit')}") from None
         return self.mailbox.kept[request_id]
 
     def withhold(self) -> None:
@@ -111,13 +125,15 @@ class Case:
         """Return the server's record of a command to this phone."""
         return await self.server.get(f"/admin/commands/{request_id}/deliveries/{self.device_id}")
 
-    async def done(self, request_id: str, status: str = "succeeded", *, within: float = SOON_SECONDS) -> Call:
-        """Wait for a final report that the server accepted, and return the first one. Raises Missed if it differs."""
+    async def done(self, request_id: str, status: str = "succeeded", *, of: str = "the command") -> Call:
+        """Wait for a final report that the server accepted, and return the first one. Raises Missed if it differs.
+
+        `of` names the command in the text of the miss.
+        """
         final = ("succeeded", "failed")
         await self.until(
             lambda: [one for one in self.reports(request_id) if one.body.get("status") in final and one.status == 200],
-            f"the agent did not report {status!r}",
-            within=within,
+            lambda: f"the agent did not report {status!r} on {of}: {self._seen_of(request_id)}",
         )
         report = next(one for one in self.reports(request_id) if one.body.get("status") in final and one.status == 200)
         if report.body["status"] != status:
@@ -128,11 +144,22 @@ class Case:
         """Return the agent's reports on a command, also those that got no answer."""
         return [call for call in self.proxy.to(REPORT) if call.body.get("request_id") == request_id]
 
+    def _seen_of(self, request_id: str) -> str:
+        reports = [f"{one.body.get('status')} (answer: {one.status or 'none'})" for one in self.reports(request_id)]
+        found = self.agent.executed().count(request_id)
+        seen = f"it reported {', '.join(reports)}" if reports else "it sent no report"
+        seen += f", and carried it out {_often(found)}, by PHONE_ACTIONS_FILE"
+        return seen + self._untaken()
+
+    def _untaken(self) -> str:
+        return "; a push waits at PHONE_PUSH_URL, and the agent does not take it" if self.mailbox.waits else ""
+
     def ran(self, request_id: str, times: int) -> None:
         """Check how often a command was carried out. Raises Missed."""
         found = self.agent.executed().count(request_id)
         if found != times:
-            raise Missed(f"the agent carried the command out {_often(found)} instead of {_often(times)}")
+            missed = f"the agent carried the command out {_often(found)} instead of {_often(times)}"
+            raise Missed(missed + (f", by PHONE_ACTIONS_FILE{self._untaken()}" if found < times else ""))
 
     # --- credentials
 

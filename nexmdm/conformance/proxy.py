@@ -206,7 +206,9 @@ def _problem(fault: Refusal) -> web.Response:
     title = HTTPStatus(fault.status).phrase
     detail = "The conformance kit answers this in the server's place."
     problem = {"type": "about:blank", "title": title, "status": fault.status, "code": fault.code, "detail": detail}
-    headers = {"Retry-After": str(fault.retry_after)} if fault.retry_after else {}
+    headers = {"X-Correlation-ID": "conformance-kit"}
+    if fault.retry_after:
+        headers["Retry-After"] = str(fault.retry_after)
     if fault.status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
     return web.Response(status=fault.status, body=orjson.dumps(problem), headers=headers, content_type=PROBLEM_TYPE)

@@ -29,6 +29,11 @@ class Mailbox:
         self._waiting: deque[Envelope] = deque()
         self._poll: asyncio.Future[Envelope] | None = None
 
+    @property
+    def waits(self) -> bool:
+        """Whether the agent has not taken a push that was handed to it."""
+        return bool(self._waiting)
+
     def arrive(self, envelope: Envelope) -> None:
         """Take a push from the dispatcher."""
         self.kept[envelope["request_id"]] = envelope

@@ -61,6 +61,18 @@ def test_an_agent_that_breaks_a_rule_is_found_by_its_scenario(runs: Runs, sabota
     assert runs.results[sabotage.rule, sabotage.scenario].missed != ""
 
 
+@pytest.mark.parametrize(
+    ("rule", "scenario", "advice"),
+    [
+        ("sends no push target", "both-channels", "Send PHONE_PUSH_TARGET as push_target"),
+        ("takes no pushes", "server-away", "a push waits at PHONE_PUSH_URL, and the agent does not take it"),
+        ("names no channel", "both-channels", "the report on a command that came by push has via None"),
+    ],
+)
+def test_a_miss_says_what_the_agent_left_out(runs: Runs, rule: str, scenario: str, advice: str) -> None:
+    assert runs.results[rule, scenario].missed.endswith(advice)
+
+
 def test_the_simulated_phone_holds_every_promise_and_the_command_ends_with_0(runs: Runs) -> None:
     status, output = runs.simulated
     assert (status, output.splitlines()[-1]) == (0, f"{len(SCENARIOS)} of {len(SCENARIOS)} held."), output

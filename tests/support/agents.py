@@ -78,6 +78,16 @@ class Sabotage:
 
 
 SABOTAGES: Final = (
+    Sabotage(
+        "sends no push target", "both-channels",
+        'return {"push_target": target} | ({"push_token": target["value"]} if target["kind"] == "token" else {})',
+        'return {} if target else {}',
+    ),
+    Sabotage(
+        "takes no pushes", "server-away",
+        "        threading.Thread(target=take_pushes, args=(self,), daemon=True).start()\n", "",
+    ),
+    Sabotage("names no channel", "both-channels", '"status": "running", "via": via}', '"status": "running"}'),
     Sabotage("checks no signature", "bad-signature", "if not self.trusts(envelope):", "if not envelope:"),
     Sabotage(
         "checks no expiry", "expired-command", 'if self.now() >= seconds(envelope["expires_at"]):', "if not envelope:"

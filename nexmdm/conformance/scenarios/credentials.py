@@ -35,9 +35,9 @@ async def _rotation(case: Case) -> None:
     await case.until(lambda: case.proxy.to(ROTATE), "the agent did not rotate", within=_ROTATE_AFTER_SECONDS + 10)
     new = case.credentials()[-1]
     case.push(in_flight)
-    await case.done(in_flight["request_id"])
+    await case.done(in_flight["request_id"], of="a push signed with the old key, before the first 200 to the new token")
     case.push(case.resign(fresh, new.command_key))
-    await case.done(fresh["request_id"])
+    await case.done(fresh["request_id"], of="a push signed with the new key, before the first 200 to the new token")
     case.ran(in_flight["request_id"], 1)
     case.ran(fresh["request_id"], 1)
     case.agent.kill()
