@@ -267,8 +267,8 @@ class DeviceQuery(Page, extra="forbid"):
     not_seen_for_seconds: Annotated[
         Annotated[QueryInteger, Field(ge=0, le=LONGEST_SILENCE_SECONDS)] | None,
         Field(
-            description="Only devices without a heartbeat for this time; before the first heartbeat, the time since the "
-            "enrollment counts. Includes revoked and retired devices, unless `status` excludes them."
+            description="Only devices without a heartbeat for this time; before the first heartbeat, the time since "
+            "the enrollment counts. Includes revoked and retired devices, unless `status` excludes them."
         ),
     ] = None
     push: Annotated[
