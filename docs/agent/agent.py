@@ -175,7 +175,7 @@ class Agent:
             try:
                 answer = self.call("/v1/register", body, token)
             except Refused as refused:
-                if refused.status < 500 and refused.status not in (408, 429):
+                if refused.status in (401, 403, 409, 413, 422):
                     sys.exit(f"Not registered: {refused}. A person must help.")
                 self.pause(refused)
             except (OSError, http.client.HTTPException):
@@ -274,10 +274,10 @@ class Agent:
         return True
 
     def outcome(self, envelope: Json) -> Json:
-        if envelope["action"] not in ACTIONS:
-            return {"status": "failed", "message": "unknown action"}
         if self.now() >= seconds(envelope["expires_at"]):
             return {"status": "failed", "message": "expired"}
+        if envelope["action"] not in ACTIONS:
+            return {"status": "failed", "message": "unknown action"}
         return perform(envelope["request_id"], envelope["action"], json.loads(envelope["params"]))
 
     def finish_interrupted(self) -> None:
@@ -296,7 +296,7 @@ class Agent:
             try:
                 self.say("/v1/action-result", report)
             except Refused as refused:
-                if refused.status not in (404, 413, 422):
+                if refused.code != "unknown_request" and refused.status not in (413, 422):
                     raise
             with self.lock:
                 record["unsent"] = record["report"] is not report
