@@ -152,7 +152,7 @@ SABOTAGES: Final = (
     ),
     Sabotage(
         "repeats a refused registration", "refused-registration",
-        "if refused.status < 500 and refused.status not in (408, 429):", "if refused.status == 422:",
+        "if refused.status in (401, 403, 409, 413, 422):", "if refused.status == 422:",
     ),
     Sabotage(
         "waits for the next heartbeat with more commands open", "many-commands",
