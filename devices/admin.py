@@ -75,7 +75,7 @@ class PresenceFilter(ChoiceFilter):
     parameter_name = "presence"
 
     def conditions(self) -> dict[str, Q]:
-        """Return the presences, and all devices that have one."""
+        """Return the condition for active devices, and for each presence."""
         return {ACTIVE: Q(revoked_at=None), **presences()}
 
 
@@ -86,7 +86,7 @@ class BatteryFilter(ChoiceFilter):
     parameter_name = "battery"
 
     def conditions(self) -> dict[str, Q]:
-        """Return the one choice."""
+        """Return the condition for a low battery."""
         return {"low": low_battery()}
 
 
@@ -97,7 +97,7 @@ class PushFilter(ChoiceFilter):
     parameter_name = "push"
 
     def conditions(self) -> dict[str, Q]:
-        """Return the values of push health."""
+        """Return the condition for each value of push health."""
         return PUSH_HEALTH
 
 
@@ -167,7 +167,7 @@ class TokenStateFilter(ChoiceFilter):
     parameter_name = "state"
 
     def conditions(self) -> dict[str, Q]:
-        """Return the states."""
+        """Return the condition for each state of an enrollment token."""
         return token_states()
 
 

@@ -186,7 +186,8 @@ async def retire_device(request: HttpRequest, device_id: UUID, body: EmptyBody |
 
     Its history stays. Its hardware may register again with any valid enrollment token, under the same `device_id`. A
     device that reports its `wipe` as `succeeded` is retired by that report. `withdrawn` is as for a revocation. If
-    the device is retired already, the answer is 200 and nothing changes.
+    the device is retired already, the answer is 200, and only one thing may change: an alias that the device still has
+    from an earlier version of NexMDM becomes free.
     """
     caller = caller_of(request)
 

@@ -55,8 +55,9 @@ class AliasTaken(DomainError):
     def __init__(self, *, by_revoked: bool = False, by_retired: bool = False) -> None:
         """`by_revoked`, `by_retired`: whether the device that has the alias is revoked or retired."""
         revoked = "A revoked device has this alias. Choose a different alias, or change the alias of that device."
-        retired = "A retired device has this alias. Choose another one, or retire that device again to free the alias."
-        super().__init__(retired if by_retired else revoked if by_revoked else "")
+        retired = "A retired device still has this alias from an earlier version of NexMDM. Choose a different alias, or"
+        again = "retire that device again: this frees the alias."
+        super().__init__(f"{retired} {again}" if by_retired else revoked if by_revoked else "")
 
 
 class UnknownEnrollmentToken(DomainError):
@@ -174,9 +175,8 @@ def register(presented: tokens.Token, registration: Registration, secret: creden
     """
     token = _token(presented, EnrollmentToken.objects.select_for_update())
     database.advisory_lock("hardware", registration.hardware_id)
-    device = next(
-        iter(comparison_keys.with_hardware_id(registration.hardware_id, Device.objects.select_for_update())), None
-    )
+    found = comparison_keys.with_hardware_id(registration.hardware_id, Device.objects.select_for_update())
+    device = next(iter(found), None)
     known, earlier_address = device is not None, device.enrolled_from if device else None
     lost_answer = _is_lost_answer(token, device)
     re_enrolled = known and not lost_answer
@@ -320,7 +320,7 @@ def revoke(device_id: UUID) -> bool:
 
 
 def retire(device_id: UUID) -> bool:
-    """Retire a device and free its alias; False if it was retired before. Locks and raises as revoke()."""
+    """Retire a device and free its alias; False if nothing changed. Locks and raises as revoke()."""
     revoke(device_id)
     changed = Device.objects.filter(id=device_id).exclude(retired_at__isnull=False, alias=None).exists()
     Device.objects.filter(id=device_id, retired_at=None).update(retired_at=Now())

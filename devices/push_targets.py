@@ -195,7 +195,10 @@ def shared_installations(limit: int, using: str = DEFAULT_DB_ALIAS) -> list[str]
 
 
 def sharing(owner_digests: Collection[str], using: str = DEFAULT_DB_ALIAS) -> list[UUID]:
-    """Return the devices that share one of these installations with a device seen later, or with one not revoked."""
+    """Return the devices that must give up the push target of one of these installations: all its devices but one.
+
+    The one that keeps it is the device that was seen last, of those not revoked (if all are, the one revoked last).
+    """
     last_seen_first = [
         F("revoked_at").desc(nulls_first=True), F("presence__last_seen_at").desc(nulls_last=True), F("id").desc(),
     ]  # fmt: skip

@@ -193,9 +193,10 @@ def set_push_target(device_id: UUID, target: PushTarget | None) -> None:
 
 
 def settle_shared_push_tokens(limit: int) -> int:
-    """Leave each push token that several devices share to the device that was seen last, up to `limit` of them.
+    """Find up to `limit` app installations that several devices share, and leave each to one of its devices.
 
-    Return their number. Earlier versions let devices share push tokens of one installation.
+    That device is the one that was seen last, of those not revoked. The others lose their push tokens. Return the
+    number of these installations. Only earlier versions let devices share an installation.
     """
     shared = push_targets.shared_installations(limit)
     for owner_digest in shared:

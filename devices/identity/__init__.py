@@ -1,1 +1,1 @@
-"""The rules by which two devices are the same: comparison keys of aliases and hardware ids, and the search for them."""
+"""Comparison keys of aliases and hardware ids, the search for devices, and warnings about devices that are the same."""

@@ -74,8 +74,11 @@ def _issue(place: ServerUnderTest) -> dict[str, Any]:
 def _check(place: ServerUnderTest, command: dict[str, Any], least: float) -> None:
     """Check that each answered result is stored, and that no phone had to report twice."""
     counts = place.admin.get(f"/admin/commands/{command['request_id']}")["counts"]
-    if not least <= counts["succeeded"] < command["device_count"]:
-        raise wrk.Failed(f"results: {counts['succeeded']} are stored, of at least {least:.0f}; try more --devices")
+    stored, devices = counts["succeeded"], command["device_count"]
+    if stored >= devices:
+        raise wrk.Failed(f"results: all {devices} devices have reported, some of them twice: choose more --devices")
+    if stored < least:
+        raise wrk.Failed(f"results: the server answered {least:.0f}, but stored only {stored}: read the server's log")
 
 
 def _print(heartbeats: Contestant, results: Contestant) -> None:

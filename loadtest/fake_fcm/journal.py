@@ -69,7 +69,7 @@ class Journal:
             self._file.write(orjson.dumps(send, option=orjson.OPT_APPEND_NEWLINE))
 
     def clear(self) -> None:
-        """Delete all sends. The file keeps them."""
+        """Delete all sends from memory. The file, if there is one, does not change."""
         with self._changed:
             self._sends.clear()
 

@@ -57,7 +57,7 @@ class Histogram:
         return None
 
     def as_json(self) -> list[Any]:
-        """Return it in a form for JSON."""
+        """Return the histogram in a form for JSON."""
         return [self.longest, *(number for pair in self.counts.items() for number in pair)]
 
     @classmethod
@@ -96,7 +96,7 @@ class Second:
             self.latencies.setdefault(kind, Histogram()).merge(histogram)
 
     def as_json(self) -> dict[str, Any]:
-        """Return it in a form for JSON."""
+        """Return the figures of this second in a form for JSON."""
         latencies = {kind: histogram.as_json() for kind, histogram in self.latencies.items()}
         return {"due": self.due, "answered": self.answered, "latencies": latencies, "errors": self.errors}
 
@@ -163,7 +163,7 @@ class Figures:
         return [row for second, row in self.seconds.items() if since <= second < until]
 
     def as_json(self) -> dict[str, Any]:
-        """Return them in a form for JSON."""
+        """Return the figures of all seconds in a form for JSON."""
         return {
             "seconds": [[second, row.as_json()] for second, row in self.seconds.items()],
             "late": self.late.as_json(),

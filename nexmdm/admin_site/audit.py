@@ -56,7 +56,7 @@ class MethodFilter(ChoiceFilter):
     parameter_name = "method"
 
     def conditions(self) -> dict[str, Q]:
-        """Return the methods that write."""
+        """Return the condition for each method that writes."""
         return {method: Q(method=method) for method in ("POST", "PATCH", "PUT", "DELETE")}
 
 
@@ -67,7 +67,7 @@ class EndingFilter(ChoiceFilter):
     parameter_name = "ending"
 
     def conditions(self) -> dict[str, Q]:
-        """Return the two endings."""
+        """Return the condition for entries that were carried out, and the condition for refused ones."""
         return {"carried out": Q(status__lt=REFUSED), "refused": Q(status__gte=REFUSED)}
 
 
@@ -78,7 +78,7 @@ class StatusFilter(ChoiceFilter):
     parameter_name = "status"
 
     def conditions(self) -> dict[str, Q]:
-        """Return the statuses that the answer to a signed write can have."""
+        """Return the condition for each status that the answer to a signed write can have, and for any other."""
         known = {str(status): Q(status=status) for status in STATUSES}
         return {**known, "other": ~Q(status__in=STATUSES)}
 
@@ -98,7 +98,7 @@ class AttemptFilter(ChoiceFilter):
     parameter_name = "dry_run"
 
     def conditions(self) -> dict[str, Q]:
-        """Return the two kinds."""
+        """Return the condition for dry runs, and the condition for all other entries."""
         return {"dry runs": Q(dry_run=True), "none of them": ~Q(dry_run=True)}
 
 

@@ -120,7 +120,7 @@ class Names:
     def _last(self, kind: Kind) -> str:
         last = self._memory.last(kind)
         if last is None:
-            raise NotFound(f"There is no last {kind} yet: name one.")
+            raise NotFound(f"There is no last {kind} yet. Write the id of a {kind} instead of {LAST}.")
         return last
 
     def _search(self, name: str) -> Json:

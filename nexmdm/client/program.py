@@ -101,7 +101,7 @@ def _show_version(context: click.Context, _: click.Parameter, wanted: bool) -> N
 
 
 def make() -> Program:
-    """Return the program."""
+    """Return the program `nexmdm` with all its verbs."""
     found = Program(
         commands=list(_listed()),
         callback=click.pass_context(_note),
@@ -121,7 +121,7 @@ def make() -> Program:
 def run(arguments: Sequence[str], surroundings: Surroundings) -> NoReturn:
     """Run a command line, and exit with its status."""
     make().main(list(arguments), prog_name=surroundings.program, obj=surroundings)
-    raise AssertionError("a program of click exits")
+    raise AssertionError("click returned, but in this mode it always exits the process")
 
 
 def main() -> NoReturn:

@@ -68,10 +68,10 @@ DEADLOCK_TRIES: Final = 5
 
 @cache
 def phones() -> Gate:
-    """Return the gate of database work for clients that present a device token, valid or not, by address.
+    """Return the gate for database work of clients that present a device token, valid or not. Its keys are addresses.
 
-    The gate leaves one connection to look-ups and the admin site. It also leaves one connection to other addresses,
-    however much one address sends.
+    All these clients together leave one connection to look-ups and the admin site. The clients of one address leave a
+    further connection to those of other addresses, however much they send.
     """
     at_once = max(1, connection_turns.unsigned() - 1)
     return Gate(

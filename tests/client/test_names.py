@@ -110,7 +110,8 @@ def test_a_part_of_an_alias_is_not_a_name(network: InProcess, admin: Admin) -> N
 
 def test_last_is_the_device_and_the_command_that_were_named_last(network: InProcess, tablet: Phone) -> None:
     first = run("device", "@last", transport=network)
-    assert (first.status, "There is no last device yet: name one." in first.err) == (1, True)
+    advice = "There is no last device yet. Write the id of a device instead of @last."
+    assert (first.status, advice in first.err) == (1, True)
     request_id = run("ping", "tab-03", "--json", transport=network).json["request_id"]
     assert run("device", "@last", "--json", transport=network).json["device_id"] == tablet.device_id
     assert run("command", "@last", "--json", transport=network).json["request_id"] == request_id

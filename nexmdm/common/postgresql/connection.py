@@ -91,7 +91,7 @@ class Connection(psycopg.Connection[Any]):
         return answer
 
     def begin_statements(self) -> tuple[str, ...]:
-        """Return the first statements of a transaction of several messages."""
+        """Return BEGIN and the settings: the statements that begin a transaction of more than one message."""
         return (self._get_tx_start_command().decode(), *self.first_statements)
 
     @contextmanager
@@ -178,7 +178,7 @@ class Cursor(base.CursorMixin, psycopg.ClientCursor[Any]):
         return self
 
     def _beginning(self) -> tuple[str, ...]:
-        """Return the first statements of a transaction."""
+        """Return the statements that must precede the first query of a transaction, in the same message."""
         connection = self.connection
         if not isinstance(connection, Connection):
             return ()

@@ -21,7 +21,7 @@ NO_ANSWER: Final = "PostgreSQL did not answer in time; the connection was closed
 class NoAnswer(psycopg.OperationalError):
     """PostgreSQL did not answer by the work's deadline. The connection was closed; the statement was not cancelled.
 
-    `is_silent`: PostgreSQL had more time than any statement may take.
+    `is_silent`: the wait was at least as long as the `statement_timeout`, so PostgreSQL probably cannot be reached.
     """
 
     def __init__(self, *, is_silent: bool) -> None:

@@ -68,12 +68,15 @@ class SpanFilter(admin.SimpleListFilter):
         return [(name, name) for name in self.spans]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:  # noqa: ARG002
-        """Keep the rows that narrowed() keeps. Raises IncorrectLookupParameters for an unknown span."""
+        """Return narrowed(), or all rows if no span is chosen. Raises IncorrectLookupParameters for an unknown span."""
         span = _chosen(self, self.spans)
         return queryset if span is None else self.narrowed(queryset, database.now() - span)
 
     def narrowed(self, rows: QuerySet[Any], moment: datetime) -> QuerySet[Any]:
-        """Return the rows for this moment."""
+        """Return the rows that match the chosen span; each subclass compares its own time with `moment`.
+
+        `moment` is the beginning of the span: now minus its length.
+        """
         raise NotImplementedError
 
 

@@ -127,7 +127,7 @@ Repair = Callable[[Any, _Place], Any]
 
 
 class Informing(NamedTuple):
-    """A field that informs: the type of its values, and the repair of a value that does not have this type."""
+    """A field that informs. `adapter` validates its values; `repair` is called with a value that is not valid."""
 
     adapter: TypeAdapter[Any]
     repair: Repair
