@@ -55,8 +55,8 @@ class AliasTaken(DomainError):
     def __init__(self, *, by_revoked: bool = False, by_retired: bool = False) -> None:
         """`by_revoked`, `by_retired`: whether the device that has the alias is revoked or retired."""
         revoked = "A revoked device has this alias. Choose a different alias, or change the alias of that device."
-        retired = "A retired device still has this alias from an earlier version of NexMDM. Choose a different alias, or"
-        again = "retire that device again: this frees the alias."
+        retired = "A retired device still has this alias from an earlier version of NexMDM. Choose a different alias,"
+        again = "or retire that device again: this frees the alias."
         super().__init__(f"{retired} {again}" if by_retired else revoked if by_revoked else "")
 
 

@@ -87,7 +87,7 @@ class Meter:
     wal: Path
 
     def read(self) -> Reading:
-        """Read all three."""
+        """Read the processor times and the position now."""
         backends = {pid: _processor_ns(pid) for (pid,) in self.database.execute(_BACKENDS)}
         # A later commit that waits for the disk also flushes the earlier commits that did not wait.
         self.database.execute(_FLUSH)

@@ -64,17 +64,17 @@ class SecondDispatcher:
     """A dispatcher next to the one of `serve`."""
 
     def __init__(self, serving: Serving) -> None:
-        """Start it."""
+        """Start the dispatcher."""
         self._serving = serving
         self._process = self._start()
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The dispatcher's process id."""
         return self._process.pid
 
     def is_alive(self) -> bool:
-        """Return whether it runs."""
+        """Return whether the dispatcher runs."""
         return self._process.poll() is None
 
     def replace_killed(self) -> None:

@@ -41,7 +41,7 @@ class Histogram:
         self.longest = max(self.longest, seconds)
 
     def merge(self, other: "Histogram") -> None:
-        """Add the content of another one."""
+        """Add the latencies of another histogram."""
         for bucket, count in other.counts.items():
             self.counts[bucket] = self.counts.get(bucket, 0) + count
         self.count += other.count
@@ -71,7 +71,7 @@ class Histogram:
 
 
 def merged(histograms: Iterable[Histogram]) -> Histogram:
-    """Return one histogram of all."""
+    """Return one histogram with the latencies of all histograms."""
     whole = Histogram()
     for histogram in histograms:
         whole.merge(histogram)
@@ -88,7 +88,7 @@ class Second:
     errors: Counter[str] = field(default_factory=Counter)
 
     def merge(self, other: "Second") -> None:
-        """Add the content of another one."""
+        """Add the figures that another source has of this second."""
         self.due += other.due
         self.answered += other.answered
         self.errors.update(other.errors)
@@ -137,7 +137,7 @@ class Figures:
         self.seconds[int(second)].errors[error] += 1
 
     def merge(self, other: "Figures") -> None:
-        """Add the content of another one."""
+        """Add the figures of another source."""
         self.late.merge(other.late)
         for second, row in other.seconds.items():
             self.seconds[second].merge(row)

@@ -78,7 +78,7 @@ class Plan:
     sources: Sequence[str] = ()
 
     def as_line(self) -> bytes:
-        """Return it as from_line() reads it."""
+        """Return the plan as a line, which from_line() reads."""
         return orjson.dumps(asdict(self), option=orjson.OPT_APPEND_NEWLINE)
 
     @classmethod

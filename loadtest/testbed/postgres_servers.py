@@ -72,7 +72,7 @@ class PostgresServers:
         return self
 
     def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
-        """Stop all, immediately."""
+        """Stop all servers immediately."""
         self._running.close()
 
     def primary(self, name: str, **settings: str) -> "PostgresServer":

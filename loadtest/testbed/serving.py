@@ -50,12 +50,12 @@ class Serving:
 
     @property
     def said(self) -> str:
-        """Its output so far."""
+        """The output of `serve` so far."""
         return self._output.read_text()
 
     @property
     def url(self) -> str:
-        """Its address, once it is ready."""
+        """The address of the server, once its output has named it."""
         return str(re.findall(r"ready: (\S+)", self.said)[-1])
 
     @property

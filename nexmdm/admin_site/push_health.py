@@ -54,7 +54,7 @@ class Line:
 
     @property
     def look(self) -> str:
-        """The look of the share."""
+        """The colour of the share: bad, warning or good; bad if there is no share."""
         if self.percent is None or self.percent < _BAD_PERCENT:
             return BAD
         return GOOD if self.percent >= _GOOD_PERCENT else WARN

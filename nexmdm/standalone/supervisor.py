@@ -61,7 +61,7 @@ class Child:
         self._failures = 0
 
     def start(self, event: str = "process.started") -> None:
-        """Start it."""
+        """Start the process, and log it as this event."""
         self._process = subprocess.Popen(
             self._argv,
             env=self._environment,
@@ -85,17 +85,17 @@ class Child:
         return pid
 
     def restart_if_due(self) -> None:
-        """Start it again, once it has ended and its pause is over."""
+        """Start the process again if it has ended and its pause is over."""
         if self._process is None and time.monotonic() >= self._due:
             self.start("process.restarted")
 
     def ask_to_stop(self) -> None:
-        """Send it SIGTERM."""
+        """Send SIGTERM to the process, if it runs."""
         if self._process is not None:
             self._process.terminate()
 
     def await_end(self, deadline: float) -> None:
-        """Wait for its end; after the deadline, kill it."""
+        """Wait until the process ends; after the deadline, kill it."""
         if self._process is None:
             return
         try:
@@ -110,7 +110,7 @@ class ProcessGroup:
     """The children that run together."""
 
     def __init__(self, children: Sequence[Child], metrics_dir: Path) -> None:
-        """Start none yet."""
+        """Start no child yet."""
         self._children = children
         self._metrics_dir = metrics_dir
         self.lost: list[str] = []

@@ -8,7 +8,7 @@ class OwnServer(Protocol):
 
     @property
     def url(self) -> str:
-        """Its address."""
+        """The address of this server."""
 
     @property
     def host(self) -> str | None:

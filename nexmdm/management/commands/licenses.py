@@ -17,7 +17,7 @@ class Command(BaseCommand):
     requires_system_checks = ()
 
     def handle(self, *_: object, **__: Any) -> None:
-        """List them."""
+        """Print the packages, their versions and licences."""
         found = sorted({(one.name.lower(), one.version, _licence(one)) for one in distributions()})
         name_width, version_width = (max(len(row[column]) for row in found) for column in (0, 1))
         for name, version, licence in found:

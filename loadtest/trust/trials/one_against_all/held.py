@@ -102,7 +102,7 @@ class _Crowd:
         return len(self._sockets)
 
     def open(self) -> None:
-        """Begin to open one more."""
+        """Begin to open one more connection."""
         one = socket.socket()
         one.setblocking(False)
         # Cut at the end of a turn, a connection does not keep its port for a minute.
@@ -125,7 +125,7 @@ class _Crowd:
         self._tally.held = max(self._tally.held, len(self))
 
     def close(self) -> None:
-        """Cut all of them."""
+        """Cut all connections."""
         self._ready.close()
         for one in self._sockets.values():
             one.close()
