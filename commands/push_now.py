@@ -1,6 +1,7 @@
 """The state of a push as the API shows it: the stored one, or `superseded`, which is derived only here.
 
-A push is superseded if it was waiting or retrying when its delivery was settled for another reason.
+A push is superseded if its delivery was settled (by a report, a cancellation or expiry) while the push was waiting or
+retrying.
 """
 
 from typing import Final
@@ -34,6 +35,6 @@ PUSH_NOW_SQL: Final = f"""
 
 
 def conditions() -> dict[str, Q]:
-    """Return the condition on deliveries for each shown state, for filter()."""
+    """Return a condition for filter() for each shown state. It selects the deliveries whose push has this state."""
     stored = {state.value: Q(push_state=state) & ~_SUPERSEDED for state in PushState}
     return {state: stored.get(state, _SUPERSEDED) for state in PushNow.values}

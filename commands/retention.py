@@ -96,7 +96,7 @@ _TRIM: Final = f"""
 
 @transaction.atomic
 def prune(kept: timedelta, limit: int) -> int:
-    """Delete up to `limit` deliveries of commands that ended before `kept` ago, with all their rows; return how many.
+    """Delete up to `limit` deliveries of commands that ended more than `kept` ago, with their rows; return how many.
 
     Deliveries with many or large rows wait for trim(). A command is deleted with its last delivery. Two calls
     never run at the same time: each would see the deliveries that the other call is deleting, and keep their command.
@@ -111,7 +111,7 @@ def prune(kept: timedelta, limit: int) -> int:
 
 
 def trim(kept: timedelta, limit: int) -> int:
-    """Delete reports and attempts, up to ROWS and BYTES, of deliveries of commands that ended before `kept` ago.
+    """Delete reports and attempts, up to ROWS and BYTES, of deliveries of commands that ended more than `kept` ago.
 
     Reads the oldest `limit` deliveries. Returns how many of them had many rows: 0 when nothing is left to trim.
     """

@@ -164,7 +164,8 @@ class Counts(ResponseSchema):
 class PushCounts(ResponseSchema):
     """The deliveries of a command by their push state. `accepted`: FCM took it; the phone may not have it.
 
-    `superseded`: the push was waiting or retrying when the delivery was settled for another reason.
+    `superseded`: the delivery was settled (by a report, a cancellation or expiry) while its push was waiting or
+    retrying.
     """
 
     waiting: int

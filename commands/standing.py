@@ -45,17 +45,17 @@ SEEN: Final = Coalesce(
     ),
     0,
 )
-"""The present states of a command's deliveries, for annotate(); of_seen() reads them. Reads the deliveries once."""
+"""For annotate(): the present states of a command's deliveries, as bits for of_seen(). Reads the deliveries once."""
 
 
 STANDING: Final = {
     "seen": Case(When(finished_at__isnull=False, then=0), default=SEEN, output_field=IntegerField()),
 }
-"""The values that of() requires of a command, for annotate(). It reads no deliveries of finished commands."""
+"""For annotate(): the values that of() reads from a command. For a finished command, they read no deliveries."""
 
 
 def of(command: Any) -> Standing:
-    """Return the state and the outcome of a command (annotated STANDING)."""
+    """Return the state and the outcome of a command, which must be annotated with STANDING."""
     was_cancelled = command.cancelled_at is not None
     if command.finished_at is None:
         return of_seen(command.seen, was_cancelled=was_cancelled)
@@ -98,7 +98,7 @@ _OPEN: Final = Q(finished_at=None) & Q(Exists(Delivery.objects.open().filter(com
 
 
 def state_conditions() -> dict[str, Q]:
-    """Return the condition on commands for each state, for filter(): the same rules as of()."""
+    """Return a condition for filter() for each state. It selects the commands for which of() returns this state."""
     by_outcome = outcome_conditions()
     was_cancelled = Q(cancelled_at__isnull=False)
     not_cancelled = {
@@ -114,7 +114,7 @@ def state_conditions() -> dict[str, Q]:
 
 
 def outcome_conditions() -> dict[str, Q]:
-    """Return the condition on commands for each outcome, for filter(): the same rules as of()."""
+    """Return a condition for filter() for each outcome. It selects the commands for which of() returns this outcome."""
     succeeded, failed, expired = (_has(state) for state in (*_REPORTED, DeliveryState.EXPIRED))
     others = _has(*(state for state in _SETTLED if state != DeliveryState.SUCCEEDED))
     derived = {

@@ -114,7 +114,10 @@ class SilenceFilter(SpanFilter):
 
 
 class SeenFilter(SpanFilter):
-    """The filter by the longest time since the last heartbeat. (No index: each heartbeat would have to write to it.)"""
+    """The filter that keeps the devices whose last heartbeat came within the chosen span.
+
+    No index supports it, because each heartbeat would have to update that index.
+    """
 
     title = "last seen, within"
     parameter_name = "seen"

@@ -222,7 +222,7 @@ def leave_to_the_last_seen(owner_digest: str) -> list[UUID]:
 
 
 def prune(kept: timedelta, limit: int) -> int:
-    """Delete up to `limit` records of push targets that died before `kept` ago; return how many."""
+    """Delete up to `limit` records of push targets that died more than `kept` ago; return how many it deleted."""
     old = DeadPushToken.objects.filter(died_at__lt=Now() - kept).order_by("died_at").values_list("sha256", flat=True)
     deleted, _ = DeadPushToken.objects.filter(sha256__in=list(old[:limit])).delete()
     return deleted

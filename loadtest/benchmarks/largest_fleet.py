@@ -1,9 +1,8 @@
 """Finds the largest fleet that one web worker serves on this machine: `python -m loadtest.benchmarks.largest_fleet`.
 
 A fleet passes if every request is answered and the heartbeats' 99th percentile is within its limit. The search
-doubles the fleet as long as it passes. Then it halves the step between the largest fleet that passed and the smallest
-fleet that did not. Server,
-PostgreSQL, fake FCM and generator share the machine.
+doubles the fleet as long as it passes. Then it repeatedly tests the middle between the largest fleet that passed and
+the smallest fleet that did not. Server, PostgreSQL, fake FCM and generator share the machine.
 """
 
 import argparse
@@ -30,7 +29,7 @@ SETTINGS: Final = {"WEB_WORKERS": "1", "LOG_LEVEL": "INFO"}
 
 
 def main() -> int:
-    """Search, print each step and the largest; 0 if there is one."""
+    """Test fleets, print each result and the largest fleet that passed. Return 0, or 1 if no fleet passed."""
     arguments = _arguments()
     os.environ.update(SETTINGS)
     console = Console()

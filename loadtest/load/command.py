@@ -74,7 +74,7 @@ class Command(BaseCommand):
         """Run the load test, compare it with its targets, and report."""
         console = Console(file=cast("IO[str]", self.stdout))
         if options["halfway"] == "restart" and options["url"]:
-            raise CommandError("--halfway restart is for a server of its own: leave --url away.")
+            raise CommandError("--halfway restart can restart only a server that the load test started. Remove --url.")
         try:
             with _sigterm_like_ctrl_c():
                 run = _run(console, options)

@@ -79,7 +79,10 @@ class Disturbance:
 
 
 def write_requests(path: Path, disturbance: Disturbance, members: Sequence[Member]) -> None:
-    """Write the disturbing requests for the generators: a line for each, with mode 0600."""
+    """Write PREPARED disturbing requests into a new file that only its owner can read; the generators send them.
+
+    Each line is a JSON array: the bearer token and the body.
+    """
     disturbing_requests = invalid_tokens(members) if disturbance.kind == "invalid_tokens" else _malformed(members)
     path.touch(mode=0o600)
     lines = (orjson.dumps([bearer, body.decode("latin-1")]) for bearer, body in islice(disturbing_requests, PREPARED))
@@ -87,7 +90,7 @@ def write_requests(path: Path, disturbance: Disturbance, members: Sequence[Membe
 
 
 def read_requests(path: Path) -> list[tuple[str, bytes]]:
-    """Return the bearers and bodies of the disturbing requests in a file."""
+    """Return the bearer token and the body of each request that write_requests() wrote into a file."""
     pairs = map(orjson.loads, path.read_bytes().splitlines())
     return [(bearer, body.encode("latin-1")) for bearer, body in pairs]
 

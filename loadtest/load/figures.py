@@ -116,12 +116,12 @@ class Figures:
         """How late the generator began its requests after their due time."""
 
     def due(self, second: float, late_seconds: float) -> None:
-        """Note a heartbeat with its due second, and how late it began."""
+        """Count a heartbeat that was due `second` s after the start; the generator began it `late_seconds` s late."""
         self.seconds[int(second)].due += 1
         self.late.add(late_seconds)
 
     def ended(self, kind: Kind, second: float, latency_seconds: float, error: str) -> None:
-        """Note the end of a request with its due second; `error` is empty if it succeeded."""
+        """Record the end of a request that was due `second` s after the start; `error` is empty if it succeeded."""
         row = self.seconds[int(second)]
         histogram = row.latencies.get(kind)
         if histogram is None:

@@ -257,7 +257,7 @@ class PostgresServer:
         """Return whether the pid file's last line shows a ready postmaster ("Postmaster pid file format")."""
         assert self._process is not None
         if self._process.poll() is not None:
-            raise PostgresFailed(f"{self.name} ended as it started: {self._last_words()}")
+            raise PostgresFailed(f"{self.name} stopped before it was ready: {self._last_words()}")
         with suppress(FileNotFoundError):
             lines = (self._data / "postmaster.pid").read_text().split("\n")
             return lines[0] == str(self._process.pid) and lines[-2].strip() in {"ready", "standby"}

@@ -157,4 +157,7 @@ def seed(environment: Mapping[str, str] | None, count: int, path: Path, *, with_
     pushed = ["--push-tokens"] if with_push_tokens else []
     seeding = [sys.executable, "-m", "loadtest.fleet", "--devices", str(count), "--roster", str(path), *pushed]
     if subprocess.run(seeding, cwd=_ROOT, env=environment, check=False).returncode:
-        raise NotSeeded("The fleet was not seeded; the error is above. Use the settings of the server.")
+        raise NotSeeded(
+            "The fleet was not written to the server's database; the error is above. "
+            "With --url, run the load test with the same environment variables as the server."
+        )

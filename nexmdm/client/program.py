@@ -121,7 +121,7 @@ def make() -> Program:
 def run(arguments: Sequence[str], surroundings: Surroundings) -> NoReturn:
     """Run a command line, and exit with its status."""
     make().main(list(arguments), prog_name=surroundings.program, obj=surroundings)
-    raise AssertionError("click returned, but in this mode it always exits the process")
+    raise AssertionError("main() returned, but click's standalone mode must exit the process")
 
 
 def main() -> NoReturn:

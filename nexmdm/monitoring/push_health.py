@@ -222,7 +222,11 @@ def _percentile(latencies: Counter[int], share: float) -> int | None:
 
 
 def count_hours(limit: int) -> int:
-    """Count up to `limit` hours that are over and not counted yet, each in its own transaction; return how many."""
+    """Store the counts of the next hours, at most `limit`, and return how many hours it stored.
+
+    It begins after the last stored hour, and stops at the first hour whose counts may still change. Each hour has its
+    own transaction.
+    """
     for done in range(limit):
         if not _count_next_hour():
             return done
@@ -241,7 +245,7 @@ def _count_next_hour() -> bool:
 
 
 def prune(kept: timedelta, limit: int) -> int:
-    """Delete up to `limit` rows of hours that began before `kept` ago; return how many."""
+    """Delete up to `limit` rows of hours that began more than `kept` ago; return how many it deleted."""
     old = PushHealthHour.objects.filter(starts_at__lt=Now() - kept).order_by("starts_at").values_list("id", flat=True)
     deleted, _ = PushHealthHour.objects.filter(id__in=list(old[:limit])).delete()
     return deleted

@@ -66,7 +66,7 @@ def test_an_agent_that_breaks_a_rule_is_found_by_its_scenario(runs: Runs, sabota
     [
         ("sends no push target", "both-channels", "Send PHONE_PUSH_TARGET as push_target"),
         ("takes no pushes", "server-away", "a push waits at PHONE_PUSH_URL, and the agent does not take it"),
-        ("names no channel", "both-channels", "the report on a command that came by push has via None"),
+        ("names no channel", "both-channels", 'its report must have "via": "push", not None'),
     ],
 )
 def test_a_miss_says_what_the_agent_left_out(runs: Runs, rule: str, scenario: str, advice: str) -> None:

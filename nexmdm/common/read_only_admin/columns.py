@@ -32,9 +32,9 @@ _LOOK_OF: Final = {word: look for look, words in _LOOKS.items() for word in word
 
 
 class Column:
-    """A column of a list or a page: the value of a path of attributes.
+    """A column of a list or a page, which shows the attribute at a dotted path such as `presence.last_seen_at`.
 
-    (With the name of a field, Django shows the field.)
+    Its name in the admin class must not be the name of a field of the model: Django would show that field instead.
     """
 
     def __init__(self, path: str, label: str = "") -> None:

@@ -275,7 +275,7 @@ def _object(storable: Storable, fields: Mapping[str, Informing] | None, value: A
     fitted = _fit(fields, value, place)
     for key in [key for key in value if key not in fields]:
         if len(place.notes) >= MOST_NOTES:
-            raise Unrepairable(f"has {MOST_NOTES} members or more that do not fit")
+            raise Unrepairable(f"is not repaired, because {MOST_NOTES} or more values of the body do not fit")
         here = place.within(shown_name(key), OTHER_KEYS)
         _put(fitted, _storable_text(key, here), _OTHER, value[key], here)
     return fitted

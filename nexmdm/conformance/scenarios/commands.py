@@ -34,7 +34,8 @@ async def _both_channels(case: Case) -> None:
 
 def _came_by(channel: str, report: dict[str, str]) -> None:
     if report.get("via") != channel:
-        raise Missed(f"the report on a command that came by {channel} has via {report.get('via')!r}")
+        via = report.get("via")
+        raise Missed(f'a command came by {channel}: its report must have "via": "{channel}", not {via!r}')
 
 
 async def _bad_signature(case: Case) -> None:
