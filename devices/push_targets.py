@@ -94,7 +94,7 @@ _ASSIGN: Final = f"""
         ),
         push_token_dead_at = CASE WHEN judged.revives THEN NULL ELSE judged.died_at END,
         push_revived_at = CASE WHEN judged.revives THEN now() ELSE device.push_revived_at END,
-        push_failures = CASE WHEN judged.revives THEN 0 ELSE device.push_failures END
+        push_failures = CASE WHEN judged.revives OR NOT judged.is_same THEN 0 ELSE device.push_failures END
     FROM judged WHERE device.id = judged.id
     RETURNING COALESCE(judged.revives, false), judged.is_same
 """  # noqa: S608  (constants of this module; values are parameters)

@@ -177,6 +177,14 @@ def test_pushes_that_are_recorded_together_count_in_the_order_in_which_they_ende
     assert push_of(admin, pushed) == push
 
 
+def test_the_same_text_as_another_kind_of_push_target_counts_anew(admin: Admin, pushed: Phone) -> None:
+    attempts.record_attempts(list(map(failed, claims(admin, pushed, 5))))
+    assert push_of(admin, pushed) == "failing"
+    text = Device.objects.get(id=pushed.device_id).push_token
+    pushed.heartbeat(push_target={"kind": "fid", "value": text})
+    assert (push_of(admin, pushed), count(pushed)) == ("ok", 0)
+
+
 def test_a_batch_that_is_recorded_twice_counts_once(admin: Admin, pushed: Phone) -> None:
     answers = list(map(failed, claims(admin, pushed, 3)))
     attempts.record_attempts(answers)
