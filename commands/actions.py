@@ -110,19 +110,9 @@ class Wipe(Action):
 CATALOGUE: dict[str, type[Action]] = {action.name: action for action in Action.__subclasses__()}
 
 
-RETIRING: Final = [action.name for action in CATALOGUE.values() if action.retires]
-
-
-def is_protective(name: str) -> bool:
-    """Return whether an action is protective; False if it is no longer in the catalogue."""
-    action = CATALOGUE.get(name)
-    return action is not None and action.protective
-
-
-def runs_in_direct_boot(name: str) -> bool:
-    """Return whether the phone runs an action before it is unlocked; False if it is no longer in the catalogue."""
-    action = CATALOGUE.get(name)
-    return action is not None and action.direct_boot
+RETIRING: Final = frozenset(action.name for action in CATALOGUE.values() if action.retires)
+PROTECTIVE: Final = frozenset(action.name for action in CATALOGUE.values() if action.protective)
+DIRECT_BOOT: Final = frozenset(action.name for action in CATALOGUE.values() if action.direct_boot)
 
 
 def text_of(params: Action) -> str:

@@ -209,7 +209,7 @@ def _protective(withdrawn: Iterable[queue.Withdrawn]) -> list[WithdrawnCommand]:
     return [
         WithdrawnCommand(request_id=one.request_id, action=one.action, may_still_run=one.may_still_run)
         for one in withdrawn
-        if actions.is_protective(one.action)
+        if one.action in actions.PROTECTIVE
     ]
 
 

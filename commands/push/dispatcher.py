@@ -192,7 +192,7 @@ class Dispatcher:
         expires_at, leaves_before = claimed_at + claimed.seconds_left, claimed_at + LEAVES_WITHIN_SECONDS
         push = fcm.FcmMessage(
             claimed.push_kind, claimed.push_token, data, claimed.priority, expires_at, leaves_before,
-            direct_boot=actions.runs_in_direct_boot(claimed.content.action),
+            direct_boot=claimed.content.action in actions.DIRECT_BOOT,
         )  # fmt: skip
         try:
             answer = await self._sender.send(push)
