@@ -102,7 +102,7 @@ class Agent:
         self.own_clock_ahead = own_clock - time.monotonic()
         self.ahead: float = self.own_clock_ahead + self.state.get("own_clock_behind", 0)
 
-    # --- time: the server's, from its last answer on, by a clock that nobody sets
+    # --- time: the server's, from its last answer on, by a clock that cannot be set
 
     def now(self) -> float:
         return time.monotonic() + self.ahead
