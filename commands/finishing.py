@@ -41,9 +41,35 @@ _LAST_SETTLED: Final = Subquery(
     .values("last")
 )
 _WRITE: Final = """
-    UPDATE commands_command command SET finished_at = ended.at, outcome = ended.outcome
-    FROM unnest(%(ids)s::uuid[], %(at)s::timestamptz[], %(outcomes)s::text[]) AS ended (id, at, outcome)
-    WHERE command.id = ended.id
+    WITH ended AS (
+        SELECT * FROM unnest(
+            %(ids)s::uuid[], %(at)s::timestamptz[], %(states)s::text[], %(outcomes)s::text[], %(is_news)s::bool[]
+        ) AS ended (id, at, state, outcome, is_news)
+    ), written AS (
+        UPDATE commands_command command SET finished_at = ended.at, outcome = ended.outcome
+        FROM ended WHERE command.id = ended.id
+    )
+    INSERT INTO nexmdm_event (type, request_id, data)
+    SELECT 'command.finished', id, jsonb_build_object(
+        'action', command.action, 'state', ended.state, 'outcome', ended.outcome, 'device_count', command.device_count,
+        'counts', counted.counts
+    )
+    FROM ended JOIN commands_command command USING (id)
+    CROSS JOIN LATERAL (
+        SELECT jsonb_build_object(
+            'pending', 0, 'received', 0,
+            'succeeded', count(*) FILTER (WHERE delivery.state = 'succeeded'),
+            'failed', count(*) FILTER (WHERE delivery.state = 'failed'),
+            'expired', count(*) FILTER (WHERE delivery.state = 'expired'),
+            'cancelled', count(*) FILTER (WHERE delivery.state = 'cancelled'),
+            'late', count(*) FILTER (WHERE delivery.state IN ('expired', 'cancelled') AND EXISTS (
+                SELECT FROM commands_report report
+                WHERE report.delivery_id = delivery.id AND report.late AND NOT report.duplicate
+            ))
+        ) AS counts
+        FROM commands_delivery delivery WHERE delivery.command_id = ended.id
+    ) counted
+    WHERE ended.is_news ORDER BY id
 """
 
 
@@ -69,7 +95,9 @@ def _finish(which: Q, limit: int) -> int:
         {
             "ids": [command.id for command, _, _ in ended],
             "at": [command.last for command, _, _ in ended],
+            "states": [state.value for _, state, _ in ended],
             "outcomes": [outcome.value for _, _, outcome in ended],
+            "is_news": [bool(command.is_news) for command, _, _ in ended],
         },
     )
     transaction.on_commit(lambda: _count_and_log(ended))

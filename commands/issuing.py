@@ -17,6 +17,7 @@ from devices import audience
 from devices.audience import DevicesBusy, EmptyAudience, Target, UnknownDevices
 from nexmdm.common import database
 from nexmdm.common.domain_error import DomainError
+from nexmdm.common.event_feed import events
 
 
 class AudienceChanged(DomainError):
@@ -79,11 +80,17 @@ _ISSUE: Final = """
         SELECT request_id, id, 'pending', expires_at,
             CASE WHEN pushable THEN 'waiting' ELSE 'no_push_token' END, 0, 0, CASE WHEN pushable THEN now() END
         FROM audience JOIN asked USING (position) ORDER BY position, id
+    ), told AS (
+        INSERT INTO nexmdm_event (type, request_id, data)
+        SELECT 'command.issued', request_id, jsonb_build_object(
+            'action', action, 'device_count', devices, 'expires_at', to_json(expires_at), 'issued_by', issued_by
+        )
+        FROM asked JOIN counted USING (position) ORDER BY position
     ){superseding}
     SELECT position, devices, pushable, CASE WHEN pushable > 0 THEN pg_notify('{channel}', '') END FROM counted
 """
-_SUPERSEDING: Final = """, older AS (
-        SELECT delivery.id
+_SUPERSEDING: Final = f""", older AS (
+        SELECT delivery.id, delivery.device_id, delivery.command_id, 'cancelled' AS state, 'superseded' AS withdrawn_by
         FROM commands_delivery delivery
         JOIN audience ON audience.id = delivery.device_id
         JOIN asked USING (position)
@@ -96,8 +103,10 @@ _SUPERSEDING: Final = """, older AS (
         SET state = 'cancelled', withdrawn_by = 'superseded', settled_at = now(), next_attempt_at = NULL,
             device_seen_at = (SELECT last_seen_at FROM devices_presence WHERE device_id = delivery.device_id)
         FROM older WHERE delivery.id = older.id
+    ), told_of_older AS (
+        {events.append_for_devices("older", *queue.SETTLED)}
     )
-"""
+"""  # noqa: S608  (constants of our modules)
 _PUSHABLE: Final = "device.push_token IS NOT NULL AND device.push_token_dead_at IS NULL"
 _MEANT: Final = f"""
     SELECT 0 AS position, device.id, {_PUSHABLE} AS pushable

@@ -18,6 +18,8 @@ from commands.models import Command, Delivery, DeliveryState, DeviceWas, Withdra
 from devices.models import Presence
 from nexmdm.common import database
 from nexmdm.common.domain_error import DomainError
+from nexmdm.common.event_feed import events
+from nexmdm.common.event_feed.events import EventType
 
 CHANNEL: Final = "nexmdm_dispatch"
 """The NOTIFY channel that wakes dispatchers for new work."""
@@ -83,6 +85,14 @@ def offers(rows: Iterable[Any]) -> dict[UUID, Offer]:
     return found
 
 
+SETTLED: Final = (
+    EventType.DELIVERY_SETTLED,
+    "command_id",
+    "jsonb_build_object('state', state, 'withdrawn_by', withdrawn_by, 'result', NULL, 'late', false)",
+)
+"""For append_for_devices(): the events about deliveries that were settled without a report."""
+
+
 @dataclass(frozen=True, slots=True)
 class Cancelled:
     """The number of deliveries that a cancellation withdrew, that were settled before it, and that may still run."""
@@ -127,7 +137,8 @@ _MAY_STILL_RUN: Final = """
     )
 """
 _JUDGED: Final = """
-    SELECT delivery.id, delivery.device_id, delivery.received_at, delivery.command_id, command.action, command.issued_at
+    SELECT delivery.id, delivery.device_id, delivery.received_at, delivery.command_id, command.action,
+        command.issued_at, 'cancelled' AS state, %(by)s::text AS withdrawn_by
     FROM commands_delivery delivery JOIN commands_command command ON command.id = delivery.command_id
 """
 _WITHDRAW: Final = f"""
@@ -140,13 +151,15 @@ _WITHDRAW: Final = f"""
             settled_at = statement_timestamp(), next_attempt_at = NULL,
             device_seen_at = (SELECT last_seen_at FROM devices_presence WHERE device_id = delivery.device_id)
         FROM judged WHERE delivery.id = judged.id
+    ), told AS (
+        {events.append_for_devices("judged", *SETTLED)}
     )
     SELECT {{answer}} FROM (SELECT command_id, action, {_MAY_STILL_RUN} AS may_still_run FROM judged) AS judged
 """  # noqa: S608  (constants of this module; values are parameters)
 _WITHDRAWN_SINCE: Final = f"""
     WITH judged AS (
         {_JUDGED}
-        WHERE delivery.device_id = %(id)s AND delivery.withdrawn_by = 'revocation' AND delivery.settled_at >= %(since)s
+        WHERE delivery.device_id = %(id)s AND delivery.withdrawn_by = %(by)s AND delivery.settled_at >= %(since)s
     )
     SELECT command_id, action, {_MAY_STILL_RUN} FROM judged
 """  # noqa: S608
@@ -182,7 +195,8 @@ def cancel_all_of(device_id: UUID, by: Withdrawal, device_was: DeviceWas | None 
 
 def withdrawn_since(device_id: UUID, revoked_at: datetime) -> list[Withdrawn]:
     """Return the commands that the revocation at this time withdrew from a device, oldest first."""
-    return _oldest_first(database.rows(_WITHDRAWN_SINCE, {"id": device_id, "since": revoked_at}))
+    parameters = {"id": device_id, "since": revoked_at, "by": Withdrawal.REVOCATION}
+    return _oldest_first(database.rows(_WITHDRAWN_SINCE, parameters))
 
 
 def _oldest_first(rows: Iterable[Any]) -> list[Withdrawn]:
@@ -208,9 +222,16 @@ EXPIRED: Final = {
 """The columns that mark a delivery as expired, for update(). `settled_at` is the end of the delivery's time."""
 
 
+_TELL_EXPIRED: Final = events.append_for_devices(
+    "(SELECT * FROM commands_delivery WHERE id = ANY(%(ids)s)) expired", *SETTLED
+)
+
+
 @transaction.atomic
 def expire(limit: int) -> int:
     """Mark deliveries whose time is over; return how many."""
     overdue = Delivery.objects.overdue().order_by("open_until").select_for_update(skip_locked=True, no_key=True)
     ids = list(overdue.values_list("id", flat=True)[:limit])
-    return Delivery.objects.filter(id__in=ids).update(**EXPIRED)
+    expired = Delivery.objects.filter(id__in=ids).update(**EXPIRED)
+    database.execute(_TELL_EXPIRED, {"ids": ids})
+    return expired

@@ -175,6 +175,27 @@ _TAKE: Final = f"""
             OR (taken.via IS NOT NULL AND taken.delivered_via IS NULL)
             OR (taken.push IS NOT NULL AND taken.push_arrival IS NULL)
         )
+    ), told AS (
+        INSERT INTO nexmdm_event (type, device_ids, request_id, data)
+        SELECT event.type, ARRAY[taken.device_id], taken.request_id, event.data
+        FROM taken CROSS JOIN LATERAL (
+            SELECT 1 AS step, 'delivery.received' AS type, jsonb_build_object('via', taken.via) AS data
+            WHERE taken.was = 'pending' AND taken.becomes = 'received'
+            UNION ALL
+            SELECT 2, 'delivery.settled', jsonb_build_object(
+                'state', 'expired', 'withdrawn_by', NULL, 'result', NULL, 'late', false
+            )
+            WHERE taken.is_overdue
+            UNION ALL
+            SELECT 3, 'delivery.settled', jsonb_build_object(
+                'state', taken.becomes, 'withdrawn_by', NULL, 'late', taken.late, 'result', jsonb_build_object(
+                    'status', taken.status, 'message', taken.message, 'output', taken.output,
+                    'finished_at', taken.finished_at
+                )
+            )
+            WHERE taken.is_final AND NOT taken.duplicate
+        ) event
+        ORDER BY taken.position, event.step
     ), first_used AS (
         UPDATE devices_device device
         SET token_used_at = statement_timestamp()

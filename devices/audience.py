@@ -10,9 +10,10 @@ from django.contrib.postgres.fields import ArrayField
 from django.db.models import CharField, F, Func, Value
 
 from devices.identity import comparison_keys
-from devices.models import Device
+from devices.models import Device, append_events
 from nexmdm.common import database
 from nexmdm.common.domain_error import DomainError
+from nexmdm.common.event_feed.events import EventType
 from nexmdm.common.identity import comparison_key
 
 
@@ -130,10 +131,13 @@ def retag(tag: str, add: Sequence[UUID], remove: Sequence[UUID]) -> tuple[int, i
     retired = {key: retired_at for key, retired_at in known.items() if retired_at is not None}
     if asked - set(known) or retired:
         raise UnknownDevices(asked - set(known), retired)
-    only_added = set(add) - set(remove)
-    added = Device.objects.filter(id__in=only_added).exclude(tags__contains=[tag]).update(tags=_append(tag))
-    removed = Device.objects.filter(id__in=remove, tags__contains=[tag]).update(tags=_remove(tag))
-    return added, removed
+    with_tag = set(Device.objects.filter(id__in=known, tags__contains=[tag]).values_list("id", flat=True))
+    added = set(add) - set(remove) - with_tag
+    removed = set(remove) & with_tag
+    Device.objects.filter(id__in=added).update(tags=_append(tag))
+    Device.objects.filter(id__in=removed).update(tags=_remove(tag))
+    append_events(EventType.DEVICE_UPDATED, added | removed)
+    return len(added), len(removed)
 
 
 _TAGS = ArrayField(CharField(max_length=64))

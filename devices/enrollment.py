@@ -14,10 +14,11 @@ from uuid_utils.compat import uuid7
 
 from devices import credentials, push_targets, tokens
 from devices.credentials import DeviceRevoked
-from devices.identity import comparison_keys
-from devices.models import Device, EnrollmentToken, Presence
+from devices.identity import aliases, comparison_keys
+from devices.models import Device, EnrollmentToken, Presence, append_events
 from nexmdm.common import database
 from nexmdm.common.domain_error import DomainError
+from nexmdm.common.event_feed.events import EventType
 from nexmdm.common.identity import comparison_key
 
 LOST_ANSWER_WINDOW: Final = timedelta(minutes=15)
@@ -47,17 +48,6 @@ class HardwareKnown(DomainError):
     def __init__(self, device_id: UUID) -> None:
         super().__init__()
         self.device_id = device_id
-
-
-class AliasTaken(DomainError):
-    detail = "Another device has this alias. Choose a different alias."
-
-    def __init__(self, *, by_revoked: bool = False, by_retired: bool = False) -> None:
-        """`by_revoked`, `by_retired`: whether the device that has the alias is revoked or retired."""
-        revoked = "A revoked device has this alias. Choose a different alias, or change the alias of that device."
-        retired = "A retired device still has this alias from an earlier version of NexMDM. Choose a different alias,"
-        again = "or retire that device again: this frees the alias."
-        super().__init__(f"{retired} {again}" if by_retired else revoked if by_revoked else "")
 
 
 class UnknownEnrollmentToken(DomainError):
@@ -189,6 +179,8 @@ def register(presented: tokens.Token, registration: Registration, secret: creden
         device = _enrol(token, registration, secret)
     else:
         _enrol_again(device, token, registration, secret, lost_answer=lost_answer)
+    if not lost_answer:
+        append_events(EventType.DEVICE_RE_ENROLLED if known else EventType.DEVICE_ENROLLED, [device.id])
     return Enrolled(
         device_id=device.id,
         device_token=secret.token_for(device.id).text,
@@ -233,7 +225,7 @@ def _refuse(token: EnrollmentToken, device: Device | None, registration: Registr
         if not lost_answer and not token.re_enroll:
             raise HardwareKnown(device.id)
     if registration.alias is not None:
-        check_alias(registration.alias, device.id if device else None)
+        aliases.check(registration.alias, device.id if device else None)
 
 
 def _enrol(token: EnrollmentToken, registration: Registration, secret: credentials.NewSecret) -> Device:
@@ -267,7 +259,7 @@ def _enrol_again(
     changes["enrolled_from"] = registration.address
     kept_tags = device.tags if device.retired_at is None else []
     if registration.alias is not None:
-        give_alias(device.id, registration.alias)
+        aliases.give(device.id, registration.alias)
     if not lost_answer:
         changes |= {"enrolled_with_id": token.id, "enrolled_at": Now(), "tags": unique([*kept_tags, *token.tags])}
         changes |= {"revoked_at": None, "retired_at": None}
@@ -279,52 +271,26 @@ def _enrol_again(
     device.generation, device.command_key_id = changes["generation"], changes["command_key_id"]
 
 
-def claim_alias(alias: str, device_id: UUID | None) -> None:
-    """Ensure, until the transaction ends, that no other device has this alias. Raises AliasTaken."""
-    if not _has_exactly(device_id, alias):
-        database.advisory_lock("alias", comparison_key(alias))
-        check_alias(alias, device_id)
-
-
-def check_alias(alias: str, device_id: UUID | None) -> None:
-    """Check whether another device has this alias now, without waiting for a lock. Raises AliasTaken.
-
-    If an earlier version gave two devices the same alias, the alias belongs to the device that was enrolled first.
-    """
-    if _has_exactly(device_id, alias):
-        return
-    owner = comparison_keys.with_aliases([alias]).only("id", "revoked_at", "retired_at").first()
-    if owner is not None and owner.id != device_id:
-        raise AliasTaken(by_revoked=owner.revoked_at is not None, by_retired=owner.retired_at is not None)
-
-
-def _has_exactly(device_id: UUID | None, alias: str) -> bool:
-    return device_id is not None and Device.objects.filter(id=device_id, alias=alias).exists()
-
-
-def give_alias(device_id: UUID, alias: str | None) -> None:
-    """Set the alias of a device that has claimed it, or delete it."""
-    Device.objects.filter(id=device_id).update(alias=alias)
-    # Write the key in its own statement: a trigger deletes a key that stays the same while the alias changes.
-    Device.objects.filter(id=device_id).update(alias_key=None if alias is None else comparison_key(alias))
-
-
-def revoke(device_id: UUID) -> bool:
+def revoke(device_id: UUID, *, tells: bool = True) -> bool:
     """Revoke a device from its next request on; return False if it was revoked before. Raises UnknownDevice.
 
     The row stays locked until the transaction ends, so no command is issued before the open ones are cancelled.
     """
     if not Device.objects.select_for_update().filter(id=device_id).exists():
         raise UnknownDevice
-    return Device.objects.filter(id=device_id, revoked_at=None).update(revoked_at=Now()) > 0
+    is_new = Device.objects.filter(id=device_id, revoked_at=None).update(revoked_at=Now()) > 0
+    if is_new and tells:
+        append_events(EventType.DEVICE_REVOKED, [device_id])
+    return is_new
 
 
 def retire(device_id: UUID) -> bool:
     """Retire a device and free its alias; False if nothing changed. Locks and raises as revoke()."""
-    revoke(device_id)
+    revoke(device_id, tells=False)
     changed = Device.objects.filter(id=device_id).exclude(retired_at__isnull=False, alias=None).exists()
-    Device.objects.filter(id=device_id, retired_at=None).update(retired_at=Now())
-    give_alias(device_id, None)
+    if Device.objects.filter(id=device_id, retired_at=None).update(retired_at=Now()):
+        append_events(EventType.DEVICE_RETIRED, [device_id])
+    aliases.give(device_id, None)
     return changed
 
 
@@ -346,5 +312,6 @@ def reinstate(device_id: UUID) -> datetime | None:
         raise UnknownDevice
     if device.retired_at is not None:
         raise DeviceRetired
-    Device.objects.filter(id=device_id, revoked_at__isnull=False).update(revoked_at=None)
+    if Device.objects.filter(id=device_id, revoked_at__isnull=False).update(revoked_at=None):
+        append_events(EventType.DEVICE_REINSTATED, [device_id])
     return device.revoked_at

@@ -1,7 +1,9 @@
 """The tables of devices: enrollment tokens, devices, their presence and their last refusals."""
 
+from collections.abc import Collection
 from datetime import datetime, timedelta
 from typing import ClassVar, Final, Literal, Self
+from uuid import UUID
 
 from django.conf import settings
 from django.contrib.postgres.fields import ArrayField
@@ -10,6 +12,10 @@ from django.db import models
 from django.db.models import Case, F, Func, Q, Value, When
 from django.db.models.functions import MD5, Coalesce, Now, NullIf
 from uuid_utils.compat import uuid7
+
+from nexmdm.common import database
+from nexmdm.common.event_feed import events
+from nexmdm.common.event_feed.events import EventType
 
 ONLINE_INTERVALS = 2.5
 """A device is online while its last heartbeat is younger than this many heartbeat intervals."""
@@ -43,6 +49,18 @@ class EnrollmentToken(models.Model):
 
     def __str__(self) -> str:
         return self.label or f"without a label, of {self.created_at:%Y-%m-%d %H:%M}Z"
+
+
+DESCRIBED: Final = "jsonb_build_object('alias', alias, 'tags', tags)"
+"""SQL: the data of an event about a device."""
+
+_APPEND: Final = "(SELECT id AS device_id, alias, tags FROM devices_device WHERE id = ANY(%(ids)s)) about"
+
+
+def append_events(event_type: EventType, device_ids: Collection[UUID]) -> None:
+    """Append an event about each of these devices, with their aliases and tags of now. Runs in a transaction."""
+    statement = events.append_for_devices(_APPEND, event_type, "NULL::uuid", DESCRIBED)
+    database.execute(statement, {"ids": list(device_ids)})
 
 
 def presences() -> dict[str, Q]:

@@ -17,6 +17,8 @@ from django.db.models.functions import MD5, Now, RowNumber
 
 from devices.models import PUSH_OWNER, DeadPushToken, Device, PushKind
 from nexmdm.common import database
+from nexmdm.common.event_feed import events
+from nexmdm.common.event_feed.events import Event, EventType
 from nexmdm.common.identity import push_owner, push_owner_digest
 
 REVIVED_AT_MOST_EVERY: Final = timedelta(hours=1)
@@ -72,7 +74,7 @@ def _not_after_now(moment: str) -> str:
 # A target that was dead before stays dead if the record of its death is deleted meanwhile.
 _ASSIGN: Final = f"""
     WITH judged AS (
-        SELECT id, is_same, died_at, registered_at,
+        SELECT id, is_same, died_at, registered_at, push_token_dead_at IS NOT NULL AS was_dead,
             %(kind)s = 'fid' AND registered_at > died_at
                 AND COALESCE(push_revived_at <= now() - {_interval(REVIVED_AT_MOST_EVERY)}, true) AS revives
         FROM devices_device
@@ -96,7 +98,8 @@ _ASSIGN: Final = f"""
         push_revived_at = CASE WHEN judged.revives THEN now() ELSE device.push_revived_at END,
         push_failures = CASE WHEN judged.revives OR NOT judged.is_same THEN 0 ELSE device.push_failures END
     FROM judged WHERE device.id = judged.id
-    RETURNING COALESCE(judged.revives, false), judged.is_same
+    RETURNING COALESCE(judged.revives, false), judged.is_same,
+        device.push_token_dead_at IS NOT NULL AND NOT (judged.is_same AND judged.was_dead)
 """  # noqa: S608  (constants of this module; values are parameters)
 
 
@@ -133,9 +136,13 @@ def assign(device_id: UUID, target: PushTarget | None) -> Assigned:
         had_one = Device.objects.filter(id=device_id, push_token__isnull=False)
         return Assigned(taken_from, is_changed=had_one.update(**NO_TARGET) > 0)
     digest = _digest(target.kind, target.value)
-    revives, is_same = database.row(_ASSIGN, target._asdict() | {"device_id": device_id, "digest": digest})
+    revives, is_same, is_newly_dead = database.row(
+        _ASSIGN, target._asdict() | {"device_id": device_id, "digest": digest}
+    )
     if revives:
         DeadPushToken.objects.filter(sha256=digest).delete()
+    if is_newly_dead:
+        events.append(Event(EventType.DEVICE_PUSH_DEAD, device_id, data={"kind": target.kind}))
     return Assigned(taken_from, is_changed=revives or not is_same)
 
 
@@ -148,12 +155,17 @@ def take_turns(push_tokens: Collection[str]) -> None:
         database.advisory_lock(_TURNS, owner)
 
 
-_MARK: Final = """
-    UPDATE devices_device device
-    SET push_token_dead_at = death.at
-    FROM unnest(%(ids)s::uuid[], %(times)s::timestamptz[]) AS death (id, at)
-    WHERE device.id = death.id AND device.push_token_dead_at IS NULL
-"""
+_DEAD: Final = (EventType.DEVICE_PUSH_DEAD, "NULL::uuid", "jsonb_build_object('kind', kind)")
+_MARK: Final = f"""
+    WITH marked AS (
+        UPDATE devices_device device
+        SET push_token_dead_at = death.at
+        FROM unnest(%(ids)s::uuid[], %(times)s::timestamptz[]) AS death (id, at)
+        WHERE device.id = death.id AND device.push_token_dead_at IS NULL
+        RETURNING device.id AS device_id, device.push_kind AS kind
+    )
+    {events.append_for_devices("marked", *_DEAD)}
+"""  # noqa: S608  (constants of our modules; values are parameters)
 
 
 def mark_dead(deaths: Sequence[Death]) -> list[UUID]:

@@ -9,10 +9,19 @@ from django.db.models import Q, QuerySet
 
 from devices import enrollment
 from devices.enrollment import DeviceRetired, UnknownDevice
-from devices.identity import search
-from devices.models import PUSH_HEALTH, Device, EnrollmentToken, not_seen_after, presence_name, presences
+from devices.identity import aliases, search
+from devices.models import (
+    PUSH_HEALTH,
+    Device,
+    EnrollmentToken,
+    append_events,
+    not_seen_after,
+    presence_name,
+    presences,
+)
 from devices.schemas import DevicePage, DeviceQuery, DeviceRow, EnrollmentTokenPage, EnrollmentTokenRow, ListQuery
 from nexmdm.common import database, pagination
+from nexmdm.common.event_feed.events import EventType
 
 
 def devices(query: DeviceQuery) -> DevicePage:
@@ -68,11 +77,14 @@ def change(device_id: UUID, changes: dict[str, Any]) -> bool:
     wanted = changes | ({"tags": enrollment.unique(changes["tags"])} if "tags" in changes else {})
     if "alias" in wanted:
         if wanted["alias"] is not None:
-            enrollment.claim_alias(wanted["alias"], device_id)
-        enrollment.give_alias(device_id, wanted["alias"])
+            aliases.claim(wanted["alias"], device_id)
+        aliases.give(device_id, wanted["alias"])
     if "tags" in wanted:
         Device.objects.filter(id=device_id).update(tags=wanted["tags"])
-    return any(getattr(found, name) != value for name, value in wanted.items())
+    is_changed = any(getattr(found, name) != value for name, value in wanted.items())
+    if is_changed:
+        append_events(EventType.DEVICE_UPDATED, [device_id])
+    return is_changed
 
 
 def enrollment_tokens(query: ListQuery) -> EnrollmentTokenPage:

@@ -3,6 +3,7 @@
 from typing import ClassVar, Final
 from uuid import UUID
 
+from django.contrib.postgres.fields import ArrayField
 from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Left, Now
@@ -151,3 +152,48 @@ class DispatcherSeen(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+
+class TransactionId(models.CharField):  # type: ignore[type-arg]  # Django's class takes none at run time.
+    """A transaction id of PostgreSQL, which never wraps around; in Python its digits."""
+
+    def db_type(self, connection: object) -> str:  # noqa: ARG002  (Django's signature)
+        """Return PostgreSQL's type."""
+        return "xid8"
+
+
+class Event(models.Model):
+    """Events of one type and transaction that differ only in their device (nexmdm/common/event_feed/events.py).
+
+    `xid` is the transaction that wrote the row. `device_ids` is NULL if the events are about no device; otherwise each
+    device has one event.
+    """
+
+    pk = models.CompositePrimaryKey("xid", "id")
+    xid = TransactionId(max_length=20, editable=False)
+    id = models.BigIntegerField(editable=False)
+    at = models.DateTimeField(db_default=Now())
+    type = models.CharField(max_length=32)
+    device_ids = ArrayField(models.UUIDField(), null=True)
+    request_id = models.UUIDField(null=True)
+    data = models.JSONField()
+
+    def __str__(self) -> str:
+        return f"{self.type} {self.id}"
+
+
+class EventMark(models.Model):
+    """The one row about the feed as a whole: the database that its transaction ids belong to, and what is deleted.
+
+    `epoch` names the feed in cursors, and changes if the events were restored into another database. `pruned_xid` and
+    `pruned_id` are those of the last row that retention deleted.
+    """
+
+    id = models.SmallIntegerField(primary_key=True)
+    epoch = models.CharField(max_length=16)
+    database = models.CharField(max_length=64)
+    pruned_xid = TransactionId(max_length=20, default="0")
+    pruned_id = models.BigIntegerField(default=0)
+
+    def __str__(self) -> str:
+        return self.epoch

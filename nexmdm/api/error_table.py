@@ -13,6 +13,7 @@ from ninja.errors import HttpError, ValidationError
 import commands.admin_api
 from commands import issuing, queue, report_limit, reports
 from devices import audience, credentials, enrollment
+from devices.identity import aliases
 from nexmdm.auth import signature_verification, signed_write
 from nexmdm.auth.rate_limits import RateLimited
 from nexmdm.common import database, group_commit, pagination, problems
@@ -21,6 +22,7 @@ from nexmdm.common.overload import gates
 from nexmdm.common.postgresql.errors import Meaning, meaning_of
 from nexmdm.common.problems import Problem
 from nexmdm.common.types import shown_name
+from nexmdm.events import cursor
 
 log = structlog.get_logger()
 
@@ -51,7 +53,7 @@ ERRORS: Final[dict[type[DomainError], tuple[int, str, dict[str, str]]]] = {
     enrollment.EnrollmentTokenExhausted: (401, "enrollment_token_exhausted", _BEARER),
     enrollment.EnrollmentTokenRevoked: (401, "enrollment_token_revoked", _BEARER),
     enrollment.HardwareKnown: (409, "hardware_known", {}),
-    enrollment.AliasTaken: (409, "alias_taken", {}),
+    aliases.AliasTaken: (409, "alias_taken", {}),
     enrollment.DeviceRetired: (409, "device_retired", {}),
     enrollment.UnknownDevice: (404, "not_found", {}),
     enrollment.UnknownEnrollmentToken: (404, "not_found", {}),
@@ -59,6 +61,7 @@ ERRORS: Final[dict[type[DomainError], tuple[int, str, dict[str, str]]]] = {
     issuing.AudienceChanged: (409, "audience_changed", {}),
     issuing.PushPayloadTooLarge: (422, "push_payload_too_large", {}),
     reports.UnknownRequest: (404, "unknown_request", {}),
+    cursor.CursorExpired: (410, "cursor_expired", {}),
     queue.UnknownCommand: (404, "not_found", {}),
     pagination.ForeignCursor: (422, "invalid_request", {}),
     UnknownQuery: (422, "invalid_request", {}),

@@ -10,6 +10,8 @@ from django.db import transaction
 
 from nexmdm.audit.summary import Summary
 from nexmdm.common import database
+from nexmdm.common.event_feed import events
+from nexmdm.common.event_feed.events import Event, EventType
 from nexmdm.models import AuditEntry, AuditMark
 
 # Delete old entries from the oldest on, up to the first young one, so that the rest is one chain without a gap. If two
@@ -108,7 +110,10 @@ def record(caller: Audited, *, status: int, code: str) -> None:
     The statement waits until every other transaction that has written an entry has ended. So it must be the last
     statement of its transaction.
     """
-    database.execute(INSERT, parameters([values(caller, status=status, code=code)]))
+    entry = values(caller, status=status, code=code)
+    told = {name: entry[name] for name in ("principal", "method", "path", "status", "code", "action", "target")}
+    refused = events.parameters([Event(EventType.AUDIT_REFUSED, data=told)])
+    database.execute_batch(events.APPEND, INSERT, parameters=parameters([entry]) | refused)
 
 
 @transaction.atomic

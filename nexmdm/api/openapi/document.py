@@ -17,6 +17,7 @@ from ninja.operation import Operation
 from commands import issuing, reports
 from commands.schemas import NewCommand
 from devices import audience, credentials, enrollment
+from devices.identity import aliases
 from nexmdm.api import health
 from nexmdm.api.openapi import components, examples
 from nexmdm.api.openapi.components import Json
@@ -26,6 +27,7 @@ from nexmdm.common import problems
 from nexmdm.common.domain_error import DomainError
 from nexmdm.common.problems import Problem
 from nexmdm.common.tolerance.repair import DECIDES, INFORMS
+from nexmdm.events import cursor
 
 ErrorTable = Mapping[type[DomainError], tuple[int, str, dict[str, str]]]
 
@@ -83,7 +85,7 @@ _SIGNED_WRITE: Final = (
     signed_write.IdempotencyKeyReused,
 )
 _BY_OPERATION: Final[Mapping[str, tuple[type[DomainError], ...]]] = {
-    "register": (credentials.DeviceRevoked, enrollment.HardwareKnown, enrollment.AliasTaken),
+    "register": (credentials.DeviceRevoked, enrollment.HardwareKnown, aliases.AliasTaken),
     "actionResult": (reports.UnknownRequest,),
     "issueCommand": (
         audience.UnknownDevices,
@@ -91,8 +93,9 @@ _BY_OPERATION: Final[Mapping[str, tuple[type[DomainError], ...]]] = {
         issuing.AudienceChanged,
         issuing.PushPayloadTooLarge,
     ),
-    "changeDevice": (enrollment.DeviceRetired, enrollment.AliasTaken),
+    "changeDevice": (enrollment.DeviceRetired, aliases.AliasTaken),
     "reinstateDevice": (enrollment.DeviceRetired,),
+    "listEvents": (cursor.CursorExpired,),
     "changeTag": (audience.UnknownDevices,),
 }
 _METRICS: Final = (_NOT_FOUND, _RATE_LIMITED, _DATABASE_UNAVAILABLE)

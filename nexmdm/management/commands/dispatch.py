@@ -26,6 +26,7 @@ from nexmdm.common import gc_tuning
 from nexmdm.common.database import run_in_db_thread
 from nexmdm.common.overload.gates import GateFull
 from nexmdm.config import checks
+from nexmdm.events import feed
 from nexmdm.monitoring import dispatcher_status, metrics, push_health
 from nexmdm.standalone import parent_watch
 
@@ -92,6 +93,7 @@ async def _run(*, once: bool) -> None:
 
 def _periodic_tasks(dispatcher: Dispatcher) -> list[PeriodicTask]:
     kept = timedelta(days=settings.RETENTION_DAYS)
+    events_kept = timedelta(days=settings.EVENT_RETENTION_DAYS)
 
     def seen() -> None:
         others = dispatcher_status.note_seen(dispatcher.circuit)
@@ -101,7 +103,7 @@ def _periodic_tasks(dispatcher: Dispatcher) -> list[PeriodicTask]:
     return [
         PeriodicTask("seen", dispatcher_status.SEEN_EVERY_SECONDS, seen),
         PeriodicTask("expire", 1, lambda: queue.expire(SWEEP_BATCH), SWEEP_BATCH),
-        PeriodicTask("ends of commands", 5, lambda: finishing.finish_recent(SWEEP_BATCH), SWEEP_BATCH),
+        PeriodicTask("ends of commands", 1.5, lambda: finishing.finish_recent(SWEEP_BATCH), SWEEP_BATCH),
         PeriodicTask("ends of older commands", 60, lambda: finishing.finish(SWEEP_BATCH), SWEEP_BATCH),
         PeriodicTask("abandoned attempts", 10, lambda: attempts.close_abandoned(SWEEP_BATCH), SWEEP_BATCH),
         PeriodicTask("comparison keys", 10, lambda: comparison_keys.fill(RETENTION_BATCH), RETENTION_BATCH),
@@ -114,6 +116,7 @@ def _periodic_tasks(dispatcher: Dispatcher) -> list[PeriodicTask]:
         PeriodicTask(
             "retention of dead push tokens", 60, lambda: push_targets.prune(kept, RETENTION_BATCH), RETENTION_BATCH
         ),
+        PeriodicTask("retention of events", 10, lambda: feed.prune(events_kept, RETENTION_BATCH), RETENTION_BATCH),
         PeriodicTask("push health", 60, lambda: push_health.count_hours(HOURS_BATCH), HOURS_BATCH),
         PeriodicTask("retention of push health", 60, lambda: push_health.prune(kept, RETENTION_BATCH), RETENTION_BATCH),
         PeriodicTask("witness of the audit", AUDIT_WITNESS_EVERY_SECONDS, _log_audit_witness),

@@ -1,0 +1,50 @@
+"""Aliases of devices. An alias names one device at most, whatever its case."""
+
+from uuid import UUID
+
+from devices.identity import comparison_keys
+from devices.models import Device
+from nexmdm.common import database
+from nexmdm.common.domain_error import DomainError
+from nexmdm.common.identity import comparison_key
+
+
+class AliasTaken(DomainError):
+    detail = "Another device has this alias. Choose a different alias."
+
+    def __init__(self, *, by_revoked: bool = False, by_retired: bool = False) -> None:
+        """`by_revoked`, `by_retired`: whether the device that has the alias is revoked or retired."""
+        revoked = "A revoked device has this alias. Choose a different alias, or change the alias of that device."
+        retired = "A retired device still has this alias from an earlier version of NexMDM. Choose a different alias,"
+        again = "or retire that device again: this frees the alias."
+        super().__init__(f"{retired} {again}" if by_retired else revoked if by_revoked else "")
+
+
+def claim(alias: str, device_id: UUID | None) -> None:
+    """Ensure, until the transaction ends, that no other device has this alias. Raises AliasTaken."""
+    if not _has_exactly(device_id, alias):
+        database.advisory_lock("alias", comparison_key(alias))
+        check(alias, device_id)
+
+
+def check(alias: str, device_id: UUID | None) -> None:
+    """Check whether another device has this alias now, without waiting for a lock. Raises AliasTaken.
+
+    If an earlier version gave two devices the same alias, the alias belongs to the device that was enrolled first.
+    """
+    if _has_exactly(device_id, alias):
+        return
+    owner = comparison_keys.with_aliases([alias]).only("id", "revoked_at", "retired_at").first()
+    if owner is not None and owner.id != device_id:
+        raise AliasTaken(by_revoked=owner.revoked_at is not None, by_retired=owner.retired_at is not None)
+
+
+def _has_exactly(device_id: UUID | None, alias: str) -> bool:
+    return device_id is not None and Device.objects.filter(id=device_id, alias=alias).exists()
+
+
+def give(device_id: UUID, alias: str | None) -> None:
+    """Set the alias of a device that has claimed it, or delete it."""
+    Device.objects.filter(id=device_id).update(alias=alias)
+    # Write the key in its own statement: a trigger deletes a key that stays the same while the alias changes.
+    Device.objects.filter(id=device_id).update(alias_key=None if alias is None else comparison_key(alias))

@@ -1,0 +1,122 @@
+"""The endpoint of the event feed."""
+
+import asyncio
+import time
+from typing import Annotated, Any, Final
+from uuid import UUID
+
+from django.http import HttpRequest, HttpResponse
+from ninja import Query
+from pydantic import AfterValidator, Field
+
+from nexmdm.auth.admin_router import AdminRouter
+from nexmdm.common import database, shutdown
+from nexmdm.common.database import run_in_db_thread
+from nexmdm.common.overload.shared_lookup import SharedLookup
+from nexmdm.common.types import Body, Identifier, QueryInteger, QueryNumber, ResponseSchema, Time, respond
+from nexmdm.events import cursor, event_types, feed
+from nexmdm.events.cursor import Cursor
+
+router = AdminRouter(tags=["events"])
+
+POLL_SECONDS: Final = 0.1
+"""The time between two looks for new events, one look for all waiting clients of a process. So each of them gets an
+event within 250 ms after its commit."""
+
+
+def _place(text: str) -> str:
+    if text not in ("", cursor.NOW):
+        Cursor.parse(text)
+    return text
+
+
+class EventQuery(Body):
+    """`after`: a `next_cursor`, `now`, or nothing (then from the oldest event kept on).
+
+    `types`: names of types, separated by commas; a name that ends in `*` means all types that begin with it.
+    `wait_seconds`: the longest time to wait for a first event.
+    """
+
+    after: Annotated[str, Field(max_length=120), AfterValidator(_place)] = ""
+    types: Annotated[str, Field(max_length=1000), AfterValidator(event_types.check_names)] = ""
+    device_id: Identifier | None = None
+    limit: Annotated[QueryInteger, Field(ge=1, le=1000)] = 100
+    wait_seconds: Annotated[QueryNumber, Field(ge=0, le=30)] = 0
+
+
+class EventRow(ResponseSchema):
+    """One event. `id` is the same whenever the event is read; `data` depends on `type`."""
+
+    id: str
+    type: str
+    at: Time
+    device_id: UUID | None
+    request_id: UUID | None
+    data: dict[str, Any]
+
+
+class EventPage(ResponseSchema):
+    """One page of the feed. `caught_up` is true if no committed event follows `next_cursor` now."""
+
+    items: list[EventRow]
+    next_cursor: str
+    caught_up: bool
+
+
+@router.get("/events", response=EventPage, url_name="events")
+async def list_events(request: HttpRequest, query: Query[EventQuery]) -> HttpResponse:
+    """List what happened to the fleet, in order, oldest first. Send `next_cursor` as `after` to continue.
+
+    Each event is written in the transaction of its fact: nothing that was rolled back has one. The order never changes,
+    and no event appears before one that was read. While an older write transaction is open in the database's cluster,
+    newer events wait for it, and `caught_up` is false. With `types` or `device_id`, a page may be empty although events
+    follow (`caught_up` is false): continue from its `next_cursor`. Events are kept for `EVENT_RETENTION_DAYS`.
+    """
+    until = time.monotonic() + query.wait_seconds
+    wanted = feed.Wanted(event_types.names_in(query.types), query.device_id)
+    after = await run_in_db_thread(_first_place, query.after)
+    while True:
+        page = await run_in_db_thread(feed.read, after, wanted, query.limit)
+        if page.events or time.monotonic() >= until or shutdown.is_requested():
+            return respond(_shown(page))
+        if page.next_cursor == after:
+            await _until_news(page.next_cursor, until)
+        after = page.next_cursor
+        database.continue_request()
+
+
+def _first_place(after: str) -> Cursor | None:
+    if after == cursor.NOW:
+        return feed.newest_place()
+    return Cursor.parse(after) if after else None
+
+
+async def _until_news(place: Cursor, until: float) -> None:
+    """Wait until a reader may see an event after a place, or until a moment (monotonic time)."""
+    while time.monotonic() < until and not shutdown.is_requested():
+        if await _newest_readable.outcome() >= (place.xid, place.id):
+            return
+        await asyncio.sleep(min(POLL_SECONDS, max(0.0, until - time.monotonic())))
+        database.continue_request()
+
+
+async def _look() -> tuple[int, int]:
+    return await run_in_db_thread(feed.newest_readable)
+
+
+_newest_readable: Final = SharedLookup(_look, fresh_seconds=POLL_SECONDS / 2)
+
+
+def _shown(page: feed.Page) -> EventPage:
+    items = [
+        EventRow(
+            id=event.id,
+            type=event.type,
+            at=event.at,
+            device_id=event.device_id,
+            request_id=event.request_id,
+            data=event.data,
+        )
+        for event in page.events
+    ]
+    return EventPage(items=items, next_cursor=page.next_cursor.text, caught_up=page.caught_up)

@@ -1,0 +1,83 @@
+"""Events: what happened to the fleet. Each is written in the transaction of the fact that it tells.
+
+A row has the events of one statement that differ only in their device, up to DEVICES_PER_ROW of them: a command that
+is cancelled on 100,000 devices writes 100 rows. A reader gets one event for each device (nexmdm/events/feed.py).
+"""
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+import orjson
+
+from nexmdm.common import database
+
+
+class EventType(StrEnum):
+    """The types of events."""
+
+    DEVICE_ENROLLED = "device.enrolled"
+    DEVICE_RE_ENROLLED = "device.re_enrolled"
+    DEVICE_UPDATED = "device.updated"
+    DEVICE_REVOKED = "device.revoked"
+    DEVICE_REINSTATED = "device.reinstated"
+    DEVICE_RETIRED = "device.retired"
+    DEVICE_PUSH_DEAD = "device.push_dead"
+    COMMAND_ISSUED = "command.issued"
+    COMMAND_FINISHED = "command.finished"
+    DELIVERY_RECEIVED = "delivery.received"
+    DELIVERY_SETTLED = "delivery.settled"
+    AUDIT_REFUSED = "audit.refused"
+
+
+DEVICES_PER_ROW: Final = 1000
+"""The most devices of one row: 16 kB of ids."""
+
+
+class Event(NamedTuple):
+    """An event to append. It must contain no secret and no push target."""
+
+    type: EventType
+    device_id: UUID | None = None
+    request_id: UUID | None = None
+    data: Mapping[str, Any] = {}
+
+
+APPEND: Final = """
+    INSERT INTO nexmdm_event (type, device_ids, request_id, data)
+    SELECT type, CASE WHEN device_id IS NOT NULL THEN ARRAY[device_id] END, request_id, data
+    FROM ROWS FROM (
+        jsonb_to_recordset(%(events)s::jsonb) AS (type text, device_id uuid, request_id uuid, data jsonb)
+    ) WITH ORDINALITY AS told (type, device_id, request_id, data, position)
+    ORDER BY position
+"""
+
+
+def parameters(events: Sequence[Event]) -> dict[str, str]:
+    """Return the parameters of APPEND."""
+    return {"events": orjson.dumps([event._asdict() for event in events]).decode()}
+
+
+def append(*events: Event) -> None:
+    """Append events in the order given, in the caller's transaction."""
+    database.execute(APPEND, parameters(events))
+
+
+def append_for_devices(devices: str, event_type: EventType, request_id: str, data: str) -> str:
+    """Return the INSERT that appends one event for each row of `devices`, rows of the same data together.
+
+    All but the type are SQL: `devices` names a table or query whose rows have `device_id`; `request_id` and `data` are
+    expressions on its columns.
+    """
+    return f"""
+        INSERT INTO nexmdm_event (type, device_ids, request_id, data)
+        SELECT '{event_type}', array_agg(device_id ORDER BY place), request_id, data
+        FROM (
+            SELECT device_id, request_id, data,
+                row_number() OVER (PARTITION BY request_id, data ORDER BY device_id) - 1 AS place
+            FROM (SELECT device_id, {request_id} AS request_id, {data} AS data FROM {devices}) told
+        ) placed
+        GROUP BY request_id, data, place / {DEVICES_PER_ROW}
+        ORDER BY request_id, min(place)
+    """  # noqa: S608  (constants of our modules; values are parameters)

@@ -1,0 +1,47 @@
+"""Cursors of the event feed: a place between two events, in one epoch of the database."""
+
+import base64
+import binascii
+import re
+from typing import Final, NamedTuple, Self
+
+from nexmdm.common.domain_error import DomainError
+
+NOW: Final = "now"
+"""The text that stands for the newest place, in place of a cursor."""
+
+_FORM: Final = re.compile(r"([0-9a-f]{16}) ([0-9]{1,19}) ([0-9]{1,19}) ([0-9]{1,9})")
+
+
+class CursorExpired(DomainError):
+    detail = (
+        "Events after this cursor are deleted, or the database was restored. Begin again with an empty `after`, and "
+        "read the present state of devices and commands from the other endpoints."
+    )
+
+
+class Cursor(NamedTuple):
+    """The place of the next event to read: in this transaction, row and place in the row, or else after them."""
+
+    epoch: str
+    xid: int
+    id: int
+    place: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the cursor with this text. Raises ValueError if NexMDM did not create it."""
+        try:
+            plain = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode("ascii")
+        except (binascii.Error, ValueError):
+            plain = ""
+        found = _FORM.fullmatch(plain)
+        if found is None or cls(found[1], *map(int, found.groups()[1:])).text != text:
+            raise ValueError("is not a cursor of events: send a next_cursor from one of its answers, `now`, or nothing")
+        return cls(found[1], int(found[2]), int(found[3]), int(found[4]))
+
+    @property
+    def text(self) -> str:
+        """The text of the cursor, for clients."""
+        plain = f"{self.epoch} {self.xid} {self.id} {self.place}"
+        return base64.urlsafe_b64encode(plain.encode()).decode().rstrip("=")

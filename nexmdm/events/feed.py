@@ -1,0 +1,196 @@
+"""The event feed: pages of events after a cursor, in an order that never changes.
+
+Events are ordered by the transaction that wrote them, and in it by their row and their device. Transactions commit in
+another order than they begin. So a reader sees only rows of transactions older than each write transaction that is
+still open in the cluster (its horizon): nothing can be committed any more in front of a place that a reader has passed.
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+from django.db import transaction
+
+from nexmdm.common import database
+from nexmdm.events import epochs
+from nexmdm.events.cursor import Cursor, CursorExpired
+
+SCANNED: Final = 10_000
+"""The most rows that one page looks through for the events that were asked for."""
+
+
+class Happening(NamedTuple):
+    """One event of the feed. `id` is unique in all epochs, and stays the same however often the event is read."""
+
+    cursor: Cursor
+    id: str
+    type: str
+    at: datetime
+    device_id: UUID | None
+    request_id: UUID | None
+    data: dict[str, Any]
+
+
+class Wanted(NamedTuple):
+    """Which events to read. An empty `types` means all types; a type that ends in `*` means all that begin so."""
+
+    types: Sequence[str] = ()
+    device_id: UUID | None = None
+    tags: Sequence[str] = ()
+    """Only events about devices that have one of these tags now, if any is given."""
+
+
+class Page(NamedTuple):
+    """Some events in order, and the place after them. `caught_up`: no committed event comes after that place now."""
+
+    events: list[Happening]
+    next_cursor: Cursor
+    caught_up: bool
+
+
+_HORIZON: Final = "pg_snapshot_xmin(pg_current_snapshot())"
+
+_MARK: Final = f"""
+    SELECT epoch, database = {epochs.DATABASE}, pruned_xid::text, pruned_id, {_HORIZON}::text FROM nexmdm_eventmark
+"""  # noqa: S608  (constants of our modules)
+
+# `reached` is the last row looked through: the next page begins after it, whatever it contained.
+_READ: Final = f"""
+    WITH scanned AS MATERIALIZED (
+        SELECT * FROM nexmdm_event
+        WHERE (xid, id) >= (%(xid)s::text::xid8, %(id)s) AND xid < {_HORIZON}
+        ORDER BY xid, id LIMIT {{scanned}}
+    ), told AS (
+        SELECT scanned.xid, scanned.id, one.place - 1 AS place, type, at, one.device_id, request_id, data
+        FROM scanned
+        CROSS JOIN LATERAL unnest(COALESCE(device_ids, ARRAY[NULL]::uuid[])) WITH ORDINALITY AS one (device_id, place)
+        WHERE (scanned.xid <> %(xid)s::text::xid8 OR scanned.id <> %(id)s OR one.place > %(place)s){{wanted}}
+        ORDER BY scanned.xid, scanned.id, one.place LIMIT %(limit)s
+    )
+    SELECT xid::text, id, place, type, at, device_id, request_id, data FROM told
+    UNION ALL
+    (SELECT xid::text, id, NULL, NULL, NULL, NULL, NULL, NULL FROM scanned ORDER BY scanned.xid DESC, id DESC LIMIT 1)
+"""  # noqa: S608  (constants of this module; values are parameters)
+_TYPES: Final = " AND (type = ANY(%(types)s) OR type LIKE ANY(%(prefixes)s))"
+_DEVICE: Final = " AND one.device_id = %(device_id)s"
+_TAGS: Final = """ AND EXISTS (
+    SELECT FROM devices_device device WHERE device.id = one.device_id AND device.tags && %(tags)s::varchar[]
+)"""
+_IS_MORE: Final = """
+    SELECT EXISTS (SELECT FROM nexmdm_event WHERE (xid, id) >= (%(xid)s::text::xid8, %(id)s))
+"""
+
+
+@transaction.atomic
+def read(after: Cursor | None, wanted: Wanted, limit: int) -> Page:
+    """Return up to `limit` wanted events after a place (None: from the oldest kept on).
+
+    A page may have fewer events than `limit`, or none, although others follow: its next_cursor continues behind the
+    rows that it looked through. Raises CursorExpired.
+    """
+    start = place_of(after)
+    conditions = (_TYPES if wanted.types else "", _DEVICE if wanted.device_id else "", _TAGS if wanted.tags else "")
+    scanned = SCANNED if any(conditions) else limit
+    statement = _READ.format(scanned=scanned, wanted="".join(conditions))
+    *told, reached = database.rows(statement, _parameters(start, wanted, limit)) or [()]
+    events = [_happening(start.epoch, row) for row in told]
+    next_cursor = start
+    if len(events) == limit:
+        last = events[-1].cursor
+        next_cursor = last._replace(place=last.place + 1)
+    elif reached:
+        next_cursor = Cursor(start.epoch, int(reached[0]), reached[1] + 1, 0)
+    (is_more,) = database.row(_IS_MORE, {"xid": str(next_cursor.xid), "id": next_cursor.id})
+    return Page(events, next_cursor, caught_up=not is_more)
+
+
+def place_of(after: Cursor | None) -> Cursor:
+    """Return the place of a cursor, or of the oldest event. Raises CursorExpired if events after it are not kept."""
+    epoch, pruned, horizon = _mark()
+    if after is None:
+        return Cursor(epoch, pruned[0], pruned[1] + 1, 0)
+    if after.epoch != epoch or (after.xid, after.id) <= pruned or after.xid > horizon:
+        raise CursorExpired
+    return after
+
+
+def newest_place() -> Cursor:
+    """Return the place from which on events are new."""
+    epoch, _, horizon = _mark()
+    return Cursor(epoch, horizon, 0, 0)
+
+
+def newest_readable() -> tuple[int, int]:
+    """Return the transaction and row of the newest event that a reader may see; (0, 0) if there is none."""
+    newest = database.rows(
+        f"SELECT xid::text, id FROM nexmdm_event WHERE xid < {_HORIZON} ORDER BY xid DESC, id DESC LIMIT 1"  # noqa: S608
+    )
+    return (int(newest[0][0]), newest[0][1]) if newest else (0, 0)
+
+
+def _mark() -> tuple[str, tuple[int, int], int]:
+    found = database.rows(_MARK)
+    if not found or not found[0][1]:
+        epochs.begin()
+        found = database.rows(_MARK)
+    epoch, _, pruned_xid, pruned_id, horizon = found[0]
+    return epoch, (int(pruned_xid), pruned_id), int(horizon)
+
+
+def _parameters(start: Cursor, wanted: Wanted, limit: int) -> dict[str, Any]:
+    whole = [name for name in wanted.types if not name.endswith("*")]
+    return {
+        "xid": str(start.xid),
+        "id": start.id,
+        "place": start.place,
+        "limit": limit,
+        "types": whole,
+        "prefixes": list(_prefixes(wanted.types)),
+        "device_id": wanted.device_id,
+        "tags": list(wanted.tags),
+    }
+
+
+def _prefixes(types: Iterable[str]) -> Iterable[str]:
+    for name in types:
+        if name.endswith("*"):
+            yield name[:-1].replace("_", r"\_") + "%"
+
+
+def _happening(epoch: str, row: Any) -> Happening:
+    xid, row_id, place, event_type, at, device_id, request_id, data = row
+    return Happening(
+        Cursor(epoch, int(xid), row_id, place),
+        f"{row_id}-{place}",
+        event_type,
+        at,
+        device_id,
+        request_id,
+        data,
+    )
+
+
+_PRUNE: Final = """
+    WITH old AS (
+        SELECT xid, id FROM (
+            SELECT xid, id, bool_and(at < now() - %(kept)s) OVER (ORDER BY xid, id) AS is_old
+            FROM (SELECT xid, id, at FROM nexmdm_event ORDER BY xid, id LIMIT %(limit)s) oldest
+        ) judged WHERE is_old
+    ), deleted AS (
+        DELETE FROM nexmdm_event event USING old WHERE event.xid = old.xid AND event.id = old.id
+    ), marked AS (
+        UPDATE nexmdm_eventmark mark SET pruned_xid = last.xid, pruned_id = last.id
+        FROM (SELECT xid, id FROM old ORDER BY xid DESC, id DESC LIMIT 1) last
+        WHERE (mark.pruned_xid, mark.pruned_id) < (last.xid, last.id)
+    )
+    SELECT count(*) FROM old
+"""
+
+
+@transaction.atomic
+def prune(kept: timedelta, limit: int) -> int:
+    """Delete up to `limit` rows of events that are older than `kept`, the oldest first; return how many."""
+    place_of(None)
+    (deleted,) = database.row(_PRUNE, {"kept": kept, "limit": limit})
+    return int(deleted)
