@@ -80,7 +80,7 @@ _ISSUE: Final = """
         SELECT request_id, id, 'pending', expires_at,
             CASE WHEN pushable THEN 'waiting' ELSE 'no_push_token' END, 0, 0, CASE WHEN pushable THEN now() END
         FROM audience JOIN asked USING (position) ORDER BY position, id
-    ), told AS (
+    ), events AS (
         INSERT INTO nexmdm_event (type, request_id, data)
         SELECT 'command.issued', request_id, jsonb_build_object(
             'action', action, 'device_count', devices, 'expires_at', to_json(expires_at), 'issued_by', issued_by
@@ -103,7 +103,7 @@ _SUPERSEDING: Final = f""", older AS (
         SET state = 'cancelled', withdrawn_by = 'superseded', settled_at = now(), next_attempt_at = NULL,
             device_seen_at = (SELECT last_seen_at FROM devices_presence WHERE device_id = delivery.device_id)
         FROM older WHERE delivery.id = older.id
-    ), told_of_older AS (
+    ), older_events AS (
         {events.append_for_devices("older", *queue.SETTLED)}
     )
 """  # noqa: S608  (constants of our modules)

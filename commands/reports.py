@@ -175,7 +175,7 @@ _TAKE: Final = f"""
             OR (taken.via IS NOT NULL AND taken.delivered_via IS NULL)
             OR (taken.push IS NOT NULL AND taken.push_arrival IS NULL)
         )
-    ), told AS (
+    ), events AS (
         INSERT INTO nexmdm_event (type, device_ids, request_id, data)
         SELECT event.type, ARRAY[taken.device_id], taken.request_id, event.data
         FROM taken CROSS JOIN LATERAL (
