@@ -18,6 +18,7 @@ from devices.audience import DevicesBusy, EmptyAudience, Target, UnknownDevices
 from nexmdm.common import database
 from nexmdm.common.domain_error import DomainError
 from nexmdm.common.event_feed import events
+from nexmdm.common.event_feed.events import RFC3339
 
 
 class AudienceChanged(DomainError):
@@ -83,7 +84,8 @@ _ISSUE: Final = """
     ), events AS (
         INSERT INTO nexmdm_event (type, request_id, data)
         SELECT 'command.issued', request_id, jsonb_build_object(
-            'action', action, 'device_count', devices, 'expires_at', to_json(expires_at), 'issued_by', issued_by
+            'action', action, 'device_count', devices, 'issued_by', issued_by,
+            'expires_at', to_char(expires_at AT TIME ZONE 'UTC', {rfc3339})
         )
         FROM asked JOIN counted USING (position) ORDER BY position
     ){superseding}
@@ -215,6 +217,6 @@ def _write(
         for position, (request, content) in enumerate(commands)
     ]
     superseding = _SUPERSEDING if supersede else ""
-    statement = _ISSUE.format(audience=members, superseding=superseding, channel=queue.CHANNEL)
+    statement = _ISSUE.format(audience=members, superseding=superseding, channel=queue.CHANNEL, rfc3339=RFC3339)
     found = database.rows(statement, parameters | {"asked": orjson.dumps(asked).decode()})
     return {position: (device_count, pushable) for position, device_count, pushable, _ in found}

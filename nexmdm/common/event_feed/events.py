@@ -35,6 +35,10 @@ DEVICES_PER_ROW: Final = 1000
 """The most devices of one row: 16 kB of ids."""
 
 
+RFC3339: Final = """'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'"""
+"""SQL: the format of to_char() for times of UTC in the data of events."""
+
+
 class Event(NamedTuple):
     """An event to append. It must contain no secret and no push target."""
 
