@@ -135,8 +135,8 @@ async def _many_commands(case: Case) -> None:
 SCENARIOS: Final = (
     Scenario(
         "both-channels",
-        "A command comes by push, in the answer to a heartbeat, or by both. A phone carries it out once, and its report"
-        " names the channel.",
+        "A command comes by push, in the answer to a heartbeat, or by both. A phone carries out the command once, and"
+        " its report names the channel.",
         _both_channels,
     ),
     Scenario(
@@ -151,7 +151,7 @@ SCENARIOS: Final = (
     ),
     Scenario(
         "repeated-command",
-        "A phone carries out each request_id once, however often it comes, also after a restart.",
+        "A phone carries out each request_id once, even if the command comes several times, also after a restart.",
         _repeated_command,
     ),
     Scenario(
@@ -159,7 +159,9 @@ SCENARIOS: Final = (
         "A phone answers a repeated command with its last report on it.",
         _repeated_report,
     ),
-    Scenario("unknown-action", "A phone reports an action that it does not know as failed.", _unknown_action),
+    Scenario(
+        "unknown-action", "If a phone does not know an action, it reports the command as failed.", _unknown_action
+    ),
     Scenario(
         "many-commands",
         "If has_more is true, a phone reports on the commands that it got, then sends the next heartbeat immediately.",
