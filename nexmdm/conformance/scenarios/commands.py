@@ -141,12 +141,14 @@ SCENARIOS: Final = (
     ),
     Scenario(
         "bad-signature",
-        "A phone neither carries out nor reports a command that is not signed for it with its command key.",
+        "If a command is not signed for a phone with the phone's command key, the phone does not carry it out and does"
+        " not report on it.",
         _bad_signature,
     ),
     Scenario(
         "expired-command",
-        "A phone does not begin a command after its expires_at, by the server's time, and reports it as failed.",
+        "After the expires_at of a command, in the server's time, a phone does not begin the command, and reports it as"
+        " failed.",
         _expired_command,
     ),
     Scenario(
@@ -156,7 +158,7 @@ SCENARIOS: Final = (
     ),
     Scenario(
         "repeated-report",
-        "A phone answers a repeated command with its last report on it.",
+        "If a command comes again, the phone sends its last report on this command again.",
         _repeated_report,
     ),
     Scenario(

@@ -77,8 +77,8 @@ SCENARIOS: Final = (
     ),
     Scenario(
         "rotation",
-        "A phone stores a new pair before it uses it, and trusts both command keys until a request with the new token"
-        " was answered with 200.",
+        "A phone stores a new pair before it uses the pair, and accepts both command keys until a request with the"
+        " new token was answered with 200.",
         _rotation,
         _ROTATING,
     ),

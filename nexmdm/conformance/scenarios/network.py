@@ -179,7 +179,7 @@ SCENARIOS: Final = (
     ),
     Scenario(
         "lost-report",
-        "A phone repeats a report until it is answered, and does not carry out the command again.",
+        "A phone repeats a report until the server answers it, and does not carry out the command again.",
         _lost_report,
     ),
     Scenario(
