@@ -1,4 +1,4 @@
-"""The faults of our own server: processes are killed, PostgreSQL is stopped immediately.
+"""The faults of our own server: processes are killed, or PostgreSQL is stopped in its mode `immediate`.
 
 Each fault runs for its time while phones and an admin send requests. It records its actions, and checks its own
 promises.

@@ -157,13 +157,15 @@ def _accepted(name: str, one: Recovery, exchanges: Sequence[Exchange]) -> Target
 
 
 def _answered(one: Recovery, snapshot: DatabaseSnapshot) -> list[Delivery]:
-    """Return the results of phones in an outage, without its first moments."""
+    """Return the results of phones in an outage, except those in the first moments of the outage."""
     begin, end = one.begun_at + IN_THE_AIR_SECONDS, one.ended_at
     return [each for each in snapshot.deliveries if each.state in FINAL and begin < (each.settled_at or 0) < end]
 
 
 def _open_seconds(delivery: Delivery, one: Recovery) -> float:
-    """Return how long a delivery could have been answered in an outage, without its first moments."""
+    """Return for how long a delivery could have been answered in an outage; the first moments of the outage do not
+    count.
+    """
     begin = one.begun_at + IN_THE_AIR_SECONDS
     if delivery.settled_at is not None and delivery.settled_at <= begin:
         return 0

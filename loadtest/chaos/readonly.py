@@ -63,7 +63,8 @@ class Demotions(InGaps):
     say: Say
     gaps: list[Gap] = field(default_factory=list)
     left: list[tuple[int, str]] = field(default_factory=list)
-    """The number of connections to the old primary when all had to be normal, and their last statements."""
+    """The number of connections to the old primary at the time when none was allowed any more, and their last
+    statements."""
 
     async def run(self, traffic: Traffic) -> None:
         """Demote this number of times."""
@@ -79,7 +80,9 @@ class Demotions(InGaps):
         await asyncio.sleep(2 * NORMAL_SECONDS)
 
     async def _move(self, demote: Callable[[], None]) -> None:
-        """Demote the primary, later lead the address to the new one, and check for connections to the old one."""
+        """Demote the primary, later let the address lead to the new primary, and count the connections to the old
+        one.
+        """
         stopped_at = time.monotonic()
         await asyncio.to_thread(demote)
         old, new = self.pair.standby, self.pair.primary
@@ -108,7 +111,9 @@ class Demotions(InGaps):
     def judged(
         self, exchanges: Sequence[Exchange], snapshot: DatabaseSnapshot, sends: Sequence[dict[str, Any]]
     ) -> list[Target]:
-        """Check that answers are 200 or 503, and soon only 200; the old primary's connections; and the processes."""
+        """Check that answers are 200 or 503, and soon only 200. Also check the connections to the old primary, and the
+        processes.
+        """
         del snapshot, sends
         figure = f"read-only for {answers.lengths(self.gaps)}"
         return [

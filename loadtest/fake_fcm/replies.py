@@ -75,7 +75,7 @@ WORDS: Final = frozenset({*REFUSALS, *NOT_FCMS_OWN, "ok", "slow", "flaky", "hang
 
 
 def script_of(text: str) -> tuple[str, int | None]:
-    """Return the word that a push token begins with and its number: `("quota", 7)` for `quota7-…`."""
+    """Return the word at the beginning of a push token, and the number after it: `("quota", 7)` for `quota7-…`."""
     match = PREFIX.match(text)
     if match is None or match[1] not in WORDS:
         return "ok", None

@@ -27,6 +27,6 @@ def write(path: Path, members: Iterable[Member]) -> None:
 
 
 def read(path: Path, part: int = 0, parts: int = 1) -> list[Member]:
-    """Return the phones, or every `parts`-th one of them."""
+    """Return all phones, or every `parts`-th phone, beginning with phone number `part`."""
     with path.open(encoding="ascii") as file:
         return [Member(*line.rstrip("\n").split("\t")) for line in islice(file, part, None, parts)]

@@ -62,15 +62,15 @@ class Ledger:
         return sum(life.settled_at is None for life in self._since(0))
 
     def unanswered(self) -> list[float]:
-        """Return when the commands that wait for their result were posted."""
+        """Return the times at which the commands without a result were posted."""
         return [life.posted_at for life in self._since(0) if life.settled_at is None and life.posted_at is not None]
 
     def dispatch(self, since: float) -> Histogram:
-        """Return the time from the POST to the push, of the commands posted since then."""
+        """Return the times from POST to push of the commands that were posted at `since` or later."""
         return _histogram((life.posted_at, life.pushed_at) for life in self._since(since))
 
     def round_trip(self, since: float) -> Histogram:
-        """Return the time from the POST to the result, of the commands posted since then."""
+        """Return the times from POST to result of the commands that were posted at `since` or later."""
         return _histogram((life.posted_at, life.settled_at) for life in self._since(since))
 
     def _since(self, since: float) -> Iterator[Life]:

@@ -74,7 +74,7 @@ class Disturbance:
 
     @property
     def expected(self) -> set[int]:
-        """The statuses that its requests may get: a malformed body is repaired and recorded, or refused."""
+        """The statuses that its requests may get. A malformed body is either repaired and recorded, or refused."""
         return {401, 429} if self.kind == "invalid_tokens" else {200, 400, 422}
 
 

@@ -15,7 +15,7 @@ KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 
 SHORTEST_SECONDS: Final = 1e-5
 GROWTH: Final = 1.02
-"""The growth of the buckets of a histogram, which is the error of a percentile."""
+"""The factor between two buckets of a histogram. It is also the largest error of a percentile."""
 
 _LAST: Final = 1000
 """The last bucket: all latencies of more than about an hour."""
@@ -62,7 +62,7 @@ class Histogram:
 
     @classmethod
     def of(cls, said: list[Any]) -> "Histogram":
-        """Return the object of which as_json() returned this."""
+        """Return the object from the form that as_json() returned."""
         histogram = cls()
         histogram.longest = said[0]
         histogram.counts = dict(zip(said[1::2], said[2::2], strict=True))
@@ -80,7 +80,9 @@ def merged(histograms: Iterable[Histogram]) -> Histogram:
 
 @dataclass(slots=True)
 class Second:
-    """The events of a second: heartbeats that were due, that were answered, and the results of the due requests."""
+    """The events of a second: heartbeats that were due, heartbeats that were answered, and the results of the due
+    requests.
+    """
 
     due: int = 0
     answered: int = 0
@@ -102,7 +104,7 @@ class Second:
 
     @classmethod
     def of(cls, said: Mapping[str, Any]) -> "Second":
-        """Return the object of which as_json() returned this."""
+        """Return the object from the form that as_json() returned."""
         latencies = {kind: Histogram.of(histogram) for kind, histogram in said["latencies"].items()}
         return cls(said["due"], said["answered"], latencies, Counter(said["errors"]))
 
@@ -171,7 +173,7 @@ class Figures:
 
     @classmethod
     def of(cls, said: Mapping[str, Any]) -> "Figures":
-        """Return the object of which as_json() returned this."""
+        """Return the object from the form that as_json() returned."""
         figures = cls()
         figures.late = Histogram.of(said["late"])
         figures.seconds.update((second, Second.of(row)) for second, row in said["seconds"])
@@ -185,5 +187,5 @@ def percentile(values: Iterable[float], percent: float) -> float:
 
 
 def spread(values: Sequence[float], form: str) -> str:
-    """Return the median of some rounds, and in brackets the least and the greatest value, each in this format."""
+    """Return the median of some rounds, and in brackets the smallest and the largest value, each in this format."""
     return f"{median(values):{form}} ({min(values):{form}}–{max(values):{form}})"

@@ -5,7 +5,7 @@ the server adds to the latency of every request that was due meanwhile. A phone 
 only a phone with a command gets a task.
 
 The process reads a plan from standard input, says that it is ready, reads when to start, and works until standard input
-ends. Twice a second it writes its figures since the last time to standard output, as a line of JSON.
+ends. Twice a second it writes a line of JSON to standard output: its figures since the line before.
 """
 
 import asyncio
@@ -55,8 +55,8 @@ class Plan:
     """The plan of one generator.
 
     `scale` converts the server's `next_heartbeat_seconds` to the interval of this run. `journal` is the file of the
-    fake FCM, from which phones get their pushes; empty: they get none. `disturbing_requests` is the file of the
-    disturbing requests, which are sent at an even rate between two seconds of the run; empty: none.
+    fake FCM, from which phones get their pushes; empty: no pushes. `disturbing_requests` is the file of the disturbing
+    requests, which are sent at an even rate between two seconds of the run; empty: no such requests.
     `answer_spread_seconds`: see Reporter. `sources`: the addresses of the phones, see Pool.
     """
 
@@ -220,7 +220,9 @@ class Generator:
             self._work(self._carry_out(number, answer))
 
     def _wait(self, answer: dict[str, Any]) -> float:
-        """Return the seconds from one due time to the next: as the server says, else the phone's own interval."""
+        """Return the seconds from one due time to the next: those that the server sent, or else the phone's own
+        interval.
+        """
         seconds: int | None = answer.get("next_heartbeat_seconds")
         if seconds is not None:
             return seconds * self._plan.scale
@@ -295,7 +297,7 @@ class Generator:
 
 
 def main() -> None:
-    """Drive phones as the plan on standard input says."""
+    """Drive phones by the plan on standard input."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent process, which closes standard input.
     plan = Plan.from_line(sys.stdin.buffer.readline())
     generator = Generator(plan, credentials_file.read(Path(plan.roster), plan.part, plan.parts))

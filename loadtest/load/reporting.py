@@ -26,9 +26,9 @@ Note = Callable[[float, str], None]
 class Reporter:
     """Sends the reports of many phones.
 
-    With a spread, a phone reports after a random part of it, and tries again a few times: after `Retry-After` with
-    jitter, or, if there was no answer, after a random time that doubles. Without a spread, it reports immediately, and
-    only once.
+    With a spread, a phone reports after a random part of the spread, and repeats a failed report a few times: after
+    `Retry-After` with jitter or, if there was no answer, after a random time that doubles. Without a spread, a phone
+    reports immediately, and only once.
     """
 
     pool: Pool

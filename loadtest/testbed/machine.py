@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 MEASURED_CORE: Final = 0
-"""The core that one process has alone when a figure is for one core."""
+"""The core of the measured process, which runs there alone, if a figure is for one core."""
 
 OTHER_CORE: Final = 1
 """The core for everything else."""
@@ -48,7 +48,7 @@ def resident_mebibytes(process: int) -> float:
 
 
 def lives(process: int) -> bool:
-    """Return whether there is such a process."""
+    """Return whether a process with this id exists."""
     return Path(f"/proc/{process}").exists()
 
 

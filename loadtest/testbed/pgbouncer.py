@@ -57,7 +57,7 @@ def pooling(folder: Path, url: str, pool_mode: PoolMode, **settings: str) -> Ite
         _await_connections(process, pooled, folder / "log")
         yield pooled
     finally:
-        # SIGTERM is its immediate shutdown.
+        # SIGTERM makes PgBouncer stop immediately.
         process.terminate()
         process.wait()
 

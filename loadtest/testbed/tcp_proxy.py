@@ -19,7 +19,7 @@ _RESET: Final = struct.pack("ii", 1, 0)
 """SO_LINGER with no time to linger: close() then sends RST (socket(7))."""
 
 _OPEN_SECONDS: Final = 1
-"""The time for a connection to the target to open, before reset() gives it up."""
+"""The time within which a connection to the target must open; after that, reset() gives up the connection."""
 
 
 class TcpProxy:

@@ -71,10 +71,10 @@ def test_a_database_that_is_away_is_noticed_unless_it_is_back_immediately() -> N
 
 def test_a_request_that_fails_long_after_the_database_is_back_is_a_miss_whenever_it_began() -> None:
     assert missed_by_the_database(AWAY, replace(AWAY, ended_at=108.9)) == set()
-    assert missed_by_the_database(AWAY, replace(AWAY, ended_at=109)) == {"last failure after it was back"}
+    assert missed_by_the_database(AWAY, replace(AWAY, ended_at=109)) == {"last failure after the database was back"}
 
 
-SLOW = "slow requests 5 s after it was back"
+SLOW = "slow requests 5 s after the database was back"
 
 
 def test_a_request_that_takes_long_after_the_database_is_back_is_a_miss_though_it_is_answered() -> None:

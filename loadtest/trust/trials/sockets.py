@@ -41,7 +41,7 @@ async def connected(url: str) -> AsyncIterator[tuple[asyncio.StreamReader, async
 
 
 def say(url: str, *pieces: bytes) -> Received:
-    """Send these pieces, whatever is answered, and return what was received."""
+    """Send all these pieces, even after an answer, and return the received answer."""
     return flood(url, iter(pieces))
 
 

@@ -16,7 +16,7 @@ from loadtest.testbed.connections import ANSWER_SECONDS, Pool, Server, understoo
 from nexmdm.client.http_client import FleetClient
 
 PUSH_SECONDS: Final = 10
-"""The time in which a push must reach FCM; one that takes longer has failed."""
+"""The time in which a push must reach FCM; a push that takes longer has failed."""
 
 COMMAND: Final = "/admin/command"
 _TICK_SECONDS: Final = 0.005
@@ -33,7 +33,7 @@ class Traffic(Protocol):
         """The number of requests."""
 
     async def beat(self, seconds: float) -> Histogram:
-        """Send for this time, await the answers, and return the latencies of the good ones."""
+        """Send for this time, await the answers, and return the latencies of the successful requests."""
 
     def close(self) -> None:
         """Release open connections."""
@@ -51,7 +51,7 @@ class Steady:
         self.failures: Counter[str] = Counter()
 
     async def beat(self, seconds: float) -> Histogram:
-        """Send for this time, await the answers, and return the latencies of the good ones."""
+        """Send for this time, await the answers, and return the latencies of the successful requests."""
         latencies = Histogram()
         await at_even_pace(seconds, self._per_second, lambda due: self._once(due, latencies))
         return latencies
