@@ -63,7 +63,7 @@ def superuser(db: None) -> User:
 
 @pytest.fixture
 def browser(superuser: User) -> Client:
-    """Somebody who may do everything, where anything can be done."""
+    """A visitor with all permissions."""
     browser = Client()
     browser.force_login(superuser)
     return browser
@@ -489,7 +489,7 @@ def test_an_odd_query_is_no_error_of_ours(worked: World, browser: Client, model:
 
 
 def parameters_of(model: type[Model]) -> list[str]:
-    """Return the query parameters of a list's filters, but those that take any text."""
+    """Return the query parameters of a list's filters, except those that accept any text."""
     filters: Any = site._registry[model].list_filter
     known = [one for one in filters if not issubclass(one, ExactTextFilter)]
     return [name for one in known for name in getattr(one, "parameters", None) or [one.parameter_name]]
@@ -794,7 +794,7 @@ def test_an_estimate_of_no_more_than_the_page_shows_is_left_out(worked: World, b
 
 
 def a_day_apart(world: World) -> list[Attempt]:
-    """Give five attempts of one delivery, each a day younger than the one before."""
+    """Return five attempts of one delivery, each a day younger than the attempt before."""
     (delivery,) = Delivery.objects.filter(state="failed")
     Attempt.objects.all().delete()
     attempts = [world.attempt(delivery, "accepted", 200) for _ in range(5)]

@@ -1,4 +1,4 @@
-"""The audit in the admin site: what each entry says, how it is found, and the ways between it and what it is about."""
+"""The audit on the admin site: the text of each entry, the search for entries, and links to and from their objects."""
 
 import csv
 import json

@@ -35,7 +35,7 @@ def phones(admin: Admin) -> list[Phone]:
 
 @pytest.fixture
 def wiped(admin: Admin, phones: list[Phone]) -> str:
-    """Return a lock that worked, failed, lapsed, and lapsed before the phone reported that it had worked."""
+    """Return a lock of four phones: it succeeded, failed, expired, and expired before a report of success."""
     works, fails, _, late = phones
     request_id: str = admin.command("lock", to=phones).json["request_id"]
     works.report(request_id, "succeeded", message="locked")

@@ -1,4 +1,6 @@
-"""The list of devices on the admin site, narrowed by silence, by failing pushes, and by what the devices report."""
+"""The list of devices on the admin site, filtered by silence, by failing pushes, and by the values that devices
+report.
+"""
 
 import re
 from typing import Final

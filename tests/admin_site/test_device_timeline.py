@@ -41,7 +41,7 @@ def timeline(browser: Browser, phone: Phone) -> list[tuple[str, str]]:
 
 
 def pushed(outcome: str, http_status: int | None, fcm_error: str = "") -> Attempt:
-    """Have the newest delivery pushed once, a moment ago."""
+    """Record one push of the newest delivery, sent a moment ago."""
     delivery = Delivery.objects.all()[0]
     attempt = Attempt.objects.create(
         delivery=delivery, number=1, outcome=outcome, http_status=http_status, fcm_error=fcm_error,

@@ -1,4 +1,4 @@
-"""The home page of the admin site: what needs attention comes first, each line leads to its rows."""
+"""The home page of the admin site: it begins with the lines that need attention, and each line links to its rows."""
 
 import html
 import re
@@ -38,7 +38,7 @@ def browser(db: None) -> Browser:
 
 
 def attention(browser: Browser) -> dict[str, str]:
-    """Return the lines of what needs attention, each with its address."""
+    """Return the lines that need attention, each with the address of its link."""
     page = browser.get(HOME).content.decode()
     part = page[page.index('id="attention"') :].partition("</section>")[0]
     return {plain(text): html.unescape(address) for address, text in re.findall(r'<a href="(.*?)">(.*?)</a>', part)}

@@ -1,4 +1,4 @@
-"""Logins to the admin site: how many there may be, and what they must not take from the control loop."""
+"""Logins to the admin site: their limits, and the resources that they must leave to the control loop."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -50,7 +50,7 @@ def connections_in_use() -> int:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take away what only costs time."""
+    """Remove work that only costs time."""
     monkeypatch.setattr(passwords.PasswordHasher, "iterations", 2)
     monkeypatch.setattr(admin_site_handler, "REFUSAL_SECONDS", 0)
 
@@ -214,7 +214,7 @@ def session(staff: User) -> str:
 
 @pytest.fixture
 def exhausted_pool(db: None, settings: Settings) -> Iterator[None]:
-    """A pool of which others have every connection."""
+    """A pool whose connections are all in use."""
     pool: Any = connection.pool  # type: ignore[attr-defined]
     timeout, pool.timeout = pool.timeout, 0.01
     taken = [pool.getconn(5) for _ in range(settings.DATABASE_POOL_SIZE - connections_in_use())]

@@ -1,4 +1,4 @@
-"""Names instead of ids, times as people say them, states with a sign: on lists and pages of the admin site."""
+"""Lists and pages of the admin site show names instead of ids, times in words, and states with a sign."""
 
 import re
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""What the admin site's pages may load, and where its errors lead."""
+"""The files that the admin site's pages may load, and the links on its error pages."""
 
 import re
 from ipaddress import ip_network

@@ -46,7 +46,7 @@ def browser(db: None) -> Browser:
 
 @pytest.fixture
 def fleet(admin: Admin, fcm: FcmStandin) -> None:
-    """A model that answers by push, one that answers by heartbeat, one whose token is dead, and one without pushes."""
+    """Four models: one answers by push, one answers by heartbeat, one has a dead push token, and one gets no pushes."""
     good, slow, gone = (
         admin.enrol(f"hw-{model}", model=model, agent_version="2.0", push_token=token)
         for model, token in (("Good", "ok-1"), ("Slow", "ok-2"), ("Gone", "unregistered-1"))

@@ -1,4 +1,4 @@
-"""The search box of the admin site: straight to the one thing it finds, else to a page with what it found."""
+"""The search box of the admin site: it leads directly to a single match, and otherwise to a page with all matches."""
 
 import re
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def browser(db: None) -> Browser:
 
 
 def goes_to(browser: Browser, text: str) -> str:
-    """Return the key of the page that a search leads to straight."""
+    """Return the key of the page to which a search leads directly."""
     answer = browser.get(SEARCH, {"q": text})
     assert answer.status_code == 302, plain(answer.content.decode())
     found = re.fullmatch(r"/django-admin/\w+/(\w+)/(.*)/change/", answer["Location"])
@@ -36,7 +36,7 @@ def goes_to(browser: Browser, text: str) -> str:
 
 
 def finds(browser: Browser, text: str) -> list[str]:
-    """Return the names of what a search finds, in the order of its page."""
+    """Return the names of the matches of a search, in the order of its page."""
     answer = browser.get(SEARCH, {"q": text})
     assert answer.status_code == 200
     return re.findall(r'<th scope="row"><a [^>]*>(.*?)</a></th>', answer.content.decode())

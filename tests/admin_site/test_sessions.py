@@ -32,7 +32,7 @@ def log_in(browser: Client) -> None:
 
 
 def status(browser: Client) -> int:
-    """200 for who is logged in; 302, to the login, for others."""
+    """Return 200 for a visitor who is logged in, and 302 (to the login) for others."""
     return browser.get("/django-admin/").status_code
 
 

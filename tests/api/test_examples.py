@@ -238,7 +238,7 @@ class World:
 
     @property
     def client(self) -> Client:
-        """The client of all of them."""
+        """The client that all actors use."""
         return self.admin.client
 
     def heartbeat(self, body: Any, **headers: str) -> Answer:

@@ -41,7 +41,7 @@ def verify(*options: str) -> str:
 
 
 def broken(*options: str) -> str:
-    """Return the error that it prints."""
+    """Return the error that `manage.py verify_audit` prints."""
     with pytest.raises(CommandError) as complaint:
         verify(*options)
     assert complaint.value.returncode == 1
@@ -49,7 +49,7 @@ def broken(*options: str) -> str:
 
 
 def newest() -> str:
-    """Return the newest place, in the form in which the command prints it."""
+    """Return the position of the newest entry, as the command prints it."""
     return verify().partition("The newest is ")[2].split()[0]
 
 
@@ -187,7 +187,7 @@ def test_the_database_refuses_to_change_or_delete_an_entry(written: list[int], s
 def test_every_inserted_entry_is_numbered_dated_and_chained_by_the_database(written: list[int]) -> None:
     last = AuditEntry.objects.get(id=written[-1])
     began_at = timezone.now() - timedelta(minutes=1)
-    # As code from before the chain does it, which does not know other columns.
+    # Code from before the chain does the same, and does not know the other columns.
     database.execute(
         """
         INSERT INTO nexmdm_auditentry
@@ -475,7 +475,7 @@ def test_a_witness_that_retention_has_deleted_proves_nothing_and_the_command_say
     grow_old(*written[:3])
     third = AuditEntry.objects.get(id=written[2])
     prune()
-    # The mark stores the last deleted one.
+    # The mark stores the last deleted entry.
     assert verify("--witness", f"{third.id}:{third.hash}").startswith("Verified 2 entries")
     assert "Retention has deleted entry 2. Keep a newer place" in broken("--witness", f"2:{third.previous}")
 

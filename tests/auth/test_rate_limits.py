@@ -32,7 +32,7 @@ EXAMPLES: Final = {"uuidstr": str(UUID(int=7)), "tag": "lobby"}
 
 @pytest.fixture(autouse=True)
 def no_counters(db: None) -> None:
-    """Begin without counters: their table has no model, so tests that commit leave theirs."""
+    """Begin without counters: their table has no model, so tests that commit leave their counters behind."""
     cache.clear()
 
 
@@ -59,7 +59,7 @@ ADMIN_PATHS: Final = sorted({concrete(route) for route in routes(get_resolver())
 
 
 def every_method(client: Client, path: str) -> list[str]:
-    """The methods of a path; the others are 405, and the answer names these."""
+    """The methods of a path. All other methods get 405, and the answer lists the allowed methods."""
     answers = {method: client.request(method, path) for method in METHODS}
     taken = [method for method, answer in answers.items() if answer.status != 405]
     allowed = [set(answer.headers["allow"].split(", ")) for answer in answers.values() if answer.status == 405]

@@ -37,7 +37,7 @@ def ping(*phones: Phone, key: str | None = None, **fields: Any) -> Call:
 
 
 def result_of(answer: Answer) -> Any:
-    """Return the number of devices of an answered command; of another answer, status and code."""
+    """Return the number of devices of an answered command; for any other answer, return status and code."""
     return answer.json["device_count"] if answer.status == 200 else (answer.status, answer.code)
 
 

@@ -118,7 +118,7 @@ def test_a_server_without_tls_gets_another_message_than_one_that_is_away(served:
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> Path:
-    """Make a certificate of an authority that only this test knows, for 127.0.0.1; with its key, in one file."""
+    """Make a file with a certificate and its key, for 127.0.0.1, from an authority that only this test knows."""
     file = tmp_path / "server.pem"
     words = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
     words += ["-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(file), "-out", str(file)]

@@ -32,7 +32,7 @@ def network(client: Client, admin: Admin) -> InProcess:
 
 
 def imported_by(*modules: str) -> set[str]:
-    """Return the modules that a Python has loaded which imports these."""
+    """Return the modules that a Python process has loaded after it has imported these modules."""
     code = f"import sys; {'; '.join(f'import {name}' for name in modules)}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     return set(done.stdout.split())

@@ -35,7 +35,7 @@ def enrol(admin: Admin, name: str, push_token: str | None, model: str) -> Phone:
 
 @pytest.fixture
 def fleet(admin: Admin, fcm: FcmStandin) -> None:
-    """Models whose phones answered a ping by push, half by push, and by heartbeat; that FCM refused; without pushes."""
+    """Five models: answers by push, half by push, by heartbeat; pushes that FCM refused; no pushes."""
     good = [enrol(admin, f"good-{number}", f"ok-g{number}", "Good") for number in range(2)]
     half = [enrol(admin, f"half-{number}", f"ok-h{number}", "Half") for number in range(2)]
     slow, idle = enrol(admin, "slow", "ok-s", "Slow"), enrol(admin, "idle", None, "Idle")

@@ -38,7 +38,7 @@ def report_input(phone: Phone, request_id: str, status: str = "succeeded", **fie
 
 
 def result_of(answer: Answer) -> Any:
-    """Return the result in the answer to a report; of another answer, status and code."""
+    """Return the result in the answer to a report; for any other answer, return status and code."""
     if answer.status != 200:
         return answer.status, answer.code
     return tuple(answer.json[name] for name in ("state", "duplicate", "late"))
@@ -283,7 +283,7 @@ def test_no_work_is_done_for_a_client_that_has_left(admin: Admin, fleet: list[Ph
 def test_refused_reports_get_different_values_of_retry_after(
     admin: Admin, fleet: list[Phone], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Spread over the time to record all of them: a second each, here."""
+    """The values are spread over the time to record all reports: here, a second for each report."""
     request_id = admin.command(to=fleet).json["request_id"]
     monkeypatch.setattr(report_intake, "WAITING_LIMIT", 0)
     monkeypatch.setattr(group_commit, "_EXPECTED_PER_SECOND", 1.0)

@@ -1,4 +1,4 @@
-"""docs/agent/vectors.json: the server's own code gives the same values, and the Python agent takes and refuses them."""
+"""docs/agent/vectors.json: the server's code computes the same values, and the Python agent accepts or refuses them."""
 
 import json
 from datetime import datetime

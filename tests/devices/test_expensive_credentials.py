@@ -107,7 +107,7 @@ def waiting(gate: Gate) -> int:
 
 
 def spoilt(**fields: Any) -> Callable[[Admin], str]:
-    """An enrollment token with something wrong with it."""
+    """An enrollment token with one of several faults."""
 
     def made(admin: Admin) -> str:
         text = admin.enrollment_token()
@@ -196,7 +196,7 @@ def test_registrations_beyond_those_that_may_wait_are_503_and_consume_no_use(
 
 
 def refused(times: int) -> Callable[[], bool]:
-    """Return whether the gate of this test has refused this number of requests since now."""
+    """Return a condition: the gate of this test has refused this number of requests from now on."""
     before = REGISTRY.get_sample_value("nexmdm_gate_refused_total", {"gate": GATE}) or 0.0
     return lambda: REGISTRY.get_sample_value("nexmdm_gate_refused_total", {"gate": GATE}) == before + times
 

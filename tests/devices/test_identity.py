@@ -1,4 +1,4 @@
-"""The names of a phone: valid hardware ids and aliases, when two are the same, and rows of earlier versions."""
+"""The names of a phone: valid hardware ids and aliases, names that count as equal, and rows of earlier versions."""
 
 import unicodedata
 from functools import partial

@@ -105,7 +105,7 @@ def test_no_push_is_possible_while_both_dispatchers_are_gone() -> None:
 
 
 class Outages:
-    """Three minutes of 503 from 1,000 on, normal again 12 s after; 80 pushes a second before and after.
+    """Three minutes of 503 from second 1,000 on; normal again 12 s after the end; 80 pushes a second before and after.
 
     Twenty deliveries are open during it until a heartbeat delivers them.
     """

@@ -178,7 +178,7 @@ def push_what_nobody_asked_for(world: World) -> None:
 
 
 def record_the_message_of_another_push(world: World) -> None:
-    """Both ids are FCM's, but each is at the other's delivery."""
+    """Both ids are ids of FCM, but each is stored with the other delivery."""
     world.spoil(0, attempts=[accepted("m3")])
     world.spoil(1, attempts=[unknown(), accepted("m1", at=NOW + 45)])
 

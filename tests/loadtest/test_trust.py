@@ -192,7 +192,7 @@ async def two_requests(server: Closing, *, strict: bool, once_closed: bool = Fal
     request = server.address.head("POST", "/v1/heartbeat", {}) + with_body(b"")
     first, _ = await pool.call(request)
     if once_closed:
-        server.closed.wait()  # The event loop stands still, so that the client has not noticed it.
+        server.closed.wait()  # The event loop stands still, so that the client has not noticed the close.
     second, _ = await pool.call(request)
     pool.close()
     return [first, second], pool.left

@@ -56,7 +56,7 @@ def test_imports_stand_at_the_top_of_their_module() -> None:
 
 
 def test_only_a_few_modules_read_the_applications_clock() -> None:
-    """All other times are the database's: processes with different clocks agree on all but a signature's age."""
+    """All other times come from the database. So processes with different clocks agree on all but a signature's age."""
     reading = {
         "time.time",
         "time.time_ns",

@@ -100,7 +100,7 @@ def unknown_to_the_client(words: list[str], given: set[str]) -> list[str]:
 
 
 def verbs_of(parser: ArgumentParser) -> dict[str, ArgumentParser]:
-    """Return the verbs of a command that has some, each with its parser; a verb without one has the command's."""
+    """Return the verbs of a command, each with its parser. A verb without its own parser has that of the command."""
     for action in parser._actions:
         if action.dest == "verb" and action.choices is not None:
             return {

@@ -58,7 +58,7 @@ class Browser:
         """Do what leads to another page, and return when that page is there."""
         self.run("window.isLeft = true")
         act()
-        # Between two pages, Chromium may know neither.
+        # Between two pages, Chromium may know neither page.
         wait = WebDriverWait(self.driver, 10, ignored_exceptions=[WebDriverException])
         wait.until(lambda _: self.run("!window.isLeft && document.readyState === 'complete'"))
 
@@ -91,7 +91,7 @@ class Browser:
 
 @pytest.fixture(scope="module")
 def place() -> Iterator[ServerUnderTest]:
-    """A server whose fleet has two phones; a ping for both went to one, and found the other's push token dead."""
+    """A server whose fleet has two phones; one got the ping for both, and the other has a dead push token."""
     with (
         tempfile.TemporaryDirectory(prefix="nexmdm-") as name,
         testbed.started(Path(name), Path(name) / "data", interval_seconds=120, commands_per_minute=60) as place,

@@ -174,7 +174,7 @@ def test_pools_that_use_all_of_postgresqls_connections_are_accepted(db: None, se
     with connection.cursor() as cursor:
         cursor.execute("SELECT current_setting('max_connections'), current_setting('superuser_reserved_connections')")
         assert cursor.fetchone() == ("100", "3")
-    # 97 are ours: the workers' pools, the dispatcher's, one to listen on, three for commands.
+    # 97 connections are ours: the workers' pools, the dispatcher's, one to listen on, three for commands.
     assert found(workers=30, pool=3) == []
     assert found(workers=31, pool=3) == [ConfigError.CONNECTIONS]
 

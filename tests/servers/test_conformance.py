@@ -1,4 +1,4 @@
-"""The conformance kit: the agents that are shipped hold every promise, and each sabotaged one is found."""
+"""The conformance kit: the shipped agents keep every promise, and each sabotaged agent is found."""
 
 import asyncio
 import re
@@ -24,7 +24,7 @@ def conformance(*options: str) -> subprocess.Popen[str]:
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """What was found in all runs: they wait most of the time, so they run together."""
+    """The findings of all runs. The runs wait most of the time, so they run at the same time."""
 
     results: Results
     simulated: tuple[int, str]

@@ -1,4 +1,6 @@
-"""The Kotlin agent of docs/agent compiles, and holds the promises of the kit. It needs a Kotlin compiler and a JVM."""
+"""The Kotlin agent of docs/agent compiles, and keeps the promises of the kit. The test needs a Kotlin compiler and a
+JVM.
+"""
 
 import asyncio
 import shutil

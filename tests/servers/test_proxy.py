@@ -104,7 +104,7 @@ def serving(folder: Path) -> Iterator[Serving]:
 
 @contextmanager
 def proxied(kind: Kind, folder: Path, upstream: str) -> Iterator[httpx.Client]:
-    """Run a proxy; yield a client that knows its name and trusts its certificate."""
+    """Run a proxy; yield a client that knows the proxy's name and trusts its certificate."""
     port = free_port()
     argv = kind(folder, upstream, port, free_port())
     with (folder / "proxy.log").open("wb") as log:
@@ -149,7 +149,9 @@ def signed(proxy: httpx.Client, serving: Serving, method: str, target: str, **he
 
 
 def is_a_problem(answer: httpx.Response, status: int, code: str) -> bool:
-    """Return whether it is one of the API's problems: its form, its code, and the headers that every answer has."""
+    """Return whether an answer is one of the API's problems: its form, its code, and the headers that every answer
+    has.
+    """
     problem = answer.headers["content-type"] == "application/problem+json" and answer.json()
     known = {"type", "title", "status", "code", "detail"}
     return bool(

@@ -158,7 +158,7 @@ def test_reports_after_a_pause_do_not_wait_for_a_connection_that_the_network_has
 
 
 async def drained() -> None:
-    """Stop, as a web worker does."""
+    """Stop the work on requests, as a web worker does."""
     await check_in.batcher().drain()
 
 

@@ -107,7 +107,7 @@ def test_parallel_clients_of_two_workers_share_one_limit_exactly(limited: Servin
 
 
 def connected_to(worker: str, serving: Serving, stack: ExitStack) -> list[FleetClient]:
-    """Half of the clients, their connections kept by one worker: the other one sleeps while they are opened."""
+    """Half of the clients, with connections kept by one worker; the other worker sleeps while they are opened."""
     (other,) = {"web-1", "web-2"} - {worker}
     os.kill(serving.child(other), signal.SIGSTOP)
     clients = [stack.enter_context(serving.admin()) for _ in range(CLIENTS // 2)]

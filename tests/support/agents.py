@@ -1,4 +1,4 @@
-"""The agents of docs/agent, and sabotaged ones: each breaks one rule of the page."""
+"""The agents of docs/agent, and sabotaged agents, each of which breaks one rule of the page."""
 
 import asyncio
 import importlib.util

@@ -45,7 +45,7 @@ def delete(*entry_ids: int) -> None:
 
 
 def forge(entry_id: int, *, previous: str, **values: Any) -> AuditEntry:
-    """Insert an entry with the right hash of itself."""
+    """Insert an entry with the correct hash of its content."""
     fields = {"principal": "admin", "method": "POST", "path": "/admin/forged", "status": 200, "previous": previous}
     with unguarded():
         AuditEntry.objects.create(id=entry_id, **fields, **values)
