@@ -42,13 +42,7 @@ class Command(BaseCommand):
         add("--devices", type=arguments.positive, default=100, metavar="N", help="how many phones; default 100")
         add("--interval", type=long, metavar="TIME", help="time between a phone's heartbeats; default: the server's")
         add("--duration", type=long, default=300, metavar="TIME", help="how long to measure, as 300 or 5m; default 5m")
-        add(
-            "--ramp",
-            type=seconds,
-            default=10,
-            metavar="TIME",
-            help="time before the measurement, in which the phones begin; default 10",
-        )
+        add("--ramp", type=seconds, default=10, metavar="TIME", help="start-up time before measuring; default 10")
         add(
             "--commands-per-minute",
             type=_none_or_more,
@@ -56,11 +50,7 @@ class Command(BaseCommand):
             metavar="N",
             help="number of commands a minute, each to a random phone; default 60",
         )
-        add(
-            "--url",
-            type=arguments.url,
-            help="a running server with the secrets of these settings; its phones get no pushes",
-        )
+        add("--url", type=arguments.url, help="a running server that uses your settings' secrets; phones get no push")
         add("--keep", type=Path, metavar="FOLDER", help="folder for the data of its own server, for further runs")
         add(
             "--errors",

@@ -127,7 +127,7 @@ def test_a_timeline_shows_a_hundred_events_at_most(admin: Admin, phone: Phone, b
     assert [text[-8:] for _, text in events[:2]] == ["step 149", "step 148"]
 
 
-def test_what_others_wrote_is_text_in_the_timeline(admin: Admin, phone: Phone, browser: Browser) -> None:
+def test_texts_of_others_are_shown_as_text_in_the_timeline(admin: Admin, phone: Phone, browser: Browser) -> None:
     request_id = admin.command(to=phone).json["request_id"]
     phone.report(request_id, "failed", message="<script>alert(1)</script>")
     assert "<script>alert" not in page_of(browser, phone)

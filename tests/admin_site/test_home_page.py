@@ -55,7 +55,9 @@ def end_everything() -> None:
     finishing.finish(100)
 
 
-def test_a_fleet_in_order_needs_no_attention_and_the_page_says_so(admin: Admin, phone: Phone, browser: Browser) -> None:
+def test_a_healthy_fleet_needs_no_attention_and_the_page_shows_this(
+    admin: Admin, phone: Phone, browser: Browser
+) -> None:
     phone.heartbeat(status={"battery_pct": 90})
     request_id = admin.command(to=phone).json["request_id"]
     phone.report(request_id, "succeeded")
@@ -64,7 +66,7 @@ def test_a_fleet_in_order_needs_no_attention_and_the_page_says_so(admin: Admin, 
     assert "nothing No command failed or expired in the last day" in plain(browser.get(HOME).content.decode())
 
 
-def test_commands_that_came_to_nothing_in_the_last_day_lead_to_their_list(admin: Admin, browser: Browser) -> None:
+def test_commands_without_success_in_the_last_day_link_to_their_list(admin: Admin, browser: Browser) -> None:
     one, other = admin.enrol("one"), admin.enrol("other")
     for outcomes in (("failed", "failed"), ("succeeded", "failed"), ("succeeded", "succeeded"), ()):
         request_id = admin.command("ring", to=[one, other], params={"duration_seconds": 5}).json["request_id"]
@@ -123,7 +125,9 @@ def test_an_open_circuit_breaker_and_a_missing_dispatcher_need_attention(browser
     assert line[1] == "/django-admin/nexmdm/dispatcherseen/"
 
 
-def test_counts_are_bounded_and_say_so(admin: Admin, browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counts_are_limited_and_show_their_limit(
+    admin: Admin, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("nexmdm.admin_site.attention.MOST_COMMANDS", 1)
     monkeypatch.setattr("nexmdm.admin_site.attention.MOST_LOW", 1)
     for name in ("one", "other"):
@@ -145,9 +149,7 @@ def hours(browser: Browser, name: str) -> list[tuple[str, int, int]]:
     return [(plain(hour), int(good), int(bad)) for hour, good, bad in rows if int(good) + int(bad)]
 
 
-def test_results_are_counted_by_hour_and_without_what_was_withdrawn(
-    admin: Admin, phone: Phone, browser: Browser
-) -> None:
+def test_results_are_counted_by_hour_without_withdrawn_deliveries(admin: Admin, phone: Phone, browser: Browser) -> None:
     for outcome in ("succeeded", "failed"):
         phone.report(admin.command(to=phone).json["request_id"], outcome)
     let_pass(hours=3)
@@ -179,7 +181,7 @@ def test_pushes_are_counted_by_hour_and_each_hour_leads_to_its_pushes(
         assert listed(browser, html.unescape(address)) == count
 
 
-def test_a_chart_has_a_name_and_says_the_same_in_words(browser: Browser) -> None:
+def test_a_chart_has_a_name_and_a_summary_in_words(browser: Browser) -> None:
     page = browser.get(HOME).content.decode()
     for name in ("pushes-per-hour", "results-per-hour"):
         assert f'role="img" aria-labelledby="{name}" aria-describedby="{name}-summary"' in page
@@ -197,7 +199,7 @@ def test_a_chart_counts_the_newest_and_says_so(
     assert "Only the newest 1 are counted: earlier hours lack some." in browser.get(HOME).content.decode()
 
 
-def test_the_home_page_costs_twelve_queries_however_much_there_is(
+def test_the_home_page_costs_twelve_queries_for_any_content(
     admin: Admin, browser: Browser, django_assert_max_num_queries: MaxQueries
 ) -> None:
     for phone in admin.enrol_fleet(20):

@@ -96,7 +96,7 @@ def test_a_field_and_a_time_are_chosen_by_links(fleet: None, browser: Browser) -
         assert browser.get(PAGE + address).status_code == 200
 
 
-def test_a_time_counts_only_what_came_in_it(fleet: None, browser: Browser) -> None:
+def test_a_time_counts_only_its_own_events(fleet: None, browser: Browser) -> None:
     let_pass(hours=3)
     PushHealthHour.objects.all().delete()
     assert {row[1] for row in lines(browser, "?last=hour")} == {"no pushes"}
@@ -131,7 +131,7 @@ def test_only_staff_read_the_page_and_nobody_writes(browser: Browser) -> None:
     assert browser.post(PAGE).status_code == 405
 
 
-def test_what_a_phone_calls_itself_is_text_and_very_many_values_are_cut(
+def test_names_from_phones_are_shown_as_text_and_very_many_values_are_cut(
     admin: Admin, browser: Browser, monkeypatch: pytest.MonkeyPatch, django_assert_max_num_queries: MaxQueries
 ) -> None:
     monkeypatch.setattr(push_health, "SHOWN", 2)

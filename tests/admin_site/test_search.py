@@ -49,7 +49,7 @@ def test_a_part_of_an_alias_or_a_hardware_id_leads_to_its_device(admin: Admin, b
     assert goes_to(browser, text) == f"device {phone.device_id}"
 
 
-def test_an_id_or_its_start_leads_to_what_has_it(admin: Admin, phone: Phone, browser: Browser) -> None:
+def test_an_id_or_its_start_leads_to_its_row(admin: Admin, phone: Phone, browser: Browser) -> None:
     token = admin.post("/admin/enrollment-tokens", {}).json["id"]
     request_id = admin.command(to=phone).json["request_id"]
     for kind, key in (("device", phone.device_id), ("command", request_id), ("enrollmenttoken", token)):
@@ -96,7 +96,9 @@ def test_notes_are_searched_among_the_newest_commands_only(
 
 
 @pytest.mark.parametrize("text", ["nobody", "%", "_", "<b>x</b>", "x" * 3000, "\0", "\ud800", "'"])
-def test_what_matches_nothing_says_what_is_searched(admin: Admin, phone: Phone, browser: Browser, text: str) -> None:
+def test_a_search_without_a_match_shows_what_is_searched(
+    admin: Admin, phone: Phone, browser: Browser, text: str
+) -> None:
     answer = browser.get(SEARCH, {"q": text.encode("utf-8", "surrogatepass")})
     page = answer.content.decode()
     assert (answer.status_code, "Nothing matches" in page, "<b>x" in page) == (200, True, False)
@@ -119,7 +121,7 @@ def test_every_page_of_the_site_has_the_search_box(admin: Admin, phone: Phone, b
     assert 'role="search"' not in Browser().get("/django-admin/login/").content.decode()
 
 
-def test_a_search_costs_eleven_queries_however_much_it_finds(
+def test_a_search_costs_eleven_queries_for_any_number_of_matches(
     admin: Admin, browser: Browser, django_assert_max_num_queries: MaxQueries
 ) -> None:
     for phone in admin.enrol_fleet(25):

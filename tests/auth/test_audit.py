@@ -255,7 +255,7 @@ def test_the_command_prints_how_many_entries_it_verified_and_the_witness(written
 
 
 @commits
-def test_writes_at_the_same_time_make_one_chain(admin: Admin) -> None:
+def test_simultaneous_writes_make_one_chain(admin: Admin) -> None:
     refused = [lambda: admin.post(f"/admin/devices/{uuid4()}/revoke")] * 3
     done = [lambda: admin.post("/admin/enrollment-tokens", {})] * 3
     answers = in_parallel(refused + done, all_wait_for="nexmdm_auditmark")

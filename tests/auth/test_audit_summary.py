@@ -124,7 +124,7 @@ def test_a_change_of_a_tag_with_an_invalid_body_names_the_tag(admin: Admin, body
     assert newest(admin)["target"] == "tag: lab"
 
 
-def test_no_signed_write_is_without_a_summary(admin: Admin) -> None:
+def test_every_signed_write_has_a_summary(admin: Admin) -> None:
     """Each write is sent with the path of an object that does not exist and the body of another write, and is
     refused.
     """

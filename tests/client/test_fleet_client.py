@@ -203,7 +203,7 @@ def test_waiting_continues_while_the_server_is_away(network: InProcess, phone: P
 
 
 @pytest.mark.parametrize(("instead", "status"), [(None, 3), (httpx.Response(404, text="Not here"), 1)])
-def test_a_wait_that_ends_early_says_how_to_continue(
+def test_a_wait_that_ends_early_shows_how_to_continue(
     network: InProcess, phone: Phone, pauses: list[float], instead: httpx.Response | None, status: int
 ) -> None:
     ran = run("ping", "all", "--timeout", "0", transport=Interrupted(network, [instead]))
@@ -245,7 +245,7 @@ def test_an_unknown_action_of_send_is_refused(network: InProcess, phone: Phone) 
 
 
 @pytest.mark.parametrize("target", ["tag:lobby", "all"])
-def test_a_wipe_says_how_to_name_the_phones(network: InProcess, admin: Admin, target: str) -> None:
+def test_a_wipe_shows_how_to_name_the_phones(network: InProcess, admin: Admin, target: str) -> None:
     admin.enrol("one", alias="front-desk")
     ran = run("send", "wipe", target, "--yes", transport=network)
     assert ran.status == 1
@@ -461,7 +461,7 @@ def test_the_audit_shows_principals_actions_and_refusals(network: InProcess, pho
     assert run("audit", "--until", "1h", "--json", transport=network).json == []
 
 
-def test_revoking_says_which_wipe_or_lock_it_withdraws(network: InProcess, admin: Admin, phone: Phone) -> None:
+def test_a_revocation_shows_which_wipe_or_lock_it_withdraws(network: InProcess, admin: Admin, phone: Phone) -> None:
     request_id = admin.command("wipe", to=phone).json["request_id"]
     ran = run("revoke", phone.device_id, "--yes", transport=network)
     assert f"This withdrew the open wipe: {request_id}." in ran.err
@@ -797,7 +797,7 @@ def test_a_text_that_cannot_be_part_of_a_url_is_wrong_usage(arguments: tuple[str
     assert said in ran.err
 
 
-def test_a_screen_that_knows_ascii_only_shows_a_mark_for_other_letters(network: InProcess, admin: Admin) -> None:
+def test_an_ascii_terminal_shows_a_replacement_for_other_letters(network: InProcess, admin: Admin) -> None:
     admin.enrol("phone-1", alias="lobby ✓")
     screen = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     run("devices", transport=network, out=screen)

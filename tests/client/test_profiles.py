@@ -125,7 +125,7 @@ def test_each_profile_has_its_server_and_is_named_before_or_after_the_verb(
     assert (gone.status, "There is no profile 'shop'. There are: default." in gone.err) == (2, True)
 
 
-def test_the_environment_outweighs_a_profile(
+def test_the_environment_overrides_a_profile(
     network: InProcess, secrets: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     login(network, ("k" * 40, "s" * 40), "--url", "https://other.example.com", "--no-check")

@@ -214,7 +214,7 @@ NOW: Final = datetime(2026, 11, 29, 12, 30, tzinfo=UTC)
         ("2026-11-29 11:30", 1), ("2026-11-29T11:30:00Z", 1), ("2026-11-29T12:30:00+01:00", 1),
     ],
 )  # fmt: skip
-def test_a_time_is_written_as_people_write_it(monkeypatch: pytest.MonkeyPatch, written: str, hours_ago: float) -> None:
+def test_a_time_is_accepted_in_common_forms(monkeypatch: pytest.MonkeyPatch, written: str, hours_ago: float) -> None:
     class Clock(datetime):
         @classmethod
         def now(cls, tz: Any = None) -> Any:

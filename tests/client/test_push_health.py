@@ -91,7 +91,7 @@ def test_since_counts_only_what_came_later(network: InProcess, fleet: None) -> N
     assert (ran.status, "must look like 2h ago" in ran.err.replace("\n", " ")) == (2, True)
 
 
-def test_an_empty_list_says_so(network: InProcess) -> None:
+def test_an_empty_list_is_reported(network: InProcess) -> None:
     ran = run("push-health", transport=network)
     assert (ran.status, ran.out, ran.err) == (0, "", "There are no devices and no pushes.\n")
     assert run("push-health", "--json", transport=network).json == []

@@ -269,7 +269,7 @@ def test_named_devices_that_are_offline_are_pointed_out(network: InProcess, flee
     assert "1 of 1 devices was last seen more than 28 d ago" in run("lost", "tab-0", "--yes", transport=network).err
 
 
-def test_devices_that_did_not_get_it_and_the_reasons_are_in_the_table_and_in_csv(
+def test_devices_without_the_command_and_the_reasons_are_in_the_table_and_in_csv(
     network: InProcess, fleet: list[Phone], tmp_path: Path
 ) -> None:
     request_id = run("ping", "all", "--json", transport=network).json["request_id"]

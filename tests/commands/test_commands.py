@@ -411,7 +411,7 @@ def a_commit_that_fails(transactional_db: None) -> Iterator[None]:
         cursor.execute("DROP FUNCTION refuse_at_commit CASCADE")
 
 
-def test_the_200_leaves_after_the_commit(a_commit_that_fails: None, admin: Admin, phone: Phone) -> None:
+def test_the_200_is_sent_after_the_commit(a_commit_that_fails: None, admin: Admin, phone: Phone) -> None:
     assert_nothing_queued(admin.command(to=phone), 500, "internal")
 
 

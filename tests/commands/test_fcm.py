@@ -372,7 +372,7 @@ def test_a_connection_that_is_cut_is_unknown_and_tried_again(admin: Admin, fcm: 
     assert 10 <= seconds_to_next(delivery) <= 20.5
 
 
-def test_a_200_that_names_no_message_is_not_fcms_and_is_unknown(admin: Admin, fcm: FcmStandin) -> None:
+def test_a_200_without_a_message_id_is_unknown(admin: Admin, fcm: FcmStandin) -> None:
     attempt, delivery = push_to(admin, "garbage-1")
     assert (attempt.outcome, attempt.http_status, delivery.push_state) == ("unknown", 200, "retrying")
 

@@ -140,7 +140,7 @@ def test_a_full_last_page_has_no_next_cursor(admin: Admin, phone: Phone) -> None
     assert admin.get("/admin/commands?limit=2").json["next_cursor"] is None
 
 
-def test_a_filter_holds_across_pages(admin: Admin, phone: Phone) -> None:
+def test_a_filter_applies_to_all_pages(admin: Admin, phone: Phone) -> None:
     locks = [issue(admin, phone, action) for action in ("lock", "ping", "lock", "ping", "lock")][::-2]
     found = [item["request_id"] for page in pages(admin, "/admin/commands?limit=1&action=lock") for item in page]
     assert found == locks

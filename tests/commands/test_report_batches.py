@@ -202,7 +202,7 @@ def test_over_the_limit_nothing_waits_and_a_stop_records_everything_that_waits(
 
 
 @pytest.mark.parametrize(("seconds", "taken"), [(0.0, 5), (60.0, 12)])
-def test_where_more_than_a_batch_has_waited_for_too_long_nothing_more_waits(
+def test_if_more_than_a_batch_has_waited_too_long_no_further_report_waits(
     admin: Admin, fleet: list[Phone], monkeypatch: pytest.MonkeyPatch, seconds: float, taken: int
 ) -> None:
     request_id = admin.command(to=fleet).json["request_id"]

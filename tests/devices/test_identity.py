@@ -273,7 +273,7 @@ def test_a_phone_whose_alias_an_earlier_one_has_too_can_still_register_with_it(a
     assert (answer.status, Device.objects.get(id=second.device_id).alias) == (200, "till")
 
 
-def test_once_the_first_gives_its_alias_up_the_second_has_it(admin: Admin) -> None:
+def test_once_the_first_device_gives_up_its_alias_the_second_has_it(admin: Admin) -> None:
     first, second = colliding(admin)
     change(admin, first, "desk")
     request_id = admin.command(to={"aliases": ["TILL"]}).json["request_id"]
@@ -327,7 +327,7 @@ def test_check_names_some_of_very_many_and_counts_the_rest(admin: Admin, capsys:
     assert ", and 2 more." in printed
 
 
-def test_check_says_so_where_the_database_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_reports_that_the_database_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparison_keys, "exist", Mock(side_effect=OperationalError))
     (found,) = device_checks.same_devices(databases=["default"])
     assert (found.id, bool(found.hint)) == (device_checks.UNCHECKED_DEVICES, True)

@@ -85,7 +85,7 @@ def test_an_id_beyond_128_bits_is_refused() -> None:
     assert tokens.parse(tokens.DEVICE_PREFIX, with_checksum("nxd_" + "z" * 22 + VECTOR[26:70])) is None
 
 
-def test_a_token_does_not_show_its_secret_when_it_is_printed() -> None:
+def test_a_printed_token_does_not_show_its_secret() -> None:
     token = tokens.make(tokens.DEVICE_PREFIX, DEVICE, SECRET)
     assert token.secret not in repr(token)
     assert token.secret not in f"{token}"

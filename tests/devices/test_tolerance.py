@@ -84,7 +84,7 @@ REPAIRED: list[tuple[Json, Json, list[str]]] = [
 
 
 @pytest.mark.parametrize(("sent", "kept", "warnings"), REPAIRED)
-def test_a_reading_is_repaired_where_that_is_harmless(
+def test_a_reading_is_repaired_if_the_repair_is_harmless(
     phone: Phone, request_id: str, sent: Json, kept: Json, warnings: list[str]
 ) -> None:
     answer = phone.heartbeat(status={"charging": True, **sent}, agent_version="2")

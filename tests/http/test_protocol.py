@@ -366,7 +366,7 @@ def test_an_upgrade_is_ignored_unless_its_body_would_be_lost(impatient: None, wa
     assert "Upgrade" in answer.json["detail"]
 
 
-def test_a_client_gone_at_any_byte_leaves_nothing_or_a_whole_command(admin: Admin, phone: Phone) -> None:
+def test_a_client_that_disconnects_at_any_byte_leaves_nothing_or_a_whole_command(admin: Admin, phone: Phone) -> None:
     body = json.dumps({"action": "ping", "target": {"all": True}}).encode()
     lines = "".join(f"{name}: {value}\r\n" for name, value in admin.headers("POST", "/admin/command", body).items())
     lines += f"Content-Length: {len(body)}\r\n\r\n"

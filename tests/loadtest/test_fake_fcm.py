@@ -255,7 +255,7 @@ def test_waiting_for_a_send_that_does_not_come_says_how_many_did(client: httpx.C
         standin.journal.wait_for(1, timeout=0, matching=lambda send: send.push_token == "ok-2")
 
 
-def test_another_process_can_steer_it_and_read_the_journal(client: httpx.Client) -> None:
+def test_another_process_can_control_the_fake_and_read_the_journal(client: httpx.Client) -> None:
     orders = {"override": "quota", "delay_ms": 1, "oauth_down": True, "expires_in_seconds": 60}
     assert client.post("/control", json=orders).json() == orders
     assert send(client, message()).status_code == 429
@@ -268,7 +268,7 @@ def test_another_process_can_steer_it_and_read_the_journal(client: httpx.Client)
 @pytest.mark.parametrize(
     "orders", [{"overide": "hang"}, {"override": "nothing"}, {"delay_ms": "5"}, [], {"delay_ms": True}]
 )
-def test_an_order_it_does_not_know_changes_nothing(client: httpx.Client, standin: FcmStandin, orders: Any) -> None:
+def test_an_unknown_order_changes_nothing(client: httpx.Client, standin: FcmStandin, orders: Any) -> None:
     answer = client.post("/control", json=orders)
     assert (answer.status_code, standin.override, standin.delay_ms) == (400, None, 0)
 

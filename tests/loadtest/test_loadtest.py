@@ -79,7 +79,7 @@ def test_an_empty_histogram_has_no_percentile() -> None:
     assert Histogram().percentile(99) is None
 
 
-def test_figures_survive_the_way_from_one_process_to_another() -> None:
+def test_figures_are_unchanged_after_a_transfer_to_another_process() -> None:
     figures = Figures()
     figures.due(3.2, 0.001)
     figures.ended("heartbeat", 3.2, 0.9, "")
@@ -340,7 +340,7 @@ def test_the_second_half_is_judged_by_the_first(run: Run) -> None:
     assert missed(run)[1:] == ["p95, a minute without and with", "p99, a minute without and with"]
 
 
-def test_a_restart_may_cost_what_was_in_flight_and_no_more(run: Run) -> None:
+def test_a_restart_may_fail_only_the_requests_in_flight(run: Run) -> None:
     run.disturbance = Disturbance("restart", back_at=1000 + run.half + 1.5)
     for number in range(256):
         run.figures.ended("heartbeat", run.half + number / 300, 1.5, "heartbeat: connection lost")
@@ -372,7 +372,7 @@ def test_a_figure_that_is_missing_is_a_miss(run: Run) -> None:
     assert missed(run) == ["dispatch p95"]
 
 
-def test_a_generator_that_was_late_says_so(run: Run) -> None:
+def test_a_late_generator_is_reported(run: Run) -> None:
     for number in range(100):
         run.figures.due(20 + number / 10, 0.25)
     assert "The generator itself was late" in targets.lateness(run)

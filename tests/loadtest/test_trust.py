@@ -73,7 +73,7 @@ def test_a_promise_is_not_kept_if_one_of_its_tests_did_not_run() -> None:
     assert (found.held, found.figure) == (False, "1 test, tests/test_a.py::test_one did not run")
 
 
-def test_tests_are_run_and_told_apart_by_pytests_own_names(tmp_path: Path) -> None:
+def test_tests_are_run_and_identified_by_pytests_own_names(tmp_path: Path) -> None:
     names = (
         "test_a_promise_requires_all_its_tests_and_adds_up_their_counts",
         "test_a_leak_is_found_in_each_encoding",

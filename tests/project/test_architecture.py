@@ -48,7 +48,7 @@ def place(path: Path, line: int) -> str:
     return f"{path.relative_to(ROOT)}:{line}"
 
 
-def test_imports_stand_at_the_top_of_their_module() -> None:
+def test_imports_are_at_the_top_of_their_module() -> None:
     wrong = [
         place(path, line) for path in sources(*OURS) for function in functions(path) for line, _ in imports(function)
     ]
@@ -110,7 +110,7 @@ def test_each_module_describes_its_purpose() -> None:
     assert wrong == []
 
 
-def test_every_module_stands_in_a_layer() -> None:
+def test_every_module_belongs_to_a_layer() -> None:
     """The contracts in pyproject.toml do not check a module that no layer names."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     layers = re.findall(r"[a-z_.]+", " ".join(contracts[0]["layers"]))
@@ -124,7 +124,7 @@ def test_every_module_stands_in_a_layer() -> None:
     ] == []
 
 
-def test_no_module_imports_itself_by_way_of_others() -> None:
+def test_no_module_imports_itself_through_others() -> None:
     """For all packages together: the contract compares only the modules of one package with each other."""
     graph = grimp.build_graph(*PRODUCT)
     imports_of = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}

@@ -127,7 +127,7 @@ def browser(place: ServerUnderTest) -> Iterator[Browser]:
         yield browser
 
 
-def test_whoever_logs_in_is_where_they_wanted_to_go(browser: Browser) -> None:
+def test_a_login_leads_to_the_requested_page(browser: Browser) -> None:
     WebDriverWait(browser.driver, 10).until(lambda driver: driver.title.startswith("Attempts"))
     assert browser.driver.current_url == f"{browser.url}/django-admin/commands/attempt/"
     assert "STAFF" in browser.text.upper()
@@ -297,7 +297,7 @@ def test_no_page_has_a_form_control_that_writes(browser: Browser) -> None:
     assert seen == 3 + 2 * len(LISTS)
 
 
-def test_no_page_asks_for_anything_from_outside_or_fails_to_find_it(browser: Browser) -> None:
+def test_no_page_requests_files_from_outside_or_missing_files(browser: Browser) -> None:
     browser.complaints()
     for page in pages(browser):
         asked: list[str] = browser.run("performance.getEntriesByType('resource').map(one => one.name)")
@@ -306,7 +306,7 @@ def test_no_page_asks_for_anything_from_outside_or_fails_to_find_it(browser: Bro
         assert browser.complaints() == [], page
 
 
-def test_the_pages_around_the_lists_ask_for_nothing_from_outside_either(browser: Browser) -> None:
+def test_the_pages_around_the_lists_request_nothing_from_outside(browser: Browser) -> None:
     browser.complaints()
     for path in ("password_change/", "commands/nothing/", "devices/device/?token_hash=x"):
         browser.open(path)
@@ -340,7 +340,7 @@ def test_every_page_fits_on_a_phone(browser: Browser) -> None:
     assert wide == {}
 
 
-def test_the_help_of_a_search_box_does_not_touch_it(browser: Browser) -> None:
+def test_the_help_of_a_search_box_does_not_overlap_it(browser: Browser) -> None:
     box, text = (f"document.querySelector('{one}').getBoundingClientRect()" for one in ("#searchbar", ".help"))
     try:
         for screen in (chromium.PHONE, chromium.LAPTOP):

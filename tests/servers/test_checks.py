@@ -250,7 +250,7 @@ def test_too_many_connections_stop_a_dispatcher(db: None, settings: Settings) ->
         call_command("dispatch", once=True)
 
 
-def test_outside_of_its_environment_the_command_line_says_in_one_line_how_to_get_there(tmp_path: Path) -> None:
+def test_outside_of_its_environment_the_command_line_shows_the_remedy_in_one_line(tmp_path: Path) -> None:
     venv.create(tmp_path / "bare", with_pip=False)
     bare = str(tmp_path / "bare" / "bin" / "python")
     done = subprocess.run([bare, MANAGE, "check"], capture_output=True, text=True, check=False, cwd=tmp_path)

@@ -51,7 +51,7 @@ def runs() -> Runs:
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_the_python_agent_holds_every_promise(runs: Runs, scenario: str) -> None:
+def test_the_python_agent_keeps_every_promise(runs: Runs, scenario: str) -> None:
     result = runs.results["agent.py", scenario]
     assert (result.missed, result.output) == ("", "")
 
@@ -73,7 +73,7 @@ def test_a_miss_says_what_the_agent_left_out(runs: Runs, rule: str, scenario: st
     assert runs.results[rule, scenario].missed.endswith(advice)
 
 
-def test_the_simulated_phone_holds_every_promise_and_the_command_ends_with_0(runs: Runs) -> None:
+def test_the_simulated_phone_keeps_every_promise_and_the_command_ends_with_0(runs: Runs) -> None:
     status, output = runs.simulated
     assert (status, output.splitlines()[-1]) == (0, f"{len(SCENARIOS)} of {len(SCENARIOS)} held."), output
 
@@ -88,7 +88,7 @@ def test_a_miss_quotes_the_rule_and_the_command_ends_with_1(runs: Runs) -> None:
     assert output.endswith("1 of 2 held.\n")
 
 
-def test_an_agent_that_ends_by_itself_is_shown_with_its_last_words(runs: Runs) -> None:
+def test_an_agent_that_ends_by_itself_is_shown_with_its_last_output(runs: Runs) -> None:
     result = runs.results["an agent that ends", "restart"]
     assert result.missed == "within 12 s, the agent did not register"
     assert result.output == "no such module\n(It ended with exit status 3.)"
