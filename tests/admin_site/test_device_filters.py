@@ -77,7 +77,7 @@ def test_devices_are_listed_by_what_they_report_exactly(admin: Admin, staff: Vis
     assert listed(staff, agent_version="2.0") == ["b"]
 
 
-def test_a_device_leads_to_those_that_report_the_same(admin: Admin, staff: Visitor) -> None:
+def test_a_device_links_to_devices_that_report_the_same(admin: Admin, staff: Visitor) -> None:
     reported = {"manufacturer": "Maker", "model": "One & Only", "os_version": "15", "agent_version": "1.0"}
     page = page_of(staff, admin.enrol("a", **reported))
     for query in ("manufacturer=Maker", "model=One+%26+Only", "os_version=15", "agent_version=1.0"):
@@ -111,7 +111,7 @@ def test_a_device_to_which_pushing_fails_is_shown_and_listed_as_such(admin: Admi
     assert (exported.count("\n"), ",failing," in exported) == (2, True)
 
 
-def test_devices_are_listed_by_tag_and_a_tag_leads_to_those_that_have_it(admin: Admin, staff: Visitor) -> None:
+def test_devices_are_listed_by_tag_and_a_tag_links_to_its_devices(admin: Admin, staff: Visitor) -> None:
     for name, tags in (("a", ["floor-1", "shared"]), ("b", ["shared"]), ("c", [])):
         Phone(admin.client, name).register(admin.enrollment_token(tags=tags))
     assert listed(staff, tag="shared") == ["b", "a"]

@@ -82,7 +82,7 @@ def test_commands_pushes_reports_refusals_and_signed_requests_are_one_timeline(a
         assert f'href="{reverse(f"nexmdm-admin:{model}_change", args=[key])}"' in page
 
 
-def test_an_expiry_is_an_event_of_its_own_and_the_command_says_why(
+def test_an_expiry_is_a_separate_event_and_the_command_shows_the_reason(
     admin: Admin, phone: Phone, browser: Browser
 ) -> None:
     let_pass(minutes=1)
@@ -97,7 +97,7 @@ def test_an_expiry_is_an_event_of_its_own_and_the_command_says_why(
     )
 
 
-def test_a_long_timeline_ends_where_it_would_have_a_gap_and_leads_to_the_whole_lists(
+def test_a_long_timeline_ends_before_its_first_gap_and_links_to_the_whole_lists(
     admin: Admin, phone: Phone, browser: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(device_timeline, "DELIVERIES", 3)

@@ -85,7 +85,7 @@ def test_commands_without_success_in_the_last_day_link_to_their_list(admin: Admi
     assert not [text for text in attention(browser) if "command" in text]
 
 
-def test_a_command_that_ends_today_counts_however_long_ago_it_was_issued(admin: Admin, browser: Browser) -> None:
+def test_a_command_that_ends_today_counts_even_if_it_was_issued_long_ago(admin: Admin, browser: Browser) -> None:
     admin.command("lock", to=admin.enrol("one"))
     let_pass(days=28, hours=1)
     end_everything()
@@ -189,7 +189,7 @@ def test_a_chart_has_a_name_and_a_summary_in_words(browser: Browser) -> None:
         assert f"0 {'accepted by FCM' if name.startswith('p') else 'succeeded'}, 0 " in page
 
 
-def test_a_chart_counts_the_newest_and_says_so(
+def test_a_chart_counts_only_the_newest_rows_and_shows_this(
     admin: Admin, phone: Phone, browser: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nexmdm.admin_site.hourly_charts.MOST", 1)

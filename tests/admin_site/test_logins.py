@@ -95,7 +95,7 @@ def test_logins_beyond_the_limit_make_no_queries(staff: User, settings: Settings
     assert list(queries) == []
 
 
-def test_good_logins_count_too(staff: User, settings: Settings) -> None:
+def test_successful_logins_count_too(staff: User, settings: Settings) -> None:
     settings.LOGIN_RATE_LIMIT = "2/d"
     assert [Visitor().log_in("root", PASSWORD).status for _ in range(3)] == [302, 302, 429]
 
@@ -164,7 +164,7 @@ def test_no_connection_is_kept_while_a_password_is_hashed(
     assert hashes.connections == [0] * count
 
 
-def test_a_full_site_answers_with_a_problem_and_the_api_goes_on(
+def test_a_full_site_answers_with_a_problem_and_the_api_continues(
     admin: Admin, staff: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(turns, "SITE", FULL())

@@ -100,7 +100,7 @@ def test_a_state_is_a_word_with_a_style(admin: Admin, phone: Phone, browser: Bro
         assert f'<span class="badge {look}">{word}</span>' in text
 
 
-def test_empty_lists_say_what_to_do_and_filtered_ones_lead_back(admin: Admin, phone: Phone, browser: Browser) -> None:
+def test_empty_lists_show_what_to_do_and_filtered_lists_link_back(admin: Admin, phone: Phone, browser: Browser) -> None:
     deliveries = reverse("nexmdm-admin:commands_delivery_changelist")
     assert "There are no deliveries yet. Each command has one" in plain(page(browser, "commands_delivery"))
     for query in ({"state": "failed"}, {"q": "nobody"}):

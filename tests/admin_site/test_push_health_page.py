@@ -116,17 +116,17 @@ def test_the_page_is_linked_from_the_home_page_and_among_the_lists(browser: Brow
 
 
 @pytest.mark.parametrize("query", ["?by=alias", "?last=year", "?by=", "?x=1"])
-def test_an_unknown_choice_leads_to_the_usual_page(browser: Browser, query: str) -> None:
+def test_an_unknown_choice_redirects_to_the_default_page(browser: Browser, query: str) -> None:
     answer = browser.get(PAGE + query)
     assert (answer.status_code, answer["Location"]) == (302, PAGE)
     assert browser.get(answer["Location"]).status_code == 200
 
 
-def test_an_empty_fleet_says_so(browser: Browser) -> None:
+def test_an_empty_fleet_is_reported(browser: Browser) -> None:
     assert "There are no devices, and no pushes in this time." in plain(browser.get(PAGE).content.decode())
 
 
-def test_only_staff_read_the_page_and_nobody_writes(browser: Browser) -> None:
+def test_only_staff_can_read_the_page_and_it_accepts_no_writes(browser: Browser) -> None:
     assert Browser().get(PAGE)["Location"].startswith("/django-admin/login/")
     assert browser.post(PAGE).status_code == 405
 

@@ -74,7 +74,7 @@ def test_several_matches_are_a_page_with_the_exact_name_first(admin: Admin, brow
     assert finds(browser, "LOBBY") == ["lobby", "lobby-3", "lobby-2"]
 
 
-def test_a_page_shows_twenty_of_each_kind_and_leads_to_all_of_them(admin: Admin, browser: Browser) -> None:
+def test_a_page_shows_twenty_matches_of_each_kind_and_links_to_all_matches(admin: Admin, browser: Browser) -> None:
     phones = admin.enrol_fleet(22)
     for phone in phones:
         admin.command("ping", to=phone, note="phone")
@@ -105,7 +105,7 @@ def test_a_search_without_a_match_shows_what_is_searched(
 
 
 @pytest.mark.parametrize("text", ["", "  "])
-def test_an_empty_search_says_what_may_be_typed(browser: Browser, text: str) -> None:
+def test_an_empty_search_shows_what_can_be_searched_for(browser: Browser, text: str) -> None:
     assert "Type a part of an alias" in browser.get(SEARCH, {"q": text}).content.decode()
     assert browser.get(SEARCH).status_code == 200
 

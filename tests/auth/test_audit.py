@@ -469,7 +469,7 @@ def test_the_chain_continues_after_retention_has_deleted_everything(admin: Admin
 
 
 @commits
-def test_a_witness_that_retention_has_deleted_proves_nothing_and_the_command_says_so(
+def test_a_witness_that_retention_has_deleted_proves_nothing_and_the_command_reports_this(
     admin: Admin, written: list[int]
 ) -> None:
     grow_old(*written[:3])

@@ -150,7 +150,7 @@ def fails(address: str, *, times: int = 1) -> list[str | None]:
         (["192.0.2.1", "192.0.2.2", "192.0.2.3", "2001:db8:0:1::1", "2001:db8:0:2::1"], 5),
     ],
 )
-def test_failures_are_counted_by_client_however_its_address_is_written(
+def test_failures_are_counted_by_client_for_any_spelling_of_its_address(
     db: None, settings: Settings, addresses: list[str], counters: int
 ) -> None:
     settings.AUTH_FAILURE_RATE_LIMIT = "4/d"

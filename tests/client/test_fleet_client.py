@@ -70,7 +70,7 @@ def test_enroll_token_prints_the_token_alone_and_a_phone_registers_with_it(netwo
     assert (token.label, token.uses, token.tags, token.re_enroll) == ("first phones", 1, ["lobby", "ground"], False)
 
 
-def test_enroll_token_takes_uses_life_and_the_right_to_enrol_again(network: InProcess) -> None:
+def test_enroll_token_accepts_uses_lifetime_and_the_right_to_enroll_again(network: InProcess) -> None:
     made = run(
         "enroll-token", "--max-uses", "20", "--expires-in", "2h", "--re-enroll", "--json", transport=network
     ).json
@@ -350,7 +350,7 @@ def test_a_list_of_commands_says_how_many_results_came_too_late(
     }  # fmt: skip
 
 
-def test_a_list_of_commands_says_on_how_many_devices_each_succeeded(
+def test_a_list_of_commands_shows_on_how_many_devices_each_command_succeeded(
     network: InProcess, admin: Admin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, other = admin.enrol("one"), admin.enrol("other")
@@ -382,7 +382,9 @@ def test_a_list_of_commands_says_on_how_many_devices_each_succeeded(
         (("enroll-tokens",), "There is no enrollment token.\n"),
     ],
 )  # fmt: skip
-def test_an_empty_list_says_which_options_chose_it(network: InProcess, words: tuple[str, ...], said: str) -> None:
+def test_an_empty_list_names_the_options_that_filtered_it(
+    network: InProcess, words: tuple[str, ...], said: str
+) -> None:
     assert run(*words, transport=network).err == said
     for form in ("json", "csv", "yaml"):
         assert run(*words, "-o", form, transport=network).err == ""
@@ -623,7 +625,7 @@ def wrongly_signed(network: InProcess, *, at: str) -> httpx.BaseTransport:
 
 
 @pytest.mark.parametrize("at", ["", "some day"], ids=["by a clock that is right", "by no clock"])
-def test_a_bad_signature_says_what_to_look_at(network: InProcess, settings: Settings, at: str) -> None:
+def test_a_bad_signature_shows_what_to_check(network: InProcess, settings: Settings, at: str) -> None:
     ran = run("summary", transport=wrongly_signed(network, at=at or formatdate(usegmt=True)))
     assert ran.status == 1
     assert "HMAC_SECRET" in ran.err
@@ -655,7 +657,7 @@ def test_a_clock_that_is_wrong_is_named(network: InProcess, seconds: int, how: s
     assert f"clock is {how} the server's" in ran.err
 
 
-def test_too_many_requests_say_how_long_to_wait(network: InProcess, settings: Settings) -> None:
+def test_an_answer_429_shows_how_long_to_wait(network: InProcess, settings: Settings) -> None:
     settings.ADMIN_READ_RATE_LIMIT = "1/h"
     run("summary", transport=network)
     ran = run("summary", transport=network)

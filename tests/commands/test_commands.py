@@ -230,7 +230,7 @@ def test_every_action_of_the_catalogue_is_tested_here() -> None:
 
 
 @pytest.mark.parametrize(("action", "params"), [(action, params) for action in GOOD for params in GOOD[action]])
-def test_good_parameters_reach_the_phone_as_they_were_given(
+def test_valid_parameters_reach_the_phone_unchanged(
     admin: Admin, phone: Phone, action: str, params: dict[str, Any]
 ) -> None:
     assert admin.command(action, to=phone, params=params).status == 200

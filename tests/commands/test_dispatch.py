@@ -247,7 +247,7 @@ def test_a_push_token_that_moved_during_its_push_is_not_called_dead_on_the_new_d
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("settle", ["report", "cancel"])
-def test_a_push_that_ends_after_its_delivery_was_settled_is_superseded_if_it_could_have_gone_again(
+def test_a_push_that_ends_after_its_delivery_was_settled_is_superseded_if_it_would_be_repeated(
     admin: Admin, fcm: FcmStandin, settle: str, outcome: AttemptOutcome, shown: str
 ) -> None:
     phone = admin.enrol("phone-1", push_token="ok-1")
@@ -266,7 +266,7 @@ def test_a_push_that_ends_after_its_delivery_was_settled_is_superseded_if_it_cou
     assert (delivery["push"]["state"], delivery["push"]["next_attempt_at"]) == (shown, None)
 
 
-def test_a_push_token_that_another_phone_has_by_now_is_dead_there_too(admin: Admin, fcm: FcmStandin) -> None:
+def test_a_push_token_that_moved_to_another_phone_is_dead_there_too(admin: Admin, fcm: FcmStandin) -> None:
     phone, other = admin.enrol("phone-1", push_token="unregistered-1"), admin.enrol("phone-2")
     admin.command("ping", to=[phone, other])
     (claimed,) = claim_due(1)

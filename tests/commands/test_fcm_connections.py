@@ -113,7 +113,7 @@ def test_a_request_is_one_post_with_its_headers_and_its_body() -> None:
     ],
     ids=["with a length", "chunked", "until the connection ends", "after interim responses"],
 )
-def test_a_response_is_the_same_in_whatever_packets_it_comes(
+def test_a_response_is_the_same_in_any_packets(
     response: bytes, expected: tuple[int, str, bytes], data: st.DataObject
 ) -> None:
     cuts = sorted(data.draw(st.sets(st.integers(1, len(response) - 1), max_size=6)))

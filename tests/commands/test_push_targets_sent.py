@@ -143,7 +143,7 @@ def test_a_device_revives_a_dead_fid_once_an_hour_at_most(admin: Admin, fcm: Fcm
         assert not is_live(phone)
 
 
-def test_a_token_stays_dead_whatever_the_time_of_its_registration(admin: Admin, fcm: FcmStandin) -> None:
+def test_a_token_stays_dead_for_any_time_of_its_registration(admin: Admin, fcm: FcmStandin) -> None:
     phone = admin.enrol("phone-1", push_token="unregistered-1")
     admin.command("ping", to=phone, expires_in_seconds=86_400)
     dispatch()

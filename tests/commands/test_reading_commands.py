@@ -161,7 +161,7 @@ def test_an_invalid_query_is_refused(admin: Admin, query: str) -> None:
     assert (answer.status, answer.code) == (422, "invalid_request")
 
 
-def test_every_list_takes_1_to_500_rows_and_its_own_cursors(admin: Admin, phone: Phone) -> None:
+def test_every_list_accepts_1_to_500_rows_and_only_its_own_cursors(admin: Admin, phone: Phone) -> None:
     deliveries = f"commands/{issue(admin, phone)}/deliveries"
     numbers, ids = [pagination.encode(key) for key in (7, uuid7())]
     foreign = {

@@ -176,7 +176,7 @@ def test_a_report_that_is_not_stored_still_counts_for_the_delivery(
     assert after.open_until - before.open_until == timedelta(hours=1)
 
 
-def test_the_timeline_shows_a_limited_number_of_reports_of_an_older_version_and_says_so(
+def test_the_timeline_limits_the_reports_of_an_older_version_and_shows_the_limit(
     admin: Admin, phone: Phone, request_id: str
 ) -> None:
     phone.report(request_id, "succeeded", message="done", output={"exit": 0})
@@ -196,7 +196,7 @@ def test_the_timeline_shows_a_limited_number_of_reports_of_an_older_version_and_
     assert row["result"] == shown["result"]
 
 
-def test_the_timeline_shows_a_limited_number_of_attempts_and_says_so(
+def test_the_timeline_limits_the_attempts_and_shows_the_limit(
     admin: Admin, phone: Phone, request_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("commands.queries.timeline.MOST_ATTEMPTS", 3)

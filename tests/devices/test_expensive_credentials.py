@@ -165,7 +165,9 @@ def test_an_enrollment_token_has_one_registration_in_bcrypt_at_a_time(admin: Adm
     assert (new_secrets.made, new_secrets.most) == (5, 1)
 
 
-def test_registrations_by_other_enrollment_tokens_do_not_wait_for_it(admin: Admin, new_secrets: Hashes) -> None:
+def test_registrations_by_different_enrollment_tokens_do_not_wait_for_each_other(
+    admin: Admin, new_secrets: Hashes
+) -> None:
     many, one = admin.enrollment_token(max_uses=5), admin.enrollment_token()
     calls = [*(register(many, f"imei-{number}") for number in range(5)), register(one, "imei-9")]
     answers = together(*calls, hold=new_secrets, until=lambda: new_secrets.under_way == 2)

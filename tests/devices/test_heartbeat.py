@@ -432,7 +432,7 @@ def test_a_cancelled_command_is_not_offered(admin: Admin, phone: Phone) -> None:
     assert offered(phone.heartbeat()) == []
 
 
-def test_pending_commands_come_first_oldest_first_then_reported_ones_longest_silent_first(
+def test_pending_commands_come_oldest_first_then_reported_commands_longest_silent_first(
     admin: Admin, phone: Phone
 ) -> None:
     first, second, third, fourth, fifth = issue(admin, phone, 5)

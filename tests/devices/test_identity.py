@@ -125,7 +125,7 @@ def test_128_letters_with_an_accent_of_their_own_fit(admin: Admin, phone: Phone)
     assert change(admin, phone, "e\u0301" * 128).json["alias"] == "\u00e9" * 128
 
 
-def test_an_alias_is_not_normalised_beyond_what_could_become_one(
+def test_only_texts_that_could_become_an_alias_are_normalised(
     admin: Admin, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     normalise = Mock(side_effect=unicodedata.normalize)
@@ -267,7 +267,7 @@ def test_of_two_devices_with_one_alias_the_first_enrolled_keeps_it_and_no_row_ch
     assert change(admin, second, "Till").code == "alias_taken"
 
 
-def test_a_phone_whose_alias_an_earlier_one_has_too_can_still_register_with_it(admin: Admin) -> None:
+def test_a_phone_whose_alias_an_earlier_phone_also_has_can_register_with_it(admin: Admin) -> None:
     _, second = colliding(admin)
     answer = second.register(admin.enrollment_token(re_enroll=True), alias="till")
     assert (answer.status, Device.objects.get(id=second.device_id).alias) == (200, "till")

@@ -74,7 +74,7 @@ def test_a_token_of_the_other_kind_is_refused() -> None:
 
 
 @pytest.mark.parametrize("foreign", ["-", "_", "+", "/", " ", "\x00", "\n"])
-def test_a_good_check_sum_does_not_excuse_a_foreign_character(foreign: str) -> None:
+def test_a_valid_check_sum_does_not_excuse_a_foreign_character(foreign: str) -> None:
     in_the_id = with_checksum(VECTOR[:10] + foreign + VECTOR[11:70])
     in_the_secret = with_checksum(VECTOR[:50] + foreign + VECTOR[51:70])
     assert tokens.parse(tokens.DEVICE_PREFIX, in_the_id) is None

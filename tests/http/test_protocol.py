@@ -388,7 +388,7 @@ def test_a_client_that_disconnects_at_any_byte_leaves_nothing_or_a_whole_command
     assert [delivery.state for delivery in command.deliveries.all()] == ["pending"]
 
 
-def test_a_request_on_its_way_when_the_worker_stops_is_answered_and_ends_its_connection() -> None:
+def test_a_request_in_transit_when_the_worker_stops_is_answered_and_ends_its_connection() -> None:
     async def talk(line: Line) -> tuple[Answer, Answer, bool]:
         await line.say(HEALTH + b"\r\n")
         first = await line.answer()

@@ -209,7 +209,7 @@ def test_a_refusal_is_an_error_by_its_code_and_the_phone_continues() -> None:
         run(play)
 
 
-def test_a_connection_that_had_gone_stale_costs_no_error() -> None:
+def test_a_stale_connection_causes_no_error() -> None:
     async def handler(request: web.Request) -> web.Response:
         answer = web.Response(body=b"{}")
         if request.path == "/v1/close-unsaid":
@@ -313,7 +313,7 @@ def missed(run: Run) -> list[str]:
     return [target.name for target in targets.judged(run) if not target.held]
 
 
-def test_a_good_run_reaches_all_targets(run: Run) -> None:
+def test_a_run_without_faults_reaches_all_targets(run: Run) -> None:
     assert [target.name for target in targets.judged(run)] == [
         "error rate", "heartbeat p95", "heartbeat p99", "dispatch p95"
     ]  # fmt: skip

@@ -87,7 +87,7 @@ def test_no_function_is_longer_than_a_screen() -> None:
     assert wrong == []
 
 
-def test_no_file_is_too_long_to_be_about_one_thing() -> None:
+def test_no_file_is_too_long() -> None:
     lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in sources(*PRODUCT)}
     assert {path: length for path, length in lengths.items() if length > LONGEST_FILE} == {}
 

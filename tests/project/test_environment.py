@@ -167,7 +167,7 @@ def test_an_origin_with_a_password_is_refused_without_being_shown(monkeypatch: p
         (" , ", "do not set the variable"),
     ],
 )
-def test_a_host_that_no_request_can_match_is_refused_with_what_to_write(
+def test_a_host_that_no_request_can_match_is_refused_with_the_remedy(
     monkeypatch: pytest.MonkeyPatch, value: str, hint: str
 ) -> None:
     monkeypatch.setenv("ALLOWED_HOSTS", value)

@@ -180,7 +180,7 @@ def test_a_filtered_list_is_saved_as_csv(browser: Browser) -> None:
     assert (row["alias"], row["action"], row["outcome"], row["http_status"]) == ("yard", "ping", "token_dead", "404")
 
 
-def test_the_search_of_the_home_page_leads_straight_to_a_device(browser: Browser) -> None:
+def test_the_search_of_the_home_page_leads_directly_to_a_device(browser: Browser) -> None:
     browser.open("")
     browser.find("obb")
     assert browser.heading == "Device lobby"
@@ -239,7 +239,7 @@ def test_devices_are_filtered_by_tag_and_by_version(browser: Browser) -> None:
     assert len(browser.rows()) == 2
 
 
-def test_the_audit_and_what_it_is_about_lead_to_each_other(browser: Browser) -> None:
+def test_the_audit_and_its_objects_link_to_each_other(browser: Browser) -> None:
     browser.open("nexmdm/auditentry/?action=ping")
     browser.driver.find_element(By.CSS_SELECTOR, "td.field-command a").click()
     assert browser.heading == "Command ping for 2 devices"
@@ -250,7 +250,7 @@ def test_the_audit_and_what_it_is_about_lead_to_each_other(browser: Browser) -> 
     assert browser.heading == "Audit entry ping by admin"
 
 
-def test_a_command_shows_first_where_it_did_not_succeed_and_why(browser: Browser) -> None:
+def test_a_command_shows_first_the_devices_without_success_and_the_reasons(browser: Browser) -> None:
     browser.open("commands/command/")
     browser.driver.find_element(By.CSS_SELECTOR, "#result_list th a").click()
     first, second = browser.driver.find_elements(By.CSS_SELECTOR, ".inline-group")

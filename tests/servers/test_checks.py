@@ -106,7 +106,7 @@ def test_an_invalid_value_stops_every_start_with_an_id_and_a_hint(
 
 
 @pytest.mark.parametrize("name", ["ADMIN_KEYS", "HMAC_SECRETS", "COMMAND_SIGNING_KEYS", "SECRET_KEY_FALLBACKS"])
-def test_a_weak_secret_among_the_live_ones_is_refused(settings: Settings, name: str) -> None:
+def test_a_weak_secret_among_the_valid_secrets_is_refused(settings: Settings, name: str) -> None:
     setattr(settings, name, [SECRET, "too-short-for-a-secret"])
     (found,) = checks.settings_in_force()
     assert (found.id, "too-short-for" in str(found)) == (ConfigError.SHORT, False)

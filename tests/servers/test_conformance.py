@@ -69,7 +69,7 @@ def test_an_agent_that_breaks_a_rule_is_found_by_its_scenario(runs: Runs, sabota
         ("names no channel", "both-channels", 'its report must have "via": "push", not None'),
     ],
 )
-def test_a_miss_says_what_the_agent_left_out(runs: Runs, rule: str, scenario: str, advice: str) -> None:
+def test_a_miss_shows_what_the_agent_left_out(runs: Runs, rule: str, scenario: str, advice: str) -> None:
     assert runs.results[rule, scenario].missed.endswith(advice)
 
 
