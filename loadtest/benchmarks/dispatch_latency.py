@@ -108,7 +108,7 @@ def _ping(
 
 
 def _wait(waiting: FleetClient, request_id: str) -> float:
-    """Wait for a command by one request; return when it was answered."""
+    """Wait for a command by one request with `wait_seconds`; return the time of the answer."""
     command = waiting.get(f"/admin/commands/{request_id}", wait_seconds=10)
     if command["completed_at"] is None:
         raise RuntimeError(f"{request_id} was not completed within 10 s")

@@ -1,7 +1,7 @@
 """Measures the time of one command to a whole fleet through FCM: `python -m loadtest.benchmarks.fan_out`.
 
 One dispatcher runs alone on core 0. The web worker, PostgreSQL and the fake FCM, which answers after 20 ms, share core
-1. A push is handed over when FCM has its request. The clock starts just before the POST is written.
+1. A push counts as handed over when its request has reached FCM. The clock starts just before the POST is written.
 """
 
 import argparse
@@ -44,8 +44,8 @@ _PLAIN_WIDTH: Final = 130
 
 @dataclass(frozen=True, slots=True)
 class FanOut:
-    """One command to a fleet: the seconds until its POST was answered, the last push, and the last answer was
-    recorded.
+    """One command to a fleet: the seconds until its POST was answered, its last push was sent, and FCM's last answer
+    was recorded.
     """
 
     posted: float
@@ -71,7 +71,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m loadtest.benchmarks.fan_out", description=__doc__)
     sizes, rounds = list(LIMITS), 3
     parser.add_argument("--devices", type=int, nargs="+", default=sizes, metavar="N", help="fleets (10000 100000)")
-    history = "size of a month's history, which each fleet is measured without and with (0)"
+    history = "deliveries of an older month; each fleet is measured without and with them (0)"
     parser.add_argument("--history", type=int, default=0, metavar="N", help=history)
     parser.add_argument("--rounds", type=int, default=rounds, metavar="N", help="number of rounds (3)")
     return parser.parse_args()

@@ -28,7 +28,7 @@ from loadtest.testbed.machine import MEASURED_CORE, pin
 from loadtest.testbed.testbed import ServerUnderTest
 
 OPEN_PART: Final = 100
-"""One phone in this number has an open delivery."""
+"""One phone in this number of phones has an open delivery."""
 
 _ROOT: Final = Path(__file__).resolve().parent.parent.parent
 

@@ -134,7 +134,7 @@ def _measure(folder: Path, arguments: argparse.Namespace) -> dict[str, list[floa
         assert place.serving is not None
         _seed(place.serving, arguments)
         with psycopg.connect(place.serving.database_url(), autocommit=True) as connection:
-            # The dispatcher has counted hours of this month before the history was seeded. So they are counted again.
+            # The dispatcher has counted hours before the history was seeded. So the hours are counted again.
             connection.execute("DELETE FROM nexmdm_pushhealthhour")
             place.serving.manage("shell", "--command", _COUNT_HOURS)
             connection.execute(_HEARD)
@@ -205,7 +205,7 @@ def _api_paths(facts: Facts) -> Iterator[str]:
 
 
 def _cursor(key: str) -> str:
-    """Return the cursor that continues below a key, as the server writes it."""
+    """Return the cursor that continues a list below a key, in the server's form."""
     return base64.urlsafe_b64encode(key.encode()).decode().rstrip("=")
 
 

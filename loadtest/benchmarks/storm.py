@@ -62,7 +62,7 @@ class Storm:
 
     @property
     def errors(self) -> Counter[str]:
-        """The errors, without reports that were refused and sent again."""
+        """The errors, except the refusals of reports that were sent again."""
         errors = self.run.figures.errors(since=self.run.measured_since)
         return Counter({name: count for name, count in errors.items() if not name.startswith("result: ")})
 

@@ -48,8 +48,7 @@ INDEX_ENTRIES: Final = frozenset(
     }.items()
     for record in records
 )
-"""The types of WAL records. Each record of these types means one index entry. (Indexes of unlogged tables write
-none.)"""
+"""The types of WAL records of which each record means one index entry. (Indexes of unlogged tables write no record.)"""
 
 _STATISTICS: Final = re.compile(r"^(\w+/\w+)\s+(\d+) \(.*?\)\s+(\d+) \(", re.MULTILINE)
 """A line of pg_waldump: the type, the number of records, and their bytes without page images."""

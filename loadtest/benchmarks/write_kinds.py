@@ -306,4 +306,4 @@ KINDS: Final = (
     Kind("login of staff (302)", _logins, EXPENSIVE),
 )
 TO_ALL: Final = Kind("command, all devices", _fleet_commands)
-"""The kind that must be measured last: after it, each phone has open commands."""
+"""The kind that must be measured last, because it leaves each phone with open commands."""

@@ -100,7 +100,7 @@ def _prepared(place: ServerUnderTest) -> tuple[str, str]:
 
 
 def _enrolled(place: ServerUnderTest, alias: str, push_token: str | None) -> httpx.Client:
-    """Register a phone that has sent a heartbeat, and return its client."""
+    """Register a phone, let it send a heartbeat, and return its client."""
     token = place.admin.post("/admin/enrollment-tokens", {"tags": ["floor-1", "shared"]})["enrollment_token"]
     body = {
         "hardware_id": f"SN-{secrets.token_hex(4)}",

@@ -101,7 +101,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _database(folder: Path, arguments: argparse.Namespace) -> AbstractContextManager[Database | None]:
-    """Return the database for the fault; None: the embedded one."""
+    """Return the database for the fault; None means the embedded database."""
     if arguments.pooler:
         return databases.pooled(folder)
     if arguments.fault == "failover":

@@ -1,4 +1,4 @@
-"""Checks of the answers to clients, by status, form and time; also around a gap: a time without a usable database."""
+"""Checks of the answers to clients, by status, form and time. A gap is a time without a usable database."""
 
 import time
 from collections import Counter
@@ -24,7 +24,7 @@ AWAY_CODES: Final = ("database_unavailable", "overloaded")
 
 @dataclass(slots=True)
 class Gap:
-    """The time from the loss of the database until it could be used again (monotonic).
+    """The time from the loss of the database until the database could be used again (monotonic).
 
     From `busy_at` on, answers may be slow, because other programs than the server use the machine.
     """

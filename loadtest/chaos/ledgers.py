@@ -23,7 +23,7 @@ OVERDUE_SECONDS: Final = 15
 
 TRANSACTION_SECONDS: Final = 1
 """The largest difference between the times of two transactions on one row. A transaction that waits for the other one
-has the earlier time of its own beginning."""
+still has the time of its own beginning."""
 
 Key = tuple[str, str]
 """A delivery's command and device."""
@@ -110,7 +110,7 @@ class DatabaseSnapshot:
 
 
 def read(database_url: str) -> DatabaseSnapshot:
-    """Read the database's ledger in one snapshot."""
+    """Read the ledger of the database in one snapshot."""
     with psycopg.connect(database_url) as connection:
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         attempts = defaultdict(list)

@@ -27,7 +27,7 @@ IN_THE_AIR_SECONDS: Final = 2
 LEAST_BY_HEARTBEAT: Final = 0.95
 RATE_SECONDS: Final = 10
 LEAST_RATE: Final = 0.5
-"""The part of the rate before an outage that pushes must reach after it."""
+"""The rate of pushes that must be reached after an outage, as a part of the rate before the outage."""
 
 END: Final[dict[str, Any]] = {"override": None, "oauth_down": False}
 _LOOK_SECONDS: Final = 0.25
@@ -44,7 +44,7 @@ _WHOLE: Final = """
 
 @dataclass(frozen=True, slots=True)
 class Outage:
-    """One outage: its kind and length, the orders to the fake FCM that begin it, and those that end it."""
+    """One outage: its kind and length, and the orders to the fake FCM that begin the outage and that end it."""
 
     name: str
     orders: dict[str, Any]
@@ -72,7 +72,9 @@ class FcmOutages:
     recoveries: list[Recovery] = field(default_factory=list)
 
     async def run(self, traffic: Traffic) -> None:
-        """Cause each outage, one after the other. The first begins while a command to the whole fleet is pushed."""
+        """Cause each outage, one after the other. The first outage begins while a command to the whole fleet is
+        pushed.
+        """
         async with httpx.AsyncClient() as client:
             for number, outage in enumerate(self.outages):
                 await asyncio.sleep(RATE_SECONDS)

@@ -26,7 +26,7 @@ MAY_REPEAT: Final = frozenset({"unknown", "retry_later", "blocked"})
 """The outcomes after which a push is sent again. Only after `unknown`, FCM may already have accepted the push."""
 
 UNHEARD: Final = frozenset({"unknown", "in_flight"})
-"""The outcomes without a recorded answer of FCM: the answer is not yet recorded, or it never will be."""
+"""The outcomes without a recorded answer of FCM: the answer may still be recorded, or will never be recorded."""
 
 PROMPT_SECONDS: Final = 5
 """The longest time that a due push may wait while a dispatcher can push."""
@@ -38,7 +38,7 @@ LONGEST_RETRY_SECONDS: Final = 900
 
 ORPHANED: Final = "the dispatcher did not record an answer"
 NOT_SENT: Final = "not sent: "
-"""The server's texts for an attempt whose dispatcher died, and for one that was not sent."""
+"""The server's texts for an attempt whose dispatcher died, and for an attempt that was not sent."""
 
 ROUNDING_SECONDS: Final = 0.001
 
@@ -57,7 +57,9 @@ class Pushed:
     sends: Sequence[Send]
 
     def sends_of(self, number: int) -> Sequence[Send]:
-        """Return the messages between the begin of an attempt (from 0) and the begin of the next one."""
+        """Return the messages between the beginning of an attempt (counted from 0) and the beginning of the next
+        attempt.
+        """
         begins = [one.started_at for one in self.delivery.attempts]
         until = begins[number + 1] if number + 1 < len(begins) else inf
         return [send for send in self.sends if begins[number] <= send["at"] < until]

@@ -48,10 +48,11 @@ def demoting(folder: Path, times: int) -> Iterator[Database]:
 
 @dataclass(slots=True)
 class Demotions(InGaps):
-    """The primary accepts no more writes, its standby is promoted, and the address leads to it seconds later.
+    """The primary accepts no more writes, and its standby is promoted. Seconds later, the address leads to the new
+    primary.
 
     The old primary either keeps its connections (default_transaction_read_only) or cuts them (a restart as standby);
-    the two ways alternate. In both cases, it answers reads until long after the address has changed.
+    the two ways alternate. In both cases, the old primary answers reads until long after the address has changed.
     """
 
     normal_seconds = NORMAL_SECONDS
@@ -95,7 +96,7 @@ class Demotions(InGaps):
         self.left.append(await asyncio.to_thread(old.execute, _CONNECTED, NAME))
 
     def _demote(self) -> None:
-        """Let open writes end, and refuse further ones; then promote the standby, which has all of them."""
+        """Let open writes end, and refuse further writes; then promote the standby, which has all writes."""
         old = self.pair.primary
         old.configure(default_transaction_read_only="on")
         wait_for(lambda: old.execute(_WRITING, NAME) == (0,))

@@ -148,7 +148,7 @@ class Traffic:
         """Run the fleet and issue commands until the trial ends; then run only the fleet, until all is settled.
 
         Returns the result of the trial. `settled` is called from time to time, for at most PATIENCE_SECONDS. Raises an
-        ExceptionGroup as soon as a phone or the admin fails with anything else than a refusal or no answer.
+        ExceptionGroup as soon as a phone or the admin fails in any other way than by a refusal or a missing answer.
         """
         for_phones, for_admin = self._connections
         async with (
@@ -239,7 +239,7 @@ class Traffic:
             return await answer_in(response)
 
     async def _noted(self, kind: Kind, exchange: Awaitable[T]) -> T | None:
-        """Await an exchange and record it; return None unless it was answered with a 200."""
+        """Await an exchange and record it. Return the answer, or None if there was no 200."""
         begun_at = time.monotonic()
         status, code, flaw, answer = int(HTTPStatus.OK), "", "", None
         try:

@@ -99,7 +99,7 @@ def violation_in(message: Mapping[str, Any]) -> str:
 
 
 def target_of(message: Mapping[str, Any]) -> str:
-    """Return the text of the push target, whichever of the two fields has it; empty if none has."""
+    """Return the text of the push target, from either of the two fields; empty if both fields are missing."""
     return str(message.get("fid", message.get("token", "")))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A phone of the fleet. `push_token` is empty if it has none."""
+    """A phone of the fleet. `push_token` is empty if the phone has no push token."""
 
     device_id: str
     device_token: str

@@ -60,7 +60,7 @@ _KNOWN: Final = """
 
 
 def seed(count: int, *, with_push_tokens: bool) -> list[Member]:
-    """Return this number of phones that the server knows: those of an earlier seeding first, then new ones."""
+    """Return this number of phones that the server knows: first the phones of an earlier seeding, then new phones."""
     known = [_member(*row) for row in _known(count, with_push_tokens)]
     missing = count - len(known)
     if not missing:
@@ -153,7 +153,7 @@ def main() -> int:
     parser.add_argument("--devices", type=int, default=1000, help="the number of devices (1,000)")
     parser.add_argument("--roster", type=Path, help="the file for their credentials, with mode 0600")
     parser.add_argument("--push-tokens", action="store_true", help="give them push tokens that the fake FCM accepts")
-    parser.add_argument("--deliveries", type=int, default=0, help="the number of their past deliveries (none)")
+    parser.add_argument("--deliveries", type=int, default=0, help="the number of past deliveries to add (none)")
     arguments = parser.parse_args()
     try:
         members = seed(arguments.devices, with_push_tokens=arguments.push_tokens)

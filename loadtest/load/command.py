@@ -51,7 +51,7 @@ class Command(BaseCommand):
             help="number of commands a minute, each to a random phone; default 60",
         )
         add("--url", type=arguments.url, help="a running server that uses your settings' secrets; phones get no push")
-        add("--keep", type=Path, metavar="FOLDER", help="folder for the data of its own server, for further runs")
+        add("--keep", type=Path, metavar="FOLDER", help="folder for the data of the test's server, for further runs")
         add(
             "--errors",
             type=float,

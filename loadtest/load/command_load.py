@@ -1,4 +1,4 @@
-"""The admin of a load test: it issues commands at due times, and stores what happened to each."""
+"""The admin of a load test: it issues commands at due times, and stores the events of each command."""
 
 import asyncio
 import random
@@ -38,7 +38,7 @@ class Ledger:
     lives: dict[str, Life] = field(default_factory=dict)
 
     def posted(self, request_id: str, at: float) -> None:
-        """Note that a command was accepted, and when its request began."""
+        """Note that a command was accepted, with the time at which its request began."""
         self._life(request_id).posted_at = at
 
     def pushed(self, request_id: str, at: float) -> None:
@@ -89,7 +89,7 @@ def _histogram(spans: Iterator[tuple[float | None, float | None]]) -> Histogram:
 
 
 class CommandLoad:
-    """Issues commands to random phones at a fixed rate a minute, independent of the results of earlier ones."""
+    """Issues commands to random phones at a fixed rate a minute, independent of the results of earlier commands."""
 
     def __init__(
         self, admin: FleetClient, device_ids: Sequence[str], *, per_minute: float, figures: Figures, ledger: Ledger

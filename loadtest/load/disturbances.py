@@ -79,7 +79,8 @@ class Disturbance:
 
 
 def write_requests(path: Path, disturbance: Disturbance, members: Sequence[Member]) -> None:
-    """Write PREPARED disturbing requests into a new file that only its owner can read; the generators send them.
+    """Write PREPARED disturbing requests into a new file that only its owner can read; the generators send the
+    requests.
 
     Each line is a JSON array: the bearer token and the body.
     """

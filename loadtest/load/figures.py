@@ -24,7 +24,9 @@ _SCALE: Final = 1 / log(GROWTH)
 
 
 class Histogram:
-    """Latencies in buckets that grow by 2 %: at most a thousand numbers, for any number of latencies."""
+    """Latencies in buckets, each 2 % larger than the one before: at most a thousand buckets for any number of
+    latencies.
+    """
 
     __slots__ = ("count", "counts", "longest")
 
@@ -90,7 +92,7 @@ class Second:
     errors: Counter[str] = field(default_factory=Counter)
 
     def merge(self, other: "Second") -> None:
-        """Add the figures that another source has of this second."""
+        """Add the figures of another source for this second."""
         self.due += other.due
         self.answered += other.answered
         self.errors.update(other.errors)
@@ -110,12 +112,12 @@ class Second:
 
 
 class Figures:
-    """The figures of one process, or of several together."""
+    """The figures of one process, or of several processes together."""
 
     def __init__(self) -> None:
         self.seconds: defaultdict[int, Second] = defaultdict(Second)
         self.late = Histogram()
-        """How late the generator began its requests after their due time."""
+        """The delays of the generator: the times from the due time of a request to its beginning."""
 
     def due(self, second: float, late_seconds: float) -> None:
         """Count a heartbeat that was due `second` s after the start; the generator began it `late_seconds` s late."""
@@ -181,7 +183,7 @@ class Figures:
 
 
 def percentile(values: Iterable[float], percent: float) -> float:
-    """Return a percentile of a few values: the nearest one of them. (For many values, use a Histogram.)"""
+    """Return a percentile of a few values: the nearest value. (For many values, use a Histogram.)"""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, round(percent / 100 * len(ordered)))]
 

@@ -113,7 +113,7 @@ def heartbeat_bodies(chance: random.Random) -> list[bytes]:
 
 
 class Generator:
-    """The phones of one process, on one event loop. The caller may take `figures` and `results` away."""
+    """The phones of one process, on one event loop. The caller may remove the content of `figures` and `results`."""
 
     def __init__(self, plan: Plan, members: Iterable[Member]) -> None:
         self._plan = plan
@@ -167,7 +167,7 @@ class Generator:
             self._side_tasks.append(asyncio.create_task(self._hear_pushes(Path(plan.journal))))
 
     async def finish(self) -> None:
-        """Return when no request is in progress any more, or when they have taken too long."""
+        """Return when no request is in progress any more, or when the requests have taken too long."""
         self._dues.clear()
         deadline = time.monotonic() + ANSWER_SECONDS + _SWEEP_SECONDS
         while (self._under_way or self._at_work) and time.monotonic() < deadline:  # noqa: ASYNC110
@@ -253,7 +253,7 @@ class Generator:
             self.figures.error(time.monotonic() - self._starts_at, "command: bad signature")
             return False
         key = number, report.request_id
-        if key in self._in_hand:  # The other channel has delivered it too.
+        if key in self._in_hand:  # The other channel has already delivered the command.
             return True
         self._in_hand.add(key)
         await self._reporter.wait()

@@ -43,7 +43,7 @@ class Reporter:
             await asyncio.sleep(self.chance.uniform(0, self.spread_seconds))
 
     async def send(self, request: bytes, note: Note) -> dict[str, Any]:
-        """Send a report. Return the answer, or an empty one if all tries have failed."""
+        """Send a report. Return the answer, or an empty answer if all tries have failed."""
         tries = MOST_TRIES if self.spread_seconds else 1
         for number in range(1, tries + 1):
             began_at = monotonic()

@@ -33,7 +33,7 @@ class Target:
 
 
 def judged(run: Run) -> list[Target]:
-    """Return the targets of this run. Dispatch is one of them if there are commands and a fake FCM."""
+    """Return the targets of this run. Dispatch is a target if there are commands and a fake FCM."""
     heartbeats = _heartbeats(run)
     aside = ", gap not counted" if run.disturbance and run.disturbance.kind == "restart" else ""
     targets = [
@@ -66,12 +66,12 @@ def error_percent(run: Run) -> float | None:
 
 
 def lateness(run: Run) -> str:
-    """Return a sentence if the generator was late, else an empty text."""
+    """Return a sentence if the generator was late, or else an empty text."""
     p99 = run.figures.late.percentile(99) or 0.0
     if p99 * 1000 < LATE_P99_MS:
         return ""
     longest = milliseconds(run.figures.late.longest)
-    return f"The generator itself was late: p99 {milliseconds(p99)}, at most {longest}; latencies include it."
+    return f"The generator itself was late: p99 {milliseconds(p99)}, at most {longest}; latencies include this delay."
 
 
 def milliseconds(seconds: float | None) -> str:

@@ -32,7 +32,7 @@ Done = Callable[[int, bytes], None]
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """The address for requests."""
+    """The address of a server."""
 
     host: str
     port: int

@@ -22,12 +22,12 @@ class PostgresPair:
 
     @property
     def url(self) -> str:
-        """The address of both, in the form of DATABASE_URL."""
+        """The address of both servers, in the form of DATABASE_URL."""
         return url_of(self.primary, self.standby)
 
     @property
     def writable_url(self) -> str:
-        """The address of both for libpq, which finds the one that accepts writes."""
+        """The address of both servers for libpq, which finds the server that accepts writes."""
         return f"{self.url}?target_session_attrs=read-write&connect_timeout=5"
 
     def lose_primary(self, mode: Mode) -> None:

@@ -118,7 +118,7 @@ class PostgresServer:
 
     @property
     def pid(self) -> int:
-        """The process id of its postmaster."""
+        """The process id of the server's postmaster."""
         assert self._process is not None
         return self._process.pid
 
@@ -139,7 +139,7 @@ class PostgresServer:
         self.execute(f"CREATE DATABASE {NAME} OWNER {NAME}")
 
     def start(self) -> None:
-        """Start it; return when it accepts connections, as primary or as standby."""
+        """Start the server; return when it accepts connections, as primary or as standby."""
         self._write_settings()
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -151,7 +151,7 @@ class PostgresServer:
         self._until(self._is_ready, "take connections")
 
     def stop(self, mode: Mode = "fast") -> None:
-        """Stop it (`kill`: by SIGKILL of the postmaster), and wait until its last process has ended."""
+        """Stop the server (`kill`: by SIGKILL of the postmaster), and wait until its last process has ended."""
         if self._process is None:
             return
         if self._process.poll() is None:
@@ -171,7 +171,7 @@ class PostgresServer:
         self._until(lambda: not self.is_standby(), "take writes")
 
     def is_standby(self) -> bool:
-        """Return whether it follows another server."""
+        """Return whether this server follows another server."""
         return bool(self.execute("SELECT pg_is_in_recovery()") == (True,))
 
     def configure(self, **settings: str) -> None:

@@ -1,4 +1,6 @@
-"""Which devices did not get a command, and why: on the admin site, in its CSV, in the API, and by the client."""
+"""The devices that did not get a command, and the reasons: on the admin site, in its CSV, in the API, and by the
+client.
+"""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""The page of a device: one timeline of all that happened to it, newest first."""
+"""The page of a device: one timeline of all events of the device, newest first."""
 
 import re
 from datetime import timedelta

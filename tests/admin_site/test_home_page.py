@@ -141,7 +141,7 @@ def test_counts_are_limited_and_show_their_limit(
 
 
 def hours(browser: Browser, name: str) -> list[tuple[str, int, int]]:
-    """Return the rows of a chart's table that count anything, newest first."""
+    """Return the rows of a chart's table with a count above 0, newest first."""
     page = browser.get(HOME).content.decode()
     table = page[page.index(f'id="{name}"') :].partition("<tbody>")[2].partition("</tbody>")[0]
     rows = re.findall(r'<th scope="row">(.*?)</th><td class="number">(\d+)</td><td class="number">(\d+)</td>', table)

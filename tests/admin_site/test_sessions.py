@@ -1,4 +1,4 @@
-"""Sessions of the admin site: they work as Django's do, and no cookie can be read out of the database."""
+"""Sessions of the admin site: they work as Django's do, and no cookie can be read from the database."""
 
 from datetime import timedelta
 

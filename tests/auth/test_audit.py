@@ -341,7 +341,7 @@ def test_a_deleted_entry_is_found(written: list[int], gone: list[int], what: str
 
 @commits
 def test_an_inserted_entry_is_found(written: list[int]) -> None:
-    # Before the first, in between (possible only after a number is removed), and after the last.
+    # Before the first entry, between entries (possible only after a number is removed), and after the last entry.
     tampering.forge(-1, previous=chain.BEGINNING.hash)
     assert "Entry -1 was inserted" in broken()
     tampering.delete(-1)
@@ -504,7 +504,7 @@ def an_entry() -> AuditEntry:
 
 @pytest.fixture
 def stranger(written: list[int]) -> Iterator[None]:
-    """Work as a role that has all rights on rows, and owns nothing. The first two entries are old."""
+    """Work as a role that has all rights on rows, but owns no table. The first two entries are old."""
     grow_old(*written[:2])
     with transaction.atomic():
         for trigger in ("entry ENABLE TRIGGER audit_not_truncated", "mark ENABLE TRIGGER audit_mark_not_truncated"):

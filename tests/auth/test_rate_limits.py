@@ -1,4 +1,4 @@
-"""The rate limits of calls and failures; every route for admins has one."""
+"""The rate limits of calls and failures; every route for admins has a limit."""
 
 import re
 import time

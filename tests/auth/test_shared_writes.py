@@ -42,7 +42,7 @@ def result_of(answer: Answer) -> Any:
 
 
 def verify_audit() -> int:
-    """Return how many entries the audit's chain has; BrokenLink if it is broken."""
+    """Return how many entries the audit's chain has. Raises BrokenLink if the chain is broken."""
     return chain.verify(timedelta(days=1)).entries
 
 

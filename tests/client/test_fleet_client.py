@@ -128,7 +128,7 @@ def test_a_device_and_the_summary_are_shown_field_by_field(network: InProcess, p
 
 def test_texts_of_a_phone_cannot_control_the_terminal(network: InProcess, admin: Admin) -> None:
     admin.enrol("phone\x1b]0;owned\x07", alias="red")
-    Device.objects.update(alias="[red]\u202e")  # as an earlier version let it
+    Device.objects.update(alias="[red]\u202e")  # as an earlier version allowed
     ran = run("devices", transport=network)
     assert "\x1b" not in ran.out
     assert "\u202e" not in ran.out
@@ -179,7 +179,9 @@ def _busy_once(network: InProcess) -> Callable[..., Any]:
 
 @dataclass(slots=True)
 class Interrupted(httpx.BaseTransport):
-    """A transport that answers in place of the server after a command is issued, until its own answers are used up."""
+    """A transport that answers in place of the server after a command is issued, until its prepared answers are used
+    up.
+    """
 
     network: InProcess
     instead: list[httpx.Response | None]
@@ -991,7 +993,7 @@ class Screen(io.StringIO):
     """A terminal."""
 
     def isatty(self) -> bool:
-        """Say that it is one."""
+        """Return True, as a terminal does."""
         return True
 
 

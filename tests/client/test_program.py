@@ -91,7 +91,9 @@ def test_the_help_of_send_lists_actions_with_their_parameters(
 
 @pytest.fixture
 def fleet(admin: Admin) -> list[Phone]:
-    """A silent device, one that never sent a heartbeat, and one that is online. They were enrolled in another order."""
+    """A silent device, a device that never sent a heartbeat, and an online device. They were enrolled in another
+    order.
+    """
     online, silent = admin.enrol("online", alias="=1+1"), admin.enrol("silent", alias="tab, 2")
     silent.heartbeat()
     let_pass(hours=1)
@@ -156,7 +158,7 @@ class Screen(io.StringIO):
     """A terminal."""
 
     def isatty(self) -> bool:
-        """Say that it is one."""
+        """Return True, as a terminal does."""
         return True
 
 

@@ -1,4 +1,4 @@
-"""Questions and messages before a command is sent: the number of devices, and of silent ones."""
+"""Questions and messages before a command is sent: the number of devices, and the number of silent devices."""
 
 import io
 import json
@@ -19,7 +19,7 @@ class Terminal(io.StringIO):
     """The input or output of a terminal."""
 
     def isatty(self) -> bool:
-        """Say that it is one."""
+        """Return True, as a terminal does."""
         return True
 
 

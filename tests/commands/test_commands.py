@@ -1,4 +1,4 @@
-"""Issuing a command: its devices, its limits, and that a refusal queues nothing."""
+"""Issuing a command: its devices and its limits; a refused command queues nothing."""
 
 import json
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ EVERYONE: Final = {"all": True}
 
 @pytest.fixture
 def fleet(admin: Admin) -> list[Phone]:
-    """Three phones: one with a tag, one with another, one with both."""
+    """Three phones: the first has one tag, the second has another tag, the third has both tags."""
     phones = [admin.enrol(f"phone-{number}", alias=f"desk-{number}") for number in (1, 2, 3)]
     one, two, both = (phone.device_id for phone in phones)
     admin.post("/admin/tags/lobby", {"add": [one, both]})

@@ -368,7 +368,7 @@ class Deliveries(RuleBasedStateMachine):
     @precondition(lambda self: self.calm >= CALM)
     @rule(number=PHONES, before=BEFORE_SUCCESS, after=AFTER_SUCCESS)
     def wipe(self, number: int, before: Sequence[str], after: Sequence[str]) -> None:
-        """A registered phone gets a wipe; it reports its success three times, whatever happens in between."""
+        """A registered phone gets a wipe, and reports success three times; other events may happen in between."""
         owner = self.owners[number]
         if owner.retired_at is not None:
             self.enrol_with_the_other_token(number)
@@ -387,7 +387,7 @@ class Deliveries(RuleBasedStateMachine):
         self.calm = 0
 
     def enrol_with_the_other_token(self, number: int) -> None:
-        """Enroll a phone again: with the same enrollment token it could be a lost answer."""
+        """Enroll a phone again. With the same enrollment token, this could count as a lost answer."""
         tokens = self.setup.enrollment_tokens
         self.enrol_again(number, 1 - tokens.index(self.owners[number].enrolled_by), None)
 
@@ -581,7 +581,7 @@ class Deliveries(RuleBasedStateMachine):
             assert row.next_attempt_at is not None, "nothing would ever push it again"
 
     def one_of(self, number: int, fit: Callable[[DispatcherDriver], bool]) -> DispatcherDriver:
-        """Return this dispatcher if it can act, else the other one."""
+        """Return this dispatcher if it can act, or else the other dispatcher."""
         return next(driver for driver in (self.drivers[number], self.drivers[1 - number]) if fit(driver))
 
     def beats(self, owner: Owner, refused: str | None) -> bool:

@@ -1,4 +1,4 @@
-"""The end of a command is stored once, logged and counted, and does not change what the API shows."""
+"""The end of a command is stored once, logged and counted; it does not change the answers of the API."""
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta

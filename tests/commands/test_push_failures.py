@@ -1,4 +1,4 @@
-"""When pushing to a device counts as failing: by the last pushes that ended, of all commands."""
+"""The rule by which pushing to a device counts as failing: the last pushes that ended decide, over all commands."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

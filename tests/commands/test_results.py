@@ -1,4 +1,4 @@
-"""Action results: each report of a phone is stored, and the first final one counts."""
+"""Action results: each report of a phone is stored, and the first final report counts."""
 
 from datetime import datetime, timedelta
 from functools import partial
@@ -69,7 +69,7 @@ def test_a_result_is_stored_as_the_phone_sent_it(admin: Admin, phone: Phone, req
 
 
 def kept() -> list[tuple[str, str, int]]:
-    """Return the status and message of each stored report, and how often it was sent in a row."""
+    """Return the status and message of each stored report, and how many times in succession it was sent."""
     rows = Report.objects.order_by("id").values_list("status", "message", "repeat_count")
     return [(status, message, repeats + 1) for status, message, repeats in rows]
 

@@ -1,4 +1,4 @@
-"""bcrypt: a request that can be refused without a hash costs none, and no client blocks the others."""
+"""bcrypt: a request that can be refused without a hash costs no hash, and no client blocks the others."""
 
 import asyncio
 import time
@@ -27,7 +27,7 @@ GATE: Final = "of-this-test"
 
 
 class Hashes:
-    """The bcrypt hashes of a test: how many ran, and how many at the same time at most. They can be stopped."""
+    """The bcrypt hashes of a test: their number, and the largest number at the same time. The hashes can be stopped."""
 
     def __init__(self) -> None:
         self.made = self.under_way = self.most = 0

@@ -568,7 +568,7 @@ def test_a_kept_connection_that_was_cut_loses_no_heartbeat(admin: Admin) -> None
 
 @pytest.fixture
 def poisoned_presence(transactional_db: None) -> Iterator[None]:
-    """Make PostgreSQL refuse one agent version as bad data, as it may refuse an unforeseen value."""
+    """Make PostgreSQL refuse one agent version as bad data; it could refuse any unforeseen value in this way."""
     with connection.cursor() as cursor:
         cursor.execute("""
             CREATE FUNCTION refuse_poison() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN

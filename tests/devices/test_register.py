@@ -1,4 +1,4 @@
-"""Registration: which phones may register, what they get once, and what is stored."""
+"""Registration: the phones that may register, the credentials that they get once, and the stored rows."""
 
 import hmac
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""No request gets an answer of 500 or above, and each answer is one that the published OpenAPI document describes."""
+"""No request gets an answer of 500 or above, and the published OpenAPI document describes each answer."""
 
 import json
 from collections.abc import Callable, Iterator

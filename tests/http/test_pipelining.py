@@ -174,7 +174,7 @@ def test_pipelined_requests_are_started_one_at_a_time_with_a_pause_after_each() 
             task.cancel()
         return (time.monotonic() - began) / requests
 
-    # The loop's timers count whole milliseconds, so a pause may be almost one shorter.
+    # The loop's timers count whole milliseconds, so a pause may be up to 1 ms shorter.
     assert over_a_socket(talk) > pipelining.PAUSE_SECONDS / 2
 
 

@@ -36,7 +36,7 @@ def send_in_parts(
     then: Callable[[], Awaitable[Message]] | None = None,
     to: App = application,
 ) -> list[Message]:
-    """Send a request whose body comes in parts; after the last one, call `then`. Return the answer."""
+    """Send a request whose body comes in parts; after the last part, call `then`. Return the answer."""
     more = [{"type": "http.request", "body": part, "more_body": True} for part in parts]
     if then is None and more:
         more[-1]["more_body"] = False

@@ -1,4 +1,6 @@
-"""Refusals: each is one line in the log, and on its device; equal ones are counted, and no line has a secret."""
+"""Refusals: each is one line in the log, and on its device; equal refusals are counted, and no line contains a
+secret.
+"""
 
 import asyncio
 import json

@@ -30,7 +30,7 @@ LATER: Final = replace(PROMPT, begun_at=200, ended_at=200.1)
 
 
 def processes(pids: dict[str, int], *, second_lives: bool = True) -> SameProcesses:
-    """Return processes as they were recorded with these ids, which tests change afterwards."""
+    """Return a record of processes with these ids; tests change the ids afterwards."""
     serving, second = SimpleNamespace(child=pids.__getitem__), SimpleNamespace(is_alive=lambda: second_lives)
     return SameProcesses(cast("Serving", serving), cast("SecondDispatcher", second))
 

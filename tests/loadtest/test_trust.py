@@ -187,7 +187,9 @@ class Closing:
 
 
 async def two_requests(server: Closing, *, strict: bool, once_closed: bool = False) -> tuple[list[int], int]:
-    """Send two requests over a pool of one connection; return their answers, and how many used another one."""
+    """Send two requests over a pool of one connection; return their answers, and the number of requests that used
+    another connection.
+    """
     pool = Pool(server.address, 1, strict=strict)
     request = server.address.head("POST", "/v1/heartbeat", {}) + with_body(b"")
     first, _ = await pool.call(request)

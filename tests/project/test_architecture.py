@@ -125,7 +125,7 @@ def test_every_module_belongs_to_a_layer() -> None:
 
 
 def test_no_module_imports_itself_through_others() -> None:
-    """For all packages together: the contract compares only the modules of one package with each other."""
+    """This test checks all packages together, because the contract compares only the modules of one package."""
     graph = grimp.build_graph(*PRODUCT)
     imports_of = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
     assert len(list(TopologicalSorter(imports_of).static_order())) >= len(graph.modules)

@@ -56,7 +56,7 @@ def copy() -> Iterator["Copy"]:
 
 
 class Copy:
-    """A copy of the repository, and what is run in it."""
+    """A copy of the repository in which commands run."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

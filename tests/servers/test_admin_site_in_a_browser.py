@@ -1,4 +1,4 @@
-"""The admin site in a real browser, against a real server whose pushes went to a stand-in for FCM."""
+"""The admin site in a real browser, against a real server whose pushes went to a fake FCM."""
 
 import csv
 import secrets
@@ -55,7 +55,7 @@ class Browser:
         self.leave(lambda: box.send_keys(Keys.ENTER))
 
     def leave(self, act: Callable[[], object]) -> None:
-        """Do what leads to another page, and return when that page is there."""
+        """Do something that leads to another page, and return when that page is loaded."""
         self.run("window.isLeft = true")
         act()
         # Between two pages, Chromium may know neither page.
@@ -82,7 +82,7 @@ class Browser:
         return self.driver.execute_script(f"return {script}")
 
     def complaints(self) -> list[Any]:
-        """Return what the browser's console has got since the last call."""
+        """Return the messages in the browser's console since the last call."""
         return list(self.driver.get_log("browser"))  # type: ignore[no-untyped-call]
 
     def emulate(self, command: str, **settings: Any) -> None:

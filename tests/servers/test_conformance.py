@@ -35,7 +35,7 @@ class Runs:
 
 @pytest.fixture(scope="module")
 def runs() -> Runs:
-    """All scenarios for the true agents, and for each sabotaged one the scenario that must find it."""
+    """All scenarios for the unchanged agents, and for each sabotaged agent the scenario that must find it."""
     with tempfile.TemporaryDirectory(prefix="nexmdm-") as path, ExitStack() as stack:
         folder = Path(path)
         tasks = [Task(one.rule, one.scenario, one.command(folder)) for one in SABOTAGES]

@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL starts after any end of the last one, once for all callers, and only for its owner."""
+"""The embedded PostgreSQL starts after any end of the previous run, once for all callers, and only for its owner."""
 
 import os
 import signal

@@ -265,7 +265,7 @@ def test_nginx_limits_the_simultaneous_requests_of_one_address(
         for _ in range(3):
             connection = under_way.enter_context(connected(folder, proxy))
             connection.sendall(f"GET / HTTP/1.1\r\nHost: {NAME}\r\nX-Test-Address: {address}\r\n\r\n".encode())
-            under_way.enter_context(silent.accept()[0])  # nginx has counted it by then
+            under_way.enter_context(silent.accept()[0])  # by now nginx has counted the request
         refused = proxy.get("/", headers={"X-Test-Address": neighbour})
         with pytest.raises(httpx.ReadTimeout):
             proxy.get("/", headers={"X-Test-Address": another}, timeout=1)

@@ -118,7 +118,7 @@ def connected_to(worker: str, serving: Serving, stack: ExitStack) -> list[FleetC
 
 
 def seconds_left(client: FleetClient) -> int:
-    """The remaining seconds of the limits' minute, from a refused read; 0 if this was the first read in it."""
+    """The remaining seconds of the limits' minute, from a refused read; 0 if this was the first read in the minute."""
     try:
         client.get("/admin/summary")
     except Refused as refused:
@@ -127,7 +127,7 @@ def seconds_left(client: FleetClient) -> int:
 
 
 def write_until_refused(client: FleetClient) -> int:
-    """Create enrollment tokens until the limit refuses one; return how many."""
+    """Create enrollment tokens until the limit refuses one; return the number of created tokens."""
     return len(list(takewhile(writes, repeat(client, LIMIT + 1))))
 
 

@@ -27,7 +27,7 @@ Results = dict[tuple[str, str], Result]
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A scenario to play, and the agent to play it against."""
+    """A scenario, and the agent against which it is played."""
 
     agent: str
     scenario: str

@@ -96,7 +96,7 @@ class DeliveryModel:
         return is_repeat and retired_at is not None and now < retired_at + timedelta(hours=24)
 
     def retires(self, status: ReportStatus, *, duplicate: bool) -> bool:
-        """Return whether this report was the last one of its phone's present enrollment."""
+        """Return whether this report was the last report of its phone's present enrollment."""
         is_last = self.action == "wipe" and status == ReportStatus.SUCCEEDED and not duplicate
         return is_last and self.owner.retired_at is None and not self.is_of_an_earlier_enrollment
 
@@ -111,7 +111,7 @@ class DeliveryModel:
         return self.outcomes[-1:] == [AttemptOutcome.IN_FLIGHT]
 
     def is_open(self, now: datetime) -> bool:
-        """Return whether it waits for a final report, and is within its time."""
+        """Return whether the delivery waits for a final report, and its time is not over."""
         return self.state in OPEN and now < self.open_until
 
     def is_overdue(self, now: datetime) -> bool:
@@ -119,7 +119,7 @@ class DeliveryModel:
         return self.state in OPEN and now >= self.open_until
 
     def is_due(self, now: datetime) -> bool:
-        """Return whether it may be pushed now, if its phone has a live push token."""
+        """Return whether a push may be sent now, if the phone has a live push token."""
         return (
             self.state == DeliveryState.PENDING and self.due is not None and self.due <= now < self.expires_at - LEAST
         )
@@ -134,7 +134,7 @@ class DeliveryModel:
         self.state, self.due = state, None
 
     def claim(self, now: datetime) -> None:
-        """Begin an attempt; close the one before it, if it was not recorded."""
+        """Begin an attempt; first close the previous attempt, if its outcome was not recorded."""
         self.abandon()
         last = self.outcomes[-1:]
         assert not last or last[0] in MAY_GO_AGAIN or len(self.outcomes) in self.resumed_after

@@ -95,7 +95,7 @@ def _value(expression: ast.expr, names: Names) -> Any:
 
 
 def _texts(expression: ast.expr, names: Names, assigned: Mapping[str, list[ast.expr]]) -> Iterator[str]:
-    """Yield the texts in an expression, and those of the names in it."""
+    """Yield the texts in an expression, and the texts that its names stand for."""
     if isinstance(expression, ast.Constant):
         if isinstance(expression.value, str):
             yield expression.value

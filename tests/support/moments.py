@@ -73,7 +73,7 @@ def in_batches(
 
 
 def one_after_the_other(*calls: tuple[str, Any]) -> list[Answer]:
-    """Send heartbeats from one running loop, each while the one before is in progress, so each is in its own flush."""
+    """Send heartbeats from one running loop, each while the previous one is in progress. So each has its own flush."""
 
     async def begun() -> list[Answer]:
         tasks = []

@@ -124,7 +124,7 @@ def _latency_over_time(run: Run) -> str:
     width = point_seconds(run)
     lines = [_percentile_line(run, width, percent, look) for percent, look in zip((50, 95, 99), _LOOKS, strict=False)]
     note = (
-        f"Heartbeats, from the due time of each to the end of its answer; a point covers {width} s. "
+        f"Latency of heartbeats, from the due time to the end of the answer; a point covers {width} s. "
         "Dashed: the targets for p95 and p99."
     )
     limits = (Limit(run.load.p95_ms, "second"), Limit(run.load.p99_ms, "third"))
@@ -183,7 +183,7 @@ def _heartbeats(run: Run) -> str:
     high, steps = charts.linear(max([*due, *answered, 0.1]))
     y = Axis(0, high, [(step, f"{step:,g}") for step in steps])
     picture = charts.chart("heartbeats a second", charts.clock(run.load.seconds), y, lines, shade=run.load.ramp_seconds)
-    note = "Due: the heartbeats that the fleet sends by its plan. If answered stays below due, the server is too slow."
+    note = "Due: the heartbeats that the fleet sends by its plan. If fewer are answered, the server is too slow."
     return _section("Heartbeats per second", note, picture)
 
 
