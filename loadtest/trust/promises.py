@@ -59,7 +59,7 @@ CHAPTERS: Final = (
         "guard",
         tested=(
             HeldByTests(
-                "a connection that is silent, sends too much or reads nothing is closed; bad HTTP gets a problem",
+                "a connection that is silent, sends too much or reads nothing is closed; bad HTTP gets problem details",
                 "over sockets, with short time-outs",
                 ("tests/http/test_protocol.py",),
             ),
@@ -85,7 +85,7 @@ CHAPTERS: Final = (
                 ),
             ),
             HeldByTests(
-                "keys and signatures are compared as bytes, in constant time, with all valid ones",
+                "keys and signatures are compared as bytes, in constant time, with all valid keys and signatures",
                 "compare_digest watched while requests are verified",
                 (f"{_SIGNING}::test_keys_and_signatures_are_compared_in_constant_time_with_each_that_is_valid",),
             ),
@@ -135,7 +135,7 @@ CHAPTERS: Final = (
         tested=(
             HeldByTests(
                 "the log line of a database error names the error, but no value of the row",
-                "rows refused by PostgreSQL, with push tokens in them",
+                "rows that contain push tokens, and that PostgreSQL refuses",
                 ("tests/http/test_logs.py",),
             ),
         ),
@@ -158,7 +158,7 @@ CHAPTERS: Final = (
         "start",
         tested=(
             HeldByTests(
-                "an invalid configuration stops the start, with an id and what to do",
+                "an invalid configuration stops the start, with an id and a hint",
                 "DEBUG; missing, short and placeholder secrets; caches that cannot count; connections; a bad account",
                 ("tests/servers/test_checks.py", "tests/project/test_environment.py"),
             ),
@@ -220,7 +220,7 @@ def _chosen() -> tuple[Sequence[Chapter], bool]:
     parser = argparse.ArgumentParser(prog="python -m loadtest.trust", description=__doc__)
     names = [chapter.name for chapter in CHAPTERS]
     parser.add_argument(
-        "chapters", nargs="*", metavar="CHAPTER", help=f"of {', '.join(names)}; all of them unless named"
+        "chapters", nargs="*", metavar="CHAPTER", help=f"some of {', '.join(names)}; default: all of them"
     )
     parser.add_argument("--pooler", action="store_true", help="reach all databases through a PgBouncer")
     arguments = parser.parse_args()

@@ -33,7 +33,8 @@ RETRY_SECONDS: Final = (10, PATIENCE_SECONDS)
 """The pause before a push that FCM could not take is sent again: at least 10 s."""
 
 LEASE_SECONDS: Final = (35, PATIENCE_SECONDS)
-"""The pause before a push of a killed dispatcher is sent again: 45 s from its claim, minus its time to FCM."""
+"""The pause before a push of a killed dispatcher is sent again: 45 s from the claim, minus the time of the push to
+FCM."""
 
 LIFE_SECONDS: Final = (600 - PATIENCE_SECONDS, 600)
 SETTINGS: Final = {"BCRYPT_ROUNDS": "4"}
@@ -44,7 +45,7 @@ class NoLibrary(Exception):
 
 
 def trial(folder: Path) -> Iterator[Finding]:
-    """Run the loop with a server whose clock is wrong, in both directions at the same time."""
+    """Run the loop with two servers at the same time: the clock of one is fast, the clock of the other is slow."""
     library = _library()
     with ThreadPoolExecutor() as threads:
         tried = [
@@ -204,7 +205,7 @@ def _ready(admin: FleetClient) -> dict[str, Any]:
 
 
 def _times(admin: FleetClient) -> Iterator[tuple[datetime, float]]:
-    """Run the loop; yield each time that the server sends, and its correct value."""
+    """Run the loop; yield each time value that the server sends, with the correct value."""
     now = time.time()
     made = admin.post("/admin/enrollment-tokens", {})
     phone = _post(admin.url, "/v1/register", made["enrollment_token"], {"hardware_id": "phone-1"})

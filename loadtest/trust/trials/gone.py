@@ -1,4 +1,4 @@
-"""The trial of clients that disconnect during a POST /admin/command: nothing remains, or one whole command."""
+"""The trial of clients that disconnect during a POST /admin/command: either nothing remains, or one whole command."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ SETTINGS: Final = {"BCRYPT_ROUNDS": "4", "ADMIN_RATE_LIMIT": "100000/m", "ADMIN_
 
 
 def trial(folder: Path) -> Iterator[Finding]:
-    """Cut connections after each byte of a command, and while it is answered."""
+    """Cut connections after each byte of a command, and while the command is answered."""
     with (
         testbed.standin(folder) as (_, fcm),
         testbed.served(folder / "data", **fcm, **SETTINGS) as serving,
@@ -43,7 +43,7 @@ def trial(folder: Path) -> Iterator[Finding]:
         whole = [_is_whole(command) for notes in commands.values() for command in notes]
         yield Finding(
             "a complete POST leaves nothing, or a whole command that reaches every phone",
-            f"{len(complete):,} clients disconnected while it was carried out or answered",
+            f"{len(complete):,} clients disconnected while the command was carried out or answered",
             f"{len(whole)} commands, {whole.count(True)} whole and pushed to all",
             all(whole) and bool(whole),
         )

@@ -160,7 +160,7 @@ def found(borne: Borne, refused: str) -> Finding:
         "admin key, HMAC secret and SECRET_KEY are rotated without a failed request",
         f"{WORKERS} workers replaced one by one, three times, under load; at the end the old secrets get {refused}",
         f"{borne.heartbeats:,} heartbeats, {borne.calls:,} admin calls: {failed} failed {message}".strip()
-        + f"; {borne.left} used another connection because theirs was closed before they were written",
+        + f"; {borne.left} requests used another connection because their own was closed before they were written",
         not failed and refused == "401" and enough,
     )
 

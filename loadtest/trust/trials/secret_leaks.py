@@ -121,7 +121,7 @@ def _write_as_named_admin(calls: Calls) -> None:
 
 
 def _command(calls: Calls, phone: dict[str, Any], pushed: Callable[[], object]) -> None:
-    """Let a phone carry out a command once it is pushed, and report it twice."""
+    """Let a phone carry out a command once the command is pushed, and report the result twice."""
     target = {"device_ids": [phone["device_id"]]}
     command = calls.signed("POST", "/admin/command", {"action": "ping", "target": target})
     calls.phone("/v1/heartbeat", phone["device_token"], {"status": {"battery_pct": 50}})
@@ -142,7 +142,9 @@ def _is_to(word: str, send: Send) -> bool:
 
 
 def _close_the_circuit(serving: Serving) -> None:
-    """Replace the dispatcher, because a new dispatcher does not know that the earlier one had stopped pushing."""
+    """Replace the dispatcher: a new dispatcher begins with a closed circuit, although the earlier one had opened its
+    circuit.
+    """
     before = serving.child("dispatch")
     os.kill(before, signal.SIGTERM)
     wait_for(lambda: serving.child("dispatch") != before)

@@ -70,7 +70,7 @@ def _send(connection: socket.socket, pieces: Iterator[bytes]) -> None:
 
 
 def _hear(connection: socket.socket) -> int:
-    """Return the status of an answer; 0 if the connection ends without one."""
+    """Return the status of an answer; 0 if the connection ends without an answer."""
     with suppress(ConnectionError):
         words = connection.recv(64).split()
         return int(words[1]) if len(words) > 1 else 0

@@ -35,7 +35,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class HeldByTests:
-    """A promise, and its tests: files, or single ones in pytest's form.
+    """A promise, and its tests: files, or single tests in pytest's form.
 
     `at_least` contains the least value of each count, by its name in `record_property`.
     """
@@ -62,7 +62,7 @@ class HeldByTests:
 
 
 def run(promises: Iterable[HeldByTests], folder: Path, *options: str) -> dict[str, Case]:
-    """Run the tests of these promises, each once, and return them by name.
+    """Run each test of these promises once, and return the tests by name.
 
     `options` are for pytest. Raises TestsEnded.
     """

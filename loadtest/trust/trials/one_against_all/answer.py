@@ -56,7 +56,7 @@ async def _tried(serving: Serving, members: list[Member], admin: FleetClient, wo
     )
     case = Case(
         f"a push token that always gets {ANSWERS[word]}",
-        f"each command goes to {PUSHED} good phones and to this one",
+        f"each command goes to {PUSHED} good phones and to the phone with this token",
         least_sent=LEAST_ANSWERED,
         answers={word.rstrip("0123456789")},
     )
@@ -69,7 +69,7 @@ def _give(url: str, member: Member, push_token: str) -> None:
 
 
 class OddOne:
-    """The bad phone as an attack: while it lasts, commands are sent to it too."""
+    """The bad phone as an attack: during the attack, commands are sent also to this phone."""
 
     def __init__(self, pushes: Pushes, device_ids: Sequence[str]) -> None:
         self._pushes = pushes

@@ -38,7 +38,7 @@ FLOOR_SECONDS_OF_FEW: Final = 0.25
 
 MOST_GROWN_MEBIBYTES: Final = 64
 RECOVERY_SECONDS: Final = 20
-"""The time that honest traffic may be slow after an attack, before the next turn without it."""
+"""The time that honest traffic may be slow after an attack, before the next turn without an attack."""
 
 ANSWER_SECONDS: Final = 60
 """The time that an attack may take to begin, and to end."""
@@ -135,12 +135,12 @@ async def _started() -> asyncio.subprocess.Process:
 
 
 Check = Callable[[Tally], tuple[str, bool]]
-"""Checks what an attack has left behind; returns a figure, and whether it is as promised."""
+"""Checks the state after an attack; returns a figure, and whether the figure is as promised."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """An attacker, its attack, how much it must send, and which answers it may get."""
+    """An attacker, its attack, the number of requests that it must send, and the answers that it may get."""
 
     who: str
     tried: str
@@ -227,7 +227,7 @@ async def _recovered(traffic: Honest, first: Latencies) -> None:
 
 
 def judged(case: Case, measured: Measured, tally: Tally) -> Finding:
-    """Check that the attack sent its minimum, and its cost for the honest traffic."""
+    """Check that the attack sent its minimum, and check the cost for the honest traffic."""
     kinds = [_judged(kind, measured) for kind in measured.without[0]]
     left, is_right = case.check(tally) if case.check else ("", True)
     figures = [*(figure for figure, _ in kinds), *_figures(measured), _told(tally), *filter(None, [left])]

@@ -40,7 +40,7 @@ class Traffic(Protocol):
 
 
 class Steady:
-    """Requests at an even rate, each over its own connection, like those of a new client."""
+    """Requests at an even rate, each over its own connection, like the requests of new clients."""
 
     def __init__(self, url: str, per_second: float, request: Callable[[int], bytes]) -> None:
         """`request` returns the bytes of a request by its number."""
@@ -120,7 +120,7 @@ def registrations(url: str, enrollment_token: str, *, per_second: float = 1) -> 
 class Pushes:
     """Commands at an even rate to good phones, measured from the due time to the push's arrival at FCM.
 
-    `also` contains further devices for each command; it may change during a run.
+    `also` contains further devices for each command, and may change during a run.
     """
 
     def __init__(self, admin: FleetClient, members: Sequence[Member], journal: Path, *, per_second: float) -> None:

@@ -24,7 +24,7 @@ CONNECTIONS: Final = 8
 phone that was once observed."""
 
 LEAST_PER_SECOND: Final = 4
-"""The least number of its requests that must be sent; it is low, because a server may answer them slowly."""
+"""The least number of requests that the phone must send. The number is low, because a server may answer slowly."""
 
 MOST_KEPT: Final = 102
 """The reports of a delivery that are stored: the first hundred, the first final report and the first late final
