@@ -39,8 +39,9 @@ DEVICES: Final = 2000
 INTERVAL_SECONDS: Final = 60
 ANSWER_MS: Final = 20
 SILENT_COMMANDS_PER_SECOND: Final = 5
-"""For faults in which the server does not answer, or accepts no writes, for many seconds. Two workers on two cores
-handle little more than the results of 20 commands a second, and would need half a minute to catch up."""
+"""The rate for faults in which the server does not answer, or accepts no writes, for many seconds. Two workers on two
+cores handle little more than the results of 20 commands a second. At that rate they would need half a minute to catch
+up."""
 
 SETTINGS: Final = {"WEB_WORKERS": "2", "LOG_LEVEL": "INFO", "LOG_FORMAT": "json"}
 OUTAGES: Final = (
@@ -52,7 +53,7 @@ OUTAGES: Final = (
 
 
 def main() -> int:
-    """Cause the fault that was asked for, print each promise with its figure; return 0 if all were kept."""
+    """Cause the requested fault, and print each promise with its figure. Return 0 if all promises were kept."""
     arguments = _arguments()
     os.environ.update(SETTINGS)
     console = Console()
@@ -72,7 +73,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--seconds",
         type=float,
-        help="how long processes are killed (300), or the longest time of an outage of FCM or a freeze",
+        help="for how long processes are killed (300), or the longest outage of FCM, or the longest freeze",
     )
     parser.add_argument(
         "--times", type=int, default=5, help="how often PostgreSQL is stopped, fails over, freezes or is demoted (5)"
@@ -81,7 +82,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--commands-per-second",
         type=float,
-        help="default 20; 5 in `frozen` and `readonly`, after which all waiting requests arrive at the same moment",
+        help="default 20; but 5 for `frozen` and `readonly`, because all waiting requests arrive together at the end",
     )
     parser.add_argument(
         "--pooler",
@@ -100,7 +101,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _database(folder: Path, arguments: argparse.Namespace) -> AbstractContextManager[Database | None]:
-    """Return the database for the fault; None: the embedded one."""
+    """Return the database for the fault; None means the embedded database."""
     if arguments.pooler:
         return databases.pooled(folder)
     if arguments.fault == "failover":
