@@ -1,7 +1,8 @@
 """Break our own server under load, and check that nothing is lost: `python -m loadtest.chaos FAULT`.
 
-A fleet of simulated phones and an admin continue during the fault. At the end, three ledgers are compared: the answers
-that the clients got, the content of the database, and the messages that reached FCM (the journal of the fake FCM).
+A fleet of simulated phones and an admin continue during the fault. At the end, four ledgers are compared: the answers
+that the clients got, the content of the database, the messages that reached FCM (the journal of the fake FCM), and the
+event feed.
 """
 
 import argparse

@@ -7,8 +7,8 @@ must get each event once, in the order of the feed.
 import asyncio
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import urlencode
 
@@ -25,13 +25,12 @@ LIMIT: Final = 1000
 WAIT_SECONDS: Final = 2
 ANSWER_SECONDS: Final = 20
 PAUSE_SECONDS: Final = 0.2
+_TIMEOUT: Final = aiohttp.ClientTimeout(total=ANSWER_SECONDS)
 
 Fact = tuple[str, ...]
 """The type of an event, then the command, the device, and the state, as far as the type has them."""
 
 _FACTS: Final = """
-    SELECT ARRAY['device.enrolled', '', id::text, ''] FROM devices_device
-    UNION ALL
     SELECT ARRAY['device.push_dead', '', id::text, ''] FROM devices_device WHERE push_token_dead_at IS NOT NULL
     UNION ALL
     SELECT ARRAY['command.issued', id::text, '', ''] FROM commands_command
@@ -48,7 +47,8 @@ _FACTS: Final = """
     SELECT ARRAY['audit.refused', '', '', code] FROM nexmdm_auditentry WHERE status >= 400
 """
 _EVENTS: Final = """
-    SELECT id || '-' || one.place - 1, type, COALESCE(request_id::text, ''), COALESCE(one.device_id::text, ''), data::text
+    SELECT id || '-' || one.place - 1, type, COALESCE(request_id::text, ''), COALESCE(one.device_id::text, ''),
+        data::text
     FROM nexmdm_event
     CROSS JOIN LATERAL unnest(COALESCE(device_ids, ARRAY[NULL]::uuid[])) WITH ORDINALITY AS one (device_id, place)
     ORDER BY xid, id, one.place
@@ -76,7 +76,7 @@ def read(database_url: str) -> FeedSnapshot:
 
 _JUDGED: Final = frozenset(
     {
-        "device.enrolled", "device.push_dead", "command.issued", "command.finished", "delivery.settled",
+        "device.push_dead", "command.issued", "command.finished", "delivery.settled",
         "audit.refused",
     }
 )  # fmt: skip
@@ -100,41 +100,38 @@ class FeedReader:
 
     admin: FleetClient
     ids: list[str] = field(default_factory=list)
-    failures: int = 0
     _cursor: str = ""
 
     async def follow(self) -> None:
         """Read until cancelled. Whatever the answer, the reader continues from its cursor."""
-        timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS)
-        async with aiohttp.ClientSession(timeout=timeout) as session:
+        async with aiohttp.ClientSession(timeout=_TIMEOUT) as session:
             while True:
-                try:
-                    await self._read_page(session)
-                except (aiohttp.ClientError, TimeoutError, orjson.JSONDecodeError):
-                    self.failures += 1
-                    await asyncio.sleep(PAUSE_SECONDS)
+                await self._read_page(session)
 
     async def read_until(self, event_id: str, seconds: float) -> None:
         """Read on until an event was read, or until the time is over."""
-        reading = asyncio.create_task(self.follow())
-        ends_at = asyncio.get_running_loop().time() + seconds
-        while event_id not in set(self.ids[-LIMIT:]) and asyncio.get_running_loop().time() < ends_at:
-            await asyncio.sleep(PAUSE_SECONDS)
-        reading.cancel()
-        await asyncio.wait([reading])
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds), aiohttp.ClientSession(timeout=_TIMEOUT) as session:
+                while event_id not in self.ids[-2 * LIMIT :]:
+                    await self._read_page(session)
 
     async def _read_page(self, session: aiohttp.ClientSession) -> None:
+        """Read one page, if the server answers it; else wait a little."""
+        try:
+            page = await self._page(session)
+        except (aiohttp.ClientError, TimeoutError, orjson.JSONDecodeError):
+            await asyncio.sleep(PAUSE_SECONDS)
+            return
+        self.ids += [event["id"] for event in page["items"]]
+        self._cursor = page["next_cursor"]
+
+    async def _page(self, session: aiohttp.ClientSession) -> dict[str, Any]:
         query = urlencode({"after": self._cursor, "limit": LIMIT, "wait_seconds": WAIT_SECONDS})
         target = f"{TARGET}?{query}"
         headers = self.admin.sign("GET", target, b"")
         async with session.get(self.admin.url + target, headers=headers) as response:
-            if response.status != HTTPStatus.OK:
-                self.failures += 1
-                await asyncio.sleep(PAUSE_SECONDS)
-                return
-            page = orjson.loads(await response.read())
-        self.ids += [event["id"] for event in page["items"]]
-        self._cursor = page["next_cursor"]
+            response.raise_for_status()
+            return dict(orjson.loads(await response.read()))
 
 
 def compare(snapshot: FeedSnapshot, read_ids: Iterable[str]) -> list[Target]:
