@@ -54,7 +54,7 @@ class Death(NamedTuple):
 
 
 class Assigned(NamedTuple):
-    """The result of assign(): the devices that lost their push target, and whether pushing to this one is changed."""
+    """The result of assign(): the devices that lost their push target, and whether pushing to this one changed."""
 
     taken_from: list[UUID]
     is_changed: bool
@@ -65,7 +65,7 @@ def _interval(length: timedelta) -> str:
 
 
 def _not_after_now(moment: str) -> str:
-    # Not LEAST: it ignores NULL.
+    # LEAST alone would ignore a NULL.
     return f"CASE WHEN {moment} IS NOT NULL THEN LEAST({moment}, now()) END"
 
 
@@ -243,8 +243,9 @@ def _owners_of(push_tokens: Iterable[str]) -> QuerySet[Device]:
 
 
 def _digest(kind: str, value: str) -> bytes:
-    """Return the key of a push target among the dead ones. A token's key is its SHA-256, as earlier versions wrote it.
+    """Return the key under which a dead push target is stored.
 
-    No push target contains a NUL, so the two kinds have different keys.
+    A token's key is its SHA-256, as earlier versions wrote it. No push target contains a NUL, so the two kinds have
+    different keys.
     """
     return sha256(value.encode() if kind == PushKind.TOKEN else f"{kind}\0{value}".encode()).digest()

@@ -116,7 +116,8 @@ def _refused(answer: FcmResponse, failures: int) -> RetryDecision:
 def _capped_retry_after(answer: FcmResponse, seconds_left: float) -> float:
     """Return the seconds of an answer's Retry-After, an hour at most; 0.0 if it has none.
 
-    One of more than an hour is cut to half of the time that the command has left, so that the push gets further tries.
+    If Retry-After is more than an hour, the wait is also at most half of the time until the command expires, so that
+    the push gets further tries.
     """
     asked = answer.retry_after_seconds or 0.0
     if asked > LONGEST_RETRY_AFTER_SECONDS:

@@ -76,7 +76,7 @@ class NexmdmAdminSite(AdminSite):
         return found
 
     def push_health(self, request: HttpRequest) -> HttpResponse:
-        """Return the page of push health. An unknown choice leads to the usual page."""
+        """Return the page of push health. After an unknown choice, redirect to the page with the default choices."""
         try:
             chosen = push_health.page(request.GET.dict())
         except push_health.UnknownChoice:

@@ -73,7 +73,7 @@ def outcome(session: Session, run: Callable[[], int]) -> int:
 def _refusal(refused: Refused, session: Session) -> str:
     if not refused.code:
         asked = f"Is {session.client.url} the address of a NexMDM server?"
-        return f"{refused}\n{asked} Name another one with --url or --profile."
+        return f"{refused}\n{asked} Name another server with --url or --profile."
     lines = [f"Refused ({refused.status} {refused.code}): {refused}"]
     lines += [f"  {'.'.join(map(str, error['loc']))}: {error['msg']}" for error in refused.errors]
     ahead = refused.clock_ahead_seconds or 0

@@ -46,7 +46,7 @@ PANELS: Final = {
     ),
     "Server": (
         _Verb("fleet", "summary", "Show the summary of the fleet."),
-        _Verb("fleet", "push-health", "Show how pushes fare by model, maker or version, the worst first."),
+        _Verb("fleet", "push-health", "Compare the results of pushes by model, maker or version, the worst first."),
         _Verb("fleet", "audit", "List the signed writes, carried out or refused, newest first."),
         _Verb("requests", "call", "Sign and send any request, and print its answer as JSON."),
         _Verb("requests", "sign", "Print the headers of a signed request, with the admin key."),

@@ -291,7 +291,7 @@ class GroupCommit(Generic[Item, Outcome]):
         return [outcome for item in items for outcome in self._flush_or_each([item])]
 
     def _answer_waiting(self, error: Exception) -> None:
-        """Return the error of this flush also to the callers of the next flush: they have waited for as long."""
+        """Return the error of this flush also to the callers of the next flush, because they have waited as long."""
         waiting, self._filling = self._filling, {}
         for first in waiting.values():
             for one in (first, *(first.later or ())):

@@ -27,7 +27,7 @@ _BLANK_OR_CONTROL: Final = bytes([*range(33), 127])
 
 
 def hardware_id(given: str) -> str:
-    """Return a hardware id, trimmed; ValueError if it is empty, too long, or one that many phones report."""
+    """Return a hardware id, trimmed; ValueError if it is empty, too long, or an id that many phones report."""
     text = given.strip()
     if not 1 <= len(text) <= LONGEST_NAME:
         raise ValueError(f"must have 1 to {LONGEST_NAME} characters, not counting blanks around them")

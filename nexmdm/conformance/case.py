@@ -42,7 +42,10 @@ class Case:
     async def until(
         self, condition: Callable[[], object], what: str | Callable[[], str], *, within: float = SOON_SECONDS
     ) -> None:
-        """Wait until a condition is true. Raises Missed, with what did not happen: a function tells it at the end."""
+        """Wait until a condition is true.
+
+        Raises Missed with the text `what`; if `what` is a function, it is called at the end.
+        """
         deadline = time.monotonic() + within
         while not condition():
             if time.monotonic() >= deadline:

@@ -101,7 +101,7 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        """The server's address, as the agent has it."""
+        """The address at which the agent reaches the server."""
         return f"http://{_HOST}:{self.port}"
 
     def fail(self, path: str, *faults: Fault) -> None:
@@ -215,7 +215,7 @@ def _problem(fault: Refusal) -> web.Response:
 
 
 def _cut(request: web.Request) -> web.Response:
-    """End the connection. The response that is returned goes nowhere."""
+    """End the connection. The response that is returned is not sent."""
     assert request.transport is not None
     request.transport.abort()
     return web.Response()

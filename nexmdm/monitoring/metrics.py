@@ -80,7 +80,7 @@ class HistogramBuffer:
 
     def __init__(self, route: str, method: str, status: int) -> None:
         self._child: Any = REQUEST_SECONDS.labels(route, method, str(status))
-        self._counts = [0] * len(self._child._buckets)  # noqa: SLF001  (it has no public way to add several)
+        self._counts = [0] * len(self._child._buckets)  # noqa: SLF001  (no public function adds several)
         self._seconds = 0.0
 
     def add(self, seconds: float) -> None:

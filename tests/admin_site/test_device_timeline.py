@@ -93,7 +93,7 @@ def test_an_expiry_is_an_event_of_its_own_and_the_command_says_why(
     assert end == ("end", "ping expired")
     assert command == (
         "command",
-        "ping issued by admin: expired The device had never sent a heartbeat; it had no live push token.",
+        "ping issued by admin: expired The device had never sent a heartbeat; the device had no live push token.",
     )
 
 

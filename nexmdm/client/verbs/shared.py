@@ -154,7 +154,7 @@ def connect(
 
 def _run(session: Session, run: Callable[[], int], watch: int | None) -> int:
     """Run a verb once, or repeatedly with `--watch`, and return the exit status."""
-    # Letters that the output's encoding does not have become question marks.
+    # A letter that is not in the output's encoding is written as a question mark.
     if reconfigure := getattr(session.terminal.out, "reconfigure", None):
         reconfigure(errors="replace")
     try:

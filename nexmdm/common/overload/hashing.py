@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Final
 
 NICENESS: Final = 5
-"""Added to the process's own niceness: a hash then gets a quarter of a processor that the event loop needs too."""
+"""Added to the process's own niceness: if the event loop needs the same processor, a hash gets a quarter of it."""
 
 _NICEST: Final = 19
 
