@@ -185,6 +185,4 @@ def _contradicted(witness: Place, after: Place, newest: Place) -> Exception:
         return WitnessGone(f"Retention has deleted entry {witness.entry_id}. Keep a newer place as a witness.")
     if witness.entry_id > newest.entry_id:
         return BrokenLink(newest.entry_id + 1, "deleted, and the end of the chain was changed.", last=witness.entry_id)
-    return BrokenLink(
-        witness.entry_id, "rewritten, or an earlier entry was: entry {witness.entry_id} had another hash."
-    )
+    return BrokenLink(witness.entry_id, "rewritten, or an earlier entry was: this entry had another hash.")
