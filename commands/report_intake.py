@@ -177,7 +177,7 @@ async def _submit(record: _Waiting, client: str, began_at: float) -> Outcome:
 
 
 async def _record_apart(record: ReportRecord, client: str, began_at: float) -> ReportResult:
-    """Record a report in its own transaction: it may retire its device, or all processes must count it."""
+    """Record a report in its own transaction: the report may retire its device, or all processes must count it."""
     database.begin_request(addresses.counting_key(client), began_at)
     async with ThreadSensitiveContext():
         return await token_check.with_token_check(record.token, lambda: run_for_phone(_take_apart, record))

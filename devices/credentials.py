@@ -253,7 +253,7 @@ def _key_id(key: str) -> str:
 def command_key(device_id: UUID | str, generation: int, key_id: str) -> str:
     """Return the key that signs the commands of a device, as lower-case hex. Send it to the phone once.
 
-    It is the HMAC-SHA256, under the signing key, of `NXK1`, device id and generation, joined by LF.
+    The returned key is the HMAC-SHA256, under the signing key, of `NXK1`, device id and generation, joined by LF.
 
     If the device's signing key is no longer configured, the current key is used, and the phone refuses its signatures.
     """

@@ -95,8 +95,8 @@ RECORD: Final = f"""
 def query_params(records: Sequence[HeartbeatRecord]) -> dict[str, str]:
     """Return the parameters of RECORD for these heartbeats.
 
-    They must be sorted by device id, so that parallel batches lock rows in the same order, with at most one for each
-    token.
+    The records must be sorted by device id, so that parallel batches lock rows in the same order. At most one record
+    may have the same token.
     """
     key = tokens.digest_keys()[0]
     rows = [

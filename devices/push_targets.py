@@ -54,7 +54,7 @@ class Death(NamedTuple):
 
 
 class Assigned(NamedTuple):
-    """The result of assign(): the devices that lost their push target, and whether pushing to this one changed."""
+    """The result of assign(): the devices that lost their push target, and whether pushing to this device changed."""
 
     taken_from: list[UUID]
     is_changed: bool
@@ -140,7 +140,7 @@ def assign(device_id: UUID, target: PushTarget | None) -> Assigned:
 
 
 def take_turns(push_tokens: Collection[str]) -> None:
-    """Make other transactions that write push targets of these installations wait until this one ends.
+    """Make other transactions that write push targets of these installations wait until this transaction ends.
 
     Must come before the lock of any device.
     """

@@ -125,7 +125,7 @@ def complete(rows: Iterable[Any]) -> None:
 
 
 def reason(row: DeliveryRow) -> str:
-    """Return why a delivery is open or did not succeed. For a failed one, this is the phone's own text."""
+    """Return why a delivery is open or did not succeed. For a failed delivery, this is the phone's own text."""
     late = f"The phone reported {row.late_result.status} later." if row.late_result else None
     said = row.result.message if row.result and row.state == DeliveryState.FAILED else None
     return " ".join(filter(None, (row.why_open, row.why_unfinished, late, said))) or NOTHING
@@ -219,7 +219,7 @@ class DeliveryAdmin(_OfCommandAndDevice):
 
     @admin.display(description="reason")
     def reason(self, delivery: Any) -> str:
-        """Return why a delivery is open or did not succeed. For a failed one, this is the phone's own text."""
+        """Return why a delivery is open or did not succeed. For a failed delivery, this is the phone's own text."""
         return reason(delivery.current) if delivery.current else NOTHING
 
     @admin.display(description="why open")

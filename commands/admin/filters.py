@@ -141,7 +141,7 @@ class HttpStatusFilter(ChoiceFilter):
     parameter_name = "http_status"
 
     def conditions(self) -> dict[str, Q]:
-        """Return the condition for each known HTTP status of FCM, for any other, and for none."""
+        """Return the condition for each known HTTP status of FCM, for any other status, and for no status."""
         known = {str(status): Q(http_status=status) for status in HTTP_STATUSES}
         other = Q(http_status__isnull=False) & ~Q(http_status__in=HTTP_STATUSES)
         return {**known, "other": other, "none": Q(http_status=None)}
@@ -154,7 +154,7 @@ class FcmErrorFilter(ChoiceFilter):
     parameter_name = "fcm_error"
 
     def conditions(self) -> dict[str, Q]:
-        """Return the condition for each known error code of FCM, for any other, and for none."""
+        """Return the condition for each known error code of FCM, for any other code, and for no code."""
         known = {code: Q(fcm_error=code) for code in FCM_ERRORS}
         return {**known, "other": ~Q(fcm_error__in=["", *FCM_ERRORS]), "none": Q(fcm_error="")}
 

@@ -167,7 +167,7 @@ def _columns(sent: Sequence[Sent], held: Collection[str]) -> dict[str, Any]:
 
 
 def _retry_in_seconds(one: Sent) -> float | None:
-    # If the push token was dead, but the device has another one meanwhile, the push is due immediately.
+    # If the push token was dead, but the device has got another one, the push is due immediately.
     return 0.0 if one.outcome == AttemptOutcome.TOKEN_DEAD else one.retry_in_seconds
 
 

@@ -37,8 +37,8 @@ CAUSES: Final = (Fault.PASSING, Fault.CONFIGURATION, Fault.OAUTH)
 class Circuit:
     """Closed: all pushes are sent.
 
-    Open: one probe is sent every 30 s, and the first probe that FCM accepts or rejects closes the circuit. It opens
-    after an OAuth failure, which concerns all pushes. It opens when FCM refuses our side for several devices, and
+    Open: one probe is sent every 30 s, and the first probe that FCM accepts or rejects closes the circuit. The circuit
+    opens after an OAuth failure, which concerns all pushes. It opens when FCM refuses our side for several devices, and
     accepts or rejects no message in between. It opens after 20 failures of any kind in a row, if they are of several
     devices. `cause` is the one of these three causes that opened it.
 

@@ -68,8 +68,8 @@ class FcmResponse(NamedTuple):
     """The result of one send.
 
     `http_status` None: no answer came, and `fault` is the reason ("timeout", "oauth: …"). `from_fcm` is False for an
-    error that is not Google's JSON (HTML, an empty body): it does not concern the message. `names_target`: the error is
-    about the push target.
+    error that is not Google's JSON (HTML, an empty body): such an error does not concern the message. `names_target`:
+    the error is about the push target.
     """
 
     http_status: int | None
@@ -191,7 +191,8 @@ class Sender:
 def encode(push: FcmMessage) -> bytes:
     """Return the body of the HTTP v1 request, for a push that is sent now. Raises NotSent.
 
-    The body equals the one that firebase_admin.messaging makes of such a message. To make it takes a third of the time.
+    The body equals the one that firebase_admin.messaging makes of such a message. This function takes a third of the
+    time.
     """
     now = time.monotonic()
     seconds_left = push.expires_at - now

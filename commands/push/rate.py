@@ -43,7 +43,7 @@ class Pace:
         self.available -= count
 
     def slow_down(self, now: float) -> None:
-        """Halve the pace after a 429 of FCM, at most once a second: one overload causes many of them."""
+        """Halve the pace after a 429 of FCM, at most once a second: one overload causes many 429s."""
         if now - self.slowed_at >= 1:
             self.factor = max(0.01, self.factor / 2)
             self.slowed_at = now

@@ -204,7 +204,10 @@ class AuditEntryAdmin(ReadOnlyAdmin):
         return queries.about_device(key)
 
     def named(self, text: str) -> Q:
-        """Return the condition for the start of a path, an action, or else a principal in upper or lower case."""
+        """Return the condition for the start of a path, or for an action.
+
+        Any other text is a principal (case makes no difference).
+        """
         if text.startswith("/"):
             return Q(path__startswith=text)
         # An action is found by its index. Principals have no index.

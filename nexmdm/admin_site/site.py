@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class NexmdmAdminSite(AdminSite):
-    """The site. It is read-only, whatever a page allows: only login, logout and the change of one's password write."""
+    """The site. It is read-only, whatever a page allows. Only login, logout and the change of one's password write."""
 
     site_title = site_header = "NexMDM"
     index_title = "The fleet at a glance"

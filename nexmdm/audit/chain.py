@@ -156,7 +156,7 @@ def _gap(entry: AuditEntry, before: Place) -> BrokenLink:
         what = f"inserted: entry {entry.id} was written right after entry {written_after.id}."
         return BrokenLink(first.id, what, last=before.entry_id)
     if entry.id == before.entry_id + 1:
-        what = f"rewritten: entry {entry.id} was written after one with another hash."
+        what = f"rewritten: entry {entry.id} was written after an entry with another hash."
         return BrokenLink(before.entry_id, what)
     what = f"deleted: entry {entry.id} was not written right after entry {before.entry_id}."
     return BrokenLink(before.entry_id + 1, what, last=entry.id - 1)

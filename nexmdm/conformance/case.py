@@ -129,9 +129,9 @@ class Case:
         return await self.server.get(f"/admin/commands/{request_id}/deliveries/{self.device_id}")
 
     async def done(self, request_id: str, status: str = "succeeded", *, of: str = "the command") -> Call:
-        """Wait for a final report that the server accepted, and return the first one. Raises Missed if it differs.
+        """Wait for a final report that the server accepted, and return the first one.
 
-        `of` names the command in the text of the miss.
+        Raises Missed if its status is another one. `of` names the command in the text of the miss.
         """
         final = ("succeeded", "failed")
         await self.until(

@@ -42,7 +42,7 @@ The refusals of further devices are only logged."""
 
 CURTAILED = Counter(
     "nexmdm_refusals_curtailed",
-    "Refusals over a limit: logged without address (lines) or device (look-ups), or not stored (devices).",
+    "Refusals over a limit, by limit: lines (logged without address), look-ups (without device), devices (not stored).",
     ["bound"],
 )
 for _bound in ("lines", "look-ups", "devices"):

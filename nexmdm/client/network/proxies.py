@@ -9,7 +9,7 @@ from nexmdm.client.network.transport import NoConnection
 
 
 class Proxy(NamedTuple):
-    """An HTTP proxy. It opens a tunnel to the server, whose content is encrypted."""
+    """An HTTP proxy. It opens a tunnel to the server; the content of the tunnel is encrypted."""
 
     host: str
     port: int

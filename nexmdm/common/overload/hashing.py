@@ -24,7 +24,10 @@ def cores() -> int:
 
 
 def _lower_priority() -> None:
-    """Lower the priority of this thread. Only Linux has one for each thread, under the id of a process."""
+    """Lower the priority of this thread.
+
+    Only Linux has a priority for each thread; it takes the id of a thread as that of a process.
+    """
     if sys.platform != "linux":
         return
     niceness = os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) + NICENESS
