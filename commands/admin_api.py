@@ -216,10 +216,10 @@ async def read_command(request: HttpRequest, request_id: UUID, query: Query[Wait
 
     Its `state` is the first of these that applies. `open`: a delivery is open. `cancelled`: a cancellation withdrew
     some of its deliveries, or all of them were withdrawn for other reasons. `completed`: a phone sent its final report
-    in time. `expired`: none of these. Its `outcome` is null while the command is open, then `succeeded` (on every
-    device), `partial` (on some), `failed` (on none, and failed on at least one), `expired` (none succeeded or failed)
-    or `cancelled` (all were withdrawn). `push` counts the deliveries by the answers of FCM, `counts` by the reports of
-    the phones. A server that is stopping does not wait.
+    in time. `expired`: none of these. Its `outcome` is null while the command is open. After that, it is `succeeded`
+    (on every device), `partial` (on some), `failed` (on none, and failed on at least one), `expired` (none succeeded or
+    failed) or `cancelled` (all were withdrawn). `push` counts the deliveries by the answers of FCM, `counts` by the
+    reports of the phones. A server that is stopping does not wait.
     """
     until = time.monotonic() + query.wait_seconds
     # The end is stored in a row, so poll it; there is no notification.

@@ -44,9 +44,9 @@ class Offer:
 
 NO_OFFER: Final = Offer([], has_more=False)
 
-# One more row than is offered, to know whether there are more. Pending ones come first, oldest first; then those that
-# the device has reported on, the one with the oldest latest report first. delivery_open_by_device finds the device's
-# few open rows.
+# One more row than is offered, to know whether there are more. Pending deliveries come first, oldest first; then those
+# that the device has reported on, beginning with the one whose last report is oldest. The index delivery_open_by_device
+# finds the device's few open rows.
 OFFER: Final = """
     SELECT delivery.device_id, device.generation, device.command_key_id, delivery.state,
         command.id, command.action, command.params, command.issued_at, command.expires_at

@@ -1,9 +1,9 @@
 """Retention: delete commands that ended long ago, a small batch at a time, so that other work does not wait.
 
 There are two kinds of steps, each a short transaction. prune() deletes deliveries that have few rows, together with
-these rows. trim() deletes reports and attempts of deliveries that have many, until none is left. So no statement is
-long, and a delivery with a million reports does not delay the others. While a delivery is trimmed, its other rows can
-still be read.
+these rows. trim() deletes reports and attempts of deliveries that have many of them, until none is left. So no
+statement is long, and a delivery with a million reports does not delay the others. While a delivery is trimmed, its
+other rows can still be read.
 """
 
 from datetime import timedelta

@@ -10,8 +10,8 @@ import rich_click as click
 
 from nexmdm.client.surroundings import REACH, Surroundings
 
-_EXIT_STATUS: Final = """Exit status: 0 done, and with --wait every device succeeded; 1 refused, not found, nothing was
-left to cancel, or with --wait some device did not succeed in time; 2 wrong usage; 3 the server gave no answer."""
+_EXIT_STATUS: Final = """Exit status. 0: done, and with --wait every device succeeded. 1: refused, not found, nothing
+was left to cancel, or with --wait some device did not succeed in time. 2: wrong usage. 3: the server gave no answer."""
 
 
 class _Verb(NamedTuple):

@@ -84,8 +84,8 @@ SCENARIOS: Final = (
     ),
     Scenario(
         "revoked",
-        "After 403 device_revoked a phone keeps its credentials, does not register again, and tries a heartbeat more"
-        " and more slowly: once it is reinstated, it goes on.",
+        "After 403 device_revoked, a phone keeps its credentials, does not register again, and tries a heartbeat more "
+        "and more slowly. Once its device is reinstated, the phone goes on.",
         _revoked,
     ),
 )

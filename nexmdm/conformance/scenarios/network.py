@@ -178,8 +178,8 @@ SCENARIOS: Final = (
     ),
     Scenario(
         "spread-retries",
-        "Without an answer, a phone tries again after waits that grow, each with a random part: so a fleet does not"
-        " return all together.",
+        "Without an answer, a phone tries again after waits that grow. Each wait has a random part, so that the phones "
+        "of a fleet do not return at the same moment.",
         _spread_retries,
     ),
     Scenario(

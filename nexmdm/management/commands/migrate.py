@@ -2,8 +2,8 @@
 
 Afterwards it fills in the comparison keys of the devices that earlier versions wrote, batch by batch.
 
-A migration that requires an exclusive lock on a table waits for the transactions that use the table, and all later ones
-wait for the migration. So this command stops waiting soon, and tries again.
+A migration that requires an exclusive lock on a table waits for the transactions that use the table, and all later
+transactions wait for the migration. So this command stops waiting soon, and tries again.
 """
 
 import time
