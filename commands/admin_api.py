@@ -118,7 +118,7 @@ async def issue_command(request: HttpRequest, body: NewCommand) -> HttpResponse:
 
 
 def _is_small(body: NewCommand) -> bool:
-    """Return whether a command may share a transaction: it writes few rows, and cancels none."""
+    """Return whether a command may share a transaction: it writes few rows, and cancels no delivery."""
     named = body.target.device_ids or ()
     return 0 < len(named) <= SMALL_AUDIENCE and not body.dry_run and not body.supersede
 

@@ -149,7 +149,7 @@ async def _answer(
 
 
 _VERDICTS: Final[dict[type, str]] = {CheckedIn: "good", NeedsFullCheck: "Unsettled"}
-"""The metric label of an outcome, if it is not the name of the error."""
+"""The metric label of an outcome, if the label is not the name of the error."""
 
 
 def _flushed(outcomes: Sequence[Outcome], seconds: float) -> None:

@@ -197,7 +197,8 @@ def shared_installations(limit: int, using: str = DEFAULT_DB_ALIAS) -> list[str]
 def sharing(owner_digests: Collection[str], using: str = DEFAULT_DB_ALIAS) -> list[UUID]:
     """Return the devices that must give up the push target of one of these installations: all its devices but one.
 
-    The one that keeps it is the device that was seen last, of those not revoked (if all are, the one revoked last).
+    Of the devices that are not revoked, the one that was seen last keeps the push target. If all are revoked, the one
+    that was revoked last keeps it.
     """
     last_seen_first = [
         F("revoked_at").desc(nulls_first=True), F("presence__last_seen_at").desc(nulls_last=True), F("id").desc(),

@@ -14,7 +14,7 @@ FRESH_SECONDS: Final = 1.0
 
 
 class Batch:
-    """The pushes of one claim that are not sent yet. `claimed_at` is a time of time.monotonic()."""
+    """The pushes of one claim that are not sent yet. `claimed_at` is by time.monotonic()."""
 
     def __init__(self, claimed: Sequence[Claimed], claimed_at: float, *, is_probe: bool = False) -> None:
         """Count all pushes as due at the time of the claim."""

@@ -69,7 +69,7 @@ class Circuit:
         return 1 if now >= self.next_probe_at else 0
 
     def claimed(self, now: float) -> None:
-        """Note that pushes are sent. After a probe, the next one waits for its interval."""
+        """Note that pushes are sent. After a probe, the next probe waits for the probe interval."""
         if self.state == OPEN:
             self.next_probe_at = now + PROBE_INTERVAL_SECONDS
         else:

@@ -11,8 +11,8 @@ BURST_SECONDS: Final = 0.1
 class Pace:
     """A token bucket of `per_second` pushes.
 
-    Each second with a 429 halves the pace; afterwards it grows by a tenth a second. The bucket contains the pushes of a
-    tenth of a second, so neither a pause nor a start exceeds the pace by much.
+    Each second with a 429 halves the pace; afterwards the pace grows by a tenth each second. The bucket contains the
+    pushes of a tenth of a second, so neither a pause nor a start exceeds the pace by much.
     """
 
     per_second: float

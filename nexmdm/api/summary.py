@@ -23,7 +23,7 @@ async def summary(request: HttpRequest) -> HttpResponse:
 
 @router.get("/push-health", response=PushHealthList, url_name="push-health")
 async def list_push_health(request: HttpRequest, query: Query[PushHealthQuery]) -> HttpResponse:
-    """Count pushes and their results by model, manufacturer, os_version or agent_version; by default of the last day.
+    """Count pushes and their results by model, manufacturer, os_version or agent_version (by default, of the last day).
 
     Compare `answered_by_heartbeat` with `answered_by_push`: where pushes do not wake the phone, heartbeats deliver the
     commands. A push that FCM accepted may still not arrive.

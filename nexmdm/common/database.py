@@ -96,7 +96,7 @@ def begin_long_request() -> None:
 
 
 def continue_request() -> None:
-    """Begin the deadline again, because the request has waited for other work than the database."""
+    """Begin the deadline again, because the request has waited for something other than the database."""
     _request_ends_at.set(time.monotonic() + REQUEST_SECONDS)
 
 
@@ -244,7 +244,7 @@ def release_connections() -> None:
 
 
 def is_connected() -> bool:
-    """Return whether this thread's connection still works. If it does, an error was caused by the work itself."""
+    """Return whether this thread's connection still works. If it works, the work itself caused its error."""
     return connection.connection is not None and not connection.connection.closed
 
 

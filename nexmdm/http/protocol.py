@@ -89,7 +89,7 @@ class Protocol(HttpToolsProtocol):
         """Delete the connection."""
         super().connection_lost(exc)
         if self._served is not None:
-            # uvicorn notifies only the last request, which may be one that waits behind this one.
+            # uvicorn notifies only the last request, which may still wait behind the request in progress.
             self._served.disconnected = True
             request_facts.of(self._served.scope).client_has_left = True  # type: ignore[arg-type]
         self._deaf = True

@@ -173,7 +173,7 @@ _FAMILIES: Final = (
         ("active", "idle", "other")),
     ("nexmdm_database_connections_limit", "How many connections the database allows.", None, (None,)),
 )  # fmt: skip
-"""Name, help, label and its values: one gauge for each value of _values(), in its order."""
+"""The name, help, label and label values of each gauge. The values of _values() have the same order."""
 
 _GAUGES: Final = """
     SELECT

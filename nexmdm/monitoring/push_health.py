@@ -224,8 +224,8 @@ def _percentile(latencies: Counter[int], share: float) -> int | None:
 def count_hours(limit: int) -> int:
     """Store the counts of the next hours, at most `limit`, and return how many hours it stored.
 
-    It begins after the last stored hour, and stops at the first hour whose counts may still change. Each hour has its
-    own transaction.
+    The count begins after the last stored hour, and stops at the first hour whose counts may still change. Each hour
+    has its own transaction.
     """
     for done in range(limit):
         if not _count_next_hour():

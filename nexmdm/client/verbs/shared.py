@@ -85,7 +85,7 @@ def _with(run: Any, *options: Decorator) -> Any:
 
 
 def _with_last(run: Any, *options: Decorator) -> Any:
-    """Give a verb options that its help shows after its own: click keeps options in reverse order."""
+    """Give a verb options that the help shows after the verb's own options: click keeps options in reverse order."""
     own = run.__dict__.pop("__click_params__", [])
     _with(run, *options).__click_params__ += own
     return run
