@@ -46,8 +46,9 @@ class Offer:
 
 NO_OFFER: Final = Offer([], has_more=False)
 
-# One more row than is offered, to know whether there are more. Pending ones come first, oldest first; then those that
-# the device has reported on, longest silent first. delivery_open_by_device finds the device's few open rows.
+# One more row than is offered, to know whether there are more. Pending deliveries come first, oldest first; then those
+# that the device has reported on, beginning with the one whose last report is oldest. The index delivery_open_by_device
+# finds the device's few open rows.
 OFFER: Final = """
     SELECT delivery.device_id, device.generation, device.command_key_id, delivery.state,
         command.id, command.action, command.params, command.issued_at, command.expires_at
@@ -102,8 +103,8 @@ class Cancelled:
     may_still_run: int
 
 
-# Separate statements: the following ones must see which heartbeats the transactions with the locks before us answered,
-# and which attempts they began. `which` is a condition on deliveries. A revocation has locked its device before the
+# The locks come first, in separate statements: the next statement must see the heartbeats and attempts that earlier
+# owners of the locks wrote. `which` is a condition on deliveries. A revocation has locked its device before the
 # presence; a heartbeat with the first use of a token locks it after. If they deadlock, both are tried again.
 _HOLD_PRESENCE: Final = """
     SELECT count(*) FROM (
@@ -151,7 +152,7 @@ _WITHDRAW: Final = f"""
             settled_at = statement_timestamp(), next_attempt_at = NULL,
             device_seen_at = (SELECT last_seen_at FROM devices_presence WHERE device_id = delivery.device_id)
         FROM judged WHERE delivery.id = judged.id
-    ), told AS (
+    ), events AS (
         {events.append_for_devices("judged", *SETTLED)}
     )
     SELECT {{answer}} FROM (SELECT command_id, action, {_MAY_STILL_RUN} AS may_still_run FROM judged) AS judged
@@ -222,7 +223,7 @@ EXPIRED: Final = {
 """The columns that mark a delivery as expired, for update(). `settled_at` is the end of the delivery's time."""
 
 
-_TELL_EXPIRED: Final = events.append_for_devices(
+_EXPIRED_EVENTS: Final = events.append_for_devices(
     "(SELECT * FROM commands_delivery WHERE id = ANY(%(ids)s)) expired", *SETTLED
 )
 
@@ -233,5 +234,5 @@ def expire(limit: int) -> int:
     overdue = Delivery.objects.overdue().order_by("open_until").select_for_update(skip_locked=True, no_key=True)
     ids = list(overdue.values_list("id", flat=True)[:limit])
     expired = Delivery.objects.filter(id__in=ids).update(**EXPIRED)
-    database.execute(_TELL_EXPIRED, {"ids": ids})
+    database.execute(_EXPIRED_EVENTS, {"ids": ids})
     return expired

@@ -18,6 +18,7 @@ from devices import credentials, enrollment, tokens
 from devices.credentials import VERDICT
 from nexmdm.common import database
 from nexmdm.common.domain_error import DomainError
+from nexmdm.common.event_feed.events import RFC3339
 
 log = structlog.get_logger()
 
@@ -28,7 +29,8 @@ An ordinary phone sends only a few. A phone that reports without end must not fi
 """
 
 EXTRA_TIME: Final = timedelta(hours=1)
-"""The time beyond its expiry that a phone which has a command gets for its final report."""
+"""The additional time, after the expiry of a command, in which a phone that has the command may send its final report.
+"""
 
 
 LAST_WORD_TIME: Final = timedelta(hours=24)
@@ -95,10 +97,10 @@ _HOLD: Final = f"""
     ) held
 """  # noqa: S608  (constants of our modules; values are parameters)
 
-# From `judged` (whose token is good) by `found` (the state of the delivery: `was`; past its time is expired) to `taken`
-# (the result of the report), which is then written. Each step is computed once. A report that equals the last one, and
-# is not final, only increases its count (`repeats`). `is_apart`: it may retire the device, and so is not recorded here.
-# A late report stores the device's last heartbeat, as queue.EXPIRED does.
+# The steps: `judged` checks the token; `found` reads the state of the delivery (`was`; a delivery past its time is
+# expired); `taken` computes the result of the report, which is then written. Each step is computed once. A report that
+# equals the last one, and is not final, only increases its count (`repeats`). `is_apart`: it may retire the device, and
+# so is not recorded here. A late report stores the device's last heartbeat, as queue.EXPIRED does.
 _TAKE: Final = f"""
     WITH judged AS MATERIALIZED (
         SELECT asked.*, {_JUDGED} AS verdict, device.token_used_at IS NULL AS first_use
@@ -175,7 +177,7 @@ _TAKE: Final = f"""
             OR (taken.via IS NOT NULL AND taken.delivered_via IS NULL)
             OR (taken.push IS NOT NULL AND taken.push_arrival IS NULL)
         )
-    ), told AS (
+    ), events AS (
         INSERT INTO nexmdm_event (type, device_ids, request_id, data)
         SELECT event.type, ARRAY[taken.device_id], taken.request_id, event.data
         FROM taken CROSS JOIN LATERAL (
@@ -190,7 +192,7 @@ _TAKE: Final = f"""
             SELECT 3, 'delivery.settled', jsonb_build_object(
                 'state', taken.becomes, 'withdrawn_by', NULL, 'late', taken.late, 'result', jsonb_build_object(
                     'status', taken.status, 'message', taken.message, 'output', taken.output,
-                    'finished_at', taken.finished_at
+                    'finished_at', to_char(taken.finished_at AT TIME ZONE 'UTC', {RFC3339})
                 )
             )
             WHERE taken.is_final AND NOT taken.duplicate
@@ -284,7 +286,7 @@ def record_report(device_id: UUID, request_id: UUID, report: ReportInput) -> Rep
 
 
 def _retire_if_wiped(delivery: Any) -> None:
-    """Retire the device if its success was stored, and if the device was not enrolled again since the wipe.
+    """Retire the device if the success of its wipe was stored, and if the device was not enrolled again since the wipe.
 
     `delivery` has the values from before the report. A repeat retires the device too, because a worker of the previous
     version may have recorded the first report.
@@ -305,7 +307,7 @@ def _retire_if_wiped(delivery: Any) -> None:
 def is_last_word(device_id: UUID, request_id: UUID, report: ReportInput) -> bool:
     """Return whether a report repeats the success that retired its device. The old token may send only this report.
 
-    As for _retire_if_wiped(), a wipe from before the device was enrolled again has not retired it.
+    A wipe from before the device was enrolled again has not retired the device (see _retire_if_wiped()).
     """
     return (
         report.status == ReportStatus.SUCCEEDED

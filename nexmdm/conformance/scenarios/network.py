@@ -14,8 +14,11 @@ _LATE_SECONDS: Final = 3
 _RETRIES: Final = 4
 _EPISODES: Final = 3
 _LEAST_SPREAD: Final = 0.07
-"""The part by which the longest and the shortest of equal waits differ at least, on average. If each wait is between
-half of a time and all of it, they differ by 0.33 on average, and in 1 of 3,000 runs by less than this."""
+"""The least average difference between the longest and the shortest of equal waits, as a part of their mean.
+
+If each wait is a random time between half of a length and the whole length, the difference is 0.33 on average, and in 1
+of 3,000 runs less than this.
+"""
 
 _RETRY_AFTER: Final = 4
 _PORTAL_STATUSES: Final = (200, 302, 404)
@@ -114,7 +117,10 @@ async def _overloaded(case: Case) -> None:
 
 
 async def _returns(case: Case, path: str, status: int) -> None:
-    """Wait for a refusal and the call after it. Raises Missed if that comes before Retry-After, or not."""
+    """Wait for a refusal and the call after it.
+
+    Raises Missed if that call comes before Retry-After is over, or does not come.
+    """
     refused = await case.refused(path, status)
     await case.until(
         lambda: case.proxy.to(path, since=refused.at),
@@ -167,23 +173,25 @@ async def _server_away(case: Case) -> None:
 SCENARIOS: Final = (
     Scenario(
         "heartbeat-pace",
-        "A phone sends its next heartbeat next_heartbeat_seconds after the last answer, which differs each time.",
+        "A phone sends its next heartbeat next_heartbeat_seconds after the last answer. This number differs from answer"
+        " to answer.",
         _heartbeat_pace,
     ),
     Scenario(
         "spread-retries",
-        "Without an answer, a phone tries again after waits that grow, each with a random part: so a fleet does not"
-        " return all together.",
+        "Without an answer, a phone tries again after waits that grow, each with a random part. So the phones of a"
+        " fleet do not all return at the same time.",
         _spread_retries,
     ),
     Scenario(
         "lost-report",
-        "A phone repeats a report until it is answered, and does not carry out the command again.",
+        "A phone repeats a report until the server answers it, and does not carry out the command again.",
         _lost_report,
     ),
     Scenario(
         "rate-limited",
-        "After 429, a phone does not send the same request again before Retry-After is over; then it does.",
+        "After 429, a phone does not send the same request again before Retry-After is over; then it sends the"
+        " request again.",
         _rate_limited,
     ),
     Scenario(
@@ -199,7 +207,7 @@ SCENARIOS: Final = (
     ),
     Scenario(
         "server-away",
-        "While the server is away, a phone keeps its credentials and its reports, carries out what is pushed, and goes"
+        "While the server is away, a phone keeps its credentials and its reports, carries out pushed commands, and goes"
         " on when the server is back.",
         _server_away,
     ),
