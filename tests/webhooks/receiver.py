@@ -138,9 +138,10 @@ class Receiver(ThreadingHTTPServer):
             self.arrived.notify_all()
             return self.state.script.pop(0) if self.state.script else self.state.always
 
-    def hang(self, *_: Any) -> None:
+    def hang(self, handler: "Handler", received: Received) -> None:
         """Give no answer until the receiver is released."""
         self.released.wait(30)
+        status(200)(handler, received)
 
     def wait_for(self, number: int) -> None:
         """Wait until this number of requests has come."""
