@@ -92,8 +92,9 @@ class Run:
         """
         attempts: list[Attempted] = []
         place, failure, acknowledged = leases.cursor_of(self.webhook), "", False
-        tested = await self._send_test(page, attempts)
-        until = min(time.monotonic() + STORED_WITHIN_SECONDS, renewed_at + BEGINS_WITHIN_SECONDS)
+        begins_until = renewed_at + BEGINS_WITHIN_SECONDS
+        tested = time.monotonic() < begins_until and await self._send_test(page, attempts)
+        until = min(time.monotonic() + STORED_WITHIN_SECONDS, begins_until)
         for event in page.events:
             if self._stopping.is_set() or time.monotonic() >= until:
                 break
