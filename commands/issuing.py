@@ -26,7 +26,7 @@ class AudienceChanged(DomainError):
 
 
 class PushPayloadTooLarge(DomainError):
-    detail = "The command is larger than the 4096 bytes of a push. Shorten its params."
+    detail = "The command is larger than 4096 bytes, the limit of a push. Shorten its params."
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ REMEMBERED: Final = 100_000
 """The largest number of devices that a process counts (20 MB). Beyond it, the counts of all devices begin again."""
 
 REFUSED: Final = CounterMetric(
-    "nexmdm_reports_refused", "Reports answered 429, over the DEVICE_RATE_LIMIT of their device."
+    "nexmdm_reports_refused", "Reports that were answered 429, because their device was over DEVICE_RATE_LIMIT."
 )
 
 

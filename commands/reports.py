@@ -288,8 +288,8 @@ def record_report(device_id: UUID, request_id: UUID, report: ReportInput) -> Rep
 def _retire_if_wiped(delivery: Any) -> None:
     """Retire the device if the success of its wipe was stored, and if the device was not enrolled again since the wipe.
 
-    `delivery` has the values from before the report. A repeat retires the device too, because a worker of the previous
-    version may have recorded the first report.
+    `delivery` has the values from before the report. A repeated report retires the device too: a worker of NexMDM's
+    previous version may have recorded the first report, and did not retire the device.
     """
     if delivery.action not in actions.RETIRING:
         return

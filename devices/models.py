@@ -90,7 +90,7 @@ PUSH_HEALTH: Final = {
     "dead": Q(push_token_dead_at__isnull=False),
     "none": Q(push_token=None),
 }
-"""The states of pushing by name; each device is in one of them. A dead push token outranks a failing one."""
+"""The states of pushing by name; each device is in exactly one of them."""
 
 
 def not_seen_after(moment: datetime) -> Q:

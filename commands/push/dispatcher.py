@@ -57,7 +57,7 @@ LEAVES_WITHIN_SECONDS: Final = outbox.LEASE.total_seconds() - fcm.TIMEOUT_SECOND
 
 The rest of the lease is for the answer, and 5 s to record it.
 """
-CIRCUIT_OPENED = Counter("nexmdm_circuit_opened", "Times that a circuit to FCM has opened, by the cause.", ["cause"])
+CIRCUIT_OPENED = Counter("nexmdm_circuit_opened", "How often a dispatcher's circuit has opened, by cause.", ["cause"])
 for _cause in circuit_breaker.CAUSES:
     CIRCUIT_OPENED.labels(_cause.value)  # So the metric is 0 before the first time, and not absent.
 

@@ -42,13 +42,13 @@ class RetryDecision(NamedTuple):
 
 
 _ADVICE: Final[dict[int, str]] = {
-    HTTPStatus.UNAUTHORIZED: "FCM refuses our access token. Check the service account's key, and this machine's clock.",
-    HTTPStatus.FORBIDDEN: "The service account has no right to send. Give it this right, and enable the FCM API.",
+    HTTPStatus.UNAUTHORIZED: "FCM refuses the access token. Check the service account's key, and this machine's clock.",
+    HTTPStatus.FORBIDDEN: "The service account may not send pushes. Give it this right, and enable the FCM API.",
     HTTPStatus.NOT_FOUND: "FCM does not know the project. Check the service account's project_id, and FCM_BASE_URL.",
 }
 _NOT_FCM: Final = "The answer is not from FCM. If this continues, check FCM_BASE_URL and the proxies."
 _NO_ACCESS: Final = (
-    "There is no access token. Check the service account, this machine's clock, and the route to Google."
+    "There is no access token. Check the service account, this machine's clock, and the network route to Google."
 )
 _NO_TARGET: Final = "FCM calls the push token invalid."
 

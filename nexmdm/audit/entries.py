@@ -107,8 +107,9 @@ def values(
 def record(caller: Audited, *, status: int, code: str) -> None:
     """Write the entry of a refusal, in its own transaction.
 
-    The statement waits until every other transaction that has written an entry has ended. So it must be the last
-    statement of its transaction.
+    The statement waits until every other transaction that has written an entry has ended. From then on, every other
+    transaction that writes an entry waits for this transaction. So the statement must be the last one of its
+    transaction.
     """
     entry = values(caller, status=status, code=code)
     content = {name: entry[name] for name in ("principal", "method", "path", "status", "code", "action", "target")}

@@ -254,10 +254,10 @@ class GroupCommit(Generic[Item, Outcome]):
     def _work(self, items: Sequence[Item]) -> Sequence[Outcome | Exception]:
         """Flush in a thread. A busy process keeps the connection for the next flush: the pool's check is expensive.
 
-        (If the pool is so small that other work would wait for this connection, it is not kept.) If a kept connection
-        is broken, a new connection shows whether PostgreSQL has stopped too. To record items twice does no harm. The
-        network may have dropped an idle connection silently, so an idle connection goes back to the pool, which checks
-        it.
+        If the pool is so small that other work would wait for this connection, the connection is not kept. If a kept
+        connection is broken, the items are flushed again over a new connection, which fails too if PostgreSQL has
+        stopped. To record items twice does no harm. The network may have dropped an idle connection silently. So an
+        idle connection goes back to the pool, which checks it.
         """
         if time.monotonic() - self._flushed_at > BUSY_SECONDS:
             database.release_connections()

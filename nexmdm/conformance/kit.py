@@ -63,7 +63,7 @@ class Kit:
             except Missed as missed:
                 return Result(scenario, str(missed), agent.last_words())
             except (Refused, Unreachable) as error:
-                return Result(scenario, f"the server of the kit answered its admin: {error}")
+                return Result(scenario, f"an admin request of the kit to its own server failed: {error}")
             finally:
                 await asyncio.to_thread(agent.stop)
         return Result(scenario, "")

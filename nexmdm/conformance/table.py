@@ -26,5 +26,5 @@ def _miss(result: Result) -> list[str]:
     for head, text in parts:
         lines += textwrap.wrap(text, _WIDTH, initial_indent=f"  {head}", subsequent_indent="        ")
     if result.output:
-        lines += ["  The agent's last lines:", textwrap.indent(result.output, "    ")]
+        lines += ["  The last lines of the agent's output:", textwrap.indent(result.output, "    ")]
     return lines

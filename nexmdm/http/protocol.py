@@ -42,7 +42,7 @@ HEAD_LIMIT: Final = 64 * 1024
 WIRE_LIMIT: Final = 8 * 1024 * 1024
 """The number of bytes that may follow a head, with framing and trailers; the guard counts the body itself."""
 
-CUT = Counter("nexmdm_connections_cut", "Connections ended because of their client, by reason.", ["reason"])
+CUT = Counter("nexmdm_connections_cut", "Connections ended because of the client, by reason.", ["reason"])
 for _reason in (
     "silent", "head too slow", "head too large", "no HTTP", "upgrade", "broken body", "body without end",
     "too many requests ahead", "answer not taken",

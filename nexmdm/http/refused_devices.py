@@ -42,7 +42,8 @@ The refusals of further devices are only logged."""
 
 CURTAILED = Counter(
     "nexmdm_refusals_curtailed",
-    "Refusals over a limit, by limit: lines (logged without address), look-ups (without device), devices (not stored).",
+    "Refusals that were over a limit, by the limit. lines: logged without the address. look-ups: logged without the "
+    "device. devices: not stored for the device.",
     ["bound"],
 )
 for _bound in ("lines", "look-ups", "devices"):

@@ -54,7 +54,7 @@ class PushHealthRow(ResponseSchema):
     """
 
     key: str
-    devices: Annotated[int, Field(description="Devices that have this value now, neither revoked nor retired.")]
+    devices: Annotated[int, Field(description="Active devices that have this value now.")]
     attempts: Annotated[int, Field(description="Pushes that were sent to FCM.")]
     accepted: Annotated[int, Field(description="Pushes that FCM accepted.")]
     answered_by_push: Annotated[int, Field(description="Settled deliveries on which a phone reported `via` push.")]
@@ -65,7 +65,8 @@ class PushHealthRow(ResponseSchema):
         int, Field(description="Settled deliveries whose push was sent with priority high and arrived as normal.")
     ]
     p50_ms: Annotated[
-        int | None, Field(description="The median from FCM's acceptance to the first report, by push; within 5 %.")
+        int | None,
+        Field(description="The median time from FCM's acceptance to the first report by push; exact to 5 %."),
     ]
     p95_ms: int | None
 

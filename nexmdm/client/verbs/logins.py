@@ -17,7 +17,7 @@ from nexmdm.client.profiles.profile_file import ProfileError
 from nexmdm.client.session import DONE, FAILED, WRONG_USAGE, Session
 from nexmdm.client.verbs.shared import surroundings, terminal_of
 
-_PROFILE = click.option("--profile", metavar="NAME", help="The name of the profile; default: default.")
+_PROFILE = click.option("--profile", metavar="NAME", help="The name of the profile. Without this option: `default`.")
 
 
 def _name(context: click.Context, profile: str | None) -> str:

@@ -29,7 +29,7 @@ class Command(BaseCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
         add = parser.add_argument
-        add("--only", action="append", metavar="NAME", choices=SCENARIOS, help="play this scenario; may be repeated")
+        add("--only", action="append", metavar="NAME", choices=SCENARIOS, help="play this scenario only; repeatable")
         add("--list", action="store_true", help="print the scenarios and their promises, and play none")
         add("--keep", type=Path, metavar="FOLDER", help="keep all outputs and states in this new folder")
         add("command", nargs=REMAINDER, metavar="-- COMMAND …", help="the command that starts the agent")

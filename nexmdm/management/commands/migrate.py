@@ -105,7 +105,7 @@ class Command(migrate.Command):
         while batch := comparison_keys.fill(FILL_BATCH, using):
             filled += batch
         if filled and verbosity:
-            self.stdout.write(f"Filled in the comparison keys of {filled} devices.")
+            self.stdout.write(f"Filled in the columns alias_key and hardware_key of {filled} devices.")
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
