@@ -1,4 +1,4 @@
-"""Issue commands: the audience of each is fixed here.
+"""Issue commands: this module fixes the devices of each command (its audience).
 
 Each function runs inside its caller's transaction. All times are the database's.
 """

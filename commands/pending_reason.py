@@ -33,7 +33,8 @@ QUOTED: Final = 100
 _FAILED: Final = Q(
     outcome__in=(AttemptOutcome.RETRY_LATER, AttemptOutcome.REJECTED, AttemptOutcome.TOKEN_DEAD, AttemptOutcome.UNKNOWN)
 ) | Q(outcome=AttemptOutcome.BLOCKED, http_status__isnull=False)
-"""The condition for pushes that were sent and failed. A push that was returned unsent, or is in flight, has not failed.
+"""The condition for pushes that were sent and failed. A push that was given back unsent, or is in flight, has not
+failed.
 """
 
 

@@ -12,7 +12,7 @@ If the sends to only one or two devices fail, the phones may be the cause.
 """
 
 MOST_PASSED_OVER: Final = 1000
-"""The most failed deliveries that a circuit stores: more than can fail before it opens, with all slots in use."""
+"""The largest number of failed deliveries that a circuit stores. Fewer can fail before the circuit opens."""
 
 PROBE_INTERVAL_SECONDS: Final = 30.0
 

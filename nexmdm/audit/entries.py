@@ -29,7 +29,8 @@ _MOVE_MARK: Final = """
 """
 
 
-# Between the two steps the mark is at an existing entry, whatever an outer transaction has set for constraints.
+# Check the mark only at the commit: between the two steps of prune(), it stands at an entry that still exists. An outer
+# transaction may have set another time for the check.
 _MARK_FIRST: Final = "SET CONSTRAINTS audit_mark_takes_all DEFERRED"
 
 

@@ -68,7 +68,7 @@ def count(group: str, key: str, rate: str) -> dict[str, Any]:
 
 
 def count_at_once(group: str, key: str, rate: str, calls: int = 1) -> tuple[int, float]:
-    """Count more calls of a group's key by one statement; return how many are over the limit, and the seconds left.
+    """Count more calls of a group's key by one statement; return how many exceed the limit, and the window's rest in s.
 
     The window begins with its first call. Use this function, not count(), where calls are frequent: count() uses
     django-ratelimit, which runs two statements and takes more time.

@@ -98,10 +98,10 @@ class _Waiting(Generic[Item, Outcome]):
 class GroupCommit(Generic[Item, Outcome]):
     """The next batch of one event loop, and the task that flushes it.
 
-    `flush` runs in a thread, on items sorted by key, at most one for each key; it returns an outcome or an error for
-    each. `flush` is called again after a deadlock, and for each item alone if the data of one does not fit the
-    database. Items of one key are recorded in the order in which they came. `flushed` is called on the loop with the
-    outcomes of a batch, and the seconds that its flush took.
+    `flush` runs in a thread. It gets items sorted by key, at most one for each key, and returns an outcome or an error
+    for each item. `flush` is called again after a deadlock, and for each item alone if the data of one item does not
+    fit the database. Items of one key are recorded in the order in which they came. `flushed` is called on the loop
+    with the outcomes of a batch, and the seconds that its flush took.
 
     An item is refused if `waiting_limit` items wait. It is also refused if more than one batch waits, and the first
     item has waited for `longest_wait_seconds`, because the new item would wait as long.

@@ -31,7 +31,7 @@ TAG: Final = "nexmdm"
 UNCHECKED_CONNECTIONS: Final = "nexmdm.W001"
 
 COMMAND_CONNECTIONS: Final = 3
-"""Reserved for management commands, a backup, and a person with psql."""
+"""The connections that are reserved for management commands, a backup, and a person with psql."""
 
 _DATABASE_FACTS: Final = """
     SELECT least(

@@ -1,4 +1,4 @@
-"""One scenario's world: an agent, the proxy in front of the server, its pushes, and an admin."""
+"""The surroundings of one scenario: an agent, the proxy in front of the server, its pushes, and an admin."""
 
 import asyncio
 import time
@@ -172,7 +172,7 @@ class Case:
         return str(self._answers()[-1]["device_id"])
 
     def credentials(self) -> list[Credentials]:
-        """Return all pairs that the server sent to the agent, the newest last, also those whose answer was lost."""
+        """Return all pairs of token and command key that the server sent, also in lost answers; the newest last."""
         return [Credentials(one["device_token"], one["command_key"]) for one in self._answers(REGISTER, ROTATE)]
 
     def resign(self, envelope: Envelope, command_key: str, **changes: str) -> Envelope:

@@ -30,7 +30,7 @@ log = structlog.get_logger()
 
 LOOK_UP_SECONDS: Final = 1.0
 DRAIN_SECONDS: Final = 5
-"""The time that a process that stops waits for the database to write its last refusals."""
+"""The longest time that a stopping process waits until the database has written its last refusals."""
 
 CLAIMS: Final = 1000
 """The largest number of different refusals that wait for the look-up of their token. Otherwise invented tokens could

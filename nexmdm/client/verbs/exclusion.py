@@ -53,7 +53,7 @@ def _shut_out(session: Session, name: str, verb: str, *, yes: bool) -> int:
 @shared.write
 @click.argument("name", type=values.DEVICE, metavar="DEVICE")
 def reinstate(session: Session, name: str) -> int:
-    """Reinstate a revoked device, with the same token, and show the commands that stay withdrawn."""
+    """Reinstate a revoked device; its old token works again. Show the commands that stay withdrawn."""
     found = session.client.post(f"/admin/devices/{session.names.device_id(name)}/reinstate")
     show(session, found)
     for one in found.get("withdrawn", ()):
