@@ -1,4 +1,7 @@
-"""The three ledgers of a run, and their comparison: the clients' account, the database, and FCM's journal."""
+"""Three of a run's four ledgers, and their comparison: the clients' account, the database, and FCM's journal.
+
+The fourth ledger is the event feed (feed.py).
+"""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
