@@ -910,7 +910,7 @@ def test_another_server_gets_no_signature_with_the_secrets_of_this_one(
     monkeypatch.delenv(missing, raising=False)
     ran = run(*verb, "--url", ELSEWHERE, transport=network)
     assert ran.status == 2
-    assert re.search(f"set ADMIN_KEY and HMAC_SECRET .* \\(not set: {missing}\\)", ran.err)
+    assert re.search(f"Set ADMIN_KEY and HMAC_SECRET .* \\(not set: {missing}\\)", ran.err)
     assert network.seen == []
 
 

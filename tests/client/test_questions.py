@@ -181,7 +181,7 @@ def test_lost_locks_then_wipes_and_the_success_of_the_wipe_retires(network: InPr
     assert (lock.action, wipe.action, lock.note, wipe.note) == ("lock", "wipe", "left on a bus", "left on a bus")
     assert ran.out == f"Sent lock {lock.pk}.\nSent wipe {wipe.pk}.\n"
     assert "tab-1 (last seen: never) has until" in ran.err
-    assert "When the phone reports that the wipe succeeded, the server retires it." in ran.err
+    assert "When the phone reports that the wipe succeeded, the server retires the phone." in ran.err
     assert f"To follow it: `manage.py fleet command {wipe.pk} --wait`." in ran.err
     fleet[1].report(str(wipe.pk), "succeeded")
     assert Device.objects.get(pk=fleet[1].device_id).retired_at is not None
