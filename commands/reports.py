@@ -293,7 +293,7 @@ def _retire_if_wiped(delivery: Any) -> None:
     """Retire the device if the success of its wipe was stored, and if the device was not enrolled again since the wipe.
 
     `delivery` has the values from before the report. A repeated report retires the device too: a worker of NexMDM's
-    previous version may have recorded the first report, and did not retire the device.
+    previous version may have recorded the first report without retiring the device.
     """
     if delivery.action not in actions.RETIRING:
         return

@@ -56,7 +56,7 @@ class Case:
         """Start the agent, and wait for its registration and its first heartbeat."""
         self.agent.start()
         await self.until(lambda: self._accepted(REGISTER, 0), "the agent did not register")
-        what = "after its registration, the agent sent no heartbeat that the server accepted"
+        what = "the agent registered, but sent no heartbeat that the server accepted"
         await self.until(lambda: self._accepted(HEARTBEAT, 0), what)
 
     async def heartbeat(self, what: str = "the agent sent no heartbeat", *, within: float = SOON_SECONDS) -> Call:

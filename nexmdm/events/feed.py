@@ -38,7 +38,10 @@ class Happening(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """Which events to read. An empty `types` means all types; a type that ends in `*` means all types that begin so."""
+    """Which events to read.
+
+    An empty `types` means all types; a type that ends in `*` means all types that begin with the text before the `*`.
+    """
 
     types: Sequence[str] = ()
     device_id: UUID | None = None

@@ -28,7 +28,7 @@ SETTLING: Final = timedelta(minutes=5)
 """How long after its end an hour is counted: by then, each transaction that began in this hour has ended."""
 
 BANDS_PER_DOUBLING: Final = 8
-"""The number of latency bands. A latency is exact to 4.5 %, which is half of a band."""
+"""The number of latency bands for each doubling. A latency is exact to 4.5 %, which is half of a band."""
 
 
 class PushHealthField(StrEnum):
