@@ -151,7 +151,7 @@ class Case:
         reports = [f"{one.body.get('status')} (answer: {one.status or 'none'})" for one in self.reports(request_id)]
         found = self.agent.executed().count(request_id)
         seen = f"it reported {', '.join(reports)}" if reports else "it sent no report"
-        seen += f", and carried it out {_often(found)}, by PHONE_ACTIONS_FILE"
+        seen += f", and carried it out {_often(found)}, according to PHONE_ACTIONS_FILE"
         return seen + self._untaken()
 
     def _untaken(self) -> str:
@@ -162,7 +162,7 @@ class Case:
         found = self.agent.executed().count(request_id)
         if found != times:
             missed = f"the agent carried the command out {_often(found)} instead of {_often(times)}"
-            raise Missed(missed + (f", by PHONE_ACTIONS_FILE{self._untaken()}" if found < times else ""))
+            raise Missed(missed + (f", according to PHONE_ACTIONS_FILE{self._untaken()}" if found < times else ""))
 
     # --- credentials
 

@@ -25,7 +25,7 @@ JOBS: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How a scenario ended. `missed` is empty if its promise held, else what the agent did instead."""
+    """How a scenario ended. `missed` is empty if its promise was kept, else what the agent did instead."""
 
     scenario: Scenario
     missed: str

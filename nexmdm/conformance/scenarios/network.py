@@ -49,10 +49,12 @@ async def _spread_retries(case: Case) -> None:
         if waits[0] < _EARLY_SECONDS:
             raise Missed(f"the agent tried again after {waits[0]:.2f} s")
         if waits[-1] <= waits[0]:
-            raise Missed(f"its waits do not grow: {_shown(waits)}")
+            raise Missed(f"the agent's waits do not grow: {_shown(waits)}")
     spreads = [(max(waits) - min(waits)) / fmean(waits) for waits in zip(*episodes, strict=True)]
     if fmean(spreads) < _LEAST_SPREAD:
-        raise Missed(f"its waits are the same each time ({_shown(episodes[0])}): all phones would return together")
+        raise Missed(
+            f"the agent's waits are the same each time ({_shown(episodes[0])}): all phones would return together"
+        )
 
 
 async def _retries(case: Case) -> list[float]:

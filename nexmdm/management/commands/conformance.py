@@ -1,4 +1,4 @@
-"""manage.py conformance: play the scenarios of the kit against an agent, and print which promises held."""
+"""manage.py conformance: play the scenarios of the kit against an agent, and print which promises were kept."""
 
 import asyncio
 import shutil
@@ -21,7 +21,7 @@ from nexmdm.conformance.table import table
 
 
 class Command(BaseCommand):
-    """Exit status 0 if all promises held, else 1."""
+    """Exit status 0 if all promises were kept, else 1."""
 
     help = "Test an agent: start a server for it, inject faults, and print which promises of docs/agent.md it keeps."
     requires_system_checks = ()
@@ -65,5 +65,5 @@ class Command(BaseCommand):
             return await running.play_all(scenarios, command, self._tell)
 
     def _tell(self, result: Result) -> None:
-        self.stdout.write(f"  {result.scenario.name}: {'MISSED' if result.missed else 'held'}")
+        self.stdout.write(f"  {result.scenario.name}: {'MISSED' if result.missed else 'kept'}")
         self.stdout.flush()
