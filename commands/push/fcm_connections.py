@@ -142,7 +142,7 @@ class FcmConnections:
 
 
 class _Connection(asyncio.Protocol):
-    """One connection; `connections` are all that are open."""
+    """One connection; `connections` are all open connections."""
 
     def __init__(self, connections: "set[_Connection]") -> None:
         self.idle_since = 0.0

@@ -1,8 +1,9 @@
 """The event feed: pages of events after a cursor, in an order that never changes.
 
-Events are ordered by the transaction that wrote them, and in it by their row and their device. Transactions commit in
-another order than they begin. So a reader sees only rows of transactions older than each write transaction that is
-still open in the cluster (its horizon): nothing can be committed any more in front of a place that a reader has passed.
+Events are ordered by the transaction that wrote them, and within a transaction by their row and their device.
+Transactions commit in another order than they begin. So a reader sees only the rows of transactions that are older than
+every open write transaction of the cluster (the oldest of these is the reader's horizon). Nothing can be committed any
+more in front of a place that a reader has passed.
 """
 
 from collections.abc import Iterable, Sequence
@@ -37,12 +38,15 @@ class Happening(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """Which events to read. An empty `types` means all types; a type that ends in `*` means all that begin so."""
+    """Which events to read.
+
+    An empty `types` means all types; a type that ends in `*` means all types that begin with the text before the `*`.
+    """
 
     types: Sequence[str] = ()
     device_id: UUID | None = None
     tags: Sequence[str] = ()
-    """Only events about devices that have one of these tags now, if any is given."""
+    """If any tag is given: only events about devices that have one of these tags now."""
 
 
 class Page(NamedTuple):
@@ -92,7 +96,7 @@ _IS_MORE: Final = """
 
 @transaction.atomic
 def read(after: Cursor | None, wanted: Wanted, limit: int) -> Page:
-    """Return up to `limit` wanted events after a place (None: from the oldest kept on).
+    """Return up to `limit` wanted events after a place (None: from the oldest stored event on).
 
     A page may have fewer events than `limit`, or none, although others follow: its next_cursor continues behind the
     rows that it looked through. Raises CursorExpired.
