@@ -7,7 +7,7 @@ more in front of a place that a reader has passed.
 """
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
@@ -18,13 +18,17 @@ from nexmdm.common import database
 from nexmdm.events import epochs
 from nexmdm.events.cursor import Cursor, CursorExpired
 
+_UNIX: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+
 SCANNED: Final = 10_000
 """The most rows that one page looks through for the events that were asked for."""
 
 
 class Happening(NamedTuple):
-    """One event of the feed. `id` is unique in all epochs, and stays the same however often the event is read.
+    """One event of the feed. `id` stays the same, however often the event is read.
 
+    `id` contains the event's time, because a restored database gives numbers of rows again that were in use before.
     `next_cursor` is the place after the event.
     """
 
@@ -174,7 +178,7 @@ def _happening(epoch: str, row: Any) -> Happening:
     here = Cursor(epoch, int(xid), row_id, place)
     return Happening(
         here._replace(place=place + 1) if has_next else here._replace(id=row_id + 1, place=0),
-        f"{row_id}-{place}",
+        f"{(at - _UNIX) // _MICROSECOND:x}-{row_id}-{place}",
         event_type,
         at,
         device_id,
