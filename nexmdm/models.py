@@ -106,8 +106,8 @@ class AuditMark(models.Model):
 class PushHealthHour(models.Model):
     """The pushes of one hour that is over, counted for one value of a device's field.
 
-    nexmdm/monitoring/push_health.py writes and reads it. `latencies` counts answers by their latency band. Each counted
-    hour also has a row without a field, so that these rows show which hours are counted.
+    nexmdm/monitoring/push_health.py writes and reads this table. `latencies` counts answers by their latency band. Each
+    counted hour also has a row without a field, so that these rows show which hours are counted.
     """
 
     id = models.BigAutoField(primary_key=True)
@@ -183,10 +183,12 @@ class Event(models.Model):
 
 
 class EventMark(models.Model):
-    """The one row about the feed as a whole: the database that its transaction ids belong to, and what is deleted.
+    """The one row about the feed as a whole: its database, and the last row that retention deleted.
+
+    `database` is the database to which the transaction ids of the events belong.
 
     `epoch` names the feed in cursors, and changes if the events were restored into another database. `pruned_xid` and
-    `pruned_id` are those of the last row that retention deleted.
+    `pruned_id` are the transaction id and the id of the last row that retention deleted.
     """
 
     id = models.SmallIntegerField(primary_key=True)

@@ -41,7 +41,7 @@ class NexmdmAdminSite(AdminSite):
     index_template = "nexmdm/index.html"
 
     def admin_view(self, view: "_ViewType", cacheable: bool = False) -> "_ViewType":
-        """Wrap a view: for other methods than GET and HEAD, all views except two answer 405.
+        """Wrap a view: all views except logout and password change answer 405 to other methods than GET and HEAD.
 
         (The login is not wrapped.)
         """

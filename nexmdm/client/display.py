@@ -27,7 +27,7 @@ FREE_TEXT: Final = ("note", "reason", "detail", "tags", "path", "label", "target
 
 NARROWEST_FREE_TEXT: Final = 20
 WIDEST_WORD: Final = 37
-"""A word of a free text may be cut if it is longer. An id with a comma has 37 characters."""
+"""A word of a free text may be cut if it has more characters. An id with a comma has 37 characters."""
 
 _GAP: Final = 2
 _COLOURED: Final = ("state", "outcome", "presence", "push", "status", "code")

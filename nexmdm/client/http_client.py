@@ -23,7 +23,7 @@ LONGEST_WAIT_SECONDS: Final = 30
 
 PAGE: Final = 500
 PAUSES_SECONDS: Final = (0.5, 2.0)
-"""The pauses before each repeat of a write whose answer was lost, in seconds. After the last one there is no repeat."""
+"""The pause before each repeat of a write whose answer was lost, in seconds. There are as many repeats as pauses."""
 
 AGAIN_SECONDS: Final = 1.0
 """While the client waits for a command: the pause after a request that got no answer, in seconds."""
@@ -34,7 +34,7 @@ _LONGEST_TARGET: Final = 16_384
 
 _SHOWN_OF_A_STRANGER: Final = 200
 _OF_NO_ACCOUNT: Final = ("idempotency_in_flight", "rate_limited")
-"""The statuses, apart from 5xx, with which the answer to a repeat does not show whether the write was carried out."""
+"""The codes (of 4xx) with which the answer to a repeat does not show whether the write was carried out."""
 
 _AWAY: Final = (502, 503, 504)
 

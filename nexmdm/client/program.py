@@ -41,7 +41,7 @@ PANELS: Final = {
     "Lost phones": (
         _Verb("lost", "lost", "Lock and wipe a lost phone; the server retires it when the wipe has succeeded."),
         _Verb("exclusion", "revoke", "Revoke a device immediately; its open commands are cancelled."),
-        _Verb("exclusion", "reinstate", "Reinstate a revoked device, with the same token."),
+        _Verb("exclusion", "reinstate", "Reinstate a revoked device; its old token works again."),
         _Verb("exclusion", "retire", "Retire a device permanently; its hardware may register again."),
     ),
     "Server": (

@@ -163,7 +163,7 @@ def push_health_rank(row: Json) -> tuple[bool, float, int, str]:
 
 
 def _answered_share(row: Json) -> float | None:
-    # An answer may belong to a push before the span.
+    # An answer may belong to a push that was sent before the span.
     return min(1.0, row["answered_by_push"] / row["accepted"]) if row["accepted"] else None
 
 

@@ -192,7 +192,7 @@ def folder(name: str) -> str:
     path = text(name)
     if path and not (Path(path).is_dir() and os.access(path, os.W_OK | os.X_OK)):
         message = f"{name} is not a folder that this process can write to: {path}."
-        raise Misconfigured(ConfigError.METRICS_FOLDER, message, "Create it, empty, before the start.")
+        raise Misconfigured(ConfigError.METRICS_FOLDER, message, "Create it as an empty folder before the start.")
     return path
 
 
@@ -205,7 +205,7 @@ def secret(name: str, generated: dict[str, str] | None) -> str:
     if not value and generated is not None:
         value = generated.get(name, "")
     if not value:
-        message = f"{name} is not set. With DATABASE_URL, set every secret in the environment."
+        message = f"{name} is not set. If DATABASE_URL is set, every secret must be set in the environment."
         raise Misconfigured(ConfigError.MISSING, message, _MAKE_ONE)
     return sound_secret(name, value)
 

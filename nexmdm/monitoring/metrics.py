@@ -40,7 +40,7 @@ FLUSH_SECONDS: Final = 0.25
 
 REQUEST_SECONDS = Histogram(
     "nexmdm_request_seconds",
-    "Time to the end of the answer, by route.",
+    "Time from the start of a request to the end of its answer, by route.",
     ["route", "method", "status"],
     buckets=BUCKETS,
 )

@@ -50,7 +50,7 @@ CHANGING: Final = {
 }
 A_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 A_MESSAGE_ID: Final = re.compile(r"projects/[^/]+/messages/\S+")
-AN_EVENT: Final = re.compile(r"\d+-\d+")
+AN_EVENT: Final = re.compile(r"[0-9a-f]+-\d+-\d+")
 
 
 def steady(value: Any, name: str = "") -> Any:

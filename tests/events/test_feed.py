@@ -199,6 +199,19 @@ def test_events_restored_into_another_database_are_readable_and_old_cursors_have
     assert aliases(feed.all_events(admin)) == ["till 1", "till 2"]
 
 
+def test_an_event_written_after_a_restore_never_has_the_id_of_an_event_that_the_restore_lost(admin: Admin) -> None:
+    enrol(admin, "till 1")
+    (lost,) = feed.all_events(admin)
+    database.execute("DELETE FROM nexmdm_event")
+    database.execute(
+        "SELECT setval(pg_get_serial_sequence('nexmdm_event', 'id'), %s, false)", [int(lost["id"].split("-")[1])]
+    )
+    enrol(admin, "till 2")
+    (new,) = feed.all_events(admin)
+    assert new["id"].split("-")[1:] == lost["id"].split("-")[1:]
+    assert new["id"] != lost["id"]
+
+
 def test_a_cursor_from_after_the_point_to_which_the_cluster_was_recovered_has_expired(admin: Admin) -> None:
     enrol(admin, "till 1")
     feed.all_events(admin)

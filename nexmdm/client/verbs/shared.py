@@ -37,7 +37,7 @@ _WATCH: Final = click.option(
     help=f"Show the answer again every {WATCH_SECONDS} seconds, or every SECONDS, until Ctrl-C.",
 )  # fmt: skip
 _WAITING: Final = (
-    click.option("--wait", is_flag=True, help="Wait until every device is done."),
+    click.option("--wait", is_flag=True, help="Wait until every delivery is settled."),
     click.option(
         "--timeout", type=arguments.SECONDS, metavar="TIME",
         help="How long to wait (implies --wait); default: until the command expires.",
@@ -50,7 +50,7 @@ _BETWEEN: Final = tuple(
     click.option(name, type=arguments.MOMENT, metavar="TIME", help=f"{text}: 2h ago, yesterday, 2026-11-29, …")
     for name, text in (("--since", "From this time on"), ("--until", "Before this time"))
 )
-YES: Final = click.option("--yes", is_flag=True, help="Do not ask for the number of devices.")
+YES: Final = click.option("--yes", is_flag=True, help="Do not ask to confirm the number of devices.")
 
 
 def write(run: Verb) -> Any:

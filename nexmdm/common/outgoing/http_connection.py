@@ -26,7 +26,7 @@ class HttpResponse(NamedTuple):
 class HttpConnection(asyncio.Protocol):
     """One connection for one request at a time.
 
-    `connections` are all that are open; `most_bytes` is the longest response that is read.
+    `connections` are all open connections; `most_bytes` is the longest response that is read.
     """
 
     def __init__(self, connections: "set[HttpConnection]", *, most_bytes: int) -> None:
