@@ -34,13 +34,13 @@ def show_list(
     else:
         session.terminal.table(columns, list(map(described, found)))
     if not found and session.terminal.form in PEOPLE:
-        session.terminal.hint(_none(one))
+        session.terminal.hint(none(one))
     if more:
         session.terminal.hint(f"There are more than these {len(found)}. To see more, use --limit.")
     return DONE
 
 
-def _none(one: str) -> str:
+def none(one: str) -> str:
     """Return the message about an empty list: it names the options that chose its rows, with their texts."""
     context = get_current_context()
     chosen = [
