@@ -14,7 +14,9 @@ from nexmdm.common.domain_error import DomainError
 from nexmdm.common.problems import Problem
 from tests.support.processes import ROOT
 
-FOLDERS: Final = ("commands", "devices", "nexmdm/api", "nexmdm/auth", "nexmdm/audit", "nexmdm/common", "nexmdm/http")
+FOLDERS: Final = (
+    "commands", "devices", "nexmdm/api", "nexmdm/auth", "nexmdm/audit", "nexmdm/common", "nexmdm/events", "nexmdm/http",
+)  # fmt: skip
 """The folders whose code answers requests of phones and admins."""
 
 FUNCTIONS: Final = {problems.general}
