@@ -13,6 +13,7 @@ from django.core.management import call_command
 
 from nexmdm.client.events import lines
 from nexmdm.common.event_feed.events import EventType
+from tests.support import feed
 from tests.support.actors import Admin, Client, Phone
 from tests.support.fleet_command import InProcess, Ran, run
 
@@ -42,6 +43,7 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def events(network: httpx.BaseTransport, *words: str) -> Ran:
+    feed.wait_until_readable()
     return run("events", *words, transport=network)
 
 
@@ -181,6 +183,17 @@ def test_an_empty_feed_says_so(network: InProcess) -> None:
     assert ran.err.startswith("There is no event.\n")
 
 
+def test_events_that_wait_for_an_older_transaction_are_mentioned(network: InProcess, admin: Admin) -> None:
+    place = cursor(events(network, "--after", "now"))
+    with feed.open_write_transaction() as older:
+        admin.enrol("HW-1")
+        ran = run("events", "--json", "--after", place, transport=network)
+        assert (ran.status, ran.out) == (0, "")
+        assert "Newer events wait for an older transaction of the database, which is still open." in ran.err
+        older.commit()
+    assert types(events(network, "--json", "--after", cursor(ran))) == ["device.enrolled"]
+
+
 def test_an_expired_cursor_is_answered_with_what_to_do(network: InProcess, admin: Admin) -> None:
     admin.enrol("HW-1")
     later = cursor(events(network))
@@ -208,7 +221,7 @@ Step = Callable[[], httpx.Response | None]
 
 
 class Scripted(httpx.BaseTransport):
-    """A network on which something happens before each request for events: a step, which may also be the answer."""
+    """A network on which a step is done before each request for events, which may be the answer; then comes Ctrl-C."""
 
     def __init__(self, network: InProcess, *steps: Step) -> None:
         self.network = network
@@ -216,52 +229,196 @@ class Scripted(httpx.BaseTransport):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Do the next step, then answer."""
-        if request.url.path == "/admin/events" and (self.steps or stop()):
+        if request.url.path == "/admin/events":
+            if not self.steps:
+                raise KeyboardInterrupt
             answer = self.steps.pop(0)()
             if answer is not None:
                 return answer
         return self.network.handle_request(request)
 
 
-def stop() -> None:
-    raise KeyboardInterrupt
-
-
-def refused() -> None:
-    raise httpx.ConnectError("Connection refused")
-
-
-def lost() -> None:
-    raise httpx.ReadTimeout("timed out")
-
-
 def nothing() -> None:
     """Let the request pass."""
 
 
+def refused() -> httpx.Response:
+    raise httpx.ConnectError("Connection refused")
+
+
+def lost() -> httpx.Response:
+    raise httpx.ReadTimeout("timed out")
+
+
 def busy() -> httpx.Response:
-    return httpx.Response(503, json={"code": "database_unavailable", "detail": "Later."}, headers={"retry-after": "7"})
+    problem = {"code": "database_unavailable", "detail": "The database does not answer."}
+    return httpx.Response(503, json=problem, headers={"retry-after": "7"})
 
 
-def test_follow_prints_events_as_they_happen_until_ctrl_c(network: InProcess, admin: Admin) -> None:
+def proxy_without_server() -> httpx.Response:
+    return httpx.Response(502, text="<html>Bad Gateway</html>")
+
+
+@pytest.fixture
+def enrolling(admin: Admin) -> Callable[[str], Step]:
+    """Make steps, each of which enrolls a device."""
+
+    def enrol(name: str) -> Step:
+        def step() -> None:
+            admin.enrol(name)
+            feed.wait_until_readable()
+
+        return step
+
+    return enrol
+
+
+@pytest.fixture
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the client wait for events a moment only."""
+    monkeypatch.setattr("nexmdm.client.verbs.events.events.LONGEST_WAIT_SECONDS", 0.05)
+
+
+def test_follow_prints_what_happens_from_now_on_until_ctrl_c(
+    network: InProcess, admin: Admin, short_waits: None, enrolling: Callable[[str], Step]
+) -> None:
     admin.enrol("before")
-    scripted = Scripted(network, nothing, lambda: admin.enrol("one") and None, lambda: admin.enrol("two") and None)
-    ran = events(no_wait(scripted), "--follow", "--json")
+    ran = events(Scripted(network, nothing, enrolling("one"), nothing, enrolling("two")), "--follow", "--json")
     assert ran.status == 0
-    assert types(ran) == ["device.enrolled"] * 2
+    names = [run("device", row["device_id"], "--json", transport=network).json["hardware_id"] for row in rows(ran)]
+    assert names == ["one", "two"]
     found = CONTINUE.search(ran.err)
     assert found is not None
     assert found[1] == f"--after {rows(ran)[-1]['cursor']} --follow --json"
-    waited = [request.url.params.get("wait_seconds") for request in network.seen]
-    assert waited == ["0", "0", "0"]
 
 
-class no_wait(httpx.BaseTransport):  # noqa: N801
-    """A network that asks the server not to wait, so that a test is quick. It checks that the client did ask so."""
+def test_follow_continues_after_a_cursor_and_ends_after_limit(
+    network: InProcess, admin: Admin, short_waits: None
+) -> None:
+    for number in range(4):
+        admin.enrol(f"HW-{number}")
+    whole = rows(events(network, "--json"))
+    ran = events(network, "--follow", "--json", "--after", whole[0]["cursor"], "--limit", "2")
+    assert [row["id"] for row in rows(ran)] == [row["id"] for row in whole[1:3]]
+    assert (ran.status, cursor(ran)) == (0, rows(ran)[-1]["cursor"])
 
-    def __init__(self, inner: httpx.BaseTransport) -> None:
-        self.inner = inner
 
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """Answer a request."""
-        return self.inner.handle_request(request)
+def test_follow_waits_for_events_on_the_server(network: InProcess, admin: Admin) -> None:
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        asked.append(request.url.params["wait_seconds"])
+        assert request.extensions["timeout"]["read"] > float(asked[-1])
+        return httpx.Response(200, json={"items": [], "next_cursor": "abc", "caught_up": True})
+
+    assert events(httpx.MockTransport(answer), "--follow").status == 0
+    assert asked == ["30", "30"]
+
+
+def test_follow_survives_a_restart_of_the_server_and_misses_nothing(
+    network: InProcess, short_waits: None, enrolling: Callable[[str], Step], slept: list[float]
+) -> None:
+    away = (refused, enrolling("two"), refused, proxy_without_server, lost, busy)
+    steps = (nothing, enrolling("one"), *away, enrolling("three"), nothing)
+    ran = events(Scripted(network, *steps), "--follow", "--json")
+    assert (ran.status, len(rows(ran)), len({row["id"] for row in rows(ran)})) == (0, 3, 3)
+    first, again, other, *_ = ran.err.splitlines()
+    assert first == "No answer from http://127.0.0.1:8000: Connection refused. Trying again until it answers."
+    assert (again, other[:9]) == ("The server answers again.", "No answer")
+    assert ran.err.count("The server answers again.") == 2
+    assert len(slept) == 5
+    assert all(0.5 <= pause <= 30 for pause in slept)
+    assert slept[-1] >= 7
+
+
+def test_pauses_between_tries_grow_to_half_a_minute(network: InProcess, short_waits: None, slept: list[float]) -> None:
+    assert events(Scripted(network, nothing, *[refused] * 12), "--follow").status == 0
+    assert slept[0] <= 1 < slept[3] < slept[5]
+    assert max(slept) <= 30
+    assert min(slept[6:]) >= 15
+
+
+def test_follow_without_any_answer_ends_and_a_later_refusal_says_how_to_continue(
+    network: InProcess, short_waits: None, enrolling: Callable[[str], Step], slept: list[float]
+) -> None:
+    first = events(Scripted(network, refused), "--follow")
+    assert (first.status, slept) == (3, [])
+    assert "Is the server running?" in first.err
+
+    def unsigned() -> httpx.Response:
+        return httpx.Response(401, json={"code": "invalid_signature", "detail": "The signature is wrong."})
+
+    ran = events(Scripted(network, nothing, enrolling("one"), unsigned), "--follow", "--json")
+    assert (ran.status, cursor(ran)) == (1, rows(ran)[-1]["cursor"])
+
+
+class Closed(io.StringIO):
+    """The output of a program whose reader has ended."""
+
+    def write(self, _: str) -> int:
+        """Fail."""
+        raise BrokenPipeError
+
+    def fileno(self) -> int:
+        """Return a descriptor that may be replaced."""
+        return self.spare
+
+    spare = -1
+
+
+def test_follow_ends_when_the_reader_of_its_output_ends(
+    network: InProcess, admin: Admin, short_waits: None, tmp_path: Path
+) -> None:
+    admin.enrol("HW-1")
+    with (tmp_path / "out").open("w") as file:
+        closed = Closed()
+        closed.spare = file.fileno()
+        assert run("events", "--follow", "--after", "oldest", transport=network, out=closed).status == 141
+
+
+class Screen(io.StringIO):
+    """A terminal."""
+
+    def isatty(self) -> bool:
+        """Say that it is one."""
+        return True
+
+
+def test_a_terminal_shows_states_in_colours_on_one_line(
+    network: InProcess, phone: Phone, admin: Admin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "40")
+    request_id = admin.command("ping", to=phone).json["request_id"]
+    phone.report(request_id, "failed", message="[red]m", via="push")
+    screen = Screen()
+    run("events", "--types", "delivery.settled", transport=network, out=screen)
+    (line,) = screen.getvalue().splitlines()
+    assert "\x1b[31mfailed: [red]m\x1b[0m" in line
+
+
+@pytest.mark.parametrize(
+    ("event_type", "data", "essence"),
+    [
+        ("delivery.settled", {"state": "expired", "late": True, "result": {"status": "succeeded", "message": None}},
+         "expired, late succeeded"),
+        ("delivery.settled", {"state": "cancelled", "withdrawn_by": "revocation", "result": None, "late": False},
+         "cancelled, by revocation"),
+        ("command.finished", {"action": "ring", "outcome": "partial", "device_count": 3,
+                              "counts": {"succeeded": 2, "expired": 1, "failed": 0}},
+         "partial, ring to 3 devices: 2 succeeded, 1 expired"),
+        ("device.updated", {"alias": None, "tags": []}, "alias=-, tags=-"),
+        ("device.push_dead", {"kind": "fid"}, "kind=fid"),
+        ("webhook.paused", {"why": "no answer", "tries": 3}, "why=no answer, tries=3"),
+        ("of.tomorrow", {"new": {"a": [1, True]}}, "new=a=1, yes"),
+        ("command.finished", {}, "None, None to None devices: none"),
+    ],
+)  # fmt: skip
+def test_the_essence_of_data_is_on_the_line(event_type: str, data: dict[str, Any], essence: str) -> None:
+    assert lines.essence_of({"type": event_type, "data": data}) == essence
+
+
+def test_the_client_knows_the_types_of_the_server() -> None:
+    assert set(EventType) <= set(lines.TYPES)

@@ -77,7 +77,8 @@ def _device(data: Json) -> str:
 
 
 def _updated(data: Json) -> str:
-    return display.shown("data", {name: value or _NOTHING for name, value in data.items()})
+    ordered = {name: data[name] for name in ("alias", "tags") if name in data} | data
+    return display.shown("data", {name: value or _NOTHING for name, value in ordered.items()})
 
 
 def _issued(data: Json) -> str:
