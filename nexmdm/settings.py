@@ -39,6 +39,7 @@ WEB_WORKERS = environment.whole("WEB_WORKERS", 1, minimum=1, maximum=64)
 LOOPBACK_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
 ALLOWED_HOSTS = environment.hosts("ALLOWED_HOSTS", LOOPBACK_HOSTS)
 TRUSTED_PROXIES = environment.networks("TRUSTED_PROXIES")
+WEBHOOK_ALLOW_PRIVATE = environment.networks("WEBHOOK_ALLOW_PRIVATE")
 MAX_CONNECTIONS = environment.whole("MAX_CONNECTIONS", 10_000, minimum=1, maximum=1_000_000)
 MAX_CONNECTIONS_PER_ADDRESS = environment.whole(
     "MAX_CONNECTIONS_PER_ADDRESS", max(1, min(2000, MAX_CONNECTIONS // 5)), minimum=1, maximum=MAX_CONNECTIONS

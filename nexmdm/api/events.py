@@ -30,6 +30,10 @@ def _place(text: str) -> str:
     return text
 
 
+After = Annotated[str, Field(max_length=120), AfterValidator(_place)]
+"""A cursor of the feed; `now`; or nothing, for the oldest event that is kept."""
+
+
 class EventQuery(Body):
     """`after`: a `next_cursor`, `now`, or nothing (then from the oldest event kept on).
 
@@ -37,7 +41,7 @@ class EventQuery(Body):
     `wait_seconds`: the longest time to wait for a first event.
     """
 
-    after: Annotated[str, Field(max_length=120), AfterValidator(_place)] = ""
+    after: After = ""
     types: Annotated[str, Field(max_length=1000), AfterValidator(event_types.check_names)] = ""
     device_id: Identifier | None = None
     limit: Annotated[QueryInteger, Field(ge=1, le=1000)] = 100
@@ -74,7 +78,7 @@ async def list_events(request: HttpRequest, query: Query[EventQuery]) -> HttpRes
     """
     until = time.monotonic() + query.wait_seconds
     wanted = feed.Wanted(event_types.names_in(query.types), query.device_id)
-    after = await run_in_db_thread(_first_place, query.after)
+    after = await run_in_db_thread(first_place, query.after)
     while True:
         page = await run_in_db_thread(feed.read, after, wanted, query.limit)
         if page.events or time.monotonic() >= until or shutdown.is_requested():
@@ -85,7 +89,8 @@ async def list_events(request: HttpRequest, query: Query[EventQuery]) -> HttpRes
         database.continue_request()
 
 
-def _first_place(after: str) -> Cursor | None:
+def first_place(after: str) -> Cursor | None:
+    """Return the place that an `After` names; None for the oldest event."""
     if after == cursor.NOW:
         return feed.newest_place()
     return Cursor.parse(after) if after else None

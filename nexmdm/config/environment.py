@@ -178,7 +178,7 @@ def networks(name: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
         raise Misconfigured(ConfigError.MALFORMED, message) from error
     for network in found:
         if isinstance(network, ipaddress.IPv6Network) and network.network_address.ipv4_mapped is not None:
-            message = f"{name} contains {network}, but NexMDM knows such clients by their IPv4 addresses."
+            message = f"{name} contains {network}, but NexMDM uses the IPv4 form of such addresses."
             raise Misconfigured(
                 ConfigError.MALFORMED, message, "Write it as an IPv4 address or network, such as 10.0.0.0/8."
             )

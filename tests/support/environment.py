@@ -24,6 +24,7 @@ for _name in (
     "HOST", "ADMIN_RATE_LIMIT", "ADMIN_READ_RATE_LIMIT", "AUTH_FAILURE_RATE_LIMIT", "LOGIN_RATE_LIMIT",
     "PUBLIC_URL", "AGENT_COMPONENT", "AGENT_DOWNLOAD_URL", "AGENT_SIGNATURE_CHECKSUM",
     "DEVICE_RATE_LIMIT", "MAX_CONNECTIONS", "MAX_CONNECTIONS_PER_ADDRESS",
+    "WEBHOOK_ALLOW_PRIVATE",
 ):  # fmt: skip
     os.environ.pop(_name, None)
 for _name in [_name for _name in os.environ if _name.startswith(("ADMIN_KEY_", "HMAC_SECRET_"))]:

@@ -29,6 +29,7 @@ class EventType(StrEnum):
     DELIVERY_RECEIVED = "delivery.received"
     DELIVERY_SETTLED = "delivery.settled"
     AUDIT_REFUSED = "audit.refused"
+    WEBHOOK_PAUSED = "webhook.paused"
 
 
 DEVICES_PER_ROW: Final = 1000
