@@ -49,7 +49,7 @@ _PUSH_HEALTH: Final = (
     "devices", "attempts",
 )  # fmt: skip
 WEBHOOKS: Final = Columns(("id", "url", "paused", "types", "tags", "description"), ("why", "created_at", "cursor"))
-WEBHOOK_ATTEMPTS: Final = Columns(("at", "outcome", "status", "type", "event_id", "latency_ms", "error"))
+WEBHOOK_ATTEMPTS: Final = Columns(("at", "delivered", "http_status", "type", "event_id", "latency_ms", "error"))
 PROFILES: Final = Columns(("name", "url", "secrets"))
 
 WORST_FIRST: Final = ("failed", "expired", "cancelled", "received", "pending", "succeeded")

@@ -15,12 +15,13 @@ from standardwebhooks.webhooks import Webhook
 
 from nexmdm.client.events import receiver, webhook_signature
 from nexmdm.client.events.webhook_signature import BadSignature
-from tests.support import webhooks
+from tests.support import webhook_requests
 from tests.support.fleet_command import Ran, run
+from tests.support.webhook_requests import AT, DEVICE
 
 SECRET: Final = "whsec_" + "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 OTHER: Final = "whsec_" + "C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
-BODY: Final = webhooks.body("device.enrolled", device_id=webhooks.DEVICE, alias="tab-03", tags=["lobby"])
+BODY: Final = webhook_requests.body("device.enrolled", device_id=DEVICE, alias="tab-03", tags=["lobby"])
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +32,7 @@ def secret(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def listening(work: Callable[[int], Any], *words: str, out: io.StringIO | None = None) -> tuple[Ran, Any]:
     """Run `webhook listen` with these words while another thread works with its port. Return both results."""
-    port = webhooks.free_port()
+    port = webhook_requests.free_port()
     results: list[Any] = []
     thread = threading.Thread(target=lambda: results.append(work(port)))
     thread.start()
@@ -42,10 +43,10 @@ def listening(work: Callable[[int], Any], *words: str, out: io.StringIO | None =
 
 
 def sending(*requests: dict[str, Any]) -> Callable[[int], list[tuple[int, str]]]:
-    """Send requests one after the other, each signed with its fields of webhooks.post()."""
+    """Send requests one after the other, each signed with its fields of webhook_requests.post()."""
 
     def send(port: int) -> list[tuple[int, str]]:
-        return [webhooks.post(port, **{"secret": SECRET, "body": BODY} | one) for one in requests]
+        return [webhook_requests.post(port, **{"secret": SECRET, "body": BODY} | one) for one in requests]
 
     return send
 
@@ -65,7 +66,7 @@ def test_json_has_the_fields_of_the_feed_and_whether_it_came_before() -> None:
     found = [json.loads(line) for line in ran.out.splitlines()]
     assert [(row["id"], row["again"]) for row in found] == [("7-0", False), ("7-0", True), ("8-0", False)]
     assert found[0] == {
-        "id": "7-0", "type": "device.enrolled", "at": webhooks.AT, "device_id": webhooks.DEVICE, "request_id": None,
+        "id": "7-0", "type": "device.enrolled", "at": AT, "device_id": DEVICE, "request_id": None,
         "data": {"alias": "tab-03", "tags": ["lobby"]}, "again": False,
     }  # fmt: skip
 
@@ -119,7 +120,7 @@ def test_a_time_within_five_minutes_is_accepted(seconds: int) -> None:
 
 
 def test_one_right_signature_of_two_is_enough() -> None:
-    first, second = (webhooks.signed(secret, "7-0", BODY)["webhook-signature"] for secret in (OTHER, SECRET))
+    first, second = (webhook_requests.signed(secret, "7-0", BODY)["webhook-signature"] for secret in (OTHER, SECRET))
     for both in (f"{first} {second}", f"v1a,AAAA {second} {first}"):
         _, answers = listening(sending({"webhook_id": "7-0", "headers": {"webhook-signature": both}}), "--limit", "1")
         assert answers == [(204, "")]
@@ -136,14 +137,14 @@ def test_other_requests_and_large_bodies_are_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(receiver, "LARGEST_BODY", 1000)
 
     def work(port: int) -> list[int]:
-        webhooks.wait_for(port)
-        found = [webhooks.post(port, SECRET, b" " * 1001)[0]]
+        webhook_requests.wait_for(port)
+        found = [webhook_requests.post(port, SECRET, b" " * 1001)[0]]
         for method, headers in (("GET", {}), ("POST", {"Transfer-Encoding": "chunked"})):
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
             connection.request(method, "/", headers=headers)
             found.append(connection.getresponse().status)
             connection.close()
-        webhooks.post(port, SECRET, BODY)
+        webhook_requests.post(port, SECRET, BODY)
         return found
 
     assert listening(work, "--limit", "1")[1] == [413, 501, 411]
@@ -151,15 +152,15 @@ def test_other_requests_and_large_bodies_are_refused(monkeypatch: pytest.MonkeyP
 
 def test_a_client_that_sends_nothing_delays_no_event() -> None:
     def work(port: int) -> tuple[int, str]:
-        webhooks.wait_for(port)
+        webhook_requests.wait_for(port)
         with socket.create_connection(("127.0.0.1", port)):
-            return webhooks.post(port, SECRET, BODY)
+            return webhook_requests.post(port, SECRET, BODY)
 
     assert listening(work, "--limit", "1")[1] == (204, "")
 
 
 def test_texts_of_an_event_cannot_control_the_terminal() -> None:
-    body = webhooks.body("device.\x1benrolled", device_id="\x1b[0m", alias="\x1b]0;a\x07")
+    body = webhook_requests.body("device.\x1benrolled", device_id="\x1b[0m", alias="\x1b]0;a\x07")
     ran, _ = listening(sending({"body": body, "webhook_id": "a"}), "--limit", "1")
     assert "\x1b" not in ran.out
 
@@ -194,11 +195,11 @@ def test_a_port_that_is_in_use_is_named() -> None:
 
 
 def test_ctrl_c_ends_it_cleanly() -> None:
-    with webhooks.program("-m", "nexmdm.client", "webhook", "listen", "--port", "0") as process:
+    with webhook_requests.program("-m", "nexmdm.client", "webhook", "listen", "--port", "0") as process:
         assert process.stderr is not None
         port = int(process.stderr.readline().split(":")[2].split("/")[0])
-        assert webhooks.post(port, SECRET, BODY) == (204, "")
-        out, err = webhooks.interrupt(process)
+        assert webhook_requests.post(port, SECRET, BODY) == (204, "")
+        out, err = webhook_requests.interrupt(process)
     assert (process.returncode, err) == (
         0,
         "Stopped. The server keeps the events that were not acknowledged, and sends them again.\n",
@@ -207,12 +208,12 @@ def test_ctrl_c_ends_it_cleanly() -> None:
 
 
 def test_it_ends_when_the_reader_of_its_output_ends() -> None:
-    with webhooks.program("-m", "nexmdm.client", "webhook", "listen", "--port", "0") as process:
+    with webhook_requests.program("-m", "nexmdm.client", "webhook", "listen", "--port", "0") as process:
         assert process.stderr is not None
         assert process.stdout is not None
         port = int(process.stderr.readline().split(":")[2].split("/")[0])
         process.stdout.close()
-        assert webhooks.post(port, SECRET, BODY)[0] == 503
+        assert webhook_requests.post(port, SECRET, BODY)[0] == 503
         assert process.wait(20) == 141
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Final
 
 from nexmdm.client.arguments import IDENTIFIER
-from nexmdm.client.http_client import FleetClient
+from nexmdm.client.http_client import PAGE, FleetClient
 from nexmdm.client.names import NotFound
 from nexmdm.client.rows import Json
 from nexmdm.client.suggestions import did_you_mean, fold
@@ -14,17 +14,16 @@ PATH: Final = "/admin/webhooks"
 _START: Final = re.compile(r"[0-9a-f][0-9a-f-]{3,35}", re.IGNORECASE)
 
 
-def all_webhooks(client: FleetClient) -> list[Json]:
-    """Return all webhooks. Raises Refused and Unreachable."""
-    found: list[Json] = client.get(PATH)["items"]
-    return found
+def newest_webhooks(client: FleetClient) -> list[Json]:
+    """Return the newest webhooks, up to a page of them. Raises Refused and Unreachable."""
+    return client.items(PATH, PAGE)[0]
 
 
 def webhook_id(client: FleetClient, name: str) -> str:
     """Return the id of the webhook with this name. Raises NotFound, Refused and Unreachable."""
     if IDENTIFIER.fullmatch(name):
         return name.lower()
-    known = all_webhooks(client)
+    known = newest_webhooks(client)
     for fits in _ways(name):
         if found := [row for row in known if fits(row)]:
             return _only(name, found)

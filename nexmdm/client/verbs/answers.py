@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from click import get_current_context
+from click import Option, get_current_context
 from click.core import ParameterSource
 
 from nexmdm.client import rows
@@ -46,7 +46,8 @@ def none(one: str) -> str:
     chosen = [
         _option(param.opts[0], context.params[param.name or ""])
         for param in context.command.params
-        if param.name not in _NO_FILTERS
+        if isinstance(param, Option)
+        and param.name not in _NO_FILTERS
         and context.get_parameter_source(param.name or "") == ParameterSource.COMMANDLINE
     ]
     return f"No {one} matches {' and '.join(chosen)}." if chosen else f"There is no {one}."

@@ -21,7 +21,7 @@ from nexmdm.client.verbs.values import TAG_FILTER, Asked
 
 def _ids(client: FleetClient, start: str) -> Iterator[str]:
     del start
-    for row in webhook_names.all_webhooks(client):
+    for row in webhook_names.newest_webhooks(client):
         yield row["id"]
 
 
@@ -46,26 +46,27 @@ webhook.add_command(listen)
 
 @webhook.command("add")
 @shared.write
-@click.argument("url", metavar="URL")
+@click.argument("destination", metavar="URL")
 @_TYPES
 @_TAGS
 @click.option("--description", metavar="TEXT", help="A note on its purpose, which is also a name for it.")
-def add(session: Session, url: str, types: str | None, tags: str | None, description: str | None) -> int:
+def add(session: Session, destination: str, types: str | None, tags: str | None, description: str | None) -> int:
     """Make a webhook, and print its secret, alone on a line, so that a shell can capture it.
 
     The server sends it each event from now on. The receiver checks the signatures with the secret.
     """
     fields = answers.given(types=_listed(types), tags=_listed(tags), description=description)
-    made = session.client.post(webhook_names.PATH, {"url": url, **fields})
+    made = session.client.post(webhook_names.PATH, {"url": destination, **fields})
     return _show_secret(session, made, f"The webhook {made['id']} sends to {made['url']}.")
 
 
 @webhook.command("list")
 @shared.read
-def list_webhooks(session: Session) -> int:
-    """List all webhooks."""
-    found = webhook_names.all_webhooks(session.client)
-    return answers.show_list(session, rows.WEBHOOKS, found, more=False, one="webhook")
+@shared.listing
+def list_webhooks(session: Session, limit: int) -> int:
+    """List webhooks, newest first."""
+    found, more = session.client.items(webhook_names.PATH, limit)
+    return answers.show_list(session, rows.WEBHOOKS, found, more=more, one="webhook")
 
 
 @webhook.command("show")
@@ -127,10 +128,22 @@ def resume(session: Session, name: str) -> int:
 @shared.write
 @_NAME
 def test(session: Session, name: str) -> int:
-    """Send a test event to a webhook. If the receiver does not acknowledge it, the exit status is 1."""
-    tried = session.client.post(f"{_path(session, name)}/test")
-    answers.show(session, tried)
-    return DONE if tried.get("outcome", "acknowledged") == "acknowledged" else FAILED
+    """Send a test event to a webhook, and show the answer of its receiver.
+
+    If the receiver does not acknowledge the event, the exit status is 1.
+    """
+    path = _path(session, name)
+    tested = session.client.post(f"{path}/test")
+    attempt = tested["attempt"]
+    if session.terminal.is_structured or attempt is None:
+        answers.show(session, tested)
+    else:
+        answers.show(session, attempt)
+    if attempt is None:
+        attempts_of = f"{session.program} webhook attempts {path.rpartition('/')[2]}"
+        session.terminal.complain(f"No dispatcher has sent it yet. To look again: {attempts_of}")
+        return FAILED
+    return DONE if attempt["delivered"] else FAILED
 
 
 @webhook.command("replay")
@@ -159,11 +172,12 @@ def rotate_secret(session: Session, name: str) -> int:
 
 @webhook.command("attempts")
 @shared.read
+@shared.listing
 @_NAME
-def attempts(session: Session, name: str) -> int:
-    """List the newest attempts of a webhook to send an event, and their outcomes."""
-    found = session.client.get(f"{_path(session, name)}/attempts")["items"]
-    return answers.show_list(session, rows.WEBHOOK_ATTEMPTS, found, more=False, one="attempt")
+def attempts(session: Session, name: str, limit: int) -> int:
+    """List the newest attempts of a webhook to send an event, with the answers of its receiver."""
+    found, more = session.client.items(f"{_path(session, name)}/attempts", limit)
+    return answers.show_list(session, rows.WEBHOOK_ATTEMPTS, found, more=more, one="attempt")
 
 
 @webhook.command("delete")
