@@ -37,7 +37,7 @@ from nexmdm.common.tolerance.repair import Note
 from nexmdm.common.types import rfc3339
 
 INTERVAL_SPREAD: Final = 10
-"""The next heartbeat is due up to this part of the interval earlier or later: a tenth."""
+"""The time to the next heartbeat varies at random: up to a tenth (1 / INTERVAL_SPREAD) of the interval more or less."""
 
 log = structlog.get_logger()
 
@@ -149,7 +149,7 @@ async def _answer(
 
 
 _VERDICTS: Final[dict[type, str]] = {CheckedIn: "good", NeedsFullCheck: "Unsettled"}
-"""The metric label of an outcome, if it is not the name of the error."""
+"""The metric label of an outcome, if the label is not the name of the error."""
 
 
 def _flushed(outcomes: Sequence[Outcome], seconds: float) -> None:
@@ -170,7 +170,8 @@ def batcher() -> Batcher:
 
 async def submit(record: HeartbeatRecord) -> Outcome:
     """Record a heartbeat; return its result or its error after the commit. Raises Overloaded, Draining."""
-    # Sorted by token is sorted by device: all ids have the same length, in an alphabet that sorts like its digits.
+    # Items that are sorted by token are also sorted by device: all ids have the same length, in an alphabet that sorts
+    # like its digits.
     return await batcher().submit(record.token.text, record)
 
 

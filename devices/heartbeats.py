@@ -52,9 +52,9 @@ class HeartbeatResult:
 GOOD_RESULT: Final = HeartbeatResult("good", push_target_changed=False)
 
 # One JSON text contains the batch: psycopg would quote seven arrays value by value, in Python. `judged` is read three
-# times, so PostgreSQL computes it once. `token_used_at` is written at a token's first use only. Only rows that are not
-# simply good are returned, so that reading the answer costs nothing for the others. Unknown devices get the verdict of
-# wrong tokens. `last_seen_at` is the database's time, and never moves back.
+# times, so PostgreSQL computes it once. `token_used_at` is written at a token's first use only. Only rows that differ
+# from a plain `good` are returned, so that the others cost nothing when the answer is read. Unknown devices get the
+# verdict of wrong tokens. `last_seen_at` is the database's time, and never moves back.
 RECORD: Final = f"""
     WITH judged AS (
         SELECT
@@ -95,8 +95,8 @@ RECORD: Final = f"""
 def query_params(records: Sequence[HeartbeatRecord]) -> dict[str, str]:
     """Return the parameters of RECORD for these heartbeats.
 
-    They must be sorted by device id, so that parallel batches lock rows in the same order, with at most one for each
-    token.
+    The records must be sorted by device id, so that parallel batches lock rows in the same order. At most one record
+    may have the same token.
     """
     key = tokens.digest_keys()[0]
     rows = [

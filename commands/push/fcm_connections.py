@@ -23,12 +23,12 @@ LOOKUP_KEPT_SECONDS: Final = 10
 """How long the addresses of FCM's host are used, in seconds: so 500 new connections ask the resolver once."""
 
 NEXT_ADDRESS_SECONDS: Final = 0.25
-"""How long one address of the host may take to connect before the next one is tried too, in seconds (RFC 8305, section
-5).
+"""How long one address of the host may take to connect before the next address is tried too, in seconds (RFC 8305,
+section 5).
 """
 
 MOST_BYTES: Final = 1_000_000
-"""The longest response that is read, in bytes. FCM's own are shorter than a kilobyte."""
+"""The longest response that is read, in bytes. FCM's own responses are shorter than a kilobyte."""
 
 
 class FcmConnections:

@@ -131,7 +131,8 @@ def newest_place() -> Cursor:
 def newest_readable() -> tuple[int, int]:
     """Return the transaction and row of the newest event that a reader may see; (0, 0) if there is none."""
     newest = database.rows(
-        f"SELECT xid::text, id FROM nexmdm_event WHERE xid < {_HORIZON} ORDER BY xid DESC, id DESC LIMIT 1"  # noqa: S608
+        # Not `ORDER BY xid`: that is the text of the first column, by which 999 comes after 1000.
+        f"SELECT xid::text, id FROM nexmdm_event event WHERE xid < {_HORIZON} ORDER BY event.xid DESC, id DESC LIMIT 1"  # noqa: S608
     )
     return (int(newest[0][0]), newest[0][1]) if newest else (0, 0)
 

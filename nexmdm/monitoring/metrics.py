@@ -81,7 +81,7 @@ class HistogramBuffer:
 
     def __init__(self, route: str, method: str, status: int) -> None:
         self._child: Any = REQUEST_SECONDS.labels(route, method, str(status))
-        self._counts = [0] * len(self._child._buckets)  # noqa: SLF001  (it has no public way to add several)
+        self._counts = [0] * len(self._child._buckets)  # noqa: SLF001  (no public function adds several)
         self._seconds = 0.0
 
     def add(self, seconds: float) -> None:
@@ -177,7 +177,7 @@ _FAMILIES: Final = (
     ("nexmdm_webhook_lag_seconds", "How long the oldest event has waited for a webhook that is not paused.", None,
         (None,)),
 )  # fmt: skip
-"""Name, help, label and its values: one gauge for each value of _values(), in its order."""
+"""The name, help, label and label values of each gauge. The values of _values() have the same order."""
 
 _GAUGES: Final = """
     SELECT

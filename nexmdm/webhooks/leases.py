@@ -24,17 +24,17 @@ LEASE: Final = timedelta(seconds=2 * TIMEOUT_SECONDS)
 """How long a lease lives. A request may begin while its answer, and the time to store it, fit into the lease."""
 
 _CLAIM: Final = """
-    UPDATE nexmdm_webhook webhook SET lease = %(lease)s, lease_until = now() + %(length)s
-    FROM (
-        SELECT id FROM nexmdm_webhook, nexmdm_eventmark mark
+    WITH due AS MATERIALIZED (
+        SELECT webhook.id FROM nexmdm_webhook webhook CROSS JOIN nexmdm_eventmark mark
         WHERE lease_until <= now() AND (test_id IS NOT NULL OR (
             NOT paused AND next_attempt_at <= now() AND (
                 (cursor_xid, cursor_id) <= (%(xid)s::text::xid8, %(id)s) OR cursor_epoch <> mark.epoch
             )
         ))
-        ORDER BY lease_until LIMIT %(most)s FOR UPDATE OF nexmdm_webhook SKIP LOCKED
-    ) due
-    WHERE webhook.id = due.id
+        ORDER BY lease_until LIMIT %(most)s FOR UPDATE OF webhook SKIP LOCKED
+    )
+    UPDATE nexmdm_webhook webhook SET lease = %(lease)s, lease_until = now() + %(length)s
+    FROM due WHERE webhook.id = due.id
     RETURNING webhook.id
 """
 

@@ -93,7 +93,7 @@ class Run:
             if not attempted.is_delivered:
                 failure = attempted.error or f"the receiver answered {attempted.http_status}"
                 break
-            place, acknowledged = event.cursor._replace(place=event.cursor.place + 1), True
+            place, acknowledged = event.next_cursor, True
         else:
             place = page.next_cursor
         results = Results(place, attempts, tested, acknowledged, failure, page.obstacle)

@@ -137,7 +137,7 @@ class Scenario:
     answers: dict[str, Json] = field(default_factory=dict)
 
     def run(self, operation_id: str, *names: str, bearer: str = "") -> None:
-        """Run the examples with these names, or all of an operation, as an admin or with a bearer token."""
+        """Run the examples with these names, or all examples of an operation, as an admin or with a bearer token."""
         method, path, described = operations(self.document)[operation_id]
         target = path.format_map({one["name"]: one.get("example") for one in self.parameters(described)})
         for name in names or OPERATIONS[operation_id]:
@@ -245,7 +245,7 @@ class World:
 
     @property
     def client(self) -> Client:
-        """The client of all of them."""
+        """The client that all actors use."""
         return self.admin.client
 
     def heartbeat(self, body: Any, **headers: str) -> Answer:

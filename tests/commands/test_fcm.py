@@ -292,7 +292,7 @@ def test_a_400_is_about_the_push_token_only_if_it_names_it(body: bytes, outcome:
 
 
 @pytest.mark.parametrize(("push_token", "least", "most"), [("quota-1", 60, 66.5), ("quota7-1", 7, 8)])
-def test_429_waits_for_retry_after_else_for_a_minute(
+def test_429_waits_for_retry_after_or_by_default_for_a_minute(
     admin: Admin, fcm: FcmStandin, push_token: str, least: float, most: float
 ) -> None:
     attempt, delivery = push_to(admin, push_token)
@@ -372,7 +372,7 @@ def test_a_connection_that_is_cut_is_unknown_and_tried_again(admin: Admin, fcm: 
     assert 10 <= seconds_to_next(delivery) <= 20.5
 
 
-def test_a_200_that_names_no_message_is_not_fcms_and_is_unknown(admin: Admin, fcm: FcmStandin) -> None:
+def test_a_200_without_a_message_id_is_unknown(admin: Admin, fcm: FcmStandin) -> None:
     attempt, delivery = push_to(admin, "garbage-1")
     assert (attempt.outcome, attempt.http_status, delivery.push_state) == ("unknown", 200, "retrying")
 
@@ -493,7 +493,7 @@ def test_the_wait_for_a_connection_shortens_the_time_to_live(fcm: FcmStandin) ->
     first, expired, out_of_time, last = async_to_sync(sends)()
     assert (first.http_status, last.http_status) == (200, 200)
     assert str(expired) == "its command expired, or expires within 1 s"
-    assert str(out_of_time) == "it had waited for too long"
+    assert str(out_of_time) == "the push had waited for too long"
     assert [send.message["android"]["ttl"] for send in fcm.journal.sends()[2:]] == ["9s"]
 
 
@@ -501,7 +501,7 @@ def test_a_refused_access_token_does_not_extend_the_time_of_a_push(fcm: FcmStand
     async def sends(sender: Sender) -> None:
         await sender.send(ping("ok-1"))
         fcm.override, fcm.delay_ms = "unauthenticated", 400
-        with pytest.raises(NotSent, match="it had waited for too long"):
+        with pytest.raises(NotSent, match="the push had waited for too long"):
             await sender.send(ping("ok-2", leaves_within=0.3))
 
     with_sender(fcm, sends)
@@ -651,7 +651,7 @@ def test_the_circuit_opens_for_a_fault_of_our_own_at_several_devices_with_no_suc
     assert breaker.cause == Fault.CONFIGURATION
 
 
-def test_an_error_that_passes_does_not_count_as_a_fault_of_our_own() -> None:
+def test_a_temporary_error_does_not_count_as_a_fault_of_our_own() -> None:
     breaker = Circuit()
     assert not any(failed(breaker, Fault.CONFIGURATION, device) for device in (1, 2))
     assert not any(failed(breaker, Fault.PASSING, device) for device in range(3, 12))
@@ -676,7 +676,7 @@ def test_any_judgement_of_a_message_closes_the_circuit() -> None:
 
 
 @pytest.mark.parametrize("script", ["ok", "unregistered", "invalid", "malformed", "thirdparty"])
-def test_fcms_own_answers_about_a_message_are_judgements(fcm: FcmStandin, script: str) -> None:
+def test_fcms_own_answers_about_a_message_are_no_faults(fcm: FcmStandin, script: str) -> None:
     reply = fcm.scripted(f"{script}-1")
     assert fcm_outcomes.decide(parse(reply.status or 0, "", reply.body), failures=0).fault == Fault.NONE
 

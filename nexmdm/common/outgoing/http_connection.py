@@ -16,7 +16,7 @@ class NoResponse(ConnectionError):
 
 
 class HttpResponse(NamedTuple):
-    """A complete response. Of its headers it has only the text of Retry-After, empty if there is none."""
+    """A complete response. Of the headers it contains only the text of Retry-After, which is empty if there is none."""
 
     status: int
     retry_after: str
@@ -78,12 +78,12 @@ class HttpConnection(asyncio.Protocol):
         """Read further data of the response."""
         self._received += len(data)
         if self._response is None:
-            self._fail(NoResponse("there was more than one response"))
+            self._fail(NoResponse("there was more than one response to a request"))
             return
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            self._fail(NoResponse("it was not HTTP"))
+            self._fail(NoResponse("the response was not HTTP"))
         else:
             if self._received > self._most_bytes:
                 self._overflow()
