@@ -2,15 +2,22 @@
 
 import io
 import re
+import shlex
 from collections.abc import Callable
+from ipaddress import ip_network
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from pytest_django import Settings
 
+from nexmdm.client.events.feed import EventFeed
+from nexmdm.client.events.receiver import Receiver
 from nexmdm.models import AuditEntry, Webhook
 from tests.support import feed
 from tests.support.actors import Admin, Client
 from tests.support.fleet_command import InProcess, Ran, run
+from tests.support.processes import ROOT
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -208,6 +215,46 @@ def test_attempts_of_a_new_webhook_are_none_and_a_test_without_a_dispatcher_says
     ran = webhook("test", made["id"])
     assert ran.status == 1
     assert f"No dispatcher has sent it yet. To look again: manage.py fleet webhook attempts {made['id']}" in ran.err
+
+
+PAGE: Final = ROOT / "docs" / "operations" / "events.md"
+UNACKNOWLEDGED: Final = "webhook test chat"
+"""The example that needs a dispatcher."""
+
+
+def test_every_example_of_the_page_works(
+    network: InProcess, admin: Admin, settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings.WEBHOOK_ALLOW_PRIVATE = [ip_network("127.0.0.0/8")]
+    admin.enrol("HW-3", alias="tab-03")
+    feed.wait_until_readable()
+    secret = tmp_path / "secret"
+    secret.write_text(run("webhook", "add", URL, "--description", "other", transport=network).out)
+    place = admin.get("/admin/events?after=now").json["next_cursor"]
+    for name in ("nexmdm.client.events.feed.EventFeed.read", "nexmdm.client.events.receiver.Receiver.run"):
+        monkeypatch.setattr(name, interrupted_if_endless(name))
+    lines = re.findall(r"^nexmdm (.*?)(?: > \S+)?(?: +#.*)?$", PAGE.read_text(), re.MULTILINE)
+    assert len(lines) >= 20
+    for line in lines:
+        words = [{"$CURSOR": place, "secret": str(secret)}.get(word, word) for word in shlex.split(line)]
+        ran = run(*words, transport=network)
+        assert (line, ran.status, ran.err if ran.status else "") == (line, 0, "") or line == UNACKNOWLEDGED
+
+
+def interrupted_if_endless(name: str) -> Any:
+    """Return a function that is interrupted by Ctrl-C where it would wait for what may never happen."""
+    original = EventFeed.read
+
+    def read(self: EventFeed, limit: int, *, wait_seconds: float = 0) -> list[dict[str, Any]]:
+        if wait_seconds:
+            raise KeyboardInterrupt
+        return original(self, limit)
+
+    def listen(self: Receiver) -> None:
+        self._server.server_close()
+        raise KeyboardInterrupt
+
+    return read if name.endswith("read") else listen
 
 
 def test_no_secret_reaches_the_audit(webhook: Callable[..., Ran], made: dict[str, Any]) -> None:

@@ -50,7 +50,7 @@ OF_OTHERS: Final = {
     "SSL_CERT_FILE", "HTTPS_PROXY", "NO_PROXY", "NEXMDM_WEBHOOK_SECRET", "WEBHOOK_SECRET", "CHAT_URL", "TICKETS_URL",
     "TICKETS_TOKEN",
 }  # fmt: skip
-"""Names in the documents that are not settings: of the database image, a shell, a parent process, the client, recipes."""
+"""Names in the documents that are not settings: of the database image, a shell, a parent process, clients, recipes."""
 
 
 def variables() -> set[str]:
