@@ -99,7 +99,10 @@ def test_a_device_without_alias_has_its_hardware_id_and_a_changed_one_its_new_na
     run("change", "HW-1", "--alias", "front", "--tag", "lobby", transport=network)
     changed = events(network, "--types", "device.updated").out
     assert re.search(r"device\.updated +front  alias=front, tags=lobby$", changed.rstrip())
-    assert phone.device_id not in changed
+    run("change", "front", "--no-alias", transport=network)
+    ran = events(network)
+    assert [line.split()[2] for line in ran.out.splitlines()] == ["HW-1", "front", "HW-1"]
+    assert phone.device_id not in changed + ran.out
 
 
 def test_names_are_read_with_few_requests_and_an_unreadable_name_is_an_id(network: InProcess, admin: Admin) -> None:

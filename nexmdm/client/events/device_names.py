@@ -15,45 +15,49 @@ class DeviceNames:
 
     def __init__(self, client: FleetClient | None) -> None:
         self._client = client
-        self._known: dict[str, str] = {}
+        self._aliases: dict[str, str | None] = {}
+        self._hardware_ids: dict[str, str] = {}
         self._is_listed = False
 
     def of(self, device_id: str) -> str:
         """Return the name of a device, or its id if the name is not known."""
-        return self._known.get(device_id, device_id)
+        return self._aliases.get(device_id) or self._hardware_ids.get(device_id) or device_id
 
-    def learn(self, events: Iterable[Json]) -> None:
-        """Learn the aliases in these events, and look up names that are missing, with few requests."""
-        missing = {event["device_id"]: None for event in events if event["device_id"] and not self._has(event)}
+    def look_up(self, events: Iterable[Json]) -> None:
+        """Look up the names that these events need, with few requests. After an error, names stay unknown."""
+        missing = {event["device_id"]: None for event in events if self._is_unknown(event)}
         if not missing or self._client is None:
             return
         try:
-            self._look_up(self._client, [device_id for device_id in missing if device_id not in self._known])
+            self._read(self._client, list(missing))
         except (Refused, Unreachable):
             # An event with an id is better than none.
             return
 
     def note(self, event: Json) -> None:
-        """Take over the alias in an event, so that this and later events show it."""
-        if event["device_id"] and (alias := event["data"].get("alias")):
-            self._known[event["device_id"]] = alias
+        """Take over the alias in an event. This event and later ones show it."""
+        if event["device_id"] and "alias" in event["data"]:
+            self._aliases[event["device_id"]] = event["data"]["alias"]
 
-    def _has(self, event: Json) -> bool:
-        return event["device_id"] in self._known or bool(event["data"].get("alias"))
+    def _is_unknown(self, event: Json) -> bool:
+        device_id, data = event["device_id"], event["data"]
+        alias = data["alias"] if "alias" in data else self._aliases.get(device_id)
+        return bool(device_id) and not alias and device_id not in self._hardware_ids
 
-    def _look_up(self, client: FleetClient, missing: list[str]) -> None:
+    def _read(self, client: FleetClient, missing: list[str]) -> None:
         if not self._is_listed:
             rows, _ = client.items("/admin/devices", PAGE)
             self._is_listed = True
             for row in rows:
                 self._keep(row)
-        for device_id in [one for one in missing if one not in self._known][:MOST_READ]:
+        for device_id in [one for one in missing if one not in self._hardware_ids][:MOST_READ]:
             try:
                 self._keep(client.get(f"/admin/devices/{device_id}"))
             except Refused as refused:
                 if refused.code != _GONE:
                     raise
-                self._known[device_id] = device_id
+                self._hardware_ids[device_id] = device_id
 
     def _keep(self, row: Json) -> None:
-        self._known.setdefault(row["device_id"], row["alias"] or row["hardware_id"])
+        self._hardware_ids[row["device_id"]] = row["hardware_id"]
+        self._aliases.setdefault(row["device_id"], row["alias"])

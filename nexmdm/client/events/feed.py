@@ -29,8 +29,8 @@ class EventFeed:
     def read(self, limit: int, *, wait_seconds: float = 0) -> list[Json]:
         """Return the next page, with at most `limit` events; wait this long for a first one.
 
-        Each event gets a `cursor`: whoever continues there misses nothing, and gets at most events of the same page
-        again. The last event of a page has the cursor behind it. Raises Refused and Unreachable.
+        Each event gets a `cursor`. A reader that continues there misses nothing, and gets at most events of the same
+        page again. The last event of a page has the cursor behind it. Raises Refused and Unreachable.
         """
         start = self.after
         # The first page has one event, so that it has a cursor: the place of NOW or OLDEST has none.

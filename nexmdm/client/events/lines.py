@@ -41,7 +41,7 @@ class EventPrinter:
             for event in found:
                 self._terminal.line(json.dumps(event))
         else:
-            self._names.learn(found)
+            self._names.look_up(found)
             for event in found:
                 self._terminal.styled(self._line(event))
         self._terminal.out.flush()
