@@ -22,9 +22,10 @@ from devices.models import Device, EnrollmentToken
 from nexmdm.admin_site import dashboard, logins, push_health, search
 from nexmdm.admin_site.audit import AuditEntryAdmin
 from nexmdm.admin_site.dispatchers import DispatcherSeenAdmin
+from nexmdm.admin_site.webhooks import WebhookAdmin, WebhookAttemptAdmin
 from nexmdm.common.read_only_admin import page_time
 from nexmdm.common.read_only_admin.columns import address_of
-from nexmdm.models import AuditEntry, DispatcherSeen
+from nexmdm.models import AuditEntry, DispatcherSeen, Webhook, WebhookAttempt
 
 if TYPE_CHECKING:
     from django.contrib.admin.sites import _ViewType
@@ -110,3 +111,5 @@ site.register(Attempt, AttemptAdmin)
 site.register(Report, ReportAdmin)
 site.register(AuditEntry, AuditEntryAdmin)
 site.register(DispatcherSeen, DispatcherSeenAdmin)
+site.register(Webhook, WebhookAdmin)
+site.register(WebhookAttempt, WebhookAttemptAdmin)

@@ -74,7 +74,7 @@ class NewWebhook(Body):
 class WebhookChange(Body):
     """The fields of a webhook that an admin may change."""
 
-    url: Url = ""
+    url: Url = Field(default_factory=str)
     types: Types = []
     tags: Tags = []
     paused: StrictBool = False

@@ -37,8 +37,9 @@ GRACE_SECONDS: Final = 2.0
 and its event is sent again by another dispatcher, or after the next start."""
 
 
+OUTCOMES: Final = ("delivered", "refused", "no_response")
 ATTEMPTS: Final = Counter("nexmdm_webhook_attempts", "Attempts to send an event to a webhook.", ["outcome"])
-for _outcome in ("delivered", "refused", "no_response"):
+for _outcome in OUTCOMES:
     ATTEMPTS.labels(_outcome)  # So the metric is 0 before the first time, and not absent.
 
 _in_thread: Final = database.run_in_db_thread_ungated

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
 from nexmdm.common import database
@@ -35,13 +35,23 @@ _CURSOR_EXPIRED: Final = (
 
 
 class Page(NamedTuple):
-    """Events to send, and the place behind them. With `is_last`, no event follows that a reader may see now."""
+    """Events to send, and the place behind them. With `is_last`, no event follows that a reader may see now.
 
+    `read_at` is when it was read: in the database's time, and in monotonic time.
+    """
+
+    read_at: tuple[datetime, float]
     events: Sequence[Happening]
     next_cursor: Cursor
     is_last: bool
     secrets: Sequence[bytes] = ()
     obstacle: str = ""
+
+    @property
+    def now(self) -> datetime:
+        """The time, by the database's clock when the page was read."""
+        moment, monotonic = self.read_at
+        return moment + timedelta(seconds=time.monotonic() - monotonic)
 
 
 class Run:
@@ -60,19 +70,20 @@ class Run:
         """Return the next page, from the database; without events if the webhook is paused, or waits for a retry."""
         webhook, place = self.webhook, leases.cursor_of(self.webhook)
         now = database.now()
+        read_at = now, time.monotonic()
         previous = webhook.rotated_at is not None and now - webhook.rotated_at < signatures.PREVIOUS_SIGNS
         try:
             secrets = signatures.signing_secrets(webhook, previous=previous)
         except signatures.SecretLost:
-            return Page((), place, is_last=True, obstacle=_UNSIGNED)
+            return Page(read_at, (), place, is_last=True, obstacle=_UNSIGNED)
         if webhook.paused or webhook.next_attempt_at > now:
-            return Page((), place, is_last=True, secrets=secrets)
+            return Page(read_at, (), place, is_last=True, secrets=secrets)
         try:
             found = feed.read(place, Wanted(webhook.types, tags=webhook.tags), PAGE)
         except CursorExpired:
-            return Page((), place, is_last=True, secrets=secrets, obstacle=_CURSOR_EXPIRED)
+            return Page(read_at, (), place, is_last=True, secrets=secrets, obstacle=_CURSOR_EXPIRED)
         is_last = found.caught_up or found.next_cursor == place
-        return Page(found.events, found.next_cursor, is_last, secrets)
+        return Page(read_at, found.events, found.next_cursor, is_last, secrets)
 
     async def send(self, page: Page, renewed_at: float) -> tuple[Results, bool]:
         """Send the test that an admin asked for, then the page, to the first failure. Return whether all was sent.
@@ -86,7 +97,7 @@ class Run:
         for event in page.events:
             if self._stopping.is_set() or time.monotonic() >= until:
                 break
-            attempted = await self._attempt(messages.of_event(event), page.secrets)
+            attempted = await self._attempt(messages.of_event(event), page)
             if attempted is None:
                 break
             attempts.append(attempted)
@@ -104,23 +115,23 @@ class Run:
         if self.webhook.test_id is None or self._stopping.is_set():
             return False
         message = messages.of_test(self.webhook.test_id, self.webhook.id)
-        attempted: Attempted | None = Attempted(message.id, message.type, datetime.now(UTC), None, page.obstacle, 0)
+        attempted: Attempted | None = Attempted(message.id, message.type, page.now, None, page.obstacle, 0)
         if page.secrets:
-            attempted = await self._attempt(message, page.secrets)
+            attempted = await self._attempt(message, page)
         if attempted is not None:
             attempts.append(attempted)
         return attempted is not None
 
-    async def _attempt(self, message: Message, secrets: Sequence[bytes]) -> Attempted | None:
+    async def _attempt(self, message: Message, page: Page) -> Attempted | None:
         """Send a message and return the attempt; None if it was cut off."""
-        at = datetime.now(UTC)
+        at = page.now
         timestamp = int(at.timestamp())
         headers = {
             "Content-Type": "application/json",
             "User-Agent": f"NexMDM/{VERSION}",
             "webhook-id": message.id,
             "webhook-timestamp": str(timestamp),
-            "webhook-signature": signatures.signature(secrets, message.id, timestamp, message.body),
+            "webhook-signature": signatures.signature(page.secrets, message.id, timestamp, message.body),
         }
         sending = asyncio.ensure_future(self._receivers.post(self.webhook.id, self.webhook.url, headers, message.body))
         await asyncio.wait((sending, self._cut_off), return_when=asyncio.FIRST_COMPLETED)

@@ -34,7 +34,7 @@ from nexmdm.common import database
 from nexmdm.common.read_only_admin import csv_export
 from nexmdm.common.read_only_admin.filters import ExactTextFilter
 from nexmdm.common.types import rfc3339
-from nexmdm.models import AuditEntry, DispatcherSeen
+from nexmdm.models import AuditEntry, DispatcherSeen, Webhook, WebhookAttempt
 from tests.support.actors import Answer, Visitor
 from tests.support.html import plain
 
@@ -134,6 +134,11 @@ def worked(world: World) -> World:
         status=200,
     )
     DispatcherSeen.objects.create(name="host:1", circuit="closed")
+    place = {"cursor_epoch": "e", "cursor_xid": "3", "cursor_id": 1, "cursor_place": 0}
+    webhook = Webhook.objects.create(
+        id=UUID("0192f0c1-d000-7abc-8def-000000000001"), url="https://example.com/", **place
+    )
+    WebhookAttempt.objects.create(webhook=webhook, event_id="1-0", type="x", is_delivered=True, latency_ms=41)
     return world
 
 

@@ -5,6 +5,7 @@ import json
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +15,9 @@ from typing import Any
 import standardwebhooks
 import uvloop
 
+from nexmdm.common import database
 from nexmdm.webhooks.lane import Lane
+from tests.support import feed
 
 Answer = Callable[["Handler", "Received"], None]
 
@@ -169,8 +172,19 @@ def receiving() -> Iterator[Receiver]:
         thread.join()
 
 
+def _wait_until_all_is_readable() -> None:
+    """Wait until no older write transaction is open in the cluster, such as that of an ANALYZE by the autovacuum."""
+    ends_at = time.monotonic() + feed.READABLE_WITHIN
+    while database.row(
+        "SELECT EXISTS (SELECT FROM nexmdm_event WHERE xid >= pg_snapshot_xmin(pg_current_snapshot()))"
+    ) == (True,):
+        assert time.monotonic() < ends_at, "an older write transaction is still open"
+
+
 def send_once() -> None:
     """Do what a dispatcher does for webhooks now, until nothing is due."""
+
+    _wait_until_all_is_readable()
 
     async def run() -> None:
         await Lane().run_once()

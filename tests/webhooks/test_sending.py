@@ -15,6 +15,7 @@ from django.db import OperationalError
 from nexmdm.common import database
 from nexmdm.models import Webhook, WebhookAttempt
 from nexmdm.webhooks import attempts, lane, leases, receivers
+from tests.support import feed
 from tests.support.actors import Admin, Phone
 from tests.webhooks.conftest import Hook
 from tests.webhooks.receiver import Receiver, endless, receiving, reset, running_lane, send_once, status
@@ -38,9 +39,9 @@ def make_due() -> None:
     database.execute("UPDATE nexmdm_webhook SET next_attempt_at = now()")
 
 
-def events(admin: Admin, **query: Any) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = admin.get("/admin/events?limit=1000").json["items"]
-    return found
+def events(admin: Admin) -> list[dict[str, Any]]:
+    """Return all events of the feed."""
+    return feed.all_events(admin, limit=1000)
 
 
 def test_a_receiver_gets_each_event_as_the_feed_shows_it(
