@@ -48,6 +48,8 @@ _PUSH_HEALTH: Final = (
     "answered_percent", "accepted", "answered_by_push", "answered_by_heartbeat", "downgraded", "p50_ms", "p95_ms",
     "devices", "attempts",
 )  # fmt: skip
+WEBHOOKS: Final = Columns(("id", "url", "paused", "types", "tags", "description"), ("why", "created_at", "cursor"))
+WEBHOOK_ATTEMPTS: Final = Columns(("at", "delivered", "http_status", "type", "event_id", "latency_ms", "error"))
 PROFILES: Final = Columns(("name", "url", "secrets"))
 
 WORST_FIRST: Final = ("failed", "expired", "cancelled", "received", "pending", "succeeded")
