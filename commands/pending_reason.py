@@ -22,10 +22,11 @@ from commands.models import (
     Withdrawal,
 )
 from commands.push_now import PUSH_NOW
-from devices.models import online_window
+from devices.presence.service_time import OnlineAfter, OnlineUntil
 from nexmdm.common.types import rfc3339
 
 _MINUTE: Final = timedelta(minutes=1)
+_LAST_SEEN: Final = "device__presence__last_seen_at"
 
 QUOTED: Final = 100
 """The largest number of characters of a phone's message that are quoted."""
@@ -53,6 +54,8 @@ _DEFERRALS: Final = _number_of(Report.objects.filter(status=ReportStatus.DEFERRE
 
 AS_OF_NOW: Final = {
     "now": Now(),
+    "online_after": OnlineAfter(),
+    "was_online_until": OnlineUntil(Coalesce("device_seen_at", _LAST_SEEN)),
     "overdue": Q(open_until__lte=Now()),
     "due": Q(next_attempt_at__lte=Now()),
     "push_now": PUSH_NOW,
@@ -136,8 +139,11 @@ def _last_sign(row: Any) -> str:
         return "the phone reported nothing in time, and its last heartbeat before the end is not known"
     at = rfc3339(seen.replace(microsecond=0))
     if seen < row.command.issued_at:
-        was_offline = row.open_until - seen > online_window()
-        return f"offline since {at}" if was_offline else f"last heard from at {at}, before the command"
+        return (
+            f"offline since {at}"
+            if row.open_until > row.was_online_until
+            else f"last heard from at {at}, before the command"
+        )
     return f"heard from at {at}, and it did not answer in time"
 
 
@@ -172,7 +178,7 @@ def _silence(row: Any) -> list[str]:
     if seen is None:
         return ["the device has never sent a heartbeat"]
     silence = row.now - seen
-    return [f"silent for {_span(silence)}"] if silence > max(online_window(), _MINUTE) else []
+    return [f"silent for {_span(silence)}"] if seen <= row.online_after and silence > _MINUTE else []
 
 
 def _push_trouble(row: Any) -> list[str]:

@@ -22,9 +22,8 @@ from devices.models import (
     LastRefusal,
     PushKind,
     not_seen_after,
-    presence_name,
-    presences,
 )
+from devices.presence.states import presence_name, presences
 from nexmdm.common.read_only_admin.base import ReadOnlyAdmin
 from nexmdm.common.read_only_admin.columns import (
     NOTHING,

@@ -83,14 +83,19 @@ def unwrap(outcome: Outcome) -> CheckedIn:
 
 
 def flush(records: Sequence[HeartbeatRecord]) -> list[Outcome]:
-    """Record a batch of heartbeats, and return for each known device its open commands. Runs in one transaction.
+    """Record a batch of heartbeats, and return for each known device its open commands.
+
+    Runs in one transaction, and in a second one if there are devices that may have been offline.
 
     The records must be sorted by device, with at most one for each token. For a record whose token is not good, the
     outcome is the error.
     """
     params = heartbeats.query_params(records) | queue.offer_params(record.token.id for record in records)
     ((at, exceptions),), open_rows = database.execute_batch(heartbeats.RECORD, queue.OFFER, parameters=params)
-    results = list(zip(records, heartbeats.parse_results(len(records), exceptions), strict=True))
+    found = heartbeats.parse_results(len(records), exceptions)
+    if exceptions:
+        found = heartbeats.record_others(records, found)
+    results = list(zip(records, found, strict=True))
     if open_rows and exceptions:
         good_devices = {record.token.id for record, one in results if one.verdict == Verdict.GOOD}
         open_rows = [row for row in open_rows if row[0] in good_devices]

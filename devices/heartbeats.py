@@ -8,7 +8,9 @@ import orjson
 
 from devices import tokens
 from devices.credentials import VERDICT
+from devices.presence import service_time, spans
 from devices.push_targets import REGISTERED_LATER, PushTarget
+from nexmdm.common import database
 
 
 @dataclass(slots=True)
@@ -43,20 +45,22 @@ class HeartbeatRecord:
 
 @dataclass(frozen=True, slots=True)
 class HeartbeatResult:
-    """The outcome of one heartbeat: the verdict on its token, and whether its push target must be written."""
+    """The outcome of one heartbeat: the verdict on its token, and whether its push target must be written.
+
+    `is_recorded` is False if the device may have been offline: record_others() records this heartbeat.
+    """
 
     verdict: str
     push_target_changed: bool
+    is_recorded: bool
 
 
-GOOD_RESULT: Final = HeartbeatResult("good", push_target_changed=False)
+GOOD_RESULT: Final = HeartbeatResult("good", push_target_changed=False, is_recorded=True)
 
-# One JSON text contains the batch: psycopg would quote seven arrays value by value, in Python. `judged` is read three
-# times, so PostgreSQL computes it once. `token_used_at` is written at a token's first use only. Only rows that are not
-# simply good are returned, so that reading the answer costs nothing for the others. Unknown devices get the verdict of
-# wrong tokens. `last_seen_at` is the database's time, and never moves back.
-RECORD: Final = f"""
-    WITH judged AS (
+# One JSON text contains the batch: psycopg would quote seven arrays value by value, in Python. `judged` is read several
+# times, so PostgreSQL computes it once.
+_JUDGED: Final = f"""
+    judged AS (
         SELECT
             asked.position, asked.device_id, asked.digest, asked.status, asked.agent_version,
             CASE WHEN device.id IS NULL THEN 'wrong' ELSE {VERDICT} END AS verdict,
@@ -72,13 +76,25 @@ RECORD: Final = f"""
             push_registered_at timestamptz
         )
         LEFT JOIN devices_device device ON device.id = asked.device_id
-    ), seen AS (
+    )"""  # noqa: S608  (constants of our modules; values are parameters)
+
+# `last_seen_at` is the database's time, and never moves back.
+_READINGS: Final = """
+    last_seen_at = GREATEST(presence.last_seen_at, now()),
+    last_status = COALESCE({sent}.status, presence.last_status),
+    agent_version = COALESCE({sent}.agent_version, presence.agent_version)"""
+
+# The readings of devices that are certainly online; record_others() records the few others. `token_used_at` is written
+# at a token's first use only. Only rows that are good and recorded are not returned, so that reading the answer costs
+# nothing for them. Unknown devices get the verdict of wrong tokens.
+RECORD: Final = f"""
+    WITH {_JUDGED}, seen AS (
         UPDATE devices_presence presence
-        SET last_seen_at = GREATEST(presence.last_seen_at, now()),
-            last_status = COALESCE(judged.status, presence.last_status),
-            agent_version = COALESCE(judged.agent_version, presence.agent_version)
+        SET {_READINGS.format(sent="judged")}
         FROM judged
         WHERE judged.verdict = 'good' AND presence.device_id = judged.device_id
+            AND presence.online_from IS NOT NULL AND presence.last_seen_at > {service_time.SOONER_ONLINE_AFTER}
+        RETURNING position
     ), first_used AS (
         UPDATE devices_device device
         SET token_used_at = now()
@@ -86,13 +102,32 @@ RECORD: Final = f"""
         WHERE judged.verdict = 'good' AND judged.first_use AND device.id = judged.device_id
             AND device.token_digest = judged.digest
     )
-    SELECT now(), json_agg(json_build_array(position, verdict, push_target_changed))
-        FILTER (WHERE verdict <> 'good' OR push_target_changed)::text
-    FROM judged
+    SELECT now(), json_agg(json_build_array(position, verdict, push_target_changed, is_recorded))
+        FILTER (WHERE verdict <> 'good' OR push_target_changed OR NOT is_recorded)::text
+    FROM (SELECT *, position IN (SELECT position FROM seen) AS is_recorded FROM judged) judged
 """  # noqa: S608  (constants of our modules; values are parameters)
 
 
-def query_params(records: Sequence[HeartbeatRecord]) -> dict[str, str]:
+def _record_others() -> str:
+    return f"""
+        WITH {_JUDGED}, before AS MATERIALIZED (
+            SELECT judged.status, judged.agent_version, presence.device_id, presence.last_seen_at, presence.online_from,
+                {spans.was_online("presence")} AS was_online
+            FROM judged JOIN devices_presence presence USING (device_id) WHERE judged.verdict = 'good'
+        ), seen AS (
+            UPDATE devices_presence presence
+            SET {_READINGS.format(sent="before")},
+                online_from = CASE
+                    WHEN before.was_online THEN COALESCE(before.online_from, before.last_seen_at) ELSE now()
+                END
+            FROM before WHERE presence.device_id = before.device_id
+        ), {spans.flips("before")}
+        SELECT json_agg(json_build_array(position, verdict, push_target_changed, true) ORDER BY position)::text
+        FROM judged
+    """  # noqa: S608  (SQL of our modules; values are parameters)
+
+
+def query_params(records: Sequence[HeartbeatRecord]) -> dict[str, Any]:
     """Return the parameters of RECORD for these heartbeats.
 
     They must be sorted by device id, so that parallel batches lock rows in the same order, with at most one for each
@@ -110,7 +145,8 @@ def query_params(records: Sequence[HeartbeatRecord]) -> dict[str, str]:
         }
         for position, record in enumerate(records)
     ]
-    return {"digest_key": key.id, "beats": orjson.dumps(rows).decode()}
+    beats = orjson.dumps(rows).decode()
+    return {"digest_key": key.id, "beats": beats, **service_time.sooner_online_params()}
 
 
 def _push_columns(record: HeartbeatRecord) -> Mapping[str, Any]:
@@ -125,6 +161,23 @@ def _push_columns(record: HeartbeatRecord) -> Mapping[str, Any]:
 def parse_results(count: int, exceptions: str | None) -> list[HeartbeatResult]:
     """Return the outcomes of `count` heartbeats from the rows of RECORD, which contain only the exceptions."""
     outcomes = [GOOD_RESULT] * count
-    for position, verdict, push_target_changed in orjson.loads(exceptions or "[]"):
-        outcomes[position] = HeartbeatResult(verdict, push_target_changed)
+    for position, *outcome in orjson.loads(exceptions or "[]"):
+        outcomes[position] = HeartbeatResult(*outcome)
     return outcomes
+
+
+def record_others(records: Sequence[HeartbeatRecord], results: Sequence[HeartbeatResult]) -> list[HeartbeatResult]:
+    """Record the heartbeats that RECORD left out, with the spans and events of their devices; return all outcomes.
+
+    This is a transaction of its own. Its second statement sees what the transactions with the locks before it wrote.
+    """
+    left_out = [place for place, one in enumerate(results) if one.verdict == "good" and not one.is_recorded]
+    if not left_out:
+        return list(results)
+    others = [records[place] for place in left_out]
+    params = query_params(others) | {"device_ids": [record.token.id for record in others]}
+    _, ((found,),) = database.execute_batch(spans.LOCK, _record_others(), parameters=params)
+    complete = list(results)
+    for place, (_, *outcome) in zip(left_out, orjson.loads(found), strict=True):
+        complete[place] = HeartbeatResult(*outcome)
+    return complete

@@ -9,6 +9,7 @@ from uuid import UUID
 from pydantic import ConfigDict, Field, StrictBool, StrictInt, StringConstraints
 from typing_extensions import TypedDict
 
+from devices.last_refusals import LastRefusalRow
 from devices.models import EnrollmentToken, LastRefusal
 from devices.push_targets import PushTarget
 from nexmdm.common.pagination import Page
@@ -161,19 +162,6 @@ class Rotated(ResponseSchema):
     command_key: str
 
 
-class LastRefusalRow(ResponseSchema):
-    """The last time that the server refused a request of the device (4xx): time, route and code of the answer."""
-
-    at: Time
-    route: str
-    code: str
-
-    @classmethod
-    def of(cls, refusal: LastRefusal) -> "LastRefusalRow":
-        """Return the last refusal as an answer contains it."""
-        return cls(at=refusal.at, route=refusal.route, code=refusal.code)
-
-
 class DeviceRow(ResponseSchema):
     """A device, as the admin API shows it."""
 
@@ -187,6 +175,7 @@ class DeviceRow(ResponseSchema):
     agent_version: str
     presence: Presence
     last_seen_at: Time | None
+    offline_since: Time | None
     last_status: dict[str, Any] | None
     push: PushHealth
     enrolled_at: Time
@@ -196,7 +185,7 @@ class DeviceRow(ResponseSchema):
 
     @classmethod
     def of(cls, device: Any) -> "DeviceRow":
-        """Return a device for an answer. It must have `presence_named`, and its presence and last refusal joined."""
+        """Return a device for an answer. It must have presence and last refusal joined, and be annotated."""
         presence = device.presence
         # It has no last refusal if no request of it was refused.
         refusal: LastRefusal | None = getattr(device, "last_refusal", None)
@@ -211,6 +200,7 @@ class DeviceRow(ResponseSchema):
             agent_version=presence.agent_version,
             presence=device.presence_named,
             last_seen_at=presence.last_seen_at,
+            offline_since=device.offline_since,
             last_status=presence.last_status,
             push=device.push_health,
             enrolled_at=device.enrolled_at,
