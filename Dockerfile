@@ -1,11 +1,11 @@
-# NexMDM without a PostgreSQL of its own: web worker (by default), dispatcher, management commands.
+# NexMDM without PostgreSQL. A container runs the web worker (by default), the dispatcher, or a management command.
 # docs/operations/containers.md shows how to run it.
 # The base image is named by its tag, which can change; containers.md shows how to pin it by its digest.
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS dependencies
 COPY requirements.lock .
-# The embedded PostgreSQL (73 MB) is for a first run on one's own machine.
+# The embedded PostgreSQL (73 MB) is only for a first run on one's own machine, so the image does not contain it.
 RUN python -m venv /opt/venv \
     && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check --require-hashes --only-binary :all: \
         --requirement requirements.lock \

@@ -4,17 +4,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := umask 022; $(BIN)/python -m pip install --disable-pip-version-check --root-user-action=ignore --only-binary :all:
-# pip's names of packages, one after another on one line of a terminal; nothing of them elsewhere.
+# On a terminal, one line shows the number of packages, and the package that pip handles now. Elsewhere, pip is quiet.
 QUIETLY = if [ -t 1 ]; then { $(1) || echo failed >&3; } 3>$(VENV)/.outcome | awk '/^Collecting/ { n++; printf "\r\033[K  %d packages, %s", n, $$2 } \
 	/^Installing/ { printf "\r\033[K  unpacking %d packages …", n } { fflush() } END { printf "\r\033[K" }'; test ! -s $(VENV)/.outcome; else $(1) -qq; fi
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --only-binary :all: \
 	--custom-compile-command "make lock" pyproject.toml
 RECENT := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 define ENVIRONMENT
-@$(PYTHON) $(RECENT) || { echo "NexMDM needs Python 3.11 or later. Name one: make PYTHON=python3.12 …" >&2; exit 1; }
+@$(PYTHON) $(RECENT) || { echo "NexMDM needs Python 3.11 or later. Name its program: make PYTHON=python3.12 …" >&2; exit 1; }
 @$(BIN)/python $(RECENT) 2>/dev/null || { umask 022; $(PYTHON) -m venv --clear $(VENV); }
 endef
-# The tests have their own data folder, which tests/support/environment.py names too.
+# The data folder of the tests; tests/support/environment.py names the same folder.
 TEST_DATA_DIR := $(or $(NEXMDM_TEST_DATA_DIR),$(CURDIR)/.nexmdm-test)
 STOP_POSTGRES = for folder in "$(TEST_DATA_DIR)"*/; do env -u DATABASE_URL NEXMDM_DATA_DIR="$$folder" $(BIN)/python manage.py postgres stop; done >/dev/null
 TEST_MANAGE := env -u DATABASE_URL NEXMDM_DATA_DIR="$(TEST_DATA_DIR)" $(BIN)/python manage.py
@@ -23,7 +23,7 @@ TEST_MANAGE := env -u DATABASE_URL NEXMDM_DATA_DIR="$(TEST_DATA_DIR)" $(BIN)/pyt
 
 help:
 	@echo "make run     start NexMDM (Ctrl-C stops it)"
-	@echo "make install install the dependencies only, to start the parts yourself"
+	@echo "make install install only the dependencies, if you want to start the parts yourself"
 	@echo "make test    run lint, the check for missing migrations, and all tests"
 	@echo "make lint    run ruff, mypy and the import contracts"
 	@echo "make format  repair and format the code with ruff"
@@ -40,10 +40,10 @@ run: $(VENV)/runtime.stamp
 
 install: $(VENV)/runtime.stamp
 
-# The tests start hundreds of processes, which would each compile every module again.
+# Python must write its bytecode: the tests start hundreds of processes, and each would compile every module again.
 test: export PYTHONDONTWRITEBYTECODE =
 
-# Three processes, each with a PostgreSQL of its own: two cores are busy while one of them waits for a server to start.
+# Three test processes, each with its own PostgreSQL, keep two cores busy while one process waits for a server to start.
 test: $(VENV)/dev.stamp
 	@$(MAKE) --no-print-directory checks; outcome=$$?; $(STOP_POSTGRES); exit $$outcome
 
@@ -71,7 +71,7 @@ loadtest-large: $(VENV)/runtime.stamp
 	@$(BIN)/python -m loadtest --devices 100000 --interval 120 --duration 5m --ramp 30 --commands-per-minute 60 \
 		--errors 0 --p95 15 --p99 40 --report reports/loadtest-large.html
 
-# It runs tests too, so it uses their PostgreSQL.
+# The trust run also runs tests, so it uses the PostgreSQL of the tests.
 trust: $(VENV)/dev.stamp
 	@$(BIN)/python -m loadtest.trust; outcome=$$?; $(TEST_MANAGE) postgres stop >/dev/null; exit $$outcome
 
@@ -89,7 +89,7 @@ clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The development lock holds the runtime's versions too, so that one environment can be used for both.
+# The development lock file also contains the runtime dependencies, so one environment serves both purposes.
 $(VENV)/runtime.stamp: requirements.lock
 	$(ENVIRONMENT)
 	@echo "Installing the dependencies into $(VENV); this takes about a minute …"

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Run a management command. With the embedded PostgreSQL, start it first for commands that need it."""
+"""Run a management command. If it needs a database and the embedded PostgreSQL is used, first start that PostgreSQL."""
 
 import os
 import sys
@@ -32,7 +32,7 @@ WITHOUT_DATABASE: Final = {
 
 
 def main() -> None:
-    """Run the command line. An invalid configuration, or a database that cannot be reached, ends it with one line."""
+    """Run the command line. Without a valid configuration or a reachable database, print one line and end."""
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "nexmdm.settings")
     try:
         _prepare(sys.argv[1:])

@@ -18,6 +18,7 @@ from devices.audience import DevicesBusy, EmptyAudience, Target, UnknownDevices
 from nexmdm.common import database
 from nexmdm.common.domain_error import DomainError
 from nexmdm.common.event_feed import events
+from nexmdm.common.event_feed.events import RFC3339
 
 
 class AudienceChanged(DomainError):
@@ -80,10 +81,11 @@ _ISSUE: Final = """
         SELECT request_id, id, 'pending', expires_at,
             CASE WHEN pushable THEN 'waiting' ELSE 'no_push_token' END, 0, 0, CASE WHEN pushable THEN now() END
         FROM audience JOIN asked USING (position) ORDER BY position, id
-    ), told AS (
+    ), events AS (
         INSERT INTO nexmdm_event (type, request_id, data)
         SELECT 'command.issued', request_id, jsonb_build_object(
-            'action', action, 'device_count', devices, 'expires_at', to_json(expires_at), 'issued_by', issued_by
+            'action', action, 'device_count', devices, 'issued_by', issued_by,
+            'expires_at', to_char(expires_at AT TIME ZONE 'UTC', {rfc3339})
         )
         FROM asked JOIN counted USING (position) ORDER BY position
     ){superseding}
@@ -103,7 +105,7 @@ _SUPERSEDING: Final = f""", older AS (
         SET state = 'cancelled', withdrawn_by = 'superseded', settled_at = now(), next_attempt_at = NULL,
             device_seen_at = (SELECT last_seen_at FROM devices_presence WHERE device_id = delivery.device_id)
         FROM older WHERE delivery.id = older.id
-    ), told_of_older AS (
+    ), older_events AS (
         {events.append_for_devices("older", *queue.SETTLED)}
     )
 """  # noqa: S608  (constants of our modules)
@@ -215,6 +217,6 @@ def _write(
         for position, (request, content) in enumerate(commands)
     ]
     superseding = _SUPERSEDING if supersede else ""
-    statement = _ISSUE.format(audience=members, superseding=superseding, channel=queue.CHANNEL)
+    statement = _ISSUE.format(audience=members, superseding=superseding, channel=queue.CHANNEL, rfc3339=RFC3339)
     found = database.rows(statement, parameters | {"asked": orjson.dumps(asked).decode()})
     return {position: (device_count, pushable) for position, device_count, pushable, _ in found}

@@ -151,7 +151,7 @@ _WITHDRAW: Final = f"""
             settled_at = statement_timestamp(), next_attempt_at = NULL,
             device_seen_at = (SELECT last_seen_at FROM devices_presence WHERE device_id = delivery.device_id)
         FROM judged WHERE delivery.id = judged.id
-    ), told AS (
+    ), events AS (
         {events.append_for_devices("judged", *SETTLED)}
     )
     SELECT {{answer}} FROM (SELECT command_id, action, {_MAY_STILL_RUN} AS may_still_run FROM judged) AS judged
@@ -222,7 +222,7 @@ EXPIRED: Final = {
 """The columns that mark a delivery as expired, for update(). `settled_at` is the end of the delivery's time."""
 
 
-_TELL_EXPIRED: Final = events.append_for_devices(
+_EXPIRED_EVENTS: Final = events.append_for_devices(
     "(SELECT * FROM commands_delivery WHERE id = ANY(%(ids)s)) expired", *SETTLED
 )
 
@@ -233,5 +233,5 @@ def expire(limit: int) -> int:
     overdue = Delivery.objects.overdue().order_by("open_until").select_for_update(skip_locked=True, no_key=True)
     ids = list(overdue.values_list("id", flat=True)[:limit])
     expired = Delivery.objects.filter(id__in=ids).update(**EXPIRED)
-    database.execute(_TELL_EXPIRED, {"ids": ids})
+    database.execute(_EXPIRED_EVENTS, {"ids": ids})
     return expired

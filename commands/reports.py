@@ -18,6 +18,7 @@ from devices import credentials, enrollment, tokens
 from devices.credentials import VERDICT
 from nexmdm.common import database
 from nexmdm.common.domain_error import DomainError
+from nexmdm.common.event_feed.events import RFC3339
 
 log = structlog.get_logger()
 
@@ -175,7 +176,7 @@ _TAKE: Final = f"""
             OR (taken.via IS NOT NULL AND taken.delivered_via IS NULL)
             OR (taken.push IS NOT NULL AND taken.push_arrival IS NULL)
         )
-    ), told AS (
+    ), events AS (
         INSERT INTO nexmdm_event (type, device_ids, request_id, data)
         SELECT event.type, ARRAY[taken.device_id], taken.request_id, event.data
         FROM taken CROSS JOIN LATERAL (
@@ -190,7 +191,7 @@ _TAKE: Final = f"""
             SELECT 3, 'delivery.settled', jsonb_build_object(
                 'state', taken.becomes, 'withdrawn_by', NULL, 'late', taken.late, 'result', jsonb_build_object(
                     'status', taken.status, 'message', taken.message, 'output', taken.output,
-                    'finished_at', taken.finished_at
+                    'finished_at', to_char(taken.finished_at AT TIME ZONE 'UTC', {RFC3339})
                 )
             )
             WHERE taken.is_final AND NOT taken.duplicate

@@ -271,7 +271,7 @@ def _enrol_again(
     device.generation, device.command_key_id = changes["generation"], changes["command_key_id"]
 
 
-def revoke(device_id: UUID, *, tells: bool = True) -> bool:
+def revoke(device_id: UUID, *, with_event: bool = True) -> bool:
     """Revoke a device from its next request on; return False if it was revoked before. Raises UnknownDevice.
 
     The row stays locked until the transaction ends, so no command is issued before the open ones are cancelled.
@@ -279,14 +279,14 @@ def revoke(device_id: UUID, *, tells: bool = True) -> bool:
     if not Device.objects.select_for_update().filter(id=device_id).exists():
         raise UnknownDevice
     is_new = Device.objects.filter(id=device_id, revoked_at=None).update(revoked_at=Now()) > 0
-    if is_new and tells:
+    if is_new and with_event:
         append_events(EventType.DEVICE_REVOKED, [device_id])
     return is_new
 
 
 def retire(device_id: UUID) -> bool:
     """Retire a device and free its alias; False if nothing changed. Locks and raises as revoke()."""
-    revoke(device_id, tells=False)
+    revoke(device_id, with_event=False)
     changed = Device.objects.filter(id=device_id).exclude(retired_at__isnull=False, alias=None).exists()
     if Device.objects.filter(id=device_id, retired_at=None).update(retired_at=Now()):
         append_events(EventType.DEVICE_RETIRED, [device_id])

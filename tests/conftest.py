@@ -35,7 +35,9 @@ structlog.configure(cache_logger_on_first_use=False)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the tests that start servers, which take longest: else one process ends with such a file alone."""
+    """Begin with the tests that start servers: they take longest, and one process must not run them alone at the
+    end.
+    """
     items.sort(key=lambda item: not item.nodeid.startswith(("tests/servers", "tests/loadtest")))
 
 
@@ -48,7 +50,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def django_db_keepdb(pytestconfig: pytest.Config) -> bool:
-    """Keep the database if a pooler has sessions in it; it ends with its server."""
+    """Keep the database if a pooler has sessions in it; the database ends with its server."""
     return bool(pytestconfig.getoption("pooler"))
 
 
@@ -61,7 +63,7 @@ def open_folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def django_db_modify_db_settings(pytestconfig: pytest.Config) -> Iterator[None]:
-    """Run PostgreSQL as long as the tests, some of which leave a transaction idle for longer than NexMDM ever does."""
+    """Run PostgreSQL as long as the tests. Some tests leave a transaction idle for longer than NexMDM ever does."""
     options = django_settings.DATABASES["default"]["OPTIONS"]
     options["options"] += " -c idle_in_transaction_session_timeout=0"
     if pytestconfig.getoption("pooler"):
@@ -89,7 +91,7 @@ def django_db_setup(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -
 
 @pytest.fixture(autouse=True)
 def forget_floods() -> None:
-    """Let no test start over a limit, or with refusals and outages to log, because of another test."""
+    """Reset limits, refusals and outages, so that no test starts with those of another test."""
     rate_limits.forget()
     logins.logins.forget()
     report_limit.reports.forget()
@@ -105,13 +107,13 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def look_up_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let only refusals.drain() look up refusals: the connection of a background task does not see the fixtures."""
+    """Let only refusals.drain() look up refusals, because a background task's connection does not see the fixtures."""
     monkeypatch.setattr(refusals._devices._timer, "_call", lambda: None)
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the server wait for nothing longer than a moment."""
+    """Let each time-out of the server be only a moment."""
     for module, name in (
         (protocol, "HEAD_SECONDS"), (protocol, "TAKEN_SECONDS"), (protocol, "LAST_SECONDS"),
         (guard, "DRAIN_SECONDS"), (body, "BODY_SECONDS"),

@@ -1,8 +1,9 @@
-"""Measures the signed writes a second of a server: `python -m loadtest.benchmarks.admin_writes`.
+"""Measures how many signed writes a second a server carries out: `python -m loadtest.benchmarks.admin_writes`.
 
-Starts its own server. Clients, each with one kept connection, create enrollment tokens one after the other. This is one
-of the cheapest signed writes, so the part that all signed writes share (the lock on the audit) has the largest weight.
-Server, PostgreSQL and clients share the machine.
+The program starts its own server. Several clients create enrollment tokens at the same time. Each client keeps one
+connection, and sends one request after the other. An enrollment token is one of the cheapest signed writes. So the part
+that all signed writes share, the lock on the audit, has the largest weight. Server, PostgreSQL and clients share the
+machine.
 """
 
 import argparse
@@ -32,7 +33,7 @@ class Failed(Exception):
 
 
 def main() -> int:
-    """Measure in rounds and print a table; 0 if every answer was a 200."""
+    """Measure in rounds and print a table. Return 0 if every answer was a 200."""
     arguments = _arguments()
     with tempfile.TemporaryDirectory(prefix="nexmdm-") as folder:
         serving = Serving(
@@ -62,7 +63,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _measure(admin: FleetClient, arguments: argparse.Namespace) -> list[list[float]]:
-    """Return the milliseconds of each write, in the order of their end, round by round."""
+    """Return for each round the milliseconds of each write, in the order in which the writes ended."""
     uvloop.run(_load(admin, arguments.clients, WARM_UP_SECONDS))
     rounds = []
     for number in range(1, arguments.rounds + 1):

@@ -2,7 +2,8 @@
 
 The function parses the body, and stores it for the device whose token's digest matches. It validates nothing, looks for
 no commands, writes no log, counts nothing, and answers with a constant. `python -m loadtest.benchmarks.one_core`
-compares NexMDM with it. `python -m loadtest.benchmarks.bare_asgi N` serves on the listening socket with descriptor N.
+compares NexMDM with this function. `python -m loadtest.benchmarks.bare_asgi N` serves on the listening socket with
+descriptor N.
 """
 
 import asyncio

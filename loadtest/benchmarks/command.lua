@@ -1,5 +1,6 @@
--- For wrk: each request is a signed command to one phone. REQUESTS names a file, one request a line: Idempotency-Key,
--- signature and body, with tabs between them. The warm-up takes the first part of them, what is measured the rest.
+-- For wrk: each request is a signed command to one phone. REQUESTS names a file with one request per line:
+-- Idempotency-Key, signature and body, with tabs between them. The warm-up uses the first part of the requests, the
+-- measurement the rest.
 local requests = {}
 local shared = { ["Content-Type"] = "application/json", ["X-Admin"] = os.getenv("SIGNED_BY"), ["X-Timestamp"] = os.getenv("SIGNED_AT") }
 for line in io.lines(os.getenv("REQUESTS")) do

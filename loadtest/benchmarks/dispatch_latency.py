@@ -2,8 +2,8 @@
 
 Starts its own server and a fake FCM, and sends pings to one phone, one after the other. It measures the time from POST
 /admin/command to the arrival of the push at FCM. This includes the request, the transaction, the notification, the
-claim and the send. It also measures the time from the answer to the phone's result to the answer to the admin who waits
-for it by `wait_seconds`.
+claim and the send. It also measures how soon an admin who waits with `wait_seconds` gets a result: the time from the
+server's answer to the phone that reports, to its answer to the admin.
 """
 
 import argparse
@@ -30,17 +30,17 @@ from nexmdm.client.http_client import FleetClient
 
 PUSH_P95_LIMIT_MS: Final = 50.0
 ALONE_P95_LIMIT_MS: Final = 300.0
-"""The limit if the dispatcher cannot listen and must poll, in milliseconds."""
+"""The limit in milliseconds if the dispatcher cannot listen and must poll."""
 
 WAIT_LIMIT_MS: Final = 250.0
 _LONGEST_PAUSE_SECONDS: Final = 0.3
-"""The longest wait of a phone before it answers. The wait is random, so that no poll comes at the same time by chance.
+"""The longest wait of a phone before it answers. The wait is random, so that answers do not coincide with polls.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """The milliseconds of one ping to FCM, and of its result to the waiting admin."""
+    """The latencies of one ping in milliseconds: of its push to FCM, and of its result to the waiting admin."""
 
     to_push: float
     to_waiting_admin: float
@@ -62,7 +62,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--pooler",
         choices=("direct", "alone"),
-        help="put a PgBouncer in between that pools transactions: with a direct address for LISTEN, or without",
+        help="pool transactions by PgBouncer: direct = with a direct address for LISTEN, alone = without one",
     )
     return parser.parse_args()
 
@@ -108,7 +108,7 @@ def _ping(
 
 
 def _wait(waiting: FleetClient, request_id: str) -> float:
-    """Wait for a command by one request; return when it was answered."""
+    """Wait for a command by one request with `wait_seconds`; return the time of the answer."""
     command = waiting.get(f"/admin/commands/{request_id}", wait_seconds=10)
     if command["completed_at"] is None:
         raise RuntimeError(f"{request_id} was not completed within 10 s")
@@ -116,7 +116,7 @@ def _wait(waiting: FleetClient, request_id: str) -> float:
 
 
 def _print(latencies: Sequence[Latency], limit_ms: float) -> bool:
-    """Print both, and return whether they are within their limits."""
+    """Print both latencies, and return whether they are within their limits."""
     pushes = sorted(one.to_push for one in latencies)
     waits = sorted(one.to_waiting_admin for one in latencies)
     held = [percentile(pushes, 95) < limit_ms, waits[-1] < WAIT_LIMIT_MS]

@@ -1,7 +1,7 @@
 """Measures the time of one command to a whole fleet through FCM: `python -m loadtest.benchmarks.fan_out`.
 
 One dispatcher runs alone on core 0. The web worker, PostgreSQL and the fake FCM, which answers after 20 ms, share core
-1. A push is handed over when FCM has its request. The clock starts just before the POST is written.
+1. A push counts as handed over when its request has reached FCM. The clock starts just before the POST is written.
 """
 
 import argparse
@@ -34,7 +34,7 @@ COMMAND: Final = {
 }
 SETTINGS: Final = {"FCM_MAX_PER_SECOND": "20000"}
 LIMITS: Final = {10_000: (1.0, 2.0), 100_000: (3.0, 20.0)}
-"""Limits in seconds to the answer of the POST, and to the last push, for fleets of these sizes."""
+"""The limits for fleets of these sizes: the seconds until the answer to the POST, and until the last push."""
 
 GIVE_UP_SECONDS: Final = 300
 PARTS: Final = ("dispatcher", "PostgreSQL", "fake FCM")
@@ -44,17 +44,19 @@ _PLAIN_WIDTH: Final = 130
 
 @dataclass(frozen=True, slots=True)
 class FanOut:
-    """One command to a fleet: seconds to the answer of its POST, to the last push, to the last answer recorded."""
+    """One command to a fleet: the seconds until its POST was answered, its last push was sent, and FCM's last answer
+    was recorded.
+    """
 
     posted: float
     handed_over: float
     recorded: float
     costs: dict[str, float]
-    """The processor time of each push in µs, of the dispatcher, PostgreSQL and the fake FCM, until all was recorded."""
+    """The processor time per push in µs: that of the dispatcher, of PostgreSQL and of the fake FCM."""
 
 
 def main() -> int:
-    """Measure each fleet, print a table; 0 if every median is within its limits."""
+    """Measure each fleet and print a table. Return 0 if every median is within its limits."""
     arguments = _arguments()
     os.sched_setaffinity(0, {machine.OTHER_CORE})
     os.environ.update(WEB_WORKERS="1", LOG_LEVEL="INFO", LOG_FORMAT="json")
@@ -69,14 +71,16 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m loadtest.benchmarks.fan_out", description=__doc__)
     sizes, rounds = list(LIMITS), 3
     parser.add_argument("--devices", type=int, nargs="+", default=sizes, metavar="N", help="fleets (10000 100000)")
-    history = "deliveries of a month's history; each fleet is measured without and with it (0)"
+    history = "deliveries of an older month; each fleet is measured without and with them (0)"
     parser.add_argument("--history", type=int, default=0, metavar="N", help=history)
     parser.add_argument("--rounds", type=int, default=rounds, metavar="N", help="number of rounds (3)")
     return parser.parse_args()
 
 
 def _measure(devices: int, rounds: int, history: int) -> dict[int, list[FanOut]]:
-    """Return the rounds by the number of older deliveries in the database: 0, and the requested number."""
+    """Return the rounds under the number of older deliveries in the database: under 0, and under the requested
+    number.
+    """
     with tempfile.TemporaryDirectory(prefix="nexmdm-") as name:
         folder = Path(name)
         with testbed.started(

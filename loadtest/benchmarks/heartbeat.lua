@@ -1,4 +1,5 @@
--- For wrk: each request is the heartbeat of a phone chosen at random. TOKENS names a file, one device token a line.
+-- For wrk: each request is the heartbeat of a phone chosen at random. TOKENS names a file with one device token per
+-- line.
 local heads = {}
 for token in io.lines(os.getenv("TOKENS")) do
   heads[#heads + 1] = { ["Content-Type"] = "application/json", ["Authorization"] = "Bearer " .. token }

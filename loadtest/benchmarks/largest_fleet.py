@@ -47,15 +47,15 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m loadtest.benchmarks.largest_fleet", description=__doc__)
     add = parser.add_argument
-    add("--first", type=int, default=200_000, metavar="N", help="the fleet to begin with (200,000)")
-    add("--step", type=int, default=50_000, metavar="N", help="the precision of the result (50,000)")
-    add("--seconds", type=int, default=30, help="seconds of each run (30), after a ramp of half of that")
+    add("--first", type=int, default=200_000, metavar="N", help="size of the first fleet (200,000)")
+    add("--step", type=int, default=50_000, metavar="N", help="precision of the result, in phones (50,000)")
+    add("--seconds", type=int, default=30, help="seconds of each run (30), after a ramp of half that time")
     add("--keep", type=Path, metavar="FOLDER", help="folder for the server's data, for further runs")
     return parser.parse_args()
 
 
 def _search(console: Console, place: ServerUnderTest, folder: Path, arguments: argparse.Namespace) -> int:
-    """Return the largest fleet that passed; 0 if the first one did not."""
+    """Return the largest fleet that passed; 0 if the first fleet did not pass."""
     held, missed, devices = 0, 0, arguments.first
     while not missed or missed - held > arguments.step:
         if _is_held(console, place, folder, devices, arguments.seconds):

@@ -1,4 +1,4 @@
-"""Measures the heartbeats a second of one web worker on one core: `python -m loadtest.benchmarks.one_core`.
+"""Measures how many heartbeats a second one web worker answers on one core: `python -m loadtest.benchmarks.one_core`.
 
 The worker runs alone on core 0. PostgreSQL, the dispatcher and wrk (a Debian package) share core 1. A hundredth of the
 fleet has one open delivery. Log lines and metrics are on, as in `serve`. The same rounds also measure the upper
@@ -28,13 +28,13 @@ from loadtest.testbed.machine import MEASURED_CORE, pin
 from loadtest.testbed.testbed import ServerUnderTest
 
 OPEN_PART: Final = 100
-"""One phone in this number has an open delivery."""
+"""One phone in this number of phones has an open delivery."""
 
 _ROOT: Final = Path(__file__).resolve().parent.parent.parent
 
 
 def main() -> int:
-    """Measure in rounds, print a table; 0 if every answer was a 200."""
+    """Measure in rounds and print a table. Return 0 if every answer was a 200."""
     arguments = _arguments()
     contestants = wrk.run(lambda stack: _measured(stack, arguments))
     if contestants is None:
@@ -61,7 +61,7 @@ def _arguments() -> argparse.Namespace:
     add("--keep", type=Path, metavar="FOLDER", help="folder for the server's data, for further runs")
     add(
         "--against", nargs=3, action="append", default=[], metavar=("NAME", "URL", "TOKENS"),
-        help="another server with POST /v1/heartbeat, which you have pinned to core 0, and a file of its tokens",
+        help="another server with POST /v1/heartbeat, pinned to core 0 by you, and a file of its device tokens",
     )  # fmt: skip
     return parser.parse_args()
 
@@ -98,7 +98,7 @@ def _leave_open(place: ServerUnderTest, device_ids: list[str]) -> None:
 
 @contextmanager
 def _bare(dsn: str) -> Iterator[str]:
-    """Run the upper limit next to the server, on the same core and PostgreSQL. Yields its address."""
+    """Run the bare ASGI server next to ours, with the same core and PostgreSQL. Yield its address."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         descriptor = listener.fileno()
         program = [
@@ -119,7 +119,7 @@ def _bare(dsn: str) -> Iterator[str]:
 
 
 def _print(contestants: list[Contestant]) -> None:
-    """Print medians with their spread, and each one's ratio to ours, round by round."""
+    """Print the medians with their spread, and the ratio of each server's rate to ours in the same round."""
     ours = contestants[0]
     table = Table(title=f"POST /v1/heartbeat, {wrk.CONNECTIONS} connections, {len(ours.rates)} rounds: median (spread)")
     for heading in ("", "requests/s", "p99", "ours is"):

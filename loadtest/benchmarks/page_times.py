@@ -1,9 +1,10 @@
 """Measures the pages and lists of a fleet with a history: `python -m loadtest.benchmarks.page_times`.
 
-Starts its own server, and seeds the fleet and a month of work. A third of the fleet is online, a third is offline.
-Requests each page several times, one after the other: signed for the API, logged in for the admin site. On the site,
-these are every list without a filter, with each choice of each filter, with a search, at its last page, and as CSV (to
-the first chunk of rows); and the pages of new and old rows.
+The program starts its own server, and seeds the fleet and a month of work. A third of the fleet is online, a third is
+offline. The program requests each page several times, one after the other. Requests for the API are signed; for the
+admin site, the program is logged in. On the admin site, it requests the pages of new and of old rows, and every list:
+without a filter, with each choice of each filter, with a search, at its last page, and as CSV (up to the first chunk of
+rows).
 """
 
 import argparse
@@ -44,7 +45,7 @@ LISTS: Final = {
     "/django-admin/commands/report/": "commands_report",
     "/django-admin/nexmdm/auditentry/": "nexmdm_auditentry",
 }
-# Filters that each keep many rows, and together keep few; and a day two weeks ago.
+# Filters that keep few rows, some because each part keeps many rows but both together few; and a day two weeks ago.
 NARROWED: Final = {
     "/django-admin/devices/device/": (
         "?model=Simulated", "?model=Rare", "?model=nowhere", "?os_version=9", "?agent_version=0.9",
@@ -70,7 +71,7 @@ DEVICE_FILTERS: Final = (
     "push=failing&agent_version=0.9", "model=Rare&os_version=9",
 )  # fmt: skip
 _USER: Final = "page-times"
-# A rare model, agent and failing push token, spread out; and an OS that only the oldest devices have.
+# A rare model, agent version and failing push token, spread over the fleet; an OS version of only the oldest devices.
 _REPORTED: Final = """
     UPDATE devices_device device SET
         model = CASE WHEN place.number % 1000 = 7 THEN 'Rare' ELSE model END,
@@ -102,7 +103,7 @@ _FACTS: Final = """
 class Facts:
     """Values from the database: ids of a device and of three commands, and the start and end of an old day.
 
-    A wide command is one to the largest number of devices.
+    A wide command is a command to the largest number of devices.
     """
 
     newest_command: str
@@ -115,7 +116,7 @@ class Facts:
 
 
 def main() -> int:
-    """Measure, print a table; 0 if every page kept within its limit."""
+    """Measure and print a table. Return 0 if every page was within its limit."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.benchmarks.page_times", description=__doc__)
     parser.add_argument("--devices", type=int, default=100_000, help="how many phones (100,000)")
     parser.add_argument("--deliveries", type=int, default=1_000_000, help="number of their deliveries (1,000,000)")
@@ -133,7 +134,7 @@ def _measure(folder: Path, arguments: argparse.Namespace) -> dict[str, list[floa
         assert place.serving is not None
         _seed(place.serving, arguments)
         with psycopg.connect(place.serving.database_url(), autocommit=True) as connection:
-            # The dispatcher had counted hours before there was a history.
+            # The dispatcher has counted hours before the history was seeded. So the hours are counted again.
             connection.execute("DELETE FROM nexmdm_pushhealthhour")
             place.serving.manage("shell", "--command", _COUNT_HOURS)
             connection.execute(_HEARD)
@@ -158,7 +159,7 @@ def _facts(connection: psycopg.Connection[Any]) -> Facts:
     assert row is not None
     far_ends = {}
     for path, table in LISTS.items():
-        # The last full page: fifty older rows follow it.
+        # The last full page begins below this row; fifty older rows follow the page.
         found = connection.execute(f"SELECT id FROM {table} ORDER BY id OFFSET 150 LIMIT 1").fetchone()  # noqa: S608
         far_ends[path] = str(found[0]) if found else ""
     newest, oldest_wide, newest_wide, device, since, until = row
@@ -204,7 +205,7 @@ def _api_paths(facts: Facts) -> Iterator[str]:
 
 
 def _cursor(key: str) -> str:
-    """Return the cursor that continues below a key, as the server writes it."""
+    """Return the cursor that continues a list below a key, in the server's form."""
     return base64.urlsafe_b64encode(key.encode()).decode().rstrip("=")
 
 
@@ -260,7 +261,7 @@ def _first_rows(browser: httpx.Client, path: str) -> Callable[[], object]:
 
 
 def _times(ask: Callable[[], object], count: int) -> list[float]:
-    """Return the milliseconds of each call, after a first one that does not count."""
+    """Return the milliseconds of each call, after a first call that does not count."""
     ask()
     return [_time(ask) for _ in range(count)]
 

@@ -1,5 +1,6 @@
--- For wrk: each request is the result of the command REQUEST_ID on the next phone, so that none reports twice. TOKENS
--- names a file, one device token a line. The warm-up takes the first part of the phones, what is measured the rest.
+-- For wrk: each request is the result of the command REQUEST_ID on the next phone, so that no phone reports twice.
+-- TOKENS names a file with one device token per line. The warm-up uses the first part of the phones, the measurement
+-- the rest.
 local heads = {}
 for token in io.lines(os.getenv("TOKENS")) do
   heads[#heads + 1] = { ["Content-Type"] = "application/json", ["Authorization"] = "Bearer " .. token }

@@ -1,8 +1,8 @@
-"""Measures the results a second of one web worker on one core: `python -m loadtest.benchmarks.results`.
+"""Measures how many results a second one web worker records on one core: `python -m loadtest.benchmarks.results`.
 
 The worker runs alone on core 0. PostgreSQL, the dispatcher and wrk share core 1, as in one_core. Each round also
-measures heartbeats. Each round has a new command to all phones, without pushes. Each result is the first one of
-its delivery, with a message and an output, and settles it.
+measures heartbeats. Each round has a new command to all phones, without pushes. Each result has a message and an
+output. It is the first result of its delivery, and settles the delivery.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from loadtest.testbed.testbed import ServerUnderTest
 
 
 def main() -> int:
-    """Measure in rounds, print a table; 0 if every answer was a 200 and every result was counted."""
+    """Measure in rounds and print a table. Return 0 if every answer was a 200 and every result was counted."""
     arguments = _arguments()
     measured = wrk.run(lambda stack: _measured(stack, arguments))
     if measured is None:
@@ -37,7 +37,7 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m loadtest.benchmarks.results", description=__doc__)
     add = parser.add_argument
-    add("--devices", type=int, default=120_000, help="how many phones (120,000): each reports once a round at most")
+    add("--devices", type=int, default=120_000, help="how many phones (120,000); each reports at most once in a round")
     add("--rounds", type=int, default=3, help="number of rounds (3)")
     add("--seconds", type=int, default=8, help="seconds of each measurement (8), after a warm-up of 3")
     add("--keep", type=Path, metavar="FOLDER", help="folder for the server's data, for further runs")

@@ -1,9 +1,9 @@
-"""Measures the signed commands a second of one worker, each to one device.
+"""Measures how many signed commands a second one worker accepts, if each command is for one device.
 
 `python -m loadtest.benchmarks.single_writes`: the worker runs alone on core 0. PostgreSQL, the dispatcher and wrk share
 core 1, as in one_core. Each round measures heartbeats, commands over 64 connections, and commands over one connection.
-Each command is a `ping` to a device without a push token, in a separate request that was signed before. The audit is
-verified at the end.
+Each command is a `ping` to a device without a push token, and has its own request. The requests are signed before the
+measurement. The audit is verified at the end.
 """
 
 import argparse
@@ -47,7 +47,7 @@ class Measured:
 
 
 def main() -> int:
-    """Measure in rounds, print a table; 0 if every answer was a 200 and the audit is valid."""
+    """Measure in rounds and print a table. Return 0 if every answer was a 200 and the audit is valid."""
     arguments = _arguments()
     measured = wrk.run(lambda stack: _measured(stack, arguments))
     if measured is None:
@@ -60,7 +60,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m loadtest.benchmarks.single_writes", description=__doc__)
     add = parser.add_argument
     add("--devices", type=int, default=10_000, help="how many phones (10,000)")
-    add("--requests", type=int, default=40_000, help="number of requests that are signed for each run (40,000)")
+    add("--requests", type=int, default=40_000, help="number of signed requests prepared for each run (40,000)")
     add("--rounds", type=int, default=3, help="number of rounds (3)")
     add("--seconds", type=int, default=8, help="seconds of each measurement (8), after a warm-up of 3")
     return parser.parse_args()
@@ -98,7 +98,7 @@ def _measured(stack: ExitStack, arguments: argparse.Namespace) -> Measured:
 
 
 def _sign(place: ServerUnderTest, file: Path, device_ids: Sequence[str], count: int) -> dict[str, str]:
-    """Write signed requests to a file. Return the further variables of the script."""
+    """Write signed requests to a file. Return the other variables that wrk's script needs."""
     assert place.serving is not None
     key, secret = place.serving.secrets["ADMIN_KEY"], place.serving.secrets["HMAC_SECRET"]
     now = int(time.time())
@@ -117,7 +117,8 @@ def _sign(place: ServerUnderTest, file: Path, device_ids: Sequence[str], count: 
 def _analyze(place: ServerUnderTest) -> None:
     """Run ANALYZE, as autovacuum does within a minute.
 
-    Without it, plans that PostgreSQL made for empty tables read the whole table for each row.
+    Without ANALYZE, PostgreSQL keeps the plans that it made for empty tables. These plans read the whole table for each
+    row.
     """
     assert place.serving is not None
     with psycopg.connect(place.serving.database_url(), autocommit=True) as database:

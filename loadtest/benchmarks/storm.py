@@ -1,9 +1,9 @@
 """The storm: one command to a fleet whose phones all answer in the same minute.
 
-`python -m loadtest.benchmarks.storm`: all phones send heartbeats. Then each gets the push of one `ping`, and reports
-after a random part of the spread. A phone that is refused tries again after `Retry-After`, with jitter. A phone that
-gets no answer tries again after a random time that doubles with each try. One web worker, the dispatcher, PostgreSQL,
-the fake FCM and the generator share the machine.
+`python -m loadtest.benchmarks.storm`: all phones send heartbeats. Then each phone gets the push of one `ping`, and
+reports after a random part of the time `--spread`. A phone that is refused tries again after `Retry-After`, with
+jitter. A phone that gets no answer tries again after a random time that doubles with each try. One web worker, the
+dispatcher, PostgreSQL, the fake FCM and the generator share the machine.
 """
 
 import argparse
@@ -62,7 +62,7 @@ class Storm:
 
     @property
     def errors(self) -> Counter[str]:
-        """The errors, without reports that were refused and sent again."""
+        """The errors, except the refusals of reports that were sent again."""
         errors = self.run.figures.errors(since=self.run.measured_since)
         return Counter({name: count for name, count in errors.items() if not name.startswith("result: ")})
 
@@ -94,7 +94,7 @@ def _is_below(latencies: Histogram, limit: float) -> bool:
 
 
 def main() -> int:
-    """Run storms and print their results; 0 if each one met its limits."""
+    """Run storms and print their results. Return 0 if each storm met its limits."""
     arguments = _arguments()
     os.environ.update(SETTINGS)
     console = Console()
@@ -113,7 +113,13 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m loadtest.benchmarks.storm", description=__doc__)
     add = parser.add_argument
     add("--devices", type=int, default=100_000, metavar="N", help="how many phones (100,000)")
-    add("--spread", type=float, default=60, metavar="SECONDS", help="within which each answers after its push (60)")
+    add(
+        "--spread",
+        type=float,
+        default=60,
+        metavar="SECONDS",
+        help="the time within which each phone answers after its push (60)",
+    )
     add("--rounds", type=int, default=1, metavar="N", help="number of storms (1)")
     add("--keep", type=Path, metavar="FOLDER", help="folder for the server's data, for further runs")
     return parser.parse_args()
@@ -150,7 +156,9 @@ async def _run(console: Console, place: ServerUnderTest, run: Run) -> Storm:
 
 
 async def _issue(place: ServerUnderTest, run: Run) -> tuple[str, float]:
-    """Send the command after the time with heartbeats only. Return its id, and the second of the run."""
+    """Send the command after the time with heartbeats only. Return its id, and the second of the run in which it was
+    sent.
+    """
     while not run.starts_at or run.elapsed_seconds < RAMP_SECONDS + QUIET_SECONDS:  # noqa: ASYNC110
         await asyncio.sleep(0.1)
     began_at = time.monotonic() - run.starts_at

@@ -1,9 +1,9 @@
 """Measures the cost of each write of a phone or an admin: `python -m loadtest.benchmarks.write_costs`.
 
 One web worker runs alone on core 0. PostgreSQL and the client share core 1. Each round repeats every kind of write
-(write_kinds.py), each time to a fresh phone, one after the other over one connection. The kernel counts the processor
-time of the worker and of PostgreSQL's backends. pg_waldump counts the WAL and the index entries. Push is not
-configured: fan_out measures the dispatcher's part.
+(write_kinds.py) several times, each time with a phone that was not used before. All requests are sent one after the
+other over one connection. The kernel counts the processor time of the worker and of PostgreSQL's backends. pg_waldump
+counts the WAL and the index entries. Push is not configured: fan_out measures the dispatcher's part.
 """
 
 import argparse
@@ -48,7 +48,7 @@ INDEX_ENTRIES: Final = frozenset(
     }.items()
     for record in records
 )
-"""The WAL records that each mean one index entry. (Indexes of unlogged tables write none.)"""
+"""The types of WAL records of which each record means one index entry. (Indexes of unlogged tables write no record.)"""
 
 _STATISTICS: Final = re.compile(r"^(\w+/\w+)\s+(\d+) \(.*?\)\s+(\d+) \(", re.MULTILINE)
 """A line of pg_waldump: the type, the number of records, and their bytes without page images."""
@@ -107,7 +107,7 @@ class Meter:
 
 
 def main() -> int:
-    """Measure each kind of write and print a table; 0 if every request got the expected status."""
+    """Measure each kind of write and print a table. Return 0 if every request got the expected status."""
     arguments = _arguments()
     os.sched_setaffinity(0, {OTHER_CORE})
     os.environ.update(wrk.SETTINGS)
@@ -131,11 +131,11 @@ def _arguments() -> argparse.Namespace:
 
 
 def _measure_in_rounds(fleet: Fleet, meter: Meter, arguments: argparse.Namespace) -> dict[str, list[Cost]]:
-    """Return the costs of each kind of write, by round. A command to all devices has one cost for each command."""
+    """Return the costs of each kind of write, by round. The command to all devices is measured as a whole."""
     costs: dict[str, list[Cost]] = {kind.name: [] for kind in (*KINDS, TO_ALL)}
     for kind in KINDS:
         _measure(fleet, meter, kind, WARM_UP)
-    # Until now PostgreSQL's plans are for empty tables.
+    # PostgreSQL's plans before this were made for empty tables.
     fleet.database.execute("ANALYZE")
     for number in range(1, arguments.rounds + 1):
         for kind in KINDS:

@@ -24,7 +24,7 @@ from nexmdm.client.http_client import FleetClient
 STAFF: Final = "root"
 LOGIN: Final = "/django-admin/login/"
 COMPARED: Final = 0.2
-"""Five times as many requests of heartbeats, because all others are compared with them."""
+"""Heartbeats get five times as many requests, because all other kinds are compared with heartbeats."""
 
 EXPENSIVE: Final = 5
 """A fifth of the requests is enough for kinds that hash a password or a token."""
@@ -102,7 +102,7 @@ class Fleet:
 class Kind:
     """A kind of write, with a function that prepares its requests.
 
-    The benchmark sends `share` times fewer requests of this kind than of others.
+    The benchmark divides the usual number of requests by `share`.
     """
 
     name: str
@@ -306,4 +306,4 @@ KINDS: Final = (
     Kind("login of staff (302)", _logins, EXPENSIVE),
 )
 TO_ALL: Final = Kind("command, all devices", _fleet_commands)
-"""The kind that must be measured last: after it, each phone has open commands."""
+"""The kind that must be measured last, because it leaves each phone with open commands."""

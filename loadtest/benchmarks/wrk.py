@@ -36,7 +36,7 @@ class Failed(Exception):
 
 
 def run(measure: Callable[[ExitStack], R]) -> R | None:
-    """Run a measurement on the other core than the worker's. None: it failed, and the error was printed."""
+    """Run a measurement on the core that the worker does not use. Return None if it failed; the error was printed."""
     if _WRK is None:
         sys.stderr.write("This needs wrk: apt-get install wrk\n")
         return None
@@ -52,7 +52,7 @@ def run(measure: Callable[[ExitStack], R]) -> R | None:
 
 @dataclass(slots=True)
 class Contestant:
-    """A server under load: its name, and its rate and percentiles (ms) of each round."""
+    """A server under load: its name, and for each round its rate and its percentiles in ms."""
 
     name: str
     url: str

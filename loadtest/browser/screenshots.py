@@ -1,7 +1,7 @@
 """Screenshots of every page of the admin site, light, dark and narrow: `python -m loadtest.browser.screenshots FOLDER`.
 
-Starts its own server and fake FCM, with a small fleet: named phones with commands, and a month of seeded work. Requires
-Debian's Chromium. If a page is wider than a phone, the program names it, and the exit status is 1.
+The program starts its own server and fake FCM, with a small fleet: named phones with commands, and a month of seeded
+work. Requires Debian's Chromium. If a page is wider than a phone, the program names the page, and the exit status is 1.
 """
 
 import argparse
@@ -87,7 +87,7 @@ def main() -> int:
 
 
 def _prepared(place: ServerUnderTest) -> tuple[str, str]:
-    """Give the server a past, a fleet and an account; return its admin site and the password."""
+    """Give the server a history, a fleet and an account; return its admin site and the password."""
     assert place.serving is not None
     seeding = [sys.executable, "-m", "loadtest.fleet", "--devices", "40", "--deliveries", "4000", "--push-tokens"]
     subprocess.run(seeding, cwd=Path(MANAGE).parent, env=place.serving.environment, check=True)
@@ -100,7 +100,7 @@ def _prepared(place: ServerUnderTest) -> tuple[str, str]:
 
 
 def _enrolled(place: ServerUnderTest, alias: str, push_token: str | None) -> httpx.Client:
-    """Register a phone that has sent a heartbeat, and return its client."""
+    """Register a phone, let it send a heartbeat, and return its client."""
     token = place.admin.post("/admin/enrollment-tokens", {"tags": ["floor-1", "shared"]})["enrollment_token"]
     body = {
         "hardware_id": f"SN-{secrets.token_hex(4)}",

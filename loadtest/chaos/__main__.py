@@ -1,7 +1,8 @@
 """Break our own server under load, and check that nothing is lost: `python -m loadtest.chaos FAULT`.
 
-A fleet of simulated phones and an admin continue during the fault. At the end, three ledgers are compared: the answers
-that the clients got, the content of the database, and the messages that reached FCM (the journal of the fake FCM).
+A fleet of simulated phones and an admin continue during the fault. At the end, four ledgers are compared: the answers
+that the clients got, the content of the database, the messages that reached FCM (the journal of the fake FCM), and the
+event feed.
 """
 
 import argparse
@@ -10,7 +11,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -20,11 +21,13 @@ from typing import Final
 
 from rich.console import Console
 
-from loadtest.chaos import databases, ledgers, pushes
+from loadtest.chaos import databases, feed, ledgers, pushes
 from loadtest.chaos.databases import Database
 from loadtest.chaos.failover import failing_over
 from loadtest.chaos.faults import DatabaseStops, Fault, Kills, SameProcesses, SecondDispatcher
+from loadtest.chaos.feed import FeedReader, FeedSnapshot
 from loadtest.chaos.frozen import freezing
+from loadtest.chaos.ledgers import DatabaseSnapshot
 from loadtest.chaos.outages import FcmOutages, Outage
 from loadtest.chaos.readonly import demoting
 from loadtest.chaos.traffic import COMMANDS_PER_SECOND, NORMAL_CONNECTIONS, UNLIMITED_CONNECTIONS, Traffic
@@ -39,8 +42,12 @@ DEVICES: Final = 2000
 INTERVAL_SECONDS: Final = 60
 ANSWER_MS: Final = 20
 SILENT_COMMANDS_PER_SECOND: Final = 5
-"""For faults in which the server does not answer, or accepts no writes, for many seconds. Two workers on two cores
-handle little more than the results of 20 commands a second, and would need half a minute to catch up."""
+"""The rate for faults in which the server does not answer, or accepts no writes, for many seconds. Two workers on two
+cores handle little more than the results of 20 commands a second. At that rate they would need half a minute to catch
+up."""
+
+READ_SECONDS: Final = 30
+"""The time after a run in which the client of the feed reads the last events."""
 
 SETTINGS: Final = {"WEB_WORKERS": "2", "LOG_LEVEL": "INFO", "LOG_FORMAT": "json"}
 OUTAGES: Final = (
@@ -52,7 +59,7 @@ OUTAGES: Final = (
 
 
 def main() -> int:
-    """Cause the fault that was asked for, print each promise with its figure; return 0 if all were kept."""
+    """Cause the requested fault, and print each promise with its figure. Return 0 if all promises were kept."""
     arguments = _arguments()
     os.environ.update(SETTINGS)
     console = Console()
@@ -72,7 +79,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--seconds",
         type=float,
-        help="how long processes are killed (300), or the longest time of an outage of FCM or a freeze",
+        help="for how long processes are killed (300), or the longest outage of FCM, or the longest freeze",
     )
     parser.add_argument(
         "--times", type=int, default=5, help="how often PostgreSQL is stopped, fails over, freezes or is demoted (5)"
@@ -81,7 +88,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--commands-per-second",
         type=float,
-        help="default 20; 5 in `frozen` and `readonly`, after which all waiting requests arrive at the same moment",
+        help="default 20; but 5 for `frozen` and `readonly`, because all waiting requests arrive together at the end",
     )
     parser.add_argument(
         "--pooler",
@@ -100,7 +107,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _database(folder: Path, arguments: argparse.Namespace) -> AbstractContextManager[Database | None]:
-    """Return the database for the fault; None: the embedded one."""
+    """Return the database for the fault; None means the embedded database."""
     if arguments.pooler:
         return databases.pooled(folder)
     if arguments.fault == "failover":
@@ -148,7 +155,8 @@ def _break(
     with ExitStack() as stack:
         fault = _fault(console, place.serving, database, stack, arguments)
         trial = _trial(fault, traffic, database_url)
-        early = asyncio.run(traffic.run(trial, partial(ledgers.is_settled, database_url)))
+        reader = FeedReader(place.admin)
+        early, events = asyncio.run(_run(traffic, trial, reader, database_url))
         snapshot, sends = ledgers.read(database_url), ledgers.read_journal(place.journal)
         of_fault, away = fault.judged(traffic.account.exchanges, snapshot, sends), fault.away()
     account = traffic.account
@@ -157,10 +165,24 @@ def _break(
         ledgers.waiting("deliveries at the end of the fault", early),
         *ledgers.compare(account, snapshot),
         *pushes.compare(snapshot, sends, members, away),
+        *feed.compare(events, reader.ids),
     ]
 
 
-async def _trial(fault: Fault, traffic: Traffic, database_url: str) -> ledgers.DatabaseSnapshot:
+async def _run(
+    traffic: Traffic, trial: Awaitable[DatabaseSnapshot], reader: FeedReader, database_url: str
+) -> tuple[DatabaseSnapshot, FeedSnapshot]:
+    """Run the fleet and a client of the feed through a fault; return the database of its end, and of later."""
+    following = asyncio.create_task(reader.follow())
+    early = await traffic.run(trial, partial(ledgers.is_settled, database_url))
+    following.cancel()
+    await asyncio.wait([following])
+    events = await asyncio.to_thread(feed.read, database_url)
+    await reader.read_until(events.ids[-1], READ_SECONDS)
+    return early, events
+
+
+async def _trial(fault: Fault, traffic: Traffic, database_url: str) -> DatabaseSnapshot:
     """Cause the fault; return the content of the database before any delivery had time to settle."""
     await fault.run(traffic)
     return await asyncio.to_thread(ledgers.read, database_url)

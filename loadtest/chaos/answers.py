@@ -1,4 +1,4 @@
-"""Checks of the answers to clients, by status, form and time; also around a gap: a time without a usable database."""
+"""Checks of the answers to clients, by status, form and time. A gap is a time without a usable database."""
 
 import time
 from collections import Counter
@@ -15,7 +15,8 @@ SLOW_SECONDS: Final = 2
 """The longest time of a request that begins after the server must be normal again."""
 
 LONG_SECONDS: Final = 3
-"""In a gap of at least this length, some requests must fail. A request waits for 2 s, so a shorter gap may affect none.
+"""In a gap of at least this length, some requests must fail. A request waits for 2 s, so a shorter gap can pass without
+a failure.
 """
 
 AWAY_CODES: Final = ("database_unavailable", "overloaded")
@@ -23,7 +24,7 @@ AWAY_CODES: Final = ("database_unavailable", "overloaded")
 
 @dataclass(slots=True)
 class Gap:
-    """The time from the loss of the database until it could be used again (monotonic).
+    """The time from the loss of the database until the database could be used again (monotonic).
 
     From `busy_at` on, answers may be slow, because other programs than the server use the machine.
     """
@@ -75,12 +76,14 @@ class AroundGaps:
             self._refused(failed),
             statuses(self.exchanges, allowed=(200, 503)),
             _problems(failed),
-            Target("last failure after it was back", limit, f"{longest:.1f} s", longest < self.normal_seconds),
+            Target(
+                "last failure after the database was back", limit, f"{longest:.1f} s", longest < self.normal_seconds
+            ),
             self._brisk(),
         ]
 
     def _refused(self, failed: Sequence[Exchange]) -> Target:
-        """Check that requests were refused in each gap, except gaps that are shorter than a request waits."""
+        """Check that requests were refused in each gap, except in gaps that are shorter than the wait of a request."""
         refused = [
             sum(one.ended_at > gap.stopped_at and one.begun_at < gap.back_at for one in failed) for gap in self.gaps
         ]
@@ -102,7 +105,7 @@ class AroundGaps:
                 if begin < until and begin + seconds > normal_at:
                     slow += seconds > (SLOW_SECONDS if begin >= normal_at else self.normal_seconds)
                     longest = max(longest, seconds)
-        name = f"slow requests {self.normal_seconds} s after it was back"
+        name = f"slow requests {self.normal_seconds} s after the database was back"
         figure = f"{slow:,}; the longest took {longest:.1f} s"
         return Target(name, f"none over {SLOW_SECONDS} s", figure, longest > 0 and not slow)
 
@@ -125,7 +128,7 @@ def _problems(failed: Sequence[Exchange]) -> Target:
 
 
 def statuses(exchanges: Sequence[Exchange], *, allowed: tuple[int, ...]) -> Target:
-    """Count all answers by their status; 0 is none."""
+    """Count all answers by their status; 0 stands for no answer."""
     others = Counter(f"{one.status} {one.code}".strip() for one in exchanges if one.status not in allowed)
     words = " or ".join("none" if status == 0 else str(status) for status in allowed)
     figure = ", ".join(f"{count} × {what}" for what, count in others.most_common(4)) or f"{len(exchanges):,}"

@@ -14,7 +14,9 @@ FaultOf = Callable[[SameProcesses, Say], Fault]
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """A database: the server's settings for it, the URL from which the ledgers are read, and its fault, if any."""
+    """A database: the server's settings for this database, the URL from which the ledgers are read, and its fault, if
+    any.
+    """
 
     settings: Mapping[str, str]
     url: str

@@ -64,7 +64,7 @@ class Failovers(InGaps):
     async def _fail_over(self, mode: Mode) -> None:
         stopped_at = time.monotonic()
         await asyncio.to_thread(self.pair.lose_primary, mode)
-        # A failover manager needs this time to be certain.
+        # A failover manager needs this time to be certain that the primary has failed.
         await asyncio.sleep(random.uniform(1, 6))
         await asyncio.to_thread(self.pair.promote_standby)
         self.gaps.append(Gap(stopped_at, time.monotonic()))

@@ -1,4 +1,4 @@
-"""The faults of our own server: processes are killed, PostgreSQL is stopped immediately.
+"""The faults of our own server: processes are killed, or PostgreSQL is stopped in its mode `immediate`.
 
 Each fault runs for its time while phones and an admin send requests. It records its actions, and checks its own
 promises.
@@ -61,7 +61,7 @@ class Fault(Protocol):
 
 
 class SecondDispatcher:
-    """A dispatcher next to the one of `serve`."""
+    """A second dispatcher next to the dispatcher of `serve`."""
 
     def __init__(self, serving: Serving) -> None:
         """Start the dispatcher."""
@@ -83,7 +83,7 @@ class SecondDispatcher:
         self._process = self._start()
 
     def stop(self) -> None:
-        """Ask the dispatcher to stop, and wait; kill it if this takes longer than `serve` allows its own parts."""
+        """Ask the dispatcher to stop, and wait; kill it if it needs more time than `serve` allows its own parts."""
         self._process.terminate()
         try:
             self._process.wait(STOP_SECONDS)

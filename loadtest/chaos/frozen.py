@@ -116,7 +116,7 @@ class Freezes(InGaps):
         return Target("answers meanwhile", "503", figure, set(meanwhile) == {503})
 
     def _in_time(self, exchanges: Sequence[Exchange]) -> Target:
-        """Check how long requests took that overlapped a freeze, or used connections that it dropped."""
+        """Check the duration of the requests that overlapped a freeze, or used connections that the freeze dropped."""
         seconds = [
             one.ended_at - one.begun_at
             for one in exchanges

@@ -1,4 +1,4 @@
-"""Spans of time: each is its beginning and its end, in seconds of one clock."""
+"""Spans of time. Each span is a pair of its beginning and its end, in seconds of the same clock."""
 
 from collections.abc import Iterable, Sequence
 

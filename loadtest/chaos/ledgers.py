@@ -19,11 +19,11 @@ LEASE_SECONDS: Final = 45
 """The seconds of the lease of a claimed push, as in the server."""
 
 OVERDUE_SECONDS: Final = 15
-"""The longest time that a due delivery may wait: a killed dispatcher is started again, and does the work."""
+"""The longest time that a due delivery may wait. It includes the restart of a dispatcher that was killed."""
 
 TRANSACTION_SECONDS: Final = 1
-"""The largest difference between the times of two transactions on one row: the one that waits began before the other
-ended."""
+"""The largest difference between the times of two transactions on one row. A transaction that waits for the other one
+still has the time of its own beginning."""
 
 Key = tuple[str, str]
 """A delivery's command and device."""
@@ -110,7 +110,7 @@ class DatabaseSnapshot:
 
 
 def read(database_url: str) -> DatabaseSnapshot:
-    """Read the database's ledger in one snapshot."""
+    """Read the ledger of the database in one snapshot."""
     with psycopg.connect(database_url) as connection:
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         attempts = defaultdict(list)
@@ -169,7 +169,7 @@ def waiting(name: str, snapshot: DatabaseSnapshot) -> Target:
 
 
 def _waits(delivery: Delivery, now: float) -> bool:
-    """Return whether an open delivery is due for its next push or its expiry, at a time that is not long over."""
+    """Return whether an open delivery is due for its next push or its expiry, at a time that is not long past."""
     to_be_pushed = delivery.state == "pending" and delivery.push_state in ("waiting", "retrying")
     due_at = delivery.next_attempt_at if to_be_pushed else delivery.open_until
     if due_at is None or due_at > delivery.open_until + LEASE_SECONDS:
@@ -178,7 +178,7 @@ def _waits(delivery: Delivery, now: float) -> bool:
 
 
 def _answered(account: Account, snapshot: DatabaseSnapshot) -> Target:
-    """Check that each delivery matches the answers to its results: a state in an answer is final."""
+    """Check that each delivery matches the answers to its results: after such an answer, the state must not change."""
     rows = {one.key: one for one in snapshot.deliveries}
     kept = sum(_stands(one, rows.get((one.request_id, one.device_id))) for one in account.results)
     return Target("deliveries have the state that was answered", "all", *part(kept, len(account.results)))
@@ -193,7 +193,7 @@ def _stands(result: Result, row: Delivery | None) -> bool:
 
 
 def _is_caused(row: Delivery, snapshot: DatabaseSnapshot) -> bool:
-    """Return whether the time and the phone's report explain a delivery's state; no client cancels one."""
+    """Return whether the time and the phone's report explain a delivery's state; here, no client cancels a delivery."""
     word = snapshot.results.get(row.key)
     if row.settled_at is None:
         return row.state == "pending" and word is None
@@ -246,5 +246,5 @@ def part(part: int, whole: int) -> tuple[str, bool]:
 
 
 def none(name: str, count: int) -> Target:
-    """Return a count that must be 0 as a promise with its figure."""
+    """Return a promise with its figure: this count must be 0."""
     return Target(name, "none", f"{count:,}", not count)

@@ -27,7 +27,7 @@ IN_THE_AIR_SECONDS: Final = 2
 LEAST_BY_HEARTBEAT: Final = 0.95
 RATE_SECONDS: Final = 10
 LEAST_RATE: Final = 0.5
-"""The part of the rate before an outage that pushes must reach after it."""
+"""The rate of pushes that must be reached after an outage, as a part of the rate before the outage."""
 
 END: Final[dict[str, Any]] = {"override": None, "oauth_down": False}
 _LOOK_SECONDS: Final = 0.25
@@ -44,7 +44,7 @@ _WHOLE: Final = """
 
 @dataclass(frozen=True, slots=True)
 class Outage:
-    """One outage: its kind and length, the orders to the fake FCM that begin it, and those that end it."""
+    """One outage: its kind and length, and the orders to the fake FCM that begin the outage and that end it."""
 
     name: str
     orders: dict[str, Any]
@@ -72,7 +72,9 @@ class FcmOutages:
     recoveries: list[Recovery] = field(default_factory=list)
 
     async def run(self, traffic: Traffic) -> None:
-        """Cause each outage, one after the other. The first begins while a command to the whole fleet is pushed."""
+        """Cause each outage, one after the other. The first outage begins while a command to the whole fleet is
+        pushed.
+        """
         async with httpx.AsyncClient() as client:
             for number, outage in enumerate(self.outages):
                 await asyncio.sleep(RATE_SECONDS)
@@ -157,13 +159,15 @@ def _accepted(name: str, one: Recovery, exchanges: Sequence[Exchange]) -> Target
 
 
 def _answered(one: Recovery, snapshot: DatabaseSnapshot) -> list[Delivery]:
-    """Return the results of phones in an outage, without its first moments."""
+    """Return the results of phones in an outage, except those in the first moments of the outage."""
     begin, end = one.begun_at + IN_THE_AIR_SECONDS, one.ended_at
     return [each for each in snapshot.deliveries if each.state in FINAL and begin < (each.settled_at or 0) < end]
 
 
 def _open_seconds(delivery: Delivery, one: Recovery) -> float:
-    """Return how long a delivery could have been answered in an outage, without its first moments."""
+    """Return for how long a delivery could have been answered in an outage; the first moments of the outage do not
+    count.
+    """
     begin = one.begun_at + IN_THE_AIR_SECONDS
     if delivery.settled_at is not None and delivery.settled_at <= begin:
         return 0

@@ -23,10 +23,10 @@ from loadtest.fleet.credentials_file import Member
 from loadtest.load.targets import Target
 
 MAY_REPEAT: Final = frozenset({"unknown", "retry_later", "blocked"})
-"""The outcomes after which a push is sent again; only with `unknown` it may have reached FCM before."""
+"""The outcomes after which a push is sent again. Only after `unknown`, FCM may already have accepted the push."""
 
 UNHEARD: Final = frozenset({"unknown", "in_flight"})
-"""The outcomes of an attempt while, or because, FCM's answer is not recorded."""
+"""The outcomes without a recorded answer of FCM: the answer may still be recorded, or will never be recorded."""
 
 PROMPT_SECONDS: Final = 5
 """The longest time that a due push may wait while a dispatcher can push."""
@@ -38,7 +38,7 @@ LONGEST_RETRY_SECONDS: Final = 900
 
 ORPHANED: Final = "the dispatcher did not record an answer"
 NOT_SENT: Final = "not sent: "
-"""The server's texts for an attempt whose dispatcher died, and for one that was not sent."""
+"""The server's texts for an attempt whose dispatcher died, and for an attempt that was not sent."""
 
 ROUNDING_SECONDS: Final = 0.001
 
@@ -50,20 +50,22 @@ Send = Mapping[str, Any]
 class Pushed:
     """A delivery, and the messages that reached FCM for it in the order of arrival.
 
-    A message that FCM refused for its access token is not included: it is one attempt with the next one.
+    A message that FCM refused because of its access token is not included: it and the next message are one attempt.
     """
 
     delivery: Delivery
     sends: Sequence[Send]
 
     def sends_of(self, number: int) -> Sequence[Send]:
-        """Return the messages between the begin of an attempt (from 0) and the begin of the next one."""
+        """Return the messages between the beginning of an attempt (counted from 0) and the beginning of the next
+        attempt.
+        """
         begins = [one.started_at for one in self.delivery.attempts]
         until = begins[number + 1] if number + 1 < len(begins) else inf
         return [send for send in self.sends if begins[number] <= send["at"] < until]
 
     def recorded(self) -> int:
-        """Return how many messages have their own attempt that began before, with FCM's answer."""
+        """Return how many messages have their own attempt, which began before the message came and has FCM's answer."""
         return sum(_is_of(attempt, sends[0]) for attempt, sends in self._answered())
 
     def founded(self) -> int:
@@ -101,7 +103,7 @@ def compare(
     answered = sum(map(_is_answered, attempts))
     recorded, founded = sum(one.recorded() for one in pushed), sum(one.founded() for one in pushed)
     return [
-        Target("messages at FCM have an attempt each, with its answer", "all", *part(recorded, arrived)),
+        Target("messages at FCM each have an attempt, with FCM's answer", "all", *part(recorded, arrived)),
         Target("attempts with an answer have their message at FCM", "all", *part(founded, answered)),
         Target("messages after the expiry of their command", "none", _lateness(late), not late),
         none("attempts still in flight", sum(one.outcome == "in_flight" for one in attempts)),
@@ -109,7 +111,10 @@ def compare(
         none("attempts abandoned within their lease", sum(map(_is_given_up_early, attempts))),
         none("attempts begun before their pause was over", sum(map(_hasty, snapshot.deliveries))),
         none("attempts begun after their delivery was settled", sum(map(_belated, snapshot.deliveries))),
-        none("messages FCM accepted twice, no attempt unknown", sum(one.taken_twice_unexplained() for one in pushed)),
+        none(
+            "messages that FCM accepted twice, without an unknown attempt",
+            sum(one.taken_twice_unexplained() for one in pushed),
+        ),
         _tried(snapshot, away),
     ]
 
@@ -119,7 +124,7 @@ def _lateness(late: Sequence[float]) -> str:
 
 
 def _by_delivery(snapshot: DatabaseSnapshot, keyed: Iterable[tuple[Key, Send]]) -> tuple[list[Pushed], int]:
-    """Return each delivery with its messages, and how many messages belong to none."""
+    """Return each delivery with its messages, and how many messages belong to no delivery."""
     found: defaultdict[Key, list[Send]] = defaultdict(list)
     for key, send in keyed:
         if send["answer"] != "unauthenticated":
@@ -133,7 +138,7 @@ def _is_answered(attempt: Attempt) -> bool:
 
 
 def _is_of(attempt: Attempt, send: Send) -> bool:
-    """Return whether an attempt may be that of a message: it has the same answer, or no recorded one."""
+    """Return whether an attempt may be that of a message: the attempt has the same answer, or no recorded answer."""
     if attempt.outcome in UNHEARD:
         return True
     same = (attempt.http_status, attempt.message_id) == (send["status"], send["message_id"])
@@ -173,7 +178,7 @@ def _tried(snapshot: DatabaseSnapshot, away: Sequence[Interval]) -> Target:
     missed = sum(_overdue_seconds(one, snapshot.read_at, away) > PROMPT_SECONDS for one in snapshot.deliveries)
     tried = sum(bool(one.attempts) for one in snapshot.deliveries)
     untried, paused = len(snapshot.deliveries) - tried, intervals.length(away)
-    figure = f"{tried:,} tried, {untried:,} never; {missed:,} missed, {paused:.0f} s without pushing left out"
+    figure = f"{tried:,} tried, {untried:,} not tried; {missed:,} missed, {paused:.0f} s without pushing not counted"
     return Target("pushes that came due were tried", "all", figure, tried > 0 and not missed)
 
 
@@ -185,7 +190,9 @@ def _overdue_seconds(delivery: Delivery, now: float, away: Sequence[Interval]) -
 
 
 def _due_at(delivery: Delivery) -> float:
-    """Return the time when the existing attempts make the next push due; after an accepted one, there is none."""
+    """Return the time when the existing attempts make the next push due. After an accepted attempt, there is no next
+    push.
+    """
     if not delivery.attempts:
         return delivery.issued_at
     last = delivery.attempts[-1]

@@ -48,10 +48,11 @@ def demoting(folder: Path, times: int) -> Iterator[Database]:
 
 @dataclass(slots=True)
 class Demotions(InGaps):
-    """The primary accepts no more writes, its standby is promoted, and the address leads to it seconds later.
+    """The primary accepts no more writes, and its standby is promoted. Seconds later, the address leads to the new
+    primary.
 
     The old primary either keeps its connections (default_transaction_read_only) or cuts them (a restart as standby);
-    the two ways alternate. In both cases, it answers reads until long after the address has changed.
+    the two ways alternate. In both cases, the old primary answers reads until long after the address has changed.
     """
 
     normal_seconds = NORMAL_SECONDS
@@ -63,7 +64,8 @@ class Demotions(InGaps):
     say: Say
     gaps: list[Gap] = field(default_factory=list)
     left: list[tuple[int, str]] = field(default_factory=list)
-    """The number of connections to the old primary when all had to be normal, and their last statements."""
+    """The number of connections to the old primary at the time when none was allowed any more, and their last
+    statements."""
 
     async def run(self, traffic: Traffic) -> None:
         """Demote this number of times."""
@@ -79,7 +81,9 @@ class Demotions(InGaps):
         await asyncio.sleep(2 * NORMAL_SECONDS)
 
     async def _move(self, demote: Callable[[], None]) -> None:
-        """Demote the primary, later lead the address to the new one, and check for connections to the old one."""
+        """Demote the primary, later let the address lead to the new primary, and count the connections to the old
+        one.
+        """
         stopped_at = time.monotonic()
         await asyncio.to_thread(demote)
         old, new = self.pair.standby, self.pair.primary
@@ -92,7 +96,7 @@ class Demotions(InGaps):
         self.left.append(await asyncio.to_thread(old.execute, _CONNECTED, NAME))
 
     def _demote(self) -> None:
-        """Let open writes end, and refuse further ones; then promote the standby, which has all of them."""
+        """Let open writes end, and refuse further writes; then promote the standby, which has all writes."""
         old = self.pair.primary
         old.configure(default_transaction_read_only="on")
         wait_for(lambda: old.execute(_WRITING, NAME) == (0,))
@@ -108,7 +112,9 @@ class Demotions(InGaps):
     def judged(
         self, exchanges: Sequence[Exchange], snapshot: DatabaseSnapshot, sends: Sequence[dict[str, Any]]
     ) -> list[Target]:
-        """Check that answers are 200 or 503, and soon only 200; the old primary's connections; and the processes."""
+        """Check that answers are 200 or 503, and soon only 200. Also check the connections to the old primary, and the
+        processes.
+        """
         del snapshot, sends
         figure = f"read-only for {answers.lengths(self.gaps)}"
         return [

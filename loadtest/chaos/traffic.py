@@ -47,13 +47,13 @@ server's time."""
 
 GIVE_UP_SECONDS: Final = 90
 PATIENCE_SECONDS: Final = 180
-"""The longest time for all deliveries to settle at the end: a lease of 45 s, a heartbeat, a retry."""
+"""The longest time for all deliveries to settle at the end. It includes a lease of 45 s, a heartbeat and a retry."""
 
 SETTLED_LOOK_SECONDS: Final = 1
 PAUSE_SECONDS: Final = 0.25
 LONGEST_PAUSE_SECONDS: Final = 4
-"""The longest pause before a command is sent again: each pause is longer, so that a long outage does not end in a
-flood."""
+"""The longest pause before a command is sent again: each pause is longer than the one before, so that a long outage
+does not end in a flood."""
 
 TARGET: Final = "/admin/command"
 _LOOK_SECONDS: Final = 0.05
@@ -66,7 +66,7 @@ SPREAD: Final = 0.2
 class Exchange:
     """One request: its begin and end (monotonic), and its status; 0: no answer, and `code` is the reason.
 
-    `flaw` is what a refusal lacks as problem details.
+    `flaw` names what a refusal lacks to be correct problem details.
     """
 
     kind: Kind
@@ -148,7 +148,7 @@ class Traffic:
         """Run the fleet and issue commands until the trial ends; then run only the fleet, until all is settled.
 
         Returns the result of the trial. `settled` is called from time to time, for at most PATIENCE_SECONDS. Raises an
-        ExceptionGroup as soon as a phone or the admin fails with anything else than a refusal or no answer.
+        ExceptionGroup as soon as a phone or the admin fails in any other way than by a refusal or a missing answer.
         """
         for_phones, for_admin = self._connections
         async with (
@@ -239,7 +239,7 @@ class Traffic:
             return await answer_in(response)
 
     async def _noted(self, kind: Kind, exchange: Awaitable[T]) -> T | None:
-        """Await an exchange and record it; return None unless it was answered with a 200."""
+        """Await an exchange and record it. Return the answer, or None if there was no 200."""
         begun_at = time.monotonic()
         status, code, flaw, answer = int(HTTPStatus.OK), "", "", None
         try:

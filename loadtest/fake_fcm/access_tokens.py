@@ -52,5 +52,5 @@ class AccessTokens:
         return list(self._expiries)
 
     def revoke_all(self) -> None:
-        """Revoke every token: the next send with one of them is answered 401."""
+        """Revoke every token: the next send with a revoked token is answered 401."""
         self._expiries.clear()

@@ -66,7 +66,7 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError:
-            raise  # Our own fault.
+            raise  # An error of our own code.
         except httptools.HttpParserError:
             self.cut()
 

@@ -1,4 +1,4 @@
-"""The journal of the fake FCM, and a reader of its file: so pushes reach simulated phones."""
+"""The journal of the fake FCM, and a reader of its file, by which the simulated phones get their pushes."""
 
 import threading
 from collections.abc import Callable
@@ -80,7 +80,9 @@ class Journal:
 
 
 class JournalTail:
-    """The sends since the last read, from the creation of this object on. A read costs one read of a file."""
+    """Returns the sends since its last read; the first read begins at the creation of this object. A read costs one
+    read of the file.
+    """
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb", buffering=0)

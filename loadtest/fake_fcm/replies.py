@@ -75,7 +75,7 @@ WORDS: Final = frozenset({*REFUSALS, *NOT_FCMS_OWN, "ok", "slow", "flaky", "hang
 
 
 def script_of(text: str) -> tuple[str, int | None]:
-    """Return the word that a push token begins with and its number: `("quota", 7)` for `quota7-…`."""
+    """Return the word at the beginning of a push token, and the number after it: `("quota", 7)` for `quota7-…`."""
     match = PREFIX.match(text)
     if match is None or match[1] not in WORDS:
         return "ok", None
@@ -99,7 +99,7 @@ def violation_in(message: Mapping[str, Any]) -> str:
 
 
 def target_of(message: Mapping[str, Any]) -> str:
-    """Return the text of the push target, whichever of the two fields has it; empty if none has."""
+    """Return the text of the push target, from either of the two fields; empty if both fields are missing."""
     return str(message.get("fid", message.get("token", "")))
 
 

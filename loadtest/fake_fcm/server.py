@@ -1,7 +1,7 @@
 """A fake of Firebase Cloud Messaging and its OAuth endpoint, over real HTTP on the loopback interface.
 
-The beginning of a push target chooses the answer: a word of `WORDS`, for some words a number, and a hyphen. Any other
-push target gets 200, except a registration token in the place of a FID: it gets 404 UNREGISTERED.
+The beginning of a push target chooses the answer: a word of `WORDS`, after some words a number, and then a hyphen. Any
+other push target gets 200, except a registration token in the place of a FID: it gets 404 UNREGISTERED.
 
 | begins with                        | answer                                                                         |
 | unregistered- mismatch- invalid-   | 404 UNREGISTERED, 403 SENDER_ID_MISMATCH, 400 INVALID_ARGUMENT                 |
@@ -9,8 +9,8 @@ push target gets 200, except a registration token in the place of a FID: it gets
 | quota- quota7-                     | 429 QUOTA_EXCEEDED, the second with Retry-After: 7                             |
 | unavailable- unavailable7-         | 503 UNAVAILABLE, likewise                                                      |
 | internal- unauthenticated-         | 500 INTERNAL, 401                                                              |
-| malformed-                         | 400 INVALID_ARGUMENT that names the push token, as FCM has it                  |
-| blank401- html404-                 | that status with an empty body, or with a page of HTML: not FCM's own          |
+| malformed-                         | 400 INVALID_ARGUMENT that names the push token, as FCM does                    |
+| blank401- html404-                 | that status with an empty body, or with HTML: no answer of FCM itself          |
 | slow250- flaky2-                   | 200 after 250 ms; 503 to the first two sends of that very token, then 200      |
 | hang- reset- garbage-              | no answer until closed; the connection cut by RST; 200 with HTML in it         |
 
@@ -206,7 +206,7 @@ class FcmStandin:
         self._note(at, monotonic, message, reply)
         delay_seconds = reply.delay_seconds + self.delay_ms / 1000
         if delay_seconds == inf:
-            return  # A close cuts it.
+            return  # close() cuts the connection.
         if delay_seconds > 0:
             self._loop.call_later(delay_seconds, _reply, request, reply)
         else:

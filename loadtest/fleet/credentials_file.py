@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A phone of the fleet. `push_token` is empty if it has none."""
+    """A phone of the fleet. `push_token` is empty if the phone has no push token."""
 
     device_id: str
     device_token: str
@@ -27,6 +27,6 @@ def write(path: Path, members: Iterable[Member]) -> None:
 
 
 def read(path: Path, part: int = 0, parts: int = 1) -> list[Member]:
-    """Return the phones, or every `parts`-th one of them."""
+    """Return all phones, or every `parts`-th phone, beginning with phone number `part`."""
     with path.open(encoding="ascii") as file:
         return [Member(*line.rstrip("\n").split("\t")) for line in islice(file, part, None, parts)]

@@ -1,4 +1,4 @@
-"""Enroll a small fleet as phones do: an enrollment token, and a registration for each."""
+"""Enroll a small fleet as phones do, by an enrollment token and one registration for each phone."""
 
 import asyncio
 from collections.abc import Callable
@@ -21,10 +21,11 @@ class NotEnrolled(Exception):
 def enrol(
     admin: FleetClient, count: int, *, with_push_tokens: bool, watch: Callable[[], None]
 ) -> tuple[list[Member], int]:
-    """Register this number of phones; return them, and the server's heartbeat interval. `watch` is called for each.
+    """Register this number of phones; return them, and the server's heartbeat interval. `watch` is called for each
+    phone.
 
-    Their hardware ids are the same in every call, and the enrollment token may enroll again, so the fleet does not
-    grow. Raises NotEnrolled, and the errors of FleetClient.
+    Their hardware ids are the same in every call, and the enrollment token may enroll known devices again, so the fleet
+    does not grow. Raises NotEnrolled, and the errors of FleetClient.
     """
     body = {"label": "load test", "max_uses": count, "expires_in_seconds": _LIVES_SECONDS, "re_enroll": True}
     token = admin.post("/admin/enrollment-tokens", body)

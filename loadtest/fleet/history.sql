@@ -1,6 +1,6 @@
--- A month of work for the fleet that is there: %(deliveries)s deliveries, half of them of commands for a single device,
--- half of commands for a thousand; with their attempts and reports, all in the order in which they would have come.
--- Chance is a hash, so that two seedings of one fleet are alike.
+-- A month of work for the existing fleet: %(deliveries)s deliveries, with their attempts and reports, all in the order
+-- in which they would have come. Half of the deliveries belong to commands for a single device, half to commands for a
+-- thousand devices. Chance is a hash, so that two seedings of the same fleet are equal.
 
 SET LOCAL statement_timeout = 0;
 
@@ -48,7 +48,7 @@ INSERT INTO commands_command (
         CASE WHEN mod(number, 997) = 0 THEN at + interval '1 minute' END
     FROM plan ORDER BY number;
 
--- The last two digits of a delivery's chance say how its push went, the others what became of it.
+-- The last two digits of a delivery's chance choose the result of its push; the other digits choose its state.
 CREATE TEMPORARY TABLE work ON COMMIT DROP AS
     SELECT
         plan.number, plan.id AS command, fleet.id AS device, plan.at, plan.recent,

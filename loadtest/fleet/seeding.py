@@ -60,7 +60,7 @@ _KNOWN: Final = """
 
 
 def seed(count: int, *, with_push_tokens: bool) -> list[Member]:
-    """Return this number of phones that the server knows: those of an earlier seeding first, then new ones."""
+    """Return this number of phones that the server knows: first the phones of an earlier seeding, then new phones."""
     known = [_member(*row) for row in _known(count, with_push_tokens)]
     missing = count - len(known)
     if not missing:
@@ -76,7 +76,9 @@ def _known(count: int, with_push_tokens: bool) -> list[Any]:
 
 
 def _prefix(with_push_tokens: bool) -> str:
-    """Return the prefix of this fleet's hardware ids: tokens of another SECRET_KEY cannot be derived again."""
+    """Return the prefix of this fleet's hardware ids. It names the key, because tokens of another SECRET_KEY cannot be
+    derived again.
+    """
     return f"seeded-{tokens.digest_keys()[0].id}-{'push' if with_push_tokens else 'poll'}-"
 
 
@@ -111,7 +113,7 @@ def _insert(device_ids: list[UUID], with_push_tokens: bool) -> None:
 def _rows(device_ids: list[UUID], enrolled: tuple[UUID, datetime], with_push_tokens: bool) -> Iterable[tuple[Any, ...]]:
     key, command_key_id = tokens.digest_keys()[0], credentials.command_key_ids()[0]
     prefix = _prefix(with_push_tokens)
-    # A valid hash of an unknown secret: a token whose digest was deleted is refused, and is not an error.
+    # A valid hash of an unknown secret. So a token whose digest was deleted is refused, and causes no error.
     unused_hash = credentials.new_secret().hash
     for one in device_ids:
         hardware_id = f"{prefix}{one}"
@@ -151,7 +153,7 @@ def main() -> int:
     parser.add_argument("--devices", type=int, default=1000, help="the number of devices (1,000)")
     parser.add_argument("--roster", type=Path, help="the file for their credentials, with mode 0600")
     parser.add_argument("--push-tokens", action="store_true", help="give them push tokens that the fake FCM accepts")
-    parser.add_argument("--deliveries", type=int, default=0, help="the number of their past deliveries (none)")
+    parser.add_argument("--deliveries", type=int, default=0, help="the number of past deliveries to add (none)")
     arguments = parser.parse_args()
     try:
         members = seed(arguments.devices, with_push_tokens=arguments.push_tokens)

@@ -33,7 +33,7 @@ _INTERRUPTED: Final = 130
 class Command(BaseCommand):
     """The exit status is 0 if every target was met, else 1."""
 
-    help = "Put a server under the load of a simulated fleet, and check its targets. Without --url it starts its own."
+    help = "Load a server with a simulated fleet, and check the targets. Without --url, start a server first."
     requires_system_checks = ()
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -42,18 +42,16 @@ class Command(BaseCommand):
         add("--devices", type=arguments.positive, default=100, metavar="N", help="how many phones; default 100")
         add("--interval", type=long, metavar="TIME", help="time between a phone's heartbeats; default: the server's")
         add("--duration", type=long, default=300, metavar="TIME", help="how long to measure, as 300 or 5m; default 5m")
-        add(
-            "--ramp", type=seconds, default=10, metavar="TIME", help="time before, in which the phones join; default 10"
-        )
+        add("--ramp", type=seconds, default=10, metavar="TIME", help="start-up time before measuring; default 10")
         add(
             "--commands-per-minute",
             type=_none_or_more,
             default=60,
             metavar="N",
-            help="each to a random phone; default 60",
+            help="number of commands a minute, each to a random phone; default 60",
         )
-        add("--url", type=arguments.url, help="a running server with these settings' secrets; phones get no push")
-        add("--keep", type=Path, metavar="FOLDER", help="folder for the data of its own server, for further runs")
+        add("--url", type=arguments.url, help="a running server that uses your settings' secrets; phones get no push")
+        add("--keep", type=Path, metavar="FOLDER", help="folder for the data of the test's server, for further runs")
         add(
             "--errors",
             type=float,
@@ -99,7 +97,7 @@ def _none_or_more(text: str) -> int:
 
 @contextmanager
 def _sigterm_like_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM also stop the processes that were started."""
+    """Let SIGTERM stop the processes that were started, as Ctrl-C does."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -157,7 +155,7 @@ def _load(options: dict[str, Any], place: ServerUnderTest, fleet: Path, server_i
 
 @contextmanager
 def _server_time(run: Run, place: ServerUnderTest) -> Iterator[None]:
-    """Store the part of a core that each part of the test's own server uses."""
+    """Store the share of a core that each process of the test's own server uses."""
     if place.serving is None:
         yield
         return

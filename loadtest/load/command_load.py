@@ -1,4 +1,4 @@
-"""The admin of a load test: it issues commands at due times, and stores what happened to each."""
+"""The admin of a load test: it issues commands at due times, and stores the events of each command."""
 
 import asyncio
 import random
@@ -38,7 +38,7 @@ class Ledger:
     lives: dict[str, Life] = field(default_factory=dict)
 
     def posted(self, request_id: str, at: float) -> None:
-        """Note that a command was accepted, and when its request began."""
+        """Note that a command was accepted, with the time at which its request began."""
         self._life(request_id).posted_at = at
 
     def pushed(self, request_id: str, at: float) -> None:
@@ -62,15 +62,15 @@ class Ledger:
         return sum(life.settled_at is None for life in self._since(0))
 
     def unanswered(self) -> list[float]:
-        """Return when the commands that wait for their result were posted."""
+        """Return the times at which the commands without a result were posted."""
         return [life.posted_at for life in self._since(0) if life.settled_at is None and life.posted_at is not None]
 
     def dispatch(self, since: float) -> Histogram:
-        """Return the time from the POST to the push, of the commands posted since then."""
+        """Return the times from POST to push of the commands that were posted at `since` or later."""
         return _histogram((life.posted_at, life.pushed_at) for life in self._since(since))
 
     def round_trip(self, since: float) -> Histogram:
-        """Return the time from the POST to the result, of the commands posted since then."""
+        """Return the times from POST to result of the commands that were posted at `since` or later."""
         return _histogram((life.posted_at, life.settled_at) for life in self._since(since))
 
     def _since(self, since: float) -> Iterator[Life]:
@@ -89,7 +89,7 @@ def _histogram(spans: Iterator[tuple[float | None, float | None]]) -> Histogram:
 
 
 class CommandLoad:
-    """Issues commands to random phones at a fixed rate a minute, independent of the results of earlier ones."""
+    """Issues commands to random phones at a fixed rate a minute, independent of the results of earlier commands."""
 
     def __init__(
         self, admin: FleetClient, device_ids: Sequence[str], *, per_minute: float, figures: Figures, ledger: Ledger

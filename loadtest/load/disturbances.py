@@ -74,12 +74,13 @@ class Disturbance:
 
     @property
     def expected(self) -> set[int]:
-        """The statuses that its requests may get: a malformed body is repaired and recorded, or refused."""
+        """The statuses that its requests may get. A malformed body is either repaired and recorded, or refused."""
         return {401, 429} if self.kind == "invalid_tokens" else {200, 400, 422}
 
 
 def write_requests(path: Path, disturbance: Disturbance, members: Sequence[Member]) -> None:
-    """Write PREPARED disturbing requests into a new file that only its owner can read; the generators send them.
+    """Write PREPARED disturbing requests into a new file that only its owner can read; the generators send the
+    requests.
 
     Each line is a JSON array: the bearer token and the body.
     """

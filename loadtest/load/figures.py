@@ -15,7 +15,7 @@ KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 
 SHORTEST_SECONDS: Final = 1e-5
 GROWTH: Final = 1.02
-"""The growth of the buckets of a histogram, which is the error of a percentile."""
+"""The factor between two buckets of a histogram. It is also the largest error of a percentile."""
 
 _LAST: Final = 1000
 """The last bucket: all latencies of more than about an hour."""
@@ -24,7 +24,9 @@ _SCALE: Final = 1 / log(GROWTH)
 
 
 class Histogram:
-    """Latencies in buckets that grow by 2 %: at most a thousand numbers, for any number of latencies."""
+    """Latencies in buckets, each 2 % larger than the one before: at most a thousand buckets for any number of
+    latencies.
+    """
 
     __slots__ = ("count", "counts", "longest")
 
@@ -62,7 +64,7 @@ class Histogram:
 
     @classmethod
     def of(cls, said: list[Any]) -> "Histogram":
-        """Return the object of which as_json() returned this."""
+        """Return the object from the form that as_json() returned."""
         histogram = cls()
         histogram.longest = said[0]
         histogram.counts = dict(zip(said[1::2], said[2::2], strict=True))
@@ -80,7 +82,9 @@ def merged(histograms: Iterable[Histogram]) -> Histogram:
 
 @dataclass(slots=True)
 class Second:
-    """The events of a second: heartbeats that were due, that were answered, and the results of the due requests."""
+    """The events of a second: heartbeats that were due, heartbeats that were answered, and the results of the due
+    requests.
+    """
 
     due: int = 0
     answered: int = 0
@@ -88,7 +92,7 @@ class Second:
     errors: Counter[str] = field(default_factory=Counter)
 
     def merge(self, other: "Second") -> None:
-        """Add the figures that another source has of this second."""
+        """Add the figures of another source for this second."""
         self.due += other.due
         self.answered += other.answered
         self.errors.update(other.errors)
@@ -102,18 +106,18 @@ class Second:
 
     @classmethod
     def of(cls, said: Mapping[str, Any]) -> "Second":
-        """Return the object of which as_json() returned this."""
+        """Return the object from the form that as_json() returned."""
         latencies = {kind: Histogram.of(histogram) for kind, histogram in said["latencies"].items()}
         return cls(said["due"], said["answered"], latencies, Counter(said["errors"]))
 
 
 class Figures:
-    """The figures of one process, or of several together."""
+    """The figures of one process, or of several processes together."""
 
     def __init__(self) -> None:
         self.seconds: defaultdict[int, Second] = defaultdict(Second)
         self.late = Histogram()
-        """How late the generator began its requests after their due time."""
+        """The delays of the generator: the times from the due time of a request to its beginning."""
 
     def due(self, second: float, late_seconds: float) -> None:
         """Count a heartbeat that was due `second` s after the start; the generator began it `late_seconds` s late."""
@@ -171,7 +175,7 @@ class Figures:
 
     @classmethod
     def of(cls, said: Mapping[str, Any]) -> "Figures":
-        """Return the object of which as_json() returned this."""
+        """Return the object from the form that as_json() returned."""
         figures = cls()
         figures.late = Histogram.of(said["late"])
         figures.seconds.update((second, Second.of(row)) for second, row in said["seconds"])
@@ -179,11 +183,11 @@ class Figures:
 
 
 def percentile(values: Iterable[float], percent: float) -> float:
-    """Return a percentile of a few values: the nearest one of them. (For many values, use a Histogram.)"""
+    """Return a percentile of a few values: the nearest value. (For many values, use a Histogram.)"""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, round(percent / 100 * len(ordered)))]
 
 
 def spread(values: Sequence[float], form: str) -> str:
-    """Return the median of some rounds, and in brackets the least and the greatest value, each in this format."""
+    """Return the median of some rounds, and in brackets the smallest and the largest value, each in this format."""
     return f"{median(values):{form}} ({min(values):{form}}–{max(values):{form}})"

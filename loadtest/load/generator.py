@@ -5,7 +5,7 @@ the server adds to the latency of every request that was due meanwhile. A phone 
 only a phone with a command gets a task.
 
 The process reads a plan from standard input, says that it is ready, reads when to start, and works until standard input
-ends. Twice a second it writes its figures since the last time to standard output, as a line of JSON.
+ends. Twice a second it writes a line of JSON to standard output: its figures since the line before.
 """
 
 import asyncio
@@ -55,8 +55,8 @@ class Plan:
     """The plan of one generator.
 
     `scale` converts the server's `next_heartbeat_seconds` to the interval of this run. `journal` is the file of the
-    fake FCM, from which phones get their pushes; empty: they get none. `disturbing_requests` is the file of the
-    disturbing requests, which are sent at an even rate between two seconds of the run; empty: none.
+    fake FCM, from which phones get their pushes; empty: no pushes. `disturbing_requests` is the file of the disturbing
+    requests, which are sent at an even rate between two seconds of the run; empty: no such requests.
     `answer_spread_seconds`: see Reporter. `sources`: the addresses of the phones, see Pool.
     """
 
@@ -113,7 +113,7 @@ def heartbeat_bodies(chance: random.Random) -> list[bytes]:
 
 
 class Generator:
-    """The phones of one process, on one event loop. The caller may take `figures` and `results` away."""
+    """The phones of one process, on one event loop. The caller may remove the content of `figures` and `results`."""
 
     def __init__(self, plan: Plan, members: Iterable[Member]) -> None:
         self._plan = plan
@@ -167,7 +167,7 @@ class Generator:
             self._side_tasks.append(asyncio.create_task(self._hear_pushes(Path(plan.journal))))
 
     async def finish(self) -> None:
-        """Return when no request is in progress any more, or when they have taken too long."""
+        """Return when no request is in progress any more, or when the requests have taken too long."""
         self._dues.clear()
         deadline = time.monotonic() + ANSWER_SECONDS + _SWEEP_SECONDS
         while (self._under_way or self._at_work) and time.monotonic() < deadline:  # noqa: ASYNC110
@@ -220,7 +220,9 @@ class Generator:
             self._work(self._carry_out(number, answer))
 
     def _wait(self, answer: dict[str, Any]) -> float:
-        """Return the seconds from one due time to the next: as the server says, else the phone's own interval."""
+        """Return the seconds from one due time to the next: those that the server sent, or else the phone's own
+        interval.
+        """
         seconds: int | None = answer.get("next_heartbeat_seconds")
         if seconds is not None:
             return seconds * self._plan.scale
@@ -251,7 +253,7 @@ class Generator:
             self.figures.error(time.monotonic() - self._starts_at, "command: bad signature")
             return False
         key = number, report.request_id
-        if key in self._in_hand:  # The other channel has delivered it too.
+        if key in self._in_hand:  # The other channel has already delivered the command.
             return True
         self._in_hand.add(key)
         await self._reporter.wait()
@@ -295,7 +297,7 @@ class Generator:
 
 
 def main() -> None:
-    """Drive phones as the plan on standard input says."""
+    """Drive phones by the plan on standard input."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent process, which closes standard input.
     plan = Plan.from_line(sys.stdin.buffer.readline())
     generator = Generator(plan, credentials_file.read(Path(plan.roster), plan.part, plan.parts))

@@ -26,9 +26,9 @@ Note = Callable[[float, str], None]
 class Reporter:
     """Sends the reports of many phones.
 
-    With a spread, a phone reports after a random part of it, and tries again a few times: after `Retry-After` with
-    jitter, or, if there was no answer, after a random time that doubles. Without a spread, it reports immediately, and
-    only once.
+    With a spread, a phone reports after a random part of the spread, and repeats a failed report a few times: after
+    `Retry-After` with jitter or, if there was no answer, after a random time that doubles. Without a spread, a phone
+    reports immediately, and only once.
     """
 
     pool: Pool
@@ -43,7 +43,7 @@ class Reporter:
             await asyncio.sleep(self.chance.uniform(0, self.spread_seconds))
 
     async def send(self, request: bytes, note: Note) -> dict[str, Any]:
-        """Send a report. Return the answer, or an empty one if all tries have failed."""
+        """Send a report. Return the answer, or an empty answer if all tries have failed."""
         tries = MOST_TRIES if self.spread_seconds else 1
         for number in range(1, tries + 1):
             began_at = monotonic()

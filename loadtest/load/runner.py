@@ -47,11 +47,11 @@ class GeneratorEnded(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """The plan of a run, with its server in words.
+    """The plan of a run, with a description of its server.
 
     `scale` converts the server's interval to that of the run. Without a journal, phones get no pushes. The next three
-    fields are targets: the percentage of requests that may fail (0: none), and limits for heartbeats.
-    `answer_spread_seconds`: see Reporter. `sources`: see Pool.
+    fields are targets: the percentage of requests that may fail (0: none), and the limits for the p95 and the p99 of
+    heartbeats. `answer_spread_seconds`: see Reporter. `sources`: see Pool.
     """
 
     server: str
@@ -287,7 +287,7 @@ async def _watch(run: Run, watch: Callable[[], None], workers: list[asyncio.Task
 
 
 def _note_unanswered(run: Run) -> None:
-    """Count each command without a result as an error, if it had enough time: for a push, or for a bit more than an
+    """Count each command without a result as an error, if it had enough time: without pushes, a little more than an
     interval.
     """
     load = run.load

@@ -19,7 +19,7 @@ LEAST_SENT: Final = 0.95
 
 MOST_IN_FLIGHT: Final = CONNECTIONS
 LATE_P99_MS: Final = 10
-"""The lateness of the generator, in seconds, from which on the verdict names it."""
+"""The delay of the generator, in seconds, from which on the verdict mentions the delay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +33,9 @@ class Target:
 
 
 def judged(run: Run) -> list[Target]:
-    """Return the targets of this run. Dispatch is one of them if there are commands and a fake FCM."""
+    """Return the targets of this run. Dispatch is a target if there are commands and a fake FCM."""
     heartbeats = _heartbeats(run)
-    aside = ", the gap aside" if run.disturbance and run.disturbance.kind == "restart" else ""
+    aside = ", gap not counted" if run.disturbance and run.disturbance.kind == "restart" else ""
     targets = [
         _errors(run),
         _latency(f"heartbeat p95{aside}", heartbeats, 95, run.load.p95_ms),
@@ -66,16 +66,16 @@ def error_percent(run: Run) -> float | None:
 
 
 def lateness(run: Run) -> str:
-    """Return a sentence if the generator was late, else an empty text."""
+    """Return a sentence if the generator was late, or else an empty text."""
     p99 = run.figures.late.percentile(99) or 0.0
     if p99 * 1000 < LATE_P99_MS:
         return ""
     longest = milliseconds(run.figures.late.longest)
-    return f"The generator itself was late: p99 {milliseconds(p99)}, at most {longest}; latencies include it."
+    return f"The generator itself was late: p99 {milliseconds(p99)}, at most {longest}; latencies include this delay."
 
 
 def milliseconds(seconds: float | None) -> str:
-    """Return a length of time as people read it."""
+    """Return a duration as text for a reader."""
     if seconds is None:
         return "–"
     value = seconds * 1000
@@ -95,7 +95,9 @@ def _memory(run: Run) -> Iterator[Target]:
 
 
 def _trial(run: Run) -> Iterator[Target]:
-    """Compare the second half with the first; at a restart, the new worker's first minute with the old one's last."""
+    """Compare the second half with the first; after a restart, the first minute of the new worker with the last minute
+    of the old worker.
+    """
     if (disturbance := run.disturbance) is None:
         return
     after = run.half
@@ -124,7 +126,7 @@ def _failed_with_the_worker(run: Run, back: float) -> Target:
     here = run.figures.errors(run.half - 1, ceil(back) + 1).total()
     elsewhere = run.figures.errors(since=run.measured_since).total() - here
     held = here <= MOST_IN_FLIGHT and not elsewhere
-    return Target("failed at the restart", f"≤ {MOST_IN_FLIGHT}, none else", f"{here}, {elsewhere} else", held)
+    return Target("failed at the restart", f"≤ {MOST_IN_FLIGHT}, no others", f"{here}, {elsewhere} others", held)
 
 
 def _ratio(name: str, before: Histogram, after: Histogram, percent: float) -> Target:

@@ -35,7 +35,9 @@ def gathering(console: Console, count: int) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def shown(console: Console, run: Run) -> Iterator[Callable[[], None]]:
-    """Show a run. Yields a function to call at any time. Without a terminal, it prints a line every half minute."""
+    """Show a run. Yields a function that shows the present state; it may be called at any time. Without a terminal, the
+    function prints a line every half minute.
+    """
     if not console.is_terminal:
         yield _Plain(console, run)
         return
@@ -127,7 +129,7 @@ def print_verdict(console: Console, run: Run, judged: list[Target]) -> None:
     for error, count in run.figures.errors().most_common():
         console.print(f"  {count:,} × {error}", highlight=False, markup=False)
     if not run.load.journal and run.load.commands_per_minute:
-        console.print("Dispatch was not measured: the pushes of a server that runs already go elsewhere.", style="dim")
+        console.print("Dispatch was not measured: the server of --url does not push to the fake FCM.", style="dim")
     if late := targets.lateness(run):
         console.print(Text(late, style="yellow"))
 

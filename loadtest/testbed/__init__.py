@@ -1,1 +1,1 @@
-"""Servers to test against: processes, HTTP connections to them, the machine they run on."""
+"""The servers of tests: their processes, HTTP connections to them, and the machine on which they run."""

@@ -32,7 +32,7 @@ Done = Callable[[int, bytes], None]
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """The address for requests."""
+    """The address of a server."""
 
     host: str
     port: int
@@ -158,7 +158,9 @@ class _Connection(asyncio.Protocol):
             exchange.done(status, body)
 
     def connection_lost(self, _: Exception | None) -> None:
-        """Send the exchange again if the server may have closed the idle connection before; else it has failed."""
+        """Send the exchange again if the server may have closed the connection while it was idle; otherwise let it
+        fail.
+        """
         exchange = self.exchange
         if exchange is not None and self._resends and self._used and not self._heard and not exchange.again:
             self.exchange, exchange.again = None, True

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Final
 
 MEASURED_CORE: Final = 0
-"""The core that one process has alone when a figure is for one core."""
+"""The core of the measured process, which runs there alone, if a figure is for one core."""
 
 OTHER_CORE: Final = 1
-"""The core for everything else."""
+"""The core for all other processes."""
 
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _FIRST_TIME: Final = 11
@@ -48,12 +48,12 @@ def resident_mebibytes(process: int) -> float:
 
 
 def lives(process: int) -> bool:
-    """Return whether there is such a process."""
+    """Return whether a process with this id exists."""
     return Path(f"/proc/{process}").exists()
 
 
 def pin(process: int, core: int) -> None:
-    """Run all threads of a process, and those that they will start, on one core."""
+    """Run all threads of a process, and the threads that they will start, on one core."""
     for thread in Path(f"/proc/{process}/task").iterdir():
         os.sched_setaffinity(int(thread.name), {core})
 
@@ -86,7 +86,7 @@ def _works_for(process: Path, data_dir: Path) -> bool:
 
 
 def _cpu_seconds(process: Path) -> float:
-    """Return a process's own time and that of its children that have ended."""
+    """Return the time of a process and of its children that have ended."""
     with suppress(OSError):
         fields = (process / "stat").read_text().rpartition(")")[2].split()
         return sum(map(int, fields[_FIRST_TIME : _FIRST_TIME + 4])) / _TICKS

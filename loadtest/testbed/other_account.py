@@ -9,7 +9,7 @@ from nexmdm.standalone import postgres_account
 
 
 def prepare(folder: Path, *programs: Path) -> None:
-    """Make a folder, and give its account access to it and to these programs."""
+    """Make a folder, and give the account that will use it access to the folder and to these programs."""
     account = postgres_account.account_for(folder)
     postgres_account.give(folder, account)
     for path in (folder / "any", *programs):

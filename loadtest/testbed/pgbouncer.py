@@ -36,7 +36,7 @@ def pooling(folder: Path, url: str, pool_mode: PoolMode, **settings: str) -> Ite
 
     It serves all databases of the server.
 
-    It refuses every startup parameter that it does not track, as PgBouncer does by default, including `options`.
+    This PgBouncer refuses every startup parameter that it does not track, including `options`, as by default.
     """
     parts = conninfo_to_dict(url)
     port = free_port()
@@ -57,7 +57,7 @@ def pooling(folder: Path, url: str, pool_mode: PoolMode, **settings: str) -> Ite
         _await_connections(process, pooled, folder / "log")
         yield pooled
     finally:
-        # SIGTERM is its immediate shutdown.
+        # SIGTERM makes PgBouncer stop immediately.
         process.terminate()
         process.wait()
 

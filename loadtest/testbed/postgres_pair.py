@@ -22,16 +22,16 @@ class PostgresPair:
 
     @property
     def url(self) -> str:
-        """The address of both, in the form of DATABASE_URL."""
+        """The address of both servers, in the form of DATABASE_URL."""
         return url_of(self.primary, self.standby)
 
     @property
     def writable_url(self) -> str:
-        """The address of both for libpq, which finds the one that accepts writes."""
+        """The address of both servers for libpq, which finds the server that accepts writes."""
         return f"{self.url}?target_session_attrs=read-write&connect_timeout=5"
 
     def lose_primary(self, mode: Mode) -> None:
-        """Stop the primary, by this mode."""
+        """Stop the primary in this mode."""
         self.primary.stop(mode)
 
     def promote_standby(self) -> None:
@@ -51,5 +51,5 @@ class PostgresPair:
 
     def _protect(self) -> None:
         self.primary.configure(synchronous_standby_names=f'"{self.standby.name}"')
-        # Earlier commits must be there too.
+        # The standby must also have the earlier commits.
         self.standby.until_it_streams_from(self.primary)

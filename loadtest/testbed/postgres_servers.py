@@ -118,7 +118,7 @@ class PostgresServer:
 
     @property
     def pid(self) -> int:
-        """The process id of its postmaster."""
+        """The process id of the server's postmaster."""
         assert self._process is not None
         return self._process.pid
 
@@ -139,7 +139,7 @@ class PostgresServer:
         self.execute(f"CREATE DATABASE {NAME} OWNER {NAME}")
 
     def start(self) -> None:
-        """Start it; return when it accepts connections, as primary or as standby."""
+        """Start the server; return when it accepts connections, as primary or as standby."""
         self._write_settings()
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -151,7 +151,7 @@ class PostgresServer:
         self._until(self._is_ready, "take connections")
 
     def stop(self, mode: Mode = "fast") -> None:
-        """Stop it (`kill`: by SIGKILL of the postmaster), and wait until its last process has ended."""
+        """Stop the server (`kill`: by SIGKILL of the postmaster), and wait until its last process has ended."""
         if self._process is None:
             return
         if self._process.poll() is None:
@@ -171,13 +171,14 @@ class PostgresServer:
         self._until(lambda: not self.is_standby(), "take writes")
 
     def is_standby(self) -> bool:
-        """Return whether it follows another server."""
+        """Return whether this server follows another server."""
         return bool(self.execute("SELECT pg_is_in_recovery()") == (True,))
 
     def configure(self, **settings: str) -> None:
-        """Change settings. If the server runs, only settings without a restart; return when new sessions have them.
+        """Change settings, and return when new sessions have them. A running server must not need a restart for them.
 
-        Old sessions get them before their next statement. Raises PostgresFailed if PostgreSQL refuses one.
+        Old sessions get the new settings before their next statement. Raises PostgresFailed if PostgreSQL refuses a
+        setting.
         """
         self._settings.update(settings)
         if self._process is None:
@@ -203,7 +204,7 @@ class PostgresServer:
     def rejoin(self, primary: "PostgresServer") -> None:
         """Make a former primary a standby of the new primary, by pg_rewind, and start it."""
         self.stop()
-        # The source's control file has its new timeline from its first checkpoint on.
+        # The new primary writes its new timeline into its control file only at its first checkpoint.
         primary.execute("CHECKPOINT")
         self._run_safely("pg_rewind", f"--target-pgdata={self._data}", f"--source-server={primary.superuser_url}",
                          "--write-recovery-conf", f"--config-file={self._config}")  # fmt: skip
@@ -230,7 +231,9 @@ class PostgresServer:
 
     @property
     def _config(self) -> Path:
-        """Its settings; outside the cluster, because base backup and rewind copy its content."""
+        """The file of the server's settings. It is outside the cluster, because base backup and rewind copy the
+        cluster.
+        """
         return self._folder / "server.conf"
 
     def _write_settings(self) -> None:

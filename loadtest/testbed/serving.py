@@ -31,7 +31,7 @@ class Serving:
     """A `manage.py serve` on a free port of 127.0.0.1; `settings` are environment variables for it."""
 
     def __init__(self, data_dir: Path, program: Sequence[str] = SERVE, **settings: str) -> None:
-        """Start it, by another program if one is given; its output goes to a file next to the data folder."""
+        """Start the server, by another program if one is given. The output goes to a file next to the data folder."""
         self.data_dir = data_dir
         self._output = data_dir.parent / "output"
         self.environment = {
@@ -55,17 +55,17 @@ class Serving:
 
     @property
     def url(self) -> str:
-        """The address of the server, once its output has named it."""
+        """The address of the server, once the output has shown the address."""
         return str(re.findall(r"ready: (\S+)", self.said)[-1])
 
     @property
     def secrets(self) -> dict[str, str]:
-        """The secrets that it generated, or that were generated for it."""
+        """The secrets that the server generated, or that were generated for the server."""
         lines = (self.data_dir / "secrets.env").read_text().splitlines()
         return dict(line.split("=", 1) for line in lines)
 
     def database_url(self) -> str:
-        """Return the address of its PostgreSQL: the embedded one, unless another was given."""
+        """Return the address of the server's PostgreSQL: the embedded PostgreSQL, unless another address was given."""
         if given := self.environment.get("DATABASE_URL"):
             return given
         program = [sys.executable, MANAGE, "postgres", "url"]
@@ -76,14 +76,18 @@ class Serving:
         return FleetClient(self.url, key=self.secrets["ADMIN_KEY"], secret=self.secrets["HMAC_SECRET"])
 
     def until_it_says(self, text: str) -> "Serving":
-        """Return when it has printed this. Raises RuntimeError with its output if it ends before."""
+        """Return when the server has printed this text. Raises RuntimeError with the output if the server ends
+        before.
+        """
         wait_for(lambda: text in self.said or self.process.poll() is not None)
         if text not in self.said:
             raise RuntimeError(f"serve ended and did not print {text!r}:\n{self.said}")
         return self
 
     def start(self, command: str, *, until_it_says: str) -> subprocess.Popen[bytes]:
-        """Start another management command next to it, with the same environment; return when it has printed this."""
+        """Start another management command with the same environment; return when that command has printed this
+        text.
+        """
         path = self.data_dir.parent / f"output-{command}"
         with path.open("wb") as output:
             process = subprocess.Popen(
@@ -97,7 +101,9 @@ class Serving:
         return process
 
     def manage(self, *command: str, **settings: str) -> None:
-        """Run another management command to its end, with the same environment and more. Raises CalledProcessError."""
+        """Run another management command to its end, with additions to the same environment. Raises
+        CalledProcessError.
+        """
         environment = {**self.environment, **settings}
         subprocess.run([sys.executable, MANAGE, *command], env=environment, check=True, capture_output=True)
 
@@ -113,5 +119,5 @@ class Serving:
         self.process.wait()
 
     def child(self, name: str) -> int:
-        """Return the process id of its part with this name."""
+        """Return the process id of the server's part with this name."""
         return int(re.findall(rf'"name":"{name}","pid":(\d+)', self.said)[-1])

@@ -1,6 +1,7 @@
 """A TCP proxy on loopback that can break connections as a network does: it cuts, freezes or forgets them.
 
-It runs in its own thread, so that synchronous code can use it. Each order has taken effect when its call returns.
+The proxy runs in its own thread, so that synchronous code can use it. When the call of an order returns, the order has
+taken effect.
 """
 
 import asyncio
@@ -19,7 +20,7 @@ _RESET: Final = struct.pack("ii", 1, 0)
 """SO_LINGER with no time to linger: close() then sends RST (socket(7))."""
 
 _OPEN_SECONDS: Final = 1
-"""The time for a connection to the target to open, before reset() gives it up."""
+"""The time within which a connection to the target must open; after that, reset() gives up the connection."""
 
 
 class TcpProxy:
@@ -59,7 +60,7 @@ class TcpProxy:
         return self._do(self._count)
 
     def point_to(self, target: int) -> None:
-        """Forward new connections to another port; open ones stay where they are."""
+        """Forward new connections to another port; open connections keep their port."""
 
         async def point() -> None:
             self._target = target
@@ -79,7 +80,7 @@ class TcpProxy:
         self._do(freeze)
 
     def forget(self) -> None:
-        """Never again forward a byte or the end of a connection that is open now; neither side notices.
+        """Forward nothing more of the connections that are open now, not even their end; neither side notices this.
 
         A router that has lost its table has the same effect: new connections work.
         """
@@ -143,7 +144,7 @@ def _bound(port: int) -> socket.socket:
 
 
 class _Link:
-    """A client's connection and the one to the target, which is opened when data may be forwarded."""
+    """A client's connection, and the connection to the target, which is opened when data may be forwarded."""
 
     def __init__(
         self,
@@ -174,7 +175,7 @@ class _Link:
             self._ended(self)
 
     async def reset(self) -> None:
-        """Reset both connections, including one that is just being opened."""
+        """Reset both connections, including a connection that is just being opened."""
         if self._opening is not None and not self._opening.done():
             await asyncio.wait([self._opening], timeout=_OPEN_SECONDS)
             self._opening.cancel()

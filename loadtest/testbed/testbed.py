@@ -43,7 +43,9 @@ class NotSeeded(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ServerUnderTest:
-    """A server with its admin, and the interval that phones get. Our own one also has its process and its FCM."""
+    """A server with its admin, and the interval that phones get. A server of our own also has its process and its fake
+    FCM.
+    """
 
     admin: FleetClient
     interval_seconds: int
@@ -136,7 +138,7 @@ def standin(folder: Path, answer_ms: int = 0) -> Iterator[tuple[int, dict[str, s
 def enroll_fleet(testbed: ServerUnderTest, count: int, path: Path, watch: Callable[[], None]) -> int:
     """Provide this number of phones that the server knows, write their credentials, and return their interval.
 
-    `watch` is called for each that registers. Raises NotSeeded, and the errors of enrol().
+    `watch` is called for each phone that registers. Raises NotSeeded, and the errors of enrol().
     """
     if count > MOST_REGISTERED:
         environment = testbed.serving.environment if testbed.serving else None

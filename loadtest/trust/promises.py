@@ -1,8 +1,8 @@
 """The promises of NexMDM and their tests: `python -m loadtest.trust`, or `make trust`.
 
-Prints a table: each promise, how it was tested, the measured figure, and whether it was kept. Some promises are tested
-by tests, which run here with many more examples; the others by trials against real servers. The exit status is 0 only
-if all were kept.
+The program prints a table: each promise, how it was tested, the measured figure, and whether it was kept. For some
+promises there are tests, which run here with many more examples. For the others there are trials against real servers.
+The exit status is 0 only if all promises were kept.
 """
 
 import argparse
@@ -59,7 +59,7 @@ CHAPTERS: Final = (
         "guard",
         tested=(
             HeldByTests(
-                "a connection that is silent, sends too much or reads nothing is closed; bad HTTP gets a problem",
+                "a connection that is silent, sends too much or reads nothing is closed; bad HTTP gets problem details",
                 "over sockets, with short time-outs",
                 ("tests/http/test_protocol.py",),
             ),
@@ -70,13 +70,13 @@ CHAPTERS: Final = (
         "signing",
         tested=(
             HeldByTests(
-                "one changed bit in the signed content is 401",
+                "a request with one changed bit in its signed content gets 401",
                 "bits of headers, method, target and body, of requests of all kinds",
                 ("tests/auth/test_signed_bits.py",),
                 at_least={"bits changed": 2000},
             ),
             HeldByTests(
-                "±299 s are accepted, ±301 s are not; a header repeated or not ASCII is 401",
+                "a timestamp that is ±299 s off is accepted, ±301 s is not; a repeated or non-ASCII header gets 401",
                 "frozen clock; each of the four headers",
                 (
                     f"{_SIGNING}::test_a_timestamp_within_300_seconds_passes",
@@ -85,7 +85,7 @@ CHAPTERS: Final = (
                 ),
             ),
             HeldByTests(
-                "keys and signatures are compared as bytes, in constant time, with all valid ones",
+                "keys and signatures are compared as bytes, in constant time, with all valid keys and signatures",
                 "compare_digest watched while requests are verified",
                 (f"{_SIGNING}::test_keys_and_signatures_are_compared_in_constant_time_with_each_that_is_valid",),
             ),
@@ -96,14 +96,14 @@ CHAPTERS: Final = (
         "credentials",
         tested=(
             HeldByTests(
-                "a credential of the wrong kind is 401 on every route",
-                "each kind, and none, on each operation of the document",
+                "a credential of the wrong kind gets 401 on every route",
+                "each kind of credential, and no credential, on each operation of the OpenAPI document",
                 (f"{_CREDENTIALS}::test_a_credential_of_the_wrong_kind_is_401_on_every_route",),
                 at_least={"wrong credentials": 200},
             ),
             HeldByTests(
                 "no client takes over an enrolled device without the right to re-enroll",
-                "its hardware id with other tokens, immediately and after its first use; with its own after 15 minutes",
+                "its hardware id with other tokens, before and after its first call; with its own after 15 minutes",
                 (
                     f"{_REGISTER}::test_known_hardware_is_refused_without_re_enroll",
                     f"{_REGISTER}::test_an_answer_is_lost_only_to_the_token_that_was_shown_it",
@@ -112,14 +112,14 @@ CHAPTERS: Final = (
                 ),
             ),
             HeldByTests(
-                "a device cannot read or answer another one's commands",
-                "its commands, reports, rotation; tokens put together from both",
+                "a device can neither read nor answer the commands of another device",
+                "commands, reports and rotation of another device; tokens made of parts of both devices' tokens",
                 (f"{_CREDENTIALS}::test_a_device_cannot_read_or_answer_commands_of_another_one",
                  f"{_CREDENTIALS}::test_a_token_with_parts_of_two_devices_is_invalid"),
             ),
             HeldByTests(
                 "X-Forwarded-For and X-Forwarded-Proto change nothing unless the peer is trusted",
-                "from trusted and other peers",
+                "both headers, from trusted peers and from other peers",
                 (
                     "tests/http/test_problems.py::test_without_trusted_proxies_the_address_is_the_peers",
                     "tests/http/test_problems.py::test_forwarded_addresses_are_ignored_unless_the_peer_is_trusted",
@@ -134,8 +134,8 @@ CHAPTERS: Final = (
         "secrets",
         tested=(
             HeldByTests(
-                "an error's log line names the error, and no value of the row",
-                "rows refused by PostgreSQL, with push tokens in them",
+                "the log line of a database error names the error, but no value of the row",
+                "rows that contain push tokens, and that PostgreSQL refuses",
                 ("tests/http/test_logs.py",),
             ),
         ),
@@ -148,7 +148,7 @@ CHAPTERS: Final = (
         tested=(
             HeldByTests(
                 "only the modules that need the application's clock read it",
-                "every module, read",
+                "a search of every module",
                 ("tests/project/test_architecture.py::test_only_a_few_modules_read_the_applications_clock",),
             ),
         ),
@@ -158,8 +158,8 @@ CHAPTERS: Final = (
         "start",
         tested=(
             HeldByTests(
-                "an invalid configuration stops the start, with an id and what to do",
-                "DEBUG; secrets missing, short, placeholders; caches that cannot count; connections; a bad account",
+                "an invalid configuration stops the start, with an id and a hint",
+                "DEBUG; missing, short and placeholder secrets; caches that cannot count; connections; a bad account",
                 ("tests/servers/test_checks.py", "tests/project/test_environment.py"),
             ),
         ),
@@ -184,7 +184,7 @@ CHAPTERS: Final = (
             ),
             HeldByTests(
                 "each command, setting and make target in the documents exists, and each setting is documented",
-                "every page read",
+                "a search of every page",
                 ("tests/project/test_documents.py",),
             ),
         ),
@@ -220,7 +220,7 @@ def _chosen() -> tuple[Sequence[Chapter], bool]:
     parser = argparse.ArgumentParser(prog="python -m loadtest.trust", description=__doc__)
     names = [chapter.name for chapter in CHAPTERS]
     parser.add_argument(
-        "chapters", nargs="*", metavar="CHAPTER", help=f"of {', '.join(names)}; all of them unless named"
+        "chapters", nargs="*", metavar="CHAPTER", help=f"some of {', '.join(names)}; default: all of them"
     )
     parser.add_argument("--pooler", action="store_true", help="reach all databases through a PgBouncer")
     arguments = parser.parse_args()
@@ -251,7 +251,7 @@ def _findings(
 
 
 def tried(trial: Trial, folder: Path) -> Iterator[Finding]:
-    """Yield the findings of a trial; if it ended with an error, that is a finding too."""
+    """Yield the findings of a trial; an error that ends the trial is a finding too."""
     try:
         yield from trial(folder)
     except Exception as error:  # noqa: BLE001  (the other trials are still to come)

@@ -111,8 +111,8 @@ def record(caller: Audited, *, status: int, code: str) -> None:
     statement of its transaction.
     """
     entry = values(caller, status=status, code=code)
-    told = {name: entry[name] for name in ("principal", "method", "path", "status", "code", "action", "target")}
-    refused = events.parameters([Event(EventType.AUDIT_REFUSED, data=told)])
+    content = {name: entry[name] for name in ("principal", "method", "path", "status", "code", "action", "target")}
+    refused = events.parameters([Event(EventType.AUDIT_REFUSED, data=content)])
     database.execute_batch(events.APPEND, INSERT, parameters=parameters([entry]) | refused)
 
 

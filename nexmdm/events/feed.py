@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
+import orjson
 from django.db import transaction
 
 from nexmdm.common import database
@@ -21,9 +22,12 @@ SCANNED: Final = 10_000
 
 
 class Happening(NamedTuple):
-    """One event of the feed. `id` is unique in all epochs, and stays the same however often the event is read."""
+    """One event of the feed. `id` is unique in all epochs, and stays the same however often the event is read.
 
-    cursor: Cursor
+    `next_cursor` is the place after the event.
+    """
+
+    next_cursor: Cursor
     id: str
     type: str
     at: datetime
@@ -61,16 +65,20 @@ _READ: Final = f"""
         SELECT * FROM nexmdm_event
         WHERE (xid, id) >= (%(xid)s::text::xid8, %(id)s) AND xid < {_HORIZON}
         ORDER BY xid, id LIMIT {{scanned}}
-    ), told AS (
-        SELECT scanned.xid, scanned.id, one.place - 1 AS place, type, at, one.device_id, request_id, data
+    ), found AS (
+        SELECT scanned.xid, scanned.id, one.place - 1 AS place, type, at, one.device_id, request_id, data,
+            COALESCE(one.place < cardinality(device_ids), false) AS has_next
         FROM scanned
         CROSS JOIN LATERAL unnest(COALESCE(device_ids, ARRAY[NULL]::uuid[])) WITH ORDINALITY AS one (device_id, place)
         WHERE (scanned.xid <> %(xid)s::text::xid8 OR scanned.id <> %(id)s OR one.place > %(place)s){{wanted}}
         ORDER BY scanned.xid, scanned.id, one.place LIMIT %(limit)s
     )
-    SELECT xid::text, id, place, type, at, device_id, request_id, data FROM told
+    SELECT xid::text, id, place, has_next, type, at, device_id, request_id, data::text FROM found
     UNION ALL
-    (SELECT xid::text, id, NULL, NULL, NULL, NULL, NULL, NULL FROM scanned ORDER BY scanned.xid DESC, id DESC LIMIT 1)
+    (
+        SELECT xid::text, id, NULL, NULL, NULL, NULL, NULL, NULL, NULL
+        FROM scanned ORDER BY scanned.xid DESC, id DESC LIMIT 1
+    )
 """  # noqa: S608  (constants of this module; values are parameters)
 _TYPES: Final = " AND (type = ANY(%(types)s) OR type LIKE ANY(%(prefixes)s))"
 _DEVICE: Final = " AND one.device_id = %(device_id)s"
@@ -93,12 +101,11 @@ def read(after: Cursor | None, wanted: Wanted, limit: int) -> Page:
     conditions = (_TYPES if wanted.types else "", _DEVICE if wanted.device_id else "", _TAGS if wanted.tags else "")
     scanned = SCANNED if any(conditions) else limit
     statement = _READ.format(scanned=scanned, wanted="".join(conditions))
-    *told, reached = database.rows(statement, _parameters(start, wanted, limit)) or [()]
-    events = [_happening(start.epoch, row) for row in told]
+    *found, reached = database.rows(statement, _parameters(start, wanted, limit)) or [()]
+    events = [_happening(start.epoch, row) for row in found]
     next_cursor = start
     if len(events) == limit:
-        last = events[-1].cursor
-        next_cursor = last._replace(place=last.place + 1)
+        next_cursor = events[-1].next_cursor
     elif reached:
         next_cursor = Cursor(start.epoch, int(reached[0]), reached[1] + 1, 0)
     (is_more,) = database.row(_IS_MORE, {"xid": str(next_cursor.xid), "id": next_cursor.id})
@@ -159,15 +166,16 @@ def _prefixes(types: Iterable[str]) -> Iterable[str]:
 
 
 def _happening(epoch: str, row: Any) -> Happening:
-    xid, row_id, place, event_type, at, device_id, request_id, data = row
+    xid, row_id, place, has_next, event_type, at, device_id, request_id, data = row
+    here = Cursor(epoch, int(xid), row_id, place)
     return Happening(
-        Cursor(epoch, int(xid), row_id, place),
+        here._replace(place=place + 1) if has_next else here._replace(id=row_id + 1, place=0),
         f"{row_id}-{place}",
         event_type,
         at,
         device_id,
         request_id,
-        data,
+        orjson.loads(data),
     )
 
 

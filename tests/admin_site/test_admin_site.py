@@ -63,7 +63,7 @@ def superuser(db: None) -> User:
 
 @pytest.fixture
 def browser(superuser: User) -> Client:
-    """Somebody who may do everything, where anything can be done."""
+    """A visitor with all permissions."""
     browser = Client()
     browser.force_login(superuser)
     return browser
@@ -162,12 +162,12 @@ def text_of(browser: Client, row: Model) -> str:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_stranger_is_sent_to_the_login(db: None, model: type[Model]) -> None:
+def test_a_visitor_without_a_login_is_sent_to_the_login(db: None, model: type[Model]) -> None:
     answer = Client().get(page_of(model))
     assert (answer.status_code, answer["Location"]) == (302, f"/django-admin/login/?next={page_of(model)}")
 
 
-def test_somebody_who_is_no_staff_is_refused(db: None) -> None:
+def test_an_account_that_is_not_staff_is_refused(db: None) -> None:
     User.objects.create_user("guest", password=PASSWORD)
     browser = Client()
     answer = browser.post("/django-admin/login/", {"username": "guest", "password": PASSWORD})
@@ -185,12 +185,12 @@ def test_staff_without_any_permission_sees_every_list(worked: World) -> None:
         assert listed(browser, model), model
 
 
-def test_staff_who_was_deactivated_sees_nothing(browser: Client, superuser: User) -> None:
+def test_a_deactivated_staff_account_sees_nothing(browser: Client, superuser: User) -> None:
     User.objects.filter(pk=superuser.pk).update(is_active=False)
     assert browser.get(page_of(Device)).status_code == 302
 
 
-def test_logout_and_the_change_of_ones_password_work(browser: Client, superuser: User) -> None:
+def test_logout_and_change_of_password_work(browser: Client, superuser: User) -> None:
     words = {"old_password": PASSWORD, "new_password1": "another long one", "new_password2": "another long one"}
     assert browser.post("/django-admin/password_change/", words).status_code == 302
     superuser.refresh_from_db()
@@ -224,7 +224,7 @@ def test_a_forged_post_is_refused_and_changes_nothing(
 
 
 @pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE"])
-def test_no_other_method_is_taken(worked: World, browser: Client, method: str) -> None:
+def test_no_other_method_is_accepted(worked: World, browser: Client, method: str) -> None:
     device = Device.objects.all()[0]
     assert browser.generic(method, page_of(Device, "change", device.pk)).status_code == 405
 
@@ -268,7 +268,7 @@ def test_no_secret_is_on_any_page(worked: World, browser: Client) -> None:
     assert walked > 50
 
 
-def test_no_page_has_a_form_that_is_posted_but_to_log_out(worked: World, browser: Client) -> None:
+def test_no_page_posts_a_form_except_the_logout(worked: World, browser: Client) -> None:
     for address, text in pages(browser):
         posted = re.findall(r'<form[^>]* method="post"[^>]*>', text)
         if not address.startswith("/django-admin/password_change/"):
@@ -299,7 +299,7 @@ def test_a_device_shows_whether_its_push_token_lives(worked: World, browser: Cli
 
 
 @pytest.mark.parametrize("model", [Device, Command, Delivery, Attempt, AuditEntry])
-def test_lists_are_newest_first_whatever_order_is_asked_for(worked: World, browser: Client, model: type[Model]) -> None:
+def test_lists_are_newest_first_for_any_requested_order(worked: World, browser: Client, model: type[Model]) -> None:
     newest_first = list(model._default_manager.order_by("-pk").values_list("pk", flat=True))
     assert listed(browser, model) == newest_first
     assert listed(browser, model, o="1.2") == newest_first
@@ -317,7 +317,7 @@ def test_deliveries_are_filtered_by_state(worked: World, browser: Client) -> Non
         assert listed(browser, Delivery, state=state) == [delivery.pk]
 
 
-def test_a_push_is_superseded_on_the_site_too_once_its_delivery_is_settled(
+def test_the_site_shows_a_push_as_superseded_once_its_delivery_is_settled(
     worked: World, browser: Client, staff: Visitor
 ) -> None:
     lobby, yard = Device.objects.get(alias="lobby"), Device.objects.get(alias="yard")
@@ -340,7 +340,7 @@ def test_a_push_is_superseded_on_the_site_too_once_its_delivery_is_settled(
     assert "1 superseded" in browser.get(page_of(Command, "change", ring.pk)).content.decode()
 
 
-def test_deliveries_are_filtered_by_what_fcm_answered(worked: World, browser: Client) -> None:
+def test_deliveries_are_filtered_by_fcms_answer(worked: World, browser: Client) -> None:
     (dead,) = Delivery.objects.filter(attempts__http_status=404)
     (retried,) = Delivery.objects.filter(attempts__fcm_error="UNAVAILABLE")
     assert listed(browser, Delivery, http_status=404) == [dead.pk]
@@ -382,7 +382,7 @@ def test_attempts_are_filtered_by_date(worked: World, browser: Client) -> None:
     assert len(listed(browser, Attempt, age="7 days")) == 4
 
 
-def test_commands_are_filtered_by_action_and_by_what_is_open(worked: World, browser: Client) -> None:
+def test_commands_are_filtered_by_action_and_open_deliveries(worked: World, browser: Client) -> None:
     launch, ping = Command.objects.get(action="launch_app"), Command.objects.get(action="ping")
     assert listed(browser, Command, action="ping") == [ping.pk]
     assert listed(browser, Command, state="open") == [launch.pk]
@@ -402,7 +402,7 @@ def standings(browser: Client) -> dict[str, tuple[str, str, str]]:
     return {action: (plain(state), plain(outcome), plain(counts)) for action, state, outcome, counts in shown}
 
 
-def test_the_list_of_commands_shows_how_each_stands(worked: World, browser: Client) -> None:
+def test_the_list_of_commands_shows_state_outcome_and_counts(worked: World, browser: Client) -> None:
     assert standings(browser) == {
         "launch_app": ("open", "-", "1 pending , 1 succeeded"),
         "ping": ("completed", "failed", "1 failed"),
@@ -418,7 +418,7 @@ def test_the_list_of_commands_shows_how_each_stands(worked: World, browser: Clie
     assert f'<a href="{address}">1 expired</a>' in browser.get(page_of(Command)).content.decode()
 
 
-def test_a_list_of_commands_counts_the_narrowest_and_leaves_the_others_to_their_own_pages(
+def test_a_list_of_commands_counts_small_commands_only_and_links_to_the_others(
     worked: World, browser: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("commands.admin.commands.MOST", 3)
@@ -462,7 +462,7 @@ def test_a_device_id_or_part_of_an_alias_in_any_case_finds_the_device_and_its_wo
     assert listed(browser, Attempt, q=text) == list(mine)
 
 
-def test_a_search_for_what_is_not_there_finds_nothing(worked: World, browser: Client) -> None:
+def test_a_search_without_a_match_finds_nothing(worked: World, browser: Client) -> None:
     for text in ("nobody", "%", str(UUID(int=7))):
         assert listed(browser, Delivery, q=text) == []
 
@@ -484,12 +484,12 @@ def test_a_search_for_what_is_not_there_finds_nothing(worked: World, browser: Cl
     ],
 )
 @pytest.mark.parametrize("model", MODELS)
-def test_an_odd_query_is_no_error_of_ours(worked: World, browser: Client, model: type[Model], query: str) -> None:
+def test_an_odd_query_is_not_a_server_error(worked: World, browser: Client, model: type[Model], query: str) -> None:
     assert browser.get(f"{page_of(model)}?{query}").status_code in (200, 302, 400)
 
 
 def parameters_of(model: type[Model]) -> list[str]:
-    """Return the query parameters of a list's filters, but those that take any text."""
+    """Return the query parameters of a list's filters, except those that accept any text."""
     filters: Any = site._registry[model].list_filter
     known = [one for one in filters if not issubclass(one, ExactTextFilter)]
     return [name for one in known for name in getattr(one, "parameters", None) or [one.parameter_name]]
@@ -503,7 +503,7 @@ TIMES: Final = ["since", "until"]
     ["-" + "9" * 5000, "%00", "%ED%A0%80", "0001-01-01T00:00%2B23:59", "1970-01-01T00:00%2B00:01"],
 )
 @pytest.mark.parametrize("model", [model for model in MODELS if set(TIMES) <= set(parameters_of(model))])
-def test_what_is_no_time_narrows_nothing(worked: World, browser: Client, model: type[Model], value: str) -> None:
+def test_an_invalid_time_filters_nothing(worked: World, browser: Client, model: type[Model], value: str) -> None:
     everything = listed(browser, model)
     answer = browser.get(f"{page_of(model)}?{'&'.join(f'{name}={value}' for name in TIMES)}")
     assert (answer.status_code, [row.pk for row in answer.context["cl"].result_list]) == (200, everything)
@@ -527,14 +527,12 @@ def test_an_export_with_an_unknown_choice_is_refused(worked: World, staff: Visit
 
 @pytest.mark.parametrize("key", ["x", "_00", "9" * 30, str(UUID(int=7))])
 @pytest.mark.parametrize("model", MODELS)
-def test_a_row_that_is_not_there_leads_back_to_the_index(
-    worked: World, browser: Client, model: type[Model], key: str
-) -> None:
+def test_a_missing_row_leads_back_to_the_index(worked: World, browser: Client, model: type[Model], key: str) -> None:
     answer = browser.get(page_of(model, "change", key))
     assert (answer.status_code, answer["Location"]) == (302, "/django-admin/")
 
 
-def test_what_does_not_fit_on_a_page_is_one_link_away(worked: World, browser: Client) -> None:
+def test_rows_beyond_a_page_are_one_link_away(worked: World, browser: Client) -> None:
     (delivery,) = Delivery.objects.filter(state="failed")
     Attempt.objects.all().delete()
     for _ in range(130):
@@ -547,7 +545,7 @@ def test_what_does_not_fit_on_a_page_is_one_link_away(worked: World, browser: Cl
     assert second.older == ""
 
 
-def test_a_delivery_tells_its_story_from_the_issue_to_its_settlement(worked: World, browser: Client) -> None:
+def test_a_delivery_has_a_timeline_from_issue_to_settlement(worked: World, browser: Client) -> None:
     (done,) = Delivery.objects.filter(state="succeeded")
     Command.objects.filter(pk=done.command_id).update(issued_at=worked.now - timedelta(seconds=90))
     first, second = done.attempts.order_by("number")
@@ -575,7 +573,7 @@ def test_a_delivery_tells_its_story_from_the_issue_to_its_settlement(worked: Wor
     assert re.search(r"Result: succeeded it runs \{ &quot;pid&quot;: 4711 \}", text)
 
 
-def test_an_open_delivery_says_what_it_waits_for(worked: World, browser: Client) -> None:
+def test_an_open_delivery_shows_its_reason(worked: World, browser: Client) -> None:
     (waiting,) = Delivery.objects.filter(state="pending")
     assert "Why open: Push token dead." in text_of(browser, waiting)
     Delivery.objects.filter(pk=waiting.pk).update(state="cancelled", settled_at=worked.now)
@@ -602,7 +600,7 @@ def test_a_late_result_is_shown_as_such(worked: World, browser: Client) -> None:
     assert "Result: succeeded , late: the delivery was settled before at last" in text
 
 
-def test_what_is_past_its_time_is_expired_everywhere_swept_or_not(worked: World, browser: Client) -> None:
+def test_an_overdue_delivery_is_expired_everywhere_marked_or_not(worked: World, browser: Client) -> None:
     (overdue,) = Delivery.objects.filter(state="pending")
     Delivery.objects.filter(pk=overdue.pk).update(open_until=worked.now - timedelta(minutes=1))
     assert listed(browser, Delivery, state="pending") == []
@@ -645,7 +643,7 @@ def test_a_device_shows_why_it_was_last_refused(worked: World, browser: Client, 
     assert refused == {"lobby": "device_revoked", "yard": ""}
 
 
-def test_what_a_phone_says_is_shown_as_text(worked: World, browser: Client) -> None:
+def test_texts_of_a_phone_are_shown_as_text(worked: World, browser: Client) -> None:
     lobby = Device.objects.get(alias="lobby")
     Presence.objects.filter(device=lobby).update(last_status={"foreground_app": "<script>alert(1)</script>"})
     Device.objects.filter(pk=lobby.pk).update(alias="<b>lobby</b>")
@@ -660,7 +658,7 @@ WITH_MORE: Final = {Command: 1, Delivery: 3}
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_list_costs_four_queries_however_long_it_is_and_a_few_where_it_tells_more(
+def test_a_list_of_any_length_costs_a_fixed_number_of_queries(
     worked: World, browser: Client, model: type[Model], django_assert_max_num_queries: MaxQueries
 ) -> None:
     for number in range(20):
@@ -680,7 +678,7 @@ def test_a_search_costs_one_query_more(
 
 
 @pytest.mark.parametrize(("model", "queries"), [(Delivery, 8), (Command, 14), (Device, 11)])
-def test_a_page_costs_a_few_queries_however_much_there_is_on_it(
+def test_a_page_costs_a_few_queries_for_any_content(
     worked: World, browser: Client, model: type[Model], queries: int, django_assert_max_num_queries: MaxQueries
 ) -> None:
     (done,) = Delivery.objects.filter(state="succeeded")
@@ -695,7 +693,7 @@ def test_a_page_costs_a_few_queries_however_much_there_is_on_it(
         text_of(browser, row)
 
 
-def test_a_delivery_tells_the_newest_hundred_of_its_reports(worked: World, browser: Client) -> None:
+def test_a_delivery_shows_its_newest_hundred_reports(worked: World, browser: Client) -> None:
     (done,) = Delivery.objects.filter(state="succeeded")
     Report.objects.bulk_create(
         Report(delivery=done, status="running", message=f"said {n}.", reported_at=worked.now + timedelta(seconds=n))
@@ -709,7 +707,7 @@ def test_a_delivery_tells_the_newest_hundred_of_its_reports(worked: World, brows
     assert len(listed(browser, Report, delivery__id__exact=done.pk)) == 100
 
 
-def test_a_delivery_tells_how_often_a_report_was_repeated_and_how_many_were_not_kept(
+def test_a_delivery_shows_repeats_of_reports_and_the_number_of_reports_not_stored(
     worked: World, browser: Client, staff: Visitor
 ) -> None:
     (done,) = Delivery.objects.filter(state="succeeded")
@@ -761,7 +759,7 @@ def test_the_first_page_counts_the_fleet_its_open_work_and_its_pushes(worked: Wo
         assert len(rows) == counted[label], label
 
 
-def test_the_first_page_says_so_when_there_is_more_than_it_counts(
+def test_the_first_page_shows_that_a_count_is_incomplete(
     worked: World, browser: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nexmdm.admin_site.dashboard.MOST", 1)
@@ -770,7 +768,7 @@ def test_the_first_page_says_so_when_there_is_more_than_it_counts(
     assert re.search(r"The newest 1, since \d{4}-\d\d-\d\d \d\d:\d\dZ\.", page)
 
 
-def test_a_long_list_says_about_how_many_rows_there_are(worked: World, browser: Client) -> None:
+def test_a_long_list_shows_an_estimate_of_its_rows(worked: World, browser: Client) -> None:
     (delivery,) = Delivery.objects.filter(state="failed")
     for _ in range(150):
         worked.attempt(delivery, "retry_later", 503, "UNAVAILABLE")
@@ -794,7 +792,7 @@ def test_an_estimate_of_no_more_than_the_page_shows_is_left_out(worked: World, b
 
 
 def a_day_apart(world: World) -> list[Attempt]:
-    """Give five attempts of one delivery, each a day younger than the one before."""
+    """Return five attempts of one delivery, each a day younger than the attempt before."""
     (delivery,) = Delivery.objects.filter(state="failed")
     Attempt.objects.all().delete()
     attempts = [world.attempt(delivery, "accepted", 200) for _ in range(5)]
@@ -837,7 +835,7 @@ def test_a_span_of_time_of_an_empty_list_is_empty(browser: Client) -> None:
     assert listed(browser, Attempt, age="1 hour", until="2026-03-18T12:00") == []
 
 
-def test_the_form_that_asks_for_a_time_keeps_the_other_filters(worked: World, browser: Client) -> None:
+def test_the_form_for_a_time_keeps_the_other_filters(worked: World, browser: Client) -> None:
     page = browser.get(page_of(Attempt), {"fcm_error": "UNAVAILABLE", "q": "lobby", "since": "2026-03-18T12:00"})
     form = re.search(r"<form method=\"get\">.*?</form>", page.content.decode(), re.DOTALL)
     assert form is not None
@@ -906,7 +904,7 @@ def test_a_filtered_list_is_exported_as_it_is_filtered(worked: World, staff: Vis
     assert (found[0]["presence"], found[0]["last_status"]) == ("online", '{"battery_pct": 83}')
 
 
-def test_the_csv_of_commands_says_how_each_stands_a_few_deliveries_at_a_time(
+def test_the_csv_of_commands_has_states_and_reads_a_few_deliveries_at_a_time(
     worked: World, staff: Visitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("commands.queries.commands.DELIVERIES_PER_QUERY", 3)
@@ -928,7 +926,7 @@ def test_the_link_to_the_csv_carries_the_filters_and_begins_at_the_top(worked: W
     assert "Export" not in browser.get(page_of(DispatcherSeen)).content.decode()
 
 
-def test_an_export_holds_one_chunk_at_a_time_and_misses_no_row(
+def test_an_export_keeps_one_chunk_in_memory_and_misses_no_row(
     worked: World, staff: Visitor, monkeypatch: pytest.MonkeyPatch, django_assert_max_num_queries: MaxQueries
 ) -> None:
     monkeypatch.setattr("nexmdm.common.read_only_admin.csv_export.CHUNK", 10)
@@ -961,14 +959,14 @@ def test_exports_at_the_same_moment_read_their_chunks_one_after_the_other(worked
 @pytest.mark.parametrize(
     "text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "＝1+1", '=cmd|" /C calc"!A0']
 )
-def test_no_spreadsheet_takes_a_cell_for_a_formula(worked: World, staff: Visitor, text: str) -> None:
+def test_no_spreadsheet_reads_a_cell_as_a_formula(worked: World, staff: Visitor, text: str) -> None:
     Report.objects.update(message=text)
     Device.objects.filter(alias="lobby").update(alias=text)
     (report,) = exported(staff, Report)
     assert (report["message"], report["alias"]) == (f"'{text}", f"'{text}")
 
 
-def test_a_cell_may_hold_anything_else(worked: World, staff: Visitor) -> None:
+def test_a_cell_may_contain_anything_else(worked: World, staff: Visitor) -> None:
     message = 'a "quoted" word, a comma,\r\na line, and é = ✓'
     Report.objects.update(message=message)
     (report,) = exported(staff, Report)
@@ -1000,7 +998,7 @@ def test_an_export_is_only_read(worked: World, browser: Client, method: str) -> 
     assert browser.generic(method, page_of(Attempt, "export")).status_code == 405
 
 
-def test_a_look_at_an_exports_headers_reads_no_rows(worked: World, staff: Visitor) -> None:
+def test_a_head_request_for_an_export_reads_no_rows(worked: World, staff: Visitor) -> None:
     answer = staff.request("HEAD", page_of(Attempt, "export"))
     assert (answer.status, answer.body) == (200, b"")
     assert re.fullmatch(r'attachment; filename="attempts-\d{8}T\d{6}Z\.csv"', answer.headers["content-disposition"])
@@ -1012,7 +1010,7 @@ def test_an_export_refuses_what_its_list_refuses(worked: World, staff: Visitor, 
         assert staff.request("GET", page_of(Attempt, page) + query).status == status
 
 
-def test_a_stranger_gets_no_csv(worked: World) -> None:
+def test_a_visitor_without_a_login_gets_no_csv(worked: World) -> None:
     answer = Visitor().request("GET", page_of(Device, "export"))
     assert (answer.status, answer.body) == (302, b"")
 
@@ -1037,7 +1035,7 @@ def test_staff_logs_in_through_a_proxy_that_ends_tls(proxied: Visitor) -> None:
     assert re.search(r"sessionid=\w+;.* HttpOnly;.* SameSite=Lax; Secure$", answer.headers["set-cookie"])
 
 
-def test_a_proxy_that_is_not_trusted_makes_no_https_of_a_request(proxied: Visitor) -> None:
+def test_an_untrusted_proxy_cannot_set_the_scheme_to_https(proxied: Visitor) -> None:
     stranger = Visitor("192.0.2.9")
     assert stranger.log_in("root", PASSWORD, **HTTPS_HOST, **{"X-Forwarded-Proto": "https"}).status == 403
 
@@ -1051,7 +1049,7 @@ def test_a_proxy_that_is_not_trusted_makes_no_https_of_a_request(proxied: Visito
         ({"TRUSTED_PROXIES": "127.0.0.1"}, True),
     ],
 )
-def test_the_cookies_of_the_admin_site_are_secure_wherever_it_is_not_on_loopback_alone(
+def test_the_cookies_of_the_admin_site_are_secure_unless_it_is_only_on_loopback(
     given: dict[str, str], secure: bool
 ) -> None:
     program = "from django.conf import settings as s; print(s.SESSION_COOKIE_SECURE, s.CSRF_COOKIE_SECURE)"

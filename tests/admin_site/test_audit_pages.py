@@ -1,4 +1,4 @@
-"""The audit in the admin site: what each entry says, how it is found, and the ways between it and what it is about."""
+"""The audit on the admin site: the text of each entry, the search for entries, and links to and from their objects."""
 
 import csv
 import json
@@ -49,9 +49,7 @@ def number(**fields: Any) -> int:
     return AuditEntry.objects.filter(**fields).latest("id").pk
 
 
-def test_the_list_says_what_was_done_on_what_and_whether_only_to_try(
-    admin: Admin, phone: Phone, browser: Browser
-) -> None:
+def test_the_list_shows_action_target_and_dry_run(admin: Admin, phone: Phone, browser: Browser) -> None:
     admin.command("wipe", to=phone, dry_run=True)
     assert "admin wipe dry run device phone-1 1 only checked - " in list_text(browser, action="wipe")
     request_id = admin.command("wipe", to=phone).json["request_id"]
@@ -151,9 +149,7 @@ def test_an_entry_about_several_devices_names_them(admin: Admin, phone: Phone, b
     assert f"tag: lobby, add: {other.device_id}, remove: {phone.device_id}" in text
 
 
-def test_entries_are_found_by_action_by_trial_and_by_what_the_search_box_takes(
-    admin: Admin, phone: Phone, browser: Browser
-) -> None:
+def test_entries_are_found_by_action_dry_run_and_search_text(admin: Admin, phone: Phone, browser: Browser) -> None:
     admin.command("wipe", to=phone, dry_run=True)
     request_id = admin.command("wipe", to=phone).json["request_id"]
     tried, done = AuditEntry.objects.filter(action="wipe").order_by("id").values_list("id", flat=True)

@@ -1,4 +1,6 @@
-"""Which devices did not get a command, and why: on the admin site, in its CSV, in the API, and by the client."""
+"""The devices that did not get a command, and the reasons: on the admin site, in its CSV, in the API, and by the
+client.
+"""
 
 import csv
 import json
@@ -35,7 +37,7 @@ def phones(admin: Admin) -> list[Phone]:
 
 @pytest.fixture
 def wiped(admin: Admin, phones: list[Phone]) -> str:
-    """Return a lock that worked, failed, lapsed, and lapsed before the phone reported that it had worked."""
+    """Return a lock of four phones: it succeeded, failed, expired, and expired before a report of success."""
     works, fails, _, late = phones
     request_id: str = admin.command("lock", to=phones).json["request_id"]
     works.report(request_id, "succeeded", message="locked")
@@ -45,7 +47,7 @@ def wiped(admin: Admin, phones: list[Phone]) -> str:
     return request_id
 
 
-def test_the_list_of_deliveries_says_why_and_leaves_out_those_that_succeeded(
+def test_the_list_of_deliveries_shows_reasons_and_can_leave_out_successes(
     wiped: str, phones: list[Phone], browser: Browser
 ) -> None:
     answer = browser.get(reverse("nexmdm-admin:commands_delivery_changelist"), {"q": wiped, "state": "not succeeded"})
@@ -65,7 +67,7 @@ def test_the_pages_of_a_command_and_a_device_say_why(wiped: str, phones: list[Ph
     assert NEVER_SEEN in plain(silent.content.decode())
 
 
-def test_the_page_of_a_command_begins_with_failures_then_expiries_then_what_is_open(
+def test_the_page_of_a_command_lists_failed_then_expired_then_open_deliveries(
     admin: Admin, phones: list[Phone], browser: Browser
 ) -> None:
     works, fails, silent, _ = phones
@@ -145,9 +147,7 @@ def test_an_open_delivery_has_its_reason_in_the_list_and_the_csv(admin: Admin, p
     assert why in plain(answer.content.decode())
 
 
-def test_the_api_leaves_out_those_that_succeeded_open_ones_are_among_the_others(
-    admin: Admin, phones: list[Phone]
-) -> None:
+def test_the_api_can_leave_out_successes_and_shows_open_deliveries(admin: Admin, phones: list[Phone]) -> None:
     works, fails, *_ = phones
     request_id = admin.command(to=phones).json["request_id"]
     works.report(request_id, "succeeded")
@@ -160,7 +160,7 @@ def test_the_api_leaves_out_those_that_succeeded_open_ones_are_among_the_others(
     assert admin.get(f"{path}?state=not").status == 422
 
 
-def test_the_client_shows_which_devices_did_not_get_it_and_why(
+def test_the_client_shows_which_devices_did_not_get_a_command_and_why(
     admin: Admin, wiped: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for most in (100, 2):

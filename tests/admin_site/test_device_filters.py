@@ -1,4 +1,6 @@
-"""The list of devices on the admin site, narrowed by silence, by failing pushes, and by what the devices report."""
+"""The list of devices on the admin site, filtered by silence, by failing pushes, and by the values that devices
+report.
+"""
 
 import re
 from typing import Final
@@ -75,7 +77,7 @@ def test_devices_are_listed_by_what_they_report_exactly(admin: Admin, staff: Vis
     assert listed(staff, agent_version="2.0") == ["b"]
 
 
-def test_a_device_leads_to_those_that_report_the_same(admin: Admin, staff: Visitor) -> None:
+def test_a_device_links_to_devices_that_report_the_same(admin: Admin, staff: Visitor) -> None:
     reported = {"manufacturer": "Maker", "model": "One & Only", "os_version": "15", "agent_version": "1.0"}
     page = page_of(staff, admin.enrol("a", **reported))
     for query in ("manufacturer=Maker", "model=One+%26+Only", "os_version=15", "agent_version=1.0"):
@@ -93,7 +95,7 @@ def test_the_form_keeps_the_other_filters_and_shows_what_was_asked_for(staff: Vi
 
 @pytest.mark.parametrize("text", ["-" + "9" * 5000, "%ED%A0%80", "%25", "'", "%00", "a%00b"])
 @pytest.mark.parametrize("name", ["tag", "manufacturer", "model", "os_version", "agent_version"])
-def test_an_odd_text_is_no_error_of_ours(admin: Admin, staff: Visitor, name: str, text: str) -> None:
+def test_an_odd_text_is_not_a_server_error(admin: Admin, staff: Visitor, name: str, text: str) -> None:
     admin.enrol("a", manufacturer="Maker", model="One", os_version="15", agent_version="1.0")
     answer = staff.request("GET", f"{LIST}?{name}={text}")
     assert (answer.status, "field-hardware_id" in answer.body.decode()) == (200, "%00" in text)
@@ -109,7 +111,7 @@ def test_a_device_to_which_pushing_fails_is_shown_and_listed_as_such(admin: Admi
     assert (exported.count("\n"), ",failing," in exported) == (2, True)
 
 
-def test_devices_are_listed_by_tag_and_a_tag_leads_to_those_that_have_it(admin: Admin, staff: Visitor) -> None:
+def test_devices_are_listed_by_tag_and_a_tag_links_to_its_devices(admin: Admin, staff: Visitor) -> None:
     for name, tags in (("a", ["floor-1", "shared"]), ("b", ["shared"]), ("c", [])):
         Phone(admin.client, name).register(admin.enrollment_token(tags=tags))
     assert listed(staff, tag="shared") == ["b", "a"]

@@ -1,4 +1,4 @@
-"""The page of a device: one timeline of all that happened to it, newest first."""
+"""The page of a device: one timeline of all events of the device, newest first."""
 
 import re
 from datetime import timedelta
@@ -41,7 +41,7 @@ def timeline(browser: Browser, phone: Phone) -> list[tuple[str, str]]:
 
 
 def pushed(outcome: str, http_status: int | None, fcm_error: str = "") -> Attempt:
-    """Have the newest delivery pushed once, a moment ago."""
+    """Record one push of the newest delivery, sent a moment ago."""
     delivery = Delivery.objects.all()[0]
     attempt = Attempt.objects.create(
         delivery=delivery, number=1, outcome=outcome, http_status=http_status, fcm_error=fcm_error,
@@ -82,7 +82,7 @@ def test_commands_pushes_reports_refusals_and_signed_requests_are_one_timeline(a
         assert f'href="{reverse(f"nexmdm-admin:{model}_change", args=[key])}"' in page
 
 
-def test_an_expiry_is_an_event_of_its_own_and_the_command_says_why(
+def test_an_expiry_is_a_separate_event_and_the_command_shows_the_reason(
     admin: Admin, phone: Phone, browser: Browser
 ) -> None:
     let_pass(minutes=1)
@@ -97,7 +97,7 @@ def test_an_expiry_is_an_event_of_its_own_and_the_command_says_why(
     )
 
 
-def test_a_long_timeline_ends_where_it_would_have_a_gap_and_leads_to_the_whole_lists(
+def test_a_long_timeline_ends_before_its_first_gap_and_links_to_the_whole_lists(
     admin: Admin, phone: Phone, browser: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(device_timeline, "DELIVERIES", 3)
@@ -127,7 +127,7 @@ def test_a_timeline_shows_a_hundred_events_at_most(admin: Admin, phone: Phone, b
     assert [text[-8:] for _, text in events[:2]] == ["step 149", "step 148"]
 
 
-def test_what_others_wrote_is_text_in_the_timeline(admin: Admin, phone: Phone, browser: Browser) -> None:
+def test_texts_of_others_are_shown_as_text_in_the_timeline(admin: Admin, phone: Phone, browser: Browser) -> None:
     request_id = admin.command(to=phone).json["request_id"]
     phone.report(request_id, "failed", message="<script>alert(1)</script>")
     assert "<script>alert" not in page_of(browser, phone)

@@ -1,4 +1,4 @@
-"""The home page of the admin site: what needs attention comes first, each line leads to its rows."""
+"""The home page of the admin site: it begins with the lines that need attention, and each line links to its rows."""
 
 import html
 import re
@@ -38,7 +38,7 @@ def browser(db: None) -> Browser:
 
 
 def attention(browser: Browser) -> dict[str, str]:
-    """Return the lines of what needs attention, each with its address."""
+    """Return the lines that need attention, each with the address of its link."""
     page = browser.get(HOME).content.decode()
     part = page[page.index('id="attention"') :].partition("</section>")[0]
     return {plain(text): html.unescape(address) for address, text in re.findall(r'<a href="(.*?)">(.*?)</a>', part)}
@@ -55,7 +55,9 @@ def end_everything() -> None:
     finishing.finish(100)
 
 
-def test_a_fleet_in_order_needs_no_attention_and_the_page_says_so(admin: Admin, phone: Phone, browser: Browser) -> None:
+def test_a_healthy_fleet_needs_no_attention_and_the_page_shows_this(
+    admin: Admin, phone: Phone, browser: Browser
+) -> None:
     phone.heartbeat(status={"battery_pct": 90})
     request_id = admin.command(to=phone).json["request_id"]
     phone.report(request_id, "succeeded")
@@ -64,7 +66,7 @@ def test_a_fleet_in_order_needs_no_attention_and_the_page_says_so(admin: Admin, 
     assert "nothing No command failed or expired in the last day" in plain(browser.get(HOME).content.decode())
 
 
-def test_commands_that_came_to_nothing_in_the_last_day_lead_to_their_list(admin: Admin, browser: Browser) -> None:
+def test_commands_without_success_in_the_last_day_link_to_their_list(admin: Admin, browser: Browser) -> None:
     one, other = admin.enrol("one"), admin.enrol("other")
     for outcomes in (("failed", "failed"), ("succeeded", "failed"), ("succeeded", "succeeded"), ()):
         request_id = admin.command("ring", to=[one, other], params={"duration_seconds": 5}).json["request_id"]
@@ -83,7 +85,7 @@ def test_commands_that_came_to_nothing_in_the_last_day_lead_to_their_list(admin:
     assert not [text for text in attention(browser) if "command" in text]
 
 
-def test_a_command_that_ends_today_counts_however_long_ago_it_was_issued(admin: Admin, browser: Browser) -> None:
+def test_a_command_that_ends_today_counts_even_if_it_was_issued_long_ago(admin: Admin, browser: Browser) -> None:
     admin.command("lock", to=admin.enrol("one"))
     let_pass(days=28, hours=1)
     end_everything()
@@ -123,7 +125,9 @@ def test_an_open_circuit_breaker_and_a_missing_dispatcher_need_attention(browser
     assert line[1] == "/django-admin/nexmdm/dispatcherseen/"
 
 
-def test_counts_are_bounded_and_say_so(admin: Admin, browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counts_are_limited_and_show_their_limit(
+    admin: Admin, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("nexmdm.admin_site.attention.MOST_COMMANDS", 1)
     monkeypatch.setattr("nexmdm.admin_site.attention.MOST_LOW", 1)
     for name in ("one", "other"):
@@ -137,7 +141,7 @@ def test_counts_are_bounded_and_say_so(admin: Admin, browser: Browser, monkeypat
 
 
 def hours(browser: Browser, name: str) -> list[tuple[str, int, int]]:
-    """Return the rows of a chart's table that count anything, newest first."""
+    """Return the rows of a chart's table with a count above 0, newest first."""
     page = browser.get(HOME).content.decode()
     table = page[page.index(f'id="{name}"') :].partition("<tbody>")[2].partition("</tbody>")[0]
     rows = re.findall(r'<th scope="row">(.*?)</th><td class="number">(\d+)</td><td class="number">(\d+)</td>', table)
@@ -145,9 +149,7 @@ def hours(browser: Browser, name: str) -> list[tuple[str, int, int]]:
     return [(plain(hour), int(good), int(bad)) for hour, good, bad in rows if int(good) + int(bad)]
 
 
-def test_results_are_counted_by_hour_and_without_what_was_withdrawn(
-    admin: Admin, phone: Phone, browser: Browser
-) -> None:
+def test_results_are_counted_by_hour_without_withdrawn_deliveries(admin: Admin, phone: Phone, browser: Browser) -> None:
     for outcome in ("succeeded", "failed"):
         phone.report(admin.command(to=phone).json["request_id"], outcome)
     let_pass(hours=3)
@@ -179,7 +181,7 @@ def test_pushes_are_counted_by_hour_and_each_hour_leads_to_its_pushes(
         assert listed(browser, html.unescape(address)) == count
 
 
-def test_a_chart_has_a_name_and_says_the_same_in_words(browser: Browser) -> None:
+def test_a_chart_has_a_name_and_a_summary_in_words(browser: Browser) -> None:
     page = browser.get(HOME).content.decode()
     for name in ("pushes-per-hour", "results-per-hour"):
         assert f'role="img" aria-labelledby="{name}" aria-describedby="{name}-summary"' in page
@@ -187,7 +189,7 @@ def test_a_chart_has_a_name_and_says_the_same_in_words(browser: Browser) -> None
         assert f"0 {'accepted by FCM' if name.startswith('p') else 'succeeded'}, 0 " in page
 
 
-def test_a_chart_counts_the_newest_and_says_so(
+def test_a_chart_counts_only_the_newest_rows_and_shows_this(
     admin: Admin, phone: Phone, browser: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nexmdm.admin_site.hourly_charts.MOST", 1)
@@ -197,7 +199,7 @@ def test_a_chart_counts_the_newest_and_says_so(
     assert "Only the newest 1 are counted: earlier hours lack some." in browser.get(HOME).content.decode()
 
 
-def test_the_home_page_costs_twelve_queries_however_much_there_is(
+def test_the_home_page_costs_twelve_queries_for_any_content(
     admin: Admin, browser: Browser, django_assert_max_num_queries: MaxQueries
 ) -> None:
     for phone in admin.enrol_fleet(20):

@@ -1,4 +1,4 @@
-"""Logins to the admin site: how many there may be, and what they must not take from the control loop."""
+"""Logins to the admin site: their limits, and the resources that they must leave to the control loop."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -50,7 +50,7 @@ def connections_in_use() -> int:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take away what only costs time."""
+    """Remove work that only costs time."""
     monkeypatch.setattr(passwords.PasswordHasher, "iterations", 2)
     monkeypatch.setattr(admin_site_handler, "REFUSAL_SECONDS", 0)
 
@@ -73,7 +73,7 @@ def assert_problem(answer: Answer, status: int, code: str) -> None:
     assert int(answer.headers["retry-after"]) >= 1
 
 
-def test_beyond_the_limit_of_its_address_no_password_is_hashed_not_even_the_right_one(
+def test_beyond_the_limit_of_an_address_no_password_is_hashed_even_if_it_is_right(
     staff: User, hashes: Hashes, settings: Settings
 ) -> None:
     settings.LOGIN_RATE_LIMIT = "3/d"
@@ -86,7 +86,7 @@ def test_beyond_the_limit_of_its_address_no_password_is_hashed_not_even_the_righ
     assert Visitor("192.0.2.2").log_in("root", PASSWORD).status == 302
 
 
-def test_a_flood_of_logins_beyond_the_limit_asks_the_database_nothing(staff: User, settings: Settings) -> None:
+def test_logins_beyond_the_limit_make_no_queries(staff: User, settings: Settings) -> None:
     settings.LOGIN_RATE_LIMIT = "1/d"
     attempts = [partial(Visitor().post_form, LOGIN, {}, "") for _ in range(5)]
     assert [attempt().status for attempt in attempts[:2]] == [403, 429]
@@ -95,7 +95,7 @@ def test_a_flood_of_logins_beyond_the_limit_asks_the_database_nothing(staff: Use
     assert list(queries) == []
 
 
-def test_good_logins_count_too(staff: User, settings: Settings) -> None:
+def test_successful_logins_count_too(staff: User, settings: Settings) -> None:
     settings.LOGIN_RATE_LIMIT = "2/d"
     assert [Visitor().log_in("root", PASSWORD).status for _ in range(3)] == [302, 302, 429]
 
@@ -107,9 +107,7 @@ def test_an_attempt_to_change_a_password_counts_as_a_login(staff: User, settings
     assert_problem(answer, 429, "rate_limited")
 
 
-def test_failures_of_the_api_are_no_logins_and_logins_are_no_failures_of_the_api(
-    staff: User, settings: Settings
-) -> None:
+def test_logins_and_failures_of_the_api_are_counted_separately(staff: User, settings: Settings) -> None:
     settings.LOGIN_RATE_LIMIT = settings.AUTH_FAILURE_RATE_LIMIT = "1/d"
     for _ in range(3):
         Phone(Client(), "phone-1", device_token="nxd_wrong").heartbeat()
@@ -158,7 +156,7 @@ def change_the_password(staff: User) -> int:
     ("act", "status", "count"),
     [(log_in_as_nobody, 200, 1), (log_in, 302, 1), (log_in_with_an_old_hash, 302, 3), (change_the_password, 302, 3)],
 )
-def test_no_connection_is_held_while_a_password_is_hashed(
+def test_no_connection_is_kept_while_a_password_is_hashed(
     staff: User, hashes: Hashes, act: Callable[[User], int], status: int, count: int
 ) -> None:
     hashes.connections.clear()
@@ -166,7 +164,7 @@ def test_no_connection_is_held_while_a_password_is_hashed(
     assert hashes.connections == [0] * count
 
 
-def test_a_full_site_answers_with_a_problem_and_the_api_goes_on(
+def test_a_full_site_answers_with_a_problem_and_the_api_continues(
     admin: Admin, staff: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(turns, "SITE", FULL())
@@ -175,7 +173,7 @@ def test_a_full_site_answers_with_a_problem_and_the_api_goes_on(
     assert admin.get("/admin/summary").status == 200
 
 
-def test_where_too_many_hashes_wait_a_login_is_503_and_pages_go_on(
+def test_if_too_many_hashes_wait_a_login_is_503_and_pages_still_work(
     staff: User, hashes: Hashes, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.LOGIN_RATE_LIMIT = "1/d"
@@ -189,7 +187,7 @@ def test_where_too_many_hashes_wait_a_login_is_503_and_pages_go_on(
     assert Visitor().log_in("root", PASSWORD).status == 302, "what was refused so counts as no attempt"
 
 
-def test_an_address_that_asks_for_much_leaves_places_to_others(staff: User, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_with_many_requests_leaves_places_to_others(staff: User, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = Gate("of-this-test", at_once=1, waiting=4, waiting_per_key=2, seconds=60)
     monkeypatch.setattr(turns, "SITE", gate)
 
@@ -214,7 +212,7 @@ def session(staff: User) -> str:
 
 @pytest.fixture
 def exhausted_pool(db: None, settings: Settings) -> Iterator[None]:
-    """A pool of which others have every connection."""
+    """A pool whose connections are all in use."""
     pool: Any = connection.pool  # type: ignore[attr-defined]
     timeout, pool.timeout = pool.timeout, 0.01
     taken = [pool.getconn(5) for _ in range(settings.DATABASE_POOL_SIZE - connections_in_use())]
@@ -226,7 +224,7 @@ def exhausted_pool(db: None, settings: Settings) -> Iterator[None]:
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.usefixtures("exhausted_pool")
-def test_where_the_pool_has_no_connection_left_the_site_answers_with_a_problem_and_no_trace(
+def test_without_a_free_connection_the_site_answers_with_a_problem_and_no_traceback(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     connection.close()
@@ -237,7 +235,7 @@ def test_where_the_pool_has_no_connection_left_the_site_answers_with_a_problem_a
     assert "Traceback" not in capfd.readouterr().out
 
 
-def test_an_error_of_ours_on_the_site_is_a_problem_and_no_page(
+def test_a_server_error_on_the_site_is_a_problem_and_not_a_page(
     staff: User, session: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nexmdm.admin_site.dashboard.home", lambda: 1 / 0)
@@ -246,7 +244,7 @@ def test_an_error_of_ours_on_the_site_is_a_problem_and_no_page(
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_slow_reader_of_a_page_holds_neither_a_connection_nor_a_place(
+def test_a_slow_reader_of_a_page_occupies_neither_a_connection_nor_a_place(
     staff: User, session: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = Gate("of-this-test", at_once=1, waiting=0, waiting_per_key=0, seconds=0)
@@ -275,7 +273,7 @@ def test_a_slow_reader_of_a_page_holds_neither_a_connection_nor_a_place(
     assert set(held) == {0}
 
 
-def test_each_login_leaves_a_line_in_the_log_that_names_who_got_in_and_nobody_elses_typing(staff: User) -> None:
+def test_each_login_is_logged_and_only_a_successful_one_with_its_user(staff: User) -> None:
     with capture_logs() as lines:
         Visitor("192.0.2.1").log_in("my-password", "wrong")
         Visitor("192.0.2.2").log_in("root", PASSWORD)

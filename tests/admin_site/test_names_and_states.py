@@ -1,4 +1,4 @@
-"""Names instead of ids, times as people say them, states with a sign: on lists and pages of the admin site."""
+"""Lists and pages of the admin site show names instead of ids, times in words, and states with a sign."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -57,9 +57,7 @@ def test_titles_and_breadcrumbs_have_names(admin: Admin, browser: Browser) -> No
         assert title.endswith(plain(crumbs).rpartition("&rsaquo; ")[2])
 
 
-def test_an_id_is_the_last_column_and_whole_in_the_page_to_be_copied(
-    admin: Admin, phone: Phone, browser: Browser
-) -> None:
+def test_an_id_is_the_last_column_and_can_be_copied_whole(admin: Admin, phone: Phone, browser: Browser) -> None:
     request_id = admin.command(to=phone).json["request_id"]
     for model, key in (("devices_device", phone.device_id), ("commands_command", request_id)):
         last_cell = page(browser, model).partition("</tbody>")[0].rpartition("<td")[2]
@@ -74,12 +72,12 @@ def test_an_id_is_the_last_column_and_whole_in_the_page_to_be_copied(
         (-30, "in 30 s"), (-7200, "in 2 h"),
     ],
 )  # fmt: skip
-def test_a_time_is_said_in_its_largest_unit(seconds: float, text: str) -> None:
+def test_a_time_is_shown_in_its_largest_unit(seconds: float, text: str) -> None:
     now = datetime(2026, 3, 20, tzinfo=UTC)
     assert relative(now - timedelta(seconds=seconds), now) == text
 
 
-def test_a_time_has_the_exact_one_on_hover(admin: Admin, phone: Phone, browser: Browser) -> None:
+def test_a_time_shows_its_exact_value_on_hover(admin: Admin, phone: Phone, browser: Browser) -> None:
     phone.heartbeat()
     found = re.search(
         r'<td class="field-last_seen_at"><time class="moment" datetime="([^"]+)" title="([^"]+)">(\d+ s ago) '
@@ -92,7 +90,7 @@ def test_a_time_has_the_exact_one_on_hover(admin: Admin, phone: Phone, browser: 
     assert found[2] == found[4] == f"{at:%Y-%m-%d %H:%M:%S}Z"
 
 
-def test_a_state_is_a_word_with_a_look(admin: Admin, phone: Phone, browser: Browser) -> None:
+def test_a_state_is_a_word_with_a_style(admin: Admin, phone: Phone, browser: Browser) -> None:
     for outcome in ("succeeded", "failed", None):
         request_id = admin.command(to=phone).json["request_id"]
         if outcome:
@@ -102,7 +100,7 @@ def test_a_state_is_a_word_with_a_look(admin: Admin, phone: Phone, browser: Brow
         assert f'<span class="badge {look}">{word}</span>' in text
 
 
-def test_empty_lists_say_what_to_do_and_filtered_ones_lead_back(admin: Admin, phone: Phone, browser: Browser) -> None:
+def test_empty_lists_show_what_to_do_and_filtered_lists_link_back(admin: Admin, phone: Phone, browser: Browser) -> None:
     deliveries = reverse("nexmdm-admin:commands_delivery_changelist")
     assert "There are no deliveries yet. Each command has one" in plain(page(browser, "commands_delivery"))
     for query in ({"state": "failed"}, {"q": "nobody"}):

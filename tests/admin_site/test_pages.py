@@ -1,4 +1,4 @@
-"""What the admin site's pages may load, and where its errors lead."""
+"""The files that the admin site's pages may load, and the links on its error pages."""
 
 import re
 from ipaddress import ip_network
@@ -35,7 +35,7 @@ def refused_form(**headers: str) -> Answer:
 
 
 @pytest.mark.parametrize("path", [HOME, LOGIN, "/django-admin/nothing/", "/django-admin/devices/device/add/"])
-def test_every_page_may_load_our_own_files_only_and_run_nothing_inline(staff: Visitor, path: str) -> None:
+def test_every_page_may_load_only_our_own_files_and_run_no_inline_script(staff: Visitor, path: str) -> None:
     for answer in (staff.request("GET", path), Visitor().request("GET", path), refused_form()):
         assert answer.headers["content-security-policy"] == content_policy.POLICY
         text = answer.body.decode()
@@ -46,7 +46,7 @@ def test_every_page_may_load_our_own_files_only_and_run_nothing_inline(staff: Vi
 
 
 @pytest.mark.parametrize("away", ["https://evil.example/", "//evil.example", "javascript:alert(1)", "/\\evil.example"])
-def test_a_login_that_is_to_lead_elsewhere_leads_home(staff: Visitor, away: str) -> None:
+def test_a_login_that_names_another_site_leads_to_the_home_page(staff: Visitor, away: str) -> None:
     visitor, token = Visitor(), "t" * 32
     words = {"username": "root", "password": PASSWORD, "csrfmiddlewaretoken": token}
     for target, more in ((f"{LOGIN}?next={away}", {}), (LOGIN, {"next": away}), (LOGIN, {})):
@@ -54,7 +54,7 @@ def test_a_login_that_is_to_lead_elsewhere_leads_home(staff: Visitor, away: str)
         assert (answer.status, answer.headers["location"]) == (302, HOME)
 
 
-def test_a_form_that_is_refused_says_what_the_server_saw_and_what_a_proxy_must_do(db: None, settings: Settings) -> None:
+def test_a_refused_form_shows_the_servers_view_and_the_remedy_for_a_proxy(db: None, settings: Settings) -> None:
     settings.ALLOWED_HOSTS, settings.TRUSTED_PROXIES = ["mdm.example.com"], [ip_network("10.0.0.0/8")]
     answer = refused_form(Host="mdm.example.com", Origin="https://<b>.example.com")
     text = answer.body.decode()
@@ -66,7 +66,7 @@ def test_a_form_that_is_refused_says_what_the_server_saw_and_what_a_proxy_must_d
     assert "DEBUG" not in text
 
 
-def test_a_page_that_is_not_there_has_a_way_back(staff: Visitor) -> None:
+def test_a_missing_page_has_a_link_back(staff: Visitor) -> None:
     for path in ("/django-admin/nothing/", "/django-admin/auth/user/"):
         answer = staff.request("GET", path)
         assert (answer.status, WITH_A_WAY_BACK in answer.body.decode()) == (404, True)
@@ -79,26 +79,26 @@ def test_an_error_page_says_what_to_do(staff: Visitor) -> None:
     assert "Open the list and choose its filters there." in refused
 
 
-def test_a_request_that_cannot_be_served_has_a_way_back(staff: Visitor) -> None:
+def test_a_bad_request_has_a_link_back(staff: Visitor) -> None:
     answer = staff.request("GET", "/django-admin/devices/device/?token_hash=x")
     assert (answer.status, WITH_A_WAY_BACK in answer.body.decode()) == (400, True)
 
 
-def test_an_error_page_asks_the_database_nothing(staff: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_page_makes_no_query(staff: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("django.db.connection.ensure_connection", lambda: 1 / 0)
         answer = staff.post_form("/django-admin/logout/", {}, "")
     assert (answer.status, WITH_A_WAY_BACK in answer.body.decode()) == (403, True)
 
 
-def test_the_site_has_an_icon_that_is_there(staff: Visitor, client: Client) -> None:
+def test_the_site_has_an_icon_that_exists(staff: Visitor, client: Client) -> None:
     for page in (staff.request("GET", HOME), Visitor().request("GET", LOGIN), refused_form()):
         (icon,) = re.findall(r'<link rel="icon" type="image/svg\+xml" href="([^"]+)">', page.body.decode())
         answer = client.request("GET", icon)
         assert (answer.status, answer.headers["content-type"]) == (200, "image/svg+xml")
 
 
-def test_a_static_file_is_sent_once_and_then_known_by_its_tag(client: Client) -> None:
+def test_a_static_file_is_sent_once_and_then_recognized_by_its_etag(client: Client) -> None:
     path = "/static/admin/css/base.css"
     first = client.request("GET", path)
     assert (first.status, first.headers["content-type"]) == (200, "text/css")

@@ -46,7 +46,7 @@ def browser(db: None) -> Browser:
 
 @pytest.fixture
 def fleet(admin: Admin, fcm: FcmStandin) -> None:
-    """A model that answers by push, one that answers by heartbeat, one whose token is dead, and one without pushes."""
+    """Four models: one answers by push, one answers by heartbeat, one has a dead push token, and one gets no pushes."""
     good, slow, gone = (
         admin.enrol(f"hw-{model}", model=model, agent_version="2.0", push_token=token)
         for model, token in (("Good", "ok-1"), ("Slow", "ok-2"), ("Gone", "unregistered-1"))
@@ -96,7 +96,7 @@ def test_a_field_and_a_time_are_chosen_by_links(fleet: None, browser: Browser) -
         assert browser.get(PAGE + address).status_code == 200
 
 
-def test_a_time_counts_only_what_came_in_it(fleet: None, browser: Browser) -> None:
+def test_a_time_counts_only_its_own_events(fleet: None, browser: Browser) -> None:
     let_pass(hours=3)
     PushHealthHour.objects.all().delete()
     assert {row[1] for row in lines(browser, "?last=hour")} == {"no pushes"}
@@ -116,22 +116,22 @@ def test_the_page_is_linked_from_the_home_page_and_among_the_lists(browser: Brow
 
 
 @pytest.mark.parametrize("query", ["?by=alias", "?last=year", "?by=", "?x=1"])
-def test_an_unknown_choice_leads_to_the_usual_page(browser: Browser, query: str) -> None:
+def test_an_unknown_choice_redirects_to_the_default_page(browser: Browser, query: str) -> None:
     answer = browser.get(PAGE + query)
     assert (answer.status_code, answer["Location"]) == (302, PAGE)
     assert browser.get(answer["Location"]).status_code == 200
 
 
-def test_an_empty_fleet_says_so(browser: Browser) -> None:
+def test_an_empty_fleet_is_reported(browser: Browser) -> None:
     assert "There are no devices, and no pushes in this time." in plain(browser.get(PAGE).content.decode())
 
 
-def test_only_staff_read_the_page_and_nobody_writes(browser: Browser) -> None:
+def test_only_staff_can_read_the_page_and_it_accepts_no_writes(browser: Browser) -> None:
     assert Browser().get(PAGE)["Location"].startswith("/django-admin/login/")
     assert browser.post(PAGE).status_code == 405
 
 
-def test_what_a_phone_calls_itself_is_text_and_very_many_values_are_cut(
+def test_names_from_phones_are_shown_as_text_and_very_many_values_are_cut(
     admin: Admin, browser: Browser, monkeypatch: pytest.MonkeyPatch, django_assert_max_num_queries: MaxQueries
 ) -> None:
     monkeypatch.setattr(push_health, "SHOWN", 2)

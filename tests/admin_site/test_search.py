@@ -1,4 +1,4 @@
-"""The search box of the admin site: straight to the one thing it finds, else to a page with what it found."""
+"""The search box of the admin site: it leads directly to a single match, and otherwise to a page with all matches."""
 
 import re
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def browser(db: None) -> Browser:
 
 
 def goes_to(browser: Browser, text: str) -> str:
-    """Return the key of the page that a search leads to straight."""
+    """Return the key of the page to which a search leads directly."""
     answer = browser.get(SEARCH, {"q": text})
     assert answer.status_code == 302, plain(answer.content.decode())
     found = re.fullmatch(r"/django-admin/\w+/(\w+)/(.*)/change/", answer["Location"])
@@ -36,7 +36,7 @@ def goes_to(browser: Browser, text: str) -> str:
 
 
 def finds(browser: Browser, text: str) -> list[str]:
-    """Return the names of what a search finds, in the order of its page."""
+    """Return the names of the matches of a search, in the order of its page."""
     answer = browser.get(SEARCH, {"q": text})
     assert answer.status_code == 200
     return re.findall(r'<th scope="row"><a [^>]*>(.*?)</a></th>', answer.content.decode())
@@ -49,7 +49,7 @@ def test_a_part_of_an_alias_or_a_hardware_id_leads_to_its_device(admin: Admin, b
     assert goes_to(browser, text) == f"device {phone.device_id}"
 
 
-def test_an_id_or_its_start_leads_to_what_has_it(admin: Admin, phone: Phone, browser: Browser) -> None:
+def test_an_id_or_its_start_leads_to_its_row(admin: Admin, phone: Phone, browser: Browser) -> None:
     token = admin.post("/admin/enrollment-tokens", {}).json["id"]
     request_id = admin.command(to=phone).json["request_id"]
     for kind, key in (("device", phone.device_id), ("command", request_id), ("enrollmenttoken", token)):
@@ -74,7 +74,7 @@ def test_several_matches_are_a_page_with_the_exact_name_first(admin: Admin, brow
     assert finds(browser, "LOBBY") == ["lobby", "lobby-3", "lobby-2"]
 
 
-def test_a_page_shows_twenty_of_each_kind_and_leads_to_all_of_them(admin: Admin, browser: Browser) -> None:
+def test_a_page_shows_twenty_matches_of_each_kind_and_links_to_all_matches(admin: Admin, browser: Browser) -> None:
     phones = admin.enrol_fleet(22)
     for phone in phones:
         admin.command("ping", to=phone, note="phone")
@@ -96,14 +96,16 @@ def test_notes_are_searched_among_the_newest_commands_only(
 
 
 @pytest.mark.parametrize("text", ["nobody", "%", "_", "<b>x</b>", "x" * 3000, "\0", "\ud800", "'"])
-def test_what_matches_nothing_says_what_is_searched(admin: Admin, phone: Phone, browser: Browser, text: str) -> None:
+def test_a_search_without_a_match_shows_what_is_searched(
+    admin: Admin, phone: Phone, browser: Browser, text: str
+) -> None:
     answer = browser.get(SEARCH, {"q": text.encode("utf-8", "surrogatepass")})
     page = answer.content.decode()
     assert (answer.status_code, "Nothing matches" in page, "<b>x" in page) == (200, True, False)
 
 
 @pytest.mark.parametrize("text", ["", "  "])
-def test_an_empty_search_says_what_may_be_typed(browser: Browser, text: str) -> None:
+def test_an_empty_search_shows_what_can_be_searched_for(browser: Browser, text: str) -> None:
     assert "Type a part of an alias" in browser.get(SEARCH, {"q": text}).content.decode()
     assert browser.get(SEARCH).status_code == 200
 
@@ -119,7 +121,7 @@ def test_every_page_of_the_site_has_the_search_box(admin: Admin, phone: Phone, b
     assert 'role="search"' not in Browser().get("/django-admin/login/").content.decode()
 
 
-def test_a_search_costs_eleven_queries_however_much_it_finds(
+def test_a_search_costs_eleven_queries_for_any_number_of_matches(
     admin: Admin, browser: Browser, django_assert_max_num_queries: MaxQueries
 ) -> None:
     for phone in admin.enrol_fleet(25):

@@ -1,4 +1,4 @@
-"""Sessions of the admin site: they work as Django's do, and no cookie can be read out of the database."""
+"""Sessions of the admin site: they work as Django's do, and no cookie can be read from the database."""
 
 from datetime import timedelta
 
@@ -32,11 +32,11 @@ def log_in(browser: Client) -> None:
 
 
 def status(browser: Client) -> int:
-    """200 for who is logged in; 302, to the login, for others."""
+    """Return 200 for a visitor who is logged in, and 302 (to the login) for others."""
     return browser.get("/django-admin/").status_code
 
 
-def test_a_cookie_is_not_in_the_database_and_what_is_there_is_no_cookie(browser: Client) -> None:
+def test_no_cookie_is_in_the_database_and_no_stored_value_works_as_a_cookie(browser: Client) -> None:
     cookie = browser.cookies["sessionid"].value
     row = Session.objects.get()
     assert status(browser) == 200
@@ -58,7 +58,7 @@ def test_a_session_ends_with_its_time(browser: Client) -> None:
     assert status(browser) == 302
 
 
-def test_a_cookie_that_nobody_was_given_opens_nothing_and_no_login_makes_it_good() -> None:
+def test_an_invented_cookie_opens_nothing_and_no_login_makes_it_valid() -> None:
     browser = Client()
     browser.cookies["sessionid"] = "x" * 32
     assert status(browser) == 302

@@ -41,7 +41,7 @@ def document() -> Json:
 
 @pytest.fixture(scope="module")
 def names(document: Json) -> set[str]:
-    """The names of more than one word in it."""
+    """The names of more than one word in the published document."""
     return error_messages.names_of(document)
 
 

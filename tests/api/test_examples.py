@@ -23,8 +23,10 @@ from pytest_django import Settings
 from loadtest.fake_fcm.server import FcmStandin
 from nexmdm.api.openapi.examples import FILE, OPERATIONS, PATH, PROBLEMS
 from nexmdm.client.phone import sign
+from nexmdm.common import database
 from nexmdm.common.postgresql import direct
 from nexmdm.common.postgresql.connection import Connection
+from tests.support import feed
 from tests.support.actors import Admin, Answer, Client, Phone
 from tests.support.moments import let_pass
 
@@ -44,6 +46,7 @@ CHANGING: Final = {
 }
 A_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 A_MESSAGE_ID: Final = re.compile(r"projects/[^/]+/messages/\S+")
+AN_EVENT: Final = re.compile(r"\d+-\d+")
 
 
 def steady(value: Any, name: str = "") -> Any:
@@ -54,10 +57,12 @@ def steady(value: Any, name: str = "") -> Any:
         return [steady(inner) for inner in value]
     if name in CHANGING:
         return type(value).__name__
-    if isinstance(value, str) and A_TIME.fullmatch(value):
+    if isinstance(value, str) and A_TIME.fullmatch(value.replace("+00:00", "Z")):
         return "a time"
     if isinstance(value, str) and A_MESSAGE_ID.fullmatch(value):
         return "a message id"
+    if name == "id" and isinstance(value, str) and AN_EVENT.fullmatch(value):
+        return "an event"
     return re.sub(r"\d+", "0", value) if name == "detail" and isinstance(value, str) else value
 
 
@@ -132,7 +137,7 @@ class Scenario:
     answers: dict[str, Json] = field(default_factory=dict)
 
     def run(self, operation_id: str, *names: str, bearer: str = "") -> None:
-        """Run the examples with these names, or all of an operation, as an admin or with a bearer token."""
+        """Run the examples with these names, or all examples of an operation, as an admin or with a bearer token."""
         method, path, described = operations(self.document)[operation_id]
         target = path.format_map({one["name"]: one.get("example") for one in self.parameters(described)})
         for name in names or OPERATIONS[operation_id]:
@@ -178,6 +183,8 @@ def test_the_examples_of_all_operations_run_one_after_the_other(
     run("issueCommand", *list(OPERATIONS["issueCommand"])[1:])
     for operation_id in ("listDevices", "readDevice", "summary", "listPushHealth", "listAudit", "listEnrollmentTokens"):
         run(operation_id)
+    feed.all_events(admin)
+    run("listEvents")
     scenario.send("POST", "/v1/heartbeat", {}, phone)  # The device must have the commands to withdraw.
     for operation_id in ("revokeEnrollmentToken", "revokeDevice", "reinstateDevice", "healthz", "readyz"):
         run(operation_id)
@@ -238,7 +245,7 @@ class World:
 
     @property
     def client(self) -> Client:
-        """The client of all of them."""
+        """The client that all actors use."""
         return self.admin.client
 
     def heartbeat(self, body: Any, **headers: str) -> Answer:
@@ -315,6 +322,12 @@ def _broken(world: World) -> Answer:
     return world.admin.get("/admin/summary")
 
 
+def _cursor_expired(world: World) -> Answer:
+    cursor = feed.read(world.admin).json["next_cursor"]
+    database.execute("DELETE FROM nexmdm_eventmark")
+    return feed.read(world.admin, after=cursor)
+
+
 def _device_retired(world: World) -> Answer:
     world.admin.post(f"/admin/devices/{world.phone.device_id}/retire")
     return world.admin.post(f"/admin/devices/{world.phone.device_id}/reinstate")
@@ -346,6 +359,7 @@ PROVOKED: Final[dict[str, Callable[[World], Answer]]] = {
     "enrollment_token_revoked": _revoked,
     "device_revoked": _device_revoked,
     "device_retired": _device_retired,
+    "cursor_expired": _cursor_expired,
     "not_found": lambda world: world.admin.get(f"/admin/devices/{PATH['device_id']}"),
     "unknown_request": lambda world: world.phone.report(PATH["request_id"], "succeeded"),
     "request_timeout": _too_slow,

@@ -1,4 +1,4 @@
-"""Push health: what is counted, by which field, and that stored hours and rows add up to the same."""
+"""Push health: its counts, the fields that it counts by, and the equality of stored hours and rows."""
 
 from datetime import timedelta
 from typing import Any
@@ -54,7 +54,7 @@ def answered_after(seconds: float, phone: Phone, request_id: str, **fields: Any)
 
 
 def fleet_of_two_models(admin: Admin, fcm: FcmStandin) -> tuple[Phone, Phone, Phone]:
-    """Two phones of one model whose command comes by push, and one of another whose command comes by heartbeat."""
+    """Two phones of one model get the command by push, and one phone of another model gets it by heartbeat."""
     text = admin.enrollment_token(max_uses=3)
     phones = [Phone(admin.client, f"phone-{number}") for number in range(3)]
     for number, phone in enumerate(phones):

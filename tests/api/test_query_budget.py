@@ -31,7 +31,7 @@ def result(request_id: str) -> dict[str, str]:
 
 @contextmanager
 def statements() -> Iterator[list[str]]:
-    """Collect the first word of each statement; with a + between those of one round trip."""
+    """Collect the first word of each statement; a + joins the words of one round trip."""
     words: list[str] = []
     with CaptureQueriesContext(connection) as queries:
         yield words

@@ -41,7 +41,7 @@ def verify(*options: str) -> str:
 
 
 def broken(*options: str) -> str:
-    """Return the error that it prints."""
+    """Return the error that `manage.py verify_audit` prints."""
     with pytest.raises(CommandError) as complaint:
         verify(*options)
     assert complaint.value.returncode == 1
@@ -49,7 +49,7 @@ def broken(*options: str) -> str:
 
 
 def newest() -> str:
-    """Return the newest place, in the form in which the command prints it."""
+    """Return the position of the newest entry, as the command prints it."""
     return verify().partition("The newest is ")[2].split()[0]
 
 
@@ -187,7 +187,7 @@ def test_the_database_refuses_to_change_or_delete_an_entry(written: list[int], s
 def test_every_inserted_entry_is_numbered_dated_and_chained_by_the_database(written: list[int]) -> None:
     last = AuditEntry.objects.get(id=written[-1])
     began_at = timezone.now() - timedelta(minutes=1)
-    # As code from before the chain does it, which does not know other columns.
+    # Code from before the chain does the same, and does not know the other columns.
     database.execute(
         """
         INSERT INTO nexmdm_auditentry
@@ -255,7 +255,7 @@ def test_the_command_prints_how_many_entries_it_verified_and_the_witness(written
 
 
 @commits
-def test_writes_at_the_same_time_make_one_chain(admin: Admin) -> None:
+def test_simultaneous_writes_make_one_chain(admin: Admin) -> None:
     refused = [lambda: admin.post(f"/admin/devices/{uuid4()}/revoke")] * 3
     done = [lambda: admin.post("/admin/enrollment-tokens", {})] * 3
     answers = in_parallel(refused + done, all_wait_for="nexmdm_auditmark")
@@ -341,7 +341,7 @@ def test_a_deleted_entry_is_found(written: list[int], gone: list[int], what: str
 
 @commits
 def test_an_inserted_entry_is_found(written: list[int]) -> None:
-    # Before the first, in between (possible only after a number is removed), and after the last.
+    # Before the first entry, between entries (possible only after a number is removed), and after the last entry.
     tampering.forge(-1, previous=chain.BEGINNING.hash)
     assert "Entry -1 was inserted" in broken()
     tampering.delete(-1)
@@ -469,13 +469,13 @@ def test_the_chain_continues_after_retention_has_deleted_everything(admin: Admin
 
 
 @commits
-def test_a_witness_that_retention_has_deleted_proves_nothing_and_the_command_says_so(
+def test_a_witness_that_retention_has_deleted_proves_nothing_and_the_command_reports_this(
     admin: Admin, written: list[int]
 ) -> None:
     grow_old(*written[:3])
     third = AuditEntry.objects.get(id=written[2])
     prune()
-    # The mark stores the last deleted one.
+    # The mark stores the last deleted entry.
     assert verify("--witness", f"{third.id}:{third.hash}").startswith("Verified 2 entries")
     assert "Retention has deleted entry 2. Keep a newer place" in broken("--witness", f"2:{third.previous}")
 
@@ -504,7 +504,7 @@ def an_entry() -> AuditEntry:
 
 @pytest.fixture
 def stranger(written: list[int]) -> Iterator[None]:
-    """Work as a role that has all rights on rows, and owns nothing. The first two entries are old."""
+    """Work as a role that has all rights on rows, but owns no table. The first two entries are old."""
     grow_old(*written[:2])
     with transaction.atomic():
         for trigger in ("entry ENABLE TRIGGER audit_not_truncated", "mark ENABLE TRIGGER audit_mark_not_truncated"):

@@ -1,4 +1,4 @@
-"""The audit describes each signed write by a summary, and finds it by that; the summary is part of the hash."""
+"""The audit describes each signed write by a summary, which can be searched for, and is part of the hash."""
 
 from datetime import timedelta
 from typing import Any, Final
@@ -124,8 +124,10 @@ def test_a_change_of_a_tag_with_an_invalid_body_names_the_tag(admin: Admin, body
     assert newest(admin)["target"] == "tag: lab"
 
 
-def test_no_signed_write_is_without_a_summary(admin: Admin) -> None:
-    """Each is sent with a path to nothing and the body of another one, and is refused."""
+def test_every_signed_write_has_a_summary(admin: Admin) -> None:
+    """Each write is sent with the path of an object that does not exist and the body of another write, and is
+    refused.
+    """
     values = {"device_id": str(uuid4()), "request_id": str(uuid4()), "token_id": str(uuid4()), "tag": "none"}
     for path, operations in api.get_openapi_schema()["paths"].items():
         for method in operations:

@@ -1,4 +1,4 @@
-"""Named admins: each is a principal with its own key and secret, and shares nothing with another one."""
+"""Named admins: each is a principal with its own key and secret, and shares nothing with another admin."""
 
 import hmac
 import json
@@ -31,7 +31,7 @@ def credential(text: str) -> str:
 
 @pytest.fixture
 def admins(admin: Admin, client: Client, settings: Settings) -> dict[str, Admin]:
-    """The unnamed admin and two named ones, each with its current key and secret."""
+    """The unnamed admin and two named admins, each with its current key and secret."""
     settings.NAMED_ADMIN_KEYS = {name: [credential(f"{name}-key"), credential(f"{name}-old-key")] for name in NAMES[1:]}
     settings.NAMED_HMAC_SECRETS = {name: [credential(f"{name}-secret")] for name in NAMES[1:]}
     named = {name: Admin(client, credential(f"{name}-key"), credential(f"{name}-secret")) for name in NAMES[1:]}

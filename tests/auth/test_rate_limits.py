@@ -1,4 +1,4 @@
-"""The rate limits of calls and failures; every route for admins has one."""
+"""The rate limits of calls and failures; every route for admins has a limit."""
 
 import re
 import time
@@ -32,7 +32,7 @@ EXAMPLES: Final = {"uuidstr": str(UUID(int=7)), "tag": "lobby"}
 
 @pytest.fixture(autouse=True)
 def no_counters(db: None) -> None:
-    """Begin without counters: their table has no model, so tests that commit leave theirs."""
+    """Begin without counters: their table has no model, so tests that commit leave their counters behind."""
     cache.clear()
 
 
@@ -59,7 +59,7 @@ ADMIN_PATHS: Final = sorted({concrete(route) for route in routes(get_resolver())
 
 
 def every_method(client: Client, path: str) -> list[str]:
-    """The methods of a path; the others are 405, and the answer names these."""
+    """The methods of a path. All other methods get 405, and the answer lists the allowed methods."""
     answers = {method: client.request(method, path) for method in METHODS}
     taken = [method for method, answer in answers.items() if answer.status != 405]
     allowed = [set(answer.headers["allow"].split(", ")) for answer in answers.values() if answer.status == 405]
@@ -150,7 +150,7 @@ def fails(address: str, *, times: int = 1) -> list[str | None]:
         (["192.0.2.1", "192.0.2.2", "192.0.2.3", "2001:db8:0:1::1", "2001:db8:0:2::1"], 5),
     ],
 )
-def test_failures_are_counted_by_client_however_its_address_is_written(
+def test_failures_are_counted_by_client_for_any_spelling_of_its_address(
     db: None, settings: Settings, addresses: list[str], counters: int
 ) -> None:
     settings.AUTH_FAILURE_RATE_LIMIT = "4/d"

@@ -37,12 +37,12 @@ def ping(*phones: Phone, key: str | None = None, **fields: Any) -> Call:
 
 
 def result_of(answer: Answer) -> Any:
-    """Return the number of devices of an answered command; of another answer, status and code."""
+    """Return the number of devices of an answered command; for any other answer, return status and code."""
     return answer.json["device_count"] if answer.status == 200 else (answer.status, answer.code)
 
 
 def verify_audit() -> int:
-    """Return how many entries the audit's chain has; BrokenLink if it is broken."""
+    """Return how many entries the audit's chain has. Raises BrokenLink if the chain is broken."""
     return chain.verify(timedelta(days=1)).entries
 
 

@@ -1,4 +1,4 @@
-"""One changed bit in the content that a signature covers, or in the signature itself, and the request is refused."""
+"""A request is refused if one bit changed in the content that the signature covers, or in the signature itself."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -72,7 +72,7 @@ def assert_refused(answer: Answer) -> None:
 
 
 @pytest.mark.parametrize(("request_parts", "signature"), VECTORS.values(), ids=VECTORS)
-def test_the_published_vectors_hold(request_parts: tuple[str, str, str, bytes], signature: str) -> None:
+def test_the_published_vectors_are_correct(request_parts: tuple[str, str, str, bytes], signature: str) -> None:
     key, method, target, body = request_parts
     message = signing.string_to_sign(str(NOW), key, method, target.encode(), body)
     assert signing.sign(SECRET, message) == signature
@@ -109,7 +109,7 @@ def test_the_idempotency_key_of_a_get_is_not_signed(admin: Admin, client: Client
     assert client.request("GET", "/admin/summary", None, headers).status == 200
 
 
-def test_a_request_signed_well_is_carried_out(admin: Admin, client: Client, phone: Phone, clock: None) -> None:
+def test_a_correctly_signed_request_is_carried_out(admin: Admin, client: Client, phone: Phone, clock: None) -> None:
     answer = client.request("POST", "/admin/command", BODY, signed(admin))
     assert answer.status == 200
     assert str(Command.objects.get().id) == answer.json["request_id"]

@@ -70,7 +70,7 @@ def test_enroll_token_prints_the_token_alone_and_a_phone_registers_with_it(netwo
     assert (token.label, token.uses, token.tags, token.re_enroll) == ("first phones", 1, ["lobby", "ground"], False)
 
 
-def test_enroll_token_takes_uses_life_and_the_right_to_enrol_again(network: InProcess) -> None:
+def test_enroll_token_accepts_uses_lifetime_and_the_right_to_enroll_again(network: InProcess) -> None:
     made = run(
         "enroll-token", "--max-uses", "20", "--expires-in", "2h", "--re-enroll", "--json", transport=network
     ).json
@@ -128,7 +128,7 @@ def test_a_device_and_the_summary_are_shown_field_by_field(network: InProcess, p
 
 def test_texts_of_a_phone_cannot_control_the_terminal(network: InProcess, admin: Admin) -> None:
     admin.enrol("phone\x1b]0;owned\x07", alias="red")
-    Device.objects.update(alias="[red]\u202e")  # as an earlier version let it
+    Device.objects.update(alias="[red]\u202e")  # as an earlier version allowed
     ran = run("devices", transport=network)
     assert "\x1b" not in ran.out
     assert "\u202e" not in ran.out
@@ -179,7 +179,9 @@ def _busy_once(network: InProcess) -> Callable[..., Any]:
 
 @dataclass(slots=True)
 class Interrupted(httpx.BaseTransport):
-    """A transport that answers in place of the server after a command is issued, until its own answers are used up."""
+    """A transport that answers in place of the server after a command is issued, until its prepared answers are used
+    up.
+    """
 
     network: InProcess
     instead: list[httpx.Response | None]
@@ -203,7 +205,7 @@ def test_waiting_continues_while_the_server_is_away(network: InProcess, phone: P
 
 
 @pytest.mark.parametrize(("instead", "status"), [(None, 3), (httpx.Response(404, text="Not here"), 1)])
-def test_a_wait_that_ends_early_says_how_to_continue(
+def test_a_wait_that_ends_early_shows_how_to_continue(
     network: InProcess, phone: Phone, pauses: list[float], instead: httpx.Response | None, status: int
 ) -> None:
     ran = run("ping", "all", "--timeout", "0", transport=Interrupted(network, [instead]))
@@ -245,7 +247,7 @@ def test_an_unknown_action_of_send_is_refused(network: InProcess, phone: Phone) 
 
 
 @pytest.mark.parametrize("target", ["tag:lobby", "all"])
-def test_a_wipe_says_how_to_name_the_phones(network: InProcess, admin: Admin, target: str) -> None:
+def test_a_wipe_shows_how_to_name_the_phones(network: InProcess, admin: Admin, target: str) -> None:
     admin.enrol("one", alias="front-desk")
     ran = run("send", "wipe", target, "--yes", transport=network)
     assert ran.status == 1
@@ -350,7 +352,7 @@ def test_a_list_of_commands_says_how_many_results_came_too_late(
     }  # fmt: skip
 
 
-def test_a_list_of_commands_says_on_how_many_devices_each_succeeded(
+def test_a_list_of_commands_shows_on_how_many_devices_each_command_succeeded(
     network: InProcess, admin: Admin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, other = admin.enrol("one"), admin.enrol("other")
@@ -382,7 +384,9 @@ def test_a_list_of_commands_says_on_how_many_devices_each_succeeded(
         (("enroll-tokens",), "There is no enrollment token.\n"),
     ],
 )  # fmt: skip
-def test_an_empty_list_says_which_options_chose_it(network: InProcess, words: tuple[str, ...], said: str) -> None:
+def test_an_empty_list_names_the_options_that_filtered_it(
+    network: InProcess, words: tuple[str, ...], said: str
+) -> None:
     assert run(*words, transport=network).err == said
     for form in ("json", "csv", "yaml"):
         assert run(*words, "-o", form, transport=network).err == ""
@@ -461,7 +465,7 @@ def test_the_audit_shows_principals_actions_and_refusals(network: InProcess, pho
     assert run("audit", "--until", "1h", "--json", transport=network).json == []
 
 
-def test_revoking_says_which_wipe_or_lock_it_withdraws(network: InProcess, admin: Admin, phone: Phone) -> None:
+def test_a_revocation_shows_which_wipe_or_lock_it_withdraws(network: InProcess, admin: Admin, phone: Phone) -> None:
     request_id = admin.command("wipe", to=phone).json["request_id"]
     ran = run("revoke", phone.device_id, "--yes", transport=network)
     assert f"This withdrew the open wipe: {request_id}." in ran.err
@@ -623,7 +627,7 @@ def wrongly_signed(network: InProcess, *, at: str) -> httpx.BaseTransport:
 
 
 @pytest.mark.parametrize("at", ["", "some day"], ids=["by a clock that is right", "by no clock"])
-def test_a_bad_signature_says_what_to_look_at(network: InProcess, settings: Settings, at: str) -> None:
+def test_a_bad_signature_shows_what_to_check(network: InProcess, settings: Settings, at: str) -> None:
     ran = run("summary", transport=wrongly_signed(network, at=at or formatdate(usegmt=True)))
     assert ran.status == 1
     assert "HMAC_SECRET" in ran.err
@@ -655,7 +659,7 @@ def test_a_clock_that_is_wrong_is_named(network: InProcess, seconds: int, how: s
     assert f"clock is {how} the server's" in ran.err
 
 
-def test_too_many_requests_say_how_long_to_wait(network: InProcess, settings: Settings) -> None:
+def test_an_answer_429_shows_how_long_to_wait(network: InProcess, settings: Settings) -> None:
     settings.ADMIN_READ_RATE_LIMIT = "1/h"
     run("summary", transport=network)
     ran = run("summary", transport=network)
@@ -797,7 +801,7 @@ def test_a_text_that_cannot_be_part_of_a_url_is_wrong_usage(arguments: tuple[str
     assert said in ran.err
 
 
-def test_a_screen_that_knows_ascii_only_shows_a_mark_for_other_letters(network: InProcess, admin: Admin) -> None:
+def test_an_ascii_terminal_shows_a_replacement_for_other_letters(network: InProcess, admin: Admin) -> None:
     admin.enrol("phone-1", alias="lobby ✓")
     screen = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     run("devices", transport=network, out=screen)
@@ -989,7 +993,7 @@ class Screen(io.StringIO):
     """A terminal."""
 
     def isatty(self) -> bool:
-        """Say that it is one."""
+        """Return True, as a terminal does."""
         return True
 
 

@@ -47,7 +47,7 @@ def test_every_verb_takes_a_name(network: InProcess, tablet: Phone) -> None:
     assert Device.objects.get(hardware_id="HW-0001").tags == []
 
 
-def test_a_name_that_is_spelled_exactly_comes_before_all_others(network: InProcess, admin: Admin) -> None:
+def test_an_exact_name_has_priority_over_all_others(network: InProcess, admin: Admin) -> None:
     exact = admin.enrol("one", alias="abcd")
     admin.enrol("abcd", alias="other")
     admin.enrol("abcde", alias="abcdef")
@@ -61,7 +61,7 @@ def test_the_exact_alias_is_chosen_of_two_that_differ_in_case(network: InProcess
     assert "'Tab-03' names 2 devices:" in run("device", "Tab-03", transport=network).err
 
 
-def test_the_start_of_an_id_is_enough_where_only_one_begins_so(network: InProcess, tablet: Phone) -> None:
+def test_the_start_of_an_id_is_enough_if_it_is_unique(network: InProcess, tablet: Phone) -> None:
     starts = (tablet.device_id[:-1], tablet.device_id.replace("-", "")[:-1])
     for start in starts:
         assert run("device", start, "--json", transport=network).json["device_id"] == tablet.device_id

@@ -81,7 +81,7 @@ def test_a_connection_that_the_server_closed_meanwhile_is_replaced(served: Calla
     ],
 )
 @pytest.mark.parametrize(("method", "perhaps_done"), [("GET", False), ("POST", True)])
-def test_an_answer_that_is_not_whole_is_lost_and_only_a_write_is_perhaps_done(
+def test_an_incomplete_answer_is_lost_and_only_a_write_may_have_been_carried_out(
     served: Callable[..., str], answer: bytes, said: str, method: str, perhaps_done: bool
 ) -> None:
     with client(f"http://{served(answering(answer))}") as admin, pytest.raises(Unreachable, match=said) as lost:
@@ -100,7 +100,7 @@ def test_an_answer_that_does_not_come_in_time_is_lost(served: Callable[..., str]
     ("url", "said"),
     [("http://127.0.0.1:1", "Connection refused"), (f"http://{'x' * 70}.example", "cannot be the name of a host")],
 )
-def test_a_request_that_did_not_leave_is_not_done(url: str, said: str) -> None:
+def test_a_request_that_was_not_sent_is_not_carried_out(url: str, said: str) -> None:
     with client(url) as admin, pytest.raises(Unreachable, match=said) as failed:
         admin.post("/admin/command")
     assert not failed.value.perhaps_done
@@ -118,7 +118,7 @@ def test_a_server_without_tls_gets_another_message_than_one_that_is_away(served:
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> Path:
-    """Make a certificate of an authority that only this test knows, for 127.0.0.1; with its key, in one file."""
+    """Make a file with a certificate and its key, for 127.0.0.1, from an authority that only this test knows."""
     file = tmp_path / "server.pem"
     words = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
     words += ["-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(file), "-out", str(file)]

@@ -125,7 +125,7 @@ def test_each_profile_has_its_server_and_is_named_before_or_after_the_verb(
     assert (gone.status, "There is no profile 'shop'. There are: default." in gone.err) == (2, True)
 
 
-def test_the_environment_outweighs_a_profile(
+def test_the_environment_overrides_a_profile(
     network: InProcess, secrets: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     login(network, ("k" * 40, "s" * 40), "--url", "https://other.example.com", "--no-check")
@@ -148,7 +148,7 @@ def test_the_secrets_of_a_profile_go_to_its_own_server_only(network: InProcess, 
     assert run_nexmdm("summary", "--url", f"{SERVER}/", transport=network).status == 0
 
 
-def test_without_a_profile_it_says_how_to_make_one(network: InProcess) -> None:
+def test_without_a_profile_the_client_shows_how_to_make_one(network: InProcess) -> None:
     ran = run_nexmdm("summary", transport=network)
     assert (ran.status, ran.err) == (
         2, "No server is known. Run `nexmdm login`, or set NEXMDM_URL, ADMIN_KEY and HMAC_SECRET.\n",
@@ -191,7 +191,7 @@ def test_a_keyring_that_does_not_answer_counts_as_none(
 
 
 @pytest.mark.parametrize("broken", [RuntimeError("no bus"), None])
-def test_a_keyring_that_fails_or_forgets_says_what_to_do(
+def test_the_message_about_a_keyring_that_fails_or_forgets_has_the_remedy(
     network: InProcess,
     secrets: tuple[str, str],
     working_keyring: Keyring,

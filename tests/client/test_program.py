@@ -32,7 +32,7 @@ def network(client: Client, admin: Admin) -> InProcess:
 
 
 def imported_by(*modules: str) -> set[str]:
-    """Return the modules that a Python has loaded which imports these."""
+    """Return the modules that a Python process has loaded after it has imported these modules."""
     code = f"import sys; {'; '.join(f'import {name}' for name in modules)}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     return set(done.stdout.split())
@@ -91,7 +91,9 @@ def test_the_help_of_send_lists_actions_with_their_parameters(
 
 @pytest.fixture
 def fleet(admin: Admin) -> list[Phone]:
-    """A silent device, one that never sent a heartbeat, and one that is online. They were enrolled in another order."""
+    """A silent device, a device that never sent a heartbeat, and an online device. They were enrolled in another
+    order.
+    """
     online, silent = admin.enrol("online", alias="=1+1"), admin.enrol("silent", alias="tab, 2")
     silent.heartbeat()
     let_pass(hours=1)
@@ -156,7 +158,7 @@ class Screen(io.StringIO):
     """A terminal."""
 
     def isatty(self) -> bool:
-        """Say that it is one."""
+        """Return True, as a terminal does."""
         return True
 
 
@@ -214,7 +216,7 @@ NOW: Final = datetime(2026, 11, 29, 12, 30, tzinfo=UTC)
         ("2026-11-29 11:30", 1), ("2026-11-29T11:30:00Z", 1), ("2026-11-29T12:30:00+01:00", 1),
     ],
 )  # fmt: skip
-def test_a_time_is_written_as_people_write_it(monkeypatch: pytest.MonkeyPatch, written: str, hours_ago: float) -> None:
+def test_a_time_is_accepted_in_common_forms(monkeypatch: pytest.MonkeyPatch, written: str, hours_ago: float) -> None:
     class Clock(datetime):
         @classmethod
         def now(cls, tz: Any = None) -> Any:

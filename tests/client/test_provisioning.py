@@ -1,4 +1,4 @@
-"""Provisioning: what the server answers, and the QR code that the client makes of it, read back by a decoder."""
+"""Provisioning: the server's answer, and the QR code that the client makes of it, read back by a decoder."""
 
 import io
 import json
@@ -29,7 +29,7 @@ class Screen(io.StringIO):
     """A terminal."""
 
     def isatty(self) -> bool:
-        """Say that it is one."""
+        """Return True, as a terminal does."""
         return True
 
 

@@ -35,7 +35,7 @@ def enrol(admin: Admin, name: str, push_token: str | None, model: str) -> Phone:
 
 @pytest.fixture
 def fleet(admin: Admin, fcm: FcmStandin) -> None:
-    """Models whose phones answered a ping by push, half by push, and by heartbeat; that FCM refused; without pushes."""
+    """Five models: answers by push, half by push, by heartbeat; pushes that FCM refused; no pushes."""
     good = [enrol(admin, f"good-{number}", f"ok-g{number}", "Good") for number in range(2)]
     half = [enrol(admin, f"half-{number}", f"ok-h{number}", "Half") for number in range(2)]
     slow, idle = enrol(admin, "slow", "ok-s", "Slow"), enrol(admin, "idle", None, "Idle")
@@ -91,7 +91,7 @@ def test_since_counts_only_what_came_later(network: InProcess, fleet: None) -> N
     assert (ran.status, "must look like 2h ago" in ran.err.replace("\n", " ")) == (2, True)
 
 
-def test_an_empty_list_says_so(network: InProcess) -> None:
+def test_an_empty_list_is_reported(network: InProcess) -> None:
     ran = run("push-health", transport=network)
     assert (ran.status, ran.out, ran.err) == (0, "", "There are no devices and no pushes.\n")
     assert run("push-health", "--json", transport=network).json == []

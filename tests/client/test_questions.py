@@ -1,4 +1,4 @@
-"""Questions and messages before a command is sent: the number of devices, and of silent ones."""
+"""Questions and messages before a command is sent: the number of devices, and the number of silent devices."""
 
 import io
 import json
@@ -19,7 +19,7 @@ class Terminal(io.StringIO):
     """The input or output of a terminal."""
 
     def isatty(self) -> bool:
-        """Say that it is one."""
+        """Return True, as a terminal does."""
         return True
 
 
@@ -86,7 +86,7 @@ def test_without_a_terminal_a_question_is_refused_and_yes_answers_it(
 
 
 @pytest.mark.parametrize("verb", ["revoke", "retire"])
-def test_shutting_a_device_out_asks_and_says_what_it_withdraws(
+def test_revoke_and_retire_ask_for_confirmation_and_show_what_they_withdraw(
     network: InProcess, fleet: list[Phone], typed: Typed, verb: str
 ) -> None:
     assert run(verb, "tab-1", transport=network).status == 2
@@ -149,7 +149,7 @@ def test_a_tag_written_as_a_name_is_pointed_out(network: InProcess, fleet: list[
     assert ran.err.endswith("There is a tag of this name: write tag:floor-2.\n")
 
 
-def test_a_command_that_was_sent_says_how_to_follow_it(network: InProcess, fleet: list[Phone]) -> None:
+def test_the_output_of_a_sent_command_shows_how_to_follow_it(network: InProcess, fleet: list[Phone]) -> None:
     assert run("ping", "tab-0", transport=network).err == "To follow it: `manage.py fleet command @last --wait`.\n"
     assert run("ping", "tab-0", "--json", transport=network).err == ""
 
@@ -204,7 +204,7 @@ def test_lost_waits_for_the_wipe(network: InProcess, fleet: list[Phone]) -> None
     assert (ran.status, ran.json["action"], ran.json["outcome"]) == (0, "wipe", "succeeded")
 
 
-def test_lost_is_refused_as_a_whole_for_a_revoked_device_and_says_how_to_continue(
+def test_lost_is_refused_as_a_whole_for_a_revoked_device_and_shows_how_to_continue(
     network: InProcess, fleet: list[Phone]
 ) -> None:
     run("revoke", "tab-1", "--yes", transport=network)
@@ -237,7 +237,7 @@ def test_only_a_page_of_very_many_silent_devices_is_counted(
     assert "2 or more of 3 devices were last seen" in run("ping", "all", transport=network).err
 
 
-def test_a_device_named_by_its_id_is_looked_at_too_and_revoked_ones_do_not_count(
+def test_a_device_named_by_its_id_is_checked_too_and_revoked_devices_do_not_count(
     network: InProcess, fleet: list[Phone]
 ) -> None:
     run("revoke", "tab-2", "--yes", transport=network)
@@ -269,7 +269,7 @@ def test_named_devices_that_are_offline_are_pointed_out(network: InProcess, flee
     assert "1 of 1 devices was last seen more than 28 d ago" in run("lost", "tab-0", "--yes", transport=network).err
 
 
-def test_devices_that_did_not_get_it_and_the_reasons_are_in_the_table_and_in_csv(
+def test_devices_without_the_command_and_the_reasons_are_in_the_table_and_in_csv(
     network: InProcess, fleet: list[Phone], tmp_path: Path
 ) -> None:
     request_id = run("ping", "all", "--json", transport=network).json["request_id"]

@@ -57,7 +57,7 @@ def test_the_signatures_are_those_of_the_contract() -> None:
     assert sign(COMMAND_KEY, DEVICE_ID, ENVELOPE) == ENVELOPE["signature"]
 
 
-def test_a_good_envelope_is_carried_out_and_reported(agent: Agent) -> None:
+def test_a_valid_envelope_is_carried_out_and_reported(agent: Agent) -> None:
     seen: list[Any] = []
     agent.perform = lambda *what: seen.append(what) or Outcome(output={"pid": 7})  # type: ignore[func-returns-value]
     report = agent.receive(ENVELOPE, "push")
@@ -120,7 +120,7 @@ def test_no_command_starts_after_its_time_by_the_servers_clock(agent: Agent, ser
     assert (report.status, bool(agent.executed)) == (status, status == "succeeded")
 
 
-def test_server_time_goes_on_between_answers(agent: Agent) -> None:
+def test_server_time_continues_between_answers(agent: Agent) -> None:
     agent.clock.now = 600.0  # type: ignore[attr-defined]
     report = agent.receive(ENVELOPE, "push")
     assert report is not None
@@ -193,7 +193,7 @@ def heartbeat_answer(*commands: dict[str, str], has_more: bool = False) -> dict[
     return {"server_time": "2026-01-01T00:00:00Z", "commands": list(commands), "has_more": has_more}
 
 
-def test_a_check_in_reports_on_each_command_and_comes_again_for_more() -> None:
+def test_a_check_in_reports_on_each_command_and_is_repeated_for_further_commands() -> None:
     more = signed(request_id="0192f0c1-b000-7abc-8def-0123456789ac")
     beats = [heartbeat_answer(ENVELOPE, ENVELOPE | {"signature": ""}, has_more=True), heartbeat_answer(more)]
     server = Server(heartbeat=beats, **{"action-result": {}})

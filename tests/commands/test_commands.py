@@ -1,4 +1,4 @@
-"""Issuing a command: its devices, its limits, and that a refusal queues nothing."""
+"""Issuing a command: its devices and its limits; a refused command queues nothing."""
 
 import json
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ EVERYONE: Final = {"all": True}
 
 @pytest.fixture
 def fleet(admin: Admin) -> list[Phone]:
-    """Three phones: one with a tag, one with another, one with both."""
+    """Three phones: the first has one tag, the second has another tag, the third has both tags."""
     phones = [admin.enrol(f"phone-{number}", alias=f"desk-{number}") for number in (1, 2, 3)]
     one, two, both = (phone.device_id for phone in phones)
     admin.post("/admin/tags/lobby", {"add": [one, both]})
@@ -230,7 +230,7 @@ def test_every_action_of_the_catalogue_is_tested_here() -> None:
 
 
 @pytest.mark.parametrize(("action", "params"), [(action, params) for action in GOOD for params in GOOD[action]])
-def test_good_parameters_reach_the_phone_as_they_were_given(
+def test_valid_parameters_reach_the_phone_unchanged(
     admin: Admin, phone: Phone, action: str, params: dict[str, Any]
 ) -> None:
     assert admin.command(action, to=phone, params=params).status == 200
@@ -411,7 +411,7 @@ def a_commit_that_fails(transactional_db: None) -> Iterator[None]:
         cursor.execute("DROP FUNCTION refuse_at_commit CASCADE")
 
 
-def test_the_200_leaves_after_the_commit(a_commit_that_fails: None, admin: Admin, phone: Phone) -> None:
+def test_the_200_is_sent_after_the_commit(a_commit_that_fails: None, admin: Admin, phone: Phone) -> None:
     assert_nothing_queued(admin.command(to=phone), 500, "internal")
 
 

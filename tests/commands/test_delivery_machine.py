@@ -1,8 +1,8 @@
 """The life of deliveries, played at random: two dispatchers, two phones, an admin, and time that passes.
 
 Each example is one transaction, which is rolled back. Its time stands still: to let time pass, all stored times are
-moved into the past. NEXMDM_MACHINE_EXAMPLES=2000 plays this number of examples, other ones each time; by default it
-plays the same few.
+moved into the past. With NEXMDM_MACHINE_EXAMPLES=2000, 2,000 examples are played, different examples each time. By
+default, the same few examples are played.
 """
 
 import os
@@ -368,7 +368,7 @@ class Deliveries(RuleBasedStateMachine):
     @precondition(lambda self: self.calm >= CALM)
     @rule(number=PHONES, before=BEFORE_SUCCESS, after=AFTER_SUCCESS)
     def wipe(self, number: int, before: Sequence[str], after: Sequence[str]) -> None:
-        """A registered phone gets a wipe; it reports its success three times, whatever happens in between."""
+        """A registered phone gets a wipe, and reports success three times; other events may happen in between."""
         owner = self.owners[number]
         if owner.retired_at is not None:
             self.enrol_with_the_other_token(number)
@@ -387,7 +387,7 @@ class Deliveries(RuleBasedStateMachine):
         self.calm = 0
 
     def enrol_with_the_other_token(self, number: int) -> None:
-        """Enroll a phone again: with the same enrollment token it could be a lost answer."""
+        """Enroll a phone again. With the same enrollment token, this could count as a lost answer."""
         tokens = self.setup.enrollment_tokens
         self.enrol_again(number, 1 - tokens.index(self.owners[number].enrolled_by), None)
 
@@ -437,9 +437,10 @@ class Deliveries(RuleBasedStateMachine):
     @precondition(lambda self: self.calm >= CALM)
     @rule(number=PHONES, kind=KINDS, overtakes=st.booleans(), seconds=UNTIL_REGISTERED)
     def dead_target(self, number: int, kind: str, overtakes: bool, seconds: int) -> None:
-        """A target dies twice, and its phone registers it again: before FCM's answer is recorded, or this long after.
+        """A target dies twice, and its phone registers it again: before FCM's answer is recorded, or this long after it
+        is recorded.
 
-        In the end the other phone sends it, and says nothing about a registration.
+        In the end the other phone sends the target, without a time of registration.
         """
         owner, target = self.owners[number], Target(kind, "unregistered-1")
         if owner.retired_at is not None:
@@ -580,7 +581,7 @@ class Deliveries(RuleBasedStateMachine):
             assert row.next_attempt_at is not None, "nothing would ever push it again"
 
     def one_of(self, number: int, fit: Callable[[DispatcherDriver], bool]) -> DispatcherDriver:
-        """Return this dispatcher if it can act, else the other one."""
+        """Return this dispatcher if it can act, or else the other dispatcher."""
         return next(driver for driver in (self.drivers[number], self.drivers[1 - number]) if fit(driver))
 
     def beats(self, owner: Owner, refused: str | None) -> bool:
@@ -597,7 +598,7 @@ class Deliveries(RuleBasedStateMachine):
         return None if seconds_ago is None else self.now - timedelta(seconds=seconds_ago)
 
     def as_sent(self, target: Target | None, seconds_ago: int | None) -> dict[str, Any] | None:
-        """Return a push target as a phone sends it now; for the database it is always the beginning."""
+        """Return a push target as a phone sends it now; for the database, now is always the time of the beginning."""
         if target is None:
             return None
         at = None if seconds_ago is None else rfc3339(self.began - timedelta(seconds=seconds_ago))
@@ -636,7 +637,7 @@ class Deliveries(RuleBasedStateMachine):
         return self.lives[str(claimed.content.request_id), str(claimed.recipient.device_id)]
 
     def is_at(self, stored: datetime | None, expected: datetime | None) -> bool:
-        """Compare a stored time with one of ours; the two sides round microseconds differently."""
+        """Compare a stored time with a time of the model; the two sides round microseconds differently."""
         if stored is None or expected is None:
             return stored is expected
         return abs(stored + self.passed - expected) < timedelta(milliseconds=1)

@@ -223,7 +223,7 @@ def test_the_dispatcher_marks_expired_deliveries(admin: Admin, fcm: FcmStandin) 
     assert (delivery.state, delivery.settled_at) == ("expired", delivery.open_until)
 
 
-def test_a_push_token_that_moved_while_its_push_was_under_way_is_not_called_dead_on_the_new_one(
+def test_a_push_token_that_moved_during_its_push_is_not_called_dead_on_the_new_device(
     admin: Admin, fcm: FcmStandin
 ) -> None:
     phone = admin.enrol("phone-1", push_token="unregistered-1")
@@ -247,7 +247,7 @@ def test_a_push_token_that_moved_while_its_push_was_under_way_is_not_called_dead
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("settle", ["report", "cancel"])
-def test_a_push_that_ends_after_its_delivery_was_settled_is_superseded_if_it_could_have_gone_again(
+def test_a_push_that_ends_after_its_delivery_was_settled_is_superseded_if_it_would_be_repeated(
     admin: Admin, fcm: FcmStandin, settle: str, outcome: AttemptOutcome, shown: str
 ) -> None:
     phone = admin.enrol("phone-1", push_token="ok-1")
@@ -266,7 +266,7 @@ def test_a_push_that_ends_after_its_delivery_was_settled_is_superseded_if_it_cou
     assert (delivery["push"]["state"], delivery["push"]["next_attempt_at"]) == (shown, None)
 
 
-def test_a_push_token_that_another_phone_has_by_now_is_dead_there_too(admin: Admin, fcm: FcmStandin) -> None:
+def test_a_push_token_that_moved_to_another_phone_is_dead_there_too(admin: Admin, fcm: FcmStandin) -> None:
     phone, other = admin.enrol("phone-1", push_token="unregistered-1"), admin.enrol("phone-2")
     admin.command("ping", to=[phone, other])
     (claimed,) = claim_due(1)
@@ -293,7 +293,7 @@ def test_a_push_under_way_keeps_its_lease_when_its_phone_gets_another_push_token
     assert Attempt.objects.filter(outcome="retry_later").count() == 2
 
 
-def test_a_batch_with_answers_before_and_after_a_lease_takes_the_one_after(admin: Admin, fcm: FcmStandin) -> None:
+def test_a_batch_with_answers_before_and_after_a_lease_records_the_later_one(admin: Admin, fcm: FcmStandin) -> None:
     admin.command("ping", to=admin.enrol("phone-1", push_token="ok-1"))
     (before,) = claim_due(1)
     Delivery.objects.update(next_attempt_at=Now())

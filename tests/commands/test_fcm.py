@@ -292,7 +292,7 @@ def test_a_400_is_about_the_push_token_only_if_it_names_it(body: bytes, outcome:
 
 
 @pytest.mark.parametrize(("push_token", "least", "most"), [("quota-1", 60, 66.5), ("quota7-1", 7, 8)])
-def test_429_waits_for_retry_after_else_for_a_minute(
+def test_429_waits_for_retry_after_or_by_default_for_a_minute(
     admin: Admin, fcm: FcmStandin, push_token: str, least: float, most: float
 ) -> None:
     attempt, delivery = push_to(admin, push_token)
@@ -372,7 +372,7 @@ def test_a_connection_that_is_cut_is_unknown_and_tried_again(admin: Admin, fcm: 
     assert 10 <= seconds_to_next(delivery) <= 20.5
 
 
-def test_a_200_that_names_no_message_is_not_fcms_and_is_unknown(admin: Admin, fcm: FcmStandin) -> None:
+def test_a_200_without_a_message_id_is_unknown(admin: Admin, fcm: FcmStandin) -> None:
     attempt, delivery = push_to(admin, "garbage-1")
     assert (attempt.outcome, attempt.http_status, delivery.push_state) == ("unknown", 200, "retrying")
 
@@ -651,7 +651,7 @@ def test_the_circuit_opens_for_a_fault_of_our_own_at_several_devices_with_no_suc
     assert breaker.cause == Fault.CONFIGURATION
 
 
-def test_an_error_that_passes_does_not_count_as_a_fault_of_our_own() -> None:
+def test_a_temporary_error_does_not_count_as_a_fault_of_our_own() -> None:
     breaker = Circuit()
     assert not any(failed(breaker, Fault.CONFIGURATION, device) for device in (1, 2))
     assert not any(failed(breaker, Fault.PASSING, device) for device in range(3, 12))
@@ -676,7 +676,7 @@ def test_any_judgement_of_a_message_closes_the_circuit() -> None:
 
 
 @pytest.mark.parametrize("script", ["ok", "unregistered", "invalid", "malformed", "thirdparty"])
-def test_fcms_own_answers_about_a_message_are_judgements(fcm: FcmStandin, script: str) -> None:
+def test_fcms_own_answers_about_a_message_are_no_faults(fcm: FcmStandin, script: str) -> None:
     reply = fcm.scripted(f"{script}-1")
     assert fcm_outcomes.decide(parse(reply.status or 0, "", reply.body), failures=0).fault == Fault.NONE
 

@@ -29,7 +29,7 @@ AFTER_OTHERS = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nRetry-
 
 
 class Server:
-    """A server that answers each request with the next of its scripts, in the packets of the script."""
+    """A server that answers each request with its next script, in the packets of that script."""
 
     def __init__(self, *scripts: tuple[bytes, ...], close_after: bool = False) -> None:
         self.scripts = list(scripts)
@@ -113,7 +113,7 @@ def test_a_request_is_one_post_with_its_headers_and_its_body() -> None:
     ],
     ids=["with a length", "chunked", "until the connection ends", "after interim responses"],
 )
-def test_a_response_is_the_same_in_whatever_packets_it_comes(
+def test_a_response_is_the_same_in_any_packets(
     response: bytes, expected: tuple[int, str, bytes], data: st.DataObject
 ) -> None:
     cuts = sorted(data.draw(st.sets(st.integers(1, len(response) - 1), max_size=6)))
@@ -263,7 +263,7 @@ def test_many_new_connections_look_the_host_up_once_and_try_its_next_address_if_
 
 
 def certificate(folder: Path, name: str) -> tuple[Path, Path]:
-    """Make a certificate for a host name, signed by itself; return its file and its key's."""
+    """Make a self-signed certificate for a host name; return the file of the certificate and the file of its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     now = dt.datetime.now(dt.UTC)

@@ -1,4 +1,4 @@
-"""The end of a command is stored once, logged and counted, and does not change what the API shows."""
+"""The end of a command is stored once, logged and counted; it does not change the answers of the API."""
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -113,7 +113,7 @@ def test_an_end_that_is_rolled_back_is_not_logged(admin: Admin, phone: Phone) ->
     assert Command.objects.get().finished_at is None
 
 
-def test_batches_are_bounded_and_the_oldest_come_first(admin: Admin, phone: Phone) -> None:
+def test_batches_are_limited_and_begin_with_the_oldest(admin: Admin, phone: Phone) -> None:
     issued = [admin.command(to=phone).json["request_id"] for _ in range(5)]
     for request_id in issued:
         phone.report(request_id, "succeeded")

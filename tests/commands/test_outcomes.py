@@ -107,7 +107,7 @@ KINDS: Final = ("pending", "overdue", "received", "succeeded", "failed", "expire
 
 
 def put(delivery: Delivery, kind: str) -> None:
-    """Bring a delivery into a state of its row; `overdue`: past its time, and not marked yet."""
+    """Bring the row of a delivery into a state; `overdue`: its time is over, but the row is not marked yet."""
     settled = kind not in ("pending", "overdue", "received")
     changes: dict[str, Any] = {"state": kind, "settled_at": Now() if settled else None, "next_attempt_at": None}
     if kind == "overdue":
@@ -133,7 +133,7 @@ def test_lists_filters_and_details_agree_for_every_mix_of_states(admin: Admin, p
         stands[str(command.pk)] = expected(set(mix), was_cancelled=was_cancelled)
 
     assert_shown(admin, stands)
-    # The same with stored ends; first the end of those whose deliveries are all marked.
+    # The same check with stored ends: first only of commands whose deliveries are all marked, then of all commands.
     written = finishing.finish(1000)
     assert_shown(admin, stands)
     queue.expire(1000)

@@ -1,4 +1,4 @@
-"""Why a delivery is open, in the API and so on the admin site, with pushes through the real sender."""
+"""The reason why a delivery is open, in the API and on the admin site, with pushes through the real sender."""
 
 import asyncio
 from collections.abc import Callable
@@ -40,7 +40,7 @@ def dispatch() -> None:
 
 
 def why_open(admin: Admin, phone: Phone | None = None) -> str:
-    """Return why a delivery is open (by default the only one); the list and the delivery's own answer must agree."""
+    """Return why a delivery (by default, the only one) is open; the list and the delivery's own answer must agree."""
     found = Delivery.objects.all() if phone is None else Delivery.objects.filter(device_id=phone.device_id)
     delivery = found.get()
     path = f"/admin/commands/{delivery.command_id}/deliveries"

@@ -1,4 +1,4 @@
-"""When pushing to a device counts as failing: by the last pushes that ended, of all commands."""
+"""The rule by which pushing to a device counts as failing: the last pushes that ended decide, over all commands."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +33,9 @@ def pushed(admin: Admin, fcm: FcmStandin) -> Phone:
 
 
 def push(admin: Admin, phone: Phone, *, times: int = 1) -> None:
-    """Send a command whose push is tried this number of times, each by another dispatcher; then withdraw it."""
+    """Send a command whose push is tried this number of times, each time by another dispatcher; then withdraw the
+    command.
+    """
     request_id = admin.command("ping", to=phone, expires_in_seconds=86_400).json["request_id"]
     for _ in range(times):
         Delivery.objects.filter(command=request_id, next_attempt_at__isnull=False).update(next_attempt_at=Now())

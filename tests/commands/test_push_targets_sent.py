@@ -143,7 +143,7 @@ def test_a_device_revives_a_dead_fid_once_an_hour_at_most(admin: Admin, fcm: Fcm
         assert not is_live(phone)
 
 
-def test_a_token_stays_dead_whatever_the_time_of_its_registration(admin: Admin, fcm: FcmStandin) -> None:
+def test_a_token_stays_dead_for_any_time_of_its_registration(admin: Admin, fcm: FcmStandin) -> None:
     phone = admin.enrol("phone-1", push_token="unregistered-1")
     admin.command("ping", to=phone, expires_in_seconds=86_400)
     dispatch()
@@ -220,7 +220,7 @@ def test_an_unchanged_registration_resets_no_backoff(admin: Admin, fcm: FcmStand
         ("cAb", "must be an object; dropped"),
     ],
 )
-def test_what_is_no_push_target_is_dropped_with_a_warning_and_the_stored_one_stays(
+def test_an_invalid_push_target_is_dropped_with_a_warning_and_the_stored_one_stays(
     admin: Admin, fcm: FcmStandin, sent: Any, warned: str
 ) -> None:
     phone = admin.enrol("phone-1", push_target=fid())
@@ -238,7 +238,7 @@ def test_an_invalid_time_of_registration_is_dropped_alone(admin: Admin, fcm: Fcm
     assert "warnings" not in phone.heartbeat(push_target={"kind": "fid", "value": FID, "registered_at": None}).json
 
 
-def test_a_push_token_counts_if_the_push_target_beside_it_is_dropped(admin: Admin, fcm: FcmStandin) -> None:
+def test_a_push_token_counts_if_the_push_target_next_to_it_is_dropped(admin: Admin, fcm: FcmStandin) -> None:
     phone = admin.enrol("phone-1")
     phone.heartbeat(push_token="token-1", push_target={"kind": "fid", "value": "BLACKLISTED"})
     assert (device(phone).push_kind, device(phone).push_token) == ("token", "token-1")

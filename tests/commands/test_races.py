@@ -1,4 +1,4 @@
-"""Races: dispatchers that claim at the same time, and changes of the rows by which they decide."""
+"""Races: dispatchers claim at the same time, and rows change while a decision depends on them."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -87,7 +87,7 @@ def test_a_command_that_reaches_a_phone_at_the_moment_of_its_revocation_may_stil
     token = tokens.parse("nxd", offered.device_token)
     assert token is not None
     beat = HeartbeatRecord(token)
-    offered.heartbeat()  # So that the first use of its token is over.
+    offered.heartbeat()  # Later requests are not the first use of the token.
     Presence.objects.update(last_seen_at=None)
     doings: list[tuple[Phone, Callable[[], object]]] = [
         (pushed, lambda: outbox.claim_due(1)), (offered, lambda: check_in.flush([beat])),

@@ -140,7 +140,7 @@ def test_a_full_last_page_has_no_next_cursor(admin: Admin, phone: Phone) -> None
     assert admin.get("/admin/commands?limit=2").json["next_cursor"] is None
 
 
-def test_a_filter_holds_across_pages(admin: Admin, phone: Phone) -> None:
+def test_a_filter_applies_to_all_pages(admin: Admin, phone: Phone) -> None:
     locks = [issue(admin, phone, action) for action in ("lock", "ping", "lock", "ping", "lock")][::-2]
     found = [item["request_id"] for page in pages(admin, "/admin/commands?limit=1&action=lock") for item in page]
     assert found == locks
@@ -161,7 +161,7 @@ def test_an_invalid_query_is_refused(admin: Admin, query: str) -> None:
     assert (answer.status, answer.code) == (422, "invalid_request")
 
 
-def test_every_list_takes_1_to_500_rows_and_its_own_cursors(admin: Admin, phone: Phone) -> None:
+def test_every_list_accepts_1_to_500_rows_and_only_its_own_cursors(admin: Admin, phone: Phone) -> None:
     deliveries = f"commands/{issue(admin, phone)}/deliveries"
     numbers, ids = [pagination.encode(key) for key in (7, uuid7())]
     foreign = {

@@ -38,7 +38,7 @@ def report_input(phone: Phone, request_id: str, status: str = "succeeded", **fie
 
 
 def result_of(answer: Answer) -> Any:
-    """Return the result in the answer to a report; of another answer, status and code."""
+    """Return the result in the answer to a report; for any other answer, return status and code."""
     if answer.status != 200:
         return answer.status, answer.code
     return tuple(answer.json[name] for name in ("state", "duplicate", "late"))
@@ -202,7 +202,7 @@ def test_over_the_limit_nothing_waits_and_a_stop_records_everything_that_waits(
 
 
 @pytest.mark.parametrize(("seconds", "taken"), [(0.0, 5), (60.0, 12)])
-def test_where_more_than_a_batch_has_waited_for_too_long_nothing_more_waits(
+def test_if_more_than_a_batch_has_waited_too_long_no_further_report_waits(
     admin: Admin, fleet: list[Phone], monkeypatch: pytest.MonkeyPatch, seconds: float, taken: int
 ) -> None:
     request_id = admin.command(to=fleet).json["request_id"]
@@ -283,7 +283,7 @@ def test_no_work_is_done_for_a_client_that_has_left(admin: Admin, fleet: list[Ph
 def test_refused_reports_get_different_values_of_retry_after(
     admin: Admin, fleet: list[Phone], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Spread over the time to record all of them: a second each, here."""
+    """The values are spread over the time to record all reports: here, a second for each report."""
     request_id = admin.command(to=fleet).json["request_id"]
     monkeypatch.setattr(report_intake, "WAITING_LIMIT", 0)
     monkeypatch.setattr(group_commit, "_EXPECTED_PER_SECOND", 1.0)

@@ -1,4 +1,4 @@
-"""Action results: each report of a phone is stored, and the first final one counts."""
+"""Action results: each report of a phone is stored, and the first final report counts."""
 
 from datetime import datetime, timedelta
 from functools import partial
@@ -69,7 +69,7 @@ def test_a_result_is_stored_as_the_phone_sent_it(admin: Admin, phone: Phone, req
 
 
 def kept() -> list[tuple[str, str, int]]:
-    """Return the status and message of each stored report, and how often it was sent in a row."""
+    """Return the status and message of each stored report, and how many times in succession it was sent."""
     rows = Report.objects.order_by("id").values_list("status", "message", "repeat_count")
     return [(status, message, repeats + 1) for status, message, repeats in rows]
 
@@ -176,7 +176,7 @@ def test_a_report_that_is_not_stored_still_counts_for_the_delivery(
     assert after.open_until - before.open_until == timedelta(hours=1)
 
 
-def test_the_timeline_shows_a_limited_number_of_reports_of_an_older_version_and_says_so(
+def test_the_timeline_limits_the_reports_of_an_older_version_and_shows_the_limit(
     admin: Admin, phone: Phone, request_id: str
 ) -> None:
     phone.report(request_id, "succeeded", message="done", output={"exit": 0})
@@ -196,7 +196,7 @@ def test_the_timeline_shows_a_limited_number_of_reports_of_an_older_version_and_
     assert row["result"] == shown["result"]
 
 
-def test_the_timeline_shows_a_limited_number_of_attempts_and_says_so(
+def test_the_timeline_limits_the_attempts_and_shows_the_limit(
     admin: Admin, phone: Phone, request_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("commands.queries.timeline.MOST_ATTEMPTS", 3)

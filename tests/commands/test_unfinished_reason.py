@@ -1,4 +1,6 @@
-"""Why a delivery did not succeed: the reason in the API after its time does not change with later events."""
+"""The reason why a delivery did not succeed: once the delivery's time is over, later events do not change the
+reason.
+"""
 
 from datetime import timedelta
 from functools import partial
@@ -46,7 +48,7 @@ def seen_at() -> str:
 
 
 def expire() -> None:
-    """Let its time be over, and mark it as expired."""
+    """Let the time of the only delivery be over, and mark the delivery as expired."""
     let_pass(hours=2)
     assert queue.expire(10) == 1
 

@@ -1,4 +1,4 @@
-"""docs/agent/vectors.json: the server's own code gives the same values, and the Python agent takes and refuses them."""
+"""docs/agent/vectors.json: the server's code computes the same values, and the Python agent accepts or refuses them."""
 
 import json
 from datetime import datetime
@@ -38,7 +38,7 @@ def test_a_command_key_comes_from_signing_key_device_and_generation(vector: dict
 
 
 @pytest.mark.parametrize("vector", VECTORS["signatures"], ids=lambda vector: vector["envelope"]["action"])
-def test_an_envelope_is_sealed_and_trusted(vector: dict[str, Any], settings: Settings) -> None:
+def test_an_envelope_is_signed_and_trusted(vector: dict[str, Any], settings: Settings) -> None:
     settings.COMMAND_SIGNING_KEYS = [VECTORS["command_keys"][0]["command_signing_key"]]
     (key_id,) = credentials.command_key_ids()
     sent = vector["envelope"]

@@ -1,4 +1,4 @@
-"""The rights of credentials: one of the wrong kind opens nothing, and a device's own nothing of another device."""
+"""The rights of credentials: a wrong kind gives no access, and a device's credential no access to another device."""
 
 import ipaddress
 import re

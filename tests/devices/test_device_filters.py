@@ -56,14 +56,14 @@ def test_an_agent_that_was_updated_is_found_by_its_new_version(admin: Admin, rep
     assert (found(admin, "agent_version=1.3"), found(admin, "agent_version=1.2.0")) == (["a"], ["c"])
 
 
-def test_a_filter_goes_over_pages(admin: Admin, reported: list[Phone]) -> None:
+def test_a_filter_applies_to_all_pages(admin: Admin, reported: list[Phone]) -> None:
     first = admin.get("/admin/devices?model=Pixel%208&limit=1").json
     second = admin.get(f"/admin/devices?model=Pixel%208&limit=1&cursor={first['next_cursor']}").json
     assert [page["items"][0]["hardware_id"] for page in (first, second)] == ["c", "a"]
     assert second["next_cursor"] is None
 
 
-def test_silence_counts_from_the_last_heartbeat_else_from_the_enrollment(admin: Admin) -> None:
+def test_silence_counts_from_the_last_heartbeat_or_if_there_is_none_from_the_enrollment(admin: Admin) -> None:
     never, silent, present = [admin.enrol(name) for name in ("never", "silent", "present")]
     silent.heartbeat()
     let_pass(days=2, seconds=1)
@@ -76,7 +76,7 @@ def test_silence_counts_from_the_last_heartbeat_else_from_the_enrollment(admin: 
     assert found(admin, "not_seen_for_seconds=0") == ["never", "new", "present", "silent"]
 
 
-def test_silence_leaves_no_device_out_and_goes_with_the_other_filters(admin: Admin) -> None:
+def test_the_filter_by_silence_misses_no_device_and_combines_with_other_filters(admin: Admin) -> None:
     phones = [admin.enrol(name, model="One") for name in ("active", "revoked", "retired")]
     for phone in phones:
         phone.heartbeat()

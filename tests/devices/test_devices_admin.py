@@ -143,7 +143,7 @@ def test_no_character_has_a_special_meaning_in_a_search(admin: Admin, sign: str)
         assert search(admin, text) == ["SN-100"]
 
 
-def test_a_search_goes_with_the_other_filters_and_over_pages(admin: Admin) -> None:
+def test_a_search_combines_with_other_filters_and_applies_to_all_pages(admin: Admin) -> None:
     for number in range(3):
         admin.enrol(f"SN-{number}", alias=f"Till {number}")
     admin.enrol("SN-3", push_token="fcm-1", alias="till 3")

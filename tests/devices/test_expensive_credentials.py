@@ -1,4 +1,4 @@
-"""bcrypt: a request that can be refused without a hash costs none, and no client blocks the others."""
+"""bcrypt: a request that can be refused without a hash costs no hash, and no client blocks the others."""
 
 import asyncio
 import time
@@ -27,7 +27,7 @@ GATE: Final = "of-this-test"
 
 
 class Hashes:
-    """The bcrypt hashes of a test: how many ran, and how many at the same time at most. They can be stopped."""
+    """The bcrypt hashes of a test: their number, and the largest number at the same time. The hashes can be stopped."""
 
     def __init__(self) -> None:
         self.made = self.under_way = self.most = 0
@@ -107,7 +107,7 @@ def waiting(gate: Gate) -> int:
 
 
 def spoilt(**fields: Any) -> Callable[[Admin], str]:
-    """An enrollment token with something wrong with it."""
+    """An enrollment token with one of several faults."""
 
     def made(admin: Admin) -> str:
         text = admin.enrollment_token()
@@ -165,7 +165,9 @@ def test_an_enrollment_token_has_one_registration_in_bcrypt_at_a_time(admin: Adm
     assert (new_secrets.made, new_secrets.most) == (5, 1)
 
 
-def test_registrations_by_other_enrollment_tokens_do_not_wait_for_it(admin: Admin, new_secrets: Hashes) -> None:
+def test_registrations_by_different_enrollment_tokens_do_not_wait_for_each_other(
+    admin: Admin, new_secrets: Hashes
+) -> None:
     many, one = admin.enrollment_token(max_uses=5), admin.enrollment_token()
     calls = [*(register(many, f"imei-{number}") for number in range(5)), register(one, "imei-9")]
     answers = together(*calls, hold=new_secrets, until=lambda: new_secrets.under_way == 2)
@@ -196,7 +198,7 @@ def test_registrations_beyond_those_that_may_wait_are_503_and_consume_no_use(
 
 
 def refused(times: int) -> Callable[[], bool]:
-    """Return whether the gate of this test has refused this number of requests since now."""
+    """Return a condition: the gate of this test has refused this number of requests from now on."""
     before = REGISTRY.get_sample_value("nexmdm_gate_refused_total", {"gate": GATE}) or 0.0
     return lambda: REGISTRY.get_sample_value("nexmdm_gate_refused_total", {"gate": GATE}) == before + times
 

@@ -432,7 +432,7 @@ def test_a_cancelled_command_is_not_offered(admin: Admin, phone: Phone) -> None:
     assert offered(phone.heartbeat()) == []
 
 
-def test_pending_commands_come_first_oldest_first_then_reported_ones_longest_silent_first(
+def test_pending_commands_come_oldest_first_then_reported_commands_longest_silent_first(
     admin: Admin, phone: Phone
 ) -> None:
     first, second, third, fourth, fifth = issue(admin, phone, 5)
@@ -568,7 +568,7 @@ def test_a_kept_connection_that_was_cut_loses_no_heartbeat(admin: Admin) -> None
 
 @pytest.fixture
 def poisoned_presence(transactional_db: None) -> Iterator[None]:
-    """Make PostgreSQL refuse one agent version as bad data, as it may refuse an unforeseen value."""
+    """Make PostgreSQL refuse one agent version as bad data; it could refuse any unforeseen value in this way."""
     with connection.cursor() as cursor:
         cursor.execute("""
             CREATE FUNCTION refuse_poison() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN

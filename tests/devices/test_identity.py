@@ -1,4 +1,4 @@
-"""The names of a phone: valid hardware ids and aliases, when two are the same, and rows of earlier versions."""
+"""The names of a phone: valid hardware ids and aliases, names that count as equal, and rows of earlier versions."""
 
 import unicodedata
 from functools import partial
@@ -125,7 +125,7 @@ def test_128_letters_with_an_accent_of_their_own_fit(admin: Admin, phone: Phone)
     assert change(admin, phone, "e\u0301" * 128).json["alias"] == "\u00e9" * 128
 
 
-def test_an_alias_is_not_normalised_beyond_what_could_become_one(
+def test_only_texts_that_could_become_an_alias_are_normalised(
     admin: Admin, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     normalise = Mock(side_effect=unicodedata.normalize)
@@ -267,13 +267,13 @@ def test_of_two_devices_with_one_alias_the_first_enrolled_keeps_it_and_no_row_ch
     assert change(admin, second, "Till").code == "alias_taken"
 
 
-def test_a_phone_whose_alias_an_earlier_one_has_too_can_still_register_with_it(admin: Admin) -> None:
+def test_a_phone_whose_alias_an_earlier_phone_also_has_can_register_with_it(admin: Admin) -> None:
     _, second = colliding(admin)
     answer = second.register(admin.enrollment_token(re_enroll=True), alias="till")
     assert (answer.status, Device.objects.get(id=second.device_id).alias) == (200, "till")
 
 
-def test_once_the_first_gives_its_alias_up_the_second_has_it(admin: Admin) -> None:
+def test_once_the_first_device_gives_up_its_alias_the_second_has_it(admin: Admin) -> None:
     first, second = colliding(admin)
     change(admin, first, "desk")
     request_id = admin.command(to={"aliases": ["TILL"]}).json["request_id"]
@@ -327,7 +327,7 @@ def test_check_names_some_of_very_many_and_counts_the_rest(admin: Admin, capsys:
     assert ", and 2 more." in printed
 
 
-def test_check_says_so_where_the_database_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_reports_that_the_database_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparison_keys, "exist", Mock(side_effect=OperationalError))
     (found,) = device_checks.same_devices(databases=["default"])
     assert (found.id, bool(found.hint)) == (device_checks.UNCHECKED_DEVICES, True)

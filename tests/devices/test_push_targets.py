@@ -1,4 +1,4 @@
-"""Push tokens: valid texts, their owners, and that each installation of the app has one owner."""
+"""Push tokens: valid texts and owners; each installation of the app has one owner."""
 
 from functools import partial
 from typing import Any, Final
@@ -29,7 +29,7 @@ def owners() -> dict[str, str | None]:
 
 
 def as_the_version_before(phone: Phone, push_token: str) -> None:
-    """Give a phone a push token as the version before does, which does not know installations."""
+    """Give a phone a push token as the version before does; that version does not know installations."""
     Device.objects.filter(id=phone.device_id).update(push_token=push_token)
 
 

@@ -1,4 +1,4 @@
-"""Registration: which phones may register, what they get once, and what is stored."""
+"""Registration: the phones that may register, the credentials that they get once, and the stored rows."""
 
 import hmac
 from collections.abc import Mapping, Sequence
@@ -413,7 +413,7 @@ def test_refusals_come_in_their_order_and_consume_no_use(admin: Admin, client: C
     assert known.heartbeat().status == 200
 
 
-def test_an_unknown_token_is_invalid_whatever_else_is_wrong(admin: Admin, client: Client) -> None:
+def test_an_unknown_token_is_invalid_in_combination_with_any_other_error(admin: Admin, client: Client) -> None:
     text = admin.enrollment_token()
     mine = tokens.parse(tokens.ENROLLMENT_PREFIX, text)
     assert mine is not None

@@ -67,7 +67,7 @@ def test_a_revoked_device_is_listed_as_such(admin: Admin, phone: Phone) -> None:
     assert (listed(admin, "revoked"), listed(admin, "retired")) == ([phone.device_id], [])
 
 
-def test_its_open_commands_are_cancelled_and_its_history_stays(admin: Admin, phone: Phone) -> None:
+def test_the_open_commands_of_a_retired_device_are_cancelled_and_its_history_stays(admin: Admin, phone: Phone) -> None:
     done = admin.command("ping", to=phone).json["request_id"]
     phone.report(done, "succeeded")
     lock = admin.command("lock", to=phone).json["request_id"]
@@ -79,7 +79,7 @@ def test_its_open_commands_are_cancelled_and_its_history_stays(admin: Admin, pho
     assert admin.get(f"/admin/commands/{done}").json["outcome"] == "succeeded"
 
 
-def test_its_alias_is_free_and_it_is_named_as_retired(admin: Admin) -> None:
+def test_the_alias_of_a_retired_device_is_free_and_a_command_to_it_names_it_as_retired(admin: Admin) -> None:
     phone = admin.enrol("phone-1", alias="front-desk")
     retire(admin, phone)
     assert shown(admin, phone)["alias"] is None
@@ -92,14 +92,14 @@ def test_its_alias_is_free_and_it_is_named_as_retired(admin: Admin) -> None:
     }  # fmt: skip
 
 
-def test_commands_to_all_and_to_tags_skip_it(admin: Admin) -> None:
+def test_commands_to_all_and_to_tags_skip_a_retired_device(admin: Admin) -> None:
     phone = admin.enrol("phone-1", tags=["lobby"])
     retire(admin, phone)
     for target in ({"all": True}, {"tags": ["lobby"]}):
         assert refusals(admin.command("ping", to=target)) == {(422, "empty_audience")}
 
 
-def test_it_is_retired_once_and_never_reinstated(admin: Admin, phone: Phone) -> None:
+def test_a_device_is_retired_once_and_never_reinstated(admin: Admin, phone: Phone) -> None:
     first = retire(admin, phone).json
     with structlog.testing.capture_logs() as lines:
         assert retire(admin, phone).json == first
@@ -120,7 +120,7 @@ def test_an_unknown_device_cannot_be_retired(admin: Admin) -> None:
     assert refusals(admin.post(f"/admin/devices/{uuid4()}/retire")) == {(404, "not_found")}
 
 
-def test_its_retirement_is_audited(admin: Admin, phone: Phone) -> None:
+def test_a_retirement_is_audited(admin: Admin, phone: Phone) -> None:
     with structlog.testing.capture_logs() as lines:
         retire(admin, phone)
     entry = AuditEntry.objects.latest("id")
@@ -141,7 +141,7 @@ def test_a_retirement_by_a_wipe_is_logged_as_that_and_withdraws_the_rest(admin: 
     assert (row["state"], row["why_unfinished"]) == ("cancelled", "The device was retired.")
 
 
-def test_its_hardware_registers_again_with_any_valid_token_as_the_same_device(admin: Admin) -> None:
+def test_the_hardware_of_a_retired_device_registers_again_as_the_same_device(admin: Admin) -> None:
     phone = admin.enrol("phone-1", tags=["lobby"], alias="front-desk", push_token="token-1")
     old_token = phone.device_token
     phone.heartbeat()
@@ -304,7 +304,7 @@ def test_a_second_retirement_frees_an_alias_that_it_got_meanwhile(admin: Admin, 
 
 
 @pytest.mark.parametrize("body", [{"alias": "kiosk-1"}, {"alias": None}, {"tags": ["lobby"]}, {"tags": []}])
-def test_its_alias_and_tags_cannot_be_changed(admin: Admin, phone: Phone, body: Any) -> None:
+def test_the_alias_and_tags_of_a_retired_device_cannot_be_changed(admin: Admin, phone: Phone, body: Any) -> None:
     admin.post("/admin/tags/floor-1", {"add": [phone.device_id]})
     retire(admin, phone)
     answer = admin.call("PATCH", f"/admin/devices/{phone.device_id}", body)
@@ -314,7 +314,9 @@ def test_its_alias_and_tags_cannot_be_changed(admin: Admin, phone: Phone, body: 
 
 
 @pytest.mark.parametrize("change", ["add", "remove"])
-def test_a_tag_cannot_be_added_to_it_or_removed_together_with_others(admin: Admin, phone: Phone, change: str) -> None:
+def test_a_tag_of_a_retired_device_cannot_be_changed_together_with_others(
+    admin: Admin, phone: Phone, change: str
+) -> None:
     other = admin.enrol("phone-2")
     retire(admin, phone)
     answer = admin.post("/admin/tags/floor-1", {"add": [other.device_id], change: [other.device_id, phone.device_id]})
@@ -330,7 +332,7 @@ def test_a_device_that_registers_again_after_its_retirement_can_be_changed(admin
     assert (answer.json["alias"], answer.json["tags"]) == ("kiosk-1", ["lobby"])
 
 
-def test_the_version_before_cannot_reinstate_it(admin: Admin, phone: Phone) -> None:
+def test_the_version_before_cannot_reinstate_a_retired_device(admin: Admin, phone: Phone) -> None:
     retire(admin, phone)
     with pytest.raises(IntegrityError, match="device_retired_is_revoked"), transaction.atomic():
         Device.objects.filter(id=phone.device_id).update(revoked_at=None)

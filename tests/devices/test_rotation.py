@@ -65,7 +65,7 @@ def test_any_use_of_the_new_token_is_its_first(admin: Admin, phone: Phone, first
     assert (beat(phone, phone.device_token), beat(phone, new)) == (401, 200)
 
 
-def test_old_and_new_in_one_flush_are_decided_each_by_itself(phone: Phone) -> None:
+def test_old_and_new_tokens_in_one_flush_are_decided_separately(phone: Phone) -> None:
     old, new = phone.device_token, phone.rotate().json["device_token"]
     statuses = [answer.status for answer in in_one_batch((old, {}), (new, {}))]
     assert statuses == [200, 200]
@@ -138,7 +138,7 @@ def test_rotations_at_the_same_moment_leave_one_new_pair(admin: Admin) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_the_first_use_of_a_new_pair_at_the_same_moment_is_good_everywhere(admin: Admin) -> None:
+def test_simultaneous_first_uses_of_a_new_pair_are_all_accepted(admin: Admin) -> None:
     phone = admin.enrol("phone-1")
     new = phone.rotate().json["device_token"]
     phones = [Phone(Client(), "phone-1", device_token=new) for _ in range(5)]

@@ -74,7 +74,7 @@ def test_a_token_of_the_other_kind_is_refused() -> None:
 
 
 @pytest.mark.parametrize("foreign", ["-", "_", "+", "/", " ", "\x00", "\n"])
-def test_a_good_check_sum_does_not_excuse_a_foreign_character(foreign: str) -> None:
+def test_a_valid_check_sum_does_not_excuse_a_foreign_character(foreign: str) -> None:
     in_the_id = with_checksum(VECTOR[:10] + foreign + VECTOR[11:70])
     in_the_secret = with_checksum(VECTOR[:50] + foreign + VECTOR[51:70])
     assert tokens.parse(tokens.DEVICE_PREFIX, in_the_id) is None
@@ -85,7 +85,7 @@ def test_an_id_beyond_128_bits_is_refused() -> None:
     assert tokens.parse(tokens.DEVICE_PREFIX, with_checksum("nxd_" + "z" * 22 + VECTOR[26:70])) is None
 
 
-def test_a_token_does_not_show_its_secret_when_it_is_printed() -> None:
+def test_a_printed_token_does_not_show_its_secret() -> None:
     token = tokens.make(tokens.DEVICE_PREFIX, DEVICE, SECRET)
     assert token.secret not in repr(token)
     assert token.secret not in f"{token}"

@@ -84,7 +84,7 @@ REPAIRED: list[tuple[Json, Json, list[str]]] = [
 
 
 @pytest.mark.parametrize(("sent", "kept", "warnings"), REPAIRED)
-def test_a_reading_is_repaired_where_that_is_harmless(
+def test_a_reading_is_repaired_if_the_repair_is_harmless(
     phone: Phone, request_id: str, sent: Json, kept: Json, warnings: list[str]
 ) -> None:
     answer = phone.heartbeat(status={"charging": True, **sent}, agent_version="2")
@@ -356,7 +356,7 @@ def test_bad_readings_of_unknown_callers_are_neither_counted_nor_logged(phone: P
 
 
 def fields_that_inform(document: Json) -> list[tuple[str, str]]:
-    """The path and the name of each field of a phone's body that informs, by the document."""
+    """The path and the name of each field of a phone's body that only informs, according to the document."""
     found = []
     for path, methods in document["paths"].items():
         content = methods.get("post", {}).get("requestBody", {}).get("content", {})

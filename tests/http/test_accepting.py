@@ -1,4 +1,6 @@
-"""A busy worker accepts all waiting connections in one turn of its loop, so that their clients do not wait for many."""
+"""A busy worker accepts all waiting connections in one turn of its loop, so that their clients do not wait for many
+turns.
+"""
 
 import asyncio
 import socket

@@ -1,4 +1,4 @@
-"""Gates: how much expensive work runs, how much waits for it, and what is refused."""
+"""Gates: how much expensive work runs, how much work waits, and which work is refused."""
 
 import asyncio
 from collections.abc import Coroutine

@@ -1,4 +1,4 @@
-"""No request gets an answer of 500 or above, and each answer is one that the published OpenAPI document describes."""
+"""No request gets an answer of 500 or above, and the published OpenAPI document describes each answer."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -134,7 +134,7 @@ def world(admin: Admin, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> 
 
 @st.composite
 def hostile(draw: st.DrawFn, cases: st.SearchStrategy[Case[Any]], world: World) -> Request:
-    """A request of the document, a similar one, or a good one; with twisted values in some places."""
+    """A request of the document, a similar request, or a valid request; with hostile values in some places."""
     case = draw(cases)
     path = case.path
     for name, value in (case.path_parameters or {}).items():
@@ -155,7 +155,9 @@ def hostile(draw: st.DrawFn, cases: st.SearchStrategy[Case[Any]], world: World) 
 
 @st.composite
 def bodies(draw: st.DrawFn, body: Json) -> bytes:
-    """The body as JSON: unchanged, or with a twisted value in one place, as the value of a key, or twice."""
+    """The body as JSON: unchanged, or with a hostile value in one place, under a new key, under a repeated key, or
+    alone.
+    """
     if not isinstance(body, dict | list):
         body = {}
     kind = draw(st.sampled_from(["as it is", "in a place", "in a place", "as a key", "twice", "altogether"]))
@@ -175,7 +177,7 @@ def _encoded(value: Json) -> bytes:
 
 
 def _places(value: Json, way: tuple[Json, ...] = ()) -> Iterator[tuple[Json, ...]]:
-    """The path of each value in a body, and of some possible ones."""
+    """The path of each value in a body, and the paths of some possible values."""
     yield way
     for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
         yield from _places(inner, (*way, key))

@@ -140,7 +140,7 @@ def test_metrics_are_computed_once_for_simultaneous_requests(
 
 
 class Turnstile:
-    """Replaces the database: work that is let in stays until it is opened."""
+    """Replaces the database: work that begins does not end until the turnstile is opened."""
 
     def __init__(self) -> None:
         self.inside: list[str] = []

@@ -174,7 +174,7 @@ def test_pipelined_requests_are_started_one_at_a_time_with_a_pause_after_each() 
             task.cancel()
         return (time.monotonic() - began) / requests
 
-    # The loop's timers count whole milliseconds, so a pause may be almost one shorter.
+    # The loop's timers count whole milliseconds, so a pause may be up to 1 ms shorter.
     assert over_a_socket(talk) > pipelining.PAUSE_SECONDS / 2
 
 
@@ -228,7 +228,7 @@ def test_bodies_beyond_what_is_buffered_go_together_with_requests_sent_ahead(adm
     assert over_a_socket(talk) == [401, 200, 404] * 4
 
 
-def test_requests_after_one_that_asks_for_an_upgrade_are_answered_too() -> None:
+def test_requests_after_a_request_for_an_upgrade_are_answered() -> None:
     upgrade = HEALTH + b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
 
     async def talk(line: Line) -> list[int]:
@@ -295,7 +295,7 @@ def test_a_body_of_broken_chunks_is_400_in_its_turn_and_ends_the_connection(
     assert answer.headers["x-correlation-id"] == "broken"
 
 
-def test_a_body_that_breaks_off_after_its_answer_gets_no_second_one(impatient: None, settings: Settings) -> None:
+def test_a_body_that_breaks_off_after_its_answer_gets_no_second_answer(impatient: None, settings: Settings) -> None:
     head = HEARTBEAT.replace(b"localhost", b"evil.example") + b"Transfer-Encoding: chunked\r\n\r\n"
 
     async def talk(line: Line) -> tuple[Any, bool]:

@@ -36,7 +36,7 @@ def send_in_parts(
     then: Callable[[], Awaitable[Message]] | None = None,
     to: App = application,
 ) -> list[Message]:
-    """Send a request whose body comes in parts; after the last one, call `then`. Return the answer."""
+    """Send a request whose body comes in parts; after the last part, call `then`. Return the answer."""
     more = [{"type": "http.request", "body": part, "more_body": True} for part in parts]
     if then is None and more:
         more[-1]["more_body"] = False
@@ -507,7 +507,9 @@ def test_a_malformed_credential_is_refused_with_or_without_a_database(
 
 @pytest.mark.parametrize(("status", "header"), [(429, "retry-after"), (503, "retry-after"), (401, "www-authenticate")])
 def test_every_answer_has_the_header_that_its_status_requires(status: int, header: str) -> None:
-    """Whichever layer makes it: here, as in the admin site's stack, code that does not know of the header."""
+    """This is so for each layer that makes an answer. Here it is code that does not know the header, as in Django's
+    stack.
+    """
 
     async def careless(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"text/html")]})

@@ -366,7 +366,7 @@ def test_an_upgrade_is_ignored_unless_its_body_would_be_lost(impatient: None, wa
     assert "Upgrade" in answer.json["detail"]
 
 
-def test_a_client_gone_at_any_byte_leaves_nothing_or_a_whole_command(admin: Admin, phone: Phone) -> None:
+def test_a_client_that_disconnects_at_any_byte_leaves_nothing_or_a_whole_command(admin: Admin, phone: Phone) -> None:
     body = json.dumps({"action": "ping", "target": {"all": True}}).encode()
     lines = "".join(f"{name}: {value}\r\n" for name, value in admin.headers("POST", "/admin/command", body).items())
     lines += f"Content-Length: {len(body)}\r\n\r\n"
@@ -388,7 +388,7 @@ def test_a_client_gone_at_any_byte_leaves_nothing_or_a_whole_command(admin: Admi
     assert [delivery.state for delivery in command.deliveries.all()] == ["pending"]
 
 
-def test_a_request_on_its_way_when_the_worker_stops_is_answered_and_ends_its_connection() -> None:
+def test_a_request_in_transit_when_the_worker_stops_is_answered_and_ends_its_connection() -> None:
     async def talk(line: Line) -> tuple[Answer, Answer, bool]:
         await line.say(HEALTH + b"\r\n")
         first = await line.answer()

@@ -1,4 +1,6 @@
-"""Refusals: each is one line in the log, and on its device; equal ones are counted, and no line has a secret."""
+"""Refusals: each is one line in the log, and on its device; equal refusals are counted, and no line contains a
+secret.
+"""
 
 import asyncio
 import json
@@ -154,7 +156,7 @@ def test_a_503_is_one_line(client: Client, settings: Settings, log: Log, no_data
     assert_describes(second, unready, code="not_ready", method="GET", route="/readyz")
 
 
-def test_a_good_answer_has_no_line(admin: Admin, phone: Phone, log: Log) -> None:
+def test_an_answer_without_an_error_has_no_line(admin: Admin, phone: Phone, log: Log) -> None:
     assert phone.heartbeat().status == admin.get("/admin/summary").status == 200
     assert log.lines == []
 
@@ -271,7 +273,7 @@ def test_equal_refusals_are_one_line_and_a_second_one_with_their_count(log: Log)
     assert [first["correlation_id"], rest["correlation_id"]] == ids[:2]
 
 
-def test_other_codes_and_addresses_have_lines_of_their_own(db: None, log: Log) -> None:
+def test_other_codes_and_addresses_have_separate_lines(db: None, log: Log) -> None:
     addressed(["192.0.2.1", "192.0.2.2", "192.0.2.1"])
     addressed(["192.0.2.1"], "/admin/summary")
     assert sorted((line["address"], line["code"], line["count"]) for line in log.lines) == [
@@ -370,7 +372,7 @@ def test_no_secret_is_in_any_line(admin: Admin, phone: Phone, log: Log) -> None:
     assert [secret for secret in secrets if secret in log.text] == []
 
 
-def test_the_last_refusal_of_a_device_is_when_where_and_why(admin: Admin, phone: Phone) -> None:
+def test_the_last_refusal_of_a_device_has_time_route_and_code(admin: Admin, phone: Phone) -> None:
     assert last_refusal(admin, phone) is None
     phone.send("/v1/action-result", {})
     shown = last_refusal(admin, phone)

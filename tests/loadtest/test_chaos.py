@@ -71,10 +71,10 @@ def test_a_database_that_is_away_is_noticed_unless_it_is_back_immediately() -> N
 
 def test_a_request_that_fails_long_after_the_database_is_back_is_a_miss_whenever_it_began() -> None:
     assert missed_by_the_database(AWAY, replace(AWAY, ended_at=108.9)) == set()
-    assert missed_by_the_database(AWAY, replace(AWAY, ended_at=109)) == {"last failure after it was back"}
+    assert missed_by_the_database(AWAY, replace(AWAY, ended_at=109)) == {"last failure after the database was back"}
 
 
-SLOW = "slow requests 5 s after it was back"
+SLOW = "slow requests 5 s after the database was back"
 
 
 def test_a_request_that_takes_long_after_the_database_is_back_is_a_miss_though_it_is_answered() -> None:
@@ -84,7 +84,7 @@ def test_a_request_that_takes_long_after_the_database_is_back_is_a_miss_though_i
         assert missed_by_the_database(AWAY, replace(PROMPT, begun_at=begin, ended_at=end)) == set()
 
 
-def test_a_request_that_takes_long_because_of_the_next_stop_is_none() -> None:
+def test_a_request_that_takes_long_because_of_the_next_stop_is_no_miss() -> None:
     twice = stops(Gap(100, 104), Gap(120, 122))
     waiting = replace(PROMPT, begun_at=119, ended_at=126)
     assert missed(twice.judged([AWAY, waiting], NO_BOOK, [])) == set()
@@ -96,7 +96,7 @@ def test_no_requests_after_a_gap_is_a_miss() -> None:
     assert missed(stops(Gap(100, 104)).judged([AWAY], NO_BOOK, [])) == {SLOW}
 
 
-def test_no_push_is_possible_while_both_dispatchers_are_gone() -> None:
+def test_no_push_is_possible_while_no_dispatcher_runs() -> None:
     message = '{"name":"host:7","push":"ok","event":"dispatch.started","level":"info","at":"1970-01-01T00:01:43.5Z"}\n'
     serving, second = SimpleNamespace(said=f"NexMDM is ready\n{message}"), cast("SecondDispatcher", None)
     kills = Kills(cast("Serving", serving), second, 300, print)
@@ -105,7 +105,7 @@ def test_no_push_is_possible_while_both_dispatchers_are_gone() -> None:
 
 
 class Outages:
-    """Three minutes of 503 from 1,000 on, normal again 12 s after; 80 pushes a second before and after.
+    """Three minutes of 503 from second 1,000 on; normal again 12 s after the end; 80 pushes a second before and after.
 
     Twenty deliveries are open during it until a heartbeat delivers them.
     """

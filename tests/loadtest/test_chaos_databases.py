@@ -30,7 +30,7 @@ LATER: Final = replace(PROMPT, begun_at=200, ended_at=200.1)
 
 
 def processes(pids: dict[str, int], *, second_lives: bool = True) -> SameProcesses:
-    """Return processes as they were recorded with these ids, which tests change afterwards."""
+    """Return a record of processes with these ids; tests change the ids afterwards."""
     serving, second = SimpleNamespace(child=pids.__getitem__), SimpleNamespace(is_alive=lambda: second_lives)
     return SameProcesses(cast("Serving", serving), cast("SecondDispatcher", second))
 
@@ -58,7 +58,7 @@ def test_a_failover_may_refuse_requests_as_long_as_there_is_no_primary_and_littl
     fault = failovers(Gap(100, 106))
     assert missed_by(fault, AWAY) == set()
     assert missed_by(fault, replace(AWAY, ended_at=110.9)) == set()
-    assert missed_by(fault, replace(AWAY, ended_at=111)) == {"last failure after it was back"}
+    assert missed_by(fault, replace(AWAY, ended_at=111)) == {"last failure after the database was back"}
     assert missed_by(fault) == {"requests refused in the gaps"}
     assert missed_by(replace(fault, times=2), AWAY) == {"failovers"}
     ahead = time.time() - time.monotonic()
@@ -75,7 +75,7 @@ def test_nothing_but_200_and_503_is_answered(status: int) -> None:
 
 def test_slow_requests_while_the_old_primary_returns_do_not_count() -> None:
     slow = Exchange("command", 116, 119, 200)
-    assert missed_by(failovers(Gap(100, 104)), AWAY, slow) == {"slow requests 5 s after it was back"}
+    assert missed_by(failovers(Gap(100, 104)), AWAY, slow) == {"slow requests 5 s after the database was back"}
     assert missed_by(failovers(Gap(100, 104, busy_at=115)), AWAY, PROMPT, slow) == set()
 
 
@@ -104,7 +104,7 @@ IN_TIME: Final = "requests that overlapped a freeze were answered"
         (replace(PROMPT, begun_at=99.9, ended_at=100.1), set()),
         (replace(PROMPT, begun_at=139.9, ended_at=141), set()),
         (replace(PROMPT, begun_at=99, ended_at=140.5), {IN_TIME}),
-        (replace(AWAY, begun_at=145, ended_at=150), {"last failure after it was back"}),
+        (replace(AWAY, begun_at=145, ended_at=150), {"last failure after the database was back"}),
         (replace(AWAY, flaw="text/html"), {"refusals are problem details"}),
     ],
 )
@@ -123,7 +123,7 @@ def test_dropped_connections_count_as_a_freeze_without_duration() -> None:
     assert missed_by(fault, AWAY, meeting, replace(LATER, begun_at=211, ended_at=212)) == set()
     hung = replace(meeting, ended_at=210.1)
     assert missed_by(fault, AWAY, hung, replace(LATER, begun_at=211, ended_at=212)) == {
-        IN_TIME, "last failure after it was back", "slow requests 10 s after it was back",
+        IN_TIME, "last failure after the database was back", "slow requests 10 s after the database was back",
     }  # fmt: skip
 
 

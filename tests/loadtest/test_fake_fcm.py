@@ -184,13 +184,13 @@ def test_another_project_is_not_found_without_an_error_about_the_push_token(clie
 
 
 @pytest.mark.parametrize("authorization", ["", "Bearer", "Bearer made-up", "Basic made-up"])
-def test_only_access_tokens_that_were_issued_are_good(client: httpx.Client, authorization: str) -> None:
+def test_only_issued_access_tokens_are_accepted(client: httpx.Client, authorization: str) -> None:
     client.headers["Authorization"] = authorization
     answer = send(client, message())
     assert (answer.status_code, answer.json()["error"]["status"]) == (401, "UNAUTHENTICATED")
 
 
-def test_a_revoked_access_token_is_refused_and_a_new_one_good(client: httpx.Client, standin: FcmStandin) -> None:
+def test_a_revoked_access_token_is_refused_and_a_new_one_accepted(client: httpx.Client, standin: FcmStandin) -> None:
     standin.revoke_access_tokens()
     refused = send(client, message())
     client.headers["Authorization"] = f"Bearer {access_token(standin.service_account())}"
@@ -249,13 +249,13 @@ def test_the_journal_keeps_each_send_in_order_with_its_answer(client: httpx.Clie
     assert first.monotonic <= second.monotonic
 
 
-def test_waiting_for_a_send_that_does_not_come_says_how_many_did(client: httpx.Client, standin: FcmStandin) -> None:
+def test_waiting_for_a_missing_send_reports_how_many_sends_came(client: httpx.Client, standin: FcmStandin) -> None:
     send(client, message("ok-1"))
     with pytest.raises(TimeoutError, match="0 of 1"):
         standin.journal.wait_for(1, timeout=0, matching=lambda send: send.push_token == "ok-2")
 
 
-def test_another_process_can_steer_it_and_read_the_journal(client: httpx.Client) -> None:
+def test_another_process_can_control_the_fake_and_read_the_journal(client: httpx.Client) -> None:
     orders = {"override": "quota", "delay_ms": 1, "oauth_down": True, "expires_in_seconds": 60}
     assert client.post("/control", json=orders).json() == orders
     assert send(client, message()).status_code == 429
@@ -268,7 +268,7 @@ def test_another_process_can_steer_it_and_read_the_journal(client: httpx.Client)
 @pytest.mark.parametrize(
     "orders", [{"overide": "hang"}, {"override": "nothing"}, {"delay_ms": "5"}, [], {"delay_ms": True}]
 )
-def test_an_order_it_does_not_know_changes_nothing(client: httpx.Client, standin: FcmStandin, orders: Any) -> None:
+def test_an_unknown_order_changes_nothing(client: httpx.Client, standin: FcmStandin, orders: Any) -> None:
     answer = client.post("/control", json=orders)
     assert (answer.status_code, standin.override, standin.delay_ms) == (400, None, 0)
 

@@ -178,7 +178,7 @@ def push_what_nobody_asked_for(world: World) -> None:
 
 
 def record_the_message_of_another_push(world: World) -> None:
-    """Both ids are FCM's, but each is at the other's delivery."""
+    """Both ids are ids of FCM, but each is stored with the other delivery."""
     world.spoil(0, attempts=[accepted("m3")])
     world.spoil(1, attempts=[unknown(), accepted("m1", at=NOW + 45)])
 
@@ -365,7 +365,7 @@ def give_up_within_the_lease(world: World) -> None:
 
 
 NOT_DUE = "deliveries settled, or open with a due time"
-UNRECORDED = "messages at FCM have an attempt each, with its answer"
+UNRECORDED = "messages at FCM each have an attempt, with FCM's answer"
 UNFOUNDED = "attempts with an answer have their message at FCM"
 UNTRIED = "pushes that came due were tried"
 UNTRUE = "deliveries have the state that was answered"
@@ -406,7 +406,7 @@ def test_correct_ledgers_keep_every_promise() -> None:
         (push_too_late_with_a_bad_access_token, "messages after the expiry of their command"),
         (leave_an_attempt_in_flight, "attempts still in flight"),
         (push_after_an_acceptance, "attempts after one that FCM accepted"),
-        (push_twice_though_nothing_was_unknown, "messages FCM accepted twice, no attempt unknown"),
+        (push_twice_though_nothing_was_unknown, "messages that FCM accepted twice, without an unknown attempt"),
         (never_push_as_the_heartbeat_came_in_the_end, UNTRIED),
         (never_push_what_expired, UNTRIED),
         (never_push_what_is_open, UNTRIED),

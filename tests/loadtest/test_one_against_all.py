@@ -71,7 +71,7 @@ def test_a_trial_is_not_kept_if_the_attack_was_too_small_or_did_damage(case: Cas
 @pytest.mark.parametrize(
     ("without", "with_it", "held"), [(0.002, 0.029, True), (0.002, 0.031, False), (0.02, 0.059, True)]
 )
-def test_a_p99_below_the_floor_is_good_and_above_it_counts_the_ratio(
+def test_a_p99_below_the_floor_passes_and_above_the_floor_the_ratio_counts(
     without: float, with_it: float, held: bool
 ) -> None:
     measured = replace(MEASURED, without=slower(without), beside=slower(with_it))

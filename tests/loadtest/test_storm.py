@@ -15,7 +15,7 @@ DONE = b"HTTP/1.1 200 OK\r\nContent-Length: 21\r\n\r\n" + b'{"state":"succeeded"
 
 
 async def report(answers: list[bytes], spread_seconds: float) -> tuple[dict[str, str], list[str], float]:
-    """Send a report to a server that gives these answers; return the last one, what went wrong, and the seconds."""
+    """Send a report to a server that gives these answers; return the last answer, the errors, and the seconds."""
     given = iter(answers)
 
     ended = asyncio.Event()

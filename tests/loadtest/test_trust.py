@@ -73,7 +73,7 @@ def test_a_promise_is_not_kept_if_one_of_its_tests_did_not_run() -> None:
     assert (found.held, found.figure) == (False, "1 test, tests/test_a.py::test_one did not run")
 
 
-def test_tests_are_run_and_told_apart_by_pytests_own_names(tmp_path: Path) -> None:
+def test_tests_are_run_and_identified_by_pytests_own_names(tmp_path: Path) -> None:
     names = (
         "test_a_promise_requires_all_its_tests_and_adds_up_their_counts",
         "test_a_leak_is_found_in_each_encoding",
@@ -187,12 +187,14 @@ class Closing:
 
 
 async def two_requests(server: Closing, *, strict: bool, once_closed: bool = False) -> tuple[list[int], int]:
-    """Send two requests over a pool of one connection; return their answers, and how many used another one."""
+    """Send two requests over a pool of one connection; return their answers, and the number of requests that used
+    another connection.
+    """
     pool = Pool(server.address, 1, strict=strict)
     request = server.address.head("POST", "/v1/heartbeat", {}) + with_body(b"")
     first, _ = await pool.call(request)
     if once_closed:
-        server.closed.wait()  # The event loop stands still, so that the client has not noticed it.
+        server.closed.wait()  # The event loop stands still, so that the client has not noticed the close.
     second, _ = await pool.call(request)
     pool.close()
     return [first, second], pool.left

@@ -1,4 +1,4 @@
--- A row of each table, as version 0.1.0 writes them: with its columns and no others. {n} tells one set from another.
+-- A row of each table, as version 0.1.0 writes it, with only the columns of that version. {n} is the number of the set.
 INSERT INTO devices_enrollmenttoken (id, token_sha256, label, tags, re_enroll, max_uses, uses, expires_at, revoked_at)
 VALUES ('00000000-0000-7000-8000-00000000000{n}', '\x00', '', '{}', false, 1, 0, now() + interval '1 day', NULL);
 INSERT INTO devices_device (

@@ -48,7 +48,7 @@ def place(path: Path, line: int) -> str:
     return f"{path.relative_to(ROOT)}:{line}"
 
 
-def test_imports_stand_at_the_top_of_their_module() -> None:
+def test_imports_are_at_the_top_of_their_module() -> None:
     wrong = [
         place(path, line) for path in sources(*OURS) for function in functions(path) for line, _ in imports(function)
     ]
@@ -56,7 +56,7 @@ def test_imports_stand_at_the_top_of_their_module() -> None:
 
 
 def test_only_a_few_modules_read_the_applications_clock() -> None:
-    """All other times are the database's: processes with different clocks agree on all but a signature's age."""
+    """All other times come from the database. So processes with different clocks agree on all but a signature's age."""
     reading = {
         "time.time",
         "time.time_ns",
@@ -87,7 +87,7 @@ def test_no_function_is_longer_than_a_screen() -> None:
     assert wrong == []
 
 
-def test_no_file_is_too_long_to_be_about_one_thing() -> None:
+def test_no_file_is_too_long() -> None:
     lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in sources(*PRODUCT)}
     assert {path: length for path, length in lengths.items() if length > LONGEST_FILE} == {}
 
@@ -110,7 +110,7 @@ def test_each_module_describes_its_purpose() -> None:
     assert wrong == []
 
 
-def test_every_module_stands_in_a_layer() -> None:
+def test_every_module_belongs_to_a_layer() -> None:
     """The contracts in pyproject.toml do not check a module that no layer names."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     layers = re.findall(r"[a-z_.]+", " ".join(contracts[0]["layers"]))
@@ -124,8 +124,8 @@ def test_every_module_stands_in_a_layer() -> None:
     ] == []
 
 
-def test_no_module_imports_itself_by_way_of_others() -> None:
-    """For all packages together: the contract compares only the modules of one package with each other."""
+def test_no_module_imports_itself_through_others() -> None:
+    """This test checks all packages together, because the contract compares only the modules of one package."""
     graph = grimp.build_graph(*PRODUCT)
     imports_of = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
     assert len(list(TopologicalSorter(imports_of).static_order())) >= len(graph.modules)

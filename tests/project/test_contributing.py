@@ -56,7 +56,7 @@ def copy() -> Iterator["Copy"]:
 
 
 class Copy:
-    """A copy of the repository, and what is run in it."""
+    """A copy of the repository in which commands run."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -94,7 +94,7 @@ def chosen_by(test: str) -> list[str]:
 
 
 def one_run_of(tests: list[str]) -> str:
-    """Return one call of pytest that runs the tests which several calls run, and so starts only once."""
+    """Return one call of pytest for the tests of several calls, so that pytest starts only once."""
     variables = "".join(found[0] for test in tests if (found := re.match(r"[A-Z_]+=\S+ ", test)))
     files = sorted({file for test in tests for file in re.findall(r"tests/\S+", test)})
     words = " or ".join(word for test in tests for word in chosen_by(test))

@@ -89,7 +89,7 @@ def parser_of(name: str) -> ArgumentParser:
 
 
 def unknown_to_the_client(words: list[str], given: set[str]) -> list[str]:
-    """Return what is wrong with a command of `nexmdm`, which `manage.py fleet` is, too: its verb, or its options."""
+    """Return the fault of a command of `nexmdm` (or `manage.py fleet`, which is the same): its verb, or its options."""
     verb = words[0] if words and re.fullmatch(r"[a-z][a-z-]+", words[0]) else None
     if verb is not None and verb not in client.VERBS:
         return [f"fleet {verb}"]
@@ -101,7 +101,7 @@ def unknown_to_the_client(words: list[str], given: set[str]) -> list[str]:
 
 
 def verbs_of(parser: ArgumentParser) -> dict[str, ArgumentParser]:
-    """Return the verbs of a command that has some, each with its parser; a verb without one has the command's."""
+    """Return the verbs of a command, each with its parser. A verb without its own parser has that of the command."""
     for action in parser._actions:
         if action.dest == "verb" and action.choices is not None:
             return {
@@ -112,7 +112,7 @@ def verbs_of(parser: ArgumentParser) -> dict[str, ArgumentParser]:
 
 
 def unknown_to_manage(name: str, words: list[str], given: set[str]) -> list[str]:
-    """Return what is wrong with a command of manage.py: its name, its verb, or its options."""
+    """Return the fault of a command of manage.py: its name, its verb, or its options."""
     if name == "fleet":
         return unknown_to_the_client(words, given)
     if name not in get_commands():

@@ -167,7 +167,7 @@ def test_an_origin_with_a_password_is_refused_without_being_shown(monkeypatch: p
         (" , ", "do not set the variable"),
     ],
 )
-def test_a_host_that_no_request_can_match_is_refused_with_what_to_write(
+def test_a_host_that_no_request_can_match_is_refused_with_the_remedy(
     monkeypatch: pytest.MonkeyPatch, value: str, hint: str
 ) -> None:
     monkeypatch.setenv("ALLOWED_HOSTS", value)
@@ -276,7 +276,7 @@ def test_a_database_url_that_libpq_would_misread_is_refused_by_its_fault_and_not
     assert not [part for part in ("p4ss", "word@", "word=", "db.example", "pw@") if part in shown]
 
 
-def test_the_urls_parameters_win_over_ours_but_its_options_are_joined() -> None:
+def test_the_urls_parameters_override_ours_but_its_options_are_joined() -> None:
     found = database_url.options(
         {"connect_timeout": "30", "options": "-c search_path=mdm"}, statement_seconds=30, lock_seconds=10
     )
@@ -302,9 +302,7 @@ def test_a_malformed_database_url_is_not_shown() -> None:
     assert "p4ssword" not in "".join(traceback.format_exception(refused.value))
 
 
-def test_the_folder_of_the_metrics_is_there_or_the_start_is_refused(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_missing_folder_of_the_metrics_stops_the_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     assert environment.folder("PROMETHEUS_MULTIPROC_DIR") == str(tmp_path)
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path / "missing"))

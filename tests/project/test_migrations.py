@@ -61,7 +61,7 @@ def insert_rows(scratch: psycopg.Connection, number: int) -> None:
 
 
 def work_on(scratch: psycopg.Connection, number: int) -> None:
-    """Do what version 0.1.0 does to such rows in their lifetime, to their deletion if they have one."""
+    """Do what version 0.1.0 does to such rows in their lifetime. This includes their deletion, if it deletes them."""
     for statement in WORK.replace("{n}", str(number)).strip().removesuffix(";").split(";\n"):
         assert scratch.execute(statement.encode()).rowcount == 1, statement
     scratch.commit()

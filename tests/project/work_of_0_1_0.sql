@@ -1,5 +1,5 @@
--- What version 0.1.0 does to the rows of one set, each statement to one row: {n} tells one set from another.
--- A heartbeat, a new push token, one that FCM calls dead.
+-- The changes by version 0.1.0 to the rows of a set. Each statement changes one row; {n} is the number of the set.
+-- A heartbeat, a new push token, and a push token that FCM calls dead.
 UPDATE devices_presence SET last_seen_at = now(), last_status = '{"battery_pct": 82}', agent_version = '1.1'
 WHERE device_id = '00000000-0000-7000-8000-00000000001{n}';
 UPDATE devices_device SET push_token = 'other-{n}', push_token_dead_at = NULL WHERE push_token = 'push-{n}';
@@ -12,7 +12,7 @@ UPDATE devices_device SET token_hash = next_hash, token_digest = next_digest, to
     token_used_at = now(), generation = next_generation, next_hash = '', next_digest = NULL, next_digest_key = '',
     next_expires_at = NULL
 WHERE next_hash = 'hash' AND hardware_id = 'hardware-{n}';
--- Claim, record, and the phone's last word.
+-- The claim of a push, the record of its answer, and the phone's final report.
 UPDATE commands_delivery SET next_attempt_at = now() + interval '30 seconds', attempt_count = attempt_count + 1
 WHERE id = 100{n} AND state = 'pending' AND push_state = 'waiting' AND next_attempt_at <= now();
 UPDATE commands_attempt SET outcome = 'accepted', http_status = 200, message_id = 'm', latency_ms = 20,

@@ -1,4 +1,4 @@
-"""The admin site in a real browser, against a real server whose pushes went to a stand-in for FCM."""
+"""The admin site in a real browser, against a real server whose pushes went to a fake FCM."""
 
 import csv
 import secrets
@@ -55,10 +55,10 @@ class Browser:
         self.leave(lambda: box.send_keys(Keys.ENTER))
 
     def leave(self, act: Callable[[], object]) -> None:
-        """Do what leads to another page, and return when that page is there."""
+        """Do something that leads to another page, and return when that page is loaded."""
         self.run("window.isLeft = true")
         act()
-        # Between two pages, Chromium may know neither.
+        # Between two pages, Chromium may know neither page.
         wait = WebDriverWait(self.driver, 10, ignored_exceptions=[WebDriverException])
         wait.until(lambda _: self.run("!window.isLeft && document.readyState === 'complete'"))
 
@@ -82,7 +82,7 @@ class Browser:
         return self.driver.execute_script(f"return {script}")
 
     def complaints(self) -> list[Any]:
-        """Return what the browser's console has got since the last call."""
+        """Return the messages in the browser's console since the last call."""
         return list(self.driver.get_log("browser"))  # type: ignore[no-untyped-call]
 
     def emulate(self, command: str, **settings: Any) -> None:
@@ -91,7 +91,7 @@ class Browser:
 
 @pytest.fixture(scope="module")
 def place() -> Iterator[ServerUnderTest]:
-    """A server whose fleet has two phones; a ping for both went to one, and found the other's push token dead."""
+    """A server whose fleet has two phones; one got the ping for both, and the other has a dead push token."""
     with (
         tempfile.TemporaryDirectory(prefix="nexmdm-") as name,
         testbed.started(Path(name), Path(name) / "data", interval_seconds=120, commands_per_minute=60) as place,
@@ -127,7 +127,7 @@ def browser(place: ServerUnderTest) -> Iterator[Browser]:
         yield browser
 
 
-def test_whoever_logs_in_is_where_they_wanted_to_go(browser: Browser) -> None:
+def test_a_login_leads_to_the_requested_page(browser: Browser) -> None:
     WebDriverWait(browser.driver, 10).until(lambda driver: driver.title.startswith("Attempts"))
     assert browser.driver.current_url == f"{browser.url}/django-admin/commands/attempt/"
     assert "STAFF" in browser.text.upper()
@@ -180,7 +180,7 @@ def test_a_filtered_list_is_saved_as_csv(browser: Browser) -> None:
     assert (row["alias"], row["action"], row["outcome"], row["http_status"]) == ("yard", "ping", "token_dead", "404")
 
 
-def test_the_search_of_the_home_page_leads_straight_to_a_device(browser: Browser) -> None:
+def test_the_search_of_the_home_page_leads_directly_to_a_device(browser: Browser) -> None:
     browser.open("")
     browser.find("obb")
     assert browser.heading == "Device lobby"
@@ -239,7 +239,7 @@ def test_devices_are_filtered_by_tag_and_by_version(browser: Browser) -> None:
     assert len(browser.rows()) == 2
 
 
-def test_the_audit_and_what_it_is_about_lead_to_each_other(browser: Browser) -> None:
+def test_the_audit_and_its_objects_link_to_each_other(browser: Browser) -> None:
     browser.open("nexmdm/auditentry/?action=ping")
     browser.driver.find_element(By.CSS_SELECTOR, "td.field-command a").click()
     assert browser.heading == "Command ping for 2 devices"
@@ -250,7 +250,7 @@ def test_the_audit_and_what_it_is_about_lead_to_each_other(browser: Browser) -> 
     assert browser.heading == "Audit entry ping by admin"
 
 
-def test_a_command_shows_first_where_it_did_not_succeed_and_why(browser: Browser) -> None:
+def test_a_command_shows_first_the_devices_without_success_and_the_reasons(browser: Browser) -> None:
     browser.open("commands/command/")
     browser.driver.find_element(By.CSS_SELECTOR, "#result_list th a").click()
     first, second = browser.driver.find_elements(By.CSS_SELECTOR, ".inline-group")
@@ -297,7 +297,7 @@ def test_no_page_has_a_form_control_that_writes(browser: Browser) -> None:
     assert seen == 3 + 2 * len(LISTS)
 
 
-def test_no_page_asks_for_anything_from_outside_or_fails_to_find_it(browser: Browser) -> None:
+def test_no_page_requests_files_from_outside_or_missing_files(browser: Browser) -> None:
     browser.complaints()
     for page in pages(browser):
         asked: list[str] = browser.run("performance.getEntriesByType('resource').map(one => one.name)")
@@ -306,7 +306,7 @@ def test_no_page_asks_for_anything_from_outside_or_fails_to_find_it(browser: Bro
         assert browser.complaints() == [], page
 
 
-def test_the_pages_around_the_lists_ask_for_nothing_from_outside_either(browser: Browser) -> None:
+def test_the_pages_around_the_lists_request_nothing_from_outside(browser: Browser) -> None:
     browser.complaints()
     for path in ("password_change/", "commands/nothing/", "devices/device/?token_hash=x"):
         browser.open(path)
@@ -340,7 +340,7 @@ def test_every_page_fits_on_a_phone(browser: Browser) -> None:
     assert wide == {}
 
 
-def test_the_help_of_a_search_box_does_not_touch_it(browser: Browser) -> None:
+def test_the_help_of_a_search_box_does_not_overlap_it(browser: Browser) -> None:
     box, text = (f"document.querySelector('{one}').getBoundingClientRect()" for one in ("#searchbar", ".help"))
     try:
         for screen in (chromium.PHONE, chromium.LAPTOP):

@@ -106,7 +106,7 @@ def test_an_invalid_value_stops_every_start_with_an_id_and_a_hint(
 
 
 @pytest.mark.parametrize("name", ["ADMIN_KEYS", "HMAC_SECRETS", "COMMAND_SIGNING_KEYS", "SECRET_KEY_FALLBACKS"])
-def test_a_weak_secret_among_the_live_ones_is_refused(settings: Settings, name: str) -> None:
+def test_a_weak_secret_among_the_valid_secrets_is_refused(settings: Settings, name: str) -> None:
     setattr(settings, name, [SECRET, "too-short-for-a-secret"])
     (found,) = checks.settings_in_force()
     assert (found.id, "too-short-for" in str(found)) == (ConfigError.SHORT, False)
@@ -174,7 +174,7 @@ def test_pools_that_use_all_of_postgresqls_connections_are_accepted(db: None, se
     with connection.cursor() as cursor:
         cursor.execute("SELECT current_setting('max_connections'), current_setting('superuser_reserved_connections')")
         assert cursor.fetchone() == ("100", "3")
-    # 97 are ours: the workers' pools, the dispatcher's, one to listen on, three for commands.
+    # 97 connections are ours: the workers' pools, the dispatcher's, one to listen on, three for commands.
     assert found(workers=30, pool=3) == []
     assert found(workers=31, pool=3) == [ConfigError.CONNECTIONS]
 
@@ -250,7 +250,7 @@ def test_too_many_connections_stop_a_dispatcher(db: None, settings: Settings) ->
         call_command("dispatch", once=True)
 
 
-def test_outside_of_its_environment_the_command_line_says_in_one_line_how_to_get_there(tmp_path: Path) -> None:
+def test_outside_of_its_environment_the_command_line_shows_the_remedy_in_one_line(tmp_path: Path) -> None:
     venv.create(tmp_path / "bare", with_pip=False)
     bare = str(tmp_path / "bare" / "bin" / "python")
     done = subprocess.run([bare, MANAGE, "check"], capture_output=True, text=True, check=False, cwd=tmp_path)

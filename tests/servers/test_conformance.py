@@ -1,4 +1,4 @@
-"""The conformance kit: the agents that are shipped hold every promise, and each sabotaged one is found."""
+"""The conformance kit: the shipped agents keep every promise, and each sabotaged agent is found."""
 
 import asyncio
 import re
@@ -24,7 +24,7 @@ def conformance(*options: str) -> subprocess.Popen[str]:
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """What was found in all runs: they wait most of the time, so they run together."""
+    """The findings of all runs. The runs wait most of the time, so they run at the same time."""
 
     results: Results
     simulated: tuple[int, str]
@@ -35,7 +35,7 @@ class Runs:
 
 @pytest.fixture(scope="module")
 def runs() -> Runs:
-    """All scenarios for the true agents, and for each sabotaged one the scenario that must find it."""
+    """All scenarios for the unchanged agents, and for each sabotaged agent the scenario that must find it."""
     with tempfile.TemporaryDirectory(prefix="nexmdm-") as path, ExitStack() as stack:
         folder = Path(path)
         tasks = [Task(one.rule, one.scenario, one.command(folder)) for one in SABOTAGES]
@@ -51,7 +51,7 @@ def runs() -> Runs:
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_the_python_agent_holds_every_promise(runs: Runs, scenario: str) -> None:
+def test_the_python_agent_keeps_every_promise(runs: Runs, scenario: str) -> None:
     result = runs.results["agent.py", scenario]
     assert (result.missed, result.output) == ("", "")
 
@@ -69,11 +69,11 @@ def test_an_agent_that_breaks_a_rule_is_found_by_its_scenario(runs: Runs, sabota
         ("names no channel", "both-channels", 'its report must have "via": "push", not None'),
     ],
 )
-def test_a_miss_says_what_the_agent_left_out(runs: Runs, rule: str, scenario: str, advice: str) -> None:
+def test_a_miss_shows_what_the_agent_left_out(runs: Runs, rule: str, scenario: str, advice: str) -> None:
     assert runs.results[rule, scenario].missed.endswith(advice)
 
 
-def test_the_simulated_phone_holds_every_promise_and_the_command_ends_with_0(runs: Runs) -> None:
+def test_the_simulated_phone_keeps_every_promise_and_the_command_ends_with_0(runs: Runs) -> None:
     status, output = runs.simulated
     assert (status, output.splitlines()[-1]) == (0, f"{len(SCENARIOS)} of {len(SCENARIOS)} held."), output
 
@@ -83,12 +83,12 @@ def test_a_miss_quotes_the_rule_and_the_command_ends_with_1(runs: Runs) -> None:
     assert status == 1
     assert re.search("^enroll +held$", output, re.MULTILINE)
     assert re.search("^unknown-action +MISSED$", output, re.MULTILINE)
-    assert "Rule: A phone reports an action that it does not know as failed." in output
+    assert "Rule: If a phone does not know an action, it reports the command as failed." in output
     assert "Seen: the agent reported 'succeeded' instead of 'failed'." in output
     assert output.endswith("1 of 2 held.\n")
 
 
-def test_an_agent_that_ends_by_itself_is_shown_with_its_last_words(runs: Runs) -> None:
+def test_an_agent_that_ends_by_itself_is_shown_with_its_last_output(runs: Runs) -> None:
     result = runs.results["an agent that ends", "restart"]
     assert result.missed == "within 12 s, the agent did not register"
     assert result.output == "no such module\n(It ended with exit status 3.)"

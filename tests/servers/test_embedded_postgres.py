@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL starts after any end of the last one, once for all callers, and only for its owner."""
+"""The embedded PostgreSQL starts after any end of the previous run, once for all callers, and only for its owner."""
 
 import os
 import signal
@@ -46,19 +46,19 @@ def test_naming_the_database_starts_nothing(data_dir: Path) -> None:
     assert not data_dir.exists()
 
 
-def test_only_the_call_that_started_it_returns_true(data_dir: Path) -> None:
+def test_only_the_call_that_started_postgresql_returns_true(data_dir: Path) -> None:
     assert [embedded_postgres.start(data_dir), embedded_postgres.start(data_dir)] == [True, False]
     assert [embedded_postgres.stop(data_dir), embedded_postgres.stop(data_dir)] == [True, False]
 
 
-def test_only_its_owner_gets_in_and_only_by_the_socket(data_dir: Path) -> None:
+def test_only_the_owner_can_connect_and_only_by_the_socket(data_dir: Path) -> None:
     embedded_postgres.start(data_dir)
     with connect(data_dir) as connection:
         assert connection.execute("SHOW listen_addresses").fetchone() == ("",)
     assert (data_dir / "pg").stat().st_mode & 0o777 == 0o700
 
 
-def test_it_is_utf8_in_every_locale_and_durable(data_dir: Path) -> None:
+def test_the_embedded_postgresql_is_utf8_in_every_locale_and_durable(data_dir: Path) -> None:
     embedded_postgres.start(data_dir)
     names = ("server_encoding", "fsync", "synchronous_commit", "full_page_writes", "jit")
     with connect(data_dir) as connection:
@@ -96,7 +96,7 @@ def test_an_interrupted_creation_is_started_again(data_dir: Path) -> None:
     assert embedded_postgres.start(data_dir)
 
 
-def test_processes_that_start_it_at_the_same_time_agree(data_dir: Path) -> None:
+def test_processes_that_start_postgresql_at_the_same_time_agree(data_dir: Path) -> None:
     start = "from nexmdm.standalone import embedded_postgres; print(embedded_postgres.start(Path(sys.argv[1])))"
     code = f"import sys; from pathlib import Path; {start}"
     argv = [sys.executable, "-c", code, str(data_dir)]

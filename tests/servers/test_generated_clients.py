@@ -55,7 +55,7 @@ def in_camel_case(name: str) -> str:
 
 
 def required(program: str, where_from: str) -> str:
-    """Return a program's path; skip the test if it is not there."""
+    """Return a program's path; skip the test if the program is missing."""
     path = shutil.which(program, path=f"{BIN}:{os.environ['PATH']}")
     if path is None:
         pytest.skip(f"{program} is not installed: {where_from}")

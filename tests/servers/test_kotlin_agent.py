@@ -1,4 +1,6 @@
-"""The Kotlin agent of docs/agent compiles, and holds the promises of the kit. It needs a Kotlin compiler and a JVM."""
+"""The Kotlin agent of docs/agent compiles, and keeps the promises of the kit. The test needs a Kotlin compiler and a
+JVM.
+"""
 
 import asyncio
 import shutil
@@ -19,7 +21,7 @@ PLAYED: Final = ("enroll", "restart", "bad-signature", "repeated-command", "rota
 
 
 @pytest.mark.skipif(shutil.which("kotlinc") is None or not JSON_JAR.exists(), reason="no kotlinc, or no org.json")
-def test_the_kotlin_agent_compiles_and_holds_the_promises_about_keys_and_repeats(tmp_path: Path) -> None:
+def test_the_kotlin_agent_compiles_and_keeps_the_promises_about_keys_and_repeats(tmp_path: Path) -> None:
     jar = tmp_path / "agent.jar"
     sources = [str(FOLDER / name) for name in ("Agent.kt", "KitAdapter.kt")]
     compiler = ["kotlinc", *sources, "-classpath", str(JSON_JAR), "-include-runtime", "-d", str(jar)]

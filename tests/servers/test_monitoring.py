@@ -1,4 +1,4 @@
-"""The dashboard and the alerts use what /metrics really has: names, labels, and the values of labels."""
+"""The dashboard and the alerts use only names, labels and values of labels that /metrics really has."""
 
 import asyncio
 import json
@@ -40,7 +40,7 @@ Series = dict[str, list[dict[str, str]]]
 
 
 async def _loop(place: ServerUnderTest) -> None:
-    """Register two phones, command them, and let one report (and send an odd reading); a push to the other is due."""
+    """Register two phones and command them. One phone reports, and sends an odd reading; a push to the other is due."""
     token = place.admin.post("/admin/enrollment-tokens", {"max_uses": 2})["enrollment_token"]
     async with aiohttp.ClientSession() as session:
         phone = Phone(session, place.admin.url)
@@ -52,7 +52,7 @@ async def _loop(place: ServerUnderTest) -> None:
 
 @pytest.fixture(scope="module")
 def exposed() -> Iterator[Series]:
-    """The series in /metrics of a whole server after a loop: the labels of each, by the name of its samples."""
+    """The series in /metrics of a whole server after a loop: the labels of each series, by the name of its samples."""
     with tempfile.TemporaryDirectory(prefix="nexmdm-") as name:
         folder = Path(name)
         with testbed.started(folder, folder / "data", interval_seconds=120, commands_per_minute=60) as place:

@@ -1,4 +1,4 @@
-"""Databases with other defaults: NexMDM's own settings, those of the URL, and errors of one line."""
+"""Databases with other defaults: NexMDM's own settings, the settings of the URL, and errors of one line."""
 
 import re
 from collections.abc import Iterator

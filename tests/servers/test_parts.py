@@ -1,4 +1,4 @@
-"""The parts one by one: a web worker on its own socket or on a given one, and the probe of a container."""
+"""The parts one by one: a web worker on its own socket or on a given socket, and the probe of a container."""
 
 import socket
 import subprocess

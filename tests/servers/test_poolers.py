@@ -46,14 +46,14 @@ def server(open_folder: Path) -> Iterator[PostgresServer]:
 
 @pytest.fixture(scope="module")
 def pooler(server: PostgresServer, open_folder: Path) -> Iterator[str]:
-    """The URL of a PgBouncer that gives each transaction whichever of two sessions is free."""
+    """The URL of a PgBouncer that gives each transaction a free session out of two."""
     with pgbouncer.pooling(open_folder / "pooler", server.url, "transaction", default_pool_size="2") as url:
         yield url
 
 
 @pytest.fixture
 def pooled(pooler: str, django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
-    """Use a migrated database behind it, and nothing else."""
+    """Use a migrated database behind the pooler, and no other database."""
     with used_instead(django_db_blocker, pooler):
         migrate()
         yield
@@ -117,7 +117,7 @@ def test_statement_pooling_is_refused_by_name(
 
 
 async def listened(until: str) -> tuple[list[str], float]:
-    """Run a listener until it has logged this; return its log lines, and how often its dispatcher must poll then."""
+    """Run a listener until it has logged this text; return its log lines, and the seconds between polls."""
     one = Listener(lambda: None)
     with structlog.testing.capture_logs() as lines:
         running = asyncio.create_task(one.run())

@@ -104,7 +104,7 @@ def serving(folder: Path) -> Iterator[Serving]:
 
 @contextmanager
 def proxied(kind: Kind, folder: Path, upstream: str) -> Iterator[httpx.Client]:
-    """Run a proxy; yield a client that knows its name and trusts its certificate."""
+    """Run a proxy; yield a client that knows the proxy's name and trusts its certificate."""
     port = free_port()
     argv = kind(folder, upstream, port, free_port())
     with (folder / "proxy.log").open("wb") as log:
@@ -149,7 +149,9 @@ def signed(proxy: httpx.Client, serving: Serving, method: str, target: str, **he
 
 
 def is_a_problem(answer: httpx.Response, status: int, code: str) -> bool:
-    """Return whether it is one of the API's problems: its form, its code, and the headers that every answer has."""
+    """Return whether an answer is one of the API's problems: its form, its code, and the headers that every answer
+    has.
+    """
     problem = answer.headers["content-type"] == "application/problem+json" and answer.json()
     known = {"type", "title", "status", "code", "detail"}
     return bool(
@@ -263,7 +265,7 @@ def test_nginx_limits_the_simultaneous_requests_of_one_address(
         for _ in range(3):
             connection = under_way.enter_context(connected(folder, proxy))
             connection.sendall(f"GET / HTTP/1.1\r\nHost: {NAME}\r\nX-Test-Address: {address}\r\n\r\n".encode())
-            under_way.enter_context(silent.accept()[0])  # nginx has counted it by then
+            under_way.enter_context(silent.accept()[0])  # by now nginx has counted the request
         refused = proxy.get("/", headers={"X-Test-Address": neighbour})
         with pytest.raises(httpx.ReadTimeout):
             proxy.get("/", headers={"X-Test-Address": another}, timeout=1)

@@ -45,7 +45,7 @@ def sessions() -> set[int]:
 
 
 def ended(before: set[int]) -> bool:
-    """Wait until none of these serves us any more: a session ends a moment after its connection."""
+    """Wait until none of these processes serves us any more: a session ends a moment after its connection."""
     give_up_at = time.monotonic() + 5
     while before & sessions() and time.monotonic() < give_up_at:
         pass

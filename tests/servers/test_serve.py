@@ -56,14 +56,14 @@ def processes_of(folder: Path) -> list[str]:
     return found
 
 
-def test_it_is_ready_and_prints_the_first_steps(serve: Serving) -> None:
+def test_serve_is_ready_and_prints_the_first_steps(serve: Serving) -> None:
     assert get(serve, "/readyz") == 200
     assert f"Secrets      {serve.data_dir}/secrets.env" in serve.said
     assert "Firebase is not configured" in serve.said
     assert "manage.py simulate\n" in serve.said
 
 
-def test_if_its_port_is_in_use_it_prints_the_command_that_works(serve: Serving, tmp_path: Path) -> None:
+def test_if_the_port_is_in_use_serve_prints_the_command_that_works(serve: Serving, tmp_path: Path) -> None:
     port = serve.url.rpartition(":")[2]
     environment = {**os.environ, "NEXMDM_DATA_DIR": str(tmp_path / "a folder"), "HOST": "127.0.0.1", "PORT": port}
     program = [sys.executable, MANAGE, "serve", "--end-with-parent"]
@@ -77,12 +77,12 @@ def test_if_its_port_is_in_use_it_prints_the_command_that_works(serve: Serving, 
     socket.create_server(("127.0.0.1", int(found[2]))).close()
 
 
-def test_in_a_pipe_it_logs_json_and_controls_no_terminal(serve: Serving) -> None:
+def test_in_a_pipe_serve_logs_json_and_controls_no_terminal(serve: Serving) -> None:
     assert "\x1b" not in serve.said
     assert serve.child("dispatch")
 
 
-def test_at_a_terminal_it_logs_for_people_and_its_last_lines_stay() -> None:
+def test_at_a_terminal_serve_logs_for_people_and_its_last_lines_stay() -> None:
     with tempfile.TemporaryDirectory(prefix="nexmdm-") as folder:
         shown, rest = serve_at_a_terminal(Path(folder) / "data")
     assert b"info" in shown
@@ -125,7 +125,7 @@ def until(terminal: Any, text: bytes) -> bytes:
     return shown
 
 
-def test_it_prints_in_one_line_that_it_runs_as_root_and_the_remedy(serve: Serving) -> None:
+def test_serve_prints_in_one_line_that_it_runs_as_root_and_the_remedy(serve: Serving) -> None:
     lines = [line for line in serve.said.splitlines() if "run as root" in line]
     assert len(lines) == (1 if os.geteuid() == 0 else 0)
     assert all("chown -R ACCOUNT" in line and "su ACCOUNT -c 'make -C" in line for line in lines)
@@ -142,7 +142,7 @@ def test_only_root_sees_how_to_run_it_as_another_account(
     assert (f"chown -R ACCOUNT {settings.BASE_DIR} '/srv/the data' && su ACCOUNT -c" in facts) == said
 
 
-def test_refusals_that_wait_for_their_line_are_logged_when_it_stops(serve: Serving) -> None:
+def test_refusals_that_wait_for_their_line_are_logged_when_serve_stops(serve: Serving) -> None:
     with httpx.Client(base_url=serve.url) as client:
         codes = [client.get(f"/nothing-{number}").json()["code"] for number in range(7)]
     assert serve.interrupt() == 0
@@ -169,14 +169,14 @@ def test_no_process_survives_a_killed_serve(serve: Serving) -> None:
     wait_for(lambda: not processes_of(serve.data_dir))
 
 
-def test_it_starts_again_right_after_a_kill(serve: Serving) -> None:
+def test_serve_starts_again_right_after_a_kill(serve: Serving) -> None:
     serve.kill()
     again = Serving(serve.data_dir).until_it_says(READY)
     assert get(again, "/readyz") == 200
     assert again.interrupt() == 0
 
 
-def test_a_second_one_on_the_same_folder_is_refused(serve: Serving) -> None:
+def test_a_second_serve_on_the_same_folder_is_refused(serve: Serving) -> None:
     second = subprocess.run(
         [sys.executable, MANAGE, "serve"],
         env={**os.environ, "NEXMDM_DATA_DIR": str(serve.data_dir), "PORT": "0"},

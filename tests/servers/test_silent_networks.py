@@ -131,7 +131,7 @@ def test_after_a_failure_to_connect_other_requests_are_refused_immediately_for_a
 def test_reports_after_a_pause_do_not_wait_for_a_connection_that_the_network_has_dropped(
     proxy: TcpProxy, far_admin: Admin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No report came while the network was frozen, so the first one after it finds the dropped connection."""
+    """No report came while the network was frozen, so the first report after that time finds the dropped connection."""
     monkeypatch.setattr(database, "WAIT_SECONDS", 8)
     phone = far_admin.enrol("paused-1")
     request_id = far_admin.command(to=phone).json["request_id"]
@@ -158,7 +158,7 @@ def test_reports_after_a_pause_do_not_wait_for_a_connection_that_the_network_has
 
 
 async def drained() -> None:
-    """Stop, as a web worker does."""
+    """Stop the work on requests, as a web worker does."""
     await check_in.batcher().drain()
 
 

@@ -32,7 +32,7 @@ def simulating(serve: Serving, *options: str) -> Iterator[Path]:
         assert process.wait(WAIT_SECONDS) == 0
 
 
-def test_a_simulated_fleet_takes_pushes_and_some_of_its_phones_fail_or_fall_silent() -> None:
+def test_a_simulated_fleet_gets_pushes_and_some_of_its_phones_fail_or_become_silent() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         fcm_url = f"http://127.0.0.1:{free.getsockname()[1]}"
     with tempfile.TemporaryDirectory(prefix="nexmdm-") as folder:

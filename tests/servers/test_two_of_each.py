@@ -107,7 +107,7 @@ def test_parallel_clients_of_two_workers_share_one_limit_exactly(limited: Servin
 
 
 def connected_to(worker: str, serving: Serving, stack: ExitStack) -> list[FleetClient]:
-    """Half of the clients, their connections kept by one worker: the other one sleeps while they are opened."""
+    """Half of the clients, with connections kept by one worker; the other worker sleeps while they are opened."""
     (other,) = {"web-1", "web-2"} - {worker}
     os.kill(serving.child(other), signal.SIGSTOP)
     clients = [stack.enter_context(serving.admin()) for _ in range(CLIENTS // 2)]
@@ -118,7 +118,7 @@ def connected_to(worker: str, serving: Serving, stack: ExitStack) -> list[FleetC
 
 
 def seconds_left(client: FleetClient) -> int:
-    """The remaining seconds of the limits' minute, from a refused read; 0 if this was the first read in it."""
+    """The remaining seconds of the limits' minute, from a refused read; 0 if this was the first read in the minute."""
     try:
         client.get("/admin/summary")
     except Refused as refused:
@@ -127,7 +127,7 @@ def seconds_left(client: FleetClient) -> int:
 
 
 def write_until_refused(client: FleetClient) -> int:
-    """Create enrollment tokens until the limit refuses one; return how many."""
+    """Create enrollment tokens until the limit refuses one; return the number of created tokens."""
     return len(list(takewhile(writes, repeat(client, LIMIT + 1))))
 
 

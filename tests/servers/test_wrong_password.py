@@ -36,7 +36,7 @@ def test_a_wrong_password_is_an_error_of_one_line(
             [sys.executable, *argv], env={**os.environ, **variables}, cwd=processes.ROOT, stdout=output, stderr=output
         )
     try:
-        # Processes that keep running have tried once more at their end: the dispatcher deletes its row.
+        # A process that continues to run tries once more at its end: the dispatcher deletes its row.
         wait_for(lambda: process.poll() is not None or '.started"' in said.read_text())
     finally:
         process.terminate()

@@ -45,7 +45,7 @@ class Answer:
 
 
 def encode(body: Any) -> bytes:
-    """Return a body as bytes: bytes as they are, None as none, anything else as JSON."""
+    """Return a body as bytes: bytes unchanged, None as no bytes, anything else as JSON."""
     if body is None:
         return b""
     return body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -114,7 +114,7 @@ class Client:
 
 
 class Visitor(Client):
-    """A client of the admin site, where Django's full handler answers; with a session after a login."""
+    """A client of the admin site, which Django's full handler answers. After a login, the client has a session."""
 
     def __init__(self, address: str = "127.0.0.1", *, session: str = "") -> None:
         super().__init__(address)
@@ -127,7 +127,7 @@ class Visitor(Client):
 
     @contextmanager
     def keeping_the_connection(self) -> Iterator[None]:
-        """Keep Django from closing the connection that contains the test's rows, as its own test client does."""
+        """Keep Django from closing the connection that contains the test's rows. Django's test client does the same."""
         for signal in (request_started, request_finished):
             signal.disconnect(close_old_connections)
         try:
@@ -210,7 +210,7 @@ class Admin:
         return phones
 
     def command(self, action: str = "ping", *, to: Any = None, **fields: Any) -> Answer:
-        """Send a command to a phone, to several, or to a target given as it is."""
+        """Send a command to a phone, to several phones, or to a target in the form of the API."""
         phones = [to] if isinstance(to, Phone) else to
         if isinstance(phones, list):
             target: Any = {"device_ids": [phone.device_id for phone in phones]}
@@ -221,7 +221,7 @@ class Admin:
 
 @dataclass(slots=True)
 class Phone:
-    """A phone's side of the protocol, as bare calls."""
+    """A phone's side of the protocol, as single calls."""
 
     client: Client
     hardware_id: str

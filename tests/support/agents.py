@@ -1,4 +1,4 @@
-"""The agents of docs/agent, and sabotaged ones: each breaks one rule of the page."""
+"""The agents of docs/agent, and sabotaged agents, each of which breaks one rule of the page."""
 
 import asyncio
 import importlib.util
@@ -27,7 +27,7 @@ Results = dict[tuple[str, str], Result]
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A scenario to play, and the agent to play it against."""
+    """A scenario, and the agent against which it is played."""
 
     agent: str
     scenario: str

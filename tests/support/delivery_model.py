@@ -1,4 +1,4 @@
-"""A model of deliveries: their rules once more, in plain Python and for one caller at a time."""
+"""A model of deliveries: the same rules again, in plain Python and for one caller at a time."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -19,7 +19,8 @@ MAY_GO_AGAIN: Final = (
     AttemptOutcome.BLOCKED,
     AttemptOutcome.TOKEN_DEAD,
 )
-"""After these a push is sent again (after the last one, to another push token); after others, only if it was resumed.
+"""After these outcomes, a push is sent again (after the last of them, to another push token). After other outcomes, it
+is sent again only if pushing was resumed.
 """
 
 MAY_HAVE_ARRIVED: Final = (AttemptOutcome.ACCEPTED, AttemptOutcome.UNKNOWN, AttemptOutcome.IN_FLIGHT)
@@ -50,7 +51,7 @@ class Owner:
 
 @dataclass(frozen=True, slots=True)
 class KeptReport:
-    """A report as it is stored: once, however often it was sent in a row."""
+    """A stored report. Equal reports that follow each other directly are stored as one report."""
 
     status: str
     via: str | None
@@ -60,7 +61,7 @@ class KeptReport:
 
 @dataclass(slots=True, eq=False)
 class DeliveryModel:
-    """One delivery. `due` is when its next push is, `outcomes` are those of its attempts, in their order."""
+    """One delivery. `due` is the time of its next push. `outcomes` are the outcomes of its attempts, in order."""
 
     owner: Owner
     request_id: str
@@ -88,43 +89,43 @@ class DeliveryModel:
         self.enrollment = self.owner.enrollments
 
     def is_last_word(self, status: ReportStatus, now: datetime) -> bool:
-        """Return whether this repeats the success that retired its phone, within a day."""
+        """Return whether this report repeats, within a day, the success that retired its phone."""
         retired_at = self.owner.retired_at
         is_repeat = self.action == "wipe" and status == ReportStatus.SUCCEEDED and self.has_succeeded
         is_repeat &= not self.is_of_an_earlier_enrollment
         return is_repeat and retired_at is not None and now < retired_at + timedelta(hours=24)
 
     def retires(self, status: ReportStatus, *, duplicate: bool) -> bool:
-        """Return whether this report was the last one of its phone's present enrollment."""
+        """Return whether this report was the last report of its phone's present enrollment."""
         is_last = self.action == "wipe" and status == ReportStatus.SUCCEEDED and not duplicate
         return is_last and self.owner.retired_at is None and not self.is_of_an_earlier_enrollment
 
     @property
     def is_of_an_earlier_enrollment(self) -> bool:
-        """Return whether its phone was enrolled again since it was issued."""
+        """Return whether its phone was enrolled again after the command was issued."""
         return self.enrollment != self.owner.enrollments
 
     @property
     def is_in_flight(self) -> bool:
-        """Return whether its last push has not been recorded."""
+        """Return whether the outcome of its last push is not recorded yet."""
         return self.outcomes[-1:] == [AttemptOutcome.IN_FLIGHT]
 
     def is_open(self, now: datetime) -> bool:
-        """Return whether it waits for a final report, and is within its time."""
+        """Return whether the delivery waits for a final report, and its time is not over."""
         return self.state in OPEN and now < self.open_until
 
     def is_overdue(self, now: datetime) -> bool:
-        """Return whether the next expiry marks it as expired."""
+        """Return whether the next run of the expiry marks the delivery as expired."""
         return self.state in OPEN and now >= self.open_until
 
     def is_due(self, now: datetime) -> bool:
-        """Return whether it may be pushed now, if its phone has a live push token."""
+        """Return whether a push may be sent now, if the phone has a live push token."""
         return (
             self.state == DeliveryState.PENDING and self.due is not None and self.due <= now < self.expires_at - LEAST
         )
 
     def may_still_run(self) -> bool:
-        """Return whether the phone may have it."""
+        """Return whether the phone may have the command."""
         beat_since = self.owner.seen_at is not None and self.owner.seen_at >= self.issued_at
         return self.reported_at is not None or beat_since or any(one in MAY_HAVE_ARRIVED for one in self.outcomes)
 
@@ -133,7 +134,7 @@ class DeliveryModel:
         self.state, self.due = state, None
 
     def claim(self, now: datetime) -> None:
-        """Begin an attempt; close the one before it, if it was not recorded."""
+        """Begin an attempt; first close the previous attempt, if its outcome was not recorded."""
         self.abandon()
         last = self.outcomes[-1:]
         assert not last or last[0] in MAY_GO_AGAIN or len(self.outcomes) in self.resumed_after
@@ -146,7 +147,7 @@ class DeliveryModel:
             self.outcomes[-1] = AttemptOutcome.UNKNOWN
 
     def record(self, sent: Sent, now: datetime, *, pushable: bool) -> None:
-        """Close an attempt, if it is the one in flight, and decide on the next one."""
+        """Close an attempt if it is the attempt in flight, and decide on the next attempt."""
         if sent.claimed.number != len(self.outcomes) or not self.is_in_flight:
             return
         self.outcomes[-1] = sent.outcome
@@ -162,12 +163,12 @@ class DeliveryModel:
         self.due = again if goes_again else None
 
     def stop_pushing(self) -> None:
-        """Its phone has no live push token any more."""
+        """Stop pushing, because the phone has no live push token any more."""
         if self.due is not None:
             self.push, self.due = PushState.UNDELIVERABLE if self.outcomes else PushState.NO_PUSH_TOKEN, None
 
     def resume_pushing(self, now: datetime) -> None:
-        """Its phone got a live push token: the push is due immediately, or after the one in flight."""
+        """Push again, because the phone got a live push token: immediately, or after the push in flight."""
         if self.state == DeliveryState.PENDING and self.is_open(now) and self.push in STUCK:
             self.push, self.due = PushState.WAITING, max(now, self.lease_until) if self.is_in_flight else now
             self.resumed_after.add(len(self.outcomes))
@@ -199,7 +200,7 @@ class DeliveryModel:
 
 
 def offered(lives: Iterable[DeliveryModel], now: datetime) -> list[str]:
-    """Return the request ids that a heartbeat offers, of a phone's deliveries, which are given oldest first."""
+    """Return the request ids that a heartbeat offers to a phone; `lives` are its deliveries, oldest first."""
     waiting = [life for life in lives if life.is_open(now)]
     pending = [life for life in waiting if life.state == DeliveryState.PENDING]
     reported = sorted((life for life in waiting if life.reported_at), key=lambda life: life.reported_at or now)

@@ -26,7 +26,7 @@ class Command(NamedTuple):
 
 
 def name_of(path: Path) -> str:
-    """Return a path as the repository has it."""
+    """Return a path relative to the repository."""
     return str(path.relative_to(ROOT))
 
 
@@ -36,7 +36,7 @@ def prose(page: Path) -> str:
 
 
 def code(page: Path) -> str:
-    """Return what a page shows as code, one block or span a paragraph; of any other file, all of it."""
+    """Return the code on a page, with each block or span as a paragraph. Return any other file whole."""
     text = page.read_text()
     if page.suffix != ".md":
         return text
@@ -45,7 +45,7 @@ def code(page: Path) -> str:
 
 
 def links(page: Path) -> set[str]:
-    """Return the targets of a page's links and pictures, those to other sites left out."""
+    """Return the targets of a page's links and pictures, except those on other sites."""
     text = SPAN.sub("", prose(page))
     return {link for link in _LINK.findall(text) if not re.match(r"[a-z]+:", link)}
 

@@ -14,7 +14,9 @@ from nexmdm.common.domain_error import DomainError
 from nexmdm.common.problems import Problem
 from tests.support.processes import ROOT
 
-FOLDERS: Final = ("commands", "devices", "nexmdm/api", "nexmdm/auth", "nexmdm/audit", "nexmdm/common", "nexmdm/http")
+FOLDERS: Final = (
+    "commands", "devices", "nexmdm/api", "nexmdm/auth", "nexmdm/audit", "nexmdm/common", "nexmdm/events", "nexmdm/http",
+)  # fmt: skip
 """The folders whose code answers requests of phones and admins."""
 
 FUNCTIONS: Final = {problems.general}
@@ -41,7 +43,7 @@ def messages() -> dict[str, str]:
 
 
 def messages_in(source: str, names: Names) -> Iterator[str]:
-    """Yield the error messages in the source of a module whose names are given; some more than once."""
+    """Yield the error messages in the source of a module, some more than once. `names` are the module's names."""
     tree = ast.parse(source)
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     for scope in (tree, *functions):
@@ -95,7 +97,7 @@ def _value(expression: ast.expr, names: Names) -> Any:
 
 
 def _texts(expression: ast.expr, names: Names, assigned: Mapping[str, list[ast.expr]]) -> Iterator[str]:
-    """Yield the texts in an expression, and those of the names in it."""
+    """Yield the texts in an expression, and the texts that its names stand for."""
     if isinstance(expression, ast.Constant):
         if isinstance(expression.value, str):
             yield expression.value
@@ -139,7 +141,7 @@ def refusals_in(document: Mapping[str, Any]) -> set[str]:
 
 
 def paraphrases(name: str) -> re.Pattern[str]:
-    """Return what matches the words of a name of the API in ordinary English: "device ids" for `device_ids`."""
+    """Return a pattern for the words of a name of the API in ordinary English: "device ids" for `device_ids`."""
     words = [re.escape(word.removesuffix("s")) + "(?:s|['’]s|s['’])?" for word in words_of(name)]
     ways = [r"\s+".join(words)]
     if len(words) > 1:

@@ -24,7 +24,7 @@ KEPT_IN: Final = ("XDG_CONFIG_HOME", "XDG_STATE_HOME")
 
 @dataclass(slots=True)
 class InProcess(httpx.BaseTransport):
-    """Sends a request to the real ASGI application instead of a socket; `after` sees each answer before the client."""
+    """Sends a request to the real ASGI application instead of a socket; `after` gets each answer before the client."""
 
     client: Client
     after: Callable[[httpx.Request, Answer], None] | None = None
@@ -42,7 +42,7 @@ class InProcess(httpx.BaseTransport):
 
 @dataclass(frozen=True, slots=True)
 class Carrier:
-    """The client's way to a transport of httpx, whose stand-ins for a network the tests use."""
+    """The client's connection to a transport of httpx. The tests use httpx's transports instead of a network."""
 
     transport: httpx.BaseTransport
 
@@ -84,14 +84,14 @@ class Ran:
 def run(
     *arguments: str, transport: httpx.BaseTransport | None, out: IO[str] | None = None, err: IO[str] | None = None
 ) -> Ran:
-    """Run `manage.py fleet …`; without a transport, over sockets. `out` and `err` stand in for what it prints on."""
+    """Run `manage.py fleet …`; without a transport, over sockets. `out` and `err` replace its outputs."""
     return _run(arguments, PROGRAM, OwnServer(), transport, out, err)
 
 
 def run_nexmdm(
     *arguments: str, transport: httpx.BaseTransport | None, out: IO[str] | None = None, err: IO[str] | None = None
 ) -> Ran:
-    """Run `nexmdm …`, which knows nothing of the settings."""
+    """Run `nexmdm …`, which does not read the server's settings."""
     return _run(arguments, "nexmdm", None, transport, out, err)
 
 

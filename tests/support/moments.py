@@ -73,7 +73,7 @@ def in_batches(
 
 
 def one_after_the_other(*calls: tuple[str, Any]) -> list[Answer]:
-    """Send heartbeats from one running loop, each while the one before is in progress, so each is in its own flush."""
+    """Send heartbeats from one running loop, each while the previous one is in progress. So each has its own flush."""
 
     async def begun() -> list[Answer]:
         tasks = []
@@ -111,8 +111,8 @@ def thread_hops() -> Iterator[list[str]]:
 def in_parallel(calls: Sequence[Callable[[], Answer]], *, all_wait_for: str) -> list[Answer]:
     """Make calls from as many threads, each with its own connection; return their answers in order.
 
-    No call may write to the table `all_wait_for` before every call waits, for that or for another one of them. So each
-    has read the rows by which it will decide, unless something prevents it from reading too early.
+    No call may write to the table `all_wait_for` before every call waits, either for this table or for another call. So
+    each call has already read the rows by which it decides, unless something prevents such an early read.
     """
     with ThreadPoolExecutor(len(calls)) as threads:
         with transaction.atomic(), connection.cursor() as cursor:
@@ -125,9 +125,9 @@ def in_parallel(calls: Sequence[Callable[[], Answer]], *, all_wait_for: str) -> 
 
 
 def overtaken(first: Callable[[], object], then: Callable[[], R]) -> R:
-    """Do one thing, and before its transaction commits another one, in a thread with its own connection.
+    """Do one thing; before its transaction commits, do another thing in a thread with its own connection.
 
-    The commit comes when the other one waits for it, or is done without it. Returns the result of the other one.
+    The commit comes when the other thing waits for it, or is done without it. Returns the result of the other thing.
     """
     with ThreadPoolExecutor(1) as thread:
         with transaction.atomic():
@@ -150,7 +150,7 @@ def releasing_connection(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs
 def waiting() -> int:
     """Return how many connections wait for a lock."""
     with connection.cursor() as cursor:
-        # Not pg_stat_activity: a transaction sees its state at the first read.
+        # pg_stat_activity cannot be used: a transaction sees only the state of its first read.
         cursor.execute("SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted")
         (count,) = cursor.fetchone()
     return int(count)

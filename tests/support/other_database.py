@@ -42,7 +42,7 @@ def switch_to(url: str) -> None:
 
 
 def _switch(to: dict[str, Any]) -> None:
-    # In place: the wrapper of each thread has this same dictionary.
+    # Change the dictionary in place, because the wrapper of each thread uses the same dictionary.
     connection: Any = connections["default"]
     connection.close()
     connection.close_pool()

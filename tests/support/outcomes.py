@@ -2,7 +2,7 @@
 
 
 def expected(kinds: set[str], *, was_cancelled: bool) -> tuple[str, str | None]:
-    """Return the state and the outcome for deliveries in these states, and no others."""
+    """Return the state and the outcome of a command whose deliveries have exactly these states."""
     if kinds & {"pending", "received"}:
         return "open", None
     has_expired = bool(kinds & {"expired", "overdue"})

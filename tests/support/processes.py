@@ -34,7 +34,7 @@ WEB: Final = (sys.executable, "-m", "nexmdm.web")
 
 @contextmanager
 def web_worker(listener: socket.socket, variables: Mapping[str, str], program: Sequence[str] = WEB) -> Iterator[None]:
-    """Run a web worker on a listening socket: clients that connect before it is ready wait."""
+    """Run a web worker on a listening socket. Clients that connect before the worker is ready wait."""
     descriptor = listener.fileno()
     process = subprocess.Popen(
         program,

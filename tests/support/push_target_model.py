@@ -1,4 +1,4 @@
-"""A model of push targets: their rules once more, in plain Python and for one caller at a time."""
+"""A model of push targets: the same rules again, in plain Python and for one caller at a time."""
 
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -36,14 +36,14 @@ class OwnedTarget:
 
 @dataclass(slots=True)
 class Deaths:
-    """The push targets that FCM called dead, and when the pushes that showed it were sent."""
+    """The push targets that FCM called dead, and the times of the pushes that got this answer."""
 
     at: dict[Target, datetime] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
-    """The rules that were of consequence so far."""
+    """The rules that have had an effect so far."""
 
     def record(self, target: Target, at: datetime, owned: list[OwnedTarget]) -> None:
-        """Record FCM's word, unless the target is a FID that was registered after the push."""
+        """Record that FCM called a target dead, unless the target is a FID that was registered after the push."""
         owners = [one for one in owned if one.target == target]
         if target.kind == "fid" and any(one.registered_at is not None and one.registered_at > at for one in owners):
             self.seen.add("registered after the push that FCM answered")
@@ -65,7 +65,7 @@ class Deaths:
         return self._revives(owned, target, registered_at, now)
 
     def assign(self, owned: OwnedTarget, target: Target | None, registered_at: datetime | None, now: datetime) -> bool:
-        """Give a device a target; return whether pushing to it is changed by that."""
+        """Give a device a target; return whether this changes pushing to the device."""
         is_same = target == owned.target
         if target is None:
             owned.forget()

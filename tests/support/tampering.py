@@ -45,7 +45,7 @@ def delete(*entry_ids: int) -> None:
 
 
 def forge(entry_id: int, *, previous: str, **values: Any) -> AuditEntry:
-    """Insert an entry with the right hash of itself."""
+    """Insert an entry with the correct hash of its content."""
     fields = {"principal": "admin", "method": "POST", "path": "/admin/forged", "status": 200, "previous": previous}
     with unguarded():
         AuditEntry.objects.create(id=entry_id, **fields, **values)
@@ -54,7 +54,7 @@ def forge(entry_id: int, *, previous: str, **values: Any) -> AuditEntry:
 
 
 def seal(entry_id: int) -> str:
-    """Give an entry the right hash of its present content; return it."""
+    """Give an entry the correct hash of its present content; return the hash."""
     right = chain.digest(AuditEntry.objects.get(id=entry_id))
     change(entry_id, hash=right)
     return right

@@ -1,4 +1,6 @@
-"""Line charts as SVG text: without scripts, and with colours by class, so that one picture works in light and dark."""
+"""Line charts as SVG text. They have no scripts, and CSS classes for colours, so one picture works in light and
+dark.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +12,7 @@ WIDTH: Final = 960
 HEIGHT: Final = 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 92, 14, 34
 _APART: Final = 15
-"""The least distance between the names at the ends of lines, in pixels."""
+"""The smallest distance between the names at the ends of lines, in pixels."""
 
 _DOTTED_UP_TO: Final = 60
 _STEPS: Final = (1, 2, 5)
@@ -28,7 +30,7 @@ class Axis:
     is_log: bool = False
 
     def share(self, value: float) -> float:
-        """Return where a value lies, from 0 to 1."""
+        """Return the position of a value on the axis, from 0 to 1."""
         if self.is_log:
             return (log10(max(value, self.low)) - log10(self.low)) / (log10(self.high) - log10(self.low))
         return (value - self.low) / (self.high - self.low)
@@ -55,7 +57,7 @@ class Limit:
 def chart(
     title: str, x: Axis, y: Axis, lines: Sequence[Line], *, limits: Sequence[Limit] = (), shade: float = 0
 ) -> str:
-    """Return a chart. `shade`: the end of the shaded part along x, the time that is not measured."""
+    """Return a chart. `shade`: the time at which the shaded part ends, which is not measured."""
     drawn = [line for line in lines if line.points]
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">',
@@ -71,7 +73,7 @@ def chart(
 
 
 def logarithmic(low: float, high: float) -> tuple[float, float, list[float]]:
-    """Return the 1-2-5 steps around two positive values, and all between them."""
+    """Return the 1-2-5 steps just outside two positive values, and all steps between them."""
     powers = range(floor(log10(low)), ceil(log10(high)) + 1)
     steps = [step * 10.0**power for power in powers for step in _STEPS]
     first = max((step for step in steps if step <= low * 1.0001), default=steps[0])

@@ -1,4 +1,6 @@
-"""The report of a run: one HTML file that loads no other files, light or dark as the reader's screen."""
+"""The report of a run: one HTML file that loads no other files, in light or dark colours, as the reader's browser
+prefers.
+"""
 
 from collections.abc import Sequence
 from html import escape
@@ -30,7 +32,7 @@ _METHOD: Final = (
             "the due time, so a stall adds to the latency of every request that was due meanwhile."
         ),
     ),
-    ("Connections", "Kept alive and bounded, as behind a load balancer. Waiting for a free one is latency."),
+    ("Connections", "Kept open and limited, as behind a load balancer. The wait for a free connection is latency."),
     (
         "Phones",
         (
@@ -38,7 +40,7 @@ _METHOD: Final = (
             f"A request without an answer after {ANSWER_SECONDS} s is an error."
         ),
     ),
-    ("Dispatch", "From the moment the POST is written to the arrival of the push at a fake FCM."),
+    ("Dispatch", "From the moment when the POST is written to the arrival of the push at a fake FCM."),
 )
 
 
@@ -72,7 +74,7 @@ def _header(run: Run, judged: Sequence[Target], *, held: bool) -> str:
     lead = (
         f"{load.devices:,} devices, a heartbeat each every {load.interval_seconds:g} s, "
         f"for {_length(load.duration_seconds)} after a ramp of {load.ramp_seconds:g} s; "
-        f"{load.commands_per_minute:g} commands a minute among them."
+        f"{load.commands_per_minute:g} commands a minute in total."
     )
     when = f"{run.begun:%-d %B %Y, %H:%M} UTC"
     return (
@@ -122,7 +124,7 @@ def _latency_over_time(run: Run) -> str:
     width = point_seconds(run)
     lines = [_percentile_line(run, width, percent, look) for percent, look in zip((50, 95, 99), _LOOKS, strict=False)]
     note = (
-        f"Heartbeats, from the due time of each to the end of its answer; a point covers {width} s. "
+        f"Latency of heartbeats, from the due time to the end of the answer; a point covers {width} s. "
         "Dashed: the targets for p95 and p99."
     )
     limits = (Limit(run.load.p95_ms, "second"), Limit(run.load.p99_ms, "third"))
@@ -134,8 +136,8 @@ def _latency_over_time(run: Run) -> str:
 
 
 def point_seconds(run: Run) -> int:
-    """Return the seconds that a point of a chart covers, so that there are not too many points and enough heartbeats in
-    each.
+    """Return the seconds that a point of a chart covers: enough for a limited number of points, and for enough
+    heartbeats in each point.
     """
     rate = run.figures.latencies("heartbeat").count / max(run.load.seconds, 1)
     wanted = max(run.load.seconds / _MOST_POINTS, _FEWEST_IN_A_POINT / max(rate, 0.01))
@@ -181,7 +183,7 @@ def _heartbeats(run: Run) -> str:
     high, steps = charts.linear(max([*due, *answered, 0.1]))
     y = Axis(0, high, [(step, f"{step:,g}") for step in steps])
     picture = charts.chart("heartbeats a second", charts.clock(run.load.seconds), y, lines, shade=run.load.ramp_seconds)
-    note = "Due: the heartbeats that the fleet sends by its plan. If answered stays below due, the server falls behind."
+    note = "Due: the heartbeats that the fleet sends by its plan. If fewer are answered, the server is too slow."
     return _section("Heartbeats per second", note, picture)
 
 
@@ -206,7 +208,7 @@ def _percentiles(run: Run) -> str:
         f"<th>{name}</th>" for name in ("", "count", *(f"p{percent:g}" for percent in _PERCENTILES), "longest")
     )
     body = "".join(_percentile_row(name, histogram) for name, histogram in rows if histogram.count)
-    note = "After the ramp. Percentiles are at most 2 % too high, never too low; the longest is exact."
+    note = "After the ramp. Percentiles are at most 2 % too high, never too low; the longest latency is exact."
     return _section("Latency percentiles", note, f"<table><tr>{head}</tr>{body}</table>")
 
 
@@ -219,10 +221,10 @@ def _percentile_row(name: str, histogram: Histogram) -> str:
 def _errors(run: Run) -> str:
     counts = run.figures.errors()
     if not counts:
-        return _section("Errors", "None, the ramp included.", "")
+        return _section("Errors", "None in the whole run, including the ramp.", "")
     rows = "".join(f"<tr><td>{escape(error)}</td><td>{count:,}</td></tr>" for error, count in counts.most_common())
     table = f"<table><tr><th>what</th><th>count</th></tr>{rows}</table>"
-    return _section("Errors", "Of the whole run, the ramp included.", _errors_over_time(run) + table)
+    return _section("Errors", "Errors of the whole run, including the ramp.", _errors_over_time(run) + table)
 
 
 def _errors_over_time(run: Run) -> str:
@@ -238,7 +240,7 @@ def _errors_over_time(run: Run) -> str:
 def _method(run: Run) -> str:
     facts = [
         ("Server", run.load.server),
-        ("Its processor time", _cores(run)),
+        ("Server's processor time", _cores(run)),
         ("Machine", f"{machine.described()}; load average at the start {run.load_average:.1f}"),
         ("Generator", _generator(run)),
         *_METHOD,
@@ -256,7 +258,7 @@ def _generator(run: Run) -> str:
     count, late = run.load.processes, run.figures.late
     core = sum(run.cpu_seconds.values()) / max(run.load.seconds, 1)
     return (
-        f"{count} process{'es' if count > 1 else ''}, {core:.2f} of a core; begun after its due time by "
+        f"{count} process{'es' if count > 1 else ''}, {core:.2f} of a core; delay from due time to begin: "
         f"p50 {milliseconds(late.percentile(50))}, p99 {milliseconds(late.percentile(99))}, "
         f"at most {milliseconds(late.longest)}"
     )

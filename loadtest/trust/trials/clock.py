@@ -27,13 +27,14 @@ from nexmdm.client.http_client import FleetClient, Refused
 HOUR: Final = 3600
 MOST_OFF_SECONDS: Final = 60
 PATIENCE_SECONDS: Final = 90
-"""The delay that a push may have on a busy machine; the wrong clock differs by much more."""
+"""The delay that a push may have on a busy machine; the error of the wrong clock is much larger."""
 
 RETRY_SECONDS: Final = (10, PATIENCE_SECONDS)
 """The pause before a push that FCM could not take is sent again: at least 10 s."""
 
 LEASE_SECONDS: Final = (35, PATIENCE_SECONDS)
-"""The pause before a push of a killed dispatcher is sent again: 45 s from its claim, minus its time to FCM."""
+"""The pause before a push of a killed dispatcher is sent again: 45 s from the claim, minus the time of the push to
+FCM."""
 
 LIFE_SECONDS: Final = (600 - PATIENCE_SECONDS, 600)
 SETTINGS: Final = {"BCRYPT_ROUNDS": "4"}
@@ -44,7 +45,7 @@ class NoLibrary(Exception):
 
 
 def trial(folder: Path) -> Iterator[Finding]:
-    """Run the loop with a server whose clock is wrong, in both directions at the same time."""
+    """Run the loop with two servers at the same time: the clock of one is fast, the clock of the other is slow."""
     library = _library()
     with ThreadPoolExecutor() as threads:
         tried = [
@@ -56,7 +57,7 @@ def trial(folder: Path) -> Iterator[Finding]:
 
 
 def _library() -> str:
-    """Return the path of libfaketime: PyPI's package, or the system's."""
+    """Return the path of libfaketime: PyPI's package, or that of the system."""
     spec = importlib.util.find_spec("libfaketime")
     folders = [Path(spec.origin).parent] if spec and spec.origin else []
     folders += Path("/usr/lib").glob("*/faketime")
@@ -148,7 +149,7 @@ def _without_access(name: str, admin: FleetClient, standin: FcmStandin) -> Findi
 def _with_access(name: str, admin: FleetClient, serving: Serving, standin: FcmStandin) -> Finding:
     """Command phones while the fake FCM accepts the wrong clock. FCM fails once, and a dispatcher is killed."""
     standin.oauth_says = _access(standin)
-    _end_dispatcher(serving, signal.SIGTERM)  # The next one knows of no open circuit.
+    _end_dispatcher(serving, signal.SIGTERM)  # A new dispatcher has a closed circuit.
     phones = [_Phone.registered(admin, push_token) for push_token in ("ok-taken", "flaky1-again", "hang-killed")]
     commands = [_ping(admin, phone) for phone in phones]
     for request_id in commands:
@@ -162,8 +163,8 @@ def _with_access(name: str, admin: FleetClient, serving: Serving, standin: FcmSt
     done = sum((one["state"], one["delivered_via"]) == ("succeeded", "push") for one in deliveries)
     spans = ((life, LIFE_SECONDS), (retry, RETRY_SECONDS), (lease, LEASE_SECONDS))
     return Finding(
-        "pushes, their leases, retries and time to live are the database's",
-        f"an hour {name}, with an access token: FCM accepts one, is unavailable once, a dispatcher is killed",
+        "the times of pushes, leases, retries and time to live follow the database's clock",
+        f"an hour {name}, with an access token: FCM accepts a push, fails once, and a dispatcher is killed",
         f"{life} s to live; again after {retry:.1f} s, and {lease:.1f} s; {done} of {len(phones)} succeeded by push",
         done == len(phones) and all(least <= seconds <= most for seconds, (least, most) in spans),
     )
@@ -204,7 +205,7 @@ def _ready(admin: FleetClient) -> dict[str, Any]:
 
 
 def _times(admin: FleetClient) -> Iterator[tuple[datetime, float]]:
-    """Run the loop; yield each time that the server sends, and its correct value."""
+    """Run the loop; yield each time value that the server sends, with the correct value."""
     now = time.time()
     made = admin.post("/admin/enrollment-tokens", {})
     phone = _post(admin.url, "/v1/register", made["enrollment_token"], {"hardware_id": "phone-1"})

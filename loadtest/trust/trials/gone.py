@@ -1,4 +1,4 @@
-"""The trial of clients that disconnect during a POST /admin/command: nothing remains, or one whole command."""
+"""The trial of clients that disconnect during a POST /admin/command: either nothing remains, or one whole command."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -19,13 +19,13 @@ from nexmdm.client.http_client import FleetClient
 PHONES: Final = 3
 TARGET: Final = "/admin/command"
 READ_OF_THE_ANSWER: Final = (0, 0, 1, 20, 200)
-"""The part of the answer that a client reads before it disconnects, once its request is complete."""
+"""The part of the answer that a client with a complete request reads before it disconnects."""
 
 SETTINGS: Final = {"BCRYPT_ROUNDS": "4", "ADMIN_RATE_LIMIT": "100000/m", "ADMIN_READ_RATE_LIMIT": "100000/m"}
 
 
 def trial(folder: Path) -> Iterator[Finding]:
-    """Cut connections after each byte of a command, and while it is answered."""
+    """Cut connections after each byte of a command, and while the command is answered."""
     with (
         testbed.standin(folder) as (_, fcm),
         testbed.served(folder / "data", **fcm, **SETTINGS) as serving,
@@ -36,21 +36,21 @@ def trial(folder: Path) -> Iterator[Finding]:
         commands = _settled(admin)
         yield Finding(
             "an incomplete POST leaves nothing",
-            f"{incomplete:,} clients disconnected after each byte of it, by FIN and by RST",
+            f"{incomplete:,} clients disconnected, one after each byte of the POST, by FIN and by RST",
             f"{sum(note.startswith('incomplete') for note in commands)} commands",
             not any(note.startswith("incomplete") for note in commands),
         )
         whole = [_is_whole(command) for notes in commands.values() for command in notes]
         yield Finding(
-            "a complete one leaves nothing, or a whole command that reaches every phone",
-            f"{len(complete):,} clients disconnected while it was carried out or answered",
+            "a complete POST leaves nothing, or a whole command that reaches every phone",
+            f"{len(complete):,} clients disconnected while the command was carried out or answered",
             f"{len(whole)} commands, {whole.count(True)} whole and pushed to all",
             all(whole) and bool(whole),
         )
         statuses = Counter(sockets.replay(admin.url, request) for request in complete)
         counts = Counter(len(notes) for note, notes in _settled(admin).items())
         yield Finding(
-            "sent again, it is carried out once",
+            "a POST that is sent again is carried out once",
             f"the {len(complete):,} complete requests once more, with the same bytes",
             f"{statuses[200]:,} × 200, {counts.total():,} commands, {counts.total() - counts[1]} of them twice",
             statuses.total() == statuses[200] == counts[1] == counts.total(),

@@ -83,7 +83,7 @@ def _sizes(serving: Serving) -> Iterator[Finding]:
         read = _bytes_read(serving) - before
         figure = f"{received.status} after {received.seconds:.1f} s, {read / 2**20:.1f} MiB read"
         held = received.status == status and read <= MOST_READ
-        yield Finding(f"a request that is too large gets {status}, and not read to its end", tried, figure, held)
+        yield Finding(f"a request that is too large gets {status}, and is not read to its end", tried, figure, held)
 
 
 def _bytes_read(serving: Serving) -> int:
@@ -134,7 +134,7 @@ def _memory(serving: Serving) -> Finding:
 
 
 async def _squatters(url: str, members: list[Member]) -> Finding:
-    """Measure heartbeats alternately without and with clients that only keep connections open."""
+    """Measure heartbeats, alternately without and with clients that only keep connections open."""
     pulse = BackgroundLoad(url, members, per_second=PER_SECOND)
     await pulse.beat(2)
     without, beside = [], []
@@ -204,7 +204,9 @@ async def _no_reading(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """The result of a stop: duration, what was answered 200 (each phone's last number, commands), traces logged."""
+    """The result of a stop: its duration, the last acknowledged number of each phone and the accepted commands, and the
+    tracebacks in the log.
+    """
 
     seconds: float
     acknowledged: dict[str, int]
@@ -250,6 +252,6 @@ def _what_is_left(admin: FleetClient, stopped: Stopped) -> Finding:
     return Finding(
         f"SIGTERM ends within {STOP_SECONDS} s, and loses nothing that was answered 200",
         "the same connections, 20 clients that read no answer, heartbeats and commands",
-        f"{stopped.seconds:.1f} s; {message}; {stopped.traces} traces in the log",
+        f"{stopped.seconds:.1f} s; {message}; {stopped.traces} tracebacks in the log",
         stopped.seconds < STOP_SECONDS and not lost and not stopped.traces and bool(phones) and bool(accepted),
     )

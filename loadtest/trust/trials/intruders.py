@@ -1,4 +1,6 @@
-"""The trial of intruders: many clients with one token, guesses, revoked devices; on two workers with one database."""
+"""The trial of intruders against two workers with one database: many clients with one token, guesses, revoked
+devices.
+"""
 
 import asyncio
 from collections import Counter
@@ -54,7 +56,7 @@ async def _one_token_for_many(admin: FleetClient, urls: list[str]) -> Finding:
         statuses = Counter(await asyncio.gather(*calls))
     devices, _ = admin.items("/admin/devices", AT_ONCE)
     return Finding(
-        "an enrollment token for one device makes exactly one",
+        "an enrollment token for one device registers exactly one device",
         f"{AT_ONCE} registrations at the same time, on two workers",
         f"{_counted(statuses)}; {len(devices)} device",
         statuses == {200: 1, 401: AT_ONCE - 1} and len(devices) == 1,
@@ -94,9 +96,9 @@ async def _guessed(admin: FleetClient, urls: list[str], member: Member) -> Findi
     await asyncio.to_thread(admin.get, "/admin/summary")
     held = set(guessed) == {401, 429} and guessed[401] <= 2 * FAILURES_A_MINUTE and set(good) == {200}
     return Finding(
-        f"over {FAILURES_A_MINUTE} failures a minute guesses get 429, and valid requests from that address pass",
-        f"{GUESSES} wrong tokens from one address, each with another X-Forwarded-For; good heartbeats among them",
-        f"guesses {_counted(guessed)}; good ones {_counted(good)}",
+        f"above {FAILURES_A_MINUTE} failures a minute, guesses get 429, but valid requests from that address pass",
+        f"{GUESSES} wrong tokens from one address, each with another X-Forwarded-For; valid heartbeats among them",
+        f"guesses {_counted(guessed)}; valid heartbeats {_counted(good)}",
         held,
     )
 

@@ -15,7 +15,9 @@ class RequestLoop:
 
     @property
     def left(self) -> int:
-        """The number of requests that used another connection, because theirs was closed before they were written."""
+        """The number of requests that used another connection, because their own connection was closed before they were
+        written.
+        """
         return self._pool.left
 
     def end(self) -> None:

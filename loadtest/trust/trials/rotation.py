@@ -71,7 +71,7 @@ class Rollout:
         self.url = workers.url_of(listener)
 
     def settings(self, current: Secrets, others: Secrets | None = None) -> None:
-        """Replace each worker by a worker with the secrets `current`, which also accepts `others`."""
+        """Replace each worker by a worker that has the secrets `current`, and also accepts the secrets `others`."""
         beside = {variable: others[name] if others else "" for name, variable in ROTATED.items()}
         for _ in range(WORKERS):
             self._started += 1
@@ -119,7 +119,9 @@ class Admin(RequestLoop):
 
 @dataclass(frozen=True, slots=True)
 class Borne:
-    """The results under load: requests, those that used another connection because theirs was closed, failures."""
+    """The results under load: requests, requests that used another connection because their own was closed, and
+    failures.
+    """
 
     heartbeats: int
     calls: int
@@ -156,9 +158,9 @@ def found(borne: Borne, refused: str) -> Finding:
     enough = borne.heartbeats >= LEAST_HEARTBEATS and borne.calls >= LEAST_ADMIN_CALLS
     return Finding(
         "admin key, HMAC secret and SECRET_KEY are rotated without a failed request",
-        f"{WORKERS} workers replaced one by one, three times, under load; at the end the old ones get {refused}",
+        f"{WORKERS} workers replaced one by one, three times, under load; at the end the old secrets get {refused}",
         f"{borne.heartbeats:,} heartbeats, {borne.calls:,} admin calls: {failed} failed {message}".strip()
-        + f"; {borne.left} used another connection because theirs was closed before they were written",
+        + f"; {borne.left} requests used another connection because their own was closed before they were written",
         not failed and refused == "401" and enough,
     )
 

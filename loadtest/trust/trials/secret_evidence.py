@@ -85,7 +85,7 @@ class Calls:
         return answer.text
 
     def signed(self, method: str, target: str, body: Any = None, **altered: str) -> Any:
-        """Send a signed request, some of its headers altered."""
+        """Send a signed request, with some headers changed."""
         raw = b"" if body is None else orjson.dumps(body)
         headers = self._signing.sign(method, target, raw)
         self.evidence.secret("signature", headers["X-Signature"].removeprefix("v1="))

@@ -1,4 +1,4 @@
-"""The trial of leaks: a complete loop with every kind of error, and then a search for secrets where none may be.
+"""The trial of leaks: a complete loop with every kind of error, then a search for secrets where no secret may be.
 
 It searches for everything that was configured, issued, or sent as a credential. It searches through the logs, also
 PostgreSQL's, the metrics, each error answer, the audit, the pages of the admin site, and a dump of the database.
@@ -47,10 +47,10 @@ KINDS: Final = frozenset({
     *CONFIGURED, "service account", "access token", "push token", "enrollment token", "device token", "command key",
     "signature", "envelope's signature", "session cookie", "password",
 })  # fmt: skip
-"""Each kind of secret: the search must include some of each."""
+"""Each kind of secret: the search must include some secrets of each kind."""
 UNSTORABLE: Final = "unstorable"
 FAILURES: Final = 70
-"""More than the limit of an address in a minute."""
+"""More than an address may send in a minute."""
 
 PUSH_SECONDS: Final = 30
 
@@ -88,7 +88,9 @@ def _push_token(evidence: Evidence, word: str) -> str:
 
 
 def _loop(calls: Calls, standin: FcmStandin, serving: Serving) -> dict[str, dict[str, Any]]:
-    """Enroll a phone for each of FCM's answers, command them, let them answer, rotate and enroll again."""
+    """Enroll a phone for each of FCM's answers; send commands to the phones; let them answer, rotate and enroll
+    again.
+    """
     phones = {}
     for word in PUSH_WORDS:
         token = calls.enrollment_token(re_enroll=True)
@@ -111,7 +113,7 @@ def _loop(calls: Calls, standin: FcmStandin, serving: Serving) -> dict[str, dict
 
 
 def _write_as_named_admin(calls: Calls) -> None:
-    """Write an audit entry of a named admin, by the previous key and the current secret."""
+    """Write an audit entry of a named admin, who signs with the previous key and the current secret."""
     key, secret = calls.configured[f"{NAMED_KEY}_PREVIOUS"], calls.configured[NAMED_SECRET]
     with closing(FleetClient(calls.url, key=key, secret=secret)) as admin:
         made = admin.post("/admin/enrollment-tokens", {"label": "of a named admin"})
@@ -119,7 +121,7 @@ def _write_as_named_admin(calls: Calls) -> None:
 
 
 def _command(calls: Calls, phone: dict[str, Any], pushed: Callable[[], object]) -> None:
-    """Let a phone carry out a command once it is pushed, and report it twice."""
+    """Let a phone carry out a command once the command is pushed, and report the result twice."""
     target = {"device_ids": [phone["device_id"]]}
     command = calls.signed("POST", "/admin/command", {"action": "ping", "target": target})
     calls.phone("/v1/heartbeat", phone["device_token"], {"status": {"battery_pct": 50}})
@@ -140,14 +142,16 @@ def _is_to(word: str, send: Send) -> bool:
 
 
 def _close_the_circuit(serving: Serving) -> None:
-    """Replace the dispatcher, because a new dispatcher does not know that the earlier one had stopped pushing."""
+    """Replace the dispatcher: a new dispatcher begins with a closed circuit, although the earlier one had opened its
+    circuit.
+    """
     before = serving.child("dispatch")
     os.kill(before, signal.SIGTERM)
     wait_for(lambda: serving.child("dispatch") != before)
 
 
 def _provoke(calls: Calls, phones: dict[str, dict[str, Any]], serving: Serving) -> None:
-    """Provoke each kind of error, with secrets in all the wrong places."""
+    """Provoke each kind of error, with secrets in every place where they do not belong."""
     phone, other = phones["ok"], phones["quota"]
     enrollment = calls.enrollment_token()
     device, configured = phone["device_token"], calls.configured
@@ -250,7 +254,7 @@ def provoked(evidence: Evidence) -> Finding:
 
 
 def findings(evidence: Evidence) -> Iterator[Finding]:
-    """Yield, for each place, whether there is a secret in it."""
+    """Yield a finding for each place: whether it contains a secret."""
     count = sum(map(len, evidence.secrets.values()))
     for place, text in evidence.places.items():
         found = {kind: sum(_is_in(secret, text) for secret in known) for kind, known in evidence.secrets.items()}

@@ -20,7 +20,7 @@ MOST_ALIKE: Final = 2
 """The number of followed links that differ only in the values of their query."""
 
 MOST_NAMES: Final = 2
-"""The number of names that the query of a followed link may have: filters combine without end."""
+"""The number of names that the query of a followed link may have: filters can be combined without end."""
 
 EXPORTS: Final = 6
 """The number of lists of the admin site that can be exported."""

@@ -41,7 +41,7 @@ async def connected(url: str) -> AsyncIterator[tuple[asyncio.StreamReader, async
 
 
 def say(url: str, *pieces: bytes) -> Received:
-    """Send these pieces, whatever is answered, and return what was received."""
+    """Send all these pieces, even after an answer, and return the received answer."""
     return flood(url, iter(pieces))
 
 
@@ -70,7 +70,7 @@ def _send(connection: socket.socket, pieces: Iterator[bytes]) -> None:
 
 
 def _hear(connection: socket.socket) -> int:
-    """Return the status of an answer; 0 if the connection ends without one."""
+    """Return the status of an answer; 0 if the connection ends without an answer."""
     with suppress(ConnectionError):
         words = connection.recv(64).split()
         return int(words[1]) if len(words) > 1 else 0

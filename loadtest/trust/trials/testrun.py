@@ -25,7 +25,9 @@ class TestsEnded(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A test that ran: what is wrong (empty: it passed), and what it counted by pytest's `record_property`."""
+    """A test that ran: its fault (empty: it passed), and its counts, which it recorded by pytest's
+    `record_property`.
+    """
 
     trouble: str = ""
     counted: Counter[str] = field(default_factory=Counter)
@@ -33,9 +35,9 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class HeldByTests:
-    """A promise, and its tests: files, or single ones in pytest's form.
+    """A promise, and its tests: files, or single tests in pytest's form.
 
-    `at_least` is the minimum that they must count, of what `record_property` names.
+    `at_least` contains the least value of each count, by its name in `record_property`.
     """
 
     promise: str
@@ -44,7 +46,9 @@ class HeldByTests:
     at_least: Mapping[str, int] = field(default_factory=dict)
 
     def finding(self, cases: Mapping[str, Case]) -> Finding:
-        """Return the result of its tests. The promise is kept if each has run and passed, and they counted enough."""
+        """Return the result of its tests. The promise is kept if each test has run and passed, and the counts are high
+        enough.
+        """
         mine = {name: case for name, case in cases.items() if any(_belongs(name, test) for test in self.tests)}
         counted: Counter[str] = Counter()
         for case in mine.values():
@@ -58,7 +62,7 @@ class HeldByTests:
 
 
 def run(promises: Iterable[HeldByTests], folder: Path, *options: str) -> dict[str, Case]:
-    """Run the tests of these promises, each once, and return them by name.
+    """Run each test of these promises once, and return the tests by name.
 
     `options` are for pytest. Raises TestsEnded.
     """

@@ -47,6 +47,6 @@ class Worker:
             raise RuntimeError(f"a web worker ended immediately:\n{output.read_text()}")
 
     def stop(self) -> None:
-        """Let it finish the requests in flight, as for an upgrade, and wait for its end."""
+        """Let the worker finish the requests in flight, as for an upgrade, and wait for its end."""
         self._process.send_signal(signal.SIGTERM)
         self._process.wait(STOP_SECONDS)

@@ -1,4 +1,4 @@
-"""Events: what happened to the fleet. Each is written in the transaction of the fact that it tells.
+"""Events: what happened to the fleet. Each is written in the transaction of the fact that it is about.
 
 A row has the events of one statement that differ only in their device, up to DEVICES_PER_ROW of them: a command that
 is cancelled on 100,000 devices writes 100 rows. A reader gets one event for each device (nexmdm/events/feed.py).
@@ -37,6 +37,10 @@ DEVICES_PER_ROW: Final = 1000
 """The most devices of one row: 16 kB of ids."""
 
 
+RFC3339: Final = """'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'"""
+"""SQL: the format of to_char() for times of UTC in the data of events."""
+
+
 class Event(NamedTuple):
     """An event to append. It must contain no secret and no push target."""
 
@@ -51,7 +55,7 @@ APPEND: Final = """
     SELECT type, CASE WHEN device_id IS NOT NULL THEN ARRAY[device_id] END, request_id, data
     FROM ROWS FROM (
         jsonb_to_recordset(%(events)s::jsonb) AS (type text, device_id uuid, request_id uuid, data jsonb)
-    ) WITH ORDINALITY AS told (type, device_id, request_id, data, position)
+    ) WITH ORDINALITY AS given (type, device_id, request_id, data, position)
     ORDER BY position
 """
 
@@ -78,7 +82,7 @@ def append_for_devices(devices: str, event_type: EventType, request_id: str, dat
         FROM (
             SELECT device_id, request_id, data,
                 row_number() OVER (PARTITION BY request_id, data ORDER BY device_id) - 1 AS place
-            FROM (SELECT device_id, {request_id} AS request_id, {data} AS data FROM {devices}) told
+            FROM (SELECT device_id, {request_id} AS request_id, {data} AS data FROM {devices}) about
         ) placed
         GROUP BY request_id, data, place / {DEVICES_PER_ROW}
         ORDER BY request_id, min(place)

@@ -135,31 +135,35 @@ async def _many_commands(case: Case) -> None:
 SCENARIOS: Final = (
     Scenario(
         "both-channels",
-        "A command comes by push, in the answer to a heartbeat, or by both. A phone carries it out once, and its report"
-        " names the channel.",
+        "A command comes by push, in the answer to a heartbeat, or by both. A phone carries out the command once, and"
+        " its report names the channel.",
         _both_channels,
     ),
     Scenario(
         "bad-signature",
-        "A phone neither carries out nor reports a command that is not signed for it with its command key.",
+        "If a command is not signed for a phone with the phone's command key, the phone does not carry it out and does"
+        " not report on it.",
         _bad_signature,
     ),
     Scenario(
         "expired-command",
-        "A phone does not begin a command after its expires_at, by the server's time, and reports it as failed.",
+        "After the expires_at of a command, in the server's time, a phone does not begin the command, and reports it as"
+        " failed.",
         _expired_command,
     ),
     Scenario(
         "repeated-command",
-        "A phone carries out each request_id once, however often it comes, also after a restart.",
+        "A phone carries out each request_id once, even if the command comes several times, also after a restart.",
         _repeated_command,
     ),
     Scenario(
         "repeated-report",
-        "A phone answers a repeated command with its last report on it.",
+        "If a command comes again, the phone sends its last report on this command again.",
         _repeated_report,
     ),
-    Scenario("unknown-action", "A phone reports an action that it does not know as failed.", _unknown_action),
+    Scenario(
+        "unknown-action", "If a phone does not know an action, it reports the command as failed.", _unknown_action
+    ),
     Scenario(
         "many-commands",
         "If has_more is true, a phone reports on the commands that it got, then sends the next heartbeat immediately.",

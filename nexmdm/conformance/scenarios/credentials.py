@@ -77,15 +77,15 @@ SCENARIOS: Final = (
     ),
     Scenario(
         "rotation",
-        "A phone stores a new pair before it uses it, and trusts both command keys until a request with the new token"
-        " was answered with 200.",
+        "A phone stores a new pair before it uses the pair, and accepts both command keys until a request with the"
+        " new token was answered with 200.",
         _rotation,
         _ROTATING,
     ),
     Scenario(
         "revoked",
-        "After 403 device_revoked a phone keeps its credentials, does not register again, and tries a heartbeat more"
-        " and more slowly: once it is reinstated, it goes on.",
+        "After 403 device_revoked a phone keeps its credentials, does not register again, and sends heartbeats after"
+        " longer and longer waits. When the device is reinstated, the phone goes on.",
         _revoked,
     ),
 )

@@ -74,8 +74,8 @@ SCENARIOS: Final = (
     ),
     Scenario(
         "restart",
-        "A phone stores its credentials before it uses them. After a restart it goes on with them and does not"
-        " register again.",
+        "A phone stores its credentials before it uses them. After a restart it goes on with these credentials"
+        " and does not register again.",
         _restart,
     ),
     Scenario(
@@ -86,7 +86,7 @@ SCENARIOS: Final = (
     ),
     Scenario(
         "refused-registration",
-        "A registration that is refused with 401, 403, 409 or 422 is not repeated: a person must help.",
+        "A phone does not repeat a registration that was refused with 401, 403, 409 or 422: a person must help.",
         _refused_registration,
     ),
     Scenario(

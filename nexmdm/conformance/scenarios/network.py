@@ -167,23 +167,25 @@ async def _server_away(case: Case) -> None:
 SCENARIOS: Final = (
     Scenario(
         "heartbeat-pace",
-        "A phone sends its next heartbeat next_heartbeat_seconds after the last answer, which differs each time.",
+        "A phone sends its next heartbeat next_heartbeat_seconds after the last answer. This number differs from answer"
+        " to answer.",
         _heartbeat_pace,
     ),
     Scenario(
         "spread-retries",
-        "Without an answer, a phone tries again after waits that grow, each with a random part: so a fleet does not"
-        " return all together.",
+        "Without an answer, a phone tries again after waits that grow, each with a random part. So the phones of a"
+        " fleet do not all return at the same time.",
         _spread_retries,
     ),
     Scenario(
         "lost-report",
-        "A phone repeats a report until it is answered, and does not carry out the command again.",
+        "A phone repeats a report until the server answers it, and does not carry out the command again.",
         _lost_report,
     ),
     Scenario(
         "rate-limited",
-        "After 429, a phone does not send the same request again before Retry-After is over; then it does.",
+        "After 429, a phone does not send the same request again before Retry-After is over; then it sends the"
+        " request again.",
         _rate_limited,
     ),
     Scenario(
@@ -199,7 +201,7 @@ SCENARIOS: Final = (
     ),
     Scenario(
         "server-away",
-        "While the server is away, a phone keeps its credentials and its reports, carries out what is pushed, and goes"
+        "While the server is away, a phone keeps its credentials and its reports, carries out pushed commands, and goes"
         " on when the server is back.",
         _server_away,
     ),

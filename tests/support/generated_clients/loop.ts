@@ -1,4 +1,4 @@
-// A phone made of the generated client: it registers, takes its command with a heartbeat, and reports its success.
+// A phone that uses the generated client: it registers, gets its command by a heartbeat, and reports the success.
 import { Configuration, DeviceApi } from './client';
 
 declare const process: any;

@@ -22,13 +22,14 @@ from nexmdm.client.http_client import FleetClient
 HEARTBEATS_PER_SECOND: Final = 100
 COMMANDS_PER_SECOND: Final = 2
 PUSHED: Final = 24
-"""The number of good phones of each command; with the bad one, every 25th push is answered oddly."""
+"""The number of good phones of each command; together with the bad phone, every 25th push is answered oddly."""
 
 ANSWERS: Final = {"blank401": "401 with an empty body", "html404": "404 with a page of HTML"}
 """The words of the fake FCM, and their meaning."""
 
 LEAST_ANSWERED: Final = ROUNDS * SECONDS * COMMANDS_PER_SECOND // 2
-"""The least number of odd answers: each command pushes to the bad phone, while its last push may still wait."""
+"""The least number of odd answers. It is lower than the number of commands, because the bad phone's last push may still
+wait."""
 
 
 def trial(folder: Path) -> Iterator[Finding]:
@@ -55,7 +56,7 @@ async def _tried(serving: Serving, members: list[Member], admin: FleetClient, wo
     )
     case = Case(
         f"a push token that always gets {ANSWERS[word]}",
-        f"each command goes to {PUSHED} good phones and to this one",
+        f"each command goes to {PUSHED} good phones and to the phone with this token",
         least_sent=LEAST_ANSWERED,
         answers={word.rstrip("0123456789")},
     )
@@ -68,7 +69,7 @@ def _give(url: str, member: Member, push_token: str) -> None:
 
 
 class OddOne:
-    """The bad phone as an attack: while it lasts, commands are sent to it too."""
+    """The bad phone as an attack: during the attack, commands are sent also to this phone."""
 
     def __init__(self, pushes: Pushes, device_ids: Sequence[str]) -> None:
         self._pushes = pushes

@@ -1,9 +1,9 @@
 """Attacks in separate processes: `python -m loadtest.trust.trials.one_against_all.attacks`.
 
 Lines on standard input control an attack. The first line is the order, as JSON. The next line begins the attack, the
-line after it ends the attack, and so on. An empty line on standard output means that the attack has begun. At its end,
-a line of JSON contains the numbers of requests and answers. The attack has its own process, so that it does not delay
-the honest clients.
+line after it ends the attack, and so on. An empty line on standard output means that the attack has begun. When the
+attack ends, a line of JSON contains the numbers of requests and answers. The attack has its own process, so that it
+does not delay the honest clients.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""One against all: honest traffic alternately with and without an attack, and the cost of the attack."""
+"""One against all: measures honest traffic, alternately with and without an attack, and so the cost of the attack."""
 
 import asyncio
 import sys
@@ -31,20 +31,20 @@ SECONDS: Final = 3
 WARM_UP_SECONDS: Final = 1
 MOST_SLOWER: Final = 3
 FLOOR_SECONDS: Final = {"heartbeats": 0.03}
-"""A p99 below this floor always passes: any other work on the machine can turn 2 ms into three times 2 ms."""
+"""A p99 below this floor always passes, because other work on the machine can turn 2 ms into three times 2 ms."""
 
 FLOOR_SECONDS_OF_FEW: Final = 0.25
 """The floor for traffic of a few requests a second, whose p99 is its longest latency."""
 
 MOST_GROWN_MEBIBYTES: Final = 64
 RECOVERY_SECONDS: Final = 20
-"""The time that honest traffic may be slow after an attack, before the next turn without it."""
+"""The time that honest traffic may be slow after an attack, before the next turn without an attack."""
 
 ANSWER_SECONDS: Final = 60
 """The time that an attack may take to begin, and to end."""
 
 ENOUGH: Final = 0.8
-"""The part of an attack's minimum that must be sent for it to count."""
+"""The part of an attack's minimum that must be sent for the attack to count."""
 
 TOO_SLOW: Final = "time-out"
 """The errors that an attacker may get instead of an answer, because NexMDM does not promise attackers quick answers."""
@@ -95,7 +95,7 @@ class Processes:
         return whole
 
     async def _lines(self) -> list[bytes]:
-        """Return a line of each. Raises RuntimeError if one has failed, and TimeoutError."""
+        """Return a line of each process. Raises RuntimeError if a process has failed, and TimeoutError."""
         async with asyncio.timeout(ANSWER_SECONDS):
             lines = [await cast("asyncio.StreamReader", process.stdout).readline() for process in self._processes]
         if not all(lines):
@@ -135,12 +135,12 @@ async def _started() -> asyncio.subprocess.Process:
 
 
 Check = Callable[[Tally], tuple[str, bool]]
-"""Checks what an attack has left behind; returns a figure, and whether it is as promised."""
+"""Checks the state after an attack; returns a figure, and whether the figure is as promised."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """An attacker, its attack, how much it must send, and which answers it may get."""
+    """An attacker, its attack, the number of requests that it must send, and the answers that it may get."""
 
     who: str
     tried: str
@@ -172,7 +172,7 @@ def served(folder: Path, *, with_push_tokens: bool = False, **settings: str) -> 
 
 
 def each(trials: Mapping[str, Callable[[], Coroutine[Any, Any, Finding]]]) -> Iterator[Finding]:
-    """Run one trial after the other, by name; if one fails with an error, that is a finding too."""
+    """Run the trials one after the other, by name; an error that ends a trial is a finding too."""
     for name, trial in trials.items():
         try:
             yield uvloop.run(trial())
@@ -181,7 +181,7 @@ def each(trials: Mapping[str, Callable[[], Coroutine[Any, Any, Finding]]]) -> It
 
 
 async def tried(case: Case, traffic: Honest, attacker: Attacker, serving: Serving) -> Finding:
-    """Measure honest traffic alternately without and with an attack, close it, and check the result."""
+    """Measure honest traffic, alternately without and with an attack; close the traffic, and check the result."""
     await traffic.turn(WARM_UP_SECONDS)
     worker = serving.child("web-1")
     failed, sent = traffic.failures, traffic.sent
@@ -202,7 +202,7 @@ async def tried(case: Case, traffic: Honest, attacker: Attacker, serving: Servin
 
 
 async def _heaviest(process: int) -> float:
-    """Return the largest memory that a process had, when cancelled."""
+    """When cancelled, return the largest memory that the process had."""
     heaviest = 0.0
     try:
         while True:
@@ -227,7 +227,7 @@ async def _recovered(traffic: Honest, first: Latencies) -> None:
 
 
 def judged(case: Case, measured: Measured, tally: Tally) -> Finding:
-    """Check that the attack sent its minimum, and its cost for the honest traffic."""
+    """Check that the attack sent its minimum, and check the cost for the honest traffic."""
     kinds = [_judged(kind, measured) for kind in measured.without[0]]
     left, is_right = case.check(tally) if case.check else ("", True)
     figures = [*(figure for figure, _ in kinds), *_figures(measured), _told(tally), *filter(None, [left])]
@@ -243,7 +243,7 @@ def judged(case: Case, measured: Measured, tally: Tally) -> Finding:
     return Finding(
         f"{case.who}: no request of others fails, their p99 stays within {MOST_SLOWER} × (or {_floors(measured)}), "
         f"and a worker grows by {case.most_grown_mebibytes} MiB at most",
-        f"{case.tried}; {ROUNDS} × {case.seconds:g} s of it, as many turns without",
+        f"{case.tried}; {ROUNDS} × {case.seconds:g} s of it, and as many turns without it",
         "; ".join(figures),
         held,
     )
@@ -276,7 +276,7 @@ def _floor(kind: str) -> float:
 
 
 def _floors(measured: Measured) -> str:
-    """Return the floors as text: that of heartbeats, and that of the rest."""
+    """Return the floors as text: that of heartbeats, and that of all other traffic."""
     floors = dict.fromkeys(milliseconds(_floor(kind)) for kind in measured.without[0])
     return ", ".join(floors)
 

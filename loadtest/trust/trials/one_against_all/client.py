@@ -36,7 +36,7 @@ MOST_COUNTERS: Final = 200
 """The number of rows that guesses from one network may add to the table of counters."""
 
 MOST_TRIED: Final = 250
-"""The number of guesses that may be tried: 60 a minute for two minutes, and those in progress at the limit."""
+"""The number of guesses that may be checked: 60 a minute for two minutes, and the guesses in progress at the limit."""
 
 IDLE: Final = 12_000
 IDLE_GROWN_MEBIBYTES: Final = 150
@@ -68,7 +68,7 @@ async def _logins(serving: Serving, members: list[Member], admin: FleetClient) -
     sources = ["127.0.4.1"] * (LOGINS // 2) + [f"127.0.4.{number}" for number in range(2, LOGINS // 2 + 2)]
     case = Case(
         "a client that logs in without end",
-        f"{LOGINS} logins at a time as unknown users, half of them from one address, half from one each",
+        f"{LOGINS} logins at a time as unknown users, half of them from one address, each of the others from its own",
         least_sent=2 * LOGINS,
         answers={"200", "403", "429", "503"},
         seconds=LOGIN_SECONDS,
@@ -91,7 +91,7 @@ async def _dead_tokens(serving: Serving, members: list[Member], admin: FleetClie
     tokens = await asyncio.to_thread(_dead, admin)
     case = Case(
         "a client with used-up, revoked and expired enrollment tokens",
-        f"{DEAD_TOKENS_PER_SECOND} registrations a second; phones with a good one register meanwhile",
+        f"{DEAD_TOKENS_PER_SECOND} registrations a second; phones with a valid token register meanwhile",
         least_sent=ENOUGH * DEAD_TOKENS_PER_SECOND * ROUNDS * SECONDS,
         answers={"401", "429"},
     )
@@ -155,7 +155,7 @@ async def _idle(serving: Serving, members: list[Member], admin: FleetClient) -> 
     each = min(IDLE, hard - FILES_TO_SPARE)
     case = Case(
         "two clients that keep connections open",
-        f"{each:,} idle connections each, where a process may have {hard:,} files; others come over new ones",
+        f"{each:,} idle connections each; a process may have {hard:,} open files; other clients open new connections",
         least_sent=ENOUGH * 2 * each * ROUNDS,
         answers={"408", "503"},
         most_grown_mebibytes=IDLE_GROWN_MEBIBYTES,

@@ -31,7 +31,9 @@ _RESET: Final = struct.pack("ii", 1, 0)
 
 
 class _Pipelining(asyncio.Protocol):
-    """A connection with thousands of requests at a time; it reads their answers, then sends as many again."""
+    """A connection with thousands of requests at a time; it reads their answers, then sends the same number of requests
+    again.
+    """
 
     def __init__(self, heads: bytes, tally: Tally) -> None:
         self._heads = heads
@@ -89,7 +91,9 @@ async def _fill(server: Server, source: str, heads: bytes, tally: Tally) -> None
 
 
 class _Crowd:
-    """Silent connections. Each is a plain socket: with asyncio, it would cost a third of a millisecond of a core."""
+    """Silent connections. Each is a plain socket: with asyncio, each connection would cost a third of a millisecond of
+    a core.
+    """
 
     def __init__(self, server: Server, source: str, tally: Tally) -> None:
         self._address = (server.host, server.port)
@@ -105,7 +109,7 @@ class _Crowd:
         """Begin to open one more connection."""
         one = socket.socket()
         one.setblocking(False)
-        # Cut at the end of a turn, a connection does not keep its port for a minute.
+        # The connection is cut at the end of a turn; so its port is not kept for a minute.
         one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         one.bind(self._source)
         one.connect_ex(self._address)
@@ -141,7 +145,7 @@ async def hold(order: Order, tally: Tally) -> None:
 
 
 async def _open(crowd: _Crowd, order: Order, tally: Tally, per_second: float, *, until: float = inf) -> None:
-    """Open the missing ones, until this number was opened in total."""
+    """Open the missing connections, until this number of connections was opened in total."""
     began, before = time.monotonic(), tally.sent
     while tally.sent < until:
         due = (time.monotonic() - began) * per_second - (tally.sent - before)
@@ -152,7 +156,7 @@ async def _open(crowd: _Crowd, order: Order, tally: Tally, per_second: float, *,
 
 
 async def _settle(crowd: _Crowd) -> None:
-    """Wait until the server closes no more of them: it takes some time to refuse thousands."""
+    """Wait until the server closes no more connections; it needs some time to refuse thousands of them."""
     left, since = len(crowd), time.monotonic()
     while time.monotonic() < since + SETTLED_SECONDS:
         await asyncio.sleep(_TICK_SECONDS)

@@ -16,7 +16,7 @@ from loadtest.testbed.connections import ANSWER_SECONDS, Pool, Server, understoo
 from nexmdm.client.http_client import FleetClient
 
 PUSH_SECONDS: Final = 10
-"""The time in which a push must reach FCM; one that takes longer has failed."""
+"""The time in which a push must reach FCM; a push that takes longer has failed."""
 
 COMMAND: Final = "/admin/command"
 _TICK_SECONDS: Final = 0.005
@@ -33,14 +33,14 @@ class Traffic(Protocol):
         """The number of requests."""
 
     async def beat(self, seconds: float) -> Histogram:
-        """Send for this time, await the answers, and return the latencies of the good ones."""
+        """Send for this time, await the answers, and return the latencies of the successful requests."""
 
     def close(self) -> None:
         """Release open connections."""
 
 
 class Steady:
-    """Requests at an even rate, each over its own connection, like those of a new client."""
+    """Requests at an even rate, each over its own connection, like the requests of new clients."""
 
     def __init__(self, url: str, per_second: float, request: Callable[[int], bytes]) -> None:
         """`request` returns the bytes of a request by its number."""
@@ -51,7 +51,7 @@ class Steady:
         self.failures: Counter[str] = Counter()
 
     async def beat(self, seconds: float) -> Histogram:
-        """Send for this time, await the answers, and return the latencies of the good ones."""
+        """Send for this time, await the answers, and return the latencies of the successful requests."""
         latencies = Histogram()
         await at_even_pace(seconds, self._per_second, lambda due: self._once(due, latencies))
         return latencies
@@ -120,7 +120,7 @@ def registrations(url: str, enrollment_token: str, *, per_second: float = 1) -> 
 class Pushes:
     """Commands at an even rate to good phones, measured from the due time to the push's arrival at FCM.
 
-    `also` contains further devices for each command; it may change during a run.
+    `also` contains further devices for each command, and may change during a run.
     """
 
     def __init__(self, admin: FleetClient, members: Sequence[Member], journal: Path, *, per_second: float) -> None:

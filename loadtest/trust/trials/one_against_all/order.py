@@ -15,7 +15,7 @@ ROUND_TRIP_SECONDS: Final = 0.04
 class Order:
     """An attack of a kind of `attacks.ATTACKS`: its server, addresses, and total number of connections.
 
-    `per_second` is its rate; without one, each connection sends the next request after the last answer. `tokens` are
+    `per_second` is its rate. Without a rate, each connection sends the next request after the last answer. `tokens` are
     the bearer tokens, used one after the other.
     """
 
@@ -30,7 +30,9 @@ class Order:
 
 @dataclass(slots=True)
 class Tally:
-    """The number of requests sent (or connections opened), of connections open at a time, and the answers."""
+    """The number of requests sent (or of connections opened), the number of connections open at a time, and the
+    answers.
+    """
 
     sent: int = 0
     held: int = 0
@@ -38,7 +40,9 @@ class Tally:
     under_way: asyncio.Event = field(default_factory=asyncio.Event)
 
     def note(self, status: int, body: bytes) -> None:
-        """Count an answer: a status, with a word if a server's failure is not in JSON; or why there was none."""
+        """Count an answer by its status, with a note if a server error is not JSON; or by the reason why there was no
+        answer.
+        """
         not_json = " not JSON" if status >= 500 and not body.startswith(b"{") else ""
         self.answers[body.decode() if status == NO_ANSWER else f"{status}{not_json}"] += 1
 

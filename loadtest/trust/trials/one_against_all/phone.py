@@ -20,14 +20,15 @@ from nexmdm.client.http_client import FleetClient
 
 HEARTBEATS_PER_SECOND: Final = 150
 CONNECTIONS: Final = 8
-"""The phone's connections: with the round trip of order.py they allow up to 200 requests a second, as one bad phone
-sent."""
+"""The phone's connections: with the round trip of order.py, they allow up to 200 requests a second, the rate of a bad
+phone that was once observed."""
 
 LEAST_PER_SECOND: Final = 4
-"""The least number of its requests that must be sent; it is low, because a server may answer them slowly."""
+"""The least number of requests that the phone must send. The number is low, because a server may answer slowly."""
 
 MOST_KEPT: Final = 102
-"""The reports of a delivery that are stored: the first hundred, its first final and its first late final one."""
+"""The reports of a delivery that are stored: the first hundred, the first final report and the first late final
+report."""
 
 _REPORTS: Final = """
     SELECT count(*) FROM commands_report

@@ -1,0 +1,1 @@
+"""The API as a whole: OpenAPI, examples, health, query budget."""
