@@ -13,12 +13,11 @@ from devices.models import DESCRIBED
 from devices.presence import service_time
 from nexmdm.common import database
 from nexmdm.common.event_feed import events
-from nexmdm.common.event_feed.events import EventType
+from nexmdm.common.event_feed.events import RFC3339, EventType
 
-_UTC: Final = """'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'"""
 _FELL_SILENT: Final = f"""{DESCRIBED} || jsonb_build_object(
-    'last_seen_at', to_char(last_seen_at AT TIME ZONE 'UTC', {_UTC}),
-    'offline_at', to_char(offline_at AT TIME ZONE 'UTC', {_UTC})
+    'last_seen_at', to_char(last_seen_at AT TIME ZONE 'UTC', {RFC3339}),
+    'offline_at', to_char(offline_at AT TIME ZONE 'UTC', {RFC3339})
 )"""
 
 LOCK: Final = """
@@ -50,7 +49,7 @@ def flips(before: str) -> str:
         FROM {before} WHERE online_from IS NOT NULL AND NOT was_online
     ), stored AS (
         {_store("ended")}
-    ), told AS (
+    ), appended AS (
         INSERT INTO nexmdm_event (type, device_ids, data)
         SELECT type, ARRAY[device_id], data FROM (
             SELECT device_id, 1 AS place, '{EventType.DEVICE_OFFLINE}' AS type, {_FELL_SILENT} AS data
@@ -89,7 +88,7 @@ def end_silent(limit: int) -> int:
 
 
 def _end() -> str:
-    told = events.append_for_devices("silent", EventType.DEVICE_OFFLINE, "NULL::uuid", _FELL_SILENT)
+    append = events.append_for_devices("silent", EventType.DEVICE_OFFLINE, "NULL::uuid", _FELL_SILENT)
     return f"""
         WITH silent AS MATERIALIZED (
             SELECT device_id, online_from, last_seen_at, alias, tags,
@@ -98,8 +97,8 @@ def _end() -> str:
             WHERE device_id = ANY(%(device_ids)s)
         ), stored AS (
             {_store("silent")}
-        ), told AS (
-            {told}
+        ), appended AS (
+            {append}
         )
         UPDATE devices_presence SET online_from = NULL WHERE device_id = ANY(%(device_ids)s)
     """  # noqa: S608  (SQL of our modules; values are parameters)
