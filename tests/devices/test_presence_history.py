@@ -1,6 +1,6 @@
 """The history of presence: spans and their events, the service's own absence, and what the API shows of them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -32,7 +32,7 @@ def forget_the_last_gap(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(params=["a process that wrote the marks", "another process"])
-def served(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+def served(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """A function that writes the mark of a web worker: of the one that gets the heartbeats, or of another one."""
 
     def mark() -> None:
