@@ -75,7 +75,7 @@ async def read_device(request: HttpRequest, device_id: UUID) -> HttpResponse:
     return respond(await run_in_db_thread(queries.device, device_id))
 
 
-@router.get("/devices/{uuid:device_id}/presence", response=PresenceHistory, url_name="device-presence")
+@router.get("/devices/{uuid:device_id}/presence", response=PresenceHistory, url_name="device-presence", by_alias=True)
 async def read_device_presence(request: HttpRequest, device_id: UUID, query: Query[PresenceQuery]) -> HttpResponse:
     """Read when a device was online and offline, oldest first, from its first heartbeat on.
 

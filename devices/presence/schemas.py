@@ -21,10 +21,10 @@ class PresenceItem(ResponseSchema):
     `unknown`: the service itself was away, so the device could not send a heartbeat.
     """
 
-    model_config = ConfigDict(serialize_by_alias=True)
+    model_config = ConfigDict(serialize_by_alias=True, validate_by_name=True)
 
     state: State
-    from_: Annotated[Time, Field(serialization_alias="from")]
+    from_: Annotated[Time, Field(alias="from")]
     to: Time | None
 
 

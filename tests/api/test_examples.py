@@ -43,6 +43,7 @@ CHANGING: Final = {
     "next_cursor",
     "p50_ms",
     "p95_ms",
+    "uptime_ratio",
 }
 A_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 A_MESSAGE_ID: Final = re.compile(r"projects/[^/]+/messages/\S+")
@@ -174,6 +175,7 @@ def test_the_examples_of_all_operations_run_one_after_the_other(
     for operation_id in ("changeDevice", "changeTag"):
         run(operation_id)
     run("heartbeat", "nothing_new", "with_a_warning", bearer=phone)
+    let_pass(minutes=50)
     run("issueCommand", "launch_app")
     call_command("dispatch", once=True)
     run("heartbeat", "with_status", bearer=phone)
@@ -181,8 +183,9 @@ def test_the_examples_of_all_operations_run_one_after_the_other(
     for operation_id in ("readCommand", "listCommands", "listDeliveries", "readDelivery", "cancelCommand"):
         run(operation_id)
     run("issueCommand", *list(OPERATIONS["issueCommand"])[1:])
-    for operation_id in ("listDevices", "readDevice", "summary", "listPushHealth", "listAudit", "listEnrollmentTokens"):
+    for operation_id in ("listDevices", "readDevice", "readDevicePresence", "summary", "listPushHealth", "listAudit"):
         run(operation_id)
+    run("listEnrollmentTokens")
     feed.all_events(admin)
     run("listEvents")
     scenario.send("POST", "/v1/heartbeat", {}, phone)  # The device must have the commands to withdraw.
