@@ -85,18 +85,18 @@ def unwrap(outcome: Outcome) -> CheckedIn:
 def flush(records: Sequence[HeartbeatRecord]) -> list[Outcome]:
     """Record a batch of heartbeats, and return for each known device its open commands.
 
-    Runs in one transaction, and in a second one if there are devices that may have been offline.
+    Runs in one transaction, and in a second one if there are devices that may have been offline, or new tokens.
 
     The records must be sorted by device, with at most one for each token. For a record whose token is not good, the
     outcome is the error.
     """
     params = heartbeats.query_params(records) | queue.offer_params(record.token.id for record in records)
-    ((at, exceptions),), open_rows = database.execute_batch(heartbeats.RECORD, queue.OFFER, parameters=params)
+    ((at, exceptions, recorded),), open_rows = database.execute_batch(heartbeats.RECORD, queue.OFFER, parameters=params)
     found = heartbeats.parse_results(len(records), exceptions)
-    if exceptions:
-        found = heartbeats.record_others(records, found)
+    if recorded is not None:
+        heartbeats.record_others(records, found, recorded)
     results = list(zip(records, found, strict=True))
-    if open_rows and exceptions:
+    if open_rows and (exceptions or recorded):
         good_devices = {record.token.id for record, one in results if one.verdict == Verdict.GOOD}
         open_rows = [row for row in open_rows if row[0] in good_devices]
     server_time, offers = rfc3339(at), queue.offers(open_rows)

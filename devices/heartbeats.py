@@ -45,17 +45,13 @@ class HeartbeatRecord:
 
 @dataclass(frozen=True, slots=True)
 class HeartbeatResult:
-    """The outcome of one heartbeat: the verdict on its token, and whether its push target must be written.
-
-    `is_recorded` is False if the device may have been offline: record_others() records this heartbeat.
-    """
+    """The outcome of one heartbeat: the verdict on its token, and whether its push target must be written."""
 
     verdict: str
     push_target_changed: bool
-    is_recorded: bool
 
 
-GOOD_RESULT: Final = HeartbeatResult("good", push_target_changed=False, is_recorded=True)
+GOOD_RESULT: Final = HeartbeatResult("good", push_target_changed=False)
 
 # One JSON text contains the batch: psycopg would quote seven arrays value by value, in Python. `judged` is read several
 # times, so PostgreSQL computes it once.
@@ -84,27 +80,27 @@ _READINGS: Final = """
     last_status = COALESCE({sent}.status, presence.last_status),
     agent_version = COALESCE({sent}.agent_version, presence.agent_version)"""
 
-# The readings of devices that are certainly online; record_others() records the few others. `token_used_at` is written
-# at a token's first use only. Only rows that are good and recorded are not returned, so that reading the answer costs
-# nothing for them. Unknown devices get the verdict of wrong tokens.
+# The readings of devices that are certainly online, with a token that was used before; record_others() records the few
+# others. So this statement, which each flush plans and runs, touches no table but that of the readings. (It compares a
+# length, not `last_seen_at`: for that the planner would read the column's statistics.) Only rows that are not simply
+# good are returned, so that reading the answer costs nothing for the others. Unknown devices get the verdict of wrong
+# tokens. The last column is NULL if all good heartbeats are recorded, and else the positions of those that are.
 RECORD: Final = f"""
     WITH {_JUDGED}, seen AS (
         UPDATE devices_presence presence
         SET {_READINGS.format(sent="judged")}
         FROM judged
-        WHERE judged.verdict = 'good' AND presence.device_id = judged.device_id
-            AND presence.online_from IS NOT NULL AND presence.last_seen_at > {service_time.SOONER_ONLINE_AFTER}
+        WHERE judged.verdict = 'good' AND NOT judged.first_use AND presence.device_id = judged.device_id
+            AND now() - presence.last_seen_at < {service_time.CERTAINLY_ONLINE_FOR}
+            AND presence.online_from IS NOT NULL
         RETURNING position
-    ), first_used AS (
-        UPDATE devices_device device
-        SET token_used_at = now()
-        FROM judged
-        WHERE judged.verdict = 'good' AND judged.first_use AND device.id = judged.device_id
-            AND device.token_digest = judged.digest
     )
-    SELECT now(), json_agg(json_build_array(position, verdict, push_target_changed, is_recorded))
-        FILTER (WHERE verdict <> 'good' OR push_target_changed OR NOT is_recorded)::text
-    FROM (SELECT *, position IN (SELECT position FROM seen) AS is_recorded FROM judged) judged
+    SELECT now(), json_agg(json_build_array(position, verdict, push_target_changed))
+        FILTER (WHERE verdict <> 'good' OR push_target_changed)::text,
+        CASE WHEN (SELECT count(*) FROM seen) < count(*) FILTER (WHERE verdict = 'good')
+            THEN (SELECT COALESCE(json_agg(position), '[]') FROM seen)::text
+        END
+    FROM judged
 """  # noqa: S608  (constants of our modules; values are parameters)
 
 
@@ -121,8 +117,15 @@ def _record_others() -> str:
                     WHEN before.was_online THEN COALESCE(before.online_from, before.last_seen_at) ELSE now()
                 END
             FROM before WHERE presence.device_id = before.device_id
+        ), first_used AS (
+            UPDATE devices_device device
+            SET token_used_at = now()
+            FROM judged
+            WHERE judged.verdict = 'good' AND judged.first_use AND device.id = judged.device_id
+                AND device.token_digest = judged.digest
         ), {spans.flips("before")}
-        SELECT json_agg(json_build_array(position, verdict, push_target_changed, true) ORDER BY position)::text
+        SELECT json_agg(json_build_array(position, verdict, push_target_changed))
+            FILTER (WHERE verdict <> 'good' OR push_target_changed)::text
         FROM judged
     """  # noqa: S608  (SQL of our modules; values are parameters)
 
@@ -146,7 +149,7 @@ def query_params(records: Sequence[HeartbeatRecord]) -> dict[str, Any]:
         for position, record in enumerate(records)
     ]
     beats = orjson.dumps(rows).decode()
-    return {"digest_key": key.id, "beats": beats, **service_time.sooner_online_params()}
+    return {"digest_key": key.id, "beats": beats, **service_time.certainly_online_params()}
 
 
 def _push_columns(record: HeartbeatRecord) -> Mapping[str, Any]:
@@ -161,23 +164,21 @@ def _push_columns(record: HeartbeatRecord) -> Mapping[str, Any]:
 def parse_results(count: int, exceptions: str | None) -> list[HeartbeatResult]:
     """Return the outcomes of `count` heartbeats from the rows of RECORD, which contain only the exceptions."""
     outcomes = [GOOD_RESULT] * count
-    for position, *outcome in orjson.loads(exceptions or "[]"):
-        outcomes[position] = HeartbeatResult(*outcome)
+    for position, verdict, push_target_changed in orjson.loads(exceptions or "[]"):
+        outcomes[position] = HeartbeatResult(verdict, push_target_changed)
     return outcomes
 
 
-def record_others(records: Sequence[HeartbeatRecord], results: Sequence[HeartbeatResult]) -> list[HeartbeatResult]:
-    """Record the heartbeats that RECORD left out, with the spans and events of their devices; return all outcomes.
+def record_others(records: Sequence[HeartbeatRecord], results: list[HeartbeatResult], recorded: str) -> None:
+    """Record the good heartbeats whose positions RECORD has not returned: their readings, and their spans and events.
 
-    This is a transaction of its own. Its second statement sees what the transactions with the locks before it wrote.
+    Writes their outcomes into `results`. `token_used_at` is written at a token's first use only. This is a transaction
+    of its own. Its second statement sees what the transactions that had the locks before wrote.
     """
-    left_out = [place for place, one in enumerate(results) if one.verdict == "good" and not one.is_recorded]
-    if not left_out:
-        return list(results)
+    done = set(orjson.loads(recorded))
+    left_out = [place for place, one in enumerate(results) if one.verdict == "good" and place not in done]
     others = [records[place] for place in left_out]
     params = query_params(others) | {"device_ids": [record.token.id for record in others]}
     _, ((found,),) = database.execute_batch(spans.LOCK, _record_others(), parameters=params)
-    complete = list(results)
-    for place, (_, *outcome) in zip(left_out, orjson.loads(found), strict=True):
-        complete[place] = HeartbeatResult(*outcome)
-    return complete
+    for place, outcome in zip(left_out, parse_results(len(others), found), strict=True):
+        results[place] = outcome

@@ -147,14 +147,15 @@ def mark() -> None:
             log.warning("service.gap", seconds=round((ended_at - began_at).total_seconds()))
 
 
-# A moment that is never before online_after(): it counts the last gap alone, and only while this gap counts as a whole.
-SOONER_ONLINE_AFTER: Final = """(
-    now() - %(online_window)s - CASE WHEN now() < %(last_gap_counts_until)s THEN %(last_gap)s ELSE interval '0' END
+# How long after a heartbeat a device is certainly online: this is never longer than online_until(), because it counts
+# the last gap alone, and only while that gap counts as a whole.
+CERTAINLY_ONLINE_FOR: Final = """(
+    %(online_window)s + CASE WHEN now() < %(last_gap_counts_until)s THEN %(last_gap)s ELSE interval '0' END
 )"""
 
 
-def sooner_online_params() -> dict[str, Any]:
-    """Return the parameters of SOONER_ONLINE_AFTER."""
+def certainly_online_params() -> dict[str, Any]:
+    """Return the parameters of CERTAINLY_ONLINE_FOR."""
     window = online_window()
     if _latest is None:
         return {"online_window": window, "last_gap_counts_until": None, "last_gap": timedelta(0)}
