@@ -1,7 +1,7 @@
 """The catalogue of actions: one small class each; pydantic checks the parameters.
 
-To add an action, write a class: its name in `name`, its parameters as fields. The API and its document follow the
-class. CONTRIBUTING.md lists the other files to change.
+To add an action, write a class: the name of the action in `name`, its parameters as fields. The API and the OpenAPI
+document are made from these classes. CONTRIBUTING.md lists the other files to change.
 """
 
 from typing import Annotated, Any, ClassVar, Final
@@ -24,8 +24,9 @@ class Action(Body):
     """A destructive action requires `target.device_ids`, and `expect_count` for several devices."""
 
     protective: ClassVar[bool] = False
-    """A protective action protects the data of a lost phone. If a revocation cancels such a command, its answer names
-    it.
+    """A protective action protects the data of a lost phone.
+
+    If a revocation cancels such a command, the answer to the revocation names the command.
     """
 
     retires: ClassVar[bool] = False
@@ -35,7 +36,7 @@ class Action(Body):
     """A phone that was restarted runs this action even before its user has unlocked it (Android: "Direct Boot")."""
 
     expires_in_seconds: ClassVar[int] = 600
-    """The time in which a phone must begin, unless the command has its own `expires_in_seconds`."""
+    """The time in which a phone must begin the action, unless the command has its own `expires_in_seconds`."""
 
 
 Package = Annotated[Text, Field(min_length=1)]
@@ -116,6 +117,9 @@ DIRECT_BOOT: Final = frozenset(action.name for action in CATALOGUE.values() if a
 
 
 def text_of(params: Action) -> str:
-    """Return the JSON text of an action's parameters as it is signed and sent: only the parameters given."""
+    """Return an action's parameters as the JSON text that is signed and sent.
+
+    It contains only the parameters that were given.
+    """
     given: dict[str, Any] = params.model_dump(exclude_unset=True)
     return orjson.dumps(given).decode()

@@ -68,7 +68,7 @@ class InvalidParams(DomainError):
 
 
 def _summarize_command(request: HttpRequest, _: Mapping[str, Any]) -> Summary:
-    """Return the action and the target of a command, as the body names them, also if the body is invalid."""
+    """Return the action and the target of a command, as the body names them, even if the body is invalid."""
     body = body_of(request)
     if body is None:
         return Summary()
@@ -89,14 +89,15 @@ def _target_text(target: object) -> str:
 @router.post("/command", response=CommandIssued, url_name="command")
 @summarized(_summarize_command)
 async def issue_command(request: HttpRequest, body: NewCommand) -> HttpResponse:
-    """Issue a command for its audience, which is fixed now. The dispatcher sends the push immediately after.
+    """Issue a command for its audience, which is fixed now. The dispatcher sends the push immediately afterwards.
 
-    Devices named by id or alias must all be enrolled, neither revoked nor retired; `tags` (any of them) and `all` leave
-    such devices out. `expires_in_seconds` limits the time to begin: a phone that has reported `received` or `running`
-    by then has one hour more for its final report. The default is 600, for `reboot` 3600, for `lock` and `wipe`
-    2419200. `expect_count` refuses an audience of another size; `supersede` cancels the open commands of the same
-    action on these devices; `dry_run` checks and counts, and queues nothing. `wipe` requires `target.device_ids`, and
-    `expect_count` for several devices.
+    Devices named by id or alias must all be enrolled, and neither revoked nor retired. `tags` (any of them) and `all`
+    leave revoked and retired devices out. `expires_in_seconds` is the time in which a phone must begin. A phone that
+    reports `received` or `running` in this time gets one hour more for its final report. The default is 600, for
+    `reboot` 3600, for `lock` and `wipe` 2419200. `expect_count`: an audience of another size is refused. `supersede`:
+    the open commands of the same action on these devices are cancelled. `dry_run`: the request is checked and its
+    devices are counted, but nothing is queued. `wipe` requires `target.device_ids`, and `expect_count` for several
+    devices.
     """
     caller = caller_of(request)
     command_request = _command_request(body, caller.principal)
@@ -117,7 +118,7 @@ async def issue_command(request: HttpRequest, body: NewCommand) -> HttpResponse:
 
 
 def _is_small(body: NewCommand) -> bool:
-    """Return whether a command may share a transaction: it writes few rows, and cancels none."""
+    """Return whether a command may share a transaction: it writes few rows, and cancels no delivery."""
     named = body.target.device_ids or ()
     return 0 < len(named) <= SMALL_AUDIENCE and not body.dry_run and not body.supersede
 
@@ -133,7 +134,7 @@ def _shared_result(outcome: Issued | issuing.Refusal) -> WriteResult[Any] | Exce
 
 
 small_commands: Final = SharedWrites(_issue_together)
-"""The commands to few devices that wait at the same moment."""
+"""Commands to few devices: those that wait at the same moment share a transaction."""
 
 
 def _command_request(body: NewCommand, issued_by: str) -> CommandRequest:
@@ -211,14 +212,14 @@ async def list_commands(request: HttpRequest, query: Query[CommandQuery]) -> Htt
 
 @router.get("/commands/{uuid:request_id}", response=CommandDetail, url_name="command-detail")
 async def read_command(request: HttpRequest, request_id: UUID, query: Query[WaitQuery]) -> HttpResponse:
-    """Read a command with its counts. With `wait_seconds`, the answer comes at the command's end, or after this time.
+    """Read a command with its counts. With `wait_seconds`, the answer comes when the command ends, or after this time.
 
     Its `state` is the first of these that applies. `open`: a delivery is open. `cancelled`: a cancellation withdrew
     some of its deliveries, or all of them were withdrawn for other reasons. `completed`: a phone sent its final report
-    in time. `expired`: none of these. Its `outcome` is null while the command is open, then `succeeded` (on every
-    device), `partial` (on some), `failed` (on none, and failed on at least one), `expired` (none succeeded or failed)
-    or `cancelled` (all were withdrawn). `push` counts the deliveries by the answers of FCM, `counts` by the reports of
-    the phones. A server that is stopping does not wait.
+    in time. `expired`: none of these. Its `outcome` is null while the command is open. After that, it is `succeeded`
+    (on every device), `partial` (on some), `failed` (on none, and failed on at least one), `expired` (none succeeded or
+    failed) or `cancelled` (all were withdrawn). `push` counts the deliveries by the answers of FCM, `counts` by the
+    reports of the phones. A server that is stopping does not wait.
     """
     until = time.monotonic() + query.wait_seconds
     # The end is stored in a row, so poll it; there is no notification.

@@ -52,8 +52,8 @@ class Recipient(NamedTuple):
 def seal(content: Content, to: Recipient) -> dict[str, str]:
     """Return the envelope: six strings, the last one the signature over the others and the device id.
 
-    That is the lower-case hex HMAC-SHA256, under the text of the device's command key, of `NXC1`, device id,
-    request_id, action, params, issued_at and expires_at, joined by LF.
+    The signature is an HMAC-SHA256 as lower-case hex. Its key is the text of the device's command key. It signs `NXC1`,
+    device id, request_id, action, params, issued_at and expires_at, joined by LF.
     """
     key = credentials.command_key(to.device_id, to.generation, to.command_key_id)
     message = "\n".join(("NXC1", to.device_id, *content.fields.values()))

@@ -30,7 +30,8 @@ LATELY: Final = timedelta(seconds=60)
 """The time that finish_recent() looks back. `settled_at` is the beginning of a transaction, which may end later."""
 
 TOLD: Final = timedelta(days=7)
-"""The end of a command that ended earlier is stored without a log line: ends were not stored at that time."""
+"""If a command ended longer ago than this, its end is stored without a log line: versions of that time stored no ends.
+"""
 
 _SETTLED: Final = ~Exists(Delivery.objects.filter(command=OuterRef("pk"), state__in=OPEN))
 _LAST_SETTLED: Final = Subquery(

@@ -200,7 +200,7 @@ def _write(
     *,
     supersede: bool,
 ) -> dict[int, tuple[int, int]]:
-    """Write commands and their deliveries; return by position the number of deliveries, and of those to push."""
+    """Write commands and their deliveries; return by position the number of deliveries, and of pushes."""
     asked = [
         {
             "position": position,

@@ -30,13 +30,13 @@ class DeliveryState(models.TextChoices):
 
 OPEN = (DeliveryState.PENDING, DeliveryState.RECEIVED)
 OVERDUE = Q(state__in=OPEN, open_until__lte=Now())
-"""The condition for deliveries past their time that are not marked yet: every reader treats them as expired."""
+"""The condition for overdue deliveries that are not marked as expired yet: every reader treats them as expired."""
 
 
 class CommandState(models.TextChoices):
     """The states of a command, as commands/standing.py derives them.
 
-    `cancelled`: a cancellation withdrew some of its deliveries, or all of them were withdrawn otherwise.
+    `cancelled`: a cancellation withdrew some of its deliveries, or all of them were withdrawn for other reasons.
     """
 
     OPEN = "open"
@@ -60,7 +60,7 @@ class CommandOutcome(models.TextChoices):
 
 
 class PushState(models.TextChoices):
-    """The states of a delivery's push. `accepted` means that FCM took it, not that the phone has it."""
+    """The states of a delivery's push. `accepted` means that FCM took the push, not that the phone has it."""
 
     WAITING = "waiting"
     ACCEPTED = "accepted"
@@ -93,7 +93,7 @@ class DeviceWas(models.TextChoices):
     """A fact about the device at the end of a delivery. No other column of the delivery shows this fact.
 
     `never_seen`: no heartbeat had come when the delivery was marked as expired. `retired`: the revocation that withdrew
-    it was a retirement (`withdrawn_by` is then still `revocation`, which the version before can read).
+    it was a retirement (`withdrawn_by` is then still `revocation`, which the previous version can read).
     """
 
     NEVER_SEEN = "never_seen"
@@ -147,10 +147,10 @@ def _one_of(
 
 
 class Command(models.Model):
-    """One action that an admin sent to a fixed audience. Only its end changes it.
+    """One action that an admin sent to a fixed audience. The row changes only when the command ends.
 
     `params` is the JSON text that is signed and sent. The times are whole seconds, as in the envelope. `finished_at` is
-    when the last delivery was settled. It is written, with the outcome, when all are settled (commands/finishing.py).
+    when the last delivery was settled; commands/finishing.py writes this time and the outcome then.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
@@ -190,7 +190,7 @@ class Command(models.Model):
 
 
 class DeliveryQuerySet(models.QuerySet["Delivery"]):
-    """Filters of deliveries by their present state, whether they are marked as expired or not."""
+    """Filters of deliveries by their present state, even if an overdue one is not marked as expired yet."""
 
     def open(self) -> Self:
         """Keep deliveries that wait for their final report and are within their time."""
@@ -204,12 +204,12 @@ class DeliveryQuerySet(models.QuerySet["Delivery"]):
 class Delivery(models.Model):
     """One command for one device.
 
-    `open_until` is the command's `expires_at`, or an hour more once the phone has reported `received` or `running`.
-    `next_attempt_at` is when the next push is due; NULL means that none is. A claim moves it to the end of the lease.
-    `attempt_count` is the number of its last attempt. `reports_not_kept` counts the reports over the limit.
-    `device_seen_at` is the device's last heartbeat when the delivery was marked as expired, or was withdrawn (NULL if
-    the version before withdrew it). `device_was` is NULL if it does not apply, or if the version before ended the
-    delivery. `push_arrival` is the FCM message as the phone got it (schemas.PushArrival).
+    `open_until` is the command's `expires_at`, or one hour later, once the phone has reported `received` or `running`.
+    `next_attempt_at` is when the next push is due; NULL means that none is. A claim moves this time to the end of the
+    lease. `attempt_count` is the number of the delivery's last attempt. `reports_not_kept` counts the reports over the
+    limit. `device_seen_at` is the time of the device's last heartbeat before the delivery was marked as expired or
+    withdrawn (NULL if the previous version withdrew it). `device_was` is NULL if no such fact applies, or if the
+    previous version ended the delivery. `push_arrival` is the FCM message as it arrived (schemas.PushArrival).
     """
 
     id = models.BigAutoField(primary_key=True)
@@ -300,8 +300,8 @@ class Attempt(models.Model):
             models.Index(
                 name="attempt_in_flight", fields=["started_at"], condition=Q(outcome=AttemptOutcome.IN_FLIGHT)
             ),
-            # The admin site's filters, newest first. Plain successes are in neither index: a list shows the newest rows
-            # anyway.
+            # The admin site's filters, newest first. Neither index contains plain successes: they are frequent, so the
+            # newest rows soon fill a page with them.
             models.Index(name="attempt_fcm_error", fields=["fcm_error", "-id"], condition=~Q(fcm_error="")),
             models.Index(name="attempt_http_failure", fields=["http_status", "-id"], condition=Q(http_status__gt=200)),
         ]
@@ -311,10 +311,10 @@ class Attempt(models.Model):
 
 
 class Report(models.Model):
-    """One report of a phone about a delivery. An equal one that follows only increases the count of this one.
+    """One report of a phone about a delivery. If an equal report follows, only the count of this report increases.
 
-    The first final report of a delivery is its result; or its late result, if it came after expiry or cancellation
-    (`late`). Every report after a final one is a `duplicate`.
+    The first final report of a delivery is its result. If this report came after expiry or cancellation (`late`), it is
+    the late result instead. Every report after a final one is a `duplicate`.
     """
 
     id = models.BigAutoField(primary_key=True)
@@ -335,7 +335,7 @@ class Report(models.Model):
         constraints: ClassVar = [
             _one_of("status", ReportStatus, name="report_status_known"),
             _one_of("via", DeliveryChannel, name="report_channel_known", or_null=True),
-            # Of two simultaneous final reports, the second one fails here, however it was sent.
+            # If two final reports of a delivery arrive at the same time, this constraint refuses the second one.
             models.UniqueConstraint(
                 name="report_one_final_per_delivery",
                 fields=["delivery"],

@@ -34,7 +34,8 @@ QUOTED: Final = 100
 _FAILED: Final = Q(
     outcome__in=(AttemptOutcome.RETRY_LATER, AttemptOutcome.REJECTED, AttemptOutcome.TOKEN_DEAD, AttemptOutcome.UNKNOWN)
 ) | Q(outcome=AttemptOutcome.BLOCKED, http_status__isnull=False)
-"""The condition for pushes that were sent and failed. A push that was returned unsent, or is in flight, is not one."""
+"""The condition for pushes that were sent and failed. A push that was returned unsent, or is in flight, has not failed.
+"""
 
 
 def _number_of(rows: QuerySet[Any], number: Any) -> Coalesce:
@@ -47,7 +48,8 @@ def _last(rows: QuerySet[Any], field: str) -> Subquery:
 
 
 _LAST_WORD: Final = _last(Report.objects.order_by("-id"), "status")
-# In time: before the end. The version before could write a cancellation time earlier than a report that it waited for.
+# “In time” means before the end. A cancellation waits for a report in progress, but the previous version could store a
+# cancellation time that was earlier than this report.
 _END: Final = Greatest(Coalesce(OuterRef("settled_at"), OuterRef("open_until")), OuterRef("reported_at"))
 _IN_TIME: Final = Report.objects.exclude(status__in=FINAL).filter(reported_at__lte=_END).order_by("-id")
 _DEFERRALS: Final = _number_of(Report.objects.filter(status=ReportStatus.DEFERRED), Sum(F("repeat_count") + 1))
@@ -71,7 +73,7 @@ AS_OF_NOW: Final = {
 
 
 def current_state(row: Delivery) -> DeliveryState:
-    """Return the state at the database's time of this read (annotated `overdue`)."""
+    """Return the state of a delivery (annotated `overdue`) at the time of the read, by the database's clock."""
     overdue = getattr(row, "overdue", False)
     return DeliveryState.EXPIRED if overdue and row.state in OPEN else DeliveryState(row.state)
 
@@ -96,7 +98,7 @@ def why_unfinished(row: Any) -> str | None:
     if state != DeliveryState.EXPIRED:
         return None
     if row.last_word_in_time is not None:
-        return _sentence([f"the phone reported {_last_word(row)}, and nothing final in time"])
+        return _sentence([f"the phone reported {_last_word(row)}, but sent no final report in time"])
     return _sentence([_last_sign(row), _what_the_push_came_to(row)])
 
 
@@ -123,14 +125,14 @@ def _what_had_come_of_it(row: Any) -> list[str]:
         return [f"the phone had reported {_last_word(row)}"]
     was_offered = row.device_seen_at is not None and row.device_seen_at >= row.command.issued_at
     push = _what_a_push_came_to(row)
-    return ["the phone may have got it with a heartbeat"] * was_offered + ([push] if push else [])
+    return ["the phone may have got the command with a heartbeat"] * was_offered + ([push] if push else [])
 
 
 def _last_sign(row: Any) -> str:
-    """Return the time of the device's last heartbeat: the time that was stored at the expiry, else the present one.
+    """Return the time of the device's last heartbeat: the time stored at the expiry, else the time in its presence.
 
-    The server stores only the newest heartbeat. If it came after the expiry, and the expiry was stored later, earlier
-    heartbeats are not known. It is then only certain that the device reported nothing.
+    The server stores only the newest heartbeat. If this heartbeat came after the expiry, and the expiry was stored even
+    later, earlier heartbeats are not known. Then the only certain fact is that the device reported nothing.
     """
     seen = row.device_seen_at or row.device.presence.last_seen_at
     if seen is None or row.device_was == DeviceWas.NEVER_SEEN:
@@ -139,17 +141,14 @@ def _last_sign(row: Any) -> str:
         return "the phone reported nothing in time, and its last heartbeat before the end is not known"
     at = rfc3339(seen.replace(microsecond=0))
     if seen < row.command.issued_at:
-        return (
-            f"offline since {at}"
-            if row.open_until > row.was_online_until
-            else f"last heard from at {at}, before the command"
-        )
-    return f"heard from at {at}, and it did not answer in time"
+        was_offline = row.open_until > row.was_online_until
+        return f"offline since {at}" if was_offline else f"last heartbeat at {at}, before the command"
+    return f"last heartbeat at {at}, and the device did not answer in time"
 
 
 def _what_the_push_came_to(row: Any) -> str:
     if row.push_state == PushState.NO_PUSH_TOKEN:
-        return "it had no live push token"
+        return "the device had no live push token"
     return _what_a_push_came_to(row) or "no push was sent"
 
 
@@ -184,7 +183,7 @@ def _silence(row: Any) -> list[str]:
 def _push_trouble(row: Any) -> list[str]:
     if row.device.push_token is None:
         pending = row.state == DeliveryState.PENDING
-        return ["no push token, so it goes with the next heartbeat" if pending else "no push token"]
+        return ["no push token, so the command goes with the next heartbeat" if pending else "no push token"]
     if row.device.push_token_dead_at is not None:
         return ["push token dead"]
     if row.state != DeliveryState.PENDING:
@@ -198,13 +197,14 @@ def _why_no_further_push(row: Any) -> str:
     if row.last_push == AttemptOutcome.REJECTED:
         return "FCM refused the push"
     if row.failed_pushes:
-        return f"push failed {_times(row.failed_pushes)}, and no time is left for another before the expiry"
+        return f"push failed {_times(row.failed_pushes)}, and no time is left for another push before the expiry"
     return "no time is left for a push before the expiry"
 
 
 def _what_the_push_waits_for(row: Any) -> str:
     in_flight = row.last_push == AttemptOutcome.IN_FLIGHT
-    # Due while in flight means that its dispatcher died; the next claim will count this attempt as unknown.
+    # If a push is due while its attempt is in flight, the dispatcher of that attempt died. The next claim will count
+    # the attempt as unknown.
     failures = row.failed_pushes + (in_flight and row.due)
     if in_flight and not row.due:
         stands = "is being sent"
@@ -213,9 +213,9 @@ def _what_the_push_waits_for(row: Any) -> str:
     else:
         return f"push failed {_times(failures)}, and will be tried again"
     if failures:
-        return f"push failed {_times(failures)}, the next one {stands}"
+        return f"push failed {_times(failures)}, the next push {stands}"
     if row.last_push is None and settings.FIREBASE_SERVICE_ACCOUNT is None:
-        return "Firebase is not configured, so it goes with the next heartbeat"
+        return "Firebase is not configured, so the command goes with the next heartbeat"
     return f"the push {stands}"
 
 

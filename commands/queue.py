@@ -46,8 +46,9 @@ class Offer:
 
 NO_OFFER: Final = Offer([], has_more=False)
 
-# One more row than is offered, to know whether there are more. Pending ones come first, oldest first; then those that
-# the device has reported on, longest silent first. delivery_open_by_device finds the device's few open rows.
+# One more row than is offered, to know whether there are more. Pending deliveries come first, oldest first; then those
+# that the device has reported on, beginning with the one whose last report is oldest. The index delivery_open_by_device
+# finds the device's few open rows.
 OFFER: Final = """
     SELECT delivery.device_id, device.generation, device.command_key_id, delivery.state,
         command.id, command.action, command.params, command.issued_at, command.expires_at
@@ -102,8 +103,8 @@ class Cancelled:
     may_still_run: int
 
 
-# Separate statements: the following ones must see which heartbeats the transactions with the locks before us answered,
-# and which attempts they began. `which` is a condition on deliveries. A revocation has locked its device before the
+# The locks come first, in separate statements: the next statement must see the heartbeats and attempts that earlier
+# owners of the locks wrote. `which` is a condition on deliveries. A revocation has locked its device before the
 # presence; a heartbeat with the first use of a token locks it after. If they deadlock, both are tried again.
 _HOLD_PRESENCE: Final = """
     SELECT count(*) FROM (

@@ -33,7 +33,9 @@ log = structlog.get_logger()
 BATCH: Final = 500
 WAITING_LIMIT: Final = 5000
 LONGEST_WAIT_SECONDS: Final = 1.0
-"""The longest wait of a report while more than one batch waits, without the time until a busy event loop reads it."""
+"""The longest wait of a report while more than one batch waits, not counting the time until a busy event loop reads the
+report.
+"""
 
 RESULTS = Counter("nexmdm_action_results", "Reports of phones, by status.", ["status"])
 NOT_KEPT = Counter(
@@ -111,8 +113,8 @@ async def take(
 
     The error is returned, not raised: when many wrong tokens arrive, each raised error makes work for the garbage
     collector. `notes` lists the fields of the body that were repaired or dropped. `client` is the address, for the
-    gates in front of expensive work. `is_waited_for` returns whether the phone still waits. If it does not wait any
-    more when the batch begins, nothing is done. Raises TooManyReports, UnknownRequest, DeviceRevoked, GateFull,
+    gates in front of expensive work. `is_waited_for` returns whether the phone still waits. If the phone does not wait
+    any more when the batch begins, nothing is done. Raises TooManyReports, UnknownRequest, DeviceRevoked, GateFull,
     Overloaded, Draining, ClientLeft, and the errors of the database.
     """
     began_at = time.monotonic()
@@ -175,7 +177,7 @@ async def _submit(record: _Waiting, client: str, began_at: float) -> Outcome:
 
 
 async def _record_apart(record: ReportRecord, client: str, began_at: float) -> ReportResult:
-    """Record a report in its own transaction: it may retire its device, or all processes must count it."""
+    """Record a report in its own transaction: the report may retire its device, or all processes must count it."""
     database.begin_request(addresses.counting_key(client), began_at)
     async with ThreadSensitiveContext():
         return await token_check.with_token_check(record.token, lambda: run_for_phone(_take_apart, record))

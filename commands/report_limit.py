@@ -25,8 +25,9 @@ from devices import tokens
 from nexmdm.common import rates
 
 UNSHARED_PART: Final = 20
-"""A process counts this part of the limit only by itself: a twentieth, or a tenth if its window and the shared one
-overlap."""
+"""The part of the limit that a process counts only by itself: one in this number, or twice as much if its window and
+the shared window overlap.
+"""
 
 REMEMBERED: Final = 100_000
 """The largest number of devices that a process counts (20 MB). Beyond it, the counts of all devices begin again."""
@@ -37,7 +38,7 @@ REFUSED: Final = CounterMetric(
 
 
 class TooManyReports(Exception):
-    """This device reports too often. Wait as long as Retry-After says."""
+    """This device reports too often. Wait for the number of seconds in Retry-After."""
 
     def __init__(self, seconds_left: float) -> None:
         super().__init__()
@@ -46,7 +47,7 @@ class TooManyReports(Exception):
 
 @dataclass(slots=True)
 class _Count:
-    """The reports of one device in the window that began with its first one. `ends_at` is of time.monotonic()."""
+    """The reports of one device in the window that began with its first report. `ends_at` is by time.monotonic()."""
 
     ends_at: float
     number: int = 0

@@ -29,7 +29,8 @@ An ordinary phone sends only a few. A phone that reports without end must not fi
 """
 
 EXTRA_TIME: Final = timedelta(hours=1)
-"""The time beyond its expiry that a phone which has a command gets for its final report."""
+"""The additional time, after the expiry of a command, in which a phone that has the command may send its final report.
+"""
 
 
 LAST_WORD_TIME: Final = timedelta(hours=24)
@@ -96,10 +97,10 @@ _HOLD: Final = f"""
     ) held
 """  # noqa: S608  (constants of our modules; values are parameters)
 
-# From `judged` (whose token is good) by `found` (the state of the delivery: `was`; past its time is expired) to `taken`
-# (the result of the report), which is then written. Each step is computed once. A report that equals the last one, and
-# is not final, only increases its count (`repeats`). `is_apart`: it may retire the device, and so is not recorded here.
-# A late report stores the device's last heartbeat, as queue.EXPIRED does.
+# The steps: `judged` checks the token; `found` reads the state of the delivery (`was`; a delivery past its time is
+# expired); `taken` computes the result of the report, which is then written. Each step is computed once. A report that
+# equals the last one, and is not final, only increases its count (`repeats`). `is_apart`: it may retire the device, and
+# so is not recorded here. A late report stores the device's last heartbeat, as queue.EXPIRED does.
 _TAKE: Final = f"""
     WITH judged AS MATERIALIZED (
         SELECT asked.*, {_JUDGED} AS verdict, device.token_used_at IS NULL AS first_use
@@ -285,7 +286,7 @@ def record_report(device_id: UUID, request_id: UUID, report: ReportInput) -> Rep
 
 
 def _retire_if_wiped(delivery: Any) -> None:
-    """Retire the device if its success was stored, and if the device was not enrolled again since the wipe.
+    """Retire the device if the success of its wipe was stored, and if the device was not enrolled again since the wipe.
 
     `delivery` has the values from before the report. A repeat retires the device too, because a worker of the previous
     version may have recorded the first report.
@@ -306,7 +307,7 @@ def _retire_if_wiped(delivery: Any) -> None:
 def is_last_word(device_id: UUID, request_id: UUID, report: ReportInput) -> bool:
     """Return whether a report repeats the success that retired its device. The old token may send only this report.
 
-    As for _retire_if_wiped(), a wipe from before the device was enrolled again has not retired it.
+    A wipe from before the device was enrolled again has not retired the device (see _retire_if_wiped()).
     """
     return (
         report.status == ReportStatus.SUCCEEDED

@@ -1,8 +1,9 @@
 """Retention: delete commands that ended long ago, a small batch at a time, so that other work does not wait.
 
 There are two kinds of steps, each a short transaction. prune() deletes deliveries that have few rows, together with
-these. trim() deletes reports and attempts of deliveries that have many, until none is left. So no statement is long,
-and a delivery with a million reports does not delay the others. While it is trimmed, its other rows can still be read.
+these rows. trim() deletes reports and attempts of deliveries that have many of them, until none is left. So no
+statement is long, and a delivery with a million reports does not delay the others. While a delivery is trimmed, its
+other rows can still be read.
 """
 
 from datetime import timedelta
@@ -26,9 +27,9 @@ ROWS: Final = 10_000
 BYTES: Final = 8 * 1024 * 1024
 """The number of reports, and of attempts, that one call of trim() deletes, and their size: some tenths of a second."""
 
-# The planner does not know that a delivery has just got a million rows, so these hints allow only one plan. It finds
-# rows by the index of their delivery (by OFFSET 0, instead of hashing the whole table), and deliveries in the index's
-# order.
+# The planner does not know that a delivery has just got a million rows, so these hints allow only one plan. This plan
+# finds rows by the index of their delivery (by OFFSET 0, instead of hashing the whole table), and deliveries in the
+# index's order.
 _BY_INDEX: Final = tuple(
     f"SET LOCAL enable_{way} = off" for way in ("seqscan", "bitmapscan", "hashjoin", "mergejoin", "sort")
 )
@@ -41,14 +42,15 @@ _HAS_MUCH: Final = """(
     )
 )"""
 
-# Delete a command's deliveries only when all of them are old: the rest alone would show a wrong state of the command.
+# Delete a command's deliveries only when all of them are old: the remaining deliveries alone would show a wrong state
+# of the command.
 _OLD: Final = """
     old AS MATERIALIZED (
         SELECT id FROM commands_command WHERE finished_at < now() - %(kept)s ORDER BY finished_at LIMIT %(limit)s
     )
 """
-# A locked row is left for the next batch. The locks come first, in their own statement: so the deletion includes what
-# the transactions that had the locks before have added.
+# A locked row is left for the next batch. The locks come first, in their own statement: so the deletion includes the
+# rows that earlier owners of the locks added.
 _HOLD: Final = f"""
     WITH {_OLD}
     SELECT delivery.id FROM old JOIN commands_delivery delivery ON delivery.command_id = old.id
@@ -66,7 +68,8 @@ _PRUNE: Final = """
     RETURNING command_id
 """
 
-# Search among the oldest: since those with few rows are deleted, these are in the end the ones with many.
+# Search among the oldest deliveries. prune() deletes those with few rows, so in the end the oldest are those with many
+# rows.
 _TRIM: Final = f"""
     WITH {_OLD}, oldest AS MATERIALIZED (
         SELECT delivery.id FROM old JOIN commands_delivery delivery ON delivery.command_id = old.id LIMIT %(limit)s

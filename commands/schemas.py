@@ -162,7 +162,7 @@ class Counts(ResponseSchema):
 
 
 class PushCounts(ResponseSchema):
-    """The deliveries of a command by their push state. `accepted`: FCM took it; the phone may not have it.
+    """The deliveries of a command by their push state. `accepted`: FCM took the push; the phone may not have it.
 
     `superseded`: the delivery was settled (by a report, a cancellation or expiry) while its push was waiting or
     retrying.
@@ -215,8 +215,8 @@ class Result(ResponseSchema):
 class DeliveryRow(ResponseSchema):
     """One command for one device, with its state, push and result.
 
-    `why_open` is what it waits for. `why_unfinished` is why it expired or was withdrawn; later events on the device do
-    not change it.
+    `why_open` is what the delivery waits for. `why_unfinished` is why the delivery expired or was withdrawn; later
+    events on the device do not change this text.
     """
 
     request_id: UUID

@@ -58,13 +58,14 @@ router = AdminRouter(tags=["devices"])
 async def list_devices(request: HttpRequest, query: Query[DeviceQuery]) -> HttpResponse:
     """List devices, newest first.
 
-    The `presence` of a device is `revoked` or `retired` if the device is. Otherwise it is `online` while its last
-    heartbeat is younger than 2.5 intervals, `never` before its first heartbeat, and else `offline`. `status` filters by
-    presence. `q` is part of an alias or a hardware id in upper or lower case, or a device id or its start; no character
-    in it has a special meaning.
+    The `presence` of a device is `revoked` or `retired` if the device is revoked or retired. Otherwise it is `never`
+    before the first heartbeat, `online` while the last heartbeat is younger than 2.5 intervals, and `offline` after
+    that. `status` filters by presence. `q` is part of an alias or a hardware id in upper or lower case, or a device id
+    or its start. No character in `q` has a special meaning.
 
     `push` is `ok`, `failing` (FCM accepted none of the last five or more pushes), `dead` (FCM no longer knows the push
-    token) or `none` (the device has no push token). Commands reach a device by heartbeat in any case.
+    token) or `none` (the device has no push token). Whatever the value of `push` is, commands reach a device by
+    heartbeat.
     """
     return respond(await run_in_db_thread(queries.devices, query))
 
@@ -99,7 +100,7 @@ async def change_device(request: HttpRequest, device_id: UUID, body: DeviceChang
 
 
 def _summarize_tag(request: HttpRequest, path: Mapping[str, Any]) -> Summary:
-    """Return the tag and the devices that get or lose it, as the body names them, also if the body is invalid."""
+    """Return the tag and the devices that get or lose it, as the body names them, even if the body is invalid."""
     body = body_of(request) or {}
     named = [target_text(name, body[name]) for name in ("add", "remove") if body.get(name)]
     return Summary("tag", joined(target_text("tag", [path["tag"]]), *named))
@@ -132,7 +133,7 @@ async def create_enrollment_token(request: HttpRequest, body: NewEnrollmentToken
     """Create an enrollment token. Only this answer, and the answer to its repeat, contains the token's text.
 
     `provisioning` is the content of the QR code with which Android's setup wizard installs the agent as device owner
-    and hands it the token. It is null unless the server has `PUBLIC_URL` and `AGENT_COMPONENT`.
+    and passes the token to the agent. `provisioning` is null unless the server has `PUBLIC_URL` and `AGENT_COMPONENT`.
     """
 
     def work() -> WriteResult[Any]:
@@ -198,9 +199,9 @@ async def retire_device(request: HttpRequest, device_id: UUID, body: EmptyBody |
     """Retire a device: revoke it permanently. Its alias becomes free, and the device counts only as retired.
 
     Its history stays. Its hardware may register again with any valid enrollment token, under the same `device_id`. A
-    device that reports its `wipe` as `succeeded` is retired by that report. `withdrawn` is as for a revocation. If
-    the device is retired already, the answer is 200, and only one thing may change: an alias that the device still has
-    from an earlier version of NexMDM becomes free.
+    device that reports its `wipe` as `succeeded` is retired by that report. `withdrawn` has the same meaning as after a
+    revocation. If the device is retired already, the answer is 200, and only one thing may change: an alias that the
+    device still has from an earlier version of NexMDM becomes free.
     """
     caller = caller_of(request)
 

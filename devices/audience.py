@@ -107,7 +107,10 @@ def _unknown(target: Target, held: Mapping[UUID, tuple[Any, Any]]) -> UnknownDev
 
 
 def _lock_by_alias(aliases: Sequence[str]) -> list[UUID]:
-    """Lock the devices that have these aliases, in any case, and return their ids. An alias names one device."""
+    """Lock the devices that have these aliases, in upper or lower case, and return their ids.
+
+    An alias names one device.
+    """
     locked = comparison_keys.with_aliases(aliases).select_for_update(no_key=True)
     first: dict[str, tuple[UUID, Any, Any]] = {}
     for device_id, alias, revoked_at, retired_at in locked.values_list("id", "alias", "revoked_at", "retired_at"):

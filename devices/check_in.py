@@ -9,8 +9,9 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import orjson
 import structlog
@@ -26,6 +27,7 @@ from commands.queue import NO_OFFER, Offer
 from devices import credentials, heartbeats, token_check, tokens
 from devices.credentials import InvalidToken, NeedsFullCheck, Verdict
 from devices.heartbeats import HeartbeatRecord, HeartbeatResult
+from devices.presence import spans
 from devices.push_targets import PushTarget
 from devices.schemas import Heartbeat
 from nexmdm.common import addresses, database
@@ -37,7 +39,7 @@ from nexmdm.common.tolerance.repair import Note
 from nexmdm.common.types import rfc3339
 
 INTERVAL_SPREAD: Final = 10
-"""The next heartbeat is due up to this part of the interval earlier or later: a tenth."""
+"""The time to the next heartbeat varies at random: up to a tenth (1 / INTERVAL_SPREAD) of the interval more or less."""
 
 log = structlog.get_logger()
 
@@ -90,17 +92,41 @@ def flush(records: Sequence[HeartbeatRecord]) -> list[Outcome]:
     The records must be sorted by device, with at most one for each token. For a record whose token is not good, the
     outcome is the error.
     """
-    params = heartbeats.query_params(records) | queue.offer_params(record.token.id for record in records)
-    ((at, exceptions, recorded),), open_rows = database.execute_batch(heartbeats.RECORD, queue.OFFER, parameters=params)
-    found = heartbeats.parse_results(len(records), exceptions)
-    if recorded is not None:
-        heartbeats.record_others(records, found, recorded)
-    results = list(zip(records, found, strict=True))
-    if open_rows and (exceptions or recorded):
-        good_devices = {record.token.id for record, one in results if one.verdict == Verdict.GOOD}
-        open_rows = [row for row in open_rows if row[0] in good_devices]
+    ((at, exceptions, recorded),), open_rows = database.execute_batch(
+        heartbeats.RECORD, queue.OFFER, parameters=_query_params(records)
+    )
+    results = heartbeats.parse_results(len(records), exceptions)
+    outcomes = _outcomes(records, results, open_rows, at)
+    if left_out := heartbeats.left_out(results, recorded):
+        others = _flush_others([records[place] for place in left_out])
+        for place, outcome in zip(left_out, others, strict=True):
+            outcomes[place] = outcome
+    return outcomes
+
+
+def _flush_others(records: Sequence[HeartbeatRecord]) -> list[Outcome]:
+    # The commands come with the record: who withdraws one locks the presence, and sees whether the phone has got it.
+    _, ((at, exceptions),), open_rows = database.execute_batch(
+        spans.LOCK, heartbeats.record_others(), queue.OFFER, parameters=_query_params(records)
+    )
+    return _outcomes(records, heartbeats.parse_results(len(records), exceptions), open_rows, at)
+
+
+def _query_params(records: Sequence[HeartbeatRecord]) -> dict[str, Any]:
+    return heartbeats.query_params(records) | queue.offer_params(record.token.id for record in records)
+
+
+def _outcomes(
+    records: Sequence[HeartbeatRecord], results: Sequence[HeartbeatResult], open_rows: Sequence[Any], at: datetime
+) -> list[Outcome]:
+    if open_rows:
+        good = {record.token.id for record, one in zip(records, results, strict=True) if one.verdict == Verdict.GOOD}
+        open_rows = [row for row in open_rows if row[0] in good]
     server_time, offers = rfc3339(at), queue.offers(open_rows)
-    return [_outcome(record, one, offers.get(record.token.id, NO_OFFER), server_time) for record, one in results]
+    return [
+        _outcome(record, one, offers.get(record.token.id, NO_OFFER), server_time)
+        for record, one in zip(records, results, strict=True)
+    ]
 
 
 def _outcome(record: HeartbeatRecord, result: HeartbeatResult, offer: Offer, server_time: str) -> Outcome:
@@ -154,7 +180,7 @@ async def _answer(
 
 
 _VERDICTS: Final[dict[type, str]] = {CheckedIn: "good", NeedsFullCheck: "Unsettled"}
-"""The metric label of an outcome, if it is not the name of the error."""
+"""The metric label of an outcome, if the label is not the name of the error."""
 
 
 def _flushed(outcomes: Sequence[Outcome], seconds: float) -> None:
@@ -175,7 +201,8 @@ def batcher() -> Batcher:
 
 async def submit(record: HeartbeatRecord) -> Outcome:
     """Record a heartbeat; return its result or its error after the commit. Raises Overloaded, Draining."""
-    # Sorted by token is sorted by device: all ids have the same length, in an alphabet that sorts like its digits.
+    # Items that are sorted by token are also sorted by device: all ids have the same length, in an alphabet that sorts
+    # like its digits.
     return await batcher().submit(record.token.text, record)
 
 

@@ -28,7 +28,7 @@ from nexmdm.common import database
 from nexmdm.common.domain_error import DomainError
 
 NEXT_LIVES: Final = timedelta(hours=24)
-"""The time within which a phone must use a new credential after a rotation; then the new credential is deleted."""
+"""The time within which a phone must use a new credential after a rotation. Then an unused one is deleted."""
 
 
 class InvalidToken(DomainError):
@@ -135,7 +135,7 @@ class Verifier:
     is_next: bool
 
     def matches_digest(self, token: tokens.Token) -> bool | None:
-        """Return whether `token` is this credential; None if the digest's key is missing, so that only bcrypt decides.
+        """Return whether `token` is this credential; None if only bcrypt can decide: the digest's key is missing.
 
         If the stored digest was made with a configured key and differs, the token is wrong. So a guess costs no bcrypt
         check.
@@ -253,7 +253,7 @@ def _key_id(key: str) -> str:
 def command_key(device_id: UUID | str, generation: int, key_id: str) -> str:
     """Return the key that signs the commands of a device, as lower-case hex. Send it to the phone once.
 
-    It is the HMAC-SHA256, under the signing key, of `NXK1`, device id and generation, joined by LF.
+    The returned key is the HMAC-SHA256, under the signing key, of `NXK1`, device id and generation, joined by LF.
 
     If the device's signing key is no longer configured, the current key is used, and the phone refuses its signatures.
     """

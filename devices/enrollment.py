@@ -22,8 +22,8 @@ from nexmdm.common.event_feed.events import EventType
 from nexmdm.common.identity import comparison_key
 
 LOST_ANSWER_WINDOW: Final = timedelta(minutes=15)
-"""A phone can repeat its registration with the same enrollment token for this time. Several clients may have the token:
-one that knows the hardware id gets the device's credentials, and those of the phone stop working."""
+"""A phone can repeat its registration with the same enrollment token for this time. Another client that has the token
+and knows the hardware id can get the device's credentials; those of the phone then stop working."""
 
 
 class InvalidEnrollmentToken(DomainError):
@@ -285,7 +285,7 @@ def revoke(device_id: UUID, *, with_event: bool = True) -> bool:
 
 
 def retire(device_id: UUID) -> bool:
-    """Retire a device and free its alias; False if nothing changed. Locks and raises as revoke()."""
+    """Retire a device and free its alias; False if nothing changed. Locks, and raises errors, as revoke() does."""
     revoke(device_id, with_event=False)
     changed = Device.objects.filter(id=device_id).exclude(retired_at__isnull=False, alias=None).exists()
     if Device.objects.filter(id=device_id, retired_at=None).update(retired_at=Now()):

@@ -10,7 +10,6 @@ from devices import tokens
 from devices.credentials import VERDICT
 from devices.presence import service_time, spans
 from devices.push_targets import REGISTERED_LATER, PushTarget
-from nexmdm.common import database
 
 
 @dataclass(slots=True)
@@ -82,9 +81,9 @@ _READINGS: Final = """
 
 # The readings of devices that are certainly online, with a token that was used before; record_others() records the few
 # others. So this statement, which each flush plans and runs, touches no table but that of the readings. (It compares a
-# length, not `last_seen_at`: for that the planner would read the column's statistics.) Only rows that are not simply
-# good are returned, so that reading the answer costs nothing for the others. Unknown devices get the verdict of wrong
-# tokens. The last column is NULL if all good heartbeats are recorded, and else the positions of those that are.
+# length, not `last_seen_at`: for that the planner would read the column's statistics.) Only rows that differ from a
+# plain `good` are returned, so that the others cost nothing when the answer is read. Unknown devices get the verdict of
+# wrong tokens. The last column is NULL if all good heartbeats are recorded, and else the positions of those that are.
 RECORD: Final = f"""
     WITH {_JUDGED}, seen AS (
         UPDATE devices_presence presence
@@ -104,7 +103,11 @@ RECORD: Final = f"""
 """  # noqa: S608  (constants of our modules; values are parameters)
 
 
-def _record_others() -> str:
+def record_others() -> str:
+    """Return the statement that records heartbeats which RECORD has left out: also their spans, events and first uses.
+
+    It follows spans.LOCK in one transaction: so it sees what the transactions that had the locks before wrote.
+    """
     return f"""
         WITH {_JUDGED}, before AS MATERIALIZED (
             SELECT judged.status, judged.agent_version, presence.device_id, presence.last_seen_at, presence.online_from,
@@ -124,7 +127,7 @@ def _record_others() -> str:
             WHERE judged.verdict = 'good' AND judged.first_use AND device.id = judged.device_id
                 AND device.token_digest = judged.digest
         ), {spans.flips("before")}
-        SELECT json_agg(json_build_array(position, verdict, push_target_changed))
+        SELECT now(), json_agg(json_build_array(position, verdict, push_target_changed))
             FILTER (WHERE verdict <> 'good' OR push_target_changed)::text
         FROM judged
     """  # noqa: S608  (SQL of our modules; values are parameters)
@@ -133,8 +136,8 @@ def _record_others() -> str:
 def query_params(records: Sequence[HeartbeatRecord]) -> dict[str, Any]:
     """Return the parameters of RECORD for these heartbeats.
 
-    They must be sorted by device id, so that parallel batches lock rows in the same order, with at most one for each
-    token.
+    The records must be sorted by device id, so that parallel batches lock rows in the same order. At most one record
+    may have the same token.
     """
     key = tokens.digest_keys()[0]
     rows = [
@@ -169,16 +172,9 @@ def parse_results(count: int, exceptions: str | None) -> list[HeartbeatResult]:
     return outcomes
 
 
-def record_others(records: Sequence[HeartbeatRecord], results: list[HeartbeatResult], recorded: str) -> None:
-    """Record the good heartbeats whose positions RECORD has not returned: their readings, and their spans and events.
-
-    Writes their outcomes into `results`. `token_used_at` is written at a token's first use only. This is a transaction
-    of its own. Its second statement sees what the transactions that had the locks before wrote.
-    """
+def left_out(results: Sequence[HeartbeatResult], recorded: str | None) -> list[int]:
+    """Return the places of the good heartbeats that RECORD has not recorded, by the last column of its row."""
+    if recorded is None:
+        return []
     done = set(orjson.loads(recorded))
-    left_out = [place for place, one in enumerate(results) if one.verdict == "good" and place not in done]
-    others = [records[place] for place in left_out]
-    params = query_params(others) | {"device_ids": [record.token.id for record in others]}
-    _, ((found,),) = database.execute_batch(spans.LOCK, _record_others(), parameters=params)
-    for place, outcome in zip(left_out, parse_results(len(others), found), strict=True):
-        results[place] = outcome
+    return [place for place, one in enumerate(results) if one.verdict == "good" and place not in done]

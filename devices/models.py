@@ -106,7 +106,7 @@ PUSH_OWNER: Final = MD5(
 """The digest of the installation in a device's push token; identity.push_owner_digest() computes the same."""
 
 UNKEYED: Final = Q(hardware_key=None) | Q(alias__isnull=False, alias_key=None)
-"""The devices that the version before wrote, and whose comparison keys are not filled in yet."""
+"""The devices that the previous version wrote, and whose comparison keys are not filled in yet."""
 
 
 class Device(models.Model):
@@ -178,7 +178,7 @@ class Device(models.Model):
                 name="device_dead_push_token_is_known",
                 condition=Q(push_token_dead_at=None) | Q(push_token__isnull=False),
             ),
-            # The version before can reinstate a device, and does not know retirement.
+            # The previous version can reinstate a device, and does not know retirement.
             models.CheckConstraint(
                 name="device_retired_is_revoked",
                 condition=Q(retired_at=None) | Q(revoked_at__isnull=False),
@@ -194,11 +194,11 @@ class Device(models.Model):
             # The device with a given alias or hardware id; no constraint yet (docs/operations/upgrade.md).
             models.Index(name="device_alias_key", fields=["alias_key"]),
             models.Index(name="device_hardware_key", fields=["hardware_key"]),
-            # Rows that the version before has written.
+            # Rows that the previous version has written.
             models.Index(name="device_without_keys", fields=["id"], condition=UNKEYED),
             # The devices that share the installation of a push token; no constraint yet, as above.
             models.Index(PUSH_OWNER, name="device_push_owner"),
-            # The searches of the version before.
+            # The searches of the previous version.
             models.Index(name="device_alias_starts", fields=["alias"], opclasses=["varchar_pattern_ops"]),
             models.Index(name="device_hardware_id_starts", fields=["hardware_id"], opclasses=["varchar_pattern_ops"]),
             # The periodic deletion of rotated credentials that were never used.

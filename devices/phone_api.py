@@ -53,9 +53,9 @@ async def register(request: HttpRequest, body: Body[Reading[Register]]) -> HttpR
     """Register this phone. Only this answer contains its device token and its command key.
 
     If the answer is lost, register again with the same enrollment token before the device token is used. This must be
-    within 15 minutes, unless that enrollment token is for one device only. A known phone needs a token that was created
-    with `re_enroll`: it keeps its `device_id`, its old token stops working immediately, and its open commands are
-    cancelled.
+    within 15 minutes, unless that enrollment token is for one device only. A known phone needs an enrollment token that
+    was created with `re_enroll`. The phone keeps its `device_id`, its old token stops working immediately, and its open
+    commands are cancelled.
     """
     presented: tokens.Token = request.auth  # type: ignore[attr-defined]
     registration = _registration(body.fields, request.META["REMOTE_ADDR"].partition("%")[0] or None)

@@ -56,7 +56,7 @@ class Death(NamedTuple):
 
 
 class Assigned(NamedTuple):
-    """The result of assign(): the devices that lost their push target, and whether pushing to this one is changed."""
+    """The result of assign(): the devices that lost their push target, and whether pushing to this device changed."""
 
     taken_from: list[UUID]
     is_changed: bool
@@ -67,7 +67,7 @@ def _interval(length: timedelta) -> str:
 
 
 def _not_after_now(moment: str) -> str:
-    # Not LEAST: it ignores NULL.
+    # LEAST alone would ignore a NULL.
     return f"CASE WHEN {moment} IS NOT NULL THEN LEAST({moment}, now()) END"
 
 
@@ -147,7 +147,7 @@ def assign(device_id: UUID, target: PushTarget | None) -> Assigned:
 
 
 def take_turns(push_tokens: Collection[str]) -> None:
-    """Make other transactions that write push targets of these installations wait until this one ends.
+    """Make other transactions that write push targets of these installations wait until this transaction ends.
 
     Must come before the lock of any device.
     """
@@ -209,7 +209,8 @@ def shared_installations(limit: int, using: str = DEFAULT_DB_ALIAS) -> list[str]
 def sharing(owner_digests: Collection[str], using: str = DEFAULT_DB_ALIAS) -> list[UUID]:
     """Return the devices that must give up the push target of one of these installations: all its devices but one.
 
-    The one that keeps it is the device that was seen last, of those not revoked (if all are, the one revoked last).
+    Of the devices that are not revoked, the one that was seen last keeps the push target. If all are revoked, the one
+    that was revoked last keeps it.
     """
     last_seen_first = [
         F("revoked_at").desc(nulls_first=True), F("presence__last_seen_at").desc(nulls_last=True), F("id").desc(),
@@ -255,8 +256,9 @@ def _owners_of(push_tokens: Iterable[str]) -> QuerySet[Device]:
 
 
 def _digest(kind: str, value: str) -> bytes:
-    """Return the key of a push target among the dead ones. A token's key is its SHA-256, as earlier versions wrote it.
+    """Return the key under which a dead push target is stored.
 
-    No push target contains a NUL, so the two kinds have different keys.
+    A token's key is its SHA-256, as earlier versions wrote it. No push target contains a NUL, so the two kinds have
+    different keys.
     """
     return sha256(value.encode() if kind == PushKind.TOKEN else f"{kind}\0{value}".encode()).digest()

@@ -187,7 +187,7 @@ class DeviceRow(ResponseSchema):
     def of(cls, device: Any) -> "DeviceRow":
         """Return a device for an answer. It must have presence and last refusal joined, and be annotated."""
         presence = device.presence
-        # It has no last refusal if no request of it was refused.
+        # A device has no last refusal if none of its requests was refused.
         refusal: LastRefusal | None = getattr(device, "last_refusal", None)
         return cls(
             device_id=device.id,
@@ -242,12 +242,12 @@ class DevicePage(ResponseSchema):
 
 Reported = Annotated[
     Detail | None,
-    Field(description="The value exactly as the device reported it. An empty one finds devices that reported none."),
+    Field(description="The value exactly as the device reported it. An empty one finds devices without a value."),
 ]
 
 
 class DeviceQuery(Page, extra="forbid"):
-    """Filters of a list of devices. `q` is part of an alias or hardware id in any case, or a device id or its start."""
+    """Filters of devices. `q`: part of an alias or hardware id in upper or lower case, or the start of a device id."""
 
     status: Presence | None = None
     tag: Tag | None = None
@@ -265,7 +265,7 @@ class DeviceQuery(Page, extra="forbid"):
         PushHealth | None,
         Field(
             description="`failing`: FCM accepted none of the last five or more pushes, across deliveries. "
-            "`dead` outranks it. Another push token sets the count to 0."
+            "`dead` outranks `failing`. Another push token sets the count to 0."
         ),
     ] = None
     q: Annotated[Text, Field(min_length=1, max_length=128)] | None = None

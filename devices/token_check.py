@@ -1,6 +1,7 @@
-"""Do a phone's work. If the digest cannot decide on its token, check the token by bcrypt and try once more.
+"""Do the work for a phone.
 
-Checks of tokens, and hashes of new credentials, have separate gates and threads, so that neither waits for the other.
+If the digest of the phone's token cannot decide, check the token by bcrypt and try once more. Checks of tokens, and
+hashes of new credentials, have separate gates and threads, so that neither waits for the other.
 """
 
 import asyncio

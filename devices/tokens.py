@@ -82,7 +82,7 @@ class Key:
 
 
 def digest_keys() -> tuple[Key, ...]:
-    """Return the keys for token digests, the current one first: one per SECRET_KEY and fallback."""
+    """Return the keys for token digests, the current one first: one for SECRET_KEY, and one for each fallback."""
     return _derive("token digest", (settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS))
 
 

@@ -15,9 +15,9 @@ class NexmdmConfig(AppConfig):
     verbose_name = "Audit and dispatchers"
 
     def ready(self) -> None:
-        """Register our checks: the first runs before every command, all of them by `check --deploy`.
+        """Register our checks. The first one runs before every command; `check --deploy` runs all of them.
 
-        The checks of the devices need the models. Only `check` runs them, because it names a database.
+        The checks of the devices need the models. Only `check` runs them, because only `check` names a database.
         """
         register(checks.settings_in_force, checks.TAG)
         register(checks.metrics_folder, checks.TAG, deploy=True)

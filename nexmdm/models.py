@@ -42,7 +42,7 @@ class AuditEntry(models.Model):
     """One signed write, carried out or refused: its admin, address, request and result. Append-only.
 
     The database writes `id`, `at`, `previous` and `hash`: a trigger numbers the entries without a gap, in the order of
-    their commits, and chains each to the one before (docs/decisions/0008-audit-chain.md).
+    their commits, and chains each entry to the entry before it (docs/decisions/0008-audit-chain.md).
     """
 
     id = models.BigAutoField(primary_key=True)

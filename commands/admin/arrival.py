@@ -11,7 +11,10 @@ from nexmdm.common.read_only_admin.columns import NOTHING, WARN, badge, moment
 
 
 def describe(push_arrival: Mapping[str, Any] | None) -> SafeString:
-    """Return how a push arrived: its priority, whether FCM downgraded it, and its times. Nothing if it is unknown."""
+    """Return how a push arrived: its priority, whether FCM downgraded it, and its times.
+
+    The text is empty if the arrival is unknown.
+    """
     if not push_arrival:
         return SafeString(NOTHING)
     parts = [_priority(push_arrival.get("priority"), push_arrival.get("original_priority"))]

@@ -27,7 +27,10 @@ from nexmdm.common.read_only_admin.columns import NOTHING, Column, Id, State, ba
 from nexmdm.models import AuditEntry
 
 LONGEST_TARGET: Final = 20_000
-"""The longest JSON text of a target in the CSV, in characters: about five hundred device ids. A chunk has many rows."""
+"""The longest JSON text of a target in the CSV, in characters: about five hundred device ids.
+
+Longer targets are left out, because the CSV is built in chunks of many rows.
+"""
 
 _SHORT_TARGET: Final = {
     "target_length": Length(Cast("target", TextField())),
@@ -35,11 +38,14 @@ _SHORT_TARGET: Final = {
 }
 
 MOST: Final = 100_000
-"""The largest number of deliveries that a list of commands counts. The page of each command counts all of its own."""
+"""The largest number of deliveries that a list of commands counts.
+
+The page of a command counts all deliveries of that command.
+"""
 
 
 class CommandAdmin(ReadOnlyAdmin):
-    """The list of commands, and the page of each."""
+    """The list of commands, and the page of each command."""
 
     list_display = (
         "action", "standing", "came_to", "counts", "meant", "note", "issued", "issued_by", "request_id",
@@ -56,7 +62,7 @@ class CommandAdmin(ReadOnlyAdmin):
     search_fields = ("id", "deliveries__device__alias")
     search_help_text = (
         "A whole request id or device id, or part of a device's alias or hardware id. "
-        "The box at the top of the page searches notes."
+        "To search notes, use the box at the top of the page."
     )
     change_form_template = "commands/command.html"
     inlines: ClassVar = [NotSucceeded, Succeeded]
@@ -94,7 +100,10 @@ class CommandAdmin(ReadOnlyAdmin):
         return f"{row.action} for {row.only_device or f'{row.device_count:,} devices'}"
 
     def complete(self, rows: Sequence[Any]) -> None:
-        """Add the counts to the commands of a page, those to few devices first, until MOST is reached."""
+        """Add the counts to the commands of a page, beginning with those to the fewest devices.
+
+        At most MOST deliveries are counted.
+        """
         narrowest_first = sorted(rows, key=attrgetter("device_count"))
         totals = accumulate(command.device_count for command in narrowest_first)
         few = takewhile(lambda one: one[1] <= MOST, zip(narrowest_first, totals, strict=True))
@@ -192,14 +201,14 @@ class CommandAdmin(ReadOnlyAdmin):
 
 
 def only_devices(request_ids: list[UUID]) -> dict[UUID, Device]:
-    """Return the device of each of these commands, which are for one device each, by request id."""
+    """Return, by request id, the device of each of these commands. Each command must be for one device."""
     unread = [f"device__{name}" for name in SECRETS]
     deliveries = Delivery.objects.filter(command__in=request_ids).select_related("device").defer(*unread).order_by()
     return {delivery.command_id: delivery.device for delivery in deliveries}
 
 
 def _derived(status: CommandStatus | None) -> tuple[Any, ...]:
-    """Return the CSV's cells about the state of a command. They are empty if it has just been deleted."""
+    """Return the CSV's cells about the state of a command. They are empty if the command has just been deleted."""
     if status is None:
         return (None,) * len(CommandAdmin.derived)
     return (status.state, status.outcome, status.completed_at, *status.counts.model_dump().values())

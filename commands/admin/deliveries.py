@@ -40,14 +40,15 @@ NOW: Final = {
 }
 """Annotations with the present state of a delivery.
 
-An overdue one is shown as expired, even if its row is not updated yet.
+An overdue delivery is shown as expired, even if its row is not updated yet.
 """
 
-# The target of a command may contain thousands of device ids. A list must not read it for each of its hundred rows.
+# The target of a command may contain thousands of device ids. A list must not read the target for each of its hundred
+# rows.
 BULKY: Final = ("params", "target")
 
 MOST_EVENTS: Final = 100
-"""The most attempts, and the most reports, that the timeline of a delivery shows: the newest ones."""
+"""The largest number of attempts, and of reports, that the timeline of a delivery shows. It shows the newest ones."""
 
 _key: Final = attrgetter("pk")
 
@@ -124,14 +125,17 @@ def complete(rows: Iterable[Any]) -> None:
 
 
 def reason(row: DeliveryRow) -> str:
-    """Return why a delivery is open or did not succeed. For a failed one, this is the phone's own text."""
-    late = f"It reported {row.late_result.status} later." if row.late_result else None
+    """Return why a delivery is open or did not succeed. For a failed delivery, this is the phone's own text."""
+    late = f"The phone reported {row.late_result.status} later." if row.late_result else None
     said = row.result.message if row.result and row.state == DeliveryState.FAILED else None
     return " ".join(filter(None, (row.why_open, row.why_unfinished, late, said))) or NOTHING
 
 
 def _derived(row: DeliveryRow | None) -> tuple[Any, ...]:
-    """Return the CSV's cells that are not in columns of a delivery. They are empty if it has just been deleted."""
+    """Return the CSV's cells that are not in columns of a delivery.
+
+    They are empty if the delivery has just been deleted.
+    """
     if row is None:
         return (None,) * len(DeliveryAdmin.derived)
     results = ((result.status, result.message) if result else (None, None) for result in (row.result, row.late_result))
@@ -142,7 +146,7 @@ class DeliveryAdmin(_OfCommandAndDevice):
     """One command for one device, with its result, and its timeline from issue to settlement."""
 
     change_form_template = "commands/delivery.html"
-    empty = "Each command has one for each of its devices. Send one: manage.py fleet ping all."
+    empty = "A command has one delivery for each of its devices. Send a command: manage.py fleet ping all."
 
     list_display = ("action", "to_device", "state_now", "reason", "push", "issued", "settled", "request_id", "id")
     list_filter = (
@@ -215,7 +219,7 @@ class DeliveryAdmin(_OfCommandAndDevice):
 
     @admin.display(description="reason")
     def reason(self, delivery: Any) -> str:
-        """Return why a delivery is open or did not succeed. For a failed one, this is the phone's own text."""
+        """Return why a delivery is open or did not succeed. For a failed delivery, this is the phone's own text."""
         return reason(delivery.current) if delivery.current else NOTHING
 
     @admin.display(description="why open")
@@ -273,7 +277,10 @@ class _OfDelivery(_OfCommandAndDevice):
     of_delivery = Link("delivery", text=_key)
 
     def identified(self, key: UUID) -> Q:
-        """Return the condition for a request id or a device id. All deliveries of a request id may be old."""
+        """Return the condition for a request id or a device id.
+
+        A scan from the newest row on may take long to find a request id.
+        """
         if Command.objects.filter(pk=key).exists():
             return Q(delivery__in=all_of(Delivery.objects.filter(command=key)))
         return Q(delivery__device=key)
@@ -282,7 +289,7 @@ class _OfDelivery(_OfCommandAndDevice):
 class AttemptAdmin(_Sent, _OfDelivery):
     """One request to FCM, with its answer."""
 
-    empty = "Each push is an attempt. Phones are reached by heartbeats until Firebase is configured."
+    empty = "Each push is an attempt. Until Firebase is configured, commands reach phones by heartbeats only."
 
     list_display = (
         "action", "to_device", "nth", "ended", "http", "fcm_code", "latency", "started", "of_delivery", "request_id",
@@ -306,7 +313,7 @@ class AttemptAdmin(_Sent, _OfDelivery):
     }  # fmt: skip
 
     def name_of(self, row: Attempt) -> str:
-        """Return which push it is, of which action for which device."""
+        """Return the number of the push, its action, and its device."""
         return f"push {row.number} of {row.delivery.command.action} for {row.delivery.device}"
 
 
@@ -331,7 +338,7 @@ class ReportAdmin(_ReportColumns, _OfDelivery):
     }  # fmt: skip
 
     def name_of(self, row: Report) -> str:
-        """Return the action, for which device, and the status that the phone reported."""
+        """Return the action, the device, and the status that the phone reported."""
         return f"{row.delivery.command.action} for {row.delivery.device}: {row.status}"
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:

@@ -1,4 +1,4 @@
-"""The timeline of a device: commands, pushes, reports, refusals and signed requests about it, in one order.
+"""The timeline of a device: commands, pushes, reports, refusals and signed requests about the device, sorted by time.
 
 The timeline reads the newest rows of each source. If a source has more, the timeline ends with the oldest row that was
 read, so that it has no gap. (The newest DELIVERIES commands are included. Later events of older commands are on the

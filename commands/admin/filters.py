@@ -29,8 +29,8 @@ LATEST: Final = 10_000
 """The number of latest commands that decide whether an action is common."""
 
 COMMON: Final = 1000
-"""An action is common if at least one in this number of the latest deliveries has it, and enough of them to fill a
-page.
+"""An action is common if more than one in this number of the latest deliveries has the action, and if these deliveries
+fill a page.
 """
 
 
@@ -135,26 +135,26 @@ class OutcomeFilter(ChoiceFilter):
 
 
 class HttpStatusFilter(ChoiceFilter):
-    """The filter by FCM's HTTP status. `none`: the request got no answer, or none yet."""
+    """The filter by FCM's HTTP status. `none`: FCM has not answered the request."""
 
     title = "HTTP status"
     parameter_name = "http_status"
 
     def conditions(self) -> dict[str, Q]:
-        """Return the condition for each known HTTP status of FCM, for any other, and for none."""
+        """Return the condition for each known HTTP status of FCM, for any other status, and for no status."""
         known = {str(status): Q(http_status=status) for status in HTTP_STATUSES}
         other = Q(http_status__isnull=False) & ~Q(http_status__in=HTTP_STATUSES)
         return {**known, "other": other, "none": Q(http_status=None)}
 
 
 class FcmErrorFilter(ChoiceFilter):
-    """The filter by FCM's error code. `none`: an answer without one, or no answer."""
+    """The filter by FCM's error code. `none`: an answer without an error code, or no answer."""
 
     title = "FCM code"
     parameter_name = "fcm_error"
 
     def conditions(self) -> dict[str, Q]:
-        """Return the condition for each known error code of FCM, for any other, and for none."""
+        """Return the condition for each known error code of FCM, for any other code, and for no code."""
         known = {code: Q(fcm_error=code) for code in FCM_ERRORS}
         return {**known, "other": ~Q(fcm_error__in=["", *FCM_ERRORS]), "none": Q(fcm_error="")}
 
@@ -193,7 +193,10 @@ class CommandEnd(SpanFilter):
     spans: ClassVar = {"1 hour": timedelta(hours=1), "1 day": timedelta(days=1), "7 days": timedelta(days=7)}
 
     def narrowed(self, rows: QuerySet[Any], moment: datetime) -> QuerySet[Any]:
-        """Keep the commands that ended later. The server stores the end a few seconds after it."""
+        """Keep the commands that ended after this moment.
+
+        The server stores the end of a command a few seconds after the command ended.
+        """
         return rows.filter(pk__in=all_of(Command.objects.filter(finished_at__gt=moment)))
 
 

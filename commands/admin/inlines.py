@@ -20,7 +20,7 @@ _FAILED_FIRST: Final = Case(
 
 
 class _NewestDeliveries(NewestRows):
-    """The newest deliveries, those that failed or expired first, with their values from other tables."""
+    """The newest deliveries, with their values from other tables. Deliveries that failed or expired come first."""
 
     order = (_FAILED_FIRST, "-pk")
     state: ClassVar[str]
@@ -102,7 +102,7 @@ class NotSucceeded(_Deliveries):
 
     formset = _NotSucceededRows
     verbose_name_plural = "not succeeded"
-    empty = "It succeeded on every device."
+    empty = "The command succeeded on every device."
     condition = ~Q(state=DeliveryState.SUCCEEDED)
 
 
@@ -111,5 +111,5 @@ class Succeeded(_Deliveries):
 
     formset = _SucceededRows
     verbose_name_plural = "succeeded"
-    empty = "It has not succeeded on any device."
+    empty = "The command has not succeeded on any device."
     condition = Q(state=DeliveryState.SUCCEEDED)

@@ -1,6 +1,6 @@
 """Index only the attempts that are not plain successes: each push had four index entries for the admin site's filters.
 
-The old indexes are dropped when the new ones exist; the version before works without them, more slowly.
+The old indexes are dropped when the new ones exist; the previous version works without them, more slowly.
 """
 
 from typing import Final

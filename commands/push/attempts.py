@@ -1,4 +1,4 @@
-"""Attempts: FCM's answers are written, and decide the next step of each push.
+"""Attempts: write FCM's answers, and set the next step of each push.
 
 Each function is one short transaction.
 """
@@ -19,7 +19,7 @@ from nexmdm.common import database
 
 # The locks come first, in separate statements: the next statement must see what earlier owners of the locks wrote.
 # Devices are locked before deliveries, as in a revocation. (Reports lock the delivery first: a deadlock is retried.)
-# Only those devices are locked whose row may change: their push token is dead, or their count of failures changes.
+# Only devices whose row may change are locked: their push token is dead, or their count of failures changes.
 _HOLD_DEVICES: Final = """
     SELECT id::text FROM devices_device
     WHERE (id = ANY(%(failed)s::uuid[]) AND push_failures < %(failing_from)s)
@@ -36,8 +36,8 @@ _HOLD: Final = """
 # Only an open attempt with this number is closed, so an answer after the end of the lease changes nothing. Each step
 # passes on the columns that the next one needs, so that no two lists of the batch are joined: the planner would join
 # them row by row. A push with a temporary failure stays `retrying` if its delivery was settled meanwhile: it is shown
-# as superseded. Failures are counted in the order of the batch, in which the pushes ended, and only for the push token
-# that the device still has. `device_id` is NULL if nothing is counted.
+# as superseded. Failures are counted in the order of the batch, which is the order in which the pushes ended. They are
+# counted only for the push token that the device still has. `device_id` is NULL if nothing is counted.
 _RECORD: Final = """
     WITH sent AS (
         SELECT * FROM unnest(
@@ -95,7 +95,8 @@ _RECORD: Final = """
 def record_attempts(sent: Sequence[Sent]) -> None:
     """Close the attempts of these pushes, and set the next step of each: done, a further push, or none.
 
-    If the database refuses an answer, each is recorded alone, and one that still fails, without its texts.
+    If the database refuses an answer, each answer is recorded alone. An answer that still fails is recorded without its
+    texts.
     """
     try:
         _record(sent)
@@ -124,7 +125,7 @@ def _record(sent: Sequence[Sent]) -> None:
 
 
 def _deaths(dead: Sequence[Claimed]) -> list[Death]:
-    """Return the deaths that the answers to these pushes showed, each at the start of its attempt."""
+    """Return the deaths that the answers to these pushes showed. The time of each is the start of its attempt."""
     if not dead:
         return []
     attempts = Attempt.objects.filter(delivery_id__in=[one.delivery_id for one in dead])
@@ -166,7 +167,7 @@ def _columns(sent: Sequence[Sent], held: Collection[str]) -> dict[str, Any]:
 
 
 def _retry_in_seconds(one: Sent) -> float | None:
-    # After a dead push token, the push is due immediately if the device has another push token meanwhile.
+    # If the push token was dead, but the device has got another one, the push is due immediately.
     return 0.0 if one.outcome == AttemptOutcome.TOKEN_DEAD else one.retry_in_seconds
 
 

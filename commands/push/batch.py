@@ -14,7 +14,7 @@ FRESH_SECONDS: Final = 1.0
 
 
 class Batch:
-    """The pushes of one claim that are not sent yet. `claimed_at` is a time of time.monotonic()."""
+    """The pushes of one claim that are not sent yet. `claimed_at` is by time.monotonic()."""
 
     def __init__(self, claimed: Sequence[Claimed], claimed_at: float, *, is_probe: bool = False) -> None:
         """Count all pushes as due at the time of the claim."""
@@ -32,8 +32,8 @@ class Batch:
     async def take(self, claimed: Claimed) -> bool:
         """Remove a push from the batch, and return whether to send it. Raises the errors of the database.
 
-        It must not be sent if its delivery was settled or has expired since the claim, or if its device was revoked or
-        has another push token. One query checks all pushes that wait.
+        The push must not be sent if its delivery was settled or has expired since the claim, or if its device was
+        revoked or has another push token. One query checks all pushes that wait.
         """
         if not self.is_fresh:
             async with self._asking:

@@ -6,7 +6,10 @@ from typing import Final
 
 FAILURES_TO_OPEN: Final = 20
 SEVERAL_DEVICES: Final = 3
-"""The number of devices whose sends must fail before the fault counts as our side's: one or two may be the phones'."""
+"""The number of devices whose sends must fail before the fault counts as a fault of our side.
+
+If the sends to only one or two devices fail, the phones may be the cause.
+"""
 
 MOST_PASSED_OVER: Final = 1000
 """The most failed deliveries that a circuit stores: more than can fail before it opens, with all slots in use."""
@@ -34,15 +37,14 @@ CAUSES: Final = (Fault.PASSING, Fault.CONFIGURATION, Fault.OAUTH)
 class Circuit:
     """Closed: all pushes are sent.
 
-    Open: one probe is sent every 30 s, and the first one that FCM accepts or rejects closes it.
-
-    It opens after an OAuth failure, which concerns all pushes. It opens when FCM refuses our side for several devices,
-    and accepts or rejects no message in between. It opens after 20 failures of any kind in a row, if they are of
-    several devices. `cause` is the one of these three that opened it.
+    Open: one probe is sent every 30 s, and the first probe that FCM accepts or rejects closes the circuit. The circuit
+    opens after an OAuth failure, which concerns all pushes. It opens when FCM refuses our side for several devices, and
+    accepts or rejects no message in between. It opens after 20 failures of any kind in a row, if they are of several
+    devices. `cause` is the one of these three causes that opened it.
 
     While the circuit is open, and in the first claim after it, deliveries that have failed are passed over if any other
-    one is due. So each probe is another delivery, and a delivery that opened the circuit is not the first one after it
-    closes.
+    delivery is due. So each probe is for another delivery, and a delivery that opened the circuit is not the first one
+    after it closes.
     """
 
     state: str = CLOSED
@@ -67,7 +69,7 @@ class Circuit:
         return 1 if now >= self.next_probe_at else 0
 
     def claimed(self, now: float) -> None:
-        """Note that pushes are sent. After a probe, the next one waits for its interval."""
+        """Note that pushes are sent. After a probe, the next probe waits for the probe interval."""
         if self.state == OPEN:
             self.next_probe_at = now + PROBE_INTERVAL_SECONDS
         else:

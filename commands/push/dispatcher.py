@@ -39,7 +39,9 @@ If FCM takes 150 ms for an answer, this is 3,300 pushes a second.
 
 BATCH: Final = 500
 OUTSTANDING: Final = SLOTS + 2 * BATCH
-"""The most pushes that are claimed and not answered: two batches more than slots, so that no slot waits for a claim."""
+"""The most pushes that are claimed and not answered: two batches more than there are slots, so that no slot waits for a
+claim.
+"""
 
 LEAST_ROOM: Final = BATCH // 2
 """The smallest claim while other pushes wait. A claim takes the same time for one push as for many."""
@@ -51,7 +53,10 @@ AFTER_FAILURE_SECONDS: Final = 1.0
 """The pause after a claim that failed, in seconds."""
 
 LEAVES_WITHIN_SECONDS: Final = outbox.LEASE.total_seconds() - fcm.TIMEOUT_SECONDS - 5
-"""How long after its claim a push may be sent, in seconds. So the answer, and 5 s to record it, fit into the lease."""
+"""How long after its claim a push may be sent, in seconds.
+
+The rest of the lease is for the answer, and 5 s to record it.
+"""
 CIRCUIT_OPENED = Counter("nexmdm_circuit_opened", "Times that a circuit to FCM has opened, by the cause.", ["cause"])
 for _cause in circuit_breaker.CAUSES:
     CIRCUIT_OPENED.labels(_cause.value)  # So the metric is 0 before the first time, and not absent.
@@ -170,9 +175,11 @@ class Dispatcher:
         """Send a push when there is a slot, or return it unsent if it must not be sent any more."""
         async with self._slots:
             if self.circuit.state == circuit_breaker.OPEN and not batch.is_probe:
-                self._give_back(claimed, "the circuit opened while it waited for its turn", fcm_outcomes.PROBE_SECONDS)
+                self._give_back(
+                    claimed, "the circuit opened while the push waited for its turn", fcm_outcomes.PROBE_SECONDS
+                )
             elif self._stopping.is_set() and not batch.is_fresh:
-                self._give_back(claimed, "the dispatcher stopped while it waited for its turn")
+                self._give_back(claimed, "the dispatcher stopped while the push waited for its turn")
             elif reason := await self._reason_to_stay(claimed, batch):
                 self._give_back(claimed, reason)
             else:
@@ -183,8 +190,8 @@ class Dispatcher:
             is_wanted = await batch.take(claimed)
         except Error as error:
             _log_failure(error)
-            return "the database could not check whether it is still needed"
-        return "" if is_wanted else "it was withdrawn while it waited for its turn"
+            return "the database could not check whether the push is still needed"
+        return "" if is_wanted else "the push was withdrawn while it waited for its turn"
 
     async def _send_now(self, claimed: Claimed, claimed_at: float) -> None:
         assert self._sender is not None

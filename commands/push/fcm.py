@@ -36,7 +36,10 @@ _TARGET: Final = re.compile(r"\bmessage\.(token|fid)\b|registration token", re.I
 
 
 class NotSent(Exception):
-    """The push could not be sent in time; the text names the time that was over. FCM has not got it, or refused it."""
+    """The push could not be sent in time; the text names the time that was over.
+
+    FCM has not got the push, or refused it.
+    """
 
 
 class NoAccessToken(Exception):
@@ -44,11 +47,12 @@ class NoAccessToken(Exception):
 
 
 class FcmMessage(NamedTuple):
-    """The message to FCM for one phone: an envelope as its data. `kind` is the field of the message that has `target`.
+    """The message to FCM for one phone: an envelope as its data.
 
-    It is sent at least a second before its command expires, and before `leaves_before`, or not at all.
-    (`leaves_before`: until then the claim is valid.) Both are times of time.monotonic(). With `direct_boot`, a phone
-    that was restarted gets the message before its user has unlocked it. FCM counts messages by their action.
+    `kind` is the field of the message that contains `target`. The message is sent at least a second before its command
+    expires, and before `leaves_before`, or not at all. (`leaves_before`: until then the claim is valid.) Both are times
+    of time.monotonic(). With `direct_boot`, a phone that was restarted gets the message before its user has unlocked
+    it. FCM counts messages by their action.
     """
 
     kind: str
@@ -63,9 +67,9 @@ class FcmMessage(NamedTuple):
 class FcmResponse(NamedTuple):
     """The result of one send.
 
-    `http_status` None: no answer came, and `fault` says why ("timeout", "oauth: …"). `from_fcm` is False for an error
-    that is not Google's JSON (HTML, an empty body): it does not concern the message. `names_target`: the error is about
-    the push target.
+    `http_status` None: no answer came, and `fault` is the reason ("timeout", "oauth: …"). `from_fcm` is False for an
+    error that is not Google's JSON (HTML, an empty body): such an error does not concern the message. `names_target`:
+    the error is about the push target.
     """
 
     http_status: int | None
@@ -107,20 +111,20 @@ class AccessToken:
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS):
                 await asyncio.shield(self._refresh())
-        except Exception as error:  # google-auth raises many kinds for an answer that is not from an OAuth endpoint
+        except Exception as error:  # google-auth raises many kinds if the answer is not from an OAuth endpoint
             raise NoAccessToken(type(error).__name__) from error
 
     def _refresh(self) -> asyncio.Task[None]:
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.ensure_future(asyncio.to_thread(self._refresh_now))
-            # Sends that wait get its error. If none waits, the next send tries again.
+            # Sends that wait for the refresh get its error. If none waits, the next send tries again.
             self._refreshing.add_done_callback(lambda task: task.cancelled() or task.exception())
         return self._refreshing
 
     def _refresh_now(self) -> None:
         self._credential.refresh(partial(Request(), timeout=TIMEOUT_SECONDS))
-        # google-auth has the expiry as naive UTC, or None if the answer did not contain it. Then FCM refuses the token
-        # when it has expired.
+        # google-auth has the expiry as naive UTC, or None if the answer contained no expiry. In that case the token is
+        # used until FCM refuses it.
         expiry: datetime | None = self._credential.expiry
         seconds_left = math.inf if expiry is None else (expiry.replace(tzinfo=UTC) - datetime.now(UTC)).total_seconds()
         self._expires_at = time.monotonic() + seconds_left
@@ -160,7 +164,7 @@ class Sender:
             answer = FcmResponse(None, fault=f"oauth: {error}", oauth_failed=True)
         except TimeoutError:
             answer = FcmResponse(None, fault="timeout")
-        except Exception as error:  # noqa: BLE001  (the network's edge: whatever comes of a strange answer)
+        except Exception as error:  # noqa: BLE001  (the network's edge: a strange answer may raise any error)
             kind = "connection" if isinstance(error, OSError) else "unexpected"
             answer = FcmResponse(None, fault=f"{kind}: {type(error).__name__}")
         return answer._replace(latency_ms=round((time.monotonic() - started) * 1000))
@@ -173,7 +177,7 @@ class Sender:
         try:
             await self._access.renew(token)
         except NoAccessToken:
-            # Other pushes may use the token that was refused here for the rest of its hour.
+            # Other pushes may use the refused token until it expires. So return FCM's refusal, not an OAuth failure.
             return answer
         return await self._post(push, await self._access.get())
 
@@ -187,14 +191,15 @@ class Sender:
 def encode(push: FcmMessage) -> bytes:
     """Return the body of the HTTP v1 request, for a push that is sent now. Raises NotSent.
 
-    It equals the body that firebase_admin.messaging makes of such a message, and takes a third of the time.
+    The body equals the one that firebase_admin.messaging makes of such a message. This function takes a third of the
+    time.
     """
     now = time.monotonic()
     seconds_left = push.expires_at - now
     if seconds_left < envelope.LEAST_TTL_SECONDS:
         raise NotSent("its command expired, or expires within 1 s")
     if now >= push.leaves_before:
-        raise NotSent("it had waited for too long")
+        raise NotSent("the push had waited for too long")
     android: dict[str, Any] = {"priority": push.priority, "ttl": f"{min(int(seconds_left), MAX_TTL_SECONDS)}s"}
     if push.direct_boot:
         android["direct_boot_ok"] = True

@@ -23,12 +23,12 @@ LOOKUP_KEPT_SECONDS: Final = 10
 """How long the addresses of FCM's host are used, in seconds: so 500 new connections ask the resolver once."""
 
 NEXT_ADDRESS_SECONDS: Final = 0.25
-"""How long one address of the host may take to connect before the next one is tried too, in seconds (RFC 8305, section
-5).
+"""How long one address of the host may take to connect before the next address is tried too, in seconds (RFC 8305,
+section 5).
 """
 
 MOST_BYTES: Final = 1_000_000
-"""The longest response that is read, in bytes. FCM's own are shorter than a kilobyte."""
+"""The longest response that is read, in bytes. FCM's own responses are shorter than a kilobyte."""
 
 
 class NoResponse(ConnectionError):
@@ -36,7 +36,7 @@ class NoResponse(ConnectionError):
 
 
 class HttpResponse(NamedTuple):
-    """A complete response. Of its headers it has only the text of Retry-After, empty if there is none."""
+    """A complete response. Of the headers it contains only the text of Retry-After, which is empty if there is none."""
 
     status: int
     retry_after: str
@@ -192,12 +192,12 @@ class _Connection(asyncio.Protocol):
         """Read further data of the response."""
         self._received += len(data)
         if self._response is None or self._received > MOST_BYTES:
-            self._fail(NoResponse("there was more than one response"))
+            self._fail(NoResponse("there was more than one response to a request"))
             return
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            self._fail(NoResponse("it was not HTTP"))
+            self._fail(NoResponse("the response was not HTTP"))
 
     def on_message_begin(self) -> None:
         """Close the connection if a second response follows: the next request must not get it."""

@@ -10,11 +10,11 @@ from commands.push.circuit_breaker import Fault
 from commands.push.fcm import FcmResponse
 
 FIRST_RETRY_SECONDS: Final = 10.0
-"""The least wait before a retry, in seconds ("Scale FCM")."""
+"""The shortest wait before a retry, in seconds ("Scale FCM")."""
 
 LONGEST_RETRY_SECONDS: Final = 900.0
 QUOTA_RETRY_SECONDS: Final = 60.0
-"""The least wait after a 429 without Retry-After ("Throttling and quotas")."""
+"""The shortest wait after a 429 without Retry-After ("Throttling and quotas")."""
 
 LONGEST_RETRY_AFTER_SECONDS: Final = 3600.0
 """The longest Retry-After that is followed, in seconds.
@@ -23,7 +23,7 @@ A longer one is of no use for a push, which must wake a phone soon.
 """
 
 PROBE_SECONDS: Final = 30.0
-"""The least wait after a fault of our own side (OAuth, configuration), in seconds."""
+"""The shortest wait after a fault of our own side (OAuth, configuration), in seconds."""
 
 SPREAD: Final = 1.1
 """The random part that is added to a fixed wait: up to a tenth of it, so that retries spread out."""
@@ -116,7 +116,8 @@ def _refused(answer: FcmResponse, failures: int) -> RetryDecision:
 def _capped_retry_after(answer: FcmResponse, seconds_left: float) -> float:
     """Return the seconds of an answer's Retry-After, an hour at most; 0.0 if it has none.
 
-    One of more than an hour is cut to half of the time that the command has left, so that the push gets further tries.
+    If Retry-After is more than an hour, the wait is also at most half of the time until the command expires, so that
+    the push gets further tries.
     """
     asked = answer.retry_after_seconds or 0.0
     if asked > LONGEST_RETRY_AFTER_SECONDS:

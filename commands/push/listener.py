@@ -23,10 +23,10 @@ from nexmdm.common.postgresql.errors import safe_message
 log = structlog.get_logger()
 
 CHECK_SECONDS: Final = 10
-"""The seconds between two notifications to itself."""
+"""The seconds between two notifications that the dispatcher sends to itself."""
 
 HEARD_SECONDS: Final = 3
-"""The time limit for its own notification, in seconds."""
+"""The time in which such a notification must arrive, in seconds."""
 
 RECONNECT_SECONDS: Final = 1.0
 CONNECT_SECONDS: Final = 10
@@ -72,7 +72,7 @@ class Listener:
                 )
         except TimeoutError:
             return "PostgreSQL did not answer in time."
-        except Exception as error:  # noqa: BLE001  (whatever it is: the next attempt is in a second)
+        except Exception as error:  # noqa: BLE001  (after any error, the next attempt is in a second)
             return safe_message(error)
         hearing = asyncio.create_task(self._hear(connection), name="hear")
         try:
@@ -97,14 +97,14 @@ class Listener:
                 self._wake()
 
     async def _check(self, hearing: "asyncio.Task[None]") -> str:
-        """Notify itself until a notification does not arrive. Return the reason."""
+        """Send notifications to this dispatcher until one does not arrive. Return the reason."""
         if not await self._hears_itself(hearing):
             return _reason(hearing)
         while True:
             self._heard.clear()
             try:
                 await database.run_in_db_thread_ungated(_notify, self._own_channel)
-            except Exception:  # noqa: BLE001  (that the database is away is logged already)
+            except Exception:  # noqa: BLE001  (an unavailable database is logged already)
                 await self._pause(hearing, RECONNECT_SECONDS)
                 if hearing.done():
                     return _reason(hearing)

@@ -66,10 +66,10 @@ class Sent(NamedTuple):
 
 # Just after a command to a hundred thousand devices, the planner has no statistics of the new rows. So the statement
 # allows only one plan. Rows are picked only from delivery_push_due, in its order, up to the limit; otherwise each claim
-# would sort all due rows. Attempts are found by their delivery: by `finished_at IS NULL`, because `in_flight` has
-# another index. A picked push that must not be sent waits until the lease ends, and blocks no other push. If an attempt
-# is still open when its delivery becomes due again, its dispatcher died. It is closed as unknown, because its outcome
-# was lost with that dispatcher.
+# would sort all due rows. Attempts are found by the index of their delivery. So the condition is `finished_at IS NULL`:
+# for `in_flight`, the planner could choose another index. A picked push that must not be sent waits until the lease
+# ends, and blocks no other push. If an attempt is still open when its delivery becomes due again, its dispatcher died.
+# It is closed as unknown, because its outcome was lost with that dispatcher.
 _IN_ORDER: Final = ("SET LOCAL enable_bitmapscan = off", "SET LOCAL enable_sort = off")
 _CLAIM: Final = """
     WITH picked AS (

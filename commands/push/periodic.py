@@ -15,7 +15,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class PeriodicTask:
-    """Work that is repeated; ten times as often while each run does a full `batch`.
+    """Work that is repeated. While each run does a full `batch`, the work is repeated ten times as often.
 
     `work` runs in a thread, and returns the amount that it did.
     """

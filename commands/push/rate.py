@@ -11,8 +11,8 @@ BURST_SECONDS: Final = 0.1
 class Pace:
     """A token bucket of `per_second` pushes.
 
-    Each second with a 429 halves the pace; afterwards it grows by a tenth a second. The bucket contains the pushes of a
-    tenth of a second, so neither a pause nor a start exceeds the pace by much.
+    Each second with a 429 halves the pace; afterwards the pace grows by a tenth each second. The bucket contains the
+    pushes of a tenth of a second, so neither a pause nor a start exceeds the pace by much.
     """
 
     per_second: float
@@ -43,7 +43,7 @@ class Pace:
         self.available -= count
 
     def slow_down(self, now: float) -> None:
-        """Halve the pace after a 429 of FCM, at most once a second: one overload causes many of them."""
+        """Halve the pace after a 429 of FCM, at most once a second: one overload causes many 429s."""
         if now - self.slowed_at >= 1:
             self.factor = max(0.01, self.factor / 2)
             self.slowed_at = now

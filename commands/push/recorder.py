@@ -53,8 +53,8 @@ class Recorder:
     async def _record(self, batch: list[Sent]) -> None:
         """Record a batch.
 
-        While PostgreSQL is away, try again until it is back, or until run() must return. Then the batch is dropped, and
-        its pushes are sent again after their lease.
+        While PostgreSQL is away, try again until it is back, or until run() must return. In the second case, the batch
+        is dropped, and its pushes are sent again after their lease.
         """
         tries_left = TRIES_AT_THE_END
         while tries_left:

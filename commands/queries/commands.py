@@ -169,7 +169,8 @@ def command_page(query: CommandQuery) -> CommandPage:
 def _results(sizes: Mapping[UUID, int], stands: Mapping[UUID, standing.Standing]) -> dict[UUID, tuple[int, int]]:
     """Return how many results of commands are successes, and how many are late.
 
-    Commands with too many deliveries are left out. Those that succeeded are not counted: their size is known.
+    Commands with too many deliveries are left out. The results of a command that succeeded are not counted: their
+    number is its number of devices.
     """
     whole = {one: (size, 0) for one, size in sizes.items() if stands[one][1] == CommandOutcome.SUCCEEDED}
     narrowest_first = sorted((size, request_id) for request_id, size in sizes.items() if request_id not in whole)

@@ -9,10 +9,12 @@ from commands.reports import KEPT
 from commands.schemas import TimelineEvent
 
 MOST_REPORTS: Final = KEPT + 2
-"""The largest number of reports in a timeline, newest first: all stored ones, unless an older version stored more."""
+"""The largest number of reports in a timeline, newest first: this is all stored reports, unless an older version stored
+more.
+"""
 
 MOST_ATTEMPTS: Final = 1000
-"""The largest number of attempts in a timeline, newest first: those of ten days, if each fails."""
+"""The largest number of attempts in a timeline, newest first: the attempts of ten days, if each attempt fails."""
 
 
 def events(

@@ -1,4 +1,4 @@
-"""The comparison keys of devices: two aliases or hardware ids with equal keys are the same.
+"""The comparison keys of devices: two aliases or hardware ids with equal keys count as the same.
 
 Python computes the keys (identity.comparison_key); the columns `alias_key` and `hardware_key` store them. The previous
 version writes rows without keys, and a trigger deletes the key when that version changes an alias. fill() completes
@@ -35,7 +35,7 @@ _SHADOWED_ALIASES: Final = """
         FROM devices_device WHERE alias_key IS NOT NULL
     ) same WHERE id <> first ORDER BY id
 """
-# These rows are candidates only: the key is in one case, but hardware ids differ by case.
+# These rows are candidates only: hardware ids that differ in case are different, but have the same key.
 _SIMILAR_HARDWARE_IDS: Final = """
     SELECT id, hardware_id FROM (
         SELECT id, hardware_id, count(*) OVER (PARTITION BY hardware_key) AS count

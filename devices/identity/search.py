@@ -1,4 +1,4 @@
-"""The search for devices: part of an alias or a hardware id in any case, or a device id or its start.
+"""The search for devices: part of an alias or a hardware id in upper or lower case, or a device id or its start.
 
 It scans the comparison keys, which takes a few tens of milliseconds for 100,000 devices. No index helps: a trigram
 index needs an extension that the embedded PostgreSQL does not have.
@@ -22,7 +22,7 @@ def matching(text: str) -> Q:
 
 
 def named(text: str, device: str = "") -> Q:
-    """Return the condition that a device has this text in its alias or its hardware id, in any case.
+    """Return the condition that a device has this text in its alias or its hardware id, in upper or lower case.
 
     `device` is the path to the device, as `delivery__device__`. The condition is a join and not a subquery. So
     PostgreSQL's planner, which tries the text on a sample, begins with the devices if few of them match, and with the
@@ -30,7 +30,7 @@ def named(text: str, device: str = "") -> Q:
     """
     part = folded(text)
     found = Q(**{f"{device}alias_key__contains": part}) | Q(**{f"{device}hardware_key__contains": part})
-    # Rows that the version before has written, until their keys are filled in.
+    # Rows that the previous version has written, until their keys are filled in.
     found |= Q(**{f"{device}alias_key": None}) & Q(**{f"{device}alias__icontains": text})
     return found | Q(**{f"{device}hardware_key": None}) & Q(**{f"{device}hardware_id__icontains": text})
 

@@ -1,6 +1,6 @@
 """Count the pushes to a device that failed in a row. A trigger sets the count to 0 when the push token changes.
 
-(The version before writes push tokens, and does not know the column.)
+(The previous version writes push tokens, and does not know the column.)
 """
 
 from typing import Final

@@ -30,7 +30,14 @@ from loadtest.chaos.frozen import freezing
 from loadtest.chaos.ledgers import DatabaseSnapshot
 from loadtest.chaos.outages import FcmOutages, Outage
 from loadtest.chaos.readonly import demoting
-from loadtest.chaos.traffic import COMMANDS_PER_SECOND, NORMAL_CONNECTIONS, UNLIMITED_CONNECTIONS, Traffic
+from loadtest.chaos.traffic import (
+    COMMANDS_PER_SECOND,
+    GIVE_UP_SECONDS,
+    NORMAL_CONNECTIONS,
+    UNLIMITED_CONNECTIONS,
+    Traffic,
+)
+from loadtest.chaos.web_away import WebAway
 from loadtest.fleet import credentials_file
 from loadtest.load import view
 from loadtest.load.targets import Target
@@ -75,11 +82,12 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m loadtest.chaos", description=__doc__)
-    parser.add_argument("fault", choices=("kills", "database", "fcm", "failover", "frozen", "readonly"))
+    parser.add_argument("fault", choices=("kills", "database", "fcm", "web", "failover", "frozen", "readonly"))
     parser.add_argument(
         "--seconds",
         type=float,
-        help="for how long processes are killed (300), or the longest outage of FCM, or the longest freeze",
+        help="for how long processes are killed (300) or the web workers are away (600), or the longest outage of FCM,"
+        " or the longest freeze",
     )
     parser.add_argument(
         "--times", type=int, default=5, help="how often PostgreSQL is stopped, fails over, freezes or is demoted (5)"
@@ -88,7 +96,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--commands-per-second",
         type=float,
-        help="default 20; but 5 for `frozen` and `readonly`, because all waiting requests arrive together at the end",
+        help="default 20; but 5 for `frozen`, `readonly` and `web`, because all waiting requests arrive together at the"
+        " end",
     )
     parser.add_argument(
         "--pooler",
@@ -101,7 +110,7 @@ def _arguments() -> argparse.Namespace:
     if arguments.pooler and pgbouncer.program() is None:
         parser.error(pgbouncer.MISSING)
     if arguments.commands_per_second is None:
-        silent = arguments.fault in ("frozen", "readonly")
+        silent = arguments.fault in ("frozen", "readonly", "web")
         arguments.commands_per_second = SILENT_COMMANDS_PER_SECOND if silent else COMMANDS_PER_SECOND
     return arguments
 
@@ -151,6 +160,7 @@ def _break(
         interval_seconds=INTERVAL_SECONDS,
         commands_per_second=arguments.commands_per_second,
         connections=UNLIMITED_CONNECTIONS if database and database.fault else NORMAL_CONNECTIONS,
+        give_up_seconds=GIVE_UP_SECONDS + (arguments.seconds or 600) * (arguments.fault == "web"),
     )
     with ExitStack() as stack:
         fault = _fault(console, place.serving, database, stack, arguments)
@@ -202,6 +212,8 @@ def _fault(
         return database.fault(SameProcesses(serving, second), say)
     if arguments.fault == "kills":
         return Kills(serving, second, arguments.seconds or 300, say)
+    if arguments.fault == "web":
+        return WebAway(serving, serving.database_url(), arguments.seconds or 600, say)
     if arguments.fault == "database":
         return DatabaseStops(serving, serving.database_url(), arguments.times, say)
     outages = [replace(one, seconds=min(one.seconds, arguments.seconds or inf)) for one in OUTAGES]

@@ -130,6 +130,7 @@ class Traffic:
         interval_seconds: float,
         commands_per_second: float = COMMANDS_PER_SECOND,
         connections: Connections = NORMAL_CONNECTIONS,
+        give_up_seconds: float = GIVE_UP_SECONDS,
     ) -> None:
         """Start nothing yet. `journal` contains the pushes that reach FCM."""
         self.account = Account()
@@ -139,6 +140,7 @@ class Traffic:
         self._interval_seconds = interval_seconds
         self._commands_per_second = commands_per_second
         self._connections = connections
+        self._give_up_seconds = give_up_seconds
         self._phones: dict[str, Phone] = {}
         self._numbers = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -224,7 +226,7 @@ class Traffic:
         body = orjson.dumps(command)
         headers = {**self._admin.sign("POST", TARGET, body), "Content-Type": "application/json"}
         self.account.sent.add(note)
-        give_up_at, pause = time.monotonic() + GIVE_UP_SECONDS, PAUSE_SECONDS
+        give_up_at, pause = time.monotonic() + self._give_up_seconds, PAUSE_SECONDS
         while time.monotonic() < give_up_at:
             answer = await self._noted("command", self._answer(body, headers))
             if answer is not None:

@@ -46,7 +46,8 @@ _DEVICES: Final = {
         {"presence": ACTIVE, "silent": "1 day"},
     ),
     "failing": (
-        "device takes no push: the last five or more failed", "devices take no push: the last five or more failed", BAD,
+        "device takes no push: the last five or more pushes failed",
+        "devices take no push: the last five or more pushes failed", BAD,
         {"presence": ACTIVE, "push": "failing"},
     ),
     "dead": (

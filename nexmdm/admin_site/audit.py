@@ -108,7 +108,7 @@ class AuditEntryAdmin(ReadOnlyAdmin):
     list_display = (
         "when", "who", "asked", "about", "device_count", "ended", "command", "address",
     )  # fmt: skip
-    empty = "Each signed write of an admin is an entry, carried out or refused."
+    empty = "Each signed write of an admin, carried out or refused, is an entry."
     list_filter = (PrincipalFilter, EndingFilter, StatusFilter, AttemptFilter, MethodFilter, AuditAge, AuditTime)
     linked_by = ("action", "request_id")
     search_fields = ("request_id", "path")
@@ -204,10 +204,13 @@ class AuditEntryAdmin(ReadOnlyAdmin):
         return queries.about_device(key)
 
     def named(self, text: str) -> Q:
-        """Return the condition for the start of a path, an action, or else a principal in upper or lower case."""
+        """Return the condition for the start of a path, or for an action.
+
+        Any other text is a principal (case makes no difference).
+        """
         if text.startswith("/"):
             return Q(path__startswith=text)
-        # By the index of the actions; principals have none.
+        # An action is found by its index. Principals have no index.
         return Q(action=text) if AuditEntry.objects.filter(action=text).exists() else Q(principal=text.lower())
 
 

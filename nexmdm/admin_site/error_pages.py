@@ -63,7 +63,7 @@ def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
 
 
 def _page(status: int, title: str, text: str) -> HttpResponse:
-    # Without the request, so that no context processor asks the database who it is.
+    # Without the request, so that no context processor reads the user from the database.
     page = render_to_string("nexmdm/error.html", {"title": title, "text": text})
     return _logged(HttpResponse(page, status=status))
 

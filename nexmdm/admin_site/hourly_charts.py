@@ -104,7 +104,9 @@ def _chart(
     busiest = max(hours, key=lambda hour: hour.good + hour.bad)
     summary = f"{good:,} {words[0]}, {bad:,} {words[1]} since {since:%Y-%m-%d %H:%M}Z."
     summary += f" The most in an hour: {highest:,}, from {busiest.label}Z." if highest else ""
-    note = f"Only the newest {MOST:,} are counted: earlier hours lack some." if good + bad >= MOST else ""
+    note = (
+        f"Only the newest {MOST:,} are counted: the counts of earlier hours are too low." if good + bad >= MOST else ""
+    )
     return HourlyChart(name, heading, *words, hours, summary, note)
 
 

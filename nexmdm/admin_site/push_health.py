@@ -1,4 +1,4 @@
-"""The page that compares how pushes fare, by model, manufacturer, Android version or agent version."""
+"""The page that compares the results of pushes by model, manufacturer, Android version or agent version."""
 
 from dataclasses import dataclass
 from datetime import timedelta

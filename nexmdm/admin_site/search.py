@@ -71,14 +71,14 @@ def _devices(condition: Q, text: str) -> list[Any]:
     rows: QuerySet[Any] = Device.objects.select_related("presence").defer(*SECRETS)
     rows = rows.annotate(presence_named=presence_name()).order_by("-pk")
     key = folded(text)
-    # Two queries: one that sorted by both could not stop after the newest matches.
+    # Two queries: a single query that sorted by both could not stop after the newest matches.
     named = list(rows.filter(Q(alias_key=key) | Q(hardware_key=key)))
     others = rows.filter(condition).exclude(pk__in=[device.pk for device in named])
     return [*named, *others[: SHOWN + 1]][: SHOWN + 1]
 
 
 def _commands(by_id: Q, text: str) -> list[Any]:
-    """Return the newest commands, one more than a page shows. A command to one device has this device.
+    """Return the newest commands, one more than a page shows. A command to one device is returned with this device.
 
     Ids, actions and notes are searched by separate queries.
     """

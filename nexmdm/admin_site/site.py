@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class NexmdmAdminSite(AdminSite):
-    """The site. It is read-only, whatever a page allows: only login, logout and the change of one's password write."""
+    """The site. It is read-only, whatever a page allows. Only login, logout and the change of one's password write."""
 
     site_title = site_header = "NexMDM"
     index_title = "The fleet at a glance"
@@ -76,7 +76,7 @@ class NexmdmAdminSite(AdminSite):
         return found
 
     def push_health(self, request: HttpRequest) -> HttpResponse:
-        """Return the page of push health. An unknown choice leads to the usual page."""
+        """Return the page of push health. After an unknown choice, redirect to the page with the default choices."""
         try:
             chosen = push_health.page(request.GET.dict())
         except push_health.UnknownChoice:

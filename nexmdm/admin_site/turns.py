@@ -28,7 +28,7 @@ _current: ContextVar["SiteTurn | None"] = ContextVar("site_turn", default=None)
 class SiteTurn:
     """The place and the connection of one request.
 
-    Create it on the event loop; within `with`, given_up() uses this one.
+    Create it on the event loop; within its `with` block, given_up() uses this turn.
     """
 
     def __init__(self, address: str) -> None:

@@ -18,7 +18,7 @@ _FROM_HERE_ONLY: Final = (
 
 
 def made_once(view: View) -> Callable[..., Awaitable[HttpResponse]]:
-    """Answer with the result of the view's first call: it takes about 40 ms, and any client may request it.
+    """Answer with the result of the view's first call: a call takes about 40 ms, and any client may request it.
 
     If the client sends the ETag of this answer, the answer is 304. The page may load nothing from other servers.
     """

@@ -23,7 +23,7 @@ from nexmdm.common.types import ResponseSchema, respond
 from nexmdm.monitoring import dispatcher_status, metrics
 
 READY_SECONDS: Final = 2.5
-"""The time that /readyz waits for its look-up: it answers within 3 s, in any state of the database."""
+"""The time that /readyz waits for its look-up: so /readyz answers within 3 s, in any state of the database."""
 
 LOOK_SECONDS: Final = 2
 """The time that the look-up, and each of its statements, may take: so it ends before /readyz stops waiting."""

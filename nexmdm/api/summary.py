@@ -23,7 +23,7 @@ async def summary(request: HttpRequest) -> HttpResponse:
 
 @router.get("/push-health", response=PushHealthList, url_name="push-health")
 async def list_push_health(request: HttpRequest, query: Query[PushHealthQuery]) -> HttpResponse:
-    """Count pushes and their results by model, manufacturer, os_version or agent_version; by default of the last day.
+    """Count pushes and their results by model, manufacturer, os_version or agent_version (by default, of the last day).
 
     Compare `answered_by_heartbeat` with `answered_by_push`: where pushes do not wake the phone, heartbeats deliver the
     commands. A push that FCM accepted may still not arrive.
@@ -35,9 +35,9 @@ async def list_push_health(request: HttpRequest, query: Query[PushHealthQuery]) 
 async def list_audit(request: HttpRequest, query: Query[AuditQuery]) -> HttpResponse:
     """List the signed writes, newest first: carried out, refused or failed. (Repeats and 429 have no entry.)
 
-    `summary` describes a write: the action of a command, or else what was done (`cancel`, `retire`, …); its target as
-    the request named it; on how many devices it was done; whether it was a dry run. `device_id` finds the entries whose
-    path names the device, or whose command has a delivery to it. It also finds refused commands and dry runs whose
-    `device_ids` contains only this device.
+    `summary` describes a write: `action` is the action of a command, or else what was done (`cancel`, `retire`, …);
+    `target` is as the request named it; `device_count` is the number of devices on which it was done; `dry_run` is true
+    for a dry run. `device_id` finds the entries whose path names the device, or whose command has a delivery to it. It
+    also finds refused commands and dry runs whose `device_ids` contains only this device.
     """
     return respond(await run_in_db_thread(queries.list_entries, query))

@@ -156,7 +156,7 @@ def _gap(entry: AuditEntry, before: Place) -> BrokenLink:
         what = f"inserted: entry {entry.id} was written right after entry {written_after.id}."
         return BrokenLink(first.id, what, last=before.entry_id)
     if entry.id == before.entry_id + 1:
-        what = f"rewritten: entry {entry.id} was written after one with another hash."
+        what = f"rewritten: entry {entry.id} was written after an entry with another hash."
         return BrokenLink(before.entry_id, what)
     what = f"deleted: entry {entry.id} was not written right after entry {before.entry_id}."
     return BrokenLink(before.entry_id + 1, what, last=entry.id - 1)
@@ -174,7 +174,9 @@ def _check_beginning(kept: timedelta) -> None:
     """Compare the age of the last deleted entry, if the mark contains it, with the time for which entries are kept."""
     mark = AuditMark.objects.filter(name=AuditMark.PRUNED, at__gt=Now() - kept).first()
     if mark is not None:
-        raise DeletedTooSoon(f"Entries up to {mark.entry_id} were deleted, of {mark.at:%Y-%m-%dT%H:%M:%SZ} and before.")
+        raise DeletedTooSoon(
+            f"Entries up to {mark.entry_id} were deleted, the last one of {mark.at:%Y-%m-%dT%H:%M:%SZ}."
+        )
 
 
 def _contradicted(witness: Place, after: Place, newest: Place) -> Exception:
@@ -183,4 +185,4 @@ def _contradicted(witness: Place, after: Place, newest: Place) -> Exception:
         return WitnessGone(f"Retention has deleted entry {witness.entry_id}. Keep a newer place as a witness.")
     if witness.entry_id > newest.entry_id:
         return BrokenLink(newest.entry_id + 1, "deleted, and the end of the chain was changed.", last=witness.entry_id)
-    return BrokenLink(witness.entry_id, "rewritten, or one before it was: this entry had another hash.")
+    return BrokenLink(witness.entry_id, "rewritten, or an earlier entry was: this entry had another hash.")

@@ -88,13 +88,16 @@ def device_in(target: str) -> UUID | None:
 
 
 def devices_in(target: str) -> list[UUID]:
-    """Return all devices that a request's target names by their ids. In a target that was cut, the last are missing."""
+    """Return all devices that a request's target names by their ids.
+
+    In a target that was cut, the last ids are missing.
+    """
     by_id = target.partition(": ")[0] in (DEVICE, DEVICES, "tag")
     return [UUID(one) for one in _ID.findall(target)] if by_id else []
 
 
 def with_names(target: str, names: Mapping[UUID, str]) -> str:
-    """Return a request's target with the names of devices instead of their ids, where there is one."""
+    """Return a request's target. A device that has a name is shown by its name instead of its id."""
     for device_id in devices_in(target):
         target = target.replace(str(device_id), names.get(device_id, str(device_id)))
     return target

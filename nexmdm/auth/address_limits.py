@@ -40,7 +40,7 @@ class AddressLimit:
         return max(1, round(left)) if left > 0 else None
 
     def count(self, client: str, rate: str) -> int | None:
-        """Count one more, in a thread; return the seconds to wait if there were too many, else None."""
+        """Count one more call, in a thread; return the seconds to wait if there were too many, else None."""
         key = self._counted_as(addresses.counting_key(client), rate)
         usage = count(self._group, key, rate)
         if not usage["should_limit"]:

@@ -28,7 +28,7 @@ class Bearer(HttpBearer):
         return token
 
     async def authenticate(self, request: HttpRequest, token: str) -> Any:  # pragma: no cover
-        """Do nothing: __call__ does all of it, and nothing calls this method."""
+        """Do nothing: __call__ does all of the work, and nothing calls this method."""
         raise NotImplementedError
 
 

@@ -62,13 +62,13 @@ class CounterCache(BaseCache):
 
 
 def count(group: str, key: str, rate: str) -> dict[str, Any]:
-    """Count one more of a group's key, in a thread; return the usage of the rate in django-ratelimit's form."""
+    """Count one more call of a group's key, in a thread; return the usage of the rate in django-ratelimit's form."""
     usage: dict[str, Any] = get_usage(None, group=group, key=lambda *_: key, rate=rate, increment=True)
     return usage
 
 
 def count_at_once(group: str, key: str, rate: str, calls: int = 1) -> tuple[int, float]:
-    """Count `number` more of a group's key by one statement; return how many are over the limit, and the seconds left.
+    """Count more calls of a group's key by one statement; return how many are over the limit, and the seconds left.
 
     The window begins with its first call. Use it for frequent calls: django-ratelimit runs two statements, and takes
     more time.

@@ -31,8 +31,8 @@ AnswerT_co = TypeVar("AnswerT_co", bound=BaseModel, covariant=True)
 class WriteResult(Generic[AnswerT_co]):
     """The result of a signed write: its answer, and the facts for the audit and for a repeat.
 
-    `device_count` is the number of devices that it changed, or would change; None if that does not apply. `secrets` are
-    shown in the answer and never stored; with `kept` False (a dry run) nothing is stored for a repeat.
+    `device_count` is the number of devices that the write changed, or would change; None if that does not apply.
+    `secrets` are shown in the answer and never stored; with `kept` False (a dry run) nothing is stored for a repeat.
     """
 
     answer: AnswerT_co

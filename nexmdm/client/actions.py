@@ -9,7 +9,7 @@ _FILE: Final = Path(__file__).with_name("actions.json")
 """Written from `commands/actions.py` by `tests/client/test_actions.py`, because the client imports no server."""
 
 _EXPIRES_IN_SECONDS: Final = 600
-"""The time to begin of an action that this version does not know, in seconds."""
+"""The time to begin, in seconds, for an action that this version does not know."""
 
 
 class Action(NamedTuple):

@@ -14,7 +14,8 @@ import rich_click as click
 from nexmdm.client import times
 
 DEVICE: Final = (
-    "an alias, a hardware id, a device id or its start, or @last; alias:NAME for an alias that looks like one"
+    "an alias, a hardware id, a device id or its start, or @last; "
+    "alias:NAME for an alias that could be read in another way"
 )
 TARGET: Final = f"devices ({DEVICE}), or tag:NAME, with commas between several of a kind; or all"
 LITERAL: Final = "alias:"

@@ -148,7 +148,7 @@ class Terminal:
 
 
 def _cell(name: str, value: Any) -> str:
-    """Return a field's value in CSV. No value is an empty text."""
+    """Return a field's value in CSV. A missing value becomes an empty text."""
     return "" if value is None else _readable(name, value)
 
 

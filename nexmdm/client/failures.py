@@ -19,7 +19,7 @@ _ADVICE: Final[Mapping[str, str]] = {
     "rate_limited": f"Refused signatures count too. {_ARE_THE_SECRETS_RIGHT}",
     "unknown_devices": "`{program} devices` lists all devices, also revoked and retired ones. "
     "A revoked device gets commands after `{program} reinstate`.",
-    "empty_audience": "`{program} devices` lists all devices with their tags. Only active ones get commands.",
+    "empty_audience": "`{program} devices` lists all devices with their tags. Only active devices get commands.",
     "not_found": "`{program} devices` and `{program} commands` list the ids.",
 }
 """Advice on a refusal, if its own text does not say what to do."""
@@ -73,12 +73,12 @@ def outcome(session: Session, run: Callable[[], int]) -> int:
 def _refusal(refused: Refused, session: Session) -> str:
     if not refused.code:
         asked = f"Is {session.client.url} the address of a NexMDM server?"
-        return f"{refused}\n{asked} Name another one with --url or --profile."
+        return f"{refused}\n{asked} Name another server with --url or --profile."
     lines = [f"Refused ({refused.status} {refused.code}): {refused}"]
     lines += [f"  {'.'.join(map(str, error['loc']))}: {error['msg']}" for error in refused.errors]
     ahead = refused.clock_ahead_seconds or 0
     if refused.code == "invalid_signature" and abs(ahead) > signing.CLOCK_TOLERANCE_SECONDS:
-        lines.append(f"This machine's clock is {_apart(ahead)} the server's: set the one that is wrong.")
+        lines.append(f"This machine's clock is {_apart(ahead)} the server's: set the clock that is wrong.")
     elif advice := _ADVICE.get(refused.code):
         key, secret = session.source
         lines.append(advice.format(key=key, secret=secret, program=session.program))
@@ -111,7 +111,7 @@ def _apart(ahead: float) -> str:
 
 def _silence(session: Session, unreachable: Unreachable) -> str:
     start = "Start it with `make run`, or name" if session.program != PROGRAM else "Check its address, or name"
-    advice = unreachable.advice or f"Is the server running? {start} another one with --url or --profile."
+    advice = unreachable.advice or f"Is the server running? {start} another server with --url or --profile."
     lines = [f"No answer from {session.client.url}: {unreachable}", advice]
     if unreachable.perhaps_done:
         lines.append("The server may have carried out the request. Check this before you send it again.")

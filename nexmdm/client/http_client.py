@@ -26,7 +26,7 @@ PAUSES_SECONDS: Final = (0.5, 2.0)
 """The pauses before each repeat of a write whose answer was lost, in seconds. After the last one there is no repeat."""
 
 AGAIN_SECONDS: Final = 1.0
-"""The pause of a wait for a command after the server did not answer, in seconds."""
+"""While the client waits for a command: the pause after a request that got no answer, in seconds."""
 
 _LOOPBACK: Final = re.compile(r"localhost|127(\.[0-9]{1,3}){3}|::1")
 _LONGEST_TARGET: Final = 16_384

@@ -149,12 +149,15 @@ class Names:
         return f" Devices with it in their names:\n{_listed(found)}" if found else ""
 
     def _lost(self, alias: str) -> str:
-        """Return a sentence about the lost phone that had this alias, and how to name it now; empty without one."""
+        """Return a sentence on the lost phone that had this alias, and how to name it now.
+
+        Without such a phone, it is empty.
+        """
         for row in self._client.items("/admin/commands", PAGE, action="wipe")[0]:
             if fold(row["note"]) == fold(LOST + alias) and (device_ids := row["target"].get("device_ids")):
                 return (
                     f" The phone with this alias was lost: a wipe was sent on {row['issued_at']}. "
-                    f"Since the wipe succeeded, it has no alias. Name it by its id: {device_ids[0]}."
+                    f"The wipe succeeded, so the device has no alias any more. Name it by its id: {device_ids[0]}."
                 )
         return ""
 

@@ -103,7 +103,7 @@ class Agent:
         return (self.next or self.current).device_token
 
     def set_server_time(self, server_time: str) -> None:
-        """Store the server's time. From now on the phone computes its time from it."""
+        """Store the server's time. From now on the phone computes the server's time from this value."""
         self._ahead_seconds = datetime.fromisoformat(server_time).timestamp() - self.clock()
 
     def rotated(self, credentials: Credentials) -> None:

@@ -10,8 +10,8 @@ import rich_click as click
 
 from nexmdm.client.surroundings import REACH, Surroundings
 
-_EXIT_STATUS: Final = """Exit status: 0 done, and with --wait every device succeeded; 1 refused, not found, nothing was
-left to cancel, or with --wait some device did not succeed in time; 2 wrong usage; 3 the server gave no answer."""
+_EXIT_STATUS: Final = """Exit status. 0: done, and with --wait every device succeeded. 1: refused, not found, nothing
+was left to cancel, or with --wait some device did not succeed in time. 2: wrong usage. 3: the server gave no answer."""
 
 
 class _Verb(NamedTuple):
@@ -46,7 +46,7 @@ PANELS: Final = {
     ),
     "Server": (
         _Verb("fleet", "summary", "Show the summary of the fleet."),
-        _Verb("fleet", "push-health", "Show how pushes fare by model, maker or version, the worst first."),
+        _Verb("fleet", "push-health", "Compare the results of pushes by model, maker or version, the worst first."),
         _Verb("fleet", "audit", "List the signed writes, carried out or refused, newest first."),
         _Verb("requests", "call", "Sign and send any request, and print its answer as JSON."),
         _Verb("requests", "sign", "Print the headers of a signed request, with the admin key."),

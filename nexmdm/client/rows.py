@@ -81,9 +81,9 @@ def token(row: Json) -> Json:
 def command(row: Json) -> Json:
     """Return a command with the number of late results in its outcome.
 
-    `?` stands for late results and for successes that the server did not count.
+    `?` stands for a number of late results, or of successes, that the server did not count.
     """
-    # The version before counts neither in a list.
+    # In a list, a server of the previous version counts neither successes nor late results.
     succeeded = row.get("succeeded")
     row = row | {"succeeded": "?" if succeeded is None else succeeded}
     if not row["outcome"] or row.get("late", 0) == 0:
@@ -104,7 +104,7 @@ def device_ids(target: str) -> list[str]:
 
 
 def with_names(entry: Json, names: Mapping[str, str]) -> Json:
-    """Return an entry of the audit whose target has names of devices instead of their ids, where there is one.
+    """Return an entry of the audit. In its target, a device that has a name is shown by its name instead of its id.
 
     The server cuts long targets: a part of an id at the end is left out.
     """
@@ -118,7 +118,7 @@ def delivery(row: Json) -> Json:
     """Return a delivery with the reason of its state: what the phone reported, or why there is no report."""
     if row["result"]:
         return row | {"reason": row["result"]["message"] or row["result"]["status"]}
-    late = f"It reported {row['late_result']['status']} later." if row["late_result"] else None
+    late = f"The phone reported {row['late_result']['status']} later." if row["late_result"] else None
     return row | {"reason": " ".join(filter(None, (row["why_open"], row["why_unfinished"], late)))}
 
 
@@ -177,7 +177,7 @@ def _answered_share(row: Json) -> float | None:
 
 
 def device_rank(row: Json) -> tuple[int, str, int]:
-    """Return a key that sorts devices by their problems: silent ones first, the longest silence before all."""
+    """Return a key that sorts devices by their problems: silent devices first, beginning with the longest silence."""
     presence = row["presence"]
     silence = (row["last_seen_at"] or _LAST) if presence == "offline" else _LAST
     return _place(PRESENCES, presence), silence, _place(_PUSHES, row["push"])

@@ -61,7 +61,7 @@ class SimulatedPhone:
 
     @property
     def device_id(self) -> str:
-        """The device id that it got."""
+        """The device id that the phone got."""
         assert self._phone is not None
         return self._phone.agent.device_id
 
@@ -86,7 +86,10 @@ class SimulatedPhone:
             await asyncio.sleep(self.interval_seconds)
 
     async def take_push(self, envelope: Envelope) -> None:
-        """Carry out a pushed command, and report on it. If that fails, the next heartbeat does it."""
+        """Carry out a pushed command, and report on it.
+
+        If the report fails, the next heartbeat brings the command again.
+        """
         if self._phone is not None and not self.traits.is_silent:
             await self._in_spite_of_trouble(self._receive(envelope, "push"))
 

@@ -35,8 +35,8 @@ REACH: Final[tuple[Decorator, ...]] = (
 class Surroundings:
     """The environment of a call: the program's name, and the server of `manage.py fleet`.
 
-    `transport` replaces the network, and `out` replaces standard output. `wish` has the options before the verb; those
-    after it override them.
+    `transport` replaces the network, and `out` replaces standard output. `wish` has the options before the verb;
+    options after the verb override them.
     """
 
     program: str = PROGRAM

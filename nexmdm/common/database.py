@@ -71,7 +71,7 @@ def phones() -> Gate:
     """Return the gate for database work of clients that present a device token, valid or not. Its keys are addresses.
 
     All these clients together leave one connection to look-ups and the admin site. The clients of one address leave a
-    further connection to those of other addresses, however much they send.
+    further connection to the clients of other addresses, however much they send.
     """
     at_once = max(1, connection_turns.unsigned() - 1)
     return Gate(
@@ -96,7 +96,7 @@ def begin_long_request() -> None:
 
 
 def continue_request() -> None:
-    """Begin the deadline again, because the request has waited for other work than the database."""
+    """Begin the deadline again, because the request has waited for something other than the database."""
     _request_ends_at.set(time.monotonic() + REQUEST_SECONDS)
 
 
@@ -210,7 +210,8 @@ def work_until(ends_at: float, work: Callable[P, R], *args: P.args, **kwargs: P.
 def note_unavailable(error: Error) -> None:
     """Record that the database is unavailable, and close all connections to a server that cannot do any work.
 
-    A demoted primary, or a provider's database with a full disk, still answers: a new connection finds another server.
+    A demoted primary, or a provider's database with a full disk, still answers: a new connection may find another
+    server.
     """
     log_unavailable(error)
     if is_read_only(error):
@@ -243,7 +244,7 @@ def release_connections() -> None:
 
 
 def is_connected() -> bool:
-    """Return whether this thread's connection still works. If it does, an error was caused by the work itself."""
+    """Return whether this thread's connection still works. If it works, the work itself caused its error."""
     return connection.connection is not None and not connection.connection.closed
 
 
@@ -319,7 +320,7 @@ def row(statement: str, parameters: Any = None) -> Any:
 
 
 def advisory_lock(purpose: str, name: str) -> None:
-    """Take the lock on `name` for `purpose`, and keep it until the transaction ends. Waits while it is taken."""
+    """Take the lock on `name` for `purpose`, and keep it until the transaction ends. Waits while the lock is taken."""
     rows("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"{purpose}:{name}"])
 
 

@@ -1,4 +1,4 @@
-"""Garbage collector settings for a process that has started: it does not scan the objects of the start again."""
+"""Settings of the garbage collector for a process that has started: objects of the start are not scanned again."""
 
 import gc
 from typing import Final

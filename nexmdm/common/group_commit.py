@@ -99,9 +99,9 @@ class GroupCommit(Generic[Item, Outcome]):
     """The next batch of one event loop, and the task that flushes it.
 
     `flush` runs in a thread, on items sorted by key, at most one for each key; it returns an outcome or an error for
-    each. It is called again after a deadlock, and for each item alone if the data of one does not fit the database.
-    Items of one key are recorded in the order in which they came. `flushed` is called on the loop with the outcomes of
-    a batch, and the seconds that its flush took.
+    each. `flush` is called again after a deadlock, and for each item alone if the data of one does not fit the
+    database. Items of one key are recorded in the order in which they came. `flushed` is called on the loop with the
+    outcomes of a batch, and the seconds that its flush took.
 
     An item is refused if `waiting_limit` items wait. It is also refused if more than one batch waits, and the first
     item has waited for `longest_wait_seconds`, because the new item would wait as long.
@@ -291,7 +291,7 @@ class GroupCommit(Generic[Item, Outcome]):
         return [outcome for item in items for outcome in self._flush_or_each([item])]
 
     def _answer_waiting(self, error: Exception) -> None:
-        """Return the error of this flush also to the callers of the next flush: they have waited for as long."""
+        """Return the error of this flush also to the callers of the next flush, because they have waited as long."""
         waiting, self._filling = self._filling, {}
         for first in waiting.values():
             for one in (first, *(first.later or ())):

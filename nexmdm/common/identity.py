@@ -15,8 +15,9 @@ quadratically."""
 SHARED_HARDWARE_IDS: Final = frozenset(
     {"unknown", "null", "none", "n/a", "02:00:00:00:00:00", "9774d56d682e549c"},
 )
-"""Values that Android and its drivers report instead of an id: 02:00:00:00:00:00 is the MAC address that apps get since
-Android 6, 9774d56d682e549c the ANDROID_ID of a whole series of phones with Android 2.2."""
+"""Values that Android and its drivers report instead of an id. 02:00:00:00:00:00 is the MAC address that apps get since
+Android 6. 9774d56d682e549c is the ANDROID_ID of a whole series of phones with Android 2.2.
+"""
 
 PUSH_TOKEN_PLACEHOLDERS: Final = frozenset({"blacklisted", "unknown", "undefined", "null", "none", "n/a"})
 """Texts that agents send when there is no push token. Firebase's library returns BLACKLISTED on some phones."""
@@ -27,7 +28,7 @@ _BLANK_OR_CONTROL: Final = bytes([*range(33), 127])
 
 
 def hardware_id(given: str) -> str:
-    """Return a hardware id, trimmed; ValueError if it is empty, too long, or one that many phones report."""
+    """Return a hardware id, trimmed; ValueError if it is empty, too long, or an id that many phones report."""
     text = given.strip()
     if not 1 <= len(text) <= LONGEST_NAME:
         raise ValueError(f"must have 1 to {LONGEST_NAME} characters, not counting blanks around them")

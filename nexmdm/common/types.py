@@ -40,7 +40,7 @@ _SHOWN_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,31}")
 
 
 def shown_name(given: str) -> str:
-    """Return a name that a caller invented, if it looks like one; not a secret that was sent in the wrong place."""
+    """Return a name that a caller invented, unless it may be a secret that was sent in the wrong place."""
     return given if _SHOWN_NAME.fullmatch(given) else "…"
 
 
@@ -53,7 +53,7 @@ class Body(BaseModel):
     @classmethod
     def _no_heap_of_unknown_fields(cls, given: object) -> object:
         if isinstance(given, dict) and len(given) > len(cls.model_fields) + MAX_UNKNOWN:
-            # An error for each of them would make the answer larger than the request, and as slow to make.
+            # A separate error for each unknown field would make the answer larger than the request, and slow to create.
             raise ValueError("has too many unknown fields")
         return given
 
@@ -81,11 +81,11 @@ def _text(value: str) -> str:
 
 
 _HARDWARE_ID: Final = (
-    "A text that no other phone sends. Blanks around it are removed. Texts that many phones send are refused: "
-    f"{', '.join(sorted(identity.SHARED_HARDWARE_IDS))}, and only zeros, in any case."
+    "A text that no other phone sends. Blanks around it are removed. Texts that many phones send are refused, "
+    f"in upper or lower case: {', '.join(sorted(identity.SHARED_HARDWARE_IDS))}, and texts of zeros only."
 )
 _ALIAS: Final = "Stored without blanks around it, in NFC. No control or format characters. Case makes no difference."
-_NAMED_ALIAS: Final = "The alias of a device, in any case."
+_NAMED_ALIAS: Final = "The alias of a device, in upper or lower case."
 
 
 def _name_of_phone(description: str) -> dict[str, Any]:

@@ -189,7 +189,9 @@ def _repeated(secrets: Mapping[str, Sequence[str]]) -> Iterator[CheckMessage]:
     for name, values in secrets.items():
         if len(set(values)) < len(values):
             message = f"{name} and {name}_PREVIOUS contain the same value: the old value would stay valid."
-            yield Error(message, hint="Make a new value, and keep the old one as the previous.", id=ConfigError.SHARED)
+            yield Error(
+                message, hint="Make a new value, and keep the old value as the previous one.", id=ConfigError.SHARED
+            )
 
 
 def _cache() -> Iterator[CheckMessage]:

@@ -31,9 +31,11 @@ _OURS: Final = {
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
 }
-"""The parameters of a connection if the URL does not set them (libpq: "Connection Parameters"). A server that has
-become read-only is skipped. A network that drops packets silently is detected after 10 s with unacknowledged data
-(tcp_user_timeout, in ms), or after 25 s without."""
+"""The parameters of a connection if the URL does not set them (libpq: "Connection Parameters").
+
+A server that has become read-only is skipped. A network that drops packets silently is detected after 10 s with
+unacknowledged data (tcp_user_timeout, in ms), or after 25 s without such data.
+"""
 
 _GONE: Final = (
     "-c idle_in_transaction_session_timeout=5s"
@@ -60,7 +62,7 @@ def django_settings(url: str, variable: str = "DATABASE_URL") -> dict[str, Any]:
     _refuse_unknown(variable, url)
     try:
         parts = conninfo_to_dict(url)
-    except Exception:  # noqa: BLE001  (whatever psycopg says of it, it may quote the password)
+    except Exception:  # noqa: BLE001  (psycopg's error may quote the password)
         raise Misconfigured(ConfigError.MALFORMED, f"{variable} {_ALIKE}") from None
     settings: dict[str, Any] = {_DJANGOS[key]: str(value) for key, value in parts.items() if key in _DJANGOS}
     if any(not re.fullmatch(r"[0-9]{0,5}", port) for port in settings.get("PORT", "").split(",")):

@@ -149,7 +149,7 @@ def _how_to_write_host(value: str) -> str:
     if ":" in value and _address(value.partition("%")[0]) is not None:
         return f"Write an IPv6 address in brackets and without a zone: [{value.partition('%')[0]}]."
     if value.startswith("*"):
-        return f"Write {value[1:]} for all names below a domain, * for any name at all."
+        return f"Write {value[1:]} for all names below a domain, or * for any name."
     if not value.isascii():
         return "Write an international name in its ASCII form, which begins with xn--."
     return "Write the host name alone, as mdm.example.com: no scheme, port, path, blank or underscore."
@@ -160,7 +160,9 @@ def listening_host(name: str, default: str) -> str:
     given = text(name, default)
     if _address(given) is None and _NAME.fullmatch(given.replace("_", "-")) is None:
         message = f"{name} must be an address or a host name to listen on, such as {default}, not {given!r}."
-        raise Misconfigured(ConfigError.MALFORMED, message, "PORT has the port; an IPv6 address has no brackets.")
+        raise Misconfigured(
+            ConfigError.MALFORMED, message, "Set the port in PORT. Write an IPv6 address without brackets."
+        )
     return given
 
 

@@ -83,7 +83,7 @@ def _standard_library(level: str, shared: list[Processor], *, console: bool) -> 
         },
         "root": {"handlers": ["stdout"], "level": level},
         "loggers": {
-            # Its "Bad Request" and "Not Found" lines repeat the metrics, and contain paths.
+            # The "Bad Request" and "Not Found" lines of this logger repeat the metrics, and contain paths.
             "django.request": {"level": "ERROR"},
             "django.security.DisallowedHost": {"level": "CRITICAL"},
             "uvicorn.access": {"level": "CRITICAL"},

@@ -51,7 +51,7 @@ def _name_in(variable: str) -> str:
     """Return the name of the admin that a variable configures. Raises Misconfigured if the name is malformed."""
     kind = KEY if variable.startswith(KEY) else SECRET
     name = variable.removeprefix(f"{kind}_").removesuffix(_PREVIOUS)
-    hint = f"Choose a name such as OPS1: {kind}_OPS1 is of the principal ops1."
+    hint = f"Choose a name such as OPS1: {kind}_OPS1 belongs to the principal ops1."
     if not _NAME.fullmatch(name):
         message = f"{variable!a} contains no valid name of an admin: a name is 1 to 64 letters A to Z and digits."
         raise Misconfigured(ConfigError.MALFORMED, message, hint)

@@ -59,7 +59,8 @@ def agent_download_url(given: str) -> str:
         raise Misconfigured(
             ConfigError.MALFORMED,
             f"AGENT_DOWNLOAD_URL is not the address of a file: {shown}.",
-            f"Write it as https://mdm.example.com/agent.apk, percent-encoded, at most {LONGEST_DOWNLOAD_URL} long.",
+            f"Write it as https://mdm.example.com/agent.apk, percent-encoded, "
+            f"with at most {LONGEST_DOWNLOAD_URL} characters.",
         )
     return given
 

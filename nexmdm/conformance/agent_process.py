@@ -57,7 +57,7 @@ class AgentProcess:
             process.wait()
 
     def executed(self) -> list[str]:
-        """Return the request ids of the actions that it has carried out, in order, each as often as it was."""
+        """Return the request ids of the actions that the agent carried out, in order, including repeats."""
         lines = self._actions.read_text().splitlines() if self._actions.exists() else []
         return [line.split()[0] for line in lines if line.strip()]
 

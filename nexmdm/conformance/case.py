@@ -42,7 +42,10 @@ class Case:
     async def until(
         self, condition: Callable[[], object], what: str | Callable[[], str], *, within: float = SOON_SECONDS
     ) -> None:
-        """Wait until a condition is true. Raises Missed, with what did not happen: a function tells it at the end."""
+        """Wait until a condition is true.
+
+        Raises Missed with the text `what`; if `what` is a function, it is called at the end.
+        """
         deadline = time.monotonic() + within
         while not condition():
             if time.monotonic() >= deadline:
@@ -126,9 +129,9 @@ class Case:
         return await self.server.get(f"/admin/commands/{request_id}/deliveries/{self.device_id}")
 
     async def done(self, request_id: str, status: str = "succeeded", *, of: str = "the command") -> Call:
-        """Wait for a final report that the server accepted, and return the first one. Raises Missed if it differs.
+        """Wait for a final report that the server accepted, and return the first one.
 
-        `of` names the command in the text of the miss.
+        Raises Missed if its status is another one. `of` names the command in the text of the miss.
         """
         final = ("succeeded", "failed")
         await self.until(

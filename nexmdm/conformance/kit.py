@@ -30,7 +30,7 @@ class Result:
     scenario: Scenario
     missed: str
     output: str = ""
-    """The last lines that the agent printed, if it missed."""
+    """The last lines that the agent printed, if it missed the promise."""
 
 
 @dataclass(frozen=True, slots=True)

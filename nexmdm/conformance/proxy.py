@@ -32,7 +32,7 @@ class Call:
     """One request of the agent, and the answer that it got: status None if it got none."""
 
     at: float
-    """When it arrived, by the monotonic clock."""
+    """When the request arrived, by the monotonic clock."""
 
     path: str
     bearer: str
@@ -101,7 +101,7 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        """The server's address, as the agent has it."""
+        """The address at which the agent reaches the server."""
         return f"http://{_HOST}:{self.port}"
 
     def fail(self, path: str, *faults: Fault) -> None:
@@ -215,7 +215,7 @@ def _problem(fault: Refusal) -> web.Response:
 
 
 def _cut(request: web.Request) -> web.Response:
-    """End the connection. The response that is returned goes nowhere."""
+    """End the connection. The returned response is never sent."""
     assert request.transport is not None
     request.transport.abort()
     return web.Response()

@@ -19,7 +19,10 @@ _HOST: Final = "127.0.0.1"
 
 
 class Mailbox:
-    """The pushes of one agent. `is_held` keeps those of the dispatcher back: a scenario takes them from `kept`."""
+    """The pushes of one agent.
+
+    While `is_held` is true, the pushes of the dispatcher do not go to the agent: a scenario takes them from `kept`.
+    """
 
     def __init__(self, url: str) -> None:
         self.target = f"conformance-{secrets.token_urlsafe(16)}"

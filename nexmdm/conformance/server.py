@@ -25,7 +25,10 @@ _START_SECONDS: Final = 90
 _STOP_SECONDS: Final = 60
 _PAUSE_SECONDS: Final = 0.1
 _INHERITED: Final = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "BCRYPT_ROUNDS")
-"""The variables that the server gets from here. The settings of an installation, such as DATABASE_URL, are not."""
+"""The variables that the server inherits from this process.
+
+Settings of an installation, such as DATABASE_URL, are not inherited.
+"""
 
 
 class ServerFailed(Exception):

@@ -36,7 +36,7 @@ def _variable(name: str) -> str:
 
 
 class _Gates:
-    """Until when no request, or none of a path, may be sent."""
+    """The times before which no request, or no request of one path, may be sent."""
 
     def __init__(self) -> None:
         self._open_from: dict[str, float] = {}
@@ -146,7 +146,7 @@ class SimulatedAgent:
         return report is not None
 
     async def _send_reports(self) -> None:
-        """Send the reports that were not answered yet. What fails now is sent after the next heartbeat."""
+        """Send the reports that were not answered yet. A report that fails now is sent after the next heartbeat."""
         for report in list(self._unsent.values()):
             if self._gates.wait("/v1/action-result") > 0:
                 return

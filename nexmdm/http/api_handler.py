@@ -35,7 +35,7 @@ class ApiHandler(ASGIHandler):
         self._static_routes: dict[str, ResolverMatch] = {}
 
     def load_middleware(self, is_async: bool = False) -> None:  # noqa: ARG002
-        """Load none: the API has its own layers."""
+        """Load no middleware: the API has its own layers."""
         self._view_middleware: list[Any] = []
         self._template_response_middleware: list[Any] = []
         self._exception_middleware: list[Any] = []

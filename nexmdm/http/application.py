@@ -1,5 +1,7 @@
-"""The ASGI stack: metrics → guard → the fast path of heartbeats and reports, the handler of the API's other calls,
-Django's full handler for the admin site, and its files from memory.
+"""The ASGI stack: metrics → guard → one of four handlers.
+
+These are the fast path of heartbeats and reports, the handler of the API's other calls, Django's full handler for the
+admin site, and the handler of static files.
 """
 
 import asyncio

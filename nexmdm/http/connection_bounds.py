@@ -35,8 +35,9 @@ REFUSED_BYTES: Final = 256 * 1024
 """The number of bytes of a refused connection's request that are read and discarded."""
 
 DESCRIPTORS_KEPT: Final = 100
-"""The number of descriptors that are kept free for other uses than connections of clients and of the database: socket,
-event loop, log, metrics, files."""
+"""The number of descriptors that are kept free for everything except connections of clients and of the database:
+socket, event loop, log, metrics, files.
+"""
 
 _NOTE_SECONDS: Final = 0.25
 _PER_ADDRESS: Final = "address"

@@ -89,7 +89,7 @@ class Protocol(HttpToolsProtocol):
         """Delete the connection."""
         super().connection_lost(exc)
         if self._served is not None:
-            # uvicorn notifies only the last request, which may be one that waits behind this one.
+            # uvicorn notifies only the last request, which may still wait behind the request in progress.
             self._served.disconnected = True
             request_facts.of(self._served.scope).client_has_left = True  # type: ignore[arg-type]
         self._deaf = True
@@ -205,7 +205,7 @@ class Protocol(HttpToolsProtocol):
         self._wire_bytes = 0
         self._head_timer.stop()
         if self.parser.should_upgrade() and _announces_body(self.headers):
-            # httptools treats it as the bytes of another protocol, and it would be lost.
+            # httptools would treat the body as bytes of another protocol, and the body would be lost.
             self._refuse("upgrade", NO_UPGRADE)
         else:
             super().on_headers_complete()
@@ -283,7 +283,7 @@ class Protocol(HttpToolsProtocol):
 
     def _close_if_idle(self) -> None:
         if self.transport.is_closing() or not self._is_idle():
-            return  # It closes itself: now, or with its answer.
+            return  # The connection closes by itself: now, or after its answer.
         if self._in_head or self._has_unread():
             self._linger_timer.start(LINGER_SECONDS / 10)
         else:

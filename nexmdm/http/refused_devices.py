@@ -42,7 +42,7 @@ The refusals of further devices are only logged."""
 
 CURTAILED = Counter(
     "nexmdm_refusals_curtailed",
-    "Refusals over a limit: logged without address (lines) or device (look-ups), or not stored (devices).",
+    "Refusals over a limit, by limit: lines (logged without address), look-ups (without device), devices (not stored).",
     ["bound"],
 )
 for _bound in ("lines", "look-ups", "devices"):
@@ -95,7 +95,8 @@ class RefusedDevices:
         self._write_line = write_line
         self._waiting: dict[tuple[Claim, tuple[str, str]], _Waiting] = {}
         self._last: dict[UUID, Refusal] = {}
-        # Each has the moment from which its row may change again, and is in the order of these moments.
+        # Each refusal has the moment from which the row of its device may change again. The order is that of these
+        # moments.
         self._later: dict[UUID, tuple[float, Refusal]] = {}
         self._task: asyncio.Task[None] | None = None
         self._timer = Timer(self._begin)
@@ -162,7 +163,7 @@ class RefusedDevices:
         asked = list(self._waiting)
         try:
             proved = await run_in_db_thread(claims.proved, {claim for claim, _ in asked}) if asked else set()
-        except Exception as error:  # noqa: BLE001  (a refusal is logged, whatever its look-up has met)
+        except Exception as error:  # noqa: BLE001  (a refusal is logged even if its look-up failed)
             log.warning("refusals.not_looked_up", error=type(error).__name__, detail=safe_message(error)[:200])
             proved = set()
         for key in asked:
@@ -192,7 +193,7 @@ class RefusedDevices:
         held_back = []
         try:
             held_back = await run_in_db_thread(last_refusals.write, rows) if rows else []
-        except Exception as error:  # noqa: BLE001  (the next ones are written, whatever these have met)
+        except Exception as error:  # noqa: BLE001  (the next refusals are written even if these failed)
             log.warning("refusals.not_written", error=type(error).__name__, detail=safe_message(error)[:200])
         for device_id in held_back:
             self._later[device_id] = (now + last_refusals.PAUSE.total_seconds(), refused[device_id])

@@ -43,7 +43,10 @@ class CannotListen(RuntimeError):
 
 
 def main() -> None:
-    """Serve until SIGTERM, then answer the requests in flight. If it cannot start, print why in one line, and exit."""
+    """Serve until SIGTERM, then answer the requests in flight.
+
+    If the worker cannot start, print why in one line, and exit.
+    """
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "nexmdm.settings")
     _raise_descriptor_limit()
     try:

@@ -51,7 +51,7 @@ class StaticFiles:
 
 
 async def _serve(scope: Scope, send: Send, file: StaticFile) -> None:
-    # A proxy that compresses changes our tag into a weak one.
+    # If a proxy compresses the answer, it changes our tag into a weak one.
     known = request_facts.of(scope).headers.last(b"if-none-match").split(b",")
     if file.etag in [tag.strip().removeprefix(b"W/") for tag in known]:
         await answer(scope, send, 304, file.headers)

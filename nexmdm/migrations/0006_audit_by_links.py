@@ -2,7 +2,7 @@
 
 A mark that follows can be compared with existing entries, which the next migration does. Only the entries' table is
 locked, for a moment: a transaction that appends has this lock, and then requests the mark's. So both locks in one
-migration could be a deadlock.
+migration could cause a deadlock.
 """
 
 from importlib import import_module
@@ -12,8 +12,8 @@ from django.db import migrations
 
 _BEFORE: Final = vars(import_module("nexmdm.migrations.0003_audit_chain"))
 
-# Appends wait for each other on the mark's row, from here to their commit. An entry comes after the one before it in
-# the same statement, which the mark does not know yet.
+# Appends wait for each other on the mark's row, from here to their commit. If a statement appends several entries, each
+# one follows the one before it, although the mark is still at an earlier entry.
 _APPEND: Final = """
     CREATE OR REPLACE FUNCTION nexmdm_audit_append() RETURNS trigger LANGUAGE plpgsql AS $$
     DECLARE

@@ -33,5 +33,5 @@ _APPEND: Final = """
 class Migration(migrations.Migration):
     dependencies = [("nexmdm", "0007_guard_the_audit_marks")]
 
-    # A function that is replaced loses its search path, both ways.
+    # A function that is replaced loses its search path, in this migration and in its reversal.
     operations = [migrations.RunSQL(_APPEND + _BEFORE["_PATHS"], f"{_BEFORE['_APPEND']};{_BEFORE['_PATHS']}")]

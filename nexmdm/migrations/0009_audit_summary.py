@@ -1,6 +1,6 @@
 """Store the summary of an entry, and include it in the hash; existing entries keep their hashes.
 
-The version before continues to write entries: without a summary, and hashed as before.
+The previous version continues to write entries: without a summary, and hashed as before.
 """
 
 from importlib import import_module
@@ -47,6 +47,6 @@ class Migration(migrations.Migration):
         _added("target", models.CharField(blank=True, db_default="", max_length=200)),
         _added("device_count", models.IntegerField(blank=True, null=True)),
         _added("dry_run", models.BooleanField(blank=True, null=True)),
-        # A function that is replaced loses its search path, both ways.
+        # A function that is replaced loses its search path, in this migration and in its reversal.
         migrations.RunSQL(_HASH + _LINKS["_PATHS"], f"{_HASH_BEFORE};{_LINKS['_PATHS']}"),
     ]

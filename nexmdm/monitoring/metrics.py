@@ -80,7 +80,7 @@ class HistogramBuffer:
 
     def __init__(self, route: str, method: str, status: int) -> None:
         self._child: Any = REQUEST_SECONDS.labels(route, method, str(status))
-        self._counts = [0] * len(self._child._buckets)  # noqa: SLF001  (it has no public way to add several)
+        self._counts = [0] * len(self._child._buckets)  # noqa: SLF001  (no public function adds several)
         self._seconds = 0.0
 
     def add(self, seconds: float) -> None:
@@ -173,7 +173,7 @@ _FAMILIES: Final = (
         ("active", "idle", "other")),
     ("nexmdm_database_connections_limit", "How many connections the database allows.", None, (None,)),
 )  # fmt: skip
-"""Name, help, label and its values: one gauge for each value of _values(), in its order."""
+"""The name, help, label and label values of each gauge. The values of _values() have the same order."""
 
 _GAUGES: Final = """
     SELECT

@@ -25,7 +25,7 @@ from nexmdm.models import PushHealthHour
 HOUR: Final = timedelta(hours=1)
 DAY: Final = timedelta(days=1)
 SETTLING: Final = timedelta(minutes=5)
-"""How long after its end an hour is counted: by then, each transaction that began in it has ended."""
+"""How long after its end an hour is counted: by then, each transaction that began in this hour has ended."""
 
 BANDS_PER_DOUBLING: Final = 8
 """The latency bands: a latency is known to 4.5 %, half of a band."""
@@ -135,8 +135,8 @@ _HOURS: Final = """
     FROM nexmdm_pushhealthhour
     WHERE field = ANY(%(fields)s) AND starts_at >= %(since)s AND starts_at < %(until)s
 """
-# The first hour with anything in it, if no hour is counted yet. A delivery that is past its time and not marked will be
-# settled within an hour that is over; until then, that hour is not counted.
+# The first hour with anything in it, if no hour is counted yet. A delivery that is past its time, but not marked as
+# expired yet, will get the end of its time as its time of settlement. Until then, the hour of that time is not counted.
 _NEXT_HOUR: Final = """
     SELECT date_trunc('hour', COALESCE(
         (SELECT max(starts_at) + interval '1 hour' FROM nexmdm_pushhealthhour WHERE field = ''),
@@ -224,8 +224,8 @@ def _percentile(latencies: Counter[int], share: float) -> int | None:
 def count_hours(limit: int) -> int:
     """Store the counts of the next hours, at most `limit`, and return how many hours it stored.
 
-    It begins after the last stored hour, and stops at the first hour whose counts may still change. Each hour has its
-    own transaction.
+    The count begins after the last stored hour, and stops at the first hour whose counts may still change. Each hour
+    has its own transaction.
     """
     for done in range(limit):
         if not _count_next_hour():

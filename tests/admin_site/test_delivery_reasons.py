@@ -19,7 +19,7 @@ from tests.support.fleet_command import InProcess, run
 from tests.support.html import plain
 from tests.support.moments import let_pass
 
-NEVER_SEEN: Final = "The device had never sent a heartbeat; it had no live push token."
+NEVER_SEEN: Final = "The device had never sent a heartbeat; the device had no live push token."
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_the_list_of_deliveries_shows_reasons_and_can_leave_out_successes(
     rows = {row.device.alias: row for row in answer.context["cl"].result_list}
     assert list(rows) == ["late", "silent", "fails"]
     text = plain(answer.content.decode())
-    assert f"expired {NEVER_SEEN} It reported succeeded later." in text
+    assert f"expired {NEVER_SEEN} The phone reported succeeded later." in text
     assert text.count(f"expired {NEVER_SEEN}") == 2
     assert "failed no device owner" in text
 
@@ -142,7 +142,7 @@ def test_the_list_of_commands_names_the_device_of_a_command_to_one_and_the_csv_h
 
 def test_an_open_delivery_has_its_reason_in_the_list_and_the_csv(admin: Admin, phone: Phone, browser: Browser) -> None:
     admin.command(to=phone)
-    why = "The device has never sent a heartbeat; no push token, so it goes with the next heartbeat."
+    why = "The device has never sent a heartbeat; no push token, so the command goes with the next heartbeat."
     answer = browser.get(reverse("nexmdm-admin:commands_delivery_changelist"), {"state": "not succeeded"})
     assert why in plain(answer.content.decode())
 

@@ -93,7 +93,7 @@ def test_an_expiry_is_a_separate_event_and_the_command_shows_the_reason(
     assert end == ("end", "ping expired")
     assert command == (
         "command",
-        "ping issued by admin: expired The device had never sent a heartbeat; it had no live push token.",
+        "ping issued by admin: expired The device had never sent a heartbeat; the device had no live push token.",
     )
 
 

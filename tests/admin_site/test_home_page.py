@@ -110,7 +110,7 @@ def test_devices_that_need_attention_lead_to_their_list_and_revoked_ones_need_no
     lines = attention(browser)
     assert {text: listed(browser, address) for text, address in lines.items()} == {
         "2 devices have been silent for a day": 2,
-        "1 device takes no push: the last five or more failed": 1,
+        "1 device takes no push: the last five or more pushes failed": 1,
         "1 device has a dead push token": 1,
         "1 device has 15% battery or less and no charger": 1,
     }
@@ -196,7 +196,9 @@ def test_a_chart_counts_only_the_newest_rows_and_shows_this(
     for _ in range(2):
         phone.report(admin.command(to=phone).json["request_id"], "succeeded")
     assert [counts for _, *counts in hours(browser, "results-per-hour")] == [[1, 0]]
-    assert "Only the newest 1 are counted: earlier hours lack some." in browser.get(HOME).content.decode()
+    assert (
+        "Only the newest 1 are counted: the counts of earlier hours are too low." in browser.get(HOME).content.decode()
+    )
 
 
 def test_the_home_page_costs_twelve_queries_for_any_content(

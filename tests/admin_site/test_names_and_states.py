@@ -102,7 +102,7 @@ def test_a_state_is_a_word_with_a_style(admin: Admin, phone: Phone, browser: Bro
 
 def test_empty_lists_show_what_to_do_and_filtered_lists_link_back(admin: Admin, phone: Phone, browser: Browser) -> None:
     deliveries = reverse("nexmdm-admin:commands_delivery_changelist")
-    assert "There are no deliveries yet. Each command has one" in plain(page(browser, "commands_delivery"))
+    assert "There are no deliveries yet. A command has one" in plain(page(browser, "commands_delivery"))
     for query in ({"state": "failed"}, {"q": "nobody"}):
         text = browser.get(deliveries, query).content.decode()
         assert 'No deliveries match. <a href="?">Show all deliveries</a>' in text

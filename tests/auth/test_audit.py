@@ -379,7 +379,7 @@ def assert_found_when_rewritten(written: list[int], witness: str) -> None:
     tampering.change(written[2], principal="somebody")
     tampering.rewrite()
     assert verify().startswith("Verified 5 entries")
-    assert "Entry 5 was rewritten, or one before it" in broken("--witness", witness)
+    assert "Entry 5 was rewritten, or an earlier entry was" in broken("--witness", witness)
 
 
 @commits
@@ -493,7 +493,7 @@ def test_the_mark_of_retention_does_not_excuse_a_deleted_entry(written: list[int
 def test_entries_deleted_too_early_are_found(written: list[int]) -> None:
     tampering.grow_old(*written[:2], at=timezone.now() - timedelta(days=30))
     call_command("prune", "--days", "7", stdout=StringIO())
-    assert "Entries up to 2 were deleted, of 2" in broken()
+    assert "Entries up to 2 were deleted, the last one of 2" in broken()
     assert "give that number as --days" in broken("--days", "31")
     assert verify("--days", "29").startswith("Verified 3 entries, from 3 on.")
 

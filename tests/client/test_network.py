@@ -113,7 +113,7 @@ def test_a_server_without_tls_gets_another_message_than_one_that_is_away(served:
 
     ran = run("summary", "--url", f"https://{served(refuse)}", transport=None)
     assert ran.status == 3
-    assert "It does not speak TLS as expected. Check its address: http:// or https://, and the port." in ran.err
+    assert "The server does not speak TLS as expected. Check its address: http:// or https://, and the port." in ran.err
 
 
 @pytest.fixture

@@ -191,7 +191,7 @@ def test_lost_locks_then_wipes_and_the_success_of_the_wipe_retires(network: InPr
 def test_the_alias_of_a_lost_phone_is_the_note_of_its_commands(network: InProcess, fleet: list[Phone]) -> None:
     ran = run("lost", "tab-1", "--yes", transport=network)
     assert [one.note for one in Command.objects.all()] == ["lost: tab-1", "lost: tab-1"]
-    assert f"It has no alias then; its hardware id stays: {fleet[1].hardware_id}." in ran.err
+    assert f"The device then has no alias, but keeps its hardware id: {fleet[1].hardware_id}." in ran.err
 
 
 def test_lost_waits_for_the_wipe(network: InProcess, fleet: list[Phone]) -> None:

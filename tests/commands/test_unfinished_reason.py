@@ -65,7 +65,7 @@ def test_the_reason_of_an_offline_phone_stays_after_it_is_back(admin: Admin, pho
     Presence.objects.update(last_seen_at=Now() - timedelta(hours=3))
     request_id = admin.command("wipe", to=phone, expires_in_seconds=60).json["request_id"]
     expire()
-    reason = f"Offline since {seen_at()}; it had no live push token."
+    reason = f"Offline since {seen_at()}; the device had no live push token."
     assert why_unfinished(admin) == reason
 
     phone.heartbeat(push_token="token-1")
@@ -79,7 +79,7 @@ def test_a_delivery_that_is_not_marked_yet_has_the_same_reason(admin: Admin, pho
     admin.command("ping", to=phone)
     let_pass(hours=2)
     assert Delivery.objects.get().state == "pending"
-    assert why_unfinished(admin) == f"Offline since {seen_at()}; it had no live push token."
+    assert why_unfinished(admin) == f"Offline since {seen_at()}; the device had no live push token."
 
 
 def test_a_late_report_keeps_the_time_of_the_last_heartbeat(admin: Admin, phone: Phone) -> None:
@@ -87,7 +87,7 @@ def test_a_late_report_keeps_the_time_of_the_last_heartbeat(admin: Admin, phone:
     Presence.objects.update(last_seen_at=Now() - timedelta(hours=3))
     request_id = admin.command("ping", to=phone).json["request_id"]
     let_pass(hours=2)
-    offline = f"Offline since {seen_at()}; it had no live push token."
+    offline = f"Offline since {seen_at()}; the device had no live push token."
     assert phone.report(request_id, "succeeded").json["late"] is True
     phone.heartbeat()
     assert why_unfinished(admin) == offline
@@ -96,7 +96,7 @@ def test_a_late_report_keeps_the_time_of_the_last_heartbeat(admin: Admin, phone:
 def test_the_reason_says_that_a_device_never_sent_a_heartbeat(admin: Admin, phone: Phone) -> None:
     admin.command("ping", to=phone)
     expire()
-    never = "The device had never sent a heartbeat; it had no live push token."
+    never = "The device had never sent a heartbeat; the device had no live push token."
     assert why_unfinished(admin) == never
     phone.heartbeat()
     assert why_unfinished(admin) == never
@@ -107,7 +107,7 @@ def test_a_late_report_keeps_the_fact_that_the_phone_had_sent_no_heartbeat(admin
     let_pass(hours=2)
     assert phone.report(request_id, "succeeded").json["late"] is True
     phone.heartbeat()
-    assert why_unfinished(admin) == "The device had never sent a heartbeat; it had no live push token."
+    assert why_unfinished(admin) == "The device had never sent a heartbeat; the device had no live push token."
 
 
 def test_a_fact_that_the_version_before_did_not_store_is_unknown_after_the_next_heartbeat(
@@ -116,9 +116,9 @@ def test_a_fact_that_the_version_before_did_not_store_is_unknown_after_the_next_
     admin.command("ping", to=phone)
     expire()
     Delivery.objects.update(device_was=None)
-    assert why_unfinished(admin) == "The device had never sent a heartbeat; it had no live push token."
+    assert why_unfinished(admin) == "The device had never sent a heartbeat; the device had no live push token."
     phone.heartbeat()
-    reason = f"{HEARD_FROM_AFTER_THE_END}; it had no live push token."
+    reason = f"{HEARD_FROM_AFTER_THE_END}; the device had no live push token."
     assert why_unfinished(admin) == reason
 
 
@@ -127,12 +127,13 @@ def test_a_phone_that_was_online_and_did_not_answer_has_its_own_reason(admin: Ad
     phone.heartbeat()
     expire()
     assert (
-        why_unfinished(admin) == f"Heard from at {seen_at()}, and it did not answer in time; it had no live push token."
+        why_unfinished(admin)
+        == f"Last heartbeat at {seen_at()}, and the device did not answer in time; the device had no live push token."
     )
 
 
 @pytest.mark.parametrize(
-    ("silence", "sign"), [(299, "Last heard from at {}, before the command"), (301, "Offline since {}")]
+    ("silence", "sign"), [(299, "Last heartbeat at {}, before the command"), (301, "Offline since {}")]
 )
 def test_a_phone_was_offline_if_its_silence_was_longer_than_the_online_window(
     admin: Admin, phone: Phone, settings: Settings, silence: float, sign: str
@@ -144,7 +145,7 @@ def test_a_phone_was_offline_if_its_silence_was_longer_than_the_online_window(
     Delivery.objects.update(open_until=seen + timedelta(seconds=silence))
     let_pass(hours=2)
     assert queue.expire(10) == 1
-    assert why_unfinished(admin) == f"{sign.format(seen_at())}; it had no live push token."
+    assert why_unfinished(admin) == f"{sign.format(seen_at())}; the device had no live push token."
 
 
 def test_a_heartbeat_between_the_end_and_its_mark_hides_those_before_and_the_reason_stays(
@@ -153,7 +154,7 @@ def test_a_heartbeat_between_the_end_and_its_mark_hides_those_before_and_the_rea
     admin.command("ping", to=phone)
     let_pass(hours=2)
     phone.heartbeat()
-    reason = f"{HEARD_FROM_AFTER_THE_END}; it had no live push token."
+    reason = f"{HEARD_FROM_AFTER_THE_END}; the device had no live push token."
     assert why_unfinished(admin) == reason
     assert queue.expire(10) == 1
     for _ in range(2):
@@ -169,7 +170,7 @@ def test_the_last_report_of_the_phone_is_the_reason(admin: Admin, phone: Phone, 
     expire()
     phone.report(request_id, "succeeded")
     phone.report(request_id, "received")
-    assert why_unfinished(admin) == f"The phone reported {status}, and nothing final in time."
+    assert why_unfinished(admin) == f"The phone reported {status}, but sent no final report in time."
 
 
 @pytest.mark.parametrize(
@@ -187,7 +188,7 @@ def test_the_message_of_the_last_report_is_quoted(admin: Admin, phone: Phone, me
     phone.report(request_id, "running", message="half")
     phone.report(request_id, "deferred", message=message)
     expire()
-    assert why_unfinished(admin) == f"The phone reported deferred{quoted}, and nothing final in time."
+    assert why_unfinished(admin) == f"The phone reported deferred{quoted}, but sent no final report in time."
 
 
 @pytest.mark.parametrize(
@@ -271,7 +272,10 @@ def test_a_withdrawn_delivery_keeps_the_fact_that_a_heartbeat_may_have_delivered
         for verb in ("revoke", "reinstate"):
             admin.post(f"/admin/devices/{phone.device_id}/{verb}")
     for _ in range(2):
-        assert why_unfinished(admin) == f"{by}{'; the phone may have got it with a heartbeat' if is_offered else ''}."
+        assert (
+            why_unfinished(admin)
+            == f"{by}{'; the phone may have got the command with a heartbeat' if is_offered else ''}."
+        )
         phone.heartbeat()
 
 

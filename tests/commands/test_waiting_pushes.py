@@ -85,7 +85,7 @@ def test_a_push_that_is_cancelled_while_it_waits_is_not_sent(
     dispatch(fcm, after_the_first=lambda: admin.post(f"/admin/commands/{request_id}/cancel"))
     assert len(fcm.journal) == 1
     stayed = Attempt.objects.filter(outcome="blocked", http_status=None)
-    assert {attempt.detail for attempt in stayed} == {"not sent: it was withdrawn while it waited for its turn"}
+    assert {attempt.detail for attempt in stayed} == {"not sent: the push was withdrawn while it waited for its turn"}
     assert Delivery.objects.filter(state="cancelled", next_attempt_at=None, failure_count=0).count() == PHONES
 
 
@@ -139,7 +139,9 @@ def test_a_dispatcher_that_stops_returns_its_waiting_pushes(
     given_back = Delivery.objects.filter(push_state="retrying", next_attempt_at__lte=Now(), failure_count=0)
     assert given_back.count() == PHONES - 1
     stayed = Attempt.objects.filter(outcome="blocked", delivery__in=given_back)
-    assert {attempt.detail for attempt in stayed} == {"not sent: the dispatcher stopped while it waited for its turn"}
+    assert {attempt.detail for attempt in stayed} == {
+        "not sent: the dispatcher stopped while the push waited for its turn"
+    }
 
 
 def test_a_push_whose_lease_is_nearly_over_is_returned_and_claimed_again(
@@ -151,7 +153,7 @@ def test_a_push_whose_lease_is_nearly_over_is_returned_and_claimed_again(
     dispatch(fcm, after_the_first=lambda: None)
     assert sorted(pushed_to(fcm)) == [f"ok-{number}" for number in range(PHONES)]
     stayed = Attempt.objects.filter(outcome="blocked")
-    assert {attempt.detail for attempt in stayed} == {"not sent: it had waited for too long"}
+    assert {attempt.detail for attempt in stayed} == {"not sent: the push had waited for too long"}
     assert not Delivery.objects.exclude(push_state="accepted").exists()
 
 

@@ -345,7 +345,7 @@ def retry_at_once_what_our_side_blocked(world: World) -> None:
 
 
 def retry_before_the_end_of_what_was_not_sent(world: World) -> None:
-    world.spoil(1, attempts=[blocked("not sent: it had waited for too long"), accepted("m3", at=NOW + 0.9)])
+    world.spoil(1, attempts=[blocked("not sent: the push had waited for too long"), accepted("m3", at=NOW + 0.9)])
 
 
 def retry_within_the_lease(world: World) -> None:
@@ -470,7 +470,7 @@ def test_a_push_is_sent_again_as_soon_as_its_pause_is_over() -> None:
         (refused(), send("ok-2", "", answer="unavailable"), 11),
         (unanswered(), send("ok-2", "", answer="hang"), 20),
         (blocked("oauth: RefreshError"), send("ok-2", "", answer="unauthenticated"), 31),
-        (blocked("not sent: the dispatcher stopped while it waited for its turn"), None, 1),
+        (blocked("not sent: the dispatcher stopped while the push waited for its turn"), None, 1),
     ):
         world = World()
         world.spoil(1, attempts=[attempt, accepted("m3", at=NOW + seconds)])

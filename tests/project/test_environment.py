@@ -201,7 +201,7 @@ def test_hosts_are_taken_as_they_are_and_match_the_requests_that_they_name(
 @pytest.mark.parametrize("value", ["http://0.0.0.0", "0.0.0.0:8000", "[::]", "a b", "*", "127.0.0.1/8"])
 def test_an_invalid_listening_address_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("HOST", value)
-    with pytest.raises(Misconfigured, match=rf"^\({ConfigError.MALFORMED}\) HOST .* PORT has the port"):
+    with pytest.raises(Misconfigured, match=rf"^\({ConfigError.MALFORMED}\) HOST .* Set the port in PORT"):
         environment.listening_host("HOST", "127.0.0.1")
 
 

@@ -80,7 +80,7 @@ class Connections:
 
 
 def _is_readable(connection: HTTPConnection) -> bool:
-    """Return whether there is something to read. Between two answers, this is the end of the connection."""
+    """Return whether there is something to read. Between two answers, only the end of the connection can be read."""
     with selectors.DefaultSelector() as selector:
         selector.register(connection.sock, selectors.EVENT_READ)
         return bool(selector.select(0))
@@ -102,5 +102,5 @@ def _advice(error: Exception) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return "If the certificate is from your own authority, set SSL_CERT_FILE to the file of its certificate."
     if isinstance(error, ssl.SSLError):
-        return "It does not speak TLS as expected. Check its address: http:// or https://, and the port."
+        return "The server does not speak TLS as expected. Check its address: http:// or https://, and the port."
     return ""

@@ -9,7 +9,7 @@ from nexmdm.client.network.transport import NoConnection
 
 
 class Proxy(NamedTuple):
-    """An HTTP proxy. It opens a tunnel to the server, whose content is encrypted."""
+    """An HTTP proxy. It opens a tunnel to the server; the content of the tunnel is encrypted."""
 
     host: str
     port: int
@@ -28,7 +28,7 @@ def proxy_for(host: str, port: int | None) -> Proxy | None:
     if parts.scheme != "http" or not parts.hostname:
         raise NoConnection(
             f"the proxy of the environment ({parts.scheme}://{parts.hostname}) is not an HTTP proxy",
-            "Set HTTPS_PROXY to one that begins with http://, or add the server to NO_PROXY.",
+            "Set HTTPS_PROXY to an address that begins with http://, or add the server to NO_PROXY.",
         )
     return Proxy(parts.hostname, parts.port or 80, _headers(parts.username, parts.password))
 

@@ -117,7 +117,7 @@ def _own_server(wish: Wish, own: OwnServer, variables: tuple[str, str]) -> Conne
 
 
 def _check_secrets(url: str, own: str) -> None:
-    """Refuse to sign for another server with the secrets that were generated for the one of this machine."""
+    """Refuse to sign for another server with the secrets that were generated for the server of this machine."""
     missing = [name for name in (KEY, SECRET) if not os.environ.get(name)]
     if not missing or on_loopback(url) or url.rstrip("/") == own:
         return

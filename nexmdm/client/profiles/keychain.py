@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 T = TypeVar("T")
 
 SECONDS: Final = 10
-"""The time limit for a keyring, in seconds. A locked one asks for a password in a window that an admin may not see.
+"""The time limit for a keyring, in seconds. A locked keyring asks for a password in a window that an admin may not see.
 """
 
 _SERVICE: Final = "nexmdm"

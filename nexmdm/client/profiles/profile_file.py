@@ -105,7 +105,7 @@ def remove(name: str) -> None:
             _forget(name)
         except keychain.NoKeyring as error:
             message = f"The secrets of the profile {name!r} stay in the keyring: {error}."
-            raise ProfileError(f"{message} Unlock it, then try again.") from error
+            raise ProfileError(f"{message} Unlock the keyring, then try again.") from error
     parsed = _read()
     parsed.remove_section(name)
     _write(parsed)

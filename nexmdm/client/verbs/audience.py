@@ -40,7 +40,10 @@ class Audience:
         return [row for row, _ in zip(found, range(most), strict=False)]
 
     def described(self, client: FleetClient) -> "Audience":
-        """Return the audience with the fields of its named devices; of many that are named by their ids, without."""
+        """Return the audience with the fields of its named devices.
+
+        If many are named by their ids, their fields are not read.
+        """
         return replace(self, named=_described(client, self.named))
 
     def offline(self) -> list[Json]:

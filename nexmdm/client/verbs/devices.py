@@ -39,7 +39,9 @@ NEWEST_FIRST: Final = click.option(
     "time since the enrollment counts.",
 )  # fmt: skip
 @click.option(
-    "--q", metavar="TEXT", help="Part of an alias or a hardware id, in any case; or the start of a device id."
+    "--q",
+    metavar="TEXT",
+    help="Part of an alias or a hardware id, in upper or lower case; or the start of a device id.",
 )
 @NEWEST_FIRST
 def devices(session: Session, limit: int, *, newest_first: bool, **filters: Any) -> int:

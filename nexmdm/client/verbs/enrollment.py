@@ -42,16 +42,18 @@ def _picture(text: str) -> Path:
 
 @click.command("enroll-token")
 @shared.write
-@click.option("--label", help="A note on its purpose.")
-@click.option("--max-uses", type=int, metavar="N", help="How many phones may register with it; default 1.")
+@click.option("--label", help="A note on the purpose of the token.")
+@click.option("--max-uses", type=int, metavar="N", help="How many phones may register with the token; default 1.")
 @click.option(
     "--expires-in",
     type=arguments.SECONDS,
     metavar="TIME",
     help="How long the token is valid: 600, 10m, 12h or 7d; default 1d.",
 )
-@click.option("--tag", "tags", multiple=True, help="A tag for the phones that register with it; may be repeated.")
-@click.option("--re-enroll", is_flag=True, help="Also valid for phones that are enrolled already.")
+@click.option(
+    "--tag", "tags", multiple=True, help="A tag for the phones that register with the token; may be repeated."
+)
+@click.option("--re-enroll", is_flag=True, help="The token is also valid for phones that are enrolled already.")
 @click.option("--qr", is_flag=True, help="Draw the QR code for Android's setup wizard, on standard error.")
 @click.option(
     "--qr-file", type=arguments.Value("path", _picture), metavar="FILE",

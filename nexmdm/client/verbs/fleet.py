@@ -31,7 +31,7 @@ def summary(session: Session) -> int:
     help="From this time on: 2h ago, yesterday, 2026-11-29, …; default: a day ago.",
 )  # fmt: skip
 def push_health(session: Session, by: str, since: str | None) -> int:
-    """Show how pushes fare by model, maker or version, the worst first.
+    """Compare the results of pushes by model, maker or version, the worst first.
 
     The worst value has the lowest share of pushes that FCM accepted and the phone answered by push.
     """

@@ -26,13 +26,13 @@ WORST: Final = Shown()
 def follow(session: Session, command: Json, *, seconds: int | None, shown: Shown = WORST) -> int:
     """Wait until no delivery of a command is open, show the command, and return the exit status.
 
-    `command` is a command of the API, or the answer to its POST. Without `seconds` it waits until the command has
+    `command` is a command of the API, or the answer to its POST. Without `seconds`, the wait ends when the command has
     expired.
     """
     if seconds is None:
         begin = datetime.now(UTC) if "counts" in command else rows.moment(command["issued_at"])
         left = (rows.moment(command["expires_at"]) - begin).total_seconds()
-        # A little longer, so that the last reading shows it as expired.
+        # A little longer, so that the last reading shows the command as expired.
         seconds = max(0, round(left + 1))
     try:
         with display.progress(command["device_count"]) as (step, watch):

@@ -26,13 +26,13 @@ def lost(session: Session, name: str, note: str | None, timeout: int | None, *, 
     the phone reports that the wipe succeeded. Do not revoke the device before: a revocation would withdraw both
     commands.
 
-    A retired device has no alias any more. So the note of both commands is its alias, unless another one is given.
+    A retired device has no alias any more. So the note of both commands is the alias, unless --note gives another note.
     """
     device = session.client.get(f"/admin/devices/{session.names.device_id(name)}")
     if note is None and device["alias"]:
         note = LOST + device["alias"]
     body = {"target": {"device_ids": [device["device_id"]]}, "expect_count": 1, **given(note=note)}
-    # `wipe` has the stricter rules. If it would be refused, neither command is sent.
+    # `wipe` has the stricter rules. If `wipe` would be refused, neither command is sent.
     plan = session.client.post("/admin/command", {**body, "action": "wipe", "dry_run": True})
     audience = Audience(Target(everything=False, tags=(), names=(name,)), body["target"], [device])
     sending.warn_of_silence(session, audience, {**body, "action": "wipe"}, plan)
@@ -56,7 +56,7 @@ def _show(session: Session, device: Json, lock: Json, wipe: Json, *, seconds: in
     seen = display.shown("last_seen_at", device["last_seen_at"]) if device["last_seen_at"] else "never"
     terminal.hint(f"{called} (last seen: {seen}) has until {wipe['expires_at']} to begin.")
     terminal.hint("When the phone reports that the wipe succeeded, the server retires it. Do not revoke it before.")
-    terminal.hint(f"It has no alias then; its hardware id stays: {device['hardware_id']}.")
+    terminal.hint(f"The device then has no alias, but keeps its hardware id: {device['hardware_id']}.")
     if wait or seconds is not None:
         return following.follow(session, wipe, seconds=seconds)
     terminal.hint(f"To follow it: `{session.program} command {wipe['request_id']} --wait`.")

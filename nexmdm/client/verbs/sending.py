@@ -157,7 +157,7 @@ def warn_of_silence(session: Session, audience: Audience, body: Json, plan: Json
             return
         plan = plan or session.client.post("/admin/command", body | {"dry_run": True})
     except Refused:
-        # An error here must not stop the command: the server decides about it.
+        # An error here must not stop the command: the server decides about the command.
         return
     count = plan["device_count"]
     silent_ones = f"{silent} or more" if are_more else f"{silent}"

@@ -85,7 +85,7 @@ def _with(run: Any, *options: Decorator) -> Any:
 
 
 def _with_last(run: Any, *options: Decorator) -> Any:
-    """Give a verb options that its help shows after its own: click keeps options in reverse order."""
+    """Give a verb options that the help shows after the verb's own options: click keeps options in reverse order."""
     own = run.__dict__.pop("__click_params__", [])
     _with(run, *options).__click_params__ += own
     return run
@@ -154,7 +154,7 @@ def connect(
 
 def _run(session: Session, run: Callable[[], int], watch: int | None) -> int:
     """Run a verb once, or repeatedly with `--watch`, and return the exit status."""
-    # Letters that the output's encoding does not have become question marks.
+    # A letter that is not in the output's encoding is written as a question mark.
     if reconfigure := getattr(session.terminal.out, "reconfigure", None):
         reconfigure(errors="replace")
     try:

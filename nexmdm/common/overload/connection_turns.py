@@ -10,8 +10,9 @@ from nexmdm.common.overload.gates import GateFull
 from nexmdm.common.overload.per_loop import PerLoop
 
 RESERVED_CONNECTIONS: Final = 4
-"""Reserved for work that a process does one at a time: the flushes of heartbeats, of reports and of small commands, or
-a dispatcher's claims; and the look-up of its readiness."""
+"""Reserved for four kinds of work, each of which a process does one at a time: flushes of heartbeats (in a dispatcher:
+claims), flushes of reports, flushes of small commands, and the look-up of its readiness.
+"""
 
 SIGNED_TURNS: Final = 1
 """Turns that are reserved for other signed calls, whatever phones, the admin site and anonymous clients send."""

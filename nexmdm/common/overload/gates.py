@@ -128,7 +128,7 @@ class Gate:
             async with asyncio.timeout(self._seconds):
                 await waiter.admitted
         except BaseException as error:
-            # The gate may have let it in at the same moment at which its time ended.
+            # The gate may have let this work in at the same moment at which its time ended.
             if waiter.admitted.done() and not waiter.admitted.cancelled():
                 self.leave(waiter.key)
             if not isinstance(error, TimeoutError):

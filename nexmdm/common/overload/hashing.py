@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Final
 
 NICENESS: Final = 5
-"""Added to the process's own niceness: a hash then gets a quarter of a processor that the event loop needs too."""
+"""Added to the process's own niceness: if the event loop needs the same processor, a hash gets a quarter of it."""
 
 _NICEST: Final = 19
 
@@ -24,7 +24,10 @@ def cores() -> int:
 
 
 def _lower_priority() -> None:
-    """Lower the priority of this thread. Only Linux has one for each thread, under the id of a process."""
+    """Lower the priority of this thread.
+
+    Only Linux has a priority for each thread; it takes the id of a thread as that of a process.
+    """
     if sys.platform != "linux":
         return
     niceness = os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) + NICENESS

@@ -48,7 +48,7 @@ class _Run(Generic[T]):
     def _note_end(self, task: asyncio.Task[T]) -> None:
         self._ended = task.get_loop().time()
         if not task.cancelled():
-            task.exception()  # Raised in every waiting caller; if there is none, asyncio must not report it.
+            task.exception()  # Every waiting caller gets the error. If no caller waits, asyncio must not report it.
 
     def is_over(self, before: float) -> bool:
         """Return whether the run ended before this moment."""

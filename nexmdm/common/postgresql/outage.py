@@ -78,7 +78,7 @@ def is_held_off() -> bool:
 
 
 def note_failure(reason: str, *, vague: bool = False) -> None:
-    """Record that work on the database failed. A new reason is logged; a vague reason only if no better one follows."""
+    """Record that work on the database failed. Log a new reason, but a vague one only if no better one follows."""
     now = time.monotonic()
     with _lock:
         if not _present:

@@ -78,7 +78,7 @@ class NewestFirst(ChangeList):
 
     def page(self, below: Any, most: int) -> QuerySet[Any]:
         """Return this number of rows below a key, or the newest rows if the key is None."""
-        # The keys first: sorting them must not carry, nor join, the columns of all the rows that match.
+        # Select the keys first: a sort of all matching rows must not carry their other columns, nor join other tables.
         keys = self._below(below).values("pk")[:most]
         rows: QuerySet[Any] = self.root_queryset.filter(pk__in=keys).order_by(*self.queryset.query.order_by)
         return rows

@@ -32,8 +32,8 @@ Read = Callable[[Any, int], Sequence[tuple[Any, ...]]]
 def response(name: str, headings: Iterable[str], read: Read, *, with_body: bool) -> HttpResponseBase:
     """Return the answer that streams a list.
 
-    `read` gets a key (None at first) and a number. It returns so many rows below the key, each row's key before its
-    cells.
+    `read` gets a key (None at first) and a number. It returns this number of rows below the key; in each row, the key
+    comes before the cells.
     """
     headers = {"Content-Disposition": f'attachment; filename="{name}.csv"'}
     kind = "text/csv; charset=utf-8"

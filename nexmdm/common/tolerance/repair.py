@@ -305,8 +305,10 @@ def _checked(value: Any) -> Any:
 
 
 MOST_NOTES: Final = 32
-"""From this number of notes on a body, an object with further keys is dropped as a whole: each repair costs 15 µs, and
-a client without a valid credential can cause them."""
+"""From this number of notes on a body, an object with further keys is dropped as a whole.
+
+Each repair costs 15 µs, and a client without a valid credential can cause repairs.
+"""
 
 OTHER_KEYS: Final = "*"
 """The name under which the metrics count keys that no schema declares."""

@@ -34,6 +34,10 @@ async def _rotation(case: Case) -> None:
     in_flight, fresh = await case.withheld(), await case.withheld()
     await case.until(lambda: case.proxy.to(ROTATE), "the agent did not rotate", within=_ROTATE_AFTER_SECONDS + 10)
     new = case.credentials()[-1]
+    await case.until(
+        lambda: any(call.bearer == new.device_token for call in case.proxy.calls),
+        "the agent sent no heartbeat with the new token after a rotation",
+    )
     case.push(in_flight)
     await case.done(in_flight["request_id"], of="a push signed with the old key, before the first 200 to the new token")
     case.push(case.resign(fresh, new.command_key))

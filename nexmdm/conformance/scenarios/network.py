@@ -14,8 +14,11 @@ _LATE_SECONDS: Final = 3
 _RETRIES: Final = 4
 _EPISODES: Final = 3
 _LEAST_SPREAD: Final = 0.07
-"""The part by which the longest and the shortest of equal waits differ at least, on average. If each wait is between
-half of a time and all of it, they differ by 0.33 on average, and in 1 of 3,000 runs by less than this."""
+"""The least average difference between the longest and the shortest of equal waits, as a part of their mean.
+
+If each wait is a random time between half of a length and the whole length, the difference is 0.33 on average, and in 1
+of 3,000 runs less than this.
+"""
 
 _RETRY_AFTER: Final = 4
 _PORTAL_STATUSES: Final = (200, 302, 404)
@@ -114,7 +117,10 @@ async def _overloaded(case: Case) -> None:
 
 
 async def _returns(case: Case, path: str, status: int) -> None:
-    """Wait for a refusal and the call after it. Raises Missed if that comes before Retry-After, or not."""
+    """Wait for a refusal and the call after it.
+
+    Raises Missed if that call comes before Retry-After is over, or does not come.
+    """
     refused = await case.refused(path, status)
     await case.until(
         lambda: case.proxy.to(path, since=refused.at),

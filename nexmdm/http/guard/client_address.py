@@ -17,7 +17,7 @@ HOPS: Final = 32
 def set_client(scope: Scope, headers: Headers) -> None:
     """Set the client's canonical address; address and scheme are taken from the headers of trusted proxies only."""
     client = scope.get("client")
-    if client is None:  # a Unix socket's, or one that is already gone
+    if client is None:  # the client of a Unix socket, or a client that has left
         scope["client"] = ("", 0)
     elif ":" in client[0]:
         scope["client"] = (addresses.canonical(client[0]), client[1])
@@ -32,7 +32,7 @@ def set_client(scope: Scope, headers: Headers) -> None:
 
 
 def _nearest_untrusted(entries: Iterable[str]) -> str | None:
-    """Return the first address, from the end, of no trusted proxy; else the last one before an invalid entry."""
+    """Return the first address that is no trusted proxy; if there is none, the last one before an invalid entry."""
     nearest = None
     for entry in islice(entries, HOPS):
         parsed = addresses.parse(entry.strip())

@@ -1,7 +1,7 @@
 """The outermost layer: the client's address, limits on size and time, and problem details for every error.
 
-It refuses these requests before any other code runs: a bad Host, and a request target that is not a path (400),
-oversized headers (431) and bodies (413), slow bodies (408), bodies that are compressed or not JSON (415). Every other
+It refuses these requests before any other code runs: a bad Host or a request target that is not a path (400), oversized
+headers (431), oversized bodies (413), slow bodies (408), and bodies that are compressed or not JSON (415). Every other
 request continues with its body read, and with the caller's address and scheme set.
 """
 

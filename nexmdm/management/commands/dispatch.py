@@ -36,7 +36,10 @@ log = structlog.get_logger()
 SWEEP_BATCH = 5000
 RETENTION_BATCH = 2000
 AUDIT_WITNESS_EVERY_SECONDS = 3600
-"""The seconds between two witnesses. The audit entries of this time could be rewritten without a trace in the log."""
+"""The seconds between two witnesses.
+
+The entries written between two witnesses could be changed without a trace in the log.
+"""
 SHARED_BATCH = 1000
 HOURS_BATCH = 24
 COLLECT_AFTER = 100_000

@@ -1,4 +1,4 @@
-"""manage.py fleet: the program `nexmdm`, for the server of these settings. It speaks HTTP only: no database."""
+"""manage.py fleet: the program `nexmdm`, for the server of these settings. It uses only HTTP, and no database."""
 
 from typing import NoReturn
 

@@ -2,8 +2,8 @@
 
 Afterwards it fills in the comparison keys of the devices that earlier versions wrote, batch by batch.
 
-A migration that requires an exclusive lock on a table waits for the transactions that use the table, and all later ones
-wait for the migration. So this command stops waiting soon, and tries again.
+A migration that requires an exclusive lock on a table waits for the transactions that use the table, and all later
+transactions wait for the migration. So this command stops waiting soon, and tries again.
 """
 
 import time
@@ -69,7 +69,7 @@ class Command(migrate.Command):
                 database.reset_session()
 
     def get_check_kwargs(self, options: Any) -> Any:
-        """Leave the rows unchecked: `manage.py check` reads all devices, and each `serve` migrates."""
+        """Run no checks that read rows: they read all devices, and each start of `serve` migrates."""
         return {**super().get_check_kwargs(options), "databases": None}
 
     def migration_progress_callback(self, action: str, migration: Migration | None = None, fake: bool = False) -> None:
@@ -137,7 +137,7 @@ def _holder(connection: Connection) -> str:
 
 
 def _refuse_lost_search_path() -> None:
-    """Raise CommandError if CREATE INDEX CONCURRENTLY would miss the schema: it is sent without settings."""
+    """Raise CommandError if CREATE INDEX CONCURRENTLY would miss the schema: the statement is sent without settings."""
     if database.is_pooled() and "search_path" in database.settings_of_session():
         message = "DATABASE_URL names a search_path, which a pooler does not keep for all statements of a migration."
         raise CommandError(f"{message} Set DIRECT_DATABASE_URL to PostgreSQL's own address.")

@@ -36,7 +36,7 @@ def _stop() -> str:
     if instance is None:
         raise CommandError("serve uses this PostgreSQL. Stop serve, which stops PostgreSQL too.")
     with instance:
-        return "PostgreSQL stopped." if embedded_postgres.stop(settings.DATA_DIR) else "PostgreSQL did not run."
+        return "PostgreSQL stopped." if embedded_postgres.stop(settings.DATA_DIR) else "PostgreSQL was not running."
 
 
 def _url() -> str:

@@ -36,7 +36,7 @@ FCM_PORT: Final = 8099
 _REGISTERING: Final = 4
 """The number of phones that register at the same time. Each registration costs the server a password hash."""
 
-_START: Final = "Is the server running? Start it with `make run`, or name another one with --url."
+_START: Final = "Is the server running? Start it with `make run`, or name another server with --url."
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +170,7 @@ class Command(BaseCommand):
         return phones
 
     def _fcm(self) -> SimulatedFcm:
-        """Return the simulated FCM, and print how to start the server so that it sends its pushes there."""
+        """Return the simulated FCM, and print how to start the server so that it sends pushes to it."""
         configured = urlsplit(settings.FCM_BASE_URL)
         port = (configured.port or FCM_PORT) if configured.hostname == "127.0.0.1" else FCM_PORT
         fcm = SimulatedFcm("127.0.0.1", port)
