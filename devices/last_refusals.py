@@ -8,9 +8,7 @@ from uuid import UUID
 
 import orjson
 
-from devices.models import LastRefusal
 from nexmdm.common import database
-from nexmdm.common.types import ResponseSchema, Time
 
 PAUSE: Final = timedelta(minutes=1)
 """The shortest time between two writes of a device's row, however often the server refuses its phone."""
@@ -32,19 +30,6 @@ _WRITE: Final = """
     SELECT asked.device_id FROM asked JOIN devices_lastrefusal last ON last.device_id = asked.device_id
     WHERE last.at < asked.at AND asked.device_id NOT IN (SELECT device_id FROM written)
 """
-
-
-class LastRefusalRow(ResponseSchema):
-    """The last time that the server refused a request of the device (4xx): time, route and code of the answer."""
-
-    at: Time
-    route: str
-    code: str
-
-    @classmethod
-    def of(cls, refusal: LastRefusal) -> "LastRefusalRow":
-        """Return the last refusal as an answer contains it."""
-        return cls(at=refusal.at, route=refusal.route, code=refusal.code)
 
 
 @dataclass(frozen=True, slots=True)

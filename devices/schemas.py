@@ -9,7 +9,6 @@ from uuid import UUID
 from pydantic import ConfigDict, Field, StrictBool, StrictInt, StringConstraints
 from typing_extensions import TypedDict
 
-from devices.last_refusals import LastRefusalRow
 from devices.models import EnrollmentToken, LastRefusal
 from devices.push_targets import PushTarget
 from nexmdm.common.pagination import Page
@@ -162,6 +161,14 @@ class Rotated(ResponseSchema):
     command_key: str
 
 
+class LastRefusalRow(ResponseSchema):
+    """The last time that the server refused a request of the device (4xx): time, route and code of the answer."""
+
+    at: Time
+    route: str
+    code: str
+
+
 class DeviceRow(ResponseSchema):
     """A device, as the admin API shows it."""
 
@@ -185,7 +192,7 @@ class DeviceRow(ResponseSchema):
 
     @classmethod
     def of(cls, device: Any) -> "DeviceRow":
-        """Return a device for an answer. It must have presence and last refusal joined, and be annotated."""
+        """Return a device of queries.device() for an answer, with its presence and last refusal joined."""
         presence = device.presence
         # A device has no last refusal if none of its requests was refused.
         refusal: LastRefusal | None = getattr(device, "last_refusal", None)
@@ -206,7 +213,7 @@ class DeviceRow(ResponseSchema):
             enrolled_at=device.enrolled_at,
             revoked_at=device.revoked_at,
             retired_at=device.retired_at,
-            last_refusal=None if refusal is None else LastRefusalRow.of(refusal),
+            last_refusal=refusal and LastRefusalRow(at=refusal.at, route=refusal.route, code=refusal.code),
         )
 
 

@@ -22,7 +22,7 @@ from tests.support.moments import in_one_batch, let_pass, reports_in_one_batch, 
 # The two statements are sent together, and PostgreSQL runs them as one transaction.
 FLUSH = ["WITH + SELECT"]
 # The locks first, in their own statement.
-OTHERS = ["SELECT + WITH"]
+OTHERS = ["SELECT + WITH + SELECT"]
 REPORTS = ["SELECT + WITH"]
 
 

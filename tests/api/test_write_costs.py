@@ -184,8 +184,8 @@ class Write:
 
 WRITES: Final = [
     Write("heartbeat", lambda fleet: lambda: fleet.phone.heartbeat(status={"battery_pct": 83}), Cost(2, 2, 1)),
-    Write("heartbeat, first of a device", using_a_first_token, Cost(3, 4, 1)),
-    Write("heartbeat, after an offline time", coming_back, Cost(3, 4, 1)),
+    Write("heartbeat, first of a device", using_a_first_token, Cost(3, 5, 1)),
+    Write("heartbeat, after an offline time", coming_back, Cost(3, 5, 1)),
     Write("heartbeat, another push token", lambda f: lambda: f.phone.heartbeat(push_token="ok-x"), Cost(10, 8, 2)),
     Write("heartbeat, first use of a rotated token", using_a_rotated_token, Cost(8, 6, 4)),
     Write("heartbeat, token of before a rotation", showing_a_wrong_token, Cost(4, 3, 2), 401),
