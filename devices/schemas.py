@@ -213,7 +213,7 @@ class DeviceRow(ResponseSchema):
             enrolled_at=device.enrolled_at,
             revoked_at=device.revoked_at,
             retired_at=device.retired_at,
-            last_refusal=refusal and LastRefusalRow(at=refusal.at, route=refusal.route, code=refusal.code),
+            last_refusal=LastRefusalRow(at=refusal.at, route=refusal.route, code=refusal.code) if refusal else None,
         )
 
 
