@@ -109,7 +109,7 @@ def _periodic_tasks(dispatcher: Dispatcher) -> list[PeriodicTask]:
         PeriodicTask("expire", 1, lambda: queue.expire(SWEEP_BATCH), SWEEP_BATCH),
         PeriodicTask("ends of commands", 1.5, lambda: finishing.finish_recent(SWEEP_BATCH), SWEEP_BATCH),
         PeriodicTask("ends of older commands", 60, lambda: finishing.finish(SWEEP_BATCH), SWEEP_BATCH),
-        PeriodicTask("ends of presence", 5, lambda: spans.end_silent(RETENTION_BATCH), RETENTION_BATCH),
+        PeriodicTask("ends of presence", 10, lambda: spans.end_silent(SWEEP_BATCH), SWEEP_BATCH),
         PeriodicTask("abandoned attempts", 10, lambda: attempts.close_abandoned(SWEEP_BATCH), SWEEP_BATCH),
         PeriodicTask("comparison keys", 10, lambda: comparison_keys.fill(RETENTION_BATCH), RETENTION_BATCH),
         PeriodicTask("shared push tokens", 3600, lambda: outbox.settle_shared_push_tokens(SHARED_BATCH), SHARED_BATCH),
