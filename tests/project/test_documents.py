@@ -24,7 +24,8 @@ from commands.models import (
     ReportStatus,
 )
 from devices.identity import device_checks
-from devices.models import PUSH_HEALTH, presences
+from devices.models import PUSH_HEALTH
+from devices.presence.states import presences
 from nexmdm.client import program as client
 from nexmdm.common.event_feed.events import EventType
 from nexmdm.config import checks
