@@ -22,10 +22,11 @@ from commands.models import (
     Withdrawal,
 )
 from commands.push_now import PUSH_NOW
-from devices.models import online_window
+from devices.presence.service_time import OnlineAfter, OnlineUntil
 from nexmdm.common.types import rfc3339
 
 _MINUTE: Final = timedelta(minutes=1)
+_LAST_SEEN: Final = "device__presence__last_seen_at"
 
 QUOTED: Final = 100
 """The largest number of characters of a phone's message that are quoted."""
@@ -56,6 +57,8 @@ _DEFERRALS: Final = _number_of(Report.objects.filter(status=ReportStatus.DEFERRE
 
 AS_OF_NOW: Final = {
     "now": Now(),
+    "online_after": OnlineAfter(),
+    "was_online_until": OnlineUntil(Coalesce("device_seen_at", _LAST_SEEN)),
     "overdue": Q(open_until__lte=Now()),
     "due": Q(next_attempt_at__lte=Now()),
     "push_now": PUSH_NOW,
@@ -139,7 +142,7 @@ def _last_sign(row: Any) -> str:
         return "the phone reported nothing in time, and its last heartbeat before the expiry is not known"
     at = rfc3339(seen.replace(microsecond=0))
     if seen < row.command.issued_at:
-        was_offline = row.open_until - seen > online_window()
+        was_offline = row.open_until > row.was_online_until
         return f"offline since {at}" if was_offline else f"last heartbeat at {at}, before the command was issued"
     return f"last heartbeat at {at}, and the device did not answer in time"
 
@@ -175,7 +178,7 @@ def _silence(row: Any) -> list[str]:
     if seen is None:
         return ["the device has never sent a heartbeat"]
     silence = row.now - seen
-    return [f"silent for {_span(silence)}"] if silence > max(online_window(), _MINUTE) else []
+    return [f"silent for {_span(silence)}"] if seen <= row.online_after and silence > _MINUTE else []
 
 
 def _push_trouble(row: Any) -> list[str]:

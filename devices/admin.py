@@ -22,9 +22,8 @@ from devices.models import (
     LastRefusal,
     PushKind,
     not_seen_after,
-    presence_name,
-    presences,
 )
+from devices.presence.states import offline_since, presence_name, presences
 from nexmdm.common.read_only_admin.base import ReadOnlyAdmin
 from nexmdm.common.read_only_admin.columns import (
     NOTHING,
@@ -44,7 +43,6 @@ from nexmdm.models import AuditEntry
 
 SECRETS: Final = ("push_token", "token_hash", "token_digest", "next_hash", "next_digest")
 """The columns of a device that no list of this site reads."""
-
 
 REPORTED: Final = ("same_manufacturer", "same_model", "same_os", "same_agent")
 """The columns with the phone's own readings, for the page of a device."""
@@ -187,7 +185,7 @@ class DeviceAdmin(ReadOnlyAdmin):
     search_fields = ("alias", "hardware_id", "id")
     search_help_text = "Part of an alias or a hardware id, or a device id or its start."
     fieldsets: ClassVar = [
-        (None, {"fields": ["presence_now", "last_seen_at", "battery", "push", "tag_list", *REPORTED]}),
+        (None, {"fields": ["presence_now", "last_seen_at", "went_offline", "battery", "push", "tag_list", *REPORTED]}),
         ("Status", {"fields": ["last_status", "refused"]}),
         ("Push target", {"fields": ["push_target", "push_registered", "push_revived", "push_dead"]}),
         ("Enrollment", {"fields": ["enrolled_with", "enrolled", "enrolled_from", "revoked", "retired"]}),
@@ -197,9 +195,9 @@ class DeviceAdmin(ReadOnlyAdmin):
         "device_id": "id", "hardware_id": "hardware_id", "alias": "alias", "tags": "tags",
         "manufacturer": "manufacturer", "model": "model", "os_version": "os_version",
         "agent_version": "presence__agent_version", "presence": "presence_named",
-        "last_seen_at": "presence__last_seen_at", "last_status": "presence__last_status", "push": "push_named",
-        "enrolled_at": "enrolled_at", "revoked_at": "revoked_at",
-        "retired_at": "retired_at",
+        "last_seen_at": "presence__last_seen_at", "offline_since": "offline_since",
+        "last_status": "presence__last_status", "push": "push_named",
+        "enrolled_at": "enrolled_at", "revoked_at": "revoked_at", "retired_at": "retired_at",
         "last_refusal_at": "last_refusal__at", "last_refusal_route": "last_refusal__route",
         "last_refusal_code": "last_refusal__code",
     }  # fmt: skip
@@ -208,6 +206,7 @@ class DeviceAdmin(ReadOnlyAdmin):
     device_id = Id("pk", "device id")
     presence_now = State("presence_named", "presence")
     last_seen_at = Column("presence.last_seen_at")
+    went_offline = Column("offline_since", "offline since")
     agent_version = Column("presence.agent_version")
     same_manufacturer = Narrowed("manufacturer", "manufacturer")
     same_model = Narrowed("model", "model")
@@ -228,6 +227,7 @@ class DeviceAdmin(ReadOnlyAdmin):
         )
         described: QuerySet[Any] = devices.annotate(
             presence_named=presence_name(),
+            offline_since=offline_since(),
             push_named=Case(*states, output_field=CharField()),
         )
         return described

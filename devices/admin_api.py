@@ -15,6 +15,8 @@ from ninja import Query
 from commands import actions, queue
 from commands.models import DeviceWas, Withdrawal
 from devices import audience, enrollment, queries
+from devices.presence import history
+from devices.presence.schemas import PresenceHistory, PresenceQuery
 from devices.schemas import (
     DeviceChange,
     DevicePage,
@@ -72,6 +74,17 @@ async def list_devices(request: HttpRequest, query: Query[DeviceQuery]) -> HttpR
 async def read_device(request: HttpRequest, device_id: UUID) -> HttpResponse:
     """Read one device."""
     return respond(await run_in_db_thread(queries.device, device_id))
+
+
+@router.get("/devices/{uuid:device_id}/presence", response=PresenceHistory, url_name="device-presence", by_alias=True)
+async def read_device_presence(request: HttpRequest, device_id: UUID, query: Query[PresenceQuery]) -> HttpResponse:
+    """Read when a device was online and offline, oldest first, from its first heartbeat on.
+
+    A device is offline from 2.5 intervals after its last heartbeat on. In the time of an `unknown` item, the service
+    itself was away: this time counts neither as online nor as offline, and a device that was online before it is online
+    after it. Spans that ended before `EVENT_RETENTION_DAYS` are deleted; an answer has the newest 10,000.
+    """
+    return respond(await run_in_db_thread(history.read, device_id, query.since))
 
 
 @router.patch("/devices/{uuid:device_id}", response=DeviceRow, url_name="device")

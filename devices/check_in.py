@@ -9,8 +9,9 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import orjson
 import structlog
@@ -26,6 +27,7 @@ from commands.queue import NO_OFFER, Offer
 from devices import credentials, heartbeats, token_check, tokens
 from devices.credentials import InvalidToken, NeedsFullCheck, Verdict
 from devices.heartbeats import HeartbeatRecord, HeartbeatResult
+from devices.presence import spans
 from devices.push_targets import PushTarget
 from devices.schemas import Heartbeat
 from nexmdm.common import addresses, database
@@ -83,19 +85,48 @@ def unwrap(outcome: Outcome) -> CheckedIn:
 
 
 def flush(records: Sequence[HeartbeatRecord]) -> list[Outcome]:
-    """Record a batch of heartbeats, and return for each known device its open commands. Runs in one transaction.
+    """Record a batch of heartbeats, and return for each known device its open commands.
+
+    Runs in one transaction, and in a second one if there are devices that may have been offline, or new tokens.
 
     The records must be sorted by device, with at most one for each token. For a record whose token is not good, the
     outcome is the error.
     """
-    params = heartbeats.query_params(records) | queue.offer_params(record.token.id for record in records)
-    ((at, exceptions),), open_rows = database.execute_batch(heartbeats.RECORD, queue.OFFER, parameters=params)
-    results = list(zip(records, heartbeats.parse_results(len(records), exceptions), strict=True))
-    if open_rows and exceptions:
-        good_devices = {record.token.id for record, one in results if one.verdict == Verdict.GOOD}
-        open_rows = [row for row in open_rows if row[0] in good_devices]
+    ((at, exceptions, recorded),), open_rows = database.execute_batch(
+        heartbeats.RECORD, queue.OFFER, parameters=_query_params(records)
+    )
+    results = heartbeats.parse_results(len(records), exceptions)
+    outcomes = _outcomes(records, results, open_rows, at)
+    if left_out := heartbeats.left_out(results, recorded):
+        others = _flush_others([records[place] for place in left_out])
+        for place, outcome in zip(left_out, others, strict=True):
+            outcomes[place] = outcome
+    return outcomes
+
+
+def _flush_others(records: Sequence[HeartbeatRecord]) -> list[Outcome]:
+    # The commands come with the record: who withdraws one locks the presence, and sees whether the phone has got it.
+    _, ((at, exceptions),), open_rows = database.execute_batch(
+        spans.LOCK, heartbeats.record_others(), queue.OFFER, parameters=_query_params(records)
+    )
+    return _outcomes(records, heartbeats.parse_results(len(records), exceptions), open_rows, at)
+
+
+def _query_params(records: Sequence[HeartbeatRecord]) -> dict[str, Any]:
+    return heartbeats.query_params(records) | queue.offer_params(record.token.id for record in records)
+
+
+def _outcomes(
+    records: Sequence[HeartbeatRecord], results: Sequence[HeartbeatResult], open_rows: Sequence[Any], at: datetime
+) -> list[Outcome]:
+    if open_rows:
+        good = {record.token.id for record, one in zip(records, results, strict=True) if one.verdict == Verdict.GOOD}
+        open_rows = [row for row in open_rows if row[0] in good]
     server_time, offers = rfc3339(at), queue.offers(open_rows)
-    return [_outcome(record, one, offers.get(record.token.id, NO_OFFER), server_time) for record, one in results]
+    return [
+        _outcome(record, one, offers.get(record.token.id, NO_OFFER), server_time)
+        for record, one in zip(records, results, strict=True)
+    ]
 
 
 def _outcome(record: HeartbeatRecord, result: HeartbeatResult, offer: Offer, server_time: str) -> Outcome:

@@ -8,6 +8,7 @@ import orjson
 
 from devices import tokens
 from devices.credentials import VERDICT
+from devices.presence import service_time, spans
 from devices.push_targets import REGISTERED_LATER, PushTarget
 
 
@@ -51,12 +52,10 @@ class HeartbeatResult:
 
 GOOD_RESULT: Final = HeartbeatResult("good", push_target_changed=False)
 
-# One JSON text contains the batch: psycopg would quote seven arrays value by value, in Python. `judged` is read three
-# times, so PostgreSQL computes it once. `token_used_at` is written at a token's first use only. Only rows that differ
-# from a plain `good` are returned, so that the others cost nothing when the answer is read. Unknown devices get the
-# verdict of wrong tokens. `last_seen_at` is the database's time, and never moves back.
-RECORD: Final = f"""
-    WITH judged AS (
+# One JSON text contains the batch: psycopg would quote seven arrays value by value, in Python. `judged` is read several
+# times, so PostgreSQL computes it once.
+_JUDGED: Final = f"""
+    judged AS (
         SELECT
             asked.position, asked.device_id, asked.digest, asked.status, asked.agent_version,
             CASE WHEN device.id IS NULL THEN 'wrong' ELSE {VERDICT} END AS verdict,
@@ -72,27 +71,69 @@ RECORD: Final = f"""
             push_registered_at timestamptz
         )
         LEFT JOIN devices_device device ON device.id = asked.device_id
-    ), seen AS (
+    )"""  # noqa: S608  (constants of our modules; values are parameters)
+
+# `last_seen_at` is the database's time, and never moves back.
+_READINGS: Final = """
+    last_seen_at = GREATEST(presence.last_seen_at, now()),
+    last_status = COALESCE({sent}.status, presence.last_status),
+    agent_version = COALESCE({sent}.agent_version, presence.agent_version)"""
+
+# The readings of devices that are certainly online, with a token that was used before; record_others() records the few
+# others. So this statement, which each flush plans and runs, touches no table but that of the readings. (It compares a
+# length, not `last_seen_at`: for that the planner would read the column's statistics.) Only rows that differ from a
+# plain `good` are returned, so that the others cost nothing when the answer is read. Unknown devices get the verdict of
+# wrong tokens. The last column is NULL if all good heartbeats are recorded, and else the positions of those that are.
+RECORD: Final = f"""
+    WITH {_JUDGED}, seen AS (
         UPDATE devices_presence presence
-        SET last_seen_at = GREATEST(presence.last_seen_at, now()),
-            last_status = COALESCE(judged.status, presence.last_status),
-            agent_version = COALESCE(judged.agent_version, presence.agent_version)
+        SET {_READINGS.format(sent="judged")}
         FROM judged
-        WHERE judged.verdict = 'good' AND presence.device_id = judged.device_id
-    ), first_used AS (
-        UPDATE devices_device device
-        SET token_used_at = now()
-        FROM judged
-        WHERE judged.verdict = 'good' AND judged.first_use AND device.id = judged.device_id
-            AND device.token_digest = judged.digest
+        WHERE judged.verdict = 'good' AND NOT judged.first_use AND presence.device_id = judged.device_id
+            AND now() - presence.last_seen_at < {service_time.CERTAINLY_ONLINE_FOR}
+            AND presence.online_from IS NOT NULL
+        RETURNING position
     )
     SELECT now(), json_agg(json_build_array(position, verdict, push_target_changed))
-        FILTER (WHERE verdict <> 'good' OR push_target_changed)::text
+        FILTER (WHERE verdict <> 'good' OR push_target_changed)::text,
+        CASE WHEN (SELECT count(*) FROM seen) < count(*) FILTER (WHERE verdict = 'good')
+            THEN (SELECT COALESCE(json_agg(position), '[]') FROM seen)::text
+        END
     FROM judged
 """  # noqa: S608  (constants of our modules; values are parameters)
 
 
-def query_params(records: Sequence[HeartbeatRecord]) -> dict[str, str]:
+def record_others() -> str:
+    """Return the statement that records heartbeats which RECORD has left out: also their spans, events and first uses.
+
+    It follows spans.LOCK in one transaction: so it sees what the transactions that had the locks before wrote.
+    """
+    return f"""
+        WITH {_JUDGED}, before AS MATERIALIZED (
+            SELECT judged.status, judged.agent_version, presence.device_id, presence.last_seen_at, presence.online_from,
+                {spans.was_online("presence")} AS was_online
+            FROM judged JOIN devices_presence presence USING (device_id) WHERE judged.verdict = 'good'
+        ), seen AS (
+            UPDATE devices_presence presence
+            SET {_READINGS.format(sent="before")},
+                online_from = CASE
+                    WHEN before.was_online THEN COALESCE(before.online_from, before.last_seen_at) ELSE now()
+                END
+            FROM before WHERE presence.device_id = before.device_id
+        ), first_used AS (
+            UPDATE devices_device device
+            SET token_used_at = now()
+            FROM judged
+            WHERE judged.verdict = 'good' AND judged.first_use AND device.id = judged.device_id
+                AND device.token_digest = judged.digest
+        ), {spans.flips("before")}
+        SELECT now(), json_agg(json_build_array(position, verdict, push_target_changed))
+            FILTER (WHERE verdict <> 'good' OR push_target_changed)::text
+        FROM judged
+    """  # noqa: S608  (SQL of our modules; values are parameters)
+
+
+def query_params(records: Sequence[HeartbeatRecord]) -> dict[str, Any]:
     """Return the parameters of RECORD for these heartbeats.
 
     The records must be sorted by device id, so that parallel batches lock rows in the same order. At most one record
@@ -110,7 +151,8 @@ def query_params(records: Sequence[HeartbeatRecord]) -> dict[str, str]:
         }
         for position, record in enumerate(records)
     ]
-    return {"digest_key": key.id, "beats": orjson.dumps(rows).decode()}
+    beats = orjson.dumps(rows).decode()
+    return {"digest_key": key.id, "beats": beats, **service_time.certainly_online_params()}
 
 
 def _push_columns(record: HeartbeatRecord) -> Mapping[str, Any]:
@@ -128,3 +170,11 @@ def parse_results(count: int, exceptions: str | None) -> list[HeartbeatResult]:
     for position, verdict, push_target_changed in orjson.loads(exceptions or "[]"):
         outcomes[position] = HeartbeatResult(verdict, push_target_changed)
     return outcomes
+
+
+def left_out(results: Sequence[HeartbeatResult], recorded: str | None) -> list[int]:
+    """Return the places of the good heartbeats that RECORD has not recorded, by the last column of its row."""
+    if recorded is None:
+        return []
+    done = set(orjson.loads(recorded))
+    return [place for place, one in enumerate(results) if one.verdict == "good" and place not in done]

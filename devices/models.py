@@ -1,29 +1,20 @@
-"""The tables of devices: enrollment tokens, devices, their presence and their last refusals."""
+"""The tables of devices: enrollment tokens, devices, their presence, its history, and their last refusals."""
 
 from collections.abc import Collection
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import ClassVar, Final, Literal, Self
 from uuid import UUID
 
-from django.conf import settings
 from django.contrib.postgres.fields import ArrayField
 from django.contrib.postgres.indexes import GinIndex
 from django.db import models
-from django.db.models import Case, F, Func, Q, Value, When
+from django.db.models import F, Func, Q, Value
 from django.db.models.functions import MD5, Coalesce, Now, NullIf
 from uuid_utils.compat import uuid7
 
 from nexmdm.common import database
 from nexmdm.common.event_feed import events
 from nexmdm.common.event_feed.events import EventType
-
-ONLINE_INTERVALS = 2.5
-"""A device is online while its last heartbeat is younger than this many heartbeat intervals."""
-
-
-def online_window() -> timedelta:
-    """Return how long a heartbeat keeps a device online."""
-    return timedelta(seconds=ONLINE_INTERVALS * settings.HEARTBEAT_INTERVAL_SECONDS)
 
 
 class EnrollmentToken(models.Model):
@@ -61,24 +52,6 @@ def append_events(event_type: EventType, device_ids: Collection[UUID]) -> None:
     """Append an event about each of these devices, with their aliases and tags of now. Runs in a transaction."""
     statement = events.append_for_devices(_APPEND, event_type, "NULL::uuid", DESCRIBED)
     database.execute(statement, {"ids": list(device_ids)})
-
-
-def presences() -> dict[str, Q]:
-    """Return the presences by name, each with its condition at this moment; `revoked` and `retired` have None."""
-    active, seen_at = Q(revoked_at=None), "presence__last_seen_at"
-    return {
-        "online": active & Q(**{f"{seen_at}__gt": Now() - online_window()}),
-        "offline": active & Q(**{f"{seen_at}__lte": Now() - online_window()}),
-        "never": active & Q(**{seen_at: None}),
-        "revoked": ~active & Q(retired_at=None),
-        "retired": Q(retired_at__isnull=False),
-    }
-
-
-def presence_name() -> Case:
-    """Return the name of a device's presence at this moment, for annotate()."""
-    named = (When(condition, then=Value(name)) for name, condition in presences().items())
-    return Case(*named, output_field=models.CharField())
 
 
 FAILING_FROM: Final = 5
@@ -268,10 +241,14 @@ class Presence(models.Model):
     """The last readings of a device. Every heartbeat writes it, so it is narrow, with no index but its key.
 
     (An index on a column that a heartbeat writes would be updated too; without one, updates stay in place.)
+
+    `online_from` is the beginning of the span in which the device is online. It is NULL once the end of that span is
+    stored as a PresenceSpan, and for a device that has sent no heartbeat since these spans exist.
     """
 
     device = models.OneToOneField(Device, on_delete=models.CASCADE, primary_key=True)
     last_seen_at = models.DateTimeField(null=True, blank=True)
+    online_from = models.DateTimeField(null=True, blank=True)
     last_status = models.JSONField(null=True, blank=True)
     agent_version = models.CharField(max_length=128, blank=True)
 
@@ -280,6 +257,52 @@ class Presence(models.Model):
 
     def __str__(self) -> str:
         return str(self.device_id)
+
+
+class PresenceSpan(models.Model):
+    """A time in which a device was online, and which is over: from a heartbeat on, until its last one lost its effect.
+
+    The span that is not over is `Presence.online_from`. It has no constraint on the device, as LastRefusal has none.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    device = models.ForeignKey(
+        Device, on_delete=models.CASCADE, related_name="presence_spans", db_constraint=False, db_index=False
+    )
+    online_from = models.DateTimeField()
+    offline_at = models.DateTimeField()
+
+    class Meta:
+        indexes: ClassVar = [
+            # The history of a device.
+            models.Index(name="presence_span_of_device", fields=["device", "offline_at"]),
+            # Retention.
+            models.Index(name="presence_span_age", fields=["offline_at"]),
+        ]
+
+    def __str__(self) -> str:
+        return f"online from {self.online_from} to {self.offline_at}"
+
+
+class ServiceMark(models.Model):
+    """The one row with the last time at which a web worker ran; each worker writes it every few seconds."""
+
+    id = models.SmallIntegerField(primary_key=True)
+    at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return f"running at {self.at}"
+
+
+class ServiceGap(models.Model):
+    """A time in which no web worker ran, so that no device could send a heartbeat. No two of them overlap."""
+
+    id = models.BigAutoField(primary_key=True)
+    began_at = models.DateTimeField()
+    ended_at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return f"away from {self.began_at} to {self.ended_at}"
 
 
 class LastRefusal(models.Model):

@@ -16,9 +16,8 @@ from devices.models import (
     EnrollmentToken,
     append_events,
     not_seen_after,
-    presence_name,
-    presences,
 )
+from devices.presence.states import offline_since, presence_name, presences
 from devices.schemas import DevicePage, DeviceQuery, DeviceRow, EnrollmentTokenPage, EnrollmentTokenRow, ListQuery
 from nexmdm.common import database, pagination
 from nexmdm.common.event_feed.events import EventType
@@ -32,7 +31,9 @@ def devices(query: DeviceQuery) -> DevicePage:
 
 
 def _described() -> QuerySet[Any]:
-    return Device.objects.select_related("presence", "last_refusal").annotate(presence_named=presence_name())
+    return Device.objects.select_related("presence", "last_refusal").annotate(
+        presence_named=presence_name(), offline_since=offline_since()
+    )
 
 
 def _conditions(query: DeviceQuery, now: datetime) -> Iterator[Q]:

@@ -168,11 +168,6 @@ class LastRefusalRow(ResponseSchema):
     route: str
     code: str
 
-    @classmethod
-    def of(cls, refusal: LastRefusal) -> "LastRefusalRow":
-        """Return the last refusal as an answer contains it."""
-        return cls(at=refusal.at, route=refusal.route, code=refusal.code)
-
 
 class DeviceRow(ResponseSchema):
     """A device, as the admin API shows it."""
@@ -187,6 +182,7 @@ class DeviceRow(ResponseSchema):
     agent_version: str
     presence: Presence
     last_seen_at: Time | None
+    offline_since: Time | None
     last_status: dict[str, Any] | None
     push: PushHealth
     enrolled_at: Time
@@ -196,7 +192,7 @@ class DeviceRow(ResponseSchema):
 
     @classmethod
     def of(cls, device: Any) -> "DeviceRow":
-        """Return a device for an answer. It must have `presence_named`, and its presence and last refusal joined."""
+        """Return a device of queries.device() for an answer, with its presence and last refusal joined."""
         presence = device.presence
         # A device has no last refusal if none of its requests was refused.
         refusal: LastRefusal | None = getattr(device, "last_refusal", None)
@@ -211,12 +207,13 @@ class DeviceRow(ResponseSchema):
             agent_version=presence.agent_version,
             presence=device.presence_named,
             last_seen_at=presence.last_seen_at,
+            offline_since=device.offline_since,
             last_status=presence.last_status,
             push=device.push_health,
             enrolled_at=device.enrolled_at,
             revoked_at=device.revoked_at,
             retired_at=device.retired_at,
-            last_refusal=None if refusal is None else LastRefusalRow.of(refusal),
+            last_refusal=LastRefusalRow(at=refusal.at, route=refusal.route, code=refusal.code) if refusal else None,
         )
 
 

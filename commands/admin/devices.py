@@ -1,4 +1,4 @@
-"""The admin page of a device, with its timeline."""
+"""The admin page of a device, with its timeline and its presence."""
 
 from typing import Any, ClassVar
 
@@ -6,7 +6,7 @@ from django.contrib import admin
 from django.http import HttpRequest
 from django.utils.safestring import SafeString
 
-from commands.admin import device_timeline
+from commands.admin import device_timeline, presence_strip
 from commands.models import Attempt, Delivery, Report
 from devices.admin import DeviceAdmin
 from devices.models import Device
@@ -15,7 +15,7 @@ from nexmdm.models import AuditEntry
 
 
 class BusyDeviceAdmin(DeviceAdmin):
-    """A device with its timeline."""
+    """A device with its timeline and its presence."""
 
     change_form_template = "commands/device.html"
     fieldsets: ClassVar = [
@@ -25,10 +25,11 @@ class BusyDeviceAdmin(DeviceAdmin):
     ]
 
     def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
-        """Return the device with its timeline, or None."""
+        """Return the device with its timeline and the strip of its presence, or None."""
         device = super().get_object(request, object_id, from_field)
         if device is not None:
             device.events = device_timeline.newest_first(device)
+            device.strip = presence_strip.of_last_week(device.pk)
         return device
 
     @admin.display(description="deliveries")

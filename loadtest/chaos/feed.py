@@ -33,6 +33,11 @@ Fact = tuple[str, ...]
 _FACTS: Final = """
     SELECT ARRAY['device.push_dead', '', id::text, ''] FROM devices_device WHERE push_token_dead_at IS NOT NULL
     UNION ALL
+    SELECT ARRAY['device.online', '', device_id::text, ''] FROM devices_presence WHERE online_from IS NOT NULL
+    UNION ALL
+    SELECT ARRAY[type, '', device_id::text, '']
+    FROM devices_presencespan CROSS JOIN unnest(ARRAY['device.online', 'device.offline']) AS type
+    UNION ALL
     SELECT ARRAY['command.issued', id::text, '', ''] FROM commands_command
     UNION ALL
     SELECT ARRAY['command.finished', id::text, '', outcome] FROM commands_command WHERE finished_at IS NOT NULL
@@ -77,8 +82,8 @@ def read(database_url: str) -> FeedSnapshot:
 
 _JUDGED: Final = frozenset(
     {
-        "device.push_dead", "command.issued", "command.finished", "delivery.settled",
-        "audit.refused",
+        "device.push_dead", "device.online", "device.offline", "command.issued", "command.finished",
+        "delivery.settled", "audit.refused",
     }
 )  # fmt: skip
 """The types whose facts can be read from the other tables."""

@@ -26,7 +26,8 @@ NORMAL_SECONDS: Final = 5
 
 _OFFLINE: Final = "SELECT count(*) FROM nexmdm_event WHERE type = 'device.offline'"
 _ONLINE: Final = """
-    SELECT count(*) FILTER (WHERE offline_at IS NULL), count(*) FROM devices_presencespan
+    SELECT count(*), count(*) + (SELECT count(*) FROM devices_presencespan)
+    FROM devices_presence WHERE online_from IS NOT NULL
 """
 _GAPS: Final = "SELECT COALESCE(max(extract(epoch FROM ended_at - began_at)), 0)::float8 FROM devices_servicegap"
 

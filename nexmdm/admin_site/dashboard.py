@@ -9,7 +9,8 @@ from django.db.models import Count, Model
 
 from commands.admin.filters import HTTP_STATUSES
 from commands.models import FCM_ERRORS, OPEN, Attempt, AttemptOutcome, Delivery
-from devices.models import Device, presences
+from devices.models import Device
+from devices.presence.states import presences
 from nexmdm.admin_site import attention, hourly_charts
 from nexmdm.common import database
 from nexmdm.common.read_only_admin.columns import address_of

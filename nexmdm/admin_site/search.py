@@ -12,7 +12,8 @@ from commands.admin.deliveries import BULKY
 from commands.models import Command
 from devices.admin import SECRETS
 from devices.identity import search
-from devices.models import Device, EnrollmentToken, presence_name
+from devices.models import Device, EnrollmentToken
+from devices.presence.states import presence_name
 from nexmdm.common.identity import folded
 
 SHOWN: Final = 20

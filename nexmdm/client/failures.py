@@ -20,6 +20,8 @@ _ADVICE: Final[Mapping[str, str]] = {
     "unknown_devices": "`{program} devices` lists all devices, also revoked and retired ones. "
     "A revoked device gets commands after `{program} reinstate`.",
     "empty_audience": "`{program} devices` lists all devices with their tags. Only active devices get commands.",
+    "cursor_expired": "`{program} events --after oldest` begins with the oldest event that is kept. "
+    "Read the present state with `{program} devices` and `{program} commands`.",
     "not_found": "`{program} devices` and `{program} commands` list the ids.",
 }
 """Advice on a refusal, if its own text does not say what to do."""

@@ -48,6 +48,8 @@ PANELS: Final = {
         _Verb("fleet", "summary", "Show the summary of the fleet."),
         _Verb("fleet", "push-health", "Compare the results of pushes by model, maker or version, the worst first."),
         _Verb("fleet", "audit", "List the signed writes, carried out or refused, newest first."),
+        _Verb("events.events", "events", "List what happened to the fleet, in order, also as it happens."),
+        _Verb("events.webhooks", "webhook", "Make and control webhooks, to which the server sends events."),
         _Verb("requests", "call", "Sign and send any request, and print its answer as JSON."),
         _Verb("requests", "sign", "Print the headers of a signed request, with the admin key."),
     ),

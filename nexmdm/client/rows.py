@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 from nexmdm.client.arguments import IDENTIFIER
@@ -24,8 +24,8 @@ class Columns(NamedTuple):
 DEVICES: Final = Columns(
     ("device_id", "alias", "presence", "last_seen_at", "push", "hardware_id", "tags"),
     (
-        "manufacturer", "model", "os_version", "agent_version", "enrolled_at", "revoked_at", "retired_at",
-        "last_status", "last_refusal",
+        "offline_since", "manufacturer", "model", "os_version", "agent_version", "enrolled_at", "revoked_at",
+        "retired_at", "last_status", "last_refusal",
     ),
 )  # fmt: skip
 TOKENS: Final = Columns(
@@ -39,6 +39,7 @@ DELIVERIES: Final = Columns(
     ("device_id", "alias", "state", "reason", "delivered_via"),
     ("push", "issued_at", "expires_at", "received_at", "settled_at", "result", "late_result"),
 )
+PRESENCE: Final = Columns(("state", "from", "to", "length"))
 EVENTS: Final = Columns(("when", "event", "outcome", "via", "http_status", "latency_ms", "detail"))
 AUDIT: Final = Columns(
     ("at", "status", "action", "target", "principal", "device_count", "dry_run", "code", "request_id"),
@@ -48,6 +49,8 @@ _PUSH_HEALTH: Final = (
     "answered_percent", "accepted", "answered_by_push", "answered_by_heartbeat", "downgraded", "p50_ms", "p95_ms",
     "devices", "attempts",
 )  # fmt: skip
+WEBHOOKS: Final = Columns(("id", "url", "paused", "types", "tags", "description"), ("why", "created_at", "cursor"))
+WEBHOOK_ATTEMPTS: Final = Columns(("at", "delivered", "http_status", "type", "event_id", "latency_ms", "error"))
 PROFILES: Final = Columns(("name", "url", "secrets"))
 
 WORST_FIRST: Final = ("failed", "expired", "cancelled", "received", "pending", "succeeded")
@@ -137,6 +140,14 @@ def event(row: Json) -> Json:
         "outcome": row["outcome"] or row["status"] or row["state"],
         "detail": "; ".join([*remarks, *details]) or None,
     }
+
+
+def presence(row: Json) -> Json:
+    """Return an item of a presence history with its length; until now if it lasts."""
+    to = moment(row["to"]) if row["to"] else datetime.now(UTC)
+    # Without fractions, as the times of the table.
+    length = to.replace(microsecond=0) - moment(row["from"]).replace(microsecond=0)
+    return row | {"length": str(max(length, timedelta(0)))}
 
 
 def push_health_columns(by: str) -> Columns:

@@ -32,7 +32,7 @@ from nexmdm.http.api_handler import ApiHandler
 from nexmdm.http.fast_path import fast_paths
 from nexmdm.http.guard.guard import Guard
 from nexmdm.http.static_files import StaticFiles
-from nexmdm.monitoring import metrics
+from nexmdm.monitoring import metrics, service_marks
 from nexmdm.monitoring.metrics import Timed
 
 log = structlog.get_logger()
@@ -73,15 +73,19 @@ class Application:
         shutdown.watch()
         gc_tuning.freeze_startup_objects()
         with heartbeat_summary.lines():
+            await self._serve(receive, send)
+        metrics.flush_buffers()
+        await sync_to_async(_close_pools)()
+        log.info("web.stopped", pid=os.getpid())
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _serve(self, receive: Receive, send: Send) -> None:
+        async with service_marks.written():
             log.info("web.started", pid=os.getpid())
             await send({"type": "lifespan.startup.complete"})
             await receive()
             await asyncio.gather(check_in.batcher().drain(), report_intake.batcher().drain(), small_commands.drain())
             await refusals.drain()
-        metrics.flush_buffers()
-        await sync_to_async(_close_pools)()
-        log.info("web.stopped", pid=os.getpid())
-        await send({"type": "lifespan.shutdown.complete"})
 
 
 def _close_pools() -> None:

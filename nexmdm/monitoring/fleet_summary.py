@@ -7,7 +7,8 @@ from typing import Final
 from django.db.models import Count
 
 from commands.models import AttemptOutcome, Delivery
-from devices.models import Device, presences
+from devices.models import Device
+from devices.presence.states import presences
 from nexmdm.common import database
 from nexmdm.common.types import ResponseSchema
 

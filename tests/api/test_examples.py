@@ -47,6 +47,7 @@ CHANGING: Final = {
     "cursor",
     "p50_ms",
     "p95_ms",
+    "uptime_ratio",
 }
 A_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 A_MESSAGE_ID: Final = re.compile(r"projects/[^/]+/messages/\S+")
@@ -195,6 +196,7 @@ def test_the_examples_of_all_operations_run_one_after_the_other(
     for operation_id in ("changeDevice", "changeTag"):
         run(operation_id)
     run("heartbeat", "nothing_new", "with_a_warning", bearer=phone)
+    let_pass(minutes=50)
     run("issueCommand", "launch_app")
     call_command("dispatch", once=True)
     run("heartbeat", "with_status", bearer=phone)
@@ -202,8 +204,9 @@ def test_the_examples_of_all_operations_run_one_after_the_other(
     for operation_id in ("readCommand", "listCommands", "listDeliveries", "readDelivery", "cancelCommand"):
         run(operation_id)
     run("issueCommand", *list(OPERATIONS["issueCommand"])[1:])
-    for operation_id in ("listDevices", "readDevice", "summary", "listPushHealth", "listAudit", "listEnrollmentTokens"):
+    for operation_id in ("listDevices", "readDevice", "readDevicePresence", "summary", "listPushHealth", "listAudit"):
         run(operation_id)
+    run("listEnrollmentTokens")
     feed.all_events(admin)
     run("listEvents")
     run_webhooks(scenario, monkeypatch)

@@ -28,6 +28,7 @@ from tests.support.moments import in_one_batch, let_pass, reports_in_one_batch, 
 # The two statements are sent together, and PostgreSQL runs them as one transaction.
 FLUSH = ["WITH + SELECT"]
 # The locks first, in their own statement.
+OTHERS = ["SELECT + WITH + SELECT"]
 REPORTS = ["SELECT + WITH"]
 
 
@@ -46,26 +47,40 @@ def statements() -> Iterator[list[str]]:
 
 @pytest.fixture
 def fleet(admin: Admin) -> list[Phone]:
-    """Thirty phones, two of which have sent a heartbeat."""
+    """Thirty phones that are online."""
     phones = admin.enrol_fleet(30)
-    for phone in phones[:2]:
-        phone.heartbeat()
+    in_one_batch(*((phone.device_token, {}) for phone in phones))
     return phones
 
 
 def test_one_heartbeat_costs_two_statements_in_one_round_trip(phone: Phone) -> None:
+    phone.heartbeat()
     with statements() as made:
         phone.heartbeat(status={"battery_pct": 83}, agent_version="2")
     assert made == FLUSH
 
 
-def test_the_first_use_of_a_token_costs_no_statement_of_its_own(phone: Phone) -> None:
+def test_the_first_use_of_a_token_costs_one_further_round_trip(admin: Admin, phone: Phone) -> None:
+    phone.heartbeat()
+    assert phone.register(admin.enrollment_token(re_enroll=True)).status == 200
+    assert Device.objects.get().token_used_at is None
     with statements() as first:
         phone.heartbeat()
     with statements() as second:
         phone.heartbeat()
     assert Device.objects.get().token_used_at is not None
-    assert first == second == FLUSH
+    assert (first, second) == (FLUSH + OTHERS, FLUSH)
+
+
+def test_devices_that_were_offline_cost_a_batch_one_further_round_trip(fleet: list[Phone]) -> None:
+    let_pass(hours=1)
+    with statements() as made:
+        answers = in_one_batch(*((phone.device_token, {}) for phone in fleet))
+    assert [answer.status for answer in answers] == [200] * 30
+    assert made == FLUSH + OTHERS
+    with statements() as made:
+        in_one_batch(*((phone.device_token, {}) for phone in fleet))
+    assert made == FLUSH
 
 
 def test_a_push_token_that_has_not_changed_costs_nothing(phone: Phone) -> None:

@@ -9,7 +9,7 @@ import pytest
 from django.contrib.auth.models import User
 
 from tests.support.actors import LOGIN, Admin, Answer, Phone, Visitor
-from tests.support.moments import thread_hops
+from tests.support.moments import let_pass, thread_hops
 from tests.support.wire import traffic
 
 Send = Callable[[], Answer]
@@ -72,6 +72,11 @@ def using_a_rotated_token(fleet: Fleet) -> Send:
 
 def using_a_first_token(fleet: Fleet) -> Send:
     return fleet.admin.enrol("phone-new").heartbeat
+
+
+def coming_back(fleet: Fleet) -> Send:
+    let_pass(hours=1)
+    return fleet.phone.heartbeat
 
 
 def showing_a_wrong_token(fleet: Fleet) -> Send:
@@ -196,7 +201,8 @@ class Write:
 
 WRITES: Final = [
     Write("heartbeat", lambda fleet: lambda: fleet.phone.heartbeat(status={"battery_pct": 83}), Cost(2, 2, 1)),
-    Write("heartbeat, first use of a token", using_a_first_token, Cost(2, 2, 1)),
+    Write("heartbeat, first of a device", using_a_first_token, Cost(3, 5, 1)),
+    Write("heartbeat, after an offline time", coming_back, Cost(3, 5, 1)),
     Write("heartbeat, another push token", lambda f: lambda: f.phone.heartbeat(push_token="ok-x"), Cost(10, 8, 2)),
     Write("heartbeat, first use of a rotated token", using_a_rotated_token, Cost(8, 6, 4)),
     Write("heartbeat, token of before a rotation", showing_a_wrong_token, Cost(4, 3, 2), 401),

@@ -88,7 +88,7 @@ def test_a_command_that_reaches_a_phone_at_the_moment_of_its_revocation_may_stil
     assert token is not None
     beat = HeartbeatRecord(token)
     offered.heartbeat()  # Later requests are not the first use of the token.
-    Presence.objects.update(last_seen_at=None)
+    Presence.objects.update(last_seen_at=None, online_from=None)
     doings: list[tuple[Phone, Callable[[], object]]] = [
         (pushed, lambda: outbox.claim_due(1)), (offered, lambda: check_in.flush([beat])),
     ]  # fmt: skip

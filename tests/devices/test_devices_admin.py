@@ -23,7 +23,7 @@ from tests.support.moments import let_pass
 
 DEVICE_KEYS: Final = {
     "device_id", "hardware_id", "alias", "tags", "manufacturer", "model", "os_version", "agent_version", "presence",
-    "last_seen_at", "last_status", "push", "enrolled_at", "revoked_at", "retired_at", "last_refusal",
+    "last_seen_at", "offline_since", "last_status", "push", "enrolled_at", "revoked_at", "retired_at", "last_refusal",
 }  # fmt: skip
 TOKEN_KEYS: Final = {
     "id", "label", "max_uses", "uses", "tags", "re_enroll", "expires_at", "revoked_at", "created_at",

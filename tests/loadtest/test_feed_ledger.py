@@ -7,6 +7,7 @@ from django.db import connection
 from psycopg.conninfo import make_conninfo
 
 from commands import finishing
+from devices.presence import spans
 from loadtest.chaos import feed
 from loadtest.chaos.feed import FeedSnapshot
 from nexmdm.client.http_client import FleetClient
@@ -14,6 +15,8 @@ from nexmdm.common import database
 from tests.support.actors import Admin
 
 pytestmark = pytest.mark.django_db(transaction=True)
+
+_SEEN = "SELECT device_id::text FROM devices_presence WHERE last_seen_at IS NOT NULL"
 
 ONE_EVENT = "facts with exactly one event"
 ONE_FACT = "events without a fact"
@@ -33,8 +36,14 @@ def missed(ids: list[str] | None = None) -> set[str]:
 
 @pytest.fixture
 def loop(admin: Admin) -> None:
-    """A command to two devices: one succeeds in time, one fails late, and one write is refused."""
+    """Two devices, of which one comes online and goes offline again.
+
+    A command to both succeeds on one in time, and fails late on the other. One write is refused.
+    """
     first, second = admin.enrol_fleet(2)
+    assert first.heartbeat().status == 200
+    database.execute("UPDATE devices_presence SET last_seen_at = last_seen_at - interval '1 hour'")
+    assert spans.end_silent(10) == 1
     request_id = admin.command().json["request_id"]
     assert first.report(request_id, "succeeded").status == 200
     database.execute("UPDATE commands_delivery SET open_until = now() WHERE state = 'pending'")
@@ -46,6 +55,7 @@ def loop(admin: Admin) -> None:
 def test_a_sound_run_passes(loop: None) -> None:
     assert missed() == set()
     assert set(snapshot().events) == {
+        *((f"device.{state}", "", database.row(_SEEN)[0], "") for state in ("online", "offline")),
         ("command.issued", *request(), "", ""),
         ("command.finished", *request(), "", "partial"),
         *((("delivery.settled", *request(), device, state)) for device, state in settled()),

@@ -5,6 +5,7 @@ from typing import Any, Final
 import rich_click as click
 
 from nexmdm.client import arguments, rows
+from nexmdm.client.display import PEOPLE
 from nexmdm.client.http_client import PAGE
 from nexmdm.client.names import Json
 from nexmdm.client.session import DONE, Session
@@ -69,9 +70,32 @@ def _worst(session: Session, limit: int, filters: dict[str, Any]) -> list[Json]:
 @click.command("device")
 @shared.read
 @click.argument("name", type=values.DEVICE, metavar="DEVICE")
-def device(session: Session, name: str) -> int:
-    """Show one device."""
-    return show(session, session.client.get(f"{_PATH}/{session.names.device_id(name)}"))
+@click.option("--history", is_flag=True, help="Show when it was online and offline, the oldest first.")
+@click.option(
+    "--since", type=arguments.MOMENT, metavar="TIME",
+    help="The beginning of --history: 2h ago, yesterday, 2026-11-29, …; default: the oldest kept.",
+)  # fmt: skip
+def device(session: Session, name: str, *, history: bool, since: str | None) -> int:
+    """Show one device, or the history of its presence."""
+    if since is not None and not history:
+        raise click.UsageError("--since works only with --history.")
+    path = f"{_PATH}/{session.names.device_id(name)}"
+    if not history:
+        return show(session, session.client.get(path))
+    return _show_history(session, session.client.get(f"{path}/presence", since=since))
+
+
+def _show_history(session: Session, found: Json) -> int:
+    """Print the states of a device, and the ratio of the time online after them."""
+    if session.terminal.is_structured:
+        session.terminal.value(found)
+        return DONE
+    session.terminal.table(rows.PRESENCE, list(map(rows.presence, found["items"])))
+    if session.terminal.form in PEOPLE and not found["items"]:
+        session.terminal.hint("There is no heartbeat in this time.")
+    elif session.terminal.form in PEOPLE and found["uptime_ratio"] is not None:
+        session.terminal.line(f"uptime {found['uptime_ratio']:.2%}")
+    return DONE
 
 
 @click.command("change")

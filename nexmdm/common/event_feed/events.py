@@ -23,6 +23,8 @@ class EventType(StrEnum):
     DEVICE_REVOKED = "device.revoked"
     DEVICE_REINSTATED = "device.reinstated"
     DEVICE_RETIRED = "device.retired"
+    DEVICE_ONLINE = "device.online"
+    DEVICE_OFFLINE = "device.offline"
     DEVICE_PUSH_DEAD = "device.push_dead"
     COMMAND_ISSUED = "command.issued"
     COMMAND_FINISHED = "command.finished"

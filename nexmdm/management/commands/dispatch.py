@@ -20,6 +20,7 @@ from commands.push.dispatcher import SLOTS, Dispatcher
 from commands.push.periodic import PeriodicTask
 from devices import credentials, push_targets
 from devices.identity import comparison_keys
+from devices.presence import spans
 from nexmdm.audit import chain, entries
 from nexmdm.auth import rate_limit_windows, stored_answers
 from nexmdm.common import gc_tuning
@@ -117,6 +118,7 @@ def _periodic_tasks(dispatcher: Dispatcher) -> list[PeriodicTask]:
         PeriodicTask("expire", 1, lambda: queue.expire(SWEEP_BATCH), SWEEP_BATCH),
         PeriodicTask("ends of commands", 1.5, lambda: finishing.finish_recent(SWEEP_BATCH), SWEEP_BATCH),
         PeriodicTask("ends of older commands", 60, lambda: finishing.finish(SWEEP_BATCH), SWEEP_BATCH),
+        PeriodicTask("ends of presence", 10, lambda: spans.end_silent(SWEEP_BATCH), SWEEP_BATCH),
         PeriodicTask("abandoned attempts", 10, lambda: attempts.close_abandoned(SWEEP_BATCH), SWEEP_BATCH),
         PeriodicTask("comparison keys", 10, lambda: comparison_keys.fill(RETENTION_BATCH), RETENTION_BATCH),
         PeriodicTask("shared push tokens", 3600, lambda: outbox.settle_shared_push_tokens(SHARED_BATCH), SHARED_BATCH),
@@ -135,6 +137,7 @@ def _periodic_tasks(dispatcher: Dispatcher) -> list[PeriodicTask]:
             lambda: webhook_attempts.prune(events_kept, RETENTION_BATCH),
             RETENTION_BATCH,
         ),
+        PeriodicTask("retention of presence", 60, lambda: spans.prune(events_kept, RETENTION_BATCH), RETENTION_BATCH),
         PeriodicTask("push health", 60, lambda: push_health.count_hours(HOURS_BATCH), HOURS_BATCH),
         PeriodicTask("retention of push health", 60, lambda: push_health.prune(kept, RETENTION_BATCH), RETENTION_BATCH),
         PeriodicTask("witness of the audit", AUDIT_WITNESS_EVERY_SECONDS, _log_audit_witness),

@@ -1,0 +1,126 @@
+"""Spans of presence: a heartbeat begins one, and the dispatcher ends it when its device has fallen silent.
+
+The presence row of a device decides: whoever changes `online_from` has locked that row, and reads it after that in
+another statement. So each span has one beginning and one end, and each of the two has one event.
+"""
+
+from datetime import timedelta
+from typing import Final
+
+from django.db import transaction
+
+from devices.models import DESCRIBED
+from devices.presence import service_time
+from nexmdm.common import database
+from nexmdm.common.event_feed import events
+from nexmdm.common.event_feed.events import RFC3339, EventType
+
+_FELL_SILENT: Final = f"""{DESCRIBED} || jsonb_build_object(
+    'last_seen_at', to_char(last_seen_at AT TIME ZONE 'UTC', {RFC3339}),
+    'offline_at', to_char(offline_at AT TIME ZONE 'UTC', {RFC3339})
+)"""
+
+LOCK: Final = """
+    SELECT count(*) FROM (
+        SELECT FROM devices_presence WHERE device_id = ANY(%(device_ids)s::uuid[])
+        ORDER BY device_id FOR NO KEY UPDATE
+    ) locked
+"""
+
+
+def was_online(presence: str) -> str:
+    """Return the SQL of whether a device's span continues with a heartbeat of now; `presence` is its locked row.
+
+    A device that was online before spans existed, and so has none, counts as online.
+    """
+    return f"""COALESCE({presence}.last_seen_at > {service_time.online_after()} AND (
+        {presence}.online_from IS NOT NULL
+        OR NOT EXISTS (SELECT FROM devices_presencespan span WHERE span.device_id = {presence}.device_id)
+    ), false)"""
+
+
+def flips(before: str) -> str:
+    """Return CTEs that store what heartbeats of now change: ends of spans that nobody has stored yet, and events.
+
+    `before` has the locked presence rows before the heartbeats, with `was_online`.
+    """
+    return f"""ended AS (
+        SELECT device_id, online_from, last_seen_at, {service_time.online_until("last_seen_at")} AS offline_at
+        FROM {before} WHERE online_from IS NOT NULL AND NOT was_online
+    ), stored AS (
+        {_store("ended")}
+    ), appended AS (
+        INSERT INTO nexmdm_event (type, device_ids, data)
+        SELECT type, ARRAY[device_id], data FROM (
+            SELECT device_id, 1 AS place, '{EventType.DEVICE_OFFLINE}' AS type, {_FELL_SILENT} AS data
+            FROM ended JOIN devices_device device ON device.id = device_id
+            UNION ALL
+            SELECT device_id, 2, '{EventType.DEVICE_ONLINE}', {DESCRIBED}
+            FROM {before} JOIN devices_device device ON device.id = device_id WHERE NOT was_online
+        ) happened ORDER BY device_id, place
+    )"""  # noqa: S608  (SQL of our modules)
+
+
+def _store(ended: str) -> str:
+    return f"""
+        INSERT INTO devices_presencespan (device_id, online_from, offline_at)
+        SELECT device_id, online_from, offline_at FROM {ended} ORDER BY device_id
+    """  # noqa: S608  (SQL of our modules)
+
+
+@transaction.atomic
+def end_silent(limit: int) -> int:
+    """End the spans of up to `limit` devices that have fallen silent; return how many.
+
+    Presence rows in use are skipped: their heartbeat decides, or the next call.
+    """
+    held = database.rows(
+        f"""
+        SELECT device_id FROM devices_presence
+        WHERE online_from IS NOT NULL AND last_seen_at <= {service_time.surely_online_after()}
+        ORDER BY device_id LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED
+        """,  # noqa: S608  (SQL of our modules)
+        {"limit": limit},
+    )
+    if held:
+        database.execute(_end(), {"device_ids": [device_id for (device_id,) in held]})
+    return len(held)
+
+
+def _end() -> str:
+    append = events.append_for_devices("silent", EventType.DEVICE_OFFLINE, "NULL::uuid", _FELL_SILENT)
+    return f"""
+        WITH silent AS MATERIALIZED (
+            SELECT device_id, online_from, last_seen_at, alias, tags,
+                {service_time.online_until("presence.last_seen_at")} AS offline_at
+            FROM devices_presence presence JOIN devices_device device ON device.id = device_id
+            WHERE device_id = ANY(%(device_ids)s)
+        ), stored AS (
+            {_store("silent")}
+        ), appended AS (
+            {append}
+        )
+        UPDATE devices_presence SET online_from = NULL WHERE device_id = ANY(%(device_ids)s)
+    """  # noqa: S608  (SQL of our modules; values are parameters)
+
+
+def prune(kept: timedelta, limit: int) -> int:
+    """Delete up to `limit` spans that ended more than `kept` ago, and old gaps; return how many spans.
+
+    A gap by which a device may still be online stays.
+    """
+    database.execute(
+        f"""
+        DELETE FROM devices_servicegap
+        WHERE ended_at < LEAST(now() - %(kept)s, {service_time.surely_online_after()})
+        """,  # noqa: S608
+        {"kept": kept},
+    )
+    return database.execute(
+        """
+        DELETE FROM devices_presencespan WHERE id IN (
+            SELECT id FROM devices_presencespan WHERE offline_at < now() - %(kept)s ORDER BY offline_at LIMIT %(limit)s
+        )
+        """,
+        {"kept": kept, "limit": limit},
+    )
