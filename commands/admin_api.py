@@ -89,15 +89,16 @@ def _target_text(target: object) -> str:
 @router.post("/command", response=CommandIssued, url_name="command")
 @summarized(_summarize_command)
 async def issue_command(request: HttpRequest, body: NewCommand) -> HttpResponse:
-    """Issue a command for its audience, which is fixed now. The dispatcher sends the push immediately afterwards.
+    """Issue a command to the devices that match its target now. A device that matches later does not get the command.
 
-    Devices named by id or alias must all be enrolled, and neither revoked nor retired. `tags` (any of them) and `all`
-    leave revoked and retired devices out. `expires_in_seconds` is the time in which a phone must begin. A phone that
-    reports `received` or `running` in this time gets one hour more for its final report. The default is 600, for
-    `reboot` 3600, for `lock` and `wipe` 2419200. `expect_count`: an audience of another size is refused. `supersede`:
-    the open commands of the same action on these devices are cancelled. `dry_run`: the request is checked and its
-    devices are counted, but nothing is queued. `wipe` requires `target.device_ids`, and `expect_count` for several
-    devices.
+    The dispatcher sends the pushes immediately afterwards. Devices named by id or alias must all be enrolled, and
+    neither revoked nor retired. `tags` selects the devices with at least one of the tags. `tags` and `all` leave
+    revoked and retired devices out. `expires_in_seconds` is the time in which a phone must begin: by default 600, for
+    `reboot` 3600, for `lock` and `wipe` 2419200. A phone that reports `received` or `running` in this time gets one
+    hour more for its final report. `expect_count`: the command is refused if it is for another number of devices.
+    `supersede`: the open commands of the same action on these devices are cancelled. `dry_run`: the request is checked
+    and its devices are counted, but nothing is queued. `wipe` requires `target.device_ids`, and `expect_count` for
+    several devices.
     """
     caller = caller_of(request)
     command_request = _command_request(body, caller.principal)

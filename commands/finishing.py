@@ -107,7 +107,7 @@ def _finish(which: Q, limit: int) -> int:
 
 def _standing(command: Any) -> tuple[CommandState, CommandOutcome]:
     state, outcome = standing.of_seen(command.seen, was_cancelled=command.cancelled_at is not None)
-    assert outcome is not None, "nothing of it is open"
+    assert outcome is not None, "no delivery of the command is open"
     return state, outcome
 
 

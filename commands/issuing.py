@@ -1,4 +1,4 @@
-"""Issue commands: the audience of each is fixed here.
+"""Issue commands: this module fixes the devices of each command (its audience).
 
 Each function runs inside its caller's transaction. All times are the database's.
 """
@@ -26,7 +26,7 @@ class AudienceChanged(DomainError):
 
 
 class PushPayloadTooLarge(DomainError):
-    detail = "The command is larger than the 4096 bytes of a push. Shorten its params."
+    detail = "The command is larger than 4096 bytes, the limit of a push. Shorten its params."
 
 
 @dataclass(frozen=True, slots=True)

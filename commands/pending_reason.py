@@ -34,7 +34,8 @@ QUOTED: Final = 100
 _FAILED: Final = Q(
     outcome__in=(AttemptOutcome.RETRY_LATER, AttemptOutcome.REJECTED, AttemptOutcome.TOKEN_DEAD, AttemptOutcome.UNKNOWN)
 ) | Q(outcome=AttemptOutcome.BLOCKED, http_status__isnull=False)
-"""The condition for pushes that were sent and failed. A push that was returned unsent, or is in flight, has not failed.
+"""The condition for pushes that were sent and failed. A push that was given back unsent, or is in flight, has not
+failed.
 """
 
 
@@ -138,11 +139,11 @@ def _last_sign(row: Any) -> str:
     if seen is None or row.device_was == DeviceWas.NEVER_SEEN:
         return "the device had never sent a heartbeat"
     if seen > row.open_until:
-        return "the phone reported nothing in time, and its last heartbeat before the end is not known"
+        return "the phone reported nothing in time, and its last heartbeat before the expiry is not known"
     at = rfc3339(seen.replace(microsecond=0))
     if seen < row.command.issued_at:
         was_offline = row.open_until > row.was_online_until
-        return f"offline since {at}" if was_offline else f"last heartbeat at {at}, before the command"
+        return f"offline since {at}" if was_offline else f"last heartbeat at {at}, before the command was issued"
     return f"last heartbeat at {at}, and the device did not answer in time"
 
 

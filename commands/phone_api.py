@@ -19,8 +19,8 @@ async def action_result(request: HttpRequest, body: Body[Reading[ActionResult]])
     The first `succeeded` or `failed` report counts; any later report is a `duplicate`. A final report after the expiry
     or a cancellation is stored as `late`, and does not change the state. `via` is how the command reached the phone.
     The first 100 reports on a command are stored (consecutive equal reports as one), and in any case the first final
-    one. Further reports get the same answer, and are only counted. A device that reports more often than
-    DEVICE_RATE_LIMIT gets 429.
+    report. Further reports get the same answer as stored ones, and are only counted. A device that reports more often
+    than DEVICE_RATE_LIMIT gets 429.
 
     Before a phone wipes itself, it reports `succeeded`, and is retired by that report. For 24 hours its token can still
     repeat this one report, and nothing else.

@@ -125,7 +125,7 @@ _HOLD_OPEN: Final = """
 """
 
 # FCM recalls no push, and a phone that reported or sent a heartbeat since the issue has the command. While a device is
-# revoked, this does not change.
+# revoked, the result of this condition does not change.
 _MAY_STILL_RUN: Final = """
     judged.received_at IS NOT NULL
     OR EXISTS (

@@ -39,7 +39,8 @@ report.
 
 RESULTS = Counter("nexmdm_action_results", "Reports of phones, by status.", ["status"])
 NOT_KEPT = Counter(
-    "nexmdm_reports_not_kept", "Reports that were counted and not stored: their delivery had 100 already."
+    "nexmdm_reports_not_kept",
+    "Reports that were counted but not stored, because their delivery already had 100 reports.",
 )
 FLUSH_SIZE = Histogram("nexmdm_flush_reports", "Reports in one flush.", buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500))
 FLUSH_SECONDS = Histogram(

@@ -25,15 +25,16 @@ from devices import tokens
 from nexmdm.common import rates
 
 UNSHARED_PART: Final = 20
-"""The part of the limit that a process counts only by itself: one in this number, or twice as much if its window and
-the shared window overlap.
+"""A process counts a part of the limit only by itself: the limit divided by this number.
+
+The part is twice as large if the window of the process and the shared window overlap.
 """
 
 REMEMBERED: Final = 100_000
-"""The largest number of devices that a process counts (20 MB). Beyond it, the counts of all devices begin again."""
+"""The largest number of devices that a process counts (20 MB). With one more, all counts begin again."""
 
 REFUSED: Final = CounterMetric(
-    "nexmdm_reports_refused", "Reports answered 429, over the DEVICE_RATE_LIMIT of their device."
+    "nexmdm_reports_refused", "Reports that were answered 429, because their device was over DEVICE_RATE_LIMIT."
 )
 
 

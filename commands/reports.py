@@ -23,7 +23,8 @@ from nexmdm.common.event_feed.events import RFC3339
 log = structlog.get_logger()
 
 KEPT: Final = 100
-"""The number of reports of one delivery that are stored. Beyond it, only the result or the late result is stored.
+"""The number of reports of one delivery that are stored. Beyond this number, only the result or the late result is
+stored.
 
 An ordinary phone sends only a few. A phone that reports without end must not fill the database.
 """
@@ -34,7 +35,10 @@ EXTRA_TIME: Final = timedelta(hours=1)
 
 
 LAST_WORD_TIME: Final = timedelta(hours=24)
-"""The time in which a phone that its own report retired may repeat that report: the answer may have been lost."""
+"""If a phone's own report retired its device, the phone may repeat that report for this time.
+
+The answer to the report may have been lost.
+"""
 
 
 class UnknownRequest(DomainError):
@@ -288,8 +292,8 @@ def record_report(device_id: UUID, request_id: UUID, report: ReportInput) -> Rep
 def _retire_if_wiped(delivery: Any) -> None:
     """Retire the device if the success of its wipe was stored, and if the device was not enrolled again since the wipe.
 
-    `delivery` has the values from before the report. A repeat retires the device too, because a worker of the previous
-    version may have recorded the first report.
+    `delivery` has the values from before the report. A repeated report retires the device too: a worker of NexMDM's
+    previous version may have recorded the first report without retiring the device.
     """
     if delivery.action not in actions.RETIRING:
         return

@@ -25,7 +25,10 @@ where it takes long to delete them."""
 
 ROWS: Final = 10_000
 BYTES: Final = 8 * 1024 * 1024
-"""The number of reports, and of attempts, that one call of trim() deletes, and their size: some tenths of a second."""
+"""The limits of one call of trim(), for reports and for attempts: their number, and their size in bytes.
+
+Such a call takes some tenths of a second.
+"""
 
 # The planner does not know that a delivery has just got a million rows, so these hints allow only one plan. This plan
 # finds rows by the index of their delivery (by OFFSET 0, instead of hashing the whole table), and deliveries in the

@@ -39,7 +39,7 @@ MAX_EXPIRY_SECONDS = FOUR_WEEKS
 
 
 def _true(value: object) -> object:
-    if value is not True:  # pydantic accepts 1
+    if value is not True:  # pydantic would also accept 1
         raise ValueError("must be true")
     return value
 

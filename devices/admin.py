@@ -173,7 +173,7 @@ class TokenStateFilter(ChoiceFilter):
 
 
 class DeviceAdmin(ReadOnlyAdmin):
-    """The list of devices, with the last report of each."""
+    """The list of devices, and the page of each device."""
 
     list_display = (
         "name", "presence_now", "last_seen_at", "push", "battery", "tag_list", "model", "agent_version",
@@ -279,7 +279,7 @@ class DeviceAdmin(ReadOnlyAdmin):
 
     @admin.display(description="last status")
     def last_status(self, device: Device) -> str:
-        """Return the phone's last report about itself."""
+        """Return the status that the phone reported last."""
         return pretty(device.presence.last_status)
 
 

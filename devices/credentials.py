@@ -28,7 +28,7 @@ from nexmdm.common import database
 from nexmdm.common.domain_error import DomainError
 
 NEXT_LIVES: Final = timedelta(hours=24)
-"""The time within which a phone must use a new credential after a rotation. Then an unused one is deleted."""
+"""The time within which a phone must use a new credential after a rotation. After it, an unused one is deleted."""
 
 
 class InvalidToken(DomainError):

@@ -274,7 +274,7 @@ def _enrol_again(
 def revoke(device_id: UUID, *, with_event: bool = True) -> bool:
     """Revoke a device from its next request on; return False if it was revoked before. Raises UnknownDevice.
 
-    The row stays locked until the transaction ends, so no command is issued before the open ones are cancelled.
+    The row stays locked until the transaction ends, so no command is issued before the open commands are cancelled.
     """
     if not Device.objects.select_for_update().filter(id=device_id).exists():
         raise UnknownDevice

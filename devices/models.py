@@ -55,7 +55,7 @@ def append_events(event_type: EventType, device_ids: Collection[UUID]) -> None:
 
 
 FAILING_FROM: Final = 5
-"""Pushing to a device counts as failing from this number of pushes in a row without an accepted one."""
+"""If FCM accepted none of this many pushes in a row to a device, pushing to the device counts as failing."""
 
 PUSH_HEALTH: Final = {
     "ok": Q(push_token__isnull=False, push_token_dead_at=None, push_failures__lt=FAILING_FROM),
@@ -63,7 +63,7 @@ PUSH_HEALTH: Final = {
     "dead": Q(push_token_dead_at__isnull=False),
     "none": Q(push_token=None),
 }
-"""The states of pushing by name; each device is in one of them. A dead push token outranks a failing one."""
+"""The states of pushing by name; each device is in exactly one of them."""
 
 
 def not_seen_after(moment: datetime) -> Q:

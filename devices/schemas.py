@@ -249,7 +249,7 @@ class DevicePage(ResponseSchema):
 
 Reported = Annotated[
     Detail | None,
-    Field(description="The value exactly as the device reported it. An empty one finds devices without a value."),
+    Field(description="The value exactly as the device reported it. An empty value finds devices that reported none."),
 ]
 
 
@@ -271,8 +271,8 @@ class DeviceQuery(Page, extra="forbid"):
     push: Annotated[
         PushHealth | None,
         Field(
-            description="`failing`: FCM accepted none of the last five or more pushes, across deliveries. "
-            "`dead` outranks `failing`. Another push token sets the count to 0."
+            description="`failing`: FCM accepted none of the last five or more pushes to the device, over all "
+            "deliveries. A new push token sets this count to 0. A `dead` device is not also `failing`."
         ),
     ] = None
     q: Annotated[Text, Field(min_length=1, max_length=128)] | None = None

@@ -24,7 +24,7 @@ _AT_ONCE: Final = 2 * _THREADS
 
 _WAITING: Final = 200
 _SECONDS: Final = 10
-"""A bcrypt hash takes 60 to 80 ms, so two threads finish the waiting ones within this time."""
+"""A bcrypt hash takes 60 to 80 ms, so two threads finish the waiting checks within this time."""
 
 TOKEN_CHECKS: Final = Gate(
     "token_checks", at_once=_AT_ONCE, at_once_per_key=1, waiting=_WAITING, waiting_per_key=8, seconds=_SECONDS

@@ -91,6 +91,11 @@ def enrollment_keys() -> tuple[Key, ...]:
     return _derive("enrollment secret", (settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS))
 
 
+def webhook_keys() -> tuple[Key, ...]:
+    """Return the keys from which the secrets of webhooks are derived, the current one first."""
+    return _derive("webhook secret", (settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS))
+
+
 @lru_cache(maxsize=16)
 def _derive(purpose: str, masters: tuple[str, ...]) -> tuple[Key, ...]:
     values = (hmac.digest(master.encode(), f"nexmdm {purpose}".encode(), "sha256") for master in masters)

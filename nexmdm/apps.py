@@ -12,7 +12,7 @@ class NexmdmConfig(AppConfig):
     """The Django app of everything that belongs to both `devices` and `commands`."""
 
     name = "nexmdm"
-    verbose_name = "Audit and dispatchers"
+    verbose_name = "Audit, dispatchers and webhooks"
 
     def ready(self) -> None:
         """Register our checks. The first one runs before every command; `check --deploy` runs all of them.

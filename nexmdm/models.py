@@ -1,4 +1,4 @@
-"""The tables of the composing app: stored answers, the audit, and the running dispatchers."""
+"""The tables of the composing app: stored answers, the audit, the running dispatchers, events and webhooks."""
 
 from typing import ClassVar, Final
 from uuid import UUID
@@ -106,8 +106,8 @@ class AuditMark(models.Model):
 class PushHealthHour(models.Model):
     """The pushes of one hour that is over, counted for one value of a device's field.
 
-    nexmdm/monitoring/push_health.py writes and reads it. `latencies` counts answers by their latency band. Each counted
-    hour also has a row without a field, so that these rows show which hours are counted.
+    nexmdm/monitoring/push_health.py writes and reads this table. `latencies` counts answers by their latency band. Each
+    counted hour also has a row without a field, so that these rows show which hours are counted.
     """
 
     id = models.BigAutoField(primary_key=True)
@@ -183,10 +183,12 @@ class Event(models.Model):
 
 
 class EventMark(models.Model):
-    """The one row about the feed as a whole: the database that its transaction ids belong to, and what is deleted.
+    """The one row about the feed as a whole: its database, and the last row that retention deleted.
+
+    `database` is the database to which the transaction ids of the events belong.
 
     `epoch` names the feed in cursors, and changes if the events were restored into another database. `pruned_xid` and
-    `pruned_id` are those of the last row that retention deleted.
+    `pruned_id` are the transaction id and the id of the last row that retention deleted.
     """
 
     id = models.SmallIntegerField(primary_key=True)
@@ -197,3 +199,64 @@ class EventMark(models.Model):
 
     def __str__(self) -> str:
         return self.epoch
+
+
+class Webhook(models.Model):
+    """A URL that gets events, one after the other in the order of the feed (nexmdm/webhooks/).
+
+    `cursor_*` are the place of the next event (nexmdm/events/cursor.py). `secret_key` names the SECRET_KEY from which
+    the secret with the number `secret_number` is derived; `previous_secret_key` that of the number before. `lease`
+    names the dispatcher's task that serves the webhook. `revision` counts the changes by admins.
+    """
+
+    id = models.UUIDField(primary_key=True)
+    url = models.TextField()
+    types = ArrayField(models.CharField(max_length=32), default=list)
+    tags = ArrayField(models.CharField(max_length=64), default=list)
+    description = models.CharField(max_length=200, blank=True)
+    created_at = models.DateTimeField(db_default=Now())
+    paused = models.BooleanField(default=False)
+    why = models.CharField(max_length=300, blank=True)
+    revision = models.IntegerField(default=1)
+    cursor_epoch = models.CharField(max_length=16)
+    cursor_xid = TransactionId(max_length=20)
+    cursor_id = models.BigIntegerField()
+    cursor_place = models.IntegerField()
+    # The failed attempts since the last event that the receiver acknowledged.
+    tries = models.IntegerField(default=0)
+    failing_since = models.DateTimeField(null=True)
+    next_attempt_at = models.DateTimeField(db_default=Now())
+    # The test event that an admin asked for, until it is sent.
+    test_id = models.UUIDField(null=True)
+    secret_number = models.IntegerField(default=1)
+    secret_key = models.CharField(max_length=8)
+    previous_secret_key = models.CharField(max_length=8, blank=True)
+    rotated_at = models.DateTimeField(null=True)
+    lease = models.UUIDField(null=True)
+    lease_until = models.DateTimeField(db_default=Now())
+
+    def __str__(self) -> str:
+        return self.description or str(self.id)
+
+
+class WebhookAttempt(models.Model):
+    """One attempt to send an event to a webhook. `http_status` is None, and `error` says why, without an answer."""
+
+    id = models.BigAutoField(primary_key=True)
+    webhook = models.ForeignKey(Webhook, models.CASCADE, related_name="attempts", db_index=False)
+    event_id = models.CharField(max_length=64)
+    type = models.CharField(max_length=32)
+    at = models.DateTimeField(db_default=Now())
+    is_delivered = models.BooleanField()
+    http_status = models.PositiveSmallIntegerField(null=True)
+    error = models.CharField(max_length=200, blank=True)
+    latency_ms = models.PositiveIntegerField()
+
+    class Meta:
+        indexes: ClassVar = [
+            # The newest attempts of a webhook, and their retention.
+            models.Index(name="webhook_attempt_of", fields=["webhook", "id"]),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.event_id} {self.http_status or self.error}"

@@ -39,6 +39,7 @@ WEB_WORKERS = environment.whole("WEB_WORKERS", 1, minimum=1, maximum=64)
 LOOPBACK_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
 ALLOWED_HOSTS = environment.hosts("ALLOWED_HOSTS", LOOPBACK_HOSTS)
 TRUSTED_PROXIES = environment.networks("TRUSTED_PROXIES")
+WEBHOOK_ALLOW_PRIVATE = environment.networks("WEBHOOK_ALLOW_PRIVATE")
 MAX_CONNECTIONS = environment.whole("MAX_CONNECTIONS", 10_000, minimum=1, maximum=1_000_000)
 MAX_CONNECTIONS_PER_ADDRESS = environment.whole(
     "MAX_CONNECTIONS_PER_ADDRESS", max(1, min(2000, MAX_CONNECTIONS // 5)), minimum=1, maximum=MAX_CONNECTIONS
@@ -68,12 +69,13 @@ _AT_A_TERMINAL = sys.stdout.isatty()
 LOG_FORMAT = environment.choice("LOG_FORMAT", "console" if _AT_A_TERMINAL else "json", ("json", "console"))
 HEARTBEAT_LOG = environment.choice("HEARTBEAT_LOG", "summary" if _AT_A_TERMINAL else "each", ("each", "summary"))
 
-# One web worker's connections. All processes together use workers × this, the dispatchers' connections and a few more.
+# One web worker's connections. All processes together use this number × workers, the dispatchers' connections and a few
+# more.
 DATABASE_POOL_SIZE = environment.whole("DATABASE_POOL_SIZE", 8, minimum=2, maximum=200)
 # The longest time that work waits for a connection, in seconds.
 POOL_TIMEOUT_SECONDS = 2
-# After this time, the pool tries once more to connect and then stops; the next request lets it try again. By default it
-# tries for five minutes with doubling pauses, and would wait longer than PostgreSQL is away.
+# After this time, the pool tries once more to connect and then stops; the next request lets it try again. By default
+# the pool tries for five minutes with doubling pauses, and could wait long after PostgreSQL is back.
 POOL_RECONNECT_SECONDS = 0.2
 STATEMENT_TIMEOUT_SECONDS = environment.whole("STATEMENT_TIMEOUT_SECONDS", 7, minimum=1, maximum=3600)
 LOCK_TIMEOUT_SECONDS = environment.whole("LOCK_TIMEOUT_SECONDS", 5, minimum=1, maximum=3600)

@@ -50,7 +50,7 @@ class CommandAdmin(ReadOnlyAdmin):
     list_display = (
         "action", "standing", "came_to", "counts", "meant", "note", "issued", "issued_by", "request_id",
     )  # fmt: skip
-    empty = "Send one: manage.py fleet ping all."
+    empty = "Send a command: manage.py fleet ping all."
     list_filter = (
         filters.ActionFilter,
         filters.CommandStateFilter,

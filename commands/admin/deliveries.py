@@ -239,7 +239,7 @@ class DeliveryAdmin(_OfCommandAndDevice):
         final = late or delivery.current.result
         if final is None:
             return NOTHING
-        word = ", late: the delivery was settled before" if late else ""
+        word = ", late: the delivery was already settled" if late else ""
         output = "" if final.output is None else pretty(final.output)
         return format_html("{}{} {} {}", badge(final.status), word, final.message or "", output)
 

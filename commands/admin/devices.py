@@ -20,7 +20,7 @@ class BusyDeviceAdmin(DeviceAdmin):
     change_form_template = "commands/device.html"
     fieldsets: ClassVar = [
         *DeviceAdmin.fieldsets[:-1],
-        ("Everything about it", {"fields": ["all_deliveries", "all_attempts", "all_reports", "audit_entries"]}),
+        ("All about this device", {"fields": ["all_deliveries", "all_attempts", "all_reports", "audit_entries"]}),
         *DeviceAdmin.fieldsets[-1:],
     ]
 
@@ -50,5 +50,5 @@ class BusyDeviceAdmin(DeviceAdmin):
     @admin.display(description="audit")
     def audit_entries(self, device: Device) -> SafeString:
         """Return a link to the signed requests about the device."""
-        text = "Signed requests about this device (not: tag changes, refused commands to several devices)"
+        text = "Signed requests about this device (without tag changes and refused commands to several devices)"
         return link_to_list(AuditEntry, text, q=device.pk)

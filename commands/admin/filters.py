@@ -188,7 +188,7 @@ class CommandAge(AgeFilter):
 class CommandEnd(SpanFilter):
     """The filter by the time since the last delivery of the command was settled."""
 
-    title = "time since the end, up to"
+    title = "ended within the last"
     parameter_name = "ended"
     spans: ClassVar = {"1 hour": timedelta(hours=1), "1 day": timedelta(days=1), "7 days": timedelta(days=7)}
 

@@ -1,4 +1,4 @@
-"""Store a device's last heartbeat before its command expired: later heartbeats would hide it."""
+"""Store a device's last heartbeat before its command expired: a later heartbeat would replace the time elsewhere."""
 
 from django.db import migrations, models
 

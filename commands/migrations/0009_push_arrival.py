@@ -1,4 +1,4 @@
-"""Store how a push arrived at the phone, by the phone's report."""
+"""Store how a push arrived at the phone, as the phone reported it."""
 
 from django.db import migrations, models
 

@@ -19,7 +19,7 @@ from nexmdm.common import database
 
 # The locks come first, in separate statements: the next statement must see what earlier owners of the locks wrote.
 # Devices are locked before deliveries, as in a revocation. (Reports lock the delivery first: a deadlock is retried.)
-# Only devices whose row may change are locked: their push token is dead, or their count of failures changes.
+# Only devices whose row may change are locked: the push token is dead, or the count of failures changes.
 _HOLD_DEVICES: Final = """
     SELECT id::text FROM devices_device
     WHERE (id = ANY(%(failed)s::uuid[]) AND push_failures < %(failing_from)s)
@@ -125,7 +125,7 @@ def _record(sent: Sequence[Sent]) -> None:
 
 
 def _deaths(dead: Sequence[Claimed]) -> list[Death]:
-    """Return the deaths that the answers to these pushes showed. The time of each is the start of its attempt."""
+    """Return the dead push tokens that the answers to these pushes showed, each with the start of its attempt."""
     if not dead:
         return []
     attempts = Attempt.objects.filter(delivery_id__in=[one.delivery_id for one in dead])

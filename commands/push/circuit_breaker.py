@@ -6,13 +6,13 @@ from typing import Final
 
 FAILURES_TO_OPEN: Final = 20
 SEVERAL_DEVICES: Final = 3
-"""The number of devices whose sends must fail before the fault counts as a fault of our side.
+"""The number of devices whose sends must fail before the fault counts as one of the server or of FCM.
 
 If the sends to only one or two devices fail, the phones may be the cause.
 """
 
 MOST_PASSED_OVER: Final = 1000
-"""The most failed deliveries that a circuit stores: more than can fail before it opens, with all slots in use."""
+"""The largest number of failed deliveries that a circuit stores. Fewer can fail before the circuit opens."""
 
 PROBE_INTERVAL_SECONDS: Final = 30.0
 
@@ -21,7 +21,7 @@ OPEN: Final = "open"
 
 
 class Fault(StrEnum):
-    """The fault of our side that a send shows. NONE: FCM accepted or rejected this message, so our side works."""
+    """The fault of the server or of FCM that a send shows. NONE: FCM accepted or rejected the message of this send."""
 
     NONE = "none"
     PASSING = "failures"
@@ -38,13 +38,14 @@ class Circuit:
     """Closed: all pushes are sent.
 
     Open: one probe is sent every 30 s, and the first probe that FCM accepts or rejects closes the circuit. The circuit
-    opens after an OAuth failure, which concerns all pushes. It opens when FCM refuses our side for several devices, and
-    accepts or rejects no message in between. It opens after 20 failures of any kind in a row, if they are of several
-    devices. `cause` is the one of these three causes that opened it.
+    opens after an OAuth failure, which concerns all pushes. It opens when FCM refuses the server's Firebase account or
+    project for several devices, and between these refusals neither accepts nor rejects a single message. It opens after
+    20 failures of any kind in a row, if they are of several devices. `cause` is the one of these three causes that
+    opened the circuit.
 
-    While the circuit is open, and in the first claim after it, deliveries that have failed are passed over if any other
-    delivery is due. So each probe is for another delivery, and a delivery that opened the circuit is not the first one
-    after it closes.
+    While the circuit is open, and in the first claim after it has closed, deliveries whose push has failed are passed
+    over if any other delivery is due. So each probe is for another delivery. After the circuit closes, the first push
+    is not for a delivery whose push opened it.
     """
 
     state: str = CLOSED

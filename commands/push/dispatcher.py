@@ -1,6 +1,6 @@
-"""The dispatcher: claims pushes that are due, sends them to FCM, and has the answers recorded.
+"""The dispatcher: claims pushes that are due, sends them to FCM, and passes FCM's answers to the recorder.
 
-While PostgreSQL is away, it claims nothing, returns the pushes that wait, and keeps the answers until they can be
+While PostgreSQL is away, it claims nothing, gives waiting pushes back, and keeps the answers until they can be
 recorded (recorder.py). The log contains the reason once for each outage (nexmdm/common/postgresql/outage.py).
 """
 
@@ -39,8 +39,8 @@ If FCM takes 150 ms for an answer, this is 3,300 pushes a second.
 
 BATCH: Final = 500
 OUTSTANDING: Final = SLOTS + 2 * BATCH
-"""The most pushes that are claimed and not answered: two batches more than there are slots, so that no slot waits for a
-claim.
+"""The most pushes that are claimed and not yet answered: two batches more than there are slots, so that no slot waits
+for a claim.
 """
 
 LEAST_ROOM: Final = BATCH // 2
@@ -57,9 +57,9 @@ LEAVES_WITHIN_SECONDS: Final = outbox.LEASE.total_seconds() - fcm.TIMEOUT_SECOND
 
 The rest of the lease is for the answer, and 5 s to record it.
 """
-CIRCUIT_OPENED = Counter("nexmdm_circuit_opened", "Times that a circuit to FCM has opened, by the cause.", ["cause"])
+CIRCUIT_OPENED = Counter("nexmdm_circuit_opened", "How often a dispatcher's circuit has opened, by cause.", ["cause"])
 for _cause in circuit_breaker.CAUSES:
-    CIRCUIT_OPENED.labels(_cause.value)  # So the metric is 0 before the first time, and not absent.
+    CIRCUIT_OPENED.labels(_cause.value)  # So the metric is 0, and not absent, before a circuit first opens.
 
 
 class FcmSender(Protocol):
@@ -88,8 +88,10 @@ class Dispatcher:
         self._listener = Listener(self._awake.set)
 
     def stop(self) -> None:
-        """Claim nothing more. run() returns when sent pushes are answered, waiting ones are returned, and all is
-        recorded.
+        """Claim nothing more.
+
+        run() returns when FCM has answered the pushes that were sent, the waiting pushes were given back, and all of
+        this is recorded.
         """
         self._stopping.set()
         self._awake.set()
@@ -172,7 +174,7 @@ class Dispatcher:
                 await self._sleep_until_woken(self._listener.poll_seconds)
 
     async def _send(self, claimed: Claimed, batch: Batch) -> None:
-        """Send a push when there is a slot, or return it unsent if it must not be sent any more."""
+        """Send a push when there is a slot, or give it back if it must not be sent any more."""
         async with self._slots:
             if self.circuit.state == circuit_breaker.OPEN and not batch.is_probe:
                 self._give_back(

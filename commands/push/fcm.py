@@ -36,9 +36,9 @@ _TARGET: Final = re.compile(r"\bmessage\.(token|fid)\b|registration token", re.I
 
 
 class NotSent(Exception):
-    """The push could not be sent in time; the text names the time that was over.
+    """The push could not be sent in time; the text names the time limit that has passed.
 
-    FCM has not got the push, or refused it.
+    FCM did not get the push, or refused it.
     """
 
 
@@ -50,9 +50,9 @@ class FcmMessage(NamedTuple):
     """The message to FCM for one phone: an envelope as its data.
 
     `kind` is the field of the message that contains `target`. The message is sent at least a second before its command
-    expires, and before `leaves_before`, or not at all. (`leaves_before`: until then the claim is valid.) Both are times
-    of time.monotonic(). With `direct_boot`, a phone that was restarted gets the message before its user has unlocked
-    it. FCM counts messages by their action.
+    expires, and before `leaves_before`, or not at all. (The claim is valid until `leaves_before`.) Both are times of
+    time.monotonic(). With `direct_boot`, a phone that was restarted gets the message before its user has unlocked
+    it. FCM's statistics count messages by their action.
     """
 
     kind: str
@@ -182,7 +182,7 @@ class Sender:
         return await self._post(push, await self._access.get())
 
     async def _post(self, push: FcmMessage, token: str) -> FcmResponse:
-        # Encoded only when there is a connection, because the waits before count against the time to live.
+        # Encoded only when there is a connection, because a wait for the connection shortens the time to live.
         async with asyncio.timeout(TIMEOUT_SECONDS):
             response = await self._connections.post(partial(encode, push), f"Bearer {token}")
         return parse(*response)

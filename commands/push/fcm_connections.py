@@ -1,4 +1,4 @@
-"""The kept connections to FCM: HTTP/1.1, one request at a time on each, read by httptools.
+"""The kept connections to FCM: HTTP/1.1, one request at a time on each (nexmdm/common/outgoing/http_connection.py).
 
 docs/decisions/0013-connections-to-fcm.md has the reason and the figures: aiohttp took half of the processor time of a
 push.
@@ -6,15 +6,15 @@ push.
 
 import asyncio
 import socket
-import ssl
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
 import aiohappyeyeballs
-import httptools
+
+from nexmdm.common.outgoing.http_connection import HttpConnection, HttpResponse, tls_context
 
 KEPT_SECONDS: Final = 60
 """How long an idle connection is kept."""
@@ -31,18 +31,6 @@ MOST_BYTES: Final = 1_000_000
 """The longest response that is read, in bytes. FCM's own responses are shorter than a kilobyte."""
 
 
-class NoResponse(ConnectionError):
-    """The connection ended before the response was complete, or what came is not an HTTP response."""
-
-
-class HttpResponse(NamedTuple):
-    """A complete response. Of the headers it contains only the text of Retry-After, which is empty if there is none."""
-
-    status: int
-    retry_after: str
-    body: bytes
-
-
 class FcmConnections:
     """Up to `limit` connections to one origin, such as `https://fcm.googleapis.com`, for POSTs of JSON to one path."""
 
@@ -51,11 +39,11 @@ class FcmConnections:
         assert url.hostname is not None
         self._host = url.hostname
         self._port = url.port or (443 if url.scheme == "https" else 80)
-        self._tls = _tls() if url.scheme == "https" else None
+        self._tls = tls_context() if url.scheme == "https" else None
         self._request_line = f"POST {quote(path, safe='/:')} HTTP/1.1\r\nHost: {url.netloc}\r\n"
         self._slots = asyncio.Semaphore(limit)
-        self._idle: deque[_Connection] = deque()
-        self._open: set[_Connection] = set()
+        self._idle: deque[HttpConnection] = deque()
+        self._open: set[HttpConnection] = set()
         self._addresses: list[Any] = []
         self._looked_up_at = float("-inf")
         self._looking_up = asyncio.Lock()
@@ -92,7 +80,7 @@ class FcmConnections:
         fields = f"Authorization: {authorization}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
         return (self._request_line + fields).encode("ascii")
 
-    def _take_idle(self) -> "_Connection | None":
+    def _take_idle(self) -> HttpConnection | None:
         """Return the connection that was used last, so that connections that are no longer needed time out."""
         while self._idle:
             connection = self._idle.pop()
@@ -100,7 +88,7 @@ class FcmConnections:
                 return connection
         return None
 
-    def _keep(self, connection: "_Connection") -> None:
+    def _keep(self, connection: HttpConnection) -> None:
         if not connection.is_usable:
             return
         connection.idle_since = time.monotonic()
@@ -117,7 +105,7 @@ class FcmConnections:
             wait = self._idle[0].idle_since + KEPT_SECONDS - now
             self._closing_idle = asyncio.get_running_loop().call_later(wait, self._close_idle)
 
-    async def _connect(self) -> "_Connection":
+    async def _connect(self) -> HttpConnection:
         loop = asyncio.get_running_loop()
         connected = await aiohappyeyeballs.start_connection(
             await self._look_up(), happy_eyeballs_delay=NEXT_ADDRESS_SECONDS, interleave=1, loop=loop
@@ -125,7 +113,10 @@ class FcmConnections:
         server_hostname = self._host if self._tls else None
         try:
             _, connection = await loop.create_connection(
-                lambda: _Connection(self._open), sock=connected, ssl=self._tls, server_hostname=server_hostname
+                lambda: HttpConnection(self._open, most_bytes=MOST_BYTES),
+                sock=connected,
+                ssl=self._tls,
+                server_hostname=server_hostname,
             )
         except BaseException:
             connected.close()
@@ -139,117 +130,3 @@ class FcmConnections:
                 self._addresses = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
                 self._looked_up_at = time.monotonic()
             return self._addresses
-
-
-class _Connection(asyncio.Protocol):
-    """One connection; `connections` are all that are open."""
-
-    def __init__(self, connections: "set[_Connection]") -> None:
-        self.idle_since = 0.0
-        self._connections = connections
-        self._transport: asyncio.Transport
-        self._response: asyncio.Future[HttpResponse] | None = None
-        self._begin()
-
-    @property
-    def is_usable(self) -> bool:
-        """Whether a further request may be written on it."""
-        return not self._transport.is_closing()
-
-    async def exchange(self, request: bytes) -> HttpResponse:
-        """Write a request and return its response. Raises OSError. A cancelled exchange closes the connection."""
-        if not self.is_usable:
-            raise NoResponse("the connection was closed")
-        self._begin()
-        self._response = asyncio.get_running_loop().create_future()
-        self._transport.write(request)
-        try:
-            return await self._response
-        except BaseException:
-            self.abort()
-            raise
-        finally:
-            self._response = None
-
-    def abort(self) -> None:
-        """Close the connection without waiting for what is still to be written."""
-        self._transport.abort()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Count the connection among those that are open."""
-        self._transport = cast("asyncio.Transport", transport)
-        self._connections.add(self)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        """End the response if it ends with the connection (RFC 9112, section 6.3); otherwise it has failed."""
-        self._connections.discard(self)
-        if self._is_whole_at_the_end and error is None:
-            self._finish()
-        else:
-            self._fail(error or NoResponse("the connection was closed"))
-
-    def data_received(self, data: bytes) -> None:
-        """Read further data of the response."""
-        self._received += len(data)
-        if self._response is None or self._received > MOST_BYTES:
-            self._fail(NoResponse("there was more than one response to a request"))
-            return
-        try:
-            self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            self._fail(NoResponse("the response was not HTTP"))
-
-    def on_message_begin(self) -> None:
-        """Close the connection if a second response follows: the next request must not get it."""
-        if self._response is None or self._response.done():
-            self._transport.abort()
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Note the headers that matter."""
-        match name.lower():
-            case b"retry-after":
-                self._retry_after = value.decode("latin-1")
-            case b"content-length" | b"transfer-encoding":
-                self._has_length = True
-
-    def on_headers_complete(self) -> None:
-        """Note whether the body has no length, and so ends with the connection."""
-        self._is_whole_at_the_end = not self._has_length
-
-    def on_body(self, part: bytes) -> None:
-        """Store a part of the body."""
-        self._body.append(part)
-
-    def on_message_complete(self) -> None:
-        """Deliver the response. Responses before the final one (100 to 199) are ignored (RFC 9110, section 15.2)."""
-        if self._parser.get_status_code() < 200:
-            self._retry_after, self._has_length, self._is_whole_at_the_end = "", False, False
-            return
-        self._finish()
-        if not self._parser.should_keep_alive():
-            self._transport.close()
-
-    def _begin(self) -> None:
-        self._parser = httptools.HttpResponseParser(self)
-        self._retry_after = ""
-        self._body: list[bytes] = []
-        self._received = 0
-        self._has_length = False
-        self._is_whole_at_the_end = False
-
-    def _finish(self) -> None:
-        self._is_whole_at_the_end = False
-        if self._response is not None and not self._response.done():
-            status = self._parser.get_status_code()
-            self._response.set_result(HttpResponse(status, self._retry_after, b"".join(self._body)))
-
-    def _fail(self, error: Exception) -> None:
-        if self._response is not None and not self._response.done():
-            self._response.set_exception(error)
-        self._transport.abort()
-
-
-def _tls() -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    context.set_alpn_protocols(["http/1.1"])
-    return context

@@ -14,7 +14,7 @@ FIRST_RETRY_SECONDS: Final = 10.0
 
 LONGEST_RETRY_SECONDS: Final = 900.0
 QUOTA_RETRY_SECONDS: Final = 60.0
-"""The shortest wait after a 429 without Retry-After ("Throttling and quotas")."""
+"""The shortest wait after a 429 without Retry-After, in seconds ("Throttling and quotas")."""
 
 LONGEST_RETRY_AFTER_SECONDS: Final = 3600.0
 """The longest Retry-After that is followed, in seconds.
@@ -23,7 +23,7 @@ A longer one is of no use for a push, which must wake a phone soon.
 """
 
 PROBE_SECONDS: Final = 30.0
-"""The shortest wait after a fault of our own side (OAuth, configuration), in seconds."""
+"""The shortest wait after a fault of the server's own side (OAuth, configuration), in seconds."""
 
 SPREAD: Final = 1.1
 """The random part that is added to a fixed wait: up to a tenth of it, so that retries spread out."""
@@ -42,13 +42,13 @@ class RetryDecision(NamedTuple):
 
 
 _ADVICE: Final[dict[int, str]] = {
-    HTTPStatus.UNAUTHORIZED: "FCM refuses our access token. Check the service account's key, and this machine's clock.",
-    HTTPStatus.FORBIDDEN: "The service account has no right to send. Give it this right, and enable the FCM API.",
+    HTTPStatus.UNAUTHORIZED: "FCM refuses the access token. Check the service account's key, and this machine's clock.",
+    HTTPStatus.FORBIDDEN: "The service account may not send pushes. Give it this right, and enable the FCM API.",
     HTTPStatus.NOT_FOUND: "FCM does not know the project. Check the service account's project_id, and FCM_BASE_URL.",
 }
 _NOT_FCM: Final = "The answer is not from FCM. If this continues, check FCM_BASE_URL and the proxies."
 _NO_ACCESS: Final = (
-    "There is no access token. Check the service account, this machine's clock, and the route to Google."
+    "There is no access token. Check the service account, this machine's clock, and the network route to Google."
 )
 _NO_TARGET: Final = "FCM calls the push token invalid."
 

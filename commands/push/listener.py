@@ -49,7 +49,7 @@ class Listener:
 
     @property
     def poll_seconds(self) -> float:
-        """The seconds between two polls of the dispatcher: long while its own notifications arrive."""
+        """The seconds between two polls of the dispatcher: more while its own notifications arrive than otherwise."""
         return POLL_SECONDS if self._is_proven else DEAF_POLL_SECONDS
 
     async def run(self) -> None:

@@ -17,7 +17,7 @@ log = structlog.get_logger()
 class PeriodicTask:
     """Work that is repeated. While each run does a full `batch`, the work is repeated ten times as often.
 
-    `work` runs in a thread, and returns the amount that it did.
+    `work` runs in a thread, and returns the amount of work that it did.
     """
 
     name: str

@@ -17,7 +17,7 @@ log = structlog.get_logger()
 
 BATCH: Final = 500
 TRIES_AT_THE_END: Final = 15
-"""The number of tries after close()."""
+"""The number of tries to record a batch after close()."""
 
 RETRY_SECONDS: Final = 1.0
 

@@ -11,10 +11,10 @@ from commands.push.outbox import Sent
 
 log = structlog.get_logger()
 
-PUSHES = Counter("nexmdm_pushes", "FCM sends by outcome and code.", ["outcome", "http_status", "fcm_error"])
+PUSHES = Counter("nexmdm_pushes", "Pushes sent to FCM, by outcome and code.", ["outcome", "http_status", "fcm_error"])
 PUSH_SECONDS = Histogram(
     "nexmdm_push_seconds",
-    "Time from a claimed push to FCM's answer.",
+    "Time from the claim of a push to FCM's answer.",
     buckets=(0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10),
 )
 

@@ -111,7 +111,10 @@ def command_detail(request_id: UUID) -> CommandDetail:
 
 
 def command_statuses(sizes: Mapping[UUID, int]) -> dict[UUID, CommandStatus]:
-    """Return the status of commands, given with the number of their devices. One query counts DELIVERIES_PER_QUERY."""
+    """Return the status of commands, given with the number of their devices.
+
+    A query counts up to DELIVERIES_PER_QUERY.
+    """
     found: dict[UUID, CommandStatus] = {}
     batch: list[UUID] = []
     total = 0

@@ -48,7 +48,7 @@ def _not_kept(row: Delivery, newest_first: list[Report]) -> list[TimelineEvent]:
         return []
     last = newest_first[0]
     count = row.reports_not_kept
-    detail = f"{count} further reports were counted and not kept"
+    detail = f"{count} further reports were counted but not stored"
     return [TimelineEvent(at=last.last_repeated_at or last.reported_at, event="left_out", count=count, detail=detail)]
 
 

@@ -50,16 +50,16 @@ def _same(using: str) -> Iterator[CheckMessage]:
     if found := comparison_keys.shadowed_aliases(using):
         text = (
             "Devices have the alias of an earlier device, in another case or spelling; "
-            "the alias now names the earlier device"
+            "this alias now names only the earlier device"
         )
         hint = "Change one of the two aliases: `manage.py fleet change ID --alias NAME`."
         yield _warning(found, text, hint, SAME_ALIAS)
     if found := comparison_keys.shadowed_hardware_ids(using):
         text = (
             "Devices have the hardware_id of an earlier device, with blanks around it; "
-            "registrations go to the earlier device"
+            "a registration with this hardware_id gets the earlier device"
         )
-        hint = "Revoke the one that is not in use: `manage.py fleet revoke ID`."
+        hint = "Revoke the device that is not in use: `manage.py fleet revoke ID`."
         yield _warning(found, text, hint, SAME_HARDWARE_ID)
     shared = push_targets.shared_installations(MOST_INSTALLATIONS, using)
     if shared and (found := push_targets.sharing(shared, using)):

@@ -1,4 +1,4 @@
-"""Indexes to find devices by their comparison keys, without keys, and by the installation of their push token."""
+"""Indexes for devices by their comparison keys, devices without keys, and devices by the installation of a token."""
 
 from django.contrib.postgres.operations import AddIndexConcurrently
 from django.db import migrations, models

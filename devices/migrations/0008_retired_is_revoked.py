@@ -1,4 +1,4 @@
-"""Make the database refuse a retired device that is not revoked: the previous version could reinstate one.
+"""Make the database refuse a retired device that is not revoked: the previous version could reinstate a retired device.
 
 The next migration checks earlier rows, without a lock that delays other transactions.
 """

@@ -91,7 +91,7 @@ def _start(place: ServerUnderTest) -> str:
 
 
 def _append(database_url: str, per_transaction: int, seconds: float) -> int:
-    """Append from all connections for this time; return the number of events whose commit was answered in it."""
+    """Append from all connections for this time; return the number of events that were committed within it."""
     ends_at = time.monotonic() + seconds
     counts = [0] * WRITERS
     threads = [

@@ -78,9 +78,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _measure(devices: int, rounds: int, history: int) -> dict[int, list[FanOut]]:
-    """Return the rounds under the number of older deliveries in the database: under 0, and under the requested
-    number.
-    """
+    """Return the rounds by the number of older deliveries in the database: for 0, and for the requested number."""
     with tempfile.TemporaryDirectory(prefix="nexmdm-") as name:
         folder = Path(name)
         with testbed.started(

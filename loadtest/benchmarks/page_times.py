@@ -45,7 +45,7 @@ LISTS: Final = {
     "/django-admin/commands/report/": "commands_report",
     "/django-admin/nexmdm/auditentry/": "nexmdm_auditentry",
 }
-# Filters that keep few rows, some because each part keeps many rows but both together few; and a day two weeks ago.
+# Filters that keep few rows. Some have two parts: each part keeps many rows, but both together keep few rows.
 NARROWED: Final = {
     "/django-admin/devices/device/": (
         "?model=Simulated", "?model=Rare", "?model=nowhere", "?os_version=9", "?agent_version=0.9",

@@ -1,1 +1,1 @@
-"""Chaos runs: faults under load, and three lists of events (ledgers) that must agree after the run."""
+"""Chaos runs: faults under load, and four records of what happened (ledgers), which must agree after the run."""

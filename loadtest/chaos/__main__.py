@@ -86,8 +86,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--seconds",
         type=float,
-        help="for how long processes are killed (300) or the web workers are away (600), or the longest outage of FCM,"
-        " or the longest freeze",
+        help="seconds for which processes are killed (300) or the web workers are away (600), or of the longest outage"
+        " of FCM, or of the longest freeze",
     )
     parser.add_argument(
         "--times", type=int, default=5, help="how often PostgreSQL is stopped, fails over, freezes or is demoted (5)"

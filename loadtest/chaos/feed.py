@@ -52,7 +52,8 @@ _FACTS: Final = """
     SELECT ARRAY['audit.refused', '', '', code] FROM nexmdm_auditentry WHERE status >= 400
 """
 _EVENTS: Final = """
-    SELECT id || '-' || one.place - 1, type, COALESCE(request_id::text, ''), COALESCE(one.device_id::text, ''),
+    SELECT to_hex((extract(epoch FROM at) * 1000000)::bigint) || '-' || id || '-' || one.place - 1, type,
+        COALESCE(request_id::text, ''), COALESCE(one.device_id::text, ''),
         data::text
     FROM nexmdm_event
     CROSS JOIN LATERAL unnest(COALESCE(device_ids, ARRAY[NULL]::uuid[])) WITH ORDINALITY AS one (device_id, place)

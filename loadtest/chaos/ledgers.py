@@ -1,4 +1,7 @@
-"""The three ledgers of a run, and their comparison: the clients' account, the database, and FCM's journal."""
+"""Three of a run's four ledgers, and their comparison: the clients' account, the database, and FCM's journal.
+
+The fourth ledger is the event feed (feed.py).
+"""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -169,7 +172,7 @@ def waiting(name: str, snapshot: DatabaseSnapshot) -> Target:
 
 
 def _waits(delivery: Delivery, now: float) -> bool:
-    """Return whether an open delivery is due for its next push or its expiry, at a time that is not long past."""
+    """Return whether an open delivery has a time for its next push or its expiry, in the future or only just past."""
     to_be_pushed = delivery.state == "pending" and delivery.push_state in ("waiting", "retrying")
     due_at = delivery.next_attempt_at if to_be_pushed else delivery.open_until
     if due_at is None or due_at > delivery.open_until + LEASE_SECONDS:

@@ -42,7 +42,7 @@ class Journal:
     def wait_for(
         self, count: int, timeout: float = 10, *, matching: Callable[[Send], bool] = lambda _: True
     ) -> list[Send]:
-        """Block until this number of sends has arrived, and return all that have. Raises TimeoutError.
+        """Block until this number of sends has arrived, and return all sends that have arrived. Raises TimeoutError.
 
         A send counts from its arrival on, which may be before its answer is sent.
         """

@@ -162,7 +162,7 @@ class _Link:
         self.forgotten = False
 
     def forward(self) -> None:
-        """Forward the data that each end has received, and its end, unless these must be kept."""
+        """Forward the data that each side has received, and the close of its connection, unless these must be kept."""
         if self.forgotten or self._is_frozen():
             return
         if self._opening is None:

@@ -88,7 +88,7 @@ def started(
 def served(data_dir: Path, **settings: str) -> Iterator[Serving]:
     """Run a server with these settings, ready; it ends with the block.
 
-    If they contain a DATABASE_URL, secrets are made for it, because it generates none then.
+    If the settings contain a DATABASE_URL, secrets are made for the server, because it then generates none.
     """
     with _database(data_dir.parent, settings) as database:
         settings = database | settings

@@ -14,7 +14,7 @@ from devices.admin import ACTIVE, LOW_BATTERY_PERCENT, low_battery
 from devices.models import PUSH_HEALTH, Device, not_seen_after
 from nexmdm.common import database
 from nexmdm.common.read_only_admin.columns import BAD, WARN, address_of
-from nexmdm.models import DispatcherSeen
+from nexmdm.models import DispatcherSeen, Webhook
 from nexmdm.monitoring.dispatcher_status import ALIVE
 
 MOST_COMMANDS: Final = 10_000
@@ -78,7 +78,7 @@ def device_conditions() -> dict[str, Q]:
 
 def lines(devices: Mapping[str, int]) -> list[Line]:
     """Return the lines whose number is not 0; `devices` has the number of devices for each of device_conditions()."""
-    return [*_dispatchers(), *_commands(), *_devices(devices), *_batteries()]
+    return [*_dispatchers(), *_webhooks(), *_commands(), *_devices(devices), *_batteries()]
 
 
 def _dispatchers() -> Iterator[Line]:
@@ -91,6 +91,11 @@ def _dispatchers() -> Iterator[Line]:
     reason = next((reason for circuit, reason in circuits.items() if circuit != CLOSED), None)
     if reason is not None:
         yield Line("FCM", f"circuit breaker is open, pushes wait: {reason or 'no reason is known'}", BAD, address)
+
+
+def _webhooks() -> Iterator[Line]:
+    if count := Webhook.objects.filter(paused=True).count():
+        yield _line(count, "", "webhook is paused", "webhooks are paused", BAD, _to(Webhook, state="paused"))
 
 
 def _commands() -> Iterator[Line]:

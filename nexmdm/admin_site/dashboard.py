@@ -91,7 +91,7 @@ def _pushes() -> Chart:
     note = "" if counted else "None."
     if sum(pushes.count for pushes in counted) == MOST:
         since = min(pushes.oldest_at for pushes in counted).astimezone(UTC)
-        note = f"The newest {MOST:,}, since {since:%Y-%m-%d %H:%M}Z."
+        note = f"Only the newest {MOST:,} are counted, since {since:%Y-%m-%d %H:%M}Z."
     bars = _bars((one.code, one.count, "good" if one.code == "OK" else "bad", _to_pushes(one)) for one in counted)
     return Chart("pushes", "Pushes of the last 24 hours, by FCM code", bars, note)
 

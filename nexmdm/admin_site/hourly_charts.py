@@ -103,7 +103,7 @@ def _chart(
     good, bad = sum(hour.good for hour in hours), sum(hour.bad for hour in hours)
     busiest = max(hours, key=lambda hour: hour.good + hour.bad)
     summary = f"{good:,} {words[0]}, {bad:,} {words[1]} since {since:%Y-%m-%d %H:%M}Z."
-    summary += f" The most in an hour: {highest:,}, from {busiest.label}Z." if highest else ""
+    summary += f" The highest number in one hour: {highest:,}, from {busiest.label}Z." if highest else ""
     note = (
         f"Only the newest {MOST:,} are counted: the counts of earlier hours are too low." if good + bad >= MOST else ""
     )

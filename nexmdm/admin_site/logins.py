@@ -14,7 +14,7 @@ from nexmdm.auth.rate_limits import RateLimited
 
 log = structlog.get_logger()
 
-LOGINS: Final = Counter("nexmdm_logins", "Logins to the admin site: good, failed, limited.", ["result"])
+LOGINS: Final = Counter("nexmdm_logins", "Attempts to log in to the admin site, by result.", ["result"])
 _GOOD, _FAILED, _LIMITED = map(LOGINS.labels, ("good", "failed", "limited"))
 
 logins: Final = AddressLimit("login")

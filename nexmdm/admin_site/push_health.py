@@ -98,7 +98,7 @@ def _line(by: PushHealthField, row: PushHealthRow) -> Line:
 
 
 def _share(row: PushHealthRow) -> float:
-    # An answer may belong to a push before the span.
+    # An answer may belong to a push that was sent before the span.
     return min(1.0, row.answered_by_push / row.accepted) if row.accepted else 0.0
 
 

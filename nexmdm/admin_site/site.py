@@ -22,9 +22,10 @@ from devices.models import Device, EnrollmentToken
 from nexmdm.admin_site import dashboard, logins, push_health, search
 from nexmdm.admin_site.audit import AuditEntryAdmin
 from nexmdm.admin_site.dispatchers import DispatcherSeenAdmin
+from nexmdm.admin_site.webhooks import WebhookAdmin, WebhookAttemptAdmin
 from nexmdm.common.read_only_admin import page_time
 from nexmdm.common.read_only_admin.columns import address_of
-from nexmdm.models import AuditEntry, DispatcherSeen
+from nexmdm.models import AuditEntry, DispatcherSeen, Webhook, WebhookAttempt
 
 if TYPE_CHECKING:
     from django.contrib.admin.sites import _ViewType
@@ -40,7 +41,7 @@ class NexmdmAdminSite(AdminSite):
     index_template = "nexmdm/index.html"
 
     def admin_view(self, view: "_ViewType", cacheable: bool = False) -> "_ViewType":
-        """Wrap a view: for other methods than GET and HEAD, all views except two answer 405.
+        """Wrap a view: all views except logout and password change answer 405 to other methods than GET and HEAD.
 
         (The login is not wrapped.)
         """
@@ -110,3 +111,5 @@ site.register(Attempt, AttemptAdmin)
 site.register(Report, ReportAdmin)
 site.register(AuditEntry, AuditEntryAdmin)
 site.register(DispatcherSeen, DispatcherSeenAdmin)
+site.register(Webhook, WebhookAdmin)
+site.register(WebhookAttempt, WebhookAttemptAdmin)

@@ -34,7 +34,7 @@ class SiteTurn:
     def __init__(self, address: str) -> None:
         self.address = address
         self.ends_at = 0.0
-        """The deadline of its work, in monotonic time; the wait for its turn counts."""
+        """The deadline of the request's work, in monotonic time; it includes the wait for a place."""
         self._loop = asyncio.get_running_loop()
         self._held = False
 

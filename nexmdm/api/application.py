@@ -18,7 +18,7 @@ import commands.admin_api
 import commands.phone_api
 import devices.admin_api
 import devices.phone_api
-from nexmdm.api import documentation, events, health, summary
+from nexmdm.api import documentation, events, health, summary, webhooks
 from nexmdm.api.error_table import ERRORS, HANDLERS, UnknownQuery
 from nexmdm.api.openapi.document import DescribedAPI
 from nexmdm.auth import rate_limits
@@ -134,6 +134,6 @@ api.add_decorator(_known_query_only)
 api.add_decorator(_failures_limited, mode="view")
 api.add_router("/v1", devices.phone_api.router)
 api.add_router("/v1", commands.phone_api.router, auth=DEVICE)
-for _router in (commands.admin_api.router, devices.admin_api.router, summary.router, events.router):
+for _router in (commands.admin_api.router, devices.admin_api.router, summary.router, events.router, webhooks.router):
     api.add_router("/admin", _router)
 api.add_router("", health.router)

@@ -20,8 +20,8 @@ from nexmdm.events.cursor import Cursor
 router = AdminRouter(tags=["events"])
 
 POLL_SECONDS: Final = 0.1
-"""The time between two looks for new events, one look for all waiting clients of a process. So each of them gets an
-event within 250 ms after its commit."""
+"""The time between two looks for new events. One look serves all waiting clients of a process, so each client gets an
+event within 250 ms after the event's commit."""
 
 
 def _place(text: str) -> str:
@@ -30,14 +30,19 @@ def _place(text: str) -> str:
     return text
 
 
-class EventQuery(Body):
-    """`after`: a `next_cursor`, `now`, or nothing (then from the oldest event kept on).
+After = Annotated[str, Field(max_length=120), AfterValidator(_place)]
+"""A cursor of the feed; `now`; or nothing, for the oldest event that is kept."""
 
-    `types`: names of types, separated by commas; a name that ends in `*` means all types that begin with it.
+
+class EventQuery(Body):
+    """`after`: a `next_cursor`, `now`, or nothing (the feed then begins with the oldest stored event).
+
+    `types`: names of types, separated by commas; a name that ends in `*` means all types that begin with the
+    text before the `*`.
     `wait_seconds`: the longest time to wait for a first event.
     """
 
-    after: Annotated[str, Field(max_length=120), AfterValidator(_place)] = ""
+    after: After = ""
     types: Annotated[str, Field(max_length=1000), AfterValidator(event_types.check_names)] = ""
     device_id: Identifier | None = None
     limit: Annotated[QueryInteger, Field(ge=1, le=1000)] = 100
@@ -67,14 +72,15 @@ class EventPage(ResponseSchema):
 async def list_events(request: HttpRequest, query: Query[EventQuery]) -> HttpResponse:
     """List what happened to the fleet, in order, oldest first. Send `next_cursor` as `after` to continue.
 
-    Each event is written in the transaction of its fact: nothing that was rolled back has one. The order never changes,
-    and no event appears before one that was read. While an older write transaction is open in the database's cluster,
-    newer events wait for it, and `caught_up` is false. With `types` or `device_id`, a page may be empty although events
-    follow (`caught_up` is false): continue from its `next_cursor`. Events are kept for `EVENT_RETENTION_DAYS`.
+    An event is written in the transaction that stores its fact, so a fact that was rolled back has no event. The order
+    never changes, and no new event appears in front of an event that was read. While an older write transaction is open
+    in the database's cluster, newer events wait for it, and `caught_up` is false. With `types` or `device_id`, a page
+    may be empty although events follow (`caught_up` is false): continue from the page's `next_cursor`. Events are kept
+    for `EVENT_RETENTION_DAYS`.
     """
     until = time.monotonic() + query.wait_seconds
     wanted = feed.Wanted(event_types.names_in(query.types), query.device_id)
-    after = await run_in_db_thread(_first_place, query.after)
+    after = await run_in_db_thread(first_place, query.after)
     while True:
         page = await run_in_db_thread(feed.read, after, wanted, query.limit)
         if page.events or time.monotonic() >= until or shutdown.is_requested():
@@ -85,7 +91,8 @@ async def list_events(request: HttpRequest, query: Query[EventQuery]) -> HttpRes
         database.continue_request()
 
 
-def _first_place(after: str) -> Cursor | None:
+def first_place(after: str) -> Cursor | None:
+    """Return the place that an `After` names; None for the oldest event."""
     if after == cursor.NOW:
         return feed.newest_place()
     return Cursor.parse(after) if after else None

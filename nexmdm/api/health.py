@@ -21,6 +21,7 @@ from nexmdm.common.postgresql.errors import safe_message
 from nexmdm.common.problems import Problem
 from nexmdm.common.types import ResponseSchema, respond
 from nexmdm.monitoring import dispatcher_status, metrics
+from nexmdm.webhooks import status as webhook_status
 
 READY_SECONDS: Final = 2.5
 """The time that /readyz waits for its look-up: so /readyz answers within 3 s, in any state of the database."""
@@ -58,13 +59,14 @@ class Health(ResponseSchema):
 
 
 class Readiness(ResponseSchema):
-    """Whether the server can serve requests, with the states of dispatchers and of pushing, which never cause a 503."""
+    """Whether the server can serve requests. The states of dispatchers, pushing and webhooks never cause a 503."""
 
     status: str
     database: str
     migrations: str
     dispatcher: str
     push: str
+    webhooks: str
 
 
 @router.api_operation(["GET", "HEAD"], "/healthz", response=Health, url_name="healthz")
@@ -75,13 +77,21 @@ async def healthz(request: HttpRequest) -> HttpResponse:
 
 @router.api_operation(["GET", "HEAD"], "/readyz", response={200: Readiness, 503: Readiness}, url_name="readyz")
 async def readyz(request: HttpRequest) -> HttpResponse:
-    """Report whether the database and its migrations are there, and whether a dispatcher runs and can push."""
+    """Report whether the database and its migrations are there, and whether a dispatcher runs and can push.
+
+    `webhooks` is `ok`, or how many webhooks are paused.
+    """
     try:
         ready = await _ready.outcome(within_seconds=READY_SECONDS)
     except (DatabaseError, InterfaceError, TimeoutError):
         push = "unconfigured" if settings.FIREBASE_SERVICE_ACCOUNT is None else "unknown"
         ready = Readiness(
-            status="unavailable", database="unavailable", migrations="unknown", dispatcher="unknown", push=push
+            status="unavailable",
+            database="unavailable",
+            migrations="unknown",
+            dispatcher="unknown",
+            push=push,
+            webhooks="unknown",
         )
     response = respond(ready)
     if ready.status != "ok":
@@ -115,7 +125,12 @@ def _look(*, writing: bool) -> Readiness:
     missing = _missing_migrations()
     if missing:
         return Readiness(
-            status="unavailable", database="ok", migrations=f"{missing} missing", dispatcher="unknown", push="unknown"
+            status="unavailable",
+            database="ok",
+            migrations=f"{missing} missing",
+            dispatcher="unknown",
+            push="unknown",
+            webhooks="unknown",
         )
     return Readiness(
         status="ok",
@@ -123,6 +138,7 @@ def _look(*, writing: bool) -> Readiness:
         migrations="ok",
         dispatcher=dispatcher_status.dispatcher_state(),
         push=dispatcher_status.push_state(),
+        webhooks=webhook_status.readiness(),
     )
 
 

@@ -175,7 +175,7 @@ def _check_beginning(kept: timedelta) -> None:
     mark = AuditMark.objects.filter(name=AuditMark.PRUNED, at__gt=Now() - kept).first()
     if mark is not None:
         raise DeletedTooSoon(
-            f"Entries up to {mark.entry_id} were deleted, the last one of {mark.at:%Y-%m-%dT%H:%M:%SZ}."
+            f"Entries up to {mark.entry_id} were deleted. The last of them is from {mark.at:%Y-%m-%dT%H:%M:%SZ}."
         )
 
 

@@ -29,7 +29,8 @@ _MOVE_MARK: Final = """
 """
 
 
-# Between the two steps the mark is at an existing entry, whatever an outer transaction has set for constraints.
+# Check the mark only at the commit: between the two steps of prune(), it stands at an entry that still exists. An outer
+# transaction may have set another time for the check.
 _MARK_FIRST: Final = "SET CONSTRAINTS audit_mark_takes_all DEFERRED"
 
 
@@ -107,8 +108,9 @@ def values(
 def record(caller: Audited, *, status: int, code: str) -> None:
     """Write the entry of a refusal, in its own transaction.
 
-    The statement waits until every other transaction that has written an entry has ended. So it must be the last
-    statement of its transaction.
+    The statement waits until every other transaction that has written an entry has ended. From then on, every other
+    transaction that writes an entry waits for this transaction. So the statement must be the last one of its
+    transaction.
     """
     entry = values(caller, status=status, code=code)
     content = {name: entry[name] for name in ("principal", "method", "path", "status", "code", "action", "target")}

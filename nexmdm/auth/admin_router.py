@@ -73,7 +73,8 @@ async def _record_refusal(signed: SignedCaller, response: HttpResponse) -> HttpR
     except (DatabaseError, InterfaceError, GateFull) as error:
         if status < HTTPStatus.INTERNAL_SERVER_ERROR:
             raise
-        # The record failed, mostly for the same reason, and the answer reports that; the log replaces the audit entry.
+        # The write failed already, mostly because of the database, and its answer reports this. The log line replaces
+        # the audit entry.
         log.error(
             "audit.unwritten",
             error=type(error).__name__,

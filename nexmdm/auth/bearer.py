@@ -16,7 +16,7 @@ class Bearer(HttpBearer):
     def __init__(self, prefix: str, error: type[Exception], scheme: str) -> None:
         self._prefix = prefix
         self._error = error
-        self.openapi_bearerFormat = scheme  # Ninja's name for it
+        self.openapi_bearerFormat = scheme  # the name that Ninja reads
         super().__init__()
 
     async def __call__(self, request: HttpRequest) -> tokens.Token:

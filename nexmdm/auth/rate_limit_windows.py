@@ -68,10 +68,11 @@ def count(group: str, key: str, rate: str) -> dict[str, Any]:
 
 
 def count_at_once(group: str, key: str, rate: str, calls: int = 1) -> tuple[int, float]:
-    """Count more calls of a group's key by one statement; return how many are over the limit, and the seconds left.
+    """Count more calls of a group's key by one statement.
 
-    The window begins with its first call. Use it for frequent calls: django-ratelimit runs two statements, and takes
-    more time.
+    Returns how many of these calls are over the limit, and the seconds until the window ends. The window begins with
+    its first call. Use this function, not count(), where calls are frequent: count() uses django-ratelimit, which runs
+    two statements and takes more time.
     """
     limit, seconds = rates.parse(rate)
     parameters = {"key": f"{group}:{key}:{rate}", "seconds": seconds, "calls": calls}

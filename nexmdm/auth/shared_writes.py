@@ -71,7 +71,8 @@ class SharedWrites(Generic[Asked]):
         """Count all writes, and carry out those that are within the limit.
 
         A batch whose connection is lost after its transaction began is not run again: its outcome is unknown. Django
-        has connected again by then, so that GroupCommit raises the error.
+        connects again when it ends the lost transaction. So GroupCommit finds a connection that works, and returns the
+        error instead of flushing the batch again.
         """
         outcomes: list[Any] = list(signed_write.check_limits([write.caller for write in writes]))
         allowed = [position for position, limited in enumerate(outcomes) if limited is None]

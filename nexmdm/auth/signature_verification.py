@@ -43,7 +43,7 @@ class SignedRequest(AuthBase):
     """An admin request signed by NXD1 (see nexmdm/auth/signing.py), verified on the raw bytes before any other work.
 
     A read is counted here. A write is counted where it is carried out, or where its refusal is recorded
-    (admin_router.py), by the same thread and connection.
+    (admin_router.py): the thread and the connection of that work count it too.
     """
 
     openapi_type: ClassVar = "apiKey"

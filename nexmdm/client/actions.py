@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 _FILE: Final = Path(__file__).with_name("actions.json")
-"""Written from `commands/actions.py` by `tests/client/test_actions.py`, because the client imports no server."""
+"""Written from `commands/actions.py` by `tests/client/test_actions.py`, because the client imports no server code."""
 
 _EXPIRES_IN_SECONDS: Final = 600
 """The time to begin, in seconds, for an action that this version does not know."""

@@ -106,9 +106,9 @@ def moment(text: str) -> str:
 
 
 def positive(text: str) -> int:
-    """Return a whole number from 1 on."""
+    """Return a whole number of at least 1."""
     if not re.fullmatch(r"[1-9][0-9]{0,8}", text):
-        raise ArgumentTypeError("must be a whole number from 1 on")
+        raise ArgumentTypeError("must be a whole number, at least 1")
     return int(text)
 
 

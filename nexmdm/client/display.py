@@ -27,7 +27,7 @@ FREE_TEXT: Final = ("note", "reason", "detail", "tags", "path", "label", "target
 
 NARROWEST_FREE_TEXT: Final = 20
 WIDEST_WORD: Final = 37
-"""A word of a free text may be cut if it is longer. An id with a comma has 37 characters."""
+"""A word of a free text may be cut if it has more characters. An id with a comma has 37 characters."""
 
 _GAP: Final = 2
 _COLOURED: Final = ("state", "outcome", "presence", "push", "status", "code")
@@ -81,6 +81,14 @@ class Terminal:
         """Print one line of an answer."""
         self._before_output()
         self.out.write(text + "\n")
+
+    def styled(self, text: Text) -> None:
+        """Print one line of an answer, in colours on a terminal."""
+        if not self.out.isatty():
+            self.line(text.plain)
+            return
+        self._before_output()
+        self._console().print(text, soft_wrap=True)
 
     def hint(self, text: str) -> None:
         """Show a message that is not part of the answer."""
@@ -159,6 +167,11 @@ def _least_width(name: str, *cells: str) -> int:
     longest_word = max(cell_len(word) for text in (name, *cells) for word in (text.split() or [""]))
     widest = max(map(cell_len, (name, *cells)))
     return min(widest, max(NARROWEST_FREE_TEXT, min(longest_word, WIDEST_WORD)))
+
+
+def style_of(text: str) -> str:
+    """Return the style of a text that may begin with the name of a state."""
+    return _COLOURS.get(text.partition(",")[0].partition(":")[0], "")
 
 
 def _painted(name: str, text: str) -> Text:

@@ -15,11 +15,13 @@ from nexmdm.client.surroundings import PROGRAM
 
 _ARE_THE_SECRETS_RIGHT: Final = "Check that {key} and {secret} are those of this server."
 _ADVICE: Final[Mapping[str, str]] = {
-    "invalid_signature": f"{_ARE_THE_SECRETS_RIGHT} Its log contains the reason (request.refused).",
-    "rate_limited": f"Refused signatures count too. {_ARE_THE_SECRETS_RIGHT}",
+    "invalid_signature": f"{_ARE_THE_SECRETS_RIGHT} The server's log contains the reason (request.refused).",
+    "rate_limited": f"Requests with a wrong signature count too. {_ARE_THE_SECRETS_RIGHT}",
     "unknown_devices": "`{program} devices` lists all devices, also revoked and retired ones. "
     "A revoked device gets commands after `{program} reinstate`.",
     "empty_audience": "`{program} devices` lists all devices with their tags. Only active devices get commands.",
+    "cursor_expired": "`{program} events --after oldest` begins with the oldest event that is kept. "
+    "Read the present state with `{program} devices` and `{program} commands`.",
     "not_found": "`{program} devices` and `{program} commands` list the ids.",
 }
 """Advice on a refusal, if its own text does not say what to do."""

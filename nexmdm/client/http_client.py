@@ -23,7 +23,7 @@ LONGEST_WAIT_SECONDS: Final = 30
 
 PAGE: Final = 500
 PAUSES_SECONDS: Final = (0.5, 2.0)
-"""The pauses before each repeat of a write whose answer was lost, in seconds. After the last one there is no repeat."""
+"""The pause before each repeat of a write whose answer was lost, in seconds. There are as many repeats as pauses."""
 
 AGAIN_SECONDS: Final = 1.0
 """While the client waits for a command: the pause after a request that got no answer, in seconds."""
@@ -34,7 +34,7 @@ _LONGEST_TARGET: Final = 16_384
 
 _SHOWN_OF_A_STRANGER: Final = 200
 _OF_NO_ACCOUNT: Final = ("idempotency_in_flight", "rate_limited")
-"""The statuses, apart from 5xx, with which the answer to a repeat does not show whether the write was carried out."""
+"""The codes (of 4xx) with which the answer to a repeat does not show whether the write was carried out."""
 
 _AWAY: Final = (502, 503, 504)
 
@@ -138,6 +138,10 @@ class FleetClient:
         """Change a resource, under a new Idempotency-Key."""
         return self.call("PATCH", path, content=json.dumps(body).encode())
 
+    def delete(self, path: str) -> Json:
+        """Delete a resource, under a new Idempotency-Key."""
+        return self.call("DELETE", path)
+
     def items(self, path: str, limit: int, **query: Any) -> tuple[list[Json], bool]:
         """Return the first `limit` rows of a list, from as many pages as necessary, and whether there are more."""
         rows = list(islice(self.rows(path, min(limit + 1, PAGE), **query), limit + 1))
@@ -169,7 +173,7 @@ class FleetClient:
             try:
                 command = self.get(f"/admin/commands/{request_id}", wait_seconds=f"{min(step, left):.1f}")
             except (Refused, Unreachable) as trouble:
-                pause = _pause(trouble)
+                pause = pause_before_repeat(trouble)
                 if pause is None or not left:
                     raise
                 time.sleep(min(pause, left))
@@ -244,7 +248,7 @@ def _new_key(method: str) -> str:
     return "" if method == "GET" else secrets.token_hex(16)
 
 
-def _pause(trouble: Refused | Unreachable) -> float | None:
+def pause_before_repeat(trouble: Refused | Unreachable) -> float | None:
     """Return the seconds to wait before a read is repeated, or None if a repeat would get the same answer."""
     if isinstance(trouble, Unreachable):
         return AGAIN_SECONDS

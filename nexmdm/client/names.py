@@ -146,7 +146,7 @@ class Names:
             return was_lost
         if meant := did_you_mean(name, known):
             return meant
-        return f" Devices with it in their names:\n{_listed(found)}" if found else ""
+        return f" Devices with this text in their names:\n{_listed(found)}" if found else ""
 
     def _lost(self, alias: str) -> str:
         """Return a sentence on the lost phone that had this alias, and how to name it now.

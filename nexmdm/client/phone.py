@@ -181,7 +181,7 @@ def _flaw_in(status: int, problem: Mapping[str, Any], retry_after: str | None, c
     if content_type != PROBLEM_TYPE:
         return content_type
     if problem.get("status") != status or not problem.get("code"):
-        return "another status, or no code"
+        return "no code, or a status that differs from the HTTP status"
     return "no Retry-After" if status in (429, 503) and int(retry_after or 0) < 1 else ""
 
 

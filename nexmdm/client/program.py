@@ -41,13 +41,15 @@ PANELS: Final = {
     "Lost phones": (
         _Verb("lost", "lost", "Lock and wipe a lost phone; the server retires it when the wipe has succeeded."),
         _Verb("exclusion", "revoke", "Revoke a device immediately; its open commands are cancelled."),
-        _Verb("exclusion", "reinstate", "Reinstate a revoked device, with the same token."),
+        _Verb("exclusion", "reinstate", "Reinstate a revoked device; its old token works again."),
         _Verb("exclusion", "retire", "Retire a device permanently; its hardware may register again."),
     ),
     "Server": (
         _Verb("fleet", "summary", "Show the summary of the fleet."),
         _Verb("fleet", "push-health", "Compare the results of pushes by model, maker or version, the worst first."),
         _Verb("fleet", "audit", "List the signed writes, carried out or refused, newest first."),
+        _Verb("events.events", "events", "List what happened to the fleet, in order, also as it happens."),
+        _Verb("events.webhooks", "webhook", "Make and control webhooks, to which the server sends events."),
         _Verb("requests", "call", "Sign and send any request, and print its answer as JSON."),
         _Verb("requests", "sign", "Print the headers of a signed request, with the admin key."),
     ),

@@ -49,6 +49,8 @@ _PUSH_HEALTH: Final = (
     "answered_percent", "accepted", "answered_by_push", "answered_by_heartbeat", "downgraded", "p50_ms", "p95_ms",
     "devices", "attempts",
 )  # fmt: skip
+WEBHOOKS: Final = Columns(("id", "url", "paused", "types", "tags", "description"), ("why", "created_at", "cursor"))
+WEBHOOK_ATTEMPTS: Final = Columns(("at", "delivered", "http_status", "type", "event_id", "latency_ms", "error"))
 PROFILES: Final = Columns(("name", "url", "secrets"))
 
 WORST_FIRST: Final = ("failed", "expired", "cancelled", "received", "pending", "succeeded")
@@ -172,7 +174,7 @@ def push_health_rank(row: Json) -> tuple[bool, float, int, str]:
 
 
 def _answered_share(row: Json) -> float | None:
-    # An answer may belong to a push before the span.
+    # An answer may belong to a push that was sent before the span.
     return min(1.0, row["answered_by_push"] / row["accepted"]) if row["accepted"] else None
 
 

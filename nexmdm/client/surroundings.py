@@ -26,7 +26,8 @@ REACH: Final[tuple[Decorator, ...]] = (
         help="Sign with ADMIN_KEY_<NAME> and HMAC_SECRET_<NAME> instead of ADMIN_KEY and HMAC_SECRET.",
     ),
     click.option(
-        "--profile", metavar="NAME", panel=PANEL, help="The profile that `login` saved. Default: NEXMDM_PROFILE."
+        "--profile", metavar="NAME", panel=PANEL,
+        help="The profile that `login` saved. Default: NEXMDM_PROFILE, or the profile named `default`.",
     ),
 )  # fmt: skip
 

@@ -9,7 +9,7 @@ from django.conf import settings
 from django.http.request import validate_host
 
 LOOPBACK: Final = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}  # noqa: S104
-"""The address of a server that listens on all addresses, for clients on this machine."""
+"""The address that clients on this machine use for a server that listens on all addresses."""
 
 IPV6_PREFIX: Final = 64
 """The number of bits of an IPv6 address that name the network of one client."""

@@ -45,7 +45,7 @@ class CollapsedLog(Generic[E]):
         return True
 
     def add(self, key: Hashable, event: E, count: int = 1) -> None:
-        """Log an event (`count` equal ones)."""
+        """Log an event that happened `count` times."""
         self.write_due()
         line = self._lines.get(key)
         if line is None:

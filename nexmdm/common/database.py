@@ -44,7 +44,7 @@ CHORE_SECONDS: Final = 60
 """The longest time for one round of the dispatcher's work other than pushes."""
 
 PHONES_WAITING: Final = 5000
-"""The most work of phones that waits: as many as heartbeats, because a large fleet may report within seconds."""
+"""The most pieces of phones' work that wait: as many as heartbeats, because a large fleet may report within seconds."""
 
 LOOKUPS_WAITING: Final = 400
 """The most look-ups that wait. Each takes a millisecond or two, so the last one waits for less than a second."""

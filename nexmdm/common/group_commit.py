@@ -98,10 +98,10 @@ class _Waiting(Generic[Item, Outcome]):
 class GroupCommit(Generic[Item, Outcome]):
     """The next batch of one event loop, and the task that flushes it.
 
-    `flush` runs in a thread, on items sorted by key, at most one for each key; it returns an outcome or an error for
-    each. `flush` is called again after a deadlock, and for each item alone if the data of one does not fit the
-    database. Items of one key are recorded in the order in which they came. `flushed` is called on the loop with the
-    outcomes of a batch, and the seconds that its flush took.
+    `flush` runs in a thread. It gets items sorted by key, at most one for each key, and returns an outcome or an error
+    for each item. `flush` is called again after a deadlock, and for each item alone if the data of one item does not
+    fit the database. Items of one key are recorded in the order in which they came. `flushed` is called on the loop
+    with the outcomes of a batch, and the seconds that its flush took.
 
     An item is refused if `waiting_limit` items wait. It is also refused if more than one batch waits, and the first
     item has waited for `longest_wait_seconds`, because the new item would wait as long.
@@ -254,10 +254,10 @@ class GroupCommit(Generic[Item, Outcome]):
     def _work(self, items: Sequence[Item]) -> Sequence[Outcome | Exception]:
         """Flush in a thread. A busy process keeps the connection for the next flush: the pool's check is expensive.
 
-        (If the pool is so small that other work would wait for this connection, it is not kept.) If a kept connection
-        is broken, a new connection shows whether PostgreSQL has stopped too. To record items twice does no harm. The
-        network may have dropped an idle connection silently, so an idle connection goes back to the pool, which checks
-        it.
+        If the pool is so small that other work would wait for this connection, the connection is not kept. If a kept
+        connection is broken, the items are flushed again over a new connection, which fails too if PostgreSQL has
+        stopped. To record items twice does no harm. The network may have dropped an idle connection silently. So an
+        idle connection goes back to the pool, which checks it.
         """
         if time.monotonic() - self._flushed_at > BUSY_SECONDS:
             database.release_connections()

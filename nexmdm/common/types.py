@@ -82,7 +82,7 @@ def _text(value: str) -> str:
 
 _HARDWARE_ID: Final = (
     "A text that no other phone sends. Blanks around it are removed. Texts that many phones send are refused, "
-    f"in upper or lower case: {', '.join(sorted(identity.SHARED_HARDWARE_IDS))}, and texts of zeros only."
+    f"in upper or lower case: {', '.join(sorted(identity.SHARED_HARDWARE_IDS))}, and texts that contain only zeros."
 )
 _ALIAS: Final = "Stored without blanks around it, in NFC. No control or format characters. Case makes no difference."
 _NAMED_ALIAS: Final = "The alias of a device, in upper or lower case."

@@ -31,7 +31,7 @@ TAG: Final = "nexmdm"
 UNCHECKED_CONNECTIONS: Final = "nexmdm.W001"
 
 COMMAND_CONNECTIONS: Final = 3
-"""Reserved for management commands, a backup, and a person with psql."""
+"""The connections that are reserved for management commands, a backup, and a person with psql."""
 
 _DATABASE_FACTS: Final = """
     SELECT least(
@@ -117,8 +117,9 @@ def _room(allowed: int) -> Iterator[CheckMessage]:
     needed = workers * pool + pool + 1 + COMMAND_CONNECTIONS
     if needed > allowed:
         yield Error(
-            f"PostgreSQL allows {allowed} connections, and NexMDM may need {needed}: {workers} web workers × {pool}, "
-            f"{pool} + 1 for a dispatcher, {COMMAND_CONNECTIONS} for commands.",
+            f"PostgreSQL allows {allowed} connections, and NexMDM may need {needed}: {pool} for each of {workers} "
+            f"web workers, {pool} + 1 for a dispatcher, and {COMMAND_CONNECTIONS} for management commands, backups and "
+            "psql.",
             hint="Lower WEB_WORKERS or DATABASE_POOL_SIZE, or raise max_connections (or the limit of the role).",
             id=ConfigError.CONNECTIONS,
         )

@@ -180,7 +180,7 @@ def networks(name: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
         raise Misconfigured(ConfigError.MALFORMED, message) from error
     for network in found:
         if isinstance(network, ipaddress.IPv6Network) and network.network_address.ipv4_mapped is not None:
-            message = f"{name} contains {network}, but NexMDM knows such clients by their IPv4 addresses."
+            message = f"{name} contains {network}, but NexMDM uses the IPv4 form of such addresses."
             raise Misconfigured(
                 ConfigError.MALFORMED, message, "Write it as an IPv4 address or network, such as 10.0.0.0/8."
             )
@@ -192,7 +192,7 @@ def folder(name: str) -> str:
     path = text(name)
     if path and not (Path(path).is_dir() and os.access(path, os.W_OK | os.X_OK)):
         message = f"{name} is not a folder that this process can write to: {path}."
-        raise Misconfigured(ConfigError.METRICS_FOLDER, message, "Create it, empty, before the start.")
+        raise Misconfigured(ConfigError.METRICS_FOLDER, message, "Create it as an empty folder before the start.")
     return path
 
 
@@ -205,7 +205,7 @@ def secret(name: str, generated: dict[str, str] | None) -> str:
     if not value and generated is not None:
         value = generated.get(name, "")
     if not value:
-        message = f"{name} is not set. With DATABASE_URL, set every secret in the environment."
+        message = f"{name} is not set. If DATABASE_URL is set, every secret must be set in the environment."
         raise Misconfigured(ConfigError.MISSING, message, _MAKE_ONE)
     return sound_secret(name, value)
 

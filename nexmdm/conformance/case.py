@@ -1,4 +1,4 @@
-"""One scenario's world: an agent, the proxy in front of the server, its pushes, and an admin."""
+"""The surroundings of one scenario: an agent, the proxy in front of the server, its pushes, and an admin."""
 
 import asyncio
 import time
@@ -56,7 +56,7 @@ class Case:
         """Start the agent, and wait for its registration and its first heartbeat."""
         self.agent.start()
         await self.until(lambda: self._accepted(REGISTER, 0), "the agent did not register")
-        what = "the agent sent no heartbeat that was accepted after it had registered"
+        what = "the agent registered, but sent no heartbeat that the server accepted"
         await self.until(lambda: self._accepted(HEARTBEAT, 0), what)
 
     async def heartbeat(self, what: str = "the agent sent no heartbeat", *, within: float = SOON_SECONDS) -> Call:
@@ -151,7 +151,7 @@ class Case:
         reports = [f"{one.body.get('status')} (answer: {one.status or 'none'})" for one in self.reports(request_id)]
         found = self.agent.executed().count(request_id)
         seen = f"it reported {', '.join(reports)}" if reports else "it sent no report"
-        seen += f", and carried it out {_often(found)}, by PHONE_ACTIONS_FILE"
+        seen += f", and carried it out {_often(found)}, according to PHONE_ACTIONS_FILE"
         return seen + self._untaken()
 
     def _untaken(self) -> str:
@@ -162,7 +162,7 @@ class Case:
         found = self.agent.executed().count(request_id)
         if found != times:
             missed = f"the agent carried the command out {_often(found)} instead of {_often(times)}"
-            raise Missed(missed + (f", by PHONE_ACTIONS_FILE{self._untaken()}" if found < times else ""))
+            raise Missed(missed + (f", according to PHONE_ACTIONS_FILE{self._untaken()}" if found < times else ""))
 
     # --- credentials
 
@@ -172,7 +172,7 @@ class Case:
         return str(self._answers()[-1]["device_id"])
 
     def credentials(self) -> list[Credentials]:
-        """Return all pairs that the server sent to the agent, the newest last, also those whose answer was lost."""
+        """Return all pairs of token and command key that the server sent, also in lost answers; the newest last."""
         return [Credentials(one["device_token"], one["command_key"]) for one in self._answers(REGISTER, ROTATE)]
 
     def resign(self, envelope: Envelope, command_key: str, **changes: str) -> Envelope:

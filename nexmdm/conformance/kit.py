@@ -25,7 +25,7 @@ JOBS: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How a scenario ended. `missed` is empty if its promise held, else what the agent did instead."""
+    """How a scenario ended. `missed` is empty if its promise was kept, else what the agent did instead."""
 
     scenario: Scenario
     missed: str
@@ -63,7 +63,7 @@ class Kit:
             except Missed as missed:
                 return Result(scenario, str(missed), agent.last_words())
             except (Refused, Unreachable) as error:
-                return Result(scenario, f"the server of the kit answered its admin: {error}")
+                return Result(scenario, f"an admin request of the kit to its own server failed: {error}")
             finally:
                 await asyncio.to_thread(agent.stop)
         return Result(scenario, "")

@@ -1,4 +1,4 @@
-"""The table of a run: which promises held, and for each miss the rule and what the agent did instead."""
+"""The table of a run: which promises were kept, and for each miss the rule and what the agent did instead."""
 
 import textwrap
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ _NAME_WIDTH: Final = 22
 
 
 def table(results: Sequence[Result]) -> str:
-    """Return the table as text, with the number of promises that held in the last line."""
-    lines = [f"{result.scenario.name:{_NAME_WIDTH}}{'MISSED' if result.missed else 'held'}" for result in results]
+    """Return the table as text, with the number of kept promises in the last line."""
+    lines = [f"{result.scenario.name:{_NAME_WIDTH}}{'MISSED' if result.missed else 'kept'}" for result in results]
     for result in results:
         if result.missed:
             lines += ["", *_miss(result)]
     held = sum(not result.missed for result in results)
-    return "\n".join([*lines, "", f"{held} of {len(results)} held."])
+    return "\n".join([*lines, "", f"{held} of {len(results)} promises kept."])
 
 
 def _miss(result: Result) -> list[str]:
@@ -26,5 +26,5 @@ def _miss(result: Result) -> list[str]:
     for head, text in parts:
         lines += textwrap.wrap(text, _WIDTH, initial_indent=f"  {head}", subsequent_indent="        ")
     if result.output:
-        lines += ["  The agent's last lines:", textwrap.indent(result.output, "    ")]
+        lines += ["  The last lines of the agent's output:", textwrap.indent(result.output, "    ")]
     return lines

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple, Self
 from nexmdm.common.domain_error import DomainError
 
 NOW: Final = "now"
-"""The text that stands for the newest place, in place of a cursor."""
+"""The text that a client may send instead of a cursor. It means the place after the newest event."""
 
 _FORM: Final = re.compile(r"([0-9a-f]{16}) ([0-9]{1,19}) ([0-9]{1,19}) ([0-9]{1,9})")
 
@@ -21,7 +21,11 @@ class CursorExpired(DomainError):
 
 
 class Cursor(NamedTuple):
-    """The place of the next event to read: in this transaction, row and place in the row, or else after them."""
+    """The place from which to read on.
+
+    The next event is the one with this transaction, row and place in the row. If there is none, the next event is the
+    first one after this place.
+    """
 
     epoch: str
     xid: int

@@ -1,6 +1,6 @@
 """Epochs of the event feed: the transaction ids of its events belong to one database of one cluster.
 
-A dump that is restored elsewhere brings events whose transaction ids say nothing there: they may even lie in the
+A dump that is restored elsewhere brings events whose transaction ids mean nothing there: they may even lie in the
 future. Then a new epoch begins, in which those events come first, in the order of their rows. Cursors of the old epoch
 have expired.
 """

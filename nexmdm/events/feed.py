@@ -1,12 +1,13 @@
 """The event feed: pages of events after a cursor, in an order that never changes.
 
-Events are ordered by the transaction that wrote them, and in it by their row and their device. Transactions commit in
-another order than they begin. So a reader sees only rows of transactions older than each write transaction that is
-still open in the cluster (its horizon): nothing can be committed any more in front of a place that a reader has passed.
+Events are ordered by the transaction that wrote them, and within a transaction by their row and their device.
+Transactions commit in another order than they begin. So a reader sees only the rows of transactions that are older than
+every open write transaction of the cluster (the oldest of these is the reader's horizon). Nothing can be committed any
+more in front of a place that a reader has passed.
 """
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
@@ -17,13 +18,17 @@ from nexmdm.common import database
 from nexmdm.events import epochs
 from nexmdm.events.cursor import Cursor, CursorExpired
 
+_UNIX: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+
 SCANNED: Final = 10_000
 """The most rows that one page looks through for the events that were asked for."""
 
 
 class Happening(NamedTuple):
-    """One event of the feed. `id` is unique in all epochs, and stays the same however often the event is read.
+    """One event of the feed. `id` stays the same, however often the event is read.
 
+    `id` contains the event's time, because a restored database gives numbers of rows again that were in use before.
     `next_cursor` is the place after the event.
     """
 
@@ -37,12 +42,15 @@ class Happening(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """Which events to read. An empty `types` means all types; a type that ends in `*` means all that begin so."""
+    """Which events to read.
+
+    An empty `types` means all types; a type that ends in `*` means all types that begin with the text before the `*`.
+    """
 
     types: Sequence[str] = ()
     device_id: UUID | None = None
     tags: Sequence[str] = ()
-    """Only events about devices that have one of these tags now, if any is given."""
+    """If any tag is given: only events about devices that have one of these tags now."""
 
 
 class Page(NamedTuple):
@@ -92,7 +100,7 @@ _IS_MORE: Final = """
 
 @transaction.atomic
 def read(after: Cursor | None, wanted: Wanted, limit: int) -> Page:
-    """Return up to `limit` wanted events after a place (None: from the oldest kept on).
+    """Return up to `limit` wanted events after a place (None: from the oldest stored event on).
 
     A page may have fewer events than `limit`, or none, although others follow: its next_cursor continues behind the
     rows that it looked through. Raises CursorExpired.
@@ -131,7 +139,8 @@ def newest_place() -> Cursor:
 def newest_readable() -> tuple[int, int]:
     """Return the transaction and row of the newest event that a reader may see; (0, 0) if there is none."""
     newest = database.rows(
-        f"SELECT xid::text, id FROM nexmdm_event WHERE xid < {_HORIZON} ORDER BY xid DESC, id DESC LIMIT 1"  # noqa: S608
+        # Not `ORDER BY xid`: that is the text of the first column, by which 999 comes after 1000.
+        f"SELECT xid::text, id FROM nexmdm_event event WHERE xid < {_HORIZON} ORDER BY event.xid DESC, id DESC LIMIT 1"  # noqa: S608
     )
     return (int(newest[0][0]), newest[0][1]) if newest else (0, 0)
 
@@ -170,7 +179,7 @@ def _happening(epoch: str, row: Any) -> Happening:
     here = Cursor(epoch, int(xid), row_id, place)
     return Happening(
         here._replace(place=place + 1) if has_next else here._replace(id=row_id + 1, place=0),
-        f"{row_id}-{place}",
+        f"{(at - _UNIX) // _MICROSECOND:x}-{row_id}-{place}",
         event_type,
         at,
         device_id,

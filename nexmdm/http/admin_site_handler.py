@@ -69,7 +69,7 @@ class SiteHandler:
 
 
 async def _admit_password(turn: SiteTurn, held: AsyncExitStack) -> None:
-    """Count an attempt, then wait until its password may be hashed. The place is kept until `held` is closed."""
+    """Count an attempt, then wait until its password may be hashed. Closing `held` gives up the place in the gate."""
     logins.refuse_over_limit(turn.address)
     # Do not count an attempt without a place: in a flood, repeated attempts must not use up the address's limit.
     PASSWORDS.check(turn.address)

@@ -43,7 +43,7 @@ _NOTE_SECONDS: Final = 0.25
 _PER_ADDRESS: Final = "address"
 _IN_TOTAL: Final = "total"
 
-OPEN = Gauge("nexmdm_connections", "Connections that are open, of all web workers.", multiprocess_mode="livesum")
+OPEN = Gauge("nexmdm_connections", "Open connections of all web workers.", multiprocess_mode="livesum")
 REFUSED = Counter("nexmdm_connections_refused", "Connections refused, by the limit that was reached.", ["bound"])
 for _bound in (_PER_ADDRESS, _IN_TOTAL):
     REFUSED.labels(_bound)

@@ -1,6 +1,6 @@
 """The fast path for the most frequent requests of phones: ordinary heartbeats and reports.
 
-Django's request, its resolver and Ninja's parameters cost a heartbeat more than all of its own work
+Django's request, its resolver and Ninja's parameters take more time than all other work on a heartbeat
 (docs/performance-changes.md has the figures). Every other request goes unchanged to the ordinary path: the published
 operations are `heartbeat` in devices/phone_api.py and `action-result` in commands/phone_api.py, and they report what is
 wrong with a body.
@@ -135,7 +135,7 @@ def _token(facts: RequestFacts) -> tokens.Token | None:
 
 
 async def _refuse(problem: Problem, send: Send) -> None:
-    """Answer a problem at the least cost."""
+    """Answer with a problem at the least cost."""
     headers = [(name.lower().encode(), value.encode()) for name, value in problem.all_headers().items()]
     await _answer(problem.status, headers, problem.body(), send)
 

@@ -61,7 +61,7 @@ class Turns:
         self._free_at = 0.0
 
     def wait(self, start: Callable[[], None]) -> None:
-        """Call this function after all functions that wait already."""
+        """Call `start` after all functions that wait already."""
         self._waiting.append(start)
         if len(self._waiting) == 1:
             self._wait()

@@ -4,8 +4,8 @@ The guard limits the requests that reach the application. Before a request reach
 would wait without limit for a request that does not come, keep a head of any size, and parse any number of pipelined
 requests. After the application's answer, uvicorn would wait without limit for a client that does not read it.
 
-This builds on private parts of uvicorn: the fields `cycle`, `pipeline` and `flow`; that on_response_complete() starts a
-waiting request; the fields of a RequestResponseCycle. So pyproject.toml pins uvicorn's minor version.
+This module uses private parts of uvicorn: `cycle`, `pipeline`, `flow`, and fields of a RequestResponseCycle. It also
+requires that on_response_complete() starts a waiting request. So pyproject.toml pins uvicorn's minor version.
 tests/http/test_protocol.py names these parts: run it first when that version changes.
 """
 
@@ -42,7 +42,7 @@ HEAD_LIMIT: Final = 64 * 1024
 WIRE_LIMIT: Final = 8 * 1024 * 1024
 """The number of bytes that may follow a head, with framing and trailers; the guard counts the body itself."""
 
-CUT = Counter("nexmdm_connections_cut", "Connections ended because of their client, by reason.", ["reason"])
+CUT = Counter("nexmdm_connections_cut", "Connections ended because of the client, by reason.", ["reason"])
 for _reason in (
     "silent", "head too slow", "head too large", "no HTTP", "upgrade", "broken body", "body without end",
     "too many requests ahead", "answer not taken",
@@ -258,7 +258,7 @@ class Protocol(HttpToolsProtocol):
         self._close()
 
     def pause_writing(self) -> None:
-        """Wait for the client to read what was written, for a limited time."""
+        """Pause until the client has read what was written. If this takes too long, the connection is closed."""
         super().pause_writing()
         self._taken_timer.start(self._taken_seconds)
 

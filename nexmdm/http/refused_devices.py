@@ -30,7 +30,7 @@ log = structlog.get_logger()
 
 LOOK_UP_SECONDS: Final = 1.0
 DRAIN_SECONDS: Final = 5
-"""The time that a process that stops waits for the database to write its last refusals."""
+"""The longest time that a stopping process waits until the database has written its last refusals."""
 
 CLAIMS: Final = 1000
 """The largest number of different refusals that wait for the look-up of their token. Otherwise invented tokens could
@@ -42,7 +42,8 @@ The refusals of further devices are only logged."""
 
 CURTAILED = Counter(
     "nexmdm_refusals_curtailed",
-    "Refusals over a limit, by limit: lines (logged without address), look-ups (without device), devices (not stored).",
+    "Refusals that were over a limit, by the limit. lines: logged without the address. look-ups: logged without the "
+    "device. devices: not stored for the device.",
     ["bound"],
 )
 for _bound in ("lines", "look-ups", "devices"):

@@ -85,8 +85,8 @@ def _cannot_listen(error: OSError) -> CannotListen:
     text = f"Cannot listen on HOST {settings.HOST}, PORT {settings.PORT}: {error.strerror}."
     free_port = _free_port() if error.errno in (errno.EADDRINUSE, errno.EACCES) else None
     if free_port is None:
-        return CannotListen(f"{text} Set another one.")
-    return CannotListen(f"{text} Set another one: PORT={free_port} is free.", free_port)
+        return CannotListen(f"{text} Set another HOST or PORT.")
+    return CannotListen(f"{text} Set another PORT: {free_port} is free.", free_port)
 
 
 def _free_port() -> int | None:

@@ -7,7 +7,7 @@ from typing import Final
 
 from django.db import migrations, models
 
-# The hash of an entry: nexmdm/audit/chain.py computes the same in Python, and verifies by it.
+# The hash of an entry: nexmdm/audit/chain.py computes the same hash in Python, to verify the audit.
 _HASH: Final = """
     CREATE FUNCTION nexmdm_audit_hash(entry nexmdm_auditentry) RETURNS text LANGUAGE sql STABLE AS $$
         SELECT encode(sha256(convert_to(json_build_array(
@@ -35,7 +35,7 @@ _APPEND: Final = """
         RETURN NEW;
     END $$
 """
-# Retention moves its mark first, and may then delete up to there.
+# Retention moves its mark first, and may then delete the entries up to the mark.
 _REFUSE: Final = """
     CREATE FUNCTION nexmdm_audit_refuse() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN

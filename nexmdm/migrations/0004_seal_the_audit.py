@@ -1,7 +1,7 @@
 """Chain the existing audit entries in their order, in batches; then have a trigger chain the next ones.
 
-The table is locked twice, each time for a moment. The first time, to learn which entries can still appear below the
-last one (none, after all writers have ended). The second time, to change over while no transaction writes. An
+The table is locked twice, each time for a moment. The first lock waits until all writers have ended: after that, no
+entry can appear below the last one. Under the second lock, no transaction writes, and the triggers are created. An
 interrupted run is continued.
 """
 

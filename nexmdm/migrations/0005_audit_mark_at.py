@@ -1,4 +1,4 @@
-"""Store with a mark when its entry was written."""
+"""Store in each mark the time at which its entry was written."""
 
 from django.db import migrations, models
 

@@ -1,8 +1,8 @@
 """Move the mark of the newest entry after each entry instead of before it; let no young entry be deleted.
 
-A mark that follows can be compared with existing entries, which the next migration does. Only the entries' table is
-locked, for a moment: a transaction that appends has this lock, and then requests the mark's. So both locks in one
-migration could cause a deadlock.
+A mark that is moved after the entry can be compared with existing entries, which the next migration does. Only the
+entries' table is locked, for a moment: a transaction that appends has this lock, and then requests the mark's lock. So
+both locks in one migration could cause a deadlock.
 """
 
 from importlib import import_module
@@ -41,7 +41,7 @@ _FOLLOW: Final = """
         RETURN NULL;
     END $$
 """
-# Retention moves its mark first, and may then delete up to there.
+# Retention moves its mark first, and may then delete the entries up to the mark.
 _REFUSE: Final = """
     CREATE OR REPLACE FUNCTION nexmdm_audit_refuse() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN

@@ -11,7 +11,7 @@ from django.db import migrations, models
 _CHAIN: Final = vars(import_module("nexmdm.migrations.0003_audit_chain"))
 _LINKS: Final = vars(import_module("nexmdm.migrations.0006_audit_by_links"))
 
-# The hash of an entry: nexmdm/audit/chain.py computes the same in Python, and verifies by it.
+# The hash of an entry: nexmdm/audit/chain.py computes the same hash in Python, to verify the audit.
 _HASH: Final = """
     CREATE OR REPLACE FUNCTION nexmdm_audit_hash(entry nexmdm_auditentry) RETURNS text LANGUAGE sql STABLE AS $$
         SELECT encode(sha256(convert_to(CASE

@@ -1,7 +1,7 @@
 """The event feed.
 
-The rows are read and deleted in the order of their key, so no other index exists: each would make every settlement of
-a delivery more expensive.
+The rows are read and deleted in the order of their key, so no other index exists: each further index would make every
+settlement of a delivery more expensive.
 """
 
 from typing import Final

@@ -29,6 +29,7 @@ from nexmdm.common import database, request_facts
 from nexmdm.common.asgi_types import App, Receive, Scope, Send
 from nexmdm.monitoring import dispatcher_status, fleet_summary
 from nexmdm.monitoring.fleet_summary import DevicesByPresence
+from nexmdm.webhooks import status as webhook_status
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 GAUGES_LIVE_SECONDS: Final = 15
@@ -39,7 +40,7 @@ FLUSH_SECONDS: Final = 0.25
 
 REQUEST_SECONDS = Histogram(
     "nexmdm_request_seconds",
-    "Time to the end of the answer, by route.",
+    "Time from the start of a request to the end of its answer, by route.",
     ["route", "method", "status"],
     buckets=BUCKETS,
 )
@@ -172,6 +173,9 @@ _FAMILIES: Final = (
     ("nexmdm_database_connections", "Connections of all processes to the database.", "state",
         ("active", "idle", "other")),
     ("nexmdm_database_connections_limit", "How many connections the database allows.", None, (None,)),
+    ("nexmdm_webhooks", "Webhooks by state.", "state", webhook_status.STATES),
+    ("nexmdm_webhook_lag_seconds", "How long the oldest event has waited for a webhook that is not paused.", None,
+        (None,)),
 )  # fmt: skip
 """The name, help, label and label values of each gauge. The values of _values() have the same order."""
 
@@ -193,7 +197,7 @@ _GAUGES: Final = """
 
 
 class Gauges(Collector):
-    """The gauges whose values come from the database, read by two statements at a scrape and kept for 15 s."""
+    """The gauges whose values come from the database, read by three statements at a scrape and kept for 15 s."""
 
     def __init__(self) -> None:
         self._read_at = float("-inf")
@@ -214,7 +218,7 @@ class Gauges(Collector):
 
 def _values() -> Sequence[float]:
     devices = fleet_summary.devices_by_presence().model_dump().values()
-    return (*devices, *database.row(_GAUGES, _parameters()))
+    return (*devices, *database.row(_GAUGES, _parameters()), *webhook_status.figures())
 
 
 def _parameters() -> dict[str, Any]:

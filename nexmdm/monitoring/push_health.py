@@ -28,7 +28,7 @@ SETTLING: Final = timedelta(minutes=5)
 """How long after its end an hour is counted: by then, each transaction that began in this hour has ended."""
 
 BANDS_PER_DOUBLING: Final = 8
-"""The latency bands: a latency is known to 4.5 %, half of a band."""
+"""The number of latency bands for each doubling. A latency is exact to 4.5 %, which is half of a band."""
 
 
 class PushHealthField(StrEnum):
@@ -41,20 +41,21 @@ class PushHealthField(StrEnum):
 
 
 class PushHealthQuery(Body):
-    """`since`: a day ago if it is not given."""
+    """`since`: the time from which pushes are counted; by default a day ago."""
 
     by: PushHealthField = PushHealthField.MODEL
     since: Time | None = None
 
 
 class PushHealthRow(ResponseSchema):
-    """The pushes to the devices with one value (`key`) of a field, empty where the phone reported none.
+    """The pushes to the devices with one value (`key`) of a field. `key` is empty for phones that reported no value.
 
-    Pushes are counted by their end, and answers by the end of their delivery, whatever the field's value was before.
+    A push counts at the time of its end, and an answer at the time of its delivery's end, whatever the field's value
+    was before.
     """
 
     key: str
-    devices: Annotated[int, Field(description="Devices that have this value now, neither revoked nor retired.")]
+    devices: Annotated[int, Field(description="Active devices that have this value now.")]
     attempts: Annotated[int, Field(description="Pushes that were sent to FCM.")]
     accepted: Annotated[int, Field(description="Pushes that FCM accepted.")]
     answered_by_push: Annotated[int, Field(description="Settled deliveries on which a phone reported `via` push.")]
@@ -65,7 +66,8 @@ class PushHealthRow(ResponseSchema):
         int, Field(description="Settled deliveries whose push was sent with priority high and arrived as normal.")
     ]
     p50_ms: Annotated[
-        int | None, Field(description="The median from FCM's acceptance to the first report, by push; within 5 %.")
+        int | None,
+        Field(description="The median time from FCM's acceptance to the first report by push; exact to 5 %."),
     ]
     p95_ms: int | None
 

@@ -27,7 +27,7 @@ class FleetStatus:
         self._last: _Seen | None = None
 
     def line(self) -> str:
-        """Return the devices by presence, the heartbeats of each second since the line before, and the open work."""
+        """Return the devices by presence, the heartbeats per second since the previous line, and the open work."""
         try:
             text = self._read()
         except OSError:

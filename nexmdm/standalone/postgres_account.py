@@ -27,7 +27,7 @@ class Account:
 def account_for(folder: Path) -> Account | None:
     """Return the account for a program that works in `folder`; None if this process does not run as root.
 
-    If the folder's owner is not root, this is the account, so that the owner can continue to use the folder.
+    If the folder's owner is not root, the owner is the account, so that the owner can continue to use the folder.
     """
     if os.geteuid() != 0:
         return None

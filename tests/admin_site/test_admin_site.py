@@ -34,7 +34,7 @@ from nexmdm.common import database
 from nexmdm.common.read_only_admin import csv_export
 from nexmdm.common.read_only_admin.filters import ExactTextFilter
 from nexmdm.common.types import rfc3339
-from nexmdm.models import AuditEntry, DispatcherSeen
+from nexmdm.models import AuditEntry, DispatcherSeen, Webhook, WebhookAttempt
 from tests.support.actors import Answer, Visitor
 from tests.support.html import plain
 
@@ -134,6 +134,11 @@ def worked(world: World) -> World:
         status=200,
     )
     DispatcherSeen.objects.create(name="host:1", circuit="closed")
+    place = {"cursor_epoch": "e", "cursor_xid": "3", "cursor_id": 1, "cursor_place": 0}
+    webhook = Webhook.objects.create(
+        id=UUID("0192f0c1-d000-7abc-8def-000000000001"), url="https://example.com/", **place
+    )
+    WebhookAttempt.objects.create(webhook=webhook, event_id="1-0", type="x", is_delivered=True, latency_ms=41)
     return world
 
 
@@ -597,7 +602,7 @@ def test_a_late_result_is_shown_as_such(worked: World, browser: Client) -> None:
     Report.objects.create(delivery=delivery, status="failed", message="again", late=True, duplicate=True)
     text = text_of(browser, delivery)
     assert "State: expired" in text
-    assert "Result: succeeded , late: the delivery was settled before at last" in text
+    assert "Result: succeeded , late: the delivery was already settled at last" in text
 
 
 def test_an_overdue_delivery_is_expired_everywhere_marked_or_not(worked: World, browser: Client) -> None:
@@ -718,7 +723,7 @@ def test_a_delivery_shows_repeats_of_reports_and_the_number_of_reports_not_store
     Delivery.objects.filter(pk=done.pk).update(reports_not_kept=7)
     text = text_of(browser, done)
     assert f"42 times, the last one at {last:%Y-%m-%d %H:%M:%S}Z" in text
-    assert "7 further reports were counted and not kept" in text
+    assert "7 further reports were counted but not stored" in text
     assert "Reports not kept: 7" in text
     assert re.search("Repeats: 41 Last repeat: in 5[0-9] s 20", text_of(browser, running))
     (row,) = [row for row in exported(staff, Report) if row["report_id"] == str(running.pk)]
@@ -765,7 +770,7 @@ def test_the_first_page_shows_that_a_count_is_incomplete(
     monkeypatch.setattr("nexmdm.admin_site.dashboard.MOST", 1)
     page = plain(browser.get("/django-admin/").content.decode())
     assert "Counted up to 1; there are more." in page
-    assert re.search(r"The newest 1, since \d{4}-\d\d-\d\d \d\d:\d\dZ\.", page)
+    assert re.search(r"Only the newest 1 are counted, since \d{4}-\d\d-\d\d \d\d:\d\dZ\.", page)
 
 
 def test_a_long_list_shows_an_estimate_of_its_rows(worked: World, browser: Client) -> None:

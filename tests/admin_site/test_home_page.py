@@ -201,12 +201,12 @@ def test_a_chart_counts_only_the_newest_rows_and_shows_this(
     )
 
 
-def test_the_home_page_costs_twelve_queries_for_any_content(
+def test_the_home_page_costs_thirteen_queries_for_any_content(
     admin: Admin, browser: Browser, django_assert_max_num_queries: MaxQueries
 ) -> None:
     for phone in admin.enrol_fleet(20):
         phone.heartbeat(status={"battery_pct": 1})
         phone.report(admin.command(to=phone).json["request_id"], "failed")
     end_everything()
-    with django_assert_max_num_queries(12):
+    with django_assert_max_num_queries(13):
         assert len(attention(browser)) == 2

@@ -26,9 +26,12 @@ from nexmdm.client.phone import sign
 from nexmdm.common import database
 from nexmdm.common.postgresql import direct
 from nexmdm.common.postgresql.connection import Connection
+from nexmdm.models import DispatcherSeen
+from nexmdm.webhooks.receivers import Outcome, Receivers
 from tests.support import feed
 from tests.support.actors import Admin, Answer, Client, Phone
 from tests.support.moments import let_pass
+from tests.webhooks.receiver import running_lane
 
 Json = dict[str, Any]
 
@@ -41,13 +44,14 @@ CHANGING: Final = {
     "next_heartbeat_seconds",
     "latency_ms",
     "next_cursor",
+    "cursor",
     "p50_ms",
     "p95_ms",
     "uptime_ratio",
 }
 A_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 A_MESSAGE_ID: Final = re.compile(r"projects/[^/]+/messages/\S+")
-AN_EVENT: Final = re.compile(r"\d+-\d+")
+AN_EVENT: Final = re.compile(r"[0-9a-f]+-\d+-\d+")
 
 
 def steady(value: Any, name: str = "") -> Any:
@@ -124,6 +128,7 @@ def steady_ids_and_secrets(monkeypatch: pytest.MonkeyPatch, settings: Settings) 
     secrets = (bytes(range(start, start + 32)) for start in count())
     monkeypatch.setattr("devices.enrollment.uuid7", partial(next, made))
     monkeypatch.setattr("commands.issuing.uuid7", partial(next, asked))
+    monkeypatch.setattr("nexmdm.webhooks.queries.uuid7", partial(next, numbered(PATH["webhook_id"])))
     monkeypatch.setattr("devices.credentials.secrets", SimpleNamespace(token_bytes=lambda _: next(secrets)))
     settings.SECRET_KEY, settings.COMMAND_SIGNING_KEYS = "the secret key of the documentation", [SIGNING_KEY]
     settings.PUBLIC_URL, settings.AGENT_COMPONENT = "https://mdm.example.com", "com.example.agent/.AdminReceiver"
@@ -163,9 +168,25 @@ class Scenario:
         return str(self.answers[operation_id][name][key])
 
 
+def run_webhooks(scenario: Scenario, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the examples of webhooks with a receiver that acknowledges everything."""
+
+    async def acknowledge(*_: Any) -> Outcome:
+        return Outcome(204, "", 38)
+
+    monkeypatch.setattr(Receivers, "post", acknowledge)
+    DispatcherSeen.objects.create(name="host:1", circuit="closed")
+    for operation_id in ("createWebhook", "listWebhooks", "readWebhook", "changeWebhook", "replayWebhook"):
+        scenario.run(operation_id)
+    with running_lane():
+        scenario.run("sendWebhookTest")
+    for operation_id in ("listWebhookAttempts", "rotateWebhookSecret", "deleteWebhook"):
+        scenario.run(operation_id)
+
+
 @pytest.mark.django_db(transaction=True)
 def test_the_examples_of_all_operations_run_one_after_the_other(
-    document: Json, admin: Admin, fcm: FcmStandin, steady_ids_and_secrets: None
+    document: Json, admin: Admin, fcm: FcmStandin, steady_ids_and_secrets: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scenario = Scenario(document, admin)
     run = scenario.run
@@ -188,6 +209,7 @@ def test_the_examples_of_all_operations_run_one_after_the_other(
     run("listEnrollmentTokens")
     feed.all_events(admin)
     run("listEvents")
+    run_webhooks(scenario, monkeypatch)
     scenario.send("POST", "/v1/heartbeat", {}, phone)  # The device must have the commands to withdraw.
     for operation_id in ("revokeEnrollmentToken", "revokeDevice", "reinstateDevice", "healthz", "readyz"):
         run(operation_id)

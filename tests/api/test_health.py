@@ -57,6 +57,7 @@ def test_a_server_with_its_database_and_migrations_is_ready(client: Client, db: 
         "migrations": "ok",
         "dispatcher": "never seen",
         "push": "unconfigured",
+        "webhooks": "ok",
     }
 
 

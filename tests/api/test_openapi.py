@@ -15,7 +15,7 @@ from tests.support.actors import Admin, Client
 
 Json = dict[str, Any]
 
-METHODS = {"get", "head", "post", "patch"}
+METHODS = {"get", "head", "post", "patch", "delete"}
 EVERYWHERE = {"400", "408", "413", "415", "422", "431", "500"}
 WITH_A_CREDENTIAL = EVERYWHERE | {"401", "429", "503"}
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from uuid import UUID
 
 import pytest
@@ -16,6 +17,11 @@ from commands.push.outbox import Sent
 from devices import tokens
 from devices.models import Device, Presence
 from nexmdm.common import database
+from nexmdm.common.event_feed import events
+from nexmdm.common.event_feed.events import Event, EventType
+from nexmdm.webhooks import leases
+from nexmdm.webhooks.leases import Attempted, Results
+from nexmdm.webhooks.run import Run
 from tests.support.actors import Admin, Phone
 from tests.support.moments import in_one_batch, let_pass, reports_in_one_batch, signed_in_one_batch, thread_hops
 
@@ -239,6 +245,35 @@ def test_a_batch_of_pushes_is_claimed_by_one_round_trip_and_recorded_by_two(admi
         attempts.record_attempts([Sent(one, AttemptOutcome.ACCEPTED, http_status=200) for one in claimed])
     assert made == ["SET + SET + WITH", "SAVEPOINT", "SELECT + SELECT", "WITH", "RELEASE"]
     assert Delivery.objects.filter(push_state="accepted").count() == len(fleet)
+
+
+def without_ends(made: list[str]) -> list[str]:
+    """Return statements without those that begin and end a transaction."""
+    words = [word for one in made for word in one.split(" + ")]
+    return [word for word in words if word not in ("BEGIN", "COMMIT")]
+
+
+@pytest.mark.parametrize("number", [1, 150])
+@pytest.mark.django_db(transaction=True)
+def test_a_look_for_webhooks_costs_two_statements_and_a_page_of_events_nine(admin: Admin, number: int) -> None:
+    admin.post("/admin/webhooks", {"url": "https://hooks.example.com/"})
+    with statements() as made:
+        assert leases.claim(50) == []
+    assert without_ends(made) == ["SELECT", "WITH"]
+    events.append(*(Event(EventType.DEVICE_UPDATED) for _ in range(number)))
+    with statements() as made:
+        (webhook,) = leases.claim(50)
+    assert without_ends(made) == ["SELECT", "WITH", "SELECT"]
+
+    run = Run(webhook, SimpleNamespace(), SimpleNamespace(), SimpleNamespace())  # type: ignore[arg-type]
+    with statements() as made:
+        page = run.read()
+    assert (len(page.events), without_ends(made)) == (number, ["SELECT", "SELECT", "WITH", "SELECT"])
+    attempts = [Attempted(one.id, one.type, one.at, 200, "", 1) for one in page.events]
+    results = Results(page.next_cursor, attempts, was_tested=False, was_acknowledged=True, failure="", obstacle="")
+    with statements() as made:
+        assert leases.store(webhook, results, ends=True) is not None
+    assert without_ends(made) == ["SELECT", "SELECT", "UPDATE", "INSERT"]
 
 
 def test_a_claim_reads_no_more_rows_than_it_takes_with_any_statistics(admin: Admin) -> None:

@@ -15,6 +15,7 @@ from tests.support.wire import traffic
 Send = Callable[[], Answer]
 
 PASSWORD: Final = "correct horse battery"
+WEBHOOK: Final = {"url": "https://hooks.example.com/"}
 
 
 @dataclass(slots=True)
@@ -131,6 +132,22 @@ def revoking_an_enrollment_token(fleet: Fleet) -> Send:
     return lambda: fleet.admin.post(path)
 
 
+def on_a_webhook(method: str, path: str = "", body: Any = None) -> Callable[[Fleet], Send]:
+    def prepare(fleet: Fleet) -> Send:
+        webhook_id = fleet.admin.post("/admin/webhooks", WEBHOOK).json["id"]
+        return lambda: fleet.admin.call(method, f"/admin/webhooks/{webhook_id}{path}", body)
+
+    return prepare
+
+
+def making_another_webhook(fleet: Fleet) -> Send:
+    def send() -> Answer:
+        return fleet.admin.post("/admin/webhooks", WEBHOOK)
+
+    assert send().status == 200
+    return send
+
+
 def changing_the_alias(fleet: Fleet) -> Send:
     path = f"/admin/devices/{fleet.phone.device_id}"
     return lambda: fleet.admin.call("PATCH", path, {"alias": "till 7"})
@@ -214,6 +231,13 @@ WRITES: Final = [
     Write("revoke", shutting_out("revoke"), Cost(11, 13, 1)),
     Write("retire", shutting_out("retire"), Cost(15, 17, 1)),
     Write("reinstate", reinstating, Cost(9, 11, 1)),
+    Write("webhook made", making_another_webhook, Cost(7, 9, 1)),
+    Write("webhook changed", on_a_webhook("PATCH", body={"types": ["device.*"]}), Cost(6, 8, 1)),
+    Write("webhook paused", on_a_webhook("PATCH", body={"paused": True}), Cost(7, 9, 1)),
+    Write("webhook replayed", on_a_webhook("POST", "/replay", {"after": "now"}), Cost(9, 11, 1)),
+    Write("webhook's secret rotated", on_a_webhook("POST", "/rotate-secret"), Cost(7, 9, 1)),
+    Write("webhook tested, without a dispatcher", on_a_webhook("POST", "/test"), Cost(9, 10, 2)),
+    Write("webhook deleted", on_a_webhook("DELETE"), Cost(8, 10, 1)),
     Write("read of a device", lambda f: lambda: f.admin.get(f"/admin/devices/{f.phone.device_id}"), Cost(4, 2, 2)),
     Write("login of staff", logging_in, Cost(11, 6, 6), 302),
 ]  # fmt: skip

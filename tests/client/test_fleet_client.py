@@ -155,7 +155,7 @@ def test_a_failure_on_a_phone_is_exit_status_1(network: InProcess, phone: Phone)
 def test_a_command_that_is_open_after_the_timeout_is_exit_status_1(network: InProcess, phone: Phone) -> None:
     ran = run("ping", phone.device_id, "--timeout", "0", transport=network)
     assert ran.status == 1
-    assert "1 of 1 are still open" in ran.err
+    assert "1 of 1 deliveries are still open" in ran.err
 
 
 def test_waiting_continues_while_the_server_is_busy(
@@ -468,7 +468,7 @@ def test_the_audit_shows_principals_actions_and_refusals(network: InProcess, pho
 def test_a_revocation_shows_which_wipe_or_lock_it_withdraws(network: InProcess, admin: Admin, phone: Phone) -> None:
     request_id = admin.command("wipe", to=phone).json["request_id"]
     ran = run("revoke", phone.device_id, "--yes", transport=network)
-    assert f"This withdrew the open wipe: {request_id}." in ran.err
+    assert f"The open wipe is withdrawn: {request_id}." in ran.err
     assert "may have reached the phone" not in ran.err
 
 
@@ -478,7 +478,7 @@ def test_a_withdrawn_wipe_that_may_still_run_is_reported_as_such(
 ) -> None:
     request_id = admin.command("wipe", to=phone).json["request_id"]
     phone.heartbeat()
-    said = f"It may have reached the phone: {request_id} may still run, and the server refuses its report."
+    said = f"It may have reached the phone: {request_id} may still run. The server refuses the phone's report."
     assert said in run(verb, phone.device_id, "--yes", transport=network).err
     presence = f"{verb}d"
     assert presence in run("devices", transport=network).out
@@ -910,7 +910,7 @@ def test_another_server_gets_no_signature_with_the_secrets_of_this_one(
     monkeypatch.delenv(missing, raising=False)
     ran = run(*verb, "--url", ELSEWHERE, transport=network)
     assert ran.status == 2
-    assert re.search(f"set ADMIN_KEY and HMAC_SECRET .* \\(not set: {missing}\\)", ran.err)
+    assert re.search(f"Set ADMIN_KEY and HMAC_SECRET .* \\(not set: {missing}\\)", ran.err)
     assert network.seen == []
 
 

@@ -81,7 +81,7 @@ def test_an_unknown_name_is_answered_with_names_that_look_like_it(network: InPro
     assert (ran.status, ran.out) == (1, "")
     assert "No device has the alias, hardware id or id 'tba-03'. Did you mean tab-03" in ran.err
     part = run("device", "hw", transport=network)
-    assert "Devices with it in their names:" in part.err
+    assert "Devices with this text in their names:" in part.err
     assert "tab-30  HW-0001" in part.err
 
 

@@ -122,7 +122,7 @@ def test_each_profile_has_its_server_and_is_named_before_or_after_the_verb(
     ]  # fmt: skip
     assert run_nexmdm("logout", "--profile", "shop", transport=network).status == 0
     gone = run_nexmdm("summary", "--profile", "shop", transport=network)
-    assert (gone.status, "There is no profile 'shop'. There are: default." in gone.err) == (2, True)
+    assert (gone.status, "There is no profile 'shop'. The profiles are: default." in gone.err) == (2, True)
 
 
 def test_the_environment_overrides_a_profile(

@@ -272,6 +272,13 @@ def test_a_shell_completes_verbs_options_actions_and_what_the_server_knows(
     assert completed("send ping a") == ["all"]
     assert completed("devices --tag l") == completed("tag l") == ["lobby"]
     assert completed("command 01") == [request_id]
+    webhook_id = admin.post("/admin/webhooks", {"url": "https://hooks.example.com/"}).json["id"]
+    assert completed("webhook re") == ["replay", "resume"]
+    assert completed("webhook show ") == [webhook_id]
+    assert completed("webhook add URL --tags l") == ["lobby"]
+    assert completed("events --types device.enrolled,command") == [
+        f"device.enrolled,{name}" for name in ("command.*", "command.issued", "command.finished")
+    ]
 
 
 def test_a_server_that_does_not_answer_completes_nothing(

@@ -181,7 +181,7 @@ def test_lost_locks_then_wipes_and_the_success_of_the_wipe_retires(network: InPr
     assert (lock.action, wipe.action, lock.note, wipe.note) == ("lock", "wipe", "left on a bus", "left on a bus")
     assert ran.out == f"Sent lock {lock.pk}.\nSent wipe {wipe.pk}.\n"
     assert "tab-1 (last seen: never) has until" in ran.err
-    assert "When the phone reports that the wipe succeeded, the server retires it." in ran.err
+    assert "When the phone reports that the wipe succeeded, the server retires the phone." in ran.err
     assert f"To follow it: `manage.py fleet command {wipe.pk} --wait`." in ran.err
     fleet[1].report(str(wipe.pk), "succeeded")
     assert Device.objects.get(pk=fleet[1].device_id).retired_at is not None
@@ -255,15 +255,15 @@ def test_named_devices_that_are_offline_are_pointed_out(network: InProcess, flee
     assert "offline" not in run("ping", "tab-0", transport=network).err
     let_pass(minutes=8)
     seen = run("device", "tab-0", transport=network).out.partition("last_seen_at")[2].split()[0]
-    back = "A command reaches a phone only if the phone is back within 10 min.\n"
+    back = "A command reaches a phone only if the phone is online again within 10 min.\n"
     for name in ("tab-0", fleet[0].device_id):
         assert f"tab-0 is offline (last seen: {seen}). {back}" in run("ping", name, transport=network).err
     fleet[1].heartbeat()
     assert f"2 of 3 devices are offline. {back}" in run("ping", "tab-0,tab-1,tab-2", transport=network).err
     lost = run("lost", "tab-0", "--yes", transport=network).err
     assert (
-        f"tab-0 is offline (last seen: {seen}). A command reaches a phone only if the phone is back within 28 d."
-        in lost
+        f"tab-0 is offline (last seen: {seen}). "
+        "A command reaches a phone only if the phone is online again within 28 d." in lost
     )
     let_pass(days=29)
     assert "1 of 1 devices was last seen more than 28 d ago" in run("lost", "tab-0", "--yes", transport=network).err
@@ -288,4 +288,6 @@ def test_devices_without_the_command_and_the_reasons_are_in_the_table_and_in_csv
     assert len(lines) == 3
     one = run("command", request_id, "--not-succeeded", "-o", "csv", "--limit", "1", transport=network)
     assert one.out.splitlines() == lines[:2]
-    assert f"These are 1 of 2; failures come first. `manage.py fleet command {request_id} --limit 2`" in one.err
+    assert (
+        f"These are 1 of 2 deliveries; failures come first. `manage.py fleet command {request_id} --limit 2`" in one.err
+    )

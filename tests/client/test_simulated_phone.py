@@ -265,8 +265,12 @@ def test_a_refusal_carries_the_servers_code() -> None:
         (503, {"retry_after": None}, "no Retry-After"),
         (429, {"retry_after": "0"}, "no Retry-After"),
         (503, {"content_type": "text/html"}, "text/html"),
-        (503, {"problem": {"status": 503}}, "another status, or no code"),
-        (503, {"problem": {"status": 500, "code": "overloaded"}}, "another status, or no code"),
+        (503, {"problem": {"status": 503}}, "no code, or a status that differs from the HTTP status"),
+        (
+            503,
+            {"problem": {"status": 500, "code": "overloaded"}},
+            "no code, or a status that differs from the HTTP status",
+        ),
     ],
 )
 def test_a_refusal_names_the_missing_parts_of_problem_details(status: int, changes: dict[str, Any], flaw: str) -> None:

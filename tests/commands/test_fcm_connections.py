@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from commands.push import fcm_connections
-from commands.push.fcm_connections import FcmConnections, HttpResponse, NoResponse
+from commands.push.fcm_connections import FcmConnections
+from nexmdm.common.outgoing.http_connection import HttpResponse, NoResponse
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 

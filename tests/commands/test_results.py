@@ -139,7 +139,7 @@ def test_the_first_hundred_reports_and_the_result_are_stored_and_the_others_coun
     shown = delivery_of(admin, phone, request_id)
     assert (shown["state"], shown["result"]["message"]) == ("succeeded", "done")
     (left_out,) = [event for event in shown["timeline"] if event["event"] == "left_out"]
-    assert (left_out["count"], left_out["detail"]) == (4, "4 further reports were counted and not kept")
+    assert (left_out["count"], left_out["detail"]) == (4, "4 further reports were counted but not stored")
 
 
 @pytest.mark.parametrize("ending", ["expired", "cancelled"])

@@ -25,7 +25,7 @@ from tests.support.moments import let_pass, overtaken
 pytestmark = pytest.mark.django_db(transaction=True)
 
 HEARD_FROM_AFTER_THE_END: Final = (
-    "The phone reported nothing in time, and its last heartbeat before the end is not known"
+    "The phone reported nothing in time, and its last heartbeat before the expiry is not known"
 )
 
 
@@ -133,7 +133,7 @@ def test_a_phone_that_was_online_and_did_not_answer_has_its_own_reason(admin: Ad
 
 
 @pytest.mark.parametrize(
-    ("silence", "sign"), [(299, "Last heartbeat at {}, before the command"), (301, "Offline since {}")]
+    ("silence", "sign"), [(299, "Last heartbeat at {}, before the command was issued"), (301, "Offline since {}")]
 )
 def test_a_phone_was_offline_if_its_silence_was_longer_than_the_online_window(
     admin: Admin, phone: Phone, settings: Settings, silence: float, sign: str

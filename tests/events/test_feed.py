@@ -2,14 +2,10 @@
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
-import psycopg
 import pytest
-from django.db import connection
 
 from nexmdm.common import database
 from nexmdm.events import feed as feed_of_server
@@ -17,15 +13,6 @@ from tests.support import feed
 from tests.support.actors import Admin
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-@contextmanager
-def open_write_transaction() -> Iterator[psycopg.Connection[Any]]:
-    """A transaction of another session that has begun to write, and is rolled back at the end unless committed."""
-    with psycopg.connect(**connection.get_connection_params() | {"cursor_factory": psycopg.Cursor}) as other:
-        other.execute("SELECT pg_current_xact_id()")
-        yield other
-        other.rollback()
 
 
 def aliases(events: list[dict[str, Any]]) -> list[str]:
@@ -126,7 +113,7 @@ def test_a_query_that_cannot_be_meant_is_refused(admin: Admin, query: dict[str, 
 
 def test_events_wait_for_an_older_transaction_and_the_page_says_so(admin: Admin) -> None:
     cursor = feed.read(admin, after="now").json["next_cursor"]
-    with open_write_transaction() as older:
+    with feed.open_write_transaction() as older:
         enrol(admin, "till 1")
         held = feed.read(admin, after=cursor).json
         assert (held["items"], held["caught_up"]) == ([], False)
@@ -136,7 +123,7 @@ def test_events_wait_for_an_older_transaction_and_the_page_says_so(admin: Admin)
 
 
 def test_what_is_rolled_back_has_no_event(admin: Admin) -> None:
-    with open_write_transaction() as other:
+    with feed.open_write_transaction() as other:
         other.execute("INSERT INTO nexmdm_event (type, data) VALUES ('device.enrolled', '{}')")
     assert feed.all_events(admin) == []
 
@@ -147,7 +134,7 @@ def test_a_waiting_reader_gets_the_event_within_250_ms_of_its_commit(admin: Admi
     committed: list[float] = []
 
     def append() -> None:
-        with open_write_transaction() as other:
+        with feed.open_write_transaction() as other:
             other.execute("INSERT INTO nexmdm_event (type, data) VALUES ('device.enrolled', '{\"alias\": \"new\"}')")
             other.commit()
             committed.append(time.monotonic())
@@ -197,6 +184,19 @@ def test_events_restored_into_another_database_are_readable_and_old_cursors_have
     assert (answer.status, answer.code) == (410, "cursor_expired")
     enrol(admin, "till 2")
     assert aliases(feed.all_events(admin)) == ["till 1", "till 2"]
+
+
+def test_an_event_written_after_a_restore_never_has_the_id_of_an_event_that_the_restore_lost(admin: Admin) -> None:
+    enrol(admin, "till 1")
+    (lost,) = feed.all_events(admin)
+    database.execute("DELETE FROM nexmdm_event")
+    database.execute(
+        "SELECT setval(pg_get_serial_sequence('nexmdm_event', 'id'), %s, false)", [int(lost["id"].split("-")[1])]
+    )
+    enrol(admin, "till 2")
+    (new,) = feed.all_events(admin)
+    assert new["id"].split("-")[1:] == lost["id"].split("-")[1:]
+    assert new["id"] != lost["id"]
 
 
 def test_a_cursor_from_after_the_point_to_which_the_cluster_was_recovered_has_expired(admin: Admin) -> None:

@@ -114,7 +114,14 @@ def world(admin: Admin, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> 
     phone = admin.enrol("phone-1", alias="till 1")
     made = admin.post("/admin/enrollment-tokens", {}).json
     request_id = admin.command("ping", to=phone).json["request_id"]
-    ids = {"device_id": phone.device_id, "request_id": request_id, "token_id": made["id"], "tag": "floor-1"}
+    webhook = admin.post("/admin/webhooks", {"url": "https://hooks.example.com/"}).json
+    ids = {
+        "device_id": phone.device_id,
+        "request_id": request_id,
+        "token_id": made["id"],
+        "tag": "floor-1",
+        "webhook_id": webhook["id"],
+    }
     bodies = {
         "heartbeat": {"status": {"battery_pct": 50, "note": "a"}, "push_token": "ok-1", "agent_version": "1"},
         "register": {"hardware_id": "phone-2", "alias": "till 2", "push_token": "ok-2", "model": "a"},
@@ -128,6 +135,9 @@ def world(admin: Admin, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> 
         "changeDevice": {"alias": "till 3", "tags": ["a"]},
         "changeTag": {"add": [phone.device_id], "remove": [phone.device_id]},
         "createEnrollmentToken": {"label": "a", "max_uses": 2, "tags": ["a"], "expires_in_seconds": 60},
+        "createWebhook": {"url": "https://hooks.example.com/a?b=c", "types": ["device.*"], "tags": ["a"]},
+        "changeWebhook": {"url": "https://hooks.example.com/a", "paused": True, "types": ["device.*"], "tags": ["a"]},
+        "replayWebhook": {"after": webhook["cursor"]},
     }
     return World(admin, phone, ids, bodies)
 

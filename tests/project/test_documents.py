@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+import rich_click as click
 from django.core.management import get_commands, load_command_class
 
 from commands.actions import CATALOGUE
@@ -26,6 +27,7 @@ from devices.identity import device_checks
 from devices.models import PUSH_HEALTH
 from devices.presence.states import presences
 from nexmdm.client import program as client
+from nexmdm.common.event_feed.events import EventType
 from nexmdm.config import checks
 from nexmdm.config.environment import ConfigError
 from nexmdm.conformance.catalogue import SCENARIOS
@@ -46,9 +48,10 @@ README_LINES: Final = 100
 OF_OTHERS: Final = {
     "POSTGRES_DB", "POSTGRES_PASSWORD", "POSTGRES_USER", "RESTORED_URL", "NEXMDM_LISTEN_FD", "NEXMDM_TEST_DATA_DIR",
     "ENROLLMENT_TOKEN", "DEVICE_ID", "DEVICE_TOKEN", "REQUEST_ID", "NEXMDM_URL", "NEXMDM_PROFILE",
-    "SSL_CERT_FILE", "HTTPS_PROXY", "NO_PROXY",
+    "SSL_CERT_FILE", "HTTPS_PROXY", "NO_PROXY", "NEXMDM_WEBHOOK_SECRET", "WEBHOOK_SECRET", "CHAT_URL", "TICKETS_URL",
+    "TICKETS_TOKEN",
 }  # fmt: skip
-"""Names in the documents that are not settings: of the database image, a shell, a parent process, or the client."""
+"""Names in the documents that are not settings: of the database image, a shell, a parent process, clients, recipes."""
 
 
 def variables() -> set[str]:
@@ -93,11 +96,25 @@ def unknown_to_the_client(words: list[str], given: set[str]) -> list[str]:
     verb = words[0] if words and re.fullmatch(r"[a-z][a-z-]+", words[0]) else None
     if verb is not None and verb not in client.VERBS:
         return [f"fleet {verb}"]
-    known = {"--help"}
-    for name in [verb] if verb is not None else client.VERBS:
-        module = import_module(f"nexmdm.client.verbs.{client.VERBS[name].module}")
-        known |= {one for option in getattr(module, name.replace("-", "_")).params for one in option.opts}
+    called = [verb_of_the_client(name) for name in ([verb] if verb is not None else client.VERBS)]
+    if verb is not None and isinstance(called[0], click.Group) and len(words) > 1:
+        if words[1] not in called[0].commands:
+            return [f"fleet {verb} {words[1]}"]
+        called = [called[0].commands[words[1]]]
+    known = {"--help"} | {one for command in called for option in options_of(command) for one in option.opts}
     return [f"fleet {verb or ''} {option}" for option in sorted(given - known)]
+
+
+def verb_of_the_client(name: str) -> click.Command:
+    module = import_module(f"nexmdm.client.verbs.{client.VERBS[name].module}")
+    found: click.Command = getattr(module, name.replace("-", "_"))
+    return found
+
+
+def options_of(command: click.Command) -> list[click.Parameter]:
+    """Return the options of a verb, and those of its own verbs."""
+    inner = command.commands.values() if isinstance(command, click.Group) else ()
+    return [*command.params, *(option for one in inner for option in options_of(one))]
 
 
 def verbs_of(parser: ArgumentParser) -> dict[str, ArgumentParser]:
@@ -207,6 +224,12 @@ def test_every_name_of_a_state_is_in_the_glossary() -> None:
 def test_every_action_has_a_row_on_the_page_of_the_api() -> None:
     section = (OPERATIONS / "http-api.md").read_text().partition("## Actions\n")[2].partition("\n## ")[0]
     assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == list(CATALOGUE)
+
+
+def test_every_type_of_events_is_on_the_page_of_events() -> None:
+    table = (OPERATIONS / "events.md").read_text().partition("| type | when | `data` |\n")[2].partition("\n\n")[0]
+    documented = [name for row in table.splitlines() for name in re.findall(r"`([\w.]+)`", row.split("|")[1])]
+    assert sorted(documented) == sorted(EventType)
 
 
 def test_every_scenario_of_the_conformance_kit_is_on_the_page_of_agents_with_its_rule() -> None:

@@ -75,17 +75,17 @@ def test_a_miss_shows_what_the_agent_left_out(runs: Runs, rule: str, scenario: s
 
 def test_the_simulated_phone_keeps_every_promise_and_the_command_ends_with_0(runs: Runs) -> None:
     status, output = runs.simulated
-    assert (status, output.splitlines()[-1]) == (0, f"{len(SCENARIOS)} of {len(SCENARIOS)} held."), output
+    assert (status, output.splitlines()[-1]) == (0, f"{len(SCENARIOS)} of {len(SCENARIOS)} promises kept."), output
 
 
 def test_a_miss_quotes_the_rule_and_the_command_ends_with_1(runs: Runs) -> None:
     status, output = runs.sabotaged
     assert status == 1
-    assert re.search("^enroll +held$", output, re.MULTILINE)
+    assert re.search("^enroll +kept$", output, re.MULTILINE)
     assert re.search("^unknown-action +MISSED$", output, re.MULTILINE)
     assert "Rule: If a phone does not know an action, it reports the command as failed." in output
     assert "Seen: the agent reported 'succeeded' instead of 'failed'." in output
-    assert output.endswith("1 of 2 held.\n")
+    assert output.endswith("1 of 2 promises kept.\n")
 
 
 def test_an_agent_that_ends_by_itself_is_shown_with_its_last_output(runs: Runs) -> None:

@@ -22,6 +22,7 @@ from loadtest.testbed import testbed
 from loadtest.testbed.serving import wait_for
 from loadtest.testbed.testbed import ServerUnderTest
 from nexmdm.client.phone import Phone
+from nexmdm.webhooks import lane
 
 DOCS: Final = Path(__file__).resolve().parent.parent.parent / "docs" / "operations"
 DASHBOARD: Final = json.loads((DOCS / "grafana-dashboard.json").read_text())
@@ -30,7 +31,7 @@ ALERTS: Final = [rule for group in RULES["groups"] for rule in group["rules"]]
 OF_PROMETHEUS: Final = {"up": {"job", "instance"}}
 VALUES: Final[dict[str, set[str]]] = {
     "status": {str(status.value) for status in HTTPStatus},
-    "outcome": {*AttemptOutcome.values, *CommandOutcome.values},
+    "outcome": {*AttemptOutcome.values, *CommandOutcome.values, *lane.OUTCOMES},
     "fcm_error": {*FCM_ERRORS, "other", ""},
     "job": {"nexmdm"},
 }

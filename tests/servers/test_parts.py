@@ -67,7 +67,7 @@ def test_a_worker_whose_port_is_in_use_ends_with_an_error(variables: dict[str, s
     port = str(listener.getsockname()[1])
     done = run("-m", "nexmdm.web", HOST="127.0.0.1", PORT=port, **variables)
     assert done.returncode == 1
-    said = f"Cannot listen on HOST 127.0.0.1, PORT {port}: Address already in use. Set another one: PORT="
+    said = f"Cannot listen on HOST 127.0.0.1, PORT {port}: Address already in use. Set another PORT: "
     assert done.stderr.startswith(said)
     assert done.stderr.endswith(" is free.\n")
     free = int(done.stderr.removeprefix(said).split()[0])

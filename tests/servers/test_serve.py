@@ -71,7 +71,7 @@ def test_if_the_port_is_in_use_serve_prints_the_command_that_works(serve: Servin
         program, env=environment, capture_output=True, text=True, timeout=WAIT_SECONDS, check=False
     )
     assert refused.returncode == 1
-    found = re.search(r"^Start it there: (.*) PORT=(\d+) make run$", refused.stderr, re.MULTILINE)
+    found = re.search(r"^To start the server there: (.*) PORT=(\d+) make run$", refused.stderr, re.MULTILINE)
     assert found is not None
     assert found[1] == f"NEXMDM_DATA_DIR='{tmp_path}/a folder' HOST=127.0.0.1"
     socket.create_server(("127.0.0.1", int(found[2]))).close()

@@ -16,6 +16,7 @@ from tests.support.processes import ROOT
 
 FOLDERS: Final = (
     "commands", "devices", "nexmdm/api", "nexmdm/auth", "nexmdm/audit", "nexmdm/common", "nexmdm/events", "nexmdm/http",
+    "nexmdm/webhooks",
 )  # fmt: skip
 """The folders whose code answers requests of phones and admins."""
 

@@ -3,8 +3,12 @@
 import json
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 from urllib.parse import urlencode
+
+import psycopg
+from django.db import connection
 
 from nexmdm.common import database
 from tests.support.actors import Admin, Answer
@@ -33,6 +37,27 @@ def _pages(admin: Admin, query: dict[str, Any]) -> Iterator[dict[str, Any]]:
             return
         assert time.monotonic() < ends_at, "an older write transaction is still open"
         query = query | {"after": answer.json["next_cursor"]}
+
+
+def wait_until_readable() -> None:
+    """Wait until a reader may see each event that is committed."""
+    ends_at = time.monotonic() + READABLE_WITHIN
+    while database.row(_WAITING)[0]:
+        assert time.monotonic() < ends_at, "an older write transaction is still open"
+
+
+_WAITING: Final = """
+    SELECT EXISTS (SELECT FROM nexmdm_event WHERE xid >= pg_snapshot_xmin(pg_current_snapshot()))
+"""
+
+
+@contextmanager
+def open_write_transaction() -> Iterator[psycopg.Connection[Any]]:
+    """A transaction of another session that has begun to write, and is rolled back at the end unless committed."""
+    with psycopg.connect(**connection.get_connection_params() | {"cursor_factory": psycopg.Cursor}) as other:
+        other.execute("SELECT pg_current_xact_id()")
+        yield other
+        other.rollback()
 
 
 def rows() -> list[tuple[Any, ...]]:

@@ -50,7 +50,7 @@ KINDS: Final = frozenset({
 """Each kind of secret: the search must include some secrets of each kind."""
 UNSTORABLE: Final = "unstorable"
 FAILURES: Final = 70
-"""More than an address may send in a minute."""
+"""The number of failed authentications from one address: more than the limit of a minute."""
 
 PUSH_SECONDS: Final = 30
 

@@ -23,7 +23,7 @@ PROBLEM: Final[Json] = {
             "type": "array",
             "maxItems": problems.MOST_ERRORS,
             "description": "Only with status 422: each error and its place in the request. At most "
-            f"{problems.MOST_ERRORS} errors, and of a list only the first wrong entry.",
+            f"{problems.MOST_ERRORS} errors, and for a list only the error of its first wrong entry.",
             "items": {
                 "type": "object",
                 "required": ["loc", "msg"],

@@ -97,6 +97,7 @@ _BY_OPERATION: Final[Mapping[str, tuple[type[DomainError], ...]]] = {
     "reinstateDevice": (enrollment.DeviceRetired,),
     "listEvents": (cursor.CursorExpired,),
     "changeTag": (audience.UnknownDevices,),
+    "replayWebhook": (cursor.CursorExpired,),
 }
 _METRICS: Final = (_NOT_FOUND, _RATE_LIMITED, _DATABASE_UNAVAILABLE)
 _NO_METRICS_TOKEN: Final = Refusal(401, "invalid_token", "Send METRICS_TOKEN as the bearer token.")

@@ -121,8 +121,9 @@ def _check_secrets(url: str, own: str) -> None:
     missing = [name for name in (KEY, SECRET) if not os.environ.get(name)]
     if not missing or on_loopback(url) or url.rstrip("/") == own:
         return
-    message = f"{url} is another server: set {KEY} and {SECRET} in the environment to those of that server"
-    raise NotConnected(f"{message} (not set: {', '.join(missing)}).")
+    message = f"{url} is not the server of this checkout, so this checkout's secrets are not used for it."
+    advice = f"Set {KEY} and {SECRET} in the environment to the values of {url} (not set: {', '.join(missing)})."
+    raise NotConnected(f"{message} {advice}")
 
 
 def _profile(name: str | None) -> Profile | None:

@@ -61,7 +61,7 @@ def _backend() -> Any:
 
 
 def _in_time(work: Callable[[], T]) -> T:
-    """Run work in a thread, for a limited time. The end of the program does not wait for the thread."""
+    """Run work in a thread, and wait for it at most SECONDS. The program can end before the thread."""
     done: SimpleQueue[tuple[T | None, Exception | None]] = SimpleQueue()
 
     def run() -> None:

@@ -93,7 +93,7 @@ def find(name: str) -> Profile:
     """Return a profile. Raises ProfileError."""
     known = load_all()
     if name not in known:
-        others = f" There are: {', '.join(known)}." if known else ""
+        others = f" The profiles are: {', '.join(known)}." if known else ""
         raise ProfileError(f"There is no profile {name!r}.{others} `nexmdm login --profile {name}` makes it.")
     return known[name]
 

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from click import get_current_context
+from click import Option, get_current_context
 from click.core import ParameterSource
 
 from nexmdm.client import rows
@@ -34,19 +34,20 @@ def show_list(
     else:
         session.terminal.table(columns, list(map(described, found)))
     if not found and session.terminal.form in PEOPLE:
-        session.terminal.hint(_none(one))
+        session.terminal.hint(none(one))
     if more:
         session.terminal.hint(f"There are more than these {len(found)}. To see more, use --limit.")
     return DONE
 
 
-def _none(one: str) -> str:
+def none(one: str) -> str:
     """Return the message about an empty list: it names the options that chose its rows, with their texts."""
     context = get_current_context()
     chosen = [
         _option(param.opts[0], context.params[param.name or ""])
         for param in context.command.params
-        if param.name not in _NO_FILTERS
+        if isinstance(param, Option)
+        and param.name not in _NO_FILTERS
         and context.get_parameter_source(param.name or "") == ParameterSource.COMMANDLINE
     ]
     return f"No {one} matches {' and '.join(chosen)}." if chosen else f"There is no {one}."

@@ -43,7 +43,7 @@ def commands(session: Session, limit: int, device: str | None, *, newest_first: 
 @click.argument("name", type=values.COMMAND, metavar="COMMAND")
 @click.option("--not-succeeded", is_flag=True, help="Leave out the devices that succeeded in time.")
 @click.option(
-    "--limit", type=arguments.POSITIVE, metavar="N", help="How many deliveries at most; default 100, the worst ones."
+    "--limit", type=arguments.POSITIVE, metavar="N", help="The most deliveries to show, the worst first; default 100."
 )
 def command(
     session: Session, name: str, timeout: int | None, limit: int | None, *, wait: bool, not_succeeded: bool

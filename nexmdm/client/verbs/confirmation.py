@@ -1,4 +1,4 @@
-"""The question before a write that is hard to undo: the admin must type the number of devices."""
+"""The question before a write that is hard to undo: the admin must type the number of devices, or of webhooks."""
 
 import sys
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ from nexmdm.client.session import Session
 SHOWN: Final = 5
 
 
-def confirm(session: Session, deed: str, count: int, examples: Sequence[Json]) -> None:
+def confirm(session: Session, deed: str, count: int, examples: Sequence[Json], *, one: str = "device") -> None:
     """Show the number of devices, and let the admin type it.
 
-    `deed` is the work, such as `wipe`. `examples` are some of the devices, or all of them. Raises NotConfirmed, and
-    ConfirmationRequired if there is no terminal.
+    `deed` is the work, such as `wipe`. `examples` are some of the devices, or all of them. `one` is the name of a row,
+    if they are not devices. Raises NotConfirmed, and ConfirmationRequired if there is no terminal.
     """
-    devices = "1 device" if count == 1 else f"{count} devices"
+    counted = f"1 {one}" if count == 1 else f"{count} {one}s"
     names = ", ".join(_name(row) for row in examples[:SHOWN])
     more = ", …" if count > len(examples[:SHOWN]) else ""
-    question = f"{deed} {devices}: {names}{more}"
+    question = f"{deed} {counted}: {names}{more}"
     if not (sys.stdin.isatty() and session.terminal.err.isatty()):
         raise ConfirmationRequired(f"Not done, because it is not confirmed: {question}. Add --yes.")
     session.terminal.err.write(printable(f"{question}. Type {count} to confirm: "))
@@ -31,4 +31,4 @@ def confirm(session: Session, deed: str, count: int, examples: Sequence[Json]) -
 
 
 def _name(row: Json) -> str:
-    return str(row.get("alias") or row.get("hardware_id") or row["device_id"])
+    return str(row.get("alias") or row.get("hardware_id") or row.get("url") or row["device_id"])

@@ -85,7 +85,7 @@ def enroll_token(
                     _draw(session.terminal.err, code)
         except Unfulfilled as error:
             session.client.post(f"{_PATH}/{made['id']}/revoke")
-            raise Unfulfilled(f"{error}\nThe new enrollment token is revoked.") from error
+            raise Unfulfilled(f"{error}\nThe new enrollment token was revoked.") from error
     if qr_file is not None:
         session.terminal.hint(f"The QR code, which contains the token, is in {qr_file}.")
     return _show_token(session, made)

@@ -40,10 +40,11 @@ def _shut_out(session: Session, name: str, verb: str, *, yes: bool) -> int:
     found = session.client.post(f"{path}/{verb}")
     show(session, found)
     for one in found["withdrawn"]:
-        session.terminal.hint(f"This withdrew the open {one['action']}: {one['request_id']}.")
+        session.terminal.hint(f"The open {one['action']} is withdrawn: {one['request_id']}.")
         if one["may_still_run"]:
             session.terminal.hint(
-                f"It may have reached the phone: {one['request_id']} may still run, and the server refuses its report."
+                f"It may have reached the phone: {one['request_id']} may still run. "
+                "The server refuses the phone's report."
             )
     return DONE
 
@@ -52,12 +53,12 @@ def _shut_out(session: Session, name: str, verb: str, *, yes: bool) -> int:
 @shared.write
 @click.argument("name", type=values.DEVICE, metavar="DEVICE")
 def reinstate(session: Session, name: str) -> int:
-    """Reinstate a revoked device, with the same token, and show the commands that stay withdrawn."""
+    """Reinstate a revoked device; its old token works again. Show the commands that stay withdrawn."""
     found = session.client.post(f"/admin/devices/{session.names.device_id(name)}/reinstate")
     show(session, found)
     for one in found.get("withdrawn", ()):
         session.terminal.hint(
-            f"The revocation withdrew this {one['action']}: {one['request_id']}. Send it again if you need it."
+            f"The revocation withdrew this {one['action']}: {one['request_id']}. Send the command again if you need it."
         )
         if one["may_still_run"]:
             session.terminal.hint(f"It may have reached the phone: {one['request_id']} may still run.")

@@ -24,7 +24,7 @@ def summary(session: Session) -> int:
     "--by",
     type=click.Choice(["model", "manufacturer", "os_version", "agent_version"]),
     default="model",
-    help="The field of the devices; default: model.",
+    help="The field of the devices to compare; default: model.",
 )
 @click.option(
     "--since", type=arguments.MOMENT, metavar="TIME",

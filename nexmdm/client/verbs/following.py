@@ -42,7 +42,9 @@ def follow(session: Session, command: Json, *, seconds: int | None, shown: Shown
         session.terminal.hint(f"To look again: `{session.program} command {command['request_id']} --wait`.")
         raise
     if still_open := display.open_deliveries(command):
-        session.terminal.complain(f"Waited {seconds} s; {still_open} of {command['device_count']} are still open.")
+        session.terminal.complain(
+            f"Waited {seconds} s; {still_open} of {command['device_count']} deliveries are still open."
+        )
     return DONE if command["counts"]["succeeded"] == command["device_count"] else FAILED
 
 
@@ -59,7 +61,7 @@ def show_command(session: Session, command: Json, shown: Shown) -> None:
     session.terminal.table(rows.DELIVERIES, [rows.delivery(row) for row in deliveries])
     if count > len(deliveries):
         more = f"`{session.program} command {command['request_id']} --limit {count}` shows them all."
-        session.terminal.hint(f"These are {len(deliveries)} of {count}; failures come first. {more}")
+        session.terminal.hint(f"These are {len(deliveries)} of {count} deliveries; failures come first. {more}")
 
 
 def _deliveries(client: FleetClient, command: Json, limit: int, *, only_failing: bool) -> tuple[list[Json], int]:

@@ -17,7 +17,7 @@ from nexmdm.client.profiles.profile_file import ProfileError
 from nexmdm.client.session import DONE, FAILED, WRONG_USAGE, Session
 from nexmdm.client.verbs.shared import surroundings, terminal_of
 
-_PROFILE = click.option("--profile", metavar="NAME", help="The name of the profile; default: default.")
+_PROFILE = click.option("--profile", metavar="NAME", help="The name of the profile. Without this option: `default`.")
 
 
 def _name(context: click.Context, profile: str | None) -> str:
@@ -33,8 +33,8 @@ def _name(context: click.Context, profile: str | None) -> str:
 def login(context: click.Context, profile: str | None, url: str | None, *, no_keyring: bool, no_check: bool) -> None:
     """Save a server's address, admin key and signing secret as a profile.
 
-    The secrets go into the keyring of this machine. If none works, they go into a file that only you can read. Without
-    a terminal, the admin key and the signing secret are the next two lines of standard input.
+    The secrets go into the keyring of this machine. If no keyring works, they go into a file that only you can read.
+    Without a terminal, the admin key and the signing secret are the next two lines of standard input.
     """
     terminal = terminal_of(context)
     try:

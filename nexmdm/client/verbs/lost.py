@@ -55,7 +55,9 @@ def _show(session: Session, device: Json, lock: Json, wipe: Json, *, seconds: in
         terminal.line(f"Sent wipe {wipe['request_id']}.")
     seen = display.shown("last_seen_at", device["last_seen_at"]) if device["last_seen_at"] else "never"
     terminal.hint(f"{called} (last seen: {seen}) has until {wipe['expires_at']} to begin.")
-    terminal.hint("When the phone reports that the wipe succeeded, the server retires it. Do not revoke it before.")
+    terminal.hint(
+        "When the phone reports that the wipe succeeded, the server retires the phone. Do not revoke it before."
+    )
     terminal.hint(f"The device then has no alias, but keeps its hardware id: {device['hardware_id']}.")
     if wait or seconds is not None:
         return following.follow(session, wipe, seconds=seconds)

@@ -34,7 +34,7 @@ def ping(session: Session, target: Target, timeout: int | None, *, wait: bool) -
 def _help() -> str:
     """Return the help of `send`, with the actions and their parameters."""
     width = max(map(len, actions.catalogue()))
-    lines = ["Send a command.", "", f"TARGET is {arguments.TARGET}.", "", "\b", "Actions, and what --param may be:"]
+    lines = ["Send a command.", "", f"TARGET is {arguments.TARGET}.", "", "\b", "Actions, and the values for --param:"]
     for action in actions.catalogue().values():
         lines.append(f"  {action.name:<{width}}  {action.description}")
         lines += [f"  {'':<{width}}    {name}={kind}" for name, kind in action.parameters.items()]
@@ -56,7 +56,9 @@ def _help() -> str:
 )  # fmt: skip
 @click.option("--priority", type=click.Choice(["high", "normal"]), help="The priority of the push; high by default.")
 @click.option("--dry-run", is_flag=True, help="Check everything, and send nothing.")
-@click.option("--expect-count", type=int, metavar="N", help="The number of devices; if it differs, nothing is sent.")
+@click.option(
+    "--expect-count", type=int, metavar="N", help="The number of devices; if the target has another, nothing is sent."
+)
 @click.option("--supersede", is_flag=True, help="Cancel open deliveries of the same action on these devices.")
 @click.option("--note", metavar="TEXT", help="A note that is stored with the command.")
 @shared.YES
@@ -177,7 +179,7 @@ def _warn_of_offline(session: Session, audience: Audience, life: str) -> None:
         (one,) = offline
         seen = display.shown("last_seen_at", one["last_seen_at"])
         are = f"{one['alias'] or one['hardware_id']} is offline (last seen: {seen})"
-    session.terminal.hint(f"{are}. A command reaches a phone only if the phone is back within {life}.")
+    session.terminal.hint(f"{are}. A command reaches a phone only if the phone is online again within {life}.")
 
 
 def _length(seconds: int) -> str:

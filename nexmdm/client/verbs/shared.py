@@ -30,14 +30,18 @@ _FORM: Final = click.option(
     "-o", "--output", "form", type=click.Choice(["table", "wide", "json", "csv", "yaml"]), default="table",
     help="The form of the answer; default: table.", panel=PANEL,
 )  # fmt: skip
-_JSON: Final = click.option("--json", "as_json", is_flag=True, help="The same as -o json.", panel=PANEL)
+LINES: Final = click.option(
+    "-o", "--output", "form", type=click.Choice(["table", "json"]), default="table",
+    help="The form of each line: columns, or one JSON object; default: table.", panel=PANEL,
+)  # fmt: skip
+JSON: Final = click.option("--json", "as_json", is_flag=True, help="The same as -o json.", panel=PANEL)
 _WATCH: Final = click.option(
     "--watch", type=arguments.POSITIVE, is_flag=False, flag_value=str(WATCH_SECONDS), metavar="[SECONDS]",
     panel=PANEL,
     help=f"Show the answer again every {WATCH_SECONDS} seconds, or every SECONDS, until Ctrl-C.",
 )  # fmt: skip
 _WAITING: Final = (
-    click.option("--wait", is_flag=True, help="Wait until every device is done."),
+    click.option("--wait", is_flag=True, help="Wait until every delivery is settled."),
     click.option(
         "--timeout", type=arguments.SECONDS, metavar="TIME",
         help="How long to wait (implies --wait); default: until the command expires.",
@@ -50,17 +54,22 @@ _BETWEEN: Final = tuple(
     click.option(name, type=arguments.MOMENT, metavar="TIME", help=f"{text}: 2h ago, yesterday, 2026-11-29, …")
     for name, text in (("--since", "From this time on"), ("--until", "Before this time"))
 )
-YES: Final = click.option("--yes", is_flag=True, help="Do not ask for the number of devices.")
+YES: Final = click.option("--yes", is_flag=True, help="Do not ask to confirm the number of devices.")
 
 
 def write(run: Verb) -> Any:
     """Make a verb of a function that takes a Session and its options, and returns the exit status."""
-    return _with_last(_called(run), *REACH, _FORM, _JSON)
+    return _with_last(_called(run), *REACH, _FORM, JSON)
 
 
 def read(run: Verb) -> Any:
     """Make a verb of a function that only reads. The verb gets `--watch`."""
-    return _with_last(_called(run), *REACH, _FORM, _JSON, _WATCH)
+    return _with_last(_called(run), *REACH, _FORM, JSON, _WATCH)
+
+
+def lines(run: Verb) -> Any:
+    """Make a verb of a function that prints one line after the other. Each line is text or one JSON object."""
+    return _with_last(_called(run), *REACH, LINES, JSON)
 
 
 def waiting(run: Verb) -> Any:
@@ -100,7 +109,8 @@ def _called(run: Verb) -> Any:
         with _usage_errors(context):
             session = connect(surroundings(context), wish, terminal, given)
         with closing(session.client):
-            context.exit(_run(session, functools.partial(run, session, **given), watch))
+            work = functools.partial(run, session, **given)
+            context.exit(printing(terminal, functools.partial(_run, session, work, watch)))
 
     return call
 
@@ -152,11 +162,26 @@ def connect(
     return Session(client, terminal, Names(client, memory), around.program, chosen.source, given)
 
 
+def printing(terminal: Terminal, work: Callable[[], int]) -> int:
+    """Do work that prints, and return its exit status; another one if its output cannot be written."""
+    # A letter that is not in the output's encoding is written as a question mark.
+    if reconfigure := getattr(terminal.out, "reconfigure", None):
+        reconfigure(errors="replace")
+    try:
+        status = work()
+        terminal.out.flush()
+    except BrokenPipeError:
+        _give_up_output(terminal.out)
+        return READER_GONE
+    except OSError as error:
+        terminal.complain(f"The answer could not be written: {error.strerror or error}")
+        _give_up_output(terminal.out)
+        return FAILED
+    return status
+
+
 def _run(session: Session, run: Callable[[], int], watch: int | None) -> int:
     """Run a verb once, or repeatedly with `--watch`, and return the exit status."""
-    # A letter that is not in the output's encoding is written as a question mark.
-    if reconfigure := getattr(session.terminal.out, "reconfigure", None):
-        reconfigure(errors="replace")
     try:
         status = failures.outcome(session, run)
         while watch is not None and status in (DONE, UNREACHABLE):
@@ -167,13 +192,6 @@ def _run(session: Session, run: Callable[[], int], watch: int | None) -> int:
         session.terminal.out.flush()
     except KeyboardInterrupt:
         return DONE
-    except BrokenPipeError:
-        _give_up_output(session.terminal.out)
-        return READER_GONE
-    except OSError as error:
-        session.terminal.complain(f"The answer could not be written: {error.strerror or error}")
-        _give_up_output(session.terminal.out)
-        return FAILED
     return DONE if watch is not None and status == INTERRUPTED else status
 
 

@@ -1,7 +1,7 @@
-"""Events: what happened to the fleet. Each is written in the transaction of the fact that it is about.
+"""Events: what happened to the fleet. Each event is written in the transaction that stores its fact.
 
-A row has the events of one statement that differ only in their device, up to DEVICES_PER_ROW of them: a command that
-is cancelled on 100,000 devices writes 100 rows. A reader gets one event for each device (nexmdm/events/feed.py).
+If the events of one statement differ only in their device, one row stores up to DEVICES_PER_ROW of them. So a command
+that is cancelled on 100,000 devices writes 100 rows. A reader gets one event for each device (nexmdm/events/feed.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,10 +31,11 @@ class EventType(StrEnum):
     DELIVERY_RECEIVED = "delivery.received"
     DELIVERY_SETTLED = "delivery.settled"
     AUDIT_REFUSED = "audit.refused"
+    WEBHOOK_PAUSED = "webhook.paused"
 
 
 DEVICES_PER_ROW: Final = 1000
-"""The most devices of one row: 16 kB of ids."""
+"""The largest number of devices in one row: 16 kB of ids."""
 
 
 RFC3339: Final = """'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'"""
@@ -71,10 +72,10 @@ def append(*events: Event) -> None:
 
 
 def append_for_devices(devices: str, event_type: EventType, request_id: str, data: str) -> str:
-    """Return the INSERT that appends one event for each row of `devices`, rows of the same data together.
+    """Return the INSERT that appends one event for each row of `devices`; events with equal data share rows.
 
-    All but the type are SQL: `devices` names a table or query whose rows have `device_id`; `request_id` and `data` are
-    expressions on its columns.
+    All arguments except the type are SQL: `devices` names a table or query whose rows have `device_id`; `request_id`
+    and `data` are expressions on its columns.
     """
     return f"""
         INSERT INTO nexmdm_event (type, device_ids, request_id, data)

@@ -11,7 +11,7 @@ from nexmdm.common.overload.per_loop import PerLoop
 
 RESERVED_CONNECTIONS: Final = 4
 """Reserved for four kinds of work, each of which a process does one at a time: flushes of heartbeats (in a dispatcher:
-claims), flushes of reports, flushes of small commands, and the look-up of its readiness.
+claims), flushes of reports, flushes of small commands, and the check whether the process is ready.
 """
 
 SIGNED_TURNS: Final = 1

@@ -19,7 +19,7 @@ from nexmdm.common.overload.per_loop import PerLoop
 IN_USE: Final = Gauge("nexmdm_gate_in_use", "Work that a gate has let in.", ["gate"], multiprocess_mode="livesum")
 WAITING: Final = Gauge("nexmdm_gate_waiting", "Work that waits at a gate.", ["gate"], multiprocess_mode="livesum")
 REFUSED: Final = CounterMetric(
-    "nexmdm_gate_refused", "Work that was refused: the gate was full, or the wait too long.", ["gate"]
+    "nexmdm_gate_refused", "Work that was refused: the gate was full, or the wait was too long.", ["gate"]
 )
 
 

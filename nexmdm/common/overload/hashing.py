@@ -26,7 +26,7 @@ def cores() -> int:
 def _lower_priority() -> None:
     """Lower the priority of this thread.
 
-    Only Linux has a priority for each thread; it takes the id of a thread as that of a process.
+    Only Linux has a priority for each thread. There, setpriority() also accepts a thread's id.
     """
     if sys.platform != "linux":
         return

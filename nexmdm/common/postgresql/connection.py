@@ -27,13 +27,13 @@ _SPARE_SECONDS: Final = 1
 """The time that an answer may take beyond PostgreSQL's own limit for a statement."""
 
 _REFUSED_OPTIONS: Final = re.compile("unsupported startup parameter( in options)?: |support command-line options")
-"""The messages of PgBouncer, Neon and RDS Proxy."""
+"""The messages with which PgBouncer, Neon and RDS Proxy refuse options."""
 
 _NEVER_IN_A_TRANSACTION: Final = re.compile(
     r"\s*(?:VACUUM|(?:CREATE|DROP) DATABASE|(?:CREATE|DROP|REINDEX)\b[^;]*\bCONCURRENTLY)\b", re.IGNORECASE
 )
 _SYNC_REP_WAIT: Final = "SyncRepWaitForLSN"
-"""PostgreSQL's function that warns of a commit whose wait for the standby was ended (the text itself is translated)."""
+"""PostgreSQL's function that warns of a commit whose wait for the standby was ended. (Its text may be translated.)"""
 
 
 class Connection(psycopg.Connection[Any]):
@@ -108,7 +108,7 @@ class Connection(psycopg.Connection[Any]):
             yield from super()._start_query()
 
     def set_for_session(self, name: str, value: str) -> None:
-        """Set this for all later transactions of this connection."""
+        """Set a parameter for all later transactions of this connection."""
         if self.first_statements:
             self._changed[name] = value
             self.first_statements = tuple(session.statements(self._settings | self._changed))
@@ -151,8 +151,8 @@ class Connection(psycopg.Connection[Any]):
     def _set_per_transaction(self) -> None:
         """Give each transaction our settings.
 
-        Set the date style once more for the session: psycopg reads it after the transaction, as the server reports it
-        then. (Poolers keep the date style for each client, like the client's encoding.)
+        Set the date style once more for the session: psycopg reads results after the transaction, with the date style
+        that the server reports then. (Poolers keep the date style for each client, like the client's encoding.)
         """
         if not (self.info.parameter_status("DateStyle") or "").startswith("ISO"):
             self.execute("SET datestyle = ISO")

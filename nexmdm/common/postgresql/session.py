@@ -19,9 +19,9 @@ _SETTING: Final = re.compile(r"(?:-c|--)([A-Za-z_][A-Za-z0-9_.-]*)=(.*)", re.DOT
 
 
 def parse(options: str) -> tuple[dict[str, str], str]:
-    """Split libpq's options into their settings (the last one of a name counts), and the rest.
+    """Split libpq's options into their settings, and the rest.
 
-    (The rest, such as Neon's `endpoint=…`, is for a proxy.)
+    If a setting occurs more than once, its last value counts. (The rest, such as Neon's `endpoint=…`, is for a proxy.)
     """
     settings: dict[str, str] = {}
     others = []
@@ -36,7 +36,7 @@ def parse(options: str) -> tuple[dict[str, str], str]:
 def statements(settings: Mapping[str, str]) -> list[str]:
     """Return the statements that give one transaction these settings. Run them before its first statement.
 
-    SET, not set_config(): after a query, a transaction cannot get another isolation level.
+    They use SET, because set_config() is a query: after a query, a transaction cannot get another isolation level.
     """
     given = {name: value for name, value in settings.items() if name != MARK and not name.startswith(_OF_SOCKETS)}
     isolation = given.pop(ISOLATION, "read committed")

@@ -62,7 +62,7 @@ class _Collapsed:
 
 
 _collapsed: Final[dict[tuple[str, str], _Collapsed]] = {}
-"""Limited by the declared fields: the `field` of a note never contains a key that a phone invented."""
+"""At most one entry for each declared field: the `field` of a note never contains a key that a phone invented."""
 
 
 def record(route: str, device_id: UUID, notes: Sequence[Note]) -> None:

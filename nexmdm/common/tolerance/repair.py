@@ -135,7 +135,7 @@ class Informing(NamedTuple):
 
 @cache
 def informing(schema: type) -> Mapping[str, Informing]:
-    """Return the fields of a device body, or of an object in one, that inform. TypeError for a field without a role."""
+    """Return the fields that inform, of a device body or of an object in it. TypeError for a field without a role."""
     hints = get_type_hints(schema, include_extras=True)
     names = hints if is_typeddict(schema) else schema.model_fields  # type: ignore[attr-defined]
     declared = {name: _plain(hints[name]) for name in names}
@@ -224,7 +224,7 @@ def _reason(error: ValueError) -> str:
 
 
 def _reason_within(error: ValueError, notes: Sequence[Note]) -> str:
-    """Return why an object lacks a required member, with the member's name; empty if the error is another one."""
+    """Return why an object lacks a required member, with the member's name; empty if the error has another reason."""
     if not isinstance(error, ValidationError):
         return ""
     missing = [str(one["loc"][-1]) for one in error.errors(include_url=False) if one["type"] == "missing"]

@@ -105,7 +105,7 @@ async def _repeated_report(case: Case) -> None:
         )
     statuses = {call.body.get("status") for call in case.reports(command["request_id"])[1:]}
     if not statuses <= {first.body["status"], "received", "running"}:
-        raise Missed(f"the agent repeated another report: {', '.join(sorted(map(str, statuses)))}")
+        raise Missed(f"the agent's repeated reports had other statuses: {', '.join(sorted(map(str, statuses)))}")
 
 
 async def _unknown_action(case: Case) -> None:

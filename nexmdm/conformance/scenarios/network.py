@@ -14,10 +14,11 @@ _LATE_SECONDS: Final = 3
 _RETRIES: Final = 4
 _EPISODES: Final = 3
 _LEAST_SPREAD: Final = 0.07
-"""The least average difference between the longest and the shortest of equal waits, as a part of their mean.
+"""The smallest accepted spread of waits that must be random.
 
-If each wait is a random time between half of a length and the whole length, the difference is 0.33 on average, and in 1
-of 3,000 runs less than this.
+The first waits of all episodes are compared, then the second waits, and so on. The spread of such waits is the
+difference between the longest and the shortest wait, divided by their mean. If each wait is a random time between half
+of a length and the whole length, the spread is 0.33 on average. It is smaller than this constant in 1 of 3,000 runs.
 """
 
 _RETRY_AFTER: Final = 4
@@ -48,10 +49,12 @@ async def _spread_retries(case: Case) -> None:
         if waits[0] < _EARLY_SECONDS:
             raise Missed(f"the agent tried again after {waits[0]:.2f} s")
         if waits[-1] <= waits[0]:
-            raise Missed(f"its waits do not grow: {_shown(waits)}")
+            raise Missed(f"the agent's waits do not grow: {_shown(waits)}")
     spreads = [(max(waits) - min(waits)) / fmean(waits) for waits in zip(*episodes, strict=True)]
     if fmean(spreads) < _LEAST_SPREAD:
-        raise Missed(f"its waits are the same each time ({_shown(episodes[0])}): all phones would return together")
+        raise Missed(
+            f"the agent's waits are the same each time ({_shown(episodes[0])}): all phones would return together"
+        )
 
 
 async def _retries(case: Case) -> list[float]:

@@ -1,4 +1,4 @@
-"""manage.py conformance: play the scenarios of the kit against an agent, and print which promises held."""
+"""manage.py conformance: play the scenarios of the kit against an agent, and print which promises were kept."""
 
 import asyncio
 import shutil
@@ -21,7 +21,7 @@ from nexmdm.conformance.table import table
 
 
 class Command(BaseCommand):
-    """Exit status 0 if all promises held, else 1."""
+    """Exit status 0 if all promises were kept, else 1."""
 
     help = "Test an agent: start a server for it, inject faults, and print which promises of docs/agent.md it keeps."
     requires_system_checks = ()
@@ -29,7 +29,7 @@ class Command(BaseCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
         add = parser.add_argument
-        add("--only", action="append", metavar="NAME", choices=SCENARIOS, help="play this scenario; may be repeated")
+        add("--only", action="append", metavar="NAME", choices=SCENARIOS, help="play this scenario only; repeatable")
         add("--list", action="store_true", help="print the scenarios and their promises, and play none")
         add("--keep", type=Path, metavar="FOLDER", help="keep all outputs and states in this new folder")
         add("command", nargs=REMAINDER, metavar="-- COMMAND …", help="the command that starts the agent")
@@ -65,5 +65,5 @@ class Command(BaseCommand):
             return await running.play_all(scenarios, command, self._tell)
 
     def _tell(self, result: Result) -> None:
-        self.stdout.write(f"  {result.scenario.name}: {'MISSED' if result.missed else 'held'}")
+        self.stdout.write(f"  {result.scenario.name}: {'MISSED' if result.missed else 'kept'}")
         self.stdout.flush()

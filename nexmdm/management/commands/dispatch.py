@@ -1,4 +1,4 @@
-"""manage.py dispatch: sends due pushes through FCM, and expires overdue deliveries. Any number may run in parallel."""
+"""manage.py dispatch: sends due pushes and the events of webhooks, expires commands. Any number may run in parallel."""
 
 import asyncio
 import signal
@@ -30,6 +30,8 @@ from nexmdm.config import checks
 from nexmdm.events import feed
 from nexmdm.monitoring import dispatcher_status, metrics, push_health
 from nexmdm.standalone import parent_watch
+from nexmdm.webhooks import attempts as webhook_attempts
+from nexmdm.webhooks.lane import Lane
 
 log = structlog.get_logger()
 
@@ -49,7 +51,7 @@ COLLECT_AFTER = 100_000
 class Command(BaseCommand):
     """Run one dispatcher until SIGTERM or SIGINT; it then sends and records the pushes in progress."""
 
-    help = "Send due pushes through Firebase Cloud Messaging, expire commands, and delete old rows."
+    help = "Send due pushes through Firebase Cloud Messaging and events to webhooks, expire commands, delete old rows."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
@@ -58,7 +60,7 @@ class Command(BaseCommand):
         parser.add_argument(
             "--once",
             action="store_true",
-            help="send the pushes that are due now, run each periodic task once, and exit",
+            help="send the pushes and the events for webhooks that are due now, run each periodic task once, and exit",
         )
 
     def handle(self, *_: object, metrics_port: int | None, once: bool, **__: Any) -> None:
@@ -79,16 +81,23 @@ async def _run(*, once: bool) -> None:
         periodic_tasks: list[PeriodicTask] = []
         dispatcher = Dispatcher(sender, per_second=settings.FCM_MAX_PER_SECOND, periodic_tasks=periodic_tasks)
         periodic_tasks += _periodic_tasks(dispatcher)
+        lane = Lane()
         if once:
             await dispatcher.run_once()
+            await lane.run_once()
             return
+
+        def stop() -> None:
+            dispatcher.stop()
+            lane.stop()
+
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, dispatcher.stop)
+            loop.add_signal_handler(number, stop)
         parent_watch.watch()
         gc_tuning.freeze_startup_objects(COLLECT_AFTER)
         log.info("dispatch.started", name=dispatcher_status.NAME, push="ok" if sender else "unconfigured")
-        await dispatcher.run()
+        await asyncio.gather(dispatcher.run(), lane.run())
         # If the database is away, the other processes treat this dispatcher as gone a little later.
         with suppress(Error, GateFull):
             await run_in_db_thread(dispatcher_status.leave)
@@ -122,6 +131,12 @@ def _periodic_tasks(dispatcher: Dispatcher) -> list[PeriodicTask]:
             "retention of dead push tokens", 60, lambda: push_targets.prune(kept, RETENTION_BATCH), RETENTION_BATCH
         ),
         PeriodicTask("retention of events", 10, lambda: feed.prune(events_kept, RETENTION_BATCH), RETENTION_BATCH),
+        PeriodicTask(
+            "retention of webhooks' attempts",
+            10,
+            lambda: webhook_attempts.prune(events_kept, RETENTION_BATCH),
+            RETENTION_BATCH,
+        ),
         PeriodicTask("retention of presence", 60, lambda: spans.prune(events_kept, RETENTION_BATCH), RETENTION_BATCH),
         PeriodicTask("push health", 60, lambda: push_health.count_hours(HOURS_BATCH), HOURS_BATCH),
         PeriodicTask("retention of push health", 60, lambda: push_health.prune(kept, RETENTION_BATCH), RETENTION_BATCH),

@@ -105,7 +105,7 @@ class Command(migrate.Command):
         while batch := comparison_keys.fill(FILL_BATCH, using):
             filled += batch
         if filled and verbosity:
-            self.stdout.write(f"Filled in the comparison keys of {filled} devices.")
+            self.stdout.write(f"Filled in the columns alias_key and hardware_key of {filled} devices.")
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -126,7 +126,7 @@ class Command(migrate.Command):
 
 
 def _takes(connection: Connection) -> bool:
-    # Without parameters: a statement with parameters leaves a portal, with its snapshot, until the next one.
+    # Without parameters: a statement with parameters leaves a portal, with its snapshot, until the next statement.
     found = connection.execute(f"SELECT pg_try_advisory_xact_lock({LOCK})").fetchone()
     return found is not None and bool(found[0])
 

@@ -92,7 +92,7 @@ class Command(BaseCommand):
 
     def _with_free_port(self, error: CannotListen) -> Iterator[str]:
         if error.free_port is not None:
-            yield f"Start it there: {_with_variables(self._restart, str(error.free_port))}"
+            yield f"To start the server there: {_with_variables(self._restart, str(error.free_port))}"
 
     def _becomes_ready(self, processes: ProcessGroup, listener: socket.socket, stop: StopRequest) -> bool:
         """Wait until /readyz answers 200, and return True; return False if a stop is requested before.

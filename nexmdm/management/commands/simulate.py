@@ -117,16 +117,16 @@ class Command(BaseCommand):
             "enrollment_token",
             metavar="TOKEN",
             nargs="?",
-            help="an enrollment token; default: a new one of this server",
+            help="an enrollment token; default: a new token of this server",
         )
         add("--url", type=arguments.url, help="the server; default: HOST and PORT of the settings")
-        add("--alias", metavar="NAME", help="the alias of the device; of several: NAME-01, NAME-02 …")
-        add("--hardware-id", metavar="ID", help="the hardware id of the phone; of several: ID-01 …; default: a new one")
+        add("--alias", metavar="NAME", help="the alias of the device; with --count: NAME-01, NAME-02 …")
+        add("--hardware-id", metavar="ID", help="hardware id of the phone; with --count: ID-01 …; default: a new id")
         add("--interval", type=whole, default=2, metavar="S", help="seconds between heartbeats; default 2")
         add("--count", type=whole, default=1, metavar="N", help="how many phones; default 1")
-        add("--fail", type=_share, default=0.0, metavar="P%", help="the share that reports each command as failed")
-        add("--silent", type=_share, default=0.0, metavar="P%", help="the share that sends one heartbeat only")
-        add("--push", action="store_true", help="get pushes in place of FCM; prints how to start the server for this")
+        add("--fail", type=_share, default=0.0, metavar="P%", help="share of phones that report each command as failed")
+        add("--silent", type=_share, default=0.0, metavar="P%", help="share of phones that send only one heartbeat")
+        add("--push", action="store_true", help="simulate FCM too, for pushes; prints how to start the server for this")
 
     def handle(self, *_: object, enrollment_token: str | None, **options: Any) -> None:
         """Run the phones. If they end before Ctrl-C, show the reason."""

@@ -41,7 +41,7 @@ class Command(BaseCommand):
         self.stdout.write(f"Verified {verified.entries:,} entries, from {verified.after.entry_id + 1} on.")
         self.stdout.write(f"The newest is {verified.newest}")
         self.stdout.write(
-            "Keep this witness in another place. Given as --witness later, "
+            "Keep this witness in another place. If you give it as --witness later, "
             "it proves that no entry up to it has changed."
         )
 

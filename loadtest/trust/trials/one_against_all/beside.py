@@ -218,7 +218,7 @@ async def _ended(weighing: asyncio.Task[float]) -> float:
 
 
 async def _recovered(traffic: Honest, first: Latencies) -> None:
-    """Wait until the traffic is fast again before the next turn without the attack, for a limited time."""
+    """Before the next turn without the attack, wait until the traffic is fast again, but at most RECOVERY_SECONDS."""
     deadline = time.monotonic() + RECOVERY_SECONDS
     while time.monotonic() < deadline:
         turn = await traffic.turn(1)

@@ -26,7 +26,7 @@ from nexmdm.client.http_client import FleetClient
 HEARTBEATS_PER_SECOND: Final = 150
 LOGINS: Final = 40
 LOGIN_SECONDS: Final = 6
-"""The seconds of each attack by logins; five rounds of this are the half minute of the promise."""
+"""The seconds of each attack by logins. Five rounds of such an attack take half a minute, as the promise states."""
 
 SESSIONS: Final = 300
 DEAD_TOKENS_PER_SECOND: Final = 20

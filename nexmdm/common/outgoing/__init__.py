@@ -1,0 +1,1 @@
+"""HTTP requests of NexMDM to other services."""

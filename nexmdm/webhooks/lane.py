@@ -1,0 +1,156 @@
+"""The dispatcher's lane for webhooks: it sends events to many receivers at the same time, and to each in order.
+
+The lane has a thread of its own for its database work, and no connection while it waits for a receiver: so neither a
+push nor another webhook waits for a receiver that hangs.
+"""
+
+import asyncio
+import time
+from contextlib import suppress
+from typing import Final
+
+import structlog
+from asgiref.sync import ThreadSensitiveContext
+from prometheus_client import Counter
+
+from nexmdm.common import database
+from nexmdm.common.postgresql.errors import Meaning, meaning_of, safe_message
+from nexmdm.models import Webhook
+from nexmdm.webhooks import leases
+from nexmdm.webhooks.leases import Results
+from nexmdm.webhooks.receivers import Receivers
+from nexmdm.webhooks.run import Run
+
+log = structlog.get_logger()
+
+SLOTS: Final = 50
+"""The most webhooks that are served at the same time."""
+
+POLL_SECONDS: Final = 0.3
+"""The time between two looks for webhooks with something to send."""
+
+AFTER_FAILURE_SECONDS: Final = 1.0
+"""The pause after a look that failed, in seconds."""
+
+GRACE_SECONDS: Final = 2.0
+"""How long requests in progress may take when the dispatcher stops, in seconds. A request that takes longer is cut off,
+and its event is sent again by another dispatcher, or after the next start."""
+
+
+OUTCOMES: Final = ("delivered", "refused", "no_response")
+ATTEMPTS: Final = Counter("nexmdm_webhook_attempts", "Attempts to send an event to a webhook.", ["outcome"])
+for _outcome in OUTCOMES:
+    ATTEMPTS.labels(_outcome)  # So the metric is 0 before the first time, and not absent.
+
+_in_thread: Final = database.run_in_db_thread_ungated
+
+
+class Lane:
+    """The lane of one dispatcher. It must be made and used on one event loop."""
+
+    def __init__(self) -> None:
+        self._stopping = asyncio.Event()
+        self._cut_off: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._receivers = Receivers()
+        self._served: set[asyncio.Task[None]] = set()
+
+    def stop(self) -> None:
+        """Begin no more requests. run() returns when those in progress are answered or cut off, and stored."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Serve webhooks until stop()."""
+        async with ThreadSensitiveContext():
+            while not self._stopping.is_set():
+                await self._pause(await self._look())
+                self._receivers.close_idle()
+            await self._end()
+
+    async def run_once(self) -> None:
+        """Serve the webhooks that have something to send now, each until a failure or until it has all events."""
+        async with ThreadSensitiveContext():
+            while await self._begin():
+                await asyncio.wait(self._served)
+            await self._end()
+
+    async def _look(self) -> float:
+        """Begin to serve webhooks, and return the seconds until the next look."""
+        try:
+            await self._begin()
+        except Exception as error:  # noqa: BLE001  (the loop's edge: whatever happens, the lane goes on)
+            _log_failure(error)
+            return AFTER_FAILURE_SECONDS
+        return POLL_SECONDS
+
+    async def _begin(self) -> bool:
+        """Begin to serve webhooks with something to send. Return whether there were any."""
+        room = SLOTS - len(self._served)
+        claimed_at = time.monotonic()
+        claimed = await _in_thread(leases.claim, room) if room else []
+        for webhook in claimed:
+            run = Run(webhook, self._receivers, self._stopping, self._cut_off)
+            task = asyncio.create_task(self._serve(run, claimed_at), name="webhook")
+            self._served.add(task)
+            task.add_done_callback(self._served.discard)
+        return bool(claimed)
+
+    async def _serve(self, run: Run, renewed_at: float) -> None:
+        """Send a webhook its events until there are no more, or an attempt fails, or others wait for the slot."""
+        try:
+            while (next_renewed_at := await self._serve_page(run, renewed_at)) is not None:
+                renewed_at = next_renewed_at
+        except Exception as error:  # noqa: BLE001  (the lease ends by itself; then the webhook is served again)
+            _log_failure(error, webhook_id=str(run.webhook.id))
+
+    async def _serve_page(self, run: Run, renewed_at: float) -> float | None:
+        """Send one page and store the results. Return when the lease was renewed, or None if the run has ended."""
+        page = await _in_thread(run.read)
+        results, was_sent = await run.send(page, renewed_at)
+        is_done = (page.is_last and was_sent) or bool(results.failure or results.obstacle)
+        ends = is_done or self._stopping.is_set() or len(self._served) >= SLOTS
+        stored_at = time.monotonic()
+        stored = await _in_thread(leases.store, run.webhook, results, ends=ends)
+        _log_attempts(run.webhook, results, stored)
+        if stored is None or ends:
+            return None
+        run.webhook = stored
+        return stored_at
+
+    async def _end(self) -> None:
+        if self._served:
+            await asyncio.wait(self._served, timeout=GRACE_SECONDS)
+        self._cut_off.set_result(None)
+        if self._served:
+            await asyncio.wait(self._served)
+        self._receivers.close()
+
+    async def _pause(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+
+
+def _log_attempts(served: Webhook, results: Results, stored: Webhook | None) -> None:
+    webhook_id = str(served.id)
+    for one in results.attempts:
+        outcome = "delivered" if one.is_delivered else "refused" if one.http_status else "no_response"
+        ATTEMPTS.labels(outcome).inc()
+        log.info(
+            "webhook.attempt",
+            webhook_id=webhook_id,
+            event_id=one.event_id,
+            type=one.type,
+            outcome=outcome,
+            http_status=one.http_status,
+            latency_ms=one.latency_ms,
+            detail=one.error,
+        )
+    if stored is None:
+        log.warning("webhook.lease_lost", webhook_id=webhook_id)
+    elif stored.paused and not served.paused and stored.revision == served.revision:
+        log.warning("webhook.paused", webhook_id=webhook_id, reason=stored.why)
+
+
+def _log_failure(error: Exception, **fields: str) -> None:
+    if meaning_of(error) is not Meaning.UNAVAILABLE:
+        log.error("webhooks.failed", error=type(error).__name__, detail=safe_message(error)[:200], **fields)

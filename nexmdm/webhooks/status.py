@@ -1,0 +1,32 @@
+"""The state of all webhooks together, for readiness, metrics and the site."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from nexmdm.common import database
+from nexmdm.models import Webhook
+
+STATES: Final = ("ok", "failing", "paused")
+
+_FIGURES: Final = """
+    SELECT
+        count(*) FILTER (WHERE NOT paused AND failing_since IS NULL),
+        count(*) FILTER (WHERE NOT paused AND failing_since IS NOT NULL),
+        count(*) FILTER (WHERE paused),
+        COALESCE(GREATEST(extract(epoch FROM now() - min(next.at) FILTER (WHERE NOT paused)), 0), 0)
+    FROM nexmdm_webhook webhook LEFT JOIN LATERAL (
+        SELECT at FROM nexmdm_event WHERE (xid, id) >= (cursor_xid, cursor_id) ORDER BY xid, id LIMIT 1
+    ) next ON true
+"""
+
+
+def readiness() -> str:
+    """Return `ok`, or how many webhooks are paused."""
+    paused = Webhook.objects.filter(paused=True).count()
+    return f"{paused} paused" if paused else "ok"
+
+
+def figures() -> Sequence[float]:
+    """Return how many webhooks are in each of STATES, and how long the oldest event has waited for one, in seconds."""
+    *counts, seconds = database.row(_FIGURES)
+    return (*counts, float(seconds))
