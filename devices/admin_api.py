@@ -60,8 +60,9 @@ async def list_devices(request: HttpRequest, query: Query[DeviceQuery]) -> HttpR
 
     The `presence` of a device is `revoked` or `retired` if the device is revoked or retired. Otherwise it is `never`
     before the first heartbeat, `online` while the last heartbeat is younger than 2.5 intervals, and `offline` after
-    that. `status` filters by presence. `q` is part of an alias or a hardware id in upper or lower case, or a device id
-    or its start. No character in `q` has a special meaning.
+    that, from `offline_since` on. Time in which the service itself was away does not count. `status` filters by
+    presence. `q` is part of an alias or a hardware id in upper or lower case, or a device id or its start. No character
+    in `q` has a special meaning.
 
     `push` is `ok`, `failing` (FCM accepted none of the last five or more pushes), `dead` (FCM no longer knows the push
     token) or `none` (the device has no push token). Whatever the value of `push` is, commands reach a device by

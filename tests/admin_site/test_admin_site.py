@@ -682,7 +682,7 @@ def test_a_search_costs_one_query_more(
         assert len(listed(browser, Delivery, q=command.pk)) == 2
 
 
-@pytest.mark.parametrize(("model", "queries"), [(Delivery, 8), (Command, 14), (Device, 11)])
+@pytest.mark.parametrize(("model", "queries"), [(Delivery, 8), (Command, 14), (Device, 14)])
 def test_a_page_costs_a_few_queries_for_any_content(
     worked: World, browser: Client, model: type[Model], queries: int, django_assert_max_num_queries: MaxQueries
 ) -> None:
