@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from standardwebhooks.webhooks import Webhook
@@ -44,16 +44,20 @@ def post(
     body: bytes,
     *,
     webhook_id: str = "1-0",
-    at: datetime | None = None,
+    age: timedelta = timedelta(),
     sent: bytes | None = None,
     headers: dict[str, str | None] | None = None,
 ) -> tuple[int, str]:
     """Send a signed request when the receiver listens, and return its answer.
 
-    `sent` replaces the signed body, and `headers` replace signed headers, or remove them.
+    `age` is how long ago it was signed. `sent` replaces the signed body, and `headers` replace signed headers, or remove them.
     """
     wait_for(port)
-    given = signed(secret, webhook_id, body, at) | {"content-type": "application/json"} | (headers or {})
+    given = (
+        signed(secret, webhook_id, body, datetime.now(UTC) - age)
+        | {"content-type": "application/json"}
+        | (headers or {})
+    )
     with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=READY_SECONDS)) as connection:
         kept = {name: value.encode() for name, value in given.items() if value is not None}
         connection.request("POST", "/", body if sent is None else sent, kept)
