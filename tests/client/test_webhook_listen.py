@@ -31,15 +31,16 @@ def secret(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def listening(work: Callable[[int], Any], *words: str, out: io.StringIO | None = None) -> tuple[Ran, Any]:
-    """Run `webhook listen` with these words while another thread works with its port. Return both results."""
+    """Work with the port of a `webhook listen` that runs with these words in another thread. Return both results."""
     port = webhook_requests.free_port()
-    results: list[Any] = []
-    thread = threading.Thread(target=lambda: results.append(work(port)))
+    ran: list[Ran] = []
+    words = ("webhook", "listen", "--port", str(port), *words)
+    thread = threading.Thread(target=lambda: ran.append(run(*words, transport=None, out=out)), daemon=True)
     thread.start()
-    ran = run("webhook", "listen", "--port", str(port), *words, transport=None, out=out)
+    result = work(port)
     thread.join(20)
-    assert results, "the work failed"
-    return ran, results[0]
+    assert ran, "it still listens"
+    return ran[0], result
 
 
 def sending(*requests: dict[str, Any]) -> Callable[[int], list[tuple[int, str]]]:

@@ -50,7 +50,8 @@ def post(
 ) -> tuple[int, str]:
     """Send a signed request when the receiver listens, and return its answer.
 
-    `age` is how long ago it was signed. `sent` replaces the signed body, and `headers` replace signed headers, or remove them.
+    `age` is how long ago it was signed. `sent` replaces the signed body, and `headers` replace signed headers, or
+    remove them.
     """
     wait_for(port)
     given = (
@@ -69,8 +70,10 @@ def wait_for(port: int) -> None:
     """Wait until a program listens on a port of this machine."""
     ends_at = time.monotonic() + READY_SECONDS
     while True:
-        with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
-            return
+        with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)) as connected:
+            # Without a listener, the system may give the connection this very port, and it is connected with itself.
+            if connected.getsockname() != connected.getpeername():
+                return
         assert time.monotonic() < ends_at, f"nothing listens on {port}"
         time.sleep(0.01)
 
