@@ -21,11 +21,11 @@ from typing import Final
 
 from rich.console import Console
 
-from loadtest.chaos import databases, feed, ledgers, pushes
+from loadtest.chaos import databases, feed, ledgers, pushes, receivers
 from loadtest.chaos.databases import Database
 from loadtest.chaos.failover import failing_over
 from loadtest.chaos.faults import DatabaseStops, Fault, Kills, SameProcesses, SecondDispatcher
-from loadtest.chaos.feed import FeedReader, FeedSnapshot
+from loadtest.chaos.feed import FeedReader
 from loadtest.chaos.frozen import freezing
 from loadtest.chaos.ledgers import DatabaseSnapshot
 from loadtest.chaos.outages import FcmOutages, Outage
@@ -56,7 +56,7 @@ up."""
 READ_SECONDS: Final = 30
 """The time after a run in which the client of the feed reads the last events."""
 
-SETTINGS: Final = {"WEB_WORKERS": "2", "LOG_LEVEL": "INFO", "LOG_FORMAT": "json"}
+SETTINGS: Final = {"WEB_WORKERS": "2", "LOG_LEVEL": "INFO", "LOG_FORMAT": "json"} | receivers.SETTINGS
 OUTAGES: Final = (
     Outage("503 to everything", {"override": "unavailable"}, 180),
     Outage("no answers", {"override": "hang"}, 40),
@@ -165,8 +165,7 @@ def _break(
     with ExitStack() as stack:
         fault = _fault(console, place.serving, database, stack, arguments)
         trial = _trial(fault, traffic, database_url)
-        reader = FeedReader(place.admin)
-        early, events = asyncio.run(_run(traffic, trial, reader, database_url))
+        early, of_events = asyncio.run(_run(traffic, trial, place, database_url))
         snapshot, sends = ledgers.read(database_url), ledgers.read_journal(place.journal)
         of_fault, away = fault.judged(traffic.account.exchanges, snapshot, sends), fault.away()
     account = traffic.account
@@ -175,21 +174,28 @@ def _break(
         ledgers.waiting("deliveries at the end of the fault", early),
         *ledgers.compare(account, snapshot),
         *pushes.compare(snapshot, sends, members, away),
-        *feed.compare(events, reader.ids),
+        *of_events,
     ]
 
 
 async def _run(
-    traffic: Traffic, trial: Awaitable[DatabaseSnapshot], reader: FeedReader, database_url: str
-) -> tuple[DatabaseSnapshot, FeedSnapshot]:
-    """Run the fleet and a client of the feed through a fault; return the database of its end, and of later."""
-    following = asyncio.create_task(reader.follow())
-    early = await traffic.run(trial, partial(ledgers.is_settled, database_url))
-    following.cancel()
-    await asyncio.wait([following])
-    events = await asyncio.to_thread(feed.read, database_url)
-    await reader.read_until(events.ids[-1], READ_SECONDS)
-    return early, events
+    traffic: Traffic, trial: Awaitable[DatabaseSnapshot], place: ServerUnderTest, database_url: str
+) -> tuple[DatabaseSnapshot, list[Target]]:
+    """Run the fleet, a client of the feed and receivers of webhooks through a fault.
+
+    Returns the database of the fault's end, and the promises of the feed and of webhooks, each with its figure.
+    """
+    reader = FeedReader(place.admin)
+    begun = len((await asyncio.to_thread(feed.read, database_url)).ids)
+    async with receivers.listening(place.admin) as listening:
+        following = asyncio.create_task(reader.follow())
+        early = await traffic.run(trial, partial(ledgers.is_settled, database_url))
+        following.cancel()
+        await asyncio.wait([following])
+        events = await asyncio.to_thread(feed.read, database_url)
+        await reader.read_until(events.ids[-1], READ_SECONDS)
+        await receivers.until_they_have(events.ids[-1], listening)
+    return early, [*feed.compare(events, reader.ids), *receivers.compare(listening, events.ids[begun:])]
 
 
 async def _trial(fault: Fault, traffic: Traffic, database_url: str) -> DatabaseSnapshot:

@@ -1,0 +1,105 @@
+"""Receivers of webhooks that misbehave: each must get each event at least once, and in the order of the feed."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Final, Literal, get_args
+
+from aiohttp import web
+
+from loadtest.chaos.ledgers import part
+from loadtest.load.targets import Target
+from nexmdm.client.http_client import FleetClient
+
+Fault = Literal["none", "500", "hang", "redirect", "reset"]
+FAULTS: Final[tuple[Fault, ...]] = get_args(Fault)
+
+SETTINGS: Final = {"WEBHOOK_ALLOW_PRIVATE": "127.0.0.0/8"}
+"""The server's setting with which these receivers may be on this machine."""
+
+FAULT_EVERY: Final = 300
+"""A receiver misbehaves at its first request, and again after this number of requests."""
+
+HANG_SECONDS: Final = 30
+WAIT_SECONDS: Final = 180
+"""The time after a run in which each receiver gets the last event. It includes the pauses after some failures."""
+
+_LOOK_SECONDS: Final = 0.2
+
+
+@dataclass(slots=True)
+class Receiver:
+    """One receiver: the ids of the events that it acknowledged, in order, and how often it misbehaved."""
+
+    fault: Fault
+    acknowledged: list[str] = field(default_factory=list)
+    faults: int = 0
+    _numbers: itertools.count[int] = field(default_factory=itertools.count)
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        """Answer one request."""
+        event_id = request.headers["webhook-id"]
+        await request.read()
+        if next(self._numbers) % FAULT_EVERY == 0 and self.fault != "none":
+            self.faults += 1
+            return await self._misbehave(request)
+        self.acknowledged.append(event_id)
+        return web.Response(status=204)
+
+    async def _misbehave(self, request: web.Request) -> web.StreamResponse:
+        if self.fault == "redirect":
+            return web.Response(status=307, headers={"Location": "/redirected"})
+        if self.fault == "hang":
+            await asyncio.sleep(HANG_SECONDS)
+        if self.fault == "reset" and request.transport is not None:
+            request.transport.abort()
+        return web.Response(status=500)
+
+
+@asynccontextmanager
+async def listening(admin: FleetClient) -> AsyncIterator[list[Receiver]]:
+    """Run a receiver for each fault, with a webhook that begins now."""
+    receivers = [Receiver(fault) for fault in FAULTS]
+    application = web.Application()
+    for receiver in receivers:
+        application.router.add_post(f"/{receiver.fault}", receiver.answer)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    port = runner.addresses[0][1]
+    for receiver in receivers:
+        await asyncio.to_thread(admin.post, "/admin/webhooks", {"url": f"http://127.0.0.1:{port}/{receiver.fault}"})
+    try:
+        yield receivers
+    finally:
+        await runner.cleanup()
+
+
+async def until_they_have(event_id: str, receivers: Sequence[Receiver]) -> None:
+    """Return when each receiver has acknowledged an event, or when the time is over."""
+    loop = asyncio.get_running_loop()
+    ends_at = loop.time() + WAIT_SECONDS
+    for receiver in receivers:
+        while event_id not in receiver.acknowledged[-FAULT_EVERY:] and loop.time() < ends_at:  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK_SECONDS)
+
+
+def compare(receivers: Sequence[Receiver], expected: Sequence[str]) -> list[Target]:
+    """Compare what each receiver acknowledged with the events of the feed since its webhook began."""
+    return [_judged(receiver, expected) for receiver in receivers]
+
+
+def _judged(receiver: Receiver, expected: Sequence[str]) -> Target:
+    once = list(dict.fromkeys(receiver.acknowledged))[: len(expected)]
+    in_place = sum(one == other for one, other in zip(once, expected, strict=False))
+    figure, is_whole = part(in_place, len(expected))
+    name = f"events at a receiver (fault: {receiver.fault}), each at least once and in order"
+    return Target(
+        name,
+        "all",
+        f"{figure}; {receiver.faults} faults",
+        is_whole and (receiver.fault == "none") == (not receiver.faults),
+    )
