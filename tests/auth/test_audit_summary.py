@@ -128,7 +128,7 @@ def test_every_signed_write_has_a_summary(admin: Admin) -> None:
     """Each write is sent with the path of an object that does not exist and the body of another write, and is
     refused.
     """
-    values = {"device_id": str(uuid4()), "request_id": str(uuid4()), "token_id": str(uuid4()), "tag": "none"}
+    values = {name: str(uuid4()) for name in ("device_id", "request_id", "token_id", "webhook_id")} | {"tag": "none"}
     for path, operations in api.get_openapi_schema()["paths"].items():
         for method in operations:
             if path.startswith("/admin/") and method != "get":

@@ -118,9 +118,11 @@ def test_a_time_within_five_minutes_is_accepted(seconds: int) -> None:
 
 
 def test_one_right_signature_of_two_is_enough() -> None:
-    first, second = (webhook_requests.signed(secret, "7-0", BODY)["webhook-signature"] for secret in (OTHER, SECRET))
+    wrong, right = (webhook_requests.signed(secret, "7-0", BODY, datetime.now(UTC)) for secret in (OTHER, SECRET))
+    first, second = (headers["webhook-signature"] for headers in (wrong, right))
     for both in (f"{first} {second}", f"v1a,AAAA {second} {first}"):
-        _, answers = listening(sending({"webhook_id": "7-0", "headers": {"webhook-signature": both}}), "--limit", "1")
+        headers = right | {"webhook-signature": both}
+        _, answers = listening(sending({"webhook_id": "7-0", "headers": headers}), "--limit", "1")
         assert answers == [(204, "")]
 
 

@@ -178,7 +178,7 @@ def test_a_page_instead_of_every_25th_answer_stops_no_other_push(admin: Admin, f
     ("push_token", "advice"),
     [
         ("missing-", "Check the service account's project_id, and FCM_BASE_URL"),
-        ("forbidden-", "The service account has no right to send"),
+        ("forbidden-", "The service account may not send pushes"),
         ("unauthenticated-", "Check the service account's key"),
     ],
 )
