@@ -48,7 +48,10 @@ for _reason in (
     "too many requests ahead", "answer not taken",
 ):  # fmt: skip
     CUT.labels(_reason)
-HELD = Counter("nexmdm_connections_held", "How often a worker stopped reading a connection until it had answered.")
+HELD = Counter(
+    "nexmdm_connections_held",
+    "How often a worker stopped reading a connection until it had answered the requests that waited on it.",
+)
 
 
 class Protocol(HttpToolsProtocol):
