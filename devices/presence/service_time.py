@@ -63,7 +63,7 @@ def online_after() -> str:
 
 
 def surely_online_after() -> str:
-    """Return the SQL of the same moment, computed from the last mark instead of now: a gap that lasts has no effect.
+    """Return the SQL of the same moment, computed from the last mark, not from now. A gap that lasts has no effect.
 
     A device whose last heartbeat came before this moment is offline, whenever the next mark comes.
     """

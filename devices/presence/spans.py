@@ -72,7 +72,8 @@ def _store(ended: str) -> str:
 def end_silent(limit: int) -> int:
     """End the spans of up to `limit` devices whose heartbeats no longer come. Return the number of devices.
 
-    Locked presence rows are skipped: the heartbeat that locked the row ends the span if necessary, or the next call.
+    Presence rows that heartbeats have locked are skipped. Such a heartbeat ends the span itself if necessary;
+    otherwise the next call of this function does.
     """
     held = database.rows(
         f"""

@@ -257,10 +257,11 @@ async def delete_webhook(request: HttpRequest, webhook_id: UUID) -> HttpResponse
 @router.post("/webhooks/{uuid:webhook_id}/replay", response=WebhookRow, url_name="replay-webhook")
 @summarized(by_path("replay_webhook", ID))
 async def replay_webhook(request: HttpRequest, webhook_id: UUID, body: ReplayFrom) -> HttpResponse:
-    """Move a webhook to another place of the event feed. It gets all events after that place, some of them again.
+    """Move a webhook to another place of the event feed.
 
-    `after` is a cursor of `GET /admin/events`, `now`, or an empty text (from the oldest event on). A later place skips
-    events. A webhook that is paused stays paused.
+    The webhook gets all events after that place, even those that it has already got. `after` is a cursor of `GET
+    /admin/events`, `now`, or an empty text (from the oldest event on). A later place skips events. A webhook that is
+    paused stays paused.
     """
 
     def work() -> WriteResult[Any]:

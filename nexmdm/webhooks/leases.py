@@ -21,7 +21,7 @@ from nexmdm.webhooks import retries
 from nexmdm.webhooks.receivers import TIMEOUT_SECONDS
 
 LEASE: Final = timedelta(seconds=2 * TIMEOUT_SECONDS)
-"""How long a lease is valid. A request begins only if the lease is long enough to wait for the answer and store it."""
+"""How long a lease is valid. A request begins only if the rest of it is enough to get and store the answer."""
 
 _CLAIM: Final = """
     WITH due AS MATERIALIZED (

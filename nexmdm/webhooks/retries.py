@@ -17,7 +17,7 @@ _MOST_DOUBLINGS: Final = 12
 
 
 def note_delivered(webhook: Webhook, now: datetime) -> None:
-    """Note that the receiver acknowledged an event, or that an admin resumed, replayed or redirected the webhook."""
+    """Note that an event was acknowledged, or that an admin resumed or replayed the webhook or changed its URL."""
     webhook.tries, webhook.failing_since, webhook.next_attempt_at = 0, None, now
 
 

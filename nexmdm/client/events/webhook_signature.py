@@ -51,12 +51,12 @@ def verify(key: bytes, headers: Mapping[str, str], body: bytes, now: float) -> s
     if abs(age) > TOLERANCE_SECONDS:
         way = "old" if age > 0 else "in the future"
         raise BadSignature(
-            f"webhook-timestamp is {abs(age):.0f} s {way}, more than the allowed {TOLERANCE_SECONDS} s: "
-            "is the clock of this machine right?"
+            f"webhook-timestamp is {abs(age):.0f} s {way}, more than the allowed {TOLERANCE_SECONDS} s; "
+            "check the clock of this machine"
         )
     right = sign(key, webhook_id, timestamp, body).encode()
     for signature in headers["webhook-signature"].split():
         version, _, given = signature.partition(",")
         if version == _VERSION and hmac.compare_digest(given.encode(), right):
             return webhook_id
-    raise BadSignature("webhook-signature does not fit the body: is this secret the webhook's secret?")
+    raise BadSignature("webhook-signature does not fit the body; check that the secret is the webhook's secret")
