@@ -42,8 +42,8 @@ PLACE: Final = Value("cursor", place)
 @shared.lines
 @click.option(
     "--after", type=PLACE, metavar="CURSOR",
-    help="A cursor to continue after it, or `now` for new events, or `oldest` for all events that are kept; default: "
-    "oldest, and with --follow now.",
+    help="The cursor after which to continue, or `now` for new events, or `oldest` for all events that are kept; "
+    "default: oldest, and with --follow now.",
 )  # fmt: skip
 @click.option(
     "--types", type=TYPES, metavar="TYPE,…",
