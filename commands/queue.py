@@ -28,7 +28,7 @@ OFFER_LIMIT: Final = 20
 
 
 class UnknownCommand(DomainError):
-    detail = "There is no command with this request_id, or it has no delivery to this device."
+    detail = "There is no command with this request_id."
 
 
 def wake() -> None:

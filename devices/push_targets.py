@@ -122,8 +122,8 @@ def assign(device_id: UUID, target: PushTarget | None) -> Assigned:
     """Set or delete a device's push target. Runs in a transaction.
 
     Any other device with a push target of the same installation loses it. A token that FCM called dead stays dead,
-    whichever device sends it. A FID that FCM called dead becomes live again if it was registered after its death, but
-    not within an hour after the device's last revival.
+    whichever device sends it. A FID that FCM called dead becomes live again if it was registered after its death. This
+    happens at most once an hour for each device.
     """
     if target is not None:
         take_turns([target.value])

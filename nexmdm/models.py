@@ -88,7 +88,8 @@ class AuditEntry(models.Model):
 class AuditMark(models.Model):
     """An end of the audit's chain: `newest`, the last entry written; `pruned`, the last one that retention deleted.
 
-    Triggers allow a mark to move only to an existing entry. They set `at` to the time of the last deleted entry.
+    Triggers allow a mark to move only to an entry that exists at the time of the move. Retention moves `pruned` to an
+    entry, and deletes this entry in the same transaction. `at` of `pruned` is the time of this entry, set by a trigger.
     """
 
     NEWEST: ClassVar = "newest"

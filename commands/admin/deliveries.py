@@ -196,7 +196,7 @@ class DeliveryAdmin(_OfCommandAndDevice):
         return deliveries
 
     def complete(self, rows: Sequence[Any]) -> None:
-        """Add to the deliveries of a page the values that are not in their own columns."""
+        """Add the values that the delivery's own table does not contain to the deliveries of a page."""
         complete(rows)
 
     def cells(self, rows: QuerySet[Any]) -> list[tuple[Any, ...]]:

@@ -50,9 +50,9 @@ class FcmMessage(NamedTuple):
     """The message to FCM for one phone: an envelope as its data.
 
     `kind` is the field of the message that contains `target`. The message is sent at least a second before its command
-    expires, and before `leaves_before`, or not at all. (The claim is valid until `leaves_before`.) Both are times of
-    time.monotonic(). With `direct_boot`, a phone that was restarted gets the message before its user has unlocked
-    it. FCM's statistics count messages by their action.
+    expires, and before `leaves_before`, or not at all. (The claim is valid until `leaves_before`.) `expires_at` and
+    `leaves_before` are times of time.monotonic(). With `direct_boot`, a phone that was restarted gets the message
+    before its user has unlocked it. FCM's statistics count messages by their action.
     """
 
     kind: str

@@ -42,7 +42,7 @@ def delivery_detail(request_id: UUID, device_id: UUID) -> DeliveryDetail:
     """Return one delivery with its timeline. Raises UnknownCommand."""
     row = _described().filter(command_id=request_id, device_id=device_id).first()
     if row is None:
-        raise UnknownCommand
+        raise UnknownCommand("There is no command with this request_id, or the command has no delivery to this device.")
     return _detail(row, timeline.MOST_ATTEMPTS, timeline.MOST_REPORTS)
 
 

@@ -1,4 +1,4 @@
-"""The history of a device's presence: the states that its spans and the gaps of the service give."""
+"""The history of a device's presence: the states that follow from its spans and from the gaps of the service."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -13,13 +13,14 @@ from devices.presence.schemas import PresenceHistory, PresenceItem, State
 from nexmdm.common import database
 
 MOST: Final = 10_000
-"""The most spans of an answer, the newest ones: a phone that comes and goes every five minutes fills a month."""
+"""The largest number of spans in one answer: the newest are kept. A phone that goes offline every five minutes needs
+more than a month for this number of spans."""
 
 _DIGITS: Final = 6
 
 
 class _Interval(NamedTuple):
-    """A time from one moment to another; None: it lasts."""
+    """A time from one moment to another. `ends` is None if the time has not ended."""
 
     begins: datetime
     ends: datetime | None
@@ -51,7 +52,7 @@ def read(device_id: UUID, since: datetime | None) -> PresenceHistory:
     spans = _spans(device_id, since or begins)
     if len(spans) == MOST:
         begins = spans[0].begins
-    # A device that was online before spans existed has none. The spans of one that is offline for long are deleted.
+    # A device that was online before spans existed has no span. Spans of a device that is offline for long are deleted.
     if online_from is not None or not spans or spans[-1].ends < seen_at:
         spans.append(_Interval(online_from or seen_at, None if is_online else online_until))
     return _history(spans, service_time.gaps(since or begins), max(begins, since or begins), now)

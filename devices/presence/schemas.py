@@ -10,7 +10,7 @@ State = Literal["online", "offline", "unknown"]
 
 
 class PresenceQuery(Body):
-    """The query of a device's presence. `since`: the history begins there, or with the first heartbeat if later."""
+    """The query of a device's presence. The history begins at `since`, or with the first heartbeat if it came later."""
 
     since: Time | None = None
 
@@ -31,7 +31,7 @@ class PresenceItem(ResponseSchema):
 class PresenceHistory(ResponseSchema):
     """The states of a device, the oldest first, each ending where the next one begins.
 
-    `uptime_ratio` is the time online, divided by the time online or offline; null if there is none.
+    `uptime_ratio` is the time online, divided by the sum of the times online and offline. It is null if this sum is 0.
     """
 
     items: list[PresenceItem]

@@ -1,8 +1,8 @@
-"""Service time: the time in which web workers ran. A device is online for a number of intervals of service time.
+"""Service time: the time in which web workers ran. A heartbeat keeps its device online for a length of service time.
 
-Each web worker writes a mark every few seconds. If the last mark is older than LONGEST_PAUSE, no worker has run since;
-the next mark stores this time as a gap. Everything here is SQL, so that each statement decides by PostgreSQL's clock
-and by the marks and gaps that it sees.
+Each web worker writes a mark every few seconds. If the last mark is older than LONGEST_PAUSE, no worker has run since
+then, and the next worker that writes a mark stores this time as a gap. Everything here is SQL, so that each statement
+decides by PostgreSQL's clock and by the marks and gaps that the statement sees.
 """
 
 from datetime import datetime, timedelta
@@ -25,7 +25,7 @@ LONGEST_PAUSE: Final = timedelta(seconds=20)
 
 
 def online_window() -> timedelta:
-    """Return how much service time a heartbeat keeps a device online."""
+    """Return for how much service time a heartbeat keeps a device online."""
     return timedelta(seconds=ONLINE_INTERVALS * settings.HEARTBEAT_INTERVAL_SECONDS)
 
 
@@ -33,7 +33,7 @@ def _interval(length: timedelta) -> str:
     return f"interval '{length.total_seconds()} seconds'"
 
 
-# The time that the gap which has not ended yet leaves: now, or the last mark if the workers are away.
+# The moment until which there was service: now, or the last mark if the workers are away.
 _SERVED: Final = f"""(
     SELECT CASE WHEN max(at) < now() - {_interval(LONGEST_PAUSE)} THEN max(at) ELSE now() END FROM devices_servicemark
 )"""  # noqa: S608  (a constant of this module)
@@ -63,9 +63,9 @@ def online_after() -> str:
 
 
 def surely_online_after() -> str:
-    """Return the SQL of the same moment for the time of the last mark: no gap that still grows can change it.
+    """Return the SQL of the same moment, computed from the last mark, not from now. A gap that lasts has no effect.
 
-    A device whose last heartbeat lies before it is offline, whenever the next mark comes.
+    A device whose last heartbeat came before this moment is offline, whenever the next mark comes.
     """
     return _online_after(_CONFIRMED)
 
@@ -98,7 +98,7 @@ class OnlineAfter(Func):
 
 
 class OnlineUntil(Func):
-    """online_until() as an expression, of a column with the time of a heartbeat."""
+    """online_until() as an expression. Its argument is a column with the time of a heartbeat."""
 
     output_field: ClassVar = DateTimeField()
 
@@ -117,7 +117,7 @@ class Gap(NamedTuple):
 
 
 _FIRST_MARK: Final = "INSERT INTO devices_servicemark (id, at) VALUES (1, now()) ON CONFLICT DO NOTHING"
-# Only one of the workers that return sees the old mark: the others wait for its row.
+# When workers return, only one of them sees the old mark: the others wait for the lock on the mark's row.
 _MARK: Final = f"""
     WITH last AS MATERIALIZED (
         SELECT at FROM devices_servicemark WHERE id = 1 FOR UPDATE
@@ -147,8 +147,8 @@ def mark() -> None:
             log.warning("service.gap", seconds=round((ended_at - began_at).total_seconds()))
 
 
-# How long after a heartbeat a device is certainly online: this is never longer than online_until(), because it counts
-# the last gap alone, and only while that gap counts as a whole.
+# How long after a heartbeat a device is certainly online. This time never ends later than online_until(): it includes
+# only the last gap, and only while the whole length of that gap counts.
 CERTAINLY_ONLINE_FOR: Final = """(
     %(online_window)s + CASE WHEN now() < %(last_gap_counts_until)s THEN %(last_gap)s ELSE interval '0' END
 )"""
@@ -172,5 +172,5 @@ _GAPS: Final = f"""
 
 
 def gaps(since: datetime) -> list[tuple[datetime, datetime | None]]:
-    """Return the times since a moment in which the service was away, in order; the last one may not have ended."""
+    """Return the gaps of the service since a moment, in order. The end of the last gap is None if the gap lasts."""
     return database.rows(_GAPS, {"since": since})

@@ -1,7 +1,7 @@
-"""Spans of presence: a heartbeat begins one, and the dispatcher ends it when its device has fallen silent.
+"""Spans of presence: a heartbeat begins a span, and the dispatcher ends the span when no more heartbeats come.
 
-The presence row of a device decides: whoever changes `online_from` has locked that row, and reads it after that in
-another statement. So each span has one beginning and one end, and each of the two has one event.
+A transaction that changes `online_from` first locks the presence row of the device, and then reads the row in another
+statement. So each span has one beginning and one end, and each of the two has one event.
 """
 
 from datetime import timedelta
@@ -29,7 +29,7 @@ LOCK: Final = """
 
 
 def was_online(presence: str) -> str:
-    """Return the SQL of whether a device's span continues with a heartbeat of now; `presence` is its locked row.
+    """Return the SQL condition: does a heartbeat of now continue its device's span? `presence` is the locked row.
 
     A device that was online before spans existed, and so has none, counts as online.
     """
@@ -40,9 +40,9 @@ def was_online(presence: str) -> str:
 
 
 def flips(before: str) -> str:
-    """Return CTEs that store what heartbeats of now change: ends of spans that nobody has stored yet, and events.
+    """Return CTEs that store what heartbeats of now change: ends of spans that are not stored yet, and events.
 
-    `before` has the locked presence rows before the heartbeats, with `was_online`.
+    `before` names the locked presence rows as they were before the heartbeats, with a column `was_online`.
     """
     return f"""ended AS (
         SELECT device_id, online_from, last_seen_at, {service_time.online_until("last_seen_at")} AS offline_at
@@ -70,9 +70,10 @@ def _store(ended: str) -> str:
 
 @transaction.atomic
 def end_silent(limit: int) -> int:
-    """End the spans of up to `limit` devices that have fallen silent; return how many.
+    """End the spans of up to `limit` devices whose heartbeats no longer come. Return the number of devices.
 
-    Presence rows in use are skipped: their heartbeat decides, or the next call.
+    Presence rows that heartbeats have locked are skipped. Such a heartbeat ends the span itself if necessary;
+    otherwise the next call of this function does.
     """
     held = database.rows(
         f"""
@@ -105,9 +106,9 @@ def _end() -> str:
 
 
 def prune(kept: timedelta, limit: int) -> int:
-    """Delete up to `limit` spans that ended more than `kept` ago, and old gaps; return how many spans.
+    """Delete up to `limit` spans that ended more than `kept` ago, and old gaps. Return the number of deleted spans.
 
-    A gap by which a device may still be online stays.
+    A gap because of which a device may still be online is kept.
     """
     database.execute(
         f"""

@@ -8,7 +8,7 @@ SEEN_AT = "presence__last_seen_at"
 
 
 def presences() -> dict[str, Q]:
-    """Return the presences by name, each with its condition at this moment; `revoked` and `retired` have None."""
+    """Return the presences by name, each with its condition at this moment."""
     active, online_after = Q(revoked_at=None), OnlineAfter()
     return {
         "online": active & Q(**{f"{SEEN_AT}__gt": online_after}),
@@ -26,5 +26,5 @@ def presence_name() -> Case:
 
 
 def offline_since() -> Case:
-    """Return since when a device is offline, or NULL if its presence is another one, for annotate()."""
+    """Return, for annotate(), since when a device is offline; NULL if the device is not offline."""
     return Case(When(presences()["offline"], then=OnlineUntil(SEEN_AT)))

@@ -1,4 +1,4 @@
-"""The fourth ledger of a run: the event feed, as a client read it during the fault, and as the database has it.
+"""The fourth ledger of a run: the event feed, as a client read it during the fault, and as the database contains it.
 
 Each committed fact must have exactly one event, and each event a fact. A client that follows the feed through the fault
 must get each event once, in the order of the feed.
@@ -115,14 +115,14 @@ class FeedReader:
                 await self._read_page(session)
 
     async def read_until(self, event_id: str, seconds: float) -> None:
-        """Read on until an event was read, or until the time is over."""
+        """Continue to read until an event was read, or until `seconds` have passed."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds), aiohttp.ClientSession(timeout=_TIMEOUT) as session:
                 while event_id not in self.ids[-2 * LIMIT :]:
                     await self._read_page(session)
 
     async def _read_page(self, session: aiohttp.ClientSession) -> None:
-        """Read one page, if the server answers it; else wait a little."""
+        """Read one page. If the server does not answer with a page, wait a little."""
         try:
             page = await self._page(session)
         except (aiohttp.ClientError, TimeoutError, orjson.JSONDecodeError):

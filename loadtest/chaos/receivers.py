@@ -16,14 +16,14 @@ Fault = Literal["none", "500", "hang", "redirect", "reset"]
 FAULTS: Final[tuple[Fault, ...]] = get_args(Fault)
 
 SETTINGS: Final = {"WEBHOOK_ALLOW_PRIVATE": "127.0.0.0/8"}
-"""The server's setting with which these receivers may be on this machine."""
+"""The setting that allows the server to send to receivers on this machine."""
 
 FAULT_EVERY: Final = 300
 """A receiver misbehaves at its first request, and again after this number of requests."""
 
 HANG_SECONDS: Final = 30
 WAIT_SECONDS: Final = 180
-"""The time after a run in which each receiver gets the last event. It includes the pauses after some failures."""
+"""The longest time after a run until each receiver gets the last event. It includes the pauses after some failures."""
 
 _LOOK_SECONDS: Final = 0.2
 
@@ -79,7 +79,7 @@ async def listening(admin: FleetClient) -> AsyncIterator[list[Receiver]]:
 
 
 async def until_they_have(event_id: str, receivers: Sequence[Receiver]) -> None:
-    """Return when each receiver has acknowledged an event, or when the time is over."""
+    """Wait until each receiver has acknowledged an event, but at most WAIT_SECONDS."""
     loop = asyncio.get_running_loop()
     ends_at = loop.time() + WAIT_SECONDS
     for receiver in receivers:

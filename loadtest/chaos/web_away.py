@@ -1,4 +1,4 @@
-"""The web workers are away for minutes, while the dispatchers and PostgreSQL run: no device may go offline by this."""
+"""The web workers are away for minutes, while the dispatchers and PostgreSQL run: no device may go offline."""
 
 import asyncio
 import os
@@ -19,10 +19,10 @@ from loadtest.load.targets import Target
 from loadtest.testbed.serving import Serving, wait_for
 
 BEFORE_SECONDS: Final = 90
-"""The time before the fault: each phone sends at least one heartbeat."""
+"""The time before the fault, in which each phone sends at least one heartbeat."""
 
 NORMAL_SECONDS: Final = 5
-"""The time after the return of the web workers from which each request must get an answer."""
+"""This long after the return of the web workers, each new request must get an answer."""
 
 _OFFLINE: Final = "SELECT count(*) FROM nexmdm_event WHERE type = 'device.offline'"
 _ONLINE: Final = """
@@ -46,7 +46,7 @@ class WebAway:
     longest_gap: float = 0
 
     async def run(self, traffic: Traffic) -> None:
-        """Take the web workers away once."""
+        """Stop the web workers once, for `seconds`."""
         del traffic
         await asyncio.sleep(BEFORE_SECONDS)
         stopped_at = time.monotonic()
@@ -59,7 +59,7 @@ class WebAway:
         os.kill(self.serving.process.pid, signal.SIGCONT)
         await asyncio.to_thread(wait_for, lambda: not {self.serving.child(n) for n in ("web-1", "web-2")} & {*workers})
         self.gap = answers.Gap(stopped_at, time.monotonic())
-        self.say("they are back")
+        self.say("the web workers are back")
         await asyncio.sleep(BEFORE_SECONDS)
         await asyncio.to_thread(self._look)
 
@@ -70,7 +70,7 @@ class WebAway:
             ((self.longest_gap,),) = connection.execute(_GAPS).fetchall()
 
     def away(self) -> list[Interval]:
-        """Return no time: the dispatchers run all the time."""
+        """Return no interval: the dispatchers always run."""
         return []
 
     def judged(
@@ -87,9 +87,9 @@ class WebAway:
             Target("requests without an answer", "some", f"{away:,}", away > 0),
             none("requests without an answer after the return", late),
             none("devices that went offline", self.offline),
-            Target("spans of presence, all open", "one each", f"{open_spans:,} of {spans:,}", open_spans == spans > 0),
+            Target("open spans of presence", "all", f"{open_spans:,} of {spans:,} spans", open_spans == spans > 0),
             Target(
-                "the gap in the service", f"> {self.seconds - NORMAL_SECONDS:.0f} s", f"{self.longest_gap:.0f} s",
+                "longest gap in the service", f"> {self.seconds - NORMAL_SECONDS:.0f} s", f"{self.longest_gap:.0f} s",
                 self.longest_gap > self.seconds - NORMAL_SECONDS,
             ),
             answers.statuses(exchanges, allowed=(0, 200)),

@@ -20,8 +20,8 @@ from nexmdm.events.cursor import Cursor
 router = AdminRouter(tags=["events"])
 
 POLL_SECONDS: Final = 0.1
-"""The time between two looks for new events. One look serves all waiting clients of a process, so each client gets an
-event within 250 ms after the event's commit."""
+"""The time between two looks for new events. One look serves all waiting clients of a process. A client gets an event
+within 250 ms after the event's commit."""
 
 
 def _place(text: str) -> str:
@@ -73,7 +73,7 @@ async def list_events(request: HttpRequest, query: Query[EventQuery]) -> HttpRes
     """List what happened to the fleet, in order, oldest first. Send `next_cursor` as `after` to continue.
 
     An event is written in the transaction that stores its fact, so a fact that was rolled back has no event. The order
-    never changes, and no new event appears in front of an event that was read. While an older write transaction is open
+    never changes, and no new event appears before an event that was read. While an older write transaction is open
     in the database's cluster, newer events wait for it, and `caught_up` is false. With `types` or `device_id`, a page
     may be empty although events follow (`caught_up` is false): continue from the page's `next_cursor`. Events are kept
     for `EVENT_RETENTION_DAYS`.

@@ -122,7 +122,10 @@ class WebhookMade(WebhookRow):
 
 
 class SecretRotated(WebhookRow):
-    """A webhook with its new secret, which only this answer contains. Until then, the previous secret signs too."""
+    """A webhook with its new secret, which only this answer contains.
+
+    The previous secret signs too, until `previous_secret_until`.
+    """
 
     secret: str = ""
     previous_secret_until: Time
@@ -168,14 +171,14 @@ class WebhookAttemptPage(ResponseSchema):
 
 
 class WebhookTested(ResponseSchema):
-    """The outcome of a test. `attempt` is null if no dispatcher has carried it out within 12 s."""
+    """The outcome of a test. `attempt` is null if no dispatcher has sent the test within 12 s."""
 
     event_id: str
     attempt: WebhookAttemptRow | None
 
 
 def _summarize_new(request: HttpRequest, _: Mapping[str, Any]) -> Summary:
-    """Return the host in the body; not its URL, which may contain a secret of the receiver."""
+    """Return the host of the URL in the body. The URL itself is left out: it may contain a secret of the receiver."""
     url = (body_of(request) or {}).get("url")
     try:
         host = urlsplit(url).hostname if isinstance(url, str) else None
@@ -192,8 +195,8 @@ async def create_webhook(request: HttpRequest, body: NewWebhook) -> HttpResponse
     Each event is a POST of `{"type", "timestamp", "data"}`, signed by the Standard Webhooks specification: verify
     `webhook-signature` with the secret. `data` is the event's own data with its `device_id` and `request_id`. An answer
     with 2xx within 10 s acknowledges the event. After any other outcome the same event is sent again, with the same
-    `webhook-id`, after at most an hour, for 72 hours; then the webhook is paused. Events are sent in order, at least
-    once.
+    `webhook-id`, at most an hour later. After 72 hours without an acknowledgement, the webhook is paused. Events are
+    sent in order, each at least once.
     """
 
     def work() -> WriteResult[Any]:
@@ -232,8 +235,8 @@ async def read_webhook(request: HttpRequest, webhook_id: UUID) -> HttpResponse:
 async def change_webhook(request: HttpRequest, webhook_id: UUID, body: WebhookChange) -> HttpResponse:
     """Change a webhook's URL, replace its types or tags, pause it or resume it.
 
-    A webhook that is paused keeps its place: resumed, it continues with the next event. If it was paused after 72 hours
-    without an acknowledgement, it has 72 hours again.
+    A webhook that is paused keeps its place in the event feed. When it is resumed, it continues with the next event. If
+    it was paused after 72 hours without an acknowledgement, it has 72 hours again.
     """
     caller = caller_of(request)
 
@@ -247,17 +250,18 @@ async def change_webhook(request: HttpRequest, webhook_id: UUID, body: WebhookCh
 @router.delete("/webhooks/{uuid:webhook_id}", response=WebhookRow, url_name="webhook")
 @summarized(by_path("delete_webhook", ID))
 async def delete_webhook(request: HttpRequest, webhook_id: UUID) -> HttpResponse:
-    """Delete a webhook and its attempts. The answer is the webhook as it was. A request in progress still ends."""
+    """Delete a webhook and its attempts. The answer is the webhook as it was. A request in progress is not cut off."""
     return await caller_of(request).run(lambda: WriteResult(WebhookRow.of(queries.delete(webhook_id))))
 
 
 @router.post("/webhooks/{uuid:webhook_id}/replay", response=WebhookRow, url_name="replay-webhook")
 @summarized(by_path("replay_webhook", ID))
 async def replay_webhook(request: HttpRequest, webhook_id: UUID, body: ReplayFrom) -> HttpResponse:
-    """Move a webhook to another place of the event feed: it gets the events after it, again if it has had them.
+    """Move a webhook to another place of the event feed.
 
-    `after` is a cursor of `GET /admin/events`, `now`, or an empty text (from the oldest event on). A later place skips
-    events. A webhook that is paused stays paused.
+    The webhook gets all events after that place, even those that it has already got. `after` is a cursor of `GET
+    /admin/events`, `now`, or an empty text (from the oldest event on). A later place skips events. A webhook that is
+    paused stays paused.
     """
 
     def work() -> WriteResult[Any]:
@@ -269,10 +273,10 @@ async def replay_webhook(request: HttpRequest, webhook_id: UUID, body: ReplayFro
 @router.post("/webhooks/{uuid:webhook_id}/rotate-secret", response=SecretRotated, url_name="rotate-webhook-secret")
 @summarized(by_path("rotate_webhook_secret", ID))
 async def rotate_webhook_secret(request: HttpRequest, webhook_id: UUID, body: EmptyBody | None = None) -> HttpResponse:
-    """Begin a new secret. For 24 hours the previous one signs too: each request has both signatures.
+    """Give a webhook a new secret. For 24 hours the previous secret signs too: each request has both signatures.
 
-    Only this answer, and its repeat, contains the new secret. Another rotation within these hours replaces it: then the
-    secret that it replaced, and the newest one, sign.
+    Only this answer, and its repeat, contains the new secret. After another rotation within these hours, only the
+    newest secret and the secret before it sign.
     """
 
     def work() -> WriteResult[Any]:
@@ -293,7 +297,7 @@ def _newest_secret(webhook: Webhook) -> str:
 
 
 def _restore_newest_secret(answer: dict[str, Any]) -> Mapping[str, Any]:
-    """Return the secret of a rotation again, unless there was another one since then."""
+    """Return the secret of a rotation again, unless the secret was rotated again since then."""
     try:
         webhook = queries.webhook(UUID(answer["id"]))
     except queries.UnknownWebhook:
@@ -307,7 +311,7 @@ def _restore_newest_secret(answer: dict[str, Any]) -> Mapping[str, Any]:
 async def send_webhook_test(request: HttpRequest, webhook_id: UUID, body: EmptyBody | None = None) -> HttpResponse:
     """Let a dispatcher send one event of the type `webhook.test`, also if the webhook is paused or waits for a retry.
 
-    The answer waits up to 12 s for the attempt. If `attempt` is null, no dispatcher has carried it out yet: see
+    The answer waits up to 12 s for the attempt. If `attempt` is null, no dispatcher has sent the test yet: see
     `GET …/attempts` later. The test is sent once, whatever its outcome, and changes nothing else.
     """
 
@@ -340,6 +344,6 @@ def _look(webhook_id: UUID, event_id: str) -> tuple[WebhookAttempt | None, bool]
 
 @router.get("/webhooks/{uuid:webhook_id}/attempts", response=WebhookAttemptPage, url_name="webhook-attempts")
 async def list_webhook_attempts(request: HttpRequest, webhook_id: UUID, query: Query[WebhookQuery]) -> HttpResponse:
-    """List the attempts of a webhook, newest first. The newest 1,000 are kept, for as long as events."""
+    """List the attempts of a webhook, newest first. The newest 1,000 are kept, but no longer than events are."""
     rows, next_cursor = await run_in_db_thread(queries.attempts, webhook_id, query)
     return respond(WebhookAttemptPage(items=[WebhookAttemptRow.of(row) for row in rows], next_cursor=next_cursor))

@@ -163,7 +163,7 @@ def _gap(entry: AuditEntry, before: Place) -> BrokenLink:
 
 
 def _check_end(last: Place, newest: Place) -> None:
-    """Compare the last existing entry with the newest one that was written."""
+    """Compare the last entry in the table with the newest entry that the mark names."""
     if last.entry_id < newest.entry_id:
         raise BrokenLink(last.entry_id + 1, "deleted: no later entry exists.", last=newest.entry_id)
     if last != newest:

@@ -1,6 +1,7 @@
 """The windows of the rate limits: a Django cache that counts for django-ratelimit, exact across processes.
 
-The lengths of the windows are in the rates: settings such as ADMIN_RATE_LIMIT `120/m` (rate_limits.py counts them).
+A rate contains the length of its window. A rate is a setting such as ADMIN_RATE_LIMIT, `120/m`. rate_limits.py counts
+the requests for these rates.
 
 One UNLOGGED table: a crash of PostgreSQL deletes the counts, and counting costs no WAL. (Django's own DatabaseCache
 reads and then writes, so that parallel callers are not counted.)

@@ -1,4 +1,4 @@
-"""All scenarios, in the order of the table."""
+"""All scenarios, in the order in which they are played and shown in the table of results."""
 
 from typing import Final
 

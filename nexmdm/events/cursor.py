@@ -21,10 +21,10 @@ class CursorExpired(DomainError):
 
 
 class Cursor(NamedTuple):
-    """The place from which to read on.
+    """The place from which a reader continues.
 
-    The next event is the one with this transaction, row and place in the row. If there is none, the next event is the
-    first one after this place.
+    The next event is the one with this transaction, row and place in the row. If no such event exists, the next event
+    is the first one after this place.
     """
 
     epoch: str
@@ -41,7 +41,10 @@ class Cursor(NamedTuple):
             plain = ""
         found = _FORM.fullmatch(plain)
         if found is None or cls(found[1], *map(int, found.groups()[1:])).text != text:
-            raise ValueError("is not a cursor of events: send a next_cursor from one of its answers, `now`, or nothing")
+            raise ValueError(
+                "is not a cursor of the event feed: send a next_cursor from an answer of GET /admin/events, `now`, "
+                "or nothing"
+            )
         return cls(found[1], int(found[2]), int(found[3]), int(found[4]))
 
     @property

@@ -1,8 +1,8 @@
 """Epochs of the event feed: the transaction ids of its events belong to one database of one cluster.
 
-A dump that is restored elsewhere brings events whose transaction ids mean nothing there: they may even lie in the
-future. Then a new epoch begins, in which those events come first, in the order of their rows. Cursors of the old epoch
-have expired.
+If a dump is restored into another database, the transaction ids of the restored events mean nothing there: some may be
+higher than any transaction id of that database. Then a new epoch begins. In it, the restored events come first, in the
+order of their rows. Cursors of the old epoch have expired.
 """
 
 import secrets

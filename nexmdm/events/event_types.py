@@ -1,4 +1,4 @@
-"""Names of types of events, as clients choose among them."""
+"""The names with which clients choose types of events."""
 
 import re
 from typing import Final
@@ -10,21 +10,22 @@ _PREFIX: Final = re.compile(r"[a-z_.]{0,31}\*")
 
 
 def names_in(text: str) -> list[str]:
-    """Return the names in a text, where commas separate them; none if the text is empty."""
+    """Return the names in a text, in which commas separate them. An empty text contains no name."""
     return text.split(",") if text else []
 
 
 def check_name(name: str) -> str:
-    """Return a name of a type, or a beginning of names with `*` at its end. Raises ValueError if it is neither."""
+    """Return `name` if it names a type, or is a beginning of names followed by `*`. Raises ValueError otherwise."""
     if name not in _NAMES and not _PREFIX.fullmatch(name):
         raise ValueError(
-            f"must be types of events, or beginnings of their names such as `device.*`: {', '.join(_NAMES)}"
+            "must be types of events, or beginnings of their names such as `device.*`. "
+            f"The types are {', '.join(_NAMES)}"
         )
     return name
 
 
 def check_names(text: str) -> str:
-    """Return a text of names that commas separate. Raises ValueError as check_name() does."""
+    """Return a text that contains names with commas between them. Raises ValueError as check_name() does."""
     for name in names_in(text):
         check_name(name)
     return text

@@ -2,8 +2,8 @@
 
 Events are ordered by the transaction that wrote them, and within a transaction by their row and their device.
 Transactions commit in another order than they begin. So a reader sees only the rows of transactions that are older than
-every open write transaction of the cluster (the oldest of these is the reader's horizon). Nothing can be committed any
-more in front of a place that a reader has passed.
+every open write transaction of the cluster (the oldest open one is the reader's horizon). So no event can still be
+committed before a place that a reader has passed.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,13 +22,13 @@ _UNIX: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 
 SCANNED: Final = 10_000
-"""The most rows that one page looks through for the events that were asked for."""
+"""The largest number of rows that are read to find the wanted events of one page."""
 
 
 class Happening(NamedTuple):
     """One event of the feed. `id` stays the same, however often the event is read.
 
-    `id` contains the event's time, because a restored database gives numbers of rows again that were in use before.
+    `id` contains the event's time, because a restored database may give a new row the number of an earlier row.
     `next_cursor` is the place after the event.
     """
 
@@ -67,7 +67,7 @@ _MARK: Final = f"""
     SELECT epoch, database = {epochs.DATABASE}, pruned_xid::text, pruned_id, {_HORIZON}::text FROM nexmdm_eventmark
 """  # noqa: S608  (constants of our modules)
 
-# `reached` is the last row looked through: the next page begins after it, whatever it contained.
+# `reached` is the last row that was read: the next page begins after it, even if no event of this row was wanted.
 _READ: Final = f"""
     WITH scanned AS MATERIALIZED (
         SELECT * FROM nexmdm_event
@@ -102,8 +102,8 @@ _IS_MORE: Final = """
 def read(after: Cursor | None, wanted: Wanted, limit: int) -> Page:
     """Return up to `limit` wanted events after a place (None: from the oldest stored event on).
 
-    A page may have fewer events than `limit`, or none, although others follow: its next_cursor continues behind the
-    rows that it looked through. Raises CursorExpired.
+    A page may have fewer events than `limit`, or none, although further wanted events follow. The page's next_cursor
+    is the place after the rows that were read. Raises CursorExpired.
     """
     start = place_of(after)
     conditions = (_TYPES if wanted.types else "", _DEVICE if wanted.device_id else "", _TAGS if wanted.tags else "")
@@ -121,7 +121,10 @@ def read(after: Cursor | None, wanted: Wanted, limit: int) -> Page:
 
 
 def place_of(after: Cursor | None) -> Cursor:
-    """Return the place of a cursor, or of the oldest event. Raises CursorExpired if events after it are not kept."""
+    """Return the place of a cursor (None: of the oldest event).
+
+    Raises CursorExpired if events after the cursor were deleted, or if the database was restored.
+    """
     epoch, pruned, horizon = _mark()
     if after is None:
         return Cursor(epoch, pruned[0], pruned[1] + 1, 0)
@@ -131,7 +134,7 @@ def place_of(after: Cursor | None) -> Cursor:
 
 
 def newest_place() -> Cursor:
-    """Return the place from which on events are new."""
+    """Return the place after all events that a reader may see now."""
     epoch, _, horizon = _mark()
     return Cursor(epoch, horizon, 0, 0)
 
@@ -139,7 +142,7 @@ def newest_place() -> Cursor:
 def newest_readable() -> tuple[int, int]:
     """Return the transaction and row of the newest event that a reader may see; (0, 0) if there is none."""
     newest = database.rows(
-        # Not `ORDER BY xid`: that is the text of the first column, by which 999 comes after 1000.
+        # `ORDER BY xid` would sort by the first column, which is a text: 999 would come after 1000.
         f"SELECT xid::text, id FROM nexmdm_event event WHERE xid < {_HORIZON} ORDER BY event.xid DESC, id DESC LIMIT 1"  # noqa: S608
     )
     return (int(newest[0][0]), newest[0][1]) if newest else (0, 0)
@@ -207,7 +210,7 @@ _PRUNE: Final = """
 
 @transaction.atomic
 def prune(kept: timedelta, limit: int) -> int:
-    """Delete up to `limit` rows of events that are older than `kept`, the oldest first; return how many."""
+    """Delete up to `limit` rows of events that are older than `kept`, the oldest first. Return the number of rows."""
     place_of(None)
     (deleted,) = database.row(_PRUNE, {"kept": kept, "limit": limit})
     return int(deleted)

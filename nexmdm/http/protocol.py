@@ -48,7 +48,7 @@ for _reason in (
     "too many requests ahead", "answer not taken",
 ):  # fmt: skip
     CUT.labels(_reason)
-HELD = Counter("nexmdm_connections_held", "How often a worker stopped reading a connection until it had answered.")
+HELD = Counter("nexmdm_connections_held", "Pauses in reading a connection until its waiting requests were answered.")
 
 
 class Protocol(HttpToolsProtocol):

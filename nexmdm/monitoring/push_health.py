@@ -58,16 +58,30 @@ class PushHealthRow(ResponseSchema):
     devices: Annotated[int, Field(description="Active devices that have this value now.")]
     attempts: Annotated[int, Field(description="Pushes that were sent to FCM.")]
     accepted: Annotated[int, Field(description="Pushes that FCM accepted.")]
-    answered_by_push: Annotated[int, Field(description="Settled deliveries on which a phone reported `via` push.")]
+    answered_by_push: Annotated[
+        int,
+        Field(description="Settled deliveries whose phone reported that it got the command by push (`via`: `push`)."),
+    ]
     answered_by_heartbeat: Annotated[
-        int, Field(description="Settled deliveries on which a phone reported `via` heartbeat.")
+        int,
+        Field(
+            description="Settled deliveries whose phone reported that it got the command by heartbeat "
+            "(`via`: `heartbeat`)."
+        ),
     ]
     downgraded: Annotated[
-        int, Field(description="Settled deliveries whose push was sent with priority high and arrived as normal.")
+        int,
+        Field(
+            description="Settled deliveries whose push was sent with the priority `high` and arrived with the priority "
+            "`normal`."
+        ),
     ]
     p50_ms: Annotated[
         int | None,
-        Field(description="The median time from FCM's acceptance to the first report by push; exact to 5 %."),
+        Field(
+            description="The median time from FCM's acceptance of the push to the first report of a phone that got the "
+            "command by push; exact to 5 %."
+        ),
     ]
     p95_ms: int | None
 

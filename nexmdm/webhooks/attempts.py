@@ -1,4 +1,4 @@
-"""The attempts of webhooks: the newest of each are kept, for as long as events."""
+"""The attempts to send events. The newest attempts of each webhook are kept, but no longer than events are."""
 
 from datetime import timedelta
 from typing import Final
@@ -22,5 +22,5 @@ _PRUNE: Final = """
 
 
 def prune(kept: timedelta, limit: int) -> int:
-    """Delete up to `limit` attempts that are older than `kept`, or not among the newest; return how many."""
+    """Delete up to `limit` attempts that are older than `kept` or not among the newest. Return their number."""
     return database.execute(_PRUNE, {"kept": kept, "most": KEPT, "limit": limit})

@@ -1,7 +1,7 @@
 """Where webhooks may go: to public addresses by https, and to the networks in WEBHOOK_ALLOW_PRIVATE.
 
-An admin names the URL, but the request comes from inside the server's network. So neither the URL nor what its host
-name resolves to may be an address that only this network can reach.
+An admin names the URL, but the request comes from inside the server's network. So the URL must not contain an address
+that only this network can reach, and its host name must not resolve to such an address.
 """
 
 import re
@@ -20,7 +20,7 @@ _FORM: Final = re.compile(r"https?://[!-~]+", re.IGNORECASE)
 _LABEL: Final = "[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
 _NAME: Final = re.compile(rf"{_LABEL}(\.{_LABEL})*\.?")
 _NUMBER: Final = re.compile(r"[0-9]+|0x[0-9a-f]*")
-"""The last part of a host that resolvers read as an IPv4 address: `127.1`, `0x7f000001`, `2130706433`."""
+"""If the last part of a host has this form, resolvers read the host as an IPv4 address: `127.1`, `0x7f000001`."""
 
 _HTTPS_PORT: Final = 443
 _HTTP_PORT: Final = 80
@@ -41,7 +41,7 @@ _PUBLIC_V6: Final = IPv6Network("2000::/3")
 _NOT_PUBLIC_V6: Final = tuple(
     IPv6Network(network) for network in ("2001::/23", "2001:db8::/32", "2620:4f:8000::/48", "3fff::/20")
 )
-"""The networks in it that IANA's IPv6 Special-Purpose Address Registry names (Teredo and documentation among them)."""
+"""The networks within _PUBLIC_V6 that IANA's IPv6 Special-Purpose Address Registry names, such as Teredo's."""
 
 _NAT64: Final = IPv6Network("64:ff9b::/96")
 
@@ -57,7 +57,7 @@ class Destination(NamedTuple):
 
 
 class Refused(ValueError):
-    """A URL or an address is not allowed. The text says why, as the end of a sentence about it."""
+    """A URL or an address is not allowed. The text is the end of a sentence about it, and contains the reason."""
 
 
 def parse(url: str) -> Destination:
@@ -70,7 +70,9 @@ def parse(url: str) -> Destination:
     except ValueError:
         raise Refused("must be a URL with a valid host and port") from None
     if "@" in parts.netloc:
-        raise Refused("must not contain a user or a password: verify the signature of the requests instead")
+        raise Refused(
+            "must not contain a user or a password: the receiver can verify the signature of each request instead"
+        )
     if "#" in url:
         raise Refused("must not contain a fragment")
     is_https = parts.scheme == "https"
@@ -102,7 +104,7 @@ def _check_host(host: str, *, is_bracketed: bool, is_https: bool) -> None:
 
 
 def _literal(host: str, *, is_bracketed: bool) -> Address | None:
-    """Return the address that a host is, or None for a name."""
+    """Return a host as an address, or None if the host is a name."""
     try:
         if not is_bracketed:
             return IPv4Address(host)
@@ -121,12 +123,12 @@ def check_addresses(addresses: Iterable[Address], *, is_https: bool) -> None:
         seen = _embedded(address) or address
         allowed = [network for network in settings.WEBHOOK_ALLOW_PRIVATE if address in network or seen in network]
         if not allowed and not _is_public(seen):
-            raise Refused(f"must not lead to {address}, which is no public address: {_HOW_TO_ALLOW}")
+            raise Refused(f"must not lead to {address}, which is not a public address: {_HOW_TO_ALLOW}")
         if not is_https and not (allowed and seen.is_loopback):
             raise Refused("must begin with https://, except for loopback networks in WEBHOOK_ALLOW_PRIVATE")
 
 
-_HOW_TO_ALLOW: Final = "WEBHOOK_ALLOW_PRIVATE can name networks that webhooks may use"
+_HOW_TO_ALLOW: Final = "the setting WEBHOOK_ALLOW_PRIVATE can allow further networks"
 
 
 def parse_address(text: str) -> Address:
@@ -135,7 +137,7 @@ def parse_address(text: str) -> Address:
 
 
 def _embedded(address: Address) -> IPv4Address | None:
-    """Return the IPv4 address that an IPv6 address leads to (IPv4-mapped, NAT64 or 6to4); None for any other."""
+    """Return the IPv4 address that an IPv6 address leads to (IPv4-mapped, NAT64, 6to4), or None."""
     if isinstance(address, IPv4Address):
         return None
     if address in _NAT64:

@@ -1,7 +1,7 @@
-"""The dispatcher's lane for webhooks: it sends events to many receivers at the same time, and to each in order.
+"""The dispatcher's lane for webhooks: it sends to many receivers at the same time, and to each receiver in order.
 
-The lane has a thread of its own for its database work, and no connection while it waits for a receiver: so neither a
-push nor another webhook waits for a receiver that hangs.
+The lane has a thread of its own for its database work. It uses no database connection while it waits for a receiver. So
+neither a push nor another webhook waits for a receiver that hangs.
 """
 
 import asyncio
@@ -55,7 +55,7 @@ class Lane:
         self._served: set[asyncio.Task[None]] = set()
 
     def stop(self) -> None:
-        """Begin no more requests. run() returns when those in progress are answered or cut off, and stored."""
+        """Begin no more requests. run() returns when requests in progress have ended and their results are stored."""
         self._stopping.set()
 
     async def run(self) -> None:
@@ -67,7 +67,7 @@ class Lane:
             await self._end()
 
     async def run_once(self) -> None:
-        """Serve the webhooks that have something to send now, each until a failure or until it has all events."""
+        """Serve the webhooks that have something to send now, each until an attempt fails or all events are sent."""
         async with ThreadSensitiveContext():
             while await self._begin():
                 await asyncio.wait(self._served)
@@ -77,7 +77,7 @@ class Lane:
         """Begin to serve webhooks, and return the seconds until the next look."""
         try:
             await self._begin()
-        except Exception as error:  # noqa: BLE001  (the loop's edge: whatever happens, the lane goes on)
+        except Exception as error:  # noqa: BLE001  (whatever fails in a look, the lane continues)
             _log_failure(error)
             return AFTER_FAILURE_SECONDS
         return POLL_SECONDS
@@ -95,7 +95,7 @@ class Lane:
         return bool(claimed)
 
     async def _serve(self, run: Run, renewed_at: float) -> None:
-        """Send a webhook its events until there are no more, or an attempt fails, or others wait for the slot."""
+        """Send a webhook its events until none is left, an attempt fails, or all slots are in use."""
         try:
             while (next_renewed_at := await self._serve_page(run, renewed_at)) is not None:
                 renewed_at = next_renewed_at

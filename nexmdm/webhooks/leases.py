@@ -1,7 +1,7 @@
-"""Leases: which dispatcher serves a webhook, and what it has found out while it did.
+"""Leases: which dispatcher serves a webhook, and how the dispatcher stores its results.
 
-A dispatcher takes a webhook for a short time, and renews this lease with each result that it stores. If it ends without
-a word, another one continues from the stored cursor as soon as the lease is over.
+A dispatcher takes a webhook for a short time, and renews this lease with each result that it stores. If the dispatcher
+ends abruptly, another dispatcher continues from the stored cursor as soon as the lease is over.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from nexmdm.webhooks import retries
 from nexmdm.webhooks.receivers import TIMEOUT_SECONDS
 
 LEASE: Final = timedelta(seconds=2 * TIMEOUT_SECONDS)
-"""How long a lease lives. A request may begin while its answer, and the time to store it, fit into the lease."""
+"""How long a lease is valid. A request begins only if the rest of it is enough to get and store the answer."""
 
 _CLAIM: Final = """
     WITH due AS MATERIALIZED (
@@ -56,11 +56,11 @@ class Attempted(NamedTuple):
 
 
 class Results(NamedTuple):
-    """What a dispatcher has found out about a webhook since the last time that it stored it.
+    """What a dispatcher has found out about a webhook since it last stored results.
 
-    `cursor` is the place behind the events that were acknowledged, and behind those that the webhook does not get.
-    `was_tested`: the test that an admin asked for was sent. `failure` says why the last event was not acknowledged;
-    `obstacle` why nothing can be sent until an admin acts.
+    `cursor` is the place after the events that were acknowledged, and after those that the webhook does not get.
+    `was_tested`: the test that an admin asked for was sent. `failure` is the reason why the last event was not
+    acknowledged. `obstacle` is the reason why nothing can be sent until an admin acts.
     """
 
     cursor: Cursor
@@ -86,17 +86,17 @@ def cursor_of(webhook: Webhook) -> Cursor:
 
 
 def set_cursor(webhook: Webhook, cursor: Cursor) -> None:
-    """Set the place of the next event on the row."""
+    """Set the place of a webhook's next event on its row, which the caller saves."""
     webhook.cursor_epoch, webhook.cursor_xid = cursor.epoch, str(cursor.xid)
     webhook.cursor_id, webhook.cursor_place = cursor.id, cursor.place
 
 
 @transaction.atomic
 def store(served: Webhook, results: Results, *, ends: bool) -> Webhook | None:
-    """Store results, and renew the lease, or end it. Return the webhook as it is now; None if the lease was lost.
+    """Store results, and renew or end the lease. Return the webhook as it is now; None if the lease was lost.
 
-    If an admin has moved its cursor meanwhile, the cursor stays. If an admin has changed it in any way, a failure has
-    no effect.
+    If an admin has moved the webhook's cursor meanwhile, the cursor stays where the admin moved it. If an admin has
+    changed the webhook in any way meanwhile, a failure has no effect.
     """
     webhook = Webhook.objects.select_for_update().filter(pk=served.pk, lease=served.lease).first()
     if webhook is None:
@@ -128,7 +128,7 @@ def _apply(webhook: Webhook, results: Results, now: datetime) -> None:
 
 
 def pause(webhook: Webhook, why: str, *, by: str) -> None:
-    """Pause a webhook: set it on the row, which the caller saves, and append the event."""
+    """Pause a webhook: change its row, which the caller saves, and append the event."""
     webhook.paused, webhook.why = True, why[:300]
     data = {"webhook_id": str(webhook.id), "why": webhook.why, "by": by}
     events.append(Event(EventType.WEBHOOK_PAUSED, data=data))

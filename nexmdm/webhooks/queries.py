@@ -55,7 +55,8 @@ def attempts(webhook_id: UUID, page: Page) -> tuple[list[WebhookAttempt], str | 
 def change(webhook_id: UUID, changes: dict[str, Any], principal: str) -> Webhook:
     """Change some fields of a webhook. Raises UnknownWebhook.
 
-    With another URL, or if it is resumed, the next attempt is due immediately, and has 72 hours to succeed.
+    If the webhook gets another URL or is resumed, the next attempt is due immediately. The 72 hours after which
+    failures pause the webhook then begin again.
     """
     changed = _locked(webhook_id)
     if changes.get("paused") and not changed.paused:
@@ -80,7 +81,7 @@ def replay(webhook_id: UUID, after: Cursor | None) -> Webhook:
 
 
 def rotate_secret(webhook_id: UUID) -> Webhook:
-    """Begin a new secret of a webhook. Raises UnknownWebhook."""
+    """Give a webhook a new secret. Raises UnknownWebhook."""
     changed = _locked(webhook_id)
     changed.previous_secret_key, changed.secret_key = changed.secret_key, signatures.current_key_id()
     changed.secret_number += 1
@@ -96,9 +97,9 @@ def delete(webhook_id: UUID) -> Webhook:
 
 
 def ask_for_test(webhook_id: UUID) -> str:
-    """Let a dispatcher send a test event. Return the event's id: that of an earlier test, if it is not sent yet.
+    """Let a dispatcher send a test event, and return the event's id. Raises UnknownWebhook.
 
-    Raises UnknownWebhook.
+    If an earlier test is not sent yet, there is no further test, and the id is that of the earlier test.
     """
     if not Webhook.objects.filter(pk=webhook_id).update(test_id=Coalesce(F("test_id"), uuid7())):
         raise UnknownWebhook

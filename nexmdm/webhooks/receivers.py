@@ -1,7 +1,7 @@
-"""The receivers of webhooks: requests to them over kept connections, one for each webhook.
+"""The receivers of webhooks: requests to them, over one kept connection for each webhook.
 
-The host is resolved once for each new connection, each address that it has is checked, and the connection goes to one
-of these addresses, whatever the resolver says later. TLS verifies the certificate against the host's name.
+For each new connection, the host is resolved once, each of its addresses is checked, and the connection goes to one of
+these addresses. What the resolver answers later has no effect. TLS verifies the certificate against the host's name.
 """
 
 import asyncio
@@ -21,13 +21,13 @@ TIMEOUT_SECONDS: Final = 10
 """The time that a receiver has for its answer, from the look-up of its address to the headers of its response."""
 
 MOST_BYTES: Final = 65_536
-"""The most bytes of a response that are read. Only its status matters: what is longer is cut off."""
+"""The most bytes of a response that are read. Only its status matters, so the rest of a longer response is cut off."""
 
 KEPT_SECONDS: Final = 30
 """How long an idle connection is kept."""
 
 USED_SECONDS: Final = 60
-"""How long a connection is used: then the host is resolved again."""
+"""How long a connection is used. After this time, the host is resolved again for a new connection."""
 
 NEXT_ADDRESS_SECONDS: Final = 0.25
 """How long one address may take to connect before the next one is tried too, in seconds (RFC 8305, section 5)."""
@@ -42,7 +42,7 @@ class Outcome(NamedTuple):
 
 
 class _Connection(HttpConnection):
-    """A connection to a receiver. Of a response that is too long, the status counts."""
+    """A connection to a receiver. The status of a response counts even if the response is too long."""
 
     def __init__(self, connections: "set[HttpConnection]", authority: str) -> None:
         super().__init__(connections, most_bytes=MOST_BYTES)
@@ -52,7 +52,7 @@ class _Connection(HttpConnection):
 
     @property
     def has_answered(self) -> bool:
-        """Whether something came in answer to the present request."""
+        """Whether any part of a response to the present request has arrived."""
         return self._received > 0
 
     def on_headers_complete(self) -> None:
@@ -127,7 +127,7 @@ class Receivers:
             except (NoResponse, ConnectionError):
                 if kept is None or kept.has_answered:
                     raise
-                kept = None  # The receiver had closed it before it saw the request.
+                kept = None  # The receiver had closed the connection before the request came.
                 continue
             if connection.is_usable:
                 connection.idle_since = time.monotonic()
@@ -168,7 +168,8 @@ class Receivers:
 async def _look_up(host: str, port: int) -> list[Any]:
     """Resolve a host in a thread of its own.
 
-    A resolver may take longer than the request may. The threads of the event loop are few, and resolve FCM's host too.
+    A resolver may take longer than the request is allowed to take. The event loop has few threads for look-ups, and
+    needs them for FCM's host too.
     """
     loop = asyncio.get_running_loop()
     found: asyncio.Future[list[Any]] = loop.create_future()

@@ -21,23 +21,26 @@ PAGE: Final = 200
 """The most events that are read at a time."""
 
 STORED_WITHIN_SECONDS: Final = 1.0
-"""How long a run sends before it stores the results and looks at the webhook, and the tags of its devices, again."""
+"""How long a run sends before it stores its results, and reads the webhook and the tags of devices again."""
 
 BEGINS_WITHIN_SECONDS: Final = LEASE.total_seconds() - TIMEOUT_SECONDS - 5
-"""How long after its renewal a lease permits a request, in seconds: the answer, and 5 s to store it, fit into it."""
+"""How long after the renewal of a lease a request may begin, in seconds. The rest of the lease is for the answer, and
+5 s of it are for storing the answer."""
 
 _UNSIGNED: Final = (
-    "The SECRET_KEY from which its secret is derived is not configured any more. Rotate its secret, then resume it."
+    "The SECRET_KEY from which the webhook's secret is derived is not configured any more. Rotate the secret, then "
+    "resume the webhook."
 )
 _CURSOR_EXPIRED: Final = (
-    "Events after its cursor are deleted, or the database was restored. Replay from a place that is kept, then resume."
+    "Events after the webhook's cursor are deleted, or the database was restored. Replay from a cursor whose events "
+    "are kept, then resume the webhook."
 )
 
 
 class Page(NamedTuple):
-    """Events to send, and the place behind them. With `is_last`, no event follows that a reader may see now.
+    """Events to send, and the place after them. With `is_last`, no event follows that a reader may see now.
 
-    `read_at` is when it was read: in the database's time, and in monotonic time.
+    `read_at` is the time when the page was read: by the database's clock, and in monotonic time.
     """
 
     read_at: tuple[datetime, float]
@@ -49,7 +52,7 @@ class Page(NamedTuple):
 
     @property
     def now(self) -> datetime:
-        """The time, by the database's clock when the page was read."""
+        """The present time by the database's clock, computed from the time when the page was read."""
         moment, monotonic = self.read_at
         return moment + timedelta(seconds=time.monotonic() - monotonic)
 
@@ -60,14 +63,14 @@ class Run:
     def __init__(
         self, webhook: Webhook, receivers: Receivers, stopping: asyncio.Event, cut_off: "asyncio.Future[None]"
     ) -> None:
-        """Serve a webhook whose lease this task has. `cut_off` ends a request in progress, as if it had not begun."""
+        """Serve a webhook whose lease this task has. `cut_off` ends a request in progress: it does not count."""
         self.webhook = webhook
         self._receivers = receivers
         self._stopping = stopping
         self._cut_off = cut_off
 
     def read(self) -> Page:
-        """Return the next page, from the database; without events if the webhook is paused, or waits for a retry."""
+        """Read the next page. The page has no events if the webhook is paused or waits for a retry."""
         webhook, place = self.webhook, leases.cursor_of(self.webhook)
         now = database.now()
         read_at = now, time.monotonic()
@@ -86,9 +89,10 @@ class Run:
         return Page(read_at, found.events, found.next_cursor, is_last, secrets)
 
     async def send(self, page: Page, renewed_at: float) -> tuple[Results, bool]:
-        """Send the test that an admin asked for, then the page, to the first failure. Return whether all was sent.
+        """Send the test that an admin asked for, then the page's events until an attempt fails.
 
-        `renewed_at` is when the lease was renewed (monotonic time).
+        Return the results, and whether the whole page was sent. `renewed_at` is when the lease was renewed (monotonic
+        time).
         """
         attempts: list[Attempted] = []
         place, failure, acknowledged = leases.cursor_of(self.webhook), "", False

@@ -1,7 +1,7 @@
-"""The secrets of webhooks, and the signatures by them (the Standard Webhooks specification, version 1).
+"""The secrets of webhooks, and the signatures with them (the Standard Webhooks specification, version 1).
 
-A secret is derived from SECRET_KEY, the webhook's id and the secret's number, and stored nowhere. The webhook's row
-names the SECRET_KEY, so that a secret stays the same while this key is one of SECRET_KEY_FALLBACKS.
+A secret is derived from SECRET_KEY, the webhook's id and the secret's number, and is stored nowhere. The webhook's row
+names this SECRET_KEY. So a secret stays the same after the key has become one of SECRET_KEY_FALLBACKS.
 """
 
 import base64
@@ -17,7 +17,7 @@ from nexmdm.models import Webhook
 PREFIX: Final = "whsec_"
 
 PREVIOUS_SIGNS: Final = timedelta(hours=24)
-"""How long after a rotation requests are signed by the previous secret too."""
+"""How long after a rotation requests are signed with the previous secret too."""
 
 
 class SecretLost(Exception):
@@ -30,7 +30,7 @@ def current_key_id() -> str:
 
 
 def secret_text(webhook: Webhook, number: int) -> str | None:
-    """Return the secret with a number as receivers configure it; None if it does not sign any more."""
+    """Return the secret with a number as receivers configure it; None if this secret does not sign any more."""
     keys = {webhook.secret_number: webhook.secret_key, webhook.secret_number - 1: webhook.previous_secret_key}
     try:
         return PREFIX + base64.b64encode(_secret(webhook.id, number, keys.get(number, ""))).decode()

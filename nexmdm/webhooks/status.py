@@ -27,6 +27,6 @@ def readiness() -> str:
 
 
 def figures() -> Sequence[float]:
-    """Return how many webhooks are in each of STATES, and how long the oldest event has waited for one, in seconds."""
+    """Return the number of webhooks in each of STATES, and for how many seconds the oldest unsent event has waited."""
     *counts, seconds = database.row(_FIGURES)
     return (*counts, float(seconds))

@@ -63,7 +63,7 @@ def test_add_prints_the_secret_alone_and_says_that_it_is_shown_only_now(webhook:
     found = Webhook.objects.get()
     assert (found.url, found.types, found.tags) == (URL, ["command.*", "device.enrolled"], ["lobby", "floor-1"])
     assert str(found.pk) in ran.err
-    assert "This is its secret. It is shown only now" in ran.err
+    assert "This is the webhook's secret. It is shown only now" in ran.err
     assert ran.out.strip() not in ran.err
 
 
@@ -175,7 +175,7 @@ def test_replay_moves_the_place_and_says_how_to_go_back(
     feed.wait_until_readable()
     now = webhook("replay", made["id"], "--after", "now", "--json")
     assert now.json["cursor"] != made["cursor"]
-    back = re.search(r"To go back to where it was: manage\.py fleet (.+)\n", now.err)
+    back = re.search(r"To move the webhook back to its earlier place: manage\.py fleet (.+)\n", now.err)
     assert back is not None
     assert run(*back[1].split(), "--json", transport=network).json["cursor"] == made["cursor"]
     assert webhook("replay", made["id"], "--after", "oldest").status == 0
@@ -188,7 +188,7 @@ def test_rotate_secret_prints_the_new_secret_alone(webhook: Callable[..., Ran], 
     ran = webhook("rotate-secret", made["id"])
     assert SECRET.fullmatch(ran.out.removesuffix("\n"))
     assert ran.out.strip() != made["secret"]
-    assert "The earlier secret signs too, for 24 hours. This is its secret. It is shown only now" in ran.err
+    assert "The earlier secret signs too, for 24 hours. This is the webhook's secret. It is shown only now" in ran.err
     assert made["secret"] not in ran.err
 
 
@@ -214,7 +214,10 @@ def test_attempts_of_a_new_webhook_are_none_and_a_test_without_a_dispatcher_says
     assert webhook("attempts", made["id"]).err == "There is no attempt.\n"
     ran = webhook("test", made["id"])
     assert ran.status == 1
-    assert f"No dispatcher has sent it yet. To look again: manage.py fleet webhook attempts {made['id']}" in ran.err
+    assert (
+        f"No dispatcher has sent the test event yet. To look again: manage.py fleet webhook attempts {made['id']}"
+        in ran.err
+    )
 
 
 PAGE: Final = ROOT / "docs" / "operations" / "events.md"

@@ -211,12 +211,18 @@ def test_an_unchanged_registration_resets_no_backoff(admin: Admin, fcm: FcmStand
 @pytest.mark.parametrize(
     ("sent", "warned"),
     [
-        ({"kind": "fid", "value": "BLACKLISTED"}, "value is a placeholder, not a push token; dropped"),
+        (
+            {"kind": "fid", "value": "BLACKLISTED"},
+            "value is a placeholder, not a push token; the whole object is dropped",
+        ),
         ({"kind": "fid", "value": "a b"}, "value is not a push token: it contains blanks"),
-        ({"kind": "fid", "value": "p" * 4097}, "value String should have at most 4096 characters; dropped"),
-        ({"kind": "apns", "value": "a"}, "kind Input should be 'token' or 'fid'; dropped"),
-        ({"kind": "fid"}, "value is required; dropped"),
-        ({"value": "a"}, "kind is required; dropped"),
+        (
+            {"kind": "fid", "value": "p" * 4097},
+            "value String should have at most 4096 characters; the whole object is dropped",
+        ),
+        ({"kind": "apns", "value": "a"}, "kind Input should be 'token' or 'fid'; the whole object is dropped"),
+        ({"kind": "fid"}, "value is required; the whole object is dropped"),
+        ({"value": "a"}, "kind is required; the whole object is dropped"),
         ("cAb", "must be an object; dropped"),
     ],
 )

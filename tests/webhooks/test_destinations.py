@@ -110,7 +110,7 @@ def test_a_host_with_a_private_address_is_a_failed_attempt_without_a_connection(
     send_once()
     (attempt,) = admin.get(f"/admin/webhooks/{webhook_id}/attempts").json["items"]
     assert (attempt["delivered"], attempt["http_status"]) == (False, None)
-    assert "no public address" in attempt["error"]
+    assert "not a public address" in attempt["error"]
 
 
 @pytest.mark.django_db(transaction=True)
@@ -190,7 +190,7 @@ def test_a_host_that_moves_to_a_private_address_is_refused_at_the_next_attempt(
     tag(admin, phone, "b")
     send_once()
     assert [attempt["delivered"] for attempt in hook.attempts] == [False, True]
-    assert "no public address" in hook.attempts[0]["error"]
+    assert "not a public address" in hook.attempts[0]["error"]
 
 
 @pytest.mark.django_db(transaction=True)

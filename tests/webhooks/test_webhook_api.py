@@ -237,7 +237,7 @@ def test_a_webhook_whose_events_are_deleted_is_paused_and_a_replay_repairs_it(
     row = hook.row
     assert (row["paused"], row["why"].partition(":")[0].partition(",")[0]) == (
         True,
-        "Events after its cursor are deleted",
+        "Events after the webhook's cursor are deleted",
     )
     assert receiver.received == []
     hook.replay("now")

@@ -1,4 +1,4 @@
-"""Names of the devices in events: aliases, or else hardware ids. Each is looked up once."""
+"""Names of the devices in events: the alias, or the hardware id if there is none. Each device is looked up once."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -31,11 +31,11 @@ class DeviceNames:
         try:
             self._read(self._client, list(missing))
         except (Refused, Unreachable):
-            # An event with an id is better than none.
+            # An event that shows an id instead of a name is better than no event.
             return
 
     def note(self, event: Json) -> None:
-        """Take over the alias in an event. This event and later ones show it."""
+        """Remember the alias in an event, so that this event and later events show it."""
         if event["device_id"] and "alias" in event["data"]:
             self._aliases[event["device_id"]] = event["data"]["alias"]
 

@@ -14,8 +14,8 @@ _PATH: Final = "/admin/events"
 class EventFeed:
     """Reads events of one feed in order.
 
-    `after` is the cursor of the next page: no event before it is left. `caught_up` is whether no event followed the
-    last page.
+    `after` is the cursor of the next page: all events before it have been read. `caught_up` is True if no event
+    followed the last page.
     """
 
     def __init__(self, client: FleetClient, after: str, wanted: Json) -> None:
@@ -27,13 +27,13 @@ class EventFeed:
         self.is_stuck = False
 
     def read(self, limit: int, *, wait_seconds: float = 0) -> list[Json]:
-        """Return the next page, with at most `limit` events; wait this long for a first one.
+        """Return the next page, with at most `limit` events; wait up to `wait_seconds` for a first event.
 
-        Each event gets a `cursor`. A reader that continues there misses nothing, and gets at most events of the same
-        page again. The last event of a page has the cursor behind it. Raises Refused and Unreachable.
+        Each event gets a `cursor`. A reader that continues there misses nothing, but may get events of the same page
+        again. The cursor of a page's last event is the place after this event. Raises Refused and Unreachable.
         """
         start = self.after
-        # The first page has one event, so that it has a cursor: the place of NOW or OLDEST has none.
+        # NOW and OLDEST are not cursors. So the first page has only one event, which gets the cursor after it.
         size = 1 if start in (OLDEST, NOW) else min(limit, PAGE)
         page = self._client.get(_PATH, after=start, limit=size, wait_seconds=wait_seconds or None, **self._wanted)
         events, reached = page["items"], page["next_cursor"]

@@ -63,7 +63,7 @@ class EventPrinter:
 
 
 def essence_of(event: Json) -> str:
-    """Return what a person needs first of an event's data, on one line."""
+    """Return the most important data of an event, on one line."""
     describe = _ESSENCES.get(event["type"], _all_of)
     return printable(describe(event["data"]))
 
@@ -126,4 +126,4 @@ _ESSENCES: Final[Mapping[str, Callable[[Json], str]]] = {
     "delivery.settled": _settled,
     "audit.refused": _refused,
 }
-"""How each type is described. Of a type that is not here, all data is shown."""
+"""How each type is described. For a type that is not here, all data are shown."""

@@ -21,10 +21,11 @@ _TEXT: Final = "text/plain; charset=utf-8"
 
 
 class Receiver:
-    """Listens on 127.0.0.1. `took` gets each event, and `refused` the reason of each refusal, one at a time.
+    """Listens on 127.0.0.1. `took` is called with each event, and `refused` with the reason of each refusal.
 
-    An event is in the form of the feed, with `again`: whether one with the same id was received before.
-    With `fail_with`, each request with a good signature is answered by this status instead of 204.
+    There is one call at a time. An event is in the form of the feed, with `again`: whether an event with the same id
+    was received before. With `fail_with`, each request with a valid signature is answered with this status instead of
+    204.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Receiver:
         return f"http://127.0.0.1:{self._server.server_port}/"
 
     def run(self) -> None:
-        """Answer requests until `limit`. Raises the error of `took` or `refused`, and KeyboardInterrupt."""
+        """Answer requests until `limit` events came. Raises the error of `took` or `refused`, and KeyboardInterrupt."""
         try:
             self._server.serve_forever(poll_interval=0.1)
         finally:
@@ -70,15 +71,15 @@ class Receiver:
                 if status >= 400 and text:
                     self._refused(text)
             except OSError as error:
-                # The output is gone: the next event would not be seen.
+                # The output is closed: the next event could not be shown.
                 self._error = error
                 return 503, "The receiver ends."
             return status, text
 
     def _answered(self) -> None:
-        """End after the last answer was sent."""
+        """End if the answer that was just sent was the last one."""
         if self._error is not None or (self._left is not None and self._left <= 0):
-            # shutdown() waits for the loop, which does not wait for this thread.
+            # shutdown() waits until the server's loop has ended. Another thread calls it, so that this one can end.
             threading.Thread(target=self._server.shutdown).start()
 
     def _judged(self, headers: dict[str, str], body: bytes) -> tuple[int, str]:
@@ -133,7 +134,7 @@ class _Server(ThreadingHTTPServer):
         super().__init__(address, _Handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore a connection that broke: its sender tries again."""
+        """Ignore a connection that broke: NexMDM sends the event again."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -9,13 +9,13 @@ from typing import Final
 
 SECRET_PREFIX: Final = "whsec_"  # noqa: S105
 TOLERANCE_SECONDS: Final = 300
-"""How far the time of a request may be from the receiver's, in seconds, into the past and into the future."""
+"""How many seconds the time of a request may be before or after the receiver's time."""
 
 _VERSION: Final = "v1"
 
 
 class BadSignature(Exception):
-    """A request is not signed with the secret, or not now. The text says why, without the signature."""
+    """A request is not signed with the secret, or its time is not now. The text says why, without the signature."""
 
 
 def key_of(secret: str) -> bytes:
@@ -39,7 +39,7 @@ def verify(key: bytes, headers: Mapping[str, str], body: bytes, now: float) -> s
     """Return the id of a signed request. Raises BadSignature.
 
     The names of `headers` are in lower case. `now` is the receiver's time in Unix seconds. During a rotation of the
-    secret, a request has two signatures; one that is right is enough.
+    secret, a request has two signatures; one valid signature is enough.
     """
     for name in ("webhook-id", "webhook-timestamp", "webhook-signature"):
         if not headers.get(name):
@@ -51,11 +51,12 @@ def verify(key: bytes, headers: Mapping[str, str], body: bytes, now: float) -> s
     if abs(age) > TOLERANCE_SECONDS:
         way = "old" if age > 0 else "in the future"
         raise BadSignature(
-            f"webhook-timestamp is {abs(age):.0f} s {way}, more than {TOLERANCE_SECONDS} s: is the clock right?"
+            f"webhook-timestamp is {abs(age):.0f} s {way}, more than the allowed {TOLERANCE_SECONDS} s; "
+            "check the clock of this machine"
         )
     right = sign(key, webhook_id, timestamp, body).encode()
     for signature in headers["webhook-signature"].split():
         version, _, given = signature.partition(",")
         if version == _VERSION and hmac.compare_digest(given.encode(), right):
             return webhook_id
-    raise BadSignature("webhook-signature does not fit the body: is the secret that of this webhook?")
+    raise BadSignature("webhook-signature does not fit the body; check that the secret is the webhook's secret")

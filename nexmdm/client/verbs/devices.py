@@ -115,7 +115,7 @@ def change(
     if tags or no_tags:
         wanted["tags"] = list(tags)
     if not wanted:
-        raise click.UsageError("Nothing to change was given: see --help.")
+        raise click.UsageError("No change was given: see --help.")
     return show(session, session.client.patch(f"{_PATH}/{session.names.device_id(name)}", wanted))
 
 
@@ -142,7 +142,7 @@ class _SeveralValues(click.RichCommand):
 def tag(session: Session, tag: str, add: tuple[str, ...], remove: tuple[str, ...]) -> int:
     """Add a tag to devices, or remove it from them."""
     if not add and not remove:
-        raise click.UsageError("Nothing to change was given: see --help.")
+        raise click.UsageError("No change was given: see --help.")
     named = {"add": add, "remove": remove}
     body = {way: [session.names.device_id(name) for name in names] for way, names in named.items() if names}
     session.terminal.fields(session.client.post(f"/admin/tags/{tag}", body))

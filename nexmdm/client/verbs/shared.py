@@ -32,7 +32,7 @@ _FORM: Final = click.option(
 )  # fmt: skip
 LINES: Final = click.option(
     "-o", "--output", "form", type=click.Choice(["table", "json"]), default="table",
-    help="The form of each line: columns, or one JSON object; default: table.", panel=PANEL,
+    help="The form of each line: `table` (columns) or `json` (one object); default: table.", panel=PANEL,
 )  # fmt: skip
 JSON: Final = click.option("--json", "as_json", is_flag=True, help="The same as -o json.", panel=PANEL)
 _WATCH: Final = click.option(

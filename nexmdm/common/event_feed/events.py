@@ -39,7 +39,7 @@ DEVICES_PER_ROW: Final = 1000
 
 
 RFC3339: Final = """'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'"""
-"""SQL: the format of to_char() for times of UTC in the data of events."""
+"""SQL: the format with which to_char() writes UTC times into the data of events."""
 
 
 class Event(NamedTuple):
@@ -72,7 +72,7 @@ def append(*events: Event) -> None:
 
 
 def append_for_devices(devices: str, event_type: EventType, request_id: str, data: str) -> str:
-    """Return the INSERT that appends one event for each row of `devices`; events with equal data share rows.
+    """Return the INSERT that appends one event for each row of `devices`. Events with equal data share stored rows.
 
     All arguments except the type are SQL: `devices` names a table or query whose rows have `device_id`; `request_id`
     and `data` are expressions on its columns.

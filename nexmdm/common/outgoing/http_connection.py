@@ -16,7 +16,7 @@ class NoResponse(ConnectionError):
 
 
 class HttpResponse(NamedTuple):
-    """A complete response. Of the headers it contains only the text of Retry-After, which is empty if there is none."""
+    """A complete response. Of its headers, only the text of Retry-After is kept; it is empty without this header."""
 
     status: int
     retry_after: str
@@ -39,7 +39,7 @@ class HttpConnection(asyncio.Protocol):
 
     @property
     def is_usable(self) -> bool:
-        """Whether a further request may be written on it."""
+        """Whether a further request may be written on this connection."""
         return not self._transport.is_closing()
 
     async def exchange(self, request: bytes) -> HttpResponse:
@@ -58,7 +58,7 @@ class HttpConnection(asyncio.Protocol):
             self._response = None
 
     def abort(self) -> None:
-        """Close the connection without waiting for what is still to be written."""
+        """Close the connection without waiting until all data are written."""
         self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -67,7 +67,7 @@ class HttpConnection(asyncio.Protocol):
         self._connections.add(self)
 
     def connection_lost(self, error: Exception | None) -> None:
-        """End the response if it ends with the connection (RFC 9112, section 6.3); otherwise it has failed."""
+        """Complete a response that ends with its connection (RFC 9112, section 6.3); any other response has failed."""
         self._connections.discard(self)
         if self._is_whole_at_the_end and error is None:
             self._finish()
@@ -119,7 +119,7 @@ class HttpConnection(asyncio.Protocol):
             self._transport.close()
 
     def _overflow(self) -> None:
-        """End a response that is too long; one that is complete already stays."""
+        """End a response that is too long. A response that was already complete is kept."""
         self._fail(NoResponse("the response was too long"))
 
     def _begin(self) -> None:
@@ -143,7 +143,7 @@ class HttpConnection(asyncio.Protocol):
 
 
 def tls_context() -> ssl.SSLContext:
-    """Return the TLS settings of our requests: certificates and names are verified, HTTP/1.1 is spoken."""
+    """Return the TLS settings of our requests: certificates and names are verified, and the protocol is HTTP/1.1."""
     context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])
     return context

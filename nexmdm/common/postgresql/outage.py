@@ -68,12 +68,12 @@ def is_present() -> bool:
 
 
 def hold_off() -> None:
-    """Let no work wait for a connection, for HELD_OFF_SECONDS."""
+    """For HELD_OFF_SECONDS, make work fail immediately instead of waiting for a connection."""
     _refusal.held_off_until = time.monotonic() + HELD_OFF_SECONDS
 
 
 def is_held_off() -> bool:
-    """Return whether no work should wait for a connection now."""
+    """Return whether work must fail immediately instead of waiting for a connection."""
     return time.monotonic() < _refusal.held_off_until
 
 

@@ -21,7 +21,7 @@ LOG_SECONDS: Final = 1
 """Each field of each route is logged at most once in this time, with the count since its previous line."""
 
 INVALID_FIELDS = Counter(
-    "nexmdm_invalid_fields", "Fields of device bodies that were repaired or dropped.", ["route", "field"]
+    "nexmdm_invalid_fields", "Fields of phones' requests that were repaired or dropped.", ["route", "field"]
 )
 
 

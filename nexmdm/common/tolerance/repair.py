@@ -228,8 +228,8 @@ def _reason_within(error: ValueError, notes: Sequence[Note]) -> str:
     if not isinstance(error, ValidationError):
         return ""
     missing = [str(one["loc"][-1]) for one in error.errors(include_url=False) if one["type"] == "missing"]
-    dropped = {note.loc[-1]: note.msg for note in notes}
-    return f"{missing[0]} {dropped.get(missing[0], 'is required; dropped')}" if missing else ""
+    dropped = {note.loc[-1]: note.msg.removesuffix("; dropped") for note in notes}
+    return f"{missing[0]} {dropped.get(missing[0], 'is required')}; the whole object is dropped" if missing else ""
 
 
 def _as_it_is(value: Any, place: _Place) -> Any:  # noqa: ARG001  (it is a Repair)

@@ -68,7 +68,7 @@ class _Pipelining(asyncio.Protocol):
 
 
 async def pipeline(order: Order, tally: Tally) -> None:
-    """Keep this number of connections full of requests, until cancelled."""
+    """Keep `order.connections` connections full of requests, until cancelled."""
     server = Server.of(order.url)
     tally.under_way.set()
     heads = f"GET /x HTTP/1.1\r\nHost: {server.authority}\r\n\r\n".encode() * PIPELINED

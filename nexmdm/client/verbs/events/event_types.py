@@ -19,7 +19,7 @@ def event_types(text: str) -> str:
 
 
 class EventTypes(Value):
-    """Types of events, completed from those of this version."""
+    """Types of events. A shell completes them from the types of this version."""
 
     def __init__(self) -> None:
         super().__init__("types", event_types)

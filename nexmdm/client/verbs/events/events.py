@@ -1,4 +1,4 @@
-"""The verb `events`: what happened to the fleet, in order, also as it happens."""
+"""The verb `events`: what happened to the fleet, in order, and with --follow what happens from now on."""
 
 import random
 import re
@@ -42,10 +42,13 @@ PLACE: Final = Value("cursor", place)
 @shared.lines
 @click.option(
     "--after", type=PLACE, metavar="CURSOR",
-    help="Continue after this cursor, or begin `now` or with the `oldest` event kept; default: oldest, and with "
-    "--follow now.",
+    help="The cursor after which to continue, or `now` for new events, or `oldest` for all events that are kept; "
+    "default: oldest, and with --follow now.",
 )  # fmt: skip
-@click.option("--types", type=TYPES, metavar="TYPE,…", help="Only these types; device.* means all that begin so.")
+@click.option(
+    "--types", type=TYPES, metavar="TYPE,…",
+    help="Only events of these types; device.* means all types that begin with `device.`",
+)  # fmt: skip
 @click.option("--device", type=values.DEVICE, metavar="DEVICE", help="Only events about this device.")
 @click.option(
     "--limit", type=arguments.POSITIVE, metavar="N",
@@ -124,7 +127,7 @@ def _say_trouble(session: Session, trouble: Refused | Unreachable, failures: int
 
 
 def _backoff(failures: int) -> float:
-    """Return a pause in seconds that doubles with each failure; clients of one server do not come back together."""
+    """Return a pause in seconds that doubles with each failure. A random part keeps clients from returning together."""
     longest: float = min(LONGEST_PAUSE_SECONDS, 2.0 ** min(failures, 10))
     return longest * random.uniform(0.5, 1)
 

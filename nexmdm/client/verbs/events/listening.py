@@ -34,7 +34,7 @@ def _secret_in(name: str) -> str:
 @click.command("listen")
 @click.option(
     "--port", type=click.IntRange(0, 65_535), default=PORT, metavar="N",
-    help=f"The port on 127.0.0.1; default {PORT}; 0 is a free one.",
+    help=f"The port on 127.0.0.1; default: {PORT}; 0 means any free port.",
 )  # fmt: skip
 @click.option(
     "--secret-file", "secret", type=Value("file", _secret_in), metavar="FILE",
@@ -60,14 +60,14 @@ def listen(
 ) -> None:
     """Receive a webhook's events on this machine, check their signatures, and print them until Ctrl-C.
 
-    The server must allow it: WEBHOOK_ALLOW_PRIVATE=127.0.0.0/8 in its environment.
+    The server must allow webhooks to this machine: set WEBHOOK_ALLOW_PRIVATE=127.0.0.0/8 in the server's environment.
     """
     terminal = shared.terminal_of(context, "json" if as_json else form)
     try:
         key = webhook_signature.key_of(secret or os.environ.get(VARIABLE, "").strip())
     except ValueError as error:
         source = "The content of --secret-file" if secret is not None else f"The value of {VARIABLE}"
-        terminal.complain(f"{source} {error}. `webhook add` and `webhook rotate-secret` print it.")
+        terminal.complain(f"{source} {error}. `webhook add` and `webhook rotate-secret` print the secret.")
         context.exit(WRONG_USAGE)
     context.exit(shared.printing(terminal, lambda: _listen(terminal, port, key, fail_with, limit)))
 

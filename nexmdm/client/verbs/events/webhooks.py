@@ -27,7 +27,9 @@ def _ids(client: FleetClient, start: str) -> Iterator[str]:
 
 WEBHOOK: Final = Asked("webhook", str, _ids)
 _NAME: Final = click.argument("name", type=WEBHOOK, metavar="WEBHOOK")
-_TYPES: Final = click.option("--types", type=TYPES, metavar="TYPE,…", help="Only these types, such as device.*")
+_TYPES: Final = click.option(
+    "--types", type=TYPES, metavar="TYPE,…", help="Only events of these types, such as device.*"
+)
 _TAGS: Final = click.option(
     "--tags", type=TAG_FILTER, metavar="TAG,…", help="Only events about devices that have one of these tags."
 )
@@ -37,7 +39,7 @@ _TAGS: Final = click.option(
 def webhook() -> None:
     """Make and control webhooks, to which the server sends events.
 
-    WEBHOOK is its id, the start of its id, its URL or its description.
+    WEBHOOK is the id of a webhook, the start of the id, the URL or the description.
     """
 
 
@@ -49,11 +51,13 @@ webhook.add_command(listen)
 @click.argument("destination", metavar="URL")
 @_TYPES
 @_TAGS
-@click.option("--description", metavar="TEXT", help="A note on its purpose, which is also a name for it.")
+@click.option(
+    "--description", metavar="TEXT", help="A note on the webhook's purpose, which is also a name for the webhook."
+)
 def add(session: Session, destination: str, types: str | None, tags: str | None, description: str | None) -> int:
-    """Make a webhook, and print its secret, alone on a line, so that a shell can capture it.
+    """Make a webhook, and print its secret alone on a line, so that a shell can capture the secret.
 
-    The server sends it each event from now on. The receiver checks the signatures with the secret.
+    The server sends the webhook each event from now on. The receiver checks the signatures with the secret.
     """
     fields = answers.given(types=_listed(types), tags=_listed(tags), description=description)
     made = session.client.post(webhook_names.PATH, {"url": destination, **fields})
@@ -97,14 +101,14 @@ def change(
 ) -> int:
     """Change the URL, the types or the tags of a webhook. The new types or tags replace the present ones."""
     if (types is not None and all_types) or (tags is not None and no_tags):
-        raise click.UsageError("--types does not work with --all-types, nor --tags with --no-tags.")
+        raise click.UsageError("Give either --types or --all-types, and either --tags or --no-tags.")
     wanted = answers.given(
         url=send_to,
         types=[] if all_types else _listed(types),
         tags=[] if no_tags else _listed(tags),
     )
     if not wanted:
-        raise click.UsageError("Nothing to change was given: see --help.")
+        raise click.UsageError("No change was given: see --help.")
     return answers.show(session, session.client.patch(_path(session, name), wanted))
 
 
@@ -141,7 +145,7 @@ def test(session: Session, name: str) -> int:
         answers.show(session, attempt)
     if attempt is None:
         attempts_of = f"{session.program} webhook attempts {path.rpartition('/')[2]}"
-        session.terminal.complain(f"No dispatcher has sent it yet. To look again: {attempts_of}")
+        session.terminal.complain(f"No dispatcher has sent the test event yet. To look again: {attempts_of}")
         return FAILED
     return DONE if attempt["delivered"] else FAILED
 
@@ -149,15 +153,18 @@ def test(session: Session, name: str) -> int:
 @webhook.command("replay")
 @shared.write
 @_NAME
-@click.option("--after", required=True, type=PLACE, metavar="CURSOR", help=f"A cursor of `events`, or {NOW} or oldest.")
+@click.option(
+    "--after", required=True, type=PLACE, metavar="CURSOR",
+    help=f"A cursor that `events` printed, or `{NOW}`, or `oldest`.",
+)  # fmt: skip
 def replay(session: Session, name: str, after: str) -> int:
-    """Let a webhook continue after another cursor: an earlier one sends events again, a later one skips some."""
+    """Let a webhook continue after another cursor: an earlier cursor sends events again, a later cursor skips some."""
     path = _path(session, name)
     before = session.client.get(path)
     replayed = session.client.post(f"{path}/replay", {"after": after})
     answers.show(session, replayed)
     back = f"{session.program} webhook replay {before['id']} --after {before['cursor']}"
-    session.terminal.hint(f"To go back to where it was: {back}")
+    session.terminal.hint(f"To move the webhook back to its earlier place: {back}")
     return DONE
 
 
@@ -165,7 +172,7 @@ def replay(session: Session, name: str, after: str) -> int:
 @shared.write
 @_NAME
 def rotate_secret(session: Session, name: str) -> int:
-    """Give a webhook a new secret, and print it, alone on a line. For 24 hours, both secrets sign."""
+    """Give a webhook a new secret, and print the secret alone on a line. For 24 hours, both secrets sign."""
     made = session.client.post(f"{_path(session, name)}/rotate-secret")
     return _show_secret(session, made, "The earlier secret signs too, for 24 hours.")
 
@@ -185,7 +192,7 @@ def attempts(session: Session, name: str, limit: int) -> int:
 @_NAME
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def delete(session: Session, name: str, *, yes: bool) -> int:
-    """Delete a webhook with its secret and its place in the feed. To stop it for a time, pause it."""
+    """Delete a webhook with its secret and its place in the feed. To stop a webhook only for a time, pause it."""
     path = _path(session, name)
     if not yes:
         confirm(session, "delete", 1, [session.client.get(path)], one="webhook")
@@ -205,5 +212,6 @@ def _show_secret(session: Session, made: Json, note: str) -> int:
         answers.show(session, made)
     else:
         session.terminal.line(made["secret"])
-    session.terminal.hint(f"{note} This is its secret. It is shown only now: keep it where the receiver reads it.")
+    advice = "This is the webhook's secret. It is shown only now: store it where the receiver reads it."
+    session.terminal.hint(f"{note} {advice}")
     return DONE
