@@ -196,7 +196,8 @@ _TAKE: Final = f"""
             SELECT 3, 'delivery.settled', jsonb_build_object(
                 'state', taken.becomes, 'withdrawn_by', NULL, 'late', taken.late, 'result', jsonb_build_object(
                     'status', taken.status, 'message', taken.message, 'output', taken.output,
-                    'finished_at', to_char(taken.finished_at AT TIME ZONE 'UTC', {RFC3339})
+                    'finished_at', to_char(taken.finished_at AT TIME ZONE 'UTC', {RFC3339}),
+                    'reported_at', to_char(statement_timestamp() AT TIME ZONE 'UTC', {RFC3339})
                 )
             )
             WHERE taken.is_final AND NOT taken.duplicate

@@ -168,6 +168,7 @@ def register(presented: tokens.Token, registration: Registration, secret: creden
     found = comparison_keys.with_hardware_id(registration.hardware_id, Device.objects.select_for_update())
     device = next(iter(found), None)
     known, earlier_address = device is not None, device.enrolled_from if device else None
+    earlier_alias = device.alias if device else None
     lost_answer = _is_lost_answer(token, device)
     re_enrolled = known and not lost_answer
     if registration.alias is not None:
@@ -179,6 +180,8 @@ def register(presented: tokens.Token, registration: Registration, secret: creden
         device = _enrol(token, registration, secret)
     else:
         _enrol_again(device, token, registration, secret, lost_answer=lost_answer)
+    if lost_answer and registration.alias not in (None, earlier_alias):
+        append_events(EventType.DEVICE_UPDATED, [device.id])
     if not lost_answer:
         append_events(EventType.DEVICE_RE_ENROLLED if known else EventType.DEVICE_ENROLLED, [device.id])
     return Enrolled(

@@ -5,7 +5,7 @@ from uuid import UUID
 
 from django.contrib.postgres.fields import ArrayField
 from django.db import models
-from django.db.models import Q
+from django.db.models import Func, Q
 from django.db.models.functions import Left, Now
 
 
@@ -163,6 +163,10 @@ class TransactionId(models.CharField):  # type: ignore[type-arg]  # Django's cla
         return "xid8"
 
 
+CLOCK: Final = Func(function="clock_timestamp", output_field=models.DateTimeField())
+"""The time of the call; Now() is the time at which the statement began, which may have waited for a lock."""
+
+
 class Event(models.Model):
     """Events of one type and transaction that differ only in their device (nexmdm/common/event_feed/events.py).
 
@@ -173,7 +177,7 @@ class Event(models.Model):
     pk = models.CompositePrimaryKey("xid", "id")
     xid = TransactionId(max_length=20, editable=False)
     id = models.BigIntegerField(editable=False)
-    at = models.DateTimeField(db_default=Now())
+    at = models.DateTimeField(db_default=CLOCK)
     type = models.CharField(max_length=32)
     device_ids = ArrayField(models.UUIDField(), null=True)
     request_id = models.UUIDField(null=True)

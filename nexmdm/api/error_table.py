@@ -22,7 +22,7 @@ from nexmdm.common.overload import gates
 from nexmdm.common.postgresql.errors import Meaning, meaning_of
 from nexmdm.common.problems import Problem
 from nexmdm.common.types import shown_name
-from nexmdm.events import cursor
+from nexmdm.events import cursor, epochs
 from nexmdm.webhooks import queries as webhooks
 
 log = structlog.get_logger()
@@ -63,6 +63,7 @@ ERRORS: Final[dict[type[DomainError], tuple[int, str, dict[str, str]]]] = {
     issuing.PushPayloadTooLarge: (422, "push_payload_too_large", {}),
     reports.UnknownRequest: (404, "unknown_request", {}),
     cursor.CursorExpired: (410, "cursor_expired", {}),
+    epochs.EventsNotReady: (503, "overloaded", {}),
     webhooks.UnknownWebhook: (404, "not_found", {}),
     queue.UnknownCommand: (404, "not_found", {}),
     pagination.ForeignCursor: (422, "invalid_request", {}),

@@ -6,6 +6,7 @@ import re
 from typing import Final, NamedTuple, Self
 
 from nexmdm.common.domain_error import DomainError
+from nexmdm.common.types import MAX_INTEGER
 
 NOW: Final = "now"
 """The text that a client may send instead of a cursor. It means the place after the newest event."""
@@ -40,12 +41,13 @@ class Cursor(NamedTuple):
         except (binascii.Error, ValueError):
             plain = ""
         found = _FORM.fullmatch(plain)
-        if found is None or cls(found[1], *map(int, found.groups()[1:])).text != text:
+        numbers = [int(part) for part in found.groups()[1:]] if found else []
+        if found is None or max(numbers) > MAX_INTEGER or cls(found[1], *numbers).text != text:
             raise ValueError(
                 "is not a cursor of the event feed: send a next_cursor from an answer of GET /admin/events, `now`, "
                 "or nothing"
             )
-        return cls(found[1], int(found[2]), int(found[3]), int(found[4]))
+        return cls(found[1], *numbers)
 
     @property
     def text(self) -> str:

@@ -8,7 +8,10 @@ order of their rows. Cursors of the old epoch have expired.
 import secrets
 from typing import Final
 
+from django.db import transaction
+
 from nexmdm.common import database
+from nexmdm.common.domain_error import DomainError
 
 DATABASE: Final = """
     (SELECT system_identifier || '/' || (SELECT oid FROM pg_database WHERE datname = current_database())
@@ -18,7 +21,14 @@ DATABASE: Final = """
 FIRST_XID: Final = "3"
 """The lowest transaction id that PostgreSQL gives to a transaction (`FirstNormalTransactionId`)."""
 
-_ADOPT: Final = "UPDATE nexmdm_event SET xid = %(first)s::text::xid8 WHERE xid <> %(first)s::text::xid8"
+BATCH: Final = 50_000
+"""The most rows that one transaction moves into the new epoch: about a second of work."""
+
+_MOVE: Final = """
+    UPDATE nexmdm_event event SET xid = %(first)s::text::xid8
+    FROM (SELECT xid, id FROM nexmdm_event WHERE xid > %(first)s::text::xid8 ORDER BY xid, id LIMIT %(limit)s) old
+    WHERE event.xid = old.xid AND event.id = old.id
+"""
 _BEGIN: Final = f"""
     INSERT INTO nexmdm_eventmark AS mark (id, epoch, database, pruned_xid, pruned_id)
     VALUES (1, %(epoch)s, {DATABASE}, '0', 0)
@@ -28,9 +38,27 @@ _BEGIN: Final = f"""
 _IS_CURRENT: Final = f"SELECT count(*) FROM nexmdm_eventmark WHERE database = {DATABASE}"  # noqa: S608
 
 
-def begin() -> None:
-    """Begin a new epoch, unless another transaction has just done so. Must run in a transaction."""
+class EventsNotReady(DomainError):
+    detail = "The events of a restored database are not ready yet. Try again in a minute."
+
+
+def ensure() -> None:
+    """Ensure that the present epoch has begun. Raises EventsNotReady if many restored events must be moved first."""
+    if not _is_current() and move() == BATCH:
+        raise EventsNotReady
+
+
+@transaction.atomic
+def move() -> int:
+    """Move up to BATCH restored events into a new epoch, and begin it with the last of them. Return their number."""
     database.advisory_lock("epoch of events", "")
-    if database.row(_IS_CURRENT) == (0,):
-        database.execute(_ADOPT, {"first": FIRST_XID})
+    if _is_current():
+        return 0
+    moved = database.execute(_MOVE, {"first": FIRST_XID, "limit": BATCH})
+    if moved < BATCH:
         database.execute(_BEGIN, {"epoch": secrets.token_hex(8)})
+    return moved
+
+
+def _is_current() -> bool:
+    return bool(database.row(_IS_CURRENT) == (1,))

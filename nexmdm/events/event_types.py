@@ -5,7 +5,11 @@ from typing import Final
 
 from nexmdm.common.event_feed.events import EventType
 
-_NAMES: Final = frozenset(EventType)
+_NAMES: Final = (
+    *EventType, "standing.paused", "rollout.created", "rollout.wave_issued", "rollout.waiting", "rollout.paused",
+    "rollout.resumed", "rollout.stopped", "rollout.finished",
+)  # fmt: skip
+"""The names that a client may ask for. No fact has an event of the last ones yet."""
 _PREFIX: Final = re.compile(r"[a-z_.]{0,31}\*")
 
 

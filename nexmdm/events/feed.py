@@ -1,9 +1,10 @@
 """The event feed: pages of events after a cursor, in an order that never changes.
 
-Events are ordered by the transaction that wrote them, and within a transaction by their row and their device.
-Transactions commit in another order than they begin. So a reader sees only the rows of transactions that are older than
-every open write transaction of the cluster (the oldest open one is the reader's horizon). So no event can still be
-committed before a place that a reader has passed.
+Events are ordered by `xid`, then by their row and their device. `xid` is a transaction id: that of the event's own
+transaction, or a later one if this transaction waited for a lock (migration 0012). So an event comes after each event
+that was committed before it was written. Transactions commit in another order than they begin. So a reader sees only
+rows whose `xid` is lower than that of every open write transaction of the cluster (the lowest open one is the reader's
+horizon). So no event can still be committed before a place that a reader has passed.
 """
 
 from collections.abc import Iterable, Sequence
@@ -64,7 +65,7 @@ class Page(NamedTuple):
 _HORIZON: Final = "pg_snapshot_xmin(pg_current_snapshot())"
 
 _MARK: Final = f"""
-    SELECT epoch, database = {epochs.DATABASE}, pruned_xid::text, pruned_id, {_HORIZON}::text FROM nexmdm_eventmark
+    SELECT epoch, pruned_xid::text, pruned_id, {_HORIZON}::text FROM nexmdm_eventmark WHERE database = {epochs.DATABASE}
 """  # noqa: S608  (constants of our modules)
 
 # `reached` is the last row that was read: the next page begins after it, even if no event of this row was wanted.
@@ -89,12 +90,14 @@ _READ: Final = f"""
     )
 """  # noqa: S608  (constants of this module; values are parameters)
 _TYPES: Final = " AND (type = ANY(%(types)s) OR type LIKE ANY(%(prefixes)s))"
-_DEVICE: Final = " AND one.device_id = %(device_id)s"
+_DEVICE: Final = " AND device_ids @> ARRAY[%(device_id)s] AND one.device_id = %(device_id)s"
 _TAGS: Final = """ AND EXISTS (
     SELECT FROM devices_device device WHERE device.id = one.device_id AND device.tags && %(tags)s::varchar[]
 )"""
-_IS_MORE: Final = """
-    SELECT EXISTS (SELECT FROM nexmdm_event WHERE (xid, id) >= (%(xid)s::text::xid8, %(id)s))
+_AFTERWARDS: Final = """
+    SELECT
+        (SELECT (pruned_xid, pruned_id) < (%(from_xid)s::text::xid8, %(from_id)s) FROM nexmdm_eventmark),
+        EXISTS (SELECT FROM nexmdm_event WHERE (xid, id) >= (%(xid)s::text::xid8, %(id)s) ORDER BY xid, id LIMIT 1)
 """
 
 
@@ -103,7 +106,7 @@ def read(after: Cursor | None, wanted: Wanted, limit: int) -> Page:
     """Return up to `limit` wanted events after a place (None: from the oldest stored event on).
 
     A page may have fewer events than `limit`, or none, although further wanted events follow. The page's next_cursor
-    is the place after the rows that were read. Raises CursorExpired.
+    is the place after the rows that were read. Raises CursorExpired, EventsNotReady.
     """
     start = place_of(after)
     conditions = (_TYPES if wanted.types else "", _DEVICE if wanted.device_id else "", _TAGS if wanted.tags else "")
@@ -116,7 +119,10 @@ def read(after: Cursor | None, wanted: Wanted, limit: int) -> Page:
         next_cursor = events[-1].next_cursor
     elif reached:
         next_cursor = Cursor(start.epoch, int(reached[0]), reached[1] + 1, 0)
-    (is_more,) = database.row(_IS_MORE, {"xid": str(next_cursor.xid), "id": next_cursor.id})
+    places = {"from_xid": str(start.xid), "from_id": start.id, "xid": str(next_cursor.xid), "id": next_cursor.id}
+    are_kept, is_more = database.row(_AFTERWARDS, places)
+    if not are_kept:
+        raise CursorExpired
     return Page(events, next_cursor, caught_up=not is_more)
 
 
@@ -134,9 +140,11 @@ def place_of(after: Cursor | None) -> Cursor:
 
 
 def newest_place() -> Cursor:
-    """Return the place after all events that a reader may see now."""
-    epoch, _, horizon = _mark()
-    return Cursor(epoch, horizon, 0, 0)
+    """Return the place after all events that a reader may see now. Raises EventsNotReady."""
+    # Not the horizon: after a crash, PostgreSQL may give the transaction ids of its last moments again.
+    epoch, pruned, _ = _mark()
+    xid, row_id = max(pruned, newest_readable())
+    return Cursor(epoch, xid, row_id + 1, 0)
 
 
 def newest_readable() -> tuple[int, int]:
@@ -150,10 +158,10 @@ def newest_readable() -> tuple[int, int]:
 
 def _mark() -> tuple[str, tuple[int, int], int]:
     found = database.rows(_MARK)
-    if not found or not found[0][1]:
-        epochs.begin()
+    if not found:
+        epochs.ensure()
         found = database.rows(_MARK)
-    epoch, _, pruned_xid, pruned_id, horizon = found[0]
+    epoch, pruned_xid, pruned_id, horizon = found[0]
     return epoch, (int(pruned_xid), pruned_id), int(horizon)
 
 
@@ -194,7 +202,8 @@ def _happening(epoch: str, row: Any) -> Happening:
 _PRUNE: Final = """
     WITH old AS (
         SELECT xid, id FROM (
-            SELECT xid, id, bool_and(at < now() - %(kept)s) OVER (ORDER BY xid, id) AS is_old
+            SELECT xid, id,
+                bool_and(at < now() - %(kept)s OR at > now() + interval '1 day') OVER (ORDER BY xid, id) AS is_old
             FROM (SELECT xid, id, at FROM nexmdm_event ORDER BY xid, id LIMIT %(limit)s) oldest
         ) judged WHERE is_old
     ), deleted AS (
@@ -208,9 +217,11 @@ _PRUNE: Final = """
 """
 
 
-@transaction.atomic
 def prune(kept: timedelta, limit: int) -> int:
-    """Delete up to `limit` rows of events that are older than `kept`, the oldest first. Return the number of rows."""
-    place_of(None)
+    """Delete up to `limit` rows of events that are older than `kept`, the oldest first. Return the number of rows.
+
+    An event from more than a day ahead, by a clock that was wrong, counts as old: it must not keep all others.
+    """
+    epochs.ensure()
     (deleted,) = database.row(_PRUNE, {"kept": kept, "limit": limit})
     return int(deleted)

@@ -131,6 +131,7 @@ def test_reports_show_that_a_delivery_was_received_and_how_it_settled(admin: Adm
     assert settled[3]["late"] is False
     assert settled[3]["result"] == {
         "status": "succeeded", "message": "", "output": {"battery": 81}, "finished_at": None,
+        "reported_at": settled[3]["result"]["reported_at"],
     }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from nexmdm.common import database
+from nexmdm.events import epochs
 from nexmdm.events import feed as feed_of_server
 from tests.support import feed
 from tests.support.actors import Admin
@@ -119,7 +120,7 @@ def test_events_wait_for_an_older_transaction_and_the_page_says_so(admin: Admin)
         assert (held["items"], held["caught_up"]) == ([], False)
         older.execute("INSERT INTO nexmdm_event (type, data) VALUES ('device.enrolled', '{\"alias\": \"older\"}')")
         older.commit()
-    assert aliases(feed.all_events(admin, after=held["next_cursor"])) == ["older", "till 1"]
+    assert aliases(feed.all_events(admin, after=held["next_cursor"])) == ["till 1", "older"]
 
 
 def test_what_is_rolled_back_has_no_event(admin: Admin) -> None:
@@ -197,6 +198,32 @@ def test_an_event_written_after_a_restore_never_has_the_id_of_an_event_that_the_
     (new,) = feed.all_events(admin)
     assert new["id"].split("-")[1:] == lost["id"].split("-")[1:]
     assert new["id"] != lost["id"]
+
+
+def test_many_restored_events_are_moved_in_batches_and_readers_wait_meanwhile(
+    admin: Admin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enrol(admin, "till 1", "till 2", "till 3")
+    feed.all_events(admin)
+    database.execute("UPDATE nexmdm_event SET xid = (9000000000000 + id)::text::xid8")
+    database.execute("UPDATE nexmdm_eventmark SET database = 'another cluster'")
+    monkeypatch.setattr(epochs, "BATCH", 2)
+    assert (epochs.move(), epochs.move(), epochs.move()) == (2, 1, 0)
+    assert aliases(feed.all_events(admin)) == ["till 1", "till 2", "till 3"]
+    database.execute("UPDATE nexmdm_event SET xid = (9000000000000 + id)::text::xid8")
+    database.execute("DELETE FROM nexmdm_eventmark")
+    answer = feed.read(admin)
+    assert (answer.status, answer.code) == (503, "overloaded")
+
+
+def test_a_cursor_of_now_survives_transaction_ids_that_a_crash_gives_again(admin: Admin) -> None:
+    enrol(admin, "till 1")
+    feed.all_events(admin)
+    with feed.open_write_transaction() as lost:
+        lost.execute("SELECT pg_current_xact_id()")
+    place = feed_of_server.newest_place()
+    ((xid,),) = database.rows("SELECT max(xid)::text FROM nexmdm_event")
+    assert place.xid == int(xid), "the place of a row on the disk, not of a transaction without one"
 
 
 def test_a_cursor_from_after_the_point_to_which_the_cluster_was_recovered_has_expired(admin: Admin) -> None:

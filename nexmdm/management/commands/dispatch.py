@@ -27,7 +27,7 @@ from nexmdm.common import gc_tuning
 from nexmdm.common.database import run_in_db_thread
 from nexmdm.common.overload.gates import GateFull
 from nexmdm.config import checks
-from nexmdm.events import feed
+from nexmdm.events import epochs, feed
 from nexmdm.monitoring import dispatcher_status, metrics, push_health
 from nexmdm.standalone import parent_watch
 from nexmdm.webhooks import attempts as webhook_attempts
@@ -130,6 +130,7 @@ def _periodic_tasks(dispatcher: Dispatcher) -> list[PeriodicTask]:
         PeriodicTask(
             "retention of dead push tokens", 60, lambda: push_targets.prune(kept, RETENTION_BATCH), RETENTION_BATCH
         ),
+        PeriodicTask("restored events", 10, epochs.move, epochs.BATCH),
         PeriodicTask("retention of events", 10, lambda: feed.prune(events_kept, RETENTION_BATCH), RETENTION_BATCH),
         PeriodicTask(
             "retention of webhooks' attempts",
