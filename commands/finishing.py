@@ -15,7 +15,7 @@ from django.db.models import Exists, Max, OuterRef, Q, Subquery
 from django.db.models.functions import Now
 from prometheus_client import Counter
 
-from commands import standing
+from commands import queue, standing
 from commands.actions import CATALOGUE
 from commands.models import OPEN, Command, CommandOutcome, CommandState, Delivery
 from nexmdm.common import database
@@ -78,6 +78,18 @@ def finish_recent(limit: int) -> int:
     """Store the end of up to `limit` commands that have just lost their last open delivery; return how many."""
     settled = Delivery.objects.filter(settled_at__gt=Now() - LATELY).order_by().values("command")
     return _finish(Q(pk__in=settled), limit)
+
+
+def expire(limit: int) -> int:
+    """Mark up to `limit` deliveries whose time is over; return how many.
+
+    If the time of a command was over long ago, because no dispatcher ran, finish_recent() does not find the command:
+    `settled_at` of its deliveries is the end of their time. So its end is stored here, in a second transaction.
+    """
+    command_ids = queue.expire(limit)
+    if command_ids:
+        _finish(Q(pk__in=set(command_ids), expires_at__lt=Now() - LATELY / 2), limit)
+    return len(command_ids)
 
 
 def finish(limit: int) -> int:

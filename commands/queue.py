@@ -229,10 +229,11 @@ _EXPIRED_EVENTS: Final = events.append_for_devices(
 
 
 @transaction.atomic
-def expire(limit: int) -> int:
-    """Mark deliveries whose time is over; return how many."""
+def expire(limit: int) -> list[UUID]:
+    """Mark up to `limit` deliveries whose time is over; return the command of each of them."""
     overdue = Delivery.objects.overdue().order_by("open_until").select_for_update(skip_locked=True, no_key=True)
-    ids = list(overdue.values_list("id", flat=True)[:limit])
-    expired = Delivery.objects.filter(id__in=ids).update(**EXPIRED)
+    found = list(overdue.values_list("id", "command_id")[:limit])
+    ids = [delivery_id for delivery_id, _ in found]
+    Delivery.objects.filter(id__in=ids).update(**EXPIRED)
     database.execute(_EXPIRED_EVENTS, {"ids": ids})
-    return expired
+    return [command_id for _, command_id in found]

@@ -72,6 +72,7 @@ def _store(ended: str) -> str:
 def end_silent(limit: int) -> int:
     """End the spans of up to `limit` devices whose heartbeats no longer come. Return the number of devices.
 
+    The end of a revoked device's span has no event: its heartbeats are refused, so its silence is no news.
     Presence rows that heartbeats have locked are skipped. Such a heartbeat ends the span itself if necessary;
     otherwise the next call of this function does.
     """
@@ -89,13 +90,15 @@ def end_silent(limit: int) -> int:
 
 
 def _end() -> str:
-    append = events.append_for_devices("silent", EventType.DEVICE_OFFLINE, "NULL::uuid", _FELL_SILENT)
+    append = events.append_for_devices("active", EventType.DEVICE_OFFLINE, "NULL::uuid", _FELL_SILENT)
     return f"""
         WITH silent AS MATERIALIZED (
-            SELECT device_id, online_from, last_seen_at, alias, tags,
+            SELECT device_id, online_from, last_seen_at, alias, tags, revoked_at,
                 {service_time.online_until("presence.last_seen_at")} AS offline_at
             FROM devices_presence presence JOIN devices_device device ON device.id = device_id
             WHERE device_id = ANY(%(device_ids)s)
+        ), active AS (
+            SELECT * FROM silent WHERE revoked_at IS NULL
         ), stored AS (
             {_store("silent")}
         ), appended AS (

@@ -173,6 +173,8 @@ _FAMILIES: Final = (
     ("nexmdm_database_connections", "Connections of all processes to the database.", "state",
         ("active", "idle", "other")),
     ("nexmdm_database_connections_limit", "How many connections the database allows.", None, (None,)),
+    ("nexmdm_oldest_write_transaction_seconds",
+        "How long the oldest write transaction that NexMDM's role can see in the cluster is open.", None, (None,)),
     ("nexmdm_webhooks", "Webhooks by state.", "state", webhook_status.STATES),
     ("nexmdm_webhook_lag_seconds", "How long the oldest event has waited for a webhook that is not paused.", None,
         (None,)),
@@ -184,7 +186,11 @@ _GAUGES: Final = """
         (SELECT count(*) FROM commands_delivery WHERE state IN ('pending', 'received') AND open_until > now()),
         (SELECT COALESCE(GREATEST(extract(epoch FROM now() - min(next_attempt_at)), 0), 0) FROM commands_delivery
             WHERE next_attempt_at IS NOT NULL AND %(pushes)s),
-        dispatcher.*, backend.*, current_setting('max_connections')::int
+        dispatcher.*, backend.*, current_setting('max_connections')::int,
+        (SELECT COALESCE(GREATEST(extract(epoch FROM now() - min(began_at)), 0), 0) FROM (
+            SELECT xact_start AS began_at FROM pg_stat_activity WHERE backend_xid IS NOT NULL
+            UNION ALL SELECT prepared FROM pg_prepared_xacts
+        ) writing)
     FROM (
         SELECT count(*) FILTER (WHERE circuit <> %(open)s), count(*) FILTER (WHERE circuit = %(open)s)
         FROM nexmdm_dispatcherseen WHERE last_seen_at > now() - %(alive)s

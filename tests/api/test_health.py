@@ -8,8 +8,9 @@ import sys
 from datetime import datetime, timedelta
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import psycopg
 import pytest
 from django.db import OperationalError
 from django.db.migrations.recorder import MigrationRecorder
@@ -21,6 +22,7 @@ from nexmdm.api.application import api
 from nexmdm.config import secrets_file
 from nexmdm.models import DispatcherSeen
 from tests.support.actors import Admin, Client, Phone
+from tests.support.feed import open_write_transaction
 from tests.support.moments import let_pass
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
@@ -194,6 +196,27 @@ def test_gauges_count_open_deliveries_and_devices_online(admin: Admin, phone: Ph
     assert 'nexmdm_devices{presence="online"} 1.0' in lines
     assert 'nexmdm_devices{presence="never"} 1.0' in lines
     assert "nexmdm_oldest_due_push_seconds 0.0" in lines
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_gauge_is_the_age_of_the_oldest_write_transaction(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def age() -> float:
+        monkeypatch.setattr("nexmdm.monitoring.metrics._gauges._read_at", float("-inf"))
+        lines = samples(client.request("GET", "/metrics").body.decode())
+        (line,) = [line for line in lines if line.startswith("nexmdm_oldest_write_transaction_seconds ")]
+        return float(line.rpartition(" ")[2])
+
+    def age_of(session: psycopg.Connection[Any]) -> float:
+        found = session.execute("SELECT extract(epoch FROM clock_timestamp() - now())::float8").fetchone()
+        assert found is not None
+        return float(found[0])
+
+    with open_write_transaction() as session:
+        writing = age_of(session)
+        assert 0 < writing < age()
+        session.rollback()
+        age_of(session)  # This begins a transaction that only reads.
+        assert age() < writing
 
 
 def test_gauges_and_summary_count_the_devices_alike(admin: Admin, fresh_gauges: None) -> None:

@@ -410,7 +410,7 @@ class Deliveries(RuleBasedStateMachine):
     @rule()
     def sweep(self) -> None:
         overdue = [life for life in self.lives.values() if life.is_overdue(self.now)]
-        assert queue.expire(ALL) == len(overdue)
+        assert len(queue.expire(ALL)) == len(overdue)
         attempts.close_abandoned(ALL)
         for life in overdue:
             life.settle(DeliveryState.EXPIRED)

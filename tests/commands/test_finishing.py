@@ -13,6 +13,7 @@ from prometheus_client import REGISTRY
 
 from commands import finishing, queue
 from commands.models import Command, Delivery
+from tests.support import feed
 from tests.support.actors import Admin, Phone
 from tests.support.moments import let_pass, releasing_connection
 
@@ -56,13 +57,27 @@ def test_a_command_whose_time_is_over_ends_when_that_is_marked(admin: Admin, pho
     request_id = admin.command("wipe", to=phone, expires_in_seconds=60).json["request_id"]
     let_pass(minutes=3)
     assert finishing.finish(10) == 0
-    assert queue.expire(10) == 1
+    assert len(queue.expire(10)) == 1
     with structlog.testing.capture_logs() as events:
         assert finishing.finish_recent(10) == 0, "it was settled more than a minute ago"
         assert finishing.finish(10) == 1
     assert logged(events) == [(request_id, "wipe", "expired", "expired", 1)]
     command = Command.objects.get()
     assert command.finished_at == command.expires_at
+
+
+def test_a_command_whose_time_was_over_while_no_dispatcher_ran_ends_with_its_last_delivery(
+    admin: Admin, phone: Phone
+) -> None:
+    request_id = admin.command(to=[phone, admin.enrol("phone-2")]).json["request_id"]
+    let_pass(hours=2)
+    with structlog.testing.capture_logs() as events:
+        assert (finishing.expire(1), logged(events)) == (1, [])
+        assert finishing.expire(1) == 1
+    assert logged(events) == [(request_id, "ping", "expired", "expired", 2)]
+    assert (finishing.expire(1), finishing.finish(10)) == (0, 0)
+    finished = [row for row in feed.rows() if row[0] == "command.finished"]
+    assert [(row[2], row[3]["counts"]["expired"]) for row in finished] == [(request_id, 2)]
 
 
 def test_a_late_report_does_not_change_the_stored_end(admin: Admin, phone: Phone) -> None:

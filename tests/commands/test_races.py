@@ -155,7 +155,7 @@ def test_expiry_waits_for_no_lock(fleet: list[Phone], sweep: str) -> None:
         work = partial(retention.prune, kept, PHONES)
     else:
         Delivery.objects.update(open_until=Now())
-        work = partial(queue.expire, PHONES)
+        work = partial(finishing.expire, PHONES)
     with ThreadPoolExecutor(1) as other, transaction.atomic():
         Delivery.objects.select_for_update().order_by("id")[0]
         assert other.submit(releasing_connection, work).result(timeout=5) == PHONES - 1

@@ -187,7 +187,7 @@ def test_a_periodic_task_continues_while_its_batches_are_full(fcm: FcmStandin, p
 
     def expire() -> int:
         nonlocal done
-        expired = queue.expire(1)
+        expired = len(queue.expire(1))
         done += expired
         return expired
 

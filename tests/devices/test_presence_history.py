@@ -344,6 +344,20 @@ def test_a_device_that_is_silent_since_the_upgrade_is_offline_without_an_event(a
     assert happened(admin) == [("device.online", phone.device_id)]
 
 
+@pytest.mark.parametrize("shut_out", ["revoke", "retire"])
+def test_the_span_of_a_device_that_was_shut_out_ends_without_an_event(
+    admin: Admin, phone: Phone, shut_out: str
+) -> None:
+    other = admin.enrol("phone-2")
+    for one in (phone, other):
+        one.heartbeat()
+    assert admin.post(f"/admin/devices/{phone.device_id}/{shut_out}").status == 200
+    serve(minutes=20)
+    assert (end_silent(), end_silent()) == (2, 0)
+    assert [event for event in happened(admin) if event[0] == "device.offline"] == [("device.offline", other.device_id)]
+    assert minutes(presence(admin, phone)) == [("online", 5.0), ("offline", 15.0)]
+
+
 def test_a_revoked_device_goes_offline_like_any_other(admin: Admin, phone: Phone) -> None:
     phone.heartbeat()
     admin.post(f"/admin/devices/{phone.device_id}/revoke")

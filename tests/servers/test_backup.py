@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from loadtest.testbed.serving import MANAGE, READY, Serving
+from nexmdm.client.http_client import FleetClient, Refused
 from nexmdm.standalone import embedded_postgres
 from tests.support.processes import ROOT, address, web_worker
 
@@ -113,7 +114,17 @@ def test_a_restore_into_an_own_database_has_every_row_and_serves_its_phones(
         socket.create_server(("127.0.0.1", 0)) as listener,
         web_worker(listener, {**serving.secrets, "DATABASE_URL": restored}),
     ):
-        assert heard_from(address(listener), phone) == [request_id]
+        url = address(listener)
+        assert heard_from(url, phone) == [request_id]
+        with FleetClient(url, key=serving.secrets["ADMIN_KEY"], secret=serving.secrets["HMAC_SECRET"]) as admin:
+            cursor = admin.get("/admin/events", limit=1)["next_cursor"]
+            assert admin.get("/admin/events", after=cursor)["items"]
+            environment["DATABASE_URL"] = restored
+            assert done(folder, environment, "Begin a new epoch of the events") == "DELETE 1\n"
+            with pytest.raises(Refused) as refused:
+                admin.get("/admin/events", after=cursor)
+            assert (refused.value.status, refused.value.code) == (410, "cursor_expired")
+            assert admin.get("/admin/events")["items"]
 
 
 @needs_bash

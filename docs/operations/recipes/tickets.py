@@ -54,7 +54,7 @@ def ticket_of(event: Json) -> Json | None:
 
     An event says what happened. It may be read days later, so the present state decides.
     """
-    external_id = f"nexmdm-{event['at']}-{event['id']}"
+    external_id = f"nexmdm-{event['id']}"
     if event["type"] == "device.push_dead":
         device = get(f"/admin/devices/{event['device_id']}")
         if device["push"] != "dead" or device["presence"] in ("revoked", "retired"):

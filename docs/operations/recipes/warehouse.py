@@ -20,7 +20,7 @@ from urllib.parse import urlencode
 
 TABLES = """
     CREATE TABLE IF NOT EXISTS events (
-        id TEXT, type TEXT NOT NULL, at TEXT, device_id TEXT, request_id TEXT, data TEXT NOT NULL, PRIMARY KEY (id, at)
+        id TEXT PRIMARY KEY, type TEXT NOT NULL, at TEXT NOT NULL, device_id TEXT, request_id TEXT, data TEXT NOT NULL
     );
     CREATE TABLE IF NOT EXISTS place (only_one INTEGER PRIMARY KEY CHECK (only_one = 1), cursor TEXT NOT NULL);
     CREATE TABLE IF NOT EXISTS gaps (at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP, cursor TEXT NOT NULL);
@@ -62,10 +62,7 @@ def store(database: sqlite3.Connection, page: Json) -> None:
 
 
 def begin_again(database: sqlite3.Connection, cursor: str) -> None:
-    """Note that events may be missing, and continue with the oldest event. Those that are stored already are left out.
-
-    After a restored backup, an id of an event that the backup lacked may name another event: their times differ.
-    """
+    """Note that events may be missing, and continue with the oldest event. Events that are stored are left out."""
     with database:
         database.execute("INSERT INTO gaps (cursor) VALUES (?)", [cursor])
         database.execute("DELETE FROM place")

@@ -14,7 +14,7 @@ from django.core.management.base import BaseCommand
 from django.db import Error
 from prometheus_client import start_http_server
 
-from commands import finishing, queue, retention
+from commands import finishing, retention
 from commands.push import attempts, fcm, outbox
 from commands.push.dispatcher import SLOTS, Dispatcher
 from commands.push.periodic import PeriodicTask
@@ -115,7 +115,7 @@ def _periodic_tasks(dispatcher: Dispatcher) -> list[PeriodicTask]:
 
     return [
         PeriodicTask("seen", dispatcher_status.SEEN_EVERY_SECONDS, seen),
-        PeriodicTask("expire", 1, lambda: queue.expire(SWEEP_BATCH), SWEEP_BATCH),
+        PeriodicTask("expire", 1, lambda: finishing.expire(SWEEP_BATCH), SWEEP_BATCH),
         PeriodicTask("ends of commands", 1.5, lambda: finishing.finish_recent(SWEEP_BATCH), SWEEP_BATCH),
         PeriodicTask("ends of older commands", 60, lambda: finishing.finish(SWEEP_BATCH), SWEEP_BATCH),
         PeriodicTask("ends of presence", 10, lambda: spans.end_silent(SWEEP_BATCH), SWEEP_BATCH),
