@@ -30,6 +30,10 @@ FAILING_SLOTS: Final = SLOTS // 2
 """The most webhooks that are served at the same time although their last attempt failed. So many receivers that hang
 leave slots to the other webhooks."""
 
+FAILING_PER_LOOK: Final = 25
+"""The most webhooks of this kind that one look takes. All runs share the lane's thread, so the other webhooks would
+wait until the events of every failing webhook are read."""
+
 POLL_SECONDS: Final = 0.3
 """The time between two looks for webhooks with something to send."""
 
@@ -91,7 +95,8 @@ class Lane:
         room = SLOTS - len(self._served)
         claimed_at = time.monotonic()
         failing = sum(run.webhook.failing_since is not None for run in self._served.values())
-        claimed = await _in_thread(leases.claim, room, max(0, FAILING_SLOTS - failing)) if room else []
+        failing_room = min(FAILING_PER_LOOK, max(0, FAILING_SLOTS - failing))
+        claimed = await _in_thread(leases.claim, room, failing_room) if room else []
         for webhook in claimed:
             run = Run(webhook, self._receivers, self._stopping, self._cut_off)
             task = asyncio.create_task(self._serve(run, claimed_at), name="webhook")
