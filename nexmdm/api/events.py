@@ -16,6 +16,7 @@ from nexmdm.common.overload.shared_lookup import SharedLookup
 from nexmdm.common.types import Body, Identifier, QueryInteger, QueryNumber, ResponseSchema, Time, respond
 from nexmdm.events import cursor, event_types, feed
 from nexmdm.events.cursor import Cursor
+from nexmdm.events.recent import Filter, Key, Recent, Stretch
 
 router = AdminRouter(tags=["events"])
 
@@ -82,12 +83,14 @@ async def list_events(request: HttpRequest, query: Query[EventQuery]) -> HttpRes
     wanted = feed.Wanted(event_types.names_in(query.types), query.device_id)
     after = await run_in_db_thread(first_place, query.after)
     while True:
+        looked_until = _recent.stretch.end
         page = await run_in_db_thread(feed.read, after, wanted, query.limit)
         if page.events or time.monotonic() >= until or shutdown.is_requested():
             return respond(_shown(page))
-        if page.next_cursor == after:
-            await _until_news(page.next_cursor, until)
-        after = page.next_cursor
+        if page.caught_up or page.next_cursor == after:
+            after = await _until_match(page.next_cursor, looked_until, Filter(wanted), until)
+        else:
+            after = page.next_cursor
         database.continue_request()
 
 
@@ -98,20 +101,33 @@ def first_place(after: str) -> Cursor | None:
     return Cursor.parse(after) if after else None
 
 
-async def _until_news(place: Cursor, until: float) -> None:
-    """Wait until a reader may see an event after a place, or until a moment (monotonic time)."""
+async def _until_match(place: Cursor, looked_until: Key, wanted: Filter, until: float) -> Cursor:
+    """Wait until a wanted event may come after a place, or until a moment (monotonic time). Return the place to read.
+
+    No row before `place` or `looked_until` needs another look. The place that is returned comes after all rows that
+    did not match.
+    """
+    seen = max((place.xid, place.id), looked_until)
     while time.monotonic() < until and not shutdown.is_requested():
-        if await _newest_readable.outcome() >= (place.xid, place.id):
-            return
+        stretch = await _stretch.outcome()
+        if seen < stretch.start or wanted.matches_any(stretch, seen):
+            break
+        if seen < stretch.end:
+            seen = stretch.end
+            place = place._replace(xid=seen[0], id=seen[1], place=0)
         await asyncio.sleep(min(POLL_SECONDS, max(0.0, until - time.monotonic())))
         database.continue_request()
+    return place
 
 
-async def _look() -> tuple[int, int]:
-    return await run_in_db_thread(feed.newest_readable)
+_recent: Final = Recent()
 
 
-_newest_readable: Final = SharedLookup(_look, fresh_seconds=POLL_SECONDS / 2)
+async def _look() -> Stretch:
+    return await run_in_db_thread(_recent.look)
+
+
+_stretch: Final = SharedLookup(_look, fresh_seconds=POLL_SECONDS / 2)
 
 
 def _shown(page: feed.Page) -> EventPage:

@@ -23,8 +23,16 @@ from nexmdm.webhooks.run import Run
 
 log = structlog.get_logger()
 
-SLOTS: Final = 50
-"""The most webhooks that are served at the same time."""
+SLOTS: Final = 400
+"""The most webhooks that are served at the same time. While a receiver is awaited, a slot costs only a socket."""
+
+FAILING_SLOTS: Final = SLOTS // 2
+"""The most webhooks that are served at the same time although their last attempt failed. So many receivers that hang
+leave slots to the other webhooks."""
+
+FAILING_PER_LOOK: Final = 25
+"""The most webhooks of this kind that one look takes. All runs share the lane's thread, so the other webhooks would
+wait until the events of every failing webhook are read."""
 
 POLL_SECONDS: Final = 0.3
 """The time between two looks for webhooks with something to send."""
@@ -52,7 +60,7 @@ class Lane:
         self._stopping = asyncio.Event()
         self._cut_off: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._receivers = Receivers()
-        self._served: set[asyncio.Task[None]] = set()
+        self._served: dict[asyncio.Task[None], Run] = {}
 
     def stop(self) -> None:
         """Begin no more requests. run() returns when requests in progress have ended and their results are stored."""
@@ -86,12 +94,14 @@ class Lane:
         """Begin to serve webhooks with something to send. Return whether there were any."""
         room = SLOTS - len(self._served)
         claimed_at = time.monotonic()
-        claimed = await _in_thread(leases.claim, room) if room else []
+        failing = sum(run.webhook.failing_since is not None for run in self._served.values())
+        failing_room = min(FAILING_PER_LOOK, max(0, FAILING_SLOTS - failing))
+        claimed = await _in_thread(leases.claim, room, failing_room) if room else []
         for webhook in claimed:
             run = Run(webhook, self._receivers, self._stopping, self._cut_off)
             task = asyncio.create_task(self._serve(run, claimed_at), name="webhook")
-            self._served.add(task)
-            task.add_done_callback(self._served.discard)
+            self._served[task] = run
+            task.add_done_callback(self._served.pop)
         return bool(claimed)
 
     async def _serve(self, run: Run, renewed_at: float) -> None:

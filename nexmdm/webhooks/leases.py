@@ -23,20 +23,27 @@ from nexmdm.webhooks.receivers import TIMEOUT_SECONDS
 LEASE: Final = timedelta(seconds=2 * TIMEOUT_SECONDS)
 """How long a lease is valid. A request begins only if the rest of it is enough to get and store the answer."""
 
-_CLAIM: Final = """
-    WITH due AS MATERIALIZED (
-        SELECT webhook.id FROM nexmdm_webhook webhook CROSS JOIN nexmdm_eventmark mark
-        WHERE lease_until <= now() AND (test_id IS NOT NULL OR (
-            NOT paused AND next_attempt_at <= now() AND (
-                (cursor_xid, cursor_id) <= (%(xid)s::text::xid8, %(id)s) OR cursor_epoch <> mark.epoch
-            )
-        ))
+_DUE: Final = """
+    SELECT webhook.id FROM nexmdm_webhook webhook CROSS JOIN nexmdm_eventmark mark
+    WHERE lease_until <= now() AND (test_id IS NOT NULL OR (
+        NOT paused AND next_attempt_at <= now() AND (
+            (cursor_xid, cursor_id) <= (%(xid)s::text::xid8, %(id)s) OR cursor_epoch <> mark.epoch
+        )
+    ))
+"""
+_CLAIM: Final = f"""
+    WITH healthy AS MATERIALIZED (
+        {_DUE} AND failing_since IS NULL
         ORDER BY lease_until LIMIT %(most)s FOR UPDATE OF webhook SKIP LOCKED
+    ), failing AS MATERIALIZED (
+        {_DUE} AND failing_since IS NOT NULL
+        ORDER BY lease_until LIMIT LEAST(%(most_failing)s, %(most)s - (SELECT count(*) FROM healthy))
+        FOR UPDATE OF webhook SKIP LOCKED
     )
     UPDATE nexmdm_webhook webhook SET lease = %(lease)s, lease_until = now() + %(length)s
-    FROM due WHERE webhook.id = due.id
+    FROM (SELECT id FROM healthy UNION ALL SELECT id FROM failing) due WHERE webhook.id = due.id
     RETURNING webhook.id
-"""
+"""  # noqa: S608  (constants of this module; values are parameters)
 
 
 class Attempted(NamedTuple):
@@ -72,10 +79,14 @@ class Results(NamedTuple):
 
 
 @transaction.atomic
-def claim(most: int) -> list[Webhook]:
-    """Take up to this number of webhooks that have something to send and that no dispatcher serves."""
+def claim(most: int, most_failing: int) -> list[Webhook]:
+    """Take up to `most` webhooks that have something to send and that no dispatcher serves.
+
+    Up to `most_failing` of them are webhooks whose last attempt failed. The others come first.
+    """
     xid, row_id = feed.newest_readable()
-    parameters = {"lease": uuid4(), "length": LEASE, "xid": str(xid), "id": row_id, "most": most}
+    parameters = {"lease": uuid4(), "length": LEASE, "xid": str(xid), "id": row_id}
+    parameters |= {"most": most, "most_failing": most_failing}
     claimed = [webhook_id for (webhook_id,) in database.rows(_CLAIM, parameters)]
     return list(Webhook.objects.filter(pk__in=claimed)) if claimed else []
 

@@ -258,11 +258,11 @@ def without_ends(made: list[str]) -> list[str]:
 def test_a_look_for_webhooks_costs_two_statements_and_a_page_of_events_nine(admin: Admin, number: int) -> None:
     admin.post("/admin/webhooks", {"url": "https://hooks.example.com/"})
     with statements() as made:
-        assert leases.claim(50) == []
+        assert leases.claim(50, 25) == []
     assert without_ends(made) == ["SELECT", "WITH"]
     events.append(*(Event(EventType.DEVICE_UPDATED) for _ in range(number)))
     with statements() as made:
-        (webhook,) = leases.claim(50)
+        (webhook,) = leases.claim(50, 25)
     assert without_ends(made) == ["SELECT", "WITH", "SELECT"]
 
     run = Run(webhook, SimpleNamespace(), SimpleNamespace(), SimpleNamespace())  # type: ignore[arg-type]

@@ -292,6 +292,30 @@ def test_a_hanging_receiver_delays_no_other_webhook(
             receiver.wait_for(6)
 
 
+def test_many_hanging_receivers_delay_no_healthy_webhook(
+    admin: Admin,
+    phone: Phone,
+    make_hook: Callable[..., Hook],
+    receiver: Receiver,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lane, "SLOTS", 4)
+    monkeypatch.setattr(lane, "FAILING_SLOTS", 2)
+    receiver.state.always = receiver.hang
+    for _ in range(6):
+        make_hook()
+    tag(admin, phone, "a")
+    database.execute("UPDATE nexmdm_webhook SET tries = 1, failing_since = now()")
+    with receiving() as quick, running_lane():
+        receiver.wait_for(2)
+        make_hook(url=quick.url)
+        for number in range(3):
+            tag(admin, phone, str(number))
+            quick.wait_for(number + 1)
+        assert len(receiver.received) == 2
+        receiver.released.set()
+
+
 def test_a_lane_that_stops_cuts_off_a_request_that_hangs_and_sends_it_again_after_the_next_start(
     admin: Admin, phone: Phone, hook: Hook, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -313,11 +337,11 @@ def test_a_lane_goes_on_after_an_outage_of_the_database(
     away, claim = threading.Event(), leases.claim
     failures = threading.Semaphore(0)
 
-    def claim_if_available(most: int) -> Any:
+    def claim_if_available(most: int, most_failing: int) -> Any:
         if away.is_set():
             failures.release()
             raise OperationalError("the server closed the connection unexpectedly")
-        return claim(most)
+        return claim(most, most_failing)
 
     monkeypatch.setattr(leases, "claim", claim_if_available)
     away.set()

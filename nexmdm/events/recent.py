@@ -1,0 +1,107 @@
+"""The recent stretch of the event feed, in memory: clients that wait for events look here, and not in the database.
+
+One look reads the rows that became readable since the last look. It serves all waiting clients of a process. Each
+client compares these rows with its own filter, and reads the database only if a row matches.
+"""
+
+from typing import Final, NamedTuple
+
+from nexmdm.common import database
+from nexmdm.events.feed import Wanted
+
+READ_ROWS: Final = 1000
+"""The most rows that one look reads. If more rows became readable, the stretch begins again without rows."""
+
+KEPT_ROWS: Final = 2000
+"""The most rows in the stretch. A client looks every 0.1 s, so it needs only the newest rows."""
+
+KEPT_CHARACTERS: Final = 4_000_000
+"""The most characters of device ids in the stretch; one id has 37."""
+
+Key = tuple[int, int]
+"""A place between two rows: before the row with this transaction and number, or before the first row after that."""
+
+# The function is stable, so both places of the statement have the same horizon.
+_HORIZON: Final = "pg_snapshot_xmin(pg_current_snapshot())"
+_LOOK: Final = f"""
+    SELECT {_HORIZON}::text, found.xid::text, found.id, found.type, found.devices
+    FROM (SELECT) one LEFT JOIN (
+        SELECT xid, id, type, COALESCE(device_ids::text, '') AS devices FROM nexmdm_event
+        WHERE (xid, id) >= (%(xid)s::text::xid8, %(id)s) AND xid < {_HORIZON}
+        ORDER BY xid, id LIMIT %(limit)s
+    ) found ON true
+    ORDER BY found.xid, found.id
+"""  # noqa: S608  (constants of this module; values are parameters)
+
+
+class Row(NamedTuple):
+    """One row of the feed. `devices` is the text of its device ids; empty if the row is about no device."""
+
+    key: Key
+    type: str
+    devices: str
+
+
+class Stretch(NamedTuple):
+    """All readable rows from `start` up to `end`, in order. `end` is the horizon of the last look."""
+
+    start: Key
+    end: Key
+    rows: tuple[Row, ...]
+
+
+class Filter:
+    """Compares rows with what a client wants. It ignores tags, because rows do not contain them."""
+
+    def __init__(self, wanted: Wanted) -> None:
+        self._takes_all_types = not wanted.types
+        self._names = frozenset(wanted.types)
+        self._beginnings = tuple(name[:-1] for name in wanted.types if name.endswith("*"))
+        self._device = str(wanted.device_id) if wanted.device_id else ""
+
+    def matches_any(self, stretch: Stretch, start: Key) -> bool:
+        """Return whether any row of a stretch that comes after `start` may have a wanted event."""
+        for row in reversed(stretch.rows):
+            if row.key < start:
+                return False
+            if self._matches(row):
+                return True
+        return False
+
+    def _matches(self, row: Row) -> bool:
+        takes_type = self._takes_all_types or row.type in self._names or row.type.startswith(self._beginnings)
+        return takes_type and self._device in row.devices
+
+
+class Recent:
+    """The stretch of this process."""
+
+    def __init__(self) -> None:
+        self.stretch = Stretch((0, 0), (0, 0), ())
+
+    def look(self) -> Stretch:
+        """Read the rows that became readable since the last look, with one statement. Return the stretch."""
+        earlier = self.stretch
+        xid, row_id = earlier.end
+        found = database.rows(_LOOK, {"xid": str(xid), "id": row_id, "limit": READ_ROWS + 1})
+        end = int(found[0][0]), 0
+        new = [Row((int(xid), row_id), *rest) for _, xid, row_id, *rest in found if xid is not None]
+        # In a database that was restored meanwhile, the transaction ids may be lower.
+        if len(new) > READ_ROWS or end < earlier.end:
+            self.stretch = Stretch(end, end, ())
+        else:
+            self.stretch = _trimmed(Stretch(earlier.start, end, (*earlier.rows, *new)))
+        return self.stretch
+
+
+def _trimmed(stretch: Stretch) -> Stretch:
+    """Return a stretch without its oldest rows, if they are too many."""
+    rows, characters = stretch.rows, sum(len(row.devices) for row in stretch.rows)
+    dropped = 0
+    while len(rows) - dropped > KEPT_ROWS or characters > KEPT_CHARACTERS:
+        characters -= len(rows[dropped].devices)
+        dropped += 1
+    if not dropped:
+        return stretch
+    xid, row_id = rows[dropped - 1].key
+    return Stretch((xid, row_id + 1), stretch.end, rows[dropped:])
