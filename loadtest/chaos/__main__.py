@@ -32,7 +32,6 @@ from loadtest.chaos.outages import FcmOutages, Outage
 from loadtest.chaos.readonly import demoting
 from loadtest.chaos.traffic import (
     COMMANDS_PER_SECOND,
-    GIVE_UP_SECONDS,
     NORMAL_CONNECTIONS,
     UNLIMITED_CONNECTIONS,
     Traffic,
@@ -160,7 +159,6 @@ def _break(
         interval_seconds=INTERVAL_SECONDS,
         commands_per_second=arguments.commands_per_second,
         connections=UNLIMITED_CONNECTIONS if database and database.fault else NORMAL_CONNECTIONS,
-        give_up_seconds=GIVE_UP_SECONDS + (arguments.seconds or 600) * (arguments.fault == "web"),
     )
     with ExitStack() as stack:
         fault = _fault(console, place.serving, database, stack, arguments)

@@ -130,7 +130,6 @@ class Traffic:
         interval_seconds: float,
         commands_per_second: float = COMMANDS_PER_SECOND,
         connections: Connections = NORMAL_CONNECTIONS,
-        give_up_seconds: float = GIVE_UP_SECONDS,
     ) -> None:
         """Start nothing yet. `journal` contains the pushes that reach FCM."""
         self.account = Account()
@@ -140,7 +139,6 @@ class Traffic:
         self._interval_seconds = interval_seconds
         self._commands_per_second = commands_per_second
         self._connections = connections
-        self._give_up_seconds = give_up_seconds
         self._phones: dict[str, Phone] = {}
         self._numbers = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -169,6 +167,14 @@ class Traffic:
             for task in (*tasks, *self._tasks):
                 task.cancel()
         return found
+
+    def pause_commands(self) -> None:
+        """Issue no more commands until resume_commands()."""
+        self._commanding.clear()
+
+    def resume_commands(self) -> None:
+        """Issue commands again."""
+        self._commanding.set()
 
     def post_to_all(self) -> None:
         """Issue one command to the whole fleet, in addition to the others."""
@@ -226,7 +232,7 @@ class Traffic:
         body = orjson.dumps(command)
         headers = {**self._admin.sign("POST", TARGET, body), "Content-Type": "application/json"}
         self.account.sent.add(note)
-        give_up_at, pause = time.monotonic() + self._give_up_seconds, PAUSE_SECONDS
+        give_up_at, pause = time.monotonic() + GIVE_UP_SECONDS, PAUSE_SECONDS
         while time.monotonic() < give_up_at:
             answer = await self._noted("command", self._answer(body, headers))
             if answer is not None:

@@ -21,6 +21,9 @@ from loadtest.testbed.serving import Serving, wait_for
 BEFORE_SECONDS: Final = 90
 """The time before the fault, in which each phone sends at least one heartbeat."""
 
+QUIET_SECONDS: Final = 5
+"""The time in which the last commands before the fault are answered."""
+
 NORMAL_SECONDS: Final = 5
 """This long after the return of the web workers, each new request must get an answer."""
 
@@ -46,9 +49,13 @@ class WebAway:
     longest_gap: float = 0
 
     async def run(self, traffic: Traffic) -> None:
-        """Stop the web workers once, for `seconds`."""
-        del traffic
+        """Stop the web workers once, for `seconds`.
+
+        No command is issued meanwhile: a signature is older than 300 s when the server is back, and so is refused.
+        """
         await asyncio.sleep(BEFORE_SECONDS)
+        traffic.pause_commands()
+        await asyncio.sleep(QUIET_SECONDS)
         stopped_at = time.monotonic()
         os.kill(self.serving.process.pid, signal.SIGSTOP)
         workers = [self.serving.child(name) for name in ("web-1", "web-2")]
@@ -60,6 +67,7 @@ class WebAway:
         await asyncio.to_thread(wait_for, lambda: not {self.serving.child(n) for n in ("web-1", "web-2")} & {*workers})
         self.gap = answers.Gap(stopped_at, time.monotonic())
         self.say("the web workers are back")
+        traffic.resume_commands()
         await asyncio.sleep(BEFORE_SECONDS)
         await asyncio.to_thread(self._look)
 
