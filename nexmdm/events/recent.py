@@ -7,6 +7,7 @@ client compares these rows with its own filter, and reads the database only if a
 from typing import Final, NamedTuple
 
 from nexmdm.common import database
+from nexmdm.events import feed
 from nexmdm.events.feed import Wanted
 
 READ_ROWS: Final = 1000
@@ -43,7 +44,10 @@ class Row(NamedTuple):
 
 
 class Stretch(NamedTuple):
-    """All readable rows from `start` up to `end`, in order. `end` is the horizon of the last look."""
+    """All readable rows from `start` up to `end`, in order. `end` comes after the newest row.
+
+    It is not the horizon: after a crash, PostgreSQL may give the transaction ids of its last moments again.
+    """
 
     start: Key
     end: Key
@@ -80,18 +84,24 @@ class Recent:
         self.stretch = Stretch((0, 0), (0, 0), ())
 
     def look(self) -> Stretch:
-        """Read the rows that became readable since the last look, with one statement. Return the stretch."""
+        """Read the rows that became readable since the last look. Return the stretch."""
         earlier = self.stretch
         xid, row_id = earlier.end
         found = database.rows(_LOOK, {"xid": str(xid), "id": row_id, "limit": READ_ROWS + 1})
-        end = int(found[0][0]), 0
-        new = [Row((int(xid), row_id), *rest) for _, xid, row_id, *rest in found if xid is not None]
+        horizon = int(found[0][0])
+        new = [Row((int(of), number), *rest) for _, of, number, *rest in found if of is not None]
         # In a database that was restored meanwhile, the transaction ids may be lower.
-        if len(new) > READ_ROWS or end < earlier.end:
+        if len(new) > READ_ROWS or horizon < xid:
+            end = _after(feed.newest_readable())
             self.stretch = Stretch(end, end, ())
-        else:
+        elif new:
+            end = _after(new[-1].key)
             self.stretch = _trimmed(Stretch(earlier.start, end, (*earlier.rows, *new)))
         return self.stretch
+
+
+def _after(key: Key) -> Key:
+    return key[0], key[1] + 1
 
 
 def _trimmed(stretch: Stretch) -> Stretch:
@@ -103,5 +113,4 @@ def _trimmed(stretch: Stretch) -> Stretch:
         dropped += 1
     if not dropped:
         return stretch
-    xid, row_id = rows[dropped - 1].key
-    return Stretch((xid, row_id + 1), stretch.end, rows[dropped:])
+    return Stretch(_after(rows[dropped - 1].key), stretch.end, rows[dropped:])
