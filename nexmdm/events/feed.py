@@ -62,17 +62,18 @@ class Page(NamedTuple):
     caught_up: bool
 
 
-_HORIZON: Final = "pg_snapshot_xmin(pg_current_snapshot())"
+HORIZON: Final = "pg_snapshot_xmin(pg_current_snapshot())"
+"""SQL: the transaction id below which no event can still be committed."""
 
 _MARK: Final = f"""
-    SELECT epoch, pruned_xid::text, pruned_id, {_HORIZON}::text FROM nexmdm_eventmark WHERE database = {epochs.DATABASE}
+    SELECT epoch, pruned_xid::text, pruned_id, {HORIZON}::text FROM nexmdm_eventmark WHERE database = {epochs.DATABASE}
 """  # noqa: S608  (constants of our modules)
 
 # `reached` is the last row that was read: the next page begins after it, even if no event of this row was wanted.
 _READ: Final = f"""
     WITH scanned AS MATERIALIZED (
         SELECT * FROM nexmdm_event
-        WHERE (xid, id) >= (%(xid)s::text::xid8, %(id)s) AND xid < {_HORIZON}
+        WHERE (xid, id) >= (%(xid)s::text::xid8, %(id)s) AND xid < {HORIZON}
         ORDER BY xid, id LIMIT {{scanned}}
     ), found AS (
         SELECT scanned.xid, scanned.id, one.place - 1 AS place, type, at, one.device_id, request_id, data,
@@ -151,7 +152,7 @@ def newest_readable() -> tuple[int, int]:
     """Return the transaction and row of the newest event that a reader may see; (0, 0) if there is none."""
     newest = database.rows(
         # `ORDER BY xid` would sort by the first column, which is a text: 999 would come after 1000.
-        f"SELECT xid::text, id FROM nexmdm_event event WHERE xid < {_HORIZON} ORDER BY event.xid DESC, id DESC LIMIT 1"  # noqa: S608
+        f"SELECT xid::text, id FROM nexmdm_event event WHERE xid < {HORIZON} ORDER BY event.xid DESC, id DESC LIMIT 1"  # noqa: S608
     )
     return (int(newest[0][0]), newest[0][1]) if newest else (0, 0)
 

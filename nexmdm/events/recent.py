@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from nexmdm.common import database
 from nexmdm.events import feed
-from nexmdm.events.feed import Wanted
+from nexmdm.events.feed import HORIZON, Wanted
 
 READ_ROWS: Final = 1000
 """The most rows that one look reads. If more rows became readable, the stretch begins again without rows."""
@@ -23,12 +23,11 @@ Key = tuple[int, int]
 """A place between two rows: before the row with this transaction and number, or before the first row after that."""
 
 # The function is stable, so both places of the statement have the same horizon.
-_HORIZON: Final = "pg_snapshot_xmin(pg_current_snapshot())"
 _LOOK: Final = f"""
-    SELECT {_HORIZON}::text, found.xid::text, found.id, found.type, found.devices
+    SELECT {HORIZON}::text, found.xid::text, found.id, found.type, found.devices
     FROM (SELECT) one LEFT JOIN (
         SELECT xid, id, type, COALESCE(device_ids::text, '') AS devices FROM nexmdm_event
-        WHERE (xid, id) >= (%(xid)s::text::xid8, %(id)s) AND xid < {_HORIZON}
+        WHERE (xid, id) >= (%(xid)s::text::xid8, %(id)s) AND xid < {HORIZON}
         ORDER BY xid, id LIMIT %(limit)s
     ) found ON true
     ORDER BY found.xid, found.id
