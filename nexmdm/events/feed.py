@@ -25,6 +25,9 @@ _MICROSECOND: Final = timedelta(microseconds=1)
 SCANNED: Final = 10_000
 """The largest number of rows that are read to find the wanted events of one page."""
 
+SCANNED_FOR_TAGS: Final = 1000
+"""The same number if tags are given: each device of a row is looked up, and a row has up to 1,000 devices."""
+
 
 class Happening(NamedTuple):
     """One event of the feed. `id` stays the same, however often the event is read.
@@ -111,8 +114,7 @@ def read(after: Cursor | None, wanted: Wanted, limit: int) -> Page:
     """
     start = place_of(after)
     conditions = (_TYPES if wanted.types else "", _DEVICE if wanted.device_id else "", _TAGS if wanted.tags else "")
-    scanned = SCANNED if any(conditions) else limit
-    statement = _READ.format(scanned=scanned, wanted="".join(conditions))
+    statement = _READ.format(scanned=_scanned(wanted, limit), wanted="".join(conditions))
     *found, reached = database.rows(statement, _parameters(start, wanted, limit)) or [()]
     events = [_happening(start.epoch, row) for row in found]
     next_cursor = start
@@ -164,6 +166,12 @@ def _mark() -> tuple[str, tuple[int, int], int]:
         found = database.rows(_MARK)
     epoch, pruned_xid, pruned_id, horizon = found[0]
     return epoch, (int(pruned_xid), pruned_id), int(horizon)
+
+
+def _scanned(wanted: Wanted, limit: int) -> int:
+    if wanted.tags:
+        return SCANNED_FOR_TAGS
+    return SCANNED if wanted.types or wanted.device_id else limit
 
 
 def _parameters(start: Cursor, wanted: Wanted, limit: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from django.conf import settings as django_settings
 from django.db import OperationalError
 
 from nexmdm.common import database
+from nexmdm.events import feed as feed_of_server
 from nexmdm.models import Webhook, WebhookAttempt
 from nexmdm.webhooks import attempts, lane, leases, receivers
 from tests.support import feed
@@ -107,9 +108,12 @@ def test_a_webhook_gets_only_the_types_that_it_names(
     assert all(name.startswith("command.") or name == "device.revoked" for name in receiver.types)
 
 
+@pytest.mark.parametrize("rows_of_a_page", [1, 1000])
 def test_a_webhook_with_tags_gets_the_events_of_devices_that_have_one_when_it_is_sent(
-    admin: Admin, phone: Phone, make_hook: Callable[..., Hook], receiver: Receiver
-) -> None:
+    admin: Admin, phone: Phone, make_hook: Callable[..., Hook], receiver: Receiver, rows_of_a_page: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(feed_of_server, "SCANNED_FOR_TAGS", rows_of_a_page)
     other = admin.enrol("phone-2")
     tag(admin, other, "till")
     make_hook(tags=["kiosk", "till"], types=["device.updated"])
