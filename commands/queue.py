@@ -1,6 +1,6 @@
-"""The queue of open commands: send them to phones, cancel them, expire them. (commands/issuing.py issues commands.)
+"""The queue of open commands: offer them to phones, cancel them, expire them. (commands/issuing.py issues commands.)
 
-Each function runs inside its caller's transaction unless its docstring states otherwise. All times are the database's.
+Each function except expire() runs in the transaction of its caller. All times are times of the database.
 """
 
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ from nexmdm.common.event_feed import events
 from nexmdm.common.event_feed.events import EventType
 
 CHANNEL: Final = "nexmdm_dispatch"
-"""The NOTIFY channel that wakes dispatchers for new work."""
+"""The NOTIFY channel that wakes the dispatchers when a push is due."""
 
 OFFER_LIMIT: Final = 20
 
@@ -32,13 +32,16 @@ class UnknownCommand(DomainError):
 
 
 def wake() -> None:
-    """Notify the dispatchers at the commit."""
+    """Wake the dispatchers when the transaction commits."""
     database.execute(f"NOTIFY {CHANNEL}")
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """The open commands of a device, as the answer to its heartbeat contains them."""
+    """The open commands in the answer to a heartbeat, as envelopes.
+
+    `has_more` is True if further pending commands did not fit into the answer.
+    """
 
     commands: list[dict[str, str]]
     has_more: bool
@@ -74,7 +77,7 @@ def offer_params(device_ids: Iterable[UUID]) -> dict[str, Any]:
 
 
 def offers(rows: Iterable[Any]) -> dict[UUID, Offer]:
-    """Return the sealed open commands of each device, from OFFER's rows. Devices without open commands are left out."""
+    """Return the offer of each device, from the rows of OFFER. A device without open commands is left out."""
     found: dict[UUID, Offer] = {}
     for device_id, generation, key_id, state, *content in rows:
         offer = found.setdefault(device_id, Offer([], has_more=False))
@@ -91,12 +94,17 @@ SETTLED: Final = (
     "command_id",
     "jsonb_build_object('state', state, 'withdrawn_by', withdrawn_by, 'result', NULL, 'late', false)",
 )
-"""For append_for_devices(): the events about deliveries that were settled without a report."""
+"""The arguments of append_for_devices() for the events of deliveries that were settled without a report."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cancelled:
-    """The number of deliveries that a cancellation withdrew, that were settled before it, and that may still run."""
+    """The result of a cancellation, as numbers of deliveries.
+
+    - `withdrawn`: the deliveries that the cancellation withdrew.
+    - `already_settled`: the deliveries that were settled before the cancellation.
+    - `may_still_run`: the withdrawn deliveries whose phone may already have the command.
+    """
 
     withdrawn: int
     already_settled: int
@@ -167,7 +175,7 @@ _WITHDRAWN_SINCE: Final = f"""
 
 
 def cancel(command_id: UUID) -> Cancelled:
-    """Cancel the open deliveries of a command. Raises UnknownCommand."""
+    """Cancel the open deliveries of a command, because an admin asked for it. Raises UnknownCommand."""
     command = Command.objects.filter(id=command_id).first()
     if command is None:
         raise UnknownCommand
@@ -181,7 +189,7 @@ def cancel(command_id: UUID) -> Cancelled:
 
 @dataclass(frozen=True, slots=True)
 class Withdrawn:
-    """An open command that was withdrawn from a device, and whether it may still run."""
+    """A command that was withdrawn from a device. `may_still_run`: the phone may already have the command."""
 
     request_id: UUID
     action: str
@@ -189,13 +197,18 @@ class Withdrawn:
 
 
 def cancel_all_of(device_id: UUID, by: Withdrawal, device_was: DeviceWas | None = None) -> list[Withdrawn]:
-    """Cancel a device's open deliveries (it was revoked, retired or enrolled again); return them, oldest first."""
+    """Cancel the open deliveries of a device, and return their commands, oldest first.
+
+    `by` is the cause. `device_was` is stored in each delivery.
+    """
     answer = "command_id, action, may_still_run"
     return _oldest_first(_withdraw("delivery.device_id = %(id)s", device_id, by, answer, device_was))
 
 
 def withdrawn_since(device_id: UUID, revoked_at: datetime) -> list[Withdrawn]:
-    """Return the commands that the revocation at this time withdrew from a device, oldest first."""
+    """Return the commands that a revocation withdrew from a device, oldest first. `revoked_at` is the time of the
+    revocation.
+    """
     parameters = {"id": device_id, "since": revoked_at, "by": Withdrawal.REVOCATION}
     return _oldest_first(database.rows(_WITHDRAWN_SINCE, parameters))
 
@@ -220,7 +233,7 @@ EXPIRED: Final = {
         Presence.objects.filter(device=OuterRef("device_id"), last_seen_at=None).values(was=Value(DeviceWas.NEVER_SEEN))
     ),
 }
-"""The columns that mark a delivery as expired, for update(). `settled_at` is the end of the delivery's time."""
+"""The column values that mark a delivery as expired, for update(). `settled_at` is the end of the delivery's time."""
 
 
 _EXPIRED_EVENTS: Final = events.append_for_devices(
@@ -230,7 +243,10 @@ _EXPIRED_EVENTS: Final = events.append_for_devices(
 
 @transaction.atomic
 def expire(limit: int) -> list[UUID]:
-    """Mark up to `limit` deliveries whose time is over; return the command of each of them."""
+    """Mark up to `limit` overdue deliveries as expired, in a separate transaction. Locked deliveries are skipped.
+
+    Return the command of each marked delivery. A command may appear several times.
+    """
     overdue = Delivery.objects.overdue().order_by("open_until").select_for_update(skip_locked=True, no_key=True)
     found = list(overdue.values_list("id", "command_id")[:limit])
     ids = [delivery_id for delivery_id, _ in found]

@@ -1,9 +1,9 @@
-"""Retention: delete commands that ended long ago, a small batch at a time, so that other work does not wait.
+"""Retention: delete commands that ended long ago, in small batches. Other work does not wait for a batch.
 
-There are two kinds of steps, each a short transaction. prune() deletes deliveries that have few rows, together with
-these rows. trim() deletes reports and attempts of deliveries that have many of them, until none is left. So no
-statement is long, and a delivery with a million reports does not delay the others. While a delivery is trimmed, its
-other rows can still be read.
+There are two kinds of steps, and each step is a short transaction. prune() deletes deliveries that have few rows,
+together with these rows. trim() deletes reports and attempts of deliveries that have many rows. Therefore no statement
+takes long, and a delivery with a million reports does not delay other deliveries. While a delivery is trimmed, its
+remaining rows can still be read.
 """
 
 from datetime import timedelta
@@ -16,18 +16,23 @@ from commands.models import Command, Delivery
 from nexmdm.common import database
 
 FEW: Final = 5
-"""The largest number of reports, and of attempts, of a delivery that is deleted as a whole. Most have fewer; 2,000 such
-deliveries are deleted within a second."""
+"""The largest number of reports, and of attempts, of a delivery that prune() deletes.
+
+Most deliveries have fewer reports and attempts. prune() deletes 2,000 such deliveries within a second.
+"""
 
 SMALL: Final = 2000
-"""The largest output in bytes that is deleted with its delivery. PostgreSQL stores larger outputs in another table,
-where it takes long to delete them."""
+"""The largest stored size of a report's output, in bytes, that prune() deletes with the delivery.
+
+PostgreSQL stores larger outputs in a separate table. A deletion from this table takes long.
+"""
 
 ROWS: Final = 10_000
 BYTES: Final = 8 * 1024 * 1024
-"""The limits of one call of trim(), for reports and for attempts: their number, and their size in bytes.
+"""ROWS limits the reports and the attempts that one call of trim() deletes. BYTES limits the size of the reports'
+outputs.
 
-Such a call takes some tenths of a second.
+A call that reaches these limits takes some tenths of a second.
 """
 
 # The planner does not know that a delivery has just got a million rows, so these hints allow only one plan. This plan
@@ -102,10 +107,11 @@ _TRIM: Final = f"""
 
 @transaction.atomic
 def prune(kept: timedelta, limit: int) -> int:
-    """Delete up to `limit` deliveries of commands that ended more than `kept` ago, with their rows; return how many.
+    """Delete up to `limit` deliveries of commands that ended more than `kept` ago. Return the number of deliveries.
 
-    Deliveries with many or large rows wait for trim(). A command is deleted with its last delivery. Two calls
-    never run at the same time: each would see the deliveries that the other call is deleting, and keep their command.
+    The reports and attempts of the deliveries are deleted too. Deliveries with many or large rows wait for trim(). A
+    command is deleted together with its last delivery. A lock prevents that two calls run at the same time: each call
+    would see the deliveries that the other call is deleting, and would keep their command.
     """
     database.advisory_lock("retention", "deliveries")
     *_, held = database.execute_batch(*_BY_INDEX, _HOLD, parameters=_bounds(kept, limit))
@@ -117,9 +123,10 @@ def prune(kept: timedelta, limit: int) -> int:
 
 
 def trim(kept: timedelta, limit: int) -> int:
-    """Delete reports and attempts, up to ROWS and BYTES, of deliveries of commands that ended more than `kept` ago.
+    """Delete reports and attempts of commands that ended more than `kept` ago, up to the limits ROWS and BYTES.
 
-    Reads the oldest `limit` deliveries. Returns how many of them had many rows: 0 when nothing is left to trim.
+    Only the oldest `limit` deliveries are read. Return how many of these deliveries had many or large rows. If the
+    result is 0, nothing is left to trim.
     """
     *_, ((large,),) = database.execute_batch(*_BY_INDEX, _TRIM, parameters=_bounds(kept, limit))
     return int(large)

@@ -1,7 +1,4 @@
-"""Attempts: write FCM's answers, and set the next step of each push.
-
-Each function is one short transaction.
-"""
+"""Attempts: write FCM's answers, and set the next step of each push. Each function uses its own short transactions."""
 
 from collections.abc import Collection, Sequence
 from typing import Any, Final
@@ -93,10 +90,10 @@ _RECORD: Final = """
 
 
 def record_attempts(sent: Sequence[Sent]) -> None:
-    """Close the attempts of these pushes, and set the next step of each: done, a further push, or none.
+    """Close the attempts of these pushes, and set the next step of each push: done, a further push, or no further push.
 
-    If the database refuses an answer, each answer is recorded alone. An answer that still fails is recorded without its
-    texts.
+    If the database refuses the batch, each answer is recorded alone. If the database refuses a single answer, its
+    attempt is closed as `unknown`, without the texts of the answer.
     """
     try:
         _record(sent)
@@ -125,7 +122,7 @@ def _record(sent: Sequence[Sent]) -> None:
 
 
 def _deaths(dead: Sequence[Claimed]) -> list[Death]:
-    """Return the dead push tokens that the answers to these pushes showed, each with the start of its attempt."""
+    """Return the dead push tokens of these pushes, each with the start of its attempt."""
     if not dead:
         return []
     attempts = Attempt.objects.filter(delivery_id__in=[one.delivery_id for one in dead])
@@ -147,7 +144,9 @@ def _locks(sent: Sequence[Sent], dead: Sequence[Claimed]) -> dict[str, Any]:
 
 
 def _columns(sent: Sequence[Sent], held: Collection[str]) -> dict[str, Any]:
-    """Return the parameters of _RECORD. Failures are counted only for the devices in `held`, which are locked."""
+    """Return the parameters of _RECORD. Failures are counted only for the devices whose ids are in `held`: they are
+    locked.
+    """
     counted = [None if one.is_given_back or one.claimed.recipient.device_id not in held else one for one in sent]
     return {
         "delivery_ids": [one.claimed.delivery_id for one in sent],
@@ -172,10 +171,10 @@ def _retry_in_seconds(one: Sent) -> float | None:
 
 
 def close_abandoned(limit: int) -> int:
-    """Close as `unknown` up to `limit` attempts whose lease is over, and return their number.
+    """Close up to `limit` attempts whose lease is over, as `unknown`. Return the number of attempts.
 
-    No dispatcher will record them any more. (A claim closes the old attempt of its delivery, but a delivery that was
-    settled meanwhile is not claimed again.)
+    No dispatcher will record these attempts any more. A claim closes the old attempt of its delivery, but a settled
+    delivery is not claimed again.
     """
     in_flight = Attempt.objects.filter(outcome=AttemptOutcome.IN_FLIGHT)
     old = in_flight.filter(started_at__lt=Now() - LEASE).order_by("id").values_list("id", flat=True)

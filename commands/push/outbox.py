@@ -1,8 +1,8 @@
-"""The transactional outbox: due pushes, and claims.
+"""The outbox: the due pushes, and the claims of dispatchers.
 
-Each function is one short transaction. A push is claimed (a row records that it will be sent), sent without an open
-transaction, and recorded (commands/push/attempts.py). A claim is a lease: a push that a crashed dispatcher had claimed
-becomes due again.
+A dispatcher handles a push in three steps. First it claims the push: a row records that the push will be sent. Then it
+sends the push, without an open transaction. Then it records FCM's answer (commands/push/attempts.py). A claim ends with
+its lease. If a dispatcher crashes, the pushes that it had claimed become due again.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,9 @@ from nexmdm.common import database
 log = structlog.get_logger()
 
 LEASE: Final = timedelta(seconds=45)
-"""How long a claimed push belongs to its dispatcher, in seconds: more than three times the 10 s that one send may take.
+"""The time after a claim in which only the dispatcher of the claim may send the push.
+
+The lease is more than three times the 10 s that one send may take.
 """
 
 LEAST: Final = timedelta(seconds=envelope.LEAST_TTL_SECONDS)
@@ -33,7 +35,10 @@ ORPHANED: Final = "the dispatcher did not record an answer"
 
 
 class Claimed(NamedTuple):
-    """A push that only this dispatcher may send, until the lease ends."""
+    """A push that only this dispatcher may send until the lease ends.
+
+    `number` is the number of the attempt. `failures` is the number of earlier failures, for the backoff.
+    """
 
     delivery_id: int
     number: int
@@ -50,7 +55,8 @@ class Claimed(NamedTuple):
 class Sent(NamedTuple):
     """The end of a claimed push.
 
-    `retry_in_seconds` None: no further push is due. `is_given_back`: it was not sent, which is not a failure.
+    `retry_in_seconds` is the wait until the next push; None: no further push is due. `is_given_back`: the push was not
+    sent, which does not count as a failure.
     """
 
     claimed: Claimed
@@ -109,9 +115,9 @@ _CLAIM: Final = """
 
 
 def claim_due(limit: int, passed_over: Sequence[int] = ()) -> list[Claimed]:
-    """Claim up to `limit` due pushes, and open an attempt for each.
+    """Claim up to `limit` due pushes in one short transaction, and open an attempt for each push.
 
-    No two dispatchers claim the same one. Deliveries whose ids are in `passed_over` are left out.
+    Two dispatchers never claim the same push. Deliveries whose ids are in `passed_over` are left out.
     """
     parameters = {
         "limit": limit, "passed_over": list(passed_over), "lease": LEASE, "least": LEAST, "orphaned": ORPHANED,
@@ -161,7 +167,7 @@ def wanted(claimed: Sequence[Claimed]) -> set[int]:
 def stop_pushing(device_ids: Sequence[UUID]) -> None:
     """Make no push due for these devices, because they have no live push token any more.
 
-    Heartbeats deliver their commands.
+    The devices get their commands with heartbeats.
     """
     waiting = Delivery.objects.filter(device_id__in=device_ids, next_attempt_at__isnull=False)
     waiting.filter(attempt_count=0).update(push_state=PushState.NO_PUSH_TOKEN, next_attempt_at=None)
@@ -169,7 +175,11 @@ def stop_pushing(device_ids: Sequence[UUID]) -> None:
 
 
 def resume_pushing(device_id: UUID) -> int:
-    """Make the open pushes of a device due, when it gets a push token; return their number. Leases in progress stay."""
+    """Make the open pushes of a device due, and return their number. Call this function when the device gets a push
+    token.
+
+    A push that is being sent becomes due when its lease ends.
+    """
     stuck = Q(push_state__in=(PushState.NO_PUSH_TOKEN, PushState.UNDELIVERABLE, PushState.RETRYING))
     waiting = Delivery.objects.open().filter(stuck, device_id=device_id, state=DeliveryState.PENDING)
     under_way = Attempt.objects.filter(delivery_id=OuterRef("id"), outcome=AttemptOutcome.IN_FLIGHT)
@@ -181,7 +191,10 @@ def resume_pushing(device_id: UUID) -> int:
 
 
 def set_push_target(device_id: UUID, target: PushTarget | None) -> None:
-    """Set or remove the push target of a device, and update which of its pushes are due. Runs in a transaction."""
+    """Set or remove the push target of a device, and update which pushes of the device are due.
+
+    Another device may lose its push target to this device; its pushes stop. Runs in the transaction of its caller.
+    """
     assigned = push_targets.assign(device_id, target)
     stop_pushing(assigned.taken_from)
     if not assigned.is_changed:
@@ -193,10 +206,10 @@ def set_push_target(device_id: UUID, target: PushTarget | None) -> None:
 
 
 def settle_shared_push_tokens(limit: int) -> int:
-    """Find up to `limit` app installations that several devices share, and leave each to one of its devices.
+    """Find up to `limit` installations that several devices share, and leave each installation to one device.
 
-    That device is the one that was seen last, of those not revoked. The others lose their push tokens. Return the
-    number of these installations. Only earlier versions let devices share an installation.
+    The device that was seen last keeps the installation, but revoked devices do not count. The other devices lose their
+    push tokens. Return the number of installations. Only earlier versions of NexMDM let devices share an installation.
     """
     shared = push_targets.shared_installations(limit)
     for owner_digest in shared:
