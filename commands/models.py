@@ -92,8 +92,8 @@ class Withdrawal(models.TextChoices):
 class DeviceWas(models.TextChoices):
     """A fact about the device at the end of a delivery, which no other column of the delivery shows.
 
-    `never_seen`: the device had sent no heartbeat when the delivery was marked as expired. `retired`: the device was
-    retired, which withdrew the delivery. Its `withdrawn_by` is `revocation`, a word that the previous version can read.
+    `never_seen`: the device had sent no heartbeat when the delivery was marked as expired. `retired`: the delivery was
+    withdrawn because the device was retired. In this case, `withdrawn_by` is `revocation`, as in the previous version.
     """
 
     NEVER_SEEN = "never_seen"
@@ -268,9 +268,7 @@ class Delivery(models.Model):
 
 
 class Attempt(models.Model):
-    """One try to send the push of one delivery. The row is written before the send, and closed when FCM's answer is
-    known.
-    """
+    """One try to send the push of one delivery. The row is written before the send, and closed after FCM's answer."""
 
     id = models.BigAutoField(primary_key=True)
     delivery = models.ForeignKey(Delivery, on_delete=models.CASCADE, related_name="attempts", db_index=False)
