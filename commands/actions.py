@@ -17,18 +17,19 @@ FOUR_WEEKS: Final = 28 * 24 * HOUR
 
 
 class Action(Body):
-    """An action that a command sends to a phone. The fields of a subclass are the parameters. Unknown parameters are
+    """The base class of all actions. The fields of a subclass are the action's parameters. Unknown parameters are
     refused.
     """
 
     name: ClassVar[str]
     destructive: ClassVar[bool] = False
-    """A destructive action requires `target.device_ids`. For several devices, it also requires `expect_count`."""
+    """A destructive action requires `target.device_ids`. For several devices, the command also requires `expect_count`.
+    """
 
     protective: ClassVar[bool] = False
     """A protective action protects the data of a lost phone.
 
-    If a revocation withdraws a command with such an action, the answer to the revocation names the command.
+    If a revocation withdraws a command with a protective action, the answer to the revocation names the command.
     """
 
     retires: ClassVar[bool] = False
@@ -38,7 +39,7 @@ class Action(Body):
     """Whether a restarted phone runs this action before its user unlocks the phone (Android: "Direct Boot")."""
 
     expires_in_seconds: ClassVar[int] = 600
-    """The default time to begin, in seconds. A command can set another time with its own `expires_in_seconds`."""
+    """The default time to begin, in seconds. The `expires_in_seconds` of a command replaces this default."""
 
 
 Package = Annotated[Text, Field(min_length=1)]

@@ -54,11 +54,11 @@ router = AdminRouter(tags=["commands"])
 WAIT_POLL_SECONDS: Final = 0.15
 """The time between two checks for a waiting client, in seconds.
 
-With this time, the client gets its answer within 250 ms after the end of the command.
+The client gets its answer within 250 ms after the end of the command.
 """
 
 SMALL_AUDIENCE: Final = 10
-"""The largest number of named devices with which a command may share a transaction with other commands."""
+"""A command that names at most this number of devices by id may share a transaction with other commands."""
 
 MAX_PARAM_ERRORS: Final = 100
 """The largest number of parameter errors in one answer."""
@@ -97,7 +97,7 @@ def _target_text(target: object) -> str:
 async def issue_command(request: HttpRequest, body: NewCommand) -> HttpResponse:
     """Issue a command to the devices that match its target now. A device that matches later does not get the command.
 
-    The dispatcher sends the pushes immediately afterwards. If the target names devices by id or alias, all of them must
+    The dispatcher sends the pushes immediately. If the target names devices by id or alias, each of these devices must
     be active. `tags` selects the active devices that have at least one of the tags. `all` selects all active devices.
 
     `expires_in_seconds` is the time in which a phone must begin the command. The default is 600. For `reboot`, the
@@ -223,17 +223,17 @@ async def list_commands(request: HttpRequest, query: Query[CommandQuery]) -> Htt
 async def read_command(request: HttpRequest, request_id: UUID, query: Query[WaitQuery]) -> HttpResponse:
     """Read a command with its counts.
 
-    With `wait_seconds`, the server answers when the command ends, or when this time is over. A server that is stopping
-    does not wait.
+    With `wait_seconds`, the server answers when the command ends, but at the latest after this number of seconds. A
+    server that is stopping does not wait.
 
     `state` is the first of these words that applies. `open`: a delivery is open. `cancelled`: an admin's cancellation
     withdrew some deliveries, or other causes withdrew all deliveries. `completed`: a phone sent its final report in
     time. `expired`: no phone sent its final report in time.
 
     While the command is open, `outcome` is null. After that, `outcome` is one of five words. `succeeded`: the command
-    succeeded on every device. `partial`: the command succeeded on some devices. `failed`: the command succeeded on no
-    device, and failed on at least one device. `expired`: the command succeeded or failed on no device, and expired on
-    at least one device. `cancelled`: all deliveries were withdrawn.
+    succeeded on every device. `partial`: the command succeeded on some devices, but not on all. `failed`: the command
+    succeeded on no device, and failed on at least one device. `expired`: no phone sent its final report in time, and at
+    least one delivery expired. `cancelled`: all deliveries were withdrawn.
 
     `counts` counts the deliveries by their state. `push` counts the deliveries by the state of their push.
     """

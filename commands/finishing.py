@@ -1,4 +1,4 @@
-"""Finishing: when all deliveries of a command are settled, the end of the command is stored, once.
+"""Finishing: store the end of a command, once, when all of its deliveries are settled.
 
 Settled deliveries do not change, and therefore the stored end does not change. With the stored end, lists find commands
 by state and outcome fast. The stored end stays correct while retention deletes the deliveries. Until the end is stored,
@@ -24,19 +24,18 @@ log = structlog.get_logger()
 
 FINISHED: Final = Counter("nexmdm_commands_finished", "Commands that have ended.", ["action", "outcome"])
 for _name, _outcome in product(CATALOGUE, CommandOutcome):
-    FINISHED.labels(_name, _outcome)  # Each series is 0 before its first event, so that a first failure is an increase.
+    FINISHED.labels(_name, _outcome)  # The series is 0 before the first failure: an alert needs an increase.
 
 LATELY: Final = timedelta(seconds=60)
 """The time that finish_recent() looks back.
 
-`settled_at` is the time at which a transaction began. The transaction may commit later.
+The transaction that settles a delivery begins at `settled_at`, and may commit later.
 """
 
 TOLD: Final = timedelta(days=7)
-"""The longest time after its end in which a command still causes a log line and an event.
+"""If a command ended longer ago than this time, its end is stored without a log line and without an event.
 
-If a command ended earlier, only its end is stored. Such commands exist after an upgrade, because earlier versions of
-NexMDM stored no ends.
+Such commands exist after an upgrade, because earlier versions of NexMDM stored no ends.
 """
 
 _SETTLED: Final = ~Exists(Delivery.objects.filter(command=OuterRef("pk"), state__in=OPEN))
@@ -89,9 +88,9 @@ def finish_recent(limit: int) -> int:
 def expire(limit: int) -> int:
     """Mark up to `limit` overdue deliveries as expired. Return the number of deliveries.
 
-    While no dispatcher runs, overdue deliveries are not marked. Later, their `settled_at` is the end of their time, and
-    finish_recent() does not find commands that ended before LATELY. Therefore this function also stores the end of
-    these commands, in a second transaction.
+    While no dispatcher runs, nothing marks overdue deliveries. A delivery that is marked late has as `settled_at` the
+    end of its time, which may be before LATELY. finish_recent() does not find its command. Therefore this function also
+    stores the end of such commands, in a second transaction.
     """
     command_ids = queue.expire(limit)
     if command_ids:

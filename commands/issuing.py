@@ -63,9 +63,9 @@ class Issued:
 
 Refusal = PushPayloadTooLarge | UnknownDevices | DevicesBusy | AudienceChanged
 
-# One statement, so that the count, the superseded commands and the new deliveries have the same audience. FOR SHARE
-# makes a revocation wait (it then cancels the new deliveries), and leaves out a revoked device. Foreign keys are
-# checked later.
+# Use one statement: the count, the superseded commands and the new deliveries must have the same audience. FOR SHARE
+# leaves out a device that was revoked meanwhile. A later revocation waits for this transaction, and then cancels the
+# new deliveries. Foreign keys are checked later.
 _ISSUE: Final = """
     WITH asked AS MATERIALIZED (
         SELECT * FROM jsonb_to_recordset(%(asked)s::jsonb) AS asked (
@@ -134,7 +134,7 @@ def issue(request: CommandRequest, *, dry_run: bool = False) -> Issued:
     """Issue a command to its audience. The commit wakes the dispatchers. In a dry run, only count the audience.
 
     Raises UnknownDevices, PushPayloadTooLarge, EmptyAudience or AudienceChanged. After an error, the caller must roll
-    back its transaction: before AudienceChanged is raised, the command is already written.
+    back its transaction: when AudienceChanged is raised, the command is already written.
     """
     now, target = audience.lock_named(request.target)
     content = _content(request, now)

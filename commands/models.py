@@ -11,7 +11,7 @@ from devices.models import Device
 
 
 class Priority(models.TextChoices):
-    """The priority that FCM gives to a push."""
+    """The priority with which FCM delivers a push."""
 
     HIGH = "high"
     NORMAL = "normal"
@@ -30,7 +30,7 @@ class DeliveryState(models.TextChoices):
 
 OPEN = (DeliveryState.PENDING, DeliveryState.RECEIVED)
 OVERDUE = Q(state__in=OPEN, open_until__lte=Now())
-"""The condition for overdue deliveries, which are not marked as expired yet. Every reader treats them as expired."""
+"""The condition for overdue deliveries: past `open_until`, and not marked as expired. Readers treat them as expired."""
 
 
 class CommandState(models.TextChoices):
@@ -48,8 +48,8 @@ class CommandState(models.TextChoices):
 class CommandOutcome(models.TextChoices):
     """The outcomes of a command that has ended, which commands/standing.py derives from the deliveries.
 
-    `partial`: some devices succeeded, but not all. `failed`: no device succeeded, and at least one failed. `expired`:
-    no device succeeded or failed, and at least one delivery expired. `cancelled`: all deliveries were withdrawn.
+    `partial`: the command succeeded on some devices, but not on all. `failed`: succeeded on no device, failed on some.
+    `expired`: no final report came in time, and a delivery expired. `cancelled`: all deliveries were withdrawn.
     """
 
     SUCCEEDED = "succeeded"
@@ -92,8 +92,8 @@ class Withdrawal(models.TextChoices):
 class DeviceWas(models.TextChoices):
     """A fact about the device at the end of a delivery, which no other column of the delivery shows.
 
-    `never_seen`: the device had sent no heartbeat when the delivery was marked as expired. `retired`: the delivery was
-    withdrawn because the device was retired. In this case, `withdrawn_by` is `revocation`, as in the previous version.
+    `never_seen`: the device had sent no heartbeat when the delivery was marked as expired. `retired`: the retirement of
+    the device withdrew the delivery. `withdrawn_by` is then `revocation`, a word that the previous version knows.
     """
 
     NEVER_SEEN = "never_seen"
@@ -177,7 +177,7 @@ class Command(models.Model):
         indexes: ClassVar = [
             # Lists filtered by action, newest first.
             models.Index(name="command_by_action", fields=["action", "-id"]),
-            # Commands whose end is not stored yet, and the others by their outcome, newest first.
+            # Commands whose end is not stored yet; ended commands by their outcome, newest first.
             models.Index(name="command_unfinished", fields=["id"], condition=Q(finished_at=None)),
             models.Index(name="command_by_outcome", fields=["outcome", "-id"], condition=~Q(finished_at=None)),
             models.Index(name="command_cancelled", fields=["-id"], condition=~Q(cancelled_at=None)),
@@ -193,11 +193,11 @@ class DeliveryQuerySet(models.QuerySet["Delivery"]):
     """Filters of deliveries by their present state. An overdue delivery counts as expired."""
 
     def open(self) -> Self:
-        """Keep the deliveries that wait for a final report and whose time is not over."""
+        """Keep the open deliveries. An overdue delivery is not open."""
         return self.filter(state__in=OPEN, open_until__gt=Now())
 
     def overdue(self) -> Self:
-        """Keep the deliveries whose time is over and that are not marked as expired yet."""
+        """Keep the overdue deliveries, by the condition OVERDUE."""
         return self.filter(OVERDUE)
 
 
@@ -300,8 +300,8 @@ class Attempt(models.Model):
             models.Index(
                 name="attempt_in_flight", fields=["started_at"], condition=Q(outcome=AttemptOutcome.IN_FLIGHT)
             ),
-            # The admin site's filters, newest first. Neither index contains plain successes: they are frequent, so the
-            # newest rows soon fill a page with them.
+            # The admin site's filters, newest first. The indexes contain no plain successes: they are frequent, and a
+            # scan of the newest rows soon fills a page with them.
             models.Index(name="attempt_fcm_error", fields=["fcm_error", "-id"], condition=~Q(fcm_error="")),
             models.Index(name="attempt_http_failure", fields=["http_status", "-id"], condition=Q(http_status__gt=200)),
         ]
@@ -311,7 +311,7 @@ class Attempt(models.Model):
 
 
 class Report(models.Model):
-    """One report of a phone about a delivery. If an equal report follows, only `repeat_count` of this report increases.
+    """One report of a phone about a delivery. Equal reports in a row that are not final have one row (`repeat_count`).
 
     The first final report of a delivery is its result. If the first final report came after expiry or cancellation, it
     is the late result (`late`). Every report after a final report is a `duplicate`.

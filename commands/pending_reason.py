@@ -1,4 +1,4 @@
-"""Sentences for people: why a delivery is still open, or why it ended without a final report in time."""
+"""Sentences for people: why a delivery is still open, or why a delivery ended without a final report in time."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -50,8 +50,8 @@ def _last(rows: QuerySet[Any], field: str) -> Subquery:
 
 
 _LAST_WORD: Final = _last(Report.objects.order_by("-id"), "status")
-# “In time” means before the end. A cancellation waits for a report in progress, but the previous version could store a
-# cancellation time that was earlier than this report.
+# A report came in time if it came before the end of the delivery. A cancellation waits for a report in progress. But
+# the previous version of NexMDM could store a cancellation time before the time of this report.
 _END: Final = Greatest(Coalesce(OuterRef("settled_at"), OuterRef("open_until")), OuterRef("reported_at"))
 _IN_TIME: Final = Report.objects.exclude(status__in=FINAL).filter(reported_at__lte=_END).order_by("-id")
 _DEFERRALS: Final = _number_of(Report.objects.filter(status=ReportStatus.DEFERRED), Sum(F("repeat_count") + 1))
@@ -68,15 +68,17 @@ AS_OF_NOW: Final = {
     "last_word": _LAST_WORD,
     "last_word_in_time": _last(_IN_TIME, "status"),
     "last_message_in_time": _last(_IN_TIME, "message"),
-    # Count only if the sentence shows the number: the count reads every report of a delivery.
+    # Count only if the sentence shows the number, because the count reads all reports of a delivery.
     "deferrals": Case(When(last_word=ReportStatus.DEFERRED, then=_DEFERRALS), default=0),
 }
-"""The values that why_open() and why_unfinished() read from a delivery, for annotate(). All values are of one moment.
+"""The values that why_open() and why_unfinished() read from a delivery, for annotate().
+
+All times in these values are compared with the same moment.
 """
 
 
 def current_state(row: Delivery) -> DeliveryState:
-    """Return the present state of a delivery, by the clock of the database at the time of the read.
+    """Return the state of a delivery at the time when the delivery was read, by the clock of the database.
 
     The delivery must have the annotation `overdue` of AS_OF_NOW. Without the annotation, the stored state is returned.
     """
@@ -85,7 +87,7 @@ def current_state(row: Delivery) -> DeliveryState:
 
 
 def why_open(row: Any) -> str | None:
-    """Return one sentence on what an open delivery waits for, or None if the delivery is settled.
+    """Return one sentence on what an open delivery waits for. If the delivery is settled, return None.
 
     The delivery must be annotated with AS_OF_NOW.
     """
@@ -113,9 +115,9 @@ def why_unfinished(row: Any) -> str | None:
 
 
 def withdrawn_by(row: Delivery) -> str | None:
-    """Return the cause of a cancellation as a text, or None if the delivery was not cancelled.
+    """Return the cause of a cancellation as a text. If the delivery was not cancelled, return None.
 
-    If an earlier version of NexMDM cancelled the delivery without storing the cause, return None too.
+    Earlier versions of NexMDM did not store the cause. For a delivery that they cancelled, return None too.
     """
     if row.withdrawn_by == Withdrawal.REVOCATION and row.device_was == DeviceWas.RETIRED:
         return "the device was retired"

@@ -35,8 +35,9 @@ PUSH_NOW_SQL: Final = f"""
 
 
 def conditions() -> dict[str, Q]:
-    """Return, by state of a push in the API, a condition for filter(). It selects the deliveries whose push has this
-    state.
+    """Return a condition for filter() for each state of a push in the API.
+
+    A condition selects the deliveries whose push has this state.
     """
     stored = {state.value: Q(push_state=state) & ~_SUPERSEDED for state in PushState}
     return {state: stored.get(state, _SUPERSEDED) for state in PushNow.values}

@@ -40,7 +40,7 @@ def wake() -> None:
 class Offer:
     """The open commands in the answer to a heartbeat, as envelopes.
 
-    `has_more` is True if further pending commands did not fit into the answer.
+    If `has_more` is True, the device has further pending commands.
     """
 
     commands: list[dict[str, str]]
@@ -49,9 +49,9 @@ class Offer:
 
 NO_OFFER: Final = Offer([], has_more=False)
 
-# One more row than is offered, to know whether there are more. Pending deliveries come first, oldest first; then those
-# that the device has reported on, beginning with the one whose last report is oldest. The index delivery_open_by_device
-# finds the device's few open rows.
+# Read one row more than the offer can contain: this row shows that there are more commands. Pending deliveries come
+# first, oldest first. Then come the deliveries that the device has reported on, oldest last report first. The index
+# delivery_open_by_device finds the few open rows of the device.
 OFFER: Final = """
     SELECT delivery.device_id, device.generation, device.command_key_id, delivery.state,
         command.id, command.action, command.params, command.issued_at, command.expires_at
@@ -72,7 +72,7 @@ OFFER: Final = """
 
 def offer_params(device_ids: Iterable[UUID]) -> dict[str, Any]:
     """Return the parameters of OFFER for these devices."""
-    # Each id once: a device that is given twice would get each command twice.
+    # Use each id once: OFFER would return each command of a repeated device twice.
     return {"device_ids": f"{{{','.join(map(str, dict.fromkeys(device_ids)))}}}", "limit": OFFER_LIMIT + 1}
 
 
@@ -111,9 +111,10 @@ class Cancelled:
     may_still_run: int
 
 
-# The locks come first, in separate statements: the next statement must see the heartbeats and attempts that earlier
-# owners of the locks wrote. `which` is a condition on deliveries. A revocation has locked its device before the
-# presence; a heartbeat with the first use of a token locks it after. If they deadlock, both are tried again.
+# Take the locks first, in separate statements: the next statement must see the heartbeats and attempts that earlier
+# owners of the locks wrote. `which` is a condition on deliveries. A revocation locks its device before the presence. A
+# heartbeat with the first use of a token locks the device after the presence. If the revocation and the heartbeat
+# deadlock, both are tried again.
 _HOLD_PRESENCE: Final = """
     SELECT count(*) FROM (
         SELECT FROM devices_presence
@@ -132,8 +133,8 @@ _HOLD_OPEN: Final = """
     ) held
 """
 
-# FCM recalls no push, and a phone that reported or sent a heartbeat since the issue has the command. While a device is
-# revoked, the result of this condition does not change.
+# FCM cannot recall a push. A phone that has reported, or has sent a heartbeat since the issue, may have the command.
+# While a device is revoked, the result of this condition does not change.
 _MAY_STILL_RUN: Final = """
     judged.received_at IS NOT NULL
     OR EXISTS (
@@ -175,7 +176,7 @@ _WITHDRAWN_SINCE: Final = f"""
 
 
 def cancel(command_id: UUID) -> Cancelled:
-    """Cancel the open deliveries of a command, because an admin asked for it. Raises UnknownCommand."""
+    """Cancel the open deliveries of a command for an admin. Raises UnknownCommand."""
     command = Command.objects.filter(id=command_id).first()
     if command is None:
         raise UnknownCommand

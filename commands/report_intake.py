@@ -1,8 +1,9 @@
-"""The intake of reports: take() records a report and answers it.
+"""The intake of reports: take() records a report, and returns the answer.
 
 The Ninja endpoint (phone_api.py) and the fast path (nexmdm/http/fast_path.py) call take(). Reports are recorded by
 group commit (nexmdm/common/group_commit.py). Reports and heartbeats are in separate batches. A batch of reports takes
-longer, because it locks deliveries and writes several rows for each report. A heartbeat must not wait for it.
+longer, because the batch locks deliveries and writes several rows for each report. A heartbeat must not wait for a
+batch of reports.
 """
 
 import time
@@ -192,7 +193,7 @@ async def _record_apart(record: ReportRecord, client: str, began_at: float) -> R
 
 
 def _take_apart(record: ReportRecord) -> ReportResult:
-    # Count it before the transaction: a report that is refused inside it counts too.
+    # Count the report before the transaction: a report that the transaction refuses counts too.
     device_id = _reporting_device(record)
     report_limit.reports.admit(device_id)
     return database.retry_on_deadlock(lambda: _record_report(device_id, record))
@@ -201,7 +202,8 @@ def _take_apart(record: ReportRecord) -> ReportResult:
 @transaction.atomic
 def _record_report(device_id: UUID, record: ReportRecord) -> ReportResult:
     result = reports.record_report(device_id, record.request_id, record.report)
-    # The delivery is locked now. If the device was revoked or enrolled again since the check, this undoes everything.
+    # The delivery is locked now. If the device was revoked or enrolled again since the first check, this check raises
+    # an error, and the transaction is rolled back.
     _reporting_device(record)
     return result
 

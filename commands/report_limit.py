@@ -1,11 +1,13 @@
 """The limit on how often a device may report (DEVICE_RATE_LIMIT).
 
-Each process counts the reports of a device in memory. Above a twentieth of the limit, the process also adds its count
-to a shared count in the database. Each further report of the device is added too. Therefore an ordinary device causes
-no SQL. One process allows exactly the limit. Each further process allows at most a tenth of the limit more.
+Each process counts the reports of a device in memory. When this count exceeds a twentieth of the limit, the process
+adds its count to a shared count in the database. Each further report of the device is added too. Therefore an ordinary
+device causes no SQL. One process allows exactly the limit. Each further process allows at most a tenth of the limit
+more.
 
 A report counts for a device only if its token is valid. Without this rule, any client could use up the reports of a
-device. A batch checks the tokens of its reports while it records them. Until then, each report has a reserved place.
+device. A batch checks the tokens of its reports while it records the reports. Until then, each report has a reserved
+place.
 """
 
 import math
@@ -24,13 +26,16 @@ from devices import tokens
 from nexmdm.common import rates
 
 UNSHARED_PART: Final = 20
-"""The limit divided by this number is the part of the limit that each process counts only in memory.
+"""Each process counts a part of the limit only in memory: the limit divided by this number.
 
-If the window of a process and the shared window overlap, this part can be used twice.
+If the window of a process overlaps with two shared windows, the process can use this part twice.
 """
 
 REMEMBERED: Final = 100_000
-"""The largest number of devices that a process counts (20 MB). For a further device, all counts begin again."""
+"""The largest number of devices that a process counts. The counts then take 20 MB.
+
+If one more device reports, all counts begin again.
+"""
 
 REFUSED: Final = CounterMetric(
     "nexmdm_reports_refused", "Reports that were answered 429, because their device was over DEVICE_RATE_LIMIT."
@@ -84,7 +89,7 @@ class ReportLimit:
         with self._lock:
             count = self._counts.get(token.id)
             number = count.number if count is not None and time.monotonic() < count.ends_at else 0
-            # Counted by the whole token, so that guesses at a device's secret take no place from the device.
+            # Count by the whole token: guesses at a device's secret must take no place from the device.
             if number + self._reserved[token.text] >= limit // UNSHARED_PART:
                 return False
             self._reserved[token.text] += 1

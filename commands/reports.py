@@ -97,7 +97,7 @@ _ASKED: Final = """
     )"""
 _JUDGED: Final = f"CASE WHEN device.id IS NULL THEN 'wrong' WHEN %(is_known)s THEN 'good' ELSE {VERDICT} END"
 
-# The locks come first, in their own statement: the next one must see what the transactions that had the locks wrote.
+# Take the locks first, in a separate statement: the next statement must see what earlier owners of the locks wrote.
 _HOLD: Final = f"""
     SELECT count(*) FROM (
         SELECT FROM {_ASKED}
@@ -109,10 +109,11 @@ _HOLD: Final = f"""
     ) held
 """  # noqa: S608  (constants of our modules; values are parameters)
 
-# The steps: `judged` checks the token; `found` reads the state of the delivery (`was`; a delivery past its time is
-# expired); `taken` computes the result of the report, which is then written. Each step is computed once. A report that
-# equals the last one, and is not final, only increases its count (`repeats`). `is_apart`: it may retire the device, and
-# so is not recorded here. A late report stores the device's last heartbeat, as queue.EXPIRED does.
+# The steps: `judged` checks the token. `found` reads the state of the delivery (`was`); an overdue delivery counts as
+# expired. `taken` computes the result of the report. The last steps write the result. MATERIALIZED computes each step
+# once. If a report is not final and equals the last report, only the count of the last report increases (`repeats`).
+# `is_apart`: the report may retire the device, and is not recorded here. A report on an overdue delivery stores the
+# device's last heartbeat, as queue.EXPIRED does.
 _TAKE: Final = f"""
     WITH judged AS MATERIALIZED (
         SELECT asked.*, {_JUDGED} AS verdict, device.token_used_at IS NULL AS first_use
@@ -324,7 +325,7 @@ def _retire_if_wiped(delivery: Any) -> None:
 def is_last_word(device_id: UUID, request_id: UUID, report: ReportInput) -> bool:
     """Return whether a report repeats the success that retired its device. The old token may send only this report.
 
-    If the device was enrolled again after the wipe, the wipe did not retire the device, and the result is False.
+    If the device was enrolled again after the wipe, the wipe did not retire the device. In this case, return False.
     """
     return (
         report.status == ReportStatus.SUCCEEDED

@@ -16,28 +16,28 @@ from commands.models import Command, Delivery
 from nexmdm.common import database
 
 FEW: Final = 5
-"""The largest number of reports, and of attempts, of a delivery that prune() deletes.
+"""prune() deletes a delivery only if it has at most this number of reports, and at most this number of attempts.
 
 Most deliveries have fewer reports and attempts. prune() deletes 2,000 such deliveries within a second.
 """
 
 SMALL: Final = 2000
-"""The largest stored size of a report's output, in bytes, that prune() deletes with the delivery.
+"""prune() deletes a delivery only if the stored output of each report has at most this number of bytes.
 
 PostgreSQL stores larger outputs in a separate table. A deletion from this table takes long.
 """
 
 ROWS: Final = 10_000
 BYTES: Final = 8 * 1024 * 1024
-"""ROWS limits the reports and the attempts that one call of trim() deletes. BYTES limits the size of the reports'
+"""ROWS limits how many reports, and how many attempts, one call of trim() deletes. BYTES limits the size of the
 outputs.
 
 A call that reaches these limits takes some tenths of a second.
 """
 
-# The planner does not know that a delivery has just got a million rows, so these hints allow only one plan. This plan
-# finds rows by the index of their delivery (by OFFSET 0, instead of hashing the whole table), and deliveries in the
-# index's order.
+# The planner does not know that a delivery has just got a million rows. Therefore these settings allow only one plan:
+# find rows by the index of their delivery, and read deliveries in the order of the index. OFFSET 0 in a subquery
+# prevents a hash of the whole table.
 _BY_INDEX: Final = tuple(
     f"SET LOCAL enable_{way} = off" for way in ("seqscan", "bitmapscan", "hashjoin", "mergejoin", "sort")
 )
@@ -50,14 +50,14 @@ _HAS_MUCH: Final = """(
     )
 )"""
 
-# Delete a command's deliveries only when all of them are old: the remaining deliveries alone would show a wrong state
-# of the command.
+# Delete the deliveries of a command only after the end of the command: without the deleted deliveries, the remaining
+# deliveries would show a wrong state.
 _OLD: Final = """
     old AS MATERIALIZED (
         SELECT id FROM commands_command WHERE finished_at < now() - %(kept)s ORDER BY finished_at LIMIT %(limit)s
     )
 """
-# A locked row is left for the next batch. The locks come first, in their own statement: so the deletion includes the
+# A locked row is left for the next batch. Take the locks first, in a separate statement: the deletion must include the
 # rows that earlier owners of the locks added.
 _HOLD: Final = f"""
     WITH {_OLD}
@@ -76,8 +76,8 @@ _PRUNE: Final = """
     RETURNING command_id
 """
 
-# Search among the oldest deliveries. prune() deletes those with few rows, so in the end the oldest are those with many
-# rows.
+# Search among the oldest deliveries. prune() deletes deliveries with few rows. In the end, the oldest deliveries are
+# deliveries with many rows.
 _TRIM: Final = f"""
     WITH {_OLD}, oldest AS MATERIALIZED (
         SELECT delivery.id FROM old JOIN commands_delivery delivery ON delivery.command_id = old.id LIMIT %(limit)s
@@ -110,8 +110,8 @@ def prune(kept: timedelta, limit: int) -> int:
     """Delete up to `limit` deliveries of commands that ended more than `kept` ago. Return the number of deliveries.
 
     The reports and attempts of the deliveries are deleted too. Deliveries with many or large rows wait for trim(). A
-    command is deleted together with its last delivery. A lock prevents that two calls run at the same time: each call
-    would see the deliveries that the other call is deleting, and would keep their command.
+    command is deleted together with its last delivery. A lock lets only one call run at a time: two calls would not see
+    each other's deletions, and both would keep the command.
     """
     database.advisory_lock("retention", "deliveries")
     *_, held = database.execute_batch(*_BY_INDEX, _HOLD, parameters=_bounds(kept, limit))

@@ -137,7 +137,7 @@ class ListedCommand(CommandRow):
     """A command in a list. `succeeded` counts the devices on which the command succeeded in time. `late` counts late
     results.
 
-    While the command is open, `late` is null. If the command has too many devices to count in a list, both are null.
+    While the command is open, `late` is null. If a command has too many devices, `succeeded` and `late` are null.
     """
 
     succeeded: int | None
@@ -240,8 +240,9 @@ class DeliveryRow(ResponseSchema):
 class TimelineEvent(ResponseSchema):
     """One event of a delivery: its issue, an attempt, a report, or its settlement.
 
-    Equal reports in a row are one event: `count` is their number, and `last_at` is the time of the last report.
-    `left_out`: `count` further events are not stored or not shown. If their number is not known, `count` is null.
+    Equal reports in a row that are not final are one event. `count` is their number, and `last_at` is the time of the
+    last report. `left_out`: `count` further events are not stored or not shown. If the number is not known, `count` is
+    null.
     """
 
     at: Time

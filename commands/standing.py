@@ -1,4 +1,4 @@
-"""The state and the outcome of a command. Only this module derives them from the deliveries.
+"""The state and the outcome of a command. Only this module derives the state and the outcome from the deliveries.
 
 After the end of a command, finishing.py stores the outcome. Until the outcome is stored, each read derives it.
 """
@@ -45,15 +45,16 @@ SEEN: Final = Coalesce(
     ),
     0,
 )
-"""The present states of a command's deliveries, as bits for of_seen(); for annotate(). Reads all deliveries of the
-command.
+"""For annotate(): the present states of a command's deliveries, as bits for of_seen().
+
+The database reads all deliveries of the command.
 """
 
 
 STANDING: Final = {
     "seen": Case(When(finished_at__isnull=False, then=0), default=SEEN, output_field=IntegerField()),
 }
-"""The value that of() reads from a command, for annotate(). If the end of the command is stored, no delivery is read.
+"""For annotate(): the value that of() reads from a command. If the end of the command is stored, no delivery is read.
 """
 
 
@@ -106,7 +107,10 @@ _OPEN: Final = Q(finished_at=None) & Q(Exists(Delivery.objects.open().filter(com
 
 
 def state_conditions() -> dict[str, Q]:
-    """Return, by state, a condition for filter(). It selects the commands for which of() returns this state."""
+    """Return a condition for filter() for each state of a command.
+
+    A condition selects the commands for which of() returns the state.
+    """
     by_outcome = outcome_conditions()
     was_cancelled = Q(cancelled_at__isnull=False)
     not_cancelled = {
@@ -122,7 +126,10 @@ def state_conditions() -> dict[str, Q]:
 
 
 def outcome_conditions() -> dict[str, Q]:
-    """Return, by outcome, a condition for filter(). It selects the commands for which of() returns this outcome."""
+    """Return a condition for filter() for each outcome of a command.
+
+    A condition selects the commands for which of() returns the outcome.
+    """
     succeeded, failed, expired = (_has(state) for state in (*_REPORTED, DeliveryState.EXPIRED))
     others = _has(*(state for state in _SETTLED if state != DeliveryState.SUCCEEDED))
     derived = {

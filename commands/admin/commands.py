@@ -127,7 +127,7 @@ class CommandAdmin(ReadOnlyAdmin):
         return super().get_queryset(request).defer(*BULKY)
 
     def identified(self, key: UUID) -> Q:
-        """Return the condition for commands with this request id, or for commands to the device with this id."""
+        """Return the condition for a request id or a device id. A device id finds the commands to the device."""
         if Command.objects.filter(pk=key).exists():
             return Q(pk=key)
         return Q(pk__in=Delivery.objects.filter(device=key).order_by().values("command"))

@@ -79,7 +79,7 @@ class _OfCommandAndDevice(ReadOnlyAdmin):
         return super().get_queryset(request).select_related(command, device).defer(*unread)
 
     def identified(self, key: UUID) -> Q:
-        """Return the condition for rows of this request id, or for rows of this device id."""
+        """Return the condition for rows with this request id or this device id."""
         return Q(command=key) if Command.objects.filter(pk=key).exists() else Q(device=key)
 
     def named(self, text: str) -> Q:
@@ -200,7 +200,7 @@ class DeliveryAdmin(_OfCommandAndDevice):
         return deliveries
 
     def complete(self, rows: Sequence[Any]) -> None:
-        """Set `current` of the deliveries on a page, by complete() of this module."""
+        """Set `current` of each delivery on a page, by complete() of this module."""
         complete(rows)
 
     def cells(self, rows: QuerySet[Any]) -> list[tuple[Any, ...]]:
@@ -281,7 +281,8 @@ class _OfDelivery(_OfCommandAndDevice):
     of_delivery = Link("delivery", text=_key)
 
     def identified(self, key: UUID) -> Q:
-        """Return the condition for rows of this request id, or for rows of this device id."""
+        """Return the condition for rows with this request id or this device id."""
+        # A scan from the newest row on may take long to find a request id.
         if Command.objects.filter(pk=key).exists():
             return Q(delivery__in=all_of(Delivery.objects.filter(command=key)))
         return Q(delivery__device=key)

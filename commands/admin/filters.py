@@ -1,4 +1,4 @@
-"""The filters of the admin site's lists of commands, deliveries, attempts and reports. Their choices need no query."""
+"""The filters of the lists of commands, deliveries, attempts and reports. The choices are constants."""
 
 from datetime import datetime, timedelta
 from typing import Any, ClassVar, Final
@@ -29,9 +29,9 @@ LATEST: Final = 10_000
 """The number of newest commands that decide whether an action is common."""
 
 COMMON: Final = 1000
-"""An action is common under two conditions. First, more than one in COMMON of the latest deliveries has the action.
+"""The first condition for a common action: more than one in this number of the latest deliveries has the action.
 
-Second, the latest deliveries with the action fill a page.
+The second condition: the latest deliveries with the action fill a page.
 """
 
 
@@ -56,6 +56,7 @@ class DeliveryActionFilter(ActionFilter):
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         """Keep the rows of commands with this action."""
         action = self.value()
+        # A common action and a rare action need different queries.
         if action not in CATALOGUE or _is_common(action):
             return super().queryset(request, queryset)
         return queryset.filter(**{f"{self.delivery}__in": all_of(Delivery.objects.filter(command__action=action))})

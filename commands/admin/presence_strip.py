@@ -16,7 +16,7 @@ DAY: Final = timedelta(days=1)
 MOST: Final = 500
 """The largest number of states on a page. The page shows the newest states."""
 
-# In units of the view box. The style sheet stretches the strip to the width of its place.
+# Units of the view box. The style sheet stretches the strip to the width that the page has for it.
 _DAY_WIDTH: Final = 100
 _NARROWEST: Final = 0.5
 

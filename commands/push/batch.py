@@ -14,7 +14,7 @@ FRESH_SECONDS: Final = 1.0
 
 
 class Batch:
-    """The pushes of one claim that are not sent yet. The claim counts as their first check.
+    """The pushes of one claim that are not sent yet. The claim counts as the first check of these pushes.
 
     `claimed_at` is a time of time.monotonic(). `is_probe`: the push of this batch tests whether FCM works again.
     """
@@ -32,11 +32,10 @@ class Batch:
         return time.monotonic() - self._asked_at <= FRESH_SECONDS
 
     async def take(self, claimed: Claimed) -> bool:
-        """Remove a push from the batch, and return whether to send it. Raises the errors of the database.
+        """Remove a push from the batch, and return whether the push may be sent. Raises the errors of the database.
 
-        The push must not be sent if its delivery was settled or has expired since the claim. The push must not be sent
-        either if its device was revoked or has another push token. If a check is necessary, one query checks all
-        waiting pushes.
+        The result is False if the delivery was settled or has expired since the claim. The result is also False if the
+        device was revoked or has another push token. If a check is necessary, one query checks all waiting pushes.
         """
         if not self.is_fresh:
             async with self._asking:
@@ -45,7 +44,7 @@ class Batch:
 
     async def _ask(self) -> None:
         if self.is_fresh:
-            return  # The query of another push has checked this one while it waited for the lock.
+            return  # While this push waited for the lock, another push has run the query.
         asked_at = time.monotonic()
         wanted = await database.run_in_db_thread_ungated(outbox.wanted, list(self._waiting.values()))
         self._waiting = {number: one for number, one in self._waiting.items() if number in wanted}

@@ -1,6 +1,6 @@
 """The circuit breaker, which stops the pushes of a dispatcher while FCM fails.
 
-It reads no clock: the caller gives the present time as `now`, in seconds.
+The circuit breaker reads no clock: the caller gives the present time as `now`, in seconds.
 """
 
 from dataclasses import dataclass, field
@@ -15,7 +15,8 @@ If the sends to only one or two devices fail, the phones may be the cause.
 """
 
 MOST_PASSED_OVER: Final = 1000
-"""The largest number of failed deliveries that a circuit remembers. If more fail, the circuit forgets the earliest."""
+"""The largest number of failed deliveries that a circuit remembers. For a further delivery, the earliest is forgotten.
+"""
 
 PROBE_INTERVAL_SECONDS: Final = 30.0
 
@@ -47,11 +48,11 @@ class Circuit:
     """The circuit of one dispatcher.
 
     Closed: all pushes are sent. Open: one push is sent every 30 s, as a probe. The first probe that FCM accepts or
-    rejects closes the circuit. Three causes can open the circuit, and `cause` is the cause that opened it:
+    rejects closes the circuit. `cause` is the cause that opened the circuit. There are three causes:
 
-    - `OAUTH`: one failure is enough, because it concerns all pushes.
-    - `CONFIGURATION`: FCM refuses the server's Firebase account or project for three devices. Between these refusals,
-      FCM accepts or rejects no message.
+    - `OAUTH`: the server got no access token. One failure is enough, because all pushes need the token.
+    - `CONFIGURATION`: FCM refused the server's Firebase account or project for three devices. Between these refusals,
+      FCM accepted or rejected no message.
     - `PASSING`: 20 failures of any kind in a row, for at least three devices.
 
     While the circuit is open, a claim passes over the deliveries whose push has failed, unless no other delivery is
@@ -88,7 +89,7 @@ class Circuit:
             self._failed_before_closing = []
 
     def note(self, fault: Fault, reason: str, now: float, *, device_id: str, delivery_id: int) -> bool:
-        """Record the end of a send. Return whether the circuit opened or closed because of it.
+        """Record the end of a send. Return whether this end opened or closed the circuit.
 
         `reason` is the text of the fault, for the log.
         """

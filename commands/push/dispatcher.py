@@ -46,7 +46,7 @@ With two more batches, no slot waits for a claim.
 """
 
 LEAST_ROOM: Final = BATCH // 2
-"""The dispatcher claims pushes only if at least this number of further pushes can wait.
+"""The dispatcher claims pushes only if there is room for at least this number of further pushes.
 
 A claim takes the same time for one push as for many pushes.
 """
@@ -63,24 +63,26 @@ AFTER_FAILURE_SECONDS: Final = 1.0
 LEAVES_WITHIN_SECONDS: Final = outbox.LEASE.total_seconds() - fcm.TIMEOUT_SECONDS - 5
 """The time after its claim in which a push may be sent, in seconds.
 
-The rest of the lease is for FCM's answer, and 5 s for its record.
+The rest of the lease is for FCM's answer, and 5 s are for the record of the answer.
 """
 CIRCUIT_OPENED = Counter("nexmdm_circuit_opened", "How often a dispatcher's circuit has opened, by cause.", ["cause"])
 for _cause in circuit_breaker.CAUSES:
-    CIRCUIT_OPENED.labels(_cause.value)  # So the metric is 0, and not absent, before a circuit first opens.
+    CIRCUIT_OPENED.labels(_cause.value)  # Before a circuit first opens, the metric is 0 and not absent.
 
 
 class FcmSender(Protocol):
     """The part of the FCM client that the dispatcher uses."""
 
     async def send(self, push: fcm.FcmMessage) -> fcm.FcmResponse:
-        """Send one message. Errors of FCM or of the network are returned, not raised. Raises NotSent if it is too late
-        to send.
+        """Send one message. Errors of FCM or of the network are returned, not raised. Raises NotSent if the push was
+        too late.
         """
 
 
 class Dispatcher:
-    """One dispatcher. Any number of dispatchers may run, on any number of machines. Row locks coordinate them."""
+    """One dispatcher. Any number of dispatchers may run, on any number of machines. Row locks coordinate the
+    dispatchers.
+    """
 
     def __init__(
         self, sender: FcmSender | None, *, per_second: float, periodic_tasks: Sequence[PeriodicTask] = ()
@@ -103,8 +105,7 @@ class Dispatcher:
     def stop(self) -> None:
         """Stop claiming pushes, and let run() return.
 
-        Before run() returns, FCM answers the sent pushes, the waiting pushes are given back, and all answers are
-        recorded.
+        run() returns when the claimed pushes are sent or given back, FCM has answered, and all answers are recorded.
         """
         self._stopping.set()
         self._awake.set()
@@ -188,7 +189,7 @@ class Dispatcher:
                 await self._sleep_until_woken(self._listener.poll_seconds)
 
     async def _send(self, claimed: Claimed, batch: Batch) -> None:
-        """Send a push when a slot is free. If the push must not be sent any more, give it back."""
+        """Send a push when a slot is free. If the push must not be sent any more, give the push back."""
         async with self._slots:
             if self.circuit.state == circuit_breaker.OPEN and not batch.is_probe:
                 self._give_back(

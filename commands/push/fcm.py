@@ -48,10 +48,11 @@ class NoAccessToken(Exception):
 class FcmMessage(NamedTuple):
     """The message to FCM for one phone, with an envelope as its data.
 
-    - `kind`: the field of the message that contains `target`.
+    - `kind`: the name of the field that contains `target` in the message.
     - `expires_at`: the expiry of the command, a time of time.monotonic(). The message is sent at least one second
-      before this time, or not at all.
-    - `leaves_before`: the end of the claim, a time of time.monotonic(). After this time, the message is not sent.
+      before the expiry, or not at all.
+    - `leaves_before`: the time until which the claim allows a send, a time of time.monotonic(). After this time, the
+      message is not sent.
     - `direct_boot`: a restarted phone gets the message before its user unlocks the phone.
     """
 
@@ -106,7 +107,7 @@ class AccessToken:
         return str(self._credential.token)
 
     async def renew(self, refused: str) -> None:
-        """Refresh the token `refused`, which FCM has refused. If a newer token exists, do nothing. Raises
+        """Get a new token after FCM has refused the token `refused`. If a newer token exists, do nothing. Raises
         NoAccessToken.
         """
         if self._credential.token == refused:
@@ -122,14 +123,14 @@ class AccessToken:
     def _refresh(self) -> asyncio.Task[None]:
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.ensure_future(asyncio.to_thread(self._refresh_now))
-            # Sends that wait for the refresh get its error. If none waits, the next send tries again.
+            # Sends that wait for the refresh get its error. If no send waits, the next send tries the refresh again.
             self._refreshing.add_done_callback(lambda task: task.cancelled() or task.exception())
         return self._refreshing
 
     def _refresh_now(self) -> None:
         self._credential.refresh(partial(Request(), timeout=TIMEOUT_SECONDS))
-        # google-auth has the expiry as naive UTC, or None if the answer contained no expiry. In that case the token is
-        # used until FCM refuses it.
+        # google-auth stores the expiry as naive UTC, or None if the answer contained no expiry. If the expiry is None,
+        # the token is used until FCM refuses the token.
         expiry: datetime | None = self._credential.expiry
         seconds_left = math.inf if expiry is None else (expiry.replace(tzinfo=UTC) - datetime.now(UTC)).total_seconds()
         self._expires_at = time.monotonic() + seconds_left
@@ -183,12 +184,12 @@ class Sender:
         try:
             await self._access.renew(token)
         except NoAccessToken:
-            # Other pushes may use the refused token until it expires. So return FCM's refusal, not an OAuth failure.
+            # Return FCM's refusal, not an OAuth failure: other pushes may use the token until it expires.
             return answer
         return await self._post(push, await self._access.get())
 
     async def _post(self, push: FcmMessage, token: str) -> FcmResponse:
-        # Encoded only when there is a connection, because a wait for the connection shortens the time to live.
+        # Encode the message only when a connection is free: a wait for a connection shortens the time to live.
         async with asyncio.timeout(TIMEOUT_SECONDS):
             response = await self._connections.post(partial(encode, push), f"Bearer {token}")
         return parse(*response)
@@ -197,8 +198,8 @@ class Sender:
 def encode(push: FcmMessage) -> bytes:
     """Return the body of the HTTP v1 request, for a push that is sent now. Raises NotSent.
 
-    The body equals the body that firebase_admin.messaging makes. This function takes a third of the time. In FCM's
-    statistics, messages are counted by their action.
+    The body equals the body that firebase_admin.messaging makes, but this function takes a third of the time. FCM's
+    statistics count messages by their action.
     """
     now = time.monotonic()
     seconds_left = push.expires_at - now
@@ -278,7 +279,9 @@ def _storable(text: object, length: int) -> str:
 
 
 def _retry_after(text: str) -> float | None:
-    """Return the seconds in a Retry-After header, which is a number or an HTTP date (RFC 9110, section 10.2.3)."""
+    """Return the seconds in a Retry-After header, or None. The header is a number or an HTTP date (RFC 9110, section
+    10.2.3).
+    """
     if not text:
         return None
     if text.strip().isdecimal():

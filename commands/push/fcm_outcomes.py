@@ -17,13 +17,15 @@ QUOTA_RETRY_SECONDS: Final = 60.0
 """The shortest wait after a 429 without Retry-After, in seconds (Google: "Throttling and quotas")."""
 
 LONGEST_RETRY_AFTER_SECONDS: Final = 3600.0
-"""The longest wait that a Retry-After can cause, in seconds. A push must wake a phone soon, and cannot wait longer."""
+"""The longest wait that a Retry-After can cause, in seconds. A longer wait is of no use, because a push must wake a
+phone.
+"""
 
 PROBE_SECONDS: Final = 30.0
 """The shortest wait after a fault on the server's own side (OAuth, configuration), in seconds."""
 
 SPREAD: Final = 1.1
-"""The largest factor by which a fixed wait is lengthened at random. The random factor spreads the retries over time."""
+"""A fixed wait is multiplied by a random factor from 1 to this number, so that retries spread over time."""
 
 
 class RetryDecision(NamedTuple):
@@ -116,10 +118,10 @@ def _refused(answer: FcmResponse, failures: int) -> RetryDecision:
 
 
 def _capped_retry_after(answer: FcmResponse, seconds_left: float) -> float:
-    """Return the wait that an answer's Retry-After causes, in seconds: at most an hour, and 0.0 without a Retry-After.
+    """Return the wait that an answer's Retry-After causes, in seconds. Without a Retry-After, return 0.0.
 
-    If Retry-After is more than an hour, the wait is also at most about half of `seconds_left`. Then the push gets
-    further tries before the command expires.
+    The wait is at most an hour. If Retry-After is more than an hour, the wait is also at most about half of
+    `seconds_left`: the push must get further tries before the command expires.
     """
     asked = answer.retry_after_seconds or 0.0
     if asked > LONGEST_RETRY_AFTER_SECONDS:
@@ -128,10 +130,9 @@ def _capped_retry_after(answer: FcmResponse, seconds_left: float) -> float:
 
 
 def backoff(failures: int) -> float:
-    """Return the wait before the next try, in seconds: 10 s, and a random part of up to 10 s × 2ⁿ, together at most 15
-    min.
+    """Return the wait before the next try, in seconds. `failures` is the number of earlier failures, n.
 
-    `failures` is n, the number of earlier failures.
+    The wait is 10 s plus a random part of up to 10 s × 2ⁿ. The wait is at most 15 min.
     """
     spread = FIRST_RETRY_SECONDS * 2.0 ** min(failures, 10)
     return FIRST_RETRY_SECONDS + random.uniform(0, min(spread, LONGEST_RETRY_SECONDS - FIRST_RETRY_SECONDS))

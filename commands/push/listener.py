@@ -50,8 +50,9 @@ class Listener:
 
     @property
     def poll_seconds(self) -> float:
-        """The time between two polls of the dispatcher, in seconds. It is longer while the dispatcher's notifications
-        arrive.
+        """The time between two polls of the dispatcher, in seconds.
+
+        This time is longer while the dispatcher's notifications to itself arrive.
         """
         return POLL_SECONDS if self._is_proven else DEAF_POLL_SECONDS
 
@@ -83,7 +84,7 @@ class Listener:
         finally:
             hearing.cancel()
             try:
-                # First the task must release the socket. (psycopg gives a statement under way 10 s to be cancelled.)
+                # The task must release the socket first. psycopg gives a running statement 10 s to be cancelled.
                 await asyncio.wait([hearing])
             finally:
                 await connection.close()

@@ -1,8 +1,8 @@
 """The outbox: the due pushes, and the claims of dispatchers.
 
-A dispatcher handles a push in three steps. First it claims the push: a row records that the push will be sent. Then it
-sends the push, without an open transaction. Then it records FCM's answer (commands/push/attempts.py). A claim ends with
-its lease. If a dispatcher crashes, the pushes that it had claimed become due again.
+A dispatcher handles a push in three steps. First, the dispatcher claims the push: a row records that the push will be
+sent. Second, the dispatcher sends the push, without an open transaction. Third, the dispatcher records FCM's answer
+(commands/push/attempts.py). A claim ends with its lease. If a dispatcher crashes, its claimed pushes become due again.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from nexmdm.common import database
 log = structlog.get_logger()
 
 LEASE: Final = timedelta(seconds=45)
-"""The time after a claim in which only the dispatcher of the claim may send the push.
+"""The time after a claim in which no other dispatcher may send the push.
 
 The lease is more than three times the 10 s that one send may take.
 """
@@ -53,10 +53,9 @@ class Claimed(NamedTuple):
 
 
 class Sent(NamedTuple):
-    """The end of a claimed push.
+    """The end of a claimed push. If `retry_in_seconds` is None, no further push is due.
 
-    `retry_in_seconds` is the wait until the next push; None: no further push is due. `is_given_back`: the push was not
-    sent, which does not count as a failure.
+    `is_given_back`: the push was not sent, which does not count as a failure.
     """
 
     claimed: Claimed
@@ -70,12 +69,12 @@ class Sent(NamedTuple):
     is_given_back: bool = False
 
 
-# Just after a command to a hundred thousand devices, the planner has no statistics of the new rows. So the statement
-# allows only one plan. Rows are picked only from delivery_push_due, in its order, up to the limit; otherwise each claim
-# would sort all due rows. Attempts are found by the index of their delivery. So the condition is `finished_at IS NULL`:
-# for `in_flight`, the planner could choose another index. A picked push that must not be sent waits until the lease
-# ends, and blocks no other push. If an attempt is still open when its delivery becomes due again, its dispatcher died.
-# It is closed as unknown, because its outcome was lost with that dispatcher.
+# Just after a command to a hundred thousand devices, the planner has no statistics of the new rows. Therefore the
+# statement allows only one plan. Rows are read from the index delivery_push_due, in its order, up to the limit. With
+# another plan, each claim would sort all due rows. Attempts are found by the index of their delivery. The condition is
+# `finished_at IS NULL`, because the planner could choose another index for `in_flight`. A picked push that must not be
+# sent waits until the lease ends, and blocks no other push. If an attempt is still open when its delivery becomes due
+# again, its dispatcher died. The attempt is closed as unknown, because its outcome was lost with the dispatcher.
 _IN_ORDER: Final = ("SET LOCAL enable_bitmapscan = off", "SET LOCAL enable_sort = off")
 _CLAIM: Final = """
     WITH picked AS (
@@ -135,7 +134,7 @@ def claim_due(limit: int, passed_over: Sequence[int] = ()) -> list[Claimed]:
     ]  # fmt: skip
 
 
-# The same conditions as in the claim, for pushes that were claimed a while ago.
+# The conditions are the conditions of the claim. The pushes were claimed some time ago.
 _WANTED: Final = """
     SELECT delivery.id
     FROM unnest(
@@ -165,7 +164,7 @@ def wanted(claimed: Sequence[Claimed]) -> set[int]:
 
 
 def stop_pushing(device_ids: Sequence[UUID]) -> None:
-    """Make no push due for these devices, because they have no live push token any more.
+    """Mark no push of these devices as due, because the devices have no live push token any more.
 
     The devices get their commands with heartbeats.
     """
@@ -193,7 +192,8 @@ def resume_pushing(device_id: UUID) -> int:
 def set_push_target(device_id: UUID, target: PushTarget | None) -> None:
     """Set or remove the push target of a device, and update which pushes of the device are due.
 
-    Another device may lose its push target to this device; its pushes stop. Runs in the transaction of its caller.
+    If other devices had this push target, they lose it, and their pushes are not due any more. Runs in the transaction
+    of its caller.
     """
     assigned = push_targets.assign(device_id, target)
     stop_pushing(assigned.taken_from)
@@ -208,7 +208,7 @@ def set_push_target(device_id: UUID, target: PushTarget | None) -> None:
 def settle_shared_push_tokens(limit: int) -> int:
     """Find up to `limit` installations that several devices share, and leave each installation to one device.
 
-    The device that was seen last keeps the installation, but revoked devices do not count. The other devices lose their
+    This device is the device that was seen last, among the devices that are not revoked. The other devices lose their
     push tokens. Return the number of installations. Only earlier versions of NexMDM let devices share an installation.
     """
     shared = push_targets.shared_installations(limit)

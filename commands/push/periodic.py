@@ -30,7 +30,7 @@ class PeriodicTask:
 async def repeat(task: PeriodicTask) -> None:
     """Repeat the work until the asyncio task is cancelled. Errors are logged, and do not end the repetition.
 
-    If the database is unavailable, this is logged only once for each outage.
+    An unavailable database is logged only once for each outage.
     """
     # A separate thread: if this task waits for a lock, neither pushing nor another task waits.
     async with ThreadSensitiveContext():

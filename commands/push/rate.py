@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from typing import Final
 
 BURST_SECONDS: Final = 0.1
-"""The size of the token bucket, as a time in seconds. After a pause, only the pushes of this time are sent immediately.
-"""
+"""The size of the token bucket, in seconds. After a pause, only the pushes of this time are sent immediately."""
 
 
 @dataclass(slots=True)
@@ -13,8 +12,7 @@ class Pace:
     """The pace of one dispatcher: a token bucket of `per_second` pushes.
 
     Each second with a 429 halves the pace. After that, the pace grows each second by a tenth of `per_second`. The
-    bucket contains the pushes of a tenth of a second, and therefore neither a pause nor a start exceeds the pace by
-    much.
+    bucket contains the pushes of a tenth of a second. Therefore neither a pause nor a start exceeds the pace by much.
     """
 
     per_second: float

@@ -60,7 +60,7 @@ _COMMAND_STATUSES: Final = f"""
     WHERE command.id = ANY(%s)
 """  # noqa: S608  (a constant of ours; values are parameters)
 
-# The deliveries of late reports are all marked as settled: the first late report on an overdue delivery marks it.
+# Each delivery with a late report is marked as settled: the first report on an overdue delivery marks the delivery.
 _RESULTS: Final = f"""
     SELECT
         delivery.command_id, count(*) FILTER (WHERE delivery.state = 'succeeded'),
@@ -71,7 +71,7 @@ _RESULTS: Final = f"""
 """  # noqa: S608  (a constant of ours; values are parameters)
 
 MOST_COUNTED: Final = 50_000
-"""The largest number of deliveries that a list of commands reads for its counts. This takes up to 0.2 s.
+"""The largest number of deliveries that a list of commands reads for its counts. The read takes up to 0.2 s.
 
 The commands with the fewest deliveries are counted first.
 """
@@ -83,7 +83,7 @@ DELIVERIES_PER_QUERY: Final = 200_000
 
 @dataclass(frozen=True, slots=True)
 class CommandStatus:
-    """The state and the outcome of a command, and the counts of its deliveries by state and by state of their push."""
+    """The state and the outcome of a command. `counts` and `push` count its deliveries by state and by push state."""
 
     state: CommandState
     outcome: CommandOutcome | None
@@ -115,7 +115,7 @@ def command_detail(request_id: UUID) -> CommandDetail:
 
 
 def command_statuses(sizes: Mapping[UUID, int]) -> dict[UUID, CommandStatus]:
-    """Return the status of each command. `sizes` contains the number of devices of each command.
+    """Return the status of each command, by request id. `sizes` contains the number of devices of each command.
 
     A command that does not exist is left out. Each query counts at most DELIVERIES_PER_QUERY deliveries.
     """
@@ -174,7 +174,7 @@ def command_page(query: CommandQuery) -> CommandPage:
 
 
 def _results(sizes: Mapping[UUID, int], stands: Mapping[UUID, standing.Standing]) -> dict[UUID, tuple[int, int]]:
-    """Return by command the number of successes and the number of late results.
+    """Return, by request id, the number of successes and the number of late results.
 
     Commands with too many deliveries are left out. If a command succeeded, its number of successes is its number of
     devices, and its deliveries are not read.

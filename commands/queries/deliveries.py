@@ -25,7 +25,7 @@ from commands.queue import UnknownCommand
 from commands.schemas import DeliveryDetail, DeliveryPage, DeliveryQuery, DeliveryRow, PushSummary, Result
 from nexmdm.common import pagination
 
-# These columns may be large, and no answer about a delivery contains them.
+# These columns may be large. No answer about a delivery contains them.
 _UNREAD: Final = ("command__params", "command__target", "device__presence__last_status", "device__tags")
 
 
@@ -52,7 +52,7 @@ def newest_of(delivery_id: int, most: int) -> DeliveryDetail:
 
 
 def rows_of(delivery_ids: Collection[int]) -> dict[int, DeliveryRow]:
-    """Return deliveries by id, in the form of a list. Deleted deliveries are left out."""
+    """Return the deliveries with these ids, in the form of a list in the API. Deleted deliveries are left out."""
     return {row.id: _delivery_row(row) for row in _deliveries().filter(id__in=delivery_ids)}
 
 

@@ -9,13 +9,16 @@ from commands.reports import KEPT
 from commands.schemas import TimelineEvent
 
 MOST_REPORTS: Final = KEPT + 2
-"""The largest number of reports in a timeline, newest first.
+"""The largest number of reports in a timeline. The newest reports are shown.
 
 This number includes all stored reports, unless an earlier version of NexMDM stored more.
 """
 
 MOST_ATTEMPTS: Final = 1000
-"""The largest number of attempts in a timeline, newest first: the attempts of ten days, if each attempt fails."""
+"""The largest number of attempts in a timeline. This is the number of attempts in ten days if each attempt fails.
+
+The newest attempts are shown.
+"""
 
 
 def events(
@@ -23,8 +26,8 @@ def events(
 ) -> list[TimelineEvent]:
     """Return the events of a delivery, oldest first. `attempts` and `reports` must be sorted newest first.
 
-    If there are more attempts than `most_attempts`, an event `left_out` replaces the oldest attempts. The rule for
-    reports and `most_reports` is the same.
+    At most `most_attempts` attempts and `most_reports` reports are included. If older attempts or reports are left out,
+    an event `left_out` takes their place.
     """
     found = [
         TimelineEvent(at=row.command.issued_at, event="issued"),
@@ -37,7 +40,7 @@ def events(
 
 
 def _newest(kind: str, newest_first: list[TimelineEvent], most: int) -> list[TimelineEvent]:
-    """Return the newest events, oldest first. If earlier events are left out, the first event shows that."""
+    """Return the newest events, oldest first. If older events are left out, an event `left_out` comes first."""
     shown = newest_first[:most][::-1]
     if len(newest_first) <= most:
         return shown

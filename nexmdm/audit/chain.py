@@ -85,8 +85,8 @@ class DeletedTooSoon(Exception):
 def digest(entry: AuditEntry) -> str:
     """Return the hash that an entry must contain, as hex: the SHA-256 of a JSON array of all its fields.
 
-    Times in the array have microseconds. The hash of an entry without a summary is the hash that versions without
-    summaries computed.
+    Times in the array have microseconds. An entry without a summary has the hash that earlier versions of NexMDM
+    computed.
     """
     summary = [entry.action, entry.target, entry.device_count, entry.dry_run]
     has_summary = summary != ["", "", None, None]
@@ -120,9 +120,9 @@ def newest() -> Place | None:
 def verify(kept: timedelta, witness: Place | None = None) -> Verified:
     """Verify the chain from the oldest entry to the newest entry, in one snapshot of the database.
 
-    `kept` is the age at which retention deletes entries. `witness` is a place that was recorded earlier; the chain must
-    still contain this place. The size of the chain does not change the use of memory. Raises BrokenLink, DeletedTooSoon
-    or WitnessGone.
+    `kept` is the age at which retention deletes entries. `witness` is a place that was recorded earlier. The chain must
+    still contain the witness. The use of memory does not grow with the chain. Raises BrokenLink, DeletedTooSoon or
+    WitnessGone.
     """
     with transaction.atomic():
         database.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
@@ -159,7 +159,7 @@ def _check(entry: AuditEntry, before: Place, newest: Place) -> None:
 
 
 def _gap(entry: AuditEntry, before: Place) -> BrokenLink:
-    """Return the error for an entry that does not follow the entry before it in the table."""
+    """Return the error for an entry that was not written directly after the entry before it in the table."""
     written_after = AuditEntry.objects.filter(hash=entry.previous, id__lt=before.entry_id).first()
     if written_after is not None:
         first = AuditEntry.objects.filter(id__gt=written_after.id).earliest("id")
@@ -181,9 +181,7 @@ def _check_end(last: Place, newest: Place) -> None:
 
 
 def _check_beginning(kept: timedelta) -> None:
-    """Raise DeletedTooSoon if the last deleted entry is younger than `kept`. Some marks do not contain the age of this
-    entry.
-    """
+    """Raise DeletedTooSoon if the last deleted entry is younger than `kept`. If the mark has no time, do nothing."""
     mark = AuditMark.objects.filter(name=AuditMark.PRUNED, at__gt=Now() - kept).first()
     if mark is not None:
         raise DeletedTooSoon(

@@ -1,4 +1,7 @@
-"""The audit entries: one entry for each signed write, carried out or refused."""
+"""The audit entries: one entry for each signed write, carried out or refused.
+
+A write over the rate limit has no entry.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
@@ -14,8 +17,8 @@ from nexmdm.common.event_feed import events
 from nexmdm.common.event_feed.events import Event, EventType
 from nexmdm.models import AuditEntry, AuditMark
 
-# Delete old entries from the oldest on, up to the first young one, so that the rest is one chain without a gap. If two
-# transactions prune at the same time, the second one waits for the mark, and then finds it moved.
+# Delete the oldest entries up to the first young entry: the remaining entries must be one chain without a gap. If two
+# transactions prune at the same time, the second transaction waits for the mark, and then finds a moved mark.
 _MOVE_MARK: Final = """
     INSERT INTO nexmdm_auditmark AS mark (name, entry_id, hash)
     SELECT %(pruned)s, id, hash FROM (
@@ -29,8 +32,8 @@ _MOVE_MARK: Final = """
 """
 
 
-# Check the mark only at the commit: between the two steps of prune(), it stands at an entry that still exists. An outer
-# transaction may have set another time for the check.
+# Check the mark only at the commit: between the two steps of prune(), the mark names an entry that still exists. An
+# outer transaction may have set another time for the check.
 _MARK_FIRST: Final = "SET CONSTRAINTS audit_mark_takes_all DEFERRED"
 
 

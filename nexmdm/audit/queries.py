@@ -66,7 +66,7 @@ class AuditPage(ResponseSchema):
 
 
 def about_device(device_id: UUID) -> Q:
-    """Return the condition for entries whose path names a device, or whose command has a delivery to the device.
+    """Return the condition for entries about a device: the path names the device, or the command has a delivery to it.
 
     A refused command and a dry run have no delivery. Their entry is found only if this device is the whole target.
     """
@@ -89,7 +89,7 @@ def _naming_device(device_id: UUID) -> tuple[QuerySet[Any], QuerySet[Any]]:
 
 
 def _any_of(first: QuerySet[Any], *others: QuerySet[Any]) -> Q:
-    # Separate conditions, each with its own index; one condition with an OR could use none of them.
+    # Use separate conditions, each with its own index. A single condition with OR could use no index.
     return Q(pk__in=first.values("pk").union(*(rows.values("pk") for rows in others), all=True))
 
 

@@ -34,11 +34,7 @@ class AddressLimit:
         self._counted_since = float("-inf")
 
     def seconds_over(self, client: str) -> int | None:
-        """Return the seconds that an address must wait, or None if this process does not know that it is over the
-        limit.
-
-        Runs no SQL.
-        """
+        """Return the seconds to wait if this process knows that the address is over the limit, or None. Runs no SQL."""
         key = addresses.counting_key(client)
         until = self._over_until.get(key, 0.0)
         if len(self._counted) >= COUNTED_ADDRESSES and key not in self._counted:

@@ -28,9 +28,9 @@ log = structlog.get_logger()
 
 
 def audited(run: View) -> View:
-    """Decorate a view: if it refuses a signed write, or if the write fails, write an audit entry.
+    """Decorate a view: write an audit entry for each signed write that is refused or fails.
 
-    A write that was carried out already has its audit entry.
+    The audit entry of a write that is carried out is written together with the changes of the write.
     """
 
     @wraps(run)
@@ -74,8 +74,8 @@ async def _record_refusal(signed: SignedCaller, response: HttpResponse) -> HttpR
     except (DatabaseError, InterfaceError, GateFull) as error:
         if status < HTTPStatus.INTERNAL_SERVER_ERROR:
             raise
-        # The write failed already, mostly because of the database, and its answer reports this. The log line replaces
-        # the audit entry.
+        # The write has already failed, mostly because of the database, and its answer reports the failure. The log line
+        # replaces the audit entry.
         log.error(
             "audit.unwritten",
             error=type(error).__name__,

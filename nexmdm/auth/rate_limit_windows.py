@@ -1,10 +1,10 @@
-"""The counters of the rate limits, as a Django cache for django-ratelimit. They count exactly across processes.
+"""The counters of the rate limits, as a Django cache for django-ratelimit. The counters are exact across processes.
 
 A rate is a setting such as ADMIN_RATE_LIMIT, `120/m`. A rate contains the length of its window. rate_limits.py counts
 requests with the functions of this module.
 
 The counters are in one UNLOGGED table. Counting writes no WAL, and a crash of PostgreSQL deletes the counters. Django's
-DatabaseCache is not used: it reads before it writes, and does not count parallel callers.
+DatabaseCache is not used, because DatabaseCache reads before it writes: parallel calls would not be counted.
 """
 
 from typing import Any, Final
@@ -40,7 +40,9 @@ class CounterCache(BaseCache):
         super().__init__(params)
 
     def add(self, key: str, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
-        """Start a counter with `value`. Return False if a counter with this key exists. `timeout` is in seconds."""
+        """Start a counter with `value`, for `timeout` seconds. If a counter with this key exists, do nothing and return
+        False.
+        """
         seconds = self.default_timeout if timeout is DEFAULT_TIMEOUT else timeout
         given = {"key": self.make_key(key, version), "value": value, "seconds": seconds}
         return database.execute(_ADD, given) == 1

@@ -1,7 +1,7 @@
 """The rate limits of signed calls, failed authentications and rotations. PostgreSQL counts the calls.
 
-A rate is a setting such as ADMIN_RATE_LIMIT, `120/m`: 120 calls in a window of a minute. The windows and their counters
-are in rate_limit_windows.py.
+A rate is a setting such as ADMIN_RATE_LIMIT, `120/m`: 120 calls in a window of one minute. The windows and their
+counters are in rate_limit_windows.py.
 
 django-ratelimit's decorator does not work on Ninja's operations. Above Ninja's decorator, it limits nothing. Below
 Ninja's decorator, it causes a 500.
@@ -25,7 +25,9 @@ FAILURES: Final = "failures"
 """The name of the limit of failed authentications in the log."""
 
 failures: Final = AddressLimit("failure")
-"""The limit of failed authentications by address. Over the limit, a further failure gets 429. A valid credential works.
+"""The limit of failed authentications by address. Over the limit, a further failure gets 429.
+
+A valid credential works even over the limit.
 """
 
 
@@ -58,7 +60,7 @@ ROTATING_DEVICES: Final = 10_000
 """
 
 _rotated_too_often: dict[UUID, float] = {}
-"""The devices over the limit, and when each may rotate again, in time.monotonic()."""
+"""The time at which each device over the limit may rotate again, as a time of time.monotonic()."""
 
 
 def check_rotation(device_id: UUID) -> None:

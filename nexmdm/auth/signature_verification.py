@@ -90,7 +90,7 @@ def verify(request: HttpRequest) -> SignedCaller:
     if not _SIGNATURE.fullmatch(signature):
         raise InvalidSignature("signature_form")
     target = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
-    # Not request.method: Django changes it to upper case.
+    # Do not use request.method: Django changes the method to upper case.
     message = signing.string_to_sign(timestamp, idempotency_key, scope["method"], target, request.body)
     good = [signing.SIGNATURE_PREFIX + signing.sign(secret, message) for secret in _secrets_of(principal)]
     is_signed = _any_equal(signature, good)

@@ -52,7 +52,7 @@ class WriteResult(Generic[AnswerT_co]):
         return _answer(self.text, self.secrets)
 
 
-# Two statements in one message: the second one must see what the earlier transaction with the key has committed.
+# Use two statements in one message: the second statement must see what an earlier transaction with the key committed.
 _LOCK: Final = """
     SELECT pg_try_advisory_xact_lock(hashtextextended(name, 0))
     FROM unnest(%(names)s::text[]) WITH ORDINALITY AS asked (name, position) ORDER BY position
@@ -90,7 +90,7 @@ class LimitCheck:
 
 @dataclass(frozen=True, slots=True)
 class SignedCaller:
-    """The admin who sent a signed request, and the signed facts of the request.
+    """The admin who sent a signed request, and the facts about the request.
 
     `target` is the path with its query. `summarize` returns the summary for the audit entry.
     """
@@ -122,9 +122,9 @@ class SignedCaller:
     ) -> HttpResponse:
         """Carry out a write once by `work`, and return the answer. A repeat gets the stored answer.
 
-        A stored answer has the header `Idempotent-Replayed: true`. `restore_secrets` returns the secrets that a stored
-        answer needs. The changes of `work`, the audit entry and the stored answer are committed together. Raises
-        RateLimited, IdempotencyInFlight, IdempotencyKeyReused, and the errors of `work`.
+        The answer to a repeat has the header `Idempotent-Replayed: true`. `restore_secrets` gets the stored answer, and
+        returns the secrets that are added to the answer. The changes of `work`, the audit entry and the stored answer
+        are committed together. Raises RateLimited, IdempotencyInFlight, IdempotencyKeyReused, and the errors of `work`.
         """
         return await run_in_db_thread(_run_alone, self, work, restore_secrets)
 

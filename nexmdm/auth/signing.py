@@ -19,7 +19,7 @@ def string_to_sign(timestamp: str, idempotency_key: str, method: str, target: by
 
 
 def sign(secret: str, message: bytes) -> str:
-    """Return the signature of a message: an HMAC-SHA256 as lower-case hex. Its key is the whole secret in UTF-8."""
+    """Return the signature of a message: an HMAC-SHA256 as lower-case hex. The key is the whole secret in UTF-8."""
     return hmac.digest(secret.encode(), message, "sha256").hex()
 
 

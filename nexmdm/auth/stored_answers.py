@@ -1,4 +1,4 @@
-"""The stored answers to signed writes. They are deleted after a day."""
+"""The stored answers to signed writes. A stored answer is deleted after a day."""
 
 from datetime import timedelta
 from typing import Final
