@@ -88,9 +88,9 @@ def finish_recent(limit: int) -> int:
 def expire(limit: int) -> int:
     """Mark up to `limit` overdue deliveries as expired. Return the number of deliveries.
 
-    While no dispatcher runs, nothing marks overdue deliveries. A delivery that is marked late has as `settled_at` the
-    end of its time, which may be before LATELY. finish_recent() does not find its command. Therefore this function also
-    stores the end of such commands, in a second transaction.
+    While no dispatcher runs, nothing marks overdue deliveries. If a delivery is marked late, its `settled_at` is the
+    end of its time, and this time may be before LATELY. finish_recent() does not find the command of this delivery.
+    Therefore this function also stores the end of such commands, in a second transaction.
     """
     command_ids = queue.expire(limit)
     if command_ids:

@@ -48,8 +48,8 @@ class CommandState(models.TextChoices):
 class CommandOutcome(models.TextChoices):
     """The outcomes of a command that has ended, which commands/standing.py derives from the deliveries.
 
-    `partial`: the command succeeded on some devices, but not on all. `failed`: succeeded on no device, failed on some.
-    `expired`: no final report came in time, and a delivery expired. `cancelled`: all deliveries were withdrawn.
+    `partial`: some devices succeeded, but not all. `failed`: some devices failed, and no device succeeded. `expired`:
+    no final report came in time, and some deliveries expired. `cancelled`: all deliveries were withdrawn.
     """
 
     SUCCEEDED = "succeeded"

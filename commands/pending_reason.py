@@ -98,10 +98,11 @@ def why_open(row: Any) -> str | None:
 
 
 def why_unfinished(row: Any) -> str | None:
-    """Return one sentence on why a delivery expired or was cancelled.
+    """Return one sentence on why a delivery expired or was cancelled. Later events on the device do not change the
+    sentence.
 
-    Return None if the delivery is open, if a final report came in time, or if the cause of a cancellation is not known.
-    The delivery must be annotated with AS_OF_NOW. Later events on the device do not change the sentence.
+    Return None if the delivery is open, or if a final report came in time. Return None too if the cause of a
+    cancellation is not known. The delivery must be annotated with AS_OF_NOW.
     """
     state = current_state(row)
     if state == DeliveryState.CANCELLED:
@@ -117,7 +118,7 @@ def why_unfinished(row: Any) -> str | None:
 def withdrawn_by(row: Delivery) -> str | None:
     """Return the cause of a cancellation as a text. If the delivery was not cancelled, return None.
 
-    Earlier versions of NexMDM did not store the cause. For a delivery that they cancelled, return None too.
+    If an earlier version of NexMDM cancelled the delivery, the cause may not be stored. In this case, return None too.
     """
     if row.withdrawn_by == Withdrawal.REVOCATION and row.device_was == DeviceWas.RETIRED:
         return "the device was retired"

@@ -113,16 +113,11 @@ async def take(
 ) -> bytes | InvalidToken:
     """Record a report, and return the answer as JSON after the commit. If the token is not valid, return InvalidToken.
 
-    InvalidToken is returned, not raised: each raised error makes work for the garbage collector, and many wrong tokens
-    may arrive.
-
-    - `notes`: the fields of the body that were repaired or dropped.
-    - `client`: the network address of the phone, for the limits on expensive work.
-    - `is_waited_for`: returns whether the phone still waits. If the phone does not wait any more when the batch begins,
-      the report is not recorded, and ClientLeft is raised.
-
-    Raises TooManyReports, UnknownRequest, DeviceRevoked, GateFull, Overloaded, Draining, ClientLeft, and the errors of
-    the database.
+    InvalidToken is returned, not raised, because each raised error makes work for the garbage collector. `notes` lists
+    the fields of the body that were repaired or dropped. `client` is the network address of the phone, for the limits
+    on expensive work. `is_waited_for` returns whether the phone still waits. If the phone does not wait any more when
+    the batch begins, the report is not recorded. Raises TooManyReports, UnknownRequest, DeviceRevoked, GateFull,
+    Overloaded, Draining, ClientLeft, and the errors of the database.
     """
     began_at = time.monotonic()
     report_limit.reports.check(token.id)

@@ -306,8 +306,8 @@ def _retire_if_wiped(delivery: Any) -> None:
     """Retire the device if the success of its wipe is stored. If the device was enrolled again since the wipe, do
     nothing.
 
-    `delivery` has the values from before the report. A repeated report retires the device too: a worker of the previous
-    version of NexMDM may have recorded the first report without retiring the device.
+    `delivery` has the values from before the report. A repeated report retires the device too. The reason: a worker of
+    the previous version of NexMDM may have recorded the first report without retiring the device.
     """
     if delivery.action not in actions.RETIRING:
         return

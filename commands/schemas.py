@@ -240,9 +240,8 @@ class DeliveryRow(ResponseSchema):
 class TimelineEvent(ResponseSchema):
     """One event of a delivery: its issue, an attempt, a report, or its settlement.
 
-    Equal reports in a row that are not final are one event. `count` is their number, and `last_at` is the time of the
-    last report. `left_out`: `count` further events are not stored or not shown. If the number is not known, `count` is
-    null.
+    Equal reports in a row that are not final are one event: `count` is their number, and `last_at` is the last time.
+    `left_out`: `count` further events are not stored or not shown. If the number is not known, `count` is null.
     """
 
     at: Time

@@ -105,7 +105,8 @@ class Dispatcher:
     def stop(self) -> None:
         """Stop claiming pushes, and let run() return.
 
-        run() returns when the claimed pushes are sent or given back, FCM has answered, and all answers are recorded.
+        All claimed pushes are sent or given back first. Then run() waits for FCM's answers, and until they are
+        recorded.
         """
         self._stopping.set()
         self._awake.set()
@@ -230,7 +231,7 @@ class Dispatcher:
     def _give_back(self, claimed: Claimed, reason: str, retry_in_seconds: float = 0.0) -> None:
         """Close an attempt whose push was not sent. The attempt does not count as a failure.
 
-        If the push is still needed, it is due again after `retry_in_seconds`.
+        If the push is still needed, the push is due again after `retry_in_seconds`.
         """
         request_id, device_id = str(claimed.content.request_id), claimed.recipient.device_id
         log.info("command.not_sent", request_id=request_id, device_id=device_id, attempt=claimed.number, detail=reason)

@@ -121,7 +121,7 @@ def _capped_retry_after(answer: FcmResponse, seconds_left: float) -> float:
     """Return the wait that an answer's Retry-After causes, in seconds. Without a Retry-After, return 0.0.
 
     The wait is at most an hour. If Retry-After is more than an hour, the wait is also at most about half of
-    `seconds_left`: the push must get further tries before the command expires.
+    `seconds_left`. Then the push gets further tries before the command expires.
     """
     asked = answer.retry_after_seconds or 0.0
     if asked > LONGEST_RETRY_AFTER_SECONDS:

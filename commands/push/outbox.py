@@ -192,8 +192,8 @@ def resume_pushing(device_id: UUID) -> int:
 def set_push_target(device_id: UUID, target: PushTarget | None) -> None:
     """Set or remove the push target of a device, and update which pushes of the device are due.
 
-    If other devices had this push target, they lose it, and their pushes are not due any more. Runs in the transaction
-    of its caller.
+    If other devices had this push target, the other devices lose the push target, and no push is due for them. Runs in
+    the transaction of its caller.
     """
     assigned = push_targets.assign(device_id, target)
     stop_pushing(assigned.taken_from)

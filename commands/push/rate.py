@@ -31,8 +31,9 @@ class Pace:
         return int(self.available)
 
     def seconds_to_next(self) -> float:
-        """Return the seconds from the last call of permits() until a push may be sent, or 0.0 if that call permitted a
-        push.
+        """Return the seconds from the last call of permits() until a push may be sent.
+
+        The result is 0.0 if the last call permitted a push.
         """
         return max(0.0, 1.0 - self.available) / self._allowed
 

@@ -65,8 +65,9 @@ def _settlement(row: Delivery) -> list[TimelineEvent]:
 
 
 def settled_at(row: Delivery) -> datetime | None:
-    """Return when a delivery was settled, or None if it is open. An overdue delivery was settled at the end of its
-    time.
+    """Return when a delivery was settled, or None if the delivery is open.
+
+    An overdue delivery was settled at the end of its time.
     """
     return row.open_until if row.state in OPEN and current_state(row) == DeliveryState.EXPIRED else row.settled_at
 

@@ -66,7 +66,8 @@ class AuditPage(ResponseSchema):
 
 
 def about_device(device_id: UUID) -> Q:
-    """Return the condition for entries about a device: the path names the device, or the command has a delivery to it.
+    """Return the condition for entries about a device: the path names the device, or the device has a delivery of the
+    command.
 
     A refused command and a dry run have no delivery. Their entry is found only if this device is the whole target.
     """
