@@ -105,8 +105,7 @@ class Dispatcher:
     def stop(self) -> None:
         """Stop claiming pushes, and let run() return.
 
-        All claimed pushes are sent or given back first. Then run() waits for FCM's answers, and until they are
-        recorded.
+        run() returns when all claimed pushes are sent or given back, and all of FCM's answers are recorded.
         """
         self._stopping.set()
         self._awake.set()

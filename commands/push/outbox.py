@@ -116,7 +116,7 @@ _CLAIM: Final = """
 def claim_due(limit: int, passed_over: Sequence[int] = ()) -> list[Claimed]:
     """Claim up to `limit` due pushes in one short transaction, and open an attempt for each push.
 
-    Two dispatchers never claim the same push. Deliveries whose ids are in `passed_over` are left out.
+    During the lease, no other dispatcher can claim a push. Deliveries whose ids are in `passed_over` are left out.
     """
     parameters = {
         "limit": limit, "passed_over": list(passed_over), "lease": LEASE, "least": LEAST, "orphaned": ORPHANED,
