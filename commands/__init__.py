@@ -1,1 +1,1 @@
-"""Commands: the action catalogue, the queue, deliveries, reports, and the endpoints for them."""
+"""Commands to phones: the catalogue of actions, issue, pushes, reports, retention, and the API endpoints."""

@@ -1,7 +1,7 @@
-"""The catalogue of actions: one small class each; pydantic checks the parameters.
+"""The catalogue of actions: one class for each action. Pydantic checks the parameters.
 
-To add an action, write a class: the name of the action in `name`, its parameters as fields. The API and the OpenAPI
-document are made from these classes. CONTRIBUTING.md lists the other files to change.
+To add an action, write a subclass of Action. Its `name` is the name of the action, and its fields are the parameters.
+The API and the OpenAPI document are made from these classes. CONTRIBUTING.md lists the other files to change.
 """
 
 from typing import Annotated, Any, ClassVar, Final
@@ -13,30 +13,33 @@ from nexmdm.common.types import Body, FreeObject, Text
 
 HOUR: Final = 3600
 FOUR_WEEKS: Final = 28 * 24 * HOUR
-"""The longest time that FCM keeps a message (its `ttl`)."""
+"""Four weeks in seconds: the longest time for which FCM keeps a message (its `ttl`)."""
 
 
 class Action(Body):
-    """An action that a command sends to a phone. Its fields are the parameters; unknown parameters are refused."""
+    """The base class of all actions. The fields of a subclass are the action's parameters. Unknown parameters are
+    refused.
+    """
 
     name: ClassVar[str]
     destructive: ClassVar[bool] = False
-    """A destructive action requires `target.device_ids`, and `expect_count` for several devices."""
+    """A destructive action requires `target.device_ids`. For several devices, the command also requires `expect_count`.
+    """
 
     protective: ClassVar[bool] = False
     """A protective action protects the data of a lost phone.
 
-    If a revocation cancels such a command, the answer to the revocation names the command.
+    If a revocation withdraws a command with a protective action, the answer to the revocation names the command.
     """
 
     retires: ClassVar[bool] = False
-    """A device that reports this action as `succeeded` is retired."""
+    """Whether a report of this action as `succeeded` retires the device."""
 
     direct_boot: ClassVar[bool] = False
-    """A phone that was restarted runs this action even before its user has unlocked it (Android: "Direct Boot")."""
+    """Whether a restarted phone runs this action before its user unlocks the phone (Android: "Direct Boot")."""
 
     expires_in_seconds: ClassVar[int] = 600
-    """The time in which a phone must begin the action, unless the command has its own `expires_in_seconds`."""
+    """The default time to begin, in seconds. The `expires_in_seconds` of a command replaces this default."""
 
 
 Package = Annotated[Text, Field(min_length=1)]
@@ -117,9 +120,9 @@ DIRECT_BOOT: Final = frozenset(action.name for action in CATALOGUE.values() if a
 
 
 def text_of(params: Action) -> str:
-    """Return an action's parameters as the JSON text that is signed and sent.
+    """Return the parameters of an action as JSON. NexMDM signs and sends this text.
 
-    It contains only the parameters that were given.
+    The text contains only the parameters that the admin gave, without default values.
     """
     given: dict[str, Any] = params.model_dump(exclude_unset=True)
     return orjson.dumps(given).decode()

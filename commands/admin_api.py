@@ -1,4 +1,7 @@
-"""The endpoints of the admin API for commands: issue, read, wait, cancel. (Access: nexmdm/auth/admin_router.py.)"""
+"""The endpoints of the admin API for commands: issue, read, wait, cancel.
+
+nexmdm/auth/admin_router.py defines who may call these endpoints.
+"""
 
 import asyncio
 import time
@@ -49,13 +52,16 @@ log = structlog.get_logger()
 router = AdminRouter(tags=["commands"])
 
 WAIT_POLL_SECONDS: Final = 0.15
-"""The time between two checks for a waiting client. So the client gets its answer within 250 ms after the result."""
+"""The time between two checks for a waiting client, in seconds.
+
+The client gets its answer within 250 ms after the end of the command.
+"""
 
 SMALL_AUDIENCE: Final = 10
-"""A command to at most this number of named devices may share a transaction with others."""
+"""A command that names at most this number of devices by id may share a transaction with other commands."""
 
 MAX_PARAM_ERRORS: Final = 100
-"""The largest number of parameter errors that one answer names."""
+"""The largest number of parameter errors in one answer."""
 ISSUED = Counter("nexmdm_commands_issued", "Commands queued, by action.", ["action"])
 
 
@@ -68,7 +74,7 @@ class InvalidParams(DomainError):
 
 
 def _summarize_command(request: HttpRequest, _: Mapping[str, Any]) -> Summary:
-    """Return the action and the target of a command, as the body names them, even if the body is invalid."""
+    """Return the audit summary of a command. The body may be invalid."""
     body = body_of(request)
     if body is None:
         return Summary()
@@ -91,14 +97,16 @@ def _target_text(target: object) -> str:
 async def issue_command(request: HttpRequest, body: NewCommand) -> HttpResponse:
     """Issue a command to the devices that match its target now. A device that matches later does not get the command.
 
-    The dispatcher sends the pushes immediately afterwards. Devices named by id or alias must all be enrolled, and
-    neither revoked nor retired. `tags` selects the devices with at least one of the tags. `tags` and `all` leave
-    revoked and retired devices out. `expires_in_seconds` is the time in which a phone must begin: by default 600, for
-    `reboot` 3600, for `lock` and `wipe` 2419200. A phone that reports `received` or `running` in this time gets one
-    hour more for its final report. `expect_count`: the command is refused if it is for another number of devices.
-    `supersede`: the open commands of the same action on these devices are cancelled. `dry_run`: the request is checked
-    and its devices are counted, but nothing is queued. `wipe` requires `target.device_ids`, and `expect_count` for
-    several devices.
+    The dispatcher sends the pushes immediately. If the target names devices by id or alias, each of these devices must
+    be active. `tags` selects the active devices that have at least one of the tags. `all` selects all active devices.
+
+    `expires_in_seconds` is the time in which a phone must begin the command. The default is 600. For `reboot`, the
+    default is 3600. For `lock` and `wipe`, the default is 2419200. If a phone reports `received` or `running` in this
+    time, the phone has one more hour for its final report.
+
+    If the number of devices differs from `expect_count`, the command is refused. `supersede` cancels the open commands
+    of the same action on these devices. With `dry_run`, the server checks the request and counts its devices, but
+    queues nothing. `wipe` requires `target.device_ids`. For several devices, `wipe` also requires `expect_count`.
     """
     caller = caller_of(request)
     command_request = _command_request(body, caller.principal)
@@ -135,7 +143,7 @@ def _shared_result(outcome: Issued | issuing.Refusal) -> WriteResult[Any] | Exce
 
 
 small_commands: Final = SharedWrites(_issue_together)
-"""Commands to few devices: those that wait at the same moment share a transaction."""
+"""The commands to few devices. Commands that wait at the same moment share a transaction."""
 
 
 def _command_request(body: NewCommand, issued_by: str) -> CommandRequest:
@@ -213,14 +221,21 @@ async def list_commands(request: HttpRequest, query: Query[CommandQuery]) -> Htt
 
 @router.get("/commands/{uuid:request_id}", response=CommandDetail, url_name="command-detail")
 async def read_command(request: HttpRequest, request_id: UUID, query: Query[WaitQuery]) -> HttpResponse:
-    """Read a command with its counts. With `wait_seconds`, the answer comes when the command ends, or after this time.
+    """Read a command with its counts.
 
-    Its `state` is the first of these that applies. `open`: a delivery is open. `cancelled`: a cancellation withdrew
-    some of its deliveries, or all of them were withdrawn for other reasons. `completed`: a phone sent its final report
-    in time. `expired`: none of these. Its `outcome` is null while the command is open. After that, it is `succeeded`
-    (on every device), `partial` (on some), `failed` (on none, and failed on at least one), `expired` (none succeeded or
-    failed) or `cancelled` (all were withdrawn). `push` counts the deliveries by the answers of FCM, `counts` by the
-    reports of the phones. A server that is stopping does not wait.
+    With `wait_seconds`, the server answers when the command ends, but at the latest after this number of seconds. A
+    server that is stopping does not wait.
+
+    `state` is the first of these words that applies. `open`: a delivery is open. `cancelled`: an admin's cancellation
+    withdrew some deliveries, or other causes withdrew all deliveries. `completed`: a phone sent its final report in
+    time. `expired`: no phone sent its final report in time.
+
+    While the command is open, `outcome` is null. After that, `outcome` is one of five words. `succeeded`: the command
+    succeeded on every device. `partial`: the command succeeded on some devices, but not on all. `failed`: the command
+    succeeded on no device, and failed on at least one device. `expired`: no phone sent its final report in time, and at
+    least one delivery expired. `cancelled`: all deliveries were withdrawn.
+
+    `counts` counts the deliveries by their state. `push` counts the deliveries by the state of their push.
     """
     until = time.monotonic() + query.wait_seconds
     # The end is stored in a row, so poll it; there is no notification.
@@ -236,7 +251,7 @@ _ended_now: Final[dict[UUID, asyncio.Task[CommandDetail]]] = {}
 
 
 async def _ended(request_id: UUID) -> CommandDetail:
-    """Read a command that is not open any more, once for all waiting clients, because its counts may take long."""
+    """Read a command that has ended. All waiting clients share one read, because the counts may take long."""
     reading = _ended_now.get(request_id)
     if reading is None:
         # Use a new context: the context of the first request must not end this read when that request ends.
@@ -250,20 +265,20 @@ async def _ended(request_id: UUID) -> CommandDetail:
 
 @router.get("/commands/{uuid:request_id}/deliveries", response=DeliveryPage, url_name="deliveries")
 async def list_deliveries(request: HttpRequest, request_id: UUID, query: Query[DeliveryQuery]) -> HttpResponse:
-    """List a command's deliveries, one per device."""
+    """List the deliveries of a command, newest first. A command has one delivery for each of its devices."""
     return respond(await run_in_db_thread(delivery_page, request_id, query))
 
 
 @router.get("/commands/{uuid:request_id}/deliveries/{uuid:device_id}", response=DeliveryDetail, url_name="delivery")
 async def read_delivery(request: HttpRequest, request_id: UUID, device_id: UUID) -> HttpResponse:
-    """Read one delivery with its timeline: issue, each attempt, each report, settlement."""
+    """Read one delivery with its timeline: issue, attempts, reports, settlement."""
     return respond(await run_in_db_thread(delivery_detail, request_id, device_id))
 
 
 @router.post("/commands/{uuid:request_id}/cancel", response=CommandCancelled, url_name="cancel")
 @summarized(by_path("cancel", "request_id"))
 async def cancel_command(request: HttpRequest, request_id: UUID, body: EmptyBody | None = None) -> HttpResponse:
-    """Cancel the open deliveries of a command. A push cannot be recalled: the phone may have the command already.
+    """Cancel the open deliveries of a command. A push cannot be recalled: a phone may already have the command.
 
     `may_still_run` counts the withdrawn deliveries that may have reached their phones.
     """

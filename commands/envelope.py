@@ -1,4 +1,4 @@
-"""The signed command that a phone gets, the same in a push and in a heartbeat."""
+"""The envelope: a command as a phone gets it, with its signature. Push and heartbeat carry the same envelope."""
 
 import hmac
 from collections.abc import Mapping
@@ -11,17 +11,23 @@ from uuid import UUID
 from devices import credentials
 
 FCM_PAYLOAD_LIMIT: Final = 4096
-"""The largest size in bytes of an FCM message's data, keys and values (Firebase: "About FCM messages")."""
+"""The largest size of an FCM message's data, in bytes of all keys and values (Firebase: "About FCM messages")."""
 
 LEAST_TTL_SECONDS: Final = 1
-"""FCM's time to live is in whole seconds. With less than one second left, a push could reach FCM after its expiry."""
+"""The shortest time to live of a push, in seconds. FCM's time to live is a whole number of seconds.
+
+If less than one second is left, the push could reach FCM after the command has expired.
+"""
 
 _SIGNATURE_LENGTH: Final = 64
 
 
 @dataclass(frozen=True)
 class Content:
-    """The content of a command, the same for each phone, without its signature."""
+    """The content of an envelope, without the signature. All phones of a command get the same content.
+
+    `params` is the JSON text of the parameters.
+    """
 
     request_id: UUID
     action: str
@@ -31,7 +37,7 @@ class Content:
 
     @cached_property
     def fields(self) -> Mapping[str, str]:
-        """The strings of the envelope, in the order in which they are signed."""
+        """The strings of the envelope without the signature, in the order of the signed text."""
         return {
             "request_id": str(self.request_id),
             "action": self.action,
@@ -42,7 +48,10 @@ class Content:
 
 
 class Recipient(NamedTuple):
-    """The phone that gets a command, by its device id in lower case, and the credential that signs the command."""
+    """The phone that an envelope is for, and the command key that signs the envelope.
+
+    `device_id` is in lower case. `generation` and `command_key_id` select the command key.
+    """
 
     device_id: str
     generation: int
@@ -50,10 +59,10 @@ class Recipient(NamedTuple):
 
 
 def seal(content: Content, to: Recipient) -> dict[str, str]:
-    """Return the envelope: six strings, the last one the signature over the others and the device id.
+    """Return the envelope: the strings of `content`, and the signature.
 
-    The signature is an HMAC-SHA256 as lower-case hex. Its key is the text of the device's command key. It signs `NXC1`,
-    device id, request_id, action, params, issued_at and expires_at, joined by LF.
+    The signature is an HMAC-SHA256 as lower-case hex. The key of the HMAC is the text of the device's command key. The
+    signed text consists of `NXC1`, device id, request_id, action, params, issued_at and expires_at, joined by LF.
     """
     key = credentials.command_key(to.device_id, to.generation, to.command_key_id)
     message = "\n".join(("NXC1", to.device_id, *content.fields.values()))
@@ -61,12 +70,12 @@ def seal(content: Content, to: Recipient) -> dict[str, str]:
 
 
 def size(content: Content) -> int:
-    """Return how many bytes of an FCM message the envelope takes: its keys and values in UTF-8."""
+    """Return the size of the envelope in an FCM message, in bytes: all keys and values in UTF-8."""
     fields = {**content.fields, "signature": "0" * _SIGNATURE_LENGTH}
     return sum(len(key) + len(value.encode()) for key, value in fields.items())
 
 
 @lru_cache(maxsize=1024)
 def whole_seconds(moment: datetime) -> str:
-    """Return a time in the form that an envelope uses."""
+    """Return a time in the form of the envelope, such as `2026-01-31T12:00:00Z`. Fractions of a second are cut off."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

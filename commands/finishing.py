@@ -1,8 +1,8 @@
-"""Finishing: when no delivery of a command is open any more, the end of the command is stored, once.
+"""Finishing: store the end of a command, once, when all of its deliveries are settled.
 
-Settled deliveries do not change, so the stored end does not change either. The stored end makes lists by state and
-outcome fast, and stays true while retention deletes the deliveries. Until the end is stored, standing.py derives the
-state at each read.
+Settled deliveries do not change, and therefore the stored end does not change. With the stored end, lists find commands
+by state and outcome fast. The stored end stays correct while retention deletes the deliveries. Until the end is stored,
+standing.py derives the state at each read.
 """
 
 from datetime import timedelta
@@ -24,13 +24,18 @@ log = structlog.get_logger()
 
 FINISHED: Final = Counter("nexmdm_commands_finished", "Commands that have ended.", ["action", "outcome"])
 for _name, _outcome in product(CATALOGUE, CommandOutcome):
-    FINISHED.labels(_name, _outcome)  # Each series is 0 before its first event, so that a first failure is an increase.
+    FINISHED.labels(_name, _outcome)  # The series is 0 before the first failure: an alert needs an increase.
 
 LATELY: Final = timedelta(seconds=60)
-"""The time that finish_recent() looks back. `settled_at` is the beginning of a transaction, which may end later."""
+"""The time that finish_recent() looks back.
+
+The transaction that settles a delivery begins at `settled_at`, and may commit later.
+"""
 
 TOLD: Final = timedelta(days=7)
-"""If a command ended longer ago than this, its end is stored without a log line: versions of that time stored no ends.
+"""If a command ended longer ago than this time, its end is stored without a log line and without an event.
+
+Such commands exist after an upgrade, because earlier versions of NexMDM stored no ends.
 """
 
 _SETTLED: Final = ~Exists(Delivery.objects.filter(command=OuterRef("pk"), state__in=OPEN))
@@ -75,16 +80,17 @@ _WRITE: Final = """
 
 
 def finish_recent(limit: int) -> int:
-    """Store the end of up to `limit` commands that have just lost their last open delivery; return how many."""
+    """Store the end of up to `limit` commands that ended within LATELY. Return the number of commands."""
     settled = Delivery.objects.filter(settled_at__gt=Now() - LATELY).order_by().values("command")
     return _finish(Q(pk__in=settled), limit)
 
 
 def expire(limit: int) -> int:
-    """Mark up to `limit` deliveries whose time is over; return how many.
+    """Mark up to `limit` overdue deliveries as expired. Return the number of deliveries.
 
-    If the time of a command was over long ago, because no dispatcher ran, finish_recent() does not find the command:
-    `settled_at` of its deliveries is the end of their time. So its end is stored here, in a second transaction.
+    While no dispatcher runs, nothing marks overdue deliveries. If a delivery is marked late, its `settled_at` is the
+    end of its time, and this time may be before LATELY. finish_recent() does not find the command of this delivery.
+    Therefore this function also stores the end of such commands, in a second transaction.
     """
     command_ids = queue.expire(limit)
     if command_ids:
@@ -93,7 +99,7 @@ def expire(limit: int) -> int:
 
 
 def finish(limit: int) -> int:
-    """Store the end of up to `limit` commands that ended at any time; return how many."""
+    """Store the end of up to `limit` commands that ended at any time. Return the number of commands."""
     return _finish(Q(), limit)
 
 

@@ -1,6 +1,6 @@
-"""Issue commands: this module fixes the devices of each command (its audience).
+"""Issue commands. The audience of a command is the set of its devices, which is fixed when the command is issued.
 
-Each function runs inside its caller's transaction. All times are the database's.
+Each function runs in the transaction of its caller. All times are times of the database.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,11 @@ class PushPayloadTooLarge(DomainError):
 
 @dataclass(frozen=True, slots=True)
 class CommandRequest:
-    """The request for a command: an action of the catalogue with its checked parameters, and the target."""
+    """The request for a command.
+
+    `params` is the JSON text of the checked parameters. `target_as_given` is the target in the body of the request.
+    `expires_in_seconds` is the time to begin.
+    """
 
     action: str
     params: str
@@ -47,7 +51,10 @@ class CommandRequest:
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """The number of devices that a command was queued for (or would be, in a dry run), and how many get a push."""
+    """The result of an issue. After a dry run, nothing was queued.
+
+    `device_count` is the number of devices in the audience. `pushable` is the number of devices that get a push.
+    """
 
     content: envelope.Content
     device_count: int
@@ -56,9 +63,9 @@ class Issued:
 
 Refusal = PushPayloadTooLarge | UnknownDevices | DevicesBusy | AudienceChanged
 
-# One statement, so that the count, the superseded commands and the new deliveries have the same audience. FOR SHARE
-# makes a revocation wait (it then cancels the new deliveries), and leaves out a revoked device. Foreign keys are
-# checked later.
+# Use one statement: the count, the superseded commands and the new deliveries must have the same audience. FOR SHARE
+# leaves out a device that was revoked meanwhile. A later revocation waits for this transaction, and then cancels the
+# new deliveries. Foreign keys are checked later.
 _ISSUE: Final = """
     WITH asked AS MATERIALIZED (
         SELECT * FROM jsonb_to_recordset(%(asked)s::jsonb) AS asked (
@@ -124,9 +131,10 @@ _COUNT: Final = f"SELECT count(*), count(*) FILTER (WHERE {_PUSHABLE}) FROM devi
 
 
 def issue(request: CommandRequest, *, dry_run: bool = False) -> Issued:
-    """Issue a command for its audience, and wake the dispatchers at the commit. In a dry run, only count the audience.
+    """Issue a command to its audience. The commit wakes the dispatchers. In a dry run, only count the audience.
 
-    Raises UnknownDevices, PushPayloadTooLarge, EmptyAudience, AudienceChanged; nothing is queued then.
+    Raises UnknownDevices, PushPayloadTooLarge, EmptyAudience or AudienceChanged. After an error, the caller must roll
+    back its transaction: when AudienceChanged is raised, the command is already written.
     """
     now, target = audience.lock_named(request.target)
     content = _content(request, now)
@@ -146,10 +154,10 @@ def issue(request: CommandRequest, *, dry_run: bool = False) -> Issued:
 
 
 def issue_together(requests: Sequence[CommandRequest]) -> list[Issued | Refusal]:
-    """Issue commands whose targets name few devices by id, each as issue() does. No command may have `supersede`.
+    """Issue commands whose targets name few devices by id. No command may have `supersede`.
 
-    Returns for each command what was queued, or the error. The error is DevicesBusy if the command would have to wait
-    for another transaction.
+    Return for each command its Issued or its error, in the order of `requests`. An error concerns only its own command.
+    The error is DevicesBusy if the command would have to wait for another transaction.
     """
     now, unknown = audience.lock_free_named([request.target for request in requests])
     contents = [_content(request, now) for request in requests]
@@ -166,9 +174,9 @@ def issue_together(requests: Sequence[CommandRequest]) -> list[Issued | Refusal]
 
 
 def _content(request: CommandRequest, now: datetime) -> envelope.Content:
-    """Return the content of a command that is issued now.
+    """Return the content of a command that is issued at `now`.
 
-    Times are whole seconds, rounded so that no time ends early.
+    Both times are whole seconds. `issued_at` is rounded down. `expires_at` is rounded up, so that no time ends early.
     """
     issued_at = now.replace(microsecond=0)
     expires_at = issued_at + timedelta(seconds=request.expires_in_seconds + (now.microsecond > 0))
@@ -200,7 +208,10 @@ def _write(
     *,
     supersede: bool,
 ) -> dict[int, tuple[int, int]]:
-    """Write commands and their deliveries; return by position the number of deliveries, and of pushes."""
+    """Write commands and their deliveries. `members` is the SQL of the audience.
+
+    Return by position the number of deliveries and the number of pushes.
+    """
     asked = [
         {
             "position": position,

@@ -1,4 +1,4 @@
-"""The tables of commands, deliveries, push attempts and reports."""
+"""The tables of commands, deliveries, attempts and reports."""
 
 from typing import ClassVar, Final, Self
 
@@ -11,14 +11,14 @@ from devices.models import Device
 
 
 class Priority(models.TextChoices):
-    """The priority with which FCM wakes the phone."""
+    """The priority with which FCM delivers a push."""
 
     HIGH = "high"
     NORMAL = "normal"
 
 
 class DeliveryState(models.TextChoices):
-    """The states of a delivery: open (the first two), then settled in exactly one way."""
+    """The states of a delivery. `pending` and `received` are open states. The other states are settled states."""
 
     PENDING = "pending"
     RECEIVED = "received"
@@ -30,13 +30,13 @@ class DeliveryState(models.TextChoices):
 
 OPEN = (DeliveryState.PENDING, DeliveryState.RECEIVED)
 OVERDUE = Q(state__in=OPEN, open_until__lte=Now())
-"""The condition for overdue deliveries that are not marked as expired yet: every reader treats them as expired."""
+"""The condition for overdue deliveries: past `open_until`, and not marked as expired. Readers treat them as expired."""
 
 
 class CommandState(models.TextChoices):
-    """The states of a command, as commands/standing.py derives them.
+    """The states of a command, which commands/standing.py derives from the deliveries.
 
-    `cancelled`: a cancellation withdrew some of its deliveries, or all of them were withdrawn for other reasons.
+    `cancelled`: an admin's cancellation withdrew some deliveries, or other causes withdrew all deliveries.
     """
 
     OPEN = "open"
@@ -46,10 +46,10 @@ class CommandState(models.TextChoices):
 
 
 class CommandOutcome(models.TextChoices):
-    """The outcomes of a command that is not open any more, as commands/standing.py derives them.
+    """The outcomes of a command that has ended, which commands/standing.py derives from the deliveries.
 
-    `partial`: it succeeded on some devices. `failed`: on none, and failed on at least one. `expired`: none succeeded or
-    failed, and the time ran out on at least one device. `cancelled`: all deliveries were withdrawn.
+    `partial`: some devices succeeded, but not all. `failed`: some devices failed, and no device succeeded. `expired`:
+    no final report came in time, and some deliveries expired. `cancelled`: all deliveries were withdrawn.
     """
 
     SUCCEEDED = "succeeded"
@@ -60,7 +60,7 @@ class CommandOutcome(models.TextChoices):
 
 
 class PushState(models.TextChoices):
-    """The states of a delivery's push. `accepted` means that FCM took the push, not that the phone has it."""
+    """The stored states of a delivery's push. `accepted`: FCM accepted the push, but the phone may not have got it."""
 
     WAITING = "waiting"
     ACCEPTED = "accepted"
@@ -70,7 +70,7 @@ class PushState(models.TextChoices):
 
 
 class PushNow(models.TextChoices):
-    """The states of a push as the API shows them: the stored ones, and one derived by commands/push_now.py."""
+    """The states of a push in the API: the stored states, and `superseded`, which commands/push_now.py derives."""
 
     WAITING = PushState.WAITING.value
     ACCEPTED = PushState.ACCEPTED.value
@@ -81,7 +81,7 @@ class PushNow(models.TextChoices):
 
 
 class Withdrawal(models.TextChoices):
-    """The cause of a cancellation. The label is the text in its timeline."""
+    """The causes of a cancelled delivery. The label of a cause is its text in the timeline."""
 
     ADMIN = "admin", "an admin cancelled the command"
     SUPERSEDED = "superseded", "a newer command of the same action took its place"
@@ -90,10 +90,10 @@ class Withdrawal(models.TextChoices):
 
 
 class DeviceWas(models.TextChoices):
-    """A fact about the device at the end of a delivery. No other column of the delivery shows this fact.
+    """A fact about the device at the end of a delivery, which no other column of the delivery shows.
 
-    `never_seen`: no heartbeat had come when the delivery was marked as expired. `retired`: the revocation that withdrew
-    it was a retirement (`withdrawn_by` is then still `revocation`, which the previous version can read).
+    `never_seen`: the device had sent no heartbeat when the delivery was marked as expired. `retired`: the retirement of
+    the device withdrew the delivery. `withdrawn_by` is then `revocation`, a word that the previous version knows.
     """
 
     NEVER_SEEN = "never_seen"
@@ -101,7 +101,7 @@ class DeviceWas(models.TextChoices):
 
 
 class AttemptOutcome(models.TextChoices):
-    """The outcomes of one send to FCM (`in_flight`: not known yet)."""
+    """The outcomes of an attempt. `in_flight`: FCM's answer is not recorded yet."""
 
     IN_FLIGHT = "in_flight"
     ACCEPTED = "accepted"
@@ -116,11 +116,11 @@ FCM_ERRORS: Final = (
     "UNREGISTERED", "SENDER_ID_MISMATCH", "INVALID_ARGUMENT", "QUOTA_EXCEEDED", "UNAVAILABLE", "INTERNAL",
     "THIRD_PARTY_AUTH_ERROR", "UNSPECIFIED_ERROR",
 )  # fmt: skip
-"""FCM's error codes (Google's page "ErrorCode")."""
+"""The error codes of FCM (Google's page "ErrorCode")."""
 
 
 class ReportStatus(models.TextChoices):
-    """The statuses that a phone can report about a command; the last two are final."""
+    """The statuses of a phone's report about a command. `succeeded` and `failed` are final."""
 
     RECEIVED = "received"
     RUNNING = "running"
@@ -133,7 +133,7 @@ FINAL = (ReportStatus.SUCCEEDED, ReportStatus.FAILED)
 
 
 class DeliveryChannel(models.TextChoices):
-    """The way in which a command reached the phone."""
+    """The ways in which a command can reach a phone."""
 
     PUSH = "push"
     HEARTBEAT = "heartbeat"
@@ -147,10 +147,10 @@ def _one_of(
 
 
 class Command(models.Model):
-    """One action that an admin sent to a fixed audience. The row changes only when the command ends.
+    """One action that an admin sent to a fixed audience. The row changes only when the command is cancelled or ends.
 
-    `params` is the JSON text that is signed and sent. The times are whole seconds, as in the envelope. `finished_at` is
-    when the last delivery was settled; commands/finishing.py writes this time and the outcome then.
+    `params` is the JSON text that is signed and sent. `issued_at` and `expires_at` are whole seconds. `finished_at` is
+    when the last delivery was settled. commands/finishing.py writes `finished_at` and `outcome`.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
@@ -177,7 +177,7 @@ class Command(models.Model):
         indexes: ClassVar = [
             # Lists filtered by action, newest first.
             models.Index(name="command_by_action", fields=["action", "-id"]),
-            # Commands whose end is not stored yet, and the others by their outcome, newest first.
+            # Commands whose end is not stored yet; ended commands by their outcome, newest first.
             models.Index(name="command_unfinished", fields=["id"], condition=Q(finished_at=None)),
             models.Index(name="command_by_outcome", fields=["outcome", "-id"], condition=~Q(finished_at=None)),
             models.Index(name="command_cancelled", fields=["-id"], condition=~Q(cancelled_at=None)),
@@ -190,26 +190,26 @@ class Command(models.Model):
 
 
 class DeliveryQuerySet(models.QuerySet["Delivery"]):
-    """Filters of deliveries by their present state, even if an overdue one is not marked as expired yet."""
+    """Filters of deliveries by their present state. An overdue delivery counts as expired."""
 
     def open(self) -> Self:
-        """Keep deliveries that wait for their final report and are within their time."""
+        """Keep the open deliveries. An overdue delivery is not open."""
         return self.filter(state__in=OPEN, open_until__gt=Now())
 
     def overdue(self) -> Self:
-        """Keep deliveries that are past their time and not marked as expired yet."""
+        """Keep the overdue deliveries, by the condition OVERDUE."""
         return self.filter(OVERDUE)
 
 
 class Delivery(models.Model):
     """One command for one device.
 
-    `open_until` is the command's `expires_at`, or one hour later, once the phone has reported `received` or `running`.
-    `next_attempt_at` is when the next push is due; NULL means that none is. A claim moves this time to the end of the
-    lease. `attempt_count` is the number of the delivery's last attempt. `reports_not_kept` counts the reports over the
-    limit. `device_seen_at` is the time of the device's last heartbeat before the delivery was marked as expired or
-    withdrawn (NULL if the previous version withdrew it). `device_was` is NULL if no such fact applies, or if the
-    previous version ended the delivery. `push_arrival` is the FCM message as it arrived (schemas.PushArrival).
+    `open_until` is the command's `expires_at`. A report `received` or `running` moves `open_until` one hour later.
+    `next_attempt_at` is when the next push is due, or NULL. A claim sets `next_attempt_at` to the end of the lease.
+    `attempt_count` is the number of the last attempt. `reports_not_kept` counts reports that are not stored.
+    `device_seen_at` is the device's last heartbeat before the delivery was marked as expired or withdrawn. If the
+    previous version ended the delivery, `device_was` is NULL, and `device_seen_at` may be NULL. `push_arrival` is the
+    FCM message as the phone got it (schemas.PushArrival).
     """
 
     id = models.BigAutoField(primary_key=True)
@@ -268,7 +268,7 @@ class Delivery(models.Model):
 
 
 class Attempt(models.Model):
-    """One send to FCM for one delivery: written before the push is sent, closed when the answer is known."""
+    """One try to send the push of one delivery. The row is written before the send, and closed after FCM's answer."""
 
     id = models.BigAutoField(primary_key=True)
     delivery = models.ForeignKey(Delivery, on_delete=models.CASCADE, related_name="attempts", db_index=False)
@@ -300,8 +300,8 @@ class Attempt(models.Model):
             models.Index(
                 name="attempt_in_flight", fields=["started_at"], condition=Q(outcome=AttemptOutcome.IN_FLIGHT)
             ),
-            # The admin site's filters, newest first. Neither index contains plain successes: they are frequent, so the
-            # newest rows soon fill a page with them.
+            # The admin site's filters, newest first. The indexes contain no plain successes: they are frequent, and a
+            # scan of the newest rows soon fills a page with them.
             models.Index(name="attempt_fcm_error", fields=["fcm_error", "-id"], condition=~Q(fcm_error="")),
             models.Index(name="attempt_http_failure", fields=["http_status", "-id"], condition=Q(http_status__gt=200)),
         ]
@@ -311,10 +311,10 @@ class Attempt(models.Model):
 
 
 class Report(models.Model):
-    """One report of a phone about a delivery. If an equal report follows, only the count of this report increases.
+    """One report of a phone about a delivery. Equal reports in a row that are not final have one row (`repeat_count`).
 
-    The first final report of a delivery is its result. If this report came after expiry or cancellation (`late`), it is
-    the late result instead. Every report after a final one is a `duplicate`.
+    The first final report of a delivery is its result. If the first final report came after expiry or cancellation, it
+    is the late result (`late`). Every report after a final report is a `duplicate`.
     """
 
     id = models.BigAutoField(primary_key=True)

@@ -1,4 +1,4 @@
-"""The reason why a delivery is still open, or was settled without the phone's final report, in one plain sentence."""
+"""Sentences for people: why a delivery is still open, or why a delivery ended without a final report in time."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -29,13 +29,14 @@ _MINUTE: Final = timedelta(minutes=1)
 _LAST_SEEN: Final = "device__presence__last_seen_at"
 
 QUOTED: Final = 100
-"""The largest number of characters of a phone's message that are quoted."""
+"""The largest number of characters that a sentence quotes from a phone's message."""
 
 _FAILED: Final = Q(
     outcome__in=(AttemptOutcome.RETRY_LATER, AttemptOutcome.REJECTED, AttemptOutcome.TOKEN_DEAD, AttemptOutcome.UNKNOWN)
 ) | Q(outcome=AttemptOutcome.BLOCKED, http_status__isnull=False)
-"""The condition for pushes that were sent and failed. A push that was given back unsent, or is in flight, has not
-failed.
+"""The condition for attempts whose push was sent and failed.
+
+A push in flight has not failed. A push that was given back unsent has not failed.
 """
 
 
@@ -49,8 +50,8 @@ def _last(rows: QuerySet[Any], field: str) -> Subquery:
 
 
 _LAST_WORD: Final = _last(Report.objects.order_by("-id"), "status")
-# “In time” means before the end. A cancellation waits for a report in progress, but the previous version could store a
-# cancellation time that was earlier than this report.
+# A report came in time if it came before the end of the delivery. A cancellation waits for a report in progress. But
+# the previous version of NexMDM could store a cancellation time before the time of this report.
 _END: Final = Greatest(Coalesce(OuterRef("settled_at"), OuterRef("open_until")), OuterRef("reported_at"))
 _IN_TIME: Final = Report.objects.exclude(status__in=FINAL).filter(reported_at__lte=_END).order_by("-id")
 _DEFERRALS: Final = _number_of(Report.objects.filter(status=ReportStatus.DEFERRED), Sum(F("repeat_count") + 1))
@@ -67,20 +68,29 @@ AS_OF_NOW: Final = {
     "last_word": _LAST_WORD,
     "last_word_in_time": _last(_IN_TIME, "status"),
     "last_message_in_time": _last(_IN_TIME, "message"),
-    # Count only if the sentence shows the number: the count reads every report of a delivery.
+    # Count only if the sentence shows the number, because the count reads all reports of a delivery.
     "deferrals": Case(When(last_word=ReportStatus.DEFERRED, then=_DEFERRALS), default=0),
 }
-"""Values derived from a delivery, for annotate(), all of the same moment. All functions here require them."""
+"""The values that why_open() and why_unfinished() read from a delivery, for annotate().
+
+All times in these values are compared with the same moment.
+"""
 
 
 def current_state(row: Delivery) -> DeliveryState:
-    """Return the state of a delivery (annotated `overdue`) at the time of the read, by the database's clock."""
+    """Return the state of a delivery at the time when the delivery was read, by the clock of the database.
+
+    The delivery must have the annotation `overdue` of AS_OF_NOW. Without the annotation, the stored state is returned.
+    """
     overdue = getattr(row, "overdue", False)
     return DeliveryState.EXPIRED if overdue and row.state in OPEN else DeliveryState(row.state)
 
 
 def why_open(row: Any) -> str | None:
-    """Return one plain sentence on what an open delivery (annotated AS_OF_NOW) waits for; None if it is settled."""
+    """Return one sentence on what an open delivery waits for. If the delivery is settled, return None.
+
+    The delivery must be annotated with AS_OF_NOW.
+    """
     if current_state(row) not in OPEN:
         return None
     reasons = [*_reports_of_the_phone(row), *_silence(row), *_push_trouble(row)]
@@ -88,9 +98,11 @@ def why_open(row: Any) -> str | None:
 
 
 def why_unfinished(row: Any) -> str | None:
-    """Return one plain sentence on why a delivery (annotated AS_OF_NOW) ended without the phone's final report in time.
+    """Return one sentence on why a delivery expired or was cancelled. Later events on the device do not change the
+    sentence.
 
-    None while the delivery is open, or if a final report came in time. Later events do not change the sentence.
+    Return None if the delivery is open, or if a final report came in time. Return None too if the cause of a
+    cancellation is not known. The delivery must be annotated with AS_OF_NOW.
     """
     state = current_state(row)
     if state == DeliveryState.CANCELLED:
@@ -104,7 +116,10 @@ def why_unfinished(row: Any) -> str | None:
 
 
 def withdrawn_by(row: Delivery) -> str | None:
-    """Return what cancelled a delivery; None if it was not cancelled, or if an earlier version did not store it."""
+    """Return the cause of a cancellation as a text. If the delivery was not cancelled, return None.
+
+    If an earlier version of NexMDM cancelled the delivery, the cause may not be stored. In this case, return None too.
+    """
     if row.withdrawn_by == Withdrawal.REVOCATION and row.device_was == DeviceWas.RETIRED:
         return "the device was retired"
     return Withdrawal(row.withdrawn_by).label if row.withdrawn_by else None
@@ -130,10 +145,11 @@ def _what_had_come_of_it(row: Any) -> list[str]:
 
 
 def _last_sign(row: Any) -> str:
-    """Return the time of the device's last heartbeat: the time stored at the expiry, else the time in its presence.
+    """Return a text about the device's last heartbeat before the expiry.
 
-    The server stores only the newest heartbeat. If this heartbeat came after the expiry, and the expiry was stored even
-    later, earlier heartbeats are not known. Then the only certain fact is that the device reported nothing.
+    The time of this heartbeat is stored when the delivery is marked as expired. Before that, the time is read from the
+    presence, which contains only the newest heartbeat. If the newest heartbeat came after the expiry, earlier
+    heartbeats are not known.
     """
     seen = row.device_seen_at or row.device.presence.last_seen_at
     if seen is None or row.device_was == DeviceWas.NEVER_SEEN:
@@ -154,7 +170,7 @@ def _what_the_push_came_to(row: Any) -> str:
 
 
 def _what_a_push_came_to(row: Any) -> str | None:
-    """Return the result of the pushes that were sent; None if none was sent."""
+    """Return the result of the pushes that were sent, or None if no push was sent."""
     if row.push_state == PushState.ACCEPTED:
         return "FCM accepted the push"
     if row.last_push == AttemptOutcome.REJECTED:

@@ -14,16 +14,18 @@ router = Router(tags=["device"])
 
 @router.post("/action-result", response=ActionResultTaken, url_name="action-result")
 async def action_result(request: HttpRequest, body: Body[Reading[ActionResult]]) -> HttpResponse:
-    """Report on a command: received, running, deferred, succeeded or failed. A repeat changes nothing.
+    """Report on a command: received, running, deferred, succeeded or failed.
 
-    The first `succeeded` or `failed` report counts; any later report is a `duplicate`. A final report after the expiry
-    or a cancellation is stored as `late`, and does not change the state. `via` is how the command reached the phone.
-    The first 100 reports on a command are stored (consecutive equal reports as one), and in any case the first final
-    report. Further reports get the same answer as stored ones, and are only counted. A device that reports more often
-    than DEVICE_RATE_LIMIT gets 429.
+    The first `succeeded` or `failed` report counts. Any later report is a `duplicate`, and changes nothing. A final
+    report after expiry or cancellation is stored as `late`, and does not change the state. `via` is the way in which
+    the command reached the phone.
 
-    Before a phone wipes itself, it reports `succeeded`, and is retired by that report. For 24 hours its token can still
-    repeat this one report, and nothing else.
+    The server stores the first 100 reports on a command, and in any case the first final report. Equal reports in a row
+    that are not final are stored as one report. Further reports get the same answer as stored reports, and are only
+    counted. If a device reports more often than DEVICE_RATE_LIMIT, the device gets 429.
+
+    Before a phone wipes itself, the phone reports `succeeded`. This report retires the device. For 24 hours, the phone
+    can repeat this report. The phone's token is not valid for any other request.
     """
     token: tokens.Token = request.auth  # type: ignore[attr-defined]
     answer = await report_intake.take(token, body.fields, body.notes, request.META["REMOTE_ADDR"])

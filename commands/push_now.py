@@ -1,7 +1,7 @@
-"""The state of a push as the API shows it: the stored one, or `superseded`, which is derived only here.
+"""The state of a push in the API: the stored state, or `superseded`. Only this module derives `superseded`.
 
-A push is superseded if its delivery was settled (by a report, a cancellation or expiry) while the push was waiting or
-retrying.
+A push is superseded if its delivery was settled while the push was waiting or retrying. An overdue delivery counts as
+settled.
 """
 
 from typing import Final
@@ -18,7 +18,7 @@ _SUPERSEDED: Final = Q(push_state__in=_NOT_OVER) & (~Q(state__in=OPEN) | Q(open_
 PUSH_NOW: Final = Case(
     When(_SUPERSEDED, then=Value(PushNow.SUPERSEDED.value)), default=F("push_state"), output_field=CharField()
 )
-"""The shown state of a delivery's push, for annotate()."""
+"""The state of a delivery's push in the API, for annotate()."""
 
 
 def _words(states: tuple[str, ...]) -> str:
@@ -31,10 +31,13 @@ PUSH_NOW_SQL: Final = f"""
             THEN '{PushNow.SUPERSEDED}'
         ELSE push_state
     END"""
-"""The same expression in SQL, for a row of commands_delivery."""
+"""PUSH_NOW in SQL, for a row of commands_delivery."""
 
 
 def conditions() -> dict[str, Q]:
-    """Return a condition for filter() for each shown state. It selects the deliveries whose push has this state."""
+    """Return a condition for filter() for each state of a push in the API.
+
+    A condition selects the deliveries whose push has this state.
+    """
     stored = {state.value: Q(push_state=state) & ~_SUPERSEDED for state in PushState}
     return {state: stored.get(state, _SUPERSEDED) for state in PushNow.values}

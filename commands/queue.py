@@ -1,6 +1,6 @@
-"""The queue of open commands: send them to phones, cancel them, expire them. (commands/issuing.py issues commands.)
+"""The queue of open commands: offer them to phones, cancel them, expire them. (commands/issuing.py issues commands.)
 
-Each function runs inside its caller's transaction unless its docstring states otherwise. All times are the database's.
+Each function except expire() runs in the transaction of its caller. All times are times of the database.
 """
 
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ from nexmdm.common.event_feed import events
 from nexmdm.common.event_feed.events import EventType
 
 CHANNEL: Final = "nexmdm_dispatch"
-"""The NOTIFY channel that wakes dispatchers for new work."""
+"""The NOTIFY channel that wakes the dispatchers when a push is due."""
 
 OFFER_LIMIT: Final = 20
 
@@ -32,13 +32,16 @@ class UnknownCommand(DomainError):
 
 
 def wake() -> None:
-    """Notify the dispatchers at the commit."""
+    """Wake the dispatchers when the transaction commits."""
     database.execute(f"NOTIFY {CHANNEL}")
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """The open commands of a device, as the answer to its heartbeat contains them."""
+    """The open commands in the answer to a heartbeat, as envelopes.
+
+    If `has_more` is True, the device has further pending commands.
+    """
 
     commands: list[dict[str, str]]
     has_more: bool
@@ -46,9 +49,9 @@ class Offer:
 
 NO_OFFER: Final = Offer([], has_more=False)
 
-# One more row than is offered, to know whether there are more. Pending deliveries come first, oldest first; then those
-# that the device has reported on, beginning with the one whose last report is oldest. The index delivery_open_by_device
-# finds the device's few open rows.
+# Read one row more than the offer can contain: this row shows that there are more commands. Pending deliveries come
+# first, oldest first. Then come the deliveries that the device has reported on, oldest last report first. The index
+# delivery_open_by_device finds the few open rows of the device.
 OFFER: Final = """
     SELECT delivery.device_id, device.generation, device.command_key_id, delivery.state,
         command.id, command.action, command.params, command.issued_at, command.expires_at
@@ -69,12 +72,12 @@ OFFER: Final = """
 
 def offer_params(device_ids: Iterable[UUID]) -> dict[str, Any]:
     """Return the parameters of OFFER for these devices."""
-    # Each id once: a device that is given twice would get each command twice.
+    # Use each id once: OFFER would return each command of a repeated device twice.
     return {"device_ids": f"{{{','.join(map(str, dict.fromkeys(device_ids)))}}}", "limit": OFFER_LIMIT + 1}
 
 
 def offers(rows: Iterable[Any]) -> dict[UUID, Offer]:
-    """Return the sealed open commands of each device, from OFFER's rows. Devices without open commands are left out."""
+    """Return the offer of each device, from the rows of OFFER. A device without open commands is left out."""
     found: dict[UUID, Offer] = {}
     for device_id, generation, key_id, state, *content in rows:
         offer = found.setdefault(device_id, Offer([], has_more=False))
@@ -91,21 +94,27 @@ SETTLED: Final = (
     "command_id",
     "jsonb_build_object('state', state, 'withdrawn_by', withdrawn_by, 'result', NULL, 'late', false)",
 )
-"""For append_for_devices(): the events about deliveries that were settled without a report."""
+"""The arguments of append_for_devices() for the events of deliveries that were settled without a report."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cancelled:
-    """The number of deliveries that a cancellation withdrew, that were settled before it, and that may still run."""
+    """The result of a cancellation, as numbers of deliveries.
+
+    - `withdrawn`: the deliveries that the cancellation withdrew.
+    - `already_settled`: the deliveries that were settled before the cancellation.
+    - `may_still_run`: the withdrawn deliveries whose phone may already have the command.
+    """
 
     withdrawn: int
     already_settled: int
     may_still_run: int
 
 
-# The locks come first, in separate statements: the next statement must see the heartbeats and attempts that earlier
-# owners of the locks wrote. `which` is a condition on deliveries. A revocation has locked its device before the
-# presence; a heartbeat with the first use of a token locks it after. If they deadlock, both are tried again.
+# Take the locks first, in separate statements: the next statement must see the heartbeats and attempts that earlier
+# owners of the locks wrote. `which` is a condition on deliveries. A revocation locks its device before the presence. A
+# heartbeat with the first use of a token locks the device after the presence. If the revocation and the heartbeat
+# deadlock, both are tried again.
 _HOLD_PRESENCE: Final = """
     SELECT count(*) FROM (
         SELECT FROM devices_presence
@@ -124,8 +133,8 @@ _HOLD_OPEN: Final = """
     ) held
 """
 
-# FCM recalls no push, and a phone that reported or sent a heartbeat since the issue has the command. While a device is
-# revoked, the result of this condition does not change.
+# FCM cannot recall a push. A phone that has reported, or has sent a heartbeat since the issue, may have the command.
+# While a device is revoked, the result of this condition does not change.
 _MAY_STILL_RUN: Final = """
     judged.received_at IS NOT NULL
     OR EXISTS (
@@ -167,7 +176,7 @@ _WITHDRAWN_SINCE: Final = f"""
 
 
 def cancel(command_id: UUID) -> Cancelled:
-    """Cancel the open deliveries of a command. Raises UnknownCommand."""
+    """Cancel the open deliveries of a command for an admin. Raises UnknownCommand."""
     command = Command.objects.filter(id=command_id).first()
     if command is None:
         raise UnknownCommand
@@ -181,7 +190,7 @@ def cancel(command_id: UUID) -> Cancelled:
 
 @dataclass(frozen=True, slots=True)
 class Withdrawn:
-    """An open command that was withdrawn from a device, and whether it may still run."""
+    """A command that was withdrawn from a device. `may_still_run`: the phone may already have the command."""
 
     request_id: UUID
     action: str
@@ -189,13 +198,18 @@ class Withdrawn:
 
 
 def cancel_all_of(device_id: UUID, by: Withdrawal, device_was: DeviceWas | None = None) -> list[Withdrawn]:
-    """Cancel a device's open deliveries (it was revoked, retired or enrolled again); return them, oldest first."""
+    """Cancel the open deliveries of a device, and return their commands, oldest first.
+
+    `by` is the cause. `device_was` is stored in each delivery.
+    """
     answer = "command_id, action, may_still_run"
     return _oldest_first(_withdraw("delivery.device_id = %(id)s", device_id, by, answer, device_was))
 
 
 def withdrawn_since(device_id: UUID, revoked_at: datetime) -> list[Withdrawn]:
-    """Return the commands that the revocation at this time withdrew from a device, oldest first."""
+    """Return the commands that a revocation withdrew from a device, oldest first. `revoked_at` is the time of the
+    revocation.
+    """
     parameters = {"id": device_id, "since": revoked_at, "by": Withdrawal.REVOCATION}
     return _oldest_first(database.rows(_WITHDRAWN_SINCE, parameters))
 
@@ -220,7 +234,7 @@ EXPIRED: Final = {
         Presence.objects.filter(device=OuterRef("device_id"), last_seen_at=None).values(was=Value(DeviceWas.NEVER_SEEN))
     ),
 }
-"""The columns that mark a delivery as expired, for update(). `settled_at` is the end of the delivery's time."""
+"""The column values that mark a delivery as expired, for update(). `settled_at` is the end of the delivery's time."""
 
 
 _EXPIRED_EVENTS: Final = events.append_for_devices(
@@ -230,7 +244,10 @@ _EXPIRED_EVENTS: Final = events.append_for_devices(
 
 @transaction.atomic
 def expire(limit: int) -> list[UUID]:
-    """Mark up to `limit` deliveries whose time is over; return the command of each of them."""
+    """Mark up to `limit` overdue deliveries as expired, in a separate transaction. Locked deliveries are skipped.
+
+    Return the command of each marked delivery. A command may appear several times.
+    """
     overdue = Delivery.objects.overdue().order_by("open_until").select_for_update(skip_locked=True, no_key=True)
     found = list(overdue.values_list("id", "command_id")[:limit])
     ids = [delivery_id for delivery_id, _ in found]

@@ -1,7 +1,9 @@
-"""Intake of reports: one function records a report and answers it, for both paths that lead here.
+"""The intake of reports: take() records a report, and returns the answer.
 
-Reports are recorded by group commit (nexmdm/common/group_commit.py), as heartbeats are, but in their own batches: they
-lock deliveries and write several rows each, and a heartbeat must not wait for that.
+The Ninja endpoint (phone_api.py) and the fast path (nexmdm/http/fast_path.py) call take(). Reports are recorded by
+group commit (nexmdm/common/group_commit.py). Reports and heartbeats are in separate batches. A batch of reports takes
+longer, because the batch locks deliveries and writes several rows for each report. A heartbeat must not wait for a
+batch of reports.
 """
 
 import time
@@ -33,8 +35,9 @@ log = structlog.get_logger()
 BATCH: Final = 500
 WAITING_LIMIT: Final = 5000
 LONGEST_WAIT_SECONDS: Final = 1.0
-"""The longest wait of a report while more than one batch waits, not counting the time until a busy event loop reads the
-report.
+"""The longest wait of a report while more than one batch waits, in seconds.
+
+The time until a busy event loop reads the report does not count.
 """
 
 RESULTS = Counter("nexmdm_action_results", "Reports of phones, by status.", ["status"])
@@ -56,20 +59,18 @@ def _always() -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Waiting(ReportRecord):
-    """A report that waits for its batch."""
+    """A report that waits for its batch. `is_waited_for` returns whether the phone still waits for the answer."""
 
     is_waited_for: Callable[[], bool] = _always
 
     def merge(self, later: "_Waiting") -> bool:  # noqa: ARG002
-        """Return False: each report is recorded by itself, in the order in which the reports came."""
+        """Return False: each report is recorded separately, in the order in which the reports came."""
         return False
 
     def log_fields(self) -> dict[str, str]:
-        """Return the fields that identify the report in a log line."""
         return {"device_id": str(self.token.id), "request_id": str(self.request_id)}
 
     def is_wanted(self) -> bool:
-        """Return whether the phone still waits for its answer; if not, the phone will report again."""
         return self.is_waited_for()
 
 
@@ -95,7 +96,7 @@ _batchers: Final = PerLoop(
 
 
 def batcher() -> Batcher:
-    """Return the group commit of the running event loop."""
+    """Return the group commit that records reports on the running event loop."""
     return _batchers.get()
 
 
@@ -110,12 +111,12 @@ async def take(
     client: str,
     is_waited_for: Callable[[], bool] = _always,
 ) -> bytes | InvalidToken:
-    """Record a report and return its answer as JSON, after the commit; or the error of a token that is not valid.
+    """Record a report, and return the answer as JSON after the commit. If the token is not valid, return InvalidToken.
 
-    The error is returned, not raised: when many wrong tokens arrive, each raised error makes work for the garbage
-    collector. `notes` lists the fields of the body that were repaired or dropped. `client` is the address, for the
-    gates in front of expensive work. `is_waited_for` returns whether the phone still waits. If the phone does not wait
-    any more when the batch begins, nothing is done. Raises TooManyReports, UnknownRequest, DeviceRevoked, GateFull,
+    InvalidToken is returned, not raised, because each raised error makes work for the garbage collector. `notes` lists
+    the fields of the body that were repaired or dropped. `client` is the network address of the phone, for the limits
+    on expensive work. `is_waited_for` returns whether the phone still waits. If the phone does not wait any more when
+    the batch begins, the report is not recorded. Raises TooManyReports, UnknownRequest, DeviceRevoked, GateFull,
     Overloaded, Draining, ClientLeft, and the errors of the database.
     """
     began_at = time.monotonic()
@@ -145,14 +146,14 @@ async def take(
 
 
 def unwrap(outcome: Outcome) -> ReportResult:
-    """Return the result of a report, or raise the error."""
+    """Return the result of a report, or raise its error."""
     if isinstance(outcome, Exception):
         raise outcome
     return outcome
 
 
 async def _record(record: _Waiting, client: str, began_at: float) -> Outcome:
-    """Record a report in a batch, or alone if a batch cannot record it."""
+    """Record a report in a batch. If a batch cannot record the report, record it in a separate transaction."""
     if not report_limit.reports.reserve(record.token):
         return await _record_apart(record, client, began_at)
     is_proved = False
@@ -178,14 +179,16 @@ async def _submit(record: _Waiting, client: str, began_at: float) -> Outcome:
 
 
 async def _record_apart(record: ReportRecord, client: str, began_at: float) -> ReportResult:
-    """Record a report in its own transaction: the report may retire its device, or all processes must count it."""
+    """Record a report in a separate transaction: the report may retire its device, or all processes must count the
+    report.
+    """
     database.begin_request(addresses.counting_key(client), began_at)
     async with ThreadSensitiveContext():
         return await token_check.with_token_check(record.token, lambda: run_for_phone(_take_apart, record))
 
 
 def _take_apart(record: ReportRecord) -> ReportResult:
-    # Count it before the transaction: a report that is refused inside it counts too.
+    # Count the report before the transaction: a report that the transaction refuses counts too.
     device_id = _reporting_device(record)
     report_limit.reports.admit(device_id)
     return database.retry_on_deadlock(lambda: _record_report(device_id, record))
@@ -194,7 +197,8 @@ def _take_apart(record: ReportRecord) -> ReportResult:
 @transaction.atomic
 def _record_report(device_id: UUID, record: ReportRecord) -> ReportResult:
     result = reports.record_report(device_id, record.request_id, record.report)
-    # The delivery is locked now. If the device was revoked or enrolled again since the check, this undoes everything.
+    # The delivery is locked now. If the device was revoked or enrolled again since the first check, this check raises
+    # an error, and the transaction is rolled back.
     _reporting_device(record)
     return result
 

@@ -1,12 +1,13 @@
-"""The limit of reports of one device (DEVICE_RATE_LIMIT).
+"""The limit on how often a device may report (DEVICE_RATE_LIMIT).
 
-Each process counts a device's reports by itself. When a device has sent a twentieth of the limit, the process adds
-its count, and each further report, to a count that all processes share. So an ordinary device causes no SQL. One
-process allows exactly the limit, and each further process at most a tenth of the limit more.
+Each process counts the reports of a device in memory. When this count exceeds a twentieth of the limit, the process
+adds its count to a shared count in the database. Each further report of the device is added too. Therefore an ordinary
+device causes no SQL. One process allows exactly the limit. Each further process allows at most a tenth of the limit
+more.
 
-A report counts for a device only if its token is valid; otherwise any client could use up a device's reports. If the
-statement that records a report also checks its token, the report is counted after the statement. Until then, the report
-has a reserved place.
+A report counts for a device only if its token is valid. Without this rule, any client could use up the reports of a
+device. A batch checks the tokens of its reports while it records the reports. Until then, each report has a reserved
+place.
 """
 
 import math
@@ -25,13 +26,16 @@ from devices import tokens
 from nexmdm.common import rates
 
 UNSHARED_PART: Final = 20
-"""A process counts a part of the limit only by itself: the limit divided by this number.
+"""Each process counts a part of the limit only in memory: the limit divided by this number.
 
-The part is twice as large if the window of the process and the shared window overlap.
+If the window of a process overlaps with two shared windows, the process can use this part twice.
 """
 
 REMEMBERED: Final = 100_000
-"""The largest number of devices that a process counts (20 MB). With one more, all counts begin again."""
+"""The largest number of devices that a process counts. The counts then take 20 MB.
+
+If one more device reports, all counts begin again.
+"""
 
 REFUSED: Final = CounterMetric(
     "nexmdm_reports_refused", "Reports that were answered 429, because their device was over DEVICE_RATE_LIMIT."
@@ -39,7 +43,7 @@ REFUSED: Final = CounterMetric(
 
 
 class TooManyReports(Exception):
-    """This device reports too often. Wait for the number of seconds in Retry-After."""
+    """The device reports more often than DEVICE_RATE_LIMIT allows. `retry_after_seconds` is at least 1."""
 
     def __init__(self, seconds_left: float) -> None:
         super().__init__()
@@ -48,18 +52,21 @@ class TooManyReports(Exception):
 
 @dataclass(slots=True)
 class _Count:
-    """The reports of one device in the window that began with its first report. `ends_at` is by time.monotonic()."""
+    """The reports of one device in one window. The window begins with the first report.
+
+    `ends_at` is a time of time.monotonic(). `is_over`: the device is over the limit until the window ends.
+    """
 
     ends_at: float
     number: int = 0
     shared: int = 0
-    """The number of these reports that are included in the count of all processes."""
+    """The number of these reports that the shared count already contains."""
 
     is_over: bool = False
 
 
 class ReportLimit:
-    """The counts of one process."""
+    """The report counts of one process."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -68,29 +75,28 @@ class ReportLimit:
         self._sweep_at = 0.0
 
     def check(self, device_id: UUID) -> None:
-        """Raise TooManyReports for a device that is known to be over the limit. Runs no SQL."""
+        """Raise TooManyReports if this process knows that the device is over the limit. Runs no SQL."""
         count, now = self._counts.get(device_id), time.monotonic()
         if count is not None and count.is_over and now < count.ends_at:
             raise _refused(count.ends_at - now)
 
     def reserve(self, token: tokens.Token) -> bool:
-        """Reserve a place for a report whose token is not checked yet, in the part that only this process counts.
+        """Reserve a place for a report whose token is not checked yet. Return whether a place was free.
 
-        If the result is False, no place is free: check the token, then call admit(). Otherwise call settle() at the
-        end.
+        If the result is True, call settle() at the end. If the result is False, check the token, and then call admit().
         """
         limit, _ = rates.parse(settings.DEVICE_RATE_LIMIT)
         with self._lock:
             count = self._counts.get(token.id)
             number = count.number if count is not None and time.monotonic() < count.ends_at else 0
-            # Counted by the whole token, so that guesses at a device's secret take no place from the device.
+            # Count by the whole token: guesses at a device's secret must take no place from the device.
             if number + self._reserved[token.text] >= limit // UNSHARED_PART:
                 return False
             self._reserved[token.text] += 1
             return True
 
     def settle(self, token: tokens.Token, *, is_proved: bool) -> None:
-        """Free a reserved place, and count the report if its token was valid."""
+        """Free a reserved place. If `is_proved`, the token was valid, and the report is counted."""
         with self._lock:
             self._reserved[token.text] -= 1
             if not self._reserved[token.text]:
@@ -100,7 +106,7 @@ class ReportLimit:
             self._counted(token.id, time.monotonic(), seconds)
 
     def admit(self, device_id: UUID) -> None:
-        """Count a report of a device whose token was valid. Raises TooManyReports beyond the limit."""
+        """Count a report whose token was valid. Raises TooManyReports if the device is over the limit. May run SQL."""
         limit, seconds = rates.parse(settings.DEVICE_RATE_LIMIT)
         now = time.monotonic()
         count = self._counted(device_id, now, seconds)
@@ -116,7 +122,7 @@ class ReportLimit:
             raise _refused(seconds_left)
 
     def forget(self) -> None:
-        """Delete all counts."""
+        """Delete all counts and all reserved places of this process."""
         with self._lock:
             self._counts.clear()
             self._reserved.clear()
@@ -139,7 +145,7 @@ class ReportLimit:
 
 
 def _share(key: str, number: int, seconds_left: float) -> int:
-    """Add to the count of all processes, and return it. The count begins again when its window ends."""
+    """Add `number` to the shared count, and return the sum. When the window ends, the shared count begins again."""
     return number if cache.add(key, number, seconds_left) else cache.incr(key, number)
 
 
@@ -149,4 +155,4 @@ def _refused(seconds_left: float) -> TooManyReports:
 
 
 reports: Final = ReportLimit()
-"""The counts of this process."""
+"""The report counts of this process."""

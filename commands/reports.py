@@ -1,4 +1,4 @@
-"""Reports of phones on commands: check and store many of them in one statement. All times are the database's."""
+"""The reports of phones: check and store many reports in one statement. All times are times of the database."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,21 +23,20 @@ from nexmdm.common.event_feed.events import RFC3339
 log = structlog.get_logger()
 
 KEPT: Final = 100
-"""The number of reports of one delivery that are stored. Beyond this number, only the result or the late result is
+"""The number of reports of one delivery that are stored. After this number, only the result or the late result is
 stored.
 
-An ordinary phone sends only a few. A phone that reports without end must not fill the database.
+An ordinary phone sends only a few reports. A phone that reports without end must not fill the database.
 """
 
 EXTRA_TIME: Final = timedelta(hours=1)
-"""The additional time, after the expiry of a command, in which a phone that has the command may send its final report.
+"""The time after a command's expiry in which a phone that reported `received` or `running` may send its final report.
 """
 
 
 LAST_WORD_TIME: Final = timedelta(hours=24)
-"""If a phone's own report retired its device, the phone may repeat that report for this time.
-
-The answer to the report may have been lost.
+"""The time in which a phone may repeat the report that retired its device. The answer to this report may have been
+lost.
 """
 
 
@@ -46,12 +45,15 @@ class UnknownRequest(DomainError):
 
 
 class MayRetire(Exception):
-    """This report may retire its device: record it by record_report(), in its own transaction."""
+    """The report may retire its device. Record the report by record_report(), in a separate transaction."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReportInput:
-    """One report of a phone."""
+    """One report of a phone.
+
+    `finished_at` is a time of the phone's clock. `push` is the FCM message as the phone got it (schemas.PushArrival).
+    """
 
     status: ReportStatus
     message: str = ""
@@ -63,7 +65,13 @@ class ReportInput:
 
 @dataclass(frozen=True, slots=True)
 class ReportResult:
-    """The delivery's state after a report, whether the report was a duplicate or late, and whether it is stored."""
+    """The result of a report.
+
+    - `state`: the state of the delivery after the report.
+    - `duplicate`: a final report came before this report.
+    - `late`: this final report came after expiry or cancellation.
+    - `kept`: the report is stored.
+    """
 
     state: DeliveryState
     duplicate: bool
@@ -73,7 +81,7 @@ class ReportResult:
 
 @dataclass(frozen=True, slots=True)
 class ReportRecord:
-    """One report, and the token that was sent with it."""
+    """One report with its request id, and the token that the phone sent with the report."""
 
     token: tokens.Token
     request_id: UUID
@@ -89,7 +97,7 @@ _ASKED: Final = """
     )"""
 _JUDGED: Final = f"CASE WHEN device.id IS NULL THEN 'wrong' WHEN %(is_known)s THEN 'good' ELSE {VERDICT} END"
 
-# The locks come first, in their own statement: the next one must see what the transactions that had the locks wrote.
+# Take the locks first, in a separate statement: the next statement must see what earlier owners of the locks wrote.
 _HOLD: Final = f"""
     SELECT count(*) FROM (
         SELECT FROM {_ASKED}
@@ -101,10 +109,11 @@ _HOLD: Final = f"""
     ) held
 """  # noqa: S608  (constants of our modules; values are parameters)
 
-# The steps: `judged` checks the token; `found` reads the state of the delivery (`was`; a delivery past its time is
-# expired); `taken` computes the result of the report, which is then written. Each step is computed once. A report that
-# equals the last one, and is not final, only increases its count (`repeats`). `is_apart`: it may retire the device, and
-# so is not recorded here. A late report stores the device's last heartbeat, as queue.EXPIRED does.
+# The steps: `judged` checks the token. `found` reads the state of the delivery (`was`); an overdue delivery counts as
+# expired. `taken` computes the result of the report. The last steps write the result. MATERIALIZED computes each step
+# once. If a report is not final and equals the last report, only the count of the last report increases (`repeats`).
+# `is_apart`: the report may retire the device, and is not recorded here. A report on an overdue delivery stores the
+# device's last heartbeat, as queue.EXPIRED does.
 _TAKE: Final = f"""
     WITH judged AS MATERIALIZED (
         SELECT asked.*, {_JUDGED} AS verdict, device.token_used_at IS NULL AS first_use
@@ -219,12 +228,14 @@ _TAKE: Final = f"""
 
 
 def record(records: Sequence[ReportRecord]) -> list[Outcome]:
-    """Record reports, at most one for each delivery, in one transaction; return for each its result or its error.
+    """Record reports in one transaction, at most one report for each delivery. Return for each report its result or its
+    error.
 
-    The first final report settles a delivery. Any report after a final one is a duplicate and changes nothing. A final
-    report after expiry or cancellation is late, and does not change the state. Reports over the limit KEPT are counted.
+    The first final report settles a delivery. Any report after a final report is a duplicate, and changes nothing. A
+    final report after expiry or cancellation is late, and does not change the state. If a delivery has KEPT reports, a
+    further report is only counted, unless it is the first final report.
 
-    The errors are UnknownRequest, MayRetire, and those of the token: InvalidToken, DeviceRevoked, NeedsFullCheck.
+    The errors are UnknownRequest, MayRetire, and the errors of the token: InvalidToken, DeviceRevoked, NeedsFullCheck.
     """
     *_, ((answer,),) = database.execute_batch(_HOLD, _TAKE, parameters=_parameters(records, is_known=False))
     outcomes: list[Outcome] = [UnknownRequest()] * len(records)
@@ -270,9 +281,10 @@ def _outcome(verdict: str, is_known: bool, is_apart: bool | None, state: str, *f
 
 
 def record_report(device_id: UUID, request_id: UUID, report: ReportInput) -> ReportResult:
-    """Record a report of a device whose token was valid, as record() does. A successful wipe retires the device.
+    """Record a report of a device whose token was valid, by the rules of record(). A successful `wipe` retires the
+    device.
 
-    Runs in a transaction. Raises UnknownRequest.
+    Runs in the transaction of its caller. Raises UnknownRequest.
     """
     locked = Delivery.objects.select_for_update(no_key=True, of=("self",)).annotate(
         overdue=Q(open_until__lte=Now()), action=F("command__action")
@@ -291,10 +303,11 @@ def record_report(device_id: UUID, request_id: UUID, report: ReportInput) -> Rep
 
 
 def _retire_if_wiped(delivery: Any) -> None:
-    """Retire the device if the success of its wipe was stored, and if the device was not enrolled again since the wipe.
+    """Retire the device if the success of its wipe is stored. If the device was enrolled again since the wipe, do
+    nothing.
 
-    `delivery` has the values from before the report. A repeated report retires the device too: a worker of NexMDM's
-    previous version may have recorded the first report without retiring the device.
+    `delivery` has the values from before the report. A repeated report retires the device too. The reason: a worker of
+    the previous version of NexMDM may have recorded the first report without retiring the device.
     """
     if delivery.action not in actions.RETIRING:
         return
@@ -312,7 +325,7 @@ def _retire_if_wiped(delivery: Any) -> None:
 def is_last_word(device_id: UUID, request_id: UUID, report: ReportInput) -> bool:
     """Return whether a report repeats the success that retired its device. The old token may send only this report.
 
-    A wipe from before the device was enrolled again has not retired the device (see _retire_if_wiped()).
+    If the device was enrolled again after the wipe, the wipe did not retire the device. In this case, return False.
     """
     return (
         report.status == ReportStatus.SUCCEEDED

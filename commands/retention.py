@@ -1,9 +1,9 @@
-"""Retention: delete commands that ended long ago, a small batch at a time, so that other work does not wait.
+"""Retention: delete commands that ended long ago, in small batches. Other work does not wait for a batch.
 
-There are two kinds of steps, each a short transaction. prune() deletes deliveries that have few rows, together with
-these rows. trim() deletes reports and attempts of deliveries that have many of them, until none is left. So no
-statement is long, and a delivery with a million reports does not delay the others. While a delivery is trimmed, its
-other rows can still be read.
+There are two kinds of steps, and each step is a short transaction. prune() deletes deliveries that have few rows,
+together with these rows. trim() deletes reports and attempts of deliveries that have many rows. Therefore no statement
+takes long, and a delivery with a million reports does not delay other deliveries. While a delivery is trimmed, its
+remaining rows can still be read.
 """
 
 from datetime import timedelta
@@ -16,23 +16,28 @@ from commands.models import Command, Delivery
 from nexmdm.common import database
 
 FEW: Final = 5
-"""The largest number of reports, and of attempts, of a delivery that is deleted as a whole. Most have fewer; 2,000 such
-deliveries are deleted within a second."""
+"""prune() deletes a delivery only if it has at most this number of reports, and at most this number of attempts.
+
+Most deliveries have fewer reports and attempts. prune() deletes 2,000 such deliveries within a second.
+"""
 
 SMALL: Final = 2000
-"""The largest output in bytes that is deleted with its delivery. PostgreSQL stores larger outputs in another table,
-where it takes long to delete them."""
+"""prune() deletes a delivery only if the stored output of each report has at most this number of bytes.
+
+PostgreSQL stores larger outputs in a separate table. A deletion from this table takes long.
+"""
 
 ROWS: Final = 10_000
 BYTES: Final = 8 * 1024 * 1024
-"""The limits of one call of trim(), for reports and for attempts: their number, and their size in bytes.
+"""ROWS limits how many reports, and how many attempts, one call of trim() deletes. BYTES limits the size of the
+outputs.
 
-Such a call takes some tenths of a second.
+A call that reaches these limits takes some tenths of a second.
 """
 
-# The planner does not know that a delivery has just got a million rows, so these hints allow only one plan. This plan
-# finds rows by the index of their delivery (by OFFSET 0, instead of hashing the whole table), and deliveries in the
-# index's order.
+# The planner does not know that a delivery has just got a million rows. Therefore these settings allow only one plan:
+# find rows by the index of their delivery, and read deliveries in the order of the index. OFFSET 0 in a subquery
+# prevents a hash of the whole table.
 _BY_INDEX: Final = tuple(
     f"SET LOCAL enable_{way} = off" for way in ("seqscan", "bitmapscan", "hashjoin", "mergejoin", "sort")
 )
@@ -45,14 +50,14 @@ _HAS_MUCH: Final = """(
     )
 )"""
 
-# Delete a command's deliveries only when all of them are old: the remaining deliveries alone would show a wrong state
-# of the command.
+# Delete the deliveries of a command only after the end of the command: without the deleted deliveries, the remaining
+# deliveries would show a wrong state.
 _OLD: Final = """
     old AS MATERIALIZED (
         SELECT id FROM commands_command WHERE finished_at < now() - %(kept)s ORDER BY finished_at LIMIT %(limit)s
     )
 """
-# A locked row is left for the next batch. The locks come first, in their own statement: so the deletion includes the
+# A locked row is left for the next batch. Take the locks first, in a separate statement: the deletion must include the
 # rows that earlier owners of the locks added.
 _HOLD: Final = f"""
     WITH {_OLD}
@@ -71,8 +76,8 @@ _PRUNE: Final = """
     RETURNING command_id
 """
 
-# Search among the oldest deliveries. prune() deletes those with few rows, so in the end the oldest are those with many
-# rows.
+# Search among the oldest deliveries. prune() deletes deliveries with few rows. In the end, the oldest deliveries are
+# deliveries with many rows.
 _TRIM: Final = f"""
     WITH {_OLD}, oldest AS MATERIALIZED (
         SELECT delivery.id FROM old JOIN commands_delivery delivery ON delivery.command_id = old.id LIMIT %(limit)s
@@ -102,10 +107,11 @@ _TRIM: Final = f"""
 
 @transaction.atomic
 def prune(kept: timedelta, limit: int) -> int:
-    """Delete up to `limit` deliveries of commands that ended more than `kept` ago, with their rows; return how many.
+    """Delete up to `limit` deliveries of commands that ended more than `kept` ago. Return the number of deliveries.
 
-    Deliveries with many or large rows wait for trim(). A command is deleted with its last delivery. Two calls
-    never run at the same time: each would see the deliveries that the other call is deleting, and keep their command.
+    The reports and attempts of the deliveries are deleted too. Deliveries with many or large rows wait for trim(). A
+    command is deleted together with its last delivery. A lock lets only one call run at a time. Without the lock, two
+    calls would not see each other's deletions, and would both keep the command.
     """
     database.advisory_lock("retention", "deliveries")
     *_, held = database.execute_batch(*_BY_INDEX, _HOLD, parameters=_bounds(kept, limit))
@@ -117,9 +123,10 @@ def prune(kept: timedelta, limit: int) -> int:
 
 
 def trim(kept: timedelta, limit: int) -> int:
-    """Delete reports and attempts, up to ROWS and BYTES, of deliveries of commands that ended more than `kept` ago.
+    """Delete reports and attempts of commands that ended more than `kept` ago, up to the limits ROWS and BYTES.
 
-    Reads the oldest `limit` deliveries. Returns how many of them had many rows: 0 when nothing is left to trim.
+    Only the oldest `limit` deliveries are read. Return how many of these deliveries had many or large rows. If the
+    result is 0, nothing is left to trim.
     """
     *_, ((large,),) = database.execute_batch(*_BY_INDEX, _TRIM, parameters=_bounds(kept, limit))
     return int(large)

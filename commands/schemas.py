@@ -1,4 +1,4 @@
-"""Schemas of commands: bodies, queries and answers."""
+"""The schemas of commands in the API: bodies, queries and answers."""
 
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -45,7 +45,9 @@ def _true(value: object) -> object:
 
 
 class TargetBody(Body):
-    """The target of a command: exactly one of the four fields. `tags` selects devices that have any of the tags."""
+    """The target of a command: exactly one of the four fields. `tags` selects the devices that have at least one of the
+    tags.
+    """
 
     device_ids: Annotated[list[Identifier], Field(min_length=1, fail_fast=True)] | None = None
     aliases: Annotated[list[NamedAlias], Field(min_length=1, fail_fast=True)] | None = None
@@ -60,7 +62,7 @@ class TargetBody(Body):
         return self
 
     def to_target(self) -> Target:
-        """Return the target, each entry once."""
+        """Return the target. Repeated entries are removed."""
         return Target(
             device_ids=list(dict.fromkeys(self.device_ids or [])),
             aliases=list(dict.fromkeys(self.aliases or [])),
@@ -70,7 +72,7 @@ class TargetBody(Body):
 
 
 class NewCommand(Body):
-    """A command for one phone or many. Its parameters are those of the action."""
+    """A command for one or many devices. `params` contains the parameters of the action."""
 
     action: Annotated[str, Field(max_length=64)]
     params: FreeObject = {}
@@ -84,14 +86,14 @@ class NewCommand(Body):
 
 
 class PushPlan(ResponseSchema):
-    """The number of devices that get a push. The others get the command with their heartbeat."""
+    """`queued` counts the devices that get a push. `no_push_token` counts the devices that can get no push."""
 
     queued: int
     no_push_token: int
 
 
 class CommandIssued(ResponseSchema):
-    """The number of devices that a command was queued for; in a dry run, that it would be queued for."""
+    """The command that was queued, and the number of its devices. In a dry run, nothing was queued."""
 
     request_id: UUID | None
     action: str
@@ -104,7 +106,7 @@ class CommandIssued(ResponseSchema):
 
 
 class CommandQuery(Page, extra="forbid"):
-    """Filters of the list of commands."""
+    """Filters of the list of commands. `since` and `until` are limits of `issued_at`; `until` itself is excluded."""
 
     action: Annotated[Text, Field(max_length=64)] | None = None
     state: CommandState | None = None
@@ -115,7 +117,7 @@ class CommandQuery(Page, extra="forbid"):
 
 
 class CommandRow(ResponseSchema):
-    """A command, with its outcome once it is not open any more. A late result changes neither state nor outcome."""
+    """A command. While the command is open, `outcome` is null. A late result changes neither `state` nor `outcome`."""
 
     request_id: UUID
     action: str
@@ -132,10 +134,10 @@ class CommandRow(ResponseSchema):
 
 
 class ListedCommand(CommandRow):
-    """A command in a list. `succeeded` counts the devices that succeeded in time.
+    """A command in a list. `succeeded` counts the devices on which the command succeeded in time. `late` counts late
+    results.
 
-    `late` counts the final reports that came after expiry or cancellation; it is null while the command is open. Both
-    are null if the command has too many devices to count in a list.
+    While the command is open, `late` is null. If a command has too many devices, `succeeded` and `late` are null.
     """
 
     succeeded: int | None
@@ -150,7 +152,7 @@ class CommandPage(ResponseSchema):
 
 
 class Counts(ResponseSchema):
-    """The deliveries of a command by state; `late` counts those with a result that came too late."""
+    """The deliveries of a command, counted by state. `late` counts the deliveries with a late result."""
 
     pending: int
     received: int
@@ -162,10 +164,10 @@ class Counts(ResponseSchema):
 
 
 class PushCounts(ResponseSchema):
-    """The deliveries of a command by their push state. `accepted`: FCM took the push; the phone may not have it.
+    """The deliveries of a command, counted by the state of their push.
 
-    `superseded`: the delivery was settled (by a report, a cancellation or expiry) while its push was waiting or
-    retrying.
+    `accepted`: FCM accepted the push, but the phone may not have the push. `superseded`: the delivery was settled while
+    its push was waiting or retrying.
     """
 
     waiting: int
@@ -177,7 +179,7 @@ class PushCounts(ResponseSchema):
 
 
 class CommandDetail(CommandRow):
-    """A command with its counts."""
+    """A command with its counts. `completed_at` is the time when the last delivery was settled."""
 
     completed_at: Time | None
     cancelled_at: Time | None
@@ -186,13 +188,13 @@ class CommandDetail(CommandRow):
 
 
 class WaitQuery(Body):
-    """`wait_seconds`: the time, 30 s at most, to wait until no delivery of the command is open."""
+    """`wait_seconds`: the longest time to wait for the end of the command, at most 30 s."""
 
     wait_seconds: Annotated[QueryNumber, Field(ge=0, le=30)] = 0
 
 
 class PushSummary(ResponseSchema):
-    """The push of one delivery. `superseded`: it was waiting or retrying when the delivery was settled otherwise."""
+    """The push of one delivery. `superseded`: the delivery was settled while the push was waiting or retrying."""
 
     state: PushNow
     attempts: int
@@ -203,7 +205,7 @@ class PushSummary(ResponseSchema):
 
 
 class Result(ResponseSchema):
-    """A phone's final report."""
+    """A phone's final report. `finished_at` is the phone's time, and `reported_at` is the server's time."""
 
     status: ReportStatus
     message: str | None
@@ -215,8 +217,8 @@ class Result(ResponseSchema):
 class DeliveryRow(ResponseSchema):
     """One command for one device, with its state, push and result.
 
-    `why_open` is what the delivery waits for. `why_unfinished` is why the delivery expired or was withdrawn; later
-    events on the device do not change this text.
+    `why_open` is what the delivery waits for. `why_unfinished` is why the delivery expired or was withdrawn. Later
+    events on the device do not change `why_unfinished`.
     """
 
     request_id: UUID
@@ -238,8 +240,8 @@ class DeliveryRow(ResponseSchema):
 class TimelineEvent(ResponseSchema):
     """One event of a delivery: its issue, an attempt, a report, or its settlement.
 
-    Equal reports in a row are one event with a `count`, and `last_at`. `left_out` means that there were more events
-    (`count` of them, if that is known) than are stored or shown.
+    Equal reports in a row that are not final are one event: `count` is their number, and `last_at` is the last time.
+    `left_out`: `count` further events are not stored or not shown. If the number is not known, `count` is null.
     """
 
     at: Time
@@ -268,7 +270,7 @@ class DeliveryDetail(DeliveryRow):
 
 
 class DeliveryQuery(Page, extra="forbid"):
-    """Filters of the deliveries of a command. `not_succeeded`: all but those that succeeded in time."""
+    """Filters of the deliveries of a command. `not_succeeded` selects all deliveries except `succeeded`."""
 
     state: DeliveryState | Literal["not_succeeded"] | None = None
 
@@ -281,7 +283,11 @@ class DeliveryPage(ResponseSchema):
 
 
 class CommandCancelled(ResponseSchema):
-    """The deliveries that a cancellation withdrew. `may_still_run` counts those that may have reached a phone."""
+    """The result of a cancellation. `cancelled` counts the deliveries that the cancellation withdrew.
+
+    `already_settled` counts the deliveries that were settled before. `may_still_run` counts the withdrawn deliveries
+    that may have reached their phones.
+    """
 
     request_id: UUID
     cancelled: int
@@ -303,9 +309,10 @@ ArrivalPriority = Annotated[Literal["high", "normal", "unknown"], BeforeValidato
 
 
 class PushArrival(TypedDict, total=False):
-    """The FCM message as the phone got it. A priority is a word, or the number that Android's RemoteMessage has for it.
+    """The FCM message as the phone got it. A priority is a word, or the number that Android's RemoteMessage uses for
+    the word.
 
-    With `priority` normal and `original_priority` high, FCM has downgraded the message.
+    If `priority` is normal and `original_priority` is high, FCM has downgraded the message.
     """
 
     priority: Annotated[ArrivalPriority | None, INFORMS_EXACTLY]
@@ -317,7 +324,7 @@ class PushArrival(TypedDict, total=False):
 class ActionResult(DeviceBody):
     """A phone's report on a command. A field that is null counts as not sent.
 
-    An output of more than 16 KiB as JSON, or of more than 16 levels, is dropped as a whole.
+    An `output` of more than 16 KiB as JSON is dropped as a whole. An `output` of more than 16 levels is dropped too.
     """
 
     request_id: Annotated[Identifier, DECIDES]
@@ -330,10 +337,10 @@ class ActionResult(DeviceBody):
 
 
 class ActionResultTaken(ResponseSchema):
-    """The state of the delivery after the report.
+    """The state of the delivery after the report. `duplicate`: a final report came before, and this report changes
+    nothing.
 
-    `duplicate`: a final report came before this one, so this one changes nothing. `late`: this is a final report, but
-    the delivery was expired or cancelled before, so its state stays.
+    `late`: this final report came after expiry or cancellation, and does not change the state.
     """
 
     request_id: UUID

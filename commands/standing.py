@@ -1,6 +1,6 @@
-"""The state and the outcome of a command, derived from its deliveries only in this module.
+"""The state and the outcome of a command. Only this module derives the state and the outcome from the deliveries.
 
-The outcome of a command that ended is stored a little later (finishing.py); until then it is derived.
+After the end of a command, finishing.py stores the outcome. Until the outcome is stored, each read derives it.
 """
 
 from collections.abc import Collection
@@ -27,7 +27,7 @@ _STATES: Final = {
     CommandOutcome.EXPIRED: CommandState.EXPIRED,
     CommandOutcome.CANCELLED: CommandState.CANCELLED,
 }
-"""The state of a command that ended and was not cancelled, by its outcome."""
+"""The state of a command that ended, by its outcome, if no admin cancelled the command."""
 
 _BIT: Final = Case(
     When(OVERDUE, then=_BITS[DeliveryState.EXPIRED]),
@@ -45,17 +45,21 @@ SEEN: Final = Coalesce(
     ),
     0,
 )
-"""For annotate(): the present states of a command's deliveries, as bits for of_seen(). Reads the deliveries once."""
+"""For annotate(): the present states of a command's deliveries, as bits for of_seen().
+
+The database reads all deliveries of the command.
+"""
 
 
 STANDING: Final = {
     "seen": Case(When(finished_at__isnull=False, then=0), default=SEEN, output_field=IntegerField()),
 }
-"""For annotate(): the values that of() reads from a command. For a finished command, they read no deliveries."""
+"""For annotate(): the value that of() reads from a command. If the end of the command is stored, no delivery is read.
+"""
 
 
 def of(command: Any) -> Standing:
-    """Return the state and the outcome of a command, which must be annotated with STANDING."""
+    """Return the state and the outcome of a command. The command must be annotated with STANDING."""
     was_cancelled = command.cancelled_at is not None
     if command.finished_at is None:
         return of_seen(command.seen, was_cancelled=was_cancelled)
@@ -64,17 +68,22 @@ def of(command: Any) -> Standing:
 
 
 def of_outcome(outcome: CommandOutcome, *, was_cancelled: bool) -> CommandState:
-    """Return the state of a command that ended, by its outcome."""
+    """Return the state of a command that ended. `was_cancelled`: an admin's cancellation withdrew deliveries."""
     return CommandState.CANCELLED if was_cancelled else _STATES[outcome]
 
 
 def of_seen(seen: int, *, was_cancelled: bool) -> Standing:
-    """Return the state and the outcome of a command, from SEEN, and from whether a cancellation withdrew deliveries."""
+    """Return the state and the outcome of a command from SEEN. `was_cancelled`: an admin's cancellation withdrew
+    deliveries.
+    """
     return of_states([state for state, bit in _BITS.items() if seen & bit], was_cancelled=was_cancelled)
 
 
 def of_states(states: Collection[DeliveryState], *, was_cancelled: bool) -> Standing:
-    """Return the state and the outcome of a command, by the present states of its deliveries."""
+    """Return the state and the outcome of a command from the present states of its deliveries.
+
+    `was_cancelled`: an admin's cancellation withdrew deliveries.
+    """
     if any(state in states for state in OPEN):
         return CommandState.OPEN, None
     outcome = _outcome(states)
@@ -98,7 +107,10 @@ _OPEN: Final = Q(finished_at=None) & Q(Exists(Delivery.objects.open().filter(com
 
 
 def state_conditions() -> dict[str, Q]:
-    """Return a condition for filter() for each state. It selects the commands for which of() returns this state."""
+    """Return a condition for filter() for each state of a command.
+
+    A condition selects the commands for which of() returns the state.
+    """
     by_outcome = outcome_conditions()
     was_cancelled = Q(cancelled_at__isnull=False)
     not_cancelled = {
@@ -114,7 +126,10 @@ def state_conditions() -> dict[str, Q]:
 
 
 def outcome_conditions() -> dict[str, Q]:
-    """Return a condition for filter() for each outcome. It selects the commands for which of() returns this outcome."""
+    """Return a condition for filter() for each outcome of a command.
+
+    A condition selects the commands for which of() returns the outcome.
+    """
     succeeded, failed, expired = (_has(state) for state in (*_REPORTED, DeliveryState.EXPIRED))
     others = _has(*(state for state in _SETTLED if state != DeliveryState.SUCCEEDED))
     derived = {

@@ -1,4 +1,4 @@
-"""The arrival of a push, in words for people."""
+"""The arrival of a push at the phone, as a text for people."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -11,9 +11,9 @@ from nexmdm.common.read_only_admin.columns import NOTHING, WARN, badge, moment
 
 
 def describe(push_arrival: Mapping[str, Any] | None) -> SafeString:
-    """Return how a push arrived: its priority, whether FCM downgraded it, and its times.
+    """Return how a push arrived: its priority, whether FCM downgraded the push, and when it was sent and received.
 
-    The text is empty if the arrival is unknown.
+    If the phone reported no arrival, return NOTHING.
     """
     if not push_arrival:
         return SafeString(NOTHING)

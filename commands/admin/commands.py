@@ -1,4 +1,4 @@
-"""The admin pages of commands: the action and target of each, and its state on the devices."""
+"""The admin pages of commands, with the action, the target, and the state on the devices."""
 
 from collections.abc import Sequence
 from itertools import accumulate, takewhile
@@ -27,7 +27,7 @@ from nexmdm.common.read_only_admin.columns import NOTHING, Column, Id, State, ba
 from nexmdm.models import AuditEntry
 
 LONGEST_TARGET: Final = 20_000
-"""The longest JSON text of a target in the CSV, in characters: about five hundred device ids.
+"""The longest target in the CSV, in characters of its JSON text: about five hundred device ids.
 
 Longer targets are left out, because the CSV is built in chunks of many rows.
 """
@@ -40,7 +40,7 @@ _SHORT_TARGET: Final = {
 MOST: Final = 100_000
 """The largest number of deliveries that a list of commands counts.
 
-The page of a command counts all deliveries of that command.
+The page of one command counts all deliveries of this command.
 """
 
 
@@ -88,7 +88,7 @@ class CommandAdmin(ReadOnlyAdmin):
     completed = Column("current.completed_at")
 
     def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
-        """Return the command with its counts, or None."""
+        """Return the command with its counts, or None if the command does not exist."""
         command = super().get_object(request, object_id, from_field)
         if command is not None:
             command.current = command_detail(command.pk)
@@ -96,13 +96,16 @@ class CommandAdmin(ReadOnlyAdmin):
         return command
 
     def name_of(self, row: Any) -> str:
-        """Return the action, and the number of its devices; for one device, the device itself."""
+        """Return the action and the number of devices. If the command is for one device, return the action and the
+        device.
+        """
         return f"{row.action} for {row.only_device or f'{row.device_count:,} devices'}"
 
     def complete(self, rows: Sequence[Any]) -> None:
-        """Add the counts to the commands of a page, beginning with those to the fewest devices.
+        """Set `current` (the counts) and `only_device` of the commands on a page.
 
-        At most MOST deliveries are counted.
+        At most MOST deliveries are counted, beginning with the commands to the fewest devices. If a command is not
+        counted, its `current` is None.
         """
         narrowest_first = sorted(rows, key=attrgetter("device_count"))
         totals = accumulate(command.device_count for command in narrowest_first)
@@ -113,50 +116,50 @@ class CommandAdmin(ReadOnlyAdmin):
             command.current, command.only_device = statuses.get(command.pk), alone.get(command.pk)
 
     def cells(self, rows: QuerySet[Any]) -> list[tuple[Any, ...]]:
-        """Return the cells of some commands, with their states and counts."""
+        """Return the CSV cells of commands, with their states and counts."""
         found = super().cells(rows.annotate(**_SHORT_TARGET))
         size = 1 + list(self.exported).index("device_count")
         statuses = command_statuses({cells[0]: cells[size] for cells in found})
         return [(*cells, *_derived(statuses.get(cells[0]))) for cells in found]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        """Return the commands without their bulky columns."""
+        """Return the commands. Large columns are not read."""
         return super().get_queryset(request).defer(*BULKY)
 
     def identified(self, key: UUID) -> Q:
-        """Return the condition for a request id, or for a target device."""
+        """Return the condition for a request id or a device id. A device id finds the commands to the device."""
         if Command.objects.filter(pk=key).exists():
             return Q(pk=key)
         return Q(pk__in=Delivery.objects.filter(device=key).order_by().values("command"))
 
     def named(self, text: str) -> Q:
-        """Return the condition for a target device, by part of its alias or hardware id."""
+        """Return the condition for commands to devices that have `text` in their alias or hardware id."""
         return Q(pk__in=Delivery.objects.filter(search.named(text, "device__")).order_by().values("command"))
 
     @admin.display(description="parameters")
     def pretty_params(self, command: Any) -> str:
-        """Return the parameters, formatted for people."""
+        """Return the parameters of the command, formatted for people."""
         return pretty(command.current.params)
 
     @admin.display(description="target")
     def pretty_target(self, command: Any) -> str:
-        """Return the target of the command."""
+        """Return the target of the command, formatted for people."""
         return pretty(command.current.target)
 
     @admin.display(description="devices")
     def meant(self, command: Any) -> str:
-        """Return the number of devices of a command; if it is for one device, a link to that device."""
+        """Return the number of devices of a command. If the command is for one device, return a link to this device."""
         device = command.only_device
         return str(command.device_count) if device is None else link(device, device)
 
     @admin.display(description="state")
     def standing(self, command: Any) -> str:
-        """Return the state of a command in a list."""
+        """Return the state of a command, or NOTHING if its deliveries were not counted."""
         return badge(command.current.state) if command.current else NOTHING
 
     @admin.display(description="outcome")
     def came_to(self, command: Any) -> str:
-        """Return the outcome of a command that is not open any more, and the number of late results."""
+        """Return the outcome of a command and the number of late results. For an open command, return NOTHING."""
         if not command.current or not command.current.outcome:
             return NOTHING
         late = command.current.counts.late
@@ -165,7 +168,7 @@ class CommandAdmin(ReadOnlyAdmin):
 
     @admin.display(description="by state")
     def counts(self, command: Any) -> SafeString:
-        """Return the number of deliveries in each state now, with links to them, and the number of late results."""
+        """Return the number of deliveries in each present state, as links, and the number of late results."""
         if not command.current:
             return link(command, "on its own page")
         counted = command.current.counts.model_dump()
@@ -185,13 +188,13 @@ class CommandAdmin(ReadOnlyAdmin):
 
     @admin.display(description="not succeeded")
     def unsuccessful(self, command: Command) -> SafeString:
-        """Return a link to the deliveries that did not succeed."""
+        """Return a link to the deliveries of the command that have not succeeded."""
         text = "All deliveries of this command that have not succeeded"
         return link_to_list(Delivery, text, command__id__exact=command.pk, state="not succeeded")
 
     @admin.display(description="one by one")
     def all_deliveries(self, command: Command) -> SafeString:
-        """Return a link to the deliveries."""
+        """Return a link to all deliveries of the command."""
         return link_to_list(Delivery, "All deliveries of this command", command__id__exact=command.pk)
 
     @admin.display(description="audit")
@@ -201,14 +204,14 @@ class CommandAdmin(ReadOnlyAdmin):
 
 
 def only_devices(request_ids: list[UUID]) -> dict[UUID, Device]:
-    """Return, by request id, the device of each of these commands. Each command must be for one device."""
+    """Return the device of each command, by request id. Each command must be for one device."""
     unread = [f"device__{name}" for name in SECRETS]
     deliveries = Delivery.objects.filter(command__in=request_ids).select_related("device").defer(*unread).order_by()
     return {delivery.command_id: delivery.device for delivery in deliveries}
 
 
 def _derived(status: CommandStatus | None) -> tuple[Any, ...]:
-    """Return the CSV's cells about the state of a command. They are empty if the command has just been deleted."""
+    """Return the CSV cells about the state of a command. If the command has just been deleted, the cells are empty."""
     if status is None:
         return (None,) * len(CommandAdmin.derived)
     return (status.state, status.outcome, status.completed_at, *status.counts.model_dump().values())

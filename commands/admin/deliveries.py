@@ -1,4 +1,4 @@
-"""The read-only admin pages of deliveries, attempts and reports. A delivery past its time is shown as expired."""
+"""The read-only admin pages of deliveries, attempts and reports. An overdue delivery is shown as expired."""
 
 from collections.abc import Iterable, Sequence
 from itertools import chain
@@ -38,17 +38,17 @@ NOW: Final = {
     "push_now": PUSH_NOW,
     "next_push_at": Case(When(OVERDUE, then=None), default=F("next_attempt_at"), output_field=DateTimeField()),
 }
-"""Annotations with the present state of a delivery.
-
-An overdue delivery is shown as expired, even if its row is not updated yet.
-"""
+"""Annotations with the present state of a delivery. An overdue delivery counts as expired."""
 
 # The target of a command may contain thousands of device ids. A list must not read the target for each of its hundred
 # rows.
 BULKY: Final = ("params", "target")
 
 MOST_EVENTS: Final = 100
-"""The largest number of attempts, and of reports, that the timeline of a delivery shows. It shows the newest ones."""
+"""The largest number of attempts, and the largest number of reports, in the timeline of a delivery.
+
+The timeline shows the newest attempts and reports.
+"""
 
 _key: Final = attrgetter("pk")
 
@@ -62,29 +62,33 @@ def _command_name(command: Command) -> str:
 
 
 class _OfCommandAndDevice(ReadOnlyAdmin):
-    """Base of the pages of deliveries, attempts and reports. Their search finds a request id or a device."""
+    """The base class of the pages of deliveries, attempts and reports. The search finds rows by request id or by
+    device.
+
+    `to_delivery` is the path in the ORM from a row to its delivery, such as `delivery__`.
+    """
 
     to_delivery: ClassVar = ""
 
     search_help_text = "A whole request id or device id, or part of a device's alias or hardware id."
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        """Return the rows with their command and device, without bulky and secret columns."""
+        """Return the rows with their command and device. Large columns and secrets are not read."""
         command, device = f"{self.to_delivery}command", f"{self.to_delivery}device"
         unread = [f"{command}__{name}" for name in BULKY] + [f"{device}__{name}" for name in SECRETS]
         return super().get_queryset(request).select_related(command, device).defer(*unread)
 
     def identified(self, key: UUID) -> Q:
-        """Return the condition for a request id or a device id. Each has its own index."""
+        """Return the condition for rows with this request id or this device id."""
         return Q(command=key) if Command.objects.filter(pk=key).exists() else Q(device=key)
 
     def named(self, text: str) -> Q:
-        """Return the condition for part of a device's alias or hardware id."""
+        """Return the condition for rows whose device has `text` in its alias or hardware id."""
         return search.named(text, f"{self.to_delivery}device__")
 
 
 class _Sent:
-    """The outcomes of an attempt, in the words of the API."""
+    """The columns of an attempt on the admin site."""
 
     nth = Column("number", "no.")
     ended = State("outcome")
@@ -96,7 +100,7 @@ class _Sent:
 
 
 class _ReportColumns:
-    """The statuses of a report, in the words of the API."""
+    """The columns of a report on the admin site."""
 
     status_shown = State("status")
     channel = Column("via")
@@ -114,9 +118,9 @@ class _ReportColumns:
 
 
 def complete(rows: Iterable[Any]) -> None:
-    """Set `current` of deliveries: their values from other tables.
+    """Set `current` of each delivery to the delivery's row in the API (DeliveryRow).
 
-    `current` is None for a delivery that has just been deleted.
+    If a delivery has just been deleted, its `current` is None.
     """
     listed = list(rows)
     known = deliveries.rows_of([row.pk for row in listed])
@@ -125,16 +129,16 @@ def complete(rows: Iterable[Any]) -> None:
 
 
 def reason(row: DeliveryRow) -> str:
-    """Return why a delivery is open or did not succeed. For a failed delivery, this is the phone's own text."""
+    """Return why a delivery is open or did not succeed. For a failed delivery, the text is the phone's message."""
     late = f"The phone reported {row.late_result.status} later." if row.late_result else None
     said = row.result.message if row.result and row.state == DeliveryState.FAILED else None
     return " ".join(filter(None, (row.why_open, row.why_unfinished, late, said))) or NOTHING
 
 
 def _derived(row: DeliveryRow | None) -> tuple[Any, ...]:
-    """Return the CSV's cells that are not in columns of a delivery.
+    """Return the CSV cells of a delivery that do not come from columns of its table.
 
-    They are empty if the delivery has just been deleted.
+    If the delivery has just been deleted, the cells are empty.
     """
     if row is None:
         return (None,) * len(DeliveryAdmin.derived)
@@ -143,7 +147,7 @@ def _derived(row: DeliveryRow | None) -> tuple[Any, ...]:
 
 
 class DeliveryAdmin(_OfCommandAndDevice):
-    """One command for one device, with its result, and its timeline from issue to settlement."""
+    """The admin pages of deliveries: one command for one device, with its result and its timeline."""
 
     change_form_template = "commands/delivery.html"
     empty = "A command has one delivery for each of its devices. Send a command: manage.py fleet ping all."
@@ -196,21 +200,21 @@ class DeliveryAdmin(_OfCommandAndDevice):
         return deliveries
 
     def complete(self, rows: Sequence[Any]) -> None:
-        """Add the values that the delivery's own table does not contain to the deliveries of a page."""
+        """Set `current` of each delivery on a page, by complete() of this module."""
         complete(rows)
 
     def cells(self, rows: QuerySet[Any]) -> list[tuple[Any, ...]]:
-        """Return the cells of some deliveries, with their reasons and results."""
+        """Return the CSV cells of deliveries, with their reasons and results."""
         found = super().cells(rows)
         known = deliveries.rows_of([cells[0] for cells in found])
         return [(*cells, *_derived(known.get(cells[0]))) for cells in found]
 
     def name_of(self, row: Delivery) -> str:
-        """Return the action, and its device."""
+        """Return the action of the delivery, and the device."""
         return f"{row.command.action} for {row.device}"
 
     def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
-        """Return the delivery with its timeline, or None."""
+        """Return the delivery with its timeline, or None if the delivery does not exist."""
         delivery = super().get_object(request, object_id, from_field)
         if delivery is not None:
             found = deliveries.newest_of(delivery.pk, MOST_EVENTS)
@@ -219,7 +223,7 @@ class DeliveryAdmin(_OfCommandAndDevice):
 
     @admin.display(description="reason")
     def reason(self, delivery: Any) -> str:
-        """Return why a delivery is open or did not succeed. For a failed delivery, this is the phone's own text."""
+        """Return why a delivery is open or did not succeed. For a failed delivery, the text is the phone's message."""
         return reason(delivery.current) if delivery.current else NOTHING
 
     @admin.display(description="why open")
@@ -229,12 +233,12 @@ class DeliveryAdmin(_OfCommandAndDevice):
 
     @admin.display(description="why unfinished")
     def why_unfinished(self, delivery: Any) -> str:
-        """Return why a delivery was settled without a final report in time."""
+        """Return why a delivery expired or was withdrawn."""
         return delivery.current.why_unfinished or NOTHING
 
     @admin.display(description="result")
     def result(self, delivery: Any) -> str:
-        """Return the phone's final report, late or not."""
+        """Return the phone's final report: the result or the late result."""
         late = delivery.current.late_result
         final = late or delivery.current.result
         if final is None:
@@ -245,12 +249,12 @@ class DeliveryAdmin(_OfCommandAndDevice):
 
     @admin.display(description="arrival")
     def arrived(self, delivery: Delivery) -> SafeString:
-        """Return how the push arrived at the phone, if the phone reported it."""
+        """Return how the push arrived at the phone, if the phone reported the arrival."""
         return arrival.describe(delivery.push_arrival)
 
     @admin.display(description="whole lists")
     def everything(self, delivery: Delivery) -> SafeString:
-        """Return links to all attempts and reports, because the timeline shows only the newest."""
+        """Return links to all attempts and to all reports of the delivery. The timeline may not show all of them."""
         attempts = link_to_list(Attempt, "attempts", delivery__id__exact=delivery.pk)
         reports = link_to_list(Report, "reports", delivery__id__exact=delivery.pk)
         return format_html("{}, {}", attempts, reports)
@@ -260,11 +264,11 @@ OF_DELIVERY: Final = {
     "delivery_id": "delivery_id", "request_id": "delivery__command_id", "action": "delivery__command__action",
     "device_id": "delivery__device_id", "alias": "delivery__device__alias",
 }  # fmt: skip
-"""The columns that identify the delivery in the CSV of attempts and reports."""
+"""The columns that identify the delivery of an attempt or of a report in the CSV."""
 
 
 class _OfDelivery(_OfCommandAndDevice):
-    """A row that belongs to a delivery, shown with the delivery's command and device."""
+    """The base class of the pages of attempts and reports, which show the command and the device of the delivery."""
 
     to_delivery = "delivery__"
     search_fields = ("delivery__command__id", "delivery__device__id", "delivery__device__alias")
@@ -277,17 +281,15 @@ class _OfDelivery(_OfCommandAndDevice):
     of_delivery = Link("delivery", text=_key)
 
     def identified(self, key: UUID) -> Q:
-        """Return the condition for a request id or a device id.
-
-        A scan from the newest row on may take long to find a request id.
-        """
+        """Return the condition for rows with this request id or this device id."""
+        # A scan from the newest row on may take long to find a request id.
         if Command.objects.filter(pk=key).exists():
             return Q(delivery__in=all_of(Delivery.objects.filter(command=key)))
         return Q(delivery__device=key)
 
 
 class AttemptAdmin(_Sent, _OfDelivery):
-    """One request to FCM, with its answer."""
+    """The admin pages of attempts: one try to send a push, with FCM's answer."""
 
     empty = "Each push is an attempt. Until Firebase is configured, commands reach phones by heartbeats only."
 
@@ -313,12 +315,12 @@ class AttemptAdmin(_Sent, _OfDelivery):
     }  # fmt: skip
 
     def name_of(self, row: Attempt) -> str:
-        """Return the number of the push, its action, and its device."""
+        """Return the number of the attempt, the action, and the device."""
         return f"push {row.number} of {row.delivery.command.action} for {row.delivery.device}"
 
 
 class ReportAdmin(_ReportColumns, _OfDelivery):
-    """One report of a phone about a delivery."""
+    """The admin pages of reports: one report of a phone about a delivery."""
 
     empty = "A phone reports on each command that it gets."
 
@@ -342,5 +344,5 @@ class ReportAdmin(_ReportColumns, _OfDelivery):
         return f"{row.delivery.command.action} for {row.delivery.device}: {row.status}"
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        """Return the reports without their outputs. Only the page of a report shows its output."""
+        """Return the reports. The output of a report is read only for the page of this report."""
         return super().get_queryset(request).defer("output")

@@ -1,8 +1,8 @@
-"""The timeline of a device: commands, pushes, reports, refusals and signed requests about the device, sorted by time.
+"""The timeline of a device: commands, pushes, reports, refusals and signed requests about the device, by time.
 
-The timeline reads the newest rows of each source. If a source has more, the timeline ends with the oldest row that was
-read, so that it has no gap. (The newest DELIVERIES commands are included. Later events of older commands are on the
-pages of those commands.)
+The timeline reads the newest rows of each source. If a source has more rows, the timeline ends with the oldest row that
+was read from this source. Therefore the timeline has no gap. The timeline contains the newest DELIVERIES commands.
+Later events of older commands are only on the pages of these commands.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,15 +23,15 @@ from nexmdm.models import AuditEntry
 
 DELIVERIES: Final = 20
 EVENTS: Final = 100
-"""The largest number of events in a timeline, and of attempts and of reports that the timeline reads."""
+"""The largest number of events in a timeline. The timeline reads at most this number of attempts, and of reports."""
 
 SIGNED: Final = 30
-"""The most signed requests about the device that a timeline shows."""
+"""The largest number of signed requests in a timeline."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An event of a device: its time, a text with links, and details."""
+    """An event of a device. `what` is a text with links. `more` contains details."""
 
     at: datetime
     kind: str
@@ -41,14 +41,16 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """Events of one source, newest first. They are complete back to `since` (None: to the beginning)."""
+    """The events of one source, newest first. No event after `since` is missing. If `since` is None, no event is
+    missing.
+    """
 
     events: list[Event]
     since: datetime | None = None
 
 
 def newest_first(device: Any) -> list[Event]:
-    """Return the timeline of a device (with its last refusal), newest first."""
+    """Return the timeline of a device, newest event first."""
     work = _deliveries(device)
     sources = [
         _Source(list(_commands(work[:DELIVERIES])), work[DELIVERIES - 1].command.issued_at if _more(work) else None),

@@ -1,4 +1,4 @@
-"""The admin page of a device, with its timeline and its presence."""
+"""The admin page of a device, with its timeline and its presence history."""
 
 from typing import Any, ClassVar
 
@@ -15,7 +15,7 @@ from nexmdm.models import AuditEntry
 
 
 class BusyDeviceAdmin(DeviceAdmin):
-    """A device with its timeline and its presence."""
+    """The admin page of a device, with its timeline and its presence history."""
 
     change_form_template = "commands/device.html"
     fieldsets: ClassVar = [
@@ -25,7 +25,7 @@ class BusyDeviceAdmin(DeviceAdmin):
     ]
 
     def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
-        """Return the device with its timeline and the strip of its presence, or None."""
+        """Return the device with its timeline and the strip of its presence, or None if the device does not exist."""
         device = super().get_object(request, object_id, from_field)
         if device is not None:
             device.events = device_timeline.newest_first(device)

@@ -1,4 +1,4 @@
-"""The filters of the admin site's lists. Their choices are constants, so no filter queries the database for them."""
+"""The filters of the lists of commands, deliveries, attempts and reports. The choices are constants."""
 
 from datetime import datetime, timedelta
 from typing import Any, ClassVar, Final
@@ -26,11 +26,12 @@ from nexmdm.common.read_only_admin.filters import AgeFilter, ChoiceFilter, DateR
 HTTP_STATUSES: Final = (200, 400, 401, 403, 404, 429, 500, 502, 503, 504)
 
 LATEST: Final = 10_000
-"""The number of latest commands that decide whether an action is common."""
+"""The number of newest commands that decide whether an action is common."""
 
 COMMON: Final = 1000
-"""An action is common if more than one in this number of the latest deliveries has the action, and if these deliveries
-fill a page.
+"""The first condition for a common action: more than one in this number of the latest deliveries has the action.
+
+The second condition: the latest deliveries with the action fill a page.
 """
 
 
@@ -53,8 +54,9 @@ class DeliveryActionFilter(ActionFilter):
     delivery: ClassVar = "pk"
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        """Keep the rows of commands with this action. A common action and a rare one need different queries."""
+        """Keep the rows of commands with this action."""
         action = self.value()
+        # A common action and a rare action need different queries.
         if action not in CATALOGUE or _is_common(action):
             return super().queryset(request, queryset)
         return queryset.filter(**{f"{self.delivery}__in": all_of(Delivery.objects.filter(command__action=action))})
@@ -68,7 +70,7 @@ class AttemptActionFilter(DeliveryActionFilter):
 
 
 def _is_common(action: str) -> bool:
-    """Return whether a scan from the newest row on soon fills a page with this action."""
+    """Return whether a scan from the newest row on soon fills a page with rows of this action."""
     latest = Command.objects.order_by("-pk")[:LATEST]
     counted = latest.aggregate(
         all=Sum("device_count", default=0), mine=Sum("device_count", default=0, filter=Q(action=action))
@@ -99,7 +101,7 @@ class CommandOutcomeFilter(ChoiceFilter):
 
 
 class StateFilter(ChoiceFilter):
-    """The filter by the present state of the delivery. An overdue one counts as expired."""
+    """The filter by the present state of the delivery. An overdue delivery counts as expired."""
 
     title = "state"
     parameter_name = "state"
@@ -163,7 +165,7 @@ class DeliveryHttpStatusFilter(HttpStatusFilter):
     """The filter by the HTTP status of any attempt of the delivery."""
 
     def conditions(self) -> dict[str, Q]:
-        """Return conditions that are true for a delivery if they are true for one of its attempts."""
+        """Return, by HTTP status, the condition that an attempt of the delivery has this status."""
         return {name: _any_attempt(condition) for name, condition in super().conditions().items()}
 
 
@@ -171,7 +173,7 @@ class DeliveryFcmErrorFilter(FcmErrorFilter):
     """The filter by the FCM code of any attempt of the delivery."""
 
     def conditions(self) -> dict[str, Q]:
-        """Return conditions that are true for a delivery if they are true for one of its attempts."""
+        """Return, by FCM code, the condition that an attempt of the delivery has this code."""
         return {name: _any_attempt(condition) for name, condition in super().conditions().items()}
 
 
@@ -193,9 +195,9 @@ class CommandEnd(SpanFilter):
     spans: ClassVar = {"1 hour": timedelta(hours=1), "1 day": timedelta(days=1), "7 days": timedelta(days=7)}
 
     def narrowed(self, rows: QuerySet[Any], moment: datetime) -> QuerySet[Any]:
-        """Keep the commands that ended after this moment.
+        """Keep the commands that ended after `moment`.
 
-        The server stores the end of a command a few seconds after the command ended.
+        The server stores the end of a command a few seconds after the end.
         """
         return rows.filter(pk__in=all_of(Command.objects.filter(finished_at__gt=moment)))
 

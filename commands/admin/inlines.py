@@ -1,4 +1,4 @@
-"""The deliveries on the page of their command: first those that did not succeed."""
+"""The deliveries on the page of their command. Deliveries that have not succeeded come first."""
 
 from typing import Any, ClassVar, Final
 
@@ -20,14 +20,13 @@ _FAILED_FIRST: Final = Case(
 
 
 class _NewestDeliveries(NewestRows):
-    """The newest deliveries, with their values from other tables. Deliveries that failed or expired come first."""
+    """The newest deliveries of a command, with `current` set. Failed deliveries come first, then expired deliveries."""
 
     order = (_FAILED_FIRST, "-pk")
     state: ClassVar[str]
-    """The choice of the state filter that lists all these deliveries."""
+    """The choice of the state filter with which a list shows all these deliveries."""
 
     def get_queryset(self) -> QuerySet[Any]:
-        """Return the newest deliveries, read once."""
         was_read = hasattr(self, "_newest")
         newest = super().get_queryset()
         if not was_read:
@@ -36,13 +35,12 @@ class _NewestDeliveries(NewestRows):
 
     @property
     def counts(self) -> Counts:
-        """Return how many deliveries of the command are in each state now."""
         counts: Counts = self.instance.current.counts
         return counts
 
     @property
     def whole_list(self) -> SafeString:
-        """Return a link to all of these deliveries."""
+        """Return a link to the list of all these deliveries."""
         text = f"All deliveries: {self.state}"
         return link_to_list(Delivery, text, command__id__exact=self.instance.pk, state=self.state)
 
@@ -52,7 +50,6 @@ class _NotSucceededRows(_NewestDeliveries):
 
     @property
     def total(self) -> int:
-        """Return how many deliveries did not succeed."""
         return int(self.instance.device_count) - self.counts.succeeded
 
 
@@ -61,12 +58,11 @@ class _SucceededRows(_NewestDeliveries):
 
     @property
     def total(self) -> int:
-        """Return how many deliveries succeeded."""
         return self.counts.succeeded
 
 
 class _Deliveries(ReadOnlyInline):
-    """The newest deliveries of a command that are in some states."""
+    """The newest deliveries of a command that match `condition`."""
 
     model = Delivery
     condition: ClassVar[Q]
@@ -81,7 +77,7 @@ class _Deliveries(ReadOnlyInline):
 
     @admin.display(description="reason")
     def reason(self, delivery: Any) -> str:
-        """Return why a delivery is open or did not succeed."""
+        """Return why a delivery is open or did not succeed. For a failed delivery, the text is the phone's message."""
         return reason(delivery.current) if delivery.current else NOTHING
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
@@ -93,12 +89,15 @@ class _Deliveries(ReadOnlyInline):
 
     @admin.display(description="delivery")
     def itself(self, delivery: Delivery) -> SafeString:
-        """Return a link to the delivery's own page."""
+        """Return a link to the page of the delivery."""
         return link(delivery, "timeline")
 
 
 class NotSucceeded(_Deliveries):
-    """The newest deliveries that failed; then those that expired, then those that were cancelled or are open."""
+    """The newest deliveries that have not succeeded.
+
+    Failed deliveries come first, then expired deliveries, then cancelled and open deliveries.
+    """
 
     formset = _NotSucceededRows
     verbose_name_plural = "not succeeded"

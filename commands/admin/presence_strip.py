@@ -1,4 +1,4 @@
-"""The presence of a device in the last week: a strip as SVG, the same in words, and as a table."""
+"""The presence of a device in the last week: as a strip in SVG, in words, and as a table."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,16 +14,19 @@ DAYS: Final = 7
 DAY: Final = timedelta(days=1)
 
 MOST: Final = 500
-"""The most states that a page shows, the newest ones."""
+"""The largest number of states on a page. The page shows the newest states."""
 
-# In units of the view box. The style sheet stretches the strip to the width of its place.
+# Units of the view box. The style sheet stretches the strip to the width that the page has for it.
 _DAY_WIDTH: Final = 100
 _NARROWEST: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A time with one state, and its place in the strip. `ends` is None if the state lasts."""
+    """A time with one state, and its place in the strip. If the state has not ended, `ends` is None.
+
+    `x` and `width` are numbers in units of the view box.
+    """
 
     state: str
     begins: datetime
@@ -34,7 +37,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Midnight:
-    """The beginning of a day of UTC, and its place in the strip."""
+    """The beginning of a day in UTC, and its place in the strip. `x` is a number in units of the view box."""
 
     label: str
     x: str
@@ -42,7 +45,7 @@ class Midnight:
 
 @dataclass(frozen=True, slots=True)
 class Strip:
-    """The strip of a device. `summary` is the strip in words."""
+    """The strip of a device. `summary` describes the strip in words."""
 
     parts: list[Part]
     midnights: list[Midnight]
@@ -50,7 +53,7 @@ class Strip:
 
 
 def of_last_week(device_id: UUID) -> Strip:
-    """Read the presence of a device, and return its strip."""
+    """Return the strip of a device for the last seven days."""
     now = page_time.now().astimezone(UTC)
     begins = now - DAYS * DAY
     shown = history.read(device_id, begins)

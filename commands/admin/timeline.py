@@ -1,6 +1,4 @@
-"""The timeline of a delivery, formatted for people: each event with its time and the time since the issue, to the
-millisecond.
-"""
+"""The timeline of a delivery, formatted for people. Each event has its time, and the time since the issue."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +9,7 @@ from commands.schemas import TimelineEvent
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """An event, its time, and the time since the issue."""
+    """An event for a page. `at` is its time in UTC, to the millisecond. `after` is the time since the issue."""
 
     event: TimelineEvent
     at: str
@@ -19,7 +17,7 @@ class Step:
 
 
 def steps(events: list[TimelineEvent]) -> Iterator[Step]:
-    """Return the steps of a timeline, whose first event is the issue."""
+    """Return the steps of a timeline. The first event must be the issue, and its `after` is empty."""
     issued_at = events[0].at
     for event in events:
         at = f"{event.at:%Y-%m-%d %H:%M:%S}.{event.at.microsecond // 1000:03}Z"

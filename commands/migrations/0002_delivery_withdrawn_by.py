@@ -1,4 +1,4 @@
-"""Store what cancelled a delivery. Deliveries cancelled before have NULL."""
+"""Store what cancelled a delivery. Deliveries that were cancelled before this migration have NULL."""
 
 from django.db import migrations, models
 

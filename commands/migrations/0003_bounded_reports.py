@@ -1,6 +1,6 @@
-"""Count the reports that are not stored: further reports of a delivery, and equal ones in a row.
+"""Count the reports that are not stored: further reports of a delivery, and equal reports in a row.
 
-Columns without a CHECK: for a CHECK, PostgreSQL would read the whole table under an exclusive lock.
+The columns have no CHECK. For a CHECK, PostgreSQL would read the whole table under an exclusive lock.
 """
 
 from django.db import migrations, models

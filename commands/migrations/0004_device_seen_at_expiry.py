@@ -1,4 +1,4 @@
-"""Store a device's last heartbeat before its command expired: a later heartbeat would replace the time elsewhere."""
+"""Store a device's last heartbeat before its command expired. The presence contains only the newest heartbeat."""
 
 from django.db import migrations, models
 

@@ -1,4 +1,4 @@
-"""Store when a command ended, and with which outcome. Columns without a CHECK, as in 0003."""
+"""Store when a command ended, and its outcome. The columns have no CHECK; migration 0003 explains why."""
 
 from django.db import migrations, models
 

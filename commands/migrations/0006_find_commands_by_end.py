@@ -1,4 +1,4 @@
-"""Indexes to find commands by outcome, those that have not ended, and those that ended long ago."""
+"""Add indexes for commands by outcome, for commands that have not ended, for cancelled commands, and for retention."""
 
 from typing import Final
 

@@ -1,6 +1,6 @@
-"""Store that a device had no heartbeat before its command expired, or was retired when the command was withdrawn.
+"""Store that a device had sent no heartbeat before its command expired, or that the device was retired.
 
-A column without a CHECK, as in 0003. Deliveries that ended before have NULL.
+The column has no CHECK; migration 0003 explains why. Deliveries that ended before this migration have NULL.
 """
 
 from django.db import migrations, models

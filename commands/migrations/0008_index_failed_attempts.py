@@ -1,6 +1,7 @@
-"""Index only the attempts that are not plain successes: each push had four index entries for the admin site's filters.
+"""Replace two indexes of attempts by indexes without plain successes, because each push needed four index entries.
 
-The old indexes are dropped when the new ones exist; the previous version works without them, more slowly.
+The old indexes are dropped when the new indexes exist. The previous version of NexMDM works without the old indexes,
+but more slowly.
 """
 
 from typing import Final

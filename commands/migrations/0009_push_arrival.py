@@ -1,4 +1,4 @@
-"""Store how a push arrived at the phone, as the phone reported it."""
+"""Store how a push arrived at the phone, as the phone reported the arrival."""
 
 from django.db import migrations, models
 

@@ -1,1 +1,1 @@
-"""Push through FCM: the outbox, the dispatcher, retries, the circuit breaker."""
+"""Pushes through FCM: the outbox, the dispatcher, retries, and the circuit breaker."""

@@ -1,7 +1,4 @@
-"""Attempts: write FCM's answers, and set the next step of each push.
-
-Each function is one short transaction.
-"""
+"""Attempts: write FCM's answers, and set the next step of each push. Each function uses its own short transactions."""
 
 from collections.abc import Collection, Sequence
 from typing import Any, Final
@@ -17,9 +14,10 @@ from devices.models import FAILING_FROM
 from devices.push_targets import Death
 from nexmdm.common import database
 
-# The locks come first, in separate statements: the next statement must see what earlier owners of the locks wrote.
-# Devices are locked before deliveries, as in a revocation. (Reports lock the delivery first: a deadlock is retried.)
-# Only devices whose row may change are locked: the push token is dead, or the count of failures changes.
+# Take the locks first, in separate statements: the next statement must see what earlier owners of the locks wrote.
+# Devices are locked before deliveries, as in a revocation. A report locks the delivery first; after a deadlock, the
+# report is tried again. A device is locked only if its row may change: its push token is dead, or its count of failures
+# changes.
 _HOLD_DEVICES: Final = """
     SELECT id::text FROM devices_device
     WHERE (id = ANY(%(failed)s::uuid[]) AND push_failures < %(failing_from)s)
@@ -33,11 +31,12 @@ _HOLD: Final = """
     ) held
 """
 
-# Only an open attempt with this number is closed, so an answer after the end of the lease changes nothing. Each step
-# passes on the columns that the next one needs, so that no two lists of the batch are joined: the planner would join
-# them row by row. A push with a temporary failure stays `retrying` if its delivery was settled meanwhile: it is shown
-# as superseded. Failures are counted in the order of the batch, which is the order in which the pushes ended. They are
-# counted only for the push token that the device still has. `device_id` is NULL if nothing is counted.
+# Only an open attempt with this number is closed. Therefore an answer after the end of the lease changes nothing. Each
+# step passes on the columns that the next step needs. No two lists of the batch are joined, because the planner would
+# join them row by row. If a push fails temporarily and its delivery was settled meanwhile, the push gets the state
+# `retrying`, which readers show as superseded. Failures are counted in the order of the batch, which is the order in
+# which the pushes ended. Failures are counted only for the present push token of the device. If `device_id` is NULL,
+# nothing is counted.
 _RECORD: Final = """
     WITH sent AS (
         SELECT * FROM unnest(
@@ -93,10 +92,10 @@ _RECORD: Final = """
 
 
 def record_attempts(sent: Sequence[Sent]) -> None:
-    """Close the attempts of these pushes, and set the next step of each: done, a further push, or none.
+    """Close the attempts of these pushes, and set the next step of each push: done, a further push, or no further push.
 
-    If the database refuses an answer, each answer is recorded alone. An answer that still fails is recorded without its
-    texts.
+    If the database refuses the batch, each answer is recorded alone. If the database then refuses an answer, the
+    attempt is closed as `unknown`, without the texts of the answer.
     """
     try:
         _record(sent)
@@ -125,7 +124,7 @@ def _record(sent: Sequence[Sent]) -> None:
 
 
 def _deaths(dead: Sequence[Claimed]) -> list[Death]:
-    """Return the dead push tokens that the answers to these pushes showed, each with the start of its attempt."""
+    """Return the dead push tokens of these pushes, each with the start of its attempt."""
     if not dead:
         return []
     attempts = Attempt.objects.filter(delivery_id__in=[one.delivery_id for one in dead])
@@ -147,7 +146,7 @@ def _locks(sent: Sequence[Sent], dead: Sequence[Claimed]) -> dict[str, Any]:
 
 
 def _columns(sent: Sequence[Sent], held: Collection[str]) -> dict[str, Any]:
-    """Return the parameters of _RECORD. Failures are counted only for the devices in `held`, which are locked."""
+    """Return the parameters of _RECORD. Failures are counted only for the locked devices, whose ids are in `held`."""
     counted = [None if one.is_given_back or one.claimed.recipient.device_id not in held else one for one in sent]
     return {
         "delivery_ids": [one.claimed.delivery_id for one in sent],
@@ -167,15 +166,15 @@ def _columns(sent: Sequence[Sent], held: Collection[str]) -> dict[str, Any]:
 
 
 def _retry_in_seconds(one: Sent) -> float | None:
-    # If the push token was dead, but the device has got another one, the push is due immediately.
+    # If the push token was dead, but the device has got another push token, the push is due immediately.
     return 0.0 if one.outcome == AttemptOutcome.TOKEN_DEAD else one.retry_in_seconds
 
 
 def close_abandoned(limit: int) -> int:
-    """Close as `unknown` up to `limit` attempts whose lease is over, and return their number.
+    """Close up to `limit` attempts whose lease is over, as `unknown`. Return the number of attempts.
 
-    No dispatcher will record them any more. (A claim closes the old attempt of its delivery, but a delivery that was
-    settled meanwhile is not claimed again.)
+    No dispatcher will record these attempts any more. A claim closes the old attempt of its delivery, but a settled
+    delivery is not claimed again.
     """
     in_flight = Attempt.objects.filter(outcome=AttemptOutcome.IN_FLIGHT)
     old = in_flight.filter(started_at__lt=Now() - LEASE).order_by("id").values_list("id", flat=True)

@@ -1,4 +1,4 @@
-"""Claimed pushes that wait for a send slot."""
+"""The claimed pushes that wait for a slot in which they are sent."""
 
 import asyncio
 import time
@@ -10,14 +10,16 @@ from commands.push.outbox import Claimed
 from nexmdm.common import database
 
 FRESH_SECONDS: Final = 1.0
-"""How long a claimed push counts as due after a check, in seconds. After that, the database is asked again."""
+"""The time after a check in which pushes may be sent without a new check, in seconds."""
 
 
 class Batch:
-    """The pushes of one claim that are not sent yet. `claimed_at` is by time.monotonic()."""
+    """The pushes of one claim that are not sent yet. The claim counts as the first check of these pushes.
+
+    `claimed_at` is a time of time.monotonic(). `is_probe`: the push of this batch tests whether FCM works again.
+    """
 
     def __init__(self, claimed: Sequence[Claimed], claimed_at: float, *, is_probe: bool = False) -> None:
-        """Count all pushes as due at the time of the claim."""
         self.claimed_at = claimed_at
         self.is_probe = is_probe
         self._waiting = {one.delivery_id: one for one in claimed}
@@ -26,14 +28,14 @@ class Batch:
 
     @property
     def is_fresh(self) -> bool:
-        """Return whether the last check is recent enough to send without another one."""
+        """Whether the last check is recent enough to send a push without a new check."""
         return time.monotonic() - self._asked_at <= FRESH_SECONDS
 
     async def take(self, claimed: Claimed) -> bool:
-        """Remove a push from the batch, and return whether to send it. Raises the errors of the database.
+        """Remove a push from the batch, and return whether the push may be sent. Raises the errors of the database.
 
-        The push must not be sent if its delivery was settled or has expired since the claim, or if its device was
-        revoked or has another push token. One query checks all pushes that wait.
+        The result is False if the delivery was settled or has expired since the claim. The result is also False if the
+        device was revoked or has another push token. If a check is necessary, one query checks all waiting pushes.
         """
         if not self.is_fresh:
             async with self._asking:
@@ -42,7 +44,7 @@ class Batch:
 
     async def _ask(self) -> None:
         if self.is_fresh:
-            return  # The query of another push has checked this one while it waited for the lock.
+            return  # While this push waited for the lock, another push has run the query.
         asked_at = time.monotonic()
         wanted = await database.run_in_db_thread_ungated(outbox.wanted, list(self._waiting.values()))
         self._waiting = {number: one for number, one in self._waiting.items() if number in wanted}

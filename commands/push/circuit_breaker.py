@@ -1,4 +1,7 @@
-"""The circuit breaker, which stops pushing for a while. It is pure state, without a clock."""
+"""The circuit breaker, which stops the pushes of a dispatcher while FCM fails.
+
+The circuit breaker reads no clock: the caller gives the present time as `now`, in seconds.
+"""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -6,13 +9,14 @@ from typing import Final
 
 FAILURES_TO_OPEN: Final = 20
 SEVERAL_DEVICES: Final = 3
-"""The number of devices whose sends must fail before the fault counts as one of the server or of FCM.
+"""The number of devices whose sends must fail before the server or FCM counts as the cause.
 
 If the sends to only one or two devices fail, the phones may be the cause.
 """
 
 MOST_PASSED_OVER: Final = 1000
-"""The largest number of failed deliveries that a circuit stores. Fewer can fail before the circuit opens."""
+"""The largest number of failed deliveries that a circuit remembers. For a further delivery, the earliest is forgotten.
+"""
 
 PROBE_INTERVAL_SECONDS: Final = 30.0
 
@@ -21,7 +25,13 @@ OPEN: Final = "open"
 
 
 class Fault(StrEnum):
-    """The fault of the server or of FCM that a send shows. NONE: FCM accepted or rejected the message of this send."""
+    """The fault of the server or of FCM that a send shows.
+
+    - `NONE`: no fault. FCM accepted or rejected the message.
+    - `PASSING`: a failure that may pass, such as a time-out or a 503.
+    - `CONFIGURATION`: FCM refused the server's Firebase account or project.
+    - `OAUTH`: the server got no access token for FCM.
+    """
 
     NONE = "none"
     PASSING = "failures"
@@ -30,22 +40,24 @@ class Fault(StrEnum):
 
 
 CAUSES: Final = (Fault.PASSING, Fault.CONFIGURATION, Fault.OAUTH)
-"""The causes for which a circuit opens."""
+"""The faults that can open a circuit."""
 
 
 @dataclass(slots=True)
 class Circuit:
-    """Closed: all pushes are sent.
+    """The circuit of one dispatcher.
 
-    Open: one probe is sent every 30 s, and the first probe that FCM accepts or rejects closes the circuit. The circuit
-    opens after an OAuth failure, which concerns all pushes. It opens when FCM refuses the server's Firebase account or
-    project for several devices, and between these refusals neither accepts nor rejects a single message. It opens after
-    20 failures of any kind in a row, if they are of several devices. `cause` is the one of these three causes that
-    opened the circuit.
+    Closed: all pushes are sent. Open: one push is sent every 30 s, as a probe. The first probe that FCM accepts or
+    rejects closes the circuit. `cause` is the cause that opened the circuit. There are three causes:
 
-    While the circuit is open, and in the first claim after it has closed, deliveries whose push has failed are passed
-    over if any other delivery is due. So each probe is for another delivery. After the circuit closes, the first push
-    is not for a delivery whose push opened it.
+    - `OAUTH`: the server got no access token. One failure is enough, because all pushes need the token.
+    - `CONFIGURATION`: FCM refused the server's Firebase account or project for three devices. Between these refusals,
+      FCM accepted or rejected no message.
+    - `PASSING`: 20 failures of any kind in a row, for at least three devices.
+
+    While the circuit is open, a claim passes over the deliveries whose push has failed, unless no other delivery is
+    due. Therefore each probe is for another delivery. The first claim after the circuit has closed passes over these
+    deliveries too.
     """
 
     state: str = CLOSED
@@ -64,20 +76,23 @@ class Circuit:
         return list(self._failed) if self.state == OPEN else self._failed_before_closing
 
     def permits(self, now: float) -> int | None:
-        """Return how many pushes may be sent now; None means any number."""
+        """Return the number of pushes that may be sent now, or None if any number may be sent."""
         if self.state == CLOSED:
             return None
         return 1 if now >= self.next_probe_at else 0
 
     def claimed(self, now: float) -> None:
-        """Note that pushes are sent. After a probe, the next probe waits for the probe interval."""
+        """Record that pushes are being sent. If the circuit is open, the next probe is due after the probe interval."""
         if self.state == OPEN:
             self.next_probe_at = now + PROBE_INTERVAL_SECONDS
         else:
             self._failed_before_closing = []
 
     def note(self, fault: Fault, reason: str, now: float, *, device_id: str, delivery_id: int) -> bool:
-        """Note the end of a send. Return True if it opened or closed the circuit."""
+        """Record the end of a send. Return whether this end opened or closed the circuit.
+
+        `reason` is the text of the fault, for the log.
+        """
         if fault == Fault.NONE:
             return self._close()
         self._remember(fault, device_id, delivery_id)

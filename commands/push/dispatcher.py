@@ -1,7 +1,8 @@
-"""The dispatcher: claims pushes that are due, sends them to FCM, and passes FCM's answers to the recorder.
+"""The dispatcher: it claims due pushes, sends them to FCM, and passes FCM's answers to the recorder.
 
-While PostgreSQL is away, it claims nothing, gives waiting pushes back, and keeps the answers until they can be
-recorded (recorder.py). The log contains the reason once for each outage (nexmdm/common/postgresql/outage.py).
+While PostgreSQL is away, the dispatcher claims no pushes, and gives waiting pushes back. The recorder keeps the answers
+until it can write them (recorder.py). The log contains the reason once for each outage
+(nexmdm/common/postgresql/outage.py).
 """
 
 import asyncio
@@ -32,50 +33,64 @@ from nexmdm.common.postgresql.errors import Meaning, meaning_of, safe_message
 log = structlog.get_logger()
 
 SLOTS: Final = 500
-"""The most sends at the same time, and the most FCM connections.
+"""The largest number of sends at the same time, and of connections to FCM.
 
-If FCM takes 150 ms for an answer, this is 3,300 pushes a second.
+If FCM answers after 150 ms, 500 slots allow 3,300 pushes a second.
 """
 
 BATCH: Final = 500
 OUTSTANDING: Final = SLOTS + 2 * BATCH
-"""The most pushes that are claimed and not yet answered: two batches more than there are slots, so that no slot waits
-for a claim.
+"""The largest number of pushes that are claimed and not answered yet: two batches more than there are slots.
+
+With two more batches, no slot waits for a claim.
 """
 
 LEAST_ROOM: Final = BATCH // 2
-"""The smallest claim while other pushes wait. A claim takes the same time for one push as for many."""
+"""The dispatcher claims pushes only if there is room for at least this number of further pushes.
+
+A claim takes the same time for one push as for many pushes.
+"""
 
 GATHER_SECONDS: Final = 0.02
-"""How long a dispatcher with more to send waits for free slots, so that one claim takes a hundred pushes, not ten."""
+"""The pause after a claim that found pushes, in seconds.
+
+In the pause, slots become free, and the next claim takes a hundred pushes instead of ten.
+"""
 
 AFTER_FAILURE_SECONDS: Final = 1.0
 """The pause after a claim that failed, in seconds."""
 
 LEAVES_WITHIN_SECONDS: Final = outbox.LEASE.total_seconds() - fcm.TIMEOUT_SECONDS - 5
-"""How long after its claim a push may be sent, in seconds.
+"""The time after its claim in which a push may be sent, in seconds.
 
-The rest of the lease is for the answer, and 5 s to record it.
+The rest of the lease is for FCM's answer, and 5 s are for the record of the answer.
 """
 CIRCUIT_OPENED = Counter("nexmdm_circuit_opened", "How often a dispatcher's circuit has opened, by cause.", ["cause"])
 for _cause in circuit_breaker.CAUSES:
-    CIRCUIT_OPENED.labels(_cause.value)  # So the metric is 0, and not absent, before a circuit first opens.
+    CIRCUIT_OPENED.labels(_cause.value)  # Before a circuit first opens, the metric is 0 and not absent.
 
 
 class FcmSender(Protocol):
-    """The part of FCM's client that the dispatcher uses."""
+    """The part of the FCM client that the dispatcher uses."""
 
     async def send(self, push: fcm.FcmMessage) -> fcm.FcmResponse:
-        """Send one message. Errors of FCM or of the network are returned, not raised."""
+        """Send one message. Errors of FCM or of the network are returned, not raised. Raises NotSent if the push was
+        too late.
+        """
 
 
 class Dispatcher:
-    """One dispatcher. Any number may run on any number of machines: row locks coordinate them."""
+    """One dispatcher. Any number of dispatchers may run, on any number of machines. Row locks coordinate the
+    dispatchers.
+    """
 
     def __init__(
         self, sender: FcmSender | None, *, per_second: float, periodic_tasks: Sequence[PeriodicTask] = ()
     ) -> None:
-        """Push through `sender` (None: push is not configured, only the periodic tasks run)."""
+        """Create a dispatcher that sends at most `per_second` pushes a second through `sender`.
+
+        If `sender` is None, push is not configured, and only the periodic tasks run.
+        """
         self.circuit = Circuit()
         self.pace = Pace(per_second)
         self._sender = sender
@@ -88,16 +103,15 @@ class Dispatcher:
         self._listener = Listener(self._awake.set)
 
     def stop(self) -> None:
-        """Claim nothing more.
+        """Stop claiming pushes, and let run() return.
 
-        run() returns when FCM has answered the pushes that were sent, the waiting pushes were given back, and all of
-        this is recorded.
+        run() returns when all claimed pushes are sent or given back, and all of FCM's answers are recorded.
         """
         self._stopping.set()
         self._awake.set()
 
     async def run(self) -> None:
-        """Dispatch until stop()."""
+        """Dispatch pushes and repeat the periodic tasks until stop()."""
         side_tasks = [
             asyncio.create_task(periodic.repeat(periodic_task), name=periodic_task.name)
             for periodic_task in self._periodic_tasks
@@ -112,8 +126,9 @@ class Dispatcher:
         await asyncio.gather(*side_tasks, return_exceptions=True)
 
     async def run_once(self) -> None:
-        """Run each periodic task once, send the due pushes that rate and circuit allow, and return when they are
-        recorded.
+        """Run each periodic task once, and send the due pushes that the rate and the circuit allow.
+
+        Return when the answers are recorded.
         """
         for periodic_task in self._periodic_tasks:
             await database.run_chore(periodic_task.work)
@@ -130,7 +145,7 @@ class Dispatcher:
         await recording
 
     async def dispatch_once(self) -> int:
-        """Claim the due pushes that may be sent now, and start to send them. Return their number."""
+        """Claim the due pushes that may be sent now, and start to send them. Return the number of pushes."""
         now = time.monotonic()
         permitted = self.circuit.permits(now)
         room = OUTSTANDING - len(self._sends)
@@ -174,7 +189,7 @@ class Dispatcher:
                 await self._sleep_until_woken(self._listener.poll_seconds)
 
     async def _send(self, claimed: Claimed, batch: Batch) -> None:
-        """Send a push when there is a slot, or give it back if it must not be sent any more."""
+        """Send a push when a slot is free. If the push must not be sent any more, give the push back."""
         async with self._slots:
             if self.circuit.state == circuit_breaker.OPEN and not batch.is_probe:
                 self._give_back(
@@ -213,9 +228,9 @@ class Dispatcher:
             self.recorder.add(sent)
 
     def _give_back(self, claimed: Claimed, reason: str, retry_in_seconds: float = 0.0) -> None:
-        """Close an attempt that was not sent.
+        """Close an attempt whose push was not sent. The attempt does not count as a failure.
 
-        The push is due again if it is still needed. An attempt that was not sent does not count as a failure.
+        If the push is still needed, the push is due again after `retry_in_seconds`.
         """
         request_id, device_id = str(claimed.content.request_id), claimed.recipient.device_id
         log.info("command.not_sent", request_id=request_id, device_id=device_id, attempt=claimed.number, detail=reason)
@@ -244,7 +259,7 @@ class Dispatcher:
         )
 
     def _note(self, claimed: Claimed, decision: fcm_outcomes.RetryDecision, reason: str) -> None:
-        """Report the end of a send to the circuit, and log it if the circuit opens or closes."""
+        """Report the end of a send to the circuit. If the circuit opens or closes, write a log line."""
         device_id, delivery_id = claimed.recipient.device_id, claimed.delivery_id
         now = time.monotonic()
         if not self.circuit.note(decision.fault, reason, now, device_id=device_id, delivery_id=delivery_id):

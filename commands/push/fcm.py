@@ -1,8 +1,7 @@
-"""The client of Firebase Cloud Messaging's HTTP v1 API: sends one message and returns FCM's answer.
+"""The client of the HTTP v1 API of Firebase Cloud Messaging. Each call sends one message and returns FCM's answer.
 
-It does not use the database.
-
-Sources: Google's pages "FCM: Send messages with HTTP v1", "ErrorCode", "Scale FCM", "Throttling and quotas".
+The client does not use the database. Sources: Google's pages "FCM: Send messages with HTTP v1", "ErrorCode", "Scale
+FCM", "Throttling and quotas".
 """
 
 import asyncio
@@ -32,27 +31,29 @@ MAX_TTL_SECONDS: Final = 2_419_200
 _FCM_ERROR: Final = "google.firebase.fcm.v1.FcmError"
 _BAD_REQUEST: Final = "google.rpc.BadRequest"
 _TARGET: Final = re.compile(r"\bmessage\.(token|fid)\b|registration token", re.IGNORECASE)
-"""The names of the push target in a 400 of FCM: as a field, or in words."""
+"""The names of the push target in FCM's answer with status 400: as a field, or in words."""
 
 
 class NotSent(Exception):
-    """The push could not be sent in time; the text names the time limit that has passed.
+    """The push could not be sent in time. The text names the time limit that has passed.
 
-    FCM did not get the push, or refused it.
+    FCM did not get the push, or refused its access token.
     """
 
 
 class NoAccessToken(Exception):
-    """No access token could be obtained. The text says why."""
+    """The server got no access token for FCM. The text names the reason."""
 
 
 class FcmMessage(NamedTuple):
-    """The message to FCM for one phone: an envelope as its data.
+    """The message to FCM for one phone, with an envelope as its data.
 
-    `kind` is the field of the message that contains `target`. The message is sent at least a second before its command
-    expires, and before `leaves_before`, or not at all. (The claim is valid until `leaves_before`.) `expires_at` and
-    `leaves_before` are times of time.monotonic(). With `direct_boot`, a phone that was restarted gets the message
-    before its user has unlocked it. FCM's statistics count messages by their action.
+    - `kind`: the name of the field that contains `target` in the message.
+    - `expires_at`: the expiry of the command, a time of time.monotonic(). The message is sent at least one second
+      before the expiry, or not at all.
+    - `leaves_before`: the time until which the claim allows a send, a time of time.monotonic(). After this time, the
+      message is not sent.
+    - `direct_boot`: a restarted phone gets the message before its user unlocks the phone.
     """
 
     kind: str
@@ -67,9 +68,12 @@ class FcmMessage(NamedTuple):
 class FcmResponse(NamedTuple):
     """The result of one send.
 
-    `http_status` None: no answer came, and `fault` is the reason ("timeout", "oauth: …"). `from_fcm` is False for an
-    error that is not Google's JSON (HTML, an empty body): such an error does not concern the message. `names_target`:
-    the error is about the push target.
+    - `http_status`: None if no answer came. In this case, `fault` is the reason, such as "timeout" or "oauth: …".
+    - `message_id`: the id that FCM gave to an accepted message.
+    - `oauth_failed`: the server got no access token.
+    - `from_fcm`: False if the answer is not Google's JSON, for example HTML or an empty body. Such an answer does not
+      concern the message.
+    - `names_target`: the error is about the push target.
     """
 
     http_status: int | None
@@ -84,7 +88,7 @@ class FcmResponse(NamedTuple):
 
 
 class AccessToken:
-    """The OAuth access token of a service account, refreshed in a thread before it expires."""
+    """The OAuth access token of a service account. A thread refreshes the token before it expires."""
 
     def __init__(self, service_account: Mapping[str, str]) -> None:
         certificate = credentials.Certificate(dict(service_account))
@@ -94,7 +98,7 @@ class AccessToken:
         self._refreshing: asyncio.Task[None] | None = None
 
     async def get(self) -> str:
-        """Return a valid token; wait for a refresh only if there is none. Raises NoAccessToken."""
+        """Return a valid token. If no valid token exists, wait for a refresh. Raises NoAccessToken."""
         seconds_left = self._expires_at - time.monotonic()
         if seconds_left <= REFRESH_LATEST_SECONDS:
             await self._refreshed()
@@ -103,7 +107,9 @@ class AccessToken:
         return str(self._credential.token)
 
     async def renew(self, refused: str) -> None:
-        """Refresh a token that FCM has refused, unless it was refreshed meanwhile. Raises NoAccessToken."""
+        """Get a new token after FCM has refused the token `refused`. If a newer token exists, do nothing. Raises
+        NoAccessToken.
+        """
         if self._credential.token == refused:
             await self._refreshed()
 
@@ -117,22 +123,23 @@ class AccessToken:
     def _refresh(self) -> asyncio.Task[None]:
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.ensure_future(asyncio.to_thread(self._refresh_now))
-            # Sends that wait for the refresh get its error. If none waits, the next send tries again.
+            # Sends that wait for the refresh get its error. If no send waits, the next send tries the refresh again.
             self._refreshing.add_done_callback(lambda task: task.cancelled() or task.exception())
         return self._refreshing
 
     def _refresh_now(self) -> None:
         self._credential.refresh(partial(Request(), timeout=TIMEOUT_SECONDS))
-        # google-auth has the expiry as naive UTC, or None if the answer contained no expiry. In that case the token is
-        # used until FCM refuses it.
+        # google-auth stores the expiry as naive UTC, or None if the answer contained no expiry. If the expiry is None,
+        # the token is used until FCM refuses the token.
         expiry: datetime | None = self._credential.expiry
         seconds_left = math.inf if expiry is None else (expiry.replace(tzinfo=UTC) - datetime.now(UTC)).total_seconds()
         self._expires_at = time.monotonic() + seconds_left
 
 
 class Sender:
-    """One session to FCM: a limited number of connections, a time-out of 10 s, and no retry except one after a refused
-    token.
+    """The client of FCM: an async context manager with a limited number of connections.
+
+    Each request has a time-out of 10 s. If FCM refuses the access token, the request is repeated once with a new token.
     """
 
     def __init__(self, service_account: Mapping[str, str], base_url: str, *, connections: int) -> None:
@@ -177,12 +184,12 @@ class Sender:
         try:
             await self._access.renew(token)
         except NoAccessToken:
-            # Other pushes may use the refused token until it expires. So return FCM's refusal, not an OAuth failure.
+            # Return FCM's refusal, not an OAuth failure: other pushes may use the token until it expires.
             return answer
         return await self._post(push, await self._access.get())
 
     async def _post(self, push: FcmMessage, token: str) -> FcmResponse:
-        # Encoded only when there is a connection, because a wait for the connection shortens the time to live.
+        # Encode the message only when a connection is free: a wait for a connection shortens the time to live.
         async with asyncio.timeout(TIMEOUT_SECONDS):
             response = await self._connections.post(partial(encode, push), f"Bearer {token}")
         return parse(*response)
@@ -191,8 +198,8 @@ class Sender:
 def encode(push: FcmMessage) -> bytes:
     """Return the body of the HTTP v1 request, for a push that is sent now. Raises NotSent.
 
-    The body equals the one that firebase_admin.messaging makes of such a message. This function takes a third of the
-    time.
+    The body equals the body that firebase_admin.messaging makes, but this function takes a third of the time. FCM's
+    statistics count messages by their action.
     """
     now = time.monotonic()
     seconds_left = push.expires_at - now
@@ -209,7 +216,7 @@ def encode(push: FcmMessage) -> bytes:
 
 
 def parse(status: int, retry_after_header: str, body: bytes) -> FcmResponse:
-    """Read FCM's answer. The error code is in `error.details[]`; the HTTP status alone is not enough."""
+    """Return FCM's answer from the parts of an HTTP response. The error code is in `error.details[]` of the body."""
     retry_after = _retry_after(retry_after_header)
     content = _json_object(body)
     if status == HTTPStatus.OK:
@@ -236,7 +243,7 @@ def _json_object(body: bytes) -> dict[str, Any]:
 
 
 def _is_refused(answer: FcmResponse) -> bool:
-    """Return whether FCM may have refused the access token. A 403 that is not FCM's own comes from a proxy."""
+    """Return whether FCM may have refused the access token. A 403 that is not FCM's JSON comes from a proxy."""
     if answer.http_status == HTTPStatus.UNAUTHORIZED:
         return not answer.fcm_error
     return answer.http_status == HTTPStatus.FORBIDDEN and answer.from_fcm and not answer.fcm_error
@@ -247,8 +254,9 @@ def _error_code(error: Mapping[str, Any]) -> str:
 
 
 def _names_target(error: Mapping[str, Any]) -> bool:
-    """Return whether the invalid argument is the push target: by the field violations if there are any, else by the
-    message.
+    """Return whether the push target is the invalid argument.
+
+    If FCM lists field violations, only the violations count. Without field violations, the message of the error counts.
     """
     if "INVALID_ARGUMENT" not in (error.get("status"), _error_code(error)):
         return False
@@ -266,12 +274,14 @@ def _objects(given: object) -> list[dict[str, Any]]:
 
 
 def _storable(text: object, length: int) -> str:
-    """Return a text in a form that a column can store."""
+    """Return a text that a column can store: at most `length` characters, without NUL."""
     return str(text).replace("\x00", "")[:length]
 
 
 def _retry_after(text: str) -> float | None:
-    """Read a Retry-After header: seconds, or an HTTP date (RFC 9110, section 10.2.3)."""
+    """Return the seconds in a Retry-After header, or None. The header is a number or an HTTP date (RFC 9110, section
+    10.2.3).
+    """
     if not text:
         return None
     if text.strip().isdecimal():

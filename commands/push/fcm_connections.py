@@ -1,7 +1,7 @@
-"""The kept connections to FCM: HTTP/1.1, one request at a time on each (nexmdm/common/outgoing/http_connection.py).
+"""The connections to FCM, which stay open between requests.
 
-docs/decisions/0013-connections-to-fcm.md has the reason and the figures: aiohttp took half of the processor time of a
-push.
+Each connection uses HTTP/1.1, with one request at a time (nexmdm/common/outgoing/http_connection.py). aiohttp took half
+of the processor time of a push; docs/decisions/0013-connections-to-fcm.md has the figures.
 """
 
 import asyncio
@@ -17,22 +17,25 @@ import aiohappyeyeballs
 from nexmdm.common.outgoing.http_connection import HttpConnection, HttpResponse, tls_context
 
 KEPT_SECONDS: Final = 60
-"""How long an idle connection is kept."""
+"""The time for which an idle connection is kept open, in seconds."""
 
 LOOKUP_KEPT_SECONDS: Final = 10
-"""How long the addresses of FCM's host are used, in seconds: so 500 new connections ask the resolver once."""
+"""The time for which the addresses of FCM's host are used, in seconds.
 
-NEXT_ADDRESS_SECONDS: Final = 0.25
-"""How long one address of the host may take to connect before the next address is tried too, in seconds (RFC 8305,
-section 5).
+During this time, new connections do not ask the resolver again.
 """
 
+NEXT_ADDRESS_SECONDS: Final = 0.25
+"""The time after which the next address of the host is tried too, in seconds (RFC 8305, section 5)."""
+
 MOST_BYTES: Final = 1_000_000
-"""The longest response that is read, in bytes. FCM's own responses are shorter than a kilobyte."""
+"""The longest response that is read, in bytes. FCM's responses are shorter than a kilobyte."""
 
 
 class FcmConnections:
-    """Up to `limit` connections to one origin, such as `https://fcm.googleapis.com`, for POSTs of JSON to one path."""
+    """Up to `limit` connections to one origin, such as `https://fcm.googleapis.com`. Each request is a POST of JSON to
+    `path`.
+    """
 
     def __init__(self, origin: str, path: str, *, limit: int) -> None:
         url = urlsplit(origin)
@@ -50,11 +53,12 @@ class FcmConnections:
         self._closing_idle: asyncio.TimerHandle | None = None
 
     async def post(self, make_body: Callable[[], bytes], authorization: str) -> HttpResponse:
-        """Send one request and return its response; wait for a free connection if all are in use.
+        """Send one request and return its response. If all connections are in use, wait for a free connection.
 
-        `make_body` is called when there is a connection, directly before the request is written. If it raises, nothing
-        is sent, and the caller gets its error. Raises OSError for errors of the network, including NoResponse, and
-        ValueError for an `authorization` that cannot be a header. A cancelled request closes its connection.
+        `make_body` is called when a connection is free, directly before the request is written. If `make_body` raises
+        an error, nothing is sent, and the caller gets this error. Raises OSError for errors of the network, including
+        NoResponse. Raises ValueError if `authorization` cannot be a header. If the call is cancelled, its connection is
+        closed.
         """
         if not (authorization.isascii() and authorization.isprintable()):
             raise ValueError("the authorization has characters that no HTTP header can have")
@@ -81,7 +85,9 @@ class FcmConnections:
         return (self._request_line + fields).encode("ascii")
 
     def _take_idle(self) -> HttpConnection | None:
-        """Return the connection that was used last, so that connections that are no longer needed time out."""
+        """Return the idle connection that was used last, or None. Connections that are not needed stay idle, and are
+        closed.
+        """
         while self._idle:
             connection = self._idle.pop()
             if connection.is_usable:

@@ -1,4 +1,4 @@
-"""Decisions after an answer of FCM: the table of answers, and the time of the next try. Pure functions."""
+"""Decisions after an answer of FCM: the outcome of the attempt, and the time of the next try."""
 
 import math
 import random
@@ -10,29 +10,31 @@ from commands.push.circuit_breaker import Fault
 from commands.push.fcm import FcmResponse
 
 FIRST_RETRY_SECONDS: Final = 10.0
-"""The shortest wait before a retry, in seconds ("Scale FCM")."""
+"""The shortest wait before a retry, in seconds (Google: "Scale FCM")."""
 
 LONGEST_RETRY_SECONDS: Final = 900.0
 QUOTA_RETRY_SECONDS: Final = 60.0
-"""The shortest wait after a 429 without Retry-After, in seconds ("Throttling and quotas")."""
+"""The shortest wait after a 429 without Retry-After, in seconds (Google: "Throttling and quotas")."""
 
 LONGEST_RETRY_AFTER_SECONDS: Final = 3600.0
-"""The longest Retry-After that is followed, in seconds.
-
-A longer one is of no use for a push, which must wake a phone soon.
+"""The longest wait that a Retry-After can cause, in seconds. A longer wait is of no use, because a push must wake a
+phone.
 """
 
 PROBE_SECONDS: Final = 30.0
-"""The shortest wait after a fault of the server's own side (OAuth, configuration), in seconds."""
+"""The shortest wait after a fault on the server's own side (OAuth, configuration), in seconds."""
 
 SPREAD: Final = 1.1
-"""The random part that is added to a fixed wait: up to a tenth of it, so that retries spread out."""
+"""A fixed wait is multiplied by a random factor from 1 to this number, so that retries spread over time."""
 
 
 class RetryDecision(NamedTuple):
-    """An attempt's outcome, and the seconds until the next one (None: this answer causes no further push).
+    """The decision after one answer of FCM.
 
-    `fault` is the fault that the circuit counts. `advice` states what an operator must do.
+    - `outcome`: the outcome of the attempt.
+    - `retry_in_seconds`: the wait until the next push. None: this answer causes no further push.
+    - `fault`: the fault that the circuit counts.
+    - `advice`: what an operator must do.
     """
 
     outcome: AttemptOutcome
@@ -54,19 +56,22 @@ _NO_TARGET: Final = "FCM calls the push token invalid."
 
 
 def decide(answer: FcmResponse, failures: int, seconds_left: float = math.inf) -> RetryDecision:
-    """Return the decision for an answer, after `failures` of this delivery. Its command expires in `seconds_left`.
+    """Return the decision after an answer of FCM.
 
-    | answer                                     | outcome       | then                                     |
-    | 200                                        | accepted      | done                                     |
-    | time-out, connection error, 200 without id | unknown       | again after the backoff                  |
-    | OAuth failure                              | blocked       | again after 30 s; opens the circuit      |
-    | 429                                        | retry_later   | Retry-After, else 60 s, or a bit more    |
-    | 5xx                                        | retry_later   | the larger of Retry-After and the backoff|
-    | any other that is not FCM's own JSON       | retry_later   | as 5xx                                   |
-    | FCM's own errors                           | see _refused  |                                          |
+    `failures` is the number of earlier failures of the delivery. `seconds_left` is the time until the command expires.
 
-    An answer that is not FCM's own JSON (a front end's page, an empty body, a redirect) proves nothing about the
-    message, the push token or the configuration, whatever its status.
+    | answer                                     | outcome       | next push                                |
+    | 200                                        | accepted      | none                                     |
+    | time-out, connection error, 200 without id | unknown       | after the backoff                        |
+    | OAuth failure                              | blocked       | after 30 s; the circuit opens            |
+    | 429 with Retry-After                       | retry_later   | after Retry-After                        |
+    | 429 without Retry-After                    | retry_later   | after 60 s, or the backoff if longer     |
+    | 5xx                                        | retry_later   | after Retry-After and after the backoff  |
+    | any other answer that is not FCM's JSON    | retry_later   | after Retry-After and after the backoff  |
+    | any other error of FCM                     | see _refused  | see _refused                             |
+
+    An answer that is not FCM's JSON is, for example, a page of a proxy, an empty body or a redirect. Whatever its
+    status, such an answer proves nothing about the message, the push token or the configuration.
     """
     status = answer.http_status
     asked = _capped_retry_after(answer, seconds_left)
@@ -89,18 +94,17 @@ def decide(answer: FcmResponse, failures: int, seconds_left: float = math.inf) -
 
 
 def _refused(answer: FcmResponse, failures: int) -> RetryDecision:
-    """Return the decision for a 4xx that is FCM's own.
+    """Return the decision for a 4xx that is FCM's JSON.
 
-    | answer                                     | outcome       | then                                     |
-    | 404 UNREGISTERED, 403 SENDER_ID_MISMATCH   | token_dead    | no push until another token comes        |
-    | 400 INVALID_ARGUMENT that names the target | token_dead    | the same                                 |
-    | 401 THIRD_PARTY_AUTH_ERROR                 | rejected      | no further push: see below               |
-    | 401, 403, 404 without those codes          | blocked       | the larger of 30 s and the backoff       |
-    | 400 and other 4xx                          | rejected      | no further push                          |
+    | answer                                     | outcome       | next push                                |
+    | 404 UNREGISTERED, 403 SENDER_ID_MISMATCH   | token_dead    | when the device gets another token       |
+    | 400 INVALID_ARGUMENT that names the target | token_dead    | when the device gets another token       |
+    | 401 THIRD_PARTY_AUTH_ERROR                 | rejected      | none                                     |
+    | 401, 403, 404 without these codes          | blocked       | after 30 s, or the backoff if longer     |
+    | 400 and other 4xx                          | rejected      | none                                     |
 
-    THIRD_PARTY_AUTH_ERROR is FCM's word for a push token of iOS or of a browser for which the project has no
-    certificate or key ("ErrorCode"). A phone chooses its push token itself, so the pushes of other phones must not stop
-    because of it.
+    THIRD_PARTY_AUTH_ERROR: the push token is for iOS or for a browser, and the project has no certificate or key for it
+    ("ErrorCode"). A phone chooses its own push token. Such a push token must not stop the pushes of other phones.
     """
     if answer.fcm_error in ("UNREGISTERED", "SENDER_ID_MISMATCH"):
         return RetryDecision(AttemptOutcome.TOKEN_DEAD)
@@ -114,10 +118,10 @@ def _refused(answer: FcmResponse, failures: int) -> RetryDecision:
 
 
 def _capped_retry_after(answer: FcmResponse, seconds_left: float) -> float:
-    """Return the seconds of an answer's Retry-After, an hour at most; 0.0 if it has none.
+    """Return the wait that an answer's Retry-After causes, in seconds. Without a Retry-After, return 0.0.
 
-    If Retry-After is more than an hour, the wait is also at most half of the time until the command expires, so that
-    the push gets further tries.
+    The wait is at most an hour. If Retry-After is more than an hour, the wait is also at most about half of
+    `seconds_left`. Then the push gets further tries before the command expires.
     """
     asked = answer.retry_after_seconds or 0.0
     if asked > LONGEST_RETRY_AFTER_SECONDS:
@@ -126,7 +130,10 @@ def _capped_retry_after(answer: FcmResponse, seconds_left: float) -> float:
 
 
 def backoff(failures: int) -> float:
-    """Return 10 s and a random part of 10 s × 2ⁿ, 15 min at most, for the n-th failure (from 0)."""
+    """Return the wait before the next try, in seconds. `failures` is the number of earlier failures, n.
+
+    The wait is 10 s plus a random part of up to 10 s × 2ⁿ. The wait is at most 15 min.
+    """
     spread = FIRST_RETRY_SECONDS * 2.0 ** min(failures, 10)
     return FIRST_RETRY_SECONDS + random.uniform(0, min(spread, LONGEST_RETRY_SECONDS - FIRST_RETRY_SECONDS))
 

@@ -1,7 +1,8 @@
 """The listener of one dispatcher: it receives PostgreSQL's NOTIFY when a transaction has queued pushes.
 
-A connection may be dead without an error, or may lead to a pooler that passes no notifications on. So the dispatcher
-regularly notifies itself through its pool. If a notification does not arrive, the listening connection is replaced.
+A connection may be dead without an error. A connection may also lead to a pooler that passes no notifications on.
+Therefore the dispatcher regularly notifies itself through its pool. If such a notification does not arrive, the
+listening connection is replaced.
 """
 
 import asyncio
@@ -23,22 +24,22 @@ from nexmdm.common.postgresql.errors import safe_message
 log = structlog.get_logger()
 
 CHECK_SECONDS: Final = 10
-"""The seconds between two notifications that the dispatcher sends to itself."""
+"""The time between two notifications of the dispatcher to itself, in seconds."""
 
 HEARD_SECONDS: Final = 3
-"""The time in which such a notification must arrive, in seconds."""
+"""The time in which a notification of the dispatcher to itself must arrive, in seconds."""
 
 RECONNECT_SECONDS: Final = 1.0
 CONNECT_SECONDS: Final = 10
 POLL_SECONDS: Final = 1.0
-"""How long a lost notification can delay a push, in seconds."""
+"""The longest time by which a lost notification can delay a push, in seconds."""
 
 DEAF_POLL_SECONDS: Final = 0.1
-"""How long a push can be delayed while no notifications arrive, in seconds."""
+"""The longest time by which a push can be delayed while no notifications arrive, in seconds."""
 
 
 class Listener:
-    """Calls `wake` at each notification and after each new connection."""
+    """The listener, which calls `wake` after each notification and after each new connection."""
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
@@ -49,11 +50,14 @@ class Listener:
 
     @property
     def poll_seconds(self) -> float:
-        """The seconds between two polls of the dispatcher: more while its own notifications arrive than otherwise."""
+        """The time between two polls of the dispatcher, in seconds.
+
+        This time is longer while the dispatcher's notifications to itself arrive.
+        """
         return POLL_SECONDS if self._is_proven else DEAF_POLL_SECONDS
 
     async def run(self) -> None:
-        """Listen until cancelled."""
+        """Listen until the task is cancelled. A lost connection is replaced."""
         async with ThreadSensitiveContext():  # A separate thread, so that the notification does not wait for a claim.
             while True:
                 reason = await self._listen()
@@ -62,7 +66,7 @@ class Listener:
                 await asyncio.sleep(RECONNECT_SECONDS)
 
     async def _listen(self) -> str:
-        """Listen on one connection. Return the reason why it cannot be used any more."""
+        """Listen on one connection. When the connection cannot be used any more, return the reason."""
         try:
             if settings.DIRECT_DATABASE is None and await database.run_in_db_thread_ungated(database.is_pooled):
                 return "The database is behind a pooler, which passes no notifications on: set DIRECT_DATABASE_URL."
@@ -80,7 +84,7 @@ class Listener:
         finally:
             hearing.cancel()
             try:
-                # First the task must release the socket. (psycopg gives a statement under way 10 s to be cancelled.)
+                # The task must release the socket first. psycopg gives a running statement 10 s to be cancelled.
                 await asyncio.wait([hearing])
             finally:
                 await connection.close()
@@ -97,7 +101,7 @@ class Listener:
                 self._wake()
 
     async def _check(self, hearing: "asyncio.Task[None]") -> str:
-        """Send notifications to this dispatcher until one does not arrive. Return the reason."""
+        """Send notifications to this dispatcher. When a notification does not arrive, return the reason."""
         if not await self._hears_itself(hearing):
             return _reason(hearing)
         while True:
@@ -126,7 +130,7 @@ class Listener:
         await asyncio.wait([hearing], timeout=seconds)
 
     def _log_once(self, event: str, reason: str) -> None:
-        """Log a reason once, until it changes."""
+        """Log an event and its reason, unless the last log line had the same event and reason."""
         if (line := event + reason) != self._last_logged:
             self._last_logged = line
             if reason:

@@ -1,8 +1,8 @@
-"""The transactional outbox: due pushes, and claims.
+"""The outbox: the due pushes, and the claims of dispatchers.
 
-Each function is one short transaction. A push is claimed (a row records that it will be sent), sent without an open
-transaction, and recorded (commands/push/attempts.py). A claim is a lease: a push that a crashed dispatcher had claimed
-becomes due again.
+A dispatcher handles a push in three steps. First, the dispatcher claims the push: a row records that the push will be
+sent. Second, the dispatcher sends the push, without an open transaction. Third, the dispatcher records FCM's answer
+(commands/push/attempts.py). A claim ends with its lease. If a dispatcher crashes, its claimed pushes become due again.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,9 @@ from nexmdm.common import database
 log = structlog.get_logger()
 
 LEASE: Final = timedelta(seconds=45)
-"""How long a claimed push belongs to its dispatcher, in seconds: more than three times the 10 s that one send may take.
+"""The time after a claim in which no other dispatcher may send the push.
+
+The lease is more than three times the 10 s that one send may take.
 """
 
 LEAST: Final = timedelta(seconds=envelope.LEAST_TTL_SECONDS)
@@ -33,7 +35,10 @@ ORPHANED: Final = "the dispatcher did not record an answer"
 
 
 class Claimed(NamedTuple):
-    """A push that only this dispatcher may send, until the lease ends."""
+    """A push that only this dispatcher may send until the lease ends.
+
+    `number` is the number of the attempt. `failures` is the number of earlier failures, for the backoff.
+    """
 
     delivery_id: int
     number: int
@@ -48,9 +53,9 @@ class Claimed(NamedTuple):
 
 
 class Sent(NamedTuple):
-    """The end of a claimed push.
+    """The end of a claimed push. If `retry_in_seconds` is None, no further push is due.
 
-    `retry_in_seconds` None: no further push is due. `is_given_back`: it was not sent, which is not a failure.
+    `is_given_back`: the push was not sent, which does not count as a failure.
     """
 
     claimed: Claimed
@@ -64,12 +69,12 @@ class Sent(NamedTuple):
     is_given_back: bool = False
 
 
-# Just after a command to a hundred thousand devices, the planner has no statistics of the new rows. So the statement
-# allows only one plan. Rows are picked only from delivery_push_due, in its order, up to the limit; otherwise each claim
-# would sort all due rows. Attempts are found by the index of their delivery. So the condition is `finished_at IS NULL`:
-# for `in_flight`, the planner could choose another index. A picked push that must not be sent waits until the lease
-# ends, and blocks no other push. If an attempt is still open when its delivery becomes due again, its dispatcher died.
-# It is closed as unknown, because its outcome was lost with that dispatcher.
+# Just after a command to a hundred thousand devices, the planner has no statistics of the new rows. Therefore the
+# statement allows only one plan. Rows are read from the index delivery_push_due, in its order, up to the limit. With
+# another plan, each claim would sort all due rows. Attempts are found by the index of their delivery. The condition is
+# `finished_at IS NULL`, because the planner could choose another index for `in_flight`. A picked push that must not be
+# sent waits until the lease ends, and blocks no other push. If an attempt is still open when its delivery becomes due
+# again, its dispatcher died. The attempt is closed as unknown, because its outcome was lost with the dispatcher.
 _IN_ORDER: Final = ("SET LOCAL enable_bitmapscan = off", "SET LOCAL enable_sort = off")
 _CLAIM: Final = """
     WITH picked AS (
@@ -109,9 +114,9 @@ _CLAIM: Final = """
 
 
 def claim_due(limit: int, passed_over: Sequence[int] = ()) -> list[Claimed]:
-    """Claim up to `limit` due pushes, and open an attempt for each.
+    """Claim up to `limit` due pushes in one short transaction, and open an attempt for each push.
 
-    No two dispatchers claim the same one. Deliveries whose ids are in `passed_over` are left out.
+    During the lease, no other dispatcher can claim a push. Deliveries whose ids are in `passed_over` are left out.
     """
     parameters = {
         "limit": limit, "passed_over": list(passed_over), "lease": LEASE, "least": LEAST, "orphaned": ORPHANED,
@@ -129,7 +134,7 @@ def claim_due(limit: int, passed_over: Sequence[int] = ()) -> list[Claimed]:
     ]  # fmt: skip
 
 
-# The same conditions as in the claim, for pushes that were claimed a while ago.
+# The conditions are the conditions of the claim. The pushes were claimed some time ago.
 _WANTED: Final = """
     SELECT delivery.id
     FROM unnest(
@@ -159,9 +164,9 @@ def wanted(claimed: Sequence[Claimed]) -> set[int]:
 
 
 def stop_pushing(device_ids: Sequence[UUID]) -> None:
-    """Make no push due for these devices, because they have no live push token any more.
+    """Mark no push of these devices as due, because the devices have no live push token any more.
 
-    Heartbeats deliver their commands.
+    The devices get their commands with heartbeats.
     """
     waiting = Delivery.objects.filter(device_id__in=device_ids, next_attempt_at__isnull=False)
     waiting.filter(attempt_count=0).update(push_state=PushState.NO_PUSH_TOKEN, next_attempt_at=None)
@@ -169,7 +174,11 @@ def stop_pushing(device_ids: Sequence[UUID]) -> None:
 
 
 def resume_pushing(device_id: UUID) -> int:
-    """Make the open pushes of a device due, when it gets a push token; return their number. Leases in progress stay."""
+    """Make the open pushes of a device due, and return their number. Call this function when the device gets a push
+    token.
+
+    A push that is being sent becomes due when its lease ends.
+    """
     stuck = Q(push_state__in=(PushState.NO_PUSH_TOKEN, PushState.UNDELIVERABLE, PushState.RETRYING))
     waiting = Delivery.objects.open().filter(stuck, device_id=device_id, state=DeliveryState.PENDING)
     under_way = Attempt.objects.filter(delivery_id=OuterRef("id"), outcome=AttemptOutcome.IN_FLIGHT)
@@ -181,7 +190,11 @@ def resume_pushing(device_id: UUID) -> int:
 
 
 def set_push_target(device_id: UUID, target: PushTarget | None) -> None:
-    """Set or remove the push target of a device, and update which of its pushes are due. Runs in a transaction."""
+    """Set or remove the push target of a device, and update which pushes of the device are due.
+
+    If other devices had this push target, the other devices lose the push target, and no push is due for them. Runs in
+    the transaction of its caller.
+    """
     assigned = push_targets.assign(device_id, target)
     stop_pushing(assigned.taken_from)
     if not assigned.is_changed:
@@ -193,10 +206,10 @@ def set_push_target(device_id: UUID, target: PushTarget | None) -> None:
 
 
 def settle_shared_push_tokens(limit: int) -> int:
-    """Find up to `limit` app installations that several devices share, and leave each to one of its devices.
+    """Find up to `limit` installations that several devices share, and leave each installation to one device.
 
-    That device is the one that was seen last, of those not revoked. The others lose their push tokens. Return the
-    number of these installations. Only earlier versions let devices share an installation.
+    This device is the device that was seen last, among the devices that are not revoked. The other devices lose their
+    push tokens. Return the number of installations. Only earlier versions of NexMDM let devices share an installation.
     """
     shared = push_targets.shared_installations(limit)
     for owner_digest in shared:

@@ -1,4 +1,4 @@
-"""The periodic tasks of a dispatcher's process, such as expiry and retention."""
+"""The periodic tasks of a dispatcher, such as expiry and retention."""
 
 import asyncio
 from collections.abc import Callable
@@ -15,9 +15,10 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class PeriodicTask:
-    """Work that is repeated. While each run does a full `batch`, the work is repeated ten times as often.
+    """Work that is repeated every `every_seconds`.
 
-    `work` runs in a thread, and returns the amount of work that it did.
+    `work` runs in a thread, and returns the amount of work that it did. If this amount is at least `batch`, the work is
+    repeated after a tenth of `every_seconds`.
     """
 
     name: str
@@ -27,7 +28,10 @@ class PeriodicTask:
 
 
 async def repeat(task: PeriodicTask) -> None:
-    """Repeat the work until cancelled. Errors are logged; an unavailable database only once for each outage."""
+    """Repeat the work until the asyncio task is cancelled. Errors are logged, and do not end the repetition.
+
+    An unavailable database is logged only once for each outage.
+    """
     # A separate thread: if this task waits for a lock, neither pushing nor another task waits.
     async with ThreadSensitiveContext():
         while True:

@@ -1,18 +1,18 @@
-"""The rate of one dispatcher's pushes. It is pure state, without a clock."""
+"""The rate of one dispatcher's pushes. The caller gives the present time as `now`, in seconds."""
 
 from dataclasses import dataclass
 from typing import Final
 
 BURST_SECONDS: Final = 0.1
-"""For how long a dispatcher may exceed its pace after it had nothing to send, in seconds."""
+"""The size of the token bucket, in seconds. After a pause, only the pushes of this time are sent immediately."""
 
 
 @dataclass(slots=True)
 class Pace:
-    """A token bucket of `per_second` pushes.
+    """The pace of one dispatcher: a token bucket of `per_second` pushes.
 
-    Each second with a 429 halves the pace; afterwards the pace grows by a tenth each second. The bucket contains the
-    pushes of a tenth of a second, so neither a pause nor a start exceeds the pace by much.
+    Each second with a 429 halves the pace. After that, the pace grows each second by a tenth of `per_second`. The
+    bucket contains the pushes of a tenth of a second. Therefore neither a pause nor a start exceeds the pace by much.
     """
 
     per_second: float
@@ -31,7 +31,10 @@ class Pace:
         return int(self.available)
 
     def seconds_to_next(self) -> float:
-        """Return the seconds from the last update until the next push may be sent; 0.0 if it could be sent then."""
+        """Return the seconds from the last call of permits() until a push may be sent.
+
+        The result is 0.0 if the last call permitted a push.
+        """
         return max(0.0, 1.0 - self.available) / self._allowed
 
     @property
@@ -39,11 +42,11 @@ class Pace:
         return max(1.0, self.per_second * self.factor)
 
     def spend(self, count: int) -> None:
-        """Note that `count` pushes were sent."""
+        """Record that `count` pushes are sent."""
         self.available -= count
 
     def slow_down(self, now: float) -> None:
-        """Halve the pace after a 429 of FCM, at most once a second: one overload causes many 429s."""
+        """Halve the pace after a 429 of FCM, at most once a second. One overload causes many 429s."""
         if now - self.slowed_at >= 1:
             self.factor = max(0.01, self.factor / 2)
             self.slowed_at = now

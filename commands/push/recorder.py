@@ -1,4 +1,4 @@
-"""The recorder of one dispatcher: it writes FCM's answers in batches, and waits while PostgreSQL is away."""
+"""The recorder of one dispatcher: it writes FCM's answers in batches. While PostgreSQL is away, the recorder waits."""
 
 import asyncio
 from collections.abc import Callable
@@ -32,17 +32,17 @@ class Recorder:
         self._closing = False
 
     def add(self, sent: Sent) -> None:
-        """Add an answer, to be recorded soon."""
+        """Add an answer, which run() will record soon."""
         self.waiting.append(sent)
         self._changed.set()
 
     def close(self) -> None:
-        """Let run() return when all is recorded. Nothing may be added after this."""
+        """Let run() return when all answers are recorded. After this call, no answer may be added."""
         self._closing = True
         self._changed.set()
 
     async def run(self) -> None:
-        """Record the added answers until close()."""
+        """Record the added answers. After close(), record the remaining answers and return."""
         async with ThreadSensitiveContext():  # A separate thread, so that a record does not wait for a claim.
             while self.waiting or not self._closing:
                 await self._changed.wait()
@@ -51,10 +51,10 @@ class Recorder:
                     await self._record(self.waiting[:BATCH])
 
     async def _record(self, batch: list[Sent]) -> None:
-        """Record a batch.
+        """Record a batch. While PostgreSQL is away, try again every second.
 
-        While PostgreSQL is away, try again until it is back, or until run() must return. In the second case, the batch
-        is dropped, and its pushes are sent again after their lease.
+        After close(), there are at most TRIES_AT_THE_END tries. If the last try fails, the batch is dropped, and its
+        pushes are sent again after their lease.
         """
         tries_left = TRIES_AT_THE_END
         while tries_left:

@@ -20,6 +20,7 @@ PUSH_SECONDS = Histogram(
 
 
 def log_push(sent: Sent) -> None:
+    """Write the log line of a push, and count the push in the metrics."""
     code = sent.fcm_error if not sent.fcm_error or sent.fcm_error in FCM_ERRORS else "other"
     PUSHES.labels(sent.outcome.value, str(sent.http_status or ""), code).inc()
     if sent.latency_ms is not None:

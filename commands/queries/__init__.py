@@ -1,1 +1,1 @@
-"""Reads of commands and deliveries. A delivery past its time counts as expired."""
+"""Reads of commands and deliveries. An overdue delivery counts as expired."""

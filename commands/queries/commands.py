@@ -1,4 +1,4 @@
-"""The state, the outcome and the counts of commands."""
+"""Reads of commands, with their state, outcome and counts."""
 
 import json
 from collections.abc import Mapping
@@ -60,7 +60,7 @@ _COMMAND_STATUSES: Final = f"""
     WHERE command.id = ANY(%s)
 """  # noqa: S608  (a constant of ours; values are parameters)
 
-# The deliveries of late reports are all marked as settled: the first late report on an overdue delivery marks it.
+# Each delivery with a late report is marked as settled: the first report on an overdue delivery marks the delivery.
 _RESULTS: Final = f"""
     SELECT
         delivery.command_id, count(*) FILTER (WHERE delivery.state = 'succeeded'),
@@ -71,15 +71,19 @@ _RESULTS: Final = f"""
 """  # noqa: S608  (a constant of ours; values are parameters)
 
 MOST_COUNTED: Final = 50_000
-"""The largest number of deliveries in which a list counts results, smaller commands first: up to 0.2 s of work."""
+"""The largest number of deliveries that a list of commands reads for its counts. The read takes up to 0.2 s.
+
+The commands with the fewest deliveries are counted first.
+"""
 
 DELIVERIES_PER_QUERY: Final = 200_000
-"""The largest number of deliveries that one query counts, unless a single command has more."""
+"""The largest number of deliveries that one query counts. A single command with more deliveries has a separate query.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class CommandStatus:
-    """The state of a command, and its deliveries counted by state."""
+    """The state and the outcome of a command. `counts` and `push` count its deliveries by state and by push state."""
 
     state: CommandState
     outcome: CommandOutcome | None
@@ -89,7 +93,7 @@ class CommandStatus:
 
 
 def is_open(request_id: UUID) -> bool:
-    """Return whether a delivery of a command is open. Raises UnknownCommand."""
+    """Return whether a command has an open delivery. Raises UnknownCommand."""
     if not Command.objects.filter(id=request_id).exists():
         raise UnknownCommand
     return Delivery.objects.open().filter(command_id=request_id).exists()
@@ -111,9 +115,9 @@ def command_detail(request_id: UUID) -> CommandDetail:
 
 
 def command_statuses(sizes: Mapping[UUID, int]) -> dict[UUID, CommandStatus]:
-    """Return the status of commands, given with the number of their devices.
+    """Return the status of each command, by request id. `sizes` contains the number of devices of each command.
 
-    A query counts up to DELIVERIES_PER_QUERY.
+    A command that does not exist is left out. Each query counts at most DELIVERIES_PER_QUERY deliveries.
     """
     found: dict[UUID, CommandStatus] = {}
     batch: list[UUID] = []
@@ -170,10 +174,10 @@ def command_page(query: CommandQuery) -> CommandPage:
 
 
 def _results(sizes: Mapping[UUID, int], stands: Mapping[UUID, standing.Standing]) -> dict[UUID, tuple[int, int]]:
-    """Return how many results of commands are successes, and how many are late.
+    """Return, by request id, the number of successes and the number of late results.
 
-    Commands with too many deliveries are left out. The results of a command that succeeded are not counted: their
-    number is its number of devices.
+    Commands with too many deliveries are left out. If a command succeeded, its number of successes is its number of
+    devices, and its deliveries are not read.
     """
     whole = {one: (size, 0) for one, size in sizes.items() if stands[one][1] == CommandOutcome.SUCCEEDED}
     narrowest_first = sorted((size, request_id) for request_id, size in sizes.items() if request_id not in whole)

@@ -1,4 +1,4 @@
-"""Deliveries of a command, with their state, reason and timeline."""
+"""Reads of deliveries, with their state, reason and timeline."""
 
 from collections.abc import Collection
 from typing import Any, Final, Literal
@@ -25,7 +25,7 @@ from commands.queue import UnknownCommand
 from commands.schemas import DeliveryDetail, DeliveryPage, DeliveryQuery, DeliveryRow, PushSummary, Result
 from nexmdm.common import pagination
 
-# These columns may be large, and no answer about a delivery contains them.
+# These columns may be large. No answer about a delivery contains them.
 _UNREAD: Final = ("command__params", "command__target", "device__presence__last_status", "device__tags")
 
 
@@ -39,7 +39,7 @@ def delivery_page(request_id: UUID, query: DeliveryQuery) -> DeliveryPage:
 
 
 def delivery_detail(request_id: UUID, device_id: UUID) -> DeliveryDetail:
-    """Return one delivery with its timeline. Raises UnknownCommand."""
+    """Return one delivery with its timeline. Raises UnknownCommand if the command or the delivery does not exist."""
     row = _described().filter(command_id=request_id, device_id=device_id).first()
     if row is None:
         raise UnknownCommand("There is no command with this request_id, or the command has no delivery to this device.")
@@ -47,17 +47,16 @@ def delivery_detail(request_id: UUID, device_id: UUID) -> DeliveryDetail:
 
 
 def newest_of(delivery_id: int, most: int) -> DeliveryDetail:
-    """Return a delivery as delivery_detail() does, with at most this number of its newest attempts and reports."""
+    """Return a delivery with its timeline: at most `most` attempts and `most` reports, beginning with the newest."""
     return _detail(_described().get(id=delivery_id), most, most)
 
 
 def rows_of(delivery_ids: Collection[int]) -> dict[int, DeliveryRow]:
-    """Return these deliveries by id, as a list shows them. Deleted ones are left out."""
+    """Return the deliveries with these ids, in the form of a list in the API. Deleted deliveries are left out."""
     return {row.id: _delivery_row(row) for row in _deliveries().filter(id__in=delivery_ids)}
 
 
 def _detail(row: Any, most_attempts: int, most_reports: int) -> DeliveryDetail:
-    """Complete a row of _described()."""
     attempts = list(Attempt.objects.filter(delivery=row.id).order_by("-number")[: most_attempts + 1])
     reports = list(Report.objects.filter(delivery=row.id).order_by("-id").defer("output")[: most_reports + 1])
     row.last_attempt, row.final_report = attempts[:1], list(_final_reports().filter(delivery=row.id))
@@ -66,7 +65,7 @@ def _detail(row: Any, most_attempts: int, most_reports: int) -> DeliveryDetail:
 
 
 def _deliveries() -> QuerySet[Any]:
-    """Return deliveries as a list shows them, with at most one attempt and one report each."""
+    """Return deliveries with their last attempt and their final report."""
     return _described().prefetch_related(
         Prefetch("attempts", Attempt.objects.filter(number=F("delivery__attempt_count")), to_attr="last_attempt"),
         Prefetch("reports", _final_reports(), to_attr="final_report"),
@@ -74,7 +73,7 @@ def _deliveries() -> QuerySet[Any]:
 
 
 def _final_reports() -> QuerySet[Report]:
-    """Return the results and late results, by the condition of the index report_one_final_per_delivery."""
+    """Return the results and the late results. The filter must fit the index report_one_final_per_delivery."""
     return Report.objects.filter(status__in=FINAL, duplicate=False)
 
 

@@ -1,4 +1,4 @@
-"""The timeline of a delivery: its issue, each attempt, each report, and its settlement."""
+"""The timeline of a delivery: its issue, attempts, reports, and settlement."""
 
 from datetime import datetime
 from typing import Final
@@ -9,20 +9,25 @@ from commands.reports import KEPT
 from commands.schemas import TimelineEvent
 
 MOST_REPORTS: Final = KEPT + 2
-"""The largest number of reports in a timeline, newest first: this is all stored reports, unless an older version stored
-more.
+"""The largest number of reports in a timeline. The newest reports are shown.
+
+This number includes all stored reports, unless an earlier version of NexMDM stored more.
 """
 
 MOST_ATTEMPTS: Final = 1000
-"""The largest number of attempts in a timeline, newest first: the attempts of ten days, if each attempt fails."""
+"""The largest number of attempts in a timeline. This is the number of attempts in ten days if each attempt fails.
+
+The newest attempts are shown.
+"""
 
 
 def events(
     row: Delivery, attempts: list[Attempt], reports: list[Report], most_attempts: int, most_reports: int
 ) -> list[TimelineEvent]:
-    """Return the events, oldest first, with a limited number of attempts and reports.
+    """Return the events of a delivery, oldest first. `attempts` and `reports` must be sorted newest first.
 
-    `attempts` and `reports` must be sorted newest first.
+    At most `most_attempts` attempts and `most_reports` reports are included. If older attempts or reports are left out,
+    an event `left_out` takes their place.
     """
     found = [
         TimelineEvent(at=row.command.issued_at, event="issued"),
@@ -35,7 +40,7 @@ def events(
 
 
 def _newest(kind: str, newest_first: list[TimelineEvent], most: int) -> list[TimelineEvent]:
-    """Return the newest of some events, oldest first. If there are more, an event before them shows that."""
+    """Return the newest events, oldest first. If older events are left out, an event `left_out` comes first."""
     shown = newest_first[:most][::-1]
     if len(newest_first) <= most:
         return shown
@@ -43,7 +48,7 @@ def _newest(kind: str, newest_first: list[TimelineEvent], most: int) -> list[Tim
 
 
 def _not_kept(row: Delivery, newest_first: list[Report]) -> list[TimelineEvent]:
-    """Return the event that shows how many reports were not stored because the delivery had 100 already."""
+    """Return the event that shows how many reports were not stored, or no event if all reports are stored."""
     if not row.reports_not_kept or not newest_first:
         return []
     last = newest_first[0]
@@ -60,7 +65,10 @@ def _settlement(row: Delivery) -> list[TimelineEvent]:
 
 
 def settled_at(row: Delivery) -> datetime | None:
-    """Return when a delivery was settled, also if it is past its time and not marked as expired yet."""
+    """Return when a delivery was settled, or None if the delivery is open.
+
+    An overdue delivery was settled at the end of its time.
+    """
     return row.open_until if row.state in OPEN and current_state(row) == DeliveryState.EXPIRED else row.settled_at
 
 

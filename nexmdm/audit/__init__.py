@@ -1,1 +1,1 @@
-"""The audit log of signed writes, and the verification of its hash chain."""
+"""The audit of signed writes, and the verification of the audit chain."""

@@ -1,6 +1,7 @@
-"""The audit's chain: each entry contains a SHA-256 of its own fields and of the entry before it.
+"""The audit chain: each entry contains a SHA-256 hash of its own fields and of the hash of the entry before it.
 
-The database writes the hashes (nexmdm/migrations/0009_audit_summary.py). This module verifies them with separate code.
+The database writes the hashes (nexmdm/migrations/0009_audit_summary.py). This module computes each hash again with
+separate code, and compares the result with the stored hash.
 """
 
 import json
@@ -20,21 +21,21 @@ from nexmdm.models import AuditEntry, AuditMark
 WITHOUT_SUMMARY: Final = "nexmdm audit 1"
 WITH_SUMMARY: Final = "nexmdm audit 2"
 CHUNK: Final = 2000
-"""The number of entries in memory at the same time."""
+"""The number of entries that are in memory at the same time."""
 
 _PLACE: Final = re.compile(r"([0-9]{1,18}):([0-9a-f]{64})")
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A place in the chain: an entry's number, and its hash."""
+    """A place in the chain: the number of an entry, and the hash of this entry. As a text, a place is `17:4f3a…`."""
 
     entry_id: int
     hash: str
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Return the place written as `17:4f3a…`. Raises ValueError if the text is not a place."""
+        """Return the place that a text such as `17:4f3a…` describes. Raises ValueError if the text is not a place."""
         found = _PLACE.fullmatch(text.strip())
         if found is None:
             raise ValueError("A place in the audit is an entry's number, a colon, and the 64 digits of its hash.")
@@ -45,12 +46,16 @@ class Place:
 
 
 BEGINNING: Final = Place(0, "0" * 64)
-"""The place before the first entry of all."""
+"""The place before the first entry of a chain from which no entry was ever deleted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """A chain without a broken link: the number of its entries, the place before the oldest one, and the newest one."""
+    """The result of a verification that found no error.
+
+    `entries` is the number of entries in the chain. `after` is the place of the last deleted entry, or BEGINNING.
+    `newest` is the place of the newest entry.
+    """
 
     entries: int
     after: Place
@@ -58,7 +63,10 @@ class Verified:
 
 
 class BrokenLink(Exception):
-    """The audit was changed, but not by NexMDM. The text names the first changed entry, and the kind of the change."""
+    """The audit was changed, but not by NexMDM. The text names the changed entries and the kind of the change.
+
+    `entry_id` is the number of the first changed entry.
+    """
 
     def __init__(self, first: int, what: str, *, last: int | None = None) -> None:
         several = last is not None and last > first
@@ -67,17 +75,18 @@ class BrokenLink(Exception):
 
 
 class WitnessGone(Exception):
-    """The witness is too old to prove anything."""
+    """Retention has deleted the entry of the witness. The witness cannot prove anything any more."""
 
 
 class DeletedTooSoon(Exception):
-    """The deleted entries were younger than the time for which retention keeps entries."""
+    """Entries were deleted that retention would have kept."""
 
 
 def digest(entry: AuditEntry) -> str:
-    """Return the hash that an entry must contain: of a JSON array of all its fields, times in microseconds.
+    """Return the hash that an entry must contain, as hex: the SHA-256 of a JSON array of all its fields.
 
-    An entry without a summary has the same hash as in versions before summaries.
+    Times in the array have microseconds. An entry without a summary has the hash that earlier versions of NexMDM
+    computed.
     """
     summary = [entry.action, entry.target, entry.device_count, entry.dry_run]
     has_summary = summary != ["", "", None, None]
@@ -103,16 +112,17 @@ def digest(entry: AuditEntry) -> str:
 
 
 def newest() -> Place | None:
-    """Return the place of the newest entry, without verifying it; None if there is no entry."""
+    """Return the place of the newest entry, or None if there is no entry. The entry is not verified."""
     mark = AuditMark.objects.filter(name=AuditMark.NEWEST).first()
     return None if mark is None else Place(mark.entry_id, mark.hash)
 
 
 def verify(kept: timedelta, witness: Place | None = None) -> Verified:
-    """Verify the chain from the oldest entry to the newest, in one snapshot of the database and in bounded memory.
+    """Verify the chain from the oldest entry to the newest entry, in one snapshot of the database.
 
-    `kept` is the age at which retention deletes entries. `witness` is a place that was logged earlier, and must still
-    be in the chain. Raises BrokenLink, DeletedTooSoon, and WitnessGone.
+    `kept` is the age at which retention deletes entries. `witness` is a place that was recorded earlier. The chain must
+    still contain the witness. The use of memory does not grow with the chain. Raises BrokenLink, DeletedTooSoon or
+    WitnessGone.
     """
     with transaction.atomic():
         database.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
@@ -131,7 +141,7 @@ def verify(kept: timedelta, witness: Place | None = None) -> Verified:
 
 
 def _walk(place: Place, newest: Place) -> Iterator[Place]:
-    """Yield the place of each entry, after comparing the entry with the one before it."""
+    """Yield the place of each entry, after the entry was compared with the entry before it."""
     for entry in AuditEntry.objects.order_by("id").iterator(chunk_size=CHUNK):
         _check(entry, place, newest)
         place = Place(entry.id, entry.hash)
@@ -149,7 +159,7 @@ def _check(entry: AuditEntry, before: Place, newest: Place) -> None:
 
 
 def _gap(entry: AuditEntry, before: Place) -> BrokenLink:
-    """Return how the chain was broken between an entry and the entry before it."""
+    """Return the error for an entry that was not written directly after the entry before it in the table."""
     written_after = AuditEntry.objects.filter(hash=entry.previous, id__lt=before.entry_id).first()
     if written_after is not None:
         first = AuditEntry.objects.filter(id__gt=written_after.id).earliest("id")
@@ -163,7 +173,7 @@ def _gap(entry: AuditEntry, before: Place) -> BrokenLink:
 
 
 def _check_end(last: Place, newest: Place) -> None:
-    """Compare the last entry in the table with the newest entry that the mark names."""
+    """Compare the last entry in the table with the mark of the newest entry."""
     if last.entry_id < newest.entry_id:
         raise BrokenLink(last.entry_id + 1, "deleted: no later entry exists.", last=newest.entry_id)
     if last != newest:
@@ -171,7 +181,7 @@ def _check_end(last: Place, newest: Place) -> None:
 
 
 def _check_beginning(kept: timedelta) -> None:
-    """Compare the age of the last deleted entry, if the mark contains it, with the time for which entries are kept."""
+    """Raise DeletedTooSoon if the last deleted entry is younger than `kept`. If the mark has no time, do nothing."""
     mark = AuditMark.objects.filter(name=AuditMark.PRUNED, at__gt=Now() - kept).first()
     if mark is not None:
         raise DeletedTooSoon(
@@ -180,7 +190,7 @@ def _check_beginning(kept: timedelta) -> None:
 
 
 def _contradicted(witness: Place, after: Place, newest: Place) -> Exception:
-    """Return the error for a place that is missing from a chain without a broken link."""
+    """Return the error for a witness that is missing from a chain without a broken link."""
     if witness.entry_id < after.entry_id:
         return WitnessGone(f"Retention has deleted entry {witness.entry_id}. Keep a newer place as a witness.")
     if witness.entry_id > newest.entry_id:

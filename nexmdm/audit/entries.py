@@ -1,4 +1,7 @@
-"""The audit: one entry for each signed write, carried out or refused."""
+"""The audit entries: one entry for each signed write, carried out or refused.
+
+A write over the rate limit has no entry.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
@@ -14,8 +17,8 @@ from nexmdm.common.event_feed import events
 from nexmdm.common.event_feed.events import Event, EventType
 from nexmdm.models import AuditEntry, AuditMark
 
-# Delete old entries from the oldest on, up to the first young one, so that the rest is one chain without a gap. If two
-# transactions prune at the same time, the second one waits for the mark, and then finds it moved.
+# Delete the oldest entries up to the first young entry: the remaining entries must be one chain without a gap. If two
+# transactions prune at the same time, the second transaction waits for the mark, and then finds a moved mark.
 _MOVE_MARK: Final = """
     INSERT INTO nexmdm_auditmark AS mark (name, entry_id, hash)
     SELECT %(pruned)s, id, hash FROM (
@@ -29,13 +32,13 @@ _MOVE_MARK: Final = """
 """
 
 
-# Check the mark only at the commit: between the two steps of prune(), it stands at an entry that still exists. An outer
-# transaction may have set another time for the check.
+# Check the mark only at the commit: between the two steps of prune(), the mark names an entry that still exists. An
+# outer transaction may have set another time for the check.
 _MARK_FIRST: Final = "SET CONSTRAINTS audit_mark_takes_all DEFERRED"
 
 
 class Audited(Protocol):
-    """The facts about a caller that an entry contains."""
+    """The facts about a caller that an audit entry contains."""
 
     @property
     def principal(self) -> str: ...
@@ -70,21 +73,24 @@ INSERT: Final = """
         device_count int, dry_run boolean
     )
 """
-"""Writes entries in the order of parameters().
+"""The SQL that writes entries in the order of parameters().
 
-It must be the last statement of a transaction, for the reason in record().
+INSERT must be the last statement of a transaction. record() explains why.
 """
 
 
 def parameters(entries: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Return the parameters of INSERT for entries of values()."""
+    """Return the parameters of INSERT. Each entry comes from values()."""
     return {"entries": orjson.dumps(entries).decode()}
 
 
 def values(
     caller: Audited, *, status: int, code: str = "", request_id: UUID | None = None, device_count: int | None = None
 ) -> dict[str, Any]:
-    """Return the content of an entry. `device_count` is how many devices the work changed, or would change."""
+    """Return the content of an entry.
+
+    `device_count` is the number of devices that the write changed, or would have changed in a dry run.
+    """
     summary = caller.summarize()
     return {
         "principal": caller.principal,
@@ -106,10 +112,10 @@ def values(
 
 
 def record(caller: Audited, *, status: int, code: str) -> None:
-    """Write the entry of a refusal, in its own transaction.
+    """Write the audit entry and the event of a refusal, in a separate transaction.
 
-    The statement waits until every other transaction that has written an entry has ended. From then on, every other
-    transaction that writes an entry waits for this transaction. So the statement must be the last one of its
+    INSERT waits until all other transactions that have written an entry have ended. After INSERT, all other
+    transactions that write an entry wait for this transaction. Therefore INSERT must be the last statement of its
     transaction.
     """
     entry = values(caller, status=status, code=code)
@@ -120,10 +126,10 @@ def record(caller: Audited, *, status: int, code: str) -> None:
 
 @transaction.atomic
 def prune(kept: timedelta, limit: int) -> int:
-    """Delete up to `limit` entries that are older than `kept`, the oldest first; return how many.
+    """Delete up to `limit` entries that are older than `kept`, oldest first. Return the number of entries.
 
-    A mark stores the last deleted entry, so that the remaining chain still has a known beginning. The database refuses
-    the deletion if `kept` is less than a day.
+    A mark stores the last deleted entry, which is the known beginning of the remaining chain. If `kept` is less than a
+    day, the database refuses the deletion.
     """
     database.execute(_MARK_FIRST)
     moved = database.rows(_MOVE_MARK, {"pruned": AuditMark.PRUNED, "kept": kept, "limit": limit})

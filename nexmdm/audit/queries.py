@@ -1,4 +1,4 @@
-"""Reads of the audit for the admin API."""
+"""Reads of the audit."""
 
 from typing import Annotated, Any
 from uuid import UUID
@@ -15,7 +15,7 @@ from nexmdm.models import DEVICE_PATH, AuditEntry
 
 
 class AuditQuery(Page, extra="forbid"):
-    """Filters of the audit's entries."""
+    """Filters of the audit entries. `since` and `until` are limits of `at`; `until` itself is excluded."""
 
     since: Time | None = None
     until: Time | None = None
@@ -26,7 +26,7 @@ class AuditQuery(Page, extra="forbid"):
     status: Annotated[QueryInteger, Field(ge=100, le=599)] | None = None
 
     def conditions(self) -> Q:
-        """Return the condition for entries."""
+        """Return the condition for entries that match all filters."""
         wanted = {"at__gte": self.since, "at__lt": self.until}
         wanted |= {name: getattr(self, name) for name in ("action", "request_id", "principal", "status")}
         conditions = Q(**{name: value for name, value in wanted.items() if value is not None})
@@ -43,7 +43,7 @@ class AuditSummary(ResponseSchema):
 
 
 class AuditRow(ResponseSchema):
-    """One signed write: its admin, address, request and result."""
+    """One signed write, with its admin, address, request and result."""
 
     at: Time
     principal: str
@@ -66,9 +66,10 @@ class AuditPage(ResponseSchema):
 
 
 def about_device(device_id: UUID) -> Q:
-    """Return the condition for entries whose path names a device, or whose command has a delivery to it.
+    """Return the condition for entries about a device: the path names the device, or the device has a delivery of the
+    command.
 
-    A refused command or a dry run has no delivery: it is found if its target is this one device_id.
+    A refused command and a dry run have no delivery. Their entry is found only if this device is the whole target.
     """
     sent = Delivery.objects.filter(device=device_id).order_by().values("command_id")
     about_commands: QuerySet[Any] = AuditEntry.objects.filter(request_id__in=sent).order_by()
@@ -76,7 +77,9 @@ def about_device(device_id: UUID) -> Q:
 
 
 def naming_device(device_id: UUID) -> Q:
-    """Return the condition for entries without a command whose path or target names only this device."""
+    """Return the condition for entries whose path or target names only this device. Entries with a request id are left
+    out.
+    """
     return _any_of(*_naming_device(device_id))
 
 
@@ -87,12 +90,12 @@ def _naming_device(device_id: UUID) -> tuple[QuerySet[Any], QuerySet[Any]]:
 
 
 def _any_of(first: QuerySet[Any], *others: QuerySet[Any]) -> Q:
-    # Separate conditions, each with its own index; one condition with an OR could use none of them.
+    # Use separate conditions, each with its own index. A single condition with OR could use no index.
     return Q(pk__in=first.values("pk").union(*(rows.values("pk") for rows in others), all=True))
 
 
 def list_entries(query: AuditQuery) -> AuditPage:
-    """Return a page of the audit, newest first."""
+    """Return a page of the audit, newest entry first."""
     found, next_cursor = pagination.paginate(AuditEntry.objects.filter(query.conditions()), query, int)
     return AuditPage(items=[_audit_row(entry) for entry in found], next_cursor=next_cursor)
 

@@ -1,1 +1,1 @@
-"""Authentication and its limits: bearer tokens, signed requests, idempotency, rate limits."""
+"""Authentication and its limits: bearer tokens, signed requests, idempotency keys, rate limits."""

@@ -1,4 +1,4 @@
-"""Limits by network address, with a limit on how many addresses have their own counter."""
+"""Rate limits by network address. Only a limited number of addresses have a separate counter."""
 
 import time
 from typing import Final
@@ -9,8 +9,11 @@ from nexmdm.auth.rate_limit_windows import count
 from nexmdm.common import addresses, rates
 
 COUNTED_ADDRESSES: Final = 1000
-"""The number of addresses with their own counter, for each process, limit and period (at least a minute). All further
-addresses share one counter, so that an attack from many addresses cannot fill the table of counters."""
+"""The largest number of addresses with a separate counter. All further addresses share one counter.
+
+The number is for one process, one limit and one period of at least a minute. Because of the shared counter, an attack
+from many addresses cannot fill the table of counters.
+"""
 
 _TOGETHER: Final = "further addresses"
 _LEAST_SECONDS: Final = 60
@@ -22,7 +25,7 @@ COUNTED_TOGETHER = Counter(
 
 
 class AddressLimit:
-    """A limit for each address. Exact across processes: the counters are in the database."""
+    """A rate limit for each address. The counters are in the database, and count exactly across processes."""
 
     def __init__(self, group: str) -> None:
         self._group = group
@@ -31,7 +34,7 @@ class AddressLimit:
         self._counted_since = float("-inf")
 
     def seconds_over(self, client: str) -> int | None:
-        """Return how long (s) an address known to be over the limit must wait, else None. Runs no SQL."""
+        """Return the seconds to wait if this process knows that the address is over the limit, or None. Runs no SQL."""
         key = addresses.counting_key(client)
         until = self._over_until.get(key, 0.0)
         if len(self._counted) >= COUNTED_ADDRESSES and key not in self._counted:
@@ -40,7 +43,9 @@ class AddressLimit:
         return max(1, round(left)) if left > 0 else None
 
     def count(self, client: str, rate: str) -> int | None:
-        """Count one more call, in a thread; return the seconds to wait if there were too many, else None."""
+        """Count one call. Return the seconds to wait if the address is over the limit, or None. Call this function in a
+        thread.
+        """
         key = self._counted_as(addresses.counting_key(client), rate)
         usage = count(self._group, key, rate)
         if not usage["should_limit"]:
@@ -50,13 +55,15 @@ class AddressLimit:
         return seconds
 
     def forget(self) -> None:
-        """Forget the addresses that this process remembers; the counters in the database stay."""
+        """Delete what this process remembers about addresses. The counters in the database stay."""
         self._counted_since = float("-inf")
         self._over_until.clear()
         self._counted.clear()
 
     def _counted_as(self, key: str, rate: str) -> str:
-        """Return the name of an address's counter: a separate one while the process has room, else the shared one."""
+        """Return the name of the counter for an address: a separate counter while the process has room, or the shared
+        counter.
+        """
         now = time.monotonic()
         if now - self._counted_since > max(_LEAST_SECONDS, rates.parse(rate)[1]):
             self._counted_since = now

@@ -1,4 +1,4 @@
-"""Access to the admin API: a client with an admin's key and secret may call all of it; its writes are audited."""
+"""Access to the admin API. A client with an admin key and its secret may call all operations. Writes are audited."""
 
 from collections.abc import Awaitable, Callable
 from functools import partial, wraps
@@ -28,9 +28,9 @@ log = structlog.get_logger()
 
 
 def audited(run: View) -> View:
-    """Write an audit entry for a signed write that was not carried out.
+    """Decorate a view: write an audit entry for each signed write that is refused or fails.
 
-    (A write that was carried out has its entry.)
+    The audit entry of a write that is carried out is written together with the changes of the write.
     """
 
     @wraps(run)
@@ -45,7 +45,7 @@ def audited(run: View) -> View:
 
 
 def summarized(summarize: Summarize) -> Callable[[TCallable], TCallable]:
-    """Decorate a signed write with the function that returns its audit summary, for writes carried out or refused."""
+    """Return a decorator for a signed write. `summarize` returns the summary for the audit entry."""
 
     def summarizing(run: View) -> View:
         @wraps(run)
@@ -59,9 +59,10 @@ def summarized(summarize: Summarize) -> Callable[[TCallable], TCallable]:
 
 
 async def _record_refusal(signed: SignedCaller, response: HttpResponse) -> HttpResponse:
-    """Record a refused or failed write, unless it was over the limit of writes; return the answer.
+    """Record a refused or failed write, and return its answer. A write over the rate limit is not recorded.
 
-    If the refusal cannot be recorded, the answer is that the database is unavailable.
+    If a refusal cannot be recorded, the error of the database is raised. If a failed write (status 500 or above) cannot
+    be recorded, a log line replaces the audit entry.
     """
     status = response.status_code
     if status < HTTPStatus.BAD_REQUEST or status == HTTPStatus.TOO_MANY_REQUESTS:
@@ -73,8 +74,8 @@ async def _record_refusal(signed: SignedCaller, response: HttpResponse) -> HttpR
     except (DatabaseError, InterfaceError, GateFull) as error:
         if status < HTTPStatus.INTERNAL_SERVER_ERROR:
             raise
-        # The write failed already, mostly because of the database, and its answer reports this. The log line replaces
-        # the audit entry.
+        # The write has already failed, mostly because of the database, and its answer reports the failure. The log line
+        # replaces the audit entry.
         log.error(
             "audit.unwritten",
             error=type(error).__name__,
@@ -92,7 +93,7 @@ def _count_and_record(signed: SignedCaller, status: int, code: str) -> None:
 
 
 class AdminRouter(Router):
-    """A router of the admin API: its operations are signed, and each signed write leaves an audit entry."""
+    """A router of the admin API. Its operations require a signature, and each signed write leaves an audit entry."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(auth=SIGNED, **options)

@@ -1,4 +1,7 @@
-"""Bearer tokens of phones. Only the form is checked here; the statement that does the work finds the owner."""
+"""The bearer tokens of phones. Only the form of a token is checked here.
+
+The SQL statement that does the work of a request also finds the owner of the token.
+"""
 
 from typing import Any, Final
 
@@ -11,7 +14,10 @@ from devices.enrollment import InvalidEnrollmentToken
 
 
 class Bearer(HttpBearer):
-    """A well-formed bearer token of one kind. The statement that does the work finds its owner."""
+    """The authentication by a bearer token of one kind. Only the form of the token is checked.
+
+    `prefix` is the beginning of each token of this kind. `error` is raised if a token is missing or malformed.
+    """
 
     def __init__(self, prefix: str, error: type[Exception], scheme: str) -> None:
         self._prefix = prefix
@@ -20,7 +26,7 @@ class Bearer(HttpBearer):
         super().__init__()
 
     async def __call__(self, request: HttpRequest) -> tokens.Token:
-        """Return the token; raise the error of its kind if it is missing or malformed."""
+        """Return the token of a request. Raises `error` if the token is missing or malformed."""
         scheme, _, text = request.META.get("HTTP_AUTHORIZATION", "").partition(" ")
         token = tokens.parse(self._prefix, text.strip()) if scheme.lower() == "bearer" else None
         if token is None:
@@ -28,7 +34,7 @@ class Bearer(HttpBearer):
         return token
 
     async def authenticate(self, request: HttpRequest, token: str) -> Any:  # pragma: no cover
-        """Do nothing: __call__ does all of the work, and nothing calls this method."""
+        """Raise NotImplementedError: Ninja requires this method, but __call__() never calls it."""
         raise NotImplementedError
 
 

@@ -1,10 +1,10 @@
-"""The windows of the rate limits: a Django cache that counts for django-ratelimit, exact across processes.
+"""The counters of the rate limits, as a Django cache for django-ratelimit. The counters are exact across processes.
 
-A rate contains the length of its window. A rate is a setting such as ADMIN_RATE_LIMIT, `120/m`. rate_limits.py counts
-the requests for these rates.
+A rate is a setting such as ADMIN_RATE_LIMIT, `120/m`. A rate contains the length of its window. rate_limits.py counts
+requests with the functions of this module.
 
-One UNLOGGED table: a crash of PostgreSQL deletes the counts, and counting costs no WAL. (Django's own DatabaseCache
-reads and then writes, so that parallel callers are not counted.)
+The counters are in one UNLOGGED table. Counting writes no WAL, and a crash of PostgreSQL deletes the counters. Django's
+DatabaseCache is not used, because DatabaseCache reads before it writes: parallel calls would not be counted.
 """
 
 from typing import Any, Final
@@ -34,46 +34,50 @@ _FORGET: Final = "DELETE FROM nexmdm_counter WHERE expires_at <= now()"
 
 
 class CounterCache(BaseCache):
-    """Counters that expire. Only add(), incr(), get() and clear() are supported."""
+    """A cache of counters that expire. Only add(), incr(), get() and clear() are supported."""
 
     def __init__(self, _: str, params: dict[str, Any]) -> None:
         super().__init__(params)
 
     def add(self, key: str, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
-        """Start a counter; return False if it exists already."""
+        """Start a counter with `value`, for `timeout` seconds. If a counter with this key exists, do nothing and return
+        False.
+        """
         seconds = self.default_timeout if timeout is DEFAULT_TIMEOUT else timeout
         given = {"key": self.make_key(key, version), "value": value, "seconds": seconds}
         return database.execute(_ADD, given) == 1
 
     def incr(self, key: str, delta: int = 1, version: int | None = None) -> int:
-        """Increase the counter; return the new value. Raises ValueError if there is no such counter."""
+        """Increase a counter, and return its new value. Raises ValueError if the counter does not exist."""
         found = database.rows(_INCREMENT, {"key": self.make_key(key, version), "delta": delta})
         if not found:
             raise ValueError("There is no such counter.")
         return int(found[0][0])
 
     def get(self, key: str, default: Any = None, version: int | None = None) -> Any:
-        """Return a counter's value, or the default."""
+        """Return the value of a counter. If no counter with this key exists, return `default`."""
         found = database.rows(_READ, {"key": self.make_key(key, version)})
         return found[0][0] if found else default
 
     def clear(self) -> None:
-        """Delete every counter."""
+        """Delete all counters."""
         database.execute("DELETE FROM nexmdm_counter")
 
 
 def count(group: str, key: str, rate: str) -> dict[str, Any]:
-    """Count one more call of a group's key, in a thread; return the usage of the rate in django-ratelimit's form."""
+    """Count one call of `key` in `group`. Return the usage of the rate in django-ratelimit's form.
+
+    Call this function in a thread.
+    """
     usage: dict[str, Any] = get_usage(None, group=group, key=lambda *_: key, rate=rate, increment=True)
     return usage
 
 
 def count_at_once(group: str, key: str, rate: str, calls: int = 1) -> tuple[int, float]:
-    """Count more calls of a group's key by one statement.
+    """Count several calls of `key` in `group` by one statement.
 
-    Returns how many of these calls are over the limit, and the seconds until the window ends. The window begins with
-    its first call. Use this function, not count(), where calls are frequent: count() uses django-ratelimit, which runs
-    two statements and takes more time.
+    Return how many of these calls are over the limit, and the seconds until the window ends. The window begins with its
+    first call. Use this function where calls are frequent, because count() runs two statements and takes more time.
     """
     limit, seconds = rates.parse(rate)
     parameters = {"key": f"{group}:{key}:{rate}", "seconds": seconds, "calls": calls}
@@ -82,5 +86,5 @@ def count_at_once(group: str, key: str, rate: str, calls: int = 1) -> tuple[int,
 
 
 def forget_expired() -> int:
-    """Delete the counters whose time is over; return how many."""
+    """Delete the counters whose window has ended. Return the number of counters."""
     return database.execute(_FORGET)

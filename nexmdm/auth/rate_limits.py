@@ -1,8 +1,10 @@
-"""Rate limits of signed calls, failed authentications and rotations; PostgreSQL counts all of them.
+"""The rate limits of signed calls, failed authentications and rotations. PostgreSQL counts the calls.
 
-The rates are settings, such as ADMIN_RATE_LIMIT `120/m`: 120 calls in a window of a minute. The windows and their
-counters are in rate_limit_windows.py. (django-ratelimit's decorator does not work on Ninja's operations. Above Ninja's
-decorator it limits nothing; below that decorator it causes a 500.)
+A rate is a setting such as ADMIN_RATE_LIMIT, `120/m`: 120 calls in a window of one minute. The windows and their
+counters are in rate_limit_windows.py.
+
+django-ratelimit's decorator does not work on Ninja's operations. Above Ninja's decorator, it limits nothing. Below
+Ninja's decorator, it causes a 500.
 """
 
 import math
@@ -23,7 +25,10 @@ FAILURES: Final = "failures"
 """The name of the limit of failed authentications in the log."""
 
 failures: Final = AddressLimit("failure")
-"""Failed authentications, by address. Over the limit, a further failure gets 429; a valid credential always works."""
+"""The limit of failed authentications by address. Over the limit, a further failure gets 429.
+
+A valid credential works even over the limit.
+"""
 
 
 class RateLimited(DomainError):
@@ -37,7 +42,7 @@ class RateLimited(DomainError):
 
     @property
     def problem(self) -> Problem:
-        """The problem that the answer contains."""
+        """The problem details of the answer."""
         return Problem(429, "rate_limited", str(self), headers={"Retry-After": str(self.retry_after_seconds)})
 
 
@@ -45,26 +50,28 @@ ROTATIONS: Final = "rotations"
 """The name of the limit of rotations in the log."""
 
 ROTATION_RATE_LIMIT: Final = "10/h"
-"""Rotations of one device. A phone needs at most one a day, and each costs a bcrypt hash."""
+"""The limit of rotations of one device. A phone needs at most one rotation a day, and each rotation costs a bcrypt
+hash.
+"""
 
 
 ROTATING_DEVICES: Final = 10_000
-"""The number of devices over the limit that a process remembers. If there are more, the process forgets the earliest.
+"""The largest number of devices over the limit that a process remembers. For a further device, the earliest is deleted.
 """
 
 _rotated_too_often: dict[UUID, float] = {}
-"""The end of the limit for each device that is known to be over it, in time.monotonic()."""
+"""The time at which each device over the limit may rotate again, as a time of time.monotonic()."""
 
 
 def check_rotation(device_id: UUID) -> None:
-    """Raise RateLimited for a device that is known to be over the limit of rotations. Runs no SQL."""
+    """Raise RateLimited if this process knows that the device is over the limit of rotations. Runs no SQL."""
     left = _rotated_too_often.get(device_id, 0.0) - time.monotonic()
     if left > 0:
         raise RateLimited(max(1, round(left)), ROTATIONS)
 
 
 async def count_rotation(device_id: UUID) -> None:
-    """Count a rotation of a device whose token was valid. Raises RateLimited over its limit."""
+    """Count a rotation of a device whose token was valid. Raises RateLimited if the device is over the limit."""
     usage = await run_for_phone(count, "rotation", str(device_id), ROTATION_RATE_LIMIT)
     if usage["should_limit"]:
         if len(_rotated_too_often) >= ROTATING_DEVICES:
@@ -74,14 +81,14 @@ async def count_rotation(device_id: UUID) -> None:
 
 
 async def count_read(principal: str) -> None:
-    """Count a signed read of a principal. Raises RateLimited over its limit."""
+    """Count a signed read of an admin. Raises RateLimited if the admin is over the limit."""
     await run_in_db_thread(_count_call, "read", principal, settings.ADMIN_READ_RATE_LIMIT)
 
 
 def count_writes(principal: str, calls: int) -> tuple[int, RateLimited]:
-    """Count signed writes of a principal; call it in a thread, outside a transaction.
+    """Count signed writes of an admin. Call this function in a thread, outside a transaction.
 
-    Returns how many of these writes are over the limit, and the error to raise for them.
+    Return how many of these writes are over the limit, and the error to raise for them.
     """
     return _count_calls("write", principal, settings.ADMIN_RATE_LIMIT, calls)
 
@@ -103,16 +110,16 @@ def _refuse_above_limit(usage: dict[str, Any], limit: str) -> None:
 
 
 def forget() -> None:
-    """Forget the clients over a limit that this process remembers; the counters in the database stay."""
+    """Delete what this process remembers about clients over a limit. The counters in the database stay."""
     failures.forget()
     _rotated_too_often.clear()
 
 
 async def count_failure(client: str) -> int | None:
-    """Count a failed authentication from an address; return the seconds to wait if there were too many, else None.
+    """Count a failed authentication. Return the seconds to wait if the address is over the limit, or None.
 
-    The process remembers an address over its limit until the period ends. Until then, a failure runs no SQL.
-    When too many failures from many addresses wait to be counted, further failures are not counted.
+    The process remembers an address over the limit until the period ends. Until then, a failure runs no SQL. If too
+    many failures from many addresses wait to be counted, a further failure is not counted.
     """
     if (left := failures.seconds_over(client)) is not None:
         return left

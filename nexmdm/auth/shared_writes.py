@@ -1,6 +1,6 @@
-"""Signed writes that share a transaction: a group commit carries out all writes that wait at the same moment.
+"""Signed writes that share a transaction. A group commit carries out all writes that wait at the same moment.
 
-Each write has its own answer and its own audit entry, and counts separately towards the rate limit.
+Each write has its own answer and its own audit entry. Each write counts separately for the rate limit.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,9 @@ Asked = TypeVar("Asked")
 
 
 class Alone(Exception):
-    """A write would have to wait for another transaction. Nothing was done; the write needs its own transaction."""
+    """The write would have to wait for another transaction. Nothing was done. Carry out the write in a separate
+    transaction.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +30,10 @@ class _Waiting(Generic[Asked]):
     asked: Asked
 
     def merge(self, later: "_Waiting[Asked]") -> bool:  # noqa: ARG002
-        """Return False: a repeat waits for a later batch, and gets the stored answer there."""
+        """Return False: a repeated write waits for a later batch, and gets the stored answer there."""
         return False
 
     def log_fields(self) -> dict[str, str]:
-        """Return the fields that identify the write in a log line."""
         return {"principal": self.caller.principal, "correlation_id": self.caller.correlation_id}
 
     def is_wanted(self) -> bool:
@@ -41,9 +42,10 @@ class _Waiting(Generic[Asked]):
 
 
 class SharedWrites(Generic[Asked]):
-    """Writes of one kind. `work` does several writes in the transaction of its caller, and returns the result of each.
+    """Writes of one kind. `work` carries out several writes in the transaction of its caller, and returns their
+    results.
 
-    If `work` returns an error for a write, it must not have changed anything for this write.
+    If `work` returns an error for a write, `work` must not have changed anything for this write.
     """
 
     def __init__(self, work: Callable[[Sequence[Asked]], Sequence[WriteResult[Any] | Exception]]) -> None:
@@ -53,9 +55,10 @@ class SharedWrites(Generic[Asked]):
         )
 
     async def run(self, caller: SignedCaller, asked: Asked) -> WriteResult[Any] | Replay:
-        """Carry out one write once, as SignedCaller.run() does; return its result, or the stored answer of a repeat.
+        """Carry out one write once, by the rules of SignedCaller.run().
 
-        Raises Alone, Overloaded, Draining, and the errors of SignedCaller.run().
+        Return the result. If the write is a repeat, return the stored answer. Raises Alone, Overloaded, Draining, and
+        the errors of SignedCaller.run().
         """
         key = f"{caller.principal}:{caller.idempotency_key}"
         outcome = await self._batchers.get().submit(key, _Waiting(caller, asked))
@@ -64,15 +67,15 @@ class SharedWrites(Generic[Asked]):
         return outcome
 
     async def drain(self) -> None:
-        """Accept no more writes; return when all accepted ones are answered."""
+        """Accept no more writes. Return when all accepted writes are answered."""
         await self._batchers.get().drain()
 
     def _flush(self, writes: Sequence[_Waiting[Asked]]) -> list[Outcome]:
-        """Count all writes, and carry out those that are within the limit.
+        """Count all writes for the rate limit, and carry out the writes within the limit.
 
-        A batch whose connection is lost after its transaction began is not run again: its outcome is unknown. Django
-        connects again when it ends the lost transaction. So GroupCommit finds a connection that works, and returns the
-        error instead of flushing the batch again.
+        If the connection is lost after the transaction began, the outcome of the batch is unknown, and the batch must
+        not run again. When Django ends the lost transaction, Django connects again. Therefore GroupCommit finds a
+        connection that works, and returns the error instead of a second flush.
         """
         outcomes: list[Any] = list(signed_write.check_limits([write.caller for write in writes]))
         allowed = [position for position, limited in enumerate(outcomes) if limited is None]

@@ -1,4 +1,4 @@
-"""The signed requests of admins (NXD1), verified without the database."""
+"""The verification of the admins' signed requests (NXD1), without the database."""
 
 import hmac
 import re
@@ -32,7 +32,7 @@ class InvalidSignature(DomainError):
     def __init__(self, reason: str) -> None:
         super().__init__()
         self.reason = reason
-        """The part of the signature that is wrong, only for the log and a metric."""
+        """The part of the signature that is wrong, for the log and a metric only."""
 
 
 class IdempotencyKeyRequired(DomainError):
@@ -40,10 +40,10 @@ class IdempotencyKeyRequired(DomainError):
 
 
 class SignedRequest(AuthBase):
-    """An admin request signed by NXD1 (see nexmdm/auth/signing.py), verified on the raw bytes before any other work.
+    """The authentication of an admin request by its signature (NXD1, see nexmdm/auth/signing.py).
 
-    A read is counted here. A write is counted where it is carried out, or where its refusal is recorded
-    (admin_router.py): the thread and the connection of that work count it too.
+    The raw bytes of the request are verified before any other work. A read is counted here. A write is counted later,
+    by the thread and the connection that carry out the write or record its refusal (admin_router.py).
     """
 
     openapi_type: ClassVar = "apiKey"
@@ -51,7 +51,11 @@ class SignedRequest(AuthBase):
     openapi_name: ClassVar = "X-Signature"
 
     async def __call__(self, request: HttpRequest) -> SignedCaller:
-        """Return the caller. Raises InvalidSignature (the reason goes only to the log), then IdempotencyKeyRequired."""
+        """Return the caller. Raises InvalidSignature, RateLimited (for a read), or IdempotencyKeyRequired (for a
+        write).
+
+        The reason of InvalidSignature goes only to the log and a metric.
+        """
         try:
             caller = verify(request)
         except InvalidSignature as denied:
@@ -70,7 +74,7 @@ SIGNED: Final = SignedRequest()
 
 
 def verify(request: HttpRequest) -> SignedCaller:
-    """Return the caller if key and signature are valid. Raises InvalidSignature.
+    """Return the caller of a request whose key and signature are valid. Raises InvalidSignature.
 
     An unknown key takes as long as a wrong signature.
     """
@@ -86,7 +90,7 @@ def verify(request: HttpRequest) -> SignedCaller:
     if not _SIGNATURE.fullmatch(signature):
         raise InvalidSignature("signature_form")
     target = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
-    # Not request.method: Django changes it to upper case.
+    # Do not use request.method: Django changes the method to upper case.
     message = signing.string_to_sign(timestamp, idempotency_key, scope["method"], target, request.body)
     good = [signing.SIGNATURE_PREFIX + signing.sign(secret, message) for secret in _secrets_of(principal)]
     is_signed = _any_equal(signature, good)
@@ -117,7 +121,7 @@ def _principal_of(key: str) -> str | None:
 def _secrets_of(principal: str | None) -> list[str]:
     """Return the live secrets of an admin.
 
-    For None, return those of the unnamed admin, so that a comparison takes as long.
+    For None, return the secrets of the unnamed admin: the comparison must take as long as for a known key.
     """
     if principal is None or principal == named_admins.UNNAMED:
         return settings.HMAC_SECRETS
@@ -138,5 +142,5 @@ def _single(scope: dict[str, Any], name: bytes, *, required: bool = True) -> str
 
 
 def _any_equal(given: str, known: list[str]) -> bool:
-    """Compare a value with every candidate in constant time, so that the time does not show which one matched."""
+    """Compare a value with all candidates in constant time: the time must not show which candidate matched."""
     return any([hmac.compare_digest(given.encode(), one.encode()) for one in known])  # noqa: C419

@@ -1,7 +1,4 @@
-"""The signed caller of an admin request.
-
-A write is carried out once, in one transaction with its audit entry and answer.
-"""
+"""The signed writes of admins. A write is carried out once, in one transaction with its audit entry and its answer."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -29,10 +26,14 @@ AnswerT_co = TypeVar("AnswerT_co", bound=BaseModel, covariant=True)
 
 @dataclass(frozen=True, slots=True)
 class WriteResult(Generic[AnswerT_co]):
-    """The result of a signed write: its answer, and the facts for the audit and for a repeat.
+    """The result of a signed write.
 
-    `device_count` is the number of devices that the write changed, or would change; None if that does not apply.
-    `secrets` are shown in the answer and never stored; with `kept` False (a dry run) nothing is stored for a repeat.
+    - `answer`: the answer, which is also stored for a repeat.
+    - `request_id`: the request id in the audit entry.
+    - `device_count`: the number of devices that the write changed, or would have changed in a dry run. None if no
+      number applies.
+    - `secrets`: fields that are added to the answer, and never stored.
+    - `kept`: False if nothing is stored for a repeat, as for a dry run.
     """
 
     answer: AnswerT_co
@@ -47,11 +48,11 @@ class WriteResult(Generic[AnswerT_co]):
         return self.answer.model_dump_json()
 
     def response(self) -> HttpResponse:
-        """Return the answer."""
+        """Return the HTTP answer, with the secrets."""
         return _answer(self.text, self.secrets)
 
 
-# Two statements in one message: the second one must see what the earlier transaction with the key has committed.
+# Use two statements in one message: the second statement must see what an earlier transaction with the key committed.
 _LOCK: Final = """
     SELECT pg_try_advisory_xact_lock(hashtextextended(name, 0))
     FROM unnest(%(names)s::text[]) WITH ORDINALITY AS asked (name, position) ORDER BY position
@@ -81,7 +82,7 @@ class IdempotencyKeyReused(DomainError):
 
 @dataclass(slots=True)
 class LimitCheck:
-    """Whether a signed write was counted, and the error to raise if it was over the limit."""
+    """The rate limit of one signed write. `limited` is the error to raise, or None if the write is within the limit."""
 
     is_counted: bool = False
     limited: RateLimited | None = None
@@ -89,9 +90,9 @@ class LimitCheck:
 
 @dataclass(frozen=True, slots=True)
 class SignedCaller:
-    """The admin who sent a request, its address, and the signed content. `target` is the path with its query.
+    """The admin who sent a signed request, and the facts about the request.
 
-    `summarize` returns the summary for the audit.
+    `target` is the path with its query. `summarize` returns the summary for the audit entry.
     """
 
     principal: str
@@ -106,23 +107,24 @@ class SignedCaller:
     limit_check: LimitCheck = field(default_factory=LimitCheck, compare=False)
 
     def check_limit(self) -> None:
-        """Count this write, if it is not counted yet. Raises RateLimited."""
+        """Count this write, unless it is already counted. Raises RateLimited if the admin is over the limit."""
         (limited,) = check_limits([self])
         if limited is not None:
             raise limited
 
     @property
     def fingerprint(self) -> bytes:
-        """The SHA-256 of method, target and body hash; equal for equal requests."""
+        """The SHA-256 of method, target and body hash. Equal requests have equal fingerprints."""
         return hashlib.sha256(f"{self.method}\n{self.target}\n{self.body_sha256}".encode()).digest()
 
     async def run(
         self, work: Callable[[], WriteResult[Any]], *, restore_secrets: RestoreSecrets | None = None
     ) -> HttpResponse:
-        """Do the work once and answer. A repeat gets the stored answer, with `Idempotent-Replayed: true`.
+        """Carry out a write once by `work`, and return the answer. A repeat gets the stored answer.
 
-        Work, audit entry and stored answer commit together, or nothing does. Raises RateLimited, IdempotencyInFlight,
-        IdempotencyKeyReused, and the errors of the work.
+        The answer to a repeat has the header `Idempotent-Replayed: true`. `restore_secrets` gets the stored answer, and
+        returns the secrets that are added to the answer. The changes of `work`, the audit entry and the stored answer
+        are committed together. Raises RateLimited, IdempotencyInFlight, IdempotencyKeyReused, and the errors of `work`.
         """
         return await run_in_db_thread(_run_alone, self, work, restore_secrets)
 
@@ -134,7 +136,7 @@ class Replay:
     body: str
 
     def response(self, secrets: Mapping[str, Any] = MappingProxyType({})) -> HttpResponse:
-        """Return the answer to a repeat."""
+        """Return the HTTP answer to a repeated request, with these secrets."""
         response = _answer(self.body, secrets)
         response["Idempotent-Replayed"] = "true"
         return response
@@ -144,9 +146,9 @@ Outcome = WriteResult[Any] | Replay | Exception
 
 
 def check_limits(callers: Sequence[SignedCaller]) -> list[RateLimited | None]:
-    """Count each write once; return for each write the error to raise, or None if the write is within the limit.
+    """Count each write once. Return for each write the error to raise, or None if the write is within the limit.
 
-    A second call returns the same result: a batch whose connection was lost is flushed once more.
+    A second call for the same writes returns the same result: after a lost connection, a batch is flushed once more.
     """
     uncounted: dict[str, list[LimitCheck]] = {}
     for caller in callers:
@@ -177,9 +179,9 @@ def _run_alone(
 def run_together(
     callers: Sequence[SignedCaller], work: Callable[[Sequence[int]], Sequence[WriteResult[Any] | Exception]]
 ) -> list[Outcome]:
-    """Carry out several writes, each once, in one transaction; return the result of each.
+    """Carry out several writes in one transaction, each write once. Return the result of each write.
 
-    `work` carries out the writes at the positions that it gets. If it returns an error for a write, it must not have
+    `work` carries out the writes at the given positions. If `work` returns an error for a write, `work` must not have
     changed anything for this write.
     """
     outcomes = _claim(callers)
@@ -194,7 +196,7 @@ def run_together(
 def _claim(callers: Sequence[SignedCaller]) -> list[Any]:
     """Lock the idempotency keys of writes until the transaction ends.
 
-    Returns for each write its stored answer, an error, or None if the write must be carried out.
+    Return for each write its stored answer, an error, or None if the write must be carried out.
     """
     principals = [caller.principal for caller in callers]
     keys = [caller.idempotency_key for caller in callers]
@@ -218,9 +220,10 @@ def _claimed(caller: SignedCaller, is_ours: bool, stored: tuple[bytes, str] | No
 
 
 def _finish(writes: Sequence[tuple[SignedCaller, Any]]) -> None:
-    """Store the answers, then write the audit entries. From the first entry to the commit, all other signed writes
-    wait. So foreign keys are checked before the first entry, not at the commit: for a command to 100,000 devices, this
-    check takes most of a second.
+    """Store the answers, then write the audit entries.
+
+    From the first audit entry to the commit, all other signed writes wait. Therefore foreign keys are checked before
+    the first audit entry, not at the commit. For a command to 100,000 devices, this check takes most of a second.
     """
     done = [(caller, result) for caller, result in writes if isinstance(result, WriteResult)]
     if not done:

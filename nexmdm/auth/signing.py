@@ -1,4 +1,4 @@
-"""NXD1: the signature of admin requests. Pure functions, used by the server and its clients."""
+"""NXD1: the signature of admin requests. The server and its clients use these pure functions."""
 
 import hmac
 from hashlib import sha256
@@ -10,20 +10,25 @@ CLOCK_TOLERANCE_SECONDS: Final = 300
 
 
 def string_to_sign(timestamp: str, idempotency_key: str, method: str, target: bytes, body: bytes) -> bytes:
-    """Return the six fields, joined by LF. `target` is the request target as sent; the key is empty for GET."""
+    """Return the text that is signed: six fields, joined by LF. The last field is the SHA-256 of the body.
+
+    `target` is the request target as it is sent. For GET, `idempotency_key` is empty.
+    """
     head = f"{SCHEME}\n{timestamp}\n{idempotency_key}\n{method}\n".encode()
     return head + target + b"\n" + sha256(body).hexdigest().encode()
 
 
 def sign(secret: str, message: bytes) -> str:
-    """Return the signature: lower-case hex HMAC-SHA256 under the UTF-8 bytes of the whole secret."""
+    """Return the signature of a message: an HMAC-SHA256 as lower-case hex. The key is the whole secret in UTF-8."""
     return hmac.digest(secret.encode(), message, "sha256").hex()
 
 
 def headers(
     *, key: str, secret: str, timestamp: int, idempotency_key: str, method: str, target: str, body: bytes = b""
 ) -> dict[str, str]:
-    """Return the headers that sign a request; leave `idempotency_key` empty for GET."""
+    """Return the headers that sign a request. `timestamp` is in seconds since 1970. For GET, `idempotency_key` is
+    empty.
+    """
     message = string_to_sign(str(timestamp), idempotency_key, method, target.encode(), body)
     signed = {
         "X-Admin": key,

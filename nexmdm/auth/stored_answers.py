@@ -1,4 +1,4 @@
-"""Stored answers: kept for a day, then deleted."""
+"""The stored answers to signed writes. A stored answer is deleted after a day."""
 
 from datetime import timedelta
 from typing import Final
@@ -12,7 +12,7 @@ SWEEP_BATCH: Final = 5000
 
 
 def forget_old_answers() -> int:
-    """Delete answers older than a day, a limited number at a time; return how many."""
+    """Delete up to SWEEP_BATCH stored answers that are older than a day. Return the number of deleted answers."""
     old = StoredAnswer.objects.filter(created_at__lt=Now() - KEPT).order_by("created_at").values_list("id", flat=True)
     deleted, _ = StoredAnswer.objects.filter(id__in=list(old[:SWEEP_BATCH])).delete()
     return deleted
