@@ -8,7 +8,7 @@ from nexmdm.conformance.case import Case
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """`promise` is the rule of docs/agent.md in one sentence; a miss quotes it. `variables` are for its agent."""
+    """`promise` is the rule as docs/agent.md states it. The table of results quotes it. `variables` are for the agent."""
 
     name: str
     promise: str
