@@ -8,7 +8,10 @@ from nexmdm.conformance.case import Case
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """`promise` is the rule as docs/agent.md states it. The table of results quotes it. `variables` are for the agent."""
+    """`promise` is the rule as docs/agent.md states it. If a run misses the rule, the table of results quotes it.
+
+    `variables` are for the agent of this scenario.
+    """
 
     name: str
     promise: str
