@@ -8,7 +8,10 @@ from nexmdm.conformance.case import Case
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """`promise` is the rule of docs/agent.md in one sentence; a miss quotes it. `variables` are for its agent."""
+    """`promise` is the rule as docs/agent.md states it. If a run misses the rule, the table of results quotes it.
+
+    `variables` are for the agent of this scenario.
+    """
 
     name: str
     promise: str

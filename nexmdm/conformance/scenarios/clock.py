@@ -9,8 +9,8 @@ from nexmdm.conformance.scenario import Scenario
 _HOUR: Final = 3600
 _EXPIRES_SECONDS: Final = 2
 _PROMISE: Final = (
-    "A phone compares expires_at with the server's time, which it computes from server_time. Its own clock may be"
-    " wrong."
+    "A phone compares expires_at with the server's time. The phone computes the server's time from server_time,"
+    " because its own clock may be wrong."
 )
 
 

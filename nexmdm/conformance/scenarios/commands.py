@@ -135,25 +135,26 @@ async def _many_commands(case: Case) -> None:
 SCENARIOS: Final = (
     Scenario(
         "both-channels",
-        "A command comes by push, in the answer to a heartbeat, or by both. A phone carries out the command once, and"
-        " its report names the channel.",
+        "A command comes by push, in the answer to a heartbeat, or by both. A phone carries out the command once. The"
+        " report names the channel.",
         _both_channels,
     ),
     Scenario(
         "bad-signature",
-        "If a command is not signed for a phone with the phone's command key, the phone does not carry it out and does"
-        " not report on it.",
+        "If a command is not signed with the phone's command key, the phone does not carry out the command. The phone"
+        " sends no report on the command.",
         _bad_signature,
     ),
     Scenario(
         "expired-command",
-        "After the expires_at of a command, in the server's time, a phone does not begin the command, and reports it as"
-        " failed.",
+        "If the server's time is after the expires_at of a command, a phone does not begin the command. The phone"
+        " reports the command as failed.",
         _expired_command,
     ),
     Scenario(
         "repeated-command",
-        "A phone carries out each request_id once, even if the command comes several times, also after a restart.",
+        "A phone carries out each request_id once, even if the command comes several times. This is also true after a"
+        " restart.",
         _repeated_command,
     ),
     Scenario(
@@ -162,11 +163,14 @@ SCENARIOS: Final = (
         _repeated_report,
     ),
     Scenario(
-        "unknown-action", "If a phone does not know an action, it reports the command as failed.", _unknown_action
+        "unknown-action",
+        "If a phone does not know an action, the phone reports the command as failed.",
+        _unknown_action,
     ),
     Scenario(
         "many-commands",
-        "If has_more is true, a phone reports on the commands that it got, then sends the next heartbeat immediately.",
+        "If has_more is true, a phone reports on the commands of the answer. Then it sends the next heartbeat"
+        " immediately.",
         _many_commands,
     ),
 )

@@ -74,22 +74,21 @@ _ROTATING: Final = {"PHONE_ROTATE_AFTER_SECONDS": str(_ROTATE_AFTER_SECONDS)}
 SCENARIOS: Final = (
     Scenario(
         "lost-rotation",
-        "If the answer to a rotation is lost, the phone goes on with the old token, which still works, and rotates"
-        " again.",
+        "If the answer to a rotation is lost, the phone uses the old token, which still works. Then it rotates again.",
         _lost_rotation,
         _ROTATING,
     ),
     Scenario(
         "rotation",
-        "A phone stores a new pair before it uses the pair, and accepts both command keys until a request with the"
-        " new token was answered with 200.",
+        "A phone stores a new pair before it uses the pair. The phone accepts both command keys until a request with"
+        " the new token gets 200.",
         _rotation,
         _ROTATING,
     ),
     Scenario(
         "revoked",
-        "After 403 device_revoked a phone keeps its credentials, does not register again, and sends heartbeats after"
-        " longer and longer waits. When the device is reinstated, the phone goes on.",
+        "After 403 device_revoked, a phone keeps its credentials and does not register again. It sends heartbeats"
+        " after longer and longer waits. When the device is reinstated, the phone works as before.",
         _revoked,
     ),
 )

@@ -69,30 +69,31 @@ async def _unauthorized(case: Case) -> None:
 SCENARIOS: Final = (
     Scenario(
         "enroll",
-        "A phone registers once, then sends heartbeats with its device token, and reports its push target.",
+        "A phone registers once. Then it sends heartbeats with its device token, and reports its push target.",
         _enroll,
     ),
     Scenario(
         "restart",
-        "A phone stores its credentials before it uses them. After a restart it goes on with these credentials"
+        "A phone stores its credentials before it uses them. After a restart, the phone uses the stored credentials"
         " and does not register again.",
         _restart,
     ),
     Scenario(
         "lost-registration",
-        "If the answer to a registration is lost, the phone registers again with the same hardware_id and the same"
-        " enrollment token, and uses the credentials of the last answer.",
+        "If the answer to a registration is lost, the phone registers again with the same hardware_id and enrollment"
+        " token. The phone uses the credentials of the last answer.",
         _lost_registration,
     ),
     Scenario(
         "refused-registration",
-        "A phone does not repeat a registration that was refused with 401, 403, 409 or 422: a person must help.",
+        "If a registration is refused with 401, 403, 409 or 422, the phone does not repeat the registration. A person"
+        " must help.",
         _refused_registration,
     ),
     Scenario(
         "unauthorized",
-        "After a 401 to its device token, a phone keeps its credentials, tries again more slowly, and does not register"
-        " again by itself.",
+        "After a 401 to its device token, a phone keeps its credentials and waits longer before it tries again. It"
+        " does not register again by itself.",
         _unauthorized,
     ),
 )

@@ -176,42 +176,41 @@ async def _server_away(case: Case) -> None:
 SCENARIOS: Final = (
     Scenario(
         "heartbeat-pace",
-        "A phone sends its next heartbeat next_heartbeat_seconds after the last answer. This number differs from answer"
-        " to answer.",
+        "A phone sends its next heartbeat next_heartbeat_seconds after the last answer. This number differs from"
+        " answer to answer.",
         _heartbeat_pace,
     ),
     Scenario(
         "spread-retries",
-        "Without an answer, a phone tries again after waits that grow, each with a random part. So the phones of a"
-        " fleet do not all return at the same time.",
+        "Without an answer, a phone tries again after waits that grow. Each wait has a random part, because the"
+        " phones of a fleet must not all return at the same time.",
         _spread_retries,
     ),
     Scenario(
         "lost-report",
-        "A phone repeats a report until the server answers it, and does not carry out the command again.",
+        "A phone repeats a report until the server answers the report. The phone does not carry out the command again.",
         _lost_report,
     ),
     Scenario(
         "rate-limited",
-        "After 429, a phone does not send the same request again before Retry-After is over; then it sends the"
-        " request again.",
+        "After 429, a phone waits until Retry-After is over. Then it sends the refused request again.",
         _rate_limited,
     ),
     Scenario(
         "overloaded",
-        "After 503, a phone sends no request before Retry-After is over; then it goes on.",
+        "After 503, a phone sends no request until Retry-After is over. Then it continues.",
         _overloaded,
     ),
     Scenario(
         "captive-portal",
-        "An answer that is not the server's JSON, such as the page of a captive portal, counts as no answer. A phone"
-        " follows no redirect.",
+        "If an answer is not the server's JSON, the answer counts as no answer. An example is the page of a captive"
+        " portal. A phone follows no redirect.",
         _captive_portal,
     ),
     Scenario(
         "server-away",
-        "While the server is away, a phone keeps its credentials and its reports, carries out pushed commands, and goes"
-        " on when the server is back.",
+        "While the server is away, a phone keeps its credentials and its reports, and carries out pushed commands."
+        " When the server is back, the phone sends heartbeats and the reports.",
         _server_away,
     ),
 )
