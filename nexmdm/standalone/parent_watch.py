@@ -1,6 +1,7 @@
-"""The watch on the parent: a child process of `serve` ends soon after its parent, however the parent ended.
+"""The watch that ends a child process of `serve` if serve has ended, even after a crash of serve.
 
-The parent keeps the write end of a pipe. The child inherits the read end; NEXMDM_LIFELINE_FD contains its number.
+serve keeps the write end of a pipe, and the child inherits the read end. When serve ends, the read end is at its end of
+file. NEXMDM_LIFELINE_FD is the descriptor of the read end.
 """
 
 import os
@@ -14,9 +15,9 @@ _SECONDS_TO_FINISH: Final = 30
 
 
 def watch() -> None:
-    """Send this process SIGTERM when its parent has ended, and SIGKILL 30 s later.
+    """Start a thread that ends this process after the end of serve: SIGTERM immediately, SIGKILL 30 s later.
 
-    Do nothing if there is no such pipe.
+    Do nothing if NEXMDM_LIFELINE_FD is not set.
     """
     descriptor = os.environ.pop(VARIABLE, "")
     if descriptor:
