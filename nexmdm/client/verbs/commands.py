@@ -1,4 +1,4 @@
-"""The verbs for commands that were sent: list, show, timeline, cancel."""
+"""The verbs `commands`, `command`, `delivery` and `cancel`."""
 
 from typing import Any, Final
 

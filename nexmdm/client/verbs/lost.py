@@ -1,4 +1,4 @@
-"""The verb for a lost phone: lock it, then wipe it."""
+"""The verb `lost`, which locks and wipes a lost phone."""
 
 import rich_click as click
 
@@ -32,7 +32,7 @@ def lost(session: Session, name: str, note: str | None, timeout: int | None, *, 
     if note is None and device["alias"]:
         note = LOST + device["alias"]
     body = {"target": {"device_ids": [device["device_id"]]}, "expect_count": 1, **given(note=note)}
-    # `wipe` has the stricter rules. If `wipe` would be refused, neither command is sent.
+    # The rules for `wipe` are stricter. If the server would refuse `wipe`, the client sends neither command.
     plan = session.client.post("/admin/command", {**body, "action": "wipe", "dry_run": True})
     audience = Audience(Target(everything=False, tags=(), names=(name,)), body["target"], [device])
     sending.warn_of_silence(session, audience, {**body, "action": "wipe"}, plan)

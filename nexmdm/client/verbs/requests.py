@@ -1,4 +1,4 @@
-"""The verbs `call` and `sign`, for requests that have no verb of their own: send one, or only sign it."""
+"""The verbs `call` and `sign`, for requests without a verb."""
 
 import shlex
 from collections.abc import Mapping
@@ -53,7 +53,7 @@ def sign(context: click.Context, /, session: Session, method: str, target: str, 
 
 
 def _curl(method: str, url: str, headers: Mapping[str, str], content: Content) -> str:
-    """Return a curl command that sends exactly what was signed."""
+    """Return the curl command that sends the signed request unchanged."""
     words = ["curl", "--silent", "--show-error", "--globoff", "--path-as-is", "--request", method, url]
     for name, value in headers.items():
         words += ["--header", f"{name}: {value}"]

@@ -1,4 +1,4 @@
-"""The verb `webhook`: add, list, show, change, pause, resume, test, replay, rotate-secret, attempts, delete, listen."""
+"""The verb `webhook` with its own verbs, such as `add`, `list` and `test`."""
 
 from collections.abc import Iterator
 from typing import Final
