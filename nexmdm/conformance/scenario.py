@@ -1,4 +1,4 @@
-"""What a scenario is: a name, the rule that it tests, and a function."""
+"""The parts of a scenario."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -8,7 +8,11 @@ from nexmdm.conformance.case import Case
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """`promise` is the rule of docs/agent.md in one sentence; a miss quotes it. `variables` are for its agent."""
+    """A test of one rule for agents.
+
+    `promise` is the rule of docs/agent.md in one or two sentences. `variables` are additional environment variables of
+    the agent.
+    """
 
     name: str
     promise: str
