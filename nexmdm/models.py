@@ -12,9 +12,10 @@ from django.db.models.functions import Left, Now
 class StoredAnswer(models.Model):
     """The answer to a signed write, stored for 24 hours. A repeat of the request gets this answer.
 
-    - `key`: the idempotency key of the request. - `fingerprint`: the SHA-256 of the method, the target and the hash of
-      the body. It shows whether a later request with the same key is a repeat. - `body`: the JSON text of the answer,
-      without secrets.
+    - `key`: the idempotency key of the request.
+    - `fingerprint`: the SHA-256 of the method, the target and the hash of the body. It shows whether a later request
+      with the same key is a repeat.
+    - `body`: the JSON text of the answer, without secrets.
     """
 
     id = models.BigAutoField(primary_key=True)
@@ -162,9 +163,7 @@ class DispatcherSeen(models.Model):
 
 
 class TransactionId(models.CharField):  # type: ignore[type-arg]  # Django's class takes none at run time.
-    """A field for a 64-bit transaction id of PostgreSQL, which never wraps around. In Python, its value is a string of
-    digits.
-    """
+    """A field for a transaction id of PostgreSQL, which never wraps around. In Python, it is a string of digits."""
 
     def db_type(self, connection: object) -> str:  # noqa: ARG002  (Django's signature)
         """Return the name of PostgreSQL's type."""
@@ -172,8 +171,9 @@ class TransactionId(models.CharField):  # type: ignore[type-arg]  # Django's cla
 
 
 CLOCK: Final = Func(function="clock_timestamp", output_field=models.DateTimeField())
-"""The SQL expression for the time of the call. `Now()` is the time at which the statement began, before any wait for a
-lock.
+"""The SQL expression for the time of the call.
+
+`Now()` is the start time of the statement. The statement may have waited for a lock since then.
 """
 
 
@@ -201,9 +201,10 @@ class Event(models.Model):
 class EventMark(models.Model):
     """The state of the event feed, in a single row.
 
-    - `epoch`: the name of the current epoch, which each cursor contains. - `database`: names the database that made the
-      transaction ids of the events. If it is not the present database, a new epoch begins. - `pruned_xid`, `pruned_id`:
-      `xid` and `id` of the last event row that retention deleted.
+    - `epoch`: the name of the current epoch, which each cursor contains.
+    - `database`: names the database that made the transaction ids of the events. If it is not the present database, a
+      new epoch begins.
+    - `pruned_xid`, `pruned_id`: `xid` and `id` of the last event row that retention deleted.
     """
 
     id = models.SmallIntegerField(primary_key=True)
@@ -219,11 +220,13 @@ class EventMark(models.Model):
 class Webhook(models.Model):
     """A webhook: a URL that gets events in the order of the event feed (nexmdm/webhooks/).
 
-    - `why`: why the webhook is paused. - `revision`: how many times admins have changed the webhook, plus 1. -
-      `cursor_*`: the place of the next event for the webhook (nexmdm/events/cursor.py). - `secret_number`: the number
-      of the current secret, increased by each rotation. - `secret_key`: names the SECRET_KEY from which the current
-      secret is derived. - `previous_secret_key`: names the SECRET_KEY from which the previous secret is derived. -
-      `lease`: the id of the dispatcher's task that sends to this webhook until `lease_until`.
+    - `why`: the reason why the webhook is paused.
+    - `revision`: 1, plus the number of changes by admins.
+    - `cursor_*`: the place of the next event for the webhook (nexmdm/events/cursor.py).
+    - `secret_number`: the number of the current secret. Each rotation increases this number.
+    - `secret_key`: names the SECRET_KEY from which the current secret is derived.
+    - `previous_secret_key`: names the SECRET_KEY from which the previous secret is derived.
+    - `lease`: the id of the dispatcher's task that may send to this webhook until `lease_until`.
     """
 
     id = models.UUIDField(primary_key=True)

@@ -61,7 +61,7 @@ _DEVICES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of the part "needs attention"."""
+    """A line of the part "needs attention". `count` is a number as text, or the subject of `text`."""
 
     count: str
     text: str

@@ -37,7 +37,7 @@ class UnknownChoice(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A choice of the page: a field or a span of time. `address` is the page with this choice."""
+    """A choice of the page: a field or a span of time. `address` is the address of the page with this choice."""
 
     label: str
     address: str

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class NexmdmAdminSite(AdminSite):
-    """The read-only admin site. Only three requests write: login, logout and the change of the own password."""
+    """The read-only admin site. Only the login, the logout and the change of a password write."""
 
     site_title = site_header = "NexMDM"
     index_title = "The fleet at a glance"
@@ -43,7 +43,8 @@ class NexmdmAdminSite(AdminSite):
     def admin_view(self, view: "_ViewType", cacheable: bool = False) -> "_ViewType":
         """Wrap a view so that it answers 405 to methods other than GET and HEAD.
 
-        The logout and the change of the password accept POST. Django does not wrap the login.
+        The logout and the change of a password accept POST. The login also accepts POST, because Django does not wrap
+        it.
         """
         if view in (self.logout, self.password_change):
             return super().admin_view(view, cacheable)

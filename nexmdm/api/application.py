@@ -49,7 +49,10 @@ _PAGE: Final[dict[str, Any]] = {"validatorUrl": None, "docExpansion": "list", "d
 
 
 class NexmdmAPI(DescribedAPI):
-    """Ninja's API class, which here creates no response object for each call. No operation needs this object."""
+    """Ninja's API class. It creates no response object for each call.
+
+    Ninja would create one for each call, but no operation of NexMDM uses it.
+    """
 
     _unused: Final = HttpResponse()
 
@@ -117,7 +120,7 @@ async def _limit_failures(request: HttpRequest, response: R) -> R | HttpResponse
 async def refusal(request: HttpRequest, error: Exception) -> HttpResponse:
     """Return the answer to an error that was raised outside Ninja's operations.
 
-    A failed authentication counts for the limit of failures of the client's address.
+    An answer with 401 counts as a failed authentication of the client's address.
     """
     return await _limit_failures(request, api.on_exception(request, error))
 

@@ -1,4 +1,4 @@
-"""The decorator of the pages with the documentation of the API. Their content never comes from other servers."""
+"""A decorator for the pages that document the API. These pages load nothing from other servers."""
 
 from collections.abc import Awaitable, Callable
 from functools import wraps

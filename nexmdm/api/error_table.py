@@ -1,4 +1,4 @@
-"""The table from each domain error to its problem details, and the handlers of all other errors."""
+"""The table that gives the problem details for each domain error, and the handlers of all other errors."""
 
 from collections.abc import Callable
 from itertools import islice

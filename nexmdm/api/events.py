@@ -21,9 +21,9 @@ from nexmdm.events.recent import Filter, Key, Recent, Stretch
 router = AdminRouter(tags=["events"])
 
 POLL_SECONDS: Final = 0.1
-"""The time between two looks for new events, in seconds.
+"""The time between two queries for new events, in seconds.
 
-One look serves all waiting clients of a process. A client gets an event at most 250 ms after the commit of the event.
+One query serves all waiting clients of a process. A client gets an event at most 250 ms after the event's commit.
 """
 
 
@@ -40,10 +40,11 @@ After = Annotated[str, Field(max_length=120), AfterValidator(_place)]
 class EventQuery(Body):
     """The query of the event feed.
 
-    - `after`: a `next_cursor`, `now`, or an empty text (the page begins with the oldest stored event). - `types`: names
-      of event types, separated by commas. A name that ends in `*` means all types that begin with the text before the
-      `*`. - `device_id`: only events about this device. - `wait_seconds`: the longest time to wait for an event, in
-      seconds.
+    - `after`: a `next_cursor`, `now`, or an empty text (the page begins with the oldest stored event).
+    - `types`: names of event types, separated by commas. A name that ends in `*` means all types that begin with the
+      text before the `*`.
+    - `device_id`: only events about this device.
+    - `wait_seconds`: the longest time to wait for an event, in seconds.
     """
 
     after: After = ""

@@ -36,7 +36,7 @@ The check must end before READY_SECONDS, because /readyz then stops waiting.
 """
 
 FRESH_SECONDS: Final = 1
-"""How long a result of the check is used again, in seconds. Requests in this time cause no new check."""
+"""How long a result of the check stays valid, in seconds. Requests in this time cause no new check."""
 
 _WAITING_COMMITS: Final = """
     SELECT count(*) FROM pg_stat_activity
@@ -178,8 +178,9 @@ def _migrations() -> frozenset[tuple[str, str]]:
 async def read_metrics(request: HttpRequest) -> HttpResponse:
     """Return the metrics in the format of Prometheus. If METRICS_TOKEN is set, the client must send this token.
 
-    If METRICS_TOKEN is not set, only clients on loopback get the metrics, and only with the embedded database. A
-    request through a proxy is not from loopback, unless the proxy is in TRUSTED_PROXIES and names a client on loopback.
+    If METRICS_TOKEN is not set, only clients on loopback get the metrics, and only with the embedded database. All
+    other clients get 404. If a proxy forwards the request, the proxy must be in TRUSTED_PROXIES and name a client on
+    loopback.
     """
     if refusal := _refuse_metrics(request):
         return refusal.response()
@@ -205,8 +206,8 @@ def _refuse_metrics(request: HttpRequest) -> Problem | None:
 def _is_local(request: HttpRequest) -> bool:
     """Return whether the client is on this machine.
 
-    A client that sends its request through a proxy on this machine is not on this machine. Only a trusted proxy can
-    name a client on this machine.
+    The request must come from loopback, and no proxy may have forwarded it. If a trusted proxy forwarded the request,
+    the proxy must name a client on loopback.
     """
     named_by_a_trusted_proxy = request_facts.of(request.scope).is_forwarded  # type: ignore[attr-defined]
     forwarded = any(name in request.headers for name in FORWARDING)

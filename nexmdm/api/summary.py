@@ -26,7 +26,7 @@ async def list_push_health(request: HttpRequest, query: Query[PushHealthQuery]) 
     """Count the pushes and their results by model, manufacturer, os_version or agent_version.
 
     The default for `since` is a day ago. Compare `answered_by_heartbeat` with `answered_by_push`. If pushes do not wake
-    the phones of a model, these phones get their commands by heartbeat. A push that FCM accepted may still not arrive.
+    a phone, the phone gets its commands by heartbeat. A push that FCM accepted may still not arrive.
     """
     return respond(await run_in_db_thread(push_health.list_health, query.by, query.since))
 
@@ -35,10 +35,10 @@ async def list_push_health(request: HttpRequest, query: Query[PushHealthQuery]) 
 async def list_audit(request: HttpRequest, query: Query[AuditQuery]) -> HttpResponse:
     """List the audit entries, newest first. A repeat of a write, and a write that got 429, has no entry.
 
-    `summary` describes the write. Its `action` is the action of a command, or a name such as `cancel` or `retire` for
-    other writes. Its `target` is the target in the request. Its `device_count` is the number of affected devices. Its
-    `dry_run` is true for a dry run. The filter `device_id` finds the entries whose path contains the device, and the
-    entries whose command has a delivery to the device. It also finds refused commands and dry runs whose `device_ids`
+    `summary` describes the write. `action` is the action of a command, or a name such as `cancel` or `retire` for other
+    writes. `target` is the target in the request. `device_count` is the number of affected devices. `dry_run` is true
+    for a dry run. The filter `device_id` finds the entries whose path contains the device, and the entries whose
+    command has a delivery to the device. The filter also finds refused commands and dry runs whose `device_ids`
     contains only this device.
     """
     return respond(await run_in_db_thread(queries.list_entries, query))

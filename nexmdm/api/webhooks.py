@@ -236,7 +236,7 @@ async def change_webhook(request: HttpRequest, webhook_id: UUID, body: WebhookCh
     """Change the URL, types or tags of a webhook, pause it, or resume it.
 
     New types or tags replace the old types or tags. A paused webhook keeps its place in the event feed. A resumed
-    webhook continues with its next event. After the resumption, it has again 72 hours for an acknowledgement.
+    webhook continues with its next event. A resumed webhook has 72 hours again for an acknowledgement.
     """
     caller = caller_of(request)
 

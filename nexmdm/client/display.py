@@ -27,7 +27,7 @@ FREE_TEXT: Final = ("note", "reason", "detail", "tags", "path", "label", "target
 
 NARROWEST_FREE_TEXT: Final = 20
 WIDEST_WORD: Final = 37
-"""The longest word in characters that is never cut in a wrapped column. An id with a comma has 37 characters."""
+"""Words up to this length, in characters, are never cut in a wrapped column. An id with a comma has 37."""
 
 _GAP: Final = 2
 _COLOURED: Final = ("state", "outcome", "presence", "push", "status", "code")
@@ -119,8 +119,8 @@ class Terminal:
     def table(self, columns: Columns, rows: Sequence[Json]) -> None:
         """Print `rows` with the headings of `columns`.
 
-        The output is a table with a line under the headings on a terminal, CSV if the format is CSV, and plain text
-        columns in all other cases.
+        On a terminal, the output is a table with a line under the headings. In the format CSV, the output is CSV. In
+        all other cases, the output is plain text in columns.
         """
         names = columns.shown if self.form == "table" else columns.shown + columns.more
         if self.form == "csv":
@@ -191,8 +191,8 @@ def _painted(name: str, text: str) -> Text:
 def progress(device_count: int) -> Iterator[tuple[float, Callable[[Json], None]]]:
     """Show the progress of a command while this context is open, if stderr is a terminal.
 
-    The context returns two values: the time between two readings of the command in seconds, and a function. Call the
-    function with each reading.
+    The context yields a time in seconds and a function. Read the command again after this time, and call the function
+    with each reading.
     """
     console = Console(stderr=True)
     if not console.is_terminal:

@@ -24,7 +24,7 @@ _ADVICE: Final[Mapping[str, str]] = {
     "Read the present state with `{program} devices` and `{program} commands`.",
     "not_found": "`{program} devices` and `{program} commands` list the ids.",
 }
-"""The advice for a code of a refusal. The text of these refusals does not contain the remedy."""
+"""The advice for each code of a refusal whose own text does not contain the remedy."""
 
 _CHOICES: Final = re.compile(r"must be one of ([\w, ]+)")
 

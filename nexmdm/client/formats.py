@@ -17,7 +17,7 @@ def to_json(value: Any) -> str:
 
 
 def to_yaml(value: Any) -> str:
-    """Return a value as YAML. The order of its fields stays."""
+    """Return a value as YAML. The fields keep their order."""
     # Imported here, because most calls do not need it.
     text: str = importlib.import_module("yaml").safe_dump(value, sort_keys=False, allow_unicode=True)
     return text.removesuffix("\n")

@@ -104,9 +104,11 @@ class FleetClient:
     ) -> None:
         """Store the server and the secrets. No request is sent.
 
-        - `host`: the Host header, or None for the host in `url`. - `clock`: returns the present time in Unix seconds. -
-          `repeats`: whether to repeat a write without an answer. A repeat has the same idempotency key, so the server
-          carries out the write only once. - `answer_seconds`: the longest time to wait for each part of an answer.
+        - `host`: the Host header, or None for the host in `url`.
+        - `clock`: returns the present time in Unix seconds.
+        - `repeats`: whether to repeat a write without an answer. A repeat has the same idempotency key, so the server
+          carries out the write only once.
+        - `answer_seconds`: the longest time to wait for each part of an answer.
         """
         self.url = url.rstrip("/")
         self._key = key

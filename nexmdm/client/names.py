@@ -1,4 +1,4 @@
-"""The names by which an admin can call devices, commands and enrollment tokens."""
+"""The names that an admin can use for devices, commands and enrollment tokens."""
 
 import re
 import string
@@ -20,7 +20,7 @@ MOST_LOOKED_AT: Final = 20_000
 """The largest number of rows of a list that are compared with a name."""
 
 MOST_READ: Final = 20
-"""The largest number of devices for which there is one request each."""
+"""The largest number of devices that are read with a separate request each."""
 
 LOST: Final = "lost: "
 """The start of the note that `lost` stores with its commands. The alias of the phone follows."""
@@ -81,8 +81,8 @@ class Names:
     def of_devices(self, device_ids: Collection[str]) -> dict[str, str]:
         """Return the alias or the hardware id of each device, by device id.
 
-        The newest devices are read with one request, and up to MOST_READ other devices with one request each. Names
-        that are not found are left out.
+        The newest devices are read with one request. Up to MOST_READ other devices are read with a separate request
+        each. A device that is not found is left out.
         """
         if not device_ids:
             return {}

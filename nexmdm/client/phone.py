@@ -84,9 +84,11 @@ def sign(command_key: str, device_id: str, envelope: Envelope) -> str:
 class Agent:
     """The logic of a phone: which envelopes to trust, which actions to run, which reports to send.
 
-    - `next`: the new credentials after a rotation, until the server has accepted the new token. - `perform`: runs an
-      action. - `clock`: the phone's clock, in Unix seconds. - `executed`: the request ids of the commands that were
-      run. - `refused`: the number of envelopes that were not trusted.
+    - `next`: the new credentials after a rotation, until the server has accepted the new token.
+    - `perform`: runs an action.
+    - `clock`: the phone's clock, in Unix seconds.
+    - `executed`: the request ids of the commands that were run.
+    - `refused`: the number of envelopes that were not trusted.
     """
 
     device_id: str
@@ -199,7 +201,7 @@ class Phone:
         self._perform = perform
 
     async def register(self, enrollment_token: str, hardware_id: str, **fields: Any) -> dict[str, Any]:
-        """Register the phone. A second registration is the registration of a phone after a reset. Raises Refusal."""
+        """Register the phone. A second call registers the phone again, as after a reset. Raises Refusal."""
         answer = await self._post("/v1/register", {"hardware_id": hardware_id, **fields}, enrollment_token)
         self.agent = Agent(answer["device_id"], _credentials_in(answer), self._perform)
         self.agent.set_server_time(answer["server_time"])

@@ -13,15 +13,19 @@ WRONG_USAGE: Final = 2
 UNREACHABLE: Final = 3
 INTERRUPTED: Final = 130
 READER_GONE: Final = 141
-"""The exit status if the reader of the output has ended, such as `head` in a pipe. It is the status of SIGPIPE."""
+"""The exit status if the reader of the output has ended, such as `head` in a pipe.
+
+A process that SIGPIPE ends has this status.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
     """The objects that a verb uses.
 
-    - `program`: the name of the called program, `nexmdm` or `manage.py fleet`. - `source`: the origins of the admin key
-      and of the HMAC secret, for messages. - `given`: the options of the verb.
+    - `program`: the name of the called program, `nexmdm` or `manage.py fleet`.
+    - `source`: the origins of the admin key and of the HMAC secret, for messages.
+    - `given`: the options of the verb.
     """
 
     client: FleetClient

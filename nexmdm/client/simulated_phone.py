@@ -23,9 +23,10 @@ Tell = Callable[[str], None]
 class Traits:
     """The description and the faults of a simulated phone.
 
-    - `fields`: further fields of its registration. - `battery_pct`: the charge in the first heartbeat, in percent. -
-      `fails`: whether the phone reports each command as `failed`. - `is_silent`: whether the phone stops after one
-      heartbeat.
+    - `fields`: further fields of its registration.
+    - `battery_pct`: the charge in the first heartbeat, in percent.
+    - `fails`: whether the phone reports each command as `failed`.
+    - `is_silent`: whether the phone stops after one heartbeat.
     """
 
     fields: dict[str, str] = field(default_factory=lambda: {"model": "Simulated"})
@@ -80,7 +81,7 @@ class SimulatedPhone:
         self._phone = phone
 
     async def check_in_for_ever(self, *, first_after: float = 0) -> None:
-        """Send a heartbeat each `interval_seconds`, and run the commands.
+        """Send a heartbeat every `interval_seconds`, and run the commands.
 
         `first_after` is the time before the first heartbeat, in seconds. Raises Refusal if the server refuses the
         device.

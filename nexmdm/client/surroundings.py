@@ -39,9 +39,11 @@ REACH: Final[tuple[Decorator, ...]] = (
 class Surroundings:
     """The environment of a call of the client.
 
-    - `program`: the name of the called program. - `own`: the server of `manage.py fleet`, or None for `nexmdm`. -
-      `transport`: replaces the network, for tests. - `out`: replaces standard output. - `wish`: the options before the
-      verb. Options after the verb override them.
+    - `program`: the name of the called program.
+    - `own`: the server of `manage.py fleet`, or None for `nexmdm`.
+    - `transport`: replaces the network, for tests.
+    - `out`: replaces standard output.
+    - `wish`: the options before the verb. Options after the verb override them.
     """
 
     program: str = PROGRAM

@@ -72,8 +72,8 @@ def metrics_folder(**_: Any) -> list[CheckMessage]:
 def connections(**_: Any) -> list[CheckMessage]:
     """Check the database. Return one message for each fault.
 
-    The database must be new enough, allow transactions, use the encoding UTF8, and allow enough connections. The number
-    of connections is not checked behind a connection pooler. If the database cannot be reached, the message is a
+    The database must be new enough, allow transactions, use the encoding UTF8, and allow enough connections. Behind a
+    connection pooler, the number of connections is not checked. If the database cannot be reached, the message is a
     warning.
     """
     try:
@@ -135,8 +135,9 @@ def _room(allowed: int) -> Iterator[CheckMessage]:
 
 
 def refuse(found: Iterable[CheckMessage]) -> None:
-    """Log each warning in `found`. Raises ImproperlyConfigured, with one line for each error, if `found` contains
-    errors.
+    """Log the warnings in `found`.
+
+    Raises ImproperlyConfigured if `found` contains errors. The message has one line for each error.
     """
     found = list(found)
     for message in found:

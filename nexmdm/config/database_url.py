@@ -33,9 +33,9 @@ _OURS: Final = {
 }
 """The connection parameters that apply if the URL does not set them (libpq: "Connection Parameters").
 
-With `target_session_attrs`, libpq skips a server that is read-only. If the network drops packets without an error,
-libpq closes the connection. The time until then is 10 s with data that the server has not acknowledged
-(`tcp_user_timeout`, in ms). Without such data, the time is 25 s (the keepalive parameters, in s).
+With `target_session_attrs`, libpq skips a server that is read-only. If the network drops packets without an error, the
+connection fails after some time. This time is 10 s if the server has not acknowledged data (`tcp_user_timeout`, in ms).
+Without such data, the time is 25 s (the keepalive parameters, in s).
 """
 
 _GONE: Final = (
@@ -82,8 +82,8 @@ def django_settings(url: str, variable: str = "DATABASE_URL") -> dict[str, Any]:
 def options(given: Mapping[str, Any], *, statement_seconds: int, lock_seconds: int) -> dict[str, Any]:
     """Return the libpq parameters of a connection.
 
-    `given` contains the parameters of the URL. They override NexMDM's defaults, except the session settings that the
-    code requires.
+    `given` contains the parameters of the URL, which override NexMDM's defaults. The session settings that the code
+    requires override the parameters of the URL.
     """
     times = f"-c statement_timeout={statement_seconds}s -c lock_timeout={lock_seconds}s"
     joined = " ".join(filter(None, (times, _GONE, str(given.get("options", "")), _ALWAYS)))

@@ -201,8 +201,9 @@ def networks(name: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
 
 
 def folder(name: str) -> str:
-    """Return the path of a folder, or an empty string if the variable is not set. This process must be able to write
-    there.
+    """Return the path of a folder, or an empty string if the variable is not set.
+
+    The folder must exist, and this process must be able to write there.
     """
     path = text(name)
     if path and not (Path(path).is_dir() and os.access(path, os.W_OK | os.X_OK)):

@@ -27,9 +27,9 @@ _TAKEN: Final = {
 
 
 def variables() -> list[str]:
-    """Return the names of the set variables that configure named admins, sorted.
+    """Return the sorted names of the variables in the environment that configure named admins.
 
-    The result includes variables whose name of the admin is invalid.
+    A variable with an invalid name of an admin is included.
     """
     beginnings, others = (f"{KEY}_", f"{SECRET}_"), (KEY + _PREVIOUS, SECRET + _PREVIOUS)
     return sorted(name for name in os.environ if name.startswith(beginnings) and name not in others)

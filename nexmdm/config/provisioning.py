@@ -1,8 +1,10 @@
 """The settings of provisioning, and the content of its QR code.
 
-Android's setup wizard reads this content and installs the agent. The keys in the content are those of
-android.app.admin.DevicePolicyManager. The functions that check a setting return it unchanged. They return an empty
-string if the setting is empty, and raise Misconfigured if it is invalid.
+Android's setup wizard reads this content and installs the agent. The keys of the content are from
+android.app.admin.DevicePolicyManager.
+
+The functions before `content` check a setting. They return the setting, and raise Misconfigured if the setting is
+invalid. An empty setting is valid.
 """
 
 import base64
@@ -18,7 +20,9 @@ from nexmdm.config.environment import ConfigError, Misconfigured
 
 LONGEST_COMPONENT: Final = 512
 LONGEST_DOWNLOAD_URL: Final = 1024
-"""LONGEST_COMPONENT and LONGEST_DOWNLOAD_URL are lengths in characters. Within them, the content fits into one QR code.
+"""The limits LONGEST_COMPONENT and LONGEST_DOWNLOAD_URL are in characters.
+
+Within these limits, the content fits into one QR code.
 """
 
 _NAME: Final = "[A-Za-z][A-Za-z0-9_]*"
@@ -40,7 +44,7 @@ Provisioning = TypedDict(
 
 
 def public_url(given: str) -> str:
-    """Return the server's address for phones, from PUBLIC_URL."""
+    """Check the server's address for phones, PUBLIC_URL."""
     return environment.origin("PUBLIC_URL", "https://mdm.example.com") if given else ""
 
 

@@ -16,8 +16,9 @@ _WITHOUT_PROXY: Final = {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
 class AgentProcess:
     """One agent, which the kit starts, kills and starts again.
 
-    - `command`: the command that starts the agent. - `folder`: the folder for the output and the state of the agent. -
-      `variables`: the environment variables of docs/agent.md, except the paths in `folder`.
+    - `command`: the command that starts the agent.
+    - `folder`: the folder for the output and the state of the agent.
+    - `variables`: the environment variables of docs/agent.md, except the paths in `folder`.
     """
 
     def __init__(self, command: Sequence[str], folder: Path, variables: Mapping[str, str]) -> None:

@@ -72,10 +72,10 @@ class Proxy:
 
     These attributes change the answers to heartbeats:
 
-    - `paces`: the values of `next_heartbeat_seconds` in the next answers. - `interval`: the value of
-      `next_heartbeat_seconds` after `paces` is empty. - `offers`: lists of envelopes. Each of the next answers gets the
-      envelopes of one list. - `hides_commands`: whether to remove the commands of the server. The removed commands are
-      in `hidden`.
+    - `paces`: the values of `next_heartbeat_seconds` in the next answers.
+    - `interval`: the value of `next_heartbeat_seconds` after `paces` is empty.
+    - `offers`: lists of envelopes. Each of the next answers gets the envelopes of one list.
+    - `hides_commands`: whether to remove the commands of the server. The removed commands are in `hidden`.
     """
 
     def __init__(self, upstream: str, session: aiohttp.ClientSession) -> None:

@@ -34,7 +34,7 @@ class Mailbox:
 
     @property
     def waits(self) -> bool:
-        """Whether the agent has not taken a push yet."""
+        """Whether a push waits for the next poll of the agent."""
         return bool(self._waiting)
 
     def arrive(self, envelope: Envelope) -> None:

@@ -1,4 +1,4 @@
-"""The parts of a scenario."""
+"""The class of a scenario, which is a test of an agent."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field

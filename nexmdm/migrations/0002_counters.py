@@ -1,5 +1,6 @@
-"""Create the table with the counters of the rate limits. The table is unlogged, because the counters may be lost in a
-crash.
+"""Create the table with the counters of the rate limits.
+
+The table is unlogged, because the counters may be lost in a crash.
 """
 
 from django.db import migrations

@@ -1,6 +1,6 @@
 """Store the address of an audit entry without a netmask.
 
-The hash contains the address without a netmask, but an SQL statement of a person may insert an address with one.
+The hash contains the address without a netmask. An INSERT by hand could store an address with a netmask.
 """
 
 from importlib import import_module

@@ -76,9 +76,9 @@ class Timed:
 class HistogramBuffer:
     """A buffer for the request times with one route, method and status.
 
-    The buffer adds up its times, and adds them to the histogram every FLUSH_SECONDS. With several processes, a
-    histogram is in a shared file. Each direct write to this file locks it twice, which costs more than the log line of
-    a heartbeat.
+    Every FLUSH_SECONDS, the times in the buffer are added to the histogram. With several processes, a histogram is in a
+    shared file. Without the buffer, each request would write to this file twice under a lock. These writes would cost
+    more than the log line of a heartbeat.
     """
 
     def __init__(self, route: str, method: str, status: int) -> None:
@@ -209,7 +209,7 @@ _GAUGES: Final = """
 
 
 class Gauges(Collector):
-    """The gauges from the database. One reading of three statements is used for 15 s."""
+    """The gauges from the database. Three statements read the values, which are then used for 15 s."""
 
     def __init__(self) -> None:
         self._read_at = float("-inf")
@@ -247,8 +247,8 @@ _gauges: Final = Gauges()
 def exposition() -> bytes:
     """Return all metrics in the text format of Prometheus.
 
-    If PROMETHEUS_MULTIPROC_DIR is set, the metrics are the sums over all processes with this folder. If not, they are
-    the metrics of this process.
+    If PROMETHEUS_MULTIPROC_DIR is set, the metrics of all processes with this folder are added up. If the variable is
+    not set, the metrics are only from this process.
     """
     registry = CollectorRegistry()
     if folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):

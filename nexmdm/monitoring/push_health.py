@@ -25,15 +25,15 @@ from nexmdm.models import PushHealthHour
 HOUR: Final = timedelta(hours=1)
 DAY: Final = timedelta(days=1)
 SETTLING: Final = timedelta(minutes=5)
-"""The time between the end of an hour and its count.
+"""The time from the end of an hour until its pushes are counted.
 
-After this time, every transaction that began in the hour has ended.
+By then, every transaction that began in the hour has ended.
 """
 
 BANDS_PER_DOUBLING: Final = 8
-"""The number of latency bands between a latency and its double.
+"""The number of latency bands from a latency to its double.
 
-A latency is known with an error of at most 4.5 %, which is half of a band.
+The error of a latency is at most 4.5 %, which is half of a band.
 """
 
 
@@ -49,8 +49,8 @@ class PushHealthField(StrEnum):
 class PushHealthQuery(Body):
     """The query of push health.
 
-    - `by`: the field whose values are the rows. - `since`: the time from which pushes are counted. The default is a day
-      ago.
+    - `by`: the field whose values are the rows.
+    - `since`: the time from which pushes are counted. The default is a day ago.
     """
 
     by: PushHealthField = PushHealthField.MODEL
@@ -60,8 +60,8 @@ class PushHealthQuery(Body):
 class PushHealthRow(ResponseSchema):
     """The push health of the devices with one value of a field.
 
-    `key` is this value. `key` is empty for phones that reported no value. A push is counted at the time of its end. An
-    answer is counted at the time when its delivery was settled.
+    `key` is this value. `key` is empty for phones that reported no value. A push is counted if it ended after `since`.
+    An answer is counted if its delivery was settled after `since`.
     """
 
     key: str
@@ -97,7 +97,7 @@ class PushHealthRow(ResponseSchema):
 
 
 class PushHealthList(ResponseSchema):
-    """The push health, with the most frequent value first."""
+    """The push health. The value with the most attempts comes first."""
 
     items: list[PushHealthRow]
 
@@ -207,7 +207,7 @@ _COUNTS: Final = ("attempts", "accepted", "answered_by_push", "answered_by_heart
 def _counted(fields: list[str], since: datetime, until: datetime) -> Iterable[tuple[Any, ...]]:
     """Return the counts from `since` until `until`, by field and value.
 
-    The counts of whole hours come from the stored hours, all other counts from single rows.
+    The counts of whole hours come from the stored hours. All other counts come from single rows.
     """
     first = _hour_of(since + HOUR - timedelta(microseconds=1))
     last = PushHealthHour.objects.filter(field="").aggregate(last=Max("starts_at"))["last"]
@@ -241,9 +241,10 @@ def _row(key: str, devices: int, counts: Counter[str], latencies: Counter[int]) 
 
 
 def _percentile(latencies: Counter[int], share: float) -> int | None:
-    """Return a percentile of the latencies, in ms. It is the middle of its latency band.
+    """Return a percentile of the latencies, in ms. The result is the middle of a latency band.
 
-    `latencies` contains the number of answers in each band. `share` is 0.5 for the median. Return None without answers.
+    `latencies` contains the number of answers in each band. `share` is 0.5 for the median. Return None if there are no
+    answers.
     """
     left = math.ceil(latencies.total() * share)
     for band in sorted(latencies):

@@ -24,7 +24,7 @@ class InstanceLockedError(RuntimeError):
 
 
 class InstanceLock:
-    """The lock of a data folder. It ends with the context, or with this process.
+    """The lock of a data folder. The lock ends when the context closes or this process ends.
 
     The lock file contains the state of serve: RUNNING, STOPPING or ENDED. `after_a_crash` is true if the last serve did
     not write ENDED.
@@ -37,7 +37,7 @@ class InstanceLock:
         self.note(RUNNING)
 
     def note(self, state: str) -> None:
-        """Write the state of serve into the lock file. Another serve that waits for the lock reads it."""
+        """Write the state of serve into the lock file. Another serve that waits for the lock reads this state."""
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, state.encode(), 0)
 

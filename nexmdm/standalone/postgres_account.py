@@ -30,8 +30,8 @@ class Account:
 def account_for(folder: Path) -> Account | None:
     """Return the account that must run a program which works in `folder`.
 
-    This is the owner of the folder, or the account `postgres` or `nobody` if root is the owner. Return None if this
-    process does not run as root. Raises CannotDelegateError if there is no account.
+    The account is the owner of the folder. If the owner is root, the account is `postgres` or `nobody`. Return None if
+    this process does not run as root. Raises CannotDelegateError if neither account exists.
     """
     if os.geteuid() != 0:
         return None
@@ -49,7 +49,7 @@ def account_for(folder: Path) -> Account | None:
 def give(folder: Path, account: Account | None) -> None:
     """Create `folder` with the mode 0700 if it does not exist, and give it with all its content to `account`.
 
-    If `account` is None, the owner stays the same.
+    If `account` is None, the owner stays the same. Raises CannotDelegateError if the owner cannot be changed.
     """
     folder.mkdir(mode=0o700, exist_ok=True)
     if account is None or folder.stat().st_uid == account.uid:
@@ -64,7 +64,8 @@ def give(folder: Path, account: Account | None) -> None:
 def admit(account: Account | None, path: Path) -> None:
     """Let the account reach `path`: add the execute bit to the folders above it that belong to root.
 
-    Print each change. Raises CannotDelegateError if a folder of another owner is closed to the account.
+    Print each change. If `account` is None, do nothing. Raises CannotDelegateError if a folder of another owner is
+    closed to the account.
     """
     if account is None:
         return

@@ -19,8 +19,8 @@ _WHOLE_SCREEN: Final = "\x1b[r"
 class StatusLines:
     """A horizontal rule and below it the lines from `lines()`, on the last rows of the terminal `out`.
 
-    The escape code DECSTBM limits scrolling to the rows above. So the output of other processes does not overwrite the
-    lines. If `out` is not a suitable terminal, nothing is written.
+    The escape code DECSTBM limits scrolling to the rows above the rule. So the output of other processes does not
+    overwrite the lines. If `out` is not a suitable terminal, nothing is written.
     """
 
     def __init__(self, out: TextIO, lines: Callable[[], list[str]]) -> None:

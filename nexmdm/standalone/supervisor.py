@@ -23,9 +23,9 @@ log = structlog.get_logger()
 
 _STOP_SECONDS: Final = 25
 _STEADY_SECONDS: Final = 10
-"""The run time in seconds after which the death of a child is no failure of its start.
+"""The run time of a child, in seconds, after which its start counts as successful.
 
-Such a child is restarted after the shortest pause.
+If the child dies later, it is restarted after the shortest pause.
 """
 
 _LONGEST_PAUSE_SECONDS: Final = 30.0
@@ -81,7 +81,7 @@ class Child:
     def dead(self) -> int | None:
         """Return the id of the process if it has died since the last call. Return None in all other cases.
 
-        The call also sets the time of the restart. The pause before it grows with each failed start, up to 30 s.
+        The call also plans the restart. The pause before the restart grows with each failed start, up to 30 s.
         """
         if self._process is None or (status := self._process.poll()) is None:
             return None
@@ -158,8 +158,8 @@ class Postgres:
     def running(self, environment: dict[str, str]) -> Iterator[int]:
         """Run PostgreSQL while this context is open. If serve is killed, a watchdog process stops PostgreSQL.
 
-        The context returns a file descriptor that all children must inherit. The watchdog waits until every process
-        with this descriptor has ended.
+        The context yields a file descriptor that all children must inherit. The watchdog waits until every process with
+        this descriptor has ended.
         """
         argv = [sys.executable, "-m", "nexmdm.standalone.postgres_watchdog", str(self._data_dir)]
         watched, held = os.pipe()
@@ -173,7 +173,7 @@ class Postgres:
                 embedded_postgres.stop(self._data_dir)
 
     def poll(self) -> None:
-        """Check every 5 s whether PostgreSQL runs, and restart it if not."""
+        """Check every 5 s whether PostgreSQL runs. If PostgreSQL does not run, start it again."""
         if time.monotonic() < self._due:
             return
         self._due = time.monotonic() + _POSTGRES_CHECK_SECONDS

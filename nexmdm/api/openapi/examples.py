@@ -3,9 +3,10 @@
 All examples were recorded from real requests. tests/api/test_examples.py sends the requests again and compares the
 answers. The parts of examples.json are:
 
-- `operations`: the examples of each operation, by operation id. `body` is the request body, `answer` the response. An
-  example whose name contains `=` has this name as its query. - `path`: example values of the parameters in paths. -
-  `problems`: one problem details object for each error code.
+- `operations`: the examples of each operation, by operation id. `body` is the request body, and `answer` is the answer.
+  If the name of an example contains `=`, the name is the query of the request.
+- `path`: example values of the parameters in paths.
+- `problems`: one example of problem details for each error code.
 """
 
 import json

@@ -14,8 +14,9 @@ _PATH: Final = "/admin/events"
 class EventFeed:
     """A reader of the event feed, page by page.
 
-    - `after`: the cursor of the next page. All events before it have been read. - `caught_up`: true if no event
-      followed the last page. - `is_stuck`: true if newer events wait for an older transaction in the database.
+    - `after`: the cursor of the next page. All events before it have been read.
+    - `caught_up`: true if no event followed the last page.
+    - `is_stuck`: true if newer events wait for an older transaction in the database.
     """
 
     def __init__(self, client: FleetClient, after: str, wanted: Json) -> None:

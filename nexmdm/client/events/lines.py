@@ -27,7 +27,7 @@ _AGAIN: Final = "(again)"
 
 
 class EventPrinter:
-    """A printer of events. In the lines for people, the columns grow with the longest value."""
+    """A printer of events. In the lines for people, the column of devices grows with the longest name."""
 
     def __init__(self, terminal: Terminal, names: DeviceNames) -> None:
         self._terminal = terminal
@@ -129,4 +129,4 @@ _ESSENCES: Final[Mapping[str, Callable[[Json], str]]] = {
     "delivery.settled": _settled,
     "audit.refused": _refused,
 }
-"""The function that describes the data of each event type. For other types, all data are shown."""
+"""The function that describes the data of an event type. For other types, the client shows all data."""

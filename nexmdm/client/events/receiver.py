@@ -23,10 +23,12 @@ _TEXT: Final = "text/plain; charset=utf-8"
 class Receiver:
     """A receiver of webhooks on 127.0.0.1.
 
-    - `key`: the key in the secret of the webhook. - `took`: called with each event, in the form of the event feed. Its
-      field `again` is true if the event was received before. - `refused`: called with the reason of each refusal.
-      `took` and `refused` are never called at the same time. - `fail_with`: the status of the answer to each valid
-      request. The default is 204. - `limit`: the number of events after which `run` returns.
+    - `key`: the key in the secret of the webhook.
+    - `took`: called with each event, in the form of the event feed. Its field `again` is true if the event was received
+      before.
+    - `refused`: called with the reason of each refusal. `took` and `refused` are never called at the same time.
+    - `fail_with`: the status of the answer to each valid request. The default is 204.
+    - `limit`: the number of events after which `run` returns.
     """
 
     def __init__(

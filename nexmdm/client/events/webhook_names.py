@@ -1,4 +1,4 @@
-"""The names by which an admin can call a webhook: its id, the start of its id, its URL or its description."""
+"""The names that an admin can use for a webhook: its id, the start of its id, its URL or its description."""
 
 import re
 from collections.abc import Callable

@@ -39,8 +39,7 @@ def verify(key: bytes, headers: Mapping[str, str], body: bytes, now: float) -> s
     """Check the signature and the time of a request. Return the id of its event.
 
     The names in `headers` are in lower case. `now` is the receiver's time in Unix seconds. After a rotation of the
-    secret, a request has two signatures, and only one of them must be valid. Raises BadSignature if the request is
-    invalid.
+    secret, a request has two signatures. One valid signature is enough. Raises BadSignature if the request is invalid.
     """
     for name in ("webhook-id", "webhook-timestamp", "webhook-signature"):
         if not headers.get(name):

@@ -59,10 +59,10 @@ class Connection:
 
 
 def choose(wish: Wish, own: OwnServer | None) -> Connection:
-    """Return the server to call and the admin who signs.
+    """Return the server to call, and the admin who signs the requests.
 
-    `own` is the server of `manage.py fleet`, or None for the program `nexmdm`. Raises NotConnected if no server or no
-    secrets are found. Raises ProfileError if the profile cannot be used.
+    `own` is the server of `manage.py fleet`, or None for the program `nexmdm`. Raises NotConnected if the server or the
+    secrets are not known. Raises ProfileError if the profile cannot be used.
     """
     variables = variables_of(wish.principal)
     name = wish.profile or os.environ.get(PROFILE)
@@ -112,7 +112,10 @@ def variables_of(principal: str) -> tuple[str, str]:
 
 
 def sendable(name: str, value: str) -> str:
-    """Return `value` if a header can contain it. Raises NotConnected, without the value in the message, if not."""
+    """Return `value` if a header can contain it.
+
+    Raises NotConnected if no header can contain it. The message does not contain the value.
+    """
     if not _SENDABLE.fullmatch(value):
         raise NotConnected(f"{name} must be one line of printable ASCII characters.")
     return value
@@ -149,9 +152,10 @@ def _profile(name: str | None) -> Profile | None:
 
 
 def _of_the_environment(principal: str, variables: tuple[str, str]) -> tuple[str, str] | None:
-    """Return the key and the secret of an admin from the environment, or None.
+    """Return the key and the secret of an admin from the environment.
 
-    Raises NotConnected if only one of them is set, or if none is set for a named admin.
+    Return None if neither variable is set for the unnamed admin. Raises NotConnected if only one variable is set, or if
+    neither variable is set for a named admin.
     """
     found = {name: value for name in variables if (value := os.environ.get(name))}
     missing = [name for name in variables if name not in found]

@@ -15,8 +15,9 @@ SHOWN: Final = 5
 def confirm(session: Session, deed: str, count: int, examples: Sequence[Json], *, one: str = "device") -> None:
     """Show the number of devices, and ask the admin to type this number.
 
-    - `deed`: the verb in the question, such as `wipe`. - `examples`: some or all of the devices. - `one`: the noun for
-      one row.
+    - `deed`: the verb in the question, such as `wipe`.
+    - `examples`: some or all of the devices.
+    - `one`: the noun for one row.
 
     Raises NotConfirmed if the admin types another text. Raises ConfirmationRequired if there is no terminal.
     """

@@ -74,7 +74,7 @@ def send(
     yes: bool,
     **options: Any,
 ) -> int:
-    """Send a command; for an action that needs it, ask for confirmation first."""
+    """Send a command. If the action needs confirmation, ask for it first."""
     if dry_run and (wait or timeout is not None):
         raise click.UsageError("--dry-run sends nothing, so it does not work with --wait.")
     body = {"action": action, "params": {one.name: one.value for one in param}}

@@ -16,9 +16,9 @@ _EPISODES: Final = 3
 _LEAST_SPREAD: Final = 0.07
 """The smallest accepted mean spread of waits that must be random.
 
-The spread is computed for the first waits of all episodes, then for the second waits, and so on. It is the difference
-between the longest and the shortest wait, divided by the mean. If each wait is random between half of a length and the
-whole length, the mean spread is 0.33. A mean spread below this limit occurs in 1 of 3,000 runs.
+The spread of some waits is the difference between the longest and the shortest wait, divided by the mean. One spread is
+computed for the first waits of all episodes, one for the second waits, and so on. If each wait is random between half
+of a length and the whole length, the mean spread is 0.33. In 1 of 3,000 runs, the mean spread is below this limit.
 """
 
 _RETRY_AFTER: Final = 4

@@ -44,14 +44,14 @@ RETENTION_BATCH = 2000
 AUDIT_WITNESS_EVERY_SECONDS = 3600
 """The time between two witnesses of the audit in the log, in seconds.
 
-A later change of the entries since the last witness cannot be found with the log.
+If an entry is changed before the next witness is logged, the log does not reveal the change.
 """
 SHARED_BATCH = 1000
 HOURS_BATCH = 24
 COLLECT_AFTER = 100_000
 """The number of new objects that starts a garbage collection.
 
-A claim of 500 pushes creates thousands of objects.
+The number is high, because one claim of 500 pushes creates thousands of objects.
 """
 
 

@@ -1,9 +1,9 @@
 """The command `manage.py migrate`: Django's command, with protection against long locks.
 
-- Only one process migrates at a time. Other processes wait for it. - A migration that needs an exclusive lock waits for
-  older transactions, and all later transactions wait for the migration. So the command gives up the lock after
-  LOCK_SECONDS, and tries again after a pause. - After the migrations, the command fills in the comparison keys of
-  devices that earlier versions stored.
+- Only one process migrates at a time. Other processes wait for it.
+- A migration may need an exclusive lock. It then waits for older transactions, and all later transactions wait for the
+  migration. So the command stops waiting after LOCK_SECONDS, and tries again after a pause.
+- After the migrations, the command fills in the comparison keys of devices that earlier versions stored.
 """
 
 import time
@@ -92,7 +92,7 @@ class Command(migrate.Command):
     def _migrated(self, tries_left: int, *args: Any, **options: Any) -> bool:
         """Apply the migrations that are not applied yet. Return False if a table was locked for too long.
 
-        Raises CommandError in this case if no tries are left.
+        Raises CommandError if a table was locked for too long and no try is left.
         """
         try:
             super().handle(*args, **options)
@@ -110,8 +110,8 @@ class Command(migrate.Command):
     def _fill_keys(self, using: str, verbosity: int) -> None:
         """Fill in missing comparison keys of devices.
 
-        Keys can be missing although no migration was due. An earlier run may have been interrupted, and web workers of
-        the previous version may still store devices.
+        Keys can be missing although there is no new migration. An earlier run may have been interrupted. Web workers of
+        the previous version may also still store devices.
         """
         if not comparison_keys.exist(using):
             return
@@ -125,9 +125,9 @@ class Command(migrate.Command):
     def _alone(self) -> Iterator[None]:
         """Ensure that no other process migrates while this context is open.
 
-        A transaction on a separate connection has an advisory lock, which ends with the connection. The transaction
-        must have no snapshot, because CREATE INDEX CONCURRENTLY waits for all older snapshots. So it must not wait
-        inside a statement.
+        A transaction on a separate connection takes an advisory lock. The lock ends with the connection. The
+        transaction must have no snapshot, because CREATE INDEX CONCURRENTLY waits for all older snapshots. So the
+        transaction must never wait inside a statement.
         """
         give_up_at = time.monotonic() + TURN_SECONDS
         with Connection.connect(**direct.parameters()) as connection:

@@ -203,7 +203,7 @@ def _facts(url: str, command: str) -> Iterator[str]:
 
 
 def _as_another_account() -> str:
-    """Return the shell command that starts NexMDM as another account than root. ACCOUNT stands for its name."""
+    """Return the shell command that starts NexMDM under the account ACCOUNT instead of root."""
     folders = [settings.BASE_DIR, *([] if settings.DATA_DIR.is_relative_to(settings.BASE_DIR) else [settings.DATA_DIR])]
     owned = " ".join(shlex.quote(str(folder)) for folder in folders)
     run = shlex.quote(f"make -C {shlex.quote(str(settings.BASE_DIR))} run")

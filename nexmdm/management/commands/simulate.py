@@ -39,7 +39,7 @@ FCM_PORT: Final = 8099
 _REGISTERING: Final = 4
 """The number of phones that register at the same time.
 
-It is low because each registration costs the server the computation of a slow hash.
+The number is low, because the server computes a slow hash for each registration.
 """
 
 _START: Final = "Is the server running? Start it with `make run`, or name another server with --url."

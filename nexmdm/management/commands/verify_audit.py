@@ -12,9 +12,10 @@ from nexmdm.audit.chain import Place
 
 
 class Command(BaseCommand):
-    """Check that no audit entry was changed, deleted or inserted by anything but NexMDM.
+    """Check the audit chain.
 
-    The exit status is 0 if the chain is intact, and 1 if not. The error message names the first wrong entry.
+    A broken chain shows that an entry was changed, deleted or inserted, but not by NexMDM. The exit status is then 1,
+    and the message names the first wrong entry.
     """
 
     help = "Verify that no audit entry was changed, deleted or inserted other than by NexMDM."

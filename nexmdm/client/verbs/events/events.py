@@ -91,7 +91,7 @@ def _list(session: Session, feed: EventFeed, printer: EventPrinter, limit: int) 
 def _follow(session: Session, feed: EventFeed, printer: EventPrinter, limit: int) -> int:
     """Print new events until Ctrl-C, or until `limit` events are printed.
 
-    After the first answer, errors of the network and of a busy server do not end the work.
+    After the first answer, the client repeats a request if the server is busy or does not answer.
     """
     left, failures, answered = limit, 0, False
     printed = feed.after
